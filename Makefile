@@ -1,0 +1,31 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SPEC ?= specs/mixed_sft.json
+
+.PHONY: run test slow check format clean
+
+run: $(VENV)/.installed ## train and measure the default spec
+	$(BIN)/harness run $(SPEC)
+
+test: $(VENV)/.installed ## the default tests
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+slow: $(VENV)/.installed ## the tests that take longer, with the real small model
+	$(BIN)/python -m pytest -m "slow and not gpu"
+
+check: $(VENV)/.installed ## format, lint, types, imports, schema
+	PATH="$(CURDIR)/$(BIN):$$PATH" .ci/check
+
+format: $(VENV)/.installed
+	$(BIN)/ruff format . && $(BIN)/ruff check --fix .
+
+clean:
+	rm -rf $(VENV)
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "harness needs Python 3.11 or newer: make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@

@@ -1,0 +1,44 @@
+"""Fine-tune language models from one JSON spec, and know what they forgot.
+
+What a plugin needs is importable from here; everything else of the package is internal.
+"""
+
+from harness.contracts import (
+    Component,
+    Event,
+    Example,
+    Item,
+    Message,
+    Metric,
+    Mitigation,
+    Mode,
+    Part,
+    Record,
+    Row,
+    Source,
+    Span,
+    Stage,
+    Template,
+)
+from harness.errors import HarnessError
+from harness.hooks import hookimpl
+
+__all__ = [
+    "Component",
+    "Event",
+    "Example",
+    "HarnessError",
+    "Item",
+    "Message",
+    "Metric",
+    "Mitigation",
+    "Mode",
+    "Part",
+    "Record",
+    "Row",
+    "Source",
+    "Span",
+    "Stage",
+    "Template",
+    "hookimpl",
+]

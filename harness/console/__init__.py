@@ -1,0 +1,187 @@
+"""Events → what a person sees while a run goes on, and its report at the end.
+
+A listener like others; knows events and streams. The bars stand in `bars`, the plain lines in `lines`, the words for
+each event in `words`.
+"""
+
+from __future__ import annotations
+
+import json as json_module
+import os
+import sys
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Literal, Protocol, TextIO
+
+from rich.console import Console as RichConsole
+from rich.text import Text
+
+from harness import report
+from harness.console import words
+from harness.console.bars import Bars
+from harness.console.lines import Lines
+from harness.contracts import Event, Plan
+from harness.hooks import hookimpl
+from harness.legible import one_line
+
+Mode = Literal["terminal", "plain", "quiet", "json"]
+
+
+class Phases(Protocol):
+    """A way to show phases that move."""
+
+    def update(self, stage: int, phase: str, done: int, total: int, note: str, unit: str) -> None:
+        """A phase has come to `done` of `total` (0: unknown)."""
+
+    def end(self) -> None:
+        """Every phase that still goes on is over."""
+
+    def break_off(self) -> None:
+        """Every phase that still goes on has been broken off."""
+
+
+class Nothing:
+    """Shows no phase at all."""
+
+    def update(self, stage: int, phase: str, done: int, total: int, note: str, unit: str) -> None:
+        """Shows nothing."""
+
+    def end(self) -> None:
+        """Shows nothing."""
+
+    def break_off(self) -> None:
+        """Shows nothing."""
+
+
+class Console:
+    """Shows a run.
+
+    mode: `terminal` (progress bars, colour), `plain` (a few lines a phase, for logs), `quiet` (warnings alone, on the
+        error stream) or `json` (one JSON document at the end on the output, plain lines on the error stream).
+    file, errors: output and error stream; standard output and standard error when left out.
+
+    As a context manager it leaves the terminal as it was, whatever happens.
+    """
+
+    def __init__(self, mode: Mode, file: TextIO | None = None, errors: TextIO | None = None) -> None:
+        self.mode = mode
+        self._file = file or sys.stdout
+        self._errors = errors or sys.stderr
+        for stream in (self._file, self._errors):
+            _let_anything_through(stream)
+        shown = self._errors if mode == "json" else self._file
+        self._rich = RichConsole(file=shown, highlight=False, **_options(mode, shown))
+        self._phases: Phases = Nothing()
+        if mode == "terminal":
+            self._phases = Bars(self._rich, stderr=self._errors.isatty())
+        elif mode in ("plain", "json"):
+            self._phases = Lines(self._print)
+        self._plan: Plan | None = None
+
+    @classmethod
+    def choose(cls, *, quiet: bool = False, json: bool = False) -> Console:
+        """The console for what was asked: by option, else a terminal's where standard output is one, else plain."""
+        if json:
+            return cls("json")
+        if quiet:
+            return cls("quiet")
+        # Not rich's own answer: FORCE_COLOR, which many CI systems set, would put moving bars into a log.
+        moving = sys.stdout.isatty() and os.environ.get("TERM", "").lower() not in ("dumb", "unknown")
+        return cls("terminal" if moving else "plain")
+
+    def __enter__(self) -> Console:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Leave the terminal as it was. May be called more than once."""
+        self._phases.break_off()
+
+    @hookimpl
+    def harness_observe(self, event: Event) -> None:
+        """Show an event."""
+        if event.kind == "progress":
+            data = event.data
+            self._phases.update(event.stage, data["phase"], data["done"], data["total"], data["note"], data["unit"])
+            return
+        if event.kind == "warning":
+            self._warn(str(event.data["text"]))
+            return
+        if event.kind == "step":
+            return
+        if event.kind == "run_failed":
+            self._phases.break_off()
+        else:
+            self._phases.end()
+        handler = getattr(self, f"_{event.kind}", None)
+        if handler is not None:
+            handler(event.stage, event.data)
+
+    def _run_started(self, stage: int, data: Mapping[str, Any]) -> None:
+        self._plan = data["plan"]
+        self._print(words.start(data))
+
+    def _data(self, stage: int, data: Mapping[str, Any]) -> None:
+        for part in words.data(data, self._plan):
+            self._print(part)
+
+    def _evaluated(self, stage: int, data: Mapping[str, Any]) -> None:
+        for line in words.scores(stage, data["evaluations"]):
+            self._print(line)
+
+    def _stage_started(self, stage: int, data: Mapping[str, Any]) -> None:
+        self._print(words.stage_start(stage, data, self._plan))
+
+    def _stage_finished(self, stage: int, data: Mapping[str, Any]) -> None:
+        self._print(words.stage_end(data))
+
+    def _run_finished(self, stage: int, data: Mapping[str, Any]) -> None:
+        made: report.Report = data["report"]
+        if self.mode == "json":
+            self._document(made.to_json())
+            return
+        self._print(Text())
+        self._print(report.render(made))
+
+    def _run_failed(self, stage: int, data: Mapping[str, Any]) -> None:
+        # The error itself is said once, by the command that it ends.
+        if self.mode == "json":
+            self._document({"error": str(data["error"]), "folder": data.get("folder")})
+        elif data.get("folder"):
+            self._print(Text(f"stopped; what was made stays in {one_line(str(data['folder']))}", style="yellow"))
+
+    def _print(self, thing: Any) -> None:
+        if self.mode != "quiet":
+            # A log has no width to wrap a line at, and nowhere may a command lose its end.
+            self._rich.print(thing, crop=False, soft_wrap=isinstance(thing, Text) and self.mode != "terminal")
+
+    def _warn(self, text: str) -> None:
+        line = Text.assemble(("warning: ", "bold yellow"), (one_line(text, 2000), "yellow"))
+        if self.mode == "terminal" and self._errors.isatty():
+            # Above the bars; written past them it would break them up.
+            self._rich.print(line)
+        else:
+            RichConsole(file=self._errors, highlight=False, soft_wrap=True).print(line)
+
+    def _document(self, value: Mapping[str, Any]) -> None:
+        # ASCII: a reader in any encoding gets the same document.
+        self._file.write(json_module.dumps(value, indent=2) + "\n")
+        self._file.flush()
+
+
+def _options(mode: Mode, stream: TextIO) -> dict[str, Any]:
+    if mode == "terminal":
+        return {}
+    # A file has no width; 100 columns hold the report's tables.
+    return {"width": 100, "color_system": None, "force_terminal": False}
+
+
+def _let_anything_through(stream: TextIO) -> None:
+    # A character that the stream's encoding lacks must not end a run.
+    reconfigure = getattr(stream, "reconfigure", None)
+    if reconfigure is not None and (stream.encoding or "").lower().replace("-", "") != "utf8":
+        reconfigure(errors="backslashreplace")

@@ -1,0 +1,58 @@
+"""Errors that a person can act on: where, what, and what to do.
+
+Any other exception that leaves the program is a bug and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+class HarnessError(Exception):
+    """Bad input: a spec, a plugin or data. The program prints one line for it and exits with 2.
+
+    where: the file, the line and column, or the key, as far as they are known.
+    what: what is wrong there, in the user's words.
+    hint: what to do about it.
+    """
+
+    exit_code = 2
+
+    def __init__(self, where: str, what: str, hint: str = "") -> None:
+        self.where, self.what, self.hint = where, what, hint
+        super().__init__(where, what, hint)
+
+    def lines(self) -> list[str]:
+        """One line for each thing that is wrong."""
+        text = f"{self.where}: {self.what}" + (f"; {self.hint}" if self.hint else "")
+        return [" ".join(text.split())]
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines())
+
+
+class ManyErrors(HarnessError):
+    """Several errors found together, so that they can be mended together."""
+
+    def __init__(self, errors: Iterable[HarnessError]) -> None:
+        self.errors = list(errors)
+        first = self.errors[0]
+        super().__init__(first.where, first.what, first.hint)
+
+    def lines(self) -> list[str]:
+        return [line for error in self.errors for line in error.lines()]
+
+
+def raise_all(errors: Iterable[HarnessError]) -> None:
+    """Raise the one error, or all of them as one; do nothing when there is none."""
+    found = list(errors)
+    if len(found) == 1:
+        raise found[0]
+    if found:
+        raise ManyErrors(found)
+
+
+class RunError(HarnessError):
+    """A run that began and could not go on. Exit code 1; what it has made so far stays in its folder."""
+
+    exit_code = 1

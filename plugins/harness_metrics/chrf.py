@@ -1,0 +1,47 @@
+"""chrF over a corpus, by sacrebleu (Popović, 2015, aclanthology W15-3049; chrF++ 2017, W17-4770)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+from harness_metrics.text import TextMetric
+
+if TYPE_CHECKING:
+    from sacrebleu.metrics import CHRF
+
+
+class Chrf(TextMetric):
+    """Corpus chrF (F2 of character n-grams), from 0 to 100, equal to sacrebleu's `corpus_score`; needs no tokeniser.
+
+    word_order: also n-grams of words up to this order; 2 is chrF++.
+    lowercase: compare without case.
+
+    Statistics: for each order, n-grams of the answer, of the reference, and of both.
+    """
+
+    names = ("chrf",)
+    citation = "Popović (2015), chrF: character n-gram F-score, https://aclanthology.org/W15-3049"
+
+    def __init__(self, word_order: int, lowercase: bool) -> None:
+        self._word_order, self._lowercase = word_order, lowercase
+
+    @cached_property
+    def _scorer(self) -> CHRF:
+        from sacrebleu.metrics import CHRF
+
+        return CHRF(word_order=self._word_order, lowercase=self._lowercase)
+
+    def signature(self) -> str:
+        case = "lc" if self._lowercase else "mixed"
+        return f"chrf|nrefs:1|case:{case}|eff:yes|nc:6|nw:{self._word_order}|space:no|version:{version('sacrebleu')}"
+
+    def measure(self, answer: str, references: Sequence[str]) -> dict[str, tuple[float, ...]]:
+        # sacrebleu has no public way to the counts of a segment; the tests compare these with `corpus_score`.
+        (counts,) = self._scorer._extract_corpus_statistics([answer], [[reference] for reference in references])
+        return {"chrf": tuple(map(float, counts))}
+
+    def aggregate(self, name: str, total: Sequence[float]) -> float:
+        return self._scorer._compute_score_from_stats([int(count) for count in total]).score

@@ -1,0 +1,39 @@
+"""The overlap of an answer's and the reference's words, as in SQuAD."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from harness_metrics.exact_match import same_raw
+from harness_metrics.normalise import label, normalise
+from harness_metrics.text import MeanMetric
+from harness_metrics.words import CUT, spread
+
+
+class TokenF1(MeanMetric):
+    """Mean F1 of the words that answer and reference share, from 0 to 1 (Rajpurkar et al., 2016, arXiv:1606.05250).
+
+    normalise: what is ignored (see `harness_metrics.normalise`).
+    Words are split at spaces, and scripts without spaces into characters. With several references the best counts.
+    """
+
+    names = ("token_f1",)
+    citation = "Rajpurkar et al. (2016), SQuAD, https://aclanthology.org/D16-1264"
+
+    def __init__(self, normalise: Sequence[str]) -> None:
+        self._steps = tuple(normalise)
+
+    def signature(self) -> str:
+        return f"token_f1|norm:{label(self._steps)}|tok:space+{CUT}|version:1"
+
+    def measure(self, answer: str, references: Sequence[str]) -> dict[str, tuple[float, ...]]:
+        return {"token_f1": (max(self._f1(answer, reference) for reference in references), 1.0)}
+
+    def _f1(self, answer: str, reference: str) -> float:
+        ours = spread(normalise(answer, self._steps)).split()
+        theirs = spread(normalise(reference, self._steps)).split()
+        if not ours and not theirs:
+            return float(same_raw(answer, reference))
+        shared = sum((Counter(ours) & Counter(theirs)).values())
+        return 2 * shared / (len(ours) + len(theirs))

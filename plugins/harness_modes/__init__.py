@@ -1,0 +1,68 @@
+"""The modes that come with harness: ways to lay sources out as training stages."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from harness import Component, hookimpl
+
+__all__ = ["harness_modes"]
+
+
+def _sources(description: str) -> dict[str, Any]:
+    items = {"type": "string", "format": "source"}
+    return {"type": "array", "items": items, "minItems": 1, "uniqueItems": True, "description": description}
+
+
+STAGE = {
+    "type": "object",
+    "additionalProperties": False,
+    "required": ["name"],
+    "anyOf": [{"required": ["domain"]}, {"required": ["general"]}],
+    "properties": {
+        "name": {
+            "type": "string",
+            "pattern": "^[A-Za-z0-9][A-Za-z0-9._-]*$",
+            "description": "Names the stage in folders, logs and reports.",
+        },
+        "domain": _sources("Sources of what this stage is to learn."),
+        "general": _sources("Sources of general conversations trained beside them."),
+        "train": {"$ref": "#/definitions/train_overrides"},
+    },
+    "description": "One stage: its sources, and the training settings in which it differs.",
+}
+
+
+@hookimpl
+def harness_modes() -> dict[str, Component]:
+    return {
+        "general": Component(
+            summary="One stage on general conversations: instruction tuning.",
+            load="harness_modes.general:General",
+            options={"sources": _sources("Sources of general conversations.")},
+            required=("sources",),
+        ),
+        "domain": Component(
+            summary="One stage on conversations of a domain, with nothing general beside them.",
+            load="harness_modes.domain:Domain",
+            options={"sources": _sources("Sources of the domain.")},
+            required=("sources",),
+        ),
+        "mixed": Component(
+            summary="One stage on conversations of a domain with general ones mixed in.",
+            load="harness_modes.mixed:Mixed",
+            options={
+                "domain": _sources("Sources of the domain."),
+                "general": _sources("Sources of general conversations; the mitigation `mixing` states their share."),
+            },
+            required=("domain", "general"),
+        ),
+        "continual": Component(
+            summary="Several stages in order, each evaluated on every suite when it ends.",
+            load="harness_modes.continual:Continual",
+            options={
+                "stages": {"type": "array", "minItems": 1, "items": STAGE, "description": "The stages in order."},
+            },
+            required=("stages",),
+        ),
+    }

@@ -1,0 +1,50 @@
+"""Formats in which a heading stands over each part of an instruction: what alpaca and instruction_zh have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+from harness import Message, Span, Template
+from harness_templates.conversation import end_of_sequence, frame, has_input, take_apart
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+class Headings(Template):
+    """Instruction, input and response, each below its heading; the response ends with the end-of-sequence token.
+
+    A row's system message stands in the place of the preface. Further turns repeat the headings.
+    """
+
+    name: ClassVar[str]
+    instruction: ClassVar[str]
+    input: ClassVar[str]
+    response: ClassVar[str]
+    preface: ClassVar[str] = ""
+    preface_with_input: ClassVar[str] = ""
+
+    def render(
+        self, messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, *, open: bool = False
+    ) -> tuple[Span, ...]:
+        """The conversation as spans. Raises HarnessError where user and assistant do not alternate."""
+        system, turns = take_apart(messages, open=open, template=self.name)
+        end = end_of_sequence(tokenizer, self.name)
+        spans: list[Span] = []
+        if system is not None and system.strip():
+            spans += [Span(system), frame("\n\n")]
+        elif self.preface:
+            spans.append(frame(self.preface_with_input if has_input(turns[0].user) else self.preface))
+        for index, turn in enumerate(turns):
+            spans += [frame(("\n\n" if index else "") + self.instruction), Span(turn.user.content)]
+            if has_input(turn.user):
+                spans += [frame("\n\n" + self.input), Span(turn.user.input or "")]
+            spans.append(frame("\n\n" + self.response))
+            if turn.response is not None:
+                spans += [Span(turn.response, trained=True), frame(end, trained=True)]
+        return tuple(spans)
+
+    def stops(self, tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
+        """The end-of-sequence token."""
+        return (end_of_sequence(tokenizer, self.name),)

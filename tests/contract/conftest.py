@@ -1,0 +1,43 @@
+"""Options for any registered component, made from its declaration alone."""
+
+from __future__ import annotations
+
+import pytest
+
+FITTING = {"hub": {"name": "org/data"}, "jinja": {"template": "{{ messages }}"}}
+"""What a declaration cannot say: options of which one of several must be given, or a text that must parse."""
+
+
+def fitting(option, tmp_path):
+    """A value that satisfies an option without a default."""
+    kinds = option.get("type", ())
+    kinds = [kinds] if isinstance(kinds, str) else kinds
+    if "enum" in option:
+        return option["enum"][0]
+    if option.get("format") == "path":
+        return str(tmp_path / "given.txt")
+    if option.get("format") == "source":
+        return "given"
+    if "string" in kinds:
+        return "given"
+    if "integer" in kinds or "number" in kinds:
+        return option.get("minimum", option.get("exclusiveMinimum", 0) + 1)
+    if "boolean" in kinds:
+        return True
+    if "array" in kinds:
+        return [fitting(option["items"], tmp_path)]
+    first = next(iter(option.get("anyOf", [{}])))
+    wanted = [*option.get("required", ()), *first.get("required", ())]
+    return {name: fitting(option["properties"][name], tmp_path) for name in wanted}
+
+
+@pytest.fixture
+def options(tmp_path):
+    """The options of a component: every default, and something fitting where there is none."""
+
+    def options(name, component):
+        given = {key: option["default"] for key, option in component.options.items() if "default" in option}
+        given |= {key: fitting(component.options[key], tmp_path) for key in component.required}
+        return given | FITTING.get(name, {})
+
+    return options

@@ -1,0 +1,349 @@
+"""What holds for every registered component, third parties' included."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import json
+import subprocess
+import sys
+
+import jsonschema
+import pytest
+
+from harness import contracts, registry, vocabulary
+from harness.contracts import Item, Metric, Mitigation, Mode, Part, Row, Source, Stage, Template
+from harness.schema import compose, fill
+
+REGISTRY = registry.discover()
+BASES = {"templates": Template, "sources": Source, "modes": Mode, "mitigations": Mitigation, "metrics": Metric}
+PROMISED = {
+    "templates": {"alpaca", "chatml", "llama2", "instruction_zh", "tokenizer", "jinja"},
+    "sources": {"json", "jsonl", "csv", "parquet", "hub"},
+    "modes": {"general", "domain", "mixed", "continual"},
+    "mitigations": {"mixing", "lora", "ewc"},
+    "metrics": {"bleu", "rouge", "chrf", "exact_match", "token_f1", "response_perplexity"},
+}
+COMPONENTS = [(kind, name) for kind in BASES for name in sorted(REGISTRY.components[kind])]
+every = pytest.mark.parametrize(("kind", "name"), COMPONENTS, ids=[f"{kind}-{name}" for kind, name in COMPONENTS])
+modes = pytest.mark.parametrize("name", sorted(REGISTRY.components["modes"]))
+mitigations = pytest.mark.parametrize("name", sorted(REGISTRY.components["mitigations"]))
+metrics = pytest.mark.parametrize("name", sorted(REGISTRY.components["metrics"]))
+
+STAGE = Stage("one", (Part("given", "domain"), Part("chat", "general")), {"epochs": 1})
+ROWS = [Row(f"row-{i}", "given", (5, 6, 7, 8 + i, 9, 2), (-100, -100, 7, 8 + i, 9, 2)) for i in range(3)]
+
+
+@pytest.fixture
+def made(options):
+    """Makes a component with its default options."""
+    return lambda kind, name: REGISTRY.make(kind, name, options(name, REGISTRY.get(kind, name)))
+
+
+def factory(kind, name):
+    module, _, attribute = REGISTRY.get(kind, name).load.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def overridden(component, verb):
+    return getattr(type(component), verb) is not getattr(BASES["mitigations"], verb)
+
+
+# -- declarations -----------------------------------------------------------------------------------------------------
+
+
+def test_no_plugin_is_broken_and_every_promised_component_is_there():
+    assert REGISTRY.broken == []
+    missing = {kind: names - set(REGISTRY.components[kind]) for kind, names in PROMISED.items()}
+    assert missing == {kind: set() for kind in BASES}
+
+
+@every
+def test_its_name_can_stand_in_a_spec_and_in_an_override(kind, name):
+    assert name.isidentifier()
+    jsonschema.validate(name, {"pattern": vocabulary.NAME})
+
+
+@every
+def test_its_summary_is_one_sentence(kind, name):
+    summary = REGISTRY.get(kind, name).summary
+    assert summary[0].isupper()
+    assert summary.endswith(".")
+    assert "\n" not in summary
+    assert len(summary) <= 120
+
+
+@every
+def test_its_options_are_a_valid_schema_of_draft_07(kind, name):
+    component = REGISTRY.get(kind, name)
+    fragment = {"type": "object", "properties": dict(component.options), "required": list(component.required)}
+    jsonschema.Draft7Validator.check_schema(fragment)
+
+
+@every
+def test_every_option_has_a_description_of_whole_sentences(kind, name):
+    described = {key: option.get("description", "") for key, option in REGISTRY.get(kind, name).options.items()}
+    assert [key for key, text in described.items() if text[-1:] not in (".", ")")] == []
+
+
+@every
+def test_every_option_has_a_default_that_fits_or_is_required(kind, name):
+    component = REGISTRY.get(kind, name)
+    for key, option in component.options.items():
+        assert ("default" in option) != (key in component.required), key
+        if "default" in option:
+            jsonschema.Draft7Validator(option).validate(option["default"])
+
+
+@every
+def test_filling_in_its_defaults_gives_all_its_options(kind, name, options):
+    component = REGISTRY.get(kind, name)
+    root = compose(REGISTRY)
+    properties = {"type": "object", "properties": dict(component.options)}
+    given = {key: value for key, value in options(name, component).items() if key in component.required}
+    assert set(fill(given, properties, root)) == set(component.options)
+
+
+# -- factories --------------------------------------------------------------------------------------------------------
+
+
+@every
+def test_its_factory_takes_exactly_its_options_and_has_no_defaults_of_its_own(kind, name):
+    made = factory(kind, name)
+    has_no_constructor = inspect.isclass(made) and made.__init__ is object.__init__
+    parameters = {} if has_no_constructor else inspect.signature(made).parameters
+    assert set(parameters) == set(REGISTRY.get(kind, name).options)
+    for parameter in parameters.values():
+        assert parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY), parameter
+        assert parameter.default is parameter.empty, parameter
+
+
+@every
+def test_every_option_is_read(kind, name):
+    component = REGISTRY.get(kind, name)
+    made = factory(kind, name)
+    if not component.options:
+        assert "__init__" not in vars(made)
+        return
+    owner = next(one for one in made.__mro__ if "__init__" in vars(one)) if inspect.isclass(made) else made
+    tree = ast.parse(inspect.getsource(inspect.getmodule(owner)))
+    (body,) = [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef)
+        and node.lineno == inspect.getsourcelines(owner.__init__ if inspect.isclass(owner) else owner)[1]
+    ]
+    used = {node.id for node in ast.walk(body) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
+    assert set(component.options) - used == set()
+    # What the constructor keeps on the instance is looked at somewhere, in the class or in one that it extends.
+    sources = [inspect.getsource(one) for one in (made.__mro__[:-1] if inspect.isclass(made) else [made])]
+    attributes = [node for text in sources for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Attribute)]
+    read = {node.attr for node in attributes if isinstance(node.ctx, ast.Load)}
+    kept = {node.attr for node in ast.walk(body) if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)}
+    assert kept - read == set()
+
+
+@every
+def test_it_is_made_from_its_defaults_and_is_of_its_kind(kind, name, made):
+    assert isinstance(made(kind, name), BASES[kind])
+
+
+def test_listing_everything_and_making_modes_and_mitigations_imports_nothing_heavy():
+    program = """
+import json, sys
+from harness import registry
+found = registry.discover()
+for kind, name, options in json.loads(sys.argv[1]):
+    found.make(kind, name, options)
+print(json.dumps(sorted({name.partition(".")[0] for name in sys.modules} & set(registry.HEAVY))))
+"""
+    wanted = [
+        (kind, name, {**{key: option.get("default") for key, option in component.options.items()}, **given})
+        for kind in ("modes", "mitigations")
+        for name, component in REGISTRY.components[kind].items()
+        for given in [{key: ["given"] for key in component.required if kind == "modes"}]
+    ]
+    assert len(wanted) >= 7
+    shown = subprocess.run(
+        [sys.executable, "-c", program, json.dumps(wanted)], capture_output=True, text=True, check=True
+    ).stdout
+    assert json.loads(shown) == []
+
+
+# -- modes ------------------------------------------------------------------------------------------------------------
+
+
+@modes
+def test_a_mode_gives_stages_with_parts_and_only_known_settings(name, made):
+    stages = made("modes", name).stages()
+    assert len(stages) >= 1
+    for stage in stages:
+        assert isinstance(stage, Stage)
+        assert len(stage.parts) >= 1
+        assert set(stage.train) <= set(vocabulary.TRAIN)
+
+
+# -- mitigations ------------------------------------------------------------------------------------------------------
+
+
+def test_the_defaults_of_a_mitigation_change_nothing():
+    import torch
+
+    plain, model, logits = Mitigation(), torch.nn.Linear(2, 2), torch.zeros(1, 3, 4)
+    model.weight.grad = torch.ones(2, 2)
+    assert plain.plan((STAGE,)) == (STAGE,)
+    assert plain.model(model) is model
+    assert plain.begin_stage(STAGE, model, {}) is None
+    assert plain.weight_pull(model) is None
+    assert plain.batch_penalty(model, {}, logits) is None
+    assert plain.end_stage(STAGE, model, ROWS) is None
+    assert plain.state_dict() == {}
+    assert plain.load_state_dict({}) is None
+    assert torch.equal(model.weight.grad, torch.ones(2, 2))
+    assert plain.reads_logits is False
+
+
+@mitigations
+def test_a_mitigation_that_reads_logits_says_so_and_one_that_does_not_costs_none(name, made):
+    made = made("mitigations", name)
+    assert isinstance(made.order, int)
+    assert made.reads_logits is overridden(made, "batch_penalty")
+
+
+@mitigations
+def test_a_mitigation_adds_no_verb_of_its_own(name, made):
+    made = made("mitigations", name)
+    public = {attribute for attribute, value in vars(type(made)).items() if callable(value) and attribute[0] != "_"}
+    assert public <= {attribute for attribute in vars(Mitigation) if attribute[0] != "_"}
+
+
+@mitigations
+def test_a_mitigation_keeps_its_stages_names_and_order(name, made):
+    stages = (STAGE, Stage("two", STAGE.parts, {"epochs": 2}))
+    planned = made("mitigations", name).plan(stages)
+    assert [stage.name for stage in planned] == ["one", "two"]
+    assert {part.source for stage in stages for part in stage.parts} <= {
+        part.source for stage in planned for part in stage.parts
+    }
+
+
+def flat(state, path=()):
+    for key, value in state.items():
+        if isinstance(value, dict):
+            yield from flat(value, (*path, key))
+        else:
+            yield (*path, key), value
+
+
+def through_a_stage(mitigation, model):
+    """A mitigation and its model after one stage without an update, as a run would call it."""
+    import torch
+
+    torch.set_num_threads(1)
+    torch.manual_seed(3)
+    model = mitigation.model(model)
+    mitigation.begin_stage(STAGE, model, {"given": ROWS, "chat": ROWS})
+    mitigation.end_stage(STAGE, model, ROWS)
+    return model
+
+
+@mitigations
+def test_the_state_of_a_mitigation_round_trips(name, made, tiny_model):
+    import torch
+
+    first, second = made("mitigations", name), made("mitigations", name)
+    through_a_stage(first, tiny_model)
+    state = first.state_dict()
+    for _, value in flat(state):
+        assert isinstance(value, torch.Tensor | int | float | str)
+    second.load_state_dict(state)
+    before, after = dict(flat(state)), dict(flat(second.state_dict()))
+    assert before.keys() == after.keys()
+    for path, value in before.items():
+        assert torch.equal(torch.as_tensor(value), torch.as_tensor(after[path])), path
+
+
+@mitigations
+def test_the_same_seed_gives_a_mitigation_the_same_state_and_the_same_model(name, made, tiny_model):
+    import copy
+
+    import torch
+
+    pairs = []
+    for _ in range(2):
+        mitigation = made("mitigations", name)
+        model = through_a_stage(mitigation, copy.deepcopy(tiny_model))
+        pairs.append((dict(flat(mitigation.state_dict())), dict(model.named_parameters())))
+    for one, two in zip(*pairs, strict=True):
+        assert one.keys() == two.keys()
+        assert all(torch.equal(torch.as_tensor(one[key]), torch.as_tensor(two[key])) for key in one)
+
+
+@mitigations
+def test_a_mitigation_has_no_pull_where_no_weight_has_moved(name, made, tiny_model):
+    import torch
+
+    mitigation = made("mitigations", name)
+    model = through_a_stage(mitigation, tiny_model)
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    for weight in weights:
+        weight.grad = torch.ones_like(weight)
+    value = mitigation.weight_pull(model)
+    assert value is None or float(value) == 0
+    assert all(torch.equal(weight.grad, torch.ones_like(weight)) for weight in weights)
+
+
+# -- metrics ----------------------------------------------------------------------------------------------------------
+
+ANSWERED = [
+    Item("a", "Q", "the cat sat on the mat", answer="the cat sat on the mat", finish="eos", nll=3.0, tokens=6),
+    Item("b", "Q", "it is 4 pm", answer="it is noon", finish="eos", nll=9.5, tokens=4),
+    Item("c", "Q", "never", answer="", finish="empty", nll=2.5, tokens=1),
+]
+
+
+@metrics
+def test_a_metric_says_what_it_reads_what_it_gives_and_what_it_means(name, made):
+    metric = made("metrics", name)
+    assert metric.reads in ("answer", "likelihood")
+    assert len(metric.names) >= 1
+    assert isinstance(metric.higher_is_better, bool)
+    assert metric.signature() == metric.signature().strip() != ""
+    assert "\n" not in metric.signature()
+
+
+@metrics
+def test_the_statistics_of_a_metric_add_up(name, made):
+    metric = made("metrics", name)
+    statistics = [metric.statistics(item) for item in ANSWERED]
+    for score in metric.names:
+        vectors = [one[score] for one in statistics]
+        assert len({len(vector) for vector in vectors}) == 1
+        assert all(type(number) in (int, float) for vector in vectors for number in vector)
+        total = [sum(column) for column in zip(*vectors, strict=True)]
+        value = metric.aggregate(score, total)
+        assert isinstance(value, float)
+        assert value == value
+        assert metric.aggregate(score, [2 * number for number in total]) == pytest.approx(value)
+
+
+@metrics
+def test_a_metric_gives_just_the_scores_that_it_names(name, made):
+    metric = made("metrics", name)
+    assert set(metric.statistics(ANSWERED[0])) == set(metric.names)
+
+
+@metrics
+def test_a_metric_scores_a_better_answer_better(name, made):
+    metric = made("metrics", name)
+    best = Item("a", "Q", "the cat sat on the mat", answer="the cat sat on the mat", nll=0.5, tokens=6)
+    worst = Item("a", "Q", "the cat sat on the mat", answer="dogs run", nll=30.0, tokens=6)
+    for score in metric.names:
+        high, low = (metric.aggregate(score, metric.statistics(item)[score]) for item in (best, worst))
+        assert (high > low) is metric.higher_is_better
+        assert high != low
+
+
+def test_the_kinds_are_those_of_the_contracts():
+    assert tuple(BASES) == contracts.KINDS

@@ -1,0 +1,57 @@
+"""Every key of the core's own vocabulary is read by some room: no option is declared and read by nothing."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import harness
+from harness import vocabulary
+
+ROOT = Path(harness.__file__).parent
+DECLARED = {
+    "train": (vocabulary.TRAIN, ("train", "evaluate", "data", "run.py", "model")),
+    "model": (vocabulary.MODEL, ("model",)),
+    "rows": (vocabulary.ROWS, ("data",)),
+    "suite": (vocabulary.SUITE, ("plan.py",)),
+    "track": (vocabulary.TRACK, ("track",)),
+    "top": (vocabulary.TOP, ("plan.py", "run.py", "spec.py", "track", "report")),
+}
+UNREAD = {"top": {"description"}}
+"""Words for people: kept in the filled spec, acted on by nothing."""
+
+
+def words(rooms):
+    """Every string and every attribute that stands in the code of these rooms."""
+    files = [
+        file for room in rooms for file in ([ROOT / room] if room.endswith(".py") else (ROOT / room).rglob("*.py"))
+    ]
+    assert files
+    nodes = [node for file in files for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))]
+    strings = {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    return strings | {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+
+
+@pytest.mark.parametrize("part", DECLARED)
+def test_every_key_is_read(part):
+    keys, rooms = DECLARED[part]
+    assert set(keys) - UNREAD.get(part, set()) - words(rooms) == set()
+
+
+@pytest.mark.parametrize("part", DECLARED)
+def test_every_key_is_described_in_sentences_and_has_a_default_or_is_asked_for(part):
+    keys, _ = DECLARED[part]
+    asked_for = {"model": {"path"}, "suite": {"source"}, "top": {"$schema", "name"}}.get(part, set())
+    assert {key for key, option in keys.items() if "default" not in option} == asked_for
+    assert [key for key, option in keys.items() if option["description"][-1] not in ".)"] == []
+
+
+def test_every_usual_range_is_told_in_the_description_of_its_key():
+    usual = {key: option for key, option in vocabulary.TRAIN.items() if "usual" in option}
+    assert set(usual) == {"epochs", "learning_rate", "warmup_ratio", "weight_decay", "max_length"}
+    for key, option in usual.items():
+        assert "Usual: " in option["description"], key
+        told = option["description"].partition("Usual: ")[2].replace(" to ", " ").replace(",", "").split()
+        assert {float(number.rstrip(".;")) for number in told[:2]} == set(map(float, option["usual"])), key

@@ -1,0 +1,234 @@
+import dataclasses
+
+import pytest
+
+from harness.contracts import Message, Part, Plan, Record, Source, Span, Stage, Suite, Template
+from harness.data import prepare
+from harness.data.conversation import example, prompt_id
+from harness.data.splits import chosen
+from harness.errors import HarnessError
+from harness.seeds import derive
+
+TRAIN = {"epochs": 1, "steps": None, "batch_size": 4, "accumulation": 1, "packing": False, "max_length": 200}
+ROWS = {"form": "auto", "columns": {}, "limit": None, "held_out": 0}
+
+
+class Rows(Source):
+    def __init__(self, rows, name):
+        self.rows, self.name, self.read = rows, name, 0
+
+    def records(self):
+        self.read += 1
+        return (
+            Record(f"{self.name}:{number}", {"instruction": question, "output": answer})
+            for number, (question, answer) in enumerate(self.rows, 1)
+        )
+
+
+class Plain(Template):
+    def render(self, messages, tokenizer, *, open=False):
+        spans = []
+        for message in messages:
+            trained = message.role == "assistant"
+            spans += [Span(f"<|im_start|>{message.role}\n", frame=True), Span(message.content, trained)]
+            spans.append(Span("<|im_end|>", trained, frame=True))
+        return (*spans, *([Span("<|im_start|>assistant\n", frame=True)] if open else []))
+
+    def stops(self, tokenizer):
+        return ("<|im_end|>",)
+
+
+class Untrained(Plain):
+    def render(self, messages, tokenizer, *, open=False):
+        return tuple(
+            dataclasses.replace(span, trained=False) for span in super().render(messages, tokenizer, open=open)
+        )
+
+
+class HeaderTrained(Plain):
+    def render(self, messages, tokenizer, *, open=False):
+        return tuple(dataclasses.replace(span, trained=True) for span in super().render(messages, tokenizer, open=open))
+
+
+QUESTION = example([Message("user", "d question 0"), Message("assistant", "an answer")], "d:1")
+
+
+def asks(name, count, answer="an answer of some length"):
+    return [(f"{name} question {number}", f"{answer} {number}") for number in range(count)]
+
+
+@pytest.fixture
+def make(tokenizer):
+    def make(data, stages, suites=(), also=(), options=None, seed=0, template=None, **more):
+        options = options or {}
+        plan = Plan(
+            name="plan",
+            seed=seed,
+            model={},
+            template=("plain", {}),
+            sources={name: ("rows", {**ROWS, **options.get(name, {})}) for name in data},
+            mitigations={},
+            stages=tuple(stages),
+            suites=tuple(suites),
+        )
+        sources = {name: rows if isinstance(rows, Rows) else Rows(rows, name) for name, rows in data.items()}
+        return prepare(plan, sources, template or Plain(), tokenizer, also=also, **more)
+
+    return make
+
+
+def stage(*parts, name="only", **train):
+    return Stage(name, tuple(Part(*part) for part in parts), {**TRAIN, **train})
+
+
+def suite(name, source, limit=None):
+    return Suite(name, source, "domain", {}, limit, 8, 8)
+
+
+def parts_of(counts):
+    return sum(
+        counts[key] for key in ("duplicates", "beyond_limit", "held_out", "untrained", "used", "unused")
+    )  # fmt: skip
+
+
+def test_every_row_that_is_read_is_accounted_for(make):
+    data = {"d": asks("d", 60) + asks("d", 10), "g": asks("g", 80), "e": asks("e", 9), "x": asks("x", 5)}
+    made = make(
+        data,
+        [stage(("d", "domain"), ("g", "general", 0.2))],
+        [suite("held", "d", limit=3), suite("other", "e")],
+        also=["x"],
+        options={"d": {"held_out": 0.2, "limit": 50}},
+    )
+    for name, counts in made.counts.items():
+        assert counts["read"] == len(data[name]) == parts_of(counts), name
+    counts = made.counts
+    assert (counts["d"]["duplicates"], counts["d"]["beyond_limit"], counts["d"]["unused"]) == (10, 10, 0)
+    assert counts["d"]["used"] == sum(row.source == "d" for row in made.stages[0].rows) > 30
+    assert counts["d"]["evaluated"] == 3 < counts["d"]["held_out"]
+    assert 0 < counts["g"]["used"] == 80 - counts["g"]["unused"] < 80
+    assert counts["e"] == {
+        "read": 9, "duplicates": 0, "beyond_limit": 0, "held_out": 9, "untrained": 0, "used": 0, "unused": 0,
+        "truncated": 0, "evaluated": 9,
+    }  # fmt: skip
+    assert counts["x"]["used"] == 5
+
+
+def test_a_suite_sees_exactly_the_held_out_rows_and_training_all_the_others(make):
+    made = make(
+        {"d": asks("d", 60)},
+        [stage(("d", "domain"))],
+        [suite("all", "d"), suite("some", "d", limit=4)],
+        options={"d": {"held_out": 0.3}},
+    )
+    held, trained = {example.id for example in made.suites["all"]}, {row.id for row in made.rows["d"]}
+    assert not held & trained
+    assert len(held) + len(trained) == 60
+    assert made.suites["some"] == tuple(chosen(made.suites["all"], 4, 0, "suite"))
+
+
+def test_the_mixture_and_its_order_are_those_that_the_stage_asks_for(make):
+    made = make(
+        {"d": asks("d", 120), "g": asks("g", 90)},
+        [stage(("d", "domain"), ("g", "general", 0.1, "rows"), epochs=2)],
+    )
+    (data,) = made.stages
+    assert data.shares["g"]["rows"] == pytest.approx(0.1, abs=0.005)
+    assert len(data.order) == 2 * len(data.rows) == data.epoch_ends[-1]
+    assert 0 < data.efficiency <= 1
+    assert all(row.loss_tokens for row in data.rows)
+
+
+def test_shares_are_those_of_the_rows_walked_when_steps_cut_an_epoch_short(make):
+    made = make({"d": asks("d", 20), "g": asks("g", 20)}, [stage(("d", "domain"), ("g", "general"), steps=1)])
+    walked = [made.stages[0].rows[index].source for slot in made.stages[0].order for index in slot]
+    assert len(walked) == 4
+    assert made.stages[0].shares["g"]["rows"] == walked.count("g") / 4
+
+
+def test_the_same_spec_gives_the_same_data_and_another_seed_other_data(make):
+    def once(seed):
+        data = {"d": asks("d", 200), "g": asks("g", 90)}
+        parts = (("d", "domain"), ("g", "general", 0.2))
+        return make(data, [stage(*parts)], [suite("s", "d")], options={"d": {"held_out": 0.2}}, seed=seed)
+
+    assert once(1) == once(1)
+    assert once(1).digests != once(2).digests
+
+
+def test_a_digest_is_of_the_content_used_and_not_of_the_order_of_the_file(make):
+    rows = asks("d", 20)
+    digests = [make({"d": data}, [stage(("d", "domain"))]).digests["d"] for data in (rows, rows[::-1], rows[:-1])]
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_a_question_that_is_both_trained_and_evaluated_stops_the_run_wherever_it_stands(make):
+    data = {"a": asks("a", 5), "b": asks("b", 5), "e": asks("b", 2, "another answer")}
+    stages = [stage(("a", "domain"), name="one"), stage(("b", "domain"), name="two")]
+    with pytest.raises(HarnessError, match="2 of its rows ask what the training source 'b' also asks: e:1 = b:1, e:2"):
+        make(data, stages, [suite("s", "e")])
+    with pytest.raises(HarnessError, match="the training source 'b'"):
+        make(data, stages[:1], [suite("s", "e")], also=["b"])
+    make(data, stages[:1], [suite("s", "e")])
+
+
+def test_a_question_of_the_suites_source_counts_even_beyond_the_suites_limit(make):
+    with pytest.raises(HarnessError, match=r"5 of its rows"):
+        make({"a": asks("a", 5), "e": asks("a", 5)}, [stage(("a", "domain"))], [suite("s", "e", limit=1)])
+
+
+def test_rows_whose_response_is_cut_off_are_dropped_by_name_and_count(make):
+    data = {"d": [*asks("d", 6), ("long " * 100, "never seen"), ("short", "a long answer " * 40)]}
+    made = make(data, [stage(("d", "domain"))])
+    assert made.untrained == {"d": ("d:7",)}
+    assert (made.counts["d"]["untrained"], made.counts["d"]["truncated"], made.counts["d"]["used"]) == (1, 2, 7)
+    assert max(len(row.input_ids) for row in made.rows["d"]) == 200
+
+
+def test_a_source_without_a_trained_token_within_max_length_is_an_error(make):
+    with pytest.raises(HarnessError, match=r"sources.d: none of its 3 rows has a trained token within 12 tokens"):
+        make({"d": asks("d", 3)}, [stage(("d", "domain"), max_length=12)])
+
+
+def test_stages_with_different_lengths_have_their_own_rows(make):
+    stages = [stage(("d", "domain"), name="one", max_length=60), stage(("d", "domain"), name="two", max_length=70)]
+    made = make({"d": asks("d", 4, "word " * 20), "x": asks("x", 4, "word " * 20)}, stages, also=["x"])
+    assert [max(len(row.input_ids) for row in data.rows) for data in made.stages] == [60, 70]
+    assert {len(row.input_ids) for row in made.rows["d"] + made.rows["x"]} == {70}
+
+
+@pytest.mark.parametrize(
+    ("template", "what"), [(Untrained(), "renders nothing trainable"), (HeaderTrained(), "is wrong")]
+)
+def test_a_template_with_a_wrong_mask_stops_the_run(make, template, what):
+    with pytest.raises(HarnessError, match=f"d:1: .*{what}"):
+        make({"d": asks("d", 3)}, [stage(("d", "domain"))], template=template)
+
+
+def test_a_split_that_leaves_one_side_empty_is_an_error(make):
+    with pytest.raises(HarnessError, match=r"evaluate.s: its source 'd' has too few rows for one of them to be held"):
+        make({"d": asks("d", 2)}, [stage(("d", "domain"))], [suite("s", "d")], options={"d": {"held_out": 0.01}})
+    seed = next(seed for seed in range(20) if derive(seed, "held_out", prompt_id(QUESTION)) < 0.9 * 2**32)
+    with pytest.raises(HarnessError, match=r"sources.d: all 1 of its rows are held out"):
+        make({"d": asks("d", 1)}, [stage(("d", "domain"))], options={"d": {"held_out": 0.9}}, seed=seed)
+
+
+def test_each_source_is_read_once_and_one_that_nothing_names_is_not(make):
+    data = {name: Rows(asks(name, 8), name) for name in "dex"}
+    stages = [stage(("d", "domain"), name="one"), stage(("d", "domain"), name="two")]
+    make(data, stages, [suite("s", "e"), suite("t", "e")])
+    assert [data[name].read for name in "dex"] == [1, 1, 0]
+
+
+def test_reading_and_tokenising_tell_how_far_they_are(make):
+    told = []
+    make(
+        {"d": asks("d", 3), "e": asks("e", 3)},
+        [stage(("d", "domain"))],
+        [suite("s", "e")],
+        progress=lambda *args: told.append(args),
+    )
+    assert told == [
+        ("read", 0, 2, "d", "sources"), ("read", 1, 2, "e", "sources"), ("read", 2, 2, "", "sources"),
+        ("tokenise", 3, 3, "d", "rows"),
+    ]  # fmt: skip

@@ -1,0 +1,274 @@
+"""What a person sees of a run, on a terminal and elsewhere."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import runpy
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from harness.console import Console
+from harness.console.lines import Lines
+from harness.contracts import Event
+
+RUN = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("made_run.py"))))
+
+
+class Terminal(io.StringIO):
+    """A stream that says it is a terminal."""
+
+    def isatty(self):
+        return True
+
+
+def watch(mode, tmp_path, file=None, errors=None, **options):
+    """Output and error stream of a run that a console has shown."""
+    file, errors = file or io.StringIO(), errors or io.StringIO()
+    with Console(mode, file, errors) as console:
+        RUN.feed(console, tmp_path / "mixed-sft-a1", **options)
+    return file.getvalue(), errors.getvalue()
+
+
+def tell(console, kind, number=0, /, **data):
+    console.harness_observe(Event(kind, number, data))
+
+
+def move(console, phase, done, total, note="", unit="rows"):
+    tell(console, "progress", phase=phase, done=done, total=total, note=note, unit=unit)
+
+
+# -- plain ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_log_has_a_few_lines_a_phase_and_the_report(tmp_path):
+    out, err = watch("plain", tmp_path, stages=2, steps=500)
+    assert err == ""
+    lines = out.partition("suite / metric")[0].splitlines()
+    assert len(lines) < 30
+    assert [line for line in lines if line.startswith("evaluate helpdesk")] == [
+        "evaluate helpdesk: 0 of 40 rows",
+        "evaluate helpdesk: 40 rows in 0.0 s",
+    ]
+    assert len([line for line in lines if line.startswith("train: ")]) == 4
+    assert "stage 1 of 2: stage-1, 500 updates" in lines
+    assert "stage-1: 500 updates in 3.0 s, loss 0.800, 100 tokens, 33 tokens/s" in lines
+    assert "base  helpdesk  rougeL 0.220  response_perplexity 22.14" in lines
+    assert "▲ better" in out
+    assert "\x1b" not in out
+
+
+def test_data_is_shown_as_counts_and_as_shares_beside_those_asked_for(tmp_path):
+    out, _ = watch("plain", tmp_path)
+    table = [line.split() for line in out.splitlines() if line.startswith(("source", "helpdesk ", "general "))][:3]
+    assert table == [["source", "read", "held", "out", "used"], ["helpdesk", "60", "12", "48"], ["general", "90", "6"]]
+    assert (
+        "stage-1: general 10.2 % of loss tokens (asked 10 %), helpdesk 89.8 % of loss tokens; "
+        "93.0 % of the token slots hold text"
+    ) in out
+
+
+@pytest.mark.parametrize("hours", [0.1, 1, 100])
+def test_a_long_phase_is_told_of_often_at_first_and_never_in_hundreds_of_lines(hours):
+    said, now = [], [0.0]
+    lines = Lines(lambda text: said.append((now[0], text.plain)), clock=lambda: now[0])
+    total = int(hours * 3600)
+    for second in range(total + 1):
+        now[0] = float(second)
+        lines.update(1, "train", second, total, "loss 1.0", "updates")
+    times = [at for at, _ in said]
+    gaps = [later - earlier for earlier, later in pairwise(times)]
+    assert max(gaps) <= max(601, total / 25)
+    assert min(gaps) >= 5
+    assert times[:3] == [0.0, 15.0, 30.0]
+    assert len(said) < (40 if hours <= 1 else 150)
+    assert said[-1][1].startswith(f"train: {total:,} updates in ")
+    assert said[-1][1].endswith(", loss 1.0")
+
+
+def test_quarters_are_told_of_when_they_take_their_time():
+    said, now = [], [0.0]
+    lines = Lines(lambda text: said.append(text.plain), clock=lambda: now[0])
+    for second in range(0, 41, 2):
+        now[0] = float(second)
+        lines.update(0, "tokenise", second, 40, "", "rows")
+    assert said == [
+        "tokenise: 0 of 40 rows",
+        "tokenise: 10 of 40 rows, 30 s left",
+        "tokenise: 20 of 40 rows, 20 s left",
+        "tokenise: 30 of 40 rows, 10 s left",
+        "tokenise: 40 rows in 40 s",
+    ]
+
+
+def test_a_phase_of_unknown_length_ends_when_the_next_begins():
+    said = []
+    lines = Lines(lambda text: said.append(text.plain))
+    lines.update(0, "read", 10, 0, "", "rows")
+    lines.update(0, "read", 25, 0, "", "rows")
+    lines.update(0, "fetch", 0, 98_300_000, "", "B")
+    lines.update(0, "fetch", 98_300_000, 98_300_000, "", "B")
+    lines.update(0, "fetch", 98_300_000, 98_300_000, "", "B")
+    assert said == ["read: begins", "read: 25 rows in 0.0 s", "fetch: 0 of 98.3 MB", "fetch: 98.3 MB in 0.0 s"]
+
+
+def test_the_same_phase_is_told_of_again_after_something_else():
+    out = io.StringIO()
+    with Console("plain", out, io.StringIO()) as console:
+        for _ in range(2):
+            move(console, "evaluate", 8, 8)
+            tell(console, "evaluated", 0, evaluations=())
+    assert out.getvalue() == "evaluate: 8 rows in 0.0 s\n" * 2
+
+
+def test_a_long_line_of_a_log_is_not_wrapped():
+    out, err = io.StringIO(), io.StringIO()
+    with Console("plain", out, err) as console:
+        move(console, "read " + "x" * 200, 1, 1, note="y" * 100)
+        tell(console, "warning", text="z" * 300)
+    assert len(out.getvalue().splitlines()) == 1
+    assert err.getvalue() == f"warning: {'z' * 300}\n"
+
+
+# -- quiet and JSON ---------------------------------------------------------------------------------------------------
+
+
+def test_quiet_shows_warnings_alone(tmp_path):
+    out, err = io.StringIO(), io.StringIO()
+    with Console("quiet", out, err) as console:
+        tell(console, "warning", text="mind the gap")
+        RUN.feed(console, tmp_path / "a")
+    assert out.getvalue() == ""
+    assert err.getvalue() == "warning: mind the gap\n"
+
+
+def test_json_is_one_document_on_the_output_and_lines_on_the_error_stream(tmp_path):
+    out, err = watch("json", tmp_path)
+    made = json.loads(out)
+    assert made["stages"] == ["base", "stage-1"]
+    assert made["changes"][0]["verdict"] == "better"
+    assert "train: 50 updates in " in err
+    assert "suite / metric" not in err
+    assert "\x1b" not in err
+
+
+def test_json_of_a_failed_run_is_a_document_too(tmp_path):
+    out, _ = watch("json", tmp_path, fail=True)
+    assert json.loads(out) == {"error": "RuntimeError: out of memory", "folder": str(tmp_path / "mixed-sft-a1")}
+
+
+def test_a_failed_run_says_where_its_files_are_and_leaves_the_error_to_the_command(tmp_path):
+    out, err = watch("plain", tmp_path, fail=True)
+    assert out.splitlines()[-1] == f"stopped; what was made stays in {tmp_path}/mixed-sft-a1"
+    assert "out of memory" not in out + err
+
+
+# -- a terminal -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def terminal(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    return Terminal()
+
+
+def test_a_terminal_gets_bars_and_one_line_of_each_phase_that_ended(terminal, tmp_path):
+    out, _ = watch("terminal", tmp_path, file=terminal, errors=terminal)
+    plain = unstyled(out)
+    assert "✓ evaluate helpdesk  40 rows  0.0 s" in plain
+    assert "✓ train  50 updates  0.0 s" in plain
+    assert "━" in plain
+    assert out.count("\x1b[?25h") >= out.count("\x1b[?25l") > 0
+
+
+def test_the_cursor_comes_back_whatever_happens(terminal):
+    def fail():
+        with Console("terminal", terminal, terminal) as console:
+            move(console, "tokenise", 3, 10)
+            raise RuntimeError("boom")
+
+    with pytest.raises(RuntimeError, match="boom"):
+        fail()
+    shown = terminal.getvalue()
+    assert "\x1b[?25l" in shown
+    assert "\x1b[?25h" in shown.rpartition("\x1b[?25l")[2]
+    assert "✗ tokenise  3 rows" in unstyled(shown)
+
+
+def test_a_warning_goes_above_the_bars_or_to_an_error_stream_that_is_elsewhere(terminal):
+    errors = io.StringIO()
+    with Console("terminal", terminal, errors) as console:
+        move(console, "tokenise", 3, 10)
+        tell(console, "warning", text="mind the gap")
+    assert errors.getvalue() == "warning: mind the gap\n"
+    assert "mind the gap" not in terminal.getvalue()
+    both = Terminal()
+    with Console("terminal", both, both) as console:
+        move(console, "tokenise", 3, 10)
+        tell(console, "warning", text="mind the gap")
+    assert "warning: mind the gap" in unstyled(both.getvalue())
+
+
+@pytest.mark.parametrize("mode", ["terminal", "plain"])
+def test_hostile_text_steers_nothing(mode, terminal):
+    evil = "[red]x[/red] [/]\x1b[2J\x1b]0;title\x07"
+    file = terminal if mode == "terminal" else io.StringIO()
+    with Console(mode, file, file) as console:
+        move(console, evil, 1, 4, note=evil, unit="rows")
+        tell(console, "warning", text=evil)
+        move(console, evil, 4, 4, note=evil, unit="rows")
+    shown = file.getvalue()
+    assert "[red]x[/red] [/]␛[2J" in unstyled(shown)
+    assert "\x1b[2J" not in shown
+    assert "\x1b]" not in shown
+    assert "\x07" not in shown
+
+
+def unstyled(text):
+    """The text without the escape sequences that rich itself writes."""
+    return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text)
+
+
+# -- streams ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_console_is_chosen_by_option_and_by_where_the_output_goes(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", io.StringIO())
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert Console.choose(quiet=False, json=False).mode == "plain"
+    assert Console.choose(quiet=True, json=False).mode == "quiet"
+    assert Console.choose(quiet=False, json=True).mode == "json"
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    monkeypatch.setenv("TERM", "xterm")
+    assert Console.choose(quiet=False, json=False).mode == "terminal"
+    monkeypatch.setenv("TERM", "dumb")
+    assert Console.choose(quiet=False, json=False).mode == "plain"
+
+
+def test_a_stream_of_any_encoding_takes_the_whole_run(tmp_path):
+    raw = io.BytesIO()
+    file = io.TextIOWrapper(raw, encoding="ascii")
+    with Console("plain", file, io.StringIO()) as console:
+        tell(console, "warning", text="é → 客服")
+        RUN.feed(console, tmp_path / "café-a1")
+    file.flush()
+    text = raw.getvalue().decode("ascii")
+    assert "0.220 -> 0.420" in text
+    assert "better" in text
+
+
+def test_importing_the_rooms_that_show_imports_neither_torch_nor_mlflow():
+    script = (
+        "import sys, harness.console, harness.report, harness.report.view, harness.legible;"
+        "print([name for name in ('mlflow', 'torch', 'pandas', 'transformers') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

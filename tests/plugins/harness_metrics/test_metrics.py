@@ -1,0 +1,98 @@
+"""What holds for every built-in metric."""
+
+from __future__ import annotations
+
+import inspect
+import subprocess
+import sys
+
+import harness_metrics
+import pytest
+from harness_metrics.text import TextMetric
+
+from harness import HarnessError, Item, Metric
+
+COMPONENTS = harness_metrics.harness_metrics()
+TEXT = ["bleu", "rouge", "chrf", "exact_match", "token_f1"]
+ANSWERS = ["The dog bit the man.", "", "今天天气很好。", "It was Ａ surprise"]
+REFERENCES = ["The dog had bit the man.", "No one was.", "今天天气非常好。", "It was a surprise!"]
+
+
+def test_the_issue_names_these_metrics():
+    assert set(COMPONENTS) == {*TEXT, "response_perplexity"}
+
+
+@pytest.mark.parametrize("name", COMPONENTS)
+def test_every_option_has_a_default_and_is_read(name):
+    import importlib
+
+    module, factory = COMPONENTS[name].load.split(":")
+    read = inspect.signature(getattr(importlib.import_module(module), factory)).parameters
+    assert list(COMPONENTS[name].options) == list(read)
+    assert all("default" in schema and schema["description"] for schema in COMPONENTS[name].options.values())
+    assert all(parameter.default is inspect.Parameter.empty for parameter in read.values())
+
+
+@pytest.mark.parametrize("name", TEXT)
+@pytest.mark.parametrize(
+    "text", ["今天天气很好，我们去公园玩。", "今日は公園へ行きました。", "오늘은 공원에 갔다", "用Python写代码 now 好"]
+)
+def test_identical_text_without_spaces_scores_full_marks(score, name, text):
+    full = 100.0 if name in ("bleu", "chrf") else 1.0
+    scores = score(name, [text], [text])
+    assert scores == pytest.approx(dict.fromkeys(scores, full))
+
+
+@pytest.mark.parametrize("name", TEXT)
+def test_an_empty_answer_scores_nothing_and_is_counted(score, name):
+    assert set(score(name, [""], ["text of four words"]).values()) == {0.0}
+    full = score(name, ["text of four words"], ["text of four words"])
+    half = score(name, ["text of four words", ""], ["text of four words"] * 2)
+    assert all(half[key] < 0.7 * full[key] for key in full)
+
+
+@pytest.mark.parametrize("name", TEXT)
+def test_an_answer_that_was_never_generated_is_an_error(metric, name):
+    with pytest.raises(HarnessError, match="no answer to score"):
+        metric(name).statistics(Item("x", "", "reference"))
+
+
+@pytest.mark.parametrize("name", TEXT)
+def test_vectors_are_equally_long_and_named(metric, name):
+    made = metric(name)
+    assert isinstance(made, TextMetric)
+    assert isinstance(made, Metric)
+    shapes = set()
+    for answer, reference in zip(ANSWERS, REFERENCES, strict=True):
+        given = made.statistics(Item("x", "", reference, answer))
+        assert tuple(given) == made.names
+        shapes |= {(key, len(vector)) for key, vector in given.items()}
+    assert len(shapes) == len(made.names)
+
+
+def test_scoring_again_imports_no_torch():
+    code = """
+import sys
+from harness_metrics.bleu import Bleu
+from harness_metrics.chrf import Chrf
+from harness_metrics.rouge import Rouge
+from harness_metrics.response_perplexity import ResponsePerplexity
+Bleu("auto", False, False).aggregate("bleu", [4, 4, 4, 3, 2, 1, 4, 3, 2, 1])
+Chrf(0, False).aggregate("chrf", [1.0] * 18)
+Rouge(False).aggregate("rouge1", [1.0, 2.0])
+ResponsePerplexity().aggregate("response_nll", [1.0, 2.0])
+heavy = {"torch", "transformers", "evaluate", "datasets", "pandas", "nltk"} & set(sys.modules)
+assert not heavy, heavy
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_declaring_imports_nothing_heavy():
+    code = """
+import sys
+import harness_metrics
+harness_metrics.harness_metrics()
+heavy = {"torch", "numpy", "sacrebleu", "rouge_score", "evaluate", "datasets"} & set(sys.modules)
+assert not heavy, heavy
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,43 @@
+import importlib
+import json
+import subprocess
+import sys
+
+import jsonschema
+import pytest
+from harness_sources import harness_sources
+
+COMPONENTS = harness_sources()
+GIVEN = {"hub": {"name": "some/rows"}}
+
+
+def test_the_built_in_sources_are_declared():
+    assert sorted(COMPONENTS) == ["csv", "hub", "json", "jsonl", "parquet"]
+
+
+@pytest.mark.parametrize("name", COMPONENTS)
+def test_each_is_made_of_exactly_the_options_that_it_declares(name):
+    component = COMPONENTS[name]
+    module, _, factory = component.load.partition(":")
+    defaults = {key: option["default"] for key, option in component.options.items() if "default" in option}
+    options = {**defaults, **GIVEN.get(name, {"path": "x"})}
+    assert set(options) == set(component.options) == set(defaults) | set(component.required)
+    assert getattr(importlib.import_module(module), factory)(**options).records
+
+
+@pytest.mark.parametrize("name", COMPONENTS)
+def test_each_option_has_a_description_and_a_valid_schema(name):
+    for key, option in COMPONENTS[name].options.items():
+        assert option["description"], key
+        jsonschema.Draft7Validator.check_schema(option)
+        if "default" in option:
+            jsonschema.validate(option["default"], option)
+
+
+def test_declaring_and_loading_import_nothing_heavy():
+    code = (
+        "import sys, json, harness_sources, harness_sources.jsonl, harness_sources.parquet, harness_sources.hub\n"
+        "print(json.dumps(sorted({m.split('.')[0] for m in sys.modules} & {'torch', 'datasets', 'pyarrow', 'numpy'})))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == []

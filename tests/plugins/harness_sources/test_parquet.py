@@ -1,0 +1,43 @@
+import pytest
+from harness_sources import parquet
+from harness_sources.parquet import Parquet
+
+from harness import HarnessError
+
+pyarrow = pytest.importorskip("pyarrow")
+
+
+@pytest.fixture(autouse=True)
+def _inside(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def write(rows):
+    import pyarrow.parquet
+
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), "x.parquet")
+
+
+def test_rows_come_as_plain_values_with_their_index_through_all_batches(monkeypatch):
+    monkeypatch.setattr(parquet, "BATCH", 2)
+    rows = [{"messages": [{"role": "user", "content": str(n)}]} for n in range(5)]
+    write(rows)
+    assert [(r.place, r.data) for r in Parquet("x.parquet").records()] == [
+        (f"x.parquet:[{n}]", row) for n, row in enumerate(rows)
+    ]
+
+
+def test_what_is_no_parquet_file_is_named(tmp_path):
+    (tmp_path / "x.parquet").write_text("no")
+    with pytest.raises(HarnessError, match=r"x.parquet: is not a Parquet file"):
+        list(Parquet("x.parquet").records())
+    with pytest.raises(HarnessError, match=r"none.parquet: there is no such file"):
+        list(Parquet("none.parquet").records())
+
+
+def test_a_file_without_rows_is_an_error():
+    import pyarrow.parquet
+
+    pyarrow.parquet.write_table(pyarrow.table({"a": pyarrow.array([], pyarrow.string())}), "x.parquet")
+    with pytest.raises(HarnessError, match="holds no rows"):
+        list(Parquet("x.parquet").records())

@@ -1,0 +1,106 @@
+"""Templates made as the core makes them, and conversations to render."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+import pytest
+
+from harness import Example, Message
+
+LLAMA2 = (
+    "{% if messages[0]['role'] == 'system' %}{% set loop_messages = messages[1:] %}"
+    "{% set system_message = messages[0]['content'] %}{% else %}{% set loop_messages = messages %}"
+    "{% set system_message = false %}{% endif %}{% for message in loop_messages %}"
+    "{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}"
+    "{% if loop.index0 == 0 and system_message != false %}"
+    "{% set content = '<<SYS>>\\n' + system_message + '\\n<</SYS>>\\n\\n' + message['content'] %}"
+    "{% else %}{% set content = message['content'] %}{% endif %}"
+    "{% if message['role'] == 'user' %}{{ bos_token + '[INST] ' + content.strip() + ' [/INST]' }}"
+    "{% elif message['role'] == 'assistant' %}{{ ' ' + content.strip() + ' ' + eos_token }}{% endif %}{% endfor %}"
+)
+"""Llama 2's chat template, as published with meta-llama/Llama-2-7b-chat-hf."""
+
+
+@pytest.fixture(scope="session")
+def make():
+    """make(name, **options): a built-in template, the defaults of its declaration filled in."""
+    from harness_templates import harness_templates
+
+    def build(name, **options):
+        component = harness_templates()[name]
+        module, _, attribute = component.load.partition(":")
+        defaults = {key: schema["default"] for key, schema in component.options.items()}
+        return getattr(importlib.import_module(module), attribute)(**{**defaults, **options})
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def built_in(make):
+    """built_in(name): a built-in template that can render at once; jinja is given Llama 2's published template."""
+    return lambda name, **options: make(name, **({"template": LLAMA2} if name == "jinja" else {}), **options)
+
+
+@pytest.fixture(scope="session")
+def llama2_jinja():
+    return LLAMA2
+
+
+@pytest.fixture(scope="session")
+def shipped():
+    """shipped(name): a chat template that TRL carries, as text."""
+    import trl
+
+    folder = Path(trl.__file__).parent / "chat_templates"
+    return lambda name: (folder / f"{name}.jinja").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="session")
+def single():
+    return (Message("user", "Name a river."), Message("assistant", "The Elbe."))
+
+
+@pytest.fixture(scope="session")
+def multi():
+    return (
+        Message("user", "Name a river."),
+        Message("assistant", "The Elbe."),
+        Message("user", "再说一条河。"),
+        Message("assistant", "长江 🙂"),
+    )
+
+
+@pytest.fixture(scope="session")
+def with_input():
+    return (Message("user", "Sum up.", input="A long story."), Message("assistant", "A story."))
+
+
+@pytest.fixture(scope="session")
+def conversations(single, multi):
+    """name -> messages, of the shapes that every built-in format has a place for."""
+    system = Message("system", "Be brief.")
+    return {"single": single, "multi": multi, "system": (system, *single), "system_multi": (system, *multi)}
+
+
+@pytest.fixture(scope="session")
+def example():
+    """example(messages): an example with these messages, from `rows.jsonl:7`."""
+    return lambda messages: Example("id", tuple(messages), "rows.jsonl:7")
+
+
+@pytest.fixture(scope="session")
+def marked():
+    """marked(spans): the text of the spans, trained stretches between ⟦ and ⟧."""
+
+    def write(spans):
+        text, inside = "", False
+        for span in spans:
+            if span.trained != inside:
+                text += "⟦" if span.trained else "⟧"
+            text, inside = text + span.text, span.trained
+        return text + ("⟧" if inside else "")
+
+    return write

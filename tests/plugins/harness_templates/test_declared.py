@@ -1,0 +1,45 @@
+"""What the package declares: cheap to import, and every option read by its component."""
+
+from __future__ import annotations
+
+import inspect
+import subprocess
+import sys
+
+import pytest
+from harness_templates import harness_templates
+
+NAMES = sorted(harness_templates())
+
+
+def test_declares_the_six_templates():
+    assert NAMES == ["alpaca", "chatml", "instruction_zh", "jinja", "llama2", "tokenizer"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_options_are_the_parameters_without_a_second_default(name, built_in):
+    parameters = inspect.signature(type(built_in(name))).parameters
+    assert list(parameters) == list(harness_templates()[name].options)
+    assert all(parameter.default is parameter.empty for parameter in parameters.values())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_options_are_described_and_have_defaults(name):
+    for schema in harness_templates()[name].options.values():
+        assert schema["description"].endswith(".")
+        assert "default" in schema
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_template_knows_its_name(name, built_in):
+    assert built_in(name).name == name
+
+
+def test_nothing_heavy_is_imported_to_make_a_template():
+    code = (
+        "import sys, importlib, harness_templates as package\n"
+        "for c in package.harness_templates().values(): importlib.import_module(c.load.split(':')[0])\n"
+        "sys.exit(', '.join({'torch', 'numpy', 'transformers', 'tokenizers'} & set(sys.modules)) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

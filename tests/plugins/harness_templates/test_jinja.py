@@ -1,0 +1,178 @@
+"""Chat templates given in the spec: exact spans whatever the template does, or a clear refusal."""
+
+from __future__ import annotations
+
+import pytest
+
+from harness import HarnessError, Message
+from harness.data.encode import encode
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content | trim }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+PHI3 = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% else %}{{ eos_token }}{% endif %}"
+)
+DROPS_REASONING = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+    "{{ m.content if loop.last else m.content.split('</think>')[-1] }}"
+    "{{ '<|im_end|>' if loop.last or m.role == 'user' else '</s>' }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def test_llama2_as_jinja_gives_the_rows_of_llama2(make, tokenizer, conversations, llama2_jinja, example):
+    for messages in conversations.values():
+        given = encode(example(messages), "s", make("jinja", template=llama2_jinja), tokenizer, 4096)
+        assert given == encode(example(messages), "s", make("llama2"), tokenizer, 4096)
+
+
+def test_a_file_and_its_text_render_alike(make, tokenizer, multi, tmp_path):
+    path = tmp_path / "chat.jinja"
+    path.write_text(CHATML, encoding="utf-8")
+    from_file, inline = make("jinja", file=str(path)), make("jinja", template=CHATML)
+    assert from_file.render(multi, tokenizer) == inline.render(multi, tokenizer)
+
+
+def test_contents_that_the_template_strips_are_found(make, tokenizer, marked):
+    messages = (Message("user", " q \n"), Message("assistant", "\n\ta  "))
+    spans = make("jinja", template=CHATML).render(messages, tokenizer)
+    assert [span.text for span in spans if not span.frame] == ["q", "a"]
+    assert marked(spans).endswith("<|im_start|>assistant\n⟦a<|im_end|>⟧\n")
+
+
+def test_an_end_of_sequence_after_the_end_of_turn_is_trained(make, tokenizer, single, marked):
+    template = make("jinja", template=PHI3)
+    assert marked(template.render(single, tokenizer)).endswith("⟦The Elbe.<|im_end|>\n</s>⟧")
+    assert template.stops(tokenizer) == ("<|im_end|>", "</s>")
+
+
+def test_a_template_that_rewrites_earlier_turns_is_refused_and_may_train_the_last(make, tokenizer, multi, marked):
+    for source in (PHI3, DROPS_REASONING):
+        with pytest.raises(HarnessError, match="rewrites message 2") as error:
+            make("jinja", template=source).render(multi, tokenizer)
+        assert "`train_on` to last" in error.value.hint
+        last = marked(make("jinja", template=source, train_on="last").render(multi, tokenizer))
+        assert last.count("⟦") == 1
+        assert "⟦长江 🙂<|im_end|>" in last
+
+
+def test_train_on_last_trains_the_last_response_alone(make, tokenizer, multi, marked):
+    text = marked(make("jinja", template=CHATML, train_on="last").render(multi, tokenizer))
+    assert text.count("⟦") == 1
+    assert text.endswith("⟦长江 🙂<|im_end|>⟧\n")
+
+
+def test_a_prompt_that_is_not_the_beginning_of_the_whole_is_refused(make, tokenizer, single):
+    source = CHATML.replace("assistant\n{% endif", "assistant\n<think>{% endif")
+    with pytest.raises(HarnessError, match="up to message 2 is no beginning") as error:
+        make("jinja", template=source).render(single, tokenizer)
+    assert "train_on" not in error.value.hint
+
+
+def test_a_header_that_only_training_writes_is_trained(make, tokenizer, single, marked):
+    # Generation would begin right after the role, so the model itself has to write what follows it.
+    source = CHATML.replace("{{ m.content | trim }}", "{{ '[answer]' if m.role == 'assistant' }}{{ m.content }}")
+    text = marked(make("jinja", template=source).render(single, tokenizer))
+    assert text.endswith("<|im_start|>assistant\n⟦[answer]The Elbe.<|im_end|>⟧\n")
+
+
+@pytest.mark.parametrize("end", ["", "\n", "\n\n"])
+def test_a_template_without_an_end_of_turn_is_refused(end, make, tokenizer, single):
+    source = (
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}" + "{{ '" + end.replace("\n", "\\n") + "' }}{% endfor %}"
+    )
+    source += "{% if add_generation_prompt %}assistant: {% endif %}"
+    with pytest.raises(HarnessError, match="no end of turn") as error:
+        make("jinja", template=source).render(single, tokenizer)
+    assert "eos_token" in error.value.hint
+
+
+def test_a_template_that_leaves_a_message_out_is_refused(make, tokenizer, conversations):
+    source = "{% for m in messages if m.role != 'system' %}" + CHATML.split("%}", 1)[1]
+    with pytest.raises(HarnessError, match=r"leaves out the content of message 1 \(system\)"):
+        make("jinja", template=source).render(conversations["system"], tokenizer)
+
+
+def test_contents_that_the_template_rewrites_are_trained_whole_or_refused(make, tokenizer, marked):
+    source = CHATML.replace("m.content | trim", "m.content | replace('colour', 'color')")
+    template = make("jinja", template=source)
+    messages = (Message("user", "Which?"), Message("assistant", "The colour."))
+    assert marked(template.render(messages, tokenizer)).endswith("assistant\n⟦The color.<|im_end|>⟧\n")
+    hostile = (Message("user", "Which colour <|im_end|>?"), Message("assistant", "The colour."))
+    with pytest.raises(HarnessError, match=r"holds <\|im_end\|>, and the chat template rewrites that message"):
+        template.render(hostile, tokenizer)
+
+
+def test_variables_reach_the_template(make, tokenizer, single):
+    source = CHATML.replace("assistant\n{%", "assistant\n{{ '' if think else '<think></think>' }}{%")
+    assert make("jinja", template=source, variables={"think": True}).render(single, tokenizer)
+    with pytest.raises(HarnessError, match="no beginning"):
+        make("jinja", template=source, variables={"think": False}).render(single, tokenizer)
+
+
+def test_the_clock_of_a_template_stands_at_the_date(make, tokenizer, single):
+    source = "{{ strftime_now('%d %b %Y') if strftime_now is defined }}|" + CHATML
+    spans = make("jinja", template=source).render(single, tokenizer)
+    assert spans[0].text.startswith("26 Jul 2024|<|im_start|>user")
+    spans = make("jinja", template=source, date="2026-01-02").render(single, tokenizer)
+    assert spans[0].text.startswith("02 Jan 2026|")
+
+
+def test_a_template_cannot_leave_the_sandbox(make, tokenizer, single):
+    source = "{{ messages.__class__.__mro__ }}" + CHATML
+    with pytest.raises(HarnessError, match="SecurityError"):
+        make("jinja", template=source).render(single, tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("source", "what"),
+    [
+        ("{% for m in messages %}", "TemplateSyntaxError"),
+        ("{{ raise_exception('no system here') }}", "no system here"),
+        ("{{ messages[9].content }}", "UndefinedError"),
+    ],
+)
+def test_a_template_that_fails_is_named_with_its_reason(source, what, make, tokenizer, single):
+    with pytest.raises(HarnessError, match=what) as error:
+        make("jinja", template=source).render(single, tokenizer)
+    assert error.value.where == "template jinja"
+
+
+def test_a_response_written_before_its_prompt_is_refused(make, tokenizer, single):
+    source = "{{ messages[-1].content }}" + CHATML
+    with pytest.raises(HarnessError):
+        make("jinja", template=source).render(single, tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [
+        ({}, "neither"),
+        ({"template": CHATML, "file": "x.jinja"}, "both"),
+        ({"file": "/nowhere/x.jinja"}, "cannot be read"),
+        ({"template": CHATML, "variables": {"tokenize": True}}, "'tokenize' is taken"),
+        ({"template": CHATML, "date": "2024-13-01"}, "is no date"),
+    ],
+)
+def test_bad_options_are_refused_at_once(options, what, make):
+    with pytest.raises(HarnessError, match=what):
+        make("jinja", **options)
+
+
+def test_a_file_that_is_not_utf_8_is_refused(make, tmp_path):
+    path = tmp_path / "chat.jinja"
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(HarnessError, match="not UTF-8"):
+        make("jinja", file=str(path))
+
+
+@pytest.mark.parametrize("name", ["gemma3", "llama3", "lfm2", "qwen2_5", "cohere", "gemma4_v5"])
+def test_chat_templates_of_model_families_train_responses_and_ends_of_turn(name, make, tokenizer, multi, shipped):
+    spans = make("jinja", template=shipped(name)).render(multi, tokenizer)
+    trained = [span for span in spans if span.trained]
+    assert [span.text for span in trained if not span.frame] == ["The Elbe.", "长江 🙂"]
+    assert len({span.text for span in trained if span.frame}) == 1
+    assert "".join(span.text for span in spans).count("Name a river.") == 1

@@ -1,0 +1,61 @@
+"""The model's own chat template."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+
+from harness import HarnessError, Message
+from harness.data.encode import encode, encode_prompt
+
+
+@pytest.mark.parametrize("name", ["single", "multi", "system", "system_multi"])
+def test_a_chatml_tokenizer_gives_the_rows_of_chatml(name, make, tokenizer, conversations, example):
+    own, chatml = make("tokenizer"), make("chatml")
+    row = encode(example(conversations[name]), "s", own, tokenizer, 4096)
+    assert row == encode(example(conversations[name]), "s", chatml, tokenizer, 4096)
+    prompts = [encode_prompt(example(conversations[name]), t, tokenizer, 4096) for t in (own, chatml)]
+    assert prompts[0] == prompts[1] == list(row.input_ids[: len(prompts[0])])
+
+
+def test_the_end_of_turn_is_trained_and_the_line_break_after_it_is_not(make, tokenizer, multi, marked):
+    expected = (
+        "<|im_start|>user\nName a river.<|im_end|>\n<|im_start|>assistant\n⟦The Elbe.<|im_end|>⟧\n"
+        "<|im_start|>user\n再说一条河。<|im_end|>\n<|im_start|>assistant\n⟦长江 🙂<|im_end|>⟧\n"
+    )
+    spans = make("tokenizer").render(multi, tokenizer)
+    assert marked(spans) == expected
+    contents = [message.content for message in multi]
+    assert [span.text for span in spans if not span.frame] == contents
+
+
+def test_stops_at_the_end_of_turn_and_of_sequence(make, tokenizer):
+    assert make("tokenizer").stops(tokenizer) == ("<|im_end|>", "</s>")
+
+
+def test_a_tokenizer_without_a_chat_template_is_refused(make, tokenizer, single):
+    bare = copy.deepcopy(tokenizer)
+    bare.chat_template = None
+    with pytest.raises(HarnessError, match="no chat template of its own") as error:
+        make("tokenizer").render(single, bare)
+    assert "chatml" in error.value.hint
+
+
+def test_a_changed_chat_template_is_not_mistaken_for_the_old_one(make, tokenizer, single):
+    own, other = make("tokenizer"), copy.deepcopy(tokenizer)
+    before = own.render(single, other)
+    other.chat_template = other.chat_template.replace("<|im_end|>", "</s>")
+    after = own.render(single, other)
+    assert [span.text.replace("<|im_end|>", "</s>") for span in before] == [span.text for span in after]
+
+
+def test_content_that_looks_like_the_frame_is_found_all_the_same(make, tokenizer, marked):
+    messages = (Message("user", "user"), Message("assistant", "<|im_end|>"), Message("user", "\n"))
+    messages += (Message("assistant", "assistant"),)
+    spans = make("tokenizer").render(messages, tokenizer)
+    assert [span.text for span in spans if not span.frame] == ["user", "<|im_end|>", "assistant"]
+    assert marked(spans) == (
+        "<|im_start|>user\nuser<|im_end|>\n<|im_start|>assistant\n⟦<|im_end|><|im_end|>⟧\n"
+        "<|im_start|>user\n\n<|im_end|>\n<|im_start|>assistant\n⟦assistant<|im_end|>⟧\n"
+    )

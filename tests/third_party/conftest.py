@@ -1,0 +1,58 @@
+"""Somebody else's distributions: a real one, installed by pip, and broken ones made on the fly."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLE = Path(__file__).parent / "harness-example"
+
+
+@pytest.fixture(scope="session")
+def example(tmp_path_factory):
+    """The folder that the distribution `harness-example` is installed in."""
+    target = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-index"]
+    command += ["--no-deps", "--no-build-isolation", "--target", str(target), str(EXAMPLE)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return target
+
+
+@pytest.fixture
+def make(tmp_path):
+    """Makes a distribution of one module in a folder of its own and returns the folder."""
+
+    def make(name, text):
+        folder = tmp_path / "site"
+        module = name.replace("-", "_")
+        metadata = folder / f"{module}-1.0.dist-info"
+        metadata.mkdir(parents=True)
+        (folder / f"{module}.py").write_text(text, encoding="utf-8")
+        (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n", encoding="utf-8")
+        (metadata / "entry_points.txt").write_text(f"[harness]\nonly = {module}\n", encoding="utf-8")
+        return folder
+
+    return make
+
+
+@pytest.fixture
+def harness():
+    """Runs a command in a fresh interpreter beside what the folder holds."""
+
+    def harness(folder, *arguments, **environment):
+        path = os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH", "")]))
+        inherited = {key: value for key, value in os.environ.items() if key != "HARNESS_NO_THIRD_PARTY"}
+        return subprocess.run(
+            [sys.executable, "-m", "harness.cli", *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**inherited, "PYTHONPATH": path, **environment},
+        )
+
+    return harness

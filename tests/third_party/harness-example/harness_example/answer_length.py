@@ -1,0 +1,25 @@
+"""A metric: how long the answers are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+from harness import Item, Metric
+
+
+class AnswerLength(Metric):
+    """Mean number of words, separated by white space."""
+
+    reads: ClassVar[Literal["answer", "likelihood"]] = "answer"
+    names = ("words",)
+
+    def signature(self) -> str:
+        return "answer_length|split:whitespace|version:1"
+
+    def statistics(self, item: Item) -> dict[str, tuple[float, ...]]:
+        return {"words": (float(len((item.answer or "").split())), 1.0)}
+
+    def aggregate(self, name: str, total: Sequence[float]) -> float:
+        words, count = total
+        return words / count

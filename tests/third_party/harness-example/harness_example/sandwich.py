@@ -1,0 +1,16 @@
+"""A mode: general, domain, general."""
+
+from __future__ import annotations
+
+from harness import Mode, Part, Stage
+
+
+class Sandwich(Mode):
+    """Three stages: `below` and `above` on the bread, `filling` between them."""
+
+    def __init__(self, bread: str, filling: str) -> None:
+        self.bread, self.filling = bread, filling
+
+    def stages(self) -> tuple[Stage, ...]:
+        bread, filling = (Part(self.bread, "general"),), (Part(self.filling, "domain"),)
+        return (Stage("below", bread), Stage("filling", filling), Stage("above", bread, {"epochs": 2}))

@@ -1,0 +1,17 @@
+"""A mitigation: what is trained less is forgotten less."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from harness import Mitigation, Stage
+
+
+class ShortStages(Mitigation):
+    """Every stage ends after `steps` updates."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+
+    def plan(self, stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
+        return tuple(replace(stage, train={**stage.train, "steps": self.steps}) for stage in stages)

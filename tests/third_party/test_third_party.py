@@ -1,0 +1,200 @@
+"""A distribution beside ours brings components by the same door; a broken one is its own affair."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+BROUGHT = {
+    "templates": "dialogue",
+    "sources": "pairs",
+    "modes": "sandwich",
+    "mitigations": "short_stages",
+    "metrics": "answer_length",
+}
+SPEC = {
+    "name": "third-party",
+    "model": {"path": "./model"},
+    "template": "dialogue",
+    "sources": {name: {"pairs": {"path": f"{name}.txt"}} for name in ("desk", "chat", "heldout")},
+    "mode": {"sandwich": {"bread": "chat", "filling": "desk"}},
+    "mitigations": {"short_stages": {"steps": 3}},
+    "evaluate": {"all": {"source": "heldout", "role": "general", "metrics": {"answer_length": {}}}},
+}
+GOOD = """
+from harness import Component, hookimpl
+
+@hookimpl
+def harness_metrics():
+    return {"mine": Component("Counts.", "collections:Counter")}
+"""
+
+
+@pytest.fixture
+def spec(tmp_path):
+    """Writes a spec file; one of the built-in components alone unless keys are given."""
+
+    def spec(**keys):
+        document = {
+            "name": "plain",
+            "model": {"path": "./model"},
+            "sources": {"desk": {"jsonl": {"path": "desk.jsonl", "held_out": 0.1}}},
+            "mode": {"general": {"sources": ["desk"]}},
+            "evaluate": {"all": {"source": "desk", "role": "general", "metrics": "chrf"}},
+            **keys,
+        }
+        file = tmp_path / "spec.json"
+        file.write_text(json.dumps(document), encoding="utf-8")
+        return file
+
+    return spec
+
+
+def needs(metric):
+    return {"evaluate": {"all": {"source": "desk", "role": "general", "metrics": metric}}}
+
+
+def one_line(done):
+    assert done.returncode == 2
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    return line
+
+
+# -- a sound one ------------------------------------------------------------------------------------------------------
+
+
+def test_plugins_lists_each_of_its_components_with_its_distribution(example, harness):
+    listed = json.loads(harness(example, "plugins", "--json").stdout)
+    assert listed["broken"] == []
+    assert {kind: listed[kind][name]["distribution"] for kind, name in BROUGHT.items()} == dict.fromkeys(
+        BROUGHT, "harness-example"
+    )
+    assert listed["modes"]["mixed"]["distribution"] == "harness-sft"
+
+
+def test_its_summary_is_shown_as_it_is_written(example, harness):
+    shown = " ".join(harness(example, "plugins", "--kind", "templates", COLUMNS="200").stdout.split())
+    assert "dialogue harness-example Speakers by name, as in a play: [Ann] … [/Ann]." in shown
+
+
+def test_the_schema_holds_its_options(example, harness):
+    properties = json.loads(harness(example, "schema").stdout)["properties"]
+    sources = properties["sources"]["additionalProperties"]["properties"]
+    assert properties["template"]["properties"]["dialogue"]["properties"]["speaker"]["default"] == "Answer"
+    assert {"path", "form", "held_out"} <= set(sources["pairs"]["properties"])
+    assert properties["mode"]["properties"]["sandwich"]["required"] == ["bread", "filling"]
+    assert properties["mitigations"]["properties"]["short_stages"]["properties"]["steps"]["minimum"] == 1
+    suite = properties["evaluate"]["additionalProperties"]["properties"]
+    assert "answer_length" in suite["metrics"]["properties"]
+
+
+def test_a_spec_that_uses_them_is_valid_and_their_defaults_are_filled_in(example, harness, spec):
+    done = harness(example, "validate", spec(**SPEC), "--filled", "--set", "train.learning_rate=5e-6")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout)["template"] == {"dialogue": {"speaker": "Answer"}}
+
+
+def test_its_mode_and_its_usual_range_are_heard(example, harness, spec):
+    done = harness(example, "validate", spec(**SPEC))
+    assert "is valid: 3 stage(s) (below, filling, above), 1 suite(s)" in done.stdout
+    assert done.stderr == "warning: train.learning_rate is 2e-05; usual is 1e-06 to 1e-05\n"
+
+
+def test_its_options_are_as_strict_as_ours(example, harness, spec):
+    file = spec(**{**SPEC, "mitigations": {"short_stages": {"step": 3}}})
+    line = one_line(harness(example, "validate", file))
+    assert line.endswith("mitigations.short_stages: unknown key 'step'; did you mean 'steps'?")
+
+
+def test_a_source_that_its_options_name_is_looked_for(example, harness, spec):
+    file = spec(**{**SPEC, "mode": {"sandwich": {"bread": "chat", "filling": "dsk"}}})
+    line = one_line(harness(example, "validate", file))
+    assert line.endswith("mode.sandwich.filling: there is no source 'dsk'; did you mean 'desk'?")
+
+
+def test_third_parties_can_be_hidden(example, harness, spec):
+    listed = json.loads(harness(example, "plugins", "--json", HARNESS_NO_THIRD_PARTY="1").stdout)
+    assert {name for kind in BROUGHT for name in listed[kind]} & set(BROUGHT.values()) == set()
+    done = harness(example, "validate", spec(**SPEC), HARNESS_NO_THIRD_PARTY="1")
+    assert done.returncode == 2
+    assert "template: no plugin brings 'dialogue'" in done.stderr
+
+
+# -- broken ones ------------------------------------------------------------------------------------------------------
+
+BROKEN = {
+    "raises at import": ("raise RuntimeError('no licence')", "RuntimeError: no licence"),
+    "imports torch when it is imported": (f"import torch\n{GOOD}", "listing it imports torch"),
+    "imports torch when it is listed": (
+        GOOD.replace("    return", "    import torch\n    return"),
+        "listing it imports torch",
+    ),
+    "misspells a hook": (GOOD.replace("harness_metrics", "harness_metrix"), "unknown hook 'harness_metrix'"),
+    "has a bad options fragment": (
+        GOOD.replace('"collections:Counter"', '"collections:Counter", {"size": {"type": "int"}}'),
+        "its options are no JSON Schema",
+    ),
+    "has a default that does not fit": (
+        GOOD.replace(
+            '"collections:Counter"',
+            '"collections:Counter", {"size": {"type": "integer", "default": "4", "description": "S."}}',
+        ),
+        "the default of 'size' does not fit",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_broken_one_is_listed_with_its_error_and_hurts_only_a_spec_that_needs_it(make, harness, spec, kind):
+    text, error = BROKEN[kind]
+    folder = make("acme-metrics", text)
+    (folder / "torch.py").write_text("")  # a stand-in, found before the real one, which takes seconds
+
+    listed = json.loads(harness(folder, "plugins", "--json").stdout)
+    (broken,) = listed["broken"]
+    assert (broken["distribution"], broken["module"]) == ("acme-metrics", "acme_metrics")
+    assert error in broken["error"]
+    assert "mine" not in listed["metrics"]
+    assert "chrf" in listed["metrics"]
+
+    done = harness(folder, "validate", spec())
+    assert done.returncode == 0
+    assert "is valid" in done.stdout
+
+    line = one_line(harness(folder, "validate", spec(**needs("mine"))))
+    assert "evaluate.all.metrics: no plugin brings 'mine'; " in line
+    assert "a plugin that may bring it does not load: acme-metrics (acme_metrics): " in line
+    assert error in line
+
+
+def test_the_listing_for_people_ends_with_the_broken_ones(make, harness):
+    done = harness(make("acme-metrics", "raise RuntimeError('no\\nlicence')"), "plugins")
+    assert done.returncode == 0
+    assert done.stdout.splitlines()[-1] == "broken: acme-metrics (acme_metrics): RuntimeError: no licence"
+
+
+def test_a_broken_one_can_be_hidden(make, harness):
+    done = harness(make("acme-metrics", "1 / 0"), "plugins", "--json", HARNESS_NO_THIRD_PARTY="1")
+    assert json.loads(done.stdout)["broken"] == []
+
+
+@pytest.mark.parametrize("command", ["validate", "plugins", "schema"])
+def test_a_name_of_ours_taken_again_stops_and_names_both(make, harness, spec, command):
+    folder = make("acme-metrics", GOOD.replace('"mine"', '"chrf"'))
+    line = one_line(harness(folder, command, *([spec()] if command == "validate" else [])))
+    assert line == (
+        "harness: plugins: the distributions 'harness-sft' and 'acme-metrics' both bring a metric 'chrf'; "
+        "uninstall one of them, or rename its component"
+    )
+
+
+def test_a_component_whose_module_is_gone_is_told_when_the_spec_needs_it(make, harness, spec):
+    text = GOOD.replace("harness_metrics", "harness_modes").replace("collections:Counter", "acme_gone:Mode")
+    folder = make("acme-modes", text)
+    assert harness(folder, "validate", spec()).returncode == 0
+    assert one_line(harness(folder, "validate", spec(mode="mine"))) == (
+        "harness: mode 'mine' of acme-modes: 'acme_gone:Mode' does not import: ModuleNotFoundError: "
+        "No module named 'acme_gone'; reinstall or mend that plugin"
+    )
