@@ -9,7 +9,7 @@ run: $(VENV)/.installed ## train and measure the default spec
 	$(BIN)/harness run $(SPEC)
 
 test: $(VENV)/.installed ## the default tests
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(BIN)/python -m pytest -n 2 -m "not slow and not gpu"
 
 slow: $(VENV)/.installed ## the tests that take longer, with the real small model
 	$(BIN)/python -m pytest -m "slow and not gpu"

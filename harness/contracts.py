@@ -134,7 +134,10 @@ class Suite:
 
 @dataclass(frozen=True)
 class Plan:
-    """All that a run will do, every name in it checked. Components stand as (name, options)."""
+    """All that a run will do, every name in it checked. Components stand as (name, options).
+
+    train: the spec's own settings, from which a stage may differ in all but the precision.
+    """
 
     name: str
     seed: int
@@ -145,6 +148,7 @@ class Plan:
     stages: tuple[Stage, ...]
     suites: tuple[Suite, ...]
     warnings: tuple[str, ...] = ()
+    train: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -152,7 +156,7 @@ class StageData:
     """The rows of a stage and the order in which they are trained.
 
     order: slots, all epochs one after the other; a slot is the indices of the rows packed into it (one, unpacked).
-    epoch_ends: where in `order` each epoch ends.
+    epoch_ends: where in `order` each epoch ends; the last lies beyond its end when that epoch is cut short.
     shares: source -> realised share of the mixture by unit, averaged over the epochs.
     efficiency: real tokens / token slots, padding of batches included.
     """
@@ -295,7 +299,7 @@ class Mitigation:
     """Whether `batch_penalty` is to be called; it costs the full logits of each batch."""
 
     def plan(self, stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
-        """Which data, in what shares."""
+        """Which data, in what shares. Depends on the options alone: the instance that trains is another one."""
         return stages
 
     def model(self, model: PreTrainedModel) -> PreTrainedModel:

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from harness import data, plan, run
-from harness.contracts import Event, Plan, StageData
+from harness.contracts import Plan, StageData
 from harness.errors import HarnessError
 from harness.registry import Registry
 from harness.spec import Spec
@@ -28,8 +28,6 @@ def make(spec: Spec, registry: Registry) -> dict[str, Any]:
     try:
         ready = run.prepare(spec, registry)
     except run.ModelUnreachable as error:
-        for text in planned.warnings:
-            registry.observe(Event("warning", data={"text": text}))
         return _without_tokens(planned, registry, str(error))
     return {
         "name": planned.name,
@@ -134,7 +132,7 @@ def _memory(ready: run.Prepared, registry: Registry) -> dict[str, Any] | None:
         skeleton = mitigation.model(skeleton)
     trained = model.count(skeleton, trainable=True)
     frozen = model.count(skeleton) - trained
-    precision = ready.plan.stages[0].train["precision"]
+    precision = ready.plan.train["precision"]
     size = model.dtype(precision, model.device()).itemsize
     return {
         "device": str(model.device()),
@@ -167,7 +165,8 @@ def render(made: Mapping[str, Any]) -> RenderableType:
         shown.append(
             Text(
                 f"memory: {memory['bytes'] / 2**30:.2f} GiB on {memory['device']} for weights, gradients and optimizer "
-                f"({memory['weights']:,} weights, {memory['trained']:,} or {trained:.1%} trained); activations on top"
+                f"({memory['weights']:,} weights, {memory['trained']:,} or {trained:.1%} trained); "
+                "activations, and what mitigations remember, come on top"
             )
         )
     shown += [Text(f"not known: {text}", style="yellow") for text in made["unknown"]]

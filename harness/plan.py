@@ -25,7 +25,7 @@ def make(spec: Spec, registry: Registry) -> Plan:
     raise_all(_unknown_sources(spec))
     mode, options = _only(document["mode"])
     stages: tuple[Stage, ...] = registry.make("modes", mode, options).stages()
-    stages = tuple(replace(stage, train={**document["train"], **stage.train}) for stage in stages)
+    stages = tuple(replace(stage, train=_settings(document["train"], stage.train)) for stage in stages)
     names = [stage.name for stage in stages]
     for name in names:
         if names.count(name) > 1:
@@ -45,6 +45,7 @@ def make(spec: Spec, registry: Registry) -> Plan:
         template=_only(document["template"]),
         sources={name: _only(source) for name, source in document["sources"].items()},
         mitigations=document["mitigations"],
+        train=document["train"],
         stages=stages,
         suites=suites,
         warnings=tuple(_warnings(spec, registry, stages, suites)),
@@ -61,6 +62,12 @@ def sources_named(spec: Spec, *under: str) -> tuple[str, ...]:
     """The sources that a part of the spec names, e.g. those that a mitigation reads; in order, each once."""
     found = [value for path, _, value in _source_leaves(spec) if path[: len(under)] == under]
     return tuple(dict.fromkeys(found))
+
+
+def _settings(common: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """The stage's own settings over the common ones; its own epochs also over common steps."""
+    steps = {"steps": None} if "epochs" in own else {}
+    return {**common, **steps, **own}
 
 
 def _only(slot: Mapping[str, Mapping[str, Any]]) -> tuple[str, Mapping[str, Any]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any
 from harness import data, environment, evaluate, model, plan, report, train
 from harness.contracts import Evaluation, Event, Metric, Mitigation, Plan, Progress, Template
 from harness.data import encode
-from harness.errors import HarnessError
+from harness.errors import HarnessError, RunError
 from harness.registry import Registry
 from harness.report import Report
 from harness.spec import Spec
@@ -25,7 +25,7 @@ from harness.track import Tracker
 
 
 class ModelUnreachable(HarnessError):
-    """The model that the spec names cannot be had."""
+    """The hub model that the spec names cannot be had from here."""
 
 
 @dataclass(frozen=True)
@@ -50,15 +50,21 @@ def prepare(spec: Spec, registry: Registry) -> Prepared:
         suite.name: {name: registry.make("metrics", name, options) for name, options in suite.metrics.items()}
         for suite in planned.suites
     }
+    template = registry.make("templates", *planned.template)
+    kind: type[HarnessError] = HarnessError
     try:
         location = model.resolve(planned.model, progress=progress)
+        if location.kind == "hub":
+            kind = ModelUnreachable
         tokenizer = model.tokenizer(location, planned.model)
     except HarnessError as error:
-        raise ModelUnreachable(f"{spec.where(('model', 'path'))}: {error.where}", error.what, error.hint) from error
-    template = registry.make("templates", *planned.template)
+        raise kind(f"{spec.where(('model', 'path'))}: {error.where}", error.what, error.hint) from error
+    model.dtype(planned.train["precision"], model.device())
     sources = {name: registry.make("sources", *given) for name, given in planned.sources.items()}
     also = plan.sources_named(spec, "mitigations")
     prepared = data.prepare(planned, sources, template, tokenizer, also=also, progress=progress)
+    for text in prepared.warnings:
+        registry.observe(Event("warning", data={"text": text}))
     return Prepared(planned, location, tokenizer, template, prepared, metrics)
 
 
@@ -76,7 +82,11 @@ def run(spec: Spec, registry: Registry) -> Report:
     )
     registry.manager.register(tracker, name="track")
     try:
-        return _run(spec, registry, ready, folder, tracker)
+        try:
+            return _run(spec, registry, ready, folder, tracker)
+        except OSError as error:
+            what = f"a file of the run cannot be written or read: {error}"
+            raise RunError(str(folder), what, "free space or mend the folder, and run again") from error
     except BaseException as error:
         text = "interrupted" if isinstance(error, KeyboardInterrupt) else f"{type(error).__name__}: {error}"
         registry.observe(Event("run_failed", data={"error": text, "folder": str(folder)}))
@@ -93,16 +103,21 @@ def _run(spec: Spec, registry: Registry, ready: Prepared, folder: Path, tracker:
     _write(folder / "environment.json", described)
     facts = {"name": planned.name, "id": folder.name, "folder": str(folder), "spec": spec.document, "plan": planned}
     registry.observe(Event("run_started", data={**facts, "environment": described}))
-    registry.observe(Event("data", data=_data_facts(ready)))
+    found = _data_facts(ready)
+    _write(folder / "data.json", {**found, "stages": [one.name for one in planned.stages]})
+    registry.observe(Event("data", data=found))
 
-    precision = planned.stages[0].train["precision"]
+    precision = planned.train["precision"]
     net = model.load(ready.location, planned.model, precision=precision, progress=progress)
-    evaluations = [_evaluate(net, ready, 0, folder, registry)]
     train.seed_mitigations(planned.seed)
     mitigations: dict[str, Mitigation] = dict(plan.mitigations(planned.mitigations, registry))
     for mitigation in mitigations.values():
         net = mitigation.model(net)
     model.promote(net)
+    with model.base(net):
+        evaluations = [_evaluate(net, ready, 0, folder, registry)]
+    names = ["base", *(one.name for one in planned.stages)]
+    report.write_scores(evaluations, names, folder)
     for number, stage_data in enumerate(ready.data.stages, start=1):
         stage = stage_data.stage
         registry.observe(Event("stage_started", number, {"stage": stage, "steps": stage_data.steps()}))
@@ -117,28 +132,27 @@ def _run(spec: Spec, registry: Registry, ready: Prepared, folder: Path, tracker:
             seed=planned.seed,
             folder=folder / "stages" / stage.name,
             progress=progress,
-            on_step=lambda step, metrics, number=number: registry.observe(  # type: ignore[misc]
-                Event("step", number, {"step": step, "metrics": metrics})
-            ),
+            on_step=_step(registry, number, folder / "stages" / stage.name),
         )
         with model.computation(net, precision):
             for mitigation in mitigations.values():
                 mitigation.end_stage(stage, net, stage_data.rows)
         evaluations.append(_evaluate(net, ready, number, folder, registry))
+        report.write_scores(evaluations, names, folder)
+        totals = {"steps": trained.steps, "loss": trained.loss, "seconds": trained.seconds, "tokens": trained.tokens}
+        _write(folder / "stages" / stage.name / "trained.json", totals)
         registry.observe(Event("stage_finished", number, {"stage": stage, "trained": trained, "folder": str(folder)}))
-    model.save(net, ready.tokenizer, folder / "model")
-
-    seconds = time.monotonic() - started
-    known = {**facts, "seconds": seconds, "uri": tracker.uri}
+    known = {**facts, "seconds": time.monotonic() - started, "uri": tracker.uri}
     made = report.make(planned, evaluations, ready.metrics, seed=planned.seed, run=known)
     made.write(folder)
+    model.save(net, ready.tokenizer, folder / "model")
+    seconds = time.monotonic() - started
     registry.observe(Event("run_finished", len(planned.stages), {"report": made, "seconds": seconds}))
     return made
 
 
 def _evaluate(net: Any, ready: Prepared, stage: int, folder: Path, registry: Registry) -> tuple[Evaluation, ...]:
-    settings = ready.plan.stages[0].train
-    with model.computation(net, settings["precision"]):
+    with model.computation(net, ready.plan.train["precision"]):
         evaluations = evaluate.evaluate(
             net,
             ready.tokenizer,
@@ -148,12 +162,24 @@ def _evaluate(net: Any, ready: Prepared, stage: int, folder: Path, registry: Reg
             ready.metrics,
             stage=stage,
             seed=ready.plan.seed,
-            max_length=settings["max_length"],
+            max_length=max(one.train["max_length"] for one in ready.plan.stages),
             folder=folder / "predictions",
             progress=_progress(registry),
         )
     registry.observe(Event("evaluated", stage, {"evaluations": evaluations}))
     return evaluations
+
+
+def _step(registry: Registry, number: int, folder: Path) -> Callable[[int, Mapping[str, float]], None]:
+    """Writes each logged update to the run's folder, whatever the tracker does, and tells the listeners."""
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def step(step: int, metrics: Mapping[str, float]) -> None:
+        with (folder / "steps.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **metrics}) + "\n")
+        registry.observe(Event("step", number, {"step": step, "metrics": metrics}))
+
+    return step
 
 
 def _progress(registry: Registry) -> Progress:
@@ -173,6 +199,7 @@ def _data_facts(ready: Prepared) -> dict[str, Any]:
         "efficiency": [one.efficiency for one in stages],
         "digests": ready.data.digests,
         "template": encode.fingerprint(ready.template, ready.tokenizer),
+        "warnings": [*ready.plan.warnings, *ready.data.warnings],
     }
 
 

@@ -33,7 +33,7 @@ def compose(registry: Registry) -> Schema:
     }
     metrics = _slot(components["metrics"], "Metrics of the suite: name -> options.", many=True)
     suite = _object({**vocabulary.SUITE, "metrics": {**metrics, "minProperties": 1}}, ("source", "metrics"))
-    overrides = {key: _without_default(option) for key, option in vocabulary.TRAIN.items()}
+    overrides = {key: _without_default(option) for key, option in vocabulary.TRAIN.items() if key != "precision"}
     properties = {
         **vocabulary.TOP,
         "model": _object(vocabulary.MODEL, ("path",), "The model to start from."),

@@ -36,6 +36,12 @@ def tracking_uri(given: str | None) -> str:
     return given or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
 
 
+def absolute(uri: str) -> str:
+    """A SQLite URI that stays the same database wherever it is used from; any other as it is."""
+    file = sqlite_file(uri)
+    return uri if file is None else f"sqlite:///{file}{'?' * ('?' in uri)}{uri.partition('?')[2]}"
+
+
 def sqlite_file(uri: str) -> Path | None:
     """The database file of a SQLite URI, absolute; None for any other store."""
     match = re.match(r"sqlite(?:\+\w+)?:///([^?]+)", uri)
@@ -50,8 +56,7 @@ def open_store(uri: str, *, create: bool = False) -> MlflowClient:
     file = sqlite_file(uri)
     if file is not None:
         _touch(file, create)
-        # Absolute, so that it stays the same database wherever the process goes.
-        uri = f"sqlite:///{file}{'?' * ('?' in uri)}{uri.partition('?')[2]}"
+        uri = absolute(uri)
     import_mlflow()
     from mlflow import MlflowClient
 

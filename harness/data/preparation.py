@@ -37,7 +37,7 @@ class Prepared:
     `used` (trained on in some stage, or named in `also`) and `unused` (in no mixture); these sum to `read`. Beside
     them `truncated` (of the training rows, cut to `max_length`) and `evaluated` (in some suite).
     digests: source -> SHA-256 over the sorted ids of its rows that are trained on or evaluated.
-    untrained: source -> places of the rows dropped as untrained.
+    untrained: source -> places of the rows dropped as untrained. warnings: what a person should know of all this.
     """
 
     stages: tuple[StageData, ...]
@@ -46,6 +46,7 @@ class Prepared:
     counts: Mapping[str, Mapping[str, int]]
     digests: Mapping[str, str]
     untrained: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass
@@ -79,6 +80,7 @@ def prepare(
     check_disjoint({name: splits[name].training for name in trained}, suites)
     suites = {suite.name: _some(suites[suite.name], suite.limit, plan.seed) for suite in plan.suites}
     encoded = _encode(plan, splits, trained, also, template, tokenizer, progress)
+    cut = _prove_suites(plan, suites, template, tokenizer)
     stages = _stages(plan, encoded)
     rows = {name: encoded[name].by_length[max(encoded[name].by_length)] for name in trained}
     used: dict[str, set[str]] = {name: {row.id for row in rows[name]} for name in also}
@@ -88,6 +90,9 @@ def prepare(
     evaluated: dict[str, set[str]] = {}
     for suite in plan.suites:
         evaluated.setdefault(suite.source, set()).update(example.id for example in suites[suite.name])
+    untrained = {
+        name: tuple(row.place for row in splits[name].training if row.id in encoded[name].untrained) for name in trained
+    }
     return Prepared(
         stages=stages,
         suites=suites,
@@ -97,10 +102,8 @@ def prepare(
             for name in splits
         },
         digests={name: _digest(used.get(name, set()) | evaluated.get(name, set())) for name in splits},
-        untrained={
-            name: tuple(row.place for row in splits[name].training if row.id in encoded[name].untrained)
-            for name in trained
-        },
+        untrained=untrained,
+        warnings=tuple(_warnings(untrained, cut)),
     )
 
 
@@ -169,6 +172,32 @@ def _encode(
                 what = f"none of its {len(found)} rows has a trained token within {max_length} tokens"
                 raise HarnessError(f"sources.{name}", what, "raise train.max_length, or look at `harness preview`")
     return encoded
+
+
+def _prove_suites(
+    plan: Plan, suites: Mapping[str, Sequence[Example]], template: Template, tokenizer: PreTrainedTokenizerBase
+) -> dict[str, int]:
+    """Tokenise every row that a suite evaluates and prove a sample. Returns suite -> rows whose reference is cut."""
+    longest = max(stage.train["max_length"] for stage in plan.stages)
+    cut = {}
+    for name, rows in suites.items():
+        found = encode_all(rows, name, template, tokenizer, longest)
+        sample = {example.id for example in chosen(rows, PROVEN, plan.seed, "proof")}
+        for example, one in zip(rows, found, strict=True):
+            if example.id in sample:
+                prove(example, one, template, tokenizer)
+        cut[name] = sum(one.cut > 0 for one in found)
+    return cut
+
+
+def _warnings(untrained: Mapping[str, Sequence[str]], cut: Mapping[str, int]) -> Iterator[str]:
+    for name, places in untrained.items():
+        if places:
+            shown = ", ".join(places[:3]) + (", …" if len(places) > 3 else "")
+            yield f"{len(places)} row(s) of {name!r} have no trained token within max_length and are left out: {shown}"
+    for name, count in cut.items():
+        if count:
+            yield f"the suite {name!r} has {count} row(s) longer than max_length; their references are cut"
 
 
 def _stages(plan: Plan, encoded: Mapping[str, _Encoded]) -> tuple[StageData, ...]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Container, Sequence
 import torch
 
 from harness.errors import RunError
+from harness.model import out_of_memory
 
 
 def longest_first(lengths: Sequence[int]) -> list[int]:
@@ -60,6 +61,8 @@ def _fits(work: Callable[[list[int]], None], batch: list[int]) -> bool:
     # that every tensor that filled the memory.
     try:
         work(batch)
-    except torch.OutOfMemoryError:
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
         return False
     return True

@@ -16,17 +16,19 @@ from typing import TYPE_CHECKING, Any
 from harness.model.location import Location, resolve
 
 if TYPE_CHECKING:
-    from harness.model.hardware import device, dtype
+    from harness.model.hardware import device, dtype, out_of_memory
     from harness.model.loading import computation, count, load, parameters, promote, skeleton, tokenizer
-    from harness.model.saving import reference, save
+    from harness.model.saving import base, reference, save
 
 __all__ = [
     "Location",
+    "base",
     "computation",
     "count",
     "device",
     "dtype",
     "load",
+    "out_of_memory",
     "parameters",
     "promote",
     "reference",
@@ -37,6 +39,8 @@ __all__ = [
 ]
 
 _HOMES = {
+    "base": "saving",
+    "out_of_memory": "hardware",
     "computation": "loading",
     "promote": "loading",
     "count": "loading",

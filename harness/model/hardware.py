@@ -62,3 +62,11 @@ def attention(name: str, device: torch.device) -> str:
                 "model.attention", f"{_FLASH} needs the package flash-attn", "pip install flash-attn, or use sdpa"
             )
     return "sdpa" if name == "auto" else name
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether the error says that a device has no more memory; a CPU says it in a plain RuntimeError."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    said = ("can't allocate memory", "not enough memory")
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in said)

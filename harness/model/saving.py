@@ -8,6 +8,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,11 @@ def reference(model: Any) -> Iterator[Any]:
         )
     with model.disable_adapter():
         yield model
+
+
+def base(model: Any) -> AbstractContextManager[Any]:
+    """The model before its first stage: with its adapter off if it has one, else as it is."""
+    return reference(model) if is_adapted(model) else contextlib.nullcontext(model)
 
 
 def is_adapted(model: Any) -> bool:

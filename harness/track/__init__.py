@@ -30,7 +30,7 @@ LAST_ANSWER = 120.0
 """Seconds without any progress after which a run that has ended stops waiting for the rest to be written."""
 FLUSH_STEPS, FLUSH_SECONDS = 20, 5.0
 
-FILES = ("scores.json", "report.json", "predictions/*")
+FILES = ("data.json", "scores.json", "report.json", "predictions/*")
 
 
 def _print(text: str) -> None:
@@ -59,6 +59,7 @@ class Tracker:
         self._plan: Plan | None = None
         self._folder = Path()
         self._digests: Mapping[str, str] = {}
+        self._shares: Sequence[Mapping[str, Mapping[str, float]]] = ()
         self._steps: list[Metric] = []
         self._step_count, self._flushed = 0, time.monotonic()
 
@@ -103,7 +104,8 @@ class Tracker:
 
         def create() -> None:
             record = Record(self._uri, self._experiment, self._folder.name, tags)
-            facts = {"uri": store.without_secrets(self._uri), "experiment": self._experiment, "run_id": record.run_id}
+            uri = store.without_secrets(store.absolute(self._uri))
+            facts = {"uri": uri, "experiment": self._experiment, "run_id": record.run_id}
             (self._folder / "mlflow.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
             self._record = record
 
@@ -114,6 +116,7 @@ class Tracker:
         self._put(lambda record: record.text("environment.json", environment))
 
     def _data(self, stage: int, data: Mapping[str, Any]) -> None:
+        self._shares = data.get("shares", ())
         plan, self._digests = self._plan, data["digests"]
         self._put(lambda record: record.tag("template_fingerprint", str(data["template"])))
         if plan is not None:
@@ -130,6 +133,9 @@ class Tracker:
         plan, started = self._plan, data["stage"]
         self._steps, self._step_count, self._flushed = [], 0, time.monotonic()
         self._put(lambda record: record.begin_child(stage, started))
+        shares = self._shares[stage - 1] if stage <= len(self._shares) else {}
+        realised = {f"share/{name}/{unit}": share for name, units in shares.items() for unit, share in units.items()}
+        self._steps += _metrics(realised, 0)
         if plan is not None:
             self._put(lambda record: record.inputs(plan, self._digests, started))
 

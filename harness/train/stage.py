@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
+from harness import model as models
 from harness import seeds
 from harness.contracts import Mitigation, Progress, StageData, silent
 from harness.errors import HarnessError, RunError
@@ -20,9 +20,6 @@ from harness.train.collate import Collator, fill
 from harness.train.engines import engine
 from harness.train.log import OnStep, StageLog
 from harness.train.separation import prove_separate
-
-ALLOCATION_FAILED = ("can't allocate memory", "not enough memory")
-"""What torch says in a plain RuntimeError when a CPU has no more memory."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +80,8 @@ def train(
     if tokenizer.pad_token_id is None:
         raise HarnessError("model.path", "the tokenizer has no padding token", "give it one, e.g. its end of text")
     if settings["packing"]:
-        prove_separate(model)
+        with models.computation(model, settings["precision"]):
+            prove_separate(model)
 
     device = next(model.parameters()).device
     computation = autocast(settings["precision"], device)
@@ -96,6 +94,9 @@ def train(
             ),
             **extra,
         )
+        # With several devices visible the Trainer would split each batch over threads; processes are to use them.
+        if arguments.n_gpu > 1:
+            arguments._n_gpu = 1
         together = settings["batch_size"] * arguments.world_size
         steps = data.steps(arguments.world_size)
         arguments.warmup_steps = warmup_steps(settings["warmup_ratio"], steps)
@@ -122,8 +123,7 @@ def _memory(settings: Mapping[str, object]) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        known = isinstance(error, MemoryError | torch.OutOfMemoryError)
-        if not known and not any(words in str(error) for words in ALLOCATION_FAILED):
+        if not models.out_of_memory(error):
             raise
         raise RunError(
             "train.batch_size",

@@ -7,6 +7,7 @@ the asking (`harness.model.reference`). How much is forgotten still grows with l
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -59,7 +60,9 @@ class Lora(Mitigation):
             target_modules=self.target,
         )
         # The first A depends on the seed alone, not on how many random numbers were drawn before.
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), warnings.catch_warnings():
+            # peft asks transformers for a name that transformers has deprecated
+            warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
             torch.manual_seed(seeds.derive(torch.initial_seed(), "lora"))
             try:
                 return get_peft_model(model, config)  # type: ignore[return-value]

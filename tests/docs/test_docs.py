@@ -35,8 +35,9 @@ def missing(names, text):
 
 def commands(page):
     """The lines of the code blocks of a page that call `make` or `harness`, without their comments."""
-    blocks = re.findall(r"```(?:bash|sh|console)?\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
-    lines = [line.strip().removeprefix("$ ") for block in blocks for line in block.splitlines()]
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    shells = [text for language, text in blocks if language in ("", "bash", "sh", "console")]
+    lines = [line.strip().removeprefix("$ ") for block in shells for line in block.splitlines()]
     return [line for line in lines if line.startswith(("make", "harness "))]
 
 
