@@ -65,7 +65,7 @@ def harness_mitigations() -> dict[str, Component]:
                     "description": 'Names of the modules that get an adapter; "all-linear": all but the output head.',
                 },
             },
-            usual={"train.learning_rate": (5e-5, 1e-3)},
+            usual={"train.learning_rate": (5e-5, 1e-3), "train.epochs": (1, 5)},
         ),
         "ewc": Component(
             summary="Pulls each weight to where it was by its Fisher information (EWC, arXiv:1612.00796).",

@@ -8,7 +8,7 @@ import pytest
 
 from harness import registry, run, schema, spec
 from harness.contracts import Event
-from harness.errors import RunError
+from harness.errors import HarnessError, RunError
 from harness.hooks import hookimpl
 
 WORDS = ("amber", "basil", "clay", "dune", "ember", "fern", "grove", "hazel", "iris", "jade", "kelp", "lilac", "moss")
@@ -134,3 +134,29 @@ def test_a_listener_that_fails_is_named_once_and_the_run_goes_on(document, tmp_p
     told = [one.data["text"] for one in listener.events if one.kind == "warning"]
     assert len([text for text in told if "failed and is left out" in text]) == 1
     assert listener.kinds()[-1] == "run_finished"
+
+
+def test_rows_that_truncation_touches_are_told_by_count_and_place(document, tmp_path):
+    document["train"]["max_length"] = 48
+    listener = Listener()
+    answer = "long " * 20
+    write(
+        tmp_path, "domain.jsonl", [(f"Where is {word}?", word) for word in WORDS] + [("x" * 60, "gone"), ("y", answer)]
+    )
+    write(tmp_path, "held.jsonl", [("And this?", answer), ("And that?", "short")])
+    document["sources"]["domain"]["jsonl"]["held_out"] = 0
+    document["sources"]["held"] = {"jsonl": {"path": "held.jsonl"}}
+    document["evaluate"]["domain"]["source"] = "held"
+    start(document, tmp_path, listener)
+    told = " ".join(one.data["text"] for one in listener.events if one.kind == "warning")
+    assert "1 row(s) of 'domain' have no trained token within max_length and are left out" in told
+    assert "domain.jsonl:14" in told
+    assert "the suite 'domain' has 1 row(s) longer than max_length" in told
+
+
+def test_a_held_out_row_that_the_template_refuses_stops_the_run_before_a_folder_is_made(document, tmp_path):
+    document["template"] = {"jinja": {"template": "{{ messages[0].content }}{{ eos_token }}"}}
+    with pytest.raises(HarnessError) as caught:
+        start(document, tmp_path)
+    assert caught.value.exit_code == 2
+    assert not (tmp_path / "runs").exists()
