@@ -39,6 +39,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
 
 
+def _count(text: str) -> int:
+    """A number of rows, at least 1. argparse makes a ValueError a usage error."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is below 1")
+    return number
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="harness",
@@ -88,7 +96,7 @@ def _parser() -> argparse.ArgumentParser:
         "harness preview specs/mixed_sft.json --source helpdesk --rows 2",
     )  # fmt: skip
     preview.add_argument("--source", help="the source to show; every trained one if left out")
-    preview.add_argument("--rows", type=int, default=2, metavar="N", help="rows of each source (default 2)")
+    preview.add_argument("--rows", type=_count, default=2, metavar="N", help="rows of each source (default 2)")
     preview.add_argument("--plain", action="store_true", help="mark trained text with brackets instead of colour")
 
     plugins = add(

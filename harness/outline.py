@@ -49,14 +49,14 @@ def preview(spec: Spec, registry: Registry, source: str | None, rows: int, *, pl
     """The first rows of a source, or of every trained one, as they are trained: trained tokens marked."""
     from harness.data.preview import preview as show
 
-    ready = run.prepare(spec, registry)
+    ready = run.prepare(spec, registry, mixed=False)
     if source is not None and source not in ready.data.rows:
         raise HarnessError(
             "--source", f"no trained source is called {source!r}", f"there are: {', '.join(ready.data.rows)}"
         )
     shown: list[RenderableType] = []
     for name in [source] if source is not None else list(ready.data.rows):
-        for number, row in enumerate(ready.data.rows[name][: max(rows, 0)], start=1):
+        for number, row in enumerate(ready.data.rows[name][:rows], start=1):
             facts = f"{len(row.input_ids)} tokens, {row.loss_tokens} trained"
             shown.append(Text(f"{name} row {number} ({row.id}): {facts}", style="bold"))
             shown.append(show(row, ready.tokenizer, plain=plain))
@@ -175,9 +175,10 @@ def render(made: Mapping[str, Any]) -> RenderableType:
 
 def _stage_table(stage: Mapping[str, Any]) -> Table:
     train = stage["train"]
-    facts = [f"{stage['steps']:,} steps"] if "steps" in stage else []
+    steps = stage.get("steps", train["steps"])
+    facts = [f"{steps:,} steps"] if steps is not None else []
     facts += [
-        f"{train['epochs']:g} epoch(s)" if train["steps"] is None else f"steps {train['steps']}",
+        *([f"{train['epochs']:g} epoch(s)"] if train["steps"] is None else []),
         f"batch {train['batch_size']} × {train['accumulation']}",
         f"learning rate {train['learning_rate']:g} ({train['scheduler']}, warm-up {train['warmup_ratio']:g})",
         *([f"packed to {train['max_length']}"] if train["packing"] else []),

@@ -9,7 +9,7 @@ import json
 import secrets
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -40,10 +40,16 @@ class Prepared:
     metrics: Mapping[str, Mapping[str, Metric]]
 
 
-def prepare(spec: Spec, registry: Registry) -> Prepared:
-    """Everything up to the proven data. Loads no model; makes no folder. Raises HarnessError for bad input."""
+def prepare(spec: Spec, registry: Registry, *, mixed: bool = True) -> Prepared:
+    """Everything up to the proven data. Loads no model; makes no folder. Raises HarnessError for bad input.
+
+    mixed: False leaves the shares out, so that rows can be looked at whose mixture cannot be met.
+    """
     progress = _progress(registry)
     planned = plan.make(spec, registry)
+    if not mixed:
+        whole = [replace(one, parts=tuple(replace(part, share=None) for part in one.parts)) for one in planned.stages]
+        planned = replace(planned, stages=tuple(whole))
     for text in planned.warnings:
         registry.observe(Event("warning", data={"text": text}))
     metrics = {
@@ -220,7 +226,9 @@ def _folder(spec: Spec) -> Path:
         folder.mkdir(parents=True)
     except OSError as error:
         what = f"the folder of the run cannot be made: {error.strerror or error}"
-        raise HarnessError(f"output: {folder}", what, 'free space there, or name another folder in "output"') from error
+        raise HarnessError(
+            f"output: {folder}", what, 'name a folder in "output" that can be written and has space'
+        ) from error
     return folder
 
 

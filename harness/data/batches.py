@@ -54,9 +54,10 @@ def order(stage: Stage, rows: Sequence[Row], seed: int) -> Order:
     ends: list[int] = []
     while len(walked) < total:
         random = generator(seed, "order", stage.name, len(ends))
-        walked += grouped(spread(kinds, random), sizes, batch, len(walked), random)
-        ends.append(len(walked))
-    del walked[total:]
+        ends.append(len(walked) + len(slots))
+        # Cut before lengths are grouped: the beginning of an even spread holds every source in its share.
+        begun = spread(kinds, random)[: total - len(walked)]
+        walked += grouped(begun, sizes, batch, len(walked), random)
     return Order(tuple(slots[slot] for slot in walked), tuple(ends), efficiency([sizes[s] for s in walked], batch))
 
 

@@ -16,7 +16,7 @@ from harness.contracts import Example, Plan, Progress, Row, Source, StageData, S
 from harness.data.batches import order
 from harness.data.encode import encode_all
 from harness.data.forms import examples
-from harness.data.mixture import mix, shares
+from harness.data.mixture import TOLERANCE, mix, shares
 from harness.data.proof import prove
 from harness.data.splits import Split, check_disjoint, chosen, split
 from harness.errors import HarnessError, raise_all
@@ -103,7 +103,7 @@ def prepare(
         },
         digests={name: _digest(used.get(name, set()) | evaluated.get(name, set())) for name in splits},
         untrained=untrained,
-        warnings=tuple(_warnings(untrained, cut)),
+        warnings=tuple(_warnings(untrained, cut, stages)),
     )
 
 
@@ -190,7 +190,9 @@ def _prove_suites(
     return cut
 
 
-def _warnings(untrained: Mapping[str, Sequence[str]], cut: Mapping[str, int]) -> Iterator[str]:
+def _warnings(
+    untrained: Mapping[str, Sequence[str]], cut: Mapping[str, int], stages: Sequence[StageData]
+) -> Iterator[str]:
     for name, places in untrained.items():
         if places:
             shown = ", ".join(places[:3]) + (", …" if len(places) > 3 else "")
@@ -198,6 +200,15 @@ def _warnings(untrained: Mapping[str, Sequence[str]], cut: Mapping[str, int]) ->
     for name, count in cut.items():
         if count:
             yield f"the suite {name!r} has {count} row(s) longer than max_length; their references are cut"
+    for one in stages:
+        for part in one.stage.parts:
+            realised = one.shares.get(part.source, {}).get(part.unit, 0.0)
+            if part.share is not None and abs(realised - part.share) > TOLERANCE:
+                unit = part.unit.replace("_", " ")
+                yield (
+                    f"the stage {one.stage.name!r} ends within an epoch: of its {len(one.order)} slots {part.source!r} "
+                    f"has {realised:.1%} of the {unit}, not the {part.share:.1%} asked for; train longer for that"
+                )
 
 
 def _stages(plan: Plan, encoded: Mapping[str, _Encoded]) -> tuple[StageData, ...]:

@@ -8,6 +8,7 @@ from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
 from harness.contracts import Row
+from harness.legible import printable
 
 TRAINED, UNTRAINED, CONTROL = "bold green", "dim", "underline"
 OPEN, CLOSE = "⟦", "⟧"
@@ -22,6 +23,7 @@ def preview(row: Row, tokenizer: PreTrainedTokenizerBase, *, plain: bool = False
     text = Text()
     inside = False
     for piece, trained, control in _pieces(row, tokenizer, special):
+        piece = printable(piece)  # a row's text is anybody's, and must not steer the terminal
         if plain:
             mark = "" if trained == inside else (OPEN if trained else CLOSE)
             text.append(mark + piece)

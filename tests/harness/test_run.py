@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from harness import registry, run, schema, spec
+from harness import outline, registry, run, schema, spec
 from harness.contracts import Event
 from harness.errors import HarnessError, RunError
 from harness.hooks import hookimpl
@@ -160,3 +160,27 @@ def test_a_held_out_row_that_the_template_refuses_stops_the_run_before_a_folder_
         start(document, tmp_path)
     assert caught.value.exit_code == 2
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_mixture_that_a_short_run_does_not_reach_is_told_and_rows_can_still_be_looked_at(document, tmp_path):
+    document["mode"] = {"mixed": {"domain": ["domain"], "general": ["general"]}}
+    document["sources"]["domain"]["jsonl"]["held_out"] = document["sources"]["general"]["jsonl"]["held_out"] = 0
+    document["evaluate"] = {}
+    write(tmp_path, "domain.jsonl", [(f"Where is number {n}?", f"{n}") for n in range(80)])
+    write(tmp_path, "general.jsonl", [(f"Spell number {n}", f"{n}") for n in range(80)])
+    document["mitigations"] = {"mixing": {"share": 0.2, "unit": "rows"}}
+    document["train"] = {"steps": 1, "batch_size": 2}
+    listener = Listener()
+    found = registry.discover()
+    found.manager.register(listener)
+    (tmp_path / "spec.json").write_text(json.dumps(document))
+    run.prepare(spec.load(tmp_path / "spec.json", schema.compose(found)), found)
+    told = [one.data["text"] for one in listener.events if one.kind == "warning"]
+    assert any("ends within an epoch" in text and "not the 20.0% asked for" in text for text in told)
+
+    document["mitigations"]["mixing"]["share"] = 0.9
+    (tmp_path / "spec.json").write_text(json.dumps(document))
+    read = spec.load(tmp_path / "spec.json", schema.compose(found))
+    with pytest.raises(HarnessError, match="cannot be met"):
+        run.prepare(read, found)
+    assert outline.preview(read, found, "domain", 1, plain=True)

@@ -324,6 +324,7 @@ def test_the_warning_is_on_the_error_stream_when_nobody_asks_for_it(tmp_path, ca
 
 
 def test_the_users_own_settings_of_mlflow_hold(monkeypatch):
+    store.import_mlflow()  # MLflow sets levels of its own when it is first imported
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "5")
     monkeypatch.setenv("MLFLOW_LOGGING_LEVEL", "INFO")
     monkeypatch.delenv("MLFLOW_HTTP_REQUEST_TIMEOUT", raising=False)

@@ -65,3 +65,14 @@ def test_a_leading_space_is_kept_with_tokenizers_that_drop_it_in_decoding():
 
 def test_an_empty_row_is_an_empty_text(tokenizer):
     assert preview(Row("id", "s", (), ()), tokenizer).plain == ""
+
+
+@pytest.mark.parametrize("plain", [True, False])
+def test_what_a_row_holds_cannot_steer_the_terminal(tokenizer, plain):
+    messages = (Message("user", "\x1b[31mred\x07"), Message("assistant", "\x1b]0;title\x07 fine"))
+    hostile = encode(Example("id", messages, "x"), "s", ChatML(None), tokenizer, 4096)
+    shown = preview(hostile, tokenizer, plain=plain).plain
+    assert "\x1b" not in shown
+    assert "\x07" not in shown
+    assert "␛[31mred" in shown
+    assert shown.startswith("<|im_start|>user\n")
