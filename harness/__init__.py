@@ -4,6 +4,7 @@ What a plugin needs is importable from here; everything else of the package is i
 """
 
 from harness.contracts import (
+    Bad,
     Component,
     Event,
     Example,
@@ -15,15 +16,18 @@ from harness.contracts import (
     Part,
     Record,
     Row,
+    Share,
     Source,
     Span,
     Stage,
     Template,
+    ToolCall,
 )
 from harness.errors import HarnessError
 from harness.hooks import hookimpl
 
 __all__ = [
+    "Bad",
     "Component",
     "Event",
     "Example",
@@ -36,9 +40,11 @@ __all__ = [
     "Part",
     "Record",
     "Row",
+    "Share",
     "Source",
     "Span",
     "Stage",
     "Template",
+    "ToolCall",
     "hookimpl",
 ]

@@ -1,7 +1,7 @@
 """The nouns that travel between rooms, and the base classes that plugins extend.
 
 Knows no room, and imports nothing heavy: types of torch and transformers stand here as names only.
-A value, once made, is frozen and handed on.
+A value, once made, is frozen and handed on. `Mitigation`, the base class with the most verbs, has a file of its own.
 """
 
 from __future__ import annotations
@@ -10,13 +10,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
+from harness.mitigation import Mitigation as Mitigation
+from harness.results import Breach as Breach
+from harness.results import Evaluation as Evaluation
+from harness.results import Item as Item
+from harness.results import Score as Score
+
 if TYPE_CHECKING:
-    import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
 KINDS = ("templates", "sources", "modes", "mitigations", "metrics")
 
-Role = Literal["domain", "general"]
+Role = Literal["domain", "general", "replay"]
 Unit = Literal["rows", "tokens", "loss_tokens"]
 
 
@@ -43,16 +48,29 @@ class Component:
 
 
 @dataclass(frozen=True)
+class ToolCall:
+    """An assistant's call of a tool. arguments: a JSON object."""
+
+    name: str
+    arguments: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
 class Message:
     """One turn of a conversation.
 
-    role: `system`, `user` or `assistant`. input: text that an instruction works on, where the data keeps the two apart
-    (Alpaca); a template without a place for it renders it below the content.
+    role: `system`, `user`, `assistant` or `tool` (what a tool answered); the only message of a plain text has the role
+    `text`. input: text that an instruction works on, where the data keeps the two apart (Alpaca); a template without a
+    place for it renders it below the content. calls: the tools that an assistant's turn calls, after its content.
+    name: of the tool that answers, where the data says it. trained: whether the loss is taken on an assistant's turn.
     """
 
     role: str
     content: str
     input: str | None = None
+    calls: tuple[ToolCall, ...] = ()
+    name: str | None = None
+    trained: bool = True
 
 
 @dataclass(frozen=True)
@@ -64,12 +82,32 @@ class Record:
 
 
 @dataclass(frozen=True)
+class Bad:
+    """A raw row that its source cannot read, in the place of a Record; the rows around it are read as ever.
+
+    what: what is wrong with it, as a predicate ("is not JSON"). hint: the remedy. raw: what stands there, text or a
+    value of JSON, so that it can be written to the file of rejected rows.
+    """
+
+    place: str
+    what: str
+    hint: str = ""
+    raw: Any = None
+
+
+@dataclass(frozen=True)
 class Example:
-    """One conversation, ending with the assistant's response. id: a hash of its content alone."""
+    """One conversation, ending with the assistant's response, or one plain text. id: a hash of its content alone.
+
+    tools: what the assistant may call, each a function's JSON Schema: `name`, `description`, `parameters`.
+    choices: of a multiple-choice question, in the order of the data; the response is one of them, the right one.
+    """
 
     id: str
     messages: tuple[Message, ...]
     place: str
+    tools: tuple[Mapping[str, Any], ...] = ()
+    choices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -102,26 +140,60 @@ class Row:
 
 @dataclass(frozen=True)
 class Part:
-    """Rows of one source in a stage. share: of the stage's final mixture, in `unit`; None: every row of the source."""
+    """Rows of one source in a stage: every one in each epoch, unless a `Share` of the stage names the source.
+
+    role: `replay` is what an earlier stage trained on. limit: rows taken at most, chosen by the seed; None: all.
+    """
 
     source: str
     role: Role
-    share: float | None = None
+    limit: int | None = None
+
+
+@dataclass(frozen=True)
+class Share:
+    """What some sources of a stage together are of its final mixture: `amount`, in [0, 1], of its `unit`.
+
+    Split among them by `weights` (one a source), by `temperature` (as size ** (1 / temperature)), or evenly.
+    upsample: rows may stand more than once in an epoch. resample: every epoch has a draw of its own.
+    """
+
+    sources: tuple[str, ...]
+    amount: float
     unit: Unit = "loss_tokens"
+    weights: tuple[float, ...] | None = None
+    temperature: float | None = None
+    upsample: bool = False
+    resample: bool = False
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One stretch of training. train: its settings, every default filled in."""
+    """One stretch of training. train: its settings, every default filled in. shares: each of other sources.
+
+    suites: those that examine what this stage is to teach; none named: those on its sources, or of its name.
+    mitigations: those at work in this stage, name -> options; None: the plan's. adapter: what becomes of the adapter of
+    the stage before: trained on (`continue`), merged into the weights below a new one (`merge`), or put aside for a new
+    one on the base model (`new`).
+    """
 
     name: str
     parts: tuple[Part, ...]
     train: Mapping[str, Any] = field(default_factory=dict)
+    shares: tuple[Share, ...] = ()
+    suites: tuple[str, ...] = ()
+    mitigations: Mapping[str, Mapping[str, Any]] | None = None
+    adapter: Literal["continue", "merge", "new"] = "continue"
 
 
 @dataclass(frozen=True)
 class Suite:
-    """Held-out rows of one source and the metrics drawn from them. metrics: name -> options."""
+    """Held-out rows of one source and the metrics drawn from them. metrics: name -> options.
+
+    The other settings are those of `vocabulary.SUITE`, where they are described; a test holds the defaults here, for
+    suites made in code, equal to those there.
+    template: of the suite's own, name and options; None: that of training.
+    """
 
     name: str
     source: str
@@ -130,6 +202,18 @@ class Suite:
     limit: int | None
     max_new_tokens: int
     batch_size: int
+    template: tuple[str, Mapping[str, Any]] | None = None
+    plain: bool = False
+    stop: Sequence[str] = ()
+    temperature: float = 0
+    top_p: float = 1
+    delimiter: str = " "
+    lang: str = "auto"
+    max_empty: float | None = None
+    max_truncated: float | None = None
+    max_unparsed: float | None = None
+    max_cut: float | None = None
+    server: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -157,16 +241,17 @@ class StageData:
 
     order: slots, all epochs one after the other; a slot is the indices of the rows packed into it (one, unpacked).
     epoch_ends: where in `order` each epoch ends; the last lies beyond its end when that epoch is cut short.
-    shares: source -> realised share of the mixture by unit, averaged over the epochs.
+    shares: source -> unit -> realised share of all that is walked; epoch_shares: the same, one for each epoch.
     efficiency: real tokens / token slots, padding of batches included.
     """
 
     stage: Stage
-    rows: tuple[Row, ...]
-    order: tuple[tuple[int, ...], ...]
+    rows: Sequence[Row]
+    order: Sequence[tuple[int, ...]]
     epoch_ends: tuple[int, ...]
     shares: Mapping[str, Mapping[str, float]]
     efficiency: float
+    epoch_shares: tuple[Mapping[str, Mapping[str, float]], ...] = ()
 
     def steps(self, processes: int = 1) -> int:
         """Updates that walk the whole order."""
@@ -178,60 +263,12 @@ class StageData:
 
 
 @dataclass(frozen=True)
-class Item:
-    """What the model did with one held-out row.
-
-    answer, finish: the generated text and why it ended (`eos`, `stop`, `length`, `empty`); None when nothing was
-    generated. nll: summed negative log-likelihood of the reference response, in nats, over `tokens` tokens.
-    """
-
-    id: str
-    prompt: str
-    reference: str
-    answer: str | None = None
-    finish: str | None = None
-    nll: float | None = None
-    tokens: int = 0
-
-
-@dataclass(frozen=True)
-class Score:
-    """One number of one suite after one stage (stage 0: the base model), with what is needed to compare it.
-
-    low, high: bounds of the 95 % interval. statistics: one vector an item, in the order of the suite's items;
-    `Metric.aggregate` of their sum gives `value` (see `Metric`).
-    """
-
-    stage: int
-    suite: str
-    metric: str
-    name: str
-    value: float
-    n: int
-    stderr: float
-    low: float
-    high: float
-    higher_is_better: bool
-    signature: str
-    statistics: tuple[tuple[float, ...], ...] = field(repr=False, default=())
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """One suite after one stage: its items and the scores drawn from them."""
-
-    stage: int
-    suite: str
-    items: tuple[Item, ...]
-    scores: tuple[Score, ...]
-
-
-@dataclass(frozen=True)
 class Event:
     """Something that happened in a run.
 
-    kind: `run_started`, `progress`, `data`, `evaluated`, `stage_started`, `step`, `stage_finished`, `run_finished`,
-    `run_failed`, `warning`. stage: index of the stage, from 1; 0 before the first. data: what happened, by kind.
+    kind: `run_started`, `progress`, `data`, `evaluated`, `stage_started`, `step`, `measured` (within a stage: `step`,
+    `scores`, `combined`, `best`, `over`), `restored` (`step`), `stage_finished`, `run_finished`, `run_failed`,
+    `warning`. stage: index of the stage, from 1; 0 before the first. data: what happened, by kind.
     """
 
     kind: str
@@ -255,13 +292,24 @@ def silent(phase: str, done: int, total: int, note: str = "", unit: str = "") ->
 class Template:
     """A way to render a conversation."""
 
+    controls: ClassVar[tuple[str, ...]] = ()
+    """Added tokens of the format, beside the tokenizer's special ones, that would open or end a turn: in a message they
+    are plain text even in a conversation in which the format does not write them."""
+
     def render(
-        self, messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, *, open: bool = False
+        self,
+        messages: Sequence[Message],
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        open: bool = False,
+        tools: Sequence[Mapping[str, Any]] = (),
     ) -> tuple[Span, ...]:
         """The conversation as spans of text, end of turn and begin- and end-of-sequence tokens included.
 
+        An assistant's turn and its end of turn are trained spans, unless the message says that it is not trained.
         open: the conversation ends before the response, so the rendering ends with the response's header.
-        Raises HarnessError when the format has no place for one of the messages.
+        tools: see `Example.tools`. Raises HarnessError when the format has no place for one of the messages, or for
+        tools.
         """
         raise NotImplementedError
 
@@ -273,9 +321,21 @@ class Template:
 class Source:
     """A place that rows come from."""
 
-    def records(self) -> Iterator[Record]:
-        """Every raw row with its place, in a fixed order. Raises HarnessError for what cannot be read."""
+    def records(self) -> Iterator[Record | Bad]:
+        """Every raw row with its place, in a fixed order, made one by one: not all are asked for when `head` is given.
+
+        A row that cannot be read is a `Bad` one, which the spec may allow a share of. Raises HarnessError for what
+        cannot be read as a whole.
+        """
         raise NotImplementedError
+
+    def facts(self) -> Mapping[str, str]:
+        """What was read, once it has been read, for the run's record: e.g. `commit` of a dataset of the hub."""
+        return {}
+
+    def warnings(self) -> Sequence[str]:
+        """What a person should know of the data, once it has been read."""
+        return ()
 
 
 class Mode:
@@ -286,54 +346,7 @@ class Mode:
         raise NotImplementedError
 
 
-class Mitigation:
-    """One way to forget less. Every method's default changes nothing.
-
-    Its module imports nothing heavy at the top: `validate` makes mitigations to fold their plans.
-    """
-
-    order: ClassVar[int] = 0
-    """Mitigations are applied in this order, then by name; never in the order of the JSON file."""
-
-    reads_logits: bool = False
-    """Whether `batch_penalty` is to be called; it costs the full logits of each batch."""
-
-    def plan(self, stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
-        """Which data, in what shares. Depends on the options alone: the instance that trains is another one."""
-        return stages
-
-    def model(self, model: PreTrainedModel) -> PreTrainedModel:
-        """Which weights can move: called once, before the first stage."""
-        return model
-
-    def begin_stage(self, stage: Stage, model: PreTrainedModel, rows: Mapping[str, Sequence[Row]]) -> None:
-        """Remember where this stage began. rows: tokenised training rows of the sources that the options name."""
-
-    def weight_pull(self, model: PreTrainedModel) -> torch.Tensor | None:
-        """Add the gradient of a function of the weights alone to their `.grad`, in place, and return its value.
-
-        Called once per update, after the task's gradient has been clipped. None: nothing was added.
-        """
-        return None
-
-    def batch_penalty(
-        self, model: PreTrainedModel, batch: Mapping[str, torch.Tensor], logits: torch.Tensor
-    ) -> torch.Tensor | None:
-        """A scalar of this micro-batch, averaged over its trained tokens, with its graph. None: nothing to add.
-
-        batch: `input_ids` and `labels` of shape (B, T). logits: (B, T, V), before the shift.
-        """
-        return None
-
-    def end_stage(self, stage: Stage, model: PreTrainedModel, rows: Sequence[Row]) -> None:
-        """Learn from the stage just finished. rows: the rows that it trained on."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """What must be kept with each checkpoint: tensors, numbers and strings, nested in dicts."""
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back what `state_dict` gave."""
+Reads = Literal["answer", "likelihood", "base", "choices", "text"]
 
 
 class Metric:
@@ -343,10 +356,13 @@ class Metric:
     That makes every metric, corpus metrics such as BLEU included, resample without being computed anew.
     """
 
-    reads: ClassVar[Literal["answer", "likelihood"]]
-    """Whether the metric needs generated answers or the likelihood of the reference."""
+    reads: ClassVar[Reads]
+    """What the model must do for it: `answer` the prompt; tell the `likelihood` of the reference response; compare
+    itself with the `base` model over that response; weigh the `choices` of a multiple-choice question; or foretell a
+    plain `text`, whole."""
 
-    higher_is_better: bool = True
+    higher_is_better: bool | None = True
+    """None: neither direction is better as such, as with a ratio of lengths."""
 
     names: tuple[str, ...]
     """The scores that it gives, e.g. `("rouge1", "rouge2", "rougeL")`."""
@@ -362,3 +378,14 @@ class Metric:
     def aggregate(self, name: str, total: Sequence[float]) -> float:
         """The score `name` of the items whose statistics sum to `total`."""
         raise NotImplementedError
+
+    def is_ratio(self, name: str) -> bool:
+        """Whether the score is the first statistic's sum over the second's, up to a constant factor.
+
+        Its standard error and interval then have a closed form; without, they are resampled.
+        """
+        return False
+
+    def parsed(self, item: Item) -> bool:
+        """Whether what the metric looks for was found in the item's answer; what was not is scored, and counted."""
+        return True

@@ -5,18 +5,22 @@ Where the model's tokenizer cannot be had, rows are counted and the reason is gi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from harness import data, plan, run
-from harness.contracts import Plan, StageData
+from harness import data, plan, run, shares
+from harness.contracts import Part, Plan, Stage, StageData
 from harness.errors import HarnessError
+from harness.legible import one_line
 from harness.registry import Registry
 from harness.spec import Spec
+
+NOTHING = {"rows": 0, "tokens": 0, "loss_tokens": 0}
 
 TRAINED_BYTES = 16
 """A trained weight is four float32 numbers: itself, its gradient, and the two that AdamW keeps."""
@@ -46,8 +50,8 @@ def make(spec: Spec, registry: Registry) -> dict[str, Any]:
 
 
 def preview(spec: Spec, registry: Registry, source: str | None, rows: int, *, plain: bool) -> list[RenderableType]:
-    """The first rows of a source, or of every trained one, as they are trained: trained tokens marked."""
-    from harness.data.preview import preview as show
+    """The first rows of a source, or of every trained one, turn by turn, as they are trained: trained tokens marked."""
+    from harness.data.preview import Preview, turns
 
     ready = run.prepare(spec, registry, mixed=False)
     if source is not None and source not in ready.data.rows:
@@ -56,10 +60,14 @@ def preview(spec: Spec, registry: Registry, source: str | None, rows: int, *, pl
         )
     shown: list[RenderableType] = []
     for name in [source] if source is not None else list(ready.data.rows):
-        for number, row in enumerate(ready.data.rows[name][:rows], start=1):
+        told = ready.data.told[name]
+        for number, row in enumerate(told.longest.rows[:rows]):
+            example, cut = told.training[int(told.longest.kept[number])], int(told.longest.cut[number])
             facts = f"{len(row.input_ids)} tokens, {row.loss_tokens} trained"
-            shown.append(Text(f"{name} row {number} ({row.id}): {facts}", style="bold"))
-            shown.append(show(row, ready.tokenizer, plain=plain))
+            title = f"{name} row {number + 1} ({one_line(example.place)}): {facts}"
+            shown.append(Text(title, style="bold"))
+            spoken = turns(example, row, ready.template, ready.tokenizer, plain=plain)
+            shown.append(Preview(spoken, example.tools, cut))
             shown.append(Text(""))
     return shown
 
@@ -78,10 +86,8 @@ def _without_tokens(planned: Plan, registry: Registry, why: str) -> dict[str, An
         "stages": [
             {
                 "name": stage.name,
-                "parts": [
-                    {"source": part.source, "role": part.role, "share": part.share, "unit": part.unit}
-                    for part in stage.parts
-                ],
+                "parts": [_part(stage, part) for part in stage.parts],
+                "shares": [asdict(share) for share in stage.shares],
                 "train": dict(stage.train),
             }
             for stage in planned.stages
@@ -92,31 +98,27 @@ def _without_tokens(planned: Plan, registry: Registry, why: str) -> dict[str, An
     }
 
 
+def _part(stage: Stage, part: Part) -> dict[str, Any]:
+    unit = shares.unit(stage, part.source)
+    return {"source": part.source, "role": part.role, "limit": part.limit, "unit": unit}
+
+
 def _stage(one: StageData) -> dict[str, Any]:
-    by_source: dict[str, dict[str, int]] = {}
-    for row in one.rows:
-        facts = by_source.setdefault(row.source, {"rows": 0, "tokens": 0, "loss_tokens": 0})
-        facts["rows"] += 1
-        facts["tokens"] += len(row.input_ids)
-        facts["loss_tokens"] += row.loss_tokens
-    parts = [
-        {
-            "source": part.source,
-            "role": part.role,
-            "share": part.share,
-            "unit": part.unit,
-            **by_source.get(part.source, {}),
-            "realised": one.shares[part.source][part.unit],
-        }
-        for part in one.stage.parts
-    ]
+    stage, sizes = one.stage, data.sizes(one.rows)
+    parts = []
+    for part in stage.parts:
+        made = _part(stage, part)
+        counted = sizes.get(part.source, NOTHING)
+        parts.append({**made, **counted, "realised": one.shares[part.source][made["unit"]]})
     return {
-        "name": one.stage.name,
+        "name": stage.name,
         "parts": parts,
+        "shares": [{**asdict(share), "realised": shares.realised(share, one.shares)} for share in stage.shares],
         "epochs": len(one.epoch_ends),
+        "epoch_shares": [dict(epoch) for epoch in one.epoch_shares],
         "steps": one.steps(),
         "efficiency": one.efficiency,
-        "train": dict(one.stage.train),
+        "train": dict(stage.train),
     }
 
 
@@ -188,9 +190,18 @@ def _stage_table(stage: Mapping[str, Any]) -> Table:
     for column in ("source", "role", "rows", "tokens", "trained tokens", "share asked", "share realised"):
         table.add_column(column, justify="left" if column in ("source", "role") else "right")
     for part in stage["parts"]:
-        unit = part["unit"].replace("loss_tokens", "trained tokens")
-        asked = "all rows" if part["share"] is None else f"{part['share']:.1%} of {unit}"
+        asked = _asked(part, stage["shares"])
         numbers = [f"{part[key]:,}" if key in part else "?" for key in ("rows", "tokens", "loss_tokens")]
         realised = f"{part['realised']:.2%}" if "realised" in part else "?"
         table.add_row(part["source"], part["role"], *numbers, asked, realised)
     return table
+
+
+def _asked(part: Mapping[str, Any], asked: Sequence[Mapping[str, Any]]) -> str:
+    source = part["source"]
+    for share in asked:
+        if source in share["sources"]:
+            others = [name for name in share["sources"] if name != source]
+            beside = f", with {' and '.join(others)}" if others else ""
+            return f"{share['amount']:.1%} of {share['unit'].replace('loss_tokens', 'trained tokens')}{beside}"
+    return "all rows" if part["limit"] is None else f"all of {part['limit']:,} rows at most"

@@ -32,7 +32,18 @@ def compose(registry: Registry) -> Schema:
         name: _component(component, vocabulary.ROWS) for name, component in sorted(components["sources"].items())
     }
     metrics = _slot(components["metrics"], "Metrics of the suite: name -> options.", many=True)
-    suite = _object({**vocabulary.SUITE, "metrics": {**metrics, "minProperties": 1}}, ("source", "metrics"))
+    own = _optional(_slot(components["templates"], "A template of this suite's own. null: that of training."))
+    properties = {**vocabulary.SUITE, "template": own, "metrics": {**metrics, "minProperties": 1}}
+    suite = _object(properties, ("source", "metrics"))
+    near = _object(
+        vocabulary.NEAR_DUPLICATES, (), "Training rows that nearly repeat one another. null: not looked for."
+    )
+    contamination = _object(vocabulary.CONTAMINATION, (), "Held-out rows that stand in training. null: not looked for.")
+    checks = {
+        "near_duplicates": {**_optional(near), "default": {}},
+        "contamination": {**_optional(contamination), "default": {}},
+        **vocabulary.CHECKS,
+    }
     overrides = {key: _without_default(option) for key, option in vocabulary.TRAIN.items() if key != "precision"}
     properties = {
         **vocabulary.TOP,
@@ -61,6 +72,18 @@ def compose(registry: Registry) -> Schema:
             "default": {},
             "description": "Your name for a suite -> held-out rows and metrics, measured before and after every stage.",
         },
+        "gate": {
+            "type": "array",
+            "items": _object(vocabulary.GATE, ("score",), "One condition: a score, and one test of it."),
+            "default": [],
+            "description": "Conditions that the run must meet; it ends with exit code 3 when one is not met.",
+        },
+        "arms": {
+            **_object(vocabulary.ARMS, (), "Variants of this spec, each run and compared with the others."),
+            "type": ["object", "null"],
+            "default": None,
+        },
+        "checks": _object(checks, (), "What the data must stand before a model is loaded.", default={}),
         "track": _object(vocabulary.TRACK, (), "Where the run is tracked.", default={}),
     }
     schema = _object(properties, ("name", "model", "sources", "mode"), "A run of harness.")
@@ -68,7 +91,10 @@ def compose(registry: Registry) -> Schema:
         "$schema": "http://json-schema.org/draft-07/schema#",
         "title": "harness spec",
         **schema,
-        "definitions": {"train_overrides": _object(overrides, (), "Settings of this stage that differ from `train`.")},
+        "definitions": {
+            "train_overrides": _object(overrides, (), "Settings of this stage that differ from `train`."),
+            "mitigation_overrides": _overrides(components["mitigations"]),
+        },
     }
 
 
@@ -80,6 +106,12 @@ def _object(properties: Mapping[str, Any], required: tuple[str, ...], descriptio
         "additionalProperties": False,
     }
     return {**schema, **({"description": description} if description else {}), **more}
+
+
+def _optional(schema: Schema) -> Schema:
+    """The schema, or null, which is the default."""
+    kinds = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
+    return {**schema, "type": [*kinds, "null"], "default": None}
 
 
 def _component(component: Component, core: Mapping[str, Any]) -> Schema:
@@ -101,6 +133,18 @@ def _union(members: Mapping[str, Schema], description: str, many: bool = False) 
         "description": description,
     }
     return schema if many else {**schema, "minProperties": 1, "maxProperties": 1}
+
+
+def _overrides(components: Mapping[str, Component]) -> Schema:
+    """Options of mitigations that differ from the spec's own, without defaults; null takes one out."""
+    members = {
+        name: {
+            **_object({key: _without_default(option) for key, option in one.options.items()}, (), one.summary),
+            "type": ["object", "null"],
+        }
+        for name, one in sorted(components.items())
+    }
+    return _object(members, (), "Options of mitigations in which this stage differs; null leaves one out of it.")
 
 
 def _without_default(option: Mapping[str, Any]) -> Schema:

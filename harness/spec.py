@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path as FilePath
 from typing import Any
 
-from harness import places
+from harness import places, runs
 from harness.errors import HarnessError, raise_all
 from harness.places import Located, Path
 from harness.registry import Broken
@@ -39,7 +39,8 @@ class Spec:
 
 
 def load(file: str | FilePath, schema: Schema, overrides: Sequence[str] = (), broken: Sequence[Broken] = ()) -> Spec:
-    """Read a spec file. overrides: `key.of.the.spec=value`, the value in JSON or else taken as a string.
+    """Read a spec file. overrides: `key.of.the.spec=value`, the value in JSON or else taken as a string; null for a
+    mitigation or a suite takes it out.
 
     broken: plugins that could not be listed, named in the error for a component that nobody brings.
 
@@ -58,7 +59,9 @@ def load(file: str | FilePath, schema: Schema, overrides: Sequence[str] = (), br
     raise_all(_replaced(error, given) for error in errors(document, schema, located, broken))
     filled = fill(document, schema, schema)
     for at, leaf, value in list(leaves(filled, schema, schema)):
-        if isinstance(value, str) and leaf.get("format") in ("path", "model"):
+        if isinstance(value, str) and leaf.get("format") == "model" and value.startswith(runs.SCHEME):
+            _put(filled, at, _run(value.removeprefix(runs.SCHEME), path.parent, filled["output"]))
+        elif isinstance(value, str) and leaf.get("format") in ("path", "model"):
             _put(filled, at, _resolve(value, path.parent, leaf["format"]))
     filled.pop("$schema", None)
     return Spec(path, filled, schema, located, tuple(overrides))
@@ -106,7 +109,9 @@ def _set(document: dict[str, Any], override: str) -> dict[str, Any]:
             node = node.setdefault(step, {})
         else:
             raise HarnessError(f"--set {override}", f"there is no place for {step!r} in the spec", "check the key")
-    if isinstance(node, list) and last.isdigit() and int(last) < len(node):
+    if value is None and way in (["mitigations"], ["evaluate"]) and isinstance(node, dict):
+        node.pop(last, None)  # a part that is taken out, not one without options
+    elif isinstance(node, list) and last.isdigit() and int(last) < len(node):
         node[int(last)] = value
     elif isinstance(node, dict):
         node[last] = value
@@ -119,6 +124,15 @@ def _put(document: Any, path: Path, value: Any) -> None:
     for step in path[:-1]:
         document = document[step]
     document[path[-1]] = value
+
+
+def _run(name: str, folder: FilePath, output: str) -> str:
+    """The run by its absolute folder, to be found from anywhere; one that is not there stays as it is written."""
+    beside = folder / name if name.startswith((".", "/")) else name
+    try:
+        return f"{runs.SCHEME}{runs.find_run(beside, output).absolute().resolve()}"
+    except HarnessError:
+        return f"{runs.SCHEME}{name}"
 
 
 def _resolve(value: str, folder: FilePath, kind: str) -> str:

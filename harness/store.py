@@ -12,12 +12,27 @@ import os
 import re
 import sqlite3
 import tempfile
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from harness.public import without_secrets as without_secrets
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+
+__all__ = [
+    "DEFAULT_URI",
+    "absolute",
+    "artifact_location",
+    "import_mlflow",
+    "open_store",
+    "reason",
+    "sqlite_file",
+    "tracking_uri",
+    "without_secrets",
+]
 
 DEFAULT_URI = "sqlite:///mlflow.db"
 
@@ -46,6 +61,27 @@ def sqlite_file(uri: str) -> Path | None:
     """The database file of a SQLite URI, absolute; None for any other store."""
     match = re.match(r"sqlite(?:\+\w+)?:///([^?]+)", uri)
     return Path(match.group(1)).absolute() if match else None
+
+
+def same_or_kept(uri: str, tracked: Mapping[str, Any] | None) -> str:
+    """The URI under which a run that is gone on with is found: the one given where it is the same store, for it may
+    have a password; else the one that the run's `mlflow.json` has kept (`tracked`)."""
+    kept = str((tracked or {}).get("uri") or "")
+    return uri if not kept or without_secrets(absolute(uri)) == kept else kept
+
+
+@contextmanager
+def patience(seconds: float) -> Iterator[None]:
+    """Within, a single request may take this long, as that of a large file does; what the user has set holds."""
+    key, ours = "MLFLOW_HTTP_REQUEST_TIMEOUT", ENVIRONMENT["MLFLOW_HTTP_REQUEST_TIMEOUT"]
+    if os.environ.get(key) != ours:
+        yield
+        return
+    os.environ[key] = str(max(int(seconds), int(ours)))
+    try:
+        yield
+    finally:
+        os.environ[key] = ours
 
 
 def open_store(uri: str, *, create: bool = False) -> MlflowClient:
@@ -88,11 +124,6 @@ def artifact_location(uri: str) -> str | None:
     """
     file = sqlite_file(uri)
     return None if file is None else (file.parent / "mlartifacts").as_uri()
-
-
-def without_secrets(text: str) -> str:
-    """The text with the name and password of every URL in it left out."""
-    return re.sub(r"(?<=://)[^/@\s'\"]+@", "", text)
 
 
 def reason(error: BaseException) -> str:

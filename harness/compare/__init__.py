@@ -1,199 +1,205 @@
-"""Tracked runs → one table of what each did to its suites, and one of what differs in their specs.
+"""Runs beside each other: what each did to its suites, whether they differ beyond chance, and in what.
 
-Reads an MLflow tracking store; knows how `harness.track` writes to it, and imports no model library.
+Reads run folders and MLflow tracking stores; imports no model library. The first run, or the one named, is the
+baseline that every other is compared with, item by item.
 """
 
 from __future__ import annotations
 
-import json
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness import store
+from harness.compare.items import Changed, changed, chosen
+from harness.compare.pairs import Bench, Pair, Refused
+from harness.compare.runs import Compared, Final, Found, from_folder, is_run
 from harness.errors import HarnessError
+from harness.report.files import plain
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient
-    from mlflow.entities import Run
     from rich.console import RenderableType
 
-LISTED = 10
-DELTA = "/delta"
+    from harness.compare.tracked import Store
+    from harness.registry import Registry
 
+__all__ = ["Changed", "Compared", "Comparison", "Final", "Pair", "Refused", "compare", "render", "write_page"]
 
-@dataclass(frozen=True)
-class Final:
-    """One score of a run after the last stage that it came to. delta: against the base model, None while the run has
-    not finished. verdict: of the run's own report (`better`, `worse`, `no evidence`), None when it has written none."""
-
-    value: float
-    delta: float | None
-    verdict: str | None
-
-
-@dataclass(frozen=True)
-class Compared:
-    """One run as its store knows it. scores: `suite/score` -> its final state; parameters: the flat spec."""
-
-    run_id: str
-    name: str
-    status: str
-    mode: str
-    mitigations: str
-    learning_rate: str
-    seconds: float | None
-    scores: Mapping[str, Final]
-    parameters: Mapping[str, str] = field(repr=False)
+ITEMS = 10
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Runs beside each other. differences: parameter -> its value in each run, None where a run has none."""
+    """Runs beside each other. differences: parameter -> its value in each run, None where a run has none.
+
+    uri: of the tracking store, empty where none was asked. baseline: index of the run that the others are compared
+    with. pairs: each shared score of each other run; refused: what could not be compared. score: whose `items` are
+    shown, as `suite/score`. asked: whether the user chose it. notes: what is missing.
+    """
 
     uri: str
     runs: tuple[Compared, ...]
     differences: Mapping[str, tuple[str | None, ...]]
+    baseline: int = 0
+    pairs: tuple[Pair, ...] = ()
+    refused: tuple[Refused, ...] = ()
+    score: str | None = None
+    items: tuple[Changed, ...] = ()
+    notes: tuple[str, ...] = ()
+    asked: bool = field(default=False, repr=False)
+
+    def pairs_by_score(self) -> list[Pair]:
+        """The pairs with those of one score together, in the order of the scores."""
+        scores = list(dict.fromkeys((one.suite, one.score) for one in self.pairs))
+        return sorted(self.pairs, key=lambda one: (scores.index((one.suite, one.score)), one.run))
 
     def to_json(self) -> dict[str, Any]:
-        """The comparison as plain data for JSON."""
-        return {
-            "uri": self.uri,
-            "runs": [_without_nan(asdict(run)) for run in self.runs],
-            "differences": {key: list(values) for key, values in self.differences.items()},
-        }
+        """The comparison as plain data for JSON: what is no finite number is None."""
+        made: dict[str, Any] = plain(
+            {
+                "uri": self.uri,
+                "runs": [asdict(run) for run in self.runs],
+                "baseline": self.baseline,
+                "pairs": [asdict(one) for one in self.pairs],
+                "refused": [asdict(one) for one in self.refused],
+                "differences": {key: list(values) for key, values in self.differences.items()},
+                "score": self.score,
+                "items": [asdict(one) for one in self.items],
+                "notes": list(self.notes),
+            }
+        )
+        return made
 
 
-def compare(runs: Sequence[str], experiment: str | None = None, uri: str | None = None) -> Comparison:
-    """Read runs from a tracking store.
+def compare(
+    runs: Sequence[str],
+    experiment: str | None = None,
+    uri: str | None = None,
+    *,
+    baseline: str | None = None,
+    score: str | None = None,
+    items: int = ITEMS,
+    registry: Registry | None = None,
+) -> Comparison:
+    """Read runs and compare each with the baseline, over the items that both were measured on.
 
-    runs: MLflow run ids, run names or run folders, in the order in which they are shown. experiment: every run of it,
-        oldest first, or where to look for `runs`. uri: of the store; None: $MLFLOW_TRACKING_URI, else
-        `sqlite:///mlflow.db`.
-    Raises HarnessError when the store cannot be read, or for a run or experiment that is not in it.
+    runs: run folders, MLflow run ids or run names, in the order in which they are shown; a folder or a run that holds
+        the arms of an experiment stands for all of them. experiment: every run of this MLflow experiment, oldest
+        first, or where to look for `runs`. uri: of the tracking store; None: $MLFLOW_TRACKING_URI, else
+        `sqlite:///mlflow.db`. It is not asked for runs that are folders.
+    baseline: named like a run; None: the first. score: whose most changed items are told, as `suite/score`; None: the
+        first of the first domain suite. items: how many of them for each run. registry: None: the installed plugins.
+    Raises HarnessError when the store cannot be read, or for a run, experiment or score that there is not.
     """
     where = store.tracking_uri(uri)
-    shown = store.without_secrets(where)
     if not runs and experiment is None:
         raise HarnessError("compare", "no run is named", "give run ids, names or folders, or --experiment NAME")
-    try:
-        client = store.open_store(where)
-        return _compare(client, shown, runs, experiment)
-    except HarnessError:
-        raise
-    except Exception as error:
-        hint = "run something first, or name the store with --uri"
-        raise HarnessError(shown, f"the tracking store cannot be read: {store.reason(error)}", hint) from error
+    with tempfile.TemporaryDirectory(prefix="harness-compare-") as folder:
+        finder = _Finder(where, Path(folder), experiment)
+        found = [one for name in runs for one in finder.named(name)] if runs else finder.every()
+        first = finder.named(baseline) if baseline is not None else found[:1]
+        if len(first) != 1:
+            raise HarnessError("--baseline", f"{baseline!r} stands for {len(first)} runs", "name one of them")
+        unique = {_key(one): one for one in found}
+        if _key(first[0]) not in unique:
+            unique = {_key(first[0]): first[0], **unique}
+        return _compared(
+            finder.asked,
+            list(unique.values()),
+            list(unique).index(_key(first[0])),
+            score,
+            items,
+            registry,
+        )
 
 
 def render(comparison: Comparison) -> RenderableType:
-    """The comparison for a terminal: the runs, their scores suite by suite, and what differs in their specs."""
+    """The comparison for a terminal: the runs, their scores suite by suite, the paired differences, the items that
+    changed most, and what differs in their specs."""
     from harness.compare.view import View
 
     return View(comparison)
 
 
-def _compare(client: MlflowClient, uri: str, names: Sequence[str], experiment: str | None) -> Comparison:
-    known = list(_runs(client, uri, experiment))
-    if not known:
-        what = (
-            "holds no run of harness"
-            if experiment is None
-            else f"the experiment {experiment!r} holds no run of harness"
-        )
-        raise HarnessError(uri, what, "run a spec first: harness run SPEC")
-    chosen = [_find(name, known, uri) for name in names] or known
-    unique = list({run.info.run_id: run for run in chosen}.values())
-    compared = tuple(_compared(client, run) for run in unique)
-    keys = dict.fromkeys(key for run in compared for key in run.parameters)
-    values = {key: tuple(run.parameters.get(key) for run in compared) for key in sorted(keys)}
-    return Comparison(uri, compared, {key: row for key, row in values.items() if len(set(row)) > 1})
+def write_page(comparison: Comparison, file: Path) -> Path:
+    """Write the comparison as one page; returns its path. Raises HarnessError when it cannot be written."""
+    from harness.compare import page
+
+    return page.write(comparison, file)
 
 
-def _runs(client: MlflowClient, uri: str, experiment: str | None) -> Iterator[Run]:
-    """The parent runs that harness has made, oldest first."""
-    experiments = {one.name: one.experiment_id for one in _pages(client.search_experiments)}
-    if experiment is not None and experiment not in experiments:
-        there = ", ".join(sorted(experiments)) or "none"
-        raise HarnessError(uri, f"there is no experiment {experiment!r}", f"there are: {there}")
-    ids = [experiments[experiment]] if experiment is not None else list(experiments.values())
-    yield from _pages(
-        lambda page_token: client.search_runs(
-            ids, "tags.`harness.id` != ''", order_by=["attributes.start_time ASC"], page_token=page_token
-        )
+class _Finder:
+    """Finds runs by what the user calls them; opens the tracking store when the first of them asks for it."""
+
+    def __init__(self, uri: str, folder: Path, experiment: str | None) -> None:
+        self._uri, self._folder, self._experiment = uri, folder, experiment
+        self._store: Store | None = None
+
+    @property
+    def asked(self) -> str:
+        """The store that was asked, as it may be shown."""
+        return "" if self._store is None else store.without_secrets(self._uri)
+
+    def every(self) -> list[Found]:
+        return self._read(lambda opened: opened.every())
+
+    def named(self, name: str) -> list[Found]:
+        place = Path(name)
+        if is_run(place) and self._experiment is None:
+            return [from_folder(place)]
+        arms = sorted(one.parent for one in place.glob("arms/*/scores.json") if is_run(one.parent))
+        if arms:
+            return [from_folder(one) for one in arms]
+        return self._read(lambda opened: opened.named(name))
+
+    def _read(self, ask: Any) -> list[Found]:
+        try:
+            if self._store is None:
+                from harness.compare.tracked import Store
+
+                client = store.open_store(self._uri)
+                self._store = Store(client, store.without_secrets(self._uri), self._folder, self._experiment)
+            return [self._store.read(run) for run in ask(self._store)]
+        except HarnessError:
+            raise
+        except Exception as error:
+            shown, why = store.without_secrets(self._uri), store.reason(error)
+            hint = "run something first, name the store with --uri, or give run folders"
+            raise HarnessError(shown, f"the tracking store cannot be read: {why}", hint) from error
+
+
+def _key(found: Found) -> str:
+    return found.run.run_id or str(Path(found.run.folder).resolve())
+
+
+def _compared(
+    uri: str, found: Sequence[Found], baseline: int, score: str | None, items: int, registry: Registry | None
+) -> Comparison:
+    runs = tuple(one.run for one in found)
+    keys = dict.fromkeys(key for run in runs for key in run.parameters)
+    values = {key: tuple(run.parameters.get(key) for run in runs) for key in sorted(keys)}
+    made = Comparison(uri, runs, {key: row for key, row in values.items() if len(set(row)) > 1}, baseline)
+    if len(found) < 2:
+        return made
+    if registry is None:
+        from harness.registry import discover
+
+        registry = discover()
+    bench = Bench(found, baseline, registry)
+    pairs = bench.pairs()
+    told = chosen(pairs, score)
+    moved, notes = changed(bench, pairs, told, items) if told is not None and items else ((), ())
+    return Comparison(
+        uri=uri,
+        runs=runs,
+        differences=made.differences,
+        baseline=baseline,
+        pairs=pairs,
+        refused=tuple(bench.refused),
+        score=told,
+        items=moved,
+        notes=notes,
+        asked=score is not None,
     )
-
-
-def _pages(search: Any) -> Iterator[Any]:
-    token = None
-    while True:
-        page = search(page_token=token)
-        yield from page
-        token = page.token
-        if not token:
-            return
-
-
-def _find(name: str, known: Sequence[Run], uri: str) -> Run:
-    tracked = _tracked_as(Path(name))
-    wanted = tracked["run_id"] if tracked else name
-    found = [run for run in known if wanted == run.info.run_id]
-    found = found or [run for run in known if wanted in (run.info.run_name, run.data.tags["harness.id"])]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        ids = ", ".join(run.info.run_id for run in found)
-        raise HarnessError(uri, f"{len(found)} runs are called {name!r}", f"give an id: {ids}")
-    if tracked:
-        raise HarnessError(uri, f"the run in {name!r} is not here", f"it was tracked at {tracked['uri']}; see --uri")
-    latest = ", ".join(str(run.info.run_name) for run in reversed(known[-LISTED:]))
-    more = f" and {len(known) - LISTED} older ones" if len(known) > LISTED else ""
-    raise HarnessError(uri, f"there is no run {name!r}", f"there are: {latest}{more}")
-
-
-def _tracked_as(folder: Path) -> dict[str, str] | None:
-    """What the tracker left in a run's folder; None where there is no such folder or it was not tracked."""
-    file = folder / "mlflow.json"
-    if not file.is_file():
-        return None
-    facts: dict[str, str] = json.loads(file.read_text(encoding="utf-8"))
-    return facts
-
-
-def _compared(client: MlflowClient, run: Run) -> Compared:
-    metrics: Mapping[str, float] = run.data.metrics
-    verdicts = _verdicts(client, run)
-    # In the order of the report, the domain before the general suite as in the spec. Of each metric MLflow gives the
-    # value of the highest step, which is the last stage.
-    keys = [*verdicts, *(key for key in sorted(metrics) if key not in verdicts and not key.endswith(DELTA))]
-    scores = {key: Final(metrics[key], metrics.get(key + DELTA), verdicts.get(key)) for key in keys if key in metrics}
-    started, ended = run.info.start_time, run.info.end_time
-    return Compared(
-        run_id=run.info.run_id,
-        name=str(run.info.run_name),
-        status=str(run.info.status).lower(),
-        mode=run.data.tags.get("mode", ""),
-        mitigations=run.data.tags.get("mitigations", ""),
-        learning_rate=run.data.params.get("train.learning_rate", ""),
-        seconds=None if not (started and ended) else (ended - started) / 1000,
-        scores=scores,
-        parameters=dict(run.data.params),
-    )
-
-
-def _verdicts(client: MlflowClient, run: Run) -> dict[str, str]:
-    """`suite/score` -> verdict, out of the run's report; empty for a run that did not come to its report."""
-    if not any(one.path == "report.json" for one in client.list_artifacts(run.info.run_id)):
-        return {}
-    with tempfile.TemporaryDirectory() as folder:
-        file = client.download_artifacts(run.info.run_id, "report.json", folder)
-        report = json.loads(Path(file).read_text(encoding="utf-8"))
-    return {f"{one['suite']}/{one['name']}": one["verdict"] for one in report["changes"]}
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _without_nan(one) for key, one in value.items()}
-    return None if isinstance(value, float) and value != value else value

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from harness.compare import Compared, Comparison, Final
+from harness.compare.pairs_view import items_grid, pairs_notes, pairs_table
 from harness.legible import MISSING, decimals, duration, encodable, number, one_line
 
 MARKS = {"better": ("✓", "green"), "worse": ("✗", "red"), "no evidence": ("·", "dim")}
@@ -38,7 +39,20 @@ class View:
         )
         if len(comparison.runs) > 1:
             yield Text()
+            yield from self._beside(width)
             yield from differences_tables(comparison, width)
+
+    def _beside(self, width: int) -> Iterator[RenderableType]:
+        comparison = self.comparison
+        if comparison.pairs:
+            yield pairs_table(comparison, width)
+        yield from pairs_notes(comparison)
+        if comparison.pairs or comparison.refused:
+            yield Text()
+        # Ten items for each of many runs would bury the table; JSON and the page always have them.
+        if comparison.items and (len(comparison.runs) == 2 or comparison.asked):
+            yield from items_grid(comparison)
+            yield Text()
 
 
 def runs_table(comparison: Comparison) -> Table:

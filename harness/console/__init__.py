@@ -77,6 +77,7 @@ class Console:
         elif mode in ("plain", "json"):
             self._phases = Lines(self._print)
         self._plan: Plan | None = None
+        self._arm: Mapping[str, Any] | None = None
 
     @classmethod
     def choose(cls, *, quiet: bool = False, json: bool = False) -> Console:
@@ -113,6 +114,9 @@ class Console:
             return
         if event.kind == "step":
             return
+        if event.kind == "measured":  # the training goes on
+            self._print(words.within(event.data))
+            return
         if event.kind == "run_failed":
             self._phases.break_off()
         else:
@@ -122,7 +126,7 @@ class Console:
             handler(event.stage, event.data)
 
     def _run_started(self, stage: int, data: Mapping[str, Any]) -> None:
-        self._plan = data["plan"]
+        self._plan, self._arm = data["plan"], data.get("arm")
         self._print(words.start(data))
 
     def _data(self, stage: int, data: Mapping[str, Any]) -> None:
@@ -133,8 +137,32 @@ class Console:
         for line in words.scores(stage, data["evaluations"]):
             self._print(line)
 
+    def _variant(self, stage: int, data: Mapping[str, Any]) -> None:
+        for line in words.variant(stage, data):
+            self._print(line)
+
+    def _arm_started(self, stage: int, data: Mapping[str, Any]) -> None:
+        self._print(Text())
+        self._print(words.arm_start(data))
+
+    def _arm_finished(self, stage: int, data: Mapping[str, Any]) -> None:
+        if data["again"]:
+            self._print(Text("has its result already", style="dim"))
+
+    def _arms_finished(self, stage: int, data: Mapping[str, Any]) -> None:
+        if self.mode == "json":
+            self._document(data["experiment"].to_json())
+            return
+        from harness.report.arms_view import View
+
+        self._print(Text())
+        self._print(View(data["experiment"]))
+
     def _stage_started(self, stage: int, data: Mapping[str, Any]) -> None:
         self._print(words.stage_start(stage, data, self._plan))
+
+    def _restored(self, stage: int, data: Mapping[str, Any]) -> None:
+        self._print(Text(f"back to the weights of update {data['step']:,}, the best that were measured"))
 
     def _stage_finished(self, stage: int, data: Mapping[str, Any]) -> None:
         self._print(words.stage_end(data))
@@ -142,7 +170,8 @@ class Console:
     def _run_finished(self, stage: int, data: Mapping[str, Any]) -> None:
         made: report.Report = data["report"]
         if self.mode == "json":
-            self._document(made.to_json())
+            if self._arm is None:  # of an experiment, the comparison is the one document
+                self._document(made.to_json())
             return
         self._print(Text())
         self._print(report.render(made))

@@ -10,10 +10,16 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from harness.contracts import Evaluation, Part, Plan, Stage
+from harness import shares
+from harness.contracts import Evaluation, Plan, Stage, Unit
 from harness.legible import duration, number, one_line
 
-UNITS = {"rows": "rows", "tokens": "tokens", "loss_tokens": "loss tokens"}
+UNITS: Mapping[Unit, str] = {"rows": "rows", "tokens": "tokens", "loss_tokens": "loss tokens"}
+EPOCHS = 8
+"""Epochs whose shares are told one by one."""
+
+Shares = Mapping[str, Mapping[str, float]]
+"""Source -> unit -> realised share."""
 
 
 def start(data: Mapping[str, Any]) -> Text:
@@ -27,7 +33,7 @@ def start(data: Mapping[str, Any]) -> Text:
 def data(facts: Mapping[str, Any], plan: Plan | None) -> Iterator[RenderableType]:
     """For `data`: a table of what each source gave, and the realised shares of each stage beside those asked for."""
     counts: Mapping[str, Mapping[str, int]] = facts["counts"]
-    columns = list(dict.fromkeys(key for one in counts.values() for key in one))
+    columns = list(dict.fromkeys(key for one in counts.values() for key, count in one.items() if count))
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
     table.add_column("source")
     for column in columns:
@@ -36,8 +42,9 @@ def data(facts: Mapping[str, Any], plan: Plan | None) -> Iterator[RenderableType
         table.add_row(Text(one_line(source)), *(f"{one[key]:,}" if key in one else "" for key in columns))
     yield table
     stages: Sequence[Stage] = facts.get("stages", plan.stages if plan is not None else ())
-    for stage, shares, efficiency in zip(stages, facts["shares"], facts["efficiency"], strict=True):
-        yield _shares(stage, shares, efficiency)
+    by_epoch = facts.get("epoch_shares", [()] * len(stages))
+    for stage, whole, efficiency, epochs in zip(stages, facts["shares"], facts["efficiency"], by_epoch, strict=True):
+        yield from _shares(stage, whole, efficiency, epochs)
 
 
 def scores(stage: int, evaluations: Sequence[Evaluation]) -> Iterator[Text]:
@@ -49,12 +56,34 @@ def scores(stage: int, evaluations: Sequence[Evaluation]) -> Iterator[Text]:
         )
 
 
+def arm_start(facts: Mapping[str, Any]) -> Text:
+    """The line for `arm_started`."""
+    return Text.assemble((f"arm {facts['number']} of {facts['of']}: ", "dim"), (one_line(facts["arm"]), "bold cyan"))
+
+
+def variant(number_: int, facts: Mapping[str, Any]) -> Iterator[Text]:
+    """One line a suite for `variant`."""
+    for one in facts["evaluations"]:
+        found = "  ".join(f"{one_line(score.name)} {number(score.value)}" for score in one.scores)
+        name = f"{one_line(facts['mitigation'])} {one_line(facts['variant'])}"
+        yield Text.assemble((f"stage {number_}, {name}", "dim"), f"  {one_line(one.suite)}  {found}")
+
+
 def stage_start(number_: int, facts: Mapping[str, Any], plan: Plan | None) -> Text:
     """The line for `stage_started`."""
     of = f" of {len(plan.stages)}" if plan is not None else ""
     return Text.assemble(
         (f"stage {number_}{of}: {one_line(facts['stage'].name)}", "bold"), f", {facts['steps']:,} updates"
     )
+
+
+def within(facts: Mapping[str, Any]) -> Text:
+    """The line for `measured`."""
+    found = "  ".join(f"{one_line(name)} {number(value)}" for name, value in facts["scores"].items())
+    total = "" if facts["combined"] is None else f"  combined {number(facts['combined'])}"
+    mark = "  best so far" if facts["best"] else ""
+    end = "; no better any more, the stage ends" if facts["over"] else ""
+    return Text.assemble((f"update {facts['step']:,}", "dim"), f"  {found}{total}{mark}{end}")
 
 
 def stage_end(facts: Mapping[str, Any]) -> Text:
@@ -67,18 +96,27 @@ def stage_end(facts: Mapping[str, Any]) -> Text:
     )
 
 
-def _shares(stage: Stage, shares: Mapping[str, Mapping[str, float]], efficiency: float) -> Text:
+def _shares(stage: Stage, whole: Shares, efficiency: float, epochs: Sequence[Shares]) -> Iterator[Text]:
     # The shares that were asked for first: they are what a reader checks.
-    parts = sorted(stage.parts, key=lambda part: part.share is None)
-    said = ", ".join(_share(part, shares.get(part.source, {})) for part in parts)
-    return Text(f"{one_line(stage.name)}: {said}; {_percent(efficiency)} of the token slots hold text")
+    said = [f"{_parts(share.sources, whole, share.unit)} (asked {100 * share.amount:g} %)" for share in stage.shares]
+    named = {source for share in stage.shares for source in share.sources}
+    said += [_parts([part.source], whole, "loss_tokens") for part in stage.parts if part.source not in named]
+    name = one_line(stage.name)
+    yield Text(f"{name}: {', '.join(said)}; {_percent(efficiency)} of the token slots hold text")
+    for share in stage.shares if len(epochs) > 1 else ():
+        found = [_percent(shares.realised(share, epoch)) for epoch in epochs]
+        told = f"{', '.join(found[:EPOCHS])} of {UNITS[share.unit]}"
+        if len(set(found)) == 1:
+            told = f"{found[0]} of {UNITS[share.unit]} in each of {len(found)} epochs"
+        elif len(found) > EPOCHS:
+            told += f", and {len(found) - EPOCHS} epochs more"
+        yield Text(f"{name} by epoch: {' + '.join(map(one_line, share.sources))} {told}")
 
 
-def _share(part: Part, realised: Mapping[str, float]) -> str:
-    if part.unit not in realised:
-        return f"{one_line(part.source)} without any row"
-    asked = "" if part.share is None else f" (asked {100 * part.share:g} %)"
-    return f"{one_line(part.source)} {_percent(realised[part.unit])} of {UNITS[part.unit]}{asked}"
+def _parts(sources: Sequence[str], whole: Shares, unit: Unit) -> str:
+    found = [(one_line(source), whole.get(source, {}).get(unit, 0.0)) for source in sources]
+    said = " + ".join(f"{name} {_percent(part)}" if part else f"{name} without any row" for name, part in found)
+    return f"{said} of {UNITS[unit]}" if any(part for _, part in found) else said
 
 
 def _percent(share: float) -> str:

@@ -5,7 +5,9 @@ Nothing here knows a model. A run begins with `prepare`; what it returns is prov
 
 from __future__ import annotations
 
-from harness.data.forms import examples
+from harness.data.corpus import examples
+from harness.data.findings import Findings, find
+from harness.data.mixture import lay, sizes
 from harness.data.preparation import Prepared, prepare
 
-__all__ = ["Prepared", "examples", "prepare"]
+__all__ = ["Findings", "Prepared", "examples", "find", "lay", "prepare", "sizes"]

@@ -8,11 +8,15 @@ from __future__ import annotations
 import hashlib
 import json
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from harness.contracts import Example, Message
 
-ROLES = ("system", "user", "assistant")
+ROLES = ("system", "user", "assistant", "tool", "text")
+
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+_sorted = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), sort_keys=True).encode
 
 
 class BadRow(Exception):
@@ -23,66 +27,117 @@ class BadRow(Exception):
         self.what, self.hint = what, hint
 
 
-def example(messages: Sequence[Message], place: str) -> Example:
+def example(
+    messages: Sequence[Message], place: str, tools: Sequence[Mapping[str, Any]] = (), choices: Sequence[str] = ()
+) -> Example:
     """The example of a row's messages; system messages that are blank are left out.
 
-    Raises BadRow unless the messages are: at most one system message, then user and assistant in turn, ending with
-    the assistant, each with some text.
+    Raises BadRow unless the messages are one `text`, or: at most one system message, first; then user and assistant
+    in turn, ending with the assistant; tools answer between an assistant's turn that calls some and its next turn.
+    Each has some text; an assistant's turn with calls, and what a tool answers, may be blank. Something is trained.
     """
     kept = tuple(message for message in messages if message.role != "system" or message.content.strip())
-    _check(kept)
-    return Example(example_id(kept), kept, place)
+    if kept and kept[0].role == "text":
+        _check_text(kept)
+    else:
+        _check(kept)
+    try:
+        return Example(example_id(kept, tools, choices), kept, place, tuple(tools), tuple(choices))
+    except UnicodeEncodeError:
+        raise BadRow("has half of a surrogate pair, which is no character", "mend the escape \\ud800 … in it") from None
+    except (TypeError, RecursionError) as error:  # Arrow has dates and bytes, which JSON does not have
+        raise BadRow(f"has a call or a tool that JSON cannot hold: {error}", "mend the row") from None
+
+
+def _check_text(messages: Sequence[Message]) -> None:
+    if len(messages) > 1:
+        raise BadRow("has other messages beside its text", "a plain text stands alone")
+    if not messages[0].content.strip():
+        raise BadRow("has a text of white space alone", "give it text, or leave the row out")
 
 
 def _check(messages: Sequence[Message]) -> None:
     if not messages or messages[-1].role != "assistant":
         last = f": its last turn is the {messages[-1].role}'s" if messages else ""
         raise BadRow(f"has no response{last}", "a row ends with what the assistant is to answer")
-    if not messages[-1].content.strip():
+    if not messages[-1].content.strip() and not messages[-1].calls:
         raise BadRow("has no response: it is blank", "a row ends with what the assistant is to answer")
     turns = messages[1:] if messages[0].role == "system" else messages
+    before: Message | None = None
+    trained = False
     for number, message in enumerate(turns, 1):
-        expected = "user" if number % 2 else "assistant"
-        if message.role == "system":
-            raise BadRow("has a system message that is not its first message", "put one at the start, or none")
-        if message.role != expected:
-            what = f"has turn {number} from the {message.role} where the {expected} speaks"
-            raise BadRow(what, "user and assistant take turns, and the user begins")
-        if not message.content.strip():
-            raise BadRow(f"has nothing in turn {number}, the {message.role}'s", "give it text, or leave the row out")
-    for message in messages:
-        _encodable(message.content)
-        _encodable(message.input or "")
+        role = message.role
+        if role == "assistant":
+            fits = before is not None and before.role in ("user", "tool")
+            trained = trained or message.trained
+        elif role == "user":
+            fits = before is None or before.role == "assistant"
+        else:
+            fits = role == "tool" and before is not None and (before.role == "tool" or bool(before.calls))
+        if not fits:
+            raise _misplaced(number, message, before)
+        if not message.content.strip() and role != "tool" and not message.calls:
+            raise BadRow(f"has nothing in turn {number}, the {role}'s", "give it text, or leave the row out")
+        before = message
+    if not trained:
+        raise BadRow("has nothing to train: no response is flagged as trained", "leave the row out, or flag one")
 
 
-def _encodable(text: str) -> None:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        raise BadRow("has half of a surrogate pair, which is no character", "mend the escape \\ud800 … in it") from None
+def _misplaced(number: int, message: Message, before: Message | None) -> BadRow:
+    if message.role == "system":
+        return BadRow("has a system message that is not its first message", "put one at the start, or none")
+    if message.role == "tool":
+        what = f"has turn {number} from a tool, and the turn before calls none"
+        return BadRow(what, "a tool answers after an assistant's turn with calls")
+    expected = "user" if before is None or before.role == "assistant" else "assistant"
+    what = f"has turn {number} from the {message.role} where the {expected} speaks"
+    return BadRow(what, "user and assistant take turns, and the user begins")
 
 
-def example_id(messages: Sequence[Message]) -> str:
-    """The first 16 hex digits of the SHA-256 over roles and exact texts, Unicode-normalised (NFC).
+def example_id(
+    messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = (), choices: Sequence[str] = ()
+) -> str:
+    """The first 16 hex digits of the SHA-256 over roles, exact texts, calls, tools' names, the tools on offer and the
+    choices of a question.
 
-    An input that is kept apart counts as if it stood below the content, as it does in other row forms.
+    Texts are Unicode-normalised (NFC). An input that is kept apart counts as if it stood below the content, as it does
+    in other row forms. Which turns are trained is no content.
     """
-    return _digest([[message.role, _text(message)] for message in messages])
+    value: list[Any] = [[message.role, _text(message), *_more(message)] for message in messages]
+    if tools:
+        value.append({"tools": _normal(_sorted(list(tools)))})
+    if choices:
+        value.append({"choices": [_normal(choice) for choice in choices]})
+    return _digest(value)
 
 
 def prompt_id(example: Example) -> str:
-    """The hash of all that comes before the response, runs of white space counted as one space.
+    """The hash of all that is said before the response, runs of white space counted as one space; of a text: all of it.
 
-    Two rows with the same question have the same hash, whatever their answers.
+    Two rows with the same question have the same hash, whatever their answers and the tools on offer.
     """
-    return _digest([[message.role, " ".join(_text(message).split())] for message in example.messages[:-1]])
+    messages = example.messages
+    before = messages if messages[0].role == "text" else messages[:-1]
+    return _digest([[message.role, " ".join(_text(message).split()), *_more(message)] for message in before])
+
+
+def _more(message: Message) -> list[Any]:
+    """What a turn holds beside its text; nothing for the turns of a conversation without tools."""
+    more: list[Any] = []
+    if message.calls:
+        more.append({"calls": [[call.name, _normal(_sorted(call.arguments))] for call in message.calls]})
+    if message.name is not None:
+        more.append({"name": message.name})
+    return more
 
 
 def _text(message: Message) -> str:
-    text = message.content if message.input is None else f"{message.content}\n\n{message.input}"
-    return unicodedata.normalize("NFC", text)
+    return _normal(message.content if message.input is None else f"{message.content}\n\n{message.input}")
 
 
-def _digest(value: list[list[str]]) -> str:
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+def _normal(text: str) -> str:
+    return text if text.isascii() else unicodedata.normalize("NFC", text)
+
+
+def _digest(value: list[Any]) -> str:
+    return hashlib.sha256(_encode(value).encode()).hexdigest()[:16]

@@ -1,29 +1,42 @@
-"""Conversations → token ids and labels. Knows how spans become a mask, not how any format looks.
-
-The rendered text is tokenised once, whole; the labels come from the rendering's spans by the offsets of the tokens.
-A token is trained if and only if it begins inside a trained span: one that begins in a header is not.
-"""
+"""Conversations → token ids and labels: a few at a time in memory, or a whole corpus on disk, proven on the way."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from harness.contracts import Example, Message, Progress, Row, Span, Template, silent
-from harness.data.markers import Tokens, markers, tokenise
-from harness.data.rendering import Rendering
-from harness.errors import HarnessError
+from harness.contracts import Example, Progress, Row, Template, silent
+from harness.data import cache
+from harness.data.identity import CANONICAL, Unidentified, fingerprint, identity
+from harness.data.mask import Masked, mask, tokens
+from harness.data.pipeline import masked_batches, stored
+from harness.data.prompts import encode_prompt, prompt_tokens
+from harness.data.proof import Prover
+from harness.data.rendering import name_of, rendered
+from harness.data.rowfile import Contents
+from harness.data.rows import Rows
+
+__all__ = [
+    "CANONICAL",
+    "Encoded",
+    "Tokenised",
+    "encode",
+    "encode_all",
+    "encode_prompt",
+    "fingerprint",
+    "name_of",
+    "prompt_tokens",
+    "tokenise_corpus",
+]
 
 BATCH = 512
-"""Rows that are tokenised in one call: enough to keep the tokenizer's threads busy."""
-
-STAND_IN = Message("assistant", "A")
-"""A response that begins as most do: with a letter."""
+"""Rows that `encode_all` tokenises in one call."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +48,24 @@ class Encoded:
 
     row: Row
     cut: int = 0
+
+
+@dataclass(frozen=True)
+class Tokenised:
+    """A corpus in tokens.
+
+    rows: those that have a trained token within `max_length`, in the corpus's order. kept: (N,) int64, the index of
+    each among the examples. cut: (N,) int32, tokens that each lost at its right end. proven: rows whose masks were
+    proven, which is every one, those left out included. cached: whether it was found in the cache. warnings: what a
+    person should know.
+    """
+
+    rows: Rows
+    kept: NDArray[np.int64]
+    cut: NDArray[np.int32]
+    proven: int
+    cached: bool = False
+    warnings: tuple[str, ...] = ()
 
 
 def encode(
@@ -52,161 +83,93 @@ def encode_all(
     max_length: int,
     progress: Progress = silent,
 ) -> list[Encoded]:
-    """All examples as rows of at most `max_length` tokens, in order, each truncated at the right.
+    """All examples as rows of at most `max_length` tokens, in order and in memory, each truncated at the right.
 
     The tokenizer's begin-of-sequence token stands first if it puts one there by itself, and never twice. Special tokens
-    in the contents of messages are plain text.
+    in the contents of messages are plain text. A plain text is trained whole, its end-of-sequence token included, but
+    for its first token.
     Raises HarnessError, with the row's place, when a conversation does not end with a response, when a response is
-    empty, when the template refuses it or renders nothing trainable, or when the tokenizer cannot tell special tokens
-    in a message from the template's.
+    empty or none is marked as trained, when the template refuses it or renders nothing trainable, or when the tokenizer
+    cannot tell special tokens in a message from the template's.
     """
     done: list[Encoded] = []
     for begin in range(0, len(examples), BATCH):
         batch = examples[begin : begin + BATCH]
-        renderings = [_rendered(example, template, tokenizer) for example in batch]
-        tokens = tokenise(renderings, tokenizer, [example.place for example in batch])
-        for example, rendering, found in zip(batch, renderings, tokens, strict=True):
-            done.append(_row(example, source, template, rendering, found, tokenizer, max_length))
+        renderings = [rendered(example, template, tokenizer) for example in batch]
+        rows = mask(batch, renderings, tokens(renderings, tokenizer), template, tokenizer)
+        done += [_encoded(example, source, row, max_length) for example, row in zip(batch, rows, strict=True)]
         progress("tokenise", len(done), len(examples), source, "rows")
     return done
 
 
-def encode_prompt(
-    example: Example, template: Template, tokenizer: PreTrainedTokenizerBase, max_length: int
-) -> list[int]:
-    """The ids of a conversation up to its response's header, as training sees them: a prefix of `encode`'s.
-
-    Longer than `max_length`, it is cut at the left; a begin-of-sequence token that the tokenizer puts first stays.
-    Raises HarnessError, with the row's place, when the template refuses the conversation.
-    """
-    start, ids = prompt_tokens(example, example.messages[:-1], template, tokenizer)
-    room = max_length - len(start)
-    return [*start, *(ids if len(ids) <= room else ids[len(ids) - max(room, 0) :])][:max_length]
-
-
-def prompt_tokens(
-    example: Example, messages: Sequence[Message], template: Template, tokenizer: PreTrainedTokenizerBase
-) -> tuple[tuple[int, ...], list[int]]:
-    """What the tokenizer puts first, and the ids of `messages` with the header of the response to them.
-
-    Many tokenizers read white space at the end of a text otherwise than before a word, so a prompt tokenised by itself
-    would not be what training sees: it is tokenised with a stand-in for the response, which is then taken off.
-    """
-    prompt = Rendering.of(_spans(example, messages, template, tokenizer, open=True))
-    ids = _before_response(prompt, example, messages, template, tokenizer)
-    if ids is None:
-        ((ids, _),) = tokenise([prompt], tokenizer, [example.place])
-    start = markers(tokenizer).start
-    return (start, ids[len(start) :]) if _begins(ids, start) else (start, ids)
-
-
-def _before_response(
-    prompt: Rendering,
-    example: Example,
-    messages: Sequence[Message],
-    template: Template,
-    tokenizer: PreTrainedTokenizerBase,
-) -> list[int] | None:
-    """The ids of the prompt when a response follows; None where the template or the tokenizer joins the two."""
-    try:
-        spans = template.render((*messages, STAND_IN), tokenizer)
-    except HarnessError:
-        return None  # The template can be prompted with this conversation, and not trained on it.
-    whole = Rendering.of(spans)
-    if not whole.text.startswith(prompt.text):
-        return None
-    ((ids, offsets),) = tokenise([whole], tokenizer, [example.place])
-    count = bisect_left(offsets, (len(prompt.text),))
-    return list(ids[:count]) if count and offsets[count - 1][1] <= len(prompt.text) else None
-
-
-def fingerprint(template: Template, tokenizer: PreTrainedTokenizerBase) -> str:
-    """The SHA-256, in hex, of what the template renders for conversations of every shape, masks included.
-
-    A shape that the format has no place for counts as refused. Two templates that render alike have one fingerprint.
-    """
-    rendered: list[object] = []
-    for messages in CANONICAL:
-        for open, part in ((False, messages), (True, messages[:-1])):
-            try:
-                spans = template.render(part, tokenizer, open=open)
-            except HarnessError:
-                rendered.append("refused")
-                continue
-            found = Rendering.of(spans)
-            # Nothing is trained on an open conversation, whatever its spans say.
-            rendered.append([found.text, found.frames, [] if open else found.trained])
-    return hashlib.sha256(json.dumps(rendered, ensure_ascii=False).encode()).hexdigest()
-
-
-_USER, _ANSWER = Message("user", "Name a river."), Message("assistant", "The Elbe.\nIt is long.")
-CANONICAL: tuple[tuple[Message, ...], ...] = (
-    (_USER, _ANSWER),
-    (Message("user", "Sum up.", input="Two lines\nof text."), _ANSWER),
-    (Message("system", "Be brief."), _USER, _ANSWER),
-    (_USER, _ANSWER, Message("user", " 再说一条河。"), Message("assistant", "长江。 ")),
-    (Message("system", "Be brief."), _USER, _ANSWER, _USER, _ANSWER),
-    (_USER, _USER, _ANSWER),
-)
-"""The conversations whose renderings make a template's fingerprint."""
-
-
-def name_of(template: Template) -> str:
-    """What a template is called in messages."""
-    return str(getattr(template, "name", type(template).__name__))
-
-
-def _rendered(example: Example, template: Template, tokenizer: PreTrainedTokenizerBase) -> Rendering:
-    messages = example.messages
-    if not messages or messages[-1].role != "assistant":
-        raise HarnessError(example.place, "the conversation does not end with a response", "give it one or remove it")
-    for number, message in enumerate(messages, 1):
-        if message.role == "assistant" and not message.content.strip():
-            what = f"the response (message {number} of {len(messages)}) is empty"
-            raise HarnessError(example.place, what, "write a response or remove the row")
-    rendering = Rendering.of(_spans(example, messages, template, tokenizer, open=False))
-    if not rendering.trained:
-        raise _nothing_trained(example, template)
-    return rendering
-
-
-def _spans(
-    example: Example, messages: Sequence[Message], template: Template, tokenizer: PreTrainedTokenizerBase, *, open: bool
-) -> Sequence[Span]:
-    try:
-        return template.render(messages, tokenizer, open=open)
-    except HarnessError as error:
-        raise HarnessError(example.place, f"{error.where}: {error.what}", error.hint) from error
-
-
-def _row(
-    example: Example,
+def tokenise_corpus(
+    examples: Sequence[Example],
     source: str,
     template: Template,
-    rendering: Rendering,
-    tokens: Tokens,
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
-) -> Encoded:
-    ids, offsets = tokens
-    labels = [-100] * len(ids)
-    for begin, end in rendering.trained:
-        # Offsets ascend, so the tokens that begin in a stretch stand together.
-        first, last = bisect_left(offsets, (begin,)), bisect_left(offsets, (end,))
-        labels[first:last] = ids[first:last]
-    if all(label == -100 for label in labels):
-        raise _nothing_trained(example, template)
-    start = markers(tokenizer).start
-    if not _begins(ids, start):
-        ids, labels = [*start, *ids], [-100] * len(start) + labels
-    cut = max(len(ids) - max_length, 0)
-    return Encoded(Row(example.id, source, tuple(ids[:max_length]), tuple(labels[:max_length])), cut)
+    *,
+    key: str | None = None,
+    progress: Progress = silent,
+) -> Tokenised:
+    """A corpus as rows of at most `max_length` tokens, every mask proven. The tokens stand on disk, not in memory.
+
+    examples: walked once, in order; their ids are 16 hex digits. key: a digest of all in them that can change a token;
+    with it the result is kept in the cache, and taken from there when nothing has changed since. progress: phase
+    `tokenise`, in rows.
+    A cache that cannot be used is told in `warnings`; so is a full disk, after which the rows are held in memory.
+    Raises HarnessError as `encode_all` does, and for the first row that is not proven (see `proof`).
+    """
+    warnings: list[str] = []
+    entry = None if key is None else _entry(key, source, template, tokenizer, max_length, warnings)
+    if entry is not None and (found := cache.read(entry, source)) is not None:
+        progress("tokenise", len(examples), len(examples), f"{source}, from the cache", "rows")
+        return _tokenised(found, cached=True)
+    writer, refused = cache.writer()
+    prover = Prover(template, tokenizer)
+    done = 0
+    for batch, rows in masked_batches(examples, template, tokenizer):
+        prover.prove(batch, rows)
+        writer.add(*stored(batch, rows, max_length, done))
+        done += len(batch)
+        progress("tokenise", done, len(examples), source, "rows")
+    facts = {"proven": prover.proven}
+    found = writer.contents(source, facts)
+    if entry is not None:
+        refused = refused or cache.keep(writer, entry, facts)
+        if refused is not None:
+            warnings.append(f"the tokens of {source!r} are not kept for the next run: {cache.folder()}: {refused}")
+    if writer.failure is not None and writer.holds:
+        warnings.append(f"the tokens of {source!r} are held in memory, the disk takes no more: {writer.failure}")
+    return _tokenised(found, warnings=tuple(warnings))
 
 
-def _begins(ids: Sequence[int], start: tuple[int, ...]) -> bool:
-    return tuple(ids[: len(start)]) == start
+def _entry(
+    key: str,
+    source: str,
+    template: Template,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    warnings: list[str],
+) -> str | None:
+    """The cache's key of a corpus; None, with a warning, when the template cannot be told from another one."""
+    try:
+        about = [key, max_length, identity(template, tokenizer)]
+    except Unidentified as error:
+        warnings.append(
+            f"the tokens of {source!r} are not kept for the next run: the template {name_of(template)}: {error}"
+        )
+        return None
+    return hashlib.sha256(json.dumps(about).encode()).hexdigest()
 
 
-def _nothing_trained(example: Example, template: Template) -> HarnessError:
-    what = f"the template {name_of(template)} renders nothing trainable for this row"
-    return HarnessError(example.place, what, "its spans must mark the response as trained; see `harness preview`")
+def _tokenised(found: Contents, *, cached: bool = False, warnings: tuple[str, ...] = ()) -> Tokenised:
+    return Tokenised(found.rows, found.kept, found.cut, int(found.facts["proven"]), cached, warnings)
+
+
+def _encoded(example: Example, source: str, row: Masked, max_length: int) -> Encoded:
+    labels = [-100] * len(row.ids)
+    for begin, end in row.runs:
+        labels[begin:end] = row.ids[begin:end]
+    cut = max(len(row.ids) - max_length, 0)
+    return Encoded(Row(example.id, source, tuple(row.ids[:max_length]), tuple(labels[:max_length])), cut)

@@ -6,64 +6,52 @@ Knows the forms' keys and nothing of files; a row is named by the place that its
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-from harness.contracts import Example, Message, Record, Source
+from harness.contracts import Example, Message, Record
+from harness.data.choices import MAY, NEEDS, read_choices
 from harness.data.conversation import BadRow, example
-from harness.errors import HarnessError, raise_all
-
-SHOWN = 5
-
-SPEAKERS = {
-    "system": "system",
-    "user": "user",
-    "human": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-}
-
-TOOLS = ("tool", "function", "function_call", "tool_call", "observation")
+from harness.data.turns import text, tools, turns
+from harness.errors import HarnessError
 
 
 @dataclass(frozen=True)
 class Form:
-    """One way for a row to hold a conversation. needs: the keys that it has. may: those that it may have."""
+    """One way for a row to hold a conversation. needs: the keys that it has. may: those that it may have.
+
+    last_choice: told only where no other form fits, as data sets carry such keys beside their conversations.
+    """
 
     needs: tuple[str, ...]
     may: tuple[str, ...]
     read: Callable[[Mapping[str, Any]], list[Message]]
+    last_choice: bool = False
 
 
-def examples(source: Source, options: Mapping[str, Any], name: str) -> list[Example]:
-    """The conversations of a source, in its order; keys of a row that are no part of its form are left aside.
+def conversation(row: Mapping[str, Any], name: str, train_on: str, place: str) -> Example:
+    """The conversation of a row of the form `name`; keys that are no part of the form are left aside.
 
-    options: of the source; `form` and `columns` are read. name: the source's, for errors.
-    Raises HarnessError for a form that cannot be told, and for bad rows: the first five by place, then their number.
+    train_on: `all` or `last`: which responses are trained, of those that are not flagged otherwise.
+    Raises BadRow for a row that is none.
     """
-    records = list(source.records())
-    if not records:
-        raise HarnessError(f"sources.{name}", "the data set holds no rows", "give it at least one")
-    where = f"sources.{name}"
-    records = _renamed(records, options["columns"], where)
-    form = options["form"]
-    form = detect(records, where) if form == "auto" else form
-    found, bad = [], []
-    for record in records:
-        try:
-            found.append(example(_read(record.data, form), record.place))
-        except BadRow as error:
-            bad.append(HarnessError(record.place, error.what, error.hint))
-    if len(bad) > SHOWN:
-        bad[SHOWN:] = [HarnessError(where, f"and {len(bad) - SHOWN} more bad rows, of {len(records)} rows")]
-    raise_all(bad)
-    return found
+    form = FORMS[name]
+    for key in form.needs:
+        if key not in row:
+            raise _lacks(row, name, key)
+    messages = form.read(row)
+    if train_on == "last":
+        messages = [_untrained(message) for message in messages[:-1]] + messages[-1:]
+    given = row.get("tools") if "tools" in form.may else None
+    choices = row["choices"] if "choices" in form.needs else ()
+    return example(messages, place, tools(given) if given else (), choices)
 
 
 def detect(records: Sequence[Record], where: str) -> str:
     """The name of the one form that the rows have. Raises HarnessError when there is none, or more than one."""
     fitting = {name: [all(key in r.data for key in form.needs) for r in records] for name, form in FORMS.items()}
     whole = [name for name, fits in fitting.items() if all(fits)]
+    whole = [name for name in whole if not FORMS[name].last_choice] or whole
     if len(whole) == 1:
         return whole[0]
     if whole:
@@ -84,131 +72,111 @@ def detect(records: Sequence[Record], where: str) -> str:
     return best  # the rows that do not fit are told by place when they are read
 
 
-def _renamed(records: list[Record], columns: Mapping[str, str], where: str) -> list[Record]:
-    """The rows with the data's columns under their standard names; a column so used loses its own name."""
-    if not columns:
-        return records
-    known = sorted({key for form in FORMS.values() for key in form.needs + form.may})
-    for standard, column in columns.items():
-        if standard not in known:
-            what = f"columns names {standard!r}, which no row form has"
-            raise HarnessError(where, what, f"the standard names are {', '.join(known)}")
-        if not any(column in record.data for record in records):
-            keys = ", ".join(map(str, records[0].data))
-            what = f"columns names {column!r} as the data's column for {standard!r}, and no row has it"
-            raise HarnessError(where, what, f"{records[0].place} has {keys}")
-    taken = set(columns.values())
-    return [
-        replace(
-            record,
-            data={
-                **{key: value for key, value in record.data.items() if key not in taken},
-                **{standard: record.data[column] for standard, column in columns.items() if column in record.data},
-            },
-        )
-        for record in records
-    ]
+class Columns:
+    """Gives rows their columns under the standard names; a column so used loses its own name.
+
+    columns: standard name -> column of the data. Raises HarnessError for a name that no form has.
+    """
+
+    def __init__(self, columns: Mapping[str, str], where: str) -> None:
+        self.columns, self.where = columns, where
+        self.missing = set(columns.values())
+        known = sorted({key for form in FORMS.values() for key in form.needs + form.may})
+        for standard in columns:
+            if standard not in known:
+                what = f"columns names {standard!r}, which no row form has"
+                raise HarnessError(where, what, f"the standard names are {', '.join(known)}")
+
+    def renamed(self, row: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The row under the standard names; takes note of the columns that it has."""
+        if not self.columns:
+            return row
+        taken = self.columns.values()
+        if self.missing:
+            self.missing.difference_update(row)
+        named = {standard: row[column] for standard, column in self.columns.items() if column in row}
+        return {**{key: value for key, value in row.items() if key not in taken}, **named}
+
+    def check(self, first: Record | None, *, needed: bool) -> None:
+        """Raise HarnessError for a column that no row had so far. needed: look only at those that some form needs."""
+        for standard, column in self.columns.items():
+            wanted = not needed or any(standard in form.needs for form in FORMS.values())
+            if column in self.missing and wanted and first is not None:
+                what = f"columns names {column!r} as the data's column for {standard!r}, and no row has it"
+                raise HarnessError(self.where, what, f"{first.place} has {', '.join(map(str, first.data))}")
 
 
-def _read(row: Mapping[str, Any], name: str) -> list[Message]:
-    form = FORMS[name]
-    missing = [key for key in form.needs if key not in row]
-    if missing:
-        what = "has no response: no" if missing[0] in ("output", "completion") else "has no"
-        hint = f"a row of the form {name} has {', '.join(form.needs)}; 'columns' names them where they differ"
-        raise BadRow(f"{what} {missing[0]!r}", hint)
-    return form.read(row)
+def _lacks(row: Mapping[str, Any], name: str, key: str) -> BadRow:
+    others = [other for other, form in FORMS.items() if all(key in row for key in form.needs)]
+    if others:
+        what = f"is of the form {others[0]}, and this source's rows are {name}: no {key!r}"
+        return BadRow(what, "make each form a source of its own")
+    what = "has no response: no" if key in ("output", "completion") else "has no"
+    needs = ", ".join(FORMS[name].needs)
+    return BadRow(f"{what} {key!r}", f"a row of the form {name} has {needs}; 'columns' names them where they differ")
 
 
 # -- the forms --------------------------------------------------------------------------------------------------------
 
 
 def _alpaca(row: Mapping[str, Any]) -> list[Message]:
-    given = _optional(row, "input")
+    given = text(row.get("input"), "'input'")
     messages = _system(row)
-    history = row.get("history") or []
-    if not isinstance(history, (list, tuple)) or not all(isinstance(p, (list, tuple)) and len(p) == 2 for p in history):
-        raise BadRow("has a 'history' that is not an array of pairs", 'e.g. [["question", "answer"], …]')
-    for question, answer in history:
-        messages.append(Message("user", _text(question, "a question in 'history'")))
-        messages.append(Message("assistant", _text(answer, "an answer in 'history'")))
-    instruction = _text(row["instruction"], "'instruction'")
-    messages.append(Message("user", instruction, input=given if given.strip() else None))
-    messages.append(Message("assistant", _text(row["output"], "'output'")))
+    history = row.get("history")
+    if history:
+        pairs = isinstance(history, (list, tuple))
+        if not pairs or not all(isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in history):
+            raise BadRow("has a 'history' that is not an array of pairs", 'e.g. [["question", "answer"], …]')
+        for question, answer in history:
+            messages.append(Message("user", text(question, "a question in 'history'")))
+            messages.append(Message("assistant", text(answer, "an answer in 'history'")))
+    instruction = text(row["instruction"], "'instruction'")
+    messages.append(Message("user", instruction, given if given and not given.isspace() else None))
+    messages.append(Message("assistant", text(row["output"], "'output'")))
     return messages
 
 
 def _messages(row: Mapping[str, Any]) -> list[Message]:
-    return _turns(row["messages"], "messages", "role", "content")
+    return turns(row["messages"], "messages", "role", "content")
 
 
 def _sharegpt(row: Mapping[str, Any]) -> list[Message]:
-    return _system(row) + _turns(row["conversations"], "conversations", "from", "value")
+    return _system(row) + turns(row["conversations"], "conversations", "from", "value")
 
 
 def _prompt_completion(row: Mapping[str, Any]) -> list[Message]:
+    prompt, completion = row["prompt"], row["completion"]
     messages = _system(row)
-    for key, role in (("prompt", "user"), ("completion", "assistant")):
-        if isinstance(row[key], (list, tuple)):
-            messages += _turns(row[key], key, "role", "content")
-        else:
-            messages.append(Message(role, _text(row[key], f"{key!r}")))
-    return messages
+    if isinstance(prompt, (list, tuple)):
+        # A prompt's responses are there to be read, as its name says; only the completion is trained.
+        messages += [_untrained(message) for message in turns(prompt, "prompt", "role", "content")]
+    else:
+        messages.append(Message("user", text(prompt, "'prompt'")))
+    if isinstance(completion, (list, tuple)):
+        return messages + turns(completion, "completion", "role", "content")
+    return [*messages, Message("assistant", text(completion, "'completion'"))]
+
+
+def _plain(row: Mapping[str, Any]) -> list[Message]:
+    return [Message("text", text(row["text"], "'text'"))]
+
+
+def _system(row: Mapping[str, Any]) -> list[Message]:
+    said = text(row.get("system"), "'system'")
+    return [Message("system", said)] if said.strip() else []
+
+
+def _untrained(message: Message) -> Message:
+    if message.role != "assistant" or not message.trained:
+        return message
+    return Message(message.role, message.content, message.input, message.calls, message.name, False)
 
 
 FORMS = {
     "alpaca": Form(("instruction", "output"), ("input", "system", "history"), _alpaca),
-    "messages": Form(("messages",), (), _messages),
-    "sharegpt": Form(("conversations",), ("system",), _sharegpt),
-    "prompt_completion": Form(("prompt", "completion"), ("system",), _prompt_completion),
+    "messages": Form(("messages",), ("tools",), _messages),
+    "sharegpt": Form(("conversations",), ("system", "tools"), _sharegpt),
+    "prompt_completion": Form(("prompt", "completion"), ("system", "tools"), _prompt_completion),
+    "choices": Form(NEEDS, MAY, lambda row: read_choices(row)[0], last_choice=True),
+    "text": Form(("text",), (), _plain, last_choice=True),
 }
-
-
-def _system(row: Mapping[str, Any]) -> list[Message]:
-    text = _optional(row, "system")
-    return [Message("system", text)] if text.strip() else []
-
-
-def _optional(row: Mapping[str, Any], key: str) -> str:
-    value = row.get(key)
-    return "" if value is None else _text(value, f"{key!r}")
-
-
-def _turns(turns: Any, key: str, speaker: str, text: str) -> list[Message]:
-    """The messages of an array of objects with the keys `speaker` and `text`."""
-    if not isinstance(turns, (list, tuple)):
-        raise BadRow(f"has a {key!r} that is {_kind(turns)}, not an array of messages", "mend the row")
-    messages = []
-    for index, turn in enumerate(turns):
-        at = f"{key}[{index}]"
-        if not isinstance(turn, Mapping) or speaker not in turn:
-            other = isinstance(turn, Mapping) and {"from", "role"} & set(turn)
-            hint = "its keys are those of the other form: see 'form' and 'columns'" if other else "mend the row"
-            raise BadRow(f"has no {speaker!r} in {at}", hint)
-        role = SPEAKERS.get(turn[speaker]) if isinstance(turn[speaker], str) else None
-        if role is None or turn.get("tool_calls"):
-            raise _no_speaker(at, turn[speaker] if role is None else "tool_calls")
-        messages.append(Message(role, _text(turn.get(text), f"{at}.{text}")))
-    return messages
-
-
-def _no_speaker(at: str, speaker: Any) -> BadRow:
-    if speaker in (*TOOLS, "tool_calls"):
-        return BadRow(f"calls a tool in {at} ({speaker})", "conversations with tools are not read; leave the row out")
-    return BadRow(f"has the unknown role {str(speaker)[:40]!r} in {at}", f"the roles are {', '.join(SPEAKERS)}")
-
-
-def _text(value: Any, what: str) -> str:
-    if isinstance(value, str):
-        return value
-    if value is None:
-        return ""  # as good as blank, and told as such by the check of the conversation
-    raise BadRow(f"has {_kind(value)} in {what}, not text", "mend the row, or name another column in 'columns'")
-
-
-def _kind(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return "an object"
-    if isinstance(value, (list, tuple)):
-        return "an array"
-    return f"the value {str(value)[:40]}"

@@ -1,191 +1,140 @@
-"""Which rows a stage trains on, so that each source has the share of the final mixture that was asked for.
+"""From the tokenised rows of a stage's sources to all that is trained, in order: the mixture laid out in slots.
 
-Knows tokenised rows and sizes, nothing of templates or files. Rows are chosen once for a stage, without replacement,
-by seeded hash; every epoch has the same rows. A larger share of the same stage keeps the rows of a smaller one.
+Knows the order of the work: draw an epoch's rows, pack them, spread them, group them by length, count what came of it.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from math import floor
+from typing import Any
 
-from harness.contracts import Part, Row, Stage, Unit
-from harness.data.splits import ranked
-from harness.errors import HarnessError, raise_all
+import numpy as np
+from numpy.typing import NDArray
 
-TOLERANCE = 0.005
-"""How far a realised share may lie from the one asked for: half a percentage point of the mixture."""
-
-UNITS: tuple[Unit, ...] = ("rows", "tokens", "loss_tokens")
-
-Sizes = Mapping[str, Sequence[Mapping[Unit, int]]]
-"""Source -> sizes of its rows by unit."""
-
-Chosen = dict[str, list[int]]
-"""Source -> indices of the rows chosen."""
+from harness.contracts import Row, Stage, StageData, Unit
+from harness.data import batches
+from harness.data.choice import UNITS
+from harness.data.draws import Drawn, Mixture
+from harness.data.packing import pack
+from harness.data.ranks import shuffled
+from harness.data.rows import Rows
+from harness.data.slots import Slots
 
 
-def mix(stage: Stage, rows: Mapping[str, Sequence[Row]], seed: int) -> tuple[Row, ...]:
-    """The rows that a stage trains on, part by part, each part in its source's order.
+def lay(stage: Stage, pools: Mapping[str, Rows], seed: int) -> StageData:
+    """The rows of a stage and their order, as its parts, shares and `train` say; the same for the same seed.
 
-    A part without a share gives every row. A part with a share gives as many of its rows as make that share of the
-    whole, counted in its unit. When every part has a share, the mixture is the largest that the shares allow.
-    Raises HarnessError when a realised share would lie more than `TOLERANCE` from the one asked for.
+    pools: source -> its tokenised training rows, cut to `max_length`, for every part of the stage. Every epoch has the
+    rows that `Mixture` draws, spread evenly (`batches.longest_stretch` is the bound on slots without a source).
+    `steps` sets the number of slots exactly; a fraction of an epoch is rounded to whole slots, one in all at least,
+    and holds every source in proportion. Batches are cut from the whole order, across the ends of epochs.
+    Raises HarnessError when a share would lie more than half a point of the mixture from the one asked for.
     """
-    _check(stage)
-    pools: dict[str, list[Row]] = {}
-    for part in stage.parts:
-        by_id = {row.id: row for row in rows[part.source]}
-        pools[part.source] = [by_id[key] for key in ranked(list(by_id), seed, "mixture", stage.name, part.source)]
-    sizes = {source: [_sizes(row) for row in pool] for source, pool in pools.items()}
-    if all(part.share is not None for part in stage.parts):
-        chosen = _largest(stage.parts, sizes)
-    else:
-        chosen = _beside(stage.parts, sizes)
-    raise_all(_missed(stage, sizes, chosen))
-    taken = {source: {pools[source][index].id for index in indices} for source, indices in chosen.items()}
-    return tuple(row for part in stage.parts for row in rows[part.source] if row.id in taken[part.source])
+    train = stage.train
+    mixture = Mixture(stage, pools, seed)
+    rows = Rows.join([pools[part.source] for part in stage.parts])
+    source = np.repeat(np.arange(len(stage.parts)), [len(pools[part.source]) for part in stage.parts])
+    total = None if train["steps"] is None else train["steps"] * train["batch_size"] * train["accumulation"]
+    used = np.zeros(len(rows), dtype=bool)
+    walked: list[Slots] = []
+    ends: list[int] = []
+    begun = 0
+    while begun < total if total is not None else len(ends) < train["epochs"]:
+        if not ends or mixture.resampled:
+            epoch = _Epoch(mixture.draw(), rows.lengths, source, stage, seed, len(ends))
+        whole = len(epoch.slots)
+        left = floor((train["epochs"] - len(ends)) * whole + 0.5) if total is None else total - begun
+        count = min(whole, max(left, 0 if ends else 1))
+        if not count:
+            break
+        used[epoch.drawn.rows] = True
+        walked.append(epoch.order(count, begun, len(ends)))
+        ends.append(begun + whole)
+        begun += count
+    names = np.cumsum(used) - 1
+    slots = Slots.join(walked).renamed(names)
+    kept = np.flatnonzero(used)
+    by_unit: dict[Unit, NDArray[Any]] = {"tokens": rows.lengths, "loss_tokens": rows.loss_tokens}
+    by_unit["rows"] = np.broadcast_to(np.int32(1), len(rows))
+    counted = [_totals(one.members, by_unit, source, len(stage.parts)) for one in walked]
+    return StageData(
+        stage=stage,
+        rows=rows.take(kept),
+        order=slots,
+        epoch_ends=tuple(ends),
+        shares=_shares(stage, sum(counted[1:], counted[0])),
+        efficiency=batches.efficiency(slots.sums(rows.lengths[kept]), train["batch_size"]),
+        epoch_shares=tuple(_shares(stage, one) for one in counted),
+    )
 
 
-def shares(rows: Sequence[Row], times: Sequence[int]) -> dict[str, dict[str, float]]:
-    """Source -> its share of the rows, of their tokens and of their loss tokens. times: how often each row counts."""
-    totals: dict[str, dict[str, int]] = {}
-    for row, count in zip(rows, times, strict=True):
-        of_source = totals.setdefault(row.source, dict.fromkeys(UNITS, 0))
-        for unit, size in _sizes(row).items():
-            of_source[unit] += count * size
-    whole = {unit: sum(of_source[unit] for of_source in totals.values()) for unit in UNITS}
-    return {source: {unit: size[unit] / whole[unit] for unit in UNITS} for source, size in totals.items()}
+def sizes(rows: Sequence[Row]) -> dict[str, dict[str, int]]:
+    """Source -> its rows, their tokens and loss tokens, each row counted once. Sources without a row are left out."""
+    counted = rows if isinstance(rows, Rows) else Rows.of(rows)
+    found: dict[str, dict[str, int]] = {}
+    for number, name in enumerate(counted.source_names):
+        mine = counted.source == number
+        if mine.any():
+            tokens, trained = (int(of[mine].sum(dtype=np.int64)) for of in (counted.lengths, counted.loss_tokens))
+            found[name] = {"rows": int(mine.sum()), "tokens": tokens, "loss_tokens": trained}
+    return found
 
 
-def nearest(sizes: Sequence[int], target: float, slack: float = 0.0) -> list[int]:
-    """Indices of sizes whose sum is as near `target` as a plain search brings it.
+class _Epoch:
+    """The rows of an epoch in slots, and what is needed to put them in order.
 
-    Takes sizes from the front while they fit, then the one of the others that brings the sum nearest; while the sum
-    is still more than `slack` off, exchanges one for one. At least one index when target > 0 and there is any size.
+    lengths, source: of the joined pools, tokens of each row and the part that it belongs to.
     """
-    if target <= 0 or not sizes:
-        return []
-    chosen, total = [], 0
-    for index, size in enumerate(sizes):
-        if total + size > target:
-            break
-        chosen.append(index)
-        total += size
-    others = sorted((size, index) for index, size in enumerate(sizes[len(chosen) :], len(chosen)))
-    best = _closest(others, target - total) if others else None
-    if best is not None and (not chosen or abs(target - total - others[best][0]) < target - total):
-        size, index = others.pop(best)
-        chosen.append(index)
-        total += size
-    while abs(target - total) > slack and others:
-        gain, position, best = max(
-            (abs(target - total) - abs(target - total + sizes[index] - others[at][0]), position, at)
-            for position, index in enumerate(chosen)
-            for at in [_closest(others, target - total + sizes[index])]
-        )
-        if gain <= 0:
-            break
-        out, (size, index) = chosen[position], others.pop(best)
-        total += size - sizes[out]
-        chosen[position] = index
-        others.insert(bisect_left(others, (sizes[out], out)), (sizes[out], out))
-    return sorted(chosen)
 
-
-def _closest(others: Sequence[tuple[int, int]], size: float) -> int:
-    """The position of the size nearest to `size` among sorted ones."""
-    after = bisect_left(others, (size, -1))
-    near = [position for position in (after - 1, after) if 0 <= position < len(others)]
-    return min(near, key=lambda position: abs(others[position][0] - size))
-
-
-def _largest(parts: Sequence[Part], sizes: Sizes) -> Chosen:
-    """The largest choice when every part has a share: the scarcest source gives all its rows."""
-    whole = min(_all(sizes, part.source, part.unit) / part.share for part in parts if part.share)
-    return {part.source: _near(part, sizes, (part.share or 0) * whole, whole) for part in parts}
-
-
-def _beside(parts: Sequence[Part], sizes: Sizes) -> Chosen:
-    """The choice beside parts that give every row. Its shares depend on one another: it is made anew until it stays."""
-    shared = [part for part in parts if part.share is not None]
-    left = 1 - sum(part.share or 0 for part in shared)
-    chosen = {part.source: list(range(len(sizes[part.source]))) for part in parts if part.share is None}
-    fixed = {unit: sum(_all(sizes, source, unit) for source in chosen) for unit in UNITS}
-    for part in shared:
-        whole = fixed[part.unit] / left
-        chosen[part.source] = _near(part, sizes, (part.share or 0) * whole, whole)
-    best = chosen
-    for _ in range(20):
-        before, chosen = chosen, dict(chosen)
-        for part in shared:
-            share = part.share or 0
-            rest = sum(_taken(sizes, chosen, other.source, part.unit) for other in parts if other is not part)
-            chosen[part.source] = _near(part, sizes, share / (1 - share) * rest, rest / (1 - share))
-        if chosen == before:
-            break
-        best = min(best, chosen, key=lambda choice: max(abs(_off(part, parts, sizes, choice)) for part in shared))
-    return best
-
-
-def _near(part: Part, sizes: Sizes, target: float, whole: float) -> list[int]:
-    return nearest([size[part.unit] for size in sizes[part.source]], target, slack=0.2 * TOLERANCE * whole)
-
-
-def _missed(stage: Stage, sizes: Sizes, chosen: Chosen) -> Iterator[HarnessError]:
-    for part in stage.parts:
-        if part.share is None or abs(_off(part, stage.parts, sizes, chosen)) <= TOLERANCE + 1e-9:
-            continue
-        where, asked = f"stage {stage.name}", f"{100 * part.share:.1f} %"
-        realised = part.share + _off(part, stage.parts, sizes, chosen)
-        unit = part.unit.replace("_", " ")
-        if len(chosen[part.source]) == len(sizes[part.source]) and realised < part.share:
-            have = _all(sizes, part.source, part.unit)
-            # Rounded down: what is said to be possible must be possible.
-            most = int(1000 * realised) / 10
-            what = f"{asked} of {part.source!r} cannot be met: with all its {have} {unit} at most {most} % is possible"
-            yield HarnessError(where, what, "lower the share, add rows to it, or set a limit on the other sources")
+    def __init__(
+        self, drawn: Drawn, lengths: NDArray[Any], source: NDArray[Any], stage: Stage, seed: int, number: int
+    ) -> None:
+        self.drawn, self.stage, self.seed = drawn, stage, seed
+        self.packed: bool = stage.train["packing"]
+        self.turns: NDArray[Any] | None = drawn.turns
+        if self.packed:
+            # Rows of one length are packed in the order given: shuffled, so that no source comes before another.
+            rows = drawn.rows[shuffled(len(drawn.rows), seed, "pack", stage.name, number)]
+            self.slots, self.turns = pack(lengths[rows], stage.train["max_length"]).renamed(rows), None
         else:
-            nearest_share = f"{100 * realised:.1f} %"
-            what = f"{asked} of {part.source!r} in {unit} cannot be met: whole rows come no nearer than {nearest_share}"
-            yield HarnessError(where, what, "use more rows in the stage, or shorter ones, or ask for that share")
+            self.slots = Slots.single(drawn.rows)
+        self.sizes = self.slots.sums(lengths)
+        self.kinds = _kinds(self.slots, source, np.bincount(source[drawn.rows], minlength=len(stage.parts)))
+
+    def order(self, count: int, begun: int, number: int) -> Slots:
+        """The first `count` slots of the epoch in its order. begun: slots before it. number: of the epoch, from 0."""
+        purpose = ("order", self.stage.name, number)
+        # Cut before lengths are grouped: the beginning of an even spread holds every source in its share.
+        spread = batches.spread(self.kinds, self.seed, *purpose, turns=self.turns)[:count]
+        batch = self.stage.train["batch_size"]
+        if self.packed:
+            return self.slots.take(
+                batches.grouped_by_kind(spread, self.kinds, self.sizes, batch, begun, self.seed, *purpose)
+            )
+        return self.slots.take(batches.grouped(spread, self.sizes, batch, begun, self.seed, *purpose))
 
 
-def _off(part: Part, parts: Sequence[Part], sizes: Sizes, chosen: Chosen) -> float:
-    """Realised share of a part less the one asked for."""
-    whole = sum(_taken(sizes, chosen, other.source, part.unit) for other in parts)
-    return _taken(sizes, chosen, part.source, part.unit) / whole - (part.share or 0)
+def _kinds(slots: Slots, source: NDArray[Any], counts: NDArray[Any]) -> NDArray[np.int64]:
+    """The kind of each slot: the part, of those of its rows, that has the fewest rows in the epoch."""
+    by_count = np.argsort(counts, kind="stable")
+    rarity = np.empty(len(counts), dtype=np.int64)
+    rarity[by_count] = np.arange(len(counts))
+    kinds = np.minimum.reduceat(rarity[source[slots.members]], slots.starts[:-1])
+    there = np.bincount(kinds, minlength=len(counts)) > 0
+    return (np.cumsum(there) - 1)[kinds]
 
 
-def _all(sizes: Sizes, source: str, unit: Unit) -> int:
-    return sum(size[unit] for size in sizes[source])
+def _totals(
+    members: NDArray[Any], by_unit: Mapping[Unit, NDArray[Any]], source: NDArray[Any], sources: int
+) -> NDArray[np.float64]:
+    """(units, sources) the summed sizes of the rows, each as often as it stands in `members`."""
+    return np.stack([np.bincount(source[members], weights=by_unit[unit][members], minlength=sources) for unit in UNITS])
 
 
-def _taken(sizes: Sizes, chosen: Chosen, source: str, unit: Unit) -> int:
-    return sum(sizes[source][index][unit] for index in chosen[source])
-
-
-def _sizes(row: Row) -> dict[Unit, int]:
-    return {"rows": 1, "tokens": len(row.input_ids), "loss_tokens": row.loss_tokens}
-
-
-def _check(stage: Stage) -> None:
-    where = f"stage {stage.name}"
-    sources = [part.source for part in stage.parts]
-    for source in sources:
-        if sources.count(source) > 1:
-            raise HarnessError(where, f"the source {source!r} stands in it twice", "name it once")
-    given = [part.share for part in stage.parts if part.share is not None]
-    total = sum(given)
-    if any(not 0 <= share <= 1 for share in given):
-        raise HarnessError(where, "a share lies outside 0 to 1", "a share is of the final mixture, e.g. 0.1")
-    if len(given) < len(stage.parts):
-        if total >= 1:
-            what = f"the shares sum to {total:.4g}, which leaves nothing for the sources without a share"
-            raise HarnessError(where, what, "let them sum to less than 1")
-        return
-    if abs(total - 1) > 1e-6:
-        what = f"every source has a share, and the shares sum to {total:.4g}"
-        raise HarnessError(where, what, "let them sum to 1, or leave one source without a share: all its rows are used")
-    if len({part.unit for part in stage.parts}) > 1:
-        raise HarnessError(where, "every source has a share, in different units", "state all of them in one unit")
+def _shares(stage: Stage, totals: NDArray[np.float64]) -> dict[str, dict[str, float]]:
+    parts = totals / totals.sum(axis=1, keepdims=True)
+    return {
+        part.source: {unit: float(parts[row, column]) for row, unit in enumerate(UNITS)}
+        for column, part in enumerate(stage.parts)
+    }

@@ -1,61 +1,102 @@
 """From a plan's sources to the rows that each stage trains on and each suite evaluates, or an error before any model.
 
-Knows the order of the work and the proofs on the way; how each step is done, its own module knows.
+Knows the order of the work and the proofs on the way; how each step is done, its own module knows. Conversations and
+tokens stay on disk; what is held of a row are some numbers in arrays.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from harness.contracts import Example, Plan, Progress, Row, Source, StageData, Suite, Template, silent
-from harness.data.batches import order
-from harness.data.encode import encode_all
-from harness.data.forms import examples
-from harness.data.mixture import TOLERANCE, mix, shares
-from harness.data.proof import prove
+from harness import shares
+from harness.contracts import Example, Plan, Progress, Source, StageData, Suite, Template, silent
+from harness.data.corpus import Corpus, View, read
+from harness.data.draws import TOLERANCE
+from harness.data.encode import Tokenised, tokenise_corpus
+from harness.data.mixture import lay
+from harness.data.rows import Rows
 from harness.data.splits import Split, check_disjoint, chosen, split
 from harness.errors import HarnessError, raise_all
 
-PROVEN = 32
-"""Rows of each source whose masks are proven, chosen by the seed: a proof costs more than tokenising the row."""
+
+@dataclass(frozen=True)
+class Told:
+    """One source as it was read and told apart, and its training rows in tokens.
+
+    tokenised: max_length -> the training rows cut to it, for each length at which they are trained; empty for a source
+    that is only evaluated.
+    """
+
+    corpus: Corpus
+    split: Split
+    tokenised: Mapping[int, Tokenised]
+
+    @property
+    def training(self) -> View:
+        """The rows that may be trained on."""
+        return self.corpus.take(self.split.training)
+
+    @property
+    def longest(self) -> Tokenised:
+        """The training rows at the longest length at which they are trained."""
+        return self.tokenised[max(self.tokenised)]
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """The data of a run: no suite's prompt is trained on, every row has a trained token, shares are met, and the masks
-    of a sample of every source are proven.
+    """The data of a run: no suite's prompt is trained on, every mask is proven, every row has a trained token, and
+    shares are met.
 
     suites: suite -> the rows that it evaluates. rows: source -> all its tokenised training rows, for every source that
     a stage trains on or that was named in `also`; cut to the longest `max_length` at which they are trained.
-    counts: source -> `read`, `duplicates` (dropped: same content as an earlier row), `beyond_limit` (not among the
-    `limit` chosen), `held_out` (kept for evaluation), `untrained` (dropped: no trained token is left after truncation),
-    `used` (trained on in some stage, or named in `also`) and `unused` (in no mixture); these sum to `read`. Beside
-    them `truncated` (of the training rows, cut to `max_length`) and `evaluated` (in some suite).
+    counts: source -> `read` (raw rows), `filtered` (left aside by the source's filter), `rejected` (bad, allowed by the
+    spec), `duplicates` (dropped: same content as an earlier row), `beyond_limit` (not among the `limit` chosen),
+    `held_out` (kept for evaluation), `untrained` (dropped: no trained token is left after truncation), `used` (trained
+    on in some stage), `measured` (named in `also`, and trained on in none) and `unused` (in no mixture); these sum to
+    `read`. Beside them `truncated` (trained, but cut to `max_length`), `evaluated` (in some suite) and
+    `proven` (rows whose masks were proven).
     digests: source -> SHA-256 over the sorted ids of its rows that are trained on or evaluated.
-    untrained: source -> places of the rows dropped as untrained. warnings: what a person should know of all this.
+    untrained: source -> places of the first rows dropped as untrained. references: suite -> its rows in tokens; none
+    for a suite whose rows no template renders. told: source -> how it was read. warnings: what a person should know.
     """
 
     stages: tuple[StageData, ...]
-    suites: Mapping[str, tuple[Example, ...]]
-    rows: Mapping[str, tuple[Row, ...]]
+    suites: Mapping[str, Sequence[Example]]
+    rows: Mapping[str, Rows]
     counts: Mapping[str, Mapping[str, int]]
     digests: Mapping[str, str]
     untrained: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    references: Mapping[str, Tokenised] = field(default_factory=dict)
+    told: Mapping[str, Told] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    keeping: Any = field(default=None, repr=False)
+    """The folder of the conversations, removed when nobody has them any more."""
 
+    @property
+    def training(self) -> Mapping[str, View]:
+        """Source -> its conversations that may be trained on."""
+        return {name: one.training for name, one in self.told.items() if one.tokenised}
 
-@dataclass
-class _Encoded:
-    """The training rows of one source by max_length, and what became of them on the way. Sets hold ids."""
+    @property
+    def lengths(self) -> Mapping[str, NDArray[np.int64]]:
+        """Source -> tokens of each of `rows` before truncation, (N,)."""
+        found = {name: one.longest for name, one in self.told.items() if one.tokenised}
+        return {name: one.rows.lengths.astype(np.int64) + one.cut for name, one in found.items()}
 
-    by_length: dict[int, tuple[Row, ...]] = field(default_factory=dict)
-    untrained: set[str] = field(default_factory=set)
-    truncated: set[str] = field(default_factory=set)
+    @property
+    def proven(self) -> Mapping[str, int]:
+        """Source -> training rows whose masks are proven."""
+        return {name: one.longest.proven for name, one in self.told.items() if one.tokenised}
 
 
 def prepare(
@@ -65,183 +106,240 @@ def prepare(
     tokenizer: PreTrainedTokenizerBase,
     *,
     also: Sequence[str] = (),
+    templates: Mapping[str, Template] = MappingProxyType({}),
+    rejected: Path | None = None,
+    cached: bool = True,
     progress: Progress = silent,
 ) -> Prepared:
     """Read, split, prove, tokenise, mix and order the data of a plan.
 
     sources: the plan's, made; only those that a stage, a suite or `also` names are read. also: sources whose training
     rows are wanted although no stage may train on them; they are proven to be no suite's rows as well.
+    templates: suite -> its own template, for suites that have one. rejected: the folder that gets `<source>.jsonl` with
+    every bad row of a source; None: they go with the conversations.
+    cached: take tokens from the cache where nothing has changed, and keep them there.
     Raises HarnessError for whatever a run must not begin with, with the rows or shares named.
     """
+    keeping = tempfile.TemporaryDirectory(prefix="harness-rows-")
     trained = list(dict.fromkeys([part.source for stage in plan.stages for part in stage.parts] + list(also)))
-    splits = _read(plan, sources, list(dict.fromkeys(trained + [suite.source for suite in plan.suites])), progress)
-    suites = {suite.name: _rows_of(suite, splits[suite.source], plan) for suite in plan.suites}
+    names = list(dict.fromkeys(trained + [suite.source for suite in plan.suites]))
+    corpora = {name: _read(plan, sources, name, Path(keeping.name), rejected, progress) for name in names}
+    splits = {name: _split(plan, corpora[name]) for name in names}
+    training = {name: corpora[name].take(splits[name].training) for name in names}
+    suites = {suite.name: _rows_of(suite, corpora[suite.source], splits[suite.source], plan) for suite in plan.suites}
     raise_all([*_without_training(trained, splits), *_without_rows(plan.suites, suites)])
-    check_disjoint({name: splits[name].training for name in trained}, suites)
+    check_disjoint({name: training[name] for name in trained}, suites)
+    # The suite's name is no part of the purpose: two suites with one source and limit see the same rows.
     suites = {suite.name: _some(suites[suite.name], suite.limit, plan.seed) for suite in plan.suites}
-    encoded = _encode(plan, splits, trained, also, template, tokenizer, progress)
-    cut = _prove_suites(plan, suites, template, tokenizer)
-    stages = _stages(plan, encoded)
-    rows = {name: encoded[name].by_length[max(encoded[name].by_length)] for name in trained}
-    used: dict[str, set[str]] = {name: {row.id for row in rows[name]} for name in also}
-    for stage in stages:
-        for row in stage.rows:
-            used.setdefault(row.source, set()).add(row.id)
-    evaluated: dict[str, set[str]] = {}
-    for suite in plan.suites:
-        evaluated.setdefault(suite.source, set()).update(example.id for example in suites[suite.name])
-    untrained = {
-        name: tuple(row.place for row in splits[name].training if row.id in encoded[name].untrained) for name in trained
+    tokenised = {
+        name: _tokenise(plan, name, training[name], name in also, template, tokenizer, cached, progress)
+        for name in trained
     }
+    rendered_by = {name: templates.get(name, template) for name in suites}
+    references = _references(plan, suites, rendered_by, tokenizer, cached, progress)
+    stages = tuple(
+        lay(
+            stage, {one.source: tokenised[one.source][stage.train["max_length"]].rows for one in stage.parts}, plan.seed
+        )
+        for stage in plan.stages
+    )
+    told = {name: Told(corpora[name], splits[name], tokenised.get(name, {})) for name in names}
+    used = {name: _used(name, stages) for name in names}
+    evaluated = {
+        name: _union([suites[suite.name].keys for suite in plan.suites if suite.source == name]) for name in names
+    }
+    untrained = {name: tuple(_untrained(told[name])) for name in trained}
     return Prepared(
         stages=stages,
         suites=suites,
-        rows=rows,
-        counts={
-            name: _counts(splits[name], encoded.get(name), used.get(name, set()), evaluated.get(name, set()))
-            for name in splits
+        rows={name: told[name].longest.rows for name in trained},
+        counts={name: _counts(told[name], used[name], evaluated[name], name in also) for name in names},
+        digests={
+            name: _digest(_union([used[name], evaluated[name], _wanted(told[name], name in also)])) for name in names
         },
-        digests={name: _digest(used.get(name, set()) | evaluated.get(name, set())) for name in splits},
         untrained=untrained,
-        warnings=tuple(_warnings(untrained, cut, stages)),
+        references=references,
+        told=told,
+        warnings=tuple(_warnings(told, untrained, references, stages)),
+        keeping=keeping,
     )
 
 
-def _read(plan: Plan, sources: Mapping[str, Source], names: Sequence[str], progress: Progress) -> dict[str, Split]:
-    splits = {}
-    for done, name in enumerate(names):
-        progress("read", done, len(names), name, "sources")
-        options = plan.sources[name][1]
-        found = examples(sources[name], options, name)
-        splits[name] = split(found, held_out=options["held_out"], limit=options["limit"], seed=plan.seed)
-    progress("read", len(names), len(names), "", "sources")
-    return splits
+def _read(
+    plan: Plan, sources: Mapping[str, Source], name: str, folder: Path, rejected: Path | None, progress: Progress
+) -> Corpus:
+    rejections = None if rejected is None else rejected / f"{name}.jsonl"
+    return read(
+        sources[name], plan.sources[name][1], name, folder=folder / name, rejections=rejections, progress=progress
+    )
 
 
-def _rows_of(suite: Suite, split: Split, plan: Plan) -> tuple[Example, ...]:
+def _split(plan: Plan, corpus: Corpus) -> Split:
+    options = plan.sources[corpus.name][1]
+    return split(
+        corpus, held_out=options["held_out"], limit=options["limit"], seed=plan.seed, shuffle=options["shuffle"]
+    )
+
+
+def _rows_of(suite: Suite, corpus: Corpus, split: Split, plan: Plan) -> View:
     """The held-out rows of a suite's source; all of its rows when it holds none out."""
-    return split.held_out if plan.sources[suite.source][1]["held_out"] else split.training
+    return corpus.take(split.held_out if plan.sources[suite.source][1]["held_out"] else split.training)
 
 
-def _some(rows: Sequence[Example], limit: int | None, seed: int) -> tuple[Example, ...]:
-    # The suite's name is no part of the purpose: two suites with one source and limit see the same rows.
-    return tuple(chosen(rows, limit, seed, "suite"))
+def _some(rows: View, limit: int | None, seed: int) -> View:
+    return rows.take(chosen(rows.keys, limit, seed, "suite"))
 
 
 def _without_training(names: Sequence[str], splits: Mapping[str, Split]) -> Iterator[HarnessError]:
     for name in names:
-        if not splits[name].training:
+        if not len(splits[name].training):
             what = f"all {len(splits[name].held_out)} of its rows are held out, so none is left to train on"
             yield HarnessError(f"sources.{name}", what, "lower held_out, or add rows")
 
 
 def _without_rows(suites: Sequence[Suite], rows: Mapping[str, Sequence[Example]]) -> Iterator[HarnessError]:
     for suite in suites:
-        if not rows[suite.name]:
+        if not len(rows[suite.name]):
             what = f"its source {suite.source!r} has too few rows for one of them to be held out"
             yield HarnessError(f"evaluate.{suite.name}", what, "raise held_out, add rows, or name another source")
 
 
-def _encode(
+def _tokenise(
     plan: Plan,
-    splits: Mapping[str, Split],
-    trained: Sequence[str],
-    also: Sequence[str],
+    name: str,
+    training: View,
+    also: bool,
     template: Template,
     tokenizer: PreTrainedTokenizerBase,
+    cached: bool,
     progress: Progress,
-) -> dict[str, _Encoded]:
-    """The training rows of each source, tokenised once for each max_length at which they are needed."""
+) -> dict[int, Tokenised]:
+    """The training rows of a source, tokenised once for each max_length at which they are needed."""
+    lengths = {s.train["max_length"] for s in plan.stages if any(part.source == name for part in s.parts)}
+    lengths |= {max(stage.train["max_length"] for stage in plan.stages)} if also else set()
+    made = {}
+    for length in sorted(lengths):
+        key = _key(training) if cached else None
+        made[length] = tokenise_corpus(training, name, template, tokenizer, length, key=key, progress=progress)
+        if not len(made[length].rows):
+            what = f"none of its {len(training)} rows has a trained token within {length} tokens"
+            raise HarnessError(f"sources.{name}", what, "raise train.max_length, or look at `harness preview`")
+    return made
+
+
+def _references(
+    plan: Plan,
+    suites: Mapping[str, View],
+    templates: Mapping[str, Template],
+    tokenizer: PreTrainedTokenizerBase,
+    cached: bool,
+    progress: Progress,
+) -> dict[str, Tokenised]:
+    """Every row that a suite evaluates, tokenised and proven as training rows are: answers are measured alike."""
     longest = max(stage.train["max_length"] for stage in plan.stages)
-    encoded: dict[str, _Encoded] = {}
-    for name in trained:
-        lengths = {s.train["max_length"] for s in plan.stages if any(part.source == name for part in s.parts)}
-        encoded[name] = _Encoded()
-        for max_length in sorted(lengths | ({longest} if name in also else set())):
-            training = splits[name].training
-            found = encode_all(training, name, template, tokenizer, max_length, progress)
-            sample = {example.id for example in chosen(training, PROVEN, plan.seed, "proof")}
-            for example, one in zip(training, found, strict=True):
-                if example.id in sample:
-                    prove(example, one, template, tokenizer)
-            kept = tuple(one.row for one in found if one.row.loss_tokens)
-            encoded[name].untrained |= {one.row.id for one in found} - {row.id for row in kept}
-            encoded[name].truncated |= {one.row.id for one in found if one.cut}
-            encoded[name].by_length[max_length] = kept
-            if not kept:
-                what = f"none of its {len(found)} rows has a trained token within {max_length} tokens"
-                raise HarnessError(f"sources.{name}", what, "raise train.max_length, or look at `harness preview`")
-    return encoded
+    made = {}
+    for suite in plan.suites:
+        if not suite.plain:
+            rows, template = suites[suite.name], templates[suite.name]
+            key = _key(rows) if cached else None
+            made[suite.name] = tokenise_corpus(
+                rows, suite.name, template, tokenizer, longest, key=key, progress=progress
+            )
+    return made
 
 
-def _prove_suites(
-    plan: Plan, suites: Mapping[str, Sequence[Example]], template: Template, tokenizer: PreTrainedTokenizerBase
-) -> dict[str, int]:
-    """Tokenise every row that a suite evaluates and prove a sample. Returns suite -> rows whose reference is cut."""
-    longest = max(stage.train["max_length"] for stage in plan.stages)
-    cut = {}
-    for name, rows in suites.items():
-        found = encode_all(rows, name, template, tokenizer, longest)
-        sample = {example.id for example in chosen(rows, PROVEN, plan.seed, "proof")}
-        for example, one in zip(rows, found, strict=True):
-            if example.id in sample:
-                prove(example, one, template, tokenizer)
-        cut[name] = sum(one.cut > 0 for one in found)
-    return cut
+def _key(rows: View) -> str:
+    """A digest of all in some rows of a corpus that can change a token: the corpus's, and which rows they are."""
+    return hashlib.sha256(rows.corpus.digest.encode() + rows.indices.tobytes()).hexdigest()
 
 
-def _warnings(
-    untrained: Mapping[str, Sequence[str]], cut: Mapping[str, int], stages: Sequence[StageData]
-) -> Iterator[str]:
-    for name, places in untrained.items():
-        if places:
-            shown = ", ".join(places[:3]) + (", …" if len(places) > 3 else "")
-            yield f"{len(places)} row(s) of {name!r} have no trained token within max_length and are left out: {shown}"
-    for name, count in cut.items():
-        if count:
-            yield f"the suite {name!r} has {count} row(s) longer than max_length; their references are cut"
-    for one in stages:
-        for part in one.stage.parts:
-            realised = one.shares.get(part.source, {}).get(part.unit, 0.0)
-            if part.share is not None and abs(realised - part.share) > TOLERANCE:
-                unit = part.unit.replace("_", " ")
-                yield (
-                    f"the stage {one.stage.name!r} ends within an epoch: of its {len(one.order)} slots {part.source!r} "
-                    f"has {realised:.1%} of the {unit}, not the {part.share:.1%} asked for; train longer for that"
-                )
+# -- what came of it --------------------------------------------------------------------------------------------------
 
 
-def _stages(plan: Plan, encoded: Mapping[str, _Encoded]) -> tuple[StageData, ...]:
-    made = []
-    for stage in plan.stages:
-        length = stage.train["max_length"]
-        rows = mix(stage, {part.source: encoded[part.source].by_length[length] for part in stage.parts}, plan.seed)
-        laid = order(stage, rows, plan.seed)
-        times = Counter(index for slot in laid.slots for index in slot)
-        realised = shares(rows, [times[index] for index in range(len(rows))])
-        made.append(StageData(stage, rows, laid.slots, laid.epoch_ends, realised, laid.efficiency))
-    return tuple(made)
+def _used(name: str, stages: Sequence[StageData]) -> NDArray[np.uint64]:
+    """The ids of a source's rows that some stage trains on."""
+    found = []
+    for stage in stages:
+        rows = stage.rows
+        assert isinstance(rows, Rows)
+        if name in rows.source_names:
+            found.append(rows.ids[rows.source == rows.source_names.index(name)])
+    return _union(found)
 
 
-def _counts(split: Split, encoded: _Encoded | None, used: set[str], evaluated: set[str]) -> dict[str, int]:
-    training = {example.id for example in split.training}
-    if encoded is None and not split.held_out:
-        held_out, training = training, set()  # a source of suites alone is held out whole
-    else:
-        held_out = {example.id for example in split.held_out}
-    untrained = (encoded.untrained if encoded else set()) - used
+def _wanted(told: Told, also: bool) -> NDArray[np.uint64]:
+    """The ids of the rows that a mitigation is given of a source."""
+    return told.longest.rows.ids if also else np.empty(0, np.uint64)
+
+
+def _counts(told: Told, used: NDArray[np.uint64], evaluated: NDArray[np.uint64], also: bool) -> dict[str, int]:
+    corpus, split = told.corpus, told.split
+    keys = told.training.keys
+    held_out = len(split.held_out)
+    if not told.tokenised and not held_out:
+        held_out, keys = len(keys), keys[:0]  # a source of suites alone is held out whole
+    kept = _union([one.rows.ids for one in told.tokenised.values()])
+    measured = np.setdiff1d(kept, used) if also else kept[:0]
+    untrained = len(keys) - int(np.isin(keys, kept).sum())
+    cut = [one.kept[one.cut > 0] for one in told.tokenised.values()]
     return {
-        "read": split.read,
+        "read": corpus.read,
+        "filtered": corpus.filtered,
+        "rejected": corpus.rejected,
         "duplicates": split.duplicates,
         "beyond_limit": split.beyond_limit,
-        "held_out": len(held_out),
-        "untrained": len(untrained),
+        "held_out": held_out,
+        "untrained": untrained,
         "used": len(used),
-        "unused": len(training - used - untrained),
-        "truncated": len(encoded.truncated) if encoded else 0,
+        "measured": len(measured),
+        "unused": len(keys) - untrained - len(used) - len(measured),
+        "truncated": len(_union(cut)),
         "evaluated": len(evaluated),
+        "proven": max((one.proven for one in told.tokenised.values()), default=0),
     }
 
 
-def _digest(ids: set[str]) -> str:
-    return hashlib.sha256("\n".join(sorted(ids)).encode()).hexdigest()
+def _untrained(told: Told) -> Iterator[str]:
+    """The places of the first rows that have no trained token at some length."""
+    for one in told.tokenised.values():
+        lost = np.setdiff1d(np.arange(len(told.split.training)), one.kept)
+        yield from (told.training.place(int(index)) for index in lost[:4])
+
+
+def _warnings(
+    told: Mapping[str, Told],
+    untrained: Mapping[str, Sequence[str]],
+    references: Mapping[str, Tokenised],
+    stages: Sequence[StageData],
+) -> Iterator[str]:
+    for one in told.values():
+        yield from one.corpus.warnings
+        for tokenised in one.tokenised.values():
+            yield from tokenised.warnings
+    for name, places in untrained.items():
+        if places:
+            count = max(len(told[name].split.training) - len(one.kept) for one in told[name].tokenised.values())
+            shown = ", ".join(places[:3]) + (", …" if count > 3 else "")
+            yield f"{count} row(s) of {name!r} have no trained token within max_length and are left out: {shown}"
+    for name, reference in references.items():
+        count = int(np.count_nonzero(reference.cut))
+        if count:
+            yield f"the suite {name!r} has {count} row(s) longer than max_length; their references are cut"
+    for stage in stages:
+        for share in stage.stage.shares:
+            realised = shares.realised(share, stage.shares)
+            if abs(realised - share.amount) > TOLERANCE + 1e-9:
+                named, unit = shares.listed(share.sources), share.unit.replace("_", " ")
+                verb, slots = "has" if len(share.sources) == 1 else "have", len(stage.order)
+                yield (
+                    f"the stage {stage.stage.name!r} ends within an epoch: of its {slots} slots {named} {verb} "
+                    f"{realised:.1%} of the {unit}, not the {share.amount:.1%} asked for; train longer for that"
+                )
+
+
+def _union(parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    return np.unique(np.concatenate([np.empty(0, np.uint64), *(part.astype(np.uint64) for part in parts)]))
+
+
+def _digest(ids: NDArray[np.uint64]) -> str:
+    return hashlib.sha256("\n".join(f"{key:016x}" for key in ids.tolist()).encode()).hexdigest()

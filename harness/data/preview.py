@@ -1,32 +1,126 @@
-"""A tokenised row for the eye: what is trained, what is not, and which tokens are control tokens."""
+"""A tokenised row for the eye, turn by turn: what is trained, what is not, and which tokens are control tokens."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
+from rich import box
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.table import Table
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
-from harness.contracts import Row
-from harness.legible import printable
+from harness.contracts import Example, Row, Template
+from harness.data.markers import markers, tokenise
+from harness.data.rendering import Rendering
+from harness.data.speakers import turns_of
+from harness.legible import encodable, one_line, printable
 
-TRAINED, UNTRAINED, CONTROL = "bold green", "dim", "underline"
+TRAINED, UNTRAINED, CONTROL, LABEL = "bold green", "dim", "underline", "bold cyan"
 OPEN, CLOSE = "⟦", "⟧"
+BREAK = "↵"
+"""A line break that ends a turn: seen so, it costs no empty line, and whether it is trained can be told."""
 
 
-def preview(row: Row, tokenizer: PreTrainedTokenizerBase, *, plain: bool = False) -> Text:
-    """The row's text, special tokens included: trained tokens bold green, the others dim, special tokens underlined.
+@dataclass(frozen=True)
+class Turn:
+    """One turn of a row.
 
-    plain: no styles; trained stretches stand between ⟦ and ⟧ instead, for where there is no colour.
+    label: who speaks; several, where the template writes them as one. tokens: how many it has; trained: of them, so
+    many are trained. text: as it is tokenised, printable, the trained tokens marked.
     """
+
+    label: str
+    tokens: int
+    trained: int
+    text: Text
+
+
+class Preview:
+    """A row turn by turn, beside the name of who speaks; a column of its own, so that no text can pass for a name.
+
+    cut: tokens that truncation took from its end.
+    """
+
+    def __init__(self, turns: Sequence[Turn], tools: Sequence[Mapping[str, Any]] = (), cut: int = 0) -> None:
+        self._turns, self._tools, self._cut = turns, tools, cut
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        table = Table(box=box.MINIMAL, show_header=False, show_edge=False, pad_edge=False)
+        table.add_column(style=LABEL, overflow="fold", max_width=max(options.max_width // 3, 8))
+        table.add_column(overflow="fold")
+        if self._tools:
+            table.add_row("tools", Text("\n".join(map(_tool, self._tools))))
+        for turn in self._turns:
+            share = Text(f"\n{turn.trained} of {turn.tokens}\ntrained" if turn.trained else "", style="green")
+            table.add_row(Text.assemble(turn.label, share), turn.text)
+        if self._cut:
+            table.add_row("cut", Text(f"{self._cut:,} more tokens lie beyond max_length", style="red"))
+        yield from encodable(table, console, options)
+
+
+def turns(
+    example: Example, row: Row, template: Template, tokenizer: PreTrainedTokenizerBase, *, plain: bool = False
+) -> tuple[Turn, ...]:
+    """The turns of a row, special tokens included; a turn that is cut off wholly is left out.
+
+    row: the example's, of the same template and tokenizer. Trained tokens are bold green, the others dim, special ones
+    underlined. plain: no styles; trained stretches stand between ⟦ and ⟧ instead, for where there is no colour.
+    """
+    labels, firsts = _bounds(example, row, template, tokenizer)
     special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+    found = []
+    for label, begin, end in zip(labels, firsts, [*firsts[1:], len(row.input_ids)], strict=True):
+        if begin < end:
+            trained = sum(label != -100 for label in row.labels[begin:end])
+            text = _text(row, begin, end, tokenizer, special, plain)
+            found.append(Turn(label, end - begin, trained, text))
+    return tuple(found)
+
+
+def _bounds(
+    example: Example, row: Row, template: Template, tokenizer: PreTrainedTokenizerBase
+) -> tuple[list[str], list[int]]:
+    """Who speaks in each turn, and the token that it begins with."""
+    messages = example.messages
+    if len(messages) == 1:  # a plain text, which no template renders
+        return [messages[0].role], [0]
+    spans = (
+        template.render(messages, tokenizer, tools=example.tools)
+        if example.tools
+        else template.render(messages, tokenizer)
+    )
+    found = turns_of(spans, messages, tokenizer.added_tokens_encoder)
+    ((ids, offsets),) = tokenise([Rendering.of(spans, template.controls)], tokenizer, [example.place])
+    start = markers(tokenizer).start
+    before = 0 if tuple(ids[: len(start)]) == start else len(start)
+    ends = [end for _, end in offsets]
+    # A token that reaches over the border belongs to the turn in which it ends.
+    firsts = [min(bisect_right(ends, place) + before, len(row.input_ids)) for _, place in found]
+    return [one_line(label, 40) for label, _ in found], [0, *firsts[1:]]
+
+
+def _tool(tool: Mapping[str, Any]) -> str:
+    """A tool as `name(parameter, …): what it does`."""
+    parameters = tool.get("parameters") or {}
+    names = ", ".join(map(str, parameters.get("properties", {})))
+    said = f": {tool['description']}" if tool.get("description") else ""
+    return one_line(f"{tool.get('name', '?')}({names}){said}")
+
+
+def _text(row: Row, begin: int, end: int, tokenizer: PreTrainedTokenizerBase, special: set[int], plain: bool) -> Text:
     text = Text()
+    pieces = list(_pieces(row, begin, end, tokenizer, special))
     inside = False
-    for piece, trained, control in _pieces(row, tokenizer, special):
+    for number, (piece, trained, control) in enumerate(pieces, 1):
         piece = printable(piece)  # a row's text is anybody's, and must not steer the terminal
+        if number == len(pieces) and piece.endswith("\n"):
+            piece = piece[:-1] + BREAK
         if plain:
-            mark = "" if trained == inside else (OPEN if trained else CLOSE)
-            text.append(mark + piece)
+            text.append(("" if trained == inside else OPEN if trained else CLOSE) + piece)
         else:
             text.append(piece, style=(TRAINED if trained else UNTRAINED) + (f" {CONTROL}" if control else ""))
         inside = trained
@@ -35,18 +129,21 @@ def preview(row: Row, tokenizer: PreTrainedTokenizerBase, *, plain: bool = False
     return text
 
 
-def _pieces(row: Row, tokenizer: PreTrainedTokenizerBase, special: set[int]) -> Iterator[tuple[str, bool, bool]]:
+def _pieces(
+    row: Row, begin: int, end: int, tokenizer: PreTrainedTokenizerBase, special: set[int]
+) -> Iterator[tuple[str, bool, bool]]:
     """(text, trained, special) of each stretch of tokens that are alike."""
     kinds = [(label != -100, token in special) for token, label in zip(row.input_ids, row.labels, strict=True)]
-    begin, before = 0, ""
-    for end in range(1, len(kinds) + 1):
-        if end < len(kinds) and kinds[end] == kinds[begin]:
+    before = _decoded(row.input_ids[:begin], tokenizer)
+    first = begin
+    for place in range(begin + 1, end + 1):
+        if place < end and kinds[place] == kinds[first]:
             continue
         # Decoded with what stands before it: by itself, a stretch would lose its leading space in some tokenizers.
-        upto = _decoded(row.input_ids[:end], tokenizer)
-        piece = upto[len(before) :] if upto.startswith(before) else _decoded(row.input_ids[begin:end], tokenizer)
-        yield piece, *kinds[begin]
-        begin, before = end, upto
+        upto = _decoded(row.input_ids[:place], tokenizer)
+        piece = upto[len(before) :] if upto.startswith(before) else _decoded(row.input_ids[first:place], tokenizer)
+        yield piece, *kinds[first]
+        first, before = place, upto
 
 
 def _decoded(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> str:

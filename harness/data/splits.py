@@ -1,7 +1,7 @@
 """Which rows of a source are used, which are held out, and the proof that no suite's row is trained on.
 
 Every choice is by the hash of a row's content and the plan's seed: it does not change with the order of the file,
-and a row that is added moves no other row to the other side.
+and a row that is added moves no other row to the other side. All work is on arrays, a few bytes a row.
 """
 
 from __future__ import annotations
@@ -9,63 +9,78 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from harness.contracts import Example
-from harness.data.conversation import prompt_id
+import numpy as np
+from numpy.typing import NDArray
+
+from harness.data.corpus import Corpus, Hashes, View
+from harness.data.spool import Indices
 from harness.errors import HarnessError, raise_all
 from harness.seeds import derive
 
 SHOWN = 3
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Split:
-    """The rows of a source, told apart. training and held_out hold none of the duplicates and rows beyond the limit.
+    """The rows of a corpus, told apart: ascending int64 indices, without duplicates and rows beyond the limit.
 
     read = duplicates + beyond_limit + len(training) + len(held_out).
     """
 
-    training: tuple[Example, ...]
-    held_out: tuple[Example, ...]
+    training: Indices
+    held_out: Indices
     read: int
     duplicates: int
     beyond_limit: int
 
 
-def split(examples: Sequence[Example], *, held_out: float, limit: int | None, seed: int) -> Split:
-    """A source's rows, each content once, `limit` of them, with a share of their prompts held out.
+def split(corpus: Corpus, *, held_out: float, limit: int | None, seed: int, shuffle: bool = True) -> Split:
+    """A corpus's rows, each content once, `limit` of them, with a share of their prompts held out.
 
     held_out: in [0, 1): a prompt is held out when its seeded hash falls below it, so that all rows with the same
     prompt stand on one side, whichever source they are in. The realised share differs from it by chance.
-    limit: how many of the distinct rows are used; the choice is made before they are held out.
+    limit: how many of the distinct rows are used; the choice is made before they are held out: by seeded hash, or with
+    `shuffle` False the first ones. Of rows with the same content the first is used.
     """
-    first: dict[str, Example] = {}
-    for example in examples:
-        first.setdefault(example.id, example)
-    distinct = list(first.values())
-    kept = chosen(distinct, limit, seed, "limit")
-    sides: tuple[list[Example], list[Example]] = ([], [])
-    for example in kept:
-        sides[is_held_out(example, held_out, seed)].append(example)
+    _, first = np.unique(corpus.keys, return_index=True)
+    distinct = np.sort(first).astype(np.int64)
+    kept = distinct[chosen(corpus.keys[distinct], limit, seed, "limit")] if shuffle else distinct[:limit]
+    aside = is_held_out(corpus.prompts[kept], held_out, seed)
     return Split(
-        training=tuple(sides[0]),
-        held_out=tuple(sides[1]),
-        read=len(examples),
-        duplicates=len(examples) - len(distinct),
+        training=kept[~aside],
+        held_out=kept[aside],
+        read=len(corpus),
+        duplicates=len(corpus) - len(distinct),
         beyond_limit=len(distinct) - len(kept),
     )
 
 
-def is_held_out(example: Example, share: float, seed: int) -> bool:
-    """Whether the seeded hash of the example's prompt falls below `share`."""
-    return share > 0 and derive(seed, "held_out", prompt_id(example)) < share * 2**32
+def is_held_out(prompts: Hashes, share: float, seed: int) -> NDArray[np.bool_]:
+    """Whether the seeded hash of each prompt falls below `share` of all hashes; (N,) bool."""
+    return scattered(prompts, seed, "held_out") < np.uint64(min(int(share * 2**64), 2**64 - 1))
 
 
-def chosen(examples: Sequence[Example], limit: int | None, seed: int, purpose: str) -> list[Example]:
-    """At most `limit` of the examples, in their order: those whose seeded hashes are lowest. None: all of them."""
-    if limit is None or limit >= len(examples):
-        return list(examples)
-    ids = set(ranked([example.id for example in examples], seed, purpose)[:limit])
-    return [example for example in examples if example.id in ids]
+def chosen(keys: Hashes, limit: int | None, seed: int, *purpose: str | int) -> Indices:
+    """Positions of at most `limit` keys, ascending: those whose seeded hashes are lowest. None: all of them.
+
+    keys: (N,) uint64, each once. A smaller limit's choice is part of a larger one's.
+    """
+    if limit is None or limit >= len(keys):
+        return np.arange(len(keys), dtype=np.int64)
+    return np.sort(np.argpartition(scattered(keys, seed, *purpose), limit)[:limit]).astype(np.int64)
+
+
+def scattered(keys: Hashes, seed: int, *purpose: str | int) -> Hashes:
+    """A hash of each key by seed and purpose, (N,) uint64: one to one, so that different keys never tie.
+
+    The finaliser of SplitMix64 (Steele, Lea, Flood 2014, doi:10.1145/2660193.2660195) over the key moved by the
+    purpose's own seed; uint64 arithmetic wraps around.
+    """
+    move = np.uint64(derive(seed, *purpose) * 0x9E3779B97F4A7C15 % 2**64)
+    z = keys + move
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
 
 
 def ranked(ids: Sequence[str], seed: int, *purpose: str | int) -> list[str]:
@@ -73,24 +88,23 @@ def ranked(ids: Sequence[str], seed: int, *purpose: str | int) -> list[str]:
     return sorted(ids, key=lambda identity: (derive(seed, *purpose, identity), identity))
 
 
-def check_disjoint(trained: Mapping[str, Sequence[Example]], suites: Mapping[str, Sequence[Example]]) -> None:
+def check_disjoint(trained: Mapping[str, View], suites: Mapping[str, View]) -> None:
     """Prove that no prompt of a suite is trained on.
 
     trained: source -> rows that may be trained on. suites: suite -> rows that it may evaluate.
     Raises HarnessError that names up to three pairs of rows for each suite and source that share a prompt.
     """
-    prompts = {source: {prompt_id(row): row for row in reversed(rows)} for source, rows in trained.items()}
-    raise_all(error for name, rows in suites.items() for error in _shared(name, rows, prompts))
+    raise_all(error for name, rows in suites.items() for error in _shared(name, rows, trained))
 
 
-def _shared(
-    suite: str, rows: Sequence[Example], prompts: Mapping[str, Mapping[str, Example]]
-) -> Iterator[HarnessError]:
-    for source, by_prompt in prompts.items():
-        pairs = [(row, by_prompt[key]) for row in rows if (key := prompt_id(row)) in by_prompt]
-        if pairs:
-            named = ", ".join(f"{row.place} = {other.place}" for row, other in pairs[:SHOWN])
-            more = f" and {len(pairs) - SHOWN} more" if len(pairs) > SHOWN else ""
-            what = f"{len(pairs)} of its rows ask what the training source {source!r} also asks: {named}{more}"
+def _shared(suite: str, rows: View, trained: Mapping[str, View]) -> Iterator[HarnessError]:
+    for source, others in trained.items():
+        both = np.flatnonzero(np.isin(rows.prompts, others.prompts))
+        if len(both):
+            prompts = others.prompts
+            pairs = [(at, int(np.argmax(prompts == rows.prompts[at]))) for at in both[:SHOWN].tolist()]
+            named = ", ".join(f"{rows.place(at)} = {others.place(other)}" for at, other in pairs)
+            more = f" and {len(both) - SHOWN} more" if len(both) > SHOWN else ""
+            what = f"{len(both)} of its rows ask what the training source {source!r} also asks: {named}{more}"
             hint = "take them out of one side, or hold rows out with the source's option 'held_out'"
             yield HarnessError(f"evaluate.{suite}", what, hint)

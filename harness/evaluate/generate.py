@@ -1,4 +1,4 @@
-"""Greedy answers to prompts: batched, with rows leaving the batch as soon as they have ended."""
+"""Answers to prompts: batched, with rows leaving the batch as soon as they have ended."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from harness.evaluate.choosing import Choose, likeliest
 from harness.evaluate.head import head_at
 from harness.evaluate.stops import Stops, cut, decode, holds_stop
 
@@ -38,11 +39,13 @@ def generate(
     stops: Stops,
     max_new_tokens: int,
     finished: Callable[[int, Answer], None],
+    choose: Choose = likeliest,
 ) -> None:
-    """Answer one batch of prompts greedily; `finished` gets each answer under its prompt's key, as it ends.
+    """Answer one batch of prompts; `finished` gets each answer under its prompt's key, as it ends.
 
     prompts: key -> token ids, padded here at the left and masked, so that an answer does not depend on the batch
     (beyond rounding). Nothing of the model's generation config is used: no sampling, no penalties.
+    choose: the next token of each row; the likeliest, unless told otherwise.
     A row that has ended leaves the batch and its cache; the batch costs what its unfinished rows cost.
     """
     device = next(model.parameters()).device
@@ -65,7 +68,7 @@ def generate(
                 **({"position_ids": positions} if numbered else {}),
             )
         cache = output.past_key_values
-        chosen = output.logits.argmax(-1).reshape(-1)  # (B,)
+        chosen = choose(output.logits.reshape(len(live), -1), live)  # (B,)
         going = []  # slots of the batch that have not ended
         for slot, (key, token) in enumerate(zip(live, chosen.tolist(), strict=True)):
             answers[key].append(token)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from harness.contracts import Item, Metric, Score
@@ -10,19 +10,33 @@ from harness.errors import HarnessError
 from harness.intervals import estimate
 from harness.seeds import derive
 
+_COUNTS: dict[str, dict[str, Callable[[Item], bool]]] = {
+    "answer": {
+        "empty": lambda item: item.finish == "empty",
+        "truncated": lambda item: item.finish == "length",
+        "prompt_cut": lambda item: item.prompt_cut,
+    },
+    "likelihood": {"row_cut": lambda item: item.row_cut},
+    "base": {"row_cut": lambda item: item.row_cut},
+    "choices": {"row_cut": lambda item: item.row_cut, "boundary": lambda item: item.joined > 0},
+    "text": {},
+}
+"""What is counted beside a score, by what its metric reads."""
 
-def score_items(
-    items: Sequence[Item], metrics: Mapping[str, Metric], *, suite: str, stage: int, seed: int
+
+def score(
+    items: Sequence[Item], metrics: Mapping[str, Metric], *, seed: int, suite: str = "", stage: int = 0
 ) -> tuple[Score, ...]:
-    """Every score that the metrics draw from a suite's items, with standard error and 95 % interval by bootstrap.
+    """Every score that the metrics draw from a suite's items, with standard error, 95 % interval and counts.
 
-    The items are drawn by (seed, suite, score): the same draws at every stage.
-    Raises HarnessError when a metric gives other scores than it names.
+    metrics: by name. The interval has a closed form where the metric says so, else the items are resampled, drawn by
+    (seed, suite, score): the same draws at every stage.
+    Raises HarnessError when an item lacks what a metric reads, or a metric gives other scores than it names.
     """
     return tuple(
-        score
+        one
         for name, metric in metrics.items()
-        for score in _scores(items, name, metric, suite=suite, stage=stage, seed=seed)
+        for one in _scores(items, name, metric, suite=suite, stage=stage, seed=seed)
     )
 
 
@@ -34,11 +48,14 @@ def _scores(
         if set(given) != set(metric.names):
             what = f"gives {', '.join(sorted(given)) or 'no score'} where it names {', '.join(sorted(metric.names))}"
             raise HarnessError(f"metrics.{metric_name}", what, "the plugin that defines the metric must mend this")
+    counts = {what: sum(map(counted, items)) for what, counted in _COUNTS[metric.reads].items()}
+    if metric.reads == "answer":
+        counts["unparsed"] = sum(not metric.parsed(item) for item in items)
     found = []
     for name in metric.names:
         vectors = tuple(given[name] for given in statistics)
         bootstrap = derive(seed, "bootstrap", suite, name)
-        result = estimate(vectors, partial(metric.aggregate, name), seed=bootstrap)
+        result = estimate(vectors, partial(metric.aggregate, name), seed=bootstrap, ratio=metric.is_ratio(name))
         found.append(
             Score(
                 stage=stage,
@@ -53,6 +70,8 @@ def _scores(
                 higher_is_better=metric.higher_is_better,
                 signature=metric.signature(),
                 statistics=vectors,
+                method=result.method,
+                counts=counts,
             )
         )
     return found

@@ -21,15 +21,23 @@ class Stops:
     texts: tuple[str, ...]
 
 
-def find_stops(template: Template, tokenizer: PreTrainedTokenizerBase) -> Stops:
-    """What ends an answer under this template: its own stops and the tokenizer's end of sequence; nothing implied.
+def find_stops(
+    template: Template,
+    tokenizer: PreTrainedTokenizerBase,
+    more: Sequence[str] = (),
+    *,
+    template_stops: bool = True,
+) -> Stops:
+    """What ends an answer: the template's stops, `more`, and the tokenizer's end of sequence; nothing is implied.
+
+    template_stops: False where prompts are not rendered by the template.
 
     A stop that is a token of its own (special, or added whole) is watched for as that token; any other as text,
     since ordinary text can be made up of tokens in several ways.
     """
     special = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
     whole = {**tokenizer.get_added_vocab(), **special}
-    given = template.stops(tokenizer)
+    given = (*(template.stops(tokenizer) if template_stops else ()), *more)
     tokens = frozenset(whole[stop] for stop in given if stop in whole)
     texts = tuple(stop for stop in given if stop and stop not in whole)
     return Stops(tokenizer.eos_token_id, tokens - {tokenizer.eos_token_id}, texts)

@@ -1,35 +1,41 @@
-"""One pass over each suite: likelihoods where a metric reads them, answers where one does, then the scores."""
+"""One pass over each suite: the model is read in every way that a metric asks for, then the scores are drawn."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from harness.contracts import Evaluation, Example, Item, Metric, Progress, Suite, Template, silent
-from harness.data.encode import encode_all, encode_prompt
 from harness.errors import HarnessError
-from harness.evaluate.batches import in_batches, longest_first
-from harness.evaluate.generate import Answer, generate
-from harness.evaluate.items import Write, item_file, prompt_text
-from harness.evaluate.likelihood import response_nll
-from harness.evaluate.scores import score_items
-from harness.evaluate.stops import find_stops
+from harness.evaluate.answers import Answers
+from harness.evaluate.choices import Choices
+from harness.evaluate.identity import digest, identity
+from harness.evaluate.items import ItemFile, item_file, item_of
+from harness.evaluate.limits import breaches
+from harness.evaluate.responses import Divergences, Likelihoods
+from harness.evaluate.scores import score
+from harness.evaluate.subject import Base, Reading, Subject
+from harness.evaluate.texts import Texts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-_LOGITS = 1 << 28
-"""Logits held at once when likelihoods are taken: 1 GiB in float32."""
-
-_UNCUT = 1 << 40
-"""A length that cuts nothing."""
+READINGS: dict[str, tuple[str, Callable[[Subject], Reading]]] = {
+    "likelihood": ("likelihood", Likelihoods),
+    "base": ("distance from the base", Divergences),
+    "choices": ("choices", Choices),
+    "text": ("text", Texts),
+    "answer": ("answers", Answers),
+}
+"""What `Metric.reads` may be, in the order in which it is read: what it is called on the way, and who reads it."""
 
 
 def evaluate(
-    model: PreTrainedModel,
+    model: PreTrainedModel | None,
     tokenizer: PreTrainedTokenizerBase,
     template: Template,
     suites: Sequence[Suite],
@@ -39,24 +45,48 @@ def evaluate(
     stage: int,
     seed: int,
     max_length: int,
+    templates: Mapping[str, Template] = MappingProxyType({}),
     folder: Path | None = None,
+    base: Base | None = None,
     progress: Progress = silent,
 ) -> tuple[Evaluation, ...]:
     """Evaluate the model on every suite, in order; the model is left as it was found.
 
+    model: None will do where every suite has a `server` and metrics of answers alone.
     examples, metrics: by the suite's name; metrics then by their own. stage: 0 for the base model.
     max_length: tokens after which a row is cut at its end, and a prompt at its beginning.
-    folder: gets `<suite>-stage<k>.jsonl`, an item a line as it finishes; None: nothing is written.
-    progress: phase `evaluate <suite>`, in items; each counts once for its likelihood and once for its answer.
+    templates: suite -> its own template, for suites that have one.
+    folder: gets `<suite>-stage<k>.jsonl` (see `harness.evaluate.items`); None: nothing is written. What a file there
+        holds is not asked of the model again, if it was asked of the same weights (base and adapter), in the same
+        arithmetic, with the same tokenizer, template, prompt tokens and settings; anything else is.
+    base: makes a context whose target is the base model, e.g. `lambda: harness.model.base(net)` for one with an
+        adapter, or `lambda: nullcontext(copy)`. Metrics that read `base` need it after a stage; it costs a second
+        forward pass of the reference responses. At stage 0 None means that the model is itself the base.
+    progress: phase `evaluate <suite>`, in items; each counts once for each way of reading.
 
-    Answers are generated only for metrics that read them, likelihoods likewise. They do not depend on the batch size,
-    beyond rounding. Raises HarnessError for a suite without rows, RunError when one row does not fit into memory.
+    Nothing is read that no metric asks for. Numbers do not depend on the batch size, beyond rounding. A suite whose
+    items break its limits says so in `Evaluation.breaches`; fail with `evaluate.require` when all is saved.
+    Raises HarnessError for a suite without rows or with rows that a metric cannot read, RunError when one row does
+    not fit into memory or a server fails.
     """
-    with _still(model):
+    known = identity(model, tokenizer, template) if folder is not None else {}
+    with nullcontext() if model is None else _still(model):
         return tuple(
-            _Pass(model, tokenizer, template, suite, stage, max_length, progress).run(
-                examples.get(suite.name, ()), metrics[suite.name], seed, folder
-            )
+            _Pass(
+                Subject(
+                    model,
+                    tokenizer,
+                    templates.get(suite.name, template),
+                    suite,
+                    examples.get(suite.name, ()),
+                    stage,
+                    seed,
+                    max_length,
+                    base,
+                    _unheard,
+                ),
+                progress,
+            ).run(metrics[suite.name], folder, known)
             for suite in suites
         )
 
@@ -64,123 +94,68 @@ def evaluate(
 class _Pass:
     """One suite on its way through the model."""
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        template: Template,
-        suite: Suite,
-        stage: int,
-        max_length: int,
-        progress: Progress,
-    ) -> None:
-        self._model, self._tokenizer, self._template = model, tokenizer, template
-        self._suite, self._stage, self._max_length = suite, stage, max_length
-        self._progress, self._phase = progress, f"evaluate {suite.name}"
+    def __init__(self, subject: Subject, progress: Progress) -> None:
+        self._subject = replace(subject, note=self._tell)
+        self._progress = progress
         self._done = self._total = 0
-        self._extra: dict[int, dict[str, Any]] = {}
 
-    def run(
-        self, examples: Sequence[Example], metrics: Mapping[str, Metric], seed: int, folder: Path | None
-    ) -> Evaluation:
-        suite = self._suite
-        if not examples:
+    def run(self, metrics: Mapping[str, Metric], folder: Path | None, known: Mapping[str, str]) -> Evaluation:
+        suite, stage = self._subject.suite, self._subject.stage
+        if not self._subject.examples:
             hint = "raise held_out of its source, or name a source that has rows"
             raise HarnessError(f"evaluate.{suite.name}", f"the source '{suite.source}' gives it no rows", hint)
-        items = [Item(one.id, prompt_text(one), one.messages[-1].content) for one in examples]
-        reads = {metric.reads for metric in metrics.values()}
-        self._total = len(items) * len(reads)
+        items = [item_of(example) for example in self._subject.examples]
+        wanted = {metric.reads for metric in metrics.values()}
+        self._total = len(items) * len(wanted)
         self._tell("")
-        with item_file(folder, suite.name, self._stage) as write:
-            if "likelihood" in reads:
-                self._likelihoods(examples, items, write if "answer" not in reads else None)
-            if "answer" in reads:
-                self._answers(examples, items, write)
-        scores = score_items(items, metrics, suite=suite.name, stage=self._stage, seed=seed)
-        return Evaluation(self._stage, suite.name, tuple(items), scores)
+        with item_file(folder, suite.name, stage, items, known) as file:
+            if file.left_aside:
+                self._tell(f"what is there was made with another {', '.join(file.left_aside)}: all is made anew")
+            for kind in READINGS:
+                if kind in wanted:
+                    self._read(kind, items, file, known)
+        scores = score(items, metrics, suite=suite.name, stage=stage, seed=self._subject.seed)
+        return Evaluation(stage, suite.name, tuple(items), scores, breaches(suite, stage, items, scores))
 
-    def _likelihoods(self, examples: Sequence[Example], items: list[Item], write: Write | None) -> None:
-        encoded = encode_all(examples, self._suite.source, self._template, self._tokenizer, self._max_length)
-        rows = [one.row for one in encoded]
-        finished: set[int] = set()
+    def _read(self, kind: str, items: list[Item], file: ItemFile, known: Mapping[str, str]) -> None:
+        called, make = READINGS[kind]
+        reading = make(self._subject)
+        keys: dict[int, str] = {}
+        todo = list(range(len(items)))
+        if file.kept:
+            settings = dict(reading.settings)
+            file.begin(kind, settings)
+            common = digest([dict(known), kind, settings])
+            keys = {index: digest([common, reading.asked(index)]) for index in todo}
+            todo = [index for index in todo if not self._recall(kind, index, items, file, keys[index])]
 
-        def finish(index: int, nll: float) -> None:
-            items[index] = replace(items[index], nll=nll, tokens=rows[index].loss_tokens)
-            self._extra[index] = {"row_cut": encoded[index].cut > 0}
-            if write:
-                write(items[index], self._extra[index])
-            finished.add(index)
-            self._step("likelihood")
+        def finish(index: int, found: Mapping[str, Any]) -> None:
+            items[index] = replace(items[index], **found)
+            if file.kept:
+                file.add(items[index], kind, keys[index], found)
+            self._step(called)
 
-        def work(batch: list[int]) -> None:
-            nlls = response_nll(self._model, [rows[index] for index in batch], self._tokenizer.pad_token_id)
-            for index, nll in zip(batch, nlls, strict=True):
-                finish(index, nll)
+        if todo:
+            reading.run(todo, finish)
 
-        order = longest_first([len(row.input_ids) for row in rows])
-        for index in order:
-            # Cut before its response: it stays an item, so that items pair with those of other stages.
-            if not rows[index].loss_tokens:
-                finish(index, 0.0)
-        vocabulary = self._model.config.get_text_config().vocab_size
-        in_batches(
-            [index for index in order if rows[index].loss_tokens],
-            self._suite.batch_size,
-            work,
-            finished,
-            where=self._phase,
-            note=self._tell,
-            cost=lambda index: rows[index].loss_tokens * vocabulary,
-            budget=_LOGITS,
-        )
-
-    def _answers(self, examples: Sequence[Example], items: list[Item], write: Write) -> None:
-        room = self._prompt_room()
-        prompts = [self._encode_prompt(example, room) for example in examples]
-        stops = find_stops(self._template, self._tokenizer)
-        finished: set[int] = set()
-
-        def finish(index: int, answer: Answer) -> None:
-            items[index] = replace(items[index], answer=answer.text, finish=answer.finish)
-            prompt = prompts[index]
-            cut = len(prompt) == room and len(self._encode_prompt(examples[index], _UNCUT)) > room
-            extra = {"prompt_tokens": len(prompt), "answer_tokens": answer.tokens, "prompt_cut": cut}
-            write(items[index], {**self._extra.get(index, {}), **extra})
-            finished.add(index)
-            self._step("answers")
-
-        def work(batch: list[int]) -> None:
-            generate(
-                self._model,
-                self._tokenizer,
-                {index: prompts[index] for index in batch},
-                stops=stops,
-                max_new_tokens=self._suite.max_new_tokens,
-                finished=finish,
-            )
-
-        order = longest_first([len(prompt) for prompt in prompts])
-        in_batches(order, self._suite.batch_size, work, finished, where=self._phase, note=self._tell)
-
-    def _encode_prompt(self, example: Example, max_length: int) -> list[int]:
-        return encode_prompt(example, self._template, self._tokenizer, max_length)
-
-    def _prompt_room(self) -> int:
-        """The tokens that a prompt may have, so that the answer still has positions that the model knows."""
-        known = getattr(self._model.config, "max_position_embeddings", None) or _UNCUT
-        room = min(self._max_length, known - self._suite.max_new_tokens)
-        if room < 1:
-            new = self._suite.max_new_tokens
-            what = f"{new} leaves a prompt no room in the model's {known} positions"
-            raise HarnessError(f"evaluate.{self._suite.name}.max_new_tokens", what, f"choose less than {known}")
-        return room
+    def _recall(self, kind: str, index: int, items: list[Item], file: ItemFile, key: str) -> bool:
+        found = file.find(items[index].id, kind, key)
+        if found is None:
+            return False
+        items[index] = replace(items[index], **found)
+        self._step(f"{READINGS[kind][0]}, kept")
+        return True
 
     def _step(self, note: str) -> None:
         self._done += 1
         self._tell(note)
 
     def _tell(self, note: str) -> None:
-        self._progress(self._phase, self._done, self._total, note, "items")
+        self._progress(self._subject.phase, self._done, self._total, note, "items")
+
+
+def _unheard(note: str) -> None:
+    """The note of a subject that nobody waits for yet."""
 
 
 @contextmanager

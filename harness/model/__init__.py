@@ -16,34 +16,47 @@ from typing import TYPE_CHECKING, Any
 from harness.model.location import Location, resolve
 
 if TYPE_CHECKING:
+    from harness.model.adapters import adapted_layers, keep, kept, restore_kept
     from harness.model.hardware import device, dtype, out_of_memory
-    from harness.model.loading import computation, count, load, parameters, promote, skeleton, tokenizer
-    from harness.model.saving import base, reference, save
+    from harness.model.loading import computation, count, digest, load, parameters, promote, skeleton, tokenizer
+    from harness.model.saving import base, is_adapted, reference, save
 
 __all__ = [
     "Location",
+    "adapted_layers",
     "base",
     "computation",
     "count",
     "device",
+    "digest",
     "dtype",
+    "is_adapted",
+    "keep",
+    "kept",
     "load",
     "out_of_memory",
     "parameters",
     "promote",
     "reference",
     "resolve",
+    "restore_kept",
     "save",
     "skeleton",
     "tokenizer",
 ]
 
 _HOMES = {
+    "adapted_layers": "adapters",
+    "keep": "adapters",
+    "kept": "adapters",
+    "restore_kept": "adapters",
+    "is_adapted": "saving",
     "base": "saving",
     "out_of_memory": "hardware",
     "computation": "loading",
     "promote": "loading",
     "count": "loading",
+    "digest": "loading",
     "skeleton": "loading",
     "device": "hardware",
     "dtype": "hardware",

@@ -35,6 +35,14 @@ def folder(folder: Path, progress: Progress = silent) -> str:
     return whole.hexdigest()
 
 
+def adapter(folder: Path, below: str) -> str:
+    """sha256, in hex, over an adapter's weights and config and the digest of the model below it."""
+    whole = hashlib.sha256(f"{below}\n".encode())
+    for path in sorted(folder.glob("adapter_*")):
+        whole.update(f"{path.name}\0{file(path)}\n".encode())
+    return whole.hexdigest()
+
+
 def file(path: Path, progress: Progress = silent) -> str:
     """sha256 of the file in hex, remembered for large files."""
     path = path.resolve()

@@ -43,6 +43,7 @@ def tokenizer(location: Location, settings: Mapping[str, Any]) -> PreTrainedToke
     The padding side is as the model's authors left it; who pads sets it.
     Raises HarnessError when there is none, it is a slow one, or it has neither a pad nor an end-of-sequence token.
     """
+    location = location.below or location
     try:
         with quiet():
             found = AutoTokenizer.from_pretrained(location.path, **_options(location, settings))
@@ -71,9 +72,13 @@ def load(
     """The model on this machine's device, in the dtype that `precision` means there, in evaluation mode.
 
     It keeps no cache of keys and values in a plain forward pass, does in `generate`, and decodes greedily unless told
-    otherwise. A hub model is downloaded first.
+    otherwise. A hub model is downloaded first. Of a run that trained an adapter: the PEFT model, its adapter free
+    to move.
     Raises HarnessError when it cannot be had or loaded, or when device, dtype and attention do not go together.
     """
+    if location.below is not None:
+        base = {**settings, "revision": location.below.revision}
+        return _with_adapter(load(location.below, base, precision=precision, progress=progress), location)
     device = hardware.device()
     dtype = hardware.dtype(precision, device)
     attention = hardware.attention(settings.get("attention", "auto"), device)
@@ -119,6 +124,7 @@ def skeleton(location: Location, settings: Mapping[str, Any]) -> PreTrainedModel
 
     Raises HarnessError when a local config describes no language model that transformers knows.
     """
+    location = location.below or location
     try:
         with quiet(), torch.device("meta"):
             config = AutoConfig.from_pretrained(location.path, **_options(location, settings))
@@ -135,12 +141,26 @@ def parameters(location: Location, settings: Mapping[str, Any]) -> int | None:
 
     Raises HarnessError when a local config describes no language model that transformers knows.
     """
+    location = location.below or location
     if location.kind in ("gguf", "package"):
         manifest = cache.read(Path(location.path))
         if manifest is not None:
             return int(manifest["parameters"])
     made = skeleton(location, settings)
     return None if made is None else count(made)
+
+
+def digest(model: Any) -> str | None:
+    """What identifies the files that `model`, or the base model of an adapter, was loaded from: see `Location.digest`.
+
+    It says nothing of what training made of the weights since. None when they were not loaded here, or when the hub
+    could not say which commit it was.
+    """
+    inner = getattr(model, "get_base_model", None)
+    location = getattr(inner() if callable(inner) else model, ORIGIN, None)
+    if location is None or (location.kind == "hub" and "@" not in location.digest):
+        return None
+    return str(location.digest)
 
 
 def count(model: PreTrainedModel, *, trainable: bool = False) -> int:
@@ -164,6 +184,19 @@ def computation(model: PreTrainedModel, precision: str) -> AbstractContextManage
     place = next(model.parameters()).device
     kind = hardware.dtype(precision, place)
     return contextlib.nullcontext() if kind is torch.float32 else torch.autocast(place.type, kind)
+
+
+def _with_adapter(model: PreTrainedModel, location: Location) -> PreTrainedModel:
+    """The model within the adapter that a run saved; the base weights stay where they are."""
+    from peft import PeftModel
+
+    try:
+        # The adapter's first weights, which are replaced at once, must not use up anybody's random numbers.
+        with quiet(), torch.random.fork_rng():
+            adapted = PeftModel.from_pretrained(model, location.path, is_trainable=True)
+    except Exception as error:
+        raise _explain(error, location, "adapter") from error
+    return cast(PreTrainedModel, adapted.eval())
 
 
 def _options(location: Location, settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ Imports neither torch nor transformers: they are needed only when a GGUF file ha
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,11 +16,13 @@ from typing import Any, Literal
 from harness.contracts import Progress, silent
 from harness.errors import HarnessError
 from harness.model import cache, digests, gguf_file, hub, package
+from harness.runs import SCHEME as RUN
+from harness.runs import find_run
 
 WHERE = "model.path"
 
 _FORMS = (
-    "give a hub id (meta-llama/Llama-2-7b-hf), a local folder, a .gguf file, "
+    "give a hub id (meta-llama/Llama-2-7b-hf), a local folder, a .gguf file, run:<earlier run>, "
     "or pypi:NAME==VERSION/FILE.gguf#sha256=DIGEST"
 )
 _HUB_ID = re.compile(r"(?!.*(?:\.\.|--))[A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)?")
@@ -29,25 +32,30 @@ _HUB_ID = re.compile(r"(?!.*(?:\.\.|--))[A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*
 class Location:
     """A model that was found.
 
-    kind: what `model.path` was. path: a local folder that transformers can load, or the hub id.
+    kind: what `model.path` was. path: a local folder that transformers can load, or the hub id; of a run whose result
+        is an adapter, the adapter's folder.
     revision: hub only; the commit where it is known, else what the spec asked for.
-    digest: sha256 over names and contents of the folder's weight and config files, in hex; for the hub
+    digest: sha256 over names and contents of the folder's weight and config files, in hex, of an
+        adapter over its files and the digest of the model below it; for the hub
         `hub:<id>@<commit>`, without `@<commit>` while the commit is unknown because the hub cannot be reached.
     reachable: hub only; whether it answered. When it did not, its local cache alone is read: trying again at every
         file would take minutes.
+    below: of a run whose result is an adapter, the model that the adapter lies on; else None.
     """
 
-    kind: Literal["hub", "folder", "gguf", "package"]
+    kind: Literal["hub", "folder", "gguf", "package", "run"]
     path: str
     revision: str | None
     digest: str
     reachable: bool = True
+    below: Location | None = None
 
 
-def resolve(settings: Mapping[str, Any], *, progress: Progress = silent) -> Location:
+def resolve(settings: Mapping[str, Any], *, output: str | Path = "runs", progress: Progress = silent) -> Location:
     """Find the model that `settings["path"]` names; fetch, check and convert it first when it is a GGUF file.
 
     settings: the spec's `model`: `path`, `revision`, `trust_remote_code`, `attention`.
+    output: the folder that runs are named in, for `run:<name>`.
     A hub model is looked up but not downloaded; `tokenizer` and `load` do that.
     Raises HarnessError for what is not there, does not match its checksum, cannot be converted or does not fit
     on the disk.
@@ -59,6 +67,9 @@ def resolve(settings: Mapping[str, Any], *, progress: Progress = silent) -> Loca
     if path.startswith(package.SCHEME):
         _only_hub_has_revisions(revision, path)
         return _resolve_package(path, progress)
+    if path.startswith(RUN):
+        _only_hub_has_revisions(revision, path)
+        return _resolve_run(path.removeprefix(RUN), settings, output, progress)
     local = Path(path).expanduser()
     if local.suffix.lower() == ".gguf":
         _only_hub_has_revisions(revision, path)
@@ -94,6 +105,43 @@ def check_folder(folder: Path) -> None:
 def _only_hub_has_revisions(revision: str | None, path: str) -> None:
     if revision is not None:
         raise HarnessError("model.revision", f"'{path}' has no revisions; only hub models do", "remove the key")
+
+
+def _resolve_run(name: str, settings: Mapping[str, Any], output: str | Path, progress: Progress) -> Location:
+    """The result of a finished run: its whole model, or its adapter on the model that it was trained on."""
+    try:
+        place = find_run(name, output)
+    except HarnessError as error:
+        raise HarnessError(WHERE, f"there is no run '{name}'", error.hint) from error
+    if (place / "arms").is_dir():
+        arms = sorted(one.name for one in (place / "arms").iterdir() if (one / "model").is_dir())
+        hint = f"name the folder of one of its arms: {', '.join(arms)}" if arms else "none of its arms has a result yet"
+        raise HarnessError(WHERE, f"'{place}' is an experiment of several runs", hint)
+    folder = place.resolve() / "model"
+    if not folder.is_dir() or not (place / "report.json").is_file():
+        what = f"the run '{place}' has no result: it did not come to its end"
+        raise HarnessError(WHERE, what, f"go on with it: harness run --resume {place}")
+    if not (folder / "adapter_config.json").is_file():
+        check_folder(folder)
+        return Location("run", str(folder), None, digests.folder(folder, progress))
+    below = _below(place, folder, settings, output, progress)
+    return Location("run", str(folder), None, digests.adapter(folder, below.digest), below=below)
+
+
+def _below(place: Path, folder: Path, settings: Mapping[str, Any], output: str | Path, progress: Progress) -> Location:
+    """The model that a run's adapter was trained on: where the adapter says, or else what the run's spec began with,
+    for a converted model may have left the cache since."""
+    try:
+        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        path, revision = str(config["base_model_name_or_path"]), config.get("revision")
+        first = json.loads((place / "spec.json").read_text(encoding="utf-8"))["model"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        what = f"the adapter of the run '{place}' cannot be read ({type(error).__name__})"
+        raise HarnessError(WHERE, what, "is the folder whole?") from error
+    if not Path(path).is_dir() and (path.startswith("/") or str(first["path"]).startswith((RUN, package.SCHEME))):
+        found = resolve({**settings, **first}, output=output, progress=progress)
+        return found.below or found
+    return resolve({**settings, "path": path, "revision": revision}, output=output, progress=progress)
 
 
 def _resolve_package(text: str, progress: Progress) -> Location:

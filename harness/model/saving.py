@@ -15,7 +15,7 @@ from typing import Any
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from harness.errors import HarnessError, RunError
-from harness.model import cache
+from harness.model import adapters, cache
 from harness.model.loading import ORIGIN, PUBLISHED
 from harness.model.quiet import quiet
 
@@ -23,9 +23,9 @@ from harness.model.quiet import quiet
 def save(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Write the model, its tokenizer and chat template into the folder, whole or not at all.
 
-    A PEFT model is written as its adapter, which records where its base model is and at what revision; any other
-    model in full, as safetensors. A folder that is there already is replaced.
-    Raises RunError when it cannot be written.
+    A PEFT model is written as its adapter, joined with what is kept beside it (`adapters`), which records where its
+    base model is and at what revision; any other model in full, as safetensors. A folder that is there already is
+    replaced. Raises RunError when it cannot be written.
     """
     folder = Path(folder)
     draft = folder.with_name(f".{folder.name}.draft-{os.getpid()}")
@@ -55,6 +55,8 @@ def save(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
 def reference(model: Any) -> Iterator[Any]:
     """The model as it was before training: with its adapter off, until the context ends.
 
+    Which weights can move is the same after it: peft lets every weight of an active adapter move again when it switches
+    the adapter on, those that were frozen too.
     Raises HarnessError when the model has no adapter, for then its first weights are gone.
     """
     if not is_adapted(model):
@@ -63,8 +65,13 @@ def reference(model: Any) -> Iterator[Any]:
             "a reference model needs an adapter, which can be switched off, and this model has none",
             'add "lora" to the mitigations',
         )
-    with model.disable_adapter():
-        yield model
+    moving = {weight: weight.requires_grad for weight in model.parameters()}
+    try:
+        with model.disable_adapter():
+            yield model
+    finally:
+        for weight, moves in moving.items():
+            weight.requires_grad_(moves)
 
 
 def base(model: Any) -> AbstractContextManager[Any]:
@@ -83,6 +90,9 @@ def _save_adapter(model: Any, draft: Path) -> None:
         for config in model.peft_config.values():
             config.base_model_name_or_path = origin.path
             config.revision = origin.revision
+    if adapters.kept(model):
+        adapters.write_joined(model, draft)
+        return
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model.save_pretrained(draft)

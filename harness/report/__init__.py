@@ -6,23 +6,47 @@ report looks stands in `harness.report.view`.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from statistics import NormalDist
 from typing import TYPE_CHECKING, Any, Literal
 
+from harness import gate
 from harness.contracts import Evaluation, Item, Metric, Plan, Role, Score, Suite
+from harness.errors import HarnessError
+from harness.gate import Judged, Measured
 from harness.intervals import Estimate, difference
+from harness.report.earlier import Earlier
 from harness.report.files import plain, write_json, write_scores
+from harness.report.kept import document
+from harness.report.matrix import Matrix, matrices, owners
 from harness.seeds import derive, generator
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-Verdict = Literal["better", "worse", "no evidence"]
+Verdict = Literal["better", "worse", "no evidence", "too few items"]
 
-__all__ = ["Change", "Report", "Shown", "Verdict", "make", "render", "write_scores"]
+__all__ = [
+    "Change",
+    "Earlier",
+    "Matrix",
+    "Report",
+    "Shown",
+    "Verdict",
+    "make",
+    "measured_of",
+    "render",
+    "scores_table",
+    "verdict_of",
+    "write_scores",
+]
+
+FEWEST = 30
+"""Items below which no verdict is given: percentile intervals over fewer are too narrow to be trusted."""
 
 EXAMPLES = 3
 RUN_KEYS = ("id", "folder", "seconds", "uri")
@@ -32,10 +56,15 @@ RUN_KEYS = ("id", "folder", "seconds", "uri")
 class Change:
     """One score of one suite: before (the base model), after (the last stage), and the paired difference.
 
+    A run that goes on from an earlier one has the earlier base model before, or, of a suite that the earlier run did
+    not have, the model that it started from.
+
     after_stages: the score after every stage, the base first; None where a stage did not evaluate the suite.
     difference: after - before, with the bootstrap's standard error and 95 % interval over the same `n` items.
-    verdict: `no evidence` when that interval holds 0; else whether the change is for the better, which for a metric
-        where lower is better means down.
+    verdict: `too few items` below 30 of them; `no evidence` when the interval holds 0; else whether the change is for
+        the better, which for a metric where lower is better means down.
+    needed: where there is no verdict for the better or worse, about how many items would give one if the change is as
+        large as it looks; None where it looks like none at all.
     """
 
     suite: str
@@ -43,12 +72,13 @@ class Change:
     metric: str
     name: str
     signature: str
-    higher_is_better: bool
+    higher_is_better: bool | None
     n: int
     before: Estimate
     after: Estimate
     difference: Estimate
     verdict: Verdict
+    needed: int | None
     after_stages: tuple[Estimate | None, ...]
 
 
@@ -71,6 +101,9 @@ class Report:
     stages: their names, `base` first. answers: suite -> `before` and `after` -> how many answers ended for each
     reason (`eos`, `stop`, `length`, `empty`). examples: drawn by the seed, whatever their scores.
     run: `id`, `folder`, `seconds` and the tracking `uri`, as far as they are known.
+    matrices: the stage × suite matrix of every score, with what continual learning draws from it.
+    gate: the spec's conditions, judged. earlier: the folder of the run that it goes on from, with whose base and stages
+    everything here begins.
     """
 
     name: str
@@ -81,6 +114,14 @@ class Report:
     answers: Mapping[str, Mapping[str, Mapping[str, int]]]
     examples: tuple[Shown, ...]
     evaluations: tuple[tuple[Evaluation, ...], ...] = field(repr=False)
+    matrices: tuple[Matrix, ...] = ()
+    gate: tuple[Judged, ...] = ()
+    earlier: str | None = None
+
+    @property
+    def passed(self) -> bool:
+        """Whether every condition of the gate was met; true of a spec without one."""
+        return all(one.passed for one in self.gate)
 
     @property
     def matrix(self) -> dict[str, dict[str, list[float | None]]]:
@@ -98,8 +139,11 @@ class Report:
             "seed": self.seed,
             "run": {key: self.run[key] for key in RUN_KEYS if key in self.run},
             "stages": list(self.stages),
+            "earlier": self.earlier,
             "changes": [asdict(change) for change in self.changes],
             "matrix": self.matrix,
+            "forgetting": [asdict(one) for one in self.matrices],
+            "gate": [asdict(one) for one in self.gate],
             "answers": self.answers,
             "examples": [asdict(example) for example in self.examples],
         }
@@ -119,36 +163,91 @@ def make(
     *,
     seed: int,
     run: Mapping[str, Any],
+    conditions: Sequence[Mapping[str, Any]] = (),
+    earlier: Earlier | None = None,
 ) -> Report:
     """Compare the last stage with the base model, item by item.
 
     evaluations: one tuple a stage, the base model first. metrics: suite -> metric name -> instance, for `aggregate`.
-    run: `id`, `folder`, `seconds`, `uri`; anything else in it is left out of the report.
+    run: `id`, `folder`, `seconds`, `uri`; anything else in it is left out of the report. conditions: the spec's gate.
+    earlier: the run whose result this one started from; its base and stages come first, its tasks are tasks of both.
     Raises ValueError when no stage was evaluated after the base, or when stages saw different items of a suite.
     """
     if len(evaluations) < 2:
         raise ValueError("a report compares the base model with at least one stage")
+    names, teaches = ("base", *(stage.name for stage in plan.stages[: len(evaluations) - 1])), owners(plan)
+    if earlier is not None:
+        evaluations, names = earlier.joined(evaluations), earlier.named(names[1:])
+        teaches = earlier.owners(teaches)
     by_stage = [{one.suite: one for one in stage} for stage in evaluations]
-    first, last = by_stage[0], by_stage[-1]
+    first = {one.suite: one for stage in reversed(evaluations[:-1]) for one in stage}
+    last = by_stage[-1]
     suites = [suite for suite in plan.suites if suite.name in first and suite.name in last]
     changes = [
-        _change(suite, score, by_stage, metrics[suite.name][score.metric], seed)
+        _change(suite, score, first[suite.name], by_stage, metrics[suite.name][score.metric], seed)
         for suite in suites
         for score in first[suite.name].scores
     ]
     answers = {
         suite.name: {"before": _endings(first[suite.name]), "after": _endings(last[suite.name])} for suite in suites
     }
+    found = matrices(plan, evaluations, metrics, seed=seed, teaches=teaches)
     return Report(
         name=plan.name,
         seed=seed,
         run={key: run[key] for key in RUN_KEYS if key in run},
-        stages=("base", *(stage.name for stage in plan.stages[: len(evaluations) - 1])),
+        stages=names,
         changes=tuple(changes),
         answers={suite: ends for suite, ends in answers.items() if any(ends.values())},
         examples=_examples(suites, first, last, seed),
         evaluations=tuple(evaluations),
+        matrices=found,
+        gate=gate.judge(conditions, _measured(changes, found)) if conditions else (),
+        earlier=None if earlier is None else earlier.run,
     )
+
+
+def measured_in(document: Mapping[str, Any]) -> dict[str, Measured]:
+    """The scores of a `report.json`, as a gate sees them. Raises KeyError or TypeError for a file that is none."""
+
+    def read(given: Mapping[str, Any]) -> Estimate:
+        value, stderr, low, high = (
+            float("nan") if given[key] is None else float(given[key]) for key in ("value", "stderr", "low", "high")
+        )
+        return Estimate(value, stderr, low, high, int(given["n"]), given["method"])
+
+    found = {
+        f"{one['suite']}/{one['name']}": Measured(read(one["after"]), read(one["difference"]), one["higher_is_better"])
+        for one in document["changes"]
+    }
+    for one in document["forgetting"]:
+        for name, given in one["summaries"].items():
+            found[f"{name}:{one['score']}"] = Measured(read(given), None, True)
+    return found
+
+
+def measured_of(folder: Path) -> dict[str, Measured]:
+    """The scores that a finished run left in its folder. Raises HarnessError when it holds no report."""
+    found = document(folder, "report.json")
+    try:
+        return measured_in(found)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        what = f"is no report of a run ({type(error).__name__}: {error})"
+        raise HarnessError(str(folder / "report.json"), what, "name the folder of a finished run") from error
+
+
+def scores_table(evaluations: Sequence[Evaluation]) -> RenderableType:
+    """Scores by suite and stage for a terminal, each with its interval."""
+    from harness.report.view import scores
+
+    return scores(evaluations)
+
+
+def _measured(changes: Sequence[Change], found: Sequence[Matrix]) -> dict[str, Measured]:
+    made = {f"{one.suite}/{one.name}": Measured(one.after, one.difference, one.higher_is_better) for one in changes}
+    for matrix in found:
+        made |= {f"{name}:{matrix.score}": Measured(one, None, True) for name, one in matrix.summaries.items()}
+    return made
 
 
 def render(report: Report) -> RenderableType:
@@ -162,11 +261,16 @@ def render(report: Report) -> RenderableType:
 
 
 def _change(
-    suite: Suite, before: Score, by_stage: Sequence[Mapping[str, Evaluation]], metric: Metric, seed: int
+    suite: Suite,
+    before: Score,
+    first: Evaluation,
+    by_stage: Sequence[Mapping[str, Evaluation]],
+    metric: Metric,
+    seed: int,
 ) -> Change:
     path = [_find(stage.get(suite.name), before) for stage in by_stage]
     after = path[-1]
-    first, last = by_stage[0][suite.name], by_stage[-1][suite.name]
+    last = by_stage[-1][suite.name]
     if after is None or [item.id for item in first.items] != [item.id for item in last.items]:
         raise ValueError(f"suite {suite.name!r}, score {before.name!r}: the stages did not see the same items")
     estimate = difference(
@@ -174,6 +278,7 @@ def _change(
         after.statistics,
         lambda total: metric.aggregate(before.name, total),
         seed=derive(seed, "report", suite.name),
+        ratio=metric.is_ratio(before.name),
     )
     return Change(
         suite=suite.name,
@@ -186,7 +291,8 @@ def _change(
         before=_estimate(before),
         after=_estimate(after),
         difference=estimate,
-        verdict=_verdict(estimate, before.higher_is_better),
+        verdict=verdict_of(estimate, before.higher_is_better),
+        needed=items_needed(estimate),
         after_stages=tuple(None if one is None else _estimate(one) for one in path),
     )
 
@@ -200,13 +306,31 @@ def _estimate(score: Score) -> Estimate:
     return Estimate(value=score.value, stderr=score.stderr, low=score.low, high=score.high, n=score.n)
 
 
-def _verdict(estimate: Estimate, higher_is_better: bool) -> Verdict:
+def verdict_of(estimate: Estimate, higher_is_better: bool | None) -> Verdict:
+    """What a difference and its interval come to; see `Change`."""
+    if estimate.n < FEWEST:
+        return "too few items"
+    if higher_is_better is None:
+        return "no evidence"  # neither direction of such a score is better
     # Written so that an interval that is no number counts as holding 0.
     if estimate.low > 0.0:
         return "better" if higher_is_better else "worse"
     if estimate.high < 0.0:
         return "worse" if higher_is_better else "better"
     return "no evidence"
+
+
+def items_needed(estimate: Estimate, comparisons: int = 1) -> int | None:
+    """About how many items would give a verdict, if the difference is as large as it looks; see `Change`.
+
+    The interval's half is about 1.96 standard errors, and these fall with the root of the number of items. Of several
+    comparisons each must stand at 5 % divided by their number, which is never less than Holm's correction asks for.
+    """
+    wide = 1.96 if comparisons == 1 else NormalDist().inv_cdf(1 - 0.025 / comparisons)
+    settled = estimate.n >= FEWEST and (estimate.low > 0 or estimate.high < 0)
+    if (settled and comparisons == 1) or not estimate.value or not math.isfinite(estimate.stderr):
+        return None
+    return max(FEWEST, math.ceil(estimate.n * (wide * estimate.stderr / estimate.value) ** 2))
 
 
 def _endings(evaluation: Evaluation) -> dict[str, int]:

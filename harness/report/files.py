@@ -32,6 +32,18 @@ def write_scores(evaluations: Sequence[tuple[Evaluation, ...]], stages: Sequence
     write_json(Path(folder) / "scores.json", {"stages": written})
 
 
+def listed(evaluations: Sequence[Evaluation]) -> list[dict[str, Any]]:
+    """Every score of some evaluations with its interval, without the statistics of its items."""
+    return [
+        {
+            "suite": one.suite,
+            **{key: value for key, value in asdict(score).items() if key not in ("suite", "statistics")},
+        }
+        for one in evaluations
+        for score in one.scores
+    ]
+
+
 def write_json(file: Path, value: Any, indent: int | None = None) -> None:
     """Write the value to the file; what is no finite number becomes null.
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -16,12 +16,29 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderR
 from rich.table import Table
 from rich.text import Text
 
+from harness.contracts import Evaluation
+from harness.intervals import Estimate
 from harness.legible import decimals, duration, encodable, number, one_line, printable, shorten
 from harness.report import Change, Report, Verdict
 from harness.store import tracking_uri, without_secrets
 
-STYLES: dict[Verdict, str] = {"better": "bold green", "worse": "bold red", "no evidence": "dim"}
+STYLES: dict[Verdict, str] = {
+    "better": "bold green",
+    "worse": "bold red",
+    "no evidence": "dim",
+    "too few items": "yellow",
+}
 LONGEST = 400
+
+SUMMARY_WORDS = {
+    "average_accuracy": "mean over tasks at the end",
+    "learning_accuracy": "mean over tasks, each right after its own stage",
+    "backward_transfer": "change of earlier tasks since their own stage",
+    "forward_transfer": "later tasks before their own stage, against the base",
+    "forgetting": "best before the last stage, less the end (Chaudhry)",
+    "general_ability_delta": "change of the general suites since the base (TRACE)",
+}
+"""The summaries that a terminal shows; `report.json` has all of them."""
 STAGE_WIDTH = 11
 
 
@@ -46,12 +63,18 @@ class View:
             "no evidence: the interval holds 0; ↓ lower is better",
             style="dim",
         )
+        if any(change.needed for change in report.changes):
+            yield Text("~n: items that would give a verdict, if the change is as large as it looks", style="dim")
         if len(report.stages) > 2:
             yield Text()
             yield from stages_tables(report, width)
+            yield from forgetting_table(report)
         if report.examples:
             yield Text()
             yield from examples(report)
+        if report.gate:
+            yield Text()
+            yield from gate_lines(report)
         yield Text()
         yield from _closing(report)
 
@@ -86,6 +109,55 @@ def stages_tables(report: Report, width: int) -> Iterator[Table]:
             for change in group:
                 table.add_row(_metric(change), *_values(change, start, len(stages)))
         yield table
+
+
+def forgetting_table(report: Report) -> Iterator[RenderableType]:
+    """What the stages came to over all tasks: one row a summary, with its interval, for each score."""
+    shown = [matrix for matrix in report.matrices if any(name in SUMMARY_WORDS for name in matrix.summaries)]
+    if not shown:
+        return
+    yield Text()
+    table = _table("over all tasks / metric")
+    table.add_column("value [95 % interval]", justify="right", no_wrap=True)
+    table.add_column("what it says", overflow="fold", style="dim")
+    for matrix in shown:
+        if table.row_count:
+            table.add_row()
+        arrow = "" if matrix.higher_is_better else " ↓"
+        table.add_row(Text(f"{one_line(matrix.score)}{arrow}", style="bold"), "", "")
+        for name, estimate in matrix.summaries.items():
+            if name in SUMMARY_WORDS:
+                table.add_row(Text(f" {name}"), _estimate(estimate), SUMMARY_WORDS[name])
+    yield table
+    yield Text("a metric where lower is better enters with its sign turned: forgetting above 0 is a loss", style="dim")
+
+
+def scores(evaluations: Sequence[Evaluation]) -> RenderableType:
+    """Every score with its interval, suite by suite and stage by stage, and what to know beside it."""
+    table = _table("suite / metric")
+    table.add_column("stage", justify="right", no_wrap=True)
+    table.add_column("score [95 % interval]", justify="right", no_wrap=True)
+    table.add_column("n", justify="right", no_wrap=True)
+    table.add_column("beside", overflow="fold", style="yellow")
+    for one in evaluations:
+        if table.row_count:
+            table.add_row()
+        table.add_row(Text(one_line(one.suite), style="bold"))
+        for score in one.scores:
+            arrow = " ↓" if score.higher_is_better is False else ""
+            beside = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in score.counts.items() if count)
+            bounds = (score.value, score.low, score.high)
+            value, low, high = (number(bound, decimals(bounds)) for bound in bounds)
+            shown = Text.assemble(value, (f" [{low}, {high}]", "dim"))
+            table.add_row(Text(f" {one_line(score.name)}{arrow}"), str(score.stage), shown, f"{score.n:,}", beside)
+    return table
+
+
+def gate_lines(report: Report) -> Iterator[RenderableType]:
+    """Every condition of the gate and what became of it."""
+    yield Text("gate", style="bold")
+    for one in report.gate:
+        yield Text(f" {one_line(one.line())}", style="green" if one.passed else "bold red")
 
 
 def examples(report: Report) -> Iterator[RenderableType]:
@@ -126,10 +198,18 @@ def interval(change: Change) -> Text:
 
 def verdict(change: Change) -> Text:
     """The verdict behind an arrow that points where the number went, up or down."""
-    if change.verdict == "no evidence":
-        return Text("no evidence", style=STYLES[change.verdict])
+    if change.verdict in ("no evidence", "too few items"):
+        needed = f" (~n {change.needed:,})" if change.needed else ""
+        return Text.assemble((change.verdict, STYLES[change.verdict]), (needed, "dim"))
     arrow = "▲" if change.difference.value > 0 else "▼"
     return Text(f"{arrow} {change.verdict}", style=STYLES[change.verdict])
+
+
+def _estimate(estimate: Estimate) -> Text:
+    bounds = (estimate.value, estimate.low, estimate.high)
+    places = decimals(bounds, digits=3)
+    value, low, high = (number(one, places, sign=True) for one in bounds)
+    return Text.assemble(value, (f" [{low}, {high}]", "dim"))
 
 
 def _table(first: str) -> Table:
@@ -170,6 +250,7 @@ def _closing(report: Report) -> Iterator[RenderableType]:
     if "folder" in run:
         took = f"  ({duration(run['seconds'])})" if "seconds" in run else ""
         yield _command("run folder", str(run["folder"]), took)
+        yield _command("read it", f"{run['folder']}/report.html")
     if run.get("uri"):
         uri = str(run["uri"])
         if "id" in run:

@@ -16,21 +16,21 @@ from typing import TYPE_CHECKING, Any
 from harness import store
 from harness.contracts import Evaluation, Event, Plan
 from harness.hooks import hookimpl
-from harness.track import entries
-from harness.track.background import Background
+from harness.public import Secrets
+from harness.track import artifacts, entries
+from harness.track.experiment import ExperimentTracker
+from harness.track.finish import Finish
+from harness.track.line import FIRST_ANSWER, LAST_ANSWER, Line
+from harness.track.system import Monitor
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric
 
     from harness.track.record import Record
 
-FIRST_ANSWER = 60.0
-"""Seconds that a run waits for its MLflow run to be made."""
-LAST_ANSWER = 120.0
-"""Seconds without any progress after which a run that has ended stops waiting for the rest to be written."""
-FLUSH_STEPS, FLUSH_SECONDS = 20, 5.0
+__all__ = ["ExperimentTracker", "Tracker"]
 
-FILES = ("data.json", "scores.json", "report.json", "predictions/*")
+FLUSH_STEPS, FLUSH_SECONDS = 20, 5.0
 
 
 def _print(text: str) -> None:
@@ -41,167 +41,189 @@ class Tracker:
     """Writes one run to an MLflow tracking store.
 
     settings: the spec's `track`: `enabled`, `experiment` (None: `name`), `uri` (None: $MLFLOW_TRACKING_URI, else
-        `sqlite:///mlflow.db`). warn: called once, on the thread of the run, with one line that says what failed.
+        `sqlite:///mlflow.db`), `system_metrics`, `model` and `register`. warn: called on the thread of the run with one
+        line that says what failed.
+    parent: the MLflow id of the experiment that the run is an arm of; `run_started` then says the arm's `name` and
+        `changes`. again: what `mlflow.json` in the folder of a run that is gone on with says; its run is opened again,
+        and nothing that it has is written twice.
 
-    Metrics of the parent are `suite/score` with the stage as step (the base model is step 0) and, at the end,
-    `suite/score/delta`; those of a child are the training's own, by update. `mlflow.json` in the run's folder says
-    where the run is tracked.
+    Metrics of the run are `suite/score` with the stage as step (the base model is step 0) and, at the end,
+    `suite/score/delta` and `forgetting/<score>/<summary>`; those of a stage's child are the training's own and
+    `during/<suite>/<score>` of evaluations within the stage, by update, and `epoch_share/<source>/<unit>`, by epoch.
+    `mlflow.json` in the run's folder says where the run is tracked.
     """
 
-    def __init__(self, settings: Mapping[str, Any], name: str, warn: Callable[[str], None] = _print) -> None:
-        self._enabled = bool(settings["enabled"])
-        self._uri = store.tracking_uri(settings["uri"])
+    def __init__(
+        self,
+        settings: Mapping[str, Any],
+        name: str,
+        warn: Callable[[str], None] = _print,
+        *,
+        parent: str | None = None,
+        again: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._settings, self._enabled = settings, bool(settings["enabled"])
+        self._uri = store.same_or_kept(store.tracking_uri(settings["uri"]), again)
         self._experiment: str = settings["experiment"] or name
-        self._warn = warn
-        self._work = Background("harness-track")
-        self._failed = False
-        self._record: Record | None = None
+        self._parent, self._again = parent, again
+        self._line = Line(self._uri, warn)
+        self._monitor: Monitor | None = None
         self._plan: Plan | None = None
         self._folder = Path()
         self._digests: Mapping[str, str] = {}
         self._shares: Sequence[Mapping[str, Mapping[str, float]]] = ()
+        self._epochs: Sequence[Sequence[Mapping[str, Mapping[str, float]]]] = ()
+        self._swept: tuple[str, ...] = ()
         self._steps: list[Metric] = []
         self._step_count, self._flushed = 0, time.monotonic()
 
     @property
     def run_id(self) -> str | None:
         """The MLflow id of the parent run; None before `run_started`, and when no run could be made."""
-        return None if self._record is None else self._record.run_id
+        return None if self._line.record is None else self._line.record.run_id
 
     @property
     def uri(self) -> str | None:
         """The tracking URI without its password; None when tracking is off or has failed."""
-        return store.without_secrets(self._uri) if self._enabled and not self._failed else None
+        return store.without_secrets(self._uri) if self._enabled and not self._line.failed else None
 
     @hookimpl
     def harness_observe(self, event: Event) -> None:
         """Take an event in. Raises nothing, and does not wait for the store except at a run's start and end."""
         handler = getattr(self, f"_{event.kind}", None)
-        if handler is None or not self._enabled or self._failed:
+        if handler is None or not self._enabled or self._line.failed:
             return
         try:
             handler(event.stage, event.data)
         except Exception as error:
-            self._fail(error)
-        if self._work.error is not None:
-            self._fail(self._work.error)
-
-    def _fail(self, error: BaseException) -> None:
-        if not self._failed:
-            self._failed = True
-            text = f"MLflow tracking at {store.without_secrets(self._uri)} has stopped: {store.reason(error)}"
-            self._warn(f"{text}; the run goes on, and all that it measures is kept in {self._folder}")
+            self._line.fail(error)
+        self._line.look()
 
     def _run_started(self, stage: int, data: Mapping[str, Any]) -> None:
         self._plan, self._folder = data["plan"], Path(data["folder"])
+        self._line.kept = self._folder
         # Imported here and not in the background: this thread goes on to import half of the same libraries.
         from harness.track.record import Record
 
         store.import_mlflow()
-        spec = entries.public(data["spec"])
-        environment = entries.public(data["environment"])
-        tags = {**_tags(spec), "harness.id": str(data["id"]), "harness.folder": str(self._folder.absolute())}
+        secrets = self._line.secrets = Secrets.known(data["spec"], data["environment"], self._uri)
+        spec, environment = entries.public(data["spec"]), entries.public(data["environment"])
+        named = {"harness.id": str(data["id"]), "harness.folder": str(self._folder.absolute()), "harness.kind": "run"}
+        tags = entries.run_tags(spec, environment) | named
+        arm: dict[str, str] = {}
+        if data.get("arm"):
+            also, arm = entries.arm_entries(data["arm"])
+            tags |= also
+            self._swept = tuple(arm)
 
-        def create() -> None:
-            record = Record(self._uri, self._experiment, self._folder.name, tags)
-            uri = store.without_secrets(store.absolute(self._uri))
-            facts = {"uri": uri, "experiment": self._experiment, "run_id": record.run_id}
-            (self._folder / "mlflow.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-            self._record = record
+        def make() -> Record:
+            record = self._reopened(Record, tags, secrets)
+            if record is None:
+                record = Record.new(self._uri, self._experiment, self._folder.name, tags, secrets, self._parent)
+                uri = store.without_secrets(store.absolute(self._uri))
+                facts = {"uri": uri, "experiment": self._experiment, "run_id": record.run_id}
+                (self._folder / "mlflow.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+            return record
 
-        self._work.put(create)
-        self._work.wait(FIRST_ANSWER)
-        self._put(lambda record: record.params(record.run_id, entries.parameters(spec)))
-        self._put(lambda record: record.text("spec.json", spec))
-        self._put(lambda record: record.text("environment.json", environment))
+        self._line.open(make, FIRST_ANSWER)
+        self._line.put(lambda record: record.params(record.run_id, {**entries.parameters(spec), **arm}))
+        self._line.put(lambda record: record.text("spec.json", spec))
+        self._line.put(lambda record: record.text("environment.json", environment))
+        if self._settings.get("system_metrics"):
+            self._line.try_("system metrics", self._watch)
+
+    def _reopened(self, record: type[Record], tags: Mapping[str, str], secrets: Secrets) -> Record | None:
+        if self._again is None:
+            return None
+        try:
+            return record.reopened(self._uri, str(self._again["run_id"]), tags, secrets)
+        except LookupError as gone:
+            self._line.aside(f"MLflow has lost what was tracked before ({gone}): the run goes on in a new one")
+            return None
+
+    def _watch(self, record: Record) -> None:
+        self._monitor = Monitor(self._uri, record.run_id, again=record.again)
 
     def _data(self, stage: int, data: Mapping[str, Any]) -> None:
-        self._shares = data.get("shares", ())
+        self._shares, self._epochs = data.get("shares", ()), data.get("epoch_shares", ())
         plan, self._digests = self._plan, data["digests"]
-        self._put(lambda record: record.tag("template_fingerprint", str(data["template"])))
+        tags = {"template_fingerprint": str(data["template"])}
+        tags |= {f"data/{name}": str(digest) for name, digest in self._digests.items()}
+        self._line.put(lambda record: record.tags(tags))
         if plan is not None:
-            self._put(lambda record: record.inputs(plan, self._digests))
+            self._line.put(lambda record: record.inputs(plan, self._digests))
 
     def _evaluated(self, stage: int, data: Mapping[str, Any]) -> None:
         evaluations: Sequence[Evaluation] = data["evaluations"]
-        metrics = _metrics(
+        metrics = entries.metrics(
             {f"{one.suite}/{score.name}": score.value for one in evaluations for score in one.scores}, stage
         )
-        self._put(lambda record: record.metrics(metrics))
+        self._line.put(lambda record: record.metrics(metrics))
 
     def _stage_started(self, stage: int, data: Mapping[str, Any]) -> None:
         plan, started = self._plan, data["stage"]
         self._steps, self._step_count, self._flushed = [], 0, time.monotonic()
-        self._put(lambda record: record.begin_child(stage, started))
+        self._line.put(lambda record: record.begin_child(stage, started))
         shares = self._shares[stage - 1] if stage <= len(self._shares) else {}
         realised = {f"share/{name}/{unit}": share for name, units in shares.items() for unit, share in units.items()}
-        self._steps += _metrics(realised, 0)
+        self._steps += entries.metrics(realised, 0)
+        for values, epoch in entries.realised(self._epochs[stage - 1] if stage <= len(self._epochs) else ()):
+            self._steps += entries.metrics(values, epoch)
+        if self._again is not None:
+            # What a run that was cut off had not sent yet is in its folder; what it had sent is not written twice.
+            for step, values in artifacts.steps(self._folder / "stages" / started.name / "steps.jsonl").items():
+                self._steps += entries.metrics(values, step)
         if plan is not None:
-            self._put(lambda record: record.inputs(plan, self._digests, started))
+            self._line.put(lambda record: record.inputs(plan, self._digests, started))
 
     def _step(self, stage: int, data: Mapping[str, Any]) -> None:
-        self._steps += _metrics(data["metrics"], data["step"])
+        self._steps += entries.metrics(data["metrics"], data["step"])
         self._step_count += 1
         if self._step_count >= FLUSH_STEPS or time.monotonic() - self._flushed >= FLUSH_SECONDS:
             self._flush()
 
+    def _measured(self, stage: int, data: Mapping[str, Any]) -> None:
+        total = {} if data["combined"] is None else {"combined": data["combined"]}
+        self._steps += entries.metrics(
+            {f"during/{name}": one for name, one in {**data["scores"], **total}.items()}, data["step"]
+        )
+        self._flush()
+
     def _stage_finished(self, stage: int, data: Mapping[str, Any]) -> None:
         trained = data["trained"]
         totals = {"stage/loss": trained.loss, "stage/seconds": trained.seconds, "stage/tokens": trained.tokens}
-        self._steps += _metrics(totals, trained.steps)
+        self._steps += entries.metrics(totals, trained.steps)
         self._flush()
-        self._put(lambda record: record.end_child("FINISHED"))
+        self._line.put(lambda record: record.end_child("FINISHED"))
 
     def _run_finished(self, stage: int, data: Mapping[str, Any]) -> None:
-        changes = data["report"].changes
-        metrics = _metrics({f"{one.suite}/{one.name}/delta": one.difference.value for one in changes}, stage)
-        self._put(lambda record: record.metrics(metrics))
-        self._end("FINISHED")
+        finish = Finish(self._line, self._folder)
+        finish.report(data["report"], stage, self._swept)
+        finish.files()
+        patience = LAST_ANSWER + finish.model(str(self._settings.get("model", "none")), self._settings.get("register"))
+        self._end("FINISHED", patience)
 
     def _run_failed(self, stage: int, data: Mapping[str, Any]) -> None:
-        if self._record is None:
+        if self._line.record is None:
             return
         self._flush()
-        self._put(lambda record: record.end_child("FAILED"))
+        self._line.put(lambda record: record.end_child("FAILED"))
         text = store.without_secrets(str(data["error"]))[: entries.LONGEST_VALUE]
-        self._put(lambda record: record.tag("error", text))
-        self._end("FAILED")
+        self._line.put(lambda record: record.tag("error", text))
+        Finish(self._line, self._folder).files()
+        self._end("FAILED", LAST_ANSWER)
 
-    def _end(self, status: str) -> None:
-        for pattern in FILES:
-            folder = pattern.rpartition("/")[0] or None
-            for file in sorted(self._folder.glob(pattern)):
-                self._put(lambda record, file=file, folder=folder: record.file(file, folder))  # type: ignore[misc]
-        self._put(lambda record: record.end(status))
-        self._work.wait(LAST_ANSWER)
+    def _end(self, status: str, patience: float) -> None:
+        def end(record: Record) -> None:
+            if self._monitor is not None:
+                self._monitor.finish()
+            record.end(status)
+
+        self._line.put(end)
+        self._line.wait(patience)
 
     def _flush(self) -> None:
         metrics, self._steps = self._steps, []
         self._step_count, self._flushed = 0, time.monotonic()
         if metrics:
-            self._put(lambda record: record.metrics(metrics, child=True))
-
-    def _put(self, job: Callable[[Record], None]) -> None:
-        record = self._record
-        if record is not None:
-            self._work.put(lambda: job(record))
-
-
-def _metrics(values: Mapping[str, float], step: int) -> list[Metric]:
-    from mlflow.entities import Metric
-
-    now = int(time.time() * 1000)
-    return [Metric(entries.allowed(name), float(value), now, int(step)) for name, value in values.items()]
-
-
-def _tags(spec: Mapping[str, Any]) -> dict[str, str]:
-    return {
-        "mode": _names(spec.get("mode")),
-        "mitigations": _names(spec.get("mitigations")),
-        "model": str(spec.get("model", {}).get("path", "")),
-        "template": _names(spec.get("template")),
-    }
-
-
-def _names(slot: Any) -> str:
-    return slot if isinstance(slot, str) else ", ".join(sorted(slot or ()))
+            self._line.put(lambda record: record.metrics(metrics, child=True))

@@ -6,9 +6,26 @@ Two engines, TRL's SFTTrainer and transformers' Trainer, run the same logic (`St
 
 from __future__ import annotations
 
+from harness.train.checkpoint import latest as latest_checkpoint
+from harness.train.checkpoint import load_states, load_weights, save_states
 from harness.train.collate import IGNORED, Collator
-from harness.train.loss import only_at, summed_nll
+from harness.train.loss import model_inputs, only_at, summed_nll, trained
 from harness.train.separation import prove_separate
 from harness.train.stage import Trained, seed_mitigations, train
 
-__all__ = ["IGNORED", "Collator", "Trained", "only_at", "prove_separate", "seed_mitigations", "summed_nll", "train"]
+__all__ = [
+    "IGNORED",
+    "Collator",
+    "Trained",
+    "latest_checkpoint",
+    "load_states",
+    "load_weights",
+    "model_inputs",
+    "only_at",
+    "prove_separate",
+    "save_states",
+    "seed_mitigations",
+    "summed_nll",
+    "train",
+    "trained",
+]

@@ -10,11 +10,10 @@ from collections.abc import Sequence
 import torch
 
 from harness.contracts import Row
+from harness.data.slots import Slots
 
 IGNORED = -100
 """The label of a position that is not trained."""
-
-Slot = tuple[int, ...]
 
 
 class Collator:
@@ -25,17 +24,22 @@ class Collator:
     `attention_mask`; from these transformers builds a block-diagonal mask. The padding at the end is a member of its
     own, and no row's first token is trained, since what stands before it belongs to another row.
 
-    rows, slots: as in `StageData.rows` and `StageData.order`. A slot without rows is one untrained token: it fills up
-    the last batch when several processes share it. pad: the token that padding is made of.
+    rows, slots: as in `StageData.rows` and `StageData.order`; rows are made batch by batch. A slot without rows is one
+    untrained token: it fills up the last batch when several processes share it. pad: the token that padding is made of.
+    flat: several rows a slot are put into one line, (1, T) without padding, slot after slot: what kernels for rows of
+    various lengths want.
     """
 
-    def __init__(self, rows: Sequence[Row], slots: Sequence[Slot], pad: int) -> None:
-        self.rows, self.slots, self.pad = rows, slots, pad
-        self.packed = any(len(slot) > 1 for slot in slots)
+    def __init__(self, rows: Sequence[Row], slots: Sequence[Sequence[int]], pad: int, flat: bool = False) -> None:
+        self.rows, self.slots, self.pad = rows, Slots.of(slots), pad
+        self.packed = bool((self.slots.counts > 1).any())
+        self.flat = flat and self.packed
 
     def __call__(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
         """The batch of the slots with these indices."""
         members = [[self.rows[row] for row in self.slots[index]] for index in indices]
+        if self.flat:
+            members = [[row for slot in members for row in slot]]
         width = max(1, *(sum(len(row.input_ids) for row in slot) for slot in members))
         ids = torch.full((len(members), width), self.pad)
         labels = torch.full((len(members), width), IGNORED)
@@ -56,10 +60,10 @@ class Collator:
         return {"input_ids": ids, "labels": labels, **apart}
 
 
-def fill(slots: Sequence[Slot], multiple: int) -> list[Slot]:
+def fill(slots: Sequence[Sequence[int]], multiple: int) -> Slots:
     """The slots and as many empty ones as make their number a multiple of `multiple`.
 
     With several processes each takes whole batches in turn; without filling, accelerate would train the first rows
     of the stage a second time to even out the last batches.
     """
-    return [*slots, *([()] * (-len(slots) % multiple))]
+    return Slots.of(slots).filled(multiple)

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import bisect
 import time
-from collections.abc import Callable, Mapping
-from itertools import accumulate
+from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
+from typing import Any
 
-from harness.contracts import Progress, StageData
+import numpy as np
+from numpy.typing import NDArray
+
+from harness.contracts import Progress, Row, StageData
+from harness.data.rows import Rows
+from harness.data.slots import Slots
 
 OnStep = Callable[[int, Mapping[str, float]], None]
 
@@ -17,9 +22,10 @@ class StageLog:
     """Entries of a stage as it is trained.
 
     An entry holds, averaged over the updates since the last one, `loss` (nats a trained token, the task's alone,
-    before the update), `grad_norm` (before clipping, the task's alone) and each `penalty/<name>`; and `learning_rate`
-    (of this update), `tokens_per_second` (prompt and response, without padding, since the last entry) and `epoch`
-    (passes done, a fraction within one).
+    before the update), `grad_norm` (before clipping: the task's, and that of pulls that are clipped with it; left out
+    where loss scaling met no finite one), each `penalty/<name>` and, once, the facts of the mitigations; and
+    `learning_rate` (of this update), `tokens_per_second` (prompt and response, without padding, since the last entry)
+    and `epoch` (passes done, a fraction within one).
 
     data: of the stage. slots_per_update: of all processes together. steps: updates.
     """
@@ -31,12 +37,13 @@ class StageLog:
         self.slots_per_update, self.slots = slots_per_update, len(data.order)
         self.epoch_ends = data.epoch_ends
         self.progress, self.on_step = progress, on_step
-        lengths = [sum(len(data.rows[row].input_ids) for row in slot) for slot in data.order]
-        self._tokens = [0, *accumulate(lengths)]
+        lengths = np.cumsum(Slots.of(data.order).sums(_lengths(data.rows)))
+        self._tokens = np.concatenate([np.zeros(1, dtype=np.int64), lengths])  # upto each slot
         self.losses: list[float] = []
         self.entries: list[Mapping[str, float]] = []
         self._pending: list[Mapping[str, float]] = []
         self._since = (time.perf_counter(), 0)
+        self._rate = 0.0
 
     def begin(self) -> None:
         """Start the clock: the first update is about to be computed."""
@@ -47,21 +54,46 @@ class StageLog:
         """Write down one update. values: `loss`, `grad_norm` and each `penalty/<name>` of it."""
         self.losses.append(values["loss"])
         self._pending.append(values)
+        self._rate = learning_rate
         step = len(self.losses)
-        now, (then, logged) = time.perf_counter(), self._since
-        speed = (self.tokens(step) - self.tokens(logged)) / max(now - then, 1e-9)
+        speed = self._speed(step)
         if step % self.log_steps == 0 or step == self.steps:
-            names = dict.fromkeys(name for pending in self._pending for name in pending)
-            entry = {name: fmean(old[name] for old in self._pending if name in old) for name in names}
-            entry |= {"learning_rate": learning_rate, "tokens_per_second": speed, "epoch": self.epoch(step)}
-            self.entries.append({"step": step, **entry})
-            self._pending, self._since = [], (now, step)
-            self.on_step(step, entry)
+            self._enter(step, learning_rate)
         self.progress("train", step, self.steps, f"loss {values['loss']:.3g} · {speed:.0f} tokens/s", "steps")
+
+    def _speed(self, step: int) -> float:
+        then, logged = self._since
+        return (self.tokens(step) - self.tokens(logged)) / max(time.perf_counter() - then, 1e-9)
+
+    def _enter(self, step: int, learning_rate: float) -> None:
+        names = dict.fromkeys(name for pending in self._pending for name in pending)
+        entry = {name: fmean(old[name] for old in self._pending if name in old) for name in names}
+        speed = self._speed(step)
+        entry |= {"learning_rate": learning_rate, "tokens_per_second": speed, "epoch": self.epoch(step)}
+        self.entries.append({"step": step, **entry})
+        self._pending, self._since = [], (time.perf_counter(), step)
+        self.on_step(step, entry)
+
+    def end(self) -> None:
+        """The last update was made, be it before its time."""
+        step = len(self.losses)
+        if step < self.steps:
+            if self._pending:
+                self._enter(step, self._rate)
+            self.progress("train", step, step, f"ended after {step} of {self.steps} updates", "steps")
+
+    def state(self) -> dict[str, Any]:
+        """All that was written down, for a checkpoint."""
+        return {"losses": self.losses, "entries": self.entries, "pending": self._pending, "rate": self._rate}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take back what `state` gave, before `begin`; entries that were heard already are not told again."""
+        self.losses, self.entries, self._pending = (list(state[key]) for key in ("losses", "entries", "pending"))
+        self._rate = float(state.get("rate", 0.0))
 
     def tokens(self, step: int) -> int:
         """Tokens of the first `step` updates, without padding."""
-        return self._tokens[min(step * self.slots_per_update, self.slots)]
+        return int(self._tokens[min(step * self.slots_per_update, self.slots)])
 
     def epoch(self, step: int) -> float:
         """Passes over the mixture after `step` updates."""
@@ -75,3 +107,8 @@ class StageLog:
     def final_loss(self) -> float:
         """The mean loss of the last tenth of the updates, one at least."""
         return fmean(self.losses[-max(1, len(self.losses) // 10) :])
+
+
+def _lengths(rows: Sequence[Row]) -> NDArray[Any]:
+    """(N,) tokens of each row, without making the rows where they are not in memory."""
+    return rows.lengths if isinstance(rows, Rows) else np.array([len(row.input_ids) for row in rows])

@@ -14,20 +14,23 @@ from harness import model as models
 from harness import seeds
 from harness.contracts import Mitigation, Progress, StageData, silent
 from harness.errors import HarnessError, RunError
+from harness.train import checkpoint
 from harness.train.arguments import autocast, training_arguments, warmup_steps
 from harness.train.borrowed import borrowed
 from harness.train.collate import Collator, fill
 from harness.train.engines import engine
 from harness.train.log import OnStep, StageLog
-from harness.train.separation import prove_separate
+from harness.train.separation import is_varlen, prove_separate
+from harness.train.untouched import untouched
+from harness.train.update import Check
 
 
 @dataclass(frozen=True)
 class Trained:
     """What a stage came to.
 
-    steps: updates. loss: nats a trained token, mean over the last tenth of the updates. seconds: wall time of the
-    whole stage, preparation included. tokens: prompt and response, without padding, over all epochs and processes.
+    steps: updates that were made. loss: nats a trained token, mean over the last tenth of them. seconds: wall time of
+    this call, preparation included. tokens: prompt and response, without padding, over all epochs and processes.
     log: an entry every `log_steps` updates, see `StageLog`, each with its `step`.
     """
 
@@ -60,16 +63,29 @@ def train(
     folder: Path,
     progress: Progress = silent,
     on_step: OnStep = unheard,
+    resume: Path | None = None,
+    check: Check | None = None,
 ) -> Trained:
     """Train `model` in place on the stage's slots, strictly in their order, and say how it went.
 
     The stage's own seed is derived from `seed` and its name: the same seed gives the same weights, bit for bit on a
     CPU. `begin_stage` and `end_stage` of the mitigations are the caller's; their pulls and penalties happen here.
-    Checkpoints, with the mitigations' state in them, go to `folder`/checkpoints every `save_steps` updates.
-    on_step: called with the number of the update and its metrics every `log_steps` updates.
+    Checkpoints, with the mitigations' state in them, go to `folder`/checkpoints every `save_steps` updates; of whole
+    ones the newest `save_limit` stay. on_step: called with the number of the update and its metrics every `log_steps`
+    updates.
+
+    resume: the folder of a checkpoint of this very stage, from which to go on; see `latest_checkpoint`. `model` and
+    mitigations must be as the stage found them: the same `begin_stage` on the same weights. What comes out is what the
+    uninterrupted stage would have come to, on a CPU bit for bit: weights, states, random numbers, log. `on_step` hears
+    the updates after the checkpoint alone.
+
+    check: called with the number of each update when it is done and written down, and first with that of the checkpoint
+    that is gone on from; when it answers true the stage ends there. It may read the model, in any mode it likes; it
+    leaves no trace in what is trained.
 
     Raises HarnessError when there is nothing to train on or nothing to move, or when packed rows would see each other;
-    RunError when the loss or gradient is no longer a finite number, or memory runs out.
+    RunError when the loss or gradient is no longer a finite number, memory runs out, or the checkpoint is unfinished,
+    damaged, or of something else.
     """
     began = time.perf_counter()
     stage, settings = data.stage, data.stage.train
@@ -101,21 +117,37 @@ def train(
         steps = data.steps(arguments.world_size)
         arguments.warmup_steps = warmup_steps(settings["warmup_ratio"], steps)
         log = StageLog(data, together * settings["accumulation"], steps, settings["log_steps"], progress, on_step)
+        saving = bool(settings["save_steps"]) or resume is not None
+        identity = (
+            checkpoint.identity(data, model, mitigations, seed=own, processes=arguments.world_size) if saving else {}
+        )
+        if resume is not None:
+            checkpoint.verify(resume, identity)
+            checkpoint.load_states(mitigations, resume)
+            log.restore(checkpoint.load_log(resume))
         trainer = trainer_class(
             model=model,
             args=arguments,
             folder=folder / "checkpoints",
-            collator=Collator(data.rows, fill(data.order, together), tokenizer.pad_token_id),
+            collator=Collator(data.rows, fill(data.order, together), tokenizer.pad_token_id, flat=is_varlen(model)),
             tokenizer=tokenizer,
             mitigations=mitigations,
             log=log,
             stage=stage.name,
+            identity=identity,
+            limit=settings.get("save_limit"),
+            check=None if check is None else untouched(model, check),
         )
         try:
-            trainer.train()
+            if resume is not None and check is not None and check(len(log.losses)):
+                checkpoint.load_weights(model, resume)  # it had ended there already
+            else:
+                trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
         finally:
             trainer.release()
-    return Trained(steps, log.final_loss(), time.perf_counter() - began, log.tokens(steps), tuple(log.entries))
+        log.end()
+    done = len(log.losses)
+    return Trained(done, log.final_loss(), time.perf_counter() - began, log.tokens(done), tuple(log.entries))
 
 
 @contextmanager

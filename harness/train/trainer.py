@@ -1,6 +1,7 @@
 """The one trainer: what an update is, whichever engine turns the wheel.
 
-Knows the order of things within an update: the task's gradient, clipping, the pull of the mitigations, the optimizer.
+Knows the order of things within an update: the task's gradient, clipping and the pulls of the mitigations before or
+after it, the optimizer, what the mitigations do with the weights then.
 An engine is a subclass; it may bring its own way to the token likelihoods, and nothing else.
 """
 
@@ -14,15 +15,16 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, SequentialSampler
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_callback import PrinterCallback, TrainerControl, TrainerState
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
+from transformers.trainer_callback import PrinterCallback
 
 from harness.contracts import Mitigation
 from harness.errors import RunError
-from harness.train.checkpoint import save_states
+from harness.train import checkpoint
 from harness.train.collate import Collator
 from harness.train.log import StageLog
 from harness.train.loss import model_inputs, nll_of_logits, summed_nll, trained
+from harness.train.update import Check, Indices, Update
 
 
 class StageTrainer(Trainer):
@@ -45,7 +47,11 @@ class StageTrainer(Trainer):
         mitigations: Mapping[str, Mitigation],
         log: StageLog,
         stage: str,
+        identity: Mapping[str, Any],
+        limit: int | None,
+        check: Check | None = None,
     ) -> None:
+        """identity, limit: of the checkpoints, see `checkpoint.identity` and `checkpoint.prune`. check: see `train`."""
         super().__init__(model=model, args=args, data_collator=collator, processing_class=tokenizer, **self.extras())
         # transformers before 5.19 tells from this one whether to divide by the accumulation steps once more.
         self.model_accepts_loss_kwargs = True
@@ -53,10 +59,12 @@ class StageTrainer(Trainer):
         self.processing_class, self.tokenizer_to_save = None, tokenizer
         self.collator, self.stage, self.records, self.checkpoints = collator, stage, log, folder
         self.mitigations = dict(sorted(mitigations.items(), key=lambda item: (item[1].order, item[0])))
+        self.identity, self.limit = identity, limit
         self.sums: dict[str, Tensor] = {}
+        self.pulls: dict[str, Tensor] = {}
         self.grad_norm: Tensor | float = math.nan
         self.remove_callback(PrinterCallback)
-        self.add_callback(Update(self))
+        self.add_callback(Update(self, check))
 
     @property
     def bare(self) -> PreTrainedModel:
@@ -93,8 +101,21 @@ class StageTrainer(Trainer):
     ) -> tuple[list[Any], Tensor]:
         """The micro-batches of one update, and how many tokens all processes train in it."""
         batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
+        self._relabel(batches)
         count = torch.stack([trained(batch["labels"]).sum() for batch in batches]).sum().to(device)
         return batches, self.accelerator.reduce(count, "sum")
+
+    @torch.no_grad()
+    def _relabel(self, batches: list[Any]) -> None:
+        """Let mitigations take targets out before anything is counted, so that a mean is over those that are left."""
+        for mitigation in self.mitigations.values():
+            if type(mitigation).labels is Mitigation.labels:
+                continue
+            for batch in batches:
+                batch.update(self._prepare_inputs(batch))
+                labels = mitigation.labels(self.bare, batch)
+                if labels is not None:
+                    batch["labels"] = labels
 
     # -- loss ---------------------------------------------------------------------------------------------------------
 
@@ -123,6 +144,12 @@ class StageTrainer(Trainer):
         else:
             nll, penalties = self.summed_nll(model, inputs), {}
         terms = {"loss": nll / total} | {f"penalty/{name}": p * (here / total) for name, p in penalties.items()}
+        for name, mitigation in self.mitigations.items():
+            if type(mitigation).extra_loss is Mitigation.extra_loss:  # the share is not fetched from the device for it
+                continue
+            extra = mitigation.extra_loss(self.bare, float(here / total))
+            if extra is not None:
+                terms[f"penalty/{name}"] = terms.get(f"penalty/{name}", 0.0) + extra.float()
         for name, term in terms.items():
             self.sums[name] = self.sums.get(name, 0.0) + term.detach()
         loss = torch.stack(list(terms.values())).sum() * self.accelerator.num_processes
@@ -142,8 +169,25 @@ class StageTrainer(Trainer):
     # -- update -------------------------------------------------------------------------------------------------------
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
-        self.grad_norm = super()._clip_grad_norm(model)
+        """Clip, with what pulls before it already added. The norm is that before clipping."""
+        early = any(mitigation.pull_at == "before_clip" for mitigation in self.mitigations.values())
+        if early and self.accelerator.scaler is not None:
+            # Pulls are in the units of the weights, so the loss scale goes first; it goes once only, hence torch's own.
+            self.accelerator.unscale_gradients()
+            self._pull("before_clip")
+            self.grad_norm = nn.utils.clip_grad_norm_(model.parameters(), self.args.max_grad_norm)
+        else:
+            self._pull("before_clip")
+            self.grad_norm = super()._clip_grad_norm(model)
         return self.grad_norm
+
+    @torch.no_grad()
+    def _pull(self, place: str) -> None:
+        for name, mitigation in self.mitigations.items():
+            if mitigation.pull_at == place:
+                value = mitigation.weight_pull(self.bare)
+                if value is not None:
+                    self.pulls[f"penalty/{name}"] = value
 
     def before_optimizer(self) -> dict[str, float]:
         """Check the update's loss and gradient, and let the weight pulls add to it. Returns what is to be logged."""
@@ -152,18 +196,28 @@ class StageTrainer(Trainer):
         values = self.accelerator.reduce(values, "sum")
         logged = dict(zip(names, values.tolist(), strict=True)) | {"grad_norm": float(self.grad_norm)}
         self.sums = {}
+        if self.args.fp16 and not math.isfinite(logged["grad_norm"]):
+            # Loss scaling meets infinite gradients by design: it leaves the step out and tries a smaller scale.
+            del logged["grad_norm"]
         self._refuse_unless_finite(logged)
-        with torch.no_grad():
+        self._pull("after_clip")
+        for key, value in self.pulls.items():
+            logged[key] = logged.get(key, 0.0) + float(value)
+        self.pulls = {}
+        if self.state.global_step == 0:
             for name, mitigation in self.mitigations.items():
-                pulled = mitigation.weight_pull(self.bare)
-                if pulled is not None:
-                    key = f"penalty/{name}"
-                    logged[key] = logged.get(key, 0.0) + float(pulled)
+                logged |= {f"{name}/{key}": value for key, value in mitigation.facts().items()}
         return logged
 
+    @torch.no_grad()
+    def after_optimizer(self, learning_rate: float) -> None:
+        """Let the mitigations see the weights after the update."""
+        rate = 0.0 if self.accelerator.optimizer_step_was_skipped else learning_rate
+        for mitigation in self.mitigations.values():
+            mitigation.after_step(self.bare, rate)
+
     def _refuse_unless_finite(self, values: Mapping[str, float]) -> None:
-        # Loss scaling meets infinite gradients by design: it skips the update and tries a smaller scale.
-        wrong = [n for n, v in values.items() if not math.isfinite(v) and not (n == "grad_norm" and self.args.fp16)]
+        wrong = [name for name, value in values.items() if not math.isfinite(value)]
         if wrong:
             raise RunError(
                 f"stage '{self.stage}', update {self.state.global_step + 1} of {self.state.max_steps}",
@@ -175,49 +229,19 @@ class StageTrainer(Trainer):
 
     def _save_checkpoint(self, *arguments: Any, **options: Any) -> None:
         super()._save_checkpoint(*arguments, **options)
+        folder = self.checkpoints / f"checkpoint-{self.state.global_step}"
         if self.args.should_save:
-            folder = self.checkpoints / f"checkpoint-{self.state.global_step}"
             self.tokenizer_to_save.save_pretrained(str(folder))
             (folder / "README.md").unlink(missing_ok=True)  # peft's model card, all placeholders
-            save_states(self.mitigations, folder)
+            checkpoint.save_states(self.mitigations, folder)
+            checkpoint.save_log(self.records.state(), folder)
+        self.accelerator.wait_for_everyone()  # each process writes its own random state
+        if self.args.should_save:
+            checkpoint.complete(folder, {**self.identity, "step": self.state.global_step})
+            checkpoint.prune(self.checkpoints, self.limit)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        checkpoint.load_weights(self.bare, Path(resume_from_checkpoint))
 
     def create_model_card(self, *arguments: Any, **options: Any) -> None:
         """Nothing: a checkpoint is no publication."""
-
-
-class Update(TrainerCallback):
-    """What happens around the optimizer's step; `on_pre_optimizer_step` comes after clipping."""
-
-    def __init__(self, trainer: StageTrainer) -> None:
-        self.trainer = trainer
-        self.pending: tuple[float, dict[str, float]] = (math.nan, {})
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: Any
-    ) -> None:
-        """Start the log's clock."""
-        self.trainer.records.begin()
-
-    def on_pre_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: Any
-    ) -> None:
-        """Let the mitigations pull, and remember the learning rate that this update is made with."""
-        rate = float(self.trainer.lr_scheduler.get_last_lr()[0])  # type: ignore[union-attr]
-        self.pending = (rate, self.trainer.before_optimizer())
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: Any) -> None:
-        """Write the update down."""
-        self.trainer.records.update(*self.pending)
-
-
-class Indices(Dataset[int]):
-    """The numbers from 0 to `size` - 1, as a data set."""
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-
-    def __len__(self) -> int:
-        return self.size
-
-    def __getitem__(self, index: int) -> int:
-        return index

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from harness import Component, hookimpl
-from harness_metrics.normalise import OPTION
+from harness_metrics.normalise import EXTRACT, LANG, OPTION
 
 _LOWERCASE = {"type": "boolean", "default": False, "description": "Compare without case."}
 
@@ -21,6 +21,7 @@ def harness_metrics() -> dict[str, Component]:
                     "description": "sacrebleu's tokeniser; `auto` takes `zh` for Chinese references, `char` for other "
                     "scripts without spaces, else `13a`.",
                 },
+                "lang": LANG,
                 "lowercase": _LOWERCASE,
                 "effective_order": {
                     "type": "boolean",
@@ -30,7 +31,7 @@ def harness_metrics() -> dict[str, Component]:
             },
         ),
         "rouge": Component(
-            summary="Mean F-measure of ROUGE-1, ROUGE-2 and ROUGE-L, 0 to 1, for any script.",
+            summary="Mean F-measure of ROUGE-1, -2, -L and -Lsum, 0 to 1, for any script.",
             load="harness_metrics.rouge:Rouge",
             options={
                 "stem": {
@@ -57,15 +58,96 @@ def harness_metrics() -> dict[str, Component]:
         "exact_match": Component(
             summary="Share of answers that equal the reference, 0 to 1.",
             load="harness_metrics.exact_match:ExactMatch",
-            options={"normalise": OPTION},
+            options={"normalise": OPTION, "extract": EXTRACT, "lang": LANG},
         ),
         "token_f1": Component(
             summary="Mean F1 of the words shared with the reference, 0 to 1, as in SQuAD.",
             load="harness_metrics.token_f1:TokenF1",
-            options={"normalise": OPTION},
+            options={"normalise": OPTION, "extract": EXTRACT, "lang": LANG},
+        ),
+        "ter": Component(
+            summary="Translation edit rate, edits per 100 words, by sacrebleu; lower is better.",
+            load="harness_metrics.ter:Ter",
+            options={
+                "lang": LANG,
+                "normalized": {
+                    "type": "boolean",
+                    "default": False,
+                    "description": "Split punctuation off before counting, as Tercom's normalisation does.",
+                },
+                "no_punct": {"type": "boolean", "default": False, "description": "Drop punctuation before counting."},
+                "case_sensitive": {
+                    "type": "boolean",
+                    "default": False,
+                    "description": "Count a change of case as one.",
+                },
+            },
+        ),
+        "distinct": Component(
+            summary="Share of n-grams that are no repetition within their answer, 0 to 1.",
+            load="harness_metrics.distinct:Distinct",
+            options={
+                "orders": {
+                    "type": "array",
+                    "items": {"type": "integer", "minimum": 1, "maximum": 9},
+                    "minItems": 1,
+                    "uniqueItems": True,
+                    "default": [1, 2],
+                    "description": "Lengths of the n-grams; each gives a score.",
+                }
+            },
+        ),
+        "length_ratio": Component(
+            summary="Words of the answers over words of the references; 1 is as long.",
+            load="harness_metrics.length_ratio:LengthRatio",
+        ),
+        "regex": Component(
+            summary="Share of answers in which a regular expression is found, 0 to 1.",
+            load="harness_metrics.regex:Regex",
+            options={
+                "pattern": {"type": "string", "format": "regex", "description": "Regular expression of Python's re."},
+                "whole": {
+                    "type": "boolean",
+                    "default": False,
+                    "description": "The answer must match from end to end, white space about it aside.",
+                },
+            },
+            required=("pattern",),
+        ),
+        "json_valid": Component(
+            summary="Share of answers that parse as JSON, and that fit a JSON Schema, 0 to 1.",
+            load="harness_metrics.json_valid:JsonValid",
+            options={
+                "schema": {
+                    "type": ["object", "null"],
+                    "default": None,
+                    "description": "A JSON Schema; gives the score schema_valid beside json_valid. null: none.",
+                },
+                "fenced": {
+                    "type": "boolean",
+                    "default": False,
+                    "description": "Also take JSON in a Markdown code fence that is the whole answer.",
+                },
+            },
+        ),
+        "multiple_choice": Component(
+            summary="Accuracy of multiple choice by likelihood: acc, acc_norm and acc_bytes, 0 to 1.",
+            load="harness_metrics.multiple_choice:MultipleChoice",
         ),
         "response_perplexity": Component(
             summary="Perplexity of the reference responses' tokens and their mean NLL; lower is better.",
             load="harness_metrics.response_perplexity:ResponsePerplexity",
+        ),
+        "bits_per_byte": Component(
+            summary="Bits a byte of plain texts, and their byte and word perplexity; lower is better.",
+            load="harness_metrics.bits_per_byte:BitsPerByte",
+        ),
+        "kl_to_base": Component(
+            summary="Mean KL divergence from the base model a response token, in nats; lower is nearer.",
+            load="harness_metrics.base_distance:KlToBase",
+        ),
+        "agreement_with_base": Component(
+            summary="Share of response tokens at which model and base hold the same one likeliest, 0 to 1.",
+            load="harness_metrics.base_distance:AgreementWithBase",
         ),
     }

@@ -22,6 +22,7 @@ class Bleu(TextMetric):
 
     tokenize: a tokeniser of sacrebleu, or `auto`: for each item by its first reference, `zh` for Chinese, `char` for
         other scripts without spaces (kana, Hangul, Thai …), else `13a`.
+    lang: the references' language, which `auto` then goes by; itself `auto`: their script.
     lowercase: compare without case.
     effective_order: leave out n-gram orders without any match; for suites of very short answers, where BLEU is else 0.
 
@@ -31,16 +32,20 @@ class Bleu(TextMetric):
     names = ("bleu",)
     citation = "Post (2018), A Call for Clarity in Reporting BLEU Scores, https://aclanthology.org/W18-6319"
 
-    def __init__(self, tokenize: str, lowercase: bool, effective_order: bool) -> None:
-        self._tokenize, self._lowercase, self._effective_order = tokenize, lowercase, effective_order
+    def __init__(self, tokenize: str, lang: str, lowercase: bool, effective_order: bool) -> None:
+        self._tokenize, self._lang = tokenize, lang
+        self._lowercase, self._effective_order = lowercase, effective_order
 
     def signature(self) -> str:
-        tokenize = "harness-auto1(13a,zh,char)" if self._tokenize == "auto" else self._tokenize
+        tokenize = self._tokenize
+        if tokenize == "auto":
+            by_script = self._lang == "auto"
+            tokenize = "harness-auto1(13a,zh,char)" if by_script else _TOKENIZERS[language("", self._lang)]
         case, order = "lc" if self._lowercase else "mixed", "yes" if self._effective_order else "no"
         return f"bleu|nrefs:1|case:{case}|eff:{order}|tok:{tokenize}|smooth:exp|version:{version('sacrebleu')}"
 
     def measure(self, answer: str, references: Sequence[str]) -> dict[str, tuple[float, ...]]:
-        tokenize = _TOKENIZERS[language(references[0])] if self._tokenize == "auto" else self._tokenize
+        tokenize = _TOKENIZERS[language(references[0], self._lang)] if self._tokenize == "auto" else self._tokenize
         score = _scorer(tokenize, self._lowercase).sentence_score(answer, list(references))
         return {"bleu": (score.sys_len, score.ref_len, *score.counts, *score.totals)}
 

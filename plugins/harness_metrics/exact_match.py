@@ -4,30 +4,40 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from harness_metrics.normalise import label, normalise
+from harness import Item
+from harness_metrics.normalise import Extract, label, normalise, steps_for
 from harness_metrics.text import MeanMetric
 
 
 class ExactMatch(MeanMetric):
     """Share of answers, from 0 to 1, that equal a reference after normalisation.
 
-    normalise: what is ignored (see `harness_metrics.normalise`).
+    normalise: what is ignored, extract: what is compared (see `harness_metrics.normalise`). lang: English articles
+        are no articles in another language.
     An answer of which nothing is left matches only where it was the very reference.
     """
 
     names = ("exact_match",)
     citation = "Rajpurkar et al. (2016), SQuAD, https://aclanthology.org/D16-1264"
 
-    def __init__(self, normalise: Sequence[str]) -> None:
-        self._steps = tuple(normalise)
+    def __init__(self, normalise: Sequence[str], extract: str | None, lang: str) -> None:
+        self._steps = steps_for(normalise, lang)
+        self._extract = Extract(self.names[0], extract)
 
     def signature(self) -> str:
-        return f"exact_match|norm:{label(self._steps)}|version:1"
+        return f"exact_match|norm:{label(self._steps)}{self._extract.label()}|version:1"
+
+    def parsed(self, item: Item) -> bool:
+        return self._extract(item.answer or "") is not None
 
     def measure(self, answer: str, references: Sequence[str]) -> dict[str, tuple[float, ...]]:
         return {"exact_match": (float(any(self._same(answer, reference) for reference in references)), 1.0)}
 
     def _same(self, answer: str, reference: str) -> bool:
+        found, wanted = self._extract(answer), self._extract(reference)
+        if found is None:
+            return False
+        answer, reference = found, reference if wanted is None else wanted
         short = normalise(answer, self._steps)
         return short == normalise(reference, self._steps) and (short != "" or same_raw(answer, reference))
 

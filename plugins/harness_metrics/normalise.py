@@ -7,6 +7,8 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from harness import HarnessError
+
 _ARTICLES = re.compile(r"\b(a|an|the)\b", re.IGNORECASE)
 
 
@@ -37,6 +39,60 @@ OPTION: dict[str, Any] = {
     "`nfkc` (full-width and other compatibility forms). White space is always collapsed.",
 }
 """The JSON schema of a metric's option `normalise`."""
+
+
+LANG: dict[str, Any] = {
+    "type": "string",
+    "pattern": "^(auto|[a-z]{2,3})$",
+    "default": "auto",
+    "description": "Language of the references (ISO 639, e.g. zh). auto: the suite's lang, else by script.",
+}
+"""The JSON schema of a metric's option `lang`."""
+
+EXTRACT: dict[str, Any] = {
+    "type": ["string", "null"],
+    "format": "regex",
+    "default": None,
+    "description": "A regular expression; only what its last match in the answer holds is compared (its first group, "
+    "if it has one), likewise in the reference where it matches. An answer without a match is wrong and counted as "
+    "unparsed. null: the whole answer.",
+}
+"""The JSON schema of a metric's option `extract`."""
+
+
+class Extract:
+    """Takes what is to be compared out of a text. pattern: see `EXTRACT`. Raises HarnessError for a bad one."""
+
+    def __init__(self, metric: str, pattern: str | None) -> None:
+        self._pattern = None if pattern is None else compiled(f"metrics.{metric}.extract", pattern)
+
+    def __call__(self, text: str) -> str | None:
+        """The part of the text, stripped; None where there is no match."""
+        if self._pattern is None:
+            return text
+        last = None
+        for last in self._pattern.finditer(text):  # noqa: B007 (the last one counts)
+            pass
+        if last is None:
+            return None
+        return (last.group(1 if self._pattern.groups else 0) or "").strip()
+
+    def label(self) -> str:
+        """What stands in a signature for it."""
+        return "" if self._pattern is None else f"|extract:{self._pattern.pattern!r}"
+
+
+def compiled(where: str, pattern: str) -> re.Pattern[str]:
+    """The regular expression. Raises HarnessError when it is none."""
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise HarnessError(where, f"{pattern!r} is no regular expression: {error}", "mend it") from error
+
+
+def steps_for(steps: Sequence[str], lang: str) -> tuple[str, ...]:
+    """The steps that make sense in a language: `a` and `the` are articles in English alone."""
+    return tuple(step for step in steps if step != "articles" or lang in ("auto", "en"))
 
 
 def normalise(text: str, steps: Sequence[str]) -> str:

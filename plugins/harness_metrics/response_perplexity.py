@@ -31,6 +31,9 @@ class ResponsePerplexity(Metric):
             raise HarnessError(f"item {item.id}", "has no likelihood", "evaluate its suite with this metric")
         return dict.fromkeys(self.names, (item.nll, float(item.tokens)))
 
+    def is_ratio(self, name: str) -> bool:
+        return name == "response_nll"
+
     def aggregate(self, name: str, total: Sequence[float]) -> float:
         nll, tokens = total
         if not tokens:

@@ -15,14 +15,16 @@ if TYPE_CHECKING:
 
 
 class Rouge(MeanMetric):
-    """Mean F-measure of ROUGE-1, ROUGE-2 and ROUGE-L over the answers, from 0 to 1; no resampled aggregate.
+    """Mean F-measure of ROUGE-1, -2, -L and -Lsum over the answers, from 0 to 1; no resampled aggregate.
+
+    ROUGE-L takes a text as one sequence, ROUGE-Lsum as the set of its lines.
 
     stem: Porter stems of English words of more than three letters, as ROUGE-1.5.5 with `-m`.
 
     With several references the best counts, for each score by itself. ROUGE-2 of texts of one word is 0.
     """
 
-    names = ("rouge1", "rouge2", "rougeL")
+    names = ("rouge1", "rouge2", "rougeL", "rougeLsum")
     citation = "Lin (2004), ROUGE: A Package for Automatic Evaluation of Summaries, https://aclanthology.org/W04-1013"
 
     def __init__(self, stem: bool) -> None:

@@ -43,3 +43,6 @@ class MeanMetric(TextMetric):
     def aggregate(self, name: str, total: Sequence[float]) -> float:
         score, count = total
         return score / count if count else float("nan")
+
+    def is_ratio(self, name: str) -> bool:
+        return True

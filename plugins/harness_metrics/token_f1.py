@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+from harness import Item
 from harness_metrics.exact_match import same_raw
-from harness_metrics.normalise import label, normalise
+from harness_metrics.normalise import Extract, label, normalise, steps_for
 from harness_metrics.text import MeanMetric
 from harness_metrics.words import CUT, spread
 
@@ -14,23 +15,32 @@ from harness_metrics.words import CUT, spread
 class TokenF1(MeanMetric):
     """Mean F1 of the words that answer and reference share, from 0 to 1 (Rajpurkar et al., 2016, arXiv:1606.05250).
 
-    normalise: what is ignored (see `harness_metrics.normalise`).
+    normalise: what is ignored, extract: what is compared (see `harness_metrics.normalise`). lang: English articles
+        are no articles in another language.
     Words are split at spaces, and scripts without spaces into characters. With several references the best counts.
     """
 
     names = ("token_f1",)
     citation = "Rajpurkar et al. (2016), SQuAD, https://aclanthology.org/D16-1264"
 
-    def __init__(self, normalise: Sequence[str]) -> None:
-        self._steps = tuple(normalise)
+    def __init__(self, normalise: Sequence[str], extract: str | None, lang: str) -> None:
+        self._steps = steps_for(normalise, lang)
+        self._extract = Extract(self.names[0], extract)
 
     def signature(self) -> str:
-        return f"token_f1|norm:{label(self._steps)}|tok:space+{CUT}|version:1"
+        return f"token_f1|norm:{label(self._steps)}|tok:space+{CUT}{self._extract.label()}|version:1"
+
+    def parsed(self, item: Item) -> bool:
+        return self._extract(item.answer or "") is not None
 
     def measure(self, answer: str, references: Sequence[str]) -> dict[str, tuple[float, ...]]:
         return {"token_f1": (max(self._f1(answer, reference) for reference in references), 1.0)}
 
     def _f1(self, answer: str, reference: str) -> float:
+        found, wanted = self._extract(answer), self._extract(reference)
+        if found is None:
+            return 0.0
+        answer, reference = found, reference if wanted is None else wanted
         ours = spread(normalise(answer, self._steps)).split()
         theirs = spread(normalise(reference, self._steps)).split()
         if not ours and not theirs:

@@ -77,12 +77,18 @@ def words(text: str) -> list[str]:
     return found or [character for character in text if not character.isspace()]
 
 
-def language(text: str) -> str:
+_CHINESE = ("zh", "yue", "wuu", "lzh")
+_BY_CHARACTER = ("ja", "ko", "th", "lo", "km", "my")
+
+
+def language(text: str, lang: str = "auto") -> str:
     """How a text is best cut: `zh`, `char` (other scripts without spaces) or `spaced`.
 
-    A text is of scripts without spaces where they hold more than 0.3 of its letters, and `zh` where Han is at least
-    half of these.
+    lang: an ISO 639 code, which decides; or `auto`: the text's letters do. A text is then of scripts without spaces
+    where they hold more than 0.3 of its letters, and `zh` where Han is at least half of these.
     """
+    if lang != "auto":
+        return "zh" if lang in _CHINESE else "char" if lang in _BY_CHARACTER else "spaced"
     scripts = [script(character) for character in text if unicodedata.category(character)[0] == "L"]
     han, other = scripts.count("han"), scripts.count("other")
     if han + other <= 0.3 * len(scripts):

@@ -1,72 +1,151 @@
-"""LoRA: only a low-rank change of the weights can be learned (Hu et al., 2021, arXiv:2106.09685).
+"""LoRA: only a low-rank change of the weights can be learned (Hu et al., 2021, arXiv:2106.09685), and its variants.
 
-A weight W of shape (d, k) becomes W + (alpha / rank) B A, with A of shape (rank, k) and B of shape (d, rank), B zero at
-the start: training begins at the base model exactly, and the base weights never move, so the base model is there for
-the asking (`harness.model.reference`). How much is forgotten still grows with learning rate and steps.
+A weight W of shape (d, k) becomes W + s B A, with A of shape (rank, k) and B of shape (d, rank). With B zero at the
+start, training begins at the base model exactly, and the base weights never move, so the base model is there for the
+asking (`harness.model.reference`). How much is forgotten still grows with learning rate and steps.
+
+PiSSA, OLoRA and CorDA start A and B from the weight itself (`starts`) and take s B0 A0 out of W. Here it is not taken
+out of W, where it would change the base model and be rounded to its format, but kept as a frozen change beside the
+adapter (`harness.model.keep`): the function and its gradients are the same, and the base model stays what it was.
 """
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from harness import seeds
-from harness.contracts import Mitigation
+from harness.contracts import Mitigation, Row, Stage
 from harness.errors import HarnessError
+from harness_mitigations import adapters
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel
+
+Start = Literal["zero", "pissa", "olora", "corda"]
+
+
+def scale(rank: int, alpha: float, rslora: bool) -> float:
+    """s: alpha / rank, or alpha / sqrt(rank) where the rank is to be stable (rsLoRA, arXiv:2312.03732)."""
+    return alpha / rank**0.5 if rslora else alpha / rank
 
 
 class Lora(Mitigation):
     """Put an adapter on the model before the first stage; every stage trains the same one.
 
-    rank: of the change. alpha: its scale is alpha / rank; None: twice the rank. dropout: share of an adapter's inputs
-    set to zero in training. target: "all-linear", every linear layer but the head, or the names of modules.
+    rank: of the change. alpha: see `scale`; None: twice the rank. dropout: share of an adapter's inputs set to zero in
+    training. target: "all-linear", every linear layer but the head, or the names of modules. rslora: see `scale`.
+    dora: learn each output's magnitude apart from its direction (arXiv:2402.09353). start: what A and B start from.
+    source, samples: rows whose inputs `corda` keeps away from, and how many of them.
     """
 
-    def __init__(self, rank: int, alpha: float | None, dropout: float, target: str | Sequence[str]) -> None:
-        self.rank, self.dropout = rank, dropout
+    order: ClassVar[int] = adapters.ORDER
+    adapts: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        rank: int,
+        alpha: float | None,
+        dropout: float,
+        target: str | Sequence[str],
+        rslora: bool,
+        dora: bool,
+        start: Start,
+        source: str | None,
+        samples: int,
+    ) -> None:
+        self.rank, self.dropout, self.rslora, self.dora = rank, dropout, rslora, dora
         self.alpha = 2 * rank if alpha is None else alpha
-        # To peft a string that is not "all-linear" is a regular expression; here it is a name.
-        self.target = target if target == "all-linear" else [target] if isinstance(target, str) else list(target)
+        self.target = adapters.targets(target)
+        self.start, self.source, self.samples = start, source, samples
+        self.started = start == "zero"
+
+    def check(self, others: Mapping[str, Mitigation]) -> None:
+        """Refuse a second adapter, and options that do not go together."""
+        adapters.alone("lora", others)
+        if self.dora and self.start != "zero":
+            raise HarnessError(
+                "mitigations.lora.start",
+                f"'{self.start}' takes a part out of the weight, whose magnitude DoRA measures whole",
+                "set dora to false, or start to 'zero'",
+            )
+        if self.start == "corda" and self.source is None:
+            raise HarnessError(
+                "mitigations.lora.source",
+                "'corda' keeps what some rows need, and no source says which",
+                "name a source of what is to be kept, e.g. general conversations",
+            )
 
     def model(self, model: PreTrainedModel) -> PreTrainedModel:
-        """The model within its adapter; adapter weights are float32 also where the base is bfloat16.
+        """The model within its adapter, still computing what it computed.
 
-        Raises HarnessError when the model has an adapter already, or no module of that name.
+        Raises HarnessError when it has an adapter already, or no module of that name.
         """
-        import torch
-        from peft import LoraConfig, PeftModel, get_peft_model
+        from peft import LoraConfig
 
-        if isinstance(model, PeftModel):
-            raise HarnessError(
-                "mitigations.lora",
-                "the model already carries an adapter",
-                "take out one of the mitigations that add one, or merge the adapter of model.path into its base first",
-            )
-        if "lm_head" in self.target:
-            raise HarnessError(
-                "mitigations.lora.target",
-                "the head cannot be adapted",
-                "take 'lm_head' out; 'all-linear' leaves it out",
-            )
         config = LoraConfig(
             task_type="CAUSAL_LM",
             r=self.rank,
             lora_alpha=self.alpha,  # type: ignore[arg-type]
             lora_dropout=self.dropout,
             target_modules=self.target,
+            use_rslora=self.rslora,
+            use_dora=self.dora,
         )
-        # The first A depends on the seed alone, not on how many random numbers were drawn before.
-        with torch.random.fork_rng(), warnings.catch_warnings():
-            # peft asks transformers for a name that transformers has deprecated
-            warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
-            torch.manual_seed(seeds.derive(torch.initial_seed(), "lora"))
-            try:
-                return get_peft_model(model, config)  # type: ignore[return-value]
-            except ValueError as error:
-                raise HarnessError(
-                    "mitigations.lora.target", str(error), "name modules of this model, or use 'all-linear'"
-                ) from error
+        return adapters.adapt("lora", model, config)
+
+    def begin_stage(self, stage: Stage, model: PreTrainedModel, rows: Mapping[str, Sequence[Row]]) -> None:
+        """Before the first stage, start A and B from the weights; the model computes the same afterwards."""
+        if self.started:
+            return
+        import torch
+
+        from harness import model as models
+
+        layers = models.adapted_layers(model)
+        for name, layer in layers.items():
+            if self.rank > min(layer.in_features, layer.out_features):
+                what = f"rank {self.rank} is more than {name} of {layer.out_features} x {layer.in_features} has"
+                raise HarnessError("mitigations.lora.rank", what, "lower it, or set start to 'zero'")
+        s = scale(self.rank, self.alpha, self.rslora)
+        with torch.no_grad():
+            pairs = self._factors(model, layers, rows, s)
+            models.keep(model, {name: (a, -s * b) for name, (a, b) in pairs.items()})
+            for name, (a, b) in pairs.items():
+                layers[name].lora_A["default"].weight.copy_(a)
+                layers[name].lora_B["default"].weight.copy_(b)
+        self.started = True
+
+    def _factors(
+        self, model: PreTrainedModel, layers: Mapping[str, Any], rows: Mapping[str, Sequence[Row]], s: float
+    ) -> dict[str, tuple[Tensor, Tensor]]:
+        from harness_mitigations import starts
+
+        weights = {name: layer.get_base_layer().weight for name, layer in layers.items()}
+        if self.start == "pissa":
+            return {name: starts.principal(weight, self.rank, s) for name, weight in weights.items()}
+        if self.start == "olora":
+            return {name: starts.orthonormal(weight, self.rank) for name, weight in weights.items()}
+        given = rows.get(self.source or "", ())
+        if not given:
+            raise HarnessError(
+                "mitigations.lora.source", f"'{self.source}' has no row", "name a source that has rows to train on"
+            )
+        chosen = self._chosen(given)
+        found = starts.covariances(model, {name: layer.get_base_layer() for name, layer in layers.items()}, chosen)
+        return {name: starts.least_used(weight, found[name], self.rank, s) for name, weight in weights.items()}
+
+    def _chosen(self, rows: Sequence[Row]) -> list[Row]:
+        import torch
+
+        draw = seeds.generator(torch.initial_seed(), "lora", "corda")
+        return [rows[index] for index in draw.sample(range(len(rows)), min(self.samples, len(rows)))]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Whether A and B have been started; the adapter itself, and what is kept beside it, are the model's."""
+        return {"started": int(self.started)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what `state_dict` gave."""
+        self.started = bool(state["started"])

@@ -2,32 +2,51 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import ClassVar
 
-from harness import HarnessError, Mitigation, Part, Stage
+from harness import HarnessError, Mitigation, Part, Share, Stage
 from harness.contracts import Unit
 
+WHERE = "mitigations.mixing"
 
-def mix(stage: Stage, share: float, unit: Unit, source: str | None) -> Stage:
-    """The stage with its general parts at `share` of the final mixture, evenly split among them.
 
-    share: in (0, 1), of the mixture's `unit`. source: a general source for a stage that has none.
+def mix(
+    stage: Stage,
+    share: float,
+    unit: Unit = "loss_tokens",
+    sources: Sequence[str] = (),
+    weights: Mapping[str, float] | None = None,
+    temperature: float | None = None,
+    *,
+    upsample: bool = False,
+    resample: bool = False,
+) -> Stage:
+    """The stage with its general parts together at `share` of the final mixture, beside the shares it already has.
+
+    share: in [0, 1), of the mixture's `unit`; at 0 no general row is trained on. sources: general sources for a stage
+    that has none. weights, temperature, upsample, resample: see `harness.Share`; weights by source.
     Raises HarnessError when there is nothing general to mix in, or nothing else to mix it into.
     """
-    where = "mitigations.mixing"
-    general = [part for part in stage.parts if part.role == "general"]
-    others = tuple(part for part in stage.parts if part.role != "general")
-    if not others:
+    general = [part.source for part in stage.parts if part.role == "general"]
+    if len(general) == len(stage.parts):
         what = f"the stage {stage.name!r} trains on general conversations alone, so there is nothing to mix them into"
-        raise HarnessError(where, what, "leave mixing out, or use the mode 'mixed'")
+        raise HarnessError(WHERE, what, "leave mixing out, or use the mode 'mixed'")
+    parts = stage.parts
     if not general:
-        if source is None:
+        if not sources:
             what = f"the stage {stage.name!r} has no general source"
-            raise HarnessError(where, what, "name one in mitigations.mixing.source, or use the mode 'mixed'")
-        general = [Part(source, "general")]
-    each = share / len(general)
-    return replace(stage, parts=others + tuple(replace(part, share=each, unit=unit) for part in general))
+            raise HarnessError(WHERE, what, "name one in mitigations.mixing.source, or use the mode 'mixed'")
+        general = list(sources)
+        parts += tuple(Part(source, "general") for source in general)
+    unweighted = [source for source in general if weights is not None and source not in weights]
+    if unweighted:
+        what = f"the stage {stage.name!r} mixes in {', '.join(map(repr, unweighted))}, which has no weight"
+        raise HarnessError(f"{WHERE}.weights", what, "give each general source one, or leave weights out")
+    split = None if weights is None else tuple(weights[source] for source in general)
+    asked = Share(tuple(general), share, unit, split, temperature, upsample, resample)
+    return replace(stage, parts=parts, shares=(*stage.shares, asked))
 
 
 class Mixing(Mitigation):
@@ -35,8 +54,39 @@ class Mixing(Mitigation):
 
     order: ClassVar[int] = 100
 
-    def __init__(self, share: float, unit: Unit, source: str | None) -> None:
-        self.share, self.unit, self.source = share, unit, source
+    def __init__(
+        self,
+        share: float,
+        unit: Unit,
+        source: str | Sequence[str] | None,
+        weights: Mapping[str, float] | None,
+        temperature: float | None,
+        upsample: bool,
+        resample: bool,
+    ) -> None:
+        if weights is not None and temperature is not None:
+            raise HarnessError(WHERE, "the share is split by weights and by temperature", "give one of the two")
+        self.share, self.unit, self.weights, self.temperature = share, unit, weights, temperature
+        self.sources = (source,) if isinstance(source, str) else tuple(source or ())
+        self.upsample, self.resample = upsample, resample
 
     def plan(self, stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
-        return tuple(mix(stage, self.share, self.unit, self.source) for stage in stages)
+        mixed = tuple(
+            mix(
+                stage,
+                self.share,
+                self.unit,
+                self.sources,
+                self.weights,
+                self.temperature,
+                upsample=self.upsample,
+                resample=self.resample,
+            )
+            for stage in stages
+        )
+        used = {part.source for stage in mixed for part in stage.parts if part.role == "general"}
+        for source in self.weights or {}:
+            if source not in used:
+                what = f"{source!r} has a weight, and no stage mixes it in"
+                raise HarnessError(f"{WHERE}.weights", what, f"the general sources are: {', '.join(sorted(used))}")
+        return mixed

@@ -28,8 +28,22 @@ STAGE = {
         "domain": _sources("Sources of what this stage is to learn."),
         "general": _sources("Sources of general conversations trained beside them."),
         "train": {"$ref": "#/definitions/train_overrides"},
+        "mitigations": {"$ref": "#/definitions/mitigation_overrides"},
+        "adapter": {
+            "enum": ["continue", "merge", "new"],
+            "description": "What becomes of the adapter of the stage before: it is trained on (unless this says "
+            "otherwise), merged into the weights below a new one (before which the weights themselves may have been "
+            "trained), or put aside for a new one on the base model.",
+        },
+        "suites": {
+            "type": "array",
+            "items": {"type": "string"},
+            "uniqueItems": True,
+            "description": "The suites that examine what this stage teaches. Unnamed: those on its sources, or of its "
+            "name.",
+        },
     },
-    "description": "One stage: its sources, and the training settings in which it differs.",
+    "description": "One stage: its sources, and the settings and mitigations in which it differs.",
 }
 
 

@@ -12,7 +12,7 @@ ROLES: tuple[Role, ...] = ("domain", "general")
 
 
 class Continual(Mode):
-    """The stages in the order of the spec; each may override training settings."""
+    """The stages in the order of the spec; each may override training settings and mitigations."""
 
     def __init__(self, stages: Sequence[Mapping[str, Any]]) -> None:
         self.given = tuple(stages)
@@ -23,6 +23,9 @@ class Continual(Mode):
                 name=stage["name"],
                 parts=tuple(Part(source, role) for role in ROLES for source in stage.get(role, ())),
                 train=stage.get("train", {}),
+                suites=tuple(stage.get("suites", ())),
+                mitigations=stage.get("mitigations"),
+                **({"adapter": stage["adapter"]} if "adapter" in stage else {}),
             )
             for stage in self.given
         )

@@ -9,14 +9,28 @@ from harness import Component, hookimpl
 __all__ = ["harness_sources"]
 
 
-def _path(kind: str) -> dict[str, Any]:
+STORAGE: dict[str, Any] = {
+    "type": "object",
+    "additionalProperties": {"type": ["string", "number", "boolean", "null", "object"]},
+    "default": {},
+    "description": "Settings of an address's file system, as fsspec takes them, e.g. "
+    '{"endpoint_url": "http://localhost:9000"} or {"anon": true}. Credentials come from the environment alone.',
+}
+
+
+def _files(kind: str, **more: dict[str, Any]) -> dict[str, Any]:
     return {
-        "type": ["string", "array"],
-        "format": "path",
-        "minLength": 1,
-        "items": {"type": "string", "minLength": 1, "format": "path"},
-        "minItems": 1,
-        "description": f"{kind}, or a list of them, read in this order. Relative to the spec's folder.",
+        "path": {
+            "type": ["string", "array"],
+            "format": "path",
+            "minLength": 1,
+            "items": {"type": "string", "minLength": 1, "format": "path"},
+            "minItems": 1,
+            "description": f"{kind}, or a list of them, read in this order. A path from the spec's folder, a pattern "
+            "(data/*), pkg://package/file of an installed Python package, or an address such as s3://bucket/file.",
+        },
+        "storage": STORAGE,
+        **more,
     }
 
 
@@ -26,34 +40,60 @@ def harness_sources() -> dict[str, Component]:
         "jsonl": Component(
             summary="Reads rows from a file with one JSON object a line.",
             load="harness_sources.jsonl:JsonLines",
-            options={"path": _path("A JSONL file")},
+            options=_files("A JSONL file, as it is or compressed by gzip or zstd"),
             required=("path",),
         ),
         "json": Component(
             summary="Reads rows from a JSON file: an array of objects, or an object that holds one array of them.",
             load="harness_sources.json_array:JsonArray",
-            options={"path": _path("A JSON file")},
+            options=_files("A JSON file, as it is or compressed by gzip or zstd"),
             required=("path",),
         ),
         "csv": Component(
             summary="Reads rows from a CSV file whose first line names the columns.",
             load="harness_sources.csv_table:CsvTable",
-            options={
-                "path": _path("A CSV file"),
-                "delimiter": {
+            options=_files(
+                "A CSV file, as it is or compressed by gzip or zstd",
+                delimiter={
                     "type": "string",
                     "minLength": 1,
                     "maxLength": 1,
                     "default": ",",
                     "description": 'The character between two fields, e.g. ";" or "\\t".',
                 },
-            },
+            ),
             required=("path",),
         ),
         "parquet": Component(
             summary="Reads rows from a Parquet file, a batch at a time.",
             load="harness_sources.parquet:Parquet",
-            options={"path": _path("A Parquet file")},
+            options=_files("A Parquet file"),
+            required=("path",),
+        ),
+        "arrow": Component(
+            summary="Reads rows from Arrow files, or from a folder that datasets' save_to_disk has written.",
+            load="harness_sources.arrow:Arrow",
+            options=_files(
+                "An Arrow file, or the folder of a saved dataset",
+                split={
+                    "type": ["string", "null"],
+                    "default": None,
+                    "description": "The split, of a folder that holds several. null: the folder holds one data set.",
+                },
+            ),
+            required=("path",),
+        ),
+        "text": Component(
+            summary="Reads plain text for continued pretraining: a document a line, or a file.",
+            load="harness_sources.text:Text",
+            options=_files(
+                "A text file in UTF-8, as it is or compressed by gzip or zstd",
+                document={
+                    "enum": ["line", "file"],
+                    "default": "line",
+                    "description": "What a document is: each line that is not blank, or each whole file.",
+                },
+            ),
             required=("path",),
         ),
         "hub": Component(
@@ -81,7 +121,32 @@ def harness_sources() -> dict[str, Component]:
                     "default": None,
                     "description": "Branch, tag or commit; pin a commit so that a run can be done again. null: main.",
                 },
+                "streaming": {
+                    "type": "boolean",
+                    "default": False,
+                    "description": "Fetch rows as they are read and keep no copy: with `head`, only as many as needed.",
+                },
             },
             required=("name",),
+        ),
+        "lm_eval": Component(
+            summary="Reads the documents of a task of an installed lm-evaluation-harness; for suites.",
+            load="harness_sources.lm_eval_task:LmEvalTask",
+            options={
+                "task": {"type": "string", "minLength": 1, "description": "The task's name there, e.g. arc_easy."},
+                "shots": {
+                    "type": "integer",
+                    "minimum": 0,
+                    "default": 0,
+                    "description": "Solved examples before each question.",
+                },
+                "include": {
+                    "type": ["string", "null"],
+                    "format": "path",
+                    "default": None,
+                    "description": "A folder with tasks of your own, searched alone. null: the package's tasks.",
+                },
+            },
+            required=("task",),
         ),
     }

@@ -1,64 +1,81 @@
-"""Rows from CSV files whose first line names the columns."""
+"""Rows from CSV files whose first line names the columns. Every value is text."""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
-from harness import HarnessError, Record, Source
-from harness_sources.files import BadRows, decode, every, no_rows, reading, shown
+from harness import Bad, HarnessError, Record, Source
+from harness_sources.files import Files, decode, no_rows, shown
 
 
 class CsvTable(Source):
-    """The rows of CSV files, every field as text. A place is `file:line`, the line on which the row begins.
+    """The rows of CSV files as RFC 4180 has them. A place is `file:line`, the line that the row begins on.
 
-    delimiter: one character. Quotes are doubled inside a quoted field; a quote out of place is an error.
+    delimiter: one character. A field may hold line breaks inside double quotes.
     """
 
-    def __init__(self, path: str | Sequence[str], delimiter: str) -> None:
-        self.paths, self.delimiter = every(path), delimiter
+    def __init__(self, path: str | Sequence[str], storage: Mapping[str, Any], delimiter: str) -> None:
+        self.files, self.delimiter = Files(path, storage), delimiter
 
-    def records(self) -> Iterator[Record]:
-        """Every row under its columns' names. Raises HarnessError for rows with too few or too many fields."""
+    def records(self) -> Iterator[Record | Bad]:
+        """Every row under its columns' names; one with too few or too many fields, or not in UTF-8, is a bad row.
+
+        Raises HarnessError from the line on where a file is no CSV.
+        """
         # A document in a field may be longer than the 128 KiB that the csv module allows by default.
         csv.field_size_limit(2**31 - 1)
-        bad = BadRows()
-        for path in self.paths:
-            yield from _read(path, self.delimiter, bad)
-        bad.raise_any()
+        for path in self.files:
+            with self.files.open(path) as lines:
+                yield from _rows(path, lines, self.delimiter)
 
 
-def _read(path: Path, delimiter: str, bad: BadRows) -> Iterator[Record]:
+def _rows(path: str, lines: Iterable[bytes], delimiter: str) -> Iterator[Record | Bad]:
     file, empty, begin = shown(path), True, 1
-    with reading(path), path.open("rb") as lines:
-        table = csv.reader(_text(file, lines), delimiter=delimiter, strict=True)
-        try:
-            columns = _columns(file, next(table, []), delimiter)
-            begin = table.line_num + 1
-            for fields in table:
-                place, begin = f"{file}:{begin}", table.line_num + 1
-                if not fields:  # a blank line
-                    continue
-                empty = False
-                if len(fields) == len(columns):
-                    yield Record(place, dict(zip(columns, fields, strict=True)))
-                else:
-                    what = f"has {len(fields)} fields where the header names {len(columns)}"
-                    bad.add(file, place, what, f"put fields that hold {delimiter!r} or a line break in double quotes")
-        except csv.Error as error:
-            hint = "a double quote inside a quoted field is written twice"
-            raise HarnessError(f"{file}:{begin}", f"is not CSV: {error}", hint) from None
+    text = _Text(lines)
+    table = csv.reader(text, delimiter=delimiter, strict=True)
+    try:
+        columns = _columns(file, next(table, []), delimiter)
+        if text.wrong:
+            raise HarnessError(f"{file}:1", text.wrong, "save the file as UTF-8")
+        begin = table.line_num + 1
+        for fields in table:
+            place, begin = f"{file}:{begin}", table.line_num + 1
+            if not fields:  # a blank line
+                continue
+            empty = False
+            if text.wrong:
+                raw = delimiter.join(fields).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+                yield Bad(place, text.wrong, "save the file as UTF-8", raw)
+                text.wrong = ""
+            elif len(fields) == len(columns):
+                yield Record(place, dict(zip(columns, fields, strict=True)))
+            else:
+                what = f"has {len(fields)} fields where the header names {len(columns)}"
+                yield Bad(place, what, f"put fields that hold {delimiter!r} or a line break in double quotes", fields)
+    except csv.Error as error:
+        hint = "a double quote inside a quoted field is written twice"
+        raise HarnessError(f"{file}:{begin}", f"is not CSV: {error}", hint) from None
     if empty:
         raise no_rows(path)
 
 
-def _text(file: str, lines: Iterator[bytes]) -> Iterator[str]:
-    for number, raw in enumerate(lines, 1):
-        try:
-            yield decode(raw, first=number == 1)
-        except ValueError as error:
-            raise HarnessError(f"{file}:{number}", str(error), "save the file as UTF-8") from None
+class _Text:
+    """The lines of a file as text. wrong: what is not UTF-8 in those read since it was last made blank."""
+
+    def __init__(self, lines: Iterable[bytes]) -> None:
+        self.lines = enumerate(lines, 1)
+        self.wrong = ""
+
+    def __iter__(self) -> Iterator[str]:
+        for number, raw in self.lines:
+            try:
+                yield decode(raw, first=number == 1)
+            except ValueError as error:
+                # The table goes on below: only the row that this line is part of is bad.
+                self.wrong = self.wrong or str(error)
+                yield raw.decode("utf-8", "surrogateescape")
 
 
 def _columns(file: str, header: list[str], delimiter: str) -> list[str]:

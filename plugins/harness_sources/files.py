@@ -1,80 +1,136 @@
-"""What the sources that read files share: their paths, their lines, and how bad rows are told.
+"""Which files a source reads, and how they are named to a person.
 
-Knows nothing of what a row holds.
+A path is a file of this machine, a pattern of them (`data/*.jsonl`), a file inside an installed Python package
+(`pkg://package/file`), or an address that fsspec knows (`s3://bucket/file`). Knows nothing of what a file holds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import glob
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, BinaryIO
+from urllib.parse import urlsplit
 
 from harness import HarnessError
-from harness.errors import raise_all
+from harness_sources import streams
+from harness_sources.streams import shown
 
-SHOWN = 5
+__all__ = ["Files", "decode", "legible", "no_rows", "reading", "shown"]
+
+SECRETS = ("key", "secret", "token", "password", "credential", "sas")
 
 
-class BadRows:
-    """Gathers what is wrong with a source's rows, so that it can be mended together.
+class Files:
+    """The files of a source's option `path`, in order; a pattern stands for its files in the order of their names.
 
-    The first `SHOWN` are told in full, the others as a number.
+    storage: settings of the file system of an address, as fsspec takes them. Raises HarnessError for credentials in
+    it: a spec is kept and shown.
     """
 
-    def __init__(self) -> None:
-        self._first: list[HarnessError] = []
-        self._count = 0
-        self._file = ""
+    def __init__(self, path: str | Sequence[str], storage: Mapping[str, Any]) -> None:
+        self.paths = [path] if isinstance(path, str) else list(path)
+        self.storage = dict(storage)
+        for name in _credentials(self.storage):
+            what = f"{name!r} is a credential, and a spec is no place for one"
+            raise HarnessError("storage", what, "give it by the environment, e.g. AWS_ACCESS_KEY_ID, or ~/.aws")
+        for one in self.paths:
+            if "://" in one and urlsplit(one).password:
+                what = "the address holds a password, and a spec is no place for one"
+                raise HarnessError(shown(one), what, "give it by the environment or ~/.netrc")
 
-    def add(self, file: str, place: str, what: str, hint: str) -> None:
-        """Take note of a bad row. file: as shown; place: the row's own, e.g. `x.jsonl:14`."""
-        self._file = file
-        self._count += 1
-        if len(self._first) < SHOWN:
-            self._first.append(HarnessError(place, what, hint))
+    def __iter__(self) -> Iterator[str]:
+        for path in self.paths:
+            yield from self._named(path)
 
-    def __len__(self) -> int:
-        return self._count
+    def _named(self, path: str) -> Iterator[str]:
+        if path.startswith("pkg://"):
+            yield str(_in_package(path))
+            return
+        # In an address of the web `?` begins the query.
+        pattern = any(mark in path for mark in "*?[") and not path.startswith(("http://", "https://"))
+        if not pattern or os.path.exists(path):
+            yield path
+            return
+        if "://" in path:
+            found = streams.matching(path, self.storage)
+        else:
+            found = sorted(name for name in glob.glob(path, recursive=True) if os.path.isfile(name))
+        if not found:
+            raise HarnessError(shown(path), "no file fits this pattern", "check the source's path")
+        yield from found
 
-    def raise_any(self) -> None:
-        """Raise HarnessError for the rows noted; do nothing when there are none."""
-        more = self._count - len(self._first)
-        rest = [HarnessError(self._file, f"and {more} more bad rows")] if more else []
-        raise_all([*self._first, *rest])
+    @contextmanager
+    def open(self, path: str) -> Iterator[BinaryIO]:
+        """The bytes of one of the files, decompressed when it is gzip or zstd. Raises HarnessError for what fails."""
+        with reading(path), streams.opened(path, self.storage) as file, streams.unpacked(file) as unpacked:
+            yield unpacked
+
+    @contextmanager
+    def open_whole(self, path: str) -> Iterator[BinaryIO]:
+        """The bytes of one of the files as they are, to be read from any place in it."""
+        with reading(path), streams.opened(path, self.storage) as file:
+            yield file
 
 
-def every(path: str | Sequence[str]) -> tuple[Path, ...]:
-    """The paths of an option that is one path or a list of them."""
-    return tuple(map(Path, [path] if isinstance(path, str) else path))
+def _credentials(settings: Mapping[str, Any]) -> Iterator[str]:
+    """The names of settings, at any depth, that look like credentials and hold something."""
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _credentials(value)
+        elif any(word in name.lower() for word in SECRETS) and value not in (None, True, False, "anon"):
+            yield name
 
 
-def shown(path: Path) -> str:
-    """A path as a person reads it: from the working folder where it lies below that, else whole."""
-    try:
-        return str(path.relative_to(Path.cwd()))
-    except ValueError:
-        return str(path)
+def _in_package(path: str) -> Path:
+    """The file that `pkg://package/file` names. The package is looked up, and none of its code is run."""
+    from importlib.util import find_spec
+
+    package, _, name = path.removeprefix("pkg://").partition("/")
+    if not package.isidentifier() or not name:
+        raise HarnessError(path, "names no file of a package", "write pkg://package/folder/file, by its import name")
+    found = find_spec(package)
+    if found is None or not found.submodule_search_locations:
+        what = f"no Python package {package!r} is installed here"
+        raise HarnessError(path, what, "install it, or check its name: the one that it is imported by")
+    folders = [Path(folder) for folder in found.submodule_search_locations]
+    if ".." in Path(name).parts:
+        raise HarnessError(path, "leads out of the package", "name a file inside it")
+    file = next((folder / name for folder in folders if (folder / name).is_file()), None)
+    if file is None:
+        raise HarnessError(path, f"the package {package!r} has no such file", f"look into {folders[0]}")
+    return file
 
 
-def no_rows(path: Path) -> HarnessError:
+def no_rows(path: str) -> HarnessError:
     """The error of a file without a single row."""
     return HarnessError(shown(path), "the data set holds no rows", "give it at least one, or name another file")
 
 
 @contextmanager
-def reading(path: Path) -> Iterator[None]:
+def reading(path: str) -> Iterator[None]:
     """Turn the system's errors while a file is read into HarnessError with the path."""
     try:
         yield
     except FileNotFoundError:
-        if "://" in str(path) or ":/" in str(path):
-            what = "is an address, and this source reads files of this machine"
-            raise HarnessError(str(path), what, "download it, or use the source 'hub'") from None
         raise HarnessError(shown(path), "there is no such file", "check the source's path") from None
     except IsADirectoryError:
-        raise HarnessError(shown(path), "is a folder, not a file", "name the files in it") from None
+        hint = f"name the files in it, e.g. {shown(path)}/*.jsonl"
+        raise HarnessError(shown(path), "is a folder, not a file", hint) from None
+    except PermissionError as error:
+        hint = "check its permissions" + (", and the credentials of the environment" if "://" in path else "")
+        raise HarnessError(shown(path), f"may not be read: {_told(error, path)}", hint) from None
+    except EOFError:
+        raise HarnessError(shown(path), "is cut off: its compressed data has no end", "fetch it again") from None
     except OSError as error:
-        raise HarnessError(shown(path), f"cannot be read: {error.strerror or error}", "check the file") from None
+        hint = "check the address, the network and the environment's credentials" if "://" in path else "check the file"
+        raise HarnessError(shown(path), f"cannot be read: {_told(error, path)}", hint) from None
+
+
+def _told(error: OSError, path: str) -> str:
+    return str(error.strerror or error).replace(path, shown(path))
 
 
 def decode(raw: bytes, first: bool) -> str:
@@ -86,3 +142,8 @@ def decode(raw: bytes, first: bool) -> str:
         return raw.decode("utf-8-sig" if first else "utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"is not UTF-8: byte {error.start + 1} is 0x{raw[error.start]:02x}") from None
+
+
+def legible(raw: bytes) -> str:
+    """The text of bytes that are not UTF-8, those that are no character as \\xff."""
+    return raw.decode("utf-8", "backslashreplace")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from harness import HarnessError, Record, Source
-from harness_sources.files import every, no_rows, reading, shown
+from harness_sources import tables
+from harness_sources.files import Files, no_rows, shown
 
 BATCH = 1024
 
@@ -14,28 +15,23 @@ BATCH = 1024
 class Parquet(Source):
     """The rows of Parquet files, read `BATCH` at a time. A place is `file:[index]`, from 0."""
 
-    def __init__(self, path: str | Sequence[str]) -> None:
-        self.paths = every(path)
+    def __init__(self, path: str | Sequence[str], storage: Mapping[str, Any]) -> None:
+        self.files = Files(path, storage)
 
     def records(self) -> Iterator[Record]:
         """Every row with its index. Raises HarnessError for what is no Parquet file."""
-        for path in self.paths:
-            yield from _read(path)
+        import pyarrow.parquet
 
-
-def _read(path: Path) -> Iterator[Record]:
-    import pyarrow
-    import pyarrow.parquet
-
-    file, index = shown(path), 0
-    try:
-        # Opened here, so that a missing file is told in the system's words and not in Arrow's.
-        with reading(path), path.open("rb") as raw:
-            for batch in pyarrow.parquet.ParquetFile(raw).iter_batches(BATCH):
-                for row in batch.to_pylist():
-                    yield Record(f"{file}:[{index}]", row)
-                    index += 1
-    except (pyarrow.ArrowInvalid, pyarrow.ArrowNotImplementedError) as error:
-        raise HarnessError(file, f"is not a Parquet file that can be read: {error}", "write it again") from None
-    if not index:
-        raise no_rows(path)
+        for path in self.files:
+            record = None
+            try:
+                # Opened here, so that a missing file is told in the system's words and not in Arrow's.
+                with self.files.open_whole(path) as raw:
+                    batches = pyarrow.parquet.ParquetFile(raw).iter_batches(BATCH)
+                    for record in tables.records(batches, shown(path)):
+                        yield record
+            except (pyarrow.ArrowInvalid, pyarrow.ArrowNotImplementedError) as error:
+                what = f"is not a Parquet file that can be read: {error}"
+                raise HarnessError(shown(path), what, "write it again") from None
+            if record is None:
+                raise no_rows(path)

@@ -8,6 +8,31 @@ from harness import Component, hookimpl
 
 __all__ = ["harness_templates"]
 
+VICUNA = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions."
+)
+QWEN = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."
+
+
+def system(default: str | None, null: str) -> dict[str, Any]:
+    """The option for conversations without a system message. null: what null means."""
+    description = f"The system message of conversations that have none. null: {null}."
+    return {"system": {"type": ["string", "null"], "default": default, "description": description}}
+
+
+def date(whose: str) -> dict[str, Any]:
+    """The option for today's date, which would make a run depend on the day."""
+    return {
+        "date": {
+            "type": "string",
+            "pattern": "^[0-9]{4}-[0-9]{2}-[0-9]{2}$",
+            "default": "2024-07-26",
+            "description": f"What {whose} tells as today's date, so that a run does not depend on the day.",
+        }
+    }
+
+
 # What the two templates that run a Jinja chat template have in common.
 CHAT: dict[str, Any] = {
     "variables": {
@@ -15,18 +40,7 @@ CHAT: dict[str, Any] = {
         "default": {},
         "description": 'Further variables for the chat template, e.g. {"enable_thinking": false}.',
     },
-    "date": {
-        "type": "string",
-        "pattern": "^[0-9]{4}-[0-9]{2}-[0-9]{2}$",
-        "default": "2024-07-26",
-        "description": "The date for chat templates that print today's, so that a run does not depend on the day.",
-    },
-    "train_on": {
-        "enum": ["all", "last"],
-        "default": "all",
-        "description": "Which responses of a conversation are trained. last: for chat templates that rewrite earlier "
-        "turns, such as those that drop earlier reasoning.",
-    },
+    **date("a chat template that prints it"),
 }
 
 
@@ -40,24 +54,76 @@ def harness_templates() -> dict[str, Component]:
         "chatml": Component(
             summary="ChatML: <|im_start|>role … <|im_end|>, for tokenizers that have these two tokens.",
             load="harness_templates.chatml:ChatML",
-            options={
-                "system": {
-                    "type": ["string", "null"],
-                    "default": None,
-                    "description": "The system message of conversations that have none. null: no system turn.",
-                },
-            },
+            options=system(None, "no system turn"),
+        ),
+        "qwen": Component(
+            summary="Qwen's format: ChatML with a default system message, tools as <tool_call> and <tool_response>.",
+            load="harness_templates.qwen:Qwen",
+            options=system(QWEN, "none of its own, as in Qwen3's chat template"),
         ),
         "llama2": Component(
             summary="Llama 2's chat format: [INST] … [/INST] with a <<SYS>> block, one <s> … </s> a turn.",
             load="harness_templates.llama2:Llama2",
+        ),
+        "llama3": Component(
+            summary="Llama 3's format, by default as of 3.1 to 3.3 with its dated system turn and tools.",
+            load="harness_templates.llama3:Llama3",
+            options={
+                "version": {
+                    "enum": ["3.1", "3"],
+                    "default": "3.1",
+                    "description": "3.1: of Llama 3.1, 3.2 and 3.3: each conversation begins with a system turn that "
+                    "tells the date, and tools have a place. 3: of Llama 3, the turns alone.",
+                },
+                **date("the system turn of 3.1"),
+            },
+        ),
+        "mistral": Component(
+            summary="Mistral's [INST] format of the v3 tokenizers, with tools as [AVAILABLE_TOOLS] and [TOOL_CALLS].",
+            load="harness_templates.mistral:Mistral",
+            options={
+                "version": {
+                    "enum": ["v3", "v3-tekken"],
+                    "default": "v3",
+                    "description": "v3: of SentencePiece tokenizers (Mistral 7B v0.3, Mixtral 8x22B). "
+                    "v3-tekken: of Tekken tokenizers (Mistral Nemo, Ministral 8B), without spaces.",
+                },
+                "system_turn": {
+                    "enum": ["last", "first"],
+                    "default": "last",
+                    "description": "The user message that carries the system message and the tools. "
+                    "last: as published, but responses before it cannot be trained. first: every response can.",
+                },
+            },
+        ),
+        "gemma": Component(
+            summary="Gemma's format, of 1 to 3: <start_of_turn>user … <end_of_turn>, the assistant called model.",
+            load="harness_templates.gemma:Gemma",
+        ),
+        "phi": Component(
+            summary="Phi-3's format: <|user|> … <|end|>, the end-of-sequence token after the last response.",
+            load="harness_templates.phi:Phi",
+        ),
+        "zephyr": Component(
+            summary="Zephyr's format: <|user|> … </s>, its headers plain text.",
+            load="harness_templates.zephyr:Zephyr",
+            options=system(None, "no system turn"),
+        ),
+        "vicuna": Component(
+            summary="Vicuna's format, of v1.1 to v1.5: USER: … ASSISTANT: … </s>, its headers plain text.",
+            load="harness_templates.vicuna:Vicuna",
+            options=system(VICUNA, "nothing stands first"),
+        ),
+        "deepseek": Component(
+            summary="DeepSeek-V3's format: <｜User｜> … <｜Assistant｜> …, with calls of tools and their answers.",
+            load="harness_templates.deepseek:DeepSeek",
         ),
         "instruction_zh": Component(
             summary="Chinese instruction prompt: ### 指令: / ### 输入: / ### 回答:, with and without an input.",
             load="harness_templates.instruction_zh:InstructionZh",
         ),
         "tokenizer": Component(
-            summary="The chat template that the model's own tokenizer carries.",
+            summary="The chat template that the model's own tokenizer carries, tools included.",
             load="harness_templates.tokenizer:TokenizerTemplate",
             options=CHAT,
         ),

@@ -1,13 +1,16 @@
-"""ChatML, the format of Qwen, SmolLM2 and many others: `<|im_start|>role`, the content, `<|im_end|>`."""
+"""ChatML, the format of SmolLM2, Qwen and many others: `<|im_start|>role`, the content, `<|im_end|>`.
+
+As OpenAI published it (github.com/openai/openai-python, chatml.md, March 2023). It has no place for tools; `qwen` has.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
-from weakref import WeakSet
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-from harness import Message, Span, Template
-from harness_templates.conversation import check_roles, frame, refusal, text_of
+from harness import Message, Span
+from harness_templates.conversation import with_system
+from harness_templates.turns import Turns
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -15,50 +18,28 @@ if TYPE_CHECKING:
 START, END = "<|im_start|>", "<|im_end|>"
 
 
-class ChatML(Template):
-    """ChatML. The line break after `<|im_end|>` belongs to the frame: a model that has ended its turn is done.
-
-    system: the system message of conversations that have none; None: no system turn.
-    """
+class ChatML(Turns):
+    """ChatML. system: the system message of conversations that have none; None: no system turn."""
 
     name = "chatml"
+    tokens = (START, END)
 
     def __init__(self, system: str | None) -> None:
         self.system = system
-        self._fit: WeakSet[PreTrainedTokenizerBase] = WeakSet()
 
     def render(
-        self, messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, *, open: bool = False
+        self,
+        messages: Sequence[Message],
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        open: bool = False,
+        tools: Sequence[Mapping[str, Any]] = (),
     ) -> tuple[Span, ...]:
         """The conversation as spans. Raises HarnessError when the tokenizer does not know the format's two tokens."""
-        check_roles(messages, open=open, template=self.name)
-        self._check(tokenizer)
-        if self.system is not None and messages[0].role != "system":
-            messages = (Message("system", self.system), *messages)
-        spans: list[Span] = []
-        for message in messages:
-            trained = message.role == "assistant"
-            spans += [
-                frame(f"{START}{message.role}\n"),
-                Span(text_of(message), trained=trained),
-                frame(END, trained=trained),
-                frame("\n"),
-            ]
-        if open:
-            spans.append(frame(f"{START}assistant\n"))
-        return tuple(spans)
+        return super().render(with_system(messages, self.system), tokenizer, open=open, tools=tools)
 
-    def stops(self, tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
-        """`<|im_end|>`, and the end-of-sequence token where that is another one."""
-        return tuple(dict.fromkeys(stop for stop in (END, tokenizer.eos_token) if stop))
+    def header(self, role: str) -> str:
+        return f"{START}{role}\n"
 
-    def _check(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        if tokenizer in self._fit:
-            return
-        known = tokenizer.added_tokens_encoder
-        for token in (START, END):
-            # In pieces, they would be text like any other, and a user's text could end a turn.
-            if token not in known:
-                what = f"the tokenizer has no token {token}"
-                raise refusal(self.name, what, "choose a template that needs none, such as alpaca, or another model")
-        self._fit.add(tokenizer)
+    def end(self, tokenizer: PreTrainedTokenizerBase) -> str:
+        return END

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import datetime
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from harness import HarnessError, Message, Span
 
@@ -12,6 +15,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 ROLES = ("system", "user", "assistant")
+WITH_TOOLS = "choose one that has: qwen, llama3 or mistral, or the model's own (tokenizer)"
+ALTERNATE = "let user and assistant alternate, or choose a template that is free in this, such as chatml"
 
 
 @dataclass(frozen=True)
@@ -19,7 +24,7 @@ class Turn:
     """A user's message and the response to it; the last turn of an open conversation has none."""
 
     user: Message
-    response: str | None
+    response: Message | None
 
 
 def refusal(template: str, what: str, hint: str) -> HarnessError:
@@ -37,19 +42,59 @@ def text_of(message: Message) -> str:
     return f"{message.content}\n\n{message.input}" if has_input(message) else message.content
 
 
+@lru_cache(maxsize=1024)
 def frame(text: str, *, trained: bool = False) -> Span:
-    """Text that the format writes, in which special tokens count as such."""
+    """Text that the format writes, in which special tokens count as such. A format has few, so they are kept."""
     return Span(text, trained=trained, frame=True)
 
 
-def check_roles(messages: Sequence[Message], *, open: bool, template: str) -> None:
+def joined(spans: Iterable[Span]) -> tuple[Span, ...]:
+    """The spans without those that are empty."""
+    return tuple(span for span in spans if span.text)
+
+
+def is_trained(message: Message) -> bool:
+    """Whether the loss is taken on the message: only responses can be trained, and a row may leave some of them out."""
+    return message.role == "assistant" and message.trained
+
+
+def with_system(messages: Sequence[Message], system: str | None) -> Sequence[Message]:
+    """The conversation, begun with `system` where it has no system message of its own."""
+    if system is None or not messages or messages[0].role == "system":
+        return messages
+    return (Message("system", system), *messages)
+
+
+# -- what a format has no place for -----------------------------------------------------------------------------------
+
+
+def check(
+    messages: Sequence[Message],
+    *,
+    template: str,
+    open: bool,
+    tools: Sequence[Mapping[str, Any]] = (),
+    takes_tools: bool = False,
+) -> None:
     """Raise HarnessError unless every role is known and the conversation ends where it must.
 
-    open: it must end before a response; otherwise with one.
+    open: it must end before a response; otherwise with one. takes_tools: whether the format has a place for tools, for
+    calls of them and for what they answer.
     """
-    for message in messages:
-        if message.role not in ROLES:
-            raise refusal(template, f"there is no place for the role {message.role!r}", f"use {', '.join(ROLES)}")
+    if not takes_tools:
+        _check_no_tools(messages, tools, template)
+    roles = (*ROLES, "tool") if takes_tools else ROLES
+    unanswered = 0
+    for number, message in enumerate(messages, 1):
+        if message.role not in roles:
+            raise refusal(template, f"there is no place for the role {message.role!r}", f"use {', '.join(roles)}")
+        if message.calls and message.role != "assistant":
+            what = f"message {number} ({message.role}) calls a tool"
+            raise refusal(template, what, "only the assistant calls tools: mend the row")
+        unanswered = unanswered - 1 if message.role == "tool" else len(message.calls)
+        if unanswered < 0:
+            what = f"message {number} is what a tool answers, and no call before it is left to answer"
+            raise refusal(template, what, "let it follow the assistant's message that calls the tool")
     last = messages[-1].role if messages else "nothing"
     if open and last == "assistant":
         raise refusal(template, "a prompt cannot end with a response", "end it with the user's message")
@@ -59,25 +104,65 @@ def check_roles(messages: Sequence[Message], *, open: bool, template: str) -> No
         raise refusal(template, "the conversation has no user message", "begin it with one")
 
 
-def take_apart(messages: Sequence[Message], *, open: bool, template: str) -> tuple[str | None, tuple[Turn, ...]]:
+def _check_no_tools(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]], template: str) -> None:
+    if tools:
+        raise refusal(template, "the format has no place for tools", WITH_TOOLS)
+    for number, message in enumerate(messages, 1):
+        if message.calls:
+            raise refusal(template, f"the format has no place for tool calls (message {number})", WITH_TOOLS)
+        if message.role == "tool":
+            raise refusal(template, f"the format has no place for what a tool answers (message {number})", WITH_TOOLS)
+
+
+def check_alternation(messages: Sequence[Message], template: str) -> None:
+    """Raise HarnessError unless a system message stands first or nowhere, and user and assistant alternate after it.
+
+    What tools answer counts to the assistant's turn, which goes on after it.
+    """
+    start = _start(messages)
+    expected = "user"
+    for index, message in enumerate(messages[start:], 1):
+        if message.role == "tool":
+            expected = "assistant"
+            continue
+        if message.role != expected:
+            after = " after the system message" if start else ""
+            what = f"message {index}{after} is {message.role!r} where {expected!r} must stand"
+            raise refusal(template, what, ALTERNATE)
+        expected = "user" if message.role == "assistant" else "assistant"
+
+
+def take_apart(
+    messages: Sequence[Message], *, open: bool, template: str, tools: Sequence[Mapping[str, Any]] = ()
+) -> tuple[str | None, tuple[Turn, ...]]:
     """The system message, if any, and the turns of a conversation in which user and assistant alternate.
 
-    Raises HarnessError when they do not, or when a system message stands anywhere but first.
+    Raises HarnessError when they do not, when a system message stands anywhere but first, or when there are tools.
     """
-    check_roles(messages, open=open, template=template)
-    system = messages[0].content if messages[0].role == "system" else None
-    rest = messages[1:] if system is not None else messages
-    for index, message in enumerate(rest):
-        expected = ("user", "assistant")[index % 2]
-        if message.role != expected:
-            what = f"message {index + 1} after the system message is {message.role!r} where {expected!r} must stand"
-            hint = "let user and assistant alternate, or choose a template that is free in this, such as chatml"
-            raise refusal(template, what, hint)
+    check(messages, open=open, template=template, tools=tools)
+    check_alternation(messages, template)
+    start = _start(messages)
+    rest = messages[start:]
     turns = tuple(
-        Turn(rest[index], rest[index + 1].content if index + 1 < len(rest) else None)
-        for index in range(0, len(rest), 2)
+        Turn(rest[index], rest[index + 1] if index + 1 < len(rest) else None) for index in range(0, len(rest), 2)
     )
-    return system, turns
+    return (messages[0].content if start else None), turns
+
+
+def _start(messages: Sequence[Message]) -> int:
+    return int(messages[0].role == "system")
+
+
+def day_of(date: str, template: str) -> datetime.date:
+    """The day that the option `date` names. Raises HarnessError when the calendar has no such day."""
+    try:
+        return datetime.date.fromisoformat(date)
+    except ValueError as error:
+        where, what = f"template.{template}.date", f"{date!r} is no date ({error})"
+        raise HarnessError(where, what, "write it as 2024-07-26") from error
+
+
+# -- what a format needs of a tokenizer -------------------------------------------------------------------------------
 
 
 def end_of_sequence(tokenizer: PreTrainedTokenizerBase, template: str) -> str:
@@ -85,3 +170,23 @@ def end_of_sequence(tokenizer: PreTrainedTokenizerBase, template: str) -> str:
     if not tokenizer.eos_token:
         raise refusal(template, "the tokenizer has no end-of-sequence token", "set one, or choose another template")
     return str(tokenizer.eos_token)
+
+
+def require(tokenizer: PreTrainedTokenizerBase, tokens: tuple[str, ...], template: str) -> None:
+    """Raise HarnessError unless the tokenizer knows each of the format's own tokens.
+
+    In pieces, they would be text like any other, and a user's text could end a turn.
+    """
+    fit = _fit.setdefault(tokenizer, set())
+    if tokens in fit:
+        return
+    known = tokenizer.added_tokens_encoder
+    for token in tokens:
+        if token not in known:
+            hint = "choose a template that needs none, such as alpaca, or another model"
+            raise refusal(template, f"the tokenizer has no token {token}", hint)
+    fit.add(tokens)
+
+
+_fit: WeakKeyDictionary[PreTrainedTokenizerBase, set[tuple[str, ...]]] = WeakKeyDictionary()
+"""Tokenizers and what they have been seen to know: asking takes long where there are many tokens."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from harness import Message, Span, Template
-from harness_templates.conversation import end_of_sequence, frame, has_input, take_apart
+from harness_templates.conversation import end_of_sequence, frame, has_input, is_trained, joined, take_apart
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 class Headings(Template):
     """Instruction, input and response, each below its heading; the response ends with the end-of-sequence token.
 
-    A row's system message stands in the place of the preface. Further turns repeat the headings.
+    A row's system message stands in the place of the preface. Further turns repeat the headings, which are plain text:
+    a user's text can look like one. Only the template can write the end-of-sequence token that ends a response. There
+    is no place for tools.
     """
 
     name: ClassVar[str]
@@ -26,10 +28,15 @@ class Headings(Template):
     preface_with_input: ClassVar[str] = ""
 
     def render(
-        self, messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, *, open: bool = False
+        self,
+        messages: Sequence[Message],
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        open: bool = False,
+        tools: Sequence[Mapping[str, Any]] = (),
     ) -> tuple[Span, ...]:
         """The conversation as spans. Raises HarnessError where user and assistant do not alternate."""
-        system, turns = take_apart(messages, open=open, template=self.name)
+        system, turns = take_apart(messages, open=open, template=self.name, tools=tools)
         end = end_of_sequence(tokenizer, self.name)
         spans: list[Span] = []
         if system is not None and system.strip():
@@ -42,8 +49,9 @@ class Headings(Template):
                 spans += [frame("\n\n" + self.input), Span(turn.user.input or "")]
             spans.append(frame("\n\n" + self.response))
             if turn.response is not None:
-                spans += [Span(turn.response, trained=True), frame(end, trained=True)]
-        return tuple(spans)
+                trained = is_trained(turn.response)
+                spans += [Span(turn.response.content, trained=trained), frame(end, trained=trained)]
+        return joined(spans)
 
     def stops(self, tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
         """The end-of-sequence token."""

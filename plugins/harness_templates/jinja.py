@@ -18,10 +18,8 @@ class JinjaTemplate(ChatTemplate):
 
     name = "jinja"
 
-    def __init__(
-        self, template: str | None, file: str | None, variables: Mapping[str, Any], date: str, train_on: str
-    ) -> None:
-        super().__init__(variables, date, train_on)
+    def __init__(self, template: str | None, file: str | None, variables: Mapping[str, Any], date: str) -> None:
+        super().__init__(variables, date)
         if (template is None) == (file is None):
             given = "both `template` and `file` are given" if file else "neither `template` nor `file` is given"
             raise HarnessError("template.jinja", given, "give one of them")

@@ -2,16 +2,17 @@
 
     <s>[INST] <<SYS>>\\n{system}\\n<</SYS>>\\n\\n{user} [/INST] {answer} </s><s>[INST] {user} [/INST] {answer} </s>
 
-Contents are stripped, and each turn has its own begin- and end-of-sequence token, as published.
+Contents are stripped, and each turn has its own begin- and end-of-sequence token, as published. [INST] and <<SYS>> are
+plain text, and a user's text can look like them; only the template can write the two tokens. No place for tools.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from harness import Message, Span, Template
-from harness_templates.conversation import end_of_sequence, frame, take_apart, text_of
+from harness_templates.conversation import end_of_sequence, frame, is_trained, joined, take_apart, text_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -23,10 +24,15 @@ class Llama2(Template):
     name = "llama2"
 
     def render(
-        self, messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, *, open: bool = False
+        self,
+        messages: Sequence[Message],
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        open: bool = False,
+        tools: Sequence[Mapping[str, Any]] = (),
     ) -> tuple[Span, ...]:
         """The conversation as spans. Raises HarnessError where user and assistant do not alternate."""
-        system, turns = take_apart(messages, open=open, template=self.name)
+        system, turns = take_apart(messages, open=open, template=self.name, tools=tools)
         end = end_of_sequence(tokenizer, self.name)
         spans: list[Span] = []
         for index, turn in enumerate(turns):
@@ -40,8 +46,9 @@ class Llama2(Template):
             spans.append(frame(" [/INST]"))
             if turn.response is not None:
                 # The space goes with the answer: a prompt ends at [/INST], and most tokenizers join it to the word.
-                spans += [Span(f" {turn.response.strip()} ", trained=True), frame(end, trained=True)]
-        return tuple(spans)
+                trained = is_trained(turn.response)
+                spans += [Span(f" {turn.response.content.strip()} ", trained=trained), frame(end, trained=trained)]
+        return joined(spans)
 
     def stops(self, tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
         """The end-of-sequence token."""

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-FITTING = {"hub": {"name": "org/data"}, "jinja": {"template": "{{ messages }}"}}
+CHATML = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+FITTING = {
+    "hub": {"name": "org/data"},
+    "jinja": {"template": CHATML},
+    "regex": {"pattern": "the"},
+    "kl": {"source": "given"},
+}
 """What a declaration cannot say: options of which one of several must be given, or a text that must parse."""
 
 

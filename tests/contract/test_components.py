@@ -19,11 +19,31 @@ from harness.schema import compose, fill
 REGISTRY = registry.discover()
 BASES = {"templates": Template, "sources": Source, "modes": Mode, "mitigations": Mitigation, "metrics": Metric}
 PROMISED = {
-    "templates": {"alpaca", "chatml", "llama2", "instruction_zh", "tokenizer", "jinja"},
-    "sources": {"json", "jsonl", "csv", "parquet", "hub"},
+    "templates": {"alpaca", "chatml", "llama2", "instruction_zh", "tokenizer", "jinja"}
+    | {"llama3", "mistral", "qwen", "gemma", "phi", "zephyr", "vicuna", "deepseek"},
+    "sources": {"json", "jsonl", "csv", "parquet", "arrow", "text", "hub", "lm_eval"},
     "modes": {"general", "domain", "mixed", "continual"},
-    "mitigations": {"mixing", "lora", "ewc"},
-    "metrics": {"bleu", "rouge", "chrf", "exact_match", "token_f1", "response_perplexity"},
+    "mitigations": {
+        *("mixing", "replay", "ewc", "l2sp", "lr_scale", "kl", "token_masking", "freeze", "wise_ft", "ema"),
+        *("lora", "orthogonal_lora", "osf", "oft"),
+    },
+    "metrics": {
+        "bleu",
+        "rouge",
+        "chrf",
+        "ter",
+        "exact_match",
+        "token_f1",
+        "distinct",
+        "length_ratio",
+        "regex",
+        "json_valid",
+        "response_perplexity",
+        "multiple_choice",
+        "bits_per_byte",
+        "kl_to_base",
+        "agreement_with_base",
+    },
 }
 COMPONENTS = [(kind, name) for kind in BASES for name in sorted(REGISTRY.components[kind])]
 every = pytest.mark.parametrize(("kind", "name"), COMPONENTS, ids=[f"{kind}-{name}" for kind, name in COMPONENTS])
@@ -141,7 +161,7 @@ def test_every_option_is_read(kind, name):
     attributes = [node for text in sources for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Attribute)]
     read = {node.attr for node in attributes if isinstance(node.ctx, ast.Load)}
     kept = {node.attr for node in ast.walk(body) if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)}
-    assert kept - read == set()
+    assert kept - read - {"names"} == set()  # a metric's names are read by the core
 
 
 @every
@@ -195,6 +215,13 @@ def test_the_defaults_of_a_mitigation_change_nothing():
     assert plain.plan((STAGE,)) == (STAGE,)
     assert plain.model(model) is model
     assert plain.begin_stage(STAGE, model, {}) is None
+    assert plain.check({"lora": plain}) is None
+    assert plain.labels(model, {}) is None
+    assert plain.extra_loss(model, 1.0) is None
+    assert plain.after_step(model, 1e-3) is None
+    assert list(plain.variants(model)) == []
+    assert plain.facts() == {}
+    assert plain.pull_at == "after_clip"
     assert plain.weight_pull(model) is None
     assert plain.batch_penalty(model, {}, logits) is None
     assert plain.end_stage(STAGE, model, ROWS) is None
@@ -296,19 +323,22 @@ def test_a_mitigation_has_no_pull_where_no_weight_has_moved(name, made, tiny_mod
 
 # -- metrics ----------------------------------------------------------------------------------------------------------
 
+READ = {"kl": 0.4, "agreed": 1, "choices": ("yes", "never"), "gold": 1, "text_nll": 20.0, "text_tokens": 7}
 ANSWERED = [
-    Item("a", "Q", "the cat sat on the mat", answer="the cat sat on the mat", finish="eos", nll=3.0, tokens=6),
-    Item("b", "Q", "it is 4 pm", answer="it is noon", finish="eos", nll=9.5, tokens=4),
-    Item("c", "Q", "never", answer="", finish="empty", nll=2.5, tokens=1),
+    Item("a", "Q", "the cat sat on the mat", "the cat sat on the mat", "eos", 3.0, 6, choice_lls=(-2.0, -1.0), **READ),
+    Item("b", "Q", "it is 4 pm", "it is noon", "eos", 9.5, 4, choice_lls=(-2.0, -5.0), **READ),
+    Item("c", "Q", "never", "", "empty", 2.5, 1, choice_lls=(-2.0, -2.5), **READ),
 ]
+BETTER = {"json_valid": ("[1]", "[1"), "distinct": ("one two three", "one one one"), "regex": ("the", "a")}
+"""A better and a worse answer for the metrics that do not look at the reference."""
 
 
 @metrics
 def test_a_metric_says_what_it_reads_what_it_gives_and_what_it_means(name, made):
     metric = made("metrics", name)
-    assert metric.reads in ("answer", "likelihood")
+    assert metric.reads in ("answer", "likelihood", "base", "choices", "text")
     assert len(metric.names) >= 1
-    assert isinstance(metric.higher_is_better, bool)
+    assert metric.higher_is_better in (True, False, None)
     assert metric.signature() == metric.signature().strip() != ""
     assert "\n" not in metric.signature()
 
@@ -329,6 +359,21 @@ def test_the_statistics_of_a_metric_add_up(name, made):
 
 
 @metrics
+def test_a_metric_that_calls_itself_a_ratio_is_one(name, made):
+    metric = made("metrics", name)
+    for score in metric.names:
+        if metric.is_ratio(score):
+            first, second = 3.0, 8.0
+            factor = metric.aggregate(score, (1.0, 1.0))
+            assert metric.aggregate(score, (first, second)) == pytest.approx(factor * first / second)
+
+
+@metrics
+def test_a_metric_parses_or_not(name, made):
+    assert made("metrics", name).parsed(ANSWERED[0]) in (True, False)
+
+
+@metrics
 def test_a_metric_gives_just_the_scores_that_it_names(name, made):
     metric = made("metrics", name)
     assert set(metric.statistics(ANSWERED[0])) == set(metric.names)
@@ -337,11 +382,16 @@ def test_a_metric_gives_just_the_scores_that_it_names(name, made):
 @metrics
 def test_a_metric_scores_a_better_answer_better(name, made):
     metric = made("metrics", name)
-    best = Item("a", "Q", "the cat sat on the mat", answer="the cat sat on the mat", nll=0.5, tokens=6)
-    worst = Item("a", "Q", "the cat sat on the mat", answer="dogs run", nll=30.0, tokens=6)
+    right, wrong = BETTER.get(name, ("the cat sat on the mat", "dogs run"))
+    read = {"choices": ("yes", "no"), "gold": 0}
+    best = Item("a", "Q", "the cat sat on the mat", right, "eos", 0.5, 6, kl=0.1, agreed=6, text_nll=1.0,
+                choice_lls=(-1.0, -9.0), **read)  # fmt: skip
+    worst = Item("a", "Q", "the cat sat on the mat", wrong, "eos", 30.0, 6, kl=3.0, agreed=2, text_nll=50.0,
+                 choice_lls=(-9.0, -1.0), **read)  # fmt: skip
     for score in metric.names:
         high, low = (metric.aggregate(score, metric.statistics(item)[score]) for item in (best, worst))
-        assert (high > low) is metric.higher_is_better
+        if metric.higher_is_better is not None and score != "distinct1":
+            assert (high > low) is metric.higher_is_better
         assert high != low
 
 

@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 from pathlib import Path
 
 import pytest
 
 import harness
-from harness import vocabulary
+from harness import gate, vocabulary
+from harness.contracts import Suite
 
 ROOT = Path(harness.__file__).parent
 DECLARED = {
-    "train": (vocabulary.TRAIN, ("train", "evaluate", "data", "run.py", "model")),
+    "train": (vocabulary.TRAIN, ("train", "evaluate", "data", "run", "model")),
     "model": (vocabulary.MODEL, ("model",)),
     "rows": (vocabulary.ROWS, ("data",)),
-    "suite": (vocabulary.SUITE, ("plan.py",)),
+    "suite": (vocabulary.SUITE, ("plan.py", "evaluate", "data")),
+    "server": (vocabulary.SERVER, ("evaluate",)),
+    "checks": (vocabulary.CHECKS, ("run",)),
+    "near_duplicates": (vocabulary.NEAR_DUPLICATES, ("data",)),
+    "contamination": (vocabulary.CONTAMINATION, ("data",)),
+    "gate": (vocabulary.GATE, ("gate.py", "plan.py")),
+    "arms": (vocabulary.ARMS, ("arms.py", "run")),
     "track": (vocabulary.TRACK, ("track",)),
-    "top": (vocabulary.TOP, ("plan.py", "run.py", "spec.py", "track", "report")),
+    "top": (vocabulary.TOP, ("plan.py", "run", "spec.py", "cli", "track", "report")),
 }
 UNREAD = {"top": {"description"}}
 """Words for people: kept in the filled spec, acted on by nothing."""
@@ -43,9 +51,25 @@ def test_every_key_is_read(part):
 @pytest.mark.parametrize("part", DECLARED)
 def test_every_key_is_described_in_sentences_and_has_a_default_or_is_asked_for(part):
     keys, _ = DECLARED[part]
-    asked_for = {"model": {"path"}, "suite": {"source"}, "top": {"$schema", "name"}}.get(part, set())
+    asked_for = {
+        "model": {"path"},
+        "suite": {"source"},
+        "server": {"url", "model"},
+        "gate": {"score", *gate.TESTS},
+        "top": {"$schema", "name"},
+    }.get(part, set())
     assert {key for key, option in keys.items() if "default" not in option} == asked_for
     assert [key for key, option in keys.items() if option["description"][-1] not in ".)"] == []
+
+
+def test_a_suite_made_in_code_has_the_defaults_of_one_in_a_spec():
+    fields = {field.name: field for field in dataclasses.fields(Suite)}
+    assert set(fields) == {"name", "metrics", "template", *vocabulary.SUITE}
+    assert fields.pop("template").default is None, "the schema's slot of all templates has the same default"
+    for name, field in fields.items():
+        if field.default is not dataclasses.MISSING:
+            default = vocabulary.SUITE[name]["default"]
+            assert field.default == (tuple(default) if isinstance(default, list) else default), name
 
 
 def test_every_usual_range_is_told_in_the_description_of_its_key():

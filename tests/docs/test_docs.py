@@ -13,7 +13,20 @@ from harness import cli, hooks, registry
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-COMMANDS = ["run", "validate", "plan", "preview", "plugins", "schema", "compare"]
+COMMANDS = [
+    "run",
+    "validate",
+    "plan",
+    "check",
+    "preview",
+    "gate",
+    "evaluate",
+    "score",
+    "report",
+    "plugins",
+    "schema",
+    "compare",
+]
 
 
 @pytest.fixture(scope="module")

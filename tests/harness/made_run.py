@@ -10,7 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from harness import report
-from harness.contracts import Evaluation, Event, Item, Metric, Part, Plan, Score, Stage, Suite
+from harness.contracts import Evaluation, Event, Item, Metric, Part, Plan, Score, Share, Stage, Suite
 
 SUITES = (("helpdesk", "domain"), ("general", "general"))
 
@@ -47,7 +47,7 @@ METRICS = {"rouge": Rouge(), "response_perplexity": Perplexity()}
 
 def made_plan(stages=1, **changes):
     """A plan over two suites, `helpdesk` (domain) and `general`."""
-    parts = (Part("helpdesk", "domain"), Part("general", "general", 0.1))
+    parts, shares = (Part("helpdesk", "domain"), Part("general", "general")), (Share(("general",), 0.1),)
     facts = {
         "name": "mixed-sft",
         "seed": 0,
@@ -55,7 +55,7 @@ def made_plan(stages=1, **changes):
         "template": ("chatml", {}),
         "sources": {name: ("jsonl", {"path": f"data/{name}.jsonl"}) for name, _ in SUITES},
         "mitigations": {"mixing": {"share": 0.1}},
-        "stages": tuple(Stage(f"stage-{k}", parts, {"learning_rate": 2e-4}) for k in range(1, stages + 1)),
+        "stages": tuple(Stage(f"stage-{k}", parts, {"learning_rate": 2e-4}, shares) for k in range(1, stages + 1)),
         "suites": tuple(Suite(name, name, role, {key: {} for key in METRICS}, None, 64, 8) for name, role in SUITES),
     }
     return Plan(**{**facts, **changes})
@@ -111,8 +111,14 @@ def made_report(folder, stages=1, uri=None):
     )
 
 
-def feed(listener, folder, *, settings=None, stages=1, steps=50, fail=False, plan=None):
-    """Tell the listener all that happens in a run, as `harness.run` does. settings: changes to the spec."""
+def feed(
+    listener, folder, *, settings=None, stages=1, steps=50, fail=False, plan=None, started=None, data=None, measured=0
+):
+    """Tell the listener all that happens in a run, as `harness.run` does. settings: changes to the spec.
+
+    started, data: what else the events of these kinds say. measured: the updates between two
+    evaluations within a stage; 0: there are none.
+    """
     folder = Path(folder)
     (folder / "predictions").mkdir(parents=True, exist_ok=True)
     (folder / "predictions" / "helpdesk-stage0.jsonl").write_text('{"id": "id0"}\n')
@@ -143,23 +149,30 @@ def feed(listener, folder, *, settings=None, stages=1, steps=50, fail=False, pla
         folder=str(folder),
         spec=spec,
         plan=plan,
-        environment={"python": "3"},
+        **{"environment": {"python": "3"}, **(started or {})},
     )
-    tell(
-        "data",
-        counts={"helpdesk": {"read": 60, "held_out": 12, "used": 48}, "general": {"read": 90, "used": 6}},
-        stages=list(plan.stages),
-        shares=[{"helpdesk": {"loss_tokens": 0.898}, "general": {"loss_tokens": 0.102}} for _ in plan.stages],
-        efficiency=[0.93 for _ in plan.stages],
-        digests={"helpdesk": "sha256:" + "a" * 64, "general": "b" * 64},
-        template="f" * 64,
-    )
+    facts = {
+        "counts": {"helpdesk": {"read": 60, "held_out": 12, "used": 48}, "general": {"read": 90, "used": 6}},
+        "stages": list(plan.stages),
+        "shares": [{"helpdesk": {"loss_tokens": 0.898}, "general": {"loss_tokens": 0.102}} for _ in plan.stages],
+        "epoch_shares": [
+            [{"helpdesk": {"loss_tokens": 1 - part}, "general": {"loss_tokens": part}} for part in (0.101, 0.103)]
+            for _ in plan.stages
+        ],
+        "efficiency": [0.93 for _ in plan.stages],
+        "digests": {"helpdesk": "sha256:" + "a" * 64, "general": "b" * 64},
+        "template": "f" * 64,
+    }
+    tell("data", **{**facts, **(data or {})})
     phase("evaluate helpdesk", 40, "rows")
     tell("evaluated", 0, evaluations=evaluations[0])
     for stage in range(1, stages + 1):
         tell("stage_started", stage, stage=plan.stages[stage - 1], steps=steps)
         for step in range(1, steps + 1):
             tell("step", stage, step=step, metrics={"loss": 3.0 / step, "learning_rate": 2e-4, "penalty/ewc": 0.1})
+            if measured and step % measured == 0:
+                scores = {"helpdesk/rougeL": step / 100}
+                tell("measured", stage, step=step, scores=scores, combined=step / 50, best=True, over=False)
         phase("train", steps, "updates")
         if fail:
             tell("run_failed", stage, error="RuntimeError: out of memory", folder=str(folder))

@@ -78,7 +78,10 @@ def refused(capsys, tmp_path):
         said = [line for line in shown.err.splitlines() if line.startswith("harness: ")]
         assert len(said) == 1
         assert shown.err.splitlines()[-1] == said[0]
-        assert {path.name for path in tmp_path.iterdir()} - {"cache"} == before, "a refused run leaves nothing behind"
+        runs = tmp_path / "runs"
+        left = {path.name for path in runs.iterdir()} if runs.is_dir() else set()
+        assert left <= {"small-rejected"}, "a refused run leaves the names of its bad rows, and no folder of a run"
+        assert {path.name for path in tmp_path.iterdir()} - {"cache", "runs"} == before
         return said[0].removeprefix("harness: ").replace(f"{tmp_path}/", "")
 
     return refused
@@ -143,6 +146,12 @@ def test_a_row_that_is_no_json(spec, refused, tmp_path):
     assert refused(spec()).startswith("train.jsonl:4: is not JSON")
 
 
+def test_a_row_that_is_not_utf8_or_no_object(spec, refused, tmp_path):
+    with (tmp_path / "train.jsonl").open("ab") as file:
+        file.write(b'{"instruction": "\xff"}\n')
+    assert refused(spec()).startswith("train.jsonl:4: is not UTF-8: byte 18 is 0xff; ")
+
+
 def test_rows_of_an_unknown_form(spec, refused, tmp_path):
     lines(tmp_path / "train.jsonl", [{"question": "Q?", "answer": "A."}])
     line = refused(spec())
@@ -159,7 +168,7 @@ def test_a_held_out_row_in_training(spec, refused, tmp_path):
 
 def test_a_source_of_which_all_rows_are_held_out(spec, refused, tmp_path):
     lines(tmp_path / "train.jsonl", [{"instruction": f"Question {i}", "output": f"Answer {i}"} for i in range(2)])
-    line = refused(spec(put("sources", "train", "jsonl", "held_out", 0.9)))
+    line = refused(spec(put("sources", "train", "jsonl", "held_out", 0.9)), "--set", "seed=1")
     assert line.startswith(("sources.train: all 2 of its rows are held out", "evaluate."))
 
 
@@ -168,7 +177,7 @@ def test_a_source_of_which_all_rows_are_held_out(spec, refused, tmp_path):
 
 def test_a_template_that_renders_nothing_trainable(spec, refused):
     line = refused(spec(put("template", {"jinja": {"template": NOTHING_TRAINED}})))
-    assert "train.jsonl:1" in line
+    assert "template jinja" in line
     assert "; " in line
 
 

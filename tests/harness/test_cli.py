@@ -13,7 +13,24 @@ import pytest
 from harness import cli, registry
 from harness.errors import HarnessError, ManyErrors, RunError
 
-COMMANDS = ["run", "validate", "plan", "preview", "plugins", "schema", "compare"]
+COMMANDS = [
+    "run",
+    "validate",
+    "plan",
+    "check",
+    "preview",
+    "gate",
+    "evaluate",
+    "score",
+    "report",
+    "plugins",
+    "schema",
+    "compare",
+]
+MIXING = {
+    "share": 0.1, "unit": "loss_tokens", "source": None, "weights": None, "temperature": None, "upsample": False,
+    "resample": False,
+}  # fmt: skip
 SPECS = Path(__file__).parents[2] / "specs"
 
 
@@ -131,7 +148,7 @@ def test_the_filled_spec_can_be_printed_and_validated_again(harness, spec, tmp_p
     assert code == 0
     assert second == first
     assert json.loads(first)["seed"] == 3
-    assert json.loads(first)["mitigations"] == {"mixing": {"share": 0.1, "unit": "loss_tokens", "source": None}}
+    assert json.loads(first)["mitigations"] == {"mixing": MIXING}
 
 
 # -- bad input --------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from harness import compare
+from harness import compare, store
 from harness.errors import HarnessError
 from harness.track import Tracker
 
@@ -143,6 +143,30 @@ def test_hostile_values_of_a_store_are_shown_as_text(tracked):
     assert "[red]x[/red]␛[2J" in text
     assert "␛[31m" in text
     assert "\x1b" not in text
+
+
+def test_runs_that_are_only_in_the_store_are_compared_by_their_artifacts(tracked):
+    made = compare.compare([], "sweep", tracked.uri)
+    assert [run.files for run in made.runs] == ["artifacts", "artifacts", ""]
+    assert {(one.run, one.suite) for one in made.pairs} == {(1, "helpdesk"), (1, "general")}
+    assert {one.n for one in made.pairs} == {40}
+    assert [(one.run, one.why) for one in made.refused] == [(2, "the run has not come to its end")]
+
+
+def test_a_run_with_metrics_alone_is_shown_and_the_lack_is_said(tracked, tmp_path):
+    client = store.open_store(tracked.uri)
+    experiment = client.get_experiment_by_name("other").experiment_id
+    run = client.create_run(experiment, run_name="bare", tags={"harness.id": "bare", "harness.folder": "/gone"})
+    client.log_metric(run.info.run_id, "helpdesk/rougeL", 0.5, step=1)
+    client.set_terminated(run.info.run_id)
+    made = compare.compare([tracked.ids["runs/mixed-sft-a1"], "bare"], None, tracked.uri)
+    assert made.runs[1].scores["helpdesk/rougeL"].value == 0.5
+    assert made.pairs == ()
+    (gone,) = made.refused
+    assert gone.why == "its artifacts have no spec.json and no scores.json"
+    text = shown(made)
+    assert "(0.500)" in text
+    assert "run 2 not compared: its artifacts have no spec.json and no scores.json" in text
 
 
 def test_json_holds_what_the_table_shows(tracked):

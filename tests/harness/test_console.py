@@ -14,9 +14,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from harness.console import Console
+from harness.console import Console, words
 from harness.console.lines import Lines
-from harness.contracts import Event
+from harness.contracts import Event, Part, Share, Stage
 
 RUN = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("made_run.py"))))
 
@@ -72,6 +72,32 @@ def test_data_is_shown_as_counts_and_as_shares_beside_those_asked_for(tmp_path):
         "stage-1: general 10.2 % of loss tokens (asked 10 %), helpdesk 89.8 % of loss tokens; "
         "93.0 % of the token slots hold text"
     ) in out
+    assert "stage-1 by epoch: general 10.1 %, 10.3 % of loss tokens" in out
+
+
+def test_the_shares_of_several_sources_are_told_together_and_those_of_many_epochs_in_short():
+    parts = (Part("a", "domain"), Part("b", "general"), Part("c", "general"), Part("d", "replay"))
+    asked = (Share(("b", "c"), 0.2, "rows"), Share(("d",), 0.1))
+    stage = Stage("one", parts, {}, asked)
+    shares = {"a": {"loss_tokens": 0.7}, "b": {"rows": 0.05}, "c": {"rows": 0.15}, "d": {"loss_tokens": 0.0}}
+    same = [{**shares, "d": {"loss_tokens": 0.1}} for _ in range(3)]
+    many = [{**shares, "d": {"loss_tokens": 0.1 + 0.001 * n}} for n in range(10)]
+
+    def told(epochs):
+        facts = {"counts": {}, "stages": [stage], "shares": [shares], "efficiency": [1.0], "epoch_shares": [epochs]}
+        return [line.plain for line in list(words.data(facts, None))[1:]]
+
+    first = (
+        "one: b 5.0 % + c 15.0 % of rows (asked 20 %), d without any row (asked 10 %), a 70.0 % of loss tokens; "
+        "100.0 % of the token slots hold text"
+    )
+    assert told(same[:1]) == [first]
+    assert told(same) == [
+        first,
+        "one by epoch: b + c 20.0 % of rows in each of 3 epochs",
+        "one by epoch: d 10.0 % of loss tokens in each of 3 epochs",
+    ]
+    assert told(many)[2].endswith("10.6 %, 10.7 % of loss tokens, and 2 epochs more")
 
 
 @pytest.mark.parametrize("hours", [0.1, 1, 100])
@@ -137,6 +163,22 @@ def test_a_long_line_of_a_log_is_not_wrapped():
 
 
 # -- quiet and JSON ---------------------------------------------------------------------------------------------------
+
+
+def test_an_evaluation_within_a_stage_is_a_line_and_ends_no_phase():
+    file = io.StringIO()
+    console = Console("plain", file, io.StringIO())
+    move(console, "train", 3, 10, unit="steps")
+    facts = {"scores": {"helpdesk/rougeL": 0.25}, "combined": 0.5, "best": True, "over": False}
+    tell(console, "measured", 1, step=3, **facts)
+    tell(console, "measured", 1, step=6, **{**facts, "best": False, "over": True})
+    move(console, "train", 6, 6, "ended after 6 of 10 updates", unit="steps")
+    tell(console, "restored", 1, step=3, of=6)
+    lines = file.getvalue().splitlines()
+    assert "update 3  helpdesk/rougeL 0.250  combined 0.500  best so far" in lines
+    assert any(line.endswith("no better any more, the stage ends") for line in lines)
+    assert "back to the weights of update 3, the best that were measured" in lines
+    assert sum("train" in line and "ended after" in line for line in lines) == 1
 
 
 def test_quiet_shows_warnings_alone(tmp_path):

@@ -44,7 +44,7 @@ def modules(program, *arguments):
 @pytest.mark.parametrize(
     "arguments",
     [["--help"], ["--version"], ["validate", SPEC], ["schema"], ["plugins"], ["plugins", "--json"], ["run", "--help"],
-     ["plan", "--help"], ["preview", "--help"], ["compare", "--help"]],
+     ["plan", "--help"], ["check", "--help"], ["preview", "--help"], ["compare", "--help"]],
     ids=" ".join,
 )  # fmt: skip
 def test_a_command_that_answers_at_once_imports_nothing_heavy(arguments):
@@ -53,7 +53,7 @@ def test_a_command_that_answers_at_once_imports_nothing_heavy(arguments):
     assert names & HEAVY == set()
 
 
-@pytest.mark.parametrize("command", ["run", "plan", "preview"])
+@pytest.mark.parametrize("command", ["run", "plan", "check", "preview"])
 def test_a_bad_spec_is_refused_before_anything_heavy_is_imported(command):
     code, names = modules(COMMAND, command, SPEC, "--set", "evaluate.general.source=nowhere")
     assert code == 2

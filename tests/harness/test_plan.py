@@ -9,7 +9,7 @@ from itertools import permutations
 import pytest
 
 from harness import plan, vocabulary
-from harness.contracts import Component, Mitigation, Mode, Part, Stage
+from harness.contracts import Component, Mitigation, Mode, Part, Share, Stage
 from harness.errors import HarnessError
 from harness.schema import compose
 from harness.spec import load
@@ -68,10 +68,8 @@ def single(*parts):
 def test_a_plan_holds_the_stages_of_the_mode_after_the_mitigations(planned):
     (stage,) = planned().stages
     assert stage.name == "mixed"
-    assert stage.parts == (
-        Part("desk", "domain"),
-        Part("chat", "general", share=0.1, unit="loss_tokens"),
-    )
+    assert stage.parts == (Part("desk", "domain"), Part("chat", "general"))
+    assert stage.shares == (Share(("chat",), 0.1),)
 
 
 def test_a_stage_has_every_training_setting(planned, small_spec):
@@ -126,6 +124,26 @@ def test_mitigations_apply_in_their_own_order_never_in_that_of_the_file(planned,
         small_spec["mitigations"] = {name: {} for name in order}
         names |= {stage.name for stage in planned().stages}
     assert names == {"mixed-first-second"}
+
+
+def test_a_mitigation_may_refuse_another_and_is_told_at_its_own_place(refused, planned, small_spec, bring):
+    seen = []
+
+    class Lonely(Mitigation):
+        def check(self, others):
+            seen.append(sorted(others))
+            if "mixing" in others:
+                raise HarnessError("mitigations.lonely.alone", "it goes with nothing", "take 'mixing' out")
+
+    alone = {"alone": {"type": "boolean", "default": True, "description": "Nothing."}}
+    bring("mitigations", "lonely", type("Made", (Lonely,), {"__init__": lambda self, alone: None}), options=alone)
+    small_spec["mitigations"] = {"lonely": {"alone": True}, "mixing": {}}
+    (line,) = refused()
+    assert line.startswith("spec.json:")
+    assert "mitigations.lonely.alone: it goes with nothing; take 'mixing' out" in line
+    small_spec["mitigations"] = {"lonely": {}}
+    planned()
+    assert seen == [["mixing"], []], "it is no other to itself"
 
 
 def test_sources_named_by_a_part_of_the_spec_are_found_once_each(small_registry, small_spec, write):
@@ -232,6 +250,39 @@ def test_a_source_that_a_plugins_mode_makes_up_is_refused(refused, small_spec, b
     assert line.endswith(" mode.single: the stage 'only' has no source 'nowhere'; add it to sources")
 
 
+def test_shares_that_do_not_fit_together_are_refused(refused, small_spec, bring):
+    class Greedy(Mode):
+        def stages(self):
+            parts = (Part("desk", "domain"), Part("chat", "general"))
+            return (Stage("only", parts, {}, (Share(("desk",), 0.95),)),)
+
+    bring("modes", "greedy", Greedy)
+    small_spec["mode"] = "greedy"
+    (line,) = refused()
+    assert " mitigations: stage only: every source has a share, and the shares sum to 1.05; let them" in line
+
+
+def test_each_of_several_general_sources_is_looked_up(planned, refused, small_spec):
+    small_spec["mode"] = {"domain": {"sources": ["desk"]}}
+    small_spec["mitigations"] = {"mixing": {"source": ["chat", "chit"]}}
+    (line,) = refused()
+    assert line.endswith("mitigations.mixing.source.1: there is no source 'chit'; did you mean 'chat'?")
+    small_spec["sources"]["web"] = small_spec["sources"]["chat"]
+    small_spec["mitigations"] = {"mixing": {"source": ["chat", "web"], "weights": {"chat": 3, "web": 1}}}
+    assert planned().stages[0].shares == (Share(("chat", "web"), 0.1, weights=(3, 1)),)
+
+
+def test_a_share_of_a_source_that_the_stage_lacks_is_refused_at_the_mode(refused, small_spec, bring):
+    class Greedy(Mode):
+        def stages(self):
+            return (Stage("only", (Part("desk", "domain"),), {}, (Share(("chat",), 0.1),)),)
+
+    bring("modes", "greedy", Greedy)
+    small_spec |= {"mode": "greedy", "mitigations": {}}
+    (line,) = refused()
+    assert " mode.greedy: stage only: a share names 'chat', which is no source of it; add it to the stage" in line
+
+
 def test_a_mode_that_does_not_import_is_refused_by_name(refused, small_spec, small_registry):
     small_registry.add("modes", "gone", Component("Gone.", "no_such_module:Gone"), "acme")
     small_spec["mode"] = "gone"
@@ -289,3 +340,10 @@ def test_a_mitigation_moves_the_usual_range_of_a_setting(planned, small_spec, br
     small_spec["mitigations"]["adapter"] = {}
     assert planned("train.learning_rate=5e-4").warnings == ()
     assert planned().warnings == ("train.learning_rate is 2e-05; usual is 0.0001 to 0.001",)
+
+
+def test_a_model_that_is_not_sent_to_mlflow_cannot_be_registered_there(planned, refused):
+    (line,) = refused("track.register=desk-model")
+    assert "no model is sent to MLflow that could be registered as 'desk-model'" in line
+    assert 'set track.model to "files" or "transformers"' in line
+    assert planned("track.register=desk-model", "track.model=files").stages

@@ -13,7 +13,8 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from harness import report
+from harness import gate, report
+from harness.intervals import Estimate
 
 RUN = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("made_run.py"))))
 
@@ -107,7 +108,9 @@ def test_an_interval_that_holds_zero_is_no_evidence(two_stages):
 def test_an_interval_that_is_no_number_is_no_evidence(made):
     stages = [(made.evaluation(stage, "helpdesk", [0.1 + stage], [20.0]),) for stage in (0, 1)]
     single = report.make(made.plan(), stages, made.metrics, seed=0, run={})
-    assert {one.verdict for one in single.changes} == {"no evidence"}
+    assert {one.verdict for one in single.changes} == {"too few items"}
+    undefined = Estimate(0.5, math.nan, math.nan, math.nan, 50)
+    assert report.verdict_of(undefined, True) == "no evidence"
     assert single.to_json()["changes"][0]["difference"]["low"] is None
     assert "–" in shown(single)
 
@@ -296,3 +299,105 @@ def test_a_stream_without_unicode_gets_ascii(made, tmp_path):
     text = raw.getvalue().decode("ascii")
     assert "v better" in text
     assert "0.220 -> 0.620" in text
+
+
+def test_fewer_than_thirty_items_give_no_verdict_however_clear_the_change_looks(made):
+    stages = [(made.evaluation(stage, "helpdesk", [0.1 + stage] * 29, [20.0 - stage] * 29),) for stage in (0, 1)]
+    few = report.make(made.plan(), stages, made.metrics, seed=0, run={})
+    assert {one.verdict for one in few.changes} == {"too few items"}
+    assert "too few items" in shown(few)
+    more = [(made.evaluation(stage, "helpdesk", [0.1 + stage] * 30, [20.0 - stage] * 30),) for stage in (0, 1)]
+    assert {one.verdict for one in report.make(made.plan(), more, made.metrics, seed=0, run={}).changes} == {"better"}
+
+
+def test_the_items_needed_grow_with_the_square_of_the_uncertainty():
+    wide = Estimate(0.1, 0.1, -0.1, 0.3, 100)
+    assert report.items_needed(wide) == 385, "100 * (1.96 * 0.1 / 0.1)^2"
+    assert report.items_needed(Estimate(0.1, 0.2, -0.3, 0.5, 100)) == 1537
+    assert report.items_needed(Estimate(0.1, 0.01, 0.08, 0.12, 100)) is None, "settled already"
+    assert report.items_needed(Estimate(0.5, 0.01, 0.4, 0.6, 10)) == 30, "never below what a verdict asks for"
+    assert report.items_needed(Estimate(0.0, 0.1, -0.2, 0.2, 100)) is None, "no change, no number"
+
+
+def test_the_matrix_draws_forgetting_from_the_stages_with_intervals_over_the_items(made):
+    """The first task is learned, then lost again; the perplexity of it falls, then rises: both are forgotten."""
+    items = 40
+    rouge = {0: 0.1, 1: 0.8, 2: 0.5}
+    nll = {0: 30.0, 1: 10.0, 2: 20.0}
+    stages = [
+        (
+            made.evaluation(k, "helpdesk", [rouge[k] + 0.01 * (i % 3) for i in range(items)], [nll[k]] * items),
+            made.evaluation(k, "general", [0.5 + (0.1 if k == 2 else 0.0)] * items, [20.0] * items),
+        )
+        for k in (0, 1, 2)
+    ]
+    plan = made.plan(2)
+    first, second = plan.stages
+    plan = replace(plan, stages=(replace(first, suites=("helpdesk",)), replace(second, suites=("general",))))
+    found = {one.score: one for one in report.make(plan, stages, made.metrics, seed=0, run={}).matrices}
+
+    rouge_matrix = found["rougeL"]
+    assert rouge_matrix.suites == ("helpdesk", "general")
+    assert rouge_matrix.learned == (1, 2)
+    assert rouge_matrix.general == (False, True)
+    lost = rouge_matrix.summaries["forgetting"]
+    assert lost.value == pytest.approx(0.3)
+    assert lost.n == 2 * items
+    assert rouge_matrix.summaries["backward_transfer"].value == pytest.approx(-0.3)
+    assert rouge_matrix.summaries["general_ability_delta"].value == pytest.approx(0.1)
+    perplexity = found["response_perplexity"]
+    assert perplexity.summaries["forgetting"].value == pytest.approx(math.exp(2.0) - math.exp(1.0))
+    assert perplexity.summaries["backward_transfer"].value < 0
+    for estimate in rouge_matrix.summaries.values():
+        assert estimate.low <= estimate.value <= estimate.high
+
+
+def test_the_interval_of_a_summary_is_paired_over_the_stages(made):
+    """Items differ widely from one another and all lose 0.3: the loss is certain."""
+    items = 40
+    spread = [i / items for i in range(items)]
+    stages = [
+        (made.evaluation(k, "helpdesk", [one - (0.3 if k == 2 else 0.0) for one in spread], [20.0] * items),)
+        for k in (0, 1, 2)
+    ]
+    plan = made.plan(2)
+    plan = replace(plan, stages=(replace(plan.stages[0], suites=("helpdesk",)), replace(plan.stages[1], suites=("x",))))
+    matrix = next(
+        one for one in report.make(plan, stages, made.metrics, seed=0, run={}).matrices if one.score == "rougeL"
+    )
+    lost = matrix.summaries["forgetting"]
+    assert (lost.low, lost.value, lost.high) == pytest.approx((0.3, 0.3, 0.3))
+    assert matrix.summaries["average_accuracy"].stderr > 0.01
+
+
+def test_a_stage_that_names_no_suite_is_examined_by_those_on_its_sources_or_of_its_name(made):
+    from harness.report.matrix import owners
+
+    plan = made.plan(2)
+    assert owners(plan) == {"helpdesk": 1, "general": 1}, "both stages train on both sources; the first one teaches"
+    apart = replace(
+        plan,
+        stages=(
+            replace(plan.stages[0], name="helpdesk", parts=()),
+            replace(plan.stages[1], parts=plan.stages[1].parts[1:]),
+        ),
+    )
+    assert owners(apart) == {"helpdesk": 1, "general": 2}
+
+
+def test_a_gate_is_judged_in_the_report_and_again_from_its_file(made, tmp_path):
+    conditions = [
+        {"score": "helpdesk/rougeL", "summary": None, "judge_by": "bound", "gains_at_least": 0.1},
+        {"score": "general/response_perplexity", "summary": None, "judge_by": "bound", "rises_at_most": 0.0001},
+        {"score": "rougeL", "summary": "general_ability_delta", "judge_by": "bound", "at_least": -0.5},
+    ]
+    judged = report.make(made.plan(), made.evaluations(), made.metrics, seed=0, run={}, conditions=conditions)
+    assert [one.passed for one in judged.gate] == [True, False, True]
+    assert not judged.passed
+    text = shown(judged)
+    assert "FAILED: general/response_perplexity is to rise by at most 0.0001" in text
+    judged.write(tmp_path)
+    document = json.loads((tmp_path / "report.json").read_text())
+    again = gate.judge(conditions, report.measured_in(document))
+    assert again == judged.gate
+    assert document["gate"][1]["passed"] is False

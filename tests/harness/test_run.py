@@ -84,7 +84,7 @@ def test_a_run_tells_what_happens_in_order_and_leaves_everything_in_its_folder(d
     assert len(json.loads((folder / "scores.json").read_text())["stages"]) == 2
     for stage in (0, 1):
         lines = (folder / f"predictions/domain-stage{stage}.jsonl").read_text().splitlines()
-        assert len(lines) == report.changes[0].n
+        assert len(lines) == 1 + report.changes[0].n  # a header and the items
     assert (folder / "model/adapter_model.safetensors").exists()
 
 

@@ -120,7 +120,8 @@ def test_filling_writes_in_every_default_and_keeps_what_is_given(schema, small_s
     filled = fill(expand(small_spec, schema, schema), schema, schema)
     assert filled["seed"] == 0
     assert filled["train"] == {**{key: o["default"] for key, o in vocabulary.TRAIN.items()}, "max_length": 2048}
-    assert filled["mitigations"] == {"mixing": {"share": 0.1, "unit": "loss_tokens", "source": None}}
+    mixing = {"share": 0.1, "unit": "loss_tokens", "source": None, "weights": None, "temperature": None}
+    assert filled["mitigations"] == {"mixing": {**mixing, "upsample": False, "resample": False}}
     assert filled["sources"]["desk"]["lines"]["held_out"] == 0
     assert filled["evaluate"]["desk"]["metrics"] == {"overlap": {"size": 4}}
     assert filled["evaluate"]["chat"]["role"] == "general"

@@ -17,7 +17,7 @@ from types import SimpleNamespace
 import pytest
 
 from harness import store, track
-from harness.contracts import Event, Part, Stage
+from harness.contracts import Event, Part, Share, Stage
 from harness.track import Tracker, entries
 from harness.track.background import Background
 
@@ -41,7 +41,7 @@ def tracked(tmp_path_factory):
         "sources": {"café+1": {"jsonl": {"path": "a.jsonl", "api_key": "hunter2", "columns": {}}}},
         "many": {f"key{i:03}": i for i in range(250)},
     }
-    RUN.feed(tracker, folder / "runs" / "mixed-sft-a1", settings=spec, stages=2, steps=45)
+    RUN.feed(tracker, folder / "runs" / "mixed-sft-a1", settings=spec, stages=2, steps=45, measured=20)
     client = store.open_store(uri)
     runs = client.search_runs([client.get_experiment_by_name("mixed-sft").experiment_id])
     parent = next(run for run in runs if run.info.run_id == tracker.run_id)
@@ -87,8 +87,18 @@ def test_the_run_says_how_it_trained(tracked):
     assert params["mode.mixed.domain"] == '["helpdesk"]'
     child = tracked.children[0].data.params
     assert child["train.learning_rate"] == "0.0002"
-    assert child["sources.general.share"] == "0.1"
+    assert child["shares.general.amount"] == "0.1"
+    assert child["shares.general.unit"] == "loss_tokens"
     assert child["sources.helpdesk"] == "domain"
+
+
+def test_realised_shares_are_written_of_the_whole_stage_and_by_epoch(tracked):
+    def history(name):
+        found = tracked.client.get_metric_history(tracked.children[0].info.run_id, name)
+        return [(entry.step, entry.value) for entry in found]
+
+    assert history("share/general/loss_tokens") == [(0, 0.102)]
+    assert history("epoch_share/general/loss_tokens") == [(1, 0.101), (2, 0.103)]
 
 
 def test_every_parameter_is_kept_and_a_long_one_is_cut_with_a_note(tracked):
@@ -117,16 +127,35 @@ def test_every_step_of_a_stage_is_a_metric_of_its_child(tracked):
     assert "loss" not in tracked.parent.data.metrics
 
 
+def test_evaluations_within_a_stage_are_metrics_of_its_child_by_update(tracked):
+    for child in tracked.children:
+        assert values(tracked, child, "during/helpdesk/rougeL") == [(20, pytest.approx(0.2)), (40, pytest.approx(0.4))]
+        assert values(tracked, child, "during/combined") == [(20, pytest.approx(0.4)), (40, pytest.approx(0.8))]
+
+
 def test_scores_of_the_parent_have_the_stage_as_step_and_their_difference_at_the_end(tracked):
     rouge = dict(values(tracked, tracked.parent, "helpdesk/rougeL"))
     assert rouge == pytest.approx({0: 0.22, 1: 0.42, 2: 0.62})
     assert dict(values(tracked, tracked.parent, "helpdesk/rougeL/delta")) == pytest.approx({2: 0.4})
-    assert set(tracked.parent.data.metrics) == {
+    others = {key for key in tracked.parent.data.metrics if not key.startswith("forgetting/")}
+    assert others == {
         f"{suite}/{score}{end}"
         for suite in ("helpdesk", "general")
         for score in ("rougeL", "response_perplexity")
         for end in ("", "/delta")
     }
+
+
+def test_what_the_stages_forgot_is_a_metric_a_summary(tracked):
+    report = RUN.made_report(tracked.folder, stages=2)
+    summaries = {
+        f"forgetting/{matrix.score}/{name}": estimate.value
+        for matrix in report.matrices
+        for name, estimate in matrix.summaries.items()
+    }
+    metrics = tracked.parent.data.metrics
+    assert {key: metrics[key] for key in metrics if key.startswith("forgetting/")} == pytest.approx(summaries)
+    assert "forgetting/rougeL/average_accuracy" in summaries
 
 
 def test_data_sets_are_inputs_with_their_digests(tracked):
@@ -149,6 +178,8 @@ def test_files_of_the_run_are_artifacts_beside_the_database(tracked):
         "report.json",
         "scores.json",
         "spec.json",
+        "tables/general.json",
+        "tables/helpdesk.json",
     ]
     kept = tracked.folder / "deep" / "mlartifacts" / run_id / "artifacts"
     assert json.loads((kept / "spec.json").read_text())["description"] == "x" * 700
@@ -381,30 +412,23 @@ def test_two_keys_that_become_one_name_stay_apart():
     assert entries.parameters({"a+b": 1, "a@b": 2, "a_b": 3}) == {"a_b": "1", "a_b_": "2", "a_b__": "3"}
 
 
-def test_secrets_are_left_out_and_words_like_them_are_not():
-    spec = {
-        "hub": {"token": "t", "api_key": "k", "HF_TOKEN": "h", "password": None},
-        "max_new_tokens": 64,
-        "template": {"tokenizer": {}},
-        "list": ["postgresql://me:pw@host/db"],
-    }
-    assert entries.public(spec) == {
-        "hub": {"token": "(left out)", "api_key": "(left out)", "HF_TOKEN": "(left out)", "password": None},
-        "max_new_tokens": 64,
-        "template": {"tokenizer": {}},
-        "list": ["postgresql://host/db"],
-    }
-
-
 def test_a_stage_names_the_shares_that_were_asked_for():
-    stage = Stage("one", (Part("a", "domain"), Part("b", "general", 0.25, "rows")), {"epochs": 2})
-    assert entries.stage_parameters(stage) == {
+    parts = (Part("a", "domain", 50), Part("b", "general"), Part("c", "general"))
+    asked = Share(("b", "c"), 0.25, "rows", weights=(1.0, 3.0), upsample=True)
+    assert entries.stage_parameters(Stage("one", parts, {"epochs": 2}, (asked,))) == {
         "train.epochs": "2",
         "sources.a": "domain",
-        "sources.b.role": "general",
-        "sources.b.share": "0.25",
-        "sources.b.unit": "rows",
+        "sources.b": "general",
+        "sources.c": "general",
+        "limits.a": "50",
+        "shares.b_c.amount": "0.25",
+        "shares.b_c.unit": "rows",
+        "shares.b_c.weights": "[1.0, 3.0]",
+        "shares.b_c.upsample": "true",
     }
+    assert entries.stage_parameters(Stage("one", parts[1:], {})) == {
+        "train": "{}", "sources.b": "general", "sources.c": "general"
+    }  # fmt: skip
 
 
 # -- the background thread --------------------------------------------------------------------------------------------

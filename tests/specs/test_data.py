@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
+import runpy
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
 DATA = Path(__file__).parents[2] / "specs" / "data"
-SETS = ["helpdesk", "general"]
+SETS = ["helpdesk", "general", "lists"]
 
 
 def rows(name):
@@ -31,7 +33,14 @@ def twice(values):
 
 @pytest.mark.parametrize(
     ("name", "least"),
-    [("helpdesk_train", 240), ("helpdesk_heldout", 48), ("general_train", 300), ("general_heldout", 64)],
+    [
+        ("helpdesk_train", 240),
+        ("helpdesk_heldout", 48),
+        ("general_train", 300),
+        ("general_heldout", 64),
+        ("lists_train", 160),  # 20 updates of 8
+        ("lists_heldout", 48),
+    ],
 )
 def test_a_set_has_enough_rows(name, least):
     assert len(rows(name)) >= least
@@ -57,9 +66,21 @@ def test_no_answer_that_is_held_out_is_in_training(name):
     assert [row["output"] for row in rows(f"{name}_heldout") if plain(row["output"]) in train] == []
 
 
-def test_the_two_sets_share_no_question():
-    helpdesk, general = ({*questions(f"{name}_train"), *questions(f"{name}_heldout")} for name in SETS)
-    assert helpdesk & general == set()
+def test_the_sets_share_no_question():
+    assert (
+        twice(question for name in SETS for question in {*questions(f"{name}_train"), *questions(f"{name}_heldout")})
+        == []
+    )
+
+
+def test_the_lists_are_those_that_their_script_writes_and_their_answers_are_right(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["make_lists.py", str(tmp_path)])
+    runpy.run_path(str(DATA.parents[1] / "benchmarks" / "make_lists.py"), run_name="__main__")
+    for name in ("lists_train", "lists_heldout"):
+        assert (tmp_path / f"{name}.jsonl").read_bytes() == (DATA / f"{name}.jsonl").read_bytes()
+        for row in rows(name):
+            first, last = map(int, re.findall(r"\d+", row["instruction"]))
+            assert row["output"].split(", ") == row["input"].split(", ")[first - 1 : last]
 
 
 def test_the_help_desk_teaches_at_least_sixty_facts():

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -112,6 +117,16 @@ def test_a_source_that_its_options_name_is_looked_for(example, harness, spec):
     file = spec(**{**SPEC, "mode": {"sandwich": {"bread": "chat", "filling": "dsk"}}})
     line = one_line(harness(example, "validate", file))
     assert line.endswith("mode.sandwich.filling: there is no source 'dsk'; did you mean 'desk'?")
+
+
+def test_its_template_keeps_every_promise_that_ours_keep(example):
+    contract = Path(__file__).parents[1] / "contract" / "test_templates.py"
+    path = os.pathsep.join(filter(None, [str(example), os.environ.get("PYTHONPATH", "")]))
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(contract), "-k", "dialogue"]
+    environment = {key: value for key, value in os.environ.items() if key != "HARNESS_NO_THIRD_PARTY"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**environment, "PYTHONPATH": path})
+    assert done.returncode == 0, done.stdout
+    assert re.search(r"\b12 passed", done.stdout), done.stdout
 
 
 def test_third_parties_can_be_hidden(example, harness, spec):

@@ -3,9 +3,11 @@ from pathlib import Path
 
 import pytest
 
-from harness.contracts import Message, Record, Source
+from harness import vocabulary
+from harness.contracts import Bad, Message, Record, Source
+from harness.data import reading
 from harness.data.conversation import example_id, prompt_id
-from harness.data.forms import examples
+from harness.data.corpus import examples
 from harness.errors import HarnessError
 
 ALPACA = {"instruction": "Name a colour.", "input": "", "output": "Red."}
@@ -15,16 +17,20 @@ PROMPT = {"prompt": "Name a colour.", "completion": "Red."}
 SHARED = Path(__file__).parents[3].parent / "shared" / "data"
 
 
+DEFAULTS = {key: option["default"] for key, option in vocabulary.ROWS.items()}
+
+
 class Rows(Source):
     def __init__(self, rows):
         self.rows = rows
 
     def records(self):
-        return (Record(f"x.jsonl:{number}", row) for number, row in enumerate(self.rows, 1))
+        for number, row in enumerate(self.rows, 1):
+            yield row if isinstance(row, Bad) else Record(f"x.jsonl:{number}", row)
 
 
-def read(*rows, form="auto", columns=None):
-    return examples(Rows(rows), {"form": form, "columns": columns or {}}, "x")
+def read(*rows, **options):
+    return examples(Rows(rows), {**DEFAULTS, **options}, "x")
 
 
 def turns(*rows, **options):
@@ -86,6 +92,14 @@ def test_an_unknown_form_is_told_with_the_rows_keys_and_what_the_forms_need():
     assert '"columns"' in line
 
 
+def test_a_text_is_told_only_where_no_conversation_is():
+    (example,) = read({"text": "Once upon a time."})
+    assert example.messages == (Message("text", "Once upon a time."),)
+    assert turns({**ALPACA, "text": "### Instruction: …"}) == turns(ALPACA)
+    assert turns({**ALPACA, "text": "a"}, form="text") == [("text", "a")]
+    assert turns({"body": "a"}, columns={"text": "body"}) == [("text", "a")]
+
+
 def test_rows_that_fit_two_forms_need_the_form_named():
     both = {**PROMPT, **MESSAGES}
     assert "the rows can be read as messages and as prompt_completion" in refused(both)
@@ -98,6 +112,26 @@ def test_rows_of_several_forms_in_one_source_are_refused():
 
 def test_a_row_without_the_forms_keys_is_named_when_the_others_have_them():
     assert refused(ALPACA, {"instruction": "a"}).startswith("x.jsonl:2: has no response: no 'output'")
+
+
+def test_the_form_is_told_from_the_first_rows_and_every_later_one_is_held_against_it(monkeypatch):
+    monkeypatch.setattr(reading, "DETECTED", 2)
+    line = refused(ALPACA, ALPACA, ALPACA, SHAREGPT)
+    assert line == (
+        "x.jsonl:4: is of the form sharegpt, and this source's rows are alpaca: no 'instruction'; "
+        "make each form a source of its own"
+    )
+    bad = Bad("x.jsonl:0", "is not JSON")
+    assert len(read(*[bad] * 5, ALPACA, rejected=0.9)) == 1
+    assert refused(*[bad] * 5, rejected=0.9).startswith("x.jsonl:0: is not JSON")
+
+
+def test_a_column_that_no_form_needs_may_come_after_the_first_rows_but_must_come(monkeypatch):
+    monkeypatch.setattr(reading, "DETECTED", 1)
+    assert len(read(ALPACA, {**ALPACA, "persona": "Be brief."}, columns={"system": "persona"})) == 2
+    assert "names 'persona' as the data's column for 'system', and no row has it" in refused(
+        ALPACA, ALPACA, columns={"system": "persona"}
+    )
 
 
 def test_the_first_five_bad_rows_are_named_and_the_others_counted():
@@ -133,11 +167,11 @@ def says(*speakers):
         (says("user", "system", "assistant"), "has a system message that is not its first"),
         (says("system", "assistant"), "has turn 1 from the assistant where the user speaks"),
         (says("user", "narrator", "assistant"), "has the unknown role 'narrator' in messages[1]"),
-        (says("user", "tool", "assistant"), "calls a tool in messages[1] (tool)"),
-        (
-            {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": None, "tool_calls": [1]}]},
-            "calls a tool in messages[1] (tool_calls)",
-        ),
+        (says("user", "tool", "assistant"), "has turn 2 from a tool, and the turn before calls none"),
+        (says("user", "assistant", "tool", "assistant"), "has turn 3 from a tool, and the turn before calls none"),
+        ({"text": " \n\u3000"}, "has a text of white space alone"),
+        ({"text": None}, "has a text of white space alone"),
+        ({"text": ["a"]}, "has an array in 'text', not text"),
     ],
 )
 def test_a_row_that_is_no_conversation_is_named_with_the_reason(row, what):
@@ -163,11 +197,41 @@ def test_a_prompts_hash_leaves_out_the_response_and_counts_runs_of_white_space_o
     assert prompt_id(first) != prompt_id(read({**ALPACA, "input": "b"})[0])
 
 
+def test_the_hashes_of_rows_without_tools_are_those_of_earlier_versions():
+    (row,) = read({**ALPACA, "system": "Be brief.", "input": "as hex", "history": [["Hé", "Hello."]]})
+    assert (row.id, prompt_id(row)) == ("676591d0e1c80347", "92bcd2ec2f66fd1b")
+
+
+def test_the_prompt_of_a_text_is_all_of_it():
+    (first, second, third) = read({"text": "a  b"}, {"text": "a b"}, {"text": "a c"})
+    assert first.id != second.id
+    assert prompt_id(first) == prompt_id(second) != prompt_id(third)
+
+
+@pytest.mark.parametrize("form", [ALPACA, MESSAGES, SHAREGPT, PROMPT])
+def test_only_the_last_response_is_trained_where_that_is_asked_for(form):
+    assert [message.trained for message in read(form, train_on="last")[0].messages] == [True, True]
+    row = {**ALPACA, "history": [["Hi", "Hello."]]}
+    for train_on, trained in {"all": [True, True], "last": [False, True]}.items():
+        (example,) = read(row, train_on=train_on)
+        assert [message.trained for message in example.messages if message.role == "assistant"] == trained
+
+
+def test_the_responses_in_a_prompt_are_not_trained():
+    before = [*MESSAGES["messages"], {"role": "user", "content": "And another?"}]
+    (example,) = read({"prompt": before, "completion": "Blue."})
+    assert [message.trained for message in example.messages if message.role == "assistant"] == [False, True]
+
+
 @pytest.mark.skipif(not SHARED.exists(), reason="the data beside the repository is absent")
-def test_public_alpaca_data_is_read_whole_and_tool_turns_are_refused_by_name():
+@pytest.mark.parametrize(
+    ("name", "rows", "calls"),
+    [("alpaca_en_demo", 1000, 0), ("alpaca_zh_demo", 1000, 0), ("glaive_toolcall_en_demo", 300, 211)],
+)
+def test_public_data_is_read_whole_with_all_its_calls(name, rows, calls):
     from harness_sources.json_array import JsonArray
 
-    options = {"form": "auto", "columns": {}}
-    assert len(examples(JsonArray(str(SHARED / "alpaca_en_demo.json")), options, "x")) > 900
-    with pytest.raises(HarnessError, match=r"glaive_toolcall_en_demo.json:\[0\]: calls a tool in conversations\[3\]"):
-        examples(JsonArray(str(SHARED / "glaive_toolcall_en_demo.json")), options, "x")
+    read = examples(JsonArray(str(SHARED / f"{name}.json"), {}), {**DEFAULTS, "rejected": 0.01}, "x")
+    assert rows * 0.99 <= len(read) <= rows
+    assert sum(len(message.calls) for example in read for message in example.messages) == calls
+    assert sum(message.role == "tool" for example in read for message in example.messages) == calls

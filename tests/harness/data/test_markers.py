@@ -96,7 +96,8 @@ def spans(user, answer, start="<|im_start|>"):
 
 def apart(rendering, tokenizer):
     own = markers(tokenizer)
-    return own.tokenise_apart(rendering, own.controls(rendering), "x")
+    ids, encoding = own.tokenise_apart(rendering, own.controls(rendering), "x")
+    return ids, encoding.offsets
 
 
 def own_tokens(rendering, tokenizer):

@@ -2,15 +2,16 @@ import dataclasses
 
 import pytest
 
-from harness.contracts import Message, Part, Plan, Record, Source, Span, Stage, Suite, Template
+from harness import vocabulary
+from harness.contracts import Message, Part, Plan, Record, Share, Source, Span, Stage, Suite, Template
 from harness.data import prepare
-from harness.data.conversation import example, prompt_id
-from harness.data.splits import chosen
+from harness.data.conversation import example
+from harness.data.corpus import Corpus
+from harness.data.splits import chosen, is_held_out
 from harness.errors import HarnessError
-from harness.seeds import derive
 
 TRAIN = {"epochs": 1, "steps": None, "batch_size": 4, "accumulation": 1, "packing": False, "max_length": 200}
-ROWS = {"form": "auto", "columns": {}, "limit": None, "held_out": 0}
+ROWS = {key: option["default"] for key, option in vocabulary.ROWS.items()}
 
 
 class Rows(Source):
@@ -26,7 +27,7 @@ class Rows(Source):
 
 
 class Plain(Template):
-    def render(self, messages, tokenizer, *, open=False):
+    def render(self, messages, tokenizer, *, open=False, tools=()):
         spans = []
         for message in messages:
             trained = message.role == "assistant"
@@ -39,15 +40,20 @@ class Plain(Template):
 
 
 class Untrained(Plain):
-    def render(self, messages, tokenizer, *, open=False):
+    def render(self, messages, tokenizer, *, open=False, tools=()):
         return tuple(
             dataclasses.replace(span, trained=False) for span in super().render(messages, tokenizer, open=open)
         )
 
 
 class HeaderTrained(Plain):
-    def render(self, messages, tokenizer, *, open=False):
+    def render(self, messages, tokenizer, *, open=False, tools=()):
         return tuple(dataclasses.replace(span, trained=True) for span in super().render(messages, tokenizer, open=open))
+
+
+def some(examples, limit):
+    corpus = Corpus.of(examples, "d")
+    return corpus.take(chosen(corpus.keys, limit, 0, "suite"))
 
 
 QUESTION = example([Message("user", "d question 0"), Message("assistant", "an answer")], "d:1")
@@ -77,8 +83,8 @@ def make(tokenizer):
     return make
 
 
-def stage(*parts, name="only", **train):
-    return Stage(name, tuple(Part(*part) for part in parts), {**TRAIN, **train})
+def stage(*parts, name="only", shares=(), **train):
+    return Stage(name, tuple(Part(*part) for part in parts), {**TRAIN, **train}, tuple(shares))
 
 
 def suite(name, source, limit=None):
@@ -87,15 +93,19 @@ def suite(name, source, limit=None):
 
 def parts_of(counts):
     return sum(
-        counts[key] for key in ("duplicates", "beyond_limit", "held_out", "untrained", "used", "unused")
-    )  # fmt: skip
+        counts[key]
+        for key in (
+            *("filtered", "rejected", "duplicates", "beyond_limit", "held_out", "untrained", "used", "measured"),
+            "unused",
+        )
+    )
 
 
 def test_every_row_that_is_read_is_accounted_for(make):
     data = {"d": asks("d", 60) + asks("d", 10), "g": asks("g", 80), "e": asks("e", 9), "x": asks("x", 5)}
     made = make(
         data,
-        [stage(("d", "domain"), ("g", "general", 0.2))],
+        [stage(("d", "domain"), ("g", "general"), shares=[Share(("g",), 0.2)])],
         [suite("held", "d", limit=3), suite("other", "e")],
         also=["x"],
         options={"d": {"held_out": 0.2, "limit": 50}},
@@ -108,10 +118,11 @@ def test_every_row_that_is_read_is_accounted_for(make):
     assert counts["d"]["evaluated"] == 3 < counts["d"]["held_out"]
     assert 0 < counts["g"]["used"] == 80 - counts["g"]["unused"] < 80
     assert counts["e"] == {
-        "read": 9, "duplicates": 0, "beyond_limit": 0, "held_out": 9, "untrained": 0, "used": 0, "unused": 0,
-        "truncated": 0, "evaluated": 9,
+        "read": 9, "filtered": 0, "rejected": 0, "duplicates": 0, "beyond_limit": 0, "held_out": 9, "untrained": 0,
+        "used": 0, "measured": 0, "unused": 0, "truncated": 0, "evaluated": 9, "proven": 0,
     }  # fmt: skip
-    assert counts["x"]["used"] == 5
+    assert (counts["x"]["used"], counts["x"]["measured"]) == (0, 5), "named by a mitigation, trained on in no stage"
+    assert counts["d"]["proven"] == counts["d"]["used"] + counts["d"]["untrained"], "every row, not a sample"
 
 
 def test_a_suite_sees_exactly_the_held_out_rows_and_training_all_the_others(make):
@@ -124,13 +135,13 @@ def test_a_suite_sees_exactly_the_held_out_rows_and_training_all_the_others(make
     held, trained = {example.id for example in made.suites["all"]}, {row.id for row in made.rows["d"]}
     assert not held & trained
     assert len(held) + len(trained) == 60
-    assert made.suites["some"] == tuple(chosen(made.suites["all"], 4, 0, "suite"))
+    assert list(made.suites["some"]) == list(some(made.suites["all"], 4))
 
 
 def test_the_mixture_and_its_order_are_those_that_the_stage_asks_for(make):
     made = make(
         {"d": asks("d", 120), "g": asks("g", 90)},
-        [stage(("d", "domain"), ("g", "general", 0.1, "rows"), epochs=2)],
+        [stage(("d", "domain"), ("g", "general"), shares=[Share(("g",), 0.1, "rows")], epochs=2)],
     )
     (data,) = made.stages
     assert data.shares["g"]["rows"] == pytest.approx(0.1, abs=0.005)
@@ -149,11 +160,17 @@ def test_shares_are_those_of_the_rows_walked_when_steps_cut_an_epoch_short(make)
 def test_the_same_spec_gives_the_same_data_and_another_seed_other_data(make):
     def once(seed):
         data = {"d": asks("d", 200), "g": asks("g", 90)}
-        parts = (("d", "domain"), ("g", "general", 0.2))
-        return make(data, [stage(*parts)], [suite("s", "d")], options={"d": {"held_out": 0.2}}, seed=seed)
+        mixed = stage(("d", "domain"), ("g", "general"), shares=[Share(("g",), 0.2)])
+        return make(data, [mixed], [suite("s", "d")], options={"d": {"held_out": 0.2}}, seed=seed)
 
-    assert once(1) == once(1)
-    assert once(1).digests != once(2).digests
+    first, again, other = once(1), once(1), once(2)
+    for one, two in zip(first.stages, again.stages, strict=True):
+        assert list(one.rows) == list(two.rows)
+        assert [*one.order] == [*two.order]
+        assert (one.shares, one.efficiency) == (two.shares, two.efficiency)
+    assert list(first.suites["s"]) == list(again.suites["s"])
+    assert (first.counts, first.digests) == (again.counts, again.digests)
+    assert first.digests != other.digests
 
 
 def test_a_digest_is_of_the_content_used_and_not_of_the_order_of_the_file(make):
@@ -181,7 +198,7 @@ def test_rows_whose_response_is_cut_off_are_dropped_by_name_and_count(make):
     data = {"d": [*asks("d", 6), ("long " * 100, "never seen"), ("short", "a long answer " * 40)]}
     made = make(data, [stage(("d", "domain"))])
     assert made.untrained == {"d": ("d:7",)}
-    assert (made.counts["d"]["untrained"], made.counts["d"]["truncated"], made.counts["d"]["used"]) == (1, 2, 7)
+    assert (made.counts["d"]["untrained"], made.counts["d"]["truncated"], made.counts["d"]["used"]) == (1, 1, 7)
     assert max(len(row.input_ids) for row in made.rows["d"]) == 200
 
 
@@ -194,7 +211,7 @@ def test_stages_with_different_lengths_have_their_own_rows(make):
     stages = [stage(("d", "domain"), name="one", max_length=60), stage(("d", "domain"), name="two", max_length=70)]
     made = make({"d": asks("d", 4, "word " * 20), "x": asks("x", 4, "word " * 20)}, stages, also=["x"])
     assert [max(len(row.input_ids) for row in data.rows) for data in made.stages] == [60, 70]
-    assert {len(row.input_ids) for row in made.rows["d"] + made.rows["x"]} == {70}
+    assert {len(row.input_ids) for row in [*made.rows["d"], *made.rows["x"]]} == {70}
 
 
 @pytest.mark.parametrize(
@@ -208,7 +225,8 @@ def test_a_template_with_a_wrong_mask_stops_the_run(make, template, what):
 def test_a_split_that_leaves_one_side_empty_is_an_error(make):
     with pytest.raises(HarnessError, match=r"evaluate.s: its source 'd' has too few rows for one of them to be held"):
         make({"d": asks("d", 2)}, [stage(("d", "domain"))], [suite("s", "d")], options={"d": {"held_out": 0.01}})
-    seed = next(seed for seed in range(20) if derive(seed, "held_out", prompt_id(QUESTION)) < 0.9 * 2**32)
+    prompt = Corpus.of([QUESTION], "d").prompts
+    seed = next(seed for seed in range(20) if is_held_out(prompt, 0.9, seed)[0])
     with pytest.raises(HarnessError, match=r"sources.d: all 1 of its rows are held out"):
         make({"d": asks("d", 1)}, [stage(("d", "domain"))], options={"d": {"held_out": 0.9}}, seed=seed)
 
@@ -220,6 +238,9 @@ def test_each_source_is_read_once_and_one_that_nothing_names_is_not(make):
     assert [data[name].read for name in "dex"] == [1, 1, 0]
 
 
+TOKENISED = {("tokenise", "d"), ("tokenise", "s")}
+
+
 def test_reading_and_tokenising_tell_how_far_they_are(make):
     told = []
     make(
@@ -227,8 +248,26 @@ def test_reading_and_tokenising_tell_how_far_they_are(make):
         [stage(("d", "domain"))],
         [suite("s", "e")],
         progress=lambda *args: told.append(args),
+        cached=False,
     )
-    assert told == [
-        ("read", 0, 2, "d", "sources"), ("read", 1, 2, "e", "sources"), ("read", 2, 2, "", "sources"),
-        ("tokenise", 3, 3, "d", "rows"),
-    ]  # fmt: skip
+    assert {(phase, note) for phase, _, _, note, _ in told} == {("read", "d"), ("read", "e"), *TOKENISED}
+    assert all(done == total == 3 and unit == "rows" for _, done, total, _, unit in told)
+
+
+def test_bad_rows_that_the_spec_allows_are_counted_and_written_where_the_caller_says(make, tmp_path):
+    data = {"d": [*asks("d", 9), ("a question", " ")]}
+    made = make(data, [stage(("d", "domain"))], options={"d": {"rejected": 0.1}}, rejected=tmp_path / "rejected")
+    assert (made.counts["d"]["rejected"], made.counts["d"]["used"]) == (1, 9)
+    assert "d:10" in (tmp_path / "rejected" / "d.jsonl").read_text()
+    assert any("1 of 10 rows of 'd' are bad" in text for text in made.warnings)
+    with pytest.raises(HarnessError, match="d:10"):
+        make(data, [stage(("d", "domain"))], rejected=tmp_path / "rejected")
+
+
+def test_a_second_preparation_takes_its_tokens_from_the_cache(make, tmp_path, monkeypatch):
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path))
+    first, second = (make({"d": asks("d", 30)}, [stage(("d", "domain"))], [], template=Plain()) for _ in range(2))
+    assert [one.told["d"].longest.cached for one in (first, second)] == [False, True]
+    assert list(first.rows["d"]) == list(second.rows["d"])
+    changed = make({"d": asks("d", 31)}, [stage(("d", "domain"))])
+    assert not changed.told["d"].longest.cached

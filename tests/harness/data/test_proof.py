@@ -10,7 +10,7 @@ from harness_templates import harness_templates
 
 from harness import Example, HarnessError, Message, Span, Template
 from harness.data.encode import Encoded, encode_all
-from harness.data.proof import prove, trained_runs
+from harness.data.proof import prove
 
 ANSWERS = ("The Elbe.", "长江 🙂 </s>")
 MESSAGES = (
@@ -37,7 +37,7 @@ class Broken(Template):
     def __init__(self, wrong):
         self.wrong, self.chatml = wrong, make("chatml")
 
-    def render(self, messages, tokenizer, *, open=False):
+    def render(self, messages, tokenizer, *, open=False, tools=()):
         spans = []
         for span in self.chatml.render(messages, tokenizer, open=open):
             spans += self.wrong(span)
@@ -81,7 +81,9 @@ def encoded(template, tokenizer, max_length=4096, example=EXAMPLE):
     return encode_all([example], "s", template, tokenizer, max_length)[0]
 
 
-@pytest.mark.parametrize("name", sorted(set(harness_templates()) - {"jinja"}))
+@pytest.mark.parametrize(
+    "name", ["alpaca", "chatml", "instruction_zh", "llama2", "qwen", "tokenizer", "vicuna", "zephyr"]
+)
 def test_built_in_templates_are_proven_at_every_length(name, tokenizer):
     template = make(name)
     whole = encoded(template, tokenizer)
@@ -133,15 +135,6 @@ def test_a_truncated_row_must_be_the_beginning_of_the_whole(tokenizer):
     wrong = dataclasses.replace(found.row, labels=(-100,) * 60)
     with pytest.raises(HarnessError, match="not the beginning of the whole"):
         prove(EXAMPLE, Encoded(wrong, found.cut), template, tokenizer)
-
-
-def test_train_on_last_is_proven_for_the_last_response_alone(tokenizer):
-    template = make("tokenizer", train_on="last")
-    found = encoded(template, tokenizer)
-    assert len(trained_runs(found.row)) == 1
-    prove(EXAMPLE, found, template, tokenizer)
-    with pytest.raises(HarnessError, match="2 responses to train and 1 trained"):
-        prove(EXAMPLE, found, make("tokenizer"), tokenizer)
 
 
 def test_a_response_that_begins_with_white_space_is_proven(tokenizer):

@@ -22,7 +22,7 @@ class Turns(Template):
     def __init__(self, *stopping: str) -> None:
         self.stopping = stopping or ("<|im_end|>",)
 
-    def render(self, messages: Sequence[Message], tokenizer, *, open: bool = False) -> tuple[Span, ...]:
+    def render(self, messages: Sequence[Message], tokenizer, *, open: bool = False, tools=()) -> tuple[Span, ...]:
         spans = []
         for message in messages:
             trained = message.role == "assistant"
@@ -120,8 +120,8 @@ def example(prompt: str, response: str) -> Example:
     return Example(f"id-{prompt}", messages, "test:1")
 
 
-def suite(name: str = "desk", batch_size: int = 4, max_new_tokens: int = 24) -> Suite:
-    return Suite(name, "source", "domain", {}, None, max_new_tokens, batch_size)
+def suite(name: str = "desk", batch_size: int = 4, max_new_tokens: int = 24, **settings) -> Suite:
+    return Suite(name, "source", "domain", {}, None, max_new_tokens, batch_size, **settings)
 
 
 @pytest.fixture
@@ -135,3 +135,18 @@ def kit(tokenizer):
         example=example,
         suite=suite,
     )
+
+
+@pytest.fixture
+def metric():
+    """A built-in metric by its name, made as a run makes it, its defaults filled in."""
+    from harness import registry
+    from harness.schema import fill
+
+    found = registry.discover([pair for pair in registry.installed() if pair[0] == registry.OURS])
+
+    def made(name: str, **options) -> Metric:
+        fragment = {"type": "object", "properties": dict(found.get("metrics", name).options)}
+        return found.make("metrics", name, fill(options, fragment, fragment))
+
+    return made

@@ -10,10 +10,16 @@ import torch
 
 from harness.errors import HarnessError, RunError
 from harness.evaluate import evaluate
-from harness.evaluate.scores import score_items
+from harness.evaluate.scores import score
 
 SAID = ["yes", "a much longer answer", "", "no", "天气很好", "six pots"]
 WANTED = ["yes", "a much longer answer!", "?", "no", "天气很好", "seven"]
+
+
+def lines(file):
+    """The records of a file of items, its headers left out."""
+    records = map(json.loads, file.read_text(encoding="utf-8").splitlines())
+    return [record for record in records if "header" not in record]
 
 
 @pytest.fixture
@@ -56,13 +62,13 @@ def test_a_model_that_knows_nothing_has_the_vocabulary_as_its_perplexity(go, kit
 
 
 def test_nothing_is_generated_for_metrics_of_likelihood(go, kit, monkeypatch):
-    monkeypatch.setattr("harness.evaluate.suites.generate", None)
+    monkeypatch.setattr("harness.evaluate.answers.generate", None)
     (result,) = go(kit.echo(), {"nll": kit.likelihood})
     assert all(item.answer is None and item.finish is None for item in result.items)
 
 
 def test_no_likelihood_is_taken_for_metrics_of_answers(go, kit, monkeypatch):
-    monkeypatch.setattr("harness.evaluate.suites.response_nll", None)
+    monkeypatch.setattr("harness.evaluate.likelihood.response_nll", None)
     (result,) = go(kit.echo(), {"same": kit.same})
     assert all(item.nll is None and item.tokens == 0 for item in result.items)
 
@@ -79,8 +85,10 @@ def test_items_are_written_as_lines(go, kit, tmp_path):
         "other-stage1.jsonl",
     ]
     text = (tmp_path / "predictions" / "desk-stage1.jsonl").read_text(encoding="utf-8")
-    records = {record["id"]: record for record in map(json.loads, text.splitlines())}
-    assert len(text.splitlines()) == len(records) == len(SAID)
+    header, *found = map(json.loads, text.splitlines())
+    assert header["header"]["whole"] is True
+    assert [record["id"] for record in found] == [item.id for item in results[0].items]
+    records = {record["id"]: record for record in found}
     for item in results[0].items:
         record = records[item.id]
         assert (record["suite"], record["stage"]) == ("desk", 1)
@@ -93,7 +101,7 @@ def test_items_are_written_as_lines(go, kit, tmp_path):
 
 def test_items_of_likelihood_alone_are_written_too(go, kit, tmp_path):
     go(kit.echo(), {"nll": kit.likelihood}, folder=tmp_path, stage=0)
-    records = [json.loads(line) for line in (tmp_path / "desk-stage0.jsonl").read_text().splitlines()]
+    records = lines(tmp_path / "desk-stage0.jsonl")
     assert len(records) == len(SAID)
     assert all(record["answer"] is None and record["nll"] > 0 for record in records)
 
@@ -110,9 +118,9 @@ def test_what_has_finished_is_on_the_disk_when_a_later_item_fails(go, kit, tmp_p
     model.register_forward_pre_hook(fail, with_kwargs=True)
     with pytest.raises(KeyboardInterrupt):
         go(model, {"same": kit.same}, [kit.suite(batch_size=2)], folder=tmp_path)
-    lines = (tmp_path / "desk-stage1.jsonl").read_text().splitlines()
-    assert 0 < len(lines) < len(SAID)
-    assert all(json.loads(line)["answer"] in SAID for line in lines)
+    found = lines(tmp_path / "desk-stage1.jsonl")
+    assert 0 < len(found) < len(SAID)
+    assert all(record["answer"] in SAID for record in found)
 
 
 @pytest.mark.parametrize("after", [0, 3])
@@ -128,7 +136,7 @@ def test_out_of_memory_halves_the_batch_and_goes_on(go, kit, tmp_path, after):
     )
     assert [item.answer for item in result.items] == SAID
     assert any("out of memory with 6 rows" in note for note in notes)
-    assert len((tmp_path / "desk-stage1.jsonl").read_text().splitlines()) == len(SAID)
+    assert len(lines(tmp_path / "desk-stage1.jsonl")) == len(SAID)
     assert max(model.rows[-3:]) <= 2
 
 
@@ -144,7 +152,7 @@ def test_no_room_for_one_row_ends_the_run_with_a_remedy(go, kit):
 
 
 def test_logits_of_likelihoods_are_bounded(go, kit, tokenizer, monkeypatch):
-    monkeypatch.setattr("harness.evaluate.suites._LOGITS", 10 * len(tokenizer))
+    monkeypatch.setattr("harness.evaluate.likelihood.LOGITS", 10 * len(tokenizer))
     model = kit.echo()
     (result,) = go(model, {"nll": kit.likelihood}, [kit.suite(batch_size=6)])
     assert sum(model.rows) == len(SAID)
@@ -194,7 +202,7 @@ def test_a_row_whose_response_is_cut_off_stays_an_item_without_tokens(go, kit, r
     (result,) = go(kit.echo(), {"nll": kit.likelihood}, max_length=60, folder=tmp_path)
     assert (result.items[-1].nll, result.items[-1].tokens) == (0.0, 0)
     assert result.scores[0].n == len(rows)
-    records = [json.loads(line) for line in (tmp_path / "desk-stage1.jsonl").read_text().splitlines()]
+    records = lines(tmp_path / "desk-stage1.jsonl")
     assert [record["row_cut"] for record in records].count(True) >= 1
     assert len(records) == len(rows)
 
@@ -204,7 +212,7 @@ def test_a_prompt_too_long_loses_its_beginning_and_says_so(go, kit, rows, tmp_pa
     model = kit.echo()
     model._said = lambda ids, mask: ids[mask.bool()].tolist()[-3:]
     go(model, {"same": kit.same}, max_length=60, folder=tmp_path)
-    records = [json.loads(line) for line in (tmp_path / "desk-stage1.jsonl").read_text().splitlines()]
+    records = lines(tmp_path / "desk-stage1.jsonl")
     cut = [record for record in records if record["prompt_cut"]]
     assert [record["prompt_tokens"] for record in cut] == [60]
     assert cut[0]["prompt"] == "z" * 100
@@ -236,14 +244,14 @@ def test_a_metric_that_breaks_its_word_is_named(kit):
 
     kit.same.names = ("other",)
     with pytest.raises(HarnessError, match=r"metrics\.same: gives same where it names other"):
-        score_items([Item("1", "p", "r", "a")], {"same": kit.same}, suite="s", stage=0, seed=0)
+        score([Item("1", "p", "r", "a")], {"same": kit.same}, suite="s", stage=0, seed=0)
 
 
 def test_scores_draw_the_same_items_at_every_stage(kit):
     from harness.contracts import Item
 
     items = [Item(str(number), "p", "r", "r" if number % 3 else "x") for number in range(20)]
-    first, later = (score_items(items, {"same": kit.same}, suite="s", stage=stage, seed=0)[0] for stage in (0, 3))
+    first, later = (score(items, {"same": kit.same}, suite="s", stage=stage, seed=0)[0] for stage in (0, 3))
     assert (first.low, first.high, first.stderr) == (later.low, later.high, later.stderr)
-    other = score_items(items, {"same": kit.same}, suite="s", stage=0, seed=1)[0]
+    other = score(items, {"same": kit.same}, suite="s", stage=0, seed=1)[0]
     assert (first.low, first.high, first.stderr) != (other.low, other.high, other.stderr)

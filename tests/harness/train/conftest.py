@@ -53,7 +53,7 @@ def make_rows():
         for index in range(number):
             ids = tuple(numbers.randrange(5, 200) for _ in range(numbers.randint(6, 20)))
             start = numbers.randint(len(ids) // 3, 2 * len(ids) // 3)
-            rows.append(Row(f"row-{index}", "source", ids, (-100,) * start + ids[start:]))
+            rows.append(Row(f"{index:016x}", "source", ids, (-100,) * start + ids[start:]))
         return tuple(rows)
 
     return make

@@ -37,6 +37,19 @@ def test_a_model_that_ignores_where_a_row_starts_is_refused(tiny_model):
         prove_separate(tiny_model)
 
 
+def test_a_model_of_which_one_layer_leaks_a_little_is_refused(tiny_model):
+    attention = tiny_model.model.layers[1].self_attn
+    forward = attention.forward
+
+    def leaking(hidden_states, **rest):
+        output, weights = forward(hidden_states=hidden_states, **rest)
+        return output + 0.02 * hidden_states.cumsum(1), weights
+
+    attention.forward = leaking
+    with pytest.raises(HarnessError, match="see each other"):
+        prove_separate(tiny_model)
+
+
 def test_packed_training_tries_it_first(make_stage, fit, monkeypatch):
     import transformers.masking_utils as masks
 

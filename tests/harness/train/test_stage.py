@@ -208,6 +208,33 @@ def test_a_weight_pull_is_added_whole_after_clipping(make_stage, fit):
     assert trained.log[0]["grad_norm"] > 1e-2, "the task's own, before clipping"
 
 
+class Early(Constant):
+    """The same force, before clipping."""
+
+    pull_at = "before_clip"
+
+
+def test_a_weight_pull_before_clipping_is_clipped_with_the_task(make_stage, fit):
+    _, free, whole = fit(make_stage(max_grad_norm=1e9))
+    _, trained, pulled = fit(make_stage(max_grad_norm=0.1), {"early": Early(0.5)})
+    together = {name: gradient + 0.5 for name, gradient in whole[0].items()}
+    norm = torch.stack([gradient.norm() for gradient in together.values()]).norm()
+    for name, gradient in together.items():
+        assert torch.allclose(pulled[0][name], gradient * 0.1 / norm, atol=1e-6)
+    assert trained.log[0]["grad_norm"] == pytest.approx(float(norm), rel=1e-5)
+    assert trained.log[0]["penalty/early"] == 7.0
+    assert trained.log[0]["loss"] == free.log[0]["loss"]
+
+
+def test_facts_of_a_mitigation_are_logged_once(make_stage, fit):
+    class Told(Mitigation):
+        def facts(self):
+            return {"tail": 0.25}
+
+    _, trained, _ = fit(make_stage(), {"told": Told()})
+    assert [entry.get("told/tail") for entry in trained.log] == [0.25, None, None]
+
+
 class MeanLogit(Mitigation):
     """A penalty that reads logits: twice the mean, over trained tokens, of the square of the eighth logit."""
 

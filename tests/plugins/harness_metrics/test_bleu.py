@@ -55,3 +55,23 @@ def test_signature_tells_what_the_number_means(metric):
     plain = metric("bleu", tokenize="13a", lowercase=True, effective_order=True).signature()
     assert plain.startswith("bleu|nrefs:1|case:lc|eff:yes|tok:13a|smooth:exp|version:")
     assert "tok:harness-auto1(13a,zh,char)" in metric("bleu").signature()
+
+
+@pytest.mark.parametrize(
+    ("tokenize", "lowercase", "value"),
+    [("13a", False, 8.493), ("none", False, 7.347), ("char", False, 40.8759), ("char", True, 42.0267)],
+)
+def test_one_sentence_gives_the_values_of_sacrebleus_tests(score, tokenize, lowercase, value):
+    answer = ["Producția de zahăr primă va fi exprimată în ceea ce privește zahărul alb;"]
+    reference = ["producţia de zahăr brut se exprimă în zahăr alb;"]
+    options = {"tokenize": tokenize, "lowercase": lowercase, "effective_order": True}
+    assert score("bleu", answer, reference, **options)["bleu"] == pytest.approx(value, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("lang", "tokenize"), [("en", "13a"), ("zh", "zh"), ("yue", "zh"), ("ja", "char"), ("ko", "char"), ("th", "char")]
+)
+def test_a_language_settles_the_tokeniser(score, metric, lang, tokenize):
+    pair = ["東京大学 is here"], ["東京大学 was here"]
+    assert score("bleu", *pair, lang=lang) == score("bleu", *pair, tokenize=tokenize)
+    assert f"|tok:{tokenize}|" in metric("bleu", lang=lang).signature()

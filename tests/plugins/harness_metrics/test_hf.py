@@ -10,7 +10,7 @@ from harness import HarnessError, Item
 
 evaluate = pytest.importorskip("evaluate")
 
-TEXT = ["bleu", "rouge", "chrf", "exact_match", "token_f1"]
+TEXT = ["bleu", "rouge", "chrf", "ter", "exact_match", "token_f1", "distinct", "length_ratio", "json_valid"]
 ANSWERS = ["The dog bit the man.", "", "今天天气很好。", "It was Ａ surprise"]
 REFERENCES = ["The dog had bit the man.", "No one was.", "今天天气非常好。", "It was a surprise!"]
 

@@ -13,13 +13,18 @@ from harness_metrics.text import TextMetric
 from harness import HarnessError, Item, Metric
 
 COMPONENTS = harness_metrics.harness_metrics()
-TEXT = ["bleu", "rouge", "chrf", "exact_match", "token_f1"]
+TEXT = ["bleu", "rouge", "chrf", "ter", "exact_match", "token_f1"]
+"""Metrics of an answer beside its reference."""
+FORM = ["distinct", "length_ratio", "regex", "json_valid"]
+"""Metrics of an answer alone, or of its length."""
+READ = ["response_perplexity", "multiple_choice", "bits_per_byte", "kl_to_base", "agreement_with_base"]
+REQUIRED = {"regex": {"pattern": "the"}}
 ANSWERS = ["The dog bit the man.", "", "今天天气很好。", "It was Ａ surprise"]
 REFERENCES = ["The dog had bit the man.", "No one was.", "今天天气非常好。", "It was a surprise!"]
 
 
 def test_the_issue_names_these_metrics():
-    assert set(COMPONENTS) == {*TEXT, "response_perplexity"}
+    assert set(COMPONENTS) == {*TEXT, *FORM, *READ}
 
 
 @pytest.mark.parametrize("name", COMPONENTS)
@@ -29,7 +34,9 @@ def test_every_option_has_a_default_and_is_read(name):
     module, factory = COMPONENTS[name].load.split(":")
     read = inspect.signature(getattr(importlib.import_module(module), factory)).parameters
     assert list(COMPONENTS[name].options) == list(read)
-    assert all("default" in schema and schema["description"] for schema in COMPONENTS[name].options.values())
+    options = COMPONENTS[name].options
+    assert [key for key in options if "default" not in options[key]] == list(COMPONENTS[name].required)
+    assert all(schema["description"] for schema in options.values())
     assert all(parameter.default is inspect.Parameter.empty for parameter in read.values())
 
 
@@ -38,12 +45,12 @@ def test_every_option_has_a_default_and_is_read(name):
     "text", ["今天天气很好，我们去公园玩。", "今日は公園へ行きました。", "오늘은 공원에 갔다", "用Python写代码 now 好"]
 )
 def test_identical_text_without_spaces_scores_full_marks(score, name, text):
-    full = 100.0 if name in ("bleu", "chrf") else 1.0
+    full = {"bleu": 100.0, "chrf": 100.0, "ter": 0.0}.get(name, 1.0)  # of TER, the errors
     scores = score(name, [text], [text])
     assert scores == pytest.approx(dict.fromkeys(scores, full))
 
 
-@pytest.mark.parametrize("name", TEXT)
+@pytest.mark.parametrize("name", [name for name in TEXT if name != "ter"])
 def test_an_empty_answer_scores_nothing_and_is_counted(score, name):
     assert set(score(name, [""], ["text of four words"]).values()) == {0.0}
     full = score(name, ["text of four words"], ["text of four words"])
@@ -51,15 +58,21 @@ def test_an_empty_answer_scores_nothing_and_is_counted(score, name):
     assert all(half[key] < 0.7 * full[key] for key in full)
 
 
-@pytest.mark.parametrize("name", TEXT)
+@pytest.mark.parametrize("name", TEXT + FORM)
 def test_an_answer_that_was_never_generated_is_an_error(metric, name):
     with pytest.raises(HarnessError, match="no answer to score"):
-        metric(name).statistics(Item("x", "", "reference"))
+        metric(name, **REQUIRED.get(name, {})).statistics(Item("x", "", "reference"))
 
 
-@pytest.mark.parametrize("name", TEXT)
+@pytest.mark.parametrize("name", READ)
+def test_what_the_model_was_not_asked_for_is_an_error(metric, name):
+    with pytest.raises(HarnessError, match="item x"):
+        metric(name).statistics(Item("x", "", "reference", "answer"))
+
+
+@pytest.mark.parametrize("name", TEXT + FORM)
 def test_vectors_are_equally_long_and_named(metric, name):
-    made = metric(name)
+    made = metric(name, **REQUIRED.get(name, {}))
     assert isinstance(made, TextMetric)
     assert isinstance(made, Metric)
     shapes = set()
@@ -77,10 +90,17 @@ from harness_metrics.bleu import Bleu
 from harness_metrics.chrf import Chrf
 from harness_metrics.rouge import Rouge
 from harness_metrics.response_perplexity import ResponsePerplexity
-Bleu("auto", False, False).aggregate("bleu", [4, 4, 4, 3, 2, 1, 4, 3, 2, 1])
+from harness_metrics.exact_match import ExactMatch
+from harness_metrics.json_valid import JsonValid
+from harness_metrics.ter import Ter
+Bleu("auto", "auto", False, False).aggregate("bleu", [4, 4, 4, 3, 2, 1, 4, 3, 2, 1])
 Chrf(0, False).aggregate("chrf", [1.0] * 18)
 Rouge(False).aggregate("rouge1", [1.0, 2.0])
 ResponsePerplexity().aggregate("response_nll", [1.0, 2.0])
+Ter("auto", False, False, False).measure("a b", ["a c"])
+ExactMatch(["case"], "[0-9]+", "auto").measure("a 1", ["1"])
+JsonValid({"type": "array"}, False).measure("[]", [""])
+from harness.evaluate import read_items, require, score
 heavy = {"torch", "transformers", "evaluate", "datasets", "pandas", "nltk"} & set(sys.modules)
 assert not heavy, heavy
 """

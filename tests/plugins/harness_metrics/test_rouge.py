@@ -34,19 +34,29 @@ def test_values_of_evaluates_readme_without_its_random_aggregate(score):
     )
     answers, references = ["hello there", "general kenobi"], [["hello", "there"], ["general kenobi", "general yoda"]]
     scores = score("rouge", answers, references)
-    assert tuple(scores.values()) == pytest.approx((0.8333, 0.5, 0.8333), abs=1e-4)
+    assert tuple(scores.values()) == pytest.approx((0.8333, 0.5, 0.8333, 0.8333), abs=1e-4)
+
+
+def test_rouge_lsum_takes_a_text_line_by_line(score):
+    # Ground truth of ROUGE-1.5.5: recall 0.8, precision 0.4.
+    lines = "w1 w2 w6 w7 w8\nw1 w3 w8 w9 w5"
+    assert score("rouge", [lines], ["w1 w2 w3 w4 w5"])["rougeLsum"] == pytest.approx(2 * 0.8 * 0.4 / 1.2)
+    swapped = score("rouge", ["Second Sentence.\nFirst sentence."], ["First sentence.\nSecond Sentence."])
+    assert (swapped["rougeLsum"], swapped["rougeL"]) == (1.0, pytest.approx(0.5))
+    spaced = score("rouge", ["Second Sentence. First sentence."], ["First sentence. Second Sentence."])
+    assert spaced["rougeLsum"] == pytest.approx(0.5)
 
 
 def test_chinese_scores_by_the_character(score):
     scores = score("rouge", ["今天天气很好，我们去公园玩。"], ["今天天气非常好，我们去公园散步。"])
-    assert tuple(scores.values()) == pytest.approx((0.8, 0.642857, 0.8), abs=1e-6)
+    assert tuple(scores.values()) == pytest.approx((0.8, 0.642857, 0.8, 0.8), abs=1e-6)
 
 
 @pytest.mark.parametrize("stem", [False, True])
 def test_english_scores_as_rouge_score_does(score, stem):
     from rouge_score.rouge_scorer import RougeScorer
 
-    theirs = RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=stem)
+    theirs = RougeScorer(["rouge1", "rouge2", "rougeL", "rougeLsum"], use_stemmer=stem)
     draw = random.Random(0)
     vocabulary = ["The", "dogs", "dog's", "were", "running", "runs", "in", "2", "parks,", "easily", "e-mail"]
     for _ in range(30):

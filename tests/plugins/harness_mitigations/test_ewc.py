@@ -1,23 +1,27 @@
-"""EWC: the Fisher against closed forms and enumeration, the pull against its written-out penalty."""
+"""EWC as a mitigation: what it anchors, when it measures, how it composes, and what it does to training."""
 
 from __future__ import annotations
 
 import copy
-import itertools
-from types import SimpleNamespace
+import warnings
 
 import pytest
 import torch
-from harness_mitigations import ewc
-from harness_mitigations.ewc import Ewc, fisher, pull
-from torch import nn
+from harness_mitigations import fisher_cache
+from harness_mitigations.ewc import Ewc
+from harness_mitigations.fisher import fisher
+from harness_mitigations.lora import Lora
+from harness_mitigations.moving import moving
+from harness_mitigations.orthogonal_lora import OrthogonalLora
 
-from harness.contracts import Part, Row, Stage, StageData
-from harness.errors import HarnessError
-from harness.train import train
+from harness.contracts import Part, Row, Stage
+from harness.errors import HarnessError, RunError
+from harness.model.loading import ORIGIN
+from harness.model.location import Location
 
 torch.set_num_threads(1)
 STAGE = Stage("first", (Part("source", "domain"),), {})
+SECOND = Stage("second", ())
 
 
 def row(ids, start=1, name="row"):
@@ -25,184 +29,26 @@ def row(ids, start=1, name="row"):
     return Row(name, "source", tuple(ids), (-100,) * start + tuple(ids[start:]))
 
 
-class Softmax(nn.Module):
-    """Softmax regression as a language model: the next token's logits are a linear map of this token's features."""
-
-    def __init__(self, features):
-        super().__init__()
-        self.register_buffer("features", features)  # (V, D)
-        self.linear = nn.Linear(features.shape[1], features.shape[0], bias=False)
-
-    def forward(self, input_ids, use_cache, logits_to_keep):
-        return SimpleNamespace(logits=self.linear(self.features[input_ids][:, logits_to_keep]))
-
-
-@pytest.fixture
-def softmax():
-    torch.manual_seed(0)
-    return Softmax(torch.randn(5, 3)).double()
-
-
-def test_sampled_fisher_of_softmax_regression_is_its_closed_form(softmax):
-    # One trained token a row: F[c, d] = mean over rows of p_c (1 - p_c) x_d^2, the Hessian's diagonal.
-    contexts = [0, 1, 2, 3, 4]
-    x = softmax.features[contexts]
-    p = softmax.linear(x).softmax(-1).detach()
-    expected = torch.einsum("nc,nd->cd", p * (1 - p), x**2) / len(contexts)
-    rows = [row((context, 0)) for context in contexts] * 4000
-    found = fisher(softmax, rows, labels="sampled", generator=torch.Generator().manual_seed(1))["linear.weight"]
-    assert float((found / expected - 1).abs().max()) < 0.06
-    assert float((found.sum() / expected.sum() - 1).abs()) < 0.015
-
-
-def test_empirical_fisher_of_softmax_regression_is_its_closed_form(softmax):
-    pairs = [(0, 1), (2, 2), (4, 0), (1, 3)]
-    expected = torch.zeros(5, 3, dtype=torch.float64)
-    for context, target in pairs:
-        x = softmax.features[context]
-        residual = nn.functional.one_hot(torch.tensor(target), 5) - softmax.linear(x).softmax(-1)
-        expected += torch.outer(residual, x).detach() ** 2 / len(pairs)
-    found = fisher(softmax, [row(pair) for pair in pairs], labels="empirical")["linear.weight"]
-    assert torch.allclose(found.double(), expected, rtol=1e-5)
-
-
-def test_sampled_fisher_averages_to_the_enumerated_one(softmax):
-    # Two trained tokens: enumerate both, each with its probability; the sum is squared, not each term.
-    example = row((3, 1, 0))
-    expected = torch.zeros(5, 3, dtype=torch.float64)
-    log_p = [softmax.linear(softmax.features[token]).log_softmax(-1) for token in (3, 1)]
-    for one, two in itertools.product(range(5), repeat=2):
-        likelihood = log_p[0][one] + log_p[1][two]
-        (gradient,) = torch.autograd.grad(likelihood, softmax.linear.weight, retain_graph=True)
-        expected += likelihood.exp().detach() * gradient**2
-    found = fisher(softmax, [example] * 20000, labels="sampled", generator=torch.Generator().manual_seed(2))
-    assert float((found["linear.weight"] / expected - 1).abs().max()) < 0.06
-
-
-def manual_empirical(model, rows):
-    model = copy.deepcopy(model).eval()
-    total = {name: torch.zeros_like(weight) for name, weight in model.named_parameters()}
-    for example in rows:
-        model.zero_grad()
-        labels = torch.tensor([example.labels])
-        logits = model(torch.tensor([example.input_ids])).logits
-        nn.functional.cross_entropy(logits[0, :-1], labels[0, 1:], reduction="sum").backward()
-        for name, weight in model.named_parameters():
-            total[name] += weight.grad**2 / len(rows)
-    return total
-
-
 ROWS = [row((7, 8, 9, 10, 11), 2), row((20, 21, 22), 1), row((30, 31, 32, 33), 3), row((40, 41, 42, 43), 2)]
 
-
-def test_empirical_fisher_is_the_mean_of_squared_row_gradients_over_all_rows(tiny_model):
-    found, expected = fisher(tiny_model, ROWS, labels="empirical"), manual_empirical(tiny_model, ROWS)
-    assert found.keys() == expected.keys()
-    for name in found:
-        assert torch.allclose(found[name], expected[name], rtol=1e-3, atol=1e-9), name
-
-
-def test_fisher_of_rows_is_no_square_of_their_mean(tiny_model):
-    alone = [fisher(tiny_model, [one], labels="empirical")["model.norm.weight"] for one in ROWS]
-    together = fisher(tiny_model, ROWS, labels="empirical")["model.norm.weight"]
-    assert torch.allclose(together, sum(alone) / len(ROWS), rtol=1e-4)
-
-
-def test_tied_weights_stand_once_and_frozen_ones_not_at_all(tiny_model):
-    tiny_model.model.layers[0].requires_grad_(False)
-    found = fisher(tiny_model, ROWS, labels="empirical")
-    assert "model.embed_tokens.weight" in found
-    assert "lm_head.weight" not in found
-    assert not any(name.startswith("model.layers.0.") for name in found)
-    assert found.keys() == {name for name, weight in tiny_model.named_parameters() if weight.requires_grad}
-
-
-def test_prompts_take_no_part(tiny_model):
-    last = fisher(tiny_model, [row((7, 8, 9, 10), 3)], labels="empirical")["model.norm.weight"]
-    masked = Row("masked", "source", (7, 8, 9, 10), (7, -100, -100, 10))  # a row's first token is never predicted
-    assert torch.equal(last, fisher(tiny_model, [masked], labels="empirical")["model.norm.weight"])
-
-
-def test_fisher_is_measured_without_dropout_and_leaves_no_trace(tiny_model):
-    for layer in tiny_model.model.layers:
-        layer.self_attn.attention_dropout = 0.5
-    tiny_model.train()
-    one, two = (fisher(tiny_model, ROWS, labels="empirical") for _ in range(2))
-    assert all(torch.equal(one[name], two[name]) for name in one)
-    assert tiny_model.training
-    assert all(weight.grad is None for weight in tiny_model.parameters())
-
-
-def test_squares_are_summed_in_float32_for_a_bfloat16_model(tiny_model):
-    found = fisher(tiny_model.bfloat16(), ROWS, labels="empirical")
-    assert {importance.dtype for importance in found.values()} == {torch.float32}
-
-
-def test_fisher_without_a_trainable_weight_or_without_a_row_is_an_error(tiny_model):
-    with pytest.raises(HarnessError, match="no row"):
-        fisher(tiny_model, [], labels="empirical")
-    with pytest.raises(HarnessError, match="no weight of the model is trainable"):
-        fisher(tiny_model.requires_grad_(False), ROWS, labels="empirical")
-
-
-# -- the pull ---------------------------------------------------------------------------------------------------------
-
-
-def test_pull_is_the_gradient_of_the_written_out_penalty():
-    torch.manual_seed(3)
-    shapes = [(4, 3), (5,), ()]
-    weights = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
-    anchors = [torch.randn(shape, dtype=torch.float64) for shape in shapes]
-    importances = [torch.rand(shape, dtype=torch.float64) for shape in shapes]
-
-    def penalty(*weights):
-        return sum(
-            0.35 * (f * (w - a) ** 2).sum() for w, a, f in zip(weights, anchors, importances, strict=True)
-        )  # strength 0.7
-
-    class Pulled(torch.autograd.Function):
-        @staticmethod
-        def forward(context, *weights):
-            gradients = [torch.zeros_like(weight) for weight in weights]
-            value = pull(weights, gradients, anchors, importances, 0.7)
-            context.save_for_backward(*gradients)
-            return penalty(*weights), value
-
-        @staticmethod
-        def backward(context, outer, _):
-            return tuple(outer * gradient for gradient in context.saved_tensors)
-
-    assert torch.autograd.gradcheck(lambda *weights: Pulled.apply(*weights)[0], weights)
-    expected = torch.autograd.grad(penalty(*weights), weights)
-    gradients = [torch.ones_like(weight) for weight in weights]
-    value = pull(weights, gradients, anchors, importances, 0.7)
-    assert float(value) == pytest.approx(float(penalty(*weights).detach()), rel=1e-6)
-    assert not value.requires_grad
-    for gradient, wanted in zip(gradients, expected, strict=True):
-        assert torch.allclose(gradient, 1 + wanted)
-
-
-def test_descent_on_a_quadratic_task_reaches_the_closed_form_optimum():
-    # Task 1/2 (theta - theta1)' H (theta - theta1): the optimum is (H + lambda F)^-1 (H theta1 + lambda F theta0).
-    torch.manual_seed(4)
-    root = torch.randn(6, 6, dtype=torch.float64)
-    h, f = root @ root.T / 6 + torch.eye(6, dtype=torch.float64), torch.rand(6, dtype=torch.float64)
-    start, target, strength = torch.randn(6, dtype=torch.float64), torch.randn(6, dtype=torch.float64), 3.0
-    theta = start.clone()
-    for _ in range(2000):
-        gradient = h @ (theta - target)
-        pull([theta], [gradient], [start], [f], strength)
-        theta -= 0.1 * gradient
-    expected = torch.linalg.solve(h + strength * torch.diag(f), h @ target + strength * f * start)
-    assert torch.allclose(theta, expected, atol=1e-12)
-
-
-# -- the mitigation ---------------------------------------------------------------------------------------------------
+DEFAULTS = {
+    "source": "kept",
+    "strength": 1.0,
+    "coupling": "gradient",
+    "labels": "sampled",
+    "samples": 64,
+    "batch_size": 8,
+    "normalise": True,
+    "clip": None,
+    "decay": 1.0,
+    "dtype": "float32",
+    "place": "device",
+    "cache": True,
+}
 
 
 def make(**options):
-    defaults = {"source": "kept", "strength": 1.0, "labels": "sampled", "samples": 64, "normalise": True, "decay": 1.0}
-    return Ewc(**{**defaults, **options})
+    return Ewc(**{**DEFAULTS, **options})
 
 
 def begun(model, **options):
@@ -211,21 +57,64 @@ def begun(model, **options):
     return made
 
 
+def everything(importance):
+    return torch.cat([tensor.float().flatten() for tensor in importance.values()])
+
+
+def measured(model, rows, **options):
+    return fisher(model, moving(model, "test"), rows, **options)
+
+
+def adapted(model, rank=4):
+    torch.manual_seed(0)
+    return Lora(rank, None, 0.0, "all-linear", False, False, "zero", None, 1).model(model)
+
+
+def shaken(model, seed=1):
+    """Every trained weight moved a little, with a gradient of ones."""
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.requires_grad:
+                weight.add_(0.05 * torch.randn_like(weight))
+                weight.grad = torch.ones_like(weight)
+    return model
+
+
+# -- what it measures and anchors -------------------------------------------------------------------------------------
+
+
 def test_the_base_is_protected_from_the_first_stage_on_and_kept_by_the_next(tiny_model):
     made = begun(tiny_model)
-    assert torch.equal(made.anchor["model.norm.weight"], tiny_model.model.norm.weight)
+    assert torch.equal(made.anchor["model.norm.weight"].float(), tiny_model.model.norm.weight)
     first = {name: importance.clone() for name, importance in made.importance.items()}
-    made.begin_stage(Stage("second", ()), tiny_model, {})
+    made.begin_stage(SECOND, tiny_model, {})
     assert all(torch.equal(first[name], made.importance[name]) for name in first)
 
 
 @pytest.mark.parametrize("labels", ["sampled", "empirical"])
 def test_normalised_importances_have_mean_one(labels, tiny_model):
     made = begun(tiny_model, labels=labels)
-    everything = torch.cat([importance.flatten() for importance in made.importance.values()])
-    assert float(everything.mean()) == pytest.approx(1, rel=1e-4)
+    assert float(everything(made.importance).mean()) == pytest.approx(1, rel=1e-4)
     raw = begun(tiny_model, labels="empirical", normalise=False).importance
-    assert torch.allclose(raw["model.norm.weight"], fisher(tiny_model, ROWS, labels="empirical")["model.norm.weight"])
+    assert torch.allclose(raw["model.norm.weight"], measured(tiny_model, ROWS, labels="empirical")["model.norm.weight"])
+
+
+def test_the_tail_is_told_and_can_be_cut(tiny_model):
+    whole, cut = (begun(tiny_model, labels="empirical", clip=clip, normalise=False) for clip in (None, 0.9))
+    importance = everything(whole.importance)
+    limit = float(importance.quantile(0.9))
+    assert float(everything(cut.importance).max()) == pytest.approx(limit, rel=0.005)
+    below = importance < 0.99 * limit
+    assert torch.equal(everything(cut.importance)[below], importance[below])
+    facts = whole.facts()
+    top = importance.sort(descending=True).values[: -(-len(importance) // 1000)]
+    assert facts["fisher_mass_of_top_0.1_percent"] == pytest.approx(float(top.sum() / importance.sum()), rel=0.01)
+    assert facts["fisher_median"] == pytest.approx(float(importance.median() / importance.mean()), rel=0.01)
+    assert facts["fisher_largest"] == pytest.approx(float(importance.max() / importance.mean()), rel=0.01)
+    assert float(everything(begun(tiny_model, clip=0.9).importance).mean()) == pytest.approx(1, rel=1e-4)
+    whole.begin_stage(SECOND, tiny_model, {})
+    assert whole.facts() == {}, "nothing was measured for this stage"
 
 
 def test_importances_depend_on_the_seed_and_the_stage_alone(tiny_model):
@@ -238,15 +127,61 @@ def test_importances_depend_on_the_seed_and_the_stage_alone(tiny_model):
     assert not torch.equal(importance(1), importance(2))
 
 
-def test_weight_pull_adds_to_the_gradients_and_returns_the_penalty(tiny_model, monkeypatch):
-    monkeypatch.setattr(ewc, "GROUP", 3000)  # several groups, and weights larger than one
-    made = begun(tiny_model, strength=0.5)
-    expected = {}
+def test_a_fisher_that_is_not_finite_is_an_error(tiny_model):
     with torch.no_grad():
-        for name, weight in tiny_model.named_parameters():
-            weight.grad = torch.ones_like(weight)
-            weight.add_(0.01 * torch.randn_like(weight))
-            expected[name] = 1 + 0.5 * made.importance[name] * (weight - made.anchor[name])
+        tiny_model.model.norm.weight[0] = float("nan")
+    with pytest.raises(RunError, match="the Fisher of 4 rows is not finite"):
+        begun(tiny_model)
+
+
+def test_storage_in_bfloat16_rounds_and_does_no_more(tiny_model):
+    exact, short = begun(tiny_model), begun(tiny_model, dtype="bfloat16")
+    assert {importance.dtype for importance in short.importance.values()} == {torch.bfloat16}
+    for name, importance in exact.importance.items():
+        assert torch.allclose(short.importance[name].float(), importance, rtol=2**-8, atol=0)
+        assert torch.equal(short.anchor[name], exact.anchor[name]), "an anchor is never rounded"
+    one, other = copy.deepcopy(shaken(tiny_model)), shaken(tiny_model, seed=9)
+    other.load_state_dict(one.state_dict())
+    for model, made in ((one, exact), (other, short)):
+        for weight in model.parameters():
+            weight.grad = torch.zeros_like(weight)
+        made.weight_pull(model)
+    for a, b in zip(one.parameters(), other.parameters(), strict=True):
+        assert torch.allclose(a.grad, b.grad, rtol=2**-8, atol=1e-9)
+
+
+def test_an_anchor_is_kept_in_two_bytes_where_that_loses_nothing(tiny_model):
+    rounded = copy.deepcopy(tiny_model)
+    with torch.no_grad():
+        for weight in rounded.parameters():
+            weight.copy_(weight.bfloat16())
+    assert {tensor.dtype for tensor in begun(rounded).anchor.values()} == {torch.bfloat16}
+    exact = begun(tiny_model).anchor["model.embed_tokens.weight"]
+    assert exact.dtype == torch.float32
+    assert exact.data_ptr() != tiny_model.model.embed_tokens.weight.data_ptr()
+
+
+def test_a_source_without_rows_is_an_error(tiny_model):
+    with pytest.raises(HarnessError, match=r"mitigations\.ewc\.source: 'kept' has no row"):
+        make().begin_stage(STAGE, tiny_model, {"other": ROWS})
+
+
+def test_a_model_without_a_trainable_weight_is_an_error(tiny_model):
+    with pytest.raises(HarnessError, match="no weight of the model is trainable"):
+        begun(tiny_model.requires_grad_(False))
+
+
+# -- the pull ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("coupling", ["gradient", "loss"])
+def test_weight_pull_adds_to_the_gradients_and_returns_the_penalty(coupling, tiny_model):
+    made = begun(tiny_model, strength=0.5, coupling=coupling)
+    shaken(tiny_model)
+    expected = {
+        name: 1 + 0.5 * made.importance[name] * (weight.detach() - made.anchor[name])
+        for name, weight in tiny_model.named_parameters()
+    }
     value = made.weight_pull(tiny_model)
     total = sum(
         0.25 * float((made.importance[name] * (weight.detach() - made.anchor[name]) ** 2).sum())
@@ -257,11 +192,30 @@ def test_weight_pull_adds_to_the_gradients_and_returns_the_penalty(tiny_model, m
         assert torch.allclose(weight.grad, expected[name], atol=1e-6), name
 
 
+def test_proximal_moves_the_weights_after_the_step_and_tells_the_penalty_before(tiny_model):
+    made = begun(tiny_model, strength=0.5, coupling="proximal")
+    shaken(tiny_model)
+    before = {name: weight.detach().clone() for name, weight in tiny_model.named_parameters()}
+    value = made.weight_pull(tiny_model)
+    assert float(value) > 0
+    assert all(torch.equal(weight.grad, torch.ones_like(weight)) for weight in tiny_model.parameters())
+    made.after_step(tiny_model, 0.0)
+    assert all(torch.equal(before[name], weight) for name, weight in tiny_model.named_parameters())
+    made.after_step(tiny_model, 0.2)
+    for name, weight in tiny_model.named_parameters():
+        anchor = made.anchor[name]
+        expected = anchor + (before[name] - anchor) / (1 + 0.1 * made.importance[name])
+        assert torch.allclose(weight.detach(), expected, atol=1e-6), name
+
+
 def test_a_weight_without_a_gradient_is_left_alone(tiny_model):
     made = begun(tiny_model)
     tiny_model.model.norm.weight.grad = torch.zeros(32)
     made.weight_pull(tiny_model)
     assert [name for name, weight in tiny_model.named_parameters() if weight.grad is not None] == ["model.norm.weight"]
+
+
+# -- stage after stage ------------------------------------------------------------------------------------------------
 
 
 def test_a_finished_stage_adds_its_importances_and_moves_the_anchor_for_the_next(tiny_model):
@@ -270,113 +224,256 @@ def test_a_finished_stage_adds_its_importances_and_moves_the_anchor_for_the_next
     with torch.no_grad():
         tiny_model.model.norm.weight.mul_(1.5)
     made.end_stage(STAGE, tiny_model, ROWS[:2])
-    made.begin_stage(Stage("second", ()), tiny_model, {})
-    second = fisher(tiny_model, ROWS[:2], labels="empirical")["model.norm.weight"]
+    made.begin_stage(SECOND, tiny_model, {})
+    second = measured(tiny_model, ROWS[:2], labels="empirical")["model.norm.weight"]
     assert torch.allclose(made.importance["model.norm.weight"], 0.25 * first + second)
-    assert torch.equal(made.anchor["model.norm.weight"], tiny_model.model.norm.weight)
+    assert torch.equal(made.anchor["model.norm.weight"].float(), tiny_model.model.norm.weight)
     assert made.anchor["model.norm.weight"] is not tiny_model.model.norm.weight
 
 
-def test_a_source_without_rows_is_an_error(tiny_model):
-    with pytest.raises(HarnessError, match=r"mitigations\.ewc\.source: 'kept' has no row"):
-        make().begin_stage(STAGE, tiny_model, {"other": ROWS})
-
-
-def test_state_goes_round(tiny_model, tmp_path):
-    made = begun(tiny_model)
+@pytest.mark.parametrize("lora", [False, True])
+def test_state_goes_round_between_two_stages(lora, tiny_model, tmp_path):
+    model = adapted(tiny_model) if lora else tiny_model
+    made = begun(model, samples=3)
+    shaken(model)
+    made.end_stage(STAGE, model, ROWS)
     torch.save(made.state_dict(), tmp_path / "state.pt")
-    again = make()
+    again = make(samples=3)
     again.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
-    with torch.no_grad():
-        tiny_model.model.norm.weight.add_(0.1)
     pulled = []
     for one in (made, again):
-        tiny_model.model.norm.weight.grad = torch.zeros(32)
-        one.weight_pull(tiny_model)
-        pulled.append(tiny_model.model.norm.weight.grad)
-    assert torch.equal(*pulled)
-    assert float(pulled[0].abs().max()) > 0
+        other = copy.deepcopy(model)
+        torch.manual_seed(4)
+        one.begin_stage(SECOND, other, {})
+        assert one.finished == ()
+        shaken(other, seed=2)
+        pulled.append((one.weight_pull(other), [w.grad for w in other.parameters() if w.grad is not None]))
+    assert torch.equal(pulled[0][0], pulled[1][0])
+    assert float(pulled[0][0]) > 0
+    assert all(torch.equal(a, b) for a, b in zip(pulled[0][1], pulled[1][1], strict=True))
 
 
-# -- in training ------------------------------------------------------------------------------------------------------
-
-SETTINGS = {
-    "engine": "transformers",
-    "epochs": 1,
-    "steps": None,
-    "learning_rate": 1e-3,
-    "batch_size": 2,
-    "accumulation": 1,
-    "scheduler": "constant",
-    "warmup_ratio": 0.0,
-    "weight_decay": 0.1,
-    "max_grad_norm": 1.0,
-    "max_length": 64,
-    "packing": False,
-    "precision": "auto",
-    "gradient_checkpointing": False,
-    "log_steps": 1,
-    "save_steps": None,
-}
+# -- with an adapter --------------------------------------------------------------------------------------------------
 
 
-def trained(model, tokenizer, folder, mitigation, **settings):
-    """A copy of the model after 10 rounds of one batch of four rows, and the log."""
-    model = copy.deepcopy(model)
-    rows = tuple(row((50 + i, 60 + i, 70 + i, 80 + i), 1) for i in range(4))
-    order = tuple((i % 4,) for i in range(40))
-    stage = Stage("s", (), {**SETTINGS, **settings})
-    torch.manual_seed(0)
-    if mitigation is not None:
-        mitigation.begin_stage(stage, model, {"kept": ROWS})
-    data = StageData(stage, rows, order, (40,), {}, 1.0)
-    result = train(model, tokenizer, data, {"ewc": mitigation} if mitigation else {}, seed=0, folder=folder)
-    return dict(model.named_parameters()), result.log
+def merged_weights(model, made):
+    """Weight name -> the weight with its adapter's changes in it, with its graph."""
+    from harness.model import adapted_layers
+
+    found = {}
+    for name, layer in adapted_layers(model).items():
+        weight = layer.get_base_layer().weight
+        for adapter in layer.active_adapters:
+            factors = (layer.lora_B[adapter].weight @ layer.lora_A[adapter].weight) * layer.scaling[adapter]
+            weight = weight + factors
+        found[f"{name}.weight"] = weight
+    assert found.keys() == made.importance.keys()
+    return found
 
 
-def distance(one, other):
-    return float(sum(((one[name] - other[name]).detach() ** 2).sum() for name in one) ** 0.5)
-
-
-def test_strength_zero_is_plain_training_bit_for_bit(tiny_model, tokenizer, tmp_path):
-    plain, log = trained(tiny_model, tokenizer, tmp_path, None)
-    idle, idle_log = trained(tiny_model, tokenizer, tmp_path, make(strength=0.0))
-    assert all(torch.equal(plain[name], idle[name]) for name in plain)
-    assert [entry["loss"] for entry in log] == [entry["loss"] for entry in idle_log]
-
-
-def test_penalty_is_logged_and_a_stronger_pull_stays_nearer(tiny_model, tokenizer, tmp_path):
-    made = make(strength=10.0)
-    plain, _ = trained(tiny_model, tokenizer, tmp_path, None)
-    held, log = trained(tiny_model, tokenizer, tmp_path, made)
-
-    def drift(weights):
-        return sum(float((made.importance[n] * (w - made.anchor[n]).detach() ** 2).sum()) for n, w in weights.items())
-
-    assert log[0]["penalty/ewc"] == 0
-    assert log[-1]["penalty/ewc"] > 0
-    assert drift(held) < 0.1 * drift(plain)
-
-
-def test_an_update_with_a_pull_does_not_depend_on_accumulation(tiny_model, tokenizer, tmp_path):
-    runs = [
-        trained(tiny_model, tokenizer, tmp_path, make(strength=2.0), batch_size=batch, accumulation=4 // batch)
-        for batch in (4, 1)
+def test_fisher_of_an_adapted_layer_is_that_of_its_weight(tiny_model):
+    plain = copy.deepcopy(tiny_model)
+    model = adapted(tiny_model)
+    found = measured(model, ROWS, labels="empirical")
+    expected = measured(plain, ROWS, labels="empirical")
+    assert len(found) == 14
+    for name, importance in found.items():
+        whole = expected[name.removeprefix("base_model.model.")]
+        assert torch.allclose(importance, whole, rtol=1e-4, atol=1e-10), name
+    assert all(weight.grad is None for weight in tiny_model.parameters())
+    drawn = [
+        measured(model, ROWS, labels="sampled", batch_size=4, generator=torch.Generator().manual_seed(1))
+        for model in (model, plain)
     ]
-    (one, its), (other, others) = runs
-    assert [entry["penalty/ewc"] for entry in its] == pytest.approx(
-        [entry["penalty/ewc"] for entry in others], rel=1e-3
-    )
-    assert distance(one, other) < 1e-4
+    name = "model.layers.0.mlp.up_proj.weight"
+    assert torch.allclose(drawn[0][f"base_model.model.{name}"], drawn[1][name], rtol=1e-4, atol=1e-10)
 
 
-def test_with_an_adapter_the_pull_acts_on_the_adapter(tiny_model, tokenizer, tmp_path):
-    from harness_mitigations.lora import Lora
+def test_at_the_start_the_fisher_of_a_is_zero_and_so_would_hold_nothing(tiny_model):
+    # Why EWC does not act in the space of A and B.
+    model = adapted(tiny_model)
+    logits = model(torch.tensor([ROWS[0].input_ids])).logits
+    logits.log_softmax(-1)[0, 2, 11].backward()
+    gradients = {name: w.grad for name, w in model.named_parameters() if w.grad is not None}
+    assert all(float(g.abs().max()) == 0 for name, g in gradients.items() if "lora_A" in name)
+    assert any(float(g.abs().max()) > 0 for name, g in gradients.items() if "lora_B" in name)
 
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_pull_on_an_adapter_is_the_gradient_through_the_merged_weight(moved, tiny_model):
+    model = adapted(tiny_model)
+    if moved:
+        shaken(model, seed=3)  # as a second stage finds it: B is no longer zero
+    made = begun(model, strength=0.7)
+    before = {name: weight.detach().clone() for name, weight in merged_weights(model, made).items()}
+    shaken(model)
+    merged = merged_weights(model, made)
+    penalty = sum(0.35 * (made.importance[name] * (merged[name] - before[name]) ** 2).sum() for name in merged)
+    factors = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    expected = torch.autograd.grad(penalty, list(factors.values()))
+    value = made.weight_pull(model)
+    assert float(value) == pytest.approx(float(penalty.detach()), rel=1e-4)
+    for (name, weight), wanted in zip(factors.items(), expected, strict=True):
+        assert torch.allclose(weight.grad, 1 + wanted, rtol=1e-4, atol=1e-5), name
+
+
+def test_another_writing_of_the_same_change_feels_no_pull(tiny_model):
+    from harness.model import adapted_layers
+
+    model = shaken(adapted(tiny_model))
+    made = begun(model)
+    m = torch.tensor([[2.0, 1, 0, 0], [0, 0.5, 0, 0], [0, 0, 1, 3], [0, 0, 0, 1]])
+    with torch.no_grad():
+        for layer in adapted_layers(model).values():
+            layer.lora_A["default"].weight.copy_(m @ layer.lora_A["default"].weight)
+            layer.lora_B["default"].weight.copy_(layer.lora_B["default"].weight @ m.inverse())
+    assert float(made.weight_pull(model)) < 1e-9
+
+
+def test_what_earlier_stages_froze_beside_the_adapter_belongs_to_the_anchor(tiny_model):
     torch.manual_seed(0)
-    model = Lora(4, None, 0.0, "all-linear").model(tiny_model)
-    made = make()
-    _, log = trained(model, tokenizer, tmp_path, made, learning_rate=1e-2)
-    assert made.importance
-    assert all("lora_" in name for name in made.importance)
-    assert log[-1]["penalty/ewc"] > 0
+    adapter = OrthogonalLora(2, None, 0.0, "all-linear", 0.5)
+    model = adapter.model(tiny_model)
+    adapter.begin_stage(STAGE, model, {})
+    made = begun(model)
+    shaken(model)
+    made.end_stage(STAGE, model, ROWS)
+    adapter.begin_stage(SECOND, model, {})  # what was learned is kept, the adapter begins anew
+    made.begin_stage(SECOND, model, {})
+    for weight in model.parameters():
+        weight.grad = torch.zeros_like(weight) if weight.requires_grad else None
+    assert float(made.weight_pull(model)) < 1e-9  # what was trained is now kept: the same change, rounded elsewhere
+    before = {name: weight.detach().clone() for name, weight in merged_weights(model, made).items()}
+    shaken(model)
+    merged = merged_weights(model, made)
+    penalty = sum(float((made.importance[n] * (merged[n] - before[n]) ** 2).detach().sum()) / 2 for n in merged)
+    assert float(made.weight_pull(model)) == pytest.approx(penalty, rel=1e-3)
+
+
+# -- what it does not go with -----------------------------------------------------------------------------------------
+
+
+def test_what_makes_no_sense_together_is_refused_with_a_reason(tiny_model):
+    lora = Lora(4, None, 0.0, "all-linear", False, False, "zero", None, 1)
+    dora = Lora(4, None, 0.0, "all-linear", False, True, "zero", None, 1)
+    make().check({"lora": lora})
+    make(coupling="proximal").check({})
+    with pytest.raises(HarnessError, match=r"mitigations\.ewc: with DoRA .*dora to false"):
+        make().check({"lora": dora})
+    with pytest.raises(HarnessError, match=r"coupling: a proximal step .*'lora' can write; use 'gradient'"):
+        make(coupling="proximal").check({"lora": lora})
+    with pytest.raises(HarnessError, match="'osf' trains factors of a weight"):
+        make().check({"osf": object()})
+    torch.manual_seed(0)
+    with pytest.raises(HarnessError, match="not s B A but that of a variant"):
+        begun(dora.model(copy.deepcopy(tiny_model)))
+    with pytest.raises(HarnessError, match="a proximal step"):
+        begun(adapted(tiny_model), coupling="proximal")
+
+
+def test_an_adapter_on_the_embeddings_is_refused(tiny_model):
+    from peft import LoraConfig, get_peft_model
+
+    model = get_peft_model(tiny_model, LoraConfig(r=2, target_modules=["embed_tokens", "q_proj"]))
+    with pytest.raises(
+        HarnessError, match="embed_tokens is of the kind Embedding and has an adapter; adapt linear layers"
+    ):
+        begun(model)
+
+
+# -- kept on disk -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def known(tiny_model, tmp_path, monkeypatch):
+    """The tiny model as if it came from files, and a cache of its own."""
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
+    setattr(tiny_model, ORIGIN, Location("folder", "here", None, "digest"))
+    torch.manual_seed(11)
+    return tiny_model
+
+
+def entries(tmp_path):
+    return sorted(path.name for path in (tmp_path / "cache" / "fisher").glob("*"))
+
+
+def test_the_first_fisher_is_measured_once_and_kept_for_the_next_run(known, tmp_path, monkeypatch):
+    one = begun(known)
+    assert len(entries(tmp_path)) == 1
+    monkeypatch.setattr("harness_mitigations.fisher.fisher", None)  # it is not called again
+    other = begun(known)
+    assert all(torch.equal(other.importance[name], importance) for name, importance in one.importance.items())
+    assert other.facts() == one.facts()
+    assert other.facts()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"labels": "empirical"}, {"samples": 2}, {"batch_size": 2}, {"normalise": False}, {"clip": 0.9},
+        {"dtype": "bfloat16"},
+    ],
+)  # fmt: skip
+def test_another_way_to_measure_is_another_entry(change, known, tmp_path):
+    begun(known)
+    begun(known, **change)
+    assert len(entries(tmp_path)) == 2
+
+
+def test_what_does_not_bear_on_the_fisher_shares_an_entry(known, tmp_path):
+    for options in ({}, {"strength": 9.0}, {"coupling": "proximal"}, {"decay": 0.5}):
+        begun(known, **options)
+    assert len(entries(tmp_path)) == 1
+
+
+def test_other_weights_rows_seeds_and_origins_are_other_entries(known, tmp_path):
+    begun(known)
+    with torch.no_grad():
+        known.model.norm.weight.add_(0.01)  # trained since it was loaded
+    begun(known)
+    assert len(entries(tmp_path)) == 2
+    known.model.layers[0].requires_grad_(False)
+    begun(known)
+    torch.manual_seed(12)
+    begun(known)
+    setattr(known, ORIGIN, Location("folder", "here", None, "other"))
+    begun(known)
+    make().begin_stage(STAGE, known, {"kept": ROWS[:3]})
+    assert len(entries(tmp_path)) == 6
+
+
+def test_what_is_of_unknown_origin_or_not_to_be_kept_is_not(known, tmp_path):
+    begun(known, cache=False)
+    setattr(known, ORIGIN, Location("hub", "org/model", "main", "hub:org/model"))  # the commit is not known
+    begun(known)
+    delattr(known, ORIGIN)
+    begun(known)
+    assert entries(tmp_path) == []
+
+
+def test_a_later_stages_fisher_is_not_kept_on_disk(known, tmp_path):
+    made = begun(known)
+    made.end_stage(STAGE, known, ROWS)
+    made.begin_stage(SECOND, known, {})
+    assert len(entries(tmp_path)) == 1
+
+
+def test_a_damaged_entry_is_measured_anew_and_a_full_disk_is_a_warning(known, tmp_path, monkeypatch):
+    one = begun(known)
+    (file,) = (tmp_path / "cache" / "fisher").iterdir()
+    file.write_bytes(file.read_bytes()[:1000])
+    again = begun(known)
+    assert all(torch.equal(again.importance[name], importance) for name, importance in one.importance.items())
+    assert file.stat().st_size > 1000
+    file.unlink()
+
+    def full(source, target):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(fisher_cache.os, "replace", full)
+    with pytest.warns(UserWarning, match=r"not kept in .*No space left"):
+        begun(known)
+    assert entries(tmp_path) == []
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        begun(known, cache=False)

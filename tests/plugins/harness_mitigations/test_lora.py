@@ -6,8 +6,10 @@ import copy
 
 import pytest
 import torch
-from harness_mitigations.lora import Lora
+from harness_mitigations.lora import Lora, scale
 
+from harness import model as models
+from harness.contracts import Stage
 from harness.errors import HarnessError
 
 torch.set_num_threads(1)
@@ -15,7 +17,16 @@ IDS = torch.tensor([[5, 6, 7, 8]])
 
 
 def lora(**options):
-    return Lora(**({"rank": 4, "alpha": None, "dropout": 0.0, "target": "all-linear"} | options))
+    defaults = {"rank": 4, "alpha": None, "dropout": 0.0, "target": "all-linear", "rslora": False, "dora": False}
+    return Lora(**(defaults | {"start": "zero", "source": None, "samples": 8} | options))
+
+
+def begun(mitigation, model, rows=()):
+    """The adapted model at the beginning of the first stage."""
+    torch.manual_seed(3)
+    model = mitigation.model(model)
+    mitigation.begin_stage(Stage("one", ()), model, {"general": rows})
+    return model.eval()
 
 
 def moved(model):
@@ -113,3 +124,116 @@ def test_an_adapter_on_the_head_is_refused(target, tiny_model):
 def test_a_module_that_is_not_there_is_an_error(tiny_model):
     with pytest.raises(HarnessError, match=r"mitigations\.lora\.target: .*query_key_value.*all-linear"):
         lora(target=["query_key_value"]).model(tiny_model)
+
+
+# -- variants ---------------------------------------------------------------------------------------------------------
+
+STARTS = ["pissa", "olora", "corda"]
+
+
+def test_rslora_scales_by_the_root_of_the_rank(tiny_model):
+    assert scale(16, 32, False) == 2
+    assert scale(16, 32, True) == 8
+    model = lora(rank=4, alpha=6, rslora=True).model(tiny_model)
+    assert {layer.scaling["default"] for layer in models.adapted_layers(model).values()} == {3.0}
+
+
+def test_dora_starts_as_the_base_and_trains_magnitudes(tiny_model):
+    before = tiny_model.eval()(IDS).logits
+    model = lora(dora=True).model(tiny_model).eval()
+    assert torch.allclose(model(IDS).logits, before, atol=1e-5)
+    magnitudes = [w for name, w in model.named_parameters() if "magnitude" in name and w.requires_grad]
+    assert len(magnitudes) == len(models.adapted_layers(model))
+
+
+@pytest.mark.parametrize("start", STARTS)
+def test_a_start_from_the_weights_changes_neither_model_nor_base(start, tiny_model, make_rows):
+    before = tiny_model.eval()(IDS).logits
+    model = begun(lora(start=start, source="general"), tiny_model, make_rows(10))
+    for layer in models.adapted_layers(model).values():
+        assert float((layer.lora_B["default"].weight @ layer.lora_A["default"].weight).detach().norm()) > 1e-3
+    assert torch.allclose(model(IDS).logits, before, atol=1e-5)
+    with models.reference(model):
+        assert torch.equal(model(IDS).logits, before)
+
+
+@pytest.mark.parametrize("start", ["pissa", "olora"])
+def test_it_learns_as_pefts_own_adapter_of_that_start_does(start, tiny_model):
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, target_modules="all-linear", init_lora_weights=start)
+    theirs = get_peft_model(copy.deepcopy(tiny_model), config).eval()
+    ours = begun(lora(start=start), tiny_model)
+    grads = []
+    for model in (ours, theirs):
+        model(IDS, labels=IDS).loss.backward()
+        layers = models.adapted_layers(model)
+        for layer in layers.values():  # the sign of a singular vector is free; the product's change is not
+            a, b = (getattr(layer, f"lora_{one}")["default"].weight for one in "AB")
+            grads.append(b.grad @ a + b @ a.grad)
+    half = len(grads) // 2
+    for one, two in zip(grads[:half], grads[half:], strict=True):
+        assert torch.allclose(one, two, atol=1e-5)
+
+
+@pytest.mark.parametrize("start", ["zero", *STARTS])
+@pytest.mark.parametrize("rslora", [False, True])
+def test_trained_over_two_stages_it_is_saved_as_an_adapter_of_the_untouched_base(
+    start, rslora, run_stages, make_rows, tiny_model, reloaded
+):
+    base = tiny_model.eval()(IDS).logits
+    given = {"lora": lora(start=start, source="general", rslora=rslora)}
+    sources = {"general": make_rows(8, 2)}
+    model, logs = run_stages(tiny_model, given, [make_rows(8), make_rows(8, 1)], sources)
+    after = model.eval()(IDS).logits
+    assert float((after - base).detach().abs().max()) > 1e-2
+    assert logs[0][0]["loss"] != logs[0][-1]["loss"]
+    loaded = reloaded(model)
+    assert torch.allclose(loaded(IDS).logits, after, atol=1e-4)
+    with loaded.disable_adapter():
+        assert torch.equal(loaded(IDS).logits, base)
+
+
+def test_dora_is_saved_whole(run_stages, make_rows, tiny_model, reloaded):
+    model, _ = run_stages(tiny_model, {"lora": lora(dora=True)}, [make_rows(8)])
+    assert torch.allclose(reloaded(model)(IDS).logits, model.eval()(IDS).logits, atol=1e-5)
+
+
+def test_a_resumed_adapter_is_not_started_again(tiny_model):
+    first = lora(start="pissa")
+    model = begun(first, tiny_model)
+    again = lora(start="pissa")
+    again.load_state_dict(first.state_dict())
+    moved(model)
+    before = {name: weight.clone() for name, weight in model.named_parameters()}
+    again.begin_stage(Stage("two", ()), model, {})
+    assert all(torch.equal(weight, before[name]) for name, weight in model.named_parameters())
+
+
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [
+        ({"dora": True, "start": "pissa"}, r"lora\.start: 'pissa' takes a part out of the weight"),
+        ({"start": "corda"}, r"lora\.source: 'corda' keeps what some rows need"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(options, what):
+    with pytest.raises(HarnessError, match=what):
+        lora(**options).check({})
+
+
+@pytest.mark.parametrize("other", ["orthogonal_lora", "osf", "oft"])
+def test_two_adapters_are_refused_before_anything_is_loaded(other):
+    with pytest.raises(HarnessError, match=f"'lora' and '{other}' each put an adapter"):
+        lora().check({other: lora()})
+    lora().check({"lora": lora(), "kl": lora()})
+
+
+def test_a_rank_that_a_weight_does_not_have_is_an_error(tiny_model):
+    with pytest.raises(HarnessError, match=r"lora\.rank: rank 20 is more than .*k_proj of 16 x 32 has"):
+        begun(lora(start="pissa", rank=20), tiny_model)
+
+
+def test_corda_without_rows_is_an_error(tiny_model):
+    with pytest.raises(HarnessError, match=r"lora\.source: 'general' has no row"):
+        begun(lora(start="corda", source="general"), tiny_model)

@@ -24,7 +24,7 @@ def test_mixed_is_one_stage_on_both_sides_whole():
     (stage,) = Mixed(domain=["a", "b"], general=["c"]).stages()
     assert stage.name == "mixed"
     assert stage.parts == (Part("a", "domain"), Part("b", "domain"), Part("c", "general"))
-    assert [part.share for part in stage.parts] == [None, None, None]
+    assert stage.shares == ()
 
 
 def test_continual_keeps_the_order_of_its_stages_and_their_own_settings():

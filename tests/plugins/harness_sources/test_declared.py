@@ -8,11 +8,11 @@ import pytest
 from harness_sources import harness_sources
 
 COMPONENTS = harness_sources()
-GIVEN = {"hub": {"name": "some/rows"}}
+GIVEN = {"hub": {"name": "some/rows"}, "lm_eval": {"task": "some_task"}}
 
 
 def test_the_built_in_sources_are_declared():
-    assert sorted(COMPONENTS) == ["csv", "hub", "json", "jsonl", "parquet"]
+    assert sorted(COMPONENTS) == ["arrow", "csv", "hub", "json", "jsonl", "lm_eval", "parquet", "text"]
 
 
 @pytest.mark.parametrize("name", COMPONENTS)
@@ -36,8 +36,10 @@ def test_each_option_has_a_description_and_a_valid_schema(name):
 
 def test_declaring_and_loading_import_nothing_heavy():
     code = (
-        "import sys, json, harness_sources, harness_sources.jsonl, harness_sources.parquet, harness_sources.hub\n"
-        "print(json.dumps(sorted({m.split('.')[0] for m in sys.modules} & {'torch', 'datasets', 'pyarrow', 'numpy'})))"
+        "import importlib, sys, json, harness_sources\n"
+        "for one in harness_sources.harness_sources().values(): importlib.import_module(one.load.partition(':')[0])\n"
+        "heavy = {'torch', 'datasets', 'pyarrow', 'numpy', 'fsspec', 'aiohttp'}\n"
+        "print(json.dumps(sorted({m.split('.')[0] for m in sys.modules} & heavy)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert json.loads(done.stdout) == []

@@ -1,31 +1,85 @@
 import datasets
+import huggingface_hub
 import pytest
 from harness_sources.hub import Hub
 
 from harness import HarnessError
 
+COMMIT = "0123456789abcdef" * 2 + "01234567"
 
-def test_rows_are_those_of_the_split_asked_for_at_the_revision_asked_for(monkeypatch):
+
+@pytest.fixture
+def asked(monkeypatch):
+    """What `load_dataset` was asked for, of a hub that knows the commit of every revision."""
     asked = []
 
     def load_dataset(*args, **options):
         asked.append((args, options))
-        return datasets.Dataset.from_list([{"q": "a"}, {"q": "b"}])
+        rows = [{"q": "a", "c": [{"x": 1}]}, {"q": "b", "c": [{"y": 2}]}]
+        made = datasets.Dataset.from_list(rows)
+        return made.to_iterable_dataset() if options.get("streaming") else made
+
+    def dataset_info(self, name, *, revision):
+        return huggingface_hub.DatasetInfo(id=name, sha=COMMIT)
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    records = list(Hub("some/rows", "small", "test", "abc").records())
-    assert [(r.place, r.data) for r in records] == [
-        ("hub:some/rows/test:[0]", {"q": "a"}),
-        ("hub:some/rows/test:[1]", {"q": "b"}),
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", dataset_info)
+    return asked
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_rows_are_those_of_the_split_asked_for_at_the_commit_that_the_revision_is(asked, streaming):
+    hub = Hub("some/rows", "small", "test", "v1", streaming)
+    assert [(r.place, r.data) for r in hub.records()] == [
+        ("hub:some/rows/test:[0]", {"q": "a", "c": [{"x": 1}]}),
+        ("hub:some/rows/test:[1]", {"q": "b", "c": [{"y": 2}]}),
     ]
-    assert asked == [(("some/rows", "small"), {"split": "test", "revision": "abc"})]
+    more = {"streaming": True} if streaming else {}
+    assert asked == [(("some/rows", "small"), {"split": "test", "revision": COMMIT, **more})]
+    assert hub.facts() == {"commit": COMMIT}
+
+
+def test_a_revision_that_may_move_is_a_warning_with_the_commit_to_pin(asked):
+    for revision in (None, "main"):
+        list((hub := Hub("some/rows", None, "train", revision, False)).records())
+        (warning,) = hub.warnings()
+        assert f'"revision": "{COMMIT}"' in warning
+    list((hub := Hub("some/rows", None, "train", COMMIT, False)).records())
+    assert hub.warnings() == ()
+
+
+def test_without_the_hub_a_copy_on_disk_is_read_and_its_commit_is_not_told(asked, monkeypatch):
+    def dataset_info(self, name, *, revision):
+        raise ConnectionError("offline")
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", dataset_info)
+    hub = Hub("some/rows", None, "train", "v1", False)
+    assert len(list(hub.records())) == 2
+    assert asked[0][1]["revision"] == "v1"
+    assert hub.facts() == {}
+    assert "cannot be asked which commit" in hub.warnings()[0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "what"),
+    [("RepositoryNotFoundError", "there is no such dataset"), ("RevisionNotFoundError", "it has no revision 'v1'")],
+)
+def test_what_the_hub_does_not_have_is_told(monkeypatch, kind, what):
+    from huggingface_hub import errors
+
+    def dataset_info(self, name, *, revision):
+        raise getattr(errors, kind).__new__(getattr(errors, kind))
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", dataset_info)
+    with pytest.raises(HarnessError, match=what):
+        list(Hub("some/rows", None, "train", "v1", False).records())
 
 
 def test_no_network_is_told_with_what_to_do(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     with pytest.raises(HarnessError, match=r"hub:nobody/nothing: the hub cannot be reached: .*HF_HUB_OFFLINE"):
-        list(Hub("nobody/nothing", None, "train", None).records())
+        list(Hub("nobody/nothing", None, "train", None, False).records())
 
 
 @pytest.mark.parametrize(
@@ -43,7 +97,7 @@ def test_each_way_to_fail_is_one_line(monkeypatch, error, what):
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     with pytest.raises(HarnessError) as caught:
-        list(Hub("some/rows", None, "x", None).records())
+        list(Hub("some/rows", None, "x", None, False).records())
     assert str(caught.value).startswith(f"hub:some/rows: {what}")
 
 
@@ -51,10 +105,10 @@ def test_a_folder_of_the_same_name_is_not_taken_for_the_dataset(monkeypatch, tmp
     monkeypatch.chdir(tmp_path)
     (tmp_path / "rows").mkdir()
     with pytest.raises(HarnessError, match="hides the dataset"):
-        list(Hub("rows", None, "train", None).records())
+        list(Hub("rows", None, "train", None, False).records())
 
 
 def test_an_empty_split_is_an_error(monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", lambda *a, **o: datasets.Dataset.from_list([]))
     with pytest.raises(HarnessError, match="holds no rows"):
-        list(Hub("some/rows", None, "train", None).records())
+        list(Hub("some/rows", None, "train", None, False).records())

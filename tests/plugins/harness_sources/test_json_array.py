@@ -1,13 +1,18 @@
-import pytest
-from harness_sources.json_array import JsonArray
+import io
+import json
 
-from harness import HarnessError
+import pytest
+from harness_sources import json_items
+from harness_sources.json_array import JsonArray
+from harness_sources.json_items import items
+
+from harness import Bad, HarnessError
 
 
 def read(folder, text):
     path = folder / "x.json"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    return list(JsonArray("x.json").records())
+    return list(JsonArray("x.json", {}).records())
 
 
 @pytest.fixture(autouse=True)
@@ -28,7 +33,12 @@ def test_rows_are_the_objects_of_the_one_array(tmp_path, text):
         (b'[\n{"a": "\xe9"}]', "x.json:2: is not UTF-8: byte 10 is 0xe9; save the file as UTF-8"),
         ("3", "x.json: is not an array of objects; keep one array of objects in the file"),
         ('{"a": [], "b": []}', "x.json: is an object with 2 arrays"),
-        ('[{"a": 1}, "b"]', 'x.json:[1]: is "b", not an object; mend the row'),
+        ('[{"a": 1}\n {"a": 2}]', "x.json:2:2: is not JSON: Expecting ',' delimiter; mend the file"),
+        ('[{"a": 1},]', "x.json:1:11: is not JSON: Expecting value; mend the file"),
+        ('[{"a": 1}] []', "x.json:1:12: is not JSON: Extra data; mend the file"),
+        ('[{"a": 1}', "x.json:1:10: is not JSON: Expecting ',' delimiter; mend the file"),
+        ('[{"a": "1', "x.json:1:8: is not JSON: Unterminated string starting at; mend the file"),
+        (b'{"a": [{"b": "\xe9"}]}', "x.json:1: is not UTF-8: byte 15 is 0xe9; save the file as UTF-8"),
         ("[]", "x.json: the data set holds no rows"),
         ("", "x.json: the data set holds no rows"),
         ("[" * 100_000, "x.json: is nested too deep"),
@@ -40,6 +50,36 @@ def test_what_is_no_array_of_objects_is_told_with_its_place(tmp_path, text, line
     assert str(caught.value).startswith(line)
 
 
+def test_an_item_that_is_no_object_is_a_bad_row_between_the_others(tmp_path):
+    first, bad, last = read(tmp_path, '[{"a": 1}, "b", {"a": 2}]')
+    assert bad == Bad("x.json:[1]", 'is "b", not an object', "mend the row", "b")
+    assert (first.place, last.place) == ("x.json:[0]", "x.json:[2]")
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 64])
+def test_an_array_is_read_item_by_item_however_the_blocks_fall(size):
+    value = [{"a": 'é\n\\"😀' * 9, "b": [1.5e3, None, True]}, 12, "x, ]", [], {"c": {}}, -3]
+    raw = ("\ufeff [\n" + ",\n ".join(json.dumps(one, ensure_ascii=False) for one in value) + " ]\n").encode()
+    stream = io.BytesIO(raw)
+    stream.read = lambda _, read=stream.read: read(size)
+    assert list(items("x.json", b"", stream)) == value
+
+
+def test_the_place_of_an_error_is_counted_through_all_blocks(monkeypatch):
+    monkeypatch.setattr(json_items, "BLOCK", 8)
+    raw = b'[\n{"a": "one"},\n\n  {"a": "two"},\n  {"a" 3}\n]' + b" " * 99
+    with pytest.raises(HarnessError, match=r"x.json:5:8: is not JSON: Expecting ':' delimiter"):
+        list(items("x.json", b"", io.BytesIO(raw)))
+    with pytest.raises(HarnessError, match=r"x.json:3: is not UTF-8: byte 11 is 0xff"):
+        list(items("x.json", b"", io.BytesIO(b'["a",\n\n"b \xff"]')))
+
+
+def test_an_array_is_not_read_beyond_the_item_asked_for(tmp_path):
+    read = items("x.json", b"", stream := io.BytesIO(b"[" + b'{"a": 1},' * 200_000 + b"{}]"))
+    assert next(read) == {"a": 1}
+    assert stream.tell() < 300_000
+
+
 def test_a_missing_file_is_named():
     with pytest.raises(HarnessError, match=r"none.json: there is no such file"):
-        list(JsonArray("none.json").records())
+        list(JsonArray("none.json", {}).records())

@@ -22,17 +22,24 @@ def test_rows_come_as_plain_values_with_their_index_through_all_batches(monkeypa
     monkeypatch.setattr(parquet, "BATCH", 2)
     rows = [{"messages": [{"role": "user", "content": str(n)}]} for n in range(5)]
     write(rows)
-    assert [(r.place, r.data) for r in Parquet("x.parquet").records()] == [
+    assert [(r.place, r.data) for r in Parquet("x.parquet", {}).records()] == [
         (f"x.parquet:[{n}]", row) for n, row in enumerate(rows)
     ]
+
+
+def test_an_object_keeps_only_the_fields_that_were_given_to_it():
+    rows = [{"calls": [{"name": "a", "arguments": {"x": 1}}], "n": None}, {"calls": [{"name": "b", "arguments": {}}]}]
+    write(rows)
+    read = [record.data for record in Parquet("x.parquet", {}).records()]
+    assert read == [rows[0], {**rows[1], "n": None}]
 
 
 def test_what_is_no_parquet_file_is_named(tmp_path):
     (tmp_path / "x.parquet").write_text("no")
     with pytest.raises(HarnessError, match=r"x.parquet: is not a Parquet file"):
-        list(Parquet("x.parquet").records())
+        list(Parquet("x.parquet", {}).records())
     with pytest.raises(HarnessError, match=r"none.parquet: there is no such file"):
-        list(Parquet("none.parquet").records())
+        list(Parquet("none.parquet", {}).records())
 
 
 def test_a_file_without_rows_is_an_error():
@@ -40,4 +47,4 @@ def test_a_file_without_rows_is_an_error():
 
     pyarrow.parquet.write_table(pyarrow.table({"a": pyarrow.array([], pyarrow.string())}), "x.parquet")
     with pytest.raises(HarnessError, match="holds no rows"):
-        list(Parquet("x.parquet").records())
+        list(Parquet("x.parquet", {}).records())

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
+import importlib.util
+import sys
 from pathlib import Path
 
 import pytest
 
-from harness import Example, Message
+from harness import Example, Message, ToolCall
 
 LLAMA2 = (
     "{% if messages[0]['role'] == 'system' %}{% set loop_messages = messages[1:] %}"
@@ -87,8 +90,8 @@ def conversations(single, multi):
 
 @pytest.fixture(scope="session")
 def example():
-    """example(messages): an example with these messages, from `rows.jsonl:7`."""
-    return lambda messages: Example("id", tuple(messages), "rows.jsonl:7")
+    """example(messages, tools): an example with these messages, from `rows.jsonl:7`."""
+    return lambda messages, tools=(): Example("id", tuple(messages), "rows.jsonl:7", tuple(tools))
 
 
 @pytest.fixture(scope="session")
@@ -102,5 +105,59 @@ def marked():
                 text += "⟦" if span.trained else "⟧"
             text, inside = text + span.text, span.trained
         return text + ("⟧" if inside else "")
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def family():
+    """family(name): a tokenizer like those of a model family (see `families`), made once."""
+    folder = Path(__file__).parent
+    loaded = importlib.util.spec_from_file_location("families", folder / "families.py")
+    families = importlib.util.module_from_spec(loaded)
+    sys.modules["families"] = families
+    loaded.loader.exec_module(families)
+    return functools.cache(lambda name: families.make(families.FAMILIES[name]))
+
+
+@pytest.fixture(scope="session")
+def weather():
+    """A tool."""
+    return {
+        "name": "get_weather",
+        "description": "The weather in a city, e.g. Köln.",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+    }
+
+
+@pytest.fixture(scope="session")
+def calling():
+    """A conversation in which a tool is called, answers and is spoken of."""
+    return (
+        Message("user", "How is the weather in Köln?"),
+        Message("assistant", "", calls=(ToolCall("get_weather", {"city": "Köln", "days": 2}),)),
+        Message("tool", '{"sky": "grey"}', name="get_weather"),
+        Message("assistant", "Grey."),
+    )
+
+
+@pytest.fixture(scope="session")
+def as_dicts():
+    """as_dicts(messages): OpenAI's shape, written without the code under test. json: arguments as text."""
+
+    def write(messages, *, json=None):
+        dicts = []
+        for message in messages:
+            made = {"role": message.role, "content": message.content}
+            if message.calls:
+                made["tool_calls"] = [
+                    {
+                        "type": "function",
+                        "function": {"name": c.name, "arguments": json(c.arguments) if json else dict(c.arguments)},
+                    }
+                    for c in message.calls
+                ]
+            dicts.append(made)
+        return dicts
 
     return write

@@ -57,15 +57,6 @@ def test_parity_with_qwen3_token_for_token(name, chatml, tokenizer, conversation
     assert encode_prompt(example(messages), chatml, tokenizer, 4096) == prompt
 
 
-@pytest.mark.parametrize("name", ["single", "multi"])
-def test_parity_with_qwen2_5_by_its_default_system_message(name, make, tokenizer, conversations, shipped, example):
-    messages = conversations[name]
-    qwen = make("chatml", system="You are Qwen, created by Alibaba Cloud. You are a helpful assistant.")
-    dicts = [{"role": message.role, "content": message.content} for message in messages]
-    theirs = tokenizer.apply_chat_template(dicts, chat_template=shipped("qwen2_5"), return_dict=False)
-    assert list(encode(example(messages), "s", qwen, tokenizer, 4096).input_ids) == theirs
-
-
 @pytest.mark.parametrize("name", ["single", "multi", "system", "system_multi"])
 def test_labels_are_trls_but_for_the_line_break_after_the_end_of_turn(
     name, chatml, tokenizer, conversations, shipped, example
@@ -89,6 +80,12 @@ def test_labels_are_trls_but_for_the_line_break_after_the_end_of_turn(
 
 def test_stops_at_the_end_of_turn_and_of_sequence(chatml, tokenizer):
     assert chatml.stops(tokenizer) == ("<|im_end|>", "</s>")
+
+
+def test_tools_have_no_place(chatml, tokenizer, calling, weather):
+    with pytest.raises(HarnessError, match="no place for tools") as error:
+        chatml.render(calling, tokenizer, tools=[weather])
+    assert "qwen" in error.value.hint
 
 
 def test_a_tokenizer_without_the_two_tokens_is_refused(chatml, single):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
-from harness import HarnessError, Message
+from harness import HarnessError, Message, ToolCall
 from harness.data.encode import encode
 
 CHATML = (
@@ -21,6 +23,11 @@ DROPS_REASONING = (
     "{{ '<|im_end|>' if loop.last or m.role == 'user' else '</s>' }}\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+
+
+def last_alone(messages):
+    """The messages, only the last response trained."""
+    return (*(dataclasses.replace(message, trained=False) for message in messages[:-1]), messages[-1])
 
 
 def test_llama2_as_jinja_gives_the_rows_of_llama2(make, tokenizer, conversations, llama2_jinja, example):
@@ -53,14 +60,14 @@ def test_a_template_that_rewrites_earlier_turns_is_refused_and_may_train_the_las
     for source in (PHI3, DROPS_REASONING):
         with pytest.raises(HarnessError, match="rewrites message 2") as error:
             make("jinja", template=source).render(multi, tokenizer)
-        assert "`train_on` to last" in error.value.hint
-        last = marked(make("jinja", template=source, train_on="last").render(multi, tokenizer))
+        assert 'set the source\'s option train_on to "last"' in error.value.hint
+        last = marked(make("jinja", template=source).render(last_alone(multi), tokenizer))
         assert last.count("⟦") == 1
         assert "⟦长江 🙂<|im_end|>" in last
 
 
-def test_train_on_last_trains_the_last_response_alone(make, tokenizer, multi, marked):
-    text = marked(make("jinja", template=CHATML, train_on="last").render(multi, tokenizer))
+def test_a_response_is_trained_where_its_message_is(make, tokenizer, multi, marked):
+    text = marked(make("jinja", template=CHATML).render(last_alone(multi), tokenizer))
     assert text.count("⟦") == 1
     assert text.endswith("⟦长江 🙂<|im_end|>⟧\n")
 
@@ -70,6 +77,13 @@ def test_a_prompt_that_is_not_the_beginning_of_the_whole_is_refused(make, tokeni
     with pytest.raises(HarnessError, match="up to message 2 is no beginning") as error:
         make("jinja", template=source).render(single, tokenizer)
     assert "train_on" not in error.value.hint
+
+
+@pytest.mark.parametrize("content", ["m.content", "m.content + m.content"])
+def test_a_prompt_that_leaves_the_conversation_out_is_refused(content, make, tokenizer, single):
+    source = "{% if not add_generation_prompt %}" + CHATML.replace("m.content | trim", content) + "{% endif %}"
+    with pytest.raises(HarnessError, match="prompt that the chat template writes for message 2 is not what stands"):
+        make("jinja", template=source).render(single, tokenizer)
 
 
 def test_a_header_that_only_training_writes_is_trained(make, tokenizer, single, marked):
@@ -176,3 +190,86 @@ def test_chat_templates_of_model_families_train_responses_and_ends_of_turn(name,
     assert [span.text for span in trained if not span.frame] == ["The Elbe.", "长江 🙂"]
     assert len({span.text for span in trained if span.frame}) == 1
     assert "".join(span.text for span in spans).count("Name a river.") == 1
+
+
+@pytest.mark.parametrize("name", ["qwen3", "phi3", "gptoss", "qwen3_5_think"])
+def test_chat_templates_that_rewrite_earlier_turns_train_the_last_response(name, make, tokenizer, multi, shipped):
+    template = make("jinja", template=shipped(name))
+    with pytest.raises(HarnessError) as error:
+        template.render(multi, tokenizer)
+    assert "train_on" in error.value.hint or "variables" in error.value.hint
+    variables = {"enable_thinking": False} if "qwen" in name else {}
+    spans = make("jinja", template=shipped(name), variables=variables).render(last_alone(multi), tokenizer)
+    assert [span.text for span in spans if span.trained and not span.frame] == ["长江 🙂"]
+    text = "".join(span.text for span in spans)
+    assert text.index("The Elbe.") < text.index("再说一条河。") < text.index("长江 🙂")
+
+
+# -- tools ------------------------------------------------------------------------------------------------------------
+
+TOOLED = (
+    "{% if tools %}{% for t in tools %}[tool]{{ t | tojson }}{% endfor %}<|im_end|>\n{% endif %}"
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}"
+    "{% for c in m.tool_calls or [] %}[call]{{ c.id }} {{ c.function.name }}("
+    "{% for k, v in c.function.arguments.items() %}{{ k }}={{ v }}{% endfor %}){% endfor %}"
+    "{{ '[for ' + m.tool_call_id + ' ' + m.name + ']' if m.role == 'tool' }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def test_tools_and_calls_reach_the_template_in_openais_shape(make, tokenizer, marked):
+    messages = (
+        Message("user", "q"),
+        Message("assistant", "Wait.", calls=(ToolCall("f", {"x": 1}), ToolCall("g", {"y": [2]}))),
+        Message("tool", "two", name="g"),
+        Message("tool", "one", name="f"),
+        Message("assistant", "a"),
+    )
+    tools = [{"name": "f", "parameters": {}}, {"name": "g"}]
+    assert marked(make("jinja", template=TOOLED).render(messages, tokenizer, tools=tools)) == (
+        '[tool]{"type": "function", "function": {"name": "f", "parameters": {}}}'
+        '[tool]{"type": "function", "function": {"name": "g"}}<|im_end|>\n'
+        "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n"
+        "⟦Wait.[call]call00001 f(x=1)[call]call00002 g(y=[2])<|im_end|>⟧\n"
+        "<|im_start|>tool\ntwo[for call00002 g]<|im_end|>\n<|im_start|>tool\none[for call00001 f]<|im_end|>\n"
+        "<|im_start|>assistant\n⟦a<|im_end|>⟧\n"
+    )
+
+
+@pytest.mark.parametrize("name", ["qwen2_5", "qwen3_instruct_2507", "llama3_1", "lfm2_v2", "gemma4_v5"])
+def test_chat_templates_of_model_families_train_calls(name, make, family, calling, weather, shipped, example):
+    tokenizer, template = family("qwen"), make("jinja", template=shipped(name))
+    messages = last_alone(calling) if name == "gemma4_v5" else calling
+    spans = template.render(messages, tokenizer, tools=[weather])
+    trained = "|".join(span.text for span in spans if span.trained)
+    assert trained.count("Grey.") == 1
+    assert ("get_weather" in trained) is (messages == calling)
+    assert '{"sky": "grey"}' not in trained
+    assert "The weather in a city" not in trained
+    text = "".join(span.text for span in spans)
+    row = encode(example(messages, [weather]), "s", template, tokenizer, 4096)
+    assert tokenizer.decode(row.input_ids) == text
+
+
+@pytest.mark.parametrize(
+    ("source", "what"),
+    [
+        (TOOLED.replace("{% if tools %}", "{% if false %}"), "leaves out the tools that there are"),
+        (TOOLED.replace("c.function.name", "''"), "leaves out calls of tools"),
+        (TOOLED.replace("<|im_end|>\n{% endfor %}", "{{ '<|im_end|>' if not m.tool_calls }}\n{% endfor %}"), "no end"),
+    ],
+)
+def test_a_template_that_leaves_tools_out_is_refused(source, what, make, tokenizer, calling, weather):
+    with pytest.raises(HarnessError, match=what):
+        make("jinja", template=source).render(calling, tokenizer, tools=[weather])
+
+
+def test_few_skeletons_are_kept_however_many_shapes_there_are(make, tokenizer, monkeypatch):
+    from harness_templates import rendering
+
+    monkeypatch.setattr(rendering, "REMEMBERED", 3)
+    template = make("jinja", template=TOOLED)
+    for number in range(9):
+        call = Message("assistant", "", calls=(ToolCall("f", {"x": number}),))
+        template.render((Message("user", "q"), call), tokenizer)
+    assert len(template._skeletons[tokenizer]) == 3

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from harness import HarnessError, Message
-from harness.data.encode import encode, encode_prompt
+from harness.data.encode import Encoded, encode, encode_prompt
+from harness.data.proof import prove
 
 
 @pytest.fixture
@@ -48,6 +49,18 @@ def test_parity_with_the_published_template_token_for_token(
         dicts[:-1], chat_template=llama2_jinja, add_generation_prompt=True, return_dict=False
     )
     assert encode_prompt(example(messages), llama2, tokenizer, 4096) == prompt
+
+
+@pytest.mark.parametrize("name", ["single", "multi", "system", "system_multi"])
+def test_parity_on_a_tokenizer_of_its_kind_that_writes_a_beginning_by_itself(
+    name, llama2, family, conversations, llama2_jinja, example
+):
+    tokenizer, messages = family("llama2"), conversations[name]
+    dicts = [{"role": message.role, "content": message.content} for message in messages]
+    theirs = tokenizer.apply_chat_template(dicts, chat_template=llama2_jinja, return_dict=False)
+    row = encode(example(messages), "s", llama2, tokenizer, 4096)
+    assert list(row.input_ids) == theirs
+    prove(example(messages), Encoded(row), llama2, tokenizer)
 
 
 def test_one_beginning_of_sequence_a_turn(llama2, tokenizer, conversations, example):

@@ -2,30 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-from harness import Message, Span, Template
+from harness import HarnessError, Message, Span, Template
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
 class Dialogue(Template):
-    """`[Speaker] text`, one line a turn; the assistant's turn ends with the end-of-sequence token."""
+    """`[Speaker] text`, one line a turn; the assistant's turn ends with the end-of-sequence token. No tools."""
 
     def __init__(self, speaker: str) -> None:
         self.speaker = speaker
 
     def render(
-        self, messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase, *, open: bool = False
+        self,
+        messages: Sequence[Message],
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        open: bool = False,
+        tools: Sequence[Mapping[str, Any]] = (),
     ) -> tuple[Span, ...]:
         spans: list[Span] = []
         for message in messages:
-            trained = message.role == "assistant"
-            spans.append(Span(f"[{self.speaker if trained else message.role}] ", frame=True))
+            if tools or message.calls or message.role not in ("system", "user", "assistant"):
+                raise HarnessError("template dialogue", "a play has no place for tools", "choose another template")
+            speaks = message.role == "assistant"
+            trained = speaks and message.trained
+            spans.append(Span(f"[{self.speaker if speaks else message.role}] ", frame=True))
             spans.append(Span(message.content, trained=trained))
-            spans.append(Span(tokenizer.eos_token if trained else "\n", trained=trained, frame=True))
+            spans.append(Span(tokenizer.eos_token if speaks else "\n", trained=trained, frame=True))
         if open:
             spans.append(Span(f"[{self.speaker}] ", frame=True))
         return tuple(spans)

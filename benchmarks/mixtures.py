@@ -1,0 +1,150 @@
+"""Seconds, efficiency and peak memory of laying out a mixture, and of TRL's packing beside it.
+
+    python benchmarks/mixtures.py [--rows 10000 100000 1000000] [--trl-rows 100000] [--demo FILE MODEL_FOLDER]
+
+A mixture is 90 % domain and 10 % general loss tokens, lengths log-normal (median 150 and 270 tokens, cut at 2048), two
+epochs: once in batches of 8, once packed to 2048. `pack` is best-fit decreasing over all domain rows; `TRL bfd` is
+TRL's packing of the same lengths, in its map batches of 1,000 rows. Every line is a process of its own, so that its
+peak memory is its own; what the process holds before the work begins is printed beside it. The rows are stand-ins that
+hold their sizes and no tokens, except for TRL, whose packing moves the tokens.
+
+With --demo: the lengths of a real file of alpaca rows, as the template `alpaca` and the model's tokenizer make them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+CAPACITY = 2048
+COUNTS = ("ids", "lengths", "loss_tokens", "source")
+
+
+class Sizes:
+    """Stands in for `harness.data.rows.Rows`: what is counted about rows, without the rows."""
+
+    def __init__(self, *arrays: NDArray[np.generic]) -> None:
+        self.ids, self.lengths, self.loss_tokens, self.source = arrays
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def take(self, indices: NDArray[np.intp]) -> Sizes:
+        return Sizes(*(getattr(self, name)[indices] for name in COUNTS))
+
+    @classmethod
+    def join(cls, parts: Sequence[Sizes]) -> Sizes:
+        return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in COUNTS))
+
+
+def lengths(rows: int, median: float, seed: int) -> NDArray[np.int32]:
+    random = np.random.default_rng(seed)
+    return np.minimum(CAPACITY, 10 + random.lognormal(np.log(median), 0.8, rows)).astype(np.int32)
+
+
+def pool(rows: int, median: float, seed: int) -> Sizes:
+    tokens = lengths(rows, median, seed)
+    ids = np.random.default_rng(seed).integers(0, 2**63, rows).astype(np.uint64)
+    return Sizes(ids, tokens, np.maximum(tokens // 3, 1), np.zeros(rows, dtype=np.uint16))
+
+
+def peak() -> int:
+    """MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+
+def told(name: str, rows: int, seconds: float, efficiency: float, before: int) -> None:
+    figures = f"{seconds:8.2f} s {rows / seconds:12,.0f} rows/s   efficiency {efficiency:.4f}"
+    print(f"{name:12} {rows:10,} rows {figures}   peak {peak():6,} MB ({before:,} MB before)", flush=True)
+
+
+def lay(rows: int, packing: bool) -> None:
+    from harness.contracts import Part, Share, Stage
+    from harness.data import mixture
+
+    mixture.Rows = Sizes  # type: ignore[assignment, misc]
+    train = {"epochs": 2, "steps": None, "batch_size": 8, "accumulation": 1, "packing": packing, "max_length": CAPACITY}
+    stage = Stage("made", (Part("d", "domain"), Part("g", "general")), train, (Share(("g",), 0.1),))
+    pools = {"d": pool(rows, 150, 1), "g": pool(rows // 2, 270, 2)}
+    before, started = peak(), time.perf_counter()
+    data = mixture.lay(stage, pools, 0)  # type: ignore[arg-type]
+    told("lay packed" if packing else "lay", rows, time.perf_counter() - started, data.efficiency, before)
+
+
+def pack(rows: int) -> None:
+    from harness.data.packing import pack
+
+    tokens = lengths(rows, 150, 1)
+    before, started = peak(), time.perf_counter()
+    packs = pack(tokens, CAPACITY)
+    efficiency = tokens.sum(dtype=np.int64) / (CAPACITY * len(packs))
+    told("pack", rows, time.perf_counter() - started, efficiency, before)
+
+
+def trl(rows: int) -> None:
+    import pyarrow
+    from datasets import Dataset, disable_progress_bars
+    from trl.data_utils import pack_dataset
+
+    disable_progress_bars()
+    tokens = lengths(rows, 150, 1)
+    ends = np.concatenate([[0], np.cumsum(tokens, dtype=np.int64)])
+    column = pyarrow.LargeListArray.from_arrays(ends, np.zeros(ends[-1], dtype=np.int64))
+    table = Dataset(pyarrow.table({"input_ids": column}))
+    before, started = peak(), time.perf_counter()
+    packed = pack_dataset(table, CAPACITY, strategy="bfd")
+    efficiency = tokens.sum(dtype=np.int64) / (CAPACITY * len(packed))
+    told("TRL bfd", rows, time.perf_counter() - started, efficiency, before)
+
+
+def demo(file: str, folder: str) -> None:
+    from harness_templates.alpaca import Alpaca
+    from transformers import AutoTokenizer
+
+    from harness.contracts import Message
+    from harness.data.packing import pack
+
+    tokenizer, template = AutoTokenizer.from_pretrained(folder), Alpaca()
+    tokens = []
+    for row in json.loads(Path(file).read_text(encoding="utf-8")):
+        messages = (Message("user", row["instruction"], row["input"] or None), Message("assistant", row["output"]))
+        text = "".join(span.text for span in template.render(messages, tokenizer))
+        tokens.append(min(CAPACITY, len(tokenizer(text, add_special_tokens=False).input_ids)))
+    packs = pack(np.array(tokens), CAPACITY)
+    print(f"{file}: {len(tokens)} rows in {len(packs)} packs, efficiency {sum(tokens) / (CAPACITY * len(packs)):.4f}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
+    parser.add_argument("--trl-rows", type=int, default=100_000, help="most rows that TRL is given")
+    parser.add_argument("--demo", nargs=2, metavar=("FILE", "MODEL"))
+    parser.add_argument("--only", nargs=2, metavar=("WORK", "ROWS"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    works = {
+        "lay": lambda rows: lay(rows, False), "lay-packed": lambda rows: lay(rows, True), "pack": pack, "trl": trl
+    }  # fmt: skip
+    if arguments.only:
+        works[arguments.only[0]](int(arguments.only[1]))
+        return
+    print(f"load before: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores", flush=True)
+    for rows in arguments.rows:
+        for work in works:
+            if work != "trl" or rows <= arguments.trl_rows:
+                subprocess.run([sys.executable, __file__, "--only", work, str(rows)], check=True)
+    if arguments.demo:
+        demo(*arguments.demo)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,158 @@
+"""Arms of an experiment: variants of one spec, each a run of its own, compared with each other.
+
+Knows the spec's `arms` and the changes that each arm makes to it. Knows no run; imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+from harness.errors import HarnessError, ManyErrors, RunError
+
+LOSSES: Mapping[str, int] = {
+    "forgetting": 1,
+    "forgetting_since_learned": 1,
+    "forgetting_from_best": 1,
+    "relative_forgetting": 1,
+    "backward_transfer": -1,
+    "general_ability_delta": -1,
+}
+"""Summaries of the stage × suite matrix that say how much was lost -> the sign with which a loss is positive."""
+
+UNSAFE = re.compile(r"[^A-Za-z0-9._=+,-]+")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One variant. name: also that of its folder. changes: dotted key of the spec -> value; None takes a part out."""
+
+    name: str
+    changes: Mapping[str, Any]
+
+    def overrides(self) -> tuple[str, ...]:
+        """The changes as `--set` takes them."""
+        return tuple(f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in self.changes.items())
+
+
+def expand(given: Mapping[str, Any], where: str) -> tuple[Arm, ...]:
+    """The arms of a spec: each of `named`, for each combination of the values of `matrix`, in the order of the spec.
+
+    given: the spec's `arms`, filled in. where: its place, for errors.
+    Raises HarnessError when two arms have one name, or an arm changes what arms share.
+    """
+    named: Mapping[str, Mapping[str, Any]] = given["named"] or {"": {}}
+    cells = list(_cells(given["matrix"]))
+    made = []
+    for name, changes in named.items():
+        for label, values in cells:
+            clash = sorted(set(changes) & set(values))
+            if clash:
+                what = f"the arm {name!r} and the matrix both set {clash[0]!r}"
+                raise HarnessError(where, what, "say it in one of the two")
+            made.append(Arm(",".join(part for part in (name, label) if part), {**changes, **values}))
+    _check(made, where)
+    names = [arm.name for arm in made]
+    for key in ("baseline", "joint"):
+        name = given[key]
+        if name is not None and name not in names:
+            raise HarnessError(f"{where}.{key}", f"there is no arm {name!r}", f"there are: {', '.join(names)}")
+    return tuple(made)
+
+
+def chosen(arms: Sequence[Arm], names: Sequence[str]) -> tuple[Arm, ...]:
+    """The arms of these names, in the order of the spec; all of them when none is named. Raises HarnessError."""
+    known = [arm.name for arm in arms]
+    for name in names:
+        if name not in known:
+            raise HarnessError(f"--arm {name}", "there is no such arm", f"there are: {', '.join(known) or 'none'}")
+    return tuple(arm for arm in arms if not names or arm.name in names)
+
+
+@contextmanager
+def named(arm: Arm) -> Iterator[None]:
+    """Whatever is wrong in here is said of this arm: each HarnessError names it at its beginning."""
+    try:
+        yield
+    except HarnessError as error:
+        raise _of(arm, error) from error
+
+
+def _of(arm: Arm, error: HarnessError) -> HarnessError:
+    if isinstance(error, ManyErrors):
+        return ManyErrors(_of(arm, one) for one in error.errors)
+    kind = RunError if isinstance(error, RunError) else HarnessError
+    return kind(f"arm {arm.name!r}: {error.where}", error.what, error.hint)
+
+
+def is_summary(axis: str | None) -> bool:
+    """Whether an axis of the comparison is `summary:score` and not `suite/score`."""
+    return axis is not None and "/" not in axis and ":" in axis
+
+
+def check(given: Mapping[str, Any], suites: Iterable[str], where: str) -> Iterator[HarnessError]:
+    """What is wrong with `gain` and `forgetting` before anything has been measured. suites: the spec's, by name."""
+    known = list(suites)
+    for key in ("gain", "forgetting"):
+        axis, place = given[key], f"{where}.{key}"
+        if axis is None:
+            continue
+        if is_summary(axis):
+            summary = axis.partition(":")[0]
+            if key == "gain":
+                what = "a gain is a score of a suite against the base model, and no summary of the matrix is one"
+                yield HarnessError(place, what, 'name it as "suite/score"')
+            elif summary not in LOSSES:
+                what = f"{summary!r} is no summary that says what was lost"
+                yield HarnessError(place, what, f"there are: {', '.join(LOSSES)}")
+        elif "/" not in axis:
+            what = f"{axis!r} does not say of which suite it is a score"
+            yield HarnessError(place, what, 'name it as "suite/score"')
+        elif axis.partition("/")[0] not in known:
+            what = f"there is no suite {axis.partition('/')[0]!r}"
+            yield HarnessError(place, what, f"the spec's suites are: {', '.join(known) or 'none'}")
+
+
+def _cells(matrix: Mapping[str, Sequence[Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(label, key -> value) of every combination; one empty combination where there is no matrix."""
+    short = {key: _short(key, matrix) for key in matrix}
+    for values in product(*matrix.values()):
+        cell = dict(zip(matrix, values, strict=True))
+        yield ",".join(f"{short[key]}={_shown(value)}" for key, value in cell.items()), cell
+
+
+def _short(key: str, keys: Mapping[str, Any]) -> str:
+    """The shortest end of a dotted key that no other key of the matrix has."""
+    parts = key.split(".")
+    for count in range(1, len(parts)):
+        end = ".".join(parts[-count:])
+        if not any(other != key and f".{other}".endswith(f".{end}") for other in keys):
+            return end
+    return key
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, str):
+        text = value
+    elif value is None:
+        text = "none"
+    else:
+        text = json.dumps(value, separators=(",", ":"))
+    return UNSAFE.sub("-", text).strip("-") or "empty"
+
+
+def _check(arms: Sequence[Arm], where: str) -> None:
+    seen: set[str] = set()
+    for arm in arms:
+        if arm.name in seen:
+            raise HarnessError(where, f"two arms are called {arm.name!r}", "rename one, or make the values differ")
+        seen.add(arm.name)
+        for key in arm.changes:
+            if key.partition(".")[0] in ("arms", "name", "output", "track", "gate"):
+                what = f"the arm {arm.name!r} changes {key!r}, which all arms share"
+                raise HarnessError(where, what, "change what is trained, on what, or how")

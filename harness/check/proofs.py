@@ -1,0 +1,119 @@
+"""The proofs of `harness check`, each in one sentence.
+
+Knows what was found, not how.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from harness import run
+from harness.data import Findings
+
+AFTER = ("rows", "template", "held out", "masks", "lengths", "shares", "duplicates", "contamination")
+"""The proofs that can be made when the data is there, in order."""
+
+BESIDE = ("read", "truncated", "evaluated", "proven")
+"""Counts of a source that are no part of the sum: all others sum to `read`."""
+
+
+def proof(name: str, ok: bool | None, told: str, *, warned: bool = False) -> dict[str, Any]:
+    """One proof. ok: None when it was not reached, or is not asked for. warned: it holds, and something was found."""
+    return {"name": name, "ok": ok, "warned": warned, "told": told}
+
+
+def proofs(made: Mapping[str, Any], ready: run.Prepared, found: Findings) -> Iterator[dict[str, Any]]:
+    """The proofs of prepared data, in order. made: the facts so far, see `harness.check.make`."""
+    yield _rows(made["sources"])
+    own = [one.name for one in ready.plan.suites if one.template is not None]
+    yield proof("template", True, f"evaluated as trained{f', or as said: {_list(own)}' * bool(own)}")
+    items = sum(map(len, ready.data.suites.values()))
+    yield proof("held out", True, f"none of the {items:,} prompts to be evaluated is trained on")
+    proven = sum(made["masks"].values())
+    yield proof(
+        "masks",
+        True,
+        f"{proven:,} of {sum(map(len, ready.data.training.values())):,} rows proven: each response and its end of turn "
+        "are trained, no header is",
+    )
+    yield _lengths(made["lengths"])
+    yield _shares(made["stages"])
+    yield _duplicates(made, found)
+    yield _contamination(found)
+
+
+def _rows(sources: Mapping[str, Mapping[str, int]]) -> dict[str, Any]:
+    total = Counter[str]()
+    for counts in sources.values():
+        total.update(counts)
+    parts = [f"{count:,} {name.replace('_', ' ')}" for name, count in total.items() if count and name not in BESIDE]
+    told = f"{total['read']:,} read = {' + '.join(parts) or '0'}"
+    return proof("rows", all(map(adds_up, sources.values())), told, warned=bool(total["untrained"]))
+
+
+def adds_up(counts: Mapping[str, int]) -> bool:
+    """Whether no row of a source has got lost."""
+    return counts["read"] == sum(count for name, count in counts.items() if name not in BESIDE)
+
+
+def _lengths(made: Mapping[str, Any]) -> dict[str, Any]:
+    every = [one for of_source in made.values() for one in of_source]
+    cut, tokens = sum(one["rows_cut"] for one in every), sum(one["tokens_cut"] for one in every)
+    if not cut:
+        return proof("lengths", True, "nothing is cut")
+    return proof("lengths", True, f"{cut:,} row(s) are cut, by {tokens:,} tokens in all", warned=True)
+
+
+def _shares(stages: list[dict[str, Any]]) -> dict[str, Any]:
+    parts = []
+    for stage in stages:
+        for asked in stage["asked"]:
+            realised = [sum(epoch[one][asked["unit"]] for one in asked["sources"]) for epoch in stage["epochs"]]
+            unit = asked["unit"].replace("loss_tokens", "trained tokens")
+            low, high = _percent(min(realised)), _percent(max(realised))
+            got = low if low == high else f"{low} to {high}"
+            sources = " and ".join(asked["sources"])
+            parts.append(f"{sources} {got} of {unit} (asked {_percent(asked['amount'])}) in {stage['name']}")
+    return proof("shares", True, "; ".join(parts) or "none is asked for")
+
+
+def _duplicates(made: Mapping[str, Any], found: Findings) -> dict[str, Any]:
+    dropped = sum(counts["duplicates"] for counts in made["sources"].values())
+    parts = [f"{dropped:,} equal row(s) left out"] if dropped else []
+    parts += [f"{one.rows:,} in both {one.sources[0]} and {one.sources[1]}" for one in found.shared]
+    near, warned = found.near, bool(found.shared)
+    if near is None:
+        parts.append("near ones not looked for")
+    else:
+        of = f"{near.examined:,} rows" if near.examined == near.rows else f"{near.examined:,} of {near.rows:,} rows"
+        parts.append(f"{near.repeats:,} of {of} nearly repeat{'s' * (near.repeats == 1)} an earlier one")
+        warned = warned or bool(near.repeats) or near.examined < near.rows
+    ok = not any(error.where == "checks.near_duplicates" for error in found.failures)
+    return proof("duplicates", ok, "; ".join(parts), warned=warned)
+
+
+def _contamination(found: Findings) -> dict[str, Any]:
+    if found.contamination is None:
+        return proof("contamination", None, "not looked for")
+    parts = []
+    for name, one in found.contamination.items():
+        told = f"{name}: {one.prompts:,} of {one.items:,} prompts and {one.responses:,} responses stand in training"
+        parts.append(told + (f", {one.common:,} share common phrases" if one.common else ""))
+    warned = any(one.prompts or one.responses for one in found.contamination.values())
+    ok = not any(error.where.startswith("evaluate.") for error in found.failures)
+    return proof("contamination", ok, "; ".join(parts) or "nothing is evaluated", warned=warned)
+
+
+def lines(errors: list[str]) -> str:
+    """That there are errors, and how many."""
+    return "one error, told below" if len(errors) == 1 else f"{len(errors)} errors, told below"
+
+
+def _list(names: list[str]) -> str:
+    return ", ".join(names)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"

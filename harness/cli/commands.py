@@ -1,0 +1,354 @@
+"""What each command does: one function of another room, imported inside the command.
+
+Each takes the parsed arguments and gives the exit code.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from harness.errors import HarnessError
+
+
+def _spec(arguments: argparse.Namespace) -> tuple[Any, Any, Any]:
+    """The spec, the registry and the plan: what is wrong with a spec is said before anything heavy is imported."""
+    from harness import plan, registry, schema, spec
+
+    found = registry.discover()
+    loaded = spec.load(arguments.spec, schema.compose(found), arguments.overrides, found.broken)
+    return loaded, found, plan.make(loaded, found)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Train, or go on; 3 when the gate was not passed, after everything is saved."""
+    if arguments.resume is not None:
+        return _go_on(arguments)
+    if arguments.spec is None:
+        raise HarnessError("harness run", "no spec is named", "name one, or go on with a run: --resume RUN")
+    spec, found, _ = _spec(arguments)
+    return _walk(arguments, spec, found, place=None)
+
+
+def _go_on(arguments: argparse.Namespace) -> int:
+    if arguments.spec is not None or arguments.overrides:
+        what = "a run that is gone on with has its own spec"
+        raise HarnessError(f"--resume {arguments.resume}", what, "leave SPEC and --set out, or start a new run")
+    from harness.runs import find_run
+
+    place = find_run(arguments.resume)
+    arguments.spec = str(place / "spec.json")
+    spec, found, _ = _spec(arguments)
+    return _walk(arguments, spec, found, place=place)
+
+
+def _walk(arguments: argparse.Namespace, spec: Any, found: Any, place: Path | None) -> int:
+    arms = spec.document["arms"]
+    if arguments.arms and arms is None:
+        raise HarnessError(f"--arm {arguments.arms[0]}", "the spec has no arms", 'add some under "arms"')
+    if arms is not None:
+        _prove_arms(arguments, spec, found, arguments.arms)
+    from harness import run as rooms
+    from harness.console import Console
+
+    with Console.choose(quiet=arguments.quiet, json=arguments.json) as console:
+        found.manager.register(console, name="console")
+        if arms is not None:
+            load = _loader(arguments, found)
+            made = rooms.experiment(spec, found, load, names=arguments.arms, place=place)
+            return _gated_arms(spec, made)
+        report = rooms.run(spec, found) if place is None else rooms.again(spec, found, place)
+    return _gated(report.gate)
+
+
+def _loader(arguments: argparse.Namespace, found: Any) -> Any:
+    """The spec anew with the overrides of an arm, without arms of its own."""
+    from harness import schema, spec
+
+    composed = schema.compose(found)
+
+    def load(overrides: Sequence[str]) -> Any:
+        return spec.load(arguments.spec, composed, [*arguments.overrides, *overrides, "arms=null"], found.broken)
+
+    return load
+
+
+def _prove_arms(
+    arguments: argparse.Namespace, spec: Any, found: Any, names: Sequence[str] = ()
+) -> list[tuple[Any, Any]]:
+    """Each arm with its spec; that it is valid and has a plan is proven before anything heavy is imported."""
+    from harness import arms, plan
+
+    if spec.document["arms"] is None:
+        return []
+    load = _loader(arguments, found)
+    made = []
+    for arm in arms.chosen(arms.expand(spec.document["arms"], spec.where(("arms",))), names):
+        with arms.named(arm):
+            own = load(arm.overrides())
+            plan.make(own, found)
+        made.append((arm, own))
+    return made
+
+
+def _gated_arms(spec: Any, made: Any) -> int:
+    """3 when no arm passes the gate: an experiment is made to find one that does, and a naive arm need not."""
+    if not spec.document["gate"]:
+        return 0
+    from harness.gate import judge
+    from harness.report import measured_of
+
+    passed = [
+        _gated(judge(spec.document["gate"], measured_of(Path(folder))), arm) == 0 for arm, folder in made.arms.items()
+    ]
+    return 0 if any(passed) else 3
+
+
+def _without_arms(spec: Any) -> None:
+    """Say of a command that shows one run that it shows the spec itself."""
+    if spec.document["arms"] is not None:
+        text = "the spec has arms, and this is the spec without their changes; put one's in with --set"
+        print(f"note: {text}", file=sys.stderr)
+
+
+def _gated(judged: Sequence[Any], arm: str | None = None) -> int:
+    failed = [one for one in judged if not one.passed]
+    of = "" if arm is None else f" of arm {arm!r}"
+    for one in failed:
+        print(f"harness: gate{of}: {one.line()}", file=sys.stderr)
+    return 3 if failed else 0
+
+
+def gate(arguments: argparse.Namespace) -> int:
+    """Judge a finished run; 3 when it is not passed."""
+    spec, _, _ = _spec(arguments)
+    if not spec.document["gate"]:
+        raise HarnessError(arguments.spec, "the spec has no gate", 'add conditions under "gate"')
+    from dataclasses import asdict
+
+    from harness.gate import judge
+    from harness.report import measured_of
+    from harness.runs import find_run
+
+    judged = judge(spec.document["gate"], measured_of(find_run(arguments.run)))
+    if arguments.json:
+        print(json.dumps([asdict(one) for one in judged], indent=2, ensure_ascii=False))
+    else:
+        for one in judged:
+            print(one.line())
+    return 0 if all(one.passed for one in judged) else 3
+
+
+def evaluate(arguments: argparse.Namespace) -> int:
+    """Measure a model without training it."""
+    from harness.runs import find_run
+
+    place = None if Path(arguments.spec).is_file() else find_run(arguments.spec)
+    if place is not None:
+        arguments.spec = str(place / "spec.json")
+    spec, found, _ = _spec(arguments)
+    from harness import run as rooms
+    from harness.console import Console
+
+    with Console.choose(quiet=arguments.json, json=False) as console:
+        found.manager.register(console, name="console")
+        folder, evaluations = rooms.measure(spec, found, place)
+    _scores(evaluations, arguments.json)
+    if not arguments.json:
+        print(f"kept in {folder}")
+    return 0
+
+
+def report(arguments: argparse.Namespace) -> int:
+    """Make the page of a finished run or experiment again."""
+    from harness.report import html
+    from harness.runs import find_run
+
+    place = find_run(arguments.run)
+    print((html.write_experiment if (place / "arms.json").is_file() else html.write)(place))
+    return 0
+
+
+def score(arguments: argparse.Namespace) -> int:
+    """Score the kept answers of a run."""
+    from harness import registry, scoring
+    from harness.runs import find_run
+
+    found = registry.discover()
+    metrics = dict(_metric(text) for text in arguments.metrics) or None
+    made = scoring.score_run(find_run(arguments.run), metrics, found, suites=arguments.suites)
+    _scores(made, arguments.json)
+    return 0
+
+
+def _metric(text: str) -> tuple[str, dict[str, Any]]:
+    name, equals, options = text.partition("=")
+    if not equals:
+        return name, {}
+    try:
+        given = json.loads(options)
+    except ValueError as error:
+        raise HarnessError(
+            f"--metric {text}", f"its options are no JSON: {error}", """e.g. 'bleu={"lang": "zh"}'"""
+        ) from None
+    if not isinstance(given, dict):
+        raise HarnessError(f"--metric {text}", "its options are no JSON object", """e.g. 'bleu={"lang": "zh"}'""")
+    return name, given
+
+
+def _scores(evaluations: Sequence[Any], as_json: bool) -> None:
+    from harness.report import files, scores_table
+
+    if as_json:
+        print(json.dumps(files.plain(files.listed(evaluations)), indent=2, ensure_ascii=False))
+    else:
+        _print(scores_table(evaluations))
+
+
+def validate(arguments: argparse.Namespace) -> int:
+    spec, found, planned = _spec(arguments)
+    arms = _prove_arms(arguments, spec, found)
+    for text in planned.warnings:
+        print(f"warning: {text}", file=sys.stderr)
+    if arguments.filled:
+        print(json.dumps(spec.document, indent=2, ensure_ascii=False))
+    else:
+        stages = ", ".join(stage.name for stage in planned.stages)
+        more = f", {len(arms)} arm(s) ({', '.join(arm.name for arm, _ in arms)})" if arms else ""
+        suites = f"{len(planned.suites)} suite(s)"
+        print(f"{arguments.spec} is valid: {len(planned.stages)} stage(s) ({stages}), {suites}{more}")
+    return 0
+
+
+def plan(arguments: argparse.Namespace) -> int:
+    spec, found, _ = _spec(arguments)
+    _prove_arms(arguments, spec, found)
+    _without_arms(spec)
+    from harness import outline
+    from harness.console import Console
+
+    with Console.choose(quiet=True, json=False) as console:
+        found.manager.register(console, name="console")
+        made = outline.make(spec, found)
+    if arguments.json:
+        print(json.dumps(made, indent=2, ensure_ascii=False))
+    else:
+        _print(outline.render(made))
+    return 0
+
+
+def check(arguments: argparse.Namespace) -> int:
+    spec, found, _ = _spec(arguments)
+    arms = _prove_arms(arguments, spec, found)
+    _without_arms(spec)
+    from harness import check
+    from harness import run as rooms
+    from harness.console import Console
+
+    with Console.choose(quiet=arguments.json or not sys.stdout.isatty(), json=False) as console:
+        found.manager.register(console, name="console")
+        made = check.make(spec, found)
+        rooms.prove(arms, found)
+    if arguments.json:
+        print(json.dumps(made, indent=2, ensure_ascii=False))
+    else:
+        _print(check.render(made))
+    sys.stdout.flush()  # the table before its errors, where both go to one terminal
+    for line in made["failures"]:
+        print(f"harness: {line}", file=sys.stderr)
+    return 0 if made["ok"] else 2
+
+
+def preview(arguments: argparse.Namespace) -> int:
+    spec, found, _ = _spec(arguments)
+    from harness import outline
+    from harness.console import Console
+
+    _without_arms(spec)
+    plain = arguments.plain or not sys.stdout.isatty() or bool(os.environ.get("NO_COLOR"))
+    with Console.choose(quiet=True, json=False) as console:
+        found.manager.register(console, name="console")
+        shown = outline.preview(spec, found, arguments.source, arguments.rows, plain=plain)
+    for one in shown:
+        _print(one)
+    return 0
+
+
+def plugins(arguments: argparse.Namespace) -> int:
+    from harness import registry
+
+    found = registry.discover()
+    kinds = [arguments.kind] if arguments.kind else list(found.components)
+    if arguments.json:
+        listed = {
+            kind: {
+                name: {"summary": one.summary, "distribution": found.origins[kind, name], "options": dict(one.options)}
+                for name, one in sorted(found.components[kind].items())
+            }
+            for kind in kinds
+        }
+        broken = [{"distribution": b.distribution, "module": b.module, "error": b.error} for b in found.broken]
+        print(json.dumps({**listed, "broken": broken}, indent=2, ensure_ascii=False))
+        return 0
+    from rich.table import Table
+    from rich.text import Text
+
+    for kind in kinds:
+        table = Table(title=kind, title_justify="left", box=None, pad_edge=False, title_style="bold")
+        for column in ("name", "from", "what it is"):
+            table.add_column(column, style="cyan" if column == "name" else "")
+        for name, one in sorted(found.components[kind].items()):
+            table.add_row(name, found.origins[kind, name], Text(one.summary))
+        _print(table)
+        print()
+    for plugin in found.broken:
+        print(f"broken: {plugin}")
+    return 0
+
+
+def schema(arguments: argparse.Namespace) -> int:
+    from harness import registry, schema
+
+    text = json.dumps(schema.compose(registry.discover()), indent=2, ensure_ascii=False) + "\n"
+    if arguments.output:
+        try:
+            Path(arguments.output).write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise HarnessError(arguments.output, f"cannot be written: {error.strerror}", "name another file") from None
+    else:
+        print(text, end="")
+    return 0
+
+
+def compare(arguments: argparse.Namespace) -> int:
+    from harness import compare
+
+    made = compare.compare(
+        arguments.runs,
+        arguments.experiment,
+        arguments.uri,
+        baseline=arguments.baseline,
+        score=arguments.score,
+        items=max(arguments.items, 0),
+    )
+    if arguments.html:
+        compare.write_page(made, Path(arguments.html))
+    if arguments.json:
+        print(json.dumps(made.to_json(), indent=2, ensure_ascii=False))
+    else:
+        _print(compare.render(made))
+    return 0
+
+
+def _print(thing: Any) -> None:
+    from rich.console import Console
+
+    console = Console(highlight=False, soft_wrap=False)
+    with console.capture() as captured:  # rich itself would end with 1 when the reader has gone
+        console.print(thing)
+    sys.stdout.write(captured.get())

@@ -1,0 +1,214 @@
+"""Held-out rows that training gives away: the same prompt in the same words, or long stretches of the same wording.
+
+The evaluation side is indexed, the training side is read once, row by row. After Brown et al., 2020, arXiv:2005.14165,
+appendix C: stretches of 13 words, and those that stand in many training rows are common phrases and count for nothing.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+
+from harness.contracts import Example, Message, Progress, silent
+from harness.data.stretches import Stretches
+from harness.data.wording import is_unspaced, joined, prompt, response, stretch, words
+
+SHOWN = 10
+BATCH = 512
+
+Key = tuple[str, int]
+"""An item: its suite and its number there."""
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """A held-out text and the training row that shares most of it.
+
+    item, row: their places. source: of the row. side: `prompt` or `response`, of the item. covered: share of the text's
+    words that stand in stretches shared with any row, in [0, 1]. text: the longest stretch shared with this row.
+    """
+
+    item: str
+    row: str
+    source: str
+    side: str
+    covered: float
+    text: str
+
+
+@dataclass(frozen=True)
+class Contamination:
+    """What training gives away of one suite. The numbers count items, each once.
+
+    same_prompts: whose prompt is asked in training in the same words, case and punctuation aside. same_responses: whose
+    response is given there in the same words, which by itself says little: many just say yes.
+    overlapping: that share a stretch with training. common: that share nothing with it but common phrases.
+    prompts: whose prompt is given away: asked in the same words, or covered by stretches as far as that takes.
+    responses: whose response is covered so.
+    worst: the overlaps that cover most, one for each side of an item; prompts before responses.
+    """
+
+    items: int
+    same_prompts: int
+    same_responses: int
+    overlapping: int
+    common: int
+    prompts: int
+    responses: int
+    worst: tuple[Overlap, ...]
+
+
+def contamination(
+    suites: Mapping[str, Sequence[Example]],
+    training: Mapping[str, Collection[Example]],
+    *,
+    ngram: int = 13,
+    characters: int = 20,
+    common: int = 10,
+    covered: float = 0.5,
+    progress: Progress = silent,
+) -> dict[str, Contamination]:
+    """What the training rows give away of each suite's items.
+
+    suites: suite -> its rows, held in memory. training: source -> its rows, each read once, in order.
+    ngram: words in a stretch; characters: the same for texts in scripts without spaces. A shorter prompt or response
+    has no stretches; as a whole it is compared all the same. common: a stretch that more training rows than this hold
+    is a common phrase. covered: the share of its words, in (0, 1], that gives a prompt or a response away.
+
+    A system message that several items of a suite share says how to answer, not what is asked, and has no stretches.
+    Memory grows with the evaluation side alone.
+    """
+    found = _Search(suites, ngram, characters, common)
+    total = sum(map(len, training.values()))
+    for name, rows in training.items():
+        for done in found.read(name, rows):
+            progress("look for held-out rows", done, total, name, "rows")
+    return {name: found.result(name, rows, covered) for name, rows in suites.items()}
+
+
+@dataclass(frozen=True)
+class _Text:
+    """One side of one item. size: words in a stretch of it."""
+
+    key: Key
+    side: str
+    text: str
+    words: tuple[str, ...]
+    size: int
+
+
+class _Search:
+    """The items of all suites, indexed, and what was found of them so far."""
+
+    def __init__(self, suites: Mapping[str, Sequence[Example]], ngram: int, characters: int, common: int) -> None:
+        self._common = common
+        self._texts = [one for name, rows in suites.items() for one in _texts(name, rows, ngram, characters)]
+        self._index = Stretches([(one.words, one.size) for one in self._texts], keep=common + 1)
+        self._prompts, self._responses = _wholes(suites, prompt), _wholes(suites, lambda row: (response(row),))
+        self._asked: dict[Key, int] = {}
+        self._answered: set[Key] = set()
+        self._places: dict[int, tuple[str, str]] = {}
+        self._read = 0
+
+    def read(self, source: str, rows: Iterable[Example]) -> Iterator[int]:
+        """Look for the items in rows of a source. Yields the rows read so far, in all sources, batch by batch."""
+        left = iter(rows)
+        while batch := list(islice(left, BATCH)):
+            said: list[list[str | None]] = []
+            kept: set[int] = set()
+            for number, row in enumerate(batch, self._read):
+                before, after = words(joined(prompt(row))), words(joined((response(row),)))
+                for key in self._prompts.get(tuple(before), ()):
+                    if key not in self._asked:
+                        self._asked[key] = number
+                        kept.add(number)
+                self._answered.update(self._responses.get(tuple(after), ()))
+                said.append([*before, None, *after])
+            for number in kept | self._index.read(said, self._read):
+                self._places[number] = (batch[number - self._read].place, source)
+            self._read += len(batch)
+            yield self._read
+
+    def result(self, suite: str, rows: Sequence[Example], covered: float) -> Contamination:
+        """What was found of one suite."""
+        worst: dict[str, dict[Key, Overlap]] = {"prompt": {}, "response": {}}
+        overlapping, common = set(), set()
+        for number, text in enumerate(self._texts):
+            if text.key[0] != suite:
+                continue
+            place = rows[text.key[1]].place
+            overlap, only_common = self._overlap(number, text, place)
+            if overlap is not None:
+                overlapping.add(text.key)
+            elif only_common:
+                common.add(text.key)
+            if text.side == "prompt" and text.key in self._asked:
+                overlap = Overlap(place, *self._places[self._asked[text.key]], "prompt", 1.0, text.text)
+            if overlap is not None:
+                worst[text.side][text.key] = overlap
+        given_away = {side: sum(one.covered >= covered for one in found.values()) for side, found in worst.items()}
+        ordered = [one for found in worst.values() for one in sorted(found.values(), key=lambda one: -one.covered)]
+        return Contamination(
+            items=len(rows),
+            same_prompts=sum(key[0] == suite for key in self._asked),
+            same_responses=sum(key[0] == suite for key in self._answered),
+            overlapping=len(overlapping),
+            common=len(common - overlapping),
+            prompts=given_away["prompt"],
+            responses=given_away["response"],
+            worst=tuple(ordered[:SHOWN]),
+        )
+
+    def _overlap(self, number: int, text: _Text, place: str) -> tuple[Overlap | None, bool]:
+        """How a text overlaps with training, and whether it does by common phrases alone."""
+        stretches = self._index.of(number)
+        held = np.where(stretches >= 0, self._index.counts[stretches], 0) if len(self._index.counts) else stretches * 0
+        at = np.flatnonzero((held > 0) & (held <= self._common))
+        if not len(at):
+            return None, bool((held > 0).any())
+        mask = np.zeros(len(text.words), bool)
+        for begin in at.tolist():
+            mask[begin : begin + text.size] = True
+        counts = Counter(row for begin in at.tolist() for row in self._index.rows(int(stretches[begin])))
+        row = min(counts, key=lambda one: (-counts[one], one))
+        own = [begin for begin in at.tolist() if row in self._index.rows(int(stretches[begin]))]
+        begin, end = _longest(own)
+        shared = stretch(text.text, begin, end + text.size)
+        return Overlap(place, *self._places[row], text.side, float(mask.mean()), shared), False
+
+
+def _texts(suite: str, rows: Sequence[Example], ngram: int, characters: int) -> Iterator[_Text]:
+    systems = Counter(message.content for row in rows for message in row.messages if message.role == "system")
+    for item, row in enumerate(rows):
+        own = [one for one in prompt(row) if one.role != "system" or systems[one.content] == 1]
+        for side, said in (("prompt", joined(own)), ("response", joined([response(row)]))):
+            found = tuple(words(said))
+            yield _Text((suite, item), side, said, found, characters if is_unspaced(found) else ngram)
+
+
+def _wholes(
+    suites: Mapping[str, Sequence[Example]], side: Callable[[Example], Iterable[Message]]
+) -> dict[tuple[str, ...], list[Key]]:
+    found: dict[tuple[str, ...], list[Key]] = {}
+    for name, rows in suites.items():
+        for item, row in enumerate(rows):
+            whole = tuple(words(joined(side(row))))
+            if whole:
+                found.setdefault(whole, []).append((name, item))
+    return found
+
+
+def _longest(ascending: Sequence[int]) -> tuple[int, int]:
+    """The first and the last of the longest run of consecutive numbers."""
+    best = first = last = ascending[0]
+    end = best
+    for number in ascending[1:]:
+        first = first if number == last + 1 else number
+        last = number
+        if last - first > end - best:
+            best, end = first, last
+    return best, end

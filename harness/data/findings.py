@@ -1,0 +1,203 @@
+"""What the wording of the data gives away: rows that repeat others, and held-out rows that stand in training.
+
+Looks at conversations, so it is known before a model is loaded, and says which findings a run must not begin with.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import accumulate
+from typing import Any, overload
+
+import numpy as np
+
+from harness.contracts import Example, Progress, silent
+from harness.data.contamination import Contamination, Overlap, contamination
+from harness.data.duplicates import Near, across, near_duplicates
+from harness.data.wording import joined
+from harness.errors import HarnessError
+from harness.legible import one_line
+
+SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Shared:
+    """Rows that stand word for word in two sources. examples: places of some of them, pair by pair."""
+
+    sources: tuple[str, str]
+    rows: int
+    examples: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What was found. near, contamination: None where the spec does not ask for them.
+
+    warnings: what a person should know. failures: what a run must not begin with, the rows named.
+    """
+
+    shared: tuple[Shared, ...]
+    near: Near | None
+    contamination: Mapping[str, Contamination] | None
+    warnings: tuple[str, ...]
+    failures: tuple[HarnessError, ...]
+
+    def facts(self) -> dict[str, Any]:
+        """The findings as plain data: `shared`, `near_duplicates`, `contamination`."""
+        return {
+            "shared": [
+                {"sources": list(one.sources), "rows": one.rows, "examples": list(map(list, one.examples))}
+                for one in self.shared
+            ],
+            "near_duplicates": None if self.near is None else {**_plain(self.near), "share": self.near.share},
+            "contamination": None
+            if self.contamination is None
+            else {name: _plain(one) for name, one in self.contamination.items()},
+        }
+
+
+def _plain(found: Near | Contamination) -> dict[str, Any]:
+    return {**asdict(found), "worst": [asdict(one) for one in found.worst]}
+
+
+def find(
+    training: Mapping[str, Sequence[Example]],
+    suites: Mapping[str, Sequence[Example]],
+    settings: Mapping[str, Any],
+    *,
+    seed: int,
+    progress: Progress = silent,
+) -> Findings:
+    """Look for duplicates and contamination.
+
+    training: source -> its rows that may be trained on, each content once. suites: suite -> the rows that it evaluates.
+    settings: the spec's `checks`, filled. Reads the training rows in order, once for each kind of finding; of near
+    duplicates the suspects again.
+    """
+    shared = tuple(_shared(training))
+    near = given_away = None
+    if settings["near_duplicates"] is not None:
+        asked = settings["near_duplicates"]
+        near = near_duplicates(
+            Texts(training), threshold=asked["threshold"], limit=asked["rows"], seed=seed, progress=progress
+        )
+    if settings["contamination"] is not None:
+        asked = settings["contamination"]
+        options = {key: asked[key] for key in ("ngram", "characters", "common", "covered")}
+        given_away = contamination(suites, training, **options, progress=progress)
+    told: list[str | HarnessError] = list(_shared_rows(shared))
+    if near is not None:
+        told += _near(near, settings["near_duplicates"])
+    for name, one in (given_away or {}).items():
+        told += _given_away(name, one, settings["contamination"])
+    return Findings(
+        shared,
+        near,
+        given_away,
+        warnings=tuple(one for one in told if isinstance(one, str)),
+        failures=tuple(one for one in told if isinstance(one, HarnessError)),
+    )
+
+
+class Texts(Sequence[tuple[str, str]]):
+    """The rows of all sources in order as (place, text), without system messages: many rows have the same one."""
+
+    def __init__(self, training: Mapping[str, Sequence[Example]]) -> None:
+        self._parts = list(training.values())
+        self._ends = list(accumulate(map(len, self._parts)))
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    @overload
+    def __getitem__(self, index: int) -> tuple[str, str]: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[tuple[str, str]]: ...
+    def __getitem__(self, index: int | slice) -> tuple[str, str] | list[tuple[str, str]]:
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        part = bisect_right(self._ends, index)
+        return _text(self._parts[part][index - (self._ends[part - 1] if part else 0)])
+
+    def __iter__(self) -> Iterator[tuple[str, str]]:
+        return (_text(example) for part in self._parts for example in part)
+
+
+def _text(example: Example) -> tuple[str, str]:
+    own = [message for message in example.messages if message.role != "system"]
+    return example.place, joined(own or example.messages)
+
+
+def _shared(training: Mapping[str, Sequence[Example]]) -> Iterator[Shared]:
+    keys = {name: np.array([int(row.id, 16) for row in rows], np.uint64) for name, rows in training.items()}
+    for one, other, left, right in across(keys):
+        first = zip(left[:SHOWN].tolist(), right[:SHOWN].tolist(), strict=True)
+        places = tuple((training[one][a].place, training[other][b].place) for a, b in first)
+        yield Shared((one, other), len(left), places)
+
+
+# -- in words ---------------------------------------------------------------------------------------------------------
+
+
+def _shared_rows(shared: Sequence[Shared]) -> Iterator[str]:
+    for one in shared:
+        named = _named([f"{a} = {b}" for a, b in one.examples], one.rows)
+        yield f"{one.rows:,} row(s) stand in both {one.sources[0]!r} and {one.sources[1]!r}: {named}"
+
+
+def _near(near: Near, asked: Mapping[str, Any]) -> Iterator[str | HarnessError]:
+    if near.examined < near.rows:
+        yield (
+            f"of {near.rows:,} training rows {near.examined:,}, chosen by the seed, were compared for near duplicates: "
+            "a pair is seen only if both its rows are among them (checks.near_duplicates.rows)"
+        )
+    if not near.repeats:
+        return
+    pairs = [f"{pair.row} ≈ {pair.earlier} ({pair.similarity:.2f})" for pair in near.worst[:SHOWN]]
+    what = f"{near.repeats:,} of {near.examined:,} training rows nearly repeat an earlier one: "
+    what += _named(pairs, near.repeats)
+    if asked["allowed"] is not None and near.share > asked["allowed"]:
+        hint = f"take them out, or raise checks.near_duplicates.allowed ({asked['allowed']:g}) to {_above(near.share)}"
+        yield HarnessError("checks.near_duplicates", what, hint)
+    else:
+        yield what
+
+
+def _given_away(suite: str, found: Contamination, asked: Mapping[str, Any]) -> Iterator[str | HarnessError]:
+    where = f"evaluate.{suite}"
+    for side, count, option in (
+        ("prompt", found.prompts, "allowed"),
+        ("response", found.responses, "allowed_responses"),
+    ):
+        if not count:
+            continue
+        pairs = [_pair(one) for one in found.worst if one.side == side][: min(SHOWN, count)]
+        what = f"{count:,} of its {found.items:,} {side}s stand in training, in whole or for the most part: "
+        what += _named(pairs, count)
+        share, allowed = count / found.items, asked[option]
+        if allowed is not None and share > allowed:
+            hint = "take these rows out of one side"
+            yield HarnessError(
+                where, what, f"{hint}, or raise checks.contamination.{option} ({allowed:g}) to {_above(share)}"
+            )
+        else:
+            yield f"{where}: {what}"
+
+
+def _pair(one: Overlap) -> str:
+    return f'{one.item} ~ {one.row} ("{one_line(one.text, 60)}")'
+
+
+def _named(pairs: Sequence[str], count: int) -> str:
+    more = f" and {count - len(pairs):,} more" if count > len(pairs) else ""
+    return ", ".join(one_line(pair) for pair in pairs) + more
+
+
+def _above(share: float) -> str:
+    """A share that is not below the one given, in few digits."""
+    return f"{min(np.ceil(share * 1000) / 1000, 1.0):g}"

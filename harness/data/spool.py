@@ -1,0 +1,176 @@
+"""Conversations on disk, one JSON line each, so that a million of them cost a few bytes a row in memory.
+
+Knows what an `Example` holds, and nothing of where it came from. A line is its place, a tab, and its body; the body is
+all that can change its tokens. The file is read by offset in blocks, not mapped: pages of a mapped file count as the
+process's own memory, and here memory is not to grow with the rows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import weakref
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, cast, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harness.contracts import Example, Message, ToolCall
+from harness.errors import HarnessError
+
+Indices = NDArray[np.int64]
+
+RUN = 512
+"""Rows read at once where a view is walked in order."""
+
+SPREAD = 8
+"""Rows read at once may lie in a stretch of the file up to this many times as long as they are themselves."""
+
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+_LETTERS = {"system": "s", "user": "u", "assistant": "a", "tool": "t", "text": "x"}
+_ROLES = {letter: role for role, letter in _LETTERS.items()}
+
+
+class Spool(Sequence[Example]):
+    """Examples in a file of their own, readable while the object lives. Made by `Spool.write`.
+
+    offsets: (N + 1,) int64, where each line begins, and where the last one ends. ids: (N,) uint64.
+    """
+
+    def __init__(self, path: Path, offsets: Indices, ids: NDArray[np.uint64]) -> None:
+        self.path, self.offsets, self.ids = path, offsets, ids
+        self._file = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._file)
+
+    @classmethod
+    def write(cls, examples: Iterable[Example], path: Path) -> tuple[Spool, str]:
+        """Write the examples to a new file, one by one, and give them back with the SHA-256 over their bodies in order.
+
+        Raises HarnessError when the file cannot be written.
+        """
+        digest = hashlib.sha256()
+        offsets, ids, end = array("q", [0]), array("Q"), 0
+        file = _opened(path)
+        try:
+            for example in examples:
+                content = body(example)
+                digest.update(content)
+                line = b"%b\t%b\n" % (_encode(example.place).encode("utf-8", "backslashreplace"), content)
+                end += len(line)
+                offsets.append(end)
+                ids.append(int(example.id, 16))
+                try:
+                    file.write(line)
+                except OSError as error:
+                    raise unwritten(path, error) from error
+        finally:
+            try:
+                file.close()
+            except OSError as error:
+                raise unwritten(path, error) from error
+        return cls(path, np.array(offsets, np.int64), np.array(ids, np.uint64)), digest.hexdigest()
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Example]: ...
+    def __getitem__(self, index: int | slice) -> Example | list[Example]:
+        if isinstance(index, slice):
+            return list(self.walk(np.arange(len(self))[index]))
+        begin, end, at = self._span(index)
+        return _example(self._read(begin, end - 1), int(self.ids[at]))
+
+    def __iter__(self) -> Iterator[Example]:
+        return self.walk(np.arange(len(self)))
+
+    def place(self, index: int) -> str:
+        """Where a row stands in the data, without making the row."""
+        begin, end, _ = self._span(index)
+        return cast(str, json.loads(self._read(begin, end).partition(b"\t")[0]))
+
+    def walk(self, indices: Indices) -> Iterator[Example]:
+        """The rows of these indices, in the order given; fast where neighbours follow one another."""
+        for at in range(0, len(indices), RUN):
+            run = indices[at : at + RUN]
+            begins, ends = self.offsets[run], self.offsets[run + 1]
+            first, last = int(begins.min()), int(ends.max())
+            if last - first <= SPREAD * int((ends - begins).sum()):
+                block = self._read(first, last)
+                cut = zip((begins - first).tolist(), (ends - first - 1).tolist(), self.ids[run].tolist(), strict=True)
+                for begin, end, key in cut:
+                    yield _example(block[begin:end], key)
+            else:
+                for index in run.tolist():
+                    yield self[index]
+
+    def _span(self, index: int) -> tuple[int, int, int]:
+        at = range(len(self))[index]  # negative indices and IndexError as a list has them
+        return int(self.offsets[at]), int(self.offsets[at + 1]), at
+
+    def _read(self, begin: int, end: int) -> bytes:
+        parts, at = [], begin
+        while at < end:
+            part = os.pread(self._file, end - at, at)
+            if not part:
+                raise OSError(f"{self.path} has become shorter while it was in use")
+            parts.append(part)
+            at += len(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def unwritten(path: Path, error: OSError) -> HarnessError:
+    """The error for a file or folder of ours that cannot be written."""
+    what = f"the rows read cannot be written there: {error.strerror or error}"
+    return HarnessError(str(path), what, "free space, or make the folder writable")
+
+
+def _opened(path: Path) -> BinaryIO:
+    try:
+        path.unlink(missing_ok=True)  # an earlier spool that is still in use keeps its file
+        return path.open("wb", buffering=1 << 20)
+    except OSError as error:
+        raise unwritten(path, error) from error
+
+
+def body(example: Example) -> bytes:
+    """All of an example that can change its tokens, as one line of JSON; what stands at its default is left out."""
+    messages = []
+    for message in example.messages:
+        one: list[Any] = [_LETTERS[message.role], message.content]
+        rest: dict[str, Any] = {}
+        if message.input is not None:
+            rest["i"] = message.input
+        if message.calls:
+            rest["c"] = [[call.name, call.arguments] for call in message.calls]
+        if message.name is not None:
+            rest["n"] = message.name
+        if not message.trained:
+            rest["t"] = False
+        if rest:
+            one.append(rest)
+        messages.append(one)
+    beside: list[Any] = [list(example.tools), list(example.choices)]
+    while beside and not beside[-1]:
+        beside.pop()
+    return _encode([messages, *beside]).encode()
+
+
+def _example(line: bytes, key: int) -> Example:
+    place, _, content = line.decode().partition("\t")
+    messages, *rest = json.loads(content)
+    made = tuple(_message(*one) for one in messages)
+    return Example(f"{key:016x}", made, json.loads(place), *map(tuple, rest))
+
+
+def _message(letter: str, content: str, rest: dict[str, Any] | None = None) -> Message:
+    if rest is None:
+        return Message(_ROLES[letter], content)
+    calls = tuple(ToolCall(name, arguments) for name, arguments in rest.get("c", ()))
+    return Message(_ROLES[letter], content, rest.get("i"), calls, rest.get("n"), rest.get("t", True))

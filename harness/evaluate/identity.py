@@ -1,0 +1,116 @@
+"""What the numbers of an evaluation depend on beside the item: which weights, which words, which arithmetic.
+
+No stored answer is used for a model that did not give it, so the digests are of the weights as they are in memory,
+not of a path that they once came from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from harness.contracts import Template
+from harness.data.encode import fingerprint
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+NONE = "none"
+
+
+def identity(model: Any, tokenizer: PreTrainedTokenizerBase, template: Template) -> dict[str, str]:
+    """What all items of an evaluation have in common, by name.
+
+    `model` and `adapter`: see `weights`. `tokenizer`: its whole definition. `template`: its fingerprint. `dtype`: of
+    the weights and, under autocast, of the arithmetic. `attention`: the implementation. `harness`: its version.
+    model: None where a server answers; `model`, `adapter`, `dtype` and `attention` are then `none`.
+    """
+    words = {"tokenizer": _tokenizer(tokenizer), "template": fingerprint(template, tokenizer), "harness": _version()}
+    if model is None:
+        return {**dict.fromkeys(("model", "adapter", "dtype", "attention"), NONE), **words}
+    base, adapter = weights(model)
+    attention = getattr(model.config, "_attn_implementation", None)
+    return {"model": base, "adapter": adapter, "dtype": _dtype(model), "attention": str(attention or NONE), **words}
+
+
+def weights(model: Any) -> tuple[str, str]:
+    """SHA-256, in hex, of the model's own weights, and of its adapter's, names included.
+
+    The second is `none` for a model without an adapter, or with its adapter switched off: that is another model.
+    Reads every weight once, about a second a GB.
+    """
+    own: list[tuple[str, torch.Tensor]] = []
+    adapter: list[tuple[str, torch.Tensor]] = []
+    prefix = getattr(getattr(model, "base_model", None), "prefix", None)  # PEFT's, e.g. `lora_`
+    adapted = hasattr(model, "peft_config")
+    for name, tensor in model.state_dict().items():
+        belongs = adapted and (
+            not name.startswith("base_model.model.")
+            or ".modules_to_save." in name
+            or (prefix is not None and prefix in name)
+        )
+        (adapter if belongs else own).append((name, tensor))
+    if not adapted or not _switched_on(model):
+        return _digest(own, ""), NONE
+    # Scaling and rank change the function and are no weights.
+    active = model.active_adapters if isinstance(model.active_adapters, list) else [model.active_adapter]
+    settings = {name: _plain(model.peft_config[name].to_dict()) for name in active if name in model.peft_config}
+    return _digest(own, ""), _digest(adapter, json.dumps(settings, sort_keys=True))
+
+
+def digest(value: Any) -> str:
+    """The SHA-256, in hex, of a value made of plain JSON types."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def _digest(tensors: Iterable[tuple[str, torch.Tensor]], more: str) -> str:
+    found = hashlib.sha256(more.encode())
+    for name, tensor in sorted(tensors, key=lambda pair: pair[0]):
+        data = tensor.detach().contiguous().cpu()
+        # PEFT renames a wrapped layer's own weight; it stays the same weight.
+        plain = name.replace("base_model.model.", "").replace(".base_layer.", ".").replace(".original_module.", ".")
+        found.update(f"{plain}\0{data.dtype}\0{tuple(data.shape)}\0".encode())
+        found.update(data.reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def _switched_on(model: Any) -> bool:
+    """Whether any layer's adapter takes part in the forward pass."""
+    states = [module.disable_adapters for module in model.modules() if hasattr(module, "disable_adapters")]
+    return not states or not all(states)
+
+
+def _dtype(model: torch.nn.Module) -> str:
+    kinds = sorted({str(weight.dtype).removeprefix("torch.") for weight in model.parameters()})
+    place = next(model.parameters()).device.type
+    if torch.is_autocast_enabled(place):
+        kinds.append(f"autocast:{str(torch.get_autocast_dtype(place)).removeprefix('torch.')}")
+    return "+".join(kinds)
+
+
+def _tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
+    core = getattr(tokenizer, "backend_tokenizer", None)
+    definition = core.to_str() if core is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    return digest([definition, tokenizer.special_tokens_map])
+
+
+def _plain(settings: Mapping[str, Any]) -> dict[str, str]:
+    # Where the base lies, and whether it is being trained, is no part of what the adapter does.
+    aside = ("base_model_name_or_path", "revision", "inference_mode")
+    return {
+        key: str(sorted(value) if isinstance(value, set) else value)
+        for key, value in settings.items()
+        if key not in aside
+    }
+
+
+def _version() -> str:
+    try:
+        return version("harness-sft")
+    except PackageNotFoundError:
+        return NONE

@@ -1,0 +1,129 @@
+"""Conditions that a run must meet, judged by the bounds of its intervals: for people who ship models.
+
+Knows the scores of a finished run and the spec's `gate`. Knows neither models nor how the scores came to be.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from harness.errors import HarnessError
+from harness.legible import number
+
+if TYPE_CHECKING:
+    from harness.intervals import Estimate
+
+TESTS = {
+    "rises_at_most": "rise by at most",
+    "rises_at_least": "rise by at least",
+    "falls_at_most": "fall by at most",
+    "falls_at_least": "fall by at least",
+    "gains_at_least": "gain at least",
+    "loses_at_most": "lose at most",
+    "at_least": "be at least",
+    "at_most": "be at most",
+}
+"""What a condition can ask for. `gains` and `loses` count in the direction in which the metric is better."""
+
+LEVELS = ("at_least", "at_most")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One score of a run as a gate sees it. difference: last stage − base, paired; None for a summary of the matrix.
+
+    higher_is_better: None where neither direction is.
+    """
+
+    after: Estimate
+    difference: Estimate | None
+    higher_is_better: bool | None
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A condition and what became of it.
+
+    text: the condition in words. found: the value that was judged. bound: the end of its 95 % interval that is the
+    nearest to breaking the condition (the value itself, when the spec judges by it).
+    """
+
+    text: str
+    passed: bool
+    found: float
+    bound: float
+    limit: float
+    n: int
+
+    def line(self) -> str:
+        """One line for people: the verdict, the condition, what was found."""
+        word = "passed" if self.passed else "FAILED"
+        if math.isnan(self.bound):
+            return f"{word}: {self.text}: {number(self.found)}, and n = {self.n} gives no interval to judge by"
+        return f"{word}: {self.text}: {number(self.found)}, bound {number(self.bound)}, n = {self.n:,}"
+
+
+def check(conditions: Sequence[Mapping[str, Any]], where: Sequence[str]) -> Iterator[HarnessError]:
+    """What is wrong with the conditions themselves. where: the place of each in the spec."""
+    for condition, place in zip(conditions, where, strict=True):
+        given = [name for name in TESTS if condition.get(name) is not None]
+        if len(given) != 1:
+            what = f"a condition names one test, and this names {', '.join(given) if given else 'none'}"
+            yield HarnessError(place, what, f"give one of {', '.join(TESTS)}")
+        elif condition["summary"] is not None and given[0] not in LEVELS:
+            what = f"{given[0]!r} is about a difference, and a summary of the matrix is one already"
+            yield HarnessError(place, what, f"give one of {', '.join(LEVELS)}")
+        elif condition["summary"] is None and "/" not in condition["score"]:
+            what = f"the score {condition['score']!r} does not say of which suite"
+            yield HarnessError(place, what, 'write it as "suite/score", e.g. "general/perplexity"')
+
+
+def judge(conditions: Sequence[Mapping[str, Any]], measured: Mapping[str, Measured]) -> tuple[Judged, ...]:
+    """Every condition judged, in order.
+
+    conditions: the spec's `gate`, filled in. measured: `suite/score` -> score, and `summary:score` -> summary.
+    A condition whose interval is no number fails. Raises HarnessError that names a score which was not measured.
+    """
+    return tuple(_judged(condition, measured) for condition in conditions)
+
+
+def key_of(condition: Mapping[str, Any]) -> str:
+    """What a condition is about, as `measured` calls it."""
+    score: str = condition["score"]
+    return score if condition["summary"] is None else f"{condition['summary']}:{score}"
+
+
+def _judged(condition: Mapping[str, Any], measured: Mapping[str, Measured]) -> Judged:
+    key = key_of(condition)
+    if key not in measured:
+        there = ", ".join(measured) or "none"
+        raise HarnessError("gate", f"the run has no score {key!r}", f"it has: {there}")
+    (test,) = (name for name in TESTS if condition.get(name) is not None)
+    score, limit = measured[key], float(condition[test])
+    estimate = score.after if test in LEVELS else score.difference
+    if estimate is None:
+        raise HarnessError("gate", f"{key!r} has no difference to judge", f"use one of {', '.join(LEVELS)}")
+    if test in ("gains_at_least", "loses_at_most") and score.higher_is_better is None:
+        raise HarnessError("gate", f"neither direction of {key!r} is better", "ask how far it rises or falls")
+    # Every test is one of two: `sign * x` must reach `least`.
+    turned = test in ("gains_at_least", "loses_at_most") and not score.higher_is_better
+    upward = {"rises_at_least": limit, "gains_at_least": limit, "at_least": limit}
+    upward |= {"falls_at_most": -limit, "loses_at_most": -limit}
+    downward = {"rises_at_most": limit, "at_most": limit, "falls_at_least": -limit}
+    by_value = condition["judge_by"] == "value"
+    if test in upward and not turned:
+        bound = estimate.value if by_value else estimate.low
+        passed = bound >= upward[test]
+    else:
+        highest = -upward[test] if turned else downward[test]
+        bound = estimate.value if by_value else estimate.high
+        passed = bound <= highest
+    return Judged(_words(condition, test, limit), bool(passed), estimate.value, bound, limit, estimate.n)
+
+
+def _words(condition: Mapping[str, Any], test: str, limit: float) -> str:
+    what = condition["score"] if condition["summary"] is None else f"{condition['summary']} of {condition['score']}"
+    return f"{what} is to {TESTS[test]} {limit:g}"

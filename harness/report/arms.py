@@ -1,0 +1,335 @@
+"""Arms side by side: what each gained and forgot, against the base model and against one another.
+
+Knows the scores that finished runs left in their folders, and how to compare them over the same items.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from harness import forgetting
+from harness.arms import LOSSES, is_summary
+from harness.contracts import Evaluation, Metric, Role, Score
+from harness.errors import HarnessError
+from harness.intervals import Estimate, difference
+from harness.report import Verdict, measured_of
+from harness.report.advice import advise
+from harness.report.differing import swept
+from harness.report.files import plain, write_json
+from harness.report.intransigence import Intransigence, against
+from harness.report.kept import Kept
+from harness.report.paired import Side, align, compared, judged, require_one_way, trials_for, vectors
+from harness.seeds import derive
+from harness.significance import holm
+
+Metrics = Mapping[str, Mapping[str, Metric]]
+
+__all__ = ["Compared", "Experiment", "Point", "advise", "make"]
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One score of one arm. against: the difference arm − baseline over the same items, None for the baseline itself.
+
+    before: the base model. after: the arm's last stage. change: after − before. p: of "no difference to the baseline",
+    by `test` (see `paired.compared`); p_holm: adjusted for every comparison of the experiment. verdict: on `against`,
+    by `p_holm` at 5 % and its interval.
+    """
+
+    arm: str
+    suite: str
+    role: Role
+    score: str
+    higher_is_better: bool | None
+    n: int
+    before: Estimate
+    after: Estimate
+    change: Estimate
+    against: Estimate | None
+    p: float | None
+    p_holm: float | None
+    verdict: Verdict | None
+    test: str | None = None
+
+
+@dataclass(frozen=True)
+class Point:
+    """An arm in the plane of gain and forgetting, both positive where there is some.
+
+    Both are against the base model, but for forgetting by a summary of the run's matrix, which says against what.
+    recovered: the share of the baseline's forgetting that the arm prevented, None where the baseline forgot nothing
+    beyond two standard errors, and for itself. efficient: whether no other arm gains as much and forgets less.
+    """
+
+    arm: str
+    gain: Estimate
+    forgotten: Estimate
+    recovered: float | None
+    efficient: bool
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Every arm of an experiment compared. gain, forgetting: the scores, as `suite/score`, that the points are made of;
+    forgetting also as `summary:score`.
+
+    missing: arms that have no result, with the reason. joint: the arm on all tasks together, a reference and no method;
+    intransigence: of every other arm against it, none where it has no result. advice: what the comparison comes
+    to, in a sentence.
+    """
+
+    name: str
+    folder: str
+    baseline: str
+    arms: Mapping[str, str]
+    scores: tuple[Compared, ...]
+    gain: str
+    forgetting: str
+    points: tuple[Point, ...]
+    missing: Mapping[str, str]
+    advice: str
+    joint: str | None = None
+    intransigence: tuple[Intransigence, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """The experiment as plain data for JSON."""
+        made: dict[str, Any] = plain(asdict(self) | {"scores": [asdict(one) for one in self.scores]})
+        return made
+
+    def write(self, folder: Path) -> None:
+        """Write `arms.json` into the experiment's folder."""
+        write_json(folder / "arms.json", self.to_json(), indent=2)
+
+
+def make(
+    name: str,
+    folder: Path,
+    arms: Mapping[str, Kept],
+    metrics: Metrics,
+    *,
+    seed: int,
+    baseline: str | None = None,
+    gain: str | None = None,
+    forgetting_score: str | None = None,
+    missing: Mapping[str, str] | None = None,
+    joint: str | None = None,
+) -> Experiment:
+    """Compare the arms over the items that all of them were measured on.
+
+    arms: name -> its finished run, in the order of the spec. metrics: suite -> metric name -> instance.
+    joint: the arm that trained on all tasks together, if any.
+    baseline: None: the first arm that has a result. gain, forgetting_score: `suite/score`; None: the first score of the
+    first domain suite, and that of the first general suite with the same name if it has one. forgetting_score also as
+    `summary:score`, a number drawn from each run's stage × suite matrix (`LOSSES`), as its report has it.
+    Raises HarnessError when no arm has a result, or a score is in none of them.
+    """
+    if not arms:
+        raise HarnessError(str(folder), "no arm has a result", "run it again: harness run --resume")
+    base = baseline if baseline is not None and baseline in arms else next(iter(arms))
+    roles = _roles(arms[base])
+    gain, lost = _axes(arms[base], roles, gain, forgetting_score)
+    compared = _compared(arms, base, roles, metrics, seed)
+    points = _points(arms, base, gain, lost, metrics, seed)
+    over = swept({arm: run.spec for arm, run in arms.items()})
+
+    def more(one: Point, other: Point) -> Estimate:
+        """Over the same items; the base model, which both are measured against, drops out."""
+        return _difference(arms[other.arm], arms[one.arm], lost, metrics, seed)
+
+    return Experiment(
+        name=name,
+        folder=str(folder),
+        baseline=base,
+        arms={arm: str(run.folder) for arm, run in arms.items()},
+        scores=compared,
+        gain=gain,
+        forgetting=lost,
+        points=points,
+        missing=dict(missing or {}),
+        advice=("" if baseline in (None, base) else f"the baseline {baseline!r} has no result yet; ")
+        + advise(
+            [one for one in points if one.arm != joint], gain, lost, over, more=None if is_summary(lost) else more
+        ),
+        joint=joint,
+        intransigence=against(arms, joint, metrics, seed=seed) if joint is not None and joint in arms else (),
+    )
+
+
+def _roles(run: Kept) -> dict[str, Role]:
+    return {name: suite["role"] for name, suite in run.spec["evaluate"].items()}
+
+
+def _axes(run: Kept, roles: Mapping[str, Role], gain: str | None, lost: str | None) -> tuple[str, str]:
+    by_role: dict[str, list[str]] = {"domain": [], "general": []}
+    for suite, role in roles.items():
+        last = run.last(suite)
+        by_role[role] += [
+            f"{suite}/{score.name}" for score in (last.scores if last else ()) if score.higher_is_better is not None
+        ]
+    known = by_role["domain"] + by_role["general"]
+    losses = [one for one in measured_of(run.folder) if one.partition(":")[0] in LOSSES] if is_summary(lost) else []
+    for given, some in ((gain, known), (lost, losses or known)):
+        if given is not None and given not in some:
+            what = "the run has no summary" if is_summary(given) else "no suite has the score"
+            raise HarnessError("arms", f"{what} {given!r}", f"there are: {', '.join(some)}")
+    if (not by_role["general"] and lost is None) or (not by_role["domain"] and gain is None):
+        what = "gain and forgetting need a suite of each role, domain and general"
+        raise HarnessError("arms", what, "add one to evaluate, or name the scores in arms.gain and arms.forgetting")
+    gain = gain or by_role["domain"][0]
+    same = [one for one in by_role["general"] if one.partition("/")[2] == gain.partition("/")[2]]
+    return gain, lost or (same or by_role["general"])[0]
+
+
+def _compared(
+    arms: Mapping[str, Kept], base: str, roles: Mapping[str, Role], metrics: Metrics, seed: int
+) -> tuple[Compared, ...]:
+    pairs = [
+        (arm, role, score, first, last, other)
+        for arm, run in arms.items()
+        for suite, role in roles.items()
+        if (first := _first(run, suite)) and (last := run.last(suite)) and (other := arms[base].last(suite))
+        for score in last.scores
+    ]
+    trials = trials_for(sum(arm != base for arm, *_ in pairs))
+    made = [_one(*pair, base=base, metrics=metrics, seed=seed, trials=trials) for pair in pairs]
+    adjusted = holm([math.nan if one.p is None else one.p for one in made])
+    for number, (one, p) in enumerate(zip(made, adjusted, strict=True)):
+        if one.against is not None:
+            made[number] = replace(one, p_holm=p, verdict=judged(one.against, one.higher_is_better, p))
+    return tuple(made)
+
+
+def _one(
+    arm: str,
+    role: Role,
+    score: Score,
+    first: Evaluation,
+    last: Evaluation,
+    other: Evaluation,
+    *,
+    base: str,
+    metrics: Metrics,
+    seed: int,
+    trials: int,
+) -> Compared:
+    metric = metrics[last.suite][score.metric]
+    before = _find(first, score)
+    change = _change_of((first, before), (last, score), metric, derive(seed, "report", last.suite))
+    against = None
+    if arm != base:
+        pair = (other, _find(other, score)), (last, score)
+        against = compared(*pair, _shared(*pair), metric, seed=derive(seed, "arms", last.suite), trials=trials)
+    return Compared(
+        arm=arm,
+        suite=last.suite,
+        role=role,
+        score=score.name,
+        higher_is_better=score.higher_is_better,
+        n=change.n,
+        before=_estimate(before),
+        after=_estimate(score),
+        change=change,
+        against=None if against is None else against.difference,
+        p=None if against is None else against.p,
+        p_holm=None,
+        verdict=None,
+        test=None if against is None else against.test,
+    )
+
+
+def _points(
+    arms: Mapping[str, Kept], base: str, gain: str, lost: str, metrics: Metrics, seed: int
+) -> tuple[Point, ...]:
+    gains = {arm: _change(run, gain, metrics, seed) for arm, run in arms.items()}
+    losses = {arm: _lost(run, lost, metrics, seed) for arm, run in arms.items()}
+    names = list(arms)
+    efficient = {names[i] for i in forgetting.pareto([(gains[arm].value, losses[arm].value) for arm in names])}
+    naive = losses[base]
+    return tuple(
+        Point(
+            arm,
+            gains[arm],
+            losses[arm],
+            None if arm == base else forgetting.recovered(losses[arm].value, naive.value, naive.stderr),
+            arm in efficient,
+        )
+        for arm in names
+    )
+
+
+def _lost(run: Kept, lost: str, metrics: Metrics, seed: int) -> Estimate:
+    """What a run forgot, positive where it did."""
+    if not is_summary(lost):
+        return _turned(_change(run, lost, metrics, seed))
+    found = measured_of(run.folder).get(lost)
+    if found is None:
+        what = f"the run has no summary {lost!r}"
+        raise HarnessError(
+            str(run.folder), what, "it needs a suite of an earlier stage; name another in arms.forgetting"
+        )
+    return found.after if LOSSES[lost.partition(":")[0]] > 0 else _turned(found.after)
+
+
+def _difference(run: Kept, other: Kept, score: str, metrics: Metrics, seed: int) -> Estimate:
+    """How much worse a score ended in `other` than in `run`, over the same items."""
+    suite, _, name = score.partition("/")
+    ends = [one.last(suite) for one in (run, other)]
+    first, second = (next(one for one in end.scores if one.name == name) for end in ends if end is not None)
+    assert ends[0] is not None  # `_points` found the score in both
+    assert ends[1] is not None
+    metric = metrics[suite][first.metric]
+    gap = _change_of((ends[0], first), (ends[1], second), metric, derive(seed, "arms", suite))
+    return _turned(gap) if first.higher_is_better else gap
+
+
+def _change(run: Kept, score: str, metrics: Metrics, seed: int) -> Estimate:
+    """The change of a score over the base model, positive for the better."""
+    suite, _, name = score.partition("/")
+    first, last = _first(run, suite), run.last(suite)
+    found = next((one for one in last.scores if one.name == name), None) if last else None
+    if first is None or last is None or found is None:
+        raise HarnessError(
+            str(run.folder), f"the run has no score {score!r}", "name another in arms.gain or .forgetting"
+        )
+    metric = metrics[suite][found.metric]
+    change = _change_of((first, _find(first, found)), (last, found), metric, derive(seed, "report", suite))
+    return change if found.higher_is_better else _turned(change)
+
+
+def _change_of(first: Side, second: Side, metric: Metric, seed: int) -> Estimate:
+    """second − first over the items that both have."""
+    ids = _shared(first, second)
+    return difference(vectors(first, ids), vectors(second, ids), partial(metric.aggregate, second[1].name), seed=seed)
+
+
+def _shared(first: Side, second: Side) -> tuple[str, ...]:
+    ids = align(first[0], second[0]).ids
+    if not ids:
+        raise HarnessError("arms", f"two arms share no item of {first[0].suite!r}", "give them the same held-out rows")
+    return ids
+
+
+def _first(run: Kept, suite: str) -> Evaluation | None:
+    """The suite where it was measured first: on the base model, or where a run that goes on from another begins."""
+    return next((one for stage in run.evaluations for one in stage if one.suite == suite), None)
+
+
+def _find(evaluation: Evaluation, like: Score) -> Score:
+    for one in evaluation.scores:
+        if (one.metric, one.name) == (like.metric, like.name):
+            require_one_way(evaluation.suite, one, like)
+            return one
+    raise HarnessError("arms", f"an arm has no score {like.name!r} of {evaluation.suite!r}", "measure the same in all")
+
+
+def _turned(estimate: Estimate) -> Estimate:
+    return Estimate(-estimate.value, estimate.stderr, -estimate.high, -estimate.low, estimate.n)
+
+
+def _estimate(score: Score) -> Estimate:
+    return Estimate(value=score.value, stderr=score.stderr, low=score.low, high=score.high, n=score.n)

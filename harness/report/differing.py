@@ -1,0 +1,67 @@
+"""In what the filled specs of several runs differ, and whether it is one number, that a curve can be drawn over.
+
+Knows specs as plain data.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+ASIDE = ("name", "description", "output", "track", "arms", "$schema")
+"""Keys that say nothing of how a model came to be."""
+
+
+@dataclass(frozen=True)
+class Swept:
+    """The one number in which runs differ. values: run -> its value. share: whether it is one of the whole, 0 to 1."""
+
+    key: str
+    values: Mapping[str, float]
+    share: bool
+
+
+def differing(specs: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Dotted key -> run -> value, of the keys that are not the same in all; a run without the key is not in it."""
+    flat = {name: dict(_flat(spec)) for name, spec in specs.items() if spec}
+    found: dict[str, dict[str, Any]] = {}
+    for key in dict.fromkeys(key for one in flat.values() for key in one):
+        if key.split(".", 1)[0] in ASIDE:
+            continue
+        values = {name: one[key] for name, one in flat.items() if key in one}
+        if len(values) < len(flat) or len({json.dumps(value, sort_keys=True) for value in values.values()}) > 1:
+            found[key] = values
+    return found
+
+
+def swept(specs: Mapping[str, Mapping[str, Any]]) -> Swept | None:
+    """The one number in which runs differ, seeds aside; None where they differ in more, or in what is no number.
+
+    A component that a run does not have at all is no difference of its own: a run without mixing stands at a share of
+    0, and where the number is no share, it has no place on the curve.
+    """
+    changing = {
+        key: values
+        for key, values in differing(specs).items()
+        if key != "seed" and len({json.dumps(one, sort_keys=True) for one in values.values()}) > 1
+    }
+    if len(changing) != 1:
+        return None
+    ((key, values),) = changing.items()
+    if not all(isinstance(one, int | float) and not isinstance(one, bool) for one in values.values()):
+        return None
+    share = key.rpartition(".")[2] == "share" and all(0 <= one <= 1 for one in values.values())
+    known = {name: float(one) for name, one in values.items()}
+    if share:
+        known = {name: known.get(name, 0.0) for name, spec in specs.items() if spec}
+    return Swept(key, known, share) if len(set(known.values())) > 1 else None
+
+
+def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        for key, one in value.items():
+            yield from _flat(one, f"{path}.{key}" if path else str(key))
+    else:
+        yield path, value

@@ -1,0 +1,117 @@
+"""The page of an experiment: its arms beside one another, what each gained and forgot, and what can be advised.
+
+Knows what an experiment leaves in its folder (`reading.Arms`); how it is laid out stands in
+`templates/experiment.html.jinja`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+from urllib.parse import quote
+
+from harness.public import public, without_secrets
+from harness.report.arms import Compared
+from harness.report.differing import differing, swept
+from harness.report.files import plain
+from harness.report.html import page
+from harness.report.html.plots.canvas import Plot
+from harness.report.html.plots.trade import scatter, sweep
+from harness.report.html.reading import Arms, optional
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One held-out question and what the base model and every arm answered. answers: (who, answer)."""
+
+    suite: str
+    id: str
+    prompt: str
+    reference: str
+    answers: tuple[tuple[str, str], ...]
+
+
+def build(experiment: Arms) -> tuple[str, list[Plot]]:
+    """The page and its plots."""
+    plots = list(_plots(experiment))
+    unread = list(experiment.unread)
+    text = page.render(
+        "experiment.html.jinja",
+        experiment=experiment,
+        headline=experiment.advice[:1].upper() + experiment.advice[1:] + ".",
+        plots=plots,
+        groups=_groups(experiment),
+        comparisons=sum(one.p is not None for one in experiment.scores),
+        differences={key: _values(values, experiment.arms) for key, values in _differences(experiment).items()},
+        reports={
+            arm: f"arms/{quote(arm)}/report.html"
+            for arm in experiment.arms
+            if (experiment.folder / "arms" / arm / "report.html").is_file()
+        },
+        asked=_asked(experiment, unread),
+        unread=unread,
+        place=str(experiment.folder.absolute()),
+        files=[(name, told) for name, told in _files(experiment)],
+    )
+    return text, plots
+
+
+def _plots(experiment: Arms) -> Iterator[Plot]:
+    if experiment.points:
+        gain, lost = experiment.gain, experiment.forgetting
+        yield scatter(experiment.points, gain, lost, experiment.baseline, "gain-forgetting")
+        over = swept(experiment.specs)
+        if over is not None:
+            points = [(over.values[one.arm], one) for one in experiment.points if one.arm in over.values]
+            if len({value for value, _ in points}) > 1:
+                yield sweep(sorted(points, key=lambda one: one[0]), gain, lost, over.key, "sweep", percent=over.share)
+
+
+def _groups(experiment: Arms) -> list[tuple[str, list[Compared]]]:
+    """(suite/score, its arms in their order), suite by suite in the order of the file."""
+    keys = list(dict.fromkeys((one.suite, one.score) for one in experiment.scores))
+    order = {arm: number for number, arm in enumerate(experiment.arms)}
+    found = sorted(
+        experiment.scores, key=lambda one: (keys.index((one.suite, one.score)), order.get(one.arm, len(order)))
+    )
+    return [
+        (f"{suite}/{score}", list(group))
+        for (suite, score), group in groupby(found, key=lambda one: (one.suite, one.score))
+    ]
+
+
+def _differences(experiment: Arms) -> dict[str, dict[str, Any]]:
+    return differing({arm: public(spec) for arm, spec in experiment.specs.items()})
+
+
+def _values(values: dict[str, Any], arms: tuple[str, ...]) -> list[str | None]:
+    """The values as text, arm by arm; None where an arm has none."""
+    return [
+        None if arm not in values else one if isinstance(one := values[arm], str) else json.dumps(plain(one))
+        for arm in arms
+    ]
+
+
+def _asked(experiment: Arms, unread: list[str]) -> list[Asked]:
+    """The questions that the arms' reports show, with the answers of all arms that show the same ones."""
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for arm in experiment.arms:
+        for one in optional(experiment.folder / "arms" / arm / "report.json", unread).get("examples") or ():
+            asked = found.setdefault((str(one["suite"]), str(one["id"])), {**one, "answers": []})
+            asked["answers"].append((arm, str(one["after"])))
+    return [
+        Asked(
+            suite, key, str(one["prompt"]), str(one["reference"]), (("base model", str(one["before"])), *one["answers"])
+        )
+        for (suite, key), one in found.items()
+    ]
+
+
+def _files(experiment: Arms) -> Iterator[tuple[str, str]]:
+    yield "arms.json", "this report as data"
+    for arm in experiment.arms:
+        yield without_secrets(f"arms/{arm}"), "the run of this arm, with its own report"
+    yield "plots", "the plots of this page, one SVG each"

@@ -1,0 +1,133 @@
+"""Curves over the updates of a run: one stage after another along one axis."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from harness.legible import number
+from harness.report.html.plots.canvas import STAND_INS, TEXT, WIDTH, Plot, colour, dash, entry, finish, label, sheet
+
+HEIGHT = 230.0
+MOST = 800
+"""Points of a curve that are drawn: more cannot be told apart, and would only make the page heavy."""
+SMOOTHED = 80
+"""Points above which a running mean is drawn over the points themselves."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """What one key came to, stage by stage. stages: for each (updates, values), equally long; NaN where undefined.
+
+    noisy: whether a long one is shown by its running mean too.
+    """
+
+    name: str
+    stages: tuple[tuple[Sequence[float], Sequence[float]], ...]
+    noisy: bool = True
+
+
+def curves(
+    found: Sequence[Curve], stages: Sequence[str], name: str, title: str, *, unit: str, from_zero: bool = False
+) -> Plot:
+    """One or more curves over the updates, with a line where a stage begins. unit: of the values, in words."""
+    with sheet(WIDTH, HEIGHT + (18 if len(found) > 1 else 0)) as drawing:
+        (axes,) = drawing.axes()
+        starts = _starts(found)
+        for series, curve in enumerate(found):
+            _draw(axes, series, curve, starts)
+        ends = [*starts[1:], starts[-1] + _longest(found, len(starts) - 1)]
+        if len(starts) > 1:
+            for stage, start in enumerate(starts):
+                if stage:
+                    axes.axvline(start, color=STAND_INS["muted"], linewidth=0.8, linestyle=(0, (2, 3)))
+                share = (ends[stage] - start) / max(ends[-1], 1)
+                axes.annotate(
+                    label(stages[stage], max(3, int(share * 52))), ((start + ends[stage]) / 2, 1.0),
+                    xycoords=("data", "axes fraction"), xytext=(0, 3), textcoords="offset points", ha="center",
+                    fontsize=TEXT - 1, color=STAND_INS["muted"], annotation_clip=False,
+                )  # fmt: skip
+        if from_zero:
+            axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
+        axes.set_xlim(0, max(ends[-1], 1))
+        axes.set_xlabel("update", loc="right")
+        axes.set_ylabel(unit)
+        _ticks(axes)
+        if len(found) > 1:
+            drawing.figure.legend(loc="outside lower left", ncols=3, handlelength=2.2, columnspacing=1.2)
+        return finish(drawing, name, title, _told(found))
+
+
+def _draw(axes: Any, series: int, curve: Curve, starts: Sequence[float]) -> None:
+    style = {"color": colour(series), "linestyle": dash(series)}
+    smoothed = curve.noisy and any(len(values) > SMOOTHED for _, values in curve.stages)  # all stages in one manner
+    for stage, (updates, values) in enumerate(curve.stages):
+        updates, values = thinned([starts[stage] + one for one in updates], values)
+        style["label"] = "_" if stage else entry(curve.name)
+        if smoothed:
+            axes.plot(updates, values, linewidth=0.8, alpha=0.35, color=colour(series))
+            axes.plot(updates, running_mean(values, max(2, len(values) // 25)), linewidth=1.8, **style)
+        else:
+            axes.plot(updates, values, linewidth=1.6, marker="o" if len(values) < 3 else "", markersize=4, **style)
+
+
+def thinned(updates: Sequence[float], values: Sequence[float]) -> tuple[list[float], list[float]]:
+    """At most `MOST` points: each the mean of as many neighbours, at the last one's update. NaN are left out."""
+    size = math.ceil(len(values) / MOST)
+    if size <= 1:
+        return list(updates), list(values)
+    made = []
+    for start in range(0, len(values), size):
+        known = [one for one in values[start : start + size] if math.isfinite(one)]
+        made.append(
+            (updates[min(start + size, len(updates)) - 1], math.fsum(known) / len(known) if known else math.nan)
+        )
+    return [one for one, _ in made], [one for _, one in made]
+
+
+def running_mean(values: Sequence[float], half: int) -> list[float]:
+    """Each value's mean with its neighbours, up to `half` on each side, and as many on one side as on the other."""
+    made = []
+    for index in range(len(values)):
+        reach = min(half, index, len(values) - 1 - index)
+        known = [one for one in values[index - reach : index + reach + 1] if math.isfinite(one)]
+        made.append(math.fsum(known) / len(known) if known else math.nan)
+    return made
+
+
+def _starts(found: Sequence[Curve]) -> list[float]:
+    starts = [0.0]
+    for stage in range(len(found[0].stages) - 1):
+        starts.append(starts[-1] + _longest(found, stage))
+    return starts
+
+
+def _longest(found: Sequence[Curve], stage: int) -> float:
+    return max((max(curve.stages[stage][0], default=0.0) for curve in found), default=0.0)
+
+
+def _told(found: Sequence[Curve]) -> str:
+    parts = []
+    for curve in found:
+        values = [one for _, values in curve.stages for one in values if math.isfinite(one)]
+        if values:
+            parts.append(f"{label(curve.name)} goes from {number(values[0])} to {number(values[-1])}")
+    return "; ".join(parts) + "." if parts else "No value is finite."
+
+
+def _ticks(axes: Any) -> None:
+    """Whole updates along the axis; values written as they are, without an offset or a factor beside the axis."""
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10]))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.6g}".replace("-", "−")))
+
+
+def columns(entries: Sequence[Mapping[str, float]], key: str) -> tuple[list[float], list[float]]:
+    """(updates, values) of a key in the entries of a stage that have it."""
+    found = [entry for entry in entries if key in entry]
+    return [entry["step"] for entry in found], [entry[key] for entry in found]

@@ -1,0 +1,238 @@
+"""The files of a finished run or experiment → what a page shows of them.
+
+Knows the files and how far each may be missing: the report must be there and whole; whatever else is not there, or
+cannot be read, leaves its place in the page empty, and is named where it was expected.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from harness.errors import HarnessError
+from harness.gate import Judged
+from harness.intervals import Estimate
+from harness.report import Change, Shown
+from harness.report.arms import Compared, Point
+from harness.report.kept import document
+from harness.report.matrix import Matrix
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run as its folder tells it. steps: stage -> the entries of its log. trained: stage -> what it came to.
+
+    spec, environment, data: {} where the file is missing. unread: what could not be read, each in a line.
+    """
+
+    folder: Path
+    name: str
+    seed: int
+    facts: Mapping[str, Any]
+    stages: tuple[str, ...]
+    changes: tuple[Change, ...]
+    matrices: tuple[Matrix, ...]
+    gate: tuple[Judged, ...]
+    answers: Mapping[str, Mapping[str, Mapping[str, int]]]
+    examples: tuple[Shown, ...]
+    spec: Mapping[str, Any]
+    environment: Mapping[str, Any]
+    data: Mapping[str, Any]
+    steps: Mapping[str, tuple[Mapping[str, float], ...]]
+    trained: Mapping[str, Mapping[str, Any]]
+    unread: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Arms:
+    """An experiment as its folder tells it. specs: arm -> its filled spec, of those that have one."""
+
+    folder: Path
+    name: str
+    baseline: str
+    arms: tuple[str, ...]
+    scores: tuple[Compared, ...]
+    gain: str
+    forgetting: str
+    points: tuple[Point, ...]
+    missing: Mapping[str, str]
+    advice: str
+    specs: Mapping[str, Mapping[str, Any]]
+    unread: tuple[str, ...]
+
+
+def run(folder: str | Path) -> Run:
+    """The run in a folder. Raises HarnessError when it is no folder of a run that came to its report."""
+    place = Path(folder)
+    given = document(place, "report.json")
+    return _whole(place / "report.json", "run", lambda: _run(place, given))
+
+
+def arms(folder: str | Path) -> Arms:
+    """The experiment in a folder. Raises HarnessError when it is none, or its arms were not compared yet."""
+    place = Path(folder)
+    if not (place / "arms.json").is_file() and (place / "report.json").is_file():
+        raise HarnessError(str(place), "is the folder of one run and not of an experiment", "it has a report.json")
+    given = document(place, "arms.json")
+    return _whole(place / "arms.json", "experiment", lambda: _arms(place, given))
+
+
+def optional(file: Path, unread: list[str]) -> dict[str, Any]:
+    """The JSON object in a file; {} where there is none, and a line in `unread` where it is damaged."""
+    try:
+        return document(file.parent, file.name)
+    except HarnessError as error:
+        if file.exists():
+            unread.append(f"{file.name} {error.what}")
+        return {}
+
+
+def items(file: Path) -> dict[str, dict[str, Any]]:
+    """Id -> what a file of predictions says of the item, by everything that its lines add up to; {} without a file."""
+    found: dict[str, dict[str, Any]] = {}
+    if file.is_file():
+        for line in _lines(file):
+            if isinstance(line, dict) and "id" in line:
+                found.setdefault(str(line["id"]), {}).update(line)
+    return found
+
+
+def _whole(file: Path, what: str, make: Callable[[], T]) -> T:
+    try:
+        return make()
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        told = f"is no report of {what} that this version can show ({type(error).__name__}: {error})"
+        raise HarnessError(str(file), told, "make it anew, or use the version that wrote it") from error
+
+
+def _run(place: Path, given: Mapping[str, Any]) -> Run:
+    unread: list[str] = []
+    stages = tuple(map(str, given["stages"]))
+    steps: dict[str, tuple[Mapping[str, float], ...]] = {}
+    trained = {}
+    for name in stages[1:]:
+        steps[name] = _steps(place / "stages" / name / "steps.jsonl", unread)
+        trained[name] = optional(place / "stages" / name / "trained.json", unread)
+    return Run(
+        folder=place,
+        name=str(given["name"]),
+        seed=int(given["seed"]),
+        facts=dict(given["run"]),
+        stages=stages,
+        changes=tuple(map(_change, given["changes"])),
+        matrices=tuple(map(_matrix, given.get("forgetting", ()))),
+        gate=tuple(
+            _made(Judged, one, found=_float(one["found"]), bound=_float(one["bound"])) for one in given.get("gate", ())
+        ),
+        answers=given.get("answers", {}),
+        examples=tuple(_made(Shown, one) for one in given.get("examples", ())),
+        spec=optional(place / "spec.json", unread),
+        environment=optional(place / "environment.json", unread),
+        data=optional(place / "data.json", unread),
+        steps=steps,
+        trained=trained,
+        unread=tuple(unread),
+    )
+
+
+def _arms(place: Path, given: Mapping[str, Any]) -> Arms:
+    unread: list[str] = []
+    names = tuple(map(str, given["arms"]))
+    return Arms(
+        folder=place,
+        name=str(given["name"]),
+        baseline=str(given["baseline"]),
+        arms=names,
+        scores=tuple(map(_compared, given["scores"])),
+        gain=str(given["gain"]),
+        forgetting=str(given["forgetting"]),
+        points=tuple(
+            _made(Point, one, gain=estimate(one["gain"]), forgotten=estimate(one["forgotten"]))
+            for one in given["points"]
+        ),
+        missing={str(arm): str(why) for arm, why in given["missing"].items()},
+        advice=str(given["advice"]),
+        specs={arm: optional(place / "arms" / arm / "spec.json", unread) for arm in names},
+        unread=tuple(unread),
+    )
+
+
+def estimate(given: Mapping[str, Any]) -> Estimate:
+    """An estimate out of a report; null is NaN."""
+    known = {key: _float(given[key]) for key in ("value", "stderr", "low", "high")}
+    return _made(Estimate, {"n": int(given["n"]), **{k: v for k, v in given.items() if k == "method"}}, **known)
+
+
+def _change(given: Mapping[str, Any]) -> Change:
+    return _made(
+        Change,
+        given,
+        before=estimate(given["before"]),
+        after=estimate(given["after"]),
+        difference=estimate(given["difference"]),
+        needed=given.get("needed"),
+        after_stages=tuple(None if one is None else estimate(one) for one in given["after_stages"]),
+    )
+
+
+def _matrix(given: Mapping[str, Any]) -> Matrix:
+    return _made(
+        Matrix,
+        given,
+        suites=tuple(given["suites"]),
+        learned=tuple(given["learned"]),
+        general=tuple(given["general"]),
+        values=tuple(tuple(map(_float, row)) for row in given["values"]),
+        summaries={name: estimate(one) for name, one in given["summaries"].items()},
+    )
+
+
+def _compared(given: Mapping[str, Any]) -> Compared:
+    known = {key: estimate(given[key]) for key in ("before", "after", "change")}
+    against = given["against"]
+    return _made(Compared, given, **known, against=None if against is None else estimate(against))
+
+
+def _made(kind: type[T], given: Mapping[str, Any], **known: Any) -> T:
+    """The dataclass from what a file says; what a later version added to the file is left aside."""
+    names = [one.name for one in fields(kind)]  # type: ignore[arg-type]
+    return kind(**{**{key: given[key] for key in names if key in given}, **known})
+
+
+def _float(value: Any) -> float:
+    return math.nan if value is None else float(value)
+
+
+def _steps(file: Path, unread: list[str]) -> tuple[Mapping[str, float], ...]:
+    """The entries of a stage's log that say a step; a line cut off by a crash is counted and left out."""
+    if not file.is_file():
+        return ()
+    made: dict[float, Mapping[str, float]] = {}
+    lost = 0
+    for line in _lines(file):
+        if not isinstance(line, dict) or not isinstance(line.get("step"), int | float):
+            lost += 1
+            continue
+        numbers = (int, float, type(None))
+        # A run that was gone on with does some updates again: the last of them counts.
+        made[line["step"]] = {str(key): _float(one) for key, one in line.items() if isinstance(one, numbers)}
+    if lost:
+        unread.append(f"{file.parent.name}/{file.name} has {lost} line(s) that cannot be read")
+    return tuple(made[step] for step in sorted(made))
+
+
+def _lines(file: Path) -> Iterator[Any]:
+    """What each line of a file says; None for one that is no JSON."""
+    with file.open(encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            if line.strip():
+                try:
+                    yield json.loads(line)
+                except ValueError:
+                    yield None

@@ -1,0 +1,238 @@
+"""The page of one run: which sections it has, and the plots in them.
+
+Knows what a run leaves in its folder (`reading.Run`); how it is laid out stands in `templates/run.html.jinja`.
+"""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+from harness.public import public, without_secrets
+from harness.report import EXAMPLES, Shown
+from harness.report.html import page
+from harness.report.html.plots.bars import Bin, lengths, shares
+from harness.report.html.plots.canvas import Plot
+from harness.report.html.plots.curves import Curve, columns, curves
+from harness.report.html.plots.heat import heat
+from harness.report.html.reading import Run, items
+from harness.report.html.verdict import verdict
+from harness.seeds import generator
+
+SUMMARY_WORDS = {
+    "average_accuracy": "mean over tasks at the end",
+    "learning_accuracy": "mean over tasks, each right after its own stage",
+    "backward_transfer": "change of earlier tasks since their own stage (BWT); below 0 is forgetting",
+    "forward_transfer": "later tasks just before their own stage, against the base (FWT)",
+    "forgetting": "best before the last stage, less the end (Chaudhry); above 0 is forgetting",
+    "forgetting_since_learned": "right after its own stage, less the end; above 0 is forgetting",
+    "forgetting_from_best": "best of all since its own stage, less the end; never below 0",
+    "general_ability_delta": "change of the general suites since the base (TRACE)",
+    "relative_forgetting": "mean loss of the general suites against the base, in per cent (Luo)",
+}
+LEVELS = ("average_accuracy", "learning_accuracy")
+"""The summaries that are no differences."""
+
+FILES = {
+    "report.json": "this report as data",
+    "scores.json": "every score with the statistics of its items",
+    "spec.json": "the filled spec: the run in full",
+    "environment.json": "versions, device, git state, digests",
+    "data.json": "what it was trained on: counts, shares, digests",
+    "predictions": "every item of every suite, before and after, as JSON lines",
+    "stages": "of each stage: the log of its updates, checkpoints",
+    "model": "the trained model or adapter with its tokenizer",
+    "plots": "the plots of this page, one SVG each",
+    "mlflow.json": "where the run is tracked",
+}
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A matrix with its heat map."""
+
+    matrix: Any
+    plot: Plot
+
+
+def build(run: Run) -> tuple[str, list[Plot]]:
+    """The page and its plots."""
+    heats = list(_heats(run))
+    training = list(_training(run))
+    of_data = list(_data_plots(run))
+    text = page.render(
+        "run.html.jinja",
+        run=run,
+        verdict=verdict(run.changes, run.matrices, run.gate),
+        facts=_facts(run),
+        suites=[(name, list(group)) for name, group in groupby(run.changes, key=lambda one: one.suite)],
+        endings=_endings,
+        needed=any(one.needed for one in run.changes),
+        heats=heats,
+        words=SUMMARY_WORDS,
+        levels=LEVELS,
+        training=training,
+        trained={name: one for name, one in run.trained.items() if one},
+        data_plots=of_data,
+        counts=_counts(run.data),
+        count_names=_names(_counts(run.data)),
+        realised=_realised(run.data, run.stages),
+        share_names=("loss_tokens", "tokens", "rows"),
+        efficiency=_per_stage(run.data.get("efficiency"), run.stages),
+        warnings=[str(one) for one in run.data.get("warnings") or ()],
+        examples=list(_examples(run)),
+        spec=public(run.spec),
+        hidden=public(run.spec) != run.spec,
+        environment=public(run.environment),
+        files=[(name, told) for name, told in FILES.items() if name == "plots" or (run.folder / name).exists()],
+        place=str(run.folder.absolute()),
+        commands=list(_commands(run)),
+    )
+    return text, [*(one.plot for one in heats), *training, *of_data]
+
+
+def _facts(run: Run) -> list[str]:
+    """What stands above the headline, as far as it is known."""
+    model = (run.spec.get("model") or {}).get("path")
+    mitigations = run.spec.get("mitigations") or {}
+    mode = next(iter(run.spec.get("mode") or {}), None) if isinstance(run.spec.get("mode"), Mapping) else None
+    made = [
+        run.facts.get("id"),
+        without_secrets(str(model)).rpartition("/")[2].partition("#")[0] if model else None,
+        mode,
+    ]
+    return [str(one) for one in (*made, " + ".join(mitigations) or None) if one]
+
+
+def _endings(run: Run, suite: str) -> str:
+    """How many answers after training are no whole answers; empty where all are."""
+    ends = run.answers.get(suite, {}).get("after", {})
+    return ", ".join(
+        f"{ends[key]:,} {word}" for key, word in (("length", "cut off"), ("empty", "empty")) if ends.get(key)
+    )
+
+
+def _heats(run: Run) -> Iterator[Drawn]:
+    names: list[str] = []
+    for matrix in (one for one in run.matrices if one.suites):
+        names.append(page.slug(f"matrix-{matrix.score}", names))
+        yield Drawn(matrix, heat(matrix, run.stages, names[-1]))
+
+
+def _training(run: Run) -> Iterator[Plot]:
+    """Loss, learning rate and penalties over the updates of all stages, as far as they were logged."""
+    stages = [name for name in run.stages[1:] if run.steps.get(name)]
+    logs = [run.steps[name] for name in stages]
+    keys = list(dict.fromkeys(key for log in logs for entry in log for key in entry))
+    penalties = [key for key in keys if key.startswith("penalty/")]
+    plots: list[tuple[str, str, str, list[str], bool]] = [
+        ("loss", "Loss of the task", "nats a trained token", ["loss"], False),
+        ("learning-rate", "Learning rate", "", ["learning_rate"], True),
+        ("penalties", "Penalties of the mitigations", "", penalties, True),
+        ("gradient", "Gradient norm before clipping", "", ["grad_norm"], True),
+    ]
+    for name, title, unit, wanted, from_zero in plots:
+        found = [
+            Curve(key.removeprefix("penalty/"), tuple(columns(log, key) for log in logs), noisy=key != "learning_rate")
+            for key in wanted
+            if key in keys
+        ]
+        if any(math.isfinite(one) for curve in found for _, values in curve.stages for one in values):
+            yield curves(found, stages, name, title, unit=unit, from_zero=from_zero)
+
+
+def _data_plots(run: Run) -> Iterator[Plot]:
+    found = _realised(run.data, run.stages)
+    parts = {
+        stage: {source: float(units["loss_tokens"]) for source, units in sources.items() if "loss_tokens" in units}
+        for stage, sources in found.items()
+    }
+    if any(len(one) > 1 for one in parts.values()):
+        yield shares(parts, "shares", "Realised shares of the loss tokens")
+    names = ["shares"]
+    for source, given in (run.data.get("lengths") or {}).items():
+        bins = bins_of(given)
+        if bins:
+            names.append(page.slug(f"lengths-{source}", names))
+            yield lengths(bins, names[-1], f"Length of the rows of {source}")
+
+
+def bins_of(given: Any) -> list[Bin]:
+    """The bins of a length histogram, given as `bins` of `low`, `high`, `rows` or as `edges` and `counts`.
+
+    edges: the lower bound of each bin and the upper of the last, in tokens. Anything else has no bins.
+    """
+    if not isinstance(given, Mapping):
+        return []
+    limit = given.get("max_length")
+    most = math.inf if limit is None else float(limit)
+    try:
+        if "bins" in given:
+            found = [(int(one["low"]), int(one["high"]), int(one["rows"])) for one in given["bins"]]
+        else:
+            edges, counts = [*map(float, given["edges"])], [*map(int, given["counts"])]
+            pairs = zip(edges, edges[1:], counts, strict=False)
+            found = [(math.ceil(low), max(math.ceil(high) - 1, math.ceil(low)), rows) for low, high, rows in pairs]
+    except (KeyError, TypeError, ValueError):
+        return []
+    return [Bin(low, high, rows, low > most) for low, high, rows in found]
+
+
+def _realised(data: Mapping[str, Any], stages: Sequence[str]) -> dict[str, Mapping[str, Mapping[str, float]]]:
+    """Stage -> source -> unit -> share, of the stages whose shares are known."""
+    return {name: one for name, one in _per_stage(data.get("shares"), stages).items() if isinstance(one, Mapping)}
+
+
+def _per_stage(values: Any, stages: Sequence[str]) -> dict[str, Any]:
+    """What a list says of each trained stage, by its name."""
+    own = stages[max(1, len(stages) - len(values)) :] if isinstance(values, list) else ()  # after those of earlier runs
+    return dict(zip(own, values, strict=False)) if isinstance(values, list) else {}
+
+
+def _counts(data: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Source -> what was counted of its rows."""
+    given = data.get("counts")
+    found = given.items() if isinstance(given, Mapping) else ()
+    return {
+        str(source): {str(key): one for key, one in counted.items() if isinstance(one, int | float)}
+        for source, counted in found
+        if isinstance(counted, Mapping)
+    }
+
+
+def _names(counts: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(name for one in counts.values() for name in one))
+
+
+def _examples(run: Run) -> Iterator[tuple[str, list[Shown]]]:
+    """(suite, answers before and after): those of the report, and of every other suite as many, drawn by the seed."""
+    given = {name: list(group) for name, group in groupby(run.examples, key=lambda one: one.suite)}
+    last = len(run.stages) - 1
+    for suite in dict.fromkeys([*given, *(one.suite for one in run.changes)]):
+        if suite in given:
+            yield suite, given[suite]
+            continue
+        before, after = (items(run.folder / "predictions" / f"{suite}-stage{stage}.jsonl") for stage in (0, last))
+        both = [one for one in before if all(side.get(one, {}).get("answer") is not None for side in (before, after))]
+        if both:
+            chosen = generator(run.seed, "report", "examples", suite).sample(range(len(both)), min(EXAMPLES, len(both)))
+            yield suite, [_shown(suite, both[index], before, after) for index in sorted(chosen)]
+
+
+def _shown(suite: str, key: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> Shown:
+    told, answer = before[key], after[key]["answer"]
+    return Shown(
+        suite, key, str(told.get("prompt", "")), str(told.get("reference", "")), str(told["answer"]), str(answer)
+    )
+
+
+def _commands(run: Run) -> Iterator[tuple[str, str]]:
+    uri = run.facts.get("uri")
+    if "id" in run.facts:
+        yield "compare it with another run", f"harness compare {shlex.quote(str(run.facts['id']))} RUN"
+    if uri and not str(uri).startswith(("http://", "https://")):
+        yield "look at it in MLflow", f"mlflow ui --backend-store-uri {shlex.quote(without_secrets(str(uri)))}"

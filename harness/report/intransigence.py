@@ -1,0 +1,126 @@
+"""What the stages of an arm learned less of than a run on all tasks together: intransigence, with its interval.
+
+Knows finished runs and the stage that each of their tasks was learned in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from harness import forgetting
+from harness.contracts import Evaluation, Metric, Score
+from harness.errors import HarnessError
+from harness.intervals import Estimate, replicates, summarise
+from harness.report.kept import Kept, document
+from harness.seeds import derive
+
+
+@dataclass(frozen=True)
+class Intransigence:
+    """One score of one arm: the mean over its tasks of what the joint arm has at its end, less what the arm had right
+    after the task's own stage (Chaudhry et al., 2018, arXiv:1801.10112).
+
+    suites: the tasks. value: in the score's unit; positive, whatever the metric's direction, when the stages learned
+    less than the joint arm did.
+    """
+
+    arm: str
+    score: str
+    suites: tuple[str, ...]
+    value: Estimate
+
+
+def against(
+    arms: Mapping[str, Kept], joint: str, metrics: Mapping[str, Mapping[str, Metric]], *, seed: int
+) -> tuple[Intransigence, ...]:
+    """The intransigence of every other arm, score by score, over the items that both were measured on.
+
+    joint: an arm that has a result. Items are resampled suite by suite, the same ones for both.
+    Raises HarnessError when an arm's report is damaged, or both were measured otherwise.
+    """
+    made = []
+    for arm, run in arms.items():
+        if arm != joint:
+            for matrix in _matrices(run):
+                found = _one(arm, run, arms[joint], matrix, metrics, seed)
+                if found is not None:
+                    made.append(found)
+    return tuple(made)
+
+
+def _matrices(run: Kept) -> list[tuple[str, str, dict[str, int]]]:
+    """(metric, score, suite -> the stage whose task it is) of each score of a run."""
+    told: Mapping[str, Any] = document(run.folder, "report.json")
+    try:
+        return [
+            (
+                str(one["metric"]),
+                str(one["score"]),
+                {suite: int(at) for suite, at in zip(one["suites"], one["learned"], strict=True) if at is not None},
+            )
+            for one in told["forgetting"]
+        ]
+    except (KeyError, TypeError, ValueError) as error:
+        what = f"is no report of a run ({type(error).__name__}: {error})"
+        raise HarnessError(str(run.folder / "report.json"), what, "run the arm again") from error
+
+
+def _one(
+    arm: str,
+    run: Kept,
+    joint: Kept,
+    matrix: tuple[str, str, Mapping[str, int]],
+    metrics: Mapping[str, Mapping[str, Metric]],
+    seed: int,
+) -> Intransigence | None:
+    metric, name, learned = matrix
+    values, drawn, suites, items = [], [], [], 0
+    for suite, stage in learned.items():
+        last = joint.last(suite)
+        own = next((one for one in run.evaluations[stage] if one.suite == suite), None)
+        scores = [_score(one, metric, name) for one in (own, last)]
+        if own is None or last is None or scores[0] is None or scores[1] is None:
+            continue
+        if scores[0].signature != scores[1].signature:
+            what = f"{name} of {suite!r} was measured in two ways: {scores[0].signature}; {scores[1].signature}"
+            raise HarnessError("arms", what, "give the arms the same metric options")
+        sides = [
+            {item.id: vector for item, vector in zip(one.items, score.statistics, strict=True)}
+            for one, score in ((own, scores[0]), (last, scores[1]))
+        ]
+        shared = [key for key in sides[0] if key in sides[1]]
+        if not shared:
+            continue
+        instance = metrics[suite][metric]
+        point, repeats = replicates(
+            [[side[key] for key in shared] for side in sides],
+            lambda total, instance=instance: instance.aggregate(name, total),  # type: ignore[misc]
+            seed=derive(seed, "arms", suite),
+        )
+        better = bool(scores[0].higher_is_better)
+        values.append(forgetting.utility(point, better))
+        drawn.append(forgetting.utility(repeats, better))
+        suites.append(suite)
+        items += len(shared)
+    if not suites:
+        return None
+    resamples = min(len(one) for one in drawn)
+    value = _mean(np.stack(values, axis=-1))
+    repeated = _mean(np.stack([one[:resamples] for one in drawn], axis=-1))
+    return Intransigence(arm, name, tuple(suites), summarise(float(value), repeated, items))
+
+
+def _mean(pairs: np.ndarray) -> np.ndarray:
+    """pairs: (..., 2, tasks), right after the task's own stage and of the joint arm, as utilities."""
+    # The base model's row plays no part in it.
+    stages = np.stack([pairs[..., 0, :], pairs[..., 0, :]], axis=-2)
+    return forgetting.intransigence(stages, pairs[..., 1, :], own=[1] * pairs.shape[-1])
+
+
+def _score(one: Evaluation | None, metric: str, name: str) -> Score | None:
+    scores = () if one is None else one.scores
+    return next((score for score in scores if (score.metric, score.name) == (metric, name)), None)

@@ -1,0 +1,25 @@
+"""The one room that knows the order: it calls each room once and tells everybody what happens.
+
+spec → plan → data → proofs → model → evaluate → (train → evaluate) per stage → report. `single` walks one run, `chain`
+carries the model through its stages, `experiment` runs the arms of a spec, `folder` knows what a run keeps.
+"""
+
+from __future__ import annotations
+
+from harness.run.doors import again, experiment, measure, prove, run
+from harness.run.folder import RunFolder
+from harness.run.preparing import ModelUnreachable, Prepared, find, metrics_of, prepare
+
+__all__ = [
+    "ModelUnreachable",
+    "Prepared",
+    "RunFolder",
+    "again",
+    "experiment",
+    "find",
+    "measure",
+    "metrics_of",
+    "prepare",
+    "prove",
+    "run",
+]

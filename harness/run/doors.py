@@ -1,0 +1,184 @@
+"""The doors of the room: run a spec, go on with a run, run its arms, measure a model without training it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from harness import arms as arms_of
+from harness import evaluate, model
+from harness.arms import Arm
+from harness.contracts import Evaluation
+from harness.errors import HarnessError, raise_all
+from harness.registry import Registry
+from harness.report import Report
+from harness.report.arms import Experiment
+from harness.report.files import listed
+from harness.run import experiment as experiments
+from harness.run import onward
+from harness.run.folder import RunFolder
+from harness.run.preparing import Prepared, find, prepare, progress_of
+from harness.run.single import walk
+from harness.runs import SCHEME
+from harness.spec import Spec
+
+Load = Callable[[Sequence[str]], Spec]
+"""The spec with more overrides, without its arms."""
+
+
+def run(spec: Spec, registry: Registry) -> Report:
+    """Run a spec from its data to its report. The folder of the run stays, however the run ends.
+
+    Raises HarnessError for bad input before the run's folder is made, RunError for what fails after.
+    """
+    ready = prepare(spec, registry)
+    found = find(spec, ready, registry)
+    raise_all(found.failures)
+    folder = RunFolder.new(spec.document["output"], spec.document["name"])
+    with folder.locked():
+        return walk(spec, registry, ready, found, folder)
+
+
+def again(spec: Spec, registry: Registry, place: Path) -> Report:
+    """Go on with a run that was broken off: what it finished is read, not done anew.
+
+    spec: the run's own, from its folder. The result equals that of the run had it not been broken off, bit for bit on
+    a CPU. Raises HarnessError when the run is finished, or when its data is no longer what it began with.
+    """
+    folder = RunFolder(place)
+    with folder.locked():
+        if (place / "report.json").is_file():
+            raise HarnessError(str(place), "the run is finished", "start another one, or look at its report")
+        ready = prepare(spec, registry)
+        found = find(spec, ready, registry)
+        raise_all(found.failures)
+        return walk(spec, registry, ready, found, folder, again=True)
+
+
+def experiment(
+    spec: Spec, registry: Registry, load: Load, *, names: Sequence[str] = (), place: Path | None = None
+) -> Experiment:
+    """Run the arms of a spec, or those of these names, and compare all that have a result.
+
+    load: the spec anew with an arm's overrides. place: the folder of an experiment that is gone on with.
+    Every arm's spec and data are proven before the first one trains. Raises HarnessError and RunError as `run`.
+    """
+    every = arms_of.expand(spec.document["arms"], spec.where(("arms",)))
+    specs = [(arm, _spec_of(arm, load)) for arm in arms_of.chosen(every, names)]
+    if place is None:
+        prove(specs, registry)
+        folder = RunFolder.new(spec.document["output"], spec.document["name"])
+        folder.write("spec.json", spec.document)
+    else:
+        folder = RunFolder(place)
+    with folder.locked():
+        return experiments.run_arms(spec, specs, registry, folder, _arm_runner(registry))
+
+
+def prove(specs: Sequence[tuple[Arm, Spec]], registry: Registry) -> None:
+    """Prepare and prove the data of every arm. Raises HarnessError that names the arm."""
+    for arm, own in specs:
+        with arms_of.named(arm):
+            raise_all(find(own, prepare(own, registry), registry).failures)
+
+
+def _spec_of(arm: Arm, load: Load) -> Spec:
+    with arms_of.named(arm):
+        return load(arm.overrides())
+
+
+def measure(spec: Spec, registry: Registry, place: Path | None) -> tuple[Path, tuple[Evaluation, ...]]:
+    """Evaluate a model on the spec's suites, and train nothing.
+
+    place: the folder of a finished run, whose model is measured; what it answered before is not asked again. None: the
+    spec's base model, in a new folder. Returns the folder and the evaluations. Raises HarnessError and RunError.
+    """
+    if place is not None and not (place / "model").is_dir():
+        hint = f"let it come to its end: harness run --resume {place}"
+        if (place / "arms").is_dir():
+            hint = f"name the folder of one of its arms, below {place / 'arms'}"
+        raise HarnessError(str(place), "there is no model of a finished run here", hint)
+    ready = prepare(spec, registry, mixed=False)
+    folder = RunFolder(place) if place is not None else RunFolder.new(spec.document["output"], spec.document["name"])
+    with folder.locked():
+        if place is None:
+            folder.write("spec.json", spec.document)
+        stage = len(ready.plan.stages) if place is not None else 0
+        net, base = _measured_model(spec, ready, registry, place)
+        with model.computation(net, ready.plan.train["precision"]):
+            found = evaluate.evaluate(
+                net,
+                ready.tokenizer,
+                ready.template,
+                ready.plan.suites,
+                ready.data.suites,
+                ready.metrics,
+                stage=stage,
+                seed=ready.plan.seed,
+                max_length=ready.longest,
+                templates=ready.templates,
+                folder=folder.path / "predictions",
+                base=base,
+                progress=progress_of(registry),
+            )
+        folder.write("measured.json", {"stage": stage, "suites": listed(found)})
+    evaluate.require(found)
+    return folder.path, found
+
+
+def _measured_model(
+    spec: Spec, ready: Prepared, registry: Registry, place: Path | None
+) -> tuple[Any, evaluate.Base | None]:
+    """The model of a finished run, or the base model, and how to have the base where a metric compares with it."""
+
+    def load(location: model.Location, settings: Mapping[str, Any]) -> Any:
+        precision = ready.plan.train["precision"]
+        return model.load(location, settings, precision=precision, progress=progress_of(registry))
+
+    if place is None:
+        return load(ready.location, ready.plan.model), None
+    reads_base = any(one.reads == "base" for suite in ready.metrics.values() for one in suite.values())
+    if (place / "model" / "adapter_config.json").is_file() and ready.location.kind == "run":
+        settings = {**ready.plan.model, "path": f"{SCHEME}{place.resolve()}", "revision": None}
+        net = load(model.resolve(settings, progress=progress_of(registry)), settings)
+        return net, (lambda: model.base(net)) if reads_base else None
+    if (place / "model" / "adapter_config.json").is_file():
+        net = _adapted(load(ready.location, ready.plan.model), place / "model")
+        return net, (lambda: model.base(net)) if reads_base else None
+    settings = {**ready.plan.model, "path": str(place / "model"), "revision": None}
+    net = load(model.resolve(settings, progress=progress_of(registry)), settings)
+    if not reads_base:
+        return net, None
+    untouched = load(_first(spec, ready, registry), ready.plan.model)
+    return net, lambda: nullcontext(untouched)
+
+
+def _first(spec: Spec, ready: Prepared, registry: Registry) -> model.Location:
+    """The model that all training began with, that of earlier runs included."""
+    return onward.first(ready.location, ready.plan.model, spec.document["output"], progress_of(registry))
+
+
+def _adapted(net: Any, folder: Path) -> Any:
+    from peft import PeftModel
+    from safetensors import SafetensorError
+
+    try:
+        return PeftModel.from_pretrained(net, str(folder)).eval()
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        what = f"the adapter cannot be put on the model ({type(error).__name__}: {error})"
+        raise HarnessError(str(folder), what, "bring back the base model that the run began with") from error
+
+
+def _arm_runner(registry: Registry) -> experiments.RunArm:
+    def run_arm(arm: Arm, own: Spec, place: Path, again: bool, parent: str | None, shared: int) -> None:
+        ready = prepare(own, registry)
+        found = find(own, ready, registry)
+        raise_all(found.failures)
+        folder = RunFolder(place)
+        with folder.locked():
+            facts = {"name": arm.name, "changes": dict(arm.changes)}
+            walk(own, registry, ready, found, folder, again=again, arm=facts, parent=parent, shared=shared)
+
+    return run_arm

@@ -1,0 +1,148 @@
+"""Arms: one spec in several variants, each a run of its own in one folder, compared when they have run.
+
+Knows how arms share what they can: the tokenised rows, by the cache that is keyed by their content; the base model's
+answers, which are taken over from the arm before and used again where their key says that they are the same; and the
+first stages that they have in common (`sharing`).
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from harness import arms as arms_of
+from harness import plan
+from harness.arms import Arm
+from harness.contracts import Event, Plan
+from harness.errors import HarnessError, RunError
+from harness.registry import Registry
+from harness.report import html, kept
+from harness.report.arms import Experiment, make
+from harness.run import sharing
+from harness.run.folder import RunFolder
+from harness.run.preparing import metrics_of, page
+from harness.spec import Spec
+from harness.track import ExperimentTracker
+
+RunArm = Callable[[Arm, Spec, Path, bool, str | None, int], None]
+"""Run an arm's spec in a folder; True: it is gone on with; the MLflow id of the experiment's run, if it has one; how
+many of its first stages are to leave their ends for other arms."""
+
+
+def run_arms(
+    spec: Spec, specs: Sequence[tuple[Arm, Spec]], registry: Registry, folder: RunFolder, run: RunArm
+) -> Experiment:
+    """Run every arm that has no result yet, and compare all that have one.
+
+    spec: with its arms. specs: each arm that is to run with the spec that it makes. An arm that fails is named in the
+    comparison, and the next one runs. Raises RunError, after everything is saved, when an arm failed.
+    """
+    every = arms_of.expand(spec.document["arms"], spec.where(("arms",)))
+    tracker = ExperimentTracker(
+        spec.document["track"],
+        spec.document["name"],
+        folder.path,
+        lambda text: registry.observe(Event("warning", data={"text": text})),
+        again=folder.read("mlflow.json"),
+    )
+    tracker.begin(spec.document, [arm.name for arm in every])
+    try:
+        return _run_arms(spec, every, specs, registry, folder, run, tracker)
+    except BaseException as error:
+        tracker.fail(error)
+        raise
+
+
+def _run_arms(
+    spec: Spec,
+    every: Sequence[Arm],
+    specs: Sequence[tuple[Arm, Spec]],
+    registry: Registry,
+    folder: RunFolder,
+    run: RunArm,
+    tracker: ExperimentTracker,
+) -> Experiment:
+    failed: dict[str, str] = {}
+    plans = {arm.name: plan.make(own, registry) for arm, own in specs}
+    begun: dict[str, Plan] = {}
+    for number, (arm, own) in enumerate(specs, start=1):
+        place = folder.path / "arms" / arm.name
+        registry.observe(Event("arm_started", data={"arm": arm.name, "number": number, "of": len(specs)}))
+        if (place / "report.json").is_file():
+            registry.observe(Event("arm_finished", data={"arm": arm.name, "again": True}))
+            begun[arm.name] = plans.pop(arm.name)
+            continue
+        again = (place / "spec.json").is_file()
+        if not again:
+            _take_over_base(folder.path / "arms", place)
+            sharing.take_over(folder.path / "arms", place, plans[arm.name], begun.items(), registry)
+        begun[arm.name] = plans.pop(arm.name)
+        shared = max((sharing.alike(begun[arm.name], other, registry) for other in plans.values()), default=0)
+        try:
+            run(arm, own, place, again, tracker.run_id, shared)
+        except HarnessError as error:  # its spec and data were proven: what fails now is this arm's alone
+            failed[arm.name] = error.what
+            registry.observe(Event("warning", data={"text": f"the arm {arm.name!r} failed: {error}"}))
+            continue
+        registry.observe(Event("arm_finished", data={"arm": arm.name, "again": False}))
+    sharing.clear(folder.path / "arms")
+    trouble = _trouble(failed, folder)
+    if trouble is not None and not any((folder.path / "arms" / arm.name / "report.json").is_file() for arm in every):
+        raise trouble  # there is nothing to compare
+    made = compare_arms(spec, every, registry, folder.path, failed)
+    made.write(folder.path)
+    page(registry, html.write_experiment, folder.path)
+    if trouble is None:
+        tracker.finish(made)
+    registry.observe(Event("arms_finished", data={"experiment": made, "folder": str(folder.path)}))
+    if trouble is not None:
+        raise trouble
+    return made
+
+
+def _trouble(failed: Mapping[str, str], folder: RunFolder) -> RunError | None:
+    if not failed:
+        return None
+    first = next(iter(failed))
+    hint = f"mend it and go on: harness run --resume {folder.path}"
+    return RunError(str(folder.path), f"{len(failed)} arm(s) failed, {first!r} first: {failed[first]}", hint)
+
+
+def compare_arms(
+    spec: Spec, every: Sequence[Arm], registry: Registry, folder: Path, failed: dict[str, str] | None = None
+) -> Experiment:
+    """The comparison of all arms of an experiment that have a result."""
+    found, missing = {}, dict(failed or {})
+    for arm in every:
+        place = folder / "arms" / arm.name
+        if (place / "report.json").is_file():
+            found[arm.name] = kept.read(place)
+        else:
+            missing.setdefault(arm.name, "it has not run to its end")
+    planned: Plan = plan.make(spec, registry)
+    given: dict[str, Any] = spec.document["arms"]
+    return make(
+        spec.document["name"],
+        folder,
+        found,
+        metrics_of(planned, registry),
+        seed=spec.document["seed"],
+        baseline=given["baseline"],
+        gain=given["gain"],
+        forgetting_score=given["forgetting"],
+        joint=given["joint"],
+        missing=missing,
+    )
+
+
+def _take_over_base(arms: Path, place: Path) -> None:
+    """Copy the base model's answers of an arm that has them; their keys decide whether they are used again."""
+    for other in sorted(arms.glob("*/predictions")):
+        files = sorted(other.glob("*-stage0.jsonl"))
+        if files and (other.parent / "report.json").is_file():
+            (place / "predictions").mkdir(parents=True, exist_ok=True)
+            for file in files:
+                shutil.copy2(file, place / "predictions" / file.name)
+            return

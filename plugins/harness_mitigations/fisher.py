@@ -1,0 +1,201 @@
+"""The diagonal of the Fisher information of what can move, by three kinds of labels (Kirkpatrick, arXiv:1612.00796).
+
+F = mean over rows of E[(gradient of the summed log-likelihood of the row's trained tokens)^2]: row by row, since the
+square of a batch's mean gradient is another, smaller quantity; on estimators see van de Ven, arXiv:2502.11756.
+
+Where labels are drawn from the model itself the gradients of different rows, and of different tokens, are uncorrelated
+and have mean 0, so that the square of a batch's *summed* gradient has the same expectation as the sum of its rows'
+squares, and a batch costs one backward pass. With the labels of the data that does not hold, and each row costs one.
+
+The gradient by a weight is squared as soon as it is there and then let go: beside the Fisher itself, 4 bytes a number,
+only the largest gradient takes memory. Knows nothing of what the Fisher is used for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from harness.contracts import Row
+from harness.errors import HarnessError
+from harness.train import Collator, model_inputs, only_at, trained
+from harness_mitigations.moving import Moving
+
+Labels = Literal["sampled", "empirical", "exact"]
+
+WHERE = "mitigations.ewc"
+
+CLASSES = 1024
+"""The largest vocabulary that `exact` enumerates: a row costs trained tokens times classes backward passes."""
+
+DRAWN = 2**22
+"""Probabilities that are summed up at once to draw labels: bounds their memory to 8 bytes a number of these."""
+
+
+def fisher(
+    model: nn.Module,
+    moves: Moving,
+    rows: Sequence[Row],
+    *,
+    labels: Labels,
+    batch_size: int = 8,
+    generator: torch.Generator | None = None,
+    place: str | None = None,
+) -> dict[str, Tensor]:
+    """The diagonal Fisher information of what `moves`, averaged over rows.
+
+    The model is in evaluation mode meanwhile; squares are summed in float32; prompts and padding take no part; tied
+    weights stand once, frozen ones not at all. A layer with an adapter counts by its weight W + s B A.
+
+    rows: each with at least one token that is trained. labels: what the likelihood is of: `sampled`, tokens drawn from
+    the model's prediction at each trained position, without bias; `exact`, their expectation, by enumeration of the
+    vocabulary; `empirical`, the row's own tokens, which gives the empirical Fisher, another quantity. batch_size: rows
+    in one pass where labels are drawn, like with like in length; the others go row by row. generator: on the CPU; draws
+    the labels. place: device of the result; None: that of each weight.
+    Returns name -> float32 tensor of the weight's shape, in nats^2 per squared unit of the weight.
+    Raises HarnessError when there is no row, or the vocabulary is too large to enumerate.
+    """
+    if not rows:
+        raise HarnessError(WHERE, "there is no row to measure the Fisher on", "name a source that has rows")
+    ordered = sorted(rows, key=lambda row: len(row.input_ids), reverse=True)
+    together = batch_size if labels == "sampled" else 1
+    was_training = model.training
+    model.eval()
+    try:
+        with _squares(moves, place) as (total, weigh):
+            for start in range(0, len(ordered), together):
+                logits, targets = _predict(model, ordered[start : start + together])
+                if labels == "exact":
+                    _enumerate(logits, weigh)
+                    continue
+                if labels == "sampled":
+                    targets = draw(logits.detach(), generator)
+                functional.cross_entropy(logits, targets, reduction="sum").backward()
+    finally:
+        model.train(was_training)
+    for squares in total.values():
+        squares.div_(len(rows))
+    return total
+
+
+def draw(logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """One class for each line of logits, of shape (N, V), drawn with its probability. Returns (N,).
+
+    The random numbers come from the CPU, so that a seed draws the same classes on any device, up to rounding.
+    """
+    uniform = torch.rand(len(logits), 1, generator=generator, dtype=torch.float64).to(logits.device)
+    lines = max(1, DRAWN // logits.shape[1])
+    found = []
+    for some, at in zip(logits.split(lines), uniform.split(lines), strict=True):
+        upto = some.softmax(-1).cumsum(-1, dtype=torch.float64)  # (lines, V)
+        found.append(torch.searchsorted(upto, at * upto[:, -1:], right=True).squeeze(1))
+    return torch.cat(found).clamp(max=logits.shape[1] - 1)
+
+
+def _predict(model: nn.Module, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
+    """Logits in float32 at least, with their graph, and labels at the trained positions: (N, V), (N,)."""
+    device = next(model.parameters()).device
+    pad = getattr(getattr(model, "config", None), "pad_token_id", None) or 0
+    batch = Collator(rows, [(index,) for index in range(len(rows))], pad)(range(len(rows)))
+    batch = {name: tensor.to(device) for name, tensor in batch.items()}
+    mask = trained(batch["labels"])
+    with only_at(model.get_output_embeddings(), mask):  # type: ignore[operator]
+        logits = model(**model_inputs(batch)).logits[0]
+    return logits.to(torch.promote_types(logits.dtype, torch.float32)), batch["labels"][:, 1:][mask[:, :-1]].to(
+        logits.device
+    )
+
+
+def _enumerate(logits: Tensor, weigh: Callable[[float], None]) -> None:
+    """Every class at every position, each by its probability: given the inputs, positions are independent."""
+    count, classes = logits.shape
+    if classes > CLASSES:
+        raise HarnessError(
+            f"{WHERE}.labels",
+            f"'exact' would take {count * classes:,} backward passes for a row of {count} trained tokens, "
+            f"since the vocabulary has {classes:,}",
+            f"use 'sampled', whose expectation is the same; 'exact' is for vocabularies of up to {CLASSES:,}",
+        )
+    likelihoods = logits.log_softmax(-1)
+    for line in likelihoods:
+        for likelihood in line:
+            weigh(float(likelihood.detach().exp()))
+            likelihood.backward(retain_graph=True)
+
+
+@contextmanager
+def _squares(moves: Moving, place: str | None) -> Iterator[tuple[dict[str, Tensor], Callable[[float], None]]]:
+    """Within it each backward pass adds the squares of its gradients to the first that it gives, times a weight.
+
+    The second sets that weight for the passes that come. No gradient stays on any parameter.
+    """
+    factor = 1.0
+    handles: list[Any] = []
+    layers = list(moves.layers.items())
+    # Through an adapter's own weights the backward pass reaches every layer; their gradients are not looked at.
+    passed = [w for _, layer in layers for w in layer.parameters() if w.requires_grad]
+    parameters = [*moves.weights.values(), *passed]
+    before = [(parameter, parameter.grad) for parameter in parameters]
+    total = {name: _zeros(weight.shape, place or weight.device) for name, weight in moves.weights.items()}
+    for name, layer in layers:
+        total[name] = _zeros((layer.out_features, layer.in_features), place or layer.get_base_layer().weight.device)
+
+    def weigh(weight: float) -> None:
+        nonlocal factor
+        factor = weight
+
+    def add(name: str, gradient: Tensor) -> None:
+        squares = total[name]
+        gradient = gradient.to(squares.device, torch.float32)
+        squares.addcmul_(gradient, gradient, value=factor)
+
+    def take(name: str) -> Callable[[Tensor], None]:
+        def hook(parameter: Tensor) -> None:
+            if parameter.grad is not None:
+                add(name, parameter.grad)
+            parameter.grad = None
+
+        return hook
+
+    def drop(parameter: Tensor) -> None:
+        parameter.grad = None
+
+    def watch(name: str) -> Callable[..., None]:
+        def forward(layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+            seen = inputs[0].detach()
+
+            def backward(gradient: Tensor) -> None:
+                with torch.autocast(gradient.device.type, enabled=False):
+                    delta, x = (t.flatten(0, -2).float() for t in (gradient, seen))  # (tokens, d), (tokens, k)
+                    add(name, delta.T @ x)
+
+            output.register_hook(backward)
+
+        return forward
+
+    try:
+        for parameter, _ in before:
+            parameter.grad = None
+        handles += [w.register_post_accumulate_grad_hook(take(name)) for name, w in moves.weights.items()]
+        handles += [w.register_post_accumulate_grad_hook(drop) for w in passed if id(w) not in _ids(moves)]
+        handles += [layer.register_forward_hook(watch(name)) for name, layer in layers]
+        with torch.enable_grad():
+            yield total, weigh
+    finally:
+        for handle in handles:
+            handle.remove()
+        for parameter, gradient in before:
+            parameter.grad = gradient
+
+
+def _ids(moves: Moving) -> set[int]:
+    return {id(weight) for weight in moves.weights.values()}
+
+
+def _zeros(shape: Any, device: torch.device | str) -> Tensor:
+    return torch.zeros(shape, dtype=torch.float32, device=device)

@@ -1,0 +1,127 @@
+"""WiSE-FT: after a stage the weights are interpolated with those it began with (Wortsman et al., arXiv:2109.01903).
+
+theta = (1 - alpha) theta_start + alpha theta_end. With an adapter it is the change of the weights that is interpolated,
+never its factors: s B A becomes (1 - alpha) s B0 A0 + alpha s B A. The second term is the adapter with B scaled; the
+first is zero in the first stage, where B0 is, and in later ones is kept beside the adapter, frozen
+(`harness.model.keep`), at the cost of one more adapter's rank a stage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from harness.contracts import Mitigation, Row, Stage
+from harness.errors import HarnessError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+Weights = Mapping[str, "Tensor"]
+
+
+def interpolate(start: Tensor, end: Tensor, alpha: float) -> Tensor:
+    """(1 - alpha) start + alpha end. alpha 0 and 1 give start and end bit for bit."""
+    return start if alpha == 0 else end if alpha == 1 else start.lerp(end, alpha)
+
+
+class WiseFt(Mitigation):
+    """Give back some of what a stage changed. alpha: of its own result, in [0, 1]. alphas: a sweep, only measured."""
+
+    order: ClassVar[int] = 20
+    """After `ema`: what is interpolated is the stage's result."""
+
+    def __init__(self, alpha: float, alphas: Sequence[float]) -> None:
+        self.alpha, self.alphas = alpha, tuple(alphas)
+        self.start: dict[str, Tensor] = {}
+        self.end: dict[str, Tensor] = {}
+        self.kept: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def check(self, others: Mapping[str, Mitigation]) -> None:
+        """Refuse adapters whose change of the weights is not linear in something that could be scaled."""
+        for name in ("oft", "osf"):
+            if name in others:
+                what = f"the change that '{name}' makes cannot be scaled by a number within its own form"
+                raise HarnessError("mitigations.wise_ft", what, "use lora, or train all weights")
+        if getattr(others.get("lora"), "dora", False):
+            what = "DoRA divides by the length of the changed weights, so scaling its change interpolates nothing"
+            raise HarnessError("mitigations.wise_ft", what, "set mitigations.lora.dora to false")
+
+    def begin_stage(self, stage: Stage, model: PreTrainedModel, rows: Mapping[str, Sequence[Row]]) -> None:
+        """Remember where the stage begins, on the CPU."""
+        self.start, self.end, self.kept = _copied(model), {}, {}
+
+    def end_stage(self, stage: Stage, model: PreTrainedModel, rows: Sequence[Row]) -> None:
+        """Go back to (1 - alpha) of where the stage began."""
+        from harness import model as models
+
+        self.end, self.kept = _copied(model), {name: (a.cpu(), b.cpu()) for name, (a, b) in models.kept(model).items()}
+        self._set(model, self.alpha)
+
+    def variants(self, model: PreTrainedModel) -> Iterator[str]:
+        """`alpha=<number>` for each of `alphas`."""
+        if not self.end:
+            return
+        from harness import model as models
+
+        weights, kept = _copied(model), models.kept(model)
+        try:
+            for alpha in self.alphas:
+                self._set(model, alpha)
+                yield f"alpha={alpha:g}"
+        finally:
+            _put(model, weights)
+            if kept or models.kept(model):
+                models.keep(model, kept, instead=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The weights that the stage began with, by name; of a finished stage that is swept, its own beside them."""
+        swept = {"end": self.end, "kept": self.kept} if self.alphas and self.end else {}
+        return {"start": self.start, **swept}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what `state_dict` gave."""
+        self.start = dict(state["start"])
+        self.end, self.kept = (
+            dict(state.get("end", {})),
+            {name: tuple(one) for name, one in state.get("kept", {}).items()},
+        )
+
+    def _set(self, model: PreTrainedModel, alpha: float) -> None:
+        from harness import model as models
+
+        if not models.is_adapted(model):
+            _put(model, {name: interpolate(self.start[name], end, alpha) for name, end in self.end.items()})
+            return
+        between = 0 < alpha < 1
+        ends = self.start if alpha == 0 else self.end
+        _put(model, {n: alpha * w if between and ".lora_B." in n else w for n, w in ends.items()})
+        rest = {}
+        for name, layer in models.adapted_layers(model).items() if between else ():
+            a, b = (self.start[f"{name}.lora_{factor}.default.weight"] for factor in "AB")
+            rest[name] = (a, (1 - alpha) * layer.scaling["default"] * b)
+        if self.kept or models.kept(model):
+            models.keep(model, self.kept, instead=True)
+        if any(bool(b.any()) for _, b in rest.values()):
+            models.keep(model, rest)
+
+
+def _copied(model: PreTrainedModel) -> dict[str, Tensor]:
+    """The weights that can move, on the CPU, by name."""
+    import torch
+
+    return {
+        name: weight.detach().to("cpu", torch.float32, copy=True)
+        for name, weight in model.named_parameters()
+        if weight.requires_grad
+    }
+
+
+def _put(model: PreTrainedModel, weights: Weights) -> None:
+    import torch
+
+    there = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, weight in weights.items():
+            there[name].copy_(weight)

@@ -1,0 +1,41 @@
+"""Rows out of Arrow's batches, as plain Python values. pyarrow is imported by whoever reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from harness import Record
+
+
+def records(batches: Iterable[Any], file: str, begin: int = 0) -> Iterator[Record]:
+    """The rows of record batches. file: as shown. begin: index of the first row. A place is `file:[index]`.
+
+    A field of an object in a row that is null is left out: Arrow gives every object of a column the fields of all of
+    them, so that one tool's arguments would turn up, as nulls, in the calls of all others.
+    """
+    index = begin
+    for batch in batches:
+        nested = [field.name for field in batch.schema if _holds_objects(field.type)]
+        for row in batch.to_pylist():
+            for name in nested:
+                row[name] = given(row[name])
+            yield Record(f"{file}:[{index}]", row)
+            index += 1
+
+
+def _holds_objects(kind: Any) -> bool:
+    """Whether a type of Arrow is a struct, or one of its items is."""
+    from pyarrow import types
+
+    if types.is_struct(kind):
+        return True
+    lists = types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
+    return lists and _holds_objects(kind.value_type)
+
+
+def given(value: Any) -> Any:
+    """A value of a row without the null fields of the objects in it."""
+    if isinstance(value, dict):
+        return {key: given(one) for key, one in value.items() if one is not None}
+    return [given(one) for one in value] if isinstance(value, list) else value

@@ -1,0 +1,118 @@
+"""A model measured without training, kept answers scored again, and the page made again."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+
+LORA = {"lora": {"rank": 2}}
+PISSA = {"lora": {"rank": 2, "start": "pissa"}}
+
+
+@pytest.fixture(scope="module")
+def runs(desk):
+    """kind -> the folder of a finished run with a metric that compares with the base, made once."""
+    made = {}
+
+    def run(kind):
+        if kind not in made:
+            document = desk.document(mitigations={"full": {}, "lora": LORA, "pissa": PISSA, "merged": LORA}[kind])
+            if kind == "merged":
+                document = desk.continual({"adapter": "merge"}, mitigations=LORA)
+            document["evaluate"]["general"]["metrics"] = {"kl_to_base": {}, "response_perplexity": {}}
+            made[kind] = desk.start(document)
+        return made[kind]
+
+    return run
+
+
+def last_scores(place):
+    stage = json.loads((place / "scores.json").read_text())["stages"][-1]
+    return {(suite, one["name"]): one["value"] for suite, found in stage["suites"].items() for one in found["scores"]}
+
+
+def measured(out):
+    return {(one["suite"], one["name"]): one["value"] for one in json.loads(out)}
+
+
+@pytest.mark.parametrize(("kind", "asked"), [("full", 0), ("lora", 0), ("pissa", None), ("merged", None)])
+def test_a_finished_run_measured_again_has_the_scores_of_its_last_stage(
+    desk, runs, tmp_path, capsys, generated, kind, asked
+):
+    place = shutil.copytree(runs(kind), tmp_path / "copy")
+    generated.clear()
+    capsys.readouterr()
+    assert desk.command("evaluate", place, "--json") == 0
+    found = measured(capsys.readouterr().out)
+    assert found == pytest.approx(last_scores(runs(kind)), rel=1e-5, abs=1e-7)
+    assert found["general", "kl_to_base"] > 1e-7
+    if asked is not None:
+        assert sum(generated) == asked, "the same weights were asked before"
+    assert json.loads((place / "measured.json").read_text())["stage"] == (2 if kind == "merged" else 1)
+    assert (place / "scores.json").read_bytes() == (runs(kind) / "scores.json").read_bytes()
+
+
+def test_a_base_model_is_measured_in_a_folder_of_its_own(desk, runs, capsys):
+    assert desk.command("evaluate", desk.write(desk.document())) == 0
+    place = desk.newest()
+    assert str(place) in capsys.readouterr().out
+    found = json.loads((place / "measured.json").read_text())
+    base = json.loads((runs("full") / "scores.json").read_text())["stages"][0]["suites"]["domain"]["scores"]
+    assert {one["name"]: one["value"] for one in found["suites"] if one["suite"] == "domain"} == {
+        one["name"]: one["value"] for one in base
+    }
+    assert not (place / "model").exists()
+
+
+def test_a_run_that_has_no_model_yet_is_refused(desk, runs, listener, tmp_path, capsys):
+    place = shutil.copytree(runs("full"), tmp_path / "copy")
+    shutil.rmtree(place / "model")
+    assert desk.command("evaluate", place) == 2
+    assert "there is no model of a finished run here" in capsys.readouterr().err
+    (place / "arms").mkdir()
+    assert desk.command("evaluate", place) == 2
+    assert "name the folder of one of its arms" in capsys.readouterr().err
+
+
+def test_an_adapter_that_does_not_fit_its_base_is_one_clear_line(desk, runs, tmp_path, capsys):
+    place = shutil.copytree(runs("lora"), tmp_path / "copy")
+    weights = place / "model/adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-5])
+    assert desk.command("evaluate", place) == 2
+    (line,) = (one for one in capsys.readouterr().err.splitlines() if one.startswith("harness: "))
+    assert "the adapter cannot be put on the model" in line
+
+
+def test_a_spec_that_is_wrong_leaves_no_folder(desk):
+    document = desk.document(model={"path": "./nothing"})
+    assert desk.command("evaluate", desk.write(document)) == 2
+    assert not (desk.folder / f"out{desk.count}").exists()
+
+
+def test_kept_answers_are_scored_with_other_metrics(desk, runs, capsys):
+    place = runs("lora")
+    capsys.readouterr()
+    assert desk.command("score", place, "--json") == 0
+    again = {
+        (one["suite"], one["name"]): one["value"] for one in json.loads(capsys.readouterr().out) if one["stage"] == 1
+    }
+    assert again == last_scores(place)
+    assert (
+        desk.command("score", place, "--metric", "bleu", "--metric", 'exact_match={"normalise": ["case"]}', "--json")
+        == 0
+    )
+    other = json.loads(capsys.readouterr().out)
+    assert {one["metric"] for one in other} == {"bleu", "exact_match"}
+    assert {(one["suite"], one["stage"]) for one in other} == {("domain", 0), ("domain", 1)}
+    assert desk.command("score", place, "--metric", "bleu={") == 2
+    assert "no JSON" in capsys.readouterr().err
+
+
+def test_the_page_is_made_again(desk, runs, tmp_path, capsys):
+    place = shutil.copytree(runs("full"), tmp_path / "copy")
+    (place / "report.html").unlink()
+    assert desk.command("report", place) == 0
+    assert str(place / "report.html") in capsys.readouterr().out
+    assert (place / "report.html").stat().st_size > 1000

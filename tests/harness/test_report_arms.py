@@ -1,0 +1,275 @@
+"""Arms compared: over the same items, against the base and one another, from the files that runs leave."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import runpy
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from rich.console import Console
+
+from harness.errors import HarnessError
+from harness.intervals import Estimate
+from harness.report import arms, kept
+from harness.report.arms import Point
+from harness.report.arms_view import View
+from harness.report.differing import Swept
+from harness.report.files import write_scores
+
+RUN = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("made_run.py"))))
+SPEC = {"evaluate": {"helpdesk": {"role": "domain"}, "general": {"role": "general"}}}
+ITEMS = 60
+
+
+def finished(folder: Path, gain: float, rise: float, noise: float = 0.02, mixing: float | None = None) -> kept.Kept:
+    """A run on disk whose ROUGE-L on the help desk gains `gain` and whose general NLL rises by `rise` nats an item."""
+    wobble = [noise * math.sin(i) for i in range(ITEMS)]
+    base = [0.3 + 0.001 * i for i in range(ITEMS)]
+    nll = [20.0 + i % 5 for i in range(ITEMS)]
+    stages = [
+        (RUN.made_evaluation(0, "helpdesk", base, nll), RUN.made_evaluation(0, "general", base, nll)),
+        (
+            RUN.made_evaluation(1, "helpdesk", [one + gain + w for one, w in zip(base, wobble, strict=True)], nll),
+            RUN.made_evaluation(1, "general", base, [one + rise + 10 * w for one, w in zip(nll, wobble, strict=True)]),
+        ),
+    ]
+    folder.mkdir(parents=True)
+    spec = SPEC if mixing is None else {**SPEC, "mitigations": {"mixing": {"share": mixing}}}
+    (folder / "spec.json").write_text(json.dumps(spec))
+    write_scores(stages, ["base", "mixed"], folder)
+    return kept.read(folder)
+
+
+@pytest.fixture
+def experiment(tmp_path: Path) -> arms.Experiment:
+    runs = {
+        "naive": finished(tmp_path / "naive", 0.3, 5.0),
+        "mixing": finished(tmp_path / "mixing", 0.29, 0.5),
+        "frozen": finished(tmp_path / "frozen", 0.0, 0.0),
+        "worse": finished(tmp_path / "worse", 0.2, 6.0),
+    }
+    return arms.make(
+        "sweep",
+        tmp_path,
+        runs,
+        RUN.BY_SUITE,
+        seed=0,
+        gain="helpdesk/rougeL",
+        forgetting_score="general/response_perplexity",
+        missing={"ewc": "interrupted"},
+    )
+
+
+def find(experiment: arms.Experiment, arm: str, score: str) -> arms.Compared:
+    return next(one for one in experiment.scores if (one.arm, f"{one.suite}/{one.score}") == (arm, score))
+
+
+def test_an_arm_is_compared_with_the_baseline_over_the_same_items(experiment: arms.Experiment) -> None:
+    rouge = find(experiment, "mixing", "helpdesk/rougeL")
+    assert rouge.n == ITEMS
+    assert rouge.change.value == pytest.approx(0.29, abs=0.001)
+    assert rouge.against is not None
+    assert rouge.against.value == pytest.approx(-0.01)
+    assert find(experiment, "naive", "helpdesk/rougeL").against is None
+    perplexity = find(experiment, "mixing", "general/response_perplexity")
+    assert perplexity.verdict == "better", "the perplexity rose less than the baseline's"
+    assert find(experiment, "worse", "general/response_perplexity").verdict == "worse"
+
+
+def test_p_values_are_adjusted_for_every_comparison_of_the_experiment(experiment: arms.Experiment) -> None:
+    tested = [one for one in experiment.scores if one.p is not None]
+    assert len(tested) == 3 * 4
+    assert all(one.p_holm >= one.p for one in tested)
+    smallest = min(tested, key=lambda one: one.p)
+    assert smallest.p_holm == pytest.approx(min(1.0, 12 * smallest.p))
+
+
+def test_points_say_gain_and_forgetting_with_the_sign_that_people_mean(experiment: arms.Experiment) -> None:
+    points = {point.arm: point for point in experiment.points}
+    assert points["naive"].gain.value == pytest.approx(0.3, abs=0.002)
+    assert points["naive"].forgotten.value > points["mixing"].forgotten.value > 0, "a rising perplexity is forgetting"
+    assert points["naive"].forgotten.low < points["naive"].forgotten.value < points["naive"].forgotten.high
+    assert points["mixing"].recovered == pytest.approx(
+        1 - points["mixing"].forgotten.value / points["naive"].forgotten.value
+    )
+    assert points["naive"].recovered is None
+    assert [point.arm for point in experiment.points if point.efficient] == ["naive", "mixing", "frozen"]
+
+
+def test_the_advice_weighs_gain_before_forgetting_and_says_what_cannot_be_told_apart() -> None:
+    def estimate(value: float, half: float) -> Estimate:
+        return Estimate(value, half / 2, value - half, value + half, 50)
+
+    points = [
+        Point("naive", estimate(0.30, 0.05), estimate(0.50, 0.1), None, True),
+        Point("small", estimate(0.29, 0.05), estimate(0.10, 0.1), 0.8, True),
+        Point("large", estimate(0.28, 0.05), estimate(0.05, 0.1), 0.9, True),
+        Point("frozen", estimate(0.00, 0.01), estimate(0.00, 0.01), 1.0, True),
+    ]
+    advice = arms.advise(points, "a/b", "c/d")
+    assert "'large' forgets least" in advice
+    assert "no evidence of forgetting" in advice
+    assert "small cannot be told from it" in advice
+    assert "frozen" not in advice
+    assert "none can be recommended" in arms.advise(points[3:], "a/b", "c/d")
+
+
+def swept_points(**losses: tuple[float, float]) -> list[Point]:
+    """Arms that gain alike; name -> (forgotten, half its interval)."""
+    gain = Estimate(0.3, 0.02, 0.26, 0.34, 50)
+    return [
+        Point(arm, gain, Estimate(loss, half / 1.96, loss - half, loss + half, 50), None, True)
+        for arm, (loss, half) in losses.items()
+    ]
+
+
+SHARES = Swept("mitigations.mixing.share", {"a": 0.0, "b": 0.01, "c": 0.05, "d": 0.1, "e": 0.25}, share=True)
+
+
+def test_of_what_was_swept_the_smallest_value_that_cannot_be_told_from_the_best_is_named() -> None:
+    points = swept_points(a=(0.5, 0.05), b=(0.4, 0.05), c=(0.12, 0.05), d=(0.08, 0.05), e=(0.1, 0.05))
+    told = arms.advise(points, "desk/nll", "chat/nll", SHARES)
+    assert "The smallest that cannot be told from the least forgetting in chat/nll is " in told
+    assert "mitigations.mixing.share of 5 %: it forgets 0.0400 [−0.0307, +0.111] more than 10 %" in told
+    assert told.endswith("That rests on one training run a value; the intervals are over the items alone")
+
+
+def test_over_the_same_items_less_is_needed_to_tell_two_values_apart() -> None:
+    points = swept_points(a=(0.5, 0.05), b=(0.4, 0.05), c=(0.12, 0.05), d=(0.08, 0.05), e=(0.1, 0.05))
+
+    def paired(one: Point, other: Point) -> Estimate:
+        gap = one.forgotten.value - other.forgotten.value
+        return Estimate(gap, 0.005, gap - 0.01, gap + 0.01, 50)
+
+    told = arms.advise(points, "desk/nll", "chat/nll", SHARES, more=paired)
+    assert "share of 10 % is where chat/nll suffers least; every smaller one that gains as much forgets more" in told
+
+
+def test_no_general_data_may_be_enough_and_a_value_needs_all_its_seeds() -> None:
+    points = swept_points(a=(0.1, 0.05), b=(0.2, 0.05))
+    assert "share of 0 % is where chat/nll suffers least; and none is smaller" in arms.advise(
+        points, "desk/nll", "chat/nll", SHARES
+    )
+    seeds = Swept("train.learning_rate", {"a": 1e-5, "b": 1e-5, "c": 3e-5, "d": 3e-5}, share=False)
+    points = swept_points(a=(0.1, 0.05), b=(0.9, 0.05), c=(0.05, 0.05), d=(0.06, 0.05))
+    told = arms.advise(points, "desk/nll", "chat/nll", seeds)
+    assert "train.learning_rate of 3e-05 is where" in told
+    assert "rests on 2 training runs a value" in told
+
+
+def test_an_arm_that_gains_too_little_is_no_value_to_choose() -> None:
+    points = swept_points(b=(0.2, 0.05), c=(0.1, 0.02))
+    idle = Point("a", Estimate(0.01, 0.01, -0.01, 0.03, 50), Estimate(0.0, 0.001, 0.0, 0.0, 50), None, True)
+    told = arms.advise([idle, *points], "desk/nll", "chat/nll", SHARES)
+    assert "share of 5 %" in told
+    assert "0 %" not in told
+
+
+def test_arms_that_differ_in_one_number_are_advised_over_it_by_paired_items(tmp_path: Path) -> None:
+    runs = {
+        f"share={share}": finished(tmp_path / str(share), 0.3, rise, mixing=share)
+        for share, rise in ((0.0, 5.0), (0.05, 0.51), (0.25, 0.5))
+    }
+    made = arms.make(
+        "sweep",
+        tmp_path,
+        runs,
+        RUN.BY_SUITE,
+        seed=0,
+        gain="helpdesk/rougeL",
+        forgetting_score="general/response_perplexity",
+    )
+    assert "mitigations.mixing.share of 25 % is where" in made.advice
+    assert "every smaller one that gains as much forgets more beyond doubt" in made.advice
+
+
+def test_forgetting_may_be_a_summary_of_each_run_s_matrix_with_its_sign(tmp_path: Path) -> None:
+    runs = {name: finished(tmp_path / name, 0.3, 5.0) for name in ("naive", "ewc")}
+    lost = {"naive": 0.6, "ewc": -0.1}
+    for name, run in runs.items():
+        given = {"value": lost[name], "stderr": 0.05, "low": lost[name] - 0.1, "high": lost[name] + 0.2, "n": 40}
+        summaries = {
+            "forgetting": {**given, "method": "bootstrap"},
+            "backward_transfer": {**given, "value": -0.6, "low": -0.8, "high": -0.5, "method": "bootstrap"},
+            "average_accuracy": {**given, "method": "bootstrap"},
+        }
+        document = {"changes": [], "forgetting": [{"score": "response_nll", "summaries": summaries}]}
+        (run.folder / "report.json").write_text(json.dumps(document))
+
+    def make(axis: str) -> arms.Experiment:
+        return arms.make("one", tmp_path, runs, RUN.BY_SUITE, seed=0, gain="helpdesk/rougeL", forgetting_score=axis)
+
+    made = make("forgetting:response_nll")
+    assert made.forgetting == "forgetting:response_nll"
+    assert [one.forgotten.value for one in made.points] == [0.6, -0.1]
+    assert (made.points[0].forgotten.low, made.points[0].forgotten.high) == (0.5, pytest.approx(0.8))
+    assert made.points[1].recovered == pytest.approx(1 + 0.1 / 0.6)
+    turned = make("backward_transfer:response_nll").points[0].forgotten
+    assert (turned.value, turned.low, turned.high) == (0.6, 0.5, 0.8)
+    with pytest.raises(HarnessError, match=r"no summary 'forgetting:bleu'.*forgetting:response_nll"):
+        make("forgetting:bleu")
+    with pytest.raises(HarnessError, match="no summary 'average_accuracy:response_nll'"):
+        make("average_accuracy:response_nll")
+
+
+def test_the_axes_are_chosen_by_role_and_a_wrong_one_is_named(tmp_path: Path) -> None:
+    runs = {"naive": finished(tmp_path / "naive", 0.3, 5.0)}
+    made = arms.make("one", tmp_path, runs, RUN.BY_SUITE, seed=0)
+    assert (made.gain, made.forgetting) == ("helpdesk/rougeL", "general/rougeL")
+    with pytest.raises(HarnessError, match=r"no suite has the score 'helpdesk/blue'.*helpdesk/rougeL"):
+        arms.make("one", tmp_path, runs, RUN.BY_SUITE, seed=0, gain="helpdesk/blue")
+    with pytest.raises(HarnessError, match="no arm has a result"):
+        arms.make("none", tmp_path, {}, RUN.BY_SUITE, seed=0)
+
+
+def test_a_baseline_without_a_result_is_said_and_another_taken(tmp_path: Path) -> None:
+    runs = {"mixing": finished(tmp_path / "mixing", 0.3, 1.0)}
+    made = arms.make("one", tmp_path, runs, RUN.BY_SUITE, seed=0, baseline="naive")
+    assert made.baseline == "mixing"
+    assert made.advice.startswith("the baseline 'naive' has no result yet")
+
+
+def test_the_experiment_is_shown_and_kept(experiment: arms.Experiment, tmp_path: Path) -> None:
+    stream = io.StringIO()
+    Console(file=stream, width=100, color_system=None, highlight=False).print(View(experiment))
+    text = stream.getvalue()
+    assert "no result of ewc: interrupted" in text
+    assert "forgotten in general/response_perplexity" in text
+    assert experiment.advice[:40] in text.replace("\n", " ")
+    experiment.write(tmp_path)
+    document = json.loads((tmp_path / "arms.json").read_text())
+    assert document["points"][1]["arm"] == "mixing"
+    assert len(document["scores"]) == 16
+
+
+def test_a_run_read_back_has_the_scores_that_were_written(tmp_path: Path) -> None:
+    run = finished(tmp_path / "one", 0.3, 5.0)
+    assert run.stages == ("base", "mixed")
+    last = run.last("helpdesk")
+    assert last is not None
+    written = RUN.made_evaluation(1, "helpdesk", [0.6] * ITEMS, [20.0] * ITEMS)
+    assert [item.id for item in last.items] == [item.id for item in written.items]
+    assert {score.name for score in last.scores} == {"rougeL", "response_perplexity"}
+    assert len(last.scores[0].statistics) == ITEMS
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (None, "holds no scores.json"),
+        ("{", "cannot be read"),
+        ('{"stages": [{}]}', "no list of scores"),
+        ("[]", "object"),
+    ],
+)
+def test_a_folder_that_is_no_finished_run_is_named(tmp_path: Path, content: str | None, told: str) -> None:
+    (tmp_path / "spec.json").write_text(json.dumps(SPEC))
+    if content is not None:
+        (tmp_path / "scores.json").write_text(content)
+    with pytest.raises(HarnessError) as caught:
+        kept.read(tmp_path)
+    assert told in str(caught.value)

@@ -1,0 +1,262 @@
+"""The plots of a report: what they show of the numbers, and that they leave nothing behind."""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from harness.intervals import Estimate
+from harness.report.arms import Point
+from harness.report.differing import differing, swept
+from harness.report.html import palette, run_page
+from harness.report.html.plots import bars, canvas, curves, trade
+from harness.report.html.plots.bars import Bin
+from harness.report.html.plots.curves import Curve
+from harness.report.html.plots.heat import heat
+from harness.report.matrix import Matrix
+
+SEEN = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("page_seen.py"))))
+
+
+def drawn(plot):
+    return SEEN.parse(plot.inline())
+
+
+def texts(plot):
+    return [one.text for one in drawn(plot).all("text")]
+
+
+def matrix(higher_is_better, values, suites=("helpdesk", "general")):
+    return Matrix("a_score", "m", higher_is_better, suites, (1, None), (False, True), values, {})
+
+
+def estimate(value, half=0.1):
+    return Estimate(value, half / 2, value - half, value + half, 50)
+
+
+def point(arm, gain, forgotten, half=0.1):
+    return Point(arm, estimate(gain, half), estimate(forgotten, half), None, True)
+
+
+# -- the heat map -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("higher", [True, False])
+def test_a_cell_is_blue_for_the_better_and_orange_for_the_worse_whatever_the_direction(higher):
+    plot = heat(matrix(higher, ((1.0, 1.0), (2.0, 0.5))), ("base", "one"), "m")
+    up, down = (drawn(plot).one(id=f"m-cell-1-{j}").one("path").attrs["style"] for j in (0, 1))
+    assert ("var(--gain)" in up) == higher
+    assert ("var(--gain)" in down) != higher
+    assert "fill-opacity: 0.5" in up, "the largest change"
+    assert "fill-opacity: 0.25" in down, "half of it"
+
+
+def test_a_cell_tells_its_value_and_its_change_to_a_pointer():
+    plot = heat(matrix(True, ((0.25, 1.0), (0.75, math.nan))), ("base", "one"), "m")
+    assert drawn(plot).one(id="m-cell-1-0").one("title").text == "helpdesk after one: 0.750, +0.500 since the base"
+    assert "–" in texts(plot)
+
+
+def test_a_matrix_without_change_has_no_colour():
+    plot = heat(matrix(True, ((0.5, 1.0), (0.5, 1.0))), ("base", "one"), "m")
+    assert "fill-opacity: 0.5" not in plot.inline()
+
+
+# -- curves -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_long_curve_is_thinned_to_means_of_neighbours():
+    updates, values = curves.thinned(range(1, 16_001), [float(step % 2) for step in range(16_000)])
+    assert len(values) <= curves.MOST
+    assert updates[-1] == 16_000
+    assert set(values) == {0.5}
+    assert curves.thinned([1, 2], [3.0, math.nan])[0] == [1, 2], "a short one is as it was"
+
+
+def test_a_value_that_is_no_number_is_left_out_of_a_mean():
+    assert curves.running_mean([1.0, math.nan, 3.0], 1) == [1.0, 2.0, 3.0]
+    assert math.isnan(curves.running_mean([math.nan], 3)[0])
+
+
+def test_stages_follow_one_another_along_the_axis():
+    found = Curve("loss", (([1.0, 40.0], [2.0, 1.0]), ([1.0, 10.0], [3.0, 0.5])))
+    plot = curves.curves([found], ("first", "second"), "loss", "Loss", unit="nats")
+    assert {"first", "second", "update", "nats", "50"} <= set(texts(plot))
+    assert drawn(plot).one("desc").text == "loss goes from 2.000 to 0.500."
+
+
+def test_several_curves_are_named_and_have_other_lines_too():
+    found = [Curve(name, (([1.0, 2.0], [0.1, 0.2]),)) for name in ("ewc", "_hidden")]
+    plot = curves.curves(found, ("one",), "penalties", "Penalties", unit="", from_zero=True)
+    assert {"ewc", " _hidden"} <= set(texts(plot))
+    assert "stroke-dasharray" in plot.inline()
+
+
+# -- bars -------------------------------------------------------------------------------------------------------------
+
+
+def test_bins_are_read_in_both_forms_and_know_what_is_cut():
+    edges = {"edges": [0, 16.0, 32, 64], "counts": [3, 0, 4], "max_length": 31}
+    assert run_page.bins_of(edges) == [Bin(0, 15, 3, False), Bin(16, 31, 0, False), Bin(32, 63, 4, True)]
+    bins = {"bins": [{"low": 5, "high": 9, "rows": 2}, {"low": 10, "high": 12, "rows": 1}], "max_length": None}
+    assert run_page.bins_of(bins) == [Bin(5, 9, 2, False), Bin(10, 12, 1, False)]
+    assert run_page.bins_of({"edges": [0]}) == run_page.bins_of(None) == run_page.bins_of({"bins": [{}]}) == []
+
+
+def test_many_bins_are_joined_and_no_row_is_lost_and_none_that_is_cut_is_mixed_in():
+    given = [Bin(10 * i, 10 * i + 9, i, i >= 40) for i in range(43)]
+    shown = bars.fewer(given)
+    assert len(shown) <= bars.MOST
+    assert sum(one.rows for one in shown) == sum(one.rows for one in given)
+    assert sum(one.rows for one in shown if one.cut) == 40 + 41 + 42
+    assert [one.low for one in shown[1:]] == [one.high + 1 for one in shown[:-1]]
+
+
+def test_a_histogram_tells_its_rows_and_those_that_are_cut():
+    plot = bars.lengths([Bin(0, 9, 1200, False), Bin(10, 10, 30, True)], "lengths-a", "Lengths")
+    assert {"0–9", "10", "1,200", "30 cut"} <= set(texts(plot))
+    assert drawn(plot).one("desc").text == "1,230 rows of 0–9 to 10 tokens; 30 rows are cut."
+
+
+def test_shares_are_written_in_bars_that_have_room_and_all_are_told():
+    plot = bars.shares({"one": {"a": 0.95, "b": 0.05}, "two": {"a": 0.5, "c": 0.5}}, "shares", "Shares")
+    assert {"95%", "50%", "a", "b", "c"} <= set(texts(plot))
+    assert "5%" not in texts(plot)
+    assert "b 5.0%" in drawn(plot).one("desc").text
+
+
+# -- gain and forgetting ----------------------------------------------------------------------------------------------
+
+
+def test_the_names_of_points_do_not_hide_one_another():
+    points = [point(f"arm-{i}", 0.3, 0.5 + 0.01 * i, half=0.02) for i in range(5)]
+    plot = trade.scatter(points, "a/b", "c/d", "arm-0", "gain-forgetting")
+    places = {}
+    for one in drawn(plot).all("text"):
+        if one.text.startswith("arm-"):
+            places[one.text] = float(one.attrs["y"]), float(one.attrs["x"])
+    assert len(places) == 5
+    boxes = [(x, y - 9, x + 30, y) for y, x in places.values()]
+    for i, one in enumerate(boxes):
+        for other in boxes[:i]:
+            assert one[2] <= other[0] or other[2] <= one[0] or one[3] <= other[1] or other[3] <= one[1]
+
+
+def test_points_without_an_interval_are_drawn_without_one():
+    points = [Point("one", Estimate(0.1, math.nan, math.nan, math.nan, 1), estimate(0.2), None, True)]
+    plot = trade.scatter(points, "a/b", "c/d", "one", "gain-forgetting")
+    assert "gain +0.100 [–, –]" in plot.inline()
+
+
+def test_a_sweep_is_drawn_through_the_mean_of_the_arms_of_one_value():
+    points = [(0.0, point("a", 0.1, 0.5)), (0.1, point("b", 0.2, 0.1)), (0.1, point("c", 0.4, 0.3))]
+    plot = trade.sweep(points, "a/b", "c/d", "mixing.share", "sweep", percent=True)
+    assert {"0 %", "10 %", "mixing.share", "gain in a/b", "forgotten in c/d"} <= set(texts(plot))
+    root = drawn(plot)
+    heights = {}
+    for place in range(3):
+        heights[place] = float(root.one(id=f"sweep-gain-{place}").one("use").attrs["y"])
+    lines = [one.attrs["d"].split() for one in root.all("path") if "stroke: var(--gain)" in one.attrs.get("style", "")]
+    line = next(one for one in lines if len(one) == 6 and one[1] != one[4])
+    assert float(line[5]) == pytest.approx((heights[1] + heights[2]) / 2, abs=0.01)
+
+
+# -- in what runs differ ----------------------------------------------------------------------------------------------
+
+
+def spec(share=0.1, seed=0, **changes):
+    mitigations = {} if share is None else {"mixing": {"share": share}}
+    return {"name": str(share), "seed": seed, "train": {"epochs": 1}, "mitigations": mitigations, **changes}
+
+
+def test_one_number_that_differs_is_swept_and_a_run_without_it_stands_at_none_of_it():
+    found = swept({"a": spec(None), "b": spec(0.1), "c": spec(0.2, seed=1)})
+    assert found is not None
+    assert (found.key, found.share) == ("mitigations.mixing.share", True)
+    assert found.values == {"a": 0.0, "b": 0.1, "c": 0.2}
+    rates = swept({"a": spec(train={"learning_rate": 1e-4}), "b": spec(train={"learning_rate": 2e-4})})
+    assert rates is not None
+    assert (rates.values, rates.share) == ({"a": 1e-4, "b": 2e-4}, False)
+
+
+@pytest.mark.parametrize(
+    "specs",
+    [
+        {"a": spec(0.1), "b": spec(0.1)},
+        {"a": spec(0.1), "b": spec(0.2, train={"epochs": 2})},
+        {"a": spec(train={"packing": True}), "b": spec(train={"packing": False})},
+        {"a": spec(train={"engine": "x"}), "b": spec(train={"engine": "y"})},
+        {"a": spec(None), "b": spec(0.1)},
+        {"a": {}, "b": spec(0.1)},
+    ],
+)
+def test_nothing_is_swept_where_no_number_alone_differs(specs):
+    assert swept(specs) is None
+
+
+def test_what_differs_is_said_key_by_key_without_what_says_nothing_of_the_model():
+    specs = {"a": spec(None, track={"experiment": "x"}), "b": spec(0.1)}
+    assert differing(specs) == {"mitigations.mixing.share": {"b": 0.1}}
+
+
+# -- what is left behind ----------------------------------------------------------------------------------------------
+
+
+def test_a_plot_neither_minds_nor_changes_the_settings_of_the_user():
+    import matplotlib
+
+    before = (matplotlib.rcParams["font.size"], logging.getLogger("matplotlib").level)
+    plain = heat(matrix(True, ((0.5, 1.0), (0.6, 1.0))), ("base", "one"), "m").inline()
+    with matplotlib.rc_context({"font.size": 40, "axes.facecolor": "red", "svg.fonttype": "path"}):
+        assert heat(matrix(True, ((0.5, 1.0), (0.6, 1.0))), ("base", "one"), "m").inline() == plain
+        assert matplotlib.rcParams["font.size"] == 40
+    assert (matplotlib.rcParams["font.size"], logging.getLogger("matplotlib").level) == before
+
+
+def test_no_state_of_pyplot_and_nothing_heavy_is_used():
+    program = (
+        "import sys, harness.report.html\n"
+        "assert not any(one.startswith(('matplotlib', 'jinja2')) for one in sys.modules)\n"
+        "from harness.report.html.plots.bars import Bin, lengths\n"
+        "lengths([Bin(0, 1, 2, False)], 'a', 'b').file()\n"
+        "assert 'matplotlib.pyplot' not in sys.modules and 'torch' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_names_that_look_like_formulas_or_hide_things_are_text():
+    plot = heat(matrix(True, ((1.0, 2.0),), ("$\\frac{$", "\u202e\x1b\uffff<b>")), ("base",), "m")
+    assert {"$\\frac{$", "\\u202e␛�<b> *"} <= set(texts(plot))
+    SEEN.parse(plot.file().partition("?>")[2])
+
+
+@pytest.mark.parametrize("scheme", [palette.LIGHT, palette.DARK])
+def test_text_and_marks_stand_out_from_what_is_behind_them(scheme):
+    def luminance(code):
+        parts = [int(code[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [one / 12.92 if one <= 0.04045 else ((one + 0.055) / 1.055) ** 2.4 for one in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    def contrast(one, other):
+        low, high = sorted((luminance(scheme[one]), luminance(scheme[other])))
+        return (high + 0.05) / (low + 0.05)
+
+    for behind in ("paper", "surface"):
+        for text in ("ink", "muted", "accent", "gain", "loss"):
+            assert contrast(text, behind) >= 4.5, f"{text} on {behind} (WCAG 2.2, 1.4.3)"
+        for mark in palette.SERIES:
+            assert contrast(mark, behind) >= 3, f"{mark} on {behind} (WCAG 2.2, 1.4.11)"
+
+
+def test_both_schemes_have_the_same_names_and_no_two_stand_ins_are_alike():
+    assert list(palette.LIGHT) == list(palette.DARK)
+    assert len(set(canvas.STAND_INS.values())) == len(palette.LIGHT)
+    assert all(re.fullmatch("#[0-9a-f]{6}", one) for one in [*palette.LIGHT.values(), *palette.DARK.values()])

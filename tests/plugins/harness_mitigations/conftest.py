@@ -1,0 +1,113 @@
+"""Random rows over the tiny model's vocabulary, and stages that train on them as a run would."""
+
+from __future__ import annotations
+
+import gc
+import random
+
+import pytest
+import torch
+
+from harness.contracts import Part, Row, Stage, StageData
+from harness.train import seed_mitigations, train
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_collection():
+    """Every stage ends with a garbage collection; what was imported need not be looked through each time."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+SETTINGS = {
+    "engine": "transformers",
+    "epochs": 1,
+    "steps": None,
+    "learning_rate": 1e-2,
+    "batch_size": 4,
+    "accumulation": 1,
+    "scheduler": "constant",
+    "warmup_ratio": 0.0,
+    "weight_decay": 0.0,
+    "max_grad_norm": 1.0,
+    "max_length": 64,
+    "packing": False,
+    "precision": "auto",
+    "gradient_checkpointing": False,
+    "log_steps": 1,
+    "save_steps": None,
+}
+
+
+def some_rows(number: int, seed: int = 0, source: str = "source") -> tuple[Row, ...]:
+    """Rows of 6 to 20 tokens, the last third to two thirds of them trained."""
+    numbers = random.Random(seed)
+    rows = []
+    for index in range(number):
+        ids = tuple(numbers.randrange(5, 200) for _ in range(numbers.randint(6, 20)))
+        start = numbers.randint(len(ids) // 3, 2 * len(ids) // 3)
+        rows.append(Row(f"{source}-{index}", source, ids, (-100,) * start + ids[start:]))
+    return tuple(rows)
+
+
+@pytest.fixture(scope="session")
+def make_rows():
+    """(number, seed, source) -> rows."""
+    return some_rows
+
+
+@pytest.fixture
+def run_stages(tokenizer, tmp_path):
+    """(model, mitigations, rows of each stage, rows of sources, settings) -> the model after a run's calls.
+
+    watch: called with the number of the stage and the model at each beginning, after `begin_stage`, and each end.
+    """
+
+    def run(model, mitigations, stages, sources=None, *, watch=None, seed=0, order=None, **settings):
+        seed_mitigations(seed)
+        mitigations = dict(sorted(mitigations.items(), key=lambda item: (item[1].order, item[0])))
+        for mitigation in mitigations.values():
+            model = mitigation.model(model)
+        logs = []
+        for number, rows in enumerate(stages, start=1):
+            stage = Stage(f"stage-{number}", (Part("source", "domain"),), {**SETTINGS, **settings})
+            slots = tuple((index,) for index in range(len(rows))) if order is None else order
+            data = StageData(stage, rows, slots, (len(slots),), {}, 1.0)
+            for mitigation in mitigations.values():
+                mitigation.begin_stage(stage, model, sources or {})
+            if watch:
+                watch(number, model)
+            logs.append(train(model, tokenizer, data, mitigations, seed=seed, folder=tmp_path / str(number)).log)
+            for mitigation in mitigations.values():
+                mitigation.end_stage(stage, model, rows)
+            if watch:
+                watch(-number, model)
+        return model, logs
+
+    return run
+
+
+@pytest.fixture
+def reloaded(tiny_model, tokenizer, tmp_path):
+    """(model) -> what plain transformers or peft loads from the folder that the model is saved to."""
+    import copy
+
+    from harness import model as models
+
+    base = copy.deepcopy(tiny_model)
+
+    def reload(model):
+        folder = tmp_path / "saved"
+        models.save(model, tokenizer, folder)
+        if models.is_adapted(model):
+            from peft import PeftModel
+
+            return PeftModel.from_pretrained(copy.deepcopy(base), folder).eval()
+        from transformers import AutoModelForCausalLM
+
+        return AutoModelForCausalLM.from_pretrained(folder).eval()
+
+    return reload

@@ -1,0 +1,75 @@
+"""Trains a stage with EWC and L2-SP in as many processes as the environment says, and resumes it; run by a test.
+
+    python stage_of_processes.py FOLDER BATCH_SIZE
+
+Writes, by EWC's coupling, the weights, the log and the weights of the resumed stage to FOLDER/result.pt.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+from pathlib import Path
+
+import torch
+from harness_mitigations.ewc import Ewc
+from harness_mitigations.l2sp import L2Sp
+from tokenizers import Tokenizer, models
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from harness.contracts import Part, Row, Stage, StageData
+from harness.train import seed_mitigations, train
+
+SETTINGS = {
+    "engine": "transformers", "epochs": 1, "steps": None, "learning_rate": 1e-3, "accumulation": 1,
+    "scheduler": "linear", "warmup_ratio": 0.2, "weight_decay": 0.0, "max_grad_norm": 0.5, "max_length": 64,
+    "packing": False, "precision": "float32", "gradient_checkpointing": False, "log_steps": 1, "save_steps": 2,
+}  # fmt: skip
+
+
+def some_rows(number: int, seed: int) -> tuple[Row, ...]:
+    numbers = random.Random(seed)
+    rows = []
+    for index in range(number):
+        ids = tuple(numbers.randrange(1, 50) for _ in range(numbers.randint(4, 12)))
+        rows.append(Row(f"row-{index}", "source", ids, (-100,) * 2 + ids[2:]))
+    return tuple(rows)
+
+
+def begun(coupling: str) -> tuple[LlamaForCausalLM, dict[str, Ewc | L2Sp], Stage]:
+    torch.manual_seed(0)
+    config = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=50, pad_token_id=0, **config))
+    mitigations: dict[str, Ewc | L2Sp] = {
+        "ewc": Ewc("kept", 20.0, coupling, "sampled", 6, 4, True, None, 1.0, "float32", "device", False),  # type: ignore[arg-type]
+        "l2sp": L2Sp(2.0, "gradient", "base", "device"),
+    }
+    stage = Stage("stage", (Part("source", "domain"),), SETTINGS | {"batch_size": int(sys.argv[2])})
+    seed_mitigations(0)
+    for mitigation in mitigations.values():
+        mitigation.begin_stage(stage, model, {"kept": some_rows(8, 5)})
+    return model, mitigations, stage
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"<pad>": 0})), pad_token="<pad>")
+    rows = some_rows(15, 1)  # the last update is not full
+    result = {}
+    for coupling in ("loss", "proximal"):
+        folder = Path(sys.argv[1]) / coupling
+        found = []
+        for resume in (None, folder / "checkpoints" / "checkpoint-2"):
+            model, mitigations, stage = begun(coupling)
+            data = StageData(stage, rows, tuple((index,) for index in range(15)), (15,), {}, 1.0)
+            trained = train(model, tokenizer, data, mitigations, seed=0, folder=folder, resume=resume)
+            found.append(({name: weight.detach() for name, weight in model.named_parameters()}, trained.log))
+        (weights, log), (resumed, _) = found
+        result[coupling] = {"weights": weights, "log": list(log), "resumed": resumed}
+    if os.environ["RANK"] == "0":
+        torch.save(result, Path(sys.argv[1]) / "result.pt")
+
+
+if __name__ == "__main__":
+    main()

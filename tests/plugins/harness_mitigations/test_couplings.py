@@ -1,0 +1,312 @@
+"""EWC and L2-SP in training, by each coupling: where the pull enters, its limits, and what it does not depend on."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from harness_mitigations.ewc import Ewc
+from harness_mitigations.l2sp import L2Sp
+from harness_mitigations.lora import Lora
+
+from harness.contracts import Mitigation, Part, Stage, StageData
+from harness.train import latest_checkpoint, seed_mitigations, train
+
+torch.set_num_threads(1)
+
+SETTINGS = {
+    "engine": "transformers",
+    "epochs": 1,
+    "steps": None,
+    "learning_rate": 1e-3,
+    "batch_size": 8,
+    "accumulation": 1,
+    "scheduler": "constant",
+    "warmup_ratio": 0.0,
+    "weight_decay": 0.0,
+    "max_grad_norm": 0.5,
+    "max_length": 64,
+    "packing": False,
+    "precision": "auto",
+    "gradient_checkpointing": False,
+    "log_steps": 1,
+    "save_steps": None,
+}
+COUPLINGS = ("gradient", "loss", "proximal")
+
+
+def ewc(strength=1.0, coupling="gradient", **options):
+    defaults = {"labels": "sampled", "samples": 8, "batch_size": 4, "normalise": True, "clip": None, "decay": 0.5}
+    storage = {"dtype": "float32", "place": "device", "cache": False}
+    return Ewc(**{"source": "kept", "strength": strength, "coupling": coupling, **defaults, **storage, **options})
+
+
+def l2sp(strength=1.0, coupling="gradient", anchor="base"):
+    return L2Sp(strength, coupling, anchor, "device")
+
+
+KINDS = {"ewc": ewc, "l2sp": l2sp}
+
+
+class Spy(Mitigation):
+    """Keeps the gradients that the optimizer sees."""
+
+    order = 1000
+
+    def __init__(self):
+        self.gradients = []
+
+    def weight_pull(self, model):
+        self.gradients.append({n: w.grad.clone() for n, w in model.named_parameters() if w.grad is not None})
+
+
+@pytest.fixture
+def fit(tiny_model, tokenizer, tmp_path, make_rows):
+    """(mitigations, settings) -> weights by name, log, and gradients seen, after two rounds over eight rows."""
+
+    def run(mitigations, *, order=None, model=None, rows=None, folder="run", **settings):
+        model = copy.deepcopy(tiny_model) if model is None else model
+        rows = make_rows(8) if rows is None else rows
+        order = tuple((index,) for index in range(len(rows))) * 2 if order is None else order
+        stage = Stage("stage", (Part("source", "domain"),), {**SETTINGS, **settings})
+        spy = Spy()
+        seed_mitigations(0)
+        for mitigation in mitigations.values():
+            mitigation.begin_stage(stage, model, {"kept": make_rows(8, 5)})
+        data = StageData(stage, rows, order, (len(order),), {}, 1.0)
+        result = train(model, tokenizer, data, {**mitigations, "~spy": spy}, seed=0, folder=tmp_path / folder)
+        return {n: w.detach() for n, w in model.named_parameters()}, result.log, spy.gradients
+
+    return run
+
+
+def apart(one, other):
+    assert one.keys() == other.keys()
+    return max(float((one[name] - other[name]).abs().max()) for name in one)
+
+
+# -- where it enters --------------------------------------------------------------------------------------------------
+
+
+class InTheLoss(Mitigation):
+    """The penalty as papers write it: with its graph, in the loss of every micro-batch."""
+
+    def __init__(self, made):
+        self.made = made
+
+    def extra_loss(self, model, share):
+        importance = self.made.importance
+        total = 0.0
+        for name, weight in model.named_parameters():
+            f = 1.0 if importance is None else importance[name]
+            total = total + (f * (weight - self.made.anchor[name]) ** 2).sum()
+        return share * self.made.strength / 2 * total
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("batch", "accumulation"), [(8, 1), (2, 4), (1, 8)])
+def test_loss_coupling_is_the_penalty_in_the_loss(kind, batch, accumulation, fit, tiny_model):
+    settings = {"batch_size": batch, "accumulation": accumulation}
+    made = KINDS[kind](3.0, "loss")
+    weights, log, gradients = fit({kind: made}, **settings)
+    written, other_log, expected = fit({kind: InTheLoss(made)}, **settings)
+    assert apart(gradients[0], expected[0]) < 1e-6
+    assert apart(gradients[1], expected[1]) < 2e-5  # after an update that Adam makes of rounding
+    assert log[1]["grad_norm"] == pytest.approx(other_log[1]["grad_norm"], rel=1e-4)
+    assert log[1][f"penalty/{kind}"] == pytest.approx(other_log[1][f"penalty/{kind}"], rel=1e-4)
+    assert log[1]["loss"] == pytest.approx(other_log[1]["loss"], rel=1e-4), "the task's alone"
+    assert apart(weights, written) < 1e-4
+    norm = torch.stack([gradient.norm() for gradient in gradients[1].values()]).norm()
+    assert float(norm) == pytest.approx(0.5, rel=1e-3), "task and pull are clipped as one"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradient_coupling_adds_to_the_clipped_gradient_of_the_task(kind, fit):
+    # The second update begins from weights that plain training has moved alike: only the pull differs.
+    made = KINDS[kind](3.0)
+    _, log, gradients = fit({kind: made})
+    _, plain_log, plain = fit({})
+    assert apart(gradients[0], plain[0]) == 0, "nothing has moved yet"
+    assert log[0][f"penalty/{kind}"] == 0
+    norm = torch.stack([gradient.norm() for gradient in plain[1].values()]).norm()
+    assert float(norm) == pytest.approx(0.5, rel=1e-3)
+    assert log[1]["grad_norm"] == pytest.approx(plain_log[1]["grad_norm"], rel=1e-5), "the task's alone"
+    first, _, _ = fit({}, order=tuple((index,) for index in range(8)))
+    for name, gradient in gradients[1].items():
+        f = 1.0 if made.importance is None else made.importance[name]
+        assert torch.allclose(gradient - plain[1][name], 3.0 * f * (first[name] - made.anchor[name]), atol=1e-5), name
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_proximal_coupling_leaves_the_gradient_and_moves_back_after_the_step(kind, fit):
+    made = KINDS[kind](200.0, "proximal")
+    weights, _, gradients = fit({kind: made}, order=tuple((index,) for index in range(8)))
+    plain, _, expected = fit({}, order=tuple((index,) for index in range(8)))
+    assert apart(gradients[0], expected[0]) == 0
+    for name, weight in plain.items():
+        f = 1.0 if made.importance is None else made.importance[name]
+        back = made.anchor[name] + (weight - made.anchor[name]) / (1 + 1e-3 * 200 * f)
+        assert torch.allclose(weights[name], back, atol=1e-7), name
+
+
+# -- limits -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("coupling", COUPLINGS)
+def test_strength_zero_is_plain_training_bit_for_bit(kind, coupling, fit):
+    plain, log, _ = fit({}, weight_decay=0.1)
+    idle, idle_log, _ = fit({kind: KINDS[kind](0.0, coupling)}, weight_decay=0.1)
+    assert apart(plain, idle) == 0
+    assert [entry["loss"] for entry in log] == [entry["loss"] for entry in idle_log]
+    assert f"penalty/{kind}" not in idle_log[0]
+
+
+def test_infinite_strength_gives_the_start(fit, tiny_model):
+    start = {name: weight.detach() for name, weight in tiny_model.named_parameters()}
+    order = tuple((index,) for index in range(8)) * 10
+    plain, _, _ = fit({}, order=order)
+    assert apart(plain, start) > 5e-3
+    held, _, _ = fit({"l2sp": l2sp(1e30, "proximal")}, order=order)
+    assert apart(held, start) == 0
+    made = ewc(1e30, "proximal")
+    held, _, _ = fit({"ewc": made}, order=order)
+    for name, weight in held.items():
+        holds = made.importance[name] > 1e-20
+        assert torch.equal(weight[holds], start[name][holds]), name
+    for coupling in ("gradient", "loss"):  # Adam's step is at most the learning rate, whatever pulls
+        held, _, _ = fit({"l2sp": l2sp(1e6, coupling)}, order=order)
+        assert apart(held, start) < 2.5e-3, coupling
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("coupling", COUPLINGS)
+def test_a_stronger_pull_stays_nearer(kind, coupling, fit, tiny_model):
+    start = {name: weight.detach() for name, weight in tiny_model.named_parameters()}
+    order = tuple((index,) for index in range(8)) * 5
+    far = []
+    for strength in (0.0, 10.0, 1000.0):
+        made = KINDS[kind](strength, coupling)
+        weights, _, _ = fit({kind: made}, order=order)
+        far.append(weights)
+    measure = made.importance or dict.fromkeys(start, 1.0)
+    drifts = [sum(float((measure[n] * (weights[n] - start[n]) ** 2).sum()) for n in start) for weights in far]
+    assert drifts[0] > drifts[1] > drifts[2]
+    assert drifts[2] < 0.2 * drifts[0]
+
+
+# -- what it does not depend on ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("coupling", COUPLINGS)
+def test_an_update_depends_on_neither_accumulation_nor_packing(kind, coupling, fit):
+    runs = [
+        fit({kind: KINDS[kind](5.0, coupling)}, **settings)
+        for settings in (
+            {"batch_size": 8},
+            {"batch_size": 2, "accumulation": 4},
+            {"batch_size": 1, "accumulation": 8},
+            {"batch_size": 4, "packing": True, "order": ((0, 1), (2, 3, 4), (5,), (6, 7)) * 2},
+        )
+    ]
+    weights, log, gradients = runs[0]
+    assert log[1][f"penalty/{kind}"] > 0
+    for other, its, others in runs[1:]:
+        assert apart(gradients[0], others[0]) < 1e-6
+        assert apart(gradients[1], others[1]) < 5e-5
+        assert apart(weights, other) < 2e-4
+        assert its[1][f"penalty/{kind}"] == pytest.approx(log[1][f"penalty/{kind}"], rel=1e-3)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("coupling", "lora"), [*((c, False) for c in COUPLINGS), ("gradient", True), ("loss", True)])
+def test_a_stage_resumed_in_its_middle_equals_one_that_was_not_interrupted(
+    kind, coupling, lora, tiny_model, tmp_path, tokenizer, make_rows
+):
+    def begin():
+        model = copy.deepcopy(tiny_model)
+        if not lora:
+            return model
+        torch.manual_seed(2)
+        return Lora(2, None, 0.1, "all-linear", False, False, "zero", None, 1).model(model)
+
+    rows = make_rows(12)
+    stage = Stage("two", (Part("source", "domain"),), {**SETTINGS, "batch_size": 2, "save_steps": 2})
+    data = StageData(stage, rows, tuple((index,) for index in range(12)), (12,), {}, 1.0)
+
+    def prepared(model):
+        """As the second stage of a run finds it: an earlier stage's importances are in it."""
+        made = KINDS[kind](5.0, coupling)
+        seed_mitigations(0)
+        for name in ("one", "two"):
+            made.begin_stage(Stage(name, ()), model, {"kept": make_rows(8, 5)})
+            if name == "one":
+                made.end_stage(Stage(name, ()), model, rows)
+        return made
+
+    class Cut(Exception):
+        pass
+
+    def stop(step, metrics):
+        if step == 5:
+            raise Cut
+
+    ends = []
+    for folder in ("whole", "cut"):
+        model = begin()
+        made = prepared(model)
+        where = {"seed": 0, "folder": tmp_path / folder}
+        if folder == "cut":
+            with pytest.raises(Cut):
+                train(model, tokenizer, data, {kind: made}, **where, on_step=stop)
+            model = begin()
+            made = prepared(model)
+            where["resume"] = latest_checkpoint(tmp_path / "cut" / "checkpoints")
+            assert where["resume"].name == "checkpoint-4"
+        result = train(model, tokenizer, data, {kind: made}, **where)
+        log = [{k: v for k, v in entry.items() if k != "tokens_per_second"} for entry in result.log]
+        ends.append(({n: w.detach() for n, w in model.named_parameters()}, log))
+    assert apart(ends[0][0], ends[1][0]) == 0
+    assert ends[0][1] == ends[1][1]
+    assert ends[0][1][-1][f"penalty/{kind}"] > 0
+
+
+# -- L2-SP's own ------------------------------------------------------------------------------------------------------
+
+
+def test_l2sp_holds_at_the_base_or_at_each_stages_beginning(tiny_model):
+    base, stage = l2sp(), l2sp(anchor="stage")
+    for made in (base, stage):
+        made.begin_stage(Stage("one", ()), tiny_model, {})
+    first = tiny_model.model.norm.weight.detach().clone()
+    with torch.no_grad():
+        tiny_model.model.norm.weight.add_(0.5)
+    for made in (base, stage):
+        made.begin_stage(Stage("two", ()), tiny_model, {})
+    assert torch.equal(base.anchor["model.norm.weight"].float(), first)
+    assert torch.equal(stage.anchor["model.norm.weight"].float(), first + 0.5)
+
+
+def test_l2sp_on_an_adapter_holds_the_change_of_the_weight(tiny_model):
+    from harness.model import adapted_layers
+
+    torch.manual_seed(0)
+    model = Lora(3, None, 0.0, "all-linear", False, False, "zero", None, 1).model(tiny_model)
+    made = l2sp(0.5)
+    made.begin_stage(Stage("one", ()), model, {})
+    layers = adapted_layers(model)
+    total, factors = 0.0, []
+    for layer in layers.values():
+        a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+        with torch.no_grad():
+            b.add_(0.1 * torch.randn_like(b))
+        total = total + 0.25 * (layer.scaling["default"] * b @ a).square().sum()
+        factors += [a, b]
+    expected = torch.autograd.grad(total, factors)
+    for factor in factors:
+        factor.grad = torch.zeros_like(factor)
+    assert float(made.weight_pull(model)) == pytest.approx(float(total.detach()), rel=1e-5)
+    for factor, wanted in zip(factors, expected, strict=True):
+        assert torch.allclose(factor.grad, wanted, rtol=1e-4, atol=1e-7)

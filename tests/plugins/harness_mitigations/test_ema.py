@@ -1,0 +1,87 @@
+"""EMA: its closed form over the visited weights, swapped in at a stage's end, resumed in the middle of one."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from harness_mitigations.ema import Ema, step
+
+from harness.contracts import Mitigation, Stage
+
+
+class Visited(Mitigation):
+    """Keeps the weights after each update."""
+
+    def __init__(self):
+        self.weights = []
+
+    def after_step(self, model, learning_rate):
+        assert learning_rate == 1e-2
+        self.weights.append({name: weight.detach().clone() for name, weight in model.named_parameters()})
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.5, 0.9, 0.999])
+def test_it_is_the_weighted_mean_of_the_visited_weights_and_not_of_the_first(decay):
+    torch.manual_seed(0)
+    visited = [torch.randn(3, 4) for _ in range(7)]
+    average = visited[0].clone()
+    for number, weights in enumerate(visited[1:], start=2):
+        step([average], [weights], decay, number)
+    shares = torch.tensor([decay ** (6 - t) for t in range(7)]).double()
+    expected = sum(share * weights.double() for share, weights in zip(shares / shares.sum(), visited, strict=True))
+    assert torch.allclose(average.double(), expected, atol=1e-6)
+
+
+def test_a_stage_ends_with_the_average_and_the_next_one_averages_anew(run_stages, make_rows, tiny_model):
+    visited = Visited()
+    ends = []
+    run_stages(
+        tiny_model,
+        {"ema": Ema(decay=0.5), "visited": visited},
+        [make_rows(12), make_rows(8, 1)],
+        watch=lambda number, m: ends.append({n: w.detach().clone() for n, w in m.named_parameters()}),
+    )
+    assert len(visited.weights) == 5
+    first, second = visited.weights[:3], visited.weights[3:]
+    for name in first[0]:
+        one = (0.25 * first[0][name] + 0.5 * first[1][name] + first[2][name]) / 1.75
+        two = (0.5 * second[0][name] + second[1][name]) / 1.5
+        assert torch.allclose(ends[1][name], one, atol=1e-6)
+        assert torch.allclose(ends[3][name], two, atol=1e-6)
+
+
+def test_training_itself_is_not_changed(run_stages, make_rows, tiny_model):
+    logs = [run_stages(copy.deepcopy(tiny_model), given, [make_rows(12)])[1] for given in ({}, {"ema": Ema(decay=0.9)})]
+    assert [[entry["loss"] for entry in log] for log in logs[0]] == [[e["loss"] for e in log] for log in logs[1]]
+
+
+def test_without_decay_it_is_the_last_weights_bit_for_bit(run_stages, make_rows, tiny_model):
+    plain, _ = run_stages(copy.deepcopy(tiny_model), {}, [make_rows(12)])
+    averaged, _ = run_stages(copy.deepcopy(tiny_model), {"ema": Ema(decay=0.0)}, [make_rows(12)])
+    for one, two in zip(plain.parameters(), averaged.parameters(), strict=True):
+        assert torch.equal(one, two)
+
+
+def test_an_average_goes_on_from_its_state(tiny_model):
+    def moved(model, seed):
+        torch.manual_seed(seed)
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight.add_(torch.randn_like(weight))
+
+    stage, whole, half = Stage("one", ()), Ema(decay=0.8), Ema(decay=0.8)
+    whole.begin_stage(stage, tiny_model, {})
+    for seed in range(4):
+        moved(tiny_model, seed)
+        whole.after_step(tiny_model, 1e-3)
+        if seed == 1:
+            state = copy.deepcopy(whole.state_dict())
+            half.begin_stage(stage, tiny_model, {})
+            half.load_state_dict(state)
+        elif seed > 1:
+            half.after_step(tiny_model, 1e-3)
+    one, two = whole.state_dict(), half.state_dict()
+    assert one["updates"] == two["updates"] == 4
+    assert all(torch.equal(one["average"][name], two["average"][name]) for name in one["average"])

@@ -1,0 +1,329 @@
+"""The Fisher against closed forms, enumeration, per-sample gradients, and another library's."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from harness_mitigations import fisher as module
+from harness_mitigations.fisher import draw
+from harness_mitigations.moving import moving
+from torch import nn
+
+from harness.contracts import Row
+from harness.errors import HarnessError
+
+sys.path.insert(0, str(Path(__file__).parent))
+import avalanche_oracle
+
+torch.set_num_threads(1)
+
+
+def row(ids, start=1, name="row"):
+    """A row that trains its tokens from `start` on."""
+    return Row(name, "source", tuple(ids), (-100,) * start + tuple(ids[start:]))
+
+
+def seeded(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+def fisher(model, rows, **options):
+    return module.fisher(model, moving(model, "test"), rows, **options)
+
+
+class Softmax(nn.Module):
+    """Softmax regression as a language model: the next token's logits are a linear map of this token's features."""
+
+    def __init__(self, features):
+        super().__init__()
+        self.register_buffer("features", features)  # (V, D)
+        self.linear = nn.Linear(features.shape[1], features.shape[0], bias=False)
+
+    def get_output_embeddings(self):
+        return self.linear
+
+    def forward(self, input_ids, attention_mask, use_cache):
+        return SimpleNamespace(logits=self.linear(self.features[input_ids]))
+
+
+@pytest.fixture
+def softmax():
+    torch.manual_seed(0)
+    return Softmax(torch.randn(5, 3)).double()
+
+
+def hessian(softmax, contexts):
+    """The closed form for one trained token a row: mean over rows of p_c (1 - p_c) x_d^2."""
+    x = softmax.features[contexts]
+    p = softmax.linear(x).softmax(-1).detach()
+    return torch.einsum("nc,nd->cd", p * (1 - p), x**2) / len(contexts)
+
+
+CONTEXTS = [0, 1, 2, 3, 4, 2]
+
+
+def test_exact_fisher_of_softmax_regression_is_its_closed_form(softmax):
+    found = fisher(softmax, [row((context, 0)) for context in CONTEXTS], labels="exact")["linear.weight"]
+    assert torch.allclose(found.double(), hessian(softmax, CONTEXTS), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize(("batch_size", "tolerance"), [(1, 0.1), (8, 0.15)])
+def test_sampled_fisher_of_softmax_regression_averages_to_its_closed_form(batch_size, tolerance, softmax):
+    rows = [row((context, 0)) for context in CONTEXTS] * 2000
+    found = fisher(softmax, rows, labels="sampled", batch_size=batch_size, generator=seeded(1))["linear.weight"]
+    expected = hessian(softmax, CONTEXTS)
+    assert float((found / expected - 1).abs().max()) < tolerance
+    assert float((found.sum() / expected.sum() - 1).abs()) < 0.02
+
+
+def test_the_square_of_a_summed_batch_is_no_fisher_of_the_datas_labels(softmax):
+    # Why `empirical` goes row by row: with the labels of the data the rows' gradients are correlated.
+    rows = [row((2, 1))] * 8
+    alone = fisher(softmax, rows, labels="empirical", batch_size=8)["linear.weight"]
+    x, y = softmax.features[[2] * 8], torch.tensor([1] * 8)
+    (summed,) = torch.autograd.grad(
+        nn.functional.cross_entropy(softmax.linear(x), y, reduction="sum"), softmax.linear.weight
+    )
+    assert torch.allclose(summed.square() / 8, 8 * alone.double(), rtol=1e-6)
+
+
+def test_empirical_fisher_of_softmax_regression_is_its_closed_form(softmax):
+    pairs = [(0, 1), (2, 2), (4, 0), (1, 3)]
+    expected = torch.zeros(5, 3, dtype=torch.float64)
+    for context, target in pairs:
+        x = softmax.features[context]
+        residual = nn.functional.one_hot(torch.tensor(target), 5) - softmax.linear(x).softmax(-1)
+        expected += torch.outer(residual, x).detach() ** 2 / len(pairs)
+    found = fisher(softmax, [row(pair) for pair in pairs], labels="empirical")["linear.weight"]
+    assert torch.allclose(found.double(), expected, rtol=1e-6)
+
+
+class Regression(nn.Module):
+    """Linear regression as a language model: -(y - w x)^2 / (2 s^2) as the logit of each of many levels y.
+
+    On a fine and wide grid of levels the softmax over them is the Gaussian around w x with deviation s.
+    """
+
+    def __init__(self, features, levels, deviation):
+        super().__init__()
+        self.register_buffer("features", features)  # (V, D)
+        self.register_buffer("levels", levels)  # (V,)
+        self.linear = nn.Linear(features.shape[1], 1, bias=False)
+        self.deviation = deviation
+
+    def get_output_embeddings(self):
+        return self.linear
+
+    def forward(self, input_ids, attention_mask, use_cache):
+        mean = self.linear(self.features[input_ids])  # (B, T, 1)
+        return SimpleNamespace(logits=-((self.levels - mean) ** 2) / (2 * self.deviation**2))
+
+
+def test_fisher_of_linear_regression_is_its_closed_form():
+    torch.manual_seed(6)
+    model = Regression(torch.randn(401, 3), torch.linspace(-20, 20, 401), 0.7).double()
+    contexts = [0, 5, 11, 17]
+    expected = (model.features[contexts] ** 2).mean(0) / 0.7**2  # diagonal of X'X / (N s^2)
+    found = fisher(model, [row((context, 0)) for context in contexts], labels="exact")["linear.weight"][0]
+    assert torch.allclose(found.double(), expected, rtol=1e-5)
+
+
+def test_fisher_of_two_tokens_is_that_of_their_sum_enumerated(softmax):
+    # Two trained tokens: enumerate both, each with its probability; the sum is squared, not each term.
+    example = row((3, 1, 0))
+    expected = torch.zeros(5, 3, dtype=torch.float64)
+    log_p = [softmax.linear(softmax.features[token]).log_softmax(-1) for token in (3, 1)]
+    for one, two in itertools.product(range(5), repeat=2):
+        likelihood = log_p[0][one] + log_p[1][two]
+        (gradient,) = torch.autograd.grad(likelihood, softmax.linear.weight, retain_graph=True)
+        expected += likelihood.exp().detach() * gradient**2
+    exact = fisher(softmax, [example], labels="exact")["linear.weight"]
+    assert torch.allclose(exact.double(), expected, rtol=1e-6)
+    found = fisher(softmax, [example] * 16000, labels="sampled", batch_size=4, generator=seeded(2))["linear.weight"]
+    assert float((found / expected - 1).abs().max()) < 0.1
+
+
+# -- a language model -------------------------------------------------------------------------------------------------
+
+ROWS = [row((7, 8, 9, 10, 11), 2), row((20, 21, 22), 1), row((30, 31, 32, 33), 3), row((40, 41, 42, 43), 2)]
+
+
+@pytest.fixture
+def micro_model():
+    """A one-layer Llama over 61 tokens, in float64: small enough to enumerate."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(1)
+    config = {"hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=61, tie_word_embeddings=True, pad_token_id=0, **config))
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(4)  # far from uniform predictions
+    return model.double()
+
+
+def test_exact_fisher_of_a_language_model_is_enumerated_and_the_sampled_one_averages_to_it(micro_model):
+    rows = [row((7, 8, 9, 10), 2), row((20, 21, 22), 1)]
+    expected = {name: torch.zeros_like(weight) for name, weight in micro_model.named_parameters()}
+    for one in rows:
+        log_p = micro_model(torch.tensor([one.input_ids])).logits[0].log_softmax(-1)
+        for position in range(len(one.input_ids) - 1):
+            if one.labels[position + 1] == -100:
+                continue
+            for token in range(61):
+                gradients = torch.autograd.grad(
+                    log_p[position, token], micro_model.parameters(), retain_graph=True, allow_unused=True
+                )
+                for name, gradient in zip(expected, gradients, strict=True):
+                    expected[name] += log_p[position, token].detach().exp() * gradient**2 / len(rows)
+    found = fisher(micro_model, rows, labels="exact")
+    assert found.keys() == expected.keys()
+    for name in found:
+        assert torch.allclose(found[name].double(), expected[name], rtol=1e-5, atol=1e-12), name
+    sampled = fisher(micro_model, rows * 600, labels="sampled", batch_size=6, generator=seeded(3))
+    trace, wanted = (sum(float(f.sum()) for f in some.values()) for some in (sampled, expected))
+    assert trace == pytest.approx(wanted, rel=0.1)
+
+
+def test_batches_of_drawn_labels_estimate_what_single_rows_do(tiny_model):
+    rows = ROWS * 60
+    traces = {}
+    for batch_size in (1, 4, 16):
+        found = fisher(tiny_model, rows, labels="sampled", batch_size=batch_size, generator=seeded(4))
+        traces[batch_size] = sum(float(f.sum()) for f in found.values())
+    assert traces[4] == pytest.approx(traces[1], rel=0.1)
+    assert traces[16] == pytest.approx(traces[1], rel=0.2)
+
+
+def test_a_large_vocabulary_is_not_enumerated_and_the_cost_is_told(tiny_model, monkeypatch):
+    monkeypatch.setattr(module, "CLASSES", 100)
+    with pytest.raises(HarnessError, match=r"labels: 'exact' would take 783 backward passes .* of 3 trained .*sampled"):
+        fisher(tiny_model, ROWS[:1], labels="exact")
+
+
+def by_torch_func(model, rows):
+    """Per-sample gradients by vmap over rows padded to one length, labels picked by one-hot vectors."""
+    from torch.func import functional_call, grad, vmap
+
+    width = max(len(one.input_ids) for one in rows)
+    ids = torch.tensor([[*one.input_ids, *[0] * (width - len(one.input_ids))] for one in rows])
+    mask = torch.tensor([[1] * len(one.input_ids) + [0] * (width - len(one.input_ids)) for one in rows])
+    labels = torch.tensor([[*one.labels, *[-100] * (width - len(one.labels))] for one in rows])
+    picked = nn.functional.one_hot(labels.clamp(min=0), model.config.vocab_size) * (labels != -100)[..., None]
+
+    def likelihood(weights, ids, mask, picked):
+        given = {"input_ids": ids[None], "attention_mask": mask[None], "use_cache": False}
+        logits = functional_call(model, weights, (), given).logits[0]
+        return (logits[:-1].log_softmax(-1) * picked[1:]).sum()
+
+    weights = {name: weight.detach() for name, weight in model.named_parameters()}
+    gradients = vmap(grad(likelihood), in_dims=(None, 0, 0, 0))(weights, ids, mask, picked)
+    return {name: gradient.square().mean(0) for name, gradient in gradients.items()}
+
+
+def test_empirical_fisher_agrees_with_per_sample_gradients_of_torch_func(micro_model):
+    rows = [row((7, 8, 9, 10, 11), 2), row((20, 21, 22), 1), row((30, 31, 32, 33), 3)]
+    micro_model.set_attn_implementation("eager")  # vmap knows no other; its softmax is in float32
+    found, expected = fisher(micro_model, rows, labels="empirical"), by_torch_func(copy.deepcopy(micro_model), rows)
+    assert found.keys() == expected.keys()
+    for name in found:
+        assert torch.allclose(found[name].double(), expected[name], rtol=1e-5, atol=1e-12), name
+
+
+def test_padding_takes_no_part(tiny_model):
+    # One long and one short row in a batch, and the same labels drawn for each as alone.
+    rows = [row(range(5, 25), 15), row((7, 8, 9), 1)]
+    together = fisher(tiny_model.double(), rows, labels="sampled", batch_size=2, generator=seeded(5))
+    generator = seeded(5)
+    uniform = torch.rand(7, 1, generator=generator, dtype=torch.float64)
+    total = {name: torch.zeros_like(weight) for name, weight in tiny_model.named_parameters()}
+    used = 0
+    for one in rows:
+        log_p = tiny_model(torch.tensor([one.input_ids])).logits[0].log_softmax(-1)
+        log_p = log_p[[i for i, label in enumerate(one.labels[1:]) if label != -100]]
+        drawn = torch.searchsorted(log_p.float().exp().double().cumsum(-1), uniform[used : used + len(log_p)])
+        used += len(log_p)
+        gradients = torch.autograd.grad(log_p.gather(-1, drawn).sum(), tiny_model.parameters())
+        for name, gradient in zip(total, gradients, strict=True):
+            total[name] += gradient
+    for name, gradient in total.items():
+        assert torch.allclose(together[name].double(), gradient**2 / 2, rtol=1e-4, atol=1e-12), name
+
+
+def test_tied_weights_stand_once_and_frozen_ones_not_at_all(tiny_model):
+    tiny_model.model.layers[0].requires_grad_(False)
+    found = fisher(tiny_model, ROWS, labels="empirical")
+    assert "model.embed_tokens.weight" in found
+    assert "lm_head.weight" not in found
+    assert not any(name.startswith("model.layers.0.") for name in found)
+    assert found.keys() == {name for name, weight in tiny_model.named_parameters() if weight.requires_grad}
+
+
+def test_prompts_take_no_part(tiny_model):
+    last = fisher(tiny_model, [row((7, 8, 9, 10), 3)], labels="empirical")["model.norm.weight"]
+    masked = Row("masked", "source", (7, 8, 9, 10), (7, -100, -100, 10))  # a row's first token is never predicted
+    assert torch.equal(last, fisher(tiny_model, [masked], labels="empirical")["model.norm.weight"])
+
+
+@pytest.mark.parametrize("labels", ["sampled", "empirical"])
+def test_fisher_is_measured_without_dropout_and_leaves_no_trace(labels, tiny_model):
+    for layer in tiny_model.model.layers:
+        layer.self_attn.attention_dropout = 0.5
+    tiny_model.train()
+    tiny_model.model.norm.weight.grad = torch.full((32,), 7.0)
+    one, two = (fisher(tiny_model, ROWS, labels=labels, generator=seeded(0)) for _ in range(2))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert tiny_model.training
+    assert torch.equal(tiny_model.model.norm.weight.grad, torch.full((32,), 7.0))
+    assert all(w.grad is None for n, w in tiny_model.named_parameters() if n != "model.norm.weight")
+    assert not any(weight._post_accumulate_grad_hooks for weight in tiny_model.parameters())
+
+
+def test_squares_are_summed_in_float32_for_a_bfloat16_model(tiny_model):
+    found = fisher(tiny_model.bfloat16(), ROWS, labels="empirical")
+    assert {importance.dtype for importance in found.values()} == {torch.float32}
+
+
+def test_fisher_without_a_row_is_an_error(tiny_model):
+    with pytest.raises(HarnessError, match="no row"):
+        fisher(tiny_model, [], labels="empirical")
+
+
+def test_classes_are_drawn_with_their_probabilities(monkeypatch):
+    monkeypatch.setattr(module, "DRAWN", 50)  # many slices
+    p = torch.tensor([0.0, 0.5, 0.2, 0.0, 0.3, 0.0])
+    drawn = draw(p.log().expand(40000, -1), seeded(0))
+    assert torch.allclose(torch.bincount(drawn, minlength=6) / 40000, p, atol=0.01)
+    assert torch.equal(drawn, draw(p.log().expand(40000, -1), seeded(0)))
+    assert set(drawn.unique().tolist()) == {1, 2, 4}, "what has no probability is never drawn"
+
+
+# -- another library's ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(
+    not avalanche_oracle.is_there(), reason="Avalanche is not there: pip install --no-deps avalanche-lib==0.6.0"
+)
+def test_empirical_fisher_is_that_of_avalanche_at_batch_size_one_and_at_no_other():
+    # Avalanche squares the gradient of a batch's mean loss: at batch size 8 that is about an eighth of the Fisher.
+    compute = avalanche_oracle.compute_importances()
+    torch.manual_seed(7)
+    model = Softmax(torch.randn(40, 6))
+    contexts, targets = torch.randint(0, 40, (400,)), torch.randint(0, 40, (400,))
+    data = torch.utils.data.TensorDataset(model.features[contexts], targets, torch.zeros(400))
+    plain = nn.Linear(6, 40, bias=False)
+    plain.load_state_dict(model.linear.state_dict())
+    optimizer = torch.optim.SGD(plain.parameters(), lr=0.0)
+    theirs = {
+        size: compute(plain, nn.CrossEntropyLoss(), optimizer, data, "cpu", size)["weight"].data for size in (1, 8)
+    }
+    rows = [row(pair) for pair in zip(contexts.tolist(), targets.tolist(), strict=True)]
+    ours = fisher(model, rows, labels="empirical")["linear.weight"]
+    assert torch.allclose(ours, theirs[1], rtol=1e-4, atol=1e-8)
+    assert 0.1 < float(theirs[8].sum() / ours.sum()) < 0.2

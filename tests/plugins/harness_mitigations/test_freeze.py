@@ -1,0 +1,74 @@
+"""Freezing: just what is named, an error when nothing is, and nothing of it moves in training."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from harness_mitigations.freeze import Freeze
+
+from harness.errors import HarnessError
+
+
+def freeze(**options):
+    return Freeze(**({"embeddings": False, "layers": 0, "patterns": []} | options))
+
+
+def frozen(model):
+    return {name for name, weight in model.named_parameters() if not weight.requires_grad}
+
+
+def test_embeddings_are_the_input_embeddings(tiny_model):
+    assert frozen(freeze(embeddings=True).model(tiny_model)) == {"model.embed_tokens.weight"}
+
+
+def test_the_lowest_layers_are_frozen_whole(tiny_model):
+    expected = {name for name, _ in tiny_model.named_parameters() if name.startswith("model.layers.0.")}
+    assert frozen(freeze(layers=1).model(tiny_model)) == expected != set()
+
+
+def test_a_pattern_is_of_whole_names(tiny_model):
+    found = frozen(freeze(patterns=["*.mlp.*", "model.norm.weight"]).model(tiny_model))
+    assert found == {name for name, _ in tiny_model.named_parameters() if ".mlp." in name} | {"model.norm.weight"}
+
+
+def test_frozen_weights_stay_bit_for_bit_and_the_others_move(run_stages, make_rows, tiny_model):
+    before = {name: weight.clone() for name, weight in tiny_model.named_parameters()}
+    model, _ = run_stages(tiny_model, {"freeze": freeze(embeddings=True, layers=1)}, [make_rows(8), make_rows(8, 1)])
+    for name, weight in model.named_parameters():
+        stays = name.startswith(("model.embed_tokens", "model.layers.0."))
+        assert torch.equal(weight, before[name]) is stays, name
+
+
+def test_the_saved_model_is_a_plain_one(run_stages, make_rows, tiny_model, reloaded):
+    model, _ = run_stages(copy.deepcopy(tiny_model), {"freeze": freeze(layers=1)}, [make_rows(4)])
+    ids = torch.tensor([[5, 6, 7]])
+    assert torch.allclose(reloaded(model)(ids).logits, model.eval()(ids).logits, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [
+        ({}, "it names nothing to freeze"),
+        ({"layers": 3}, "the model has 2 layers, not 3"),
+        ({"patterns": ["mlp"]}, "no weight's name matches 'mlp'"),
+        ({"patterns": ["*"]}, "it leaves no weight to train"),
+    ],
+)
+def test_what_makes_no_sense_is_an_error(options, what, tiny_model):
+    with pytest.raises(HarnessError, match=what):
+        freeze(**options).model(tiny_model)
+
+
+def test_layers_that_cannot_be_found_are_an_error(tiny_model):
+    tiny_model.config.num_hidden_layers = 5
+    with pytest.raises(HarnessError, match="where a llama model keeps its layers is not known"):
+        freeze(layers=1).model(tiny_model)
+
+
+@pytest.mark.parametrize("adapter", ["lora", "orthogonal_lora", "osf", "oft"])
+def test_beside_an_adapter_it_is_refused(adapter):
+    with pytest.raises(HarnessError, match=f"with '{adapter}' no weight but the adapter's moves"):
+        freeze(layers=1).check({adapter: freeze()})
+    freeze(layers=1).check({"ewc": freeze()})

@@ -1,0 +1,40 @@
+"""A lower learning rate as a mitigation: it changes the plan and nothing else."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from harness_mitigations.lr_scale import LrScale
+
+from harness import plan, registry, schema, spec
+from harness.contracts import Part, Stage
+
+
+def test_every_stages_own_learning_rate_is_scaled():
+    parts = (Part("a", "domain"),)
+    stages = (Stage("one", parts, {"learning_rate": 2e-5, "epochs": 1}), Stage("two", parts, {"learning_rate": 1e-3}))
+    scaled = LrScale(0.1).plan(stages)
+    assert [stage.train["learning_rate"] for stage in scaled] == pytest.approx([2e-6, 1e-4])
+    assert scaled[0].train["epochs"] == 1
+    assert [stage.parts for stage in scaled] == [parts, parts]
+    assert stages[0].train["learning_rate"] == 2e-5
+
+
+def test_a_plan_of_a_spec_trains_at_the_scaled_rate(tmp_path):
+    row = {"instruction": "a", "output": "b"}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    document = {
+        "name": "scaled",
+        "model": {"path": "org/model"},
+        "template": "chatml",
+        "sources": {"rows": {"jsonl": {"path": "rows.jsonl"}}, "test": {"jsonl": {"path": "rows.jsonl"}}},
+        "mode": {"domain": {"sources": ["rows"]}},
+        "mitigations": {"lr_scale": {}},
+        "train": {"learning_rate": 2e-5},
+        "evaluate": {"test": {"source": "test", "metrics": "exact_match"}},
+    }
+    (tmp_path / "spec.json").write_text(json.dumps(document))
+    found = registry.discover([pair for pair in registry.installed() if pair[0] == registry.OURS])
+    planned = plan.make(spec.load(tmp_path / "spec.json", schema.compose(found)), found)
+    assert planned.stages[0].train["learning_rate"] == pytest.approx(6e-6)

@@ -1,0 +1,151 @@
+"""O-LoRA: the penalty against autograd, zero for orthogonal rows; earlier stages stay as they were."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from harness_mitigations.orthogonal_lora import OrthogonalLora, overlap, pull
+
+from harness import model as models
+from harness.errors import HarnessError
+
+IDS = torch.tensor([[5, 6, 7, 8]])
+
+
+def olora(**options):
+    defaults = {"rank": 3, "alpha": None, "dropout": 0.0, "target": "all-linear", "strength": 0.5}
+    return OrthogonalLora(**(defaults | options))
+
+
+def changes(model):
+    """Layer -> the whole change of its weight, what is kept included."""
+    kept = models.kept(model)
+    found = {}
+    for name, layer in models.adapted_layers(model).items():
+        found[name] = layer.get_delta_weight("default").detach().clone()
+        if kept:
+            found[name] += kept[name][1] @ kept[name][0]
+    return found
+
+
+def test_the_overlap_of_orthogonal_rows_is_zero_and_nothing_pulls_on_them():
+    rows = torch.linalg.qr(torch.randn(8, 8, generator=torch.Generator().manual_seed(0)))[0]
+    assert float(overlap(rows[:3], rows[3:])) < 1e-5
+    eye, gradient = torch.eye(6), torch.zeros(2, 6)
+    assert float(pull(eye[:2], gradient, eye[2:], 0.5)) == 0
+    assert torch.equal(gradient, torch.zeros(2, 6))
+
+
+def test_the_overlap_is_the_sum_of_absolute_inner_products():
+    a, earlier = torch.tensor([[1.0, 2.0], [0.0, 1.0]]), torch.tensor([[3.0, -1.0]])
+    assert float(overlap(a, earlier)) == abs(3 - 2) + abs(-1)
+
+
+def test_the_pull_is_the_gradient_of_the_written_out_penalty():
+    torch.manual_seed(0)
+    a, earlier, before = torch.randn(3, 7, requires_grad=True), torch.randn(6, 7), torch.randn(3, 7)
+    expected = torch.autograd.grad(0.7 * overlap(a, earlier), a)[0]
+    gradient = before.clone()
+    value = pull(a, gradient, earlier, 0.7)
+    assert torch.allclose(gradient - before, expected, atol=1e-5)
+    assert torch.allclose(value, 0.7 * overlap(a, earlier))
+
+
+def test_each_stage_begins_where_the_last_one_ended_with_an_adapter_of_its_own(run_stages, make_rows, tiny_model):
+    seen = {}
+
+    def watch(number, model):
+        seen[number] = (model.eval()(IDS).logits, changes(model), factors(model))
+
+    stages = [make_rows(8, seed) for seed in range(3)]
+    run_stages(tiny_model, {"orthogonal_lora": olora()}, stages, watch=watch)
+    for end, begin in ((-1, 2), (-2, 3)):
+        assert torch.allclose(seen[begin][0], seen[end][0], atol=1e-5)
+        for name, change in seen[end][1].items():
+            assert torch.allclose(seen[begin][1][name], change, atol=1e-6)
+            assert not seen[begin][2][name][1].any()  # the new B
+            assert float((seen[begin][2][name][0] - seen[end][2][name][0]).abs().max()) > 1e-2  # the new A
+    assert float((seen[-3][0] - seen[3][0]).detach().abs().max()) > 1e-3
+
+
+def factors(model):
+    return {
+        name: tuple(getattr(layer, f"lora_{one}")["default"].weight.detach().clone() for one in "AB")
+        for name, layer in models.adapted_layers(model).items()
+    }
+
+
+def test_what_earlier_stages_learned_does_not_move(run_stages, make_rows, tiny_model):
+    kept = {}
+    run_stages(
+        tiny_model,
+        {"orthogonal_lora": olora()},
+        [make_rows(8), make_rows(12, 1)],
+        watch=lambda number, model: kept.update(
+            {number: {n: (a.clone(), b.clone()) for n, (a, b) in models.kept(model).items()}}
+        ),
+    )
+    assert kept[1] == kept[-1] == {}
+    for name, (a, b) in kept[2].items():
+        assert torch.equal(a, kept[-2][name][0])
+        assert torch.equal(b, kept[-2][name][1])
+
+
+def test_strength_zero_is_plain_training_of_a_new_adapter_and_a_high_one_makes_it_orthogonal(
+    run_stages, make_rows, tiny_model
+):
+    found = {}
+    for strength in (0.0, 20.0):
+        mitigation = olora(strength=strength)
+        stages = [make_rows(8), make_rows(80, 1)]
+        model, (_, log) = run_stages(
+            copy.deepcopy(tiny_model), {"orthogonal_lora": mitigation}, stages, learning_rate=3e-3
+        )
+        found[strength] = sum(
+            float(overlap(layer.lora_A["default"].weight.detach(), mitigation.earlier[name]))
+            for name, layer in models.adapted_layers(model).items()
+        )
+        assert ("penalty/orthogonal_lora" in log[0]) is (strength > 0)
+    assert found[20.0] < 0.3 * found[0.0]
+
+
+def test_the_penalty_is_logged_as_it_is_and_does_not_depend_on_accumulation(run_stages, make_rows, tiny_model):
+    logs = []
+    for batch, cuts in ((8, 1), (1, 8)):
+        mitigation = olora(strength=0.5)
+        _, (_, log) = run_stages(
+            copy.deepcopy(tiny_model),
+            {"orthogonal_lora": mitigation},
+            [make_rows(8), make_rows(8, 1)],
+            batch_size=batch,
+            accumulation=cuts,
+        )
+        logs.append(log[0]["penalty/orthogonal_lora"])
+    assert logs[0] > 0
+    assert logs[0] == pytest.approx(logs[1], rel=1e-4)
+
+
+def test_three_stages_are_saved_as_one_adapter_of_the_untouched_base(run_stages, make_rows, tiny_model, reloaded):
+    base = tiny_model.eval()(IDS).logits
+    stages = [make_rows(8, seed) for seed in range(3)]
+    model, _ = run_stages(tiny_model, {"orthogonal_lora": olora()}, stages)
+    with models.reference(model):
+        assert torch.equal(model.eval()(IDS).logits, base)
+    loaded = reloaded(model)
+    assert loaded.peft_config["default"].r == 9
+    assert torch.allclose(loaded(IDS).logits, model.eval()(IDS).logits, atol=1e-5)
+
+
+def test_its_state_holds_the_earlier_directions(run_stages, make_rows, tiny_model):
+    first, second = olora(), olora()
+    run_stages(tiny_model, {"orthogonal_lora": first}, [make_rows(4), make_rows(4, 1)])
+    second.load_state_dict(first.state_dict())
+    assert second.state_dict()["stages"] == 2
+    assert all(torch.equal(a, second.earlier[name]) for name, a in first.earlier.items())
+
+
+def test_a_second_adapter_is_refused():
+    with pytest.raises(HarnessError, match="'orthogonal_lora' and 'lora' each put an adapter"):
+        olora().check({"lora": olora()})

@@ -1,0 +1,91 @@
+"""OSF and OFT: begin at the base, keep what they say they keep, and are saved as peft loads them."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from harness_mitigations.oft import Oft
+from harness_mitigations.osf import Osf
+
+from harness import model as models
+from harness.errors import HarnessError
+
+IDS = torch.tensor([[5, 6, 7, 8]])
+
+
+def osf(**options):
+    return Osf(**({"preserve": 0.5, "target": "all-linear"} | options))
+
+
+def oft(**options):
+    return Oft(**({"block": 8, "exact": False, "dropout": 0.0, "target": "all-linear"} | options))
+
+
+MADE = {"osf": osf, "oft": oft}
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_it_begins_at_the_base_trains_two_stages_and_leaves_the_base_alone(name, run_stages, make_rows, tiny_model):
+    before = tiny_model.eval()(IDS).logits
+    assert torch.allclose(MADE[name]().model(copy.deepcopy(tiny_model)).eval()(IDS).logits, before, atol=1e-5)
+    model, _ = run_stages(tiny_model, {name: MADE[name]()}, [make_rows(8), make_rows(8, 1)])
+    assert float((model.eval()(IDS).logits - before).detach().abs().max()) > 1e-2
+    with models.reference(model):
+        assert torch.equal(model(IDS).logits, before)
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_peft_loads_what_is_saved(name, run_stages, make_rows, tiny_model, reloaded):
+    model, _ = run_stages(tiny_model, {name: MADE[name]()}, [make_rows(8), make_rows(8, 1)])
+    assert torch.allclose(reloaded(model)(IDS).logits, model.eval()(IDS).logits, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_it_generates(name, tiny_model):
+    model = MADE[name]().model(tiny_model).eval()
+    assert model.generate(input_ids=IDS, max_new_tokens=2, do_sample=False).shape == (1, 6)
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_a_second_adapter_is_refused(name, tiny_model):
+    with pytest.raises(HarnessError, match=f"'{name}' and 'lora' each put an adapter"):
+        MADE[name]().check({"lora": osf()})
+    with pytest.raises(HarnessError, match=f"mitigations.{name}: the model already carries an adapter"):
+        MADE[name]().model(osf().model(tiny_model))
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_a_module_that_is_not_there_is_an_error(name, tiny_model):
+    with pytest.raises(HarnessError, match=rf"mitigations\.{name}\.target: .*query_key_value"):
+        MADE[name](target="query_key_value").model(tiny_model)
+
+
+@pytest.mark.parametrize("name", ["mlp.up_proj", "mlp.down_proj", "self_attn.q_proj", "self_attn.k_proj"])
+def test_osf_keeps_each_weights_strongest_directions(name, run_stages, make_rows, tiny_model):
+    weight = tiny_model.get_submodule(f"model.layers.0.{name}").weight.detach().clone()
+    stages = [make_rows(8), make_rows(8, 1)]
+    model, _ = run_stages(tiny_model, {"osf": osf(preserve=0.25)}, stages, weight_decay=0.1)
+    change = model.base_model.model.get_submodule(f"model.layers.0.{name}").get_delta_weight("default").detach()
+    u, _, v = torch.linalg.svd(weight, full_matrices=False)
+    strongest = min(weight.shape) // 4
+    assert float(change.norm()) > 1e-2
+    assert float((u[:, :strongest].T @ change).norm()) < 1e-5
+    assert float((change @ v[:strongest].T).norm()) < 1e-5
+
+
+def test_oft_keeps_the_lengths_of_neurons_and_the_angles_between_them(run_stages, make_rows, tiny_model):
+    before = tiny_model.model.layers[0].mlp.up_proj.weight.detach().clone()
+    model, _ = run_stages(tiny_model, {"oft": oft(exact=True)}, [make_rows(8)])
+    layer = model.base_model.model.model.layers[0].mlp.up_proj
+    after = model.merge_and_unload().model.layers[0].mlp.up_proj.weight.detach()
+    assert layer is not None
+    assert float((after - before).norm()) > 1e-2
+    assert torch.allclose(after @ after.T, before @ before.T, atol=1e-5)
+
+
+def test_blocks_that_do_not_divide_a_width_are_an_error(tiny_model):
+    with pytest.raises(HarnessError, match=r"oft\.block: blocks of 12 do not divide the 32 inputs"):
+        oft(block=12).model(tiny_model)
+    oft(block=64, target=["down_proj"]).model(tiny_model)

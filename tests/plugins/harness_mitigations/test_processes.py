@@ -1,0 +1,48 @@
+"""Two processes that share a stage come to what one does: loss, pulls by two couplings, and a resumed stage."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+PROGRAM = Path(__file__).with_name("stage_of_processes.py")
+
+
+def run(folder, processes, batch_size):
+    """Starts the program once a process and reads what they came to."""
+    folder.mkdir()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"}
+    started = []
+    for rank in range(processes):
+        own = shared | {"RANK": rank, "LOCAL_RANK": rank if processes > 1 else -1, "OMP_NUM_THREADS": 1}
+        environment = os.environ | {name: str(value) for name, value in own.items()}
+        arguments = [sys.executable, str(PROGRAM), str(folder), str(batch_size)]
+        started.append(subprocess.Popen(arguments, env=environment, stderr=subprocess.PIPE, text=True))
+    ends = [process.communicate(timeout=120) for process in started]
+    assert [process.returncode for process in started] == [0] * processes, "\n".join(error for _, error in ends)
+    return torch.load(folder / "result.pt", weights_only=True)
+
+
+def test_two_processes_come_to_what_one_does(tmp_path):
+    ones, twos = run(tmp_path / "one", 1, 4), run(tmp_path / "two", 2, 2)
+    assert set(ones) == {"loss", "proximal"}
+    for coupling, one in ones.items():
+        two = twos[coupling]
+        assert len(one["log"]) == len(two["log"]) == 4
+        for its, others in zip(one["log"], two["log"], strict=True):
+            for key in ("loss", "grad_norm", "penalty/ewc", "penalty/l2sp", "learning_rate"):
+                assert others[key] == pytest.approx(its[key], rel=1e-3), (coupling, key)
+        assert one["log"][-1]["penalty/ewc"] > 0
+        for name, weight in one["weights"].items():
+            assert torch.allclose(two["weights"][name], weight, atol=1e-5), (coupling, name)
+        for found in (one, two):
+            assert all(torch.equal(found["resumed"][name], weight) for name, weight in found["weights"].items())

@@ -1,0 +1,121 @@
+"""Token masking: leaves out the surprising targets, and nothing else; the mean is over what is left."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+from harness_mitigations.token_masking import TokenMasking, without_surprises
+
+from harness.contracts import Mitigation, Stage
+from harness.errors import HarnessError
+
+FEW = 250.0
+"""A perplexity that splits the targets of the tiny random model, which is near uniform over 261 tokens."""
+
+
+def masking(**options):
+    defaults = {"threshold": FEW, "quantile": None, "source": None, "samples": 64, "under": "base"}
+    return TokenMasking(**(defaults | options))
+
+
+class Spy(Mitigation):
+    order = 1000
+
+    def __init__(self):
+        self.gradients = []
+
+    def weight_pull(self, model):
+        self.gradients.append({n: w.grad.clone() for n, w in model.named_parameters() if w.grad is not None})
+
+
+def nlls(model, row):
+    """Negative log-likelihoods of a row's trained tokens, alone and unpadded."""
+    ids = torch.tensor([row.input_ids])
+    at = [i for i, label in enumerate(row.labels) if i and label != -100]
+    with torch.no_grad():
+        predicted = model.eval()(ids).logits[0].log_softmax(-1)
+    return [-float(predicted[i - 1, row.input_ids[i]]) for i in at]
+
+
+def test_targets_above_the_limit_are_left_out_and_all_else_stays():
+    labels = torch.tensor([[7, -100, 3, 4], [-100, 5, -100, 6]])
+    nll = torch.tensor([0.5, 2.0, 2.1, 1.0])  # of 3, 4, 5 and 6; the 7 begins its row and is predicted by nothing
+    made = without_surprises(labels, nll, 2.0)
+    assert made.tolist() == [[7, -100, 3, 4], [-100, -100, -100, 6]]
+    assert labels.tolist() == [[7, -100, 3, 4], [-100, 5, -100, 6]]
+
+
+def test_the_loss_is_the_mean_over_the_targets_left(run_stages, make_rows, tiny_model):
+    rows = make_rows(4)
+    left = [nll for row in rows for nll in nlls(tiny_model, row) if nll <= math.log(FEW)]
+    assert 5 < len(left) < sum(row.loss_tokens for row in rows) - 5
+    _, (log,) = run_stages(tiny_model, {"token_masking": masking()}, [rows])
+    assert log[0]["loss"] == pytest.approx(sum(left) / len(left), rel=1e-6)
+
+
+def test_a_threshold_above_every_perplexity_is_plain_training_bit_for_bit(run_stages, make_rows, tiny_model):
+    plain, _ = run_stages(copy.deepcopy(tiny_model), {}, [make_rows(8)])
+    masked, _ = run_stages(copy.deepcopy(tiny_model), {"token_masking": masking(threshold=1e9)}, [make_rows(8)])
+    for one, two in zip(plain.parameters(), masked.parameters(), strict=True):
+        assert torch.equal(one, two)
+
+
+def test_an_update_does_not_depend_on_how_it_is_cut(run_stages, make_rows, tiny_model):
+    spies = []
+    for batch, cuts in ((8, 1), (2, 4), (1, 8)):
+        spy = Spy()
+        given = {"token_masking": masking(), "spy": spy}
+        options = {"batch_size": batch, "accumulation": cuts, "max_grad_norm": 1e9}
+        run_stages(copy.deepcopy(tiny_model), given, [make_rows(8)], **options)
+        spies.append(spy.gradients[0])
+    for other in spies[1:]:
+        assert max(float((spies[0][name] - other[name]).abs().max()) for name in other) < 1e-7
+
+
+def test_packed_rows_lose_the_same_targets_as_rows_alone(run_stages, make_rows, tiny_model):
+    options = {"batch_size": 6, "max_grad_norm": 1e9}
+    _, (alone,) = run_stages(copy.deepcopy(tiny_model), {"token_masking": masking()}, [make_rows(6)], **options)
+    options |= {"packing": True, "order": ((0, 1), (2, 3, 4), (5,))}
+    _, (packed,) = run_stages(copy.deepcopy(tiny_model), {"token_masking": masking()}, [make_rows(6)], **options)
+    assert packed[0]["loss"] == pytest.approx(alone[0]["loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize(("under", "same"), [("base", True), ("current", False)])
+def test_the_base_stays_the_judge_or_the_model_as_it_is(under, same, make_rows, tiny_model):
+    from harness_mitigations import reference
+
+    mitigation = masking(under=under)
+    mitigation.begin_stage(Stage("one", ()), tiny_model, {})
+    batch, _ = reference.batched(tiny_model, make_rows(4))
+    before = mitigation.labels(tiny_model, batch)
+    with torch.no_grad():
+        for weight in tiny_model.parameters():
+            weight.add_(0.2 * torch.randn_like(weight))
+    assert torch.equal(before, mitigation.labels(tiny_model, batch)) is same
+
+
+def test_a_quantile_keeps_that_share_of_the_tokens_that_it_was_measured_on(make_rows, tiny_model):
+    rows = make_rows(30)
+    mitigation = masking(quantile=0.7, source="given")
+    mitigation.begin_stage(Stage("one", ()), tiny_model, {"given": rows})
+    found = [nll for row in rows for nll in nlls(tiny_model, row)]
+    kept = sum(nll <= mitigation.state_dict()["limit"] + 1e-6 for nll in found)
+    assert kept / len(found) == pytest.approx(0.7, abs=1 / len(found))
+
+
+def test_a_measured_threshold_is_measured_once_and_resumed(make_rows, tiny_model):
+    first, second = masking(quantile=0.5, source="given"), masking(quantile=0.5, source="given")
+    first.begin_stage(Stage("one", ()), tiny_model, {"given": make_rows(10)})
+    second.load_state_dict(first.state_dict())
+    second.begin_stage(Stage("two", ()), tiny_model, {"given": make_rows(10, 9)})
+    assert second.state_dict() == first.state_dict()
+
+
+def test_a_quantile_of_nothing_is_refused(tiny_model):
+    with pytest.raises(HarnessError, match=r"token_masking\.source: a quantile is given, and no source"):
+        masking(quantile=0.5).check({})
+    with pytest.raises(HarnessError, match=r"'given' has no row"):
+        masking(quantile=0.5, source="given").begin_stage(Stage("one", ()), tiny_model, {"given": ()})

@@ -1,0 +1,158 @@
+"""WiSE-FT: its ends are the parents bit for bit, with and without an adapter, and between them the weights are."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from harness_mitigations.lora import Lora
+from harness_mitigations.orthogonal_lora import OrthogonalLora
+from harness_mitigations.wise_ft import WiseFt, interpolate
+
+from harness import model as models
+from harness.errors import HarnessError
+
+IDS = torch.tensor([[5, 6, 7, 8, 9]])
+SWEEP = (0.0, 0.25, 0.7, 1.0)
+
+
+def lora(**options):
+    defaults = {"rank": 3, "alpha": None, "dropout": 0.0, "target": "all-linear", "rslora": False, "dora": False}
+    return Lora(**(defaults | {"start": "zero", "source": None, "samples": 8} | options))
+
+
+def adapter(kind):
+    if kind == "orthogonal_lora":
+        return {kind: OrthogonalLora(rank=3, alpha=None, dropout=0.0, target="all-linear", strength=0.5)}
+    return {} if kind == "none" else {"lora": lora(start="pissa" if kind == "pissa" else "zero")}
+
+
+KINDS = ["none", "lora", "pissa", "orthogonal_lora"]
+
+
+def merged(model, base):
+    """Name of a base weight -> its value with the adapter and what is kept multiplied out, float64."""
+    if not models.is_adapted(model):
+        return {name: weight.detach().double().clone() for name, weight in model.named_parameters()}
+    found = {name: weight.detach().double().clone() for name, weight in base.named_parameters()}
+    kept = models.kept(model)
+    for name, layer in models.adapted_layers(model).items():
+        key = name.removeprefix("base_model.model.") + ".weight"
+        a, b = (getattr(layer, f"lora_{one}")["default"].weight.detach().double() for one in "AB")
+        found[key] += layer.scaling["default"] * b @ a
+        if kept:
+            found[key] += kept[name][1].double() @ kept[name][0].double()
+    return found
+
+
+def logits(model):
+    with torch.no_grad():
+        return model.eval()(IDS).logits
+
+
+def test_the_ends_of_an_interpolation_are_its_parents_bit_for_bit():
+    torch.manual_seed(0)
+    start, end = 1e4 * torch.randn(50), 1e-4 * torch.randn(50)
+    assert torch.equal(interpolate(start, end, 0.0), start)
+    assert torch.equal(interpolate(start, end, 1.0), end)
+    assert torch.allclose(interpolate(start, end, 0.3), 0.7 * start + 0.3 * end, rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_over_two_stages_the_ends_are_the_parents_and_between_the_weights_are(kind, run_stages, make_rows, tiny_model):
+    base, seen = copy.deepcopy(tiny_model), {}
+    wise = WiseFt(alpha=0.5, alphas=SWEEP)
+
+    class Before:
+        """The stage's own end, before anything is interpolated."""
+
+    def watch(number, model):
+        if number > 0:
+            seen["start"] = (merged(model, base), logits(model))
+            return
+        result = (merged(model, base), logits(model))
+        variants = {name: (merged(model, base), logits(model)) for name in wise.variants(model)}
+        assert list(variants) == ["alpha=0", "alpha=0.25", "alpha=0.7", "alpha=1"]
+        after = (merged(model, base), logits(model))
+        assert torch.equal(after[1], result[1])
+        start, end = seen["start"], variants["alpha=1"]
+        assert float((end[1] - start[1]).abs().max()) > 1e-3
+        assert torch.equal(variants["alpha=0"][1], start[1])
+        for name, weight in start[0].items():
+            assert torch.equal(variants["alpha=0"][0][name], weight), name
+            for alpha, found in ((0.25, variants["alpha=0.25"]), (0.7, variants["alpha=0.7"]), (0.5, result)):
+                expected = (1 - alpha) * weight + alpha * end[0][name]
+                assert torch.allclose(found[0][name], expected, atol=1e-6), (alpha, name)
+        seen[number] = True
+
+    given = adapter(kind) | {"wise_ft": wise}
+    run_stages(tiny_model, given, [make_rows(12), make_rows(12, 1)], watch=watch)
+    assert seen[-1]
+    assert seen[-2]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_alpha_one_is_plain_training_bit_for_bit(kind, run_stages, make_rows, tiny_model):
+    stages = [make_rows(8), make_rows(8, 1)]
+    plain, _ = run_stages(copy.deepcopy(tiny_model), adapter(kind), stages)
+    wise, _ = run_stages(copy.deepcopy(tiny_model), adapter(kind) | {"wise_ft": WiseFt(alpha=1.0, alphas=())}, stages)
+    for one, two in zip(plain.parameters(), wise.parameters(), strict=True):
+        assert torch.equal(one, two)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_alpha_zero_gives_the_base_bit_for_bit(kind, run_stages, make_rows, tiny_model):
+    before = logits(tiny_model)
+    given = adapter(kind) | {"wise_ft": WiseFt(alpha=0.0, alphas=())}
+    model, _ = run_stages(tiny_model, given, [make_rows(8), make_rows(8, 1)])
+    if kind == "pissa":  # which is the base but for the rounding of B0 A0 - B0 A0
+        assert torch.allclose(logits(model), before, atol=1e-5)
+    else:
+        assert torch.equal(logits(model), before)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_sweep_that_is_broken_off_leaves_the_result(kind, run_stages, make_rows, tiny_model):
+    wise = WiseFt(alpha=0.5, alphas=SWEEP)
+    model, _ = run_stages(tiny_model, adapter(kind) | {"wise_ft": wise}, [make_rows(8), make_rows(8, 1)])
+    before = logits(model)
+    sweep = wise.variants(model)
+    next(sweep)
+    assert not torch.equal(logits(model), before)
+    sweep.close()
+    assert torch.equal(logits(model), before)
+    assert {weight.requires_grad for name, weight in model.named_parameters() if "kept" in name} <= {False}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_result_is_saved_and_loads_as_any_other(kind, run_stages, make_rows, tiny_model, reloaded):
+    given = adapter(kind) | {"wise_ft": WiseFt(alpha=0.4, alphas=())}
+    model, _ = run_stages(tiny_model, given, [make_rows(8), make_rows(8, 1)])
+    assert torch.allclose(reloaded(model)(IDS).logits, logits(model), atol=1e-5)
+
+
+def test_its_state_is_where_the_stage_began(run_stages, make_rows, tiny_model):
+    first, second = WiseFt(alpha=0.5, alphas=()), WiseFt(alpha=0.5, alphas=())
+    model, _ = run_stages(tiny_model, {"wise_ft": first}, [make_rows(4)])
+    second.load_state_dict(first.state_dict())
+    again = copy.deepcopy(model)
+    for mitigation, one in ((first, model), (second, again)):
+        mitigation.end_stage(None, one, ())
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+
+
+def test_before_any_stage_there_is_no_variant(tiny_model):
+    assert list(WiseFt(alpha=0.5, alphas=SWEEP).variants(tiny_model)) == []
+
+
+@pytest.mark.parametrize("name", ["oft", "osf"])
+def test_adapters_that_cannot_be_scaled_are_refused(name):
+    with pytest.raises(HarnessError, match=f"the change that '{name}' makes cannot be scaled"):
+        WiseFt(alpha=0.5, alphas=()).check({name: lora()})
+
+
+def test_dora_is_refused_and_lora_is_not():
+    with pytest.raises(HarnessError, match="DoRA divides by the length"):
+        WiseFt(alpha=0.5, alphas=()).check({"lora": lora(dora=True)})
+    WiseFt(alpha=0.5, alphas=()).check({"lora": lora(), "kl": lora()})

@@ -1,0 +1,216 @@
+import gzip
+import http.server
+import sys
+import threading
+
+import fsspec
+import pyarrow
+import pytest
+from harness_sources.arrow import Arrow
+from harness_sources.csv_table import CsvTable
+from harness_sources.files import shown
+from harness_sources.json_array import JsonArray
+from harness_sources.jsonl import JsonLines
+from harness_sources.parquet import Parquet
+from harness_sources.text import Text
+from pyarrow import parquet
+
+from harness import HarnessError
+
+LINES = b'{"a": 1}\n{"a": 2}\n'
+
+
+@pytest.fixture(autouse=True)
+def _inside(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def read(path, **storage):
+    return [(record.place, record.data["a"]) for record in JsonLines(path, storage).records()]
+
+
+def refused(path, **storage):
+    with pytest.raises(HarnessError) as caught:
+        read(path, **storage)
+    assert len(caught.value.lines()) == 1
+    return str(caught.value)
+
+
+def zstd(data):
+    return pyarrow.compress(data, "zstd", asbytes=True)
+
+
+# -- compression ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, zstd])
+@pytest.mark.parametrize("name", ["x.jsonl.gz", "x.jsonl.zst", "x"])
+def test_gzip_and_zstd_are_told_by_their_first_bytes_whatever_the_files_name(tmp_path, pack, name):
+    (tmp_path / name).write_bytes(pack(LINES) + pack(b'{"a": 3}\n'))
+    assert read(name) == [(f"{name}:1", 1), (f"{name}:2", 2), (f"{name}:3", 3)]
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, zstd])
+def test_every_source_of_text_reads_them(tmp_path, pack):
+    for name, text in {"x.json": b'[{"a": "1"}]', "x.csv": b"a\n1\n", "x.txt": b"1\n"}.items():
+        (tmp_path / name).write_bytes(pack(text))
+    sources = [JsonArray("x.json", {}), CsvTable("x.csv", {}, ","), Text("x.txt", {}, "line")]
+    assert [list(next(iter(source.records())).data.values()) for source in sources] == [["1"]] * 3
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, zstd])
+def test_compressed_data_that_is_cut_off_or_damaged_is_an_error_and_not_the_end(tmp_path, pack):
+    whole = pack(b"".join(b'{"a": %d}\n' % (n * 7919 % 104729) for n in range(20_000)))
+    (tmp_path / "x").write_bytes(whole[: len(whole) // 2])
+    line = refused("x")
+    assert line.startswith("x: ")
+    assert "cut off" in line or "Truncated" in line
+    (tmp_path / "x").write_bytes(whole[:12] + b"\xff" * 1000 + whole[1012:])
+    assert refused("x").startswith("x: cannot be read: ")
+
+
+# -- patterns and packages --------------------------------------------------------------------------------------------
+
+
+def test_a_pattern_stands_for_its_files_by_name(tmp_path):
+    (tmp_path / "data").mkdir()
+    for name in "ba":
+        (tmp_path / "data" / f"{name}.jsonl").write_bytes(LINES[:9])
+    (tmp_path / "data" / "c.txt").write_text("no")
+    assert [place for place, _ in read("data/*.jsonl")] == ["data/a.jsonl:1", "data/b.jsonl:1"]
+    assert refused("data/*.json").startswith("data/*.json: no file fits this pattern")
+
+
+def test_a_file_whose_name_looks_like_a_pattern_is_read_itself(tmp_path):
+    for name in ("x[1].jsonl", "x1.jsonl"):
+        (tmp_path / name).write_bytes(LINES[:9])
+    assert read("x[1].jsonl") == [("x[1].jsonl:1", 1)]
+
+
+def test_a_file_of_an_installed_package_is_read_and_none_of_its_code_is_run(tmp_path, monkeypatch):
+    (tmp_path / "somedata" / "rows").mkdir(parents=True)
+    (tmp_path / "somedata" / "__init__.py").write_text("raise SystemExit('its code was run')")
+    (tmp_path / "somedata" / "rows" / "x.jsonl").write_bytes(LINES)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert read("pkg://somedata/rows/x.jsonl") == [("somedata/rows/x.jsonl:1", 1), ("somedata/rows/x.jsonl:2", 2)]
+    assert "somedata" not in sys.modules
+    assert "has no such file" in refused("pkg://somedata/y.jsonl")
+    assert "leads out of the package" in refused("pkg://somedata/../x.jsonl")
+    assert "no Python package 'nodata' is installed here" in refused("pkg://nodata/x.jsonl")
+    assert "names no file of a package" in refused("pkg://somedata")
+
+
+def test_a_folder_and_a_file_that_is_not_there_are_told(tmp_path):
+    (tmp_path / "data").mkdir()
+    assert refused("data") == "data: is a folder, not a file; name the files in it, e.g. data/*.jsonl"
+    assert refused("none") == "none: there is no such file; check the source's path"
+
+
+# -- addresses --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def memory():
+    """fsspec's file system in memory, empty before and after."""
+    system = fsspec.filesystem("memory")
+    system.store.clear()
+    yield system
+    system.store.clear()
+
+
+def test_every_source_of_files_reads_from_a_file_system_of_fsspec(memory):
+    table = pyarrow.table({"a": ["1", "2"]})
+    memory.pipe("/d/x.jsonl.gz", gzip.compress(LINES))
+    memory.pipe("/d/x.json", b'[{"a": 1}]')
+    memory.pipe("/d/x.csv", b"a\n1\n")
+    memory.pipe("/d/x.txt", b"1\n")
+    with memory.open("/d/x.parquet", "wb") as file:
+        parquet.write_table(table, file)
+    with memory.open("/d/saved/part.arrow", "wb") as file, pyarrow.ipc.new_stream(file, table.schema) as writer:
+        writer.write_table(table)
+    memory.pipe("/d/saved/state.json", b'{"_data_files": [{"filename": "part.arrow"}]}')
+    sources = [
+        JsonLines("memory://d/x.jsonl.gz", {}), JsonArray("memory://d/x.json", {}),
+        CsvTable("memory://d/x.csv", {}, ","), Text("memory://d/x.txt", {}, "line"),
+        Parquet("memory://d/x.parquet", {}), Arrow("memory://d/saved", {}, None),
+    ]  # fmt: skip
+    assert [next(iter(source.records())).place for source in sources] == [
+        "memory://d/x.jsonl.gz:1", "memory://d/x.json:[0]", "memory://d/x.csv:2", "memory://d/x.txt:1",
+        "memory://d/x.parquet:[0]", "memory://d/saved/part.arrow:[0]",
+    ]  # fmt: skip
+
+
+def test_a_pattern_of_an_address_stands_for_its_files(memory):
+    for name in "ba":
+        memory.pipe(f"/d/{name}.jsonl", LINES[:9])
+    assert [place for place, _ in read("memory://d/*.jsonl")] == ["memory:///d/a.jsonl:1", "memory:///d/b.jsonl:1"]
+    assert "no file fits this pattern" in refused("memory://d/*.json")
+    assert "there is no such file" in refused("memory://d/none.jsonl")
+
+
+@pytest.fixture
+def web(tmp_path):
+    """A web server of the test's folder; gives its address."""
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *args):
+            super().__init__(*args, directory=str(tmp_path))
+
+        def log_message(self, *args):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Quiet)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+def test_a_file_of_the_web_is_read_and_its_query_is_not_shown(tmp_path, web):
+    (tmp_path / "x.jsonl").write_bytes(LINES)
+    assert read(f"{web}/x.jsonl?signature=abc") == [(f"{web}/x.jsonl:1", 1), (f"{web}/x.jsonl:2", 2)]
+    line = refused(f"{web}/none.jsonl?signature=abc")
+    assert line == f"{web}/none.jsonl: there is no such file; check the source's path"
+
+
+def test_a_server_that_is_not_there_is_one_line_without_the_query():
+    line = refused("http://127.0.0.1:9/x.jsonl?signature=abc")
+    assert line.startswith("http://127.0.0.1:9/x.jsonl: cannot be read: ")
+    assert "abc" not in line
+
+
+def test_a_file_system_whose_package_is_not_installed_names_what_to_install(monkeypatch):
+    def url_to_fs(path, **storage):
+        raise ImportError("Install s3fs to access S3")
+
+    monkeypatch.setattr(fsspec.core, "url_to_fs", url_to_fs)
+    what = "reading {}:// needs a package that is not installed; pip install {}"
+    assert refused("s3://b/x") == "s3://b/x: " + what.format("s3", "'harness-sft[s3]'")
+    assert refused("gs://b/x") == "gs://b/x: " + what.format("gs", "gcsfs")
+
+
+def test_an_address_that_nothing_reads_is_told():
+    assert refused("nonsense://b/x") == "nonsense://b/x: nothing here reads nonsense://; check the address"
+
+
+@pytest.mark.parametrize("name", ["key", "secret", "aws_secret_access_key", "token", "sas_token", "password"])
+def test_a_credential_in_a_spec_is_refused(name):
+    with pytest.raises(HarnessError, match=f"'{name}' is a credential, and a spec is no place for one; give it by the"):
+        JsonLines("s3://b/x", {name: "abc"})
+    with pytest.raises(HarnessError, match=f"'{name}' is a credential"):
+        JsonLines("s3://b/x", {"client_kwargs": {name: "abc"}})
+
+
+def test_a_password_in_an_address_is_refused_and_not_shown():
+    with pytest.raises(HarnessError) as caught:
+        JsonLines(["a.jsonl", "https://me:hidden@host/x.jsonl"], {})
+    assert str(caught.value).startswith("https://host/x.jsonl: the address holds a password")
+    assert "hidden" not in str(caught.value)
+
+
+def test_a_setting_without_a_secret_in_it_is_none():
+    JsonLines("gs://b/x", {"token": "anon", "anon": True, "client_kwargs": {"region_name": "eu-west-1"}})
+
+
+def test_an_address_is_shown_without_its_user_and_its_query():
+    assert shown("https://me:word@host:8/a/b.jsonl?sig=1#x") == "https://host:8/a/b.jsonl"
+    assert shown("s3://bucket/a.jsonl") == "s3://bucket/a.jsonl"

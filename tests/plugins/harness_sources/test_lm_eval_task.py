@@ -1,0 +1,19 @@
+"""The source of lm-evaluation-harness's tasks where that package is missing; with it, see test_lm_eval.py."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+from harness_sources.lm_eval_task import LmEvalTask
+
+from harness import HarnessError
+
+
+def test_without_the_package_it_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "lm_eval.tasks", None)
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    with pytest.raises(
+        HarnessError, match=r"lm_eval:arc_easy: needs lm_eval 0\.4\.9 or newer: .*harness-sft\[oracle\]"
+    ):
+        next(LmEvalTask("arc_easy", 0, None).records())

@@ -1,0 +1,144 @@
+"""Mistral's format, as its published reference writes it: mistral-common 1.13.1, tokenizers v3 (SentencePiece, Tekken).
+
+The texts are what `MistralTokenizer.encode_chat_completion` of that package gives for these conversations, with the
+ids of the calls that stand here, `▁` and `<0x0A>` read as space and line break. A response ends with `</s>`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from harness import HarnessError, Message, ToolCall
+from harness.data.encode import Encoded, encode, encode_prompt
+from harness.data.proof import prove
+
+SYSTEM, USER, ANSWER = (
+    Message("system", "Be brief."),
+    Message("user", "Name a river."),
+    Message("assistant", "The Elbe."),
+)
+MORE, WARM = Message("user", "And one more."), Message("assistant", "Warm.")
+CALLS = Message(
+    "assistant", "", calls=(ToolCall("get_weather", {"city": "Köln"}), ToolCall("get_weather", {"city": "Rom"}))
+)
+RESULTS = (Message("tool", '22 "C"', name="get_weather"), Message("tool", '{"temp": 30}', name="get_weather"))
+TOOL = {
+    "name": "get_weather",
+    "description": "The weather.",
+    "parameters": {
+        "type": "object",
+        "properties": {"city": {"type": "string", "description": "Köln"}},
+        "required": ["city"],
+    },
+}
+TOLD = (
+    '[AVAILABLE_TOOLS] [{"type": "function", "function": {"name": "get_weather", "description": "The weather.", '
+    '"parameters": {"type": "object", "properties": {"city": {"type": "string", "description": "Köln"}}, '
+    '"required": ["city"]}}}][/AVAILABLE_TOOLS]'
+)
+CALLED = (
+    '[TOOL_CALLS] [{"name": "get_weather", "arguments": {"city": "Köln"}, "id": "call00001"}, '
+    '{"name": "get_weather", "arguments": {"city": "Rom"}, "id": "call00002"}]</s>'
+    '[TOOL_RESULTS] {"content": "22 \\"C\\"", "call_id": "call00001"}[/TOOL_RESULTS]'
+    '[TOOL_RESULTS] {"content": {"temp": 30}, "call_id": "call00002"}[/TOOL_RESULTS]'
+)
+PUBLISHED = {
+    "single": ((USER,), (), "<s>[INST] Name a river.[/INST]"),
+    "system": ((SYSTEM, USER), (), "<s>[INST] Be brief.\n\nName a river.[/INST]"),
+    "multi": ((USER, ANSWER, MORE), (), "<s>[INST] Name a river.[/INST] The Elbe.</s>[INST] And one more.[/INST]"),
+    "system_multi": (
+        (SYSTEM, USER, ANSWER, MORE),
+        (),
+        "<s>[INST] Name a river.[/INST] The Elbe.</s>[INST] Be brief.\n\nAnd one more.[/INST]",
+    ),
+    "tools": (
+        (SYSTEM, USER, CALLS, *RESULTS),
+        (TOOL,),
+        f"<s>{TOLD}[INST] Be brief.\n\nName a river.[/INST]{CALLED}",
+    ),
+    "tools_multi": (
+        (SYSTEM, USER, CALLS, *RESULTS, WARM, MORE),
+        (TOOL,),
+        f"<s>[INST] Name a river.[/INST]{CALLED} Warm.</s>{TOLD}[INST] Be brief.\n\nAnd one more.[/INST]",
+    ),
+}
+"""Messages and tools up to the last response, and the prompt for it under v3."""
+
+
+def tight(text):
+    """The prompt under v3-tekken: without the spaces that v3 writes after its markers."""
+    for marker in ("[INST]", "[AVAILABLE_TOOLS]", "[TOOL_CALLS]", "[TOOL_RESULTS]", "[/INST]", "[/TOOL_RESULTS]"):
+        text = text.replace(f"{marker} ", marker)
+    return text
+
+
+def last_alone(messages):
+    return (*(dataclasses.replace(message, trained=False) for message in messages[:-1]), messages[-1])
+
+
+@pytest.mark.parametrize("version", ["v3", "v3-tekken"])
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_parity_with_the_published_reference_token_for_token(name, version, make, family, example):
+    template = make("mistral", version=version)
+    tokenizer = family("mistral" if version == "v3" else "tekken")
+    messages, tools, text = PUBLISHED[name]
+    prompt = text if version == "v3" else tight(text)
+    whole = f"{prompt}{' ' if version == 'v3' else ''}The Oder.</s>"
+    given = example(last_alone((*messages, Message("assistant", "The Oder."))), tools)
+    row = encode(given, "s", template, tokenizer, 4096)
+    assert list(row.input_ids) == tokenizer(whole, add_special_tokens=False).input_ids
+    assert encode_prompt(given, template, tokenizer, 4096) == list(row.input_ids[: row.labels.count(-100)])
+    assert "".join(span.text for span in template.render(messages, tokenizer, open=True, tools=tools)) == prompt
+    assert tokenizer.decode([label for label in row.labels if label != -100]).strip() == "The Oder.</s>"
+    prove(given, Encoded(row), template, tokenizer)
+
+
+def test_calls_are_trained_with_the_end_of_sequence(make, family, marked):
+    messages, tools, _ = PUBLISHED["tools"]
+    text = marked(make("mistral").render((*messages, WARM), family("mistral"), tools=tools))
+    assert '[/INST]⟦[TOOL_CALLS] [{"name"' in text
+    assert '"id": "call00002"}]</s>⟧[TOOL_RESULTS]' in text
+    assert text.endswith("[/TOOL_RESULTS]⟦ Warm.</s>⟧")
+
+
+@pytest.mark.parametrize(("system", "tools"), [(SYSTEM, ()), (None, (TOOL,)), (SYSTEM, (TOOL,))])
+def test_what_moves_on_bars_the_training_of_earlier_responses_and_the_first_turn_does_not(
+    system, tools, make, family, marked, example
+):
+    messages = (*([system] if system else []), USER, ANSWER, MORE, WARM)
+    tokenizer = family("mistral")
+    with pytest.raises(HarnessError, match="after a response that is trained") as error:
+        make("mistral").render(messages, tokenizer, tools=tools)
+    assert 'train_on to "last"' in error.value.hint
+    assert 'system_turn of the template to "first"' in error.value.hint
+    first = make("mistral", system_turn="first")
+    text = marked(first.render(messages, tokenizer, tools=tools))
+    assert text.endswith("Name a river.[/INST]⟦ The Elbe.</s>⟧[INST] And one more.[/INST]⟦ Warm.</s>⟧")
+    given = example(messages, tools)
+    prove(given, Encoded(encode(given, "s", first, tokenizer, 4096)), first, tokenizer)
+    assert make("mistral").render(messages[:-1], tokenizer, open=True, tools=tools)  # a prompt trains nothing
+
+
+def test_responses_to_one_user_message_are_all_trained(make, family, marked):
+    messages, tools, _ = PUBLISHED["tools"]
+    assert marked(make("mistral").render((*messages, WARM), family("mistral"), tools=tools)).count("⟦") == 2
+
+
+def test_an_answer_as_deep_as_the_sea_is_text(make, family):
+    messages = (USER, CALLS, Message("tool", "[" * 100_000), RESULTS[1], WARM)
+    spans = make("mistral").render(messages, family("mistral"))
+    assert any("[" * 100_000 in span.text for span in spans if not span.frame)
+
+
+def test_refusals(make, family, single):
+    mistral = make("mistral")
+    beside = dataclasses.replace(CALLS, content="Wait.")
+    with pytest.raises(HarnessError, match="calls tools beside its text"):
+        mistral.render((USER, beside, *RESULTS, WARM), family("mistral"))
+    with pytest.raises(HarnessError, match="'user' where 'assistant' must stand"):
+        mistral.render((USER, USER, ANSWER), family("mistral"))
+    with pytest.raises(HarnessError, match=r"the tokenizer has no token \[INST\]"):
+        mistral.render(single, family("llama2"))
+    assert mistral.stops(family("mistral")) == ("</s>",)

@@ -1,0 +1,130 @@
+"""Each format token for token as the family's own chat template renders it, and its mask beside TRL's."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from harness import Message
+from harness.data.encode import Encoded, encode, encode_prompt
+from harness.data.proof import prove
+
+SHAPES = ["single", "multi", "system", "system_multi"]
+PLAIN = [
+    # template, options, tokenizer, chat template that TRL carries, whether it has a place for a system message
+    ("llama3", {"version": "3"}, "llama3", "llama3", True),
+    ("llama3", {}, "llama3", "llama3_1", True),
+    ("llama3", {}, "llama3", "llama3_2", True),
+    ("qwen", {}, "qwen", "qwen2_5", True),
+    ("qwen", {"system": None}, "qwen", "qwen3_instruct_2507", True),
+    ("chatml", {}, "qwen", "qwen3_instruct_2507", True),
+    ("gemma", {}, "gemma", "gemma", False),
+    ("gemma", {}, "gemma", "gemma3", True),
+    ("phi", {}, "phi", "phi3", True),
+    ("phi", {}, "phi", "phi3_5", True),
+    ("deepseek", {}, "deepseek", "deepseekv3", True),
+]
+CASES = [(*case[:4], shape) for case in PLAIN for shape in SHAPES if case[4] or "system" not in shape]
+PADDED = {"": "as they are", " \n": "padded"}
+
+
+def tokens(tokenizer, dicts, source, **options):
+    """What the family's chat template gives. The clock of Llama 3.2's stands at the date of Llama 3.1's."""
+    source = source.replace("strftime_now is defined", "false")
+    return tokenizer.apply_chat_template(dicts, chat_template=source, return_dict=False, **options)
+
+
+@pytest.mark.parametrize("padding", PADDED, ids=PADDED.values())
+@pytest.mark.parametrize(("name", "options", "tokenizer", "source", "shape"), CASES)
+def test_parity_token_for_token(
+    name, options, tokenizer, source, shape, padding, make, family, shipped, conversations, as_dicts, example
+):
+    template, tokenizer = make(name, **options), family(tokenizer)
+    # A padded system message is stripped by some and not by others; each format does as its family does.
+    messages = [Message(m.role, padding + m.content + padding) for m in conversations[shape]]
+    theirs = tokens(tokenizer, as_dicts(messages), shipped(source))
+    row = encode(example(messages), "s", template, tokenizer, 4096)
+    assert list(row.input_ids) == theirs
+    prove(example(messages), Encoded(row), template, tokenizer)
+
+    prompt = tokens(tokenizer, as_dicts(messages[:-1]), shipped(source), add_generation_prompt=True)
+    if source == "deepseekv3":  # TRL's file is that of a model that reasons; DeepSeek-V3's prompt ends at its header
+        opened = tokenizer("<think>\n", add_special_tokens=False).input_ids
+        assert prompt[-len(opened) :] == opened
+        prompt = prompt[: -len(opened)]
+    assert encode_prompt(example(messages), template, tokenizer, 4096) == prompt
+
+
+TOOLED = [
+    ("llama3", {}, "llama3", "llama3_1"),
+    ("llama3", {}, "llama3", "llama3_2"),
+    ("qwen", {}, "qwen", "qwen2_5"),
+    ("qwen", {"system": None}, "qwen", "qwen3_instruct_2507"),
+    ("deepseek", {}, "deepseek", "deepseekv3"),
+]
+
+
+@pytest.mark.parametrize("system", [False, True])
+@pytest.mark.parametrize(("name", "options", "tokenizer", "source"), TOOLED)
+def test_parity_with_tools_token_for_token(
+    name, options, tokenizer, source, system, make, family, shipped, calling, weather, as_dicts, example
+):
+    template, tokenizer = make(name, **options), family(tokenizer)
+    messages = (*([Message("system", "Be brief.")] if system else []), *calling)
+    told = () if name == "deepseek" else (weather, {**weather, "name": "get_time"})
+    write = (lambda arguments: json.dumps(arguments, ensure_ascii=False)) if name == "deepseek" else None
+    dicts = as_dicts(messages, json=write)
+    wrapped = [{"type": "function", "function": tool} for tool in told] or None
+    theirs = tokens(tokenizer, dicts, shipped(source), tools=wrapped)
+    row = encode(example(messages, told), "s", template, tokenizer, 4096)
+    assert list(row.input_ids) == theirs
+    prove(example(messages, told), Encoded(row), template, tokenizer)
+    prompt = tokens(tokenizer, dicts[:-1], shipped(source), tools=wrapped, add_generation_prompt=True)
+    assert encode_prompt(example(messages, told), template, tokenizer, 4096) == prompt
+    before = len(messages) - 3  # up to the message that calls
+    earlier = example(messages[: before + 1], told)
+    prompt = tokens(tokenizer, dicts[:before], shipped(source), tools=wrapped, add_generation_prompt=True)
+    if name == "deepseek":
+        prompt = prompt[: -len(tokenizer("<think>\n", add_special_tokens=False).input_ids)]
+    assert encode_prompt(earlier, template, tokenizer, 4096) == prompt
+
+
+MASKED = [
+    ("llama3", {"version": "3"}, "llama3", "llama3_training", ""),
+    ("qwen", {}, "qwen", "qwen2_5_training", "\n\n"),
+    ("gemma", {}, "gemma", "gemma_training", "\n"),
+    ("phi", {}, "phi", "phi3_training", ""),
+    ("deepseek", {}, "deepseek", "deepseekv3_training", "<｜Assistant｜>"),
+]
+
+
+@pytest.mark.parametrize("shape", ["single", "multi"])
+@pytest.mark.parametrize(("name", "options", "tokenizer", "source", "more"), MASKED)
+def test_the_mask_is_trls_but_for_what_no_model_ever_writes(
+    name, options, tokenizer, source, more, shape, make, family, shipped, conversations, as_dicts, example
+):
+    # TRL trains the line break after an end of turn, Qwen's before a response, and the header of DeepSeek's.
+    template, tokenizer, messages = make(name, **options), family(tokenizer), conversations[shape]
+    theirs = tokenizer.apply_chat_template(
+        as_dicts(messages), chat_template=shipped(source), return_dict=True, return_assistant_tokens_mask=True
+    )
+    row = encode(example(messages), "s", template, tokenizer, 4096)
+    assert list(row.input_ids) == theirs["input_ids"]
+    pairs = list(zip(row.input_ids, row.labels, theirs["assistant_masks"], strict=True))
+    only_theirs = [token for token, label, mask in pairs if mask and label == -100]
+    assert [token for token, label, mask in pairs if label != -100 and not mask] == []
+    assert tokenizer.decode(only_theirs) == more * (len(messages) // 2)
+
+
+BEGUN = ["llama3", "gemma", "deepseek", "mistral", "vicuna", "zephyr", "alpaca", "instruction_zh"]
+
+
+@pytest.mark.parametrize("name", BEGUN)
+def test_exactly_one_beginning_of_sequence_where_the_tokenizer_writes_one_by_itself(
+    name, make, family, conversations, example
+):
+    tokenizer = family(name if name in ("llama3", "gemma", "deepseek", "mistral") else "llama2")
+    assert tokenizer("a").input_ids[0] == tokenizer.bos_token_id
+    ids = encode(example(conversations["multi"]), "s", make(name), tokenizer, 4096).input_ids
+    assert [index for index, token in enumerate(ids) if token == tokenizer.bos_token_id] == [0]

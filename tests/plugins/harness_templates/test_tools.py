@@ -1,0 +1,31 @@
+"""Ids that pair calls with answers, and JSON as models have seen it."""
+
+from __future__ import annotations
+
+from harness_templates.tools import call_ids, declared, dumps
+
+from harness import Message, ToolCall
+
+
+def calling(*names):
+    return Message("assistant", "", calls=tuple(ToolCall(name, {}) for name in names))
+
+
+def test_ids_are_counted_through_the_conversation():
+    ids = call_ids((Message("user", "q"), calling("f", "g"), Message("tool", "1"), calling("f"), Message("tool", "2")))
+    assert ids == [(), ("call00001", "call00002"), ("call00001",), ("call00003",), ("call00003",)]
+    assert all(len(one) == 9 and one.isalnum() for group in ids for one in group)
+
+
+def test_an_answer_belongs_to_the_call_of_its_tool():
+    answers = [Message("tool", "2", name="g"), Message("tool", "1"), Message("tool", "3", name="g")]
+    assert call_ids([calling("f", "g", "g"), *answers])[1:] == [("call00002",), ("call00001",), ("call00003",)]
+
+
+def test_an_answer_of_an_unknown_name_belongs_to_the_first_open_call():
+    assert call_ids([calling("f", "g"), Message("tool", "1", name="other")])[1] == ("call00001",)
+
+
+def test_json_keeps_order_and_characters():
+    assert dumps({"b": "Köln <b>", "a": None}) == '{"b": "Köln <b>", "a": null}'
+    assert dumps(declared({"name": "f"})) == '{"type": "function", "function": {"name": "f"}}'

@@ -1,0 +1,53 @@
+"""Zephyr's format, as its chat template describes it (huggingface.co/HuggingFaceH4/zephyr-7b-beta)."""
+
+from __future__ import annotations
+
+import pytest
+
+from harness import HarnessError, Message
+from harness.data.encode import Encoded, encode, encode_prompt
+from harness.data.proof import prove
+
+
+@pytest.fixture
+def zephyr(make):
+    return make("zephyr")
+
+
+@pytest.fixture
+def tokenizer(family):
+    return family("llama2")
+
+
+@pytest.mark.parametrize("name", ["single", "multi", "system", "system_multi"])
+def test_parity_with_the_published_description_token_for_token(name, zephyr, tokenizer, conversations, example):
+    messages = conversations[name]
+    text = "".join(f"<|{message.role}|>\n{message.content}</s>\n" for message in messages)
+    row = encode(example(messages), "s", zephyr, tokenizer, 4096)
+    # The description has no BOS; this tokenizer puts one first by itself.
+    assert list(row.input_ids) == tokenizer("<s>" + text, add_special_tokens=False).input_ids
+    prompt = encode_prompt(example(messages), zephyr, tokenizer, 4096)
+    before = text[: text.rindex("<|assistant|>\n") + len("<|assistant|>\n")]
+    assert "".join(span.text for span in zephyr.render(messages[:-1], tokenizer, open=True)) == before
+    assert prompt == list(row.input_ids[: len(prompt)])
+    prove(example(messages), Encoded(row), zephyr, tokenizer)
+
+
+def test_trained_are_the_response_and_the_end_of_sequence(zephyr, tokenizer, multi, marked):
+    assert marked(zephyr.render(multi, tokenizer)) == (
+        "<|user|>\nName a river.</s>\n<|assistant|>\n⟦The Elbe.</s>⟧\n"
+        "<|user|>\n再说一条河。</s>\n<|assistant|>\n⟦长江 🙂</s>⟧\n"
+    )
+
+
+def test_the_option_system_fills_in_an_empty_turn_too(make, zephyr, tokenizer, single):
+    empty = "".join(span.text for span in make("zephyr", system="").render(single, tokenizer))
+    assert empty.startswith("<|system|>\n</s>\n<|user|>\n")
+    own = (Message("system", "Be brief."), *single)
+    assert make("zephyr", system="").render(own, tokenizer) == zephyr.render(own, tokenizer)
+
+
+def test_stops_and_refusals(zephyr, tokenizer, single, weather):
+    assert zephyr.stops(tokenizer) == ("</s>",)
+    with pytest.raises(HarnessError, match="no place for tools"):
+        zephyr.render(single, tokenizer, tools=[weather])
