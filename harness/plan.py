@@ -242,22 +242,22 @@ def _warnings(spec: Spec, registry: Registry, stages: tuple[Stage, ...], suites:
             yield f"the source {name!r} is used by nothing"
     if not any(suite.role == "general" for suite in suites):
         yield 'no suite has "role": "general", so what the model forgets is not measured'
-    usual = _usual_ranges(spec, registry)
     told = set()
     for stage in stages:
-        for key, (low, high) in usual.items():
+        for key, (low, high) in _usual_ranges(spec, registry, stage).items():
             value = stage.train[key]
             if value is not None and not low <= value <= high and (key, value) not in told:
                 told.add((key, value))
                 yield f"train.{key} is {value:g}; usual is {low:g} to {high:g}"
 
 
-def _usual_ranges(spec: Spec, registry: Registry) -> dict[str, tuple[float, float]]:
+def _usual_ranges(spec: Spec, registry: Registry, stage: Stage) -> dict[str, tuple[float, float]]:
+    """The usual range of each setting beside the mitigations of a stage."""
     properties = spec.schema["properties"]["train"]["properties"]
     usual = {key: (option["usual"][0], option["usual"][1]) for key, option in properties.items() if "usual" in option}
-    if spec.document["train"]["steps"] is not None:
+    if stage.train["steps"] is not None:
         usual.pop("epochs")
-    for name in spec.document["mitigations"]:
+    for name in spec.document["mitigations"] if stage.mitigations is None else stage.mitigations:
         for key, bounds in registry.get("mitigations", name).usual.items():
             usual[key.removeprefix("train.")] = bounds
     return usual

@@ -347,3 +347,23 @@ def test_a_model_that_is_not_sent_to_mlflow_cannot_be_registered_there(planned, 
     assert "no model is sent to MLflow that could be registered as 'desk-model'" in line
     assert 'set track.model to "files" or "transformers"' in line
     assert planned("track.register=desk-model", "track.model=files").stages
+
+
+def test_a_usual_range_is_that_of_the_stages_own_mitigations(bring, planned):
+    """What is usual beside an adapter is unusual for the stage that has none."""
+    bring("mitigations", "narrow", Mitigation, usual={"train.learning_rate": (1e-4, 1e-3)})
+
+    class Two(Mode):
+        def stages(self):
+            parts = (Part("desk", "domain"), Part("chat", "general"))
+            return Stage("plain", parts), Stage("adapted", parts, mitigations={"narrow": {}})
+
+    bring("modes", "two", Two)
+    found = planned('mode={"two": {}}', "train.learning_rate=5e-4").warnings
+    assert [one for one in found if "learning_rate" in one] == [
+        "train.learning_rate is 0.0005; usual is 1e-05 to 5e-05"
+    ]
+    found = planned('mode={"two": {}}', "train.learning_rate=2e-5").warnings
+    assert [one for one in found if "learning_rate" in one] == [
+        "train.learning_rate is 2e-05; usual is 0.0001 to 0.001"
+    ]
