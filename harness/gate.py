@@ -29,6 +29,7 @@ TESTS = {
 """What a condition can ask for. `gains` and `loses` count in the direction in which the metric is better."""
 
 LEVELS = ("at_least", "at_most")
+DIRECTED = ("gains_at_least", "loses_at_most")
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,8 @@ class Judged:
     def line(self) -> str:
         """One line for people: the verdict, the condition, what was found."""
         word = "passed" if self.passed else "FAILED"
+        if not self.n:
+            return f"{word}: {self.text}: the run has no such number"
         if math.isnan(self.bound):
             return f"{word}: {self.text}: {number(self.found)}, and n = {self.n} gives no interval to judge by"
         return f"{word}: {self.text}: {number(self.found)}, bound {number(self.bound)}, n = {self.n:,}"
@@ -85,7 +88,9 @@ def judge(conditions: Sequence[Mapping[str, Any]], measured: Mapping[str, Measur
     """Every condition judged, in order.
 
     conditions: the spec's `gate`, filled in. measured: `suite/score` -> score, and `summary:score` -> summary.
-    A condition whose interval is no number fails. Raises HarnessError that names a score which was not measured.
+    A condition whose interval is no number fails, and so does one on a summary that the run's matrix does not come to
+    (`forgetting` of one stage, a relative one of a base that scores 0). Raises HarnessError that names a score that was
+    not measured.
     """
     return tuple(_judged(condition, measured) for condition in conditions)
 
@@ -98,18 +103,21 @@ def key_of(condition: Mapping[str, Any]) -> str:
 
 def _judged(condition: Mapping[str, Any], measured: Mapping[str, Measured]) -> Judged:
     key = key_of(condition)
+    (test,) = (name for name in TESTS if condition.get(name) is not None)
+    limit = float(condition[test])
     if key not in measured:
+        if condition["summary"] is not None and condition["score"] in {one.partition("/")[2] for one in measured}:
+            return Judged(_words(condition, test, limit), False, math.nan, math.nan, limit, 0)
         there = ", ".join(measured) or "none"
         raise HarnessError("gate", f"the run has no score {key!r}", f"it has: {there}")
-    (test,) = (name for name in TESTS if condition.get(name) is not None)
-    score, limit = measured[key], float(condition[test])
+    score = measured[key]
     estimate = score.after if test in LEVELS else score.difference
     if estimate is None:
         raise HarnessError("gate", f"{key!r} has no difference to judge", f"use one of {', '.join(LEVELS)}")
-    if test in ("gains_at_least", "loses_at_most") and score.higher_is_better is None:
+    if test in DIRECTED and score.higher_is_better is None:
         raise HarnessError("gate", f"neither direction of {key!r} is better", "ask how far it rises or falls")
     # Every test is one of two: `sign * x` must reach `least`.
-    turned = test in ("gains_at_least", "loses_at_most") and not score.higher_is_better
+    turned = test in DIRECTED and not score.higher_is_better
     upward = {"rises_at_least": limit, "gains_at_least": limit, "at_least": limit}
     upward |= {"falls_at_most": -limit, "loses_at_most": -limit}
     downward = {"rises_at_most": limit, "at_most": limit, "falls_at_least": -limit}

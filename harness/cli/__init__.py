@@ -35,6 +35,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        place, why = error.filename or "harness", error.strerror or error
+        print(f"harness: {place}: cannot be written or read: {why}; free space or mend its rights", file=sys.stderr)
+        return 1
 
 
 def _count(text: str) -> int:

@@ -132,12 +132,12 @@ def gate(arguments: argparse.Namespace) -> int:
     from dataclasses import asdict
 
     from harness.gate import judge
-    from harness.report import measured_of
+    from harness.report import files, measured_of
     from harness.runs import find_run
 
     judged = judge(spec.document["gate"], measured_of(find_run(arguments.run)))
     if arguments.json:
-        print(json.dumps([asdict(one) for one in judged], indent=2, ensure_ascii=False))
+        print(json.dumps(files.plain([asdict(one) for one in judged]), indent=2, ensure_ascii=False))
     else:
         for one in judged:
             print(one.line())

@@ -66,8 +66,16 @@ class Found:
 
     def items(self, suite: str, stage: int) -> dict[str, Item]:
         """The items of a suite after a stage, by id. Raises HarnessError when they were not kept."""
-        file = self.fetch(f"predictions/{item_path(Path(), suite, stage).name}")
+        file = self.fetch(f"predictions/{item_path(Path(), suite, stage - self._before()).name}")
         return {item.id: item for item in read_items(file).items}
+
+    def _before(self) -> int:
+        """How many of the stages that the scores tell of are an earlier run's, whose answers are in its own folder."""
+        try:
+            own = kept.document(self.fetch("data.json").parent, "data.json").get("stages")
+        except HarnessError:
+            return 0
+        return max(0, len(self.kept.stages) - 1 - len(own)) if self.kept is not None and isinstance(own, list) else 0
 
 
 def is_run(place: Path) -> bool:

@@ -37,6 +37,7 @@ __all__ = [
     "Report",
     "Shown",
     "Verdict",
+    "estimate_of",
     "make",
     "measured_of",
     "render",
@@ -60,7 +61,8 @@ class Change:
     not have, the model that it started from.
 
     after_stages: the score after every stage, the base first; None where a stage did not evaluate the suite.
-    difference: after - before, with the bootstrap's standard error and 95 % interval over the same `n` items.
+    difference: after - before, with its standard error and 95 % interval over the same `n` items (see
+        `intervals.difference`).
     verdict: `too few items` below 30 of them; `no evidence` when the interval holds 0; else whether the change is for
         the better, which for a metric where lower is better means down.
     needed: where there is no verdict for the better or worse, about how many items would give one if the change is as
@@ -288,12 +290,12 @@ def _change(
         signature=before.signature,
         higher_is_better=before.higher_is_better,
         n=estimate.n,
-        before=_estimate(before),
-        after=_estimate(after),
+        before=estimate_of(before),
+        after=estimate_of(after),
         difference=estimate,
         verdict=verdict_of(estimate, before.higher_is_better),
         needed=items_needed(estimate),
-        after_stages=tuple(None if one is None else _estimate(one) for one in path),
+        after_stages=tuple(None if one is None else estimate_of(one) for one in path),
     )
 
 
@@ -302,8 +304,9 @@ def _find(evaluation: Evaluation | None, like: Score) -> Score | None:
     return next((one for one in scores if (one.metric, one.name) == (like.metric, like.name)), None)
 
 
-def _estimate(score: Score) -> Estimate:
-    return Estimate(value=score.value, stderr=score.stderr, low=score.low, high=score.high, n=score.n)
+def estimate_of(score: Score) -> Estimate:
+    """A score without what it is of."""
+    return Estimate(score.value, score.stderr, score.low, score.high, score.n, score.method)
 
 
 def verdict_of(estimate: Estimate, higher_is_better: bool | None) -> Verdict:

@@ -5,11 +5,13 @@ Knows points and their intervals, and the one number that arms may have been swe
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from harness.intervals import Estimate
 from harness.legible import number
+from harness.report import FEWEST
 
 if TYPE_CHECKING:
     from harness.report.arms import Point
@@ -38,7 +40,10 @@ def advise(
     others whose forgetting cannot be told from its are named with it. swept: the one number that the arms differ in;
     a second sentence then says which of its values is enough. more: see `More`; None: `apart`.
     """
-    learned = [one for one in points if one.gain.low > 0]
+    known = [one for one in points if not math.isnan(one.forgotten.value)]
+    learned = [one for one in known if one.gain.low > 0 and one.gain.n >= FEWEST]
+    if not learned and points and all(one.gain.n < FEWEST for one in points):
+        return f"{gain} has fewer than {FEWEST} items, which is too few to recommend an arm"
     if not learned:
         return f"no arm gains in {gain} beyond doubt, so none can be recommended"
     best = max(learned, key=lambda one: one.gain.value)
@@ -47,7 +52,9 @@ def advise(
     alike = [one.arm for one in as_good if one.arm != first.arm and one.forgotten.low <= first.forgotten.high]
     told = f"; {', '.join(alike)} cannot be told from it" if alike else ""
     rise = first.forgotten
-    if rise.low > 0:
+    if not rise.n >= FEWEST or math.isnan(rise.low):
+        cost = f"{number(rise.value, sign=True)} over n = {rise.n}, too few items to tell"
+    elif rise.low > 0:
         cost = f"it forgets {rise.value:.3g} [{rise.low:.3g}, {rise.high:.3g}]"
     elif rise.high < 0:
         cost = f"it got better by {-rise.value:.3g} [{-rise.high:.3g}, {-rise.low:.3g}]"

@@ -17,13 +17,14 @@ from harness.arms import LOSSES, is_summary
 from harness.contracts import Evaluation, Metric, Role, Score
 from harness.errors import HarnessError
 from harness.intervals import Estimate, difference
-from harness.report import Verdict, measured_of
+from harness.report import Verdict, estimate_of, measured_of
 from harness.report.advice import advise
 from harness.report.differing import swept
 from harness.report.files import plain, write_json
 from harness.report.intransigence import Intransigence, against
 from harness.report.kept import Kept
 from harness.report.paired import Side, align, compared, judged, require_one_way, trials_for, vectors
+from harness.report.variants import Variant, turned
 from harness.seeds import derive
 from harness.significance import holm
 
@@ -231,8 +232,8 @@ def _one(
         score=score.name,
         higher_is_better=score.higher_is_better,
         n=change.n,
-        before=_estimate(before),
-        after=_estimate(score),
+        before=estimate_of(before),
+        after=estimate_of(score),
         change=change,
         against=None if against is None else against.difference,
         p=None if against is None else against.p,
@@ -262,17 +263,23 @@ def _points(
     )
 
 
+def point_of(variant: Variant, name: str, gain: str, lost: str) -> Point | None:
+    """A variant as a point beside the arms; None where it was not measured by these scores."""
+    gained, worse = variant.better(gain), variant.worse(lost)
+    return None if gained is None or worse is None else Point(name, gained, worse, None, efficient=False)
+
+
 def _lost(run: Kept, lost: str, metrics: Metrics, seed: int) -> Estimate:
     """What a run forgot, positive where it did."""
     if not is_summary(lost):
-        return _turned(_change(run, lost, metrics, seed))
+        return turned(_change(run, lost, metrics, seed))
     found = measured_of(run.folder).get(lost)
     if found is None:
         what = f"the run has no summary {lost!r}"
         raise HarnessError(
             str(run.folder), what, "it needs a suite of an earlier stage; name another in arms.forgetting"
         )
-    return found.after if LOSSES[lost.partition(":")[0]] > 0 else _turned(found.after)
+    return found.after if LOSSES[lost.partition(":")[0]] > 0 else turned(found.after)
 
 
 def _difference(run: Kept, other: Kept, score: str, metrics: Metrics, seed: int) -> Estimate:
@@ -284,7 +291,7 @@ def _difference(run: Kept, other: Kept, score: str, metrics: Metrics, seed: int)
     assert ends[1] is not None
     metric = metrics[suite][first.metric]
     gap = _change_of((ends[0], first), (ends[1], second), metric, derive(seed, "arms", suite))
-    return _turned(gap) if first.higher_is_better else gap
+    return turned(gap) if first.higher_is_better else gap
 
 
 def _change(run: Kept, score: str, metrics: Metrics, seed: int) -> Estimate:
@@ -298,13 +305,15 @@ def _change(run: Kept, score: str, metrics: Metrics, seed: int) -> Estimate:
         )
     metric = metrics[suite][found.metric]
     change = _change_of((first, _find(first, found)), (last, found), metric, derive(seed, "report", suite))
-    return change if found.higher_is_better else _turned(change)
+    return change if found.higher_is_better else turned(change)
 
 
 def _change_of(first: Side, second: Side, metric: Metric, seed: int) -> Estimate:
     """second − first over the items that both have."""
     ids = _shared(first, second)
-    return difference(vectors(first, ids), vectors(second, ids), partial(metric.aggregate, second[1].name), seed=seed)
+    name = second[1].name
+    sides, ratio = (vectors(first, ids), vectors(second, ids)), metric.is_ratio(name)
+    return difference(*sides, partial(metric.aggregate, name), seed=seed, ratio=ratio)
 
 
 def _shared(first: Side, second: Side) -> tuple[str, ...]:
@@ -325,11 +334,3 @@ def _find(evaluation: Evaluation, like: Score) -> Score:
             require_one_way(evaluation.suite, one, like)
             return one
     raise HarnessError("arms", f"an arm has no score {like.name!r} of {evaluation.suite!r}", "measure the same in all")
-
-
-def _turned(estimate: Estimate) -> Estimate:
-    return Estimate(-estimate.value, estimate.stderr, -estimate.high, -estimate.low, estimate.n)
-
-
-def _estimate(score: Score) -> Estimate:
-    return Estimate(value=score.value, stderr=score.stderr, low=score.low, high=score.high, n=score.n)

@@ -14,7 +14,7 @@ from typing import Literal
 from harness.contracts import Evaluation, Metric, Score
 from harness.errors import HarnessError
 from harness.intervals import Aggregate, Estimate, Statistics, estimate
-from harness.report import Verdict, verdict_of
+from harness.report import Verdict, estimate_of, verdict_of
 from harness.significance import approximate_randomisation, mcnemar, paired_bootstrap
 
 Test = Literal["McNemar", "approximate randomisation", "paired bootstrap"]
@@ -122,5 +122,5 @@ def _whole(side: Side, aggregate: Aggregate, some: Statistics, seed: int, metric
     """The score over these items; the run's own numbers where none was dropped."""
     score = side[1]
     if len(some) == len(side[0].items):
-        return Estimate(score.value, score.stderr, score.low, score.high, score.n, score.method)
+        return estimate_of(score)
     return estimate(some, aggregate, seed=seed, ratio=metric.is_ratio(score.name))

@@ -59,7 +59,7 @@ class View:
             return
         yield changes_table(report)
         yield Text(
-            "difference: last stage − base model over the same items, 95 % bootstrap interval in brackets; "
+            "difference: last stage − base model over the same items, 95 % interval in brackets; "
             "no evidence: the interval holds 0; ↓ lower is better",
             style="dim",
         )

@@ -57,7 +57,7 @@ def prepare(spec: Spec, registry: Registry, *, mixed: bool = True) -> Prepared:
     for text in planned.warnings:
         registry.observe(Event("warning", data={"text": text}))
     metrics = metrics_of(planned, registry)
-    raise_all([*_unknown_scores(spec, metrics), *_one_answer_for_all(spec, planned.suites)])
+    raise_all([*_wrong_gate(spec, metrics), *_one_answer_for_all(spec, planned.suites)])
     raise_all(watching.wrong(spec, planned, metrics))
     template = registry.make("templates", *planned.template)
     kind: type[HarnessError] = HarnessError
@@ -125,13 +125,13 @@ def page(registry: Registry, write: Callable[[Path], Path], folder: Path) -> Non
     """Make the page of a finished run. What fails there is told, and the run stays finished."""
     try:
         write(folder)
-    except HarnessError as error:
+    except (HarnessError, OSError) as error:
         text = f"report.html could not be made: {error}; try again: harness report {folder}"
         registry.observe(Event("warning", data={"text": text}))
 
 
-def _unknown_scores(spec: Spec, metrics: Mapping[str, Mapping[str, Metric]]) -> Iterator[HarnessError]:
-    """The gate's scores that no metric of the suite gives: told now, and not after hours of training."""
+def _wrong_gate(spec: Spec, metrics: Mapping[str, Mapping[str, Metric]]) -> Iterator[HarnessError]:
+    """Conditions that no run of the spec could be judged by: told now, and not after hours of training."""
     given = {f"{suite}/{name}" for suite, made in metrics.items() for one in made.values() for name in one.names}
     bare = {score.partition("/")[2] for score in given}
     for index, condition in enumerate(spec.document["gate"]):
@@ -140,6 +140,20 @@ def _unknown_scores(spec: Spec, metrics: Mapping[str, Mapping[str, Metric]]) -> 
             what = f"no metric gives the score {gate.key_of(condition)!r}"
             hint = f"there are: {', '.join(sorted(known)) or 'none'}"
             yield HarnessError(spec.where(("gate", index, "score")), what, hint)
+        elif _is_directed(condition) and not _has_direction(condition, metrics):
+            what, hint = f"neither direction of {gate.key_of(condition)!r} is better", "ask how far it rises or falls"
+            yield HarnessError(spec.where(("gate", index, "score")), what, hint)
+
+
+def _is_directed(condition: Mapping[str, Any]) -> bool:
+    return condition["summary"] is not None or any(condition[test] is not None for test in gate.DIRECTED)
+
+
+def _has_direction(condition: Mapping[str, Any], suites: Mapping[str, Mapping[str, Metric]]) -> bool:
+    """Whether the condition's score is better one way, in its suite or, of a summary, in any."""
+    suite, _, name = condition["score"].rpartition("/")
+    found = [one for other, made in suites.items() if suite in ("", other) for one in made.values()]
+    return any(one.higher_is_better is not None for one in found if name in one.names)
 
 
 def _one_answer_for_all(spec: Spec, suites: tuple[Suite, ...]) -> Iterator[HarnessError]:

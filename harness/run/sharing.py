@@ -21,6 +21,7 @@ from harness.registry import Registry
 def alike(one: Plan, other: Plan, registry: Registry) -> int:
     """How many stages, from the first, are the same in both plans, so that one end serves both.
 
+    A stage with `evaluate_steps` counts only where the suites are the same too: what they measure may end it.
     A stage that offers variants to be measured (`wise_ft`) is never shared: they are made of what it remembers.
     """
 
@@ -33,6 +34,8 @@ def alike(one: Plan, other: Plan, registry: Registry) -> int:
     for stage, same in zip(one.stages, other.stages, strict=False):
         if stage != same or plan.of_stage(one, stage) != plan.of_stage(other, same) or _varies(one, stage, registry):
             break
+        if stage.train["evaluate_steps"] is not None and one.suites != other.suites:
+            break  # what is measured on the way may end the stage
         count += 1
     return count
 
@@ -52,9 +55,11 @@ def take_over(arms: Path, place: Path, planned: Plan, others: Iterable[tuple[str
             best, donor = count, arms / name
     for number, stage in enumerate(planned.stages[:best], start=1):
         own, its = place / "stages" / stage.name, donor / "stages" / stage.name
+        shutil.rmtree(own, ignore_errors=True)  # what an arm left that was broken off right here
         shutil.copytree(its / "end", own / "end", copy_function=_linked)
-        for kept in ("trained.json", "steps.jsonl"):
-            shutil.copy2(its / kept, own / kept)
+        for kept in ("trained.json", "steps.jsonl", "evaluations.jsonl"):
+            if (its / kept).is_file():  # a stage that was not watched has no evaluations of its own
+                shutil.copy2(its / kept, own / kept)
         (place / "predictions").mkdir(parents=True, exist_ok=True)
         for file in (donor / "predictions").glob(f"*-stage{number}.jsonl"):
             shutil.copy2(file, place / "predictions" / file.name)

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from harness import data, evaluate, model, report, train
-from harness.contracts import Evaluation, Event, Metric, Score, Stage, Suite, silent
+from harness.contracts import Evaluation, Event, Metric, Stage, Suite, silent
 from harness.data import encode, fingerprints
 from harness.errors import HarnessError, RunError
 from harness.registry import Registry
-from harness.report import Earlier, Report, html
+from harness.report import Earlier, Report, html, variants
 from harness.run import facts, onward, watching
 from harness.run.chain import Chain
 from harness.run.folder import RunFolder, load_end, save_end
@@ -113,7 +113,7 @@ class Walk:
         described = facts.environment_of(self.ready, self.registry, self.spec.file)
         found = facts.data_of(self.ready, self.found)
         if self.again:
-            self._refuse_other_data(found)
+            self._refuse_another_start(found, described)
             self.scored = len((self.folder.read("scores.json") or {}).get("stages", ())) - 1
         else:
             self.folder.write("spec.json", self.spec.document)
@@ -127,6 +127,10 @@ class Walk:
     def _end(self, chain: Chain) -> Report:
         planned = self.ready.plan
         known = {**self._facts(), "seconds": time.monotonic() - self.started, "uri": self.tracker.uri}
+        model.save(chain.whole(), self.ready.tokenizer, self.folder.path / "model")
+        fingerprints.record(
+            self.folder.path / "model", planned, encode.fingerprint(self.ready.template, self.ready.tokenizer)
+        )
         made = report.make(
             planned,
             self.evaluations,
@@ -135,10 +139,6 @@ class Walk:
             run=known,
             conditions=self.spec.document["gate"],
             earlier=self.earlier,
-        )
-        model.save(chain.whole(), self.ready.tokenizer, self.folder.path / "model")
-        fingerprints.record(
-            self.folder.path / "model", planned, encode.fingerprint(self.ready.template, self.ready.tokenizer)
         )
         made.write(self.folder.path)  # a run with a report is finished
         page(self.registry, html.write, self.folder.path)
@@ -155,9 +155,13 @@ class Walk:
                 (self.folder.path / "rejected").mkdir(exist_ok=True)
                 shutil.copyfile(told.corpus.rejections, self.folder.path / "rejected" / f"{name}.jsonl")
 
-    def _refuse_other_data(self, found: Mapping[str, Any]) -> None:
+    def _refuse_another_start(self, found: Mapping[str, Any], described: Mapping[str, Any]) -> None:
         """A run goes on with what it began with, or not at all."""
         before = self.folder.read("data.json") or {}
+        began = (self.folder.read("environment.json") or {}).get("model") or {}
+        if began.get("digest") not in (None, described["model"]["digest"]):
+            hint = "bring back the files that it began with, or start a new run"
+            raise HarnessError(str(self.folder.path), "its base model is no longer the one that it began with", hint)
         for key, what in (("digests", "the rows of its sources"), ("template", "what its template renders")):
             if before.get(key) not in (None, found[key]):
                 hint = "bring back what it began with, or start a new run"
@@ -293,9 +297,8 @@ class Walk:
         """Measure the other weights that the stage's mitigations offer, e.g. a sweep between two models."""
         for mitigation, variant in chain.variants():
             found = self._measured(chain, number, f"predictions/variants/{mitigation}-{variant}")
-            scores = [
-                {"suite": one.suite, "score": score.name, **_numbers(score)} for one in found for score in one.scores
-            ]
+            known = self.evaluations if self.earlier is None else self.earlier.joined(self.evaluations)
+            scores = variants.scored(found, known, self.ready.metrics, seed=self.ready.plan.seed)
             stage = self.ready.plan.stages[number - 1].name
             self.variants.append({"stage": stage, "mitigation": mitigation, "variant": variant, "scores": scores})
             self._tell("variant", number, mitigation=mitigation, variant=variant, evaluations=found)
@@ -390,7 +393,3 @@ class Walk:
         path = self.folder.path
         named = {"name": self.ready.plan.name, "id": path.name, "folder": str(path)}
         return {**named, "spec": self.spec.document, "plan": self.ready.plan}
-
-
-def _numbers(score: Score) -> dict[str, float]:
-    return {"value": score.value, "stderr": score.stderr, "low": score.low, "high": score.high, "n": score.n}

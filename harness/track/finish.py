@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from harness.report import Report
     from harness.track.record import Record
 
-FILES = ("data.json", "scores.json", "report.json", "report.html", "predictions/*", "plots/*.svg")
+FILES = ("data.json", "scores.json", "report.json", "report.html", "variants.json", "predictions/*", "plots/*.svg")
 SLOWEST = 2e6
 """Bytes a second at which a model is expected to get to its store at least."""
 

@@ -147,6 +147,21 @@ def test_an_item_that_stands_twice_is_left_out(folder, tmp_path):
     assert (one.n, one.dropped) == (38, {"only in once": 1, "twice in one of the two": 1})
 
 
+def test_the_answers_of_a_run_that_went_on_from_another_are_those_of_its_own_last_stage(tmp_path):
+    """Its scores tell of the earlier run's stages too, and its files are numbered from its own start."""
+    base, first, last = MADE.items(40, 0.1, 1), MADE.items(40, 0.4, 2), MADE.items(40, 0.8, 3)
+    MADE.write(tmp_path / "once", [{"desk": base}, {"desk": first}])
+    place = MADE.write(tmp_path / "onward", [{"desk": base}, {"desk": first}, {"desk": last}], predictions=False)
+    (place / "data.json").write_text(json.dumps({"stages": ["later"]}))
+    MADE.keep(place, "desk", 0, first)
+    MADE.keep(place, "desk", 1, last)
+    comparison = made(tmp_path, "once", "onward")
+    answers = {item.id: item.answer for item in last}
+    assert comparison.notes == ()
+    assert len(comparison.items) == 10
+    assert all(one.second.answer == answers[one.id] for one in comparison.items)
+
+
 def test_suites_without_a_common_item_are_not_compared(folder, tmp_path):
     items = MADE.items(40, 0.5, 1, first=1000)
     MADE.write(tmp_path / "other", [{"desk": items}, {"desk": items}])

@@ -102,6 +102,16 @@ def test_a_score_that_was_not_measured_is_named_with_those_that_were() -> None:
         judge([condition("general/nil", at_most=1.0)], {"general/nll": measured(0, 0, 0)})
 
 
+def test_a_summary_that_the_run_does_not_come_to_fails_and_costs_nothing_else() -> None:
+    """`forgetting` of one stage; a relative one of a base that scores 0."""
+    asked = condition("rougeL", summary="forgetting", at_most=0.1)
+    (found,) = judge([asked], {"desk/rougeL": measured(0, 0, 0)})
+    assert not found.passed
+    assert found.line() == "FAILED: forgetting of rougeL is to be at most 0.1: the run has no such number"
+    with pytest.raises(HarnessError, match="no score 'forgetting:chrf'"):
+        judge([{**asked, "score": "chrf"}], {"desk/rougeL": measured(0, 0, 0)})
+
+
 @pytest.mark.parametrize(
     ("given", "told"),
     [

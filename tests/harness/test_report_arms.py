@@ -118,6 +118,28 @@ def test_the_advice_weighs_gain_before_forgetting_and_says_what_cannot_be_told_a
     assert "none can be recommended" in arms.advise(points[3:], "a/b", "c/d")
 
 
+def test_nothing_is_advised_from_few_items_or_from_what_is_no_number() -> None:
+    gain, nothing = Estimate(0.3, 0.02, 0.26, 0.34, 50), Estimate(math.nan, math.nan, math.nan, math.nan, 50)
+    few = Estimate(0.3, 0.02, 0.26, 0.34, 29)
+    told = arms.advise([Point("a", few, few, None, True)], "a/b", "c/d")
+    assert told == "a/b has fewer than 30 items, which is too few to recommend an arm"
+    told = arms.advise([Point("a", gain, nothing, None, True), Point("b", gain, gain, None, True)], "a/b", "c/d")
+    assert "'b' forgets least" in told
+    assert "none can be recommended" in arms.advise([Point("a", gain, nothing, None, True)], "a/b", "c/d")
+    assert "over n = 29, too few items to tell" in arms.advise([Point("a", gain, few, None, True)], "a/b", "c/d")
+
+
+def test_a_change_is_that_of_the_run_s_own_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One number has one interval, in closed form where there is one."""
+    monkeypatch.setattr(type(RUN.METRICS["rouge"]), "is_ratio", lambda self, name: True)
+    run = finished(tmp_path / "naive", 0.3, 5.0)
+    own = RUN.report.make(RUN.made_plan(), list(run.evaluations), RUN.BY_SUITE, seed=0, run={})
+    change = next(one.difference for one in own.changes if (one.suite, one.name) == ("helpdesk", "rougeL"))
+    made = arms.make("sweep", tmp_path, {"naive": run}, RUN.BY_SUITE, seed=0, gain="helpdesk/rougeL")
+    assert find(made, "naive", "helpdesk/rougeL").change == made.points[0].gain == change
+    assert change.method == "t"
+
+
 def swept_points(**losses: tuple[float, float]) -> list[Point]:
     """Arms that gain alike; name -> (forgotten, half its interval)."""
     gain = Estimate(0.3, 0.02, 0.26, 0.34, 50)

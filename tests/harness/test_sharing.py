@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -82,6 +83,28 @@ def test_the_ends_of_common_stages_are_taken_over_and_only_those(planned, found,
     assert [one.name for one in (place / "predictions").iterdir()] == ["general-stage1.jsonl"]
     assert sharing.take_over(tmp_path, tmp_path / "new", planned("seed=1"), [("naive", naive)], found) == 0
     assert not (tmp_path / "new").exists()
+
+
+def test_an_arm_that_was_broken_off_while_it_took_over_begins_anew(planned, found, tmp_path):
+    arm(tmp_path / "naive", "helpdesk")
+    (tmp_path / "naive/stages/helpdesk/evaluations.jsonl").write_text("{}")
+    left = tmp_path / "lower/stages/helpdesk/end"
+    left.mkdir(parents=True)
+    (left / "half").write_text("written")
+    for _ in range(2):  # whatever was linked already
+        assert sharing.take_over(tmp_path, tmp_path / "lower", planned(), [("naive", planned())], found) == 1
+        assert [one.name for one in left.iterdir()] == ["weights.safetensors"]
+        assert (left.parent / "evaluations.jsonl").is_file()
+    assert (tmp_path / "naive/stages/helpdesk/end/weights.safetensors").read_text() == "naive helpdesk"
+
+
+def test_a_stage_that_is_watched_is_shared_by_arms_with_the_same_suites_alone(planned, found):
+    watched = planned("train.evaluate_steps=1")
+    assert sharing.alike(watched, watched, found) == 2
+    other = replace(watched, suites=tuple(replace(one, limit=1) for one in watched.suites))
+    assert sharing.alike(watched, other, found) == 0
+    plain = planned()
+    assert sharing.alike(plain, replace(plain, suites=other.suites), found) == 2
 
 
 def test_an_arm_whose_end_is_gone_gives_nothing(planned, found, tmp_path):

@@ -18,8 +18,9 @@ NAME = "report.html"
 def write(folder: str | Path) -> Path:
     """Make `report.html` and `plots/*.svg` in the folder of a run that came to its report; returns the page's path.
 
-    Needs `report.json`. Of `spec.json`, `environment.json`, `data.json`, `stages/*/steps.jsonl` and `predictions/` it
-    shows what is there. Raises HarnessError for a folder that is none of such a run, or that cannot be written.
+    Needs `report.json`. Of `spec.json`, `environment.json`, `data.json`, `variants.json`, `stages/*/steps.jsonl` and
+    `predictions/` it shows what is there. Raises HarnessError for a folder that is none of such a run, or that cannot
+    be written.
     """
     from harness.report.html import page, reading, run_page
 
@@ -30,8 +31,8 @@ def write(folder: str | Path) -> Path:
 def write_experiment(folder: str | Path) -> Path:
     """Make `report.html` and `plots/*.svg` in the folder of an experiment of arms; returns the page's path.
 
-    Needs `arms.json`; of `arms/*/spec.json` and `arms/*/report.json` it shows what is there. Raises HarnessError as
-    `write`.
+    Needs `arms.json`; of `arms/*/spec.json`, `arms/*/report.json` and `arms/*/variants.json` it shows what is
+    there. Raises HarnessError as `write`.
     """
     from harness.report.html import experiment_page, page, reading
 

@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import quote
 
 from harness.public import public, without_secrets
-from harness.report.arms import Compared
+from harness.report.arms import Compared, Point, point_of
 from harness.report.differing import differing, swept
 from harness.report.files import plain
 from harness.report.html import page
@@ -43,6 +43,7 @@ def build(experiment: Arms) -> tuple[str, list[Plot]]:
         experiment=experiment,
         headline=experiment.advice[:1].upper() + experiment.advice[1:] + ".",
         plots=plots,
+        beside=_beside(experiment),
         groups=_groups(experiment),
         comparisons=sum(one.p is not None for one in experiment.scores),
         differences={key: _values(values, experiment.arms) for key, values in _differences(experiment).items()},
@@ -62,12 +63,23 @@ def build(experiment: Arms) -> tuple[str, list[Plot]]:
 def _plots(experiment: Arms) -> Iterator[Plot]:
     if experiment.points:
         gain, lost = experiment.gain, experiment.forgetting
-        yield scatter(experiment.points, gain, lost, experiment.baseline, "gain-forgetting")
+        yield scatter([*experiment.points, *_beside(experiment)], gain, lost, experiment.baseline, "gain-forgetting")
         over = swept(experiment.specs)
         if over is not None:
             points = [(over.values[one.arm], one) for one in experiment.points if one.arm in over.values]
             if len({value for value, _ in points}) > 1:
                 yield sweep(sorted(points, key=lambda one: one[0]), gain, lost, over.key, "sweep", percent=over.share)
+
+
+def _beside(experiment: Arms) -> list[Point]:
+    """What was measured beside the result of each arm's last stage; nothing where forgetting is a summary."""
+    made = []
+    for arm, found in experiment.variants.items():
+        for one in found:
+            if one.stage == found[-1].stage:
+                point = point_of(one, f"{arm} {one.name}", experiment.gain, experiment.forgetting)
+                made += [] if point is None else [point]
+    return made
 
 
 def _groups(experiment: Arms) -> list[tuple[str, list[Compared]]]:

@@ -20,6 +20,7 @@ from harness.report import Change, Shown
 from harness.report.arms import Compared, Point
 from harness.report.kept import document
 from harness.report.matrix import Matrix
+from harness.report.variants import Variant, read
 
 T = TypeVar("T")
 
@@ -46,12 +47,13 @@ class Run:
     data: Mapping[str, Any]
     steps: Mapping[str, tuple[Mapping[str, float], ...]]
     trained: Mapping[str, Mapping[str, Any]]
+    variants: tuple[Variant, ...]
     unread: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Arms:
-    """An experiment as its folder tells it. specs: arm -> its filled spec, of those that have one."""
+    """An experiment as its folder tells it. specs: arm -> its filled spec, of those that have one. variants: by arm."""
 
     folder: Path
     name: str
@@ -64,6 +66,7 @@ class Arms:
     missing: Mapping[str, str]
     advice: str
     specs: Mapping[str, Mapping[str, Any]]
+    variants: Mapping[str, tuple[Variant, ...]]
     unread: tuple[str, ...]
 
 
@@ -137,6 +140,7 @@ def _run(place: Path, given: Mapping[str, Any]) -> Run:
         data=optional(place / "data.json", unread),
         steps=steps,
         trained=trained,
+        variants=_variants(place, unread),
         unread=tuple(unread),
     )
 
@@ -159,8 +163,18 @@ def _arms(place: Path, given: Mapping[str, Any]) -> Arms:
         missing={str(arm): str(why) for arm, why in given["missing"].items()},
         advice=str(given["advice"]),
         specs={arm: optional(place / "arms" / arm / "spec.json", unread) for arm in names},
+        variants={arm: _variants(place / "arms" / arm, unread) for arm in names},
         unread=tuple(unread),
     )
+
+
+def _variants(place: Path, unread: list[str]) -> tuple[Variant, ...]:
+    given = optional(place / "variants.json", unread)
+    try:
+        return read(given)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        unread.append(f"variants.json holds no variants of this version ({type(error).__name__}: {error})")
+        return ()
 
 
 def estimate(given: Mapping[str, Any]) -> Estimate:

@@ -14,11 +14,13 @@ from typing import Any
 
 from harness.public import public, without_secrets
 from harness.report import EXAMPLES, Shown
+from harness.report.arms import Point, point_of
 from harness.report.html import page
 from harness.report.html.plots.bars import Bin, lengths, shares
 from harness.report.html.plots.canvas import Plot
 from harness.report.html.plots.curves import Curve, columns, curves
 from harness.report.html.plots.heat import heat
+from harness.report.html.plots.trade import sweep
 from harness.report.html.reading import Run, items
 from harness.report.html.verdict import verdict
 from harness.seeds import generator
@@ -43,6 +45,7 @@ FILES = {
     "spec.json": "the filled spec: the run in full",
     "environment.json": "versions, device, git state, digests",
     "data.json": "what it was trained on: counts, shares, digests",
+    "variants.json": "scores of other weights that a mitigation offered",
     "predictions": "every item of every suite, before and after, as JSON lines",
     "stages": "of each stage: the log of its updates, checkpoints",
     "model": "the trained model or adapter with its tokenizer",
@@ -59,11 +62,24 @@ class Drawn:
     plot: Plot
 
 
+@dataclass(frozen=True)
+class Swept:
+    """Variants of a stage by gain and forgetting. plot: None where fewer than two of them stand at a number."""
+
+    stage: str
+    mitigation: str
+    gain: str
+    lost: str
+    points: Sequence[Point]
+    plot: Plot | None
+
+
 def build(run: Run) -> tuple[str, list[Plot]]:
     """The page and its plots."""
     heats = list(_heats(run))
     training = list(_training(run))
     of_data = list(_data_plots(run))
+    sweeps = list(_sweeps(run))
     text = page.render(
         "run.html.jinja",
         run=run,
@@ -76,6 +92,7 @@ def build(run: Run) -> tuple[str, list[Plot]]:
         words=SUMMARY_WORDS,
         levels=LEVELS,
         training=training,
+        sweeps=sweeps,
         trained={name: one for name, one in run.trained.items() if one},
         data_plots=of_data,
         counts=_counts(run.data),
@@ -92,7 +109,7 @@ def build(run: Run) -> tuple[str, list[Plot]]:
         place=str(run.folder.absolute()),
         commands=list(_commands(run)),
     )
-    return text, [*(one.plot for one in heats), *training, *of_data]
+    return text, [*(one.plot for one in heats), *training, *(one.plot for one in sweeps if one.plot), *of_data]
 
 
 def _facts(run: Run) -> list[str]:
@@ -143,6 +160,28 @@ def _training(run: Run) -> Iterator[Plot]:
         ]
         if any(math.isfinite(one) for curve in found for _, values in curve.stages for one in values):
             yield curves(found, stages, name, title, unit=unit, from_zero=from_zero)
+
+
+def _sweeps(run: Run) -> Iterator[Swept]:
+    """Weights measured beside a stage's own, by the first score of a domain suite and that of a general one."""
+    known = [one for one in run.changes if one.higher_is_better is not None]
+    gained, lost = ([one for one in known if one.role == role] for role in ("domain", "general"))
+    if not gained or not lost:
+        return
+    gain = f"{gained[0].suite}/{gained[0].name}"
+    other = next((one for one in lost if one.name == gained[0].name), lost[0])
+    loss = f"{other.suite}/{other.name}"
+    names: list[str] = []
+    for (stage, mitigation), group in groupby(run.variants, key=lambda one: (one.stage, one.mitigation)):
+        found = [(one.at, point) for one in group if (point := point_of(one, one.name, gain, loss)) is not None]
+        placed = sorted((one for one in found if math.isfinite(one[0])), key=lambda one: one[0])
+        plot = None
+        if len({at for at, _ in placed}) > 1:
+            names.append(page.slug(f"variants-{stage}-{mitigation}", names))
+            key = placed[0][1].arm.rpartition("=")[0]
+            plot = sweep(placed, gain, loss, f"{mitigation} {key}", names[-1])
+        if found:
+            yield Swept(stage, mitigation, gain, loss, [point for _, point in found], plot)
 
 
 def _data_plots(run: Run) -> Iterator[Plot]:

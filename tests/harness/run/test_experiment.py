@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
 
-from harness.errors import RunError
-from harness.run import doors
+from harness.errors import HarnessError, RunError
+from harness.run import RunFolder, doors
+from harness.run.single import Walk
 
 GATE = [{"score": "general/response_perplexity", "falls_at_least": 1e9}]
 OPEN = [{"score": "general/response_perplexity", "at_least": 0, "judge_by": "value"}]
@@ -223,6 +226,24 @@ def test_a_score_that_no_metric_gives_is_told_before_anything_runs(desk, capsys)
     assert desk.command("run", desk.write(desk.document(gate=gate))) == 2
     assert "no metric gives the score 'general/chrf'" in errors(capsys)[0]
     assert not (desk.folder / f"out{desk.count}").exists()
+
+
+def test_a_gate_on_a_gain_of_what_has_no_better_direction_is_told_before_anything_runs(desk, capsys):
+    suites = {"general": {"source": "general", "role": "general", "metrics": {"length_ratio": {}}}}
+    gate = [{"score": "general/length_ratio", "gains_at_least": 0}]
+    assert desk.command("run", desk.write(desk.document(evaluate=suites, gate=gate))) == 2
+    assert "neither direction of 'general/length_ratio' is better" in errors(capsys)[0]
+    assert not (desk.folder / f"out{desk.count}").exists()
+
+
+def test_a_run_does_not_go_on_with_another_base_model(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.write("environment.json", {"model": {"digest": "a"}})
+    found = {"digests": {}, "template": "t"}
+    refuse = partial(Walk._refuse_another_start, SimpleNamespace(folder=folder), found)
+    refuse({"model": {"digest": "a"}})
+    with pytest.raises(HarnessError, match="its base model is no longer the one that it began with"):
+        refuse({"model": {"digest": "b"}})
 
 
 @pytest.mark.parametrize(("gate", "code"), [(OPEN, 0), (GATE, 3)])
