@@ -15,7 +15,7 @@ import numpy as np
 
 from harness.contracts import Example, Message, Progress, silent
 from harness.data.stretches import Stretches
-from harness.data.wording import is_unspaced, joined, prompt, response, stretch, words
+from harness.data.wording import earlier_prompts, is_unspaced, joined, prompt, response, stretch, words
 
 SHOWN = 10
 BATCH = 512
@@ -44,7 +44,8 @@ class Overlap:
 class Contamination:
     """What training gives away of one suite. The numbers count items, each once.
 
-    same_prompts: whose prompt is asked in training in the same words, case and punctuation aside. same_responses: whose
+    same_prompts: whose prompt is asked in training in the same words, case and punctuation aside, be it in the middle
+    of a conversation. same_responses: whose
     response is given there in the same words, which by itself says little: many just say yes.
     overlapping: that share a stretch with training. common: that share nothing with it but common phrases.
     prompts: whose prompt is given away: asked in the same words, or covered by stretches as far as that takes.
@@ -109,6 +110,7 @@ class _Search:
         self._texts = [one for name, rows in suites.items() for one in _texts(name, rows, ngram, characters)]
         self._index = Stretches([(one.words, one.size) for one in self._texts], keep=common + 1)
         self._prompts, self._responses = _wholes(suites, prompt), _wholes(suites, lambda row: (response(row),))
+        self._sizes = sorted({len(whole) for whole in self._prompts})
         self._asked: dict[Key, int] = {}
         self._answered: set[Key] = set()
         self._places: dict[int, tuple[str, str]] = {}
@@ -122,16 +124,27 @@ class _Search:
             kept: set[int] = set()
             for number, row in enumerate(batch, self._read):
                 before, after = words(joined(prompt(row))), words(joined((response(row),)))
-                for key in self._prompts.get(tuple(before), ()):
-                    if key not in self._asked:
-                        self._asked[key] = number
-                        kept.add(number)
+                for asked in (tuple(before), *self._earlier(row, before)):
+                    for key in self._prompts.get(asked, ()):
+                        if key not in self._asked:
+                            self._asked[key] = number
+                            kept.add(number)
                 self._answered.update(self._responses.get(tuple(after), ()))
                 said.append([*before, None, *after])
             for number in kept | self._index.read(said, self._read):
                 self._places[number] = (batch[number - self._read].place, source)
             self._read += len(batch)
             yield self._read
+
+    def _earlier(self, row: Example, before: Sequence[str]) -> Iterator[tuple[str, ...]]:
+        """The words of the items' prompts that are those of the row's earlier trained responses. before: of its own."""
+        if len(row.messages) < 4:
+            return
+        begins = {begin for size in self._sizes if (begin := tuple(before[:size])) in self._prompts}
+        if begins:  # so that few rows are taken apart turn by turn
+            yield from (
+                begin for begin in (tuple(words(joined(one))) for one in earlier_prompts(row)) if begin in begins
+            )
 
     def result(self, suite: str, rows: Sequence[Example], covered: float) -> Contamination:
         """What was found of one suite."""

@@ -116,9 +116,35 @@ def prompt_id(example: Example) -> str:
 
     Two rows with the same question have the same hash, whatever their answers and the tools on offer.
     """
+    return prompt_ids(example)[0]
+
+
+def prompt_ids(example: Example) -> tuple[str, str, tuple[str, ...]]:
+    """`prompt_id`; the hash of the opening, which is all that is said before the first response; and the hashes of the
+    prompts of the earlier responses that are trained, each the `prompt_id` of a row that ends with that response.
+
+    Of a text, and of a conversation with one response, the opening is the prompt.
+    """
     messages = example.messages
-    before = messages if messages[0].role == "text" else messages[:-1]
-    return _digest([[message.role, " ".join(_text(message).split()), *_more(message)] for message in before])
+    asked = messages if messages[0].role == "text" else messages[:-1]
+    opening, earlier = "", []
+    hashed = hashlib.sha256(b"[")  # grows turn by turn into what `_digest` hashes of their list
+    for index, message in enumerate(asked):
+        if message.role == "assistant" and (message.trained or not opening):
+            upto = _closed(hashed)
+            opening = opening or upto
+            earlier += [upto] if message.trained else []
+        turn = [message.role, " ".join(_text(message).split()), *_more(message)]
+        hashed.update(("," * (index > 0) + _encode(turn)).encode())
+    whole = _closed(hashed)
+    return whole, opening or whole, tuple(earlier)
+
+
+def _closed(hashed: Any) -> str:
+    """What a hash would be with the end of the list."""
+    end = hashed.copy()
+    end.update(b"]")
+    return str(end.hexdigest()[:16])
 
 
 def _more(message: Message) -> list[Any]:

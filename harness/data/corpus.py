@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.contracts import Example, Progress, Source, silent
-from harness.data.conversation import prompt_id
+from harness.data.conversation import prompt_ids
 from harness.data.reading import Reading
 from harness.data.rejects import Rejects
 from harness.data.spool import Indices, Spool, body, unwritten
@@ -28,7 +28,9 @@ Hashes = NDArray[np.uint64]
 class Corpus(Sequence[Example]):
     """The conversations of one source, in its order.
 
-    keys, prompts: (N,) uint64, hashes of each row's content and of its prompt (see `conversation`). digest: SHA-256
+    keys, prompts, openings: (N,) uint64, hashes of each row's content, of its prompt and of its opening. earlier:
+    (K,) uint64, hashes of the prompts of all earlier responses that are trained; of_rows: (K,) int64, the row of each,
+    ascending (see `conversation`). digest: SHA-256
     over all that can change a token, in order. read: raw rows = N + filtered (left aside by `filter`) + rejected (bad).
     rejections: the file that names every bad row; None when there are none. facts: see `Source.facts`.
     """
@@ -37,6 +39,9 @@ class Corpus(Sequence[Example]):
     rows: Sequence[Example]
     keys: Hashes
     prompts: Hashes
+    openings: Hashes
+    earlier: Hashes
+    of_rows: Indices
     digest: str
     form: str
     read: int
@@ -52,8 +57,10 @@ class Corpus(Sequence[Example]):
         rows = tuple(examples)
         digest = hashlib.sha256(b"".join(map(body, rows))).hexdigest()
         keys = np.array([int(row.id, 16) for row in rows], np.uint64)
-        prompts = np.array([int(prompt_id(row), 16) for row in rows], np.uint64)
-        return cls(name, rows, keys, prompts, digest, "auto", len(rows))
+        noted = _Prompts()
+        for row in rows:
+            noted.add(row)
+        return cls(name, rows, keys, *noted.arrays(), digest, "auto", len(rows))
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -114,6 +121,15 @@ class View(Sequence[Example]):
         """(M,) uint64: hashes of each row's prompt."""
         return self.corpus.prompts[self.indices]
 
+    def trained_prompts(self) -> tuple[Hashes, Indices]:
+        """Hashes of the prompts of every response that is trained, and the position in the view of the row of each."""
+        position = np.full(len(self.corpus), -1, np.int64)
+        position[self.indices] = np.arange(len(self))
+        owners = position[self.corpus.of_rows]
+        here = owners >= 0
+        prompts = np.concatenate([self.prompts, self.corpus.earlier[here]])
+        return prompts, np.concatenate([np.arange(len(self)), owners[here]])
+
     def place(self, index: int) -> str:
         """Where a row of the view stands in the data."""
         return self.corpus.place(int(self.indices[index]))
@@ -140,22 +156,26 @@ def read(
     """
     bad = folder / "rejected.jsonl" if rejections is None else rejections
     reading = Reading(source, options, name, Rejects(bad), progress)
-    prompts = array("Q")
+    prompts = _Prompts()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         bad.unlink(missing_ok=True)
     except OSError as error:
         raise unwritten(folder, error) from error
     try:
-        spool, digest = Spool.write(_noting(reading.examples(), prompts), folder / "conversations.jsonl")
+        spool, digest = Spool.write(prompts.noting(reading.examples()), folder / "conversations.jsonl")
     finally:
         reading.rejects.close()
     reading.check()
+    asked, openings, earlier, of_rows = prompts.arrays()
     return Corpus(
         name=name,
         rows=spool,
         keys=spool.ids,
-        prompts=np.array(prompts, np.uint64),
+        prompts=asked,
+        openings=openings,
+        earlier=earlier,
+        of_rows=of_rows,
         digest=digest,
         form=reading.form,
         read=reading.read,
@@ -175,7 +195,29 @@ def examples(source: Source, options: Mapping[str, Any], name: str) -> list[Exam
     return found
 
 
-def _noting(examples: Iterable[Example], prompts: array[int]) -> Iterator[Example]:
-    for example in examples:
-        prompts.append(int(prompt_id(example), 16))
-        yield example
+class _Prompts:
+    """Takes note of what rows ask, in eight bytes a hash."""
+
+    def __init__(self) -> None:
+        self._prompts, self._openings, self._earlier, self._of = array("Q"), array("Q"), array("Q"), array("q")
+
+    def add(self, example: Example) -> None:
+        prompt, opening, earlier = prompt_ids(example)
+        for one in earlier:
+            self._earlier.append(int(one, 16))
+            self._of.append(len(self._prompts))
+        self._openings.append(int(opening, 16))
+        self._prompts.append(int(prompt, 16))
+
+    def noting(self, examples: Iterable[Example]) -> Iterator[Example]:
+        """The examples, each noted."""
+        for example in examples:
+            self.add(example)
+            yield example
+
+    def arrays(self) -> tuple[Hashes, Hashes, Hashes, Indices]:
+        """`Corpus.prompts`, `openings`, `earlier` and `of_rows`."""
+        prompts, openings, earlier = (
+            np.array(one, np.uint64) for one in (self._prompts, self._openings, self._earlier)
+        )
+        return prompts, openings, earlier, np.array(self._of, np.int64)

@@ -12,9 +12,11 @@ from itertools import accumulate
 from typing import Any, overload
 
 import numpy as np
+from numpy.typing import NDArray
 
 from harness.contracts import Example, Progress, silent
 from harness.data.contamination import Contamination, Overlap, contamination
+from harness.data.corpus import View
 from harness.data.duplicates import Near, across, near_duplicates
 from harness.data.wording import joined
 from harness.errors import HarnessError
@@ -134,11 +136,16 @@ def _text(example: Example) -> tuple[str, str]:
 
 
 def _shared(training: Mapping[str, Sequence[Example]]) -> Iterator[Shared]:
-    keys = {name: np.array([int(row.id, 16) for row in rows], np.uint64) for name, rows in training.items()}
+    keys = {name: _keys(rows) for name, rows in training.items()}
     for one, other, left, right in across(keys):
         first = zip(left[:SHOWN].tolist(), right[:SHOWN].tolist(), strict=True)
         places = tuple((training[one][a].place, training[other][b].place) for a, b in first)
         yield Shared((one, other), len(left), places)
+
+
+def _keys(rows: Sequence[Example]) -> NDArray[np.uint64]:
+    """The content hash of each row, (N,): those that were noted while it was read, where they were."""
+    return rows.keys if isinstance(rows, View) else np.array([int(row.id, 16) for row in rows], np.uint64)
 
 
 # -- in words ---------------------------------------------------------------------------------------------------------

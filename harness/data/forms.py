@@ -97,6 +97,14 @@ class Columns:
         named = {standard: row[column] for standard, column in self.columns.items() if column in row}
         return {**{key: value for key, value in row.items() if key not in taken}, **named}
 
+    def check_read(self, form: str) -> None:
+        """Raise HarnessError for a standard name that rows of this form do not have: nothing would read it."""
+        for standard, column in self.columns.items():
+            if standard not in FORMS[form].needs + FORMS[form].may:
+                what = f"columns names {column!r} as the data's column for {standard!r}, which the form {form} has not"
+                hint = f"take it out, or name another form; {form} has {', '.join(FORMS[form].needs + FORMS[form].may)}"
+                raise HarnessError(self.where, what, hint)
+
     def check(self, first: Record | None, *, needed: bool) -> None:
         """Raise HarnessError for a column that no row had so far. needed: look only at those that some form needs."""
         for standard, column in self.columns.items():
@@ -137,11 +145,11 @@ def _alpaca(row: Mapping[str, Any]) -> list[Message]:
 
 
 def _messages(row: Mapping[str, Any]) -> list[Message]:
-    return turns(row["messages"], "messages", "role", "content")
+    return _with_system(row, turns(row["messages"], "messages", "role", "content"))
 
 
 def _sharegpt(row: Mapping[str, Any]) -> list[Message]:
-    return _system(row) + turns(row["conversations"], "conversations", "from", "value")
+    return _with_system(row, turns(row["conversations"], "conversations", "from", "value"))
 
 
 def _prompt_completion(row: Mapping[str, Any]) -> list[Message]:
@@ -166,6 +174,14 @@ def _system(row: Mapping[str, Any]) -> list[Message]:
     return [Message("system", said)] if said.strip() else []
 
 
+def _with_system(row: Mapping[str, Any], messages: list[Message]) -> list[Message]:
+    """The messages behind the row's `system`, unless they begin with the same one."""
+    own = _system(row)
+    if own and messages and messages[0].role == "system" and messages[0].content.strip() == own[0].content.strip():
+        return messages
+    return own + messages
+
+
 def _untrained(message: Message) -> Message:
     if message.role != "assistant" or not message.trained:
         return message
@@ -174,7 +190,7 @@ def _untrained(message: Message) -> Message:
 
 FORMS = {
     "alpaca": Form(("instruction", "output"), ("input", "system", "history"), _alpaca),
-    "messages": Form(("messages",), ("tools",), _messages),
+    "messages": Form(("messages",), ("system", "tools"), _messages),
     "sharegpt": Form(("conversations",), ("system", "tools"), _sharegpt),
     "prompt_completion": Form(("prompt", "completion"), ("system", "tools"), _prompt_completion),
     "choices": Form(NEEDS, MAY, lambda row: read_choices(row)[0], last_choice=True),

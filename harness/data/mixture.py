@@ -48,8 +48,8 @@ def lay(stage: Stage, pools: Mapping[str, Rows], seed: int) -> StageData:
         count = min(whole, max(left, 0 if ends else 1))
         if not count:
             break
-        used[epoch.drawn.rows] = True
         walked.append(epoch.order(count, begun, len(ends)))
+        used[walked[-1].members] = True
         ends.append(begun + whole)
         begun += count
     names = np.cumsum(used) - 1

@@ -28,6 +28,9 @@ from harness.data.rows import Rows
 from harness.data.splits import Split, check_disjoint, chosen, split
 from harness.errors import HarnessError, raise_all
 
+BLOCK = 10_000
+"""Ids that are written out at once."""
+
 
 @dataclass(frozen=True)
 class Told:
@@ -62,9 +65,9 @@ class Prepared:
     counts: source -> `read` (raw rows), `filtered` (left aside by the source's filter), `rejected` (bad, allowed by the
     spec), `duplicates` (dropped: same content as an earlier row), `beyond_limit` (not among the `limit` chosen),
     `held_out` (kept for evaluation), `untrained` (dropped: no trained token is left after truncation), `used` (trained
-    on in some stage), `measured` (named in `also`, and trained on in none) and `unused` (in no mixture); these sum to
-    `read`. Beside them `truncated` (trained, but cut to `max_length`), `evaluated` (in some suite) and
-    `proven` (rows whose masks were proven).
+    on in some stage), `measured` (named in `also`, and trained on in none) and `unused` (in no mixture, or beyond the
+    steps of every stage); these sum to `read`. Beside them `truncated` (cut to `max_length`), `evaluated` (in some
+    suite) and `proven` (rows whose masks were proven).
     digests: source -> SHA-256 over the sorted ids of its rows that are trained on or evaluated.
     untrained: source -> places of the first rows dropped as untrained. references: suite -> its rows in tokens; none
     for a suite whose rows no template renders. told: source -> how it was read. warnings: what a person should know.
@@ -280,7 +283,8 @@ def _counts(told: Told, used: NDArray[np.uint64], evaluated: NDArray[np.uint64],
         held_out, keys = len(keys), keys[:0]  # a source of suites alone is held out whole
     kept = _union([one.rows.ids for one in told.tokenised.values()])
     measured = np.setdiff1d(kept, used) if also else kept[:0]
-    untrained = len(keys) - int(np.isin(keys, kept).sum())
+    # The rows of a source that no stage trains on are not even tried: what it does not hold out is unused.
+    untrained = len(keys) - int(np.isin(keys, kept).sum()) if told.tokenised else 0
     cut = [one.kept[one.cut > 0] for one in told.tokenised.values()]
     return {
         "read": corpus.read,
@@ -342,4 +346,8 @@ def _union(parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
 
 
 def _digest(ids: NDArray[np.uint64]) -> str:
-    return hashlib.sha256("\n".join(f"{key:016x}" for key in ids.tolist()).encode()).hexdigest()
+    digest = hashlib.sha256()
+    for begin in range(0, len(ids), BLOCK):  # block by block: the names of a million ids take a hundred megabytes
+        names = "\n".join(f"{key:016x}" for key in ids[begin : begin + BLOCK].tolist())
+        digest.update((names if begin == 0 else f"\n{names}").encode())
+    return digest.hexdigest()

@@ -73,6 +73,7 @@ class Reading:
                 self.columns.check(good[0], needed=True)
                 if self.form == "auto":
                     self.form = detect(renamed, self.where)
+                self.columns.check_read(self.form)
                 return first, good[0]
             for record in first:
                 assert isinstance(record, Bad)

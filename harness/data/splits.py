@@ -35,17 +35,18 @@ class Split:
 
 
 def split(corpus: Corpus, *, held_out: float, limit: int | None, seed: int, shuffle: bool = True) -> Split:
-    """A corpus's rows, each content once, `limit` of them, with a share of their prompts held out.
+    """A corpus's rows, each content once, `limit` of them, with a share of their conversations held out.
 
-    held_out: in [0, 1): a prompt is held out when its seeded hash falls below it, so that all rows with the same
-    prompt stand on one side, whichever source they are in. The realised share differs from it by chance.
+    held_out: in [0, 1): a row is held out when the seeded hash of its opening (all that is said before the first
+    response: of most rows the prompt) falls below it. So all rows with the same prompt stand on one side, whichever
+    source they are in, and so do a conversation and another that goes on from it. The realised share differs by chance.
     limit: how many of the distinct rows are used; the choice is made before they are held out: by seeded hash, or with
     `shuffle` False the first ones. Of rows with the same content the first is used.
     """
     _, first = np.unique(corpus.keys, return_index=True)
     distinct = np.sort(first).astype(np.int64)
     kept = distinct[chosen(corpus.keys[distinct], limit, seed, "limit")] if shuffle else distinct[:limit]
-    aside = is_held_out(corpus.prompts[kept], held_out, seed)
+    aside = is_held_out(corpus.openings[kept], held_out, seed)
     return Split(
         training=kept[~aside],
         held_out=kept[aside],
@@ -55,9 +56,9 @@ def split(corpus: Corpus, *, held_out: float, limit: int | None, seed: int, shuf
     )
 
 
-def is_held_out(prompts: Hashes, share: float, seed: int) -> NDArray[np.bool_]:
-    """Whether the seeded hash of each prompt falls below `share` of all hashes; (N,) bool."""
-    return scattered(prompts, seed, "held_out") < np.uint64(min(int(share * 2**64), 2**64 - 1))
+def is_held_out(openings: Hashes, share: float, seed: int) -> NDArray[np.bool_]:
+    """Whether the seeded hash of each opening falls below `share` of all hashes; (N,) bool."""
+    return scattered(openings, seed, "held_out") < np.uint64(min(int(share * 2**64), 2**64 - 1))
 
 
 def chosen(keys: Hashes, limit: int | None, seed: int, *purpose: str | int) -> Indices:
@@ -89,7 +90,7 @@ def ranked(ids: Sequence[str], seed: int, *purpose: str | int) -> list[str]:
 
 
 def check_disjoint(trained: Mapping[str, View], suites: Mapping[str, View]) -> None:
-    """Prove that no prompt of a suite is trained on.
+    """Prove that no prompt of a suite is trained on, be it in the middle of a conversation.
 
     trained: source -> rows that may be trained on. suites: suite -> rows that it may evaluate.
     Raises HarnessError that names up to three pairs of rows for each suite and source that share a prompt.
@@ -99,10 +100,10 @@ def check_disjoint(trained: Mapping[str, View], suites: Mapping[str, View]) -> N
 
 def _shared(suite: str, rows: View, trained: Mapping[str, View]) -> Iterator[HarnessError]:
     for source, others in trained.items():
-        both = np.flatnonzero(np.isin(rows.prompts, others.prompts))
+        prompts, owners = others.trained_prompts()
+        both = np.flatnonzero(np.isin(rows.prompts, prompts))
         if len(both):
-            prompts = others.prompts
-            pairs = [(at, int(np.argmax(prompts == rows.prompts[at]))) for at in both[:SHOWN].tolist()]
+            pairs = [(at, int(owners[np.argmax(prompts == rows.prompts[at])])) for at in both[:SHOWN].tolist()]
             named = ", ".join(f"{rows.place(at)} = {others.place(other)}" for at, other in pairs)
             more = f" and {len(both) - SHOWN} more" if len(both) > SHOWN else ""
             what = f"{len(both)} of its rows ask what the training source {source!r} also asks: {named}{more}"

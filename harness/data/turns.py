@@ -57,7 +57,9 @@ def turns(value: Any, key: str, speaker: str, text: str) -> list[Message]:
         name = None
         if role == "assistant":
             calls, names = _calls_of(turn, f"{key}[{index}]")
-        elif role == "tool":
+        elif turn.get("tool_calls") or turn.get("function_call"):
+            raise BadRow(f"has a call in {key}[{index}], which is the {role}'s turn", "only the assistant calls tools")
+        if role == "tool":
             name = _answering(turn, messages, names, f"{key}[{index}]")
         content = turn.get(text)
         if not isinstance(content, str):
@@ -123,9 +125,10 @@ def _content(value: Any, role: str, at: str) -> str:
 
 def _calls_of(turn: Mapping[str, Any], at: str) -> tuple[tuple[ToolCall, ...], dict[str, str]]:
     """The calls of an assistant's turn, and their tools' names by the calls' ids."""
-    given = turn.get("tool_calls")
+    given, legacy = turn.get("tool_calls"), turn.get("function_call")
+    if given and legacy:
+        raise BadRow(f"has 'tool_calls' and 'function_call' in {at}", "give all calls in 'tool_calls'")
     if not given:
-        legacy = turn.get("function_call")
         return ((_call(legacy, f"{at}.function_call"),), {}) if legacy else ((), {})
     if isinstance(given, str):
         given = _json(given, f"{at}.tool_calls")
@@ -177,7 +180,7 @@ def _answering(turn: Mapping[str, Any], messages: Sequence[Message], names: Mapp
     if name:
         return name
     if call and names:
-        if call not in names:
+        if not isinstance(call, str) or call not in names:
             what = f"answers the call {str(call)[:40]!r} in {at}, and the turn before has no such call"
             raise BadRow(what, "a tool_call_id is the id of a call of the assistant's turn before")
         return names[call]

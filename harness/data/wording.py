@@ -85,6 +85,13 @@ def prompt(example: Example) -> tuple[Message, ...]:
     return example.messages[:-1]
 
 
+def earlier_prompts(example: Example) -> Iterator[tuple[Message, ...]]:
+    """What comes before each response that is trained, but for the last one."""
+    for index, message in enumerate(example.messages[:-1]):
+        if message.role == "assistant" and message.trained:
+            yield example.messages[:index]
+
+
 def response(example: Example) -> Message:
     """The last message: the response, or the plain text itself."""
     return example.messages[-1]

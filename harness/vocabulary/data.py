@@ -40,7 +40,7 @@ ROWS: dict[str, Any] = {
         "exclusiveMaximum": 1,
         "default": 0,
         "description": "Share of bad rows (those that the filter leaves aside not counted) that a run goes on with. "
-        "All are named in rejected.jsonl.",
+        "All are named in <output>/<name>-rejected/<source>.jsonl.",
     },
     "limit": {
         "type": ["integer", "null"],
@@ -58,7 +58,8 @@ ROWS: dict[str, Any] = {
         "minimum": 0,
         "maximum": 0.9,
         "default": 0,
-        "description": "Share of the rows kept out of training for evaluation, chosen by content hash.",
+        "description": "Share of the rows kept out of training for evaluation, chosen by the hash of all that is said "
+        "before the first response.",
     },
     "train_on": {
         "enum": ["all", "last"],

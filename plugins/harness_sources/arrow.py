@@ -9,7 +9,7 @@ from typing import Any, BinaryIO
 
 from harness import HarnessError, Record, Source
 from harness_sources import streams, tables
-from harness_sources.files import Files, no_rows, shown
+from harness_sources.files import Files, no_rows, reading, shown
 
 MAGIC = b"ARROW1"
 """What a file of Arrow's file format begins with; one of its stream format, which datasets writes, does not."""
@@ -45,7 +45,10 @@ class Arrow(Source):
             raise HarnessError(shown(path), what, "write it again, e.g. with datasets' save_to_disk") from None
 
     def _is_folder(self, path: str) -> bool:
-        return streams.is_folder(path, self.files.storage) if "://" in path else os.path.isdir(path)
+        if "://" not in path:
+            return os.path.isdir(path)
+        with reading(path):
+            return streams.is_folder(path, self.files.storage)
 
     def _parts(self, folder: str) -> list[str]:
         """The files of a saved dataset, in its order."""

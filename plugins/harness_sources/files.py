@@ -18,7 +18,10 @@ from harness import HarnessError
 from harness_sources import streams
 from harness_sources.streams import shown
 
-__all__ = ["Files", "decode", "legible", "no_rows", "reading", "shown"]
+__all__ = ["LONG_NUMBER", "Files", "decode", "legible", "no_rows", "reading", "shown"]
+
+LONG_NUMBER = "holds a whole number of more digits than can be read"
+"""What is wrong with a JSON text that is one, and at which `json.loads` raises a ValueError all the same."""
 
 SECRETS = ("key", "secret", "token", "password", "credential", "sas")
 
@@ -55,7 +58,8 @@ class Files:
             yield path
             return
         if "://" in path:
-            found = streams.matching(path, self.storage)
+            with reading(path):
+                found = streams.matching(path, self.storage)
         else:
             found = sorted(name for name in glob.glob(path, recursive=True) if os.path.isfile(name))
         if not found:

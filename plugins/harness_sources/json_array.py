@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
 from harness import Bad, HarnessError, Record, Source
-from harness_sources.files import Files, decode, no_rows, shown
+from harness_sources.files import LONG_NUMBER, Files, decode, no_rows, shown
 from harness_sources.json_items import items
 
 
@@ -57,14 +57,18 @@ def _rows(file: str, path: str, stream: BinaryIO) -> Iterator[Any]:
 
 def _document(file: str, raw: bytes) -> Any:
     try:
-        return json.loads(decode(raw, first=True))
+        text = decode(raw, first=True)
+    except ValueError as error:
+        raise HarnessError(f"{file}:{_line_of_bad_byte(raw)}", str(error), "save the file as UTF-8") from None
+    try:
+        return json.loads(text)
     except json.JSONDecodeError as error:
         hint = "for one object a line use the source 'jsonl'" if error.msg == "Extra data" else "mend the file"
         raise HarnessError(f"{file}:{error.lineno}:{error.colno}", f"is not JSON: {error.msg}", hint) from None
     except RecursionError:
         raise HarnessError(file, "is nested too deep to be read", "mend the file") from None
-    except ValueError as error:
-        raise HarnessError(f"{file}:{_line_of_bad_byte(raw)}", str(error), "save the file as UTF-8") from None
+    except ValueError:
+        raise HarnessError(file, LONG_NUMBER, "write the number as text") from None
 
 
 def _line_of_bad_byte(raw: bytes) -> int:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 from harness import HarnessError
+from harness_sources.files import LONG_NUMBER
 
 BLOCK = 1 << 18
 """Bytes read at once; more where one item is longer."""
@@ -77,6 +78,9 @@ class _Text:
                     raise self.error(error.msg, error.pos) from None
             except RecursionError:
                 raise HarnessError(self.file, "is nested too deep to be read", "mend the file") from None
+            except ValueError:
+                line, column = self._place(self.at)
+                raise HarnessError(f"{self.file}:{line}:{column}", LONG_NUMBER, "write the number as text") from None
             else:
                 if self.ended or end < len(self.text) or isinstance(value, (dict, list, str)):
                     self.at = end

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from harness import Bad, Record, Source
-from harness_sources.files import Files, decode, legible, no_rows, shown
+from harness_sources.files import LONG_NUMBER, Files, decode, legible, no_rows, shown
 
 
 class JsonLines(Source):
@@ -43,6 +43,8 @@ def _row(raw: bytes, number: int, place: str) -> Record | Bad:
         return Bad(place, f"is not JSON: {error.msg} at column {error.colno}", hint, text)
     except RecursionError:
         return Bad(place, "is nested too deep to be read", "mend the line", text)
+    except ValueError:  # Python reads no longer ones, which would take forever
+        return Bad(place, LONG_NUMBER, "write the number as text", text)
     if isinstance(row, dict):
         return Record(place, row)
     if isinstance(row, list):

@@ -36,6 +36,19 @@ def test_a_short_prompt_in_the_same_words_is_found_as_a_whole():
     assert (overlap.covered, overlap.text) == (1.0, "What is the capital of France?")
 
 
+def test_a_prompt_in_the_middle_of_a_trained_conversation_is_found_and_one_that_is_not_trained_is_not():
+    item = row("What is the capital of France?")
+    for trained in (True, False):
+        turns = [
+            Message("user", "what is the CAPITAL of France"),
+            Message("assistant", "Paris.", trained=trained),
+            Message("user", "And of Spain?"),
+            Message("assistant", "Madrid."),
+        ]
+        assert found(item, Example("t", tuple(turns), "t:1")).same_prompts == trained
+    assert found(row("And of Spain?"), Example("t", tuple(turns), "t:1")).same_prompts == 0
+
+
 def test_a_short_prompt_inside_a_longer_one_is_not():
     assert found(row("Who was he?"), "We spoke of Bach. Who was he? And where did he live?").prompts == 0
 

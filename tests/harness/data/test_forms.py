@@ -85,6 +85,20 @@ def test_columns_that_no_form_or_no_row_has_are_refused():
     assert "no row has it; x.jsonl:1 has instruction, input, output" in line
 
 
+def test_a_column_for_a_name_that_the_form_has_not_is_refused():
+    line = refused({**MESSAGES, "context": "a"}, columns={"input": "context"})
+    assert "columns names 'context' as the data's column for 'input', which the form messages has not" in line
+
+
+def test_a_rows_own_system_message_stands_before_its_messages():
+    first = ("system", "Be brief.")
+    for given in (MESSAGES, SHAREGPT):
+        assert turns({**given, "system": "Be brief."}) == [first, *turns(given)]
+    told = {"messages": [{"role": "system", "content": "Be brief."}, *MESSAGES["messages"]]}
+    assert turns({**told, "system": "Be brief."}) == turns(told)
+    assert "has a system message that is not its first message" in refused({**told, "system": "Be long."})
+
+
 def test_an_unknown_form_is_told_with_the_rows_keys_and_what_the_forms_need():
     line = refused({"question": "a", "answer": "b"})
     assert line.startswith("sources.x: the form of its rows is unknown: x.jsonl:1 has the keys question, answer;")

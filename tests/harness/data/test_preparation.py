@@ -125,6 +125,22 @@ def test_every_row_that_is_read_is_accounted_for(make):
     assert counts["d"]["proven"] == counts["d"]["used"] + counts["d"]["untrained"], "every row, not a sample"
 
 
+def test_rows_of_a_source_that_is_only_evaluated_are_held_out_or_unused(make):
+    made = make({"d": asks("d", 9), "e": asks("e", 60)}, [stage(("d", "domain"))], [suite("s", "e")],
+                options={"e": {"held_out": 0.5}})  # fmt: skip
+    counts = made.counts["e"]
+    assert counts["held_out"] + counts["unused"] == 60
+    assert 0 < counts["unused"] < 60
+    assert counts["untrained"] == 0, "no row was tried"
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_rows_that_the_steps_do_not_come_to_are_not_counted_as_used(make, packing):
+    made = make({"d": asks("d", 60)}, [stage(("d", "domain"), steps=1, batch_size=1, packing=packing)])
+    walked = {row for slot in made.stages[0].order for row in slot}
+    assert made.counts["d"]["used"] == len(walked) == len(made.stages[0].rows) == 60 - made.counts["d"]["unused"] < 60
+
+
 def test_a_suite_sees_exactly_the_held_out_rows_and_training_all_the_others(make):
     made = make(
         {"d": asks("d", 60)},

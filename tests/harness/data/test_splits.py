@@ -78,6 +78,37 @@ def test_a_prompt_stands_on_the_same_side_in_every_source():
     assert set(one.prompts[sides[0].held_out].tolist()) == set(two.prompts[sides[1].held_out].tolist())
 
 
+def talk(*said, trained=True, place="x:1"):
+    turns = [
+        Message("assistant", text, trained=trained or number == len(said) - 1) if number % 2 else Message("user", text)
+        for number, text in enumerate(said)
+    ]
+    return example(turns, place)
+
+
+def test_a_question_in_the_middle_of_a_trained_conversation_is_trained_on():
+    longer = talk("q 1", "a", "q 2", "b", "q 3", "c", place="t:2")
+    trained = corpus([row("other", "a", "t:1"), longer])
+    both = {"x": trained.take(np.array([0, 1]))}
+    for asked in (talk("q  1", "z", place="e:1"), talk("q 1", "a", "q 2", "z", place="e:1"), longer):
+        with pytest.raises(HarnessError, match=f"{asked.place} = t:2"):
+            check_disjoint(both, {"s": corpus([asked]).take(np.array([0]))})
+    for asked in (talk("q 2", "b"), talk("q 1", "another answer", "q 2", "b"), talk("q 3", "c")):
+        check_disjoint(both, {"s": corpus([asked]).take(np.array([0]))})
+    check_disjoint({"x": both["x"].take(np.array([0]))}, {"s": corpus([talk("q 1", "a")]).take(np.array([0]))})
+    untrained = corpus([talk("q 1", "a", "q 2", "b", trained=False)])
+    check_disjoint({"x": untrained.take(np.array([0]))}, {"s": corpus([talk("q 1", "a")]).take(np.array([0]))})
+
+
+def test_a_conversation_and_one_that_goes_on_from_it_stand_on_one_side():
+    one = corpus([talk(f"q {k}", "a") for k in range(200)])
+    two = corpus([talk(f"q {k}", "b", "and then?", "c", place=f"x:{k}") for k in range(200)])
+    for seed in range(3):
+        sides = [split(rows, held_out=0.3, limit=None, seed=seed) for rows in (one, two)]
+        assert sides[0].held_out.tolist() == sides[1].held_out.tolist()
+        check_disjoint({"x": two.take(sides[1].training)}, {"s": one.take(sides[0].held_out)})
+
+
 def test_another_seed_holds_other_rows_out():
     sides = [split(many(100), held_out=0.3, limit=None, seed=seed).held_out.tolist() for seed in (0, 1)]
     assert sides[0] != sides[1]

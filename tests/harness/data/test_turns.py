@@ -119,6 +119,19 @@ def test_tools_that_are_none_are_refused(given, what):
             "answers the call 'c9' in messages[2], and the turn before has no such call",
         ),
         (
+            [{**SAID, "tool_calls": [CALL]}, {"role": "tool", "tool_call_id": ["c1"], "content": "3"}, SAID],
+            "answers the call \"['c1']\" in messages[2], and the turn before has no such call",
+        ),
+        (
+            [{**SAID, "tool_calls": [CALL], "function_call": {"name": "b", "arguments": "{}"}}],
+            "has 'tool_calls' and 'function_call' in messages[1]",
+        ),
+        ([SAID, {**ASKED, "tool_calls": [CALL]}, SAID], "has a call in messages[2], which is the user's turn"),
+        (
+            [SAID, {**ASKED, "function_call": {"name": "b"}}, SAID],
+            "has a call in messages[2], which is the user's turn",
+        ),
+        (
             [{**SAID, "tool_calls": [CALL]}, {"role": "tool", "name": 3, "content": "3"}, SAID],
             "has the value 3 in messages[2].name, not text",
         ),

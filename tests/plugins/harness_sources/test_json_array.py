@@ -42,6 +42,8 @@ def test_rows_are_the_objects_of_the_one_array(tmp_path, text):
         ("[]", "x.json: the data set holds no rows"),
         ("", "x.json: the data set holds no rows"),
         ("[" * 100_000, "x.json: is nested too deep"),
+        ('[{"a": 1},\n{"a": ' + "1" * 5000 + "}]", "x.json:2:1: holds a whole number of more digits than can be read"),
+        ('{"a": [' + "1" * 5000 + "]}", "x.json: holds a whole number of more digits than can be read"),
     ],
 )
 def test_what_is_no_array_of_objects_is_told_with_its_place(tmp_path, text, line):

@@ -37,6 +37,10 @@ def test_several_files_are_read_in_the_order_given(tmp_path):
         (b'[{"a": 1}]', "is an array, not an object; for one JSON array in a file use the source 'json'"),
         (b"3", "is the value 3, not an object"),
         (b"[" * 100_000, "is nested too deep"),
+        (
+            b'{"a": ' + b"1" * 5000 + b"}",
+            "holds a whole number of more digits than can be read; write the number as text",
+        ),
     ],
 )
 def test_a_bad_line_is_a_bad_row_with_its_reason_between_the_good_ones(tmp_path, monkeypatch, line, what):

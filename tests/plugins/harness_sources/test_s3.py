@@ -99,6 +99,9 @@ def test_an_endpoint_that_is_not_there_and_missing_credentials_are_one_line_each
         list(JsonLines("s3://rows/a.jsonl", away).records())
     assert str(caught.value).startswith("s3://rows/a.jsonl: cannot be read: ")
     assert len(caught.value.lines()) == 1
+    for made in (JsonLines("s3://rows/*.jsonl", away), Arrow("s3://rows/saved", away, None)):
+        with pytest.raises(HarnessError, match=r"s3://rows/.*: cannot be read: "):
+            list(made.records())
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
