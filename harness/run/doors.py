@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -92,9 +93,13 @@ def _spec_of(arm: Arm, load: Load) -> Spec:
 def measure(spec: Spec, registry: Registry, place: Path | None) -> tuple[Path, tuple[Evaluation, ...]]:
     """Evaluate a model on the spec's suites, and train nothing.
 
-    place: the folder of a finished run, whose model is measured; what it answered before is not asked again. None: the
-    spec's base model, in a new folder. Returns the folder and the evaluations. Raises HarnessError and RunError.
+    place: the folder of a finished run, whose model is measured; what it answered before is not asked again, and stays
+    as it was: new answers stand in `measured/`. None: the spec's base model, in a new folder. Returns the folder and
+    the evaluations. Raises HarnessError and RunError.
     """
+    for override in spec.overrides if place is not None else ():
+        if override.partition("=")[0].partition(".")[0] == "model":
+            raise HarnessError(f"--set {override}", "the model of a run is the one that it made", "leave it out")
     if place is not None and not (place / "model").is_dir():
         hint = f"let it come to its end: harness run --resume {place}"
         if (place / "arms").is_dir():
@@ -106,6 +111,7 @@ def measure(spec: Spec, registry: Registry, place: Path | None) -> tuple[Path, t
         if place is None:
             folder.write("spec.json", spec.document)
         stage = len(ready.plan.stages) if place is not None else 0
+        answers = folder.path / "predictions" if place is None else _answers(place, stage)
         net, base = _measured_model(spec, ready, registry, place)
         with model.computation(net, ready.plan.train["precision"]):
             found = evaluate.evaluate(
@@ -119,13 +125,25 @@ def measure(spec: Spec, registry: Registry, place: Path | None) -> tuple[Path, t
                 seed=ready.plan.seed,
                 max_length=ready.longest,
                 templates=ready.templates,
-                folder=folder.path / "predictions",
+                folder=answers,
                 base=base,
                 progress=progress_of(registry),
             )
-        folder.write("measured.json", {"stage": stage, "suites": listed(found)})
+        folder.write(
+            "measured.json" if place is None else "measured/scores.json", {"stage": stage, "suites": listed(found)}
+        )
     evaluate.require(found)
     return folder.path, found
+
+
+def _answers(place: Path, stage: int) -> Path:
+    """The folder for what a finished run is asked again; begins with what it answered after its last stage."""
+    folder = place / "measured" / "predictions"
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in (place / "predictions").glob(f"*-stage{stage}.jsonl"):
+        if not (folder / file.name).exists():
+            shutil.copyfile(file, folder / file.name)
+    return folder
 
 
 def _measured_model(

@@ -200,7 +200,9 @@ class Tracker:
         finish = Finish(self._line, self._folder)
         finish.report(data["report"], stage, self._swept)
         finish.files()
-        patience = LAST_ANSWER + finish.model(str(self._settings.get("model", "none")), self._settings.get("register"))
+        # What does not pass its gate is kept, and not put where it would be taken into service.
+        register = self._settings.get("register") if data["report"].passed else None
+        patience = LAST_ANSWER + finish.model(str(self._settings.get("model", "none")), register)
         self._end("FINISHED", patience)
 
     def _run_failed(self, stage: int, data: Mapping[str, Any]) -> None:

@@ -50,7 +50,9 @@ def test_a_finished_run_measured_again_has_the_scores_of_its_last_stage(
     assert found["general", "kl_to_base"] > 1e-7
     if asked is not None:
         assert sum(generated) == asked, "the same weights were asked before"
-    assert json.loads((place / "measured.json").read_text())["stage"] == (2 if kind == "merged" else 1)
+    assert json.loads((place / "measured" / "scores.json").read_text())["stage"] == (2 if kind == "merged" else 1)
+    for file in (runs(kind) / "predictions").glob("*.jsonl"):
+        assert (place / "predictions" / file.name).read_bytes() == file.read_bytes(), "the run's own answers stay"
     assert (place / "scores.json").read_bytes() == (runs(kind) / "scores.json").read_bytes()
 
 
