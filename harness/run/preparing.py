@@ -146,7 +146,7 @@ def _wrong_gate(spec: Spec, metrics: Mapping[str, Mapping[str, Metric]]) -> Iter
 
 
 def _is_directed(condition: Mapping[str, Any]) -> bool:
-    return condition["summary"] is not None or any(condition[test] is not None for test in gate.DIRECTED)
+    return condition["summary"] is not None or any(condition.get(test) is not None for test in gate.DIRECTED)
 
 
 def _has_direction(condition: Mapping[str, Any], suites: Mapping[str, Mapping[str, Metric]]) -> bool:
