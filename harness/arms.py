@@ -87,7 +87,8 @@ def _of(arm: Arm, error: HarnessError) -> HarnessError:
     if isinstance(error, ManyErrors):
         return ManyErrors(_of(arm, one) for one in error.errors)
     kind = RunError if isinstance(error, RunError) else HarnessError
-    return kind(f"arm {arm.name!r}: {error.where}", error.what, error.hint)
+    # An arm's changes go the way of `--set`, which nobody has typed here.
+    return kind(f"arm {arm.name!r}: {error.where.removeprefix('--set ')}", error.what, error.hint)
 
 
 def is_summary(axis: str | None) -> bool:

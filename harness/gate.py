@@ -81,7 +81,7 @@ def check(conditions: Sequence[Mapping[str, Any]], where: Sequence[str]) -> Iter
             yield HarnessError(place, what, f"give one of {', '.join(LEVELS)}")
         elif condition["summary"] is None and "/" not in condition["score"]:
             what = f"the score {condition['score']!r} does not say of which suite"
-            yield HarnessError(place, what, 'write it as "suite/score", e.g. "general/perplexity"')
+            yield HarnessError(place, what, 'write it as "suite/score", e.g. "general/response_nll"')
 
 
 def judge(conditions: Sequence[Mapping[str, Any]], measured: Mapping[str, Measured]) -> tuple[Judged, ...]:

@@ -256,7 +256,10 @@ def _explain(error: ValidationError, located: Located, broken: Sequence[Broken])
                     yield tell(f"the key {name!r} is missing", f"add it: {_first(schema['properties'].get(name, {}))}")
         case "type":
             names = " or ".join(wanted) if isinstance(wanted, list) else wanted
-            yield tell(f"{_short(value)} is no {names}", f"write a {names}: {_first(schema)}")
+            yield tell(
+                f"{_short(value)} is no {names}",
+                f"write {'an' if names[0] in 'aeio' else 'a'} {names}: {_first(schema)}",
+            )
         case "enum":
             near = get_close_matches(str(value), [str(one) for one in wanted], 1)
             allowed = ", ".join(_short(one) for one in wanted)

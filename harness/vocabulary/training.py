@@ -40,6 +40,7 @@ TRAIN: dict[str, Any] = {
     "epochs": {
         "type": "number",
         "exclusiveMinimum": 0,
+        "maximum": 10_000,
         "default": 1,
         "usual": [1, 3],
         "description": "Passes over the stage's mixture. Usual: 1 to 3.",
@@ -47,6 +48,7 @@ TRAIN: dict[str, Any] = {
     "steps": {
         "type": ["integer", "null"],
         "minimum": 1,
+        "maximum": 10_000_000,
         "default": None,
         "description": "Number of updates; when given it takes the place of epochs.",
     },

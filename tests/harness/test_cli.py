@@ -173,7 +173,7 @@ BAD = {
     "wrong type": (
         change(seed="zero"),
         [],
-        ':{row}:3 seed: "zero" is no integer; write a integer: the one seed that every random choice of the run is '
+        ':{row}:3 seed: "zero" is no integer; write an integer: the one seed that every random choice of the run is '
         "derived from",
     ),
     "missing source": (

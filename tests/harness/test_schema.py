@@ -233,13 +233,13 @@ SENTENCES = {
     "neither of two types": (
         put("train/steps", "x"),
         '"steps": "x"',
-        'train.steps: "x" is no integer or null; write a integer or null: number of updates; '
+        'train.steps: "x" is no integer or null; write an integer or null: number of updates; '
         "when given it takes the place of epochs",
     ),
     "a fraction where an integer is asked for": (
         put("train/batch_size", 8.5),
         '"batch_size": 8.5',
-        "train.batch_size: 8.5 is no integer; write a integer: rows (or packs) in one forward pass on one device",
+        "train.batch_size: 8.5 is no integer; write an integer: rows (or packs) in one forward pass on one device",
     ),
     "out of range below": (
         put("train/learning_rate", 0),
