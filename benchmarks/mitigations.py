@@ -1,11 +1,13 @@
-"""What EWC and L2-SP cost: their part of an update by coupling, the Fisher against what it is made of, and memory.
+"""What EWC, L2-SP and KL cost: their part of an update, the Fisher against what it is made of, and memory.
 
-    python benchmarks/mitigations.py [MODEL_FOLDER] [--rows 8] [--tokens 128] [--updates 4] [--rounds 3] [--lora RANK]
+    python benchmarks/mitigations.py [MODEL_FOLDER] [--only fisher|pulls|kl] [--rows 8] [--tokens 128] [--samples 64]
+                                     [--updates 4] [--rounds 3] [--lora RANK]
 
 Without a folder a tiny model is made in code. Time of a pull is taken within the update that it belongs to and divided
-by the rest of that update; the Fisher and what it is compared with are interleaved, round by round, and medians taken:
-a noisy machine hits all alike. Read the ratios, not the seconds. Targets: 3 % of an update for the default coupling,
-1.15 of a forward and backward pass over the same tokens for the batched Fisher, a third of the time of single rows.
+by the rest of that update; the Fisher, updates with KL, and what they are compared with are interleaved, round by
+round, and medians taken: a noisy machine hits all alike. Read the ratios, not the seconds. Targets: 3 % of an update
+for the default coupling, 1.15 of a forward and backward pass over the same tokens for the batched Fisher, a third of the
+time of single rows, and 1.6 of an update with an adapter for KL on the task's tokens. KL is measured with --lora.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import copy
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from typing import Any
 import torch
 from harness_mitigations.ewc import Ewc
 from harness_mitigations.fisher import fisher
+from harness_mitigations.kl import kl
 from harness_mitigations.l2sp import L2Sp
 from harness_mitigations.lora import Lora
 from harness_mitigations.moving import moving
@@ -68,6 +71,9 @@ class Timed(Mitigation):
         self.inner, self.pull_at = inner, inner.pull_at
         self.seconds: list[float] = []
 
+    def begin_stage(self, stage: Stage, model: Any, rows: Mapping[str, Sequence[Row]]) -> None:
+        self.inner.begin_stage(stage, model, rows)
+
     def weight_pull(self, model: Any) -> torch.Tensor | None:
         started = time.perf_counter()
         value = self.inner.weight_pull(model)
@@ -82,12 +88,22 @@ class Timed(Mitigation):
 
 def update_cost(model: torch.nn.Module, inner: Mitigation, tokenizer: Any, given: argparse.Namespace) -> float:
     """The median over updates of the time in the mitigation over the time of the rest of the update."""
+    timed = Timed(inner)
+    whole = updates(model, {"timed": timed}, tokenizer, given)
+    return statistics.median(own / (all_ - own) for own, all_ in zip(timed.seconds[1:], whole, strict=True))
+
+
+def updates(
+    model: torch.nn.Module, mitigations: dict[str, Mitigation], tokenizer: Any, given: argparse.Namespace
+) -> list[float]:
+    """Seconds of each update of a short training, but for the first, which makes the optimizer's state."""
     vocabulary = model.config.vocab_size - 10
     rows = made_rows(given.rows * (given.updates + 1), given.tokens, vocabulary)
     stage = Stage("made", (), {**SETTINGS, "batch_size": given.rows})
     seed_mitigations(0)
-    inner.begin_stage(stage, model, {"kept": made_rows(16, given.tokens, vocabulary, seed=1)})
-    timed, marks = Timed(inner), [0.0]
+    for mitigation in mitigations.values():
+        mitigation.begin_stage(stage, model, {"kept": made_rows(16, given.tokens, vocabulary, seed=1)})
+    marks: list[float] = []
     order = tuple((index,) for index in range(len(rows)))
 
     def on_step(step: int, metrics: Any) -> None:
@@ -95,10 +111,8 @@ def update_cost(model: torch.nn.Module, inner: Mitigation, tokenizer: Any, given
 
     with tempfile.TemporaryDirectory() as folder:
         data = StageData(stage, rows, order, (len(order),), {}, 1.0)
-        train(model, tokenizer, data, {"timed": timed}, seed=0, folder=Path(folder), on_step=on_step)
-    # The first update makes the optimizer's state and is left out.
-    whole = [after - before for before, after in pairwise(marks[1:])]
-    return statistics.median(own / (all_ - own) for own, all_ in zip(timed.seconds[1:], whole, strict=True))
+        train(model, tokenizer, data, mitigations, seed=0, folder=Path(folder), on_step=on_step)
+    return [after - before for before, after in pairwise(marks)]
 
 
 def held(mitigation: Mitigation) -> int:
@@ -138,7 +152,7 @@ def fisher_cost(model: torch.nn.Module, given: argparse.Namespace) -> dict[str, 
     """Median seconds of each way to spend a pass over the rows."""
     model.eval()
     moves = moving(model, "benchmark")
-    rows = made_rows(max(16, given.rows * 2), given.tokens, model.config.vocab_size - 10, seed=2)
+    rows = made_rows(given.samples, given.tokens, model.config.vocab_size - 10, seed=2)
 
     def generator() -> torch.Generator:
         return torch.Generator().manual_seed(0)
@@ -164,9 +178,27 @@ def fisher_cost(model: torch.nn.Module, given: argparse.Namespace) -> dict[str, 
     return {name: statistics.median(taken) for name, taken in seconds.items()}
 
 
+def kl_cost(fresh: Callable[[], torch.nn.Module], tokenizer: Any, given: argparse.Namespace) -> dict[str, float]:
+    """Median seconds of an update: plain, with KL on the task's tokens, and on as many rows of general data."""
+    contenders: dict[str, Callable[[], dict[str, Mitigation]]] = {
+        "plain update": dict,
+        "kl, task": lambda: {"kl": kl("task", None, 4, 1.0, "forward", 1.0)},
+        f"kl, general, {max(1, given.rows // 2)} rows": lambda: {
+            "kl": kl("general", "kept", max(1, given.rows // 2), 1.0, "forward", 1.0)
+        },
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(given.rounds):
+        for name, make in contenders.items():
+            seconds[name] += updates(fresh(), make(), tokenizer, given)
+    return {name: statistics.median(taken) for name, taken in seconds.items()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="?", help="folder of a causal language model; left out: a tiny one")
+    parser.add_argument("--only", choices=("fisher", "pulls", "kl"), help="measure this alone")
+    parser.add_argument("--samples", type=int, default=64, help="rows that a Fisher is measured on")
     parser.add_argument("--rows", type=int, default=8, help="in a batch")
     parser.add_argument("--tokens", type=int, default=128, help="in a row, on average")
     parser.add_argument("--updates", type=int, default=4)
@@ -186,11 +218,25 @@ def main() -> None:
         )
 
     model = fresh()
-    trained = sum(w.numel() for w in model.parameters() if w.requires_grad)
-    print(f"{trained / 1e6:.1f} million trained weights, batches of {given.rows} rows of about {given.tokens} tokens")
-    taken = fisher_cost(model, given)
-    for name, seconds in taken.items():
-        print(f"{name:30} {seconds:8.3f} s  {seconds / taken['forward and backward']:6.2f} of forward and backward")
+    weights = sum(w.numel() for w in model.parameters() if w.requires_grad)
+    print(f"{weights / 1e6:.1f} million trained weights, batches of {given.rows} rows of about {given.tokens} tokens")
+    if given.only in (None, "fisher"):
+        table(fisher_cost(model, given), "forward and backward")
+    del model
+    if given.lora and given.only in (None, "kl"):
+        table(kl_cost(fresh, tokenizer, given), "plain update")
+    for name, make in pulls(given).items() if given.only in (None, "pulls") else ():
+        mitigation = make()
+        share = update_cost(fresh(), mitigation, tokenizer, given)
+        print(f"{name:30} {share:8.1%} of an update  {held(mitigation) / weights:5.1f} bytes a trained weight")
+
+
+def table(seconds: dict[str, float], unit: str) -> None:
+    for name, taken in seconds.items():
+        print(f"{name:30} {taken:8.3f} s  {taken / seconds[unit]:6.2f} of {unit}")
+
+
+def pulls(given: argparse.Namespace) -> dict[str, Callable[[], Mitigation]]:
     contenders: dict[str, Callable[[], Mitigation]] = {
         "ewc, gradient": lambda: ewc("gradient"),
         "ewc, gradient, in bfloat16": lambda: ewc("gradient", dtype="bfloat16"),
@@ -201,11 +247,7 @@ def main() -> None:
     if not given.lora:
         contenders["ewc, proximal"] = lambda: ewc("proximal")
         contenders["l2sp, proximal"] = lambda: L2Sp(1.0, "proximal", "base", "device")
-    for name, make in contenders.items():
-        del model
-        mitigation, model = make(), fresh()
-        share = update_cost(model, mitigation, tokenizer, given)
-        print(f"{name:30} {share:8.1%} of an update  {held(mitigation) / trained:5.1f} bytes a trained weight")
+    return contenders
 
 
 if __name__ == "__main__":

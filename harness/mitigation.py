@@ -38,7 +38,8 @@ class Mitigation:
     """Whether `model` puts an adapter on the model."""
 
     reads_logits: bool = False
-    """Whether `batch_penalty` is to be called; it costs the full logits of each batch."""
+    """Whether `batch_penalty` is to be called; with it the logits of the trained tokens are built, which a fused
+    head would not."""
 
     pull_at: Literal["before_clip", "after_clip"] = "after_clip"
     """Whether `weight_pull` comes before the gradient is clipped, so that task and pull are clipped as one, which is
@@ -96,7 +97,8 @@ class Mitigation:
     ) -> torch.Tensor | None:
         """A scalar of this micro-batch, averaged over its trained tokens, with its graph. None: nothing to add.
 
-        batch: `input_ids` and `labels` of shape (B, T). logits: (B, T, V), before the shift.
+        batch: `input_ids` and `labels` of shape (B, T). logits: (N, V), those that predict the N trained tokens, in the
+        order of `labels[:, 1:][labels[:, 1:] != -100]`. N may be 0.
         """
         return None
 

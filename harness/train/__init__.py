@@ -9,7 +9,7 @@ from __future__ import annotations
 from harness.train.checkpoint import latest as latest_checkpoint
 from harness.train.checkpoint import load_states, load_weights, save_states
 from harness.train.collate import IGNORED, Collator
-from harness.train.loss import model_inputs, only_at, summed_nll, trained
+from harness.train.loss import summed_nll, targets, trained, trained_logits
 from harness.train.separation import prove_separate
 from harness.train.stage import Trained, seed_mitigations, train
 
@@ -20,12 +20,12 @@ __all__ = [
     "latest_checkpoint",
     "load_states",
     "load_weights",
-    "model_inputs",
-    "only_at",
     "prove_separate",
     "save_states",
     "seed_mitigations",
     "summed_nll",
+    "targets",
     "train",
     "trained",
+    "trained_logits",
 ]

@@ -44,34 +44,38 @@ def only_at(head: nn.Module, mask: Tensor) -> Iterator[None]:
         handle.remove()
 
 
+def trained_logits(model: nn.Module, batch: Mapping[str, Tensor], core: nn.Module | None = None) -> Tensor:
+    """The logits that predict the N trained tokens of a batch, in the order of its rows: (N, V), with their graph.
+
+    batch: as `Collator` makes it. core: the causal language model (or peft model) that owns the head, where `model`
+    wraps it. Raises HarnessError when the model has no head.
+    """
+    head = (core or model).get_output_embeddings()  # type: ignore[operator]
+    if head is None:
+        raise HarnessError("model.path", "the model has no output embeddings", "give a causal language model")
+    with only_at(head, trained(batch["labels"])):
+        return model(**model_inputs(batch)).logits[0]
+
+
+def targets(labels: Tensor) -> Tensor:
+    """The N trained tokens of a batch's labels of shape (B, T), in the order of its rows: (N,)."""
+    return labels[:, 1:][labels[:, 1:] != IGNORED]
+
+
 def summed_nll(model: nn.Module, core: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
     """Summed negative log-likelihood of the trained tokens of a batch, in nats, as a float32 scalar with its graph.
 
-    model: what is called; it may wrap `core`, the causal language model (or peft model) that owns the head.
-    batch: as `Collator` makes it. A batch without a trained token gives 0, connected to the weights.
-    Raises HarnessError when the model has no head.
+    model: what is called; it may wrap `core`, which owns the head. batch: as `Collator` makes it. One without a trained
+    token gives 0, connected to the weights. Raises HarnessError when the model has no head.
     """
-    head = core.get_output_embeddings()  # type: ignore[operator]
-    if head is None:
-        raise HarnessError("model.path", "the model has no output embeddings", "give a causal language model")
-    labels = batch["labels"]
-    mask = trained(labels)
-    with only_at(head, mask):
-        logits = model(**model_inputs(batch)).logits[0]  # (N, V)
-    return _cross_entropy(logits, labels, mask)
+    return nll_of(trained_logits(model, batch, core), batch["labels"])
 
 
-def nll_of_logits(logits: Tensor, labels: Tensor) -> Tensor:
-    """The same sum from full logits of shape (B, T, V), for when something else needs them anyway."""
-    mask = trained(labels)
-    return _cross_entropy(logits[mask], labels, mask)
+def nll_of(logits: Tensor, labels: Tensor) -> Tensor:
+    """The same sum from what `trained_logits` gave. labels: (B, T)."""
+    return functional.cross_entropy(logits.float(), targets(labels).to(logits.device), reduction="sum")
 
 
 def model_inputs(batch: Mapping[str, Tensor]) -> dict[str, Any]:
     """What the model is called with: the batch without its labels, and without a cache, which training never reads."""
     return {**{name: tensor for name, tensor in batch.items() if name != "labels"}, "use_cache": False}
-
-
-def _cross_entropy(logits: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
-    targets = labels[:, 1:][mask[:, :-1]]  # (N,)
-    return functional.cross_entropy(logits.float(), targets.to(logits.device), reduction="sum")

@@ -23,7 +23,7 @@ from harness.errors import RunError
 from harness.train import checkpoint
 from harness.train.collate import Collator
 from harness.train.log import StageLog
-from harness.train.loss import model_inputs, nll_of_logits, summed_nll, trained
+from harness.train.loss import nll_of, summed_nll, trained, trained_logits
 from harness.train.update import Check, Indices, Update
 
 
@@ -158,9 +158,9 @@ class StageTrainer(Trainer):
     def _with_logits(
         self, model: nn.Module, batch: dict[str, Tensor], readers: Mapping[str, Mitigation]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        logits = model(**model_inputs(batch)).logits  # (B, T, V)
+        logits = trained_logits(model, batch, self.bare)
         found = {name: reader.batch_penalty(self.bare, batch, logits) for name, reader in readers.items()}
-        return nll_of_logits(logits, batch["labels"]), {name: p.float() for name, p in found.items() if p is not None}
+        return nll_of(logits, batch["labels"]), {name: p.float() for name, p in found.items() if p is not None}
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Nothing: no one reads it, and counting walks over all weights at every micro-batch."""

@@ -19,11 +19,10 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from harness.contracts import Row
 from harness.errors import HarnessError
-from harness.train import Collator, model_inputs, only_at, trained
+from harness.train import Collator, targets, trained_logits
 from harness_mitigations.moving import Moving
 
 Labels = Literal["sampled", "empirical", "exact"]
@@ -69,13 +68,14 @@ def fisher(
     try:
         with _squares(moves, place) as (total, weigh):
             for start in range(0, len(ordered), together):
-                logits, targets = _predict(model, ordered[start : start + together])
+                logits, chosen = _predict(model, ordered[start : start + together])
                 if labels == "exact":
                     _enumerate(logits, weigh)
                     continue
+                likelihoods = logits.detach().softmax(-1)
                 if labels == "sampled":
-                    targets = draw(logits.detach(), generator)
-                functional.cross_entropy(logits, targets, reduction="sum").backward()
+                    chosen = draw(likelihoods, generator)
+                logits.backward(_residuals(likelihoods, chosen))
     finally:
         model.train(was_training)
     for squares in total.values():
@@ -83,18 +83,24 @@ def fisher(
     return total
 
 
-def draw(logits: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """One class for each line of logits, of shape (N, V), drawn with its probability. Returns (N,).
+def draw(likelihoods: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """One class for each line of likelihoods, of shape (N, V) and each summing to 1, drawn with its probability: (N,).
 
     The random numbers come from the CPU, so that a seed draws the same classes on any device, up to rounding.
     """
-    uniform = torch.rand(len(logits), 1, generator=generator, dtype=torch.float64).to(logits.device)
-    lines = max(1, DRAWN // logits.shape[1])
+    uniform = torch.rand(len(likelihoods), 1, generator=generator, dtype=torch.float64).to(likelihoods.device)
+    lines = max(1, DRAWN // likelihoods.shape[1])
     found = []
-    for some, at in zip(logits.split(lines), uniform.split(lines), strict=True):
-        upto = some.softmax(-1).cumsum(-1, dtype=torch.float64)  # (lines, V)
+    for some, at in zip(likelihoods.split(lines), uniform.split(lines), strict=True):
+        upto = some.cumsum(-1, dtype=torch.float64)  # (lines, V)
         found.append(torch.searchsorted(upto, at * upto[:, -1:], right=True).squeeze(1))
-    return torch.cat(found).clamp(max=logits.shape[1] - 1)
+    return torch.cat(found).clamp(max=likelihoods.shape[1] - 1)
+
+
+def _residuals(likelihoods: Tensor, chosen: Tensor) -> Tensor:
+    """The gradient of the summed negative log-likelihood of the classes `chosen`, (N,), by the logits, in place."""
+    likelihoods[torch.arange(len(chosen), device=chosen.device), chosen] -= 1
+    return likelihoods
 
 
 def _predict(model: nn.Module, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
@@ -103,12 +109,9 @@ def _predict(model: nn.Module, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
     pad = getattr(getattr(model, "config", None), "pad_token_id", None) or 0
     batch = Collator(rows, [(index,) for index in range(len(rows))], pad)(range(len(rows)))
     batch = {name: tensor.to(device) for name, tensor in batch.items()}
-    mask = trained(batch["labels"])
-    with only_at(model.get_output_embeddings(), mask):  # type: ignore[operator]
-        logits = model(**model_inputs(batch)).logits[0]
-    return logits.to(torch.promote_types(logits.dtype, torch.float32)), batch["labels"][:, 1:][mask[:, :-1]].to(
-        logits.device
-    )
+    logits = trained_logits(model, batch)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return logits, targets(batch["labels"]).to(logits.device)
 
 
 def _enumerate(logits: Tensor, weigh: Callable[[float], None]) -> None:

@@ -31,10 +31,13 @@ def token_kl(logits: Tensor, base: Tensor, direction: Direction, temperature: fl
     """
     from torch.nn import functional
 
-    ours = (logits.float() / temperature).log_softmax(-1)
-    theirs = (base.float() / temperature).log_softmax(-1)
+    ours, theirs = (_scaled(given, temperature).log_softmax(-1) for given in (logits, base))
     of, to = (theirs, ours) if direction == "forward" else (ours, theirs)
     return functional.kl_div(to, of, reduction="none", log_target=True).sum(-1) * temperature**2
+
+
+def _scaled(logits: Tensor, temperature: float) -> Tensor:
+    return logits.float() if temperature == 1 else logits.float() / temperature
 
 
 def kl(
@@ -95,6 +98,7 @@ class GeneralKl(Mitigation):
         if self.done or self.strength == 0:
             return None
         self.done = True
+        from harness.train import trained_logits
         from harness_mitigations import reference
 
         rank, processes = _process()
@@ -103,10 +107,10 @@ class GeneralKl(Mitigation):
         mine = chosen[rank::processes]
         if not mine:
             return None
-        batch, mask = reference.batched(model, mine)
+        batch = reference.batched(model, mine)
         with reference.base(model) as base:
-            theirs = reference.logits_at(base, batch, mask)
-        ours = reference.logits_at(model, batch, mask)
+            theirs = trained_logits(base, batch)
+        ours = trained_logits(model, batch)
         return self.strength * token_kl(ours, theirs, self.direction, self.temperature).sum() / tokens
 
     def after_step(self, model: PreTrainedModel, learning_rate: float) -> None:
@@ -144,15 +148,14 @@ class TaskKl(Mitigation):
         self, model: PreTrainedModel, batch: Mapping[str, torch.Tensor], logits: torch.Tensor
     ) -> torch.Tensor | None:
         """The mean over the micro-batch's trained tokens; None where there is none."""
-        from harness.train import trained
+        from harness.train import trained_logits
         from harness_mitigations import reference
 
-        mask = trained(batch["labels"])
-        if self.strength == 0 or not bool(mask.any()):
+        if self.strength == 0 or not len(logits):
             return None
         with reference.base(model) as base:
-            theirs = reference.logits_at(base, batch, mask)
-        return self.strength * token_kl(logits[mask], theirs, self.direction, self.temperature).mean()
+            theirs = trained_logits(base, batch)
+        return self.strength * token_kl(logits, theirs, self.direction, self.temperature).mean()
 
 
 def _process() -> tuple[int, int]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch import Tensor
 from harness import model as models
 from harness.contracts import Row
 from harness.errors import HarnessError
-from harness.train import Collator, model_inputs, only_at, trained
+from harness.train import Collator
 
 _copies: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
 
@@ -70,19 +70,8 @@ def resting(model: Any) -> Iterator[Any]:
         model.train(was_training)
 
 
-def logits_at(model: Any, batch: Mapping[str, Tensor], mask: Tensor) -> Tensor:
-    """The logits of shape (N, V) at the N masked positions, in the order of the rows; the head sees no others.
-
-    batch: as `Collator` makes it. mask: booleans of shape (B, T).
-    """
-    head = model.get_output_embeddings()
-    with only_at(head, mask):
-        return model(**model_inputs(batch)).logits[0]
-
-
-def batched(model: Any, rows: Sequence[Row]) -> tuple[dict[str, Tensor], Tensor]:
-    """The rows as one batch on the model's device, and which of its positions predict a trained token."""
+def batched(model: Any, rows: Sequence[Row]) -> dict[str, Tensor]:
+    """The rows as one batch on the model's device."""
     device = next(model.parameters()).device
     made = Collator(rows, [(index,) for index in range(len(rows))], model.config.pad_token_id or 0)(range(len(rows)))
-    batch = {name: tensor.to(device) for name, tensor in made.items()}
-    return batch, trained(batch["labels"])
+    return {name: tensor.to(device) for name, tensor in made.items()}

@@ -91,29 +91,25 @@ class TokenMasking(Mitigation):
         chosen = [given[index] for index in draw.sample(range(len(given)), min(self.samples, len(given)))]
         found = []
         for start in range(0, len(chosen), BATCH):
-            batch, mask = reference.batched(model, chosen[start : start + BATCH])
-            found.append(self._nll(model, batch, mask).cpu())
+            found.append(self._nll(model, reference.batched(model, chosen[start : start + BATCH])).cpu())
         ordered = torch.cat(found).sort().values
         return float(ordered[max(0, math.ceil(float(self.quantile or 0) * len(ordered)) - 1)])
 
     def labels(self, model: PreTrainedModel, batch: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
         """The batch's labels without the surprising ones."""
-        from harness.train import trained
+        return without_surprises(batch["labels"], self._nll(model, batch), self.limit)
 
-        mask = trained(batch["labels"])
-        return without_surprises(batch["labels"], self._nll(model, batch, mask), self.limit)
-
-    def _nll(self, model: PreTrainedModel, batch: Mapping[str, Tensor], mask: Tensor) -> Tensor:
+    def _nll(self, model: PreTrainedModel, batch: Mapping[str, Tensor]) -> Tensor:
         import torch
         from torch.nn import functional
 
+        from harness.train import targets, trained_logits
         from harness_mitigations import reference
 
         context = reference.base if self.under == "base" else reference.resting
         with torch.no_grad(), context(model) as judge:
-            logits = reference.logits_at(judge, batch, mask)  # (N, V)
-        targets = batch["labels"][:, 1:][mask[:, :-1]]
-        return functional.cross_entropy(logits.float(), targets.to(logits.device), reduction="none")
+            logits = trained_logits(judge, batch)  # (N, V)
+        return functional.cross_entropy(logits.float(), targets(batch["labels"]).to(logits.device), reduction="none")
 
     def state_dict(self) -> dict[str, Any]:
         """The threshold in nats, and whether it is measured."""

@@ -210,7 +210,7 @@ def test_a_mode_gives_stages_with_parts_and_only_known_settings(name, made):
 def test_the_defaults_of_a_mitigation_change_nothing():
     import torch
 
-    plain, model, logits = Mitigation(), torch.nn.Linear(2, 2), torch.zeros(1, 3, 4)
+    plain, model, logits = Mitigation(), torch.nn.Linear(2, 2), torch.zeros(3, 4)
     model.weight.grad = torch.ones(2, 2)
     assert plain.plan((STAGE,)) == (STAGE,)
     assert plain.model(model) is model

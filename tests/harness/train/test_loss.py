@@ -8,7 +8,7 @@ from torch import nn
 
 from harness.errors import HarnessError
 from harness.train.collate import Collator
-from harness.train.loss import nll_of_logits, only_at, summed_nll, trained
+from harness.train.loss import only_at, summed_nll, trained
 
 
 @pytest.fixture
@@ -27,7 +27,8 @@ def test_sum_at_trained_positions_equals_the_sum_from_full_logits_with_its_gradi
     few.backward()
     gradients = [weight.grad.clone() for weight in tiny_model.parameters()]
     tiny_model.zero_grad()
-    full = nll_of_logits(tiny_model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits, batch["labels"])
+    logits = tiny_model(batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1].flatten(0, 1)
+    full = nn.functional.cross_entropy(logits, batch["labels"][:, 1:].flatten(), ignore_index=-100, reduction="sum")
     full.backward()
     assert few.item() == pytest.approx(full.item(), rel=1e-6)
     for gradient, weight in zip(gradients, tiny_model.parameters(), strict=True):

@@ -89,7 +89,7 @@ def test_the_base_stays_the_judge_or_the_model_as_it_is(under, same, make_rows, 
 
     mitigation = masking(under=under)
     mitigation.begin_stage(Stage("one", ()), tiny_model, {})
-    batch, _ = reference.batched(tiny_model, make_rows(4))
+    batch = reference.batched(tiny_model, make_rows(4))
     before = mitigation.labels(tiny_model, batch)
     with torch.no_grad():
         for weight in tiny_model.parameters():
