@@ -6,8 +6,8 @@
 Without a folder a tiny model is made in code. Time of a pull is taken within the update that it belongs to and divided
 by the rest of that update; the Fisher, updates with KL, and what they are compared with are interleaved, round by
 round, and medians taken: a noisy machine hits all alike. Read the ratios, not the seconds. Targets: 3 % of an update
-for the default coupling, 1.15 of a forward and backward pass over the same tokens for the batched Fisher, a third of the
-time of single rows, and 1.6 of an update with an adapter for KL on the task's tokens. KL is measured with --lora.
+for the default coupling; 1.15 of a forward and backward pass over the same tokens for the batched Fisher, and a third
+of the time of single rows; 1.6 of an update with an adapter for KL on the task's tokens (measured with --lora).
 """
 
 from __future__ import annotations
