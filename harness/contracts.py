@@ -49,10 +49,11 @@ class Component:
 
 @dataclass(frozen=True)
 class ToolCall:
-    """An assistant's call of a tool. arguments: a JSON object."""
+    """An assistant's call of a tool. arguments: a JSON object. id: what the data calls it by, alone in its turn."""
 
     name: str
     arguments: Mapping[str, Any]
+    id: str | None = None
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ class Message:
     `text`. input: text that an instruction works on, where the data keeps the two apart (Alpaca); a template without a
     place for it renders it below the content. calls: the tools that an assistant's turn calls, after its content.
     name: of the tool that answers, where the data says it. trained: whether the loss is taken on an assistant's turn.
+    answers: the id of the call that a tool's turn answers, where the data says it: of a call of the turn before.
     """
 
     role: str
@@ -71,6 +73,7 @@ class Message:
     calls: tuple[ToolCall, ...] = ()
     name: str | None = None
     trained: bool = True
+    answers: str | None = None
 
 
 @dataclass(frozen=True)

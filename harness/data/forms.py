@@ -6,13 +6,14 @@ Knows the forms' keys and nothing of files; a row is named by the place that its
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from harness.contracts import Example, Message, Record
 from harness.data.choices import MAY, NEEDS, read_choices
 from harness.data.conversation import BadRow, example
-from harness.data.turns import text, tools, turns
+from harness.data.tools import tools
+from harness.data.turns import text, turns
 from harness.errors import HarnessError
 
 
@@ -161,7 +162,7 @@ def _prompt_completion(row: Mapping[str, Any]) -> list[Message]:
     else:
         messages.append(Message("user", text(prompt, "'prompt'")))
     if isinstance(completion, (list, tuple)):
-        return messages + turns(completion, "completion", "role", "content")
+        return turns(completion, "completion", "role", "content", messages)
     return [*messages, Message("assistant", text(completion, "'completion'"))]
 
 
@@ -185,7 +186,7 @@ def _with_system(row: Mapping[str, Any], messages: list[Message]) -> list[Messag
 def _untrained(message: Message) -> Message:
     if message.role != "assistant" or not message.trained:
         return message
-    return Message(message.role, message.content, message.input, message.calls, message.name, False)
+    return replace(message, trained=False)
 
 
 FORMS = {

@@ -148,11 +148,13 @@ def body(example: Example) -> bytes:
         if message.input is not None:
             rest["i"] = message.input
         if message.calls:
-            rest["c"] = [[call.name, call.arguments] for call in message.calls]
+            rest["c"] = [[call.name, call.arguments, *([] if call.id is None else [call.id])] for call in message.calls]
         if message.name is not None:
             rest["n"] = message.name
         if not message.trained:
             rest["t"] = False
+        if message.answers is not None:
+            rest["a"] = message.answers
         if rest:
             one.append(rest)
         messages.append(one)
@@ -172,5 +174,6 @@ def _example(line: bytes, key: int) -> Example:
 def _message(letter: str, content: str, rest: dict[str, Any] | None = None) -> Message:
     if rest is None:
         return Message(_ROLES[letter], content)
-    calls = tuple(ToolCall(name, arguments) for name, arguments in rest.get("c", ()))
-    return Message(_ROLES[letter], content, rest.get("i"), calls, rest.get("n"), rest.get("t", True))
+    calls = tuple(ToolCall(*call) for call in rest.get("c", ()))
+    trained, answers = rest.get("t", True), rest.get("a")
+    return Message(_ROLES[letter], content, rest.get("i"), calls, rest.get("n"), trained, answers)

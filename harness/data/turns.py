@@ -1,4 +1,4 @@
-"""The messages of one conversation as data sets write them: speakers, contents, tool calls, tools, training flags.
+"""The messages of one conversation as data sets write them: speakers, contents, tool calls, training flags.
 
 Knows how OpenAI, ShareGPT and their kin name things; what order turns stand in, it does not check.
 """
@@ -10,7 +10,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from harness.contracts import Message, ToolCall
+from harness.data.answers import answering, in_order
 from harness.data.conversation import BadRow
+from harness.data.tools import as_json, call, kind
 
 SPEAKERS = {
     "system": "system",
@@ -30,15 +32,15 @@ CALLERS = ("function_call", "tool_call")
 """Speakers whose text is the assistant's call of a tool."""
 
 
-def turns(value: Any, key: str, speaker: str, text: str) -> list[Message]:
+def turns(value: Any, key: str, speaker: str, text: str, before: Sequence[Message] = ()) -> list[Message]:
     """The messages of an array of objects with the keys `speaker` and `text`. key: where the array stands, for errors.
 
-    A tool that answers an only call, or names the call's id, has the call's name where it gives none itself.
+    before: turns that the array goes on from; the messages begin with them. What tools answer has its call's id and
+    name, where the data has ids, and stands in the order of the calls: see `answers`.
     """
     if not isinstance(value, (list, tuple)):
         raise BadRow(f"has a {key!r} that is {kind(value)}, not an array of messages", "mend the row")
-    messages: list[Message] = []
-    names: dict[str, str] = {}  # of the tools that the turn before calls, by the call's id
+    messages = list(before)
     for index, turn in enumerate(value):
         if not isinstance(turn, Mapping) or turn.get(speaker) is None:
             other = isinstance(turn, Mapping) and {"from", "role"} & set(turn)
@@ -48,41 +50,24 @@ def turns(value: Any, key: str, speaker: str, text: str) -> list[Message]:
         role = SPEAKERS.get(said) if isinstance(said, str) else None
         if role is None and said in CALLERS:
             _add_calls(messages, turn, text, f"{key}[{index}]")
-            names = {}
             continue
         if role is None:
             what = f"has the unknown role {str(said)[:40]!r} in {key}[{index}]"
             raise BadRow(what, f"the roles are {', '.join([*SPEAKERS, *CALLERS])}")
         calls: tuple[ToolCall, ...] = ()
-        name = None
+        name = answers = None
         if role == "assistant":
-            calls, names = _calls_of(turn, f"{key}[{index}]")
+            calls = _calls_of(turn, f"{key}[{index}]")
         elif turn.get("tool_calls") or turn.get("function_call"):
             raise BadRow(f"has a call in {key}[{index}], which is the {role}'s turn", "only the assistant calls tools")
         if role == "tool":
-            name = _answering(turn, messages, names, f"{key}[{index}]")
+            name, answers = answering(turn, messages, f"{key}[{index}]")
         content = turn.get(text)
         if not isinstance(content, str):
             content = _content(content, role, f"{key}[{index}].{text}")
         trained = _trained(turn, role, f"{key}[{index}]")
-        messages.append(Message(role, content, None, calls, name, trained))
-    return messages
-
-
-def tools(value: Any) -> tuple[Mapping[str, Any], ...]:
-    """The tools of a row's `tools`: an array of functions, or of OpenAI's `{"type": "function", "function": …}`.
-
-    The array may be JSON text. Raises BadRow for tools without a name, and for what is no function.
-    """
-    if isinstance(value, str):
-        value = _json(value, "'tools'") if value.strip() else None
-    if value is None:
-        return ()
-    if not isinstance(value, (list, tuple)):
-        raise BadRow(
-            f"has 'tools' that are {kind(value)}, not an array", "give an array of functions, or its JSON text"
-        )
-    return tuple(_tool(tool, f"tools[{index}]") for index, tool in enumerate(value))
+        messages.append(Message(role, content, None, calls, name, trained, answers))
+    return in_order(messages)
 
 
 def text(value: Any, what: str) -> str:
@@ -92,15 +77,6 @@ def text(value: Any, what: str) -> str:
     if value is None:
         return ""
     raise BadRow(f"has {kind(value)} in {what}, not text", "mend the row, or name another column in 'columns'")
-
-
-def kind(value: Any) -> str:
-    """What a value is, in words."""
-    if isinstance(value, Mapping):
-        return "an object"
-    if isinstance(value, (list, tuple)):
-        return "an array"
-    return f"the value {str(value)[:40]}"
 
 
 def _content(value: Any, role: str, at: str) -> str:
@@ -123,83 +99,45 @@ def _content(value: Any, role: str, at: str) -> str:
 # -- calls ------------------------------------------------------------------------------------------------------------
 
 
-def _calls_of(turn: Mapping[str, Any], at: str) -> tuple[tuple[ToolCall, ...], dict[str, str]]:
-    """The calls of an assistant's turn, and their tools' names by the calls' ids."""
+def _calls_of(turn: Mapping[str, Any], at: str) -> tuple[ToolCall, ...]:
+    """The calls of an assistant's turn. Raises BadRow when two have one id."""
     given, legacy = turn.get("tool_calls"), turn.get("function_call")
     if given and legacy:
         raise BadRow(f"has 'tool_calls' and 'function_call' in {at}", "give all calls in 'tool_calls'")
     if not given:
-        return ((_call(legacy, f"{at}.function_call"),), {}) if legacy else ((), {})
+        return (call(legacy, f"{at}.function_call"),) if legacy else ()
     if isinstance(given, str):
-        given = _json(given, f"{at}.tool_calls")
+        given = as_json(given, f"{at}.tool_calls")
     if not isinstance(given, (list, tuple)):
         raise BadRow(f"has {kind(given)} in {at}.tool_calls, not an array of calls", "mend the row")
-    calls = tuple(_call(call, f"{at}.tool_calls[{index}]") for index, call in enumerate(given))
-    ids = {call["id"]: made.name for call, made in zip(given, calls, strict=True) if isinstance(call.get("id"), str)}
-    return calls, ids
+    return _distinct(tuple(call(one, f"{at}.tool_calls[{index}]") for index, one in enumerate(given)), at)
 
 
 def _add_calls(messages: list[Message], turn: Mapping[str, Any], key: str, at: str) -> None:
     """Take in a turn that is nothing but calls: the assistant's own, or added to its turn just before."""
     value = turn.get(key)
     if isinstance(value, str):
-        value = _json(value, f"{at}.{key}")
+        value = as_json(value, f"{at}.{key}")
     given = value if isinstance(value, (list, tuple)) else [value]
-    calls = tuple(_call(call, f"{at}.{key}") for call in given)
+    calls = tuple(call(one, f"{at}.{key}") for one in given)
     if not calls:
         raise BadRow(f"has no call in {at}.{key}", 'write {"name": …, "arguments": {…}}')
     trained = _trained(turn, "assistant", at)
     if not messages or messages[-1].role != "assistant":
-        messages.append(Message("assistant", "", calls=calls, trained=trained))
+        messages.append(Message("assistant", "", calls=_distinct(calls, at), trained=trained))
         return
     last = messages.pop()
     if last.trained != trained:
         raise BadRow(f"trains one of the turn and its call in {at} and not the other", "flag both alike")
-    messages.append(Message("assistant", last.content, calls=last.calls + calls, trained=trained))
+    messages.append(Message("assistant", last.content, calls=_distinct(last.calls + calls, at), trained=trained))
 
 
-def _call(value: Any, at: str) -> ToolCall:
-    given = value.get("function", value) if isinstance(value, Mapping) else value
-    if not isinstance(given, Mapping) or not isinstance(given.get("name"), str) or not given["name"].strip():
-        raise BadRow(f"has a call without a name in {at}", 'write {"name": …, "arguments": {…}}')
-    arguments = given.get("arguments")
-    if isinstance(arguments, str):
-        arguments = _json(arguments, f"{at}.arguments") if arguments.strip() else {}
-    if arguments is None:
-        arguments = {}
-    if not isinstance(arguments, Mapping):
-        raise BadRow(f"has {kind(arguments)} in {at}.arguments, not an object", "arguments are an object, or its JSON")
-    return ToolCall(given["name"], arguments)
-
-
-def _answering(turn: Mapping[str, Any], messages: Sequence[Message], names: Mapping[str, str], at: str) -> str | None:
-    """The name of the tool that a turn answers for, where the data says it."""
-    name, call = turn.get("name"), turn.get("tool_call_id")
-    if name is not None and not isinstance(name, str):
-        raise BadRow(f"has {kind(name)} in {at}.name, not text", "mend the row")
-    if name:
-        return name
-    if call and names:
-        if not isinstance(call, str) or call not in names:
-            what = f"answers the call {str(call)[:40]!r} in {at}, and the turn before has no such call"
-            raise BadRow(what, "a tool_call_id is the id of a call of the assistant's turn before")
-        return names[call]
-    before = messages[-1].calls if messages else ()
-    return before[0].name if len(before) == 1 else None
-
-
-def _tool(value: Any, at: str) -> Mapping[str, Any]:
-    tool = value.get("function", value) if isinstance(value, Mapping) else value
-    if not isinstance(tool, Mapping) or not isinstance(tool.get("name"), str) or not tool["name"].strip():
-        raise BadRow(f"has a tool without a name in {at}", 'write {"name": …, "description": …, "parameters": {…}}')
-    return tool
-
-
-def _json(text: str, what: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        raise BadRow(f"has text in {what} that is not JSON: {text[:40]!r}", "mend the row") from None
+def _distinct(calls: tuple[ToolCall, ...], at: str) -> tuple[ToolCall, ...]:
+    ids = [one.id for one in calls if one.id is not None]
+    for identity in ids:
+        if ids.count(identity) > 1:
+            raise BadRow(f"has two calls with the id {identity[:40]!r} in {at}", "an id is of one call: mend the row")
+    return calls
 
 
 # -- what is trained --------------------------------------------------------------------------------------------------

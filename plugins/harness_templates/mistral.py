@@ -7,6 +7,8 @@ Two versions, which differ in these spaces alone:
   v3-tekken  of the Tekken tokenizers, without the spaces: Mistral Nemo, Ministral 8B, Pixtral 12B
 A system message stands at the head of a user message, the tools before that message, and both move to the last one as
 the conversation goes on. Earlier responses then stand after prompts that no model is ever given: see `system_turn`.
+Ids of calls that are nine letters and digits are written as the data has them, as the reference demands; calls with
+others, or none, are counted (see `tools.call_ids`).
 In v1 `[INST]` is plain text, and v7 and later have a system turn of their own: for these take the tokenizer's template.
 """
 

@@ -16,10 +16,13 @@ if TYPE_CHECKING:
 Tools = tuple[Mapping[str, Any], ...]
 
 
-def as_openai(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """The messages as dicts. A turn without calls has no key `tool_calls`: some templates ask for the key alone."""
+def as_openai(messages: Sequence[Message], *, nine: bool = True) -> list[dict[str, Any]]:
+    """The messages as dicts. A turn without calls has no key `tool_calls`: some templates ask for the key alone.
+
+    nine: see `call_ids`.
+    """
     dicts = []
-    for message, ids in zip(messages, call_ids(messages), strict=True):
+    for message, ids in zip(messages, call_ids(messages, nine=nine), strict=True):
         made: dict[str, Any] = {"role": message.role, "content": message.content}
         if message.calls:
             made["tool_calls"] = [
@@ -55,7 +58,7 @@ class Veil:
         """The veil over the tokenizer's own tokens that stand in these calls and tools."""
         if not tools and not any(message.calls or message.name for message in messages):
             return cls({})
-        calls = [[message.name, [[call.name, call.arguments] for call in message.calls]] for message in messages]
+        calls = [[m.name, m.answers, [[call.name, call.arguments, call.id] for call in m.calls]] for m in messages]
         written = "\0".join(_strings([calls, [dict(tool) for tool in tools]]))
         tokens = tokenizer.added_tokens_encoder
         found = [token for token in tokens if token.strip() and token in written and dumps(token) == f'"{token}"']
@@ -73,7 +76,8 @@ class Veil:
             replace(
                 message,
                 name=self._over(message.name),
-                calls=tuple(ToolCall(self._over(call.name), self._over(call.arguments)) for call in message.calls),
+                answers=self._over(message.answers),
+                calls=tuple(ToolCall(*map(self._over, (call.name, call.arguments, call.id))) for call in message.calls),
             )
             for message in messages
         )
@@ -134,7 +138,8 @@ def shape_of(messages: Sequence[Message], tools: Tools) -> str:
             None if message.content.strip() else message.content,
             message.trained,
             message.name,
-            [[call.name, call.arguments] for call in message.calls],
+            message.answers,
+            [[call.name, call.arguments, call.id] for call in message.calls],
         ]
         for message in messages
     ]

@@ -17,7 +17,7 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from harness import Message, Span
+from harness import HarnessError, Message, Span
 from harness_templates.conversation import is_trained, joined, refusal
 from harness_templates.openai import Tools, as_openai, shape_of, tools_as_openai, with_names
 from harness_templates.skeleton import Skeleton, Unlocated, bounds, build, no_end_of_turn, no_prompt
@@ -62,9 +62,21 @@ class Conversation:
         return replace(self, messages=PLAINEST, tools=(), open=False)
 
     def _text(self, messages: Sequence[Message], open: bool) -> str:
+        """What the template writes: with the ids of the data's calls, or, where it refuses these for their shape as
+        Mistral's does, with ids of nine letters and digits."""
+        given = as_openai(messages, nine=False)
+        try:
+            return self._written_of(given, open)
+        except HarnessError:
+            other = as_openai(messages)
+            if other == given:
+                raise
+            return self._written_of(other, open)
+
+    def _written_of(self, messages: list[dict[str, Any]], open: bool) -> str:
         try:
             text = self.tokenizer.apply_chat_template(
-                as_openai(messages),
+                messages,
                 tools=tools_as_openai(self.tools),
                 chat_template=self.source,
                 tokenize=False,
@@ -73,7 +85,7 @@ class Conversation:
             )
         # What a template can do wrong is open-ended: it is a program of its own.
         except (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
-            roles = ", ".join(message.role for message in messages)
+            roles = ", ".join(message["role"] for message in messages)
             what = f"the chat template fails on a conversation of {roles}: {type(error).__name__}: {error}"
             raise refusal(self.name, what, "mend the row or the template, or choose another template") from error
         return str(text)

@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from typing import Any
 
 from harness import Message
+
+Ids = list[tuple[str, ...]]
+"""For each message the ids of the calls that it makes, or of the one that it answers."""
+
+NINE = re.compile("[a-zA-Z0-9]{9}")
+"""An id as Mistral's formats want it (github.com/mistralai/mistral-common, the validator of tokenizers v3)."""
 
 
 def dumps(value: Any, indent: int | None = None) -> str:
@@ -19,24 +27,39 @@ def declared(tool: Mapping[str, Any]) -> dict[str, Any]:
     return {"type": "function", "function": dict(tool)}
 
 
-def call_ids(messages: Sequence[Message]) -> list[tuple[str, ...]]:
-    """For each message the ids of the calls that it makes, or of the one that it answers.
+def call_ids(messages: Sequence[Message], *, nine: bool = True) -> Ids:
+    """The ids of a conversation's calls: the data's own, else counted through the conversation.
 
-    Ids are nine letters and digits, as Mistral's formats want them, counted through the conversation: whatever a
-    model has to write should be something that it can know. An answer belongs to the first call of its tool that is
-    still open, or to the first of all where the data does not name the tool.
+    Counted ones are nine letters and digits: what a model has to write should be something that it can know. A turn
+    has ids of one kind: where one of its calls has none, all are counted. nine: so they are where one of them is not
+    nine letters and digits, too.
+    An answer that names its call has that call's id. Another belongs to the first call of its tool that is still open,
+    or to the first of all where the data does not name the tool.
     """
-    ids: list[tuple[str, ...]] = []
-    waiting: list[tuple[str, str]] = []
+    ids: Ids = []
+    waiting: list[tuple[str, str | None, str]] = []  # tool, own id and id of each call that is not answered yet
     count = 0
-    for message in messages:
+    for index, message in enumerate(messages):
         if message.role == "tool":
-            named = [call for call in waiting if call[0] == message.name]
-            answered = (named or waiting)[0]
+            answered = _answered(message, waiting, messages[index + 1 :])
             waiting.remove(answered)
-            ids.append((answered[1],))
+            ids.append((answered[2],))
         else:
-            waiting = [(call.name, f"call{count + number:05d}") for number, call in enumerate(message.calls, 1)]
-            count += len(waiting)
-            ids.append(tuple(identity for _, identity in waiting))
+            own = [call.id for call in message.calls if call.id is not None and (not nine or NINE.fullmatch(call.id))]
+            counted = [f"call{count + number:05d}" for number in range(1, len(message.calls) + 1)]
+            count += len(counted)
+            ids.append(tuple(own if len(own) == len(counted) else counted))
+            waiting = [(call.name, call.id, made) for call, made in zip(message.calls, ids[-1], strict=True)]
     return ids
+
+
+def _answered(
+    message: Message, waiting: Sequence[tuple[str, str | None, str]], after: Sequence[Message]
+) -> tuple[str, str | None, str]:
+    if message.answers is not None:
+        for call in waiting:
+            if call[1] == message.answers:
+                return call
+    claimed = {other.answers for other in takewhile(lambda other: other.role == "tool", after)} - {None}
+    free = [call for call in waiting if call[1] not in claimed] or waiting
+    return next((call for call in free if call[0] == message.name), free[0])

@@ -5,7 +5,8 @@ import pytest
 from harness.contracts import Message, ToolCall
 from harness.data.conversation import BadRow, example, example_id, prompt_id
 from harness.data.forms import conversation
-from harness.data.turns import tools, turns
+from harness.data.tools import tools
+from harness.data.turns import turns
 
 CALL = {"id": "c1", "type": "function", "function": {"name": "add", "arguments": '{"a": 1, "b": 2}'}}
 ASKED = {"role": "user", "content": "1 + 2?"}
@@ -40,8 +41,8 @@ def test_openais_calls_and_answers_are_messages_with_calls_and_names():
     )
     assert row.messages == (
         Message("user", "1 + 2?"),
-        Message("assistant", "", calls=(ToolCall("add", {"a": 1, "b": 2}),)),
-        Message("tool", "3", name="add"),
+        Message("assistant", "", calls=(ToolCall("add", {"a": 1, "b": 2}, "c1"),)),
+        Message("tool", "3", name="add", answers="c1"),
         Message("assistant", "3."),
     )
     assert row.tools == (TOOL,)
@@ -69,7 +70,10 @@ def test_several_calls_of_one_turn_are_answered_by_several_tools():
         SAID,
     )
     assert [call.name for call in row.messages[1].calls] == ["add", "sub"]
-    assert row.messages[2:4] == (Message("tool", "-1", name="sub"), Message("tool", '{"sum": 3}', name="add"))
+    assert row.messages[2:4] == (  # in the order of the calls: formats without ids pair them by it
+        Message("tool", '{"sum": 3}', name="add", answers="c1"),
+        Message("tool", "-1", name="sub", answers="c2"),
+    )
     many = json.dumps([{"name": "add", "arguments": {}}, {"name": "sub", "arguments": "{}"}])
     row = sharegpt(("human", "?"), ("gpt", "Let me see."), ("function_call", many), ("observation", "3"), ("gpt", "3."))
     assert [(m.content, [call.name for call in m.calls]) for m in row.messages][1] == ("Let me see.", ["add", "sub"])
@@ -120,7 +124,7 @@ def test_tools_that_are_none_are_refused(given, what):
         ),
         (
             [{**SAID, "tool_calls": [CALL]}, {"role": "tool", "tool_call_id": ["c1"], "content": "3"}, SAID],
-            "answers the call \"['c1']\" in messages[2], and the turn before has no such call",
+            "has an array in messages[2].tool_call_id, not text",
         ),
         (
             [{**SAID, "tool_calls": [CALL], "function_call": {"name": "b", "arguments": "{}"}}],
