@@ -73,6 +73,11 @@ def number(value: float | None, places: int | None = None, *, sign: bool = False
     return text.replace("-", "−")
 
 
+def above(share: float) -> str:
+    """A share in [0, 1] that is not below the one given, in few digits."""
+    return f"{min(math.ceil(share * 1000) / 1000, 1.0):g}"
+
+
 def duration(seconds: float) -> str:
     """Seconds as `0.4 s`, `12 s`, `3 min 05 s` or `2 h 07 min`."""
     if seconds < 9.95:

@@ -38,7 +38,7 @@ def proofs(made: Mapping[str, Any], ready: run.Prepared, found: Findings) -> Ite
         f"{proven:,} of {sum(map(len, ready.data.training.values())):,} rows proven: each response and its end of turn "
         "are trained, no header is",
     )
-    yield _lengths(made["lengths"])
+    yield _lengths(made["lengths"], found)
     yield _shares(made["stages"])
     yield _duplicates(made, found)
     yield _contamination(found)
@@ -50,7 +50,7 @@ def _rows(sources: Mapping[str, Mapping[str, int]]) -> dict[str, Any]:
         total.update(counts)
     parts = [f"{count:,} {name.replace('_', ' ')}" for name, count in total.items() if count and name not in BESIDE]
     told = f"{total['read']:,} read = {' + '.join(parts) or '0'}"
-    return proof("rows", all(map(adds_up, sources.values())), told, warned=bool(total["untrained"]))
+    return proof("rows", all(map(adds_up, sources.values())), told)
 
 
 def adds_up(counts: Mapping[str, int]) -> bool:
@@ -58,12 +58,17 @@ def adds_up(counts: Mapping[str, int]) -> bool:
     return counts["read"] == sum(count for name, count in counts.items() if name not in BESIDE)
 
 
-def _lengths(made: Mapping[str, Any]) -> dict[str, Any]:
+def _lengths(made: Mapping[str, Any], found: Findings) -> dict[str, Any]:
     every = [one for of_source in made.values() for one in of_source]
     cut, tokens = sum(one["rows_cut"] for one in every), sum(one["tokens_cut"] for one in every)
-    if not cut:
+    lost = sum(one.lost for one in found.untrained.values())
+    if not cut and not lost:
         return proof("lengths", True, "nothing is cut")
-    return proof("lengths", True, f"{cut:,} row(s) are cut, by {tokens:,} tokens in all", warned=True)
+    told = f"{cut:,} row(s) are cut, by {tokens:,} tokens in all"
+    if lost:
+        told += f"; {lost:,} row(s) have nothing trained left"
+    ok = not any(error.where.startswith("sources.") for error in found.failures)
+    return proof("lengths", ok, told, warned=True)
 
 
 def _shares(stages: list[dict[str, Any]]) -> dict[str, Any]:
@@ -99,7 +104,8 @@ def _contamination(found: Findings) -> dict[str, Any]:
         return proof("contamination", None, "not looked for")
     parts = []
     for name, one in found.contamination.items():
-        told = f"{name}: {one.prompts:,} of {one.items:,} prompts and {one.responses:,} responses stand in training"
+        beside = "" if one.kind == "text" else f" and {one.responses:,} responses"
+        told = f"{name}: {one.prompts:,} of {one.items:,} {one.kind}s{beside} stand in training"
         parts.append(told + (f", {one.common:,} share common phrases" if one.common else ""))
     warned = any(one.prompts or one.responses for one in found.contamination.values())
     ok = not any(error.where.startswith("evaluate.") for error in found.failures)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -37,6 +38,16 @@ def read(key: str, source: str) -> Contents | None:
         with contextlib.suppress(OSError):  # of a cache that cannot be written
             os.utime(path)
     return found
+
+
+def place() -> tuple[Path | None, str | None]:
+    """The folder of the cache that takes files while a run uses them, and, where there is none, why."""
+    try:
+        folder().mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder()):
+            return folder(), None
+    except OSError as error:
+        return None, error.strerror or str(error)
 
 
 def writer() -> tuple[Writer, str | None]:

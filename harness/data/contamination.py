@@ -10,12 +10,13 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import Literal
 
 import numpy as np
 
 from harness.contracts import Example, Message, Progress, silent
 from harness.data.stretches import Stretches
-from harness.data.wording import earlier_prompts, is_unspaced, joined, prompt, response, stretch, words
+from harness.data.wording import earlier_prompts, is_text, is_unspaced, joined, prompt, response, stretch, words
 
 SHOWN = 10
 BATCH = 512
@@ -28,8 +29,9 @@ Key = tuple[str, int]
 class Overlap:
     """A held-out text and the training row that shares most of it.
 
-    item, row: their places. source: of the row. side: `prompt` or `response`, of the item. covered: share of the text's
-    words that stand in stretches shared with any row, in [0, 1]. text: the longest stretch shared with this row.
+    item, row: their places. source: of the row. side: `prompt` or `response` of the item, or `text`: all of it.
+    covered: share of the text's words that stand in stretches shared with any row, in [0, 1]. text: the longest stretch
+    shared with this row.
     """
 
     item: str
@@ -44,9 +46,11 @@ class Overlap:
 class Contamination:
     """What training gives away of one suite. The numbers count items, each once.
 
+    kind: `prompt`, or `text` for a suite of plain texts: such an item has no response, and what is said here of prompts
+    is true of the whole text, which is given away in the same words where a text or a response is that is trained.
     same_prompts: whose prompt is asked in training in the same words, case and punctuation aside, be it in the middle
-    of a conversation. same_responses: whose
-    response is given there in the same words, which by itself says little: many just say yes.
+    of a conversation or as a plain text. same_responses: whose response is given there in the same words, which by
+    itself says little: many just say yes.
     overlapping: that share a stretch with training. common: that share nothing with it but common phrases.
     prompts: whose prompt is given away: asked in the same words, or covered by stretches as far as that takes.
     responses: whose response is covered so.
@@ -61,6 +65,7 @@ class Contamination:
     prompts: int
     responses: int
     worst: tuple[Overlap, ...]
+    kind: Literal["prompt", "text"] = "prompt"
 
 
 def contamination(
@@ -93,7 +98,7 @@ def contamination(
 
 @dataclass(frozen=True)
 class _Text:
-    """One side of one item. size: words in a stretch of it."""
+    """One side of one item, see `Overlap`. size: words in a stretch of it."""
 
     key: Key
     side: str
@@ -109,7 +114,9 @@ class _Search:
         self._common = common
         self._texts = [one for name, rows in suites.items() for one in _texts(name, rows, ngram, characters)]
         self._index = Stretches([(one.words, one.size) for one in self._texts], keep=common + 1)
-        self._prompts, self._responses = _wholes(suites, prompt), _wholes(suites, lambda row: (response(row),))
+        self._prompts = _wholes(suites, lambda row: () if is_text(row) else prompt(row))
+        self._responses = _wholes(suites, lambda row: () if is_text(row) else (response(row),))
+        self._plain = _wholes(suites, lambda row: row.messages if is_text(row) else ())
         self._sizes = sorted({len(whole) for whole in self._prompts})
         self._asked: dict[Key, int] = {}
         self._answered: set[Key] = set()
@@ -124,17 +131,26 @@ class _Search:
             kept: set[int] = set()
             for number, row in enumerate(batch, self._read):
                 before, after = words(joined(prompt(row))), words(joined((response(row),)))
-                for asked in (tuple(before), *self._earlier(row, before)):
-                    for key in self._prompts.get(asked, ()):
-                        if key not in self._asked:
-                            self._asked[key] = number
-                            kept.add(number)
+                for key in self._same(row, before, after):
+                    if key not in self._asked:
+                        self._asked[key] = number
+                        kept.add(number)
                 self._answered.update(self._responses.get(tuple(after), ()))
                 said.append([*before, None, *after])
             for number in kept | self._index.read(said, self._read):
                 self._places[number] = (batch[number - self._read].place, source)
             self._read += len(batch)
             yield self._read
+
+    def _same(self, row: Example, before: Sequence[str], after: Sequence[str]) -> Iterator[Key]:
+        """The items that a row asks or says in the same words. before, after: those of its prompt and its response."""
+        asked = (tuple(after),) if is_text(row) else (tuple(before), *self._earlier(row, before))
+        for whole in asked:
+            yield from self._prompts.get(whole, ())
+        if self._plain:
+            trained = (one for one in row.messages[:-1] if one.role == "assistant" and one.trained)
+            for whole in (tuple(after), *(tuple(words(joined((one,)))) for one in trained)):
+                yield from self._plain.get(whole, ())
 
     def _earlier(self, row: Example, before: Sequence[str]) -> Iterator[tuple[str, ...]]:
         """The words of the items' prompts that are those of the row's earlier trained responses. before: of its own."""
@@ -148,7 +164,7 @@ class _Search:
 
     def result(self, suite: str, rows: Sequence[Example], covered: float) -> Contamination:
         """What was found of one suite."""
-        worst: dict[str, dict[Key, Overlap]] = {"prompt": {}, "response": {}}
+        worst: dict[str, dict[Key, Overlap]] = {"prompt": {}, "text": {}, "response": {}}
         overlapping, common = set(), set()
         for number, text in enumerate(self._texts):
             if text.key[0] != suite:
@@ -159,8 +175,8 @@ class _Search:
                 overlapping.add(text.key)
             elif only_common:
                 common.add(text.key)
-            if text.side == "prompt" and text.key in self._asked:
-                overlap = Overlap(place, *self._places[self._asked[text.key]], "prompt", 1.0, text.text)
+            if text.side != "response" and text.key in self._asked:
+                overlap = Overlap(place, *self._places[self._asked[text.key]], text.side, 1.0, text.text)
             if overlap is not None:
                 worst[text.side][text.key] = overlap
         given_away = {side: sum(one.covered >= covered for one in found.values()) for side, found in worst.items()}
@@ -171,9 +187,10 @@ class _Search:
             same_responses=sum(key[0] == suite for key in self._answered),
             overlapping=len(overlapping),
             common=len(common - overlapping),
-            prompts=given_away["prompt"],
+            prompts=given_away["prompt"] + given_away["text"],
             responses=given_away["response"],
             worst=tuple(ordered[:SHOWN]),
+            kind="text" if any(map(is_text, rows)) else "prompt",
         )
 
     def _overlap(self, number: int, text: _Text, place: str) -> tuple[Overlap | None, bool]:
@@ -198,7 +215,8 @@ def _texts(suite: str, rows: Sequence[Example], ngram: int, characters: int) -> 
     systems = Counter(message.content for row in rows for message in row.messages if message.role == "system")
     for item, row in enumerate(rows):
         own = [one for one in prompt(row) if one.role != "system" or systems[one.content] == 1]
-        for side, said in (("prompt", joined(own)), ("response", joined([response(row)]))):
+        asked = [] if is_text(row) else [("prompt", joined(own))]
+        for side, said in (*asked, ("response" if asked else "text", joined([response(row)]))):
             found = tuple(words(said))
             yield _Text((suite, item), side, said, found, characters if is_unspaced(found) else ngram)
 

@@ -15,8 +15,8 @@ from harness.contracts import Example, Message
 
 ROLES = ("system", "user", "assistant", "tool", "text")
 
-_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
-_sorted = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), sort_keys=True).encode
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
+_sorted = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False, sort_keys=True).encode
 
 
 class BadRow(Exception):
@@ -45,7 +45,7 @@ def example(
         return Example(example_id(kept, tools, choices), kept, place, tuple(tools), tuple(choices))
     except UnicodeEncodeError:
         raise BadRow("has half of a surrogate pair, which is no character", "mend the escape \\ud800 … in it") from None
-    except (TypeError, RecursionError) as error:  # Arrow has dates and bytes, which JSON does not have
+    except (TypeError, ValueError, RecursionError) as error:  # Arrow has dates and bytes, and Python NaN; JSON has none
         raise BadRow(f"has a call or a tool that JSON cannot hold: {error}", "mend the row") from None
 
 

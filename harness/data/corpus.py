@@ -140,30 +140,28 @@ def read(
     options: Mapping[str, Any],
     name: str,
     *,
-    folder: Path,
+    folder: Path | None,
     rejections: Path | None = None,
     progress: Progress = silent,
 ) -> Corpus:
-    """Read a source into `folder`, which is its own: `conversations.jsonl`, and `rejected.jsonl` where rows are bad.
+    """Read a source; its conversations stand on disk, in a file without a name that goes with the corpus.
 
-    rejections: another file for the bad rows; its folder is made with it.
-
+    folder: on the disk that takes them, which is there; None: where the system keeps such files. rejections: the file
+    that gets every bad row, its folder made with it; None: they are only counted.
     options: of the source, the core's filled in; all are read but those that choose among the rows read. name: the
     source's, for errors. progress: phase `read`, in rows.
     Raises HarnessError for what cannot be read, for a form that cannot be told, when no row is left, and when more of
-    the rows are bad than `rejected` allows: the first five by place, then their number. The conversations must not be
-    removed while the corpus is in use.
+    the rows are bad than `rejected` allows: the first five by place, then their number.
     """
-    bad = folder / "rejected.jsonl" if rejections is None else rejections
-    reading = Reading(source, options, name, Rejects(bad), progress)
+    reading = Reading(source, options, name, Rejects(rejections), progress)
     prompts = _Prompts()
+    if rejections is not None:
+        try:
+            rejections.unlink(missing_ok=True)
+        except OSError as error:
+            raise unwritten(rejections, error) from error
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        bad.unlink(missing_ok=True)
-    except OSError as error:
-        raise unwritten(folder, error) from error
-    try:
-        spool, digest = Spool.write(prompts.noting(reading.examples()), folder / "conversations.jsonl")
+        spool, digest = Spool.write(prompts.noting(reading.examples()), folder)
     finally:
         reading.rejects.close()
     reading.check()

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import accumulate
+from types import MappingProxyType
 from typing import Any, overload
 
 import numpy as np
@@ -18,9 +19,10 @@ from harness.contracts import Example, Progress, silent
 from harness.data.contamination import Contamination, Overlap, contamination
 from harness.data.corpus import View
 from harness.data.duplicates import Near, across, near_duplicates
+from harness.data.untrained import Untrained, judged
 from harness.data.wording import joined
 from harness.errors import HarnessError
-from harness.legible import one_line
+from harness.legible import above, one_line
 
 SHOWN = 3
 
@@ -36,7 +38,7 @@ class Shared:
 
 @dataclass(frozen=True)
 class Findings:
-    """What was found. near, contamination: None where the spec does not ask for them.
+    """What was found. near, contamination: None where the spec does not ask for them. untrained: see `find`.
 
     warnings: what a person should know. failures: what a run must not begin with, the rows named.
     """
@@ -46,10 +48,16 @@ class Findings:
     contamination: Mapping[str, Contamination] | None
     warnings: tuple[str, ...]
     failures: tuple[HarnessError, ...]
+    untrained: Mapping[str, Untrained] = field(default_factory=dict)
 
     def facts(self) -> dict[str, Any]:
-        """The findings as plain data: `shared`, `near_duplicates`, `contamination`."""
+        """The findings as plain data: `untrained`, `shared`, `near_duplicates`, `contamination`."""
         return {
+            "untrained": {
+                name: {**asdict(one), "places": list(one.places), "share": one.share}
+                for name, one in self.untrained.items()
+                if one.lost
+            },
             "shared": [
                 {"sources": list(one.sources), "rows": one.rows, "examples": list(map(list, one.examples))}
                 for one in self.shared
@@ -71,13 +79,14 @@ def find(
     settings: Mapping[str, Any],
     *,
     seed: int,
+    untrained: Mapping[str, Untrained] = MappingProxyType({}),
     progress: Progress = silent,
 ) -> Findings:
-    """Look for duplicates and contamination.
+    """Judge what truncation left out, and look for duplicates and contamination.
 
     training: source -> its rows that may be trained on, each content once. suites: suite -> the rows that it evaluates.
-    settings: the spec's `checks`, filled. Reads the training rows in order, once for each kind of finding; of near
-    duplicates the suspects again.
+    settings: the spec's `checks`, filled. untrained: source -> its rows that are left out, cut off before anything trained.
+    Reads the training rows in order, once for each kind of finding; of near duplicates the suspects again.
     """
     shared = tuple(_shared(training))
     near = given_away = None
@@ -90,7 +99,7 @@ def find(
         asked = settings["contamination"]
         options = {key: asked[key] for key in ("ngram", "characters", "common", "covered")}
         given_away = contamination(suites, training, **options, progress=progress)
-    told: list[str | HarnessError] = list(_shared_rows(shared))
+    told: list[str | HarnessError] = [*judged(untrained, settings["untrained"]), *_shared_rows(shared)]
     if near is not None:
         told += _near(near, settings["near_duplicates"])
     for name, one in (given_away or {}).items():
@@ -101,6 +110,7 @@ def find(
         given_away,
         warnings=tuple(one for one in told if isinstance(one, str)),
         failures=tuple(one for one in told if isinstance(one, HarnessError)),
+        untrained=untrained,
     )
 
 
@@ -169,7 +179,7 @@ def _near(near: Near, asked: Mapping[str, Any]) -> Iterator[str | HarnessError]:
     what = f"{near.repeats:,} of {near.examined:,} training rows nearly repeat an earlier one: "
     what += _named(pairs, near.repeats)
     if asked["allowed"] is not None and near.share > asked["allowed"]:
-        hint = f"take them out, or raise checks.near_duplicates.allowed ({asked['allowed']:g}) to {_above(near.share)}"
+        hint = f"take them out, or raise checks.near_duplicates.allowed ({asked['allowed']:g}) to {above(near.share)}"
         yield HarnessError("checks.near_duplicates", what, hint)
     else:
         yield what
@@ -178,7 +188,7 @@ def _near(near: Near, asked: Mapping[str, Any]) -> Iterator[str | HarnessError]:
 def _given_away(suite: str, found: Contamination, asked: Mapping[str, Any]) -> Iterator[str | HarnessError]:
     where = f"evaluate.{suite}"
     for side, count, option in (
-        ("prompt", found.prompts, "allowed"),
+        (found.kind, found.prompts, "allowed"),
         ("response", found.responses, "allowed_responses"),
     ):
         if not count:
@@ -190,7 +200,7 @@ def _given_away(suite: str, found: Contamination, asked: Mapping[str, Any]) -> I
         if allowed is not None and share > allowed:
             hint = "take these rows out of one side"
             yield HarnessError(
-                where, what, f"{hint}, or raise checks.contamination.{option} ({allowed:g}) to {_above(share)}"
+                where, what, f"{hint}, or raise checks.contamination.{option} ({allowed:g}) to {above(share)}"
             )
         else:
             yield f"{where}: {what}"
@@ -203,8 +213,3 @@ def _pair(one: Overlap) -> str:
 def _named(pairs: Sequence[str], count: int) -> str:
     more = f" and {count - len(pairs):,} more" if count > len(pairs) else ""
     return ", ".join(one_line(pair) for pair in pairs) + more
-
-
-def _above(share: float) -> str:
-    """A share that is not below the one given, in few digits."""
-    return f"{min(np.ceil(share * 1000) / 1000, 1.0):g}"

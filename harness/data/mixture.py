@@ -13,13 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.contracts import Row, Stage, StageData, Unit
-from harness.data import batches
+from harness.data import batches, cuts
 from harness.data.choice import UNITS
-from harness.data.draws import Drawn, Mixture
+from harness.data.cuts import Missed
+from harness.data.draws import TOLERANCE, Aim, Drawn, Mixture
 from harness.data.packing import pack
 from harness.data.ranks import shuffled
 from harness.data.rows import Rows
 from harness.data.slots import Slots
+from harness.errors import HarnessError
 
 
 def lay(stage: Stage, pools: Mapping[str, Rows], seed: int) -> StageData:
@@ -28,13 +30,32 @@ def lay(stage: Stage, pools: Mapping[str, Rows], seed: int) -> StageData:
     pools: source -> its tokenised training rows, cut to `max_length`, for every part of the stage. Every epoch has the
     rows that `Mixture` draws, spread evenly (`batches.longest_stretch` is the bound on slots without a source).
     `steps` sets the number of slots exactly; a fraction of an epoch is rounded to whole slots, one in all at least,
-    and holds every source in proportion. Batches are cut from the whole order, across the ends of epochs.
-    Raises HarnessError when a share would lie more than half a point of the mixture from the one asked for.
+    and holds every source in proportion, and every share as it was asked for (see `cuts`). Batches are cut from the
+    whole order, across the ends of epochs.
+    Raises HarnessError when a share would lie more than half a point of the mixture from the one asked for, in an epoch
+    or, of a stage that ends within one, in all that it trains; the error says what is possible.
     """
+    try:
+        return _laid(stage, pools, seed)
+    except Missed as error:
+        raise error.told(lambda other: _fits(other, pools, seed)) from None
+
+
+def _fits(stage: Stage, pools: Mapping[str, Rows], seed: int) -> bool:
+    try:
+        _laid(stage, pools, seed)
+    except (Missed, HarnessError):
+        return False
+    return True
+
+
+def _laid(stage: Stage, pools: Mapping[str, Rows], seed: int) -> StageData:
     train = stage.train
     mixture = Mixture(stage, pools, seed)
     rows = Rows.join([pools[part.source] for part in stage.parts])
     source = np.repeat(np.arange(len(stage.parts)), [len(pools[part.source]) for part in stage.parts])
+    by_unit: dict[Unit, NDArray[Any]] = {"tokens": rows.lengths, "loss_tokens": rows.loss_tokens}
+    by_unit["rows"] = np.broadcast_to(np.int32(1), len(rows))
     total = None if train["steps"] is None else train["steps"] * train["batch_size"] * train["accumulation"]
     used = np.zeros(len(rows), dtype=bool)
     walked: list[Slots] = []
@@ -48,15 +69,16 @@ def lay(stage: Stage, pools: Mapping[str, Rows], seed: int) -> StageData:
         count = min(whole, max(left, 0 if ends else 1))
         if not count:
             break
-        walked.append(epoch.order(count, begun, len(ends)))
+        taken = None
+        if count < whole and stage.shares:
+            taken = _taken(epoch, count, len(ends), mixture.aims(), by_unit, source, walked)
+        walked.append(epoch.order(count, begun, len(ends), taken))
         used[walked[-1].members] = True
         ends.append(begun + whole)
         begun += count
     names = np.cumsum(used) - 1
     slots = Slots.join(walked).renamed(names)
     kept = np.flatnonzero(used)
-    by_unit: dict[Unit, NDArray[Any]] = {"tokens": rows.lengths, "loss_tokens": rows.loss_tokens}
-    by_unit["rows"] = np.broadcast_to(np.int32(1), len(rows))
     counted = [_totals(one.members, by_unit, source, len(stage.parts)) for one in walked]
     return StageData(
         stage=stage,
@@ -67,6 +89,35 @@ def lay(stage: Stage, pools: Mapping[str, Rows], seed: int) -> StageData:
         efficiency=batches.efficiency(slots.sums(rows.lengths[kept]), train["batch_size"]),
         epoch_shares=tuple(_shares(stage, one) for one in counted),
     )
+
+
+def _taken(
+    epoch: _Epoch,
+    count: int,
+    number: int,
+    aims: Sequence[Aim],
+    by_unit: Mapping[Unit, NDArray[Any]],
+    source: NDArray[Any],
+    walked: Sequence[Slots],
+) -> NDArray[np.bool_]:
+    """(N,) the slots that are trained of an epoch of which only `count` are, by which every share is met.
+
+    In these slots alone where that can be had, else in all that the stage trains. Raises Missed where in neither.
+    """
+    sizes = cuts.measured(epoch.slots, aims, by_unit, source)
+    wanted = np.array([aim.amount for aim in aims])
+    nothing = np.zeros((2, len(aims)), np.int64)
+    before = sum((cuts.measured(one, aims, by_unit, source).sum(axis=2) for one in walked), nothing)
+    inside = np.zeros(len(epoch.slots), bool)
+    inside[epoch.spread(number)[:count]] = True
+    turns = np.zeros(len(inside), np.int64) if epoch.turns is None else epoch.turns
+    for beside in (nothing, before):
+        inside = cuts.exchanged(inside, sizes, wanted, epoch.kinds, turns, beside)
+        total = sizes[:, :, inside].sum(axis=2) + beside
+        if cuts.missed(total, wanted) <= TOLERANCE + 1e-9:
+            return inside
+    slots = count + sum(map(len, walked))
+    raise Missed(epoch.stage, aims, cuts.realised(total), slots)
 
 
 def sizes(rows: Sequence[Row]) -> dict[str, dict[str, int]]:
@@ -102,11 +153,19 @@ class _Epoch:
         self.sizes = self.slots.sums(lengths)
         self.kinds = _kinds(self.slots, source, np.bincount(source[drawn.rows], minlength=len(stage.parts)))
 
-    def order(self, count: int, begun: int, number: int) -> Slots:
-        """The first `count` slots of the epoch in its order. begun: slots before it. number: of the epoch, from 0."""
+    def spread(self, number: int, slots: NDArray[Any] | None = None) -> NDArray[np.intp]:
+        """The slots, or some of them, in an even order. number: of the epoch, from 0."""
+        every = np.arange(len(self.slots)) if slots is None else slots
+        turns = None if self.turns is None else self.turns[every]
+        return every[batches.spread(self.kinds[every], self.seed, "order", self.stage.name, number, turns=turns)]
+
+    def order(self, count: int, begun: int, number: int, inside: NDArray[np.bool_] | None = None) -> Slots:
+        """The first `count` slots of the epoch in its order, or those `inside`. begun: slots before it."""
         purpose = ("order", self.stage.name, number)
         # Cut before lengths are grouped: the beginning of an even spread holds every source in its share.
-        spread = batches.spread(self.kinds, self.seed, *purpose, turns=self.turns)[:count]
+        spread = self.spread(number)[:count]
+        if inside is not None and not inside[spread].all():
+            spread = self.spread(number, np.flatnonzero(inside))
         batch = self.stage.train["batch_size"]
         if self.packed:
             return self.slots.take(

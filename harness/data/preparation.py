@@ -18,18 +18,21 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from harness import shares
 from harness.contracts import Example, Plan, Progress, Source, StageData, Suite, Template, silent
+from harness.data import cache
 from harness.data.corpus import Corpus, View, read
-from harness.data.draws import TOLERANCE
 from harness.data.encode import Tokenised, tokenise_corpus
 from harness.data.mixture import lay
 from harness.data.rows import Rows
 from harness.data.splits import Split, check_disjoint, chosen, split
+from harness.data.untrained import Untrained
 from harness.errors import HarnessError, raise_all
 
 BLOCK = 10_000
 """Ids that are written out at once."""
+
+SHOWN = 3
+"""Rows that are named of many."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +72,8 @@ class Prepared:
     steps of every stage); these sum to `read`. Beside them `truncated` (cut to `max_length`), `evaluated` (in some
     suite) and `proven` (rows whose masks were proven).
     digests: source -> SHA-256 over the sorted ids of its rows that are trained on or evaluated.
-    untrained: source -> places of the first rows dropped as untrained. references: suite -> its rows in tokens; none
-    for a suite whose rows no template renders. told: source -> how it was read. warnings: what a person should know.
+    untrained: source -> its rows dropped as untrained, for every source in `rows`. references: suite -> its rows in
+    tokens; none for a suite whose rows no template renders. told: source -> how it was read. warnings: what a person should know.
     """
 
     stages: tuple[StageData, ...]
@@ -78,12 +81,10 @@ class Prepared:
     rows: Mapping[str, Rows]
     counts: Mapping[str, Mapping[str, int]]
     digests: Mapping[str, str]
-    untrained: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    untrained: Mapping[str, Untrained] = field(default_factory=dict)
     references: Mapping[str, Tokenised] = field(default_factory=dict)
     told: Mapping[str, Told] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
-    keeping: Any = field(default=None, repr=False)
-    """The folder of the conversations, removed when nobody has them any more."""
 
     @property
     def training(self) -> Mapping[str, View]:
@@ -119,14 +120,14 @@ def prepare(
     sources: the plan's, made; only those that a stage, a suite or `also` names are read. also: sources whose training
     rows are wanted although no stage may train on them; they are proven to be no suite's rows as well.
     templates: suite -> its own template, for suites that have one. rejected: the folder that gets `<source>.jsonl` with
-    every bad row of a source; None: they go with the conversations.
+    every bad row of a source; None: they are only counted.
     cached: take tokens from the cache where nothing has changed, and keep them there.
     Raises HarnessError for whatever a run must not begin with, with the rows or shares named.
     """
-    keeping = tempfile.TemporaryDirectory(prefix="harness-rows-")
+    folder, elsewhere = cache.place()
     trained = list(dict.fromkeys([part.source for stage in plan.stages for part in stage.parts] + list(also)))
     names = list(dict.fromkeys(trained + [suite.source for suite in plan.suites]))
-    corpora = {name: _read(plan, sources, name, Path(keeping.name), rejected, progress) for name in names}
+    corpora = {name: _read(plan, sources, name, folder, rejected, progress) for name in names}
     splits = {name: _split(plan, corpora[name]) for name in names}
     training = {name: corpora[name].take(splits[name].training) for name in names}
     suites = {suite.name: _rows_of(suite, corpora[suite.source], splits[suite.source], plan) for suite in plan.suites}
@@ -151,7 +152,6 @@ def prepare(
     evaluated = {
         name: _union([suites[suite.name].keys for suite in plan.suites if suite.source == name]) for name in names
     }
-    untrained = {name: tuple(_untrained(told[name])) for name in trained}
     return Prepared(
         stages=stages,
         suites=suites,
@@ -160,21 +160,19 @@ def prepare(
         digests={
             name: _digest(_union([used[name], evaluated[name], _wanted(told[name], name in also)])) for name in names
         },
-        untrained=untrained,
+        untrained={name: _untrained(told[name]) for name in trained},
         references=references,
         told=told,
-        warnings=tuple(_warnings(told, untrained, references, stages)),
-        keeping=keeping,
+        warnings=tuple(_warnings(told, references, elsewhere)),
     )
 
 
 def _read(
-    plan: Plan, sources: Mapping[str, Source], name: str, folder: Path, rejected: Path | None, progress: Progress
+    plan: Plan, sources: Mapping[str, Source], name: str, folder: Path | None, rejected: Path | None, progress: Progress
 ) -> Corpus:
     rejections = None if rejected is None else rejected / f"{name}.jsonl"
-    return read(
-        sources[name], plan.sources[name][1], name, folder=folder / name, rejections=rejections, progress=progress
-    )
+    options = plan.sources[name][1]
+    return read(sources[name], options, name, folder=folder, rejections=rejections, progress=progress)
 
 
 def _split(plan: Plan, corpus: Corpus) -> Split:
@@ -303,42 +301,30 @@ def _counts(told: Told, used: NDArray[np.uint64], evaluated: NDArray[np.uint64],
     }
 
 
-def _untrained(told: Told) -> Iterator[str]:
-    """The places of the first rows that have no trained token at some length."""
-    for one in told.tokenised.values():
-        lost = np.setdiff1d(np.arange(len(told.split.training)), one.kept)
-        yield from (told.training.place(int(index)) for index in lost[:4])
+def _untrained(told: Told) -> Untrained:
+    """The rows that have no trained token at some length."""
+    every = np.arange(len(told.split.training))
+    lost = {length: np.setdiff1d(every, one.kept) for length, one in told.tokenised.items()}
+    worst = max(lost, key=lambda length: len(lost[length]))
+    first = list(dict.fromkeys(int(index) for one in lost.values() for index in one[:SHOWN]))[:SHOWN]
+    return Untrained(len(every), len(lost[worst]), worst, tuple(told.training.place(index) for index in first))
 
 
 def _warnings(
-    told: Mapping[str, Told],
-    untrained: Mapping[str, Sequence[str]],
-    references: Mapping[str, Tokenised],
-    stages: Sequence[StageData],
+    told: Mapping[str, Told], references: Mapping[str, Tokenised], elsewhere: str | None
 ) -> Iterator[str]:
+    """elsewhere: why the conversations do not stand in the cache."""
+    if elsewhere is not None:
+        temporary = tempfile.gettempdir()
+        yield f"the rows read stand in {temporary} while they are used, and not in {cache.folder()}: {elsewhere}"
     for one in told.values():
         yield from one.corpus.warnings
         for tokenised in one.tokenised.values():
             yield from tokenised.warnings
-    for name, places in untrained.items():
-        if places:
-            count = max(len(told[name].split.training) - len(one.kept) for one in told[name].tokenised.values())
-            shown = ", ".join(places[:3]) + (", …" if count > 3 else "")
-            yield f"{count} row(s) of {name!r} have no trained token within max_length and are left out: {shown}"
     for name, reference in references.items():
         count = int(np.count_nonzero(reference.cut))
         if count:
             yield f"the suite {name!r} has {count} row(s) longer than max_length; their references are cut"
-    for stage in stages:
-        for share in stage.stage.shares:
-            realised = shares.realised(share, stage.shares)
-            if abs(realised - share.amount) > TOLERANCE + 1e-9:
-                named, unit = shares.listed(share.sources), share.unit.replace("_", " ")
-                verb, slots = "has" if len(share.sources) == 1 else "have", len(stage.order)
-                yield (
-                    f"the stage {stage.stage.name!r} ends within an epoch: of its {slots} slots {named} {verb} "
-                    f"{realised:.1%} of the {unit}, not the {share.amount:.1%} asked for; train longer for that"
-                )
 
 
 def _union(parts: Sequence[NDArray[Any]]) -> NDArray[Any]:

@@ -114,4 +114,5 @@ class Reading:
         """What a person should know of the rows left out."""
         count, whole = self.rejects.count, self.read - self.filtered
         if count:
-            yield f"{count} of {whole} rows of {self.name!r} are bad and left out; see {self.rejects.path}"
+            told = "" if self.rejects.path is None else f"; see {self.rejects.path}"
+            yield f"{count} of {whole} rows of {self.name!r} are bad and left out{told}"

@@ -2,14 +2,17 @@
 
 Knows what an `Example` holds, and nothing of where it came from. A line is its place, a tab, and its body; the body is
 all that can change its tokens. The file is read by offset in blocks, not mapped: pages of a mapped file count as the
-process's own memory, and here memory is not to grow with the rows.
+process's own memory, and here memory is not to grow with the rows. It has no name: the system takes its space back when
+nobody has it open any more, however the process ended.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import tempfile
 import weakref
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
@@ -38,23 +41,26 @@ _ROLES = {letter: role for role, letter in _LETTERS.items()}
 class Spool(Sequence[Example]):
     """Examples in a file of their own, readable while the object lives. Made by `Spool.write`.
 
-    offsets: (N + 1,) int64, where each line begins, and where the last one ends. ids: (N,) uint64.
+    file: its descriptor, which is the spool's alone. offsets: (N + 1,) int64, where each line begins, and where the last
+    one ends. ids: (N,) uint64.
     """
 
-    def __init__(self, path: Path, offsets: Indices, ids: NDArray[np.uint64]) -> None:
-        self.path, self.offsets, self.ids = path, offsets, ids
-        self._file = os.open(path, os.O_RDONLY)
+    def __init__(self, file: int, offsets: Indices, ids: NDArray[np.uint64]) -> None:
+        self.offsets, self.ids = offsets, ids
+        self._file = file
         weakref.finalize(self, os.close, self._file)
 
     @classmethod
-    def write(cls, examples: Iterable[Example], path: Path) -> tuple[Spool, str]:
-        """Write the examples to a new file, one by one, and give them back with the SHA-256 over their bodies in order.
+    def write(cls, examples: Iterable[Example], folder: Path | None) -> tuple[Spool, str]:
+        """Write the examples to a file, one by one, and give them back with the SHA-256 over their bodies in order.
 
+        folder: on the disk that takes them, which is there; None: where the system keeps such files.
         Raises HarnessError when the file cannot be written.
         """
         digest = hashlib.sha256()
         offsets, ids, end = array("q", [0]), array("Q"), 0
-        file = _opened(path)
+        place = Path(tempfile.gettempdir()) if folder is None else folder
+        file = _opened(place)
         try:
             for example in examples:
                 content = body(example)
@@ -66,13 +72,16 @@ class Spool(Sequence[Example]):
                 try:
                     file.write(line)
                 except OSError as error:
-                    raise unwritten(path, error) from error
-        finally:
+                    raise unwritten(place, error) from error
             try:
-                file.close()
+                file.flush()
             except OSError as error:
-                raise unwritten(path, error) from error
-        return cls(path, np.array(offsets, np.int64), np.array(ids, np.uint64)), digest.hexdigest()
+                raise unwritten(place, error) from error
+            kept = os.dup(file.fileno())
+        finally:
+            with contextlib.suppress(OSError):  # what it could not write is told already
+                file.close()
+        return cls(kept, np.array(offsets, np.int64), np.array(ids, np.uint64)), digest.hexdigest()
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -119,7 +128,7 @@ class Spool(Sequence[Example]):
         while at < end:
             part = os.pread(self._file, end - at, at)
             if not part:
-                raise OSError(f"{self.path} has become shorter while it was in use")
+                raise OSError("the file of the rows read has become shorter while it was in use")
             parts.append(part)
             at += len(part)
         return parts[0] if len(parts) == 1 else b"".join(parts)
@@ -128,15 +137,14 @@ class Spool(Sequence[Example]):
 def unwritten(path: Path, error: OSError) -> HarnessError:
     """The error for a file or folder of ours that cannot be written."""
     what = f"the rows read cannot be written there: {error.strerror or error}"
-    return HarnessError(str(path), what, "free space, or make the folder writable")
+    return HarnessError(str(path), what, "free space, make the folder writable, or set HARNESS_CACHE to another one")
 
 
-def _opened(path: Path) -> BinaryIO:
+def _opened(folder: Path) -> BinaryIO:
     try:
-        path.unlink(missing_ok=True)  # an earlier spool that is still in use keeps its file
-        return path.open("wb", buffering=1 << 20)
+        return cast(BinaryIO, tempfile.TemporaryFile("w+b", 1 << 20, suffix=".part", prefix=".", dir=folder))
     except OSError as error:
-        raise unwritten(path, error) from error
+        raise unwritten(folder, error) from error
 
 
 def body(example: Example) -> bytes:

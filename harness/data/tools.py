@@ -6,17 +6,22 @@ Knows one tool and one call; which turn they stand in, `turns` knows.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from harness.contracts import ToolCall
 from harness.data.conversation import BadRow
 
+DEEPEST = 64
+"""Objects and arrays within one another that a call or a tool may hold: templates walk them by calls within calls of
+Python, of which there can be about a thousand; nobody means to write as many levels."""
+
 
 def tools(value: Any) -> tuple[Mapping[str, Any], ...]:
     """The tools of a row's `tools`: an array of functions, or of OpenAI's `{"type": "function", "function": …}`.
 
-    The array may be JSON text. Raises BadRow for tools without a name, and for what is no function.
+    The array may be JSON text. Raises BadRow for tools without a name, for what is no function, and for one that is
+    nested deeper than `DEEPEST`.
     """
     if isinstance(value, str):
         value = as_json(value, "'tools'") if value.strip() else None
@@ -50,28 +55,68 @@ def call(value: Any, at: str) -> ToolCall:
         arguments = {}
     if not isinstance(arguments, Mapping):
         raise BadRow(f"has {kind(arguments)} in {at}.arguments, not an object", "arguments are an object, or its JSON")
+    _check_depth(arguments, f"{at}.arguments")
     return ToolCall(given["name"], arguments, identity(value.get("id"), f"{at}.id"))
 
 
 def identity(value: Any, at: str) -> str | None:
-    """The id of a call, as text; None where there is none. Raises BadRow for what is no text."""
+    """The id of a call, as text; None where there is none. Raises BadRow for what is neither text nor a whole number."""
     if value is None or value == "":
         return None
-    if not isinstance(value, str):
+    if isinstance(value, bool) or not isinstance(value, (str, int)):
         raise BadRow(f"has {kind(value)} in {at}, not text", "the id of a call is text: mend the row")
-    return value
+    if isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
+        raise BadRow(f"has half of a surrogate pair in {at}, which is no character", "mend the escape \\ud800 … in it")
+    return str(value)
+
+
+def as_json(text: str, what: str) -> Any:
+    """The value of a JSON text. what: where it stands. Raises BadRow for what is none, or names a key twice."""
+    try:
+        return json.loads(text, object_pairs_hook=_once)
+    except _Twice as error:
+        raise BadRow(f"names the key {str(error)[:40]!r} twice in {what}", "name it once") from None
+    except (ValueError, RecursionError):
+        raise BadRow(f"has text in {what} that is not JSON: {text[:40]!r}", "mend the row") from None
+
+
+def as_text(value: Any, what: str) -> str:
+    """A value as JSON text. what: where it stands. Raises BadRow for what JSON cannot hold."""
+    _check_depth(value, what)
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise BadRow(f"has a value in {what} that JSON cannot hold: {error}", "mend the row") from None
+
+
+class _Twice(Exception):
+    """A key that an object names twice."""
+
+
+def _once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        left = iter(made)  # in the order of the first time that each is named
+        raise _Twice(next(name for name, _ in pairs if name != next(left, None)))
+    return made
 
 
 def _tool(value: Any, at: str) -> Mapping[str, Any]:
     tool = value.get("function", value) if isinstance(value, Mapping) else value
     if not isinstance(tool, Mapping) or not isinstance(tool.get("name"), str) or not tool["name"].strip():
         raise BadRow(f"has a tool without a name in {at}", 'write {"name": …, "description": …, "parameters": {…}}')
+    _check_depth(tool, at)
     return tool
 
 
-def as_json(text: str, what: str) -> Any:
-    """The value of a JSON text. what: where it stands. Raises BadRow for what is none."""
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        raise BadRow(f"has text in {what} that is not JSON: {text[:40]!r}", "mend the row") from None
+def _check_depth(value: Any, at: str) -> None:
+    level, depth = [value], 0
+    while level:
+        depth += 1
+        if depth > DEEPEST:
+            raise BadRow(f"is nested deeper than {DEEPEST} levels in {at}", "mend the row")
+        nested: list[Any] = []
+        for one in level:
+            within = one.values() if isinstance(one, Mapping) else one
+            nested += [inner for inner in within if isinstance(inner, (Mapping, list, tuple))]
+        level = nested

@@ -5,14 +5,13 @@ Knows how OpenAI, ShareGPT and their kin name things; what order turns stand in,
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from harness.contracts import Message, ToolCall
 from harness.data.answers import answering, in_order
 from harness.data.conversation import BadRow
-from harness.data.tools import as_json, call, kind
+from harness.data.tools import as_json, as_text, call, kind
 
 SPEAKERS = {
     "system": "system",
@@ -92,7 +91,7 @@ def _content(value: Any, role: str, at: str) -> str:
                 f"has a part of the type {other['type'][:40]!r} in {at}", "only text is read; leave the row out"
             )
     if role == "tool" and isinstance(value, (Mapping, list, tuple)):
-        return json.dumps(value, ensure_ascii=False)
+        return as_text(value, at)
     return text(value, at)
 
 

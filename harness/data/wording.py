@@ -80,6 +80,11 @@ def _parts(message: Message) -> Iterator[str]:
         yield f"{call.name} {json.dumps(call.arguments, ensure_ascii=False)}"
 
 
+def is_text(example: Example) -> bool:
+    """Whether a row is a plain text and no conversation."""
+    return example.messages[0].role == "text"
+
+
 def prompt(example: Example) -> tuple[Message, ...]:
     """What comes before the response; nothing, for a plain text."""
     return example.messages[:-1]

@@ -96,6 +96,7 @@ def find(spec: Spec, ready: Prepared, registry: Registry) -> data.Findings:
         ready.data.suites,
         spec.document["checks"],
         seed=ready.plan.seed,
+        untrained=ready.data.untrained,
         progress=progress_of(registry),
     )
     for text in found.warnings:

@@ -125,8 +125,8 @@ CONTAMINATION: dict[str, Any] = {
         "minimum": 0,
         "maximum": 1,
         "default": 0.0,
-        "description": "Share of a suite's rows whose prompts may stand in training so. A prompt that is trained on "
-        "word for word is an error all the same.",
+        "description": "Share of a suite's rows whose prompts, or plain texts, may stand in training so. One that is trained "
+        "on word for word is an error all the same.",
     },
     "allowed_responses": {
         "type": ["number", "null"],
@@ -138,6 +138,14 @@ CONTAMINATION: dict[str, Any] = {
 }
 
 CHECKS: dict[str, Any] = {
+    "untrained": {
+        "type": ["number", "null"],
+        "minimum": 0,
+        "maximum": 1,
+        "default": 0.01,
+        "description": "Share of a source's training rows that may have no trained token left within max_length; such "
+        "rows are left out, with a warning. null: any.",
+    },
     "other_template": {
         "type": "boolean",
         "default": False,

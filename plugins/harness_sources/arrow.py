@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
-from harness import HarnessError, Record, Source
+from harness import Bad, HarnessError, Record, Source
 from harness_sources import streams, tables
 from harness_sources.files import Files, no_rows, reading, shown
 
@@ -24,7 +24,7 @@ class Arrow(Source):
     def __init__(self, path: str | Sequence[str], storage: Mapping[str, Any], split: str | None) -> None:
         self.files, self.split = Files(path, storage), split
 
-    def records(self) -> Iterator[Record]:
+    def records(self) -> Iterator[Record | Bad]:
         """Every row with its index. Raises HarnessError for what is no such file or folder."""
         for path in self.files:
             record = None
@@ -34,13 +34,13 @@ class Arrow(Source):
             if record is None:
                 raise no_rows(path)
 
-    def _read(self, path: str) -> Iterator[Record]:
+    def _read(self, path: str) -> Iterator[Record | Bad]:
         import pyarrow
 
         try:
             with self.files.open_whole(path) as raw:
                 yield from tables.records(_batches(raw), shown(path))
-        except (pyarrow.ArrowInvalid, pyarrow.ArrowNotImplementedError) as error:
+        except pyarrow.ArrowException as error:
             what = f"is not an Arrow file that can be read: {error}"
             raise HarnessError(shown(path), what, "write it again, e.g. with datasets' save_to_disk") from None
 
@@ -55,7 +55,9 @@ class Arrow(Source):
         folder = folder.rstrip("/")
         splits = self._json(f"{folder}/dataset_dict.json")
         if splits is not None:
-            names = splits.get("splits", [])
+            names = splits.get("splits")
+            if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+                raise _no_dataset(folder)
             if self.split not in names:
                 what = f"holds the splits {', '.join(names)}" + (f" and no {self.split!r}" if self.split else "")
                 raise HarnessError(shown(folder), what, f"""say which, e.g. "split": "{names[0] if names else ""}\"""")
@@ -64,10 +66,12 @@ class Arrow(Source):
             hint = "leave the source's option 'split' out"
             raise HarnessError(shown(folder), f"holds one data set, and no split {self.split!r}", hint)
         state = self._json(f"{folder}/state.json")
-        if state is None or not state.get("_data_files"):
-            hint = "name the files in it, e.g. folder/*.arrow"
-            raise HarnessError(shown(folder), "is no folder that datasets' save_to_disk has written", hint)
-        return [f"{folder}/{part['filename']}" for part in state["_data_files"]]
+        parts = state.get("_data_files") if state is not None else None
+        listed = parts if isinstance(parts, list) else []
+        names = [part.get("filename") if isinstance(part, dict) else None for part in listed]
+        if not names or not all(isinstance(name, str) and os.path.basename(name) == name for name in names):
+            raise _no_dataset(folder)
+        return [f"{folder}/{name}" for name in names]
 
     def _json(self, path: str) -> dict[str, Any] | None:
         """What a file of the folder says; None when there is none."""
@@ -79,6 +83,11 @@ class Arrow(Source):
         except (OSError, ValueError) as error:
             raise HarnessError(shown(path), f"cannot be read: {error}", "write the data set again") from None
         return found if isinstance(found, dict) else None
+
+
+def _no_dataset(folder: str) -> HarnessError:
+    hint = "name the files in it, e.g. folder/*.arrow"
+    return HarnessError(shown(folder), "is no folder that datasets' save_to_disk has written", hint)
 
 
 def _batches(raw: BinaryIO) -> Iterator[Any]:

@@ -36,7 +36,10 @@ def _rows(path: str, lines: Iterable[bytes], delimiter: str) -> Iterator[Record 
     text = _Text(lines)
     table = csv.reader(text, delimiter=delimiter, strict=True)
     try:
-        columns = _columns(file, next(table, []), delimiter)
+        header = next(table, None)
+        if header is None:
+            raise no_rows(path)
+        columns = _columns(file, header, delimiter)
         if text.wrong:
             raise HarnessError(f"{file}:1", text.wrong, "save the file as UTF-8")
         begin = table.line_num + 1
@@ -79,6 +82,8 @@ class _Text:
 
 
 def _columns(file: str, header: list[str], delimiter: str) -> list[str]:
+    if not header:
+        raise HarnessError(f"{file}:1", "the first line is blank, and it is to name the columns", "begin with their names")
     twice = sorted({name for name in header if header.count(name) > 1})
     if twice:
         raise HarnessError(f"{file}:1", f"the header names the column {twice[0]!r} twice", "rename one of them")

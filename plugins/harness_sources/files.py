@@ -23,6 +23,22 @@ __all__ = ["LONG_NUMBER", "Files", "decode", "legible", "no_rows", "reading", "s
 LONG_NUMBER = "holds a whole number of more digits than can be read"
 """What is wrong with a JSON text that is one, and at which `json.loads` raises a ValueError all the same."""
 
+FOREIGN = {
+    b"PK\x03\x04": ("is a zip archive, not a file of text", "unpack it, or compress the file by gzip or zstd"),
+    b"\xfd7zXZ\x00": ("is compressed by xz, which is not read", "compress it by gzip or zstd"),
+    **{
+        b"BZh%d1AY&SY" % level: ("is compressed by bzip2, which is not read", "compress it by gzip or zstd")
+        for level in range(1, 10)
+    },
+    b"PAR1\x15": ("is a Parquet file, not a file of text", "read it by the source 'parquet'"),
+    b"ARROW1\x00": ("is an Arrow file, not a file of text", "read it by the source 'arrow'"),
+    b"\xff\xfe": ("is UTF-16 or UTF-32, by the mark that it begins with", "save the file as UTF-8"),
+    b"\xfe\xff": ("is UTF-16, by the mark that it begins with", "save the file as UTF-8"),
+}
+"""How files begin that are no text in UTF-8, which no such text does -> what is wrong, and the remedy."""
+
+LONGEST = max(map(len, FOREIGN))
+
 SECRETS = ("key", "secret", "token", "password", "credential", "sas")
 
 
@@ -40,6 +56,9 @@ class Files:
             what = f"{name!r} is a credential, and a spec is no place for one"
             raise HarnessError("storage", what, "give it by the environment, e.g. AWS_ACCESS_KEY_ID, or ~/.aws")
         for one in self.paths:
+            if "\0" in one:
+                what = "is no path: it holds a NUL character"
+                raise HarnessError(repr(one), what, "check the source's path")
             if "://" in one and urlsplit(one).password:
                 what = "the address holds a password, and a spec is no place for one"
                 raise HarnessError(shown(one), what, "give it by the environment or ~/.netrc")
@@ -70,6 +89,10 @@ class Files:
     def open(self, path: str) -> Iterator[BinaryIO]:
         """The bytes of one of the files, decompressed when it is gzip or zstd. Raises HarnessError for what fails."""
         with reading(path), streams.opened(path, self.storage) as file, streams.unpacked(file) as unpacked:
+            begin = unpacked.peek(LONGEST)  # type: ignore[attr-defined]
+            found = next((told for mark, told in FOREIGN.items() if begin.startswith(mark)), None)
+            if found is not None:
+                raise HarnessError(shown(path), *found)
             yield unpacked
 
     @contextmanager

@@ -9,6 +9,7 @@ from typing import Any, BinaryIO
 from harness import Bad, HarnessError, Record, Source
 from harness_sources.files import LONG_NUMBER, Files, decode, no_rows, shown
 from harness_sources.json_items import items
+from harness_sources.json_text import Decoder, named_twice
 
 
 class JsonArray(Source):
@@ -21,13 +22,18 @@ class JsonArray(Source):
         self.files = Files(path, storage)
 
     def records(self) -> Iterator[Record | Bad]:
-        """Every object with its index; another item is a bad row. Raises HarnessError for a file that is no array."""
+        """Every object with its index; another item, or one that names a key twice, is a bad row.
+
+        Raises HarnessError for a file that is no array.
+        """
         for path in self.files:
             file, index = shown(path), -1
             with self.files.open(path) as stream:
-                for index, row in enumerate(_rows(file, path, stream)):
+                for index, (row, twice) in enumerate(_rows(file, path, stream)):
                     place = f"{file}:[{index}]"
-                    if isinstance(row, dict):
+                    if twice is not None:
+                        yield Bad(place, *named_twice(twice), row)
+                    elif isinstance(row, dict):
                         yield Record(place, row)
                     else:
                         yield Bad(place, f"is {json.dumps(row)[:40]}, not an object", "mend the row", row)
@@ -35,7 +41,8 @@ class JsonArray(Source):
                 raise no_rows(path)
 
 
-def _rows(file: str, path: str, stream: BinaryIO) -> Iterator[Any]:
+def _rows(file: str, path: str, stream: BinaryIO) -> Iterator[tuple[Any, str | None]]:
+    """The items, each with a key that an object in it names twice, or None."""
     begin = b""
     while not begin.removeprefix(b"\xef\xbb\xbf").strip():
         block = stream.read(1 << 16)
@@ -52,7 +59,7 @@ def _rows(file: str, path: str, stream: BinaryIO) -> Iterator[Any]:
     if len(arrays) != 1:
         what = f"is an object with {len(arrays)} arrays, so it does not say which one holds the rows"
         raise HarnessError(file, what, "keep one array of objects in the file")
-    yield from arrays[0]
+    yield from ((row, None) for row in arrays[0])
 
 
 def _document(file: str, raw: bytes) -> Any:
@@ -60,8 +67,9 @@ def _document(file: str, raw: bytes) -> Any:
         text = decode(raw, first=True)
     except ValueError as error:
         raise HarnessError(f"{file}:{_line_of_bad_byte(raw)}", str(error), "save the file as UTF-8") from None
+    decoder = Decoder()
     try:
-        return json.loads(text)
+        value = decoder.whole(text)
     except json.JSONDecodeError as error:
         hint = "for one object a line use the source 'jsonl'" if error.msg == "Extra data" else "mend the file"
         raise HarnessError(f"{file}:{error.lineno}:{error.colno}", f"is not JSON: {error.msg}", hint) from None
@@ -69,6 +77,9 @@ def _document(file: str, raw: bytes) -> Any:
         raise HarnessError(file, "is nested too deep to be read", "mend the file") from None
     except ValueError:
         raise HarnessError(file, LONG_NUMBER, "write the number as text") from None
+    if decoder.twice is not None:
+        raise HarnessError(file, *named_twice(decoder.twice))
+    return value
 
 
 def _line_of_bad_byte(raw: bytes) -> int:

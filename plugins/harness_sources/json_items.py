@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 
 from harness import HarnessError
 from harness_sources.files import LONG_NUMBER
+from harness_sources.json_text import Decoder
 
 BLOCK = 1 << 18
 """Bytes read at once; more where one item is longer."""
@@ -23,9 +24,10 @@ NEAR = 16
 _space = re.compile(r"[ \t\n\r]*").match
 
 
-def items(file: str, begin: bytes, stream: BinaryIO) -> Iterator[Any]:
-    """The items of a file's array. file: as shown in errors. begin: bytes already read from the stream.
+def items(file: str, begin: bytes, stream: BinaryIO) -> Iterator[tuple[Any, str | None]]:
+    """The items of a file's array, each with a key that an object in it names twice, or None.
 
+    file: as shown in errors. begin: bytes already read from the stream.
     Raises HarnessError with line and column where the file is not JSON, or not UTF-8.
     """
     text = _Text(file, begin, stream)
@@ -33,7 +35,7 @@ def items(file: str, begin: bytes, stream: BinaryIO) -> Iterator[Any]:
     text.at += 1  # the bracket that the caller has seen
     if text.skip() != "]":
         while True:
-            yield text.item()
+            yield text.item(), text.values.twice
             follows = text.skip()
             if follows == "]":
                 break
@@ -52,7 +54,7 @@ class _Text:
     def __init__(self, file: str, begin: bytes, stream: BinaryIO) -> None:
         self.file, self.stream = file, stream
         self.decoder = codecs.getincrementaldecoder("utf-8-sig")()
-        self.decode = json.JSONDecoder().raw_decode
+        self.values = Decoder()
         self.text, self.at, self.ended = "", 0, False
         self.line, self.column, self.taken = 1, 1, 0  # of the window's first character; bytes decoded so far
         self._add(begin)
@@ -71,7 +73,7 @@ class _Text:
         size = BLOCK
         while True:
             try:
-                value, end = self.decode(self.text, self.at)
+                value, end = self.values.begun(self.text, self.at)
             except json.JSONDecodeError as error:
                 goes_on = error.pos >= len(self.text) - NEAR or error.msg.startswith("Unterminated string")
                 if self.ended or not goes_on:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from codecs import BOM_UTF8
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from harness import Bad, Record, Source
 from harness_sources.files import LONG_NUMBER, Files, decode, legible, no_rows, shown
+from harness_sources.json_text import Decoder, named_twice
 
 
 class JsonLines(Source):
@@ -17,27 +19,29 @@ class JsonLines(Source):
         self.files = Files(path, storage)
 
     def records(self) -> Iterator[Record | Bad]:
-        """Every object with its line; a line that holds none is a bad row."""
+        """Every object with its line; a line that holds none, or names a key twice, is a bad row."""
+        decoder = Decoder()
         for path in self.files:
             empty = True
             with self.files.open(path) as lines:
                 file = shown(path)
                 for number, raw in enumerate(lines, 1):
-                    if raw.isspace():
+                    if raw.isspace() or raw.strip() == BOM_UTF8:
                         continue
                     empty = False
-                    yield _row(raw, number, f"{file}:{number}")
+                    yield _row(raw, decoder, f"{file}:{number}")
             if empty:
                 raise no_rows(path)
 
 
-def _row(raw: bytes, number: int, place: str) -> Record | Bad:
+def _row(raw: bytes, decoder: Decoder, place: str) -> Record | Bad:
     try:
-        text = decode(raw, first=number == 1)
+        # A byte order mark stands before the first line of each file, also where several were put into one.
+        text = decode(raw, first=False).removeprefix("\ufeff")
     except ValueError as error:
         return Bad(place, str(error), "save the file as UTF-8", legible(raw))
     try:
-        row = json.loads(text)
+        row = decoder.whole(text)
     except json.JSONDecodeError as error:
         hint = "each line holds one JSON object; for JSON over several lines use the source 'json'"
         return Bad(place, f"is not JSON: {error.msg} at column {error.colno}", hint, text)
@@ -45,6 +49,8 @@ def _row(raw: bytes, number: int, place: str) -> Record | Bad:
         return Bad(place, "is nested too deep to be read", "mend the line", text)
     except ValueError:  # Python reads no longer ones, which would take forever
         return Bad(place, LONG_NUMBER, "write the number as text", text)
+    if decoder.twice is not None:
+        return Bad(place, *named_twice(decoder.twice), text)
     if isinstance(row, dict):
         return Record(place, row)
     if isinstance(row, list):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from harness import HarnessError, Record, Source
+from harness import Bad, HarnessError, Record, Source
 from harness_sources import tables
 from harness_sources.files import Files, no_rows, shown
 
@@ -18,7 +18,7 @@ class Parquet(Source):
     def __init__(self, path: str | Sequence[str], storage: Mapping[str, Any]) -> None:
         self.files = Files(path, storage)
 
-    def records(self) -> Iterator[Record]:
+    def records(self) -> Iterator[Record | Bad]:
         """Every row with its index. Raises HarnessError for what is no Parquet file."""
         import pyarrow.parquet
 
@@ -30,7 +30,7 @@ class Parquet(Source):
                     batches = pyarrow.parquet.ParquetFile(raw).iter_batches(BATCH)
                     for record in tables.records(batches, shown(path)):
                         yield record
-            except (pyarrow.ArrowInvalid, pyarrow.ArrowNotImplementedError) as error:
+            except pyarrow.ArrowException as error:
                 what = f"is not a Parquet file that can be read: {error}"
                 raise HarnessError(shown(path), what, "write it again") from None
             if record is None:

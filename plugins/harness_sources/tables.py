@@ -5,23 +5,44 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from harness import Record
+from harness import Bad, Record
 
 
-def records(batches: Iterable[Any], file: str, begin: int = 0) -> Iterator[Record]:
+def records(batches: Iterable[Any], file: str, begin: int = 0) -> Iterator[Record | Bad]:
     """The rows of record batches. file: as shown. begin: index of the first row. A place is `file:[index]`.
 
     A field of an object in a row that is null is left out: Arrow gives every object of a column the fields of all of
     them, so that one tool's arguments would turn up, as nulls, in the calls of all others.
+    A row with a value that Python cannot hold (text that is not UTF-8, a date beyond the year 9999) is a bad row.
     """
     index = begin
     for batch in batches:
         nested = [field.name for field in batch.schema if _holds_objects(field.type)]
-        for row in batch.to_pylist():
-            for name in nested:
-                row[name] = given(row[name])
-            yield Record(f"{file}:[{index}]", row)
+        for row in _rows(batch):
+            place = f"{file}:[{index}]"
+            if isinstance(row, str):
+                yield Bad(place, f"holds a value that cannot be read: {row}", "mend the row", None)
+            else:
+                for name in nested:
+                    row[name] = given(row[name])
+                yield Record(place, row)
             index += 1
+
+
+def _rows(batch: Any) -> Iterator[dict[str, Any] | str]:
+    """The rows of a batch; in the place of one that cannot be had, why."""
+    try:
+        rows = batch.to_pylist()
+    except (ValueError, OverflowError):
+        pass  # one row has such a value: each is tried by itself
+    else:
+        yield from rows
+        return
+    for number in range(batch.num_rows):
+        try:
+            yield batch.slice(number, 1).to_pylist()[0]
+        except (ValueError, OverflowError) as error:
+            yield str(error)
 
 
 def _holds_objects(kind: Any) -> bool:

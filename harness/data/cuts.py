@@ -1,0 +1,147 @@
+"""What a stage trains of the epoch that it ends within: so many slots, chosen so that every share is met in them.
+
+Knows sizes of slots, nothing of rows or of how epochs are ordered. The beginning of an even order holds every source in
+its share of slots; but rows differ in length, and a share of tokens may be missed by far in a few of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harness import shares
+from harness.contracts import Stage, Unit
+from harness.data.draws import TOLERANCE, Aim
+from harness.data.slots import Slots
+from harness.errors import HarnessError
+
+CANDIDATES = 384
+"""Slots on either side that may be exchanged: of each kind alike, spread over their sizes."""
+
+ROUNDS = 400
+"""Exchanges at most."""
+
+DOUBLED = 8
+"""How often twice as many steps are tried, before no number of them is said to be enough."""
+
+Indices = NDArray[np.intp]
+Sizes = NDArray[np.int64]
+
+
+def measured(slots: Slots, aims: Sequence[Aim], sizes: Mapping[Unit, NDArray[Any]], source: NDArray[Any]) -> Sizes:
+    """(2, K, N) of each of K aims and N slots: what the aim's sources have there, and what all have, in its unit.
+
+    sizes: unit -> (R,) size of every row. source: (R,) of every row, as `Aim.sources` names them.
+    """
+    made = np.empty((2, len(aims), len(slots)), np.int64)
+    for number, aim in enumerate(aims):
+        size = sizes[aim.unit]
+        made[0, number] = slots.sums(np.where(np.isin(source, aim.sources), size, 0))
+        made[1, number] = slots.sums(size)
+    return made
+
+
+def realised(totals: NDArray[Any]) -> NDArray[np.float64]:
+    """(K,) the shares that totals, (2, K), come to."""
+    return np.asarray(totals[0] / totals[1], np.float64)
+
+
+def missed(totals: NDArray[Any], wanted: NDArray[np.float64]) -> float:
+    """How far the aim that is missed most lies from its share."""
+    return float(np.abs(realised(totals) - wanted).max())
+
+
+def exchanged(
+    inside: NDArray[np.bool_],
+    sizes: Sizes,
+    wanted: NDArray[np.float64],
+    kinds: NDArray[Any],
+    turns: NDArray[Any],
+    before: Sizes,
+) -> NDArray[np.bool_]:
+    """The slots inside, with some exchanged for others until no aim is missed by more than `TOLERANCE`.
+
+    Each time the two slots are exchanged after which the worst aim is nearest; where no exchange brings it nearer, that
+    is all that can be had. inside: (N,) which slots are taken; their number stays. sizes: (2, K, N), see `measured`.
+    wanted: (K,) the aims' shares. kinds, turns: (N,) of each slot; of a kind, those of the lowest turns are taken.
+    before: (2, K) what counts beside the slots.
+    """
+    inside = inside.copy()
+    total = sizes[:, :, inside].sum(axis=2) + before
+    if missed(total, wanted) <= TOLERANCE:
+        return inside
+    worst = int(np.argmax(np.abs(realised(total) - wanted)))
+    value = sizes[0, worst] - wanted[worst] * sizes[1, worst]
+    there = _candidates(np.flatnonzero(inside), kinds, -turns, value)
+    others = _candidates(np.flatnonzero(~inside), kinds, turns, value)
+    for _ in range(ROUNDS):
+        after = total[:, :, None, None] + sizes[:, :, None, others] - sizes[:, :, there, None]  # (2, K, there, others)
+        left = np.abs(after[0] / after[1] - wanted[:, None, None]).max(axis=0)
+        uneven = (kinds[there][:, None] == kinds[others]) & (turns[there][:, None] != turns[others])
+        left[uneven] = np.inf  # a row would stand twice where another one of its source does not stand once
+        out, into = np.unravel_index(int(np.argmin(left)), left.shape)
+        if left[out, into] >= missed(total, wanted):
+            break
+        total = after[:, :, out, into]
+        inside[there[out]], inside[others[into]] = False, True
+        there[out], others[into] = others[into], there[out]
+        if missed(total, wanted) <= TOLERANCE:
+            break
+    return inside
+
+
+def _candidates(slots: Indices, kinds: NDArray[Any], turns: NDArray[Any], value: NDArray[np.float64]) -> Indices:
+    """Those of some slots that may be exchanged: of each kind the ones of the lowest turn, evenly over their values."""
+    every = np.unique(kinds[slots])
+    found = []
+    for kind in every.tolist():
+        own = slots[kinds[slots] == kind]
+        own = own[turns[own] == turns[own].min()]
+        own = own[np.argsort(value[own], kind="stable")]
+        count = min(len(own), max(CANDIDATES // len(every), 1))
+        found.append(own[np.linspace(0, len(own) - 1, count).round().astype(np.intp)])
+    return np.concatenate([np.empty(0, np.intp), *found])
+
+
+class Missed(Exception):
+    """A share that is missed in what a stage trains.
+
+    found: (K,) what each aim comes to, at its nearest. slots: that the stage trains in all.
+    """
+
+    def __init__(self, stage: Stage, aims: Sequence[Aim], found: NDArray[np.float64], slots: int) -> None:
+        super().__init__(stage.name)
+        self.stage, self.aims, self.found, self.slots = stage, aims, found, slots
+
+    def told(self, fits: Callable[[Stage], bool]) -> HarnessError:
+        """The error, with what is possible. fits: whether a stage's shares are met; what is said is tried first."""
+        worst = int(np.argmax([abs(one - aim.amount) for one, aim in zip(self.found, self.aims, strict=True)]))
+        aim, found = self.aims[worst], float(self.found[worst])
+        named = tuple(self.stage.parts[number].source for number in aim.sources)
+        what = (
+            f"{100 * aim.amount:.1f} % of {shares.listed(named)} in {aim.unit.replace('_', ' ')} cannot be met: it ends "
+            f"within an epoch, after {self.slots} slots, and whole rows come no nearer than {100 * found:.1f} %"
+        )
+        ways = [next((f"train longer ({told} will do)" for told, one in self._longer() if fits(one)), "train longer")]
+        nearest = round(found, 3)
+        changed = tuple(replace(one, amount=nearest) if one.sources == named else one for one in self.stage.shares)
+        if nearest and changed != self.stage.shares and fits(replace(self.stage, shares=changed)):
+            ways.append(f"ask for {100 * nearest:.1f} %")
+        return HarnessError(f"stage {self.stage.name}", what, f"{', or '.join(ways)}, or leave the share out")
+
+    def _longer(self) -> Iterator[tuple[str, Stage]]:
+        """The stage with more to train, and what that is called."""
+        train = self.stage.train
+        for doubled in range(1, DOUBLED + 1):
+            if train["steps"] is not None:
+                name, more = "steps", train["steps"] << doubled
+            else:
+                name, more = "epochs", min(train["epochs"] * 2**doubled, math.ceil(train["epochs"]))
+            yield f"train.{name} {more:g}", replace(self.stage, train={**train, name: more})
+            if name == "epochs" and more == math.ceil(train["epochs"]):
+                return
