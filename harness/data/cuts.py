@@ -26,8 +26,8 @@ CANDIDATES = 384
 ROUNDS = 400
 """Exchanges at most."""
 
-DOUBLED = 8
-"""How often twice as many steps are tried, before no number of them is said to be enough."""
+ONE_MORE, DOUBLED = 8, 8
+"""How often one step more is tried, and then twice as many, before no number of them is said to be enough."""
 
 Indices = NDArray[np.intp]
 Sizes = NDArray[np.int64]
@@ -137,11 +137,13 @@ class Missed(Exception):
     def _longer(self) -> Iterator[tuple[str, Stage]]:
         """The stage with more to train, and what that is called."""
         train = self.stage.train
-        for doubled in range(1, DOUBLED + 1):
-            if train["steps"] is not None:
-                name, more = "steps", train["steps"] << doubled
-            else:
-                name, more = "epochs", min(train["epochs"] * 2**doubled, math.ceil(train["epochs"]))
+        if train["steps"] is not None:
+            name, begun = "steps", train["steps"]
+            tried = [begun + more for more in range(1, ONE_MORE + 1)]
+            tried += [begun << doubled for doubled in range(1, DOUBLED + 1) if begun << doubled > tried[-1]]
+        else:
+            name, begun = "epochs", train["epochs"]
+            tried = [begun * 2**doubled for doubled in range(1, DOUBLED + 1) if begun * 2**doubled < math.ceil(begun)]
+            tried.append(math.ceil(begun))
+        for more in tried:
             yield f"train.{name} {more:g}", replace(self.stage, train={**train, name: more})
-            if name == "epochs" and more == math.ceil(train["epochs"]):
-                return

@@ -40,7 +40,7 @@ class Arrow(Source):
         try:
             with self.files.open_whole(path) as raw:
                 yield from tables.records(_batches(raw), shown(path))
-        except pyarrow.ArrowException as error:
+        except (pyarrow.ArrowException, MemoryError) as error:  # a damaged length may be any number
             what = f"is not an Arrow file that can be read: {error}"
             raise HarnessError(shown(path), what, "write it again, e.g. with datasets' save_to_disk") from None
 

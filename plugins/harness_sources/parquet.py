@@ -30,7 +30,7 @@ class Parquet(Source):
                     batches = pyarrow.parquet.ParquetFile(raw).iter_batches(BATCH)
                     for record in tables.records(batches, shown(path)):
                         yield record
-            except pyarrow.ArrowException as error:
+            except (pyarrow.ArrowException, MemoryError) as error:  # a damaged length may be any number
                 what = f"is not a Parquet file that can be read: {error}"
                 raise HarnessError(shown(path), what, "write it again") from None
             if record is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from harness import Bad, Record
+from harness import Bad, HarnessError, Record
 
 
 def records(batches: Iterable[Any], file: str, begin: int = 0) -> Iterator[Record | Bad]:
@@ -14,9 +14,14 @@ def records(batches: Iterable[Any], file: str, begin: int = 0) -> Iterator[Recor
     A field of an object in a row that is null is left out: Arrow gives every object of a column the fields of all of
     them, so that one tool's arguments would turn up, as nulls, in the calls of all others.
     A row with a value that Python cannot hold (text that is not UTF-8, a date beyond the year 9999) is a bad row.
+    Raises HarnessError for two columns of one name.
     """
     index = begin
     for batch in batches:
+        names = batch.schema.names
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise HarnessError(file, f"has two columns called {twice!r}", "rename one of them")
         nested = [field.name for field in batch.schema if _holds_objects(field.type)]
         for row in _rows(batch):
             place = f"{file}:[{index}]"

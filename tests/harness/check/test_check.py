@@ -120,6 +120,7 @@ def test_realised_shares_are_counted_from_the_order_that_is_trained_epoch_by_epo
 
 
 def test_a_contaminated_prompt_fails_and_a_run_does_not_begin(document, tmp_path):
+    document["train"]["max_length"] = 256
     with (tmp_path / "desk.jsonl").open("a") as file:
         file.write(json.dumps({"instruction": LONG, "output": "Yes."}) + "\n")
     write(tmp_path, "desk_heldout", [(f"{LONG}, doesn't it?", "It does."), ("Who?", "The mayor.")])
@@ -146,6 +147,7 @@ def test_data_that_cannot_be_made_is_a_failure_and_the_rest_not_reached(document
 
 
 def test_near_duplicates_warn_and_fail_when_too_many(document, tmp_path):
+    document["train"]["max_length"] = 256
     with (tmp_path / "desk.jsonl").open("a") as file:
         for end in ".!":
             file.write(json.dumps({"instruction": f"{LONG}{end}", "output": "Yes."}) + "\n")
@@ -156,6 +158,46 @@ def test_near_duplicates_warn_and_fail_when_too_many(document, tmp_path):
     document["checks"] = {"near_duplicates": {"allowed": 0}}
     facts = made(document, tmp_path)
     assert states(facts) == {**dict.fromkeys(PROOFS, True), "duplicates": False}
+
+
+def test_rows_whose_response_is_cut_away_fail_in_check_and_run_alike_above_what_is_allowed(document, tmp_path):
+    with (tmp_path / "desk.jsonl").open("a") as file:
+        file.write(json.dumps({"instruction": " ".join(map(str, range(1000, 1090))), "output": "Yes."}) + "\n")
+    facts = made(document, tmp_path)
+    assert states(facts) == {**dict.fromkeys(PROOFS, True), "lengths": False}
+    assert told(facts, "lengths").endswith("; 1 row(s) have nothing trained left")
+    assert facts["untrained"]["desk"]["lost"] == 1
+    (line,) = facts["failures"]
+    assert line.startswith("sources.desk: 1 of its 14 training rows have no trained token within 64 tokens")
+    assert line.endswith("desk.jsonl:14; raise train.max_length, take these rows out or shorten their prompts, or "
+                         "raise checks.untrained (0.01) to 0.072")  # fmt: skip
+    with pytest.raises(HarnessError) as caught:
+        run.run(*loaded(document, tmp_path))
+    assert caught.value.lines() == [line]
+    assert not (tmp_path / "runs").exists()
+    document["checks"] = {"untrained": 0.072}
+    facts = made(document, tmp_path)
+    assert facts["ok"]
+    assert any(one.startswith("sources.desk: 1 of its 14 training rows") for one in facts["warnings"])
+    document["train"] |= {"steps": 1}
+    document["mitigations"] = {"mixing": {"share": 0.0}}
+    run.run(*loaded(document, tmp_path))
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert json.loads((folder / "data.json").read_text())["checks"]["untrained"]["desk"]["lost"] == 1
+
+
+def test_a_suite_of_plain_texts_is_held_against_training(document, tmp_path):
+    (tmp_path / "texts.jsonl").write_text(json.dumps({"text": LONG}) + "\n")
+    document["sources"]["texts"] = {"jsonl": {"path": "texts.jsonl"}}
+    document["evaluate"]["texts"] = {"source": "texts", "metrics": "bits_per_byte"}
+    facts = made(document, tmp_path)
+    assert "texts: 0 of 1 texts stand in training" in told(facts, "contamination")
+    with (tmp_path / "desk.jsonl").open("a") as file:
+        file.write(json.dumps({"instruction": "?", "output": f"Well, {LONG}."}) + "\n")
+    document["train"]["max_length"] = 512
+    facts = made(document, tmp_path)
+    assert states(facts)["contamination"] is False
+    assert "evaluate.texts: 1 of its 1 texts stand in training" in facts["failures"][0]
 
 
 def test_what_is_not_looked_for_is_said(document, tmp_path):
@@ -202,6 +244,7 @@ def test_the_command_prints_the_page_and_exits_with_the_verdict(document, tmp_pa
 
 def test_a_trained_model_carries_its_template_and_another_one_is_an_error(document, tmp_path):
     document["train"] |= {"steps": 1, "learning_rate": 1e-3}
+    document["mitigations"] = {"mixing": {"share": 0.0}}
     run.run(*loaded(document, tmp_path))
     (folder,) = (tmp_path / "runs").iterdir()
     assert json.loads((folder / "data.json").read_text())["checks"]["near_duplicates"]["repeats"] == 0
@@ -217,6 +260,7 @@ def test_a_trained_model_carries_its_template_and_another_one_is_an_error(docume
 
 def test_a_suite_is_evaluated_with_its_own_template(document, tmp_path):
     document["train"] |= {"steps": 1}
+    document["mitigations"] = {"mixing": {"share": 0.0}}
     document["checks"] = {"other_template": True}
     scores = []
     for template in ("chatml", "alpaca"):

@@ -123,10 +123,36 @@ def test_suites_are_told_apart_and_rows_named_across_batches_and_sources():
     assert [(one.row, one.source) for one in result["b"].worst] == [("two:1", "two")]
 
 
-def test_a_plain_text_has_no_prompt():
-    text = Example("p", (Message("text", LONG),), "p:1")
-    result = contamination({"s": [text]}, {"t": [Example("q", (Message("text", f"so {LONG}"),), "q:1")]})["s"]
-    assert (result.prompts, result.same_prompts, result.responses) == (0, 0, 1)
+def text(content, place="e:1"):
+    return Example(place, (Message("text", content),), place)
+
+
+@pytest.mark.parametrize("held", [text(f"so {LONG}"), row("Say it.", f"Well, {LONG}."), row(f"{LONG}?")])
+def test_a_plain_text_is_given_away_by_long_stretches_wherever_they_stand_in_training(held):
+    result = found(text(LONG), text(OTHER), held)
+    assert (result.kind, result.items, result.prompts, result.responses, result.overlapping) == ("text", 1, 1, 0, 1)
+    (overlap,) = result.worst
+    assert (overlap.item, overlap.row, overlap.side, overlap.covered, overlap.text) == ("e:1", "t:2", "text", 1.0, LONG)
+    assert found(text(f"{LONG} {OTHER} {OTHER[::-1]}"), held).prompts == 0, "less than half of it"
+
+
+def test_a_short_plain_text_is_given_away_where_the_same_words_are_trained():
+    later = (Message("user", "More?"), Message("assistant", "No."))
+
+    def talk(trained):
+        return Example("t", (*row("Go on.", "chapter one").messages[:1], Message("assistant", "chapter one", trained=trained), *later), "t")
+
+    for held in (text("CHAPTER one"), row("Go on.", "Chapter one!"), talk(True)):
+        result = found(text("Chapter One."), text("Chapter two."), held)
+        assert (result.same_prompts, result.prompts, result.same_responses) == (1, 1, 0)
+        assert (result.worst[0].row, result.worst[0].side, result.worst[0].text) == ("t:2", "text", "Chapter One.")
+    for held in (text("So chapter one."), row("Chapter one?", "No."), talk(False)):
+        assert found(text("Chapter One."), held).prompts == 0
+
+
+def test_a_prompt_that_is_trained_as_a_plain_text_is_given_away():
+    result = found(row("What is the capital of France?"), text("What is the capital of France?"))
+    assert (result.kind, result.same_prompts, result.prompts) == ("prompt", 1, 1)
 
 
 @pytest.mark.parametrize("suites", [{}, {"empty": []}])

@@ -2,6 +2,10 @@ import dataclasses
 import datetime
 import json
 import os
+import signal
+import subprocess
+import sys
+import textwrap
 import tracemalloc
 
 import numpy as np
@@ -46,7 +50,8 @@ def corpus(tmp_path):
     def corpus(rows, folder="c", progress=None, **options):
         source = rows if isinstance(rows, Source) else Rows(rows)
         more = {"progress": progress} if progress else {}
-        return read(source, {**DEFAULTS, **options}, "x", folder=tmp_path / folder, **more)
+        bad = tmp_path / folder / "rejected.jsonl"
+        return read(source, {**DEFAULTS, **options}, "x", folder=tmp_path, rejections=bad, **more)
 
     return corpus
 
@@ -67,8 +72,14 @@ EVERYTHING = [
         [
             Message("system", "é😀"),
             Message("user", "1 + 2?"),
-            Message("assistant", "", calls=(ToolCall("add", {"a": 1, "b": [None, 2.5]}),), trained=False),
-            Message("tool", "3", name="add"),
+            Message(
+                "assistant",
+                "",
+                calls=(ToolCall("add", {"a": 1, "b": [None, 2.5]}, "c1"), ToolCall("add", {})),
+                trained=False,
+            ),
+            Message("tool", "3", name="add", answers="c1"),
+            Message("tool", "4"),
             Message("assistant", "3."),
         ],
         "x:3",
@@ -79,7 +90,7 @@ EVERYTHING = [
 
 @pytest.fixture
 def spooled(tmp_path):
-    return room.Spool.write(EVERYTHING, tmp_path / "rows.jsonl")[0]
+    return room.Spool.write(EVERYTHING, tmp_path)[0]
 
 
 def test_every_part_of_an_example_comes_back_from_disk(spooled):
@@ -143,10 +154,42 @@ def test_the_digest_changes_with_whatever_can_change_a_token_and_with_the_order_
     assert corpus([{**row, "id": 3} for row in rows]).digest == digests[0]
 
 
-def test_an_earlier_corpus_stays_readable_when_its_folder_is_used_again(corpus):
-    first = corpus(asks(5))
-    corpus(asks(2))
-    assert len(list(first)) == 5
+def test_conversations_leave_no_name_on_the_disk_while_they_are_used(corpus, tmp_path):
+    first, second = corpus(asks(5)), corpus(asks(2))
+    assert list(tmp_path.iterdir()) == []
+    assert [len(list(one)) for one in (first, second)] == [5, 2]
+
+
+KILLED = """
+    import os, signal, sys
+    from pathlib import Path
+    from harness.contracts import Message
+    from harness.data.conversation import example
+    from harness.data.spool import Spool
+
+    def rows():
+        for number in range(20_000):
+            yield example([Message("user", f"{number}"), Message("assistant", "b" * 100)], "x:1")
+        names = []
+        for file in os.listdir("/proc/self/fd"):
+            try:
+                names.append(os.readlink(f"/proc/self/fd/{file}"))
+            except OSError:
+                pass  # the folder's own
+        print([name for name in names if name.startswith(sys.argv[1])], flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    Spool.write(rows(), Path(sys.argv[1]))
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/fd"), reason="the system does not tell what a process has open")
+def test_a_process_that_is_killed_leaves_no_conversations_behind(tmp_path):
+    command = [sys.executable, "-c", textwrap.dedent(KILLED), str(tmp_path)]
+    ended = subprocess.run(command, timeout=120, check=False, capture_output=True, text=True)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
+    assert str(tmp_path) in ended.stdout, "it wrote there"
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_memory_does_not_grow_with_the_rows(corpus):
@@ -169,18 +212,27 @@ def test_memory_does_not_grow_with_the_rows(corpus):
 
 def test_a_folder_that_cannot_be_written_is_told(corpus, tmp_path):
     (tmp_path / "c").write_text("a file where a folder is to be")
+    with pytest.raises(HarnessError, match="c: the rows read cannot be written there: .*set HARNESS_CACHE to another"):
+        room.Spool.write(EVERYTHING, tmp_path / "c")
     (line,) = refused(corpus, asks(2))
-    assert "the rows read cannot be written there" in line
+    assert "rejected.jsonl: the rows read cannot be written there" in line
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no device that is always full")
-@pytest.mark.parametrize("name", ["conversations.jsonl", "rejected.jsonl"])
-def test_a_full_disk_is_told(corpus, tmp_path, monkeypatch, name):
+@pytest.mark.parametrize("buffered", [True, False])
+def test_a_full_disk_is_told(corpus, tmp_path, monkeypatch, buffered):
+    monkeypatch.setattr("tempfile.TemporaryFile", lambda *_, **__: open("/dev/full", "wb", -1 if buffered else 0))
+    (line,) = refused(corpus, asks(2))
+    assert line.startswith(f"{tmp_path}: the rows read cannot be written there: No space left on device; free space")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no device that is always full")
+def test_a_full_disk_is_told_of_bad_rows_as_well(corpus, tmp_path, monkeypatch):
     (tmp_path / "c").mkdir()
-    (tmp_path / "c" / name).symlink_to("/dev/full")
+    (tmp_path / "c" / "rejected.jsonl").symlink_to("/dev/full")
     monkeypatch.setattr("pathlib.Path.unlink", lambda path, missing_ok: None)
     (line,) = refused(corpus, [*asks(2), {}], rejected=0.9)
-    assert f"{name}: the rows read cannot be written there: No space left on device" in line
+    assert "rejected.jsonl: the rows read cannot be written there: No space left on device" in line
 
 
 # -- bad rows ---------------------------------------------------------------------------------------------------------

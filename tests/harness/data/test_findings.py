@@ -10,6 +10,7 @@ from harness import registry, schema
 from harness.contracts import Message
 from harness.data.conversation import example
 from harness.data.findings import Texts, find
+from harness.data.untrained import Untrained
 
 LONG = "the old clock in the tall tower of the town hall strikes every hour except at noon on sundays"
 
@@ -91,12 +92,54 @@ def test_only_some_rows_are_named_and_the_rest_counted(settings):
     assert error.what.endswith(" and 2 more")
 
 
+@pytest.mark.parametrize(("allowed", "fails"), [(0, True), (0.019, True), (0.02, False), (1, False), (None, False)])
+def test_rows_with_nothing_trained_left_warn_and_fail_above_what_is_allowed(settings, allowed, fails):
+    lost = {"a": Untrained(50, 1, 64, ("a:7",)), "b": Untrained(9, 0, 64, ())}
+    found = find({}, {}, {**settings(), "untrained": allowed}, seed=0, untrained=lost)
+    assert found.facts()["untrained"] == {
+        "a": {"rows": 50, "lost": 1, "max_length": 64, "places": ["a:7"], "share": 0.02}
+    }
+    told = "sources.a: 1 of its 50 training rows have no trained token within 64 tokens and are left out: a:7"
+    if not fails:
+        assert (found.warnings, found.failures) == ((told,), ())
+        return
+    (error,) = found.failures
+    assert found.warnings == ()
+    assert str(error) == (
+        f"{told}; raise train.max_length, take these rows out or shorten their prompts, or raise checks.untrained "
+        f"({allowed:g}) to 0.02"
+    )
+
+
+def test_by_default_one_row_in_a_hundred_may_have_nothing_trained_left(settings):
+    assert settings()["untrained"] == 0.01
+    lost = {"a": Untrained(1000, 11, 64, ("a:1", "a:2", "a:3"))}
+    (error,) = find({}, {}, settings(), seed=0, untrained=lost).failures
+    assert error.what.endswith("a:1, a:2, a:3, …")
+    assert error.hint.endswith("checks.untrained (0.01) to 0.011")
+
+
+def test_a_suite_of_plain_texts_fails_as_one_of_prompts_does(settings):
+    def texts(source, *contents):
+        return [example([Message("text", one)], f"{source}:{n}") for n, one in enumerate(contents, 1)]
+
+    suites = {"s": texts("e", LONG, "Nothing of it.")}
+    for data in ({"a": texts("a", f"Well, {LONG}!")}, {"a": rows("a", ("Say it.", LONG))}):
+        found = find(data, suites, settings(), seed=0)
+        (error,) = found.failures
+        assert error.where == "evaluate.s"
+        assert error.what.startswith("1 of its 2 texts stand in training, in whole or for the most part: e:1 ~ a:1 (")
+        assert error.hint.endswith("or raise checks.contamination.allowed (0) to 0.5")
+        assert found.facts()["contamination"]["s"]["kind"] == "text"
+        assert find(data, suites, settings(contamination={"allowed": 0.5}), seed=0).failures == ()
+
+
 def test_what_is_not_asked_for_is_not_looked_for(settings):
     asked = {**settings(), "near_duplicates": None, "contamination": None}
     data = rows("a", (LONG, "Yes."), (LONG + "!", "Yes."))
     found = find({"a": data}, {"s": data}, asked, seed=0)
     assert (found.near, found.contamination, found.warnings, found.failures) == (None, None, (), ())
-    assert found.facts() == {"shared": [], "near_duplicates": None, "contamination": None}
+    assert found.facts() == {"untrained": {}, "shared": [], "near_duplicates": None, "contamination": None}
 
 
 def test_rows_of_two_sources_that_are_equal_are_named(settings):

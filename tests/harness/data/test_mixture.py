@@ -357,6 +357,116 @@ def test_a_stage_that_ends_within_an_epoch_keeps_the_sources_in_proportion(steps
 
 @settings(max_examples=60, deadline=None)
 @given(
+    st.integers(40, 200), st.integers(40, 200), st.floats(0.02, 0.5), units, st.integers(1, 60), st.booleans(),
+    st.booleans(), st.booleans(), st.integers(0, 1000),
+)  # fmt: skip
+def test_a_share_is_met_in_what_a_stage_trains_that_ends_within_an_epoch_or_refused_with_what_is_possible(
+    domain, general, amount, unit, steps, upsample, resample, packing, seed
+):
+    random = generator(seed, "lengths")
+    pools = {
+        source: pool(source, [(random.randint(0, 40), random.randint(1, longest)) for _ in range(count)], first)
+        for source, count, longest, first in (("d", domain, 60, 0), ("g", general, 80, 1000))
+    }
+    asked = stage("dg", Share(("g",), amount, unit, upsample=upsample, resample=resample), steps=steps, packing=packing)
+    try:
+        data = lay(asked, pools, seed)
+    except HarnessError as error:
+        said = str(error)
+        steps_enough = re.search(r"train.steps (\d+) will do", said)
+        if steps_enough:
+            lay(replace(asked, train={**asked.train, "steps": int(steps_enough[1])}), pools, seed)
+        nearest = re.search(r"ask for ([\d.]+) %", said)
+        if nearest:
+            lower = replace(asked.shares[0], amount=float(nearest[1]) / 100)
+            lay(replace(asked, shares=(lower,)), pools, seed)
+        assert steps_enough or "cannot be met: w" in said
+        return
+    assert len(data.order) == 4 * steps
+    found = counted(data, data.order)
+    assert abs(found["g"][unit] - amount) <= TOLERANCE + 1e-9
+    assert data.shares["g"][unit] == pytest.approx(found["g"][unit])
+    last = epochs(data)[-1]
+    times = set(trained(data, "d", last).values()) | (set() if upsample else set(trained(data, "g", last).values()))
+    assert times <= {1}, "no row stands twice in the part of an epoch"
+    assert lay(asked, pools, seed).order == data.order
+
+
+def test_the_beginning_of_an_epoch_has_the_share_though_rows_differ_tenfold():
+    sizes_of = [3 + 40 * (n % 5 == 0) for n in range(500)]
+    pools = {"d": pool("d", [(0, one) for one in sizes_of]), "g": pool("g", [(0, 5 * one) for one in sizes_of], 1000)}
+    share = Share(("g",), 0.1)
+    for steps in (5, 20, 60):
+        data = lay(stage("dg", share, steps=steps), pools, 0)
+        assert abs(data.shares["g"]["loss_tokens"] - 0.1) <= TOLERANCE
+        general = [place for place, slot in enumerate(data.order) if data.rows.source_of(slot[0]) == "g"]
+        windows = [sum(at <= place < at + 64 for place in general) for at in range(0, 4 * steps - 63, 64)]
+        assert max(windows, default=0) - min(windows, default=0) <= 2, "what is exchanged is spread evenly again"
+
+
+def test_nothing_is_exchanged_where_the_share_is_met_anyway(monkeypatch):
+    pools = {"d": pool("d", [(0, 10)] * 90), "g": pool("g", [(0, 10)] * 35, 1000)}
+    half = lay(stage("dg", Share(("g",), 0.1), epochs=0.5), pools, 0)
+    monkeypatch.setattr("harness.data.cuts.exchanged", lambda inside, *_: inside)
+    assert lay(stage("dg", Share(("g",), 0.1), epochs=0.5), pools, 0).order == half.order
+
+
+@pytest.mark.parametrize(
+    ("more", "line"),
+    [
+        (
+            {"steps": 2},
+            "stage only: 10.0 % of 'g' in rows cannot be met: it ends within an epoch, after 8 slots, and whole rows "
+            "come no nearer than 12.5 %; train longer (train.steps 5 will do), or ask for 12.5 %, or leave the share out",
+        ),
+        (
+            {"steps": 1},
+            "stage only: 10.0 % of 'g' in rows cannot be met: it ends within an epoch, after 4 slots, and whole rows "
+            "come no nearer than 0.0 %; train longer (train.steps 5 will do), or leave the share out",
+        ),
+        (
+            {"epochs": 0.07},
+            "stage only: 10.0 % of 'g' in rows cannot be met: it ends within an epoch, after 7 slots, and whole rows "
+            "come no nearer than 14.3 %; train longer (train.epochs 1 will do), or ask for 14.3 %, or leave the",
+        ),
+    ],
+)
+def test_a_share_that_so_few_rows_cannot_have_is_refused_with_what_is_possible(more, line):
+    pools = {"d": pool("d", [(0, 10)] * 90), "g": pool("g", [(0, 10)] * 35, 1000)}
+    with pytest.raises(HarnessError) as caught:
+        lay(stage("dg", Share(("g",), 0.1, "rows"), **more), pools, 0)
+    assert str(caught.value).startswith(line)
+
+
+def test_a_few_slots_after_a_whole_epoch_need_not_have_the_share_by_themselves():
+    pools = {"d": pool("d", [(0, 10)] * 900), "g": pool("g", [(0, 10)] * 350, 1000)}
+    data = lay(stage("dg", Share(("g",), 0.1), steps=251), pools, 0)
+    assert len(epochs(data)[-1]) == 4
+    assert abs(data.shares["g"]["loss_tokens"] - 0.1) <= TOLERANCE
+
+
+def test_several_shares_are_met_together_in_the_beginning_of_an_epoch():
+    pools = {
+        s: pool(s, [(n % 9, 1 + (7 * n) % 50) for n in range(600)], 1000 * place) for place, s in enumerate("dghr")
+    }
+    shares = (Share(("g", "h"), 0.2, weights=(1.0, 3.0)), Share(("r",), 0.1, "tokens"))
+    data = lay(stage("dghr", *shares, steps=30), pools, 3)
+    assert abs(data.shares["g"]["loss_tokens"] - 0.05) <= TOLERANCE
+    assert abs(data.shares["h"]["loss_tokens"] - 0.15) <= TOLERANCE
+    assert abs(data.shares["r"]["tokens"] - 0.1) <= TOLERANCE
+
+
+def test_repeated_rows_stay_even_where_an_epoch_is_cut():
+    pools = {"d": pool("d", [(0, 10 + n % 40) for n in range(400)]), "g": pool("g", [(0, 2 + n % 60) for n in range(40)], 1000)}
+    data = lay(stage("dg", Share(("g",), 0.4, upsample=True), steps=60), pools, 0)
+    times = trained(data, "g").values()
+    assert len(times) == 40
+    assert max(times) - min(times) <= 1
+    assert abs(data.shares["g"]["loss_tokens"] - 0.4) <= TOLERANCE
+
+
+@settings(max_examples=60, deadline=None)
+@given(
     st.dictionaries(st.sampled_from("abc"), st.integers(1, 150), min_size=1, max_size=3),
     st.integers(1, 6), st.booleans(), st.integers(0, 99),
 )  # fmt: skip

@@ -4,10 +4,11 @@ import pytest
 
 from harness import vocabulary
 from harness.contracts import Message, Part, Plan, Record, Share, Source, Span, Stage, Suite, Template
-from harness.data import prepare
+from harness.data import cache, prepare, untrained
 from harness.data.conversation import example
 from harness.data.corpus import Corpus
 from harness.data.splits import chosen, is_held_out
+from harness.data.spool import Spool
 from harness.errors import HarnessError
 
 TRAIN = {"epochs": 1, "steps": None, "batch_size": 4, "accumulation": 1, "packing": False, "max_length": 200}
@@ -213,9 +214,32 @@ def test_a_question_of_the_suites_source_counts_even_beyond_the_suites_limit(mak
 def test_rows_whose_response_is_cut_off_are_dropped_by_name_and_count(make):
     data = {"d": [*asks("d", 6), ("long " * 100, "never seen"), ("short", "a long answer " * 40)]}
     made = make(data, [stage(("d", "domain"))])
-    assert made.untrained == {"d": ("d:7",)}
+    assert made.untrained == {"d": untrained.Untrained(rows=8, lost=1, max_length=200, places=("d:7",))}
     assert (made.counts["d"]["untrained"], made.counts["d"]["truncated"], made.counts["d"]["used"]) == (1, 1, 7)
     assert max(len(row.input_ids) for row in made.rows["d"]) == 200
+
+
+def test_rows_lost_at_the_shorter_of_two_lengths_are_counted_there(make):
+    data = {"d": [*asks("d", 6), ("long " * 100, "seen at last")]}
+    made = make(data, [stage(("d", "domain"), name="one", max_length=900), stage(("d", "domain"), name="two")])
+    assert made.untrained == {"d": untrained.Untrained(rows=7, lost=1, max_length=200, places=("d:7",))}
+    assert made.counts["d"]["untrained"] == 0, "it is trained in one stage"
+
+
+def test_conversations_stand_on_the_caches_disk_or_it_is_said_where_else(make, tmp_path, monkeypatch):
+    taken = []
+    write = Spool.write.__func__
+    monkeypatch.setattr(Spool, "write", classmethod(lambda cls, rows, folder: taken.append(folder) or write(cls, rows, folder)))
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "own"))
+    made = make({"d": asks("d", 3)}, [stage(("d", "domain"))])
+    assert taken == [tmp_path / "own" / "rows"] == [cache.folder()]
+    assert made.warnings == ()
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "file"))
+    made = make({"d": asks("d", 3)}, [stage(("d", "domain"))])
+    assert taken[1:] == [None]
+    assert made.warnings[0].startswith("the rows read stand in ")
+    assert made.warnings[0].endswith(f"while they are used, and not in {tmp_path / 'file' / 'rows'}: Not a directory")
 
 
 def test_a_source_without_a_trained_token_within_max_length_is_an_error(make):
