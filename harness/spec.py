@@ -6,6 +6,7 @@ Knows files and the schema; does not know what a run does. The filled spec is wh
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path as FilePath
@@ -143,6 +144,6 @@ def _resolve(value: str, folder: FilePath, kind: str) -> str:
     if value == "~" or value.startswith("~/"):
         path = path.expanduser()
     absolute = path if path.is_absolute() else (folder / path)
-    if kind == "model" and not value.startswith((".", "/", "~")) and not absolute.exists():
+    if kind == "model" and not value.startswith((".", "/", "~")) and not os.path.exists(absolute):
         return value
-    return str(absolute.absolute().resolve())
+    return os.path.realpath(absolute)  # unlike `Path.resolve` it raises nothing for a loop of links: whoever reads will

@@ -27,9 +27,9 @@ def make(spec: Spec, registry: Registry) -> dict[str, Any]:
     `ok`: whether a run may begin. `proofs`: see `proofs.proof`. `sources`: counts of rows by source. `lengths`: source
     -> one `histogram.lengths` for each max_length at which it is trained. `stages`: `name`, `asked` (each share, see
     `Share`), `epochs` (each source -> realised share by unit) and `efficiency`. `masks`: source -> rows proven.
-    `template`: `name` and `fingerprint`. `untrained`, `shared`, `near_duplicates`, `contamination`: see `Findings.facts`.
-    `warnings`. `failures`: lines, each with place, problem and remedy. Where the data cannot be made, only the spec's
-    own facts and the failures are there.
+    `template`: `name` and `fingerprint`. `untrained`, `shared`, `near_duplicates`, `contamination`: see
+    `Findings.facts`. `warnings`. `failures`: lines, each with place, problem and remedy. Where the data cannot be made,
+    only the spec's own facts and the failures are there.
     Raises HarnessError for a spec without a plan, RunError for what is no fault of the input.
     """
     planned = plan.make(spec, registry)

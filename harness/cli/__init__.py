@@ -13,6 +13,7 @@ from importlib.metadata import version
 
 from harness.cli import commands
 from harness.errors import HarnessError
+from harness.legible import printable
 
 Command = Callable[[argparse.Namespace], int]
 
@@ -27,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return code
     except HarnessError as error:
         for line in error.lines():
-            print(f"harness: {line}", file=sys.stderr)
+            print(f"harness: {printable(line)}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("harness: interrupted", file=sys.stderr)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import HarnessError
+from harness.legible import printable
 
 
 def _spec(arguments: argparse.Namespace) -> tuple[Any, Any, Any]:
@@ -260,7 +261,7 @@ def check(arguments: argparse.Namespace) -> int:
         _print(check.render(made))
     sys.stdout.flush()  # the table before its errors, where both go to one terminal
     for line in made["failures"]:
-        print(f"harness: {line}", file=sys.stderr)
+        print(f"harness: {printable(line)}", file=sys.stderr)
     return 0 if made["ok"] else 2
 
 

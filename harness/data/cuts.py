@@ -124,8 +124,8 @@ class Missed(Exception):
         aim, found = self.aims[worst], float(self.found[worst])
         named = tuple(self.stage.parts[number].source for number in aim.sources)
         what = (
-            f"{100 * aim.amount:.1f} % of {shares.listed(named)} in {aim.unit.replace('_', ' ')} cannot be met: it ends "
-            f"within an epoch, after {self.slots} slots, and whole rows come no nearer than {100 * found:.1f} %"
+            f"{100 * aim.amount:.1f} % of {shares.listed(named)} in {aim.unit.replace('_', ' ')} cannot be met: it "
+            f"ends within an epoch, after {self.slots} slots, and whole rows come no nearer than {100 * found:.1f} %"
         )
         ways = [next((f"train longer ({told} will do)" for told, one in self._longer() if fits(one)), "train longer")]
         nearest = round(found, 3)

@@ -32,7 +32,7 @@ ROUNDS = 20
 
 @dataclass(frozen=True)
 class Aim:
-    """What some sources, numbered as the parts of their stage, are to be of its mixture. amount: in [0, 1] of the unit."""
+    """What some sources, numbered as their stage's parts, are to be of its mixture. amount: in [0, 1] of the unit."""
 
     sources: tuple[int, ...]
     unit: Unit
@@ -96,9 +96,12 @@ class Mixture:
         """What is to be met: each share, and each of its sources by itself."""
         supplies = {source: Supply(sizes, np.empty(0, np.intp)) for source, sizes in self.sizes.items()}
         number = {part.source: index for index, part in enumerate(self.stage.parts)}
-        wanted = [((one.source,), one.share.unit, one.amount) for one in _wanted(self.stage.shares, supplies)]
-        wanted += [(share.sources, share.unit, share.amount) for share in self.stage.shares if share.sources[1:]]
-        return tuple(Aim(tuple(number[source] for source in sources), *more) for sources, *more in wanted)
+        each = _wanted(self.stage.shares, supplies)
+        together = [share for share in self.stage.shares if share.sources[1:]]
+        return (
+            *(Aim((number[one.source],), one.share.unit, one.amount) for one in each),
+            *(Aim(tuple(number[source] for source in one.sources), one.unit, one.amount) for one in together),
+        )
 
     def draw(self) -> Drawn:
         """The rows of the next epoch. Raises HarnessError when a share would be more than `TOLERANCE` off."""

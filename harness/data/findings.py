@@ -85,7 +85,7 @@ def find(
     """Judge what truncation left out, and look for duplicates and contamination.
 
     training: source -> its rows that may be trained on, each content once. suites: suite -> the rows that it evaluates.
-    settings: the spec's `checks`, filled. untrained: source -> its rows that are left out, cut off before anything trained.
+    settings: the spec's `checks`, filled. untrained: source -> its rows that are cut off before anything is trained.
     Reads the training rows in order, once for each kind of finding; of near duplicates the suspects again.
     """
     shared = tuple(_shared(training))

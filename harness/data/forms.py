@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 from harness.contracts import Example, Message, Record
@@ -15,6 +16,10 @@ from harness.data.conversation import BadRow, example
 from harness.data.tools import tools
 from harness.data.turns import text, turns
 from harness.errors import HarnessError
+from harness.legible import one_line
+
+SHOWN = 20
+"""Keys of a row that an error names."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,7 @@ def detect(records: Sequence[Record], where: str) -> str:
         raise HarnessError(where, what, f"""say which, e.g. "form": "{whole[0]}\"""")
     best = max(fitting, key=lambda name: sum(fitting[name]))
     if not any(fitting[best]):
-        keys = ", ".join(map(str, records[0].data)) or "none"
+        keys = _keys(records[0].data) or "none"
         needs = "; ".join(f"{name} needs {', '.join(form.needs)}" for name, form in FORMS.items())
         what = f"the form of its rows is unknown: {records[0].place} has the keys {keys}; {needs}"
         raise HarnessError(where, what, """name your columns, e.g. "columns": {"instruction": …, "output": …}""")
@@ -112,7 +117,13 @@ class Columns:
             wanted = not needed or any(standard in form.needs for form in FORMS.values())
             if column in self.missing and wanted and first is not None:
                 what = f"columns names {column!r} as the data's column for {standard!r}, and no row has it"
-                raise HarnessError(self.where, what, f"{first.place} has {', '.join(map(str, first.data))}")
+                raise HarnessError(self.where, what, f"{first.place} has {_keys(first.data)}")
+
+
+def _keys(row: Mapping[str, Any]) -> str:
+    """The keys of a row as a person may see them, some of them where there are many."""
+    more = f" and {len(row) - SHOWN:,} more" if len(row) > SHOWN else ""
+    return ", ".join(one_line(str(key), 40) for key in islice(row, SHOWN)) + more
 
 
 def _lacks(row: Mapping[str, Any], name: str, key: str) -> BadRow:

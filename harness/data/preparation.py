@@ -73,7 +73,8 @@ class Prepared:
     suite) and `proven` (rows whose masks were proven).
     digests: source -> SHA-256 over the sorted ids of its rows that are trained on or evaluated.
     untrained: source -> its rows dropped as untrained, for every source in `rows`. references: suite -> its rows in
-    tokens; none for a suite whose rows no template renders. told: source -> how it was read. warnings: what a person should know.
+    tokens; none for a suite whose rows no template renders. told: source -> how it was read. warnings: what a person
+    should know.
     """
 
     stages: tuple[StageData, ...]
@@ -310,9 +311,7 @@ def _untrained(told: Told) -> Untrained:
     return Untrained(len(every), len(lost[worst]), worst, tuple(told.training.place(index) for index in first))
 
 
-def _warnings(
-    told: Mapping[str, Told], references: Mapping[str, Tokenised], elsewhere: str | None
-) -> Iterator[str]:
+def _warnings(told: Mapping[str, Told], references: Mapping[str, Tokenised], elsewhere: str | None) -> Iterator[str]:
     """elsewhere: why the conversations do not stand in the cache."""
     if elsewhere is not None:
         temporary = tempfile.gettempdir()

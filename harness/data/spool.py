@@ -41,8 +41,8 @@ _ROLES = {letter: role for role, letter in _LETTERS.items()}
 class Spool(Sequence[Example]):
     """Examples in a file of their own, readable while the object lives. Made by `Spool.write`.
 
-    file: its descriptor, which is the spool's alone. offsets: (N + 1,) int64, where each line begins, and where the last
-    one ends. ids: (N,) uint64.
+    file: its descriptor, which is the spool's alone. offsets: (N + 1,) int64, where each line begins, and where the
+    last one ends. ids: (N,) uint64.
     """
 
     def __init__(self, file: int, offsets: Indices, ids: NDArray[np.uint64]) -> None:

@@ -60,7 +60,7 @@ def call(value: Any, at: str) -> ToolCall:
 
 
 def identity(value: Any, at: str) -> str | None:
-    """The id of a call, as text; None where there is none. Raises BadRow for what is neither text nor a whole number."""
+    """The id of a call, as text; None where there is none. Raises BadRow for what is neither text nor an integer."""
     if value is None or value == "":
         return None
     if isinstance(value, bool) or not isinstance(value, (str, int)):

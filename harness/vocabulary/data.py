@@ -125,8 +125,8 @@ CONTAMINATION: dict[str, Any] = {
         "minimum": 0,
         "maximum": 1,
         "default": 0.0,
-        "description": "Share of a suite's rows whose prompts, or plain texts, may stand in training so. One that is trained "
-        "on word for word is an error all the same.",
+        "description": "Share of a suite's rows whose prompts, or plain texts, may stand in training so. One that "
+        "is trained on word for word is an error all the same.",
     },
     "allowed_responses": {
         "type": ["number", "null"],

@@ -83,7 +83,9 @@ class _Text:
 
 def _columns(file: str, header: list[str], delimiter: str) -> list[str]:
     if not header:
-        raise HarnessError(f"{file}:1", "the first line is blank, and it is to name the columns", "begin with their names")
+        raise HarnessError(
+            f"{file}:1", "the first line is blank, and it is to name the columns", "begin with their names"
+        )
     twice = sorted({name for name in header if header.count(name) > 1})
     if twice:
         raise HarnessError(f"{file}:1", f"the header names the column {twice[0]!r} twice", "rename one of them")

@@ -140,7 +140,11 @@ def test_a_short_plain_text_is_given_away_where_the_same_words_are_trained():
     later = (Message("user", "More?"), Message("assistant", "No."))
 
     def talk(trained):
-        return Example("t", (*row("Go on.", "chapter one").messages[:1], Message("assistant", "chapter one", trained=trained), *later), "t")
+        return Example(
+            "t",
+            (*row("Go on.", "chapter one").messages[:1], Message("assistant", "chapter one", trained=trained), *later),
+            "t",
+        )
 
     for held in (text("CHAPTER one"), row("Go on.", "Chapter one!"), talk(True)):
         result = found(text("Chapter One."), text("Chapter two."), held)

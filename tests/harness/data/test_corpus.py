@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -212,7 +213,7 @@ def test_memory_does_not_grow_with_the_rows(corpus):
 
 def test_a_folder_that_cannot_be_written_is_told(corpus, tmp_path):
     (tmp_path / "c").write_text("a file where a folder is to be")
-    with pytest.raises(HarnessError, match="c: the rows read cannot be written there: .*set HARNESS_CACHE to another"):
+    with pytest.raises(HarnessError, match=r"c: the rows read cannot be written there: .*set HARNESS_CACHE to another"):
         room.Spool.write(EVERYTHING, tmp_path / "c")
     (line,) = refused(corpus, asks(2))
     assert "rejected.jsonl: the rows read cannot be written there" in line
@@ -221,7 +222,8 @@ def test_a_folder_that_cannot_be_written_is_told(corpus, tmp_path):
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no device that is always full")
 @pytest.mark.parametrize("buffered", [True, False])
 def test_a_full_disk_is_told(corpus, tmp_path, monkeypatch, buffered):
-    monkeypatch.setattr("tempfile.TemporaryFile", lambda *_, **__: open("/dev/full", "wb", -1 if buffered else 0))
+    full = Path("/dev/full")
+    monkeypatch.setattr("tempfile.TemporaryFile", lambda *_, **__: full.open("wb", -1 if buffered else 0))
     (line,) = refused(corpus, asks(2))
     assert line.startswith(f"{tmp_path}: the rows read cannot be written there: No space left on device; free space")
 

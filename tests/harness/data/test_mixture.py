@@ -417,7 +417,7 @@ def test_nothing_is_exchanged_where_the_share_is_met_anyway(monkeypatch):
         (
             {"steps": 2},
             "stage only: 10.0 % of 'g' in rows cannot be met: it ends within an epoch, after 8 slots, and whole rows "
-            "come no nearer than 12.5 %; train longer (train.steps 5 will do), or ask for 12.5 %, or leave the share out",
+            "come no nearer than 12.5 %; train longer (train.steps 5 will do), or ask for 12.5 %, or leave the share",
         ),
         (
             {"steps": 1},
@@ -457,7 +457,10 @@ def test_several_shares_are_met_together_in_the_beginning_of_an_epoch():
 
 
 def test_repeated_rows_stay_even_where_an_epoch_is_cut():
-    pools = {"d": pool("d", [(0, 10 + n % 40) for n in range(400)]), "g": pool("g", [(0, 2 + n % 60) for n in range(40)], 1000)}
+    pools = {
+        "d": pool("d", [(0, 10 + n % 40) for n in range(400)]),
+        "g": pool("g", [(0, 2 + n % 60) for n in range(40)], 1000),
+    }
     data = lay(stage("dg", Share(("g",), 0.4, upsample=True), steps=60), pools, 0)
     times = trained(data, "g").values()
     assert len(times) == 40

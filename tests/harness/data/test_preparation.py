@@ -229,7 +229,9 @@ def test_rows_lost_at_the_shorter_of_two_lengths_are_counted_there(make):
 def test_conversations_stand_on_the_caches_disk_or_it_is_said_where_else(make, tmp_path, monkeypatch):
     taken = []
     write = Spool.write.__func__
-    monkeypatch.setattr(Spool, "write", classmethod(lambda cls, rows, folder: taken.append(folder) or write(cls, rows, folder)))
+    monkeypatch.setattr(
+        Spool, "write", classmethod(lambda cls, rows, folder: taken.append(folder) or write(cls, rows, folder))
+    )
     monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "own"))
     made = make({"d": asks("d", 3)}, [stage(("d", "domain"))])
     assert taken == [tmp_path / "own" / "rows"] == [cache.folder()]

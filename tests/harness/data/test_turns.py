@@ -80,6 +80,137 @@ def test_several_calls_of_one_turn_are_answered_by_several_tools():
     assert row.messages[2].name is None  # which of the two it answers, the data does not say
 
 
+TWO = [{"id": one, "function": {"name": "add", "arguments": {"a": n}}} for n, one in enumerate(("c1", "c2"))]
+
+
+def answered(*answers, calls=TWO):
+    row = openai({**SAID, "tool_calls": calls}, *({"role": "tool", **answer} for answer in answers), SAID)
+    return [(message.content, message.name, message.answers) for message in row.messages[2:-1]]
+
+
+def test_two_calls_of_one_tool_answered_out_of_order_are_paired_by_id():
+    second, first = {"tool_call_id": "c2", "content": "two"}, {"tool_call_id": "c1", "content": "one"}
+    assert answered(second, first) == answered(first, second) == [("one", "add", "c1"), ("two", "add", "c2")]
+
+
+def test_an_answer_without_an_id_belongs_to_a_call_that_no_other_answer_names():
+    calls = [*TWO, {"id": "c3", "function": {"name": "sub"}}]
+    given = [{"name": "sub", "content": "three"}, {"content": "one"}, {"tool_call_id": "c2", "content": "two"}]
+    assert [content for content, _, _ in answered(*given, calls=calls)] == ["one", "two", "three"]
+    assert [content for content, _, _ in answered(*given[:2], calls=calls)] == ["three", "one"], "as the data has them"
+
+
+def test_what_is_one_answer_too_many_stays_behind_those_that_name_their_calls():
+    given = [
+        {"content": "too many"},
+        {"tool_call_id": "c2", "content": "two"},
+        {"tool_call_id": "c1", "content": "one"},
+    ]
+    assert [content for content, _, _ in answered(*given)] == ["one", "two", "too many"]
+
+
+def test_ids_may_be_whole_numbers_and_those_of_answers_to_an_only_call_without_one_say_nothing():
+    calls = [{**call, "id": number} for number, call in enumerate(TWO)]
+    given = [{"tool_call_id": 1, "content": "two"}, {"tool_call_id": 0, "content": "one"}]
+    assert answered(*given, calls=calls) == [("one", "add", "0"), ("two", "add", "1")]
+    assert answered({"tool_call_id": "x", "content": "one"}, calls=[{"name": "add"}]) == [("one", "add", None)]
+
+
+def test_ids_are_no_content_and_the_pairing_is():
+    def told(ids, *order):
+        calls = [{"id": one, "function": {"name": "add", "arguments": {"a": n}}} for n, one in enumerate(ids)]
+        answers = [{"role": "tool", "tool_call_id": ids[n], "content": content} for n, content in order]
+        return openai({**SAID, "tool_calls": calls}, *answers, SAID)
+
+    one = told(("c1", "c2"), (0, "one"), (1, "two"))
+    assert told(("k7", "k8"), (1, "two"), (0, "one")).id == one.id
+    assert told(("c1", "c2"), (1, "one"), (0, "two")).id != one.id
+
+
+def test_a_completion_answers_the_calls_of_its_prompt():
+    row = conversation(
+        {
+            "prompt": [ASKED, {"role": "assistant", "tool_calls": TWO}],
+            "completion": [
+                {"role": "tool", "tool_call_id": "c2", "content": "two"},
+                {"role": "tool", "tool_call_id": "c1", "content": "one"},
+                SAID,
+            ],
+        },
+        "prompt_completion",
+        "all",
+        "x:1",
+    )
+    assert [(message.role, message.content, message.trained) for message in row.messages[1:]] == [
+        ("assistant", "", False), ("tool", "one", True), ("tool", "two", True), ("assistant", "3.", True)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("calls", "answers", "what"),
+    [
+        (TWO, [{"tool_call_id": "c9"}], "answers the call 'c9' in messages[2], and the turn before has no such call"),
+        (TWO[:1], [{"tool_call_id": "c9"}], "answers the call 'c9' in messages[2], and the turn before has no such"),
+        ([{"name": "add"}] * 2, [{"tool_call_id": "c1"}], "answers the call 'c1' in messages[2], and the turn before"),
+        (TWO, [{"tool_call_id": "c1"}] * 2, "answers the call 'c1' a second time in messages[3]"),
+        (
+            TWO,
+            [{"tool_call_id": "c1", "name": "sub"}],
+            "answers the call 'c1' of 'add' in messages[2], and names the tool 'sub'",
+        ),
+        ([TWO[0], TWO[0]], [], "has two calls with the id 'c1' in messages[1]"),
+        (TWO, [{"tool_call_id": True}], "has the value True in messages[2].tool_call_id, not text"),
+        ([{**TWO[0], "id": {"a": 1}}], [], "has an object in messages[1].tool_calls[0].id, not text"),
+        ([{**TWO[0], "id": "\ud83d"}], [], "has half of a surrogate pair in messages[1].tool_calls[0].id, which is no"),
+    ],
+)
+def test_ids_that_pair_nothing_are_refused(calls, answers, what):
+    turns = [{"role": "tool", "content": "3", **answer} for answer in answers]
+    assert refused(openai, {**SAID, "tool_calls": calls}, *turns, SAID).startswith(what)
+
+
+def deep(levels, inner=1):
+    for _ in range(levels):
+        inner = {"a": inner}
+    return inner
+
+
+@pytest.mark.parametrize(
+    ("messages", "more", "what"),
+    [
+        ([{**SAID, "tool_calls": [{"name": "a", "arguments": deep(65)}]}], {}, "is nested deeper than 64 levels in "),
+        ([SAID], {"tools": [{"name": "a", "parameters": [deep(64)]}]}, "is nested deeper than 64 levels in tools[0]"),
+        (
+            [{**SAID, "tool_calls": [CALL]}, {"role": "tool", "content": deep(3000)}, SAID],
+            {},
+            "is nested deeper than 64 levels in messages[2].content",
+        ),
+        (
+            [{**SAID, "tool_calls": [CALL]}, {"role": "tool", "content": {"x": b"1"}}, SAID],
+            {},
+            "has a value in messages[2].content that JSON cannot hold: Object of type bytes",
+        ),
+        (
+            [{**SAID, "tool_calls": [{"name": "a", "arguments": {"x": float("nan")}}]}],
+            {},
+            "has a call or a tool that JSON",
+        ),
+        (
+            [{**SAID, "tool_calls": [{"name": "a", "arguments": '{"b": 1, "x": 1, "c": 2, "x": 3}'}]}],
+            {},
+            "names the key 'x' twice in messages[1].tool_calls[0].arguments",
+        ),
+    ],
+)
+def test_what_no_tool_would_take_is_refused(messages, more, what):
+    assert refused(openai, *messages, **more).startswith(what)
+
+
+def test_a_call_may_be_nested_as_deep_as_anybody_means_to():
+    row = openai({**SAID, "tool_calls": [{"name": "a", "arguments": deep(64)}]})
+    assert row.messages[-1].calls[0].arguments == deep(64)
+
+
 def test_a_conversation_may_end_with_a_call_and_a_call_may_be_written_the_older_way():
     last = openai({"role": "assistant", "content": None, "function_call": {"name": "add", "arguments": ""}})
     assert last.messages[-1] == Message("assistant", "", calls=(ToolCall("add", {}),))

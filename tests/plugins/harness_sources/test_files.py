@@ -104,6 +104,7 @@ def test_a_folder_and_a_file_that_is_not_there_are_told(tmp_path):
     (tmp_path / "data").mkdir()
     assert refused("data") == "data: is a folder, not a file; name the files in it, e.g. data/*.jsonl"
     assert refused("none") == "none: there is no such file; check the source's path"
+    assert refused("a\0b") == "'a\\x00b': is no path: it holds a NUL character; check the source's path"
 
 
 # -- addresses --------------------------------------------------------------------------------------------------------

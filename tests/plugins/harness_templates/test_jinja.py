@@ -236,6 +236,45 @@ def test_tools_and_calls_reach_the_template_in_openais_shape(make, tokenizer, ma
     )
 
 
+NINE = (
+    "{% for m in messages %}{% for c in m.tool_calls or [] %}{% if c.id | length != 9 %}"
+    "{{ raise_exception('Tool call IDs should be alphanumeric strings with length 9!') }}{% endif %}{% endfor %}"
+    "{% endfor %}" + TOOLED
+)
+"""As the chat templates of Mistral's tokenizers have it."""
+
+
+@pytest.mark.parametrize(
+    ("source", "ids", "written"),
+    [
+        (TOOLED, ("toolu_1", "toolu_2"), ("toolu_1", "toolu_2")),
+        (TOOLED, ("a<|im_end|>b", "c"), ("a<|im_end|>b", "c")),
+        (TOOLED, ("toolu_1", None), ("call00001", "call00002")),
+        (NINE, ("toolu_1", "toolu_2"), ("call00001", "call00002")),
+        (NINE, ("aB3dE6gH9", "kL2mN5pQ8"), ("aB3dE6gH9", "kL2mN5pQ8")),
+    ],
+)
+def test_the_datas_ids_reach_the_template_unless_it_refuses_them(
+    source, ids, written, make, tokenizer, marked, example
+):
+    template, first, second = make("jinja", template=source), *ids
+    messages = (
+        Message("user", "q"),
+        Message("assistant", "", calls=(ToolCall("f", {"x": 1}, first), ToolCall("f", {"x": 2}, second))),
+        Message("tool", "one", name="f", answers=first),
+        Message("tool", "two", name="f", answers=second),
+        Message("assistant", "a"),
+    )
+    assert marked(template.render(messages, tokenizer)) == (
+        "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n"
+        f"⟦[call]{written[0]} f(x=1)[call]{written[1]} f(x=2)<|im_end|>⟧\n"
+        f"<|im_start|>tool\none[for {written[0]} f]<|im_end|>\n<|im_start|>tool\ntwo[for {written[1]} f]<|im_end|>\n"
+        "<|im_start|>assistant\n⟦a<|im_end|>⟧\n"
+    )
+    row = encode(example(messages), "s", template, tokenizer, 4096)
+    assert row.input_ids.count(tokenizer.convert_tokens_to_ids("<|im_end|>")) == 5, "no id can end a turn"
+
+
 @pytest.mark.parametrize("name", ["qwen2_5", "qwen3_instruct_2507", "llama3_1", "lfm2_v2", "gemma4_v5"])
 def test_chat_templates_of_model_families_train_calls(name, make, family, calling, weather, shipped, example):
     tokenizer, template = family("qwen"), make("jinja", template=shipped(name))

@@ -95,6 +95,53 @@ def test_parity_with_the_published_reference_token_for_token(name, version, make
     prove(given, Encoded(row), template, tokenizer)
 
 
+OWN = ("aB3dE6gH9", "kL2mN5pQ8")
+"""Ids as Mistral's models write them. The published reference writes those it is given, and refuses all others."""
+
+
+def with_ids(messages, ids):
+    """The conversation with ids for its two calls, of which the answers name theirs."""
+    calls = tuple(dataclasses.replace(call, id=one) for call, one in zip(CALLS.calls, ids, strict=True))
+    changed = {
+        id(CALLS): dataclasses.replace(CALLS, calls=calls),
+        **{id(one): dataclasses.replace(one, answers=key) for one, key in zip(RESULTS, ids, strict=True)},
+    }
+    return tuple(changed.get(id(message), message) for message in messages)
+
+
+@pytest.mark.parametrize("version", ["v3", "v3-tekken"])
+@pytest.mark.parametrize("name", ["tools", "tools_multi"])
+def test_parity_with_the_published_reference_with_the_datas_own_ids(name, version, make, family, example):
+    template = make("mistral", version=version)
+    tokenizer = family("mistral" if version == "v3" else "tekken")
+    messages, tools, text = PUBLISHED[name]
+    text = text.replace("call00001", OWN[0]).replace("call00002", OWN[1])
+    prompt = text if version == "v3" else tight(text)
+    given = example(last_alone((*with_ids(messages, OWN), Message("assistant", "The Oder."))), tools)
+    row = encode(given, "s", template, tokenizer, 4096)
+    whole = f"{prompt}{' ' if version == 'v3' else ''}The Oder.</s>"
+    assert list(row.input_ids) == tokenizer(whole, add_special_tokens=False).input_ids
+    prove(given, Encoded(row), template, tokenizer)
+
+
+@pytest.mark.parametrize(
+    "ids", [("call_Kq2", "call_Kq3"), ("aB3dE6gH9", "aB3dE6gH90"), ("aB3dE6gH9", None), ("é" * 9, "b" * 9)]
+)
+def test_ids_of_another_form_are_counted_and_pair_all_the_same(ids, make, family):
+    messages, tools, text = PUBLISHED["tools"]
+    first, second = with_ids(RESULTS, ids) if None not in ids else RESULTS
+    said = (*with_ids(messages, ids)[:-2], second, first)
+    spans = make("mistral").render(said, family("mistral"), open=True, tools=tools)
+    answers = text.index("[TOOL_RESULTS]"), text.index("[TOOL_RESULTS]", text.index("[TOOL_RESULTS]") + 1)
+    swapped = text[: answers[0]] + text[answers[1] :] + text[answers[0] : answers[1]]
+    if None in ids:  # nothing says which call they answer but their order
+        swapped = swapped.replace('"call_id": "call00002"', "?").replace(
+            '"call_id": "call00001"', '"call_id": "call00002"'
+        )
+        swapped = swapped.replace("?", '"call_id": "call00001"')
+    assert "".join(span.text for span in spans) == swapped
+
+
 def test_calls_are_trained_with_the_end_of_sequence(make, family, marked):
     messages, tools, _ = PUBLISHED["tools"]
     text = marked(make("mistral").render((*messages, WARM), family("mistral"), tools=tools))
