@@ -138,6 +138,7 @@ def test_a_listener_that_fails_is_named_once_and_the_run_goes_on(document, tmp_p
 
 def test_rows_that_truncation_touches_are_told_by_count_and_place(document, tmp_path):
     document["train"]["max_length"] = 48
+    document["checks"] = {"untrained": 0.1}
     listener = Listener()
     answer = "long " * 20
     write(
@@ -149,7 +150,7 @@ def test_rows_that_truncation_touches_are_told_by_count_and_place(document, tmp_
     document["evaluate"]["domain"]["source"] = "held"
     start(document, tmp_path, listener)
     told = " ".join(one.data["text"] for one in listener.events if one.kind == "warning")
-    assert "1 row(s) of 'domain' have no trained token within max_length and are left out" in told
+    assert "sources.domain: 1 of its 15 training rows have no trained token within 48 tokens and are left out" in told
     assert "domain.jsonl:14" in told
     assert "the suite 'domain' has 1 row(s) longer than max_length" in told
 
@@ -162,7 +163,7 @@ def test_a_held_out_row_that_the_template_refuses_stops_the_run_before_a_folder_
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_mixture_that_a_short_run_does_not_reach_is_told_and_rows_can_still_be_looked_at(document, tmp_path):
+def test_a_mixture_that_a_short_run_cannot_have_is_refused_and_rows_can_still_be_looked_at(document, tmp_path):
     document["mode"] = {"mixed": {"domain": ["domain"], "general": ["general"]}}
     document["sources"]["domain"]["jsonl"]["held_out"] = document["sources"]["general"]["jsonl"]["held_out"] = 0
     document["evaluate"] = {}
@@ -170,13 +171,14 @@ def test_a_mixture_that_a_short_run_does_not_reach_is_told_and_rows_can_still_be
     write(tmp_path, "general.jsonl", [(f"Spell number {n}", f"{n}") for n in range(80)])
     document["mitigations"] = {"mixing": {"share": 0.2, "unit": "rows"}}
     document["train"] = {"steps": 1, "batch_size": 2}
-    listener = Listener()
     found = registry.discover()
-    found.manager.register(listener)
     (tmp_path / "spec.json").write_text(json.dumps(document))
-    run.prepare(spec.load(tmp_path / "spec.json", schema.compose(found)), found)
-    told = [one.data["text"] for one in listener.events if one.kind == "warning"]
-    assert any("ends within an epoch" in text and "not the 20.0% asked for" in text for text in told)
+    with pytest.raises(HarnessError, match=r"it ends within an epoch, after 2 slots, .*train.steps 5 will do"):
+        run.prepare(spec.load(tmp_path / "spec.json", schema.compose(found)), found)
+    document["train"]["steps"] = 5
+    (tmp_path / "spec.json").write_text(json.dumps(document))
+    (stage,) = run.prepare(spec.load(tmp_path / "spec.json", schema.compose(found)), found).data.stages
+    assert stage.shares["general"]["rows"] == 0.2
 
     document["mitigations"]["mixing"]["share"] = 0.9
     (tmp_path / "spec.json").write_text(json.dumps(document))
