@@ -389,3 +389,8 @@ class Metric:
     def parsed(self, item: Item) -> bool:
         """Whether what the metric looks for was found in the item's answer; what was not is scored, and counted."""
         return True
+
+    def check(self) -> None:
+        """Raise HarnessError for what the metric needs and is not here, such as the folder of a model of its own.
+
+        Called before anything is trained; by default nothing is needed."""

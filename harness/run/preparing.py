@@ -58,7 +58,7 @@ def prepare(spec: Spec, registry: Registry, *, mixed: bool = True) -> Prepared:
         registry.observe(Event("warning", data={"text": text}))
     metrics = metrics_of(planned, registry)
     raise_all([*_wrong_gate(spec, metrics), *_one_answer_for_all(spec, planned.suites)])
-    raise_all(watching.wrong(spec, planned, metrics))
+    raise_all([*watching.wrong(spec, planned, metrics), *_lacking(spec, metrics)])
     template = registry.make("templates", *planned.template)
     kind: type[HarnessError] = HarnessError
     try:
@@ -128,6 +128,17 @@ def page(registry: Registry, write: Callable[[Path], Path], folder: Path) -> Non
     except (HarnessError, OSError) as error:
         text = f"report.html could not be made: {error}; try again: harness report {folder}"
         registry.observe(Event("warning", data={"text": text}))
+
+
+def _lacking(spec: Spec, metrics: Mapping[str, Mapping[str, Metric]]) -> Iterator[HarnessError]:
+    """What metrics need and is not here."""
+    for suite, made in metrics.items():
+        for name, metric in made.items():
+            try:
+                metric.check()
+            except HarnessError as error:
+                place = spec.where(("evaluate", suite, "metrics", name))
+                yield HarnessError(f"{place}: {error.where}", error.what, error.hint)
 
 
 def _wrong_gate(spec: Spec, metrics: Mapping[str, Mapping[str, Metric]]) -> Iterator[HarnessError]:
