@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from harness.intervals import Estimate
@@ -16,12 +16,18 @@ PLACES = ((9, 10), (9, -10), (-9, 10), (-9, -10), (0, 16), (0, -16), (9, 24), (9
 """Where the name of a point may stand: the nearest edge of its text, or its middle, from the point on, in pixels."""
 LETTER = 0.56
 """Mean width of a letter, as a share of the size of the text."""
+SPREAD = 20.0
+"""How many times the smallest value above 0 the largest must be for a logarithmic axis."""
+ROOM = 0.075
+"""What the name of a value takes of the axis."""
 
 
-def scatter(points: Sequence[Point], gain: str, lost: str, baseline: str, name: str) -> Plot:
+def scatter(
+    points: Sequence[Point], gain: str, lost: str, baseline: str, name: str, *, joint: str | None = None
+) -> Plot:
     """Gain upwards against forgetting to the right, each with its 95 % interval.
 
-    Filled: no other arm gains as much and forgets less. A square is the baseline.
+    Filled: no other arm gains as much and forgets less. A square is the baseline, a diamond the joint arm.
     """
     with sheet(WIDTH, HEIGHT) as drawing:
         (axes,) = drawing.axes()
@@ -33,8 +39,9 @@ def scatter(points: Sequence[Point], gain: str, lost: str, baseline: str, name: 
                 x, y, xerr=_reach(point.forgotten), yerr=_reach(point.gain), fmt="none", ecolor=main, elinewidth=1.1,
                 alpha=0.55,
             )  # fmt: skip
+            shape = "D" if point.arm == joint else "s" if point.arm == baseline else "o"
             (mark,) = axes.plot(
-                x, y, marker="s" if point.arm == baseline else "o", markersize=8, color=main,
+                x, y, marker=shape, markersize=8, color=main,
                 markerfacecolor=main if point.efficient else STAND_INS["surface"], markeredgewidth=1.6,
             )  # fmt: skip
             told = f"{label(point.arm)}: gain {_interval(point.gain)}, forgotten {_interval(point.forgotten)}"
@@ -43,6 +50,7 @@ def scatter(points: Sequence[Point], gain: str, lost: str, baseline: str, name: 
         axes.set_ylim(*spread([*_bounds(one.gain for one in points), 0.0], 0.1))
         for line in (axes.axhline, axes.axvline):
             line(0, color=STAND_INS["muted"], linewidth=0.9)
+        axes.locator_params(axis="x", nbins=6)
         axes.set_title(f"↑ gain in {label(gain, 44)}", loc="left", color=STAND_INS["muted"])
         axes.set_xlabel(f"forgotten in {label(lost, 40)} →", loc="right")
         drawing.figure.draw_without_rendering()  # so that the axes know their place
@@ -54,48 +62,120 @@ def scatter(points: Sequence[Point], gain: str, lost: str, baseline: str, name: 
 
 
 def sweep(
-    points: Sequence[tuple[float, Point]], gain: str, lost: str, key: str, name: str, *, percent: bool = False
+    points: Sequence[tuple[float, Point]],
+    gain: str,
+    lost: str,
+    key: str,
+    name: str,
+    *,
+    percent: bool = False,
+    advised: float | None = None,
+    beside: Sequence[Point] = (),
 ) -> Plot:
     """Gain (above) and forgetting (below) over the value of the one key that the arms differ in, with intervals.
 
     points: (value of the key, arm). Arms of one value (seeds) are drawn each, and the line goes through their mean.
+    advised: the value that is enough, marked by an upright line. beside: arms without a value, each a level line.
+    Values from 0 up whose largest is `SPREAD` times the smallest above 0 stand on a logarithmic axis, and 0 apart.
     """
     with sheet(WIDTH, 360) as drawing:
         panels = drawing.axes(2, sharex=True)
-        values = sorted({value for value, _ in points})
+        places, logarithmic = _places(sorted({value for value, _ in points}))
         sides = (
             ("gain", f"gain in {label(gain, 46)}", "gain"),
             ("forgotten", f"forgotten in {label(lost, 42)}", "loss"),
         )
         for axes, (side, title, main) in zip(panels, sides, strict=True):
             found = [(value, getattr(point, side), point.arm) for value, point in points]
-            means = [_mean([one.value for at, one, _ in found if at == value]) for value in values]
-            axes.plot(values, means, color=STAND_INS[main], linewidth=1.6, linestyle="-" if side == "gain" else "--")
-            for place, (value, one, arm) in enumerate(found):
+            means = [_mean([one.value for at, one, _ in found if at == value]) for value in places]
+            axes.plot(
+                list(places.values()), means, color=STAND_INS[main], linewidth=1.6,
+                linestyle="-" if side == "gain" else "--",
+            )  # fmt: skip
+            for number_, (value, one, arm) in enumerate(found):
                 bars = axes.errorbar(
-                    value, one.value, yerr=_reach(one), color=STAND_INS[main], marker="o" if side == "gain" else "D",
-                    markersize=5.5, elinewidth=1.2, capsize=3, linestyle="none",
+                    places[value], one.value, yerr=_reach(one), color=STAND_INS[main],
+                    marker="o" if side == "gain" else "D", markersize=5.5, elinewidth=1.2, capsize=3, linestyle="none",
                 )  # fmt: skip
-                drawing.say(bars.lines[0], f"{side}-{place}", f"{label(arm)}: {_interval(one)}")
+                drawing.say(bars.lines[0], f"{side}-{number_}", f"{label(arm)}: {_interval(one)}")
             axes.axhline(0, color=STAND_INS["muted"], linewidth=0.9)
             axes.set_title(title, loc="left", color=STAND_INS["muted"])
-            axes.set_ylim(*spread([*_bounds(one for _, one, _ in found), 0.0], 0.08))
-        _ticks(panels[-1], values, percent)
-        panels[-1].set_xlabel(label(key, 50), loc="right")
+            levels = [(getattr(one, side), one.arm) for one in beside]
+            for number_, (one, arm) in enumerate(levels):
+                drawing.say(_level(axes, one.value, arm), f"{side}-beside-{number_}", f"{label(arm)}: {_interval(one)}")
+            axes.set_ylim(*spread([*_bounds([one for _, one, _ in found] + [one for one, _ in levels]), 0.0], 0.08))
+        if advised in places:
+            told = f"enough: {_shown(advised, percent)}"
+            _upright(panels, places[advised], told, right=places[advised] < math.fsum(places.values()) / len(places))
+        if logarithmic:
+            _broken(panels[-1], list(places.items()))
+        _ticks(panels[-1], places, percent)
+        panels[-1].set_xlabel(label(key, 50) + (", logarithmic" if logarithmic else ""), loc="right")
         told = "; ".join(
-            f"{label(p.arm)}: gain {number(p.gain.value)}, forgotten {number(p.forgotten.value)}" for _, p in points
+            f"{label(p.arm)}: gain {number(p.gain.value)}, forgotten {number(p.forgotten.value)}"
+            for p in [*(p for _, p in points), *beside]
         )
-        return finish(drawing, name, f"Gain and forgetting over {label(key)}", told + ".")
+        more = f" {_shown(advised, percent)} is enough." if advised in places else ""
+        return finish(drawing, name, f"Gain and forgetting over {label(key)}", f"{told}.{more}")
 
 
-def _ticks(axes: Any, values: Sequence[float], percent: bool) -> None:
-    """A mark at each value that has room for its name."""
+def _places(values: Sequence[float]) -> tuple[dict[float, float], bool]:
+    """Where each value stands along the axis, and whether that is by its logarithm. values: in order."""
+    above = [one for one in values if one > 0]
+    if values[0] < 0 or len(above) < 2 or above[-1] / above[0] < SPREAD:
+        return {one: one for one in values}, False
+    made = {one: math.log10(one) for one in above}
+    step = (made[above[-1]] - made[above[0]]) / (len(above) - 1)
+    return {one: made.get(one, made[above[0]] - step) for one in values}, True
+
+
+def _broken(axes: Any, places: Sequence[tuple[float, float]]) -> None:
+    """The sign of a broken axis between 0, which has no logarithm, and the value after it."""
+    if places[0][0] == 0:
+        middle = (places[0][1] + places[1][1]) / 2
+        axes.annotate(
+            "//", (middle, 0.0), xycoords=("data", "axes fraction"), ha="center", va="center", fontsize=TEXT,
+            color=STAND_INS["muted"], annotation_clip=False,
+        )  # fmt: skip
+
+
+def _upright(panels: Sequence[Any], at: float, text: str, *, right: bool) -> None:
+    """A line through all panels with a word beside it, on its right or its left."""
+    for axes in panels:
+        axes.axvline(at, color=STAND_INS["ink"], linewidth=1.1, linestyle=(0, (4, 2)), zorder=1)
+    panels[0].annotate(
+        text, (at, 0.0), xycoords=("data", "axes fraction"), xytext=(5 if right else -5, 12),
+        textcoords="offset points", ha="left" if right else "right", va="bottom", fontsize=TEXT - 1,
+        bbox={"boxstyle": "round,pad=0.15", "fc": STAND_INS["surface"], "ec": "none", "alpha": 0.8},
+    )  # fmt: skip
+
+
+def _level(axes: Any, value: float, name: str) -> Any:
+    """A level line of an arm that has no place along the axis, with its name at the right end."""
+    if math.isfinite(value):
+        axes.annotate(
+            label(name, 26), (1.0, value), xycoords=("axes fraction", "data"), xytext=(0, 2),
+            textcoords="offset points", ha="right", va="bottom", fontsize=TEXT - 1, color=STAND_INS["muted"],
+        )  # fmt: skip
+    return axes.axhline(value, color=STAND_INS["muted"], linewidth=1.1, linestyle=(0, (1, 2)))
+
+
+def _ticks(axes: Any, places: Mapping[float, float], percent: bool) -> None:
+    """A mark at each value that has room for its name; the last one always has."""
+    span = (max(places.values()) - min(places.values())) or 1.0
     shown: list[float] = []
-    span = (values[-1] - values[0]) or 1.0
-    for value in values:
-        if not shown or (value - shown[-1]) / span > 0.075 or value == values[-1]:
-            shown.append(value)
-    axes.set_xticks(shown, [f"{100 * value:g} %" if percent else f"{value:g}" for value in shown])
+    for value in places:
+        last = value == max(places)
+        if shown and (places[value] - places[shown[-1]]) / span <= ROOM:
+            if not last:
+                continue
+            shown.pop()
+        shown.append(value)
+    axes.set_xticks([places[one] for one in shown], [_shown(one, percent) for one in shown])
+
+
+def _shown(value: float, percent: bool) -> str:
+    return f"{100 * value:g} %" if percent else f"{value:g}"
 
 
 def _name_points(axes: Any, points: Sequence[Point]) -> None:
