@@ -105,10 +105,14 @@ def _cost(rise: Estimate) -> str:
     if not rise.n >= FEWEST or math.isnan(rise.low):
         return f"{number(rise.value, sign=True)} over n = {rise.n}, too few items to tell"
     if rise.low > 0:
-        return f"it forgets {rise.value:.3g} [{rise.low:.3g}, {rise.high:.3g}]"
+        return f"it forgets {_digits(rise.value)} [{_digits(rise.low)}, {_digits(rise.high)}]"
     if rise.high < 0:
-        return f"it got better by {-rise.value:.3g} [{-rise.high:.3g}, {-rise.low:.3g}]"
-    return f"no evidence of forgetting [{rise.low:.3g}, {rise.high:.3g}]"
+        return f"it got better by {_digits(-rise.value)} [{_digits(-rise.high)}, {_digits(-rise.low)}]"
+    return f"no evidence of forgetting [{_digits(rise.low)}, {_digits(rise.high)}]"
+
+
+def _digits(value: float) -> str:
+    return f"{value:.3g}".replace("-", "−")
 
 
 def enough(made: Advice, points: Sequence[Point], lost: str, swept: Swept, more: More) -> Advice:

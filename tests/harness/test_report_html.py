@@ -340,6 +340,11 @@ def test_a_value_of_a_template_cannot_be_left_unescaped_by_it():
     assert shown == '<p title="&lt;b&gt;&#34;␛\\u202e">&lt;b&gt;&#34;␛\\u202e</p>'
 
 
+def test_a_name_may_be_broken_after_its_marks_and_a_number_may_not():
+    assert page._broken("a_b/c.d=0.25<") == "a_<wbr>b/<wbr>c.<wbr>d=<wbr>0.25&lt;"
+    assert page._broken("general/nll of share=0.1", "_/") == "general/<wbr>nll of share=0.1"
+
+
 # -- an experiment ----------------------------------------------------------------------------------------------------
 
 
@@ -470,6 +475,8 @@ def test_a_comparison_says_what_its_verdicts_say_and_no_more(tmp_path):
     assert root.one("h1").text == "Against first: second is better in 1 of 2 scores."
     assert numbers(root.one("tr", data_score="1:helpdesk/rougeL"))[3] == 0.2
     assert "2 items are not in both" in root.one("ul", class_="verdict").text
+    sections = [f"#{one.attrs['id']}" for one in root.all("section")]
+    assert [one.attrs["href"] for one in root.one("nav").all("a")] == sections
     assert "hunter" not in root.text
     assert "(no answer)" in root.one("article").text
     even = comparison(rows=comparison().rows[1:])

@@ -40,6 +40,7 @@ def finished(folder, rouge, nll):
 @pytest.fixture
 def experiment(tmp_path):
     runs = {
+        "others": finished(tmp_path / "others", (0.1, 0.3, 0.2), (30.0, 25.0, 25.0)),
         "stages": finished(tmp_path / "stages", (0.1, 0.4, 0.2), (30.0, 20.0, 25.0)),
         "joint": finished(tmp_path / "joint", (0.1, 0.5), (30.0, 10.0)),
     }
@@ -47,8 +48,8 @@ def experiment(tmp_path):
 
 
 def test_it_is_the_joint_end_less_the_own_stage_positive_where_the_stages_learned_less(experiment):
-    found = {one.score: one for one in experiment.intransigence}
-    assert {one.arm for one in experiment.intransigence} == {"stages"}
+    found = {one.score: one for one in experiment.intransigence if one.arm == "stages"}
+    assert {one.arm for one in experiment.intransigence} == {"others", "stages"}
     # Both suites are taught by the first stage; on `general` nothing moves.
     assert found["rougeL"].suites == ("helpdesk", "general")
     assert found["rougeL"].value.value == pytest.approx((0.5 - 0.4) / 2)
@@ -67,7 +68,8 @@ def test_it_is_shown_and_kept(experiment, tmp_path):
     experiment.write(tmp_path)
     document = json.loads((tmp_path / "arms.json").read_text())
     assert document["joint"] == "joint"
-    assert document["intransigence"][0]["value"]["value"] == pytest.approx(0.05)
+    assert document["intransigence"][0]["arm"] == "others"
+    assert document["intransigence"][0]["value"]["value"] == pytest.approx(0.1)
 
 
 def test_without_a_joint_arm_or_its_result_there_is_none(tmp_path):
@@ -90,8 +92,10 @@ def test_the_page_of_the_experiment_has_it_with_its_interval_and_says_who_the_re
         shown = [float(data.attrs["value"]) for data in row.all("data")]
         assert shown == pytest.approx([one.value.value, one.value.low, one.value.high])
         assert row.one("td", class_="told").text == "helpdesk, general"
-    assert "joint, a reference" in root.one("tr", data_arm="joint").text
-    assert "a reference" not in root.one("tr", data_arm="stages").text
+    titles = [one.text for one in root.one("section", id="intransigence").all("span", class_="stay")]
+    assert titles == ["rougeL", "response_perplexity"], "each score once, with the arms below it"
+    assert "reference" in root.one("tr", data_arm="joint").text
+    assert "reference" not in root.one("tr", data_arm="stages").text
 
 
 def test_the_joint_arm_is_no_value_of_what_the_others_vary(tmp_path):

@@ -21,7 +21,7 @@ UPDATES = 20
 
 def look(step, rouge, combined=None, **flags):
     """A line of `evaluations.jsonl`."""
-    scores = {"helpdesk/rougeL": rouge, "general/rougeL": 0.5, "helpdesk/response_perplexity": 10.0 * rouge}
+    scores = {"helpdesk/rougeL": rouge, "general/rougeL": 0.5, "helpdesk/response_perplexity": 10.0}
     return {"step": step, "scores": scores, "combined": combined, **flags}
 
 
@@ -89,7 +89,7 @@ def test_where_a_stage_ended_early_is_marked_and_said_and_what_was_put_aside_is_
     assert asked["during-rougel"].curves["helpdesk"].stages[0][0] == [0.0, 5.0, 10.0, 15.0], "its end is at 10"
     text = root.one("section", id="during").text
     assert (
-        "stage-1: best at update 10; ended early after update 15, 1 evaluation(s) without improvement; the weights of "
+        "stage-1: best at update 10; ended early after update 15, one evaluation without improvement; the weights of "
         "the best were put back, and what came after it is shaded."
     ) in text
     assert "stage-2: best" not in text
@@ -109,7 +109,7 @@ def test_a_stage_that_was_not_measured_within_keeps_its_length(tmp_path, asked):
     page(measured(tmp_path / "run", [], [look(10, 0.6)]))
     plot = asked["during-rougel"]
     assert plot.lengths == [20, 20]
-    assert plot.curves["helpdesk"].stages[0][0] == [0.0], "where it begins is known; what it went through is not"
+    assert plot.curves["helpdesk"].stages[0][0] == [0.0, 20], "where it begins and ends is known"
     assert plot.curves["helpdesk"].stages[1][0] == [0.0, 10.0, 20]
 
 

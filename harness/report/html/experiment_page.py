@@ -7,7 +7,7 @@ Knows what an experiment leaves in its folder (`reading.Arms`); how it is laid o
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -19,8 +19,10 @@ from harness.report.differing import component, differing, swept
 from harness.report.files import plain
 from harness.report.html import page
 from harness.report.html.plots.canvas import Plot
-from harness.report.html.plots.trade import scatter, sweep
+from harness.report.html.plots.sweeps import sweep
+from harness.report.html.plots.trade import scatter
 from harness.report.html.reading import Arms, optional
+from harness.report.intransigence import Intransigence
 
 
 @dataclass(frozen=True)
@@ -47,9 +49,7 @@ def build(experiment: Arms) -> tuple[str, list[Plot]]:
         notes=_notes(experiment),
         beside=_beside(experiment),
         groups=_groups(experiment),
-        intransigence=[
-            (score, list(group)) for score, group in groupby(experiment.intransigence, key=lambda one: one.score)
-        ],
+        intransigence=_by_score(experiment.intransigence),
         comparisons=sum(one.p is not None for one in experiment.scores),
         differences={key: _values(values, experiment.arms) for key, values in _differences(experiment).items()},
         reports={
@@ -76,8 +76,10 @@ def _advice(experiment: Arms) -> Iterator[tuple[str, str]]:
     one = experiment.advised
     lost = next((point.forgotten for point in experiment.points if point.arm == one.arm), None)
     moved = "even" if lost is None or lost.low <= 0 <= lost.high else "worse" if lost.low > 0 else "better"
-    said = (("few", one.note), (moved, one.cost), ("few", one.inseparable), ("even", one.enough), ("few", one.rests))
-    yield from ((kind, _sentence(text)) for kind, text in said if text)
+    alike = f"{one.inseparable}." if one.alike else ""  # which begins with the name of an arm
+    said = (("few", one.note), (moved, one.cost), ("even", one.enough), ("few", one.rests))
+    told = [(kind, _sentence(text)) for kind, text in said]
+    yield from (line for line in (*told[:2], ("few", alike), *told[2:]) if line[1])
     yield from (("failed", f"no result of {arm}: {why}") for arm, why in experiment.missing.items())
 
 
@@ -132,6 +134,11 @@ def _groups(experiment: Arms) -> list[tuple[str, list[Compared]]]:
         (f"{suite}/{score}", list(group))
         for (suite, score), group in groupby(found, key=lambda one: (one.suite, one.score))
     ]
+
+
+def _by_score(found: Sequence[Intransigence]) -> list[tuple[str, list[Intransigence]]]:
+    scores = dict.fromkeys(one.score for one in found)
+    return [(score, [one for one in found if one.score == score]) for score in scores]
 
 
 def _differences(experiment: Arms) -> dict[str, dict[str, Any]]:

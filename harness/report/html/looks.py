@@ -57,7 +57,8 @@ def endings(run: Run) -> list[str]:
         since = sum(one.step > best.step for one in looks)
         told = f"{name}: best at update {best.step:,.0f}"
         if looks[-1].over:
-            told += f"; ended early after update {looks[-1].step:,.0f}, {since:,} evaluation(s) without improvement"
+            count = "one evaluation" if since == 1 else f"{since:,} evaluations"
+            told += f"; ended early after update {looks[-1].step:,.0f}, {count} without improvement"
         if best.kept and since:
             told += "; the weights of the best were put back, and what came after it is shaded"
         made.append(f"{told}.")

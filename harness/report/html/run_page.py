@@ -21,7 +21,7 @@ from harness.report.html.plots.bars import Bin, lengths, shares
 from harness.report.html.plots.canvas import Plot
 from harness.report.html.plots.curves import Curve, columns, curves
 from harness.report.html.plots.heat import heat
-from harness.report.html.plots.trade import sweep
+from harness.report.html.plots.sweeps import sweep
 from harness.report.html.reading import Run
 from harness.report.html.verdict import verdict
 from harness.seeds import generator

@@ -83,7 +83,7 @@ def curves(
             axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
         axes.set_xlim(0, max(ends[-1], 1))
         for mark in marks:
-            _mark(axes, mark, starts[mark.stage], max(ends[-1], 1))
+            _mark(axes, mark, starts[mark.stage], max(ends[-1], 1), found)
         axes.set_xlabel("update", loc="right")
         axes.set_ylabel(unit)
         _ticks(axes)
@@ -106,21 +106,32 @@ def _draw(axes: Any, series: int, curve: Curve, starts: Sequence[float]) -> None
             axes.plot(updates, running_mean(values, max(2, len(values) // 25)), linewidth=1.8, **style)
         else:
             dots = {"marker": "o", "markersize": 3 if few else 4} if few or len(values) < 3 else {}
-            axes.plot(updates, values, linewidth=1.6, **dots, **style)
+            axes.plot(updates, values, linewidth=1.6, clip_on=not dots, **dots, **style)
 
 
-def _mark(axes: Any, mark: Mark, start: float, whole: float) -> None:
-    """A line at the update, its words on the side that has more room, and a shade over what was put aside."""
+def _mark(axes: Any, mark: Mark, start: float, whole: float, found: Sequence[Curve]) -> None:
+    """A line at the update, a shade over what was put aside, and its words where there is most room beside the line."""
     at = start + mark.update
     if mark.until is not None:
         axes.axvspan(at, start + mark.until, color=STAND_INS["muted"], alpha=0.14, linewidth=0)
-    axes.axvline(at, color=STAND_INS["ink"], linewidth=1.1)
-    right = at < whole / 2
+    axes.axvline(at, color=STAND_INS["ink"], linewidth=1.1, zorder=1)
+    right, low = at < whole / 2, _height(axes, mark, found) > 0.5
     axes.annotate(
-        label(mark.text), (at, 0.0), xycoords=("data", "axes fraction"), xytext=(4 if right else -4, 4),
-        textcoords="offset points", ha="left" if right else "right", va="bottom", fontsize=TEXT - 1,
+        label(mark.text), (at, 0.0 if low else 1.0), xycoords=("data", "axes fraction"),
+        xytext=(4 if right else -4, 4 if low else -4), textcoords="offset points", ha="left" if right else "right",
+        va="bottom" if low else "top", fontsize=TEXT - 1,
         bbox={"boxstyle": "round,pad=0.15", "fc": STAND_INS["surface"], "ec": "none", "alpha": 0.8},
     )  # fmt: skip
+
+
+def _height(axes: Any, mark: Mark, found: Sequence[Curve]) -> float:
+    """How high up the curves are about a mark, as a mean share of the axis; the middle where there is none."""
+    bottom, top = axes.get_ylim()
+    near = []
+    for curve in found:
+        points = [(abs(at - mark.update), value) for at, value in zip(*curve.stages[mark.stage], strict=True)]
+        near += [value for _, value in sorted(points)[:3] if math.isfinite(value)]
+    return (math.fsum(near) / len(near) - bottom) / (top - bottom) if near else 0.5
 
 
 def thinned(updates: Sequence[float], values: Sequence[float]) -> tuple[list[float], list[float]]:
