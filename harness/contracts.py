@@ -267,7 +267,7 @@ class Event:
     """Something that happened in a run.
 
     kind: `run_started`, `progress`, `data`, `evaluated`, `stage_started`, `step`, `measured` (within a stage: `step`,
-    `scores`, `combined`, `best`, `over`), `restored` (`step`), `stage_finished`, `run_finished`, `run_failed`,
+    `scores`, `combined`, `best`, `kept`, `over`), `restored` (`step`), `stage_finished`, `run_finished`, `run_failed`,
     `warning`. stage: index of the stage, from 1; 0 before the first. data: what happened, by kind.
     """
 

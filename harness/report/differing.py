@@ -22,6 +22,10 @@ class Swept:
     values: Mapping[str, float]
     share: bool
 
+    def shown(self, value: float) -> str:
+        """A value as people write it: a share in per cent."""
+        return f"{100 * value:g} %" if self.share else f"{value:g}"
+
 
 def differing(specs: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """Dotted key -> run -> value, of the keys that are not the same in all; a run without the key is not in it."""
@@ -31,7 +35,7 @@ def differing(specs: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any
         if key.split(".", 1)[0] in ASIDE:
             continue
         values = {name: one[key] for name, one in flat.items() if key in one}
-        if len(values) < len(flat) or len({json.dumps(value, sort_keys=True) for value in values.values()}) > 1:
+        if len(values) < len(flat) or len(set(map(_told, values.values()))) > 1:
             found[key] = values
     return found
 
@@ -39,17 +43,17 @@ def differing(specs: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any
 def swept(specs: Mapping[str, Mapping[str, Any]]) -> Swept | None:
     """The one number in which runs differ, seeds aside; None where they differ in more, or in what is no number.
 
-    A component that a run does not have at all is no difference of its own: a run without mixing stands at a share of
-    0, and where the number is no share, it has no place on the curve.
+    A run without the component whose number it is (mixing, say) is no difference of its own: it stands at a share of 0,
+    and where the number is no share, it has no place on the curve. A run without any other component is one.
     """
-    changing = {
-        key: values
-        for key, values in differing(specs).items()
-        if key != "seed" and len({json.dumps(one, sort_keys=True) for one in values.values()}) > 1
-    }
+    found = {key: values for key, values in differing(specs).items() if key != "seed"}
+    changing = [key for key, values in found.items() if len(set(map(_told, values.values()))) > 1]
     if len(changing) != 1:
         return None
-    ((key, values),) = changing.items()
+    (key,) = changing
+    values = found[key]
+    if any(component(other) != component(key) for other in found):
+        return None
     if not all(isinstance(one, int | float) and not isinstance(one, bool) for one in values.values()):
         return None
     share = key.rpartition(".")[2] == "share" and all(0 <= one <= 1 for one in values.values())
@@ -57,6 +61,15 @@ def swept(specs: Mapping[str, Mapping[str, Any]]) -> Swept | None:
     if share:
         known = {name: known.get(name, 0.0) for name, spec in specs.items() if spec}
     return Swept(key, known, share) if len(set(known.values())) > 1 else None
+
+
+def component(key: str) -> str:
+    """The part of the spec that a key is a setting of: `mitigations.ewc` of `mitigations.ewc.strength`."""
+    return ".".join(key.split(".")[:2])
+
+
+def _told(value: Any) -> str:
+    return json.dumps(value, sort_keys=True)
 
 
 def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
