@@ -6,12 +6,16 @@ Knows specs as plain data.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 ASIDE = ("name", "description", "output", "track", "arms", "$schema")
 """Keys that say nothing of how a model came to be."""
+
+STAGE = re.compile(r"mode\.\w+\.stages\.\d+\.")
+"""What the keys of a stage begin with; the rest of them are keys of a spec."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +68,10 @@ def swept(specs: Mapping[str, Mapping[str, Any]]) -> Swept | None:
 
 
 def component(key: str) -> str:
-    """The part of the spec that a key is a setting of: `mitigations.ewc` of `mitigations.ewc.strength`."""
-    return ".".join(key.split(".")[:2])
+    """The part of the spec that a key is a setting of: `mitigations.ewc` of `mitigations.ewc.strength`, of a stage too."""
+    stage = STAGE.match(key)
+    start = stage.end() if stage else 0
+    return key[:start] + ".".join(key[start:].split(".")[:2])
 
 
 def _told(value: Any) -> str:
@@ -76,5 +82,8 @@ def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     if isinstance(value, Mapping):
         for key, one in value.items():
             yield from _flat(one, f"{path}.{key}" if path else str(key))
+    elif isinstance(value, list | tuple) and value and all(isinstance(one, Mapping) for one in value):
+        for index, one in enumerate(value):
+            yield from _flat(one, f"{path}.{index}")
     else:
         yield path, value

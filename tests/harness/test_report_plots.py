@@ -15,7 +15,7 @@ import pytest
 
 from harness.intervals import Estimate
 from harness.report.arms import Point
-from harness.report.differing import differing, swept
+from harness.report.differing import component, differing, swept
 from harness.report.html import palette, run_page
 from harness.report.html.plots import bars, canvas, curves, sweeps, trade
 from harness.report.html.plots.bars import Bin
@@ -310,6 +310,22 @@ def test_a_run_without_the_component_whose_number_is_swept_has_no_place_where_it
 def test_what_differs_is_said_key_by_key_without_what_says_nothing_of_the_model():
     specs = {"a": spec(None, track={"experiment": "x"}), "b": spec(0.1)}
     assert differing(specs) == {"mitigations.mixing.share": {"b": 0.1}}
+
+
+def test_stages_are_compared_setting_by_setting_and_a_number_of_one_of_them_can_be_swept():
+    def stages(*strengths, **changes):
+        one = [{"name": str(i), "mitigations": {"ewc": {"strength": s}} if s else {}} for i, s in enumerate(strengths)]
+        return {"mode": {"continual": {"stages": one}}, **changes}
+
+    key = "mode.continual.stages.1.mitigations.ewc.strength"
+    specs = {"naive": stages(1, None), "one": stages(1, 1), "ten": stages(1, 10)}
+    assert differing(specs) == {key: {"one": 1, "ten": 10}}
+    found = swept(specs)
+    assert found is not None
+    assert (found.key, found.values) == (key, {"one": 1.0, "ten": 10.0})
+    assert swept({**specs, "longer": stages(1, 10, 1)}) is None
+    assert component(key) == "mode.continual.stages.1.mitigations.ewc"
+    assert component("mode.mixed.domain") == "mode.mixed"
 
 
 # -- what is left behind ----------------------------------------------------------------------------------------------
