@@ -5,7 +5,7 @@ Loads no weights and makes no folder of a run.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -54,8 +54,7 @@ def prepare(spec: Spec, registry: Registry, *, mixed: bool = True) -> Prepared:
     planned = plan.make(spec, registry)
     if not mixed:
         planned = replace(planned, stages=tuple(replace(one, shares=()) for one in planned.stages))
-    for text in planned.warnings:
-        registry.observe(Event("warning", data={"text": text}))
+    _warn(registry, planned.warnings)
     metrics = metrics_of(planned, registry)
     raise_all([*_wrong_gate(spec, metrics), *_one_answer_for_all(spec, planned.suites)])
     raise_all([*watching.wrong(spec, planned, metrics), *_lacking(spec, metrics)])
@@ -84,8 +83,7 @@ def prepare(spec: Spec, registry: Registry, *, mixed: bool = True) -> Prepared:
         rejected=Path(spec.document["output"]) / f"{planned.name}-rejected",
         progress=progress,
     )
-    for text in prepared.warnings:
-        registry.observe(Event("warning", data={"text": text}))
+    _warn(registry, prepared.warnings)
     return Prepared(planned, location, tokenizer, template, prepared, metrics, templates)
 
 
@@ -98,8 +96,7 @@ def find(spec: Spec, ready: Prepared, registry: Registry) -> data.Findings:
         seed=ready.plan.seed,
         progress=progress_of(registry),
     )
-    for text in found.warnings:
-        registry.observe(Event("warning", data={"text": text}))
+    _warn(registry, found.warnings)
     return found
 
 
@@ -119,6 +116,13 @@ def progress_of(registry: Registry) -> Progress:
         registry.observe(Event("progress", data=facts))
 
     return progress
+
+
+def _warn(registry: Registry, warnings: Iterable[str]) -> None:
+    """Tell the listeners of warnings that stand in `data.json` too: there with every row that they name."""
+    for warning in warnings:
+        text, *rows = warning.split("\n")
+        registry.observe(Event("warning", data={"text": text, "rows": rows}))
 
 
 def page(registry: Registry, write: Callable[[Path], Path], folder: Path) -> None:
