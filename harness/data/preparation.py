@@ -73,8 +73,8 @@ class Prepared:
     suite) and `proven` (rows whose masks were proven).
     digests: source -> SHA-256 over the sorted ids of its rows that are trained on or evaluated.
     untrained: source -> its rows dropped as untrained, for every source in `rows`. references: suite -> its rows in
-    tokens; none for a suite whose rows no template renders. told: source -> how it was read. warnings: what a person
-    should know.
+    tokens; none for a suite whose rows no template renders. told: source -> how it was read. warnings: see
+    `Plan.warnings`.
     """
 
     stages: tuple[StageData, ...]

@@ -32,17 +32,22 @@ class Untrained:
 
 
 def judged(found: Mapping[str, Untrained], allowed: float | None) -> Iterator[str | HarnessError]:
-    """A warning for each source that loses rows, or an error where the share is above `allowed`; None: any."""
+    """A warning for each source that loses rows, or an error where their share is above `allowed`; None: any.
+
+    The rows stand below a warning, as `Plan.warnings` has them.
+    """
     for name, one in found.items():
         if not one.lost:
             continue
-        more = ", …" if one.lost > len(one.places) else ""
         what = (
             f"{one.lost:,} of its {one.rows:,} training rows have no trained token within {one.max_length} tokens and "
-            f"are left out: {', '.join(one.places)}{more}"
+            "are left out"
         )
+        left = one.lost - len(one.places)
+        more = [f"and {left:,} more"] if left > 0 else []
         if allowed is None or one.share <= allowed:
-            yield f"sources.{name}: {what}"
+            yield "\n".join([f"sources.{name}: {what}", *one.places, *more])
         else:
+            named = " ".join([", ".join(one.places), *more])
             hint = "raise train.max_length, take these rows out or shorten their prompts, or raise checks.untrained "
-            yield HarnessError(f"sources.{name}", what, f"{hint}({allowed:g}) to {above(one.share)}")
+            yield HarnessError(f"sources.{name}", f"{what}: {named}", f"{hint}({allowed:g}) to {above(one.share)}")
