@@ -268,7 +268,8 @@ class Event:
 
     kind: `run_started`, `progress`, `data`, `evaluated`, `stage_started`, `step`, `measured` (within a stage: `step`,
     `scores`, `combined`, `best`, `over`), `restored` (`step`), `stage_finished`, `run_finished`, `run_failed`,
-    `warning`. stage: index of the stage, from 1; 0 before the first. data: what happened, by kind.
+    `run_closed` (`lacked`: what a finished run that was gone on with did not have yet), `warning`.
+    stage: index of the stage, from 1; 0 before the first. data: what happened, by kind.
     """
 
     kind: str

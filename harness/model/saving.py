@@ -106,13 +106,13 @@ def _save_whole(model: PreTrainedModel, draft: Path) -> None:
     try:
         model.config.use_cache = True
         if published is not None:
-            model.generation_config = _saveable(published, generation)
+            model.generation_config = saveable(published, generation)
         model.save_pretrained(draft)
     finally:
         model.config.use_cache, model.generation_config = caching, generation
 
 
-def _saveable(published: GenerationConfig, ours: GenerationConfig) -> GenerationConfig:
+def saveable(published: GenerationConfig, ours: GenerationConfig) -> GenerationConfig:
     """The published generation config with our special tokens, mended where transformers refuses to save it.
 
     Some models were published with a temperature but without sampling (Llama 2 was); sampling is what was meant.

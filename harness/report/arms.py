@@ -24,6 +24,7 @@ from harness.report.files import plain, write_json
 from harness.report.intransigence import Intransigence, against
 from harness.report.kept import Kept
 from harness.report.paired import Side, align, compared, judged, require_one_way, trials_for, vectors
+from harness.report.unshared import alike, left_out
 from harness.report.variants import Variant, turned
 from harness.seeds import derive
 from harness.significance import holm
@@ -81,7 +82,7 @@ class Experiment:
 
     missing: arms that have no result, with the reason. joint: the arm on all tasks together, a reference and no method;
     intransigence: of every other arm against it, none where it has no result. advice: what the comparison comes
-    to, in a sentence.
+    to, in a sentence. notes: what some arms could not be compared by, and why.
     """
 
     name: str
@@ -96,6 +97,7 @@ class Experiment:
     advice: str
     joint: str | None = None
     intransigence: tuple[Intransigence, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The experiment as plain data for JSON."""
@@ -158,6 +160,7 @@ def make(
         ),
         joint=joint,
         intransigence=against(arms, joint, metrics, seed=seed) if joint is not None and joint in arms else (),
+        notes=left_out(arms, base),
     )
 
 
@@ -195,6 +198,7 @@ def _compared(
         for suite, role in roles.items()
         if (first := _first(run, suite)) and (last := run.last(suite)) and (other := arms[base].last(suite))
         for score in last.scores
+        if alike(score, other)
     ]
     trials = trials_for(sum(arm != base for arm, *_ in pairs))
     made = [_one(*pair, base=base, metrics=metrics, seed=seed, trials=trials) for pair in pairs]

@@ -64,6 +64,7 @@ class Arms:
     forgetting: str
     points: tuple[Point, ...]
     missing: Mapping[str, str]
+    notes: tuple[str, ...]
     advice: str
     specs: Mapping[str, Mapping[str, Any]]
     variants: Mapping[str, tuple[Variant, ...]]
@@ -161,6 +162,7 @@ def _arms(place: Path, given: Mapping[str, Any]) -> Arms:
             for one in given["points"]
         ),
         missing={str(arm): str(why) for arm, why in given["missing"].items()},
+        notes=tuple(map(str, given.get("notes", ()))),
         advice=str(given["advice"]),
         specs={arm: optional(place / "arms" / arm / "spec.json", unread) for arm in names},
         variants={arm: _variants(place / "arms" / arm, unread) for arm in names},
