@@ -28,6 +28,8 @@ def _spec(arguments: argparse.Namespace, *, trains: bool | None = True) -> tuple
     planned = plan.make(loaded, found)
     if trains is not None and loaded.document["arms"] is None:  # of arms each is looked at, with its changes
         foreseen.check(loaded, planned, found, trains=trains)
+        if trains:
+            foreseen.check_stages(loaded, [planned])
     return loaded, found, planned
 
 
@@ -89,19 +91,26 @@ def _prove_arms(
 ) -> list[tuple[Any, Any]]:
     """Each arm with its spec; that it is valid and has a plan is proven before anything heavy is imported."""
     from harness import arms, foreseen, plan
+    from harness.foreseen import axes
 
     if spec.document["arms"] is None:
         return []
     load = _loader(arguments, found)
     made, measuring = [], []
-    for arm in arms.chosen(arms.expand(spec.document["arms"], spec.where(("arms",))), names):
+    chosen = arms.chosen(arms.expand(spec.document["arms"], spec.where(("arms",))), names)
+    for text in arms.replacing(chosen, spec.located.value):
+        print(f"warning: {text}", file=sys.stderr)
+    for arm in chosen:
         with arms.named(arm):
             own = load(arm.overrides())
             planned = plan.make(own, found)
             metrics = foreseen.check(own, planned, found)
         made.append((arm, own))
-        measuring.append(foreseen.Variant(arm.name, {one.name: one.role for one in planned.suites}, metrics))
-    foreseen.check_axes(spec, measuring)
+        measuring.append(axes.Variant(arm.name, planned, metrics))
+    foreseen.check_stages(spec, [one.plan for one in measuring])
+    axes.check(spec, measuring)
+    for text in axes.told(measuring):
+        print(f"warning: {text}", file=sys.stderr)
     return made
 
 

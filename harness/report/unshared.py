@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from harness.contracts import Evaluation, Score
 from harness.report.kept import Kept
+from harness.report.paired import align
 
 
-def alike(score: Score, other: Evaluation) -> bool:
-    """Whether another evaluation of the suite has the score too, measured in the same way."""
-    return _reason(score, other) is None
+def comparable(score: Score, own: Evaluation, other: Evaluation) -> bool:
+    """Whether another evaluation of the suite has the score too, measured in the same way and of some of its items."""
+    return _reason(score, other) is None and bool(align(own, other).ids)
+
+
+def share_items(arms: Iterable[Kept], suite: str) -> bool:
+    """Whether some item of a suite was measured in every arm."""
+    ends = [run.last(suite) for run in arms]
+    return bool(set.intersection(*({item.id for item in one.items} if one else set() for one in ends)))
 
 
 def left_out(arms: Mapping[str, Kept], base: str) -> tuple[str, ...]:
@@ -33,6 +40,8 @@ def _of(run: Kept, base: Kept, name: str) -> Iterator[tuple[str, str]]:
             yield f"the suite {suite!r}", f"the baseline {name!r} did not measure it"
         elif second is None:
             yield f"the suite {suite!r}", "not measured there"
+        elif not align(first, second).ids:
+            yield f"the suite {suite!r}", f"it shares no item with the baseline {name!r}, as with other held-out rows"
         else:
             for score in second.scores:
                 reason = _reason(score, first)

@@ -70,7 +70,8 @@ STOPPING = {"scores": {"chat/response_nll": 1}}
 WRONG = {
     "a gate's score": (
         {"gate": [{"score": "desk/chrff", "at_least": 1}]},
-        "gate.0.score: no metric gives the score 'desk/chrff'; there are: chat/response_nll, chat/response_perplexity, "
+        "gate.0.score: no metric gives the score 'desk/chrff'; did you mean 'desk/chrf'? there are: "
+        "chat/response_nll, chat/response_perplexity, "
         "desk/chrf, desk/length_ratio",
     ),
     "a summary's score": (
@@ -85,6 +86,11 @@ WRONG = {
     "a summary of what has no direction": (
         {"gate": [{"score": "length_ratio", "summary": "forgetting", "at_most": 1}]},
         "gate.0.score: neither direction of 'forgetting:length_ratio' is better; ask how far it rises or falls",
+    ),
+    "a summary over stages of one stage": (
+        {"gate": [{"score": "chrf", "summary": "forgetting", "at_most": 1}]},
+        "gate.0.summary: 'forgetting' is about several stages, and the run has one; add stages (mode continual), or "
+        "ask for what a general suite loses, e.g. by loses_at_most",
     ),
     "stopping without a measurement": (
         {"train": {"learning_rate": 2e-5, "early_stopping": STOPPING}},
@@ -137,6 +143,20 @@ def test_what_is_right_is_valid(document, write, capsys):
     assert "is valid" in capsys.readouterr().out
 
 
+def test_a_run_that_goes_on_from_another_has_the_stages_of_both(document, write, found, tmp_path):
+    (tmp_path / "runs/first").mkdir(parents=True)
+    for name in ("spec", "report"):
+        (tmp_path / f"runs/first/{name}.json").write_text("{}")
+    gate = WRONG["a summary over stages of one stage"][0]
+    checked({**document, **gate, "model": {"path": "run:first"}}, write, found)
+
+
+@pytest.mark.parametrize("name", ["", "  ", "x" * 5000])
+def test_what_is_no_name_of_a_run_is_bad_input_like_any_other(document, refused, name):
+    (line,) = refused("validate", {**document, "model": {"path": f"run:{name}"}})
+    assert ("there is no run" if name.strip() else "no run is named") in line
+
+
 def test_an_earlier_run_must_have_a_result(document, refused, tmp_path):
     given = {**document, "model": {"path": "run:first"}}
     (tmp_path / "runs/first").mkdir(parents=True)
@@ -182,7 +202,7 @@ def test_in_suites_of_their_own_both_may_be_measured_and_summaries_tell_them_apa
     }
     document["gate"] = [
         {"score": "again/exact_match", "at_least": 0},
-        {"score": "same_words.exact_match", "summary": "forgetting", "at_most": 1},
+        {"score": "same_words.exact_match", "summary": "general_ability_delta", "at_least": -1},
     ]
     checked(document, write, found)
     document["gate"][1]["score"] = "exact_match"
@@ -199,13 +219,60 @@ def arms(document, **given):
 
 def test_the_scores_that_arms_are_compared_by_are_foreseen(document, refused, write, capsys):
     assert cli.main(["validate", str(write(arms(document)))]) == 0
-    assert cli.main(["validate", str(write(arms(document, forgetting="forgetting:response_nll")))]) == 0
-    capsys.readouterr()
+    summary = {"forgetting": "relative_forgetting:response_nll"}
+    assert cli.main(["validate", str(write(arms(document, **summary)))]) == 0
+    assert "warning" not in capsys.readouterr().err
     (line,) = refused("validate", arms(document, gain="desk/rougeL"))
     assert "arms.gain: no arm gives a score 'desk/rougeL' that is better one way; there are: desk/chrf, chat/" in line
     assert "no arm gives a score 'desk/length_ratio'" in refused("run", arms(document, gain="desk/length_ratio"))[0]
     (line,) = refused("validate", arms(document, forgetting="forgetting:rougeL"))
     assert "arms.forgetting: no arm gives a score 'rougeL'" in line
+
+
+def test_a_summary_over_stages_needs_arms_of_several_and_a_joint_arm_may_have_one(document, refused, write, capsys):
+    stages = [{"name": name, "domain": [name]} for name in ("desk", "shop")]
+    document["sources"] = {**document["sources"], "shop": {"jsonl": {"path": "shop.jsonl"}}}
+    both = {"mode": {"continual": {"stages": stages}}}
+    named = {"seq": both, "all": {"mode": {"domain": {"sources": ["desk", "shop"]}}}}
+    given = {"named": named, "forgetting": "forgetting:response_nll"}
+    (line,) = refused("validate", arms(document, **given))
+    assert "'forgetting:response_nll' is about several stages, and 'all' has one" in line
+    document["gate"] = [{"score": "response_nll", "summary": "forgetting", "at_most": 1}]
+    assert cli.main(["validate", str(write(arms(document, joint="all", **given)))]) == 0
+    capsys.readouterr()
+    del given["forgetting"], named["seq"]
+    (line,) = refused("validate", arms(document, **given))
+    assert "gate.0.summary: 'forgetting' is about several stages, and the run has one" in line
+
+
+def test_a_model_that_is_only_measured_is_judged_by_no_gate(document, write, found):
+    """`harness evaluate` of a run whose spec says what this version would refuse to begin."""
+    document |= {**WRONG["a gate's score"][0], **WRONG["stopping without a measurement"][0]}
+    document |= WRONG["one server for two models"][0]
+    loaded = spec.load(write(document), schema.compose(found))
+    made = foreseen.check(loaded, plan.make(loaded, found), found, trains=False)
+    assert set(made) == {"desk", "chat"}
+
+
+def test_arms_of_other_seeds_are_told_that_their_held_out_rows_are_others(document, write, capsys):
+    document["sources"] = {**document["sources"], "desk": {"jsonl": {"path": "desk.jsonl", "held_out": 0.1}}}
+    document["evaluate"] = {**SUITES, "desk": {**SUITES["desk"], "source": "desk"}}
+    assert cli.main(["validate", str(write(arms(document, matrix={"seed": [0, 1]})))]) == 0
+    assert "warning: the arms have other seeds and so other held-out rows of 'desk'" in capsys.readouterr().err
+
+
+def test_an_arm_that_replaces_all_settings_is_told_so(document, write, capsys):
+    document["train"] = {**document["train"], "weight_decay": 0.1}
+    named = {"naive": {}, "slow": {"train": {"learning_rate": 1e-5}}}
+    assert cli.main(["validate", str(write(arms(document, named=named)))]) == 0
+    assert (
+        "the arm 'slow' replaces all of 'train', so that the defaults hold of weight_decay" in capsys.readouterr().err
+    )
+
+
+def test_an_arm_s_key_into_a_value_is_named_and_not_looked_for_in_the_file(document, refused):
+    (line,) = refused("validate", arms(document, named={"naive": {}, "odd": {"seed.x": 1}}))
+    assert line.startswith("arm 'odd': seed.x=1: seed: ")
 
 
 def test_an_arm_that_will_not_measure_what_arms_are_compared_by_is_named(document, refused):

@@ -1,19 +1,18 @@
 """What of a spec is foreseen to fail after hours of training, told before anything is loaded.
 
 Makes the metrics of a plan, which tells the names of the scores that its suites will give, and looks at all that asks
-for one: the gate, early stopping, what arms are compared by. Imports nothing heavy: `harness validate` ends here.
+for one: the gate, early stopping, and in `axes` what arms are compared by. Imports nothing heavy.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any
 
 from harness import gate, runs
-from harness.arms import is_summary
-from harness.contracts import Metric, Plan, Role, Stage, Suite
+from harness.contracts import Metric, Plan, Stage, Suite
 from harness.errors import HarnessError, raise_all
 from harness.registry import Registry
 from harness.spec import Spec
@@ -24,14 +23,8 @@ Metrics = Mapping[str, Mapping[str, Metric]]
 CHEAP = ("likelihood", "choices", "text")
 """What a metric may read that is measured within a stage without being asked for: one forward pass of the rows."""
 
-
-@dataclass(frozen=True)
-class Variant:
-    """What an arm, called `name`, will measure: the roles of its suites, and their metrics."""
-
-    name: str
-    roles: Mapping[str, Role]
-    metrics: Metrics
+OF_STAGES = ("backward_transfer", "forward_transfer", "forgetting", "forgetting_since_learned", "forgetting_from_best")
+"""Summaries of the stage x suite matrix that are no number where there is one stage alone."""
 
 
 def metrics_of(planned: Plan, registry: Registry) -> dict[str, dict[str, Metric]]:
@@ -45,13 +38,31 @@ def metrics_of(planned: Plan, registry: Registry) -> dict[str, dict[str, Metric]
 def check(spec: Spec, planned: Plan, registry: Registry, *, trains: bool = True) -> dict[str, dict[str, Metric]]:
     """The metrics of a plan, once everything that asks for a score, or for an earlier run, is known to find it.
 
-    trains: whether the plan will be run, and not one model of it measured. Raises HarnessError with all that is wrong.
+    trains: whether the plan will be run, and not one model of it measured, which no gate judges and nothing ends.
+    Raises HarnessError with all that is wrong.
     """
     metrics = metrics_of(planned, registry)
     raise_all(_clashes(spec, metrics))
-    wrong = [*_wrong_gate(spec, metrics), *_wrong_watching(spec, planned, metrics), *_unknown_run(spec)]
-    raise_all([*wrong, *(_one_answer_for_all(spec, planned.suites) if trains else ())])
+    wrong = [*_wrong_gate(spec, metrics), *_wrong_watching(spec, planned, metrics)] if trains else []
+    raise_all([*wrong, *_unknown_run(spec), *(_one_answer_for_all(spec, planned.suites) if trains else ())])
     return metrics
+
+
+def check_stages(spec: Spec, plans: Iterable[Plan]) -> None:
+    """Raise HarnessError for a condition of the gate on what several stages come to, where no plan has as many.
+
+    plans: that of the spec, or one for each of its arms, of which one is enough.
+    """
+    if all(has_one_stage(planned) for planned in plans):
+        raise_all(
+            HarnessError(
+                spec.where(("gate", index, "summary")),
+                f"{condition['summary']!r} is about several stages, and the run has one",
+                "add stages (mode continual), or ask for what a general suite loses, e.g. by loses_at_most",
+            )
+            for index, condition in enumerate(spec.document["gate"])
+            if condition["summary"] in OF_STAGES
+        )
 
 
 def within(stage: Stage, suites: Sequence[Suite], metrics: Metrics) -> tuple[tuple[Suite, ...], Metrics]:
@@ -65,25 +76,22 @@ def within(stage: Stage, suites: Sequence[Suite], metrics: Metrics) -> tuple[tup
     return tuple(one for one in suites if cheap[one.name]), cheap
 
 
-def check_axes(spec: Spec, variants: Sequence[Variant]) -> None:
-    """Raise HarnessError unless every arm will measure what the arms are compared by, `arms.gain` and `.forgetting`.
+def directed_names(suites: Metrics) -> list[str]:
+    """What the summaries of the matrix are called by: the scores that are better one way, each once."""
+    called = gate.called(suites)
+    found = [
+        called[metric, name]
+        for made in suites.values()
+        for metric, one in made.items()
+        for name in one.names
+        if one.higher_is_better is not None
+    ]
+    return list(dict.fromkeys(found))
 
-    variants: the arms that are to run. Where the spec names no score, it is the first of the baseline's that will do.
-    """
-    given = spec.document["arms"]
-    base = next((one for one in variants if one.name == given["baseline"]), variants[0])
-    scores = {role: _directed(base, role) for role in ("domain", "general")}
-    asked = {"gain": given["gain"], "forgetting": given["forgetting"]}
-    if (asked["gain"] is None and not scores["domain"]) or (asked["forgetting"] is None and not scores["general"]):
-        what = "gain and forgetting need a suite of each role, domain and general, whose score is better one way"
-        hint = "add one to evaluate, or name the scores in arms.gain and arms.forgetting"
-        raise HarnessError(spec.where(("arms",)), what, hint)
-    gain = asked["gain"] or scores["domain"][0]
-    same = [one for one in scores["general"] if one.partition("/")[2] == gain.partition("/")[2]]
-    lost = asked["forgetting"] or (same or scores["general"])[0]
-    raise_all(
-        error for key, axis in (("gain", gain), ("forgetting", lost)) for error in _lacking(spec, key, axis, variants)
-    )
+
+def has_one_stage(planned: Plan) -> bool:
+    """Whether the matrix will have one stage; a run that goes on from another has the stages of both."""
+    return len(planned.stages) == 1 and not planned.model["path"].startswith(runs.SCHEME)
 
 
 def clashing(metrics: Mapping[str, Metric]) -> Iterator[tuple[str, tuple[str, ...]]]:
@@ -99,10 +107,8 @@ def _clashes(spec: Spec, metrics: Metrics) -> Iterator[HarnessError]:
     for suite, made in metrics.items():
         for score, names in clashing(made):
             if len(set(names)) == 1:
-                what, hint = (
-                    f"the metric {names[0]!r} gives the score {score!r} twice",
-                    "mend the plugin that brings it",
-                )
+                what = f"the metric {names[0]!r} gives the score {score!r} twice"
+                hint = "mend the plugin that brings it"
             else:
                 both = " and ".join(repr(name) for name in dict.fromkeys(names))
                 what = f"the metrics {both} both give the score '{suite}/{score}'"
@@ -141,11 +147,16 @@ def _wrong_gate(spec: Spec, metrics: Metrics) -> Iterator[HarnessError]:
         known = given if condition["summary"] is None else set(called.values())
         if condition["score"] not in known:
             what = f"no metric gives the score {gate.key_of(condition)!r}"
-            hint = f"there are: {', '.join(sorted(known)) or 'none'}"
-            yield HarnessError(spec.where(("gate", index, "score")), what, hint)
+            yield HarnessError(spec.where(("gate", index, "score")), what, _there_are(condition["score"], known))
         elif _is_directed(condition) and not _has_direction(condition, metrics):
             what, hint = f"neither direction of {gate.key_of(condition)!r} is better", "ask how far it rises or falls"
             yield HarnessError(spec.where(("gate", index, "score")), what, hint)
+
+
+def _there_are(asked: str, known: Iterable[str]) -> str:
+    there = sorted(known)
+    near = get_close_matches(asked, there, 1)
+    return f"{f'did you mean {near[0]!r}? ' if near else ''}there are: {', '.join(there) or 'none'}"
 
 
 def _is_directed(condition: Mapping[str, Any]) -> bool:
@@ -155,22 +166,9 @@ def _is_directed(condition: Mapping[str, Any]) -> bool:
 def _has_direction(condition: Mapping[str, Any], suites: Metrics) -> bool:
     """Whether the condition's score is better one way, in its suite or, of a summary, in any."""
     if condition["summary"] is not None:
-        return condition["score"] in _directed_names(suites)
+        return condition["score"] in directed_names(suites)
     suite, _, name = condition["score"].partition("/")
     return any(one.higher_is_better is not None for one in suites[suite].values() if name in one.names)
-
-
-def _directed_names(suites: Metrics) -> list[str]:
-    """What the summaries of the matrix are called by: the scores that are better one way, each once."""
-    called = gate.called(suites)
-    found = [
-        called[metric, name]
-        for made in suites.values()
-        for metric, one in made.items()
-        for name in one.names
-        if one.higher_is_better is not None
-    ]
-    return list(dict.fromkeys(found))
 
 
 # -- within a stage ---------------------------------------------------------------------------------------------------
@@ -212,32 +210,3 @@ def _wrong_watching(spec: Spec, planned: Plan, metrics: Metrics) -> Iterator[Har
             elif given[score].higher_is_better is None:
                 what = f"{score!r} has no better direction"
                 yield HarnessError(where("early_stopping", "scores", score), what, "weigh another score")
-
-
-# -- what arms are compared by ----------------------------------------------------------------------------------------
-
-
-def _directed(one: Variant, role: Role | None = None) -> list[str]:
-    """The scores, as `suite/score`, that are better one way; role: of such suites alone."""
-    return [
-        f"{suite}/{name}"
-        for suite, made in one.metrics.items()
-        if role in (None, one.roles[suite])
-        for metric in made.values()
-        for name in metric.names
-        if metric.higher_is_better is not None
-    ]
-
-
-def _lacking(spec: Spec, key: str, axis: str, variants: Sequence[Variant]) -> Iterator[HarnessError]:
-    """What is wrong with one axis: no arm measures it, or one does not."""
-    score = axis.partition(":")[2] if is_summary(axis) else axis
-    known = {one.name: _directed_names(one.metrics) if is_summary(axis) else _directed(one) for one in variants}
-    without = [name for name, scores in known.items() if score not in scores]
-    where = f"{spec.where(('arms', key))}"
-    if len(without) == len(variants):
-        there = ", ".join(dict.fromkeys(score for scores in known.values() for score in scores)) or "none"
-        yield HarnessError(where, f"no arm gives a score {score!r} that is better one way", f"there are: {there}")
-    elif without:
-        what = f"the arms are compared by {axis!r}, which {', '.join(map(repr, without))} will not measure"
-        yield HarnessError(where, what, f"measure it in every arm, or name another in arms.{key}")
