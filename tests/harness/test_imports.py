@@ -76,7 +76,7 @@ def test_what_a_plugin_author_imports_is_light():
 
 def test_validate_knows_the_scores_of_every_metric_and_imports_nothing_heavy(tmp_path):
     """It makes them to learn their scores' names; they import what they need when they measure."""
-    needed = {"regex": {"pattern": "x"}}
+    needed = {"regex": {"pattern": "x"}, "bertscore": {"model": "./encoder"}}
     metrics = {name: needed.get(name, {}) for name in harness_metrics.harness_metrics()}
     scores = {"general/response_nll": 1, "general/bits_per_byte": 1, "general/acc": 1}
     document = {
