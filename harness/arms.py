@@ -25,6 +25,9 @@ LOSSES: Mapping[str, int] = {
 }
 """Summaries of the stage × suite matrix that say how much was lost -> the sign with which a loss is positive."""
 
+CHOSEN = ("mode", "template", "mitigations", "sources", "evaluate")
+"""Parts of a spec that an arm may give as a whole: what it leaves out is not wanted there."""
+
 UNSAFE = re.compile(r"[^A-Za-z0-9._=+,-]+")
 
 
@@ -44,8 +47,11 @@ def expand(given: Mapping[str, Any], where: str) -> tuple[Arm, ...]:
     """The arms of a spec: each of `named`, for each combination of the values of `matrix`, in the order of the spec.
 
     given: the spec's `arms`, filled in. where: its place, for errors.
-    Raises HarnessError when two arms have one name, or an arm changes what arms share.
+    Raises HarnessError when there is none, two have one name, an arm changes what arms share, or one change of an arm
+    undoes another.
     """
+    if not given["named"] and not given["matrix"]:
+        raise HarnessError(where, "there are no arms", 'name some in "named", give a "matrix", or leave "arms" out')
     named: Mapping[str, Mapping[str, Any]] = given["named"] or {"": {}}
     cells = list(_cells(given["matrix"]))
     made = []
@@ -89,6 +95,26 @@ def _of(arm: Arm, error: HarnessError) -> HarnessError:
     kind = RunError if isinstance(error, RunError) else HarnessError
     # An arm's changes go the way of `--set`, which nobody has typed here.
     return kind(f"arm {arm.name!r}: {error.where.removeprefix('--set ')}", error.what, error.hint)
+
+
+def replacing(arms: Iterable[Arm], written: Mapping[str, Any]) -> Iterator[str]:
+    """A line for each arm that puts a new object in the place of one of the spec, whose other keys are lost by that.
+
+    written: the spec as it stands in its file. Parts that are chosen anew as a whole, such as the mode, are none.
+    """
+    for arm in arms:
+        for key, value in arm.changes.items():
+            old: Any = written
+            for step in key.split("."):
+                old = old.get(step) if isinstance(old, Mapping) else None
+            if key in CHOSEN or not isinstance(old, Mapping) or not isinstance(value, Mapping) or not value:
+                continue
+            lost = [one for one in old if one not in value]
+            if lost:
+                yield (
+                    f"the arm {arm.name!r} replaces all of {key!r}, so that the defaults hold of {', '.join(lost)}; "
+                    f"to change one key alone write {f'{key}.{next(iter(value))}'!r}"
+                )
 
 
 def is_summary(axis: str | None) -> bool:
@@ -157,3 +183,17 @@ def _check(arms: Sequence[Arm], where: str) -> None:
             if key.partition(".")[0] in ("arms", "name", "output", "track", "gate"):
                 what = f"the arm {arm.name!r} changes {key!r}, which all arms share"
                 raise HarnessError(where, what, "change what is trained, on what, or how")
+            if "=" in key or not all(key.split(".")):
+                what = f"the arm {arm.name!r} changes {key!r}, which is no dotted key of a spec"
+                raise HarnessError(where, what, 'write e.g. "train.learning_rate"')
+        _check_order(arm, where)
+
+
+def _check_order(arm: Arm, where: str) -> None:
+    """Raise HarnessError where a whole part comes after a change within it, which would be lost."""
+    keys = list(arm.changes)
+    for number, key in enumerate(keys):
+        for later in keys[number + 1 :]:
+            if key.startswith(f"{later}."):
+                what = f"the arm {arm.name!r} changes {key!r} and then all of {later!r}, which undoes it"
+                raise HarnessError(where, what, f"say it within {later!r}, or put {later!r} first")

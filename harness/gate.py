@@ -6,6 +6,7 @@ Knows the scores of a finished run and the spec's `gate`. Knows neither models n
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from harness.errors import HarnessError
 from harness.legible import number
 
 if TYPE_CHECKING:
+    from harness.contracts import Metric
     from harness.intervals import Estimate
 
 TESTS = {
@@ -36,12 +38,14 @@ DIRECTED = ("gains_at_least", "loses_at_most")
 class Measured:
     """One score of a run as a gate sees it. difference: last stage − base, paired; None for a summary of the matrix.
 
-    higher_is_better: None where neither direction is.
+    higher_is_better: None where neither direction is. since: the stage that the difference is to, where the base was
+    not measured by this score; "": the base.
     """
 
     after: Estimate
     difference: Estimate | None
     higher_is_better: bool | None
+    since: str = ""
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,8 @@ class Judged:
     """A condition and what became of it.
 
     text: the condition in words. found: the value that was judged. bound: the end of its 95 % interval that is the
-    nearest to breaking the condition (the value itself, when the spec judges by it).
+    nearest to breaking the condition (the value itself, when the spec judges by it). since: see `Measured`; "" too
+    where the condition is not about a difference.
     """
 
     text: str
@@ -58,6 +63,7 @@ class Judged:
     bound: float
     limit: float
     n: int
+    since: str = ""
 
     def line(self) -> str:
         """One line for people: the verdict, the condition, what was found."""
@@ -66,7 +72,8 @@ class Judged:
             return f"{word}: {self.text}: the run has no such number"
         if math.isnan(self.bound):
             return f"{word}: {self.text}: {number(self.found)}, and n = {self.n} gives no interval to judge by"
-        return f"{word}: {self.text}: {number(self.found)}, bound {number(self.bound)}, n = {self.n:,}"
+        told = f"{word}: {self.text}: {number(self.found)}, bound {number(self.bound)}, n = {self.n:,}"
+        return f"{told}, since {self.since!r}: the base was not measured by it" if self.since else told
 
 
 def check(conditions: Sequence[Mapping[str, Any]], where: Sequence[str]) -> Iterator[HarnessError]:
@@ -95,6 +102,17 @@ def judge(conditions: Sequence[Mapping[str, Any]], measured: Mapping[str, Measur
     return tuple(_judged(condition, measured) for condition in conditions)
 
 
+def called(metrics: Mapping[str, Mapping[str, Metric]]) -> dict[tuple[str, str], str]:
+    """(metric, score) -> what summaries over suites call the score: its name, or `metric.score` where two metrics, in
+    suites of their own, give scores of one name, which mean two things.
+
+    metrics: suite -> name of a metric -> the metric.
+    """
+    keys = {(name, score) for made in metrics.values() for name, one in made.items() for score in one.names}
+    shared = Counter(score for _, score in keys)
+    return {(name, score): score if shared[score] == 1 else f"{name}.{score}" for name, score in sorted(keys)}
+
+
 def key_of(condition: Mapping[str, Any]) -> str:
     """What a condition is about, as `measured` calls it."""
     score: str = condition["score"]
@@ -106,7 +124,7 @@ def _judged(condition: Mapping[str, Any], measured: Mapping[str, Measured]) -> J
     (test,) = (name for name in TESTS if condition.get(name) is not None)
     limit = float(condition[test])
     if key not in measured:
-        if condition["summary"] is not None and condition["score"] in {one.partition("/")[2] for one in measured}:
+        if condition["summary"] is not None and _is_known(condition["score"], measured):
             return Judged(_words(condition, test, limit), False, math.nan, math.nan, limit, 0)
         there = ", ".join(measured) or "none"
         raise HarnessError("gate", f"the run has no score {key!r}", f"it has: {there}")
@@ -129,7 +147,14 @@ def _judged(condition: Mapping[str, Any], measured: Mapping[str, Measured]) -> J
         highest = -upward[test] if turned else downward[test]
         bound = estimate.value if by_value else estimate.high
         passed = bound <= highest
-    return Judged(_words(condition, test, limit), bool(passed), estimate.value, bound, limit, estimate.n)
+    since = "" if test in LEVELS else score.since
+    return Judged(_words(condition, test, limit), bool(passed), estimate.value, bound, limit, estimate.n, since)
+
+
+def _is_known(score: str, measured: Mapping[str, Measured]) -> bool:
+    """Whether a summary's score is one of the run's, by its name or by `metric.score` (see `called`)."""
+    names = {one.partition("/")[2] for one in measured if "/" in one}
+    return any(score == name or score.endswith(f".{name}") for name in names)
 
 
 def _words(condition: Mapping[str, Any], test: str, limit: float) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
@@ -74,7 +75,7 @@ def compose(registry: Registry) -> Schema:
         },
         "gate": {
             "type": "array",
-            "items": _object(vocabulary.GATE, ("score",), "One condition: a score, and one test of it."),
+            "items": _object(vocabulary.GATE, ("score",), vocabulary.CONDITION),
             "default": [],
             "description": "Conditions that the run must meet; it ends with exit code 3 when one is not met.",
         },
@@ -290,7 +291,7 @@ def _explain(error: ValidationError, located: Located, broken: Sequence[Broken])
 
 def _first(schema: Schema) -> str:
     """The first sentence of a schema's description."""
-    sentence, _, _ = schema.get("description", "see `harness schema`").partition(". ")
+    sentence = re.split(r"(?<!e\.g)\. ", schema.get("description", "see `harness schema`"), maxsplit=1)[0]
     return sentence[:1].lower() + sentence[1:].rstrip(".")
 
 

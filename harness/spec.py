@@ -85,7 +85,8 @@ def _replaced(error: HarnessError, spec: Spec) -> HarnessError:
     for override in reversed(spec.overrides):
         given = override.partition("=")[0].split(".")
         below = given[: len(way)] == way and given[len(way) :]
-        if way[: len(given)] == given or (below and repr(below[0]) in error.what):
+        named = below and (repr(below[0]) in error.what or json.dumps(below[0]) in error.what)
+        if way[: len(given)] == given or named:
             return HarnessError(f"--set {override}", f"{key}: {error.what}", error.hint)
     return error
 

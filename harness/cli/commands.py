@@ -9,21 +9,29 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.errors import HarnessError
+from harness.errors import HarnessError, raise_all
 from harness.legible import printable
 
 
-def _spec(arguments: argparse.Namespace) -> tuple[Any, Any, Any]:
-    """The spec, the registry and the plan: what is wrong with a spec is said before anything heavy is imported."""
-    from harness import plan, registry, schema, spec
+def _spec(arguments: argparse.Namespace, *, trains: bool | None = True) -> tuple[Any, Any, Any]:
+    """The spec, the registry and the plan: what is wrong with a spec is said before anything heavy is imported.
+
+    trains: whether it will be run, or one model of it measured; None: neither, so that its metrics are not looked at.
+    """
+    from harness import foreseen, plan, registry, schema, spec
 
     found = registry.discover()
     loaded = spec.load(arguments.spec, schema.compose(found), arguments.overrides, found.broken)
-    return loaded, found, plan.make(loaded, found)
+    planned = plan.make(loaded, found)
+    if trains is not None and loaded.document["arms"] is None:  # of arms each is looked at, with its changes
+        foreseen.check(loaded, planned, found, trains=trains)
+        if trains:
+            foreseen.check_stages(loaded, [planned])
+    return loaded, found, planned
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -83,17 +91,27 @@ def _prove_arms(
     arguments: argparse.Namespace, spec: Any, found: Any, names: Sequence[str] = ()
 ) -> list[tuple[Any, Any]]:
     """Each arm with its spec; that it is valid and has a plan is proven before anything heavy is imported."""
-    from harness import arms, plan
+    from harness import arms, foreseen, plan
+    from harness.foreseen import axes
 
     if spec.document["arms"] is None:
         return []
     load = _loader(arguments, found)
-    made = []
-    for arm in arms.chosen(arms.expand(spec.document["arms"], spec.where(("arms",))), names):
+    made, measuring = [], []
+    chosen = arms.chosen(arms.expand(spec.document["arms"], spec.where(("arms",))), names)
+    for text in arms.replacing(chosen, spec.located.value):
+        print(f"warning: {text}", file=sys.stderr)
+    for arm in chosen:
         with arms.named(arm):
             own = load(arm.overrides())
-            plan.make(own, found)
+            planned = plan.make(own, found)
+            metrics = foreseen.check(own, planned, found)
         made.append((arm, own))
+        measuring.append(axes.Variant(arm.name, planned, metrics))
+    foreseen.check_stages(spec, [one.plan for one in measuring])
+    axes.check(spec, measuring)
+    for text in axes.told(measuring):
+        print(f"warning: {text}", file=sys.stderr)
     return made
 
 
@@ -104,9 +122,12 @@ def _gated_arms(spec: Any, made: Any) -> int:
     from harness.gate import judge
     from harness.report import measured_of
 
-    passed = [
-        _gated(judge(spec.document["gate"], measured_of(Path(folder))), arm) == 0 for arm, folder in made.arms.items()
-    ]
+    passed = []
+    for arm, folder in made.arms.items():
+        try:
+            passed.append(_gated(judge(spec.document["gate"], measured_of(Path(folder))), arm) == 0)
+        except HarnessError as error:  # an arm of another time, which did not measure what is asked now
+            print(f"harness: gate of arm {arm!r}: FAILED: {error.what}; {error.hint}", file=sys.stderr)
     return 0 if any(passed) else 3
 
 
@@ -127,22 +148,40 @@ def _gated(judged: Sequence[Any], arm: str | None = None) -> int:
 
 def gate(arguments: argparse.Namespace) -> int:
     """Judge a finished run; 3 when it is not passed."""
-    spec, _, _ = _spec(arguments)
-    if not spec.document["gate"]:
-        raise HarnessError(arguments.spec, "the spec has no gate", 'add conditions under "gate"')
     from dataclasses import asdict
 
+    from harness.runs import finished_run
+
+    place, conditions = _together(lambda: finished_run(arguments.run), lambda: _conditions(arguments))
     from harness.gate import judge
     from harness.report import files, measured_of
-    from harness.runs import find_run
 
-    judged = judge(spec.document["gate"], measured_of(find_run(arguments.run)))
+    judged = judge(conditions, measured_of(place))
     if arguments.json:
         print(json.dumps(files.plain([asdict(one) for one in judged]), indent=2, ensure_ascii=False))
     else:
         for one in judged:
             print(one.line())
     return 0 if all(one.passed for one in judged) else 3
+
+
+def _conditions(arguments: argparse.Namespace) -> Any:
+    spec, _, _ = _spec(arguments, trains=None)
+    if not spec.document["gate"]:
+        raise HarnessError(arguments.spec, "the spec has no gate", 'add conditions under "gate"')
+    return spec.document["gate"]
+
+
+def _together(*reads: Callable[[], Any]) -> list[Any]:
+    """What each gives. What is wrong with any of them is told with what is wrong with the others, in their order."""
+    made, wrong = [], []
+    for read in reads:
+        try:
+            made.append(read())
+        except HarnessError as error:
+            wrong.append(error)
+    raise_all(wrong)
+    return made
 
 
 def evaluate(arguments: argparse.Namespace) -> int:
@@ -152,7 +191,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
     place = None if Path(arguments.spec).is_file() else find_run(arguments.spec)
     if place is not None:
         arguments.spec = str(place / "spec.json")
-    spec, found, _ = _spec(arguments)
+    spec, found, _ = _spec(arguments, trains=False)
     from harness import run as rooms
     from harness.console import Console
 

@@ -55,6 +55,16 @@ class Comparison:
         scores = list(dict.fromkeys((one.suite, one.score) for one in self.pairs))
         return sorted(self.pairs, key=lambda one: (scores.index((one.suite, one.score)), one.run))
 
+    def left_out(self) -> list[tuple[int, str, str]]:
+        """(index of a run, what of it was not compared, why); what: "" for all, `suite`, or `suite/score, score`."""
+        scores: dict[tuple[int, str, str], list[str]] = {}
+        for one in self.refused:
+            scores.setdefault((one.run, one.suite, one.why), []).append(one.score)
+        return [
+            (run, "/".join(part for part in (suite, ", ".join(filter(None, names))) if part), why)
+            for (run, suite, why), names in scores.items()
+        ]
+
     def to_json(self) -> dict[str, Any]:
         """The comparison as plain data for JSON: what is no finite number is None."""
         made: dict[str, Any] = plain(

@@ -17,9 +17,8 @@ def write(comparison: Comparison, file: Path) -> Path:
     """Write the page; returns its path. Raises HarnessError when it cannot be written."""
     order = [comparison.baseline, *(n for n in range(len(comparison.runs)) if n != comparison.baseline)]
     notes = [*comparison.notes]
-    for one in comparison.refused:
-        name = comparison.runs[one.run].name
-        notes.append(f"{name}, {one.suite}/{one.score}: not compared: {one.why}".replace(", /:", ":"))
+    for run, what, why in comparison.left_out():
+        notes.append(f"{comparison.runs[run].name}{f', {what}' if what else ''}: not compared: {why}")
     page = html.Comparison(
         title=" · ".join(comparison.runs[number].name for number in order),
         sides=tuple(_side(comparison.runs[number]) for number in order),

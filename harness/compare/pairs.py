@@ -138,14 +138,36 @@ class Bench:
         other = self._whole(number)
         if other is None:
             return
-        for suite in dict.fromkeys(one.suite for stage in base.evaluations for one in stage):
+        for suite in dict.fromkeys(one.suite for read in (base, other) for stage in read.evaluations for one in stage):
             first, second = base.last(suite), other.last(suite)
             if first is None or second is None:
+                self._refuse(number, suite, "", self._lacks(number, "suite", in_baseline=first is None))
                 continue
             if not align(first, second).ids:
-                self.refused.append(Refused(number, suite, "", "the two share no item of it"))
+                self._refuse(number, suite, "", "the two share no item of it")
                 continue
+            self._refuse_unshared(number, first, second)
             yield from ((number, suite, one) for one in first.scores if _find(second, one) is not None)
+
+    def _refuse(self, number: int, suite: str, score: str, why: str) -> None:
+        self.refused.append(Refused(number, suite, score, why))
+
+    def _refuse_unshared(self, number: int, first: Evaluation, second: Evaluation) -> None:
+        """Name the scores of a suite that one of the two does not have, or has by another metric."""
+        sides = [{one.name: one.metric for one in side.scores} for side in (first, second)]
+        for score in dict.fromkeys([*sides[0], *sides[1]]):
+            metrics = [side.get(score) for side in sides]
+            if None in metrics:
+                why = self._lacks(number, "score", in_baseline=metrics[0] is None)
+                self._refuse(number, first.suite, score, why)
+            elif metrics[0] != metrics[1]:
+                why = f"two metrics give it: {metrics[0]} in the one, {metrics[1]} in the other"
+                self._refuse(number, first.suite, score, why)
+
+    def _lacks(self, number: int, what: str, *, in_baseline: bool) -> str:
+        names = [self.found[one].run.name for one in (self.baseline, number)]
+        lacking, having = names if in_baseline else reversed(names)
+        return f"{lacking} has no such {what}, {having} has"
 
     def _pair(self, number: int, suite: str, score: Score, trials: int) -> Pair | None:
         names = (self.found[self.baseline].run.name, self.found[number].run.name)

@@ -67,11 +67,9 @@ def pairs_notes(comparison: Comparison) -> Iterator[RenderableType]:
         for why, count in reasons.items():
             text = f"{one_line(suite)} of run {run + 1}: {count:,} items left out, {one_line(why)}"
             yield Text(text, style="yellow")
-    for gone in comparison.refused:
-        what = "/".join(one_line(part) for part in (gone.suite, gone.score) if part)
-        yield Text(
-            f"{what + ' of ' if what else ''}run {gone.run + 1} not compared: {one_line(gone.why)}", style="yellow"
-        )
+    for run, what, why in comparison.left_out():
+        shown = f"{one_line(what)} of " if what else ""
+        yield Text(f"{shown}run {run + 1} not compared: {one_line(why)}", style="yellow")
     for note in comparison.notes:
         yield Text(one_line(note), style="yellow")
 

@@ -181,6 +181,11 @@ class Console:
         self._print(Text())
         self._print(report.render(made))
 
+    def _run_closed(self, stage: int, data: Mapping[str, Any]) -> None:
+        if self.mode == "json" and self._arm is None and "tracking" not in data["lacked"]:
+            self._document(data["report"].to_json())  # else it has been told as that of a run that finished
+        self._print(words.closed(data))
+
     def _run_failed(self, stage: int, data: Mapping[str, Any]) -> None:
         # The error itself is said once, by the command that it ends.
         if self.mode == "json":

@@ -56,6 +56,17 @@ def scores(stage: int, evaluations: Sequence[Evaluation]) -> Iterator[Text]:
         )
 
 
+def closed(facts: Mapping[str, Any]) -> Text:
+    """The line for `run_closed`."""
+    did = {
+        "page": "its page is made",
+        "disk": "the ends of its stages are gone",
+        "tracking": "its tracking is complete",
+    }
+    told = ", ".join(did[one] for one in facts["lacked"])
+    return Text(f"the run was finished but for its end: {told} now; {one_line(str(facts['folder']))}")
+
+
 def gist(facts: Mapping[str, Any], plan: Plan | None) -> str:
     """What `data` shows, as one text: the same for two runs whose data a reader could not tell apart."""
     stages = facts.get("stages", plan.stages if plan is not None else ())

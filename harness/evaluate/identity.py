@@ -16,6 +16,7 @@ import torch
 
 from harness.contracts import Template
 from harness.data.encode import fingerprint
+from harness.model.configuration import configs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -26,16 +27,23 @@ NONE = "none"
 def identity(model: Any, tokenizer: PreTrainedTokenizerBase, template: Template) -> dict[str, str]:
     """What all items of an evaluation have in common, by name.
 
-    `model` and `adapter`: see `weights`. `tokenizer`: its whole definition. `template`: its fingerprint. `dtype`: of
-    the weights and, under autocast, of the arithmetic. `attention`: the implementation. `harness`: its version.
-    model: None where a server answers; `model`, `adapter`, `dtype` and `attention` are then `none`.
+    `model` and `adapter`: see `weights`. `config`: of what its config files say (see `model.configs`). `tokenizer`: its
+    whole definition. `template`: its fingerprint. `dtype`: of the weights and, under autocast, of the arithmetic.
+    `attention`: the implementation. `harness`: its version.
+    model: None where a server answers; `model`, `adapter`, `config`, `dtype` and `attention` are then `none`.
     """
     words = {"tokenizer": _tokenizer(tokenizer), "template": fingerprint(template, tokenizer), "harness": _version()}
     if model is None:
-        return {**dict.fromkeys(("model", "adapter", "dtype", "attention"), NONE), **words}
-    base, adapter = weights(model)
+        return {**dict.fromkeys(("model", "adapter", "config", "dtype", "attention"), NONE), **words}
+    base, adapter, config = function(model)
     attention = getattr(model.config, "_attn_implementation", None)
-    return {"model": base, "adapter": adapter, "dtype": _dtype(model), "attention": str(attention or NONE), **words}
+    how = {"dtype": _dtype(model), "attention": str(attention or NONE)}
+    return {"model": base, "adapter": adapter, "config": config, **how, **words}
+
+
+def function(model: Any) -> tuple[str, str, str]:
+    """What decides which function the model is, as digests: its weights, its adapter's (see `weights`), its configs."""
+    return *weights(model), digest(configs(model))
 
 
 def weights(model: Any) -> tuple[str, str]:

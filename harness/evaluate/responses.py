@@ -96,7 +96,7 @@ class Divergences(_Responses):
         if self._base is None:
             return {**super().settings, "base": "itself"}
         with self._base() as reference:
-            return {**super().settings, "base": "/".join(identity.weights(reference))}
+            return {**super().settings, "base": "/".join(identity.function(reference))}
 
     def _nothing(self) -> Mapping[str, Any]:
         return {"kl": 0.0, "agreed": 0}

@@ -7,6 +7,7 @@ from functools import partial
 
 from harness.contracts import Item, Metric, Score
 from harness.errors import HarnessError
+from harness.foreseen import clashing
 from harness.intervals import estimate
 from harness.seeds import derive
 
@@ -31,8 +32,12 @@ def score(
 
     metrics: by name. The interval has a closed form where the metric says so, else the items are resampled, drawn by
     (seed, suite, score): the same draws at every stage.
-    Raises HarnessError when an item lacks what a metric reads, or a metric gives other scores than it names.
+    Raises HarnessError when an item lacks what a metric reads, a metric gives other scores than it names, or two give
+    scores of one name.
     """
+    for name, names in clashing(metrics):
+        what = f"the score {name!r} is given by {' and '.join(map(repr, names))}"
+        raise HarnessError(f"metrics.{names[-1]}", what, "leave one out, or score it by itself")
     return tuple(
         one
         for name, metric in metrics.items()

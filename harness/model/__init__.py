@@ -17,6 +17,7 @@ from harness.model.location import Location, resolve
 
 if TYPE_CHECKING:
     from harness.model.adapters import adapted_layers, keep, kept, restore_kept
+    from harness.model.configuration import configs
     from harness.model.hardware import device, dtype, out_of_memory
     from harness.model.loading import computation, count, digest, load, parameters, promote, skeleton, tokenizer
     from harness.model.saving import base, is_adapted, merge, reference, save, saves_adapter
@@ -27,6 +28,7 @@ __all__ = [
     "adapted_layers",
     "base",
     "computation",
+    "configs",
     "count",
     "decompose",
     "device",
@@ -61,6 +63,7 @@ _HOMES = {
     "restore_kept": "adapters",
     "is_adapted": "saving",
     "base": "saving",
+    "configs": "configuration",
     "out_of_memory": "hardware",
     "computation": "loading",
     "promote": "loading",

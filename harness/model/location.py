@@ -17,7 +17,7 @@ from harness.contracts import Progress, silent
 from harness.errors import HarnessError
 from harness.model import cache, digests, gguf_file, hub, package
 from harness.runs import SCHEME as RUN
-from harness.runs import find_run
+from harness.runs import finished_run
 
 WHERE = "model.path"
 
@@ -109,18 +109,10 @@ def _only_hub_has_revisions(revision: str | None, path: str) -> None:
 
 def _resolve_run(name: str, settings: Mapping[str, Any], output: str | Path, progress: Progress) -> Location:
     """The result of a finished run: its whole model, or its adapter on the model that it was trained on."""
-    try:
-        place = find_run(name, output)
-    except HarnessError as error:
-        raise HarnessError(WHERE, f"there is no run '{name}'", error.hint) from error
-    if (place / "arms").is_dir():
-        arms = sorted(one.name for one in (place / "arms").iterdir() if (one / "model").is_dir())
-        hint = f"name the folder of one of its arms: {', '.join(arms)}" if arms else "none of its arms has a result yet"
-        raise HarnessError(WHERE, f"'{place}' is an experiment of several runs", hint)
+    place = finished_run(name, output, where=WHERE)
     folder = place.resolve() / "model"
-    if not folder.is_dir() or not (place / "report.json").is_file():
-        what = f"the run '{place}' has no result: it did not come to its end"
-        raise HarnessError(WHERE, what, f"go on with it: harness run --resume {place}")
+    if not folder.is_dir():
+        raise HarnessError(WHERE, f"the run '{place}' has no model any more", "bring its folder `model` back")
     if not (folder / "adapter_config.json").is_file():
         check_folder(folder)
         return Location("run", str(folder), None, digests.folder(folder, progress))

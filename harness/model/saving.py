@@ -135,13 +135,13 @@ def _save_whole(model: PreTrainedModel, draft: Path, state: Mapping[str, Any] | 
     try:
         model.config.use_cache = True
         if published is not None:
-            model.generation_config = _saveable(published, generation)
+            model.generation_config = saveable(published, generation)
         model.save_pretrained(draft, state_dict=None if state is None else dict(state))
     finally:
         model.config.use_cache, model.generation_config = caching, generation
 
 
-def _saveable(published: GenerationConfig, ours: GenerationConfig) -> GenerationConfig:
+def saveable(published: GenerationConfig, ours: GenerationConfig) -> GenerationConfig:
     """The published generation config with our special tokens, mended where transformers refuses to save it.
 
     Some models were published with a temperature but without sampling (Llama 2 was); sampling is what was meant.

@@ -204,7 +204,7 @@ def make(
         examples=_examples(suites, first, last, seed),
         evaluations=tuple(evaluations),
         matrices=found,
-        gate=gate.judge(conditions, _measured(changes, found)) if conditions else (),
+        gate=gate.judge(conditions, _measured(changes, found, names)) if conditions else (),
         earlier=None if earlier is None else earlier.run,
     )
 
@@ -219,12 +219,17 @@ def measured_in(document: Mapping[str, Any]) -> dict[str, Measured]:
         return Estimate(value, stderr, low, high, int(given["n"]), given["method"])
 
     found = {
-        f"{one['suite']}/{one['name']}": Measured(read(one["after"]), read(one["difference"]), one["higher_is_better"])
+        f"{one['suite']}/{one['name']}": Measured(
+            read(one["after"]),
+            read(one["difference"]),
+            one["higher_is_better"],
+            _since(one["after_stages"], document["stages"]),
+        )
         for one in document["changes"]
     }
     for one in document["forgetting"]:
         for name, given in one["summaries"].items():
-            found[f"{name}:{one['score']}"] = Measured(read(given), None, True)
+            found[f"{name}:{one.get('called') or one['score']}"] = Measured(read(given), None, True)
     return found
 
 
@@ -245,11 +250,22 @@ def scores_table(evaluations: Sequence[Evaluation]) -> RenderableType:
     return scores(evaluations)
 
 
-def _measured(changes: Sequence[Change], found: Sequence[Matrix]) -> dict[str, Measured]:
-    made = {f"{one.suite}/{one.name}": Measured(one.after, one.difference, one.higher_is_better) for one in changes}
+def _measured(changes: Sequence[Change], found: Sequence[Matrix], stages: Sequence[str]) -> dict[str, Measured]:
+    made = {
+        f"{one.suite}/{one.name}": Measured(
+            one.after, one.difference, one.higher_is_better, _since(one.after_stages, stages)
+        )
+        for one in changes
+    }
     for matrix in found:
-        made |= {f"{name}:{matrix.score}": Measured(one, None, True) for name, one in matrix.summaries.items()}
+        made |= {f"{name}:{matrix.called}": Measured(one, None, True) for name, one in matrix.summaries.items()}
     return made
+
+
+def _since(values: Sequence[object], stages: Sequence[str]) -> str:
+    """The first stage that was measured by a score; "" where that is the base, the first of them."""
+    first = next((number for number, value in enumerate(values) if value is not None), 0)
+    return stages[first] if first else ""
 
 
 def render(report: Report) -> RenderableType:

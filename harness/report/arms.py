@@ -24,6 +24,7 @@ from harness.report.files import plain, write_json
 from harness.report.intransigence import Intransigence, against
 from harness.report.kept import Kept
 from harness.report.paired import Side, align, compared, judged, require_one_way, trials_for, vectors
+from harness.report.unshared import comparable, left_out, share_items
 from harness.report.variants import Variant, turned
 from harness.seeds import derive
 from harness.significance import holm
@@ -81,6 +82,7 @@ class Experiment:
 
     missing: arms that have no result, with the reason. joint: the arm on all tasks together, a reference and no method;
     intransigence: of every other arm against it, none where it has no result. advised: what the comparison comes to.
+    notes: what some arms could not be compared by, and why.
     """
 
     name: str
@@ -95,6 +97,7 @@ class Experiment:
     advised: Advice
     joint: str | None = None
     intransigence: tuple[Intransigence, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def advice(self) -> str:
@@ -141,6 +144,8 @@ def make(
     compared = _compared(arms, base, roles, metrics, seed)
     points = _points(arms, base, gain, lost, metrics, seed, joint)
 
+    paired = not is_summary(lost) and share_items(arms.values(), lost.partition("/")[0])
+
     def more(one: Point, other: Point) -> Estimate:
         """Over the same items; the base model, which both are measured against, drops out."""
         return _difference(arms[other.arm], arms[one.arm], lost, metrics, seed)
@@ -160,11 +165,12 @@ def make(
             gain,
             lost,
             swept({arm: run.spec for arm, run in arms.items() if arm != joint}),
-            more=None if is_summary(lost) else more,
+            more=more if paired else None,
             note="" if baseline in (None, base) else f"the baseline {baseline!r} has no result yet",
         ),
         joint=joint,
         intransigence=against(arms, joint, metrics, seed=seed) if joint is not None and joint in arms else (),
+        notes=left_out(arms, base),
     )
 
 
@@ -202,6 +208,7 @@ def _compared(
         for suite, role in roles.items()
         if (first := _first(run, suite)) and (last := run.last(suite)) and (other := arms[base].last(suite))
         for score in last.scores
+        if comparable(score, last, other)
     ]
     trials = trials_for(sum(arm != base for arm, *_ in pairs))
     made = [_one(*pair, base=base, metrics=metrics, seed=seed, trials=trials) for pair in pairs]
@@ -254,7 +261,7 @@ def _points(
     arms: Mapping[str, Kept], base: str, gain: str, lost: str, metrics: Metrics, seed: int, joint: str | None
 ) -> tuple[Point, ...]:
     gains = {arm: _change(run, gain, metrics, seed) for arm, run in arms.items()}
-    losses = {arm: _lost(run, lost, metrics, seed) for arm, run in arms.items()}
+    losses = {arm: _lost(run, lost, metrics, seed, needed=arm != joint) for arm, run in arms.items()}
     names = list(arms)
     methods = [arm for arm in names if arm != joint]  # a reference that no method could reach beats none
     efficient = {methods[i] for i in forgetting.pareto([(gains[arm].value, losses[arm].value) for arm in methods])}
@@ -277,11 +284,13 @@ def point_of(variant: Variant, name: str, gain: str, lost: str) -> Point | None:
     return None if gained is None or worse is None else Point(name, gained, worse, None, efficient=False)
 
 
-def _lost(run: Kept, lost: str, metrics: Metrics, seed: int) -> Estimate:
-    """What a run forgot, positive where it did."""
+def _lost(run: Kept, lost: str, metrics: Metrics, seed: int, *, needed: bool) -> Estimate:
+    """What a run forgot, positive where it did. needed: False: NaN where its matrix does not come to that."""
     if not is_summary(lost):
         return turned(_change(run, lost, metrics, seed))
     found = measured_of(run.folder).get(lost)
+    if found is None and not needed:  # of all tasks in one stage none is earlier than another
+        return Estimate(math.nan, math.nan, math.nan, math.nan, 0)
     if found is None:
         what = f"the run has no summary {lost!r}"
         raise HarnessError(

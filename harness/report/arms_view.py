@@ -49,6 +49,8 @@ class View:
                 "the mean over their tasks; positive: the stages learned less, whichever direction is the better one",
                 style="dim",
             )
+        for note in one.notes:
+            yield Text(one_line(note, 1000), style="yellow")
         for arm, why in one.missing.items():
             yield Text(f"no result of {one_line(arm)}: {one_line(why)}", style="yellow")
         yield Text()

@@ -52,14 +52,15 @@ def against(
     return tuple(made)
 
 
-def _matrices(run: Kept) -> list[tuple[str, str, dict[str, int]]]:
-    """(metric, score, suite -> the stage whose task it is) of each score of a run."""
+def _matrices(run: Kept) -> list[tuple[str, str, str, dict[str, int]]]:
+    """(metric, score, what it is called, suite -> the stage whose task it is) of each score of a run."""
     told: Mapping[str, Any] = document(run.folder, "report.json")
     try:
         return [
             (
                 str(one["metric"]),
                 str(one["score"]),
+                str(one.get("called") or one["score"]),
                 {suite: int(at) for suite, at in zip(one["suites"], one["learned"], strict=True) if at is not None},
             )
             for one in told["forgetting"]
@@ -73,11 +74,11 @@ def _one(
     arm: str,
     run: Kept,
     joint: Kept,
-    matrix: tuple[str, str, Mapping[str, int]],
+    matrix: tuple[str, str, str, Mapping[str, int]],
     metrics: Mapping[str, Mapping[str, Metric]],
     seed: int,
 ) -> Intransigence | None:
-    metric, name, learned = matrix
+    metric, name, called, learned = matrix
     values, drawn, suites, items = [], [], [], 0
     for suite, stage in learned.items():
         last = joint.last(suite)
@@ -111,7 +112,7 @@ def _one(
     resamples = min(len(one) for one in drawn)
     value = _mean(np.stack(values, axis=-1))
     repeated = _mean(np.stack([one[:resamples] for one in drawn], axis=-1))
-    return Intransigence(arm, name, tuple(suites), summarise(float(value), repeated, items))
+    return Intransigence(arm, called, tuple(suites), summarise(float(value), repeated, items))
 
 
 def _mean(pairs: np.ndarray) -> np.ndarray:

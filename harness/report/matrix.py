@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from harness import forgetting
 from harness.contracts import Evaluation, Metric, Plan, Score
+from harness.gate import called
 from harness.intervals import Estimate, replicates, summarise
 from harness.seeds import derive
 
@@ -21,7 +22,7 @@ class Matrix:
     general: for each whether it measures what is not to be forgotten. values: stages (the base first) × suites, as
     measured; NaN before a suite's first stage, where a run goes on from one that did not have it. summaries: name ->
     number with its standard error and 95 % interval; higher is better in all but those
-    with "forgetting" in their name, whatever the metric's own direction.
+    with "forgetting" in their name, whatever the metric's own direction. called: see `gate.called`.
     """
 
     score: str
@@ -32,6 +33,10 @@ class Matrix:
     general: tuple[bool, ...]
     values: tuple[tuple[float, ...], ...]
     summaries: Mapping[str, Estimate]
+    called: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "called", self.called or self.score)
 
 
 def owners(plan: Plan) -> dict[str, int]:
@@ -63,7 +68,7 @@ def matrices(
     by_stage = [{one.suite: one for one in stage} for stage in evaluations]
     roles = {suite.name: suite.role for suite in plan.suites}
     teaches = owners(plan) if teaches is None else teaches
-    columns: dict[tuple[str, str], list[str]] = {}
+    names, columns = called(metrics), dict[tuple[str, str], list[str]]()
     for suite in plan.suites:
         first = first_of(suite.name, by_stage)
         if first is not None and first < len(by_stage) - 1:
@@ -71,10 +76,11 @@ def matrices(
                 if score.higher_is_better is None:
                     continue  # of a score without a better direction nothing can be forgotten
                 columns.setdefault((score.metric, score.name), []).append(suite.name)
-    return tuple(
+    made = (
         _matrix(key, suites, by_stage, metrics, teaches, {name: roles[name] == "general" for name in suites}, seed)
         for key, suites in columns.items()
     )
+    return tuple(replace(one, called=names.get((one.metric, one.score), one.score)) for one in made)
 
 
 def first_of(suite: str, by_stage: Sequence[Mapping[str, Evaluation]]) -> int | None:

@@ -124,7 +124,7 @@ def forgetting_table(report: Report) -> Iterator[RenderableType]:
         if table.row_count:
             table.add_row()
         arrow = "" if matrix.higher_is_better else " ↓"
-        table.add_row(Text(f"{one_line(matrix.score)}{arrow}", style="bold"), "", "")
+        table.add_row(Text(f"{one_line(matrix.called)}{arrow}", style="bold"), "", "")
         for name, estimate in matrix.summaries.items():
             if name in SUMMARY_WORDS:
                 table.add_row(Text(f" {name}"), _estimate(estimate), SUMMARY_WORDS[name])

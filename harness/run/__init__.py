@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from harness.run.doors import again, experiment, measure, prove, run
 from harness.run.folder import RunFolder
-from harness.run.preparing import ModelUnreachable, Prepared, find, metrics_of, prepare
+from harness.run.preparing import ModelUnreachable, Prepared, find, prepare
 
 __all__ = [
     "ModelUnreachable",
@@ -18,7 +18,6 @@ __all__ = [
     "experiment",
     "find",
     "measure",
-    "metrics_of",
     "prepare",
     "prove",
     "run",

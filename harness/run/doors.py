@@ -18,8 +18,8 @@ from harness.registry import Registry
 from harness.report import Report
 from harness.report.arms import Experiment
 from harness.report.files import listed
+from harness.run import closing, onward
 from harness.run import experiment as experiments
-from harness.run import onward
 from harness.run.folder import RunFolder
 from harness.run.preparing import Prepared, find, prepare, progress_of
 from harness.run.single import walk
@@ -47,12 +47,16 @@ def again(spec: Spec, registry: Registry, place: Path) -> Report:
     """Go on with a run that was broken off: what it finished is read, not done anew.
 
     spec: the run's own, from its folder. The result equals that of the run had it not been broken off, bit for bit on
-    a CPU. Raises HarnessError when the run is finished, or when its data is no longer what it began with.
+    a CPU. Of a run that was killed after its report, what its end lacks is done (see `closing`). Raises HarnessError
+    when the run is finished, or when its data is no longer what it began with.
     """
     folder = RunFolder(place)
     with folder.locked():
         if (place / "report.json").is_file():
-            raise HarnessError(str(place), "the run is finished", "start another one, or look at its report")
+            closed = closing.close(spec, registry, folder)
+            if closed is None:
+                raise HarnessError(str(place), "the run is finished", "start another one, or look at its report")
+            return closed
         ready = prepare(spec, registry)
         found = find(spec, ready, registry)
         raise_all(found.failures)

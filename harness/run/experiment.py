@@ -15,14 +15,15 @@ from typing import Any
 from harness import arms as arms_of
 from harness import plan
 from harness.arms import Arm
-from harness.contracts import Event, Plan
+from harness.contracts import Event, Metric, Plan
 from harness.errors import HarnessError, RunError
 from harness.registry import Registry
 from harness.report import html, kept
 from harness.report.arms import Experiment, make
-from harness.run import sharing
+from harness.run import closing, sharing
 from harness.run.folder import RunFolder
-from harness.run.preparing import metrics_of, page
+from harness.run.preparing import page
+from harness.scoring import make_metric
 from harness.spec import Spec
 from harness.track import ExperimentTracker
 
@@ -71,6 +72,9 @@ def _run_arms(
         place = folder.path / "arms" / arm.name
         registry.observe(Event("arm_started", data={"arm": arm.name, "number": number, "of": len(specs)}))
         if (place / "report.json").is_file():
+            why = _closed(arm, own, registry, place, tracker.run_id)
+            if why is not None:
+                failed[arm.name] = why
             registry.observe(Event("arm_finished", data={"arm": arm.name, "again": True}))
             begun[arm.name] = plans.pop(arm.name)
             continue
@@ -102,6 +106,19 @@ def _run_arms(
     return made
 
 
+def _closed(arm: Arm, own: Spec, registry: Registry, place: Path, parent: str | None) -> str | None:
+    """Do what the end of an arm lacks that was killed after its report; why it failed, where that shows now."""
+    folder = RunFolder(place)
+    try:
+        with folder.locked():
+            closing.close(own, registry, folder, arm={"name": arm.name, "changes": dict(arm.changes)}, parent=parent)
+    except RunError as error:
+        return error.what
+    except HarnessError as error:  # its result is there, and is compared
+        registry.observe(Event("warning", data={"text": f"the end of the arm {arm.name!r}: {error}"}))
+    return None
+
+
 def _trouble(failed: Mapping[str, str], folder: RunFolder) -> RunError | None:
     if not failed:
         return None
@@ -121,13 +138,12 @@ def compare_arms(
             found[arm.name] = kept.read(place)
         else:
             missing.setdefault(arm.name, "it has not run to its end")
-    planned: Plan = plan.make(spec, registry)
     given: dict[str, Any] = spec.document["arms"]
     return make(
         spec.document["name"],
         folder,
         found,
-        metrics_of(planned, registry),
+        _metrics(found, given["baseline"], registry),
         seed=spec.document["seed"],
         baseline=given["baseline"],
         gain=given["gain"],
@@ -135,6 +151,17 @@ def compare_arms(
         joint=given["joint"],
         missing=missing,
     )
+
+
+def _metrics(found: Mapping[str, kept.Kept], baseline: str | None, registry: Registry) -> dict[str, dict[str, Metric]]:
+    """The metrics of every suite that an arm has: the baseline's own, and those that other arms add to them."""
+    made: dict[str, dict[str, Metric]] = {}
+    for _, run in sorted(found.items(), key=lambda one: one[0] != baseline):
+        for suite, given in run.spec["evaluate"].items():
+            for name, options in given["metrics"].items():
+                if name not in made.setdefault(suite, {}):
+                    made[suite][name] = make_metric(registry, name, options, lang=given["lang"])
+    return made
 
 
 def _take_over_base(arms: Path, place: Path) -> None:

@@ -10,12 +10,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from harness import data, gate, model, plan
-from harness.contracts import Event, Metric, Plan, Progress, Suite, Template
+from harness import data, foreseen, model, plan
+from harness.contracts import Event, Metric, Plan, Progress, Template
 from harness.data import fingerprints
 from harness.errors import HarnessError, raise_all
 from harness.registry import Registry
-from harness.run import watching
 from harness.spec import Spec
 
 
@@ -47,17 +46,16 @@ class Prepared:
 def prepare(spec: Spec, registry: Registry, *, mixed: bool = True) -> Prepared:
     """Everything up to the proven data. Raises HarnessError for bad input.
 
-    mixed: False leaves the shares out, so that rows can be looked at whose mixture cannot be met. Every bad row of a
-    source is written to `<output>/<name>-rejected/<source>.jsonl`.
+    mixed: False, where nothing will be trained, leaves the shares out, so that rows can be looked at whose mixture
+    cannot be met. Every bad row of a source is written to `<output>/<name>-rejected/<source>.jsonl`.
     """
     progress = progress_of(registry)
     planned = plan.make(spec, registry)
     if not mixed:
         planned = replace(planned, stages=tuple(replace(one, shares=()) for one in planned.stages))
     _warn(registry, planned.warnings)
-    metrics = metrics_of(planned, registry)
-    raise_all([*_wrong_gate(spec, metrics), *_one_answer_for_all(spec, planned.suites)])
-    raise_all([*watching.wrong(spec, planned, metrics), *_lacking(spec, metrics)])
+    metrics = foreseen.check(spec, planned, registry, trains=mixed)
+    raise_all(_lacking(spec, metrics))
     template = registry.make("templates", *planned.template)
     kind: type[HarnessError] = HarnessError
     try:
@@ -66,7 +64,9 @@ def prepare(spec: Spec, registry: Registry, *, mixed: bool = True) -> Prepared:
             kind = ModelUnreachable
         tokenizer = model.tokenizer(location, planned.model)
     except HarnessError as error:
-        raise kind(f"{spec.where(('model', 'path'))}: {error.where}", error.what, error.hint) from error
+        own = error.where.startswith("model.")  # it names its key itself
+        where = spec.where(tuple(error.where.split(".")) if own else ("model", "path"))
+        raise kind(where if own else f"{where}: {error.where}", error.what, error.hint) from error
     model.dtype(planned.train["precision"], model.device())
     templates = {one.name: registry.make("templates", *one.template) for one in planned.suites if one.template}
     if not spec.document["checks"]["other_template"]:
@@ -99,14 +99,6 @@ def find(spec: Spec, ready: Prepared, registry: Registry) -> data.Findings:
     )
     _warn(registry, found.warnings)
     return found
-
-
-def metrics_of(planned: Plan, registry: Registry) -> dict[str, dict[str, Metric]]:
-    """The metrics of every suite, made: suite -> name -> instance."""
-    return {
-        suite.name: {name: registry.make("metrics", name, options) for name, options in suite.metrics.items()}
-        for suite in planned.suites
-    }
 
 
 def progress_of(registry: Registry) -> Progress:
@@ -144,38 +136,3 @@ def _lacking(spec: Spec, metrics: Mapping[str, Mapping[str, Metric]]) -> Iterato
             except HarnessError as error:
                 place = spec.where(("evaluate", suite, "metrics", name))
                 yield HarnessError(f"{place}: {error.where}", error.what, error.hint)
-
-
-def _wrong_gate(spec: Spec, metrics: Mapping[str, Mapping[str, Metric]]) -> Iterator[HarnessError]:
-    """Conditions that no run of the spec could be judged by: told now, and not after hours of training."""
-    given = {f"{suite}/{name}" for suite, made in metrics.items() for one in made.values() for name in one.names}
-    bare = {score.partition("/")[2] for score in given}
-    for index, condition in enumerate(spec.document["gate"]):
-        known = given if condition["summary"] is None else bare
-        if condition["score"] not in known:
-            what = f"no metric gives the score {gate.key_of(condition)!r}"
-            hint = f"there are: {', '.join(sorted(known)) or 'none'}"
-            yield HarnessError(spec.where(("gate", index, "score")), what, hint)
-        elif _is_directed(condition) and not _has_direction(condition, metrics):
-            what, hint = f"neither direction of {gate.key_of(condition)!r} is better", "ask how far it rises or falls"
-            yield HarnessError(spec.where(("gate", index, "score")), what, hint)
-
-
-def _is_directed(condition: Mapping[str, Any]) -> bool:
-    return condition["summary"] is not None or any(condition.get(test) is not None for test in gate.DIRECTED)
-
-
-def _has_direction(condition: Mapping[str, Any], suites: Mapping[str, Mapping[str, Metric]]) -> bool:
-    """Whether the condition's score is better one way, in its suite or, of a summary, in any."""
-    suite, _, name = condition["score"].rpartition("/")
-    found = [one for other, made in suites.items() if suite in ("", other) for one in made.values()]
-    return any(one.higher_is_better is not None for one in found if name in one.names)
-
-
-def _one_answer_for_all(spec: Spec, suites: tuple[Suite, ...]) -> Iterator[HarnessError]:
-    """Suites whose server would answer alike for the base and the tuned model."""
-    for suite in suites:
-        if suite.server is not None and "{stage}" not in suite.server["model"]:
-            where = spec.where(("evaluate", suite.name, "server", "model"))
-            what = f"the server's model {suite.server['model']!r} is the same before and after training"
-            yield HarnessError(where, what, "put {stage} into the name, or use `harness evaluate` for one model")

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harness import data, evaluate, model, report, train
+from harness import data, evaluate, foreseen, model, report, train
 from harness.contracts import Evaluation, Event, Metric, Stage, Suite, silent
 from harness.data import encode, fingerprints
 from harness.errors import HarnessError, RunError
@@ -26,6 +26,7 @@ from harness.run import facts, onward, watching
 from harness.run.chain import Chain
 from harness.run.folder import RunFolder, load_end, save_end
 from harness.run.preparing import Prepared, page, progress_of
+from harness.run.tracked import tracked
 from harness.seeds import derive
 from harness.spec import Spec
 from harness.track import Tracker
@@ -48,27 +49,9 @@ def walk(
     again: go on with what the folder holds. arm: `name` and `changes` of an experiment's arm. parent: the MLflow id of
     the experiment's run. shared: of how many stages the ends stay, for other arms. Raises HarnessError or RunError.
     """
-    tracker = Tracker(
-        spec.document["track"],
-        ready.plan.name,
-        warn=lambda text: registry.observe(Event("warning", data={"text": text})),
-        parent=parent,
-        again=folder.read("mlflow.json") if again else None,
-    )
-    registry.manager.register(tracker, name="track")
-    try:
-        try:
-            return Walk(spec, registry, ready, found, folder, tracker, again, arm, shared).run()
-        except OSError as error:
-            what = f"a file of the run cannot be written or read: {error}"
-            hint = f"free space or mend the folder, and go on: harness run --resume {folder.path}"
-            raise RunError(str(folder.path), what, hint) from error
-    except BaseException as error:
-        text = "interrupted" if isinstance(error, KeyboardInterrupt) else f"{type(error).__name__}: {error}"
-        registry.observe(Event("run_failed", data={"error": text, "folder": str(folder.path)}))
-        raise
-    finally:
-        registry.manager.unregister(tracker)
+    track, name = spec.document["track"], ready.plan.name
+    with tracked(track, name, registry, folder, again=again, parent=parent) as tracker:
+        return Walk(spec, registry, ready, found, folder, tracker, again, arm, shared).run()
 
 
 @dataclass
@@ -235,7 +218,7 @@ class Walk:
         stage: Stage = self.ready.data.stages[number - 1].stage
         if stage.train["evaluate_steps"] is None:
             return None
-        suites, metrics = watching.within(stage, self.ready.plan.suites, self.ready.metrics)
+        suites, metrics = foreseen.within(stage, self.ready.plan.suites, self.ready.metrics)
         return watching.Watch(
             stage,
             steps,

@@ -9,69 +9,14 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.contracts import Evaluation, Metric, Plan, Stage, Suite
-from harness.errors import HarnessError
+from harness.contracts import Evaluation, Stage
 from harness.run.folder import RunFolder, load_end, save_end
-from harness.spec import Spec
 from harness.train import latest_checkpoint
 from harness.train.stopping import Stopping, combined
-
-Metrics = Mapping[str, Mapping[str, Metric]]
-Measure = Callable[[Sequence[Suite], Metrics], Sequence[Evaluation]]
-CHEAP = ("likelihood", "choices", "text")
-"""What a metric may read that is measured within a stage without being asked for: one forward pass of the rows."""
-
-
-def within(stage: Stage, suites: Sequence[Suite], metrics: Metrics) -> tuple[tuple[Suite, ...], Metrics]:
-    """The suites and metrics that are measured within a stage."""
-    named = stage.train["evaluate_suites"]
-    if named is not None:
-        return tuple(one for one in suites if one.name in named), metrics
-    cheap = {
-        suite.name: {name: one for name, one in metrics[suite.name].items() if one.reads in CHEAP} for suite in suites
-    }
-    return tuple(one for one in suites if cheap[one.name]), cheap
-
-
-def wrong(spec: Spec, planned: Plan, metrics: Metrics) -> Iterator[HarnessError]:
-    """What is wrong with the settings of a stage's watching, told before anything is loaded."""
-    for number, stage in enumerate(planned.stages):
-        every, settings, named = (stage.train[key] for key in ("evaluate_steps", "early_stopping", "evaluate_suites"))
-
-        def where(key: str, *more: str, at: int = number, own: Mapping[str, Any] = stage.train) -> str:
-            if own[key] == spec.document["train"][key]:
-                return spec.where(("train", key, *more))
-            return spec.where(("mode", next(iter(spec.document["mode"])), "stages", at, "train", key, *more))
-
-        if every is None:
-            if settings is not None:
-                what = "nothing is measured within the stage that could end it"
-                yield HarnessError(where("early_stopping"), what, 'say how often: "evaluate_steps": 50')
-            continue
-        known = {one.name: one for one in planned.suites}
-        for suite in named or ():
-            if suite not in known:
-                hint = f"the spec's suites are: {', '.join(known) or 'none'}"
-                yield HarnessError(where("evaluate_suites"), f"there is no suite {suite!r}", hint)
-            elif known[suite].server is not None:
-                what = f"the suite {suite!r} is answered by a server, which does not have the weights of every update"
-                yield HarnessError(where("evaluate_suites"), what, "leave it out")
-        suites, chosen = within(stage, planned.suites, metrics)
-        given = {f"{s.name}/{name}": one for s in suites for one in chosen[s.name].values() for name in one.names}
-        if not given:
-            hint = "name suites in evaluate_suites, or add a metric such as response_perplexity"
-            yield HarnessError(where("evaluate_steps"), "no suite has a metric that is measured within a stage", hint)
-        for score in settings["scores"] if settings is not None else ():
-            if score not in given:
-                hint = f"measured within a stage are: {', '.join(given) or 'none'}; others need evaluate_suites"
-                yield HarnessError(where("early_stopping", "scores", score), f"{score!r} is not measured there", hint)
-            elif given[score].higher_is_better is None:
-                what = f"{score!r} has no better direction"
-                yield HarnessError(where("early_stopping", "scores", score), what, "weigh another score")
 
 
 class Watch:

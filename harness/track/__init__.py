@@ -173,6 +173,8 @@ class Tracker:
             # What a run that was cut off had not sent yet is in its folder; what it had sent is not written twice.
             for step, values in artifacts.steps(self._folder / "stages" / started.name / "steps.jsonl").items():
                 self._steps += entries.metrics(values, step)
+            for step, values in artifacts.within(self._folder / "stages" / started.name / "evaluations.jsonl").items():
+                self._steps += entries.metrics(values, step)
         if plan is not None:
             self._line.put(lambda record: record.inputs(plan, self._digests, started))
 
@@ -183,10 +185,7 @@ class Tracker:
             self._flush()
 
     def _measured(self, stage: int, data: Mapping[str, Any]) -> None:
-        total = {} if data["combined"] is None else {"combined": data["combined"]}
-        self._steps += entries.metrics(
-            {f"during/{name}": one for name, one in {**data["scores"], **total}.items()}, data["step"]
-        )
+        self._steps += entries.metrics(artifacts.during(data), data["step"])
         self._flush()
 
     def _stage_finished(self, stage: int, data: Mapping[str, Any]) -> None:

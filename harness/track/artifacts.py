@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,6 +57,25 @@ def steps(file: Path) -> dict[int, dict[str, float]]:
         except (ValueError, KeyError, AttributeError):
             continue
         found[number] = {name: float(value) for name, value in values.items() if isinstance(value, int | float)}
+    return found
+
+
+def during(measured: Mapping[str, Any]) -> dict[str, float]:
+    """The metrics of an evaluation within a stage. measured: `scores`, and `combined`, which may be None."""
+    total = {} if measured["combined"] is None else {"combined": measured["combined"]}
+    return {f"during/{name}": value for name, value in {**measured["scores"], **total}.items()}
+
+
+def within(file: Path) -> dict[int, dict[str, float]]:
+    """The same of every evaluation that a stage has written to its `evaluations.jsonl`; a torn line is none."""
+    found: dict[int, dict[str, float]] = {}
+    for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
+        try:
+            told = json.loads(line)
+            values = during(told)
+            found[int(told["step"])] = {name: float(one) for name, one in values.items() if one is not None}
+        except (ValueError, KeyError, TypeError, AttributeError):
+            continue
     return found
 
 

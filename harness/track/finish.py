@@ -34,7 +34,7 @@ class Finish:
         values = {f"{one.suite}/{one.name}/delta": one.difference.value for one in report.changes}
         for matrix in report.matrices:
             values |= {
-                f"forgetting/{matrix.score}/{name}": estimate.value for name, estimate in matrix.summaries.items()
+                f"forgetting/{matrix.called}/{name}": estimate.value for name, estimate in matrix.summaries.items()
             }
         metrics = entries.metrics(values, stage)
         self._line.put(lambda record: record.metrics(metrics))
@@ -69,7 +69,7 @@ class Finish:
                 with store.patience(60 + seconds):
                     for file, path in artifacts.model_files(place):
                         record.file(file, path)
-            if register is not None:
+            if register is not None and not record.registered:
                 version = record.register(register, "model")
                 record.tag("registered", f"{register} {version}")
 

@@ -30,6 +30,7 @@ class Record:
     """A parent run, and a child run for the stage that is going on.
 
     again: whether the run was there before and is gone on with: what it has already is then not written twice.
+    registered: whether its model is a version of a registered one already.
     """
 
     def __init__(self, client: MlflowClient, run: Run, secrets: Secrets, *, again: bool = False) -> None:
@@ -38,6 +39,7 @@ class Record:
         self.experiment_id: str = run.info.experiment_id
         self.name = str(run.info.run_name)
         self.child_id: str | None = None
+        self.registered = again and "registered" in run.data.tags
         self._params = set(run.data.params) if again else set()
         self._points: Points = _points(client, run) if again else {}
         self._child_points: Points = {}

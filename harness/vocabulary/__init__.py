@@ -6,7 +6,7 @@ Defaults stand here and nowhere else. `usual` is the field's usual range: outsid
 from __future__ import annotations
 
 from harness.vocabulary.data import CHECKS, CONTAMINATION, NEAR_DUPLICATES, ROWS
-from harness.vocabulary.measuring import GATE, SERVER, SUITE
+from harness.vocabulary.measuring import CONDITION, GATE, SERVER, SUITE
 from harness.vocabulary.names import NAME
 from harness.vocabulary.running import ARMS, TOP, TRACK
 from harness.vocabulary.training import MODEL, TRAIN
@@ -14,6 +14,7 @@ from harness.vocabulary.training import MODEL, TRAIN
 __all__ = [
     "ARMS",
     "CHECKS",
+    "CONDITION",
     "CONTAMINATION",
     "GATE",
     "MODEL",

@@ -137,6 +137,10 @@ SUITE: dict[str, Any] = {
     },
 }
 
+CONDITION = (
+    """One condition: a score, and one test of it, e.g. {"score": "general/response_nll", "rises_at_most": 0.05}."""
+)
+
 GATE: dict[str, Any] = {
     "score": {
         "type": "string",

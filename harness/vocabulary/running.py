@@ -17,7 +17,11 @@ ARMS: dict[str, Any] = {
     },
     "matrix": {
         "type": "object",
-        "additionalProperties": {"type": "array", "minItems": 1},
+        "additionalProperties": {
+            "type": "array",
+            "minItems": 1,
+            "description": 'The values of this key, e.g. "seed": [0, 1]; each makes an arm.',
+        },
         "default": {},
         "description": 'Dotted key -> its values; an arm for each combination, e.g. {"seed": [0, 1, 2]}.',
     },

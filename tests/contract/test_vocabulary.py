@@ -14,7 +14,7 @@ from harness.contracts import Suite
 
 ROOT = Path(harness.__file__).parent
 DECLARED = {
-    "train": (vocabulary.TRAIN, ("train", "evaluate", "data", "run", "model")),
+    "train": (vocabulary.TRAIN, ("train", "evaluate", "data", "run", "model", "foreseen")),
     "model": (vocabulary.MODEL, ("model",)),
     "rows": (vocabulary.ROWS, ("data",)),
     "suite": (vocabulary.SUITE, ("plan.py", "evaluate", "data")),

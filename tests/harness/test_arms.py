@@ -44,6 +44,11 @@ def test_changes_become_overrides_in_json() -> None:
         ({"named": {"a": {"track.uri": "x"}}}, "changes 'track.uri', which all arms share"),
         ({"named": {"a": {}}, "baseline": "b"}, "there is no arm 'b'"),
         ({"named": {"a": {}}, "joint": "all"}, "there is no arm 'all'"),
+        ({"named": {}, "matrix": {}}, "there are no arms"),
+        ({"named": {"a": {"": 1}}}, "changes '', which is no dotted key"),
+        ({"named": {"a": {"train.": 1}}}, "changes 'train.', which is no dotted key"),
+        ({"named": {"a": {"train.steps=3": 1}}}, "changes 'train.steps=3', which is no dotted key"),
+        ({"matrix": {"train.steps": [1], "train": [{}]}}, "changes 'train.steps' and then all of 'train'"),
     ],
 )
 def test_what_makes_no_sense_is_refused_by_name(given: dict[str, Any], told: str) -> None:
@@ -51,6 +56,28 @@ def test_what_makes_no_sense_is_refused_by_name(given: dict[str, Any], told: str
         expand(**given)
     assert told in caught.value.what
     assert caught.value.where.startswith("spec.json:1:1 arms")
+
+
+def test_a_part_that_is_given_whole_may_be_refined_after_it() -> None:
+    (made,) = expand(named={"lora": {"mitigations.lora": {"rank": 2}}}, matrix={"mitigations.lora.alpha": [4]})
+    assert list(made.changes) == ["mitigations.lora", "mitigations.lora.alpha"]
+
+
+def test_an_arm_that_replaces_settings_of_the_spec_is_told_what_it_loses() -> None:
+    written = {"train": {"steps": 9, "learning_rate": 1}, "mitigations": {"lora": {"rank": 4}, "ewc": {}}, "mode": {}}
+    made = expand(
+        named={
+            "flat": {"train": {"learning_rate": 2}, "mitigations.lora": {"alpha": 1}},
+            "dotted": {"train.learning_rate": 2, "seed": 1},
+            "chosen": {"mitigations": {"lora": {}}, "mode": {"domain": {}}, "mitigations.ewc": None},
+        }
+    )
+    assert list(arms.replacing(made, written)) == [
+        "the arm 'flat' replaces all of 'train', so that the defaults hold of steps; to change one key alone write "
+        "'train.learning_rate'",
+        "the arm 'flat' replaces all of 'mitigations.lora', so that the defaults hold of rank; to change one key alone "
+        "write 'mitigations.lora.alpha'",
+    ]
 
 
 def test_arms_are_chosen_by_name_in_the_order_of_the_spec() -> None:

@@ -184,6 +184,44 @@ def test_scores_that_were_measured_in_two_ways_are_not_compared(folder, tmp_path
     assert "case:lc" in gone.why
 
 
+def test_a_suite_or_score_that_one_of_the_runs_lacks_is_named_with_who_has_it(folder, tmp_path):
+    items = {"desk": MADE.items(40, 0.1, 1), "more": MADE.items(40, 0.1, 1)}
+    MADE.write(tmp_path / "wide", [items, items], MADE.spec(suites=("desk", "more")))
+    few = {name: MADE.METRICS[name] for name in ("exact_match", "rouge")}
+    MADE.run(tmp_path / "narrow", 0.5, 2, count=40, document=MADE.spec(metrics=few))
+    comparison = made(tmp_path, "narrow", "wide")
+    assert {one.score for one in comparison.pairs} == {"exact_match", "rouge1", "rouge2", "rougeL", "rougeLsum"}
+    told = {(one.suite, one.score): one.why for one in comparison.refused}
+    assert told["more", ""] == "narrow has no such suite, wide has"
+    assert told["desk", "bleu"] == "narrow has no such score, wide has"
+    text = " ".join(shown(comparison, 200).split())
+    assert "more of run 2 not compared: narrow has no such suite, wide has" in text
+    assert "desk/bleu, chrf, response_perplexity" in text
+    assert "of run 2 not compared: narrow has no such score, wide has" in text
+    other = made(tmp_path, "wide", "narrow")
+    assert {one.why for one in other.refused} == {
+        "narrow has no such suite, wide has",
+        "narrow has no such score, wide has",
+    }
+    page = compare.write_page(comparison, tmp_path / "page.html").read_text()
+    assert "wide, more: not compared: narrow has no such suite, wide has" in html.unescape(page)
+
+
+def test_one_score_by_two_metrics_is_not_compared_and_both_are_named(folder, tmp_path):
+    for name in ("weak", "strong"):
+        written = json.loads((folder / name / "scores.json").read_text())
+        for stage in written["stages"]:
+            for score in stage["suites"]["desk"]["scores"]:
+                if score["metric"] == "chrf" and name == "strong":
+                    score["metric"] = "mine"
+        (tmp_path / name).mkdir()
+        for file in ("spec.json", "report.json"):
+            (tmp_path / name / file).write_text((folder / name / file).read_text())
+        (tmp_path / name / "scores.json").write_text(json.dumps(written))
+    (gone,) = made(tmp_path, "weak", "strong").refused
+    assert (gone.score, gone.why) == ("chrf", "two metrics give it: chrf in the one, mine in the other")
+
+
 def test_the_baseline_can_be_another_run_and_the_order_stays(folder):
     comparison = made(folder, "weak", "strong", baseline=str(folder / "strong"))
     assert ([run.name for run in comparison.runs], comparison.baseline) == (["weak", "strong"], 1)

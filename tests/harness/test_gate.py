@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -126,3 +128,28 @@ def test_a_condition_that_says_nothing_definite_is_refused(given: dict[str, Any]
     assert told in error.what
     assert error.where == "spec.json:3:5 gate.0"
     assert list(gate.check([condition("a/b", at_least=0.0)], ["x"])) == []
+
+
+def test_a_difference_that_is_not_to_the_base_says_since_when() -> None:
+    later = replace(measured(-0.1, 0.0, 0.1), since="first")
+    rise, level = judge(
+        [condition("desk/nll", rises_at_most=0.2), condition("desk/nll", at_most=2.0)], {"desk/nll": later}
+    )
+    assert rise.line().endswith("n = 50, since 'first': the base was not measured by it")
+    assert "since" not in level.line(), "a level is a level, whatever came before"
+
+
+def test_summaries_call_a_score_by_its_name_unless_two_metrics_give_it() -> None:
+    one, other, third = (SimpleNamespace(names=names) for names in (("acc", "f1"), ("acc",), ("f1x",)))
+    assert gate.called({"a": {"one": one}, "b": {"one": one}, "c": {"other": other}, "d": {"third": third}}) == {
+        ("one", "acc"): "one.acc",
+        ("one", "f1"): "f1",
+        ("other", "acc"): "other.acc",
+        ("third", "f1x"): "f1x",
+    }
+
+
+def test_a_summary_by_the_long_name_that_the_run_does_not_come_to_fails_like_any_other() -> None:
+    asked = condition("one.acc", summary="forgetting", at_most=0.1)
+    (found,) = judge([asked], {"desk/acc": measured(0, 0, 0)})
+    assert not found.passed

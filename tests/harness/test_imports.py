@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import harness_metrics
 import pytest
 
 HEAVY = {"torch", "numpy", "pandas", "transformers", "trl", "peft", "datasets", "evaluate", "mlflow"}
@@ -71,3 +72,28 @@ def test_what_a_plugin_author_imports_is_light():
     assert names & HEAVY == set()
     assert "jsonschema" not in names
     assert "rich" not in names
+
+
+def test_validate_knows_the_scores_of_every_metric_and_imports_nothing_heavy(tmp_path):
+    """It makes them to learn their scores' names; they import what they need when they measure."""
+    needed = {"regex": {"pattern": "x"}, "bertscore": {"model": "./encoder"}}
+    metrics = {name: needed.get(name, {}) for name in harness_metrics.harness_metrics()}
+    scores = {"general/response_nll": 1, "general/bits_per_byte": 1, "general/acc": 1}
+    document = {
+        "name": "all",
+        "model": {"path": "org/model"},
+        "template": "chatml",
+        "sources": {name: {"jsonl": {"path": f"{name}.jsonl"}} for name in ("domain", "general")},
+        "mode": {"domain": {"sources": ["domain"]}},
+        "train": {"evaluate_steps": 5, "early_stopping": {"scores": scores}},
+        "evaluate": {"general": {"source": "general", "role": "general", "metrics": metrics}},
+        "gate": [{"score": f"general/{name}", "at_least": 0} for name in ("bleu", "rougeL", "ter", "json_valid")],
+    }
+    file = tmp_path / "spec.json"
+    file.write_text(json.dumps(document))
+    code, names = modules(COMMAND, "validate", str(file))
+    assert code == 0
+    assert names & HEAVY == set()
+    code, names = modules(COMMAND, "run", str(file), "--set", "gate.0.score=general/bluu")
+    assert code == 2
+    assert names & HEAVY == set()

@@ -401,3 +401,43 @@ def test_a_gate_is_judged_in_the_report_and_again_from_its_file(made, tmp_path):
     again = gate.judge(conditions, report.measured_in(document))
     assert again == judged.gate
     assert document["gate"][1]["passed"] is False
+
+
+def test_scores_of_one_name_by_two_metrics_have_summaries_of_their_own(made, tmp_path):
+    """Two plugins may call a score alike, each in a suite of its own: gates, tables and MLflow tell them apart."""
+    mine = made.metrics["general"]["rouge"]
+    metrics = {**made.metrics, "general": {**made.metrics["general"], "mine": mine}}
+    evaluations = [
+        tuple(
+            one
+            if one.suite != "general"
+            else replace(
+                one,
+                scores=tuple(
+                    replace(score, metric="mine") if score.metric == "rouge" else score for score in one.scores
+                ),
+            )
+            for one in stage
+        )
+        for stage in made.evaluations()
+    ]
+    del metrics["general"]["rouge"]
+    condition = {"score": "mine.rougeL", "summary": "general_ability_delta", "judge_by": "bound", "at_least": -0.5}
+    judged = report.make(made.plan(), evaluations, metrics, seed=0, run={}, conditions=[condition])
+    assert {one.called for one in judged.matrices} == {"rouge.rougeL", "mine.rougeL", "response_perplexity"}
+    assert judged.passed
+    judged.write(tmp_path)
+    known = report.measured_of(tmp_path)
+    assert "general_ability_delta:mine.rougeL" in known
+    assert gate.judge([condition], known) == judged.gate
+    assert "mine.rougeL" in shown(judged)
+
+
+def test_a_gate_on_a_suite_that_begins_later_says_since_when(made, tmp_path):
+    evaluations = [stage if number else stage[:1] for number, stage in enumerate(made.evaluations(2))]
+    condition = {"score": "general/rougeL", "summary": None, "judge_by": "bound", "rises_at_most": 10}
+    judged = report.make(made.plan(2), evaluations, made.metrics, seed=0, run={}, conditions=[condition])
+    assert judged.gate[0].since == "stage-1"
+    assert "since 'stage-1': the base was not measured by it" in " ".join(shown(judged).split())
+    judged.write(tmp_path)
+    assert gate.judge([condition], report.measured_of(tmp_path)) == judged.gate

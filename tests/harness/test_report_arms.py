@@ -6,6 +6,7 @@ import io
 import json
 import math
 import runpy
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,6 +14,7 @@ import pytest
 from rich.console import Console
 
 from harness.errors import HarnessError
+from harness.gate import Measured
 from harness.intervals import Estimate
 from harness.report import arms, kept
 from harness.report.arms import Point
@@ -328,3 +330,81 @@ def test_a_folder_that_is_no_finished_run_is_named(tmp_path: Path, content: str 
     with pytest.raises(HarnessError) as caught:
         kept.read(tmp_path)
     assert told in str(caught.value)
+
+
+def test_runs_that_share_no_item_are_told_and_their_points_stand(tmp_path: Path) -> None:
+    """Arms of other seeds have other held-out rows, in small data none in common."""
+    runs = {"naive": finished(tmp_path / "naive", 0.3, 1.0), "other": finished(tmp_path / "other", 0.2, 1.0)}
+    runs["other"] = changed(
+        runs["other"], lambda one: replace(one, items=tuple(replace(item, id=f"other {item.id}") for item in one.items))
+    )
+    axes = {"gain": "helpdesk/rougeL", "forgetting_score": "general/response_perplexity"}
+    one = arms.make("sweep", tmp_path, runs, RUN.BY_SUITE, seed=0, **axes)
+    assert [two.arm for two in one.scores] == ["naive"] * 4
+    assert len(one.points) == 2
+    assert len(one.notes) == 2
+    assert "it shares no item with the baseline 'naive', as with other held-out rows" in one.notes[0]
+
+
+def test_a_joint_arm_of_one_stage_has_no_summary_over_stages_and_is_shown_without(tmp_path: Path, monkeypatch) -> None:
+    runs = {"seq": finished(tmp_path / "seq", 0.3, 1.0), "all": finished(tmp_path / "all", 0.3, 1.0)}
+    for run in runs.values():
+        (run.folder / "report.json").write_text(json.dumps({"forgetting": []}))
+    summary = Measured(Estimate(0.1, 0.01, 0.08, 0.12, 60), None, True)
+    told = {runs["seq"].folder: {"forgetting:rougeL": summary}, runs["all"].folder: {}}
+    monkeypatch.setattr(arms, "measured_of", told.__getitem__)
+    axes = {"gain": "helpdesk/rougeL", "forgetting_score": "forgetting:rougeL"}
+    one = arms.make("sweep", tmp_path, runs, RUN.BY_SUITE, seed=0, joint="all", **axes)
+    assert math.isnan(one.points[1].forgotten.value)
+    assert one.to_json()["points"][1]["forgotten"]["value"] is None
+    with pytest.raises(HarnessError, match="the run has no summary 'forgetting:rougeL'"):
+        arms.make("sweep", tmp_path, runs, RUN.BY_SUITE, seed=0, **axes)
+
+
+def changed(run: kept.Kept, change) -> kept.Kept:
+    """The run with its evaluations changed, one by one; None takes one out."""
+    stages = (tuple(new for one in stage if (new := change(one)) is not None) for stage in run.evaluations)
+    return replace(run, evaluations=tuple(stages))
+
+
+def without(score: str):
+    return lambda one: replace(one, scores=tuple(some for some in one.scores if some.name != score))
+
+
+def measured_otherwise(one):
+    scores = (replace(some, signature="mean|of:another") if some.name == "rougeL" else some for some in one.scores)
+    return replace(one, scores=tuple(scores))
+
+
+def test_what_only_some_arms_measured_alike_is_named_and_costs_nothing_else(tmp_path: Path) -> None:
+    """It is found when all arms have run: it must not cost their comparison."""
+    whole = {name: finished(tmp_path / name, 0.3, 1.0) for name in ("naive", "blind", "poor", "other")}
+    runs = {
+        "naive": whole["naive"],
+        "poor": changed(whole["poor"], without("response_perplexity")),
+        "other": changed(whole["other"], lambda one: measured_otherwise(one) if one.suite == "general" else one),
+        "blind": changed(whole["blind"], lambda one: None if one.suite == "general" else one),
+    }
+
+    def made(base: str) -> arms.Experiment:
+        axis = "helpdesk/rougeL"
+        return arms.make("sweep", tmp_path, runs, RUN.BY_SUITE, seed=0, baseline=base, gain=axis, forgetting_score=axis)
+
+    one = made("naive")
+    assert one.notes == (
+        "helpdesk/response_perplexity is not compared for 'poor': not measured there",
+        "general/response_perplexity is not compared for 'poor': not measured there",
+        "general/rougeL is not compared for 'other': the baseline 'naive' measured it otherwise (mean|of:test)",
+        "the suite 'general' is not compared for 'blind': not measured there",
+    )
+    assert [(two.suite, two.score) for two in one.scores if two.arm == "other"] == [
+        ("helpdesk", "rougeL"),
+        ("helpdesk", "response_perplexity"),
+        ("general", "response_perplexity"),
+    ]
+    assert json.loads(json.dumps(one.to_json()))["notes"] == list(one.notes)
+    stream = io.StringIO()
+    Console(file=stream, width=200, color_system=None).print(View(one))
+    assert "the suite 'general' is not compared for 'blind': not measured there" in stream.getvalue()
+    told = "the suite 'general' is not compared for 'naive', 'poor', 'other': the baseline 'blind' did not measure it"
+    assert told in made("blind").notes

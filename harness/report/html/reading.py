@@ -67,6 +67,7 @@ class Arms:
     forgetting: str
     points: tuple[Point, ...]
     missing: Mapping[str, str]
+    notes: tuple[str, ...]
     advised: Advice
     joint: str | None
     intransigence: tuple[Intransigence, ...]
@@ -157,6 +158,7 @@ def _arms(place: Path, given: Mapping[str, Any]) -> Arms:
             for one in given["points"]
         ),
         missing={str(arm): str(why) for arm, why in given["missing"].items()},
+        notes=tuple(map(str, given.get("notes", ()))),
         advised=_advice(given),
         joint=given.get("joint"),
         intransigence=tuple(

@@ -140,7 +140,7 @@ def _endings(run: Run, suite: str) -> str:
 def _heats(run: Run) -> Iterator[Drawn]:
     names: list[str] = []
     for matrix in (one for one in run.matrices if one.suites):
-        names.append(page.slug(f"matrix-{matrix.score}", names))
+        names.append(page.slug(f"matrix-{matrix.called}", names))
         yield Drawn(matrix, heat(matrix, run.stages, names[-1]))
 
 

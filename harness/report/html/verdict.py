@@ -132,7 +132,7 @@ def _stages(matrices: Sequence[Matrix]) -> Iterator[Line]:
             kind, told = "better", "later stages helped what earlier ones had taught"
         else:
             kind, told = "even", "no evidence that later stages changed what earlier ones had taught"
-        yield Line(kind, f"{told}: backward transfer {interval(moved)} in {matrix.score}")  # type: ignore[arg-type]
+        yield Line(kind, f"{told}: backward transfer {interval(moved)} in {matrix.called}")  # type: ignore[arg-type]
         return
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 from dataclasses import replace
@@ -101,8 +102,31 @@ def weights(model):
     return model
 
 
+def configured(model, **changes):
+    """The same weights under another config."""
+    config = copy.deepcopy(model.config)
+    for name, value in changes.items():
+        setattr(config, name, value)
+    other = type(model)(config).eval()
+    other.load_state_dict(model.state_dict())
+    return other
+
+
+def rotated(model):
+    return configured(model, rope_parameters={**model.config.rope_parameters, "rope_theta": 500.0})
+
+
+def published(model, **changes):
+    for name, value in changes.items():
+        setattr(model.generation_config, name, value)
+    return model
+
+
 MISSES = {
     "a weight": lambda model, kit, **_: (weights(model), {}),
+    "the rotary scaling": lambda model, kit, **_: (rotated(model), {}),
+    "another key of the config": lambda model, kit, **_: (configured(model, rms_norm_eps=1e-3), {}),
+    "the generation config": lambda model, kit, **_: (published(model, repetition_penalty=1.2), {}),
     "the dtype": lambda model, kit, **_: (model.to(torch.bfloat16), {}),
     "the attention": lambda model, kit, **_: (model.set_attn_implementation("eager") or model, {}),
     "the template": lambda model, kit, **_: (model, {"template": Spaced(kit.template())}),
@@ -149,6 +173,41 @@ def test_no_answer_is_taken_for_another(go, kit, tiny_model, tokenizer, rows, wh
     assert passes > 0
     assert again == fresh
     assert go(model, **options)[1] == 0
+
+
+def test_where_a_model_lies_and_how_it_was_saved_says_nothing_of_it(go, tiny_model, tokenizer, tmp_path):
+    """Trained, saved and loaded again, from another place too, a model's kept answers are its own still."""
+    from harness import model as models
+
+    tiny_model.generation_config.do_sample = True
+    tiny_model.generation_config.temperature = 0.6
+    for name in ("first", "second"):
+        tiny_model.save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+
+    def load(name):
+        settings = {"path": str(tmp_path / name), "attention": "sdpa", "trust_remote_code": False, "revision": None}
+        return models.load(models.resolve(settings), settings)
+
+    net = load("first")
+    assert go(net)[1] > 0
+    models.save(net, tokenizer, tmp_path / "saved")
+    assert models.configs(load("saved")) == models.configs(net)
+    assert go(load("saved"))[1] == 0
+    assert go(load("second"))[1] == 0
+    config = json.loads((tmp_path / "second/generation_config.json").read_text())
+    (tmp_path / "second/generation_config.json").write_text(json.dumps({**config, "temperature": 0.9}))
+    assert go(load("second"))[1] > 0, "published to be asked otherwise"
+
+
+def test_the_base_that_a_distance_is_from_is_known_by_its_config_too(go, metric, tiny_model):
+    def base(net):
+        return lambda: contextlib.nullcontext(net)
+
+    metrics = {"kl": metric("kl_to_base")}
+    assert go(tiny_model, metrics=metrics, base=base(tiny_model))[1] > 0
+    assert go(tiny_model, metrics=metrics, base=base(tiny_model))[1] == 0
+    assert go(tiny_model, metrics=metrics, base=base(rotated(tiny_model)))[1] > 0
 
 
 def test_autocast_is_another_arithmetic(go, tiny_model):
@@ -207,7 +266,7 @@ def test_the_header_says_what_the_numbers_were_made_with(go, kit, adapted, tmp_p
     go(adapted)
     header = read_items(item_path(tmp_path, "desk", 1)).header
     assert header["identity"].keys() == {
-        "model", "adapter", "dtype", "attention", "tokenizer", "template", "harness",
+        "model", "adapter", "config", "dtype", "attention", "tokenizer", "template", "harness",
     }  # fmt: skip
     assert header["identity"]["dtype"] == "float32"
     assert header["settings"]["answer"]["max_new_tokens"] == 6

@@ -64,7 +64,7 @@ def heat(matrix: Matrix, stages: tuple[str, ...], name: str) -> Plot:
                         (j + 0.5) * cell, (i + 0.72) * ROW, told, ha="center", va="center", fontsize=TEXT - 2,
                     )  # fmt: skip
         better = "higher" if matrix.higher_is_better else "lower"
-        title = f"{matrix.score} of every suite after every stage"
+        title = f"{matrix.called} of every suite after every stage"
         return finish(drawing, name, title, f"Rows are stages, columns are suites; {better} is better.")
 
 

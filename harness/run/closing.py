@@ -1,0 +1,133 @@
+"""A run that has its report, and was killed before all else was done: the page, the disk given back, the end in MLflow.
+
+Loads no model: what listeners are told of such a run is read from its folder, and its report is made again from its
+answers, which gives the same numbers.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from harness import evaluate, foreseen, plan, report, scoring, train
+from harness.contracts import Evaluation, Event, Plan
+from harness.errors import HarnessError
+from harness.registry import Registry
+from harness.report import Earlier, Report, html
+from harness.report.kept import document
+from harness.run import onward
+from harness.run.folder import RunFolder
+from harness.run.preparing import page
+from harness.run.tracked import tracked
+from harness.runs import SCHEME, find_run
+from harness.spec import Spec
+from harness.track.status import status
+
+Stages = tuple[tuple[Evaluation, ...], ...]
+
+
+def close(
+    spec: Spec,
+    registry: Registry,
+    folder: RunFolder,
+    *,
+    arm: Mapping[str, Any] | None = None,
+    parent: str | None = None,
+) -> Report | None:
+    """Do what a finished run still lacks, and return its report; None where nothing is lacking.
+
+    spec: the run's own. arm, parent: see `single.walk`; the ends of an arm's stages stay, for they are the experiment's
+    to clear. A run that failed after its report, by a limit of its suites, stays failed. Raises HarnessError when the
+    folder is damaged or the tracking store cannot be asked, and RunError where the run itself would have failed.
+    """
+    lacking = []
+    if not (folder.path / "report.html").is_file():
+        page(registry, html.write, folder.path)
+        lacking.append("page")
+    for end in folder.path.glob("stages/*/end") if arm is None else ():
+        shutil.rmtree(end)
+        lacking.append("disk")
+    stands = status(spec.document["track"], folder.read("mlflow.json"))
+    if not lacking and stands in (None, "FINISHED"):
+        return None
+    planned = plan.make(spec, registry)
+    evaluations = _evaluations(folder.path, planned, registry)
+    broken = any(one.breaches for stage in evaluations[1:] for one in stage)
+    if not lacking and broken and stands == "FAILED":
+        return None
+    made = _report(spec, planned, registry, folder, evaluations)
+    if stands not in (None, "FINISHED") and not (broken and stands == "FAILED"):
+        lacking.append("tracking")
+        # The machine is not watched any more: the run was over when it was killed.
+        settings = {**spec.document["track"], "system_metrics": False}
+        with tracked(settings, planned.name, registry, folder, again=True, parent=parent):
+            _tell(spec, planned, registry, folder, evaluations, made, arm)
+            evaluate.require([one for stage in evaluations for one in stage], since=1)
+    facts = {"folder": str(folder.path), "lacked": tuple(dict.fromkeys(lacking)), "report": made}
+    registry.observe(Event("run_closed", data=facts))
+    return made
+
+
+def _evaluations(place: Path, planned: Plan, registry: Registry) -> Stages:
+    """What the run measured, one tuple a stage, the base first, with its items, by the answers that it kept."""
+    found = scoring.score_run(place, None, registry) if planned.suites else ()
+    return tuple(tuple(one for one in found if one.stage == stage) for stage in range(len(planned.stages) + 1))
+
+
+def _report(
+    spec: Spec,
+    planned: Plan,
+    registry: Registry,
+    folder: RunFolder,
+    evaluations: Stages,
+) -> Report:
+    earlier: Earlier | None = None
+    path, output = planned.model["path"], spec.document["output"]
+    if path.startswith(SCHEME):
+        before = find_run(path.removeprefix(SCHEME), output).resolve()
+        earlier, _ = onward.carry(before, evaluations[0], output)
+    return report.make(
+        planned,
+        evaluations,
+        foreseen.metrics_of(planned, registry),
+        seed=planned.seed,
+        run=document(folder.path, "report.json")["run"],
+        conditions=spec.document["gate"],
+        earlier=earlier,
+    )
+
+
+def _tell(
+    spec: Spec,
+    planned: Plan,
+    registry: Registry,
+    folder: RunFolder,
+    evaluations: Stages,
+    made: Report,
+    arm: Mapping[str, Any] | None,
+) -> None:
+    """All that happened in the run, told again from its folder; a listener that was gone on with knows what it has."""
+
+    def tell(kind: str, number: int = 0, /, **facts: Any) -> None:
+        registry.observe(Event(kind, number, facts))
+
+    place = folder.path
+    named = {"name": planned.name, "id": place.name, "folder": str(place), "spec": spec.document, "plan": planned}
+    tell("run_started", **named, environment=document(place, "environment.json"), again=True, arm=arm)
+    tell("data", **{**document(place, "data.json"), "stages": planned.stages})
+    tell("evaluated", 0, evaluations=evaluations[0])
+    for number, stage in enumerate(planned.stages, start=1):
+        totals = document(place / "stages" / stage.name, "trained.json")
+        tell("stage_started", number, stage=stage, steps=totals["steps"], again=True)
+        tell("evaluated", number, evaluations=evaluations[number])
+        try:
+            trained = train.Trained(
+                **{**totals, "loss": float("nan") if totals["loss"] is None else totals["loss"]}, log=()
+            )
+        except TypeError as error:
+            where = str(place / "stages" / stage.name / "trained.json")
+            raise HarnessError(where, "was written by another version", "use the version that wrote it") from error
+        tell("stage_finished", number, stage=stage, trained=trained, folder=str(place))
+    tell("run_finished", len(planned.stages), report=made, seconds=made.run.get("seconds"))
