@@ -43,12 +43,17 @@ class Prepared:
         """The longest `max_length` of all stages: at which suites are evaluated."""
         return max(int(stage.train["max_length"]) for stage in self.plan.stages)
 
+    def discard(self, why: str = "") -> None:
+        """Remove the conversations from the disk at once; why: of no matter here."""
+        if self.data.keeping is not None:
+            self.data.keeping.cleanup()
 
-def prepare(spec: Spec, registry: Registry, *, mixed: bool = True) -> Prepared:
+
+def prepare(spec: Spec, registry: Registry, *, mixed: bool = True, rejected: bool = True) -> Prepared:
     """Everything up to the proven data. Raises HarnessError for bad input.
 
-    mixed: False leaves the shares out, so that rows can be looked at whose mixture cannot be met. Every bad row of a
-    source is written to `<output>/<name>-rejected/<source>.jsonl`.
+    mixed: False leaves the shares out, so that rows can be looked at whose mixture cannot be met. rejected: write every
+    bad row of a source to `<output>/<name>-rejected/<source>.jsonl`.
     """
     progress = progress_of(registry)
     planned = plan.make(spec, registry)
@@ -81,7 +86,7 @@ def prepare(spec: Spec, registry: Registry, *, mixed: bool = True) -> Prepared:
         tokenizer,
         also=plan.sources_named(spec, "mitigations"),
         templates=templates,
-        rejected=Path(spec.document["output"]) / f"{planned.name}-rejected",
+        rejected=Path(spec.document["output"]) / f"{planned.name}-rejected" if rejected else None,
         progress=progress,
     )
     for text in prepared.warnings:
