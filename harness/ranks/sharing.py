@@ -37,6 +37,13 @@ class Ranks:
         distributed.broadcast_object_list(held, src=0, group=self._group)
         return held[0]
 
+    def meet(self) -> None:
+        """Wait until every process has come here."""
+        if self.count > 1:
+            from torch import distributed
+
+            distributed.barrier(group=self._group)
+
     @contextmanager
     def main_first(self) -> Iterator[None]:
         """Within it the main process goes before the others, which find in caches what it put there."""

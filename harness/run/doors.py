@@ -50,8 +50,8 @@ def again(spec: Spec, registry: Registry, place: Path, ranks: Ranks = ALONE) -> 
     """Go on with a run that was broken off: what it finished is read, not done anew.
 
     spec: the run's own, from its folder. The result equals that of the run had it not been broken off, bit for bit on
-    a CPU. Raises HarnessError when the run is finished, or when its data, or the number of processes that train it, is no
-    longer what it began with.
+    a CPU. Raises HarnessError when the run is finished, or when its data or the number of processes is no longer what
+    it began with.
     """
     folder = RunFolder(place)
     with folder.locked():

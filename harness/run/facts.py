@@ -50,8 +50,10 @@ def environment_of(ready: Prepared, registry: Registry, spec: Path, processes: i
 
 
 def refuse_other_processes(folder: RunFolder, count: int) -> None:
-    """Raise HarnessError when the run in `folder` was begun by another number of processes: an update is made of a batch
-    of each, so that it would be another one."""
+    """Raise HarnessError when the run in `folder` was begun by another number of processes.
+
+    An update is made of a batch of each, so that it would be another one.
+    """
     began = (folder.read("environment.json") or {"processes": count}).get("processes", 1)
     if began != count:
         again = f"-m harness run --resume {folder.path}"

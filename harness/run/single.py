@@ -27,7 +27,7 @@ from harness.run.course import Course, states_of
 from harness.run.folder import RunFolder, save_end
 from harness.run.following import Task
 from harness.run.measuring import Measuring
-from harness.run.preparing import Prepared, page, progress_of
+from harness.run.preparing import Prepared, page
 from harness.spec import Spec
 from harness.track import Tracker
 
