@@ -22,20 +22,22 @@ from harness.data.rows import Rows
 from harness.data.slots import Slots
 
 
-def lay(stage: Stage, pools: Mapping[str, Rows], seed: int) -> StageData:
+def lay(stage: Stage, pools: Mapping[str, Rows], seed: int, processes: int = 1) -> StageData:
     """The rows of a stage and their order, as its parts, shares and `train` say; the same for the same seed.
 
     pools: source -> its tokenised training rows, cut to `max_length`, for every part of the stage. Every epoch has the
     rows that `Mixture` draws, spread evenly (`batches.longest_stretch` is the bound on slots without a source).
     `steps` sets the number of slots exactly; a fraction of an epoch is rounded to whole slots, one in all at least,
     and holds every source in proportion. Batches are cut from the whole order, across the ends of epochs.
+    processes: that share the training; an update takes batches of each.
     Raises HarnessError when a share would lie more than half a point of the mixture from the one asked for.
     """
     train = stage.train
     mixture = Mixture(stage, pools, seed)
     rows = Rows.join([pools[part.source] for part in stage.parts])
     source = np.repeat(np.arange(len(stage.parts)), [len(pools[part.source]) for part in stage.parts])
-    total = None if train["steps"] is None else train["steps"] * train["batch_size"] * train["accumulation"]
+    update = train["batch_size"] * train["accumulation"] * processes
+    total = None if train["steps"] is None else train["steps"] * update
     used = np.zeros(len(rows), dtype=bool)
     walked: list[Slots] = []
     ends: list[int] = []

@@ -38,7 +38,7 @@ def run(spec: Spec, registry: Registry, ranks: Ranks = ALONE) -> Report:
 
     Raises HarnessError for bad input before the run's folder is made, RunError for what fails after.
     """
-    ready = prepare(spec, registry)
+    ready = prepare(spec, registry, ranks=ranks)
     found = find(spec, ready, registry)
     raise_all(found.failures)
     folder = RunFolder.new(spec.document["output"], spec.document["name"])
@@ -58,7 +58,7 @@ def again(spec: Spec, registry: Registry, place: Path, ranks: Ranks = ALONE) -> 
         if (place / "report.json").is_file():
             raise HarnessError(str(place), "the run is finished", "start another one, or look at its report")
         refuse_other_processes(folder, ranks.count)
-        ready = prepare(spec, registry)
+        ready = prepare(spec, registry, ranks=ranks)
         found = find(spec, ready, registry)
         raise_all(found.failures)
         return walk(spec, registry, ready, found, folder, again=True, ranks=ranks)
@@ -207,7 +207,7 @@ def _adapted(net: Any, folder: Path) -> Any:
 
 def _arm_runner(registry: Registry, ranks: Ranks) -> experiments.RunArm:
     def run_arm(arm: Arm, own: Spec, place: Path, again: bool, parent: str | None, shared: int) -> None:
-        ready = prepare(own, registry)
+        ready = prepare(own, registry, ranks=ranks)
         found = find(own, ready, registry)
         raise_all(found.failures)
         folder = RunFolder(place)

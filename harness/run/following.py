@@ -34,7 +34,7 @@ def follow(registry: Registry, ranks: Ranks) -> None:
     registry.silent = True
     task: Task | None
     while (task := ranks.share(None)) is not None:
-        ready = prepare(task.spec, registry, rejected=False)
+        ready = prepare(task.spec, registry, ranks=ranks)
         with ranks.on_leaving(ready.discard):
             Follower(task.spec, registry, ready, RunFolder(task.place), ranks, task.again).run()
 

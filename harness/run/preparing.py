@@ -14,6 +14,7 @@ from harness import data, gate, model, plan
 from harness.contracts import Event, Metric, Plan, Progress, Suite, Template
 from harness.data import fingerprints
 from harness.errors import HarnessError, raise_all
+from harness.ranks import ALONE, Ranks
 from harness.registry import Registry
 from harness.run import watching
 from harness.spec import Spec
@@ -49,11 +50,12 @@ class Prepared:
             self.data.keeping.cleanup()
 
 
-def prepare(spec: Spec, registry: Registry, *, mixed: bool = True, rejected: bool = True) -> Prepared:
+def prepare(spec: Spec, registry: Registry, *, mixed: bool = True, ranks: Ranks = ALONE) -> Prepared:
     """Everything up to the proven data. Raises HarnessError for bad input.
 
-    mixed: False leaves the shares out, so that rows can be looked at whose mixture cannot be met. rejected: write every
-    bad row of a source to `<output>/<name>-rejected/<source>.jsonl`.
+    mixed: False leaves the shares out, so that rows can be looked at whose mixture cannot be met. ranks: the processes
+    that share the training. Every bad row of a source is written to `<output>/<name>-rejected/<source>.jsonl`, by the
+    main one.
     """
     progress = progress_of(registry)
     planned = plan.make(spec, registry)
@@ -86,7 +88,8 @@ def prepare(spec: Spec, registry: Registry, *, mixed: bool = True, rejected: boo
         tokenizer,
         also=plan.sources_named(spec, "mitigations"),
         templates=templates,
-        rejected=Path(spec.document["output"]) / f"{planned.name}-rejected" if rejected else None,
+        rejected=Path(spec.document["output"]) / f"{planned.name}-rejected" if ranks.main else None,
+        processes=ranks.count,
         progress=progress,
     )
     for text in prepared.warnings:
