@@ -40,14 +40,16 @@ class News:
         self._store, self._ranks = store, ranks
         self._closed = threading.Event()
         self._leave = threading.Lock()
+        self._listener = threading.Thread(target=self._listen, name="harness-ranks", daemon=True)
 
     def listen(self) -> None:
         """Look for bad news from here on, on a thread of its own."""
-        threading.Thread(target=self._listen, name="harness-ranks", daemon=True).start()
+        self._listener.start()
 
     def close(self) -> None:
-        """Look no more: the run has come to its end in this process."""
+        """Look no more. A thread that looks while Python comes to its end would take the process down."""
         self._closed.set()
+        self._listener.join(FAREWELL)
 
     def failed(self, error: BaseException) -> HarnessError | None:
         """This process ends with an error: the others end, too. The error that is to be said instead, if there is one.
@@ -61,7 +63,7 @@ class News:
                 told = self._told(GRACE)  # a lost partner is no cause
             with self._leave:
                 self._part()
-            self._closed.set()
+            self.close()
             return told
         if self._heard("over") is None:
             self._store.set("failed", json.dumps(_described(error, self._ranks)))
@@ -69,6 +71,7 @@ class News:
             if self._heard("over") is not None:
                 self._go()
             time.sleep(GLANCE)
+        self.close()
         return None
 
     def _listen(self) -> None:

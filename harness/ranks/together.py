@@ -44,6 +44,7 @@ def together(count: int) -> Iterator[Ranks]:
             raise told from error
         raise
     news.close()
+    ranks.meet()  # the store may be the main process's own, and go with it
     distributed.destroy_process_group()
 
 
