@@ -15,6 +15,9 @@ from harness.ranks.sharing import ALONE, Ranks
 PATIENCE = timedelta(days=365)
 """How long the others wait for the main process: a launcher ends them when it dies."""
 
+PACE = timedelta(minutes=30)
+"""How far apart the processes may be within a stage: while the main one writes a checkpoint, the others go on."""
+
 
 @contextmanager
 def together(count: int) -> Iterator[Ranks]:
@@ -61,6 +64,7 @@ def _connected(count: int) -> tuple[Any, Any]:
     if cuda:
         torch.cuda.set_device(number())
     store, rank, size = next(rendezvous("env://"))
-    distributed.init_process_group("nccl" if cuda else "gloo", store=store, rank=rank, world_size=size)
+    backend = "nccl" if cuda else "gloo"
+    distributed.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PACE)
     group = distributed.new_group(backend="gloo", timeout=PATIENCE)
     return distributed.PrefixStore("harness", store), group
