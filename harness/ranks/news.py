@@ -39,7 +39,6 @@ class News:
     def __init__(self, store: Any, ranks: Ranks) -> None:
         self._store, self._ranks = store, ranks
         self._closed = threading.Event()
-        self._leave = threading.Lock()
         self._listener = threading.Thread(target=self._listen, name="harness-ranks", daemon=True)
 
     def listen(self) -> None:
@@ -61,8 +60,7 @@ class News:
             told = None
             if not isinstance(error, HarnessError | KeyboardInterrupt):
                 told = self._told(GRACE)  # a lost partner is no cause
-            with self._leave:
-                self._part()
+            self._part()
             self.close()
             return told
         if self._heard("over") is None:
@@ -89,7 +87,9 @@ class News:
     def _end(self, found: Mapping[str, Any]) -> None:
         """End the main process, which waits for one that will never come."""
         error = _error(found)
-        with self._leave:
+        with self._ranks.leave:
+            if self._ranks.ending.is_set():
+                return
             for callback in self._ranks.leaving:
                 with contextlib.suppress(Exception):
                     callback(str(error))
@@ -100,7 +100,7 @@ class News:
 
     def _go(self) -> None:
         """End a process beside the main one."""
-        with self._leave:
+        with self._ranks.leave:
             for callback in self._ranks.leaving:
                 with contextlib.suppress(Exception):
                     callback("the main process has ended")

@@ -21,6 +21,8 @@ class Ranks:
         self.leaving: list[Callable[[str], None]] = []
         self.ending = threading.Event()
         """Set when this process is about to end by itself."""
+        self.leave = threading.Lock()
+        """Held by whoever ends this process from without."""
 
     @property
     def main(self) -> bool:
@@ -52,6 +54,11 @@ class Ranks:
         yield
         if self.main:
             self.share(None)
+
+    def end(self) -> None:
+        """This process is about to end by itself. Does not return where it is being ended from without."""
+        with self.leave:
+            self.ending.set()
 
     @contextmanager
     def on_leaving(self, callback: Callable[[str], None]) -> Iterator[None]:

@@ -41,7 +41,7 @@ def together(count: int) -> Iterator[Ranks]:
         if ranks.main:
             ranks.share(None)
     except BaseException as error:
-        ranks.ending.set()
+        ranks.end()
         told = news.failed(error)
         if told is not None:
             raise told from error

@@ -73,7 +73,7 @@ def walk(
                 hint = f"free space or mend the folder, and go on: harness run --resume {folder.path}"
                 raise RunError(str(folder.path), what, hint) from error
     except BaseException as error:
-        ranks.ending.set()
+        ranks.end()
         failed("interrupted" if isinstance(error, KeyboardInterrupt) else f"{type(error).__name__}: {error}")
         raise
     finally:
