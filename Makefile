@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SPEC ?= specs/mixed_sft.json
 
-.PHONY: run test slow check format clean
+.PHONY: run test slow oracle check format clean
 
 run: $(VENV)/.installed ## train and measure the default spec
 	$(BIN)/harness run $(SPEC)
@@ -14,6 +14,9 @@ test: $(VENV)/.installed ## the default tests
 slow: $(VENV)/.installed ## the tests that take longer, with the real small model
 	$(BIN)/python -m pytest -m "slow and not gpu"
 
+oracle: $(VENV)/.installed ## the comparisons with independent implementations; none may be skipped
+	.ci/oracle
+
 check: $(VENV)/.installed ## format, lint, types, imports, schema
 	PATH="$(CURDIR)/$(BIN):$$PATH" .ci/check
 
@@ -21,7 +24,7 @@ format: $(VENV)/.installed
 	$(BIN)/ruff format . && $(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) .oracle
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "harness needs Python 3.11 or newer: make PYTHON=python3.12")'

@@ -220,6 +220,7 @@ class Suite:
 class Plan:
     """All that a run will do, every name in it checked. Components stand as (name, options).
 
+    warnings: what a person should know; rows that one is about follow it, a line each, which a terminal leaves out.
     train: the spec's own settings, from which a stage may differ in all but the precision.
     """
 
@@ -267,8 +268,10 @@ class Event:
     """Something that happened in a run.
 
     kind: `run_started`, `progress`, `data`, `evaluated`, `stage_started`, `step`, `measured` (within a stage: `step`,
-    `scores`, `combined`, `best`, `over`), `restored` (`step`), `stage_finished`, `run_finished`, `run_failed`,
-    `warning`. stage: index of the stage, from 1; 0 before the first. data: what happened, by kind.
+    `scores`, `combined`, `best`, `kept`, `over`), `restored` (`step`), `variant`, `stage_finished`, `run_finished`,
+    `run_failed`, `warning` (`text`, and the `rows` that it is about). Of an experiment: `arm_preparing`, `arm_prepared`
+    (with rows `used` and `evaluated`), `arms_prepared`, `arm_started`, `arm_finished`, `arms_finished`.
+    stage: index of the stage, from 1; 0 before the first. data: what happened, by kind.
     """
 
     kind: str
@@ -334,7 +337,7 @@ class Source:
         return {}
 
     def warnings(self) -> Sequence[str]:
-        """What a person should know of the data, once it has been read."""
+        """What a person should know of the data, once it has been read; see `Plan.warnings`."""
         return ()
 
 
@@ -389,3 +392,8 @@ class Metric:
     def parsed(self, item: Item) -> bool:
         """Whether what the metric looks for was found in the item's answer; what was not is scored, and counted."""
         return True
+
+    def check(self) -> None:
+        """Raise HarnessError for what the metric needs and is not here, such as the folder of a model of its own.
+
+        Called before anything is trained; by default nothing is needed."""

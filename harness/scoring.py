@@ -1,6 +1,6 @@
 """The items that a run left in its folder → scores, with its own metrics or others; nothing is generated again.
 
-Loads no model and, for metrics of text, imports no torch.
+Loads none of the run's models and, for metrics of text without an encoder of their own, imports no torch.
 """
 
 from __future__ import annotations

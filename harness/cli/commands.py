@@ -261,7 +261,7 @@ def check(arguments: argparse.Namespace) -> int:
     from harness import run as rooms
     from harness.console import Console
 
-    with Console.choose(quiet=arguments.json or not sys.stdout.isatty(), json=False) as console:
+    with Console.choose(quiet=arguments.json or not sys.stdout.isatty(), whole=True) as console:
         found.manager.register(console, name="console")
         made = check.make(spec, found)
         rooms.prove(arms, found)

@@ -1,7 +1,7 @@
 """Events → what a person sees while a run goes on, and its report at the end.
 
-A listener like others; knows events and streams. The bars stand in `bars`, the plain lines in `lines`, the words for
-each event in `words`.
+A listener like others; knows events and streams. What shows phases is a `phases.Phases`: bars stand in `bars`, plain
+lines in `lines`. The words for each event are those of `words`; which warnings are told, `notices` says.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from __future__ import annotations
 import json as json_module
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Any, Literal, Protocol, TextIO
+from typing import Any, Literal, TextIO
 
 from rich.console import Console as RichConsole
 from rich.text import Text
@@ -20,37 +20,16 @@ from harness import report
 from harness.console import words
 from harness.console.bars import Bars
 from harness.console.lines import Lines
+from harness.console.notices import Notices
+from harness.console.phases import Nothing, Phases
 from harness.contracts import Event, Plan
 from harness.hooks import hookimpl
 from harness.legible import one_line
 
 Mode = Literal["terminal", "plain", "quiet", "json"]
 
-
-class Phases(Protocol):
-    """A way to show phases that move."""
-
-    def update(self, stage: int, phase: str, done: int, total: int, note: str, unit: str) -> None:
-        """A phase has come to `done` of `total` (0: unknown)."""
-
-    def end(self) -> None:
-        """Every phase that still goes on is over."""
-
-    def break_off(self) -> None:
-        """Every phase that still goes on has been broken off."""
-
-
-class Nothing:
-    """Shows no phase at all."""
-
-    def update(self, stage: int, phase: str, done: int, total: int, note: str, unit: str) -> None:
-        """Shows nothing."""
-
-    def end(self) -> None:
-        """Shows nothing."""
-
-    def break_off(self) -> None:
-        """Shows nothing."""
+LONGEST = 2000
+"""Characters of a warning: a guard against what others raise."""
 
 
 class Console:
@@ -59,12 +38,16 @@ class Console:
     mode: `terminal` (progress bars, colour), `plain` (a few lines a phase, for logs), `quiet` (warnings alone, on the
         error stream) or `json` (one JSON document at the end on the output, plain lines on the error stream).
     file, errors: output and error stream; standard output and standard error when left out.
+    whole: show warnings with the rows that they name, which else stand in the run's folder.
 
     As a context manager it leaves the terminal as it was, whatever happens.
     """
 
-    def __init__(self, mode: Mode, file: TextIO | None = None, errors: TextIO | None = None) -> None:
+    def __init__(
+        self, mode: Mode, file: TextIO | None = None, errors: TextIO | None = None, *, whole: bool = False
+    ) -> None:
         self.mode = mode
+        self._whole = whole
         self._file = file or sys.stdout
         self._errors = errors or sys.stderr
         for stream in (self._file, self._errors):
@@ -78,17 +61,19 @@ class Console:
             self._phases = Lines(self._print)
         self._plan: Plan | None = None
         self._arm: Mapping[str, Any] | None = None
+        self._notices = Notices(self._warn)
+        self._shown: dict[str, str] = {}  # what was said of an arm's data -> that arm
 
     @classmethod
-    def choose(cls, *, quiet: bool = False, json: bool = False) -> Console:
+    def choose(cls, *, quiet: bool = False, json: bool = False, whole: bool = False) -> Console:
         """The console for what was asked: by option, else a terminal's where standard output is one, else plain."""
         if json:
-            return cls("json")
+            return cls("json", whole=whole)
         if quiet:
-            return cls("quiet")
+            return cls("quiet", whole=whole)
         # Not rich's own answer: FORCE_COLOR, which many CI systems set, would put moving bars into a log.
         moving = sys.stdout.isatty() and os.environ.get("TERM", "").lower() not in ("dumb", "unknown")
-        return cls("terminal" if moving else "plain")
+        return cls("terminal" if moving else "plain", whole=whole)
 
     def __enter__(self) -> Console:
         return self
@@ -101,6 +86,7 @@ class Console:
     def close(self) -> None:
         """Leave the terminal as it was. May be called more than once."""
         self._phases.break_off()
+        self._notices.tell()
 
     @hookimpl
     def harness_observe(self, event: Event) -> None:
@@ -110,7 +96,7 @@ class Console:
             self._phases.update(event.stage, data["phase"], data["done"], data["total"], data["note"], data["unit"])
             return
         if event.kind == "warning":
-            self._warn(str(event.data["text"]))
+            self._notices.hear(str(event.data["text"]), event.data.get("rows", ()))
             return
         if event.kind == "step":
             return
@@ -127,9 +113,16 @@ class Console:
 
     def _run_started(self, stage: int, data: Mapping[str, Any]) -> None:
         self._plan, self._arm = data["plan"], data.get("arm")
+        self._phases.brief = False
         self._print(words.start(data))
 
     def _data(self, stage: int, data: Mapping[str, Any]) -> None:
+        if self._arm is not None:
+            said = words.gist(data, self._plan)
+            if said in self._shown:
+                self._print(Text(f"data: as of arm {one_line(self._shown[said])}", style="dim"))
+                return
+            self._shown[said] = self._arm["name"]
         for part in words.data(data, self._plan):
             self._print(part)
 
@@ -141,7 +134,19 @@ class Console:
         for line in words.variant(stage, data):
             self._print(line)
 
+    def _arm_preparing(self, stage: int, data: Mapping[str, Any]) -> None:
+        self._phases.brief = True
+        self._notices.of_arm(data["arm"])
+
+    def _arm_prepared(self, stage: int, data: Mapping[str, Any]) -> None:
+        self._print(words.arm_ready(data))
+
+    def _arms_prepared(self, stage: int, data: Mapping[str, Any]) -> None:
+        self._phases.brief = False
+        self._notices.tell()
+
     def _arm_started(self, stage: int, data: Mapping[str, Any]) -> None:
+        self._phases.brief = True  # it was prepared before, and is again, from what is kept of that
         self._print(Text())
         self._print(words.arm_start(data))
 
@@ -188,8 +193,13 @@ class Console:
             # A log has no width to wrap a line at, and nowhere may a command lose its end.
             self._rich.print(thing, crop=False, soft_wrap=isinstance(thing, Text) and self.mode != "terminal")
 
-    def _warn(self, text: str) -> None:
-        line = Text.assemble(("warning: ", "bold yellow"), (one_line(text, 2000), "yellow"))
+    def _warn(self, whom: str, text: str, rows: Sequence[str]) -> None:
+        line = Text.assemble(("warning: ", "bold yellow"), (f"{one_line(whom)}: " if whom else "", "bold"))
+        line.append(one_line(text, LONGEST), "yellow")
+        if self._whole:
+            line.append("".join(f"\n  {one_line(row)}" for row in rows), "yellow")
+        elif rows:
+            line.append("; which: data.json in the run's folder", "dim")
         if self.mode == "terminal" and self._errors.isatty():
             # Above the bars; written past them it would break them up.
             self._rich.print(line)

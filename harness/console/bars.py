@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TaskID, TextColumn
 from rich.text import Text
 
+from harness.console.lines import SOON
 from harness.legible import amount, duration, one_line
 
 PATIENCE = 120.0
@@ -49,11 +50,12 @@ class _Phase:
 
 class Bars:
     """Shows phases as bars at the bottom of a terminal. stderr: whether the error stream is the same terminal, so that
-    what is written there goes above the bars."""
+    what is written there goes above the bars. brief: as long as it is set, a phase of less than 10 s leaves no line."""
 
     def __init__(self, console: Console, *, stderr: bool) -> None:
         self._console = console
         self._stderr = stderr
+        self.brief = False
         self._progress: Progress | None = None
         self._phases: dict[str, _Phase] = {}
         self._ended: dict[str, int] = {}
@@ -71,19 +73,19 @@ class Bars:
         known.done, known.total, known.note, known.unit = done, total, note, unit
         self._bars().update(known.task, completed=done, total=total or None, note=one_line(note), unit=unit)
         if done >= total > 0:
-            self._leave(phase, "✓", "green")
+            self._leave(phase)
 
     def end(self) -> None:
         """Every phase that still goes on is over."""
         for phase in list(self._phases):
-            self._leave(phase, "✓", "green")
+            self._leave(phase)
         self._ended.clear()
         self._stop()
 
     def break_off(self) -> None:
         """Every phase that still goes on has been broken off."""
         for phase in list(self._phases):
-            self._leave(phase, "✗", "red")
+            self._leave(phase, ended=False)
         self._stop()
 
     def _bars(self) -> Progress:
@@ -113,14 +115,17 @@ class Bars:
     def _end_unbounded(self) -> None:
         # Who does not know how long it takes does not say that it is over: the next phase says it.
         for phase in [phase for phase, known in self._phases.items() if not known.total]:
-            self._leave(phase, "✓", "green")
+            self._leave(phase)
 
-    def _leave(self, phase: str, mark: str, style: str) -> None:
+    def _leave(self, phase: str, *, ended: bool = True) -> None:
+        mark, style = ("✓", "green") if ended else ("✗", "red")
         known = self._phases.pop(phase)
         self._ended[phase] = known.total
         count = f"  {amount(known.done, known.unit)}" if known.done else ""
         note = f"  {one_line(known.note)}" if known.note else ""
-        took = duration(time.monotonic() - known.started)
-        line = Text.assemble((f"{mark} ", style), one_line(phase), (count, "cyan"), (f"  {took}", "dim"), (note, "dim"))
+        seconds = time.monotonic() - known.started
+        took = f"  {duration(seconds)}"
+        line = Text.assemble((f"{mark} ", style), one_line(phase), (count, "cyan"), (took, "dim"), (note, "dim"))
         self._bars().remove_task(known.task)
-        self._console.print(line)
+        if not (ended and self.brief and seconds < SOON):
+            self._console.print(line)

@@ -1,4 +1,4 @@
-"""Phases as plain lines for a log: its start, a few on the way, and its end; never hundreds."""
+"""Phases as plain lines for a log: a few on the way, and its end; never hundreds."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from rich.text import Text
 from harness.legible import amount, duration, one_line
 
 QUARTERS = 4
-SOON, FIRST, SILENCE = 5.0, 15.0, 600.0
+SOON, FIRST, SILENCE = 10.0, 30.0, 600.0
+"""Seconds: what ends before is told of once; the first line of a slow phase; the longest that a log is silent."""
 
 
 @dataclass
@@ -27,14 +28,18 @@ class _Phase:
 class Lines:
     """Prints lines of phases.
 
-    Between start and end there is one at each quarter, but none within 5 s of the one before; and one after 15 s,
-    later after a fifth of the time gone by, but at least every 10 minutes, until these too become too many: a phase of
-    an hour has about thirty, one of four days a hundred and thirty.
+    A phase of less than 10 s is one line, at its end. Before that there is one at each quarter, but none within 10 s of
+    the one before; and one after 30 s, later after a fifth of the time gone by, but at least every 10 minutes, until
+    these too become too many: a phase of an hour has about twenty-five, one of four days a hundred and thirty. One that
+    counts nothing is told of when it begins, and at its end only if it took longer.
+
+    brief: as long as it is set, phases of less than 10 s are not told of at all.
     """
 
     def __init__(self, say: Callable[[Text], None], clock: Callable[[], float] = time.monotonic) -> None:
         self._say = say
         self._clock = clock
+        self.brief = False
         self._phases: dict[str, _Phase] = {}
         self._ended: dict[str, int] = {}
 
@@ -48,8 +53,8 @@ class Lines:
             self._end_unbounded()
             known = self._phases[phase] = _Phase(now, now)
             self._ended.pop(phase, None)
-            if not done >= total > 0:
-                self._line(phase, f"0 of {amount(total, unit)}" if total else "begins")
+            if not (total or done or self.brief):
+                self._line(phase, one_line(note) or "begins")
         quarter = _quarter(known.done, total)
         known.done, known.total, known.note, known.unit = done, total, note, unit
         if done >= total > 0:
@@ -82,9 +87,12 @@ class Lines:
     def _finish(self, phase: str) -> None:
         known = self._phases.pop(phase)
         self._ended[phase] = known.total
+        took = self._clock() - known.started
+        if took < SOON and (self.brief or not (known.total or known.done)):
+            return
         count = f"{amount(known.done, known.unit)} " if known.done else ""
         note = f", {one_line(known.note)}" if known.note else ""
-        self._line(phase, f"{count}in {duration(self._clock() - known.started)}{note}")
+        self._line(phase, f"{count}in {duration(took)}{note}")
 
     def _line(self, phase: str, text: str) -> None:
         self._say(Text(f"{one_line(phase)}: {text}"))

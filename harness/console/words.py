@@ -56,6 +56,20 @@ def scores(stage: int, evaluations: Sequence[Evaluation]) -> Iterator[Text]:
         )
 
 
+def gist(facts: Mapping[str, Any], plan: Plan | None) -> str:
+    """What `data` shows, as one text: the same for two runs whose data a reader could not tell apart."""
+    stages = facts.get("stages", plan.stages if plan is not None else ())
+    laid = [(one.name, one.parts, one.shares) for one in stages]
+    return repr((facts["counts"], facts["shares"], facts["efficiency"], facts.get("epoch_shares"), laid))
+
+
+def arm_ready(facts: Mapping[str, Any]) -> Text:
+    """The line for `arm_prepared`."""
+    head = f"arm {facts['number']} of {facts['of']} prepared: "
+    rest = f", {facts['used']:,} rows to train on, {facts['evaluated']:,} to evaluate, in {duration(facts['seconds'])}"
+    return Text.assemble((head, "dim"), one_line(facts["arm"]), (rest, "dim"))
+
+
 def arm_start(facts: Mapping[str, Any]) -> Text:
     """The line for `arm_started`."""
     return Text.assemble((f"arm {facts['number']} of {facts['of']}: ", "dim"), (one_line(facts["arm"]), "bold cyan"))

@@ -38,7 +38,8 @@ class Shared:
 class Findings:
     """What was found. near, contamination: None where the spec does not ask for them.
 
-    warnings: what a person should know. failures: what a run must not begin with, the rows named.
+    warnings: what a person should know, the rows named below, see `Plan.warnings`. failures: what a run must not begin
+    with, the rows named.
     """
 
     shared: tuple[Shared, ...]
@@ -153,8 +154,8 @@ def _keys(rows: Sequence[Example]) -> NDArray[np.uint64]:
 
 def _shared_rows(shared: Sequence[Shared]) -> Iterator[str]:
     for one in shared:
-        named = _named([f"{a} = {b}" for a, b in one.examples], one.rows)
-        yield f"{one.rows:,} row(s) stand in both {one.sources[0]!r} and {one.sources[1]!r}: {named}"
+        head = f"{one.rows:,} row(s) stand in both {one.sources[0]!r} and {one.sources[1]!r}"
+        yield _below(head, [f"{a} = {b}" for a, b in one.examples], one.rows)
 
 
 def _near(near: Near, asked: Mapping[str, Any]) -> Iterator[str | HarnessError]:
@@ -166,13 +167,12 @@ def _near(near: Near, asked: Mapping[str, Any]) -> Iterator[str | HarnessError]:
     if not near.repeats:
         return
     pairs = [f"{pair.row} ≈ {pair.earlier} ({pair.similarity:.2f})" for pair in near.worst[:SHOWN]]
-    what = f"{near.repeats:,} of {near.examined:,} training rows nearly repeat an earlier one: "
-    what += _named(pairs, near.repeats)
+    what = f"{near.repeats:,} of {near.examined:,} training rows nearly repeat an earlier one"
     if asked["allowed"] is not None and near.share > asked["allowed"]:
         hint = f"take them out, or raise checks.near_duplicates.allowed ({asked['allowed']:g}) to {_above(near.share)}"
-        yield HarnessError("checks.near_duplicates", what, hint)
+        yield HarnessError("checks.near_duplicates", f"{what}: {_named(pairs, near.repeats)}", hint)
     else:
-        yield what
+        yield _below(what, pairs, near.repeats)
 
 
 def _given_away(suite: str, found: Contamination, asked: Mapping[str, Any]) -> Iterator[str | HarnessError]:
@@ -184,16 +184,14 @@ def _given_away(suite: str, found: Contamination, asked: Mapping[str, Any]) -> I
         if not count:
             continue
         pairs = [_pair(one) for one in found.worst if one.side == side][: min(SHOWN, count)]
-        what = f"{count:,} of its {found.items:,} {side}s stand in training, in whole or for the most part: "
-        what += _named(pairs, count)
+        what = f"{count:,} of its {found.items:,} {side}s stand in training, in whole or for the most part"
         share, allowed = count / found.items, asked[option]
         if allowed is not None and share > allowed:
             hint = "take these rows out of one side"
-            yield HarnessError(
-                where, what, f"{hint}, or raise checks.contamination.{option} ({allowed:g}) to {_above(share)}"
-            )
+            hint += f", or raise checks.contamination.{option} ({allowed:g}) to {_above(share)}"
+            yield HarnessError(where, f"{what}: {_named(pairs, count)}", hint)
         else:
-            yield f"{where}: {what}"
+            yield _below(f"{where}: {what}", pairs, count)
 
 
 def _pair(one: Overlap) -> str:
@@ -201,8 +199,16 @@ def _pair(one: Overlap) -> str:
 
 
 def _named(pairs: Sequence[str], count: int) -> str:
-    more = f" and {count - len(pairs):,} more" if count > len(pairs) else ""
-    return ", ".join(one_line(pair) for pair in pairs) + more
+    return ", ".join(map(one_line, pairs)) + "".join(f" {more}" for more in _more(pairs, count))
+
+
+def _below(head: str, pairs: Sequence[str], count: int) -> str:
+    """The warning with what it is about below it, line by line."""
+    return "\n".join([head, *map(one_line, pairs), *_more(pairs, count)])
+
+
+def _more(pairs: Sequence[str], count: int) -> list[str]:
+    return [f"and {count - len(pairs):,} more"] if count > len(pairs) else []
 
 
 def _above(share: float) -> str:

@@ -70,7 +70,7 @@ class Prepared:
     suite) and `proven` (rows whose masks were proven).
     digests: source -> SHA-256 over the sorted ids of its rows that are trained on or evaluated.
     untrained: source -> places of the first rows dropped as untrained. references: suite -> its rows in tokens; none
-    for a suite whose rows no template renders. told: source -> how it was read. warnings: what a person should know.
+    for a suite whose rows no template renders. told: source -> how it was read. warnings: see `Plan.warnings`.
     """
 
     stages: tuple[StageData, ...]
@@ -328,8 +328,8 @@ def _warnings(
     for name, places in untrained.items():
         if places:
             count = max(len(told[name].split.training) - len(one.kept) for one in told[name].tokenised.values())
-            shown = ", ".join(places[:3]) + (", …" if count > 3 else "")
-            yield f"{count} row(s) of {name!r} have no trained token within max_length and are left out: {shown}"
+            head = f"{count} row(s) of {name!r} have no trained token within max_length and are left out"
+            yield "\n".join([head, *places[:3], *([f"and {count - 3:,} more"] if count > 3 else [])])
     for name, reference in references.items():
         count = int(np.count_nonzero(reference.cut))
         if count:

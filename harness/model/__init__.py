@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from harness.model.adapters import adapted_layers, keep, kept, restore_kept
     from harness.model.hardware import device, dtype, out_of_memory
     from harness.model.loading import computation, count, digest, load, parameters, promote, skeleton, tokenizer
-    from harness.model.saving import base, is_adapted, reference, save
+    from harness.model.saving import base, is_adapted, merge, reference, save, saves_adapter
+    from harness.model.subspaces import decompose, factors, frozen, has_moved, removed, subspace_layers
 
 __all__ = [
     "Location",
@@ -27,21 +28,29 @@ __all__ = [
     "base",
     "computation",
     "count",
+    "decompose",
     "device",
     "digest",
     "dtype",
+    "factors",
+    "frozen",
+    "has_moved",
     "is_adapted",
     "keep",
     "kept",
     "load",
+    "merge",
     "out_of_memory",
     "parameters",
     "promote",
     "reference",
+    "removed",
     "resolve",
     "restore_kept",
     "save",
+    "saves_adapter",
     "skeleton",
+    "subspace_layers",
     "tokenizer",
 ]
 
@@ -63,8 +72,16 @@ _HOMES = {
     "load": "loading",
     "parameters": "loading",
     "tokenizer": "loading",
+    "merge": "saving",
     "reference": "saving",
     "save": "saving",
+    "saves_adapter": "saving",
+    "decompose": "subspaces",
+    "factors": "subspaces",
+    "frozen": "subspaces",
+    "has_moved": "subspaces",
+    "removed": "subspaces",
+    "subspace_layers": "subspaces",
 }
 
 

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import json
 import os
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from harness.errors import HarnessError, RunError
-from harness.model import adapters, cache
+from harness.model import adapters, cache, subspaces
 from harness.model.loading import ORIGIN, PUBLISHED
 from harness.model.quiet import quiet
 
@@ -24,8 +26,9 @@ def save(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Write the model, its tokenizer and chat template into the folder, whole or not at all.
 
     A PEFT model is written as its adapter, joined with what is kept beside it (`adapters`), which records where its
-    base model is and at what revision; any other model in full, as safetensors. A folder that is there already is
-    replaced. Raises RunError when it cannot be written.
+    base model is and at what revision; any other model in full, as safetensors. So is one that is trained within
+    directions of its weights (`subspaces`), in float32: no adapter of peft can say what its frozen directions are. A
+    folder that is there already is replaced. Raises RunError when it cannot be written.
     """
     folder = Path(folder)
     draft = folder.with_name(f".{folder.name}.draft-{os.getpid()}")
@@ -33,8 +36,10 @@ def save(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(parents=True)
         with quiet():
-            if is_adapted(model):
+            if saves_adapter(model):
                 _save_adapter(model, draft)
+            elif is_adapted(model):
+                _save_merged(model, draft)
             else:
                 _save_whole(model, draft)
             tokenizer.save_pretrained(draft)
@@ -84,6 +89,22 @@ def is_adapted(model: Any) -> bool:
     return hasattr(model, "peft_config") and hasattr(model, "disable_adapter")
 
 
+def saves_adapter(model: Any) -> bool:
+    """Whether `save` writes an adapter, to be put on the base model again, and not a whole model."""
+    return is_adapted(model) and not subspaces.subspace_layers(model)
+
+
+def merge(model: Any) -> Any:
+    """The base model with what its adapter learned in its weights, in their own format; the adapter is gone.
+
+    Computed in full precision within `computation` too: rounded to 16 bits before it is added, a change of the weights
+    loses more than the sum does.
+    """
+    place = next(model.parameters()).device
+    with torch.autocast(place.type, enabled=False):
+        return model.merge_and_unload()
+
+
 def _save_adapter(model: Any, draft: Path) -> None:
     origin = getattr(model.get_base_model(), ORIGIN, None)
     if origin is not None:
@@ -99,7 +120,15 @@ def _save_adapter(model: Any, draft: Path) -> None:
     (draft / "README.md").unlink(missing_ok=True)  # a card with nothing filled in
 
 
-def _save_whole(model: PreTrainedModel, draft: Path) -> None:
+def _save_merged(model: Any, draft: Path) -> None:
+    """Which format the weights have stands in the config too, and is what they are loaded in."""
+    _save_whole(model.get_base_model(), draft, subspaces.merged_state(model))
+    file = draft / "config.json"
+    config = json.loads(file.read_text(encoding="utf-8"))
+    file.write_text(json.dumps({**config, "dtype": "float32"}, indent=2) + "\n", encoding="utf-8")
+
+
+def _save_whole(model: PreTrainedModel, draft: Path, state: Mapping[str, Any] | None = None) -> None:
     """What changed for training is changed back for the saved copy: caching on, the published generation config."""
     caching, generation = model.config.use_cache, model.generation_config
     published = getattr(model, PUBLISHED, None)
@@ -107,7 +136,7 @@ def _save_whole(model: PreTrainedModel, draft: Path) -> None:
         model.config.use_cache = True
         if published is not None:
             model.generation_config = _saveable(published, generation)
-        model.save_pretrained(draft)
+        model.save_pretrained(draft, state_dict=None if state is None else dict(state))
     finally:
         model.config.use_cache, model.generation_config = caching, generation
 

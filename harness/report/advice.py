@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from harness.intervals import Estimate
@@ -21,6 +22,38 @@ More = Callable[["Point", "Point"], Estimate]
 """How much more the first point's arm forgets than the second's, with its 95 % interval."""
 
 
+@dataclass(frozen=True)
+class Advice:
+    """What can be recommended. headline: a clause that stands alone; the others are empty where nothing is to be said.
+
+    note: what to know before it. cost: what the arm forgets, with its interval. alike: the arms that cannot be told
+    from it. enough: which value of what was swept suffices, and how far that goes. rests: on how many training runs a
+    value. arm: the one that is recommended; value: of what was swept, that is enough. Both None where nothing can be.
+    """
+
+    headline: str
+    note: str = ""
+    cost: str = ""
+    alike: tuple[str, ...] = ()
+    enough: str = ""
+    rests: str = ""
+    arm: str | None = None
+    value: float | None = None
+
+    @property
+    def text(self) -> str:
+        """All of it in sentences, the last without its full stop."""
+        told = f"{self.note}; {self.headline}" if self.note else self.headline
+        told += f" ({self.cost})" if self.cost else ""
+        told += f"; {self.inseparable}" if self.alike else ""
+        return ". ".join(one for one in (told, self.enough, self.rests) if one)
+
+    @property
+    def inseparable(self) -> str:
+        """The arms that cannot be told from the recommended one, in a clause; empty where there are none."""
+        return f"{', '.join(self.alike)} cannot be told from it" if self.alike else ""
+
+
 def apart(one: Point, other: Point) -> Estimate:
     """one's forgetting less other's as if their items had nothing in common.
 
@@ -32,43 +65,61 @@ def apart(one: Point, other: Point) -> Estimate:
 
 
 def advise(
-    points: Sequence[Point], gain: str, lost: str, swept: Swept | None = None, *, more: More | None = None
-) -> str:
-    """What can be recommended, in a sentence.
+    points: Sequence[Point],
+    gain: str,
+    lost: str,
+    swept: Swept | None = None,
+    *,
+    more: More | None = None,
+    note: str = "",
+) -> Advice:
+    """What can be recommended.
 
     Of the arms that gain beyond doubt and whose gain is not clearly below the best one's, the one that forgets least;
     others whose forgetting cannot be told from its are named with it. swept: the one number that the arms differ in;
-    a second sentence then says which of its values is enough. more: see `More`; None: `apart`.
+    then it is also said which of its values is enough. more: see `More`; None: `apart`. note: see `Advice`.
     """
     known = [one for one in points if not math.isnan(one.forgotten.value)]
     learned = [one for one in known if one.gain.low > 0 and one.gain.n >= FEWEST]
     if not learned and points and all(one.gain.n < FEWEST for one in points):
-        return f"{gain} has fewer than {FEWEST} items, which is too few to recommend an arm"
+        return Advice(f"{gain} has fewer than {FEWEST} items, which is too few to recommend an arm", note)
     if not learned:
-        return f"no arm gains in {gain} beyond doubt, so none can be recommended"
+        return Advice(f"no arm gains in {gain} beyond doubt, so none can be recommended", note)
     best = max(learned, key=lambda one: one.gain.value)
     as_good = [one for one in learned if one.gain.high >= best.gain.low]
     first = min(as_good, key=lambda one: one.forgotten.value)
-    alike = [one.arm for one in as_good if one.arm != first.arm and one.forgotten.low <= first.forgotten.high]
-    told = f"; {', '.join(alike)} cannot be told from it" if alike else ""
-    rise = first.forgotten
+    gap = more or apart
+    made = Advice(
+        f"of the arms that gain about as much as the best, {first.arm!r} forgets least in {lost}",
+        note,
+        _cost(first.forgotten),
+        # An interval that is no number tells nothing apart.
+        tuple(one.arm for one in as_good if one.arm != first.arm and not gap(one, first).low > 0),
+        arm=first.arm,
+    )
+    placed = [] if swept is None else [one for one in as_good if one.arm in swept.values]
+    return made if swept is None or not placed else enough(made, placed, lost, swept, gap)
+
+
+def _cost(rise: Estimate) -> str:
     if not rise.n >= FEWEST or math.isnan(rise.low):
-        cost = f"{number(rise.value, sign=True)} over n = {rise.n}, too few items to tell"
-    elif rise.low > 0:
-        cost = f"it forgets {rise.value:.3g} [{rise.low:.3g}, {rise.high:.3g}]"
-    elif rise.high < 0:
-        cost = f"it got better by {-rise.value:.3g} [{-rise.high:.3g}, {-rise.low:.3g}]"
-    else:
-        cost = f"no evidence of forgetting [{rise.low:.3g}, {rise.high:.3g}]"
-    said = f"of the arms that gain about as much as the best, {first.arm!r} forgets least in {lost} ({cost}){told}"
-    return said if swept is None else f"{said}. {enough(as_good, lost, swept, more or apart)}"
+        return f"{number(rise.value, sign=True)} over n = {rise.n}, too few items to tell"
+    if rise.low > 0:
+        return f"it forgets {_digits(rise.value)} [{_digits(rise.low)}, {_digits(rise.high)}]"
+    if rise.high < 0:
+        return f"it got better by {_digits(-rise.value)} [{_digits(-rise.high)}, {_digits(-rise.low)}]"
+    return f"no evidence of forgetting [{_digits(rise.low)}, {_digits(rise.high)}]"
 
 
-def enough(points: Sequence[Point], lost: str, swept: Swept, more: More) -> str:
-    """The smallest value of what was swept whose forgetting cannot be told from the least, and how far that goes.
+def _digits(value: float) -> str:
+    return f"{value:.3g}".replace("-", "−")
 
-    points: those to choose from, one at least. A value with several arms (seeds) is enough when every one of them
-    cannot be told from the arm that forgets least.
+
+def enough(made: Advice, points: Sequence[Point], lost: str, swept: Swept, more: More) -> Advice:
+    """The advice with the smallest value whose forgetting cannot be told from the least, and how far that goes.
+
+    points: those to choose from, each with a value, one at least. A value with several arms (seeds) is enough when
+    every one of them cannot be told from the arm that forgets least.
     """
     first = min(points, key=lambda one: one.forgotten.value)
     by_value: dict[float, list[Point]] = {}
@@ -80,7 +131,7 @@ def enough(points: Sequence[Point], lost: str, swept: Swept, more: More) -> str:
     # An interval that is no number tells nothing apart.
     value = next(value for value, found in gaps.items() if not any(gap.low > 0 for gap in found))
     least = swept.values[first.arm]
-    name = f"{swept.key} of {_shown(value, swept)}"
+    name = f"{swept.key} of {swept.shown(value)}"
     if value == least:
         smaller = [one for one in by_value if one < value]
         beyond = "every smaller one that gains as much forgets more beyond doubt" if smaller else "and none is smaller"
@@ -90,12 +141,9 @@ def enough(points: Sequence[Point], lost: str, swept: Swept, more: More) -> str:
         said = (
             f"The smallest that cannot be told from the least forgetting in {lost} is {name}: it forgets "
             f"{number(gap.value)} [{number(gap.low, sign=True)}, {number(gap.high, sign=True)}] more than "
-            f"{_shown(least, swept)}"
+            f"{swept.shown(least)}"
         )
     seeds = min(len(arms) for arms in by_value.values())
     runs = "one training run" if seeds == 1 else f"{seeds} training runs"
-    return f"{said}. That rests on {runs} a value; the intervals are over the items alone"
-
-
-def _shown(value: float, swept: Swept) -> str:
-    return f"{100 * value:g} %" if swept.share else f"{value:g}"
+    rests = f"That rests on {runs} a value; the intervals are over the items alone"
+    return replace(made, enough=said, rests=rests, value=value)

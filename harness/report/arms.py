@@ -18,7 +18,7 @@ from harness.contracts import Evaluation, Metric, Role, Score
 from harness.errors import HarnessError
 from harness.intervals import Estimate, difference
 from harness.report import Verdict, estimate_of, measured_of
-from harness.report.advice import advise
+from harness.report.advice import Advice, advise
 from harness.report.differing import swept
 from harness.report.files import plain, write_json
 from harness.report.intransigence import Intransigence, against
@@ -30,7 +30,7 @@ from harness.significance import holm
 
 Metrics = Mapping[str, Mapping[str, Metric]]
 
-__all__ = ["Compared", "Experiment", "Point", "advise", "make"]
+__all__ = ["Advice", "Compared", "Experiment", "Point", "advise", "make"]
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,7 @@ class Experiment:
     forgetting also as `summary:score`.
 
     missing: arms that have no result, with the reason. joint: the arm on all tasks together, a reference and no method;
-    intransigence: of every other arm against it, none where it has no result. advice: what the comparison comes
-    to, in a sentence.
+    intransigence: of every other arm against it, none where it has no result. advised: what the comparison comes to.
     """
 
     name: str
@@ -93,13 +92,18 @@ class Experiment:
     forgetting: str
     points: tuple[Point, ...]
     missing: Mapping[str, str]
-    advice: str
+    advised: Advice
     joint: str | None = None
     intransigence: tuple[Intransigence, ...] = ()
 
+    @property
+    def advice(self) -> str:
+        """What the comparison comes to, in sentences."""
+        return self.advised.text
+
     def to_json(self) -> dict[str, Any]:
         """The experiment as plain data for JSON."""
-        made: dict[str, Any] = plain(asdict(self) | {"scores": [asdict(one) for one in self.scores]})
+        made: dict[str, Any] = plain(asdict(self) | {"advice": self.advice})
         return made
 
     def write(self, folder: Path) -> None:
@@ -136,7 +140,6 @@ def make(
     gain, lost = _axes(arms[base], roles, gain, forgetting_score)
     compared = _compared(arms, base, roles, metrics, seed)
     points = _points(arms, base, gain, lost, metrics, seed, joint)
-    over = swept({arm: run.spec for arm, run in arms.items()})
 
     def more(one: Point, other: Point) -> Estimate:
         """Over the same items; the base model, which both are measured against, drops out."""
@@ -152,9 +155,13 @@ def make(
         forgetting=lost,
         points=points,
         missing=dict(missing or {}),
-        advice=("" if baseline in (None, base) else f"the baseline {baseline!r} has no result yet; ")
-        + advise(
-            [one for one in points if one.arm != joint], gain, lost, over, more=None if is_summary(lost) else more
+        advised=advise(
+            [one for one in points if one.arm != joint],
+            gain,
+            lost,
+            swept({arm: run.spec for arm, run in arms.items() if arm != joint}),
+            more=None if is_summary(lost) else more,
+            note="" if baseline in (None, base) else f"the baseline {baseline!r} has no result yet",
         ),
         joint=joint,
         intransigence=against(arms, joint, metrics, seed=seed) if joint is not None and joint in arms else (),

@@ -6,12 +6,16 @@ Knows specs as plain data.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 ASIDE = ("name", "description", "output", "track", "arms", "$schema")
 """Keys that say nothing of how a model came to be."""
+
+STAGE = re.compile(r"mode\.\w+\.stages\.\d+\.")
+"""What the keys of a stage begin with; the rest of them are keys of a spec."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +26,10 @@ class Swept:
     values: Mapping[str, float]
     share: bool
 
+    def shown(self, value: float) -> str:
+        """A value as people write it: a share in per cent."""
+        return f"{100 * value:g} %" if self.share else f"{value:g}"
+
 
 def differing(specs: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """Dotted key -> run -> value, of the keys that are not the same in all; a run without the key is not in it."""
@@ -31,7 +39,7 @@ def differing(specs: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any
         if key.split(".", 1)[0] in ASIDE:
             continue
         values = {name: one[key] for name, one in flat.items() if key in one}
-        if len(values) < len(flat) or len({json.dumps(value, sort_keys=True) for value in values.values()}) > 1:
+        if len(values) < len(flat) or len(set(map(_told, values.values()))) > 1:
             found[key] = values
     return found
 
@@ -39,17 +47,17 @@ def differing(specs: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any
 def swept(specs: Mapping[str, Mapping[str, Any]]) -> Swept | None:
     """The one number in which runs differ, seeds aside; None where they differ in more, or in what is no number.
 
-    A component that a run does not have at all is no difference of its own: a run without mixing stands at a share of
-    0, and where the number is no share, it has no place on the curve.
+    A run without the component whose number it is (mixing, say) is no difference of its own: it stands at a share of 0,
+    and where the number is no share, it has no place on the curve. A run without any other component is one.
     """
-    changing = {
-        key: values
-        for key, values in differing(specs).items()
-        if key != "seed" and len({json.dumps(one, sort_keys=True) for one in values.values()}) > 1
-    }
+    found = {key: values for key, values in differing(specs).items() if key != "seed"}
+    changing = [key for key, values in found.items() if len(set(map(_told, values.values()))) > 1]
     if len(changing) != 1:
         return None
-    ((key, values),) = changing.items()
+    (key,) = changing
+    values = found[key]
+    if any(component(other) != component(key) for other in found):
+        return None
     if not all(isinstance(one, int | float) and not isinstance(one, bool) for one in values.values()):
         return None
     share = key.rpartition(".")[2] == "share" and all(0 <= one <= 1 for one in values.values())
@@ -59,9 +67,23 @@ def swept(specs: Mapping[str, Mapping[str, Any]]) -> Swept | None:
     return Swept(key, known, share) if len(set(known.values())) > 1 else None
 
 
+def component(key: str) -> str:
+    """The part of the spec that a key is a setting of: `mitigations.ewc` of `mitigations.ewc.strength`, of a stage too."""
+    stage = STAGE.match(key)
+    start = stage.end() if stage else 0
+    return key[:start] + ".".join(key[start:].split(".")[:2])
+
+
+def _told(value: Any) -> str:
+    return json.dumps(value, sort_keys=True)
+
+
 def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     if isinstance(value, Mapping):
         for key, one in value.items():
             yield from _flat(one, f"{path}.{key}" if path else str(key))
+    elif isinstance(value, list | tuple) and value and all(isinstance(one, Mapping) for one in value):
+        for index, one in enumerate(value):
+            yield from _flat(one, f"{path}.{index}")
     else:
         yield path, value

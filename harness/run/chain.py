@@ -82,8 +82,8 @@ class Chain:
     def whole(self) -> Any:
         """The model as it is to be saved: with its last adapter merged where earlier ones were, for then the adapter's
         own base model is nowhere to be had."""
-        if self.merged and model.is_adapted(self.net):
-            self.net = self.net.merge_and_unload()
+        if self.merged and model.saves_adapter(self.net):
+            self.net = model.merge(self.net)
         return self.net
 
     # -- between two stages -------------------------------------------------------------------------------------------
@@ -122,7 +122,7 @@ class Chain:
         return held
 
     def _leave_adapter(self, *, merge: bool) -> None:
-        self.net = self.net.merge_and_unload() if merge else self.net.unload()
+        self.net = model.merge(self.net) if merge else self.net.unload()
         self.merged = self.merged or merge
         for weight in self.net.parameters():
             weight.requires_grad_(True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 from harness import arms as arms_of
 from harness import evaluate, model
 from harness.arms import Arm
-from harness.contracts import Evaluation
+from harness.contracts import Evaluation, Event
 from harness.errors import HarnessError, raise_all
 from harness.ranks import ALONE, Ranks
 from harness.registry import Registry
@@ -96,9 +97,15 @@ def experiment(
 
 def prove(specs: Sequence[tuple[Arm, Spec]], registry: Registry) -> None:
     """Prepare and prove the data of every arm. Raises HarnessError that names the arm."""
-    for arm, own in specs:
+    for number, (arm, own) in enumerate(specs, start=1):
+        facts, began = {"arm": arm.name, "number": number, "of": len(specs)}, time.monotonic()
+        registry.observe(Event("arm_preparing", data=facts))
         with arms_of.named(arm):
-            raise_all(find(own, prepare(own, registry), registry).failures)
+            ready = prepare(own, registry)
+            raise_all(find(own, ready, registry).failures)
+        rows = {key: sum(one.get(key, 0) for one in ready.data.counts.values()) for key in ("used", "evaluated")}
+        registry.observe(Event("arm_prepared", data={**facts, **rows, "seconds": time.monotonic() - began}))
+    registry.observe(Event("arms_prepared"))
 
 
 def _spec_of(arm: Arm, load: Load) -> Spec:

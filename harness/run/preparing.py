@@ -5,7 +5,7 @@ Loads no weights and makes no folder of a run.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -61,11 +61,10 @@ def prepare(spec: Spec, registry: Registry, *, mixed: bool = True, ranks: Ranks 
     planned = plan.make(spec, registry)
     if not mixed:
         planned = replace(planned, stages=tuple(replace(one, shares=()) for one in planned.stages))
-    for text in planned.warnings:
-        registry.observe(Event("warning", data={"text": text}))
+    _warn(registry, planned.warnings)
     metrics = metrics_of(planned, registry)
     raise_all([*_wrong_gate(spec, metrics), *_one_answer_for_all(spec, planned.suites)])
-    raise_all(watching.wrong(spec, planned, metrics))
+    raise_all([*watching.wrong(spec, planned, metrics), *_lacking(spec, metrics)])
     template = registry.make("templates", *planned.template)
     kind: type[HarnessError] = HarnessError
     try:
@@ -92,8 +91,7 @@ def prepare(spec: Spec, registry: Registry, *, mixed: bool = True, ranks: Ranks 
         processes=ranks.count,
         progress=progress,
     )
-    for text in prepared.warnings:
-        registry.observe(Event("warning", data={"text": text}))
+    _warn(registry, prepared.warnings)
     return Prepared(planned, location, tokenizer, template, prepared, metrics, templates)
 
 
@@ -106,8 +104,7 @@ def find(spec: Spec, ready: Prepared, registry: Registry) -> data.Findings:
         seed=ready.plan.seed,
         progress=progress_of(registry),
     )
-    for text in found.warnings:
-        registry.observe(Event("warning", data={"text": text}))
+    _warn(registry, found.warnings)
     return found
 
 
@@ -129,6 +126,13 @@ def progress_of(registry: Registry) -> Progress:
     return progress
 
 
+def _warn(registry: Registry, warnings: Iterable[str]) -> None:
+    """Tell the listeners of warnings that stand in `data.json` too: there with every row that they name."""
+    for warning in warnings:
+        text, *rows = warning.split("\n")
+        registry.observe(Event("warning", data={"text": text, "rows": rows}))
+
+
 def page(registry: Registry, write: Callable[[Path], Path], folder: Path) -> None:
     """Make the page of a finished run. What fails there is told, and the run stays finished."""
     try:
@@ -136,6 +140,17 @@ def page(registry: Registry, write: Callable[[Path], Path], folder: Path) -> Non
     except (HarnessError, OSError) as error:
         text = f"report.html could not be made: {error}; try again: harness report {folder}"
         registry.observe(Event("warning", data={"text": text}))
+
+
+def _lacking(spec: Spec, metrics: Mapping[str, Mapping[str, Metric]]) -> Iterator[HarnessError]:
+    """What metrics need and is not here."""
+    for suite, made in metrics.items():
+        for name, metric in made.items():
+            try:
+                metric.check()
+            except HarnessError as error:
+                place = spec.where(("evaluate", suite, "metrics", name))
+                yield HarnessError(f"{place}: {error.where}", error.what, error.hint)
 
 
 def _wrong_gate(spec: Spec, metrics: Mapping[str, Mapping[str, Metric]]) -> Iterator[HarnessError]:

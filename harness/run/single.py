@@ -246,7 +246,7 @@ class Walk(Course):
             text = f"{error}; the run goes on, and trains this stage again if it is broken off and resumed"
             self.registry.observe(Event("warning", data={"text": text}))
         # An adapter whose base has earlier ones merged into it would be loaded onto the wrong weights.
-        if number < len(self.ready.plan.stages) and model.is_adapted(chain.net) and not chain.merged:
+        if number < len(self.ready.plan.stages) and model.saves_adapter(chain.net) and not chain.merged:
             model.save(chain.net, self.ready.tokenizer, self.folder.stage(name) / "model")
         self.folder.write(f"stages/{name}/trained.json", totals)
         return totals

@@ -145,13 +145,14 @@ class Watch:
         if self.settings is not None and self.stopping is not None:
             value = combined(scores, self.start, self.higher, self.settings["scores"])
             best = self.stopping.take(step, value)
-        if best and self.restores:
+        kept = best and self.restores
+        if kept:
             self.keep(self._bests / str(step))
             self._prune(step)
-        line = {"step": step, "scores": scores, "combined": value}
+        over = self.stopping is not None and self.stopping.over and step < self.steps
+        line = {"step": step, "scores": scores, "combined": value, "best": best, "kept": kept, "over": over}
         self.folder.append(self._file, line)
-        over = self.stopping is not None and self.stopping.over
-        self.tell("measured", **line, best=best, over=over and step < self.steps)
+        self.tell("measured", **line)
 
     def _prune(self, best: int) -> None:
         """Keep the best weights, and those that were the best at the newest checkpoint, from which is gone on."""

@@ -102,6 +102,8 @@ class ExperimentTracker:
             values[f"arm/{point.arm}/forgotten"] = point.forgotten.value
             if point.recovered is not None:
                 values[f"arm/{point.arm}/recovered"] = point.recovered
+        for one in experiment.intransigence:
+            values[f"arm/{one.arm}/intransigence/{one.score}"] = one.value.value
         metrics = entries.metrics(values, 0)
         self._line.put(lambda record: record.metrics(metrics))
         tags = {"baseline": experiment.baseline, "gain": experiment.gain, "forgetting": experiment.forgetting}

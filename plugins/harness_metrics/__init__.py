@@ -83,6 +83,32 @@ def harness_metrics() -> dict[str, Component]:
                 },
             },
         ),
+        "bertscore": Component(
+            summary="Mean BERTScore by an encoder in a folder: precision, recall and F1, at most 1.",
+            load="harness_metrics.bertscore:BertScore",
+            options={
+                "model": {
+                    "type": "string",
+                    "format": "path",
+                    "minLength": 1,
+                    "description": "Folder of an encoder (BERT, XLM-RoBERTa, DeBERTa …) that knows the language, "
+                    "with its tokenizer. Nothing is fetched.",
+                },
+                "layer": {
+                    "type": ["integer", "null"],
+                    "minimum": 0,
+                    "default": None,
+                    "description": "The layer whose output is compared, 0 for the embeddings. null: three quarters up, "
+                    "near those that the authors chose (9 of BERT-base, 10 of RoBERTa-base, 17 of RoBERTa-large).",
+                },
+                "device": {
+                    "enum": ["auto", "cpu"],
+                    "default": "auto",
+                    "description": "auto: on the CUDA device where there is one, beside the model that is trained.",
+                },
+            },
+            required=("model",),
+        ),
         "distinct": Component(
             summary="Share of n-grams that are no repetition within their answer, 0 to 1.",
             load="harness_metrics.distinct:Distinct",

@@ -8,7 +8,7 @@ from __future__ import annotations
 import unicodedata
 from bisect import bisect_right
 
-CUT = "harness-cjk1"
+CUT = "harness-cjk2"
 
 # Scripts written without spaces between words, or (Hangul) scored by the character by custom, with their punctuation.
 _HAN: tuple[tuple[int, int], ...] = (
@@ -17,9 +17,12 @@ _HAN: tuple[tuple[int, int], ...] = (
 )
 _OTHER: tuple[tuple[int, int], ...] = (
     *((0x0E00, 0x0EFF), (0x1000, 0x109F), (0x1100, 0x11FF), (0x1780, 0x17FF), (0x3031, 0x3035)),
+    *((0x1950, 0x19FF), (0x1A20, 0x1AAF), (0x1B00, 0x1B7F), (0xA000, 0xA4CF), (0xA980, 0xA9FF), (0xAA60, 0xAADF)),
     *((0x303C, 0x303C), (0x3040, 0x312F), (0x3130, 0x318F), (0x31A0, 0x31BF), (0x31F0, 0x31FF)),
     *((0xA960, 0xA97F), (0xAC00, 0xD7FF), (0xFF66, 0xFFDC), (0x1AFF0, 0x1B16F)),
 )
+_TIBETAN = ((0x0F00, 0x0FFF),)
+_SYLLABLE = "\u0f0b\u0f0c"  # the dot (tsheg) that ends each Tibetan syllable
 _MARKS = ((0x3000, 0x303F), (0xFE30, 0xFE4F), (0xFF00, 0xFF65), (0xFFE0, 0xFFEE))
 
 
@@ -36,11 +39,11 @@ class _Ranges:
         return index >= 0 and code <= self._ranges[index][1]
 
 
-_han, _other, _marks = _Ranges(*_HAN), _Ranges(*_OTHER), _Ranges(*_MARKS)
+_han, _other, _tibetan, _marks = (_Ranges(*ranges) for ranges in (_HAN, _OTHER, _TIBETAN, _MARKS))
 
 
 def script(character: str) -> str:
-    """`han`, `other` (kana, Hangul, Thai, Lao, Khmer, Burmese) or, for all that is written with spaces, `spaced`."""
+    """`han`, `other` (kana, Hangul, Thai, Lao, Khmer, Burmese, Yi and their like), else `spaced`."""
     if character < "\u0e00":
         return "spaced"
     return "han" if character in _han else "other" if character in _other else "spaced"
@@ -77,25 +80,36 @@ def words(text: str) -> list[str]:
     return found or [character for character in text if not character.isspace()]
 
 
-_CHINESE = ("zh", "yue", "wuu", "lzh")
-_BY_CHARACTER = ("ja", "ko", "th", "lo", "km", "my")
+_CHINESE = ("zh", "zho", "chi", "cmn", "yue", "wuu", "lzh", "nan", "hak", "gan", "hsn")
+_BY_CHARACTER = (
+    *("ja", "jpn", "ko", "kor", "th", "tha", "lo", "lao", "km", "khm", "my", "mya", "bur", "shn", "ii", "iii"),
+    *("bo", "bod", "tib", "dz", "dzo"),
+)
 
 
 def language(text: str, lang: str = "auto") -> str:
     """How a text is best cut: `zh`, `char` (other scripts without spaces) or `spaced`.
 
-    lang: an ISO 639 code, which decides; or `auto`: the text's letters do. A text is then of scripts without spaces
-    where they hold more than 0.3 of its letters, and `zh` where Han is at least half of these.
+    lang: an ISO 639 code of two or three letters, which decides; or `auto`: the text's letters do. A text is then of
+    scripts without spaces where they hold more than 0.3 of its letters, and `zh` where Han is at least half of these.
     """
     if lang != "auto":
         return "zh" if lang in _CHINESE else "char" if lang in _BY_CHARACTER else "spaced"
-    scripts = [script(character) for character in text if unicodedata.category(character)[0] == "L"]
-    han, other = scripts.count("han"), scripts.count("other")
-    if han + other <= 0.3 * len(scripts):
+    letters = [character for character in text if unicodedata.category(character)[0] == "L"]
+    han = sum(script(character) == "han" for character in letters)
+    other = sum(script(character) == "other" or character in _tibetan for character in letters)
+    if han + other <= 0.3 * len(letters):
         return "spaced"
     return "zh" if han >= other else "char"
 
 
 def spread(text: str) -> str:
-    """The text with spaces about each character of a script that is written without them; the rest unchanged."""
-    return "".join(character if script(character) == "spaced" else f" {character} " for character in text)
+    """The text with spaces about each character of a script that is written without them, and after each syllable of
+    Tibetan; the rest unchanged."""
+    return "".join(_apart(character) for character in text)
+
+
+def _apart(character: str) -> str:
+    if character in _SYLLABLE:
+        return f"{character} "
+    return character if script(character) == "spaced" else f" {character} "

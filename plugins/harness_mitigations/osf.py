@@ -1,17 +1,17 @@
 """OSF: the strongest directions of each weight are frozen, the rest is trained (arXiv:2504.07097, peft's `osf`).
 
-W = U S V^T is decomposed once, before the first stage. Its largest singular triples stay; the others, U', S', V', are
-trained, orthogonal to what is frozen. peft projects the gradients of U' and V'; an optimizer that scales each number
-by itself, as AdamW does, turns a projected gradient into a step that is not. So the weights are projected too, after
-each update.
+W = U S V^T is decomposed at the beginning of every stage, as it has come to be: what the stages before learned is then
+among what is held. Its largest singular triples stay; the others, U', S', V', are trained, orthogonal to what is
+frozen. peft projects the gradients of U' and V'; an optimizer that scales each number by itself, as AdamW does, turns a
+projected gradient into a step that is not. So the weights are projected too, after each update.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from harness.contracts import Mitigation
+from harness.contracts import Mitigation, Row, Stage
 from harness_mitigations import adapters
 
 if TYPE_CHECKING:
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 def orthogonal(columns: Tensor, free: Tensor, frozen: Tensor | None) -> Tensor:
     """The columns without their part in the frozen directions.
 
-    columns: (d, r). free: (d, r), orthonormal, what is not frozen of the decomposition. frozen: (d, R), orthonormal;
-    None where `free` spans all of their complement.
+    columns: (d, r). free: (d, r), orthonormal, what is not frozen of the decomposition; read only where `frozen` is
+    None, and then all of the frozen ones' complement. frozen: (d, R), orthonormal.
     """
     return free @ (free.T @ columns) if frozen is None else columns - frozen @ (frozen.T @ columns)
 
@@ -31,7 +31,9 @@ def orthogonal(columns: Tensor, free: Tensor, frozen: Tensor | None) -> Tensor:
 class Osf(Mitigation):
     """Train each layer within the directions that it uses least. preserve: share of the singular values that is frozen.
 
-    target: as in `lora`. The base weights stay beside it: with the adapter off the model is the base model.
+    target: as in `lora`. The base weights stay beside it: with the adapter off the model is the base model, whatever
+    was decomposed since. Nothing is kept with a checkpoint: what a stage's weights are decomposed into depends on where
+    the stage began alone.
     """
 
     order: ClassVar[int] = adapters.ORDER
@@ -48,24 +50,33 @@ class Osf(Mitigation):
         """The model within its adapter. Raises HarnessError when it has one already, or no module of that name."""
         from peft import OSFConfig
 
+        from harness import model as models
+
         # Without a task type the generic PEFT model of 0.21 does not know `generate`'s arguments.
         config = OSFConfig(task_type="CAUSAL_LM", effective_rank=float(self.preserve), target_modules=self.target)
-        return adapters.adapt("osf", model, config)
+        made = adapters.adapt("osf", model, config)
+        for layer in models.subspace_layers(made).values():
+            if layer.get_base_layer().weight.dtype.itemsize < 4:  # peft rounds the directions to the base's format
+                models.decompose(layer)
+        return made
+
+    def begin_stage(self, stage: Stage, model: PreTrainedModel, rows: Mapping[str, Sequence[Row]]) -> None:
+        """Decompose anew every weight that has moved since it was; the model computes the same afterwards."""
+        from harness import model as models
+
+        for layer in models.subspace_layers(model).values():
+            if models.has_moved(layer):
+                models.decompose(layer)
 
     def after_step(self, model: PreTrainedModel, learning_rate: float) -> None:
         """Take out of U' and V' what the update has put into the frozen directions."""
         import torch
-        from peft.tuners.osf import OSFLayer
+
+        from harness import model as models
 
         with torch.no_grad():
-            for layer in (part for part in model.modules() if isinstance(part, OSFLayer)):
-                trained: Any = layer.osf_svd_params["default"]
-                u, v = trained["U_low"], trained["V_low"]
-                u.copy_(orthogonal(u, layer._osf_U_low_init["default"], _of(layer._osf_U_high)))
-                frozen = _of(layer._osf_V_high)
-                v.copy_(orthogonal(v.T, layer._osf_V_low_init["default"].T, None if frozen is None else frozen.T).T)
-
-
-def _of(buffers: Any) -> Tensor | None:
-    """peft keeps the frozen directions only of the side on which the free ones do not say what they are."""
-    return dict(buffers.items()).get("default")
+            for layer in models.subspace_layers(model).values():
+                (u, _, v), (begun_u, _, begun_v) = models.factors(layer), models.removed(layer)
+                frozen_u, frozen_v = models.frozen(layer)
+                u.copy_(orthogonal(u, begun_u, frozen_u))
+                v.copy_(orthogonal(v.T, begun_v.T, None if frozen_v is None else frozen_v.T).T)

@@ -40,13 +40,33 @@ def fitting(option, tmp_path):
     return {name: fitting(option["properties"][name], tmp_path) for name in wanted}
 
 
+@pytest.fixture(scope="session")
+def encoder(tmp_path_factory):
+    """The folder of a tiny random BERT that knows letters."""
+    import string
+
+    import torch
+    from transformers import BertConfig, BertModel, BertTokenizer
+
+    folder = tmp_path_factory.mktemp("encoder")
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *string.ascii_lowercase]
+    pieces += [f"##{letter}" for letter in string.ascii_lowercase]
+    BertTokenizer(vocab={piece: index for index, piece in enumerate(pieces)}).save_pretrained(folder)
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    BertModel(BertConfig(vocab_size=len(pieces), max_position_embeddings=64, **sizes)).save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture
-def options(tmp_path):
+def options(tmp_path, request):
     """The options of a component: every default, and something fitting where there is none."""
 
     def options(name, component):
         given = {key: option["default"] for key, option in component.options.items() if "default" in option}
         given |= {key: fitting(component.options[key], tmp_path) for key in component.required}
+        if name == "bertscore":
+            given["model"] = str(request.getfixturevalue("encoder"))
         return given | FITTING.get(name, {})
 
     return options

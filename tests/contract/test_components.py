@@ -34,6 +34,7 @@ PROMISED = {
         "ter",
         "exact_match",
         "token_f1",
+        "bertscore",
         "distinct",
         "length_ratio",
         "regex",
@@ -371,6 +372,11 @@ def test_a_metric_that_calls_itself_a_ratio_is_one(name, made):
 @metrics
 def test_a_metric_parses_or_not(name, made):
     assert made("metrics", name).parsed(ANSWERED[0]) in (True, False)
+
+
+@metrics
+def test_a_metric_lacks_nothing_where_all_that_it_needs_is_there(name, made):
+    assert made("metrics", name).check() is None
 
 
 @metrics

@@ -337,3 +337,14 @@ def test_a_component_whose_module_does_not_import(spec, refused, monkeypatch, ki
         "No module named 'no_such_module_of_acme'; reinstall or mend that plugin"
     )
     assert "no_such_module_of_acme" not in sys.modules
+
+
+# -- what metrics need ------------------------------------------------------------------------------------------------
+
+
+def test_a_metric_whose_encoder_is_not_there(spec, refused):
+    line = refused(spec(put("evaluate", "all", "metrics", {"bertscore": {"model": "./encoder"}})))
+    place, rest = line.split(" ", 1)
+    assert place.startswith("spec.json:")
+    assert rest.startswith("evaluate.all.metrics.bertscore: metrics.bertscore.model: encoder is no folder of a model")
+    assert "; name the folder of an encoder" in rest

@@ -110,23 +110,23 @@ def test_the_advice_weighs_gain_before_forgetting_and_says_what_cannot_be_told_a
         Point("large", estimate(0.28, 0.05), estimate(0.05, 0.1), 0.9, True),
         Point("frozen", estimate(0.00, 0.01), estimate(0.00, 0.01), 1.0, True),
     ]
-    advice = arms.advise(points, "a/b", "c/d")
+    advice = arms.advise(points, "a/b", "c/d").text
     assert "'large' forgets least" in advice
     assert "no evidence of forgetting" in advice
     assert "small cannot be told from it" in advice
     assert "frozen" not in advice
-    assert "none can be recommended" in arms.advise(points[3:], "a/b", "c/d")
+    assert "none can be recommended" in arms.advise(points[3:], "a/b", "c/d").text
 
 
 def test_nothing_is_advised_from_few_items_or_from_what_is_no_number() -> None:
     gain, nothing = Estimate(0.3, 0.02, 0.26, 0.34, 50), Estimate(math.nan, math.nan, math.nan, math.nan, 50)
     few = Estimate(0.3, 0.02, 0.26, 0.34, 29)
-    told = arms.advise([Point("a", few, few, None, True)], "a/b", "c/d")
+    told = arms.advise([Point("a", few, few, None, True)], "a/b", "c/d").text
     assert told == "a/b has fewer than 30 items, which is too few to recommend an arm"
-    told = arms.advise([Point("a", gain, nothing, None, True), Point("b", gain, gain, None, True)], "a/b", "c/d")
+    told = arms.advise([Point("a", gain, nothing, None, True), Point("b", gain, gain, None, True)], "a/b", "c/d").text
     assert "'b' forgets least" in told
-    assert "none can be recommended" in arms.advise([Point("a", gain, nothing, None, True)], "a/b", "c/d")
-    assert "over n = 29, too few items to tell" in arms.advise([Point("a", gain, few, None, True)], "a/b", "c/d")
+    assert "none can be recommended" in arms.advise([Point("a", gain, nothing, None, True)], "a/b", "c/d").text
+    assert "over n = 29, too few items to tell" in arms.advise([Point("a", gain, few, None, True)], "a/b", "c/d").text
 
 
 def test_a_change_is_that_of_the_run_s_own_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -154,7 +154,7 @@ SHARES = Swept("mitigations.mixing.share", {"a": 0.0, "b": 0.01, "c": 0.05, "d":
 
 def test_of_what_was_swept_the_smallest_value_that_cannot_be_told_from_the_best_is_named() -> None:
     points = swept_points(a=(0.5, 0.05), b=(0.4, 0.05), c=(0.12, 0.05), d=(0.08, 0.05), e=(0.1, 0.05))
-    told = arms.advise(points, "desk/nll", "chat/nll", SHARES)
+    told = arms.advise(points, "desk/nll", "chat/nll", SHARES).text
     assert "The smallest that cannot be told from the least forgetting in chat/nll is " in told
     assert "mitigations.mixing.share of 5 %: it forgets 0.0400 [−0.0307, +0.111] more than 10 %" in told
     assert told.endswith("That rests on one training run a value; the intervals are over the items alone")
@@ -167,18 +167,19 @@ def test_over_the_same_items_less_is_needed_to_tell_two_values_apart() -> None:
         gap = one.forgotten.value - other.forgotten.value
         return Estimate(gap, 0.005, gap - 0.01, gap + 0.01, 50)
 
-    told = arms.advise(points, "desk/nll", "chat/nll", SHARES, more=paired)
+    told = arms.advise(points, "desk/nll", "chat/nll", SHARES, more=paired).text
     assert "share of 10 % is where chat/nll suffers least; every smaller one that gains as much forgets more" in told
 
 
 def test_no_general_data_may_be_enough_and_a_value_needs_all_its_seeds() -> None:
     points = swept_points(a=(0.1, 0.05), b=(0.2, 0.05))
-    assert "share of 0 % is where chat/nll suffers least; and none is smaller" in arms.advise(
-        points, "desk/nll", "chat/nll", SHARES
+    assert (
+        "share of 0 % is where chat/nll suffers least; and none is smaller"
+        in arms.advise(points, "desk/nll", "chat/nll", SHARES).text
     )
     seeds = Swept("train.learning_rate", {"a": 1e-5, "b": 1e-5, "c": 3e-5, "d": 3e-5}, share=False)
     points = swept_points(a=(0.1, 0.05), b=(0.9, 0.05), c=(0.05, 0.05), d=(0.06, 0.05))
-    told = arms.advise(points, "desk/nll", "chat/nll", seeds)
+    told = arms.advise(points, "desk/nll", "chat/nll", seeds).text
     assert "train.learning_rate of 3e-05 is where" in told
     assert "rests on 2 training runs a value" in told
 
@@ -186,9 +187,41 @@ def test_no_general_data_may_be_enough_and_a_value_needs_all_its_seeds() -> None
 def test_an_arm_that_gains_too_little_is_no_value_to_choose() -> None:
     points = swept_points(b=(0.2, 0.05), c=(0.1, 0.02))
     idle = Point("a", Estimate(0.01, 0.01, -0.01, 0.03, 50), Estimate(0.0, 0.001, 0.0, 0.0, 50), None, True)
-    told = arms.advise([idle, *points], "desk/nll", "chat/nll", SHARES)
+    told = arms.advise([idle, *points], "desk/nll", "chat/nll", SHARES).text
     assert "share of 5 %" in told
     assert "0 %" not in told
+
+
+def test_arms_that_cannot_be_told_from_the_best_are_found_by_the_same_items() -> None:
+    points = swept_points(b=(0.12, 0.05), d=(0.08, 0.05))
+
+    def paired(one: Point, other: Point) -> Estimate:
+        gap = one.forgotten.value - other.forgotten.value
+        return Estimate(gap, 0.005, gap - 0.01, gap + 0.01, 50)
+
+    assert arms.advise(points, "desk/nll", "chat/nll").alike == ("b",)
+    found = arms.advise(points, "desk/nll", "chat/nll", more=paired)
+    assert (found.arm, found.alike, found.inseparable) == ("d", (), "")
+
+
+def test_an_arm_without_a_value_may_be_advised_and_the_values_are_still_weighed() -> None:
+    points = swept_points(naive=(0.04, 0.01), a=(0.5, 0.05), c=(0.1, 0.05))
+    values = Swept("mitigations.ewc.strength", {"a": 1.0, "c": 10.0}, share=False)
+    found = arms.advise(points, "desk/nll", "chat/nll", values)
+    assert (found.arm, found.value) == ("naive", 10.0)
+    assert found.enough.startswith("mitigations.ewc.strength of 10 is where")
+    alone = arms.advise(points[:1], "desk/nll", "chat/nll", values)
+    assert (alone.arm, alone.value, alone.enough) == ("naive", None, "")
+
+
+def test_the_advice_is_told_in_sentences_with_what_to_know_before_it() -> None:
+    points = swept_points(a=(0.5, 0.05), c=(0.12, 0.05), d=(0.08, 0.05))
+    found = arms.advise(points, "desk/nll", "chat/nll", SHARES, note="the baseline 'x' has no result yet")
+    assert (found.arm, found.value, found.alike) == ("d", 0.05, ("c",))
+    assert found.text == (
+        "the baseline 'x' has no result yet; of the arms that gain about as much as the best, 'd' forgets least in "
+        f"chat/nll (it forgets 0.08 [0.03, 0.13]); c cannot be told from it. {found.enough}. {found.rests}"
+    )
 
 
 def test_arms_that_differ_in_one_number_are_advised_over_it_by_paired_items(tmp_path: Path) -> None:

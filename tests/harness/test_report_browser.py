@@ -31,7 +31,13 @@ def pages(tmp_path_factory):
     """Name -> page: of a run, an experiment, a comparison, and a run whose every name and text is hostile and long."""
     root = tmp_path_factory.mktemp("pages")
     gate = [MADE.condition("helpdesk/rougeL", gains_at_least=0.1)]
-    made = {"run": html.write(MADE.finished(root / "run", stages=3, gate=gate))}
+    run = MADE.finished(root / "run", stages=3, gate=gate)
+    scores = {f"{suite}/rougeL": 0.4 for suite in ("helpdesk", "general")}
+    lines = [
+        {"step": step, "scores": scores, "combined": 0.1, "best": step == 40, "kept": step == 40} for step in (40, 80)
+    ]
+    (run / "stages/stage-2/evaluations.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
+    made = {"run": html.write(run)}
     made["experiment"] = html.write_experiment(MADE.experiment(root / "sweep"))
     long = "x" * 300
     spec = MADE.spec_of(name=long, template={long: MADE.NASTY})

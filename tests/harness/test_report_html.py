@@ -340,12 +340,24 @@ def test_a_value_of_a_template_cannot_be_left_unescaped_by_it():
     assert shown == '<p title="&lt;b&gt;&#34;␛\\u202e">&lt;b&gt;&#34;␛\\u202e</p>'
 
 
+def test_a_name_may_be_broken_after_its_marks_and_a_number_may_not():
+    assert page._broken("a_b/c.d=0.25<") == "a_<wbr>b/<wbr>c.<wbr>d=<wbr>0.25&lt;"
+    assert page._broken("general/nll of share=0.1", "_/") == "general/<wbr>nll of share=0.1"
+
+
 # -- an experiment ----------------------------------------------------------------------------------------------------
 
 
 def test_the_advice_stands_first_and_the_points_are_those_of_the_file(sweep):
     root, given = read(sweep / "report.html"), document(sweep, "arms.json")
-    assert root.one("h1").text == given["advice"][0].upper() + given["advice"][1:] + "."
+    said = given["advised"]
+    assert root.one("h1").text == said["headline"][0].upper() + said["headline"][1:] + "."
+    told = root.one("ul", class_="verdict").text.lower()
+    assert said["cost"]
+    assert said["enough"]
+    assert all(said[key].lower() in told for key in ("cost", "enough", "rests"))
+    assert all(arm in told for arm in said["alike"])
+    assert said["headline"] in given["advice"]
     assert "no result of ewc: interrupted" in root.one("ul", class_="verdict").text
     for point in given["points"]:
         row = root.one("tr", data_arm=point["arm"])
@@ -370,9 +382,42 @@ def test_arms_that_differ_in_one_number_are_drawn_over_it(sweep):
     drawn = SEEN.parse((sweep / "plots" / "sweep.svg").read_text().partition("?>")[2])
     text = [one.text for one in drawn.all("text")]
     assert {"0 %", "10 %", "mitigations.mixing.share"} <= set(text)
+    said = document(sweep, "arms.json")["advised"]
+    assert f"enough: {100 * said['value']:g} %" in text
+    figure = next(
+        one for one in read(sweep / "report.html").all("figure") if one.one("figcaption").text.endswith("share")
+    )
+    assert said["enough"] in figure.one("p", class_="note").text
     assert (sweep / "plots" / "gain-forgetting.svg").is_file()
     points = SEEN.parse((sweep / "plots" / "gain-forgetting.svg").read_text().partition("?>")[2])
     assert {"naive", "share=0.01", "share=0.1"} <= {one.text for one in points.all("text")}
+
+
+def test_an_experiment_of_an_earlier_version_is_shown_by_its_advice_alone(sweep, tmp_path):
+    given = document(sweep, "arms.json")
+    for key in ("advised", "joint", "intransigence"):
+        del given[key]
+    (tmp_path / "arms.json").write_text(json.dumps(given))
+    root = read(html.write_experiment(tmp_path))
+    assert root.one("h1").text == given["advice"][0].upper() + given["advice"][1:] + "."
+    assert "intransigence" not in [one.attrs.get("id") for one in root.all("section")]
+
+
+def test_options_that_only_some_arms_have_are_one_row_and_what_varies_is_its_own(tmp_path):
+    def ewc(strength):
+        return MADE.spec_of(mitigations={"ewc": {"strength": strength, "source": "general", "decay": 1}})
+
+    specs = {"naive": MADE.spec_of(mitigations={}), "share=0.01": ewc(1), "share=0.1": ewc(10)}
+    root = read(html.write_experiment(MADE.experiment(tmp_path / "sweep", specs=specs)))
+    rows = [
+        [one.text for one in row.all() if one.tag in ("th", "td")]
+        for row in root.one("section", id="differences").one("tbody").all("tr")
+    ]
+    together = '{"source": "general", "decay": 1}'
+    assert sorted(rows) == [
+        ["mitigations.ewc", "–", together, together],
+        ["mitigations.ewc.strength", "–", "1", "10"],
+    ]
 
 
 def test_what_the_arms_differ_in_and_what_each_answered_is_shown(sweep):
@@ -430,6 +475,8 @@ def test_a_comparison_says_what_its_verdicts_say_and_no_more(tmp_path):
     assert root.one("h1").text == "Against first: second is better in 1 of 2 scores."
     assert numbers(root.one("tr", data_score="1:helpdesk/rougeL"))[3] == 0.2
     assert "2 items are not in both" in root.one("ul", class_="verdict").text
+    sections = [f"#{one.attrs['id']}" for one in root.all("section")]
+    assert [one.attrs["href"] for one in root.one("nav").all("a")] == sections
     assert "hunter" not in root.text
     assert "(no answer)" in root.one("article").text
     even = comparison(rows=comparison().rows[1:])

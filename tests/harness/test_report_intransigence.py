@@ -12,10 +12,11 @@ import pytest
 from rich.console import Console
 
 from harness import report
-from harness.report import arms, kept
+from harness.report import arms, html, kept
 from harness.report.arms_view import View
 
 RUN = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("made_run.py"))))
+SEEN = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("page_seen.py"))))
 ITEMS = 40
 SPEC = {"evaluate": {"helpdesk": {"role": "domain"}, "general": {"role": "general"}}}
 
@@ -39,6 +40,7 @@ def finished(folder, rouge, nll):
 @pytest.fixture
 def experiment(tmp_path):
     runs = {
+        "others": finished(tmp_path / "others", (0.1, 0.3, 0.2), (30.0, 25.0, 25.0)),
         "stages": finished(tmp_path / "stages", (0.1, 0.4, 0.2), (30.0, 20.0, 25.0)),
         "joint": finished(tmp_path / "joint", (0.1, 0.5), (30.0, 10.0)),
     }
@@ -46,8 +48,8 @@ def experiment(tmp_path):
 
 
 def test_it_is_the_joint_end_less_the_own_stage_positive_where_the_stages_learned_less(experiment):
-    found = {one.score: one for one in experiment.intransigence}
-    assert {one.arm for one in experiment.intransigence} == {"stages"}
+    found = {one.score: one for one in experiment.intransigence if one.arm == "stages"}
+    assert {one.arm for one in experiment.intransigence} == {"others", "stages"}
     # Both suites are taught by the first stage; on `general` nothing moves.
     assert found["rougeL"].suites == ("helpdesk", "general")
     assert found["rougeL"].value.value == pytest.approx((0.5 - 0.4) / 2)
@@ -66,7 +68,8 @@ def test_it_is_shown_and_kept(experiment, tmp_path):
     experiment.write(tmp_path)
     document = json.loads((tmp_path / "arms.json").read_text())
     assert document["joint"] == "joint"
-    assert document["intransigence"][0]["value"]["value"] == pytest.approx(0.05)
+    assert document["intransigence"][0]["arm"] == "others"
+    assert document["intransigence"][0]["value"]["value"] == pytest.approx(0.1)
 
 
 def test_without_a_joint_arm_or_its_result_there_is_none(tmp_path):
@@ -77,3 +80,40 @@ def test_without_a_joint_arm_or_its_result_there_is_none(tmp_path):
 
 def test_the_joint_arm_is_a_reference_and_is_not_recommended(experiment):
     assert "'joint' forgets" not in experiment.advice
+
+
+def test_the_page_of_the_experiment_has_it_with_its_interval_and_says_who_the_reference_is(experiment, tmp_path):
+    experiment.write(tmp_path)
+    root = SEEN.parse(html.write_experiment(tmp_path).read_text(encoding="utf-8"))
+    assert "#intransigence" in [one.attrs["href"] for one in root.one("nav").all("a")]
+    assert experiment.intransigence
+    for one in experiment.intransigence:
+        row = root.one("tr", data_intransigence=f"{one.arm}:{one.score}")
+        shown = [float(data.attrs["value"]) for data in row.all("data")]
+        assert shown == pytest.approx([one.value.value, one.value.low, one.value.high])
+        assert row.one("td", class_="told").text == "helpdesk, general"
+    titles = [one.text for one in root.one("section", id="intransigence").all("span", class_="stay")]
+    assert titles == ["rougeL", "response_perplexity"], "each score once, with the arms below it"
+    assert "reference" in root.one("tr", data_arm="joint").text
+    assert "reference" not in root.one("tr", data_arm="stages").text
+
+
+def test_the_joint_arm_is_no_value_of_what_the_others_vary(tmp_path):
+    """It differs in its mode too; the arms beside it still differ in one number."""
+
+    def spec(share, **more):
+        return {**SPEC, "mitigations": {"mixing": {"share": share}}, **more}
+
+    runs = {}
+    for name, given in (
+        ("a", spec(0.0)), ("b", spec(0.1)), ("joint", spec(0.5, mode={"mixed": {}}, train={"steps": 9})),
+    ):  # fmt: skip
+        finished(tmp_path / "arms" / name, (0.1, 0.5), (30.0, 20.0))
+        (tmp_path / "arms" / name / "spec.json").write_text(json.dumps(given))
+        runs[name] = kept.read(tmp_path / "arms" / name)
+    made = arms.make("sweep", tmp_path, runs, RUN.BY_SUITE, seed=0, joint="joint")
+    assert "mitigations.mixing.share of 0 %" in made.advice
+    made.write(tmp_path)
+    html.write_experiment(tmp_path)
+    drawn = SEEN.parse((tmp_path / "plots" / "sweep.svg").read_text(encoding="utf-8").partition("?>")[2])
+    assert [one.text for one in drawn.all("text")].count("joint") == 2, "a level line in both halves"

@@ -15,9 +15,9 @@ import pytest
 
 from harness.intervals import Estimate
 from harness.report.arms import Point
-from harness.report.differing import differing, swept
+from harness.report.differing import component, differing, swept
 from harness.report.html import palette, run_page
-from harness.report.html.plots import bars, canvas, curves, trade
+from harness.report.html.plots import bars, canvas, curves, sweeps, trade
 from harness.report.html.plots.bars import Bin
 from harness.report.html.plots.curves import Curve
 from harness.report.html.plots.heat import heat
@@ -100,6 +100,23 @@ def test_several_curves_are_named_and_have_other_lines_too():
     assert "stroke-dasharray" in plot.inline()
 
 
+def test_an_update_is_marked_and_what_was_put_aside_is_shaded():
+    found = Curve("a", (([0.0, 10.0], [2.0, 1.0]), ([0.0, 10.0], [1.0, 3.0])), dots=True)
+    plain = curves.curves([found], ("one", "two"), "m", "M", unit="")
+    marked = curves.curves([found], ("one", "two"), "m", "M", unit="", marks=[curves.Mark(1, 4.0, "best: 4", 10.0)])
+    assert "best: 4" in texts(marked)
+    assert drawn(marked).one("desc").text.endswith("two: best: 4.")
+    assert "opacity: 0.14" in marked.inline()
+    assert "opacity: 0.14" not in plain.inline()
+    assert len(list(drawn(plain).all("use"))) >= 4, "a dot for each of the few points"
+
+
+def test_a_stage_may_be_longer_than_its_curve():
+    found = Curve("a", (([0.0], [2.0]), ([0.0, 10.0], [1.0, 3.0])))
+    plot = curves.curves([found], ("one", "two"), "m", "M", unit="", lengths=[30.0, 10.0])
+    assert {"one", "two", "40"} <= set(texts(plot))
+
+
 # -- bars -------------------------------------------------------------------------------------------------------------
 
 
@@ -150,6 +167,36 @@ def test_the_names_of_points_do_not_hide_one_another():
             assert one[2] <= other[0] or other[2] <= one[0] or one[3] <= other[1] or other[3] <= one[1]
 
 
+def test_the_name_of_a_point_stands_nearer_to_it_than_to_any_other():
+    """The arms of the demo: `lower-lr` once stood beside `ewc`."""
+    given = {  # gain, forgotten, and half of its interval
+        "naive": (1.75, 0.788, 0.085), "lower-lr": (1.78, 0.135, 0.034), "replay": (1.58, 0.46, 0.078),
+        "l2sp": (1.6, 0.019, 0.019), "ewc": (1.78, 0.004, 0.006), "lora": (1.71, 0.27, 0.048),
+        "wise-ft": (1.84, 0.214, 0.04),
+    }  # fmt: skip
+    points = [
+        Point(name, estimate(gain, 0.17), estimate(lost, half), None, name in ("ewc", "wise-ft"))
+        for name, (gain, lost, half) in given.items()
+    ]
+    root = drawn(trade.scatter(points, "a/b", "c/d", "naive", "gain-forgetting"))
+    marks = {}
+    for place, one in enumerate(points):
+        use = root.one(id=f"gain-forgetting-point-{place}").one("use").attrs
+        marks[one.arm] = float(use["x"]), float(use["y"])
+    found = 0
+    for text in root.all("text"):
+        if text.text in marks:
+            x, y = float(text.attrs["x"]), float(text.attrs["y"])
+            right = x + 6 * len(text.text)
+            gaps = {
+                arm: math.hypot(max(x - at, 0, at - right), max(y - 10 - up, 0, up - y))
+                for arm, (at, up) in marks.items()
+            }
+            assert min(gaps, key=gaps.__getitem__) == text.text, gaps
+            found += 1
+    assert found == len(points)
+
+
 def test_points_without_an_interval_are_drawn_without_one():
     points = [Point("one", Estimate(0.1, math.nan, math.nan, math.nan, 1), estimate(0.2), None, True)]
     plot = trade.scatter(points, "a/b", "c/d", "one", "gain-forgetting")
@@ -158,7 +205,7 @@ def test_points_without_an_interval_are_drawn_without_one():
 
 def test_a_sweep_is_drawn_through_the_mean_of_the_arms_of_one_value():
     points = [(0.0, point("a", 0.1, 0.5)), (0.1, point("b", 0.2, 0.1)), (0.1, point("c", 0.4, 0.3))]
-    plot = trade.sweep(points, "a/b", "c/d", "mixing.share", "sweep", percent=True)
+    plot = sweeps.sweep(points, "a/b", "c/d", "mixing.share", "sweep", percent=True)
     assert {"0 %", "10 %", "mixing.share", "gain in a/b", "forgotten in c/d"} <= set(texts(plot))
     root = drawn(plot)
     heights = {}
@@ -167,6 +214,53 @@ def test_a_sweep_is_drawn_through_the_mean_of_the_arms_of_one_value():
     lines = [one.attrs["d"].split() for one in root.all("path") if "stroke: var(--gain)" in one.attrs.get("style", "")]
     line = next(one for one in lines if len(one) == 6 and one[1] != one[4])
     assert float(line[5]) == pytest.approx((heights[1] + heights[2]) / 2, abs=0.01)
+
+
+def marks(plot, side, count):
+    """Where the marks of a side of a sweep stand: (x, y) of each."""
+    uses = [drawn(plot).one(id=f"sweep-{side}-{place}").one("use").attrs for place in range(count)]
+    return [(float(one["x"]), float(one["y"])) for one in uses]
+
+
+def test_values_far_apart_stand_by_their_logarithm_and_zero_apart():
+    values = (0.0, 0.01, 0.05, 0.1, 0.25)
+    points = [(value, point(f"share={value}", 0.3, 0.5 - value)) for value in values]
+    plot = sweeps.sweep(points, "a/b", "c/d", "mixing.share", "sweep", percent=True)
+    assert {"0 %", "1 %", "5 %", "10 %", "25 %", "mixing.share, logarithmic", "//"} <= set(texts(plot))
+    at = [x for x, _ in marks(plot, "gain", 5)]
+    assert (at[3] - at[2]) / (at[2] - at[1]) == pytest.approx(math.log(2) / math.log(5), rel=1e-3)
+    assert at[1] - at[0] == pytest.approx((at[4] - at[1]) / 3, rel=1e-3)
+    narrow = sweeps.sweep(points[2:], "a/b", "c/d", "mixing.share", "sweep", percent=True)
+    assert "mixing.share" in texts(narrow)
+    assert "//" not in texts(narrow)
+    signed = [(value, point(str(value), 0.3, 0.5)) for value in (-1.0, 0.01, 10.0)]
+    assert "x" in texts(sweeps.sweep(signed, "a/b", "c/d", "x", "sweep")), "a number below 0 has no logarithm"
+
+
+def test_the_value_that_is_enough_is_marked_and_one_that_nobody_ran_is_not():
+    points = [(0.0, point("a", 0.1, 0.5)), (0.1, point("b", 0.2, 0.1)), (0.2, point("c", 0.4, 0.3))]
+    plot = sweeps.sweep(points, "a/b", "c/d", "mixing.share", "sweep", percent=True, advised=0.1)
+    assert "enough: 10 %" in texts(plot)
+    assert drawn(plot).one("desc").text.endswith("10 % is enough.")
+    plot = sweeps.sweep(points, "a/b", "c/d", "mixing.share", "sweep", percent=True, advised=0.15)
+    assert not any("enough" in one for one in texts(plot))
+
+
+def test_an_arm_without_a_value_is_a_level_line_beside_the_curve():
+    points = [(1.0, point("ewc=1", 0.1, 0.5)), (2.0, point("ewc=2", 0.2, 0.1))]
+    nothing = Point("none", Estimate(math.nan, math.nan, math.nan, math.nan, 0), estimate(0.9), None, False)
+    plot = sweeps.sweep(points, "a/b", "c/d", "ewc.strength", "sweep", beside=[point("naive", 0.3, 2.0), nothing])
+    assert texts(plot).count("naive") == 2
+    assert texts(plot).count("none") == 1, "there is no line where there is no number"
+    line = drawn(plot).one(id="sweep-forgotten-beside-0")
+    assert line.one("title").text == "naive: +2.000 [+1.900, +2.100]"
+    assert float(line.one("path").attrs["d"].split()[2]) < marks(plot, "forgotten", 2)[0][1], "more is higher up"
+
+
+def test_the_joint_arm_has_a_mark_of_its_own():
+    points = [point("naive", 0.3, 0.5), point("joint", 0.4, 0.1)]
+    without = trade.scatter(points, "a/b", "c/d", "naive", "gain-forgetting").inline()
+    assert trade.scatter(points, "a/b", "c/d", "naive", "gain-forgetting", joint="joint").inline() != without
 
 
 # -- in what runs differ ----------------------------------------------------------------------------------------------
@@ -196,15 +290,42 @@ def test_one_number_that_differs_is_swept_and_a_run_without_it_stands_at_none_of
         {"a": spec(train={"engine": "x"}), "b": spec(train={"engine": "y"})},
         {"a": spec(None), "b": spec(0.1)},
         {"a": {}, "b": spec(0.1)},
+        {"a": spec(None), "b": spec(0.1, train={"epochs": 2}), "c": spec(0.1, train={"epochs": 3})},
     ],
 )
 def test_nothing_is_swept_where_no_number_alone_differs(specs):
     assert swept(specs) is None
 
 
+def test_a_run_without_the_component_whose_number_is_swept_has_no_place_where_it_is_no_share():
+    def ewc(strength):
+        return {"train": {"epochs": 1}, "mitigations": {"ewc": {"strength": strength, "source": "a"}}}
+
+    found = swept({"naive": spec(None), "one": ewc(1.0), "ten": ewc(10.0)})
+    assert found is not None
+    assert (found.key, found.values) == ("mitigations.ewc.strength", {"one": 1.0, "ten": 10.0})
+    assert (found.shown(10.0), found.share) == ("10", False)
+
+
 def test_what_differs_is_said_key_by_key_without_what_says_nothing_of_the_model():
     specs = {"a": spec(None, track={"experiment": "x"}), "b": spec(0.1)}
     assert differing(specs) == {"mitigations.mixing.share": {"b": 0.1}}
+
+
+def test_stages_are_compared_setting_by_setting_and_a_number_of_one_of_them_can_be_swept():
+    def stages(*strengths, **changes):
+        one = [{"name": str(i), "mitigations": {"ewc": {"strength": s}} if s else {}} for i, s in enumerate(strengths)]
+        return {"mode": {"continual": {"stages": one}}, **changes}
+
+    key = "mode.continual.stages.1.mitigations.ewc.strength"
+    specs = {"naive": stages(1, None), "one": stages(1, 1), "ten": stages(1, 10)}
+    assert differing(specs) == {key: {"one": 1, "ten": 10}}
+    found = swept(specs)
+    assert found is not None
+    assert (found.key, found.values) == (key, {"one": 1.0, "ten": 10.0})
+    assert swept({**specs, "longer": stages(1, 10, 1)}) is None
+    assert component(key) == "mode.continual.stages.1.mitigations.ewc"
+    assert component("mode.mixed.domain") == "mode.mixed"
 
 
 # -- what is left behind ----------------------------------------------------------------------------------------------

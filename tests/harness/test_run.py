@@ -148,7 +148,8 @@ def test_rows_that_truncation_touches_are_told_by_count_and_place(document, tmp_
     document["sources"]["held"] = {"jsonl": {"path": "held.jsonl"}}
     document["evaluate"]["domain"]["source"] = "held"
     start(document, tmp_path, listener)
-    told = " ".join(one.data["text"] for one in listener.events if one.kind == "warning")
+    warnings = [one.data for one in listener.events if one.kind == "warning"]
+    told = " ".join(part for one in warnings for part in (one["text"], *one.get("rows", ())))
     assert "1 row(s) of 'domain' have no trained token within max_length and are left out" in told
     assert "domain.jsonl:14" in told
     assert "the suite 'domain' has 1 row(s) longer than max_length" in told

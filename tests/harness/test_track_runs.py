@@ -15,7 +15,8 @@ from harness import compare, store
 from harness.contracts import Event
 from harness.gate import Judged
 from harness.intervals import Estimate
-from harness.report.arms import Experiment, Point
+from harness.report.arms import Advice, Experiment, Point
+from harness.report.intransigence import Intransigence
 from harness.track import ExperimentTracker, Tracker
 from harness.track.artifacts import steps
 
@@ -172,7 +173,18 @@ def experiment(folder, **points):
         for arm, (gain, lost) in points.items()
     ]
     return Experiment(
-        "sweep", str(folder), "naive", {}, (), "helpdesk/rougeL", "general/rougeL", tuple(made), {"ewc": "cut"}, "mix"
+        "sweep",
+        str(folder),
+        "naive",
+        {},
+        (),
+        "helpdesk/rougeL",
+        "general/rougeL",
+        tuple(made),
+        {"ewc": "cut"},
+        Advice("mix"),
+        "joint",
+        (Intransigence("naive", "rougeL", ("helpdesk",), estimate(0.1)),),
     )
 
 
@@ -223,6 +235,7 @@ def test_the_experiment_has_what_the_comparison_came_to(client, sweep):
             "arm/mix_0.1/gain": 0.29,
             "arm/mix_0.1/forgotten": 0.05,
             "arm/mix_0.1/recovered": 0.5,
+            "arm/naive/intransigence/rougeL": 0.1,
         }
     )
     tags = run.data.tags

@@ -7,7 +7,7 @@ Knows what an experiment leaves in its folder (`reading.Arms`); how it is laid o
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -15,12 +15,14 @@ from urllib.parse import quote
 
 from harness.public import public, without_secrets
 from harness.report.arms import Compared, Point, point_of
-from harness.report.differing import differing, swept
+from harness.report.differing import component, differing, swept
 from harness.report.files import plain
 from harness.report.html import page
 from harness.report.html.plots.canvas import Plot
-from harness.report.html.plots.trade import scatter, sweep
+from harness.report.html.plots.sweeps import sweep
+from harness.report.html.plots.trade import scatter
 from harness.report.html.reading import Arms, optional
+from harness.report.intransigence import Intransigence
 
 
 @dataclass(frozen=True)
@@ -41,10 +43,13 @@ def build(experiment: Arms) -> tuple[str, list[Plot]]:
     text = page.render(
         "experiment.html.jinja",
         experiment=experiment,
-        headline=experiment.advice[:1].upper() + experiment.advice[1:] + ".",
+        headline=_sentence(experiment.advised.headline),
+        advice=list(_advice(experiment)),
         plots=plots,
+        notes=_notes(experiment),
         beside=_beside(experiment),
         groups=_groups(experiment),
+        intransigence=_by_score(experiment.intransigence),
         comparisons=sum(one.p is not None for one in experiment.scores),
         differences={key: _values(values, experiment.arms) for key, values in _differences(experiment).items()},
         reports={
@@ -60,15 +65,51 @@ def build(experiment: Arms) -> tuple[str, list[Plot]]:
     return text, plots
 
 
+def _sentence(text: str) -> str:
+    """With a full stop; it begins with a capital unless it begins with a key of the spec, which has none."""
+    first = text.partition(" ")[0]
+    return f"{text if '.' in first or '/' in first else text[:1].upper() + text[1:]}." if text else ""
+
+
+def _advice(experiment: Arms) -> Iterator[tuple[str, str]]:
+    """(kind of mark, what the advice says below its headline), and which arms have no result."""
+    one = experiment.advised
+    lost = next((point.forgotten for point in experiment.points if point.arm == one.arm), None)
+    moved = "even" if lost is None or lost.low <= 0 <= lost.high else "worse" if lost.low > 0 else "better"
+    alike = f"{one.inseparable}." if one.alike else ""  # which begins with the name of an arm
+    said = (("few", one.note), (moved, one.cost), ("even", one.enough), ("few", one.rests))
+    told = [(kind, _sentence(text)) for kind, text in said]
+    yield from (line for line in (*told[:2], ("few", alike), *told[2:]) if line[1])
+    yield from (("failed", f"no result of {arm}: {why}") for arm, why in experiment.missing.items())
+
+
+def _notes(experiment: Arms) -> dict[str, str]:
+    """Plot -> what its marks mean."""
+    of_joint = f" Diamond: {experiment.joint}, trained on all tasks together." if experiment.joint else ""
+    enough = f" Upright line: {_sentence(experiment.advised.enough)}" if experiment.advised.enough else ""
+    return {
+        "gain-forgetting": "Bars: 95 % intervals. Filled: no other arm gains as much and forgets less. Square: the "
+        f"baseline.{of_joint}",
+        "sweep": f"Bars: 95 % intervals; the curve goes through the means.{enough}",
+    }
+
+
 def _plots(experiment: Arms) -> Iterator[Plot]:
-    if experiment.points:
-        gain, lost = experiment.gain, experiment.forgetting
-        yield scatter([*experiment.points, *_beside(experiment)], gain, lost, experiment.baseline, "gain-forgetting")
-        over = swept(experiment.specs)
-        if over is not None:
-            points = [(over.values[one.arm], one) for one in experiment.points if one.arm in over.values]
-            if len({value for value, _ in points}) > 1:
-                yield sweep(sorted(points, key=lambda one: one[0]), gain, lost, over.key, "sweep", percent=over.share)
+    if not experiment.points:
+        return
+    gain, lost, joint = experiment.gain, experiment.forgetting, experiment.joint
+    shown = [*experiment.points, *_beside(experiment)]
+    yield scatter(shown, gain, lost, experiment.baseline, "gain-forgetting", joint=joint)
+    over = swept({arm: spec for arm, spec in experiment.specs.items() if arm != joint})
+    if over is None:
+        return
+    points = [(over.values[one.arm], one) for one in experiment.points if one.arm in over.values]
+    if len({value for value, _ in points}) > 1:
+        yield sweep(
+            sorted(points, key=lambda one: one[0]), gain, lost, over.key, "sweep", percent=over.share,
+            advised=experiment.advised.value,
+            beside=[one for one in experiment.points if one.arm not in over.values],
+        )  # fmt: skip
 
 
 def _beside(experiment: Arms) -> list[Point]:
@@ -95,8 +136,24 @@ def _groups(experiment: Arms) -> list[tuple[str, list[Compared]]]:
     ]
 
 
+def _by_score(found: Sequence[Intransigence]) -> list[tuple[str, list[Intransigence]]]:
+    scores = dict.fromkeys(one.score for one in found)
+    return [(score, [one for one in found if one.score == score]) for score in scores]
+
+
 def _differences(experiment: Arms) -> dict[str, dict[str, Any]]:
-    return differing({arm: public(spec) for arm, spec in experiment.specs.items()})
+    """Key -> arm -> value. What only some arms have and is alike in these, such as options of a mitigation: one row."""
+    found = differing({arm: public(spec) for arm, spec in experiment.specs.items()})
+    alike = [key for key, values in found.items() if len({json.dumps(plain(one)) for one in values.values()}) == 1]
+    made: dict[str, dict[str, Any]] = {}
+    for key, values in found.items():
+        part = component(key)
+        if key not in alike or sum(component(one) == part for one in alike) == 1:
+            made[key] = values
+            continue
+        for arm, value in values.items():
+            made.setdefault(part, {}).setdefault(arm, {})[key.removeprefix(f"{part}.")] = value
+    return made
 
 
 def _values(values: dict[str, Any], arms: tuple[str, ...]) -> list[str | None]:

@@ -128,11 +128,12 @@ def _visible(value: Any) -> Any:
     return value if isinstance(value, Markup) else printable(str(value))
 
 
-def _broken(text: str) -> Any:
-    """A name that may be broken after its own marks, where a line has no room for it."""
+def _broken(text: str, after: str = "_/.:=-") -> Any:
+    """A name that may be broken after its own marks, where a line has no room for it; a number may not."""
     from markupsafe import Markup, escape
 
-    return Markup(re.sub(r"(?<=[_/.:=-])(?=\w)", "<wbr>", str(escape(printable(str(text))))))
+    place = rf"(?<=[{re.escape(after)}])(?=\w)(?!(?<=\.)\d)"
+    return Markup(re.sub(place, "<wbr>", str(escape(printable(str(text))))))
 
 
 def _answer(text: str) -> str:

@@ -6,9 +6,7 @@ cannot be read, leaves its place in the page empty, and is named where it was ex
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,7 +15,10 @@ from harness.errors import HarnessError
 from harness.gate import Judged
 from harness.intervals import Estimate
 from harness.report import Change, Shown
+from harness.report.advice import Advice
 from harness.report.arms import Compared, Point
+from harness.report.html.lines import Look, looks, real, steps
+from harness.report.intransigence import Intransigence
 from harness.report.kept import document
 from harness.report.matrix import Matrix
 from harness.report.variants import Variant, read
@@ -27,7 +28,8 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Run:
-    """A run as its folder tells it. steps: stage -> the entries of its log. trained: stage -> what it came to.
+    """A run as its folder tells it. steps: stage -> the entries of its log. looks: stage -> what was measured within
+    it. trained: stage -> what it came to.
 
     spec, environment, data: {} where the file is missing. unread: what could not be read, each in a line.
     """
@@ -46,6 +48,7 @@ class Run:
     environment: Mapping[str, Any]
     data: Mapping[str, Any]
     steps: Mapping[str, tuple[Mapping[str, float], ...]]
+    looks: Mapping[str, tuple[Look, ...]]
     trained: Mapping[str, Mapping[str, Any]]
     variants: tuple[Variant, ...]
     unread: tuple[str, ...]
@@ -64,7 +67,9 @@ class Arms:
     forgetting: str
     points: tuple[Point, ...]
     missing: Mapping[str, str]
-    advice: str
+    advised: Advice
+    joint: str | None
+    intransigence: tuple[Intransigence, ...]
     specs: Mapping[str, Mapping[str, Any]]
     variants: Mapping[str, tuple[Variant, ...]]
     unread: tuple[str, ...]
@@ -96,16 +101,6 @@ def optional(file: Path, unread: list[str]) -> dict[str, Any]:
         return {}
 
 
-def items(file: Path) -> dict[str, dict[str, Any]]:
-    """Id -> what a file of predictions says of the item, by everything that its lines add up to; {} without a file."""
-    found: dict[str, dict[str, Any]] = {}
-    if file.is_file():
-        for line in _lines(file):
-            if isinstance(line, dict) and "id" in line:
-                found.setdefault(str(line["id"]), {}).update(line)
-    return found
-
-
 def _whole(file: Path, what: str, make: Callable[[], T]) -> T:
     try:
         return make()
@@ -117,10 +112,10 @@ def _whole(file: Path, what: str, make: Callable[[], T]) -> T:
 def _run(place: Path, given: Mapping[str, Any]) -> Run:
     unread: list[str] = []
     stages = tuple(map(str, given["stages"]))
-    steps: dict[str, tuple[Mapping[str, float], ...]] = {}
-    trained = {}
+    logs, within, trained = {}, {}, {}
     for name in stages[1:]:
-        steps[name] = _steps(place / "stages" / name / "steps.jsonl", unread)
+        logs[name] = steps(place / "stages" / name / "steps.jsonl", unread)
+        within[name] = looks(place / "stages" / name / "evaluations.jsonl", unread)
         trained[name] = optional(place / "stages" / name / "trained.json", unread)
     return Run(
         folder=place,
@@ -131,14 +126,15 @@ def _run(place: Path, given: Mapping[str, Any]) -> Run:
         changes=tuple(map(_change, given["changes"])),
         matrices=tuple(map(_matrix, given.get("forgetting", ()))),
         gate=tuple(
-            _made(Judged, one, found=_float(one["found"]), bound=_float(one["bound"])) for one in given.get("gate", ())
+            _made(Judged, one, found=real(one["found"]), bound=real(one["bound"])) for one in given.get("gate", ())
         ),
         answers=given.get("answers", {}),
         examples=tuple(_made(Shown, one) for one in given.get("examples", ())),
         spec=optional(place / "spec.json", unread),
         environment=optional(place / "environment.json", unread),
         data=optional(place / "data.json", unread),
-        steps=steps,
+        steps=logs,
+        looks=within,
         trained=trained,
         variants=_variants(place, unread),
         unread=tuple(unread),
@@ -161,7 +157,12 @@ def _arms(place: Path, given: Mapping[str, Any]) -> Arms:
             for one in given["points"]
         ),
         missing={str(arm): str(why) for arm, why in given["missing"].items()},
-        advice=str(given["advice"]),
+        advised=_advice(given),
+        joint=given.get("joint"),
+        intransigence=tuple(
+            _made(Intransigence, one, suites=tuple(one["suites"]), value=estimate(one["value"]))
+            for one in given.get("intransigence", ())
+        ),
         specs={arm: optional(place / "arms" / arm / "spec.json", unread) for arm in names},
         variants={arm: _variants(place / "arms" / arm, unread) for arm in names},
         unread=tuple(unread),
@@ -179,7 +180,7 @@ def _variants(place: Path, unread: list[str]) -> tuple[Variant, ...]:
 
 def estimate(given: Mapping[str, Any]) -> Estimate:
     """An estimate out of a report; null is NaN."""
-    known = {key: _float(given[key]) for key in ("value", "stderr", "low", "high")}
+    known = {key: real(given[key]) for key in ("value", "stderr", "low", "high")}
     return _made(Estimate, {"n": int(given["n"]), **{k: v for k, v in given.items() if k == "method"}}, **known)
 
 
@@ -202,7 +203,7 @@ def _matrix(given: Mapping[str, Any]) -> Matrix:
         suites=tuple(given["suites"]),
         learned=tuple(given["learned"]),
         general=tuple(given["general"]),
-        values=tuple(tuple(map(_float, row)) for row in given["values"]),
+        values=tuple(tuple(map(real, row)) for row in given["values"]),
         summaries={name: estimate(one) for name, one in given["summaries"].items()},
     )
 
@@ -213,40 +214,13 @@ def _compared(given: Mapping[str, Any]) -> Compared:
     return _made(Compared, given, **known, against=None if against is None else estimate(against))
 
 
+def _advice(given: Mapping[str, Any]) -> Advice:
+    if "advised" not in given:  # of an earlier version, which wrote the sentences alone
+        return Advice(str(given["advice"]))
+    return _made(Advice, given["advised"], alike=tuple(given["advised"]["alike"]))
+
+
 def _made(kind: type[T], given: Mapping[str, Any], **known: Any) -> T:
     """The dataclass from what a file says; what a later version added to the file is left aside."""
     names = [one.name for one in fields(kind)]  # type: ignore[arg-type]
     return kind(**{**{key: given[key] for key in names if key in given}, **known})
-
-
-def _float(value: Any) -> float:
-    return math.nan if value is None else float(value)
-
-
-def _steps(file: Path, unread: list[str]) -> tuple[Mapping[str, float], ...]:
-    """The entries of a stage's log that say a step; a line cut off by a crash is counted and left out."""
-    if not file.is_file():
-        return ()
-    made: dict[float, Mapping[str, float]] = {}
-    lost = 0
-    for line in _lines(file):
-        if not isinstance(line, dict) or not isinstance(line.get("step"), int | float):
-            lost += 1
-            continue
-        numbers = (int, float, type(None))
-        # A run that was gone on with does some updates again: the last of them counts.
-        made[line["step"]] = {str(key): _float(one) for key, one in line.items() if isinstance(one, numbers)}
-    if lost:
-        unread.append(f"{file.parent.name}/{file.name} has {lost} line(s) that cannot be read")
-    return tuple(made[step] for step in sorted(made))
-
-
-def _lines(file: Path) -> Iterator[Any]:
-    """What each line of a file says; None for one that is no JSON."""
-    with file.open(encoding="utf-8", errors="replace") as lines:
-        for line in lines:
-            if line.strip():
-                try:
-                    yield json.loads(line)
-                except ValueError:
-                    yield None

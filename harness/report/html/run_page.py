@@ -15,13 +15,14 @@ from typing import Any
 from harness.public import public, without_secrets
 from harness.report import EXAMPLES, Shown
 from harness.report.arms import Point, point_of
-from harness.report.html import page
+from harness.report.html import looks, page
+from harness.report.html.lines import items
 from harness.report.html.plots.bars import Bin, lengths, shares
 from harness.report.html.plots.canvas import Plot
 from harness.report.html.plots.curves import Curve, columns, curves
 from harness.report.html.plots.heat import heat
-from harness.report.html.plots.trade import sweep
-from harness.report.html.reading import Run, items
+from harness.report.html.plots.sweeps import sweep
+from harness.report.html.reading import Run
 from harness.report.html.verdict import verdict
 from harness.seeds import generator
 
@@ -77,6 +78,7 @@ class Swept:
 def build(run: Run) -> tuple[str, list[Plot]]:
     """The page and its plots."""
     heats = list(_heats(run))
+    during = list(looks.plots(run))
     training = list(_training(run))
     of_data = list(_data_plots(run))
     sweeps = list(_sweeps(run))
@@ -91,6 +93,8 @@ def build(run: Run) -> tuple[str, list[Plot]]:
         heats=heats,
         words=SUMMARY_WORDS,
         levels=LEVELS,
+        during=during,
+        endings_within=looks.endings(run),
         training=training,
         sweeps=sweeps,
         trained={name: one for name, one in run.trained.items() if one},
@@ -109,7 +113,7 @@ def build(run: Run) -> tuple[str, list[Plot]]:
         place=str(run.folder.absolute()),
         commands=list(_commands(run)),
     )
-    return text, [*(one.plot for one in heats), *training, *(one.plot for one in sweeps if one.plot), *of_data]
+    return text, [*(one.plot for one in heats), *during, *training, *(one.plot for one in sweeps if one.plot), *of_data]
 
 
 def _facts(run: Run) -> list[str]:

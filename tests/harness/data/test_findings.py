@@ -53,7 +53,7 @@ def test_near_duplicates_warn_and_fail_only_above_what_is_allowed(settings):
     found = find(data, {}, settings(), seed=0)
     assert found.failures == ()
     (told,) = found.warnings
-    assert told.startswith("1 of 3 training rows nearly repeat an earlier one: a:3 ≈ a:1 (0.9")
+    assert told.startswith("1 of 3 training rows nearly repeat an earlier one\na:3 ≈ a:1 (0.9")
     found = find(data, {}, settings({"allowed": 0.3}), seed=0)
     assert found.warnings == ()
     (error,) = found.failures
@@ -77,7 +77,7 @@ def test_prompts_fail_and_responses_warn_unless_something_else_is_allowed(settin
     assert error.what.startswith("1 of its 3 prompts stand in training, in whole or for the most part: e:1 ~ a:1 (")
     assert error.hint.endswith("or raise checks.contamination.allowed (0) to 0.334")
     (told,) = found.warnings
-    assert told.startswith("evaluate.s: 1 of its 3 responses stand in training, in whole or for the most part: e:2 ~ ")
+    assert told.startswith("evaluate.s: 1 of its 3 responses stand in training, in whole or for the most part\ne:2 ~ ")
     found = find(data, suites, settings(contamination={"allowed": 0.334, "allowed_responses": 0.1}), seed=0)
     assert ["prompt" in told for told in found.warnings] == [True]
     assert "allowed_responses (0.1) to 0.334" in found.failures[0].hint
@@ -102,7 +102,7 @@ def test_what_is_not_asked_for_is_not_looked_for(settings):
 def test_rows_of_two_sources_that_are_equal_are_named(settings):
     pairs = asks(3, "hills")
     found = find({"a": rows("a", *pairs), "b": rows("b", *pairs[1:])}, {}, settings(), seed=0)
-    assert found.warnings[0] == "2 row(s) stand in both 'a' and 'b': a:2 = b:1, a:3 = b:2"
+    assert found.warnings[0] == "2 row(s) stand in both 'a' and 'b'\na:2 = b:1\na:3 = b:2"
     assert found.shared[0].examples == (("a:2", "b:1"), ("a:3", "b:2"))
 
 

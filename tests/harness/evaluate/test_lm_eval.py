@@ -1,4 +1,4 @@
-"""Our likelihoods against lm-evaluation-harness on the same model and data. Needs the extra `oracle`."""
+"""Our likelihoods against lm-evaluation-harness on the same model and data: `make oracle` has it installed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from harness.contracts import Example, Message
 from harness.errors import HarnessError
 from harness.evaluate import evaluate
 
-lm_eval = pytest.importorskip("lm_eval", reason="lm_eval is not installed: pip install 'harness-sft[oracle]'")
+pytestmark = pytest.mark.oracle
+lm_eval = pytest.importorskip("lm_eval", reason="lm_eval is not installed; `make oracle` runs this")
 
 NATS = 1e-4
 WINDOW = 48

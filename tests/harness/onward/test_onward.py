@@ -127,6 +127,25 @@ def test_two_runs_in_sequence_equal_one_continual_run(document, tmp_path, first,
         assert all(torch.equal(ours[name], its[name]) for name in ours)
 
 
+def test_osf_goes_on_from_a_run_that_saved_it_whole(document, tmp_path):
+    """The second run decomposes what the first one left, as the second stage of one run does."""
+    from pathlib import Path
+
+    from safetensors.torch import load_file
+
+    document["mitigations"] = {"osf": {}}
+    whole = start(document, tmp_path, stages=[A, B])
+    first = start(document, tmp_path, stages=[A])
+    second = start(document, tmp_path, stages=[B], model=onto(first))
+    ours, its = (load_file(Path(one.run["folder"]) / "model/model.safetensors") for one in (second, whole))
+    began = load_file(Path(first.run["folder"]) / "model/model.safetensors")
+    name = "model.layers.0.mlp.up_proj.weight"
+    assert float((ours[name] - began[name]).norm()) > 0.1
+    assert float((ours[name] - its[name]).norm()) < 1e-2
+    with pytest.raises(HarnessError, match="the earlier run's model is whole"):
+        start(document, tmp_path, stages=[{**B, "adapter": "new"}], model=onto(first))
+
+
 def test_a_third_run_carries_both_on_and_its_scores_say_so(document, tmp_path, first):
     from harness.report import kept
 

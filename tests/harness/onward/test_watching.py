@@ -131,7 +131,8 @@ def test_a_stage_ends_when_nothing_gets_better_and_goes_back_to_the_best_weights
     listener = Listener()
     report = start(document, tmp_path, listener)
     folder = Path(report.run["folder"])
-    assert [one["step"] for one in lines(folder)] == [1, 2, 3, 4]
+    told = [(one["step"], one["best"], one["kept"], one["over"]) for one in lines(folder)]
+    assert told == [(1, True, True, False), (2, True, True, False), (3, False, False, False), (4, False, False, True)]
     assert json.loads((folder / "stages/domain/trained.json").read_text())["steps"] == 4
     assert [one.data["over"] for one in listener.of("measured")] == [False, False, False, True]
     assert [one.data["step"] for one in listener.of("restored")] == [2]
@@ -148,6 +149,8 @@ def test_a_stage_may_end_without_going_back(document, tmp_path, made_up):
     report = start(document, tmp_path)
     after = next(one for one in report.changes if one.name == "response_perplexity").after.value
     assert after == pytest.approx(lines(report.run["folder"])[-1]["scores"]["a/response_perplexity"], rel=1e-6)
+    told = [(one["best"], one["kept"]) for one in lines(report.run["folder"])]
+    assert told == [(True, False), (False, False)], "no weights are put aside that are not to be put back"
 
 
 @pytest.mark.parametrize("broken_at", [3, 4])

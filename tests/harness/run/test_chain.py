@@ -100,6 +100,48 @@ def test_a_new_adapter_begins_at_the_base_and_each_stages_is_saved(desk, tokeniz
     )
 
 
+def test_osf_goes_on_through_the_stages_and_the_result_is_saved_whole(desk, tokenizer, monkeypatch, whole):
+    monkeypatch.setattr(chains.Chain, "tokenizer", tokenizer, raising=False)
+    place = desk.start(desk.continual(mitigations={"osf": {}}))
+    ((before, _),) = whole
+    torch.testing.assert_close(logits(plain(place / "model"), tokenizer), before, rtol=1e-4, atol=1e-5)
+    assert not (place / "model/adapter_config.json").exists()
+    assert not (place / "stages/a/model").exists(), "a whole model is not saved for every stage"
+
+
+def test_osf_merged_may_hold_more_in_the_next_stage(desk, tokenizer, untrained, monkeypatch, whole):
+    monkeypatch.setattr(chains.Chain, "tokenizer", tokenizer, raising=False)
+    ends = []
+    real = chains.Chain._leave_adapter
+
+    def left(self, *, merge):
+        real(self, merge=merge)
+        ends.append(self.net.model.layers[0].mlp.up_proj.weight.detach().clone())
+
+    monkeypatch.setattr(chains.Chain, "_leave_adapter", left)
+    second = {"adapter": "merge", "mitigations": {"osf": {"preserve": 0.75}}}
+    place = desk.start(desk.continual(second, mitigations={"osf": {"preserve": 0.25}}))
+    ((before, _),) = whole
+    saved = plain(place / "model")
+    torch.testing.assert_close(logits(saved, tokenizer), before, rtol=1e-4, atol=1e-5)
+    weights = [plain(untrained).model.layers[0].mlp.up_proj.weight.detach(), *ends]
+    weights.append(saved.model.layers[0].mlp.up_proj.weight.detach())
+    for begun, ended, held in zip(weights, weights[1:], (4, 12), strict=False):
+        strongest = torch.linalg.svd(begun, full_matrices=False).U[:, :held]
+        assert float((ended - begun).norm()) > 1e-3
+        assert float((strongest.T @ (ended - begun)).norm()) < 1e-5
+
+
+def test_osf_anew_begins_at_the_base(desk, tokenizer):
+    runs = []
+    for first in ("domain", "general"):
+        document = desk.continual({"adapter": "new"}, mitigations={"osf": {}})
+        document["mode"]["continual"]["stages"][0]["domain"] = [first]
+        runs.append(desk.start(document))
+    assert len({(one / "model/model.safetensors").read_bytes() for one in runs}) == 1
+    assert len({(one / "scores.json").read_bytes() for one in runs}) == 2, "what stage a learned is measured, and left"
+
+
 def test_a_stage_without_lora_after_a_merge_trains_all_weights(desk, untrained):
     second = {"adapter": "merge", "mitigations": {"lora": None}}
     place = desk.start(desk.continual(second, mitigations=LORA))
@@ -189,7 +231,7 @@ def test_variants_are_measured_kept_and_shown_and_leave_the_model_as_it_is(desk,
     assert (place / "model/model.safetensors").read_bytes() == (plain_run / "model/model.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize(("mitigations", "copies"), [({}, 2), (LORA, 1)])
+@pytest.mark.parametrize(("mitigations", "copies"), [({}, 2), (LORA, 1), ({"osf": {}}, 1)])
 def test_the_distance_to_the_base_is_measured_with_and_without_an_adapter(desk, monkeypatch, mitigations, copies):
     from harness.run import single
 

@@ -132,6 +132,55 @@ def test_an_experiment_goes_on_with_the_arms_that_have_no_result(desk, arms, fin
         assert (place / "arms/lora" / name).read_bytes() == (finished[0] / "arms/lora" / name).read_bytes()
 
 
+def test_what_is_said_of_arms_is_said_once(desk, arms, capsys):
+    """Three arms, into a pipe: a line for each that is prepared, every warning once, no line of what is soon over."""
+    short = {"train.max_length": 48, "train.warmup_ratio": 0.5}
+    given = arms(named={"naive": {}, "lora": {"mitigations.lora": {"rank": 2}}, "short": short})
+    rows = [json.loads(line) for line in (desk.folder / "domain.jsonl").read_text().splitlines()]
+    again = [{"instruction": f"So, {row['instruction']}", "output": "There"} for row in rows]
+    (desk.folder / "again.jsonl").write_text("".join(json.dumps(row) + "\n" for row in again))
+    given["sources"]["again"] = {"jsonl": {"path": "again.jsonl"}}
+    given["mode"] = {"mixed": {"domain": ["domain"], "general": ["general"]}}
+    given["evaluate"]["domain"]["source"] = "again"
+    given["checks"] = {"contamination": {"ngram": 3, "allowed": 1.0}}
+    assert desk.command("run", desk.write(given)) == 0
+    told = capsys.readouterr()
+    warnings = [line for line in told.err.splitlines() if line.startswith("warning: ")]
+    assert len(warnings) == len(set(warnings))
+    assert "warning: the source 'second' is used by nothing" in warnings
+    assert "warning: arm short: train.max_length is 48; usual is 2048 to 4096" in warnings
+    assert any(line.startswith("warning: arms naive, lora: train.max_length is 64") for line in warnings)
+    (prompts,) = (line for line in warnings if "prompts stand in training" in line)
+    assert prompts.endswith("in whole or for the most part; which: data.json in the run's folder")
+    assert max(map(len, warnings)) < 200
+    place = desk.newest()
+    for arm in ("naive", "lora", "short"):
+        (full,) = (
+            one
+            for one in json.loads((place / "arms" / arm / "data.json").read_text())["warnings"]
+            if "prompts stand in training" in one
+        )
+        assert "again.jsonl:" in full.split("\n")[1]
+    before, _, after = told.out.partition("\narm 1 of 3: naive\n")
+    assert [line.partition(",")[0] for line in before.splitlines()] == [
+        "arm 1 of 3 prepared: naive", "arm 2 of 3 prepared: lora", "arm 3 of 3 prepared: short",
+    ]  # fmt: skip
+    lines = after.splitlines()
+    assert not [line for line in lines if line.startswith(("read: ", "tokenise: ", "compare rows: "))]
+    assert not [line for line in lines if ": 0 of " in line]
+    tables = [line for line in lines if line.startswith("source ")]
+    assert ["truncated" in line for line in tables] == [False, True], "of the first arm, and of the one that differs"
+    assert lines.count("data: as of arm naive") == 1
+
+
+def test_an_arm_that_cannot_be_prepared_leaves_its_warnings_and_its_error(desk, arms, capsys):
+    document = arms(named={"naive": {}, "odd": {"sources.domain.jsonl.path": str(desk.folder / "nothing.jsonl")}})
+    assert desk.command("run", desk.write(document)) == 2
+    told = capsys.readouterr().err.splitlines()
+    assert told.count("warning: the source 'second' is used by nothing") == 1
+    assert told[-1].startswith("harness: arm 'odd': ")
+
+
 def test_an_experiment_whose_arms_all_fail_names_the_failure(desk, arms, monkeypatch, capsys):
     def failing(*_, **__):
         raise RunError("stage 'domain'", "memory ran out", "buy some")

@@ -23,6 +23,7 @@ KINDS = {
         "second": {"adapter": "new"},
         "mitigations": {"lora": {"rank": 2, "start": "pissa"}, "ema": {"decay": 0.5}},
     },
+    "osf": {"second": None, "mitigations": {"osf": {"preserve": 0.25}, "ema": {"decay": 0.5}}},
 }
 
 
@@ -67,6 +68,7 @@ QUICK = (
     ("full", "in a variant"),
     ("merge", "in stage 2"),
     ("new", "in stage 2"),
+    ("osf", "in stage 2"),
 )
 CASES = [
     pytest.param(kind, point, marks=() if (kind, point) in QUICK else pytest.mark.slow, id=f"{kind}-{point}")

@@ -15,16 +15,18 @@ from harness import HarnessError, Item, Metric
 COMPONENTS = harness_metrics.harness_metrics()
 TEXT = ["bleu", "rouge", "chrf", "ter", "exact_match", "token_f1"]
 """Metrics of an answer beside its reference."""
+ENCODED = ["bertscore"]
+"""Metrics of an answer beside its reference that need a model of their own."""
 FORM = ["distinct", "length_ratio", "regex", "json_valid"]
 """Metrics of an answer alone, or of its length."""
 READ = ["response_perplexity", "multiple_choice", "bits_per_byte", "kl_to_base", "agreement_with_base"]
-REQUIRED = {"regex": {"pattern": "the"}}
+REQUIRED = {"regex": {"pattern": "the"}, "bertscore": {"model": "encoder"}}
 ANSWERS = ["The dog bit the man.", "", "今天天气很好。", "It was Ａ surprise"]
 REFERENCES = ["The dog had bit the man.", "No one was.", "今天天气非常好。", "It was a surprise!"]
 
 
 def test_the_issue_names_these_metrics():
-    assert set(COMPONENTS) == {*TEXT, *FORM, *READ}
+    assert set(COMPONENTS) == {*TEXT, *ENCODED, *FORM, *READ}
 
 
 @pytest.mark.parametrize("name", COMPONENTS)
@@ -58,7 +60,7 @@ def test_an_empty_answer_scores_nothing_and_is_counted(score, name):
     assert all(half[key] < 0.7 * full[key] for key in full)
 
 
-@pytest.mark.parametrize("name", TEXT + FORM)
+@pytest.mark.parametrize("name", TEXT + ENCODED + FORM)
 def test_an_answer_that_was_never_generated_is_an_error(metric, name):
     with pytest.raises(HarnessError, match="no answer to score"):
         metric(name, **REQUIRED.get(name, {})).statistics(Item("x", "", "reference"))

@@ -66,5 +66,5 @@ def test_english_scores_as_rouge_score_does(score, stem):
 
 
 def test_signature_tells_what_the_number_means(metric):
-    assert metric("rouge").signature() == f"rouge|tok:harness-cjk1|stem:no|version:{version('rouge-score')}"
+    assert metric("rouge").signature() == f"rouge|tok:harness-cjk2|stem:no|version:{version('rouge-score')}"
     assert "|stem:yes|" in metric("rouge", stem=True).signature()

@@ -40,4 +40,4 @@ def test_an_empty_answer_is_an_edit_a_word(score, metric):
 
 def test_signature_tells_what_the_number_means(metric):
     signature = metric("ter", lang="zh", no_punct=True).signature()
-    assert signature.startswith("ter|nrefs:1|case:lc|tok:tercom+harness-cjk1|lang:zh|norm:no|punct:no|version:")
+    assert signature.startswith("ter|nrefs:1|case:lc|tok:tercom+harness-cjk2|lang:zh|norm:no|punct:no|version:")

@@ -28,5 +28,5 @@ def test_mean_over_items_and_best_over_references(score):
 
 
 def test_signature_tells_how_words_are_cut(metric):
-    signature = "token_f1|norm:case+punctuation+articles|tok:space+harness-cjk1|version:1"
+    signature = "token_f1|norm:case+punctuation+articles|tok:space+harness-cjk2|version:1"
     assert metric("token_f1").signature() == signature

@@ -63,3 +63,9 @@ def test_language_goes_by_the_share_of_letters(text, expected):
 
 def test_spread_parts_characters_and_keeps_words():
     assert spread("用Python写").split() == ["用", "Python", "写"]
+
+
+def test_tibetan_is_cut_at_the_end_of_each_syllable():
+    assert words("བོད་ཡིག།") == ["བོད", "ཡིག"]
+    assert spread("བོད་ཡིག།").split() == ["བོད་", "ཡིག།"]
+    assert language("བོད་ཡིག།") == "char"

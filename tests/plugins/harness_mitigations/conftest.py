@@ -102,7 +102,7 @@ def reloaded(tiny_model, tokenizer, tmp_path):
     def reload(model):
         folder = tmp_path / "saved"
         models.save(model, tokenizer, folder)
-        if models.is_adapted(model):
+        if (folder / "adapter_config.json").is_file():
             from peft import PeftModel
 
             return PeftModel.from_pretrained(copy.deepcopy(base), folder).eval()

@@ -307,9 +307,8 @@ def test_classes_are_drawn_with_their_probabilities(monkeypatch):
 # -- another library's ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(
-    not avalanche_oracle.is_there(), reason="Avalanche is not there: pip install --no-deps avalanche-lib==0.6.0"
-)
+@pytest.mark.oracle
+@pytest.mark.skipif(not avalanche_oracle.is_there(), reason="Avalanche is not installed; `make oracle` runs this")
 def test_empirical_fisher_is_that_of_avalanche_at_batch_size_one_and_at_no_other():
     # Avalanche squares the gradient of a batch's mean loss: at batch size 8 that is about an eighth of the Fisher.
     compute = avalanche_oracle.compute_importances()

@@ -15,30 +15,60 @@ MOST = 800
 """Points of a curve that are drawn: more cannot be told apart, and would only make the page heavy."""
 SMOOTHED = 80
 """Points above which a running mean is drawn over the points themselves."""
+DOTTED = 40
+"""Points of a stage up to which each of a few that were measured is a dot."""
 
 
 @dataclass(frozen=True)
 class Curve:
     """What one key came to, stage by stage. stages: for each (updates, values), equally long; NaN where undefined.
 
-    noisy: whether a long one is shown by its running mean too.
+    noisy: whether a long one is shown by its running mean too. dots: whether each of few points is marked. series: the
+    number of its colour and line, from 0; None: its place among the curves.
     """
 
     name: str
     stages: tuple[tuple[Sequence[float], Sequence[float]], ...]
     noisy: bool = True
+    dots: bool = False
+    series: int | None = None
+
+
+@dataclass(frozen=True)
+class Mark:
+    """An update of a stage that a line marks. stage: its number, from 0. text: what stands beside the line.
+
+    until: the update up to which what came after it was put aside, which is shaded; None: nothing was.
+    """
+
+    stage: int
+    update: float
+    text: str
+    until: float | None = None
 
 
 def curves(
-    found: Sequence[Curve], stages: Sequence[str], name: str, title: str, *, unit: str, from_zero: bool = False
+    found: Sequence[Curve],
+    stages: Sequence[str],
+    name: str,
+    title: str,
+    *,
+    unit: str,
+    from_zero: bool = False,
+    marks: Sequence[Mark] = (),
+    lengths: Sequence[float] | None = None,
 ) -> Plot:
-    """One or more curves over the updates, with a line where a stage begins. unit: of the values, in words."""
+    """One or more curves over the updates, with a line where a stage begins. unit: of the values, in words.
+
+    lengths: the updates of each stage; None: it is as long as its longest curve.
+    """
     with sheet(WIDTH, HEIGHT + (18 if len(found) > 1 else 0)) as drawing:
         (axes,) = drawing.axes()
-        starts = _starts(found)
-        for series, curve in enumerate(found):
-            _draw(axes, series, curve, starts)
-        ends = [*starts[1:], starts[-1] + _longest(found, len(starts) - 1)]
+        longest = lengths or [_longest(found, stage) for stage in range(len(stages))]
+        starts = [math.fsum(longest[:stage]) for stage in range(len(stages))]
+        for place, curve in enumerate(found):
+            _draw(axes, place if curve.series is None else curve.series, curve, starts)
+        ends = [*starts[1:], math.fsum(longest)]
         if len(starts) > 1:
             for stage, start in enumerate(starts):
                 if stage:
@@ -52,17 +82,22 @@ def curves(
         if from_zero:
             axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
         axes.set_xlim(0, max(ends[-1], 1))
+        for mark in marks:
+            _mark(axes, mark, starts[mark.stage], max(ends[-1], 1), found)
         axes.set_xlabel("update", loc="right")
         axes.set_ylabel(unit)
         _ticks(axes)
         if len(found) > 1:
             drawing.figure.legend(loc="outside lower left", ncols=3, handlelength=2.2, columnspacing=1.2)
-        return finish(drawing, name, title, _told(found))
+        told = [f"{label(stages[one.stage])}: {one.text}" for one in marks]
+        return finish(drawing, name, title, " ".join([_told(found), *(f"{one}." for one in told)]))
 
 
 def _draw(axes: Any, series: int, curve: Curve, starts: Sequence[float]) -> None:
     style = {"color": colour(series), "linestyle": dash(series)}
-    smoothed = curve.noisy and any(len(values) > SMOOTHED for _, values in curve.stages)  # all stages in one manner
+    # All stages in one manner.
+    smoothed = curve.noisy and any(len(values) > SMOOTHED for _, values in curve.stages)
+    few = curve.dots and all(len(values) <= DOTTED for _, values in curve.stages)
     for stage, (updates, values) in enumerate(curve.stages):
         updates, values = thinned([starts[stage] + one for one in updates], values)
         style["label"] = "_" if stage else entry(curve.name)
@@ -70,7 +105,33 @@ def _draw(axes: Any, series: int, curve: Curve, starts: Sequence[float]) -> None
             axes.plot(updates, values, linewidth=0.8, alpha=0.35, color=colour(series))
             axes.plot(updates, running_mean(values, max(2, len(values) // 25)), linewidth=1.8, **style)
         else:
-            axes.plot(updates, values, linewidth=1.6, marker="o" if len(values) < 3 else "", markersize=4, **style)
+            dots = {"marker": "o", "markersize": 3 if few else 4} if few or len(values) < 3 else {}
+            axes.plot(updates, values, linewidth=1.6, clip_on=not dots, **dots, **style)
+
+
+def _mark(axes: Any, mark: Mark, start: float, whole: float, found: Sequence[Curve]) -> None:
+    """A line at the update, a shade over what was put aside, and its words where there is most room beside the line."""
+    at = start + mark.update
+    if mark.until is not None:
+        axes.axvspan(at, start + mark.until, color=STAND_INS["muted"], alpha=0.14, linewidth=0)
+    axes.axvline(at, color=STAND_INS["ink"], linewidth=1.1, zorder=1)
+    right, low = at < whole / 2, _height(axes, mark, found) > 0.5
+    axes.annotate(
+        label(mark.text), (at, 0.0 if low else 1.0), xycoords=("data", "axes fraction"),
+        xytext=(4 if right else -4, 4 if low else -4), textcoords="offset points", ha="left" if right else "right",
+        va="bottom" if low else "top", fontsize=TEXT - 1,
+        bbox={"boxstyle": "round,pad=0.15", "fc": STAND_INS["surface"], "ec": "none", "alpha": 0.8},
+    )  # fmt: skip
+
+
+def _height(axes: Any, mark: Mark, found: Sequence[Curve]) -> float:
+    """How high up the curves are about a mark, as a mean share of the axis; the middle where there is none."""
+    bottom, top = axes.get_ylim()
+    near = []
+    for curve in found:
+        points = [(abs(at - mark.update), value) for at, value in zip(*curve.stages[mark.stage], strict=True)]
+        near += [value for _, value in sorted(points)[:3] if math.isfinite(value)]
+    return (math.fsum(near) / len(near) - bottom) / (top - bottom) if near else 0.5
 
 
 def thinned(updates: Sequence[float], values: Sequence[float]) -> tuple[list[float], list[float]]:
@@ -95,13 +156,6 @@ def running_mean(values: Sequence[float], half: int) -> list[float]:
         known = [one for one in values[index - reach : index + reach + 1] if math.isfinite(one)]
         made.append(math.fsum(known) / len(known) if known else math.nan)
     return made
-
-
-def _starts(found: Sequence[Curve]) -> list[float]:
-    starts = [0.0]
-    for stage in range(len(found[0].stages) - 1):
-        starts.append(starts[-1] + _longest(found, stage))
-    return starts
 
 
 def _longest(found: Sequence[Curve], stage: int) -> float:

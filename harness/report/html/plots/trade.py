@@ -1,9 +1,9 @@
-"""What arms gained and what they forgot: as points of a plane, and as curves over what they differ in."""
+"""What arms gained and what they forgot, as points of a plane."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from harness.intervals import Estimate
@@ -18,10 +18,12 @@ LETTER = 0.56
 """Mean width of a letter, as a share of the size of the text."""
 
 
-def scatter(points: Sequence[Point], gain: str, lost: str, baseline: str, name: str) -> Plot:
+def scatter(
+    points: Sequence[Point], gain: str, lost: str, baseline: str, name: str, *, joint: str | None = None
+) -> Plot:
     """Gain upwards against forgetting to the right, each with its 95 % interval.
 
-    Filled: no other arm gains as much and forgets less. A square is the baseline.
+    Filled: no other arm gains as much and forgets less. A square is the baseline, a diamond the joint arm.
     """
     with sheet(WIDTH, HEIGHT) as drawing:
         (axes,) = drawing.axes()
@@ -30,19 +32,21 @@ def scatter(points: Sequence[Point], gain: str, lost: str, baseline: str, name: 
             main = STAND_INS["series-1" if point.efficient else "muted"]
             x, y = point.forgotten.value, point.gain.value
             axes.errorbar(
-                x, y, xerr=_reach(point.forgotten), yerr=_reach(point.gain), fmt="none", ecolor=main, elinewidth=1.1,
+                x, y, xerr=reach(point.forgotten), yerr=reach(point.gain), fmt="none", ecolor=main, elinewidth=1.1,
                 alpha=0.55,
             )  # fmt: skip
+            shape = "D" if point.arm == joint else "s" if point.arm == baseline else "o"
             (mark,) = axes.plot(
-                x, y, marker="s" if point.arm == baseline else "o", markersize=8, color=main,
+                x, y, marker=shape, markersize=8, color=main,
                 markerfacecolor=main if point.efficient else STAND_INS["surface"], markeredgewidth=1.6,
             )  # fmt: skip
-            told = f"{label(point.arm)}: gain {_interval(point.gain)}, forgotten {_interval(point.forgotten)}"
+            told = f"{label(point.arm)}: gain {interval(point.gain)}, forgotten {interval(point.forgotten)}"
             drawing.say(mark, f"point-{place}", told)
-        axes.set_xlim(*spread([*_bounds(one.forgotten for one in points), 0.0], 0.1))
-        axes.set_ylim(*spread([*_bounds(one.gain for one in points), 0.0], 0.1))
+        axes.set_xlim(*spread([*bounds(one.forgotten for one in points), 0.0], 0.1))
+        axes.set_ylim(*spread([*bounds(one.gain for one in points), 0.0], 0.1))
         for line in (axes.axhline, axes.axvline):
             line(0, color=STAND_INS["muted"], linewidth=0.9)
+        axes.locator_params(axis="x", nbins=6)
         axes.set_title(f"↑ gain in {label(gain, 44)}", loc="left", color=STAND_INS["muted"])
         axes.set_xlabel(f"forgotten in {label(lost, 40)} →", loc="right")
         drawing.figure.draw_without_rendering()  # so that the axes know their place
@@ -53,51 +57,6 @@ def scatter(points: Sequence[Point], gain: str, lost: str, baseline: str, name: 
         return finish(drawing, name, "Gain against forgetting, one point an arm", f"{told}. Up and left is better.")
 
 
-def sweep(
-    points: Sequence[tuple[float, Point]], gain: str, lost: str, key: str, name: str, *, percent: bool = False
-) -> Plot:
-    """Gain (above) and forgetting (below) over the value of the one key that the arms differ in, with intervals.
-
-    points: (value of the key, arm). Arms of one value (seeds) are drawn each, and the line goes through their mean.
-    """
-    with sheet(WIDTH, 360) as drawing:
-        panels = drawing.axes(2, sharex=True)
-        values = sorted({value for value, _ in points})
-        sides = (
-            ("gain", f"gain in {label(gain, 46)}", "gain"),
-            ("forgotten", f"forgotten in {label(lost, 42)}", "loss"),
-        )
-        for axes, (side, title, main) in zip(panels, sides, strict=True):
-            found = [(value, getattr(point, side), point.arm) for value, point in points]
-            means = [_mean([one.value for at, one, _ in found if at == value]) for value in values]
-            axes.plot(values, means, color=STAND_INS[main], linewidth=1.6, linestyle="-" if side == "gain" else "--")
-            for place, (value, one, arm) in enumerate(found):
-                bars = axes.errorbar(
-                    value, one.value, yerr=_reach(one), color=STAND_INS[main], marker="o" if side == "gain" else "D",
-                    markersize=5.5, elinewidth=1.2, capsize=3, linestyle="none",
-                )  # fmt: skip
-                drawing.say(bars.lines[0], f"{side}-{place}", f"{label(arm)}: {_interval(one)}")
-            axes.axhline(0, color=STAND_INS["muted"], linewidth=0.9)
-            axes.set_title(title, loc="left", color=STAND_INS["muted"])
-            axes.set_ylim(*spread([*_bounds(one for _, one, _ in found), 0.0], 0.08))
-        _ticks(panels[-1], values, percent)
-        panels[-1].set_xlabel(label(key, 50), loc="right")
-        told = "; ".join(
-            f"{label(p.arm)}: gain {number(p.gain.value)}, forgotten {number(p.forgotten.value)}" for _, p in points
-        )
-        return finish(drawing, name, f"Gain and forgetting over {label(key)}", told + ".")
-
-
-def _ticks(axes: Any, values: Sequence[float], percent: bool) -> None:
-    """A mark at each value that has room for its name."""
-    shown: list[float] = []
-    span = (values[-1] - values[0]) or 1.0
-    for value in values:
-        if not shown or (value - shown[-1]) / span > 0.075 or value == values[-1]:
-            shown.append(value)
-    axes.set_xticks(shown, [f"{100 * value:g} %" if percent else f"{value:g}" for value in shown])
-
-
 def _name_points(axes: Any, points: Sequence[Point]) -> None:
     """Write each arm's name where it hides the fewest other things; all places are tried in turn."""
     size = TEXT - 0.5
@@ -106,7 +65,8 @@ def _name_points(axes: Any, points: Sequence[Point]) -> None:
     taken = [(x - 6, y - 6, x + 6, y + 6) for x, y in marks]
     for one in points:
         taken += _bars(axes, one)
-    for point, (x, y) in zip(points, marks, strict=True):
+    for point, at in zip(points, marks, strict=True):
+        x, y = at
         if not (math.isfinite(x) and math.isfinite(y)):
             continue
         name = label(point.arm, 26)
@@ -115,7 +75,8 @@ def _name_points(axes: Any, points: Sequence[Point]) -> None:
         for dx, dy in PLACES:
             left = x + dx - (wide if dx < 0 else 0 if dx else wide / 2)
             boxes.append((left, y + dy - size / 2, left + wide, y + dy + size / 2))
-        best = min(boxes, key=lambda box: _hidden(box, taken) + _outside(box, area))
+        others = [mark for mark in marks if mark is not at]
+        best = min(boxes, key=lambda box: _hidden(box, taken) + _outside(box, area) + _mistaken(box, at, others))
         taken.append(best)
         axes.annotate(
             name, (best[0], best[1]), xycoords="figure pixels", fontsize=size, va="bottom", annotation_clip=False
@@ -143,20 +104,29 @@ def _outside(box: tuple[float, ...], area: Sequence[float]) -> float:
     return 48 * sum(max(0.0, one) for one in (left - box[0], low - box[1], box[2] - right, box[3] - high))
 
 
-def _reach(estimate: Estimate) -> Any:
+def _mistaken(box: Sequence[float], own: Sequence[float], others: Sequence[Sequence[float]]) -> float:
+    """How far a name is from its own mark, and whether it could be taken for that of another."""
+
+    def far(mark: Sequence[float]) -> float:
+        return math.hypot(
+            max(box[0] - mark[0], 0.0, mark[0] - box[2]), max(box[1] - mark[1], 0.0, mark[1] - box[3])
+        )  # fmt: skip
+
+    return far(own) + 8 * sum(max(0.0, 1.5 * far(own) - far(one)) for one in others)
+
+
+def reach(estimate: Estimate) -> Any:
     """The arms of an error bar; none where there is no interval."""
     if not (math.isfinite(estimate.low) and math.isfinite(estimate.high)):
         return None
     return [[max(0.0, estimate.value - estimate.low)], [max(0.0, estimate.high - estimate.value)]]
 
 
-def _bounds(estimates: Any) -> list[float]:
+def bounds(estimates: Iterable[Estimate]) -> list[float]:
+    """The finite values and ends of intervals, which an axis has to hold."""
     return [v for one in estimates for v in (one.low, one.value, one.high) if math.isfinite(v)]
 
 
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)
-
-
-def _interval(one: Estimate) -> str:
+def interval(one: Estimate) -> str:
+    """A value with its interval, for a pointer."""
     return f"{number(one.value, sign=True)} [{number(one.low, sign=True)}, {number(one.high, sign=True)}]"

@@ -1,0 +1,180 @@
+"""OSF: every stage decomposes the weights as it finds them, and moves them in their weakest directions alone."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from harness_mitigations.osf import Osf
+
+from harness import model as models
+from harness.contracts import Part, Stage
+from harness.model import subspaces
+
+IDS = torch.tensor([[5, 6, 7, 8]])
+STAGE = Stage("next", (Part("source", "domain"),))
+LAYERS = ["mlp.up_proj", "mlp.down_proj", "self_attn.q_proj", "self_attn.k_proj"]
+"""Tall, wide, square, and one with fewer outputs than inputs."""
+
+
+def osf(**options):
+    return Osf(**({"preserve": 0.5, "target": "all-linear"} | options))
+
+
+def weights(model):
+    """Layer -> the weight that it computes with."""
+    return {name: subspaces.weight(layer) for name, layer in models.subspace_layers(model).items()}
+
+
+def strongest(weight, count):
+    u, _, v = torch.linalg.svd(weight, full_matrices=False)
+    return u[:, :count], v[:count]
+
+
+def moved(model, scale=3.0):
+    """Train by hand: make the weakest direction of every layer the strongest by far, and turn it a little."""
+    with torch.no_grad():
+        for layer in models.subspace_layers(model).values():
+            u, s, _ = models.factors(layer)
+            s[-1] = scale * float(torch.linalg.matrix_norm(subspaces.weight(layer), 2))
+            u[:, -1] += 0.1 * u[:, 0]
+    return model
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_each_stage_keeps_the_strongest_directions_that_it_begins_with(name, run_stages, make_rows, tiny_model):
+    """Under AdamW with weight decay, in every stage: of the base in the first, of what the last stage left after."""
+    layer, seen = f"base_model.model.model.layers.0.{name}", []
+    stages = [make_rows(8), make_rows(8, 1), make_rows(8, 2)]
+    run_stages(
+        tiny_model,
+        {"osf": osf(preserve=0.25)},
+        stages,
+        watch=lambda _, model: seen.append(weights(model)[layer]),
+        weight_decay=0.1,
+        learning_rate=5e-2,
+    )
+    count, strays = min(seen[0].shape) // 4, []
+    for begun, ended in zip(seen[::2], seen[1::2], strict=True):
+        u, v = strongest(begun, count)
+        change = ended - begun
+        assert float(change.norm()) > 1e-2
+        assert float((u.T @ change).norm()) < 2e-5
+        assert float((change @ v.T).norm()) < 2e-5
+        base_u, _ = strongest(seen[0], count)
+        strays.append(float((base_u.T @ change).norm()))
+    assert max(strays[1:]) > 1e-3, "later stages hold other directions than the base's, or this test shows nothing"
+
+
+def test_a_stage_decomposes_what_the_stage_before_left_and_computes_the_same(tiny_model):
+    mitigation = osf()
+    model = moved(mitigation.model(tiny_model)).eval()
+    before, logits = weights(model), model(IDS).logits
+    mitigation.begin_stage(STAGE, model, {})
+    torch.testing.assert_close(model(IDS).logits, logits, rtol=1e-4, atol=1e-5)
+    for name, layer in models.subspace_layers(model).items():
+        torch.testing.assert_close(subspaces.weight(layer), before[name], rtol=1e-4, atol=1e-5)
+        u, v = strongest(before[name], layer.effective_rank["default"])
+        held_u, held_v = models.frozen(layer)
+        torch.testing.assert_close(held_u @ held_u.T, u @ u.T, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(held_v.T @ held_v, v.T @ v, rtol=1e-3, atol=1e-4)
+        low, *_ = models.factors(layer)
+        torch.testing.assert_close(low.T @ low, torch.eye(low.shape[1]), rtol=1e-4, atol=1e-5)
+
+
+def test_what_a_stage_made_strong_is_held_in_the_next(tiny_model):
+    """The direction that was made the strongest was free before and is frozen after."""
+    mitigation = osf()
+    model = moved(mitigation.model(tiny_model))
+    learned = {
+        name: models.factors(layer)[0][:, -1].detach().clone() for name, layer in models.subspace_layers(model).items()
+    }
+    mitigation.begin_stage(STAGE, model, {})
+    for name, layer in models.subspace_layers(model).items():
+        held, _ = models.frozen(layer)
+        direction = learned[name] / learned[name].norm()
+        assert float((held.T @ direction).norm()) > 0.99
+
+
+def test_a_weight_that_has_not_moved_is_not_decomposed_again(tiny_model, monkeypatch):
+    mitigation = osf()
+    model = mitigation.model(tiny_model)
+    monkeypatch.setattr(torch.linalg, "svd", lambda *_, **__: pytest.fail("nothing has moved"))
+    mitigation.begin_stage(STAGE, model, {})
+
+
+def test_the_base_model_stays_bit_for_bit_and_memory_bounded_however_many_stages(tiny_model):
+    before = copy.deepcopy(tiny_model).eval()(IDS).logits
+    mitigation = osf()
+    model = mitigation.model(tiny_model).eval()
+    parameters = {name: id(one) for name, one in model.named_parameters()}
+    for _ in range(4):
+        moved(model, 1.1)
+        logits = model(IDS).logits
+        mitigation.begin_stage(STAGE, model, {})
+        torch.testing.assert_close(model(IDS).logits, logits, rtol=1e-4, atol=1e-4)
+    with models.reference(model):
+        assert torch.equal(model(IDS).logits, before)
+    assert {name: id(one) for name, one in model.named_parameters()} == parameters
+    for layer in models.subspace_layers(model).values():
+        assert models.removed(layer)[0].shape[1] <= min(layer.in_features, layer.out_features)
+
+
+def test_little_that_is_free_is_taken_out_as_few_columns(tiny_model):
+    mitigation = osf(preserve=0.9)
+    model = moved(mitigation.model(tiny_model))
+    logits = model.eval()(IDS).logits
+    mitigation.begin_stage(STAGE, model, {})
+    torch.testing.assert_close(model(IDS).logits, logits, rtol=1e-4, atol=1e-4)
+    layer = model.get_submodule("base_model.model.model.layers.0.mlp.up_proj")
+    free = models.factors(layer)[0].shape[1]
+    assert models.removed(layer)[0].shape[1] == 3 * free < min(layer.in_features, layer.out_features)
+
+
+def test_no_precision_is_lost_in_16_bits_and_within_their_autocast(tiny_model):
+    base = copy.deepcopy(tiny_model).bfloat16()
+    mitigation = osf()
+    model = mitigation.model(base)
+    for layer in models.subspace_layers(model).values():
+        u, *_ = models.factors(layer)
+        assert u.dtype is torch.float32
+        torch.testing.assert_close(u.T @ u, torch.eye(u.shape[1]), rtol=1e-5, atol=1e-5)
+    moved(model)
+    before = weights(model)
+    with torch.autocast("cpu", torch.bfloat16):
+        mitigation.begin_stage(STAGE, model, {})
+    for name, after in weights(model).items():
+        torch.testing.assert_close(after, before[name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_saved_model_is_the_model_in_memory(dtype, tiny_model, tokenizer, tmp_path):
+    """Whole, without the adapter, in float32: a base of 16 bits would round what was learned away."""
+    from transformers import AutoModelForCausalLM
+
+    mitigation = osf()
+    model = moved(mitigation.model(tiny_model.to(dtype)))
+    mitigation.begin_stage(STAGE, model, {})
+    moved(model, 1.1)
+    models.save(model, tokenizer, tmp_path / "saved")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
+    assert loaded.dtype is torch.float32
+    assert loaded.lm_head.weight is loaded.model.embed_tokens.weight
+    expected = weights(model)
+    for name, weight in expected.items():
+        plain = name.removeprefix("base_model.model.")
+        assert torch.equal(loaded.get_submodule(plain).weight, weight)
+    assert len(expected) == 14
+    torch.testing.assert_close(loaded.eval()(IDS).logits, model.float().eval()(IDS).logits, rtol=1e-4, atol=1e-5)
+    assert model.config.dtype is not torch.float32 or dtype is torch.float32, "the model itself is left as it was"
+    assert not models.saves_adapter(model)
+
+
+def test_merged_in_the_middle_of_an_autocast_nothing_is_lost(tiny_model):
+    model = moved(osf().model(tiny_model))
+    expected = weights(model)
+    with torch.autocast("cpu", torch.bfloat16):
+        merged = models.merge(model)
+    for name, weight in expected.items():
+        torch.testing.assert_close(merged.get_submodule(name.removeprefix("base_model.model.")).weight, weight)
