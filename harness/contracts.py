@@ -1,7 +1,7 @@
 """The nouns that travel between rooms, and the base classes that plugins extend.
 
 Knows no room, and imports nothing heavy: types of torch and transformers stand here as names only.
-A value, once made, is frozen and handed on. `Mitigation`, the base class with the most verbs, has a file of its own.
+A value, once made, is frozen and handed on. `Mitigation` and `Metric`, base classes too, have files of their own.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
+from harness.metric import Metric as Metric
+from harness.metric import Reads as Reads
 from harness.mitigation import Mitigation as Mitigation
 from harness.results import Breach as Breach
 from harness.results import Evaluation as Evaluation
@@ -351,53 +353,3 @@ class Mode:
     def stages(self) -> tuple[Stage, ...]:
         """The stages in order. `Stage.train` holds only what differs from the spec's `train`."""
         raise NotImplementedError
-
-
-Reads = Literal["answer", "likelihood", "base", "choices", "text"]
-
-
-class Metric:
-    """A number drawn from a suite's items.
-
-    A metric gives one vector of statistics an item; the value over any set of items is `aggregate` of their sum.
-    That makes every metric, corpus metrics such as BLEU included, resample without being computed anew.
-    """
-
-    reads: ClassVar[Reads]
-    """What the model must do for it: `answer` the prompt; tell the `likelihood` of the reference response; compare
-    itself with the `base` model over that response; weigh the `choices` of a multiple-choice question; or foretell a
-    plain `text`, whole."""
-
-    higher_is_better: bool | None = True
-    """None: neither direction is better as such, as with a ratio of lengths."""
-
-    names: tuple[str, ...]
-    """The scores that it gives, e.g. `("rouge1", "rouge2", "rougeL")`."""
-
-    def signature(self) -> str:
-        """What the number means: tokeniser, version, options, in one line."""
-        raise NotImplementedError
-
-    def statistics(self, item: Item) -> dict[str, tuple[float, ...]]:
-        """Score name -> statistics of one item; the vectors of one score are equally long for every item."""
-        raise NotImplementedError
-
-    def aggregate(self, name: str, total: Sequence[float]) -> float:
-        """The score `name` of the items whose statistics sum to `total`."""
-        raise NotImplementedError
-
-    def is_ratio(self, name: str) -> bool:
-        """Whether the score is the first statistic's sum over the second's, up to a constant factor.
-
-        Its standard error and interval then have a closed form; without, they are resampled.
-        """
-        return False
-
-    def parsed(self, item: Item) -> bool:
-        """Whether what the metric looks for was found in the item's answer; what was not is scored, and counted."""
-        return True
-
-    def check(self) -> None:
-        """Raise HarnessError for what the metric needs and is not here, such as the folder of a model of its own.
-
-        Called before anything is trained; by default nothing is needed."""

@@ -47,6 +47,8 @@ class Registry:
     origins: dict[tuple[str, str], str] = field(default_factory=dict)
     broken: list[Broken] = field(default_factory=list)
     manager: pluggy.PluginManager = field(default_factory=lambda: pluggy.PluginManager("harness"))
+    silent: bool = False
+    """Whether listeners are told nothing: in a process that works beside the one that tells them."""
     _deaf: set[int] = field(default_factory=set)
 
     def add(self, kind: str, name: str, component: Component, distribution: str) -> None:
@@ -95,6 +97,8 @@ class Registry:
 
     def observe(self, event: Event) -> None:
         """Tell every listener. One that fails is named once and not called again; the run goes on."""
+        if self.silent:
+            return
         for implementation in self.manager.hook.harness_observe.get_hookimpls():
             if id(implementation.plugin) in self._deaf:
                 continue

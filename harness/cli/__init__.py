@@ -6,11 +6,16 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import os
+import signal
 import sys
+import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 
+from harness import ranks
 from harness.cli import commands
 from harness.errors import HarnessError
 from harness.legible import printable
@@ -19,10 +24,18 @@ Command = Callable[[argparse.Namespace], int]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command. Exit codes: 0 done, 1 a run failed, 2 bad input, 3 a gate was not passed, 130 interrupted."""
+    """Run one command. Exit codes: 0 done, 1 a run failed, 2 bad input, 3 a gate was not passed, 130 interrupted.
+
+    Of several processes that share a run the main one speaks and has these exit codes; the others end with 0 after it.
+    """
+    return _main(argv) if ranks.number() == 0 else _beside(argv)
+
+
+def _main(argv: Sequence[str] | None) -> int:
     arguments = _parser().parse_args(argv)
     command: Command = arguments.command
     try:
+        arguments.processes = _processes(command)
         code = command(arguments)
         sys.stdout.flush()  # here, so that a reader who has gone is noticed here
         return code
@@ -40,6 +53,35 @@ def main(argv: Sequence[str] | None = None) -> int:
         place, why = error.filename or "harness", error.strerror or error
         print(f"harness: {place}: cannot be written or read: {why}; free space or mend its rights", file=sys.stderr)
         return 1
+
+
+def _beside(argv: Sequence[str] | None) -> int:
+    """Take part in a run beside its main process, in silence.
+
+    Whatever is wrong before the processes know each other is wrong in the main one as well, which says it, and their
+    launcher ends this one. Only where that does not happen it is said here.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process is interrupted, and ends the others
+    said = io.StringIO()
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(said):
+        try:
+            code = _main(argv)
+        except SystemExit as ended:  # of argparse
+            code = int(ended.code or 0)
+    if code:
+        time.sleep(ranks.FAREWELL)
+        print(said.getvalue(), end="", file=sys.stderr)
+    return code
+
+
+def _processes(command: Command) -> int:
+    """How many processes share the command; every one but `run` is for one alone."""
+    if command is commands.run:
+        return ranks.launched()
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        what = f"harness {command.__name__} works in one process, and WORLD_SIZE is {os.environ['WORLD_SIZE']}"
+        raise HarnessError("torchrun", what, "start it without a launcher; only harness run shares its work")
+    return 1
 
 
 def _count(text: str) -> int:

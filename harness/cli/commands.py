@@ -62,16 +62,27 @@ def _walk(arguments: argparse.Namespace, spec: Any, found: Any, place: Path | No
         raise HarnessError(f"--arm {arguments.arms[0]}", "the spec has no arms", 'add some under "arms"')
     if arms is not None:
         _prove_arms(arguments, spec, found, arguments.arms)
+    from harness import ranks
+
+    with ranks.together(arguments.processes) as shared:
+        return _train(arguments, spec, found, place, shared)
+
+
+def _train(arguments: argparse.Namespace, spec: Any, found: Any, place: Path | None, ranks: Any) -> int:
+    """Run a spec, in the main process; the others take part in it and say nothing."""
     from harness import run as rooms
     from harness.console import Console
 
+    if not ranks.main:
+        rooms.follow(found, ranks)
+        return 0
     with Console.choose(quiet=arguments.quiet, json=arguments.json) as console:
         found.manager.register(console, name="console")
-        if arms is not None:
+        if spec.document["arms"] is not None:
             load = _loader(arguments, found)
-            made = rooms.experiment(spec, found, load, names=arguments.arms, place=place)
+            made = rooms.experiment(spec, found, load, names=arguments.arms, place=place, ranks=ranks)
             return _gated_arms(spec, made)
-        report = rooms.run(spec, found) if place is None else rooms.again(spec, found, place)
+        report = rooms.run(spec, found, ranks) if place is None else rooms.again(spec, found, place, ranks)
     return _gated(report.gate)
 
 

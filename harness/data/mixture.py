@@ -24,39 +24,40 @@ from harness.data.slots import Slots
 from harness.errors import HarnessError
 
 
-def lay(stage: Stage, pools: Mapping[str, Rows], seed: int) -> StageData:
+def lay(stage: Stage, pools: Mapping[str, Rows], seed: int, processes: int = 1) -> StageData:
     """The rows of a stage and their order, as its parts, shares and `train` say; the same for the same seed.
 
     pools: source -> its tokenised training rows, cut to `max_length`, for every part of the stage. Every epoch has the
     rows that `Mixture` draws, spread evenly (`batches.longest_stretch` is the bound on slots without a source).
     `steps` sets the number of slots exactly; a fraction of an epoch is rounded to whole slots, one in all at least,
     and holds every source in proportion, and every share as it was asked for (see `cuts`). Batches are cut from the
-    whole order, across the ends of epochs.
+    whole order, across the ends of epochs. processes: that share the training; an update takes batches of each.
     Raises HarnessError when a share would lie more than half a point of the mixture from the one asked for, in an epoch
     or, of a stage that ends within one, in all that it trains; the error says what is possible.
     """
     try:
-        return _laid(stage, pools, seed)
+        return _laid(stage, pools, seed, processes)
     except Missed as error:
-        raise error.told(lambda other: _fits(other, pools, seed)) from None
+        raise error.told(lambda other: _fits(other, pools, seed, processes)) from None
 
 
-def _fits(stage: Stage, pools: Mapping[str, Rows], seed: int) -> bool:
+def _fits(stage: Stage, pools: Mapping[str, Rows], seed: int, processes: int) -> bool:
     try:
-        _laid(stage, pools, seed)
+        _laid(stage, pools, seed, processes)
     except (Missed, HarnessError):
         return False
     return True
 
 
-def _laid(stage: Stage, pools: Mapping[str, Rows], seed: int) -> StageData:
+def _laid(stage: Stage, pools: Mapping[str, Rows], seed: int, processes: int) -> StageData:
     train = stage.train
     mixture = Mixture(stage, pools, seed)
     rows = Rows.join([pools[part.source] for part in stage.parts])
     source = np.repeat(np.arange(len(stage.parts)), [len(pools[part.source]) for part in stage.parts])
     by_unit: dict[Unit, NDArray[Any]] = {"tokens": rows.lengths, "loss_tokens": rows.loss_tokens}
     by_unit["rows"] = np.broadcast_to(np.int32(1), len(rows))
-    total = None if train["steps"] is None else train["steps"] * train["batch_size"] * train["accumulation"]
+    update = train["batch_size"] * train["accumulation"] * processes
+    total = None if train["steps"] is None else train["steps"] * update
     used = np.zeros(len(rows), dtype=bool)
     walked: list[Slots] = []
     ends: list[int] = []

@@ -114,6 +114,7 @@ def prepare(
     templates: Mapping[str, Template] = MappingProxyType({}),
     rejected: Path | None = None,
     cached: bool = True,
+    processes: int = 1,
     progress: Progress = silent,
 ) -> Prepared:
     """Read, split, prove, tokenise, mix and order the data of a plan.
@@ -123,6 +124,7 @@ def prepare(
     templates: suite -> its own template, for suites that have one. rejected: the folder that gets `<source>.jsonl` with
     every bad row of a source; None: they are only counted.
     cached: take tokens from the cache where nothing has changed, and keep them there.
+    processes: that share the training.
     Raises HarnessError for whatever a run must not begin with, with the rows or shares named.
     """
     folder, elsewhere = cache.place()
@@ -144,7 +146,10 @@ def prepare(
     references = _references(plan, suites, rendered_by, tokenizer, cached, progress)
     stages = tuple(
         lay(
-            stage, {one.source: tokenised[one.source][stage.train["max_length"]].rows for one in stage.parts}, plan.seed
+            stage,
+            {one.source: tokenised[one.source][stage.train["max_length"]].rows for one in stage.parts},
+            plan.seed,
+            processes,
         )
         for stage in plan.stages
     )

@@ -68,7 +68,7 @@ def swept(specs: Mapping[str, Mapping[str, Any]]) -> Swept | None:
 
 
 def component(key: str) -> str:
-    """The part of the spec that a key is a setting of: `mitigations.ewc` of `mitigations.ewc.strength`, of a stage too."""
+    """What a key is a setting of, in a stage too: `mitigations.ewc` of `mitigations.ewc.strength`."""
     stage = STAGE.match(key)
     start = stage.end() if stage else 0
     return key[:start] + ".".join(key[start:].split(".")[:2])

@@ -14,12 +14,14 @@ from harness import evaluate, model
 from harness.arms import Arm
 from harness.contracts import Evaluation, Event
 from harness.errors import HarnessError, raise_all
+from harness.ranks import ALONE, Ranks
 from harness.registry import Registry
 from harness.report import Report
 from harness.report.arms import Experiment
 from harness.report.files import listed
 from harness.run import closing, onward
 from harness.run import experiment as experiments
+from harness.run.facts import refuse_other_processes
 from harness.run.folder import RunFolder
 from harness.run.preparing import Prepared, find, prepare, progress_of
 from harness.run.single import walk
@@ -30,25 +32,27 @@ Load = Callable[[Sequence[str]], Spec]
 """The spec with more overrides, without its arms."""
 
 
-def run(spec: Spec, registry: Registry) -> Report:
+def run(spec: Spec, registry: Registry, ranks: Ranks = ALONE) -> Report:
     """Run a spec from its data to its report. The folder of the run stays, however the run ends.
+
+    ranks: the processes that train it together, of which this is the main one; the others `follow`.
 
     Raises HarnessError for bad input before the run's folder is made, RunError for what fails after.
     """
-    ready = prepare(spec, registry)
+    ready = prepare(spec, registry, ranks=ranks)
     found = find(spec, ready, registry)
     raise_all(found.failures)
     folder = RunFolder.new(spec.document["output"], spec.document["name"])
     with folder.locked():
-        return walk(spec, registry, ready, found, folder)
+        return walk(spec, registry, ready, found, folder, ranks=ranks)
 
 
-def again(spec: Spec, registry: Registry, place: Path) -> Report:
+def again(spec: Spec, registry: Registry, place: Path, ranks: Ranks = ALONE) -> Report:
     """Go on with a run that was broken off: what it finished is read, not done anew.
 
     spec: the run's own, from its folder. The result equals that of the run had it not been broken off, bit for bit on
     a CPU. Of a run that was killed after its report, what its end lacks is done (see `closing`). Raises HarnessError
-    when the run is finished, or when its data is no longer what it began with.
+    when the run is finished, or when its data or the number of processes is no longer what it began with.
     """
     folder = RunFolder(place)
     with folder.locked():
@@ -57,19 +61,27 @@ def again(spec: Spec, registry: Registry, place: Path) -> Report:
             if closed is None:
                 raise HarnessError(str(place), "the run is finished", "start another one, or look at its report")
             return closed
-        ready = prepare(spec, registry)
+        refuse_other_processes(folder, ranks.count)
+        ready = prepare(spec, registry, ranks=ranks)
         found = find(spec, ready, registry)
         raise_all(found.failures)
-        return walk(spec, registry, ready, found, folder, again=True)
+        return walk(spec, registry, ready, found, folder, again=True, ranks=ranks)
 
 
 def experiment(
-    spec: Spec, registry: Registry, load: Load, *, names: Sequence[str] = (), place: Path | None = None
+    spec: Spec,
+    registry: Registry,
+    load: Load,
+    *,
+    names: Sequence[str] = (),
+    place: Path | None = None,
+    ranks: Ranks = ALONE,
 ) -> Experiment:
     """Run the arms of a spec, or those of these names, and compare all that have a result.
 
     load: the spec anew with an arm's overrides. place: the folder of an experiment that is gone on with.
-    Every arm's spec and data are proven before the first one trains. Raises HarnessError and RunError as `run`.
+    Every arm's spec and data are proven before the first one trains. With several processes the first arm that fails is
+    the last one that runs: the others cannot know where it was. Raises HarnessError and RunError as `run`.
     """
     every = arms_of.expand(spec.document["arms"], spec.where(("arms",)))
     specs = [(arm, _spec_of(arm, load)) for arm in arms_of.chosen(every, names)]
@@ -79,8 +91,11 @@ def experiment(
         folder.write("spec.json", spec.document)
     else:
         folder = RunFolder(place)
+        for arm in every:
+            refuse_other_processes(RunFolder(place / "arms" / arm.name), ranks.count)
     with folder.locked():
-        return experiments.run_arms(spec, specs, registry, folder, _arm_runner(registry))
+        runner = _arm_runner(registry, ranks)
+        return experiments.run_arms(spec, specs, registry, folder, runner, alone=ranks.count == 1)
 
 
 def prove(specs: Sequence[tuple[Arm, Spec]], registry: Registry) -> None:
@@ -200,14 +215,14 @@ def _adapted(net: Any, folder: Path) -> Any:
         raise HarnessError(str(folder), what, "bring back the base model that the run began with") from error
 
 
-def _arm_runner(registry: Registry) -> experiments.RunArm:
+def _arm_runner(registry: Registry, ranks: Ranks) -> experiments.RunArm:
     def run_arm(arm: Arm, own: Spec, place: Path, again: bool, parent: str | None, shared: int) -> None:
-        ready = prepare(own, registry)
+        ready = prepare(own, registry, ranks=ranks)
         found = find(own, ready, registry)
         raise_all(found.failures)
         folder = RunFolder(place)
         with folder.locked():
             facts = {"name": arm.name, "changes": dict(arm.changes)}
-            walk(own, registry, ready, found, folder, again=again, arm=facts, parent=parent, shared=shared)
+            walk(own, registry, ready, found, folder, again=again, arm=facts, parent=parent, shared=shared, ranks=ranks)
 
     return run_arm

@@ -33,12 +33,19 @@ many of its first stages are to leave their ends for other arms."""
 
 
 def run_arms(
-    spec: Spec, specs: Sequence[tuple[Arm, Spec]], registry: Registry, folder: RunFolder, run: RunArm
+    spec: Spec,
+    specs: Sequence[tuple[Arm, Spec]],
+    registry: Registry,
+    folder: RunFolder,
+    run: RunArm,
+    *,
+    alone: bool = True,
 ) -> Experiment:
     """Run every arm that has no result yet, and compare all that have one.
 
     spec: with its arms. specs: each arm that is to run with the spec that it makes. An arm that fails is named in the
     comparison, and the next one runs. Raises RunError, after everything is saved, when an arm failed.
+    alone: False: several processes train, and an arm that fails ends them all at once.
     """
     every = arms_of.expand(spec.document["arms"], spec.where(("arms",)))
     tracker = ExperimentTracker(
@@ -50,7 +57,7 @@ def run_arms(
     )
     tracker.begin(spec.document, [arm.name for arm in every])
     try:
-        return _run_arms(spec, every, specs, registry, folder, run, tracker)
+        return _run_arms(spec, every, specs, registry, folder, run, tracker, alone)
     except BaseException as error:
         tracker.fail(error)
         raise
@@ -64,6 +71,7 @@ def _run_arms(
     folder: RunFolder,
     run: RunArm,
     tracker: ExperimentTracker,
+    alone: bool,
 ) -> Experiment:
     failed: dict[str, str] = {}
     plans = {arm.name: plan.make(own, registry) for arm, own in specs}
@@ -87,6 +95,8 @@ def _run_arms(
         try:
             run(arm, own, place, again, tracker.run_id, shared)
         except HarnessError as error:  # its spec and data were proven: what fails now is this arm's alone
+            if not alone:
+                raise
             failed[arm.name] = error.what
             registry.observe(Event("warning", data={"text": f"the arm {arm.name!r} failed: {error}"}))
             continue

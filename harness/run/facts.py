@@ -7,7 +7,9 @@ from typing import Any
 
 from harness import data, environment
 from harness.data import encode, histogram
+from harness.errors import HarnessError
 from harness.registry import Registry
+from harness.run.folder import RunFolder
 from harness.run.preparing import Prepared
 
 
@@ -32,15 +34,32 @@ def data_of(ready: Prepared, found: data.Findings) -> dict[str, Any]:
     }
 
 
-def environment_of(ready: Prepared, registry: Registry, spec: Path) -> dict[str, Any]:
-    """Packages, device, git state, and the digests of model and data: `environment.json`. spec: its file."""
+def environment_of(ready: Prepared, registry: Registry, spec: Path, processes: int) -> dict[str, Any]:
+    """Packages, device, git state, and the digests of model and data: `environment.json`.
+
+    spec: its file. processes: how many share the training.
+    """
     location = ready.location
     return {
         **environment.describe(registry, spec.resolve().parent),
+        "processes": processes,
         "model": {"path": location.path, "kind": location.kind, "digest": location.digest},
         "data": dict(ready.data.digests),
         "template": encode.fingerprint(ready.template, ready.tokenizer),
     }
+
+
+def refuse_other_processes(folder: RunFolder, count: int) -> None:
+    """Raise HarnessError when the run in `folder` was begun by another number of processes.
+
+    An update is made of a batch of each, so that it would be another one.
+    """
+    began = (folder.read("environment.json") or {"processes": count}).get("processes", 1)
+    if began != count:
+        again = f"-m harness run --resume {folder.path}"
+        hint = f"torchrun --standalone --nproc-per-node {began} {again}" if began > 1 else f"python {again}"
+        what = f"it was begun with {began} process(es), and this is one of {count}"
+        raise HarnessError(str(folder.path), what, f"go on with {hint}")
 
 
 def _lengths(ready: Prepared, source: str) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from harness import data, foreseen, model, plan
 from harness.contracts import Event, Metric, Plan, Progress, Template
 from harness.data import fingerprints
 from harness.errors import HarnessError, raise_all
+from harness.ranks import ALONE, Ranks
 from harness.registry import Registry
 from harness.spec import Spec
 
@@ -43,11 +44,12 @@ class Prepared:
         return max(int(stage.train["max_length"]) for stage in self.plan.stages)
 
 
-def prepare(spec: Spec, registry: Registry, *, mixed: bool = True) -> Prepared:
+def prepare(spec: Spec, registry: Registry, *, mixed: bool = True, ranks: Ranks = ALONE) -> Prepared:
     """Everything up to the proven data. Raises HarnessError for bad input.
 
     mixed: False, where nothing will be trained, leaves the shares out, so that rows can be looked at whose mixture
-    cannot be met. Every bad row of a source is written to `<output>/<name>-rejected/<source>.jsonl`.
+    cannot be met. ranks: the processes that share the training. Every bad row of a source is written to
+    `<output>/<name>-rejected/<source>.jsonl`, by the main one.
     """
     progress = progress_of(registry)
     planned = plan.make(spec, registry)
@@ -80,7 +82,8 @@ def prepare(spec: Spec, registry: Registry, *, mixed: bool = True) -> Prepared:
         tokenizer,
         also=plan.sources_named(spec, "mitigations"),
         templates=templates,
-        rejected=Path(spec.document["output"]) / f"{planned.name}-rejected",
+        rejected=Path(spec.document["output"]) / f"{planned.name}-rejected" if ranks.main else None,
+        processes=ranks.count,
         progress=progress,
     )
     _warn(registry, prepared.warnings)

@@ -1,33 +1,34 @@
 """One run, from its proven data to its report: the order of the rooms, and what is kept on the way.
 
 prepared → load → base evaluation → (train → evaluate) per stage → report. A run that is gone on with walks the same
-way again; what it finds done in its folder is read instead of done.
+way again; what it finds done in its folder is read instead of done. Of several processes the main one walks here, and
+those beside it in `following`.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from harness import data, evaluate, foreseen, model, report, train
-from harness.contracts import Evaluation, Event, Metric, Stage, Suite, silent
+from harness.contracts import Event
 from harness.data import encode, fingerprints
 from harness.errors import HarnessError, RunError
+from harness.ranks import ALONE, Ranks
 from harness.registry import Registry
-from harness.report import Earlier, Report, html, variants
-from harness.run import facts, onward, watching
+from harness.report import Report, html
+from harness.run import facts, watching
 from harness.run.chain import Chain
-from harness.run.folder import RunFolder, load_end, save_end
-from harness.run.preparing import Prepared, page, progress_of
+from harness.run.course import Course, states_of
+from harness.run.folder import RunFolder, save_end
+from harness.run.following import Task
+from harness.run.measuring import Measuring
+from harness.run.preparing import Prepared, page
 from harness.run.tracked import tracked
-from harness.seeds import derive
 from harness.spec import Spec
 from harness.track import Tracker
 
@@ -43,61 +44,59 @@ def walk(
     arm: Mapping[str, Any] | None = None,
     parent: str | None = None,
     shared: int = 0,
+    ranks: Ranks = ALONE,
 ) -> Report:
     """Run a prepared spec in its folder, tracked. The folder stays, however the run ends.
 
     again: go on with what the folder holds. arm: `name` and `changes` of an experiment's arm. parent: the MLflow id of
-    the experiment's run. shared: of how many stages the ends stay, for other arms. Raises HarnessError or RunError.
+    the experiment's run. shared: of how many stages the ends stay, for other arms. ranks: the processes that train it;
+    the others follow from here on. Raises HarnessError or RunError.
     """
     track, name = spec.document["track"], ready.plan.name
-    with tracked(track, name, registry, folder, again=again, parent=parent) as tracker:
-        return Walk(spec, registry, ready, found, folder, tracker, again, arm, shared).run()
+    with tracked(track, name, registry, folder, again=again, parent=parent, ranks=ranks) as tracker:
+        ranks.share(Task(spec, folder.path, again))
+        return Walk(spec, registry, ready, folder, ranks, again, found, tracker, arm, shared).run()
 
 
-@dataclass
-class Walk:
-    """A run under way. found: what the wording of its data gave away. again: whether it is gone on with."""
+class Walk(Course):
+    """A run under way, in the main process. found: what the wording of its data gave away."""
 
-    spec: Spec
-    registry: Registry
-    ready: Prepared
-    found: data.Findings
-    folder: RunFolder
-    tracker: Tracker
-    again: bool = False
-    arm: Mapping[str, Any] | None = None
-    shared: int = 0
-    started: float = field(default_factory=time.monotonic)
-    evaluations: list[tuple[Evaluation, ...]] = field(default_factory=list)
-    variants: list[dict[str, Any]] = field(default_factory=list)
-    scored: int = -1
-    """The last stage whose scores the folder holds from before."""
-    earlier: Earlier | None = None
-    """Of a run that goes on from another: what that one measured."""
-    untouched: Any = None
-    """A second copy of the base model, loaded when a metric needs it and the model cannot give it back."""
+    def __init__(
+        self,
+        spec: Spec,
+        registry: Registry,
+        ready: Prepared,
+        folder: RunFolder,
+        ranks: Ranks,
+        again: bool,
+        found: data.Findings,
+        tracker: Tracker,
+        arm: Mapping[str, Any] | None,
+        shared: int,
+    ) -> None:
+        super().__init__(spec, registry, ready, folder, ranks, again)
+        self.found, self.tracker, self.arm, self.shared = found, tracker, arm, shared
+        self.started = time.monotonic()
+        self.measuring = Measuring(spec, registry, ready, folder, self._load)
 
     def run(self) -> Report:
         """Walk all the way. Raises HarnessError or RunError; what was made stays."""
-        planned = self.ready.plan
         self._begin()
-        net = self._load()
-        train.seed_mitigations(planned.seed)
-        chain = Chain(net, planned, self.registry, self._policy())
-        self._evaluate(chain, 0)
-        for number in range(1, len(planned.stages) + 1):
-            self._stage(chain, number)
+        chain = self._chain()
+        self.measuring.stage(chain, 0)
+        for number in range(1, len(self.ready.plan.stages) + 1):
+            self._walk_stage(chain, number)
         return self._end(chain)
 
     # -- before and after ---------------------------------------------------------------------------------------------
 
     def _begin(self) -> None:
         planned = self.ready.plan
-        described = facts.environment_of(self.ready, self.registry, self.spec.file)
+        described = facts.environment_of(self.ready, self.registry, self.spec.file, self.ranks.count)
         found = facts.data_of(self.ready, self.found)
         if self.again:
             self._refuse_another_start(found, described)
-            self.scored = len((self.folder.read("scores.json") or {}).get("stages", ())) - 1
+            self.measuring.scored = len((self.folder.read("scores.json") or {}).get("stages", ())) - 1
         else:
             self.folder.write("spec.json", self.spec.document)
         self._keep_rejected()
@@ -116,19 +115,19 @@ class Walk:
         )
         made = report.make(
             planned,
-            self.evaluations,
+            self.measuring.evaluations,
             self.ready.metrics,
             seed=planned.seed,
             run=known,
             conditions=self.spec.document["gate"],
-            earlier=self.earlier,
+            earlier=self.measuring.earlier,
         )
         made.write(self.folder.path)  # a run with a report is finished
         page(self.registry, html.write, self.folder.path)
         for stage in planned.stages[self.shared :]:
             self.folder.drop(f"stages/{stage.name}/end")
         self._tell("run_finished", len(planned.stages), report=made, seconds=time.monotonic() - self.started)
-        evaluate.require([one for stage in self.evaluations for one in stage], since=1)
+        evaluate.require([one for stage in self.measuring.evaluations for one in stage], since=1)
         return made
 
     def _keep_rejected(self) -> None:
@@ -152,79 +151,49 @@ class Walk:
 
     # -- one stage ----------------------------------------------------------------------------------------------------
 
-    def _stage(self, chain: Chain, number: int) -> None:
+    def _walk_stage(self, chain: Chain, number: int) -> None:
         data = self.ready.data.stages[number - 1]
-        stage, precision = data.stage, self.ready.plan.train["precision"]
-        place = self.folder.stage(stage.name)
-        totals = self.folder.read(f"stages/{stage.name}/trained.json") if (place / "end").is_dir() else None
-        self._tell("stage_started", number, stage=stage, steps=data.steps(), again=totals is not None)
-        own = self._seed(number)
-        train.seed_mitigations(own)
-        with model.computation(chain.net, precision):
-            active = chain.enter(number, self.ready.data.rows)
-        if totals is not None:
-            trained = self._recall(place, chain, totals)
-            if not self.again:
-                self._retell(number, stage.name)
-        else:
-            resumed = train.latest_checkpoint(place / "checkpoints") if self.again else None
-            watch = self._watch(chain, number, data.steps(), resumed)
-            trained = train.train(
-                chain.net,
-                self.ready.tokenizer,
-                data,
-                active,
-                seed=self.ready.plan.seed,
-                folder=place,
-                progress=progress_of(self.registry),
-                on_step=self._step(number, stage.name, resumed),
-                resume=resumed,
-                check=watch,
-            )
-            if watch is not None:
-                for name, state in watch.finish(chain.net, trained.steps).items():
-                    active[name].load_state_dict(state)
-            train.seed_mitigations(own)
-            with model.computation(chain.net, precision):
-                chain.leave(number, data.rows)
-            self._keep(chain, trained, stage.name, number)
-            if watch is not None:
-                watch.clear()
-        self._evaluate(chain, number)
-        self._measure_variants(chain, number)
+        stage = data.stage
+        done = (self.folder.stage(stage.name) / "end").is_dir()
+        totals = self.folder.read(f"stages/{stage.name}/trained.json") if done else None
+        steps = data.steps(self.ranks.count)
+        self._tell("stage_started", number, stage=stage, steps=steps, again=totals is not None)
+        trained = self._stage(chain, number, totals)
+        if totals is not None and not self.again:
+            self._retell(number, stage.name)
+        self.measuring.stage(chain, number)
+        self.measuring.variants(chain, number)
         self._tell("stage_finished", number, stage=stage, trained=trained, folder=str(self.folder.path))
 
-    def _seed(self, number: int) -> int:
-        """Of what the mitigations of a stage draw: a second adapter does not start where the first one did."""
-        seed = self.ready.plan.seed
-        return (
-            seed
-            if number == 1 and self._policy() is None
-            else derive(seed, "stage", self.ready.plan.stages[number - 1].name)
-        )
+    def _conclude(
+        self, chain: Chain, number: int, trained: train.Trained, watch: watching.Watch | None
+    ) -> train.Trained:
+        """Let the mitigations learn from the stage, and keep what it came to."""
+        data = self.ready.data.stages[number - 1]
+        if watch is not None:
+            for name, state in watch.finish(chain.net, trained.steps).items():
+                chain.active[name].load_state_dict(state)
+        train.seed_mitigations(self._seed(number))
+        with self._computation(chain):
+            chain.leave(number, data.rows)
+        totals = self._keep(chain, trained, data.stage.name, number)
+        if watch is not None:
+            watch.clear()
+        self.ranks.share(totals)
+        self.ranks.meet()  # the others have read it
+        return trained
 
-    def _recall(self, place: Path, chain: Chain, totals: Mapping[str, Any]) -> train.Trained:
-        """What a stage that was trained before came to, the model and its mitigations with it."""
-        states = load_end(place / "end", chain.net)
-        if states.keys() != chain.active.keys() or totals.keys() != {"steps", "loss", "seconds", "tokens"}:
-            what = "it was written with other mitigations, or by another version"
-            raise RunError(str(place / "end"), what, "take this folder away, and the stage is trained again")
-        for name, state in states.items():
-            chain.active[name].load_state_dict(state)
-        return train.Trained(**{**totals, "loss": float("nan") if totals["loss"] is None else totals["loss"]}, log=())
-
-    def _watch(self, chain: Chain, number: int, steps: int, resumed: Path | None) -> watching.Watch | None:
-        """What evaluates the stage on its way; None where that is not asked for."""
-        stage: Stage = self.ready.data.stages[number - 1].stage
-        if stage.train["evaluate_steps"] is None:
+    def _watch(self, chain: Chain, number: int, resumed: Path | None) -> watching.Watch | None:
+        data = self.ready.data.stages[number - 1]
+        if data.stage.train["evaluate_steps"] is None:
             return None
-        suites, metrics = foreseen.within(stage, self.ready.plan.suites, self.ready.metrics)
+        suites, metrics = foreseen.within(data.stage, self.ready.plan.suites, self.ready.metrics)
         return watching.Watch(
-            stage,
-            steps,
+            data.stage,
+            data.steps(self.ranks.count),
             self.folder,
-            lambda: self._measured(chain, number, None, suites, metrics),
-            self.evaluations[0],
+            lambda: self.measuring.now(chain, number, None, suites, metrics),
+            self.measuring.evaluations[0],
             watching.keeper(chain.net, chain.active),
             lambda kind, **facts: self._tell(kind, number, **facts),
             int(resumed.name.rpartition("-")[2]) if resumed is not None else 0,
@@ -244,110 +213,21 @@ class Walk:
             whole = [line for line in file.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
             file.write_text("".join(one for one in whole if json.loads(one)["step"] <= last), encoding="utf-8")
 
-    def _keep(self, chain: Chain, trained: train.Trained, name: str, number: int) -> None:
-        """Keep what later stages, and people, need of this one."""
+    def _keep(self, chain: Chain, trained: train.Trained, name: str, number: int) -> dict[str, Any]:
+        """Keep what later stages, people, and other processes need of this one; gives what is in its totals."""
         totals = {"steps": trained.steps, "loss": trained.loss, "seconds": trained.seconds, "tokens": trained.tokens}
-        states = {key: one.state_dict() for key, one in chain.active.items()}
         try:
-            save_end(self.folder.stage(name) / "end", chain.net, states)
-        except RunError as error:  # all that the run needs is in memory still
+            save_end(self.folder.stage(name) / "end", chain.net, states_of(chain))
+        except RunError as error:  # all that the run needs is in memory still, if it is in no other process
+            if self.ranks.count > 1:
+                raise
             text = f"{error}; the run goes on, and trains this stage again if it is broken off and resumed"
             self.registry.observe(Event("warning", data={"text": text}))
         # An adapter whose base has earlier ones merged into it would be loaded onto the wrong weights.
         if number < len(self.ready.plan.stages) and model.saves_adapter(chain.net) and not chain.merged:
             model.save(chain.net, self.ready.tokenizer, self.folder.stage(name) / "model")
         self.folder.write(f"stages/{name}/trained.json", totals)
-
-    def _evaluate(self, chain: Chain, number: int) -> None:
-        found = self._measured(chain, number, "predictions")
-        self.evaluations.append(found)
-        self._tell("evaluated", number, evaluations=found)
-        if number == 0 and self.ready.location.kind == "run":
-            run = Path(self.ready.location.path).parent
-            self.earlier, told = onward.carry(run, found, self.spec.document["output"])
-            for text in told:
-                self._tell("warning", text=text)
-        before = len(self.earlier.stages) if self.earlier is not None else 0
-        if number < self.scored - before:  # a run that is gone on with may stop again before it is where it was
-            return
-        names, evaluations = [one.name for one in self.ready.plan.stages], tuple(self.evaluations)
-        if self.earlier is None:
-            report.write_scores(evaluations, ["base", *names], self.folder.path)
-        else:
-            report.write_scores(self.earlier.joined(evaluations), self.earlier.named(names), self.folder.path)
-
-    def _measure_variants(self, chain: Chain, number: int) -> None:
-        """Measure the other weights that the stage's mitigations offer, e.g. a sweep between two models."""
-        for mitigation, variant in chain.variants():
-            found = self._measured(chain, number, f"predictions/variants/{mitigation}-{variant}")
-            known = self.evaluations if self.earlier is None else self.earlier.joined(self.evaluations)
-            scores = variants.scored(found, known, self.ready.metrics, seed=self.ready.plan.seed)
-            stage = self.ready.plan.stages[number - 1].name
-            self.variants.append({"stage": stage, "mitigation": mitigation, "variant": variant, "scores": scores})
-            self._tell("variant", number, mitigation=mitigation, variant=variant, evaluations=found)
-            self.folder.write("variants.json", {"variants": self.variants})
-
-    def _measured(
-        self,
-        chain: Chain,
-        number: int,
-        folder: str | None,
-        suites: Sequence[Suite] | None = None,
-        metrics: Mapping[str, Mapping[str, Metric]] | None = None,
-    ) -> tuple[Evaluation, ...]:
-        """folder: None: in the midst of a stage, of which nothing is kept and no phase is told."""
-        planned = self.ready.plan
-        # Without the adapter that is to be trained, the base model's answers are those of every other arm.
-        began = number == 0 and self._policy() is None
-        untrained = model.base(chain.net) if began else contextlib.nullcontext()
-        with untrained, model.computation(chain.net, planned.train["precision"]):
-            return evaluate.evaluate(
-                chain.net,
-                self.ready.tokenizer,
-                self.ready.template,
-                planned.suites if suites is None else suites,
-                self.ready.data.suites,
-                self.ready.metrics if metrics is None else metrics,
-                stage=number,
-                seed=planned.seed,
-                max_length=self.ready.longest,
-                templates=self.ready.templates,
-                folder=None if folder is None else self.folder.path / folder,
-                base=self._base(chain) if number or self._policy() else None,
-                progress=silent if folder is None else progress_of(self.registry),
-            )
-
-    def _base(self, chain: Chain) -> Callable[[], AbstractContextManager[Any]] | None:
-        """How to have the base model, for metrics that read it; None where there are none."""
-        if not any(one.reads == "base" for suite in self.ready.metrics.values() for one in suite.values()):
-            return None
-        location = self._first()
-        if (
-            model.is_adapted(chain.net)
-            and not chain.merged
-            and (self._policy() is None or model.digest(chain.net) == location.digest)
-        ):
-            return lambda: model.base(chain.net)
-        if self.untouched is None:
-            self.untouched = self._load(location)
-        return lambda: contextlib.nullcontext(self.untouched)
-
-    def _policy(self) -> str | None:
-        return onward.policy(self.spec, self.ready.location, self.ready.plan.stages[0].adapter)
-
-    def _first(self) -> model.Location:
-        """The model that all training began with, that of earlier runs included."""
-        own, output = self.ready.plan.model, self.spec.document["output"]
-        return onward.first(self.ready.location, own, output, progress_of(self.registry))
-
-    def _load(self, location: model.Location | None = None) -> Any:
-        planned = self.ready.plan
-        return model.load(
-            location or self.ready.location,
-            planned.model,
-            precision=planned.train["precision"],
-            progress=progress_of(self.registry),
-        )
+        return totals
 
     def _step(self, number: int, name: str, resumed: Path | None) -> Callable[[int, Mapping[str, float]], None]:
         """Writes each logged update to the run's folder, whatever the tracker does, and tells the listeners.

@@ -11,7 +11,7 @@ from harness.train.checkpoint import load_states, load_weights, save_states
 from harness.train.collate import IGNORED, Collator
 from harness.train.loss import summed_nll, targets, trained, trained_logits
 from harness.train.separation import prove_separate
-from harness.train.stage import Trained, seed_mitigations, train
+from harness.train.stage import Trained, seed_mitigations, train, unheard
 
 __all__ = [
     "IGNORED",
@@ -28,4 +28,5 @@ __all__ = [
     "train",
     "trained",
     "trained_logits",
+    "unheard",
 ]

@@ -1,0 +1,9 @@
+"""`python -m harness`: the same as the command `harness`; what `torchrun -m harness` starts."""
+
+from __future__ import annotations
+
+import sys
+
+from harness.cli import main
+
+sys.exit(main())

@@ -1,0 +1,74 @@
+"""One process among those that share a run, and how it comes by what the main one knows."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+class Ranks:
+    """This process among those that share the run. number: its own, from 0. count: how many there are.
+
+    leaving: what this process does before it is ended from without, called with the reason in one line.
+    """
+
+    def __init__(self, number: int = 0, count: int = 1, group: Any = None) -> None:
+        self.number, self.count, self._group = number, count, group
+        self.leaving: list[Callable[[str], None]] = []
+        self.ending = threading.Event()
+        """Set when this process is about to end by itself."""
+        self.leave = threading.Lock()
+        """Held by whoever ends this process from without."""
+
+    @property
+    def main(self) -> bool:
+        """Whether this is the one that writes, measures and speaks."""
+        return self.number == 0
+
+    def share(self, value: T) -> T:
+        """The value that the main process gives, in every process; the others wait for it as long as it takes."""
+        if self.count == 1:
+            return value
+        from torch import distributed
+
+        held = [value]
+        distributed.broadcast_object_list(held, src=0, group=self._group)
+        return held[0]
+
+    def meet(self) -> None:
+        """Wait until every process has come here."""
+        if self.count > 1:
+            from torch import distributed
+
+            distributed.barrier(group=self._group)
+
+    @contextmanager
+    def main_first(self) -> Iterator[None]:
+        """Within it the main process goes before the others, which find in caches what it put there."""
+        if not self.main:
+            self.share(None)
+        yield
+        if self.main:
+            self.share(None)
+
+    def end(self) -> None:
+        """This process is about to end by itself. Does not return where it is being ended from without."""
+        with self.leave:
+            self.ending.set()
+
+    @contextmanager
+    def on_leaving(self, callback: Callable[[str], None]) -> Iterator[None]:
+        """Within it, `callback` is called before this process is ended from without."""
+        self.leaving.append(callback)
+        try:
+            yield
+        finally:
+            self.leaving.remove(callback)
+
+
+ALONE = Ranks()
+"""A run in one process, which shares nothing."""

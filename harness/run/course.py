@@ -1,0 +1,150 @@
+"""The model on its way through the stages, as every process that shares the run takes it.
+
+Knows the order within a stage, and what the processes do there at the same time. What is measured, kept and told of it
+`single` knows, in the main process; `following` is for those beside it.
+"""
+
+from __future__ import annotations
+
+import shutil
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+from harness import model, train
+from harness.errors import RunError
+from harness.ranks import Ranks
+from harness.registry import Registry
+from harness.run import onward, watching
+from harness.run.chain import Chain
+from harness.run.folder import RunFolder, load_end, save_end
+from harness.run.preparing import Prepared, progress_of
+from harness.seeds import derive
+from harness.spec import Spec
+
+
+class Course(ABC):
+    """One process's way through the stages of a run. again: whether the run is gone on with."""
+
+    def __init__(
+        self, spec: Spec, registry: Registry, ready: Prepared, folder: RunFolder, ranks: Ranks, again: bool
+    ) -> None:
+        self.spec, self.registry, self.ready = spec, registry, ready
+        self.folder, self.ranks, self.again = folder, ranks, again
+
+    def _chain(self) -> Chain:
+        """The model with its mitigations, before its first stage."""
+        planned = self.ready.plan
+        with self.ranks.main_first():  # what is downloaded or converted is so once
+            net = self._load()
+        train.seed_mitigations(planned.seed)
+        return Chain(net, planned, self.registry, self._policy())
+
+    def _stage(self, chain: Chain, number: int, totals: Mapping[str, Any] | None) -> train.Trained:
+        """Take the model through a stage. number: from 1. totals: what it came to, where it was trained before."""
+        data = self.ready.data.stages[number - 1]
+        place = self.folder.stage(data.stage.name)
+        totals = self.ranks.share(totals)
+        train.seed_mitigations(self._seed(number))
+        with self.ranks.main_first(), self._computation(chain):  # the others find the Fisher in the cache
+            active = chain.enter(number, self.ready.data.rows)
+        if totals is not None:
+            return self._recall(place, chain, totals)
+        self._begin_alike(place, chain)
+        resumed = self.ranks.share(train.latest_checkpoint(place / "checkpoints") if self.again else None)
+        watch = self._watch(chain, number, resumed)
+
+        def over(step: int) -> bool:
+            return self.ranks.share(watch is not None and watch(step))
+
+        trained = train.train(
+            chain.net,
+            self.ready.tokenizer,
+            data,
+            active,
+            seed=self.ready.plan.seed,
+            folder=place,
+            progress=progress_of(self.registry),
+            on_step=self._step(number, data.stage.name, resumed),
+            resume=resumed,
+            check=over if data.stage.train["evaluate_steps"] is not None else None,
+        )
+        return self._conclude(chain, number, trained, watch)
+
+    # -- what the main process and the others do in their own ways -----------------------------------------------------
+
+    @abstractmethod
+    def _watch(self, chain: Chain, number: int, resumed: Path | None) -> watching.Watch | None:
+        """What evaluates the stage on its way; None where that is not asked for, or not done here."""
+
+    @abstractmethod
+    def _step(self, number: int, name: str, resumed: Path | None) -> Callable[[int, Mapping[str, float]], None]:
+        """What hears of each logged update."""
+
+    @abstractmethod
+    def _conclude(
+        self, chain: Chain, number: int, trained: train.Trained, watch: watching.Watch | None
+    ) -> train.Trained:
+        """Bring model and mitigations to the stage's end."""
+
+    # -- within a stage -----------------------------------------------------------------------------------------------
+
+    def _begin_alike(self, place: Path, chain: Chain) -> None:
+        """Give every process the weights and states that the main one begins the stage with.
+
+        They were computed alike, but devices of one kind may still round otherwise, and what the mitigations add to
+        the gradients is not averaged as these are.
+        """
+        if self.ranks.count == 1:
+            return
+        begun = place / "begun"
+        if self.ranks.main:
+            save_end(begun, chain.net, states_of(chain))
+        self.ranks.meet()
+        if not self.ranks.main:
+            for name, state in load_end(begun, chain.net).items():
+                chain.active[name].load_state_dict(state)
+        self.ranks.meet()
+        if self.ranks.main:
+            shutil.rmtree(begun)
+
+    def _recall(self, place: Path, chain: Chain, totals: Mapping[str, Any]) -> train.Trained:
+        """What a stage that was trained before came to, the model and its mitigations with it."""
+        states = load_end(place / "end", chain.net)
+        if states.keys() != chain.active.keys() or totals.keys() != {"steps", "loss", "seconds", "tokens"}:
+            what = "it was written with other mitigations, or by another version"
+            raise RunError(str(place / "end"), what, "take this folder away, and the stage is trained again")
+        for name, state in states.items():
+            chain.active[name].load_state_dict(state)
+        return train.Trained(**{**totals, "loss": float("nan") if totals["loss"] is None else totals["loss"]}, log=())
+
+    def _seed(self, number: int) -> int:
+        """Of what the mitigations of a stage draw: a second adapter does not start where the first one did."""
+        seed = self.ready.plan.seed
+        return (
+            seed
+            if number == 1 and self._policy() is None
+            else derive(seed, "stage", self.ready.plan.stages[number - 1].name)
+        )
+
+    def _policy(self) -> str | None:
+        return onward.policy(self.spec, self.ready.location, self.ready.plan.stages[0].adapter)
+
+    def _computation(self, chain: Chain) -> AbstractContextManager[Any]:
+        return model.computation(chain.net, self.ready.plan.train["precision"])
+
+    def _load(self, location: model.Location | None = None) -> Any:
+        planned = self.ready.plan
+        return model.load(
+            location or self.ready.location,
+            planned.model,
+            precision=planned.train["precision"],
+            progress=progress_of(self.registry),
+        )
+
+
+def states_of(chain: Chain) -> dict[str, Mapping[str, Any]]:
+    """The states of the mitigations that are at work."""
+    return {name: one.state_dict() for name, one in chain.active.items()}
