@@ -28,8 +28,8 @@ def tracked(
     """Within it events go to the run's tracker too. What breaks the run off is told before it is raised.
 
     settings: the spec's `track`. again: whether the folder's run is gone on with. parent: the MLflow id of the
-    experiment's run. ranks: the processes that share the run, which end with it. Raises RunError where a file of the run
-    cannot be written or read.
+    experiment's run. ranks: the processes that share the run, and end with it. Raises RunError where a file of the
+    run cannot be written or read.
     """
     tracker = Tracker(
         settings,
