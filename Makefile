@@ -12,7 +12,7 @@ test: $(VENV)/.installed ## the default tests
 	$(BIN)/python -m pytest -n 2 -m "not slow and not gpu"
 
 slow: $(VENV)/.installed ## the tests that take longer, with the real small model
-	$(BIN)/python -m pytest -m "slow and not gpu"
+	$(BIN)/python -m pytest -n 2 -m "slow and not gpu"
 
 oracle: $(VENV)/.installed ## the comparisons with independent implementations; none may be skipped
 	.ci/oracle
