@@ -89,8 +89,12 @@ def advise(
     as_good = [one for one in learned if one.gain.high >= best.gain.low]
     first = min(as_good, key=lambda one: one.forgotten.value)
     gap = more or apart
+    if all(one.forgotten.high < 0 for one in as_good):
+        headline = f"no arm that gains about as much as the best forgets in {lost}; {first.arm!r} ends best in it"
+    else:
+        headline = f"of the arms that gain about as much as the best, {first.arm!r} forgets least in {lost}"
     made = Advice(
-        f"of the arms that gain about as much as the best, {first.arm!r} forgets least in {lost}",
+        headline,
         note,
         _cost(first.forgotten),
         # An interval that is no number tells nothing apart.
@@ -118,6 +122,8 @@ def _digits(value: float) -> str:
 def enough(made: Advice, points: Sequence[Point], lost: str, swept: Swept, more: More) -> Advice:
     """The advice with the smallest value whose forgetting cannot be told from the least, and how far that goes.
 
+    Where nothing is forgotten with any of them the smallest is enough, and it is said what more of it is good for.
+
     points: those to choose from, each with a value, one at least. A value with several arms (seeds) is enough when
     every one of them cannot be told from the arm that forgets least.
     """
@@ -143,7 +149,23 @@ def enough(made: Advice, points: Sequence[Point], lost: str, swept: Swept, more:
             f"{number(gap.value)} [{number(gap.low, sign=True)}, {number(gap.high, sign=True)}] more than "
             f"{swept.shown(least)}"
         )
+    if all(one.forgotten.high < 0 for one in points):
+        said, value = _unneeded(lost, swept, sorted(by_value), value, least)
     seeds = min(len(arms) for arms in by_value.values())
     runs = "one training run" if seeds == 1 else f"{seeds} training runs"
     rests = f"That rests on {runs} a value; the intervals are over the items alone"
     return replace(made, enough=said, rests=rests, value=value)
+
+
+def _unneeded(lost: str, swept: Swept, values: Sequence[float], alike: float, least: float) -> tuple[str, float]:
+    """What is said where nothing is forgotten, and the value that is enough: the smallest.
+
+    values: ascending. least: with which it ends best; alike: the smallest that cannot be told from it.
+    """
+    said = f"Nothing is forgotten in {lost} with any {swept.key}: it got better even with {swept.shown(values[0])}"
+    if alike == values[0]:
+        return f"{said}, and no other ends beyond doubt better", values[0]
+    if alike == least:
+        return f"{said}; it ends best with {swept.shown(least)}, beyond doubt better than with less", values[0]
+    best = f"; it ends best with {swept.shown(least)}, from which {swept.shown(alike)} cannot be told"
+    return said + best, values[0]

@@ -186,6 +186,26 @@ def test_no_general_data_may_be_enough_and_a_value_needs_all_its_seeds() -> None
     assert "rests on 2 training runs a value" in told
 
 
+@pytest.mark.parametrize(
+    ("losses", "ends"),
+    [
+        ({"a": -0.17, "c": -0.21, "e": -0.37}, "it ends best with 25 %, beyond doubt better than with less"),
+        ({"a": -0.17, "d": -0.36, "e": -0.37}, "it ends best with 25 %, from which 10 % cannot be told"),
+        ({"a": -0.36, "d": -0.35, "e": -0.37}, "and no other ends beyond doubt better"),
+    ],
+)
+def test_where_nothing_is_forgotten_no_more_of_it_is_called_needed(losses, ends) -> None:
+    points = swept_points(**{arm: (value, 0.03) for arm, value in losses.items()})
+    found = arms.advise(points, "desk/nll", "chat/nll", SHARES)
+    assert found.value == 0.0
+    assert found.headline == "no arm that gains about as much as the best forgets in chat/nll; 'e' ends best in it"
+    begin = "Nothing is forgotten in chat/nll with any mitigations.mixing.share: it got better even with 0 %"
+    assert found.enough.startswith(begin)
+    assert found.enough.endswith(ends)
+    one = [points[0], *swept_points(d=(0.01, 0.03))]
+    assert "forgets least" in arms.advise(one, "desk/nll", "chat/nll", SHARES).headline
+
+
 def test_an_arm_that_gains_too_little_is_no_value_to_choose() -> None:
     points = swept_points(b=(0.2, 0.05), c=(0.1, 0.02))
     idle = Point("a", Estimate(0.01, 0.01, -0.01, 0.03, 50), Estimate(0.0, 0.001, 0.0, 0.0, 50), None, True)
