@@ -213,7 +213,7 @@ class Console:
         if self._whole:
             line.append("".join(f"\n  {one_line(row)}" for row in rows), "yellow")
         elif rows:
-            line.append("; which: data.json in the run's folder", "dim")
+            line.append("; which: data.json in the run's folder, or harness check", "dim")
         if self.mode == "terminal" and self._errors.isatty():
             # Above the bars; written past them it would break them up.
             self._rich.print(line)

@@ -348,7 +348,7 @@ def test_a_warning_comes_once_and_the_rows_that_it_is_about_stay_in_the_folder()
             tell(console, "warning", text="2 rows are odd", rows=["a:1", "a:2"])
             tell(console, "warning", text="mind the gap")
     assert errors.getvalue().splitlines() == [
-        "warning: 2 rows are odd; which: data.json in the run's folder",
+        "warning: 2 rows are odd; which: data.json in the run's folder, or harness check",
         "warning: mind the gap",
     ]
 

@@ -154,7 +154,7 @@ def test_what_is_said_of_arms_is_said_once(desk, arms, capsys):
     assert "warning: arm short: train.max_length is 48; usual is 2048 to 4096" in warnings
     assert any(line.startswith("warning: arms naive, lora: train.max_length is 64") for line in warnings)
     (prompts,) = (line for line in warnings if "prompts stand in training" in line)
-    assert prompts.endswith("in whole or for the most part; which: data.json in the run's folder")
+    assert prompts.endswith("in whole or for the most part; which: data.json in the run's folder, or harness check")
     assert max(map(len, warnings)) < 200
     place = desk.newest()
     for arm in ("naive", "lora", "short"):

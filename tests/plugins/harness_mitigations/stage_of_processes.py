@@ -2,8 +2,8 @@
 
     python stage_of_processes.py FOLDER BATCH_SIZE
 
-Writes, by what holds the weights (a coupling of EWC's, or KL), the weights, the log and the weights of the resumed stage
-to FOLDER/result.pt.
+Writes, by what holds the weights (a coupling of EWC's, or KL), the weights, the log and the resumed stage's weights to
+FOLDER/result.pt.
 """
 
 from __future__ import annotations
