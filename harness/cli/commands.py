@@ -76,7 +76,10 @@ def _train(arguments: argparse.Namespace, spec: Any, found: Any, place: Path | N
     if not ranks.main:
         rooms.follow(found, ranks)
         return 0
-    with Console.choose(quiet=arguments.quiet, json=arguments.json) as console:
+    with (
+        Console.choose(quiet=arguments.quiet, json=arguments.json) as console,
+        ranks.on_leaving(lambda _: console.close()),
+    ):
         found.manager.register(console, name="console")
         if spec.document["arms"] is not None:
             load = _loader(arguments, found)

@@ -63,6 +63,8 @@ class Console:
         self._arm: Mapping[str, Any] | None = None
         self._notices = Notices(self._warn)
         self._shown: dict[str, str] = {}  # what was said of an arm's data -> that arm
+        self._given = False  # the one document of `json`
+        self._failure: Mapping[str, Any] | None = None  # of an arm: the document, if none of the experiment comes
 
     @classmethod
     def choose(cls, *, quiet: bool = False, json: bool = False, whole: bool = False) -> Console:
@@ -87,6 +89,8 @@ class Console:
         """Leave the terminal as it was. May be called more than once."""
         self._phases.break_off()
         self._notices.tell()
+        if self._failure is not None:
+            self._document(self._failure)
 
     @hookimpl
     def harness_observe(self, event: Event) -> None:
@@ -146,6 +150,7 @@ class Console:
         self._notices.tell()
 
     def _arm_started(self, stage: int, data: Mapping[str, Any]) -> None:
+        self._arm = {"name": data["arm"]}
         self._phases.brief = True  # it was prepared before, and is again, from what is kept of that
         self._print(Text())
         self._print(words.arm_start(data))
@@ -189,7 +194,11 @@ class Console:
     def _run_failed(self, stage: int, data: Mapping[str, Any]) -> None:
         # The error itself is said once, by the command that it ends.
         if self.mode == "json":
-            self._document({"error": str(data["error"]), "folder": data.get("folder")})
+            failure = {"error": str(data["error"]), "folder": data.get("folder")}
+            if self._arm is None:
+                self._document(failure)
+            else:
+                self._failure = self._failure or failure
         elif data.get("folder"):
             self._print(Text(f"stopped; what was made stays in {one_line(str(data['folder']))}", style="yellow"))
 
@@ -204,7 +213,7 @@ class Console:
         if self._whole:
             line.append("".join(f"\n  {one_line(row)}" for row in rows), "yellow")
         elif rows:
-            line.append("; which: data.json in the run's folder", "dim")
+            line.append("; which: data.json in the run's folder, or harness check", "dim")
         if self.mode == "terminal" and self._errors.isatty():
             # Above the bars; written past them it would break them up.
             self._rich.print(line)
@@ -212,6 +221,9 @@ class Console:
             RichConsole(file=self._errors, highlight=False, soft_wrap=True).print(line)
 
     def _document(self, value: Mapping[str, Any]) -> None:
+        if self._given:  # a finished run whose scores break a limit has its report, and the command says the rest
+            return
+        self._given = True
         # ASCII: a reader in any encoding gets the same document.
         self._file.write(json_module.dumps(value, indent=2) + "\n")
         self._file.flush()

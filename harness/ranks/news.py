@@ -90,7 +90,7 @@ class News:
         with self._ranks.leave:
             if self._ranks.ending.is_set():
                 return
-            for callback in self._ranks.leaving:
+            for callback in reversed(self._ranks.leaving):
                 with contextlib.suppress(Exception):
                     callback(str(error))
             said = [found["traceback"], *(f"harness: {line}\n" for line in error.lines())]
@@ -101,7 +101,7 @@ class News:
     def _go(self) -> None:
         """End a process beside the main one."""
         with self._ranks.leave:
-            for callback in self._ranks.leaving:
+            for callback in reversed(self._ranks.leaving):
                 with contextlib.suppress(Exception):
                     callback("the main process has ended")
             with contextlib.suppress(Exception):

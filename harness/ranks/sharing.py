@@ -13,7 +13,8 @@ T = TypeVar("T")
 class Ranks:
     """This process among those that share the run. number: its own, from 0. count: how many there are.
 
-    leaving: what this process does before it is ended from without, called with the reason in one line.
+    leaving: what this process does before it is ended from without, the last one first, as when it ends by itself; each
+    is called with the reason in one line.
     """
 
     def __init__(self, number: int = 0, count: int = 1, group: Any = None) -> None:

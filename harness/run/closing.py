@@ -45,7 +45,8 @@ def close(
     lacking = []
     if not (folder.path / "report.html").is_file():
         page(registry, html.write, folder.path)
-        lacking.append("page")
+        if (folder.path / "report.html").is_file():  # else it has been said why not
+            lacking.append("page")
     for end in folder.path.glob("stages/*/end") if arm is None else ():
         shutil.rmtree(end)
         lacking.append("disk")
@@ -119,15 +120,13 @@ def _tell(
     tell("data", **{**document(place, "data.json"), "stages": planned.stages})
     tell("evaluated", 0, evaluations=evaluations[0])
     for number, stage in enumerate(planned.stages, start=1):
-        totals = document(place / "stages" / stage.name, "trained.json")
-        tell("stage_started", number, stage=stage, steps=totals["steps"], again=True)
-        tell("evaluated", number, evaluations=evaluations[number])
+        kept = place / "stages" / stage.name
         try:
-            trained = train.Trained(
-                **{**totals, "loss": float("nan") if totals["loss"] is None else totals["loss"]}, log=()
-            )
-        except TypeError as error:
-            where = str(place / "stages" / stage.name / "trained.json")
-            raise HarnessError(where, "was written by another version", "use the version that wrote it") from error
+            trained = train.Trained.of(document(kept, "trained.json"))
+        except ValueError as error:
+            what = "was written by another version"
+            raise HarnessError(str(kept / "trained.json"), what, "use the version that wrote it") from error
+        tell("stage_started", number, stage=stage, steps=trained.steps, again=True)
+        tell("evaluated", number, evaluations=evaluations[number])
         tell("stage_finished", number, stage=stage, trained=trained, folder=str(place))
     tell("run_finished", len(planned.stages), report=made, seconds=made.run.get("seconds"))

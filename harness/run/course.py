@@ -113,12 +113,16 @@ class Course(ABC):
     def _recall(self, place: Path, chain: Chain, totals: Mapping[str, Any]) -> train.Trained:
         """What a stage that was trained before came to, the model and its mitigations with it."""
         states = load_end(place / "end", chain.net)
-        if states.keys() != chain.active.keys() or totals.keys() != {"steps", "loss", "seconds", "tokens"}:
+        try:
+            trained = train.Trained.of(totals)
+            if states.keys() != chain.active.keys():
+                raise ValueError("other mitigations are at work")
+        except ValueError as error:
             what = "it was written with other mitigations, or by another version"
-            raise RunError(str(place / "end"), what, "take this folder away, and the stage is trained again")
+            raise RunError(str(place / "end"), what, "take this folder away, and the stage is trained again") from error
         for name, state in states.items():
             chain.active[name].load_state_dict(state)
-        return train.Trained(**{**totals, "loss": float("nan") if totals["loss"] is None else totals["loss"]}, log=())
+        return trained
 
     def _seed(self, number: int) -> int:
         """Of what the mitigations of a stage draw: a second adapter does not start where the first one did."""

@@ -86,7 +86,7 @@ def experiment(
     every = arms_of.expand(spec.document["arms"], spec.where(("arms",)))
     specs = [(arm, _spec_of(arm, load)) for arm in arms_of.chosen(every, names)]
     if place is None:
-        prove(specs, registry)
+        prove(specs, registry, ranks)
         folder = RunFolder.new(spec.document["output"], spec.document["name"])
         folder.write("spec.json", spec.document)
     else:
@@ -95,16 +95,19 @@ def experiment(
             refuse_other_processes(RunFolder(place / "arms" / arm.name), ranks.count)
     with folder.locked():
         runner = _arm_runner(registry, ranks)
-        return experiments.run_arms(spec, specs, registry, folder, runner, alone=ranks.count == 1)
+        return experiments.run_arms(spec, specs, registry, folder, runner, ranks=ranks)
 
 
-def prove(specs: Sequence[tuple[Arm, Spec]], registry: Registry) -> None:
-    """Prepare and prove the data of every arm. Raises HarnessError that names the arm."""
+def prove(specs: Sequence[tuple[Arm, Spec]], registry: Registry, ranks: Ranks = ALONE) -> None:
+    """Prepare and prove the data of every arm. Raises HarnessError that names the arm.
+
+    ranks: the processes that are to train, for an update takes rows for each.
+    """
     for number, (arm, own) in enumerate(specs, start=1):
         facts, began = {"arm": arm.name, "number": number, "of": len(specs)}, time.monotonic()
         registry.observe(Event("arm_preparing", data=facts))
         with arms_of.named(arm):
-            ready = prepare(own, registry)
+            ready = prepare(own, registry, ranks=ranks)
             raise_all(find(own, ready, registry).failures)
         rows = {key: sum(one.get(key, 0) for one in ready.data.counts.values()) for key in ("used", "evaluated")}
         registry.observe(Event("arm_prepared", data={**facts, **rows, "seconds": time.monotonic() - began}))

@@ -17,6 +17,7 @@ from harness import plan
 from harness.arms import Arm
 from harness.contracts import Event, Metric, Plan
 from harness.errors import HarnessError, RunError
+from harness.ranks import ALONE, Ranks
 from harness.registry import Registry
 from harness.report import html, kept
 from harness.report.arms import Experiment, make
@@ -39,13 +40,13 @@ def run_arms(
     folder: RunFolder,
     run: RunArm,
     *,
-    alone: bool = True,
+    ranks: Ranks = ALONE,
 ) -> Experiment:
     """Run every arm that has no result yet, and compare all that have one.
 
     spec: with its arms. specs: each arm that is to run with the spec that it makes. An arm that fails is named in the
     comparison, and the next one runs. Raises RunError, after everything is saved, when an arm failed.
-    alone: False: several processes train, and an arm that fails ends them all at once.
+    ranks: the processes that train; of several an arm that fails ends all at once.
     """
     every = arms_of.expand(spec.document["arms"], spec.where(("arms",)))
     tracker = ExperimentTracker(
@@ -57,7 +58,8 @@ def run_arms(
     )
     tracker.begin(spec.document, [arm.name for arm in every])
     try:
-        return _run_arms(spec, every, specs, registry, folder, run, tracker, alone)
+        with ranks.on_leaving(lambda why: tracker.fail(RunError(str(folder.path), why))):
+            return _run_arms(spec, every, specs, registry, folder, run, tracker, alone=ranks.count == 1)
     except BaseException as error:
         tracker.fail(error)
         raise
@@ -71,6 +73,7 @@ def _run_arms(
     folder: RunFolder,
     run: RunArm,
     tracker: ExperimentTracker,
+    *,
     alone: bool,
 ) -> Experiment:
     failed: dict[str, str] = {}

@@ -8,6 +8,7 @@ those beside it in `following`.
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -200,10 +201,15 @@ class Walk(Course):
         )
 
     def _retell(self, number: int, name: str) -> None:
-        """Tell the listeners of the updates of a stage that was taken over from another arm."""
-        for line in (self.folder.stage(name) / "steps.jsonl").read_text(encoding="utf-8").splitlines():
-            metrics = json.loads(line)
-            self._tell("step", number, step=metrics.pop("step"), metrics=metrics)
+        """Tell the listeners of the updates and evaluations of a stage that was taken over from another arm."""
+        for metrics in self._lines(name, "steps.jsonl"):
+            self._tell("step", number, step=metrics.pop("step"), metrics=_numbers(metrics))
+        for measured in self._lines(name, "evaluations.jsonl"):
+            self._tell("measured", number, **{**measured, "scores": _numbers(measured["scores"])})
+
+    def _lines(self, name: str, kept: str) -> list[dict[str, Any]]:
+        file = self.folder.stage(name) / kept
+        return [json.loads(one) for one in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
 
     def _forget_steps(self, name: str, resumed: Path | None) -> None:
         """Take out of `steps.jsonl` the updates that are done anew."""
@@ -215,7 +221,7 @@ class Walk(Course):
 
     def _keep(self, chain: Chain, trained: train.Trained, name: str, number: int) -> dict[str, Any]:
         """Keep what later stages, people, and other processes need of this one; gives what is in its totals."""
-        totals = {"steps": trained.steps, "loss": trained.loss, "seconds": trained.seconds, "tokens": trained.tokens}
+        totals = trained.totals()
         try:
             save_end(self.folder.stage(name) / "end", chain.net, states_of(chain))
         except RunError as error:  # all that the run needs is in memory still, if it is in no other process
@@ -256,3 +262,8 @@ class Walk(Course):
         path = self.folder.path
         named = {"name": self.ready.plan.name, "id": path.name, "folder": str(path)}
         return {**named, "spec": self.spec.document, "plan": self.ready.plan}
+
+
+def _numbers(kept: Mapping[str, Any]) -> dict[str, float]:
+    """Values as they were before JSON, which has null for what is no finite number."""
+    return {name: math.nan if value is None else value for name, value in kept.items()}

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
@@ -24,6 +26,9 @@ from harness.train.separation import is_varlen, prove_separate
 from harness.train.untouched import untouched
 from harness.train.update import Check
 
+TOTALS = ("steps", "loss", "seconds", "tokens")
+"""What is kept of a stage beside its log."""
+
 
 @dataclass(frozen=True)
 class Trained:
@@ -39,6 +44,17 @@ class Trained:
     seconds: float
     tokens: int
     log: tuple[Mapping[str, float], ...]
+
+    def totals(self) -> dict[str, Any]:
+        """All but the log, as a run keeps it."""
+        return {name: getattr(self, name) for name in TOTALS}
+
+    @classmethod
+    def of(cls, totals: Mapping[str, Any]) -> Trained:
+        """From its totals, a loss that JSON has no number for being null. Raises ValueError when they are others."""
+        if totals.keys() != set(TOTALS):
+            raise ValueError("these are the totals of another version")
+        return cls(**{**totals, "loss": math.nan if totals["loss"] is None else totals["loss"]}, log=())
 
 
 def seed_mitigations(seed: int) -> None:

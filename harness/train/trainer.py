@@ -191,11 +191,7 @@ class StageTrainer(Trainer):
 
     def before_optimizer(self) -> dict[str, float]:
         """Check the update's loss and gradient, and let the weight pulls add to it. Returns what is to be logged."""
-        names = list(self.sums)
-        values = torch.stack([self.sums[name].float() for name in names])
-        values = self.accelerator.reduce(values, "sum")
-        logged = dict(zip(names, values.tolist(), strict=True)) | {"grad_norm": float(self.grad_norm)}
-        self.sums = {}
+        logged = self._summed() | {"grad_norm": float(self.grad_norm)}
         if self.args.fp16 and not math.isfinite(logged["grad_norm"]):
             # Loss scaling meets infinite gradients by design: it leaves the step out and tries a smaller scale.
             del logged["grad_norm"]
@@ -208,6 +204,20 @@ class StageTrainer(Trainer):
             for name, mitigation in self.mitigations.items():
                 logged |= {f"{name}/{key}": value for key, value in mitigation.facts().items()}
         return logged
+
+    def _summed(self) -> dict[str, float]:
+        """The update's loss and penalties, summed over the processes; a penalty that none of them has is left out.
+
+        Every process sums the same numbers in the same order, whichever terms its own batches had: one without a row of
+        a penalty's has no such term.
+        """
+        names = ["loss", *(f"penalty/{name}" for name in self.mitigations)]
+        nothing = torch.zeros_like(self.sums["loss"], dtype=torch.float32)
+        terms = [self.sums.get(name, nothing).float() for name in names]
+        there = [nothing + (name in self.sums) for name in names]
+        self.sums = {}
+        values, counts = self.accelerator.reduce(torch.stack([*terms, *there]), "sum").view(2, -1).tolist()
+        return {name: value for name, value, count in zip(names, values, counts, strict=True) if count}
 
     @torch.no_grad()
     def after_optimizer(self, learning_rate: float) -> None:

@@ -228,6 +228,42 @@ def test_json_of_a_failed_run_is_a_document_too(tmp_path):
     assert json.loads(out) == {"error": "RuntimeError: out of memory", "folder": str(tmp_path / "mixed-sft-a1")}
 
 
+def test_json_of_a_finished_run_that_then_fails_by_a_limit_is_its_report_alone(tmp_path):
+    file = io.StringIO()
+    with Console("json", file, io.StringIO()) as console:
+        RUN.feed(console, tmp_path / "a")
+        tell(console, "run_failed", error="RunError: the scores do not measure the model", folder="a")
+    assert json.loads(file.getvalue())["stages"] == ["base", "stage-1"]
+
+
+def of_experiment(tmp_path, *heard):
+    """The output in JSON of an experiment of which this was heard, arm after arm."""
+    file = io.StringIO()
+    with Console("json", file, io.StringIO()) as console:
+        for number, kind in enumerate(heard, start=1):
+            arm = {"name": f"arm{number}", "changes": {}}
+            if kind == "arms_finished":
+                tell(console, kind, experiment=SimpleNamespace(to_json=lambda: {"arms": "compared"}), folder="a")
+                continue
+            tell(console, "arm_started", arm=arm["name"], number=number, of=len(heard))
+            if kind == "run_closed":
+                facts = {"folder": "a", "lacked": ("page",), "report": RUN.made_report(tmp_path)}
+                tell(console, kind, **facts)
+            else:
+                RUN.feed(console, tmp_path / arm["name"], started={"arm": arm}, fail=kind == "run_failed")
+    return json.loads(file.getvalue())
+
+
+def test_json_of_an_experiment_is_its_comparison_alone_whatever_became_of_its_arms(tmp_path):
+    heard = ("run_closed", "run_failed", "run_finished", "arms_finished")
+    assert of_experiment(tmp_path, *heard) == {"arms": "compared"}
+
+
+def test_json_of_an_experiment_that_has_nothing_to_compare_is_what_failed_first(tmp_path):
+    made = of_experiment(tmp_path, "run_failed", "run_failed")
+    assert made == {"error": "RuntimeError: out of memory", "folder": str(tmp_path / "arm1")}
+
+
 def test_a_failed_run_says_where_its_files_are_and_leaves_the_error_to_the_command(tmp_path):
     out, err = watch("plain", tmp_path, fail=True)
     assert out.splitlines()[-1] == f"stopped; what was made stays in {tmp_path}/mixed-sft-a1"
@@ -312,7 +348,7 @@ def test_a_warning_comes_once_and_the_rows_that_it_is_about_stay_in_the_folder()
             tell(console, "warning", text="2 rows are odd", rows=["a:1", "a:2"])
             tell(console, "warning", text="mind the gap")
     assert errors.getvalue().splitlines() == [
-        "warning: 2 rows are odd; which: data.json in the run's folder",
+        "warning: 2 rows are odd; which: data.json in the run's folder, or harness check",
         "warning: mind the gap",
     ]
 

@@ -10,7 +10,7 @@ import pytest
 from harness import store
 from harness.errors import HarnessError
 from harness.hooks import hookimpl
-from harness.run import single
+from harness.run import closing, single
 from harness.track import Tracker
 
 
@@ -235,3 +235,28 @@ def test_a_run_that_goes_on_from_another_is_closed_with_the_matrix_of_both(desk,
     assert made.earlier is not None
     assert len(made.stages) == 3
     assert made.to_json() == json.loads((place / "report.json").read_text())
+
+
+def test_a_page_that_still_cannot_be_made_is_not_said_to_be_there(desk, monkeypatch, capsys):
+    def no(*_):
+        raise OSError("no space left")
+
+    place = desk.start(desk.document())
+    (place / "report.html").unlink()
+    (place / "stages/domain/end").mkdir()
+    monkeypatch.setattr(closing.html, "write", no)
+    assert desk.command("run", "--resume", place) == 0
+    told = capsys.readouterr()
+    assert "report.html could not be made: no space left" in told.err
+    assert "the run was finished but for its end: the ends of its stages are gone now" in told.out
+    assert "page is made" not in told.out
+
+
+def test_totals_of_another_version_are_one_error_line(desk, uri, client, killed_at, monkeypatch, capsys):
+    killed_at("run_finished")
+    place = kill(desk, tracked(desk, uri))
+    monkeypatch.undo()
+    (place / "stages/domain/trained.json").write_text('{"updates": 2}')
+    assert desk.command("run", "--quiet", "--resume", place) == 2
+    (line,) = [one for one in capsys.readouterr().err.splitlines() if one.startswith("harness: ")]
+    assert "trained.json: was written by another version" in line

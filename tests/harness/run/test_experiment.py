@@ -9,7 +9,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from harness import arms as arms_of
+from harness import registry, schema, spec
 from harness.errors import HarnessError, RunError
+from harness.ranks import Ranks
 from harness.run import RunFolder, doors
 from harness.run.single import Walk
 
@@ -151,7 +154,7 @@ def test_what_is_said_of_arms_is_said_once(desk, arms, capsys):
     assert "warning: arm short: train.max_length is 48; usual is 2048 to 4096" in warnings
     assert any(line.startswith("warning: arms naive, lora: train.max_length is 64") for line in warnings)
     (prompts,) = (line for line in warnings if "prompts stand in training" in line)
-    assert prompts.endswith("in whole or for the most part; which: data.json in the run's folder")
+    assert prompts.endswith("in whole or for the most part; which: data.json in the run's folder, or harness check")
     assert max(map(len, warnings)) < 200
     place = desk.newest()
     for arm in ("naive", "lora", "short"):
@@ -317,3 +320,35 @@ def test_a_finished_experiment_gone_on_with_compares_anew_and_json_is_one_docume
     (place / "report.html").unlink()
     assert desk.command("report", place) == 0
     assert (place / "report.html").is_file()
+
+
+def test_a_stage_that_is_taken_over_is_told_with_what_was_measured_within_it(desk, capsys):
+    slow = {"mode.continual.stages.1.train.learning_rate": 0.001}
+    document = desk.continual(arms={"named": {"naive": {}, "slow": slow}})
+    document["train"] |= {"save_steps": None, "evaluate_steps": 2}
+    assert desk.command("run", desk.write(document)) == 0
+    told = capsys.readouterr().out
+    assert (desk.newest() / "arms/slow/stages/a/evaluations.jsonl").is_file()
+    assert [line.split()[1] for line in told.splitlines() if line.startswith("update ")] == ["2", "4"] * 4
+    first, second = (half.partition("stage 2 of 2")[0] for half in told.split("arm 2 of 2: slow"))
+    assert measured(first) == measured(second) != []
+
+
+def measured(told):
+    return [line for line in told.splitlines() if line.startswith("update ")]
+
+
+def test_arms_are_proven_for_as_many_processes_as_train_them(desk):
+    """A quarter of an update of 2 rows is none, and of 4 it is one."""
+    document = desk.document(mitigations={"mixing": {"source": "general", "share": 0.25, "unit": "rows"}})
+    rows = [{"instruction": f"Count to {number}", "output": f"{number} it is"} for number in range(12)]
+    (desk.folder / "twelve.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    document["sources"]["twelve"] = {"jsonl": {"path": "twelve.jsonl"}}
+    document |= {"mode": {"domain": {"sources": ["twelve"]}}, "train": {**document["train"], "steps": 1}}
+    found = registry.discover()
+    loaded = spec.load(desk.write({**document, "arms": {"named": {"one": {}}}}), schema.compose(found))
+    (arm,) = arms_of.expand(loaded.document["arms"], loaded.where(("arms",)))
+    specs = [(arm, spec.load(desk.write(document), schema.compose(found)))]
+    doors.prove(specs, found, Ranks(0, 2))
+    with pytest.raises(HarnessError, match="arm 'one': "):
+        doors.prove(specs, found)

@@ -246,3 +246,14 @@ def test_arms_run_in_two_processes_one_after_the_other(desk):
     ended = start("run", "--resume", place, "--arm", "naive", "--arm", "held")
     assert ended.codes == (0, 0), ended.errors
     assert (place / "arms.json").is_file()
+
+
+def test_an_experiment_whose_other_process_fails_is_failed_in_mlflow_as_its_arm_is(desk, tmp_path):
+    document = desk.document(arms={"named": {"naive": {}}}, track={"uri": f"sqlite:///{tmp_path}/mlflow.db"})
+    document["train"] |= {"engine": "transformers"}
+    ended = start("run", "--json", desk.write(document), fault=("run error", 1, 2), waits=60)
+    assert ended.codes == (1, 0), ended.errors
+    assert json.loads(ended.out)["error"] == "process 2 of 2: here: it went wrong; mend it"
+    for place in (desk.newest(), desk.newest() / "arms/naive"):
+        tracked = json.loads((place / "mlflow.json").read_text())["run_id"]
+        assert client(tmp_path).get_run(tracked).info.status == "FAILED", place

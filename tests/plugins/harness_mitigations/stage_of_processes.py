@@ -1,8 +1,9 @@
-"""Trains a stage with EWC and L2-SP in as many processes as the environment says, and resumes it; run by a test.
+"""Trains a stage with some mitigations in as many processes as the environment says, and resumes it; run by a test.
 
     python stage_of_processes.py FOLDER BATCH_SIZE
 
-Writes, by EWC's coupling, the weights, the log and the weights of the resumed stage to FOLDER/result.pt.
+Writes, by what holds the weights (a coupling of EWC's, or KL), the weights, the log and the resumed stage's weights to
+FOLDER/result.pt.
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ from pathlib import Path
 
 import torch
 from harness_mitigations.ewc import Ewc
+from harness_mitigations.kl import GeneralKl, TaskKl
 from harness_mitigations.l2sp import L2Sp
 from tokenizers import Tokenizer, models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from harness.contracts import Part, Row, Stage, StageData
+from harness.contracts import Mitigation, Part, Row, Stage, StageData
 from harness.train import seed_mitigations, train
 
 SETTINGS = {
@@ -37,14 +39,24 @@ def some_rows(number: int, seed: int) -> tuple[Row, ...]:
     return tuple(rows)
 
 
-def begun(coupling: str) -> tuple[LlamaForCausalLM, dict[str, Ewc | L2Sp], Stage]:
+ROWS = {"loss": 15, "proximal": 15, "kl": 13}
+"""The last update is not full; with `kl` one of two processes has no row in it, and in no update a general one."""
+
+
+def held(kind: str) -> dict[str, Mitigation]:
+    if kind == "kl":
+        return {"general": GeneralKl("kept", 1, 20.0, "forward", 1.0), "task": TaskKl(5.0, "forward", 1.0)}
+    return {
+        "ewc": Ewc("kept", 20.0, kind, "sampled", 6, 4, True, None, 1.0, "float32", "device", False),  # type: ignore[arg-type]
+        "l2sp": L2Sp(2.0, "gradient", "base", "device"),
+    }
+
+
+def begun(kind: str) -> tuple[LlamaForCausalLM, dict[str, Mitigation], Stage]:
     torch.manual_seed(0)
     config = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
     model = LlamaForCausalLM(LlamaConfig(vocab_size=50, pad_token_id=0, **config))
-    mitigations: dict[str, Ewc | L2Sp] = {
-        "ewc": Ewc("kept", 20.0, coupling, "sampled", 6, 4, True, None, 1.0, "float32", "device", False),  # type: ignore[arg-type]
-        "l2sp": L2Sp(2.0, "gradient", "base", "device"),
-    }
+    mitigations = held(kind)
     stage = Stage("stage", (Part("source", "domain"),), SETTINGS | {"batch_size": int(sys.argv[2])})
     seed_mitigations(0)
     for mitigation in mitigations.values():
@@ -55,18 +67,17 @@ def begun(coupling: str) -> tuple[LlamaForCausalLM, dict[str, Ewc | L2Sp], Stage
 def main() -> None:
     torch.set_num_threads(1)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"<pad>": 0})), pad_token="<pad>")
-    rows = some_rows(15, 1)  # the last update is not full
     result = {}
-    for coupling in ("loss", "proximal"):
-        folder = Path(sys.argv[1]) / coupling
+    for kind, count in ROWS.items():
+        rows, folder = some_rows(count, 1), Path(sys.argv[1]) / kind
         found = []
         for resume in (None, folder / "checkpoints" / "checkpoint-2"):
-            model, mitigations, stage = begun(coupling)
-            data = StageData(stage, rows, tuple((index,) for index in range(15)), (15,), {}, 1.0)
+            model, mitigations, stage = begun(kind)
+            data = StageData(stage, rows, tuple((index,) for index in range(count)), (count,), {}, 1.0)
             trained = train(model, tokenizer, data, mitigations, seed=0, folder=folder, resume=resume)
             found.append(({name: weight.detach() for name, weight in model.named_parameters()}, trained.log))
         (weights, log), (resumed, _) = found
-        result[coupling] = {"weights": weights, "log": list(log), "resumed": resumed}
+        result[kind] = {"weights": weights, "log": list(log), "resumed": resumed}
     if os.environ["RANK"] == "0":
         torch.save(result, Path(sys.argv[1]) / "result.pt")
 
