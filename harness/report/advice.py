@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from harness.intervals import Estimate
 from harness.legible import number
@@ -101,12 +101,20 @@ def advise(
     return made if swept is None or not placed else enough(made, placed, lost, swept, gap)
 
 
-def _cost(rise: Estimate) -> str:
+def moved(rise: Estimate) -> Literal["few", "worse", "better", "even"]:
+    """What an arm's forgetting and its interval come to."""
     if not rise.n >= FEWEST or math.isnan(rise.low):
+        return "few"
+    return "worse" if rise.low > 0 else "better" if rise.high < 0 else "even"
+
+
+def _cost(rise: Estimate) -> str:
+    kind = moved(rise)
+    if kind == "few":
         return f"{number(rise.value, sign=True)} over n = {rise.n}, too few items to tell"
-    if rise.low > 0:
+    if kind == "worse":
         return f"it forgets {_digits(rise.value)} [{_digits(rise.low)}, {_digits(rise.high)}]"
-    if rise.high < 0:
+    if kind == "better":
         return f"it got better by {_digits(-rise.value)} [{_digits(-rise.high)}, {_digits(-rise.low)}]"
     return f"no evidence of forgetting [{_digits(rise.low)}, {_digits(rise.high)}]"
 
@@ -119,7 +127,7 @@ def enough(made: Advice, points: Sequence[Point], lost: str, swept: Swept, more:
     """The advice with the smallest value whose forgetting cannot be told from the least, and how far that goes.
 
     points: those to choose from, each with a value, one at least. A value with several arms (seeds) is enough when
-    every one of them cannot be told from the arm that forgets least.
+    every one of them cannot be told from the arm that forgets least; it may be that none is.
     """
     first = min(points, key=lambda one: one.forgotten.value)
     by_value: dict[float, list[Point]] = {}
@@ -129,12 +137,18 @@ def enough(made: Advice, points: Sequence[Point], lost: str, swept: Swept, more:
         value: [more(one, first) for one in arms if one.arm != first.arm] for value, arms in sorted(by_value.items())
     }
     # An interval that is no number tells nothing apart.
-    value = next(value for value, found in gaps.items() if not any(gap.low > 0 for gap in found))
+    value = next((value for value, found in gaps.items() if not any(gap.low > 0 for gap in found)), None)
     least = swept.values[first.arm]
-    name = f"{swept.key} of {swept.shown(value)}"
-    if value == least:
+    name = "" if value is None else f"{swept.key} of {swept.shown(value)}"
+    if value is None:
+        said = (
+            f"No {swept.key} is enough for certain: at every value some training run forgets more in {lost} beyond "
+            f"doubt than {first.arm!r}, which forgets least, at {swept.shown(least)}"
+        )
+    elif value == least:
         smaller = [one for one in by_value if one < value]
-        beyond = "every smaller one that gains as much forgets more beyond doubt" if smaller else "and none is smaller"
+        more_of = "forgets more" if len(points) == len(by_value) else "has a training run that forgets more"
+        beyond = f"every smaller one that gains as much {more_of} beyond doubt" if smaller else "and none is smaller"
         said = f"{name} is where {lost} suffers least; {beyond}"
     else:
         gap = max(gaps[value], key=lambda one: one.value)
