@@ -28,9 +28,9 @@ def _spec(arguments: argparse.Namespace, *, trains: bool | None = True) -> tuple
     loaded = spec.load(arguments.spec, schema.compose(found), arguments.overrides, found.broken)
     planned = plan.make(loaded, found)
     if trains is not None and loaded.document["arms"] is None:  # of arms each is looked at, with its changes
-        foreseen.check(loaded, planned, found, trains=trains)
+        metrics = foreseen.check(loaded, planned, found, trains=trains)
         if trains:
-            foreseen.check_stages(loaded, [planned])
+            foreseen.check_summaries(loaded, [(planned, metrics)])
     return loaded, found, planned
 
 
@@ -119,7 +119,7 @@ def _prove_arms(
             metrics = foreseen.check(own, planned, found)
         made.append((arm, own))
         measuring.append(axes.Variant(arm.name, planned, metrics))
-    foreseen.check_stages(spec, [one.plan for one in measuring])
+    foreseen.check_summaries(spec, [(one.plan, one.metrics) for one in measuring])
     axes.check(spec, measuring)
     for text in axes.told(measuring):
         print(f"warning: {text}", file=sys.stderr)
