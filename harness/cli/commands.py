@@ -13,25 +13,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from harness.cli import given
 from harness.errors import HarnessError, raise_all
 from harness.legible import printable
-
-
-def _spec(arguments: argparse.Namespace, *, trains: bool | None = True) -> tuple[Any, Any, Any]:
-    """The spec, the registry and the plan: what is wrong with a spec is said before anything heavy is imported.
-
-    trains: whether it will be run, or one model of it measured; None: neither, so that its metrics are not looked at.
-    """
-    from harness import foreseen, plan, registry, schema, spec
-
-    found = registry.discover()
-    loaded = spec.load(arguments.spec, schema.compose(found), arguments.overrides, found.broken)
-    planned = plan.make(loaded, found)
-    if trains is not None and loaded.document["arms"] is None:  # of arms each is looked at, with its changes
-        foreseen.check(loaded, planned, found, trains=trains)
-        if trains:
-            foreseen.check_stages(loaded, [planned])
-    return loaded, found, planned
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -40,7 +24,7 @@ def run(arguments: argparse.Namespace) -> int:
         return _go_on(arguments)
     if arguments.spec is None:
         raise HarnessError("harness run", "no spec is named", "name one, or go on with a run: --resume RUN")
-    spec, found, _ = _spec(arguments)
+    spec, found, _ = given.spec_of(arguments)
     return _walk(arguments, spec, found, place=None)
 
 
@@ -52,7 +36,7 @@ def _go_on(arguments: argparse.Namespace) -> int:
 
     place = find_run(arguments.resume)
     arguments.spec = str(place / "spec.json")
-    spec, found, _ = _spec(arguments)
+    spec, found, _ = given.spec_of(arguments)
     return _walk(arguments, spec, found, place=place)
 
 
@@ -61,7 +45,7 @@ def _walk(arguments: argparse.Namespace, spec: Any, found: Any, place: Path | No
     if arguments.arms and arms is None:
         raise HarnessError(f"--arm {arguments.arms[0]}", "the spec has no arms", 'add some under "arms"')
     if arms is not None:
-        _prove_arms(arguments, spec, found, arguments.arms)
+        given.prove_arms(arguments, spec, found, arguments.arms)
     from harness import ranks
 
     with ranks.together(arguments.processes) as shared:
@@ -82,51 +66,11 @@ def _train(arguments: argparse.Namespace, spec: Any, found: Any, place: Path | N
     ):
         found.manager.register(console, name="console")
         if spec.document["arms"] is not None:
-            load = _loader(arguments, found)
+            load = given.loader(arguments, found)
             made = rooms.experiment(spec, found, load, names=arguments.arms, place=place, ranks=ranks)
             return _gated_arms(spec, made)
         report = rooms.run(spec, found, ranks) if place is None else rooms.again(spec, found, place, ranks)
     return _gated(report.gate)
-
-
-def _loader(arguments: argparse.Namespace, found: Any) -> Any:
-    """The spec anew with the overrides of an arm, without arms of its own."""
-    from harness import schema, spec
-
-    composed = schema.compose(found)
-
-    def load(overrides: Sequence[str]) -> Any:
-        return spec.load(arguments.spec, composed, [*arguments.overrides, *overrides, "arms=null"], found.broken)
-
-    return load
-
-
-def _prove_arms(
-    arguments: argparse.Namespace, spec: Any, found: Any, names: Sequence[str] = ()
-) -> list[tuple[Any, Any]]:
-    """Each arm with its spec; that it is valid and has a plan is proven before anything heavy is imported."""
-    from harness import arms, foreseen, plan
-    from harness.foreseen import axes
-
-    if spec.document["arms"] is None:
-        return []
-    load = _loader(arguments, found)
-    made, measuring = [], []
-    chosen = arms.chosen(arms.expand(spec.document["arms"], spec.where(("arms",))), names)
-    for text in arms.replacing(chosen, spec.located.value):
-        print(f"warning: {text}", file=sys.stderr)
-    for arm in chosen:
-        with arms.named(arm):
-            own = load(arm.overrides())
-            planned = plan.make(own, found)
-            metrics = foreseen.check(own, planned, found)
-        made.append((arm, own))
-        measuring.append(axes.Variant(arm.name, planned, metrics))
-    foreseen.check_stages(spec, [one.plan for one in measuring])
-    axes.check(spec, measuring)
-    for text in axes.told(measuring):
-        print(f"warning: {text}", file=sys.stderr)
-    return made
 
 
 def _gated_arms(spec: Any, made: Any) -> int:
@@ -143,13 +87,6 @@ def _gated_arms(spec: Any, made: Any) -> int:
         except HarnessError as error:  # an arm of another time, which did not measure what is asked now
             print(f"harness: gate of arm {arm!r}: FAILED: {error.what}; {error.hint}", file=sys.stderr)
     return 0 if any(passed) else 3
-
-
-def _without_arms(spec: Any) -> None:
-    """Say of a command that shows one run that it shows the spec itself."""
-    if spec.document["arms"] is not None:
-        text = "the spec has arms, and this is the spec without their changes; put one's in with --set"
-        print(f"note: {text}", file=sys.stderr)
 
 
 def _gated(judged: Sequence[Any], arm: str | None = None) -> int:
@@ -180,7 +117,7 @@ def gate(arguments: argparse.Namespace) -> int:
 
 
 def _conditions(arguments: argparse.Namespace) -> Any:
-    spec, _, _ = _spec(arguments, trains=None)
+    spec, _, _ = given.spec_of(arguments, trains=None)
     if not spec.document["gate"]:
         raise HarnessError(arguments.spec, "the spec has no gate", 'add conditions under "gate"')
     return spec.document["gate"]
@@ -205,7 +142,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
     place = None if Path(arguments.spec).is_file() else find_run(arguments.spec)
     if place is not None:
         arguments.spec = str(place / "spec.json")
-    spec, found, _ = _spec(arguments, trains=False)
+    spec, found, _ = given.spec_of(arguments, trains=False)
     from harness import run as rooms
     from harness.console import Console
 
@@ -265,8 +202,8 @@ def _scores(evaluations: Sequence[Any], as_json: bool) -> None:
 
 
 def validate(arguments: argparse.Namespace) -> int:
-    spec, found, planned = _spec(arguments)
-    arms = _prove_arms(arguments, spec, found)
+    spec, found, planned = given.spec_of(arguments)
+    arms = given.prove_arms(arguments, spec, found)
     for text in planned.warnings:
         print(f"warning: {text}", file=sys.stderr)
     if arguments.filled:
@@ -280,9 +217,9 @@ def validate(arguments: argparse.Namespace) -> int:
 
 
 def plan(arguments: argparse.Namespace) -> int:
-    spec, found, _ = _spec(arguments)
-    _prove_arms(arguments, spec, found)
-    _without_arms(spec)
+    spec, found, _ = given.spec_of(arguments)
+    given.prove_arms(arguments, spec, found)
+    given.without_arms(spec)
     from harness import outline
     from harness.console import Console
 
@@ -297,9 +234,9 @@ def plan(arguments: argparse.Namespace) -> int:
 
 
 def check(arguments: argparse.Namespace) -> int:
-    spec, found, _ = _spec(arguments)
-    arms = _prove_arms(arguments, spec, found)
-    _without_arms(spec)
+    spec, found, _ = given.spec_of(arguments)
+    arms = given.prove_arms(arguments, spec, found)
+    given.without_arms(spec)
     from harness import check
     from harness import run as rooms
     from harness.console import Console
@@ -319,11 +256,11 @@ def check(arguments: argparse.Namespace) -> int:
 
 
 def preview(arguments: argparse.Namespace) -> int:
-    spec, found, _ = _spec(arguments)
+    spec, found, _ = given.spec_of(arguments)
     from harness import outline
     from harness.console import Console
 
-    _without_arms(spec)
+    given.without_arms(spec)
     plain = arguments.plain or not sys.stdout.isatty() or bool(os.environ.get("NO_COLOR"))
     with Console.choose(quiet=True, json=False) as console:
         found.manager.register(console, name="console")

@@ -92,6 +92,9 @@ def exchanged(
         there[out], others[into] = others[into], there[out]
         if missed(total, wanted) <= TOLERANCE:
             break
+        if turns.any():  # a turn may be used up, or begun, by what was exchanged
+            there = _candidates(np.flatnonzero(inside), kinds, -turns, value)
+            others = _candidates(np.flatnonzero(~inside), kinds, turns, value)
     return inside
 
 

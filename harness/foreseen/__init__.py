@@ -14,6 +14,8 @@ from typing import Any
 from harness import gate, runs
 from harness.contracts import Metric, Plan, Stage, Suite
 from harness.errors import HarnessError, raise_all
+from harness.foreseen import summaries
+from harness.foreseen.summaries import OF_STAGES, has_one_stage
 from harness.registry import Registry
 from harness.spec import Spec
 
@@ -22,9 +24,6 @@ Metrics = Mapping[str, Mapping[str, Metric]]
 
 CHEAP = ("likelihood", "choices", "text")
 """What a metric may read that is measured within a stage without being asked for: one forward pass of the rows."""
-
-OF_STAGES = ("backward_transfer", "forward_transfer", "forgetting", "forgetting_since_learned", "forgetting_from_best")
-"""Summaries of the stage x suite matrix that are no number where there is one stage alone."""
 
 
 def metrics_of(planned: Plan, registry: Registry) -> dict[str, dict[str, Metric]]:
@@ -48,21 +47,22 @@ def check(spec: Spec, planned: Plan, registry: Registry, *, trains: bool = True)
     return metrics
 
 
-def check_stages(spec: Spec, plans: Iterable[Plan]) -> None:
-    """Raise HarnessError for a condition of the gate on what several stages come to, where no plan has as many.
+def check_summaries(spec: Spec, made: Sequence[tuple[Plan, Metrics]]) -> None:
+    """Raise HarnessError for a condition of the gate on a summary that the matrix of no plan will come to.
 
-    plans: that of the spec, or one for each of its arms, of which one is enough.
+    made: the plan of the spec with its metrics, or that of each of its arms, of which one is enough.
     """
-    if all(has_one_stage(planned) for planned in plans):
-        raise_all(
-            HarnessError(
-                spec.where(("gate", index, "summary")),
-                f"{condition['summary']!r} is about several stages, and the run has one",
-                "add stages (mode continual), or ask for what a general suite loses, e.g. by loses_at_most",
-            )
-            for index, condition in enumerate(spec.document["gate"])
-            if condition["summary"] in OF_STAGES
-        )
+    wrong = []
+    for index, condition in enumerate(spec.document["gate"]):
+        summary, score = condition["summary"], condition["score"]
+        if summary is None or not all(summaries.lacks(*one, summary, score) for one in made):
+            continue
+        what, hint = summaries.why(summary, score)
+        if summary in OF_STAGES and all(has_one_stage(planned) for planned, _ in made):
+            what = f"{summary!r} is about several stages, and the run has one"
+            hint = "add stages (mode continual), or ask for what a general suite loses, e.g. by loses_at_most"
+        wrong.append(HarnessError(spec.where(("gate", index, "summary")), what, hint))
+    raise_all(wrong)
 
 
 def within(stage: Stage, suites: Sequence[Suite], metrics: Metrics) -> tuple[tuple[Suite, ...], Metrics]:
@@ -87,11 +87,6 @@ def directed_names(suites: Metrics) -> list[str]:
         if one.higher_is_better is not None
     ]
     return list(dict.fromkeys(found))
-
-
-def has_one_stage(planned: Plan) -> bool:
-    """Whether the matrix will have one stage; a run that goes on from another has the stages of both."""
-    return len(planned.stages) == 1 and not planned.model["path"].startswith(runs.SCHEME)
 
 
 def clashing(metrics: Mapping[str, Metric]) -> Iterator[tuple[str, tuple[str, ...]]]:

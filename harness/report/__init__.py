@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from harness import gate
 from harness.contracts import Evaluation, Item, Metric, Plan, Role, Score, Suite
 from harness.errors import HarnessError
+from harness.foreseen.summaries import owners
 from harness.gate import Judged, Measured
 from harness.intervals import Estimate, difference
 from harness.report.earlier import Earlier
 from harness.report.files import plain, write_json, write_scores
 from harness.report.kept import document
-from harness.report.matrix import Matrix, matrices, owners
+from harness.report.matrix import Matrix, matrices
 from harness.seeds import derive, generator
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from harness.intervals import Estimate
 from harness.legible import number
@@ -89,7 +89,7 @@ def advise(
     as_good = [one for one in learned if one.gain.high >= best.gain.low]
     first = min(as_good, key=lambda one: one.forgotten.value)
     gap = more or apart
-    if all(one.forgotten.high < 0 for one in as_good):
+    if all(moved(one.forgotten) == "better" for one in as_good):
         headline = f"no arm that gains about as much as the best forgets in {lost}; {first.arm!r} ends best in it"
     else:
         headline = f"of the arms that gain about as much as the best, {first.arm!r} forgets least in {lost}"
@@ -105,12 +105,20 @@ def advise(
     return made if swept is None or not placed else enough(made, placed, lost, swept, gap)
 
 
-def _cost(rise: Estimate) -> str:
+def moved(rise: Estimate) -> Literal["few", "worse", "better", "even"]:
+    """What an arm's forgetting and its interval come to."""
     if not rise.n >= FEWEST or math.isnan(rise.low):
+        return "few"
+    return "worse" if rise.low > 0 else "better" if rise.high < 0 else "even"
+
+
+def _cost(rise: Estimate) -> str:
+    kind = moved(rise)
+    if kind == "few":
         return f"{number(rise.value, sign=True)} over n = {rise.n}, too few items to tell"
-    if rise.low > 0:
+    if kind == "worse":
         return f"it forgets {_digits(rise.value)} [{_digits(rise.low)}, {_digits(rise.high)}]"
-    if rise.high < 0:
+    if kind == "better":
         return f"it got better by {_digits(-rise.value)} [{_digits(-rise.high)}, {_digits(-rise.low)}]"
     return f"no evidence of forgetting [{_digits(rise.low)}, {_digits(rise.high)}]"
 
@@ -125,7 +133,7 @@ def enough(made: Advice, points: Sequence[Point], lost: str, swept: Swept, more:
     Where nothing is forgotten with any of them the smallest is enough, and it is said what more of it is good for.
 
     points: those to choose from, each with a value, one at least. A value with several arms (seeds) is enough when
-    every one of them cannot be told from the arm that forgets least.
+    every one of them cannot be told from the arm that forgets least; it may be that none is.
     """
     first = min(points, key=lambda one: one.forgotten.value)
     by_value: dict[float, list[Point]] = {}
@@ -135,12 +143,18 @@ def enough(made: Advice, points: Sequence[Point], lost: str, swept: Swept, more:
         value: [more(one, first) for one in arms if one.arm != first.arm] for value, arms in sorted(by_value.items())
     }
     # An interval that is no number tells nothing apart.
-    value = next(value for value, found in gaps.items() if not any(gap.low > 0 for gap in found))
+    value = next((value for value, found in gaps.items() if not any(gap.low > 0 for gap in found)), None)
     least = swept.values[first.arm]
-    name = f"{swept.key} of {swept.shown(value)}"
-    if value == least:
+    name = "" if value is None else f"{swept.key} of {swept.shown(value)}"
+    if value is None:
+        said = (
+            f"No {swept.key} is enough for certain: at every value some training run forgets more in {lost} beyond "
+            f"doubt than {first.arm!r}, which forgets least, at {swept.shown(least)}"
+        )
+    elif value == least:
         smaller = [one for one in by_value if one < value]
-        beyond = "every smaller one that gains as much forgets more beyond doubt" if smaller else "and none is smaller"
+        more_of = "forgets more" if len(points) == len(by_value) else "has a training run that forgets more"
+        beyond = f"every smaller one that gains as much {more_of} beyond doubt" if smaller else "and none is smaller"
         said = f"{name} is where {lost} suffers least; {beyond}"
     else:
         gap = max(gaps[value], key=lambda one: one.value)
@@ -149,7 +163,7 @@ def enough(made: Advice, points: Sequence[Point], lost: str, swept: Swept, more:
             f"{number(gap.value)} [{number(gap.low, sign=True)}, {number(gap.high, sign=True)}] more than "
             f"{swept.shown(least)}"
         )
-    if all(one.forgotten.high < 0 for one in points):
+    if all(moved(one.forgotten) == "better" for one in points):
         said, value = _unneeded(lost, swept, sorted(by_value), value, least)
     seeds = min(len(arms) for arms in by_value.values())
     runs = "one training run" if seeds == 1 else f"{seeds} training runs"
@@ -157,15 +171,17 @@ def enough(made: Advice, points: Sequence[Point], lost: str, swept: Swept, more:
     return replace(made, enough=said, rests=rests, value=value)
 
 
-def _unneeded(lost: str, swept: Swept, values: Sequence[float], alike: float, least: float) -> tuple[str, float]:
+def _unneeded(lost: str, swept: Swept, values: Sequence[float], alike: float | None, least: float) -> tuple[str, float]:
     """What is said where nothing is forgotten, and the value that is enough: the smallest.
 
-    values: ascending. least: with which it ends best; alike: the smallest that cannot be told from it.
+    values: ascending. least: with which it ends best; alike: the smallest that cannot be told from it, None: see above.
     """
     said = f"Nothing is forgotten in {lost} with any {swept.key}: it got better even with {swept.shown(values[0])}"
     if alike == values[0]:
         return f"{said}, and no other ends beyond doubt better", values[0]
+    said += f"; it ends best with {swept.shown(least)}"
     if alike == least:
-        return f"{said}; it ends best with {swept.shown(least)}, beyond doubt better than with less", values[0]
-    best = f"; it ends best with {swept.shown(least)}, from which {swept.shown(alike)} cannot be told"
-    return said + best, values[0]
+        said += ", beyond doubt better than with less"
+    elif alike is not None:
+        said += f", from which {swept.shown(alike)} cannot be told"
+    return said, values[0]

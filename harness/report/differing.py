@@ -34,11 +34,14 @@ class Swept:
 def differing(specs: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """Dotted key -> run -> value, of the keys that are not the same in all; a run without the key is not in it."""
     flat = {name: dict(_flat(spec)) for name, spec in specs.items() if spec}
+    filled = {key[:end] for one in flat.values() for key in one for end, sign in enumerate(key) if sign == "."}
     found: dict[str, dict[str, Any]] = {}
     for key in dict.fromkeys(key for one in flat.values() for key in one):
         if key.split(".", 1)[0] in ASIDE:
             continue
         values = {name: one[key] for name, one in flat.items() if key in one}
+        if key in filled and all(one == {} for one in values.values()):
+            continue  # what the others hold in it is told key by key
         if len(values) < len(flat) or len(set(map(_told, values.values()))) > 1:
             found[key] = values
     return found
@@ -79,7 +82,7 @@ def _told(value: Any) -> str:
 
 
 def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, Mapping):
+    if isinstance(value, Mapping) and (value or not path):
         for key, one in value.items():
             yield from _flat(one, f"{path}.{key}" if path else str(key))
     elif isinstance(value, list | tuple) and value and all(isinstance(one, Mapping) for one in value):

@@ -9,6 +9,7 @@ import numpy as np
 
 from harness import forgetting
 from harness.contracts import Evaluation, Metric, Plan, Score
+from harness.foreseen.summaries import owners
 from harness.gate import called
 from harness.intervals import Estimate, replicates, summarise
 from harness.seeds import derive
@@ -37,18 +38,6 @@ class Matrix:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "called", self.called or self.score)
-
-
-def owners(plan: Plan) -> dict[str, int]:
-    """Suite -> the first stage, from 1, that teaches what it examines."""
-    found: dict[str, int] = {}
-    for number, stage in enumerate(plan.stages, start=1):
-        sources = {part.source for part in stage.parts}
-        for suite in plan.suites:
-            its_own = suite.source in sources or suite.name == stage.name
-            if suite.name in stage.suites if stage.suites else its_own:
-                found.setdefault(suite.name, number)
-    return found
 
 
 def matrices(

@@ -46,7 +46,9 @@ def settle(folder: Path, layer: int | None, where: str) -> int:
     if config.is_encoder_decoder:
         what = f"{folder} is a {config.model_type}, an encoder with a decoder"
         raise HarnessError(place, what, "name an encoder alone, such as BERT or XLM-RoBERTa")
-    layers = int(config.num_hidden_layers)
+    layers = getattr(config, "num_hidden_layers", None)
+    if not isinstance(layers, int):
+        raise HarnessError(place, f"{folder} is a {config.model_type}, which is no encoder of text", _REMEDY)
     if layer is not None and layer > layers:
         raise HarnessError(f"{where}.layer", f"is {layer}, and the encoder has {layers} layers", "choose one of them")
     return int(layers * 0.75 + 0.5) if layer is None else layer

@@ -92,7 +92,7 @@ def compiled(where: str, pattern: str) -> re.Pattern[str]:
 
 def steps_for(steps: Sequence[str], lang: str) -> tuple[str, ...]:
     """The steps that make sense in a language: `a` and `the` are articles in English alone."""
-    return tuple(step for step in steps if step != "articles" or lang in ("auto", "en"))
+    return tuple(step for step in steps if step != "articles" or lang in ("auto", "en", "eng"))
 
 
 def normalise(text: str, steps: Sequence[str]) -> str:

@@ -63,7 +63,9 @@ def refused(capsys, write):
 
 def checked(given, write, found):
     loaded = spec.load(write(given), schema.compose(found))
-    return foreseen.check(loaded, plan.make(loaded, found), found)
+    planned = plan.make(loaded, found)
+    metrics = foreseen.check(loaded, planned, found)
+    foreseen.check_summaries(loaded, [(planned, metrics)])
 
 
 STOPPING = {"scores": {"chat/response_nll": 1}}
@@ -91,6 +93,16 @@ WRONG = {
         {"gate": [{"score": "chrf", "summary": "forgetting", "at_most": 1}]},
         "gate.0.summary: 'forgetting' is about several stages, and the run has one; add stages (mode continual), or "
         "ask for what a general suite loses, e.g. by loses_at_most",
+    ),
+    "a summary of general suites that none of them comes to": (
+        {"gate": [{"score": "chrf", "summary": "general_ability_delta", "at_least": 0}]},
+        "gate.0.summary: 'general_ability_delta' is about general suites, and none of them measures 'chrf'; measure it "
+        'in a suite with "role": "general", or ask for another score',
+    ),
+    "a summary of tasks that no stage teaches": (
+        {"gate": [{"score": "response_nll", "summary": "learning_accuracy", "at_least": 0}]},
+        "gate.0.summary: no suite that measures 'response_nll' examines what a stage taught; give that stage such a "
+        "suite: on its source, of its name, or in its 'suites' (mode continual)",
     ),
     "stopping without a measurement": (
         {"train": {"learning_rate": 2e-5, "early_stopping": STOPPING}},
@@ -198,7 +210,7 @@ def test_in_suites_of_their_own_both_may_be_measured_and_summaries_tell_them_apa
     document["evaluate"] = {
         **SUITES,
         "desk": {"source": "desk_heldout", "metrics": "exact_match"},
-        "again": {"source": "desk_heldout", "metrics": "same_words"},
+        "again": {"source": "desk_heldout", "metrics": "same_words", "role": "general"},
     }
     document["gate"] = [
         {"score": "again/exact_match", "at_least": 0},
@@ -234,10 +246,10 @@ def test_a_summary_over_stages_needs_arms_of_several_and_a_joint_arm_may_have_on
     document["sources"] = {**document["sources"], "shop": {"jsonl": {"path": "shop.jsonl"}}}
     both = {"mode": {"continual": {"stages": stages}}}
     named = {"seq": both, "all": {"mode": {"domain": {"sources": ["desk", "shop"]}}}}
-    given = {"named": named, "forgetting": "forgetting:response_nll"}
+    given = {"named": named, "forgetting": "forgetting:chrf"}
     (line,) = refused("validate", arms(document, **given))
-    assert "'forgetting:response_nll' is about several stages, and 'all' has one" in line
-    document["gate"] = [{"score": "response_nll", "summary": "forgetting", "at_most": 1}]
+    assert "'forgetting:chrf' is about several stages, and 'all' has one" in line
+    document["gate"] = [{"score": "chrf", "summary": "forgetting", "at_most": 1}]
     assert cli.main(["validate", str(write(arms(document, joint="all", **given)))]) == 0
     capsys.readouterr()
     del given["forgetting"], named["seq"]
@@ -273,6 +285,42 @@ def test_an_arm_that_replaces_all_settings_is_told_so(document, write, capsys):
 def test_an_arm_s_key_into_a_value_is_named_and_not_looked_for_in_the_file(document, refused):
     (line,) = refused("validate", arms(document, named={"naive": {}, "odd": {"seed.x": 1}}))
     assert line.startswith("arm 'odd': seed.x=1: seed: ")
+
+
+def test_a_summary_that_no_arm_or_one_of_them_cannot_come_to_is_refused_before_they_run(
+    document, refused, write, capsys
+):
+    """It would be missed when all of them have been trained."""
+    document["sources"] = {**document["sources"], "shop": {"jsonl": {"path": "shop.jsonl"}}}
+    stages = [{"name": name, "domain": [name]} for name in ("desk", "shop")]
+    document["mode"] = {"continual": {"stages": stages}}
+    assert cli.main(["validate", str(write(arms(document, forgetting="forgetting:chrf")))]) == 0
+    capsys.readouterr()
+    (line,) = refused("validate", arms(document, forgetting="forgetting:response_nll"))
+    assert (
+        "arms.forgetting: 'naive', 'slow' will not come to 'forgetting:response_nll': no suite that measures "
+        "'response_nll' examines what a stage before the last one taught; give that stage such a suite"
+    ) in line
+    (line,) = refused("validate", arms(document, forgetting="relative_forgetting:chrf"))
+    assert "'relative_forgetting' is about general suites, and none of them measures 'chrf'" in line
+    turned = {"named": {"naive": {}, "turned": {"mode": {"continual": {"stages": stages[::-1]}}}}}
+    (line,) = refused("validate", arms(document, forgetting="forgetting:chrf", **turned))
+    assert "arms.forgetting: 'turned' will not come to 'forgetting:chrf'" in line
+    document["gate"] = [{"score": "chrf", "summary": "forward_transfer", "at_least": 0}]
+    (line,) = refused("validate", document)
+    assert "gate.0.summary: no suite that measures 'chrf' examines what a stage after the first taught" in line
+    assert cli.main(["validate", str(write(arms(document, gain="desk/chrf", **turned)))]) == 0, "one arm passes"
+
+
+def test_an_arm_that_measures_by_other_options_what_arms_are_compared_by_is_named(document, refused, write):
+    named = {"naive": {}, "words": {"evaluate.desk.metrics.chrf.word_order": 2}}
+    (line,) = refused("validate", arms(document, named=named))
+    assert (
+        "arms.gain: the arms are compared by 'desk/chrf', and 'words' will measure it otherwise than 'naive'; give its "
+        "metric the same options in every arm, or name another in arms.gain"
+    ) in line
+    given = arms(document, named=named, gain="chat/response_nll")
+    assert cli.main(["validate", str(write(given))]) == 0, "what they are not compared by may differ"
 
 
 def test_an_arm_that_will_not_measure_what_arms_are_compared_by_is_named(document, refused):

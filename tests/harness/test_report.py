@@ -371,7 +371,7 @@ def test_the_interval_of_a_summary_is_paired_over_the_stages(made):
 
 
 def test_a_stage_that_names_no_suite_is_examined_by_those_on_its_sources_or_of_its_name(made):
-    from harness.report.matrix import owners
+    from harness.foreseen.summaries import owners
 
     plan = made.plan(2)
     assert owners(plan) == {"helpdesk": 1, "general": 1}, "both stages train on both sources; the first one teaches"

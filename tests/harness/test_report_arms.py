@@ -206,6 +206,21 @@ def test_where_nothing_is_forgotten_no_more_of_it_is_called_needed(losses, ends)
     assert "forgets least" in arms.advise(one, "desk/nll", "chat/nll", SHARES).headline
 
 
+def test_no_value_is_enough_where_the_seeds_of_the_best_one_can_be_told_apart() -> None:
+    """Two seeds of one value often can, over the same items: no advice ends in a traceback, or names a value."""
+    seeds = Swept("train.learning_rate", {"a": 1e-5, "b": 1e-5, "c": 3e-5, "d": 3e-5}, share=False)
+    points = swept_points(a=(0.1, 0.01), b=(0.9, 0.05), c=(0.7, 0.05), d=(0.8, 0.05))
+    found = arms.advise(points, "desk/nll", "chat/nll", seeds)
+    assert (found.arm, found.value) == ("a", None)
+    assert found.enough == (
+        "No train.learning_rate is enough for certain: at every value some training run forgets more in chat/nll "
+        "beyond doubt than 'a', which forgets least, at 1e-05"
+    )
+    points = swept_points(a=(0.06, 0.05), b=(0.9, 0.05), c=(0.05, 0.05), d=(0.06, 0.05))
+    told = arms.advise(points, "desk/nll", "chat/nll", seeds).enough
+    assert told.endswith("every smaller one that gains as much has a training run that forgets more beyond doubt")
+
+
 def test_an_arm_that_gains_too_little_is_no_value_to_choose() -> None:
     points = swept_points(b=(0.2, 0.05), c=(0.1, 0.02))
     idle = Point("a", Estimate(0.01, 0.01, -0.01, 0.03, 50), Estimate(0.0, 0.001, 0.0, 0.0, 50), None, True)

@@ -403,6 +403,22 @@ def test_an_experiment_of_an_earlier_version_is_shown_by_its_advice_alone(sweep,
     assert "intransigence" not in [one.attrs.get("id") for one in root.all("section")]
 
 
+def test_what_an_arm_forgets_by_an_interval_that_is_no_number_is_not_marked_as_an_improvement(sweep, tmp_path):
+    given = document(sweep, "arms.json")
+    point = next(one for one in given["points"] if one["arm"] == given["advised"]["arm"])
+    for low, high, n, mark in (
+        (None, None, 1, "few"),
+        (0.1, 0.3, 29, "few"),
+        (0.1, 0.3, 60, "worse"),
+        (-3, -1, 60, "better"),
+    ):
+        point["forgotten"] |= {"low": low, "high": high, "n": n}
+        (tmp_path / "arms.json").write_text(json.dumps(given))
+        said = read(html.write_experiment(tmp_path)).one("ul", class_="verdict").all("li")
+        (line,) = (one for one in said if given["advised"]["cost"].lower() in one.text.lower())
+        assert line.attrs["class"].split()[-1] == mark
+
+
 def test_options_that_only_some_arms_have_are_one_row_and_what_varies_is_its_own(tmp_path):
     def ewc(strength):
         return MADE.spec_of(mitigations={"ewc": {"strength": strength, "source": "general", "decay": 1}})

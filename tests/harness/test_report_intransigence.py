@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import runpy
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -96,6 +97,26 @@ def test_the_page_of_the_experiment_has_it_with_its_interval_and_says_who_the_re
     assert titles == ["rougeL", "response_perplexity"], "each score once, with the arms below it"
     assert "reference" in root.one("tr", data_arm="joint").text
     assert "reference" not in root.one("tr", data_arm="stages").text
+
+
+def test_a_task_that_both_measured_by_other_options_is_left_out_and_costs_nothing_else(tmp_path):
+    """It is found when all arms have run: it must not cost their comparison."""
+    runs = {
+        "stages": finished(tmp_path / "stages", (0.1, 0.4, 0.2), (30.0, 20.0, 25.0)),
+        "joint": finished(tmp_path / "joint", (0.1, 0.5), (30.0, 10.0)),
+    }
+
+    def otherwise(one):
+        scores = (replace(some, signature="of:another") if some.name == "rougeL" else some for some in one.scores)
+        return replace(one, scores=tuple(scores)) if one.suite == "helpdesk" else one
+
+    stages = tuple(tuple(map(otherwise, stage)) for stage in runs["joint"].evaluations)
+    runs["joint"] = replace(runs["joint"], evaluations=stages)
+    axes = {"gain": "general/rougeL", "forgetting_score": "general/rougeL"}
+    made = arms.make("sweep", tmp_path, runs, RUN.BY_SUITE, seed=0, joint="joint", **axes)
+    found = {one.score: one.suites for one in made.intransigence}
+    assert found == {"rougeL": ("general",), "response_perplexity": ("helpdesk", "general")}
+    assert any(one.startswith("helpdesk/rougeL is not compared for 'joint'") for one in made.notes)
 
 
 def test_the_joint_arm_is_no_value_of_what_the_others_vary(tmp_path):

@@ -312,6 +312,18 @@ def test_what_differs_is_said_key_by_key_without_what_says_nothing_of_the_model(
     assert differing(specs) == {"mitigations.mixing.share": {"b": 0.1}}
 
 
+def test_a_component_without_options_differs_from_another_and_hides_behind_no_number():
+    specs = {
+        "a": spec(template={"alpaca": {}}, train={"learning_rate": 1e-4}),
+        "b": spec(template={"llama2": {}}, train={"learning_rate": 2e-4}),
+    }
+    assert differing(specs)["template.alpaca"] == {"a": {}}
+    assert differing(specs)["template.llama2"] == {"b": {}}
+    assert swept(specs) is None, "what was gained may be the template's doing"
+    known = {"a": spec(train={"early_stopping": None}), "b": spec(train={"early_stopping": {"patience": 1}})}
+    assert differing(known) == {"train.early_stopping": {"a": None}, "train.early_stopping.patience": {"b": 1}}
+
+
 def test_stages_are_compared_setting_by_setting_and_a_number_of_one_of_them_can_be_swept():
     def stages(*strengths, **changes):
         one = [{"name": str(i), "mitigations": {"ewc": {"strength": s}} if s else {}} for i, s in enumerate(strengths)]

@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import quote
 
 from harness.public import public, without_secrets
+from harness.report.advice import moved
 from harness.report.arms import Compared, Point, point_of
 from harness.report.differing import component, differing, swept
 from harness.report.files import plain
@@ -75,9 +76,9 @@ def _advice(experiment: Arms) -> Iterator[tuple[str, str]]:
     """(kind of mark, what the advice says below its headline), and which arms have no result."""
     one = experiment.advised
     lost = next((point.forgotten for point in experiment.points if point.arm == one.arm), None)
-    moved = "even" if lost is None or lost.low <= 0 <= lost.high else "worse" if lost.low > 0 else "better"
+    mark = "even" if lost is None else moved(lost)
     alike = f"{one.inseparable}." if one.alike else ""  # which begins with the name of an arm
-    said = (("few", one.note), (moved, one.cost), ("even", one.enough), ("few", one.rests))
+    said = (("few", one.note), (mark, one.cost), ("even", one.enough), ("few", one.rests))
     told = [(kind, _sentence(text)) for kind, text in said]
     yield from (line for line in (*told[:2], ("few", alike), *told[2:]) if line[1])
     yield from (("failed", f"no result of {arm}: {why}") for arm, why in experiment.missing.items())

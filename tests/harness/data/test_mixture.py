@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness.contracts import Part, Row, Share, Stage
+from harness.data import cuts
 from harness.data.batches import longest_stretch
 from harness.data.choice import UNITS
 from harness.data.draws import TOLERANCE
@@ -402,6 +403,24 @@ def test_the_beginning_of_an_epoch_has_the_share_though_rows_differ_tenfold():
         general = [place for place, slot in enumerate(data.order) if data.rows.source_of(slot[0]) == "g"]
         windows = [sum(at <= place < at + 64 for place in general) for at in range(0, 4 * steps - 63, 64)]
         assert max(windows, default=0) - min(windows, default=0) <= 2, "what is exchanged is spread evenly again"
+
+
+@pytest.mark.parametrize("seed", [7, 1600, 3682])
+def test_no_row_is_repeated_by_an_exchange_before_all_others_of_its_source_are(seed):
+    """In the last two cases an exchange uses a turn up, and later ones must not take of the turn before it."""
+    random = generator(seed, "repeated")
+    rows, copies, single = random.randint(2, 6), random.randint(2, 4), random.randint(10, 40)
+    repeated = np.arange(single + rows * copies) >= single
+    turns = np.array([0] * single + [turn for turn in range(copies) for _ in range(rows)])
+    sizes = [random.randint(1, 60) for _ in range(rows)] * copies
+    sizes = np.array([random.randint(1, 60) for _ in range(single)] + sizes)
+    inside = np.zeros(len(turns), bool)
+    inside[: single // 2] = inside[single : single + random.randint(1, rows * copies - 1)] = True
+    measured = np.stack([[np.where(repeated, sizes, 0)], [sizes]])
+    wanted = np.array([random.uniform(0.1, 0.9)])
+    made = cuts.exchanged(inside, measured, wanted, repeated.astype(int), turns, np.zeros((2, 1), np.int64))
+    assert made.sum() == inside.sum()
+    assert turns[repeated & made].max(initial=0) <= turns[repeated & ~made].min(initial=copies)
 
 
 def test_nothing_is_exchanged_where_the_share_is_met_anyway(monkeypatch):

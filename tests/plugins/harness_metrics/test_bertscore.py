@@ -203,6 +203,8 @@ def test_what_is_no_encoder_is_named_before_anything_is_trained(metric, bertscor
     refused("is a t5, an encoder with a decoder", tmp_path / "t5")
     (tmp_path / "t5" / "config.json").write_text('{"model_type": "no-such"}')
     refused("has a config.json that does not load", tmp_path / "t5")
+    (tmp_path / "t5" / "config.json").write_text(json.dumps({"model_type": "clip"}))
+    refused("is a clip, which is no encoder of text", tmp_path / "t5")
 
 
 def test_weights_that_are_not_whole_are_no_encoder(bertscore, encoder, tmp_path):

@@ -99,3 +99,5 @@ def test_what_is_extracted_is_compared_and_its_absence_is_counted(score, metric,
 def test_articles_are_english(score):
     assert score("exact_match", ["mange a Paris"], ["mange Paris"])["exact_match"] == 1.0
     assert score("exact_match", ["mange a Paris"], ["mange Paris"], lang="fr")["exact_match"] == 0.0
+    for lang in ("en", "eng"):
+        assert score("exact_match", ["the cat"], ["cat"], lang=lang)["exact_match"] == 1.0
