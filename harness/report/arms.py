@@ -6,7 +6,7 @@ Knows the scores that finished runs left in their folders, and how to compare th
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,7 @@ from harness.report.files import plain, write_json
 from harness.report.intransigence import Intransigence, against
 from harness.report.kept import Kept
 from harness.report.paired import Side, align, compared, judged, require_one_way, trials_for, vectors
-from harness.report.unshared import comparable, left_out, share_items
+from harness.report.unshared import alike, comparable, left_out, share_items
 from harness.report.variants import Variant, turned
 from harness.seeds import derive
 from harness.significance import holm
@@ -142,7 +142,9 @@ def make(
     roles = _roles(arms[base])
     gain, lost = _axes(arms[base], roles, gain, forgetting_score)
     compared = _compared(arms, base, roles, metrics, seed)
-    points = _points(arms, base, gain, lost, metrics, seed, joint)
+    otherwise = [arm for arm, run in arms.items() if not all(alike(run, arms[base], axis) for axis in (gain, lost))]
+    weighed = [arm for arm in arms if arm != joint and arm not in otherwise]
+    points = _points(arms, base, gain, lost, metrics, seed, joint, weighed)
 
     paired = not is_summary(lost) and share_items(arms.values(), lost.partition("/")[0])
 
@@ -161,17 +163,26 @@ def make(
         points=points,
         missing=dict(missing or {}),
         advised=advise(
-            [one for one in points if one.arm != joint],
+            [one for one in points if one.arm in weighed],
             gain,
             lost,
-            swept({arm: run.spec for arm, run in arms.items() if arm != joint}),
+            swept({arm: arms[arm].spec for arm in weighed}),
             more=more if paired else None,
-            note="" if baseline in (None, base) else f"the baseline {baseline!r} has no result yet",
+            note="; ".join(_to_know(baseline, base, otherwise)),
         ),
         joint=joint,
         intransigence=against(arms, joint, metrics, seed=seed) if joint is not None and joint in arms else (),
         notes=left_out(arms, base),
     )
+
+
+def _to_know(baseline: str | None, base: str, otherwise: Sequence[str]) -> Iterator[str]:
+    """What to know before the advice."""
+    if baseline not in (None, base):
+        yield f"the baseline {baseline!r} has no result yet"
+    if otherwise:
+        named = ", ".join(map(repr, otherwise))
+        yield f"{named} was measured otherwise than {base!r} in what arms are compared by, and is not weighed"
 
 
 def _roles(run: Kept) -> dict[str, Role]:
@@ -258,20 +269,29 @@ def _one(
 
 
 def _points(
-    arms: Mapping[str, Kept], base: str, gain: str, lost: str, metrics: Metrics, seed: int, joint: str | None
+    arms: Mapping[str, Kept],
+    base: str,
+    gain: str,
+    lost: str,
+    metrics: Metrics,
+    seed: int,
+    joint: str | None,
+    weighed: Sequence[str],
 ) -> tuple[Point, ...]:
+    """weighed: the arms that are methods, and measured as the baseline was; what is no method beats none."""
     gains = {arm: _change(run, gain, metrics, seed) for arm, run in arms.items()}
     losses = {arm: _lost(run, lost, metrics, seed, needed=arm != joint) for arm, run in arms.items()}
     names = list(arms)
-    methods = [arm for arm in names if arm != joint]  # a reference that no method could reach beats none
-    efficient = {methods[i] for i in forgetting.pareto([(gains[arm].value, losses[arm].value) for arm in methods])}
+    efficient = {weighed[i] for i in forgetting.pareto([(gains[arm].value, losses[arm].value) for arm in weighed])}
     naive = losses[base]
     return tuple(
         Point(
             arm,
             gains[arm],
             losses[arm],
-            None if arm == base else forgetting.recovered(losses[arm].value, naive.value, naive.stderr),
+            None
+            if arm == base or arm not in (*weighed, joint)
+            else forgetting.recovered(losses[arm].value, naive.value, naive.stderr),
             arm in efficient,
         )
         for arm in names

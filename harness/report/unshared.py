@@ -14,6 +14,17 @@ def comparable(score: Score, own: Evaluation, other: Evaluation) -> bool:
     return _reason(score, other) is None and bool(align(own, other).ids)
 
 
+def alike(run: Kept, other: Kept, axis: str) -> bool:
+    """Whether two runs measured a score, `suite/score`, in one way; a summary, `summary:score`, is not looked at."""
+    suite, _, name = axis.partition("/")
+    ways = [
+        {score.signature for score in one.scores if score.name == name}
+        for one in (run.last(suite), other.last(suite))
+        if one
+    ]
+    return len(ways) < 2 or ways[0] == ways[1]
+
+
 def share_items(arms: Iterable[Kept], suite: str) -> bool:
     """Whether some item of a suite was measured in every arm."""
     ends = [run.last(suite) for run in arms]

@@ -443,3 +443,21 @@ def test_what_only_some_arms_measured_alike_is_named_and_costs_nothing_else(tmp_
     assert "the suite 'general' is not compared for 'blind': not measured there" in stream.getvalue()
     told = "the suite 'general' is not compared for 'naive', 'poor', 'other': the baseline 'blind' did not measure it"
     assert told in made("blind").notes
+
+
+def test_an_arm_that_measured_otherwise_what_arms_are_compared_by_is_not_weighed(tmp_path: Path) -> None:
+    """As an arm of another version of a metric's library, after which the run was gone on with."""
+    whole = {
+        name: finished(tmp_path / name, 0.3, rise) for name, rise in (("naive", 5.0), ("kept", 1.0), ("other", 0.1))
+    }
+    axes = {"gain": "helpdesk/rougeL", "forgetting_score": "general/response_perplexity"}
+    assert arms.make("sweep", tmp_path, whole, RUN.BY_SUITE, seed=0, **axes).advised.arm == "other"
+    runs = {**whole, "other": changed(whole["other"], measured_otherwise)}
+    found = arms.make("sweep", tmp_path, runs, RUN.BY_SUITE, seed=0, **axes)
+    assert found.advised.arm == "kept"
+    assert found.advised.note == (
+        "'other' was measured otherwise than 'naive' in what arms are compared by, and is not weighed"
+    )
+    assert "helpdesk/rougeL is not compared for 'other'" in found.notes[0]
+    point = next(one for one in found.points if one.arm == "other")
+    assert (point.efficient, point.recovered) == (False, None)
