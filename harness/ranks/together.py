@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
 from harness.errors import HarnessError
-from harness.ranks.launch import number
+from harness.ranks.launch import INSTEAD, number
 from harness.ranks.news import News
 from harness.ranks.sharing import ALONE, Ranks
 
@@ -25,7 +26,7 @@ def together(count: int) -> Iterator[Ranks]:
 
     At the end the main process shares None: nothing more comes. When one fails, all end: the main one with the error,
     its own or, named by its process, another's; the others without a word. Raises HarnessError when there are more
-    processes than GPUs.
+    processes than GPUs, or when they do not find each other.
     """
     if count == 1:
         yield ALONE
@@ -63,8 +64,13 @@ def _connected(count: int) -> tuple[Any, Any]:
         raise HarnessError("torchrun", what, "start one process for each GPU, see CUDA_VISIBLE_DEVICES")
     if cuda:
         torch.cuda.set_device(number())
-    store, rank, size = next(rendezvous("env://"))
-    backend = "nccl" if cuda else "gloo"
-    distributed.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PACE)
-    group = distributed.new_group(backend="gloo", timeout=PATIENCE)
+    try:
+        store, rank, size = next(rendezvous("env://"))
+        backend = "nccl" if cuda else "gloo"
+        distributed.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PACE)
+        group = distributed.new_group(backend="gloo", timeout=PATIENCE)
+    except (distributed.DistError, ValueError) as error:
+        what = f"the processes cannot meet there: {error}"
+        where = f"MASTER_ADDR {os.environ['MASTER_ADDR']}, MASTER_PORT {os.environ['MASTER_PORT']}"
+        raise HarnessError(where, what, f"take a free port of this machine, or use {INSTEAD}") from error
     return distributed.PrefixStore("harness", store), group

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+
 import pytest
 
 from harness import ranks
@@ -63,3 +65,17 @@ def test_one_process_shares_with_itself():
     with ranks.together(1) as shared, shared.main_first():
         assert shared is ranks.ALONE
         shared.meet()
+
+
+@pytest.mark.parametrize("port", ["taken", "70000000", "none"])
+def test_a_port_where_processes_cannot_meet_is_one_line(monkeypatch, port):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        number = str(taken.getsockname()[1]) if port == "taken" else port
+        for name, value in {**TWO, "RANK": "0", "LOCAL_RANK": "0", "MASTER_PORT": number}.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(HarnessError, match=f"MASTER_PORT {number}: the processes cannot meet") as refused:
+            ranks.together(2).__enter__()
+    (line,) = refused.value.lines()
+    assert "--standalone" in line
