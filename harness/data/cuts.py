@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,9 @@ CANDIDATES = 384
 
 ROUNDS = 400
 """Exchanges at most."""
+
+STARTS = 24
+"""Pairs of kinds of which one slot more and one less are tried."""
 
 ONE_MORE, DOUBLED = 8, 8
 """How often one step more is tried, and then twice as many, before no number of them is said to be enough."""
@@ -66,15 +70,56 @@ def exchanged(
 ) -> NDArray[np.bool_]:
     """The slots inside, with some exchanged for others until no aim is missed by more than `TOLERANCE`.
 
-    Each time the two slots are exchanged after which the worst aim is nearest; where no exchange brings it nearer, that
-    is all that can be had. inside: (N,) which slots are taken; their number stays. sizes: (2, K, N), see `measured`.
-    wanted: (K,) the aims' shares. kinds, turns: (N,) of each slot; of a kind, those of the lowest turns are taken.
-    before: (2, K) what counts beside the slots.
+    Each time the two slots are exchanged after which the worst aim is nearest, first of those of one kind. Only where
+    that does not do, also after one slot of one kind has given way to one of another, the numbers of slots of the kinds
+    change, by as few as will do. Where no exchange brings it nearer, that is all that can be had.
+    inside: (N,) which slots are taken; their number stays.
+    sizes: (2, K, N), see `measured`. wanted: (K,) the aims' shares. kinds, turns: (N,) of each slot; of a kind, those
+    of the lowest turns are taken. before: (2, K) what counts beside the slots.
     """
-    inside = inside.copy()
-    total = sizes[:, :, inside].sum(axis=2) + before
-    if missed(total, wanted) <= TOLERANCE:
+    if missed(sizes[:, :, inside].sum(axis=2) + before, wanted) <= TOLERANCE:
         return inside
+    every = len(inside)
+    rising = [0, *(2**power for power in range(every.bit_length() + 1))]
+    tried = [
+        *((start, [0]) for start in (inside, *islice(_beside(inside, kinds, turns), STARTS))),
+        (inside, rising),
+        (inside, [every]),
+    ]
+    for start, bounds in tried:
+        found = _exchanged(start, sizes, wanted, kinds, turns, before, bounds)
+        if missed(sizes[:, :, found].sum(axis=2) + before, wanted) <= TOLERANCE:
+            break
+    return found
+
+
+def _beside(inside: NDArray[np.bool_], kinds: NDArray[Any], turns: NDArray[Any]) -> Iterator[NDArray[np.bool_]]:
+    """The slots inside with one of a kind less and one of another kind more: every pair of kinds once."""
+    taken, left = np.flatnonzero(inside), np.flatnonzero(~inside)
+    for fewer in np.unique(kinds[taken]).tolist():
+        own = taken[kinds[taken] == fewer]
+        for more in np.unique(kinds[left]).tolist():
+            if more != fewer:
+                others = left[kinds[left] == more]
+                made = inside.copy()
+                made[own[np.argmax(turns[own])]], made[others[np.argmin(turns[others])]] = False, True
+                yield made
+
+
+def _exchanged(
+    inside: NDArray[np.bool_],
+    sizes: Sizes,
+    wanted: NDArray[np.float64],
+    kinds: NDArray[Any],
+    turns: NDArray[Any],
+    before: Sizes,
+    bounds: Sequence[int],
+) -> NDArray[np.bool_]:
+    """As `exchanged`, once. bounds: how many slots more or fewer than at first a kind may have, one after the other."""
+    inside, bounds = inside.copy(), list(bounds)
+    apart = bounds.pop(0)
+    total = sizes[:, :, inside].sum(axis=2) + before
+    more = np.zeros(int(kinds.max()) + 1, np.int64)
     worst = int(np.argmax(np.abs(realised(total) - wanted)))
     value = sizes[0, worst] - wanted[worst] * sizes[1, worst]
     there = _candidates(np.flatnonzero(inside), kinds, -turns, value)
@@ -84,10 +129,17 @@ def exchanged(
         left = np.abs(after[0] / after[1] - wanted[:, None, None]).max(axis=0)
         uneven = (kinds[there][:, None] == kinds[others]) & (turns[there][:, None] != turns[others])
         left[uneven] = np.inf  # a row would stand twice where another one of its source does not stand once
+        far = (more[kinds[there]] <= -apart)[:, None] | (more[kinds[others]] >= apart)[None, :]
+        left[far & (kinds[there][:, None] != kinds[others])] = np.inf
         out, into = np.unravel_index(int(np.argmin(left)), left.shape)
         if left[out, into] >= missed(total, wanted):
-            break
+            if not bounds:
+                break
+            apart = bounds.pop(0)
+            continue
         total = after[:, :, out, into]
+        more[kinds[there[out]]] -= 1
+        more[kinds[others[into]]] += 1
         inside[there[out]], inside[others[into]] = False, True
         there[out], others[into] = others[into], there[out]
         if missed(total, wanted) <= TOLERANCE:

@@ -423,6 +423,20 @@ def test_no_row_is_repeated_by_an_exchange_before_all_others_of_its_source_are(s
     assert turns[repeated & made].max(initial=0) <= turns[repeated & ~made].min(initial=copies)
 
 
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("steps", [2, 3, 4, 5])
+def test_what_is_exchanged_for_a_share_leaves_the_other_sources_in_proportion(steps, seed):
+    random = generator(seed, "lengths")
+    pools = {
+        source: pool(source, [(9, random.randint(low, high)) for _ in range(count)], first)
+        for source, low, high, count, first in (("a", 25, 34, 31, 0), ("b", 21, 28, 46, 1000), ("g", 21, 27, 54, 2000))
+    }
+    data = lay(stage("abg", Share(("g",), 0.2), steps=steps), pools, seed)
+    assert abs(data.shares["g"]["loss_tokens"] - 0.2) <= TOLERANCE
+    a, b = (sum(trained(data, source).values()) for source in "ab")
+    assert abs(a - (a + b) * 31 / 77) <= 1.5
+
+
 def test_nothing_is_exchanged_where_the_share_is_met_anyway(monkeypatch):
     pools = {"d": pool("d", [(0, 10)] * 90), "g": pool("g", [(0, 10)] * 35, 1000)}
     half = lay(stage("dg", Share(("g",), 0.1), epochs=0.5), pools, 0)
