@@ -20,6 +20,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from harness.contracts import Mitigation
 from harness.errors import RunError
+from harness.model.quiet import quiet
 from harness.train import checkpoint
 from harness.train.collate import Collator
 from harness.train.log import StageLog
@@ -238,7 +239,8 @@ class StageTrainer(Trainer):
     # -- checkpoints --------------------------------------------------------------------------------------------------
 
     def _save_checkpoint(self, *arguments: Any, **options: Any) -> None:
-        super()._save_checkpoint(*arguments, **options)
+        with quiet():
+            super()._save_checkpoint(*arguments, **options)
         folder = self.checkpoints / f"checkpoint-{self.state.global_step}"
         if self.args.should_save:
             self.tokenizer_to_save.save_pretrained(str(folder))

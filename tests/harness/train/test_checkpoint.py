@@ -51,6 +51,12 @@ def test_a_checkpoint_holds_all_that_a_resumed_stage_needs(engine, lora, make_st
     assert again.tensor.tolist() == [2.0, 2.0]
 
 
+def test_nothing_of_a_checkpoint_is_said_beside_our_own_lines(make_stage, fit, capsys):
+    fit(make_stage(batch_size=2, save_steps=2))
+    shown = capsys.readouterr()
+    assert (shown.out, shown.err) == ("", "")
+
+
 def test_states_survive_whole_and_replace_the_old(tmp_path):
     kept = Memory()
     for pulls in (3, 8):
