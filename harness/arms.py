@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
+from math import prod
 from typing import Any
 
 from harness.errors import HarnessError, ManyErrors, RunError
@@ -27,6 +28,9 @@ LOSSES: Mapping[str, int] = {
 
 CHOSEN = ("mode", "template", "mitigations", "sources", "evaluate")
 """Parts of a spec that an arm may give as a whole: what it leaves out is not wanted there."""
+
+MOST = 10_000
+"""Arms of one experiment; a matrix of more is taken for a slip."""
 
 UNSAFE = re.compile(r"[^A-Za-z0-9._=+,-]+")
 
@@ -53,6 +57,9 @@ def expand(given: Mapping[str, Any], where: str) -> tuple[Arm, ...]:
     if not given["named"] and not given["matrix"]:
         raise HarnessError(where, "there are no arms", 'name some in "named", give a "matrix", or leave "arms" out')
     named: Mapping[str, Mapping[str, Any]] = given["named"] or {"": {}}
+    count = len(named) * prod(map(len, given["matrix"].values()))
+    if count > MOST:
+        raise HarnessError(where, f"there are {count:,} arms, more than {MOST:,}", "name fewer values in its matrix")
     cells = list(_cells(given["matrix"]))
     made = []
     for name, changes in named.items():

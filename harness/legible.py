@@ -73,6 +73,13 @@ def number(value: float | None, places: int | None = None, *, sign: bool = False
     return text.replace("-", "−")
 
 
+def p_value(p: float | None) -> str:
+    """A p-value with three decimals and never as 0, and – for what is no number."""
+    if p is None or math.isnan(p):
+        return MISSING
+    return "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
 def above(share: float) -> str:
     """A share in [0, 1] that is not below the one given, in few digits."""
     return f"{min(math.ceil(share * 1000) / 1000, 1.0):g}"

@@ -84,12 +84,19 @@ def _processes(command: Command) -> int:
     return 1
 
 
-def _count(text: str) -> int:
-    """A number of rows, at least 1. argparse makes a ValueError a usage error."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is below 1")
-    return number
+def _at_least(least: int) -> Callable[[str], int]:
+    """What argparse reads a whole number with that may not be smaller."""
+
+    def read(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is no whole number") from None
+        if number < least:
+            raise argparse.ArgumentTypeError(f"{number} is below {least}")
+        return number
+
+    return read
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -162,7 +169,7 @@ def _parser() -> argparse.ArgumentParser:
         "harness preview specs/mixed_sft.json --source helpdesk --rows 2",
     )  # fmt: skip
     preview.add_argument("--source", help="the source to show; every trained one if left out")
-    preview.add_argument("--rows", type=_count, default=2, metavar="N", help="rows of each source (default 2)")
+    preview.add_argument("--rows", type=_at_least(1), default=2, metavar="N", help="rows of each source (default 2)")
     preview.add_argument("--plain", action="store_true", help="mark trained text with brackets instead of colour")
 
     gate = add_spec(
@@ -218,7 +225,9 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--uri", help="MLflow tracking URI; default $MLFLOW_TRACKING_URI, else sqlite:///mlflow.db")
     compare.add_argument("--baseline", metavar="RUN", help="the run that the others are compared with; else the first")
     compare.add_argument("--score", metavar="SUITE/SCORE", help="the score whose most changed items are shown")
-    compare.add_argument("--items", type=int, default=10, metavar="N", help="how many of them (default 10; 0: none)")
+    compare.add_argument(
+        "--items", type=_at_least(0), default=10, metavar="N", help="how many of them (default 10; 0: none)"
+    )
     compare.add_argument("--json", action="store_true", help="print it as JSON")
     compare.add_argument("--html", metavar="FILE", help="also write it as one page to this file")
     return parser

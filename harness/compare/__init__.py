@@ -192,6 +192,8 @@ def _compared(
     values = {key: tuple(run.parameters.get(key) for run in runs) for key in sorted(keys)}
     made = Comparison(uri, runs, {key: row for key, row in values.items() if len(set(row)) > 1}, baseline)
     if len(found) < 2:
+        if score is not None:
+            raise HarnessError("--score", "one run alone is compared with nothing", "name another run, or leave it out")
         return made
     if registry is None:
         from harness.registry import discover

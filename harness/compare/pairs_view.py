@@ -12,7 +12,7 @@ from rich.text import Text
 
 from harness.compare import Changed, Comparison, Pair
 from harness.compare.items import Answered
-from harness.legible import MISSING, decimals, number, one_line, printable, shorten
+from harness.legible import decimals, number, one_line, p_value, printable, shorten
 
 STYLES = {
     "better": "bold green",
@@ -124,13 +124,6 @@ def _name(one: Pair) -> str:
 
 def _places(rows: list[Pair]) -> int:
     return decimals([rows[0].first.value, *(one.second.value for one in rows)])
-
-
-def p_value(p: float) -> str:
-    """A p-value with three decimals, and never as 0."""
-    if p != p:
-        return MISSING
-    return "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def _shown(one: Changed, comparison: Comparison) -> Iterator[tuple[str, Text]]:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from harness.contracts import Example, Progress, Source, silent
 from harness.data.conversation import prompt_ids
 from harness.data.reading import Reading
-from harness.data.rejects import Rejects
+from harness.data.rejects import ELSEWHERE, Rejects
 from harness.data.spool import Indices, Spool, body, unwritten
 
 Hashes = NDArray[np.uint64]
@@ -159,7 +159,7 @@ def read(
         try:
             rejections.unlink(missing_ok=True)
         except OSError as error:
-            raise unwritten(rejections, error) from error
+            raise unwritten(rejections, error, ELSEWHERE) from error
     try:
         spool, digest = Spool.write(prompts.noting(reading.examples()), folder)
     finally:

@@ -21,6 +21,10 @@ LONGEST = 100_000
 """Characters of a bad row's raw text that are written down; the rest of it is counted."""
 
 
+ELSEWHERE = 'name another folder in "output"'
+"""Where the file goes instead, if it cannot be written."""
+
+
 class Rejects:
     """Takes bad rows in. path: a file that gets a line for each, made with the first; None: they are only counted.
 
@@ -52,7 +56,7 @@ class Rejects:
                 self._file = self.path.open("w", encoding="utf-8", errors="backslashreplace")
             self._file.write(f"{text}\n")
         except OSError as error:
-            raise unwritten(self.path, error) from error
+            raise unwritten(self.path, error, ELSEWHERE) from error
 
     def close(self) -> None:
         """Close the file; nothing can be added after that. Raises HarnessError when its end cannot be written."""
@@ -60,7 +64,7 @@ class Rejects:
             try:
                 self._file.close()
             except OSError as error:
-                raise unwritten(self.path, error) from error
+                raise unwritten(self.path, error, ELSEWHERE) from error
 
     def check(self, whole: int, allowed: float, where: str) -> None:
         """Raise HarnessError when more than the share `allowed` of the `whole` rows is bad."""

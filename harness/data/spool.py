@@ -134,10 +134,10 @@ class Spool(Sequence[Example]):
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-def unwritten(path: Path, error: OSError) -> HarnessError:
-    """The error for a file or folder of ours that cannot be written."""
+def unwritten(path: Path, error: OSError, another: str = "set HARNESS_CACHE to another one") -> HarnessError:
+    """The error for a file or folder of ours that cannot be written. another: how another one is named."""
     what = f"the rows read cannot be written there: {error.strerror or error}"
-    return HarnessError(str(path), what, "free space, make the folder writable, or set HARNESS_CACHE to another one")
+    return HarnessError(str(path), what, f"free space, make the folder writable, or {another}")
 
 
 def _opened(folder: Path) -> BinaryIO:

@@ -152,9 +152,13 @@ def enough(made: Advice, points: Sequence[Point], lost: str, swept: Swept, more:
             f"doubt than {first.arm!r}, which forgets least, at {swept.shown(least)}"
         )
     elif value == least:
-        smaller = [one for one in by_value if one < value]
         more_of = "forgets more" if len(points) == len(by_value) else "has a training run that forgets more"
-        beyond = f"every smaller one that gains as much {more_of} beyond doubt" if smaller else "and none is smaller"
+        if any(one < value for one in by_value):
+            beyond = f"every smaller one that gains as much {more_of} beyond doubt"
+        elif any(one < value for one in swept.values.values()):
+            beyond = "no smaller one gains as much"
+        else:
+            beyond = "and none is smaller"
         said = f"{name} is where {lost} suffers least; {beyond}"
     else:
         gap = max(gaps[value], key=lambda one: one.value)

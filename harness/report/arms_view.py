@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from harness.intervals import Estimate
-from harness.legible import MISSING, decimals, encodable, number, one_line
+from harness.legible import MISSING, decimals, encodable, number, one_line, p_value
 from harness.report.arms import Compared, Experiment, Point
 from harness.report.view import STYLES
 
@@ -93,7 +93,7 @@ def scores_table(experiment: Experiment) -> Table:
                 Text(f" {one_line(one.arm)}"),
                 number(one.after.value, places),
                 Text("baseline", style="dim") if one.against is None else _interval(one.against),
-                MISSING if one.p_holm is None else f"{one.p_holm:.3f}",
+                p_value(one.p_holm),
                 "" if one.verdict is None else Text(one.verdict, style=STYLES[one.verdict]),
             )
     return table

@@ -6,11 +6,12 @@ Knows the plan's stages and the verbs of a mitigation. Knows neither data nor sc
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from harness import model, plan
 from harness.contracts import Mitigation, Plan, Row, Stage
-from harness.errors import HarnessError
+from harness.errors import HarnessError, RunError
 from harness.registry import Registry
 from harness.run.onward import Held
 
@@ -62,8 +63,9 @@ class Chain:
             self._change(stage)
         elif self._start is not None:
             held = self._go_on(stage, self._start)
-        for mitigation in self._active.values():
-            mitigation.begin_stage(stage, self.net, rows)
+        for name, mitigation in self._active.items():
+            with _memory(name):
+                mitigation.begin_stage(stage, self.net, rows)
         if held is not None:
             held.refuse_another_start(self.net, stage.name)
         return self._active
@@ -139,8 +141,9 @@ class Chain:
                 mitigation.load_state_dict(self._states[name])
 
     def _shape(self) -> None:
-        for mitigation in self._active.values():
-            self.net = mitigation.model(self.net)
+        for name, mitigation in self._active.items():
+            with _memory(name):
+                self.net = mitigation.model(self.net)
         model.promote(self.net)
 
     def _refuse_without_adapter(self, stage: Stage) -> None:
@@ -156,3 +159,14 @@ class Chain:
 
     def _mitigations(self, stage: Stage) -> Mapping[str, Mapping[str, Any]]:
         return plan.of_stage(self.plan, stage)
+
+
+@contextmanager
+def _memory(mitigation: str) -> Iterator[None]:
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not model.out_of_memory(error):
+            raise
+        what = "what it puts beside the weights does not fit into memory"
+        raise RunError(f"mitigations.{mitigation}", what, "let it hold less, or take a smaller model") from error

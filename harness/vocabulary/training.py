@@ -62,12 +62,14 @@ TRAIN: dict[str, Any] = {
     "batch_size": {
         "type": "integer",
         "minimum": 1,
+        "maximum": 65_536,
         "default": 8,
         "description": "Rows (or packs) in one forward pass on one device.",
     },
     "accumulation": {
         "type": "integer",
         "minimum": 1,
+        "maximum": 65_536,
         "default": 1,
         "description": "Forward passes whose gradients are added up for one update.",
     },
@@ -100,6 +102,7 @@ TRAIN: dict[str, Any] = {
     "max_length": {
         "type": "integer",
         "minimum": 8,
+        "maximum": 2_147_483_647,
         "default": 2048,
         "usual": [2048, 4096],
         "description": "Rows are cut on the right to this many tokens. Usual: 2048 to 4096; short rows cost the same.",

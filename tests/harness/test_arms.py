@@ -45,6 +45,7 @@ def test_changes_become_overrides_in_json() -> None:
         ({"named": {"a": {}}, "baseline": "b"}, "there is no arm 'b'"),
         ({"named": {"a": {}}, "joint": "all"}, "there is no arm 'all'"),
         ({"named": {}, "matrix": {}}, "there are no arms"),
+        ({"matrix": {key: [*range(500)] for key in ("seed", "train.steps", "train.batch_size")}}, "125,000,000 arms"),
         ({"named": {"a": {"": 1}}}, "changes '', which is no dotted key"),
         ({"named": {"a": {"train.": 1}}}, "changes 'train.', which is no dotted key"),
         ({"named": {"a": {"train.steps=3": 1}}}, "changes 'train.steps=3', which is no dotted key"),

@@ -123,6 +123,20 @@ def test_a_command_line_that_is_none_exits_with_2(harness, arguments):
     assert err.startswith("usage: harness")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["preview", "x.json", "--rows", "two"], "--rows: 'two' is no whole number"),
+        (["preview", "x.json", "--rows", "0"], "--rows: 0 is below 1"),
+        (["compare", "x", "--items", "-1"], "--items: -1 is below 0"),
+    ],
+)
+def test_a_number_that_makes_no_sense_is_told_as_a_reader_would(harness, arguments, said):
+    code, out, err = harness(*arguments)
+    assert (code, out) == (2, "")
+    assert err.endswith(f"error: argument {said}\n")
+
+
 # -- validate ---------------------------------------------------------------------------------------------------------
 
 
@@ -215,6 +229,8 @@ def test_bad_input_is_one_line_with_file_line_and_column(harness, spec, kind, co
     [
         ("train.lerning_rate=1", "train: unknown key 'lerning_rate'; did you mean 'learning_rate'?"),
         ("train.epochs", "an override is key=value; e.g. --set train.learning_rate=1e-5"),
+        (f"train.max_length={2**63}", f"train.max_length: {2**63} is out of range; it must be at most 2147483647"),
+        ("train.batch_size=65537", "train.batch_size: 65537 is out of range; it must be at most 65536"),
         ("train.epochs=0", "train.epochs: 0 is out of range; it must be above 0"),
         ("evaluate.desk.source=desc", "there is no source 'desc'; did you mean 'desk'?"),
     ],

@@ -345,6 +345,11 @@ def test_a_score_that_was_not_compared_is_refused_with_those_that_were(folder):
         made(folder, "weak", "strong", score="desk/blue")
 
 
+def test_a_score_of_one_run_alone_is_refused_as_nothing_is_compared(folder):
+    with pytest.raises(HarnessError, match=r"--score: one run alone is compared with nothing; name another run"):
+        made(folder, "weak", score="desk/bleu")
+
+
 def test_of_many_runs_the_terminal_shows_items_only_when_asked_and_json_always(folder):
     comparison = made(folder, "weak", "strong", "alike")
     assert {one.run for one in comparison.items} == {1, 2}

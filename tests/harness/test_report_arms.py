@@ -16,6 +16,7 @@ from rich.console import Console
 from harness.errors import HarnessError
 from harness.gate import Measured
 from harness.intervals import Estimate
+from harness.legible import p_value
 from harness.report import arms, kept
 from harness.report.arms import Point
 from harness.report.arms_view import View
@@ -154,6 +155,10 @@ def swept_points(**losses: tuple[float, float]) -> list[Point]:
 SHARES = Swept("mitigations.mixing.share", {"a": 0.0, "b": 0.01, "c": 0.05, "d": 0.1, "e": 0.25}, share=True)
 
 
+def test_a_p_value_is_never_shown_as_0() -> None:
+    assert [p_value(p) for p in (0.0001, 0.001, 0.25, math.nan, None)] == ["<0.001", "0.001", "0.250", "–", "–"]
+
+
 def test_of_what_was_swept_the_smallest_value_that_cannot_be_told_from_the_best_is_named() -> None:
     points = swept_points(a=(0.5, 0.05), b=(0.4, 0.05), c=(0.12, 0.05), d=(0.08, 0.05), e=(0.1, 0.05))
     told = arms.advise(points, "desk/nll", "chat/nll", SHARES).text
@@ -179,6 +184,9 @@ def test_no_general_data_may_be_enough_and_a_value_needs_all_its_seeds() -> None
         "share of 0 % is where chat/nll suffers least; and none is smaller"
         in arms.advise(points, "desk/nll", "chat/nll", SHARES).text
     )
+    idle = Point("a", Estimate(0.01, 0.01, -0.01, 0.03, 50), Estimate(0.9, 0.01, 0.88, 0.92, 50), None, True)
+    told = arms.advise([idle, *swept_points(b=(0.1, 0.05), c=(0.5, 0.05))], "desk/nll", "chat/nll", SHARES).text
+    assert "share of 1 % is where chat/nll suffers least; no smaller one gains as much" in told
     seeds = Swept("train.learning_rate", {"a": 1e-5, "b": 1e-5, "c": 3e-5, "d": 3e-5}, share=False)
     points = swept_points(a=(0.1, 0.05), b=(0.9, 0.05), c=(0.05, 0.05), d=(0.06, 0.05))
     told = arms.advise(points, "desk/nll", "chat/nll", seeds).text

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import HarnessError
-from harness.legible import decimals, duration, number, printable
+from harness.legible import decimals, duration, number, p_value, printable
 from harness.report.html.palette import DARK, LIGHT, variables
 from harness.report.html.plots.canvas import Plot
 
@@ -106,6 +106,7 @@ def _environment() -> Environment:
         "places": lambda values, digits=4: decimals([one for one in values if one is not None], digits),
         "places_of": lambda found: decimals([v for one in found for v in (one.value, one.low, one.high)], 3),
         "duration": duration,
+        "p_value": p_value,
         "plot": lambda plot: _markup(plot.inline()),
         "pretty": pretty,
         "count": lambda value: f"{value:,}" if isinstance(value, int | float) else str(value),

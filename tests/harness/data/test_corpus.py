@@ -217,6 +217,7 @@ def test_a_folder_that_cannot_be_written_is_told(corpus, tmp_path):
         room.Spool.write(EVERYTHING, tmp_path / "c")
     (line,) = refused(corpus, asks(2))
     assert "rejected.jsonl: the rows read cannot be written there" in line
+    assert line.endswith('or name another folder in "output"')
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no device that is always full")

@@ -9,7 +9,7 @@ import torch
 
 from harness import plan as plans
 from harness import registry, schema, spec
-from harness.errors import HarnessError
+from harness.errors import HarnessError, RunError
 from harness.run import chain as chains
 
 LORA = {"lora": {"rank": 2}}
@@ -72,6 +72,15 @@ def test_a_merged_adapter_changes_the_base_and_the_result_is_a_whole_model(
     moved = saved.state_dict()[weight] - plain(untrained).state_dict()[weight]
     assert torch.linalg.matrix_rank(moved, rtol=1e-3) == 4, "two adapters of rank 2, from different beginnings"
     assert (place / "stages/a/model/adapter_config.json").is_file()
+
+
+def test_a_mitigation_that_does_not_fit_into_memory_is_named(desk, monkeypatch):
+    def refuse(mitigation, model):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 128000000000 bytes.")
+
+    monkeypatch.setattr("harness_mitigations.lora.Lora.model", refuse)
+    with pytest.raises(RunError, match=r"mitigations\.lora: what it puts beside the weights does not fit into memory"):
+        desk.start(desk.continual({}, mitigations=LORA))
 
 
 def test_an_adapter_on_merged_weights_is_not_saved_as_if_it_were_the_bases(desk):
