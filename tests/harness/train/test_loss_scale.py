@@ -60,7 +60,7 @@ def scaled():
         bare=model,
         optimizer=optimizer,
     )
-    for name in ("_pull", "_refuse_unless_finite"):
+    for name in ("_pull", "_refuse_unless_finite", "_summed"):
         setattr(trainer, name, getattr(StageTrainer, name).__get__(trainer))
     return trainer
 
