@@ -10,6 +10,7 @@ import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from pathlib import Path
 
 from rich import box
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
@@ -256,7 +257,10 @@ def _closing(report: Report) -> Iterator[RenderableType]:
         if "id" in run:
             # A store that `compare` would not find by itself.
             elsewhere = f" --uri {shlex.quote(uri)}" if uri != without_secrets(tracking_uri(None)) else ""
-            yield _command("compare", f"harness compare {shlex.quote(str(run['id']))}{elsewhere}")
+            named = f"{shlex.quote(str(run['id']))}{elsewhere}"
+            if Path(run.get("folder", "")).parent.name == "arms":
+                named = shlex.quote(str(run["folder"]))  # the arm of another experiment may have the same name
+            yield _command("compare", f"harness compare {named}")
         web = re.match("https?://", uri)
         yield _command("look at it", uri if web else f"mlflow ui --backend-store-uri {shlex.quote(uri)}")
 

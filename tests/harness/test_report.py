@@ -6,6 +6,7 @@ import io
 import json
 import math
 import runpy
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -262,6 +263,10 @@ def test_the_closing_lines_can_be_copied_and_fit_the_store(made, tmp_path, monke
     text = shown(made.report(tmp_path / "a", uri="https://track.example"), width=80)
     assert "harness compare a --uri https://track.example\n" in text
     assert "mlflow ui" not in text
+    arm = tmp_path / "arms" / "strength=0"
+    assert f"harness compare {shlex.quote(str(arm))}\n" in shown(
+        made.report(arm, uri="https://track.example"), width=80
+    )
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:secret@track.example")
     assert "harness compare a\n" in shown(made.report(tmp_path / "a", uri="https://track.example"), width=80)
 
