@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -60,41 +60,56 @@ def missed(totals: NDArray[Any], wanted: NDArray[np.float64]) -> float:
     return float(np.abs(realised(totals) - wanted).max())
 
 
-def exchanged(
-    inside: NDArray[np.bool_],
-    sizes: Sizes,
-    wanted: NDArray[np.float64],
-    kinds: NDArray[Any],
-    turns: NDArray[Any],
-    before: Sizes,
-) -> NDArray[np.bool_]:
+@dataclass(frozen=True)
+class Cut:
+    """An epoch of N slots of which a stage trains some, and the K shares that are to hold in what it trains.
+
+    sizes: (2, K, N), see `measured`. wanted: (K,) the aims' shares. kinds, turns: (N,) of each slot; of a kind, those
+    of the lowest turns are taken. before: (2, K) what counts beside the slots.
+    """
+
+    sizes: Sizes
+    wanted: NDArray[np.float64]
+    kinds: NDArray[Any]
+    turns: NDArray[Any]
+    before: Sizes
+
+    def totals(self, inside: NDArray[np.bool_]) -> Sizes:
+        """(2, K) what the slots inside, (N,), come to with what counts beside them."""
+        return np.asarray(self.sizes[:, :, inside].sum(axis=2) + self.before, np.int64)
+
+    def missed(self, inside: NDArray[np.bool_]) -> float:
+        """How far the aim that these slots miss most lies from its share."""
+        return missed(self.totals(inside), self.wanted)
+
+
+def exchanged(inside: NDArray[np.bool_], cut: Cut) -> NDArray[np.bool_]:
     """The slots inside, with some exchanged for others until no aim is missed by more than `TOLERANCE`.
 
     Each time the two slots are exchanged after which the worst aim is nearest, first of those of one kind. Only where
     that does not do, also after one slot of one kind has given way to one of another, the numbers of slots of the kinds
     change, by as few as will do. Where no exchange brings it nearer, that is all that can be had.
     inside: (N,) which slots are taken; their number stays.
-    sizes: (2, K, N), see `measured`. wanted: (K,) the aims' shares. kinds, turns: (N,) of each slot; of a kind, those
-    of the lowest turns are taken. before: (2, K) what counts beside the slots.
     """
-    if missed(sizes[:, :, inside].sum(axis=2) + before, wanted) <= TOLERANCE:
+    if cut.missed(inside) <= TOLERANCE:
         return inside
     every = len(inside)
     rising = [0, *(2**power for power in range(every.bit_length() + 1))]
     tried = [
-        *((start, [0]) for start in (inside, *islice(_beside(inside, kinds, turns), STARTS))),
+        *((start, [0]) for start in (inside, *islice(_beside(inside, cut), STARTS))),
         (inside, rising),
         (inside, [every]),
     ]
     for start, bounds in tried:
-        found = _exchanged(start, sizes, wanted, kinds, turns, before, bounds)
-        if missed(sizes[:, :, found].sum(axis=2) + before, wanted) <= TOLERANCE:
+        found = _exchanged(start, cut, bounds)
+        if cut.missed(found) <= TOLERANCE:
             break
     return found
 
 
-def _beside(inside: NDArray[np.bool_], kinds: NDArray[Any], turns: NDArray[Any]) -> Iterator[NDArray[np.bool_]]:
+def _beside(inside: NDArray[np.bool_], cut: Cut) -> Iterator[NDArray[np.bool_]]:
     """The slots inside with one of a kind less and one of another kind more: every pair of kinds once."""
+    kinds, turns = cut.kinds, cut.turns
     taken, left = np.flatnonzero(inside), np.flatnonzero(~inside)
     for fewer in np.unique(kinds[taken]).tolist():
         own = taken[kinds[taken] == fewer]
@@ -106,19 +121,12 @@ def _beside(inside: NDArray[np.bool_], kinds: NDArray[Any], turns: NDArray[Any])
                 yield made
 
 
-def _exchanged(
-    inside: NDArray[np.bool_],
-    sizes: Sizes,
-    wanted: NDArray[np.float64],
-    kinds: NDArray[Any],
-    turns: NDArray[Any],
-    before: Sizes,
-    bounds: Sequence[int],
-) -> NDArray[np.bool_]:
+def _exchanged(inside: NDArray[np.bool_], cut: Cut, bounds: Sequence[int]) -> NDArray[np.bool_]:
     """As `exchanged`, once. bounds: how many slots more or fewer than at first a kind may have, one after the other."""
+    sizes, wanted, kinds, turns = cut.sizes, cut.wanted, cut.kinds, cut.turns
     inside, bounds = inside.copy(), list(bounds)
     apart = bounds.pop(0)
-    total = sizes[:, :, inside].sum(axis=2) + before
+    total = cut.totals(inside)
     more = np.zeros(int(kinds.max()) + 1, np.int64)
     worst = int(np.argmax(np.abs(realised(total) - wanted)))
     value = sizes[0, worst] - wanted[worst] * sizes[1, worst]

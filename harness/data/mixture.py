@@ -113,12 +113,12 @@ def _taken(
     inside[epoch.spread(number)[:count]] = True
     turns = np.zeros(len(inside), np.int64) if epoch.turns is None else epoch.turns
     for beside in (nothing, before):
-        inside = cuts.exchanged(inside, sizes, wanted, epoch.kinds, turns, beside)
-        total = sizes[:, :, inside].sum(axis=2) + beside
-        if cuts.missed(total, wanted) <= TOLERANCE + 1e-9:
+        cut = cuts.Cut(sizes, wanted, epoch.kinds, turns, beside)
+        inside = cuts.exchanged(inside, cut)
+        if cut.missed(inside) <= TOLERANCE + 1e-9:
             return inside
     slots = count + sum(map(len, walked))
-    raise Missed(epoch.stage, aims, cuts.realised(total), slots)
+    raise Missed(epoch.stage, aims, cuts.realised(cut.totals(inside)), slots)
 
 
 def sizes(rows: Sequence[Row]) -> dict[str, dict[str, int]]:

@@ -34,13 +34,28 @@ class Course(ABC):
         self.spec, self.registry, self.ready = spec, registry, ready
         self.folder, self.ranks, self.again = folder, ranks, again
 
+    @property
+    def policy(self) -> str | None:
+        """What becomes of an earlier run's adapter, see `onward.policy`."""
+        return onward.policy(self.spec, self.ready)
+
+    def load(self, location: model.Location | None = None) -> Any:
+        """A model as the run computes with it: the one it begins with, or another copy, of `location`."""
+        planned = self.ready.plan
+        return model.load(
+            location or self.ready.location,
+            planned.model,
+            precision=planned.train["precision"],
+            progress=progress_of(self.registry),
+        )
+
     def _chain(self) -> Chain:
         """The model with its mitigations, before its first stage."""
         planned = self.ready.plan
         with self.ranks.main_first():  # what is downloaded or converted is so once
-            net = self._load()
+            net = self.load()
         train.seed_mitigations(planned.seed)
-        return Chain(net, planned, self.registry, self._policy())
+        return Chain(net, planned, self.registry, self.policy)
 
     def _stage(self, chain: Chain, number: int, totals: Mapping[str, Any] | None) -> train.Trained:
         """Take the model through a stage. number: from 1. totals: what it came to, where it was trained before."""
@@ -129,24 +144,12 @@ class Course(ABC):
         seed = self.ready.plan.seed
         return (
             seed
-            if number == 1 and self._policy() is None
+            if number == 1 and self.policy is None
             else derive(seed, "stage", self.ready.plan.stages[number - 1].name)
         )
 
-    def _policy(self) -> str | None:
-        return onward.policy(self.spec, self.ready.location, self.ready.plan.stages[0].adapter)
-
     def _computation(self, chain: Chain) -> AbstractContextManager[Any]:
         return model.computation(chain.net, self.ready.plan.train["precision"])
-
-    def _load(self, location: model.Location | None = None) -> Any:
-        planned = self.ready.plan
-        return model.load(
-            location or self.ready.location,
-            planned.model,
-            precision=planned.train["precision"],
-            progress=progress_of(self.registry),
-        )
 
 
 def states_of(chain: Chain) -> dict[str, Mapping[str, Any]]:

@@ -198,13 +198,8 @@ def _measured_model(
     net = load(model.resolve(settings, progress=progress_of(registry)), settings)
     if not reads_base:
         return net, None
-    untouched = load(_first(spec, ready, registry), ready.plan.model)
+    untouched = load(onward.first(spec, ready, progress_of(registry)), ready.plan.model)
     return net, lambda: nullcontext(untouched)
-
-
-def _first(spec: Spec, ready: Prepared, registry: Registry) -> model.Location:
-    """The model that all training began with, that of earlier runs included."""
-    return onward.first(ready.location, ready.plan.model, spec.document["output"], progress_of(registry))
 
 
 def _adapted(net: Any, folder: Path) -> Any:

@@ -13,13 +13,11 @@ from typing import Any
 
 from harness import evaluate, model, report
 from harness.contracts import Evaluation, Event, Metric, Suite, silent
-from harness.registry import Registry
 from harness.report import Earlier, variants
 from harness.run import onward
 from harness.run.chain import Chain
-from harness.run.folder import RunFolder
-from harness.run.preparing import Prepared, progress_of
-from harness.spec import Spec
+from harness.run.course import Course
+from harness.run.preparing import progress_of
 
 
 class Measuring:
@@ -29,56 +27,43 @@ class Measuring:
     from another, what that one measured. scored: the last stage whose scores the folder holds from before, -1 for none.
     """
 
-    def __init__(
-        self,
-        spec: Spec,
-        registry: Registry,
-        ready: Prepared,
-        folder: RunFolder,
-        load: Callable[[model.Location], Any],
-    ) -> None:
-        """load: another copy of a model, for metrics that compare with one which the run's own cannot give back."""
-        self.spec, self.registry, self.ready, self.folder, self._load = spec, registry, ready, folder, load
+    def __init__(self, course: Course) -> None:
+        self.course = course
         self.evaluations: list[tuple[Evaluation, ...]] = []
         self.earlier: Earlier | None = None
         self.scored = -1
         self._variants: list[dict[str, Any]] = []
         self._untouched: Any = None
 
-    @property
-    def policy(self) -> str | None:
-        """What becomes of an earlier run's adapter, see `onward.policy`."""
-        return onward.policy(self.spec, self.ready.location, self.ready.plan.stages[0].adapter)
-
     def stage(self, chain: Chain, number: int) -> None:
         """Measure the model after a stage, 0: before the first, and write all scores so far down."""
         found = self.now(chain, number, "predictions")
         self.evaluations.append(found)
         self._tell("evaluated", number, evaluations=found)
-        if number == 0 and self.ready.location.kind == "run":
-            run = Path(self.ready.location.path).parent
-            self.earlier, told = onward.carry(run, found, self.spec.document["output"])
+        if number == 0 and self.course.ready.location.kind == "run":
+            run = Path(self.course.ready.location.path).parent
+            self.earlier, told = onward.carry(run, found, self.course.spec.document["output"])
             for text in told:
                 self._tell("warning", text=text)
         before = len(self.earlier.stages) if self.earlier is not None else 0
         if number < self.scored - before:  # a run that is gone on with may stop again before it is where it was
             return
-        names, evaluations = [one.name for one in self.ready.plan.stages], tuple(self.evaluations)
+        names, evaluations = [one.name for one in self.course.ready.plan.stages], tuple(self.evaluations)
         if self.earlier is None:
-            report.write_scores(evaluations, ["base", *names], self.folder.path)
+            report.write_scores(evaluations, ["base", *names], self.course.folder.path)
         else:
-            report.write_scores(self.earlier.joined(evaluations), self.earlier.named(names), self.folder.path)
+            report.write_scores(self.earlier.joined(evaluations), self.earlier.named(names), self.course.folder.path)
 
     def variants(self, chain: Chain, number: int) -> None:
         """Measure the other weights that the stage's mitigations offer, e.g. a sweep between two models."""
         for mitigation, variant in chain.variants():
             found = self.now(chain, number, f"predictions/variants/{mitigation}-{variant}")
             known = self.evaluations if self.earlier is None else self.earlier.joined(self.evaluations)
-            scores = variants.scored(found, known, self.ready.metrics, seed=self.ready.plan.seed)
-            stage = self.ready.plan.stages[number - 1].name
+            scores = variants.scored(found, known, self.course.ready.metrics, seed=self.course.ready.plan.seed)
+            stage = self.course.ready.plan.stages[number - 1].name
             self._variants.append({"stage": stage, "mitigation": mitigation, "variant": variant, "scores": scores})
             self._tell("variant", number, mitigation=mitigation, variant=variant, evaluations=found)
-            self.folder.write("variants.json", {"variants": self._variants})
+            self.course.folder.write("variants.json", {"variants": self._variants})
 
     def now(
         self,
@@ -92,46 +77,41 @@ class Measuring:
 
         folder: what gets the answers; None: in the midst of a stage, of which nothing is kept and no phase is told.
         """
-        planned = self.ready.plan
+        planned = self.course.ready.plan
         # Without the adapter that is to be trained, the base model's answers are those of every other arm.
-        began = number == 0 and self.policy is None
+        began = number == 0 and self.course.policy is None
         untrained = model.base(chain.net) if began else contextlib.nullcontext()
         with untrained, model.computation(chain.net, planned.train["precision"]):
             return evaluate.evaluate(
                 chain.net,
-                self.ready.tokenizer,
-                self.ready.template,
+                self.course.ready.tokenizer,
+                self.course.ready.template,
                 planned.suites if suites is None else suites,
-                self.ready.data.suites,
-                self.ready.metrics if metrics is None else metrics,
+                self.course.ready.data.suites,
+                self.course.ready.metrics if metrics is None else metrics,
                 stage=number,
                 seed=planned.seed,
-                max_length=self.ready.longest,
-                templates=self.ready.templates,
-                folder=None if folder is None else self.folder.path / folder,
-                base=self._base(chain) if number or self.policy else None,
-                progress=silent if folder is None else progress_of(self.registry),
+                max_length=self.course.ready.longest,
+                templates=self.course.ready.templates,
+                folder=None if folder is None else self.course.folder.path / folder,
+                base=self._base(chain) if number or self.course.policy else None,
+                progress=silent if folder is None else progress_of(self.course.registry),
             )
 
     def _base(self, chain: Chain) -> Callable[[], AbstractContextManager[Any]] | None:
         """How to have the base model, for metrics that read it; None where there are none."""
-        if not any(one.reads == "base" for suite in self.ready.metrics.values() for one in suite.values()):
+        if not any(one.reads == "base" for suite in self.course.ready.metrics.values() for one in suite.values()):
             return None
-        location = self._first()
+        location = onward.first(self.course.spec, self.course.ready, progress_of(self.course.registry))
         if (
             model.is_adapted(chain.net)
             and not chain.merged
-            and (self.policy is None or model.digest(chain.net) == location.digest)
+            and (self.course.policy is None or model.digest(chain.net) == location.digest)
         ):
             return lambda: model.base(chain.net)
         if self._untouched is None:
-            self._untouched = self._load(location)
+            self._untouched = self.course.load(location)
         return lambda: contextlib.nullcontext(self._untouched)
 
-    def _first(self) -> model.Location:
-        """The model that all training began with, that of earlier runs included."""
-        own, output = self.ready.plan.model, self.spec.document["output"]
-        return onward.first(self.ready.location, own, output, progress_of(self.registry))
-
     def _tell(self, kind: str, number: int = 0, /, **facts: Any) -> None:
-        self.registry.observe(Event(kind, number, facts))
+        self.course.registry.observe(Event(kind, number, facts))

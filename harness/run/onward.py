@@ -16,6 +16,7 @@ from harness import evaluate, model
 from harness.contracts import Evaluation, Item, Progress, Score
 from harness.errors import HarnessError
 from harness.report import Earlier, kept
+from harness.run.preparing import Prepared
 from harness.runs import SCHEME, find_run
 from harness.spec import Spec
 
@@ -30,25 +31,26 @@ SAME = ("peft_type", "r", "lora_alpha", "use_rslora", "use_dora")
 # -- the model --------------------------------------------------------------------------------------------------------
 
 
-def policy(spec: Spec, location: model.Location, adapter: str) -> str | None:
+def policy(spec: Spec, ready: Prepared) -> str | None:
     """What becomes of the earlier run's adapter: `continue`, `merge` or `new`; None: no run is gone on with.
 
-    adapter: of the first stage. Only the mode `continual` asks for it; in the others it is merged, so that what is
-    trained beside or on top of it is free.
+    Only the mode `continual` asks for it, in its first stage; in the others it is merged, so that what is trained
+    beside or on top of it is free.
     """
-    if location.kind != "run":
+    if ready.location.kind != "run":
         return None
-    return adapter if "continual" in spec.document["mode"] else "merge"
+    return ready.plan.stages[0].adapter if "continual" in spec.document["mode"] else "merge"
 
 
-def first(location: model.Location, settings: Mapping[str, Any], output: str, progress: Progress) -> model.Location:
-    """The model that the first of all earlier runs began with; the location itself when it is of no run.
+def first(spec: Spec, ready: Prepared, progress: Progress) -> model.Location:
+    """The model that the first of all earlier runs began with; the run's own when it goes on from none.
 
-    settings: the spec's `model`. Raises HarnessError when it, or a run on the way, is no longer there.
+    Raises HarnessError when it, or a run on the way, is no longer there.
     """
+    location, settings = ready.location, ready.plan.model
     while location.kind == "run":
         settings = {**settings, **kept.document(Path(location.path).parent, "spec.json")["model"]}
-        location = model.resolve(settings, output=output, progress=progress)
+        location = model.resolve(settings, output=spec.document["output"], progress=progress)
     return location
 
 

@@ -78,7 +78,7 @@ class Walk(Course):
         super().__init__(spec, registry, ready, folder, ranks, again)
         self.found, self.tracker, self.arm, self.shared = found, tracker, arm, shared
         self.started = time.monotonic()
-        self.measuring = Measuring(spec, registry, ready, folder, self._load)
+        self.measuring = Measuring(self)
 
     def run(self) -> Report:
         """Walk all the way. Raises HarnessError or RunError; what was made stays."""

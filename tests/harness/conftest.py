@@ -1,4 +1,4 @@
-"""A small spec and a registry of a few components, most of them made up, to test the rooms that need no model."""
+"""A small spec, a registry of a few components, most of them made up, and a store: for rooms that need no model."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import harness_mitigations
 import harness_modes
 import pytest
 
+from harness import store
 from harness.contracts import Component
 from harness.registry import Registry
 
@@ -88,3 +89,15 @@ def write(tmp_path):
         return file
 
     return write
+
+
+@pytest.fixture(scope="module")
+def uri(tmp_path_factory):
+    """A tracking store that all tests of a module share, so that its tables are made once."""
+    return f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db"
+
+
+@pytest.fixture(scope="module")
+def client(uri):
+    """Reads the store at `uri`."""
+    return store.open_store(uri, create=True)

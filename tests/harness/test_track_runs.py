@@ -23,17 +23,6 @@ from harness.track.artifacts import steps
 RUN = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("made_run.py"))))
 
 
-@pytest.fixture(scope="module")
-def uri(tmp_path_factory):
-    """A store that all tests here share, so that its tables are made once."""
-    return f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db"
-
-
-@pytest.fixture(scope="module")
-def client(uri):
-    return store.open_store(uri, create=True)
-
-
 def settings(uri, experiment, **more):
     return {"enabled": True, "experiment": experiment, "uri": uri, **more}
 

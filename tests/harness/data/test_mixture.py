@@ -418,7 +418,8 @@ def test_no_row_is_repeated_by_an_exchange_before_all_others_of_its_source_are(s
     inside[: single // 2] = inside[single : single + random.randint(1, rows * copies - 1)] = True
     measured = np.stack([[np.where(repeated, sizes, 0)], [sizes]])
     wanted = np.array([random.uniform(0.1, 0.9)])
-    made = cuts.exchanged(inside, measured, wanted, repeated.astype(int), turns, np.zeros((2, 1), np.int64))
+    cut = cuts.Cut(measured, wanted, repeated.astype(int), turns, np.zeros((2, 1), np.int64))
+    made = cuts.exchanged(inside, cut)
     assert made.sum() == inside.sum()
     assert turns[repeated & made].max(initial=0) <= turns[repeated & ~made].min(initial=copies)
 

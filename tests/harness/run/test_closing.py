@@ -7,7 +7,6 @@ import shutil
 
 import pytest
 
-from harness import store
 from harness.errors import HarnessError
 from harness.hooks import hookimpl
 from harness.run import closing, single
@@ -16,16 +15,6 @@ from harness.track import Tracker
 
 class Killed(BaseException):
     """Stands for a process that is gone: nobody hears of it."""
-
-
-@pytest.fixture(scope="module")
-def uri(tmp_path_factory):
-    return f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db"
-
-
-@pytest.fixture(scope="module")
-def client(uri):
-    return store.open_store(uri, create=True)
 
 
 @pytest.fixture

@@ -81,10 +81,7 @@ def steps(place):
 
 def client(folder):
     """A client of the tracking store in `folder`."""
-    store.import_mlflow()
-    from mlflow import MlflowClient
-
-    return MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    return store.open_store(f"sqlite:///{folder}/mlflow.db")
 
 
 def scores(place):
