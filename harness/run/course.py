@@ -70,8 +70,11 @@ class Course(ABC):
         self._begin_alike(place, chain)
         resumed = self.ranks.share(train.latest_checkpoint(place / "checkpoints") if self.again else None)
         watch = self._watch(chain, number, resumed)
+        steps, begun = data.steps(self.ranks.count), train.reached(resumed)
 
         def over(step: int) -> bool:
+            if step != begun and not watching.due(data.stage, steps, step):
+                return False  # nothing was looked at, so there is nothing to ask the main process
             return self.ranks.share(watch is not None and watch(step))
 
         trained = train.train(
@@ -86,7 +89,8 @@ class Course(ABC):
             resume=resumed,
             check=over if data.stage.train["evaluate_steps"] is not None else None,
         )
-        return self._conclude(chain, number, trained, watch)
+        self._conclude(chain, number, trained, watch)
+        return trained
 
     # -- what the main process and the others do in their own ways -----------------------------------------------------
 
@@ -99,9 +103,7 @@ class Course(ABC):
         """What hears of each logged update."""
 
     @abstractmethod
-    def _conclude(
-        self, chain: Chain, number: int, trained: train.Trained, watch: watching.Watch | None
-    ) -> train.Trained:
+    def _conclude(self, chain: Chain, number: int, trained: train.Trained, watch: watching.Watch | None) -> None:
         """Bring model and mitigations to the stage's end."""
 
     # -- within a stage -----------------------------------------------------------------------------------------------

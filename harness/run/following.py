@@ -53,12 +53,9 @@ class Follower(Course):
     def _step(self, number: int, name: str, resumed: Path | None) -> Callable[[int, Mapping[str, float]], None]:
         return train.unheard
 
-    def _conclude(
-        self, chain: Chain, number: int, trained: train.Trained, watch: watching.Watch | None
-    ) -> train.Trained:
+    def _conclude(self, chain: Chain, number: int, trained: train.Trained, watch: watching.Watch | None) -> None:
         """As a run that is gone on with does: what the main process kept of the stage is read."""
         totals = self.ranks.share(None)
         assert totals is not None, "the main process shares what the stage came to"
-        recalled = self._recall(self.folder.stage(self.ready.plan.stages[number - 1].name), chain, totals)
+        self._recall(self.folder.stage(self.ready.plan.stages[number - 1].name), chain, totals)
         self.ranks.meet()
-        return recalled

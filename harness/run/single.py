@@ -166,9 +166,7 @@ class Walk(Course):
         self.measuring.variants(chain, number)
         self._tell("stage_finished", number, stage=stage, trained=trained, folder=str(self.folder.path))
 
-    def _conclude(
-        self, chain: Chain, number: int, trained: train.Trained, watch: watching.Watch | None
-    ) -> train.Trained:
+    def _conclude(self, chain: Chain, number: int, trained: train.Trained, watch: watching.Watch | None) -> None:
         """Let the mitigations learn from the stage, and keep what it came to."""
         data = self.ready.data.stages[number - 1]
         if watch is not None:
@@ -177,12 +175,11 @@ class Walk(Course):
         train.seed_mitigations(self._seed(number))
         with self._computation(chain):
             chain.leave(number, data.rows)
-        totals = self._keep(chain, trained, data.stage.name, number)
+        self._keep(chain, trained, data.stage.name, number)
         if watch is not None:
             watch.clear()
-        self.ranks.share(totals)
+        self.ranks.share(trained.totals())
         self.ranks.meet()  # the others have read it
-        return trained
 
     def _watch(self, chain: Chain, number: int, resumed: Path | None) -> watching.Watch | None:
         data = self.ready.data.stages[number - 1]
@@ -195,9 +192,9 @@ class Walk(Course):
             self.folder,
             lambda: self.measuring.now(chain, number, None, suites, metrics),
             self.measuring.evaluations[0],
-            watching.keeper(chain.net, chain.active),
+            lambda place: save_end(place, chain.net, states_of(chain)),
             lambda kind, **facts: self._tell(kind, number, **facts),
-            int(resumed.name.rpartition("-")[2]) if resumed is not None else 0,
+            train.reached(resumed),
         )
 
     def _retell(self, number: int, name: str) -> None:
@@ -215,13 +212,12 @@ class Walk(Course):
         """Take out of `steps.jsonl` the updates that are done anew."""
         file = self.folder.stage(name) / "steps.jsonl"
         if file.is_file():
-            last = int(resumed.name.rpartition("-")[2]) if resumed is not None else 0
+            last = train.reached(resumed)
             whole = [line for line in file.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
             file.write_text("".join(one for one in whole if json.loads(one)["step"] <= last), encoding="utf-8")
 
-    def _keep(self, chain: Chain, trained: train.Trained, name: str, number: int) -> dict[str, Any]:
-        """Keep what later stages, people, and other processes need of this one; gives what is in its totals."""
-        totals = trained.totals()
+    def _keep(self, chain: Chain, trained: train.Trained, name: str, number: int) -> None:
+        """Keep what later stages, people, and other processes need of this one."""
         try:
             save_end(self.folder.stage(name) / "end", chain.net, states_of(chain))
         except RunError as error:  # all that the run needs is in memory still, if it is in no other process
@@ -232,8 +228,7 @@ class Walk(Course):
         # An adapter whose base has earlier ones merged into it would be loaded onto the wrong weights.
         if number < len(self.ready.plan.stages) and model.saves_adapter(chain.net) and not chain.merged:
             model.save(chain.net, self.ready.tokenizer, self.folder.stage(name) / "model")
-        self.folder.write(f"stages/{name}/trained.json", totals)
-        return totals
+        self.folder.write(f"stages/{name}/trained.json", trained.totals())
 
     def _step(self, number: int, name: str, resumed: Path | None) -> Callable[[int, Mapping[str, float]], None]:
         """Writes each logged update to the run's folder, whatever the tracker does, and tells the listeners.

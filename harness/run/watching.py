@@ -14,9 +14,20 @@ from pathlib import Path
 from typing import Any
 
 from harness.contracts import Evaluation, Stage
-from harness.run.folder import RunFolder, load_end, save_end
-from harness.train import latest_checkpoint
+from harness.run.folder import RunFolder, load_end
+from harness.train import latest_checkpoint, reached
 from harness.train.stopping import Stopping, combined
+
+
+def due(stage: Stage, steps: int, step: int) -> bool:
+    """Whether the model is looked at after update `step` of `steps`: the last may be the best one."""
+    return step % stage.train["evaluate_steps"] == 0 or (step == steps and restores(stage))
+
+
+def restores(stage: Stage) -> bool:
+    """Whether the stage is to end with its best weights."""
+    settings = stage.train["early_stopping"]
+    return settings is not None and bool(settings["restore_best"])
 
 
 class Watch:
@@ -46,13 +57,8 @@ class Watch:
         self.stopping = None if self.settings is None else Stopping(self.settings)
         self._replay()
 
-    @property
-    def restores(self) -> bool:
-        """Whether the stage is to end with its best weights."""
-        return self.settings is not None and bool(self.settings["restore_best"])
-
     def __call__(self, step: int) -> bool:
-        if step > self.resumed and self._due(step):
+        if step > self.resumed and due(self.stage, self.steps, step):
             self._look(step)
         return self.stopping is not None and self.stopping.over
 
@@ -61,7 +67,7 @@ class Watch:
         made; returns the states that the mitigations had then, none where nothing was put back."""
         states: Mapping[str, Mapping[str, Any]] = {}
         best = None if self.stopping is None else self.stopping.best
-        if self.restores and best is not None and best != done:
+        if restores(self.stage) and best is not None and best != done:
             states = load_end(self._bests / str(best), net)
             self.tell("restored", step=best, of=done)
         return states
@@ -80,17 +86,13 @@ class Watch:
     def _bests(self) -> Path:
         return self.folder.stage(self.stage.name) / "best"
 
-    def _due(self, step: int) -> bool:
-        # The last update may be the best one.
-        return step % self.stage.train["evaluate_steps"] == 0 or (step == self.steps and self.restores)
-
     def _look(self, step: int) -> None:
         scores = {f"{one.suite}/{score.name}": score.value for one in self.measure() for score in one.scores}
         value, best = None, False
         if self.settings is not None and self.stopping is not None:
             value = combined(scores, self.start, self.higher, self.settings["scores"])
             best = self.stopping.take(step, value)
-        kept = best and self.restores
+        kept = best and restores(self.stage)
         if kept:
             self.keep(self._bests / str(step))
             self._prune(step)
@@ -102,9 +104,8 @@ class Watch:
     def _prune(self, best: int) -> None:
         """Keep the best weights, and those that were the best at the newest checkpoint, from which is gone on."""
         checkpoint = latest_checkpoint(self.folder.stage(self.stage.name) / "checkpoints")
-        reached = int(checkpoint.name.rpartition("-")[2]) if checkpoint is not None else 0
         there = [int(one.name) for one in self._bests.iterdir() if one.name.isdecimal()]
-        for step in {*there} - {best, max((one for one in there if one <= reached), default=best)}:
+        for step in {*there} - {best, max((one for one in there if one <= reached(checkpoint)), default=best)}:
             shutil.rmtree(self._bests / str(step))
 
     def _replay(self) -> None:
@@ -120,8 +121,3 @@ class Watch:
         for one in self._bests.glob("*"):
             if not one.name.isdecimal() or int(one.name) > self.resumed:
                 shutil.rmtree(one)
-
-
-def keeper(net: Any, active: Mapping[str, Any]) -> Callable[[Path], None]:
-    """Writes the weights that move, and the mitigations' states, as they are when it is called."""
-    return lambda folder: save_end(folder, net, {name: one.state_dict() for name, one in active.items()})

@@ -7,7 +7,7 @@ Two engines, TRL's SFTTrainer and transformers' Trainer, run the same logic (`St
 from __future__ import annotations
 
 from harness.train.checkpoint import latest as latest_checkpoint
-from harness.train.checkpoint import load_states, load_weights, save_states
+from harness.train.checkpoint import load_states, load_weights, reached, save_states
 from harness.train.collate import IGNORED, Collator
 from harness.train.loss import summed_nll, targets, trained, trained_logits
 from harness.train.separation import prove_separate
@@ -21,6 +21,7 @@ __all__ = [
     "load_states",
     "load_weights",
     "prove_separate",
+    "reached",
     "save_states",
     "seed_mitigations",
     "summed_nll",

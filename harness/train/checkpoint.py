@@ -116,6 +116,11 @@ def latest(folder: Path) -> Path | None:
     return max(whole, key=_step, default=None)
 
 
+def reached(folder: Path | None) -> int:
+    """The update after which a checkpoint was written, by the name of its folder; 0 where there is none."""
+    return 0 if folder is None else _step(folder)
+
+
 def _step(folder: Path) -> int:
     number = folder.name.rpartition("-")[2]
     return int(number) if number.isdecimal() else -1
