@@ -19,7 +19,7 @@ from harness.contracts import Example, Progress, silent
 from harness.data.contamination import Contamination, Overlap, contamination
 from harness.data.corpus import View
 from harness.data.duplicates import Near, across, near_duplicates
-from harness.data.untrained import Untrained, judged
+from harness.data.untrained import Untrained
 from harness.data.wording import joined
 from harness.errors import HarnessError
 from harness.legible import above, one_line
@@ -100,7 +100,7 @@ def find(
         asked = settings["contamination"]
         options = {key: asked[key] for key in ("ngram", "characters", "common", "covered")}
         given_away = contamination(suites, training, **options, progress=progress)
-    told: list[str | HarnessError] = [*judged(untrained, settings["untrained"]), *_shared_rows(shared)]
+    told: list[str | HarnessError] = [*_lost(untrained, settings["untrained"]), *_shared_rows(shared)]
     if near is not None:
         told += _near(near, settings["near_duplicates"])
     for name, one in (given_away or {}).items():
@@ -160,6 +160,23 @@ def _keys(rows: Sequence[Example]) -> NDArray[np.uint64]:
 
 
 # -- in words ---------------------------------------------------------------------------------------------------------
+
+
+def _lost(found: Mapping[str, Untrained], allowed: float | None) -> Iterator[str | HarnessError]:
+    for name, one in found.items():
+        if not one.lost:
+            continue
+        where = f"sources.{name}"
+        what = (
+            f"{one.lost:,} of its {one.rows:,} training rows have no trained token within {one.max_length} tokens and "
+            "are left out"
+        )
+        if allowed is None or one.share <= allowed:
+            yield _below(f"{where}: {what}", one.places, one.lost)
+        else:
+            hint = "raise train.max_length, take these rows out or shorten their prompts, or raise checks.untrained "
+            hint += f"({allowed:g}) to {above(one.share)}"
+            yield HarnessError(where, f"{what}: {_named(one.places, one.lost)}", hint)
 
 
 def _shared_rows(shared: Sequence[Shared]) -> Iterator[str]:

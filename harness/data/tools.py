@@ -6,11 +6,12 @@ Knows one tool and one call; which turn they stand in, `turns` knows.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from harness.contracts import ToolCall
 from harness.data.conversation import BadRow
+from harness.json_text import Decoder
 
 DEEPEST = 64
 """Objects and arrays within one another that a call or a tool may hold: templates walk them by calls within calls of
@@ -72,12 +73,14 @@ def identity(value: Any, at: str) -> str | None:
 
 def as_json(text: str, what: str) -> Any:
     """The value of a JSON text. what: where it stands. Raises BadRow for what is none, or names a key twice."""
+    decoder = Decoder()
     try:
-        return json.loads(text, object_pairs_hook=_once)
-    except _Twice as error:
-        raise BadRow(f"names the key {str(error)[:40]!r} twice in {what}", "name it once") from None
+        value = decoder.whole(text)
     except (ValueError, RecursionError):
         raise BadRow(f"has text in {what} that is not JSON: {text[:40]!r}", "mend the row") from None
+    if decoder.twice is not None:
+        raise BadRow(f"names the key {decoder.twice[:40]!r} twice in {what}", "name it once")
+    return value
 
 
 def as_text(value: Any, what: str) -> str:
@@ -87,18 +90,6 @@ def as_text(value: Any, what: str) -> str:
         return json.dumps(value, ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise BadRow(f"has a value in {what} that JSON cannot hold: {error}", "mend the row") from None
-
-
-class _Twice(Exception):
-    """A key that an object names twice."""
-
-
-def _once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) < len(pairs):
-        left = iter(made)  # in the order of the first time that each is named
-        raise _Twice(next(name for name, _ in pairs if name != next(left, None)))
-    return made
 
 
 def _tool(value: Any, at: str) -> Mapping[str, Any]:

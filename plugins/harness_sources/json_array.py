@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
 from harness import Bad, HarnessError, Record, Source
+from harness.json_text import Decoder, named_twice
 from harness_sources.files import LONG_NUMBER, Files, decode, no_rows, shown
 from harness_sources.json_items import items
-from harness_sources.json_text import Decoder, named_twice
 
 
 class JsonArray(Source):

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 from harness import HarnessError
+from harness.json_text import Decoder
 from harness_sources.files import LONG_NUMBER
-from harness_sources.json_text import Decoder
 
 BLOCK = 1 << 18
 """Bytes read at once; more where one item is longer."""

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from harness import Bad, Record, Source
+from harness.json_text import Decoder, named_twice
 from harness_sources.files import LONG_NUMBER, Files, decode, legible, no_rows, shown
-from harness_sources.json_text import Decoder, named_twice
 
 
 class JsonLines(Source):
