@@ -124,6 +124,20 @@ def replacing(arms: Iterable[Arm], written: Mapping[str, Any]) -> Iterator[str]:
                 )
 
 
+def axes(by_role: Mapping[str, Sequence[str]], gain: str | None, lost: str | None) -> tuple[str, str] | None:
+    """What arms are compared by: the gain, and what is forgotten; None where neither is named nor can be chosen.
+
+    by_role: the scores `suite/score` of the baseline that are better one way, under `domain` and `general`. gain, lost:
+    as the spec names them. One that it does not name is the first of its role; of the general ones the first of the
+    gain's name, if there is one.
+    """
+    if (gain is None and not by_role["domain"]) or (lost is None and not by_role["general"]):
+        return None
+    gain = gain or by_role["domain"][0]
+    same = [one for one in by_role["general"] if one.partition("/")[2] == gain.partition("/")[2]]
+    return gain, lost or (same or by_role["general"])[0]
+
+
 def is_summary(axis: str | None) -> bool:
     """Whether an axis of the comparison is `summary:score` and not `suite/score`."""
     return axis is not None and "/" not in axis and ":" in axis

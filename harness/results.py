@@ -104,3 +104,7 @@ class Evaluation:
     items: tuple[Item, ...]
     scores: tuple[Score, ...]
     breaches: tuple[Breach, ...] = ()
+
+    def like(self, score: Score) -> Score | None:
+        """Its score of the same metric and name; None where there is none."""
+        return next((one for one in self.scores if (one.metric, one.name) == (score.metric, score.name)), None)

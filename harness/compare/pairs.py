@@ -147,7 +147,7 @@ class Bench:
                 self._refuse(number, suite, "", "the two share no item of it")
                 continue
             self._refuse_unshared(number, first, second)
-            yield from ((number, suite, one) for one in first.scores if _find(second, one) is not None)
+            yield from ((number, suite, one) for one in first.scores if second.like(one) is not None)
 
     def _refuse(self, number: int, suite: str, score: str, why: str) -> None:
         self.refused.append(Refused(number, suite, score, why))
@@ -172,7 +172,7 @@ class Bench:
     def _pair(self, number: int, suite: str, score: Score, trials: int) -> Pair | None:
         names = (self.found[self.baseline].run.name, self.found[number].run.name)
         first, second = self.evaluation(self.baseline, suite), self.evaluation(number, suite)
-        other = _find(second, score)
+        other = second.like(score)
         assert other is not None
         try:
             require_one_way(suite, score, other)
@@ -217,10 +217,6 @@ def _judged(one: Pair, p_holm: float, comparisons: int) -> Pair:
         if needed is not None and one.n >= FEWEST:
             needed = max(needed, one.n + 1)  # that so many give none has just been seen
     return replace(one, p_holm=p_holm, verdict=verdict, needed=needed)
-
-
-def _find(evaluation: Evaluation, like: Score) -> Score | None:
-    return next((one for one in evaluation.scores if (one.metric, one.name) == (like.metric, like.name)), None)
 
 
 def _require_same_numbers(metric: Metric, score: Score) -> None:

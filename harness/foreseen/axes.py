@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness import gate
-from harness.arms import is_summary
+from harness.arms import axes, is_summary
 from harness.contracts import Plan, Role
 from harness.errors import HarnessError, raise_all
 from harness.foreseen import Metrics, directed_names
@@ -32,17 +32,13 @@ def check(spec: Spec, variants: Sequence[Variant]) -> None:
     given = spec.document["arms"]
     base = next((one for one in variants if one.name == given["baseline"]), variants[0])
     scores = {role: _directed(base, role) for role in ("domain", "general")}
-    asked = {"gain": given["gain"], "forgetting": given["forgetting"]}
-    if (asked["gain"] is None and not scores["domain"]) or (asked["forgetting"] is None and not scores["general"]):
+    chosen = axes(scores, given["gain"], given["forgetting"])
+    if chosen is None:
         what = "gain and forgetting need a suite of each role, domain and general, whose score is better one way"
         hint = "add one to evaluate, or name the scores in arms.gain and arms.forgetting"
         raise HarnessError(spec.where(("arms",)), what, hint)
-    gain = asked["gain"] or scores["domain"][0]
-    same = [one for one in scores["general"] if one.partition("/")[2] == gain.partition("/")[2]]
-    lost = asked["forgetting"] or (same or scores["general"])[0]
-    raise_all(
-        error for key, axis in (("gain", gain), ("forgetting", lost)) for error in _lacking(spec, key, axis, variants)
-    )
+    named = zip(("gain", "forgetting"), chosen, strict=True)
+    raise_all(error for key, axis in named for error in _lacking(spec, key, axis, variants))
 
 
 def told(variants: Sequence[Variant]) -> Iterator[str]:

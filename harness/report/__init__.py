@@ -287,7 +287,8 @@ def _change(
     metric: Metric,
     seed: int,
 ) -> Change:
-    path = [_find(stage.get(suite.name), before) for stage in by_stage]
+    seen = [stage.get(suite.name) for stage in by_stage]
+    path = [None if one is None else one.like(before) for one in seen]
     after = path[-1]
     last = by_stage[-1][suite.name]
     if after is None or [item.id for item in first.items] != [item.id for item in last.items]:
@@ -314,11 +315,6 @@ def _change(
         needed=items_needed(estimate),
         after_stages=tuple(None if one is None else estimate_of(one) for one in path),
     )
-
-
-def _find(evaluation: Evaluation | None, like: Score) -> Score | None:
-    scores = () if evaluation is None else evaluation.scores
-    return next((one for one in scores if (one.metric, one.name) == (like.metric, like.name)), None)
 
 
 def estimate_of(score: Score) -> Estimate:

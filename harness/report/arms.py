@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import forgetting
-from harness.arms import LOSSES, is_summary
+from harness.arms import LOSSES, axes, is_summary
 from harness.contracts import Evaluation, Metric, Role, Score
 from harness.errors import HarnessError
 from harness.intervals import Estimate, difference
@@ -202,12 +202,11 @@ def _axes(run: Kept, roles: Mapping[str, Role], gain: str | None, lost: str | No
         if given is not None and given not in some:
             what = "the run has no summary" if is_summary(given) else "no suite has the score"
             raise HarnessError("arms", f"{what} {given!r}", f"there are: {', '.join(some)}")
-    if (not by_role["general"] and lost is None) or (not by_role["domain"] and gain is None):
+    chosen = axes(by_role, gain, lost)
+    if chosen is None:
         what = "gain and forgetting need a suite of each role, domain and general"
         raise HarnessError("arms", what, "add one to evaluate, or name the scores in arms.gain and arms.forgetting")
-    gain = gain or by_role["domain"][0]
-    same = [one for one in by_role["general"] if one.partition("/")[2] == gain.partition("/")[2]]
-    return gain, lost or (same or by_role["general"])[0]
+    return chosen
 
 
 def _compared(
@@ -366,8 +365,8 @@ def _first(run: Kept, suite: str) -> Evaluation | None:
 
 
 def _find(evaluation: Evaluation, like: Score) -> Score:
-    for one in evaluation.scores:
-        if (one.metric, one.name) == (like.metric, like.name):
-            require_one_way(evaluation.suite, one, like)
-            return one
+    found = evaluation.like(like)
+    if found is not None:
+        require_one_way(evaluation.suite, found, like)
+        return found
     raise HarnessError("arms", f"an arm has no score {like.name!r} of {evaluation.suite!r}", "measure the same in all")

@@ -59,16 +59,12 @@ def _of(run: Kept, base: Kept, name: str) -> Iterator[tuple[str, str]]:
                 if reason is not None:
                     yield f"{suite}/{score.name}", f"the baseline {name!r} {reason}"
             for score in first.scores:
-                if _find(second, score) is None and score.name not in {one.name for one in second.scores}:
+                if second.like(score) is None and score.name not in {one.name for one in second.scores}:
                     yield f"{suite}/{score.name}", "not measured there"
 
 
 def _reason(score: Score, other: Evaluation) -> str | None:
-    found = _find(other, score)
+    found = other.like(score)
     if found is None:
         return "did not measure it"
     return None if found.signature == score.signature else f"measured it otherwise ({found.signature})"
-
-
-def _find(evaluation: Evaluation, like: Score) -> Score | None:
-    return next((one for one in evaluation.scores if (one.metric, one.name) == (like.metric, like.name)), None)
