@@ -205,6 +205,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--lora", type=int, help="rank of an adapter on all linear layers")
     given = parser.parse_args()
+    if given.only == "kl" and not given.lora:
+        parser.error("--only kl needs --lora RANK")
     loaded = AutoModelForCausalLM.from_pretrained(given.model, dtype=torch.float32) if given.model else tiny()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"<pad>": 0})), pad_token="<pad>")
 

@@ -56,13 +56,15 @@ def score_run(
     unused = set(metrics or ())
     for name, options in (metrics or {}).items():
         make_metric(registry, name, options)  # what is wrong with one is told before anything is scored
-    made = []
+    made, metrics_of = [], {}
     for suite, stage, file in _files(folder / "predictions", tuple(spec["evaluate"]), suites, stages):
         items = _whole(file)
         given = spec["evaluate"][suite]
-        wanted = given["metrics"] if metrics is None else metrics
-        lang = given.get("lang", "auto")
-        chosen = {name: make_metric(registry, name, options, lang=lang) for name, options in wanted.items()}
+        if suite not in metrics_of:  # once, for a metric may hold a model
+            wanted = given["metrics"] if metrics is None else metrics
+            lang = given.get("lang", "auto")
+            metrics_of[suite] = {n: make_metric(registry, n, options, lang=lang) for n, options in wanted.items()}
+        chosen = metrics_of[suite]
         if metrics is not None:
             chosen = {name: one for name, one in chosen.items() if all(map(_NEEDS[one.reads][1], items))}
         if chosen:

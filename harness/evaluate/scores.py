@@ -56,7 +56,7 @@ def _scores(
     counts = {what: sum(map(counted, items)) for what, counted in _COUNTS[metric.reads].items()}
     if metric.reads == "answer":
         counts["unparsed"] = sum(not metric.parsed(item) for item in items)
-    found = []
+    found, signature = [], metric.signature()
     for name in metric.names:
         vectors = tuple(given[name] for given in statistics)
         bootstrap = derive(seed, "bootstrap", suite, name)
@@ -73,7 +73,7 @@ def _scores(
                 low=result.low,
                 high=result.high,
                 higher_is_better=metric.higher_is_better,
-                signature=metric.signature(),
+                signature=signature,
                 statistics=vectors,
                 method=result.method,
                 counts=counts,

@@ -22,8 +22,9 @@ from torch import Tensor, nn
 
 from harness.contracts import Row
 from harness.errors import HarnessError
-from harness.train import Collator, targets, trained_logits
+from harness.train import targets, trained_logits
 from harness_mitigations.moving import Moving
+from harness_mitigations.reference import batched
 
 Labels = Literal["sampled", "empirical", "exact"]
 
@@ -105,10 +106,7 @@ def _residuals(likelihoods: Tensor, chosen: Tensor) -> Tensor:
 
 def _predict(model: nn.Module, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
     """Logits in float32 at least, with their graph, and labels at the trained positions: (N, V), (N,)."""
-    device = next(model.parameters()).device
-    pad = getattr(getattr(model, "config", None), "pad_token_id", None) or 0
-    batch = Collator(rows, [(index,) for index in range(len(rows))], pad)(range(len(rows)))
-    batch = {name: tensor.to(device) for name, tensor in batch.items()}
+    batch = batched(model, rows)
     logits = trained_logits(model, batch)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return logits, targets(batch["labels"]).to(logits.device)

@@ -73,5 +73,6 @@ def resting(model: Any) -> Iterator[Any]:
 def batched(model: Any, rows: Sequence[Row]) -> dict[str, Tensor]:
     """The rows as one batch on the model's device."""
     device = next(model.parameters()).device
-    made = Collator(rows, [(index,) for index in range(len(rows))], model.config.pad_token_id or 0)(range(len(rows)))
+    pad = getattr(getattr(model, "config", None), "pad_token_id", None) or 0
+    made = Collator(rows, [(index,) for index in range(len(rows))], pad)(range(len(rows)))
     return {name: tensor.to(device) for name, tensor in made.items()}
