@@ -16,6 +16,8 @@ from typing import Protocol
 
 import numpy as np
 
+from harness.results import ROUNDING
+
 Array = np.ndarray
 Own = Sequence[int] | None
 
@@ -143,11 +145,14 @@ GENERAL_SUMMARIES: Mapping[str, Callable[[Array], Array]] = {
 def pareto(points: Sequence[tuple[float, float]]) -> tuple[int, ...]:
     """The indices of (gain, forgotten) that no other point beats: none gains as much and forgets less, or the reverse.
 
-    gain: more is better. forgotten: less is better. A point with a NaN is never among them; equal points all are.
+    gain: more is better. forgotten: less is better. A point with a NaN is never among them; equal points all are, and
+    points are equal that differ by rounding alone.
     """
 
     def beats(one: tuple[float, float], other: tuple[float, float]) -> bool:
-        return one[0] >= other[0] and one[1] <= other[1] and one != other
+        gain, forgotten = one[0] - other[0], other[1] - one[1]
+        slack = tuple(ROUNDING * max(abs(one[axis]), abs(other[axis])) for axis in (0, 1))
+        return gain >= -slack[0] and forgotten >= -slack[1] and (gain > slack[0] or forgotten > slack[1])
 
     known = [index for index, point in enumerate(points) if not any(map(np.isnan, point))]
     return tuple(i for i in known if not any(beats(points[j], points[i]) for j in known))

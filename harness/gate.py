@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.errors import HarnessError
 from harness.legible import number
+from harness.results import ROUNDING
 
 if TYPE_CHECKING:
     from harness.contracts import Metric
@@ -142,13 +143,18 @@ def _judged(condition: Mapping[str, Any], measured: Mapping[str, Measured]) -> J
     by_value = condition["judge_by"] == "value"
     if test in upward and not turned:
         bound = estimate.value if by_value else estimate.low
-        passed = bound >= upward[test]
+        passed = _reaches(bound, upward[test])
     else:
         highest = -upward[test] if turned else downward[test]
         bound = estimate.value if by_value else estimate.high
-        passed = bound <= highest
+        passed = _reaches(-bound, -highest)
     since = "" if test in LEVELS else score.since
     return Judged(_words(condition, test, limit), bool(passed), estimate.value, bound, limit, estimate.n, since)
+
+
+def _reaches(bound: float, least: float) -> bool:
+    """Whether bound >= least, where a difference of the last digits, which differ between machines, decides nothing."""
+    return bound >= least - ROUNDING * max(abs(least), abs(bound)) if math.isfinite(bound) else bound >= least
 
 
 def _is_known(score: str, measured: Mapping[str, Measured]) -> bool:

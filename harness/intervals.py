@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from harness.errors import HarnessError
+from harness.results import ROUNDING
 
 Aggregate = Callable[[Sequence[float]], float]
 Statistics = Sequence[Sequence[float]]
@@ -24,6 +25,10 @@ class Estimate:
     """A score, or the difference of two, with its uncertainty. low, high: bounds of the 95 % interval.
 
     method: how it was found: `wilson` (a share), `t` (a mean), `delta` (a ratio of sums) or `bootstrap`.
+
+    The interval always holds the value. A value and its bounds are sums of the same items in different orders, so a
+    bound can be beyond the value by a last digit; a skewed bootstrap can leave it out altogether. Such a bound is moved
+    to the value.
     """
 
     value: float
@@ -32,6 +37,21 @@ class Estimate:
     high: float
     n: int
     method: str = "bootstrap"
+
+    def __post_init__(self) -> None:
+        if self.low > self.value:
+            object.__setattr__(self, "low", self.value)
+        if self.high < self.value:
+            object.__setattr__(self, "high", self.value)
+
+
+def without_rounding(value: float, scale: float) -> float:
+    """A difference of numbers as large as `scale`, or exactly 0 where rounding alone can have made it.
+
+    Sums of the same numbers in different orders differ by less than `ROUNDING` of their size on every machine, so
+    whether a difference or its bound is above 0 never hangs on the last digit.
+    """
+    return 0.0 if abs(value) <= ROUNDING * scale else value
 
 
 def estimate(
@@ -88,16 +108,23 @@ def difference(
             f"{len(first)} items before and {len(second)} after, of {first.shape[1]} and {second.shape[1]} statistics"
         )
         raise HarnessError("difference of scores", what, "compare the same items by the same metric")
-    value = _value(aggregate, second.sum(axis=0)) - _value(aggregate, first.sum(axis=0))
+    ends = _value(aggregate, first.sum(axis=0)), _value(aggregate, second.sum(axis=0))
+    value, scale = ends[1] - ends[0], magnitude(ends)
     if ratio:
         factor = _value(aggregate, np.ones(first.shape[1]))
         method = "t" if _is_mean(first) and _is_mean(second) else "delta"
-        return _student(value, factor * (_influence(second) - _influence(first)), method)
+        return _student(value, factor * (_influence(second) - _influence(first)), method, scale)
     replicates = []
     if len(first) > 1:
         sums = _resampled_sums([first, second], seed, resamples)
         replicates = [_value(aggregate, new) - _value(aggregate, old) for old, new in zip(*sums, strict=True)]
-    return _summary(value, np.array(replicates), len(first))
+    return _summary(value, np.array(replicates), len(first), scale)
+
+
+def magnitude(values: Sequence[float] | np.ndarray) -> float:
+    """The largest finite number without its sign, 0 where there is none: what differences of these are measured by."""
+    known = np.abs(np.asarray(values, dtype=np.float64))
+    return float(np.max(known, initial=0.0, where=np.isfinite(known)))
 
 
 def replicates(
@@ -118,14 +145,15 @@ def replicates(
     return values, np.array([[_value(aggregate, row) for row in rows] for rows in sums]).T
 
 
-def summarise(value: float, replicates: np.ndarray, items: int) -> Estimate:
+def summarise(value: float, replicates: np.ndarray, items: int, scale: float = 0.0) -> Estimate:
     """A number and the replicates of it, (resamples,), as an estimate; see `estimate` for what is left out or NaN.
 
+    scale: for a difference, how large the numbers are that it was taken of; see `without_rounding`.
     Without a replicate nothing is known of its spread: the interval is NaN.
     """
     if not len(replicates):
-        return Estimate(value, math.nan, math.nan, math.nan, items)
-    return _summary(value, replicates, items)
+        return Estimate(without_rounding(value, scale), math.nan, math.nan, math.nan, items)
+    return _summary(value, replicates, items, scale)
 
 
 def _matrix(statistics: Statistics, what: str) -> np.ndarray:
@@ -197,22 +225,26 @@ def _influence(matrix: np.ndarray) -> np.ndarray:
         return np.asarray((first - first.sum() / total * second) / (total / len(second)))
 
 
-def _student(value: float, influence: np.ndarray, method: str) -> Estimate:
+def _student(value: float, influence: np.ndarray, method: str, scale: float = 0.0) -> Estimate:
     items = len(influence)
+    value = without_rounding(value, scale)
     if items < 2 or not math.isfinite(value) or not np.isfinite(influence).all():
         return Estimate(value, math.nan, math.nan, math.nan, items, method)
     from scipy.special import stdtrit
 
     stderr = float(np.std(influence, ddof=1)) / math.sqrt(items)
     half = float(stdtrit(items - 1, 0.975)) * stderr
-    return Estimate(value, stderr, value - half, value + half, items, method)
+    low, high = (without_rounding(bound, scale) for bound in (value - half, value + half))
+    return Estimate(value, stderr, low, high, items, method)
 
 
-def _summary(value: float, replicates: np.ndarray, items: int) -> Estimate:
+def _summary(value: float, replicates: np.ndarray, items: int, scale: float = 0.0) -> Estimate:
+    value = without_rounding(value, scale)
     defined = replicates[~np.isnan(replicates)]
     if items < 2 or not math.isfinite(value) or len(defined) < 0.95 * len(replicates):
         return Estimate(value, math.nan, math.nan, math.nan, items)
     with np.errstate(invalid="ignore", over="ignore"):  # a replicate beyond all bounds: the bounds stay
         stderr = float(np.std(defined, ddof=1))
-        low, high = (float(bound) for bound in np.quantile(defined, (0.025, 0.975), method="nearest"))
+        bounds = np.quantile(defined, (0.025, 0.975), method="nearest")
+        low, high = (without_rounding(float(bound), scale) for bound in bounds)
     return Estimate(value, stderr, low, high, items)

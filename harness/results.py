@@ -8,6 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+ROUNDING = 1e-10
+"""Numbers that differ by less than this part of their size count as equal: sums of the same numbers in different
+orders, as different processors add them, differ by less."""
+
 
 @dataclass(frozen=True)
 class Item:

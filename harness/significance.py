@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from harness.intervals import Aggregate, Estimate, Statistics, replicates, summarise
+from harness.intervals import Aggregate, Estimate, Statistics, magnitude, replicates, summarise
+from harness.results import ROUNDING
 
 _DRAWN = 1 << 22  # booleans drawn at a time, a byte each
 
@@ -28,12 +29,13 @@ def paired_bootstrap(
     values, drawn = replicates([first, second], aggregate, seed=seed, resamples=resamples)
     found = float(values[1] - values[0])
     differences = drawn[:, 1] - drawn[:, 0]
-    estimate = summarise(found, differences, len(first))
+    scale = magnitude(values)
+    estimate = summarise(found, differences, len(first), scale)
     if math.isnan(estimate.stderr):
         return estimate, math.nan
     known = differences[np.isfinite(differences)]
     # Differences of equal items are 0 but for rounding, which must not count as beyond what was found.
-    slack = 1e-12 * max(1.0, abs(found))
+    slack = ROUNDING * scale
     beyond = int(np.count_nonzero(np.abs(known - known.mean()) >= abs(found) - slack))
     return estimate, (beyond + 1) / (len(known) + 1)
 
@@ -55,7 +57,8 @@ def approximate_randomisation(
     if before.shape != after.shape:
         raise ValueError(f"statistics of shape {before.shape} and {after.shape} are not of the same items")
     total_before, total_after = before.sum(axis=0), after.sum(axis=0)
-    found = abs(aggregate(total_after.tolist()) - aggregate(total_before.tolist()))
+    ends = aggregate(total_after.tolist()), aggregate(total_before.tolist())
+    found, slack = abs(ends[0] - ends[1]), ROUNDING * magnitude(ends)
     if len(before) < 2 or not math.isfinite(found):
         return math.nan
     random, apart = np.random.default_rng(seed), before - after
@@ -68,7 +71,7 @@ def approximate_randomisation(
         for one, other in zip((total_after + moved).tolist(), (total_before - moved).tolist(), strict=True):
             difference = abs(aggregate(one) - aggregate(other))
             counted += math.isfinite(difference)
-            beyond += difference >= found - 1e-10 * max(1.0, found)
+            beyond += difference >= found - slack
     return (beyond + 1) / (counted + 1) if counted >= 0.95 * trials else math.nan
 
 

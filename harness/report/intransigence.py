@@ -14,7 +14,7 @@ import numpy as np
 from harness import forgetting
 from harness.contracts import Evaluation, Metric, Score
 from harness.errors import HarnessError
-from harness.intervals import Estimate, replicates, summarise
+from harness.intervals import Estimate, magnitude, replicates, summarise
 from harness.report.kept import Kept, document
 from harness.seeds import derive
 
@@ -109,9 +109,10 @@ def _one(
     if not suites:
         return None
     resamples = min(len(one) for one in drawn)
-    value = _mean(np.stack(values, axis=-1))
+    points = np.stack(values, axis=-1)
+    value = _mean(points)
     repeated = _mean(np.stack([one[:resamples] for one in drawn], axis=-1))
-    return Intransigence(arm, called, tuple(suites), summarise(float(value), repeated, items))
+    return Intransigence(arm, called, tuple(suites), summarise(float(value), repeated, items, magnitude(points)))
 
 
 def _mean(pairs: np.ndarray) -> np.ndarray:

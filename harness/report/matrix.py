@@ -11,7 +11,7 @@ from harness import forgetting
 from harness.contracts import Evaluation, Metric, Plan, Score
 from harness.foreseen.summaries import owners
 from harness.gate import called
-from harness.intervals import Estimate, replicates, summarise
+from harness.intervals import Estimate, magnitude, replicates, summarise
 from harness.seeds import derive
 
 
@@ -151,7 +151,9 @@ def _of_tasks(
             point = forgetting.utility(values[:, columns], better)
             drawn = forgetting.utility(repeats[:, :, columns], better)
             items = sum(sizes[number] for number in columns)
-            made[name] = summarise(float(summary(point, stages)), summary(drawn, stages), items)
+            made[name] = summarise(
+                float(summary(point, stages)), summary(drawn, stages), items, magnitude(point)
+            )
     return {name: one for name, one in made.items() if not np.isnan(one.value)}
 
 
@@ -164,7 +166,7 @@ def _of_abilities(
     drawn = forgetting.utility(repeats[:, :, abilities], better)
     items = sum(sizes[number] for number in abilities)
     made = {
-        name: summarise(float(summary(point)), summary(drawn), items)
+        name: summarise(float(summary(point)), summary(drawn), items, magnitude(point))
         for name, summary in forgetting.GENERAL_SUMMARIES.items()
     }
     return {name: one for name, one in made.items() if not np.isnan(one.value)}

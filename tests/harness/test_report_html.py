@@ -412,7 +412,8 @@ def test_what_an_arm_forgets_by_an_interval_that_is_no_number_is_not_marked_as_a
         (0.1, 0.3, 60, "worse"),
         (-3, -1, 60, "better"),
     ):
-        point["forgotten"] |= {"low": low, "high": high, "n": n}
+        value = 0.2 if low is None else (low + high) / 2
+        point["forgotten"] |= {"value": value, "low": low, "high": high, "n": n}
         (tmp_path / "arms.json").write_text(json.dumps(given))
         said = read(html.write_experiment(tmp_path)).one("ul", class_="verdict").all("li")
         (line,) = (one for one in said if given["advised"]["cost"].lower() in one.text.lower())
