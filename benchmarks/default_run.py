@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 
 def timed(spec: str, folder: str) -> float:
     environment = {**os.environ, "HARNESS_CACHE": f"{folder}/cache"}
-    command = [sys.executable, "-m", "harness.cli", "run", str(Path(spec).resolve())]
+    command = [sys.executable, "-m", "harness.cli.main", "run", str(Path(spec).resolve())]
     started = time.perf_counter()
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     seconds = time.perf_counter() - started

@@ -23,17 +23,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from harness_mitigations.adapted_weights import moving
 from harness_mitigations.ewc import Ewc
 from harness_mitigations.fisher import fisher
 from harness_mitigations.kl import kl
 from harness_mitigations.l2sp import L2Sp
 from harness_mitigations.lora import Lora
-from harness_mitigations.moving import moving
 from tokenizers import Tokenizer, models
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from harness.contracts import Mitigation, Row, Stage, StageData
-from harness.train import Collator, seed_mitigations, summed_nll, train
+from harness.interfaces.mitigation import Mitigation
+from harness.training.collator import Collator
+from harness.training.loss import summed_nll
+from harness.training.train_stage import seed_mitigations, train
+from harness.types import Row, Stage, StageData
 
 SETTINGS = {
     "engine": "transformers", "epochs": 1, "steps": None, "learning_rate": 1e-5, "accumulation": 1,

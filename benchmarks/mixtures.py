@@ -31,7 +31,7 @@ COUNTS = ("ids", "lengths", "loss_tokens", "source")
 
 
 class Sizes:
-    """Stands in for `harness.data.rows.Rows`: what is counted about rows, without the rows."""
+    """Stands in for `harness.data.tokenization.tokenized_rows.Rows`: what is counted about rows, without the rows."""
 
     def __init__(self, *arrays: NDArray[np.generic]) -> None:
         self.ids, self.lengths, self.loss_tokens, self.source = arrays
@@ -69,20 +69,21 @@ def told(name: str, rows: int, seconds: float, efficiency: float, before: int) -
 
 
 def lay(rows: int, packing: bool) -> None:
-    from harness.contracts import Part, Share, Stage
-    from harness.data import mixture
+    from harness.data.mixing import stage_layout
+    from harness.data.tokenization import tokenized_rows
+    from harness.types import Part, Share, Stage
 
-    mixture.Rows = Sizes  # type: ignore[assignment, misc]
+    tokenized_rows.Rows = Sizes  # type: ignore[assignment, misc]
     train = {"epochs": 2, "steps": None, "batch_size": 8, "accumulation": 1, "packing": packing, "max_length": CAPACITY}
     stage = Stage("made", (Part("d", "domain"), Part("g", "general")), train, (Share(("g",), 0.1),))
     pools = {"d": pool(rows, 150, 1), "g": pool(rows // 2, 270, 2)}
     before, started = peak(), time.perf_counter()
-    data = mixture.lay(stage, pools, 0)  # type: ignore[arg-type]
+    data = stage_layout.lay(stage, pools, 0)  # type: ignore[arg-type]
     told("lay packed" if packing else "lay", rows, time.perf_counter() - started, data.efficiency, before)
 
 
 def pack(rows: int) -> None:
-    from harness.data.packing import pack
+    from harness.data.mixing.packing import pack
 
     tokens = lengths(rows, 150, 1)
     before, started = peak(), time.perf_counter()
@@ -111,8 +112,8 @@ def demo(file: str, folder: str) -> None:
     from harness_templates.alpaca import Alpaca
     from transformers import AutoTokenizer
 
-    from harness.contracts import Message
-    from harness.data.packing import pack
+    from harness.data.mixing.packing import pack
+    from harness.types import Message
 
     tokenizer, template = AutoTokenizer.from_pretrained(folder), Alpaca()
     tokens = []

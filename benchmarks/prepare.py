@@ -42,12 +42,11 @@ if hasattr(os, "sched_setaffinity"):
 from harness_templates.chatml import ChatML
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from harness.contracts import Example, Message
-from harness.data import cache
-from harness.data.encode import tokenise_corpus
-from harness.data.packing import pack
-from harness.data.pipeline import masked_batches, stored
-from harness.data.rendering import Rendering
+from harness.data.mixing.packing import pack
+from harness.data.tokenization import token_cache
+from harness.data.tokenization.rendering import Rendering
+from harness.data.tokenization.tokenize import masked_batches, stored, tokenise_corpus
+from harness.types import Example, Message
 
 DATA = Path(__file__).parents[1] / "specs" / "data"
 LENGTH = 2048
@@ -108,7 +107,7 @@ def bare(texts: Sequence[str], tokenizer: Any) -> None:
 
 
 def unproven(examples: Sequence[Example], tokenizer: Any) -> None:
-    writer, _ = cache.writer()
+    writer, _ = token_cache.writer()
     done = 0
     for batch, rows in masked_batches(examples, TEMPLATE, tokenizer):
         writer.add(*stored(batch, rows, LENGTH, done))

@@ -22,8 +22,8 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
-from harness.contracts import Row, Stage, StageData
-from harness.train import train
+from harness.training.train_stage import train
+from harness.types import Row, Stage, StageData
 
 BATCH, STEPS, LENGTH = 8, 6, 40
 SETTINGS = {

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import HarnessError
-from harness.legible import number
-from harness.results import ROUNDING
+from harness.types import ROUNDING
+from harness.utils.formatting import number
 
 if TYPE_CHECKING:
-    from harness.contracts import Metric
-    from harness.intervals import Estimate
+    from harness.interfaces.metric import Metric
+    from harness.statistics.intervals import Estimate
 
 TESTS = {
     "rises_at_most": "rise by at most",

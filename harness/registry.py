@@ -1,7 +1,7 @@
 """Entry points → components. Knows where plugins come from, not what they do.
 
 Built-ins and third parties walk the same road: a distribution lists modules under the entry-point group `harness`,
-and each module implements hooks of `harness.hooks`. pluggy's own loader would let a second distribution silently
+and each module implements hooks of `harness.hookspecs`. pluggy's own loader would let a second distribution silently
 replace a component, so the loop is ours.
 """
 
@@ -18,9 +18,11 @@ from typing import Any
 
 import pluggy
 
-from harness import hooks, vocabulary
-from harness.contracts import KINDS, Component, Event
+from harness import hookspecs
 from harness.errors import HarnessError
+from harness.interfaces.component import KINDS, Component
+from harness.spec_keys import data, training
+from harness.types import Event
 
 GROUP = "harness"
 OURS = "harness-sft"
@@ -60,7 +62,7 @@ class Registry:
         if other is not None:
             what = f"the distributions {other!r} and {distribution!r} both bring a {kind[:-1]} {name!r}"
             raise HarnessError("plugins", what, "uninstall one of them, or rename its component")
-        _check_declaration(component, where, vocabulary.ROWS if kind == "sources" else {})
+        _check_declaration(component, where, data.ROWS if kind == "sources" else {})
         self.components[kind][name] = component
         self.origins[kind, name] = distribution
 
@@ -116,7 +118,7 @@ def discover(entries: Iterable[tuple[str, EntryPoint]] | None = None) -> Registr
     Raises HarnessError when two distributions bring a component of the same name.
     """
     registry = Registry()
-    registry.manager.add_hookspecs(hooks)
+    registry.manager.add_hookspecs(hookspecs)
     for distribution, entry in installed() if entries is None else entries:
         name = f"{distribution}:{entry.value}"
         if registry.manager.has_plugin(name):
@@ -216,5 +218,5 @@ def _check_declaration(component: Component, where: str, core: Mapping[str, Any]
         if name not in component.options:
             raise HarnessError(where, f"the required option {name!r} is not declared", "add it to options")
     for key in component.usual:
-        if "usual" not in vocabulary.TRAIN.get(key.removeprefix("train."), {}):
+        if "usual" not in training.TRAIN.get(key.removeprefix("train."), {}):
             raise HarnessError(where, f"{key!r} has no usual range that could differ", "name a setting of train")

@@ -13,9 +13,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.cli import given
+from harness.cli import load_spec
 from harness.errors import HarnessError, raise_all
-from harness.legible import printable
+from harness.utils.formatting import printable
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -24,7 +24,7 @@ def run(arguments: argparse.Namespace) -> int:
         return _go_on(arguments)
     if arguments.spec is None:
         raise HarnessError("harness run", "no spec is named", "name one, or go on with a run: --resume RUN")
-    spec, found, _ = given.spec_of(arguments)
+    spec, found, _ = load_spec.spec_of(arguments)
     return _walk(arguments, spec, found, place=None)
 
 
@@ -32,11 +32,11 @@ def _go_on(arguments: argparse.Namespace) -> int:
     if arguments.spec is not None or arguments.overrides:
         what = "a run that is gone on with has its own spec"
         raise HarnessError(f"--resume {arguments.resume}", what, "leave SPEC and --set out, or start a new run")
-    from harness.runs import find_run
+    from harness.utils.find_run import find_run
 
     place = find_run(arguments.resume)
     arguments.spec = str(place / "spec.json")
-    spec, found, _ = given.spec_of(arguments)
+    spec, found, _ = load_spec.spec_of(arguments)
     return _walk(arguments, spec, found, place=place)
 
 
@@ -45,20 +45,20 @@ def _walk(arguments: argparse.Namespace, spec: Any, found: Any, place: Path | No
     if arguments.arms and arms is None:
         raise HarnessError(f"--arm {arguments.arms[0]}", "the spec has no arms", 'add some under "arms"')
     if arms is not None:
-        given.prove_arms(arguments, spec, found, arguments.arms)
-    from harness import ranks
+        load_spec.prove_arms(arguments, spec, found, arguments.arms)
+    from harness.distributed import setup
 
-    with ranks.together(arguments.processes) as shared:
+    with setup.together(arguments.processes) as shared:
         return _train(arguments, spec, found, place, shared)
 
 
 def _train(arguments: argparse.Namespace, spec: Any, found: Any, place: Path | None, ranks: Any) -> int:
     """Run a spec, in the main process; the others take part in it and say nothing."""
-    from harness import run as rooms
-    from harness.console import Console
+    from harness.runner import api, stage_loop
+    from harness.terminal.console import Console
 
     if not ranks.main:
-        rooms.follow(found, ranks)
+        stage_loop.follow(found, ranks)
         return 0
     with (
         Console.choose(quiet=arguments.quiet, json=arguments.json) as console,
@@ -66,10 +66,10 @@ def _train(arguments: argparse.Namespace, spec: Any, found: Any, place: Path | N
     ):
         found.manager.register(console, name="console")
         if spec.document["arms"] is not None:
-            load = given.loader(arguments, found)
-            made = rooms.experiment(spec, found, load, names=arguments.arms, place=place, ranks=ranks)
+            load = load_spec.loader(arguments, found)
+            made = api.experiment(spec, found, load, names=arguments.arms, place=place, ranks=ranks)
             return _gated_arms(spec, made)
-        report = rooms.run(spec, found, ranks) if place is None else rooms.again(spec, found, place, ranks)
+        report = api.run(spec, found, ranks) if place is None else api.again(spec, found, place, ranks)
     return _gated(report.gate)
 
 
@@ -78,7 +78,7 @@ def _gated_arms(spec: Any, made: Any) -> int:
     if not spec.document["gate"]:
         return 0
     from harness.gate import judge
-    from harness.report import measured_of
+    from harness.report.run_report import measured_of
 
     passed = []
     for arm, folder in made.arms.items():
@@ -101,15 +101,16 @@ def gate(arguments: argparse.Namespace) -> int:
     """Judge a finished run; 3 when it is not passed."""
     from dataclasses import asdict
 
-    from harness.runs import finished_run
+    from harness.utils.find_run import finished_run
 
     place, conditions = _together(lambda: finished_run(arguments.run), lambda: _conditions(arguments))
     from harness.gate import judge
-    from harness.report import files, measured_of
+    from harness.report.run_report import measured_of
+    from harness.utils import json_files
 
     judged = judge(conditions, measured_of(place))
     if arguments.json:
-        print(json.dumps(files.plain([asdict(one) for one in judged]), indent=2, ensure_ascii=False))
+        print(json.dumps(json_files.plain([asdict(one) for one in judged]), indent=2, ensure_ascii=False))
     else:
         for one in judged:
             print(one.line())
@@ -117,7 +118,7 @@ def gate(arguments: argparse.Namespace) -> int:
 
 
 def _conditions(arguments: argparse.Namespace) -> Any:
-    spec, _, _ = given.spec_of(arguments, trains=None)
+    spec, _, _ = load_spec.spec_of(arguments, trains=None)
     if not spec.document["gate"]:
         raise HarnessError(arguments.spec, "the spec has no gate", 'add conditions under "gate"')
     return spec.document["gate"]
@@ -137,18 +138,18 @@ def _together(*reads: Callable[[], Any]) -> list[Any]:
 
 def evaluate(arguments: argparse.Namespace) -> int:
     """Measure a model without training it."""
-    from harness.runs import find_run
+    from harness.utils.find_run import find_run
 
     place = None if Path(arguments.spec).is_file() else find_run(arguments.spec)
     if place is not None:
         arguments.spec = str(place / "spec.json")
-    spec, found, _ = given.spec_of(arguments, trains=False)
-    from harness import run as rooms
-    from harness.console import Console
+    spec, found, _ = load_spec.spec_of(arguments, trains=False)
+    from harness.runner import api
+    from harness.terminal.console import Console
 
     with Console.choose(quiet=arguments.json, json=False) as console:
         found.manager.register(console, name="console")
-        folder, evaluations = rooms.measure(spec, found, place)
+        folder, evaluations = api.measure(spec, found, place)
     _scores(evaluations, arguments.json)
     if not arguments.json:
         print(f"kept in {folder}")
@@ -157,22 +158,23 @@ def evaluate(arguments: argparse.Namespace) -> int:
 
 def report(arguments: argparse.Namespace) -> int:
     """Make the page of a finished run or experiment again."""
-    from harness.report import html
-    from harness.runs import find_run
+    from harness.report.html import write
+    from harness.utils.find_run import find_run
 
     place = find_run(arguments.run)
-    print((html.write_experiment if (place / "arms.json").is_file() else html.write)(place))
+    print((write.write_experiment if (place / "arms.json").is_file() else write.write)(place))
     return 0
 
 
 def score(arguments: argparse.Namespace) -> int:
     """Score the kept answers of a run."""
-    from harness import registry, scoring
-    from harness.runs import find_run
+    from harness import registry
+    from harness.evaluation import rescore
+    from harness.utils.find_run import find_run
 
     found = registry.discover()
     metrics = dict(_metric(text) for text in arguments.metrics) or None
-    made = scoring.score_run(find_run(arguments.run), metrics, found, suites=arguments.suites)
+    made = rescore.score_run(find_run(arguments.run), metrics, found, suites=arguments.suites)
     _scores(made, arguments.json)
     return 0
 
@@ -193,17 +195,18 @@ def _metric(text: str) -> tuple[str, dict[str, Any]]:
 
 
 def _scores(evaluations: Sequence[Any], as_json: bool) -> None:
-    from harness.report import files, scores_table
+    from harness.terminal.report_table import scores
+    from harness.utils import json_files
 
     if as_json:
-        print(json.dumps(files.plain(files.listed(evaluations)), indent=2, ensure_ascii=False))
+        print(json.dumps(json_files.plain(json_files.listed(evaluations)), indent=2, ensure_ascii=False))
     else:
-        _print(scores_table(evaluations))
+        _print(scores(evaluations))
 
 
 def validate(arguments: argparse.Namespace) -> int:
-    spec, found, planned = given.spec_of(arguments)
-    arms = given.prove_arms(arguments, spec, found)
+    spec, found, planned = load_spec.spec_of(arguments)
+    arms = load_spec.prove_arms(arguments, spec, found)
     for text in planned.warnings:
         print(f"warning: {text}", file=sys.stderr)
     if arguments.filled:
@@ -217,38 +220,39 @@ def validate(arguments: argparse.Namespace) -> int:
 
 
 def plan(arguments: argparse.Namespace) -> int:
-    spec, found, _ = given.spec_of(arguments)
-    given.prove_arms(arguments, spec, found)
-    given.without_arms(spec)
-    from harness import outline
-    from harness.console import Console
+    spec, found, _ = load_spec.spec_of(arguments)
+    load_spec.prove_arms(arguments, spec, found)
+    load_spec.without_arms(spec)
+    from harness.runner import plan_summary
+    from harness.terminal import plan_table
+    from harness.terminal.console import Console
 
     with Console.choose(quiet=True, json=False) as console:
         found.manager.register(console, name="console")
-        made = outline.make(spec, found)
+        made = plan_summary.make(spec, found)
     if arguments.json:
         print(json.dumps(made, indent=2, ensure_ascii=False))
     else:
-        _print(outline.render(made))
+        _print(plan_table.render(made))
     return 0
 
 
 def check(arguments: argparse.Namespace) -> int:
-    spec, found, _ = given.spec_of(arguments)
-    arms = given.prove_arms(arguments, spec, found)
-    given.without_arms(spec)
-    from harness import check
-    from harness import run as rooms
-    from harness.console import Console
+    spec, found, _ = load_spec.spec_of(arguments)
+    arms = load_spec.prove_arms(arguments, spec, found)
+    load_spec.without_arms(spec)
+    from harness.runner import api, data_check
+    from harness.terminal.check_table import render
+    from harness.terminal.console import Console
 
     with Console.choose(quiet=arguments.json or not sys.stdout.isatty(), whole=True) as console:
         found.manager.register(console, name="console")
-        made = check.make(spec, found)
-        rooms.prove(arms, found)
+        made = data_check.make(spec, found)
+        api.prove(arms, found)
     if arguments.json:
         print(json.dumps(made, indent=2, ensure_ascii=False))
     else:
-        _print(check.render(made))
+        _print(render(made))
     sys.stdout.flush()  # the table before its errors, where both go to one terminal
     for line in made["failures"]:
         print(f"harness: {printable(line)}", file=sys.stderr)
@@ -256,15 +260,15 @@ def check(arguments: argparse.Namespace) -> int:
 
 
 def preview(arguments: argparse.Namespace) -> int:
-    spec, found, _ = given.spec_of(arguments)
-    from harness import outline
-    from harness.console import Console
+    spec, found, _ = load_spec.spec_of(arguments)
+    from harness.terminal import row_preview
+    from harness.terminal.console import Console
 
-    given.without_arms(spec)
+    load_spec.without_arms(spec)
     plain = arguments.plain or not sys.stdout.isatty() or bool(os.environ.get("NO_COLOR"))
     with Console.choose(quiet=True, json=False) as console:
         found.manager.register(console, name="console")
-        shown = outline.preview(spec, found, arguments.source, arguments.rows, plain=plain)
+        shown = row_preview.preview(spec, found, arguments.source, arguments.rows, plain=plain)
     for one in shown:
         _print(one)
     return 0
@@ -303,9 +307,10 @@ def plugins(arguments: argparse.Namespace) -> int:
 
 
 def schema(arguments: argparse.Namespace) -> int:
-    from harness import registry, schema
+    from harness import registry
+    from harness.spec import schema as schema_module
 
-    text = json.dumps(schema.compose(registry.discover()), indent=2, ensure_ascii=False) + "\n"
+    text = json.dumps(schema_module.compose(registry.discover()), indent=2, ensure_ascii=False) + "\n"
     if arguments.output:
         try:
             Path(arguments.output).write_text(text, encoding="utf-8")
@@ -317,9 +322,11 @@ def schema(arguments: argparse.Namespace) -> int:
 
 
 def compare(arguments: argparse.Namespace) -> int:
-    from harness import compare
+    from harness.comparison import compare as compare_module
+    from harness.comparison import html_page
+    from harness.terminal.comparison_table import View
 
-    made = compare.compare(
+    made = compare_module.compare(
         arguments.runs,
         arguments.experiment,
         arguments.uri,
@@ -328,11 +335,11 @@ def compare(arguments: argparse.Namespace) -> int:
         items=max(arguments.items, 0),
     )
     if arguments.html:
-        compare.write_page(made, Path(arguments.html))
+        html_page.write(made, Path(arguments.html))
     if arguments.json:
         print(json.dumps(made.to_json(), indent=2, ensure_ascii=False))
     else:
-        _print(compare.render(made))
+        _print(View(made))
     return 0
 
 

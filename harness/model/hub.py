@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from harness.contracts import Progress
 from harness.errors import HarnessError
-from harness.model import cache
+from harness.types import Progress
+from harness.utils import cache_dir
 
 WHERE = "model.path"
 
@@ -71,7 +71,7 @@ def download(name: str, revision: str | None, progress: Progress) -> None:
         worker = threading.Thread(target=fetch, daemon=True)
         worker.start()
         while worker.is_alive():
-            progress("fetch", min(cache.size(_cached(name) / "blobs"), total), total, name, "B")
+            progress("fetch", min(cache_dir.size(_cached(name) / "blobs"), total), total, name, "B")
             worker.join(0.3)
     finally:
         if shown:
@@ -89,7 +89,7 @@ def explain(error: BaseException, name: str, revision: str | None) -> HarnessErr
     for cause in _causes(error):
         if isinstance(cause, HarnessError):
             return cause
-        if cache.is_full_disk(cause):
+        if cache_dir.is_full_disk(cause):
             return HarnessError(WHERE, f"no disk space left to fetch {at}", "free some, or set HF_HOME to another disk")
         if isinstance(cause, errors.GatedRepoError):
             return HarnessError(

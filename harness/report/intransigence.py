@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from harness import forgetting
-from harness.contracts import Evaluation, Metric, Score
 from harness.errors import HarnessError
-from harness.intervals import Estimate, magnitude, replicates, summarise
-from harness.report.kept import Kept, document
-from harness.seeds import derive
+from harness.interfaces.metric import Metric
+from harness.report.finished_run import Kept, document
+from harness.seeding import derive
+from harness.statistics import forgetting
+from harness.statistics.intervals import Estimate, magnitude, replicates, summarise
+from harness.types import Evaluation, Score
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from harness import Component, hookimpl
-from harness_metrics.normalise import EXTRACT, LANG, OPTION
+from harness_metrics.normalization import EXTRACT, LANG, OPTION
 
 _LOWERCASE = {"type": "boolean", "default": False, "description": "Compare without case."}
 
@@ -170,10 +170,10 @@ def harness_metrics() -> dict[str, Component]:
         ),
         "kl_to_base": Component(
             summary="Mean KL divergence from the base model a response token, in nats; lower is nearer.",
-            load="harness_metrics.base_distance:KlToBase",
+            load="harness_metrics.base_divergence:KlToBase",
         ),
         "agreement_with_base": Component(
             summary="Share of response tokens at which model and base hold the same one likeliest, 0 to 1.",
-            load="harness_metrics.base_distance:AgreementWithBase",
+            load="harness_metrics.base_divergence:AgreementWithBase",
         ),
     }

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness import Item
-from harness_metrics.text import MeanMetric
+from harness_metrics.base import MeanMetric
 
 if TYPE_CHECKING:
     from harness_metrics.encoder import Encoded, Encoder

@@ -7,8 +7,8 @@ from functools import lru_cache
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from harness_metrics.text import TextMetric
-from harness_metrics.words import language
+from harness_metrics.base import TextMetric
+from harness_metrics.tokenization import language
 
 if TYPE_CHECKING:
     from sacrebleu.metrics import BLEU

@@ -7,7 +7,7 @@ from functools import cached_property
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from harness_metrics.text import TextMetric
+from harness_metrics.base import TextMetric
 
 if TYPE_CHECKING:
     from sacrebleu.metrics import CHRF

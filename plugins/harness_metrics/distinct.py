@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from harness_metrics.text import TextMetric
-from harness_metrics.words import CUT, words
+from harness_metrics.base import TextMetric
+from harness_metrics.tokenization import CUT, words
 
 
 class Distinct(TextMetric):

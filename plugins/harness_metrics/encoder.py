@@ -15,8 +15,9 @@ import torch
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from harness import HarnessError
-from harness.model import device, digests
-from harness.model.quiet import quiet
+from harness.model.device import device
+from harness.utils import file_digests
+from harness.utils.silence import quiet
 
 _TOKENIZERS = ("tokenizer*.json", "vocab.*", "merges.txt", "*.model")
 _REMEDY = "name the folder of an encoder as transformers saves it, with its tokenizer"
@@ -40,7 +41,7 @@ def settle(folder: Path, layer: int | None, where: str) -> int:
     place = f"{where}.model"
     if not (folder / "config.json").is_file():
         raise HarnessError(place, f"{folder} is no folder of a model: it has no config.json", _REMEDY)
-    if not digests.weight_files(folder):
+    if not file_digests.weight_files(folder):
         raise HarnessError(place, f"{folder} has no weights (*.safetensors or pytorch_model*.bin)", _REMEDY)
     config = _config(folder, place)
     if config.is_encoder_decoder:
@@ -56,9 +57,9 @@ def settle(folder: Path, layer: int | None, where: str) -> int:
 
 def identity(folder: Path) -> str:
     """The folder's name, and twelve digits of a digest of its weights, config and tokenizer."""
-    found = hashlib.sha256(digests.folder(folder).encode())
+    found = hashlib.sha256(file_digests.folder(folder).encode())
     for file in sorted({file for pattern in _TOKENIZERS for file in folder.glob(pattern)}):
-        found.update(f"{file.name}\0{digests.file(file)}\n".encode())
+        found.update(f"{file.name}\0{file_digests.file(file)}\n".encode())
     return f"{folder.name}@{found.hexdigest()[:12]}"
 
 

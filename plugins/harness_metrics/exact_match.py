@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from harness import Item
-from harness_metrics.normalise import Extract, label, normalise, steps_for
-from harness_metrics.text import MeanMetric
+from harness_metrics.base import MeanMetric
+from harness_metrics.normalization import Extract, label, normalise, steps_for
 
 
 class ExactMatch(MeanMetric):
     """Share of answers, from 0 to 1, that equal a reference after normalisation.
 
-    normalise: what is ignored, extract: what is compared (see `harness_metrics.normalise`). lang: English articles
+    normalise: what is ignored, extract: what is compared (see `harness_metrics.normalization`). lang: English articles
         are no articles in another language.
     An answer of which nothing is left matches only where it was the very reference.
     """

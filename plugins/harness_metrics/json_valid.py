@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from harness import HarnessError, Item
-from harness_metrics.text import MeanMetric
+from harness_metrics.base import MeanMetric
 
 if TYPE_CHECKING:
     from jsonschema.protocols import Validator

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from harness_metrics.normalise import compiled
-from harness_metrics.text import MeanMetric
+from harness_metrics.base import MeanMetric
+from harness_metrics.normalization import compiled
 
 
 class Regex(MeanMetric):

@@ -7,8 +7,8 @@ from functools import cached_property
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from harness_metrics.text import MeanMetric
-from harness_metrics.words import CUT, words
+from harness_metrics.base import MeanMetric
+from harness_metrics.tokenization import CUT, words
 
 if TYPE_CHECKING:
     from rouge_score.rouge_scorer import RougeScorer

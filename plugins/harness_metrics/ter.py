@@ -7,8 +7,8 @@ from functools import cached_property
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from harness_metrics.text import TextMetric
-from harness_metrics.words import CUT, language, spread
+from harness_metrics.base import TextMetric
+from harness_metrics.tokenization import CUT, language, spread
 
 if TYPE_CHECKING:
     from sacrebleu.metrics import TER

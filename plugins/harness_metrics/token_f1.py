@@ -6,16 +6,16 @@ from collections import Counter
 from collections.abc import Sequence
 
 from harness import Item
+from harness_metrics.base import MeanMetric
 from harness_metrics.exact_match import same_raw
-from harness_metrics.normalise import Extract, label, normalise, steps_for
-from harness_metrics.text import MeanMetric
-from harness_metrics.words import CUT, spread
+from harness_metrics.normalization import Extract, label, normalise, steps_for
+from harness_metrics.tokenization import CUT, spread
 
 
 class TokenF1(MeanMetric):
     """Mean F1 of the words that answer and reference share, from 0 to 1 (Rajpurkar et al., 2016, arXiv:1606.05250).
 
-    normalise: what is ignored, extract: what is compared (see `harness_metrics.normalise`). lang: English articles
+    normalise: what is ignored, extract: what is compared (see `harness_metrics.normalization`). lang: English articles
         are no articles in another language.
     Words are split at spaces, and scripts without spaces into characters. With several references the best counts.
     """

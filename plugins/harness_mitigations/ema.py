@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from harness.contracts import Mitigation, Row, Stage
+from harness.interfaces.mitigation import Mitigation
+from harness.types import Row, Stage
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -10,16 +10,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from harness import seeds
-from harness.contracts import Row, Stage
+from harness import seeding
 from harness.errors import HarnessError, RunError
-from harness_mitigations.anchored import Anchored, Coupling, Place
+from harness.types import Row, Stage
+from harness_mitigations.weight_anchor import Anchored, Coupling, Place
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-    from harness_mitigations.moving import Moving
+    from harness_mitigations.adapted_weights import Moving
 
 
 class Ewc(Anchored):
@@ -101,7 +101,7 @@ class Ewc(Anchored):
     def _chosen(self, stage: Stage, rows: Sequence[Row]) -> tuple[Row, ...]:
         import torch
 
-        draw = seeds.generator(torch.initial_seed(), "ewc", "rows", stage.name)
+        draw = seeding.generator(torch.initial_seed(), "ewc", "rows", stage.name)
         return tuple(rows[index] for index in draw.sample(range(len(rows)), min(self.samples, len(rows))))
 
     def _measure(
@@ -110,10 +110,11 @@ class Ewc(Anchored):
         """The importances that a stage begins with, normalised, cut and in their format."""
         import torch
 
-        from harness_mitigations import fisher_cache, tail
+        from harness_mitigations import fisher as fisher_module
+        from harness_mitigations import fisher_cache
         from harness_mitigations.fisher import fisher
 
-        seed = seeds.derive(torch.initial_seed(), "ewc", "labels", stage.name)
+        seed = seeding.derive(torch.initial_seed(), "ewc", "labels", stage.name)
         how = {
             "labels": self.targets,
             "batch_size": self.batch_size,
@@ -133,16 +134,16 @@ class Ewc(Anchored):
         generator = torch.Generator().manual_seed(seed)
         options = {"labels": self.targets, "batch_size": self.batch_size, "generator": generator, "place": place}
         found = fisher(model, moves, rows, **options)  # type: ignore[arg-type]
-        counts = tail.histogram(found.values())
-        if not tail.is_finite(counts):
+        counts = fisher_module.histogram(found.values())
+        if not fisher_module.is_finite(counts):
             raise RunError(
                 "mitigations.ewc",
                 f"the Fisher of {len(rows)} rows is not finite",
                 "set train.precision to 'float32', or look for damaged rows",
             )
-        self.found = tail.describe(counts)
+        self.found = fisher_module.describe(counts)
         if self.clip is not None:
-            torch._foreach_clamp_max_(list(found.values()), tail.quantile(counts, self.clip))
+            torch._foreach_clamp_max_(list(found.values()), fisher_module.quantile(counts, self.clip))
         if self.normalise:
             mean = sum(float(f.sum(dtype=torch.float64)) for f in found.values()) / sum(
                 f.numel() for f in found.values()

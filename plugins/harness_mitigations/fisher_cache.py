@@ -19,10 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from harness import model as models
-from harness.contracts import Row
-from harness.model import cache
-from harness_mitigations.moving import Moving
+from harness.model import load as models
+from harness.types import Row
+from harness.utils import cache_dir
+from harness_mitigations.adapted_weights import Moving
 
 FORMAT = 1
 SAMPLED = 64
@@ -87,4 +87,4 @@ def save(known_by: str, importances: Mapping[str, Tensor], facts: Mapping[str, f
 
 
 def _file(known_by: str) -> Path:
-    return cache.root() / "fisher" / f"{known_by[:40]}.safetensors"
+    return cache_dir.root() / "fisher" / f"{known_by[:40]}.safetensors"

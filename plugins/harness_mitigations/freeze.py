@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
-from harness.contracts import Mitigation
 from harness.errors import HarnessError
-from harness_mitigations.adapters import ADAPTERS
+from harness.interfaces.mitigation import Mitigation
+from harness_mitigations.adapter_common import ADAPTERS
 
 if TYPE_CHECKING:
     from torch import nn

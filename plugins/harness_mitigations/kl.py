@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from harness import seeds
-from harness.contracts import Mitigation, Row, Stage
+from harness import seeding
 from harness.errors import HarnessError
+from harness.interfaces.mitigation import Mitigation
+from harness.types import Row, Stage
 
 if TYPE_CHECKING:
     import torch
@@ -84,13 +85,13 @@ class GeneralKl(Mitigation):
         """Remember the base model before the first stage, and where the rows are."""
         import torch
 
-        from harness_mitigations import reference
+        from harness_mitigations import base_model
 
         self.pool = rows.get(self.source or "", ())
         if not self.pool:
             what = f"'{self.source}' has no row to hold the model on"
             raise HarnessError("mitigations.kl.source", what, "name a source that has rows to train on")
-        reference.remember(model)
+        base_model.remember(model)
         self.stage, self.seed, self.update, self.done = stage.name, torch.initial_seed(), 0, False
 
     def extra_loss(self, model: PreTrainedModel, share: float) -> torch.Tensor | None:
@@ -98,8 +99,8 @@ class GeneralKl(Mitigation):
         if self.done or self.strength == 0:
             return None
         self.done = True
-        from harness.train import trained_logits
-        from harness_mitigations import reference
+        from harness.training.loss import trained_logits
+        from harness_mitigations import base_model
 
         rank, processes = _process()
         chosen = self._drawn()
@@ -107,8 +108,8 @@ class GeneralKl(Mitigation):
         mine = chosen[rank::processes]
         if not mine:
             return None
-        batch = reference.batched(model, mine)
-        with reference.base(model) as base:
+        batch = base_model.batched(model, mine)
+        with base_model.base(model) as base:
             theirs = trained_logits(base, batch)
         ours = trained_logits(model, batch)
         return self.strength * token_kl(ours, theirs, self.direction, self.temperature).sum() / tokens
@@ -118,7 +119,7 @@ class GeneralKl(Mitigation):
         self.update, self.done = self.update + 1, False
 
     def _drawn(self) -> list[Row]:
-        draw = seeds.generator(self.seed, "kl", self.stage, self.update)
+        draw = seeding.generator(self.seed, "kl", self.stage, self.update)
         return [self.pool[index] for index in draw.sample(range(len(self.pool)), min(self.rows, len(self.pool)))]
 
     def state_dict(self) -> dict[str, Any]:
@@ -140,20 +141,20 @@ class TaskKl(Mitigation):
 
     def begin_stage(self, stage: Stage, model: PreTrainedModel, rows: Mapping[str, Sequence[Row]]) -> None:
         """Remember the base model before the first stage."""
-        from harness_mitigations import reference
+        from harness_mitigations import base_model
 
-        reference.remember(model)
+        base_model.remember(model)
 
     def batch_penalty(
         self, model: PreTrainedModel, batch: Mapping[str, torch.Tensor], logits: torch.Tensor
     ) -> torch.Tensor | None:
         """The mean over the micro-batch's trained tokens; None where there is none."""
-        from harness.train import trained_logits
-        from harness_mitigations import reference
+        from harness.training.loss import trained_logits
+        from harness_mitigations import base_model
 
         if self.strength == 0 or not len(logits):
             return None
-        with reference.base(model) as base:
+        with base_model.base(model) as base:
             theirs = trained_logits(base, batch)
         return self.strength * token_kl(logits, theirs, self.direction, self.temperature).mean()
 

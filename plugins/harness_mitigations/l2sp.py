@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
-from harness.contracts import Row, Stage
-from harness_mitigations.anchored import Anchored, Coupling, Place
+from harness.types import Row, Stage
+from harness_mitigations.weight_anchor import Anchored, Coupling, Place
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -2,11 +2,12 @@
 
 A weight W of shape (d, k) becomes W + s B A, with A of shape (rank, k) and B of shape (d, rank). With B zero at the
 start, training begins at the base model exactly, and the base weights never move, so the base model is there for the
-asking (`harness.model.reference`). How much is forgotten still grows with learning rate and steps.
+asking (`harness.model.save.reference`). How much is forgotten still grows with learning rate and steps.
 
 PiSSA, OLoRA and CorDA start A and B from the weight itself (`starts`) and take s B0 A0 out of W. Here it is not taken
 out of W, where it would change the base model and be rounded to its format, but kept as a frozen change beside the
-adapter (`harness.model.keep`): the function and its gradients are the same, and the base model stays what it was.
+adapter (`harness.model.frozen_lora.keep`): the function and its gradients are the same, and the base model stays what it
+was.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from harness import seeds
-from harness.contracts import Mitigation, Row, Stage
+from harness import seeding
 from harness.errors import HarnessError
-from harness_mitigations import adapters
+from harness.interfaces.mitigation import Mitigation
+from harness.types import Row, Stage
+from harness_mitigations import adapter_common
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,7 +42,7 @@ class Lora(Mitigation):
     source, samples: rows whose inputs `corda` keeps away from, and how many of them.
     """
 
-    order: ClassVar[int] = adapters.ORDER
+    order: ClassVar[int] = adapter_common.ORDER
     adapts: ClassVar[bool] = True
 
     def __init__(
@@ -57,13 +59,13 @@ class Lora(Mitigation):
     ) -> None:
         self.rank, self.dropout, self.rslora, self.dora = rank, dropout, rslora, dora
         self.alpha = 2 * rank if alpha is None else alpha
-        self.target = adapters.targets(target)
+        self.target = adapter_common.targets(target)
         self.start, self.source, self.samples = start, source, samples
         self.started = start == "zero"
 
     def check(self, others: Mapping[str, Mitigation]) -> None:
         """Refuse a second adapter, and options that do not go together."""
-        adapters.alone("lora", others)
+        adapter_common.alone("lora", others)
         if self.dora and self.start != "zero":
             raise HarnessError(
                 "mitigations.lora.start",
@@ -93,7 +95,7 @@ class Lora(Mitigation):
             use_rslora=self.rslora,
             use_dora=self.dora,
         )
-        return adapters.adapt("lora", model, config)
+        return adapter_common.adapt("lora", model, config)
 
     def begin_stage(self, stage: Stage, model: PreTrainedModel, rows: Mapping[str, Sequence[Row]]) -> None:
         """Before the first stage, start A and B from the weights; the model computes the same afterwards."""
@@ -101,9 +103,9 @@ class Lora(Mitigation):
             return
         import torch
 
-        from harness import model as models
+        from harness.model import frozen_lora
 
-        layers = models.adapted_layers(model)
+        layers = frozen_lora.adapted_layers(model)
         for name, layer in layers.items():
             if self.rank > min(layer.in_features, layer.out_features):
                 what = f"rank {self.rank} is more than {name} of {layer.out_features} x {layer.in_features} has"
@@ -111,7 +113,7 @@ class Lora(Mitigation):
         s = scale(self.rank, self.alpha, self.rslora)
         with torch.no_grad():
             pairs = self._factors(model, layers, rows, s)
-            models.keep(model, {name: (a, -s * b) for name, (a, b) in pairs.items()})
+            frozen_lora.keep(model, {name: (a, -s * b) for name, (a, b) in pairs.items()})
             for name, (a, b) in pairs.items():
                 layers[name].lora_A["default"].weight.copy_(a)
                 layers[name].lora_B["default"].weight.copy_(b)
@@ -120,26 +122,26 @@ class Lora(Mitigation):
     def _factors(
         self, model: PreTrainedModel, layers: Mapping[str, Any], rows: Mapping[str, Sequence[Row]], s: float
     ) -> dict[str, tuple[Tensor, Tensor]]:
-        from harness_mitigations import starts
+        from harness_mitigations import lora_init
 
         weights = {name: layer.get_base_layer().weight for name, layer in layers.items()}
         if self.start == "pissa":
-            return {name: starts.principal(weight, self.rank, s) for name, weight in weights.items()}
+            return {name: lora_init.principal(weight, self.rank, s) for name, weight in weights.items()}
         if self.start == "olora":
-            return {name: starts.orthonormal(weight, self.rank) for name, weight in weights.items()}
+            return {name: lora_init.orthonormal(weight, self.rank) for name, weight in weights.items()}
         given = rows.get(self.source or "", ())
         if not given:
             raise HarnessError(
                 "mitigations.lora.source", f"'{self.source}' has no row", "name a source that has rows to train on"
             )
         chosen = self._chosen(given)
-        found = starts.covariances(model, {name: layer.get_base_layer() for name, layer in layers.items()}, chosen)
-        return {name: starts.least_used(weight, found[name], self.rank, s) for name, weight in weights.items()}
+        found = lora_init.covariances(model, {name: layer.get_base_layer() for name, layer in layers.items()}, chosen)
+        return {name: lora_init.least_used(weight, found[name], self.rank, s) for name, weight in weights.items()}
 
     def _chosen(self, rows: Sequence[Row]) -> list[Row]:
         import torch
 
-        draw = seeds.generator(torch.initial_seed(), "lora", "corda")
+        draw = seeding.generator(torch.initial_seed(), "lora", "corda")
         return [rows[index] for index in draw.sample(range(len(rows)), min(self.samples, len(rows)))]
 
     def state_dict(self) -> dict[str, Any]:

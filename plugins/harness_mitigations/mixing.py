@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import ClassVar
 
 from harness import HarnessError, Mitigation, Part, Share, Stage
-from harness.contracts import Unit
+from harness.types import Unit
 
 WHERE = "mitigations.mixing"
 

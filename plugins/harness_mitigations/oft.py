@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
-from harness.contracts import Mitigation
 from harness.errors import HarnessError
-from harness_mitigations import adapters
+from harness.interfaces.mitigation import Mitigation
+from harness_mitigations import adapter_common
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -23,15 +23,15 @@ class Oft(Mitigation):
     do not rotate in a training step.
     """
 
-    order: ClassVar[int] = adapters.ORDER
+    order: ClassVar[int] = adapter_common.ORDER
     adapts: ClassVar[bool] = True
 
     def __init__(self, block: int, exact: bool, dropout: float, target: str | Sequence[str]) -> None:
-        self.block, self.exact, self.dropout, self.target = block, exact, dropout, adapters.targets(target)
+        self.block, self.exact, self.dropout, self.target = block, exact, dropout, adapter_common.targets(target)
 
     def check(self, others: Mapping[str, Mitigation]) -> None:
         """Refuse a second adapter."""
-        adapters.alone("oft", others)
+        adapter_common.alone("oft", others)
 
     def model(self, model: PreTrainedModel) -> PreTrainedModel:
         """The model within its adapter. Raises HarnessError when it has one already, or the blocks do not fit."""
@@ -56,4 +56,4 @@ class Oft(Mitigation):
             use_cayley_neumann=not self.exact,
             module_dropout=self.dropout,
         )
-        return adapters.adapt("oft", model, config)
+        return adapter_common.adapt("oft", model, config)

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from harness import seeds
-from harness.contracts import Mitigation, Row, Stage
-from harness_mitigations import adapters
+from harness import seeding
+from harness.interfaces.mitigation import Mitigation
+from harness.types import Row, Stage
+from harness_mitigations import adapter_common
 
 if TYPE_CHECKING:
     import torch
@@ -44,7 +45,7 @@ class OrthogonalLora(Mitigation):
     an update after clipping, the penalty does not depend on accumulation.
     """
 
-    order: ClassVar[int] = adapters.ORDER
+    order: ClassVar[int] = adapter_common.ORDER
     adapts: ClassVar[bool] = True
 
     def __init__(
@@ -52,13 +53,13 @@ class OrthogonalLora(Mitigation):
     ) -> None:
         self.rank, self.dropout, self.strength = rank, dropout, strength
         self.alpha = 2 * rank if alpha is None else alpha
-        self.target = adapters.targets(target)
+        self.target = adapter_common.targets(target)
         self.earlier: dict[str, Tensor] = {}  # layer -> the A of earlier stages, one below the other
         self.stages = 0
 
     def check(self, others: Mapping[str, Mitigation]) -> None:
         """Refuse a second adapter."""
-        adapters.alone("orthogonal_lora", others)
+        adapter_common.alone("orthogonal_lora", others)
 
     def model(self, model: PreTrainedModel) -> PreTrainedModel:
         """The model within the first stage's adapter, still the base model."""
@@ -71,7 +72,7 @@ class OrthogonalLora(Mitigation):
             lora_dropout=self.dropout,
             target_modules=self.target,
         )
-        return adapters.adapt("orthogonal_lora", model, config)
+        return adapter_common.adapt("orthogonal_lora", model, config)
 
     def begin_stage(self, stage: Stage, model: PreTrainedModel, rows: Mapping[str, Sequence[Row]]) -> None:
         """Freeze what the last stage learned and begin a new adapter, at no change."""
@@ -80,16 +81,16 @@ class OrthogonalLora(Mitigation):
             return
         import torch
 
-        from harness import model as models
+        from harness.model import frozen_lora
 
-        layers = models.adapted_layers(model)
+        layers = frozen_lora.adapted_layers(model)
         learned = {
             name: (layer.lora_A["default"].weight, layer.scaling["default"] * layer.lora_B["default"].weight)
             for name, layer in layers.items()
         }
-        models.keep(model, learned)
+        frozen_lora.keep(model, learned)
         with torch.no_grad(), torch.random.fork_rng():
-            torch.manual_seed(seeds.derive(torch.initial_seed(), "orthogonal_lora", self.stages))
+            torch.manual_seed(seeding.derive(torch.initial_seed(), "orthogonal_lora", self.stages))
             for name, layer in layers.items():
                 a = layer.lora_A["default"].weight.detach().clone()
                 before = self.earlier.get(name)
@@ -100,10 +101,10 @@ class OrthogonalLora(Mitigation):
         """Push the new A of each layer towards what the earlier ones left free."""
         if not self.earlier or self.strength == 0:
             return None
-        from harness import model as models
+        from harness.model import frozen_lora
 
         values = []
-        for name, layer in models.adapted_layers(model).items():
+        for name, layer in frozen_lora.adapted_layers(model).items():
             weight = layer.lora_A["default"].weight
             if weight.grad is not None:
                 self.earlier[name] = self.earlier[name].to(weight.device)

@@ -11,8 +11,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
-from harness.contracts import Mitigation, Row, Stage
-from harness_mitigations import adapters
+from harness.interfaces.mitigation import Mitigation
+from harness.types import Row, Stage
+from harness_mitigations import adapter_common
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,47 +37,47 @@ class Osf(Mitigation):
     the stage began alone.
     """
 
-    order: ClassVar[int] = adapters.ORDER
+    order: ClassVar[int] = adapter_common.ORDER
     adapts: ClassVar[bool] = True
 
     def __init__(self, preserve: float, target: str | Sequence[str]) -> None:
-        self.preserve, self.target = preserve, adapters.targets(target)
+        self.preserve, self.target = preserve, adapter_common.targets(target)
 
     def check(self, others: Mapping[str, Mitigation]) -> None:
         """Refuse a second adapter."""
-        adapters.alone("osf", others)
+        adapter_common.alone("osf", others)
 
     def model(self, model: PreTrainedModel) -> PreTrainedModel:
         """The model within its adapter. Raises HarnessError when it has one already, or no module of that name."""
         from peft import OSFConfig
 
-        from harness import model as models
+        from harness.model import svd_subspaces
 
         # Without a task type the generic PEFT model of 0.21 does not know `generate`'s arguments.
         config = OSFConfig(task_type="CAUSAL_LM", effective_rank=float(self.preserve), target_modules=self.target)
-        made = adapters.adapt("osf", model, config)
-        for layer in models.subspace_layers(made).values():
+        made = adapter_common.adapt("osf", model, config)
+        for layer in svd_subspaces.subspace_layers(made).values():
             if layer.get_base_layer().weight.dtype.itemsize < 4:  # peft rounds the directions to the base's format
-                models.decompose(layer)
+                svd_subspaces.decompose(layer)
         return made
 
     def begin_stage(self, stage: Stage, model: PreTrainedModel, rows: Mapping[str, Sequence[Row]]) -> None:
         """Decompose anew every weight that has moved since it was; the model computes the same afterwards."""
-        from harness import model as models
+        from harness.model import svd_subspaces
 
-        for layer in models.subspace_layers(model).values():
-            if models.has_moved(layer):
-                models.decompose(layer)
+        for layer in svd_subspaces.subspace_layers(model).values():
+            if svd_subspaces.has_moved(layer):
+                svd_subspaces.decompose(layer)
 
     def after_step(self, model: PreTrainedModel, learning_rate: float) -> None:
         """Take out of U' and V' what the update has put into the frozen directions."""
         import torch
 
-        from harness import model as models
+        from harness.model import svd_subspaces
 
         with torch.no_grad():
-            for layer in models.subspace_layers(model).values():
-                (u, _, v), (begun_u, _, begun_v) = models.factors(layer), models.removed(layer)
-                frozen_u, frozen_v = models.frozen(layer)
+            for layer in svd_subspaces.subspace_layers(model).values():
+                (u, _, v), (begun_u, _, begun_v) = svd_subspaces.factors(layer), svd_subspaces.removed(layer)
+                frozen_u, frozen_v = svd_subspaces.frozen(layer)
                 u.copy_(orthogonal(u, begun_u, frozen_u))
                 v.copy_(orthogonal(v.T, begun_v.T, None if frozen_v is None else frozen_v.T).T)

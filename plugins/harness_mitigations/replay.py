@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import ClassVar
 
-from harness.contracts import Mitigation, Part, Share, Stage, Unit
+from harness.interfaces.mitigation import Mitigation
+from harness.types import Part, Share, Stage, Unit
 
 
 def rehearse(stages: tuple[Stage, ...], share: float, unit: Unit, buffer: int | None) -> tuple[Stage, ...]:

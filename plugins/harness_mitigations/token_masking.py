@@ -10,9 +10,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from harness import seeds
-from harness.contracts import Mitigation, Row, Stage
+from harness import seeding
 from harness.errors import HarnessError
+from harness.interfaces.mitigation import Mitigation
+from harness.types import Row, Stage
 
 if TYPE_CHECKING:
     import torch
@@ -67,10 +68,10 @@ class TokenMasking(Mitigation):
 
     def begin_stage(self, stage: Stage, model: PreTrainedModel, rows: Mapping[str, Sequence[Row]]) -> None:
         """Remember the base model before the first stage, and measure the threshold if it is a quantile."""
-        from harness_mitigations import reference
+        from harness_mitigations import base_model
 
         if self.under == "base":
-            reference.remember(model)
+            base_model.remember(model)
         if self.measured:
             return
         given = rows.get(self.source or "", ())
@@ -85,13 +86,13 @@ class TokenMasking(Mitigation):
     def _quantile(self, model: PreTrainedModel, given: Sequence[Row]) -> float:
         import torch
 
-        from harness_mitigations import reference
+        from harness_mitigations import base_model
 
-        draw = seeds.generator(torch.initial_seed(), "token_masking")
+        draw = seeding.generator(torch.initial_seed(), "token_masking")
         chosen = [given[index] for index in draw.sample(range(len(given)), min(self.samples, len(given)))]
         found = []
         for start in range(0, len(chosen), BATCH):
-            found.append(self._nll(model, reference.batched(model, chosen[start : start + BATCH])).cpu())
+            found.append(self._nll(model, base_model.batched(model, chosen[start : start + BATCH])).cpu())
         ordered = torch.cat(found).sort().values
         return float(ordered[max(0, math.ceil(float(self.quantile or 0) * len(ordered)) - 1)])
 
@@ -103,10 +104,10 @@ class TokenMasking(Mitigation):
         import torch
         from torch.nn import functional
 
-        from harness.train import targets, trained_logits
-        from harness_mitigations import reference
+        from harness.training.loss import targets, trained_logits
+        from harness_mitigations import base_model
 
-        context = reference.base if self.under == "base" else reference.resting
+        context = base_model.base if self.under == "base" else base_model.resting
         with torch.no_grad(), context(model) as judge:
             logits = trained_logits(judge, batch)  # (N, V)
         return functional.cross_entropy(logits.float(), targets(batch["labels"]).to(logits.device), reduction="none")

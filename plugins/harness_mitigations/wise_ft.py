@@ -3,7 +3,7 @@
 theta = (1 - alpha) theta_start + alpha theta_end. With an adapter it is the change of the weights that is interpolated,
 never its factors: s B A becomes (1 - alpha) s B0 A0 + alpha s B A. The second term is the adapter with B scaled; the
 first is zero in the first stage, where B0 is, and in later ones is kept beside the adapter, frozen
-(`harness.model.keep`), at the cost of one more adapter's rank a stage.
+(`harness.model.frozen_lora.keep`), at the cost of one more adapter's rank a stage.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from harness.contracts import Mitigation, Row, Stage
 from harness.errors import HarnessError
+from harness.interfaces.mitigation import Mitigation
+from harness.types import Row, Stage
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -54,26 +55,29 @@ class WiseFt(Mitigation):
 
     def end_stage(self, stage: Stage, model: PreTrainedModel, rows: Sequence[Row]) -> None:
         """Go back to (1 - alpha) of where the stage began."""
-        from harness import model as models
+        from harness.model import frozen_lora
 
-        self.end, self.kept = _copied(model), {name: (a.cpu(), b.cpu()) for name, (a, b) in models.kept(model).items()}
+        self.end, self.kept = (
+            _copied(model),
+            {name: (a.cpu(), b.cpu()) for name, (a, b) in frozen_lora.kept(model).items()},
+        )
         self._set(model, self.alpha)
 
     def variants(self, model: PreTrainedModel) -> Iterator[str]:
         """`alpha=<number>` for each of `alphas`."""
         if not self.end:
             return
-        from harness import model as models
+        from harness.model import frozen_lora
 
-        weights, kept = _copied(model), models.kept(model)
+        weights, kept = _copied(model), frozen_lora.kept(model)
         try:
             for alpha in self.alphas:
                 self._set(model, alpha)
                 yield f"alpha={alpha:g}"
         finally:
             _put(model, weights)
-            if kept or models.kept(model):
-                models.keep(model, kept, instead=True)
+            if kept or frozen_lora.kept(model):
+                frozen_lora.keep(model, kept, instead=True)
 
     def state_dict(self) -> dict[str, Any]:
         """The weights that the stage began with, by name; of a finished stage that is swept, its own beside them."""
@@ -89,22 +93,22 @@ class WiseFt(Mitigation):
         )
 
     def _set(self, model: PreTrainedModel, alpha: float) -> None:
-        from harness import model as models
+        from harness.model import frozen_lora, save
 
-        if not models.is_adapted(model):
+        if not save.is_adapted(model):
             _put(model, {name: interpolate(self.start[name], end, alpha) for name, end in self.end.items()})
             return
         between = 0 < alpha < 1
         ends = self.start if alpha == 0 else self.end
         _put(model, {n: alpha * w if between and ".lora_B." in n else w for n, w in ends.items()})
         rest = {}
-        for name, layer in models.adapted_layers(model).items() if between else ():
+        for name, layer in frozen_lora.adapted_layers(model).items() if between else ():
             a, b = (self.start[f"{name}.lora_{factor}.default.weight"] for factor in "AB")
             rest[name] = (a, (1 - alpha) * layer.scaling["default"] * b)
-        if self.kept or models.kept(model):
-            models.keep(model, self.kept, instead=True)
+        if self.kept or frozen_lora.kept(model):
+            frozen_lora.keep(model, self.kept, instead=True)
         if any(bool(b.any()) for _, b in rest.values()):
-            models.keep(model, rest)
+            frozen_lora.keep(model, rest)
 
 
 def _copied(model: PreTrainedModel) -> dict[str, Tensor]:

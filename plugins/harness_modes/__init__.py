@@ -52,19 +52,19 @@ def harness_modes() -> dict[str, Component]:
     return {
         "general": Component(
             summary="One stage on general conversations: instruction tuning.",
-            load="harness_modes.general:General",
+            load="harness_modes.modes:General",
             options={"sources": _sources("Sources of general conversations.")},
             required=("sources",),
         ),
         "domain": Component(
             summary="One stage on conversations of a domain, with nothing general beside them.",
-            load="harness_modes.domain:Domain",
+            load="harness_modes.modes:Domain",
             options={"sources": _sources("Sources of the domain.")},
             required=("sources",),
         ),
         "mixed": Component(
             summary="One stage on conversations of a domain with general ones mixed in.",
-            load="harness_modes.mixed:Mixed",
+            load="harness_modes.modes:Mixed",
             options={
                 "domain": _sources("Sources of the domain."),
                 "general": _sources("Sources of general conversations; the mitigation `mixing` states their share."),
@@ -73,7 +73,7 @@ def harness_modes() -> dict[str, Component]:
         ),
         "continual": Component(
             summary="Several stages in order, each evaluated on every suite when it ends.",
-            load="harness_modes.continual:Continual",
+            load="harness_modes.modes:Continual",
             options={
                 "stages": {"type": "array", "minItems": 1, "items": STAGE, "description": "The stages in order."},
             },

@@ -39,13 +39,13 @@ def harness_sources() -> dict[str, Component]:
     return {
         "jsonl": Component(
             summary="Reads rows from a file with one JSON object a line.",
-            load="harness_sources.jsonl:JsonLines",
+            load="harness_sources.json_sources:JsonLines",
             options=_files("A JSONL file, as it is or compressed by gzip or zstd"),
             required=("path",),
         ),
         "json": Component(
             summary="Reads rows from a JSON file: an array of objects, or an object that holds one array of them.",
-            load="harness_sources.json_array:JsonArray",
+            load="harness_sources.json_sources:JsonArray",
             options=_files("A JSON file, as it is or compressed by gzip or zstd"),
             required=("path",),
         ),
@@ -66,7 +66,7 @@ def harness_sources() -> dict[str, Component]:
         ),
         "parquet": Component(
             summary="Reads rows from a Parquet file, a batch at a time.",
-            load="harness_sources.parquet:Parquet",
+            load="harness_sources.arrow:Parquet",
             options=_files("A Parquet file"),
             required=("path",),
         ),

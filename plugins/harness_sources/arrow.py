@@ -4,12 +4,72 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
 from harness import Bad, HarnessError, Record, Source
-from harness_sources import streams, tables
+from harness_sources import files
 from harness_sources.files import Files, no_rows, reading, shown
+
+
+def records(batches: Iterable[Any], file: str, begin: int = 0) -> Iterator[Record | Bad]:
+    """The rows of record batches. file: as shown. begin: index of the first row. A place is `file:[index]`.
+
+    A field of an object in a row that is null is left out: Arrow gives every object of a column the fields of all of
+    them, so that one tool's arguments would turn up, as nulls, in the calls of all others.
+    A row with a value that Python cannot hold (text that is not UTF-8, a date beyond the year 9999) is a bad row.
+    Raises HarnessError for two columns of one name.
+    """
+    index = begin
+    for batch in batches:
+        names = batch.schema.names
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise HarnessError(file, f"has two columns called {twice!r}", "rename one of them")
+        nested = [field.name for field in batch.schema if _holds_objects(field.type)]
+        for row in _rows(batch):
+            place = f"{file}:[{index}]"
+            if isinstance(row, str):
+                yield Bad(place, f"holds a value that cannot be read: {row}", "mend the row", None)
+            else:
+                for name in nested:
+                    row[name] = given(row[name])
+                yield Record(place, row)
+            index += 1
+
+
+def _rows(batch: Any) -> Iterator[dict[str, Any] | str]:
+    """The rows of a batch; in the place of one that cannot be had, why."""
+    try:
+        rows = batch.to_pylist()
+    except (ValueError, OverflowError):
+        pass  # one row has such a value: each is tried by itself
+    else:
+        yield from rows
+        return
+    for number in range(batch.num_rows):
+        try:
+            yield batch.slice(number, 1).to_pylist()[0]
+        except (ValueError, OverflowError) as error:
+            yield str(error)
+
+
+def _holds_objects(kind: Any) -> bool:
+    """Whether a type of Arrow is a struct, or one of its items is."""
+    from pyarrow import types
+
+    if types.is_struct(kind):
+        return True
+    lists = types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
+    return lists and _holds_objects(kind.value_type)
+
+
+def given(value: Any) -> Any:
+    """A value of a row without the null fields of the objects in it."""
+    if isinstance(value, dict):
+        return {key: given(one) for key, one in value.items() if one is not None}
+    return [given(one) for one in value] if isinstance(value, list) else value
+
 
 MAGIC = b"ARROW1"
 """What a file of Arrow's file format begins with; one of its stream format, which datasets writes, does not."""
@@ -39,7 +99,7 @@ class Arrow(Source):
 
         try:
             with self.files.open_whole(path) as raw:
-                yield from tables.records(_batches(raw), shown(path))
+                yield from records(_batches(raw), shown(path))
         except (pyarrow.ArrowException, MemoryError) as error:  # a damaged length may be any number
             what = f"is not an Arrow file that can be read: {error}"
             raise HarnessError(shown(path), what, "write it again, e.g. with datasets' save_to_disk") from None
@@ -48,7 +108,7 @@ class Arrow(Source):
         if "://" not in path:
             return os.path.isdir(path)
         with reading(path):
-            return streams.is_folder(path, self.files.storage)
+            return files.is_folder(path, self.files.storage)
 
     def _parts(self, folder: str) -> list[str]:
         """The files of a saved dataset, in its order."""
@@ -76,7 +136,7 @@ class Arrow(Source):
     def _json(self, path: str) -> dict[str, Any] | None:
         """What a file of the folder says; None when there is none."""
         try:
-            with streams.opened(path, self.files.storage) as file:
+            with files.opened(path, self.files.storage) as file:
                 found = json.loads(file.read())
         except FileNotFoundError:
             return None
@@ -98,3 +158,31 @@ def _batches(raw: BinaryIO) -> Iterator[Any]:
         return (table.get_batch(number) for number in range(table.num_record_batches))
     raw.seek(0)
     return iter(pyarrow.ipc.open_stream(raw))
+
+
+BATCH = 1024
+
+
+class Parquet(Source):
+    """The rows of Parquet files, read `BATCH` at a time. A place is `file:[index]`, from 0."""
+
+    def __init__(self, path: str | Sequence[str], storage: Mapping[str, Any]) -> None:
+        self.files = Files(path, storage)
+
+    def records(self) -> Iterator[Record | Bad]:
+        """Every row with its index. Raises HarnessError for what is no Parquet file."""
+        import pyarrow.parquet
+
+        for path in self.files:
+            record = None
+            try:
+                # Opened here, so that a missing file is told in the system's words and not in Arrow's.
+                with self.files.open_whole(path) as raw:
+                    batches = pyarrow.parquet.ParquetFile(raw).iter_batches(BATCH)
+                    for record in records(batches, shown(path)):
+                        yield record
+            except (pyarrow.ArrowException, MemoryError) as error:  # a damaged length may be any number
+                what = f"is not a Parquet file that can be read: {error}"
+                raise HarnessError(shown(path), what, "write it again") from None
+            if record is None:
+                raise no_rows(path)

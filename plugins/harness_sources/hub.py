@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import HarnessError, Record, Source
-from harness_sources.tables import given
+from harness_sources.arrow import given
 
 COMMIT = re.compile(r"[0-9a-f]{40}").fullmatch
 

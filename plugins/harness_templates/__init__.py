@@ -63,11 +63,11 @@ def harness_templates() -> dict[str, Component]:
         ),
         "llama2": Component(
             summary="Llama 2's chat format: [INST] … [/INST] with a <<SYS>> block, one <s> … </s> a turn.",
-            load="harness_templates.llama2:Llama2",
+            load="harness_templates.llama:Llama2",
         ),
         "llama3": Component(
             summary="Llama 3's format, by default as of 3.1 to 3.3 with its dated system turn and tools.",
-            load="harness_templates.llama3:Llama3",
+            load="harness_templates.llama:Llama3",
             options={
                 "version": {
                     "enum": ["3.1", "3"],
@@ -120,11 +120,11 @@ def harness_templates() -> dict[str, Component]:
         ),
         "instruction_zh": Component(
             summary="Chinese instruction prompt: ### 指令: / ### 输入: / ### 回答:, with and without an input.",
-            load="harness_templates.instruction_zh:InstructionZh",
+            load="harness_templates.alpaca:InstructionZh",
         ),
         "tokenizer": Component(
             summary="The chat template that the model's own tokenizer carries, tools included.",
-            load="harness_templates.tokenizer:TokenizerTemplate",
+            load="harness_templates.jinja:TokenizerTemplate",
             options=CHAT,
         ),
         "jinja": Component(

@@ -6,7 +6,7 @@ the first letters of the answer into one token. As in most later uses of the for
 
 from __future__ import annotations
 
-from harness_templates.headings import Headings
+from harness_templates.base import Headings
 
 
 class Alpaca(Headings):
@@ -23,3 +23,12 @@ class Alpaca(Headings):
         "Below is an instruction that describes a task, paired with an input that provides further context. "
         "Write a response that appropriately completes the request.\n\n"
     )
+
+
+class InstructionZh(Headings):
+    """The prompt with Chinese headings."""
+
+    name = "instruction_zh"
+    instruction = "### 指令:\n"
+    input = "### 输入:\n"
+    response = "### 回答:\n"

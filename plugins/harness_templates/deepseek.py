@@ -12,17 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from harness import Message, Span, Template
-from harness_templates.conversation import (
-    check,
-    check_alternation,
-    frame,
-    is_trained,
-    joined,
-    refusal,
-    require,
-    text_of,
-)
-from harness_templates.tools import dumps
+from harness_templates.base import check, check_alternation, frame, is_trained, joined, refusal, require, text_of
+from harness_templates.tool_calls import dumps
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -11,8 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from harness import Message, Span
-from harness_templates.conversation import check_alternation, frame, is_trained, joined, text_of
-from harness_templates.turns import Turns
+from harness_templates.base import Turns, check_alternation, frame, is_trained, joined, text_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

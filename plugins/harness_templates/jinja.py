@@ -1,16 +1,87 @@
-"""A chat template that the spec gives, inline or as a file."""
+"""Chat templates in Jinja, as Hugging Face tokenizers carry them: rendered sandboxed, with exact trained spans."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
+from weakref import WeakKeyDictionary
 
-from harness import HarnessError
-from harness_templates.chat import ChatTemplate
+from harness import HarnessError, Message, Span, Template
+from harness_templates.base import check, day_of, refusal, text_of
+from harness_templates.jinja_layout import Conversation, Skeleton
+from harness_templates.openai_format import Veil
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+RESERVED = {"conversation", "messages", "tools", "documents", "chat_template", "add_generation_prompt", "tokenize"}
+RESERVED |= {"continue_final_message", "padding", "truncation", "max_length", "return_tensors", "return_dict"}
+RESERVED |= {"return_assistant_tokens_mask", "tokenizer_kwargs", "sanitize_control_tokens"}
+
+
+class ChatTemplate(Template):
+    """A Jinja chat template. Subclasses say where its text comes from.
+
+    Tools and calls reach the template in OpenAI's shape, with arguments as a mapping.
+    variables: further variables of the template. date: what it is given for today, YYYY-MM-DD.
+    """
+
+    name: ClassVar[str]
+
+    def __init__(self, variables: Mapping[str, Any], date: str) -> None:
+        taken = sorted(RESERVED & set(variables))
+        if taken:
+            raise HarnessError(f"template.{self.name}.variables", f"{taken[0]!r} is taken", "name it otherwise")
+        self.date = day_of(date, self.name)
+        self.variables = dict(variables)
+        self._skeletons: WeakKeyDictionary[Any, dict[Any, Skeleton | None]] = WeakKeyDictionary()
+
+    def source(self, tokenizer: PreTrainedTokenizerBase) -> str:
+        """The text of the chat template. Raises HarnessError when there is none."""
+        raise NotImplementedError
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        open: bool = False,
+        tools: Sequence[Mapping[str, Any]] = (),
+    ) -> tuple[Span, ...]:
+        """The conversation as spans. Raises HarnessError when the template refuses it, leaves out a message, a call or
+        the tools, rewrites a trained response, writes no end of turn, or when a special token in a message cannot be
+        told from the template's own."""
+        check(messages, open=open, template=self.name, tools=tools, takes_tools=True)
+        plain = tuple(
+            message if message.input is None else replace(message, content=text_of(message), input=None)
+            for message in messages
+        )
+        veil = Veil.over(plain, tuple(tools), tokenizer)
+        conversation = self._conversation(veil.messages(plain), veil.tools(tuple(tools)), tokenizer, open)
+        return veil.lift(conversation.spans())
+
+    def stops(self, tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
+        """The tokens that end a response in the template, and the end-of-sequence token."""
+        return self._conversation((), (), tokenizer, False).stops()
+
+    def _conversation(
+        self, messages: tuple[Message, ...], tools: tuple[Mapping[str, Any], ...], tokenizer: Any, open: bool
+    ) -> Conversation:
+        known = self._skeletons.setdefault(tokenizer, {})
+        source = self._dated(self.source(tokenizer))
+        return Conversation(self.name, source, self.variables, tokenizer, known, messages, tools, open)
+
+    def _dated(self, source: str) -> str:
+        """The template with its clock stopped: the sandbox takes no functions, so a macro shadows the clock."""
+        if "strftime_now" not in source:
+            return source
+        formats = set(re.findall(r"strftime_now\(\s*[\"']([^\"']*)[\"']", source))
+        cases = {text: self.date.strftime(text) for text in formats}
+        return f"{{% macro strftime_now(format) %}}{{{{ {cases!r}[format] }}}}{{% endmacro %}}{{{{ '' }}}}{source}"
 
 
 class JinjaTemplate(ChatTemplate):
@@ -38,3 +109,16 @@ def _read(path: Path) -> str:
         raise HarnessError("template.jinja.file", what, "give the path of a chat template") from error
     except UnicodeDecodeError as error:
         raise HarnessError("template.jinja.file", f"{path} is not UTF-8", "save it as UTF-8") from error
+
+
+class TokenizerTemplate(ChatTemplate):
+    """The chat template of the tokenizer; its `default` one where it carries several."""
+
+    name = "tokenizer"
+
+    def source(self, tokenizer: PreTrainedTokenizerBase) -> str:
+        try:
+            return str(tokenizer.get_chat_template())
+        except ValueError as error:
+            hint = "choose a template by name, such as chatml or alpaca, or give one with jinja"
+            raise refusal(self.name, "the model's tokenizer carries no chat template of its own", hint) from error

@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from harness import Message, Span, Template
-from harness_templates.conversation import (
+from harness_templates.base import (
     check,
     check_alternation,
     end_of_sequence,
@@ -30,7 +30,7 @@ from harness_templates.conversation import (
     require,
     text_of,
 )
-from harness_templates.tools import call_ids, declared, dumps
+from harness_templates.tool_calls import call_ids, declared, dumps
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

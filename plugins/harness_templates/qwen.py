@@ -12,10 +12,9 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from harness import Message, Span
+from harness_templates.base import Turns, frame, is_trained, joined, text_of, with_system
 from harness_templates.chatml import END, START
-from harness_templates.conversation import frame, is_trained, joined, text_of, with_system
-from harness_templates.tools import declared, dumps
-from harness_templates.turns import Turns
+from harness_templates.tool_calls import declared, dumps
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

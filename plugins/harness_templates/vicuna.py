@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from harness import Message, Span, Template
-from harness_templates.conversation import end_of_sequence, frame, is_trained, joined, take_apart, text_of
+from harness_templates.base import end_of_sequence, frame, is_trained, joined, take_apart, text_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -10,8 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from harness import Message, Span
-from harness_templates.conversation import end_of_sequence, with_system
-from harness_templates.turns import Turns
+from harness_templates.base import Turns, end_of_sequence, with_system
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -12,9 +12,16 @@ import sys
 import jsonschema
 import pytest
 
-from harness import contracts, registry, vocabulary
-from harness.contracts import Item, Metric, Mitigation, Mode, Part, Row, Source, Stage, Template
-from harness.schema import compose, fill
+from harness import registry
+from harness.interfaces import component as component_module
+from harness.interfaces.metric import Metric
+from harness.interfaces.mitigation import Mitigation
+from harness.interfaces.mode import Mode
+from harness.interfaces.source import Source
+from harness.interfaces.template import Template
+from harness.spec.schema import compose, fill
+from harness.spec_keys import evaluation, training
+from harness.types import Item, Part, Row, Stage
 
 REGISTRY = registry.discover()
 BASES = {"templates": Template, "sources": Source, "modes": Mode, "mitigations": Mitigation, "metrics": Metric}
@@ -83,7 +90,7 @@ def test_no_plugin_is_broken_and_every_promised_component_is_there():
 @every
 def test_its_name_can_stand_in_a_spec_and_in_an_override(kind, name):
     assert name.isidentifier()
-    jsonschema.validate(name, {"pattern": vocabulary.NAME})
+    jsonschema.validate(name, {"pattern": evaluation.NAME})
 
 
 @every
@@ -202,7 +209,7 @@ def test_a_mode_gives_stages_with_parts_and_only_known_settings(name, made):
     for stage in stages:
         assert isinstance(stage, Stage)
         assert len(stage.parts) >= 1
-        assert set(stage.train) <= set(vocabulary.TRAIN)
+        assert set(stage.train) <= set(training.TRAIN)
 
 
 # -- mitigations ------------------------------------------------------------------------------------------------------
@@ -402,4 +409,4 @@ def test_a_metric_scores_a_better_answer_better(name, made):
 
 
 def test_the_kinds_are_those_of_the_contracts():
-    assert tuple(BASES) == contracts.KINDS
+    assert tuple(BASES) == component_module.KINDS

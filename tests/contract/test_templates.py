@@ -8,8 +8,11 @@ import inspect
 import pytest
 
 from harness import Example, HarnessError, Message, ToolCall, registry
-from harness.data.encode import Encoded, encode, encode_prompt, fingerprint
-from harness.data.proof import prove
+from harness.data.tokenization.fingerprints import fingerprint
+from harness.data.tokenization.label_mask import Encoded
+from harness.data.tokenization.mask_verification import prove
+from harness.data.tokenization.prompts import encode_prompt
+from harness.data.tokenization.tokenize import encode
 
 REGISTRY = registry.discover()
 templates = pytest.mark.parametrize("name", sorted(REGISTRY.components["templates"]))

@@ -9,23 +9,24 @@ from pathlib import Path
 import pytest
 
 import harness
-from harness import gate, vocabulary
-from harness.contracts import Suite
+from harness import gate
+from harness.spec_keys import data, evaluation, run, training
+from harness.types import Suite
 
 ROOT = Path(harness.__file__).parent
 DECLARED = {
-    "train": (vocabulary.TRAIN, ("train", "evaluate", "data", "run", "model", "foreseen")),
-    "model": (vocabulary.MODEL, ("model",)),
-    "rows": (vocabulary.ROWS, ("data",)),
-    "suite": (vocabulary.SUITE, ("plan.py", "evaluate", "data")),
-    "server": (vocabulary.SERVER, ("evaluate",)),
-    "checks": (vocabulary.CHECKS, ("run",)),
-    "near_duplicates": (vocabulary.NEAR_DUPLICATES, ("data",)),
-    "contamination": (vocabulary.CONTAMINATION, ("data",)),
-    "gate": (vocabulary.GATE, ("gate.py", "plan.py")),
-    "arms": (vocabulary.ARMS, ("arms.py", "run")),
-    "track": (vocabulary.TRACK, ("track",)),
-    "top": (vocabulary.TOP, ("plan.py", "run", "spec.py", "cli", "track", "report")),
+    "train": (training.TRAIN, ("training", "evaluation", "data", "runner", "model", "spec")),
+    "model": (training.MODEL, ("model",)),
+    "rows": (data.ROWS, ("data",)),
+    "suite": (evaluation.SUITE, ("spec", "evaluation", "data")),
+    "server": (evaluation.SERVER, ("evaluation",)),
+    "checks": (data.CHECKS, ("runner",)),
+    "near_duplicates": (data.NEAR_DUPLICATES, ("data",)),
+    "contamination": (data.CONTAMINATION, ("data",)),
+    "gate": (evaluation.GATE, ("gate.py", "spec")),
+    "arms": (run.ARMS, ("spec", "runner")),
+    "track": (run.TRACK, ("tracking",)),
+    "top": (run.TOP, ("spec", "runner", "cli", "tracking", "report")),
 }
 UNREAD = {"top": {"description"}}
 """Words for people: kept in the filled spec, acted on by nothing."""
@@ -64,16 +65,16 @@ def test_every_key_is_described_in_sentences_and_has_a_default_or_is_asked_for(p
 
 def test_a_suite_made_in_code_has_the_defaults_of_one_in_a_spec():
     fields = {field.name: field for field in dataclasses.fields(Suite)}
-    assert set(fields) == {"name", "metrics", "template", *vocabulary.SUITE}
+    assert set(fields) == {"name", "metrics", "template", *evaluation.SUITE}
     assert fields.pop("template").default is None, "the schema's slot of all templates has the same default"
     for name, field in fields.items():
         if field.default is not dataclasses.MISSING:
-            default = vocabulary.SUITE[name]["default"]
+            default = evaluation.SUITE[name]["default"]
             assert field.default == (tuple(default) if isinstance(default, list) else default), name
 
 
 def test_every_usual_range_is_told_in_the_description_of_its_key():
-    usual = {key: option for key, option in vocabulary.TRAIN.items() if "usual" in option}
+    usual = {key: option for key, option in training.TRAIN.items() if "usual" in option}
     assert set(usual) == {"epochs", "learning_rate", "warmup_ratio", "weight_decay", "max_length"}
     for key, option in usual.items():
         assert "Usual: " in option["description"], key

@@ -9,7 +9,8 @@ from pathlib import Path
 import pluggy
 import pytest
 
-from harness import cli, hooks, registry
+from harness import hookspecs, registry
+from harness.cli import main
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -59,7 +60,7 @@ def understood(line):
     words = shlex.split(line, comments=True)[1:]
     words = words[: next((index for index, word in enumerate(words) if word in ("|", ">", "&&")), len(words))]
     try:
-        cli._parser().parse_args(words)
+        main._parser().parse_args(words)
     except SystemExit as stopped:  # --help and --version end with 0
         return stopped.code == 0
     return True
@@ -67,7 +68,7 @@ def understood(line):
 
 def test_every_hook_is_documented(text):
     manager = pluggy.PluginManager("harness")
-    manager.add_hookspecs(hooks)
+    manager.add_hookspecs(hookspecs)
     names = [name for name in vars(manager.hook) if name.startswith("harness_")]
     assert len(names) == 6
     assert missing(names, text) == []

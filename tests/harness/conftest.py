@@ -8,9 +8,9 @@ import harness_mitigations
 import harness_modes
 import pytest
 
-from harness import store
-from harness.contracts import Component
+from harness.interfaces.component import Component
 from harness.registry import Registry
+from harness.tracking import mlflow_store
 
 MADE_UP = {
     "templates": {
@@ -100,4 +100,4 @@ def uri(tmp_path_factory):
 @pytest.fixture(scope="module")
 def client(uri):
     """Reads the store at `uri`."""
-    return store.open_store(uri, create=True)
+    return mlflow_store.open_store(uri, create=True)

@@ -12,7 +12,7 @@ import pytest
 from harness import gate
 from harness.errors import HarnessError
 from harness.gate import Measured, judge
-from harness.intervals import Estimate
+from harness.statistics.intervals import Estimate
 
 NAN = math.nan
 

@@ -6,17 +6,17 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import harness_metrics
 import pytest
+from support.paths import ROOT
 
 HEAVY = {"torch", "numpy", "pandas", "transformers", "trl", "peft", "datasets", "evaluate", "mlflow"}
-SPEC = str(Path(__file__).parents[2] / "specs" / "mixed_sft.json")
+SPEC = str(ROOT / "specs" / "mixed_sft.json")
 
 COMMAND = """
 import sys
-from harness.cli import main
+from harness.cli.main import main
 try:
     code = main(sys.argv[1:])
 except SystemExit as stopped:
@@ -61,7 +61,9 @@ def test_a_bad_spec_is_refused_before_anything_heavy_is_imported(command):
     assert names & HEAVY == set()
 
 
-@pytest.mark.parametrize("room", ["report", "intervals", "compare", "track", "console"])
+@pytest.mark.parametrize(
+    "room", ["report.run_report", "statistics.intervals", "comparison.compare", "tracking.tracker", "terminal.console"]
+)
 def test_a_room_that_only_reads_results_never_imports_torch(room):
     _, names = modules(f"import sys, harness.{room}\ncode = 0\n")
     assert names & (HEAVY - {"numpy"}) == set()

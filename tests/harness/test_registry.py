@@ -8,9 +8,10 @@ from importlib.metadata import EntryPoint
 
 import pytest
 
-from harness.contracts import Component, Event
 from harness.errors import HarnessError
+from harness.interfaces.component import Component
 from harness.registry import HEAVY, OURS, Registry, discover, installed
+from harness.types import Event
 
 HOOK = """
 from harness import Component, hookimpl

@@ -8,7 +8,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from harness import hookimpl, registry, run, schema, spec
+from harness import hookimpl, registry
+from harness.runner import api
+from harness.spec import schema, spec
 
 ROOT = Path(__file__).parents[2]
 SECOND = "mode.continual.stages.1"
@@ -83,7 +85,7 @@ def demo(tmp_path_factory, tokenizer):
         def load(overrides):
             return spec.load(file, composed, [*overrides, "arms=null"])
 
-        made = run.experiment(spec.load(file, composed), found, load)
+        made = api.experiment(spec.load(file, composed), found, load)
     place = folder / made.folder
 
     def read(arm, name):

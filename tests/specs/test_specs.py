@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from harness import cli, registry, schema
+from harness import registry
+from harness.cli import main
+from harness.spec import schema
 
 ROOT = Path(__file__).parents[2]
 COMMITTED = ROOT / "specs" / "harness.schema.json"
@@ -57,7 +59,7 @@ def test_the_specs_that_are_promised_are_there():
 
 @every
 def test_it_is_valid(file, capsys):
-    assert cli.main(["validate", str(file)]) == 0
+    assert main.main(["validate", str(file)]) == 0
     assert capsys.readouterr().out.startswith(f"{file} is valid: ")
 
 
@@ -83,7 +85,7 @@ def test_what_is_learned_and_what_is_not_to_be_forgotten_are_both_measured(file)
 
 @every
 def test_it_can_be_planned_on_its_own_data(file, model, capsys):
-    assert cli.main(["plan", str(file), "--json", "--set", f"model.path={model}"]) == 0
+    assert main.main(["plan", str(file), "--json", "--set", f"model.path={model}"]) == 0
     made = json.loads(capsys.readouterr().out)
     assert made["unknown"] == []
     for stage in made["stages"]:
@@ -101,7 +103,7 @@ def test_it_can_be_planned_on_its_own_data(file, model, capsys):
 
 @every
 def test_its_data_is_proven(file, model, capsys):
-    assert cli.main(["check", str(file), "--json", "--set", f"model.path={model}"]) == 0
+    assert main.main(["check", str(file), "--json", "--set", f"model.path={model}"]) == 0
     made = json.loads(capsys.readouterr().out)
     assert [one["name"] for one in made["proofs"] if not one["ok"]] == []
     assert made["near_duplicates"]["repeats"] == 0
@@ -129,7 +131,7 @@ def test_every_share_of_the_sweep_is_met(share, model, capsys):
         "--set",
         f"mitigations.mixing.share={share}",
     ]
-    assert cli.main(command) == 0
+    assert main.main(command) == 0
     (proof,) = (one for one in json.loads(capsys.readouterr().out)["proofs"] if one["name"] == "shares")
     assert proof["ok"]
     assert f"(asked {100 * share:.1f} %)" in proof["told"]

@@ -48,7 +48,7 @@ def harness():
         path = os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH", "")]))
         inherited = {key: value for key, value in os.environ.items() if key != "HARNESS_NO_THIRD_PARTY"}
         return subprocess.run(
-            [sys.executable, "-m", "harness.cli", *map(str, arguments)],
+            [sys.executable, "-m", "harness", *map(str, arguments)],
             capture_output=True,
             text=True,
             check=False,

@@ -13,17 +13,17 @@ from itertools import groupby
 from typing import Any
 from urllib.parse import quote
 
-from harness.public import public, without_secrets
-from harness.report.advice import moved
-from harness.report.arms import Compared, Point, point_of
-from harness.report.differing import component, differing, swept
-from harness.report.files import plain
+from harness.report.arm_comparison import Compared, point_of
 from harness.report.html import page
-from harness.report.html.plots.canvas import Plot
-from harness.report.html.plots.sweeps import sweep
-from harness.report.html.plots.trade import scatter
-from harness.report.html.reading import Arms, optional
+from harness.report.html.plots.gain_vs_forgetting import scatter
+from harness.report.html.plots.svg_canvas import Plot
+from harness.report.html.plots.sweep import sweep
+from harness.report.html.run_files import Arms, optional
 from harness.report.intransigence import Intransigence
+from harness.report.recommendation import Point, moved
+from harness.report.spec_diff import component, differing, swept
+from harness.utils.json_files import plain
+from harness.utils.redaction import public, without_secrets
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import HarnessError
-from harness.legible import decimals, duration, number, p_value, printable
-from harness.report.html.palette import DARK, LIGHT, variables
-from harness.report.html.plots.canvas import Plot
+from harness.report.html.plots.svg_canvas import DARK, LIGHT, Plot, variables
+from harness.utils.formatting import decimals, duration, number, p_value, printable
 
 if TYPE_CHECKING:
     from jinja2 import Environment

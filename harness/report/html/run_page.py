@@ -12,19 +12,19 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from harness.public import public, without_secrets
-from harness.report import EXAMPLES, Shown
-from harness.report.arms import Point, point_of
-from harness.report.html import looks, page
-from harness.report.html.lines import items
+from harness.report.arm_comparison import point_of
+from harness.report.html import page, stage_curves
+from harness.report.html.headline import verdict
 from harness.report.html.plots.bars import Bin, lengths, shares
-from harness.report.html.plots.canvas import Plot
 from harness.report.html.plots.curves import Curve, columns, curves
-from harness.report.html.plots.heat import heat
-from harness.report.html.plots.sweeps import sweep
-from harness.report.html.reading import Run
-from harness.report.html.verdict import verdict
-from harness.seeds import generator
+from harness.report.html.plots.heatmap import heat
+from harness.report.html.plots.svg_canvas import Plot
+from harness.report.html.plots.sweep import sweep
+from harness.report.html.run_files import Run, items
+from harness.report.recommendation import Point
+from harness.report.run_report import EXAMPLES, Shown
+from harness.seeding import generator
+from harness.utils.redaction import public, without_secrets
 
 SUMMARY_WORDS = {
     "average_accuracy": "mean over tasks at the end",
@@ -78,7 +78,7 @@ class Swept:
 def build(run: Run) -> tuple[str, list[Plot]]:
     """The page and its plots."""
     heats = list(_heats(run))
-    during = list(looks.plots(run))
+    during = list(stage_curves.plots(run))
     training = list(_training(run))
     of_data = list(_data_plots(run))
     sweeps = list(_sweeps(run))
@@ -94,7 +94,7 @@ def build(run: Run) -> tuple[str, list[Plot]]:
         words=SUMMARY_WORDS,
         levels=LEVELS,
         during=during,
-        endings_within=looks.endings(run),
+        endings_within=stage_curves.endings(run),
         training=training,
         sweeps=sweeps,
         trained={name: one for name, one in run.trained.items() if one},

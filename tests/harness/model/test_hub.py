@@ -19,7 +19,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 RESOLVE = """
 import sys
 from harness.errors import HarnessError
-from harness.model import resolve
+from harness.model.locate import resolve
 for name in sys.argv[1:]:
     name, _, revision = name.partition("@")
     try:
@@ -31,15 +31,15 @@ assert not {"torch", "transformers"} & set(sys.modules)
 
 LOAD = """
 import sys
-import harness.model as model
+from harness.model import load, locate
 from harness.errors import HarnessError
 calls = []
 settings = {"path": sys.argv[1], "revision": None, "trust_remote_code": False, "attention": "auto"}
-location = model.resolve(settings)
-print(location.digest, model.parameters(location, settings))
+location = locate.resolve(settings)
+print(location.digest, load.parameters(location, settings))
 try:
-    words = model.tokenizer(location, settings)
-    loaded = model.load(location, settings, progress=lambda *call: calls.append(call))
+    words = load.tokenizer(location, settings)
+    loaded = load.load(location, settings, progress=lambda *call: calls.append(call))
 except HarnessError as error:
     print("error:", error)
 else:

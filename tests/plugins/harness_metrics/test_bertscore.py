@@ -236,7 +236,7 @@ def test_it_is_that_of_its_authors(metric, tmp_path, layer):
 
 
 def test_it_has_an_interval_in_closed_form_and_counts_what_it_could_not_read(bertscore):
-    from harness.evaluate import score
+    from harness.evaluation.scoring import score
 
     items = [Item(str(at), "", reference, answer, "eos") for at, (answer, reference) in enumerate(PAIRS)]
     items.append(Item("long", "", "the", "cat " * 40, "length"))

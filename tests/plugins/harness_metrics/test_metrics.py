@@ -8,7 +8,7 @@ import sys
 
 import harness_metrics
 import pytest
-from harness_metrics.text import TextMetric
+from harness_metrics.base import TextMetric
 
 from harness import HarnessError, Item, Metric
 
@@ -102,7 +102,8 @@ ResponsePerplexity().aggregate("response_nll", [1.0, 2.0])
 Ter("auto", False, False, False).measure("a b", ["a c"])
 ExactMatch(["case"], "[0-9]+", "auto").measure("a 1", ["1"])
 JsonValid({"type": "array"}, False).measure("[]", [""])
-from harness.evaluate import read_items, require, score
+from harness.evaluation.predictions import read_items
+from harness.evaluation.scoring import require, score
 heavy = {"torch", "transformers", "evaluate", "datasets", "pandas", "nltk"} & set(sys.modules)
 assert not heavy, heavy
 """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from harness_metrics.words import words
+from harness_metrics.tokenization import words
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 

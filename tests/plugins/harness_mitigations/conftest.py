@@ -8,8 +8,8 @@ import random
 import pytest
 import torch
 
-from harness.contracts import Part, Row, Stage, StageData
-from harness.train import seed_mitigations, train
+from harness.training.train_stage import seed_mitigations, train
+from harness.types import Part, Row, Stage, StageData
 
 torch.set_num_threads(1)
 
@@ -95,13 +95,13 @@ def reloaded(tiny_model, tokenizer, tmp_path):
     """(model) -> what plain transformers or peft loads from the folder that the model is saved to."""
     import copy
 
-    from harness import model as models
+    from harness.model import save
 
     base = copy.deepcopy(tiny_model)
 
     def reload(model):
         folder = tmp_path / "saved"
-        models.save(model, tokenizer, folder)
+        save.save(model, tokenizer, folder)
         if (folder / "adapter_config.json").is_file():
             from peft import PeftModel
 

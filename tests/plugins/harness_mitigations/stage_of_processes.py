@@ -20,8 +20,9 @@ from harness_mitigations.l2sp import L2Sp
 from tokenizers import Tokenizer, models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from harness.contracts import Mitigation, Part, Row, Stage, StageData
-from harness.train import seed_mitigations, train
+from harness.interfaces.mitigation import Mitigation
+from harness.training.train_stage import seed_mitigations, train
+from harness.types import Part, Row, Stage, StageData
 
 SETTINGS = {
     "engine": "transformers", "epochs": 1, "steps": None, "learning_rate": 1e-3, "accumulation": 1,

@@ -10,8 +10,10 @@ from harness_mitigations.ewc import Ewc
 from harness_mitigations.l2sp import L2Sp
 from harness_mitigations.lora import Lora
 
-from harness.contracts import Mitigation, Part, Stage, StageData
-from harness.train import latest_checkpoint, seed_mitigations, train
+from harness.interfaces.mitigation import Mitigation
+from harness.training.checkpoint import latest as latest_checkpoint
+from harness.training.train_stage import seed_mitigations, train
+from harness.types import Part, Stage, StageData
 
 torch.set_num_threads(1)
 
@@ -290,7 +292,7 @@ def test_l2sp_holds_at_the_base_or_at_each_stages_beginning(tiny_model):
 
 
 def test_l2sp_on_an_adapter_holds_the_change_of_the_weight(tiny_model):
-    from harness.model import adapted_layers
+    from harness.model.frozen_lora import adapted_layers
 
     torch.manual_seed(0)
     model = Lora(3, None, 0.0, "all-linear", False, False, "zero", None, 1).model(tiny_model)

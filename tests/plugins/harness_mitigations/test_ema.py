@@ -8,7 +8,8 @@ import pytest
 import torch
 from harness_mitigations.ema import Ema, step
 
-from harness.contracts import Mitigation, Stage
+from harness.interfaces.mitigation import Mitigation
+from harness.types import Stage
 
 
 class Visited(Mitigation):

@@ -8,16 +8,16 @@ import warnings
 import pytest
 import torch
 from harness_mitigations import fisher_cache
+from harness_mitigations.adapted_weights import moving
 from harness_mitigations.ewc import Ewc
 from harness_mitigations.fisher import fisher
 from harness_mitigations.lora import Lora
-from harness_mitigations.moving import moving
 from harness_mitigations.orthogonal_lora import OrthogonalLora
 
-from harness.contracts import Part, Row, Stage
 from harness.errors import HarnessError, RunError
-from harness.model.loading import ORIGIN
-from harness.model.location import Location
+from harness.model.load import ORIGIN
+from harness.model.locate import Location
+from harness.types import Part, Row, Stage
 
 torch.set_num_threads(1)
 STAGE = Stage("first", (Part("source", "domain"),), {})
@@ -258,7 +258,7 @@ def test_state_goes_round_between_two_stages(lora, tiny_model, tmp_path):
 
 def merged_weights(model, made):
     """Weight name -> the weight with its adapter's changes in it, with its graph."""
-    from harness.model import adapted_layers
+    from harness.model.frozen_lora import adapted_layers
 
     found = {}
     for name, layer in adapted_layers(model).items():
@@ -318,7 +318,7 @@ def test_pull_on_an_adapter_is_the_gradient_through_the_merged_weight(moved, tin
 
 
 def test_another_writing_of_the_same_change_feels_no_pull(tiny_model):
-    from harness.model import adapted_layers
+    from harness.model.frozen_lora import adapted_layers
 
     model = shaken(adapted(tiny_model))
     made = begun(model)

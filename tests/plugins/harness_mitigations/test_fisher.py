@@ -11,12 +11,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 from harness_mitigations import fisher as module
+from harness_mitigations.adapted_weights import moving
 from harness_mitigations.fisher import draw
-from harness_mitigations.moving import moving
 from torch import nn
 
-from harness.contracts import Row
 from harness.errors import HarnessError
+from harness.types import Row
 
 sys.path.insert(0, str(Path(__file__).parent))
 import avalanche_oracle

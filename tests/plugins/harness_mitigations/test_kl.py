@@ -10,9 +10,9 @@ from harness_mitigations.kl import kl, token_kl
 from harness_mitigations.lora import Lora
 from torch.distributions import Categorical, kl_divergence
 
-from harness import model as models
-from harness.contracts import Mitigation
 from harness.errors import HarnessError
+from harness.interfaces.mitigation import Mitigation
+from harness.model import save
 
 
 def made(**options):
@@ -205,7 +205,7 @@ def test_updates_draw_other_rows_and_a_resumed_one_the_same(make_rows, tiny_mode
 
     first, other = made(rows=3), made(rows=3)
     rows = {"general": make_rows(40, 1)}
-    from harness.contracts import Stage
+    from harness.types import Stage
 
     torch.manual_seed(1)
     first.begin_stage(Stage("one", ()), tiny_model, rows)
@@ -220,12 +220,12 @@ def test_updates_draw_other_rows_and_a_resumed_one_the_same(make_rows, tiny_mode
 
 
 def test_the_copy_shares_what_is_frozen_and_is_shared_by_those_who_ask(tiny_model):
-    from harness_mitigations import reference
+    from harness_mitigations import base_model
 
     tiny_model.model.embed_tokens.weight.requires_grad_(False)
-    reference.remember(tiny_model)
-    reference.remember(tiny_model)
-    with reference.base(tiny_model) as one, reference.base(tiny_model) as two:
+    base_model.remember(tiny_model)
+    base_model.remember(tiny_model)
+    with base_model.base(tiny_model) as one, base_model.base(tiny_model) as two:
         assert one is two
         assert one.model.embed_tokens.weight is tiny_model.model.embed_tokens.weight
         assert one.model.norm.weight is not tiny_model.model.norm.weight
@@ -237,20 +237,20 @@ def test_looking_at_the_base_leaves_what_can_move_as_it_was(tiny_model):
     model = lora().model(tiny_model)
     first = next(weight for weight in model.parameters() if weight.requires_grad)
     first.requires_grad_(False)
-    with models.reference(model):
+    with save.reference(model):
         pass
     assert not first.requires_grad
 
 
 def test_a_base_that_nobody_remembered_is_an_error(tiny_model):
-    from harness_mitigations import reference
+    from harness_mitigations import base_model
 
-    with pytest.raises(HarnessError, match="the base model was not copied"), reference.base(tiny_model):
+    with pytest.raises(HarnessError, match="the base model was not copied"), base_model.base(tiny_model):
         pass
 
 
 def test_general_without_a_source_is_refused_and_so_is_a_source_without_rows(tiny_model):
-    from harness.contracts import Stage
+    from harness.types import Stage
 
     with pytest.raises(HarnessError, match=r"mitigations\.kl\.source: no source says"):
         made(source=None).check({})
@@ -275,7 +275,7 @@ def test_activations_that_are_computed_again_give_the_same_gradient(on, run_stag
 def test_what_several_processes_add_is_what_one_adds(processes, make_rows, tiny_model, monkeypatch):
     from harness_mitigations import kl as module
 
-    from harness.contracts import Stage
+    from harness.types import Stage
 
     moved, rows = moved_adapter(tiny_model), {"general": make_rows(9, 1)}
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from harness_mitigations.lora import Lora, scale
 
-from harness import model as models
-from harness.contracts import Stage
 from harness.errors import HarnessError
+from harness.model import frozen_lora, save
+from harness.types import Stage
 
 torch.set_num_threads(1)
 IDS = torch.tensor([[5, 6, 7, 8]])
@@ -135,7 +135,7 @@ def test_rslora_scales_by_the_root_of_the_rank(tiny_model):
     assert scale(16, 32, False) == 2
     assert scale(16, 32, True) == 8
     model = lora(rank=4, alpha=6, rslora=True).model(tiny_model)
-    assert {layer.scaling["default"] for layer in models.adapted_layers(model).values()} == {3.0}
+    assert {layer.scaling["default"] for layer in frozen_lora.adapted_layers(model).values()} == {3.0}
 
 
 def test_dora_starts_as_the_base_and_trains_magnitudes(tiny_model):
@@ -143,17 +143,17 @@ def test_dora_starts_as_the_base_and_trains_magnitudes(tiny_model):
     model = lora(dora=True).model(tiny_model).eval()
     assert torch.allclose(model(IDS).logits, before, atol=1e-5)
     magnitudes = [w for name, w in model.named_parameters() if "magnitude" in name and w.requires_grad]
-    assert len(magnitudes) == len(models.adapted_layers(model))
+    assert len(magnitudes) == len(frozen_lora.adapted_layers(model))
 
 
 @pytest.mark.parametrize("start", STARTS)
 def test_a_start_from_the_weights_changes_neither_model_nor_base(start, tiny_model, make_rows):
     before = tiny_model.eval()(IDS).logits
     model = begun(lora(start=start, source="general"), tiny_model, make_rows(10))
-    for layer in models.adapted_layers(model).values():
+    for layer in frozen_lora.adapted_layers(model).values():
         assert float((layer.lora_B["default"].weight @ layer.lora_A["default"].weight).detach().norm()) > 1e-3
     assert torch.allclose(model(IDS).logits, before, atol=1e-5)
-    with models.reference(model):
+    with save.reference(model):
         assert torch.equal(model(IDS).logits, before)
 
 
@@ -167,7 +167,7 @@ def test_it_learns_as_pefts_own_adapter_of_that_start_does(start, tiny_model):
     grads = []
     for model in (ours, theirs):
         model(IDS, labels=IDS).loss.backward()
-        layers = models.adapted_layers(model)
+        layers = frozen_lora.adapted_layers(model)
         for layer in layers.values():  # the sign of a singular vector is free; the product's change is not
             a, b = (getattr(layer, f"lora_{one}")["default"].weight for one in "AB")
             grads.append(b.grad @ a + b @ a.grad)

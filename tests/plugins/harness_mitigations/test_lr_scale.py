@@ -7,8 +7,9 @@ import json
 import pytest
 from harness_mitigations.lr_scale import LrScale
 
-from harness import plan, registry, schema, spec
-from harness.contracts import Part, Stage
+from harness import registry
+from harness.spec import plan, schema, spec
+from harness.types import Part, Stage
 
 
 def test_every_stages_own_learning_rate_is_scaled():

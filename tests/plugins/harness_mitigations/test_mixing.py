@@ -7,7 +7,8 @@ from harness_mitigations.mixing import Mixing, mix
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness import HarnessError, Part, Share, Stage, shares
+from harness import HarnessError, Part, Share, Stage
+from harness.spec import shares
 
 STAGE = Stage("mixed", (Part("desk", "domain"), Part("chat", "general")), {"epochs": 2})
 TWO = Stage("two", (Part("desk", "domain"), Part("chat", "general"), Part("web", "general")))

@@ -8,8 +8,8 @@ import pytest
 import torch
 from harness_mitigations.orthogonal_lora import OrthogonalLora, overlap, pull
 
-from harness import model as models
 from harness.errors import HarnessError
+from harness.model import frozen_lora, save
 
 IDS = torch.tensor([[5, 6, 7, 8]])
 
@@ -21,9 +21,9 @@ def olora(**options):
 
 def changes(model):
     """Layer -> the whole change of its weight, what is kept included."""
-    kept = models.kept(model)
+    kept = frozen_lora.kept(model)
     found = {}
-    for name, layer in models.adapted_layers(model).items():
+    for name, layer in frozen_lora.adapted_layers(model).items():
         found[name] = layer.get_delta_weight("default").detach().clone()
         if kept:
             found[name] += kept[name][1] @ kept[name][0]
@@ -73,7 +73,7 @@ def test_each_stage_begins_where_the_last_one_ended_with_an_adapter_of_its_own(r
 def factors(model):
     return {
         name: tuple(getattr(layer, f"lora_{one}")["default"].weight.detach().clone() for one in "AB")
-        for name, layer in models.adapted_layers(model).items()
+        for name, layer in frozen_lora.adapted_layers(model).items()
     }
 
 
@@ -84,7 +84,7 @@ def test_what_earlier_stages_learned_does_not_move(run_stages, make_rows, tiny_m
         {"orthogonal_lora": olora()},
         [make_rows(8), make_rows(12, 1)],
         watch=lambda number, model: kept.update(
-            {number: {n: (a.clone(), b.clone()) for n, (a, b) in models.kept(model).items()}}
+            {number: {n: (a.clone(), b.clone()) for n, (a, b) in frozen_lora.kept(model).items()}}
         ),
     )
     assert kept[1] == kept[-1] == {}
@@ -105,7 +105,7 @@ def test_strength_zero_is_plain_training_of_a_new_adapter_and_a_high_one_makes_i
         )
         found[strength] = sum(
             float(overlap(layer.lora_A["default"].weight.detach(), mitigation.earlier[name]))
-            for name, layer in models.adapted_layers(model).items()
+            for name, layer in frozen_lora.adapted_layers(model).items()
         )
         assert ("penalty/orthogonal_lora" in log[0]) is (strength > 0)
     assert found[20.0] < 0.3 * found[0.0]
@@ -131,7 +131,7 @@ def test_three_stages_are_saved_as_one_adapter_of_the_untouched_base(run_stages,
     base = tiny_model.eval()(IDS).logits
     stages = [make_rows(8, seed) for seed in range(3)]
     model, _ = run_stages(tiny_model, {"orthogonal_lora": olora()}, stages)
-    with models.reference(model):
+    with save.reference(model):
         assert torch.equal(model.eval()(IDS).logits, base)
     loaded = reloaded(model)
     assert loaded.peft_config["default"].r == 9

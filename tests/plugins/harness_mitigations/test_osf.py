@@ -8,9 +8,8 @@ import pytest
 import torch
 from harness_mitigations.osf import Osf
 
-from harness import model as models
-from harness.contracts import Part, Stage
-from harness.model import subspaces
+from harness.model import save, svd_subspaces
+from harness.types import Part, Stage
 
 IDS = torch.tensor([[5, 6, 7, 8]])
 STAGE = Stage("next", (Part("source", "domain"),))
@@ -24,7 +23,7 @@ def osf(**options):
 
 def weights(model):
     """Layer -> the weight that it computes with."""
-    return {name: subspaces.weight(layer) for name, layer in models.subspace_layers(model).items()}
+    return {name: svd_subspaces.weight(layer) for name, layer in svd_subspaces.subspace_layers(model).items()}
 
 
 def strongest(weight, count):
@@ -35,9 +34,9 @@ def strongest(weight, count):
 def moved(model, scale=3.0):
     """Train by hand: make the weakest direction of every layer the strongest by far, and turn it a little."""
     with torch.no_grad():
-        for layer in models.subspace_layers(model).values():
-            u, s, _ = models.factors(layer)
-            s[-1] = scale * float(torch.linalg.matrix_norm(subspaces.weight(layer), 2))
+        for layer in svd_subspaces.subspace_layers(model).values():
+            u, s, _ = svd_subspaces.factors(layer)
+            s[-1] = scale * float(torch.linalg.matrix_norm(svd_subspaces.weight(layer), 2))
             u[:, -1] += 0.1 * u[:, 0]
     return model
 
@@ -73,13 +72,13 @@ def test_a_stage_decomposes_what_the_stage_before_left_and_computes_the_same(tin
     before, logits = weights(model), model(IDS).logits
     mitigation.begin_stage(STAGE, model, {})
     torch.testing.assert_close(model(IDS).logits, logits, rtol=1e-4, atol=1e-5)
-    for name, layer in models.subspace_layers(model).items():
-        torch.testing.assert_close(subspaces.weight(layer), before[name], rtol=1e-4, atol=1e-5)
+    for name, layer in svd_subspaces.subspace_layers(model).items():
+        torch.testing.assert_close(svd_subspaces.weight(layer), before[name], rtol=1e-4, atol=1e-5)
         u, v = strongest(before[name], layer.effective_rank["default"])
-        held_u, held_v = models.frozen(layer)
+        held_u, held_v = svd_subspaces.frozen(layer)
         torch.testing.assert_close(held_u @ held_u.T, u @ u.T, rtol=1e-3, atol=1e-4)
         torch.testing.assert_close(held_v.T @ held_v, v.T @ v, rtol=1e-3, atol=1e-4)
-        low, *_ = models.factors(layer)
+        low, *_ = svd_subspaces.factors(layer)
         torch.testing.assert_close(low.T @ low, torch.eye(low.shape[1]), rtol=1e-4, atol=1e-5)
 
 
@@ -88,11 +87,12 @@ def test_what_a_stage_made_strong_is_held_in_the_next(tiny_model):
     mitigation = osf()
     model = moved(mitigation.model(tiny_model))
     learned = {
-        name: models.factors(layer)[0][:, -1].detach().clone() for name, layer in models.subspace_layers(model).items()
+        name: svd_subspaces.factors(layer)[0][:, -1].detach().clone()
+        for name, layer in svd_subspaces.subspace_layers(model).items()
     }
     mitigation.begin_stage(STAGE, model, {})
-    for name, layer in models.subspace_layers(model).items():
-        held, _ = models.frozen(layer)
+    for name, layer in svd_subspaces.subspace_layers(model).items():
+        held, _ = svd_subspaces.frozen(layer)
         direction = learned[name] / learned[name].norm()
         assert float((held.T @ direction).norm()) > 0.99
 
@@ -114,11 +114,11 @@ def test_the_base_model_stays_bit_for_bit_and_memory_bounded_however_many_stages
         logits = model(IDS).logits
         mitigation.begin_stage(STAGE, model, {})
         torch.testing.assert_close(model(IDS).logits, logits, rtol=1e-4, atol=1e-4)
-    with models.reference(model):
+    with save.reference(model):
         assert torch.equal(model(IDS).logits, before)
     assert {name: id(one) for name, one in model.named_parameters()} == parameters
-    for layer in models.subspace_layers(model).values():
-        assert models.removed(layer)[0].shape[1] <= min(layer.in_features, layer.out_features)
+    for layer in svd_subspaces.subspace_layers(model).values():
+        assert svd_subspaces.removed(layer)[0].shape[1] <= min(layer.in_features, layer.out_features)
 
 
 def test_little_that_is_free_is_taken_out_as_few_columns(tiny_model):
@@ -128,16 +128,16 @@ def test_little_that_is_free_is_taken_out_as_few_columns(tiny_model):
     mitigation.begin_stage(STAGE, model, {})
     torch.testing.assert_close(model(IDS).logits, logits, rtol=1e-4, atol=1e-4)
     layer = model.get_submodule("base_model.model.model.layers.0.mlp.up_proj")
-    free = models.factors(layer)[0].shape[1]
-    assert models.removed(layer)[0].shape[1] == 3 * free < min(layer.in_features, layer.out_features)
+    free = svd_subspaces.factors(layer)[0].shape[1]
+    assert svd_subspaces.removed(layer)[0].shape[1] == 3 * free < min(layer.in_features, layer.out_features)
 
 
 def test_no_precision_is_lost_in_16_bits_and_within_their_autocast(tiny_model):
     base = copy.deepcopy(tiny_model).bfloat16()
     mitigation = osf()
     model = mitigation.model(base)
-    for layer in models.subspace_layers(model).values():
-        u, *_ = models.factors(layer)
+    for layer in svd_subspaces.subspace_layers(model).values():
+        u, *_ = svd_subspaces.factors(layer)
         assert u.dtype is torch.float32
         torch.testing.assert_close(u.T @ u, torch.eye(u.shape[1]), rtol=1e-5, atol=1e-5)
     moved(model)
@@ -157,7 +157,7 @@ def test_the_saved_model_is_the_model_in_memory(dtype, tiny_model, tokenizer, tm
     model = moved(mitigation.model(tiny_model.to(dtype)))
     mitigation.begin_stage(STAGE, model, {})
     moved(model, 1.1)
-    models.save(model, tokenizer, tmp_path / "saved")
+    save.save(model, tokenizer, tmp_path / "saved")
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
     assert loaded.dtype is torch.float32
     assert loaded.lm_head.weight is loaded.model.embed_tokens.weight
@@ -168,13 +168,13 @@ def test_the_saved_model_is_the_model_in_memory(dtype, tiny_model, tokenizer, tm
     assert len(expected) == 14
     torch.testing.assert_close(loaded.eval()(IDS).logits, model.float().eval()(IDS).logits, rtol=1e-4, atol=1e-5)
     assert model.config.dtype is not torch.float32 or dtype is torch.float32, "the model itself is left as it was"
-    assert not models.saves_adapter(model)
+    assert not save.saves_adapter(model)
 
 
 def test_merged_in_the_middle_of_an_autocast_nothing_is_lost(tiny_model):
     model = moved(osf().model(tiny_model))
     expected = weights(model)
     with torch.autocast("cpu", torch.bfloat16):
-        merged = models.merge(model)
+        merged = save.merge(model)
     for name, weight in expected.items():
         torch.testing.assert_close(merged.get_submodule(name.removeprefix("base_model.model.")).weight, weight)

@@ -9,8 +9,8 @@ import torch
 from harness_mitigations.oft import Oft
 from harness_mitigations.osf import Osf
 
-from harness import model as models
 from harness.errors import HarnessError
+from harness.model import save
 
 IDS = torch.tensor([[5, 6, 7, 8]])
 
@@ -32,7 +32,7 @@ def test_it_begins_at_the_base_trains_two_stages_and_leaves_the_base_alone(name,
     assert torch.allclose(MADE[name]().model(copy.deepcopy(tiny_model)).eval()(IDS).logits, before, atol=1e-5)
     model, _ = run_stages(tiny_model, {name: MADE[name]()}, [make_rows(8), make_rows(8, 1)])
     assert float((model.eval()(IDS).logits - before).detach().abs().max()) > 1e-2
-    with models.reference(model):
+    with save.reference(model):
         assert torch.equal(model(IDS).logits, before)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from harness_mitigations.replay import Replay, rehearse
 
-from harness.contracts import Part, Share, Stage
+from harness.types import Part, Share, Stage
 
 
 def stage(name, *domain, general=()):

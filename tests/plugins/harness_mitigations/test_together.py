@@ -7,10 +7,10 @@ import copy
 import pytest
 import torch
 
-from harness import model as models
 from harness import registry
-from harness.contracts import Part, Stage
 from harness.errors import HarnessError
+from harness.model import save
+from harness.types import Part, Stage
 
 REGISTRY = registry.discover([pair for pair in registry.installed() if pair[0] == registry.OURS])
 ADAPTERS = ("lora", "orthogonal_lora", "osf", "oft")
@@ -93,7 +93,7 @@ def test_all_mitigations_together_train_two_stages(adapter, engine, run_stages, 
     after = model.eval()(IDS).logits
     assert float((after - base).detach().abs().max()) > 1e-3
     if adapter:
-        with models.reference(model):
+        with save.reference(model):
             assert torch.equal(model(IDS).logits, base)
     assert torch.allclose(reloaded(model)(IDS).logits, after, atol=1e-4)
 

@@ -9,8 +9,9 @@ import pytest
 import torch
 from harness_mitigations.token_masking import TokenMasking, without_surprises
 
-from harness.contracts import Mitigation, Stage
 from harness.errors import HarnessError
+from harness.interfaces.mitigation import Mitigation
+from harness.types import Stage
 
 FEW = 250.0
 """A perplexity that splits the targets of the tiny random model, which is near uniform over 261 tokens."""
@@ -85,11 +86,11 @@ def test_packed_rows_lose_the_same_targets_as_rows_alone(run_stages, make_rows, 
 
 @pytest.mark.parametrize(("under", "same"), [("base", True), ("current", False)])
 def test_the_base_stays_the_judge_or_the_model_as_it_is(under, same, make_rows, tiny_model):
-    from harness_mitigations import reference
+    from harness_mitigations import base_model
 
     mitigation = masking(under=under)
     mitigation.begin_stage(Stage("one", ()), tiny_model, {})
-    batch = reference.batched(tiny_model, make_rows(4))
+    batch = base_model.batched(tiny_model, make_rows(4))
     before = mitigation.labels(tiny_model, batch)
     with torch.no_grad():
         for weight in tiny_model.parameters():

@@ -10,8 +10,8 @@ from harness_mitigations.lora import Lora
 from harness_mitigations.orthogonal_lora import OrthogonalLora
 from harness_mitigations.wise_ft import WiseFt, interpolate
 
-from harness import model as models
 from harness.errors import HarnessError
+from harness.model import frozen_lora, save
 
 IDS = torch.tensor([[5, 6, 7, 8, 9]])
 SWEEP = (0.0, 0.25, 0.7, 1.0)
@@ -33,11 +33,11 @@ KINDS = ["none", "lora", "pissa", "orthogonal_lora"]
 
 def merged(model, base):
     """Name of a base weight -> its value with the adapter and what is kept multiplied out, float64."""
-    if not models.is_adapted(model):
+    if not save.is_adapted(model):
         return {name: weight.detach().double().clone() for name, weight in model.named_parameters()}
     found = {name: weight.detach().double().clone() for name, weight in base.named_parameters()}
-    kept = models.kept(model)
-    for name, layer in models.adapted_layers(model).items():
+    kept = frozen_lora.kept(model)
+    for name, layer in frozen_lora.adapted_layers(model).items():
         key = name.removeprefix("base_model.model.") + ".weight"
         a, b = (getattr(layer, f"lora_{one}")["default"].weight.detach().double() for one in "AB")
         found[key] += layer.scaling["default"] * b @ a

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import pytest
 from harness_modes import harness_modes
-from harness_modes.continual import Continual
-from harness_modes.domain import Domain
-from harness_modes.general import General
-from harness_modes.mixed import Mixed
+from harness_modes.modes import Continual, Domain, General, Mixed
 
 from harness import Part, Stage
 

@@ -6,12 +6,10 @@ import threading
 import fsspec
 import pyarrow
 import pytest
-from harness_sources.arrow import Arrow
+from harness_sources.arrow import Arrow, Parquet
 from harness_sources.csv_table import CsvTable
 from harness_sources.files import shown
-from harness_sources.json_array import JsonArray
-from harness_sources.jsonl import JsonLines
-from harness_sources.parquet import Parquet
+from harness_sources.json_sources import JsonArray, JsonLines
 from harness_sources.text import Text
 from pyarrow import parquet
 

@@ -2,9 +2,8 @@ import io
 import json
 
 import pytest
-from harness_sources import json_items
-from harness_sources.json_array import JsonArray
-from harness_sources.json_items import items
+from harness_sources import json_sources
+from harness_sources.json_sources import JsonArray, items
 
 from harness import Bad, HarnessError
 
@@ -68,7 +67,7 @@ def test_an_array_is_read_item_by_item_however_the_blocks_fall(size):
 
 
 def test_the_place_of_an_error_is_counted_through_all_blocks(monkeypatch):
-    monkeypatch.setattr(json_items, "BLOCK", 8)
+    monkeypatch.setattr(json_sources, "BLOCK", 8)
     raw = b'[\n{"a": "one"},\n\n  {"a": "two"},\n  {"a" 3}\n]' + b" " * 99
     with pytest.raises(HarnessError, match=r"x.json:5:8: is not JSON: Expecting ':' delimiter"):
         list(items("x.json", b"", io.BytesIO(raw)))

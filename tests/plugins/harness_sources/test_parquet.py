@@ -1,6 +1,6 @@
 import pytest
-from harness_sources import parquet
-from harness_sources.parquet import Parquet
+from harness_sources import arrow
+from harness_sources.arrow import Parquet
 
 from harness import HarnessError
 
@@ -19,7 +19,7 @@ def write(rows):
 
 
 def test_rows_come_as_plain_values_with_their_index_through_all_batches(monkeypatch):
-    monkeypatch.setattr(parquet, "BATCH", 2)
+    monkeypatch.setattr(arrow, "BATCH", 2)
     rows = [{"messages": [{"role": "user", "content": str(n)}]} for n in range(5)]
     write(rows)
     assert [(r.place, r.data) for r in Parquet("x.parquet", {}).records()] == [

@@ -3,13 +3,12 @@
 import gzip
 
 import pytest
-from harness_sources.arrow import Arrow
-from harness_sources.jsonl import JsonLines
-from harness_sources.parquet import Parquet
+from harness_sources.arrow import Arrow, Parquet
+from harness_sources.json_sources import JsonLines
 
 from harness import HarnessError
-from harness.data.corpus import read
-from harness.vocabulary import ROWS
+from harness.data.reading.corpus import read
+from harness.spec_keys.data import ROWS
 
 pytest.importorskip("s3fs")
 pytest.importorskip("moto")

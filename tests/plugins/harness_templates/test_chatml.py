@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from harness import HarnessError, Message
-from harness.data.encode import encode, encode_prompt
+from harness.data.tokenization.prompts import encode_prompt
+from harness.data.tokenization.tokenize import encode
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from harness import HarnessError, Message, ToolCall
-from harness.data.encode import encode
+from harness.data.tokenization.tokenize import encode
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content | trim }}<|im_end|>\n{% endfor %}"
@@ -304,9 +304,9 @@ def test_a_template_that_leaves_tools_out_is_refused(source, what, make, tokeniz
 
 
 def test_few_skeletons_are_kept_however_many_shapes_there_are(make, tokenizer, monkeypatch):
-    from harness_templates import rendering
+    from harness_templates import jinja_layout
 
-    monkeypatch.setattr(rendering, "REMEMBERED", 3)
+    monkeypatch.setattr(jinja_layout, "REMEMBERED", 3)
     template = make("jinja", template=TOOLED)
     for number in range(9):
         call = Message("assistant", "", calls=(ToolCall("f", {"x": number}),))

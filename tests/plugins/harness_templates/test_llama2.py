@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 
 from harness import HarnessError, Message
-from harness.data.encode import Encoded, encode, encode_prompt
-from harness.data.proof import prove
+from harness.data.tokenization.label_mask import Encoded
+from harness.data.tokenization.mask_verification import prove
+from harness.data.tokenization.prompts import encode_prompt
+from harness.data.tokenization.tokenize import encode
 
 
 @pytest.fixture

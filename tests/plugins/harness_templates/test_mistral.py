@@ -11,8 +11,10 @@ import dataclasses
 import pytest
 
 from harness import HarnessError, Message, ToolCall
-from harness.data.encode import Encoded, encode, encode_prompt
-from harness.data.proof import prove
+from harness.data.tokenization.label_mask import Encoded
+from harness.data.tokenization.mask_verification import prove
+from harness.data.tokenization.prompts import encode_prompt
+from harness.data.tokenization.tokenize import encode
 
 SYSTEM, USER, ANSWER = (
     Message("system", "Be brief."),

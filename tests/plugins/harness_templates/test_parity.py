@@ -7,8 +7,10 @@ import json
 import pytest
 
 from harness import Message
-from harness.data.encode import Encoded, encode, encode_prompt
-from harness.data.proof import prove
+from harness.data.tokenization.label_mask import Encoded
+from harness.data.tokenization.mask_verification import prove
+from harness.data.tokenization.prompts import encode_prompt
+from harness.data.tokenization.tokenize import encode
 
 SHAPES = ["single", "multi", "system", "system_multi"]
 PLAIN = [

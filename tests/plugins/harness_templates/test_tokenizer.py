@@ -7,7 +7,8 @@ import copy
 import pytest
 
 from harness import HarnessError, Message
-from harness.data.encode import encode, encode_prompt
+from harness.data.tokenization.prompts import encode_prompt
+from harness.data.tokenization.tokenize import encode
 
 
 @pytest.mark.parametrize("name", ["single", "multi", "system", "system_multi"])

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from harness.legible import MISSING
-from harness.report.html.plots.canvas import STAND_INS, TEXT, WIDTH, Plot, colour, entry, finish, label, sheet
+from harness.report.html.plots.svg_canvas import STAND_INS, TEXT, WIDTH, Plot, colour, entry, finish, label, sheet
+from harness.utils.formatting import MISSING
 
 ROW = 19.0
 MOST = 14

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from harness.legible import number
-from harness.report.html.plots.canvas import STAND_INS, TEXT, WIDTH, Plot, colour, dash, entry, finish, label, sheet
+from harness.report.html.plots.svg_canvas import STAND_INS, TEXT, WIDTH, Plot, colour, dash, entry, finish, label, sheet
+from harness.utils.formatting import number
 
 HEIGHT = 230.0
 MOST = 800

@@ -1,0 +1,1 @@
+"""Tokenized rows to what each stage trains, in order."""

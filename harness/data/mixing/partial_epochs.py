@@ -1,0 +1,212 @@
+"""What a stage trains of the epoch that it ends within: so many slots, chosen so that every share is met in them.
+
+Knows sizes of slots, nothing of rows or of how epochs are ordered. The beginning of an even order holds every source in
+its share of slots; but rows differ in length, and a share of tokens may be missed by far in a few of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harness.data.mixing.mixture import TOLERANCE, Aim
+from harness.data.mixing.packing import Slots
+from harness.errors import HarnessError
+from harness.spec import shares
+from harness.types import Stage, Unit
+
+CANDIDATES = 384
+"""Slots on either side that may be exchanged: of each kind alike, spread over their sizes."""
+
+ROUNDS = 400
+"""Exchanges at most."""
+
+STARTS = 24
+"""Pairs of kinds of which one slot more and one less are tried."""
+
+ONE_MORE, DOUBLED = 8, 8
+"""How often one step more is tried, and then twice as many, before no number of them is said to be enough."""
+
+Indices = NDArray[np.intp]
+Sizes = NDArray[np.int64]
+
+
+def measured(slots: Slots, aims: Sequence[Aim], sizes: Mapping[Unit, NDArray[Any]], source: NDArray[Any]) -> Sizes:
+    """(2, K, N) of each of K aims and N slots: what the aim's sources have there, and what all have, in its unit.
+
+    sizes: unit -> (R,) size of every row. source: (R,) of every row, as `Aim.sources` names them.
+    """
+    made = np.empty((2, len(aims), len(slots)), np.int64)
+    for number, aim in enumerate(aims):
+        size = sizes[aim.unit]
+        made[0, number] = slots.sums(np.where(np.isin(source, aim.sources), size, 0))
+        made[1, number] = slots.sums(size)
+    return made
+
+
+def realised(totals: NDArray[Any]) -> NDArray[np.float64]:
+    """(K,) the shares that totals, (2, K), come to."""
+    return np.asarray(totals[0] / totals[1], np.float64)
+
+
+def missed(totals: NDArray[Any], wanted: NDArray[np.float64]) -> float:
+    """How far the aim that is missed most lies from its share."""
+    return float(np.abs(realised(totals) - wanted).max())
+
+
+@dataclass(frozen=True)
+class Cut:
+    """An epoch of N slots of which a stage trains some, and the K shares that are to hold in what it trains.
+
+    sizes: (2, K, N), see `measured`. wanted: (K,) the aims' shares. kinds, turns: (N,) of each slot; of a kind, those
+    of the lowest turns are taken. before: (2, K) what counts beside the slots.
+    """
+
+    sizes: Sizes
+    wanted: NDArray[np.float64]
+    kinds: NDArray[Any]
+    turns: NDArray[Any]
+    before: Sizes
+
+    def totals(self, inside: NDArray[np.bool_]) -> Sizes:
+        """(2, K) what the slots inside, (N,), come to with what counts beside them."""
+        return np.asarray(self.sizes[:, :, inside].sum(axis=2) + self.before, np.int64)
+
+    def missed(self, inside: NDArray[np.bool_]) -> float:
+        """How far the aim that these slots miss most lies from its share."""
+        return missed(self.totals(inside), self.wanted)
+
+
+def exchanged(inside: NDArray[np.bool_], cut: Cut) -> NDArray[np.bool_]:
+    """The slots inside, with some exchanged for others until no aim is missed by more than `TOLERANCE`.
+
+    Each time the two slots are exchanged after which the worst aim is nearest, first of those of one kind. Only where
+    that does not do, also after one slot of one kind has given way to one of another, the numbers of slots of the kinds
+    change, by as few as will do. Where no exchange brings it nearer, that is all that can be had.
+    inside: (N,) which slots are taken; their number stays.
+    """
+    if cut.missed(inside) <= TOLERANCE:
+        return inside
+    every = len(inside)
+    rising = [0, *(2**power for power in range(every.bit_length() + 1))]
+    tried = [
+        *((start, [0]) for start in (inside, *islice(_beside(inside, cut), STARTS))),
+        (inside, rising),
+        (inside, [every]),
+    ]
+    for start, bounds in tried:
+        found = _exchanged(start, cut, bounds)
+        if cut.missed(found) <= TOLERANCE:
+            break
+    return found
+
+
+def _beside(inside: NDArray[np.bool_], cut: Cut) -> Iterator[NDArray[np.bool_]]:
+    """The slots inside with one of a kind less and one of another kind more: every pair of kinds once."""
+    kinds, turns = cut.kinds, cut.turns
+    taken, left = np.flatnonzero(inside), np.flatnonzero(~inside)
+    for fewer in np.unique(kinds[taken]).tolist():
+        own = taken[kinds[taken] == fewer]
+        for more in np.unique(kinds[left]).tolist():
+            if more != fewer:
+                others = left[kinds[left] == more]
+                made = inside.copy()
+                made[own[np.argmax(turns[own])]], made[others[np.argmin(turns[others])]] = False, True
+                yield made
+
+
+def _exchanged(inside: NDArray[np.bool_], cut: Cut, bounds: Sequence[int]) -> NDArray[np.bool_]:
+    """As `exchanged`, once. bounds: how many slots more or fewer than at first a kind may have, one after the other."""
+    sizes, wanted, kinds, turns = cut.sizes, cut.wanted, cut.kinds, cut.turns
+    inside, bounds = inside.copy(), list(bounds)
+    apart = bounds.pop(0)
+    total = cut.totals(inside)
+    more = np.zeros(int(kinds.max()) + 1, np.int64)
+    worst = int(np.argmax(np.abs(realised(total) - wanted)))
+    value = sizes[0, worst] - wanted[worst] * sizes[1, worst]
+    there = _candidates(np.flatnonzero(inside), kinds, -turns, value)
+    others = _candidates(np.flatnonzero(~inside), kinds, turns, value)
+    for _ in range(ROUNDS):
+        after = total[:, :, None, None] + sizes[:, :, None, others] - sizes[:, :, there, None]  # (2, K, there, others)
+        left = np.abs(after[0] / after[1] - wanted[:, None, None]).max(axis=0)
+        uneven = (kinds[there][:, None] == kinds[others]) & (turns[there][:, None] != turns[others])
+        left[uneven] = np.inf  # a row would stand twice where another one of its source does not stand once
+        far = (more[kinds[there]] <= -apart)[:, None] | (more[kinds[others]] >= apart)[None, :]
+        left[far & (kinds[there][:, None] != kinds[others])] = np.inf
+        out, into = np.unravel_index(int(np.argmin(left)), left.shape)
+        if left[out, into] >= missed(total, wanted):
+            if not bounds:
+                break
+            apart = bounds.pop(0)
+            continue
+        total = after[:, :, out, into]
+        more[kinds[there[out]]] -= 1
+        more[kinds[others[into]]] += 1
+        inside[there[out]], inside[others[into]] = False, True
+        there[out], others[into] = others[into], there[out]
+        if missed(total, wanted) <= TOLERANCE:
+            break
+        if turns.any():  # a turn may be used up, or begun, by what was exchanged
+            there = _candidates(np.flatnonzero(inside), kinds, -turns, value)
+            others = _candidates(np.flatnonzero(~inside), kinds, turns, value)
+    return inside
+
+
+def _candidates(slots: Indices, kinds: NDArray[Any], turns: NDArray[Any], value: NDArray[np.float64]) -> Indices:
+    """Those of some slots that may be exchanged: of each kind the ones of the lowest turn, evenly over their values."""
+    every = np.unique(kinds[slots])
+    found = []
+    for kind in every.tolist():
+        own = slots[kinds[slots] == kind]
+        own = own[turns[own] == turns[own].min()]
+        own = own[np.argsort(value[own], kind="stable")]
+        count = min(len(own), max(CANDIDATES // len(every), 1))
+        found.append(own[np.linspace(0, len(own) - 1, count).round().astype(np.intp)])
+    return np.concatenate([np.empty(0, np.intp), *found])
+
+
+class Missed(Exception):
+    """A share that is missed in what a stage trains.
+
+    found: (K,) what each aim comes to, at its nearest. slots: that the stage trains in all.
+    """
+
+    def __init__(self, stage: Stage, aims: Sequence[Aim], found: NDArray[np.float64], slots: int) -> None:
+        super().__init__(stage.name)
+        self.stage, self.aims, self.found, self.slots = stage, aims, found, slots
+
+    def told(self, fits: Callable[[Stage], bool]) -> HarnessError:
+        """The error, with what is possible. fits: whether a stage's shares are met; what is said is tried first."""
+        worst = int(np.argmax([abs(one - aim.amount) for one, aim in zip(self.found, self.aims, strict=True)]))
+        aim, found = self.aims[worst], float(self.found[worst])
+        named = tuple(self.stage.parts[number].source for number in aim.sources)
+        what = (
+            f"{100 * aim.amount:.1f} % of {shares.listed(named)} in {aim.unit.replace('_', ' ')} cannot be met: it "
+            f"ends within an epoch, after {self.slots} slots, and whole rows come no nearer than {100 * found:.1f} %"
+        )
+        ways = [next((f"train longer ({told} will do)" for told, one in self._longer() if fits(one)), "train longer")]
+        nearest = round(found, 3)
+        changed = tuple(replace(one, amount=nearest) if one.sources == named else one for one in self.stage.shares)
+        if nearest and changed != self.stage.shares and fits(replace(self.stage, shares=changed)):
+            ways.append(f"ask for {100 * nearest:.1f} %")
+        return HarnessError(f"stage {self.stage.name}", what, f"{', or '.join(ways)}, or leave the share out")
+
+    def _longer(self) -> Iterator[tuple[str, Stage]]:
+        """The stage with more to train, and what that is called."""
+        train = self.stage.train
+        if train["steps"] is not None:
+            name, begun = "steps", train["steps"]
+            tried = [begun + more for more in range(1, ONE_MORE + 1)]
+            tried += [begun << doubled for doubled in range(1, DOUBLED + 1) if begun << doubled > tried[-1]]
+        else:
+            name, begun = "epochs", train["epochs"]
+            tried = [begun * 2**doubled for doubled in range(1, DOUBLED + 1) if begun * 2**doubled < math.ceil(begun)]
+            tried.append(math.ceil(begun))
+        for more in tried:
+            yield f"train.{name} {more:g}", replace(self.stage, train={**train, name: more})

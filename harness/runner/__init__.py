@@ -1,0 +1,1 @@
+"""Run the steps in order: data, model, stages, evaluations, report; resume; arms."""

@@ -1,0 +1,1 @@
+"""Specs: load, validate, fill in defaults, and turn into a plan."""

@@ -1,0 +1,296 @@
+"""Composes the JSON Schema of specs from the core and every plugin, and says its errors in sentences.
+
+Knows the shape of a spec, not what its parts do. Draft-07, since editors know 2020-12 only in part.
+A slot for a component is tagged by key, `{"ewc": {"strength": 1}}`, so that composition is a union of `properties` and
+an error names the exact key; a bare string stands for a component without options.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from typing import Any
+
+import jsonschema
+from jsonschema.exceptions import ValidationError
+
+from harness.errors import HarnessError
+from harness.interfaces.component import Component
+from harness.registry import Broken, Registry
+from harness.spec.json_locations import Located, Path
+from harness.spec_keys import data, evaluation, run, training
+
+Schema = dict[str, Any]
+
+
+def compose(registry: Registry) -> Schema:
+    """One schema for whole specs: the core's words and the options of every component of the registry."""
+    components = registry.components
+    sources = {name: _component(component, data.ROWS) for name, component in sorted(components["sources"].items())}
+    metrics = _slot(components["metrics"], "Metrics of the suite: name -> options.", many=True)
+    own = _optional(_slot(components["templates"], "A template of this suite's own. null: that of training."))
+    properties = {**evaluation.SUITE, "template": own, "metrics": {**metrics, "minProperties": 1}}
+    suite = _object(properties, ("source", "metrics"))
+    near = _object(data.NEAR_DUPLICATES, (), "Training rows that nearly repeat one another. null: not looked for.")
+    contamination = _object(data.CONTAMINATION, (), "Held-out rows that stand in training. null: not looked for.")
+    checks = {
+        "near_duplicates": {**_optional(near), "default": {}},
+        "contamination": {**_optional(contamination), "default": {}},
+        **data.CHECKS,
+    }
+    overrides = {key: _without_default(option) for key, option in training.TRAIN.items() if key != "precision"}
+    properties = {
+        **run.TOP,
+        "model": _object(training.MODEL, ("path",), "The model to start from."),
+        "template": {
+            **_slot(components["templates"], "How conversations become text."),
+            "default": {"tokenizer": {}},
+        },
+        "sources": {
+            "type": "object",
+            "minProperties": 1,
+            "propertyNames": {"pattern": evaluation.NAME},
+            "additionalProperties": _union(sources, "Where rows come from: one source, by its kind."),
+            "description": "Your name for a source -> where its rows come from.",
+        },
+        "mode": _slot(components["modes"], "How the sources are laid out as training stages."),
+        "mitigations": {
+            **_slot(components["mitigations"], "Ways to forget less: name -> options. They compose.", many=True),
+            "default": {},
+        },
+        "train": _object(training.TRAIN, (), "Settings of the training.", default={}),
+        "evaluate": {
+            "type": "object",
+            "propertyNames": {"pattern": evaluation.NAME},
+            "additionalProperties": suite,
+            "default": {},
+            "description": "Your name for a suite -> held-out rows and metrics, measured before and after every stage.",
+        },
+        "gate": {
+            "type": "array",
+            "items": _object(evaluation.GATE, ("score",), evaluation.CONDITION),
+            "default": [],
+            "description": "Conditions that the run must meet; it ends with exit code 3 when one is not met.",
+        },
+        "arms": {
+            **_object(run.ARMS, (), "Variants of this spec, each run and compared with the others."),
+            "type": ["object", "null"],
+            "default": None,
+        },
+        "checks": _object(checks, (), "What the data must stand before a model is loaded.", default={}),
+        "track": _object(run.TRACK, (), "Where the run is tracked.", default={}),
+    }
+    schema = _object(properties, ("name", "model", "sources", "mode"), "A run of harness.")
+    return {
+        "$schema": "http://json-schema.org/draft-07/schema#",
+        "title": "harness spec",
+        **schema,
+        "definitions": {
+            "train_overrides": _object(overrides, (), "Settings of this stage that differ from `train`."),
+            "mitigation_overrides": _overrides(components["mitigations"]),
+        },
+    }
+
+
+def _object(properties: Mapping[str, Any], required: tuple[str, ...], description: str = "", **more: Any) -> Schema:
+    schema: Schema = {
+        "type": "object",
+        "properties": dict(properties),
+        "required": list(required),
+        "additionalProperties": False,
+    }
+    return {**schema, **({"description": description} if description else {}), **more}
+
+
+def _optional(schema: Schema) -> Schema:
+    """The schema, or null, which is the default."""
+    kinds = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
+    return {**schema, "type": [*kinds, "null"], "default": None}
+
+
+def _component(component: Component, core: Mapping[str, Any]) -> Schema:
+    return _object({**component.options, **core}, component.required, component.summary)
+
+
+def _slot(components: Mapping[str, Component], description: str, many: bool = False) -> Schema:
+    return _union({name: _component(c, {}) for name, c in sorted(components.items())}, description, many)
+
+
+def _union(members: Mapping[str, Schema], description: str, many: bool = False) -> Schema:
+    schema: Schema = {
+        "type": ["object", "string"],
+        "slot": "many" if many else "one",
+        "properties": dict(members),
+        "additionalProperties": False,
+        "if": {"type": "string"},
+        "then": {"enum": sorted(members)},
+        "description": description,
+    }
+    return schema if many else {**schema, "minProperties": 1, "maxProperties": 1}
+
+
+def _overrides(components: Mapping[str, Component]) -> Schema:
+    """Options of mitigations that differ from the spec's own, without defaults; null takes one out."""
+    members = {
+        name: {
+            **_object({key: _without_default(option) for key, option in one.options.items()}, (), one.summary),
+            "type": ["object", "null"],
+        }
+        for name, one in sorted(components.items())
+    }
+    return _object(members, (), "Options of mitigations in which this stage differs; null leaves one out of it.")
+
+
+def _without_default(option: Mapping[str, Any]) -> Schema:
+    return {key: value for key, value in option.items() if key != "default"}
+
+
+# -- values and their schemas, walked together --------------------------------------------------------------------
+
+
+def follow(schema: Schema, root: Schema) -> Schema:
+    """The schema itself, or the one that its `$ref` into the root's definitions names."""
+    reference = schema.get("$ref")
+    return root["definitions"][reference.removeprefix("#/definitions/")] if reference else schema
+
+
+def children(schema: Schema, value: Any) -> Iterator[tuple[str | int, Schema]]:
+    """The keys or indices of a value, each with its schema; those that the schema does not know are left out."""
+    if isinstance(value, dict):
+        extra = schema.get("additionalProperties")
+        for key in value:
+            known = schema.get("properties", {}).get(key)
+            if known is not None:
+                yield key, known
+            elif isinstance(extra, dict):
+                yield key, extra
+    elif isinstance(value, list) and isinstance(schema.get("items"), dict):
+        for index in range(len(value)):
+            yield index, schema["items"]
+
+
+def expand(value: Any, schema: Schema, root: Schema) -> Any:
+    """A copy in which a bare string in a component's slot has become `{string: {}}`."""
+    schema = follow(schema, root)
+    if isinstance(value, str) and "slot" in schema:
+        return {value: {}}
+    result = copy.copy(value)
+    for key, child in children(schema, value):
+        result[key] = expand(value[key], child, root)
+    return result
+
+
+def fill(value: Any, schema: Schema, root: Schema) -> Any:
+    """A copy in which every default of the schema is written in, and a whole number such as 8.0 is an integer."""
+    schema = follow(schema, root)
+    result = copy.copy(value)
+    if isinstance(value, float) and "integer" in schema.get("type", ()) and "number" not in schema["type"]:
+        return int(value)
+    if isinstance(result, dict) and "slot" not in schema:
+        for key, child in schema.get("properties", {}).items():
+            if key not in result and "default" in follow(child, root):
+                result[key] = copy.deepcopy(follow(child, root)["default"])
+    for key, child in children(schema, result):
+        result[key] = fill(result[key], child, root)
+    return result
+
+
+def leaves(value: Any, schema: Schema, root: Schema, path: Path = ()) -> Iterator[tuple[Path, Schema, Any]]:
+    """Every value that holds no further ones, with its path and schema."""
+    schema = follow(schema, root)
+    if not isinstance(value, (dict, list)):
+        yield path, schema, value
+    for key, child in children(schema, value):
+        yield from leaves(value[key], child, root, (*path, key))
+
+
+# -- errors in sentences ------------------------------------------------------------------------------------------
+
+
+def errors(document: Any, schema: Schema, located: Located, broken: Sequence[Broken] = ()) -> list[HarnessError]:
+    """All that is wrong with a document, in the order of the file, each with place, problem and remedy.
+
+    broken: plugins that could not be listed; named where the document asks for a component that nobody brings.
+    """
+    found = jsonschema.Draft7Validator(schema).iter_errors(document)
+    told = {str(error): error for one in found for error in _explain(one, located, broken)}
+    return sorted(told.values(), key=lambda error: _place(error, located))
+
+
+def _place(error: HarnessError, located: Located) -> list[int]:
+    place, _, _ = error.where.removeprefix(f"{located.name}:").partition(" ")
+    return [int(number) for number in place.split(":")]
+
+
+def _explain(error: ValidationError, located: Located, broken: Sequence[Broken]) -> Iterator[HarnessError]:
+    path: Path = tuple(error.absolute_path)
+    key = ".".join(map(str, path)) or "spec"
+    value: Any = error.instance
+    wanted: Any = error.validator_value
+    schema: Schema = error.schema if isinstance(error.schema, dict) else {}
+
+    def tell(what: str, hint: str, at: Path = path) -> HarnessError:
+        return HarnessError(f"{located.where(at)} {key}", what, hint)
+
+    match error.validator:
+        case "additionalProperties":
+            known = list(schema.get("properties", {}))
+            for name in sorted(set(value) - set(known)):
+                what, noun = f"unknown key {name!r}", "known"
+                if "slot" in schema:
+                    what, noun = f"no plugin brings {name!r}", "installed"
+                near = get_close_matches(name, known, 1)
+                hint = f"did you mean {near[0]!r}?" if near else f"{noun}: {', '.join(sorted(known)) or 'none'}"
+                if "slot" in schema and broken:
+                    hint += f"; a plugin that may bring it does not load: {', '.join(map(str, broken))}"
+                yield tell(what, hint, (*path, name))
+        case "required":
+            for name in wanted:
+                if name not in value:
+                    yield tell(f"the key {name!r} is missing", f"add it: {_first(schema['properties'].get(name, {}))}")
+        case "type":
+            names = " or ".join(wanted) if isinstance(wanted, list) else wanted
+            yield tell(
+                f"{_short(value)} is no {names}",
+                f"write {'an' if names[0] in 'aeio' else 'a'} {names}: {_first(schema)}",
+            )
+        case "enum":
+            near = get_close_matches(str(value), [str(one) for one in wanted], 1)
+            allowed = ", ".join(_short(one) for one in wanted)
+            yield tell(f"{_short(value)} is not one of: {allowed}", f"did you mean {near[0]!r}?" if near else "")
+        case "minProperties" | "maxProperties" if "slot" in schema or "additionalProperties" in schema:
+            names = ", ".join(sorted(schema.get("properties", {})))
+            what = "nothing is given here" if not value else f"{len(value)} are given where one is chosen"
+            yield tell(what, f"choose one of: {names}" if names else "add at least one")
+        case "minimum" | "exclusiveMinimum" | "maximum" | "exclusiveMaximum":
+            words = {
+                "minimum": "at least",
+                "exclusiveMinimum": "above",
+                "maximum": "at most",
+                "exclusiveMaximum": "below",
+            }
+            what = f"{_short(value)} is out of range"
+            yield tell(what, f"it must be {words[error.validator]} {wanted}")
+        case "pattern" if wanted == evaluation.NAME:
+            yield tell(f"{_short(value)} is no valid name", "use letters, digits, dot, dash and underscore")
+        case "anyOf" if all("required" in one for one in schema["anyOf"]):
+            keys = " or ".join(repr(name) for one in schema["anyOf"] for name in one["required"])
+            yield tell(f"one of the keys {keys} is missing", "add it")
+        case "minItems" if not value:
+            yield tell("the list is empty", "name at least one")
+        case _:
+            yield tell(error.message, _first(schema))
+
+
+def _first(schema: Schema) -> str:
+    """The first sentence of a schema's description."""
+    sentence = re.split(r"(?<!e\.g)\. ", schema.get("description", "see `harness schema`"), maxsplit=1)[0]
+    return sentence[:1].lower() + sentence[1:].rstrip(".")
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:57]}..."

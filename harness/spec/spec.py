@@ -1,0 +1,151 @@
+"""A spec file → a `Spec`: read, overridden, validated, every default written in.
+
+Knows files and the schema; does not know what a run does. The filled spec is what a run keeps and what factories get.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path as FilePath
+from typing import Any
+
+from harness.errors import HarnessError, raise_all
+from harness.registry import Broken
+from harness.spec import json_locations
+from harness.spec.json_locations import Located, Path
+from harness.spec.schema import Schema, errors, expand, fill, leaves
+from harness.utils import find_run
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A valid spec. document: every default filled in, paths absolute. located: the file's text and places."""
+
+    file: FilePath
+    document: Mapping[str, Any]
+    schema: Schema
+    located: Located
+    overrides: tuple[str, ...] = ()
+
+    def where(self, path: Path) -> str:
+        """Where a path of the document was written: the `--set` that gave it, or file, line and column."""
+        key = ".".join(map(str, path))
+        for override in reversed(self.overrides):
+            given = override.partition("=")[0]
+            if key == given or key.startswith(f"{given}."):
+                return f"--set {override}"
+        return f"{self.located.where(path)} {key}"
+
+
+def load(file: str | FilePath, schema: Schema, overrides: Sequence[str] = (), broken: Sequence[Broken] = ()) -> Spec:
+    """Read a spec file. overrides: `key.of.the.spec=value`, the value in JSON or else taken as a string; null for a
+    mitigation or a suite takes it out.
+
+    broken: plugins that could not be listed, named in the error for a component that nobody brings.
+
+    Raises HarnessError with everything that is wrong, each with its line and column.
+    """
+    path = FilePath(file)
+    located = json_locations.parse(_read(path), str(file))
+    if not isinstance(located.value, dict):
+        raise HarnessError(str(file), "a spec is one JSON object", "write { ... }")
+    document = located.value
+    for override in overrides:
+        document = _set(document, override)
+    document = expand(document, schema, schema)
+    # A wrong value that an override gave is not to be looked for in the file.
+    given = Spec(path, document, schema, located, tuple(overrides))
+    raise_all(_replaced(error, given) for error in errors(document, schema, located, broken))
+    filled = fill(document, schema, schema)
+    for at, leaf, value in list(leaves(filled, schema, schema)):
+        if isinstance(value, str) and leaf.get("format") == "model" and value.startswith(find_run.SCHEME):
+            _put(filled, at, _run(value.removeprefix(find_run.SCHEME), path.parent, filled["output"]))
+        elif isinstance(value, str) and leaf.get("format") in ("path", "model"):
+            _put(filled, at, _resolve(value, path.parent, leaf["format"]))
+    filled.pop("$schema", None)
+    return Spec(path, filled, schema, located, tuple(overrides))
+
+
+def _read(path: FilePath) -> str:
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError:
+        raise HarnessError(str(path), "there is no such file", "check the path") from None
+    except UnicodeDecodeError as error:
+        raise HarnessError(f"{path}: byte {error.start}", "the file is not UTF-8", "save it as UTF-8") from None
+    except OSError as error:
+        raise HarnessError(str(path), f"cannot be read: {error.strerror}", "name a JSON file") from None
+
+
+def _replaced(error: HarnessError, spec: Spec) -> HarnessError:
+    key = error.where.removeprefix(spec.located.name).partition(" ")[2]
+    way = [] if key == "spec" else key.split(".")
+    for override in reversed(spec.overrides):
+        given = override.partition("=")[0].split(".")
+        below = given[: len(way)] == way and given[len(way) :]
+        named = below and (repr(below[0]) in error.what or json.dumps(below[0]) in error.what)
+        if way[: len(given)] == given or named:
+            return HarnessError(f"--set {override}", f"{key}: {error.what}", error.hint)
+    return error
+
+
+def _set(document: dict[str, Any], override: str) -> dict[str, Any]:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise HarnessError(f"--set {override}", "an override is key=value", "e.g. --set train.learning_rate=1e-5")
+    try:
+        value = json_locations.parse(text, key).value
+    except HarnessError:
+        value = text
+    result: dict[str, Any] = json.loads(json.dumps(document))
+    node: Any = result
+    *way, last = key.split(".")
+    for step in way:
+        if isinstance(node, list) and step.isdigit() and int(step) < len(node):
+            node = node[int(step)]
+        elif isinstance(node, dict):
+            if isinstance(node.get(step), str):
+                node[step] = {node[step]: {}}
+            node = node.setdefault(step, {})
+        else:
+            raise HarnessError(f"--set {override}", f"there is no place for {step!r} in the spec", "check the key")
+    if value is None and way in (["mitigations"], ["evaluate"]) and isinstance(node, dict):
+        node.pop(last, None)  # a part that is taken out, not one without options
+    elif isinstance(node, list) and last.isdigit() and int(last) < len(node):
+        node[int(last)] = value
+    elif isinstance(node, dict):
+        node[last] = value
+    else:
+        raise HarnessError(f"--set {override}", f"there is no place for {last!r} in the spec", "check the key")
+    return result
+
+
+def _put(document: Any, path: Path, value: Any) -> None:
+    for step in path[:-1]:
+        document = document[step]
+    document[path[-1]] = value
+
+
+def _run(name: str, folder: FilePath, output: str) -> str:
+    """The run by its absolute folder, to be found from anywhere; one that is not there stays as it is written."""
+    beside = folder / name if name.startswith((".", "/")) else name
+    try:
+        return f"{find_run.SCHEME}{find_run.find_run(beside, output).absolute().resolve()}"
+    except HarnessError:
+        return f"{find_run.SCHEME}{name}"
+
+
+def _resolve(value: str, folder: FilePath, kind: str) -> str:
+    """The absolute path; a URL, and a model that is no path of this machine (a hub id), stay as they are."""
+    if "://" in value or value.startswith("pypi:"):
+        return value
+    path = FilePath(value)
+    if value == "~" or value.startswith("~/"):
+        path = path.expanduser()
+    absolute = path if path.is_absolute() else (folder / path)
+    if kind == "model" and not value.startswith((".", "/", "~")) and not os.path.exists(absolute):
+        return value
+    return os.path.realpath(absolute)  # unlike `Path.resolve` it raises nothing for a loop of links: whoever reads will

@@ -1,0 +1,1 @@
+"""JSON Schemas of the core's spec keys, with their defaults and descriptions."""

@@ -1,0 +1,1 @@
+"""Intervals, significance tests and forgetting measures, as functions of numbers."""

@@ -1,0 +1,1 @@
+"""Everything that is printed to the terminal with rich."""

@@ -1,0 +1,1 @@
+"""Train one stage: trainer, loss, collator, checkpoints."""

@@ -1,0 +1,47 @@
+"""Rows of multiple choice."""
+
+from __future__ import annotations
+
+import pytest
+
+from harness.data.reading.conversation import BadRow
+from harness.data.reading.row_formats import read_choices
+from harness.types import Message
+
+ROW = {"question": "Which?", "choices": ["red", "blue", "A"], "answer": 1}
+
+
+@pytest.mark.parametrize(
+    ("answer", "right"),
+    [(0, "red"), (2, "A"), ("B", "blue"), ("b", "blue"), (" C ", "A"), ("blue", "blue"), ("A", "A")],
+)
+def test_the_right_choice_is_the_response(answer, right):
+    messages, choices = read_choices({**ROW, "answer": answer})
+    assert messages == [Message("user", "Which?"), Message("assistant", right)]
+    assert choices == ("red", "blue", "A")
+
+
+def test_a_prompt_may_stand_for_the_question_behind_a_system_message():
+    row = {"prompt": "Which?", "system": "Be brief.", "choices": ["x", "y"], "answer": "y"}
+    assert [message.role for message in read_choices(row)[0]] == ["system", "user", "assistant"]
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"answer": 3}, "the answer '3'"),
+        ({"answer": -1}, "the answer '-1'"),
+        ({"answer": True}, "the answer 'True'"),
+        ({"answer": "Z"}, "the answer 'Z'"),
+        ({"answer": None}, "the answer 'None'"),
+        ({"choices": ["one"]}, "fewer than two choices"),
+        ({"choices": ["one", "one"]}, "two alike"),
+        ({"choices": ["one", ""]}, "no array of texts"),
+        ({"choices": "one two"}, "no array of texts"),
+        ({"question": " "}, "no question"),
+        ({"prompt": "Who?"}, "a 'question' and a 'prompt'"),
+    ],
+)
+def test_what_is_no_multiple_choice_is_a_bad_row(change, text):
+    with pytest.raises(BadRow, match=text):
+        read_choices({**ROW, **change})

@@ -1,0 +1,71 @@
+"""Another template than that of training is an error, at evaluation and when training goes on."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from harness_templates.alpaca import Alpaca
+from harness_templates.chatml import ChatML
+
+from harness.data.tokenization.fingerprints import FILE, fingerprint, others, record, recorded
+from harness.errors import HarnessError
+from harness.types import Plan, Suite
+
+PLAN = Plan(
+    name="plan",
+    seed=0,
+    model={},
+    template=("chatml", {"system": None}),
+    sources={},
+    mitigations={},
+    stages=(),
+    suites=(
+        Suite("own", "s", "domain", {}, None, 8, 8),
+        Suite("other", "s", "domain", {}, None, 8, 8, ("alpaca", {})),
+    ),
+)
+
+
+def found(tokenizer, other=None, folder=None, template=None):
+    where = ".".join
+    return list(others(PLAN, template or ChatML(None), {"other": other or ChatML(None)}, tokenizer, folder, where))
+
+
+def test_a_suites_template_that_renders_alike_is_no_other_whatever_its_name(tokenizer):
+    assert found(tokenizer, ChatML(None)) == []
+
+
+def test_a_suites_template_that_renders_otherwise_is_an_error_at_its_key(tokenizer):
+    (error,) = found(tokenizer, Alpaca())
+    assert error.where == "evaluate.other.template"
+    assert "'alpaca' renders otherwise than 'chatml'" in error.what
+    assert '"checks": {"other_template": true}' in error.hint
+
+
+def test_a_model_that_was_trained_with_the_same_template_goes_on(tokenizer, tmp_path):
+    record(tmp_path, PLAN, fingerprint(ChatML(None), tokenizer))
+    assert recorded(tmp_path) == ("chatml", fingerprint(ChatML(None), tokenizer))
+    assert found(tokenizer, folder=tmp_path) == []
+
+
+def test_a_model_that_was_trained_with_another_template_is_an_error(tokenizer, tmp_path):
+    record(tmp_path, PLAN, fingerprint(Alpaca(), tokenizer))
+    (error,) = found(tokenizer, folder=tmp_path)
+    assert error.where == "template"
+    assert "trained with the template 'chatml', and this spec's 'chatml' renders otherwise" in error.what
+    record(tmp_path, dataclasses.replace(PLAN, template=("alpaca", {})), fingerprint(Alpaca(), tokenizer))
+    (error,) = found(tokenizer, folder=tmp_path)
+    assert "trained with the template 'alpaca', and 'chatml' renders otherwise" in error.what
+
+
+def test_a_model_without_a_record_says_nothing(tokenizer, tmp_path):
+    assert recorded(tmp_path) is None
+    assert found(tokenizer, folder=tmp_path) == []
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"template": {}}', '{"template": {"chatml": {}}}', "null"])
+def test_a_record_that_cannot_be_read_is_an_error(tmp_path, text):
+    (tmp_path / FILE).write_text(text)
+    with pytest.raises(HarnessError, match="cannot be read"):
+        recorded(tmp_path)

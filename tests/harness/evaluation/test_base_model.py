@@ -1,0 +1,137 @@
+"""Distance from the base model, over the tokens of the reference responses."""
+
+from __future__ import annotations
+
+import copy
+from contextlib import nullcontext
+
+import pytest
+import torch
+
+from harness.errors import HarnessError
+from harness.evaluation.evaluate import evaluate
+from harness.evaluation.likelihood import Divergences, response_divergence, response_nll
+from harness.model import save
+
+REFERENCES = ["yes", "a much longer answer", "天气很好", "six"]
+
+
+@pytest.fixture
+def rows(kit):
+    return [kit.example(f"q{number}", reference) for number, reference in enumerate(REFERENCES)]
+
+
+@pytest.fixture
+def go(kit, tokenizer, metric, rows):
+    metrics = {name: metric(name) for name in ("kl_to_base", "agreement_with_base")}
+
+    def run(model, *, stage=1, size=4, **options):
+        suite = kit.suite(batch_size=size)
+        (result,) = evaluate(
+            model, tokenizer, kit.template(), [suite], {"desk": rows}, {"desk": options.pop("metrics", metrics)},
+            stage=stage, seed=0, max_length=128, **options,
+        )  # fmt: skip
+        return result
+
+    return run
+
+
+@pytest.fixture
+def adapted(tiny_model):
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in tiny_model.parameters():
+            parameter.mul_(4.0)  # far enough from uniform that the two directions differ
+    config = LoraConfig(r=4, target_modules=["q_proj", "up_proj"], init_lora_weights=False)
+    return get_peft_model(tiny_model, config).eval()
+
+
+def distributions(model, row):
+    """Over the trained tokens of a row, as torch.distributions has them."""
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([row.input_ids])).logits[0, :-1].double()
+    wanted = torch.tensor(row.labels[1:]) != -100
+    return torch.distributions.Categorical(logits=logits[wanted])
+
+
+@pytest.mark.parametrize("size", [1, 4])
+def test_the_divergence_is_that_of_torchs_distributions(go, kit, tokenizer, adapted, rows, size):
+    from harness.data.tokenization.tokenize import encode
+
+    result = go(adapted, base=lambda: save.base(adapted), size=size)
+    for item, example in zip(result.items, rows, strict=True):
+        row = encode(example, "source", kit.template(), tokenizer, 128)
+        with adapted.disable_adapter():
+            base = distributions(adapted, row)
+        tuned = distributions(adapted, row)
+        assert item.tokens == row.loss_tokens == len(item.reference.encode()) + 1
+        assert item.kl == pytest.approx(torch.distributions.kl_divergence(base, tuned).sum().item(), rel=1e-3)
+        assert item.kl != pytest.approx(torch.distributions.kl_divergence(tuned, base).sum().item(), rel=1e-3)
+        assert item.agreed == int((base.logits.argmax(-1) == tuned.logits.argmax(-1)).sum())
+    kl, agreement = result.scores
+    assert kl.value == pytest.approx(sum(item.kl for item in result.items) / sum(item.tokens for item in result.items))
+    assert (kl.method, agreement.method) == ("delta", "delta")
+    assert kl.value > 1e-4
+
+
+def test_the_base_model_is_no_way_from_itself_and_costs_nothing_to_compare(go, tiny_model):
+    tiny_model.register_forward_pre_hook(lambda *_: pytest.fail("the base need not be asked about itself"))
+    result = go(tiny_model, stage=0)
+    assert [score.value for score in result.scores] == [0.0, 1.0]
+
+
+def test_a_second_copy_serves_where_all_weights_are_trained(go, tiny_model):
+    base = copy.deepcopy(tiny_model).eval()
+    same = go(tiny_model.eval(), base=lambda: nullcontext(base))
+    assert [score.value for score in same.scores] == [pytest.approx(0.0, abs=1e-9), 1.0]
+    with torch.no_grad():
+        for weight in tiny_model.parameters():
+            weight.mul_(1.5)
+    assert go(tiny_model, base=lambda: nullcontext(base)).scores[0].value > 1e-4
+
+
+def test_without_a_base_after_a_stage_the_metric_is_refused(go, tiny_model):
+    with pytest.raises(HarnessError, match=r"evaluate\.desk: compares with the base model, which is not at hand"):
+        go(tiny_model)
+
+
+def test_another_base_is_another_question(go, kit, tiny_model, tmp_path):
+    base = copy.deepcopy(tiny_model).eval()
+    calls = []
+    tiny_model.eval().register_forward_pre_hook(lambda *_: calls.append(1))
+    for times in (1, 1):  # the second time it is recalled
+        go(tiny_model, base=lambda: nullcontext(base), folder=tmp_path)
+        assert len(calls) == times
+    with torch.no_grad():
+        next(base.parameters()).add_(1e-3)
+    go(tiny_model, base=lambda: nullcontext(base), folder=tmp_path)
+    assert len(calls) == 2
+
+
+def test_a_token_that_the_base_rules_out_adds_nothing(tokenizer, tiny_model, rows, kit):
+    from harness.data.tokenization.tokenize import encode
+
+    row = encode(rows[0], "source", kit.template(), tokenizer, 128)
+
+    class Ruled(torch.nn.Module):
+        def __init__(self, model):
+            super().__init__()
+            self.model = model
+
+        def get_output_embeddings(self):
+            return self.model.get_output_embeddings()
+
+        def forward(self, **given):
+            output = self.model(**given)
+            output.logits[..., 7] = -torch.inf
+            return output
+
+    ((apart, _),) = response_divergence(tiny_model.eval(), nullcontext(Ruled(tiny_model)), [row], 0)
+    assert 0 < apart < 1
+    assert response_nll(tiny_model, [row], 0)[0] > 0
+
+
+def test_both_models_count_in_the_bound_on_logits():
+    assert Divergences.models == 2

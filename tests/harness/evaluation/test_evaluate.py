@@ -1,0 +1,257 @@
+"""The whole pass over suites."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+
+from harness.errors import HarnessError, RunError
+from harness.evaluation.evaluate import evaluate
+from harness.evaluation.scoring import score
+
+SAID = ["yes", "a much longer answer", "", "no", "天气很好", "six pots"]
+WANTED = ["yes", "a much longer answer!", "?", "no", "天气很好", "seven"]
+
+
+def lines(file):
+    """The records of a file of items, its headers left out."""
+    records = map(json.loads, file.read_text(encoding="utf-8").splitlines())
+    return [record for record in records if "header" not in record]
+
+
+@pytest.fixture
+def rows(kit):
+    return [kit.example(said, wanted) for said, wanted in zip(SAID, WANTED, strict=True)]
+
+
+@pytest.fixture
+def go(kit, tokenizer, rows):
+    def run(model, metrics, suites=None, **options):
+        suites = suites or [kit.suite()]
+        given = {"stage": 1, "seed": 0, "max_length": 128, **options}
+        examples = given.pop("examples", {suite.name: rows for suite in suites})
+        by_suite = {suite.name: metrics for suite in suites}
+        return evaluate(model, tokenizer, kit.template(), suites, examples, by_suite, **given)
+
+    return run
+
+
+def test_answers_and_scores_stand_in_the_order_of_the_rows(go, kit, rows):
+    (result,) = go(kit.echo(), {"same": kit.same})
+    assert (result.stage, result.suite) == (1, "desk")
+    assert [item.id for item in result.items] == [row.id for row in rows]
+    assert [item.answer for item in result.items] == SAID
+    assert [item.finish for item in result.items] == ["stop", "stop", "empty", "stop", "stop", "stop"]
+    (score,) = result.scores
+    assert (score.name, score.value, score.n, score.higher_is_better) == ("same", 3 / 6, 6, True)
+    assert score.statistics == ((1.0, 1.0), (0.0, 1.0), (0.0, 1.0), (1.0, 1.0), (1.0, 1.0), (0.0, 1.0))
+    assert score.low < score.value < score.high
+    assert score.stderr == pytest.approx(math.sqrt(0.25 / 6), rel=0.1)
+    assert score.signature == "same|test"
+
+
+def test_a_model_that_knows_nothing_has_the_vocabulary_as_its_perplexity(go, kit, tokenizer):
+    (result,) = go(kit.echo(), {"nll": kit.likelihood})
+    assert result.scores[0].value == pytest.approx(math.log(len(tokenizer)), rel=1e-6)
+    # Each byte of the reference, and the end of the turn.
+    assert [item.tokens for item in result.items] == [len(text.encode()) + 1 for text in WANTED]
+    assert result.scores[0].higher_is_better is False
+
+
+def test_nothing_is_generated_for_metrics_of_likelihood(go, kit, monkeypatch):
+    monkeypatch.setattr("harness.evaluation.answers.generate", None)
+    (result,) = go(kit.echo(), {"nll": kit.likelihood})
+    assert all(item.answer is None and item.finish is None for item in result.items)
+
+
+def test_no_likelihood_is_taken_for_metrics_of_answers(go, kit, monkeypatch):
+    monkeypatch.setattr("harness.evaluation.likelihood.response_nll", None)
+    (result,) = go(kit.echo(), {"same": kit.same})
+    assert all(item.nll is None and item.tokens == 0 for item in result.items)
+
+
+def test_items_are_written_as_lines(go, kit, tmp_path):
+    results = go(
+        kit.echo(),
+        {"same": kit.same, "nll": kit.likelihood},
+        [kit.suite("desk"), kit.suite("other")],
+        folder=tmp_path / "predictions",
+    )
+    assert sorted(file.name for file in (tmp_path / "predictions").iterdir()) == [
+        "desk-stage1.jsonl",
+        "other-stage1.jsonl",
+    ]
+    text = (tmp_path / "predictions" / "desk-stage1.jsonl").read_text(encoding="utf-8")
+    header, *found = map(json.loads, text.splitlines())
+    assert header["header"]["whole"] is True
+    assert [record["id"] for record in found] == [item.id for item in results[0].items]
+    records = {record["id"]: record for record in found}
+    for item in results[0].items:
+        record = records[item.id]
+        assert (record["suite"], record["stage"]) == ("desk", 1)
+        for name in ("prompt", "reference", "answer", "finish", "nll", "tokens"):
+            assert record[name] == getattr(item, name)
+        assert record["answer_tokens"] == len(item.answer.encode()) + 1
+        assert record["prompt_cut"] is record["row_cut"] is False
+    assert "天气很好" in text  # readable as it stands
+
+
+def test_items_of_likelihood_alone_are_written_too(go, kit, tmp_path):
+    go(kit.echo(), {"nll": kit.likelihood}, folder=tmp_path, stage=0)
+    records = lines(tmp_path / "desk-stage0.jsonl")
+    assert len(records) == len(SAID)
+    assert all(record["answer"] is None and record["nll"] > 0 for record in records)
+
+
+def test_what_has_finished_is_on_the_disk_when_a_later_item_fails(go, kit, tmp_path):
+    model = kit.echo()
+    calls = []
+
+    def fail(module, args, given):
+        calls.append(1)
+        if len(calls) > 25:
+            raise KeyboardInterrupt
+
+    model.register_forward_pre_hook(fail, with_kwargs=True)
+    with pytest.raises(KeyboardInterrupt):
+        go(model, {"same": kit.same}, [kit.suite(batch_size=2)], folder=tmp_path)
+    found = lines(tmp_path / "desk-stage1.jsonl")
+    assert 0 < len(found) < len(SAID)
+    assert all(record["answer"] in SAID for record in found)
+
+
+@pytest.mark.parametrize("after", [0, 3])
+def test_out_of_memory_halves_the_batch_and_goes_on(go, kit, tmp_path, after):
+    notes = []
+    model = kit.echo(room=2, after=after)
+    (result,) = go(
+        model,
+        {"same": kit.same},
+        [kit.suite(batch_size=6)],
+        folder=tmp_path,
+        progress=lambda phase, done, total, note="", unit="": notes.append(note),
+    )
+    assert [item.answer for item in result.items] == SAID
+    assert any("out of memory with 6 rows" in note for note in notes)
+    assert len(lines(tmp_path / "desk-stage1.jsonl")) == len(SAID)
+    assert max(model.rows[-3:]) <= 2
+
+
+def test_out_of_memory_in_likelihoods_changes_no_number(go, kit):
+    (small,) = go(kit.echo(room=1), {"nll": kit.likelihood}, [kit.suite(batch_size=6)])
+    (large,) = go(kit.echo(), {"nll": kit.likelihood}, [kit.suite(batch_size=6)])
+    assert [item.nll for item in small.items] == [item.nll for item in large.items]
+
+
+def test_no_room_for_one_row_ends_the_run_with_a_remedy(go, kit):
+    with pytest.raises(RunError, match=r"evaluate desk.*one row.*max_length"):
+        go(kit.echo(room=0), {"same": kit.same})
+
+
+def test_logits_of_likelihoods_are_bounded(go, kit, tokenizer, monkeypatch):
+    monkeypatch.setattr("harness.evaluation.likelihood.LOGITS", 10 * len(tokenizer))
+    model = kit.echo()
+    (result,) = go(model, {"nll": kit.likelihood}, [kit.suite(batch_size=6)])
+    assert sum(model.rows) == len(SAID)
+    assert len(model.rows) > 2
+    assert all(item.nll for item in result.items)
+
+
+def test_a_real_model_gives_the_same_at_any_batch_size(go, kit, tiny_model):
+    metrics = {"same": kit.same, "nll": kit.likelihood}
+    one, eight = (go(tiny_model, metrics, [kit.suite(batch_size=size)])[0] for size in (1, 8))
+    assert [item.answer for item in one.items] == [item.answer for item in eight.items]
+    assert [item.nll for item in one.items] == pytest.approx([item.nll for item in eight.items], abs=1e-4)
+
+
+def test_every_module_is_left_in_its_mode(go, kit, tiny_model):
+    tiny_model.train()
+    tiny_model.model.layers[0].eval()
+    before = [module.training for module in tiny_model.modules()]
+    seen = []
+    tiny_model.model.layers[1].register_forward_hook(lambda module, *_: seen.append(module.training))
+    go(tiny_model, {"nll": kit.likelihood})
+    assert [module.training for module in tiny_model.modules()] == before
+    assert seen
+    assert not any(seen)
+
+
+def test_the_model_can_be_trained_afterwards(go, kit, tiny_model):
+    go(tiny_model, {"same": kit.same, "nll": kit.likelihood})
+    ids = torch.arange(10, 30)[None]
+    tiny_model(input_ids=ids, labels=ids).loss.backward()
+    assert all(parameter.grad is not None for parameter in tiny_model.parameters())
+
+
+def test_progress_counts_every_likelihood_and_answer_once(go, kit):
+    seen = []
+
+    def progress(phase, done, total, note="", unit=""):
+        seen.append((phase, done, total, unit))
+
+    go(kit.echo(), {"same": kit.same, "nll": kit.likelihood}, progress=progress)
+    assert {(phase, total, unit) for phase, _, total, unit in seen} == {("evaluate desk", 12, "items")}
+    assert [done for _, done, *_ in seen] == list(range(13))
+
+
+def test_a_row_whose_response_is_cut_off_stays_an_item_without_tokens(go, kit, rows, tmp_path):
+    rows.append(kit.example("q" * 100, "r"))
+    (result,) = go(kit.echo(), {"nll": kit.likelihood}, max_length=60, folder=tmp_path)
+    assert (result.items[-1].nll, result.items[-1].tokens) == (0.0, 0)
+    assert result.scores[0].n == len(rows)
+    records = lines(tmp_path / "desk-stage1.jsonl")
+    assert [record["row_cut"] for record in records].count(True) >= 1
+    assert len(records) == len(rows)
+
+
+def test_a_prompt_too_long_loses_its_beginning_and_says_so(go, kit, rows, tmp_path):
+    rows.append(kit.example("z" * 100, "r"))
+    model = kit.echo()
+    model._said = lambda ids, mask: ids[mask.bool()].tolist()[-3:]
+    go(model, {"same": kit.same}, max_length=60, folder=tmp_path)
+    records = lines(tmp_path / "desk-stage1.jsonl")
+    cut = [record for record in records if record["prompt_cut"]]
+    assert [record["prompt_tokens"] for record in cut] == [60]
+    assert cut[0]["prompt"] == "z" * 100
+
+
+def test_a_suite_without_rows_is_named(go, kit):
+    with pytest.raises(HarnessError, match=r"evaluate\.desk: the source 'source' gives it no rows"):
+        go(kit.echo(), {"same": kit.same}, examples={"desk": ()})
+
+
+def test_answers_longer_than_the_model_are_refused(go, kit):
+    with pytest.raises(HarnessError, match=r"evaluate\.desk\.max_new_tokens: 512 leaves a prompt no room"):
+        go(kit.echo(), {"same": kit.same}, [kit.suite(max_new_tokens=512)])
+
+
+def test_a_prompt_reads_as_it_was_asked(kit):
+    from harness.evaluation.predictions import prompt_text
+    from harness.types import Example, Message
+
+    answer = Message("assistant", "a")
+    assert prompt_text(Example("1", (Message("user", "q"), answer), "p")) == "q"
+    assert prompt_text(Example("1", (Message("user", "sum up", input="text"), answer), "p")) == "sum up\n\ntext"
+    turns = (Message("system", "s"), Message("user", "q"), answer, Message("user", "r"), answer)
+    assert prompt_text(Example("1", turns, "p")) == "system: s\nuser: q\nassistant: a\nuser: r"
+
+
+def test_a_metric_that_breaks_its_word_is_named(kit):
+    from harness.types import Item
+
+    kit.same.names = ("other",)
+    with pytest.raises(HarnessError, match=r"metrics\.same: gives same where it names other"):
+        score([Item("1", "p", "r", "a")], {"same": kit.same}, suite="s", stage=0, seed=0)
+
+
+def test_scores_draw_the_same_items_at_every_stage(kit):
+    from harness.types import Item
+
+    items = [Item(str(number), "p", "r", "r" if number % 3 else "x") for number in range(20)]
+    first, later = (score(items, {"same": kit.same}, suite="s", stage=stage, seed=0)[0] for stage in (0, 3))
+    assert (first.low, first.high, first.stderr) == (later.low, later.high, later.stderr)
+    other = score(items, {"same": kit.same}, suite="s", stage=0, seed=1)[0]
+    assert (first.low, first.high, first.stderr) != (other.low, other.high, other.stderr)

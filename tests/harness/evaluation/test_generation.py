@@ -1,0 +1,178 @@
+"""Greedy answers against transformers, and against themselves in other batches."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from harness.evaluation.generation import Stops, find_stops, generate
+
+NO_STOPS = Stops(None, frozenset(), ())
+
+
+def answers(model, tokenizer, prompts, *, stops=NO_STOPS, new=12, size=None):
+    found = {}
+    size = size or len(prompts)
+    for start in range(0, len(prompts), size):
+        batch = dict(list(enumerate(prompts))[start : start + size])
+        generate(
+            model, tokenizer, batch, stops=stops, max_new_tokens=new, finished=lambda key, one: found.update({key: one})
+        )
+    return [found[key] for key in range(len(prompts))]
+
+
+@pytest.fixture
+def prompts(tokenizer):
+    draw = torch.Generator().manual_seed(1)
+    lengths = (3, 11, 7, 20, 5, 2, 16, 9)
+    return [torch.randint(5, len(tokenizer), (length,), generator=draw).tolist() for length in lengths]
+
+
+@pytest.fixture
+def lively(tiny_model):
+    """Large weights, so that answers differ from prompt to prompt and a wrong mask shows."""
+    with torch.no_grad():
+        for parameter in tiny_model.parameters():
+            parameter.mul_(6.0)
+    return tiny_model.eval()
+
+
+def test_answers_are_those_of_transformers_one_by_one(tokenizer, lively, prompts):
+    ours = answers(lively, tokenizer, prompts)
+    for prompt, answer in zip(prompts, ours, strict=True):
+        ids = torch.tensor([prompt])
+        out = lively.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=12,
+            do_sample=False,
+            eos_token_id=None,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+        assert answer.text == tokenizer.decode(out[0, len(prompt) :], skip_special_tokens=True)
+        assert (answer.finish, answer.tokens) == ("length", 12)
+    assert len({answer.text for answer in ours}) > 4
+
+
+@pytest.mark.parametrize("size", [1, 3, 8])
+def test_answers_do_not_depend_on_the_batch(tokenizer, lively, prompts, size):
+    assert answers(lively, tokenizer, prompts, size=size) == answers(lively, tokenizer, prompts)
+
+
+def test_padding_at_the_right_would_give_other_answers(tokenizer, lively, prompts):
+    # The same model, batch and mask with the padding on the wrong side: what the test above guards against.
+    short, long = prompts[0], prompts[3]
+    ids = torch.tensor([short + [tokenizer.pad_token_id] * (len(long) - len(short)), long])
+    out = lively.generate(
+        input_ids=ids,
+        attention_mask=(ids != tokenizer.pad_token_id).long(),
+        max_new_tokens=12,
+        do_sample=False,
+        eos_token_id=None,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    wrong = tokenizer.decode(out[0, len(long) :], skip_special_tokens=True)
+    assert answers(lively, tokenizer, [short])[0].text != wrong
+
+
+def test_the_models_generation_config_changes_nothing(tokenizer, lively, prompts):
+    before = answers(lively, tokenizer, prompts)
+    lively.generation_config.update(do_sample=True, temperature=3.0, repetition_penalty=4.0, max_new_tokens=2)
+    assert answers(lively, tokenizer, prompts) == before
+
+
+def test_no_random_number_is_drawn(tokenizer, lively, prompts):
+    state = torch.get_rng_state()
+    answers(lively, tokenizer, prompts)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_rows_leave_the_batch_as_they_end_and_the_others_go_on_unchanged(tokenizer, lively, prompts):
+    free = answers(lively, tokenizer, prompts)
+    ids = torch.tensor(prompts[3:4])
+    stop = int(lively.generate(input_ids=ids, max_new_tokens=5, do_sample=False, eos_token_id=None)[0, -1])
+    seen = []
+    handle = lively.model.register_forward_pre_hook(
+        lambda module, args, given: seen.append(len(given["input_ids"])), with_kwargs=True
+    )
+    stopped = answers(lively, tokenizer, prompts, stops=Stops(None, frozenset({stop}), ()))
+    handle.remove()
+    assert {answer.finish for answer in stopped} >= {"stop", "length"}
+    assert seen[0] == len(prompts) > seen[-1]
+    assert seen == sorted(seen, reverse=True)
+    for before, after in zip(free, stopped, strict=True):
+        assert before.text.startswith(after.text)
+        assert (before == after) == (after.finish == "length")
+
+
+def test_learned_positions_count_from_the_prompts_own_beginning(tokenizer, prompts):
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), n_positions=64, n_embd=32, n_layer=2, n_head=4))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(6.0)
+    model.eval()
+    assert answers(model, tokenizer, prompts, size=1) == answers(model, tokenizer, prompts)
+
+
+def test_a_model_that_takes_no_positions_gets_its_mask(tokenizer, prompts):
+    from transformers import BloomConfig, BloomForCausalLM
+
+    torch.manual_seed(0)
+    model = BloomForCausalLM(BloomConfig(vocab_size=len(tokenizer), hidden_size=32, n_layer=2, n_head=4)).eval()
+    with torch.no_grad():
+        model.transformer.word_embeddings.weight.mul_(40.0)
+    assert answers(model, tokenizer, prompts, size=1) == answers(model, tokenizer, prompts)
+
+
+def test_an_adapter_takes_part(tokenizer, lively, prompts):
+    from peft import LoraConfig, get_peft_model
+
+    before = answers(lively, tokenizer, prompts)
+    torch.manual_seed(0)
+    model = get_peft_model(
+        lively, LoraConfig(r=4, target_modules=["q_proj", "up_proj"], init_lora_weights=False)
+    ).eval()
+    after = answers(model, tokenizer, prompts)
+    assert after != before
+    assert answers(model, tokenizer, prompts, size=1) == after
+    with model.disable_adapter():
+        assert answers(model, tokenizer, prompts) == before
+
+
+@pytest.mark.parametrize(
+    ("said", "stops", "text", "finish"),
+    [
+        ("hello", ("<|im_end|>",), "hello", "stop"),
+        ("hello", (), "hello", "length"),
+        ("yes. Human: no", ("Human:",), "yes. ", "stop"),
+        ("abcabd", ("cab", "bd"), "ab", "stop"),
+        ("天气很好。再见", ("。",), "天气很好", "stop"),
+        ("", ("<|im_end|>",), "", "empty"),
+        (" \n", ("<|im_end|>",), " \n", "empty"),
+        ("Human: no", ("Human:",), "", "empty"),
+        ("x" * 30, ("<|im_end|>",), "x" * 24, "length"),
+    ],
+)
+def test_what_ends_an_answer(tokenizer, kit, said, stops, text, finish):
+    template = kit.template(*stops) if stops else kit.template("never")
+    prompt = tokenizer(f"<|im_start|>user\n{said}<|im_end|>\n<|im_start|>assistant\n")["input_ids"]
+    (answer,) = answers(kit.echo(), tokenizer, [prompt], stops=find_stops(template, tokenizer), new=24)
+    assert (answer.text, answer.finish) == (text, finish)
+
+
+def test_the_tokenizers_end_of_sequence_is_told_from_the_templates_stops(tokenizer, kit):
+    stops = find_stops(kit.template("<|im_end|>", "</s>", "Human:", "\n"), tokenizer)
+    assert stops.eos == tokenizer.eos_token_id
+    assert stops.tokens == {tokenizer.convert_tokens_to_ids("<|im_end|>")}
+    # A line break is one token here, but text may hold it within other tokens elsewhere: it is watched for as text.
+    assert stops.texts == ("Human:", "\n")
+
+
+def test_end_of_sequence_finishes_as_eos(tokenizer, kit):
+    ended = Stops(tokenizer.convert_tokens_to_ids("<|im_end|>"), frozenset(), ())
+    prompt = tokenizer("<|im_start|>user\nyes<|im_end|>\n<|im_start|>assistant\n")["input_ids"]
+    (answer,) = answers(kit.echo(), tokenizer, [prompt], stops=ended)
+    assert (answer.text, answer.finish, answer.tokens) == ("yes", "eos", 4)

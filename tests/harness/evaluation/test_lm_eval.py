@@ -1,0 +1,161 @@
+"""Our likelihoods against lm-evaluation-harness on the same model and data: `make oracle` has it installed."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from harness.errors import HarnessError
+from harness.evaluation.evaluate import evaluate
+from harness.types import Example, Message
+
+pytestmark = pytest.mark.oracle
+lm_eval = pytest.importorskip("lm_eval", reason="lm_eval is not installed; `make oracle` runs this")
+
+NATS = 1e-4
+WINDOW = 48
+QUESTIONS = [
+    {"question": "Where is the cat?", "choices": ["here", "over there", "on the mat"], "answer": 2},
+    {"question": "Who?  ", "choices": ["a", "bb"], "answer": 0},
+    {"question": "法国的首都是", "choices": ["巴黎", "里昂", "柏林 "], "answer": 0},
+    {"question": "q" * 70, "choices": ["long questions are cut", "at their beginning"], "answer": 1},
+]
+TEXTS = [
+    "A short one.",
+    "天气很好，我们去公园玩。" * 6,
+    "Two lines\nof text,  spaced.",
+    "x" * (WINDOW + 1),
+    "y" * WINDOW,
+]
+PROMPTS = ["Name a river.", "Say\nnothing", "好"]
+TASKS = {
+    "h_mc": {
+        "output_type": "multiple_choice", "doc_to_text": "{{question}}", "doc_to_choice": "{{choices}}",
+        "doc_to_target": "{{answer}}", "target_delimiter": " ",
+        "metric_list": [{"metric": name, "aggregation": "mean", "higher_is_better": True}
+                        for name in ("acc", "acc_norm", "acc_bytes")],
+    },
+    "h_ppl": {
+        "output_type": "loglikelihood_rolling", "doc_to_text": "", "doc_to_target": "{{text}}",
+        "metric_list": [{"metric": name} for name in ("word_perplexity", "byte_perplexity", "bits_per_byte")],
+    },
+    "h_gen": {
+        "output_type": "generate_until", "doc_to_text": "{{prompt}}", "doc_to_target": "{{prompt}}",
+        "generation_kwargs": {"until": [], "do_sample": False, "max_gen_toks": 8},
+        "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
+    },
+}  # fmt: skip
+ROWS = {"h_mc": QUESTIONS, "h_ppl": [{"text": text} for text in TEXTS], "h_gen": [{"prompt": one} for one in PROMPTS]}
+
+
+@pytest.fixture(scope="module")
+def theirs(tokenizer, tmp_path_factory):
+    """Runs lm-evaluation-harness on a lively tiny model: the model, and its results."""
+    import yaml
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("oracle")
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+            num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=512,
+            bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    ).eval()  # fmt: skip
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(5.0)
+    model.save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    for name, task in TASKS.items():
+        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, ROWS[name])) + "\n")
+        files = {"test": str(folder / f"{name}.jsonl")}
+        common = {"task": name, "dataset_path": "json", "dataset_kwargs": {"data_files": files}, "test_split": "test"}
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump({**common, **task}))
+    from lm_eval.tasks import TaskManager
+
+    found = lm_eval.simple_evaluate(
+        model="hf",
+        model_args=f"pretrained={folder / 'model'},dtype=float32,max_length={WINDOW}",
+        tasks=list(TASKS),
+        task_manager=TaskManager(include_path=str(folder), include_defaults=False),
+        batch_size=1,
+        device="cpu",
+        bootstrap_iters=0,
+        log_samples=True,
+    )
+    return model, found, folder
+
+
+def test_its_tasks_are_a_source_of_the_same_rows(theirs):
+    from harness_sources.lm_eval_task import LmEvalTask
+
+    rows = {name: [one.data for one in LmEvalTask(name, 0, str(theirs[2])).records()] for name in TASKS}
+    assert rows["h_mc"] == QUESTIONS
+    assert rows["h_ppl"] == ROWS["h_ppl"]
+    assert rows["h_gen"] == [{"prompt": one, "completion": one} for one in PROMPTS]
+    (first, *_) = LmEvalTask("h_mc", 0, str(theirs[2])).records()
+    assert first.place == "lm_eval:h_mc:[0]"
+    with pytest.raises(HarnessError, match="lm_eval:h_no: there is no such task"):
+        list(LmEvalTask("h_no", 0, str(theirs[2])).records())
+
+
+@pytest.fixture
+def ours(kit, tokenizer, metric, theirs):
+    def run(rows, metrics, **settings):
+        suite = kit.suite(plain=True, batch_size=3, **settings)
+        (result,) = evaluate(
+            theirs[0], tokenizer, kit.template(), [suite], {"desk": rows}, {"desk": {n: metric(n) for n in metrics}},
+            stage=0, seed=0, max_length=WINDOW,
+        )  # fmt: skip
+        return result
+
+    return run
+
+
+def samples(found, task):
+    return sorted(found["samples"][task], key=lambda sample: sample["doc_id"])
+
+
+def test_multiple_choice_is_theirs(ours, theirs):
+    rows = [
+        Example(
+            str(number),
+            (Message("user", one["question"]), Message("assistant", one["choices"][one["answer"]])),
+            "quiz:1",
+            choices=tuple(one["choices"]),
+        )
+        for number, one in enumerate(QUESTIONS)
+    ]
+    result = ours(rows, ["multiple_choice"])
+    for item, sample in zip(result.items, samples(theirs[1], "h_mc"), strict=True):
+        assert item.choice_lls == pytest.approx([float(ll) for ((ll, _),) in sample["resps"]], abs=NATS)
+    expected = theirs[1]["results"]["h_mc"]
+    for score in result.scores:
+        assert score.value == pytest.approx(expected[f"{score.name},none"])
+    assert [item.row_cut for item in result.items] == [False, False, False, True]
+
+
+def test_rolling_likelihoods_are_theirs(ours, theirs):
+    rows = [Example(str(number), (Message("text", text),), "wiki:1") for number, text in enumerate(TEXTS)]
+    result = ours(rows, ["bits_per_byte"])
+    for item, sample in zip(result.items, samples(theirs[1], "h_ppl"), strict=True):
+        assert -item.text_nll == pytest.approx(float(sample["resps"][0][0]), abs=NATS, rel=1e-7)
+    for score in result.scores:
+        expected = theirs[1]["results"]["h_ppl"][f"{score.name},none"]
+        assert score.value == pytest.approx(expected, rel=1e-4)
+
+
+def test_greedy_answers_are_theirs(ours, theirs):
+    rows = [
+        Example(str(number), (Message("user", one), Message("assistant", "r")), "p:1")
+        for number, one in enumerate(PROMPTS)
+    ]
+    result = ours(rows, ["exact_match"], max_new_tokens=8)
+    for item, sample in zip(result.items, samples(theirs[1], "h_gen"), strict=True):
+        # Theirs decodes to the first end-of-sequence token too, and strips special tokens.
+        assert item.answer == sample["resps"][0][0]

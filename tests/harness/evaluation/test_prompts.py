@@ -1,0 +1,47 @@
+"""How a suite asks: by the template or plainly, and what ends an answer."""
+
+from __future__ import annotations
+
+import pytest
+
+from harness.evaluation.context import Subject, plain_prompt
+from harness.evaluation.generation import find_stops
+from harness.types import Example, Message
+
+
+def subject(kit, tokenizer, **settings):
+    return Subject(None, tokenizer, kit.template(), kit.suite(**settings), (), 0, 0, 100, None, lambda note: None)
+
+
+def test_a_plain_prompt_is_the_question_alone(kit, tokenizer):
+    row = kit.example("Who?", "r")
+    assert tokenizer.decode(subject(kit, tokenizer, plain=True).prompt(row)) == "Who?"
+    assert tokenizer.decode(subject(kit, tokenizer).prompt(row)).startswith("<|im_start|>user\nWho?")
+    assert tokenizer.decode(subject(kit, tokenizer, plain=True).prompt(row, 3)) == "ho?"
+
+
+def test_a_plain_prompt_holds_the_system_message_and_the_input_too(kit):
+    messages = (Message("system", "Be brief."), Message("user", "Sum up.", input="Text."), Message("assistant", "x"))
+    assert plain_prompt(Example("1", messages, "p")) == "Be brief.\n\nSum up.\n\nText."
+
+
+def test_a_suites_own_stops_stand_beside_the_templates_and_nothing_is_implied(kit, tokenizer):
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    stops = find_stops(kit.template(), tokenizer, ["\n\n", "Human:"])
+    assert (stops.eos, stops.tokens, stops.texts) == (tokenizer.eos_token_id, {end}, ("\n\n", "Human:"))
+    plain = find_stops(kit.template(), tokenizer, template_stops=False)
+    assert (plain.eos, plain.tokens, plain.texts) == (tokenizer.eos_token_id, frozenset(), ())
+
+
+@pytest.mark.parametrize(
+    ("stop", "answer", "finish"), [(["lon"], "a much ", "stop"), ([], "a much longer one", "stop")]
+)
+def test_an_answer_ends_at_a_suites_own_stop(kit, tokenizer, stop, answer, finish):
+    from harness.evaluation.evaluate import evaluate
+
+    (result,) = evaluate(
+        kit.echo(), tokenizer, kit.template(), [kit.suite(stop=stop)],
+        {"desk": [kit.example("a much longer one", "r")]}, {"desk": {"same": kit.same}},
+        stage=0, seed=0, max_length=100,
+    )  # fmt: skip
+    assert (result.items[0].answer, result.items[0].finish) == (answer, finish)

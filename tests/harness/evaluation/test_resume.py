@@ -1,0 +1,305 @@
+"""What was answered once is not asked again, and nothing else is taken for it."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from harness.errors import HarnessError
+from harness.evaluation.evaluate import evaluate
+from harness.evaluation.predictions import item_path, read_items
+from harness.interfaces.template import Template
+
+SAID = ["yes", "a much longer answer", "no", "six pots"]
+
+
+@pytest.fixture
+def rows(kit):
+    return [kit.example(said, said) for said in SAID]
+
+
+@pytest.fixture
+def go(kit, tokenizer, rows, tmp_path):
+    """Evaluates into one folder; gives the evaluation and how often the model was called."""
+
+    def run(model, suite=None, **options):
+        passes = []
+        handle = model.register_forward_pre_hook(lambda *_: passes.append(1))
+        suite = suite or kit.suite(max_new_tokens=6)
+        given = {"stage": 1, "seed": 0, "max_length": 128, "folder": tmp_path, **options}
+        words, template = given.pop("tokenizer", tokenizer), given.pop("template", kit.template())
+        examples = {suite.name: given.pop("rows", rows)}
+        metrics = {suite.name: given.pop("metrics", {"same": kit.same, "nll": kit.likelihood})}
+        try:
+            (result,) = evaluate(model, words, template, [suite], examples, metrics, **given)
+        finally:
+            handle.remove()
+        return result, len(passes)
+
+    return run
+
+
+@pytest.fixture
+def adapted(tiny_model):
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(0)
+    return get_peft_model(tiny_model, LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)).eval()
+
+
+def test_a_second_evaluation_asks_the_model_nothing(go, tiny_model):
+    first, passes = go(tiny_model)
+    assert passes > 0
+    second, none = go(tiny_model)
+    assert none == 0
+    assert second == first
+
+
+def test_an_evaluation_goes_on_where_it_was_cut_off(go, kit, tiny_model, tmp_path):
+    alone = kit.suite(batch_size=1, max_new_tokens=6)
+    whole, all_passes = go(tiny_model, alone, folder=tmp_path / "whole")
+    calls = []
+
+    def fail(*_):
+        calls.append(1)
+        if len(calls) > len(SAID) + 8:  # all likelihoods, one answer, and part of another
+            raise KeyboardInterrupt
+
+    handle = tiny_model.register_forward_pre_hook(fail)
+    with pytest.raises(KeyboardInterrupt):
+        go(tiny_model, alone)
+    handle.remove()
+    part = read_items(item_path(tmp_path, "desk", 1))
+    assert part.whole is False
+    assert [item.answer is not None for item in part.items].count(True) == 1
+    again, passes = go(tiny_model, alone)
+    assert again == whole
+    assert passes == all_passes - len(SAID) - 6
+    assert read_items(item_path(tmp_path, "desk", 1)).whole is True
+
+
+@pytest.mark.parametrize(
+    "tail", [b'{"id": "id-yes", "answer": "never whole', b'{"id": "id-yes"}', b"\xff\xfe\n", b"3\n"]
+)
+def test_a_line_that_was_not_written_whole_is_dropped_and_redone(go, tiny_model, tmp_path, tail):
+    whole, _ = go(tiny_model)
+    file = item_path(tmp_path, "desk", 1)
+    lines = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(b"".join(lines[:-1]) + tail)
+    again, passes = go(tiny_model)
+    assert again == whole
+    assert passes == 1 + 6  # one likelihood, and six tokens of one answer
+    assert [json.loads(line)["id"] for line in file.read_text().splitlines()[1:]] == [item.id for item in whole.items]
+
+
+def weights(model):
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.weight[3, 5] += 1e-3
+    return model
+
+
+def configured(model, **changes):
+    """The same weights under another config."""
+    config = copy.deepcopy(model.config)
+    for name, value in changes.items():
+        setattr(config, name, value)
+    other = type(model)(config).eval()
+    other.load_state_dict(model.state_dict())
+    return other
+
+
+def rotated(model):
+    return configured(model, rope_parameters={**model.config.rope_parameters, "rope_theta": 500.0})
+
+
+def published(model, **changes):
+    for name, value in changes.items():
+        setattr(model.generation_config, name, value)
+    return model
+
+
+MISSES = {
+    "a weight": lambda model, kit, **_: (weights(model), {}),
+    "the rotary scaling": lambda model, kit, **_: (rotated(model), {}),
+    "another key of the config": lambda model, kit, **_: (configured(model, rms_norm_eps=1e-3), {}),
+    "the generation config": lambda model, kit, **_: (published(model, repetition_penalty=1.2), {}),
+    "the dtype": lambda model, kit, **_: (model.to(torch.bfloat16), {}),
+    "the attention": lambda model, kit, **_: (model.set_attn_implementation("eager") or model, {}),
+    "the template": lambda model, kit, **_: (model, {"template": Spaced(kit.template())}),
+    "the tokenizer": lambda model, kit, tokenizer, **_: (model, {"tokenizer": renamed(tokenizer)}),
+    "max_length": lambda model, kit, **_: (model, {"max_length": 100}),
+    "a prompt": lambda model, kit, rows, **_: (model, {"rows": [asked_otherwise(rows[0]), *rows[1:]]}),
+    "max_new_tokens": lambda model, kit, **_: (model, {"suite": kit.suite(max_new_tokens=7)}),
+    "stop": lambda model, kit, **_: (model, {"suite": kit.suite(max_new_tokens=6, stop=["zzz"])}),
+    "temperature": lambda model, kit, **_: (model, {"suite": kit.suite(max_new_tokens=6, temperature=1.0)}),
+    "the template's use": lambda model, kit, **_: (model, {"suite": kit.suite(max_new_tokens=6, plain=True)}),
+}
+
+
+def asked_otherwise(row):
+    """The row as if its prompt had changed and its id not."""
+    return replace(row, messages=(replace(row.messages[0], content="other?"), row.messages[1]))
+
+
+def renamed(tokenizer):
+    other = copy.deepcopy(tokenizer)
+    other.add_tokens(["never used"])
+    return other
+
+
+class Spaced(Template):
+    """ChatML with a space before each content."""
+
+    def __init__(self, turns):
+        self._turns = turns
+
+    def render(self, messages, tokenizer, **given):
+        return self._turns.render([replace(one, content=f" {one.content}") for one in messages], tokenizer, **given)
+
+    def stops(self, tokenizer):
+        return self._turns.stops(tokenizer)
+
+
+@pytest.mark.parametrize("what", MISSES)
+def test_no_answer_is_taken_for_another(go, kit, tiny_model, tokenizer, rows, what, tmp_path):
+    go(tiny_model)
+    model, options = MISSES[what](tiny_model, kit, tokenizer=tokenizer, rows=rows)
+    fresh, _ = go(model, folder=tmp_path / "fresh", **options)
+    again, passes = go(model, **options)
+    assert passes > 0
+    assert again == fresh
+    assert go(model, **options)[1] == 0
+
+
+def test_where_a_model_lies_and_how_it_was_saved_says_nothing_of_it(go, tiny_model, tokenizer, tmp_path):
+    """Trained, saved and loaded again, from another place too, a model's kept answers are its own still."""
+    from harness.evaluation import fingerprint
+    from harness.model import load as load_module
+    from harness.model import locate, save
+
+    tiny_model.generation_config.do_sample = True
+    tiny_model.generation_config.temperature = 0.6
+    for name in ("first", "second"):
+        tiny_model.save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+
+    def load(name):
+        settings = {"path": str(tmp_path / name), "attention": "sdpa", "trust_remote_code": False, "revision": None}
+        return load_module.load(locate.resolve(settings), settings)
+
+    net = load("first")
+    assert go(net)[1] > 0
+    save.save(net, tokenizer, tmp_path / "saved")
+    assert fingerprint.configs(load("saved")) == fingerprint.configs(net)
+    assert go(load("saved"))[1] == 0
+    assert go(load("second"))[1] == 0
+    config = json.loads((tmp_path / "second/generation_config.json").read_text())
+    (tmp_path / "second/generation_config.json").write_text(json.dumps({**config, "temperature": 0.9}))
+    assert go(load("second"))[1] > 0, "published to be asked otherwise"
+
+
+def test_the_base_that_a_distance_is_from_is_known_by_its_config_too(go, metric, tiny_model):
+    def base(net):
+        return lambda: contextlib.nullcontext(net)
+
+    metrics = {"kl": metric("kl_to_base")}
+    assert go(tiny_model, metrics=metrics, base=base(tiny_model))[1] > 0
+    assert go(tiny_model, metrics=metrics, base=base(tiny_model))[1] == 0
+    assert go(tiny_model, metrics=metrics, base=base(rotated(tiny_model)))[1] > 0
+
+
+def test_autocast_is_another_arithmetic(go, tiny_model):
+    go(tiny_model)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert go(tiny_model)[1] > 0
+        assert go(tiny_model)[1] == 0
+
+
+def test_an_adapter_its_scale_and_its_absence_are_other_models(go, adapted):
+    go(adapted)
+    with adapted.disable_adapter():
+        assert go(adapted)[1] > 0
+        assert go(adapted)[1] == 0
+    assert go(adapted)[1] > 0
+    with torch.no_grad():
+        next(weight for name, weight in adapted.named_parameters() if "lora_B" in name).add_(1e-3)
+    assert go(adapted)[1] > 0
+    adapted.peft_config["default"].lora_alpha *= 2
+    assert go(adapted)[1] > 0
+    assert go(adapted)[1] == 0
+
+
+def test_a_seed_matters_where_answers_are_drawn_and_nowhere_else(go, kit, tiny_model):
+    go(tiny_model)
+    assert go(tiny_model, seed=1)[1] == 0
+    drawn = kit.suite(max_new_tokens=6, temperature=0.7)
+    go(tiny_model, drawn)
+    assert go(tiny_model, drawn, seed=1)[1] > 0
+
+
+def test_only_what_a_setting_concerns_is_made_anew(go, kit, tiny_model):
+    before, _ = go(tiny_model)
+    after, passes = go(tiny_model, kit.suite(max_new_tokens=7))
+    assert passes == 7  # the answers; the likelihoods have nothing to do with it
+    assert [item.nll for item in after.items] == [item.nll for item in before.items]
+
+
+def test_a_metric_more_leaves_the_answers_be(go, kit, tiny_model, tmp_path):
+    go(tiny_model, metrics={"same": kit.same})
+    both, passes = go(tiny_model)
+    assert passes == 1
+    assert all(item.answer is not None and item.nll is not None for item in both.items)
+    # And one less does not lose what was found before.
+    go(tiny_model, metrics={"nll": kit.likelihood})
+    assert go(tiny_model)[1] == 0
+
+
+def test_a_row_more_asks_for_that_row_alone(go, kit, tiny_model, rows):
+    go(tiny_model, rows=rows[:-1])
+    assert go(tiny_model)[1] == 1 + 6
+
+
+def test_the_header_says_what_the_numbers_were_made_with(go, kit, adapted, tmp_path):
+    notes = []
+    go(adapted)
+    header = read_items(item_path(tmp_path, "desk", 1)).header
+    assert header["identity"].keys() == {
+        "model", "adapter", "config", "dtype", "attention", "tokenizer", "template", "harness",
+    }  # fmt: skip
+    assert header["identity"]["dtype"] == "float32"
+    assert header["settings"]["answer"]["max_new_tokens"] == 6
+    assert header["settings"]["likelihood"] == {"max_length": 128}
+    base = header["identity"]["model"]
+    with adapted.disable_adapter():
+        go(adapted, progress=lambda phase, done, total, note="", unit="": notes.append(note))
+    assert any("made with another adapter: all is made anew" in note for note in notes)
+    header = read_items(item_path(tmp_path, "desk", 1)).header
+    assert (header["identity"]["model"], header["identity"]["adapter"]) == (base, "none")
+
+
+def test_an_adapter_leaves_the_models_own_digest_as_it_was(tiny_model):
+    from peft import LoraConfig, get_peft_model
+
+    from harness.evaluation.fingerprint import weights as digests
+
+    before = digests(tiny_model)
+    model = get_peft_model(tiny_model, LoraConfig(r=2, target_modules=["q_proj", "lm_head"], modules_to_save=["norm"]))
+    assert before[1] == "none"
+    assert digests(model)[0] == before[0]
+    assert len(digests(model)[1]) == 64
+
+
+def test_what_is_no_file_of_items_is_named(tmp_path):
+    (tmp_path / "x.jsonl").write_text('{"id": "a"}\n')
+    with pytest.raises(HarnessError, match=r"x\.jsonl: is no file of evaluated items"):
+        read_items(tmp_path / "x.jsonl")
+
+
+def test_items_come_back_as_they_went(go, kit, tiny_model, tmp_path):
+    result, _ = go(tiny_model)
+    assert read_items(item_path(tmp_path, "desk", 1)).items == result.items

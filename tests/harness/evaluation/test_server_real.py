@@ -1,0 +1,137 @@
+"""Answers from a server that is no stub: `transformers serve`, as a process of its own, on loopback.
+
+Needs what transformers asks for to serve, which the extra `dev` brings.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+
+import pytest
+import torch
+
+from harness.errors import RunError
+from harness.evaluation.evaluate import evaluate
+from harness.spec.schema import fill
+from harness.spec_keys import evaluation
+
+pytestmark = pytest.mark.slow
+
+PROMPTS = ["Name a river.", "天气怎么样？", "Say\nnothing", "q" * 60, "x"]
+STARTS_WITHIN = 120  # seconds
+
+
+@pytest.fixture(scope="module")
+def lively(tokenizer):
+    """A random model with weights large enough that its answers differ from prompt to prompt."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=512, bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(5.0)
+    return model
+
+
+@pytest.fixture(scope="module")
+def served(lively, tokenizer, tmp_path_factory):
+    """The URL of the API, and the model's name there."""
+    folder = tmp_path_factory.mktemp("served") / "model"
+    lively.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = ["-m", "transformers.cli.transformers", "serve", str(folder), "--host", "127.0.0.1", "--port", str(port)]
+    log = folder.parent / "log.txt"
+    with log.open("w") as stream:
+        server = subprocess.Popen(
+            [sys.executable, *command, "--device", "cpu", "--dtype", "float32"], stdout=stream, stderr=stream
+        )
+    try:
+        _wait(server, f"http://127.0.0.1:{port}/health", log)
+        yield f"http://127.0.0.1:{port}/v1", str(folder)
+    finally:
+        server.terminate()
+        try:
+            server.wait(20)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            server.wait()
+
+
+def _wait(server, url, log):
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    end = time.monotonic() + STARTS_WITHIN
+    while time.monotonic() < end:
+        assert server.poll() is None, f"the server ended: {log.read_text()[-2000:]}"
+        with contextlib.suppress(urllib.error.URLError, ConnectionError, TimeoutError), opener.open(url, timeout=5):
+            return
+        time.sleep(0.2)
+    pytest.fail(f"the server did not start: {log.read_text()[-2000:]}")
+
+
+@pytest.fixture
+def answered(kit, tokenizer, lively, served, monkeypatch):
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    rows = [kit.example(prompt, "an answer") for prompt in PROMPTS]
+
+    def run(by_server, max_new_tokens=24, **settings):
+        server = None
+        if by_server:
+            schema = {"type": "object", "properties": evaluation.SERVER}
+            given = {"url": served[0], "model": served[1], "prompts": "text", "retries": 0, "concurrency": 2}
+            server = fill({**given, **settings.pop("server", {})}, schema, schema)
+        suite = kit.suite(max_new_tokens=max_new_tokens, server=server, **settings)
+        (result,) = evaluate(
+            None if by_server else lively, tokenizer, kit.template(), [suite], {"desk": rows},
+            {"desk": {"same": kit.same}}, stage=0, seed=0, max_length=300,
+        )  # fmt: skip
+        return result.items
+
+    return run
+
+
+def told(items):
+    """Why answers ended, as far as a server says that does not tell the end of sequence from other stops."""
+    return ["stop" if item.finish == "eos" else item.finish for item in items]
+
+
+def test_a_real_server_answers_greedily_as_the_model_does_here(answered):
+    here, there = answered(False), answered(True)
+    assert [item.answer for item in there] == [item.answer for item in here]
+    assert [item.answer_tokens for item in there] == [item.answer_tokens for item in here]
+    assert [item.prompt_tokens for item in there] == [item.prompt_tokens for item in here]
+    assert len({item.answer for item in here}) == len(PROMPTS), "answers that are all alike would prove little"
+    assert [item.finish for item in there] == told(here)
+    assert set(told(here)) == {"length", "stop"}
+
+
+def test_its_answers_end_at_the_same_stop(answered):
+    free = answered(False)
+    stop = free[0].answer[5:7]
+    here, there = (answered(by_server, stop=[stop]) for by_server in (False, True))
+    assert here[0].finish == "stop"
+    assert len(here[0].answer) < len(free[0].answer)
+    assert [item.answer for item in there] == [item.answer for item in here]
+    assert [item.finish for item in there] == told(here)
+
+
+def test_what_it_refuses_is_told_with_its_own_words(answered):
+    with pytest.raises(RunError, match=r"evaluate\.desk\.server: .*status 400: .*prompt must be a string"):
+        answered(True, server={"prompts": "tokens"})
+    with pytest.raises(RunError, match=r"status 400: .*pinned to .*requested 'nobody'"):
+        answered(True, server={"model": "nobody"})

@@ -1,0 +1,132 @@
+"""What is kept beside an adapter adds up, stays frozen, leaves the base alone, and is saved in one plain adapter."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+
+from harness.model import frozen_lora, save
+
+torch.set_num_threads(1)
+IDS = torch.tensor([[5, 6, 7, 8, 9]])
+
+
+@pytest.fixture
+def adapted(tiny_model):
+    """The tiny model within an adapter that has learned something, of scale 3."""
+    torch.manual_seed(1)
+    config = LoraConfig(task_type="CAUSAL_LM", r=2, lora_alpha=6, target_modules="all-linear", init_lora_weights=False)
+    return get_peft_model(copy.deepcopy(tiny_model), config).eval()
+
+
+def some(model, rank, seed):
+    torch.manual_seed(seed)
+    layers = frozen_lora.adapted_layers(model)
+    return {
+        name: (torch.randn(rank, layer.in_features), 0.1 * torch.randn(layer.out_features, rank))
+        for name, layer in layers.items()
+    }
+
+
+def summed(tiny_model, model, *factors):
+    """The tiny model with the adapter and the factors multiplied out and added to its weights, in float64."""
+    plain = copy.deepcopy(tiny_model).double().eval()
+    parts = dict(plain.named_modules())
+    with torch.no_grad():
+        for name, layer in frozen_lora.adapted_layers(model).items():
+            weight = parts[name.removeprefix("base_model.model.")].weight
+            a, b = (getattr(layer, f"lora_{one}")["default"].weight.double() for one in "AB")
+            weight.add_(layer.scaling["default"] * b @ a)
+            for pairs in factors:
+                weight.add_(pairs[name][1].double() @ pairs[name][0].double())
+    return plain
+
+
+def test_what_is_kept_adds_to_what_the_adapter_does(tiny_model, adapted):
+    one, two = some(adapted, 3, 1), some(adapted, 1, 2)
+    frozen_lora.keep(adapted, one)
+    frozen_lora.keep(adapted, two)
+    expected = summed(tiny_model, adapted, one, two)(IDS).logits
+    assert torch.allclose(adapted(IDS).logits.double(), expected, atol=1e-5)
+    assert {a.shape[0] for a, _ in frozen_lora.kept(adapted).values()} == {4}
+
+
+def test_the_base_is_there_bit_for_bit_whatever_is_kept(tiny_model, adapted):
+    expected = tiny_model.eval()(IDS).logits
+    frozen_lora.keep(adapted, some(adapted, 3, 1))
+    before = adapted(IDS).logits
+    assert float((before - expected).detach().abs().max()) > 1e-2
+    with save.reference(adapted):
+        assert torch.equal(adapted(IDS).logits, expected)
+    assert torch.equal(adapted(IDS).logits, before)
+
+
+def test_what_is_kept_cannot_move_also_after_the_adapter_was_off(adapted):
+    before = {name for name, weight in adapted.named_parameters() if weight.requires_grad}
+    frozen_lora.keep(adapted, some(adapted, 3, 1))
+    with save.reference(adapted):
+        pass
+    assert {name for name, weight in adapted.named_parameters() if weight.requires_grad} == before
+    assert not any("kept" in name for name in before)
+
+
+def test_keeping_instead_replaces_and_nothing_instead_takes_away(adapted):
+    plain = adapted(IDS).logits
+    frozen_lora.keep(adapted, some(adapted, 3, 1))
+    with_first = adapted(IDS).logits
+    frozen_lora.keep(adapted, some(adapted, 2, 2), instead=True)
+    frozen_lora.keep(adapted, some(adapted, 3, 1), instead=True)
+    assert torch.equal(adapted(IDS).logits, with_first)
+    frozen_lora.keep(adapted, {}, instead=True)
+    assert frozen_lora.kept(adapted) == {}
+    assert torch.equal(adapted(IDS).logits, plain)
+
+
+def test_keeping_draws_no_random_number_that_others_would_get(adapted):
+    factors = some(adapted, 2, 1)
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    frozen_lora.keep(adapted, factors)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_it_generates_with_what_is_kept(tiny_model, adapted):
+    one = some(adapted, 3, 1)
+    frozen_lora.keep(adapted, one)
+    expected = summed(tiny_model, adapted, one).generate(IDS, max_new_tokens=4, do_sample=False)
+    assert torch.equal(adapted.generate(input_ids=IDS, max_new_tokens=4, do_sample=False), expected)
+
+
+def test_saved_it_is_one_plain_adapter_that_peft_loads(tiny_model, adapted, tokenizer, tmp_path):
+    frozen_lora.keep(adapted, some(adapted, 3, 1))
+    save.save(adapted, tokenizer, tmp_path / "model")
+    loaded = PeftModel.from_pretrained(copy.deepcopy(tiny_model), tmp_path / "model").eval()
+    assert list(loaded.peft_config) == ["default"]
+    assert loaded.peft_config["default"].r == 5
+    assert torch.allclose(loaded(IDS).logits, adapted(IDS).logits, atol=1e-5)
+    with loaded.disable_adapter():
+        assert torch.equal(loaded(IDS).logits, tiny_model.eval()(IDS).logits)
+
+
+def test_a_checkpoint_of_peft_gives_back_what_was_kept(adapted, tmp_path):
+    fresh = copy.deepcopy(adapted)
+    frozen_lora.keep(adapted, some(adapted, 3, 1))
+    adapted.save_pretrained(tmp_path)
+    frozen_lora.restore_kept(fresh, tmp_path)
+    assert torch.equal(fresh(IDS).logits, adapted(IDS).logits)
+
+
+def test_a_checkpoint_without_anything_kept_keeps_nothing(adapted, tmp_path):
+    adapted.save_pretrained(tmp_path)
+    frozen_lora.keep(adapted, some(adapted, 3, 1))
+    frozen_lora.restore_kept(adapted, tmp_path)
+    assert frozen_lora.kept(adapted) == {}
+
+
+def test_a_model_without_an_adapter_keeps_nothing(tiny_model):
+    assert frozen_lora.kept(tiny_model) == {}
+    assert frozen_lora.adapted_layers(tiny_model) == {}

@@ -1,0 +1,451 @@
+"""What a report says about scores, and how it looks."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import shlex
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+from rich.console import Console
+from support import example_run
+
+from harness import gate
+from harness.report import run_report
+from harness.statistics.intervals import Estimate
+from harness.terminal.report_table import View
+
+
+@pytest.fixture
+def made():
+    """What a run made by hand is made of."""
+    return SimpleNamespace(
+        plan=example_run.made_plan,
+        evaluation=example_run.made_evaluation,
+        evaluations=example_run.made_evaluations,
+        report=example_run.made_report,
+        metrics=example_run.BY_SUITE,
+    )
+
+
+def shown(made_report, width=100, **options):
+    stream = io.StringIO()
+    console = Console(file=stream, width=width, highlight=False, **{"color_system": None, **options})
+    console.print(View(made_report), crop=False)
+    return stream.getvalue()
+
+
+def with_answers(made, answers):
+    """A report whose answers after training are the given ones."""
+    first, last = made.evaluations()
+    items = tuple(replace(item, answer=text) for item, text in zip(last[0].items, answers, strict=False))
+    cut = [replace(stage[0], items=stage[0].items[: len(items)]) for stage in (first, last)]
+    stages = [(cut[0], first[1]), (replace(cut[1], items=items), last[1])]
+    return run_report.make(made.plan(), stages, made.metrics, seed=0, run={})
+
+
+@pytest.fixture
+def two_stages(made, tmp_path):
+    return made.report(tmp_path / "mixed-sft-1", stages=2, uri="sqlite:///mlflow.db")
+
+
+def find(made_report, suite, name):
+    return next(one for one in made_report.changes if (one.suite, one.name) == (suite, name))
+
+
+def test_values_and_differences_are_those_of_the_statistics(two_stages):
+    rouge = find(two_stages, "helpdesk", "rougeL")
+    assert rouge.before.value == pytest.approx(0.22)
+    assert rouge.after.value == pytest.approx(0.62)
+    assert rouge.difference.value == pytest.approx(0.4)
+    # Every item gains the same, so a paired interval has no width; an unpaired one would.
+    assert rouge.difference.low == pytest.approx(0.4)
+    assert rouge.difference.high == pytest.approx(0.4)
+    perplexity = find(two_stages, "helpdesk", "response_perplexity")
+    nats = sum(30.0 + i % 3 for i in range(40))
+    assert perplexity.before.value == pytest.approx(math.exp(nats / 400))
+    assert perplexity.difference.value == pytest.approx(math.exp(nats / 400 - 2.0) - math.exp(nats / 400))
+    assert perplexity.n == 40
+
+
+def test_interval_of_a_mean_agrees_with_its_closed_form(made):
+    before, after = made.evaluations(items=200)
+    changed = [0.1 if i % 4 == 0 else 0.0 for i in range(200)]
+    after = (made.evaluation(1, "helpdesk", [0.2 + c for c in changed], [20.0] * 200), after[1])
+    before = (made.evaluation(0, "helpdesk", [0.2] * 200, [20.0] * 200), before[1])
+    rouge = find(run_report.make(made.plan(), [before, after], made.metrics, seed=0, run={}), "helpdesk", "rougeL")
+    mean = sum(changed) / 200
+    stderr = math.sqrt(sum((c - mean) ** 2 for c in changed) / 200 / 200)
+    assert rouge.difference.stderr == pytest.approx(stderr, rel=0.1)
+    assert rouge.difference.low == pytest.approx(mean - 1.96 * stderr, abs=0.3 * stderr)
+
+
+def test_down_is_better_where_lower_is_better(two_stages):
+    assert find(two_stages, "helpdesk", "rougeL").verdict == "better"
+    assert find(two_stages, "helpdesk", "response_perplexity").verdict == "better"
+    text = shown(two_stages)
+    assert "▲ better" in next(line for line in text.splitlines() if "rougeL" in line)
+    assert "▼ better" in next(line for line in text.splitlines() if "response_perplexity" in line)
+
+
+def test_up_is_worse_where_lower_is_better(made):
+    first, last = made.evaluations()
+    backwards = run_report.make(made.plan(), [last, first], made.metrics, seed=0, run={})
+    assert find(backwards, "helpdesk", "rougeL").verdict == "worse"
+    assert find(backwards, "helpdesk", "response_perplexity").verdict == "worse"
+    assert "▲ worse" in next(line for line in shown(backwards).splitlines() if "response_perplexity" in line)
+
+
+def test_an_interval_that_holds_zero_is_no_evidence(two_stages):
+    rouge = find(two_stages, "general", "rougeL")
+    assert rouge.difference.low < 0 < rouge.difference.high
+    assert rouge.verdict == "no evidence"
+
+
+def test_an_interval_that_is_no_number_is_no_evidence(made):
+    stages = [(made.evaluation(stage, "helpdesk", [0.1 + stage], [20.0]),) for stage in (0, 1)]
+    single = run_report.make(made.plan(), stages, made.metrics, seed=0, run={})
+    assert {one.verdict for one in single.changes} == {"too few items"}
+    undefined = Estimate(0.5, math.nan, math.nan, math.nan, 50)
+    assert run_report.verdict_of(undefined, True) == "no evidence"
+    assert single.to_json()["changes"][0]["difference"]["low"] is None
+    assert "–" in shown(single)
+
+
+def test_matrix_holds_every_stage_and_a_gap_where_a_suite_was_not_evaluated(made):
+    stages = made.evaluations(stages=2)
+    stages[1] = stages[1][:1]
+    matrix = run_report.make(made.plan(2), stages, made.metrics, seed=0, run={}).matrix
+    assert matrix["helpdesk"]["rougeL"] == pytest.approx([0.22, 0.42, 0.62])
+    assert matrix["general"]["rougeL"] == [pytest.approx(0.5), None, pytest.approx(0.5)]
+
+
+def test_stages_that_saw_other_items_are_not_compared(made):
+    first, last = made.evaluations()
+    moved = replace(last[0], items=last[0].items[1:] + last[0].items[:1])
+    with pytest.raises(ValueError, match="did not see the same items"):
+        run_report.make(made.plan(), [first, (moved, last[1])], made.metrics, seed=0, run={})
+
+
+def test_a_base_model_alone_makes_no_report(made):
+    with pytest.raises(ValueError, match="at least one stage"):
+        run_report.make(made.plan(), made.evaluations(stages=0), made.metrics, seed=0, run={})
+
+
+def test_examples_are_three_of_the_domain_drawn_by_the_seed_alone(made):
+    def drawn(seed, evaluations):
+        return run_report.make(made.plan(), evaluations, made.metrics, seed=seed, run={}).examples
+
+    evaluations = made.evaluations()
+    examples = drawn(0, evaluations)
+    assert len(examples) == 3
+    assert {one.suite for one in examples} == {"helpdesk"}
+    assert all(one.before.startswith("stage 0 says") and one.after.startswith("stage 1 says") for one in examples)
+    assert examples == drawn(0, evaluations)
+    assert len({tuple(one.id for one in drawn(seed, evaluations)) for seed in range(5)}) > 1
+    worse = [evaluations[0], (made.evaluation(1, "helpdesk", [0.0] * 40, [90.0] * 40), evaluations[1][1])]
+    assert [one.id for one in drawn(0, worse)] == [one.id for one in examples]
+
+
+def test_examples_come_from_the_first_suite_with_answers(made):
+    silent = [
+        (replace(stage[0], items=tuple(replace(item, answer=None, finish=None) for item in stage[0].items)), stage[1])
+        for stage in made.evaluations()
+    ]
+    assert {one.suite for one in run_report.make(made.plan(), silent, made.metrics, seed=0, run={}).examples} == {
+        "general"
+    }
+
+
+def test_files_hold_every_score_and_its_statistics(two_stages, tmp_path):
+    two_stages.write(tmp_path)
+    scores = json.loads((tmp_path / "scores.json").read_text())["stages"]
+    assert [stage["name"] for stage in scores] == ["base", "stage-1", "stage-2"]
+    helpdesk = scores[2]["suites"]["helpdesk"]
+    assert helpdesk["items"][:2] == ["id0", "id1"]
+    rouge = helpdesk["scores"][0]
+    assert rouge["signature"] == "mean|of:test"
+    assert len(rouge["statistics"]) == len(helpdesk["items"]) == 40
+    assert sum(one[0] for one in rouge["statistics"]) / 40 == pytest.approx(rouge["value"])
+    made = json.loads((tmp_path / "report.json").read_text())
+    assert made == two_stages.to_json()
+    assert made["run"] == {"id": "mixed-sft-1", "folder": str(tmp_path / "mixed-sft-1"), "seconds": 187.0,
+                           "uri": "sqlite:///mlflow.db"}  # fmt: skip
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["report.json", "scores.json"]
+
+
+def test_no_file_holds_what_json_cannot_say(made, tmp_path):
+    first, last = made.evaluations()
+    scores = tuple(replace(score, stderr=math.nan, high=math.inf) for score in last[0].scores)
+    items = tuple(replace(item, answer="half a pair \ud83d") for item in last[0].items)
+    stages = [first, (replace(last[0], scores=scores, items=items), last[1])]
+    run_report.make(made.plan(), stages, made.metrics, seed=0, run={}).write(tmp_path)
+    for name in ("scores.json", "report.json"):
+        text = (tmp_path / name).read_text(encoding="utf-8")
+        json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} in JSON"))
+    written = json.loads((tmp_path / "scores.json").read_text())["stages"][1]["suites"]["helpdesk"]["scores"][0]
+    assert written["stderr"] is None
+    assert written["high"] is None
+
+
+def test_a_write_that_fails_leaves_the_old_file(two_stages, tmp_path, monkeypatch):
+    two_stages.write(tmp_path)
+    before = (tmp_path / "report.json").read_text()
+
+    def full(self, *arguments, **options):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("pathlib.Path.replace", full)
+    with pytest.raises(OSError, match="no space"):
+        two_stages.write(tmp_path)
+    assert (tmp_path / "report.json").read_text() == before
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["report.json", "scores.json"]
+
+
+HOSTILE = [
+    "[red]x[/red] [/] [link=http://a]b[/link]",
+    "\x1b[31mred\x1b[0m \x1b]0;title\x07 \x9b2J",
+    "abc\u202edcba\u2066 \x00 \ud800 \x7f\rX",
+]
+
+
+def test_hostile_answers_are_shown_harmless(made):
+    text = shown(with_answers(made, HOSTILE))
+    assert "[red]x[/red] [/] [link=http://a]b[/link]" in text
+    assert "␛[31mred␛[0m ␛]0;title␇ \\u009b2J" in text
+    assert "abc\\u202edcba\\u2066 ␀ \\ud800 ␡␍X" in text
+    assert not [character for character in text if ord(character) < 32 and character != "\n"]
+    text.encode("utf-8")
+
+
+def test_a_long_or_empty_answer_is_cut_and_named(made):
+    text = shown(with_answers(made, ["word " * 500, "", "\n".join(f"line {i}" for i in range(30))]))
+    assert "… (+2,099 characters)" in text.replace("\n           ", " ")
+    assert "(nothing)" in text
+    assert "… (+22 lines)" in text
+    assert "line 9" not in text
+
+
+@pytest.mark.parametrize("width", [80, 100, 140])
+@pytest.mark.parametrize("stages", [1, 5])
+def test_no_figure_is_cut_at_any_width(made, tmp_path, width, stages):
+    made_report = made.report(tmp_path / "mixed-sft-1", stages=stages, uri="sqlite:///mlflow.db")
+    text = shown(made_report, width)
+    assert max(map(len, text.splitlines())) <= max(width, len(f"run folder  {tmp_path}/mixed-sft-1  (3 min 07 s)"))
+    table = text.partition("difference:")[0]
+    assert "…" not in table
+    assert table.count("▼ better") == 1
+    assert "helpdesk" in table
+    assert "general" in table
+    assert "domain, n = 40" in table
+    if stages > 1:
+        for stage in ("base", *(f"stage-{k}" for k in range(1, stages + 1))):
+            assert stage in text
+
+
+def test_more_stages_than_the_terminal_holds_go_into_a_second_table(made, tmp_path):
+    text = shown(made.report(tmp_path, stages=9), width=80)
+    headers = [line for line in text.splitlines() if line.startswith("after stage")]
+    assert len(headers) == 2
+    assert "stage-9" in headers[1]
+    assert "stage-9" not in headers[0]
+
+
+def test_the_closing_lines_can_be_copied_and_fit_the_store(made, tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    folder = tmp_path / ("long name " * 12)
+    text = shown(made.report(folder, uri="sqlite:///mlflow.db"), width=80)
+    assert f"run folder  {folder}  (3 min 07 s)\n" in text
+    assert f"harness compare '{folder.name}'\n" in text
+    assert "mlflow ui --backend-store-uri sqlite:///mlflow.db\n" in text
+    text = shown(made.report(tmp_path / "a", uri="https://track.example"), width=80)
+    assert "harness compare a --uri https://track.example\n" in text
+    assert "mlflow ui" not in text
+    arm = tmp_path / "arms" / "strength=0"
+    assert f"harness compare {shlex.quote(str(arm))}\n" in shown(
+        made.report(arm, uri="https://track.example"), width=80
+    )
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:secret@track.example")
+    assert "harness compare a\n" in shown(made.report(tmp_path / "a", uri="https://track.example"), width=80)
+
+
+def test_an_untracked_run_is_told_of_no_tracking_command(made, tmp_path):
+    text = shown(made.report(tmp_path / "a", uri=None))
+    assert "mlflow" not in text
+    assert "compare" not in text
+
+
+def test_a_run_without_suites_says_so(made, tmp_path):
+    empty = run_report.make(made.plan(suites=()), [(), ()], {}, seed=0, run={"folder": str(tmp_path)})
+    empty.write(tmp_path)
+    assert json.loads((tmp_path / "report.json").read_text())["changes"] == []
+    text = shown(empty)
+    assert text.startswith("nothing was evaluated")
+    assert str(tmp_path) in text
+
+
+def test_answers_that_were_cut_off_are_counted(made):
+    first, last = made.evaluations()
+    items = tuple(
+        replace(item, finish="length" if i < 7 else "empty" if i < 9 else "eos") for i, item in enumerate(last[0].items)
+    )
+    cut = run_report.make(made.plan(), [first, (replace(last[0], items=items), last[1])], made.metrics, seed=0, run={})
+    assert cut.answers["helpdesk"]["after"] == {"empty": 2, "eos": 31, "length": 7}
+    assert "after: 7 cut off, 2 empty" in shown(cut)
+
+
+def test_a_stream_without_unicode_gets_ascii(made, tmp_path):
+    raw = io.BytesIO()
+    console = Console(file=io.TextIOWrapper(raw, encoding="ascii"), width=100, color_system=None, highlight=False)
+    console.print(View(made.report(tmp_path / "a", stages=2)))
+    console.file.flush()
+    text = raw.getvalue().decode("ascii")
+    assert "v better" in text
+    assert "0.220 -> 0.620" in text
+
+
+def test_fewer_than_thirty_items_give_no_verdict_however_clear_the_change_looks(made):
+    stages = [(made.evaluation(stage, "helpdesk", [0.1 + stage] * 29, [20.0 - stage] * 29),) for stage in (0, 1)]
+    few = run_report.make(made.plan(), stages, made.metrics, seed=0, run={})
+    assert {one.verdict for one in few.changes} == {"too few items"}
+    assert "too few items" in shown(few)
+    more = [(made.evaluation(stage, "helpdesk", [0.1 + stage] * 30, [20.0 - stage] * 30),) for stage in (0, 1)]
+    assert {one.verdict for one in run_report.make(made.plan(), more, made.metrics, seed=0, run={}).changes} == {
+        "better"
+    }
+
+
+def test_the_items_needed_grow_with_the_square_of_the_uncertainty():
+    wide = Estimate(0.1, 0.1, -0.1, 0.3, 100)
+    assert run_report.items_needed(wide) == 385, "100 * (1.96 * 0.1 / 0.1)^2"
+    assert run_report.items_needed(Estimate(0.1, 0.2, -0.3, 0.5, 100)) == 1537
+    assert run_report.items_needed(Estimate(0.1, 0.01, 0.08, 0.12, 100)) is None, "settled already"
+    assert run_report.items_needed(Estimate(0.5, 0.01, 0.4, 0.6, 10)) == 30, "never below what a verdict asks for"
+    assert run_report.items_needed(Estimate(0.0, 0.1, -0.2, 0.2, 100)) is None, "no change, no number"
+
+
+def test_the_matrix_draws_forgetting_from_the_stages_with_intervals_over_the_items(made):
+    """The first task is learned, then lost again; the perplexity of it falls, then rises: both are forgotten."""
+    items = 40
+    rouge = {0: 0.1, 1: 0.8, 2: 0.5}
+    nll = {0: 30.0, 1: 10.0, 2: 20.0}
+    stages = [
+        (
+            made.evaluation(k, "helpdesk", [rouge[k] + 0.01 * (i % 3) for i in range(items)], [nll[k]] * items),
+            made.evaluation(k, "general", [0.5 + (0.1 if k == 2 else 0.0)] * items, [20.0] * items),
+        )
+        for k in (0, 1, 2)
+    ]
+    plan = made.plan(2)
+    first, second = plan.stages
+    plan = replace(plan, stages=(replace(first, suites=("helpdesk",)), replace(second, suites=("general",))))
+    found = {one.score: one for one in run_report.make(plan, stages, made.metrics, seed=0, run={}).matrices}
+
+    rouge_matrix = found["rougeL"]
+    assert rouge_matrix.suites == ("helpdesk", "general")
+    assert rouge_matrix.learned == (1, 2)
+    assert rouge_matrix.general == (False, True)
+    lost = rouge_matrix.summaries["forgetting"]
+    assert lost.value == pytest.approx(0.3)
+    assert lost.n == 2 * items
+    assert rouge_matrix.summaries["backward_transfer"].value == pytest.approx(-0.3)
+    assert rouge_matrix.summaries["general_ability_delta"].value == pytest.approx(0.1)
+    perplexity = found["response_perplexity"]
+    assert perplexity.summaries["forgetting"].value == pytest.approx(math.exp(2.0) - math.exp(1.0))
+    assert perplexity.summaries["backward_transfer"].value < 0
+    for estimate in rouge_matrix.summaries.values():
+        assert estimate.low <= estimate.value <= estimate.high
+
+
+def test_the_interval_of_a_summary_is_paired_over_the_stages(made):
+    """Items differ widely from one another and all lose 0.3: the loss is certain."""
+    items = 40
+    spread = [i / items for i in range(items)]
+    stages = [
+        (made.evaluation(k, "helpdesk", [one - (0.3 if k == 2 else 0.0) for one in spread], [20.0] * items),)
+        for k in (0, 1, 2)
+    ]
+    plan = made.plan(2)
+    plan = replace(plan, stages=(replace(plan.stages[0], suites=("helpdesk",)), replace(plan.stages[1], suites=("x",))))
+    matrix = next(
+        one for one in run_report.make(plan, stages, made.metrics, seed=0, run={}).matrices if one.score == "rougeL"
+    )
+    lost = matrix.summaries["forgetting"]
+    assert (lost.low, lost.value, lost.high) == pytest.approx((0.3, 0.3, 0.3))
+    assert matrix.summaries["average_accuracy"].stderr > 0.01
+
+
+def test_a_stage_that_names_no_suite_is_examined_by_those_on_its_sources_or_of_its_name(made):
+    from harness.spec.matrix_summaries import owners
+
+    plan = made.plan(2)
+    assert owners(plan) == {"helpdesk": 1, "general": 1}, "both stages train on both sources; the first one teaches"
+    apart = replace(
+        plan,
+        stages=(
+            replace(plan.stages[0], name="helpdesk", parts=()),
+            replace(plan.stages[1], parts=plan.stages[1].parts[1:]),
+        ),
+    )
+    assert owners(apart) == {"helpdesk": 1, "general": 2}
+
+
+def test_a_gate_is_judged_in_the_report_and_again_from_its_file(made, tmp_path):
+    conditions = [
+        {"score": "helpdesk/rougeL", "summary": None, "judge_by": "bound", "gains_at_least": 0.1},
+        {"score": "general/response_perplexity", "summary": None, "judge_by": "bound", "rises_at_most": 0.0001},
+        {"score": "rougeL", "summary": "general_ability_delta", "judge_by": "bound", "at_least": -0.5},
+    ]
+    judged = run_report.make(made.plan(), made.evaluations(), made.metrics, seed=0, run={}, conditions=conditions)
+    assert [one.passed for one in judged.gate] == [True, False, True]
+    assert not judged.passed
+    text = shown(judged)
+    assert "FAILED: general/response_perplexity is to rise by at most 0.0001" in text
+    judged.write(tmp_path)
+    document = json.loads((tmp_path / "report.json").read_text())
+    again = gate.judge(conditions, run_report.measured_in(document))
+    assert again == judged.gate
+    assert document["gate"][1]["passed"] is False
+
+
+def test_scores_of_one_name_by_two_metrics_have_summaries_of_their_own(made, tmp_path):
+    """Two plugins may call a score alike, each in a suite of its own: gates, tables and MLflow tell them apart."""
+    mine = made.metrics["general"]["rouge"]
+    metrics = {**made.metrics, "general": {**made.metrics["general"], "mine": mine}}
+    evaluations = [
+        tuple(
+            one
+            if one.suite != "general"
+            else replace(
+                one,
+                scores=tuple(
+                    replace(score, metric="mine") if score.metric == "rouge" else score for score in one.scores
+                ),
+            )
+            for one in stage
+        )
+        for stage in made.evaluations()
+    ]
+    del metrics["general"]["rouge"]
+    condition = {"score": "mine.rougeL", "summary": "general_ability_delta", "judge_by": "bound", "at_least": -0.5}
+    judged = run_report.make(made.plan(), evaluations, metrics, seed=0, run={}, conditions=[condition])
+    assert {one.called for one in judged.matrices} == {"rouge.rougeL", "mine.rougeL", "response_perplexity"}
+    assert judged.passed
+    judged.write(tmp_path)
+    known = run_report.measured_of(tmp_path)
+    assert "general_ability_delta:mine.rougeL" in known
+    assert gate.judge([condition], known) == judged.gate
+    assert "mine.rougeL" in shown(judged)
+
+
+def test_a_gate_on_a_suite_that_begins_later_says_since_when(made, tmp_path):
+    evaluations = [stage if number else stage[:1] for number, stage in enumerate(made.evaluations(2))]
+    condition = {"score": "general/rougeL", "summary": None, "judge_by": "bound", "rises_at_most": 10}
+    judged = run_report.make(made.plan(2), evaluations, made.metrics, seed=0, run={}, conditions=[condition])
+    assert judged.gate[0].since == "stage-1"
+    assert "since 'stage-1': the base was not measured by it" in " ".join(shown(judged).split())
+    judged.write(tmp_path)
+    assert gate.judge([condition], run_report.measured_of(tmp_path)) == judged.gate

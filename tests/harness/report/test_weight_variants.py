@@ -1,0 +1,127 @@
+"""Weights measured beside a run's own: what is kept of them, and how the pages of a run and of its arms show them."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+from support import example_run, html_reader, run_folders
+
+from harness.report import arm_comparison, weight_variants
+from harness.report.html import write
+
+BASE = [0.3 + 0.01 * (i % 5) for i in range(40)]
+NLL = [20.0 + i % 5 for i in range(40)]
+
+
+def evaluation(stage, gain=0.0, rise=0.0):
+    wobble = [0.02 * math.sin(i) for i in range(40)]
+    return (
+        example_run.made_evaluation(stage, "helpdesk", [b + gain + w for b, w in zip(BASE, wobble, strict=True)], NLL),
+        example_run.made_evaluation(stage, "general", BASE, [n + rise + w for n, w in zip(NLL, wobble, strict=True)]),
+    )
+
+
+def measured(name, gain, rise, stage="stage-1"):
+    found = weight_variants.scored(
+        evaluation(1, gain, rise), [evaluation(0), evaluation(1, 0.3, 5.0)], example_run.BY_SUITE, seed=0
+    )
+    return {"stage": stage, "mitigation": "wise_ft", "variant": name, "scores": found}
+
+
+def number(data):
+    return float(data.attrs["value"])
+
+
+def keep(folder, *made):
+    (folder / "variants.json").write_text(json.dumps({"variants": made}))
+
+
+SWEEP = (measured("alpha=0.75", 0.2, 3.0), measured("alpha=0.25", 0.1, 1.0))
+
+
+def test_every_score_of_a_variant_has_its_change_against_the_base_and_not_against_the_stage(monkeypatch):
+    monkeypatch.setattr(type(example_run.METRICS["rouge"]), "is_ratio", lambda self, name: True)
+    found = {f"{one['suite']}/{one['score']}": one for one in measured("alpha=0.5", 0.1, 1.0)["scores"]}
+    assert found["helpdesk/rougeL"]["change"]["value"] == pytest.approx(0.1)
+    assert found["helpdesk/rougeL"]["change"]["method"] == "t"
+    assert found["helpdesk/rougeL"]["n"] == found["helpdesk/rougeL"]["change"]["n"] == 40
+    assert found["general/response_perplexity"]["change"]["low"] > 0
+
+
+def test_gain_and_loss_have_the_sign_that_people_mean_whatever_the_metric():
+    (variant,) = weight_variants.read({"variants": [measured("alpha=0.5", 0.1, 1.0)]})
+    assert variant.at == 0.5
+    assert variant.better("helpdesk/rougeL").value == pytest.approx(0.1)
+    assert variant.better("general/response_perplexity").value < 0
+    lost = variant.worse("general/response_perplexity")
+    assert 0 < lost.low < lost.value < lost.high
+    assert variant.worse("forgetting:rougeL") is None
+    assert variant.better("helpdesk/chrf") is None
+
+
+def test_the_page_of_a_run_draws_the_sweep_in_the_order_of_its_numbers(tmp_path):
+    folder = run_folders.finished(tmp_path / "run")
+    keep(folder, *SWEEP)
+    write.write(folder)
+    page = html_reader.parse((folder / "report.html").read_text(encoding="utf-8"))
+    section = page.one("section", id="variants")
+    assert section.one("h3").text == "wise_ft after stage-1"
+    rows = {one.attrs["data-variant"]: one for one in section.all("tr") if "data-variant" in one.attrs}
+    assert list(rows) == ["alpha=0.75", "alpha=0.25"]
+    gain, lost = list(map(number, rows["alpha=0.25"].all("data")))[:2]
+    assert gain == pytest.approx(0.1)
+    assert lost > 0
+    drawing = (folder / "plots" / "variants-stage-1-wise-ft.svg").read_text(encoding="utf-8")
+    assert drawing.index("alpha=0.25: gain") < drawing.index("alpha=0.75: gain")
+    assert "wise_ft alpha" in drawing
+
+
+def test_variants_without_a_number_are_a_table_alone_and_a_run_without_any_has_no_section(tmp_path):
+    folder = run_folders.finished(tmp_path / "run")
+    write.write(folder)
+    assert 'id="variants"' not in (folder / "report.html").read_text(encoding="utf-8")
+    keep(folder, measured("average", 0.1, 1.0))
+    write.write(folder)
+    section = html_reader.parse((folder / "report.html").read_text(encoding="utf-8")).one("section", id="variants")
+    assert len([one for one in section.all("tr") if "data-variant" in one.attrs]) == 1
+    assert not list(section.all("svg"))
+
+
+def test_a_file_that_holds_something_else_is_said_and_costs_no_page(tmp_path):
+    folder = run_folders.finished(tmp_path / "run")
+    (folder / "variants.json").write_text(json.dumps({"variants": [{"stage": "a"}]}))
+    write.write(folder)
+    text = (folder / "report.html").read_text(encoding="utf-8")
+    assert "variants.json holds no variants of this version" in text
+    assert 'id="variants"' not in text
+
+
+def test_hostile_names_do_nothing(tmp_path):
+    folder = run_folders.finished(tmp_path / "run")
+    keep(folder, measured(run_folders.NASTY + "=1", 0.1, 1.0), measured(run_folders.NASTY + "=2", 0.1, 1.0))
+    write.write(folder)
+    page = html_reader.parse((folder / "report.html").read_text(encoding="utf-8"))
+    assert list(page.one("section", id="variants").all("svg"))
+    assert len(list(page.all("script"))) == 1
+    assert not list(page.all("img"))
+
+
+def test_the_page_of_an_experiment_shows_them_as_points_beside_the_arms_and_never_as_arms(tmp_path):
+    folder = run_folders.experiment(tmp_path / "sweep")
+    keep(folder / "arms" / "naive", measured("alpha=0.5", 0.9, 9.0, "before"), *SWEEP)
+    write.write_experiment(folder)
+    page = html_reader.parse((folder / "report.html").read_text(encoding="utf-8"))
+    section = page.one("section", id="arms")
+    beside = [one.attrs["data-variant"] for one in section.all("tr") if "data-variant" in one.attrs]
+    assert beside == ["naive alpha=0.75", "naive alpha=0.25"]  # of the last stage alone
+    drawing = (folder / "plots" / "gain-forgetting.svg").read_text(encoding="utf-8")
+    assert "naive alpha=0.25: gain" in drawing
+    known = json.loads((folder / "arms.json").read_text())
+    assert [one.attrs["data-arm"] for one in section.all("tr") if "data-arm" in one.attrs] == list(known["arms"])
+
+
+def test_an_experiment_whose_forgetting_is_a_summary_has_no_such_points():
+    (variant,) = weight_variants.read({"variants": [SWEEP[0]]})
+    assert arm_comparison.point_of(variant, "x", "helpdesk/rougeL", "forgetting:rougeL") is None

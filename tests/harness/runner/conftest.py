@@ -1,0 +1,216 @@
+"""A desk for whole runs: a tiny model and rows on disk, specs that are started, broken off and gone on with."""
+
+from __future__ import annotations
+
+import gc
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from harness import registry
+from harness.cli.main import main
+from harness.hookspecs import hookimpl
+from harness.runner import api
+from harness.spec import schema, spec
+from harness.types import Event
+
+WORDS = ("amber", "basil", "clay", "dune", "ember", "fern", "grove", "hazel", "iris", "jade", "kelp", "lilac", "moss")
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_collection():
+    """Every stage ends with a garbage collection; what was imported need not be looked through each time."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+class Listener:
+    """Keeps what it hears, and breaks the run off at the first event that `at` is true of."""
+
+    def __init__(self, at: Callable[[Event, Listener], bool] | None = None) -> None:
+        self.events: list[Event] = []
+        self.at = at
+
+    @hookimpl
+    def harness_observe(self, event: Event) -> None:
+        self.events.append(event)
+        if self.at is not None and self.at(event, self):
+            raise KeyboardInterrupt
+
+    def kinds(self) -> list[str]:
+        return [one.kind for one in self.events if one.kind not in ("progress", "warning")]
+
+    def warnings(self) -> list[str]:
+        return [one.data["text"] for one in self.events if one.kind == "warning"]
+
+
+class Desk:
+    """One folder with a model, rows, and the runs made there."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.count = 0
+
+    def document(self, **changes: Any) -> dict[str, Any]:
+        """A spec of one stage and two suites, two updates long, with these parts put in place of its own."""
+        return {
+            "name": "tiny",
+            "model": {"path": "./tiny"},
+            "template": "chatml",
+            "sources": {
+                name: {"jsonl": {"path": f"{name}.jsonl", "held_out": 0.3}} for name in ("domain", "general", "second")
+            },
+            "mode": {"domain": {"sources": ["domain"]}},
+            "train": {"steps": 2, "batch_size": 2, "learning_rate": 0.01, "max_length": 64},
+            "evaluate": {
+                "domain": {
+                    "source": "domain",
+                    "metrics": {"response_perplexity": {}, "chrf": {}},
+                    "max_new_tokens": 3,
+                },
+                "general": {"source": "general", "role": "general", "metrics": {"response_perplexity": {}}},
+            },
+            "track": {"enabled": False},
+            **changes,
+        }
+
+    def continual(self, second: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
+        """A spec of two stages, `a` and `b`, of four updates each, with a checkpoint at every second one."""
+        stages = [{"name": "a", "domain": ["domain"]}, {"name": "b", "domain": ["second"], **(second or {})}]
+        document = self.document(mode={"continual": {"stages": stages}}, **changes)
+        document["train"] = {**document["train"], "steps": 4, "save_steps": 2}
+        return document
+
+    def write(self, document: dict[str, Any]) -> Path:
+        self.count += 1
+        file = self.folder / f"spec{self.count}.json"
+        file.write_text(json.dumps({**document, "output": str(self.folder / f"out{self.count}")}))
+        return file
+
+    def start(self, document: dict[str, Any], *listeners: Listener) -> Path:
+        """The folder of a run from its beginning to its end."""
+        file = self.write(document)
+        found = self._registry(listeners)
+        api.run(spec.load(file, schema.compose(found)), found)
+        return self.newest()
+
+    def resume(self, place: Path, *listeners: Listener) -> Any:
+        found = self._registry(listeners)
+        return api.again(spec.load(place / "spec.json", schema.compose(found)), found, place)
+
+    def newest(self) -> Path:
+        """The one folder of the last spec that was started."""
+        (place,) = (one for one in (self.folder / f"out{self.count}").iterdir() if (one / "spec.json").exists())
+        return place
+
+    def command(self, *words: Any) -> int:
+        return main([str(word) for word in words])
+
+    @staticmethod
+    def _registry(listeners: tuple[Listener, ...]) -> registry.Registry:
+        found = registry.discover()
+        for listener in listeners:
+            found.manager.register(listener)
+        return found
+
+
+@pytest.fixture(scope="session")
+def untrained(tmp_path_factory, tokenizer):
+    """The folder of the tiny model."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=128,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory, untrained):
+    folder = tmp_path_factory.mktemp("desk")
+    (folder / "tiny").symlink_to(untrained, target_is_directory=True)
+    for name, ask, answer in (
+        ("domain", "Where is {}?", "{} is here"),
+        ("general", "Spell {}", "{}"),
+        ("second", "What is {}?", "a {}"),
+    ):
+        rows = [{"instruction": ask.format(word), "output": answer.format(word)} for word in WORDS]
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return Desk(folder)
+
+
+def kept(place: Path) -> dict[str, Any]:
+    """Everything of a finished run's folder that does not depend on the clock."""
+    report = json.loads((place / "report.json").read_text())
+    found: dict[str, Any] = {key: report[key] for key in report if key not in ("run",)}
+    found["scores"] = json.loads((place / "scores.json").read_text())
+    found["variants"] = (
+        json.loads((place / "variants.json").read_text()) if (place / "variants.json").exists() else None
+    )
+    for file in sorted(place.glob("model/*.safetensors")) + sorted(place.glob("stages/*/model/*.safetensors")):
+        found[str(file.relative_to(place))] = file.read_bytes()
+    for file in sorted(place.glob("stages/*/steps.jsonl")):
+        lines = [json.loads(line) for line in file.read_text().splitlines()]
+        found[str(file.relative_to(place))] = [
+            {key: value for key, value in line.items() if "second" not in key} for line in lines
+        ]
+    for file in sorted(place.glob("predictions/**/*.jsonl")):
+        head, *items = [json.loads(line) for line in file.read_text().splitlines()]
+        found[str(file.relative_to(place))] = [head, *sorted(items, key=lambda one: (one["id"], str(one)))]
+    return found
+
+
+@pytest.fixture(scope="session")
+def listener():
+    """The class of listeners."""
+    return Listener
+
+
+@pytest.fixture
+def same():
+    """(folder, folder) -> nothing; fails with the first thing in which two finished runs differ."""
+
+    def compare(one: Path, other: Path) -> None:
+        first, second = kept(one), kept(other)
+        assert first.keys() == second.keys()
+        for name in first:
+            assert first[name] == second[name], name
+
+    return compare
+
+
+@pytest.fixture
+def generated(monkeypatch):
+    """A list that gets the number of prompts of each batch that is generated for."""
+    from harness.evaluation import answers, generation
+
+    seen: list[int] = []
+    real = generation.generate
+
+    def counted(model, tokenizer, prompts, **more):
+        seen.append(len(prompts))
+        return real(model, tokenizer, prompts, **more)
+
+    monkeypatch.setattr(answers, "generate", counted)
+    return seen

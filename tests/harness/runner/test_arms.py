@@ -1,0 +1,357 @@
+"""Arms of an experiment and the gate: what runs, what is shared, what is refused, and the exit codes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from functools import partial
+from types import SimpleNamespace
+
+import pytest
+
+from harness import registry
+from harness.distributed.processes import Ranks
+from harness.errors import HarnessError, RunError
+from harness.runner import api, main_process
+from harness.runner.folder import RunFolder
+from harness.runner.main_process import Walk
+from harness.spec import arms as arms_of
+from harness.spec import schema
+from harness.spec import spec as spec_module
+
+GATE = [{"score": "general/response_perplexity", "falls_at_least": 1e9}]
+OPEN = [{"score": "general/response_perplexity", "at_least": 0, "judge_by": "value"}]
+
+
+def errors(capsys):
+    return [line for line in capsys.readouterr().err.splitlines() if line.startswith("harness: ")]
+
+
+@pytest.fixture(scope="module")
+def arms(desk):
+    """A spec of four arms: two named ones for each of two seeds."""
+
+    def document(**more):
+        given = {"named": {"naive": {}, "lora": {"mitigations.lora": {"rank": 2}}}, **more}
+        return desk.document(arms=given)
+
+    return document
+
+
+@pytest.fixture(scope="module")
+def finished(desk, arms):
+    """The folder of an experiment of two arms, and how many prompts were generated for."""
+    from harness.evaluation import answers, generation
+
+    seen: list[int] = []
+    real = generation.generate
+
+    def counted(model, tokenizer, prompts, **more):
+        seen.append(len(prompts))
+        return real(model, tokenizer, prompts, **more)
+
+    answers.generate = counted
+    try:
+        assert desk.command("run", "--quiet", desk.write(arms())) == 0
+    finally:
+        answers.generate = real
+    return desk.newest(), sum(seen)
+
+
+def test_arms_are_compared_and_leave_their_files(finished):
+    place, _ = finished
+    made = json.loads((place / "arms.json").read_text())
+    assert list(made["arms"]) == ["naive", "lora"]
+    assert made["missing"] == {}
+    assert (place / "report.html").is_file()
+    assert (place / "arms/naive/model/model.safetensors").is_file()
+    assert (place / "arms/lora/model/adapter_model.safetensors").is_file()
+    for arm in ("naive", "lora"):
+        report = json.loads((place / "arms" / arm / "report.json").read_text())
+        scores = {(one["suite"], one["score"]): one for one in made["scores"] if one["arm"] == arm}
+        for change in report["changes"]:
+            assert scores[change["suite"], change["name"]]["after"]["value"] == change["after"]["value"]
+    assert {one["arm"] for one in made["scores"] if one["against"] is None} == {"naive"}
+    assert json.loads((place / "arms/lora/spec.json").read_text())["arms"] is None
+
+
+def test_the_base_model_answers_once_for_all_arms(finished):
+    place, prompts = finished
+    items = len((place / "arms/naive/predictions/domain-stage0.jsonl").read_text().splitlines()) - 1
+    assert prompts == 3 * items, "the base once, and each of the two arms"
+    both = [
+        sorted((place / f"arms/{arm}/predictions/domain-stage0.jsonl").read_text().splitlines()[1:])
+        for arm in ("naive", "lora")
+    ]
+    strip = [[{k: v for k, v in json.loads(one).items() if k != "keys"} for one in lines] for lines in both]
+    assert strip[0] == strip[1]
+
+
+def test_a_matrix_multiplies_and_one_arm_can_be_run_alone(desk, arms, capsys):
+    document = arms(matrix={"seed": [0, 1]})
+    assert desk.command("run", "--quiet", desk.write(document), "--arm", "naive,seed=1") == 0
+    place = desk.newest()
+    assert [one.name for one in (place / "arms").iterdir()] == ["naive,seed=1"]
+    made = json.loads((place / "arms.json").read_text())
+    assert set(made["missing"]) == {"naive,seed=0", "lora,seed=0", "lora,seed=1"}
+    assert json.loads((place / "arms/naive,seed=1/spec.json").read_text())["seed"] == 1
+    assert desk.command("run", "--resume", place, "--arm", "nobody") == 2
+    assert "there is no such arm" in errors(capsys)[0]
+
+
+def test_an_experiment_goes_on_with_the_arms_that_have_no_result(desk, arms, finished, tmp_path, monkeypatch, listener):
+    """One arm fails in the middle, one was never begun; both run when the experiment is gone on with."""
+    document = arms(named={"naive": {}, "lora": {"mitigations.lora": {"rank": 2}}, "l2sp": {"mitigations.l2sp": {}}})
+    real = main_process.walk
+
+    def failing(spec, *rest, **more):
+        if "lora" in spec.document["mitigations"]:
+            raise RunError("stage 'domain'", "memory ran out", "buy some")
+        if "l2sp" in spec.document["mitigations"]:
+            raise KeyboardInterrupt
+        return real(spec, *rest, **more)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(api, "walk", failing)
+        assert desk.command("run", "--quiet", desk.write(document)) == 130
+    place = desk.newest()
+    assert not (place / "arms.json").exists()
+
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            api,
+            "walk",
+            lambda spec, *a, **k: (
+                failing(spec, *a, **k) if "lora" in spec.document["mitigations"] else real(spec, *a, **k)
+            ),
+        )
+        assert desk.command("run", "--quiet", "--resume", place) == 1
+    made = json.loads((place / "arms.json").read_text())
+    assert made["missing"] == {"lora": "memory ran out"}
+    assert list(made["arms"]) == ["naive", "l2sp"]
+
+    before = (place / "arms/naive/model/model.safetensors").stat().st_mtime_ns
+    assert desk.command("run", "--quiet", "--resume", place) == 0
+    assert list(json.loads((place / "arms.json").read_text())["arms"]) == ["naive", "lora", "l2sp"]
+    assert (place / "arms/naive/model/model.safetensors").stat().st_mtime_ns == before
+    for name in ("model/adapter_model.safetensors", "scores.json"):
+        assert (place / "arms/lora" / name).read_bytes() == (finished[0] / "arms/lora" / name).read_bytes()
+
+
+def test_what_is_said_of_arms_is_said_once(desk, arms, capsys):
+    """Three arms, into a pipe: a line for each that is prepared, every warning once, no line of what is soon over."""
+    short = {"train.max_length": 48, "train.warmup_ratio": 0.5}
+    given = arms(named={"naive": {}, "lora": {"mitigations.lora": {"rank": 2}}, "short": short})
+    rows = [json.loads(line) for line in (desk.folder / "domain.jsonl").read_text().splitlines()]
+    again = [{"instruction": f"So, {row['instruction']}", "output": "There"} for row in rows]
+    (desk.folder / "again.jsonl").write_text("".join(json.dumps(row) + "\n" for row in again))
+    given["sources"]["again"] = {"jsonl": {"path": "again.jsonl"}}
+    given["mode"] = {"mixed": {"domain": ["domain"], "general": ["general"]}}
+    given["evaluate"]["domain"]["source"] = "again"
+    given["checks"] = {"contamination": {"ngram": 3, "allowed": 1.0}}
+    assert desk.command("run", desk.write(given)) == 0
+    told = capsys.readouterr()
+    warnings = [line for line in told.err.splitlines() if line.startswith("warning: ")]
+    assert len(warnings) == len(set(warnings))
+    assert "warning: the source 'second' is used by nothing" in warnings
+    assert "warning: arm short: train.max_length is 48; usual is 2048 to 4096" in warnings
+    assert any(line.startswith("warning: arms naive, lora: train.max_length is 64") for line in warnings)
+    (prompts,) = (line for line in warnings if "prompts stand in training" in line)
+    assert prompts.endswith("in whole or for the most part; which: data.json in the run's folder, or harness check")
+    assert max(map(len, warnings)) < 200
+    place = desk.newest()
+    for arm in ("naive", "lora", "short"):
+        (full,) = (
+            one
+            for one in json.loads((place / "arms" / arm / "data.json").read_text())["warnings"]
+            if "prompts stand in training" in one
+        )
+        assert "again.jsonl:" in full.split("\n")[1]
+    before, _, after = told.out.partition("\narm 1 of 3: naive\n")
+    assert [line.partition(",")[0] for line in before.splitlines()] == [
+        "arm 1 of 3 prepared: naive", "arm 2 of 3 prepared: lora", "arm 3 of 3 prepared: short",
+    ]  # fmt: skip
+    lines = after.splitlines()
+    assert not [line for line in lines if line.startswith(("read: ", "tokenise: ", "compare rows: "))]
+    assert not [line for line in lines if ": 0 of " in line]
+    tables = [line for line in lines if line.startswith("source ")]
+    assert ["truncated" in line for line in tables] == [False, True], "of the first arm, and of the one that differs"
+    assert lines.count("data: as of arm naive") == 1
+
+
+def test_an_arm_that_cannot_be_prepared_leaves_its_warnings_and_its_error(desk, arms, capsys):
+    document = arms(named={"naive": {}, "odd": {"sources.domain.jsonl.path": str(desk.folder / "nothing.jsonl")}})
+    assert desk.command("run", desk.write(document)) == 2
+    told = capsys.readouterr().err.splitlines()
+    assert told.count("warning: the source 'second' is used by nothing") == 1
+    assert told[-1].startswith("harness: arm 'odd': ")
+
+
+def test_an_experiment_whose_arms_all_fail_names_the_failure(desk, arms, monkeypatch, capsys):
+    def failing(*_, **__):
+        raise RunError("stage 'domain'", "memory ran out", "buy some")
+
+    monkeypatch.setattr(api, "walk", failing)
+    assert desk.command("run", "--quiet", desk.write(arms())) == 1
+    (line,) = errors(capsys)
+    assert "2 arm(s) failed, 'naive' first: memory ran out" in line
+    assert "--resume" in line
+
+
+def test_null_takes_a_mitigation_out(desk, arms):
+    document = {**arms(named={"with": {}, "without": {"mitigations.l2sp": None}}), "mitigations": {"l2sp": {}}}
+    assert desk.command("run", "--quiet", desk.write(document)) == 0
+    specs = {
+        one.name: json.loads((one / "spec.json").read_text())["mitigations"]
+        for one in (desk.newest() / "arms").iterdir()
+    }
+    assert set(specs["with"]) == {"l2sp"}
+    assert specs["without"] == {}
+
+
+@pytest.mark.parametrize("command", ["run", "validate", "plan", "check"])
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"train.learning_rate": -1}, "it must be above 0"),
+        ({"mitigations.lorra": {}}, "lorra"),
+        ({"evaluate.domain.source": "nowhere"}, "there is no source 'nowhere'"),
+        ({"mitigations.mixing": {"share": 0.5}}, ""),
+    ],
+)
+def test_what_is_wrong_with_an_arm_is_said_by_its_name_before_anything_runs(desk, arms, capsys, command, changes, told):
+    document = arms(named={"naive": {}, "odd": changes})
+    assert desk.command(command, desk.write(document)) == 2
+    lines = errors(capsys)
+    assert all(line.startswith("harness: arm 'odd': ") for line in lines)
+    assert told in " ".join(lines)
+    assert not (desk.folder / f"out{desk.count}").exists()
+
+
+@pytest.mark.parametrize("command", ["run", "check"])
+def test_data_of_an_arm_that_cannot_be_is_said_before_anything_runs(desk, arms, capsys, command):
+    document = arms(named={"naive": {}, "odd": {"sources.domain.jsonl.path": str(desk.folder / "nothing.jsonl")}})
+    assert desk.command(command, desk.write(document)) == 2
+    assert any(line.startswith("harness: arm 'odd': ") and "nothing.jsonl" in line for line in errors(capsys))
+    assert not list((desk.folder / f"out{desk.count}").glob("*/arms"))
+
+
+def test_commands_that_show_one_run_show_the_spec_without_its_arms(desk, arms, capsys):
+    file = desk.write(arms())
+    assert desk.command("validate", file) == 0
+    assert "2 arm(s) (naive, lora)" in capsys.readouterr().out
+    for command in ("plan", "check", "preview"):
+        assert desk.command(command, file) == 0
+        assert "this is the spec without their changes" in capsys.readouterr().err
+
+
+def test_arms_and_their_names_are_refused_where_there_are_none(desk, capsys):
+    assert desk.command("run", desk.write(desk.document()), "--arm", "a") == 2
+    assert "the spec has no arms" in errors(capsys)[0]
+
+
+# -- the gate ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_gate_that_is_not_passed_exits_with_3_after_everything_is_saved(desk, capsys):
+    assert desk.command("run", "--quiet", desk.write(desk.document(gate=[*OPEN, *GATE]))) == 3
+    (line,) = errors(capsys)
+    assert "gate: FAILED: general/response_perplexity is to fall by at least 1e+09" in line
+    place = desk.newest()
+    assert (place / "model/model.safetensors").is_file()
+    report = json.loads((place / "report.json").read_text())
+    assert [one["passed"] for one in report["gate"]] == [True, False]
+    assert (place / "report.html").is_file()
+
+    file = desk.write(desk.document(gate=[*OPEN, *GATE]))
+    assert desk.command("gate", place, file, "--json") == 3
+    assert json.loads(capsys.readouterr().out) == report["gate"]
+    assert desk.command("gate", place, desk.write(desk.document(gate=OPEN))) == 0
+    assert capsys.readouterr().out.startswith("passed: general/response_perplexity")
+    assert desk.command("gate", place, desk.write(desk.document())) == 2
+    assert "the spec has no gate" in errors(capsys)[0]
+
+
+def test_a_gate_that_is_passed_exits_with_0(desk):
+    assert desk.command("run", "--quiet", desk.write(desk.document(gate=OPEN))) == 0
+
+
+def test_a_score_that_no_metric_gives_is_told_before_anything_runs(desk, capsys):
+    gate = [{"score": "general/chrf", "at_least": 0}]
+    assert desk.command("run", desk.write(desk.document(gate=gate))) == 2
+    assert "no metric gives the score 'general/chrf'" in errors(capsys)[0]
+    assert not (desk.folder / f"out{desk.count}").exists()
+
+
+def test_a_gate_on_a_gain_of_what_has_no_better_direction_is_told_before_anything_runs(desk, capsys):
+    suites = {"general": {"source": "general", "role": "general", "metrics": {"length_ratio": {}}}}
+    gate = [{"score": "general/length_ratio", "gains_at_least": 0}]
+    assert desk.command("run", desk.write(desk.document(evaluate=suites, gate=gate))) == 2
+    assert "neither direction of 'general/length_ratio' is better" in errors(capsys)[0]
+    assert not (desk.folder / f"out{desk.count}").exists()
+
+
+def test_a_run_does_not_go_on_with_another_base_model(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.write("environment.json", {"model": {"digest": "a"}})
+    found = {"digests": {}, "template": "t"}
+    refuse = partial(Walk._refuse_another_start, SimpleNamespace(folder=folder), found)
+    refuse({"model": {"digest": "a"}})
+    with pytest.raises(HarnessError, match="its base model is no longer the one that it began with"):
+        refuse({"model": {"digest": "b"}})
+
+
+@pytest.mark.parametrize(("gate", "code"), [(OPEN, 0), (GATE, 3)])
+def test_an_experiment_passes_its_gate_when_an_arm_does(desk, arms, finished, tmp_path, capsys, gate, code):
+    place = shutil.copytree(finished[0], tmp_path / "again")
+    document = json.loads((place / "spec.json").read_text())
+    (place / "spec.json").write_text(json.dumps({**document, "gate": gate}))
+    assert desk.command("run", "--quiet", "--resume", place) == code
+    told = errors(capsys)
+    assert len(told) == (2 if code else 0)
+    assert all(f"gate of arm {arm!r}: FAILED" in line for arm, line in zip(("naive", "lora"), told, strict=False))
+
+
+def test_a_finished_experiment_gone_on_with_compares_anew_and_json_is_one_document(desk, finished, tmp_path, capsys):
+    place = shutil.copytree(finished[0], tmp_path / "again")
+    (place / "arms.json").unlink()
+    assert desk.command("run", "--json", "--resume", place) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told == json.loads((place / "arms.json").read_text())
+    before = json.loads((finished[0] / "arms.json").read_text())
+    assert told["scores"] == before["scores"]
+    (place / "report.html").unlink()
+    assert desk.command("report", place) == 0
+    assert (place / "report.html").is_file()
+
+
+def test_a_stage_that_is_taken_over_is_told_with_what_was_measured_within_it(desk, capsys):
+    slow = {"mode.continual.stages.1.train.learning_rate": 0.001}
+    document = desk.continual(arms={"named": {"naive": {}, "slow": slow}})
+    document["train"] |= {"save_steps": None, "evaluate_steps": 2}
+    assert desk.command("run", desk.write(document)) == 0
+    told = capsys.readouterr().out
+    assert (desk.newest() / "arms/slow/stages/a/evaluations.jsonl").is_file()
+    assert [line.split()[1] for line in told.splitlines() if line.startswith("update ")] == ["2", "4"] * 4
+    first, second = (half.partition("stage 2 of 2")[0] for half in told.split("arm 2 of 2: slow"))
+    assert measured(first) == measured(second) != []
+
+
+def measured(told):
+    return [line for line in told.splitlines() if line.startswith("update ")]
+
+
+def test_arms_are_proven_for_as_many_processes_as_train_them(desk):
+    """A quarter of an update of 2 rows is none, and of 4 it is one."""
+    document = desk.document(mitigations={"mixing": {"source": "general", "share": 0.25, "unit": "rows"}})
+    rows = [{"instruction": f"Count to {number}", "output": f"{number} it is"} for number in range(12)]
+    (desk.folder / "twelve.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    document["sources"]["twelve"] = {"jsonl": {"path": "twelve.jsonl"}}
+    document |= {"mode": {"domain": {"sources": ["twelve"]}}, "train": {**document["train"], "steps": 1}}
+    found = registry.discover()
+    loaded = spec_module.load(desk.write({**document, "arms": {"named": {"one": {}}}}), schema.compose(found))
+    (arm,) = arms_of.expand(loaded.document["arms"], loaded.where(("arms",)))
+    specs = [(arm, spec_module.load(desk.write(document), schema.compose(found)))]
+    api.prove(specs, found, Ranks(0, 2))
+    with pytest.raises(HarnessError, match="arm 'one': "):
+        api.prove(specs, found)

@@ -1,0 +1,275 @@
+"""`harness check`: facts, a verdict, and a page that fits; on a tiny model's tokenizer."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import pytest
+from rich.console import Console
+
+from harness import registry
+from harness.cli import main
+from harness.errors import HarnessError
+from harness.runner import api, data_check
+from harness.spec import schema, spec
+from harness.terminal.check_table import render
+
+WORDS = ("amber", "basil", "clay", "dune", "ember", "fern", "grove", "hazel", "iris", "jade", "kelp", "lilac", "moss")
+LONG = "the old clock in the tall tower of the town hall strikes every hour except at noon on sundays"
+PROOFS = ["spec", "rows", "template", "held out", "masks", "lengths", "shares", "duplicates", "contamination"]
+
+
+@pytest.fixture(autouse=True)
+def _only_ours(monkeypatch):
+    monkeypatch.setenv("HARNESS_NO_THIRD_PARTY", "1")
+
+
+def write(folder, name, rows):
+    lines = [json.dumps({"instruction": question, "output": answer}) for question, answer in rows]
+    (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+
+
+@pytest.fixture
+def document(tmp_path, monkeypatch, tiny_model, tokenizer):
+    """A spec over 13 + 26 training rows and 2 suites, with a tiny model; runs in tmp_path."""
+    monkeypatch.chdir(tmp_path)
+    tiny_model.save_pretrained(tmp_path / "tiny")
+    tokenizer.save_pretrained(tmp_path / "tiny")
+    write(
+        tmp_path, "desk", [(f"Where is the {word}?", f"{word.title()} lies on shelf {word[::-1]}.") for word in WORDS]
+    )
+    # Equally long rows, so that a share of tokens can be met.
+    write(tmp_path, "chat", [(f"{number:03d}?", f"{number:03d}.") for number in range(100, 152)])
+    write(tmp_path, "desk_heldout", [(f"And {word}?", f"See {word}!") for word in WORDS])
+    write(tmp_path, "chat_heldout", [("How do you do?", "Well.")])
+    names = ("desk", "desk_heldout", "chat", "chat_heldout")
+    return {
+        "name": "tiny",
+        "model": {"path": "./tiny"},
+        "template": "chatml",
+        "sources": {name: {"jsonl": {"path": f"{name}.jsonl"}} for name in names},
+        "mode": {"mixed": {"domain": ["desk"], "general": ["chat"]}},
+        "mitigations": {"mixing": {"share": 0.2}},
+        "train": {"epochs": 2, "batch_size": 4, "max_length": 64},
+        "evaluate": {
+            "desk": {"source": "desk_heldout", "metrics": "response_perplexity"},
+            "chat": {"source": "chat_heldout", "role": "general", "metrics": "response_perplexity"},
+        },
+        "track": {"enabled": False},
+    }
+
+
+def loaded(document, tmp_path):
+    (tmp_path / "spec.json").write_text(json.dumps(document))
+    found = registry.discover()
+    return spec.load(tmp_path / "spec.json", schema.compose(found)), found
+
+
+def made(document, tmp_path):
+    return data_check.make(*loaded(document, tmp_path))
+
+
+def states(facts):
+    return {one["name"]: one["ok"] for one in facts["proofs"]}
+
+
+def page(facts, width=80, encoding="utf-8"):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    Console(width=width, file=stream, color_system=None).print(render(facts))
+    stream.flush()
+    return stream.buffer.getvalue().decode(encoding)
+
+
+def told(facts, name):
+    (one,) = [one for one in facts["proofs"] if one["name"] == name]
+    return one["told"]
+
+
+def test_clean_data_is_proven_in_every_point(document, tmp_path):
+    facts = made(document, tmp_path)
+    assert facts["ok"]
+    assert facts["failures"] == []
+    assert states(facts) == dict.fromkeys(PROOFS, True)
+    assert len(facts["template"]["fingerprint"]) == 64
+    assert facts["masks"] == {"desk": 13, "chat": 52}
+    assert json.loads(json.dumps(facts)) == facts
+
+
+def test_the_rows_add_up_and_say_so(document, tmp_path):
+    facts = made(document, tmp_path)
+    used = facts["sources"]["chat"]["used"]
+    assert told(facts, "rows") == f"79 read = 14 held out + {13 + used} used + {52 - used} unused"
+    facts["sources"]["chat"]["unused"] += 1
+    assert not data_check.adds_up(facts["sources"]["chat"])
+
+
+def test_lengths_are_those_before_truncation(document, tmp_path):
+    desk = made(document, tmp_path)["lengths"]["desk"][0]
+    assert desk["rows"] == 13
+    assert desk["max_length"] == 64
+    assert desk["max"] > 64
+    assert desk["rows_cut"] == sum(one["rows"] for one in desk["bins"] if one["low"] > 64)
+
+
+def test_realised_shares_are_counted_from_the_order_that_is_trained_epoch_by_epoch(document, tmp_path):
+    (stage,) = made(document, tmp_path)["stages"]
+    (asked,) = stage["asked"]
+    assert (asked["sources"], asked["amount"], asked["unit"]) == (["chat"], 0.2, "loss_tokens")
+    assert len(stage["epochs"]) == 2
+    for epoch in stage["epochs"]:
+        assert epoch["chat"]["loss_tokens"] == pytest.approx(0.2, abs=0.005)
+        for unit in ("rows", "tokens", "loss_tokens"):
+            assert sum(shares[unit] for shares in epoch.values()) == pytest.approx(1)
+
+
+def test_a_contaminated_prompt_fails_and_a_run_does_not_begin(document, tmp_path):
+    document["train"]["max_length"] = 256
+    with (tmp_path / "desk.jsonl").open("a") as file:
+        file.write(json.dumps({"instruction": LONG, "output": "Yes."}) + "\n")
+    write(tmp_path, "desk_heldout", [(f"{LONG}, doesn't it?", "It does."), ("Who?", "The mayor.")])
+    facts = made(document, tmp_path)
+    assert not facts["ok"]
+    assert states(facts) == {**dict.fromkeys(PROOFS, True), "contamination": False}
+    (line,) = facts["failures"]
+    assert "desk_heldout.jsonl:1 ~ " in line
+    assert "desk.jsonl:14" in line
+    with pytest.raises(HarnessError, match="1 of its 2 prompts stand in training"):
+        api.run(*loaded(document, tmp_path))
+    assert not (tmp_path / "runs").exists()
+    document["checks"] = {"contamination": {"allowed": 0.5}}
+    assert made(document, tmp_path)["ok"]
+
+
+def test_data_that_cannot_be_made_is_a_failure_and_the_rest_not_reached(document, tmp_path):
+    write(tmp_path, "chat_heldout", [("100?", "Well."), ("And 101?", "Well.")])
+    facts = made(document, tmp_path)
+    assert not facts["ok"]
+    assert states(facts) == {"spec": True, "data": False, **dict.fromkeys(PROOFS[1:])}
+    assert "chat_heldout.jsonl:1" in facts["failures"][0]
+    assert "must not run: 1 error" in page(facts)
+
+
+def test_near_duplicates_warn_and_fail_when_too_many(document, tmp_path):
+    document["train"]["max_length"] = 256
+    with (tmp_path / "desk.jsonl").open("a") as file:
+        for end in ".!":
+            file.write(json.dumps({"instruction": f"{LONG}{end}", "output": "Yes."}) + "\n")
+    facts = made(document, tmp_path)
+    assert facts["ok"]
+    assert "1 of 67 rows nearly repeats an earlier one" in told(facts, "duplicates")
+    assert [one["warned"] for one in facts["proofs"] if one["name"] == "duplicates"] == [True]
+    document["checks"] = {"near_duplicates": {"allowed": 0}}
+    facts = made(document, tmp_path)
+    assert states(facts) == {**dict.fromkeys(PROOFS, True), "duplicates": False}
+
+
+def test_rows_whose_response_is_cut_away_fail_in_check_and_run_alike_above_what_is_allowed(document, tmp_path):
+    with (tmp_path / "desk.jsonl").open("a") as file:
+        file.write(json.dumps({"instruction": " ".join(map(str, range(1000, 1090))), "output": "Yes."}) + "\n")
+    facts = made(document, tmp_path)
+    assert states(facts) == {**dict.fromkeys(PROOFS, True), "lengths": False}
+    assert told(facts, "lengths").endswith("; 1 row(s) have nothing trained left")
+    assert facts["untrained"]["desk"]["lost"] == 1
+    (line,) = facts["failures"]
+    assert line.startswith("sources.desk: 1 of its 14 training rows have no trained token within 64 tokens")
+    assert line.endswith("desk.jsonl:14; raise train.max_length, take these rows out or shorten their prompts, or "
+                         "raise checks.untrained (0.01) to 0.072")  # fmt: skip
+    with pytest.raises(HarnessError) as caught:
+        api.run(*loaded(document, tmp_path))
+    assert caught.value.lines() == [line]
+    assert not (tmp_path / "runs").exists()
+    document["checks"] = {"untrained": 0.072}
+    facts = made(document, tmp_path)
+    assert facts["ok"]
+    assert any(one.startswith("sources.desk: 1 of its 14 training rows") for one in facts["warnings"])
+    document["train"] |= {"steps": 1}
+    document["mitigations"] = {"mixing": {"share": 0.0}}
+    api.run(*loaded(document, tmp_path))
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert json.loads((folder / "data.json").read_text())["checks"]["untrained"]["desk"]["lost"] == 1
+
+
+def test_a_suite_of_plain_texts_is_held_against_training(document, tmp_path):
+    (tmp_path / "texts.jsonl").write_text(json.dumps({"text": LONG}) + "\n")
+    document["sources"]["texts"] = {"jsonl": {"path": "texts.jsonl"}}
+    document["evaluate"]["texts"] = {"source": "texts", "metrics": "bits_per_byte"}
+    facts = made(document, tmp_path)
+    assert "texts: 0 of 1 texts stand in training" in told(facts, "contamination")
+    with (tmp_path / "desk.jsonl").open("a") as file:
+        file.write(json.dumps({"instruction": "?", "output": f"Well, {LONG}."}) + "\n")
+    document["train"]["max_length"] = 512
+    facts = made(document, tmp_path)
+    assert states(facts)["contamination"] is False
+    assert "evaluate.texts: 1 of its 1 texts stand in training" in facts["failures"][0]
+
+
+def test_what_is_not_looked_for_is_said(document, tmp_path):
+    document["checks"] = {"near_duplicates": None, "contamination": None}
+    facts = made(document, tmp_path)
+    assert facts["ok"]
+    assert states(facts)["contamination"] is None
+    assert "near ones not looked for" in told(facts, "duplicates")
+
+
+def test_a_suites_other_template_is_an_error_unless_the_spec_says_so(document, tmp_path):
+    document["evaluate"]["chat"]["template"] = "alpaca"
+    facts = made(document, tmp_path)
+    assert states(facts)["data"] is False
+    assert "'alpaca' renders otherwise than 'chatml'" in facts["failures"][0]
+    assert "spec.json:1:" in facts["failures"][0]
+    document["checks"] = {"other_template": True}
+    facts = made(document, tmp_path)
+    assert facts["ok"]
+    assert told(facts, "template") == "evaluated as trained, or as said: chat"
+
+
+@pytest.mark.parametrize("width", [40, 80])
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_the_page_fits_and_tells_all_proofs(document, tmp_path, width, encoding):
+    shown = page(made(document, tmp_path), width, encoding)
+    assert max(map(len, shown.splitlines())) <= width
+    mark = "✓" if encoding == "utf-8" else "+"
+    lines = [line.split() for line in shown.splitlines() if line.startswith(f"{mark} ")]
+    assert [line[1] for line in lines] == [name.split()[0] for name in PROOFS if name != "lengths"]
+    assert shown.splitlines()[-1] == "tiny: may run"
+
+
+def test_the_command_prints_the_page_and_exits_with_the_verdict(document, tmp_path, capsys):
+    loaded(document, tmp_path)
+    assert main.main(["check", str(tmp_path / "spec.json")]) == 0
+    assert "tiny: may run" in capsys.readouterr().out
+    write(tmp_path, "chat_heldout", [("100?", "Well.")])
+    assert main.main(["check", str(tmp_path / "spec.json"), "--json"]) == 2
+    shown = capsys.readouterr()
+    facts = json.loads(shown.out)
+    assert [f"harness: {line}" for line in facts["failures"]] == shown.err.splitlines()[-1:]
+
+
+def test_a_trained_model_carries_its_template_and_another_one_is_an_error(document, tmp_path):
+    document["train"] |= {"steps": 1, "learning_rate": 1e-3}
+    document["mitigations"] = {"mixing": {"share": 0.0}}
+    api.run(*loaded(document, tmp_path))
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert json.loads((folder / "data.json").read_text())["checks"]["near_duplicates"]["repeats"] == 0
+    document["model"]["path"] = str(folder / "model")
+    assert made(document, tmp_path)["ok"]
+    document["template"] = "alpaca"
+    facts = made(document, tmp_path)
+    assert "trained with the template 'chatml', and 'alpaca' renders otherwise" in facts["failures"][0]
+    document["checks"] = {"other_template": True}
+    document["train"]["max_length"] = 512
+    assert made(document, tmp_path)["ok"]
+
+
+def test_a_suite_is_evaluated_with_its_own_template(document, tmp_path):
+    document["train"] |= {"steps": 1}
+    document["mitigations"] = {"mixing": {"share": 0.0}}
+    document["checks"] = {"other_template": True}
+    scores = []
+    for template in ("chatml", "alpaca"):
+        document["evaluate"]["chat"]["template"] = template
+        report = api.run(*loaded(document, tmp_path))
+        scores.append({(one.suite, one.name): one.before.value for one in report.changes})
+    changed = {key[0] for key in scores[0] if scores[0][key] != scores[1][key]}
+    assert changed == {"chat"}

@@ -1,0 +1,256 @@
+"""Two processes that share a run: one folder, one report, the weights of one process, and one end for both."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from harness.tracking import mlflow_store
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+PROGRAM = Path(__file__).with_name("command_with_fault.py")
+ENOUGH = 240
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What two processes came to. codes: of each; None where its launcher would have had to end it."""
+
+    codes: tuple[int | None, ...]
+    out: str
+    errors: str
+
+    def complaints(self) -> list[str]:
+        """The error lines of the command."""
+        return [line for line in self.errors.splitlines() if line.startswith("harness: ")]
+
+
+def start(*words, processes=2, fault=None, environment=None, waits=ENOUGH):
+    """Start the command as torchrun would, so that each exit code is seen. fault: (what, process, update)."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    program = ["-m", "harness"] if fault is None else [str(PROGRAM), *map(str, fault)]
+    shared = {"WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    started = []
+    for rank in range(processes):
+        own = {**shared, "RANK": rank, "LOCAL_RANK": rank, "OMP_NUM_THREADS": 1, **(environment or {})}
+        started.append(
+            subprocess.Popen(
+                [sys.executable, *program, *map(str, words)],
+                env=os.environ | {name: str(value) for name, value in own.items()},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+    main, *others = started
+    try:
+        heard = [main.communicate(timeout=ENOUGH)]
+        codes: list[int | None] = [main.returncode]
+        for other in others:
+            try:
+                heard.append(other.communicate(timeout=waits))
+                codes.append(other.returncode)
+            except subprocess.TimeoutExpired:
+                other.kill()
+                heard.append(other.communicate())
+                codes.append(None)
+    finally:
+        for process in started:
+            process.kill()
+    return Ended(tuple(codes), "".join(out for out, _ in heard), "".join(errors for _, errors in heard))
+
+
+def steps(place):
+    """Stage -> the updates that were written down."""
+    found = {}
+    for file in sorted(place.glob("stages/*/steps.jsonl")):
+        found[file.parent.name] = [json.loads(line) for line in file.read_text().splitlines()]
+    return found
+
+
+def client(folder):
+    """A client of the tracking store in `folder`."""
+    return mlflow_store.open_store(f"sqlite:///{folder}/mlflow.db")
+
+
+def scores(place):
+    """(stage, suite, score) -> its value."""
+    return {
+        (stage["name"], suite, score["name"]): score["value"]
+        for stage in json.loads((place / "scores.json").read_text())["stages"]
+        for suite, found in stage["suites"].items()
+        for score in found["scores"]
+    }
+
+
+def equal(one, two):
+    """Two runs made the same updates, up to rounding."""
+    (first, second) = steps(one), steps(two)
+    assert first.keys() == second.keys()
+    assert first
+    for name, lines in first.items():
+        assert [line["step"] for line in lines] == [line["step"] for line in second[name]]
+        for line, other in zip(lines, second[name], strict=True):
+            keys = {key for key in line if key.startswith("penalty/")} | {"loss", "grad_norm", "learning_rate", "epoch"}
+            assert {key: other[key] for key in keys} == pytest.approx({key: line[key] for key in keys}, rel=1e-3)
+    for file in one.glob("model/*.safetensors"):
+        weights, others = load_file(file), load_file(two / "model" / file.name)
+        assert weights.keys() == others.keys()
+        for name, weight in weights.items():
+            assert others[name].numpy() == pytest.approx(weight.numpy(), abs=1e-5), name
+    assert scores(two) == pytest.approx(scores(one), rel=1e-3)
+
+
+def halved(document):
+    """The document for two processes: each adds up the gradients of half the batches."""
+    return {**document, "train": {**document["train"], "accumulation": document["train"]["accumulation"] // 2}}
+
+
+KINDS = {
+    "full": {
+        "ewc": {"source": "general", "samples": 4},
+        "kl": {"source": "general", "rows": 3},
+        "ema": {"decay": 0.5},
+        "replay": {"share": 0.25, "unit": "rows"},
+        "wise_ft": {"alpha": 0.8, "alphas": [0.5]},
+    },
+    "lora": {
+        "lora": {"rank": 2, "start": "pissa"},
+        "l2sp": {},
+        "token_masking": {"quantile": 0.8, "source": "domain"},
+    },
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_processes_come_to_what_one_does(desk, kind):
+    document = desk.continual(mitigations=KINDS[kind])
+    document["train"] |= {"accumulation": 4, "engine": "transformers"}
+    one = desk.start(document)
+    ended = start("run", desk.write(halved(document)))
+    assert ended.codes == (0, 0), ended.errors
+    two = desk.newest()
+    equal(one, two)
+    assert ended.out.count("run folder") == 1, ended.out
+    assert len([line for line in ended.out.splitlines() if line.startswith("read: ")]) <= 3, "once for each source"
+    assert json.loads((two / "environment.json").read_text())["processes"] == 2
+    assert not list(two.glob("stages/*/begun"))
+
+
+def test_torchrun_gives_one_run_that_ends_early_where_one_process_does(desk, tmp_path):
+    watched = {"evaluate_steps": 2, "early_stopping": {"scores": {"domain/response_perplexity": 1}, "patience": 1}}
+    document = desk.document(mitigations={"ewc": {"source": "general", "samples": 4, "coupling": "loss"}})
+    document["train"] |= {"steps": 10, "accumulation": 2, "learning_rate": 0.3, **watched}
+    document["track"] = {"uri": f"sqlite:///{tmp_path}/mlflow.db"}
+    one = desk.start(document)
+    spec = desk.write(halved(document))
+    launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "harness"]
+    ended = subprocess.run(
+        [sys.executable, "-m", *launcher, "run", spec], capture_output=True, text=True, timeout=ENOUGH, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+    two = desk.newest()
+    equal(one, two)
+    assert len(steps(two)["domain"]) < 10, "it ended early"
+    its, ours = ((place / "stages/domain/evaluations.jsonl").read_text().splitlines() for place in (one, two))
+    assert [json.loads(line)["step"] for line in its] == [json.loads(line)["step"] for line in ours]
+    tracked = json.loads((two / "mlflow.json").read_text())["run_id"]
+    experiment = client(tmp_path).get_run(tracked).info.experiment_id
+    runs = client(tmp_path).search_runs([experiment])
+    assert sorted(run.info.status for run in runs) == ["FINISHED"] * 4, "a run and its stage, twice"
+
+
+def test_a_run_of_two_that_is_interrupted_goes_on_with_two_alone(desk, same):
+    document = desk.continual(mitigations={"lora": {"rank": 2}, "ewc": {"source": "general", "samples": 4}})
+    document["train"] |= {"engine": "transformers"}
+    assert start("run", desk.write(document)).codes == (0, 0)
+    whole = desk.newest()
+    ended = start("run", desk.write(document), fault=("interrupt", 0, 7))
+    assert ended.codes == (130, 0), ended.errors
+    assert ended.complaints() == ["harness: interrupted"]
+    place = desk.newest()
+    assert desk.command("run", "--resume", place) == 2, "an update of one process would be another one"
+    ended = start("run", "--resume", place)
+    assert ended.codes == (0, 0), ended.errors
+    same(whole, place)
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        (("run error", 1, 2), "harness: process 2 of 2: here: it went wrong; mend it"),
+        (("bug", 1, 2), "harness: process 2 of 2: ValueError: a bug"),
+        (("run error", 0, 2), "harness: here: it went wrong; mend it"),
+    ],
+)
+def test_what_fails_in_one_process_ends_all_with_one_line(desk, tmp_path, fault, said):
+    document = desk.document(track={"uri": f"sqlite:///{tmp_path}/mlflow.db"})
+    document["train"] |= {"engine": "transformers"}
+    ended = start("run", desk.write(document), fault=fault, waits=60)
+    assert ended.codes == (1, 0), ended.errors
+    assert ended.complaints() == [said]
+    assert ended.errors.count("Traceback") == (1 if fault[0] == "bug" else 0)
+    assert ended.out.count("stopped; what was made stays in") == 1
+    tracked = json.loads((desk.newest() / "mlflow.json").read_text())
+    assert client(tmp_path).get_run(tracked["run_id"]).info.status == "FAILED"
+
+
+def test_what_fails_in_both_processes_is_said_once(desk):
+    document = desk.document()
+    document["train"] |= {"engine": "transformers", "learning_rate": 1e30, "steps": 5, "max_grad_norm": 1e30}
+    ended = start("run", desk.write(document), waits=60)
+    assert ended.codes == (1, 0), ended.errors
+    (line,) = ended.complaints()
+    assert "so the weights would be lost" in line
+    assert "process" not in line
+
+
+def test_bad_input_is_said_once(desk):
+    for document, said in (
+        (desk.document(seed="none"), "seed"),
+        (desk.document(model={"path": "./nowhere"}), "model.path"),
+    ):
+        spec = desk.write(document)
+        ended = start("run", spec, waits=1)
+        assert ended.codes[0] == 2, ended.errors
+        (line,) = ended.complaints()
+        assert said in line
+        assert not list((desk.folder / f"out{desk.count}").glob("tiny-*"))
+
+
+def test_arms_run_in_two_processes_one_after_the_other(desk):
+    every = {"naive": {}, "held": {"mitigations.l2sp": {}}, "bad": {"train.learning_rate": 1e30}}
+    document = desk.document(arms={"named": every, "baseline": "naive"})
+    document["train"] |= {"engine": "transformers", "steps": 4, "max_grad_norm": 1e30}
+    ended = start("run", desk.write(document), waits=60)
+    assert ended.codes == (1, 0), ended.errors
+    (line,) = ended.complaints()
+    assert "so the weights would be lost" in line
+    place = desk.newest()
+    done = {file.parent.name for file in place.glob("arms/*/report.json")}
+    assert done == {"naive", "held"}
+    ended = start("run", "--resume", place, "--arm", "naive", "--arm", "held")
+    assert ended.codes == (0, 0), ended.errors
+    assert (place / "arms.json").is_file()
+
+
+def test_an_experiment_whose_other_process_fails_is_failed_in_mlflow_as_its_arm_is(desk, tmp_path):
+    document = desk.document(arms={"named": {"naive": {}}}, track={"uri": f"sqlite:///{tmp_path}/mlflow.db"})
+    document["train"] |= {"engine": "transformers"}
+    ended = start("run", "--json", desk.write(document), fault=("run error", 1, 2), waits=60)
+    assert ended.codes == (1, 0), ended.errors
+    assert json.loads(ended.out)["error"] == "process 2 of 2: here: it went wrong; mend it"
+    for place in (desk.newest(), desk.newest() / "arms/naive"):
+        tracked = json.loads((place / "mlflow.json").read_text())["run_id"]
+        assert client(tmp_path).get_run(tracked).info.status == "FAILED", place

@@ -1,0 +1,345 @@
+"""A run that was broken off and gone on with equals one that was not, bit for bit on a CPU."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+
+from harness.errors import HarnessError, RunError
+from harness.model import save
+from harness.report import run_report
+from harness.runner import folder, main_process
+from harness.runner.folder import RunFolder
+from harness.training import train_stage
+
+EWC = {"source": "general", "samples": 4}
+
+KINDS = {
+    "lora": {"second": None, "mitigations": {"lora": {"rank": 2}, "ewc": EWC, "wise_ft": {"alpha": 0.5}}},
+    "full": {
+        "second": {"mitigations": {"l2sp": {}}},
+        "mitigations": {"ewc": EWC, "wise_ft": {"alpha": 0.7, "alphas": [0.0, 0.5]}, "ema": {"decay": 0.5}},
+    },
+    "merge": {"second": {"adapter": "merge"}, "mitigations": {"lora": {"rank": 2}, "ewc": EWC}},
+    "new": {
+        "second": {"adapter": "new"},
+        "mitigations": {"lora": {"rank": 2, "start": "pissa"}, "ema": {"decay": 0.5}},
+    },
+    "osf": {"second": None, "mitigations": {"osf": {"preserve": 0.25}, "ema": {"decay": 0.5}}},
+}
+
+
+def evaluating(stage):
+    """While the suites are asked after a stage; 0: of the base model, before the first."""
+
+    def at(event, listener):
+        return (
+            event.kind == "progress"
+            and event.data["phase"].startswith("evaluate")
+            and event.data["done"] == 2
+            and listener.kinds().count("stage_started") == stage
+        )
+
+    return at
+
+
+def step(stage, number):
+    return lambda event, _: event.kind == "step" and event.stage == stage and event.data["step"] == number
+
+
+POINTS = {
+    "at the very beginning": lambda event, _: event.kind == "run_started",
+    "in the base evaluation": evaluating(0),
+    "before the first checkpoint": step(1, 1),
+    "in stage 1": step(1, 3),
+    "at the last update of stage 1": step(1, 4),
+    "in the evaluation after stage 1": evaluating(1),
+    "between the stages": lambda event, _: event.kind == "stage_finished" and event.stage == 1,
+    "in stage 2": step(2, 3),
+    "in the evaluation after stage 2": evaluating(2),
+    "in a variant": lambda event, _: event.kind == "variant" and event.stage == 2,
+    "before the end": lambda event, _: event.kind == "stage_finished" and event.stage == 2,
+}
+
+QUICK = (
+    ("lora", "in the base evaluation"),
+    ("lora", "in stage 1"),
+    ("lora", "in the evaluation after stage 1"),
+    ("full", "between the stages"),
+    ("full", "in stage 2"),
+    ("full", "in a variant"),
+    ("merge", "in stage 2"),
+    ("new", "in stage 2"),
+    ("osf", "in stage 2"),
+)
+CASES = [
+    pytest.param(kind, point, marks=() if (kind, point) in QUICK else pytest.mark.slow, id=f"{kind}-{point}")
+    for kind in KINDS
+    for point in POINTS
+    if kind == "full" or point != "in a variant"
+]
+
+
+@pytest.fixture(scope="module")
+def unbroken(desk):
+    """kind -> the folder of its run, made once."""
+    made = {}
+
+    def run(kind):
+        if kind not in made:
+            made[kind] = desk.start(desk.continual(**KINDS[kind]))
+        return made[kind]
+
+    return run
+
+
+def broken_off(desk, listener_of, document, at):
+    with pytest.raises(KeyboardInterrupt):
+        desk.start(document, listener_of(at))
+    return desk.newest()
+
+
+@pytest.mark.parametrize(("kind", "point"), CASES)
+def test_a_run_gone_on_with_equals_the_unbroken_one_bit_for_bit(desk, unbroken, same, listener, kind, point):
+    place = broken_off(desk, listener, desk.continual(**KINDS[kind]), POINTS[point])
+    heard = listener()
+    desk.resume(place, heard)
+    same(unbroken(kind), place)
+    assert heard.kinds()[0] == "run_started"
+    assert heard.kinds()[-1] == "run_finished"
+    assert heard.events[[one.kind for one in heard.events].index("run_started")].data["again"] is True
+
+
+def test_a_finished_stage_is_read_and_not_trained_again(desk, listener):
+    document = desk.continual(mitigations={"lora": {"rank": 2}})
+    document["train"]["save_steps"] = None  # the end of a stage is kept all the same
+    place = broken_off(desk, listener, document, step(2, 1))
+    assert (place / "stages/a/end/weights.safetensors").is_file()
+    heard = listener()
+    desk.resume(place, heard)
+    started = {one.stage: one.data["again"] for one in heard.events if one.kind == "stage_started"}
+    assert started == {1: True, 2: False}
+    assert {one.stage for one in heard.events if one.kind == "step"} == {2}
+    assert not list(place.glob("stages/*/end"))
+
+
+def test_answers_that_are_kept_are_not_asked_again(desk, listener, generated):
+    document = desk.continual(mitigations={"lora": {"rank": 2}})
+    place = broken_off(desk, listener, document, step(2, 1))
+    one_stage = sum(generated) // 2
+    assert one_stage > 0
+    generated.clear()
+    desk.resume(place)
+    assert sum(generated) == one_stage, "only the stage that had not been evaluated"
+
+
+@pytest.mark.parametrize("kind", ["full", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("lora", "merge"))])
+def test_a_run_broken_off_while_it_saves_loses_nothing(desk, unbroken, same, monkeypatch, kind):
+    def no(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(run_report.Report, "write", no)  # the model is written, the report is not
+        with pytest.raises(KeyboardInterrupt):
+            desk.start(desk.continual(**KINDS[kind]))
+    place = desk.newest()
+    with monkeypatch.context() as patched:
+        patched.setattr(save, "save", no)
+        with pytest.raises(KeyboardInterrupt):
+            desk.resume(place)
+    desk.resume(place)
+    same(unbroken(kind), place)
+
+
+def test_a_run_broken_off_while_it_keeps_the_end_of_a_stage_goes_on_from_the_checkpoint(
+    desk, unbroken, same, monkeypatch
+):
+    import torch
+
+    def no(*_, **__):
+        raise KeyboardInterrupt
+
+    real = folder.save_end
+
+    def half(place, *more):
+        monkeypatch.setattr(torch, "save", no)
+        real(place, *more)
+
+    with monkeypatch.context():
+        monkeypatch.setattr(main_process, "save_end", half)
+        with pytest.raises(KeyboardInterrupt):
+            desk.start(desk.continual(**KINDS["lora"]))
+    monkeypatch.undo()
+    place = desk.newest()
+    assert not (place / "stages/a/end").exists()
+    desk.resume(place)
+    same(unbroken("lora"), place)
+
+
+def test_an_end_that_cannot_be_kept_is_told_and_the_run_goes_on(desk, listener, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    heard = listener()
+    place = desk.start(desk.document(), heard)
+    assert any("No space left" in text and "trains this stage again" in text for text in heard.warnings())
+    assert (place / "report.json").is_file()
+    assert not list(place.glob("stages/*/*end*"))
+
+
+# -- what is refused --------------------------------------------------------------------------------------------------
+
+
+def said(capsys):
+    (line,) = (one for one in capsys.readouterr().err.splitlines() if one.startswith("harness: "))
+    return line
+
+
+def test_a_finished_run_is_refused(desk, unbroken, capsys):
+    assert desk.command("run", "--resume", unbroken("lora")) == 2
+    assert "the run is finished" in said(capsys)
+
+
+def test_a_run_that_is_not_there_and_a_spec_beside_resume_are_refused(desk, unbroken, capsys):
+    assert desk.command("run", "--resume", "nowhere") == 2
+    assert "there is no such run" in said(capsys)
+    assert desk.command("run", "spec.json", "--resume", unbroken("lora")) == 2
+    assert "has its own spec" in said(capsys)
+
+
+@pytest.fixture(scope="module")
+def stopped(desk, listener):
+    """A run broken off in its second stage, to be copied and damaged."""
+    return broken_off(desk, listener, desk.continual(mitigations={"lora": {"rank": 2}}), step(2, 3))
+
+
+@pytest.fixture
+def copy(stopped, tmp_path):
+    return shutil.copytree(stopped, tmp_path / "copy")
+
+
+def before_and_after(desk, place):
+    """The exit code of going on, which leaves every file but the lock as it was."""
+
+    def files():
+        return {
+            str(one.relative_to(place)): one.read_bytes()
+            for one in place.rglob("*")
+            if one.is_file() and one.name != ".lock"
+        }
+
+    there = files()
+    code = desk.command("run", "--quiet", "--resume", place)
+    now = files()
+    assert [name for name in there if now.get(name) != there[name]] == []
+    return code
+
+
+def test_a_run_whose_data_has_changed_is_refused(desk, copy, capsys):
+    file = desk.folder / "second.jsonl"
+    text = file.read_text()
+    try:
+        file.write_text(text.replace("amber", "agate"))
+        assert before_and_after(desk, copy) == 2
+    finally:
+        file.write_text(text)
+    assert "no longer those that the run began with" in said(capsys)
+
+
+def test_a_run_at_work_elsewhere_is_refused(desk, copy, capsys):
+    import subprocess
+    import sys
+
+    hold = "import sys, filelock\nwith filelock.FileLock(sys.argv[1]): print('held', flush=True); sys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-c", hold, str(copy / folder.LOCK)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout.readline() == "held\n"
+        assert before_and_after(desk, copy) == 2
+        other.communicate("")
+    assert "another process is at work" in said(capsys)
+    with RunFolder(copy).locked():
+        pass
+
+
+def test_what_times_out_within_a_held_run_is_not_mistaken_for_its_lock(tmp_path):
+    from filelock import Timeout
+
+    with pytest.raises(Timeout), RunFolder(tmp_path).locked():
+        raise Timeout("another")
+
+
+@pytest.mark.parametrize(
+    ("file", "told"),
+    [
+        ("stages/a/end/weights.safetensors", "take this folder away"),
+        pytest.param("stages/a/end/kept.safetensors", "take this folder away", marks=pytest.mark.slow),
+        ("stages/a/end/mitigations.pt", "take this folder away"),
+        ("stages/b/checkpoints/checkpoint-2/adapter_model.safetensors", "damaged"),
+        pytest.param("stages/b/checkpoints/checkpoint-2/optimizer.pt", "damaged", marks=pytest.mark.slow),
+    ],
+)
+def test_a_damaged_file_is_one_clear_line_and_without_it_the_run_goes_on(desk, copy, capsys, file, told):
+    place = copy / file
+    place.write_bytes(place.read_bytes()[:-9])
+    assert before_and_after(desk, copy) == 1
+    line = said(capsys)
+    assert told in line
+    assert place.parent.name in line
+    shutil.rmtree(place.parent)
+    assert desk.command("run", "--quiet", "--resume", copy) == 0
+
+
+def test_weights_of_another_model_are_refused_and_change_nothing(tmp_path, tiny_model):
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    folder.save_end(tmp_path / "end", tiny_model, {})
+    weights = load_file(tmp_path / "end/weights.safetensors")
+    first = next(iter(weights))
+    before = {name: weight.detach().clone() for name, weight in tiny_model.named_parameters()}
+    save_file(
+        {**{name: one + 1 for name, one in weights.items()}, first: weights[first][:1]},
+        tmp_path / "end/weights.safetensors",
+    )
+    with pytest.raises(RunError, match="another model"):
+        folder.load_end(tmp_path / "end", tiny_model)
+    assert all(torch.equal(weight, before[name]) for name, weight in tiny_model.named_parameters())
+
+
+def test_a_broken_json_of_the_run_is_named(desk, copy, capsys):
+    (copy / "data.json").write_text("{")
+    assert desk.command("run", "--quiet", "--resume", copy) == 2
+    assert "data.json" in said(capsys)
+
+
+def test_interrupting_exits_with_130_and_says_where_the_run_is(desk, monkeypatch, capsys):
+    def no(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train_stage, "train", no)
+    assert desk.command("run", desk.write(desk.document())) == 130
+    said_ = capsys.readouterr()
+    assert "interrupted" in said_.err
+    assert desk.newest().name in said_.out + said_.err
+
+
+def test_the_spec_that_a_run_keeps_reads_back_as_itself(desk, unbroken):
+    from harness import registry
+    from harness.spec import schema, spec
+
+    found = registry.discover()
+    for kind in KINDS:
+        place = unbroken(kind)
+        assert spec.load(place / "spec.json", schema.compose(found)).document == json.loads(
+            (place / "spec.json").read_text()
+        )
+
+
+def test_a_folder_that_cannot_be_locked_is_an_error_of_a_person(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(HarnessError, match="cannot be locked"), RunFolder(tmp_path / "file" / "below").locked():
+        pass

@@ -1,0 +1,84 @@
+"""Which shares fit together, and how one is split, without a row."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from harness import Part, Share, Stage
+from harness.spec import shares
+
+SHARE = Share(("g", "h"), 0.2)
+
+
+@pytest.mark.parametrize(
+    ("parts", "asked", "what"),
+    [
+        ("dg", [Share(("d",), 0.5), Share(("g",), 0.4)], "every source has a share, and the shares sum to 0.9"),
+        ("dg", [Share(("g",), 1.0)], "the shares sum to 1, which leaves nothing"),
+        ("dgh", [Share(("g",), 0.6), Share(("h",), 0.5)], "the shares sum to 1.1, which leaves nothing"),
+        ("dg", [Share(("g",), -0.1)], "a share lies outside 0 to 1"),
+        ("dg", [Share(("g",), math.nan)], "a share lies outside 0 to 1"),
+        ("dg", [Share(("d",), 0.5, "rows"), Share(("g",), 0.5, "tokens")], "in different units"),
+        ("dd", [], "the source 'd' stands in it twice"),
+        ("dg", [Share(("x",), 0.1)], "a share names 'x', which is no source of it"),
+        ("dg", [Share(("g",), 0.1), Share(("g",), 0.2)], "the source 'g' has two shares"),
+        ("dg", [Share((), 0.1)], "a share names no source"),
+        ("dgh", [Share(("g", "h"), 0.1, weights=(1.0,))], "the weights of 'g' and 'h' are 1"),
+        ("dgh", [Share(("g", "h"), 0.1, weights=(1.0, 0.0))], "the weights of 'g' and 'h' are 1, 0"),
+        ("dgh", [Share(("g", "h"), 0.1, weights=(1.0, 1.0), temperature=2)], "split by weights and by temperature"),
+        ("dgh", [Share(("g", "h"), 0.1, temperature=0.0)], "has the temperature 0"),
+    ],
+)
+def test_shares_that_make_no_whole_are_named(parts, asked, what):
+    stage = Stage("only", tuple(Part(source, "domain") for source in parts), {}, tuple(asked))
+    found = [str(error) for error in shares.check(stage)]
+    assert any(what in line for line in found), found
+    assert all(line.startswith("stage only: ") for line in found)
+
+
+def test_shares_that_fit_are_fine():
+    parts = tuple(Part(source, "domain") for source in "dgh")
+    assert list(shares.check(Stage("only", parts))) == []
+    assert list(shares.check(Stage("only", parts, {}, (SHARE,)))) == []
+    assert list(shares.check(Stage("only", parts, {}, (SHARE, Share(("d",), 0.8))))) == []
+
+
+def test_a_limit_of_no_rows_is_named():
+    (error,) = shares.check(Stage("only", (Part("d", "domain", 0),)))
+    assert str(error).startswith("stage only: the source 'd' is limited to 0 rows")
+
+
+def test_a_share_is_split_evenly_by_weights_or_by_temperature():
+    assert shares.fractions(SHARE, [5, 50]) == (0.5, 0.5)
+    assert shares.fractions(Share(("g", "h"), 0.2, weights=(1, 3)), [5, 50]) == (0.25, 0.75)
+    assert shares.fractions(Share(("g", "h"), 0.2, temperature=1), [10, 30]) == pytest.approx((0.25, 0.75))
+    assert shares.fractions(Share(("g", "h"), 0.2, temperature=2), [10, 90]) == pytest.approx((0.25, 0.75))
+    assert shares.fractions(Share(("g", "h"), 0.2, temperature=math.inf), [10, 90]) == (0.5, 0.5)
+    assert shares.fractions(Share(("g", "h"), 0.2, temperature=0.001), [10**6, 10**7]) == (0.0, 1.0)
+
+
+@given(st.lists(st.integers(1, 10**9), min_size=1, max_size=6), st.floats(0.1, 1e6))
+def test_fractions_sum_to_one(sizes, temperature):
+    share = Share(tuple(map(str, range(len(sizes)))), 0.5, temperature=temperature)
+    assert math.fsum(shares.fractions(share, sizes)) == pytest.approx(1)
+
+
+def test_what_is_realised_is_the_sum_over_the_sources_in_the_unit_of_the_share():
+    found = {"g": {"rows": 0.5, "loss_tokens": 0.1}, "h": {"rows": 0.2, "loss_tokens": 0.05}}
+    assert shares.realised(SHARE, found) == pytest.approx(0.15)
+    assert shares.realised(Share(("g", "x"), 0.2, "rows"), found) == 0.5
+
+
+def test_the_unit_of_a_source_is_that_of_its_share():
+    stage = Stage("only", (Part("d", "domain"), Part("g", "general")), {}, (Share(("g",), 0.1, "rows"),))
+    assert [shares.unit(stage, source) for source in "dg"] == ["loss_tokens", "rows"]
+    assert [shares.of(stage, source) for source in "dg"] == [None, stage.shares[0]]
+
+
+def test_sources_are_listed_as_in_a_sentence():
+    assert shares.listed(["a"]) == "'a'"
+    assert shares.listed(["a", "b", "c"]) == "'a', 'b' and 'c'"

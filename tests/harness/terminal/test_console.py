@@ -1,0 +1,468 @@
+"""What a person sees of a run, on a terminal and elsewhere."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import subprocess
+import sys
+from itertools import pairwise
+from types import SimpleNamespace
+
+import pytest
+from support import example_run
+
+from harness.terminal import messages
+from harness.terminal.console import Console
+from harness.terminal.progress import Lines
+from harness.types import Event, Part, Share, Stage
+
+
+class Terminal(io.StringIO):
+    """A stream that says it is a terminal."""
+
+    def isatty(self):
+        return True
+
+
+def watch(mode, tmp_path, file=None, errors=None, **options):
+    """Output and error stream of a run that a console has shown."""
+    file, errors = file or io.StringIO(), errors or io.StringIO()
+    with Console(mode, file, errors) as console:
+        example_run.feed(console, tmp_path / "mixed-sft-a1", **options)
+    return file.getvalue(), errors.getvalue()
+
+
+def tell(console, kind, number=0, /, **data):
+    console.harness_observe(Event(kind, number, data))
+
+
+def move(console, phase, done, total, note="", unit="rows"):
+    tell(console, "progress", phase=phase, done=done, total=total, note=note, unit=unit)
+
+
+# -- plain ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_log_has_a_few_lines_a_phase_and_the_report(tmp_path):
+    out, err = watch("plain", tmp_path, stages=2, steps=500)
+    assert err == ""
+    lines = out.partition("suite / metric")[0].splitlines()
+    assert len(lines) < 30
+    assert [line for line in lines if line.startswith("evaluate helpdesk")] == [
+        "evaluate helpdesk: 40 rows in 0.0 s",
+    ]
+    assert len([line for line in lines if line.startswith("train: ")]) == 2, "one a stage"
+    assert not any(": 0 of " in line for line in lines)
+    assert "stage 1 of 2: stage-1, 500 updates" in lines
+    assert "stage-1: 500 updates in 3.0 s, loss 0.800, 100 tokens, 33 tokens/s" in lines
+    assert "base  helpdesk  rougeL 0.220  response_perplexity 22.14" in lines
+    assert "▲ better" in out
+    assert "\x1b" not in out
+
+
+def test_data_is_shown_as_counts_and_as_shares_beside_those_asked_for(tmp_path):
+    out, _ = watch("plain", tmp_path)
+    table = [line.split() for line in out.splitlines() if line.startswith(("source", "helpdesk ", "general "))][:3]
+    assert table == [["source", "read", "held", "out", "used"], ["helpdesk", "60", "12", "48"], ["general", "90", "6"]]
+    assert (
+        "stage-1: general 10.2 % of loss tokens (asked 10 %), helpdesk 89.8 % of loss tokens; "
+        "93.0 % of the token slots hold text"
+    ) in out
+    assert "stage-1 by epoch: general 10.1 %, 10.3 % of loss tokens" in out
+
+
+def test_the_shares_of_several_sources_are_told_together_and_those_of_many_epochs_in_short():
+    parts = (Part("a", "domain"), Part("b", "general"), Part("c", "general"), Part("d", "replay"))
+    asked = (Share(("b", "c"), 0.2, "rows"), Share(("d",), 0.1))
+    stage = Stage("one", parts, {}, asked)
+    shares = {"a": {"loss_tokens": 0.7}, "b": {"rows": 0.05}, "c": {"rows": 0.15}, "d": {"loss_tokens": 0.0}}
+    same = [{**shares, "d": {"loss_tokens": 0.1}} for _ in range(3)]
+    many = [{**shares, "d": {"loss_tokens": 0.1 + 0.001 * n}} for n in range(10)]
+
+    def told(epochs):
+        facts = {"counts": {}, "stages": [stage], "shares": [shares], "efficiency": [1.0], "epoch_shares": [epochs]}
+        return [line.plain for line in list(messages.data(facts, None))[1:]]
+
+    first = (
+        "one: b 5.0 % + c 15.0 % of rows (asked 20 %), d without any row (asked 10 %), a 70.0 % of loss tokens; "
+        "100.0 % of the token slots hold text"
+    )
+    assert told(same[:1]) == [first]
+    assert told(same) == [
+        first,
+        "one by epoch: b + c 20.0 % of rows in each of 3 epochs",
+        "one by epoch: d 10.0 % of loss tokens in each of 3 epochs",
+    ]
+    assert told(many)[2].endswith("10.6 %, 10.7 % of loss tokens, and 2 epochs more")
+
+
+@pytest.mark.parametrize("hours", [0.1, 1, 100])
+def test_a_long_phase_is_told_of_often_at_first_and_never_in_hundreds_of_lines(hours):
+    said, now = [], [0.0]
+    lines = Lines(lambda text: said.append((now[0], text.plain)), clock=lambda: now[0])
+    total = int(hours * 3600)
+    for second in range(total + 1):
+        now[0] = float(second)
+        lines.update(1, "train", second, total, "loss 1.0", "updates")
+    times = [at for at, _ in said]
+    gaps = [later - earlier for earlier, later in pairwise(times)]
+    assert max(gaps) <= max(601, total / 25)
+    assert min(gaps) >= 10 or total - times[-2] < 10
+    assert times[:2] == [30.0, 60.0]
+    assert len(said) < (40 if hours <= 1 else 150)
+    assert said[-1][1].startswith(f"train: {total:,} updates in ")
+    assert said[-1][1].endswith(", loss 1.0")
+
+
+def test_quarters_are_told_of_when_they_take_their_time():
+    said, now = [], [0.0]
+    lines = Lines(lambda text: said.append(text.plain), clock=lambda: now[0])
+    for second in range(0, 41, 2):
+        now[0] = float(second)
+        lines.update(0, "tokenise", second, 40, "", "rows")
+    assert said == [
+        "tokenise: 10 of 40 rows, 30 s left",
+        "tokenise: 20 of 40 rows, 20 s left",
+        "tokenise: 30 of 40 rows, 10 s left",
+        "tokenise: 40 rows in 40 s",
+    ]
+
+
+def test_a_phase_that_is_soon_over_is_one_line_or_none_where_lines_are_to_be_few():
+    said, now = [], [0.0]
+    lines = Lines(lambda text: said.append(text.plain), clock=lambda: now[0])
+    for phase, brief, step in (("one", False, 0.9), ("two", True, 0.9), ("three", True, 4.0)):
+        lines.brief = brief
+        for done in range(11):
+            lines.update(0, phase, done, 10, "", "rows")
+            now[0] += step
+    assert [line.partition(":")[0] for line in said if line.endswith("s")] == ["one", "three"]
+    assert [line for line in said if line.startswith("one")] == ["one: 10 rows in 9.0 s"]
+    assert "three: 10 rows in 40 s" in said
+    assert not any(line.startswith("two") for line in said)
+
+
+def test_a_phase_that_counts_nothing_is_told_of_as_it_begins_and_again_only_when_it_took_long():
+    said, now = [], [0.0]
+    lines = Lines(lambda text: said.append(text.plain), clock=lambda: now[0])
+    for took in (1.0, 100.0):
+        lines.update(0, "load", 0, 0, "a/model", "")
+        now[0] += took
+        lines.end()
+    assert said == ["load: a/model", "load: a/model", "load: in 1 min 40 s, a/model"]
+
+
+def test_a_phase_of_unknown_length_ends_when_the_next_begins():
+    said = []
+    lines = Lines(lambda text: said.append(text.plain))
+    lines.update(0, "read", 10, 0, "", "rows")
+    lines.update(0, "read", 25, 0, "", "rows")
+    lines.update(0, "fetch", 0, 98_300_000, "", "B")
+    lines.update(0, "fetch", 98_300_000, 98_300_000, "", "B")
+    lines.update(0, "fetch", 98_300_000, 98_300_000, "", "B")
+    assert said == ["read: 25 rows in 0.0 s", "fetch: 98.3 MB in 0.0 s"]
+
+
+def test_the_same_phase_is_told_of_again_after_something_else():
+    out = io.StringIO()
+    with Console("plain", out, io.StringIO()) as console:
+        for _ in range(2):
+            move(console, "evaluate", 8, 8)
+            tell(console, "evaluated", 0, evaluations=())
+    assert out.getvalue() == "evaluate: 8 rows in 0.0 s\n" * 2
+
+
+def test_a_long_line_of_a_log_is_not_wrapped():
+    out, err = io.StringIO(), io.StringIO()
+    with Console("plain", out, err) as console:
+        move(console, "read " + "x" * 200, 1, 1, note="y" * 100)
+        tell(console, "warning", text="z" * 300)
+    assert len(out.getvalue().splitlines()) == 1
+    assert err.getvalue() == f"warning: {'z' * 300}\n"
+
+
+# -- quiet and JSON ---------------------------------------------------------------------------------------------------
+
+
+def test_an_evaluation_within_a_stage_is_a_line_and_ends_no_phase():
+    file = io.StringIO()
+    console = Console("plain", file, io.StringIO())
+    move(console, "train", 3, 10, unit="steps")
+    facts = {"scores": {"helpdesk/rougeL": 0.25}, "combined": 0.5, "best": True, "over": False}
+    tell(console, "measured", 1, step=3, **facts)
+    tell(console, "measured", 1, step=6, **{**facts, "best": False, "over": True})
+    move(console, "train", 6, 6, "ended after 6 of 10 updates", unit="steps")
+    tell(console, "restored", 1, step=3, of=6)
+    lines = file.getvalue().splitlines()
+    assert "update 3  helpdesk/rougeL 0.250  combined 0.500  best so far" in lines
+    assert any(line.endswith("no better any more, the stage ends") for line in lines)
+    assert "back to the weights of update 3, the best that were measured" in lines
+    assert sum("train" in line and "ended after" in line for line in lines) == 1
+
+
+def test_quiet_shows_warnings_alone(tmp_path):
+    out, err = io.StringIO(), io.StringIO()
+    with Console("quiet", out, err) as console:
+        tell(console, "warning", text="mind the gap")
+        example_run.feed(console, tmp_path / "a")
+    assert out.getvalue() == ""
+    assert err.getvalue() == "warning: mind the gap\n"
+
+
+def test_json_is_one_document_on_the_output_and_lines_on_the_error_stream(tmp_path):
+    out, err = watch("json", tmp_path)
+    made = json.loads(out)
+    assert made["stages"] == ["base", "stage-1"]
+    assert made["changes"][0]["verdict"] == "better"
+    assert "train: 50 updates in " in err
+    assert "suite / metric" not in err
+    assert "\x1b" not in err
+
+
+def test_json_of_a_failed_run_is_a_document_too(tmp_path):
+    out, _ = watch("json", tmp_path, fail=True)
+    assert json.loads(out) == {"error": "RuntimeError: out of memory", "folder": str(tmp_path / "mixed-sft-a1")}
+
+
+def test_json_of_a_finished_run_that_then_fails_by_a_limit_is_its_report_alone(tmp_path):
+    file = io.StringIO()
+    with Console("json", file, io.StringIO()) as console:
+        example_run.feed(console, tmp_path / "a")
+        tell(console, "run_failed", error="RunError: the scores do not measure the model", folder="a")
+    assert json.loads(file.getvalue())["stages"] == ["base", "stage-1"]
+
+
+def of_experiment(tmp_path, *heard):
+    """The output in JSON of an experiment of which this was heard, arm after arm."""
+    file = io.StringIO()
+    with Console("json", file, io.StringIO()) as console:
+        for number, kind in enumerate(heard, start=1):
+            arm = {"name": f"arm{number}", "changes": {}}
+            if kind == "arms_finished":
+                tell(console, kind, experiment=SimpleNamespace(to_json=lambda: {"arms": "compared"}), folder="a")
+                continue
+            tell(console, "arm_started", arm=arm["name"], number=number, of=len(heard))
+            if kind == "run_closed":
+                facts = {"folder": "a", "lacked": ("page",), "report": example_run.made_report(tmp_path)}
+                tell(console, kind, **facts)
+            else:
+                example_run.feed(console, tmp_path / arm["name"], started={"arm": arm}, fail=kind == "run_failed")
+    return json.loads(file.getvalue())
+
+
+def test_json_of_an_experiment_is_its_comparison_alone_whatever_became_of_its_arms(tmp_path):
+    heard = ("run_closed", "run_failed", "run_finished", "arms_finished")
+    assert of_experiment(tmp_path, *heard) == {"arms": "compared"}
+
+
+def test_json_of_an_experiment_that_has_nothing_to_compare_is_what_failed_first(tmp_path):
+    made = of_experiment(tmp_path, "run_failed", "run_failed")
+    assert made == {"error": "RuntimeError: out of memory", "folder": str(tmp_path / "arm1")}
+
+
+def test_a_failed_run_says_where_its_files_are_and_leaves_the_error_to_the_command(tmp_path):
+    out, err = watch("plain", tmp_path, fail=True)
+    assert out.splitlines()[-1] == f"stopped; what was made stays in {tmp_path}/mixed-sft-a1"
+    assert "out of memory" not in out + err
+
+
+# -- a terminal -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def terminal(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    return Terminal()
+
+
+def test_a_terminal_gets_bars_and_one_line_of_each_phase_that_ended(terminal, tmp_path):
+    out, _ = watch("terminal", tmp_path, file=terminal, errors=terminal)
+    plain = unstyled(out)
+    assert "✓ evaluate helpdesk  40 rows  0.0 s" in plain
+    assert "✓ train  50 updates  0.0 s" in plain
+    assert "━" in plain
+    assert out.count("\x1b[?25h") >= out.count("\x1b[?25l") > 0
+
+
+def test_the_cursor_comes_back_whatever_happens(terminal):
+    def fail():
+        with Console("terminal", terminal, terminal) as console:
+            move(console, "tokenise", 3, 10)
+            raise RuntimeError("boom")
+
+    with pytest.raises(RuntimeError, match="boom"):
+        fail()
+    shown = terminal.getvalue()
+    assert "\x1b[?25l" in shown
+    assert "\x1b[?25h" in shown.rpartition("\x1b[?25l")[2]
+    assert "✗ tokenise  3 rows" in unstyled(shown)
+
+
+def test_a_warning_goes_above_the_bars_or_to_an_error_stream_that_is_elsewhere(terminal):
+    errors = io.StringIO()
+    with Console("terminal", terminal, errors) as console:
+        move(console, "tokenise", 3, 10)
+        tell(console, "warning", text="mind the gap")
+    assert errors.getvalue() == "warning: mind the gap\n"
+    assert "mind the gap" not in terminal.getvalue()
+    both = Terminal()
+    with Console("terminal", both, both) as console:
+        move(console, "tokenise", 3, 10)
+        tell(console, "warning", text="mind the gap")
+    assert "warning: mind the gap" in unstyled(both.getvalue())
+
+
+@pytest.mark.parametrize("mode", ["terminal", "plain"])
+def test_hostile_text_steers_nothing(mode, terminal):
+    evil = "[red]x[/red] [/]\x1b[2J\x1b]0;title\x07"
+    file = terminal if mode == "terminal" else io.StringIO()
+    with Console(mode, file, file) as console:
+        move(console, evil, 1, 4, note=evil, unit="rows")
+        tell(console, "warning", text=evil)
+        move(console, evil, 4, 4, note=evil, unit="rows")
+    shown = file.getvalue()
+    assert "[red]x[/red] [/]␛[2J" in unstyled(shown)
+    assert "\x1b[2J" not in shown
+    assert "\x1b]" not in shown
+    assert "\x07" not in shown
+
+
+def unstyled(text):
+    """The text without the escape sequences that rich itself writes."""
+    return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text)
+
+
+# -- warnings ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_warning_comes_once_and_the_rows_that_it_is_about_stay_in_the_folder():
+    errors = io.StringIO()
+    with Console("plain", io.StringIO(), errors) as console:
+        for _ in range(3):
+            tell(console, "warning", text="2 rows are odd", rows=["a:1", "a:2"])
+            tell(console, "warning", text="mind the gap")
+    assert errors.getvalue().splitlines() == [
+        "warning: 2 rows are odd; which: data.json in the run's folder, or harness check",
+        "warning: mind the gap",
+    ]
+
+
+def test_where_there_is_no_folder_the_rows_are_shown():
+    errors = io.StringIO()
+    with Console("quiet", io.StringIO(), errors, whole=True) as console:
+        tell(console, "warning", text="2 rows are odd", rows=["a:1", "a:2"])
+    assert errors.getvalue().splitlines() == ["warning: 2 rows are odd", "  a:1", "  a:2"]
+
+
+def prepare_arms(console, heard, *, ends=True):
+    """Arms are prepared, each raising its warnings. heard: arm -> texts."""
+    for number, (arm, texts) in enumerate(heard.items(), start=1):
+        tell(console, "arm_preparing", arm=arm, number=number, of=len(heard))
+        move(console, "read", 3, 10)
+        move(console, "read", 10, 10)
+        for text in texts:
+            tell(console, "warning", text=text)
+        if ends or number < len(heard):
+            facts = {"used": 1200, "evaluated": 30, "seconds": 1.5}
+            tell(console, "arm_prepared", arm=arm, number=number, of=len(heard), **facts)
+    if ends:
+        tell(console, "arms_prepared")
+
+
+def test_warnings_of_arms_come_once_with_the_names_of_those_that_have_them_when_not_all_do():
+    out, errors = io.StringIO(), io.StringIO()
+    arms = {f"arm{number}": ["all have it"] for number in range(1, 8)}
+    arms["arm2"] += ["two have it", "one has it"]
+    arms["arm3"] += ["two have it"]
+    for name in list(arms)[1:]:
+        arms[name] += ["six have it"]
+    with Console("plain", out, errors) as console:
+        prepare_arms(console, arms)
+        assert errors.getvalue().splitlines() == [
+            "warning: all have it",
+            "warning: arms arm2, arm3: two have it",
+            "warning: arm arm2: one has it",
+            "warning: arms arm2, arm3, arm4, arm5 and 2 more: six have it",
+        ]
+        tell(console, "arm_started", arm="arm1", number=1, of=7)
+        tell(console, "warning", text="all have it")  # it is prepared again as its run begins
+        tell(console, "warning", text="two have it")
+        tell(console, "warning", text="the store is away")
+        tell(console, "warning", text="the store is away")
+    assert errors.getvalue().splitlines()[4:] == ["warning: the store is away"]
+    shown = out.getvalue().splitlines()
+    assert shown[0] == "arm 1 of 7 prepared: arm1, 1,200 rows to train on, 30 to evaluate, in 1.5 s"
+    assert len(shown) == 7 + 2, "a line an arm, and the heading of the first"
+
+
+def test_what_waits_is_told_when_an_arm_cannot_be_prepared():
+    errors = io.StringIO()
+    with Console("plain", io.StringIO(), errors) as console:
+        prepare_arms(console, {"a": ["both"], "b": ["both", "odd"]}, ends=False)
+        assert errors.getvalue() == ""
+    assert errors.getvalue().splitlines() == ["warning: both", "warning: arm b: odd"]
+
+
+def test_a_terminal_leaves_no_line_of_what_is_soon_prepared_either(terminal):
+    with Console("terminal", terminal, terminal) as console:
+        prepare_arms(console, {"a": ["both"], "b": ["both", "odd"]})
+        tell(console, "arm_started", arm="a", number=1, of=2)
+        move(console, "tokenise", 10, 10)
+        tell(console, "arm_finished", arm="a", again=True)
+    plain = unstyled(terminal.getvalue())
+    assert "✓" not in plain
+    assert plain.count("warning: both") == 1
+    assert plain.count("arm b: odd") == 1
+    assert "arm 2 of 2 prepared: b, 1,200 rows" in plain
+
+
+def test_data_that_looks_as_an_earlier_arms_is_not_shown_again(tmp_path):
+    out = io.StringIO()
+    with Console("plain", out, io.StringIO()) as console:
+        for arm in ("a", "b"):
+            tell(console, "arm_started", arm=arm, number=1, of=2)
+            example_run.feed(console, tmp_path / arm, started={"arm": {"name": arm, "changes": {}}})
+    lines = out.getvalue().splitlines()
+    assert len([line for line in lines if line.startswith("source ")]) == 1
+    assert len([line for line in lines if line == "data: as of arm a"]) == 1
+
+
+# -- streams ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_console_is_chosen_by_option_and_by_where_the_output_goes(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", io.StringIO())
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert Console.choose(quiet=False, json=False).mode == "plain"
+    assert Console.choose(quiet=True, json=False).mode == "quiet"
+    assert Console.choose(quiet=False, json=True).mode == "json"
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    monkeypatch.setenv("TERM", "xterm")
+    assert Console.choose(quiet=False, json=False).mode == "terminal"
+    monkeypatch.setenv("TERM", "dumb")
+    assert Console.choose(quiet=False, json=False).mode == "plain"
+
+
+def test_a_stream_of_any_encoding_takes_the_whole_run(tmp_path):
+    raw = io.BytesIO()
+    file = io.TextIOWrapper(raw, encoding="ascii")
+    with Console("plain", file, io.StringIO()) as console:
+        tell(console, "warning", text="é → 客服")
+        example_run.feed(console, tmp_path / "café-a1")
+    file.flush()
+    text = raw.getvalue().decode("ascii")
+    assert "0.220 -> 0.420" in text
+    assert "better" in text
+
+
+def test_importing_the_rooms_that_show_imports_neither_torch_nor_mlflow():
+    script = (
+        "import sys, harness.terminal.console, harness.report.run_report, harness.terminal.report_table;"
+        "print([name for name in ('mlflow', 'torch', 'pandas', 'transformers') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

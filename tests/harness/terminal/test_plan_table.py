@@ -1,0 +1,56 @@
+"""What would run, as a person sees it: what was asked for beside what is realised."""
+
+from __future__ import annotations
+
+from rich.console import Console
+
+from harness.data.tokenization.tokenized_rows import Rows
+from harness.runner import plan_summary
+from harness.terminal import plan_table
+from harness.types import Part, Row, Share, Stage, StageData
+
+TRAIN = {
+    "epochs": 1, "steps": None, "batch_size": 2, "accumulation": 1, "learning_rate": 1e-4, "scheduler": "cosine",
+    "warmup_ratio": 0.1, "packing": False, "max_length": 8,
+}  # fmt: skip
+PARTS = (Part("desk", "domain"), Part("chat", "general"), Part("web", "general", 50), Part("old", "replay", 1000))
+ASKED = (Share(("chat", "web"), 0.25, "rows"),)
+FOUND = {
+    source: {"rows": rows, "tokens": 0.2, "loss_tokens": loss}
+    for source, rows, loss in (("desk", 0.5, 0.4), ("chat", 0.125, 0.1), ("web", 0.125, 0.2), ("old", 0.25, 0.3))
+}
+
+
+def made():
+    rows = Rows.of(
+        Row(f"{n:016x}", source, (1, 2, 3), (-100, 2, 3)) for n, source in enumerate(["desk", "desk", "chat"])
+    )
+    return StageData(Stage("one", PARTS, TRAIN, ASKED), rows, [(0,), (1,), (2,)], (3,), FOUND, 0.5, (FOUND,))
+
+
+def test_a_stage_tells_each_parts_rows_and_each_shares_realised_amount():
+    told = plan_summary._stage(made())
+    assert told["parts"] == [
+        {"source": "desk", "role": "domain", "limit": None, "unit": "loss_tokens", "rows": 2, "tokens": 6,
+         "loss_tokens": 4, "realised": 0.4},
+        {"source": "chat", "role": "general", "limit": None, "unit": "rows", "rows": 1, "tokens": 3, "loss_tokens": 2,
+         "realised": 0.125},
+        {"source": "web", "role": "general", "limit": 50, "unit": "rows", "rows": 0, "tokens": 0, "loss_tokens": 0,
+         "realised": 0.125},
+        {"source": "old", "role": "replay", "limit": 1000, "unit": "loss_tokens", "rows": 0, "tokens": 0,
+         "loss_tokens": 0, "realised": 0.3},
+    ]  # fmt: skip
+    (share,) = told["shares"]
+    assert (share["sources"], share["amount"], share["realised"]) == (("chat", "web"), 0.25, 0.25)
+    assert told["epoch_shares"] == [FOUND]
+
+
+def test_the_table_names_what_was_asked_for_of_several_sources_together():
+    console = Console(width=160)
+    with console.capture() as shown:
+        console.print(plan_table._stage_table(plan_summary._stage(made())))
+    lines = [" ".join(line.split()) for line in shown.get().splitlines()]
+    assert "desk domain 2 6 4 all rows 40.00%" in lines
+    assert "old replay 0 0 0 all of 1,000 rows at most 30.00%" in lines
+    assert "chat general 1 3 2 25.0% of rows, with web 12.50%" in lines
+    assert "web general 0 0 0 25.0% of rows, with chat 12.50%" in lines

@@ -1,0 +1,118 @@
+"""No secret reaches a store: in no parameter, tag, log, data set or artifact, wherever a spec or a machine has it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sqlite3
+from types import SimpleNamespace
+
+import pytest
+from support import example_run
+
+from harness.tracking.tracker import Tracker
+
+SECRETS = {
+    "uri": "uri-pass-0001",
+    "api key": "api-key-0002",
+    "storage": "storage-0003",
+    "signature": "signature-0004",
+    "hub token": "hf_abcdefghijklmnop0005",
+    "environment": "environment-0006",
+    "header": "header-0007",
+    "key id": "key-id-0008",
+    "in a list": "list-0009",
+    "private": "private-0010",
+}
+
+
+def spec():
+    """A spec with a secret in every place that takes one."""
+    return {
+        "track": {"uri": f"https://me:{SECRETS['uri']}@track.example"},
+        "description": f"made with {SECRETS['hub token']}",
+        "sources": {
+            "helpdesk": {"jsonl": {"path": f"https://x.example/a.jsonl?X-Amz-Signature={SECRETS['signature']}"}},
+            "general": {
+                "jsonl": {
+                    "path": ["a.jsonl", f"s3://me:{SECRETS['in a list']}@bucket/a.jsonl"],
+                    "storage": {"anything": SECRETS["storage"], "key": SECRETS["key id"], "anon": False},
+                }
+            },
+        },
+        "evaluate": {
+            "helpdesk": {
+                "server": {
+                    "url": "https://llm.example",
+                    "api_key": SECRETS["api key"],
+                    "headers": {"X-Team": SECRETS["header"]},
+                    "extra": {"private_key": SECRETS["private"]},
+                }
+            }
+        },
+    }
+
+
+@pytest.fixture(scope="module")
+def store_with_secrets(tmp_path_factory):
+    """A store after a run that failed and one that did not, in which everything has met a secret."""
+    folder = tmp_path_factory.mktemp("secrets")
+    text = f"failed at https://me:{SECRETS['uri']}@track.example: " + " ".join(SECRETS.values())
+    warnings, lines = [], []
+    handler = logging.Handler()
+    handler.emit = lambda record: lines.append(record.getMessage())
+    logging.getLogger().addHandler(handler)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_TOKEN", SECRETS["environment"])
+        for name, fail in (("good", False), ("bad", True)):
+            place = folder / "runs" / name
+            (place / "predictions").mkdir(parents=True)
+            (place / "plots").mkdir()
+            for file in ("data.json", "report.html", "plots/loss.svg", "predictions/general-stage0.jsonl"):
+                (place / file).write_text(json.dumps({"kept": text}) + "\n")
+            plan = example_run.made_plan(
+                sources={name: next(iter(one.items())) for name, one in spec()["sources"].items()}
+            )
+            tracker = Tracker(
+                {"enabled": True, "experiment": "x", "uri": f"sqlite:///{folder}/store/mlflow.db"}, "x", warnings.append
+            )
+            original = example_run.feed.__globals__["Event"]
+            with pytest.MonkeyPatch.context() as inner:
+
+                def event(kind, number, data, original=original):
+                    return original(kind, number, {**data, "error": text} if kind == "run_failed" else data)
+
+                inner.setitem(example_run.feed.__globals__, "Event", event)
+                example_run.feed(
+                    tracker, place, settings=spec(), plan=plan, fail=fail, steps=2,
+                    started={"environment": {"model": {"path": text}, "argv": [text]},
+                             "arm": {"name": "one", "changes": {"sources.general.jsonl.storage": spec()["sources"][
+                                 "general"]["jsonl"]["storage"], "hub.token": SECRETS["hub token"]}}},
+                )  # fmt: skip
+    logging.getLogger().removeHandler(handler)
+    return SimpleNamespace(folder=folder, warnings=warnings, lines=lines)
+
+
+def test_everything_was_tracked(store_with_secrets):
+    assert store_with_secrets.warnings == []
+    with sqlite3.connect(store_with_secrets.folder / "store" / "mlflow.db") as database:
+        params = dict(database.execute("select key, value from params"))
+        tags = dict(database.execute("select key, value from tags"))
+    assert params["sources.general.jsonl.storage.anything"] == "(left out)"
+    assert params["sources.general.jsonl.storage.anon"] == "false"
+    assert params["track.uri"] == "https://track.example"
+    assert params["arm/hub.token"] == "(left out)"
+    assert tags["error"].startswith("failed at https://track.example: (left out)")
+    names = {file.name for file in (store_with_secrets.folder / "store").rglob("*")}
+    assert {"report.html", "loss.svg", "data.json", "spec.json", "helpdesk.json", "general-stage0.jsonl"} <= names
+
+
+@pytest.mark.parametrize("what", SECRETS)
+def test_no_secret_is_in_the_store_or_in_a_log(store_with_secrets, what):
+    secret = SECRETS[what]
+    files = [file for file in (store_with_secrets.folder / "store").rglob("*") if file.is_file()]
+    assert len(files) > 10
+    assert [file.name for file in files if secret.encode() in file.read_bytes()] == []
+    assert not [line for line in store_with_secrets.lines if secret in line]
+    for run in ("good", "bad"):
+        assert secret not in (store_with_secrets.folder / "runs" / run / "mlflow.json").read_text()

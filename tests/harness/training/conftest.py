@@ -1,0 +1,97 @@
+"""Stages of random rows over the tiny model's vocabulary."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import random
+
+import pytest
+import torch
+
+from harness.interfaces.mitigation import Mitigation
+from harness.training.train_stage import train
+from harness.types import Part, Row, Stage, StageData
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_collection():
+    """Every stage ends with a garbage collection; what was imported need not be looked through each time."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+SETTINGS = {
+    "engine": "transformers",
+    "epochs": 1,
+    "steps": None,
+    "learning_rate": 1e-3,
+    "batch_size": 4,
+    "accumulation": 1,
+    "scheduler": "constant",
+    "warmup_ratio": 0.0,
+    "weight_decay": 0.0,
+    "max_grad_norm": 1.0,
+    "max_length": 64,
+    "packing": False,
+    "precision": "auto",
+    "gradient_checkpointing": False,
+    "log_steps": 1,
+    "save_steps": None,
+}
+
+
+@pytest.fixture(scope="session")
+def make_rows():
+    """(number, seed) -> rows of 6 to 20 tokens, the last third to two thirds of them trained."""
+
+    def make(number: int, seed: int = 0) -> tuple[Row, ...]:
+        numbers = random.Random(seed)
+        rows = []
+        for index in range(number):
+            ids = tuple(numbers.randrange(5, 200) for _ in range(numbers.randint(6, 20)))
+            start = numbers.randint(len(ids) // 3, 2 * len(ids) // 3)
+            rows.append(Row(f"{index:016x}", "source", ids, (-100,) * start + ids[start:]))
+        return tuple(rows)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_stage(make_rows):
+    """(rows, order, settings that differ) -> a stage; without an order, one row a slot, once."""
+
+    def make(rows=None, order=None, epoch_ends=None, name="stage", **settings) -> StageData:
+        rows = make_rows(12) if rows is None else rows
+        order = tuple((index,) for index in range(len(rows))) if order is None else tuple(order)
+        stage = Stage(name, (Part("source", "domain"),), {**SETTINGS, **settings})
+        return StageData(stage, rows, order, epoch_ends or (len(order),), {}, 1.0)
+
+    return make
+
+
+class Spy(Mitigation):
+    """Keeps the gradients that the optimizer is about to see, after clipping; changes nothing."""
+
+    def __init__(self) -> None:
+        self.gradients = []
+
+    def weight_pull(self, model):
+        self.gradients.append({n: w.grad.clone() for n, w in model.named_parameters() if w.grad is not None})
+
+
+@pytest.fixture
+def fit(tiny_model, tokenizer, tmp_path):
+    """(data, mitigations, seed) -> a copy of the tiny model trained on it, what `train` gave, the gradients seen."""
+
+    def run(data, mitigations=None, *, model=None, seed=0, **options):
+        trained_model = copy.deepcopy(tiny_model) if model is None else model
+        spy = Spy()
+        spies = {**(mitigations or {}), "~spy": spy}
+        result = train(trained_model, tokenizer, data, spies, seed=seed, folder=tmp_path, **options)
+        return trained_model, result, spy.gradients
+
+    return run

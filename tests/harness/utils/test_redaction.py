@@ -1,0 +1,95 @@
+"""What is left out of what anybody may read, and what is not."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from harness.utils.redaction import LEFT_OUT, Secrets, is_secret, parameters, public, without_secrets
+
+WORDS = "hunter22-x9"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("http://me:hunter22-x9@host:5000/a", "http://host:5000/a"),
+        ("http://hunter22-x9@host", "http://host"),
+        ("postgresql://me:pa@ss/hunter22-x9@host/db", "postgresql://host/db"),
+        ("at http://me:hunter22-x9@host, no answer", "at http://host, no answer"),
+        ("http://host:8080/x@y", "http://host:8080/x@y"),
+        ("https://b.s3.amazonaws.com/k?X-Amz-Signature=hunter22-x9&part=1", "…?X-Amz-Signature=(left out)&part=1"),
+        ("https://x.blob.core.windows.net/c?sv=2024&sig=hunter22-x9", "…?sv=2024&sig=(left out)"),
+        ("s3://bucket/key?token=hunter22-x9", "…?token=(left out)"),
+        ("sqlite:///mlflow.db?timeout=3", "sqlite:///mlflow.db?timeout=3"),
+        ("use hf_abcdefghijklmnopqrst now", "use (left out) now"),
+        ("Authorization: Bearer abcdef.123456", "Authorization: Bearer (left out)"),
+        ("key AKIAABCDEFGHIJKLMNOP", "key (left out)"),
+        ("a mean of 3 tokens; me@example.org", "a mean of 3 tokens; me@example.org"),
+    ],
+)
+def test_a_text_loses_its_secrets_and_nothing_else(text, shown):
+    found = without_secrets(text)
+    assert found == shown or (shown.startswith("…") and found.endswith(shown[1:]))
+    assert WORDS not in found
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["token", "HF_TOKEN", "api_key", "apiKey", "accessToken", "aws_secret_access_key", "AWS_ACCESS_KEY_ID", "password",
+     "storage.sas", "client_secret", "connection_string", "Authorization", "hub.credentials"],
+)  # fmt: skip
+def test_names_of_secrets_are_known(name):
+    assert is_secret(name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["max_new_tokens", "tokenizer", "pad_token", "eos_token", "loss_tokens", "secretary", "keys", "sort_key_order",
+     "passwords_checked", "mitigations.token_masking"],
+)  # fmt: skip
+def test_names_like_those_of_secrets_are_not(name):
+    assert not is_secret(name)
+
+
+def test_the_settings_of_a_file_system_and_headers_are_left_out_but_for_what_says_where():
+    given = {
+        "storage": {
+            "key": "AAA",
+            "anon": False,
+            "endpoint_url": "http://me:hunter22-x9@s3.local",
+            "client_kwargs": {"region_name": "eu", "x": "hunter22-x9"},
+        },
+        "headers": {"X-Own": "hunter22-x9"},
+        "headings": {"user": "### User"},
+    }
+    assert public(given) == {
+        "storage": {
+            "key": LEFT_OUT,
+            "anon": False,
+            "endpoint_url": "http://s3.local",
+            "client_kwargs": {"region_name": "eu", "x": LEFT_OUT},
+        },
+        "headers": {"X-Own": LEFT_OUT},
+        "headings": {"user": "### User"},
+    }
+    assert "hunter22-x9" not in json.dumps(parameters(given))
+
+
+def test_secrets_are_known_by_where_they_stand_and_taken_out_wherever_they_appear():
+    spec = {
+        "hub": {"token": "tok-en-1234"},
+        "list": ["http://me:s3cr%40t99@host/x"],
+        "storage": {"x": "stor-age-77"},
+        "template": {"chatml": {}},
+    }
+    secrets = Secrets.known(spec, environment={"HF_TOKEN": "env-tok-8888", "HOME": "/root", "X_TOKEN": "disabled"})
+    text = 'a tok-en-1234, b s3cr@t99, c s3cr%40t99, d stor-age-77, e env-tok-8888, f disabled, g /root, h "chatml"'
+    left = secrets.clean(text)
+    assert left.count(LEFT_OUT) == 5
+    assert left.endswith('f disabled, g /root, h "chatml"')
+    odd = Secrets.known({"password": 'quo"te<9'}, environment={})
+    assert odd.clean(json.dumps({"x": 'quo"te<9'})) == json.dumps({"x": LEFT_OUT})
+    assert odd.clean("<p>quo&quot;te&lt;9</p>") == f"<p>{LEFT_OUT}</p>"
+    assert Secrets.known({}, environment={}).clean(text) == text

@@ -1,0 +1,67 @@
+import pytest
+from harness_sources.json_sources import JsonLines
+
+from harness import Bad, HarnessError
+
+
+def read(path):
+    return list(JsonLines(str(path), {}).records())
+
+
+def test_each_line_is_a_row_with_its_place(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x.jsonl").write_text('{"a": 1}\n\n{"a": "é"}\n', encoding="utf-8")
+    assert [(r.place, dict(r.data)) for r in read(tmp_path / "x.jsonl")] == [
+        ("x.jsonl:1", {"a": 1}),
+        ("x.jsonl:3", {"a": "é"}),
+    ]
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_row(tmp_path):
+    (tmp_path / "x.jsonl").write_bytes(b'\xef\xbb\xbf{"a": 1}\r\n')
+    assert read(tmp_path / "x.jsonl")[0].data == {"a": 1}
+
+
+def test_several_files_are_read_in_the_order_given(tmp_path):
+    for name in "ba":
+        (tmp_path / name).write_text(f'{{"file": "{name}"}}')
+    records = JsonLines([str(tmp_path / "b"), str(tmp_path / "a")], {}).records()
+    assert [r.data["file"] for r in records] == ["b", "a"]
+
+
+@pytest.mark.parametrize(
+    ("line", "what"),
+    [
+        (b"{'a': 1}", "is not JSON: Expecting property name enclosed in double quotes at column 2"),
+        (b'{"a": "\xff"}', "is not UTF-8: byte 8 is 0xff"),
+        (b'[{"a": 1}]', "is an array, not an object; for one JSON array in a file use the source 'json'"),
+        (b"3", "is the value 3, not an object"),
+        (b"[" * 100_000, "is nested too deep"),
+        (
+            b'{"a": ' + b"1" * 5000 + b"}",
+            "holds a whole number of more digits than can be read; write the number as text",
+        ),
+    ],
+)
+def test_a_bad_line_is_a_bad_row_with_its_reason_between_the_good_ones(tmp_path, monkeypatch, line, what):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "x.jsonl").write_bytes(b'{"a": 1}\n' + line + b'\n{"a": 2}\n')
+    first, bad, last = read("x.jsonl")
+    assert isinstance(bad, Bad)
+    assert f"{bad.place}: {bad.what}; {bad.hint}".startswith(f"x.jsonl:2: {what}")
+    assert bad.raw.strip() == line.decode("utf-8", "backslashreplace")
+    assert (first.data, last.data) == ({"a": 1}, {"a": 2})
+
+
+@pytest.mark.parametrize("content", ["", "\n \n"])
+def test_a_file_without_rows_is_an_error(tmp_path, content):
+    (tmp_path / "x.jsonl").write_text(content)
+    with pytest.raises(HarnessError, match="holds no rows"):
+        read(tmp_path / "x.jsonl")
+
+
+def test_what_is_not_there_or_not_a_file_is_named(tmp_path):
+    with pytest.raises(HarnessError, match="there is no such file"):
+        read(tmp_path / "none.jsonl")
+    with pytest.raises(HarnessError, match="is a folder"):
+        read(tmp_path)

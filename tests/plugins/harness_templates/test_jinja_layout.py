@@ -1,0 +1,56 @@
+"""Skeletons: frames told apart from contents."""
+
+from __future__ import annotations
+
+import pytest
+from harness_templates.jinja_layout import Skeleton, Unlocated, build
+
+from harness import Message
+
+FRAMES = Skeleton(("U ", " /U A ", " /A\n"), (((1, 3), (2, 3)),))
+
+
+def test_spans_split_the_frames_where_training_begins_and_ends():
+    assert [(span.text, span.trained, span.frame) for span in FRAMES.spans(("q", "a"))] == [
+        ("U ", False, True),
+        ("q", False, False),
+        (" /U", False, True),
+        (" A ", True, True),
+        ("a", True, False),
+        (" /A", True, True),
+        ("\n", False, True),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "contents", "found"),
+    [
+        ("U q /U A a /A\n", ("q", "a"), ("q", "a")),
+        ("U q /U A a /A\n", ("\n q ", "a\n"), ("q", "a")),
+        ("U  /U A  /U A a /A\n", (" /U A ", "a"), (" /U A ", "a")),  # a content that looks like a frame
+        ("U  /U A /U A a /A\n", ("", "/U A a"), ("", "/U A a")),
+        ('U q\\n" /U A a /A\n', ('q\n"', "a"), None),  # half of it as JSON
+        ('U q\\n\\" /U A a /A\n', ('q\n"', "a"), ('q\\n\\"', "a")),  # all of it as JSON
+        ("U q /U A b /A\n", ("q", "a"), None),
+        ("U q /U A a /A\nmore", ("q", "a"), None),
+    ],
+)
+def test_fit_finds_the_contents_as_they_stand_or_nothing(text, contents, found):
+    assert FRAMES.fit(text, contents) == found
+
+
+def test_contents_written_twice_are_not_located():
+    with pytest.raises(Unlocated):
+        build(lambda messages, open: "".join(2 * m.content for m in messages), [Message("user", "q")], [], False, "x")
+
+
+def test_a_stretch_without_a_content_lies_within_one_frame():
+    # A response that is a call alone: all of it is written by the template.
+    skeleton = Skeleton(("U ", " /U A call /A\n"), (((1, 6), (1, 13)),))
+    assert [(span.text, span.trained) for span in skeleton.spans(("q",))] == [
+        ("U ", False),
+        ("q", False),
+        (" /U A ", False),
+        ("call /A", True),
+        ("\n", False),
+    ]

@@ -1,0 +1,189 @@
+"""A finished run made by hand: its plan, evaluations and metrics, and the events that it emits.
+
+No test module: those that need it run this file by its path.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from types import SimpleNamespace
+
+from harness.interfaces.metric import Metric
+from harness.report import run_report
+from harness.types import Evaluation, Event, Item, Part, Plan, Score, Share, Stage, Suite
+
+SUITES = (("helpdesk", "domain"), ("general", "general"))
+
+
+class Rouge(Metric):
+    """A mean over items; higher is better."""
+
+    reads = "answer"
+    names = ("rougeL",)
+
+    def signature(self):
+        return "mean|of:test"
+
+    def aggregate(self, name, total):
+        return total[0] / total[1] if total[1] else math.nan
+
+
+class Perplexity(Metric):
+    """exp of a mean over tokens; lower is better."""
+
+    reads = "likelihood"
+    names = ("response_perplexity",)
+    higher_is_better = False
+
+    def signature(self):
+        return "ppl|of:test"
+
+    def aggregate(self, name, total):
+        return math.exp(total[0] / total[1]) if total[1] else math.nan
+
+
+METRICS = {"rouge": Rouge(), "response_perplexity": Perplexity()}
+
+
+def made_plan(stages=1, **changes):
+    """A plan over two suites, `helpdesk` (domain) and `general`."""
+    parts, shares = (Part("helpdesk", "domain"), Part("general", "general")), (Share(("general",), 0.1),)
+    facts = {
+        "name": "mixed-sft",
+        "seed": 0,
+        "model": {"path": "some/model"},
+        "template": ("chatml", {}),
+        "sources": {name: ("jsonl", {"path": f"data/{name}.jsonl"}) for name, _ in SUITES},
+        "mitigations": {"mixing": {"share": 0.1}},
+        "stages": tuple(Stage(f"stage-{k}", parts, {"learning_rate": 2e-4}, shares) for k in range(1, stages + 1)),
+        "suites": tuple(Suite(name, name, role, {key: {} for key in METRICS}, None, 64, 8) for name, role in SUITES),
+    }
+    return Plan(**{**facts, **changes})
+
+
+def made_evaluation(stage, suite, rouge, nll, answer="an answer", finish="eos"):
+    """rouge: one value an item; nll: nats an item, over 10 tokens each."""
+    items = tuple(
+        Item(f"id{i}", f"question {i}?", f"reference {i}", f"{answer} {i}", finish, value, 10)
+        for i, value in enumerate(nll)
+    )
+    statistics = {"rouge": [(value, 1.0) for value in rouge], "response_perplexity": [(value, 10.0) for value in nll]}
+    scores = []
+    for name, vectors in statistics.items():
+        metric = METRICS[name]
+        value = metric.aggregate(metric.names[0], [sum(column) for column in zip(*vectors, strict=True)])
+        scores.append(
+            Score(
+                stage=stage, suite=suite, metric=name, name=metric.names[0], value=value, n=len(items), stderr=0.1,
+                low=value - 0.2, high=value + 0.2, higher_is_better=metric.higher_is_better,
+                signature=metric.signature(), statistics=tuple(vectors),
+            )
+        )  # fmt: skip
+    return Evaluation(stage, suite, items, tuple(scores))
+
+
+def made_evaluations(stages=1, items=40):
+    """The base and each stage: `helpdesk` gains 0.2 ROUGE-L a stage and loses 10 nats an item; `general` moves evenly
+    up and down, so that its mean stays."""
+    made = []
+    for stage in range(stages + 1):
+        wobble = [0.05 * stage * (-1) ** i for i in range(items)]
+        made.append(
+            (
+                made_evaluation(
+                    stage, "helpdesk", [0.2 + 0.2 * stage + 0.01 * (i % 5) for i in range(items)],
+                    [30.0 - 10.0 * stage + i % 3 for i in range(items)], f"stage {stage} says",
+                ),
+                made_evaluation(stage, "general", [0.5 + one for one in wobble], [20.0 + 10 * one for one in wobble]),
+            )
+        )  # fmt: skip
+    return made
+
+
+def made_report(folder, stages=1, uri=None):
+    """The report of the run made by hand."""
+    return run_report.make(
+        made_plan(stages),
+        made_evaluations(stages),
+        {name: METRICS for name, _ in SUITES},
+        seed=0,
+        run={"id": Path(folder).name, "folder": str(folder), "seconds": 187.0, "uri": uri, "spec": {"not": "shown"}},
+    )
+
+
+def feed(
+    listener, folder, *, settings=None, stages=1, steps=50, fail=False, plan=None, started=None, data=None, measured=0
+):
+    """Tell the listener all that happens in a run, as `harness.run` does. settings: changes to the spec.
+
+    started, data: what else the events of these kinds say. measured: the updates between two
+    evaluations within a stage; 0: there are none.
+    """
+    folder = Path(folder)
+    (folder / "predictions").mkdir(parents=True, exist_ok=True)
+    (folder / "predictions" / "helpdesk-stage0.jsonl").write_text('{"id": "id0"}\n')
+    plan = made_plan(stages) if plan is None else plan
+    spec = {
+        "name": plan.name,
+        "seed": 0,
+        "model": {"path": "some/model"},
+        "template": {"chatml": {}},
+        "mode": {"mixed": {"domain": ["helpdesk"]}},
+        "mitigations": {"mixing": {"share": 0.1}, "lora": {"rank": 16}},
+        "train": {"learning_rate": 2e-4},
+        **(settings or {}),
+    }
+    evaluations = made_evaluations(stages)
+
+    def tell(kind, number=0, /, **data):
+        listener.harness_observe(Event(kind, number, data))
+
+    def phase(name, total, unit):
+        for done in range(total + 1):
+            tell("progress", phase=name, done=done, total=total, note="", unit=unit)
+
+    tell(
+        "run_started",
+        name=plan.name,
+        id=folder.name,
+        folder=str(folder),
+        spec=spec,
+        plan=plan,
+        **{"environment": {"python": "3"}, **(started or {})},
+    )
+    facts = {
+        "counts": {"helpdesk": {"read": 60, "held_out": 12, "used": 48}, "general": {"read": 90, "used": 6}},
+        "stages": list(plan.stages),
+        "shares": [{"helpdesk": {"loss_tokens": 0.898}, "general": {"loss_tokens": 0.102}} for _ in plan.stages],
+        "epoch_shares": [
+            [{"helpdesk": {"loss_tokens": 1 - part}, "general": {"loss_tokens": part}} for part in (0.101, 0.103)]
+            for _ in plan.stages
+        ],
+        "efficiency": [0.93 for _ in plan.stages],
+        "digests": {"helpdesk": "sha256:" + "a" * 64, "general": "b" * 64},
+        "template": "f" * 64,
+    }
+    tell("data", **{**facts, **(data or {})})
+    phase("evaluate helpdesk", 40, "rows")
+    tell("evaluated", 0, evaluations=evaluations[0])
+    for stage in range(1, stages + 1):
+        tell("stage_started", stage, stage=plan.stages[stage - 1], steps=steps)
+        for step in range(1, steps + 1):
+            tell("step", stage, step=step, metrics={"loss": 3.0 / step, "learning_rate": 2e-4, "penalty/ewc": 0.1})
+            if measured and step % measured == 0:
+                scores = {"helpdesk/rougeL": step / 100}
+                tell("measured", stage, step=step, scores=scores, combined=step / 50, best=True, over=False)
+        phase("train", steps, "updates")
+        if fail:
+            tell("run_failed", stage, error="RuntimeError: out of memory", folder=str(folder))
+            return
+        tell("evaluated", stage, evaluations=evaluations[stage])
+        trained = SimpleNamespace(steps=steps, loss=0.8, seconds=3.0, tokens=100)
+        tell("stage_finished", stage, stage=plan.stages[stage - 1], trained=trained, folder=str(folder))
+    made = made_report(folder, stages)
+    made.write(folder)
+    tell("run_finished", stages, report=made, seconds=187.0)
+
+
+BY_SUITE = {name: METRICS for name, _ in SUITES}

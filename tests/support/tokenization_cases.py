@@ -1,0 +1,208 @@
+"""Tokenizers of every kind, templates that read every flag, and conversations of every shape, all made in code."""
+
+from __future__ import annotations
+
+import json
+
+from hypothesis import strategies as st
+from tokenizers import (
+    AddedToken,
+    Regex,
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+)
+from tokenizers.trainers import BpeTrainer, UnigramTrainer, WordPieceTrainer
+from transformers import PreTrainedTokenizerFast
+
+from harness import Example, HarnessError, Message, Span, Template
+from harness.types import ToolCall
+
+TEXTS = [
+    "The Elbe is a river in the north; it is long.",
+    "user assistant system tool",
+    "Name a river: 12345 metres, I'm told. Yes.\n\n",
+    "长江 是 一 条 河 9876543210",
+    " ".join("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ?0123456789.,:;<>|_{}/\"'?"),
+    "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ?0123456789.,:;<>|_{}/\"'?",
+] * 20
+CONTROL = ["<pad>", "<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>"]
+
+
+def wrapped(core, *, begins=False):
+    core.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in CONTROL[4:]])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        pad_token="<pad>",
+        clean_up_tokenization_spaces=False,
+    )
+    if begins:
+        first = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", tokenizer.bos_token_id)])
+        tokenizer.backend_tokenizer.post_processor = first
+    return tokenizer
+
+
+def byte_level(normalizer=None, split=None, **flags):
+    core = Tokenizer(models.BPE())
+    level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=split is None)
+    core.pre_tokenizer = level if split is None else pre_tokenizers.Sequence([split, level])
+    core.decoder = decoders.ByteLevel()
+    if normalizer is not None:
+        core.normalizer = normalizer
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = BpeTrainer(vocab_size=420, special_tokens=CONTROL[:4], initial_alphabet=alphabet, show_progress=False)
+    core.train_from_iterator(TEXTS, trainer)
+    return wrapped(core, **flags)
+
+
+def bpe(pre_tokenizer, decoder, normalizer=None, **flags):
+    core = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True))
+    core.pre_tokenizer, core.decoder = pre_tokenizer, decoder
+    if normalizer is not None:
+        core.normalizer = normalizer
+    core.train_from_iterator(TEXTS, BpeTrainer(vocab_size=160, special_tokens=CONTROL[:4], show_progress=False))
+    document = json.loads(core.to_str())
+    vocabulary = document["model"]["vocab"]
+    vocabulary.update({f"<0x{byte:02X}>": len(vocabulary) + byte for byte in range(256)})
+    document["model"]["byte_fallback"] = True
+    return wrapped(Tokenizer.from_str(json.dumps(document)), **flags)
+
+
+def metaspace(scheme):
+    return bpe(pre_tokenizers.Metaspace(prepend_scheme=scheme), decoders.Metaspace(prepend_scheme=scheme))
+
+
+def legacy():
+    normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    return bpe(None, decoder, normalizer, begins=True)
+
+
+def unigram():
+    core = Tokenizer(models.Unigram())
+    core.normalizer = normalizers.NFKC()
+    core.pre_tokenizer, core.decoder = pre_tokenizers.Metaspace(prepend_scheme="first"), decoders.Metaspace()
+    trainer = UnigramTrainer(vocab_size=120, special_tokens=CONTROL[:4], unk_token="<unk>", show_progress=False)
+    core.train_from_iterator(TEXTS, trainer)
+    return wrapped(core)
+
+
+def wordpiece():
+    core = Tokenizer(models.WordPiece(unk_token="<unk>"))
+    core.normalizer = normalizers.BertNormalizer(lowercase=True)
+    core.pre_tokenizer, core.decoder = pre_tokenizers.BertPreTokenizer(), decoders.WordPiece()
+    core.train_from_iterator(TEXTS, WordPieceTrainer(vocab_size=300, special_tokens=CONTROL[:4], show_progress=False))
+    return wrapped(core)
+
+
+KINDS = {
+    "byte_level": byte_level,
+    "byte_level_begins": lambda: byte_level(begins=True),
+    "byte_level_nfc": lambda: byte_level(normalizers.NFC()),
+    "byte_level_split": lambda: byte_level(
+        split=pre_tokenizers.Split(Regex(r"\p{N}{1,3}| ?\p{L}+|\s+"), behavior="isolated")
+    ),
+    "metaspace_first": lambda: metaspace("first"),
+    "metaspace_always": lambda: metaspace("always"),
+    "legacy": legacy,
+    "unigram": unigram,
+    "wordpiece": wordpiece,
+}
+BUILT = {name: build() for name, build in KINDS.items()}
+
+
+def text_of(message):
+    calls = "".join(f'\n{{"name": "{call.name}"}}' for call in message.calls)
+    return message.content + (f"\n\n{message.input}" if message.input else "") + calls
+
+
+class Turns(Template):
+    """ChatML; reads tools, calls and `trained`. Its options are here for the cache's tests."""
+
+    name = "turns"
+
+    def __init__(self, option=None):
+        self.option = option
+
+    def render(self, messages, tokenizer, *, open=False, tools=()):
+        spans = [Span(f"<|im_start|>tools\n{len(tools)}<|im_end|>\n", frame=True)] if tools else []
+        for message in messages:
+            trained = message.role == "assistant" and message.trained
+            spans += [
+                Span(f"<|im_start|>{message.role}\n", frame=True),
+                Span(text_of(message), trained),
+                Span("<|im_end|>", trained, frame=True),
+                Span("\n", frame=True),
+            ]
+        return (*spans, *([Span("<|im_start|>assistant\n", frame=True)] if open else []))
+
+    def stops(self, tokenizer):
+        return ("<|im_end|>",)
+
+
+class Speakers(Template):
+    """Speakers' names before each turn, no control token but the last; knows no tools, as older templates do."""
+
+    name = "speakers"
+
+    def render(self, messages, tokenizer, *, open=False):
+        spans = []
+        for message in messages:
+            if message.role == "tool":
+                raise HarnessError("template speakers", "there is no place for a tool")
+            trained = message.role == "assistant" and message.trained
+            spans += [Span(f"{message.role.upper()}:\n", frame=True), Span(text_of(message), trained)]
+            spans.append(Span("</s>" if message.role == "assistant" else "\n", trained, frame=True))
+        return (*spans, *([Span("ASSISTANT:\n", frame=True)] if open else []))
+
+    def stops(self, tokenizer):
+        return ("</s>",)
+
+
+def row(*contents, number=1, system=None, untrained=(), tools=()):
+    """A conversation of these contents; untrained: indices of the contents whose messages are not trained."""
+    messages = [
+        Message(("user", "assistant")[i % 2], content, trained=i not in untrained) for i, content in enumerate(contents)
+    ]
+    messages = [Message("system", system)] * (system is not None) + messages
+    return Example(f"{number:016x}", tuple(messages), f"rows.jsonl:{number}", tools)
+
+
+def called(number=1):
+    """A conversation in which a tool is called."""
+    call = Message("assistant", "", calls=(ToolCall("depth", {"river": "Elbe"}),))
+    messages = (Message("user", "How deep?"), call, Message("tool", "3 m", name="depth"), Message("assistant", "3 m."))
+    return Example(f"{number:016x}", messages, f"rows.jsonl:{number}", ({"name": "depth"},))
+
+
+def plain(text, number=1):
+    return Example(f"{number:016x}", (Message("text", text),), f"texts.jsonl:{number}")
+
+
+pieces = st.one_of(
+    st.sampled_from(list("abETh er is\n\t<|>/ _1234")),
+    st.sampled_from(["长江", "河", "🙂", "👩‍👩‍👧", "é", "e\u0301", "ﬁ", "\u00a0", "  ", "\n\n", "The Elbe", "I'm"]),
+    st.characters(exclude_categories=["Cs", "Co"]),
+)
+harmless = st.lists(pieces, max_size=20).map("".join).filter(lambda text: not any(one in text for one in CONTROL))
+hostile = st.lists(st.one_of(pieces, st.sampled_from(CONTROL[1:])), max_size=12).map("".join)
+
+
+@st.composite
+def conversations(draw, texts=harmless):
+    """A conversation of up to three turns, in which at least the last response is trained."""
+    filled = texts.filter(lambda text: text.strip())
+    contents = []
+    for _ in range(draw(st.integers(1, 3))):
+        contents += [draw(filled), draw(filled)]
+    untrained = draw(st.sets(st.sampled_from(range(1, len(contents) - 1, 2)))) if len(contents) > 2 else ()
+    system = draw(st.one_of(st.none(), filled))
+    return row(*contents, number=draw(st.integers(1, 10**9)), system=system, untrained=untrained)
