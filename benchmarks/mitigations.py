@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from harness_mitigations.adapted_weights import moving
+from harness_mitigations.adapted_weights import find_trainable_weights
 from harness_mitigations.ewc import Ewc
-from harness_mitigations.fisher import fisher
-from harness_mitigations.kl import kl
+from harness_mitigations.fisher import compute_diagonal_fisher
+from harness_mitigations.kl import build_kl_mitigation
 from harness_mitigations.l2sp import L2Sp
 from harness_mitigations.lora import Lora
 from tokenizers import Tokenizer, models
@@ -35,8 +35,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Pr
 from harness.interfaces.mitigation import Mitigation
 from harness.training.collator import Collator
 from harness.training.loss import summed_nll
-from harness.training.train_stage import seed_mitigations, train
-from harness.types import Row, Stage, StageData
+from harness.training.train_stage import seed_mitigations, train_stage
+from harness.types import Stage, StageDataset, TokenizedExample
 
 SETTINGS = {
     "engine": "transformers", "epochs": 1, "steps": None, "learning_rate": 1e-5, "accumulation": 1,
@@ -45,14 +45,16 @@ SETTINGS = {
 }  # fmt: skip
 
 
-def made_rows(number: int, tokens: int, vocabulary: int, seed: int = 0) -> tuple[Row, ...]:
+def made_rows(number: int, tokens: int, vocabulary: int, seed: int = 0) -> tuple[TokenizedExample, ...]:
     """Rows of `tokens` tokens on average, from half to one and a half times as many, half of each trained."""
     generator = torch.Generator().manual_seed(seed)
     rows = []
     for index in range(number):
         length = tokens // 2 + tokens * index // max(1, number - 1)
         ids = torch.randint(10, vocabulary, (length,), generator=generator).tolist()
-        rows.append(Row(str(index), "made", tuple(ids), (-100,) * (length // 2) + tuple(ids[length // 2 :])))
+        rows.append(
+            TokenizedExample(str(index), "made", tuple(ids), (-100,) * (length // 2) + tuple(ids[length // 2 :]))
+        )
     return tuple(rows[i] for i in torch.randperm(number, generator=generator))
 
 
@@ -71,21 +73,21 @@ class Timed(Mitigation):
     """Another mitigation, and the seconds that each update spends in it."""
 
     def __init__(self, inner: Mitigation) -> None:
-        self.inner, self.pull_at = inner, inner.pull_at
+        self.inner, self.penalty_timing = inner, inner.penalty_timing
         self.seconds: list[float] = []
 
-    def begin_stage(self, stage: Stage, model: Any, rows: Mapping[str, Sequence[Row]]) -> None:
-        self.inner.begin_stage(stage, model, rows)
+    def on_stage_start(self, stage: Stage, model: Any, rows: Mapping[str, Sequence[TokenizedExample]]) -> None:
+        self.inner.on_stage_start(stage, model, rows)
 
-    def weight_pull(self, model: Any) -> torch.Tensor | None:
+    def add_weight_penalty(self, model: Any) -> torch.Tensor | None:
         started = time.perf_counter()
-        value = self.inner.weight_pull(model)
+        value = self.inner.add_weight_penalty(model)
         self.seconds.append(time.perf_counter() - started)
         return value
 
-    def after_step(self, model: Any, learning_rate: float) -> None:
+    def on_step_end(self, model: Any, learning_rate: float) -> None:
         started = time.perf_counter()
-        self.inner.after_step(model, learning_rate)
+        self.inner.on_step_end(model, learning_rate)
         self.seconds[-1] += time.perf_counter() - started
 
 
@@ -105,7 +107,7 @@ def updates(
     stage = Stage("made", (), {**SETTINGS, "batch_size": given.rows})
     seed_mitigations(0)
     for mitigation in mitigations.values():
-        mitigation.begin_stage(stage, model, {"kept": made_rows(16, given.tokens, vocabulary, seed=1)})
+        mitigation.on_stage_start(stage, model, {"kept": made_rows(16, given.tokens, vocabulary, seed=1)})
     marks: list[float] = []
     order = tuple((index,) for index in range(len(rows)))
 
@@ -113,8 +115,8 @@ def updates(
         marks.append(time.perf_counter())
 
     with tempfile.TemporaryDirectory() as folder:
-        data = StageData(stage, rows, order, (len(order),), {}, 1.0)
-        train(model, tokenizer, data, mitigations, seed=0, folder=Path(folder), on_step=on_step)
+        data = StageDataset(stage, rows, order, (len(order),), {}, 1.0)
+        train_stage(model, tokenizer, data, mitigations, seed=0, folder=Path(folder), on_step=on_step)
     return [after - before for before, after in pairwise(marks)]
 
 
@@ -129,7 +131,7 @@ def held(mitigation: Mitigation) -> int:
     return size(mitigation.state_dict())
 
 
-def forward_backward(model: torch.nn.Module, rows: Sequence[Row], batch_size: int) -> None:
+def forward_backward(model: torch.nn.Module, rows: Sequence[TokenizedExample], batch_size: int) -> None:
     """What the Fisher is made of: the loss of the same rows in the same batches and its gradient, let go each time."""
     ordered = sorted(rows, key=lambda row: len(row.input_ids), reverse=True)
     for start in range(0, len(ordered), batch_size):
@@ -138,7 +140,7 @@ def forward_backward(model: torch.nn.Module, rows: Sequence[Row], batch_size: in
         model.zero_grad(set_to_none=True)
 
 
-def single_rows(model: torch.nn.Module, rows: Sequence[Row]) -> None:
+def single_rows(model: torch.nn.Module, rows: Sequence[TokenizedExample]) -> None:
     """A loop of single examples as it is mostly written: full logits, and a square of every gradient for each row."""
     total = {name: torch.zeros_like(w) for name, w in model.named_parameters() if w.requires_grad}
     for row in rows:
@@ -154,7 +156,7 @@ def single_rows(model: torch.nn.Module, rows: Sequence[Row]) -> None:
 def fisher_cost(model: torch.nn.Module, given: argparse.Namespace) -> dict[str, float]:
     """Median seconds of each way to spend a pass over the rows."""
     model.eval()
-    moves = moving(model, "benchmark")
+    moves = find_trainable_weights(model, "benchmark")
     rows = made_rows(given.samples, given.tokens, model.config.vocab_size - 10, seed=2)
 
     def generator() -> torch.Generator:
@@ -162,13 +164,13 @@ def fisher_cost(model: torch.nn.Module, given: argparse.Namespace) -> dict[str, 
 
     contenders: dict[str, Callable[[], object]] = {
         "forward and backward": lambda: forward_backward(model, rows, given.rows),
-        "fisher, sampled, batched": lambda: fisher(
+        "fisher, sampled, batched": lambda: compute_diagonal_fisher(
             model, moves, rows, labels="sampled", batch_size=given.rows, generator=generator()
         ),
-        "fisher, sampled, row by row": lambda: fisher(
+        "fisher, sampled, row by row": lambda: compute_diagonal_fisher(
             model, moves, rows, labels="sampled", batch_size=1, generator=generator()
         ),
-        "fisher, empirical": lambda: fisher(model, moves, rows, labels="empirical"),
+        "fisher, empirical": lambda: compute_diagonal_fisher(model, moves, rows, labels="empirical"),
         "single rows, as mostly written": lambda: single_rows(model, rows),
     }
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
@@ -185,9 +187,9 @@ def kl_cost(fresh: Callable[[], torch.nn.Module], tokenizer: Any, given: argpars
     """Median seconds of an update: plain, with KL on the task's tokens, and on as many rows of general data."""
     contenders: dict[str, Callable[[], dict[str, Mitigation]]] = {
         "plain update": dict,
-        "kl, task": lambda: {"kl": kl("task", None, 4, 1.0, "forward", 1.0)},
+        "kl, task": lambda: {"kl": build_kl_mitigation("task", None, 4, 1.0, "forward", 1.0)},
         f"kl, general, {max(1, given.rows // 2)} rows": lambda: {
-            "kl": kl("general", "kept", max(1, given.rows // 2), 1.0, "forward", 1.0)
+            "kl": build_kl_mitigation("general", "kept", max(1, given.rows // 2), 1.0, "forward", 1.0)
         },
     }
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
@@ -217,7 +219,7 @@ def main() -> None:
         model = copy.deepcopy(loaded)
         torch.manual_seed(0)
         return (
-            Lora(given.lora, None, 0.0, "all-linear", False, False, "zero", None, 1).model(model)
+            Lora(given.lora, None, 0.0, "all-linear", False, False, "zero", None, 1).prepare_model(model)
             if given.lora
             else model
         )

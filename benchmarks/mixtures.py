@@ -71,23 +71,23 @@ def told(name: str, rows: int, seconds: float, efficiency: float, before: int) -
 def lay(rows: int, packing: bool) -> None:
     from harness.data.mixing import stage_layout
     from harness.data.tokenization import tokenized_rows
-    from harness.types import Part, Share, Stage
+    from harness.types import Share, Stage, StageSource
 
-    tokenized_rows.Rows = Sizes  # type: ignore[assignment, misc]
+    tokenized_rows.TokenizedRows = Sizes  # type: ignore[assignment, misc]
     train = {"epochs": 2, "steps": None, "batch_size": 8, "accumulation": 1, "packing": packing, "max_length": CAPACITY}
-    stage = Stage("made", (Part("d", "domain"), Part("g", "general")), train, (Share(("g",), 0.1),))
+    stage = Stage("made", (StageSource("d", "domain"), StageSource("g", "general")), train, (Share(("g",), 0.1),))
     pools = {"d": pool(rows, 150, 1), "g": pool(rows // 2, 270, 2)}
     before, started = peak(), time.perf_counter()
-    data = stage_layout.lay(stage, pools, 0)  # type: ignore[arg-type]
+    data = stage_layout.build_stage_dataset(stage, pools, 0)  # type: ignore[arg-type]
     told("lay packed" if packing else "lay", rows, time.perf_counter() - started, data.efficiency, before)
 
 
 def pack(rows: int) -> None:
-    from harness.data.mixing.packing import pack
+    from harness.data.mixing.packing import pack_rows
 
     tokens = lengths(rows, 150, 1)
     before, started = peak(), time.perf_counter()
-    packs = pack(tokens, CAPACITY)
+    packs = pack_rows(tokens, CAPACITY)
     efficiency = tokens.sum(dtype=np.int64) / (CAPACITY * len(packs))
     told("pack", rows, time.perf_counter() - started, efficiency, before)
 
@@ -112,7 +112,7 @@ def demo(file: str, folder: str) -> None:
     from harness_templates.alpaca import Alpaca
     from transformers import AutoTokenizer
 
-    from harness.data.mixing.packing import pack
+    from harness.data.mixing.packing import pack_rows
     from harness.types import Message
 
     tokenizer, template = AutoTokenizer.from_pretrained(folder), Alpaca()
@@ -121,7 +121,7 @@ def demo(file: str, folder: str) -> None:
         messages = (Message("user", row["instruction"], row["input"] or None), Message("assistant", row["output"]))
         text = "".join(span.text for span in template.render(messages, tokenizer))
         tokens.append(min(CAPACITY, len(tokenizer(text, add_special_tokens=False).input_ids)))
-    packs = pack(np.array(tokens), CAPACITY)
+    packs = pack_rows(np.array(tokens), CAPACITY)
     print(f"{file}: {len(tokens)} rows in {len(packs)} packs, efficiency {sum(tokens) / (CAPACITY * len(packs)):.4f}")
 
 

@@ -42,10 +42,10 @@ if hasattr(os, "sched_setaffinity"):
 from harness_templates.chatml import ChatML
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from harness.data.mixing.packing import pack
+from harness.data.mixing.packing import pack_rows
 from harness.data.tokenization import token_cache
 from harness.data.tokenization.rendering import Rendering
-from harness.data.tokenization.tokenize import masked_batches, stored, tokenise_corpus
+from harness.data.tokenization.tokenize import to_token_file_rows, tokenize_batches, tokenize_corpus
 from harness.types import Example, Message
 
 DATA = Path(__file__).parents[1] / "specs" / "data"
@@ -107,18 +107,18 @@ def bare(texts: Sequence[str], tokenizer: Any) -> None:
 
 
 def unproven(examples: Sequence[Example], tokenizer: Any) -> None:
-    writer, _ = token_cache.writer()
+    writer, _ = token_cache.create_cache_writer()
     done = 0
-    for batch, rows in masked_batches(examples, TEMPLATE, tokenizer):
-        writer.add(*stored(batch, rows, LENGTH, done))
+    for batch, rows in tokenize_batches(examples, TEMPLATE, tokenizer):
+        writer.add_rows(*to_token_file_rows(batch, rows, LENGTH, done))
         done += len(batch)
-    pack(writer.contents("made", {}).rows.lengths.tolist(), LENGTH)
+    pack_rows(writer.to_token_file("made", {}).rows.lengths.tolist(), LENGTH)
 
 
 def proven(examples: Sequence[Example], tokenizer: Any, key: str | None = None) -> None:
-    found = tokenise_corpus(examples, "made", TEMPLATE, tokenizer, LENGTH, key=key)
-    assert found.proven == len(examples)
-    pack(found.rows.lengths.tolist(), LENGTH)
+    found = tokenize_corpus(examples, "made", TEMPLATE, tokenizer, LENGTH, content_digest=key)
+    assert found.rows_verified == len(examples)
+    pack_rows(found.rows.lengths.tolist(), LENGTH)
 
 
 def trl(dataset: Any, tokenizer: Any) -> None:
@@ -144,7 +144,7 @@ def as_dataset(examples: Sequence[Example]) -> Any:
 
 def compare(tokenizer: Any, count: int, rounds: int, with_trl: bool) -> None:
     examples = list(Conversations(count))
-    texts = [Rendering.of(TEMPLATE.render(one.messages, tokenizer)).text for one in examples]
+    texts = [Rendering.from_spans(TEMPLATE.render(one.messages, tokenizer)).text for one in examples]
     contenders: dict[str, Callable[[], None]] = {
         "bare": lambda: bare(texts, tokenizer),
         "harness": lambda: unproven(examples, tokenizer),
@@ -186,7 +186,7 @@ def memory(arguments: argparse.Namespace) -> None:
 def one(tokenizer: Any, count: int) -> None:
     proven(Conversations(3000), tokenizer)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    found = tokenise_corpus(Conversations(count), "made", TEMPLATE, tokenizer, LENGTH)
+    found = tokenize_corpus(Conversations(count), "made", TEMPLATE, tokenizer, LENGTH)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     tokens = int(found.rows.lengths.sum(dtype="int64"))
     print(f"{count:<10,}  {peak / 1024:6.0f} MiB ({before / 1024:.0f} before)       {tokens * 4 / 2**20:6.0f} MiB")

@@ -22,8 +22,8 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
-from harness.training.train_stage import train
-from harness.types import Row, Stage, StageData
+from harness.training.train_stage import train_stage
+from harness.types import Stage, StageDataset, TokenizedExample
 
 BATCH, STEPS, LENGTH = 8, 6, 40
 SETTINGS = {
@@ -33,12 +33,14 @@ SETTINGS = {
 }  # fmt: skip
 
 
-def rows(vocabulary: int) -> tuple[Row, ...]:
+def rows(vocabulary: int) -> tuple[TokenizedExample, ...]:
     generator = torch.Generator().manual_seed(0)
     made = []
     for number in range(BATCH * STEPS):
         ids = torch.randint(10, vocabulary, (LENGTH,), generator=generator).tolist()
-        made.append(Row(str(number), "made", tuple(ids), tuple([-100] * (LENGTH // 2) + ids[LENGTH // 2 :])))
+        made.append(
+            TokenizedExample(str(number), "made", tuple(ids), tuple([-100] * (LENGTH // 2) + ids[LENGTH // 2 :]))
+        )
     return tuple(made)
 
 
@@ -48,7 +50,7 @@ def adapted(folder: str) -> torch.nn.Module:
     return get_peft_model(model, config).train()
 
 
-def plain(model: torch.nn.Module, data: tuple[Row, ...]) -> None:
+def plain(model: torch.nn.Module, data: tuple[TokenizedExample, ...]) -> None:
     optimizer = torch.optim.AdamW([w for w in model.parameters() if w.requires_grad], lr=1e-4, fused=True)
     core = model.get_base_model()
     for begin in range(0, len(data), BATCH):
@@ -63,18 +65,23 @@ def plain(model: torch.nn.Module, data: tuple[Row, ...]) -> None:
 
 
 def ours(engine: str) -> Callable[..., None]:
-    def run(model: torch.nn.Module, data: tuple[Row, ...], tokenizer: object) -> None:
+    def run(model: torch.nn.Module, data: tuple[TokenizedExample, ...], tokenizer: object) -> None:
         stage = Stage("made", (), {**SETTINGS, "engine": engine})
         order = tuple((index,) for index in range(len(data)))
         with tempfile.TemporaryDirectory() as folder:
-            train(
-                model, tokenizer, StageData(stage, data, order, (len(order),), {}, 1.0), {}, seed=0, folder=Path(folder)
+            train_stage(
+                model,
+                tokenizer,
+                StageDataset(stage, data, order, (len(order),), {}, 1.0),
+                {},
+                seed=0,
+                folder=Path(folder),
             )
 
     return run
 
 
-def stock(model: torch.nn.Module, data: tuple[Row, ...], tokenizer: object) -> None:
+def stock(model: torch.nn.Module, data: tuple[TokenizedExample, ...], tokenizer: object) -> None:
     table = Dataset.from_list([{"input_ids": list(row.input_ids), "labels": list(row.labels)} for row in data])
     with tempfile.TemporaryDirectory() as folder:
         config = SFTConfig(

@@ -11,27 +11,40 @@ from harness.interfaces.mitigation import Mitigation
 from harness.interfaces.mode import Mode
 from harness.interfaces.source import Source
 from harness.interfaces.template import Template
-from harness.types import Bad, Event, Example, Item, Message, Part, Record, Row, Share, Span, Stage, ToolCall
+from harness.types import (
+    Event,
+    Example,
+    InvalidRecord,
+    Item,
+    Message,
+    Record,
+    Share,
+    Span,
+    Stage,
+    StageSource,
+    TokenizedExample,
+    ToolCall,
+)
 
 __all__ = [
-    "Bad",
     "Component",
     "Event",
     "Example",
     "HarnessError",
+    "InvalidRecord",
     "Item",
     "Message",
     "Metric",
     "Mitigation",
     "Mode",
-    "Part",
     "Record",
-    "Row",
     "Share",
     "Source",
     "Span",
     "Stage",
+    "StageSource",
     "Template",
+    "TokenizedExample",
     "ToolCall",
     "hookimpl",
 ]

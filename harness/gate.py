@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.errors import HarnessError
 from harness.types import ROUNDING
-from harness.utils.formatting import number
+from harness.utils.formatting import format_number
 
 if TYPE_CHECKING:
     from harness.interfaces.metric import Metric
@@ -31,12 +31,12 @@ TESTS = {
 }
 """What a condition can ask for. `gains` and `loses` count in the direction in which the metric is better."""
 
-LEVELS = ("at_least", "at_most")
-DIRECTED = ("gains_at_least", "loses_at_most")
+LEVEL_TESTS = ("at_least", "at_most")
+DIRECTED_TESTS = ("gains_at_least", "loses_at_most")
 
 
 @dataclass(frozen=True)
-class Measured:
+class ScoreForGate:
     """One score of a run as a gate sees it. difference: last stage − base, paired; None for a summary of the matrix.
 
     higher_is_better: None where neither direction is. since: the stage that the difference is to, where the base was
@@ -50,7 +50,7 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Judged:
+class GateResult:
     """A condition and what became of it.
 
     text: the condition in words. found: the value that was judged. bound: the end of its 95 % interval that is the
@@ -66,33 +66,35 @@ class Judged:
     n: int
     since: str = ""
 
-    def line(self) -> str:
+    def format_line(self) -> str:
         """One line for people: the verdict, the condition, what was found."""
         word = "passed" if self.passed else "FAILED"
         if not self.n:
             return f"{word}: {self.text}: the run has no such number"
         if math.isnan(self.bound):
-            return f"{word}: {self.text}: {number(self.found)}, and n = {self.n} gives no interval to judge by"
-        told = f"{word}: {self.text}: {number(self.found)}, bound {number(self.bound)}, n = {self.n:,}"
+            return f"{word}: {self.text}: {format_number(self.found)}, and n = {self.n} gives no interval to judge by"
+        told = f"{word}: {self.text}: {format_number(self.found)}, bound {format_number(self.bound)}, n = {self.n:,}"
         return f"{told}, since {self.since!r}: the base was not measured by it" if self.since else told
 
 
-def check(conditions: Sequence[Mapping[str, Any]], where: Sequence[str]) -> Iterator[HarnessError]:
+def validate_gate(conditions: Sequence[Mapping[str, Any]], where: Sequence[str]) -> Iterator[HarnessError]:
     """What is wrong with the conditions themselves. where: the place of each in the spec."""
     for condition, place in zip(conditions, where, strict=True):
         given = [name for name in TESTS if condition.get(name) is not None]
         if len(given) != 1:
             what = f"a condition names one test, and this names {', '.join(given) if given else 'none'}"
             yield HarnessError(place, what, f"give one of {', '.join(TESTS)}")
-        elif condition["summary"] is not None and given[0] not in LEVELS:
+        elif condition["summary"] is not None and given[0] not in LEVEL_TESTS:
             what = f"{given[0]!r} is about a difference, and a summary of the matrix is one already"
-            yield HarnessError(place, what, f"give one of {', '.join(LEVELS)}")
+            yield HarnessError(place, what, f"give one of {', '.join(LEVEL_TESTS)}")
         elif condition["summary"] is None and "/" not in condition["score"]:
             what = f"the score {condition['score']!r} does not say of which suite"
             yield HarnessError(place, what, 'write it as "suite/score", e.g. "general/response_nll"')
 
 
-def judge(conditions: Sequence[Mapping[str, Any]], measured: Mapping[str, Measured]) -> tuple[Judged, ...]:
+def evaluate_gate(
+    conditions: Sequence[Mapping[str, Any]], scores: Mapping[str, ScoreForGate]
+) -> tuple[GateResult, ...]:
     """Every condition judged, in order.
 
     conditions: the spec's `gate`, filled in. measured: `suite/score` -> score, and `summary:score` -> summary.
@@ -100,43 +102,43 @@ def judge(conditions: Sequence[Mapping[str, Any]], measured: Mapping[str, Measur
     (`forgetting` of one stage, a relative one of a base that scores 0). Raises HarnessError that names a score that was
     not measured.
     """
-    return tuple(_judged(condition, measured) for condition in conditions)
+    return tuple(_evaluate_condition(condition, scores) for condition in conditions)
 
 
-def called(metrics: Mapping[str, Mapping[str, Metric]]) -> dict[tuple[str, str], str]:
+def summary_score_names(metrics: Mapping[str, Mapping[str, Metric]]) -> dict[tuple[str, str], str]:
     """(metric, score) -> what summaries over suites call the score: its name, or `metric.score` where two metrics, in
     suites of their own, give scores of one name, which mean two things.
 
     metrics: suite -> name of a metric -> the metric.
     """
-    keys = {(name, score) for made in metrics.values() for name, one in made.items() for score in one.names}
+    keys = {(name, score) for made in metrics.values() for name, one in made.items() for score in one.score_names}
     shared = Counter(score for _, score in keys)
     return {(name, score): score if shared[score] == 1 else f"{name}.{score}" for name, score in sorted(keys)}
 
 
-def key_of(condition: Mapping[str, Any]) -> str:
+def condition_key(condition: Mapping[str, Any]) -> str:
     """What a condition is about, as `measured` calls it."""
     score: str = condition["score"]
     return score if condition["summary"] is None else f"{condition['summary']}:{score}"
 
 
-def _judged(condition: Mapping[str, Any], measured: Mapping[str, Measured]) -> Judged:
-    key = key_of(condition)
+def _evaluate_condition(condition: Mapping[str, Any], scores: Mapping[str, ScoreForGate]) -> GateResult:
+    key = condition_key(condition)
     (test,) = (name for name in TESTS if condition.get(name) is not None)
     limit = float(condition[test])
-    if key not in measured:
-        if condition["summary"] is not None and _is_known(condition["score"], measured):
-            return Judged(_words(condition, test, limit), False, math.nan, math.nan, limit, 0)
-        there = ", ".join(measured) or "none"
+    if key not in scores:
+        if condition["summary"] is not None and _is_known_score(condition["score"], scores):
+            return GateResult(_describe_condition(condition, test, limit), False, math.nan, math.nan, limit, 0)
+        there = ", ".join(scores) or "none"
         raise HarnessError("gate", f"the run has no score {key!r}", f"it has: {there}")
-    score = measured[key]
-    estimate = score.after if test in LEVELS else score.difference
+    score = scores[key]
+    estimate = score.after if test in LEVEL_TESTS else score.difference
     if estimate is None:
-        raise HarnessError("gate", f"{key!r} has no difference to judge", f"use one of {', '.join(LEVELS)}")
-    if test in DIRECTED and score.higher_is_better is None:
+        raise HarnessError("gate", f"{key!r} has no difference to judge", f"use one of {', '.join(LEVEL_TESTS)}")
+    if test in DIRECTED_TESTS and score.higher_is_better is None:
         raise HarnessError("gate", f"neither direction of {key!r} is better", "ask how far it rises or falls")
     # Every test is one of two: `sign * x` must reach `least`.
-    turned = test in DIRECTED and not score.higher_is_better
+    turned = test in DIRECTED_TESTS and not score.higher_is_better
     upward = {"rises_at_least": limit, "gains_at_least": limit, "at_least": limit}
     upward |= {"falls_at_most": -limit, "loses_at_most": -limit}
     downward = {"rises_at_most": limit, "at_most": limit, "falls_at_least": -limit}
@@ -148,8 +150,10 @@ def _judged(condition: Mapping[str, Any], measured: Mapping[str, Measured]) -> J
         highest = -upward[test] if turned else downward[test]
         bound = estimate.value if by_value else estimate.high
         passed = _reaches(-bound, -highest)
-    since = "" if test in LEVELS else score.since
-    return Judged(_words(condition, test, limit), bool(passed), estimate.value, bound, limit, estimate.n, since)
+    since = "" if test in LEVEL_TESTS else score.since
+    return GateResult(
+        _describe_condition(condition, test, limit), bool(passed), estimate.value, bound, limit, estimate.n, since
+    )
 
 
 def _reaches(bound: float, least: float) -> bool:
@@ -157,12 +161,12 @@ def _reaches(bound: float, least: float) -> bool:
     return bound >= least - ROUNDING * max(abs(least), abs(bound)) if math.isfinite(bound) else bound >= least
 
 
-def _is_known(score: str, measured: Mapping[str, Measured]) -> bool:
+def _is_known_score(score: str, scores: Mapping[str, ScoreForGate]) -> bool:
     """Whether a summary's score is one of the run's, by its name or by `metric.score` (see `called`)."""
-    names = {one.partition("/")[2] for one in measured if "/" in one}
+    names = {one.partition("/")[2] for one in scores if "/" in one}
     return any(score == name or score.endswith(f".{name}") for name in names)
 
 
-def _words(condition: Mapping[str, Any], test: str, limit: float) -> str:
+def _describe_condition(condition: Mapping[str, Any], test: str, limit: float) -> str:
     what = condition["score"] if condition["summary"] is None else f"{condition['summary']} of {condition['score']}"
     return f"{what} is to {TESTS[test]} {limit:g}"

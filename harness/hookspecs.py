@@ -41,5 +41,5 @@ def harness_metrics() -> dict[str, Component]:  # type: ignore[empty-body]
 
 
 @hookspec
-def harness_observe(event: Event) -> None:
+def harness_on_event(event: Event) -> None:
     """Called with each event of a run; the tracker and the progress bars are listeners among others."""

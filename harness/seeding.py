@@ -6,12 +6,12 @@ import hashlib
 import random
 
 
-def derive(seed: int, *purpose: str | int) -> int:
+def derive_seed(seed: int, *purpose: str | int) -> int:
     """A seed in [0, 2**32) for one purpose, e.g. `derive(0, "order", "stage-1", 2)`. The same on every machine."""
     text = "/".join([str(seed), *map(str, purpose)])
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
 
 
-def generator(seed: int, *purpose: str | int) -> random.Random:
+def create_generator(seed: int, *purpose: str | int) -> random.Random:
     """A generator of its own for one purpose; using it disturbs no other."""
-    return random.Random(derive(seed, *purpose))
+    return random.Random(derive_seed(seed, *purpose))

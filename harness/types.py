@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 Role = Literal["domain", "general", "replay"]
-Unit = Literal["rows", "tokens", "loss_tokens"]
+ShareUnit = Literal["rows", "tokens", "loss_tokens"]
 
 
 # -- conversations ----------------------------------------------------------------------------------------------------
@@ -44,29 +44,29 @@ class Message:
     role: str
     content: str
     input: str | None = None
-    calls: tuple[ToolCall, ...] = ()
+    tool_calls: tuple[ToolCall, ...] = ()
     name: str | None = None
-    trained: bool = True
-    answers: str | None = None
+    train: bool = True
+    tool_call_id: str | None = None
 
 
 @dataclass(frozen=True)
 class Record:
     """One raw row as a source yields it. place: where it stands, e.g. `data/x.jsonl:14`."""
 
-    place: str
+    location: str
     data: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Bad:
+class InvalidRecord:
     """A raw row that its source cannot read, in the place of a Record; the rows around it are read as ever.
 
     what: what is wrong with it, as a predicate ("is not JSON"). hint: the remedy. raw: what stands there, text or a
     value of JSON, so that it can be written to the file of rejected rows.
     """
 
-    place: str
+    location: str
     what: str
     hint: str = ""
     raw: Any = None
@@ -82,7 +82,7 @@ class Example:
 
     id: str
     messages: tuple[Message, ...]
-    place: str
+    location: str
     tools: tuple[Mapping[str, Any], ...] = ()
     choices: tuple[str, ...] = ()
 
@@ -93,12 +93,12 @@ class Span:
     so that special tokens in it count as such; in a span that is no frame they are plain text."""
 
     text: str
-    trained: bool = False
-    frame: bool = False
+    train: bool = False
+    markup: bool = False
 
 
 @dataclass(frozen=True)
-class Row:
+class TokenizedExample:
     """One tokenised example. labels: the token where it is trained, -100 elsewhere; as long as `input_ids`."""
 
     id: str
@@ -116,7 +116,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Part:
+class StageSource:
     """Rows of one source in a stage: every one in each epoch, unless a `Share` of the stage names the source.
 
     role: `replay` is what an earlier stage trained on. limit: rows taken at most, chosen by the seed; None: all.
@@ -137,7 +137,7 @@ class Share:
 
     sources: tuple[str, ...]
     amount: float
-    unit: Unit = "loss_tokens"
+    unit: ShareUnit = "loss_tokens"
     weights: tuple[float, ...] | None = None
     temperature: float | None = None
     upsample: bool = False
@@ -155,7 +155,7 @@ class Stage:
     """
 
     name: str
-    parts: tuple[Part, ...]
+    sources: tuple[StageSource, ...]
     train: Mapping[str, Any] = field(default_factory=dict)
     shares: tuple[Share, ...] = ()
     suites: tuple[str, ...] = ()
@@ -214,7 +214,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class StageData:
+class StageDataset:
     """The rows of a stage and the order in which they are trained.
 
     order: slots, all epochs one after the other; a slot is the indices of the rows packed into it (one, unpacked).
@@ -224,14 +224,14 @@ class StageData:
     """
 
     stage: Stage
-    rows: Sequence[Row]
+    rows: Sequence[TokenizedExample]
     order: Sequence[tuple[int, ...]]
     epoch_ends: tuple[int, ...]
     shares: Mapping[str, Mapping[str, float]]
     efficiency: float
     epoch_shares: tuple[Mapping[str, Mapping[str, float]], ...] = ()
 
-    def steps(self, processes: int = 1) -> int:
+    def count_steps(self, processes: int = 1) -> int:
         """Updates that walk the whole order."""
         rows = self.stage.train["batch_size"] * self.stage.train["accumulation"] * processes
         return -(-len(self.order) // rows)
@@ -252,7 +252,7 @@ class Event:
     stage: index of the stage, from 1; 0 before the first. data: what happened, by kind.
     """
 
-    kind: str
+    type: str
     stage: int = 0
     data: Mapping[str, Any] = field(default_factory=dict)
 
@@ -263,7 +263,7 @@ class Progress(Protocol):
     def __call__(self, phase: str, done: int, total: int, note: str = "", unit: str = "") -> None: ...
 
 
-def silent(phase: str, done: int, total: int, note: str = "", unit: str = "") -> None:
+def no_progress(phase: str, done: int, total: int, note: str = "", unit: str = "") -> None:
     """A `Progress` that nobody watches."""
 
 
@@ -339,7 +339,7 @@ class Score:
 
 
 @dataclass(frozen=True)
-class Breach:
+class LimitViolation:
     """A suite in which more items than its spec allows are no measure of the model.
 
     what: `empty`, `truncated`, `unparsed` or `cut`. metric: whose answers were unparsed. allowed: a share of `n`.
@@ -369,8 +369,8 @@ class Evaluation:
     suite: str
     items: tuple[Item, ...]
     scores: tuple[Score, ...]
-    breaches: tuple[Breach, ...] = ()
+    violations: tuple[LimitViolation, ...] = ()
 
-    def like(self, score: Score) -> Score | None:
+    def matching_score(self, score: Score) -> Score | None:
         """Its score of the same metric and name; None where there is none."""
         return next((one for one in self.scores if (one.metric, one.name) == (score.metric, score.name)), None)

@@ -28,14 +28,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Of several processes that share a run the main one speaks and has these exit codes; the others end with 0 after it.
     """
-    return _main(argv) if launch.number() == 0 else _beside(argv)
+    return _run_command(argv) if launch.get_rank() == 0 else _worker_main(argv)
 
 
-def _main(argv: Sequence[str] | None) -> int:
-    arguments = _parser().parse_args(argv)
+def _run_command(argv: Sequence[str] | None) -> int:
+    arguments = _build_parser().parse_args(argv)
     command: Command = arguments.command
     try:
-        arguments.processes = _processes(command)
+        arguments.processes = _process_count(command)
         code = command(arguments)
         sys.stdout.flush()  # here, so that a reader who has gone is noticed here
         return code
@@ -55,7 +55,7 @@ def _main(argv: Sequence[str] | None) -> int:
         return 1
 
 
-def _beside(argv: Sequence[str] | None) -> int:
+def _worker_main(argv: Sequence[str] | None) -> int:
     """Take part in a run beside its main process, in silence.
 
     Whatever is wrong before the processes know each other is wrong in the main one as well, which says it, and their
@@ -65,26 +65,26 @@ def _beside(argv: Sequence[str] | None) -> int:
     said = io.StringIO()
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(said):
         try:
-            code = _main(argv)
+            code = _run_command(argv)
         except SystemExit as ended:  # of argparse
             code = int(ended.code or 0)
     if code:
-        time.sleep(failure.FAREWELL)
+        time.sleep(failure.SHUTDOWN_TIMEOUT)
         print(said.getvalue(), end="", file=sys.stderr)
     return code
 
 
-def _processes(command: Command) -> int:
+def _process_count(command: Command) -> int:
     """How many processes share the command; every one but `run` is for one alone."""
     if command is commands.run:
-        return launch.launched()
+        return launch.get_world_size()
     if os.environ.get("WORLD_SIZE", "1") != "1":
         what = f"harness {command.__name__} works in one process, and WORLD_SIZE is {os.environ['WORLD_SIZE']}"
         raise HarnessError("torchrun", what, "start it without a launcher; only harness run shares its work")
     return 1
 
 
-def _at_least(least: int) -> Callable[[str], int]:
+def _int_at_least(minimum: int) -> Callable[[str], int]:
     """What argparse reads a whole number with that may not be smaller."""
 
     def read(text: str) -> int:
@@ -92,14 +92,14 @@ def _at_least(least: int) -> Callable[[str], int]:
             number = int(text)
         except ValueError:
             raise argparse.ArgumentTypeError(f"{text!r} is no whole number") from None
-        if number < least:
-            raise argparse.ArgumentTypeError(f"{number} is below {least}")
+        if number < minimum:
+            raise argparse.ArgumentTypeError(f"{number} is below {minimum}")
         return number
 
     return read
 
 
-def _parser() -> argparse.ArgumentParser:
+def _build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="harness",
         description="Fine-tune language models from one JSON spec, and know what they forgot.",
@@ -169,7 +169,9 @@ def _parser() -> argparse.ArgumentParser:
         "harness preview specs/mixed_sft.json --source helpdesk --rows 2",
     )  # fmt: skip
     preview.add_argument("--source", help="the source to show; every trained one if left out")
-    preview.add_argument("--rows", type=_at_least(1), default=2, metavar="N", help="rows of each source (default 2)")
+    preview.add_argument(
+        "--rows", type=_int_at_least(1), default=2, metavar="N", help="rows of each source (default 2)"
+    )
     preview.add_argument("--plain", action="store_true", help="mark trained text with brackets instead of colour")
 
     gate = add_spec(
@@ -226,7 +228,7 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--baseline", metavar="RUN", help="the run that the others are compared with; else the first")
     compare.add_argument("--score", metavar="SUITE/SCORE", help="the score whose most changed items are shown")
     compare.add_argument(
-        "--items", type=_at_least(0), default=10, metavar="N", help="how many of them (default 10; 0: none)"
+        "--items", type=_int_at_least(0), default=10, metavar="N", help="how many of them (default 10; 0: none)"
     )
     compare.add_argument("--json", action="store_true", help="print it as JSON")
     compare.add_argument("--html", metavar="FILE", help="also write it as one page to this file")

@@ -11,18 +11,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 from harness.errors import HarnessError
-from harness.evaluation.predictions import item_path, read_items
+from harness.evaluation.predictions import load_predictions, predictions_path
 from harness.report import finished_run
-from harness.report.finished_run import Kept
+from harness.report.finished_run import FinishedRun
 from harness.types import Item
-from harness.utils.redaction import parameters
+from harness.utils.redaction import flatten_settings
 
-Files = Literal["folder", "artifacts", ""]
+FilesLocation = Literal["folder", "artifacts", ""]
 """Where a run's own files are: in its folder on this machine, among its artifacts, or nowhere that can be reached."""
 
 
 @dataclass(frozen=True)
-class Final:
+class FinalScore:
     """One score of a run after the last stage that it came to. delta: against the base model, None while the run has
     not finished. verdict: of the run's own report (`better`, `worse`, `no evidence`), None when it has written none."""
 
@@ -32,7 +32,7 @@ class Final:
 
 
 @dataclass(frozen=True)
-class Compared:
+class RunSummary:
     """One run. scores: `suite/score` -> its final state; parameters: the flat spec, without secrets.
 
     files: where the scores of its items are; why: what is missing of them, where they cannot be had.
@@ -45,76 +45,82 @@ class Compared:
     mitigations: str
     learning_rate: str
     seconds: float | None
-    scores: Mapping[str, Final]
+    scores: Mapping[str, FinalScore]
     parameters: Mapping[str, str] = field(repr=False)
     folder: str = ""
-    files: Files = ""
+    files: FilesLocation = ""
     why: str = ""
 
 
 @dataclass(frozen=True)
-class Found:
+class LoadedRun:
     """A run with its files. kept: None where they cannot be had. finished: whether it came to its end.
 
     fetch: name of a file of the run -> where it is here; raises HarnessError when there is none.
     """
 
-    run: Compared
-    kept: Kept | None
-    finished: bool
-    fetch: Callable[[str], Path]
+    summary: RunSummary
+    finished_run: FinishedRun | None
+    is_finished: bool
+    fetch_file: Callable[[str], Path]
 
-    def items(self, suite: str, stage: int) -> dict[str, Item]:
+    def load_items(self, suite: str, stage: int) -> dict[str, Item]:
         """The items of a suite after a stage, by id. Raises HarnessError when they were not kept."""
-        file = self.fetch(f"predictions/{item_path(Path(), suite, stage - self._before()).name}")
-        return {item.id: item for item in read_items(file).items}
+        file = self.fetch_file(
+            f"predictions/{predictions_path(Path(), suite, stage - self._earlier_stage_count()).name}"
+        )
+        return {item.id: item for item in load_predictions(file).items}
 
-    def _before(self) -> int:
+    def _earlier_stage_count(self) -> int:
         """How many of the stages that the scores tell of are an earlier run's, whose answers are in its own folder."""
         try:
-            own = finished_run.document(self.fetch("data.json").parent, "data.json").get("stages")
+            own = finished_run.load_run_json(self.fetch_file("data.json").parent, "data.json").get("stages")
         except HarnessError:
             return 0
-        return max(0, len(self.kept.stages) - 1 - len(own)) if self.kept is not None and isinstance(own, list) else 0
+        return (
+            max(0, len(self.finished_run.stages) - 1 - len(own))
+            if self.finished_run is not None and isinstance(own, list)
+            else 0
+        )
 
 
-def is_run(place: Path) -> bool:
+def is_run_folder(folder: Path) -> bool:
     """Whether a folder holds a run that can be read without asking anybody."""
-    return (place / "spec.json").is_file() and (place / "scores.json").is_file()
+    return (folder / "spec.json").is_file() and (folder / "scores.json").is_file()
 
 
-def from_folder(place: Path) -> Found:
+def load_run_from_folder(folder: Path) -> LoadedRun:
     """The run in a folder. Raises HarnessError when its files are damaged."""
-    read = finished_run.read(place)
-    report = finished_run.document(place, "report.json") if (place / "report.json").is_file() else None
-    tracked = finished_run.document(place, "mlflow.json") if (place / "mlflow.json").is_file() else {}
+    read = finished_run.load_finished_run(folder)
+    report = finished_run.load_run_json(folder, "report.json") if (folder / "report.json").is_file() else None
+    tracked = finished_run.load_run_json(folder, "mlflow.json") if (folder / "mlflow.json").is_file() else {}
 
     def fetch(name: str) -> Path:
-        if not (place / name).is_file():
-            raise HarnessError(str(place), f"holds no {name}", "evaluate the run again to have it")
-        return place / name
+        if not (folder / name).is_file():
+            raise HarnessError(str(folder), f"holds no {name}", "evaluate the run again to have it")
+        return folder / name
 
-    run = Compared(
+    run = RunSummary(
         run_id=str(tracked.get("run_id", "")),
-        name=place.resolve().name,
+        name=folder.resolve().name,
         status="unfinished" if report is None else "finished",
-        mode=_names(read.spec.get("mode")),
-        mitigations=_names(read.spec.get("mitigations")),
+        mode=_component_names(read.spec.get("mode")),
+        mitigations=_component_names(read.spec.get("mitigations")),
         learning_rate=str(read.spec.get("train", {}).get("learning_rate", "")),
         seconds=None if report is None else report.get("run", {}).get("seconds"),
-        scores=reported(report) if report is not None else measured(read),
-        parameters=parameters(read.spec),
-        folder=str(place),
+        scores=scores_from_report(report) if report is not None else latest_scores(read),
+        parameters=flatten_settings(read.spec),
+        folder=str(folder),
         files="folder",
     )
-    return Found(run, read, report is not None, fetch)
+    return LoadedRun(run, read, report is not None, fetch)
 
 
-def reported(report: Mapping[str, Any]) -> dict[str, Final]:
+def scores_from_report(report: Mapping[str, Any]) -> dict[str, FinalScore]:
     """`suite/score` -> its final state, out of a run's report."""
     nan = float("nan")
     return {
-        f"{one['suite']}/{one['name']}": Final(
+        f"{one['suite']}/{one['name']}": FinalScore(
             value=nan if one["after"]["value"] is None else one["after"]["value"],
             delta=one["difference"]["value"],
             verdict=one["verdict"],
@@ -123,13 +129,15 @@ def reported(report: Mapping[str, Any]) -> dict[str, Final]:
     }
 
 
-def measured(read: Kept) -> dict[str, Final]:
+def latest_scores(finished_run: FinishedRun) -> dict[str, FinalScore]:
     """`suite/score` -> what was measured last, of a run without a report."""
-    latest = {one.suite: one for stage in read.evaluations for one in stage}
+    latest = {one.suite: one for stage in finished_run.evaluations for one in stage}
     return {
-        f"{suite}/{score.name}": Final(score.value, None, None) for suite, one in latest.items() for score in one.scores
+        f"{suite}/{score.name}": FinalScore(score.value, None, None)
+        for suite, one in latest.items()
+        for score in one.scores
     }
 
 
-def _names(slot: Any) -> str:
-    return slot if isinstance(slot, str) else ", ".join(sorted(slot or ()))
+def _component_names(setting: Any) -> str:
+    return setting if isinstance(setting, str) else ", ".join(sorted(setting or ()))

@@ -18,27 +18,27 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from harness.data.checks.findings import Untrained
-from harness.data.mixing.stage_layout import lay
-from harness.data.reading.corpus import Corpus, View, read
-from harness.data.reading.splits import Split, check_disjoint, chosen, split
+from harness.data.checks.findings import FullyTruncatedRows
+from harness.data.mixing.stage_layout import build_stage_dataset
+from harness.data.reading.corpus import Corpus, CorpusView, read_corpus
+from harness.data.reading.splits import Split, check_disjoint, limit_rows, split_corpus
 from harness.data.tokenization import token_cache
-from harness.data.tokenization.tokenize import Tokenised, tokenise_corpus
-from harness.data.tokenization.tokenized_rows import Rows
+from harness.data.tokenization.tokenize import TokenizedCorpus, tokenize_corpus
+from harness.data.tokenization.tokenized_rows import TokenizedRows
 from harness.errors import HarnessError, raise_all
 from harness.interfaces.source import Source
 from harness.interfaces.template import Template
-from harness.types import Example, Plan, Progress, StageData, Suite, silent
+from harness.types import Example, Plan, Progress, StageDataset, Suite, no_progress
 
-BLOCK = 10_000
+IDS_PER_BLOCK = 10_000
 """Ids that are written out at once."""
 
-SHOWN = 3
+MAX_ROWS_SHOWN = 3
 """Rows that are named of many."""
 
 
 @dataclass(frozen=True)
-class Told:
+class PreparedSource:
     """One source as it was read and told apart, and its training rows in tokens.
 
     tokenised: max_length -> the training rows cut to it, for each length at which they are trained; empty for a source
@@ -47,21 +47,21 @@ class Told:
 
     corpus: Corpus
     split: Split
-    tokenised: Mapping[int, Tokenised]
+    tokenized_by_length: Mapping[int, TokenizedCorpus]
 
     @property
-    def training(self) -> View:
+    def training_examples(self) -> CorpusView:
         """The rows that may be trained on."""
-        return self.corpus.take(self.split.training)
+        return self.corpus.select(self.split.training_indices)
 
     @property
-    def longest(self) -> Tokenised:
+    def at_longest_length(self) -> TokenizedCorpus:
         """The training rows at the longest length at which they are trained."""
-        return self.tokenised[max(self.tokenised)]
+        return self.tokenized_by_length[max(self.tokenized_by_length)]
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedData:
     """The data of a run: no suite's prompt is trained on, every mask is proven, every row has a trained token, and
     shares are met.
 
@@ -79,46 +79,48 @@ class Prepared:
     `Plan.warnings`.
     """
 
-    stages: tuple[StageData, ...]
-    suites: Mapping[str, Sequence[Example]]
-    rows: Mapping[str, Rows]
+    stages: tuple[StageDataset, ...]
+    suite_examples: Mapping[str, Sequence[Example]]
+    tokenized_rows: Mapping[str, TokenizedRows]
     counts: Mapping[str, Mapping[str, int]]
     digests: Mapping[str, str]
-    untrained: Mapping[str, Untrained] = field(default_factory=dict)
-    references: Mapping[str, Tokenised] = field(default_factory=dict)
-    told: Mapping[str, Told] = field(default_factory=dict)
+    fully_truncated: Mapping[str, FullyTruncatedRows] = field(default_factory=dict)
+    tokenized_suites: Mapping[str, TokenizedCorpus] = field(default_factory=dict)
+    sources: Mapping[str, PreparedSource] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 
     @property
-    def training(self) -> Mapping[str, View]:
+    def training_examples(self) -> Mapping[str, CorpusView]:
         """Source -> its conversations that may be trained on."""
-        return {name: one.training for name, one in self.told.items() if one.tokenised}
+        return {name: one.training_examples for name, one in self.sources.items() if one.tokenized_by_length}
 
     @property
-    def lengths(self) -> Mapping[str, NDArray[np.int64]]:
+    def untruncated_lengths(self) -> Mapping[str, NDArray[np.int64]]:
         """Source -> tokens of each of `rows` before truncation, (N,)."""
-        found = {name: one.longest for name, one in self.told.items() if one.tokenised}
-        return {name: one.rows.lengths.astype(np.int64) + one.cut for name, one in found.items()}
+        found = {name: one.at_longest_length for name, one in self.sources.items() if one.tokenized_by_length}
+        return {name: one.rows.lengths.astype(np.int64) + one.tokens_cut for name, one in found.items()}
 
     @property
-    def proven(self) -> Mapping[str, int]:
+    def rows_verified(self) -> Mapping[str, int]:
         """Source -> training rows whose masks are proven."""
-        return {name: one.longest.proven for name, one in self.told.items() if one.tokenised}
+        return {
+            name: one.at_longest_length.rows_verified for name, one in self.sources.items() if one.tokenized_by_length
+        }
 
 
-def prepare(
+def prepare_data(
     plan: Plan,
     sources: Mapping[str, Source],
     template: Template,
     tokenizer: PreTrainedTokenizerBase,
     *,
-    also: Sequence[str] = (),
+    extra_sources: Sequence[str] = (),
     templates: Mapping[str, Template] = MappingProxyType({}),
-    rejected: Path | None = None,
-    cached: bool = True,
+    invalid_rows_folder: Path | None = None,
+    use_cache: bool = True,
     processes: int = 1,
-    progress: Progress = silent,
-) -> Prepared:
+    progress: Progress = no_progress,
+) -> PreparedData:
     """Read, split, prove, tokenise, mix and order the data of a plan.
 
     sources: the plan's, made; only those that a stage, a suite or `also` names are read. also: sources whose training
@@ -129,135 +131,154 @@ def prepare(
     processes: that share the training.
     Raises HarnessError for whatever a run must not begin with, with the rows or shares named.
     """
-    folder, elsewhere = token_cache.place()
-    trained = list(dict.fromkeys([part.source for stage in plan.stages for part in stage.parts] + list(also)))
+    folder, elsewhere = token_cache.ensure_cache_folder()
+    trained = list(
+        dict.fromkeys([part.source for stage in plan.stages for part in stage.sources] + list(extra_sources))
+    )
     names = list(dict.fromkeys(trained + [suite.source for suite in plan.suites]))
-    corpora = {name: _read(plan, sources, name, folder, rejected, progress) for name in names}
-    splits = {name: _split(plan, corpora[name]) for name in names}
-    training = {name: corpora[name].take(splits[name].training) for name in names}
-    suites = {suite.name: _rows_of(suite, corpora[suite.source], splits[suite.source], plan) for suite in plan.suites}
-    raise_all([*_without_training(trained, splits), *_without_rows(plan.suites, suites)])
+    corpora = {name: _read_source(plan, sources, name, folder, invalid_rows_folder, progress) for name in names}
+    splits = {name: _split_source(plan, corpora[name]) for name in names}
+    training = {name: corpora[name].select(splits[name].training_indices) for name in names}
+    suites = {
+        suite.name: _suite_rows(suite, corpora[suite.source], splits[suite.source], plan) for suite in plan.suites
+    }
+    raise_all([*_no_training_rows_errors(trained, splits), *_no_suite_rows_errors(plan.suites, suites)])
     check_disjoint({name: training[name] for name in trained}, suites)
     # The suite's name is no part of the purpose: two suites with one source and limit see the same rows.
-    suites = {suite.name: _some(suites[suite.name], suite.limit, plan.seed) for suite in plan.suites}
+    suites = {suite.name: _limit_suite_rows(suites[suite.name], suite.limit, plan.seed) for suite in plan.suites}
     tokenised = {
-        name: _tokenise(plan, name, training[name], name in also, template, tokenizer, cached, progress)
+        name: _tokenize_source(
+            plan, name, training[name], name in extra_sources, template, tokenizer, use_cache, progress
+        )
         for name in trained
     }
     rendered_by = {name: templates.get(name, template) for name in suites}
-    references = _references(plan, suites, rendered_by, tokenizer, cached, progress)
+    references = _tokenize_suites(plan, suites, rendered_by, tokenizer, use_cache, progress)
     stages = tuple(
-        lay(
+        build_stage_dataset(
             stage,
-            {one.source: tokenised[one.source][stage.train["max_length"]].rows for one in stage.parts},
+            {one.source: tokenised[one.source][stage.train["max_length"]].rows for one in stage.sources},
             plan.seed,
             processes,
         )
         for stage in plan.stages
     )
-    told = {name: Told(corpora[name], splits[name], tokenised.get(name, {})) for name in names}
-    used = {name: _used(name, stages) for name in names}
+    told = {name: PreparedSource(corpora[name], splits[name], tokenised.get(name, {})) for name in names}
+    used = {name: _trained_ids(name, stages) for name in names}
     evaluated = {
-        name: _union([suites[suite.name].keys for suite in plan.suites if suite.source == name]) for name in names
+        name: _unique_ids([suites[suite.name].content_hashes for suite in plan.suites if suite.source == name])
+        for name in names
     }
-    return Prepared(
+    return PreparedData(
         stages=stages,
-        suites=suites,
-        rows={name: told[name].longest.rows for name in trained},
-        counts={name: _counts(told[name], used[name], evaluated[name], name in also) for name in names},
+        suite_examples=suites,
+        tokenized_rows={name: told[name].at_longest_length.rows for name in trained},
+        counts={name: _count_rows(told[name], used[name], evaluated[name], name in extra_sources) for name in names},
         digests={
-            name: _digest(_union([used[name], evaluated[name], _wanted(told[name], name in also)])) for name in names
+            name: _digest_ids(_unique_ids([used[name], evaluated[name], _extra_ids(told[name], name in extra_sources)]))
+            for name in names
         },
-        untrained={name: _untrained(told[name]) for name in trained},
-        references=references,
-        told=told,
-        warnings=tuple(_warnings(told, references, elsewhere)),
+        fully_truncated={name: _fully_truncated_rows(told[name]) for name in trained},
+        tokenized_suites=references,
+        sources=told,
+        warnings=tuple(_preparation_warnings(told, references, elsewhere)),
     )
 
 
-def _read(
-    plan: Plan, sources: Mapping[str, Source], name: str, folder: Path | None, rejected: Path | None, progress: Progress
+def _read_source(
+    plan: Plan,
+    sources: Mapping[str, Source],
+    name: str,
+    folder: Path | None,
+    invalid_rows_folder: Path | None,
+    progress: Progress,
 ) -> Corpus:
-    rejections = None if rejected is None else rejected / f"{name}.jsonl"
+    rejections = None if invalid_rows_folder is None else invalid_rows_folder / f"{name}.jsonl"
     options = plan.sources[name][1]
-    return read(sources[name], options, name, folder=folder, rejections=rejections, progress=progress)
+    return read_corpus(sources[name], options, name, folder=folder, invalid_rows_file=rejections, progress=progress)
 
 
-def _split(plan: Plan, corpus: Corpus) -> Split:
+def _split_source(plan: Plan, corpus: Corpus) -> Split:
     options = plan.sources[corpus.name][1]
-    return split(
+    return split_corpus(
         corpus, held_out=options["held_out"], limit=options["limit"], seed=plan.seed, shuffle=options["shuffle"]
     )
 
 
-def _rows_of(suite: Suite, corpus: Corpus, split: Split, plan: Plan) -> View:
+def _suite_rows(suite: Suite, corpus: Corpus, split: Split, plan: Plan) -> CorpusView:
     """The held-out rows of a suite's source; all of its rows when it holds none out."""
-    return corpus.take(split.held_out if plan.sources[suite.source][1]["held_out"] else split.training)
+    return corpus.select(
+        split.held_out_indices if plan.sources[suite.source][1]["held_out"] else split.training_indices
+    )
 
 
-def _some(rows: View, limit: int | None, seed: int) -> View:
-    return rows.take(chosen(rows.keys, limit, seed, "suite"))
+def _limit_suite_rows(rows: CorpusView, limit: int | None, seed: int) -> CorpusView:
+    return rows.select(limit_rows(rows.content_hashes, limit, seed, "suite"))
 
 
-def _without_training(names: Sequence[str], splits: Mapping[str, Split]) -> Iterator[HarnessError]:
+def _no_training_rows_errors(names: Sequence[str], splits: Mapping[str, Split]) -> Iterator[HarnessError]:
     for name in names:
-        if not len(splits[name].training):
-            what = f"all {len(splits[name].held_out)} of its rows are held out, so none is left to train on"
+        if not len(splits[name].training_indices):
+            what = f"all {len(splits[name].held_out_indices)} of its rows are held out, so none is left to train on"
             yield HarnessError(f"sources.{name}", what, "lower held_out, or add rows")
 
 
-def _without_rows(suites: Sequence[Suite], rows: Mapping[str, Sequence[Example]]) -> Iterator[HarnessError]:
+def _no_suite_rows_errors(
+    suites: Sequence[Suite], suite_examples: Mapping[str, Sequence[Example]]
+) -> Iterator[HarnessError]:
     for suite in suites:
-        if not len(rows[suite.name]):
+        if not len(suite_examples[suite.name]):
             what = f"its source {suite.source!r} has too few rows for one of them to be held out"
             yield HarnessError(f"evaluate.{suite.name}", what, "raise held_out, add rows, or name another source")
 
 
-def _tokenise(
+def _tokenize_source(
     plan: Plan,
     name: str,
-    training: View,
-    also: bool,
+    training: CorpusView,
+    is_extra: bool,
     template: Template,
     tokenizer: PreTrainedTokenizerBase,
-    cached: bool,
+    use_cache: bool,
     progress: Progress,
-) -> dict[int, Tokenised]:
+) -> dict[int, TokenizedCorpus]:
     """The training rows of a source, tokenised once for each max_length at which they are needed."""
-    lengths = {s.train["max_length"] for s in plan.stages if any(part.source == name for part in s.parts)}
-    lengths |= {max(stage.train["max_length"] for stage in plan.stages)} if also else set()
+    lengths = {s.train["max_length"] for s in plan.stages if any(part.source == name for part in s.sources)}
+    lengths |= {max(stage.train["max_length"] for stage in plan.stages)} if is_extra else set()
     made = {}
     for length in sorted(lengths):
-        key = _key(training) if cached else None
-        made[length] = tokenise_corpus(training, name, template, tokenizer, length, key=key, progress=progress)
+        key = _view_digest(training) if use_cache else None
+        made[length] = tokenize_corpus(
+            training, name, template, tokenizer, length, content_digest=key, progress=progress
+        )
         if not len(made[length].rows):
             what = f"none of its {len(training)} rows has a trained token within {length} tokens"
             raise HarnessError(f"sources.{name}", what, "raise train.max_length, or look at `harness preview`")
     return made
 
 
-def _references(
+def _tokenize_suites(
     plan: Plan,
-    suites: Mapping[str, View],
+    suites: Mapping[str, CorpusView],
     templates: Mapping[str, Template],
     tokenizer: PreTrainedTokenizerBase,
-    cached: bool,
+    use_cache: bool,
     progress: Progress,
-) -> dict[str, Tokenised]:
+) -> dict[str, TokenizedCorpus]:
     """Every row that a suite evaluates, tokenised and proven as training rows are: answers are measured alike."""
     longest = max(stage.train["max_length"] for stage in plan.stages)
     made = {}
     for suite in plan.suites:
         if not suite.plain:
             rows, template = suites[suite.name], templates[suite.name]
-            key = _key(rows) if cached else None
-            made[suite.name] = tokenise_corpus(
-                rows, suite.name, template, tokenizer, longest, key=key, progress=progress
+            key = _view_digest(rows) if use_cache else None
+            made[suite.name] = tokenize_corpus(
+                rows, suite.name, template, tokenizer, longest, content_digest=key, progress=progress
             )
     return made
 
 
-def _key(rows: View) -> str:
+def _view_digest(rows: CorpusView) -> str:
     """A digest of all in some rows of a corpus that can change a token: the corpus's, and which rows they are."""
     return hashlib.sha256(rows.corpus.digest.encode() + rows.indices.tobytes()).hexdigest()
 
@@ -265,81 +286,91 @@ def _key(rows: View) -> str:
 # -- what came of it --------------------------------------------------------------------------------------------------
 
 
-def _used(name: str, stages: Sequence[StageData]) -> NDArray[np.uint64]:
+def _trained_ids(name: str, stages: Sequence[StageDataset]) -> NDArray[np.uint64]:
     """The ids of a source's rows that some stage trains on."""
     found = []
     for stage in stages:
         rows = stage.rows
-        assert isinstance(rows, Rows)
+        assert isinstance(rows, TokenizedRows)
         if name in rows.source_names:
-            found.append(rows.ids[rows.source == rows.source_names.index(name)])
-    return _union(found)
+            found.append(rows.ids[rows.source_indices == rows.source_names.index(name)])
+    return _unique_ids(found)
 
 
-def _wanted(told: Told, also: bool) -> NDArray[np.uint64]:
+def _extra_ids(prepared: PreparedSource, is_extra: bool) -> NDArray[np.uint64]:
     """The ids of the rows that a mitigation is given of a source."""
-    return told.longest.rows.ids if also else np.empty(0, np.uint64)
+    return prepared.at_longest_length.rows.ids if is_extra else np.empty(0, np.uint64)
 
 
-def _counts(told: Told, used: NDArray[np.uint64], evaluated: NDArray[np.uint64], also: bool) -> dict[str, int]:
-    corpus, split = told.corpus, told.split
-    keys = told.training.keys
-    held_out = len(split.held_out)
-    if not told.tokenised and not held_out:
+def _count_rows(
+    prepared: PreparedSource, trained_ids: NDArray[np.uint64], evaluated_ids: NDArray[np.uint64], is_extra: bool
+) -> dict[str, int]:
+    corpus, split = prepared.corpus, prepared.split
+    keys = prepared.training_examples.content_hashes
+    held_out = len(split.held_out_indices)
+    if not prepared.tokenized_by_length and not held_out:
         held_out, keys = len(keys), keys[:0]  # a source of suites alone is held out whole
-    kept = _union([one.rows.ids for one in told.tokenised.values()])
-    measured = np.setdiff1d(kept, used) if also else kept[:0]
+    kept = _unique_ids([one.rows.ids for one in prepared.tokenized_by_length.values()])
+    measured = np.setdiff1d(kept, trained_ids) if is_extra else kept[:0]
     # The rows of a source that no stage trains on are not even tried: what it does not hold out is unused.
-    untrained = len(keys) - int(np.isin(keys, kept).sum()) if told.tokenised else 0
-    cut = [one.kept[one.cut > 0] for one in told.tokenised.values()]
+    untrained = len(keys) - int(np.isin(keys, kept).sum()) if prepared.tokenized_by_length else 0
+    cut = [one.example_indices[one.tokens_cut > 0] for one in prepared.tokenized_by_length.values()]
     return {
-        "read": corpus.read,
-        "filtered": corpus.filtered,
-        "rejected": corpus.rejected,
+        "read": corpus.rows_read,
+        "filtered": corpus.rows_filtered,
+        "rejected": corpus.rows_invalid,
         "duplicates": split.duplicates,
         "beyond_limit": split.beyond_limit,
         "held_out": held_out,
         "untrained": untrained,
-        "used": len(used),
+        "used": len(trained_ids),
         "measured": len(measured),
-        "unused": len(keys) - untrained - len(used) - len(measured),
-        "truncated": len(_union(cut)),
-        "evaluated": len(evaluated),
-        "proven": max((one.proven for one in told.tokenised.values()), default=0),
+        "unused": len(keys) - untrained - len(trained_ids) - len(measured),
+        "truncated": len(_unique_ids(cut)),
+        "evaluated": len(evaluated_ids),
+        "proven": max((one.rows_verified for one in prepared.tokenized_by_length.values()), default=0),
     }
 
 
-def _untrained(told: Told) -> Untrained:
+def _fully_truncated_rows(prepared: PreparedSource) -> FullyTruncatedRows:
     """The rows that have no trained token at some length."""
-    every = np.arange(len(told.split.training))
-    lost = {length: np.setdiff1d(every, one.kept) for length, one in told.tokenised.items()}
+    every = np.arange(len(prepared.split.training_indices))
+    lost = {length: np.setdiff1d(every, one.example_indices) for length, one in prepared.tokenized_by_length.items()}
     worst = max(lost, key=lambda length: len(lost[length]))
-    first = list(dict.fromkeys(int(index) for one in lost.values() for index in one[:SHOWN]))[:SHOWN]
-    return Untrained(len(every), len(lost[worst]), worst, tuple(told.training.place(index) for index in first))
+    first = list(dict.fromkeys(int(index) for one in lost.values() for index in one[:MAX_ROWS_SHOWN]))[:MAX_ROWS_SHOWN]
+    return FullyTruncatedRows(
+        len(every), len(lost[worst]), worst, tuple(prepared.training_examples.location_of(index) for index in first)
+    )
 
 
-def _warnings(told: Mapping[str, Told], references: Mapping[str, Tokenised], elsewhere: str | None) -> Iterator[str]:
+def _preparation_warnings(
+    prepared_sources: Mapping[str, PreparedSource],
+    tokenized_suites: Mapping[str, TokenizedCorpus],
+    cache_error: str | None,
+) -> Iterator[str]:
     """elsewhere: why the conversations do not stand in the cache."""
-    if elsewhere is not None:
+    if cache_error is not None:
         temporary = tempfile.gettempdir()
-        yield f"the rows read stand in {temporary} while they are used, and not in {token_cache.folder()}: {elsewhere}"
-    for one in told.values():
+        yield f"the rows read stand in {temporary} while they are used, and not in {token_cache.token_cache_folder()}: {cache_error}"
+    for one in prepared_sources.values():
         yield from one.corpus.warnings
-        for tokenised in one.tokenised.values():
+        for tokenised in one.tokenized_by_length.values():
             yield from tokenised.warnings
-    for name, reference in references.items():
-        count = int(np.count_nonzero(reference.cut))
+    for name, reference in tokenized_suites.items():
+        count = int(np.count_nonzero(reference.tokens_cut))
         if count:
             yield f"the suite {name!r} has {count} row(s) longer than max_length; their references are cut"
 
 
-def _union(parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
-    return np.unique(np.concatenate([np.empty(0, np.uint64), *(part.astype(np.uint64) for part in parts)]))
+def _unique_ids(id_arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    return np.unique(np.concatenate([np.empty(0, np.uint64), *(part.astype(np.uint64) for part in id_arrays)]))
 
 
-def _digest(ids: NDArray[np.uint64]) -> str:
+def _digest_ids(ids: NDArray[np.uint64]) -> str:
     digest = hashlib.sha256()
-    for begin in range(0, len(ids), BLOCK):  # block by block: the names of a million ids take a hundred megabytes
-        names = "\n".join(f"{key:016x}" for key in ids[begin : begin + BLOCK].tolist())
+    for begin in range(
+        0, len(ids), IDS_PER_BLOCK
+    ):  # block by block: the names of a million ids take a hundred megabytes
+        names = "\n".join(f"{key:016x}" for key in ids[begin : begin + IDS_PER_BLOCK].tolist())
         digest.update((names if begin == 0 else f"\n{names}").encode())
     return digest.hexdigest()

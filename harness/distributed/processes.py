@@ -10,29 +10,29 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 
-class Ranks:
+class Processes:
     """This process among those that share the run. number: its own, from 0. count: how many there are.
 
     leaving: what this process does before it is ended from without, the last one first, as when it ends by itself; each
     is called with the reason in one line.
     """
 
-    def __init__(self, number: int = 0, count: int = 1, group: Any = None) -> None:
-        self.number, self.count, self._group = number, count, group
-        self.leaving: list[Callable[[str], None]] = []
+    def __init__(self, rank: int = 0, world_size: int = 1, group: Any = None) -> None:
+        self.rank, self.world_size, self._group = rank, world_size, group
+        self.abort_callbacks: list[Callable[[str], None]] = []
         self.ending = threading.Event()
         """Set when this process is about to end by itself."""
-        self.leave = threading.Lock()
+        self.abort_lock = threading.Lock()
         """Held by whoever ends this process from without."""
 
     @property
-    def main(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this is the one that writes, measures and speaks."""
-        return self.number == 0
+        return self.rank == 0
 
-    def share(self, value: T) -> T:
+    def broadcast(self, value: T) -> T:
         """The value that the main process gives, in every process; the others wait for it as long as it takes."""
-        if self.count == 1:
+        if self.world_size == 1:
             return value
         from torch import distributed
 
@@ -40,9 +40,9 @@ class Ranks:
         distributed.broadcast_object_list(held, src=0, group=self._group)
         return held[0]
 
-    def meet(self) -> None:
+    def barrier(self) -> None:
         """Wait until every process has come here."""
-        if self.count > 1:
+        if self.world_size > 1:
             from torch import distributed
 
             distributed.barrier(group=self._group)
@@ -50,26 +50,26 @@ class Ranks:
     @contextmanager
     def main_first(self) -> Iterator[None]:
         """Within it the main process goes before the others, which find in caches what it put there."""
-        if not self.main:
-            self.share(None)
+        if not self.is_main:
+            self.broadcast(None)
         yield
-        if self.main:
-            self.share(None)
+        if self.is_main:
+            self.broadcast(None)
 
-    def end(self) -> None:
+    def mark_ending(self) -> None:
         """This process is about to end by itself. Does not return where it is being ended from without."""
-        with self.leave:
+        with self.abort_lock:
             self.ending.set()
 
     @contextmanager
-    def on_leaving(self, callback: Callable[[str], None]) -> Iterator[None]:
+    def on_abort(self, callback: Callable[[str], None]) -> Iterator[None]:
         """Within it, `callback` is called before this process is ended from without."""
-        self.leaving.append(callback)
+        self.abort_callbacks.append(callback)
         try:
             yield
         finally:
-            self.leaving.remove(callback)
+            self.abort_callbacks.remove(callback)
 
 
-ALONE = Ranks()
+SINGLE_PROCESS = Processes()
 """A run in one process, which shares nothing."""

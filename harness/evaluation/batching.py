@@ -7,7 +7,7 @@ from collections.abc import Callable, Container, Sequence
 import torch
 
 from harness.errors import RunError
-from harness.model.device import out_of_memory
+from harness.model.device import is_out_of_memory
 
 
 def longest_first(lengths: Sequence[int]) -> list[int]:
@@ -15,14 +15,14 @@ def longest_first(lengths: Sequence[int]) -> list[int]:
     return sorted(range(len(lengths)), key=lambda index: -lengths[index])
 
 
-def in_batches(
+def run_in_batches(
     indices: Sequence[int],
-    size: int,
-    work: Callable[[list[int]], None],
+    max_batch_size: int,
+    process_batch: Callable[[list[int]], None],
     finished: Container[int],
     *,
     where: str,
-    note: Callable[[str], None],
+    notify: Callable[[str], None],
     cost: Callable[[int], int] = lambda index: 0,
     budget: int = 0,
 ) -> None:
@@ -34,20 +34,20 @@ def in_batches(
     """
     queue = list(indices)
     while queue:
-        batch = _take(queue, size, cost, budget)
-        if _fits(work, batch):
+        batch = _next_batch(queue, max_batch_size, cost, budget)
+        if _try_batch(process_batch, batch):
             del queue[: len(batch)]
             continue
         if len(batch) == 1:
             what = "the device is out of memory with one row at a time"
             raise RunError(where, what, "lower train.max_length or max_new_tokens, or use a smaller model")
         torch.cuda.empty_cache()
-        size = len(batch) // 2
-        note(f"out of memory with {len(batch)} rows at once, going on with {size}")
+        max_batch_size = len(batch) // 2
+        notify(f"out of memory with {len(batch)} rows at once, going on with {max_batch_size}")
         queue[: len(batch)] = [index for index in batch if index not in finished]
 
 
-def _take(queue: list[int], size: int, cost: Callable[[int], int], budget: int) -> list[int]:
+def _next_batch(queue: list[int], size: int, cost: Callable[[int], int], budget: int) -> list[int]:
     total = 0
     for count, index in enumerate(queue[:size]):
         total += cost(index)
@@ -56,13 +56,13 @@ def _take(queue: list[int], size: int, cost: Callable[[int], int], budget: int) 
     return queue[:size]
 
 
-def _fits(work: Callable[[list[int]], None], batch: list[int]) -> bool:
+def _try_batch(process_batch: Callable[[list[int]], None], batch: list[int]) -> bool:
     # The answer is returned rather than acted on here: while the exception is alive so is its traceback, and with
     # that every tensor that filled the memory.
     try:
-        work(batch)
+        process_batch(batch)
     except (MemoryError, RuntimeError) as error:
-        if not out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         return False
     return True

@@ -10,32 +10,32 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import HarnessError
-from harness.evaluation.answers import Answers
-from harness.evaluation.context import Base, Reading, Subject
-from harness.evaluation.fingerprint import digest, identity
-from harness.evaluation.likelihood import Divergences, Likelihoods
-from harness.evaluation.multiple_choice import Choices
-from harness.evaluation.predictions import ItemFile, item_file, item_of
-from harness.evaluation.rolling_likelihood import Texts
-from harness.evaluation.scoring import breaches, score
+from harness.evaluation.answers import GeneratedAnswers
+from harness.evaluation.context import BaseModelContext, EvalContext, ModelMeasurement
+from harness.evaluation.fingerprint import evaluation_fingerprint, json_digest
+from harness.evaluation.likelihood import BaseDivergences, ResponseLikelihoods
+from harness.evaluation.multiple_choice import ChoiceLikelihoods
+from harness.evaluation.predictions import PredictionsWriter, item_from_example, open_predictions
+from harness.evaluation.rolling_likelihood import RollingLikelihoods
+from harness.evaluation.scoring import find_limit_violations, score_items
 from harness.interfaces.metric import Metric
 from harness.interfaces.template import Template
-from harness.types import Evaluation, Example, Item, Progress, Suite, silent
+from harness.types import Evaluation, Example, Item, Progress, Suite, no_progress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-READINGS: dict[str, tuple[str, Callable[[Subject], Reading]]] = {
-    "likelihood": ("likelihood", Likelihoods),
-    "base": ("distance from the base", Divergences),
-    "choices": ("choices", Choices),
-    "text": ("text", Texts),
-    "answer": ("answers", Answers),
+MEASUREMENTS: dict[str, tuple[str, Callable[[EvalContext], ModelMeasurement]]] = {
+    "likelihood": ("likelihood", ResponseLikelihoods),
+    "base": ("distance from the base", BaseDivergences),
+    "choices": ("choices", ChoiceLikelihoods),
+    "text": ("text", RollingLikelihoods),
+    "answer": ("answers", GeneratedAnswers),
 }
 """What `Metric.reads` may be, in the order in which it is read: what it is called on the way, and who reads it."""
 
 
-def evaluate(
+def evaluate_suites(
     model: PreTrainedModel | None,
     tokenizer: PreTrainedTokenizerBase,
     template: Template,
@@ -48,8 +48,8 @@ def evaluate(
     max_length: int,
     templates: Mapping[str, Template] = MappingProxyType({}),
     folder: Path | None = None,
-    base: Base | None = None,
-    progress: Progress = silent,
+    base_context: BaseModelContext | None = None,
+    progress: Progress = no_progress,
 ) -> tuple[Evaluation, ...]:
     """Evaluate the model on every suite, in order; the model is left as it was found.
 
@@ -70,11 +70,11 @@ def evaluate(
     Raises HarnessError for a suite without rows or with rows that a metric cannot read, RunError when one row does
     not fit into memory or a server fails.
     """
-    known = identity(model, tokenizer, template) if folder is not None else {}
-    with nullcontext() if model is None else _still(model):
+    known = evaluation_fingerprint(model, tokenizer, template) if folder is not None else {}
+    with nullcontext() if model is None else eval_mode(model):
         return tuple(
-            _Pass(
-                Subject(
+            _SuiteEvaluation(
+                EvalContext(
                     model,
                     tokenizer,
                     templates.get(suite.name, template),
@@ -83,8 +83,8 @@ def evaluate(
                     stage,
                     seed,
                     max_length,
-                    base,
-                    _unheard,
+                    base_context,
+                    _ignore_note,
                 ),
                 progress,
             ).run(metrics[suite.name], folder, known)
@@ -92,75 +92,83 @@ def evaluate(
         )
 
 
-class _Pass:
+class _SuiteEvaluation:
     """One suite on its way through the model."""
 
-    def __init__(self, subject: Subject, progress: Progress) -> None:
-        self._subject = replace(subject, note=self._tell)
+    def __init__(self, context: EvalContext, progress: Progress) -> None:
+        self._context = replace(context, note=self._report_progress)
         self._progress = progress
         self._done = self._total = 0
 
-    def run(self, metrics: Mapping[str, Metric], folder: Path | None, known: Mapping[str, str]) -> Evaluation:
-        suite, stage = self._subject.suite, self._subject.stage
-        if not self._subject.examples:
+    def run(self, metrics: Mapping[str, Metric], folder: Path | None, fingerprint: Mapping[str, str]) -> Evaluation:
+        suite, stage = self._context.suite, self._context.stage
+        if not self._context.examples:
             hint = "raise held_out of its source, or name a source that has rows"
             raise HarnessError(f"evaluate.{suite.name}", f"the source '{suite.source}' gives it no rows", hint)
-        items = [item_of(example) for example in self._subject.examples]
-        wanted = {metric.reads for metric in metrics.values()}
+        items = [item_from_example(example) for example in self._context.examples]
+        wanted = {metric.requires for metric in metrics.values()}
         self._total = len(items) * len(wanted)
-        self._tell("")
-        with item_file(folder, suite.name, stage, items, known) as file:
-            if file.left_aside:
-                self._tell(f"what is there was made with another {', '.join(file.left_aside)}: all is made anew")
-            for kind in READINGS:
+        self._report_progress("")
+        with open_predictions(folder, suite.name, stage, items, fingerprint) as file:
+            if file.changed_keys:
+                self._report_progress(
+                    f"what is there was made with another {', '.join(file.changed_keys)}: all is made anew"
+                )
+            for kind in MEASUREMENTS:
                 if kind in wanted:
-                    self._read(kind, items, file, known)
-        scores = score(items, metrics, suite=suite.name, stage=stage, seed=self._subject.seed)
-        return Evaluation(stage, suite.name, tuple(items), scores, breaches(suite, stage, items, scores))
+                    self._measure(kind, items, file, fingerprint)
+        scores = score_items(items, metrics, suite=suite.name, stage=stage, seed=self._context.seed)
+        return Evaluation(stage, suite.name, tuple(items), scores, find_limit_violations(suite, stage, items, scores))
 
-    def _read(self, kind: str, items: list[Item], file: ItemFile, known: Mapping[str, str]) -> None:
-        called, make = READINGS[kind]
-        reading = make(self._subject)
+    def _measure(
+        self, measurement_type: str, items: list[Item], file: PredictionsWriter, fingerprint: Mapping[str, str]
+    ) -> None:
+        called, make = MEASUREMENTS[measurement_type]
+        reading = make(self._context)
         keys: dict[int, str] = {}
         todo = list(range(len(items)))
-        if file.kept:
+        if file.is_writing:
             settings = dict(reading.settings)
-            file.begin(kind, settings)
-            common = digest([dict(known), kind, settings])
-            keys = {index: digest([common, reading.asked(index)]) for index in todo}
-            todo = [index for index in todo if not self._recall(kind, index, items, file, keys[index])]
+            file.start_measurement(measurement_type, settings)
+            common = json_digest([dict(fingerprint), measurement_type, settings])
+            keys = {index: json_digest([common, reading.request_key(index)]) for index in todo}
+            todo = [
+                index for index in todo if not self._reuse_stored(measurement_type, index, items, file, keys[index])
+            ]
 
         def finish(index: int, found: Mapping[str, Any]) -> None:
             items[index] = replace(items[index], **found)
-            if file.kept:
-                file.add(items[index], kind, keys[index], found)
-            self._step(called)
+            if file.is_writing:
+                file.add_fields(items[index], measurement_type, keys[index], found)
+            self._advance(called)
 
         if todo:
             reading.run(todo, finish)
 
-    def _recall(self, kind: str, index: int, items: list[Item], file: ItemFile, key: str) -> bool:
-        found = file.find(items[index].id, kind, key)
+    def _reuse_stored(
+        self, measurement_type: str, index: int, items: list[Item], file: PredictionsWriter, request_key: str
+    ) -> bool:
+        found = file.find_stored_fields(items[index].id, measurement_type, request_key)
         if found is None:
             return False
         items[index] = replace(items[index], **found)
-        self._step(f"{READINGS[kind][0]}, kept")
+        self._advance(f"{MEASUREMENTS[measurement_type][0]}, kept")
         return True
 
-    def _step(self, note: str) -> None:
+    def _advance(self, note: str) -> None:
         self._done += 1
-        self._tell(note)
+        self._report_progress(note)
 
-    def _tell(self, note: str) -> None:
-        self._progress(self._subject.phase, self._done, self._total, note, "items")
+    def _report_progress(self, note: str) -> None:
+        self._progress(self._context.phase, self._done, self._total, note, "items")
 
 
-def _unheard(note: str) -> None:
+def _ignore_note(note: str) -> None:
     """The note of a subject that nobody waits for yet."""
 
 
 @contextmanager
-def _still(model: Any) -> Iterator[None]:
+def eval_mode(model: Any) -> Iterator[None]:
     """Within it every module is in evaluation mode; after it, each is in the mode that it was in."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()

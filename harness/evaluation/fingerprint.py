@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from harness.data.tokenization.fingerprints import fingerprint
+from harness.data.tokenization.fingerprints import template_fingerprint
 from harness.interfaces.template import Template
-from harness.model.load import PUBLISHED
-from harness.model.save import saveable
+from harness.model.load import PUBLISHED_CONFIG_ATTRIBUTE
+from harness.model.save import saveable_generation_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-_ASIDE = frozenset(
+_IGNORED_KEYS = frozenset(
     {
         # where it came from, who wrote it, and how it is loaded, which is told by the loaded model itself
         "_name_or_path", "_commit_hash", "transformers_version", "architectures", "dtype",
@@ -34,7 +34,7 @@ _ASIDE = frozenset(
 )  # fmt: skip
 
 
-def configs(model: Any) -> dict[str, Any]:
+def model_configs(model: Any) -> dict[str, Any]:
     """The model's config and generation config as plain values, such that a model that was trained or saved and loaded
     again has the same ones. Empty for a model that has none.
 
@@ -46,15 +46,17 @@ def configs(model: Any) -> dict[str, Any]:
         made["config"] = _plain_value(config.to_dict())
     ours: Any = getattr(model, "generation_config", None)
     if hasattr(ours, "to_dict"):
-        published = getattr(model, PUBLISHED, None)
-        made["generation"] = _plain_value((ours if published is None else saveable(published, ours)).to_dict())
+        published = getattr(model, PUBLISHED_CONFIG_ATTRIBUTE, None)
+        made["generation"] = _plain_value(
+            (ours if published is None else saveable_generation_config(published, ours)).to_dict()
+        )
     return made
 
 
 def _plain_value(value: Any) -> Any:
     """The value in JSON's own types, without what says nothing of the function."""
     if isinstance(value, dict):
-        return {str(key): _plain_value(one) for key, one in sorted(value.items(), key=str) if key not in _ASIDE}
+        return {str(key): _plain_value(one) for key, one in sorted(value.items(), key=str) if key not in _IGNORED_KEYS}
     if isinstance(value, list | tuple):
         return [_plain_value(one) for one in value]
     if isinstance(value, set | frozenset):
@@ -62,10 +64,10 @@ def _plain_value(value: Any) -> Any:
     return value if isinstance(value, str | int | float | bool | None) else str(value)
 
 
-NONE = "none"
+ABSENT = "none"
 
 
-def identity(model: Any, tokenizer: PreTrainedTokenizerBase, template: Template) -> dict[str, str]:
+def evaluation_fingerprint(model: Any, tokenizer: PreTrainedTokenizerBase, template: Template) -> dict[str, str]:
     """What all items of an evaluation have in common, by name.
 
     `model` and `adapter`: see `weights`. `config`: of what its config files say (see `model.configs`). `tokenizer`: its
@@ -73,21 +75,25 @@ def identity(model: Any, tokenizer: PreTrainedTokenizerBase, template: Template)
     `attention`: the implementation. `harness`: its version.
     model: None where a server answers; `model`, `adapter`, `config`, `dtype` and `attention` are then `none`.
     """
-    words = {"tokenizer": _tokenizer(tokenizer), "template": fingerprint(template, tokenizer), "harness": _version()}
+    words = {
+        "tokenizer": _tokenizer_digest(tokenizer),
+        "template": template_fingerprint(template, tokenizer),
+        "harness": _harness_version(),
+    }
     if model is None:
-        return {**dict.fromkeys(("model", "adapter", "config", "dtype", "attention"), NONE), **words}
-    base, adapter, config = function(model)
+        return {**dict.fromkeys(("model", "adapter", "config", "dtype", "attention"), ABSENT), **words}
+    base, adapter, config = model_fingerprint(model)
     attention = getattr(model.config, "_attn_implementation", None)
-    how = {"dtype": _dtype(model), "attention": str(attention or NONE)}
+    how = {"dtype": _dtype_description(model), "attention": str(attention or ABSENT)}
     return {"model": base, "adapter": adapter, "config": config, **how, **words}
 
 
-def function(model: Any) -> tuple[str, str, str]:
+def model_fingerprint(model: Any) -> tuple[str, str, str]:
     """What decides which function the model is, as digests: its weights, its adapter's (see `weights`), its configs."""
-    return *weights(model), digest(configs(model))
+    return *weight_digests(model), json_digest(model_configs(model))
 
 
-def weights(model: Any) -> tuple[str, str]:
+def weight_digests(model: Any) -> tuple[str, str]:
     """SHA-256, in hex, of the model's own weights, and of its adapter's, names included.
 
     The second is `none` for a model without an adapter, or with its adapter switched off: that is another model.
@@ -104,21 +110,23 @@ def weights(model: Any) -> tuple[str, str]:
             or (prefix is not None and prefix in name)
         )
         (adapter if belongs else own).append((name, tensor))
-    if not adapted or not _switched_on(model):
-        return _digest(own, ""), NONE
+    if not adapted or not _is_adapter_enabled(model):
+        return _tensor_digest(own, ""), ABSENT
     # Scaling and rank change the function and are no weights.
     active = model.active_adapters if isinstance(model.active_adapters, list) else [model.active_adapter]
-    settings = {name: _plain(model.peft_config[name].to_dict()) for name in active if name in model.peft_config}
-    return _digest(own, ""), _digest(adapter, json.dumps(settings, sort_keys=True))
+    settings = {
+        name: _plain_adapter_settings(model.peft_config[name].to_dict()) for name in active if name in model.peft_config
+    }
+    return _tensor_digest(own, ""), _tensor_digest(adapter, json.dumps(settings, sort_keys=True))
 
 
-def digest(value: Any) -> str:
+def json_digest(value: Any) -> str:
     """The SHA-256, in hex, of a value made of plain JSON types."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
-def _digest(tensors: Iterable[tuple[str, torch.Tensor]], more: str) -> str:
-    found = hashlib.sha256(more.encode())
+def _tensor_digest(tensors: Iterable[tuple[str, torch.Tensor]], suffix: str) -> str:
+    found = hashlib.sha256(suffix.encode())
     for name, tensor in sorted(tensors, key=lambda pair: pair[0]):
         data = tensor.detach().contiguous().cpu()
         # PEFT renames a wrapped layer's own weight; it stays the same weight.
@@ -128,13 +136,13 @@ def _digest(tensors: Iterable[tuple[str, torch.Tensor]], more: str) -> str:
     return found.hexdigest()
 
 
-def _switched_on(model: Any) -> bool:
+def _is_adapter_enabled(model: Any) -> bool:
     """Whether any layer's adapter takes part in the forward pass."""
     states = [module.disable_adapters for module in model.modules() if hasattr(module, "disable_adapters")]
     return not states or not all(states)
 
 
-def _dtype(model: torch.nn.Module) -> str:
+def _dtype_description(model: torch.nn.Module) -> str:
     kinds = sorted({str(weight.dtype).removeprefix("torch.") for weight in model.parameters()})
     place = next(model.parameters()).device.type
     if torch.is_autocast_enabled(place):
@@ -142,13 +150,13 @@ def _dtype(model: torch.nn.Module) -> str:
     return "+".join(kinds)
 
 
-def _tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
+def _tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
     core = getattr(tokenizer, "backend_tokenizer", None)
     definition = core.to_str() if core is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
-    return digest([definition, tokenizer.special_tokens_map])
+    return json_digest([definition, tokenizer.special_tokens_map])
 
 
-def _plain(settings: Mapping[str, Any]) -> dict[str, str]:
+def _plain_adapter_settings(settings: Mapping[str, Any]) -> dict[str, str]:
     # Where the base lies, and whether it is being trained, is no part of what the adapter does.
     aside = ("base_model_name_or_path", "revision", "inference_mode")
     return {
@@ -158,8 +166,8 @@ def _plain(settings: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def _version() -> str:
+def _harness_version() -> str:
     try:
         return version("harness-sft")
     except PackageNotFoundError:
-        return NONE
+        return ABSENT

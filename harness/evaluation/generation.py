@@ -10,23 +10,23 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from harness.evaluation.likelihood import head_at
+from harness.evaluation.likelihood import logits_at
 from harness.interfaces.template import Template
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-Choose = Callable[[torch.Tensor, Sequence[int]], torch.Tensor]
+TokenSampler = Callable[[torch.Tensor, Sequence[int]], torch.Tensor]
 """Logits (B, V) and the key of each row -> token ids (B,)."""
 
 
-def likeliest(logits: torch.Tensor, keys: Sequence[int]) -> torch.Tensor:
+def greedy(logits: torch.Tensor, keys: Sequence[int]) -> torch.Tensor:
     """The token of the highest logit in each row."""
     return logits.argmax(-1)
 
 
-class Drawn:
+class TopPSampler:
     """Draws by temperature from the likeliest tokens that hold `top_p` of the probability (Holtzman et al., 2020,
     arXiv:1904.09751).
 
@@ -52,21 +52,21 @@ class Drawn:
 
 
 @dataclass(frozen=True)
-class Stops:
+class StopConditions:
     """eos: the tokenizer's end of sequence, if it has one. tokens: other tokens that end an answer. texts: strings."""
 
-    eos: int | None
-    tokens: frozenset[int]
-    texts: tuple[str, ...]
+    eos_id: int | None
+    token_ids: frozenset[int]
+    strings: tuple[str, ...]
 
 
-def find_stops(
+def resolve_stops(
     template: Template,
     tokenizer: PreTrainedTokenizerBase,
-    more: Sequence[str] = (),
+    extra_stops: Sequence[str] = (),
     *,
-    template_stops: bool = True,
-) -> Stops:
+    use_template_stops: bool = True,
+) -> StopConditions:
     """What ends an answer: the template's stops, `more`, and the tokenizer's end of sequence; nothing is implied.
 
     template_stops: False where prompts are not rendered by the template.
@@ -76,32 +76,34 @@ def find_stops(
     """
     special = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
     whole = {**tokenizer.get_added_vocab(), **special}
-    given = (*(template.stops(tokenizer) if template_stops else ()), *more)
+    given = (*(template.stop_strings(tokenizer) if use_template_stops else ()), *extra_stops)
     tokens = frozenset(whole[stop] for stop in given if stop in whole)
     texts = tuple(stop for stop in given if stop and stop not in whole)
-    return Stops(tokenizer.eos_token_id, tokens - {tokenizer.eos_token_id}, texts)
+    return StopConditions(tokenizer.eos_token_id, tokens - {tokenizer.eos_token_id}, texts)
 
 
-def decode(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> str:
+def decode_tokens(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> str:
     """The text of an answer's tokens, special ones left out, spaces as the model wrote them."""
     text = tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)
     assert isinstance(text, str)
     return text
 
 
-def holds_stop(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int], texts: Sequence[str]) -> bool:
+def completes_stop_string(
+    tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int], stop_strings: Sequence[str]
+) -> bool:
     """Whether the newest token completes one of the strings. Looks at the last tokens alone, whatever the length."""
-    if not texts:
+    if not stop_strings:
         return False
     # A token holds a byte or more; the slack is for special tokens between, and a first one that is half a character.
-    reach = max(len(text.encode()) for text in texts) + 8
-    tail = decode(tokenizer, tokens[-reach:])
-    return any(text in tail for text in texts)
+    reach = max(len(text.encode()) for text in stop_strings) + 8
+    tail = decode_tokens(tokenizer, tokens[-reach:])
+    return any(text in tail for text in stop_strings)
 
 
-def cut(text: str, texts: Sequence[str]) -> str:
+def truncate_at_stop(text: str, stop_strings: Sequence[str]) -> str:
     """The text before the first of the strings."""
-    found = [place for place in map(text.find, texts) if place >= 0]
+    found = [place for place in map(text.find, stop_strings) if place >= 0]
     return text[: min(found)] if found else text
 
 
@@ -114,19 +116,19 @@ class Answer:
 
     text: str
     finish: str
-    tokens: int
+    token_count: int
 
 
 @torch.no_grad()
-def generate(
+def generate_answers(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Mapping[int, Sequence[int]],
     *,
-    stops: Stops,
+    stops: StopConditions,
     max_new_tokens: int,
-    finished: Callable[[int, Answer], None],
-    choose: Choose = likeliest,
+    on_answer: Callable[[int, Answer], None],
+    sampler: TokenSampler = greedy,
 ) -> None:
     """Answer one batch of prompts; `finished` gets each answer under its prompt's key, as it ends.
 
@@ -136,17 +138,17 @@ def generate(
     A row that has ended leaves the batch and its cache; the batch costs what its unfinished rows cost.
     """
     device = next(model.parameters()).device
-    ids, mask = _left_padded(list(prompts.values()), tokenizer.pad_token_id)
+    ids, mask = _pad_left(list(prompts.values()), tokenizer.pad_token_id)
     ids, mask = ids.to(device), mask.to(device)  # (B, T)
     last = torch.zeros_like(mask, dtype=torch.bool)
     last[:, -1] = True
-    numbered = _takes_positions(model)
+    numbered = _accepts_position_ids(model)
     live = list(prompts)
     answers: dict[int, list[int]] = {key: [] for key in live}
     cache = None
     for step in range(max_new_tokens):
         positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-        with head_at(model, last) if step == 0 else nullcontext():
+        with logits_at(model, last) if step == 0 else nullcontext():
             output = model(
                 input_ids=ids,
                 attention_mask=mask,
@@ -155,13 +157,13 @@ def generate(
                 **({"position_ids": positions} if numbered else {}),
             )
         cache = output.past_key_values
-        chosen = choose(output.logits.reshape(len(live), -1), live)  # (B,)
+        chosen = sampler(output.logits.reshape(len(live), -1), live)  # (B,)
         going = []  # slots of the batch that have not ended
         for slot, (key, token) in enumerate(zip(live, chosen.tolist(), strict=True)):
             answers[key].append(token)
-            finish = _finish(tokenizer, answers[key], stops, max_new_tokens)
+            finish = _finish_reason(tokenizer, answers[key], stops, max_new_tokens)
             if finish:
-                finished(key, _answer(tokenizer, answers[key], finish, stops))
+                on_answer(key, _build_answer(tokenizer, answers[key], finish, stops))
             else:
                 going.append(slot)
         if not going:
@@ -174,9 +176,9 @@ def generate(
         mask = torch.cat([mask, mask.new_ones((len(live), 1))], dim=1)
 
 
-def _left_padded(prompts: Sequence[Sequence[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _pad_left(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
     longest = max(len(prompt) for prompt in prompts)
-    ids = torch.full((len(prompts), longest), pad)  # (B, T)
+    ids = torch.full((len(prompts), longest), pad_id)  # (B, T)
     mask = torch.zeros((len(prompts), longest), dtype=torch.long)  # (B, T)
     for index, prompt in enumerate(prompts):
         ids[index, longest - len(prompt) :] = torch.tensor(prompt)
@@ -184,22 +186,26 @@ def _left_padded(prompts: Sequence[Sequence[int]], pad: int) -> tuple[torch.Tens
     return ids, mask
 
 
-def _takes_positions(model: PreTrainedModel) -> bool:
+def _accepts_position_ids(model: PreTrainedModel) -> bool:
     """Whether the model is told each token's position; models without (ALiBi) take them from the mask."""
     base = getattr(model, "get_base_model", lambda: model)()
     return "position_ids" in inspect.signature(base.forward).parameters
 
 
-def _finish(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int], stops: Stops, max_new_tokens: int) -> str:
+def _finish_reason(
+    tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int], stops: StopConditions, max_new_tokens: int
+) -> str:
     """Why the answer ends with its newest token; empty while it goes on."""
-    if tokens[-1] == stops.eos:
+    if tokens[-1] == stops.eos_id:
         return "eos"
-    if tokens[-1] in stops.tokens or holds_stop(tokenizer, tokens, stops.texts):
+    if tokens[-1] in stops.token_ids or completes_stop_string(tokenizer, tokens, stops.strings):
         return "stop"
     return "length" if len(tokens) == max_new_tokens else ""
 
 
-def _answer(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int], finish: str, stops: Stops) -> Answer:
-    ended_by_token = tokens[-1] == stops.eos or tokens[-1] in stops.tokens
-    text = cut(decode(tokenizer, tokens[:-1] if ended_by_token else tokens), stops.texts)
+def _build_answer(
+    tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int], finish: str, stops: StopConditions
+) -> Answer:
+    ended_by_token = tokens[-1] == stops.eos_id or tokens[-1] in stops.token_ids
+    text = truncate_at_stop(decode_tokens(tokenizer, tokens[:-1] if ended_by_token else tokens), stops.strings)
     return Answer(text, finish if text.strip() else "empty", len(tokens))

@@ -19,37 +19,37 @@ from typing import IO, Any
 from harness.errors import HarnessError
 from harness.types import Example, Item, Message
 
-FORMAT = 1
+PREDICTIONS_FORMAT = 1
 _TUPLES = ("choices", "choice_lls")
 _FIELDS = tuple(field.name for field in dataclasses.fields(Item))
 
 
-def prompt_text(example: Example) -> str:
+def format_prompt_for_display(example: Example) -> str:
     """What was asked, to be read by a person: the message alone, or the turns with their roles; no template."""
     *before, _ = example.messages
     if len(before) == 1 and before[0].role == "user":
-        return _text(before[0])
-    return "\n".join(f"{message.role}: {_text(message)}" for message in before)
+        return _message_text(before[0])
+    return "\n".join(f"{message.role}: {_message_text(message)}" for message in before)
 
 
-def item_of(example: Example) -> Item:
+def item_from_example(example: Example) -> Item:
     """The item of a row before anything is asked of the model."""
     response = example.messages[-1].content
     gold = example.choices.index(response) if response in example.choices else None
-    return Item(example.id, prompt_text(example), response, choices=example.choices, gold=gold)
+    return Item(example.id, format_prompt_for_display(example), response, choices=example.choices, gold=gold)
 
 
-def _text(message: Message) -> str:
+def _message_text(message: Message) -> str:
     return f"{message.content}\n\n{message.input}" if message.input else message.content
 
 
-def item_path(folder: Path, suite: str, stage: int) -> Path:
+def predictions_path(folder: Path, suite: str, stage: int) -> Path:
     """Where the items of a suite after a stage are."""
     return Path(folder) / f"{suite}-stage{stage}.jsonl"
 
 
 @dataclass(frozen=True)
-class Stored:
+class PredictionsFile:
     """A file of items. header: `suite`, `stage`, `items` (how many the suite has), `identity` and `settings`.
 
     whole: whether the evaluation came to its end. Where it did not, `items` are those that it came to.
@@ -57,21 +57,23 @@ class Stored:
 
     header: Mapping[str, Any]
     items: tuple[Item, ...]
-    whole: bool
+    complete: bool
 
 
-def read_items(file: Path) -> Stored:
+def load_predictions(file: Path) -> PredictionsFile:
     """The items of a file, also of one whose evaluation was cut off. Needs no model.
 
     Raises HarnessError when it is no file of items.
     """
-    header, records, _ = _read(Path(file))
+    header, records, _ = _read_records(Path(file))
     if header is None:
         raise HarnessError(str(file), "is no file of evaluated items", "evaluate the suite first: harness run SPEC")
-    return Stored(header, tuple(_item(record) for record in records.values()), bool(header.get("whole")))
+    return PredictionsFile(
+        header, tuple(_item_from_record(record) for record in records.values()), bool(header.get("whole"))
+    )
 
 
-class ItemFile:
+class PredictionsWriter:
     """What is known of a suite's items, and the file that it is kept in. stream: None where nothing is kept.
 
     left_aside: in what a file that was there differs from what is asked now, so that nothing of it could be used.
@@ -82,58 +84,58 @@ class ItemFile:
         stream: IO[bytes] | None = None,
         header: dict[str, Any] | None = None,
         records: dict[str, dict[str, Any]] | None = None,
-        left_aside: tuple[str, ...] = (),
+        changed_keys: tuple[str, ...] = (),
     ) -> None:
         self._stream, self._header, self._records = stream, header or {}, records or {}
-        self.left_aside = left_aside
+        self.changed_keys = changed_keys
 
     @property
-    def kept(self) -> bool:
+    def is_writing(self) -> bool:
         """Whether anything is written."""
         return self._stream is not None
 
-    def begin(self, kind: str, settings: Mapping[str, Any]) -> None:
+    def start_measurement(self, measurement_type: str, settings: Mapping[str, Any]) -> None:
         """Note in the header with what settings `kind` is read from here on."""
-        self._header["settings"][kind] = dict(settings)
+        self._header["settings"][measurement_type] = dict(settings)
         self._write({"header": self._header})
 
-    def find(self, item_id: str, kind: str, key: str) -> dict[str, Any] | None:
+    def find_stored_fields(self, item_id: str, measurement_type: str, request_key: str) -> dict[str, Any] | None:
         """The fields that `kind` found for the item when it was asked just so; None when it was not."""
         record = self._records.get(item_id)
-        if record is None or record["keys"].get(kind) != key:
+        if record is None or record["keys"].get(measurement_type) != request_key:
             return None
-        return {name: _tupled(name, record[name]) for name in record["found"][kind]}
+        return {name: _tuple_if_sequence_field(name, record[name]) for name in record["found"][measurement_type]}
 
-    def add(self, item: Item, kind: str, key: str, found: Mapping[str, Any]) -> None:
+    def add_fields(self, item: Item, measurement_type: str, request_key: str, fields: Mapping[str, Any]) -> None:
         """Keep what `kind` found for an item."""
         record: dict[str, Any] = {"id": item.id}
         if item.id not in self._records:
             record |= {"prompt": item.prompt, "reference": item.reference}
-        record |= {**found, "keys": {kind: key}, "found": {kind: sorted(found)}}
-        _merge(self._records, record)
+        record |= {**fields, "keys": {measurement_type: request_key}, "found": {measurement_type: sorted(fields)}}
+        _merge_record(self._records, record)
         self._write(record)
 
-    def finish(self, path: Path, items: Sequence[Item]) -> None:
+    def finalize(self, path: Path, items: Sequence[Item]) -> None:
         """Write the file anew, whole: a line an item."""
         draft = path.with_suffix(f".draft-{os.getpid()}")
         common = {"suite": self._header["suite"], "stage": self._header["stage"]}
         with draft.open("wb") as stream:
-            stream.write(_line({"header": {**self._header, "whole": True}}))
+            stream.write(_json_line({"header": {**self._header, "whole": True}}))
             for item in items:
                 plain = {name: getattr(item, name) for name in _FIELDS}
-                stream.write(_line({"id": item.id, **common, **plain, **self._records.get(item.id, {})}))
+                stream.write(_json_line({"id": item.id, **common, **plain, **self._records.get(item.id, {})}))
         draft.replace(path)
 
     def _write(self, record: Mapping[str, Any]) -> None:
         if self._stream is not None:
-            self._stream.write(_line(record))
+            self._stream.write(_json_line(record))
             self._stream.flush()
 
 
 @contextmanager
-def item_file(
-    folder: Path | None, suite: str, stage: int, items: Sequence[Item], identity: Mapping[str, str]
-) -> Iterator[ItemFile]:
+def open_predictions(
+    folder: Path | None, suite: str, stage: int, items: Sequence[Item], fingerprint: Mapping[str, str]
+) -> Iterator[PredictionsWriter]:
     """The file of a suite's items after a stage; when the context ends well, with the items as they are then.
 
     identity: of model, tokenizer and template. What a file that is there holds of the same identity can be found in
@@ -141,16 +143,22 @@ def item_file(
     Nothing is written where there is no folder.
     """
     if folder is None:
-        yield ItemFile()
+        yield PredictionsWriter()
         return
     folder.mkdir(parents=True, exist_ok=True)
-    path = item_path(folder, suite, stage)
-    old, records, sound = _read(path) if path.is_file() else (None, {}, 0)
-    header = {"format": FORMAT, "suite": suite, "stage": stage, "items": len(items), "identity": dict(identity)}
+    path = predictions_path(folder, suite, stage)
+    old, records, sound = _read_records(path) if path.is_file() else (None, {}, 0)
+    header = {
+        "format": PREDICTIONS_FORMAT,
+        "suite": suite,
+        "stage": stage,
+        "items": len(items),
+        "identity": dict(fingerprint),
+    }
     aside: tuple[str, ...] = ()
     if old is not None:
         before = {"format": old.get("format"), **old.get("identity", {})}
-        now = {"format": FORMAT, **identity}
+        now = {"format": PREDICTIONS_FORMAT, **fingerprint}
         aside = tuple(name for name in sorted({*before, *now}) if before.get(name) != now.get(name))
     going_on = old is not None and not aside
     header |= {"settings": dict(old["settings"]) if old is not None and going_on else {}, "whole": False}
@@ -158,12 +166,12 @@ def item_file(
         if going_on:
             stream.truncate(sound)
             stream.seek(sound)
-        file = ItemFile(stream, header, records if going_on else {}, aside)
+        file = PredictionsWriter(stream, header, records if going_on else {}, aside)
         yield file
-    file.finish(path, items)
+    file.finalize(path, items)
 
 
-def _read(path: Path) -> tuple[dict[str, Any] | None, dict[str, dict[str, Any]], int]:
+def _read_records(path: Path) -> tuple[dict[str, Any] | None, dict[str, dict[str, Any]], int]:
     """The newest header, the records by id, and how many bytes of the file are sound."""
     header: dict[str, Any] | None = None
     records: dict[str, dict[str, Any]] = {}
@@ -179,24 +187,24 @@ def _read(path: Path) -> tuple[dict[str, Any] | None, dict[str, dict[str, Any]],
             if "header" in record:
                 header = record["header"]
             else:
-                _merge(records, record)
+                _merge_record(records, record)
             sound += len(line)
     return (header, records, sound) if header is not None else (None, {}, 0)
 
 
-def _merge(records: dict[str, dict[str, Any]], new: Mapping[str, Any]) -> None:
+def _merge_record(records: dict[str, dict[str, Any]], new: Mapping[str, Any]) -> None:
     known = records.setdefault(new["id"], {})
     nested = {name: {**known.get(name, {}), **new.get(name, {})} for name in ("keys", "found")}
     known.update({**new, **nested})
 
 
-def _item(record: Mapping[str, Any]) -> Item:
-    return Item(**{name: _tupled(name, record[name]) for name in _FIELDS if name in record})
+def _item_from_record(record: Mapping[str, Any]) -> Item:
+    return Item(**{name: _tuple_if_sequence_field(name, record[name]) for name in _FIELDS if name in record})
 
 
-def _tupled(name: str, value: Any) -> Any:
+def _tuple_if_sequence_field(name: str, value: Any) -> Any:
     return tuple(value) if name in _TUPLES and value is not None else value
 
 
-def _line(record: Mapping[str, Any]) -> bytes:
+def _json_line(record: Mapping[str, Any]) -> bytes:
     return (json.dumps(record, ensure_ascii=False) + "\n").encode()

@@ -15,15 +15,15 @@ import jsonschema
 
 from harness.errors import HarnessError
 from harness.evaluation import predictions, scoring
-from harness.evaluation.scoring import breaches
+from harness.evaluation.scoring import find_limit_violations
 from harness.interfaces.metric import Metric
 from harness.registry import Registry
-from harness.spec.schema import fill
+from harness.spec.schema import fill_defaults
 from harness.types import Evaluation, Item, Suite
 
-_FILE = re.compile(r"(?P<suite>.+)-stage(?P<stage>\d+)\.jsonl")
+_PREDICTION_FILE = re.compile(r"(?P<suite>.+)-stage(?P<stage>\d+)\.jsonl")
 
-_NEEDS: dict[str, tuple[str, Callable[[Item], bool]]] = {
+_REQUIREMENTS: dict[str, tuple[str, Callable[[Item], bool]]] = {
     "answer": ("answers", lambda item: item.answer is not None),
     "likelihood": ("likelihoods of the references", lambda item: item.nll is not None),
     "base": ("distances from the base", lambda item: item.kl is not None),
@@ -53,33 +53,33 @@ def score_run(
     for a metric that no suite has items for, and for items of an evaluation that did not come to its end.
     """
     folder = Path(folder)
-    spec = _spec(folder)
+    spec = _load_run_spec(folder)
     unused = set(metrics or ())
     for name, options in (metrics or {}).items():
-        make_metric(registry, name, options)  # what is wrong with one is told before anything is scored
+        create_metric(registry, name, options)  # what is wrong with one is told before anything is scored
     made, metrics_of = [], {}
-    for suite, stage, file in _files(folder / "predictions", tuple(spec["evaluate"]), suites, stages):
-        items = _whole(file)
+    for suite, stage, file in _find_prediction_files(folder / "predictions", tuple(spec["evaluate"]), suites, stages):
+        items = _read_complete_items(file)
         given = spec["evaluate"][suite]
         if suite not in metrics_of:  # once, for a metric may hold a model
             wanted = given["metrics"] if metrics is None else metrics
             lang = given.get("lang", "auto")
-            metrics_of[suite] = {n: make_metric(registry, n, options, lang=lang) for n, options in wanted.items()}
+            metrics_of[suite] = {n: create_metric(registry, n, options, lang=lang) for n, options in wanted.items()}
         chosen = metrics_of[suite]
         if metrics is not None:
-            chosen = {name: one for name, one in chosen.items() if all(map(_NEEDS[one.reads][1], items))}
+            chosen = {name: one for name, one in chosen.items() if all(map(_REQUIREMENTS[one.reads][1], items))}
         if chosen:
-            scores = scoring.score(items, chosen, seed=spec["seed"], suite=suite, stage=stage)
-            broken = breaches(Suite(name=suite, **given), stage, items, scores)
+            scores = scoring.score_items(items, chosen, seed=spec["seed"], suite=suite, stage=stage)
+            broken = find_limit_violations(Suite(name=suite, **given), stage, items, scores)
             made.append(Evaluation(stage, suite, items, scores, broken))
         unused -= chosen.keys()
     for name in sorted(unused):
-        reads, _ = _NEEDS[make_metric(registry, name, (metrics or {})[name]).reads]
+        reads, _ = _REQUIREMENTS[create_metric(registry, name, (metrics or {})[name]).requires]
         raise HarnessError(f"metric {name}", f"reads {reads}, and no suite here has them", "evaluate one with it first")
     return tuple(made)
 
 
-def make_metric(registry: Registry, name: str, options: Mapping[str, Any], *, lang: str = "auto") -> Metric:
+def create_metric(registry: Registry, name: str, options: Mapping[str, Any], *, lang: str = "auto") -> Metric:
     """The metric with these options, and the defaults of those left out. lang: what its own `lang: auto` becomes.
 
     Raises HarnessError for a metric or an option that there is not, or a value that does not fit.
@@ -94,14 +94,14 @@ def make_metric(registry: Registry, name: str, options: Mapping[str, Any], *, la
     for error in jsonschema.Draft7Validator(fragment).iter_errors(dict(options)):
         place = ".".join([f"metric {name}", *map(str, error.absolute_path)])
         raise HarnessError(place, error.message, f"its options are: {', '.join(component.options) or 'none'}")
-    filled = fill(dict(options), fragment, fragment)
+    filled = fill_defaults(dict(options), fragment, fragment)
     if filled.get("lang") == "auto":
         filled["lang"] = lang
-    made: Metric = registry.make("metrics", name, filled)
+    made: Metric = registry.create("metrics", name, filled)
     return made
 
 
-def _spec(folder: Path) -> dict[str, Any]:
+def _load_run_spec(folder: Path) -> dict[str, Any]:
     file = folder / "spec.json"
     try:
         spec: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
@@ -112,7 +112,7 @@ def _spec(folder: Path) -> dict[str, Any]:
     return spec
 
 
-def _files(
+def _find_prediction_files(
     folder: Path, known: Sequence[str], suites: Sequence[str], stages: Sequence[int]
 ) -> Iterator[tuple[str, int, Path]]:
     for suite in suites:
@@ -120,7 +120,7 @@ def _files(
             raise HarnessError(f"suite {suite}", "is none of this run's", f"its suites are: {', '.join(known)}")
     found = []
     for file in folder.glob("*.jsonl"):
-        match = _FILE.fullmatch(file.name)
+        match = _PREDICTION_FILE.fullmatch(file.name)
         if match and match["suite"] in (suites or known) and (not stages or int(match["stage"]) in stages):
             found.append((match["suite"], int(match["stage"]), file))
     if not found:
@@ -128,9 +128,9 @@ def _files(
     yield from sorted(found, key=lambda one: (one[1], known.index(one[0])))
 
 
-def _whole(file: Path) -> tuple[Item, ...]:
-    stored = predictions.read_items(file)
-    if not stored.whole:
+def _read_complete_items(file: Path) -> tuple[Item, ...]:
+    stored = predictions.load_predictions(file)
+    if not stored.complete:
         what = f"its evaluation was cut off: it has some of {stored.header.get('items', '?')} items"
         raise HarnessError(str(file), what, "let it come to its end with `harness evaluate`, then score it")
     return stored.items

@@ -7,13 +7,15 @@ from functools import partial
 
 from harness.errors import HarnessError, RunError
 from harness.interfaces.metric import Metric
-from harness.seeding import derive
-from harness.spec.preflight import clashing
+from harness.seeding import derive_seed
+from harness.spec.preflight import duplicate_score_names
 from harness.statistics.intervals import estimate
-from harness.types import Breach, Evaluation, Item, Score, Suite
+from harness.types import Evaluation, Item, LimitViolation, Score, Suite
 
 
-def breaches(suite: Suite, stage: int, items: Sequence[Item], scores: Sequence[Score]) -> tuple[Breach, ...]:
+def find_limit_violations(
+    suite: Suite, stage: int, items: Sequence[Item], scores: Sequence[Score]
+) -> tuple[LimitViolation, ...]:
     """Which of the suite's limits (`max_empty`, `max_truncated`, `max_unparsed`, `max_cut`) its items break."""
     answered = [item for item in items if item.answer is not None]
     counts = (
@@ -22,35 +24,35 @@ def breaches(suite: Suite, stage: int, items: Sequence[Item], scores: Sequence[S
         ("cut", suite.max_cut, sum(item.prompt_cut or item.row_cut for item in items), len(items), ""),
         *(
             ("unparsed", suite.max_unparsed, score.counts["unparsed"], score.n, score.metric)
-            for score in _one_a_metric(scores)
+            for score in _one_score_per_metric(scores)
             if "unparsed" in score.counts
         ),
     )
     return tuple(
-        Breach(stage, suite.name, what, count, n, allowed, metric)
+        LimitViolation(stage, suite.name, what, count, n, allowed, metric)
         for what, allowed, count, n, metric in counts
         if allowed is not None and n and count > allowed * n
     )
 
 
-def require(evaluations: Iterable[Evaluation], *, since: int = 0) -> None:
+def raise_on_violations(evaluations: Iterable[Evaluation], *, first_stage: int = 0) -> None:
     """Raise RunError (exit code 1) naming every limit that these evaluations break; to be called when all is saved.
 
     since: the first stage that counts. A pretrained base model (stage 0) that cannot end an answer under a chat
     template is no reason to fail a run that teaches it to.
     """
-    found = [breach for one in evaluations if one.stage >= since for breach in one.breaches]
+    found = [breach for one in evaluations if one.stage >= first_stage for breach in one.violations]
     if found:
         stages = [f"evaluate.{one.suite}.max_{one.what}: after stage {one.stage} {one}" for one in found]
         hint = "look at the answers in the run's folder; check the template, max_new_tokens and stop"
         raise RunError("; ".join(stages), "the scores do not measure the model", hint)
 
 
-def _one_a_metric(scores: Sequence[Score]) -> Iterator[Score]:
+def _one_score_per_metric(scores: Sequence[Score]) -> Iterator[Score]:
     yield from {score.metric: score for score in scores}.values()
 
 
-_COUNTS: dict[str, dict[str, Callable[[Item], bool]]] = {
+_COUNTERS: dict[str, dict[str, Callable[[Item], bool]]] = {
     "answer": {
         "empty": lambda item: item.finish == "empty",
         "truncated": lambda item: item.finish == "length",
@@ -64,7 +66,7 @@ _COUNTS: dict[str, dict[str, Callable[[Item], bool]]] = {
 """What is counted beside a score, by what its metric reads."""
 
 
-def score(
+def score_items(
     items: Sequence[Item], metrics: Mapping[str, Metric], *, seed: int, suite: str = "", stage: int = 0
 ) -> tuple[Score, ...]:
     """Every score that the metrics draw from a suite's items, with standard error, 95 % interval and counts.
@@ -74,31 +76,33 @@ def score(
     Raises HarnessError when an item lacks what a metric reads, a metric gives other scores than it names, or two give
     scores of one name.
     """
-    for name, names in clashing(metrics):
+    for name, names in duplicate_score_names(metrics):
         what = f"the score {name!r} is given by {' and '.join(map(repr, names))}"
         raise HarnessError(f"metrics.{names[-1]}", what, "leave one out, or score it by itself")
     return tuple(
         one
         for name, metric in metrics.items()
-        for one in _scores(items, name, metric, suite=suite, stage=stage, seed=seed)
+        for one in _scores_of_metric(items, name, metric, suite=suite, stage=stage, seed=seed)
     )
 
 
-def _scores(
+def _scores_of_metric(
     items: Sequence[Item], metric_name: str, metric: Metric, *, suite: str, stage: int, seed: int
 ) -> Sequence[Score]:
     statistics = [metric.statistics(item) for item in items]
     for given in statistics:
-        if set(given) != set(metric.names):
-            what = f"gives {', '.join(sorted(given)) or 'no score'} where it names {', '.join(sorted(metric.names))}"
+        if set(given) != set(metric.score_names):
+            what = (
+                f"gives {', '.join(sorted(given)) or 'no score'} where it names {', '.join(sorted(metric.score_names))}"
+            )
             raise HarnessError(f"metrics.{metric_name}", what, "the plugin that defines the metric must mend this")
-    counts = {what: sum(map(counted, items)) for what, counted in _COUNTS[metric.reads].items()}
-    if metric.reads == "answer":
-        counts["unparsed"] = sum(not metric.parsed(item) for item in items)
+    counts = {what: sum(map(counted, items)) for what, counted in _COUNTERS[metric.requires].items()}
+    if metric.requires == "answer":
+        counts["unparsed"] = sum(not metric.is_parsed(item) for item in items)
     found, signature = [], metric.signature()
-    for name in metric.names:
+    for name in metric.score_names:
         vectors = tuple(given[name] for given in statistics)
-        bootstrap = derive(seed, "bootstrap", suite, name)
+        bootstrap = derive_seed(seed, "bootstrap", suite, name)
         result = estimate(vectors, partial(metric.aggregate, name), seed=bootstrap, ratio=metric.is_ratio(name))
         found.append(
             Score(

@@ -20,17 +20,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from harness.errors import HarnessError, RunError
-from harness.evaluation.generation import Answer, cut
+from harness.evaluation.generation import Answer, truncate_at_stop
 
-PASSING = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
+RETRYABLE_STATUS = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
 """Status codes after which it is worth to ask again."""
 
-LONGEST_PAUSE = 30.0
+MAX_RETRY_PAUSE = 30.0
 """Seconds; a longer `Retry-After` is not waited for whole."""
 
 
 @dataclass(frozen=True)
-class Server:
+class CompletionServer:
     """Where answers come from, and with what patience; as `vocabulary.SERVER` describes it."""
 
     url: str
@@ -43,7 +43,7 @@ class Server:
     key: str | None = field(repr=False, default=None)
 
     @classmethod
-    def of(cls, settings: Mapping[str, Any], stage: int) -> Server:
+    def from_settings(cls, settings: Mapping[str, Any], stage: int) -> CompletionServer:
         """The server of a suite at a stage. Raises HarnessError when the key's environment variable is not set."""
         given = dict(settings)
         name = given.pop("key_env")
@@ -54,11 +54,11 @@ class Server:
         model = given.pop("model").replace("{stage}", str(stage))
         return cls(**{**given, "url": given["url"].rstrip("/")}, model=model, key=key)
 
-    def identity(self) -> dict[str, Any]:
+    def fingerprint(self) -> dict[str, Any]:
         """What its answers depend on, as far as it is known here."""
         return {"url": self.url, "model": self.model, "prompts": self.prompts, "body": dict(self.body)}
 
-    def ask(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
+    def request_completion(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
         """One completion: the server's reply, as JSON.
 
         A failure that may pass (no connection, time out, status 429 or 5xx) is tried again `retries` times, after 1,
@@ -79,9 +79,9 @@ class Server:
                         raise RunError(self.url, "the server's reply is no JSON object", "is this its API's address?")
                     return found
             except urllib.error.HTTPError as error:
-                what = f"the server answers with status {error.code}: {_said(error)}"
-                if error.code not in PASSING:
-                    raise RunError(self.url, what, _remedy(error.code)) from error
+                what = f"the server answers with status {error.code}: {_response_error_text(error)}"
+                if error.code not in RETRYABLE_STATUS:
+                    raise RunError(self.url, what, _hint_for_status(error.code)) from error
                 asked = error.headers.get("Retry-After", "")
                 pause = float(asked) if asked.isdigit() else pause
             except json.JSONDecodeError as error:
@@ -89,14 +89,14 @@ class Server:
             except (OSError, http.client.HTTPException) as error:  # no connection, a broken one, or a time out
                 what = f"the server does not answer: {getattr(error, 'reason', error)}"
             if attempt < self.retries:
-                time.sleep(min(pause, LONGEST_PAUSE))
+                time.sleep(min(pause, MAX_RETRY_PAUSE))
         raise RunError(self.url, f"{what}, after {self.retries + 1} tries", "see to the server, and evaluate again")
 
 
-def ask_all(
-    server: Server,
+def request_completions(
+    server: CompletionServer,
     requests: Mapping[int, Mapping[str, Any]],
-    done: Callable[[int, Answer], None],
+    on_answer: Callable[[int, Answer], None],
     *,
     where: str,
 ) -> None:
@@ -113,22 +113,22 @@ def ask_all(
                 following = next(waiting, None)
                 if following is None:
                     break
-                under_way[pool.submit(server.ask, following[1])] = following[0]
+                under_way[pool.submit(server.request_completion, following[1])] = following[0]
             if not under_way:
                 break
             for future in wait(under_way, return_when=FIRST_COMPLETED).done:
                 key = under_way.pop(future)
                 try:
-                    answer = answer_of(future.result(), requests[key]["stop"])
+                    answer = parse_completion(future.result(), requests[key]["stop"])
                 except HarnessError as error:
                     failed = failed or RunError(f"{where}: {error.where}", error.what, error.hint)
                     continue
-                done(key, answer)
+                on_answer(key, answer)
     if failed is not None:
         raise failed
 
 
-def answer_of(reply: Mapping[str, Any], stops: list[str]) -> Answer:
+def parse_completion(reply: Mapping[str, Any], stop_strings: list[str]) -> Answer:
     """The answer in a server's reply.
 
     The finish reason `stop` is `stop` where the server says which string stopped it, or the text holds one; where it
@@ -144,7 +144,7 @@ def answer_of(reply: Mapping[str, Any], stops: list[str]) -> Answer:
         ) from error
     if finish not in ("stop", "length"):
         raise RunError("its reply", f"ends for the reason {finish!r}", "what was cut off by a filter is no answer")
-    kept = cut(text, stops)
+    kept = truncate_at_stop(text, stop_strings)
     if finish == "stop" and kept == text and "stop_reason" in choice and choice["stop_reason"] is None:
         finish = "eos"
     elif kept != text:
@@ -152,12 +152,12 @@ def answer_of(reply: Mapping[str, Any], stops: list[str]) -> Answer:
     return Answer(kept, finish if kept.strip() else "empty", tokens)
 
 
-def _said(error: urllib.error.HTTPError) -> str:
+def _response_error_text(error: urllib.error.HTTPError) -> str:
     text = " ".join(error.read(2000).decode("utf-8", "replace").split())
     return text[:200] or str(error.reason)
 
 
-def _remedy(code: int) -> str:
+def _hint_for_status(code: int) -> str:
     if code in (401, 403):
         return "name the environment variable with the API key in key_env"
     return "is the model's name right, and the prompt within its context?" if code in (400, 404, 422) else ""

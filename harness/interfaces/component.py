@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-KINDS = ("templates", "sources", "modes", "mitigations", "metrics")
+COMPONENT_TYPES = ("templates", "sources", "modes", "mitigations", "metrics")
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Component:
     """
 
     summary: str
-    load: str
+    factory: str
     options: Mapping[str, Any] = field(default_factory=dict)
     required: tuple[str, ...] = ()
-    usual: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    typical_ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)

@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 
 from harness.types import Item
 
-Reads = Literal["answer", "likelihood", "base", "choices", "text"]
+MetricInput = Literal["answer", "likelihood", "base", "choices", "text"]
 
 
 class Metric:
@@ -20,7 +20,7 @@ class Metric:
     That makes every metric, corpus metrics such as BLEU included, resample without being computed anew.
     """
 
-    reads: ClassVar[Reads]
+    requires: ClassVar[MetricInput]
     """What the model must do for it: `answer` the prompt; tell the `likelihood` of the reference response; compare
     itself with the `base` model over that response; weigh the `choices` of a multiple-choice question; or foretell a
     plain `text`, whole."""
@@ -28,7 +28,7 @@ class Metric:
     higher_is_better: bool | None = True
     """None: neither direction is better as such, as with a ratio of lengths."""
 
-    names: tuple[str, ...]
+    score_names: tuple[str, ...]
     """The scores that it gives, e.g. `("rouge1", "rouge2", "rougeL")`."""
 
     def signature(self) -> str:
@@ -50,11 +50,11 @@ class Metric:
         """
         return False
 
-    def parsed(self, item: Item) -> bool:
+    def is_parsed(self, item: Item) -> bool:
         """Whether what the metric looks for was found in the item's answer; what was not is scored, and counted."""
         return True
 
-    def check(self) -> None:
+    def check_available(self) -> None:
         """Raise HarnessError for what the metric needs and is not here, such as the folder of a model of its own.
 
         Called before anything is trained; by default nothing is needed."""

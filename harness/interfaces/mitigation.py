@@ -2,12 +2,12 @@
 
     plan, check                                              before anything is loaded
     model                                                    once, before the first stage
-    begin_stage, facts                                       at each stage
+    on_stage_start, facts                                       at each stage
         labels                                               every micro-batch, before any loss of the update
         batch_penalty, extra_loss                            every micro-batch
-        weight_pull                                          every update, before or after clipping (`pull_at`)
-        after_step                                           every update, after the optimizer's step
-    end_stage, variants                                      at each stage
+        add_weight_penalty                                          every update, before or after clipping (`penalty_timing`)
+        on_step_end                                           every update, after the optimizer's step
+    on_stage_end, variants                                      at each stage
     state_dict, load_state_dict                              at a checkpoint
 
 Knows no room, and imports nothing heavy.
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-    from harness.types import Row, Stage
+    from harness.types import Stage, TokenizedExample
 
 
 class Mitigation:
@@ -31,38 +31,40 @@ class Mitigation:
     Its module imports nothing heavy at the top: `validate` makes mitigations to fold their plans.
     """
 
-    order: ClassVar[int] = 0
+    priority: ClassVar[int] = 0
     """Mitigations are applied in this order, then by name; never in the order of the JSON file."""
 
-    adapts: ClassVar[bool] = False
+    adds_adapter: ClassVar[bool] = False
     """Whether `model` puts an adapter on the model."""
 
-    reads_logits: bool = False
+    requires_logits: bool = False
     """Whether `batch_penalty` is to be called; with it the logits of the trained tokens are built, which a fused
     head would not."""
 
-    pull_at: Literal["before_clip", "after_clip"] = "after_clip"
-    """Whether `weight_pull` comes before the gradient is clipped, so that task and pull are clipped as one, which is
+    penalty_timing: Literal["before_clip", "after_clip"] = "after_clip"
+    """Whether `add_weight_penalty` comes before the gradient is clipped, so that task and pull are clipped as one, which is
     what a penalty in the loss comes to, or after, so that the pull neither takes from the task's step nor is cut."""
 
-    def plan(self, stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
+    def transform_stages(self, stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
         """Which data, in what shares. Depends on the options alone: the instance that trains is another one."""
         return stages
 
-    def check(self, others: Mapping[str, Mitigation]) -> None:
+    def check_compatible(self, others: Mapping[str, Mitigation]) -> None:
         """Raise HarnessError when one of the spec's other mitigations makes no sense beside this one. others: by name.
 
         Looks at options alone, before anything is loaded.
         """
 
-    def model(self, model: PreTrainedModel) -> PreTrainedModel:
+    def prepare_model(self, model: PreTrainedModel) -> PreTrainedModel:
         """Which weights can move: called once, before the first stage."""
         return model
 
-    def begin_stage(self, stage: Stage, model: PreTrainedModel, rows: Mapping[str, Sequence[Row]]) -> None:
+    def on_stage_start(
+        self, stage: Stage, model: PreTrainedModel, rows: Mapping[str, Sequence[TokenizedExample]]
+    ) -> None:
         """Remember where this stage began. rows: tokenised training rows of the sources that the options name."""
 
-    def labels(self, model: PreTrainedModel, batch: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
+    def filter_labels(self, model: PreTrainedModel, batch: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
         """Labels of shape (B, T) to train on instead of the batch's; None: those of the batch.
 
         Called without gradients for each micro-batch of an update before any of their losses is computed, so that a
@@ -70,7 +72,7 @@ class Mitigation:
         """
         return None
 
-    def extra_loss(self, model: PreTrainedModel, share: float) -> torch.Tensor | None:
+    def extra_loss(self, model: PreTrainedModel, token_fraction: float) -> torch.Tensor | None:
         """A scalar to add to the loss of a micro-batch, with its graph, from rows that are not in it. None: nothing.
 
         Called for every micro-batch; what all calls of an update give, in all processes, is summed. share: of this
@@ -78,17 +80,17 @@ class Mitigation:
         """
         return None
 
-    def facts(self) -> Mapping[str, float]:
+    def stage_stats(self) -> Mapping[str, float]:
         """What it found out at the beginning of the stage, in numbers; logged as `<its name>/<key>` with the stage's
         first update. Keys of letters, digits, `_` and `.`."""
         return {}
 
-    def weight_pull(self, model: PreTrainedModel) -> torch.Tensor | None:
+    def add_weight_penalty(self, model: PreTrainedModel) -> torch.Tensor | None:
         """Add the gradient of a function of the weights alone to their `.grad`, in place, and return its value.
 
         Called once an update, without gradients, in every process alike: the gradients are those of the whole update,
-        over all its micro-batches and processes, free of loss scaling. `pull_at` says whether before or after clipping.
-        None: there is nothing to log. A mitigation that moves the weights in `after_step` returns a value alone.
+        over all its micro-batches and processes, free of loss scaling. `penalty_timing` says whether before or after clipping.
+        None: there is nothing to log. A mitigation that moves the weights in `on_step_end` returns a value alone.
         """
         return None
 
@@ -102,19 +104,19 @@ class Mitigation:
         """
         return None
 
-    def after_step(self, model: PreTrainedModel, learning_rate: float) -> None:
+    def on_step_end(self, model: PreTrainedModel, learning_rate: float) -> None:
         """Look at, or change, the weights after the optimizer's step of an update, without gradients.
 
         learning_rate: of this update; 0 when loss scaling met infinite gradients and the step was left out.
         """
 
-    def end_stage(self, stage: Stage, model: PreTrainedModel, rows: Sequence[Row]) -> None:
+    def on_stage_end(self, stage: Stage, model: PreTrainedModel, rows: Sequence[TokenizedExample]) -> None:
         """Learn from the stage just finished. rows: the rows that it trained on."""
 
     def variants(self, model: PreTrainedModel) -> Iterator[str]:
         """Other weights that the stage just finished offers, to be measured beside its own: a name for each.
 
-        To be called after every mitigation's `end_stage`. While a name is out the model has that variant's weights;
+        To be called after every mitigation's `on_stage_end`. While a name is out the model has that variant's weights;
         when the iterator ends or is closed it has its own again, bit for bit.
         """
         return iter(())
@@ -122,7 +124,7 @@ class Mitigation:
     def state_dict(self) -> dict[str, Any]:
         """What must be kept with each checkpoint: tensors, numbers and strings, nested in dicts.
 
-        Complete at any time between two updates and between two stages: who loads it, after `begin_stage` if a stage
+        Complete at any time between two updates and between two stages: who loads it, after `on_stage_start` if a stage
         is going on, does from there on what the one that gave it would have done.
         """
         return {}

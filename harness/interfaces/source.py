@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from harness.types import Bad, Record
+from harness.types import InvalidRecord, Record
 
 
 class Source:
     """A place that rows come from."""
 
-    def records(self) -> Iterator[Record | Bad]:
+    def records(self) -> Iterator[Record | InvalidRecord]:
         """Every raw row with its place, in a fixed order, made one by one: not all are asked for when `head` is given.
 
         A row that cannot be read is a `Bad` one, which the spec may allow a share of. Raises HarnessError for what
@@ -18,7 +18,7 @@ class Source:
         """
         raise NotImplementedError
 
-    def facts(self) -> Mapping[str, str]:
+    def metadata(self) -> Mapping[str, str]:
         """What was read, once it has been read, for the run's record: e.g. `commit` of a dataset of the hub."""
         return {}
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 class Template:
     """A way to render a conversation."""
 
-    controls: ClassVar[tuple[str, ...]] = ()
+    control_tokens: ClassVar[tuple[str, ...]] = ()
     """Added tokens of the format, beside the tokenizer's special ones, that would open or end a turn: in a message they
     are plain text even in a conversation in which the format does not write them."""
 
@@ -23,7 +23,7 @@ class Template:
         messages: Sequence[Message],
         tokenizer: PreTrainedTokenizerBase,
         *,
-        open: bool = False,
+        add_generation_prompt: bool = False,
         tools: Sequence[Mapping[str, Any]] = (),
     ) -> tuple[Span, ...]:
         """The conversation as spans of text, end of turn and begin- and end-of-sequence tokens included.
@@ -35,6 +35,6 @@ class Template:
         """
         raise NotImplementedError
 
-    def stops(self, tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
+    def stop_strings(self, tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
         """The strings that end a response; generation stops at any of them."""
         raise NotImplementedError

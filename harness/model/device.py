@@ -17,7 +17,7 @@ _FLASH = "flash_attention_2"
 _ATTENTIONS = ("auto", "sdpa", "eager", _FLASH)
 
 
-def device() -> torch.device:
+def select_device() -> torch.device:
     """The CUDA device of this process (`LOCAL_RANK` says which, under torchrun and accelerate), else the CPU."""
     if torch.cuda.is_available():
         rank = os.environ.get("LOCAL_RANK")
@@ -25,7 +25,7 @@ def device() -> torch.device:
     return torch.device("cpu")
 
 
-def dtype(precision: str, device: torch.device) -> torch.dtype:
+def resolve_dtype(precision: str, device: torch.device) -> torch.dtype:
     """The dtype that `precision` (`auto`, `float32`, `bfloat16`, `float16`) means on the device.
 
     `auto` is bfloat16 on a CUDA device that has it in hardware, else float32; never float16, whose range needs loss
@@ -47,7 +47,7 @@ def dtype(precision: str, device: torch.device) -> torch.dtype:
     return _DTYPES[precision]
 
 
-def attention(name: str, device: torch.device) -> str:
+def resolve_attention(name: str, device: torch.device) -> str:
     """The attention that transformers is asked for. `auto` is `sdpa`.
 
     Raises HarnessError for another word, and for flash attention without its package or a CUDA device.
@@ -64,7 +64,7 @@ def attention(name: str, device: torch.device) -> str:
     return "sdpa" if name == "auto" else name
 
 
-def out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Whether the error says that a device has no more memory; a CPU says it in a plain RuntimeError."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True

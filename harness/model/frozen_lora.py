@@ -17,41 +17,41 @@ from typing import Any
 import torch
 from torch import Tensor
 
-TRAINED = "default"
+TRAINABLE_ADAPTER = "default"
 """peft's name of the adapter that trains."""
 
-KEPT = "kept"
+FROZEN_ADAPTER = "kept"
 
-Factors = Mapping[str, tuple[Tensor, Tensor]]
+LoraFactors = Mapping[str, tuple[Tensor, Tensor]]
 """Name of an adapted layer -> A of shape (R, k) and B of shape (d, R), whose product B A is added to its weight."""
 
-WEIGHTS = "adapter_model.safetensors"
+ADAPTER_WEIGHTS_FILE = "adapter_model.safetensors"
 
 
-def adapted_layers(model: Any) -> dict[str, Any]:
+def lora_layers(model: Any) -> dict[str, Any]:
     """The layers with a LoRA adapter, by their name in the PEFT model; none for a model without one."""
     from peft.tuners.lora import LoraLayer
 
     return {name: part for name, part in model.named_modules() if isinstance(part, LoraLayer)}
 
 
-def kept(model: Any) -> dict[str, tuple[Tensor, Tensor]]:
+def frozen_lora(model: Any) -> dict[str, tuple[Tensor, Tensor]]:
     """What is kept beside the adapter, by layer, as it stands in the model; empty when nothing is."""
-    if KEPT not in getattr(model, "peft_config", {}):
+    if FROZEN_ADAPTER not in getattr(model, "peft_config", {}):
         return {}
     return {
-        name: (layer.lora_A[KEPT].weight.detach(), layer.lora_B[KEPT].weight.detach())
-        for name, layer in adapted_layers(model).items()
+        name: (layer.lora_A[FROZEN_ADAPTER].weight.detach(), layer.lora_B[FROZEN_ADAPTER].weight.detach())
+        for name, layer in lora_layers(model).items()
     }
 
 
-def keep(model: Any, factors: Factors, *, instead: bool = False) -> None:
+def add_frozen_lora(model: Any, factors: LoraFactors, *, replace: bool = False) -> None:
     """Add B A to every adapted layer's change for good, frozen, in float32.
 
     factors: for every adapted layer, of one rank; added to what is kept, which costs their rank, or, with `instead`,
     put in its place (empty: nothing is kept any more). The adapter that trains stays as it is.
     """
-    before = {} if instead else kept(model)
+    before = {} if replace else frozen_lora(model)
     # Laid out as a file gives them back: the last bit of a product depends on the strides of its factors.
     new = {
         name: tuple(t.detach().to(torch.float32, copy=True, memory_format=torch.contiguous_format) for t in pair)
@@ -65,49 +65,52 @@ def keep(model: Any, factors: Factors, *, instead: bool = False) -> None:
     moving = {weight: weight.requires_grad for weight in model.parameters()}
     with torch.random.fork_rng(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # peft says that a second adapter is there, which is what is wanted
-        if KEPT in model.peft_config:
-            model.delete_adapter(KEPT)
+        if FROZEN_ADAPTER in model.peft_config:
+            model.delete_adapter(FROZEN_ADAPTER)
         if new:
-            model.add_adapter(KEPT, _config(model, rank=next(iter(new.values()))[0].shape[0]))
+            model.add_adapter(FROZEN_ADAPTER, _plain_lora_config(model, rank=next(iter(new.values()))[0].shape[0]))
         # On the tuner alone: the PEFT model itself knows one active adapter, whose config it looks up.
-        model.base_model.set_adapter([TRAINED, KEPT] if new else [TRAINED])
+        model.base_model.set_adapter([TRAINABLE_ADAPTER, FROZEN_ADAPTER] if new else [TRAINABLE_ADAPTER])
     with torch.no_grad():
-        for name, layer in adapted_layers(model).items() if new else ():
-            layer.lora_A[KEPT].weight.data = new[name][0].to(layer.lora_A[TRAINED].weight.device)
-            layer.lora_B[KEPT].weight.data = new[name][1].to(layer.lora_A[TRAINED].weight.device)
+        for name, layer in lora_layers(model).items() if new else ():
+            layer.lora_A[FROZEN_ADAPTER].weight.data = new[name][0].to(layer.lora_A[TRAINABLE_ADAPTER].weight.device)
+            layer.lora_B[FROZEN_ADAPTER].weight.data = new[name][1].to(layer.lora_A[TRAINABLE_ADAPTER].weight.device)
     for weight in model.parameters():
         weight.requires_grad_(moving.get(weight, False))
 
 
-def write_joined(model: Any, folder: Path) -> None:
+def save_joined_adapter(model: Any, folder: Path) -> None:
     """Write the adapter that trains and what is kept as one plain LoRA adapter of the sum of their ranks."""
     from safetensors.torch import save_file
 
     state = {}
-    for name, layer in adapted_layers(model).items():
-        a = [layer.lora_A[TRAINED].weight, layer.lora_A[KEPT].weight]
-        b = [layer.lora_B[TRAINED].weight * layer.scaling[TRAINED], layer.lora_B[KEPT].weight]
+    for name, layer in lora_layers(model).items():
+        a = [layer.lora_A[TRAINABLE_ADAPTER].weight, layer.lora_A[FROZEN_ADAPTER].weight]
+        b = [
+            layer.lora_B[TRAINABLE_ADAPTER].weight * layer.scaling[TRAINABLE_ADAPTER],
+            layer.lora_B[FROZEN_ADAPTER].weight,
+        ]
         state[f"{name}.lora_A.weight"] = torch.cat([t.detach().float() for t in a]).cpu().contiguous()
         state[f"{name}.lora_B.weight"] = torch.cat([t.detach().float() for t in b], dim=1).cpu().contiguous()
-    save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
-    config = _config(model, rank=next(tensor.shape[0] for key, tensor in state.items() if ".lora_A." in key))
+    save_file(state, folder / ADAPTER_WEIGHTS_FILE, metadata={"format": "pt"})
+    config = _plain_lora_config(model, rank=next(tensor.shape[0] for key, tensor in state.items() if ".lora_A." in key))
     config.inference_mode = True
     config.save_pretrained(folder)
 
 
-def restore_kept(model: Any, folder: Path) -> None:
+def restore_frozen_lora(model: Any, folder: Path) -> None:
     """Keep what a checkpoint of peft in `folder` kept, in place of what the model keeps now."""
     from safetensors.torch import load_file
 
-    file = folder / KEPT / WEIGHTS
+    file = folder / FROZEN_ADAPTER / ADAPTER_WEIGHTS_FILE
     state = load_file(file) if file.exists() else {}
-    names = adapted_layers(model) if state else ()
-    keep(model, {n: (state[f"{n}.lora_A.weight"], state[f"{n}.lora_B.weight"]) for n in names}, instead=True)
+    names = lora_layers(model) if state else ()
+    add_frozen_lora(model, {n: (state[f"{n}.lora_A.weight"], state[f"{n}.lora_B.weight"]) for n in names}, replace=True)
 
 
-def _config(model: Any, rank: int) -> Any:
+def _plain_lora_config(model: Any, rank: int) -> Any:
     """That of the adapter that trains, for a plain one of this rank and scale 1."""
-    config = copy.deepcopy(model.peft_config[TRAINED])
+    config = copy.deepcopy(model.peft_config[TRAINABLE_ADAPTER])
     config.r = config.lora_alpha = rank
     config.use_rslora = False
     config.lora_dropout = 0.0

@@ -20,7 +20,7 @@ from harness.errors import HarnessError
 from harness.model import gguf_header
 from harness.types import Progress
 from harness.utils import cache_dir
-from harness.utils.silence import quiet
+from harness.utils.silence import silence_libraries
 
 WHERE = "model.path"
 
@@ -30,35 +30,35 @@ _TOKENIZER, _CONFIG, _TENSORS = 18, 80, 95
 _PROBE = "Hello, world!  Grüße 你好 <|im_start|>user\n\tdef f(x): return x**2\n"
 
 
-def dequantise(file: Path, folder: Path, progress: Progress) -> dict[str, Any]:
+def convert_gguf(file: Path, folder: Path, progress: Progress) -> dict[str, Any]:
     """Write the GGUF file's model into the folder, loadable with `from_pretrained`, and return facts about it.
 
     The weights are what llama.cpp would compute with, dequantised in float32 and rounded to bfloat16.
     Returns `parameters` (tied weights once) and the versions of transformers and gguf.
     Raises HarnessError when transformers cannot read the file, or would read it wrongly.
     """
-    header = gguf_header.read(file)
-    _refuse_what_would_be_dropped(file, header)
+    header = gguf_header.read_gguf_header(file)
+    _reject_rope_scaling(file, header)
     folder.mkdir(parents=True)
     # alone in a folder: transformers would also read configs that lie beside the file
     alone = folder.with_name(folder.name + ".gguf")
     alone.mkdir()
     (alone / "model.gguf").symlink_to(file.resolve())
     try:
-        with quiet(), _told(progress):
+        with silence_libraries(), _report_tensor_progress(progress):
             progress("prepare", 0, 100, "reading the tokenizer", "%")
             tokenizer = AutoTokenizer.from_pretrained(alone, gguf_file="model.gguf")
             progress("prepare", _TOKENIZER, 100, "reading the config", "%")
-            model = _plain(_read(alone), file)
+            model = _unquantized_copy(_load_gguf(alone), file)
             progress("prepare", _TENSORS, 100, "writing safetensors", "%")
-            _settle_tokens(model, tokenizer)
+            _sync_special_tokens(model, tokenizer)
             model.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
-            _check_tokenizer(tokenizer, folder, file)
+            _verify_saved_tokenizer(tokenizer, folder, file)
     except (HarnessError, MemoryError):
         raise
     except Exception as error:
-        if cache_dir.is_full_disk(error) or (isinstance(error, OSError) and error.errno is not None):
+        if cache_dir.is_disk_full_error(error) or (isinstance(error, OSError) and error.errno is not None):
             raise
         raise HarnessError(
             WHERE,
@@ -71,9 +71,9 @@ def dequantise(file: Path, folder: Path, progress: Progress) -> dict[str, Any]:
     return {"parameters": model.num_parameters(), "transformers": transformers.__version__, "gguf": gguf_version}
 
 
-def _refuse_what_would_be_dropped(file: Path, header: gguf_header.Header) -> None:
+def _reject_rope_scaling(file: Path, header: gguf_header.GgufHeader) -> None:
     # transformers passes over these tensors without a word, and long texts would come out wrong (Llama 3.1, Phi 3)
-    scaled = [name for name in header.tensors if name.startswith(("rope_freqs", "rope_factors"))]
+    scaled = [name for name in header.tensor_names if name.startswith(("rope_freqs", "rope_factors"))]
     if scaled:
         raise HarnessError(
             WHERE,
@@ -82,14 +82,14 @@ def _refuse_what_would_be_dropped(file: Path, header: gguf_header.Header) -> Non
         )
 
 
-def _read(alone: Path) -> PreTrainedModel:
+def _load_gguf(folder: Path) -> PreTrainedModel:
     """The model as transformers reads it from the GGUF file, every weight found there."""
     options: dict[str, Any] = {}
     if hasattr(transformers, "GgufConfig"):  # newer versions would keep some architectures packed
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)
     automatic: Any = AutoModelForCausalLM  # typed as if it gave a model alone
     model, info = automatic.from_pretrained(
-        alone, gguf_file="model.gguf", dtype=torch.bfloat16, output_loading_info=True, **options
+        folder, gguf_file="model.gguf", dtype=torch.bfloat16, output_loading_info=True, **options
     )
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
@@ -97,7 +97,7 @@ def _read(alone: Path) -> PreTrainedModel:
     return cast(PreTrainedModel, model)
 
 
-def _plain(model: PreTrainedModel, file: Path) -> PreTrainedModel:
+def _unquantized_copy(model: PreTrainedModel, file: Path) -> PreTrainedModel:
     """A model of the same class and the same weights that is not marked as quantised."""
     config = model.config
     if hasattr(config, "quantization_config"):
@@ -116,7 +116,7 @@ def _plain(model: PreTrainedModel, file: Path) -> PreTrainedModel:
     return plain
 
 
-def _settle_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+def _sync_special_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Make config and generation config agree with the tokenizer on the special tokens."""
     ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     for name, value in ids.items():
@@ -125,7 +125,7 @@ def _settle_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
     model.generation_config = GenerationConfig(**{name: value for name, value in ids.items() if value is not None})
 
 
-def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path, file: Path) -> None:
+def _verify_saved_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path, file: Path) -> None:
     """Raise HarnessError unless the saved tokenizer does what the file's does."""
     again = AutoTokenizer.from_pretrained(folder)
     for special in (True, False):
@@ -137,7 +137,7 @@ def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path, file: Pat
 
 
 @contextlib.contextmanager
-def _told(progress: Progress) -> Iterator[None]:
+def _report_tensor_progress(progress: Progress) -> Iterator[None]:
     """Hear of the tensors as they are dequantised, in place of the bar that transformers draws with its own tqdm."""
 
     def counted(tensors: Iterable[Any], **_: Any) -> Iterator[Any]:

@@ -16,10 +16,10 @@ WHERE = "model.path"
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SAFETENSORS = re.compile(r"model(-\d+-of-\d+)?\.safetensors")
-_PICKLED = re.compile(r"pytorch_model(-\d+-of-\d+)?\.bin")
+_PICKLED_WEIGHTS = re.compile(r"pytorch_model(-\d+-of-\d+)?\.bin")
 
 
-def look_up(name: str, revision: str | None) -> tuple[str | None, bool]:
+def resolve_commit(name: str, revision: str | None) -> tuple[str | None, bool]:
     """The commit that the revision (None: `main`) stands for, and whether the hub itself was there to say so.
 
     When it cannot be reached, its local cache is asked; the commit is None when that does not know either.
@@ -31,15 +31,15 @@ def look_up(name: str, revision: str | None) -> tuple[str | None, bool]:
         try:
             return HfApi().model_info(name, revision=revision, timeout=10).sha, True
         except Exception as error:
-            if not _is_connection(error):
-                raise explain(error, name, revision) from error
+            if not _is_connection_error(error):
+                raise hub_error(error, name, revision) from error
     if revision is not None and _COMMIT.fullmatch(revision):
         return revision, False
-    reference = _cached(name) / "refs" / (revision or "main")
+    reference = _hub_cache_folder(name) / "refs" / (revision or "main")
     return (reference.read_text().strip() if reference.is_file() else None), False
 
 
-def download(name: str, revision: str | None, progress: Progress) -> None:
+def download_model(name: str, revision: str | None, progress: Progress) -> None:
     """Bring the model's config, tokenizer and weight files into the local hub cache.
 
     revision: as the spec gave it, not the commit it stands for: then the cache also notes which commit that is, and
@@ -52,9 +52,9 @@ def download(name: str, revision: str | None, progress: Progress) -> None:
     try:
         info = HfApi().model_info(name, revision=revision, files_metadata=True, timeout=10)
     except Exception as error:
-        raise explain(error, name, revision) from error
+        raise hub_error(error, name, revision) from error
     sizes = {file.rfilename: file.size or 0 for file in info.siblings or () if "/" not in file.rfilename}
-    wanted = _wanted(sizes)
+    wanted = _files_to_download(sizes)
     total = sum(sizes[file] for file in wanted)
     failed: list[BaseException] = []
 
@@ -71,17 +71,17 @@ def download(name: str, revision: str | None, progress: Progress) -> None:
         worker = threading.Thread(target=fetch, daemon=True)
         worker.start()
         while worker.is_alive():
-            progress("fetch", min(cache_dir.size(_cached(name) / "blobs"), total), total, name, "B")
+            progress("fetch", min(cache_dir.folder_size(_hub_cache_folder(name) / "blobs"), total), total, name, "B")
             worker.join(0.3)
     finally:
         if shown:
             enable_progress_bars()
     if failed:
-        raise explain(failed[0], name, revision) from failed[0]
+        raise hub_error(failed[0], name, revision) from failed[0]
     progress("fetch", total, total, name, "B")
 
 
-def explain(error: BaseException, name: str, revision: str | None) -> HarnessError:
+def hub_error(error: BaseException, name: str, revision: str | None) -> HarnessError:
     """What a failure to read a hub model means, in one line; the causes of the error are looked at too."""
     from huggingface_hub import errors
 
@@ -89,7 +89,7 @@ def explain(error: BaseException, name: str, revision: str | None) -> HarnessErr
     for cause in _causes(error):
         if isinstance(cause, HarnessError):
             return cause
-        if cache_dir.is_full_disk(cause):
+        if cache_dir.is_disk_full_error(cause):
             return HarnessError(WHERE, f"no disk space left to fetch {at}", "free some, or set HF_HOME to another disk")
         if isinstance(cause, errors.GatedRepoError):
             return HarnessError(
@@ -108,7 +108,7 @@ def explain(error: BaseException, name: str, revision: str | None) -> HarnessErr
     offline = any(
         isinstance(cause, errors.LocalEntryNotFoundError | errors.OfflineModeIsEnabled) for cause in _causes(error)
     )
-    if offline or _is_connection(error) or "couldn't connect" in str(error):
+    if offline or _is_connection_error(error) or "couldn't connect" in str(error):
         return HarnessError(
             WHERE,
             f"the hub cannot be reached, and {at} is not whole in its local cache",
@@ -117,16 +117,18 @@ def explain(error: BaseException, name: str, revision: str | None) -> HarnessErr
     return HarnessError(WHERE, f"{at} cannot be loaded: {str(error).splitlines()[0] if str(error) else type(error)}")
 
 
-def _wanted(names: dict[str, int]) -> list[str]:
+def _files_to_download(file_sizes: dict[str, int]) -> list[str]:
     """The files that loading needs: one kind of weights, and the small files beside them."""
-    weights = [name for name in names if _SAFETENSORS.fullmatch(name)] or [n for n in names if _PICKLED.fullmatch(n)]
+    weights = [name for name in file_sizes if _SAFETENSORS.fullmatch(name)] or [
+        n for n in file_sizes if _PICKLED_WEIGHTS.fullmatch(n)
+    ]
     kind = ".safetensors.index.json" if any(name.endswith(".safetensors") for name in weights) else ".bin.index.json"
     small = (".json", ".model", ".txt", ".jinja", ".py", ".tiktoken")
-    beside = [name for name in names if name.endswith(small) and not name.endswith(".index.json")]
-    return sorted({*weights, *beside, *(name for name in names if name.endswith(kind))})
+    beside = [name for name in file_sizes if name.endswith(small) and not name.endswith(".index.json")]
+    return sorted({*weights, *beside, *(name for name in file_sizes if name.endswith(kind))})
 
 
-def _cached(name: str) -> Path:
+def _hub_cache_folder(name: str) -> Path:
     from huggingface_hub import constants
 
     return Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}"
@@ -139,7 +141,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
         seen = seen.__cause__ or seen.__context__
 
 
-def _is_connection(error: BaseException) -> bool:
+def _is_connection_error(error: BaseException) -> bool:
     """Whether the hub could not be reached, or could not answer just now."""
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 

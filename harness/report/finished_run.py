@@ -16,7 +16,7 @@ from harness.types import Evaluation, Item, Score
 
 
 @dataclass(frozen=True)
-class Kept:
+class FinishedRun:
     """What a run's folder says of it. evaluations: one tuple a stage, the base first; their items have ids alone."""
 
     name: str
@@ -25,30 +25,30 @@ class Kept:
     stages: tuple[str, ...]
     evaluations: tuple[tuple[Evaluation, ...], ...]
 
-    def last(self, suite: str) -> Evaluation | None:
+    def last_evaluation(self, suite: str) -> Evaluation | None:
         """The suite after the last stage that evaluated it."""
         found = [one for stage in self.evaluations for one in stage if one.suite == suite]
         return found[-1] if found else None
 
 
-def read(folder: str | Path) -> Kept:
+def load_finished_run(folder: str | Path) -> FinishedRun:
     """The run in a folder. Raises HarnessError when it is no run's, or the run did not come to scores."""
     place = Path(folder)
-    spec = document(place, "spec.json")
-    scores = document(place, "scores.json")
+    spec = load_run_json(place, "spec.json")
+    scores = load_run_json(place, "scores.json")
     try:
         stages = tuple(str(stage["name"]) for stage in scores["stages"])
         evaluations = tuple(
-            tuple(_evaluation(number, suite, found) for suite, found in stage["suites"].items())
+            tuple(_parse_evaluation(number, suite, found) for suite, found in stage["suites"].items())
             for number, stage in enumerate(scores["stages"])
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         what = f"is no list of scores ({type(error).__name__}: {error})"
         raise HarnessError(str(place / "scores.json"), what, "name the folder of a run") from error
-    return Kept(place.name, place, spec, stages, evaluations)
+    return FinishedRun(place.name, place, spec, stages, evaluations)
 
 
-def document(folder: Path, name: str) -> dict[str, Any]:
+def load_run_json(folder: Path, name: str) -> dict[str, Any]:
     """A JSON object out of a run's folder. Raises HarnessError when it is not there or is none."""
     file = folder / name
     try:
@@ -63,70 +63,72 @@ def document(folder: Path, name: str) -> dict[str, Any]:
     return found
 
 
-def _evaluation(stage: int, suite: str, found: Mapping[str, Any]) -> Evaluation:
-    items = tuple(Item(str(one), "", "") for one in found["items"])
-    scores = tuple(_score(stage, suite, score) for score in found["scores"])
+def _parse_evaluation(stage: int, suite: str, values: Mapping[str, Any]) -> Evaluation:
+    items = tuple(Item(str(one), "", "") for one in values["items"])
+    scores = tuple(_parse_score(stage, suite, score) for score in values["scores"])
     for score in scores:
         if len(score.statistics) != len(items):
             raise ValueError(f"{suite}/{score.name} has {len(score.statistics)} statistics of {len(items)} items")
     return Evaluation(stage, suite, items, scores)
 
 
-def _score(stage: int, suite: str, found: Mapping[str, Any]) -> Score:
+def _parse_score(stage: int, suite: str, values: Mapping[str, Any]) -> Score:
     nan = float("nan")
 
     def number(key: str) -> float:
-        return nan if found[key] is None else float(found[key])
+        return nan if values[key] is None else float(values[key])
 
     return Score(
         stage=stage,
         suite=suite,
-        metric=found["metric"],
-        name=found["name"],
-        n=int(found["n"]),
-        higher_is_better=found["higher_is_better"],
-        signature=found["signature"],
-        statistics=tuple(tuple(float(nan if one is None else one) for one in vector) for vector in found["statistics"]),
+        metric=values["metric"],
+        name=values["name"],
+        n=int(values["n"]),
+        higher_is_better=values["higher_is_better"],
+        signature=values["signature"],
+        statistics=tuple(
+            tuple(float(nan if one is None else one) for one in vector) for vector in values["statistics"]
+        ),
         value=number("value"),
         stderr=number("stderr"),
         low=number("low"),
         high=number("high"),
-        method=str(found["method"]),
-        counts={str(key): int(count) for key, count in found["counts"].items()},
+        method=str(values["method"]),
+        counts={str(key): int(count) for key, count in values["counts"].items()},
     )
 
 
-Stages = Sequence[tuple[Evaluation, ...]]
+StageEvaluations = Sequence[tuple[Evaluation, ...]]
 
 
 @dataclass(frozen=True)
-class Earlier:
+class PreviousRun:
     """The base and the stages of an earlier run, as far as the run that goes on from it measures the same.
 
     run: its folder. stages: their names, without the base. evaluations: one tuple a stage, the base first, of the
     suites that are carried on. learned: suite -> the earlier stage, from 1, whose task it is.
     """
 
-    run: str
-    stages: tuple[str, ...]
+    folder: str
+    stage_names: tuple[str, ...]
     evaluations: tuple[tuple[Evaluation, ...], ...]
-    learned: Mapping[str, int]
+    taught_in_stage: Mapping[str, int]
 
-    def joined(self, own: Stages) -> tuple[tuple[Evaluation, ...], ...]:
+    def join_evaluations(self, run_evaluations: StageEvaluations) -> tuple[tuple[Evaluation, ...], ...]:
         """Both runs as one. own: the run's own evaluations, its start first.
 
         The earlier run's last stage is where the run started, so that this stands there once: as the earlier run
         measured it, and for suites that are not carried on, which begin here, as the run did at its start.
         """
         carried = {one.suite for one in self.evaluations[-1]}
-        begins = (*self.evaluations[-1], *(one for one in own[0] if one.suite not in carried))
-        stages = [*self.evaluations[:-1], begins, *own[1:]]
-        return tuple(tuple(_at(one, number) for one in stage) for number, stage in enumerate(stages))
+        begins = (*self.evaluations[-1], *(one for one in run_evaluations[0] if one.suite not in carried))
+        stages = [*self.evaluations[:-1], begins, *run_evaluations[1:]]
+        return tuple(tuple(_with_stage(one, number) for one in stage) for number, stage in enumerate(stages))
 
-    def named(self, own: Sequence[str]) -> tuple[str, ...]:
+    def join_stage_names(self, run_stage_names: Sequence[str]) -> tuple[str, ...]:
         """The names of all stages, the base first. own: of the run's stages; one that is taken gets a number."""
-        names = ["base", *self.stages]
-        for name in own:
+        names = ["base", *self.stage_names]
+        for name in run_stage_names:
             number = 2
             new = name
             while new in names:
@@ -134,13 +136,16 @@ class Earlier:
             names.append(new)
         return tuple(names)
 
-    def owners(self, own: Mapping[str, int]) -> dict[str, int]:
+    def join_stage_of_suite(self, run_stage_of_suite: Mapping[str, int]) -> dict[str, int]:
         """Suite -> the stage, from 1, that teaches it, over both runs; the earlier run's word counts first.
 
         own: the same of the run's own stages alone.
         """
-        return {**{suite: len(self.stages) + stage for suite, stage in own.items()}, **self.learned}
+        return {
+            **{suite: len(self.stage_names) + stage for suite, stage in run_stage_of_suite.items()},
+            **self.taught_in_stage,
+        }
 
 
-def _at(one: Evaluation, stage: int) -> Evaluation:
-    return replace(one, stage=stage, scores=tuple(replace(score, stage=stage) for score in one.scores))
+def _with_stage(evaluation: Evaluation, stage: int) -> Evaluation:
+    return replace(evaluation, stage=stage, scores=tuple(replace(score, stage=stage) for score in evaluation.scores))

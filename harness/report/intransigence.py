@@ -13,10 +13,10 @@ import numpy as np
 
 from harness.errors import HarnessError
 from harness.interfaces.metric import Metric
-from harness.report.finished_run import Kept, document
-from harness.seeding import derive
+from harness.report.finished_run import FinishedRun, load_run_json
+from harness.seeding import derive_seed
 from harness.statistics import forgetting
-from harness.statistics.intervals import Estimate, magnitude, replicates, summarise
+from harness.statistics.intervals import Estimate, estimate_from_replicates, magnitude, replicates
 from harness.types import Evaluation, Score
 
 
@@ -35,8 +35,8 @@ class Intransigence:
     value: Estimate
 
 
-def against(
-    arms: Mapping[str, Kept], joint: str, metrics: Mapping[str, Mapping[str, Metric]], *, seed: int
+def compute_intransigence(
+    arms: Mapping[str, FinishedRun], joint_arm: str, metrics: Mapping[str, Mapping[str, Metric]], *, seed: int
 ) -> tuple[Intransigence, ...]:
     """The intransigence of every other arm, score by score, over the items that both were measured on.
 
@@ -45,17 +45,17 @@ def against(
     """
     made = []
     for arm, run in arms.items():
-        if arm != joint:
-            for matrix in _matrices(run):
-                found = _one(arm, run, arms[joint], matrix, metrics, seed)
+        if arm != joint_arm:
+            for matrix in _load_matrices(run):
+                found = _arm_intransigence(arm, run, arms[joint_arm], matrix, metrics, seed)
                 if found is not None:
                     made.append(found)
     return tuple(made)
 
 
-def _matrices(run: Kept) -> list[tuple[str, str, str, dict[str, int]]]:
+def _load_matrices(run: FinishedRun) -> list[tuple[str, str, str, dict[str, int]]]:
     """(metric, score, what it is called, suite -> the stage whose task it is) of each score of a run."""
-    told: Mapping[str, Any] = document(run.folder, "report.json")
+    told: Mapping[str, Any] = load_run_json(run.folder, "report.json")
     try:
         return [
             (
@@ -71,10 +71,10 @@ def _matrices(run: Kept) -> list[tuple[str, str, str, dict[str, int]]]:
         raise HarnessError(str(run.folder / "report.json"), what, "run the arm again") from error
 
 
-def _one(
+def _arm_intransigence(
     arm: str,
-    run: Kept,
-    joint: Kept,
+    run: FinishedRun,
+    joint: FinishedRun,
     matrix: tuple[str, str, str, Mapping[str, int]],
     metrics: Mapping[str, Mapping[str, Metric]],
     seed: int,
@@ -82,9 +82,9 @@ def _one(
     metric, name, called, learned = matrix
     values, drawn, suites, items = [], [], [], 0
     for suite, stage in learned.items():
-        last = joint.last(suite)
+        last = joint.last_evaluation(suite)
         own = next((one for one in run.evaluations[stage] if one.suite == suite), None)
-        scores = [_score(one, metric, name) for one in (own, last)]
+        scores = [_find_score(one, metric, name) for one in (own, last)]
         if own is None or last is None or scores[0] is None or scores[1] is None:
             continue
         if scores[0].signature != scores[1].signature:
@@ -100,7 +100,7 @@ def _one(
         point, repeats = replicates(
             [[side[key] for key in shared] for side in sides],
             lambda total, instance=instance: instance.aggregate(name, total),  # type: ignore[misc]
-            seed=derive(seed, "arms", suite),
+            seed=derive_seed(seed, "arms", suite),
         )
         better = bool(scores[0].higher_is_better)
         values.append(forgetting.utility(point, better))
@@ -111,18 +111,20 @@ def _one(
         return None
     resamples = min(len(one) for one in drawn)
     points = np.stack(values, axis=-1)
-    value = _mean(points)
-    repeated = _mean(np.stack([one[:resamples] for one in drawn], axis=-1))
-    return Intransigence(arm, called, tuple(suites), summarise(float(value), repeated, items, magnitude(points)))
+    value = _mean_intransigence(points)
+    repeated = _mean_intransigence(np.stack([one[:resamples] for one in drawn], axis=-1))
+    return Intransigence(
+        arm, called, tuple(suites), estimate_from_replicates(float(value), repeated, items, magnitude(points))
+    )
 
 
-def _mean(pairs: np.ndarray) -> np.ndarray:
+def _mean_intransigence(pairs: np.ndarray) -> np.ndarray:
     """pairs: (..., 2, tasks), right after the task's own stage and of the joint arm, as utilities."""
     # The base model's row plays no part in it.
     stages = np.stack([pairs[..., 0, :], pairs[..., 0, :]], axis=-2)
-    return forgetting.intransigence(stages, pairs[..., 1, :], own=[1] * pairs.shape[-1])
+    return forgetting.intransigence(stages, pairs[..., 1, :], task_stage=[1] * pairs.shape[-1])
 
 
-def _score(one: Evaluation | None, metric: str, name: str) -> Score | None:
-    scores = () if one is None else one.scores
+def _find_score(evaluation: Evaluation | None, metric: str, name: str) -> Score | None:
+    scores = () if evaluation is None else evaluation.scores
     return next((score for score in scores if (score.metric, score.name) == (metric, name)), None)

@@ -13,19 +13,19 @@ from typing import Literal
 
 from harness.errors import HarnessError
 from harness.interfaces.metric import Metric
-from harness.report.run_report import Verdict, estimate_of, verdict_of
+from harness.report.run_report import Verdict, estimate_of_score, verdict_of_difference
 from harness.statistics.intervals import Aggregate, Estimate, Statistics, estimate
-from harness.statistics.significance import approximate_randomisation, mcnemar, paired_bootstrap
+from harness.statistics.significance import approximate_randomization, mcnemar, paired_bootstrap
 from harness.types import Evaluation, Score
 
-Test = Literal["McNemar", "approximate randomisation", "paired bootstrap"]
-Side = tuple[Evaluation, Score]
+SignificanceTest = Literal["McNemar", "approximate randomisation", "paired bootstrap"]
+ScoredEvaluation = tuple[Evaluation, Score]
 
-LEVEL = 0.05
+SIGNIFICANCE_LEVEL = 0.05
 
 
 @dataclass(frozen=True)
-class Alignment:
+class ItemAlignment:
     """The ids of the items that two evaluations share, in the order of the first. dropped: why -> how many items."""
 
     ids: tuple[str, ...]
@@ -33,7 +33,7 @@ class Alignment:
 
 
 @dataclass(frozen=True)
-class Difference:
+class PairedDifference:
     """A score of two runs over the same `n` items. difference: second − first, with a 95 % bootstrap interval.
 
     p: of "no difference", by `test`; NaN where it says nothing.
@@ -43,11 +43,13 @@ class Difference:
     first: Estimate
     second: Estimate
     difference: Estimate
-    test: Test
+    test: SignificanceTest
     p: float
 
 
-def align(first: Evaluation, second: Evaluation, names: tuple[str, str] = ("the first", "the second")) -> Alignment:
+def align_items(
+    first: Evaluation, second: Evaluation, names: tuple[str, str] = ("the first", "the second")
+) -> ItemAlignment:
     """The items that both have, by id, which is a hash of an item's content. names: of the two runs, for the reasons.
 
     An id that stands twice in one of the two is left out: which of its answers belong together is not known.
@@ -60,12 +62,18 @@ def align(first: Evaluation, second: Evaluation, names: tuple[str, str] = ("the 
         f"only in {names[1]}": len(there) - len(shared),
         "twice in one of the two": len(shared) - len(kept),
     }
-    return Alignment(kept, {why: count for why, count in dropped.items() if count})
+    return ItemAlignment(kept, {why: count for why, count in dropped.items() if count})
 
 
-def compared(
-    first: Side, second: Side, ids: Sequence[str], metric: Metric, *, seed: int, trials: int = 10_000
-) -> Difference:
+def compare_scores(
+    first: ScoredEvaluation,
+    second: ScoredEvaluation,
+    ids: Sequence[str],
+    metric: Metric,
+    *,
+    seed: int,
+    trials: int = 10_000,
+) -> PairedDifference:
     """The difference of a score over the items of these ids, and a two-sided test that fits the score.
 
     - A score that is 0 or 1 for each item: McNemar's exact test.
@@ -79,49 +87,53 @@ def compared(
     if not ids:
         what = f"two runs share no item of {first[0].suite!r}"
         raise HarnessError("compare", what, "give them the same held-out rows")
-    require_one_way(first[0].suite, first[1], score)
-    old, new = vectors(first, ids), vectors(second, ids)
+    require_same_signature(first[0].suite, first[1], score)
+    old, new = item_statistics(first, ids), item_statistics(second, ids)
     aggregate = partial(metric.aggregate, score.name)
-    estimates = [_whole(side, aggregate, some, seed, metric) for side, some in ((first, old), (second, new))]
+    estimates = [
+        _estimate_over_items(side, aggregate, some, seed, metric) for side, some in ((first, old), (second, new))
+    ]
     is_mean = metric.is_ratio(score.name) and all(len(one) == 2 and one[1] == 1.0 for one in (*old, *new))
     difference, p = paired_bootstrap(old, new, aggregate, seed=seed, resamples=trials if is_mean else 2000)
-    test: Test = "paired bootstrap"
+    test: SignificanceTest = "paired bootstrap"
     if is_mean and all(one[0] in (0.0, 1.0) for one in (*old, *new)):
         test, p = "McNemar", mcnemar([one[0] == 1.0 for one in old], [one[0] == 1.0 for one in new])
     elif not is_mean:
-        test, p = "approximate randomisation", approximate_randomisation(old, new, aggregate, seed=seed, trials=trials)
-    return Difference(len(ids), estimates[0], estimates[1], difference, test, p)
+        test, p = "approximate randomisation", approximate_randomization(old, new, aggregate, seed=seed, trials=trials)
+    return PairedDifference(len(ids), estimates[0], estimates[1], difference, test, p)
 
 
-def require_one_way(suite: str, first: Score, second: Score) -> None:
+def require_same_signature(suite: str, first: Score, second: Score) -> None:
     """Raise HarnessError when two scores of one name do not mean the same number."""
     if first.signature != second.signature:
         what = f"{first.name} of {suite!r} was measured in two ways: {first.signature}; {second.signature}"
         raise HarnessError("compare", what, "score one of them again with the other's options: harness score RUN")
 
 
-def vectors(side: Side, ids: Sequence[str]) -> list[tuple[float, ...]]:
+def item_statistics(scored: ScoredEvaluation, ids: Sequence[str]) -> list[tuple[float, ...]]:
     """The statistics of the items of these ids, in their order."""
-    evaluation, score = side
+    evaluation, score = scored
     by_id = {item.id: vector for item, vector in zip(evaluation.items, score.statistics, strict=True)}
     return [by_id[one] for one in ids]
 
 
-def judged(difference: Estimate, higher_is_better: bool | None, p_holm: float) -> Verdict:
+def corrected_verdict(difference: Estimate, higher_is_better: bool | None, p_holm: float) -> Verdict:
     """What a comparison comes to: `better` or `worse` only when its interval leaves 0 out, over at least 30 items, and
     p, adjusted for all comparisons, is below 5 %."""
-    verdict = verdict_of(difference, higher_is_better)
-    return "no evidence" if verdict in ("better", "worse") and not p_holm < LEVEL else verdict
+    verdict = verdict_of_difference(difference, higher_is_better)
+    return "no evidence" if verdict in ("better", "worse") and not p_holm < SIGNIFICANCE_LEVEL else verdict
 
 
-def trials_for(comparisons: int) -> int:
+def trials_for_comparisons(comparisons: int) -> int:
     """Trials that let a p-value survive Holm's correction for this many comparisons: the least is 1 / (trials + 1)."""
     return max(10_000, 100 * comparisons)
 
 
-def _whole(side: Side, aggregate: Aggregate, some: Statistics, seed: int, metric: Metric) -> Estimate:
+def _estimate_over_items(
+    scored: ScoredEvaluation, aggregate: Aggregate, statistics: Statistics, seed: int, metric: Metric
+) -> Estimate:
     """The score over these items; the run's own numbers where none was dropped."""
-    score = side[1]
-    if len(some) == len(side[0].items):
-        return estimate_of(score)
-    return estimate(some, aggregate, seed=seed, ratio=metric.is_ratio(score.name))
+    score = scored[1]
+    if len(statistics) == len(scored[0].items):
+        return estimate_of_score(score)
+    return estimate(statistics, aggregate, seed=seed, ratio=metric.is_ratio(score.name))

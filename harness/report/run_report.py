@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from harness import gate as gate_module
 from harness.errors import HarnessError
-from harness.gate import Judged, Measured
+from harness.gate import GateResult, ScoreForGate
 from harness.interfaces.metric import Metric
-from harness.report.finished_run import Earlier, document
-from harness.report.stage_suite_matrix import Matrix, matrices
-from harness.seeding import derive, generator
-from harness.spec.matrix_summaries import owners
+from harness.report.finished_run import PreviousRun, load_run_json
+from harness.report.stage_suite_matrix import StageSuiteMatrix, build_matrices
+from harness.seeding import create_generator, derive_seed
+from harness.spec.matrix_summaries import stage_of_suite
 from harness.statistics.intervals import Estimate, difference
 from harness.types import Evaluation, Item, Plan, Role, Score, Suite
-from harness.utils.json_files import plain, write_json, write_scores
+from harness.utils.json_files import json_safe, write_json, write_scores
 
 if TYPE_CHECKING:
     pass
@@ -32,28 +32,28 @@ if TYPE_CHECKING:
 Verdict = Literal["better", "worse", "no evidence", "too few items"]
 
 __all__ = [
-    "Change",
-    "Earlier",
-    "Matrix",
+    "ExampleAnswers",
+    "PreviousRun",
     "Report",
-    "Shown",
+    "ScoreChange",
+    "StageSuiteMatrix",
     "Verdict",
-    "estimate_of",
-    "make",
-    "measured_of",
-    "verdict_of",
+    "build_report",
+    "estimate_of_score",
+    "gate_scores_of_run",
+    "verdict_of_difference",
     "write_scores",
 ]
 
-FEWEST = 30
+MIN_ITEMS = 30
 """Items below which no verdict is given: percentile intervals over fewer are too narrow to be trusted."""
 
-EXAMPLES = 3
-RUN_KEYS = ("id", "folder", "seconds", "uri")
+NUM_EXAMPLES = 3
+RUN_INFO_KEYS = ("id", "folder", "seconds", "uri")
 
 
 @dataclass(frozen=True)
-class Change:
+class ScoreChange:
     """One score of one suite: before (the base model), after (the last stage), and the paired difference.
 
     A run that goes on from an earlier one has the earlier base model before, or, of a suite that the earlier run did
@@ -84,7 +84,7 @@ class Change:
 
 
 @dataclass(frozen=True)
-class Shown:
+class ExampleAnswers:
     """One held-out question with the reference and the answers of the base model and of the last stage."""
 
     suite: str
@@ -109,15 +109,15 @@ class Report:
 
     name: str
     seed: int
-    run: Mapping[str, Any]
+    run_info: Mapping[str, Any]
     stages: tuple[str, ...]
-    changes: tuple[Change, ...]
+    changes: tuple[ScoreChange, ...]
     answers: Mapping[str, Mapping[str, Mapping[str, int]]]
-    examples: tuple[Shown, ...]
+    examples: tuple[ExampleAnswers, ...]
     evaluations: tuple[tuple[Evaluation, ...], ...] = field(repr=False)
-    matrices: tuple[Matrix, ...] = ()
-    gate: tuple[Judged, ...] = ()
-    earlier: str | None = None
+    matrices: tuple[StageSuiteMatrix, ...] = ()
+    gate: tuple[GateResult, ...] = ()
+    previous_run: str | None = None
 
     @property
     def passed(self) -> bool:
@@ -125,7 +125,7 @@ class Report:
         return all(one.passed for one in self.gate)
 
     @property
-    def matrix(self) -> dict[str, dict[str, list[float | None]]]:
+    def scores_by_stage(self) -> dict[str, dict[str, list[float | None]]]:
         """Suite -> score name -> its value after every stage, the base first."""
         made: dict[str, dict[str, list[float | None]]] = {}
         for change in self.changes:
@@ -138,17 +138,17 @@ class Report:
         shown = {
             "name": self.name,
             "seed": self.seed,
-            "run": {key: self.run[key] for key in RUN_KEYS if key in self.run},
+            "run": {key: self.run_info[key] for key in RUN_INFO_KEYS if key in self.run_info},
             "stages": list(self.stages),
-            "earlier": self.earlier,
+            "earlier": self.previous_run,
             "changes": [asdict(change) for change in self.changes],
-            "matrix": self.matrix,
+            "matrix": self.scores_by_stage,
             "forgetting": [asdict(one) for one in self.matrices],
             "gate": [asdict(one) for one in self.gate],
             "answers": self.answers,
             "examples": [asdict(example) for example in self.examples],
         }
-        made: dict[str, Any] = plain(shown)
+        made: dict[str, Any] = json_safe(shown)
         return made
 
     def write(self, folder: str | Path) -> None:
@@ -157,15 +157,15 @@ class Report:
         write_json(Path(folder) / "report.json", self.to_json(), indent=2)
 
 
-def make(
+def build_report(
     plan: Plan,
     evaluations: Sequence[tuple[Evaluation, ...]],
     metrics: Mapping[str, Mapping[str, Metric]],
     *,
     seed: int,
-    run: Mapping[str, Any],
-    conditions: Sequence[Mapping[str, Any]] = (),
-    earlier: Earlier | None = None,
+    run_info: Mapping[str, Any],
+    gate_conditions: Sequence[Mapping[str, Any]] = (),
+    previous_run: PreviousRun | None = None,
 ) -> Report:
     """Compare the last stage with the base model, item by item.
 
@@ -176,39 +176,43 @@ def make(
     """
     if len(evaluations) < 2:
         raise ValueError("a report compares the base model with at least one stage")
-    names, teaches = ("base", *(stage.name for stage in plan.stages[: len(evaluations) - 1])), owners(plan)
-    if earlier is not None:
-        evaluations, names = earlier.joined(evaluations), earlier.named(names[1:])
-        teaches = earlier.owners(teaches)
+    names, teaches = ("base", *(stage.name for stage in plan.stages[: len(evaluations) - 1])), stage_of_suite(plan)
+    if previous_run is not None:
+        evaluations, names = previous_run.join_evaluations(evaluations), previous_run.join_stage_names(names[1:])
+        teaches = previous_run.join_stage_of_suite(teaches)
     by_stage = [{one.suite: one for one in stage} for stage in evaluations]
     first = {one.suite: one for stage in reversed(evaluations[:-1]) for one in stage}
     last = by_stage[-1]
     suites = [suite for suite in plan.suites if suite.name in first and suite.name in last]
     changes = [
-        _change(suite, score, first[suite.name], by_stage, metrics[suite.name][score.metric], seed)
+        _score_change(suite, score, first[suite.name], by_stage, metrics[suite.name][score.metric], seed)
         for suite in suites
         for score in first[suite.name].scores
     ]
     answers = {
-        suite.name: {"before": _endings(first[suite.name]), "after": _endings(last[suite.name])} for suite in suites
+        suite.name: {
+            "before": _count_finish_reasons(first[suite.name]),
+            "after": _count_finish_reasons(last[suite.name]),
+        }
+        for suite in suites
     }
-    found = matrices(plan, evaluations, metrics, seed=seed, teaches=teaches)
+    found = build_matrices(plan, evaluations, metrics, seed=seed, taught_in_stage=teaches)
     return Report(
         name=plan.name,
         seed=seed,
-        run={key: run[key] for key in RUN_KEYS if key in run},
+        run_info={key: run_info[key] for key in RUN_INFO_KEYS if key in run_info},
         stages=names,
         changes=tuple(changes),
         answers={suite: ends for suite, ends in answers.items() if any(ends.values())},
-        examples=_examples(suites, first, last, seed),
+        examples=_draw_examples(suites, first, last, seed),
         evaluations=tuple(evaluations),
         matrices=found,
-        gate=gate_module.judge(conditions, _measured(changes, found, names)) if conditions else (),
-        earlier=None if earlier is None else earlier.run,
+        gate=gate_module.evaluate_gate(gate_conditions, _gate_scores(changes, found, names)) if gate_conditions else (),
+        previous_run=None if previous_run is None else previous_run.folder,
     )
 
 
-def measured_in(document: Mapping[str, Any]) -> dict[str, Measured]:
+def gate_scores_from_report(report_json: Mapping[str, Any]) -> dict[str, ScoreForGate]:
     """The scores of a `report.json`, as a gate sees them. Raises KeyError or TypeError for a file that is none."""
 
     def read(given: Mapping[str, Any]) -> Estimate:
@@ -218,70 +222,72 @@ def measured_in(document: Mapping[str, Any]) -> dict[str, Measured]:
         return Estimate(value, stderr, low, high, int(given["n"]), given["method"])
 
     found = {
-        f"{one['suite']}/{one['name']}": Measured(
+        f"{one['suite']}/{one['name']}": ScoreForGate(
             read(one["after"]),
             read(one["difference"]),
             one["higher_is_better"],
-            _since(one["after_stages"], document["stages"]),
+            _first_measured_stage(one["after_stages"], report_json["stages"]),
         )
-        for one in document["changes"]
+        for one in report_json["changes"]
     }
-    for one in document["forgetting"]:
+    for one in report_json["forgetting"]:
         for name, given in one["summaries"].items():
-            found[f"{name}:{one.get('called') or one['score']}"] = Measured(read(given), None, True)
+            found[f"{name}:{one.get('called') or one['score']}"] = ScoreForGate(read(given), None, True)
     return found
 
 
-def measured_of(folder: Path) -> dict[str, Measured]:
+def gate_scores_of_run(folder: Path) -> dict[str, ScoreForGate]:
     """The scores that a finished run left in its folder. Raises HarnessError when it holds no report."""
-    found = document(folder, "report.json")
+    found = load_run_json(folder, "report.json")
     try:
-        return measured_in(found)
+        return gate_scores_from_report(found)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         what = f"is no report of a run ({type(error).__name__}: {error})"
         raise HarnessError(str(folder / "report.json"), what, "name the folder of a finished run") from error
 
 
-def _measured(changes: Sequence[Change], found: Sequence[Matrix], stages: Sequence[str]) -> dict[str, Measured]:
+def _gate_scores(
+    changes: Sequence[ScoreChange], matrices: Sequence[StageSuiteMatrix], stages: Sequence[str]
+) -> dict[str, ScoreForGate]:
     made = {
-        f"{one.suite}/{one.name}": Measured(
-            one.after, one.difference, one.higher_is_better, _since(one.after_stages, stages)
+        f"{one.suite}/{one.name}": ScoreForGate(
+            one.after, one.difference, one.higher_is_better, _first_measured_stage(one.after_stages, stages)
         )
         for one in changes
     }
-    for matrix in found:
-        made |= {f"{name}:{matrix.called}": Measured(one, None, True) for name, one in matrix.summaries.items()}
+    for matrix in matrices:
+        made |= {f"{name}:{matrix.called}": ScoreForGate(one, None, True) for name, one in matrix.summaries.items()}
     return made
 
 
-def _since(values: Sequence[object], stages: Sequence[str]) -> str:
+def _first_measured_stage(values: Sequence[object], stage_names: Sequence[str]) -> str:
     """The first stage that was measured by a score; "" where that is the base, the first of them."""
     first = next((number for number, value in enumerate(values) if value is not None), 0)
-    return stages[first] if first else ""
+    return stage_names[first] if first else ""
 
 
-def _change(
+def _score_change(
     suite: Suite,
     before: Score,
-    first: Evaluation,
+    first_evaluation: Evaluation,
     by_stage: Sequence[Mapping[str, Evaluation]],
     metric: Metric,
     seed: int,
-) -> Change:
+) -> ScoreChange:
     seen = [stage.get(suite.name) for stage in by_stage]
-    path = [None if one is None else one.like(before) for one in seen]
+    path = [None if one is None else one.matching_score(before) for one in seen]
     after = path[-1]
     last = by_stage[-1][suite.name]
-    if after is None or [item.id for item in first.items] != [item.id for item in last.items]:
+    if after is None or [item.id for item in first_evaluation.items] != [item.id for item in last.items]:
         raise ValueError(f"suite {suite.name!r}, score {before.name!r}: the stages did not see the same items")
     estimate = difference(
         before.statistics,
         after.statistics,
         lambda total: metric.aggregate(before.name, total),
-        seed=derive(seed, "report", suite.name),
+        seed=derive_seed(seed, "report", suite.name),
         ratio=metric.is_ratio(before.name),
     )
-    return Change(
+    return ScoreChange(
         suite=suite.name,
         role=suite.role,
         metric=before.metric,
@@ -289,54 +295,54 @@ def _change(
         signature=before.signature,
         higher_is_better=before.higher_is_better,
         n=estimate.n,
-        before=estimate_of(before),
-        after=estimate_of(after),
+        before=estimate_of_score(before),
+        after=estimate_of_score(after),
         difference=estimate,
-        verdict=verdict_of(estimate, before.higher_is_better),
-        needed=items_needed(estimate),
-        after_stages=tuple(None if one is None else estimate_of(one) for one in path),
+        verdict=verdict_of_difference(estimate, before.higher_is_better),
+        needed=items_needed_for_verdict(estimate),
+        after_stages=tuple(None if one is None else estimate_of_score(one) for one in path),
     )
 
 
-def estimate_of(score: Score) -> Estimate:
+def estimate_of_score(score: Score) -> Estimate:
     """A score without what it is of."""
     return Estimate(score.value, score.stderr, score.low, score.high, score.n, score.method)
 
 
-def verdict_of(estimate: Estimate, higher_is_better: bool | None) -> Verdict:
+def verdict_of_difference(difference: Estimate, higher_is_better: bool | None) -> Verdict:
     """What a difference and its interval come to; see `Change`."""
-    if estimate.n < FEWEST:
+    if difference.n < MIN_ITEMS:
         return "too few items"
     if higher_is_better is None:
         return "no evidence"  # neither direction of such a score is better
     # Written so that an interval that is no number counts as holding 0.
-    if estimate.low > 0.0:
+    if difference.low > 0.0:
         return "better" if higher_is_better else "worse"
-    if estimate.high < 0.0:
+    if difference.high < 0.0:
         return "worse" if higher_is_better else "better"
     return "no evidence"
 
 
-def items_needed(estimate: Estimate, comparisons: int = 1) -> int | None:
+def items_needed_for_verdict(difference: Estimate, comparisons: int = 1) -> int | None:
     """About how many items would give a verdict, if the difference is as large as it looks; see `Change`.
 
     The interval's half is about 1.96 standard errors, and these fall with the root of the number of items. Of several
     comparisons each must stand at 5 % divided by their number, which is never less than Holm's correction asks for.
     """
     wide = 1.96 if comparisons == 1 else NormalDist().inv_cdf(1 - 0.025 / comparisons)
-    settled = estimate.n >= FEWEST and (estimate.low > 0 or estimate.high < 0)
-    if (settled and comparisons == 1) or not estimate.value or not math.isfinite(estimate.stderr):
+    settled = difference.n >= MIN_ITEMS and (difference.low > 0 or difference.high < 0)
+    if (settled and comparisons == 1) or not difference.value or not math.isfinite(difference.stderr):
         return None
-    return max(FEWEST, math.ceil(estimate.n * (wide * estimate.stderr / estimate.value) ** 2))
+    return max(MIN_ITEMS, math.ceil(difference.n * (wide * difference.stderr / difference.value) ** 2))
 
 
-def _endings(evaluation: Evaluation) -> dict[str, int]:
+def _count_finish_reasons(evaluation: Evaluation) -> dict[str, int]:
     return dict(sorted(Counter(item.finish for item in evaluation.items if item.finish is not None).items()))
 
 
-def _examples(
+def _draw_examples(
     suites: Sequence[Suite], first: Mapping[str, Evaluation], last: Mapping[str, Evaluation], seed: int
-) -> tuple[Shown, ...]:
+) -> tuple[ExampleAnswers, ...]:
     """Answers of the first domain suite that has any, else of the first suite that has any.
 
     Choosing the answers that changed most would flatter the run, so the seed chooses.
@@ -346,11 +352,11 @@ def _examples(
         pairs = [(item, after[item.id]) for item in first[suite.name].items if item.id in after]
         answered = [pair for pair in pairs if all(item.answer is not None for item in pair)]
         if answered:
-            chooser = generator(seed, "report", "examples", suite.name)
-            chosen = chooser.sample(range(len(answered)), min(EXAMPLES, len(answered)))
-            return tuple(_shown(suite.name, *answered[index]) for index in sorted(chosen))
+            chooser = create_generator(seed, "report", "examples", suite.name)
+            chosen = chooser.sample(range(len(answered)), min(NUM_EXAMPLES, len(answered)))
+            return tuple(_example_answers(suite.name, *answered[index]) for index in sorted(chosen))
     return ()
 
 
-def _shown(suite: str, before: Item, after: Item) -> Shown:
-    return Shown(suite, before.id, before.prompt, before.reference, before.answer or "", after.answer or "")
+def _example_answers(suite: str, before: Item, after: Item) -> ExampleAnswers:
+    return ExampleAnswers(suite, before.id, before.prompt, before.reference, before.answer or "", after.answer or "")

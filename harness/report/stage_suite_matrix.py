@@ -7,17 +7,17 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from harness.gate import called
+from harness.gate import summary_score_names
 from harness.interfaces.metric import Metric
-from harness.seeding import derive
-from harness.spec.matrix_summaries import owners
+from harness.seeding import derive_seed
+from harness.spec.matrix_summaries import stage_of_suite
 from harness.statistics import forgetting
-from harness.statistics.intervals import Estimate, magnitude, replicates, summarise
+from harness.statistics.intervals import Estimate, estimate_from_replicates, magnitude, replicates
 from harness.types import Evaluation, Plan, Score
 
 
 @dataclass(frozen=True)
-class Matrix:
+class StageSuiteMatrix:
     """One score of all the suites that have it.
 
     suites: the columns. learned: for each the stage, from 1, whose task it is; None for a suite that no stage teaches.
@@ -41,14 +41,14 @@ class Matrix:
         object.__setattr__(self, "called", self.called or self.score)
 
 
-def matrices(
+def build_matrices(
     plan: Plan,
     evaluations: Sequence[tuple[Evaluation, ...]],
     metrics: Mapping[str, Mapping[str, Metric]],
     *,
     seed: int,
-    teaches: Mapping[str, int] | None = None,
-) -> tuple[Matrix, ...]:
+    taught_in_stage: Mapping[str, int] | None = None,
+) -> tuple[StageSuiteMatrix, ...]:
     """The matrix of every score, in the order in which the suites name them.
 
     evaluations: one tuple a stage, the base model first, the same items in each; a suite may begin at a later stage.
@@ -57,23 +57,25 @@ def matrices(
     """
     by_stage = [{one.suite: one for one in stage} for stage in evaluations]
     roles = {suite.name: suite.role for suite in plan.suites}
-    teaches = owners(plan) if teaches is None else teaches
-    names, columns = called(metrics), dict[tuple[str, str], list[str]]()
+    taught_in_stage = stage_of_suite(plan) if taught_in_stage is None else taught_in_stage
+    names, columns = summary_score_names(metrics), dict[tuple[str, str], list[str]]()
     for suite in plan.suites:
-        first = first_of(suite.name, by_stage)
+        first = first_stage_of_suite(suite.name, by_stage)
         if first is not None and first < len(by_stage) - 1:
             for score in by_stage[first][suite.name].scores:
                 if score.higher_is_better is None:
                     continue  # of a score without a better direction nothing can be forgotten
                 columns.setdefault((score.metric, score.name), []).append(suite.name)
     made = (
-        _matrix(key, suites, by_stage, metrics, teaches, {name: roles[name] == "general" for name in suites}, seed)
+        _build_matrix(
+            key, suites, by_stage, metrics, taught_in_stage, {name: roles[name] == "general" for name in suites}, seed
+        )
         for key, suites in columns.items()
     )
     return tuple(replace(one, called=names.get((one.metric, one.score), one.score)) for one in made)
 
 
-def first_of(suite: str, by_stage: Sequence[Mapping[str, Evaluation]]) -> int | None:
+def first_stage_of_suite(suite: str, by_stage: Sequence[Mapping[str, Evaluation]]) -> int | None:
     """The stage from which on every stage evaluated the suite; None: the last one did not."""
     if suite not in by_stage[-1]:
         return None
@@ -81,25 +83,25 @@ def first_of(suite: str, by_stage: Sequence[Mapping[str, Evaluation]]) -> int | 
     return without[-1] + 1 if without else 0
 
 
-def _matrix(
+def _build_matrix(
     key: tuple[str, str],
     suites: Sequence[str],
     by_stage: Sequence[Mapping[str, Evaluation]],
     metrics: Mapping[str, Mapping[str, Metric]],
-    teaches: Mapping[str, int],
+    taught_in_stage: Mapping[str, int],
     general: Mapping[str, bool],
     seed: int,
-) -> Matrix:
+) -> StageSuiteMatrix:
     metric, name = key
     columns, drawn, scores = [], [], []
     for suite in suites:
-        first = first_of(suite, by_stage) or 0
-        found = [_score(stage[suite], key) for stage in by_stage[first:]]
+        first = first_stage_of_suite(suite, by_stage) or 0
+        found = [_find_score(stage[suite], key) for stage in by_stage[first:]]
         scores.append(found[0])
         values, repeated = replicates(
             [one.statistics for one in found],
             lambda total, suite=suite: metrics[suite][metric].aggregate(name, total),  # type: ignore[misc]
-            seed=derive(seed, "report", suite),
+            seed=derive_seed(seed, "report", suite),
         )
         columns.append(np.pad(values, (first, 0), constant_values=np.nan))
         drawn.append(np.pad(repeated, ((0, 0), (first, 0)), constant_values=np.nan))
@@ -109,63 +111,71 @@ def _matrix(
     better = bool(scores[0].higher_is_better)
     sizes = [one.n for one in scores]
     since_base = [number for number, suite in enumerate(suites) if suite in by_stage[0]]
-    tasks = [number for number, suite in enumerate(suites) if suite in teaches]
+    tasks = [number for number, suite in enumerate(suites) if suite in taught_in_stage]
     abilities = [number for number in since_base if general[suites[number]]]
-    return Matrix(
+    return StageSuiteMatrix(
         score=name,
         metric=metric,
         higher_is_better=better,
         suites=tuple(suites),
-        learned=tuple(teaches.get(suite) for suite in suites),
+        learned=tuple(taught_in_stage.get(suite) for suite in suites),
         general=tuple(general[suite] for suite in suites),
         values=tuple(tuple(map(float, row)) for row in values),
         summaries={
-            **_of_tasks(values, repeats, tasks, [teaches[suites[n]] for n in tasks], since_base, better, sizes),
-            **_of_abilities(values, repeats, abilities, better, sizes),
+            **_task_summaries(
+                values, repeats, tasks, [taught_in_stage[suites[n]] for n in tasks], since_base, better, sizes
+            ),
+            **_general_summaries(values, repeats, abilities, better, sizes),
         },
     )
 
 
-def _score(evaluation: Evaluation, key: tuple[str, str]) -> Score:
+def _find_score(evaluation: Evaluation, key: tuple[str, str]) -> Score:
     return next(one for one in evaluation.scores if (one.metric, one.name) == key)
 
 
-def _of_tasks(
+def _task_summaries(
     values: np.ndarray,
     repeats: np.ndarray,
     tasks: Sequence[int],
-    own: Sequence[int],
+    task_stages: Sequence[int],
     since_base: Sequence[int],
-    better: bool,
-    sizes: Sequence[int],
+    higher_is_better: bool,
+    item_counts: Sequence[int],
 ) -> dict[str, Estimate]:
     """since_base: the suites that the base model was measured on; what is told against it is told of these alone."""
     made = {}
     for name, summary in forgetting.SUMMARIES.items():
         pairs = [
             (number, stage)
-            for number, stage in zip(tasks, own, strict=True)
+            for number, stage in zip(tasks, task_stages, strict=True)
             if number in since_base or name != "forward_transfer"
         ]
         if pairs:
             columns, stages = [number for number, _ in pairs], [stage for _, stage in pairs]
-            point = forgetting.utility(values[:, columns], better)
-            drawn = forgetting.utility(repeats[:, :, columns], better)
-            items = sum(sizes[number] for number in columns)
-            made[name] = summarise(float(summary(point, stages)), summary(drawn, stages), items, magnitude(point))
+            point = forgetting.utility(values[:, columns], higher_is_better)
+            drawn = forgetting.utility(repeats[:, :, columns], higher_is_better)
+            items = sum(item_counts[number] for number in columns)
+            made[name] = estimate_from_replicates(
+                float(summary(point, stages)), summary(drawn, stages), items, magnitude(point)
+            )
     return {name: one for name, one in made.items() if not np.isnan(one.value)}
 
 
-def _of_abilities(
-    values: np.ndarray, repeats: np.ndarray, abilities: Sequence[int], better: bool, sizes: Sequence[int]
+def _general_summaries(
+    values: np.ndarray,
+    repeats: np.ndarray,
+    general_columns: Sequence[int],
+    higher_is_better: bool,
+    item_counts: Sequence[int],
 ) -> dict[str, Estimate]:
-    if not abilities:
+    if not general_columns:
         return {}
-    point = forgetting.utility(values[:, abilities], better)
-    drawn = forgetting.utility(repeats[:, :, abilities], better)
-    items = sum(sizes[number] for number in abilities)
+    point = forgetting.utility(values[:, general_columns], higher_is_better)
+    drawn = forgetting.utility(repeats[:, :, general_columns], higher_is_better)
+    items = sum(item_counts[number] for number in general_columns)
     made = {
-        name: summarise(float(summary(point)), summary(drawn), items, magnitude(point))
+        name: estimate_from_replicates(float(summary(point)), summary(drawn), items, magnitude(point))
         for name, summary in forgetting.GENERAL_SUMMARIES.items()
     }
     return {name: one for name, one in made.items() if not np.isnan(one.value)}

@@ -12,15 +12,15 @@ from functools import partial
 from typing import Any
 
 from harness.interfaces.metric import Metric
-from harness.report.run_report import estimate_of
-from harness.seeding import derive
-from harness.spec.arms import is_summary
+from harness.report.run_report import estimate_of_score
+from harness.seeding import derive_seed
+from harness.spec.arms import is_summary_axis
 from harness.statistics.intervals import Estimate, difference
 from harness.types import Evaluation
 
 
-def scored(
-    found: Sequence[Evaluation],
+def variant_scores_as_dicts(
+    variant_evaluations: Sequence[Evaluation],
     evaluations: Sequence[tuple[Evaluation, ...]],
     metrics: Mapping[str, Mapping[str, Metric]],
     *,
@@ -32,7 +32,7 @@ def scored(
     """
     first = {one.suite: one for stage in reversed(evaluations) for one in stage}
     made = []
-    for one in found:
+    for one in variant_evaluations:
         before = {(score.metric, score.name): score for score in first[one.suite].scores}
         for score in one.scores:
             old, metric = before.get((score.metric, score.name)), metrics[one.suite][score.metric]
@@ -42,16 +42,18 @@ def scored(
                     old.statistics,
                     score.statistics,
                     partial(metric.aggregate, score.name),
-                    seed=derive(seed, "report", one.suite),
+                    seed=derive_seed(seed, "report", one.suite),
                     ratio=metric.is_ratio(score.name),
                 )
             facts = {"suite": one.suite, "score": score.name, "higher_is_better": score.higher_is_better}
-            made.append({**facts, **asdict(estimate_of(score)), "change": None if change is None else asdict(change)})
+            made.append(
+                {**facts, **asdict(estimate_of_score(score)), "change": None if change is None else asdict(change)}
+            )
     return made
 
 
 @dataclass(frozen=True)
-class Variant:
+class WeightVariant:
     """Weights that were measured and are not the stage's result. at: the number after the name's `=`, NaN without one.
 
     changes: `suite/score` -> (difference to the base model, whether higher is better), of scores with a direction.
@@ -60,42 +62,42 @@ class Variant:
     stage: str
     mitigation: str
     name: str
-    at: float
+    parameter_value: float
     changes: Mapping[str, tuple[Estimate, bool]]
 
-    def better(self, score: str) -> Estimate | None:
+    def improvement_on(self, score: str) -> Estimate | None:
         """How much better than the base model it is by this score, positive for the better; None: not measured."""
         if score not in self.changes:
             return None
         change, higher = self.changes[score]
-        return change if higher else turned(change)
+        return change if higher else negated(change)
 
-    def worse(self, score: str) -> Estimate | None:
+    def degradation_on(self, score: str) -> Estimate | None:
         """How much worse, positive for the worse; None where it was not measured, or for a summary of the matrix."""
-        found = None if is_summary(score) else self.better(score)
-        return None if found is None else turned(found)
+        found = None if is_summary_axis(score) else self.improvement_on(score)
+        return None if found is None else negated(found)
 
 
-def read(given: Mapping[str, Any]) -> tuple[Variant, ...]:
+def parse_variants(document: Mapping[str, Any]) -> tuple[WeightVariant, ...]:
     """The variants that a `variants.json` holds. Raises KeyError, TypeError or ValueError for one that is none."""
     return tuple(
-        Variant(
+        WeightVariant(
             str(one["stage"]),
             str(one["mitigation"]),
             str(one["variant"]),
-            _number(str(one["variant"])),
-            dict(_changes(one["scores"])),
+            _parse_parameter_value(str(one["variant"])),
+            dict(_parse_changes(one["scores"])),
         )
-        for one in given.get("variants", ())
+        for one in document.get("variants", ())
     )
 
 
-def turned(estimate: Estimate) -> Estimate:
+def negated(estimate: Estimate) -> Estimate:
     """The same with its sign changed."""
     return Estimate(-estimate.value, estimate.stderr, -estimate.high, -estimate.low, estimate.n, estimate.method)
 
 
-def _changes(scores: Iterable[Mapping[str, Any]]) -> Iterable[tuple[str, tuple[Estimate, bool]]]:
+def _parse_changes(scores: Iterable[Mapping[str, Any]]) -> Iterable[tuple[str, tuple[Estimate, bool]]]:
     for one in scores:
         given = one.get("change")
         if given is not None and one["higher_is_better"] is not None:
@@ -106,7 +108,7 @@ def _changes(scores: Iterable[Mapping[str, Any]]) -> Iterable[tuple[str, tuple[E
             yield f"{one['suite']}/{one['score']}", (change, bool(one["higher_is_better"]))
 
 
-def _number(name: str) -> float:
+def _parse_parameter_value(name: str) -> float:
     try:
         return float(name.rpartition("=")[2])
     except ValueError:

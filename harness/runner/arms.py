@@ -14,18 +14,18 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.distributed.processes import ALONE, Ranks
+from harness.distributed.processes import SINGLE_PROCESS, Processes
 from harness.errors import HarnessError, RunError
-from harness.evaluation.rescore import make_metric
+from harness.evaluation.rescore import create_metric
 from harness.interfaces.metric import Metric
 from harness.interfaces.mitigation import Mitigation
 from harness.registry import Registry
 from harness.report import finished_run
-from harness.report.arm_comparison import Experiment, make
+from harness.report.arm_comparison import ArmComparison, compare_arms
 from harness.report.html import write
 from harness.runner import resume
 from harness.runner.folder import RunFolder
-from harness.runner.prepare import page
+from harness.runner.prepare import write_report_page
 from harness.spec import arms as arms_of
 from harness.spec import plan
 from harness.spec.arms import Arm
@@ -34,7 +34,7 @@ from harness.tracking.experiment_tracker import ExperimentTracker
 from harness.types import Event, Plan, Stage
 
 
-def alike(one: Plan, other: Plan, registry: Registry) -> int:
+def shared_stage_count(first: Plan, second: Plan, registry: Registry) -> int:
     """How many stages, from the first, are the same in both plans, so that one end serves both.
 
     A stage with `evaluate_steps` counts only where the suites are the same too: what they measure may end it.
@@ -44,58 +44,64 @@ def alike(one: Plan, other: Plan, registry: Registry) -> int:
     def begin(planned: Plan) -> tuple[object, ...]:
         return planned.seed, planned.model, planned.template, planned.sources
 
-    if begin(one) != begin(other):
+    if begin(first) != begin(second):
         return 0
     count = 0
-    for stage, same in zip(one.stages, other.stages, strict=False):
-        if stage != same or plan.of_stage(one, stage) != plan.of_stage(other, same) or _varies(one, stage, registry):
+    for stage, same in zip(first.stages, second.stages, strict=False):
+        if (
+            stage != same
+            or plan.stage_mitigations(first, stage) != plan.stage_mitigations(second, same)
+            or _offers_variants(first, stage, registry)
+        ):
             break
-        if stage.train["evaluate_steps"] is not None and one.suites != other.suites:
+        if stage.train["evaluate_steps"] is not None and first.suites != second.suites:
             break  # what is measured on the way may end the stage
         count += 1
     return count
 
 
-def take_over(arms: Path, place: Path, planned: Plan, others: Iterable[tuple[str, Plan]], registry: Registry) -> int:
+def reuse_stages(
+    arms_folder: Path, arm_folder: Path, plan: Plan, others: Iterable[tuple[str, Plan]], registry: Registry
+) -> int:
     """Give a new arm's folder the ends of the stages that an earlier arm trained for it too. Returns how many.
 
     arms: the folder that holds all arms. place: the arm's own. others: name -> plan of the arms before it. The large
     files are linked where the file system can, and copied where not.
     """
-    best, donor = 0, arms
+    best, donor = 0, arms_folder
     for name, other in others:
-        count = alike(planned, other, registry)
-        ends = [(arms / name / "stages" / one.name / "end").is_dir() for one in planned.stages[:count]]
+        count = shared_stage_count(plan, other, registry)
+        ends = [(arms_folder / name / "stages" / one.name / "end").is_dir() for one in plan.stages[:count]]
         count = ends.index(False) if False in ends else count
         if count > best:
-            best, donor = count, arms / name
-    for number, stage in enumerate(planned.stages[:best], start=1):
-        own, its = place / "stages" / stage.name, donor / "stages" / stage.name
+            best, donor = count, arms_folder / name
+    for number, stage in enumerate(plan.stages[:best], start=1):
+        own, its = arm_folder / "stages" / stage.name, donor / "stages" / stage.name
         shutil.rmtree(own, ignore_errors=True)  # what an arm left that was broken off right here
-        shutil.copytree(its / "end", own / "end", copy_function=_linked)
+        shutil.copytree(its / "end", own / "end", copy_function=_link_or_copy)
         for kept in ("trained.json", "steps.jsonl", "evaluations.jsonl"):
             if (its / kept).is_file():  # a stage that was not watched has no evaluations of its own
                 shutil.copy2(its / kept, own / kept)
-        (place / "predictions").mkdir(parents=True, exist_ok=True)
+        (arm_folder / "predictions").mkdir(parents=True, exist_ok=True)
         for file in (donor / "predictions").glob(f"*-stage{number}.jsonl"):
-            shutil.copy2(file, place / "predictions" / file.name)
+            shutil.copy2(file, arm_folder / "predictions" / file.name)
     return best
 
 
-def clear(arms: Path) -> None:
+def delete_snapshots(arms_folder: Path) -> None:
     """Delete the ends that finished arms kept for others; those of unfinished ones are what they go on from."""
-    for arm in arms.iterdir():
+    for arm in arms_folder.iterdir():
         if (arm / "report.json").is_file():
             for end in arm.glob("stages/*/end"):
                 shutil.rmtree(end, ignore_errors=True)
 
 
-def _varies(planned: Plan, stage: Stage, registry: Registry) -> bool:
-    made = plan.mitigations(plan.of_stage(planned, stage), registry)
+def _offers_variants(run_plan: Plan, stage: Stage, registry: Registry) -> bool:
+    made = plan.create_mitigations(plan.stage_mitigations(run_plan, stage), registry)
     return any(type(one).variants is not Mitigation.variants for _, one in made)
 
 
-def _linked(source: str, target: str) -> str:
+def _link_or_copy(source: str, target: str) -> str:
     with contextlib.suppress(OSError):
         os.link(source, target)
         return target
@@ -112,28 +118,30 @@ def run_arms(
     specs: Sequence[tuple[Arm, Spec]],
     registry: Registry,
     folder: RunFolder,
-    run: RunArm,
+    run_arm: RunArm,
     *,
-    ranks: Ranks = ALONE,
-) -> Experiment:
+    processes: Processes = SINGLE_PROCESS,
+) -> ArmComparison:
     """Run every arm that has no result yet, and compare all that have one.
 
     spec: with its arms. specs: each arm that is to run with the spec that it makes. An arm that fails is named in the
     comparison, and the next one runs. Raises RunError, after everything is saved, when an arm failed.
     ranks: the processes that train; of several an arm that fails ends all at once.
     """
-    every = arms_of.expand(spec.document["arms"], spec.where(("arms",)))
+    every = arms_of.expand_arms(spec.document["arms"], spec.where(("arms",)))
     tracker = ExperimentTracker(
         spec.document["track"],
         spec.document["name"],
         folder.path,
-        lambda text: registry.observe(Event("warning", data={"text": text})),
-        again=folder.read("mlflow.json"),
+        lambda text: registry.emit(Event("warning", data={"text": text})),
+        resume_info=folder.read_json("mlflow.json"),
     )
-    tracker.begin(spec.document, [arm.name for arm in every])
+    tracker.start(spec.document, [arm.name for arm in every])
     try:
-        with ranks.on_leaving(lambda why: tracker.fail(RunError(str(folder.path), why))):
-            return _run_arms(spec, every, specs, registry, folder, run, tracker, alone=ranks.count == 1)
+        with processes.on_abort(lambda why: tracker.fail(RunError(str(folder.path), why))):
+            return _run_arms(
+                spec, every, specs, registry, folder, run_arm, tracker, single_process=processes.world_size == 1
+            )
     except BaseException as error:
         tracker.fail(error)
         raise
@@ -141,72 +149,74 @@ def run_arms(
 
 def _run_arms(
     spec: Spec,
-    every: Sequence[Arm],
+    arms: Sequence[Arm],
     specs: Sequence[tuple[Arm, Spec]],
     registry: Registry,
     folder: RunFolder,
-    run: RunArm,
+    run_arm: RunArm,
     tracker: ExperimentTracker,
     *,
-    alone: bool,
-) -> Experiment:
+    single_process: bool,
+) -> ArmComparison:
     failed: dict[str, str] = {}
-    plans = {arm.name: plan.make(own, registry) for arm, own in specs}
+    plans = {arm.name: plan.build_plan(own, registry) for arm, own in specs}
     begun: dict[str, Plan] = {}
     for number, (arm, own) in enumerate(specs, start=1):
         place = folder.path / "arms" / arm.name
-        registry.observe(Event("arm_started", data={"arm": arm.name, "number": number, "of": len(specs)}))
+        registry.emit(Event("arm_started", data={"arm": arm.name, "number": number, "of": len(specs)}))
         if (place / "report.json").is_file():
-            why = _closed(arm, own, registry, place, tracker.run_id)
+            why = _finish_interrupted_arm(arm, own, registry, place, tracker.run_id)
             if why is not None:
                 failed[arm.name] = why
-            registry.observe(Event("arm_finished", data={"arm": arm.name, "again": True}))
+            registry.emit(Event("arm_finished", data={"arm": arm.name, "again": True}))
             begun[arm.name] = plans.pop(arm.name)
             continue
         again = (place / "spec.json").is_file()
         if not again:
-            _take_over_base(folder.path / "arms", place)
-            take_over(folder.path / "arms", place, plans[arm.name], begun.items(), registry)
+            _copy_base_predictions(folder.path / "arms", place)
+            reuse_stages(folder.path / "arms", place, plans[arm.name], begun.items(), registry)
         begun[arm.name] = plans.pop(arm.name)
-        shared = max((alike(begun[arm.name], other, registry) for other in plans.values()), default=0)
+        shared = max((shared_stage_count(begun[arm.name], other, registry) for other in plans.values()), default=0)
         try:
-            run(arm, own, place, again, tracker.run_id, shared)
+            run_arm(arm, own, place, again, tracker.run_id, shared)
         except HarnessError as error:  # its spec and data were proven: what fails now is this arm's alone
-            if not alone:
+            if not single_process:
                 raise
             failed[arm.name] = error.what
-            registry.observe(Event("warning", data={"text": f"the arm {arm.name!r} failed: {error}"}))
+            registry.emit(Event("warning", data={"text": f"the arm {arm.name!r} failed: {error}"}))
             continue
-        registry.observe(Event("arm_finished", data={"arm": arm.name, "again": False}))
-    clear(folder.path / "arms")
-    trouble = _trouble(failed, folder)
-    if trouble is not None and not any((folder.path / "arms" / arm.name / "report.json").is_file() for arm in every):
+        registry.emit(Event("arm_finished", data={"arm": arm.name, "again": False}))
+    delete_snapshots(folder.path / "arms")
+    trouble = _failure_error(failed, folder)
+    if trouble is not None and not any((folder.path / "arms" / arm.name / "report.json").is_file() for arm in arms):
         raise trouble  # there is nothing to compare
-    made = compare_arms(spec, every, registry, folder.path, failed)
+    made = compare_finished_arms(spec, arms, registry, folder.path, failed)
     made.write(folder.path)
-    page(registry, write.write_experiment, folder.path)
+    write_report_page(registry, write.write_experiment_page, folder.path)
     if trouble is None:
         tracker.finish(made)
-    registry.observe(Event("arms_finished", data={"experiment": made, "folder": str(folder.path)}))
+    registry.emit(Event("arms_finished", data={"experiment": made, "folder": str(folder.path)}))
     if trouble is not None:
         raise trouble
     return made
 
 
-def _closed(arm: Arm, own: Spec, registry: Registry, place: Path, parent: str | None) -> str | None:
+def _finish_interrupted_arm(arm: Arm, arm_spec: Spec, registry: Registry, path: Path, parent: str | None) -> str | None:
     """Do what the end of an arm lacks that was killed after its report; why it failed, where that shows now."""
-    folder = RunFolder(place)
+    folder = RunFolder(path)
     try:
         with folder.locked():
-            resume.close(own, registry, folder, arm={"name": arm.name, "changes": dict(arm.changes)}, parent=parent)
+            resume.finish_interrupted_run(
+                arm_spec, registry, folder, arm={"name": arm.name, "changes": dict(arm.changes)}, parent=parent
+            )
     except RunError as error:
         return error.what
     except HarnessError as error:  # its result is there, and is compared
-        registry.observe(Event("warning", data={"text": f"the end of the arm {arm.name!r}: {error}"}))
+        registry.emit(Event("warning", data={"text": f"the end of the arm {arm.name!r}: {error}"}))
     return None
 
 
-def _trouble(failed: Mapping[str, str], folder: RunFolder) -> RunError | None:
+def _failure_error(failed: Mapping[str, str], folder: RunFolder) -> RunError | None:
     if not failed:
         return None
     first = next(iter(failed))
@@ -214,51 +224,51 @@ def _trouble(failed: Mapping[str, str], folder: RunFolder) -> RunError | None:
     return RunError(str(folder.path), f"{len(failed)} arm(s) failed, {first!r} first: {failed[first]}", hint)
 
 
-def compare_arms(
-    spec: Spec, every: Sequence[Arm], registry: Registry, folder: Path, failed: dict[str, str] | None = None
-) -> Experiment:
+def compare_finished_arms(
+    spec: Spec, arms: Sequence[Arm], registry: Registry, folder: Path, failed: dict[str, str] | None = None
+) -> ArmComparison:
     """The comparison of all arms of an experiment that have a result."""
     found, missing = {}, dict(failed or {})
-    for arm in every:
+    for arm in arms:
         place = folder / "arms" / arm.name
         if (place / "report.json").is_file():
-            found[arm.name] = finished_run.read(place)
+            found[arm.name] = finished_run.load_finished_run(place)
         else:
             missing.setdefault(arm.name, "it has not run to its end")
     given: dict[str, Any] = spec.document["arms"]
-    return make(
+    return compare_arms(
         spec.document["name"],
         folder,
         found,
-        _metrics(found, given["baseline"], registry),
+        _create_arm_metrics(found, given["baseline"], registry),
         seed=spec.document["seed"],
         baseline=given["baseline"],
-        gain=given["gain"],
+        gain_score=given["gain"],
         forgetting_score=given["forgetting"],
         joint=given["joint"],
         missing=missing,
     )
 
 
-def _metrics(
-    found: Mapping[str, finished_run.Kept], baseline: str | None, registry: Registry
+def _create_arm_metrics(
+    runs: Mapping[str, finished_run.FinishedRun], baseline: str | None, registry: Registry
 ) -> dict[str, dict[str, Metric]]:
     """The metrics of every suite that an arm has: the baseline's own, and those that other arms add to them."""
     made: dict[str, dict[str, Metric]] = {}
-    for _, run in sorted(found.items(), key=lambda one: one[0] != baseline):
+    for _, run in sorted(runs.items(), key=lambda one: one[0] != baseline):
         for suite, given in run.spec["evaluate"].items():
             for name, options in given["metrics"].items():
                 if name not in made.setdefault(suite, {}):
-                    made[suite][name] = make_metric(registry, name, options, lang=given["lang"])
+                    made[suite][name] = create_metric(registry, name, options, lang=given["lang"])
     return made
 
 
-def _take_over_base(arms: Path, place: Path) -> None:
+def _copy_base_predictions(arms_folder: Path, arm_folder: Path) -> None:
     """Copy the base model's answers of an arm that has them; their keys decide whether they are used again."""
-    for other in sorted(arms.glob("*/predictions")):
+    for other in sorted(arms_folder.glob("*/predictions")):
         files = sorted(other.glob("*-stage0.jsonl"))
         if files and (other.parent / "report.json").is_file():
-            (place / "predictions").mkdir(parents=True, exist_ok=True)
+            (arm_folder / "predictions").mkdir(parents=True, exist_ok=True)
             for file in files:
-                shutil.copy2(file, place / "predictions" / file.name)
+                shutil.copy2(file, arm_folder / "predictions" / file.name)
             return

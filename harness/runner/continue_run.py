@@ -16,126 +16,130 @@ from harness.errors import HarnessError
 from harness.evaluation import predictions
 from harness.model import frozen_lora, locate, save
 from harness.report import finished_run
-from harness.report.finished_run import Earlier
-from harness.runner.prepare import Prepared
+from harness.report.finished_run import PreviousRun
+from harness.runner.prepare import PreparedRun
 from harness.spec.spec import Spec
 from harness.types import Evaluation, Item, Progress, Score
-from harness.utils.find_run import SCHEME, find_run
+from harness.utils.find_run import RUN_SCHEME, find_run
 
-TOLERANCE = 1e-3
+SCORE_TOLERANCE = 1e-3
 """By how much, relatively, a score at the start may differ from what the earlier run's last stage had: other hardware
 and batch sizes round otherwise."""
 
-SAME = ("peft_type", "r", "lora_alpha", "use_rslora", "use_dora")
+MATCHING_ADAPTER_FIELDS = ("peft_type", "r", "lora_alpha", "use_rslora", "use_dora")
 """What two adapters of one shape must have in common beside it to compute the same."""
 
 
 # -- the model --------------------------------------------------------------------------------------------------------
 
 
-def policy(spec: Spec, ready: Prepared) -> str | None:
+def adapter_policy(spec: Spec, prepared: PreparedRun) -> str | None:
     """What becomes of the earlier run's adapter: `continue`, `merge` or `new`; None: no run is gone on with.
 
     Only the mode `continual` asks for it, in its first stage; in the others it is merged, so that what is trained
     beside or on top of it is free.
     """
-    if ready.location.kind != "run":
+    if prepared.location.kind != "run":
         return None
-    return ready.plan.stages[0].adapter if "continual" in spec.document["mode"] else "merge"
+    return prepared.plan.stages[0].adapter if "continual" in spec.document["mode"] else "merge"
 
 
-def first(spec: Spec, ready: Prepared, progress: Progress) -> locate.Location:
+def original_base(spec: Spec, prepared: PreparedRun, progress: Progress) -> locate.ModelLocation:
     """The model that the first of all earlier runs began with; the run's own when it goes on from none.
 
     Raises HarnessError when it, or a run on the way, is no longer there.
     """
-    location, settings = ready.location, ready.plan.model
+    location, settings = prepared.location, prepared.plan.model
     while location.kind == "run":
-        settings = {**settings, **finished_run.document(Path(location.path).parent, "spec.json")["model"]}
-        location = locate.resolve(settings, output=spec.document["output"], progress=progress)
+        settings = {**settings, **finished_run.load_run_json(Path(location.path).parent, "spec.json")["model"]}
+        location = locate.resolve_model(settings, output=spec.document["output"], progress=progress)
     return location
 
 
-class Held:
+class EarlierAdapter:
     """The weights and the shape of the adapter that an earlier run trained."""
 
-    def __init__(self, net: Any) -> None:
+    def __init__(self, loaded_model: Any) -> None:
         """net: as loaded, within the adapter."""
-        self.config = _facts(net)
-        self.weights = {n: one.detach().clone() for n, one in net.named_parameters() if one.requires_grad}
+        self.config = _adapter_config(loaded_model)
+        self.weights = {n: one.detach().clone() for n, one in loaded_model.named_parameters() if one.requires_grad}
 
-    def put_into(self, net: Any, stage: str) -> None:
+    def copy_into(self, loaded_model: Any, stage: str) -> None:
         """Make the adapter that a stage's mitigations put on the model the earlier one.
 
         Raises HarnessError when it has another shape, scale or kind, or there is none.
         """
         import torch
 
-        there = {name: one for name, one in net.named_parameters() if one.requires_grad}
-        differs = _difference(self.config, _facts(net) if save.is_adapted(net) else None)
+        there = {name: one for name, one in loaded_model.named_parameters() if one.requires_grad}
+        differs = _config_difference(
+            self.config, _adapter_config(loaded_model) if save.is_peft_model(loaded_model) else None
+        )
         shapes = {name: tuple(one.shape) for name, one in self.weights.items()}
         if differs is None and shapes != {name: tuple(one.shape) for name, one in there.items()}:
             differs = "it is on other layers, or of another shape"
         if differs is not None:
             what = f"the stage {stage!r} is to go on with the adapter of the earlier run, and {differs}"
-            raise HarnessError("model.path", what, _OTHERWISE)
+            raise HarnessError("model.path", what, _ALTERNATIVE_HINT)
         with torch.no_grad():
             for name, one in there.items():
                 one.copy_(self.weights[name])
 
-    def refuse_another_start(self, net: Any, stage: str) -> None:
+    def require_unchanged(self, loaded_model: Any, stage: str) -> None:
         """Raise HarnessError when a mitigation gave the adapter other weights as its stage began."""
         import torch
 
-        there = {name: one for name, one in net.named_parameters() if one.requires_grad}
+        there = {name: one for name, one in loaded_model.named_parameters() if one.requires_grad}
         same = there.keys() == self.weights.keys() and all(
             torch.equal(one, self.weights[name].to(one)) for name, one in there.items()
         )
-        if not same or frozen_lora.kept(net):
+        if not same or frozen_lora.frozen_lora(loaded_model):
             what = (
                 f"the stage {stage!r} is to go on with the adapter of the earlier run, and a mitigation begins it anew"
             )
-            raise HarnessError("model.path", what, f"""set lora's start to "zero"; {_OTHERWISE}""")
+            raise HarnessError("model.path", what, f"""set lora's start to "zero"; {_ALTERNATIVE_HINT}""")
 
 
-_OTHERWISE = 'give the mitigation the options of the earlier run, or the stage "adapter": "merge"'
+_ALTERNATIVE_HINT = 'give the mitigation the options of the earlier run, or the stage "adapter": "merge"'
 
 
-def _facts(net: Any) -> dict[str, Any]:
-    config = next(iter(net.peft_config.values()))
-    found = {name: getattr(config, name, None) for name in SAME}
+def _adapter_config(loaded_model: Any) -> dict[str, Any]:
+    config = next(iter(loaded_model.peft_config.values()))
+    found = {name: getattr(config, name, None) for name in MATCHING_ADAPTER_FIELDS}
     return {**found, "peft_type": str(getattr(found["peft_type"], "value", found["peft_type"]))}
 
 
-def _difference(its: Mapping[str, Any], ours: Mapping[str, Any] | None) -> str | None:
-    if ours is None:
+def _config_difference(previous: Mapping[str, Any], current: Mapping[str, Any] | None) -> str | None:
+    if current is None:
         return "no mitigation of this spec trains one"
-    name = next((name for name in SAME if its[name] != ours[name]), None)
-    return None if name is None else f"its {name} is {its[name]}, that of this spec is {ours[name]}"
+    name = next((name for name in MATCHING_ADAPTER_FIELDS if previous[name] != current[name]), None)
+    return None if name is None else f"its {name} is {previous[name]}, that of this spec is {current[name]}"
 
 
 # -- the measurements -------------------------------------------------------------------------------------------------
 
 
-def carry(folder: Path, start: Sequence[Evaluation], output: str) -> tuple[Earlier | None, tuple[str, ...]]:
+def carry_over_scores(
+    folder: Path, start_evaluations: Sequence[Evaluation], output: str
+) -> tuple[PreviousRun | None, tuple[str, ...]]:
     """What the run in `folder` measured, as far as this run measures the same; and what a person should know of it.
 
     start: this run's evaluations before its first update. A suite is carried on when its items and the signatures of
     its metrics are the same. None: there is no such suite. Raises HarnessError when the folder is damaged.
     """
-    before = finished_run.read(folder)
-    told = finished_run.document(folder, "report.json")
-    own = {one.suite: one for one in start}
+    before = finished_run.load_finished_run(folder)
+    told = finished_run.load_run_json(folder, "report.json")
+    own = {one.suite: one for one in start_evaluations}
     warnings: list[str] = []
     carried: list[str] = []
     for one in before.evaluations[-1]:
         if one.suite not in own:
             warnings.append(f"the earlier run's suite {one.suite!r} is not measured any more")
             continue
-        reason = _differs(one, own[one.suite])
+        reason = _suite_difference(one, own[one.suite])
         if reason is None:
             carried.append(one.suite)
-            warnings += _disagreements(folder.name, one, own[one.suite])
+            warnings += _score_mismatch_warnings(folder.name, one, own[one.suite])
         else:
             warnings.append(f"the suite {one.suite!r} starts at this run: {reason}")
     known = {one.suite for one in before.evaluations[-1]}
@@ -144,56 +148,64 @@ def carry(folder: Path, start: Sequence[Evaluation], output: str) -> tuple[Earli
     ]
     if not carried:
         return None, (*warnings, "nothing of the earlier run's matrix is carried on")
-    texts = _texts(folder, carried, output)
+    texts = _load_original_items(folder, carried, output)
     evaluations = tuple(
-        tuple(_common(one, own[one.suite], texts if number == 0 else {}) for one in stage if one.suite in carried)
+        tuple(
+            _with_common_scores(one, own[one.suite], texts if number == 0 else {})
+            for one in stage
+            if one.suite in carried
+        )
         for number, stage in enumerate(before.evaluations)
     )
-    return Earlier(str(folder), before.stages[1:], evaluations, _learned(folder, told, carried)), tuple(warnings)
+    return PreviousRun(str(folder), before.stages[1:], evaluations, _stage_learned(folder, told, carried)), tuple(
+        warnings
+    )
 
 
-def _differs(its: Evaluation, ours: Evaluation) -> str | None:
-    if [item.id for item in its.items] != [item.id for item in ours.items]:
+def _suite_difference(previous: Evaluation, current: Evaluation) -> str | None:
+    if [item.id for item in previous.items] != [item.id for item in current.items]:
         return "its items are not those of the earlier run"
-    known = {(one.metric, one.name): one.signature for one in its.scores}
-    for score in ours.scores:
+    known = {(one.metric, one.name): one.signature for one in previous.scores}
+    for score in current.scores:
         if known.get((score.metric, score.name), score.signature) != score.signature:
             return f"{score.name} is measured otherwise ({known[score.metric, score.name]}; now {score.signature})"
-    if not any((one.metric, one.name) in known for one in ours.scores):
+    if not any((one.metric, one.name) in known for one in current.scores):
         return "it has none of the earlier run's scores"
     return None
 
 
-def _disagreements(run: str, its: Evaluation, ours: Evaluation) -> Iterator[str]:
-    now = {(one.metric, one.name): one.value for one in ours.scores}
-    for score in its.scores:
+def _score_mismatch_warnings(run: str, previous: Evaluation, current: Evaluation) -> Iterator[str]:
+    now = {(one.metric, one.name): one.value for one in current.scores}
+    for score in previous.scores:
         value = now.get((score.metric, score.name), score.value)
-        if not (math.isclose(value, score.value, rel_tol=TOLERANCE, abs_tol=1e-6) or value != value):
+        if not (math.isclose(value, score.value, rel_tol=SCORE_TOLERANCE, abs_tol=1e-6) or value != value):
             yield (
-                f"{its.suite}/{score.name} is {value:.6g} at the start, and was {score.value:.6g} at the end of {run}: "
+                f"{previous.suite}/{score.name} is {value:.6g} at the start, and was {score.value:.6g} at the end of {run}: "
                 "the two runs do not measure alike (precision, device, or the model's files)"
             )
 
 
-def _common(one: Evaluation, ours: Evaluation, texts: Mapping[str, Mapping[str, Item]]) -> Evaluation:
+def _with_common_scores(
+    previous: Evaluation, current: Evaluation, texts: Mapping[str, Mapping[str, Item]]
+) -> Evaluation:
     """The earlier evaluation with the scores that this run has too, in its order; texts: of items, where known."""
-    known: dict[tuple[str, str], Score] = {(score.metric, score.name): score for score in one.scores}
-    scores = [known[key] for score in ours.scores if (key := (score.metric, score.name)) in known]
-    words = texts.get(one.suite, {})
-    return replace(one, items=tuple(words.get(item.id, item) for item in one.items), scores=tuple(scores))
+    known: dict[tuple[str, str], Score] = {(score.metric, score.name): score for score in previous.scores}
+    scores = [known[key] for score in current.scores if (key := (score.metric, score.name)) in known]
+    words = texts.get(previous.suite, {})
+    return replace(previous, items=tuple(words.get(item.id, item) for item in previous.items), scores=tuple(scores))
 
 
-def _texts(folder: Path, suites: Sequence[str], output: str) -> dict[str, dict[str, Item]]:
+def _load_original_items(folder: Path, suites: Sequence[str], output: str) -> dict[str, dict[str, Item]]:
     """Suite -> id -> item with the first base model's answer, out of the folder of the first of all earlier runs.
 
     They are for the eye alone: where one is no longer there, a report has no example of it.
     """
     try:
-        while str(path := finished_run.document(folder, "spec.json")["model"]["path"]).startswith(SCHEME):
-            folder = find_run(path.removeprefix(SCHEME), output)
+        while str(path := finished_run.load_run_json(folder, "spec.json")["model"]["path"]).startswith(RUN_SCHEME):
+            folder = find_run(path.removeprefix(RUN_SCHEME), output)
         files = {suite: folder / "predictions" / f"{suite}-stage0.jsonl" for suite in suites}
         return {
-            suite: {item.id: item for item in predictions.read_items(file).items}
+            suite: {item.id: item for item in predictions.load_predictions(file).items}
             for suite, file in files.items()
             if file.is_file()
         }
@@ -201,11 +213,11 @@ def _texts(folder: Path, suites: Sequence[str], output: str) -> dict[str, dict[s
         return {}
 
 
-def _learned(folder: Path, told: Mapping[str, Any], carried: Sequence[str]) -> dict[str, int]:
+def _stage_learned(folder: Path, report: Mapping[str, Any], carried: Sequence[str]) -> dict[str, int]:
     try:
         return {
             str(suite): int(stage)
-            for matrix in told["forgetting"]
+            for matrix in report["forgetting"]
             for suite, stage in zip(matrix["suites"], matrix["learned"], strict=True)
             if stage is not None and suite in carried
         }

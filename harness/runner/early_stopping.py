@@ -13,14 +13,17 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.runner.folder import RunFolder, load_end
-from harness.training.checkpoint import latest as latest_checkpoint
-from harness.training.checkpoint import reached
+from harness.runner.folder import RunFolder, load_stage_snapshot
+from harness.training.checkpoint import checkpoint_step
+from harness.training.checkpoint import latest_checkpoint as latest_checkpoint
 from harness.types import Evaluation, Stage
 
 
-def combined(
-    scores: Mapping[str, float], start: Mapping[str, float], higher: Mapping[str, bool], weights: Mapping[str, float]
+def combined_score(
+    scores: Mapping[str, float],
+    baseline: Mapping[str, float],
+    higher_is_better: Mapping[str, bool],
+    weights: Mapping[str, float],
 ) -> float:
     """The weighted sum of relative improvements over `start`, positive for the better; NaN when a score is no number.
 
@@ -29,12 +32,12 @@ def combined(
     """
     total = 0.0
     for name, weight in weights.items():
-        gained = scores[name] - start[name] if higher[name] else start[name] - scores[name]
-        total += weight * gained / (abs(start[name]) or 1.0)
+        gained = scores[name] - baseline[name] if higher_is_better[name] else baseline[name] - scores[name]
+        total += weight * gained / (abs(baseline[name]) or 1.0)
     return total
 
 
-class Stopping:
+class EarlyStopping:
     """The best combined score of a stage so far, and the evaluations since then.
 
     settings: the spec's `early_stopping`. best: the update of the best evaluation; None before there is one.
@@ -42,36 +45,36 @@ class Stopping:
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
         self.patience, self.min_delta = int(settings["patience"]), float(settings["min_delta"])
-        self.best: int | None = None
-        self.value = -math.inf
-        self.since = 0
+        self.best_step: int | None = None
+        self.best_value = -math.inf
+        self.evaluations_since_best = 0
 
-    def take(self, step: int, value: float) -> bool:
+    def update(self, step: int, value: float) -> bool:
         """Take in the combined score after an update; whether it is the best so far. NaN is no improvement."""
-        if math.isfinite(value) and (self.best is None or value > self.value + self.min_delta):
-            self.best, self.value, self.since = step, value, 0
+        if math.isfinite(value) and (self.best_step is None or value > self.best_value + self.min_delta):
+            self.best_step, self.best_value, self.evaluations_since_best = step, value, 0
             return True
-        self.since += 1
+        self.evaluations_since_best += 1
         return False
 
     @property
-    def over(self) -> bool:
+    def should_stop(self) -> bool:
         """Whether the stage has gone on long enough without getting better."""
-        return self.since >= self.patience
+        return self.evaluations_since_best >= self.patience
 
 
-def due(stage: Stage, steps: int, step: int) -> bool:
+def is_due(stage: Stage, steps: int, step: int) -> bool:
     """Whether the model is looked at after update `step` of `steps`: the last may be the best one."""
-    return step % stage.train["evaluate_steps"] == 0 or (step == steps and restores(stage))
+    return step % stage.train["evaluate_steps"] == 0 or (step == steps and restores_best(stage))
 
 
-def restores(stage: Stage) -> bool:
+def restores_best(stage: Stage) -> bool:
     """Whether the stage is to end with its best weights."""
     settings = stage.train["early_stopping"]
     return settings is not None and bool(settings["restore_best"])
 
 
-class Watch:
+class EarlyStopper:
     """One stage under watch. Called with the number of an update that is done, it says whether the stage ends there."""
 
     def __init__(
@@ -79,86 +82,90 @@ class Watch:
         stage: Stage,
         steps: int,
         folder: RunFolder,
-        measure: Callable[[], Sequence[Evaluation]],
-        start: Sequence[Evaluation],
-        keep: Callable[[Path], None],
-        tell: Callable[..., None],
-        resumed: int,
+        evaluate: Callable[[], Sequence[Evaluation]],
+        start_evaluations: Sequence[Evaluation],
+        save_snapshot: Callable[[Path], None],
+        emit: Callable[..., None],
+        resumed_step: int,
     ) -> None:
         """steps: updates of the stage. start: the run's evaluations before its first update. keep: writes the weights
         and states of now into a folder. tell: `tell(kind, **facts)`. resumed: the update that is gone on from, or 0.
         """
         self.stage, self.steps, self.folder = stage, steps, folder
-        self.measure, self.keep, self.tell, self.resumed = measure, keep, tell, resumed
+        self.evaluate, self.save_snapshot, self.emit, self.resumed_step = evaluate, save_snapshot, emit, resumed_step
         self.settings: Mapping[str, Any] | None = stage.train["early_stopping"]
-        self.start = {f"{one.suite}/{score.name}": score.value for one in start for score in one.scores}
-        self.higher = {
-            f"{one.suite}/{score.name}": bool(score.higher_is_better) for one in start for score in one.scores
+        self.start_scores = {
+            f"{one.suite}/{score.name}": score.value for one in start_evaluations for score in one.scores
         }
-        self.stopping = None if self.settings is None else Stopping(self.settings)
-        self._replay()
+        self.higher_is_better = {
+            f"{one.suite}/{score.name}": bool(score.higher_is_better)
+            for one in start_evaluations
+            for score in one.scores
+        }
+        self.early_stopping = None if self.settings is None else EarlyStopping(self.settings)
+        self._restore_progress()
 
     def __call__(self, step: int) -> bool:
-        if step > self.resumed and due(self.stage, self.steps, step):
-            self._look(step)
-        return self.stopping is not None and self.stopping.over
+        if step > self.resumed_step and is_due(self.stage, self.steps, step):
+            self._evaluate_step(step)
+        return self.early_stopping is not None and self.early_stopping.should_stop
 
-    def finish(self, net: Any, done: int) -> Mapping[str, Mapping[str, Any]]:
+    def restore_best_weights(self, model: Any, done: int) -> Mapping[str, Mapping[str, Any]]:
         """Put the best weights back, if that is asked for and they are not those after the `done` updates that were
         made; returns the states that the mitigations had then, none where nothing was put back."""
         states: Mapping[str, Mapping[str, Any]] = {}
-        best = None if self.stopping is None else self.stopping.best
-        if restores(self.stage) and best is not None and best != done:
-            states = load_end(self._bests / str(best), net)
-            self.tell("restored", step=best, of=done)
+        best = None if self.early_stopping is None else self.early_stopping.best_step
+        if restores_best(self.stage) and best is not None and best != done:
+            states = load_stage_snapshot(self._best_folder / str(best), model)
+            self.emit("restored", step=best, of=done)
         return states
 
-    def clear(self) -> None:
+    def delete_best_weights(self) -> None:
         """Take the kept weights away; to be called when the stage's end is kept."""
-        shutil.rmtree(self._bests, ignore_errors=True)
+        shutil.rmtree(self._best_folder, ignore_errors=True)
 
     # -- within ---------------------------------------------------------------------------------------------------
 
     @property
-    def _file(self) -> str:
+    def _evaluations_file(self) -> str:
         return f"stages/{self.stage.name}/evaluations.jsonl"
 
     @property
-    def _bests(self) -> Path:
-        return self.folder.stage(self.stage.name) / "best"
+    def _best_folder(self) -> Path:
+        return self.folder.stage_folder(self.stage.name) / "best"
 
-    def _look(self, step: int) -> None:
-        scores = {f"{one.suite}/{score.name}": score.value for one in self.measure() for score in one.scores}
+    def _evaluate_step(self, step: int) -> None:
+        scores = {f"{one.suite}/{score.name}": score.value for one in self.evaluate() for score in one.scores}
         value, best = None, False
-        if self.settings is not None and self.stopping is not None:
-            value = combined(scores, self.start, self.higher, self.settings["scores"])
-            best = self.stopping.take(step, value)
-        kept = best and restores(self.stage)
+        if self.settings is not None and self.early_stopping is not None:
+            value = combined_score(scores, self.start_scores, self.higher_is_better, self.settings["scores"])
+            best = self.early_stopping.update(step, value)
+        kept = best and restores_best(self.stage)
         if kept:
-            self.keep(self._bests / str(step))
-            self._prune(step)
-        over = self.stopping is not None and self.stopping.over and step < self.steps
+            self.save_snapshot(self._best_folder / str(step))
+            self._prune_best_weights(step)
+        over = self.early_stopping is not None and self.early_stopping.should_stop and step < self.steps
         line = {"step": step, "scores": scores, "combined": value, "best": best, "kept": kept, "over": over}
-        self.folder.append(self._file, line)
-        self.tell("measured", **line)
+        self.folder.append_json_line(self._evaluations_file, line)
+        self.emit("measured", **line)
 
-    def _prune(self, best: int) -> None:
+    def _prune_best_weights(self, best: int) -> None:
         """Keep the best weights, and those that were the best at the newest checkpoint, from which is gone on."""
-        checkpoint = latest_checkpoint(self.folder.stage(self.stage.name) / "checkpoints")
-        there = [int(one.name) for one in self._bests.iterdir() if one.name.isdecimal()]
-        for step in {*there} - {best, max((one for one in there if one <= reached(checkpoint)), default=best)}:
-            shutil.rmtree(self._bests / str(step))
+        checkpoint = latest_checkpoint(self.folder.stage_folder(self.stage.name) / "checkpoints")
+        there = [int(one.name) for one in self._best_folder.iterdir() if one.name.isdecimal()]
+        for step in {*there} - {best, max((one for one in there if one <= checkpoint_step(checkpoint)), default=best)}:
+            shutil.rmtree(self._best_folder / str(step))
 
-    def _replay(self) -> None:
+    def _restore_progress(self) -> None:
         """Take in what was measured up to the update that is gone on from, and forget what came after it."""
-        file = self.folder.path / self._file
+        file = self.folder.path / self._evaluations_file
         if file.is_file():
             lines = [one for one in file.read_text(encoding="utf-8").splitlines(keepends=True) if one.endswith("\n")]
-            known = [one for one in lines if json.loads(one)["step"] <= self.resumed]
+            known = [one for one in lines if json.loads(one)["step"] <= self.resumed_step]
             file.write_text("".join(known), encoding="utf-8")
             for one in map(json.loads, known):
-                if self.stopping is not None:
-                    self.stopping.take(one["step"], math.nan if one["combined"] is None else one["combined"])
-        for one in self._bests.glob("*"):
-            if not one.name.isdecimal() or int(one.name) > self.resumed:
+                if self.early_stopping is not None:
+                    self.early_stopping.update(one["step"], math.nan if one["combined"] is None else one["combined"])
+        for one in self._best_folder.glob("*"):
+            if not one.name.isdecimal() or int(one.name) > self.resumed_step:
                 shutil.rmtree(one)

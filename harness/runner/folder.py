@@ -21,7 +21,7 @@ from typing import Any
 from harness.errors import HarnessError, RunError
 from harness.model import frozen_lora
 
-LOCK = ".lock"
+LOCK_FILE = ".lock"
 
 
 class RunFolder:
@@ -31,13 +31,13 @@ class RunFolder:
         self.path = path
 
     @classmethod
-    def new(cls, output: str | Path, name: str) -> RunFolder:
+    def create(cls, output: str | Path, name: str) -> RunFolder:
         """A folder `name` with the time and a few random characters, below `output`. Raises HarnessError."""
         stamp = f"{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
-        return cls.at(Path(output) / f"{name}-{stamp}")
+        return cls.create_at(Path(output) / f"{name}-{stamp}")
 
     @classmethod
-    def at(cls, path: Path) -> RunFolder:
+    def create_at(cls, path: Path) -> RunFolder:
         """A new folder at this path. Raises HarnessError when it is there already or cannot be made."""
         try:
             path.mkdir(parents=True)
@@ -47,11 +47,11 @@ class RunFolder:
             raise HarnessError(f"output: {path}", what, hint) from error
         return cls(path)
 
-    def stage(self, name: str) -> Path:
+    def stage_folder(self, name: str) -> Path:
         """The folder of a stage."""
         return self.path / "stages" / name
 
-    def write(self, name: str, value: Any) -> None:
+    def write_json(self, name: str, value: Any) -> None:
         """Write a value as JSON, whole or not at all. What is no finite number becomes null."""
         from harness.utils.json_files import write_json
 
@@ -59,7 +59,7 @@ class RunFolder:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_json(file, value, indent=2)
 
-    def read(self, name: str) -> dict[str, Any] | None:
+    def read_json(self, name: str) -> dict[str, Any] | None:
         """A JSON object that the run wrote; None when it did not come to that. Raises HarnessError when damaged."""
         file = self.path / name
         if not file.is_file():
@@ -72,16 +72,16 @@ class RunFolder:
             raise HarnessError(str(file), "is no JSON object", "the run cannot be gone on with")
         return found
 
-    def append(self, name: str, value: Mapping[str, Any]) -> None:
+    def append_json_line(self, name: str, value: Mapping[str, Any]) -> None:
         """Add one line of JSON to a file; what is no finite number becomes null."""
-        from harness.utils.json_files import plain
+        from harness.utils.json_files import json_safe
 
         file = self.path / name
         file.parent.mkdir(parents=True, exist_ok=True)
         with file.open("a", encoding="utf-8") as lines:
-            lines.write(json.dumps(plain(value), allow_nan=False) + "\n")
+            lines.write(json.dumps(json_safe(value), allow_nan=False) + "\n")
 
-    def drop(self, name: str) -> None:
+    def remove(self, name: str) -> None:
         """Remove a file or folder of the run, if it is there."""
         place = self.path / name
         if place.is_dir():
@@ -94,7 +94,7 @@ class RunFolder:
         """Hold the run for this process. Raises HarnessError when another one is at work in it."""
         from filelock import FileLock, Timeout
 
-        lock = FileLock(self.path / LOCK)
+        lock = FileLock(self.path / LOCK_FILE)
         try:
             lock.acquire(timeout=0)
         except Timeout:
@@ -108,7 +108,7 @@ class RunFolder:
             lock.release()
 
 
-def save_end(folder: Path, net: Any, states: Mapping[str, Mapping[str, Any]]) -> None:
+def save_stage_snapshot(folder: Path, model: Any, states: Mapping[str, Mapping[str, Any]]) -> None:
     """Keep the weights that can move, and the mitigations' states, so that a later stage can be gone on with.
 
     The folder appears whole or not at all. Raises RunError when it cannot be written.
@@ -120,10 +120,10 @@ def save_end(folder: Path, net: Any, states: Mapping[str, Mapping[str, Any]]) ->
     try:
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(parents=True)
-        save_file(moving(net), draft / "weights.safetensors", metadata={"format": "pt"})
+        save_file(trainable_weights(model), draft / "weights.safetensors", metadata={"format": "pt"})
         beside = {
             f"{name}.{part}": one
-            for name, pair in frozen_lora.kept(net).items()
+            for name, pair in frozen_lora.frozen_lora(model).items()
             for part, one in zip("AB", pair, strict=True)
         }
         save_file({name: one.cpu().contiguous() for name, one in beside.items()}, draft / "kept.safetensors")
@@ -137,7 +137,7 @@ def save_end(folder: Path, net: Any, states: Mapping[str, Mapping[str, Any]]) ->
         shutil.rmtree(draft, ignore_errors=True)
 
 
-def load_end(folder: Path, net: Any) -> Mapping[str, Mapping[str, Any]]:
+def load_stage_snapshot(folder: Path, model: Any) -> Mapping[str, Mapping[str, Any]]:
     """Give the model the weights that `save_end` kept, in place; returns the mitigations' states.
 
     Nothing is changed unless all of it fits. Raises RunError when the folder is damaged or of another model.
@@ -155,7 +155,7 @@ def load_end(folder: Path, net: Any) -> Mapping[str, Mapping[str, Any]]:
     except (OSError, RuntimeError, EOFError, ValueError, SafetensorError, pickle.UnpicklingError) as error:
         what = f"it cannot be read ({type(error).__name__})"
         raise RunError(str(folder), what, "take this folder away, and the stage is trained again") from error
-    there = {name: weight for name, weight in net.named_parameters() if weight.requires_grad}
+    there = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
     if there.keys() != weights.keys() or any(there[name].shape != one.shape for name, one in weights.items()):
         raise RunError(
             str(folder), "its weights are those of another model", "go on with the spec that it was made with"
@@ -164,15 +164,17 @@ def load_end(folder: Path, net: Any) -> Mapping[str, Mapping[str, Any]]:
         for name, weight in there.items():
             weight.copy_(weights[name])
     names = sorted({name.rpartition(".")[0] for name in beside})
-    if names or frozen_lora.kept(net):
-        frozen_lora.keep(net, {name: (beside[f"{name}.A"], beside[f"{name}.B"]) for name in names}, instead=True)
+    if names or frozen_lora.frozen_lora(model):
+        frozen_lora.add_frozen_lora(
+            model, {name: (beside[f"{name}.A"], beside[f"{name}.B"]) for name in names}, replace=True
+        )
     return states
 
 
-def moving(net: Any) -> dict[str, Any]:
+def trainable_weights(model: Any) -> dict[str, Any]:
     """Copies, on the CPU, of the weights that can move, by name; tied ones once."""
     return {
         name: weight.detach().to("cpu", copy=True).contiguous()
-        for name, weight in net.named_parameters()
+        for name, weight in model.named_parameters()
         if weight.requires_grad
     }

@@ -13,7 +13,7 @@ from typing import Any
 from harness.data import prepare as prepare_module
 from harness.data.checks import findings
 from harness.data.tokenization import fingerprints
-from harness.distributed.processes import ALONE, Ranks
+from harness.distributed.processes import SINGLE_PROCESS, Processes
 from harness.errors import HarnessError, raise_all
 from harness.interfaces.metric import Metric
 from harness.interfaces.template import Template
@@ -30,118 +30,120 @@ class ModelUnreachable(HarnessError):
 
 
 @dataclass(frozen=True)
-class Prepared:
+class PreparedRun:
     """All that is known before a model is loaded: the plan, its data, and the components that it names.
 
     templates: suite -> its own template, for suites that have one.
     """
 
     plan: Plan
-    location: locate.Location
+    location: locate.ModelLocation
     tokenizer: Any
     template: Template
-    data: prepare_module.Prepared
+    data: prepare_module.PreparedData
     metrics: Mapping[str, Mapping[str, Metric]]
     templates: Mapping[str, Template] = field(default_factory=dict)
 
     @property
-    def longest(self) -> int:
+    def max_length(self) -> int:
         """The longest `max_length` of all stages: at which suites are evaluated."""
         return max(int(stage.train["max_length"]) for stage in self.plan.stages)
 
 
-def prepare(spec: Spec, registry: Registry, *, mixed: bool = True, ranks: Ranks = ALONE) -> Prepared:
+def prepare_run(
+    spec: Spec, registry: Registry, *, use_shares: bool = True, processes: Processes = SINGLE_PROCESS
+) -> PreparedRun:
     """Everything up to the proven data. Raises HarnessError for bad input.
 
     mixed: False, where nothing will be trained, leaves the shares out, so that rows can be looked at whose mixture
     cannot be met. ranks: the processes that share the training. Every bad row of a source is written to
     `<output>/<name>-rejected/<source>.jsonl`, by the main one.
     """
-    progress = progress_of(registry)
-    planned = plan_module.make(spec, registry)
-    if not mixed:
+    progress = create_progress(registry)
+    planned = plan_module.build_plan(spec, registry)
+    if not use_shares:
         planned = replace(planned, stages=tuple(replace(one, shares=()) for one in planned.stages))
-    _warn(registry, planned.warnings)
-    metrics = preflight.check(spec, planned, registry, trains=mixed)
-    raise_all(_lacking(spec, metrics))
-    template = registry.make("templates", *planned.template)
+    _emit_warnings(registry, planned.warnings)
+    metrics = preflight.preflight(spec, planned, registry, will_train=use_shares)
+    raise_all(_unavailable_metric_errors(spec, metrics))
+    template = registry.create("templates", *planned.template)
     kind: type[HarnessError] = HarnessError
     try:
-        location = locate.resolve(planned.model, output=spec.document["output"], progress=progress)
-        if (location.below or location).kind == "hub":
+        location = locate.resolve_model(planned.model, output=spec.document["output"], progress=progress)
+        if (location.base or location).kind == "hub":
             kind = ModelUnreachable
-        tokenizer = load.tokenizer(location, planned.model)
+        tokenizer = load.load_tokenizer(location, planned.model)
     except HarnessError as error:
         own = error.where.startswith("model.")  # it names its key itself
         where = spec.where(tuple(error.where.split(".")) if own else ("model", "path"))
         raise kind(where if own else f"{where}: {error.where}", error.what, error.hint) from error
-    device.dtype(planned.train["precision"], device.device())
-    templates = {one.name: registry.make("templates", *one.template) for one in planned.suites if one.template}
+    device.resolve_dtype(planned.train["precision"], device.select_device())
+    templates = {one.name: registry.create("templates", *one.template) for one in planned.suites if one.template}
     if not spec.document["checks"]["other_template"]:
         folder = Path(location.path) if location.kind in ("folder", "run") else None
-        raise_all(fingerprints.others(planned, template, templates, tokenizer, folder, spec.where))
-    sources = {name: registry.make("sources", *given) for name, given in planned.sources.items()}
-    prepared = prepare_module.prepare(
+        raise_all(fingerprints.template_mismatches(planned, template, templates, tokenizer, folder, spec.where))
+    sources = {name: registry.create("sources", *given) for name, given in planned.sources.items()}
+    prepared = prepare_module.prepare_data(
         planned,
         sources,
         template,
         tokenizer,
-        also=plan_module.sources_named(spec, "mitigations"),
+        extra_sources=plan_module.list_named_sources(spec, "mitigations"),
         templates=templates,
-        rejected=Path(spec.document["output"]) / f"{planned.name}-rejected" if ranks.main else None,
-        processes=ranks.count,
+        invalid_rows_folder=Path(spec.document["output"]) / f"{planned.name}-rejected" if processes.is_main else None,
+        processes=processes.world_size,
         progress=progress,
     )
-    _warn(registry, prepared.warnings)
-    return Prepared(planned, location, tokenizer, template, prepared, metrics, templates)
+    _emit_warnings(registry, prepared.warnings)
+    return PreparedRun(planned, location, tokenizer, template, prepared, metrics, templates)
 
 
-def find(spec: Spec, ready: Prepared, registry: Registry) -> findings.Findings:
+def analyze_prepared_data(spec: Spec, prepared: PreparedRun, registry: Registry) -> findings.Findings:
     """What the wording of the prepared data gives away; its warnings are told, its failures are for the caller."""
-    found = findings.find(
-        ready.data.training,
-        ready.data.suites,
+    found = findings.analyze_data(
+        prepared.data.training_examples,
+        prepared.data.suite_examples,
         spec.document["checks"],
-        seed=ready.plan.seed,
-        untrained=ready.data.untrained,
-        progress=progress_of(registry),
+        seed=prepared.plan.seed,
+        fully_truncated=prepared.data.fully_truncated,
+        progress=create_progress(registry),
     )
-    _warn(registry, found.warnings)
+    _emit_warnings(registry, found.warnings)
     return found
 
 
-def progress_of(registry: Registry) -> Progress:
+def create_progress(registry: Registry) -> Progress:
     """Progress that is told to every listener."""
 
     def progress(phase: str, done: int, total: int, note: str = "", unit: str = "") -> None:
         facts = {"phase": phase, "done": done, "total": total, "note": note, "unit": unit}
-        registry.observe(Event("progress", data=facts))
+        registry.emit(Event("progress", data=facts))
 
     return progress
 
 
-def _warn(registry: Registry, warnings: Iterable[str]) -> None:
+def _emit_warnings(registry: Registry, warnings: Iterable[str]) -> None:
     """Tell the listeners of warnings that stand in `data.json` too: there with every row that they name."""
     for warning in warnings:
         text, *rows = warning.split("\n")
-        registry.observe(Event("warning", data={"text": text, "rows": rows}))
+        registry.emit(Event("warning", data={"text": text, "rows": rows}))
 
 
-def page(registry: Registry, write: Callable[[Path], Path], folder: Path) -> None:
+def write_report_page(registry: Registry, write_file: Callable[[Path], Path], folder: Path) -> None:
     """Make the page of a finished run. What fails there is told, and the run stays finished."""
     try:
-        write(folder)
+        write_file(folder)
     except (HarnessError, OSError) as error:
         text = f"report.html could not be made: {error}; try again: harness report {folder}"
-        registry.observe(Event("warning", data={"text": text}))
+        registry.emit(Event("warning", data={"text": text}))
 
 
-def _lacking(spec: Spec, metrics: Mapping[str, Mapping[str, Metric]]) -> Iterator[HarnessError]:
+def _unavailable_metric_errors(spec: Spec, metrics: Mapping[str, Mapping[str, Metric]]) -> Iterator[HarnessError]:
     """What metrics need and is not here."""
     for suite, made in metrics.items():
         for name, metric in made.items():
             try:
-                metric.check()
+                metric.check_available()
             except HarnessError as error:
                 place = spec.where(("evaluate", suite, "metrics", name))
                 yield HarnessError(f"{place}: {error.where}", error.what, error.hint)

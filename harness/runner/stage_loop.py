@@ -14,197 +14,229 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.distributed.processes import Ranks
+from harness.distributed.processes import Processes
 from harness.errors import RunError
 from harness.model import load as load_module
 from harness.model import locate
 from harness.registry import Registry
 from harness.runner import continue_run, early_stopping
-from harness.runner.folder import RunFolder, load_end, save_end
-from harness.runner.prepare import Prepared, prepare, progress_of
-from harness.runner.staged_model import Chain
-from harness.seeding import derive
+from harness.runner.folder import RunFolder, load_stage_snapshot, save_stage_snapshot
+from harness.runner.prepare import PreparedRun, create_progress, prepare_run
+from harness.runner.staged_model import StagedModel
+from harness.seeding import derive_seed
 from harness.spec.spec import Spec
 from harness.training import checkpoint, train_stage
 
 
-class Course(ABC):
+class StageLoop(ABC):
     """One process's way through the stages of a run. again: whether the run is gone on with."""
 
     def __init__(
-        self, spec: Spec, registry: Registry, ready: Prepared, folder: RunFolder, ranks: Ranks, again: bool
+        self,
+        spec: Spec,
+        registry: Registry,
+        prepared: PreparedRun,
+        folder: RunFolder,
+        processes: Processes,
+        resuming: bool,
     ) -> None:
-        self.spec, self.registry, self.ready = spec, registry, ready
-        self.folder, self.ranks, self.again = folder, ranks, again
+        self.spec, self.registry, self.prepared = spec, registry, prepared
+        self.folder, self.processes, self.resuming = folder, processes, resuming
 
     @property
-    def policy(self) -> str | None:
+    def adapter_policy(self) -> str | None:
         """What becomes of an earlier run's adapter, see `onward.policy`."""
-        return continue_run.policy(self.spec, self.ready)
+        return continue_run.adapter_policy(self.spec, self.prepared)
 
-    def load(self, location: locate.Location | None = None) -> Any:
+    def load_model(self, location: locate.ModelLocation | None = None) -> Any:
         """A model as the run computes with it: the one it begins with, or another copy, of `location`."""
-        planned = self.ready.plan
-        return load_module.load(
-            location or self.ready.location,
+        planned = self.prepared.plan
+        return load_module.load_model(
+            location or self.prepared.location,
             planned.model,
             precision=planned.train["precision"],
-            progress=progress_of(self.registry),
+            progress=create_progress(self.registry),
         )
 
-    def _chain(self) -> Chain:
+    def _create_staged_model(self) -> StagedModel:
         """The model with its mitigations, before its first stage."""
-        planned = self.ready.plan
-        with self.ranks.main_first():  # what is downloaded or converted is so once
-            net = self.load()
+        planned = self.prepared.plan
+        with self.processes.main_first():  # what is downloaded or converted is so once
+            net = self.load_model()
         train_stage.seed_mitigations(planned.seed)
-        return Chain(net, planned, self.registry, self.policy)
+        return StagedModel(net, planned, self.registry, self.adapter_policy)
 
-    def _stage(self, chain: Chain, number: int, totals: Mapping[str, Any] | None) -> train_stage.Trained:
+    def _train_stage(
+        self, staged_model: StagedModel, stage_index: int, totals: Mapping[str, Any] | None
+    ) -> train_stage.StageResult:
         """Take the model through a stage. number: from 1. totals: what it came to, where it was trained before."""
-        data = self.ready.data.stages[number - 1]
-        place = self.folder.stage(data.stage.name)
-        totals = self.ranks.share(totals)
-        train_stage.seed_mitigations(self._seed(number))
-        with self.ranks.main_first(), self._computation(chain):  # the others find the Fisher in the cache
-            active = chain.enter(number, self.ready.data.rows)
+        data = self.prepared.data.stages[stage_index - 1]
+        place = self.folder.stage_folder(data.stage.name)
+        totals = self.processes.broadcast(totals)
+        train_stage.seed_mitigations(self._mitigation_seed(stage_index))
+        with self.processes.main_first(), self._autocast(staged_model):  # the others find the Fisher in the cache
+            active = staged_model.start_stage(stage_index, self.prepared.data.tokenized_rows)
         if totals is not None:
-            return self._recall(place, chain, totals)
-        self._begin_alike(place, chain)
-        resumed = self.ranks.share(checkpoint.latest(place / "checkpoints") if self.again else None)
-        watch = self._watch(chain, number, resumed)
-        steps, begun = data.steps(self.ranks.count), checkpoint.reached(resumed)
+            return self._restore_stage(place, staged_model, totals)
+        self._synchronize_start(place, staged_model)
+        resumed = self.processes.broadcast(
+            checkpoint.latest_checkpoint(place / "checkpoints") if self.resuming else None
+        )
+        watch = self._create_early_stopper(staged_model, stage_index, resumed)
+        steps, begun = data.count_steps(self.processes.world_size), checkpoint.checkpoint_step(resumed)
 
         def over(step: int) -> bool:
-            if step != begun and not early_stopping.due(data.stage, steps, step):
+            if step != begun and not early_stopping.is_due(data.stage, steps, step):
                 return False  # nothing was looked at, so there is nothing to ask the main process
-            return self.ranks.share(watch is not None and watch(step))
+            return self.processes.broadcast(watch is not None and watch(step))
 
-        trained = train_stage.train(
-            chain.net,
-            self.ready.tokenizer,
+        trained = train_stage.train_stage(
+            staged_model.model,
+            self.prepared.tokenizer,
             data,
             active,
-            seed=self.ready.plan.seed,
+            seed=self.prepared.plan.seed,
             folder=place,
-            progress=progress_of(self.registry),
-            on_step=self._step(number, data.stage.name, resumed),
+            progress=create_progress(self.registry),
+            on_step=self._create_step_callback(stage_index, data.stage.name, resumed),
             resume=resumed,
-            check=over if data.stage.train["evaluate_steps"] is not None else None,
+            stop_check=over if data.stage.train["evaluate_steps"] is not None else None,
         )
-        self._conclude(chain, number, trained, watch)
+        self._finish_stage(staged_model, stage_index, trained, watch)
         return trained
 
     # -- what the main process and the others do in their own ways -----------------------------------------------------
 
     @abstractmethod
-    def _watch(self, chain: Chain, number: int, resumed: Path | None) -> early_stopping.Watch | None:
+    def _create_early_stopper(
+        self, staged_model: StagedModel, stage_index: int, checkpoint: Path | None
+    ) -> early_stopping.EarlyStopper | None:
         """What evaluates the stage on its way; None where that is not asked for, or not done here."""
 
     @abstractmethod
-    def _step(self, number: int, name: str, resumed: Path | None) -> Callable[[int, Mapping[str, float]], None]:
+    def _create_step_callback(
+        self, stage_index: int, name: str, checkpoint: Path | None
+    ) -> Callable[[int, Mapping[str, float]], None]:
         """What hears of each logged update."""
 
     @abstractmethod
-    def _conclude(
-        self, chain: Chain, number: int, trained: train_stage.Trained, watch: early_stopping.Watch | None
+    def _finish_stage(
+        self,
+        staged_model: StagedModel,
+        stage_index: int,
+        stage_result: train_stage.StageResult,
+        early_stopper: early_stopping.EarlyStopper | None,
     ) -> None:
         """Bring model and mitigations to the stage's end."""
 
     # -- within a stage -----------------------------------------------------------------------------------------------
 
-    def _begin_alike(self, place: Path, chain: Chain) -> None:
+    def _synchronize_start(self, stage_folder: Path, staged_model: StagedModel) -> None:
         """Give every process the weights and states that the main one begins the stage with.
 
         They were computed alike, but devices of one kind may still round otherwise, and what the mitigations add to
         the gradients is not averaged as these are.
         """
-        if self.ranks.count == 1:
+        if self.processes.world_size == 1:
             return
-        begun = place / "begun"
-        if self.ranks.main:
-            save_end(begun, chain.net, states_of(chain))
-        self.ranks.meet()
-        if not self.ranks.main:
-            for name, state in load_end(begun, chain.net).items():
-                chain.active[name].load_state_dict(state)
-        self.ranks.meet()
-        if self.ranks.main:
+        begun = stage_folder / "begun"
+        if self.processes.is_main:
+            save_stage_snapshot(begun, staged_model.model, mitigation_states(staged_model))
+        self.processes.barrier()
+        if not self.processes.is_main:
+            for name, state in load_stage_snapshot(begun, staged_model.model).items():
+                staged_model.active_mitigations[name].load_state_dict(state)
+        self.processes.barrier()
+        if self.processes.is_main:
             shutil.rmtree(begun)
 
-    def _recall(self, place: Path, chain: Chain, totals: Mapping[str, Any]) -> train_stage.Trained:
+    def _restore_stage(
+        self, stage_folder: Path, staged_model: StagedModel, totals: Mapping[str, Any]
+    ) -> train_stage.StageResult:
         """What a stage that was trained before came to, the model and its mitigations with it."""
-        states = load_end(place / "end", chain.net)
+        states = load_stage_snapshot(stage_folder / "end", staged_model.model)
         try:
-            trained = train_stage.Trained.of(totals)
-            if states.keys() != chain.active.keys():
+            trained = train_stage.StageResult.from_totals(totals)
+            if states.keys() != staged_model.active_mitigations.keys():
                 raise ValueError("other mitigations are at work")
         except ValueError as error:
             what = "it was written with other mitigations, or by another version"
-            raise RunError(str(place / "end"), what, "take this folder away, and the stage is trained again") from error
+            raise RunError(
+                str(stage_folder / "end"), what, "take this folder away, and the stage is trained again"
+            ) from error
         for name, state in states.items():
-            chain.active[name].load_state_dict(state)
+            staged_model.active_mitigations[name].load_state_dict(state)
         return trained
 
-    def _seed(self, number: int) -> int:
+    def _mitigation_seed(self, stage_index: int) -> int:
         """Of what the mitigations of a stage draw: a second adapter does not start where the first one did."""
-        seed = self.ready.plan.seed
+        seed = self.prepared.plan.seed
         return (
             seed
-            if number == 1 and self.policy is None
-            else derive(seed, "stage", self.ready.plan.stages[number - 1].name)
+            if stage_index == 1 and self.adapter_policy is None
+            else derive_seed(seed, "stage", self.prepared.plan.stages[stage_index - 1].name)
         )
 
-    def _computation(self, chain: Chain) -> AbstractContextManager[Any]:
-        return load_module.computation(chain.net, self.ready.plan.train["precision"])
+    def _autocast(self, staged_model: StagedModel) -> AbstractContextManager[Any]:
+        return load_module.autocast_context(staged_model.model, self.prepared.plan.train["precision"])
 
 
-def states_of(chain: Chain) -> dict[str, Mapping[str, Any]]:
+def mitigation_states(staged_model: StagedModel) -> dict[str, Mapping[str, Any]]:
     """The states of the mitigations that are at work."""
-    return {name: one.state_dict() for name, one in chain.active.items()}
+    return {name: one.state_dict() for name, one in staged_model.active_mitigations.items()}
 
 
 @dataclass(frozen=True)
-class Task:
+class RunTask:
     """A run that the main process begins, in its folder. again: whether it is gone on with."""
 
     spec: Spec
-    place: Path
-    again: bool
+    path: Path
+    resuming: bool
 
 
-def follow(registry: Registry, ranks: Ranks) -> None:
+def run_worker(registry: Registry, processes: Processes) -> None:
     """Train beside the main process in every run that it begins, until nothing more comes.
 
     The listeners hear nothing of it. The main process has proven the data before and put the tokens into the cache.
     """
-    registry.silent = True
-    task: Task | None
-    while (task := ranks.share(None)) is not None:
-        ready = prepare(task.spec, registry, ranks=ranks)
-        Follower(task.spec, registry, ready, RunFolder(task.place), ranks, task.again).run()
+    registry.muted = True
+    task: RunTask | None
+    while (task := processes.broadcast(None)) is not None:
+        ready = prepare_run(task.spec, registry, processes=processes)
+        WorkerProcess(task.spec, registry, ready, RunFolder(task.place), processes, task.again).run()
 
 
-class Follower(Course):
+class WorkerProcess(StageLoop):
     """A run under way beside the main process."""
 
     def run(self) -> None:
         """Walk all the way."""
-        chain = self._chain()
-        for number in range(1, len(self.ready.plan.stages) + 1):
-            self._stage(chain, number, None)
+        chain = self._create_staged_model()
+        for number in range(1, len(self.prepared.plan.stages) + 1):
+            self._train_stage(chain, number, None)
 
-    def _watch(self, chain: Chain, number: int, resumed: Path | None) -> early_stopping.Watch | None:
+    def _create_early_stopper(
+        self, staged_model: StagedModel, stage_index: int, checkpoint: Path | None
+    ) -> early_stopping.EarlyStopper | None:
         return None
 
-    def _step(self, number: int, name: str, resumed: Path | None) -> Callable[[int, Mapping[str, float]], None]:
-        return train_stage.unheard
+    def _create_step_callback(
+        self, stage_index: int, name: str, checkpoint: Path | None
+    ) -> Callable[[int, Mapping[str, float]], None]:
+        return train_stage.no_step_callback
 
-    def _conclude(
-        self, chain: Chain, number: int, trained: train_stage.Trained, watch: early_stopping.Watch | None
+    def _finish_stage(
+        self,
+        staged_model: StagedModel,
+        stage_index: int,
+        stage_result: train_stage.StageResult,
+        early_stopper: early_stopping.EarlyStopper | None,
     ) -> None:
         """As a run that is gone on with does: what the main process kept of the stage is read."""
-        totals = self.ranks.share(None)
+        totals = self.processes.broadcast(None)
         assert totals is not None, "the main process shares what the stage came to"
-        self._recall(self.folder.stage(self.ready.plan.stages[number - 1].name), chain, totals)
-        self.ranks.meet()
+        self._restore_stage(
+            self.folder.stage_folder(self.prepared.plan.stages[stage_index - 1].name), staged_model, totals
+        )
+        self.processes.barrier()

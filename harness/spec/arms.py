@@ -16,7 +16,7 @@ from typing import Any
 
 from harness.errors import HarnessError, ManyErrors, RunError
 
-LOSSES: Mapping[str, int] = {
+FORGETTING_SIGN: Mapping[str, int] = {
     "forgetting": 1,
     "forgetting_since_learned": 1,
     "forgetting_from_best": 1,
@@ -26,13 +26,13 @@ LOSSES: Mapping[str, int] = {
 }
 """Summaries of the stage × suite matrix that say how much was lost -> the sign with which a loss is positive."""
 
-CHOSEN = ("mode", "template", "mitigations", "sources", "evaluate")
+REPLACED_WHOLE = ("mode", "template", "mitigations", "sources", "evaluate")
 """Parts of a spec that an arm may give as a whole: what it leaves out is not wanted there."""
 
-MOST = 10_000
+MAX_ARMS = 10_000
 """Arms of one experiment; a matrix of more is taken for a slip."""
 
-UNSAFE = re.compile(r"[^A-Za-z0-9._=+,-]+")
+UNSAFE_NAME_CHARACTERS = re.compile(r"[^A-Za-z0-9._=+,-]+")
 
 
 @dataclass(frozen=True)
@@ -47,20 +47,22 @@ class Arm:
         return tuple(f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in self.changes.items())
 
 
-def expand(given: Mapping[str, Any], where: str) -> tuple[Arm, ...]:
+def expand_arms(arms_spec: Mapping[str, Any], where: str) -> tuple[Arm, ...]:
     """The arms of a spec: each of `named`, for each combination of the values of `matrix`, in the order of the spec.
 
     given: the spec's `arms`, filled in. where: its place, for errors.
     Raises HarnessError when there is none, two have one name, an arm changes what arms share, or one change of an arm
     undoes another.
     """
-    if not given["named"] and not given["matrix"]:
+    if not arms_spec["named"] and not arms_spec["matrix"]:
         raise HarnessError(where, "there are no arms", 'name some in "named", give a "matrix", or leave "arms" out')
-    named: Mapping[str, Mapping[str, Any]] = given["named"] or {"": {}}
-    count = len(named) * prod(map(len, given["matrix"].values()))
-    if count > MOST:
-        raise HarnessError(where, f"there are {count:,} arms, more than {MOST:,}", "name fewer values in its matrix")
-    cells = list(_cells(given["matrix"]))
+    named: Mapping[str, Mapping[str, Any]] = arms_spec["named"] or {"": {}}
+    count = len(named) * prod(map(len, arms_spec["matrix"].values()))
+    if count > MAX_ARMS:
+        raise HarnessError(
+            where, f"there are {count:,} arms, more than {MAX_ARMS:,}", "name fewer values in its matrix"
+        )
+    cells = list(_matrix_combinations(arms_spec["matrix"]))
     made = []
     for name, changes in named.items():
         for label, values in cells:
@@ -69,16 +71,16 @@ def expand(given: Mapping[str, Any], where: str) -> tuple[Arm, ...]:
                 what = f"the arm {name!r} and the matrix both set {clash[0]!r}"
                 raise HarnessError(where, what, "say it in one of the two")
             made.append(Arm(",".join(part for part in (name, label) if part), {**changes, **values}))
-    _check(made, where)
+    _validate_changes(made, where)
     names = [arm.name for arm in made]
     for key in ("baseline", "joint"):
-        name = given[key]
+        name = arms_spec[key]
         if name is not None and name not in names:
             raise HarnessError(f"{where}.{key}", f"there is no arm {name!r}", f"there are: {', '.join(names)}")
     return tuple(made)
 
 
-def chosen(arms: Sequence[Arm], names: Sequence[str]) -> tuple[Arm, ...]:
+def select_arms(arms: Sequence[Arm], names: Sequence[str]) -> tuple[Arm, ...]:
     """The arms of these names, in the order of the spec; all of them when none is named. Raises HarnessError."""
     known = [arm.name for arm in arms]
     for name in names:
@@ -88,33 +90,33 @@ def chosen(arms: Sequence[Arm], names: Sequence[str]) -> tuple[Arm, ...]:
 
 
 @contextmanager
-def named(arm: Arm) -> Iterator[None]:
+def arm_error_context(arm: Arm) -> Iterator[None]:
     """Whatever is wrong in here is said of this arm: each HarnessError names it at its beginning."""
     try:
         yield
     except HarnessError as error:
-        raise _of(arm, error) from error
+        raise _error_with_arm_name(arm, error) from error
 
 
-def _of(arm: Arm, error: HarnessError) -> HarnessError:
+def _error_with_arm_name(arm: Arm, error: HarnessError) -> HarnessError:
     if isinstance(error, ManyErrors):
-        return ManyErrors(_of(arm, one) for one in error.errors)
+        return ManyErrors(_error_with_arm_name(arm, one) for one in error.errors)
     kind = RunError if isinstance(error, RunError) else HarnessError
     # An arm's changes go the way of `--set`, which nobody has typed here.
     return kind(f"arm {arm.name!r}: {error.where.removeprefix('--set ')}", error.what, error.hint)
 
 
-def replacing(arms: Iterable[Arm], written: Mapping[str, Any]) -> Iterator[str]:
+def override_warnings(arms: Iterable[Arm], spec_document: Mapping[str, Any]) -> Iterator[str]:
     """A line for each arm that puts a new object in the place of one of the spec, whose other keys are lost by that.
 
     written: the spec as it stands in its file. Parts that are chosen anew as a whole, such as the mode, are none.
     """
     for arm in arms:
         for key, value in arm.changes.items():
-            old: Any = written
+            old: Any = spec_document
             for step in key.split("."):
                 old = old.get(step) if isinstance(old, Mapping) else None
-            if key in CHOSEN or not isinstance(old, Mapping) or not isinstance(value, Mapping) or not value:
+            if key in REPLACED_WHOLE or not isinstance(old, Mapping) or not isinstance(value, Mapping) or not value:
                 continue
             lost = [one for one in old if one not in value]
             if lost:
@@ -124,40 +126,42 @@ def replacing(arms: Iterable[Arm], written: Mapping[str, Any]) -> Iterator[str]:
                 )
 
 
-def axes(by_role: Mapping[str, Sequence[str]], gain: str | None, lost: str | None) -> tuple[str, str] | None:
+def default_axes(
+    scores_by_role: Mapping[str, Sequence[str]], gain: str | None, forgetting: str | None
+) -> tuple[str, str] | None:
     """What arms are compared by: the gain, and what is forgotten; None where neither is named nor can be chosen.
 
     by_role: the scores `suite/score` of the baseline that are better one way, under `domain` and `general`. gain, lost:
     as the spec names them. One that it does not name is the first of its role; of the general ones the first of the
     gain's name, if there is one.
     """
-    if (gain is None and not by_role["domain"]) or (lost is None and not by_role["general"]):
+    if (gain is None and not scores_by_role["domain"]) or (forgetting is None and not scores_by_role["general"]):
         return None
-    gain = gain or by_role["domain"][0]
-    same = [one for one in by_role["general"] if one.partition("/")[2] == gain.partition("/")[2]]
-    return gain, lost or (same or by_role["general"])[0]
+    gain = gain or scores_by_role["domain"][0]
+    same = [one for one in scores_by_role["general"] if one.partition("/")[2] == gain.partition("/")[2]]
+    return gain, forgetting or (same or scores_by_role["general"])[0]
 
 
-def is_summary(axis: str | None) -> bool:
+def is_summary_axis(axis: str | None) -> bool:
     """Whether an axis of the comparison is `summary:score` and not `suite/score`."""
     return axis is not None and "/" not in axis and ":" in axis
 
 
-def check(given: Mapping[str, Any], suites: Iterable[str], where: str) -> Iterator[HarnessError]:
+def validate_axes(arms_spec: Mapping[str, Any], suites: Iterable[str], where: str) -> Iterator[HarnessError]:
     """What is wrong with `gain` and `forgetting` before anything has been measured. suites: the spec's, by name."""
     known = list(suites)
     for key in ("gain", "forgetting"):
-        axis, place = given[key], f"{where}.{key}"
+        axis, place = arms_spec[key], f"{where}.{key}"
         if axis is None:
             continue
-        if is_summary(axis):
+        if is_summary_axis(axis):
             summary = axis.partition(":")[0]
             if key == "gain":
                 what = "a gain is a score of a suite against the base model, and no summary of the matrix is one"
                 yield HarnessError(place, what, 'name it as "suite/score"')
-            elif summary not in LOSSES:
+            elif summary not in FORGETTING_SIGN:
                 what = f"{summary!r} is no summary that says what was lost"
-                yield HarnessError(place, what, f"there are: {', '.join(LOSSES)}")
+                yield HarnessError(place, what, f"there are: {', '.join(FORGETTING_SIGN)}")
         elif "/" not in axis:
             what = f"{axis!r} does not say of which suite it is a score"
             yield HarnessError(place, what, 'name it as "suite/score"')
@@ -166,15 +170,15 @@ def check(given: Mapping[str, Any], suites: Iterable[str], where: str) -> Iterat
             yield HarnessError(place, what, f"the spec's suites are: {', '.join(known) or 'none'}")
 
 
-def _cells(matrix: Mapping[str, Sequence[Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
+def _matrix_combinations(matrix: Mapping[str, Sequence[Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
     """(label, key -> value) of every combination; one empty combination where there is no matrix."""
-    short = {key: _short(key, matrix) for key in matrix}
+    short = {key: _shortest_unique_suffix(key, matrix) for key in matrix}
     for values in product(*matrix.values()):
         cell = dict(zip(matrix, values, strict=True))
-        yield ",".join(f"{short[key]}={_shown(value)}" for key, value in cell.items()), cell
+        yield ",".join(f"{short[key]}={_format_value(value)}" for key, value in cell.items()), cell
 
 
-def _short(key: str, keys: Mapping[str, Any]) -> str:
+def _shortest_unique_suffix(key: str, keys: Mapping[str, Any]) -> str:
     """The shortest end of a dotted key that no other key of the matrix has."""
     parts = key.split(".")
     for count in range(1, len(parts)):
@@ -184,17 +188,17 @@ def _short(key: str, keys: Mapping[str, Any]) -> str:
     return key
 
 
-def _shown(value: Any) -> str:
+def _format_value(value: Any) -> str:
     if isinstance(value, str):
         text = value
     elif value is None:
         text = "none"
     else:
         text = json.dumps(value, separators=(",", ":"))
-    return UNSAFE.sub("-", text).strip("-") or "empty"
+    return UNSAFE_NAME_CHARACTERS.sub("-", text).strip("-") or "empty"
 
 
-def _check(arms: Sequence[Arm], where: str) -> None:
+def _validate_changes(arms: Sequence[Arm], where: str) -> None:
     seen: set[str] = set()
     for arm in arms:
         if arm.name in seen:
@@ -207,10 +211,10 @@ def _check(arms: Sequence[Arm], where: str) -> None:
             if "=" in key or not all(key.split(".")):
                 what = f"the arm {arm.name!r} changes {key!r}, which is no dotted key of a spec"
                 raise HarnessError(where, what, 'write e.g. "train.learning_rate"')
-        _check_order(arm, where)
+        _validate_change_order(arm, where)
 
 
-def _check_order(arm: Arm, where: str) -> None:
+def _validate_change_order(arm: Arm, where: str) -> None:
     """Raise HarnessError where a whole part comes after a change within it, which would be lost."""
     keys = list(arm.changes)
     for number, key in enumerate(keys):

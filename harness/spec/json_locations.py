@@ -14,64 +14,64 @@ from typing import Any
 
 from harness.errors import HarnessError
 
-Path = tuple[str | int, ...]
+JsonPath = tuple[str | int, ...]
 
 _SPACE = re.compile(r"[ \t\n\r]*")
 _ATOM = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?|true|false|null")
-_UNWRITABLE = re.compile(r"[\0\ud800-\udfff]")
-_DEEPEST = 100
+_INVALID_CHARACTERS = re.compile(r"[\0\ud800-\udfff]")
+_MAX_DEPTH = 100
 
 
 @dataclass(frozen=True)
-class Located:
+class LocatedJson:
     """A JSON value, and the offset at which the key (or, in a list, the value) of each path begins."""
 
     name: str
     text: str
     value: Any
-    offsets: dict[Path, int]
+    offsets: dict[JsonPath, int]
 
-    def where(self, path: Path) -> str:
+    def where(self, path: JsonPath) -> str:
         """`file:line:column` of the path, or of the nearest thing around it that stands in the file."""
         while path and path not in self.offsets:
             path = path[:-1]
-        return _where(self.name, self.text, self.offsets.get(path, 0))
+        return _format_location(self.name, self.text, self.offsets.get(path, 0))
 
 
-def parse(text: str, name: str) -> Located:
+def parse_json(text: str, name: str) -> LocatedJson:
     """The value of a JSON text. Raises HarnessError with the place of the first thing that is not JSON."""
-    reader = _Reader(text, name)
+    reader = _LocatedJsonParser(text, name)
     value, end = reader.value(0, ())
     end = reader.skip(end)
     if end != len(text):
         reader.fail(end, "something stands after the end of the JSON value", "remove it")
-    return Located(name, text, value, reader.offsets)
+    return LocatedJson(name, text, value, reader.offsets)
 
 
-def _where(name: str, text: str, offset: int) -> str:
+def _format_location(name: str, text: str, offset: int) -> str:
     line = text.count("\n", 0, offset) + 1
     column = offset - (text.rfind("\n", 0, offset) + 1) + 1
     return f"{name}:{line}:{column}"
 
 
-class _Reader:
+class _LocatedJsonParser:
     def __init__(self, text: str, name: str) -> None:
         self.text, self.name = text, name
-        self.offsets: dict[Path, int] = {(): 0}
+        self.offsets: dict[JsonPath, int] = {(): 0}
 
     def fail(self, offset: int, what: str, hint: str) -> None:
-        raise HarnessError(_where(self.name, self.text, offset), what, hint)
+        raise HarnessError(_format_location(self.name, self.text, offset), what, hint)
 
     def skip(self, offset: int) -> int:
         match = _SPACE.match(self.text, offset)
         return match.end() if match else offset
 
-    def value(self, offset: int, path: Path) -> tuple[Any, int]:
+    def value(self, offset: int, path: JsonPath) -> tuple[Any, int]:
         offset = self.skip(offset)
         if offset >= len(self.text):
             self.fail(offset, "the JSON ends too early", "close what is open")
-        if len(path) > _DEEPEST:
-            self.fail(offset, f"brackets are nested more than {_DEEPEST} deep", "close what is open")
+        if len(path) > _MAX_DEPTH:
+            self.fail(offset, f"brackets are nested more than {_MAX_DEPTH} deep", "close what is open")
         character = self.text[offset]
         if character == "{":
             return self.object(offset + 1, path)
@@ -103,11 +103,11 @@ class _Reader:
                 error.pos, f"a string is not well formed: {error.msg}", "close the string, escape what is special"
             )
             raise
-        if _UNWRITABLE.search(text):
+        if _INVALID_CHARACTERS.search(text):
             self.fail(offset, "the string holds NUL or half a surrogate pair", "write the character itself")
         return text, end
 
-    def object(self, offset: int, path: Path) -> tuple[dict[str, Any], int]:
+    def object(self, offset: int, path: JsonPath) -> tuple[dict[str, Any], int]:
         result: dict[str, Any] = {}
         offset = self.skip(offset)
         if self.text[offset : offset + 1] == "}":
@@ -135,7 +135,7 @@ class _Reader:
                 self.fail(offset, f"a comma or '}}' is expected after the value of {key!r}", "add it")
             offset += 1
 
-    def array(self, offset: int, path: Path) -> tuple[list[Any], int]:
+    def array(self, offset: int, path: JsonPath) -> tuple[list[Any], int]:
         result: list[Any] = []
         offset = self.skip(offset)
         if self.text[offset : offset + 1] == "]":

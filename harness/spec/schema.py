@@ -19,83 +19,96 @@ from jsonschema.exceptions import ValidationError
 
 from harness.errors import HarnessError
 from harness.interfaces.component import Component
-from harness.registry import Broken, Registry
-from harness.spec.json_locations import Located, Path
+from harness.registry import BrokenPlugin, Registry
+from harness.spec.json_locations import JsonPath, LocatedJson
 from harness.spec_keys import data, evaluation, run, training
 
 Schema = dict[str, Any]
 
 
-def compose(registry: Registry) -> Schema:
+def compose_schema(registry: Registry) -> Schema:
     """One schema for whole specs: the core's words and the options of every component of the registry."""
     components = registry.components
-    sources = {name: _component(component, data.ROWS) for name, component in sorted(components["sources"].items())}
-    metrics = _slot(components["metrics"], "Metrics of the suite: name -> options.", many=True)
-    own = _optional(_slot(components["templates"], "A template of this suite's own. null: that of training."))
-    properties = {**evaluation.SUITE, "template": own, "metrics": {**metrics, "minProperties": 1}}
-    suite = _object(properties, ("source", "metrics"))
-    near = _object(data.NEAR_DUPLICATES, (), "Training rows that nearly repeat one another. null: not looked for.")
-    contamination = _object(data.CONTAMINATION, (), "Held-out rows that stand in training. null: not looked for.")
-    checks = {
-        "near_duplicates": {**_optional(near), "default": {}},
-        "contamination": {**_optional(contamination), "default": {}},
-        **data.CHECKS,
+    sources = {
+        name: _component_schema(component, data.SOURCE_KEYS)
+        for name, component in sorted(components["sources"].items())
     }
-    overrides = {key: _without_default(option) for key, option in training.TRAIN.items() if key != "precision"}
+    metrics = _component_choice_schema(components["metrics"], "Metrics of the suite: name -> options.", many=True)
+    own = _nullable_schema(
+        _component_choice_schema(components["templates"], "A template of this suite's own. null: that of training.")
+    )
+    properties = {**evaluation.SUITE_KEYS, "template": own, "metrics": {**metrics, "minProperties": 1}}
+    suite = _object_schema(properties, ("source", "metrics"))
+    near = _object_schema(
+        data.NEAR_DUPLICATES_KEYS, (), "Training rows that nearly repeat one another. null: not looked for."
+    )
+    contamination = _object_schema(
+        data.CONTAMINATION_KEYS, (), "Held-out rows that stand in training. null: not looked for."
+    )
+    checks = {
+        "near_duplicates": {**_nullable_schema(near), "default": {}},
+        "contamination": {**_nullable_schema(contamination), "default": {}},
+        **data.CHECKS_KEYS,
+    }
+    overrides = {key: _without_default(option) for key, option in training.TRAIN_KEYS.items() if key != "precision"}
     properties = {
-        **run.TOP,
-        "model": _object(training.MODEL, ("path",), "The model to start from."),
+        **run.TOP_LEVEL_KEYS,
+        "model": _object_schema(training.MODEL_KEYS, ("path",), "The model to start from."),
         "template": {
-            **_slot(components["templates"], "How conversations become text."),
+            **_component_choice_schema(components["templates"], "How conversations become text."),
             "default": {"tokenizer": {}},
         },
         "sources": {
             "type": "object",
             "minProperties": 1,
-            "propertyNames": {"pattern": evaluation.NAME},
-            "additionalProperties": _union(sources, "Where rows come from: one source, by its kind."),
+            "propertyNames": {"pattern": evaluation.NAME_PATTERN},
+            "additionalProperties": _tagged_union_schema(sources, "Where rows come from: one source, by its kind."),
             "description": "Your name for a source -> where its rows come from.",
         },
-        "mode": _slot(components["modes"], "How the sources are laid out as training stages."),
+        "mode": _component_choice_schema(components["modes"], "How the sources are laid out as training stages."),
         "mitigations": {
-            **_slot(components["mitigations"], "Ways to forget less: name -> options. They compose.", many=True),
+            **_component_choice_schema(
+                components["mitigations"], "Ways to forget less: name -> options. They compose.", many=True
+            ),
             "default": {},
         },
-        "train": _object(training.TRAIN, (), "Settings of the training.", default={}),
+        "train": _object_schema(training.TRAIN_KEYS, (), "Settings of the training.", default={}),
         "evaluate": {
             "type": "object",
-            "propertyNames": {"pattern": evaluation.NAME},
+            "propertyNames": {"pattern": evaluation.NAME_PATTERN},
             "additionalProperties": suite,
             "default": {},
             "description": "Your name for a suite -> held-out rows and metrics, measured before and after every stage.",
         },
         "gate": {
             "type": "array",
-            "items": _object(evaluation.GATE, ("score",), evaluation.CONDITION),
+            "items": _object_schema(evaluation.GATE_KEYS, ("score",), evaluation.GATE_DESCRIPTION),
             "default": [],
             "description": "Conditions that the run must meet; it ends with exit code 3 when one is not met.",
         },
         "arms": {
-            **_object(run.ARMS, (), "Variants of this spec, each run and compared with the others."),
+            **_object_schema(run.ARMS_KEYS, (), "Variants of this spec, each run and compared with the others."),
             "type": ["object", "null"],
             "default": None,
         },
-        "checks": _object(checks, (), "What the data must stand before a model is loaded.", default={}),
-        "track": _object(run.TRACK, (), "Where the run is tracked.", default={}),
+        "checks": _object_schema(checks, (), "What the data must stand before a model is loaded.", default={}),
+        "track": _object_schema(run.TRACK_KEYS, (), "Where the run is tracked.", default={}),
     }
-    schema = _object(properties, ("name", "model", "sources", "mode"), "A run of harness.")
+    schema = _object_schema(properties, ("name", "model", "sources", "mode"), "A run of harness.")
     return {
         "$schema": "http://json-schema.org/draft-07/schema#",
         "title": "harness spec",
         **schema,
         "definitions": {
-            "train_overrides": _object(overrides, (), "Settings of this stage that differ from `train`."),
-            "mitigation_overrides": _overrides(components["mitigations"]),
+            "train_overrides": _object_schema(overrides, (), "Settings of this stage that differ from `train`."),
+            "mitigation_overrides": _override_schema(components["mitigations"]),
         },
     }
 
 
-def _object(properties: Mapping[str, Any], required: tuple[str, ...], description: str = "", **more: Any) -> Schema:
+def _object_schema(
+    properties: Mapping[str, Any], required: tuple[str, ...], description: str = "", **more: Any
+) -> Schema:
     schema: Schema = {
         "type": "object",
         "properties": dict(properties),
@@ -105,21 +118,23 @@ def _object(properties: Mapping[str, Any], required: tuple[str, ...], descriptio
     return {**schema, **({"description": description} if description else {}), **more}
 
 
-def _optional(schema: Schema) -> Schema:
+def _nullable_schema(schema: Schema) -> Schema:
     """The schema, or null, which is the default."""
     kinds = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
     return {**schema, "type": [*kinds, "null"], "default": None}
 
 
-def _component(component: Component, core: Mapping[str, Any]) -> Schema:
-    return _object({**component.options, **core}, component.required, component.summary)
+def _component_schema(component: Component, core_keys: Mapping[str, Any]) -> Schema:
+    return _object_schema({**component.options, **core_keys}, component.required, component.summary)
 
 
-def _slot(components: Mapping[str, Component], description: str, many: bool = False) -> Schema:
-    return _union({name: _component(c, {}) for name, c in sorted(components.items())}, description, many)
+def _component_choice_schema(components: Mapping[str, Component], description: str, many: bool = False) -> Schema:
+    return _tagged_union_schema(
+        {name: _component_schema(c, {}) for name, c in sorted(components.items())}, description, many
+    )
 
 
-def _union(members: Mapping[str, Schema], description: str, many: bool = False) -> Schema:
+def _tagged_union_schema(members: Mapping[str, Schema], description: str, many: bool = False) -> Schema:
     schema: Schema = {
         "type": ["object", "string"],
         "slot": "many" if many else "one",
@@ -132,16 +147,16 @@ def _union(members: Mapping[str, Schema], description: str, many: bool = False) 
     return schema if many else {**schema, "minProperties": 1, "maxProperties": 1}
 
 
-def _overrides(components: Mapping[str, Component]) -> Schema:
+def _override_schema(components: Mapping[str, Component]) -> Schema:
     """Options of mitigations that differ from the spec's own, without defaults; null takes one out."""
     members = {
         name: {
-            **_object({key: _without_default(option) for key, option in one.options.items()}, (), one.summary),
+            **_object_schema({key: _without_default(option) for key, option in one.options.items()}, (), one.summary),
             "type": ["object", "null"],
         }
         for name, one in sorted(components.items())
     }
-    return _object(members, (), "Options of mitigations in which this stage differs; null leaves one out of it.")
+    return _object_schema(members, (), "Options of mitigations in which this stage differs; null leaves one out of it.")
 
 
 def _without_default(option: Mapping[str, Any]) -> Schema:
@@ -151,13 +166,13 @@ def _without_default(option: Mapping[str, Any]) -> Schema:
 # -- values and their schemas, walked together --------------------------------------------------------------------
 
 
-def follow(schema: Schema, root: Schema) -> Schema:
+def resolve_ref(schema: Schema, root: Schema) -> Schema:
     """The schema itself, or the one that its `$ref` into the root's definitions names."""
     reference = schema.get("$ref")
     return root["definitions"][reference.removeprefix("#/definitions/")] if reference else schema
 
 
-def children(schema: Schema, value: Any) -> Iterator[tuple[str | int, Schema]]:
+def iter_children(schema: Schema, value: Any) -> Iterator[tuple[str | int, Schema]]:
     """The keys or indices of a value, each with its schema; those that the schema does not know are left out."""
     if isinstance(value, dict):
         extra = schema.get("additionalProperties")
@@ -172,68 +187,74 @@ def children(schema: Schema, value: Any) -> Iterator[tuple[str | int, Schema]]:
             yield index, schema["items"]
 
 
-def expand(value: Any, schema: Schema, root: Schema) -> Any:
+def expand_shorthand(value: Any, schema: Schema, root: Schema) -> Any:
     """A copy in which a bare string in a component's slot has become `{string: {}}`."""
-    schema = follow(schema, root)
+    schema = resolve_ref(schema, root)
     if isinstance(value, str) and "slot" in schema:
         return {value: {}}
     result = copy.copy(value)
-    for key, child in children(schema, value):
-        result[key] = expand(value[key], child, root)
+    for key, child in iter_children(schema, value):
+        result[key] = expand_shorthand(value[key], child, root)
     return result
 
 
-def fill(value: Any, schema: Schema, root: Schema) -> Any:
+def fill_defaults(value: Any, schema: Schema, root: Schema) -> Any:
     """A copy in which every default of the schema is written in, and a whole number such as 8.0 is an integer."""
-    schema = follow(schema, root)
+    schema = resolve_ref(schema, root)
     result = copy.copy(value)
     if isinstance(value, float) and "integer" in schema.get("type", ()) and "number" not in schema["type"]:
         return int(value)
     if isinstance(result, dict) and "slot" not in schema:
         for key, child in schema.get("properties", {}).items():
-            if key not in result and "default" in follow(child, root):
-                result[key] = copy.deepcopy(follow(child, root)["default"])
-    for key, child in children(schema, result):
-        result[key] = fill(result[key], child, root)
+            if key not in result and "default" in resolve_ref(child, root):
+                result[key] = copy.deepcopy(resolve_ref(child, root)["default"])
+    for key, child in iter_children(schema, result):
+        result[key] = fill_defaults(result[key], child, root)
     return result
 
 
-def leaves(value: Any, schema: Schema, root: Schema, path: Path = ()) -> Iterator[tuple[Path, Schema, Any]]:
+def iter_leaves(
+    value: Any, schema: Schema, root: Schema, path: JsonPath = ()
+) -> Iterator[tuple[JsonPath, Schema, Any]]:
     """Every value that holds no further ones, with its path and schema."""
-    schema = follow(schema, root)
+    schema = resolve_ref(schema, root)
     if not isinstance(value, (dict, list)):
         yield path, schema, value
-    for key, child in children(schema, value):
-        yield from leaves(value[key], child, root, (*path, key))
+    for key, child in iter_children(schema, value):
+        yield from iter_leaves(value[key], child, root, (*path, key))
 
 
 # -- errors in sentences ------------------------------------------------------------------------------------------
 
 
-def errors(document: Any, schema: Schema, located: Located, broken: Sequence[Broken] = ()) -> list[HarnessError]:
+def find_schema_errors(
+    document: Any, schema: Schema, located_json: LocatedJson, broken_plugins: Sequence[BrokenPlugin] = ()
+) -> list[HarnessError]:
     """All that is wrong with a document, in the order of the file, each with place, problem and remedy.
 
     broken: plugins that could not be listed; named where the document asks for a component that nobody brings.
     """
     found = jsonschema.Draft7Validator(schema).iter_errors(document)
-    told = {str(error): error for one in found for error in _explain(one, located, broken)}
-    return sorted(told.values(), key=lambda error: _place(error, located))
+    told = {str(error): error for one in found for error in _explain_error(one, located_json, broken_plugins)}
+    return sorted(told.values(), key=lambda error: _error_position(error, located_json))
 
 
-def _place(error: HarnessError, located: Located) -> list[int]:
-    place, _, _ = error.where.removeprefix(f"{located.name}:").partition(" ")
+def _error_position(error: HarnessError, located_json: LocatedJson) -> list[int]:
+    place, _, _ = error.where.removeprefix(f"{located_json.name}:").partition(" ")
     return [int(number) for number in place.split(":")]
 
 
-def _explain(error: ValidationError, located: Located, broken: Sequence[Broken]) -> Iterator[HarnessError]:
-    path: Path = tuple(error.absolute_path)
+def _explain_error(
+    error: ValidationError, located_json: LocatedJson, broken_plugins: Sequence[BrokenPlugin]
+) -> Iterator[HarnessError]:
+    path: JsonPath = tuple(error.absolute_path)
     key = ".".join(map(str, path)) or "spec"
     value: Any = error.instance
     wanted: Any = error.validator_value
     schema: Schema = error.schema if isinstance(error.schema, dict) else {}
 
-    def tell(what: str, hint: str, at: Path = path) -> HarnessError:
-        return HarnessError(f"{located.where(at)} {key}", what, hint)
+    def tell(what: str, hint: str, at: JsonPath = path) -> HarnessError:
+        return HarnessError(f"{located_json.where(at)} {key}", what, hint)
 
     match error.validator:
         case "additionalProperties":
@@ -244,23 +265,25 @@ def _explain(error: ValidationError, located: Located, broken: Sequence[Broken])
                     what, noun = f"no plugin brings {name!r}", "installed"
                 near = get_close_matches(name, known, 1)
                 hint = f"did you mean {near[0]!r}?" if near else f"{noun}: {', '.join(sorted(known)) or 'none'}"
-                if "slot" in schema and broken:
-                    hint += f"; a plugin that may bring it does not load: {', '.join(map(str, broken))}"
+                if "slot" in schema and broken_plugins:
+                    hint += f"; a plugin that may bring it does not load: {', '.join(map(str, broken_plugins))}"
                 yield tell(what, hint, (*path, name))
         case "required":
             for name in wanted:
                 if name not in value:
-                    yield tell(f"the key {name!r} is missing", f"add it: {_first(schema['properties'].get(name, {}))}")
+                    yield tell(
+                        f"the key {name!r} is missing", f"add it: {_first_sentence(schema['properties'].get(name, {}))}"
+                    )
         case "type":
             names = " or ".join(wanted) if isinstance(wanted, list) else wanted
             yield tell(
-                f"{_short(value)} is no {names}",
-                f"write {'an' if names[0] in 'aeio' else 'a'} {names}: {_first(schema)}",
+                f"{_shorten_json(value)} is no {names}",
+                f"write {'an' if names[0] in 'aeio' else 'a'} {names}: {_first_sentence(schema)}",
             )
         case "enum":
             near = get_close_matches(str(value), [str(one) for one in wanted], 1)
-            allowed = ", ".join(_short(one) for one in wanted)
-            yield tell(f"{_short(value)} is not one of: {allowed}", f"did you mean {near[0]!r}?" if near else "")
+            allowed = ", ".join(_shorten_json(one) for one in wanted)
+            yield tell(f"{_shorten_json(value)} is not one of: {allowed}", f"did you mean {near[0]!r}?" if near else "")
         case "minProperties" | "maxProperties" if "slot" in schema or "additionalProperties" in schema:
             names = ", ".join(sorted(schema.get("properties", {})))
             what = "nothing is given here" if not value else f"{len(value)} are given where one is chosen"
@@ -272,25 +295,25 @@ def _explain(error: ValidationError, located: Located, broken: Sequence[Broken])
                 "maximum": "at most",
                 "exclusiveMaximum": "below",
             }
-            what = f"{_short(value)} is out of range"
+            what = f"{_shorten_json(value)} is out of range"
             yield tell(what, f"it must be {words[error.validator]} {wanted}")
-        case "pattern" if wanted == evaluation.NAME:
-            yield tell(f"{_short(value)} is no valid name", "use letters, digits, dot, dash and underscore")
+        case "pattern" if wanted == evaluation.NAME_PATTERN:
+            yield tell(f"{_shorten_json(value)} is no valid name", "use letters, digits, dot, dash and underscore")
         case "anyOf" if all("required" in one for one in schema["anyOf"]):
             keys = " or ".join(repr(name) for one in schema["anyOf"] for name in one["required"])
             yield tell(f"one of the keys {keys} is missing", "add it")
         case "minItems" if not value:
             yield tell("the list is empty", "name at least one")
         case _:
-            yield tell(error.message, _first(schema))
+            yield tell(error.message, _first_sentence(schema))
 
 
-def _first(schema: Schema) -> str:
+def _first_sentence(schema: Schema) -> str:
     """The first sentence of a schema's description."""
     sentence = re.split(r"(?<!e\.g)\. ", schema.get("description", "see `harness schema`"), maxsplit=1)[0]
     return sentence[:1].lower() + sentence[1:].rstrip(".")
 
 
-def _short(value: Any) -> str:
+def _shorten_json(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -9,26 +9,26 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 
 from harness.errors import HarnessError
-from harness.types import Share, Stage, Unit
+from harness.types import Share, ShareUnit, Stage
 
 
-def of(stage: Stage, source: str) -> Share | None:
+def share_of_source(stage: Stage, source: str) -> Share | None:
     """The share that names a source; None: every one of its rows is used."""
     return next((share for share in stage.shares if source in share.sources), None)
 
 
-def unit(stage: Stage, source: str) -> Unit:
+def unit_of_source(stage: Stage, source: str) -> ShareUnit:
     """The unit in which a source's part of the mixture is told: that of its share, else loss tokens."""
-    share = of(stage, source)
+    share = share_of_source(stage, source)
     return "loss_tokens" if share is None else share.unit
 
 
-def realised(share: Share, shares: Mapping[str, Mapping[str, float]]) -> float:
+def realized_share(share: Share, shares: Mapping[str, Mapping[str, float]]) -> float:
     """What a share's sources together are of a mixture. shares: as in `StageData.shares`."""
     return math.fsum(shares.get(source, {}).get(share.unit, 0.0) for source in share.sources)
 
 
-def fractions(share: Share, sizes: Sequence[float]) -> tuple[float, ...]:
+def split_share(share: Share, sizes: Sequence[float]) -> tuple[float, ...]:
     """How a share is split among its sources; sums to 1.
 
     sizes: of each source, all the rows it has, in the share's unit. By temperature T a source counts as
@@ -45,10 +45,10 @@ def fractions(share: Share, sizes: Sequence[float]) -> tuple[float, ...]:
     return tuple(part / math.fsum(parts) for part in parts)
 
 
-def check(stage: Stage) -> Iterator[HarnessError]:
+def validate_shares(stage: Stage) -> Iterator[HarnessError]:
     """What is wrong with a stage's parts and shares, whatever its sources hold."""
     where = f"stage {stage.name}"
-    sources = [part.source for part in stage.parts]
+    sources = [part.source for part in stage.sources]
     named = [source for share in stage.shares for source in share.sources]
     for source in dict.fromkeys(sources):
         if sources.count(source) > 1:
@@ -58,35 +58,35 @@ def check(stage: Stage) -> Iterator[HarnessError]:
             yield HarnessError(where, f"a share names {source!r}, which is no source of it", "add it to the stage")
         if named.count(source) > 1:
             yield HarnessError(where, f"the source {source!r} has two shares", "state one share for each source")
-    for part in stage.parts:
+    for part in stage.sources:
         if part.limit is not None and part.limit < 1:
             what = f"the source {part.source!r} is limited to {part.limit} rows"
             yield HarnessError(where, what, "let the limit be 1 at least, or leave the source out")
     for share in stage.shares:
-        yield from _alone(where, share)
+        yield from _validate_share(where, share)
     if stage.shares:
-        yield from _together(where, stage, set(sources) - set(named))
+        yield from _validate_share_total(where, stage, set(sources) - set(named))
 
 
-def _alone(where: str, share: Share) -> Iterator[HarnessError]:
+def _validate_share(where: str, share: Share) -> Iterator[HarnessError]:
     if not share.sources:
         yield HarnessError(where, "a share names no source", "name one at least")
     if not 0 <= share.amount <= 1:
         yield HarnessError(where, "a share lies outside 0 to 1", "a share is of the final mixture, e.g. 0.1")
     if share.weights is not None and share.temperature is not None:
-        what = f"the share of {listed(share.sources)} is split by weights and by temperature"
+        what = f"the share of {join_names(share.sources)} is split by weights and by temperature"
         yield HarnessError(where, what, "give one of the two")
     if share.weights is not None and (
         len(share.weights) != len(share.sources) or any(not 0 < weight < math.inf for weight in share.weights)
     ):
-        what = f"the weights of {listed(share.sources)} are {', '.join(f'{weight:g}' for weight in share.weights)}"
+        what = f"the weights of {join_names(share.sources)} are {', '.join(f'{weight:g}' for weight in share.weights)}"
         yield HarnessError(where, what, "give each source a weight above 0")
     if share.temperature is not None and not share.temperature > 0:
-        what = f"the share of {listed(share.sources)} has the temperature {share.temperature:g}"
+        what = f"the share of {join_names(share.sources)} has the temperature {share.temperature:g}"
         yield HarnessError(where, what, "let it be above 0; 1 splits in proportion to the sizes")
 
 
-def _together(where: str, stage: Stage, rest: set[str]) -> Iterator[HarnessError]:
+def _validate_share_total(where: str, stage: Stage, rest: set[str]) -> Iterator[HarnessError]:
     total = math.fsum(share.amount for share in stage.shares)
     if rest:
         if total >= 1:
@@ -99,6 +99,6 @@ def _together(where: str, stage: Stage, rest: set[str]) -> Iterator[HarnessError
         yield HarnessError(where, "every source has a share, in different units", "state all of them in one unit")
 
 
-def listed(sources: Sequence[str]) -> str:
+def join_names(sources: Sequence[str]) -> str:
     """The sources as they are named in a sentence."""
     return " and ".join([", ".join(map(repr, sources[:-1])), repr(sources[-1])] if sources[1:] else map(repr, sources))

@@ -13,10 +13,10 @@ from pathlib import Path as FilePath
 from typing import Any
 
 from harness.errors import HarnessError, raise_all
-from harness.registry import Broken
+from harness.registry import BrokenPlugin
 from harness.spec import json_locations
-from harness.spec.json_locations import Located, Path
-from harness.spec.schema import Schema, errors, expand, fill, leaves
+from harness.spec.json_locations import JsonPath, LocatedJson
+from harness.spec.schema import Schema, expand_shorthand, fill_defaults, find_schema_errors, iter_leaves
 from harness.utils import find_run
 
 
@@ -27,10 +27,10 @@ class Spec:
     file: FilePath
     document: Mapping[str, Any]
     schema: Schema
-    located: Located
+    located: LocatedJson
     overrides: tuple[str, ...] = ()
 
-    def where(self, path: Path) -> str:
+    def where(self, path: JsonPath) -> str:
         """Where a path of the document was written: the `--set` that gave it, or file, line and column."""
         key = ".".join(map(str, path))
         for override in reversed(self.overrides):
@@ -40,7 +40,9 @@ class Spec:
         return f"{self.located.where(path)} {key}"
 
 
-def load(file: str | FilePath, schema: Schema, overrides: Sequence[str] = (), broken: Sequence[Broken] = ()) -> Spec:
+def load_spec(
+    file: str | FilePath, schema: Schema, overrides: Sequence[str] = (), broken_plugins: Sequence[BrokenPlugin] = ()
+) -> Spec:
     """Read a spec file. overrides: `key.of.the.spec=value`, the value in JSON or else taken as a string; null for a
     mitigation or a suite takes it out.
 
@@ -49,27 +51,29 @@ def load(file: str | FilePath, schema: Schema, overrides: Sequence[str] = (), br
     Raises HarnessError with everything that is wrong, each with its line and column.
     """
     path = FilePath(file)
-    located = json_locations.parse(_read(path), str(file))
+    located = json_locations.parse_json(_read_text_file(path), str(file))
     if not isinstance(located.value, dict):
         raise HarnessError(str(file), "a spec is one JSON object", "write { ... }")
     document = located.value
     for override in overrides:
-        document = _set(document, override)
-    document = expand(document, schema, schema)
+        document = _apply_override(document, override)
+    document = expand_shorthand(document, schema, schema)
     # A wrong value that an override gave is not to be looked for in the file.
     given = Spec(path, document, schema, located, tuple(overrides))
-    raise_all(_replaced(error, given) for error in errors(document, schema, located, broken))
-    filled = fill(document, schema, schema)
-    for at, leaf, value in list(leaves(filled, schema, schema)):
-        if isinstance(value, str) and leaf.get("format") == "model" and value.startswith(find_run.SCHEME):
-            _put(filled, at, _run(value.removeprefix(find_run.SCHEME), path.parent, filled["output"]))
+    raise_all(
+        _error_at_override(error, given) for error in find_schema_errors(document, schema, located, broken_plugins)
+    )
+    filled = fill_defaults(document, schema, schema)
+    for at, leaf, value in list(iter_leaves(filled, schema, schema)):
+        if isinstance(value, str) and leaf.get("format") == "model" and value.startswith(find_run.RUN_SCHEME):
+            _set_value(filled, at, _resolve_run(value.removeprefix(find_run.RUN_SCHEME), path.parent, filled["output"]))
         elif isinstance(value, str) and leaf.get("format") in ("path", "model"):
-            _put(filled, at, _resolve(value, path.parent, leaf["format"]))
+            _set_value(filled, at, _resolve_path(value, path.parent, leaf["format"]))
     filled.pop("$schema", None)
     return Spec(path, filled, schema, located, tuple(overrides))
 
 
-def _read(path: FilePath) -> str:
+def _read_text_file(path: FilePath) -> str:
     try:
         return path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
@@ -80,7 +84,7 @@ def _read(path: FilePath) -> str:
         raise HarnessError(str(path), f"cannot be read: {error.strerror}", "name a JSON file") from None
 
 
-def _replaced(error: HarnessError, spec: Spec) -> HarnessError:
+def _error_at_override(error: HarnessError, spec: Spec) -> HarnessError:
     key = error.where.removeprefix(spec.located.name).partition(" ")[2]
     way = [] if key == "spec" else key.split(".")
     for override in reversed(spec.overrides):
@@ -92,12 +96,12 @@ def _replaced(error: HarnessError, spec: Spec) -> HarnessError:
     return error
 
 
-def _set(document: dict[str, Any], override: str) -> dict[str, Any]:
+def _apply_override(document: dict[str, Any], override: str) -> dict[str, Any]:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise HarnessError(f"--set {override}", "an override is key=value", "e.g. --set train.learning_rate=1e-5")
     try:
-        value = json_locations.parse(text, key).value
+        value = json_locations.parse_json(text, key).value
     except HarnessError:
         value = text
     result: dict[str, Any] = json.loads(json.dumps(document))
@@ -123,22 +127,22 @@ def _set(document: dict[str, Any], override: str) -> dict[str, Any]:
     return result
 
 
-def _put(document: Any, path: Path, value: Any) -> None:
+def _set_value(document: Any, path: JsonPath, value: Any) -> None:
     for step in path[:-1]:
         document = document[step]
     document[path[-1]] = value
 
 
-def _run(name: str, folder: FilePath, output: str) -> str:
+def _resolve_run(name: str, folder: FilePath, output: str) -> str:
     """The run by its absolute folder, to be found from anywhere; one that is not there stays as it is written."""
     beside = folder / name if name.startswith((".", "/")) else name
     try:
-        return f"{find_run.SCHEME}{find_run.find_run(beside, output).absolute().resolve()}"
+        return f"{find_run.RUN_SCHEME}{find_run.find_run(beside, output).absolute().resolve()}"
     except HarnessError:
-        return f"{find_run.SCHEME}{name}"
+        return f"{find_run.RUN_SCHEME}{name}"
 
 
-def _resolve(value: str, folder: FilePath, kind: str) -> str:
+def _resolve_path(value: str, folder: FilePath, value_format: str) -> str:
     """The absolute path; a URL, and a model that is no path of this machine (a hub id), stay as they are."""
     if "://" in value or value.startswith("pypi:"):
         return value
@@ -146,6 +150,6 @@ def _resolve(value: str, folder: FilePath, kind: str) -> str:
     if value == "~" or value.startswith("~/"):
         path = path.expanduser()
     absolute = path if path.is_absolute() else (folder / path)
-    if kind == "model" and not value.startswith((".", "/", "~")) and not os.path.exists(absolute):
+    if value_format == "model" and not value.startswith((".", "/", "~")) and not os.path.exists(absolute):
         return value
     return os.path.realpath(absolute)  # unlike `Path.resolve` it raises nothing for a loop of links: whoever reads will

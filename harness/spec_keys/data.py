@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-ROWS: dict[str, Any] = {
+SOURCE_KEYS: dict[str, Any] = {
     "form": {
         "enum": ["auto", "alpaca", "messages", "sharegpt", "prompt_completion", "choices", "text"],
         "default": "auto",
@@ -69,7 +69,7 @@ ROWS: dict[str, Any] = {
     },
 }
 
-NEAR_DUPLICATES: dict[str, Any] = {
+NEAR_DUPLICATES_KEYS: dict[str, Any] = {
     "threshold": {
         "type": "number",
         "exclusiveMinimum": 0,
@@ -94,7 +94,7 @@ NEAR_DUPLICATES: dict[str, Any] = {
     },
 }
 
-CONTAMINATION: dict[str, Any] = {
+CONTAMINATION_KEYS: dict[str, Any] = {
     "ngram": {
         "type": "integer",
         "minimum": 2,
@@ -137,7 +137,7 @@ CONTAMINATION: dict[str, Any] = {
     },
 }
 
-CHECKS: dict[str, Any] = {
+CHECKS_KEYS: dict[str, Any] = {
     "untrained": {
         "type": ["number", "null"],
         "minimum": 0,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-_SHARE: dict[str, Any] = {"type": ["number", "null"], "minimum": 0, "maximum": 1, "default": None}
+_FRACTION: dict[str, Any] = {"type": ["number", "null"], "minimum": 0, "maximum": 1, "default": None}
 
-SERVER: dict[str, Any] = {
+SERVER_KEYS: dict[str, Any] = {
     "url": {
         "type": "string",
         "pattern": "^https?://",
@@ -48,7 +48,7 @@ SERVER: dict[str, Any] = {
     },
 }
 
-SUITE: dict[str, Any] = {
+SUITE_KEYS: dict[str, Any] = {
     "source": {
         "type": "string",
         "format": "source",
@@ -113,23 +113,23 @@ SUITE: dict[str, Any] = {
         "default": "auto",
         "description": "Language of the references, e.g. zh, for the metrics that have `lang`. auto: told by script.",
     },
-    "max_empty": {**_SHARE, "description": "Share of empty answers over which the run fails. null: any."},
+    "max_empty": {**_FRACTION, "description": "Share of empty answers over which the run fails. null: any."},
     "max_truncated": {
-        **_SHARE,
+        **_FRACTION,
         "description": "Share of answers cut off at max_new_tokens over which the run fails. null: any.",
     },
     "max_unparsed": {
-        **_SHARE,
+        **_FRACTION,
         "description": "Share of answers that a metric could not read over which the run fails. null: any.",
     },
     "max_cut": {
-        **_SHARE,
+        **_FRACTION,
         "description": "Share of items with a prompt or reference cut at max_length over which the run fails. "
         "null: any.",
     },
     "server": {
         "type": ["object", "null"],
-        "properties": SERVER,
+        "properties": SERVER_KEYS,
         "required": ["url", "model"],
         "additionalProperties": False,
         "default": None,
@@ -137,11 +137,11 @@ SUITE: dict[str, Any] = {
     },
 }
 
-CONDITION = (
+GATE_DESCRIPTION = (
     """One condition: a score, and one test of it, e.g. {"score": "general/response_nll", "rises_at_most": 0.05}."""
 )
 
-GATE: dict[str, Any] = {
+GATE_KEYS: dict[str, Any] = {
     "score": {
         "type": "string",
         "minLength": 1,
@@ -185,4 +185,4 @@ GATE: dict[str, Any] = {
 }
 
 
-NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"

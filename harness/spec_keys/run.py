@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from harness.spec_keys.evaluation import NAME
+from harness.spec_keys.evaluation import NAME_PATTERN
 
-ARMS: dict[str, Any] = {
+ARMS_KEYS: dict[str, Any] = {
     "named": {
         "type": "object",
-        "propertyNames": {"pattern": NAME},
+        "propertyNames": {"pattern": NAME_PATTERN},
         "additionalProperties": {"type": "object", "description": "Dotted key of the spec -> its value in this arm."},
         "default": {},
         "description": 'Name of an arm -> what it changes, e.g. {"lower_lr": {"train.learning_rate": 1e-5}}; '
@@ -50,7 +50,7 @@ ARMS: dict[str, Any] = {
     },
 }
 
-TRACK: dict[str, Any] = {
+TRACK_KEYS: dict[str, Any] = {
     "enabled": {"type": "boolean", "default": True, "description": "Whether the run is written to MLflow."},
     "experiment": {
         "type": ["string", "null"],
@@ -81,9 +81,9 @@ TRACK: dict[str, Any] = {
     },
 }
 
-TOP: dict[str, Any] = {
+TOP_LEVEL_KEYS: dict[str, Any] = {
     "$schema": {"type": "string", "description": "Where an editor finds this schema."},
-    "name": {"type": "string", "pattern": NAME, "description": "Names the run's folder and its MLflow run."},
+    "name": {"type": "string", "pattern": NAME_PATTERN, "description": "Names the run's folder and its MLflow run."},
     "description": {"type": "string", "default": "", "description": "What this run is for, in your words."},
     "seed": {
         "type": "integer",

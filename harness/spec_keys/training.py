@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-EARLY_STOPPING: dict[str, Any] = {
+EARLY_STOPPING_KEYS: dict[str, Any] = {
     "scores": {
         "type": "object",
         "additionalProperties": {"type": "number", "exclusiveMinimum": 0},
@@ -31,7 +31,7 @@ EARLY_STOPPING: dict[str, Any] = {
     },
 }
 
-TRAIN: dict[str, Any] = {
+TRAIN_KEYS: dict[str, Any] = {
     "engine": {
         "enum": ["trl", "transformers"],
         "default": "trl",
@@ -159,7 +159,7 @@ TRAIN: dict[str, Any] = {
     },
     "early_stopping": {
         "type": ["object", "null"],
-        "properties": EARLY_STOPPING,
+        "properties": EARLY_STOPPING_KEYS,
         "required": ["scores"],
         "additionalProperties": False,
         "default": None,
@@ -167,7 +167,7 @@ TRAIN: dict[str, Any] = {
     },
 }
 
-MODEL: dict[str, Any] = {
+MODEL_KEYS: dict[str, Any] = {
     "path": {
         "type": "string",
         "minLength": 1,

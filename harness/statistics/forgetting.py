@@ -19,7 +19,7 @@ import numpy as np
 from harness.types import ROUNDING
 
 Array = np.ndarray
-Own = Sequence[int] | None
+TaskStage = Sequence[int] | None
 
 
 def utility(values: Array, higher_is_better: bool) -> Array:
@@ -27,64 +27,68 @@ def utility(values: Array, higher_is_better: bool) -> Array:
     return values if higher_is_better else -values
 
 
-def average_accuracy(R: Array, own: Own = None) -> Array:  # noqa: N803  the field's own name
+def average_accuracy(R: Array, task_stage: TaskStage = None) -> Array:  # noqa: N803  the field's own name
     """ACC: the mean over tasks after the last stage (Lopez-Paz & Ranzato, 2017, arXiv:1706.08840)."""
-    _stages(R, own)
+    _validated_task_stages(R, task_stage)
     return R[..., -1, :].mean(-1)
 
 
-def learning_accuracy(R: Array, own: Own = None) -> Array:  # noqa: N803
+def learning_accuracy(R: Array, task_stage: TaskStage = None) -> Array:  # noqa: N803
     """The mean over tasks of the score right after the task's own stage (Riemer et al., 2018, arXiv:1810.11910)."""
-    return _learned(R, own).mean(-1)
+    return _score_when_learned(R, task_stage).mean(-1)
 
 
-def backward_transfer(R: Array, own: Own = None) -> Array:  # noqa: N803
+def backward_transfer(R: Array, task_stage: TaskStage = None) -> Array:  # noqa: N803
     """BWT: how each task of an earlier stage changed since that stage (arXiv:1706.08840). Negative: forgotten."""
-    return _mean_of_earlier(R[..., -1, :] - _learned(R, own), R, own)
+    return _mean_over_earlier_tasks(R[..., -1, :] - _score_when_learned(R, task_stage), R, task_stage)
 
 
-def forward_transfer(R: Array, own: Own = None) -> Array:  # noqa: N803
+def forward_transfer(R: Array, task_stage: TaskStage = None) -> Array:  # noqa: N803
     """FWT: each task of a later stage just before that stage, less the base model on it.
 
     As in arXiv:1706.08840, but against the base model, which knows something, and not a random one.
     """
-    stages = _stages(R, own)
+    stages = _validated_task_stages(R, task_stage)
     later = [j for j, stage in enumerate(stages) if stage >= 2]
     if not later:
         return np.full(R.shape[:-2], np.nan)
     return np.stack([R[..., stages[j] - 1, j] - R[..., 0, j] for j in later], axis=-1).mean(-1)
 
 
-def forgetting(R: Array, own: Own = None) -> Array:  # noqa: N803
+def forgetting(R: Array, task_stage: TaskStage = None) -> Array:  # noqa: N803
     """Each task of an earlier stage: its best score from that stage to the last but one, less the last one.
 
     Chaudhry et al., 2018, arXiv:1801.10112. Negative when the last stage is the best one.
     """
-    return _mean_of_earlier(_best(R, own, including_last=False) - R[..., -1, :], R, own)
+    return _mean_over_earlier_tasks(
+        _best_since_learned(R, task_stage, including_last=False) - R[..., -1, :], R, task_stage
+    )
 
 
-def forgetting_since_learned(R: Array, own: Own = None) -> Array:  # noqa: N803
+def forgetting_since_learned(R: Array, task_stage: TaskStage = None) -> Array:  # noqa: N803
     """Each task of an earlier stage: its score right after that stage, less the last one: Avalanche's forgetting.
 
     The negative of `backward_transfer`.
     """
-    return _mean_of_earlier(_learned(R, own) - R[..., -1, :], R, own)
+    return _mean_over_earlier_tasks(_score_when_learned(R, task_stage) - R[..., -1, :], R, task_stage)
 
 
-def forgetting_from_best(R: Array, own: Own = None) -> Array:  # noqa: N803
+def forgetting_from_best(R: Array, task_stage: TaskStage = None) -> Array:  # noqa: N803
     """Each task of an earlier stage: its best score of all since then, the last one included, less the last one.
 
     What Mammoth calls forgetting; never negative.
     """
-    return _mean_of_earlier(_best(R, own, including_last=True) - R[..., -1, :], R, own)
+    return _mean_over_earlier_tasks(
+        _best_since_learned(R, task_stage, including_last=True) - R[..., -1, :], R, task_stage
+    )
 
 
-def intransigence(R: Array, joint: Array, own: Own = None) -> Array:  # noqa: N803
+def intransigence(R: Array, joint: Array, task_stage: TaskStage = None) -> Array:  # noqa: N803
     """What a run on all tasks together reaches on each task, less what the task's own stage reached (arXiv:1801.10112).
 
     joint: (..., tasks). Positive: the stages learned less.
     """
-    return (joint - _learned(R, own)).mean(-1)
+    return (joint - _score_when_learned(R, task_stage)).mean(-1)
 
 
 def general_ability_delta(general: Array) -> Array:
@@ -107,7 +111,7 @@ def relative_forgetting(general: Array) -> Array:
     return 100 * np.where(np.isfinite(lost), lost, np.nan).mean((-2, -1))
 
 
-def recovered(method: float, naive: float, naive_stderr: float) -> float | None:
+def fraction_recovered(method: float, naive: float, naive_stderr: float) -> float | None:
     """The share of the naive run's forgetting that a mitigation prevented: 1 − method / naive.
 
     method, naive: forgetting of the two, positive where something was lost. None unless the naive run's exceeds two of
@@ -121,7 +125,7 @@ def recovered(method: float, naive: float, naive_stderr: float) -> float | None:
 class Summary(Protocol):
     """A number drawn from a stage × task matrix."""
 
-    def __call__(self, R: Array, own: Own = None) -> Array: ...  # noqa: N803
+    def __call__(self, R: Array, task_stage: TaskStage = None) -> Array: ...  # noqa: N803
 
 
 SUMMARIES: Mapping[str, Summary] = {
@@ -158,8 +162,8 @@ def pareto(points: Sequence[tuple[float, float]]) -> tuple[int, ...]:
     return tuple(i for i in known if not any(beats(points[j], points[i]) for j in known))
 
 
-def _stages(R: Array, own: Own) -> Sequence[int]:  # noqa: N803
-    stages = range(1, R.shape[-1] + 1) if own is None else own
+def _validated_task_stages(R: Array, task_stage: TaskStage) -> Sequence[int]:  # noqa: N803
+    stages = range(1, R.shape[-1] + 1) if task_stage is None else task_stage
     if len(stages) != R.shape[-1] or not all(1 <= stage < R.shape[-2] for stage in stages):
         rows, tasks = R.shape[-2:]
         raise ValueError(
@@ -168,21 +172,23 @@ def _stages(R: Array, own: Own) -> Sequence[int]:  # noqa: N803
     return stages
 
 
-def _learned(R: Array, own: Own) -> Array:  # noqa: N803
+def _score_when_learned(R: Array, task_stage: TaskStage) -> Array:  # noqa: N803
     """(..., tasks): each task right after its own stage."""
-    return np.stack([R[..., stage, j] for j, stage in enumerate(_stages(R, own))], axis=-1)
+    return np.stack([R[..., stage, j] for j, stage in enumerate(_validated_task_stages(R, task_stage))], axis=-1)
 
 
-def _best(R: Array, own: Own, *, including_last: bool) -> Array:  # noqa: N803
+def _best_since_learned(R: Array, task_stage: TaskStage, *, including_last: bool) -> Array:  # noqa: N803
     """(..., tasks): each task's best since its own stage."""
     end = R.shape[-2] if including_last else R.shape[-2] - 1
     # A task of the last stage has none in between; `_mean_of_earlier` leaves its column out.
-    columns = [R[..., stage : max(end, stage + 1), j].max(-1) for j, stage in enumerate(_stages(R, own))]
+    columns = [
+        R[..., stage : max(end, stage + 1), j].max(-1) for j, stage in enumerate(_validated_task_stages(R, task_stage))
+    ]
     return np.stack(columns, axis=-1)
 
 
-def _mean_of_earlier(by_task: Array, R: Array, own: Own) -> Array:  # noqa: N803
-    earlier = [j for j, stage in enumerate(_stages(R, own)) if stage < R.shape[-2] - 1]
+def _mean_over_earlier_tasks(by_task: Array, R: Array, task_stage: TaskStage) -> Array:  # noqa: N803
+    earlier = [j for j, stage in enumerate(_validated_task_stages(R, task_stage)) if stage < R.shape[-2] - 1]
     if not earlier:
         return np.full(by_task.shape[:-1], np.nan)
     return by_task[..., earlier].mean(-1)

@@ -145,7 +145,7 @@ def replicates(
     return values, np.array([[_value(aggregate, row) for row in rows] for rows in sums]).T
 
 
-def summarise(value: float, replicates: np.ndarray, items: int, scale: float = 0.0) -> Estimate:
+def estimate_from_replicates(value: float, replicates: np.ndarray, items: int, scale: float = 0.0) -> Estimate:
     """A number and the replicates of it, (resamples,), as an estimate; see `estimate` for what is left out or NaN.
 
     scale: for a difference, how large the numbers are that it was taken of; see `without_rounding`.

@@ -10,7 +10,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from harness.statistics.intervals import Aggregate, Estimate, Statistics, magnitude, replicates, summarise
+from harness.statistics.intervals import (
+    Aggregate,
+    Estimate,
+    Statistics,
+    estimate_from_replicates,
+    magnitude,
+    replicates,
+)
 from harness.types import ROUNDING
 
 _DRAWN = 1 << 22  # booleans drawn at a time, a byte each
@@ -30,7 +37,7 @@ def paired_bootstrap(
     found = float(values[1] - values[0])
     differences = drawn[:, 1] - drawn[:, 0]
     scale = magnitude(values)
-    estimate = summarise(found, differences, len(first), scale)
+    estimate = estimate_from_replicates(found, differences, len(first), scale)
     if math.isnan(estimate.stderr):
         return estimate, math.nan
     known = differences[np.isfinite(differences)]
@@ -40,7 +47,7 @@ def paired_bootstrap(
     return estimate, (beyond + 1) / (len(known) + 1)
 
 
-def approximate_randomisation(
+def approximate_randomization(
     first: Statistics, second: Statistics, aggregate: Aggregate, *, seed: int, trials: int = 10_000
 ) -> float:
     """The p-value of "no difference" when chance decides, item by item, which of the two it belongs to.

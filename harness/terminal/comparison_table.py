@@ -11,37 +11,37 @@ from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderR
 from rich.table import Table
 from rich.text import Text
 
-from harness.comparison.changed_items import Answered, Changed
+from harness.comparison.changed_items import ChangedItem, ItemAnswer
 from harness.comparison.compare import Comparison
-from harness.comparison.paired_scores import Pair
-from harness.comparison.run_summary import Compared, Final
+from harness.comparison.paired_scores import PairedScore
+from harness.comparison.run_summary import FinalScore, RunSummary
 from harness.utils.formatting import (
     MISSING,
-    decimals,
-    duration,
-    encodable,
-    number,
+    decimal_places,
+    encodable_segments,
+    format_duration,
+    format_number,
+    format_p_value,
     one_line,
-    p_value,
     printable,
-    shorten,
+    shorten_text,
 )
 
-STYLES = {
+PAIR_VERDICT_STYLES = {
     "better": "bold green",
     "worse": "bold red",
     "different": "bold",
     "no evidence": "dim",
     "too few items": "yellow",
 }
-WIDE = 104
+MIN_WIDE_WIDTH = 104
 """Columns from which on the baseline's value and the test have columns of their own."""
-LONGEST, LINES = 400, 6
+MAX_VALUE_CHARS, MAX_ANSWER_LINES = 400, 6
 
 
 def pairs_table(comparison: Comparison, width: int) -> Table:
     """Two runs: one row a score, suite by suite. More: one row a run within each score."""
-    wide = width >= WIDE
+    wide = width >= MIN_WIDE_WIDTH
     pairs = comparison.pairs_by_score()
     alone = len({one.run for one in pairs}) == 1
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
@@ -57,9 +57,9 @@ def pairs_table(comparison: Comparison, width: int) -> Table:
         rows = list(group)
         if table.row_count:
             table.add_row()
-        table.add_row(*_title(key, rows, alone))
+        table.add_row(*_group_title(key, rows, alone))
         for one in rows:
-            table.add_row(*_row(one, rows, alone, wide))
+            table.add_row(*_pair_row(one, rows, alone, wide))
     return table
 
 
@@ -80,7 +80,7 @@ def pairs_notes(comparison: Comparison) -> Iterator[RenderableType]:
         for why, count in reasons.items():
             text = f"{one_line(suite)} of run {run + 1}: {count:,} items left out, {one_line(why)}"
             yield Text(text, style="yellow")
-    for run, what, why in comparison.left_out():
+    for run, what, why in comparison.not_compared():
         shown = f"{one_line(what)} of " if what else ""
         yield Text(f"{shown}run {run + 1} not compared: {one_line(why)}", style="yellow")
     for note in comparison.notes:
@@ -99,100 +99,109 @@ def items_grid(comparison: Comparison) -> Iterator[RenderableType]:
         for index, one in enumerate(items):
             if index:
                 grid.add_row()
-            for label, text in _shown(one, comparison):
+            for label, text in _item_rows(one, comparison):
                 grid.add_row(label, text)
         yield grid
 
 
-def _title(key: tuple[str, str], rows: list[Pair], alone: bool) -> Iterator[Text]:
+def _group_title(key: tuple[str, str], rows: list[PairedScore], single_run: bool) -> Iterator[Text]:
     first = rows[0]
-    if alone:
+    if single_run:
         yield Text(one_line(first.suite), style="bold")
         yield Text()
     else:
-        yield Text(f"{one_line(first.suite)}/{_name(first)}", style="bold")
-        yield Text(number(first.first.value, _places(rows)), style="dim")
+        yield Text(f"{one_line(first.suite)}/{_score_label(first)}", style="bold")
+        yield Text(format_number(first.first.value, _decimals_of_values(rows)), style="dim")
     yield Text(f"n = {first.n:,}" if len({one.n for one in rows}) == 1 else "", style="dim")
 
 
-def _row(one: Pair, rows: list[Pair], alone: bool, wide: bool) -> Iterator[Text]:
-    apart = f" (n = {one.n:,})" if len({other.n for other in rows}) > 1 else ""
-    yield Text(f" {_name(one) if alone else one.run + 1}{apart}")
-    first, second = (number(each.value, _places([one] if alone else rows)) for each in (one.first, one.second))
-    yield Text(f"{first} → {second}" if alone else second)
-    bounds = (one.difference.value, one.difference.low, one.difference.high)
-    signs = decimals(bounds, digits=3)
-    value, low, high = (number(bound, signs, sign=True) for bound in bounds)
-    yield Text.assemble((value, STYLES[one.verdict]), (f" [{low}, {high}]", "dim"))
-    yield Text(p_value(one.p_holm))
+def _pair_row(pair: PairedScore, rows: list[PairedScore], single_run: bool, wide: bool) -> Iterator[Text]:
+    apart = f" (n = {pair.n:,})" if len({other.n for other in rows}) > 1 else ""
+    yield Text(f" {_score_label(pair) if single_run else pair.run + 1}{apart}")
+    first, second = (
+        format_number(each.value, _decimals_of_values([pair] if single_run else rows))
+        for each in (pair.first, pair.second)
+    )
+    yield Text(f"{first} → {second}" if single_run else second)
+    bounds = (pair.difference.value, pair.difference.low, pair.difference.high)
+    signs = decimal_places(bounds, digits=3)
+    value, low, high = (format_number(bound, signs, sign=True) for bound in bounds)
+    yield Text.assemble((value, PAIR_VERDICT_STYLES[pair.verdict]), (f" [{low}, {high}]", "dim"))
+    yield Text(format_p_value(pair.p_holm))
     if wide:
-        yield Text(one.test, style="dim")
-    needed = f"{' ' if wide else chr(10)}(~n {one.needed:,})" if one.needed else ""
-    yield Text.assemble((one.verdict, STYLES[one.verdict]), (needed, "dim"))
+        yield Text(pair.test, style="dim")
+    needed = f"{' ' if wide else chr(10)}(~n {pair.needed:,})" if pair.needed else ""
+    yield Text.assemble((pair.verdict, PAIR_VERDICT_STYLES[pair.verdict]), (needed, "dim"))
 
 
-def _name(one: Pair) -> str:
-    return f"{one_line(one.score)}{' ↓' if one.higher_is_better is False else ''}"
+def _score_label(pair: PairedScore) -> str:
+    return f"{one_line(pair.score)}{' ↓' if pair.higher_is_better is False else ''}"
 
 
-def _places(rows: list[Pair]) -> int:
-    return decimals([rows[0].first.value, *(one.second.value for one in rows)])
+def _decimals_of_values(rows: list[PairedScore]) -> int:
+    return decimal_places([rows[0].first.value, *(one.second.value for one in rows)])
 
 
-def _shown(one: Changed, comparison: Comparison) -> Iterator[tuple[str, Text]]:
-    places = decimals([one.first.value, one.second.value])
-    first, second = (number(each.value, places) for each in (one.first, one.second))
-    style = "green" if one.change > 0 else "red"
-    pair = next((p for p in comparison.pairs if (p.run, p.suite, p.score) == (one.run, one.suite, one.score)), None)
+def _item_rows(item: ChangedItem, comparison: Comparison) -> Iterator[tuple[str, Text]]:
+    places = decimal_places([item.first.value, item.second.value])
+    first, second = (format_number(each.value, places) for each in (item.first, item.second))
+    style = "green" if item.change > 0 else "red"
+    pair = next((p for p in comparison.pairs if (p.run, p.suite, p.score) == (item.run, item.suite, item.score)), None)
     if pair is not None and pair.higher_is_better is None:
         style = "bold"
     elif pair is not None and not pair.higher_is_better:
-        style = "red" if one.change > 0 else "green"
+        style = "red" if item.change > 0 else "green"
     yield (
         "change",
         Text.assemble(
-            (number(one.change, places, sign=True), style), (f"  {first} → {second}  {one_line(one.id)}", "dim")
+            (format_number(item.change, places, sign=True), style),
+            (f"  {first} → {second}  {one_line(item.id)}", "dim"),
         ),
     )
-    yield "question", _quoted(one.prompt, "bold")
-    yield "reference", _quoted(one.reference, "cyan")
-    yield f"run {comparison.baseline + 1}", _answer(one.first)
-    yield f"run {one.run + 1}", _answer(one.second)
+    yield "question", _shorten_answer(item.prompt, "bold")
+    yield "reference", _shorten_answer(item.reference, "cyan")
+    yield f"run {comparison.baseline + 1}", _format_answer(item.first)
+    yield f"run {item.run + 1}", _format_answer(item.second)
 
 
-def _answer(one: Answered) -> Text:
-    if one.answer is None:
+def _format_answer(item_answer: ItemAnswer) -> Text:
+    if item_answer.answer is None:
         return Text("(not kept)", style="dim italic")
-    text = _quoted(one.answer, "")
-    return Text.assemble(text, (" (cut off)", "yellow")) if one.finish == "length" else text
+    text = _shorten_answer(item_answer.answer, "")
+    return Text.assemble(text, (" (cut off)", "yellow")) if item_answer.finish == "length" else text
 
 
-def _quoted(text: str, style: str) -> Text:
+def _shorten_answer(text: str, style: str) -> Text:
     if not text.strip():
         return Text("(nothing)", style="dim italic")
     lines = printable(text.strip()).splitlines()
-    kept = "\n".join([*lines[:LINES], *([f"… (+{len(lines) - LINES} lines)"] if len(lines) > LINES else [])])
-    return Text(shorten(kept, LONGEST), style=style)
+    kept = "\n".join(
+        [
+            *lines[:MAX_ANSWER_LINES],
+            *([f"… (+{len(lines) - MAX_ANSWER_LINES} lines)"] if len(lines) > MAX_ANSWER_LINES else []),
+        ]
+    )
+    return Text(shorten_text(kept, MAX_VALUE_CHARS), style=style)
 
 
-MARKS = {"better": ("✓", "green"), "worse": ("✗", "red"), "no evidence": ("·", "dim")}
+VERDICT_MARKS = {"better": ("✓", "green"), "worse": ("✗", "red"), "no evidence": ("·", "dim")}
 LONGEST_ADVICE = 40
 
 
 @dataclass(frozen=True)
-class View:
+class ComparisonTable:
     """The whole comparison as one renderable; it measures the console that it is shown on."""
 
     comparison: Comparison
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        yield from encodable(Group(*self._parts(options.max_width)), console, options)
+        yield from encodable_segments(Group(*self._parts(options.max_width)), console, options)
 
     def _parts(self, width: int) -> Iterator[RenderableType]:
         comparison = self.comparison
         yield runs_table(comparison)
         yield Text()
-        yield from scores_tables(comparison, width)
+        yield from run_scores_tables(comparison, width)
         yield Text(
             "after the last stage, and the difference to the base model (✓ better, ✗ worse, · no evidence); "
             "in brackets: the run has not come to its end",
@@ -200,30 +209,30 @@ class View:
         )
         if len(comparison.runs) > 1:
             yield Text()
-            yield from self._beside(width)
+            yield from self._pairs_and_items(width)
             yield from differences_tables(comparison, width)
 
-    def _beside(self, width: int) -> Iterator[RenderableType]:
+    def _pairs_and_items(self, width: int) -> Iterator[RenderableType]:
         comparison = self.comparison
         if comparison.pairs:
             yield pairs_table(comparison, width)
         yield from pairs_notes(comparison)
-        if comparison.pairs or comparison.refused:
+        if comparison.pairs or comparison.not_comparable:
             yield Text()
         # Ten items for each of many runs would bury the table; JSON and the page always have them.
-        if comparison.items and (len(comparison.runs) == 2 or comparison.asked):
+        if comparison.items and (len(comparison.runs) == 2 or comparison.score_requested):
             yield from items_grid(comparison)
             yield Text()
 
 
 def runs_table(comparison: Comparison) -> Table:
     """One row a run: its number, name and id, how it trained, how it ended and how long it took."""
-    table = _table("run", "how it trained", "ended")
+    table = _new_table("run", "how it trained", "ended")
     for number_, run in enumerate(comparison.runs, start=1):
         trained = Text(
             f"{run.mode}: {run.mitigations or 'no mitigation'}\nlearning rate {run.learning_rate or MISSING}"
         )
-        took = "" if run.seconds is None else duration(run.seconds)
+        took = "" if run.seconds is None else format_duration(run.seconds)
         style = {"finished": "green", "failed": "bold red"}.get(run.status, "yellow")
         table.add_row(
             str(number_),
@@ -234,17 +243,17 @@ def runs_table(comparison: Comparison) -> Table:
     return table
 
 
-def scores_tables(comparison: Comparison, width: int) -> Iterator[RenderableType]:
+def run_scores_tables(comparison: Comparison, width: int) -> Iterator[RenderableType]:
     """For each suite one row a run and one column a score; as many columns beside each other as the width holds."""
     suites: dict[str, list[str]] = {}
     for key in dict.fromkeys(key for run in comparison.runs for key in run.scores):
         suites.setdefault(key.partition("/")[0], []).append(key)
     for suite, keys in suites.items():
-        columns = {key: [_cell(run, key, comparison) for run in comparison.runs] for key in keys}
-        for index, some in enumerate(_beside(columns, width - 4)):
+        columns = {key: [_score_cell(run, key, comparison) for run in comparison.runs] for key in keys}
+        for index, some in enumerate(_columns_that_fit(columns, width - 4)):
             if not index:
                 yield Text(one_line(suite), style="bold")
-            table = _table(*(one_line(key.partition("/")[2]) for key in some), justify="right")
+            table = _new_table(*(one_line(key.partition("/")[2]) for key in some), justify="right")
             for row in range(len(comparison.runs)):
                 table.add_row(str(row + 1), *(columns[key][row] for key in some))
             yield table
@@ -263,31 +272,31 @@ def differences_tables(comparison: Comparison, width: int) -> Iterator[Renderabl
         ]
         for key in keys
     }
-    for some in _beside(columns, width - 4):
-        table = _table(*some)
+    for some in _columns_that_fit(columns, width - 4):
+        table = _new_table(*some)
         for row in range(len(comparison.runs)):
             table.add_row(str(row + 1), *(columns[key][row] for key in some))
         yield table
 
 
-def _cell(run: Compared, key: str, comparison: Comparison) -> Text:
+def _score_cell(run: RunSummary, key: str, comparison: Comparison) -> Text:
     score = run.scores.get(key)
     if score is None:
         return Text(MISSING, style="dim")
     scores = [one.scores[key] for one in comparison.runs if key in one.scores]
-    value = number(score.value, decimals(one.value for one in scores))
+    value = format_number(score.value, decimal_places(one.value for one in scores))
     if score.delta is None:
         return Text(f"({value})", style="dim")
-    mark, style = MARKS.get(score.verdict or "", (" ", ""))
-    return Text.assemble(value, (f" {_delta(score, scores)} {mark}", style))
+    mark, style = VERDICT_MARKS.get(score.verdict or "", (" ", ""))
+    return Text.assemble(value, (f" {_format_delta(score, scores)} {mark}", style))
 
 
-def _delta(score: Final, scores: list[Final]) -> str:
-    places = decimals((one.delta for one in scores if one.delta is not None), digits=3)
-    return number(score.delta, places, sign=True)
+def _format_delta(score: FinalScore, scores: list[FinalScore]) -> str:
+    places = decimal_places((one.delta for one in scores if one.delta is not None), digits=3)
+    return format_number(score.delta, places, sign=True)
 
 
-def _beside(columns: dict[str, list[Text]], width: int) -> Iterator[list[str]]:
+def _columns_that_fit(columns: dict[str, list[Text]], width: int) -> Iterator[list[str]]:
     """The keys of the columns in groups, each as wide as the terminal holds."""
     group: list[str] = []
     taken = 0
@@ -302,7 +311,7 @@ def _beside(columns: dict[str, list[Text]], width: int) -> Iterator[list[str]]:
         yield group
 
 
-def _table(*columns: str, justify: str = "left") -> Table:
+def _new_table(*columns: str, justify: str = "left") -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
     table.add_column("#", style="bold cyan", justify="right", no_wrap=True)
     for column in columns:

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 
-def render(made: Mapping[str, Any]) -> RenderableType:
+def format_plan(made: Mapping[str, Any]) -> RenderableType:
     """The outline for a terminal."""
     shown: list[RenderableType] = [
         Text.assemble((made["name"], "bold"), f": {made['model']['path']}, template {made['template']}"),
@@ -53,18 +53,18 @@ def _stage_table(stage: Mapping[str, Any]) -> Table:
     for column in ("source", "role", "rows", "tokens", "trained tokens", "share asked", "share realised"):
         table.add_column(column, justify="left" if column in ("source", "role") else "right")
     for part in stage["parts"]:
-        asked = _asked(part, stage["shares"])
+        asked = _format_requested_share(part, stage["shares"])
         numbers = [f"{part[key]:,}" if key in part else "?" for key in ("rows", "tokens", "loss_tokens")]
         realised = f"{part['realised']:.2%}" if "realised" in part else "?"
         table.add_row(part["source"], part["role"], *numbers, asked, realised)
     return table
 
 
-def _asked(part: Mapping[str, Any], asked: Sequence[Mapping[str, Any]]) -> str:
-    source = part["source"]
-    for share in asked:
+def _format_requested_share(source_summary: Mapping[str, Any], requested_shares: Sequence[Mapping[str, Any]]) -> str:
+    source = source_summary["source"]
+    for share in requested_shares:
         if source in share["sources"]:
             others = [name for name in share["sources"] if name != source]
             beside = f", with {' and '.join(others)}" if others else ""
             return f"{share['amount']:.1%} of {share['unit'].replace('loss_tokens', 'trained tokens')}{beside}"
-    return "all rows" if part["limit"] is None else f"all of {part['limit']:,} rows at most"
+    return "all rows" if source_summary["limit"] is None else f"all of {source_summary['limit']:,} rows at most"

@@ -11,10 +11,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TaskID, TextColumn
 from rich.text import Text
 
-from harness.utils.formatting import amount, duration, one_line
+from harness.utils.formatting import format_count, format_duration, one_line
 
 
-class Phases(Protocol):
+class ProgressDisplay(Protocol):
     """A way to show phases that move."""
 
     brief: bool
@@ -26,11 +26,11 @@ class Phases(Protocol):
     def end(self) -> None:
         """Every phase that still goes on is over."""
 
-    def break_off(self) -> None:
+    def abort(self) -> None:
         """Every phase that still goes on has been broken off."""
 
 
-class Nothing:
+class NullProgress:
     """Shows no phase at all."""
 
     brief = False
@@ -41,12 +41,12 @@ class Nothing:
     def end(self) -> None:
         """Shows nothing."""
 
-    def break_off(self) -> None:
+    def abort(self) -> None:
         """Shows nothing."""
 
 
-QUARTERS = 4
-SOON, FIRST, SILENCE = 10.0, 30.0, 600.0
+LINES_PER_PHASE = 4
+MIN_SECONDS, FIRST_LINE_AFTER, MAX_SILENCE = 10.0, 30.0, 600.0
 """Seconds: what ends before is told of once; the first line of a slow phase; the longest that a log is silent."""
 
 
@@ -60,7 +60,7 @@ class _LoggedPhase:
     unit: str = ""
 
 
-class Lines:
+class ProgressLog:
     """Prints lines of phases.
 
     A phase of less than 10 s is one line, at its end. Before that there is one at each quarter, but none within 10 s of
@@ -71,8 +71,8 @@ class Lines:
     brief: as long as it is set, phases of less than 10 s are not told of at all.
     """
 
-    def __init__(self, say: Callable[[Text], None], clock: Callable[[], float] = time.monotonic) -> None:
-        self._say = say
+    def __init__(self, emit: Callable[[Text], None], clock: Callable[[], float] = time.monotonic) -> None:
+        self._say = emit
         self._clock = clock
         self.brief = False
         self._phases: dict[str, _LoggedPhase] = {}
@@ -89,7 +89,7 @@ class Lines:
             known = self._phases[phase] = _LoggedPhase(now, now)
             self._ended.pop(phase, None)
             if not (total or done or self.brief):
-                self._line(phase, one_line(note) or "begins")
+                self._emit_line(phase, one_line(note) or "begins")
         quarter = _quarter(known.done, total)
         known.done, known.total, known.note, known.unit = done, total, note, unit
         if done >= total > 0:
@@ -97,10 +97,10 @@ class Lines:
             return
         since, elapsed = now - known.said, now - known.started
         # Systems that run jobs take ten silent minutes for a job that hangs.
-        due = since >= min(max(FIRST, elapsed / 5), max(SILENCE, elapsed / 25))
-        if due or (_quarter(done, total) > quarter and since >= SOON):
+        due = since >= min(max(FIRST_LINE_AFTER, elapsed / 5), max(MAX_SILENCE, elapsed / 25))
+        if due or (_quarter(done, total) > quarter and since >= MIN_SECONDS):
             known.said = now
-            self._line(phase, _state(known, elapsed))
+            self._emit_line(phase, _format_progress(known, elapsed))
 
     def end(self) -> None:
         """Every phase that still goes on is over."""
@@ -108,10 +108,10 @@ class Lines:
             self._finish(phase)
         self._ended.clear()
 
-    def break_off(self) -> None:
+    def abort(self) -> None:
         """Every phase that still goes on has been broken off."""
         for phase, known in self._phases.items():
-            self._line(phase, f"broken off after {duration(self._clock() - known.started)}")
+            self._emit_line(phase, f"broken off after {format_duration(self._clock() - known.started)}")
         self._phases.clear()
 
     def _end_unbounded(self) -> None:
@@ -123,57 +123,57 @@ class Lines:
         known = self._phases.pop(phase)
         self._ended[phase] = known.total
         took = self._clock() - known.started
-        if took < SOON and (self.brief or not (known.total or known.done)):
+        if took < MIN_SECONDS and (self.brief or not (known.total or known.done)):
             return
-        count = f"{amount(known.done, known.unit)} " if known.done else ""
+        count = f"{format_count(known.done, known.unit)} " if known.done else ""
         note = f", {one_line(known.note)}" if known.note else ""
-        self._line(phase, f"{count}in {duration(took)}{note}")
+        self._emit_line(phase, f"{count}in {format_duration(took)}{note}")
 
-    def _line(self, phase: str, text: str) -> None:
+    def _emit_line(self, phase: str, text: str) -> None:
         self._say(Text(f"{one_line(phase)}: {text}"))
 
 
 def _quarter(done: int, total: int) -> int:
-    return done * QUARTERS // total if total else 0
+    return done * LINES_PER_PHASE // total if total else 0
 
 
-def _state(phase: _LoggedPhase, elapsed: float) -> str:
+def _format_progress(phase: _LoggedPhase, elapsed: float) -> str:
     note = f", {one_line(phase.note)}" if phase.note else ""
     if not phase.total:
-        return f"{amount(phase.done, phase.unit)}{note}"
+        return f"{format_count(phase.done, phase.unit)}{note}"
     left = elapsed / phase.done * (phase.total - phase.done) if phase.done else None
-    rest = f", {duration(left)} left" if left is not None else ""
-    return f"{amount(phase.done)} of {amount(phase.total, phase.unit)}{rest}{note}"
+    rest = f", {format_duration(left)} left" if left is not None else ""
+    return f"{format_count(phase.done)} of {format_count(phase.total, phase.unit)}{rest}{note}"
 
 
-PATIENCE = 120.0
+SPEED_AVERAGE_SECONDS = 120.0
 """Seconds over which the speed is averaged: an update on a CPU takes seconds."""
 
 
-class _Count(ProgressColumn):
+class _CountColumn(ProgressColumn):
     """How far a phase has come, in its unit."""
 
     def render(self, task: Task) -> Text:
         unit = str(task.fields["unit"])
         if task.total is None:
-            return Text(amount(task.completed, unit) if task.completed else "", style="cyan")
+            return Text(format_count(task.completed, unit) if task.completed else "", style="cyan")
         if unit == "B":
-            return Text(f"{amount(task.completed, unit)} of {amount(task.total, unit)}", style="cyan")
-        return Text(f"{amount(task.completed)}/{amount(task.total, unit)}", style="cyan")
+            return Text(f"{format_count(task.completed, unit)} of {format_count(task.total, unit)}", style="cyan")
+        return Text(f"{format_count(task.completed)}/{format_count(task.total, unit)}", style="cyan")
 
 
-class _Left(ProgressColumn):
+class _TimeLeftColumn(ProgressColumn):
     """The time that the phase will still take."""
 
     max_refresh = 0.5
 
     def render(self, task: Task) -> Text:
         left = task.time_remaining
-        return Text("" if left is None else f"{duration(left)} left", style="bold")
+        return Text("" if left is None else f"{format_duration(left)} left", style="bold")
 
 
 @dataclass
-class _Phase:
+class _PhaseBar:
     task: TaskID
     started: float
     done: int
@@ -182,7 +182,7 @@ class _Phase:
     unit: str
 
 
-class Bars:
+class ProgressBars:
     """Shows phases as bars at the bottom of a terminal. stderr: whether the error stream is the same terminal, so that
     what is written there goes above the bars. brief: as long as it is set, a phase of less than 10 s leaves no line."""
 
@@ -191,7 +191,7 @@ class Bars:
         self._stderr = stderr
         self.brief = False
         self._progress: Progress | None = None
-        self._phases: dict[str, _Phase] = {}
+        self._phases: dict[str, _PhaseBar] = {}
         self._ended: dict[str, int] = {}
 
     def update(self, stage: int, phase: str, done: int, total: int, note: str, unit: str) -> None:
@@ -202,39 +202,39 @@ class Bars:
         if known is None:
             self._end_unbounded()
             self._ended.pop(phase, None)
-            task = self._bars().add_task(one_line(phase), total=total or None, note="", unit=unit)
-            known = self._phases[phase] = _Phase(task, time.monotonic(), done, total, note, unit)
+            task = self._live_progress().add_task(one_line(phase), total=total or None, note="", unit=unit)
+            known = self._phases[phase] = _PhaseBar(task, time.monotonic(), done, total, note, unit)
         known.done, known.total, known.note, known.unit = done, total, note, unit
-        self._bars().update(known.task, completed=done, total=total or None, note=one_line(note), unit=unit)
+        self._live_progress().update(known.task, completed=done, total=total or None, note=one_line(note), unit=unit)
         if done >= total > 0:
-            self._leave(phase)
+            self._finish(phase)
 
     def end(self) -> None:
         """Every phase that still goes on is over."""
         for phase in list(self._phases):
-            self._leave(phase)
+            self._finish(phase)
         self._ended.clear()
         self._stop()
 
-    def break_off(self) -> None:
+    def abort(self) -> None:
         """Every phase that still goes on has been broken off."""
         for phase in list(self._phases):
-            self._leave(phase, ended=False)
+            self._finish(phase, ended=False)
         self._stop()
 
-    def _bars(self) -> Progress:
+    def _live_progress(self) -> Progress:
         if self._progress is None:
             self._progress = Progress(
                 SpinnerColumn(finished_text=" "),
                 TextColumn("{task.description}", markup=False),
                 BarColumn(bar_width=20),
-                _Count(),
-                _Left(),
+                _CountColumn(),
+                _TimeLeftColumn(),
                 TextColumn("{task.fields[note]}", style="dim", markup=False),
                 console=self._console,
                 transient=True,
                 refresh_per_second=5,
-                speed_estimate_period=PATIENCE,
+                speed_estimate_period=SPEED_AVERAGE_SECONDS,
                 redirect_stderr=self._stderr,
             )
             self._progress.start()
@@ -249,17 +249,17 @@ class Bars:
     def _end_unbounded(self) -> None:
         # Who does not know how long it takes does not say that it is over: the next phase says it.
         for phase in [phase for phase, known in self._phases.items() if not known.total]:
-            self._leave(phase)
+            self._finish(phase)
 
-    def _leave(self, phase: str, *, ended: bool = True) -> None:
+    def _finish(self, phase: str, *, ended: bool = True) -> None:
         mark, style = ("✓", "green") if ended else ("✗", "red")
         known = self._phases.pop(phase)
         self._ended[phase] = known.total
-        count = f"  {amount(known.done, known.unit)}" if known.done else ""
+        count = f"  {format_count(known.done, known.unit)}" if known.done else ""
         note = f"  {one_line(known.note)}" if known.note else ""
         seconds = time.monotonic() - known.started
-        took = f"  {duration(seconds)}"
+        took = f"  {format_duration(seconds)}"
         line = Text.assemble((f"{mark} ", style), one_line(phase), (count, "cyan"), (took, "dim"), (note, "dim"))
-        self._bars().remove_task(known.task)
-        if not (ended and self.brief and seconds < SOON):
+        self._live_progress().remove_task(known.task)
+        if not (ended and self.brief and seconds < MIN_SECONDS):
             self._console.print(line)

@@ -13,13 +13,13 @@ from harness.utils import redaction
 from harness.utils.redaction import Secrets
 
 if TYPE_CHECKING:
-    from harness.tracking.mlflow_run import Record
+    from harness.tracking.mlflow_run import MlflowRun
 
 
 Job = Callable[[], None]
 
 
-class Background:
+class WorkerThread:
     """A queue of jobs and the thread that does them in order. The first job that fails ends it: the rest is dropped.
 
     The thread is a daemon: a job that hangs does not keep the program from ending.
@@ -33,7 +33,7 @@ class Background:
         self._unfinished = 0
         self._thread: threading.Thread | None = None
 
-    def put(self, job: Job) -> None:
+    def submit(self, job: Job) -> None:
         """Do the job after those before it; nothing when one of them has failed."""
         with self._changed:
             if self.error is not None:
@@ -42,19 +42,19 @@ class Background:
             self._unfinished += 1
             self._changed.notify_all()
             if self._thread is None:
-                self._thread = threading.Thread(target=self._work, name=self._name, daemon=True)
+                self._thread = threading.Thread(target=self._run_jobs, name=self._name, daemon=True)
                 self._thread.start()
 
-    def wait(self, patience: float) -> None:
+    def wait(self, timeout: float) -> None:
         """Wait until every job is done. Sets `error` when no job has finished for `patience` seconds."""
         with self._changed:
             while self._unfinished and self.error is None:
                 before = self._unfinished
-                self._changed.wait_for(lambda: self._unfinished != before or self.error is not None, patience)  # noqa: B023
+                self._changed.wait_for(lambda: self._unfinished != before or self.error is not None, timeout)  # noqa: B023
                 if self._unfinished == before and self.error is None:
-                    self._stop(TimeoutError(f"no answer within {patience:.0f} s"))
+                    self._stop(TimeoutError(f"no answer within {timeout:.0f} s"))
 
-    def _work(self) -> None:
+    def _run_jobs(self) -> None:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._jobs or self.error is not None)
@@ -78,66 +78,66 @@ class Background:
         self._changed.notify_all()
 
 
-FIRST_ANSWER = 60.0
+START_TIMEOUT = 60.0
 """Seconds that a run waits for its MLflow run to be made."""
-LAST_ANSWER = 120.0
+END_TIMEOUT = 120.0
 """Seconds without any progress after which a run that has ended stops waiting for the rest to be written."""
 
 
-class Line:
+class TrackingQueue:
     """Does jobs on a record, none of which holds the run up. The first that fails is told, and ends the tracking.
 
     warn: called on the run's own thread. kept: the folder that the warning names. secrets: are in no warning.
     """
 
     def __init__(self, uri: str, warn: Callable[[str], None]) -> None:
-        self.record: Record | None = None
-        self.kept = Path()
-        self.secrets = Secrets.known(uri)
+        self.mlflow_run: MlflowRun | None = None
+        self.local_folder = Path()
+        self.secrets = Secrets.collect(uri)
         self.failed = False
         self.uri = uri
         self._warn = warn
-        self._work = Background("harness-track")
+        self._work = WorkerThread("harness-track")
         self._asides: list[str] = []
 
-    def open(self, make: Callable[[], Record], patience: float) -> None:
+    def start_run(self, create_run: Callable[[], MlflowRun], timeout: float) -> None:
         """Make the record, and wait for it: what comes later needs its id."""
 
         def first() -> None:
-            self.record = make()
+            self.mlflow_run = create_run()
 
-        self._work.put(first)
-        self._work.wait(patience)
+        self._work.submit(first)
+        self._work.wait(timeout)
 
-    def put(self, job: Callable[[Record], None]) -> None:
+    def submit(self, job: Callable[[MlflowRun], None]) -> None:
         """Do a job on the record, after those before it; nothing where there is no record."""
-        record = self.record
+        record = self.mlflow_run
         if record is not None:
-            self._work.put(lambda: job(record))
+            self._work.submit(lambda: job(record))
 
-    def try_(self, what: str, job: Callable[[Record], None]) -> None:
+    def submit_optional(self, what: str, job: Callable[[MlflowRun], None]) -> None:
         """Do a job whose failure costs no more than a warning that names it."""
 
-        def tried(record: Record) -> None:
+        def tried(record: MlflowRun) -> None:
             try:
                 job(record)
             except Exception as error:
                 self._asides.append(
-                    f"MLflow has no {what} of this run: {self.secrets.clean(mlflow_store.reason(error))}"
+                    f"MLflow has no {what} of this run: {self.secrets.redact(mlflow_store.error_summary(error))}"
                 )
 
-        self.put(tried)
+        self.submit(tried)
 
-    def aside(self, text: str) -> None:
+    def warn_later(self, text: str) -> None:
         """Tell something from the background, at the next look."""
         self._asides.append(text)
 
-    def wait(self, patience: float) -> None:
+    def wait(self, timeout: float) -> None:
         """Wait for all jobs; give up when none has been done for `patience` seconds."""
-        self._work.wait(patience)
-        self.look()
+        self._work.wait(timeout)
+        self.report_failures()
 
-    def look(self) -> None:
+    def report_failures(self) -> None:
         """Tell what has failed in the background since the last look."""
         asides, self._asides = self._asides, []
         for text in asides:
@@ -149,6 +149,6 @@ class Line:
         """Stop tracking, with one warning."""
         if not self.failed:
             self.failed = True
-            why = self.secrets.clean(mlflow_store.reason(error))
-            text = f"MLflow tracking at {redaction.without_secrets(self.uri)} has stopped: {why}"
-            self._warn(f"{text}; the run goes on, and all that it measures is kept in {self.kept}")
+            why = self.secrets.redact(mlflow_store.error_summary(error))
+            text = f"MLflow tracking at {redaction.redact_text(self.uri)} has stopped: {why}"
+            self._warn(f"{text}; the run goes on, and all that it measures is kept in {self.local_folder}")

@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.tracking import mlflow_entries, mlflow_store
-from harness.tracking.background import FIRST_ANSWER, LAST_ANSWER, Line
+from harness.tracking.background import END_TIMEOUT, START_TIMEOUT, TrackingQueue
 from harness.utils import redaction
-from harness.utils.redaction import Secrets, public
+from harness.utils.redaction import Secrets, redact
 
 if TYPE_CHECKING:
-    from harness.report.arm_comparison import Experiment
-    from harness.tracking.mlflow_run import Record
+    from harness.report.arm_comparison import ArmComparison
+    from harness.tracking.mlflow_run import MlflowRun
 
-FILES = ("arms.json", "report.html", "plots/*.svg")
+EXPERIMENT_FILES = ("arms.json", "report.html", "plots/*.svg")
 
 
 class ExperimentTracker:
@@ -33,69 +33,71 @@ class ExperimentTracker:
         folder: Path,
         warn: Callable[[str], None],
         *,
-        again: Mapping[str, Any] | None = None,
+        resume_info: Mapping[str, Any] | None = None,
     ) -> None:
-        self._enabled, self._again, self._folder = bool(settings["enabled"]), again, folder
+        self._enabled, self._again, self._folder = bool(settings["enabled"]), resume_info, folder
         self._experiment: str = settings["experiment"] or name
-        self._uri = mlflow_store.same_or_kept(mlflow_store.tracking_uri(settings["uri"]), again)
-        self._line = Line(self._uri, warn)
-        self._line.kept = folder
+        self._uri = mlflow_store.resume_uri(mlflow_store.tracking_uri(settings["uri"]), resume_info)
+        self._line = TrackingQueue(self._uri, warn)
+        self._line.local_folder = folder
 
     @property
     def run_id(self) -> str | None:
         """The MLflow id of the parent run; None where there is none."""
-        return None if self._line.record is None else self._line.record.run_id
+        return None if self._line.mlflow_run is None else self._line.mlflow_run.run_id
 
     @property
     def uri(self) -> str | None:
         """The tracking URI without its password; None when tracking is off or has failed."""
-        return redaction.without_secrets(self._uri) if self._enabled and not self._line.failed else None
+        return redaction.redact_text(self._uri) if self._enabled and not self._line.failed else None
 
-    def begin(self, spec: Mapping[str, Any], arms: Sequence[str]) -> None:
+    def start(self, spec: Mapping[str, Any], arms: Sequence[str]) -> None:
         """Make the run, or open it again, and wait for it. spec: filled in. arms: their names. Raises nothing."""
         if not self._enabled:
             return
-        self._guarded(lambda: self._begin(spec, arms))
+        self._run_guarded(lambda: self._start(spec, arms))
 
-    def finish(self, experiment: Experiment) -> None:
+    def finish(self, experiment: ArmComparison) -> None:
         """Write what the comparison comes to and the experiment's files, and end the run. Raises nothing."""
-        self._guarded(lambda: self._finish(experiment))
+        self._run_guarded(lambda: self._finish(experiment))
 
     def fail(self, error: BaseException) -> None:
         """End the run as failed, with the files that there are. Raises nothing."""
-        text = redaction.without_secrets(f"{type(error).__name__}: {error}")[: redaction.LONGEST_VALUE]
-        self._guarded(lambda: self._end("FAILED", {"error": text}))
+        text = redaction.redact_text(f"{type(error).__name__}: {error}")[: redaction.MAX_VALUE_LENGTH]
+        self._run_guarded(lambda: self._end("FAILED", {"error": text}))
 
-    def _begin(self, spec: Mapping[str, Any], arms: Sequence[str]) -> None:
-        from harness.tracking.mlflow_run import Record
+    def _start(self, spec: Mapping[str, Any], arms: Sequence[str]) -> None:
+        from harness.tracking.mlflow_run import MlflowRun
 
         mlflow_store.import_mlflow()
-        secrets = self._line.secrets = Secrets.known(spec, self._uri)
-        shown = public(spec)
-        tags = mlflow_entries.run_tags(shown, {}) | {
+        secrets = self._line.secrets = Secrets.collect(spec, self._uri)
+        shown = redact(spec)
+        tags = mlflow_entries.build_run_tags(shown, {}) | {
             "harness.id": self._folder.name,
             "harness.folder": str(self._folder.absolute()),
             "harness.kind": "experiment",
         }
 
-        def make() -> Record:
+        def make() -> MlflowRun:
             if self._again is not None:
                 try:
-                    return Record.reopened(self._uri, str(self._again["run_id"]), tags, secrets)
+                    return MlflowRun.reopen(self._uri, str(self._again["run_id"]), tags, secrets)
                 except LookupError as gone:
-                    self._line.aside(f"MLflow has lost the experiment ({gone}): it goes on in a new run")
-            record = Record.new(self._uri, self._experiment, self._folder.name, tags, secrets)
-            uri = redaction.without_secrets(mlflow_store.absolute(self._uri))
+                    self._line.warn_later(f"MLflow has lost the experiment ({gone}): it goes on in a new run")
+            record = MlflowRun.create(self._uri, self._experiment, self._folder.name, tags, secrets)
+            uri = redaction.redact_text(mlflow_store.absolute_uri(self._uri))
             facts = {"uri": uri, "experiment": self._experiment, "run_id": record.run_id}
             (self._folder / "mlflow.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
             return record
 
-        self._line.open(make, FIRST_ANSWER)
+        self._line.start_run(make, START_TIMEOUT)
         given = {f"arm/{number}": name for number, name in enumerate(arms, start=1)}
-        self._line.put(lambda record: record.params(record.run_id, {**redaction.parameters(shown), **given}))
-        self._line.put(lambda record: record.text("spec.json", shown))
+        self._line.submit(
+            lambda record: record.log_params(record.run_id, {**redaction.flatten_settings(shown), **given})
+        )
+        self._line.submit(lambda record: record.log_json("spec.json", shown))
 
-    def _finish(self, experiment: Experiment) -> None:
+    def _finish(self, experiment: ArmComparison) -> None:
         values = {}
         for point in experiment.points:
             values[f"arm/{point.arm}/gain"] = point.gain.value
@@ -104,26 +106,26 @@ class ExperimentTracker:
                 values[f"arm/{point.arm}/recovered"] = point.recovered
         for one in experiment.intransigence:
             values[f"arm/{one.arm}/intransigence/{one.score}"] = one.value.value
-        metrics = mlflow_entries.metrics(values, 0)
-        self._line.put(lambda record: record.metrics(metrics))
+        metrics = mlflow_entries.to_mlflow_metrics(values, 0)
+        self._line.submit(lambda record: record.log_metrics(metrics))
         tags = {"baseline": experiment.baseline, "gain": experiment.gain, "forgetting": experiment.forgetting}
         missing = {"missing": ", ".join(experiment.missing)} if experiment.missing else {}
-        self._end("FINISHED", {**tags, **missing, "advice": experiment.advice})
+        self._end("FINISHED", {**tags, **missing, "advice": experiment.recommendation_text})
 
     def _end(self, status: str, tags: Mapping[str, str]) -> None:
-        self._line.put(lambda record: record.tags(tags))
-        for pattern in FILES:
+        self._line.submit(lambda record: record.set_tags(tags))
+        for pattern in EXPERIMENT_FILES:
             folder = pattern.rpartition("/")[0] or None
             for file in sorted(self._folder.glob(pattern)):
-                self._line.put(lambda record, file=file, folder=folder: record.file(file, folder))  # type: ignore[misc]
-        self._line.put(lambda record: record.end(status))
-        self._line.wait(LAST_ANSWER)
+                self._line.submit(lambda record, file=file, folder=folder: record.log_file(file, folder))  # type: ignore[misc]
+        self._line.submit(lambda record: record.end(status))
+        self._line.wait(END_TIMEOUT)
 
-    def _guarded(self, job: Callable[[], None]) -> None:
+    def _run_guarded(self, job: Callable[[], None]) -> None:
         if self._line.failed:
             return
         try:
             job()
         except Exception as error:
             self._line.fail(error)
-        self._line.look()
+        self._line.report_failures()

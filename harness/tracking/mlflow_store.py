@@ -19,46 +19,46 @@ from typing import TYPE_CHECKING, Any
 
 from harness.errors import HarnessError
 from harness.utils import redaction
-from harness.utils.redaction import without_secrets
+from harness.utils.redaction import redact_text
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 
-def status(settings: Mapping[str, Any], kept: Mapping[str, Any] | None) -> str | None:
+def tracking_status(settings: Mapping[str, Any], tracking_info: Mapping[str, Any] | None) -> str | None:
     """`RUNNING`, `FINISHED`, `FAILED` …; None of a run that is not tracked, or that its store no longer has.
 
     settings: the spec's `track`. kept: what `mlflow.json` in the run's folder says. Raises HarnessError when the store
     cannot be asked.
     """
-    if not settings["enabled"] or not kept:
+    if not settings["enabled"] or not tracking_info:
         return None
-    uri = same_or_kept(tracking_uri(settings["uri"]), kept)
+    uri = resume_uri(tracking_uri(settings["uri"]), tracking_info)
     try:
-        run = open_store(uri).get_run(str(kept["run_id"]))
+        run = open_store(uri).get_run(str(tracking_info["run_id"]))
     except Exception as error:
         if getattr(error, "error_code", "") in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             return None
-        what = f"the run is finished, but not whether its tracking is: {reason(error)}"
-        raise HarnessError(redaction.without_secrets(uri), what, "try again when the store answers") from error
+        what = f"the run is finished, but not whether its tracking is: {error_summary(error)}"
+        raise HarnessError(redaction.redact_text(uri), what, "try again when the store answers") from error
     return str(run.info.status) if run.info.lifecycle_stage == "active" else None
 
 
 __all__ = [
     "DEFAULT_URI",
-    "absolute",
+    "absolute_uri",
     "artifact_location",
+    "error_summary",
     "import_mlflow",
     "open_store",
-    "reason",
+    "redact_text",
     "sqlite_file",
     "tracking_uri",
-    "without_secrets",
 ]
 
 DEFAULT_URI = "sqlite:///mlflow.db"
 
-ENVIRONMENT = {
+MLFLOW_ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
@@ -68,12 +68,12 @@ ENVIRONMENT = {
 """Set unless the user has set them. MLflow's own 7 retries of 120 s each would take a quarter of an hour to give up."""
 
 
-def tracking_uri(given: str | None) -> str:
+def tracking_uri(configured_uri: str | None) -> str:
     """The given URI, else $MLFLOW_TRACKING_URI, else `sqlite:///mlflow.db` in the current folder."""
-    return given or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
+    return configured_uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
 
 
-def absolute(uri: str) -> str:
+def absolute_uri(uri: str) -> str:
     """A SQLite URI that stays the same database wherever it is used from; any other as it is."""
     file = sqlite_file(uri)
     return uri if file is None else f"sqlite:///{file}{'?' * ('?' in uri)}{uri.partition('?')[2]}"
@@ -85,17 +85,17 @@ def sqlite_file(uri: str) -> Path | None:
     return Path(match.group(1)).absolute() if match else None
 
 
-def same_or_kept(uri: str, tracked: Mapping[str, Any] | None) -> str:
+def resume_uri(uri: str, tracking_info: Mapping[str, Any] | None) -> str:
     """The URI under which a run that is gone on with is found: the one given where it is the same store, for it may
     have a password; else the one that the run's `mlflow.json` has kept (`tracked`)."""
-    kept = str((tracked or {}).get("uri") or "")
-    return uri if not kept or without_secrets(absolute(uri)) == kept else kept
+    kept = str((tracking_info or {}).get("uri") or "")
+    return uri if not kept or redact_text(absolute_uri(uri)) == kept else kept
 
 
 @contextmanager
-def patience(seconds: float) -> Iterator[None]:
+def request_timeout(seconds: float) -> Iterator[None]:
     """Within, a single request may take this long, as that of a large file does; what the user has set holds."""
-    key, ours = "MLFLOW_HTTP_REQUEST_TIMEOUT", ENVIRONMENT["MLFLOW_HTTP_REQUEST_TIMEOUT"]
+    key, ours = "MLFLOW_HTTP_REQUEST_TIMEOUT", MLFLOW_ENVIRONMENT["MLFLOW_HTTP_REQUEST_TIMEOUT"]
     if os.environ.get(key) != ours:
         yield
         return
@@ -113,13 +113,13 @@ def open_store(uri: str, *, create: bool = False) -> MlflowClient:
     """
     file = sqlite_file(uri)
     if file is not None:
-        _touch(file, create)
-        uri = absolute(uri)
+        _check_sqlite_file(file, create)
+        uri = absolute_uri(uri)
     import_mlflow()
     from mlflow import MlflowClient
 
     # The client makes the tables of a new database, of which two runs that start at once would each make some.
-    with nullcontext() if file is None else _alone(file):
+    with nullcontext() if file is None else _database_lock(file):
         client = MlflowClient(uri)
         client.search_experiments(max_results=1)
     return client
@@ -127,7 +127,7 @@ def open_store(uri: str, *, create: bool = False) -> MlflowClient:
 
 def import_mlflow() -> None:
     """Import MLflow (2 to 4 s) with its settings as a run needs them."""
-    for key, value in ENVIRONMENT.items():
+    for key, value in MLFLOW_ENVIRONMENT.items():
         os.environ.setdefault(key, value)
     import mlflow  # noqa: F401
 
@@ -148,15 +148,15 @@ def artifact_location(uri: str) -> str | None:
     return None if file is None else (file.parent / "mlartifacts").as_uri()
 
 
-def reason(error: BaseException) -> str:
+def error_summary(error: BaseException) -> str:
     """Why a store failed, in one short line without secrets."""
     lines = str(error).strip().splitlines()
-    text = " ".join(without_secrets(lines[0] if lines else "").split())
+    text = " ".join(redact_text(lines[0] if lines else "").split())
     name = type(error).__name__
     return (f"{name}: {text}" if text else name)[:200]
 
 
-def _touch(file: Path, create: bool) -> None:
+def _check_sqlite_file(file: Path, create: bool) -> None:
     # MLflow retries an SQLite file that it cannot open for 100 s, with a log line for each try.
     if not create and not file.is_file():
         raise FileNotFoundError(f"there is no database {file}")
@@ -174,7 +174,7 @@ def _touch(file: Path, create: bool) -> None:
         raise OSError(f"{file}: {error}") from error
 
 
-def _alone(file: Path) -> AbstractContextManager[object]:
+def _database_lock(file: Path) -> AbstractContextManager[object]:
     from filelock import FileLock
 
     name = hashlib.sha256(f"{os.path.expanduser('~')}\n{file}".encode()).hexdigest()[:16]

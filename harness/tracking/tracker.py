@@ -1,6 +1,6 @@
 """Events → MLflow: a parent run with one child a stage, its parameters, metrics, data sets and files.
 
-Listens to a run through `harness_observe` and is known to nobody but `harness.run`. A store that fails, hangs or is not
+Listens to a run through `harness_on_event` and is known to nobody but `harness.run`. A store that fails, hangs or is not
 there never holds a run up: one warning, and the rest of the run goes untracked; all of it is in the run's folder.
 """
 
@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from harness.hookspecs import hookimpl
 from harness.tracking import artifacts, mlflow_entries, mlflow_store
-from harness.tracking.background import FIRST_ANSWER, LAST_ANSWER, Line
+from harness.tracking.background import END_TIMEOUT, START_TIMEOUT, TrackingQueue
 from harness.tracking.experiment_tracker import ExperimentTracker
-from harness.tracking.final_upload import Finish
+from harness.tracking.final_upload import FinalUpload
 from harness.types import Evaluation, Event, Plan
 from harness.utils import redaction
 from harness.utils.redaction import Secrets
@@ -25,22 +25,22 @@ from harness.utils.redaction import Secrets
 if TYPE_CHECKING:
     from mlflow.entities import Metric
 
-    from harness.tracking.mlflow_run import Record
+    from harness.tracking.mlflow_run import MlflowRun
 
 
-class Monitor:
+class SystemMetrics:
     """Writes `system/…` metrics (CPU, memory, disk, network; GPUs with `nvidia-ml-py`) of this machine to a run.
 
     One sample every 10 s; $MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL says otherwise. A store that does not take them ends
     the monitor and nothing else. Without `psutil` nothing is written.
     """
 
-    def __init__(self, uri: str, run_id: str, *, again: bool) -> None:
+    def __init__(self, uri: str, run_id: str, *, resumed: bool) -> None:
         self._monitor: Any = None
         try:
             from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-            self._monitor = SystemMetricsMonitor(run_id, resume_logging=again, tracking_uri=uri)
+            self._monitor = SystemMetricsMonitor(run_id, resume_logging=resumed, tracking_uri=uri)
         except ImportError:
             return
         self._monitor.start()
@@ -57,7 +57,7 @@ __all__ = ["ExperimentTracker", "Tracker"]
 FLUSH_STEPS, FLUSH_SECONDS = 20, 5.0
 
 
-def _print(text: str) -> None:
+def _print_warning(text: str) -> None:
     print(f"warning: {text}", file=sys.stderr)
 
 
@@ -81,17 +81,17 @@ class Tracker:
         self,
         settings: Mapping[str, Any],
         name: str,
-        warn: Callable[[str], None] = _print,
+        warn: Callable[[str], None] = _print_warning,
         *,
-        parent: str | None = None,
-        again: Mapping[str, Any] | None = None,
+        parent_run_id: str | None = None,
+        resume_info: Mapping[str, Any] | None = None,
     ) -> None:
         self._settings, self._enabled = settings, bool(settings["enabled"])
-        self._uri = mlflow_store.same_or_kept(mlflow_store.tracking_uri(settings["uri"]), again)
+        self._uri = mlflow_store.resume_uri(mlflow_store.tracking_uri(settings["uri"]), resume_info)
         self._experiment: str = settings["experiment"] or name
-        self._parent, self._again = parent, again
-        self._line = Line(self._uri, warn)
-        self._monitor: Monitor | None = None
+        self._parent, self._again = parent_run_id, resume_info
+        self._line = TrackingQueue(self._uri, warn)
+        self._monitor: SystemMetrics | None = None
         self._plan: Plan | None = None
         self._folder = Path()
         self._digests: Mapping[str, str] = {}
@@ -104,151 +104,159 @@ class Tracker:
     @property
     def run_id(self) -> str | None:
         """The MLflow id of the parent run; None before `run_started`, and when no run could be made."""
-        return None if self._line.record is None else self._line.record.run_id
+        return None if self._line.mlflow_run is None else self._line.mlflow_run.run_id
 
     @property
     def uri(self) -> str | None:
         """The tracking URI without its password; None when tracking is off or has failed."""
-        return redaction.without_secrets(self._uri) if self._enabled and not self._line.failed else None
+        return redaction.redact_text(self._uri) if self._enabled and not self._line.failed else None
 
     @hookimpl
-    def harness_observe(self, event: Event) -> None:
+    def harness_on_event(self, event: Event) -> None:
         """Take an event in. Raises nothing, and does not wait for the store except at a run's start and end."""
-        handler = getattr(self, f"_{event.kind}", None)
+        handler = getattr(self, f"_{event.type}", None)
         if handler is None or not self._enabled or self._line.failed:
             return
         try:
             handler(event.stage, event.data)
         except Exception as error:
             self._line.fail(error)
-        self._line.look()
+        self._line.report_failures()
 
     def _run_started(self, stage: int, data: Mapping[str, Any]) -> None:
         self._plan, self._folder = data["plan"], Path(data["folder"])
-        self._line.kept = self._folder
+        self._line.local_folder = self._folder
         # Imported here and not in the background: this thread goes on to import half of the same libraries.
-        from harness.tracking.mlflow_run import Record
+        from harness.tracking.mlflow_run import MlflowRun
 
         mlflow_store.import_mlflow()
-        secrets = self._line.secrets = Secrets.known(data["spec"], data["environment"], self._uri)
-        spec, environment = redaction.public(data["spec"]), redaction.public(data["environment"])
+        secrets = self._line.secrets = Secrets.collect(data["spec"], data["environment"], self._uri)
+        spec, environment = redaction.redact(data["spec"]), redaction.redact(data["environment"])
         named = {"harness.id": str(data["id"]), "harness.folder": str(self._folder.absolute()), "harness.kind": "run"}
-        tags = mlflow_entries.run_tags(spec, environment) | named
+        tags = mlflow_entries.build_run_tags(spec, environment) | named
         arm: dict[str, str] = {}
         if data.get("arm"):
-            also, arm = mlflow_entries.arm_entries(data["arm"])
+            also, arm = mlflow_entries.arm_tags_and_params(data["arm"])
             tags |= also
             self._swept = tuple(arm)
 
-        def make() -> Record:
-            record = self._reopened(Record, tags, secrets)
+        def make() -> MlflowRun:
+            record = self._try_reopen_run(MlflowRun, tags, secrets)
             if record is None:
-                record = Record.new(self._uri, self._experiment, self._folder.name, tags, secrets, self._parent)
-                uri = redaction.without_secrets(mlflow_store.absolute(self._uri))
+                record = MlflowRun.create(self._uri, self._experiment, self._folder.name, tags, secrets, self._parent)
+                uri = redaction.redact_text(mlflow_store.absolute_uri(self._uri))
                 facts = {"uri": uri, "experiment": self._experiment, "run_id": record.run_id}
                 (self._folder / "mlflow.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
             return record
 
-        self._line.open(make, FIRST_ANSWER)
-        self._line.put(lambda record: record.params(record.run_id, {**redaction.parameters(spec), **arm}))
-        self._line.put(lambda record: record.text("spec.json", spec))
-        self._line.put(lambda record: record.text("environment.json", environment))
+        self._line.start_run(make, START_TIMEOUT)
+        self._line.submit(lambda record: record.log_params(record.run_id, {**redaction.flatten_settings(spec), **arm}))
+        self._line.submit(lambda record: record.log_json("spec.json", spec))
+        self._line.submit(lambda record: record.log_json("environment.json", environment))
         if self._settings.get("system_metrics"):
-            self._line.try_("system metrics", self._watch)
+            self._line.submit_optional("system metrics", self._start_system_metrics)
 
-    def _reopened(self, record: type[Record], tags: Mapping[str, str], secrets: Secrets) -> Record | None:
+    def _try_reopen_run(
+        self, run_class: type[MlflowRun], tags: Mapping[str, str], secrets: Secrets
+    ) -> MlflowRun | None:
         if self._again is None:
             return None
         try:
-            return record.reopened(self._uri, str(self._again["run_id"]), tags, secrets)
+            return run_class.reopen(self._uri, str(self._again["run_id"]), tags, secrets)
         except LookupError as gone:
-            self._line.aside(f"MLflow has lost what was tracked before ({gone}): the run goes on in a new one")
+            self._line.warn_later(f"MLflow has lost what was tracked before ({gone}): the run goes on in a new one")
             return None
 
-    def _watch(self, record: Record) -> None:
-        self._monitor = Monitor(self._uri, record.run_id, again=record.again)
+    def _start_system_metrics(self, mlflow_run: MlflowRun) -> None:
+        self._monitor = SystemMetrics(self._uri, mlflow_run.run_id, resumed=mlflow_run.resumed)
 
     def _data(self, stage: int, data: Mapping[str, Any]) -> None:
         self._shares, self._epochs = data.get("shares", ()), data.get("epoch_shares", ())
         plan, self._digests = self._plan, data["digests"]
         tags = {"template_fingerprint": str(data["template"])}
         tags |= {f"data/{name}": str(digest) for name, digest in self._digests.items()}
-        self._line.put(lambda record: record.tags(tags))
+        self._line.submit(lambda record: record.set_tags(tags))
         if plan is not None:
-            self._line.put(lambda record: record.inputs(plan, self._digests))
+            self._line.submit(lambda record: record.log_datasets(plan, self._digests))
 
     def _evaluated(self, stage: int, data: Mapping[str, Any]) -> None:
         evaluations: Sequence[Evaluation] = data["evaluations"]
-        metrics = mlflow_entries.metrics(
+        metrics = mlflow_entries.to_mlflow_metrics(
             {f"{one.suite}/{score.name}": score.value for one in evaluations for score in one.scores}, stage
         )
-        self._line.put(lambda record: record.metrics(metrics))
+        self._line.submit(lambda record: record.log_metrics(metrics))
 
     def _stage_started(self, stage: int, data: Mapping[str, Any]) -> None:
         plan, started = self._plan, data["stage"]
         self._steps, self._step_count, self._flushed = [], 0, time.monotonic()
-        self._line.put(lambda record: record.begin_child(stage, started))
+        self._line.submit(lambda record: record.start_stage_run(stage, started))
         shares = self._shares[stage - 1] if stage <= len(self._shares) else {}
         realised = {f"share/{name}/{unit}": share for name, units in shares.items() for unit, share in units.items()}
-        self._steps += mlflow_entries.metrics(realised, 0)
-        for values, epoch in mlflow_entries.realised(self._epochs[stage - 1] if stage <= len(self._epochs) else ()):
-            self._steps += mlflow_entries.metrics(values, epoch)
+        self._steps += mlflow_entries.to_mlflow_metrics(realised, 0)
+        for values, epoch in mlflow_entries.share_metrics(
+            self._epochs[stage - 1] if stage <= len(self._epochs) else ()
+        ):
+            self._steps += mlflow_entries.to_mlflow_metrics(values, epoch)
         if self._again is not None:
             # What a run that was cut off had not sent yet is in its folder; what it had sent is not written twice.
-            for step, values in artifacts.steps(self._folder / "stages" / started.name / "steps.jsonl").items():
-                self._steps += mlflow_entries.metrics(values, step)
-            for step, values in artifacts.within(self._folder / "stages" / started.name / "evaluations.jsonl").items():
-                self._steps += mlflow_entries.metrics(values, step)
+            for step, values in artifacts.load_step_metrics(
+                self._folder / "stages" / started.name / "steps.jsonl"
+            ).items():
+                self._steps += mlflow_entries.to_mlflow_metrics(values, step)
+            for step, values in artifacts.load_mid_stage_metrics(
+                self._folder / "stages" / started.name / "evaluations.jsonl"
+            ).items():
+                self._steps += mlflow_entries.to_mlflow_metrics(values, step)
         if plan is not None:
-            self._line.put(lambda record: record.inputs(plan, self._digests, started))
+            self._line.submit(lambda record: record.log_datasets(plan, self._digests, started))
 
     def _step(self, stage: int, data: Mapping[str, Any]) -> None:
-        self._steps += mlflow_entries.metrics(data["metrics"], data["step"])
+        self._steps += mlflow_entries.to_mlflow_metrics(data["metrics"], data["step"])
         self._step_count += 1
         if self._step_count >= FLUSH_STEPS or time.monotonic() - self._flushed >= FLUSH_SECONDS:
-            self._flush()
+            self._flush_step_metrics()
 
     def _measured(self, stage: int, data: Mapping[str, Any]) -> None:
-        self._steps += mlflow_entries.metrics(artifacts.during(data), data["step"])
-        self._flush()
+        self._steps += mlflow_entries.to_mlflow_metrics(artifacts.mid_stage_metrics(data), data["step"])
+        self._flush_step_metrics()
 
     def _stage_finished(self, stage: int, data: Mapping[str, Any]) -> None:
         trained = data["trained"]
         totals = {"stage/loss": trained.loss, "stage/seconds": trained.seconds, "stage/tokens": trained.tokens}
-        self._steps += mlflow_entries.metrics(totals, trained.steps)
-        self._flush()
-        self._line.put(lambda record: record.end_child("FINISHED"))
+        self._steps += mlflow_entries.to_mlflow_metrics(totals, trained.steps)
+        self._flush_step_metrics()
+        self._line.submit(lambda record: record.end_stage_run("FINISHED"))
 
     def _run_finished(self, stage: int, data: Mapping[str, Any]) -> None:
-        finish = Finish(self._line, self._folder)
-        finish.report(data["report"], stage, self._swept)
-        finish.files()
+        finish = FinalUpload(self._line, self._folder)
+        finish.log_report(data["report"], stage, self._swept)
+        finish.upload_files()
         # What does not pass its gate is kept, and not put where it would be taken into service.
         register = self._settings.get("register") if data["report"].passed else None
-        patience = LAST_ANSWER + finish.model(str(self._settings.get("model", "none")), register)
-        self._end("FINISHED", patience)
+        patience = END_TIMEOUT + finish.upload_model(str(self._settings.get("model", "none")), register)
+        self._end_run("FINISHED", patience)
 
     def _run_failed(self, stage: int, data: Mapping[str, Any]) -> None:
-        if self._line.record is None:
+        if self._line.mlflow_run is None:
             return
-        self._flush()
-        self._line.put(lambda record: record.end_child("FAILED"))
-        text = redaction.without_secrets(str(data["error"]))[: redaction.LONGEST_VALUE]
-        self._line.put(lambda record: record.tag("error", text))
-        Finish(self._line, self._folder).files()
-        self._end("FAILED", LAST_ANSWER)
+        self._flush_step_metrics()
+        self._line.submit(lambda record: record.end_stage_run("FAILED"))
+        text = redaction.redact_text(str(data["error"]))[: redaction.MAX_VALUE_LENGTH]
+        self._line.submit(lambda record: record.set_tag("error", text))
+        FinalUpload(self._line, self._folder).upload_files()
+        self._end_run("FAILED", END_TIMEOUT)
 
-    def _end(self, status: str, patience: float) -> None:
-        def end(record: Record) -> None:
+    def _end_run(self, status: str, timeout: float) -> None:
+        def end(record: MlflowRun) -> None:
             if self._monitor is not None:
                 self._monitor.finish()
             record.end(status)
 
-        self._line.put(end)
-        self._line.wait(patience)
+        self._line.submit(end)
+        self._line.wait(timeout)
 
-    def _flush(self) -> None:
+    def _flush_step_metrics(self) -> None:
         metrics, self._steps = self._steps, []
         self._step_count, self._flushed = 0, time.monotonic()
         if metrics:
-            self._line.put(lambda record: record.metrics(metrics, child=True))
+            self._line.submit(lambda record: record.log_metrics(metrics, to_stage_run=True))

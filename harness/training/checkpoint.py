@@ -24,23 +24,23 @@ from torch import nn
 from harness.errors import RunError
 from harness.interfaces.mitigation import Mitigation
 from harness.model import frozen_lora, load, save
-from harness.types import StageData
+from harness.types import StageDataset
 
-STATES = "mitigations.pt"
-LOG = "log.json"
-MANIFEST = "checkpoint.json"
+MITIGATION_STATES_FILE = "mitigations.pt"
+LOG_FILE = "log.json"
+MANIFEST_FILE = "checkpoint.json"
 
-WITHOUT_EFFECT = ("log_steps", "save_steps", "save_limit")
+IGNORED_SETTINGS = ("log_steps", "save_steps", "save_limit")
 """Settings that may differ from those of the checkpoint: no weight depends on them."""
 
-OLDER = "go on from an earlier checkpoint, or train the stage anew"
+HINT_OLDER_CHECKPOINT = "go on from an earlier checkpoint, or train the stage anew"
 
 
 # -- what a checkpoint is of ------------------------------------------------------------------------------------------
 
 
-def identity(
-    data: StageData, model: nn.Module, mitigations: Mapping[str, Mitigation], *, seed: int, processes: int
+def checkpoint_fingerprint(
+    data: StageDataset, model: nn.Module, mitigations: Mapping[str, Mitigation], *, seed: int, world_size: int
 ) -> dict[str, Any]:
     """What must be the same for a checkpoint to be gone on from: everything but the update, in plain values.
 
@@ -52,17 +52,17 @@ def identity(
         weights.update(f"{name} {tuple(weight.shape)} {weight.requires_grad}\n".encode())
     return {
         "stage": data.stage.name,
-        "settings": {key: value for key, value in data.stage.train.items() if key not in WITHOUT_EFFECT},
-        "rows": _digest(data),
+        "settings": {key: value for key, value in data.stage.train.items() if key not in IGNORED_SETTINGS},
+        "rows": _rows_digest(data),
         "seed": seed,
-        "processes": processes,
+        "processes": world_size,
         "mitigations": sorted(mitigations),
         "weights": weights.hexdigest(),
-        "model": load.digest(model),
+        "model": load.source_digest(model),
     }
 
 
-def _digest(data: StageData) -> str:
+def _rows_digest(data: StageDataset) -> str:
     found = hashlib.sha256()
     facts = [getattr(data.rows, name, None) for name in ("ids", "lengths", "loss_tokens")]
     if all(isinstance(fact, np.ndarray) for fact in facts):  # rows on disk know theirs without being read
@@ -80,55 +80,55 @@ def _digest(data: StageData) -> str:
 # -- writing ----------------------------------------------------------------------------------------------------------
 
 
-def save_states(mitigations: Mapping[str, Mitigation], folder: Path) -> None:
+def save_mitigation_states(mitigations: Mapping[str, Mitigation], folder: Path) -> None:
     """Write what each mitigation must keep into `folder`; the file appears whole or not at all."""
-    part = folder / f"{STATES}.part"
+    part = folder / f"{MITIGATION_STATES_FILE}.part"
     torch.save({name: mitigation.state_dict() for name, mitigation in mitigations.items()}, part)
-    os.replace(part, folder / STATES)
+    os.replace(part, folder / MITIGATION_STATES_FILE)
 
 
-def save_log(state: Mapping[str, Any], folder: Path) -> None:
+def save_log_state(state: Mapping[str, Any], folder: Path) -> None:
     """Write the log's state into `folder`. state: see `StageLog.state`."""
-    (folder / LOG).write_text(json.dumps(state), encoding="utf-8")
+    (folder / LOG_FILE).write_text(json.dumps(state), encoding="utf-8")
 
 
-def complete(folder: Path, facts: Mapping[str, Any]) -> None:
+def finalize_checkpoint(folder: Path, metadata: Mapping[str, Any]) -> None:
     """Declare the checkpoint whole: write its manifest, with the checksum of every file. Reads each file once."""
     files = {str(file.relative_to(folder)): _sha256(file) for file in _files(folder)}
-    part = folder / f"{MANIFEST}.part"
-    part.write_text(json.dumps({**facts, "files": files}, indent=2) + "\n", encoding="utf-8")
-    os.replace(part, folder / MANIFEST)
+    part = folder / f"{MANIFEST_FILE}.part"
+    part.write_text(json.dumps({**metadata, "files": files}, indent=2) + "\n", encoding="utf-8")
+    os.replace(part, folder / MANIFEST_FILE)
 
 
-def prune(folder: Path, limit: int | None) -> None:
+def prune_checkpoints(folder: Path, max_checkpoints: int | None) -> None:
     """Delete all but the newest `limit` whole checkpoints in `folder`, and older unfinished ones. None: keep all."""
-    if limit is None:
+    if max_checkpoints is None:
         return
-    found = sorted(folder.glob("checkpoint-*"), key=_step)
-    whole = [one for one in found if (one / MANIFEST).exists()]
-    for one in found[: found.index(whole[-limit])] if len(whole) >= limit else ():
-        (one / MANIFEST).unlink(missing_ok=True)  # a folder that is half deleted is no checkpoint
+    found = sorted(folder.glob("checkpoint-*"), key=_step_of_folder)
+    whole = [one for one in found if (one / MANIFEST_FILE).exists()]
+    for one in found[: found.index(whole[-max_checkpoints])] if len(whole) >= max_checkpoints else ():
+        (one / MANIFEST_FILE).unlink(missing_ok=True)  # a folder that is half deleted is no checkpoint
         shutil.rmtree(one)
 
 
-def latest(folder: Path) -> Path | None:
+def latest_checkpoint(folder: Path) -> Path | None:
     """The newest whole checkpoint in a stage's folder of checkpoints; None when there is none."""
-    whole = [one for one in folder.glob("checkpoint-*") if (one / MANIFEST).exists()]
-    return max(whole, key=_step, default=None)
+    whole = [one for one in folder.glob("checkpoint-*") if (one / MANIFEST_FILE).exists()]
+    return max(whole, key=_step_of_folder, default=None)
 
 
-def reached(folder: Path | None) -> int:
+def checkpoint_step(folder: Path | None) -> int:
     """The update after which a checkpoint was written, by the name of its folder; 0 where there is none."""
-    return 0 if folder is None else _step(folder)
+    return 0 if folder is None else _step_of_folder(folder)
 
 
-def _step(folder: Path) -> int:
+def _step_of_folder(folder: Path) -> int:
     number = folder.name.rpartition("-")[2]
     return int(number) if number.isdecimal() else -1
 
 
 def _files(folder: Path) -> list[Path]:
-    return [file for file in sorted(folder.rglob("*")) if file.is_file() and file.name != MANIFEST]
+    return [file for file in sorted(folder.rglob("*")) if file.is_file() and file.name != MANIFEST_FILE]
 
 
 def _sha256(file: Path) -> str:
@@ -139,7 +139,7 @@ def _sha256(file: Path) -> str:
 # -- reading ----------------------------------------------------------------------------------------------------------
 
 
-def verify(folder: Path, expected: Mapping[str, Any]) -> int:
+def verify_checkpoint(folder: Path, expected: Mapping[str, Any]) -> int:
     """The update after which the checkpoint was written. expected: the `identity` of what is trained now.
 
     Raises RunError when the folder is no checkpoint, is not whole, is damaged, or is of something else.
@@ -148,26 +148,34 @@ def verify(folder: Path, expected: Mapping[str, Any]) -> int:
     if not folder.is_dir():
         raise RunError(where, "there is no such folder", "name a folder checkpoint-<update> of the stage")
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        manifest = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
         files: dict[str, str] = manifest["files"]
         step = int(manifest["step"])
     except FileNotFoundError:
-        raise RunError(where, f"it has no {MANIFEST}, so it was not written to the end", OLDER) from None
+        raise RunError(
+            where, f"it has no {MANIFEST_FILE}, so it was not written to the end", HINT_OLDER_CHECKPOINT
+        ) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunError(str(folder / MANIFEST), f"it cannot be read ({type(error).__name__})", OLDER) from error
+        raise RunError(
+            str(folder / MANIFEST_FILE), f"it cannot be read ({type(error).__name__})", HINT_OLDER_CHECKPOINT
+        ) from error
     differs = [key for key in expected if manifest.get(key) != expected[key]]
     if differs:
-        raise RunError(where, _difference(differs[0], manifest, expected), "resume with the spec and data it is of")
+        raise RunError(
+            where, _describe_difference(differs[0], manifest, expected), "resume with the spec and data it is of"
+        )
     for name, digest in files.items():
         file = folder / name
         if not file.is_file():
-            raise RunError(where, f"its file {name} is missing", OLDER)
+            raise RunError(where, f"its file {name} is missing", HINT_OLDER_CHECKPOINT)
         if _sha256(file) != digest:
-            raise RunError(str(file), "it is not what was written: it is damaged, or was changed", OLDER)
+            raise RunError(
+                str(file), "it is not what was written: it is damaged, or was changed", HINT_OLDER_CHECKPOINT
+            )
     return step
 
 
-def _difference(key: str, manifest: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
+def _describe_difference(key: str, manifest: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
     its, ours = manifest.get(key), expected[key]
     if key == "settings" and isinstance(its, dict):
         name = next(name for name in [*ours, *its] if its.get(name) != ours.get(name))
@@ -181,14 +189,14 @@ def _difference(key: str, manifest: Mapping[str, Any], expected: Mapping[str, An
     return f"it is of {what[key]}"
 
 
-def load_states(mitigations: Mapping[str, Mitigation], folder: Path) -> None:
+def load_mitigation_states(mitigations: Mapping[str, Mitigation], folder: Path) -> None:
     """Give each mitigation back what `save_states` wrote. Raises RunError when the file does not fit them."""
-    path = folder / STATES
+    path = folder / MITIGATION_STATES_FILE
     try:
         states: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         why = type(error).__name__
-        raise RunError(str(path), f"it cannot be read ({why})", OLDER) from error
+        raise RunError(str(path), f"it cannot be read ({why})", HINT_OLDER_CHECKPOINT) from error
     if states.keys() != mitigations.keys():
         there, named = (", ".join(sorted(names)) or "none" for names in (states, mitigations))
         raise RunError(
@@ -200,36 +208,36 @@ def load_states(mitigations: Mapping[str, Mitigation], folder: Path) -> None:
         mitigation.load_state_dict(states[name])
 
 
-def load_log(folder: Path) -> dict[str, Any]:
+def load_log_state(folder: Path) -> dict[str, Any]:
     """What `save_log` wrote."""
-    state: dict[str, Any] = json.loads((folder / LOG).read_text(encoding="utf-8"))
+    state: dict[str, Any] = json.loads((folder / LOG_FILE).read_text(encoding="utf-8"))
     return state
 
 
-def load_weights(model: nn.Module, folder: Path) -> None:
+def load_checkpoint_weights(model: nn.Module, folder: Path) -> None:
     """Put the checkpoint's weights into the model, in place: those of an adapter and what is kept beside it, or all.
 
     Raises RunError when they are not the model's.
     """
-    if save.is_adapted(model):
+    if save.is_peft_model(model):
         from peft import load_peft_weights, set_peft_model_state_dict
 
         adapter = load_peft_weights(str(folder), device="cpu")
         found: Any = set_peft_model_state_dict(model, adapter)
         unexpected = found.unexpected_keys
-        frozen_lora.restore_kept(model, folder)
+        frozen_lora.restore_frozen_lora(model, folder)
     else:
-        unexpected = _load_whole(model, folder)
+        unexpected = _load_full_model(model, folder)
     if unexpected:
         raise RunError(str(folder), f"the model has no weight {unexpected[0]}", "resume with the model that it is of")
 
 
-def _load_whole(model: nn.Module, folder: Path) -> list[str]:
+def _load_full_model(model: nn.Module, folder: Path) -> list[str]:
     from safetensors.torch import load_file
 
     files = sorted(folder.glob("model*.safetensors"))
     if not files:
-        raise RunError(str(folder), "it holds no weights", OLDER)
+        raise RunError(str(folder), "it holds no weights", HINT_OLDER_CHECKPOINT)
     missing: set[str] | None = None
     unexpected: list[str] = []
     for file in files:  # one shard at a time in memory

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 
 import torch
 
-from harness.data.mixing.packing import Slots
-from harness.types import Row
+from harness.data.mixing.packing import PackedSequences
+from harness.types import TokenizedExample
 
-IGNORED = -100
+IGNORE_INDEX = -100
 """The label of a position that is not trained."""
 
 
@@ -30,19 +30,21 @@ class Collator:
     various lengths want.
     """
 
-    def __init__(self, rows: Sequence[Row], slots: Sequence[Sequence[int]], pad: int, flat: bool = False) -> None:
-        self.rows, self.slots, self.pad = rows, Slots.of(slots), pad
-        self.packed = bool((self.slots.counts > 1).any())
-        self.flat = flat and self.packed
+    def __init__(
+        self, rows: Sequence[TokenizedExample], sequences: Sequence[Sequence[int]], pad_id: int, flatten: bool = False
+    ) -> None:
+        self.rows, self.sequences, self.pad_id = rows, PackedSequences.from_sequences(sequences), pad_id
+        self.packed = bool((self.sequences.rows_per_sequence > 1).any())
+        self.flatten = flatten and self.packed
 
     def __call__(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
         """The batch of the slots with these indices."""
-        members = [[self.rows[row] for row in self.slots[index]] for index in indices]
-        if self.flat:
+        members = [[self.rows[row] for row in self.sequences[index]] for index in indices]
+        if self.flatten:
             members = [[row for slot in members for row in slot]]
         width = max(1, *(sum(len(row.input_ids) for row in slot) for slot in members))
-        ids = torch.full((len(members), width), self.pad)
-        labels = torch.full((len(members), width), IGNORED)
+        ids = torch.full((len(members), width), self.pad_id)
+        labels = torch.full((len(members), width), IGNORE_INDEX)
         positions = torch.zeros((len(members), width), dtype=torch.long)
         mask = torch.zeros((len(members), width), dtype=torch.long)
         for line, slot in enumerate(members):
@@ -60,10 +62,10 @@ class Collator:
         return {"input_ids": ids, "labels": labels, **apart}
 
 
-def fill(slots: Sequence[Sequence[int]], multiple: int) -> Slots:
+def pad_with_empty_sequences(sequences: Sequence[Sequence[int]], multiple: int) -> PackedSequences:
     """The slots and as many empty ones as make their number a multiple of `multiple`.
 
     With several processes each takes whole batches in turn; without filling, accelerate would train the first rows
     of the stage a second time to even out the last batches.
     """
-    return Slots.of(slots).filled(multiple)
+    return PackedSequences.from_sequences(sequences).pad_to_multiple(multiple)

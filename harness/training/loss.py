@@ -15,18 +15,18 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from harness.errors import HarnessError
-from harness.training.collator import IGNORED
+from harness.training.collator import IGNORE_INDEX
 
 
-def trained(labels: Tensor) -> Tensor:
+def target_mask(labels: Tensor) -> Tensor:
     """Which positions predict a trained token. labels: (B, T), unshifted. Returns booleans of shape (B, T)."""
     mask = torch.zeros_like(labels, dtype=torch.bool)
-    mask[:, :-1] = labels[:, 1:] != IGNORED
+    mask[:, :-1] = labels[:, 1:] != IGNORE_INDEX
     return mask
 
 
 @contextmanager
-def only_at(head: nn.Module, mask: Tensor) -> Iterator[None]:
+def logits_at(output_layer: nn.Module, mask: Tensor) -> Iterator[None]:
     """Within it, `head` (a model's output embeddings) is applied to the hidden states of the masked positions alone.
 
     mask: booleans of shape (B, T) with N of them true. The model's logits then have the shape (1, N, V), in the order
@@ -37,43 +37,43 @@ def only_at(head: nn.Module, mask: Tensor) -> Iterator[None]:
         hidden = arguments[0]  # (B, T, H)
         return (hidden[mask.to(hidden.device)].unsqueeze(0), *arguments[1:])
 
-    handle = head.register_forward_pre_hook(select)
+    handle = output_layer.register_forward_pre_hook(select)
     try:
         yield
     finally:
         handle.remove()
 
 
-def trained_logits(model: nn.Module, batch: Mapping[str, Tensor], core: nn.Module | None = None) -> Tensor:
+def target_logits(model: nn.Module, batch: Mapping[str, Tensor], causal_lm: nn.Module | None = None) -> Tensor:
     """The logits that predict the N trained tokens of a batch, in the order of its rows: (N, V), with their graph.
 
     batch: as `Collator` makes it. core: the causal language model (or peft model) that owns the head, where `model`
     wraps it. Raises HarnessError when the model has no head.
     """
-    head = (core or model).get_output_embeddings()  # type: ignore[operator]
+    head = (causal_lm or model).get_output_embeddings()  # type: ignore[operator]
     if head is None:
         raise HarnessError("model.path", "the model has no output embeddings", "give a causal language model")
-    with only_at(head, trained(batch["labels"])):
+    with logits_at(head, target_mask(batch["labels"])):
         return model(**model_inputs(batch)).logits[0]
 
 
-def targets(labels: Tensor) -> Tensor:
+def target_tokens(labels: Tensor) -> Tensor:
     """The N trained tokens of a batch's labels of shape (B, T), in the order of its rows: (N,)."""
-    return labels[:, 1:][labels[:, 1:] != IGNORED]
+    return labels[:, 1:][labels[:, 1:] != IGNORE_INDEX]
 
 
-def summed_nll(model: nn.Module, core: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+def summed_nll(model: nn.Module, causal_lm: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
     """Summed negative log-likelihood of the trained tokens of a batch, in nats, as a float32 scalar with its graph.
 
     model: what is called; it may wrap `core`, which owns the head. batch: as `Collator` makes it. One without a trained
     token gives 0, connected to the weights. Raises HarnessError when the model has no head.
     """
-    return nll_of(trained_logits(model, batch, core), batch["labels"])
+    return nll_from_logits(target_logits(model, batch, causal_lm), batch["labels"])
 
 
-def nll_of(logits: Tensor, labels: Tensor) -> Tensor:
+def nll_from_logits(logits: Tensor, labels: Tensor) -> Tensor:
     """The same sum from what `trained_logits` gave. labels: (B, T)."""
-    return functional.cross_entropy(logits.float(), targets(labels).to(logits.device), reduction="sum")
+    return functional.cross_entropy(logits.float(), target_tokens(labels).to(logits.device), reduction="sum")
 
 
 def model_inputs(batch: Mapping[str, Tensor]) -> dict[str, Any]:

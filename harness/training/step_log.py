@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.data.mixing.packing import Slots
-from harness.data.tokenization.tokenized_rows import Rows
-from harness.types import Progress, Row, StageData
+from harness.data.mixing.packing import PackedSequences
+from harness.data.tokenization.tokenized_rows import TokenizedRows
+from harness.types import Progress, StageDataset, TokenizedExample
 
 OnStep = Callable[[int, Mapping[str, float]], None]
 
 
-class StageLog:
+class StepLog:
     """Entries of a stage as it is trained.
 
     An entry holds, averaged over the updates since the last one, `loss` (nats a trained token, the task's alone,
@@ -31,13 +31,19 @@ class StageLog:
     """
 
     def __init__(
-        self, data: StageData, slots_per_update: int, steps: int, log_steps: int, progress: Progress, on_step: OnStep
+        self,
+        data: StageDataset,
+        sequences_per_step: int,
+        steps: int,
+        log_steps: int,
+        progress: Progress,
+        on_step: OnStep,
     ) -> None:
         self.steps, self.log_steps = steps, log_steps
-        self.slots_per_update, self.slots = slots_per_update, len(data.order)
+        self.sequences_per_step, self.sequence_count = sequences_per_step, len(data.order)
         self.epoch_ends = data.epoch_ends
         self.progress, self.on_step = progress, on_step
-        lengths = np.cumsum(Slots.of(data.order).sums(_lengths(data.rows)))
+        lengths = np.cumsum(PackedSequences.from_sequences(data.order).sum_sizes(_row_lengths(data.rows)))
         self._tokens = np.concatenate([np.zeros(1, dtype=np.int64), lengths])  # upto each slot
         self.losses: list[float] = []
         self.entries: list[Mapping[str, float]] = []
@@ -45,59 +51,59 @@ class StageLog:
         self._since = (time.perf_counter(), 0)
         self._rate = 0.0
 
-    def begin(self) -> None:
+    def start(self) -> None:
         """Start the clock: the first update is about to be computed."""
         self._since = (time.perf_counter(), len(self.losses))
         self.progress("train", len(self.losses), self.steps, "", "steps")
 
-    def update(self, learning_rate: float, values: Mapping[str, float]) -> None:
+    def log_step(self, learning_rate: float, values: Mapping[str, float]) -> None:
         """Write down one update. values: `loss`, `grad_norm` and each `penalty/<name>` of it."""
         self.losses.append(values["loss"])
         self._pending.append(values)
         self._rate = learning_rate
         step = len(self.losses)
-        speed = self._speed(step)
+        speed = self._tokens_per_second(step)
         if step % self.log_steps == 0 or step == self.steps:
-            self._enter(step, learning_rate)
+            self._add_entry(step, learning_rate)
         self.progress("train", step, self.steps, f"loss {values['loss']:.3g} · {speed:.0f} tokens/s", "steps")
 
-    def _speed(self, step: int) -> float:
+    def _tokens_per_second(self, step: int) -> float:
         then, logged = self._since
-        return (self.tokens(step) - self.tokens(logged)) / max(time.perf_counter() - then, 1e-9)
+        return (self.tokens_until(step) - self.tokens_until(logged)) / max(time.perf_counter() - then, 1e-9)
 
-    def _enter(self, step: int, learning_rate: float) -> None:
+    def _add_entry(self, step: int, learning_rate: float) -> None:
         names = dict.fromkeys(name for pending in self._pending for name in pending)
         entry = {name: fmean(old[name] for old in self._pending if name in old) for name in names}
-        speed = self._speed(step)
-        entry |= {"learning_rate": learning_rate, "tokens_per_second": speed, "epoch": self.epoch(step)}
+        speed = self._tokens_per_second(step)
+        entry |= {"learning_rate": learning_rate, "tokens_per_second": speed, "epoch": self.epoch_at(step)}
         self.entries.append({"step": step, **entry})
         self._pending, self._since = [], (time.perf_counter(), step)
         self.on_step(step, entry)
 
-    def end(self) -> None:
+    def finish(self) -> None:
         """The last update was made, be it before its time."""
         step = len(self.losses)
         if step < self.steps:
             if self._pending:
-                self._enter(step, self._rate)
+                self._add_entry(step, self._rate)
             self.progress("train", step, step, f"ended after {step} of {self.steps} updates", "steps")
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """All that was written down, for a checkpoint."""
         return {"losses": self.losses, "entries": self.entries, "pending": self._pending, "rate": self._rate}
 
-    def restore(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back what `state` gave, before `begin`; entries that were heard already are not told again."""
         self.losses, self.entries, self._pending = (list(state[key]) for key in ("losses", "entries", "pending"))
         self._rate = float(state.get("rate", 0.0))
 
-    def tokens(self, step: int) -> int:
+    def tokens_until(self, step: int) -> int:
         """Tokens of the first `step` updates, without padding."""
-        return int(self._tokens[min(step * self.slots_per_update, self.slots)])
+        return int(self._tokens[min(step * self.sequences_per_step, self.sequence_count)])
 
-    def epoch(self, step: int) -> float:
+    def epoch_at(self, step: int) -> float:
         """Passes over the mixture after `step` updates."""
-        done = min(step * self.slots_per_update, self.slots)
+        done = min(step * self.sequences_per_step, self.sequence_count)
         index = bisect.bisect_left(self.epoch_ends, done)
         if index == len(self.epoch_ends):  # beyond the last whole pass
             return float(index)
@@ -109,6 +115,6 @@ class StageLog:
         return fmean(self.losses[-max(1, len(self.losses) // 10) :])
 
 
-def _lengths(rows: Sequence[Row]) -> NDArray[Any]:
+def _row_lengths(rows: Sequence[TokenizedExample]) -> NDArray[Any]:
     """(N,) tokens of each row, without making the rows where they are not in memory."""
-    return rows.lengths if isinstance(rows, Rows) else np.array([len(row.input_ids) for row in rows])
+    return rows.lengths if isinstance(rows, TokenizedRows) else np.array([len(row.input_ids) for row in rows])

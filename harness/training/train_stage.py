@@ -21,15 +21,15 @@ from harness.model import device as device_module
 from harness.model import device as models
 from harness.model import load
 from harness.training import checkpoint
-from harness.training.collator import Collator, fill
-from harness.training.model_state import borrowed, untouched
-from harness.training.packing_isolation import is_varlen, prove_separate
-from harness.training.step_log import OnStep, StageLog
-from harness.training.trainer import Check, StageTrainer
-from harness.types import Progress, StageData, silent
+from harness.training.collator import Collator, pad_with_empty_sequences
+from harness.training.model_state import prepared_for_trainer, without_side_effects
+from harness.training.packing_isolation import uses_varlen_attention, verify_packing_isolation
+from harness.training.step_log import OnStep, StepLog
+from harness.training.trainer import StageTrainer, StopCheck
+from harness.types import Progress, StageDataset, no_progress
 
 
-def engine(name: str) -> tuple[type[StageTrainer], type[TrainingArguments], dict[str, Any]]:
+def resolve_engine(name: str) -> tuple[type[StageTrainer], type[TrainingArguments], dict[str, Any]]:
     """The trainer, its class of arguments, and the arguments that only it has."""
     if name == "transformers":
         return StageTrainer, TrainingArguments, {}
@@ -37,17 +37,17 @@ def engine(name: str) -> tuple[type[StageTrainer], type[TrainingArguments], dict
 
     from harness.training.trl_trainer import TrlTrainer
 
-    return TrlTrainer, SFTConfig, TrlTrainer.ARGUMENTS
+    return TrlTrainer, SFTConfig, TrlTrainer.SFT_ARGUMENTS
 
 
-def autocast(precision: str, device: torch.device) -> torch.dtype | None:
+def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
     """The format that the computation runs in beside float32 weights; None: float32 throughout."""
-    dtype = models.dtype(precision, device)
+    dtype = models.resolve_dtype(precision, device)
     return None if dtype == torch.float32 else dtype
 
 
-def training_arguments(
-    settings: Mapping[str, Any], *, seed: int, folder: Path, device: torch.device, computation: torch.dtype | None
+def build_training_arguments(
+    settings: Mapping[str, Any], *, seed: int, folder: Path, device: torch.device, compute_dtype: torch.dtype | None
 ) -> dict[str, Any]:
     """Keyword arguments for `TrainingArguments`, or a subclass, of one stage.
 
@@ -65,8 +65,8 @@ def training_arguments(
         "weight_decay": settings["weight_decay"],
         "max_grad_norm": settings["max_grad_norm"],
         "optim": "adamw_torch_fused",
-        "bf16": computation == torch.bfloat16,
-        "fp16": computation == torch.float16,
+        "bf16": compute_dtype == torch.bfloat16,
+        "fp16": compute_dtype == torch.float16,
         "save_strategy": "steps" if save else "no",
         "save_steps": save or 1,
         "seed": seed,
@@ -89,12 +89,12 @@ def warmup_steps(ratio: float, steps: int) -> int:
     return math.ceil(round(ratio * steps, 6))  # 0.07 * 100 is a little over 7
 
 
-TOTALS = ("steps", "loss", "seconds", "tokens")
+TOTAL_KEYS = ("steps", "loss", "seconds", "tokens")
 """What is kept of a stage beside its log."""
 
 
 @dataclass(frozen=True)
-class Trained:
+class StageResult:
     """What a stage came to.
 
     steps: updates that were made. loss: nats a trained token, mean over the last tenth of them. seconds: wall time of
@@ -110,12 +110,12 @@ class Trained:
 
     def totals(self) -> dict[str, Any]:
         """All but the log, as a run keeps it."""
-        return {name: getattr(self, name) for name in TOTALS}
+        return {name: getattr(self, name) for name in TOTAL_KEYS}
 
     @classmethod
-    def of(cls, totals: Mapping[str, Any]) -> Trained:
+    def from_totals(cls, totals: Mapping[str, Any]) -> StageResult:
         """From its totals, a loss that JSON has no number for being null. Raises ValueError when they are others."""
-        if totals.keys() != set(TOTALS):
+        if totals.keys() != set(TOTAL_KEYS):
             raise ValueError("these are the totals of another version")
         return cls(**{**totals, "loss": math.nan if totals["loss"] is None else totals["loss"]}, log=())
 
@@ -125,36 +125,36 @@ def seed_mitigations(seed: int) -> None:
 
     To be called once, before `Mitigation.model`; seed: the spec's.
     """
-    set_seed(seeding.derive(seed, "mitigations"))
+    set_seed(seeding.derive_seed(seed, "mitigations"))
 
 
-def unheard(step: int, metrics: Mapping[str, float]) -> None:
+def no_step_callback(step: int, metrics: Mapping[str, float]) -> None:
     """An `on_step` that does nothing."""
 
 
-def train(
+def train_stage(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    data: StageData,
+    data: StageDataset,
     mitigations: Mapping[str, Mitigation],
     *,
     seed: int,
     folder: Path,
-    progress: Progress = silent,
-    on_step: OnStep = unheard,
+    progress: Progress = no_progress,
+    on_step: OnStep = no_step_callback,
     resume: Path | None = None,
-    check: Check | None = None,
-) -> Trained:
+    stop_check: StopCheck | None = None,
+) -> StageResult:
     """Train `model` in place on the stage's slots, strictly in their order, and say how it went.
 
     The stage's own seed is derived from `seed` and its name: the same seed gives the same weights, bit for bit on a
-    CPU. `begin_stage` and `end_stage` of the mitigations are the caller's; their pulls and penalties happen here.
+    CPU. `on_stage_start` and `on_stage_end` of the mitigations are the caller's; their pulls and penalties happen here.
     Checkpoints, with the mitigations' state in them, go to `folder`/checkpoints every `save_steps` updates; of whole
     ones the newest `save_limit` stay. on_step: called with the number of the update and its metrics every `log_steps`
     updates.
 
     resume: the folder of a checkpoint of this very stage, from which to go on; see `latest_checkpoint`. `model` and
-    mitigations must be as the stage found them: the same `begin_stage` on the same weights. What comes out is what the
+    mitigations must be as the stage found them: the same `on_stage_start` on the same weights. What comes out is what the
     uninterrupted stage would have come to, on a CPU bit for bit: weights, states, random numbers, log. `on_step` hears
     the updates after the checkpoint alone.
 
@@ -175,17 +175,20 @@ def train(
     if tokenizer.pad_token_id is None:
         raise HarnessError("model.path", "the tokenizer has no padding token", "give it one, e.g. its end of text")
     if settings["packing"]:
-        with load.computation(model, settings["precision"]):
-            prove_separate(model)
+        with load.autocast_context(model, settings["precision"]):
+            verify_packing_isolation(model)
 
     device = next(model.parameters()).device
-    computation = autocast(settings["precision"], device)
-    own = seeding.derive(seed, "train", stage.name)
-    trainer_class, arguments_class, extra = engine(settings["engine"])
-    with borrowed(model, checkpointing=settings["gradient_checkpointing"], computation=computation), _memory(settings):
+    computation = autocast_dtype(settings["precision"], device)
+    own = seeding.derive_seed(seed, "train", stage.name)
+    trainer_class, arguments_class, extra = resolve_engine(settings["engine"])
+    with (
+        prepared_for_trainer(model, checkpointing=settings["gradient_checkpointing"], computation=computation),
+        _memory_errors(settings),
+    ):
         arguments = arguments_class(
-            **training_arguments(
-                settings, seed=own, folder=folder / "checkpoints", device=device, computation=computation
+            **build_training_arguments(
+                settings, seed=own, folder=folder / "checkpoints", device=device, compute_dtype=computation
             ),
             **extra,
         )
@@ -193,48 +196,55 @@ def train(
         if arguments.n_gpu > 1:
             arguments._n_gpu = 1
         together = settings["batch_size"] * arguments.world_size
-        steps = data.steps(arguments.world_size)
+        steps = data.count_steps(arguments.world_size)
         arguments.warmup_steps = warmup_steps(settings["warmup_ratio"], steps)
-        log = StageLog(data, together * settings["accumulation"], steps, settings["log_steps"], progress, on_step)
+        log = StepLog(data, together * settings["accumulation"], steps, settings["log_steps"], progress, on_step)
         saving = bool(settings["save_steps"]) or resume is not None
         identity = (
-            checkpoint.identity(data, model, mitigations, seed=own, processes=arguments.world_size) if saving else {}
+            checkpoint.checkpoint_fingerprint(data, model, mitigations, seed=own, world_size=arguments.world_size)
+            if saving
+            else {}
         )
         if resume is not None:
-            checkpoint.verify(resume, identity)
-            checkpoint.load_states(mitigations, resume)
-            log.restore(checkpoint.load_log(resume))
+            checkpoint.verify_checkpoint(resume, identity)
+            checkpoint.load_mitigation_states(mitigations, resume)
+            log.load_state_dict(checkpoint.load_log_state(resume))
         trainer = trainer_class(
             model=model,
             args=arguments,
-            folder=folder / "checkpoints",
-            collator=Collator(data.rows, fill(data.order, together), tokenizer.pad_token_id, flat=is_varlen(model)),
+            checkpoint_folder=folder / "checkpoints",
+            collator=Collator(
+                data.rows,
+                pad_with_empty_sequences(data.order, together),
+                tokenizer.pad_token_id,
+                flatten=uses_varlen_attention(model),
+            ),
             tokenizer=tokenizer,
             mitigations=mitigations,
-            log=log,
-            stage=stage.name,
-            identity=identity,
-            limit=settings.get("save_limit"),
-            check=None if check is None else untouched(model, check),
+            step_log=log,
+            stage_name=stage.name,
+            fingerprint=identity,
+            save_limit=settings.get("save_limit"),
+            stop_check=None if stop_check is None else without_side_effects(model, stop_check),
         )
         try:
-            if resume is not None and check is not None and check(len(log.losses)):
-                checkpoint.load_weights(model, resume)  # it had ended there already
+            if resume is not None and stop_check is not None and stop_check(len(log.losses)):
+                checkpoint.load_checkpoint_weights(model, resume)  # it had ended there already
             else:
                 trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
         finally:
-            trainer.release()
-        log.end()
+            trainer.free_memory()
+        log.finish()
     done = len(log.losses)
-    return Trained(done, log.final_loss(), time.perf_counter() - began, log.tokens(done), tuple(log.entries))
+    return StageResult(done, log.final_loss(), time.perf_counter() - began, log.tokens_until(done), tuple(log.entries))
 
 
 @contextmanager
-def _memory(settings: Mapping[str, object]) -> Iterator[None]:
+def _memory_errors(settings: Mapping[str, object]) -> Iterator[None]:
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if not device_module.out_of_memory(error):
+        if not device_module.is_out_of_memory(error):
             raise
         raise RunError(
             "train.batch_size",

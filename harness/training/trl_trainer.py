@@ -15,7 +15,7 @@ from trl import SFTConfig, SFTTrainer
 
 from harness.training.trainer import StageTrainer
 
-CHECKPOINTING = next(
+CHECKPOINTING_ARGUMENT = next(
     name for name in ("activation_checkpointing", "gradient_checkpointing") if name in SFTConfig.__dataclass_fields__
 )
 """What the setting is called: transformers renamed it in 5.2x, and warns of the old name."""
@@ -24,13 +24,13 @@ CHECKPOINTING = next(
 class TrlTrainer(StageTrainer, SFTTrainer):
     """SFTTrainer with our batches, loss and records."""
 
-    ARGUMENTS: ClassVar[dict[str, Any]] = {
+    SFT_ARGUMENTS: ClassVar[dict[str, Any]] = {
         "dataset_kwargs": {"skip_prepare_dataset": True},
         "max_length": None,
         "packing": False,
         "loss_type": "nll",
         # On by default there; `borrowed` sees to it, on the model itself.
-        CHECKPOINTING: False,
+        CHECKPOINTING_ARGUMENT: False,
         # Mixture-of-experts models: no balancing loss, as with transformers' default, so that both engines agree.
         "router_aux_loss_coef": 0.0,
     }
@@ -39,7 +39,7 @@ class TrlTrainer(StageTrainer, SFTTrainer):
     """Whether TRL's fused head is used; None: where Triton runs, the devices on which it looks at trained positions
     alone."""
 
-    def extras(self) -> dict[str, Any]:
+    def extra_init_kwargs(self) -> dict[str, Any]:
         """A data set of one row, for checks that ours has passed long before."""
         from datasets import Dataset
 

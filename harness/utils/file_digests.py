@@ -12,12 +12,12 @@ import json
 import os
 from pathlib import Path
 
-from harness.types import Progress, silent
+from harness.types import Progress, no_progress
 from harness.utils import cache_dir
 
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 _CONFIGS = ("config.json", "*.index.json", "*.py")
-_WORTH_REMEMBERING = 16 << 20  # bytes; below, hashing is as fast as looking up
+_MIN_CACHED_SIZE = 16 << 20  # bytes; below, hashing is as fast as looking up
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -25,44 +25,44 @@ def weight_files(folder: Path) -> list[Path]:
     return sorted(file for pattern in _WEIGHTS for file in folder.glob(pattern) if not file.name.startswith("adapter_"))
 
 
-def folder(folder: Path, progress: Progress = silent) -> str:
+def digest_folder(folder: Path, progress: Progress = no_progress) -> str:
     """sha256, in hex, over names and contents of the weight and config files: what decides the model's function."""
     configs = [file for pattern in _CONFIGS for file in folder.glob(pattern)]
     files = sorted({*weight_files(folder), *configs}, key=lambda path: path.name)
     whole = hashlib.sha256()
     for path in files:
-        whole.update(f"{path.name}\0{file(path, progress)}\n".encode())
+        whole.update(f"{path.name}\0{digest_file(path, progress)}\n".encode())
     return whole.hexdigest()
 
 
-def adapter(folder: Path, below: str) -> str:
+def digest_adapter(folder: Path, base_digest: str) -> str:
     """sha256, in hex, over an adapter's weights and config and the digest of the model below it."""
-    whole = hashlib.sha256(f"{below}\n".encode())
+    whole = hashlib.sha256(f"{base_digest}\n".encode())
     for path in sorted(folder.glob("adapter_*")):
-        whole.update(f"{path.name}\0{file(path)}\n".encode())
+        whole.update(f"{path.name}\0{digest_file(path)}\n".encode())
     return whole.hexdigest()
 
 
-def file(path: Path, progress: Progress = silent) -> str:
+def digest_file(path: Path, progress: Progress = no_progress) -> str:
     """sha256 of the file in hex, remembered for large files."""
     path = path.resolve()
     state = path.stat()
-    if state.st_size < _WORTH_REMEMBERING:
-        return sha256(path)
+    if state.st_size < _MIN_CACHED_SIZE:
+        return sha256_of_file(path)
     mark = [state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino, state.st_dev]
-    note = cache_dir.root() / "digests" / f"{hashlib.sha256(os.fsencode(path)).hexdigest()[:32]}.json"
+    note = cache_dir.cache_root() / "digests" / f"{hashlib.sha256(os.fsencode(path)).hexdigest()[:32]}.json"
     try:
         known = json.loads(note.read_text())
         if known["mark"] == mark:
             return str(known["sha256"])
     except (OSError, ValueError, KeyError, TypeError):
         pass  # not seen before
-    found = sha256(path, progress)
-    _remember(note, {"path": str(path), "mark": mark, "sha256": found})
+    found = sha256_of_file(path, progress)
+    _save_digest(note, {"path": str(path), "mark": mark, "sha256": found})
     return found
 
 
-def sha256(path: Path, progress: Progress = silent, phase: str = "hash") -> str:
+def sha256_of_file(path: Path, progress: Progress = no_progress, phase: str = "hash") -> str:
     """sha256 of the file in hex, read now."""
     total, done = path.stat().st_size, 0
     found = hashlib.sha256()
@@ -74,13 +74,13 @@ def sha256(path: Path, progress: Progress = silent, phase: str = "hash") -> str:
     return found.hexdigest()
 
 
-def _remember(note: Path, facts: dict[str, object]) -> None:
+def _save_digest(path: Path, record: dict[str, object]) -> None:
     """Write the note whole or not at all; a cache that cannot be written costs time, never the run."""
-    draft = note.with_suffix(f".{os.getpid()}")
+    draft = path.with_suffix(f".{os.getpid()}")
     try:
-        note.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_text(json.dumps(facts))
-        draft.replace(note)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft.write_text(json.dumps(record))
+        draft.replace(path)
     except OSError:
         with contextlib.suppress(OSError):
             draft.unlink(missing_ok=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from harness.errors import HarnessError
 
-SCHEME = "run:"
+RUN_SCHEME = "run:"
 """Before a run's name or folder where a spec names a run in the place of a model."""
 
 
@@ -22,14 +22,14 @@ def find_run(run: str | Path, output: str | Path = "runs") -> Path:
     raise HarnessError(f"run {run}", "there is no such run", there)
 
 
-def _holds_spec(place: Path) -> bool:
+def _holds_spec(folder: Path) -> bool:
     try:
-        return (place / "spec.json").is_file()
+        return (folder / "spec.json").is_file()
     except OSError:  # no name that a file could have
         return False
 
 
-def finished_run(run: str | Path, output: str | Path = "runs", *, where: str = "") -> Path:
+def find_finished_run(run: str | Path, output: str | Path = "runs", *, where: str = "") -> Path:
     """The folder of a run that came to its report. where: the place that errors name; "": the run itself.
 
     Raises HarnessError for a run that there is not, for an experiment, which has one result an arm, and for a run that

@@ -39,7 +39,7 @@ def _visible(character: str) -> str:
     return character
 
 
-def shorten(text: str, limit: int) -> str:
+def shorten_text(text: str, limit: int) -> str:
     """At most `limit` characters of the text, and how many were left out."""
     left = len(text) - limit
     return text if left <= 0 else f"{text[:limit].rstrip()}… (+{left:,} characters)"
@@ -51,7 +51,7 @@ def one_line(text: str, limit: int = 300) -> str:
     return line if len(line) <= limit else line[: limit - 1] + "…"
 
 
-def decimals(values: Iterable[float], digits: int = 4) -> int:
+def decimal_places(values: Iterable[float], digits: int = 4) -> int:
     """Places that show the largest of the values with `digits` significant digits, with 3 when it is below 1."""
     largest = max((abs(value) for value in values if math.isfinite(value)), default=0.0)
     if largest == 0.0:
@@ -60,32 +60,32 @@ def decimals(values: Iterable[float], digits: int = 4) -> int:
     return min(max((digits - 1 if exponent >= 0 else 2) - exponent, 0), 8)
 
 
-def number(value: float | None, places: int | None = None, *, sign: bool = False) -> str:
+def format_number(value: float | None, places: int | None = None, *, sign: bool = False) -> str:
     """The value with `places` decimals (see `decimals`), a true minus sign, and – for what is no number."""
     if value is None or math.isnan(value):
         return MISSING
     if math.isinf(value):
         return "∞" if value > 0 else "−∞"
-    places = decimals([value]) if places is None else places
+    places = decimal_places([value]) if places is None else places
     text = f"{value:{'+' if sign else ''},.{places}f}"
     if float(text.replace(",", "")) == 0.0:
         text = text.lstrip("+-")
     return text.replace("-", "−")
 
 
-def p_value(p: float | None) -> str:
+def format_p_value(p: float | None) -> str:
     """A p-value with three decimals and never as 0, and – for what is no number."""
     if p is None or math.isnan(p):
         return MISSING
     return "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def above(share: float) -> str:
+def round_up_share(fraction: float) -> str:
     """A share in [0, 1] that is not below the one given, in few digits."""
-    return f"{min(math.ceil(share * 1000) / 1000, 1.0):g}"
+    return f"{min(math.ceil(fraction * 1000) / 1000, 1.0):g}"
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Seconds as `0.4 s`, `12 s`, `3 min 05 s` or `2 h 07 min`."""
     if seconds < 9.95:
         return f"{seconds:.1f} s"
@@ -98,7 +98,7 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def amount(value: float, unit: str = "") -> str:
+def format_count(value: float, unit: str = "") -> str:
     """A count with its unit: `1,234 rows`; bytes (`B`) as `98.3 MB`."""
     if unit != "B":
         return f"{value:,.0f} {unit}".rstrip()
@@ -109,22 +109,22 @@ def amount(value: float, unit: str = "") -> str:
     return f"{value:,.0f} {name}" if name == "B" else f"{value:,.1f} {name}"
 
 
-ASCII = str.maketrans(
+ASCII_REPLACEMENTS = str.maketrans(
     {"→": "->", "−": "-", "–": "-", "…": "...", "▲": "^", "▼": "v", "↑": "^", "↓": "v", "✓": "+", "✗": "x", "·": "-"}
 )
 
 
-def plain_ascii(text: str) -> str:
+def to_ascii(text: str) -> str:
     """Our own signs in ASCII, for a terminal that has no others; anything else it lacks is written as `\\uXXXX`."""
-    return text.translate(ASCII).encode("ascii", "backslashreplace").decode()
+    return text.translate(ASCII_REPLACEMENTS).encode("ascii", "backslashreplace").decode()
 
 
-def encodable(page: RenderableType, console: Console, options: ConsoleOptions) -> Iterator[Segment]:
+def encodable_segments(renderable: RenderableType, console: Console, options: ConsoleOptions) -> Iterator[Segment]:
     """The page as segments that the console's stream can take.
 
     A stream without Unicode would otherwise end a run with an encoding error, at the moment when it shows its result.
     """
     from rich.segment import Segment
 
-    for segment in console.render(page, options):
-        yield Segment(plain_ascii(segment.text), segment.style, segment.control) if options.ascii_only else segment
+    for segment in console.render(renderable, options):
+        yield Segment(to_ascii(segment.text), segment.style, segment.control) if options.ascii_only else segment

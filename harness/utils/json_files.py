@@ -13,32 +13,32 @@ from typing import Any
 from harness.types import Evaluation, Score
 
 
-class Decoder:
+class StrictJsonDecoder:
     """Reads JSON texts. twice: a key that some object of the text read last names twice; None when there is none."""
 
     def __init__(self) -> None:
-        self.twice: str | None = None
-        self._decoder = json.JSONDecoder(object_pairs_hook=self._object)
+        self.duplicate_key: str | None = None
+        self._decoder = json.JSONDecoder(object_pairs_hook=self._build_object)
 
-    def whole(self, text: str) -> Any:
+    def decode(self, text: str) -> Any:
         """The value of a text. Raises what `json.loads` raises."""
-        self.twice = None
+        self.duplicate_key = None
         return self._decoder.decode(text)
 
-    def begun(self, text: str, at: int) -> tuple[Any, int]:
+    def raw_decode(self, text: str, at: int) -> tuple[Any, int]:
         """The value that begins at a place of a text, and where it ends. Raises what `raw_decode` raises."""
-        self.twice = None
+        self.duplicate_key = None
         return self._decoder.raw_decode(text, at)
 
-    def _object(self, pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    def _build_object(self, pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
         made = dict(pairs)
         if len(made) < len(pairs):
             left = iter(made)  # in the order of the first time that each is named
-            self.twice = next(name for name, _ in pairs if name != next(left, None))
+            self.duplicate_key = next(name for name, _ in pairs if name != next(left, None))
         return made
 
 
-def named_twice(key: str) -> tuple[str, str]:
+def duplicate_key_error(key: str) -> tuple[str, str]:
     """What is wrong with an object that names a key twice, and the remedy."""
     return f"names the key {key[:40]!r} twice in one object", "name it once"
 
@@ -53,7 +53,10 @@ def write_scores(evaluations: Sequence[tuple[Evaluation, ...]], stages: Sequence
             "stage": index,
             "name": name,
             "suites": {
-                one.suite: {"items": [item.id for item in one.items], "scores": [_score(score) for score in one.scores]}
+                one.suite: {
+                    "items": [item.id for item in one.items],
+                    "scores": [_score_as_dict(score) for score in one.scores],
+                }
                 for one in stage
             },
         }
@@ -62,7 +65,7 @@ def write_scores(evaluations: Sequence[tuple[Evaluation, ...]], stages: Sequence
     write_json(Path(folder) / "scores.json", {"stages": written})
 
 
-def listed(evaluations: Sequence[Evaluation]) -> list[dict[str, Any]]:
+def scores_as_dicts(evaluations: Sequence[Evaluation]) -> list[dict[str, Any]]:
     """Every score of some evaluations with its interval, without the statistics of its items."""
     return [
         {
@@ -79,7 +82,7 @@ def write_json(file: Path, value: Any, indent: int | None = None) -> None:
 
     A crash or a full disk in the middle leaves the old file, or none, and never half of one.
     """
-    text = json.dumps(plain(value), indent=indent, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(json_safe(value), indent=indent, ensure_ascii=False, allow_nan=False)
     draft = file.with_name(f".{file.name}.{os.getpid()}")
     try:
         # A lone surrogate, which a model can write, becomes the escape that JSON has for it.
@@ -89,16 +92,16 @@ def write_json(file: Path, value: Any, indent: int | None = None) -> None:
         draft.unlink(missing_ok=True)
 
 
-def plain(value: Any) -> Any:
+def json_safe(value: Any) -> Any:
     """The value for JSON: mappings, lists, and None for what is no finite number."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {str(key): plain(one) for key, one in value.items()}
+        return {str(key): json_safe(one) for key, one in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(one) for one in value]
+        return [json_safe(one) for one in value]
     return value
 
 
-def _score(score: Score) -> dict[str, Any]:
+def _score_as_dict(score: Score) -> dict[str, Any]:
     return {key: value for key, value in asdict(score).items() if key not in ("stage", "suite")}

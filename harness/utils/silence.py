@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
+def silence_libraries() -> Iterator[None]:
     """Within, transformers shows no bars and logs errors alone, and Python warnings are dropped. Restored after."""
     from transformers.utils import logging
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from harness import Component, hookimpl
-from harness_metrics.normalization import EXTRACT, LANG, OPTION
+from harness_metrics.normalization import EXTRACT_OPTION, LANG_OPTION, NORMALIZE_OPTION
 
-_LOWERCASE = {"type": "boolean", "default": False, "description": "Compare without case."}
+_LOWERCASE_OPTION = {"type": "boolean", "default": False, "description": "Compare without case."}
 
 
 @hookimpl
@@ -13,7 +13,7 @@ def harness_metrics() -> dict[str, Component]:
     return {
         "bleu": Component(
             summary="Corpus BLEU of the answers, 0 to 100, by sacrebleu.",
-            load="harness_metrics.bleu:Bleu",
+            factory="harness_metrics.bleu:Bleu",
             options={
                 "tokenize": {
                     "enum": ["auto", "13a", "zh", "char", "intl", "none"],
@@ -21,8 +21,8 @@ def harness_metrics() -> dict[str, Component]:
                     "description": "sacrebleu's tokeniser; `auto` takes `zh` for Chinese references, `char` for other "
                     "scripts without spaces, else `13a`.",
                 },
-                "lang": LANG,
-                "lowercase": _LOWERCASE,
+                "lang": LANG_OPTION,
+                "lowercase": _LOWERCASE_OPTION,
                 "effective_order": {
                     "type": "boolean",
                     "default": False,
@@ -32,7 +32,7 @@ def harness_metrics() -> dict[str, Component]:
         ),
         "rouge": Component(
             summary="Mean F-measure of ROUGE-1, -2, -L and -Lsum, 0 to 1, for any script.",
-            load="harness_metrics.rouge:Rouge",
+            factory="harness_metrics.rouge:Rouge",
             options={
                 "stem": {
                     "type": "boolean",
@@ -43,7 +43,7 @@ def harness_metrics() -> dict[str, Component]:
         ),
         "chrf": Component(
             summary="Corpus chrF of the answers, 0 to 100, by sacrebleu; needs no tokeniser.",
-            load="harness_metrics.chrf:Chrf",
+            factory="harness_metrics.chrf:Chrf",
             options={
                 "word_order": {
                     "type": "integer",
@@ -52,24 +52,24 @@ def harness_metrics() -> dict[str, Component]:
                     "default": 0,
                     "description": "Also n-grams of words up to this order; 2 is chrF++.",
                 },
-                "lowercase": _LOWERCASE,
+                "lowercase": _LOWERCASE_OPTION,
             },
         ),
         "exact_match": Component(
             summary="Share of answers that equal the reference, 0 to 1.",
-            load="harness_metrics.exact_match:ExactMatch",
-            options={"normalise": OPTION, "extract": EXTRACT, "lang": LANG},
+            factory="harness_metrics.exact_match:ExactMatch",
+            options={"normalise": NORMALIZE_OPTION, "extract": EXTRACT_OPTION, "lang": LANG_OPTION},
         ),
         "token_f1": Component(
             summary="Mean F1 of the words shared with the reference, 0 to 1, as in SQuAD.",
-            load="harness_metrics.token_f1:TokenF1",
-            options={"normalise": OPTION, "extract": EXTRACT, "lang": LANG},
+            factory="harness_metrics.token_f1:TokenF1",
+            options={"normalise": NORMALIZE_OPTION, "extract": EXTRACT_OPTION, "lang": LANG_OPTION},
         ),
         "ter": Component(
             summary="Translation edit rate, edits per 100 words, by sacrebleu; lower is better.",
-            load="harness_metrics.ter:Ter",
+            factory="harness_metrics.ter:Ter",
             options={
-                "lang": LANG,
+                "lang": LANG_OPTION,
                 "normalized": {
                     "type": "boolean",
                     "default": False,
@@ -85,7 +85,7 @@ def harness_metrics() -> dict[str, Component]:
         ),
         "bertscore": Component(
             summary="Mean BERTScore by an encoder in a folder: precision, recall and F1, at most 1.",
-            load="harness_metrics.bertscore:BertScore",
+            factory="harness_metrics.bertscore:BertScore",
             options={
                 "model": {
                     "type": "string",
@@ -111,7 +111,7 @@ def harness_metrics() -> dict[str, Component]:
         ),
         "distinct": Component(
             summary="Share of n-grams that are no repetition within their answer, 0 to 1.",
-            load="harness_metrics.distinct:Distinct",
+            factory="harness_metrics.distinct:Distinct",
             options={
                 "orders": {
                     "type": "array",
@@ -125,11 +125,11 @@ def harness_metrics() -> dict[str, Component]:
         ),
         "length_ratio": Component(
             summary="Words of the answers over words of the references; 1 is as long.",
-            load="harness_metrics.length_ratio:LengthRatio",
+            factory="harness_metrics.length_ratio:LengthRatio",
         ),
         "regex": Component(
             summary="Share of answers in which a regular expression is found, 0 to 1.",
-            load="harness_metrics.regex:Regex",
+            factory="harness_metrics.regex:Regex",
             options={
                 "pattern": {"type": "string", "format": "regex", "description": "Regular expression of Python's re."},
                 "whole": {
@@ -142,7 +142,7 @@ def harness_metrics() -> dict[str, Component]:
         ),
         "json_valid": Component(
             summary="Share of answers that parse as JSON, and that fit a JSON Schema, 0 to 1.",
-            load="harness_metrics.json_valid:JsonValid",
+            factory="harness_metrics.json_valid:JsonValid",
             options={
                 "schema": {
                     "type": ["object", "null"],
@@ -158,22 +158,22 @@ def harness_metrics() -> dict[str, Component]:
         ),
         "multiple_choice": Component(
             summary="Accuracy of multiple choice by likelihood: acc, acc_norm and acc_bytes, 0 to 1.",
-            load="harness_metrics.multiple_choice:MultipleChoice",
+            factory="harness_metrics.multiple_choice:MultipleChoice",
         ),
         "response_perplexity": Component(
             summary="Perplexity of the reference responses' tokens and their mean NLL; lower is better.",
-            load="harness_metrics.response_perplexity:ResponsePerplexity",
+            factory="harness_metrics.response_perplexity:ResponsePerplexity",
         ),
         "bits_per_byte": Component(
             summary="Bits a byte of plain texts, and their byte and word perplexity; lower is better.",
-            load="harness_metrics.bits_per_byte:BitsPerByte",
+            factory="harness_metrics.bits_per_byte:BitsPerByte",
         ),
         "kl_to_base": Component(
             summary="Mean KL divergence from the base model a response token, in nats; lower is nearer.",
-            load="harness_metrics.base_divergence:KlToBase",
+            factory="harness_metrics.base_divergence:KlToBase",
         ),
         "agreement_with_base": Component(
             summary="Share of response tokens at which model and base hold the same one likeliest, 0 to 1.",
-            load="harness_metrics.base_divergence:AgreementWithBase",
+            factory="harness_metrics.base_divergence:AgreementWithBase",
         ),
     }

@@ -14,27 +14,27 @@ if TYPE_CHECKING:
 class TextMetric(Metric):
     """A metric of generated text. An empty answer is an answer: it is scored, never skipped."""
 
-    reads: ClassVar[Literal["answer", "likelihood"]] = "answer"
+    requires: ClassVar[Literal["answer", "likelihood"]] = "answer"
     citation: ClassVar[str]
     """Where the metric was published, shown by `evaluate`."""
 
-    def measure(self, answer: str, references: Sequence[str]) -> dict[str, tuple[float, ...]]:
+    def answer_statistics(self, answer: str, references: Sequence[str]) -> dict[str, tuple[float, ...]]:
         """Score name -> statistics of one answer against its references, of which there is at least one."""
         raise NotImplementedError
 
     def statistics(self, item: Item) -> dict[str, tuple[float, ...]]:
         if item.answer is None:
             raise HarnessError(f"item {item.id}", "has no answer to score", "generate answers for its suite first")
-        return self.measure(item.answer, [item.reference])
+        return self.answer_statistics(item.answer, [item.reference])
 
-    def as_evaluate(self) -> evaluate.Metric:
+    def to_hf_evaluate(self) -> evaluate.Metric:
         """This metric as one of the package `evaluate`; its `compute` gives score name -> value.
 
         Importing `evaluate` brings in torch and takes seconds, so it happens here and not with the module.
         """
-        from harness_metrics.hf_evaluate import wrap
+        from harness_metrics.hf_evaluate import to_hf_evaluate
 
-        return wrap(self)
+        return to_hf_evaluate(self)
 
 
 class MeanMetric(TextMetric):

@@ -8,10 +8,10 @@ from typing import ClassVar, Literal
 from harness import HarnessError, Item, Metric
 
 
-class _FromBase(Metric):
+class _BaseComparisonMetric(Metric):
     """A mean over the tokens of the reference responses; statistics: sum, tokens."""
 
-    reads: ClassVar[Literal["base"]] = "base"
+    requires: ClassVar[Literal["base"]] = "base"
 
     def aggregate(self, name: str, total: Sequence[float]) -> float:
         found, tokens = total
@@ -21,7 +21,7 @@ class _FromBase(Metric):
         return True
 
 
-class KlToBase(_FromBase):
+class KlToBase(_BaseComparisonMetric):
     """Mean KL(base || model) a token, in nats: 0 for the base itself. Lower is nearer.
 
     Exact, over the whole vocabulary, at every token of the reference responses, end of turn included; the forward
@@ -29,7 +29,7 @@ class KlToBase(_FromBase):
     (Shenfeld et al., 2025, arXiv:2509.04259, take it on the new task).
     """
 
-    names = ("kl_to_base",)
+    score_names = ("kl_to_base",)
     higher_is_better = False
 
     def signature(self) -> str:
@@ -37,25 +37,25 @@ class KlToBase(_FromBase):
 
     def statistics(self, item: Item) -> dict[str, tuple[float, ...]]:
         if item.kl is None:
-            raise _not_compared(item)
+            raise _not_compared_error(item)
         return {"kl_to_base": (item.kl, float(item.tokens))}
 
 
-class AgreementWithBase(_FromBase):
+class AgreementWithBase(_BaseComparisonMetric):
     """Share of tokens of the reference responses, from 0 to 1, at which model and base hold the same one likeliest."""
 
-    names = ("agreement_with_base",)
+    score_names = ("agreement_with_base",)
 
     def signature(self) -> str:
         return "agreement_with_base|top:1|over:response+end-of-turn|version:1"
 
     def statistics(self, item: Item) -> dict[str, tuple[float, ...]]:
         if item.agreed is None:
-            raise _not_compared(item)
+            raise _not_compared_error(item)
         return {"agreement_with_base": (float(item.agreed), float(item.tokens))}
 
 
-def _not_compared(item: Item) -> HarnessError:
+def _not_compared_error(item: Item) -> HarnessError:
     return HarnessError(
         f"item {item.id}", "was not compared with the base model", "evaluate its suite with this metric"
     )

@@ -12,9 +12,9 @@ from harness import Item
 from harness_metrics.base import MeanMetric
 
 if TYPE_CHECKING:
-    from harness_metrics.encoder import Encoded, Encoder
+    from harness_metrics.encoder import TextEncoder, TokenEmbeddings
 
-_WHERE = "metrics.bertscore"
+_SPEC_KEY = "metrics.bertscore"
 
 
 class BertScore(MeanMetric):
@@ -33,51 +33,53 @@ class BertScore(MeanMetric):
     unparsed. With several references the best counts, for each score by itself. Statistics of each: score, 1.
     """
 
-    names = ("bertscore_precision", "bertscore_recall", "bertscore_f1")
+    score_names = ("bertscore_precision", "bertscore_recall", "bertscore_f1")
     citation = "Zhang et al. (2020), BERTScore: Evaluating Text Generation with BERT, https://arxiv.org/abs/1904.09675"
 
     def __init__(self, model: str, layer: int | None, device: str) -> None:
-        self._folder, self._wanted, self._device = Path(model), layer, device
+        self._folder, self._requested_layer, self._device = Path(model), layer, device
 
-    def check(self) -> None:
-        from harness_metrics.encoder import settle
+    def check_available(self) -> None:
+        from harness_metrics.encoder import resolve_layer
 
-        settle(self._folder, self._wanted, _WHERE)
+        resolve_layer(self._folder, self._requested_layer, _SPEC_KEY)
 
     @cached_property
     def _layer(self) -> int:
-        from harness_metrics.encoder import settle
+        from harness_metrics.encoder import resolve_layer
 
-        return settle(self._folder, self._wanted, _WHERE)
+        return resolve_layer(self._folder, self._requested_layer, _SPEC_KEY)
 
     @cached_property
-    def _encoder(self) -> Encoder:
-        from harness_metrics.encoder import Encoder
+    def _encoder(self) -> TextEncoder:
+        from harness_metrics.encoder import TextEncoder
 
-        return Encoder(self._folder, self._layer, on_cpu=self._device == "cpu", where=f"{_WHERE}.model")
+        return TextEncoder(self._folder, self._layer, on_cpu=self._device == "cpu", where=f"{_SPEC_KEY}.model")
 
     def signature(self) -> str:
-        from harness_metrics.encoder import identity
+        from harness_metrics.encoder import encoder_fingerprint
 
-        made = f"model:{identity(self._folder)}|layer:{self._layer}|idf:no|rescaled:no"
+        made = f"model:{encoder_fingerprint(self._folder)}|layer:{self._layer}|idf:no|rescaled:no"
         return f"bertscore|{made}|dtype:float32|transformers:{version('transformers')}|version:1"
 
-    def parsed(self, item: Item) -> bool:
+    def is_parsed(self, item: Item) -> bool:
         """Whether answer and reference fit into the encoder's window."""
-        return not any(self._encoder.cuts(text) for text in (item.answer or "", item.reference))
+        return not any(self._encoder.is_truncated(text) for text in (item.answer or "", item.reference))
 
-    def measure(self, answer: str, references: Sequence[str]) -> dict[str, tuple[float, ...]]:
+    def answer_statistics(self, answer: str, references: Sequence[str]) -> dict[str, tuple[float, ...]]:
         ours = self._encoder(answer)
-        every = [match(ours, self._encoder(reference)) for reference in references]
-        return {name: (max(scores), 1.0) for name, scores in zip(self.names, zip(*every, strict=True), strict=True)}
+        every = [greedy_match_scores(ours, self._encoder(reference)) for reference in references]
+        return {
+            name: (max(scores), 1.0) for name, scores in zip(self.score_names, zip(*every, strict=True), strict=True)
+        }
 
 
-def match(answer: Encoded, reference: Encoded) -> tuple[float, float, float]:
+def greedy_match_scores(answer: TokenEmbeddings, reference: TokenEmbeddings) -> tuple[float, float, float]:
     """Precision, recall and F1 of greedy matching by cosine, each in [-1, 1]; 0 where one of the texts has no token."""
-    if not answer.counts.any() or not reference.counts.any():
+    if not answer.is_text_token.any() or not reference.is_text_token.any():
         return 0.0, 0.0, 0.0
     cosines = (answer.vectors @ reference.vectors.T).clamp(-1, 1)  # (T, R)
-    precision = float(cosines.amax(1)[answer.counts].mean())
-    recall = float(cosines.amax(0)[reference.counts].mean())
+    precision = float(cosines.amax(1)[answer.is_text_token].mean())
+    recall = float(cosines.amax(0)[reference.is_text_token].mean())
     both = precision > 0 and recall > 0
     return precision, recall, 2 * precision * recall / (precision + recall) if both else 0.0

@@ -20,9 +20,9 @@ class BitsPerByte(Metric):
     Statistics: NLL in nats, bytes or words.
     """
 
-    reads: ClassVar[Literal["text"]] = "text"
+    requires: ClassVar[Literal["text"]] = "text"
     higher_is_better = False
-    names = ("bits_per_byte", "byte_perplexity", "word_perplexity")
+    score_names = ("bits_per_byte", "byte_perplexity", "word_perplexity")
 
     def signature(self) -> str:
         return "bits_per_byte|windows:rolling,context 1|prefix:bos,else eos|version:1"
@@ -34,7 +34,7 @@ class BitsPerByte(Metric):
         size = float(len(item.reference.encode()))
         words = float(len(re.split(r"\s+", item.reference)))
         lengths = {"bits_per_byte": size, "byte_perplexity": size, "word_perplexity": words}
-        return {name: (item.text_nll, lengths[name]) for name in self.names}
+        return {name: (item.text_nll, lengths[name]) for name in self.score_names}
 
     def aggregate(self, name: str, total: Sequence[float]) -> float:
         nll, length = total

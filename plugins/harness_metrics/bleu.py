@@ -8,12 +8,12 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from harness_metrics.base import TextMetric
-from harness_metrics.tokenization import language
+from harness_metrics.tokenization import segmentation_of
 
 if TYPE_CHECKING:
     from sacrebleu.metrics import BLEU
 
-_ORDER = 4
+_MAX_NGRAM_ORDER = 4
 _TOKENIZERS = {"spaced": "13a", "zh": "zh", "char": "char"}
 
 
@@ -29,7 +29,7 @@ class Bleu(TextMetric):
     Statistics: answer length, reference length, matches of orders 1–4, n-grams of orders 1–4.
     """
 
-    names = ("bleu",)
+    score_names = ("bleu",)
     citation = "Post (2018), A Call for Clarity in Reporting BLEU Scores, https://aclanthology.org/W18-6319"
 
     def __init__(self, tokenize: str, lang: str, lowercase: bool, effective_order: bool) -> None:
@@ -40,13 +40,15 @@ class Bleu(TextMetric):
         tokenize = self._tokenize
         if tokenize == "auto":
             by_script = self._lang == "auto"
-            tokenize = "harness-auto1(13a,zh,char)" if by_script else _TOKENIZERS[language("", self._lang)]
+            tokenize = "harness-auto1(13a,zh,char)" if by_script else _TOKENIZERS[segmentation_of("", self._lang)]
         case, order = "lc" if self._lowercase else "mixed", "yes" if self._effective_order else "no"
         return f"bleu|nrefs:1|case:{case}|eff:{order}|tok:{tokenize}|smooth:exp|version:{version('sacrebleu')}"
 
-    def measure(self, answer: str, references: Sequence[str]) -> dict[str, tuple[float, ...]]:
-        tokenize = _TOKENIZERS[language(references[0], self._lang)] if self._tokenize == "auto" else self._tokenize
-        score = _scorer(tokenize, self._lowercase).sentence_score(answer, list(references))
+    def answer_statistics(self, answer: str, references: Sequence[str]) -> dict[str, tuple[float, ...]]:
+        tokenize = (
+            _TOKENIZERS[segmentation_of(references[0], self._lang)] if self._tokenize == "auto" else self._tokenize
+        )
+        score = _get_scorer(tokenize, self._lowercase).sentence_score(answer, list(references))
         return {"bleu": (score.sys_len, score.ref_len, *score.counts, *score.totals)}
 
     def aggregate(self, name: str, total: Sequence[float]) -> float:
@@ -54,8 +56,8 @@ class Bleu(TextMetric):
 
         answer_length, reference_length, *counts = map(int, total)
         return BLEU.compute_bleu(
-            correct=counts[:_ORDER],
-            total=counts[_ORDER:],
+            correct=counts[:_MAX_NGRAM_ORDER],
+            total=counts[_MAX_NGRAM_ORDER:],
             sys_len=answer_length,
             ref_len=reference_length,
             smooth_method="exp",
@@ -64,8 +66,10 @@ class Bleu(TextMetric):
 
 
 @lru_cache(maxsize=8)
-def _scorer(tokenize: str, lowercase: bool) -> BLEU:
+def _get_scorer(tokenize: str, lowercase: bool) -> BLEU:
     from sacrebleu.metrics import BLEU
 
     # Only the counts of a sentence are read; the effective order spares sacrebleu's warning about sentence scores.
-    return BLEU(tokenize=tokenize, lowercase=lowercase, effective_order=True, force=True, max_ngram_order=_ORDER)
+    return BLEU(
+        tokenize=tokenize, lowercase=lowercase, effective_order=True, force=True, max_ngram_order=_MAX_NGRAM_ORDER
+    )

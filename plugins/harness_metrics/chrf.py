@@ -22,7 +22,7 @@ class Chrf(TextMetric):
     Statistics: for each order, n-grams of the answer, of the reference, and of both.
     """
 
-    names = ("chrf",)
+    score_names = ("chrf",)
     citation = "Popović (2015), chrF: character n-gram F-score, https://aclanthology.org/W15-3049"
 
     def __init__(self, word_order: int, lowercase: bool) -> None:
@@ -38,7 +38,7 @@ class Chrf(TextMetric):
         case = "lc" if self._lowercase else "mixed"
         return f"chrf|nrefs:1|case:{case}|eff:yes|nc:6|nw:{self._word_order}|space:no|version:{version('sacrebleu')}"
 
-    def measure(self, answer: str, references: Sequence[str]) -> dict[str, tuple[float, ...]]:
+    def answer_statistics(self, answer: str, references: Sequence[str]) -> dict[str, tuple[float, ...]]:
         # sacrebleu has no public way to the counts of a segment; the tests compare these with `corpus_score`.
         (counts,) = self._scorer._extract_corpus_statistics([answer], [[reference] for reference in references])
         return {"chrf": tuple(map(float, counts))}

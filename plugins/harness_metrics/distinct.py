@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from harness_metrics.base import TextMetric
-from harness_metrics.tokenization import CUT, words
+from harness_metrics.tokenization import TOKENIZATION_VERSION, tokenize_words
 
 
 class Distinct(TextMetric):
@@ -23,15 +23,15 @@ class Distinct(TextMetric):
 
     def __init__(self, orders: Sequence[int]) -> None:
         self._orders = tuple(orders)
-        self.names = tuple(f"distinct{order}" for order in self._orders)
+        self.score_names = tuple(f"distinct{order}" for order in self._orders)
 
     def signature(self) -> str:
-        return f"distinct|within:answer|tok:{CUT}|version:1"
+        return f"distinct|within:answer|tok:{TOKENIZATION_VERSION}|version:1"
 
-    def measure(self, answer: str, references: Sequence[str]) -> dict[str, tuple[float, ...]]:
-        found = words(answer)
+    def answer_statistics(self, answer: str, references: Sequence[str]) -> dict[str, tuple[float, ...]]:
+        found = tokenize_words(answer)
         made: dict[str, tuple[float, ...]] = {}
-        for order, name in zip(self._orders, self.names, strict=True):
+        for order, name in zip(self._orders, self.score_names, strict=True):
             grams = [tuple(found[start : start + order]) for start in range(len(found) - order + 1)]
             made[name] = (float(len(set(grams))), float(len(grams)))
         return made

@@ -13,7 +13,7 @@ from harness_metrics.base import MeanMetric
 if TYPE_CHECKING:
     from jsonschema.protocols import Validator
 
-_FENCE = re.compile(r"\s*```(?:json|JSON)?[ \t]*\n(.*?)\n?[ \t]*```\s*", re.DOTALL)
+_CODE_FENCE = re.compile(r"\s*```(?:json|JSON)?[ \t]*\n(.*?)\n?[ \t]*```\s*", re.DOTALL)
 
 
 class JsonValid(MeanMetric):
@@ -28,18 +28,18 @@ class JsonValid(MeanMetric):
     citation = "Bray (2017), RFC 8259, https://www.rfc-editor.org/rfc/rfc8259"
 
     def __init__(self, schema: Mapping[str, Any] | None, fenced: bool) -> None:
-        self._validator: Validator | None = None if schema is None else _validator(schema)
+        self._validator: Validator | None = None if schema is None else _build_validator(schema)
         self._fenced = fenced
-        self.names = ("json_valid",) if schema is None else ("json_valid", "schema_valid")
+        self.score_names = ("json_valid",) if schema is None else ("json_valid", "schema_valid")
 
     def signature(self) -> str:
         checked = "none" if self._validator is None else type(self._validator).__name__
         return f"json_valid|schema:{checked}|fenced:{'yes' if self._fenced else 'no'}|version:1"
 
-    def parsed(self, item: Item) -> bool:
+    def is_parsed(self, item: Item) -> bool:
         return self._parse(item.answer or "") is not None
 
-    def measure(self, answer: str, references: Sequence[str]) -> dict[str, tuple[float, ...]]:
+    def answer_statistics(self, answer: str, references: Sequence[str]) -> dict[str, tuple[float, ...]]:
         found = self._parse(answer)
         made: dict[str, tuple[float, ...]] = {"json_valid": (float(found is not None), 1.0)}
         if self._validator is not None:
@@ -48,18 +48,18 @@ class JsonValid(MeanMetric):
         return made
 
     def _parse(self, answer: str) -> tuple[Any] | None:
-        fence = _FENCE.fullmatch(answer) if self._fenced else None
+        fence = _CODE_FENCE.fullmatch(answer) if self._fenced else None
         try:
-            return (json.loads(fence.group(1) if fence else answer, parse_constant=_refuse),)
+            return (json.loads(fence.group(1) if fence else answer, parse_constant=_reject_constant),)
         except (ValueError, RecursionError):
             return None
 
 
-def _refuse(constant: str) -> None:
+def _reject_constant(constant: str) -> None:
     raise ValueError(f"{constant} is no JSON")
 
 
-def _validator(schema: Mapping[str, Any]) -> Validator:
+def _build_validator(schema: Mapping[str, Any]) -> Validator:
     import jsonschema
 
     kind = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from harness_metrics.base import TextMetric
-from harness_metrics.tokenization import CUT, words
+from harness_metrics.tokenization import TOKENIZATION_VERSION, tokenize_words
 
 
 class LengthRatio(TextMetric):
@@ -17,17 +17,18 @@ class LengthRatio(TextMetric):
     Statistics: words of the answer, words of the reference.
     """
 
-    names = ("length_ratio",)
+    score_names = ("length_ratio",)
     higher_is_better = None
     citation = "Papineni et al. (2002), BLEU, https://aclanthology.org/P02-1040"
 
     def signature(self) -> str:
-        return f"length_ratio|tok:{CUT}|version:1"
+        return f"length_ratio|tok:{TOKENIZATION_VERSION}|version:1"
 
-    def measure(self, answer: str, references: Sequence[str]) -> dict[str, tuple[float, ...]]:
-        ours = len(words(answer))
+    def answer_statistics(self, answer: str, references: Sequence[str]) -> dict[str, tuple[float, ...]]:
+        ours = len(tokenize_words(answer))
         theirs = min(
-            (len(words(reference)) for reference in references), key=lambda length: (abs(length - ours), length)
+            (len(tokenize_words(reference)) for reference in references),
+            key=lambda length: (abs(length - ours), length),
         )
         return {"length_ratio": (float(ours), float(theirs))}
 

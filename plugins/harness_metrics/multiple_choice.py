@@ -15,8 +15,8 @@ class MultipleChoice(Metric):
     bytes in UTF-8, so that a long choice is not held unlikely for its length. Of equals the first is taken.
     """
 
-    reads: ClassVar[Literal["choices"]] = "choices"
-    names = ("acc", "acc_norm", "acc_bytes")
+    requires: ClassVar[Literal["choices"]] = "choices"
+    score_names = ("acc", "acc_norm", "acc_bytes")
 
     def signature(self) -> str:
         return "multiple_choice|by:likelihood|norm:none,characters,bytes|version:1"
@@ -30,7 +30,9 @@ class MultipleChoice(Metric):
             "acc_norm": [float(len(choice)) for choice in item.choices],
             "acc_bytes": [float(len(choice.encode())) for choice in item.choices],
         }
-        return {name: (float(_likeliest(item.choice_lls, lengths[name]) == item.gold), 1.0) for name in self.names}
+        return {
+            name: (float(_most_likely(item.choice_lls, lengths[name]) == item.gold), 1.0) for name in self.score_names
+        }
 
     def aggregate(self, name: str, total: Sequence[float]) -> float:
         right, questions = total
@@ -40,6 +42,6 @@ class MultipleChoice(Metric):
         return True
 
 
-def _likeliest(lls: Sequence[float], lengths: Sequence[float]) -> int:
-    each = [ll / max(length, 1.0) for ll, length in zip(lls, lengths, strict=True)]
+def _most_likely(log_likelihoods: Sequence[float], lengths: Sequence[float]) -> int:
+    each = [ll / max(length, 1.0) for ll, length in zip(log_likelihoods, lengths, strict=True)]
     return each.index(max(each))

@@ -12,25 +12,25 @@ from harness import HarnessError
 _ARTICLES = re.compile(r"\b(a|an|the)\b", re.IGNORECASE)
 
 
-def _without_punctuation(text: str) -> str:
+def _remove_punctuation(text: str) -> str:
     # Beyond the ASCII marks of SQuAD, every script's punctuation; symbols such as `€` stay, as they carry meaning.
     return "".join(c for c in text if not (unicodedata.category(c)[0] == "P" or c in "$+<=>^`|~"))
 
 
-def _without_numbers(text: str) -> str:
+def _remove_numbers(text: str) -> str:
     return "".join(c for c in text if unicodedata.category(c) != "Nd")
 
 
 _STEPS: dict[str, Callable[[str], str]] = {
     "nfkc": lambda text: unicodedata.normalize("NFKC", text),
     "case": str.casefold,
-    "punctuation": _without_punctuation,
+    "punctuation": _remove_punctuation,
     "articles": lambda text: _ARTICLES.sub(" ", text),
-    "numbers": _without_numbers,
+    "numbers": _remove_numbers,
 }
 """Step -> function, in the order in which they are applied."""
 
-OPTION: dict[str, Any] = {
+NORMALIZE_OPTION: dict[str, Any] = {
     "type": "array",
     "items": {"enum": list(_STEPS)},
     "uniqueItems": True,
@@ -41,7 +41,7 @@ OPTION: dict[str, Any] = {
 """The JSON schema of a metric's option `normalise`."""
 
 
-LANG: dict[str, Any] = {
+LANG_OPTION: dict[str, Any] = {
     "type": "string",
     "pattern": "^(auto|[a-z]{2,3})$",
     "default": "auto",
@@ -49,7 +49,7 @@ LANG: dict[str, Any] = {
 }
 """The JSON schema of a metric's option `lang`."""
 
-EXTRACT: dict[str, Any] = {
+EXTRACT_OPTION: dict[str, Any] = {
     "type": ["string", "null"],
     "format": "regex",
     "default": None,
@@ -60,11 +60,11 @@ EXTRACT: dict[str, Any] = {
 """The JSON schema of a metric's option `extract`."""
 
 
-class Extract:
+class AnswerExtractor:
     """Takes what is to be compared out of a text. pattern: see `EXTRACT`. Raises HarnessError for a bad one."""
 
     def __init__(self, metric: str, pattern: str | None) -> None:
-        self._pattern = None if pattern is None else compiled(f"metrics.{metric}.extract", pattern)
+        self._pattern = None if pattern is None else compile_pattern(f"metrics.{metric}.extract", pattern)
 
     def __call__(self, text: str) -> str | None:
         """The part of the text, stripped; None where there is no match."""
@@ -77,12 +77,12 @@ class Extract:
             return None
         return (last.group(1 if self._pattern.groups else 0) or "").strip()
 
-    def label(self) -> str:
+    def signature_suffix(self) -> str:
         """What stands in a signature for it."""
         return "" if self._pattern is None else f"|extract:{self._pattern.pattern!r}"
 
 
-def compiled(where: str, pattern: str) -> re.Pattern[str]:
+def compile_pattern(where: str, pattern: str) -> re.Pattern[str]:
     """The regular expression. Raises HarnessError when it is none."""
     try:
         return re.compile(pattern)
@@ -90,12 +90,12 @@ def compiled(where: str, pattern: str) -> re.Pattern[str]:
         raise HarnessError(where, f"{pattern!r} is no regular expression: {error}", "mend it") from error
 
 
-def steps_for(steps: Sequence[str], lang: str) -> tuple[str, ...]:
+def applicable_steps(steps: Sequence[str], lang: str) -> tuple[str, ...]:
     """The steps that make sense in a language: `a` and `the` are articles in English alone."""
     return tuple(step for step in steps if step != "articles" or lang in ("auto", "en", "eng"))
 
 
-def normalise(text: str, steps: Sequence[str]) -> str:
+def normalize_text(text: str, steps: Sequence[str]) -> str:
     """The text after the named steps, in their fixed order, with white space collapsed."""
     for name, step in _STEPS.items():
         if name in steps:
@@ -103,6 +103,6 @@ def normalise(text: str, steps: Sequence[str]) -> str:
     return " ".join(text.split())
 
 
-def label(steps: Sequence[str]) -> str:
+def format_steps(steps: Sequence[str]) -> str:
     """The steps as they stand in a signature, e.g. `case+punctuation`; `none` without any."""
     return "+".join(name for name in _STEPS if name in steps) or "none"

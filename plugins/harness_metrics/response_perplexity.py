@@ -19,9 +19,9 @@ class ResponsePerplexity(Metric):
     Statistics: summed NLL in nats, tokens.
     """
 
-    reads: ClassVar[Literal["answer", "likelihood"]] = "likelihood"
+    requires: ClassVar[Literal["answer", "likelihood"]] = "likelihood"
     higher_is_better = False
-    names = ("response_perplexity", "response_nll")
+    score_names = ("response_perplexity", "response_nll")
 
     def signature(self) -> str:
         return "response_perplexity|unit:token|over:response+end-of-turn|mean:corpus|version:1"
@@ -29,7 +29,7 @@ class ResponsePerplexity(Metric):
     def statistics(self, item: Item) -> dict[str, tuple[float, ...]]:
         if item.nll is None:
             raise HarnessError(f"item {item.id}", "has no likelihood", "evaluate its suite with this metric")
-        return dict.fromkeys(self.names, (item.nll, float(item.tokens)))
+        return dict.fromkeys(self.score_names, (item.nll, float(item.tokens)))
 
     def is_ratio(self, name: str) -> bool:
         return name == "response_nll"

@@ -8,7 +8,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from harness_metrics.base import MeanMetric
-from harness_metrics.tokenization import CUT, words
+from harness_metrics.tokenization import TOKENIZATION_VERSION, tokenize_words
 
 if TYPE_CHECKING:
     from rouge_score.rouge_scorer import RougeScorer
@@ -24,7 +24,7 @@ class Rouge(MeanMetric):
     With several references the best counts, for each score by itself. ROUGE-2 of texts of one word is 0.
     """
 
-    names = ("rouge1", "rouge2", "rougeL", "rougeLsum")
+    score_names = ("rouge1", "rouge2", "rougeL", "rougeLsum")
     citation = "Lin (2004), ROUGE: A Package for Automatic Evaluation of Summaries, https://aclanthology.org/W04-1013"
 
     def __init__(self, stem: bool) -> None:
@@ -34,17 +34,17 @@ class Rouge(MeanMetric):
     def _scorer(self) -> RougeScorer:
         from rouge_score.rouge_scorer import RougeScorer
 
-        return RougeScorer(list(self.names), tokenizer=_Tokenizer(self._stem))
+        return RougeScorer(list(self.score_names), tokenizer=_RougeTokenizer(self._stem))
 
     def signature(self) -> str:
-        return f"rouge|tok:{CUT}|stem:{'yes' if self._stem else 'no'}|version:{version('rouge-score')}"
+        return f"rouge|tok:{TOKENIZATION_VERSION}|stem:{'yes' if self._stem else 'no'}|version:{version('rouge-score')}"
 
-    def measure(self, answer: str, references: Sequence[str]) -> dict[str, tuple[float, ...]]:
+    def answer_statistics(self, answer: str, references: Sequence[str]) -> dict[str, tuple[float, ...]]:
         scores = self._scorer.score_multi(list(references), answer)
-        return {name: (float(scores[name].fmeasure), 1.0) for name in self.names}
+        return {name: (float(scores[name].fmeasure), 1.0) for name in self.score_names}
 
 
-class _Tokenizer:
+class _RougeTokenizer:
     """What rouge_score asks of a tokeniser: its own keeps `[a-z0-9]+` alone, and scores identical Chinese text 0."""
 
     def __init__(self, stem: bool) -> None:
@@ -55,7 +55,7 @@ class _Tokenizer:
             self._stemmer = PorterStemmer()
 
     def tokenize(self, text: str) -> list[str]:
-        found = words(text)
+        found = tokenize_words(text)
         if self._stemmer is None:
             return found
         return [self._stemmer.stem(word) if len(word) > 3 and word.isascii() else word for word in found]

@@ -8,7 +8,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 from harness_metrics.base import TextMetric
-from harness_metrics.tokenization import CUT, language, spread
+from harness_metrics.tokenization import TOKENIZATION_VERSION, segmentation_of, space_out
 
 if TYPE_CHECKING:
     from sacrebleu.metrics import TER
@@ -25,7 +25,7 @@ class Ter(TextMetric):
     Statistics: edits, reference length.
     """
 
-    names = ("ter",)
+    score_names = ("ter",)
     higher_is_better = False
     citation = "Snover et al. (2006), A Study of Translation Edit Rate, https://aclanthology.org/2006.amta-papers.25"
 
@@ -42,12 +42,12 @@ class Ter(TextMetric):
     def signature(self) -> str:
         case = "mixed" if self._case_sensitive else "lc"
         norm, punct = "yes" if self._normalized else "no", "no" if self._no_punct else "yes"
-        made = f"nrefs:1|case:{case}|tok:tercom+{CUT}|lang:{self._lang}|norm:{norm}|punct:{punct}"
+        made = f"nrefs:1|case:{case}|tok:tercom+{TOKENIZATION_VERSION}|lang:{self._lang}|norm:{norm}|punct:{punct}"
         return f"ter|{made}|version:{version('sacrebleu')}"
 
-    def measure(self, answer: str, references: Sequence[str]) -> dict[str, tuple[float, ...]]:
-        if language(references[0], self._lang) != "spaced":
-            answer, references = spread(answer), [spread(reference) for reference in references]
+    def answer_statistics(self, answer: str, references: Sequence[str]) -> dict[str, tuple[float, ...]]:
+        if segmentation_of(references[0], self._lang) != "spaced":
+            answer, references = space_out(answer), [space_out(reference) for reference in references]
         # sacrebleu has no public way to the counts of a segment; the tests compare these with `corpus_score`.
         (counts,) = self._scorer._extract_corpus_statistics([answer], [[reference] for reference in references])
         return {"ter": tuple(map(float, counts))}

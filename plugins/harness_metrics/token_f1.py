@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 from harness import Item
 from harness_metrics.base import MeanMetric
-from harness_metrics.exact_match import same_raw
-from harness_metrics.normalization import Extract, label, normalise, steps_for
-from harness_metrics.tokenization import CUT, spread
+from harness_metrics.exact_match import equal_ignoring_whitespace
+from harness_metrics.normalization import AnswerExtractor, applicable_steps, format_steps, normalize_text
+from harness_metrics.tokenization import TOKENIZATION_VERSION, space_out
 
 
 class TokenF1(MeanMetric):
@@ -20,20 +20,20 @@ class TokenF1(MeanMetric):
     Words are split at spaces, and scripts without spaces into characters. With several references the best counts.
     """
 
-    names = ("token_f1",)
+    score_names = ("token_f1",)
     citation = "Rajpurkar et al. (2016), SQuAD, https://aclanthology.org/D16-1264"
 
     def __init__(self, normalise: Sequence[str], extract: str | None, lang: str) -> None:
-        self._steps = steps_for(normalise, lang)
-        self._extract = Extract(self.names[0], extract)
+        self._steps = applicable_steps(normalise, lang)
+        self._extract = AnswerExtractor(self.score_names[0], extract)
 
     def signature(self) -> str:
-        return f"token_f1|norm:{label(self._steps)}|tok:space+{CUT}{self._extract.label()}|version:1"
+        return f"token_f1|norm:{format_steps(self._steps)}|tok:space+{TOKENIZATION_VERSION}{self._extract.signature_suffix()}|version:1"
 
-    def parsed(self, item: Item) -> bool:
+    def is_parsed(self, item: Item) -> bool:
         return self._extract(item.answer or "") is not None
 
-    def measure(self, answer: str, references: Sequence[str]) -> dict[str, tuple[float, ...]]:
+    def answer_statistics(self, answer: str, references: Sequence[str]) -> dict[str, tuple[float, ...]]:
         return {"token_f1": (max(self._f1(answer, reference) for reference in references), 1.0)}
 
     def _f1(self, answer: str, reference: str) -> float:
@@ -41,9 +41,9 @@ class TokenF1(MeanMetric):
         if found is None:
             return 0.0
         answer, reference = found, reference if wanted is None else wanted
-        ours = spread(normalise(answer, self._steps)).split()
-        theirs = spread(normalise(reference, self._steps)).split()
+        ours = space_out(normalize_text(answer, self._steps)).split()
+        theirs = space_out(normalize_text(reference, self._steps)).split()
         if not ours and not theirs:
-            return float(same_raw(answer, reference))
+            return float(equal_ignoring_whitespace(answer, reference))
         shared = sum((Counter(ours) & Counter(theirs)).values())
         return 2 * shared / (len(ours) + len(theirs))

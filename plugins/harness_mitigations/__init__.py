@@ -10,4 +10,4 @@ __all__ = ["harness_mitigations"]
 
 @hookimpl
 def harness_mitigations() -> dict[str, Component]:
-    return {name: component for family in declared.FAMILIES for name, component in family.COMPONENTS.items()}
+    return {name: component for family in declared.DECLARATION_MODULES for name, component in family.COMPONENTS.items()}

@@ -18,26 +18,26 @@ from harness.model import frozen_lora, save
 
 
 @dataclass(frozen=True)
-class Moving:
+class TrainableWeights:
     """weights: parameters that are trained themselves, by name, tied ones once. layers: those whose weight an adapter
     changes, by the name of that weight."""
 
     weights: dict[str, nn.Parameter]
-    layers: dict[str, Any]
+    lora_layers: dict[str, Any]
 
 
-def moving(model: nn.Module, where: str) -> Moving:
+def find_trainable_weights(model: nn.Module, where: str) -> TrainableWeights:
     """What can move. where: who asks, for errors.
 
     Raises HarnessError when nothing can, or when the change of an adapted layer is not s B A.
     """
     layers = {}
     factors = set()
-    for name, layer in frozen_lora.adapted_layers(model).items() if save.is_adapted(model) else ():
+    for name, layer in frozen_lora.lora_layers(model).items() if save.is_peft_model(model) else ():
         own = {id(w) for part in (layer.lora_A, layer.lora_B) for w in part.parameters() if w.requires_grad}
         if any(
             w.requires_grad for part in (layer.lora_embedding_A, layer.lora_embedding_B) for w in part.values()
-        ) or any(a.dim() != 2 for a, _, _ in _scaled(layer)):
+        ) or any(a.dim() != 2 for a, _, _ in _active_factors(layer)):
             kind = type(layer.get_base_layer()).__name__
             raise HarnessError(where, f"{name} is of the kind {kind} and has an adapter", "adapt linear layers alone")
         if not own:
@@ -51,21 +51,21 @@ def moving(model: nn.Module, where: str) -> Moving:
     weights = {name: w for name, w in model.named_parameters() if w.requires_grad and id(w) not in factors}
     if not weights and not layers:
         raise HarnessError(where, "no weight of the model is trainable", "check what freezes them")
-    return Moving(weights, layers)
+    return TrainableWeights(weights, layers)
 
 
-def change(layer: Any) -> list[tuple[Tensor, Tensor]]:
+def lora_factors(layer: Any) -> list[tuple[Tensor, Tensor]]:
     """All pairs of A and s B that the layer computes with now, frozen ones too; their products sum to its change."""
-    return [(a.detach(), scale * b.detach()) for a, b, scale in _scaled(layer)]
+    return [(a.detach(), scale * b.detach()) for a, b, scale in _active_factors(layer)]
 
 
-def trained(layer: Any) -> tuple[list[tuple[Tensor, Tensor]], list[float]]:
+def trainable_factors(layer: Any) -> tuple[list[tuple[Tensor, Tensor]], list[float]]:
     """The pairs of A and B with a gradient, and their scales s."""
-    found = [(a, b, scale) for a, b, scale in _scaled(layer) if a.grad is not None and b.grad is not None]
+    found = [(a, b, scale) for a, b, scale in _active_factors(layer) if a.grad is not None and b.grad is not None]
     return [(a, b) for a, b, _ in found], [scale for _, _, scale in found]
 
 
-def _scaled(layer: Any) -> Iterator[tuple[Tensor, Tensor, float]]:
+def _active_factors(layer: Any) -> Iterator[tuple[Tensor, Tensor, float]]:
     for adapter in layer.active_adapters:
         if adapter in layer.lora_A:
             yield layer.lora_A[adapter].weight, layer.lora_B[adapter].weight, float(layer.scaling[adapter])

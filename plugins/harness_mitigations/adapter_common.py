@@ -13,15 +13,15 @@ from harness.interfaces.mitigation import Mitigation
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-ORDER = -10
+ADAPTER_PRIORITY = -10
 """Adapters come first: others look at the weights that can move."""
 
-ADAPTERS = ("lora", "orthogonal_lora", "osf", "oft")
+ADAPTER_MITIGATIONS = ("lora", "orthogonal_lora", "osf", "oft")
 
 
-def alone(name: str, others: Mapping[str, Mitigation]) -> None:
+def require_single_adapter(name: str, others: Mapping[str, Mitigation]) -> None:
     """Raise HarnessError when another mitigation adds an adapter too."""
-    second = [other for other in others if other in ADAPTERS and other != name]
+    second = [other for other in others if other in ADAPTER_MITIGATIONS and other != name]
     if second:
         raise HarnessError(
             f"mitigations.{name}",
@@ -30,12 +30,12 @@ def alone(name: str, others: Mapping[str, Mitigation]) -> None:
         )
 
 
-def targets(target: str | Sequence[str]) -> str | list[str]:
+def to_target_modules(target: str | Sequence[str]) -> str | list[str]:
     """peft's `target_modules`: to it a string that is not "all-linear" is a regular expression; here it is a name."""
     return target if target == "all-linear" else [target] if isinstance(target, str) else list(target)
 
 
-def adapt(name: str, model: PreTrainedModel, config: Any) -> PreTrainedModel:
+def add_adapter(name: str, model: PreTrainedModel, config: Any) -> PreTrainedModel:
     """The model within the adapter of a peft config, whose first weights depend on the seed alone.
 
     name: of the mitigation. Adapter weights are float32 also where the base is bfloat16.
@@ -60,7 +60,7 @@ def adapt(name: str, model: PreTrainedModel, config: Any) -> PreTrainedModel:
     with torch.random.fork_rng(), warnings.catch_warnings():
         # peft asks transformers for a name that transformers has deprecated
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
-        torch.manual_seed(seeding.derive(torch.initial_seed(), name))
+        torch.manual_seed(seeding.derive_seed(torch.initial_seed(), name))
         try:
             return get_peft_model(model, config)
         except ValueError as error:

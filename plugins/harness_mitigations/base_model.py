@@ -19,14 +19,14 @@ from torch import Tensor
 from harness.errors import HarnessError
 from harness.model import save
 from harness.training.collator import Collator
-from harness.types import Row
+from harness.types import TokenizedExample
 
-_copies: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+_base_copies: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
 
 
-def remember(model: Any) -> None:
+def snapshot_base(model: Any) -> None:
     """Make the base model available for `base`; to be called before the first update of the first stage."""
-    if save.is_adapted(model) or model in _copies:
+    if save.is_peft_model(model) or model in _base_copies:
         return
     shared = {id(weight): weight for weight in model.parameters() if not weight.requires_grad}
     made = copy.deepcopy(model, dict(shared))
@@ -36,21 +36,21 @@ def remember(model: Any) -> None:
             weight.requires_grad_(False)
             if torch.is_autocast_enabled(kind) and weight.is_floating_point():
                 weight.data = weight.data.to(torch.get_autocast_dtype(kind))
-    _copies[model] = made.eval()
+    _base_copies[model] = made.eval()
 
 
 @contextmanager
-def base(model: Any) -> Iterator[Any]:
+def frozen_base_model(model: Any) -> Iterator[Any]:
     """The base model in evaluation mode, without gradients, until the context ends.
 
     Raises HarnessError when `remember` was not called before.
     """
     with torch.no_grad():
-        if save.is_adapted(model):
-            with save.reference(model) as same, resting(same):
+        if save.is_peft_model(model):
+            with save.adapter_disabled(model) as same, eval_mode(same):
                 yield same
-        elif model in _copies:
-            yield _copies[model]
+        elif model in _base_copies:
+            yield _base_copies[model]
         else:
             raise HarnessError(
                 "mitigations",
@@ -60,7 +60,7 @@ def base(model: Any) -> Iterator[Any]:
 
 
 @contextmanager
-def resting(model: Any) -> Iterator[Any]:
+def eval_mode(model: Any) -> Iterator[Any]:
     """The model in evaluation mode, until the context ends."""
     was_training = model.training
     model.eval()
@@ -70,7 +70,7 @@ def resting(model: Any) -> Iterator[Any]:
         model.train(was_training)
 
 
-def batched(model: Any, rows: Sequence[Row]) -> dict[str, Tensor]:
+def collate_rows(model: Any, rows: Sequence[TokenizedExample]) -> dict[str, Tensor]:
     """The rows as one batch on the model's device."""
     device = next(model.parameters()).device
     pad = getattr(getattr(model, "config", None), "pad_token_id", None) or 0

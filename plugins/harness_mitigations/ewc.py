@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from harness import seeding
 from harness.errors import HarnessError, RunError
-from harness.types import Row, Stage
-from harness_mitigations.weight_anchor import Anchored, Coupling, Place
+from harness.types import Stage, TokenizedExample
+from harness_mitigations.weight_anchor import AnchoredWeights, Coupling, StorageDevice
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-    from harness_mitigations.adapted_weights import Moving
+    from harness_mitigations.adapted_weights import TrainableWeights
 
 
-class Ewc(Anchored):
+class Ewc(AnchoredWeights):
     """Protect what the model knew at the start of the run, and then what each stage taught it.
 
     source: whose rows the first Fisher is measured on, before the first stage. strength: lambda. coupling, place: see
@@ -45,22 +45,24 @@ class Ewc(Anchored):
         clip: float | None,
         decay: float,
         dtype: Literal["float32", "bfloat16"],
-        place: Place,
+        place: StorageDevice,
         cache: bool,
     ) -> None:
         super().__init__("ewc", strength, coupling, place)
-        self.source, self.targets, self.samples, self.batch_size = source, labels, samples, batch_size
+        self.source, self.fisher_labels, self.samples, self.batch_size = source, labels, samples, batch_size
         self.normalise, self.clip, self.decay, self.dtype, self.cache = normalise, clip, decay, dtype, cache
         self.importance = {}
-        self.finished: tuple[Row, ...] = ()
-        self.found: dict[str, float] = {}
+        self.finished_rows: tuple[TokenizedExample, ...] = ()
+        self.fisher_stats: dict[str, float] = {}
 
-    def begin_stage(self, stage: Stage, model: PreTrainedModel, rows: Mapping[str, Sequence[Row]]) -> None:
+    def on_stage_start(
+        self, stage: Stage, model: PreTrainedModel, rows: Mapping[str, Sequence[TokenizedExample]]
+    ) -> None:
         """Anchor the weights as they are; measure what matters to `source`, or to the stage just finished."""
-        self.found = {}
-        if self.strength == 0 or (self.importance and not self.finished):
+        self.fisher_stats = {}
+        if self.strength == 0 or (self.importance and not self.finished_rows):
             return
-        moves = self._moving(model)
+        moves = self._trainable_weights(model)
         first = not self.importance
         if first:
             given = rows.get(self.source, ())
@@ -70,53 +72,59 @@ class Ewc(Anchored):
                     f"'{self.source}' has no row to measure the Fisher on",
                     "name a source that has rows to train on",
                 )
-            self.finished = self._chosen(stage, given)
-        new = self._measure(stage, model, moves, self.finished, first=first)
+            self.finished_rows = self._sample_rows(stage, given)
+        new = self._measure_importances(stage, model, moves, self.finished_rows, first=first)
         for name, importance in (self.importance or {}).items():
             added = new[name].float().add_(importance.to(new[name].device).float(), alpha=self.decay)
             new[name] = added.to(new[name].dtype)
-        self.importance = {name: self._put(importance) for name, importance in new.items()}
-        self.finished = ()
-        self._anchor(moves)
+        self.importance = {name: self._to_storage(importance) for name, importance in new.items()}
+        self.finished_rows = ()
+        self._set_anchor(moves)
 
-    def facts(self) -> Mapping[str, float]:
+    def stage_stats(self) -> Mapping[str, float]:
         """How the Fisher that was measured at this stage's beginning is spread; nothing when none was."""
-        return self.found
+        return self.fisher_stats
 
-    def end_stage(self, stage: Stage, model: PreTrainedModel, rows: Sequence[Row]) -> None:
+    def on_stage_end(self, stage: Stage, model: PreTrainedModel, rows: Sequence[TokenizedExample]) -> None:
         """Keep some of the stage's rows for the Fisher of the next one's beginning: after the last it would be for
         nothing."""
         if self.strength != 0:
-            self.finished = self._chosen(stage, rows)
+            self.finished_rows = self._sample_rows(stage, rows)
 
     def state_dict(self) -> dict[str, Any]:
         """Importances, anchors and changes; between two stages also the rows that the next Fisher is measured on."""
-        return {**super().state_dict(), "finished": _packed(self.finished)}
+        return {**super().state_dict(), "finished": _rows_to_tensors(self.finished_rows)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back what `state_dict` gave."""
         super().load_state_dict(state)
-        self.finished = _unpacked(state["finished"])
+        self.finished_rows = _rows_from_tensors(state["finished"])
 
-    def _chosen(self, stage: Stage, rows: Sequence[Row]) -> tuple[Row, ...]:
+    def _sample_rows(self, stage: Stage, rows: Sequence[TokenizedExample]) -> tuple[TokenizedExample, ...]:
         import torch
 
-        draw = seeding.generator(torch.initial_seed(), "ewc", "rows", stage.name)
+        draw = seeding.create_generator(torch.initial_seed(), "ewc", "rows", stage.name)
         return tuple(rows[index] for index in draw.sample(range(len(rows)), min(self.samples, len(rows))))
 
-    def _measure(
-        self, stage: Stage, model: PreTrainedModel, moves: Moving, rows: Sequence[Row], *, first: bool
+    def _measure_importances(
+        self,
+        stage: Stage,
+        model: PreTrainedModel,
+        trainable: TrainableWeights,
+        rows: Sequence[TokenizedExample],
+        *,
+        first: bool,
     ) -> dict[str, Tensor]:
         """The importances that a stage begins with, normalised, cut and in their format."""
         import torch
 
         from harness_mitigations import fisher as fisher_module
         from harness_mitigations import fisher_cache
-        from harness_mitigations.fisher import fisher
+        from harness_mitigations.fisher import compute_diagonal_fisher
 
-        seed = seeding.derive(torch.initial_seed(), "ewc", "labels", stage.name)
+        seed = seeding.derive_seed(torch.initial_seed(), "ewc", "labels", stage.name)
         how = {
-            "labels": self.targets,
+            "labels": self.fisher_labels,
             "batch_size": self.batch_size,
             "normalise": self.normalise,
             "clip": self.clip,
@@ -124,26 +132,26 @@ class Ewc(Anchored):
             "seed": seed,
         }
         # Training moves the weights away from the files that they came from: only the first is known by them.
-        known_by = fisher_cache.key(model, moves, rows, how) if first and self.cache else None
+        known_by = fisher_cache.fisher_cache_key(model, trainable, rows, how) if first and self.cache else None
         place = "cpu" if self.place == "cpu" else None
         if known_by is not None:
-            kept = fisher_cache.load(known_by, torch.device(place or next(model.parameters()).device))
+            kept = fisher_cache.load_fisher(known_by, torch.device(place or next(model.parameters()).device))
             if kept is not None:
-                new, self.found = kept
+                new, self.fisher_stats = kept
                 return new
         generator = torch.Generator().manual_seed(seed)
-        options = {"labels": self.targets, "batch_size": self.batch_size, "generator": generator, "place": place}
-        found = fisher(model, moves, rows, **options)  # type: ignore[arg-type]
-        counts = fisher_module.histogram(found.values())
-        if not fisher_module.is_finite(counts):
+        options = {"labels": self.fisher_labels, "batch_size": self.batch_size, "generator": generator, "place": place}
+        found = compute_diagonal_fisher(model, trainable, rows, **options)  # type: ignore[arg-type]
+        counts = fisher_module.importance_histogram(found.values())
+        if not fisher_module.histogram_is_finite(counts):
             raise RunError(
                 "mitigations.ewc",
                 f"the Fisher of {len(rows)} rows is not finite",
                 "set train.precision to 'float32', or look for damaged rows",
             )
-        self.found = fisher_module.describe(counts)
+        self.fisher_stats = fisher_module.importance_stats(counts)
         if self.clip is not None:
-            torch._foreach_clamp_max_(list(found.values()), fisher_module.quantile(counts, self.clip))
+            torch._foreach_clamp_max_(list(found.values()), fisher_module.histogram_quantile(counts, self.clip))
         if self.normalise:
             mean = sum(float(f.sum(dtype=torch.float64)) for f in found.values()) / sum(
                 f.numel() for f in found.values()
@@ -152,11 +160,11 @@ class Ewc(Anchored):
                 torch._foreach_div_(list(found.values()), mean)
         stored = {name: importance.to(getattr(torch, self.dtype)) for name, importance in found.items()}
         if known_by is not None:
-            fisher_cache.save(known_by, stored, self.found)
+            fisher_cache.save_fisher(known_by, stored, self.fisher_stats)
         return stored
 
 
-def _packed(rows: Sequence[Row]) -> dict[str, Tensor]:
+def _rows_to_tensors(rows: Sequence[TokenizedExample]) -> dict[str, Tensor]:
     """Rows as tensors: all tokens and labels one after the other, and where each row ends."""
     import torch
 
@@ -166,10 +174,10 @@ def _packed(rows: Sequence[Row]) -> dict[str, Tensor]:
     return {"ids": ids, "labels": labels, "ends": ends}
 
 
-def _unpacked(packed: Mapping[str, Tensor]) -> tuple[Row, ...]:
-    ids, labels, ends = (packed[name].tolist() for name in ("ids", "labels", "ends"))
+def _rows_from_tensors(tensors: Mapping[str, Tensor]) -> tuple[TokenizedExample, ...]:
+    ids, labels, ends = (tensors[name].tolist() for name in ("ids", "labels", "ends"))
     begins = [0, *ends][:-1]
     return tuple(
-        Row(f"finished-{number}", "finished", tuple(ids[begin:end]), tuple(labels[begin:end]))
+        TokenizedExample(f"finished-{number}", "finished", tuple(ids[begin:end]), tuple(labels[begin:end]))
         for number, (begin, end) in enumerate(zip(begins, ends, strict=True))
     )

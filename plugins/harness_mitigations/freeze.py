@@ -8,20 +8,20 @@ from typing import TYPE_CHECKING
 
 from harness.errors import HarnessError
 from harness.interfaces.mitigation import Mitigation
-from harness_mitigations.adapter_common import ADAPTERS
+from harness_mitigations.adapter_common import ADAPTER_MITIGATIONS
 
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
 
 
-def lowest(model: PreTrainedModel, layers: int) -> Iterator[nn.Parameter]:
+def first_layers(model: PreTrainedModel, layer_count: int) -> Iterator[nn.Parameter]:
     """The weights of the model's first `layers` layers. Raises HarnessError when it has fewer, or none to be found."""
     from torch import nn
 
     count = model.config.get_text_config().num_hidden_layers
-    if layers > count:
-        raise HarnessError("mitigations.freeze.layers", f"the model has {count} layers, not {layers}", "lower it")
+    if layer_count > count:
+        raise HarnessError("mitigations.freeze.layers", f"the model has {count} layers, not {layer_count}", "lower it")
     stacks = [part for part in model.modules() if isinstance(part, nn.ModuleList) and len(part) == count]
     if not stacks:
         kind = model.config.model_type
@@ -30,11 +30,11 @@ def lowest(model: PreTrainedModel, layers: int) -> Iterator[nn.Parameter]:
             f"where a {kind} model keeps its layers is not known",
             "set it to 0 and name the weights in mitigations.freeze.patterns",
         )
-    for layer in stacks[0][:layers]:
+    for layer in stacks[0][:layer_count]:
         yield from layer.parameters()
 
 
-def matching(model: PreTrainedModel, pattern: str) -> list[nn.Parameter]:
+def weights_matching(model: PreTrainedModel, pattern: str) -> list[nn.Parameter]:
     """The weights whose names a shell pattern matches. Raises HarnessError when there is none."""
     found = [weight for name, weight in model.named_parameters() if fnmatchcase(name, pattern)]
     if not found:
@@ -54,9 +54,9 @@ class Freeze(Mitigation):
     def __init__(self, embeddings: bool, layers: int, patterns: Sequence[str]) -> None:
         self.embeddings, self.layers, self.patterns = embeddings, layers, tuple(patterns)
 
-    def check(self, others: Mapping[str, Mitigation]) -> None:
+    def check_compatible(self, others: Mapping[str, Mitigation]) -> None:
         """Refuse an adapter, beside which all other weights are frozen anyway."""
-        adapter = next((name for name in others if name in ADAPTERS), None)
+        adapter = next((name for name in others if name in ADAPTER_MITIGATIONS), None)
         if adapter:
             raise HarnessError(
                 "mitigations.freeze",
@@ -64,15 +64,15 @@ class Freeze(Mitigation):
                 f"take freeze out; mitigations.{adapter}.target says which layers are adapted",
             )
 
-    def model(self, model: PreTrainedModel) -> PreTrainedModel:
+    def prepare_model(self, model: PreTrainedModel) -> PreTrainedModel:
         """The model with those weights frozen. Raises HarnessError when nothing matches, or none is left to train."""
         found: list[nn.Parameter] = []
         if self.embeddings:
             found += model.get_input_embeddings().parameters()
         if self.layers:
-            found += lowest(model, self.layers)
+            found += first_layers(model, self.layers)
         for pattern in self.patterns:
-            found += matching(model, pattern)
+            found += weights_matching(model, pattern)
         if not found:
             raise HarnessError(
                 "mitigations.freeze", "it names nothing to freeze", "set embeddings, layers or patterns, or take it out"

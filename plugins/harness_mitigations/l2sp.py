@@ -9,26 +9,30 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
-from harness.types import Row, Stage
-from harness_mitigations.weight_anchor import Anchored, Coupling, Place
+from harness.types import Stage, TokenizedExample
+from harness_mitigations.weight_anchor import AnchoredWeights, Coupling, StorageDevice
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-class L2Sp(Anchored):
+class L2Sp(AnchoredWeights):
     """Hold all weights near where they were: before the run, or before each stage.
 
     strength: lambda, the unit of a normalised EWC. coupling, place: see `Anchored`. anchor: `base`, the weights before
     the first stage, for all stages; `stage`, those before each.
     """
 
-    def __init__(self, strength: float, coupling: Coupling, anchor: Literal["base", "stage"], place: Place) -> None:
+    def __init__(
+        self, strength: float, coupling: Coupling, anchor: Literal["base", "stage"], place: StorageDevice
+    ) -> None:
         super().__init__("l2sp", strength, coupling, place)
-        self.origin = anchor
+        self.anchor_at = anchor
 
-    def begin_stage(self, stage: Stage, model: PreTrainedModel, rows: Mapping[str, Sequence[Row]]) -> None:
+    def on_stage_start(
+        self, stage: Stage, model: PreTrainedModel, rows: Mapping[str, Sequence[TokenizedExample]]
+    ) -> None:
         """Anchor the weights as they are, unless they are to be held at an earlier place."""
-        begun = bool(self.anchor or self.changes)
-        if self.strength != 0 and (self.origin == "stage" or not begun):
-            self._anchor(self._moving(model))
+        begun = bool(self.anchor or self.lora_anchors)
+        if self.strength != 0 and (self.anchor_at == "stage" or not begun):
+            self._set_anchor(self._trainable_weights(model))

@@ -18,17 +18,17 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from harness import seeding
 from harness.errors import HarnessError
 from harness.interfaces.mitigation import Mitigation
-from harness.types import Row, Stage
+from harness.types import Stage, TokenizedExample
 from harness_mitigations import adapter_common
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-Start = Literal["zero", "pissa", "olora", "corda"]
+LoraInit = Literal["zero", "pissa", "olora", "corda"]
 
 
-def scale(rank: int, alpha: float, rslora: bool) -> float:
+def lora_scaling(rank: int, alpha: float, rslora: bool) -> float:
     """s: alpha / rank, or alpha / sqrt(rank) where the rank is to be stable (rsLoRA, arXiv:2312.03732)."""
     return alpha / rank**0.5 if rslora else alpha / rank
 
@@ -42,8 +42,8 @@ class Lora(Mitigation):
     source, samples: rows whose inputs `corda` keeps away from, and how many of them.
     """
 
-    order: ClassVar[int] = adapter_common.ORDER
-    adapts: ClassVar[bool] = True
+    priority: ClassVar[int] = adapter_common.ADAPTER_PRIORITY
+    adds_adapter: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -53,19 +53,19 @@ class Lora(Mitigation):
         target: str | Sequence[str],
         rslora: bool,
         dora: bool,
-        start: Start,
+        start: LoraInit,
         source: str | None,
         samples: int,
     ) -> None:
         self.rank, self.dropout, self.rslora, self.dora = rank, dropout, rslora, dora
         self.alpha = 2 * rank if alpha is None else alpha
-        self.target = adapter_common.targets(target)
+        self.target = adapter_common.to_target_modules(target)
         self.start, self.source, self.samples = start, source, samples
-        self.started = start == "zero"
+        self.initialized = start == "zero"
 
-    def check(self, others: Mapping[str, Mitigation]) -> None:
+    def check_compatible(self, others: Mapping[str, Mitigation]) -> None:
         """Refuse a second adapter, and options that do not go together."""
-        adapter_common.alone("lora", others)
+        adapter_common.require_single_adapter("lora", others)
         if self.dora and self.start != "zero":
             raise HarnessError(
                 "mitigations.lora.start",
@@ -79,7 +79,7 @@ class Lora(Mitigation):
                 "name a source of what is to be kept, e.g. general conversations",
             )
 
-    def model(self, model: PreTrainedModel) -> PreTrainedModel:
+    def prepare_model(self, model: PreTrainedModel) -> PreTrainedModel:
         """The model within its adapter, still computing what it computed.
 
         Raises HarnessError when it has an adapter already, or no module of that name.
@@ -95,59 +95,69 @@ class Lora(Mitigation):
             use_rslora=self.rslora,
             use_dora=self.dora,
         )
-        return adapter_common.adapt("lora", model, config)
+        return adapter_common.add_adapter("lora", model, config)
 
-    def begin_stage(self, stage: Stage, model: PreTrainedModel, rows: Mapping[str, Sequence[Row]]) -> None:
+    def on_stage_start(
+        self, stage: Stage, model: PreTrainedModel, rows: Mapping[str, Sequence[TokenizedExample]]
+    ) -> None:
         """Before the first stage, start A and B from the weights; the model computes the same afterwards."""
-        if self.started:
+        if self.initialized:
             return
         import torch
 
         from harness.model import frozen_lora
 
-        layers = frozen_lora.adapted_layers(model)
+        layers = frozen_lora.lora_layers(model)
         for name, layer in layers.items():
             if self.rank > min(layer.in_features, layer.out_features):
                 what = f"rank {self.rank} is more than {name} of {layer.out_features} x {layer.in_features} has"
                 raise HarnessError("mitigations.lora.rank", what, "lower it, or set start to 'zero'")
-        s = scale(self.rank, self.alpha, self.rslora)
+        s = lora_scaling(self.rank, self.alpha, self.rslora)
         with torch.no_grad():
-            pairs = self._factors(model, layers, rows, s)
-            frozen_lora.keep(model, {name: (a, -s * b) for name, (a, b) in pairs.items()})
+            pairs = self._initial_factors(model, layers, rows, s)
+            frozen_lora.add_frozen_lora(model, {name: (a, -s * b) for name, (a, b) in pairs.items()})
             for name, (a, b) in pairs.items():
                 layers[name].lora_A["default"].weight.copy_(a)
                 layers[name].lora_B["default"].weight.copy_(b)
-        self.started = True
+        self.initialized = True
 
-    def _factors(
-        self, model: PreTrainedModel, layers: Mapping[str, Any], rows: Mapping[str, Sequence[Row]], s: float
+    def _initial_factors(
+        self,
+        model: PreTrainedModel,
+        layers: Mapping[str, Any],
+        rows: Mapping[str, Sequence[TokenizedExample]],
+        scaling: float,
     ) -> dict[str, tuple[Tensor, Tensor]]:
         from harness_mitigations import lora_init
 
         weights = {name: layer.get_base_layer().weight for name, layer in layers.items()}
         if self.start == "pissa":
-            return {name: lora_init.principal(weight, self.rank, s) for name, weight in weights.items()}
+            return {name: lora_init.pissa_factors(weight, self.rank, scaling) for name, weight in weights.items()}
         if self.start == "olora":
-            return {name: lora_init.orthonormal(weight, self.rank) for name, weight in weights.items()}
+            return {name: lora_init.olora_factors(weight, self.rank) for name, weight in weights.items()}
         given = rows.get(self.source or "", ())
         if not given:
             raise HarnessError(
                 "mitigations.lora.source", f"'{self.source}' has no row", "name a source that has rows to train on"
             )
-        chosen = self._chosen(given)
-        found = lora_init.covariances(model, {name: layer.get_base_layer() for name, layer in layers.items()}, chosen)
-        return {name: lora_init.least_used(weight, found[name], self.rank, s) for name, weight in weights.items()}
+        chosen = self._sample_rows(given)
+        found = lora_init.input_covariances(
+            model, {name: layer.get_base_layer() for name, layer in layers.items()}, chosen
+        )
+        return {
+            name: lora_init.corda_factors(weight, found[name], self.rank, scaling) for name, weight in weights.items()
+        }
 
-    def _chosen(self, rows: Sequence[Row]) -> list[Row]:
+    def _sample_rows(self, rows: Sequence[TokenizedExample]) -> list[TokenizedExample]:
         import torch
 
-        draw = seeding.generator(torch.initial_seed(), "lora", "corda")
+        draw = seeding.create_generator(torch.initial_seed(), "lora", "corda")
         return [rows[index] for index in draw.sample(range(len(rows)), min(self.samples, len(rows)))]
 
     def state_dict(self) -> dict[str, Any]:
         """Whether A and B have been started; the adapter itself, and what is kept beside it, are the model's."""
-        return {"started": int(self.started)}
+        return {"started": int(self.initialized)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back what `state_dict` gave."""
-        self.started = bool(state["started"])
+        self.initialized = bool(state["started"])

@@ -14,34 +14,34 @@ import torch
 from torch import Tensor, nn
 
 from harness.training.collator import Collator
-from harness.types import Row
+from harness.types import TokenizedExample
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-DAMPING = 0.01
+COVARIANCE_DAMPING = 0.01
 """Added to a covariance's diagonal, as a share of the diagonal's mean, so that it can be inverted."""
 
-BATCH = 8
+BATCH_SIZE = 8
 """Rows of one forward pass."""
 
-Pair = tuple[Tensor, Tensor]
+FactorPair = tuple[Tensor, Tensor]
 
 
-def principal(weight: Tensor, rank: int, s: float) -> Pair:
+def pissa_factors(weight: Tensor, rank: int, scaling: float) -> FactorPair:
     """The principal part: s B A is the best approximation of W of this rank (PiSSA, arXiv:2404.02948)."""
     u, sigma, v = torch.linalg.svd(weight.detach().float(), full_matrices=False)
-    root = (sigma[:rank] / s).sqrt()
+    root = (sigma[:rank] / scaling).sqrt()
     return root[:, None] * v[:rank], u[:, :rank] * root
 
 
-def orthonormal(weight: Tensor, rank: int) -> Pair:
+def olora_factors(weight: Tensor, rank: int) -> FactorPair:
     """The first columns of Q and rows of R in W = Q R: B has orthonormal columns (OLoRA, arXiv:2406.01775)."""
     q, r = torch.linalg.qr(weight.detach().float())
     return r[:rank].contiguous(), q[:, :rank].contiguous()
 
 
-def least_used(weight: Tensor, covariance: Tensor, rank: int, s: float) -> Pair:
+def corda_factors(weight: Tensor, covariance: Tensor, rank: int, scaling: float) -> FactorPair:
     """The part that some inputs use least: CorDA in its knowledge-preserving form (arXiv:2406.05223).
 
     covariance: C of shape (k, k), of the inputs that are to keep their outputs. W C = U S V^T is decomposed, and
@@ -49,16 +49,18 @@ def least_used(weight: Tensor, covariance: Tensor, rank: int, s: float) -> Pair:
     does; the paper's split, sqrt(S) on each side, depends on the scale of C, the product does not.
     """
     c = covariance.double()
-    c = c + DAMPING * c.diagonal().mean() * torch.eye(len(c), dtype=c.dtype, device=c.device)
+    c = c + COVARIANCE_DAMPING * c.diagonal().mean() * torch.eye(len(c), dtype=c.dtype, device=c.device)
     u, sigma, v = torch.linalg.svd(weight.detach().double() @ c, full_matrices=False)
     u, sigma, v = u[:, -rank:], sigma[-rank:], torch.linalg.solve(c, v[-rank:].T).T  # C is symmetric
     lengths = v.norm(dim=1).clamp(min=torch.finfo(v.dtype).tiny)
-    root = (sigma * lengths / s).sqrt()
+    root = (sigma * lengths / scaling).sqrt()
     return ((root / lengths)[:, None] * v).float(), (u * root).float()
 
 
 @torch.no_grad()
-def covariances(model: PreTrainedModel, layers: Mapping[str, nn.Module], rows: Sequence[Row]) -> dict[str, Tensor]:
+def input_covariances(
+    model: PreTrainedModel, layers: Mapping[str, nn.Module], rows: Sequence[TokenizedExample]
+) -> dict[str, Tensor]:
     """For each linear layer the mean of x x^T over its inputs at the tokens of the rows, float32, prompts included.
 
     layers: by name, within `model`, which is in evaluation mode meanwhile. Padding takes no part. Layers that get the
@@ -69,11 +71,11 @@ def covariances(model: PreTrainedModel, layers: Mapping[str, nn.Module], rows: S
     was_training = model.training
     model.eval()
     try:
-        with _watched(layers) as watch:
-            for start in range(0, len(rows), BATCH):
-                part = rows[start : start + BATCH]
+        with _collecting_inputs(layers) as watch:
+            for start in range(0, len(rows), BATCH_SIZE):
+                part = rows[start : start + BATCH_SIZE]
                 batch = Collator(part, [(i,) for i in range(len(part))], pad)(range(len(part)))
-                watch.real = batch["attention_mask"].bool().to(device)
+                watch.is_token = batch["attention_mask"].bool().to(device)
                 inputs = {name: batch[name].to(device) for name in ("input_ids", "attention_mask")}
                 model(**inputs, use_cache=False, logits_to_keep=1)
                 watch.seen.clear()
@@ -81,31 +83,31 @@ def covariances(model: PreTrainedModel, layers: Mapping[str, nn.Module], rows: S
         model.train(was_training)
     tokens = sum(len(row.input_ids) for row in rows)
     means = {leader: total / tokens for leader, total in watch.sums.items()}
-    return {name: means[watch.leaders[name]] for name in layers}
+    return {name: means[watch.first_layer_with_input[name]] for name in layers}
 
 
-class _Watch:
+class _CovarianceCollector:
     """What the hooks of `covariances` share. seen: id of an input of this batch -> (the input, the first to get it)."""
 
     def __init__(self) -> None:
-        self.real: Any = None
+        self.is_token: Any = None
         self.seen: dict[int, tuple[Tensor, str]] = {}
-        self.leaders: dict[str, str] = {}
+        self.first_layer_with_input: dict[str, str] = {}
         self.sums: dict[str, Tensor] = {}
 
-    def look(self, name: str, x: Tensor) -> None:
+    def add(self, name: str, x: Tensor) -> None:
         leader = self.seen.setdefault(id(x), (x, name))[1]
-        self.leaders[name] = leader
+        self.first_layer_with_input[name] = leader
         if leader == name:
-            real = x[self.real].float()  # (N, k)
+            real = x[self.is_token].float()  # (N, k)
             self.sums[name] = self.sums.get(name, 0) + real.T @ real
 
 
 @contextmanager
-def _watched(layers: Mapping[str, nn.Module]) -> Iterator[_Watch]:
-    watch = _Watch()
+def _collecting_inputs(layers: Mapping[str, nn.Module]) -> Iterator[_CovarianceCollector]:
+    watch = _CovarianceCollector()
     handles = [
-        layer.register_forward_pre_hook(lambda module, inputs, name=name: watch.look(name, inputs[0]))
+        layer.register_forward_pre_hook(lambda module, inputs, name=name: watch.add(name, inputs[0]))
         for name, layer in layers.items()
     ]
     try:

@@ -17,10 +17,10 @@ class LrScale(Mitigation):
     def __init__(self, factor: float) -> None:
         self.factor = factor
 
-    def plan(self, stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
+    def transform_stages(self, stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
         """The stages with their own or the spec's learning rate scaled; a stage without one stays as it is."""
-        return tuple(self._scaled(stage) for stage in stages)
+        return tuple(self._scale_learning_rate(stage) for stage in stages)
 
-    def _scaled(self, stage: Stage) -> Stage:
+    def _scale_learning_rate(self, stage: Stage) -> Stage:
         rate = stage.train.get("learning_rate")
         return stage if rate is None else replace(stage, train={**stage.train, "learning_rate": rate * self.factor})

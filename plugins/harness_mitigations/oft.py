@@ -23,17 +23,22 @@ class Oft(Mitigation):
     do not rotate in a training step.
     """
 
-    order: ClassVar[int] = adapter_common.ORDER
-    adapts: ClassVar[bool] = True
+    priority: ClassVar[int] = adapter_common.ADAPTER_PRIORITY
+    adds_adapter: ClassVar[bool] = True
 
     def __init__(self, block: int, exact: bool, dropout: float, target: str | Sequence[str]) -> None:
-        self.block, self.exact, self.dropout, self.target = block, exact, dropout, adapter_common.targets(target)
+        self.block, self.exact, self.dropout, self.target = (
+            block,
+            exact,
+            dropout,
+            adapter_common.to_target_modules(target),
+        )
 
-    def check(self, others: Mapping[str, Mitigation]) -> None:
+    def check_compatible(self, others: Mapping[str, Mitigation]) -> None:
         """Refuse a second adapter."""
-        adapter_common.alone("oft", others)
+        adapter_common.require_single_adapter("oft", others)
 
-    def model(self, model: PreTrainedModel) -> PreTrainedModel:
+    def prepare_model(self, model: PreTrainedModel) -> PreTrainedModel:
         """The model within its adapter. Raises HarnessError when it has one already, or the blocks do not fit."""
         from peft import OFTConfig
         from torch import nn
@@ -56,4 +61,4 @@ class Oft(Mitigation):
             use_cayley_neumann=not self.exact,
             module_dropout=self.dropout,
         )
-        return adapter_common.adapt("oft", model, config)
+        return adapter_common.add_adapter("oft", model, config)

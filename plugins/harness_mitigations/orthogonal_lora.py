@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from harness import seeding
 from harness.interfaces.mitigation import Mitigation
-from harness.types import Row, Stage
+from harness.types import Stage, TokenizedExample
 from harness_mitigations import adapter_common
 
 if TYPE_CHECKING:
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def overlap(a: Tensor, earlier: Tensor) -> Tensor:
+def subspace_overlap(a: Tensor, previous: Tensor) -> Tensor:
     """Sum of the absolute inner products of the rows of A, of shape (r, k), with those of earlier ones, (R, k)."""
-    return (earlier @ a.T).abs().sum()
+    return (previous @ a.T).abs().sum()
 
 
-def pull(a: Tensor, gradient: Tensor, earlier: Tensor, strength: float) -> Tensor:
+def add_overlap_gradient(a: Tensor, gradient: Tensor, previous: Tensor, strength: float) -> Tensor:
     """Add strength * the gradient of `overlap` by A to `gradient`, in place; return strength * overlap. No graph.
 
     Where an inner product is 0 its subgradient is 0, so nothing pulls on orthogonal rows.
@@ -33,8 +33,8 @@ def pull(a: Tensor, gradient: Tensor, earlier: Tensor, strength: float) -> Tenso
     import torch
 
     with torch.no_grad():
-        products = earlier @ a.T  # (R, r)
-        gradient.addmm_(products.sign().T, earlier, alpha=strength)
+        products = previous @ a.T  # (R, r)
+        gradient.addmm_(products.sign().T, previous, alpha=strength)
         return strength * products.abs().sum()
 
 
@@ -45,23 +45,23 @@ class OrthogonalLora(Mitigation):
     an update after clipping, the penalty does not depend on accumulation.
     """
 
-    order: ClassVar[int] = adapter_common.ORDER
-    adapts: ClassVar[bool] = True
+    priority: ClassVar[int] = adapter_common.ADAPTER_PRIORITY
+    adds_adapter: ClassVar[bool] = True
 
     def __init__(
         self, rank: int, alpha: float | None, dropout: float, target: str | Sequence[str], strength: float
     ) -> None:
         self.rank, self.dropout, self.strength = rank, dropout, strength
         self.alpha = 2 * rank if alpha is None else alpha
-        self.target = adapter_common.targets(target)
-        self.earlier: dict[str, Tensor] = {}  # layer -> the A of earlier stages, one below the other
-        self.stages = 0
+        self.target = adapter_common.to_target_modules(target)
+        self.previous_a: dict[str, Tensor] = {}  # layer -> the A of earlier stages, one below the other
+        self.stages_started = 0
 
-    def check(self, others: Mapping[str, Mitigation]) -> None:
+    def check_compatible(self, others: Mapping[str, Mitigation]) -> None:
         """Refuse a second adapter."""
-        adapter_common.alone("orthogonal_lora", others)
+        adapter_common.require_single_adapter("orthogonal_lora", others)
 
-    def model(self, model: PreTrainedModel) -> PreTrainedModel:
+    def prepare_model(self, model: PreTrainedModel) -> PreTrainedModel:
         """The model within the first stage's adapter, still the base model."""
         from peft import LoraConfig
 
@@ -72,49 +72,51 @@ class OrthogonalLora(Mitigation):
             lora_dropout=self.dropout,
             target_modules=self.target,
         )
-        return adapter_common.adapt("orthogonal_lora", model, config)
+        return adapter_common.add_adapter("orthogonal_lora", model, config)
 
-    def begin_stage(self, stage: Stage, model: PreTrainedModel, rows: Mapping[str, Sequence[Row]]) -> None:
+    def on_stage_start(
+        self, stage: Stage, model: PreTrainedModel, rows: Mapping[str, Sequence[TokenizedExample]]
+    ) -> None:
         """Freeze what the last stage learned and begin a new adapter, at no change."""
-        self.stages += 1
-        if self.stages == 1:
+        self.stages_started += 1
+        if self.stages_started == 1:
             return
         import torch
 
         from harness.model import frozen_lora
 
-        layers = frozen_lora.adapted_layers(model)
+        layers = frozen_lora.lora_layers(model)
         learned = {
             name: (layer.lora_A["default"].weight, layer.scaling["default"] * layer.lora_B["default"].weight)
             for name, layer in layers.items()
         }
-        frozen_lora.keep(model, learned)
+        frozen_lora.add_frozen_lora(model, learned)
         with torch.no_grad(), torch.random.fork_rng():
-            torch.manual_seed(seeding.derive(torch.initial_seed(), "orthogonal_lora", self.stages))
+            torch.manual_seed(seeding.derive_seed(torch.initial_seed(), "orthogonal_lora", self.stages_started))
             for name, layer in layers.items():
                 a = layer.lora_A["default"].weight.detach().clone()
-                before = self.earlier.get(name)
-                self.earlier[name] = a if before is None else torch.cat([before.to(a.device), a])
+                before = self.previous_a.get(name)
+                self.previous_a[name] = a if before is None else torch.cat([before.to(a.device), a])
                 layer.reset_lora_parameters("default", True)
 
-    def weight_pull(self, model: PreTrainedModel) -> torch.Tensor | None:
+    def add_weight_penalty(self, model: PreTrainedModel) -> torch.Tensor | None:
         """Push the new A of each layer towards what the earlier ones left free."""
-        if not self.earlier or self.strength == 0:
+        if not self.previous_a or self.strength == 0:
             return None
         from harness.model import frozen_lora
 
         values = []
-        for name, layer in frozen_lora.adapted_layers(model).items():
+        for name, layer in frozen_lora.lora_layers(model).items():
             weight = layer.lora_A["default"].weight
             if weight.grad is not None:
-                self.earlier[name] = self.earlier[name].to(weight.device)
-                values.append(pull(weight, weight.grad, self.earlier[name], self.strength))
+                self.previous_a[name] = self.previous_a[name].to(weight.device)
+                values.append(add_overlap_gradient(weight, weight.grad, self.previous_a[name], self.strength))
         return sum(values[1:], values[0]) if values else None
 
     def state_dict(self) -> dict[str, Any]:
         """The A of earlier stages by layer, and the number of stages begun; what they learned is the model's."""
-        return {"earlier": self.earlier, "stages": self.stages}
+        return {"earlier": self.previous_a, "stages": self.stages_started}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back what `state_dict` gave."""
-        self.earlier, self.stages = dict(state["earlier"]), int(state["stages"])
+        self.previous_a, self.stages_started = dict(state["earlier"]), int(state["stages"])

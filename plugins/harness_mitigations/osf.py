@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from harness.interfaces.mitigation import Mitigation
-from harness.types import Row, Stage
+from harness.types import Stage, TokenizedExample
 from harness_mitigations import adapter_common
 
 if TYPE_CHECKING:
@@ -20,13 +20,17 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def orthogonal(columns: Tensor, free: Tensor, frozen: Tensor | None) -> Tensor:
+def remove_frozen_directions(columns: Tensor, trainable_basis: Tensor, frozen_basis: Tensor | None) -> Tensor:
     """The columns without their part in the frozen directions.
 
     columns: (d, r). free: (d, r), orthonormal, what is not frozen of the decomposition; read only where `frozen` is
     None, and then all of the frozen ones' complement. frozen: (d, R), orthonormal.
     """
-    return free @ (free.T @ columns) if frozen is None else columns - frozen @ (frozen.T @ columns)
+    return (
+        trainable_basis @ (trainable_basis.T @ columns)
+        if frozen_basis is None
+        else columns - frozen_basis @ (frozen_basis.T @ columns)
+    )
 
 
 class Osf(Mitigation):
@@ -37,17 +41,17 @@ class Osf(Mitigation):
     the stage began alone.
     """
 
-    order: ClassVar[int] = adapter_common.ORDER
-    adapts: ClassVar[bool] = True
+    priority: ClassVar[int] = adapter_common.ADAPTER_PRIORITY
+    adds_adapter: ClassVar[bool] = True
 
     def __init__(self, preserve: float, target: str | Sequence[str]) -> None:
-        self.preserve, self.target = preserve, adapter_common.targets(target)
+        self.preserve, self.target = preserve, adapter_common.to_target_modules(target)
 
-    def check(self, others: Mapping[str, Mitigation]) -> None:
+    def check_compatible(self, others: Mapping[str, Mitigation]) -> None:
         """Refuse a second adapter."""
-        adapter_common.alone("osf", others)
+        adapter_common.require_single_adapter("osf", others)
 
-    def model(self, model: PreTrainedModel) -> PreTrainedModel:
+    def prepare_model(self, model: PreTrainedModel) -> PreTrainedModel:
         """The model within its adapter. Raises HarnessError when it has one already, or no module of that name."""
         from peft import OSFConfig
 
@@ -55,21 +59,23 @@ class Osf(Mitigation):
 
         # Without a task type the generic PEFT model of 0.21 does not know `generate`'s arguments.
         config = OSFConfig(task_type="CAUSAL_LM", effective_rank=float(self.preserve), target_modules=self.target)
-        made = adapter_common.adapt("osf", model, config)
+        made = adapter_common.add_adapter("osf", model, config)
         for layer in svd_subspaces.subspace_layers(made).values():
             if layer.get_base_layer().weight.dtype.itemsize < 4:  # peft rounds the directions to the base's format
-                svd_subspaces.decompose(layer)
+                svd_subspaces.decompose_layer(layer)
         return made
 
-    def begin_stage(self, stage: Stage, model: PreTrainedModel, rows: Mapping[str, Sequence[Row]]) -> None:
+    def on_stage_start(
+        self, stage: Stage, model: PreTrainedModel, rows: Mapping[str, Sequence[TokenizedExample]]
+    ) -> None:
         """Decompose anew every weight that has moved since it was; the model computes the same afterwards."""
         from harness.model import svd_subspaces
 
         for layer in svd_subspaces.subspace_layers(model).values():
-            if svd_subspaces.has_moved(layer):
-                svd_subspaces.decompose(layer)
+            if svd_subspaces.is_modified(layer):
+                svd_subspaces.decompose_layer(layer)
 
-    def after_step(self, model: PreTrainedModel, learning_rate: float) -> None:
+    def on_step_end(self, model: PreTrainedModel, learning_rate: float) -> None:
         """Take out of U' and V' what the update has put into the frozen directions."""
         import torch
 
@@ -77,7 +83,10 @@ class Osf(Mitigation):
 
         with torch.no_grad():
             for layer in svd_subspaces.subspace_layers(model).values():
-                (u, _, v), (begun_u, _, begun_v) = svd_subspaces.factors(layer), svd_subspaces.removed(layer)
-                frozen_u, frozen_v = svd_subspaces.frozen(layer)
-                u.copy_(orthogonal(u, begun_u, frozen_u))
-                v.copy_(orthogonal(v.T, begun_v.T, None if frozen_v is None else frozen_v.T).T)
+                (u, _, v), (begun_u, _, begun_v) = (
+                    svd_subspaces.trainable_svd_factors(layer),
+                    svd_subspaces.removed_component(layer),
+                )
+                frozen_u, frozen_v = svd_subspaces.frozen_singular_vectors(layer)
+                u.copy_(remove_frozen_directions(u, begun_u, frozen_u))
+                v.copy_(remove_frozen_directions(v.T, begun_v.T, None if frozen_v is None else frozen_v.T).T)

@@ -6,10 +6,10 @@ from dataclasses import replace
 from typing import ClassVar
 
 from harness.interfaces.mitigation import Mitigation
-from harness.types import Part, Share, Stage, Unit
+from harness.types import Share, ShareUnit, Stage, StageSource
 
 
-def rehearse(stages: tuple[Stage, ...], share: float, unit: Unit, buffer: int | None) -> tuple[Stage, ...]:
+def add_replay(stages: tuple[Stage, ...], share: float, unit: ShareUnit, buffer: int | None) -> tuple[Stage, ...]:
     """The stages, each with the domain sources of the ones before it at `share` of its final mixture, together.
 
     share: in (0, 1), of `unit`. buffer: rows kept of each source at most; None: all that it has. Sources that a stage
@@ -19,12 +19,12 @@ def rehearse(stages: tuple[Stage, ...], share: float, unit: Unit, buffer: int | 
     made: list[Stage] = []
     seen: list[str] = []
     for stage in stages:
-        own = {part.source for part in stage.parts}
+        own = {part.source for part in stage.sources}
         again = tuple(source for source in dict.fromkeys(seen) if source not in own)
-        seen += [part.source for part in stage.parts if part.role == "domain"]
+        seen += [part.source for part in stage.sources if part.role == "domain"]
         if again:
-            parts = tuple(Part(source, "replay", limit=buffer) for source in again)
-            stage = replace(stage, parts=stage.parts + parts, shares=(*stage.shares, Share(again, share, unit)))
+            parts = tuple(StageSource(source, "replay", limit=buffer) for source in again)
+            stage = replace(stage, parts=stage.sources + parts, shares=(*stage.shares, Share(again, share, unit)))
         made.append(stage)
     return tuple(made)
 
@@ -32,11 +32,11 @@ def rehearse(stages: tuple[Stage, ...], share: float, unit: Unit, buffer: int | 
 class Replay(Mitigation):
     """Rows of the stages so far in every later stage. share, unit, buffer: see `rehearse`."""
 
-    order: ClassVar[int] = 50
+    priority: ClassVar[int] = 50
     """Before `mixing`, whose share is of the mixture with the replayed rows in it."""
 
-    def __init__(self, share: float, unit: Unit, buffer: int | None) -> None:
+    def __init__(self, share: float, unit: ShareUnit, buffer: int | None) -> None:
         self.share, self.unit, self.buffer = share, unit, buffer
 
-    def plan(self, stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
-        return rehearse(stages, self.share, self.unit, self.buffer)
+    def transform_stages(self, stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
+        return add_replay(stages, self.share, self.unit, self.buffer)

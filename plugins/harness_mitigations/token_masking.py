@@ -13,18 +13,18 @@ from typing import TYPE_CHECKING, Any, Literal
 from harness import seeding
 from harness.errors import HarnessError
 from harness.interfaces.mitigation import Mitigation
-from harness.types import Row, Stage
+from harness.types import Stage, TokenizedExample
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
     from transformers import PreTrainedModel
 
-BATCH = 8
+BATCH_SIZE = 8
 """Rows of one forward pass when a quantile is measured."""
 
 
-def without_surprises(labels: Tensor, nll: Tensor, limit: float) -> Tensor:
+def mask_high_perplexity(labels: Tensor, nll: Tensor, max_nll: float) -> Tensor:
     """The labels without the targets whose negative log-likelihood is above a limit.
 
     labels: (B, T), -100 where not trained. nll: (N,), in nats, of the trained tokens in the order of the rows, the
@@ -33,7 +33,7 @@ def without_surprises(labels: Tensor, nll: Tensor, limit: float) -> Tensor:
     made = labels.clone()
     targets = made[:, 1:]
     places = targets != -100
-    targets[places] = targets[places].masked_fill((nll > limit).to(labels.device), -100)
+    targets[places] = targets[places].masked_fill((nll > max_nll).to(labels.device), -100)
     return made
 
 
@@ -54,10 +54,10 @@ class TokenMasking(Mitigation):
         under: Literal["base", "current"],
     ) -> None:
         self.quantile, self.source, self.samples, self.under = quantile, source, samples, under
-        self.limit = math.log(threshold)
-        self.measured = quantile is None
+        self.max_nll = math.log(threshold)
+        self.threshold_is_known = quantile is None
 
-    def check(self, others: Mapping[str, Mitigation]) -> None:
+    def check_compatible(self, others: Mapping[str, Mitigation]) -> None:
         """Refuse a quantile of nothing."""
         if self.quantile is not None and self.source is None:
             raise HarnessError(
@@ -66,13 +66,15 @@ class TokenMasking(Mitigation):
                 "name the source whose rows it is measured on, or give a threshold alone",
             )
 
-    def begin_stage(self, stage: Stage, model: PreTrainedModel, rows: Mapping[str, Sequence[Row]]) -> None:
+    def on_stage_start(
+        self, stage: Stage, model: PreTrainedModel, rows: Mapping[str, Sequence[TokenizedExample]]
+    ) -> None:
         """Remember the base model before the first stage, and measure the threshold if it is a quantile."""
         from harness_mitigations import base_model
 
         if self.under == "base":
-            base_model.remember(model)
-        if self.measured:
+            base_model.snapshot_base(model)
+        if self.threshold_is_known:
             return
         given = rows.get(self.source or "", ())
         if not given:
@@ -81,41 +83,45 @@ class TokenMasking(Mitigation):
                 f"'{self.source}' has no row to measure the quantile on",
                 "name a source that has rows to train on",
             )
-        self.limit, self.measured = self._quantile(model, given), True
+        self.max_nll, self.threshold_is_known = self._measure_threshold(model, given), True
 
-    def _quantile(self, model: PreTrainedModel, given: Sequence[Row]) -> float:
+    def _measure_threshold(self, model: PreTrainedModel, rows: Sequence[TokenizedExample]) -> float:
         import torch
 
         from harness_mitigations import base_model
 
-        draw = seeding.generator(torch.initial_seed(), "token_masking")
-        chosen = [given[index] for index in draw.sample(range(len(given)), min(self.samples, len(given)))]
+        draw = seeding.create_generator(torch.initial_seed(), "token_masking")
+        chosen = [rows[index] for index in draw.sample(range(len(rows)), min(self.samples, len(rows)))]
         found = []
-        for start in range(0, len(chosen), BATCH):
-            found.append(self._nll(model, base_model.batched(model, chosen[start : start + BATCH])).cpu())
+        for start in range(0, len(chosen), BATCH_SIZE):
+            found.append(
+                self._token_nll(model, base_model.collate_rows(model, chosen[start : start + BATCH_SIZE])).cpu()
+            )
         ordered = torch.cat(found).sort().values
         return float(ordered[max(0, math.ceil(float(self.quantile or 0) * len(ordered)) - 1)])
 
-    def labels(self, model: PreTrainedModel, batch: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
+    def filter_labels(self, model: PreTrainedModel, batch: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
         """The batch's labels without the surprising ones."""
-        return without_surprises(batch["labels"], self._nll(model, batch), self.limit)
+        return mask_high_perplexity(batch["labels"], self._token_nll(model, batch), self.max_nll)
 
-    def _nll(self, model: PreTrainedModel, batch: Mapping[str, Tensor]) -> Tensor:
+    def _token_nll(self, model: PreTrainedModel, batch: Mapping[str, Tensor]) -> Tensor:
         import torch
         from torch.nn import functional
 
-        from harness.training.loss import targets, trained_logits
+        from harness.training.loss import target_logits, target_tokens
         from harness_mitigations import base_model
 
-        context = base_model.base if self.under == "base" else base_model.resting
+        context = base_model.frozen_base_model if self.under == "base" else base_model.eval_mode
         with torch.no_grad(), context(model) as judge:
-            logits = trained_logits(judge, batch)  # (N, V)
-        return functional.cross_entropy(logits.float(), targets(batch["labels"]).to(logits.device), reduction="none")
+            logits = target_logits(judge, batch)  # (N, V)
+        return functional.cross_entropy(
+            logits.float(), target_tokens(batch["labels"]).to(logits.device), reduction="none"
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """The threshold in nats, and whether it is measured."""
-        return {"limit": self.limit, "measured": int(self.measured)}
+        return {"limit": self.max_nll, "measured": int(self.threshold_is_known)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back what `state_dict` gave."""
-        self.limit, self.measured = float(state["limit"]), bool(state["measured"])
+        self.max_nll, self.threshold_is_known = float(state["limit"]), bool(state["measured"])

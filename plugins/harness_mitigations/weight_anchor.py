@@ -21,23 +21,23 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-    from harness_mitigations.adapted_weights import Moving
+    from harness_mitigations.adapted_weights import TrainableWeights
 
 
-SLICE = {"cpu": 2**20}
+CHUNK_SIZE = {"cpu": 2**20}
 """Numbers that are worked on at once on a kind of device: on a CPU as many as its cache holds."""
 
-WIDE = 2**25
+DEFAULT_CHUNK_SIZE = 2**25
 """And elsewhere, where each step costs a launch. Bounds the memory of what lies between to 8 bytes times this."""
 
-LIMIT = 1e30
+MAX_PROXIMAL_FACTOR = 1e30
 """A proximal step with more than this goes all the way: it keeps infinities out."""
 
-Factors = Sequence[tuple["Tensor", "Tensor"]]
+LoraFactors = Sequence[tuple["Tensor", "Tensor"]]
 """Pairs of A, of shape (r, k), and B, of shape (d, r), the scale within B: the change of a weight is the sum of B A."""
 
 
-def pull(
+def add_penalty_gradient(
     weights: Sequence[Tensor],
     gradients: Sequence[Tensor],
     anchors: Sequence[Tensor],
@@ -53,15 +53,15 @@ def pull(
 
     values = []
     with torch.no_grad():
-        for theta, gradient, start, importance in _sliced(weights, gradients, anchors, importances):
+        for theta, gradient, start, importance in _iter_chunks(weights, gradients, anchors, importances):
             drift = torch._foreach_sub(theta, start)
             force = torch._foreach_mul(drift, importance) if importance else drift
             torch._foreach_add_(gradient, force, alpha=strength)
-            values += _dots(drift, force)
-        return _half(values, strength)
+            values += _dot_products(drift, force)
+        return _penalty_from_dot_products(values, strength)
 
 
-def value(
+def penalty_value(
     weights: Sequence[Tensor], anchors: Sequence[Tensor], importances: Sequence[Tensor] | None, strength: float
 ) -> Tensor:
     """strength / 2 * sum of F (theta - theta0)^2 alone. Arguments as in `pull`."""
@@ -69,14 +69,14 @@ def value(
 
     values = []
     with torch.no_grad():
-        for theta, _, start, importance in _sliced(weights, weights, anchors, importances):
+        for theta, _, start, importance in _iter_chunks(weights, weights, anchors, importances):
             drift = torch._foreach_sub(theta, start)
-            values += _dots(drift, torch._foreach_mul(drift, importance) if importance else drift)
-        return _half(values, strength)
+            values += _dot_products(drift, torch._foreach_mul(drift, importance) if importance else drift)
+        return _penalty_from_dot_products(values, strength)
 
 
-def proximal(
-    weights: Sequence[Tensor], anchors: Sequence[Tensor], importances: Sequence[Tensor] | None, step: float
+def apply_proximal_step(
+    weights: Sequence[Tensor], anchors: Sequence[Tensor], importances: Sequence[Tensor] | None, step_size: float
 ) -> None:
     """Move each weight to theta0 + (theta - theta0) / (1 + step * F), in place.
 
@@ -86,29 +86,29 @@ def proximal(
     import torch
 
     with torch.no_grad():
-        for theta, _, start, importance in _sliced(weights, weights, anchors, importances):
+        for theta, _, start, importance in _iter_chunks(weights, weights, anchors, importances):
             if not importance:
-                part = 1.0 if step > LIMIT else step / (1 + step)
+                part = 1.0 if step_size > MAX_PROXIMAL_FACTOR else step_size / (1 + step_size)
                 torch._foreach_lerp_(theta, start, part)
                 continue
-            share = torch._foreach_mul(importance, step)
-            torch._foreach_clamp_max_(share, LIMIT)
+            share = torch._foreach_mul(importance, step_size)
+            torch._foreach_clamp_max_(share, MAX_PROXIMAL_FACTOR)
             torch._foreach_div_(share, torch._foreach_add(share, 1.0))
             torch._foreach_lerp_(theta, start, share)
 
 
-def difference(now: Factors, then: Factors) -> Tensor:
+def low_rank_difference(current: LoraFactors, anchor: LoraFactors) -> Tensor:
     """The sum of B A over `now` less that over `then`, as a matrix of shape (d, k), formed by one product."""
     import torch
 
-    left = torch.cat([*(b for _, b in now), *(-b for _, b in then)], dim=1)
-    right = torch.cat([*(a for a, _ in now), *(a for a, _ in then)])
+    left = torch.cat([*(b for _, b in current), *(-b for _, b in anchor)], dim=1)
+    right = torch.cat([*(a for a, _ in current), *(a for a, _ in anchor)])
     return left @ right
 
 
-def pull_factors(
-    trained: Factors,
-    gradients: Factors,
+def add_lora_penalty_gradient(
+    factors: LoraFactors,
+    gradients: LoraFactors,
     scales: Sequence[float],
     drift: Tensor,
     importance: Tensor | None,
@@ -124,25 +124,25 @@ def pull_factors(
 
     with torch.no_grad():
         force = drift if importance is None else drift * importance.to(drift.device, drift.dtype)
-        for (a, b), (to_a, to_b), scale in zip(trained, gradients, scales, strict=True):
+        for (a, b), (to_a, to_b), scale in zip(factors, gradients, scales, strict=True):
             to_a.addmm_(b.T, force, alpha=strength * scale)
             to_b.addmm_(force, a.T, alpha=strength * scale)
-        return _half([torch.dot(drift.flatten(), force.flatten())], strength)
+        return _penalty_from_dot_products([torch.dot(drift.flatten(), force.flatten())], strength)
 
 
-def _dots(one: Sequence[Tensor], other: Sequence[Tensor]) -> list[Tensor]:
+def _dot_products(left: Sequence[Tensor], right: Sequence[Tensor]) -> list[Tensor]:
     import torch
 
-    return [torch.dot(a.flatten(), b.flatten()) for a, b in zip(one, other, strict=True)]
+    return [torch.dot(a.flatten(), b.flatten()) for a, b in zip(left, right, strict=True)]
 
 
-def _half(values: Sequence[Tensor], strength: float) -> Tensor:
+def _penalty_from_dot_products(dot_products: Sequence[Tensor], strength: float) -> Tensor:
     import torch
 
-    return strength / 2 * torch.stack(list(values)).double().sum() if values else torch.zeros(())
+    return strength / 2 * torch.stack(list(dot_products)).double().sum() if dot_products else torch.zeros(())
 
 
-def _sliced(
+def _iter_chunks(
     weights: Sequence[Tensor],
     gradients: Sequence[Tensor],
     anchors: Sequence[Tensor],
@@ -160,7 +160,7 @@ def _sliced(
             anchors[index],
             *(importances[index : index + 1] if importances else ()),
         ]
-        limit = SLICE.get(weight.device.type, WIDE)
+        limit = CHUNK_SIZE.get(weight.device.type, DEFAULT_CHUNK_SIZE)
         if weight.numel() > limit and all(tensor.is_contiguous() for tensor in four):
             pieces = list(zip(*(tensor.view(-1).split(limit) for tensor in four), strict=True))
         else:
@@ -177,24 +177,24 @@ def _sliced(
 
 
 Coupling = Literal["gradient", "loss", "proximal"]
-Place = Literal["device", "cpu"]
+StorageDevice = Literal["device", "cpu"]
 
 
-class Anchored(Mitigation):
+class AnchoredWeights(Mitigation):
     """Holds what moves near an anchor, with a force that its importance gives it. Sets no anchor of its own.
 
     name: of the mitigation. strength: lambda. coupling: see above. place: where anchor and importances lie between
     updates. importance: None for a mitigation that holds all weights alike.
     """
 
-    def __init__(self, name: str, strength: float, coupling: Coupling, place: Place) -> None:
+    def __init__(self, name: str, strength: float, coupling: Coupling, place: StorageDevice) -> None:
         self.name, self.strength, self.coupling, self.place = name, strength, coupling, place
-        self.pull_at = "before_clip" if coupling == "loss" else "after_clip"
+        self.penalty_timing = "before_clip" if coupling == "loss" else "after_clip"
         self.importance: dict[str, Tensor] | None = None
         self.anchor: dict[str, Tensor] = {}
-        self.changes: dict[str, dict[str, Tensor]] = {}  # weight -> A and s B, side by side, of its change then
+        self.lora_anchors: dict[str, dict[str, Tensor]] = {}  # weight -> A and s B, side by side, of its change then
 
-    def check(self, others: Mapping[str, Mitigation]) -> None:
+    def check_compatible(self, others: Mapping[str, Mitigation]) -> None:
         """Refuse adapters whose change is not s B A, and the proximal step with one."""
         where = f"mitigations.{self.name}"
         if getattr(others.get("lora"), "dora", False):
@@ -205,69 +205,72 @@ class Anchored(Mitigation):
             raise HarnessError(where, what, "take one of the two out; the strongest directions are held by osf already")
         adapter = next((name for name in others if name in ("lora", "orthogonal_lora")), None)
         if adapter and self.coupling == "proximal":
-            self._refuse_proximal(f"'{adapter}'")
+            self._reject_proximal(f"'{adapter}'")
 
-    def weight_pull(self, model: PreTrainedModel) -> torch.Tensor | None:
+    def add_weight_penalty(self, model: PreTrainedModel) -> torch.Tensor | None:
         """Pull every weight that this update moves to its anchor; with `proximal` say only how far it is."""
-        if self.strength == 0 or not (self.anchor or self.changes):
+        if self.strength == 0 or not (self.anchor or self.lora_anchors):
             return None
 
-        names, weights, gradients = self._held(model)
+        names, weights, gradients = self._anchored_parameters(model)
         values = []
         if names:
-            anchors, importances = self._remembered(names)
+            anchors, importances = self._anchors_and_importances(names)
             if self.coupling == "proximal":
-                values.append(value(weights, anchors, importances, self.strength))
+                values.append(penalty_value(weights, anchors, importances, self.strength))
             else:
-                values.append(pull(weights, gradients, anchors, importances, self.strength))
-        if self.changes:
-            values += self._pull_changes(model)
+                values.append(add_penalty_gradient(weights, gradients, anchors, importances, self.strength))
+        if self.lora_anchors:
+            values += self._add_lora_penalty_gradients(model)
         return sum(values[1:], values[0]) if values else None
 
-    def after_step(self, model: PreTrainedModel, learning_rate: float) -> None:
+    def on_step_end(self, model: PreTrainedModel, learning_rate: float) -> None:
         """With `proximal`, move every weight part of the way back to its anchor."""
         if self.coupling != "proximal" or self.strength == 0 or learning_rate == 0 or not self.anchor:
             return
 
-        names, weights, _ = self._held(model)
-        anchors, importances = self._remembered(names)
-        proximal(weights, anchors, importances, learning_rate * self.strength)
+        names, weights, _ = self._anchored_parameters(model)
+        anchors, importances = self._anchors_and_importances(names)
+        apply_proximal_step(weights, anchors, importances, learning_rate * self.strength)
 
     def state_dict(self) -> dict[str, Any]:
         """Anchors by name of the weight, changes by name of the weight as A and s B, and any importances."""
         importance = {} if self.importance is None else {"importance": self.importance}
-        return {"anchor": self.anchor, "changes": self.changes, **importance}
+        return {"anchor": self.anchor, "changes": self.lora_anchors, **importance}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back what `state_dict` gave."""
         self.anchor = dict(state["anchor"])
-        self.changes = {name: dict(pair) for name, pair in state["changes"].items()}
+        self.lora_anchors = {name: dict(pair) for name, pair in state["changes"].items()}
         self.importance = dict(state["importance"]) if "importance" in state else None
 
-    def _moving(self, model: PreTrainedModel) -> Moving:
-        from harness_mitigations.adapted_weights import moving
+    def _trainable_weights(self, model: PreTrainedModel) -> TrainableWeights:
+        from harness_mitigations.adapted_weights import find_trainable_weights
 
-        found = moving(model, f"mitigations.{self.name}")
-        if found.layers and self.coupling == "proximal":
-            self._refuse_proximal("an adapter")
+        found = find_trainable_weights(model, f"mitigations.{self.name}")
+        if found.lora_layers and self.coupling == "proximal":
+            self._reject_proximal("an adapter")
         return found
 
-    def _anchor(self, moves: Moving) -> None:
+    def _set_anchor(self, trainable: TrainableWeights) -> None:
         """Remember where everything that moves is now."""
         import torch
 
-        from harness_mitigations.adapted_weights import change
+        from harness_mitigations.adapted_weights import lora_factors
 
-        self.anchor = {name: self._put(_shortest(weight.detach())) for name, weight in moves.weights.items()}
-        self.changes = {}
-        for name, layer in moves.layers.items():
-            pairs = change(layer)
-            self.changes[name] = {
-                "a": self._put(torch.cat([a.float() for a, _ in pairs])),
-                "b": self._put(torch.cat([b.float() for _, b in pairs], dim=1)),
+        self.anchor = {
+            name: self._to_storage(_to_bfloat16_if_lossless(weight.detach()))
+            for name, weight in trainable.weights.items()
+        }
+        self.lora_anchors = {}
+        for name, layer in trainable.lora_layers.items():
+            pairs = lora_factors(layer)
+            self.lora_anchors[name] = {
+                "a": self._to_storage(torch.cat([a.float() for a, _ in pairs])),
+                "b": self._to_storage(torch.cat([b.float() for _, b in pairs], dim=1)),
             }
 
-    def _put(self, tensor: Tensor) -> Tensor:
+    def _to_storage(self, tensor: Tensor) -> Tensor:
         """The tensor, never the one given, where it is to lie between updates."""
         import torch
 
@@ -276,7 +279,7 @@ class Anchored(Mitigation):
         copied = torch.empty_like(tensor, device="cpu", pin_memory=tensor.device.type == "cuda")
         return copied.copy_(tensor)
 
-    def _held(self, model: PreTrainedModel) -> tuple[list[str], list[Tensor], list[Tensor]]:
+    def _anchored_parameters(self, model: PreTrainedModel) -> tuple[list[str], list[Tensor], list[Tensor]]:
         """Names, weights and gradients of the anchored parameters; with `proximal` of those without a gradient too,
         which the optimizer has let go by then."""
         named = [(n, w) for n, w in model.named_parameters() if n in self.anchor and w.requires_grad]
@@ -285,28 +288,28 @@ class Anchored(Mitigation):
         moving = [(n, w.detach(), w.grad) for n, w in named if w.grad is not None]
         return [n for n, _, _ in moving], [w for _, w, _ in moving], [g for _, _, g in moving]
 
-    def _remembered(self, names: list[str]) -> tuple[list[Tensor], list[Tensor] | None]:
+    def _anchors_and_importances(self, names: list[str]) -> tuple[list[Tensor], list[Tensor] | None]:
         importances = None if self.importance is None else [self.importance[name] for name in names]
         return [self.anchor[name] for name in names], importances
 
-    def _pull_changes(self, model: PreTrainedModel) -> list[Tensor]:
+    def _add_lora_penalty_gradients(self, model: PreTrainedModel) -> list[Tensor]:
         from harness.model import frozen_lora
-        from harness_mitigations.adapted_weights import change, trained
+        from harness_mitigations.adapted_weights import lora_factors, trainable_factors
 
         values = []
-        for name, layer in frozen_lora.adapted_layers(model).items():
-            then = self.changes.get(f"{name}.weight")
-            pairs, scales = trained(layer)
+        for name, layer in frozen_lora.lora_layers(model).items():
+            then = self.lora_anchors.get(f"{name}.weight")
+            pairs, scales = trainable_factors(layer)
             if then is None or not pairs:
                 continue
             device = pairs[0][0].device
-            drift = difference(change(layer), [(then["a"].to(device), then["b"].to(device))])
+            drift = low_rank_difference(lora_factors(layer), [(then["a"].to(device), then["b"].to(device))])
             importance = None if self.importance is None else self.importance[f"{name}.weight"]
             gradients = [(a.grad, b.grad) for a, b in pairs]
-            values.append(pull_factors(pairs, gradients, scales, drift, importance, self.strength))  # type: ignore[arg-type]
+            values.append(add_lora_penalty_gradient(pairs, gradients, scales, drift, importance, self.strength))  # type: ignore[arg-type]
         return values
 
-    def _refuse_proximal(self, adapter: str) -> None:
+    def _reject_proximal(self, adapter: str) -> None:
         raise HarnessError(
             f"mitigations.{self.name}.coupling",
             f"a proximal step in the space of a weight leaves the low rank that {adapter} can write",
@@ -314,7 +317,7 @@ class Anchored(Mitigation):
         )
 
 
-def _shortest(weight: Tensor) -> Tensor:
+def _to_bfloat16_if_lossless(weight: Tensor) -> Tensor:
     """The weight in bfloat16 where that loses nothing, as with most models that were published in it; else float32."""
     import torch
 

@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from harness.errors import HarnessError
 from harness.interfaces.mitigation import Mitigation
-from harness.types import Row, Stage
+from harness.types import Stage, TokenizedExample
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-Weights = Mapping[str, "Tensor"]
+NamedWeights = Mapping[str, "Tensor"]
 
 
-def interpolate(start: Tensor, end: Tensor, alpha: float) -> Tensor:
+def interpolate_weights(start: Tensor, end: Tensor, alpha: float) -> Tensor:
     """(1 - alpha) start + alpha end. alpha 0 and 1 give start and end bit for bit."""
     return start if alpha == 0 else end if alpha == 1 else start.lerp(end, alpha)
 
@@ -30,16 +30,16 @@ def interpolate(start: Tensor, end: Tensor, alpha: float) -> Tensor:
 class WiseFt(Mitigation):
     """Give back some of what a stage changed. alpha: of its own result, in [0, 1]. alphas: a sweep, only measured."""
 
-    order: ClassVar[int] = 20
+    priority: ClassVar[int] = 20
     """After `ema`: what is interpolated is the stage's result."""
 
     def __init__(self, alpha: float, alphas: Sequence[float]) -> None:
         self.alpha, self.alphas = alpha, tuple(alphas)
         self.start: dict[str, Tensor] = {}
         self.end: dict[str, Tensor] = {}
-        self.kept: dict[str, tuple[Tensor, Tensor]] = {}
+        self.frozen_lora: dict[str, tuple[Tensor, Tensor]] = {}
 
-    def check(self, others: Mapping[str, Mitigation]) -> None:
+    def check_compatible(self, others: Mapping[str, Mitigation]) -> None:
         """Refuse adapters whose change of the weights is not linear in something that could be scaled."""
         for name in ("oft", "osf"):
             if name in others:
@@ -49,19 +49,21 @@ class WiseFt(Mitigation):
             what = "DoRA divides by the length of the changed weights, so scaling its change interpolates nothing"
             raise HarnessError("mitigations.wise_ft", what, "set mitigations.lora.dora to false")
 
-    def begin_stage(self, stage: Stage, model: PreTrainedModel, rows: Mapping[str, Sequence[Row]]) -> None:
+    def on_stage_start(
+        self, stage: Stage, model: PreTrainedModel, rows: Mapping[str, Sequence[TokenizedExample]]
+    ) -> None:
         """Remember where the stage begins, on the CPU."""
-        self.start, self.end, self.kept = _copied(model), {}, {}
+        self.start, self.end, self.frozen_lora = _copy_trainable_weights(model), {}, {}
 
-    def end_stage(self, stage: Stage, model: PreTrainedModel, rows: Sequence[Row]) -> None:
+    def on_stage_end(self, stage: Stage, model: PreTrainedModel, rows: Sequence[TokenizedExample]) -> None:
         """Go back to (1 - alpha) of where the stage began."""
         from harness.model import frozen_lora
 
-        self.end, self.kept = (
-            _copied(model),
-            {name: (a.cpu(), b.cpu()) for name, (a, b) in frozen_lora.kept(model).items()},
+        self.end, self.frozen_lora = (
+            _copy_trainable_weights(model),
+            {name: (a.cpu(), b.cpu()) for name, (a, b) in frozen_lora.frozen_lora(model).items()},
         )
-        self._set(model, self.alpha)
+        self._apply_alpha(model, self.alpha)
 
     def variants(self, model: PreTrainedModel) -> Iterator[str]:
         """`alpha=<number>` for each of `alphas`."""
@@ -69,49 +71,51 @@ class WiseFt(Mitigation):
             return
         from harness.model import frozen_lora
 
-        weights, kept = _copied(model), frozen_lora.kept(model)
+        weights, kept = _copy_trainable_weights(model), frozen_lora.frozen_lora(model)
         try:
             for alpha in self.alphas:
-                self._set(model, alpha)
+                self._apply_alpha(model, alpha)
                 yield f"alpha={alpha:g}"
         finally:
-            _put(model, weights)
-            if kept or frozen_lora.kept(model):
-                frozen_lora.keep(model, kept, instead=True)
+            _overwrite_weights(model, weights)
+            if kept or frozen_lora.frozen_lora(model):
+                frozen_lora.add_frozen_lora(model, kept, replace=True)
 
     def state_dict(self) -> dict[str, Any]:
         """The weights that the stage began with, by name; of a finished stage that is swept, its own beside them."""
-        swept = {"end": self.end, "kept": self.kept} if self.alphas and self.end else {}
+        swept = {"end": self.end, "kept": self.frozen_lora} if self.alphas and self.end else {}
         return {"start": self.start, **swept}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back what `state_dict` gave."""
         self.start = dict(state["start"])
-        self.end, self.kept = (
+        self.end, self.frozen_lora = (
             dict(state.get("end", {})),
             {name: tuple(one) for name, one in state.get("kept", {}).items()},
         )
 
-    def _set(self, model: PreTrainedModel, alpha: float) -> None:
+    def _apply_alpha(self, model: PreTrainedModel, alpha: float) -> None:
         from harness.model import frozen_lora, save
 
-        if not save.is_adapted(model):
-            _put(model, {name: interpolate(self.start[name], end, alpha) for name, end in self.end.items()})
+        if not save.is_peft_model(model):
+            _overwrite_weights(
+                model, {name: interpolate_weights(self.start[name], end, alpha) for name, end in self.end.items()}
+            )
             return
         between = 0 < alpha < 1
         ends = self.start if alpha == 0 else self.end
-        _put(model, {n: alpha * w if between and ".lora_B." in n else w for n, w in ends.items()})
+        _overwrite_weights(model, {n: alpha * w if between and ".lora_B." in n else w for n, w in ends.items()})
         rest = {}
-        for name, layer in frozen_lora.adapted_layers(model).items() if between else ():
+        for name, layer in frozen_lora.lora_layers(model).items() if between else ():
             a, b = (self.start[f"{name}.lora_{factor}.default.weight"] for factor in "AB")
             rest[name] = (a, (1 - alpha) * layer.scaling["default"] * b)
-        if self.kept or frozen_lora.kept(model):
-            frozen_lora.keep(model, self.kept, instead=True)
+        if self.frozen_lora or frozen_lora.frozen_lora(model):
+            frozen_lora.add_frozen_lora(model, self.frozen_lora, replace=True)
         if any(bool(b.any()) for _, b in rest.values()):
-            frozen_lora.keep(model, rest)
+            frozen_lora.add_frozen_lora(model, rest)
 
 
-def _copied(model: PreTrainedModel) -> dict[str, Tensor]:
+def _copy_trainable_weights(model: PreTrainedModel) -> dict[str, Tensor]:
     """The weights that can move, on the CPU, by name."""
     import torch
 
@@ -122,7 +126,7 @@ def _copied(model: PreTrainedModel) -> dict[str, Tensor]:
     }
 
 
-def _put(model: PreTrainedModel, weights: Weights) -> None:
+def _overwrite_weights(model: PreTrainedModel, weights: NamedWeights) -> None:
     import torch
 
     there = dict(model.named_parameters())

@@ -9,12 +9,12 @@ from harness import Component, hookimpl
 __all__ = ["harness_modes"]
 
 
-def _sources(description: str) -> dict[str, Any]:
+def _sources_option(description: str) -> dict[str, Any]:
     items = {"type": "string", "format": "source"}
     return {"type": "array", "items": items, "minItems": 1, "uniqueItems": True, "description": description}
 
 
-STAGE = {
+STAGE_SCHEMA = {
     "type": "object",
     "additionalProperties": False,
     "required": ["name"],
@@ -25,8 +25,8 @@ STAGE = {
             "pattern": "^[A-Za-z0-9][A-Za-z0-9._-]*$",
             "description": "Names the stage in folders, logs and reports.",
         },
-        "domain": _sources("Sources of what this stage is to learn."),
-        "general": _sources("Sources of general conversations trained beside them."),
+        "domain": _sources_option("Sources of what this stage is to learn."),
+        "general": _sources_option("Sources of general conversations trained beside them."),
         "train": {"$ref": "#/definitions/train_overrides"},
         "mitigations": {"$ref": "#/definitions/mitigation_overrides"},
         "adapter": {
@@ -52,30 +52,37 @@ def harness_modes() -> dict[str, Component]:
     return {
         "general": Component(
             summary="One stage on general conversations: instruction tuning.",
-            load="harness_modes.modes:General",
-            options={"sources": _sources("Sources of general conversations.")},
+            factory="harness_modes.modes:GeneralMode",
+            options={"sources": _sources_option("Sources of general conversations.")},
             required=("sources",),
         ),
         "domain": Component(
             summary="One stage on conversations of a domain, with nothing general beside them.",
-            load="harness_modes.modes:Domain",
-            options={"sources": _sources("Sources of the domain.")},
+            factory="harness_modes.modes:DomainMode",
+            options={"sources": _sources_option("Sources of the domain.")},
             required=("sources",),
         ),
         "mixed": Component(
             summary="One stage on conversations of a domain with general ones mixed in.",
-            load="harness_modes.modes:Mixed",
+            factory="harness_modes.modes:MixedMode",
             options={
-                "domain": _sources("Sources of the domain."),
-                "general": _sources("Sources of general conversations; the mitigation `mixing` states their share."),
+                "domain": _sources_option("Sources of the domain."),
+                "general": _sources_option(
+                    "Sources of general conversations; the mitigation `mixing` states their share."
+                ),
             },
             required=("domain", "general"),
         ),
         "continual": Component(
             summary="Several stages in order, each evaluated on every suite when it ends.",
-            load="harness_modes.modes:Continual",
+            factory="harness_modes.modes:ContinualMode",
             options={
-                "stages": {"type": "array", "minItems": 1, "items": STAGE, "description": "The stages in order."},
+                "stages": {
+                    "type": "array",
+                    "minItems": 1,
+                    "items": STAGE_SCHEMA,
+                    "description": "The stages in order.",
+                },
             },
             required=("stages",),
         ),

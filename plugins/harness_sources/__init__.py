@@ -9,7 +9,7 @@ from harness import Component, hookimpl
 __all__ = ["harness_sources"]
 
 
-STORAGE: dict[str, Any] = {
+STORAGE_OPTION: dict[str, Any] = {
     "type": "object",
     "additionalProperties": {"type": ["string", "number", "boolean", "null", "object"]},
     "default": {},
@@ -18,7 +18,7 @@ STORAGE: dict[str, Any] = {
 }
 
 
-def _files(kind: str, **more: dict[str, Any]) -> dict[str, Any]:
+def _file_options(description: str, **extra_options: dict[str, Any]) -> dict[str, Any]:
     return {
         "path": {
             "type": ["string", "array"],
@@ -26,11 +26,11 @@ def _files(kind: str, **more: dict[str, Any]) -> dict[str, Any]:
             "minLength": 1,
             "items": {"type": "string", "minLength": 1, "format": "path"},
             "minItems": 1,
-            "description": f"{kind}, or a list of them, read in this order. A path from the spec's folder, a pattern "
+            "description": f"{description}, or a list of them, read in this order. A path from the spec's folder, a pattern "
             "(data/*), pkg://package/file of an installed Python package, or an address such as s3://bucket/file.",
         },
-        "storage": STORAGE,
-        **more,
+        "storage": STORAGE_OPTION,
+        **extra_options,
     }
 
 
@@ -39,20 +39,20 @@ def harness_sources() -> dict[str, Component]:
     return {
         "jsonl": Component(
             summary="Reads rows from a file with one JSON object a line.",
-            load="harness_sources.json_sources:JsonLines",
-            options=_files("A JSONL file, as it is or compressed by gzip or zstd"),
+            factory="harness_sources.json_sources:JsonlSource",
+            options=_file_options("A JSONL file, as it is or compressed by gzip or zstd"),
             required=("path",),
         ),
         "json": Component(
             summary="Reads rows from a JSON file: an array of objects, or an object that holds one array of them.",
-            load="harness_sources.json_sources:JsonArray",
-            options=_files("A JSON file, as it is or compressed by gzip or zstd"),
+            factory="harness_sources.json_sources:JsonSource",
+            options=_file_options("A JSON file, as it is or compressed by gzip or zstd"),
             required=("path",),
         ),
         "csv": Component(
             summary="Reads rows from a CSV file whose first line names the columns.",
-            load="harness_sources.csv_table:CsvTable",
-            options=_files(
+            factory="harness_sources.csv_table:CsvSource",
+            options=_file_options(
                 "A CSV file, as it is or compressed by gzip or zstd",
                 delimiter={
                     "type": "string",
@@ -66,14 +66,14 @@ def harness_sources() -> dict[str, Component]:
         ),
         "parquet": Component(
             summary="Reads rows from a Parquet file, a batch at a time.",
-            load="harness_sources.arrow:Parquet",
-            options=_files("A Parquet file"),
+            factory="harness_sources.arrow:ParquetSource",
+            options=_file_options("A Parquet file"),
             required=("path",),
         ),
         "arrow": Component(
             summary="Reads rows from Arrow files, or from a folder that datasets' save_to_disk has written.",
-            load="harness_sources.arrow:Arrow",
-            options=_files(
+            factory="harness_sources.arrow:ArrowSource",
+            options=_file_options(
                 "An Arrow file, or the folder of a saved dataset",
                 split={
                     "type": ["string", "null"],
@@ -85,8 +85,8 @@ def harness_sources() -> dict[str, Component]:
         ),
         "text": Component(
             summary="Reads plain text for continued pretraining: a document a line, or a file.",
-            load="harness_sources.text:Text",
-            options=_files(
+            factory="harness_sources.text:TextSource",
+            options=_file_options(
                 "A text file in UTF-8, as it is or compressed by gzip or zstd",
                 document={
                     "enum": ["line", "file"],
@@ -98,7 +98,7 @@ def harness_sources() -> dict[str, Component]:
         ),
         "hub": Component(
             summary="Reads rows from a dataset of the Hugging Face hub; none of its code is run.",
-            load="harness_sources.hub:Hub",
+            factory="harness_sources.hub:HubSource",
             options={
                 "name": {
                     "type": "string",
@@ -131,7 +131,7 @@ def harness_sources() -> dict[str, Component]:
         ),
         "lm_eval": Component(
             summary="Reads the documents of a task of an installed lm-evaluation-harness; for suites.",
-            load="harness_sources.lm_eval_task:LmEvalTask",
+            factory="harness_sources.lm_eval_task:LmEvalSource",
             options={
                 "task": {"type": "string", "minLength": 1, "description": "The task's name there, e.g. arc_easy."},
                 "shots": {

@@ -8,10 +8,10 @@ from typing import Any
 
 from harness import HarnessError, Record, Source
 
-_FEWEST = "0.4.9"
+_MIN_VERSION = "0.4.9"
 
 
-class LmEvalTask(Source):
+class LmEvalSource(Source):
     """The evaluation documents of one task, rendered by the task itself; a place is `lm_eval:task:[index]`, from 0.
 
     A task of the type `multiple_choice` gives rows of `question`, `choices` and `answer`; `generate_until` gives
@@ -26,19 +26,19 @@ class LmEvalTask(Source):
 
     def records(self) -> Iterator[Record]:
         """Every document. Raises HarnessError where the package, the task or its data are missing."""
-        task = self._load()
+        task = self._load_task()
         task.set_fewshot_seed(1234)  # the package's own default
         index = -1
         for index, document in enumerate(task.eval_docs):
-            yield Record(f"lm_eval:{self._name}:[{index}]", self._row(task, document))
+            yield Record(f"lm_eval:{self._name}:[{index}]", self._build_row(task, document))
         if index < 0:
-            raise HarnessError(self._where, "the task has no documents", "name another")
+            raise HarnessError(self._location, "the task has no documents", "name another")
 
     @property
-    def _where(self) -> str:
+    def _location(self) -> str:
         return f"lm_eval:{self._name}"
 
-    def _row(self, task: Any, document: Any) -> dict[str, Any]:
+    def _build_row(self, task: Any, document: Any) -> dict[str, Any]:
         kind = task.OUTPUT_TYPE
         if kind == "loglikelihood_rolling":
             return {"text": task.doc_to_target(document)}
@@ -49,23 +49,23 @@ class LmEvalTask(Source):
         if kind == "generate_until":
             return {"prompt": asked, "completion": target[0] if isinstance(target, list) else str(target)}
         what = f"is a task of the type {kind}" + (" with several questions" if kind == "multiple_choice" else "")
-        raise HarnessError(self._where, what, "multiple_choice, generate_until and loglikelihood_rolling are read")
+        raise HarnessError(self._location, what, "multiple_choice, generate_until and loglikelihood_rolling are read")
 
-    def _load(self) -> Any:
+    def _load_task(self) -> Any:
         try:
             tasks = importlib.import_module("lm_eval.tasks")
         except ImportError as error:
             hint = "pip install 'harness-sft[oracle]'"
-            raise HarnessError(self._where, f"needs lm_eval {_FEWEST} or newer: {error}", hint) from None
+            raise HarnessError(self._location, f"needs lm_eval {_MIN_VERSION} or newer: {error}", hint) from None
         manager = tasks.TaskManager(include_path=self._include, include_defaults=self._include is None)
         if self._name not in manager.all_tasks:
-            raise HarnessError(self._where, "there is no such task", "`lm-eval ls tasks` lists them")
+            raise HarnessError(self._location, "there is no such task", "`lm-eval ls tasks` lists them")
         try:
             found = tasks.get_task_dict([self._name], manager)
         except Exception as error:  # of the data sets' loading: network, cache, columns
             hint = "are its data here, or the hub within reach?"
-            raise HarnessError(self._where, f"does not load: {type(error).__name__}: {error}", hint) from error
+            raise HarnessError(self._location, f"does not load: {type(error).__name__}: {error}", hint) from error
         task = found.get(self._name)
         if task is None or not hasattr(task, "eval_docs"):
-            raise HarnessError(self._where, "is a group of tasks", "name one of its tasks")
+            raise HarnessError(self._location, "is a group of tasks", "name one of its tasks")
         return task

@@ -5,37 +5,37 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from harness import Bad, Record, Source
-from harness_sources.files import Files, decode, legible, no_rows, shown
+from harness import InvalidRecord, Record, Source
+from harness_sources.files import SourceFiles, decode_utf8, display_path, escape_invalid_utf8, no_rows_error
 
 
-class Text(Source):
+class TextSource(Source):
     """The documents of text files, each a row with the column `text`.
 
     document: `line`: every line that is not blank, at the place `file:line`; `file`: a whole file, at the place `file`.
     """
 
     def __init__(self, path: str | Sequence[str], storage: Mapping[str, Any], document: str) -> None:
-        self.files, self.document = Files(path, storage), document
+        self.files, self.document = SourceFiles(path, storage), document
 
-    def records(self) -> Iterator[Record | Bad]:
+    def records(self) -> Iterator[Record | InvalidRecord]:
         """Every document; one that is not UTF-8 is a bad row."""
         for path in self.files:
             with self.files.open(path) as file:
                 if self.document == "file":
-                    yield _row(file.read(), shown(path), first=True)
+                    yield _build_record(file.read(), display_path(path), is_file_start=True)
                     continue
-                place, empty = shown(path), True
+                place, empty = display_path(path), True
                 for number, raw in enumerate(file, 1):
                     if not raw.isspace():
                         empty = False
-                        yield _row(raw.rstrip(b"\r\n"), f"{place}:{number}", first=number == 1)
+                        yield _build_record(raw.rstrip(b"\r\n"), f"{place}:{number}", is_file_start=number == 1)
             if empty:
-                raise no_rows(path)
+                raise no_rows_error(path)
 
 
-def _row(raw: bytes, place: str, *, first: bool) -> Record | Bad:
+def _build_record(raw: bytes, location: str, *, is_file_start: bool) -> Record | InvalidRecord:
     try:
-        return Record(place, {"text": decode(raw, first)})
+        return Record(location, {"text": decode_utf8(raw, is_file_start)})
     except ValueError as error:
-        return Bad(place, str(error), "save the file as UTF-8", legible(raw))
+        return InvalidRecord(location, str(error), "save the file as UTF-8", escape_invalid_utf8(raw))

@@ -6,16 +6,16 @@ the first letters of the answer into one token. As in most later uses of the for
 
 from __future__ import annotations
 
-from harness_templates.base import Headings
+from harness_templates.base import HeadingsTemplate
 
 
-class Alpaca(Headings):
+class Alpaca(HeadingsTemplate):
     """Alpaca's English prompt."""
 
     name = "alpaca"
-    instruction = "### Instruction:\n"
-    input = "### Input:\n"
-    response = "### Response:\n"
+    instruction_heading = "### Instruction:\n"
+    input_heading = "### Input:\n"
+    response_heading = "### Response:\n"
     preface = (
         "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
     )
@@ -25,10 +25,10 @@ class Alpaca(Headings):
     )
 
 
-class InstructionZh(Headings):
+class InstructionZh(HeadingsTemplate):
     """The prompt with Chinese headings."""
 
     name = "instruction_zh"
-    instruction = "### 指令:\n"
-    input = "### 输入:\n"
-    response = "### 回答:\n"
+    instruction_heading = "### 指令:\n"
+    input_heading = "### 输入:\n"
+    response_heading = "### 回答:\n"

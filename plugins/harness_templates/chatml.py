@@ -9,19 +9,19 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from harness import Message, Span
-from harness_templates.base import Turns, with_system
+from harness_templates.base import ChatTurnsTemplate, add_system_message
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-START, END = "<|im_start|>", "<|im_end|>"
+IM_START, IM_END = "<|im_start|>", "<|im_end|>"
 
 
-class ChatML(Turns):
+class ChatML(ChatTurnsTemplate):
     """ChatML. system: the system message of conversations that have none; None: no system turn."""
 
     name = "chatml"
-    tokens = (START, END)
+    required_tokens = (IM_START, IM_END)
 
     def __init__(self, system: str | None) -> None:
         self.system = system
@@ -31,14 +31,19 @@ class ChatML(Turns):
         messages: Sequence[Message],
         tokenizer: PreTrainedTokenizerBase,
         *,
-        open: bool = False,
+        add_generation_prompt: bool = False,
         tools: Sequence[Mapping[str, Any]] = (),
     ) -> tuple[Span, ...]:
         """The conversation as spans. Raises HarnessError when the tokenizer does not know the format's two tokens."""
-        return super().render(with_system(messages, self.system), tokenizer, open=open, tools=tools)
+        return super().render(
+            add_system_message(messages, self.system),
+            tokenizer,
+            add_generation_prompt=add_generation_prompt,
+            tools=tools,
+        )
 
-    def header(self, role: str) -> str:
-        return f"{START}{role}\n"
+    def turn_header(self, role: str) -> str:
+        return f"{IM_START}{role}\n"
 
-    def end(self, tokenizer: PreTrainedTokenizerBase) -> str:
-        return END
+    def turn_end(self, tokenizer: PreTrainedTokenizerBase) -> str:
+        return IM_END

@@ -11,49 +11,56 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from harness import Message, Span
-from harness_templates.base import Turns, check_alternation, frame, is_trained, joined, text_of
+from harness_templates.base import (
+    ChatTurnsTemplate,
+    drop_empty_spans,
+    is_trained,
+    markup_span,
+    message_text,
+    validate_alternation,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-START, END = "<start_of_turn>", "<end_of_turn>"
+TURN_START, TURN_END = "<start_of_turn>", "<end_of_turn>"
 
 
-class Gemma(Turns):
+class Gemma(ChatTurnsTemplate):
     """Gemma's format."""
 
     name = "gemma"
-    tokens = (START, END)
+    required_tokens = (TURN_START, TURN_END)
 
     def render(
         self,
         messages: Sequence[Message],
         tokenizer: PreTrainedTokenizerBase,
         *,
-        open: bool = False,
+        add_generation_prompt: bool = False,
         tools: Sequence[Mapping[str, Any]] = (),
     ) -> tuple[Span, ...]:
         """The conversation as spans. Raises HarnessError when the tokenizer does not know the format's two tokens, or
         where user and assistant do not alternate."""
-        self.check(messages, tokenizer, open, tools)
-        check_alternation(messages, self.name)
-        system = [Span(messages[0].content), frame("\n\n")] if messages[0].role == "system" else []
-        spans = self.begin(tokenizer)
+        self.validate(messages, tokenizer, add_generation_prompt, tools)
+        validate_alternation(messages, self.name)
+        system = [Span(messages[0].content), markup_span("\n\n")] if messages[0].role == "system" else []
+        spans = self.conversation_start(tokenizer)
         for index, message in enumerate(messages[1:] if system else messages):
-            body = [*(system if index == 0 else []), *self.body(message)]
-            spans += self.turn(message.role, body, tokenizer, trained=is_trained(message))
-        if open:
-            spans.append(frame(self.header("assistant")))
-        return joined(spans)
+            body = [*(system if index == 0 else []), *self.render_body(message)]
+            spans += self.render_turn(message.role, body, tokenizer, trained=is_trained(message))
+        if add_generation_prompt:
+            spans.append(markup_span(self.turn_header("assistant")))
+        return drop_empty_spans(spans)
 
-    def header(self, role: str) -> str:
-        return f"{START}{'model' if role == 'assistant' else role}\n"
+    def turn_header(self, role: str) -> str:
+        return f"{TURN_START}{'model' if role == 'assistant' else role}\n"
 
-    def end(self, tokenizer: PreTrainedTokenizerBase) -> str:
-        return END
+    def turn_end(self, tokenizer: PreTrainedTokenizerBase) -> str:
+        return TURN_END
 
-    def begin(self, tokenizer: PreTrainedTokenizerBase) -> list[Span]:
-        return [frame(tokenizer.bos_token or "")]
+    def conversation_start(self, tokenizer: PreTrainedTokenizerBase) -> list[Span]:
+        return [markup_span(tokenizer.bos_token or "")]
 
-    def body(self, message: Message) -> list[Span]:
-        return [Span(text_of(message).strip(), trained=is_trained(message))]
+    def render_body(self, message: Message) -> list[Span]:
+        return [Span(message_text(message).strip(), train=is_trained(message))]

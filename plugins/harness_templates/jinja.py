@@ -10,17 +10,25 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from weakref import WeakKeyDictionary
 
 from harness import HarnessError, Message, Span, Template
-from harness_templates.base import check, day_of, refusal, text_of
-from harness_templates.jinja_layout import Conversation, Skeleton
-from harness_templates.openai_format import Veil
+from harness_templates.base import message_text, parse_date, unsupported_error, validate_conversation
+from harness_templates.jinja_layout import ConversationRenderer, TemplateLayout
+from harness_templates.openai_format import ToolTextEscaper
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-RESERVED = {"conversation", "messages", "tools", "documents", "chat_template", "add_generation_prompt", "tokenize"}
-RESERVED |= {"continue_final_message", "padding", "truncation", "max_length", "return_tensors", "return_dict"}
-RESERVED |= {"return_assistant_tokens_mask", "tokenizer_kwargs", "sanitize_control_tokens"}
+RESERVED_VARIABLES = {
+    "conversation",
+    "messages",
+    "tools",
+    "documents",
+    "chat_template",
+    "add_generation_prompt",
+    "tokenize",
+}
+RESERVED_VARIABLES |= {"continue_final_message", "padding", "truncation", "max_length", "return_tensors", "return_dict"}
+RESERVED_VARIABLES |= {"return_assistant_tokens_mask", "tokenizer_kwargs", "sanitize_control_tokens"}
 
 
 class ChatTemplate(Template):
@@ -33,14 +41,14 @@ class ChatTemplate(Template):
     name: ClassVar[str]
 
     def __init__(self, variables: Mapping[str, Any], date: str) -> None:
-        taken = sorted(RESERVED & set(variables))
+        taken = sorted(RESERVED_VARIABLES & set(variables))
         if taken:
             raise HarnessError(f"template.{self.name}.variables", f"{taken[0]!r} is taken", "name it otherwise")
-        self.date = day_of(date, self.name)
+        self.date = parse_date(date, self.name)
         self.variables = dict(variables)
-        self._skeletons: WeakKeyDictionary[Any, dict[Any, Skeleton | None]] = WeakKeyDictionary()
+        self._layouts: WeakKeyDictionary[Any, dict[Any, TemplateLayout | None]] = WeakKeyDictionary()
 
-    def source(self, tokenizer: PreTrainedTokenizerBase) -> str:
+    def get_chat_template(self, tokenizer: PreTrainedTokenizerBase) -> str:
         """The text of the chat template. Raises HarnessError when there is none."""
         raise NotImplementedError
 
@@ -49,39 +57,51 @@ class ChatTemplate(Template):
         messages: Sequence[Message],
         tokenizer: PreTrainedTokenizerBase,
         *,
-        open: bool = False,
+        add_generation_prompt: bool = False,
         tools: Sequence[Mapping[str, Any]] = (),
     ) -> tuple[Span, ...]:
         """The conversation as spans. Raises HarnessError when the template refuses it, leaves out a message, a call or
         the tools, rewrites a trained response, writes no end of turn, or when a special token in a message cannot be
         told from the template's own."""
-        check(messages, open=open, template=self.name, tools=tools, takes_tools=True)
+        validate_conversation(
+            messages, add_generation_prompt=add_generation_prompt, template=self.name, tools=tools, supports_tools=True
+        )
         plain = tuple(
-            message if message.input is None else replace(message, content=text_of(message), input=None)
+            message if message.input is None else replace(message, content=message_text(message), input=None)
             for message in messages
         )
-        veil = Veil.over(plain, tuple(tools), tokenizer)
-        conversation = self._conversation(veil.messages(plain), veil.tools(tuple(tools)), tokenizer, open)
-        return veil.lift(conversation.spans())
+        veil = ToolTextEscaper.for_conversation(plain, tuple(tools), tokenizer)
+        conversation = self._build_renderer(
+            veil.escape_messages(plain), veil.escape_tools(tuple(tools)), tokenizer, add_generation_prompt
+        )
+        return veil.unescape(conversation.render_spans())
 
-    def stops(self, tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
+    def stop_strings(self, tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
         """The tokens that end a response in the template, and the end-of-sequence token."""
-        return self._conversation((), (), tokenizer, False).stops()
+        return self._build_renderer((), (), tokenizer, False).stop_strings()
 
-    def _conversation(
-        self, messages: tuple[Message, ...], tools: tuple[Mapping[str, Any], ...], tokenizer: Any, open: bool
-    ) -> Conversation:
-        known = self._skeletons.setdefault(tokenizer, {})
-        source = self._dated(self.source(tokenizer))
-        return Conversation(self.name, source, self.variables, tokenizer, known, messages, tools, open)
+    def _build_renderer(
+        self,
+        messages: tuple[Message, ...],
+        tools: tuple[Mapping[str, Any], ...],
+        tokenizer: Any,
+        add_generation_prompt: bool,
+    ) -> ConversationRenderer:
+        known = self._layouts.setdefault(tokenizer, {})
+        source = self._with_fixed_date(self.get_chat_template(tokenizer))
+        return ConversationRenderer(
+            self.name, source, self.variables, tokenizer, known, messages, tools, add_generation_prompt
+        )
 
-    def _dated(self, source: str) -> str:
+    def _with_fixed_date(self, chat_template: str) -> str:
         """The template with its clock stopped: the sandbox takes no functions, so a macro shadows the clock."""
-        if "strftime_now" not in source:
-            return source
-        formats = set(re.findall(r"strftime_now\(\s*[\"']([^\"']*)[\"']", source))
+        if "strftime_now" not in chat_template:
+            return chat_template
+        formats = set(re.findall(r"strftime_now\(\s*[\"']([^\"']*)[\"']", chat_template))
         cases = {text: self.date.strftime(text) for text in formats}
-        return f"{{% macro strftime_now(format) %}}{{{{ {cases!r}[format] }}}}{{% endmacro %}}{{{{ '' }}}}{source}"
+        return (
+            f"{{% macro strftime_now(format) %}}{{{{ {cases!r}[format] }}}}{{% endmacro %}}{{{{ '' }}}}{chat_template}"
+        )
 
 
 class JinjaTemplate(ChatTemplate):
@@ -94,14 +114,14 @@ class JinjaTemplate(ChatTemplate):
         if (template is None) == (file is None):
             given = "both `template` and `file` are given" if file else "neither `template` nor `file` is given"
             raise HarnessError("template.jinja", given, "give one of them")
-        self._source = template if file is None else _read(Path(file))
+        self._chat_template = template if file is None else _read_template_file(Path(file))
 
-    def source(self, tokenizer: PreTrainedTokenizerBase) -> str:
-        assert self._source is not None
-        return self._source
+    def get_chat_template(self, tokenizer: PreTrainedTokenizerBase) -> str:
+        assert self._chat_template is not None
+        return self._chat_template
 
 
-def _read(path: Path) -> str:
+def _read_template_file(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except OSError as error:
@@ -116,9 +136,11 @@ class TokenizerTemplate(ChatTemplate):
 
     name = "tokenizer"
 
-    def source(self, tokenizer: PreTrainedTokenizerBase) -> str:
+    def get_chat_template(self, tokenizer: PreTrainedTokenizerBase) -> str:
         try:
             return str(tokenizer.get_chat_template())
         except ValueError as error:
             hint = "choose a template by name, such as chatml or alpaca, or give one with jinja"
-            raise refusal(self.name, "the model's tokenizer carries no chat template of its own", hint) from error
+            raise unsupported_error(
+                self.name, "the model's tokenizer carries no chat template of its own", hint
+            ) from error

@@ -14,17 +14,17 @@ from typing import TYPE_CHECKING, Any
 
 from harness import Message, Span, Template
 from harness_templates.base import (
-    Turns,
-    day_of,
-    end_of_sequence,
-    frame,
+    ChatTurnsTemplate,
+    drop_empty_spans,
     is_trained,
-    joined,
-    refusal,
-    take_apart,
-    text_of,
+    markup_span,
+    message_text,
+    parse_date,
+    require_eos_token,
+    split_turns,
+    unsupported_error,
 )
-from harness_templates.tool_calls import declared, dumps
+from harness_templates.tool_calls import dump_json, to_openai_tool
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -40,106 +40,118 @@ class Llama2(Template):
         messages: Sequence[Message],
         tokenizer: PreTrainedTokenizerBase,
         *,
-        open: bool = False,
+        add_generation_prompt: bool = False,
         tools: Sequence[Mapping[str, Any]] = (),
     ) -> tuple[Span, ...]:
         """The conversation as spans. Raises HarnessError where user and assistant do not alternate."""
-        system, turns = take_apart(messages, open=open, template=self.name, tools=tools)
-        end = end_of_sequence(tokenizer, self.name)
+        system, turns = split_turns(
+            messages, add_generation_prompt=add_generation_prompt, template=self.name, tools=tools
+        )
+        end = require_eos_token(tokenizer, self.name)
         spans: list[Span] = []
         for index, turn in enumerate(turns):
-            spans.append(frame(f"{tokenizer.bos_token or ''}[INST] "))
-            user = text_of(turn.user)
+            spans.append(markup_span(f"{tokenizer.bos_token or ''}[INST] "))
+            user = message_text(turn.user)
             if index == 0 and system is not None:
                 # Stripped as one text in the original: only its end can change.
-                spans += [frame("<<SYS>>\n"), Span(system), frame("\n<</SYS>>\n\n"), Span(user.rstrip())]
+                spans += [markup_span("<<SYS>>\n"), Span(system), markup_span("\n<</SYS>>\n\n"), Span(user.rstrip())]
             else:
                 spans.append(Span(user.strip()))
-            spans.append(frame(" [/INST]"))
+            spans.append(markup_span(" [/INST]"))
             if turn.response is not None:
                 # The space goes with the answer: a prompt ends at [/INST], and most tokenizers join it to the word.
                 trained = is_trained(turn.response)
-                spans += [Span(f" {turn.response.content.strip()} ", trained=trained), frame(end, trained=trained)]
-        return joined(spans)
+                spans += [Span(f" {turn.response.content.strip()} ", train=trained), markup_span(end, trained=trained)]
+        return drop_empty_spans(spans)
 
-    def stops(self, tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
+    def stop_strings(self, tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
         """The end-of-sequence token."""
-        return (end_of_sequence(tokenizer, self.name),)
+        return (require_eos_token(tokenizer, self.name),)
 
 
-START, STOP, END = "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"
-MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
-GUIDE = (
+HEADER_START, HEADER_END, END_OF_TURN = "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"
+MONTH_NAMES = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
+TOOLS_PROMPT = (
     "Given the following functions, please respond with a JSON for a function call with its proper arguments that "
     'best answers the given prompt.\n\nRespond in the format {"name": function name, "parameters": dictionary of '
     "argument name and its value}.Do not use variables.\n\n"
 )
 
 
-class Llama3(Turns):
+class Llama3(ChatTurnsTemplate):
     """Llama 3's format. version: `3.1` or `3`. date: the day that 3.1 tells as today's, YYYY-MM-DD."""
 
     name = "llama3"
-    tokens = (START, STOP, END)
-    gap = ""
+    required_tokens = (HEADER_START, HEADER_END, END_OF_TURN)
+    turn_separator = ""
 
     def __init__(self, version: str, date: str) -> None:
         self.version = version
-        self.takes_tools = version != "3"
-        day = day_of(date, self.name)
-        self.today = f"{day.day:02d} {MONTHS[day.month - 1]} {day.year}"
+        self.supports_tools = version != "3"
+        day = parse_date(date, self.name)
+        self.today = f"{day.day:02d} {MONTH_NAMES[day.month - 1]} {day.year}"
 
     def render(
         self,
         messages: Sequence[Message],
         tokenizer: PreTrainedTokenizerBase,
         *,
-        open: bool = False,
+        add_generation_prompt: bool = False,
         tools: Sequence[Mapping[str, Any]] = (),
     ) -> tuple[Span, ...]:
         """The conversation as spans. Raises HarnessError when the tokenizer does not know the format's tokens, when a
         turn calls several tools or calls one beside its text, or when the version has no tools."""
         if self.version == "3":
-            return super().render(messages, tokenizer, open=open, tools=tools)
-        self.check(messages, tokenizer, open, tools)
+            return super().render(messages, tokenizer, add_generation_prompt=add_generation_prompt, tools=tools)
+        self.validate(messages, tokenizer, add_generation_prompt, tools)
         system = messages[0].content.strip() if messages[0].role == "system" else ""
         rest = messages[1:] if messages[0].role == "system" else messages
-        spans = self.begin(tokenizer) + self.turn("system", [frame(self._preamble(tools)), Span(system)], tokenizer)
+        spans = self.conversation_start(tokenizer) + self.render_turn(
+            "system", [markup_span(self._system_preamble(tools)), Span(system)], tokenizer
+        )
         for index, message in enumerate(rest):
-            body = self.body(message)
+            body = self.render_body(message)
             if tools and index == 0:
                 if message.role != "user":
                     what = f"the tools stand in the first user turn, and the conversation begins with {message.role}"
-                    raise refusal(self.name, what, "begin it with the user's message")
-                body = [frame(GUIDE), *(s for t in tools for s in (Span(dumps(declared(t), 4)), frame("\n\n"))), *body]
+                    raise unsupported_error(self.name, what, "begin it with the user's message")
+                body = [
+                    markup_span(TOOLS_PROMPT),
+                    *(s for t in tools for s in (Span(dump_json(to_openai_tool(t), 4)), markup_span("\n\n"))),
+                    *body,
+                ]
             role = "ipython" if message.role == "tool" else message.role
-            spans += self.turn(role, body, tokenizer, trained=is_trained(message))
-        if open:
-            spans.append(frame(self.header("assistant")))
-        return joined(spans)
+            spans += self.render_turn(role, body, tokenizer, trained=is_trained(message))
+        if add_generation_prompt:
+            spans.append(markup_span(self.turn_header("assistant")))
+        return drop_empty_spans(spans)
 
-    def header(self, role: str) -> str:
-        return f"{START}{role}{STOP}\n\n"
+    def turn_header(self, role: str) -> str:
+        return f"{HEADER_START}{role}{HEADER_END}\n\n"
 
-    def end(self, tokenizer: PreTrainedTokenizerBase) -> str:
-        return END
+    def turn_end(self, tokenizer: PreTrainedTokenizerBase) -> str:
+        return END_OF_TURN
 
-    def begin(self, tokenizer: PreTrainedTokenizerBase) -> list[Span]:
-        return [frame(tokenizer.bos_token or "")]
+    def conversation_start(self, tokenizer: PreTrainedTokenizerBase) -> list[Span]:
+        return [markup_span(tokenizer.bos_token or "")]
 
-    def body(self, message: Message) -> list[Span]:
+    def render_body(self, message: Message) -> list[Span]:
         """The content stripped, or the one call; what a tool answers as a JSON string, as published."""
         if message.role == "tool":
-            return [Span(dumps(message.content))]
-        if not message.calls:
-            return [Span(text_of(message).strip(), trained=is_trained(message))]
-        if len(message.calls) > 1 or message.content.strip():
-            what = "a turn calls several tools" if len(message.calls) > 1 else "a turn calls a tool beside its text"
-            raise refusal(self.name, f"{what}, and the format has one call or text", "split the turn, or choose qwen")
-        (call,) = message.calls
-        written = f'{{"name": {dumps(call.name)}, "parameters": {dumps(call.arguments)}}}'
-        return [Span(written, trained=is_trained(message))]
+            return [Span(dump_json(message.content))]
+        if not message.tool_calls:
+            return [Span(message_text(message).strip(), train=is_trained(message))]
+        if len(message.tool_calls) > 1 or message.content.strip():
+            what = (
+                "a turn calls several tools" if len(message.tool_calls) > 1 else "a turn calls a tool beside its text"
+            )
+            raise unsupported_error(
+                self.name, f"{what}, and the format has one call or text", "split the turn, or choose qwen"
+            )
+        (call,) = message.tool_calls
+        written = f'{{"name": {dump_json(call.name)}, "parameters": {dump_json(call.arguments)}}}'
+        return [Span(written, train=is_trained(message))]
 
-    def _preamble(self, tools: Sequence[Mapping[str, Any]]) -> str:
+    def _system_preamble(self, tools: Sequence[Mapping[str, Any]]) -> str:
         environment = "Environment: ipython\n" if tools else ""
         return f"{environment}Cutting Knowledge Date: December 2023\nToday Date: {self.today}\n\n"

@@ -20,24 +20,24 @@ from typing import TYPE_CHECKING, Any
 
 from harness import Message, Span, Template
 from harness_templates.base import (
-    check,
-    check_alternation,
-    end_of_sequence,
-    frame,
+    drop_empty_spans,
     is_trained,
-    joined,
-    refusal,
-    require,
-    text_of,
+    markup_span,
+    message_text,
+    require_eos_token,
+    require_tokens,
+    unsupported_error,
+    validate_alternation,
+    validate_conversation,
 )
-from harness_templates.tool_calls import call_ids, declared, dumps
+from harness_templates.tool_calls import assign_call_ids, dump_json, to_openai_tool
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-INST, AFTER_INST = "[INST]", "[/INST]"
-TOOLS, AFTER_TOOLS = "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]"
-CALLS, ANSWER, AFTER_ANSWER = "[TOOL_CALLS]", "[TOOL_RESULTS]", "[/TOOL_RESULTS]"
+INST_BEGIN, INST_END = "[INST]", "[/INST]"
+TOOLS_BEGIN, TOOLS_END = "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]"
+TOOL_CALLS, TOOL_RESULTS_BEGIN, TOOL_RESULTS_END = "[TOOL_CALLS]", "[TOOL_RESULTS]", "[/TOOL_RESULTS]"
 
 
 class Mistral(Template):
@@ -58,73 +58,81 @@ class Mistral(Template):
         messages: Sequence[Message],
         tokenizer: PreTrainedTokenizerBase,
         *,
-        open: bool = False,
+        add_generation_prompt: bool = False,
         tools: Sequence[Mapping[str, Any]] = (),
     ) -> tuple[Span, ...]:
         """The conversation as spans. Raises HarnessError when the tokenizer does not know the format's tokens, where
         user and assistant do not alternate, when a turn calls tools beside its text, or when a response is trained that
         stands before the system message or the tools."""
-        check(messages, open=open, template=self.name, tools=tools, takes_tools=True)
-        check_alternation(messages, self.name)
-        tooled = bool(tools) or any(message.calls for message in messages)
-        of_tools = (TOOLS, AFTER_TOOLS, CALLS, ANSWER, AFTER_ANSWER) if tooled else ()
-        require(tokenizer, (INST, AFTER_INST, *of_tools), self.name)
-        end = end_of_sequence(tokenizer, self.name)
+        validate_conversation(
+            messages, add_generation_prompt=add_generation_prompt, template=self.name, tools=tools, supports_tools=True
+        )
+        validate_alternation(messages, self.name)
+        tooled = bool(tools) or any(message.tool_calls for message in messages)
+        of_tools = (TOOLS_BEGIN, TOOLS_END, TOOL_CALLS, TOOL_RESULTS_BEGIN, TOOL_RESULTS_END) if tooled else ()
+        require_tokens(tokenizer, (INST_BEGIN, INST_END, *of_tools), self.name)
+        end = require_eos_token(tokenizer, self.name)
         system = messages[0] if messages[0].role == "system" else None
-        carrier = self._carrier(messages, moves=not open and (bool(tools) or system is not None))
-        spans = [frame(tokenizer.bos_token or "")]
-        for index, (message, ids) in enumerate(zip(messages, call_ids(messages), strict=True)):
+        carrier = self._system_carrier_index(
+            messages, moves_to_last=not add_generation_prompt and (bool(tools) or system is not None)
+        )
+        spans = [markup_span(tokenizer.bos_token or "")]
+        for index, (message, ids) in enumerate(zip(messages, assign_call_ids(messages), strict=True)):
             if message.role == "user":
                 carries = index == carrier
-                spans += self._user(message, system if carries else None, tools if carries else ())
+                spans += self._user_spans(message, system if carries else None, tools if carries else ())
             elif message.role == "tool":
-                answer = {"content": _parsed(message.content), "call_id": ids[0]}
-                spans += [frame(ANSWER + self.space), Span(dumps(answer)), frame(AFTER_ANSWER)]
+                answer = {"content": _parse_json_or_text(message.content), "call_id": ids[0]}
+                spans += [
+                    markup_span(TOOL_RESULTS_BEGIN + self.space),
+                    Span(dump_json(answer)),
+                    markup_span(TOOL_RESULTS_END),
+                ]
             elif message.role == "assistant":
                 trained = is_trained(message)
-                spans += [*self._response(message, ids), frame(end, trained=trained)]
-        return joined(spans)
+                spans += [*self._response_spans(message, ids), markup_span(end, trained=trained)]
+        return drop_empty_spans(spans)
 
-    def stops(self, tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
+    def stop_strings(self, tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
         """The end-of-sequence token."""
-        return (end_of_sequence(tokenizer, self.name),)
+        return (require_eos_token(tokenizer, self.name),)
 
-    def _carrier(self, messages: Sequence[Message], *, moves: bool) -> int:
+    def _system_carrier_index(self, messages: Sequence[Message], *, moves_to_last: bool) -> int:
         users = [index for index, message in enumerate(messages) if message.role == "user"]
         if self.system_turn == "first":
             return users[0]
-        if moves and any(is_trained(message) for message in messages[: users[-1]]):
+        if moves_to_last and any(is_trained(message) for message in messages[: users[-1]]):
             what = "the system message or the tools stand in the last user message, after a response that is trained"
             hint = 'set the source\'s option train_on to "last", or system_turn of the template to "first"'
-            raise refusal(self.name, what, hint)
+            raise unsupported_error(self.name, what, hint)
         return users[-1]
 
-    def _user(self, message: Message, system: Message | None, tools: Sequence[Mapping[str, Any]]) -> list[Span]:
+    def _user_spans(self, message: Message, system: Message | None, tools: Sequence[Mapping[str, Any]]) -> list[Span]:
         spans = []
         if tools:
-            written = dumps([declared(tool) for tool in tools])
-            spans += [frame(TOOLS + self.space), Span(written), frame(AFTER_TOOLS)]
-        spans.append(frame(INST + self.space))
+            written = dump_json([to_openai_tool(tool) for tool in tools])
+            spans += [markup_span(TOOLS_BEGIN + self.space), Span(written), markup_span(TOOLS_END)]
+        spans.append(markup_span(INST_BEGIN + self.space))
         if system is not None:
-            spans += [Span(system.content), frame("\n\n")]
-        return [*spans, Span(text_of(message)), frame(AFTER_INST)]
+            spans += [Span(system.content), markup_span("\n\n")]
+        return [*spans, Span(message_text(message)), markup_span(INST_END)]
 
-    def _response(self, message: Message, ids: Sequence[str]) -> list[Span]:
+    def _response_spans(self, message: Message, ids: Sequence[str]) -> list[Span]:
         trained = is_trained(message)
-        if not message.calls:
+        if not message.tool_calls:
             # The space goes with the answer: a prompt ends at [/INST].
-            return [frame(self.space, trained=trained), Span(message.content, trained=trained)]
+            return [markup_span(self.space, trained=trained), Span(message.content, train=trained)]
         if message.content.strip():
             what = "a turn calls tools beside its text, and the format has calls or text"
-            raise refusal(self.name, what, "split the turn, or choose qwen")
+            raise unsupported_error(self.name, what, "split the turn, or choose qwen")
         calls = [
             {"name": call.name, "arguments": call.arguments, "id": identity}
-            for call, identity in zip(message.calls, ids, strict=True)
+            for call, identity in zip(message.tool_calls, ids, strict=True)
         ]
-        return [frame(CALLS + self.space, trained=trained), Span(dumps(calls), trained=trained)]
+        return [markup_span(TOOL_CALLS + self.space, trained=trained), Span(dump_json(calls), train=trained)]
 
 
-def _parsed(text: str) -> Any:
+def _parse_json_or_text(text: str) -> Any:
     """What a tool answered, as JSON where it is JSON: so the reference writes it."""
     try:
         return json.loads(text)

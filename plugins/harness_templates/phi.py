@@ -10,40 +10,40 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from harness import Message, Span
-from harness_templates.base import Turns, end_of_sequence, frame, is_trained, joined
+from harness_templates.base import ChatTurnsTemplate, drop_empty_spans, is_trained, markup_span, require_eos_token
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-END = "<|end|>"
+END_OF_TURN = "<|end|>"
 
 
-class Phi(Turns):
+class Phi(ChatTurnsTemplate):
     """Phi-3's format."""
 
     name = "phi"
-    tokens = ("<|system|>", "<|user|>", "<|assistant|>", END)
+    required_tokens = ("<|system|>", "<|user|>", "<|assistant|>", END_OF_TURN)
 
     def render(
         self,
         messages: Sequence[Message],
         tokenizer: PreTrainedTokenizerBase,
         *,
-        open: bool = False,
+        add_generation_prompt: bool = False,
         tools: Sequence[Mapping[str, Any]] = (),
     ) -> tuple[Span, ...]:
         """The conversation as spans. Raises HarnessError when the tokenizer does not know the format's tokens, or has
         no end-of-sequence token."""
-        spans = super().render(messages, tokenizer, open=open, tools=tools)
-        if open:
+        spans = super().render(messages, tokenizer, add_generation_prompt=add_generation_prompt, tools=tools)
+        if add_generation_prompt:
             return spans
         # One stretch from the response to the end of the sequence: the line break between the two ends goes with it.
         trained = is_trained(messages[-1])
-        last = frame(self.gap + end_of_sequence(tokenizer, self.name), trained=trained)
-        return joined((*spans[:-1], last))
+        last = markup_span(self.turn_separator + require_eos_token(tokenizer, self.name), trained=trained)
+        return drop_empty_spans((*spans[:-1], last))
 
-    def header(self, role: str) -> str:
+    def turn_header(self, role: str) -> str:
         return f"<|{role}|>\n"
 
-    def end(self, tokenizer: PreTrainedTokenizerBase) -> str:
-        return END
+    def turn_end(self, tokenizer: PreTrainedTokenizerBase) -> str:
+        return END_OF_TURN

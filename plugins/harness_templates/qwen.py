@@ -12,33 +12,40 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from harness import Message, Span
-from harness_templates.base import Turns, frame, is_trained, joined, text_of, with_system
-from harness_templates.chatml import END, START
-from harness_templates.tool_calls import declared, dumps
+from harness_templates.base import (
+    ChatTurnsTemplate,
+    add_system_message,
+    drop_empty_spans,
+    is_trained,
+    markup_span,
+    message_text,
+)
+from harness_templates.chatml import IM_END, IM_START
+from harness_templates.tool_calls import dump_json, to_openai_tool
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-TOOLS = (
+TOOLS_PREFIX = (
     "# Tools\n\nYou may call one or more functions to assist with the user query.\n\n"
     "You are provided with function signatures within <tools></tools> XML tags:\n<tools>"
 )
-AFTER_TOOLS = (
+TOOLS_SUFFIX = (
     "\n</tools>\n\nFor each function call, return a json object with function name and arguments within "
     '<tool_call></tool_call> XML tags:\n<tool_call>\n{"name": <function-name>, "arguments": <args-json-object>}\n'
     "</tool_call>"
 )
 
 
-class Qwen(Turns):
+class Qwen(ChatTurnsTemplate):
     """Qwen's format. system: the system message of conversations that have none; None: none, as in Qwen3's template.
 
     A Qwen3 conversation without reasoning is the same with None (Qwen3-Instruct-2507).
     """
 
     name = "qwen"
-    tokens = (START, END)
-    takes_tools = True
+    required_tokens = (IM_START, IM_END)
+    supports_tools = True
 
     def __init__(self, system: str | None) -> None:
         self.system = system
@@ -48,54 +55,59 @@ class Qwen(Turns):
         messages: Sequence[Message],
         tokenizer: PreTrainedTokenizerBase,
         *,
-        open: bool = False,
+        add_generation_prompt: bool = False,
         tools: Sequence[Mapping[str, Any]] = (),
     ) -> tuple[Span, ...]:
         """The conversation as spans. Raises HarnessError when the tokenizer does not know <|im_start|> or <|im_end|>,
         or when a tool answers a call that nobody made."""
-        messages = with_system(messages, self.system)
-        self.check(messages, tokenizer, open, tools)
+        messages = add_system_message(messages, self.system)
+        self.validate(messages, tokenizer, add_generation_prompt, tools)
         spans: list[Span] = []
         if tools:
-            system = [Span(messages[0].content), frame("\n\n")] if messages[0].role == "system" else []
-            spans += self.turn("system", [*system, *_declared(tools)], tokenizer)
+            system = [Span(messages[0].content), markup_span("\n\n")] if messages[0].role == "system" else []
+            spans += self.render_turn("system", [*system, *_tool_list_spans(tools)], tokenizer)
             messages = messages[1:] if system else messages
         for answers, group in groupby(messages, lambda message: message.role == "tool"):
             if answers:
-                spans += [frame(f"{START}user"), *(span for message in group for span in _answer(message))]
-                spans += [frame(END), frame(self.gap)]
+                spans += [
+                    markup_span(f"{IM_START}user"),
+                    *(span for message in group for span in _tool_result_spans(message)),
+                ]
+                spans += [markup_span(IM_END), markup_span(self.turn_separator)]
                 continue
             for message in group:
-                spans += self.turn(message.role, self.body(message), tokenizer, trained=is_trained(message))
-        if open:
-            spans.append(frame(self.header("assistant")))
-        return joined(spans)
+                spans += self.render_turn(
+                    message.role, self.render_body(message), tokenizer, trained=is_trained(message)
+                )
+        if add_generation_prompt:
+            spans.append(markup_span(self.turn_header("assistant")))
+        return drop_empty_spans(spans)
 
-    def header(self, role: str) -> str:
-        return f"{START}{role}\n"
+    def turn_header(self, role: str) -> str:
+        return f"{IM_START}{role}\n"
 
-    def end(self, tokenizer: PreTrainedTokenizerBase) -> str:
-        return END
+    def turn_end(self, tokenizer: PreTrainedTokenizerBase) -> str:
+        return IM_END
 
-    def body(self, message: Message) -> list[Span]:
+    def render_body(self, message: Message) -> list[Span]:
         """The content, and each call on lines of its own."""
-        trained, text = is_trained(message), text_of(message)
-        spans = [Span(text, trained=trained)]
-        for number, call in enumerate(message.calls):
+        trained, text = is_trained(message), message_text(message)
+        spans = [Span(text, train=trained)]
+        for number, call in enumerate(message.tool_calls):
             line = "\n" if number or text else ""
-            written = f'{{"name": {dumps(call.name)}, "arguments": {dumps(call.arguments)}}}'
-            spans += [frame(f"{line}<tool_call>\n", trained=trained), Span(written, trained=trained)]
-            spans.append(frame("\n</tool_call>", trained=trained))
+            written = f'{{"name": {dump_json(call.name)}, "arguments": {dump_json(call.arguments)}}}'
+            spans += [markup_span(f"{line}<tool_call>\n", trained=trained), Span(written, train=trained)]
+            spans.append(markup_span("\n</tool_call>", trained=trained))
         return spans
 
 
-def _declared(tools: Sequence[Mapping[str, Any]]) -> Iterator[Span]:
-    yield frame(TOOLS)
+def _tool_list_spans(tools: Sequence[Mapping[str, Any]]) -> Iterator[Span]:
+    yield markup_span(TOOLS_PREFIX)
     for tool in tools:
-        yield frame("\n")
-        yield Span(dumps(declared(tool)))
-    yield frame(AFTER_TOOLS)
+        yield markup_span("\n")
+        yield Span(dump_json(to_openai_tool(tool)))
+    yield markup_span(TOOLS_SUFFIX)
 
 
-def _answer(message: Message) -> tuple[Span, ...]:
-    return frame("\n<tool_response>\n"), Span(message.content), frame("\n</tool_response>")
+def _tool_result_spans(message: Message) -> tuple[Span, ...]:
+    return markup_span("\n<tool_response>\n"), Span(message.content), markup_span("\n</tool_response>")

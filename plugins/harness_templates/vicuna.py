@@ -12,7 +12,14 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from harness import Message, Span, Template
-from harness_templates.base import end_of_sequence, frame, is_trained, joined, take_apart, text_of
+from harness_templates.base import (
+    drop_empty_spans,
+    is_trained,
+    markup_span,
+    message_text,
+    require_eos_token,
+    split_turns,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -31,23 +38,23 @@ class Vicuna(Template):
         messages: Sequence[Message],
         tokenizer: PreTrainedTokenizerBase,
         *,
-        open: bool = False,
+        add_generation_prompt: bool = False,
         tools: Sequence[Mapping[str, Any]] = (),
     ) -> tuple[Span, ...]:
         """The conversation as spans. Raises HarnessError where user and assistant do not alternate."""
-        own, turns = take_apart(messages, open=open, template=self.name, tools=tools)
-        end = end_of_sequence(tokenizer, self.name)
+        own, turns = split_turns(messages, add_generation_prompt=add_generation_prompt, template=self.name, tools=tools)
+        end = require_eos_token(tokenizer, self.name)
         system = self.system if own is None else own
-        spans = [Span(system), frame(" ")] if system else []
+        spans = [Span(system), markup_span(" ")] if system else []
         for turn in turns:
-            spans += [frame("USER: "), Span(text_of(turn.user)), frame(" ASSISTANT:")]
+            spans += [markup_span("USER: "), Span(message_text(turn.user)), markup_span(" ASSISTANT:")]
             if turn.response is not None:
                 trained = is_trained(turn.response)
                 # The space goes with the answer: a prompt ends at the colon, and most tokenizers join it to the word.
-                spans += [frame(" ", trained=trained), Span(turn.response.content, trained=trained)]
-                spans.append(frame(end, trained=trained))
-        return joined(spans)
+                spans += [markup_span(" ", trained=trained), Span(turn.response.content, train=trained)]
+                spans.append(markup_span(end, trained=trained))
+        return drop_empty_spans(spans)
 
-    def stops(self, tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
+    def stop_strings(self, tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
         """The end-of-sequence token."""
-        return (end_of_sequence(tokenizer, self.name),)
+        return (require_eos_token(tokenizer, self.name),)

@@ -10,13 +10,13 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from harness import Message, Span
-from harness_templates.base import Turns, end_of_sequence, with_system
+from harness_templates.base import ChatTurnsTemplate, add_system_message, require_eos_token
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-class Zephyr(Turns):
+class Zephyr(ChatTurnsTemplate):
     """Zephyr's format. system: the system message of conversations that have none; None: no system turn.
 
     The models were trained with an empty system turn where there was none: "" writes that.
@@ -32,14 +32,19 @@ class Zephyr(Turns):
         messages: Sequence[Message],
         tokenizer: PreTrainedTokenizerBase,
         *,
-        open: bool = False,
+        add_generation_prompt: bool = False,
         tools: Sequence[Mapping[str, Any]] = (),
     ) -> tuple[Span, ...]:
         """The conversation as spans. Raises HarnessError when the tokenizer has no end-of-sequence token."""
-        return super().render(with_system(messages, self.system), tokenizer, open=open, tools=tools)
+        return super().render(
+            add_system_message(messages, self.system),
+            tokenizer,
+            add_generation_prompt=add_generation_prompt,
+            tools=tools,
+        )
 
-    def header(self, role: str) -> str:
+    def turn_header(self, role: str) -> str:
         return f"<|{role}|>\n"
 
-    def end(self, tokenizer: PreTrainedTokenizerBase) -> str:
-        return end_of_sequence(tokenizer, self.name)
+    def turn_end(self, tokenizer: PreTrainedTokenizerBase) -> str:
+        return require_eos_token(tokenizer, self.name)

@@ -19,11 +19,11 @@ from harness.interfaces.mitigation import Mitigation
 from harness.interfaces.mode import Mode
 from harness.interfaces.source import Source
 from harness.interfaces.template import Template
-from harness.spec.schema import compose, fill
+from harness.spec.schema import compose_schema, fill_defaults
 from harness.spec_keys import evaluation, training
-from harness.types import Item, Part, Row, Stage
+from harness.types import Item, Stage, StageSource, TokenizedExample
 
-REGISTRY = registry.discover()
+REGISTRY = registry.discover_plugins()
 BASES = {"templates": Template, "sources": Source, "modes": Mode, "mitigations": Mitigation, "metrics": Metric}
 PROMISED = {
     "templates": {"alpaca", "chatml", "llama2", "instruction_zh", "tokenizer", "jinja"}
@@ -59,18 +59,18 @@ modes = pytest.mark.parametrize("name", sorted(REGISTRY.components["modes"]))
 mitigations = pytest.mark.parametrize("name", sorted(REGISTRY.components["mitigations"]))
 metrics = pytest.mark.parametrize("name", sorted(REGISTRY.components["metrics"]))
 
-STAGE = Stage("one", (Part("given", "domain"), Part("chat", "general")), {"epochs": 1})
-ROWS = [Row(f"row-{i}", "given", (5, 6, 7, 8 + i, 9, 2), (-100, -100, 7, 8 + i, 9, 2)) for i in range(3)]
+STAGE = Stage("one", (StageSource("given", "domain"), StageSource("chat", "general")), {"epochs": 1})
+ROWS = [TokenizedExample(f"row-{i}", "given", (5, 6, 7, 8 + i, 9, 2), (-100, -100, 7, 8 + i, 9, 2)) for i in range(3)]
 
 
 @pytest.fixture
 def made(options):
     """Makes a component with its default options."""
-    return lambda kind, name: REGISTRY.make(kind, name, options(name, REGISTRY.get(kind, name)))
+    return lambda kind, name: REGISTRY.create(kind, name, options(name, REGISTRY.get(kind, name)))
 
 
 def factory(kind, name):
-    module, _, attribute = REGISTRY.get(kind, name).load.partition(":")
+    module, _, attribute = REGISTRY.get(kind, name).factory.partition(":")
     return getattr(importlib.import_module(module), attribute)
 
 
@@ -82,7 +82,7 @@ def overridden(component, verb):
 
 
 def test_no_plugin_is_broken_and_every_promised_component_is_there():
-    assert REGISTRY.broken == []
+    assert REGISTRY.broken_plugins == []
     missing = {kind: names - set(REGISTRY.components[kind]) for kind, names in PROMISED.items()}
     assert missing == {kind: set() for kind in BASES}
 
@@ -90,7 +90,7 @@ def test_no_plugin_is_broken_and_every_promised_component_is_there():
 @every
 def test_its_name_can_stand_in_a_spec_and_in_an_override(kind, name):
     assert name.isidentifier()
-    jsonschema.validate(name, {"pattern": evaluation.NAME})
+    jsonschema.validate(name, {"pattern": evaluation.NAME_PATTERN})
 
 
 @every
@@ -127,10 +127,10 @@ def test_every_option_has_a_default_that_fits_or_is_required(kind, name):
 @every
 def test_filling_in_its_defaults_gives_all_its_options(kind, name, options):
     component = REGISTRY.get(kind, name)
-    root = compose(REGISTRY)
+    root = compose_schema(REGISTRY)
     properties = {"type": "object", "properties": dict(component.options)}
     given = {key: value for key, value in options(name, component).items() if key in component.required}
-    assert set(fill(given, properties, root)) == set(component.options)
+    assert set(fill_defaults(given, properties, root)) == set(component.options)
 
 
 # -- factories --------------------------------------------------------------------------------------------------------
@@ -208,8 +208,8 @@ def test_a_mode_gives_stages_with_parts_and_only_known_settings(name, made):
     assert len(stages) >= 1
     for stage in stages:
         assert isinstance(stage, Stage)
-        assert len(stage.parts) >= 1
-        assert set(stage.train) <= set(training.TRAIN)
+        assert len(stage.sources) >= 1
+        assert set(stage.train) <= set(training.TRAIN_KEYS)
 
 
 # -- mitigations ------------------------------------------------------------------------------------------------------
@@ -220,30 +220,30 @@ def test_the_defaults_of_a_mitigation_change_nothing():
 
     plain, model, logits = Mitigation(), torch.nn.Linear(2, 2), torch.zeros(3, 4)
     model.weight.grad = torch.ones(2, 2)
-    assert plain.plan((STAGE,)) == (STAGE,)
-    assert plain.model(model) is model
-    assert plain.begin_stage(STAGE, model, {}) is None
-    assert plain.check({"lora": plain}) is None
-    assert plain.labels(model, {}) is None
+    assert plain.transform_stages((STAGE,)) == (STAGE,)
+    assert plain.prepare_model(model) is model
+    assert plain.on_stage_start(STAGE, model, {}) is None
+    assert plain.check_compatible({"lora": plain}) is None
+    assert plain.filter_labels(model, {}) is None
     assert plain.extra_loss(model, 1.0) is None
-    assert plain.after_step(model, 1e-3) is None
+    assert plain.on_step_end(model, 1e-3) is None
     assert list(plain.variants(model)) == []
-    assert plain.facts() == {}
-    assert plain.pull_at == "after_clip"
-    assert plain.weight_pull(model) is None
+    assert plain.stage_stats() == {}
+    assert plain.penalty_timing == "after_clip"
+    assert plain.add_weight_penalty(model) is None
     assert plain.batch_penalty(model, {}, logits) is None
-    assert plain.end_stage(STAGE, model, ROWS) is None
+    assert plain.on_stage_end(STAGE, model, ROWS) is None
     assert plain.state_dict() == {}
     assert plain.load_state_dict({}) is None
     assert torch.equal(model.weight.grad, torch.ones(2, 2))
-    assert plain.reads_logits is False
+    assert plain.requires_logits is False
 
 
 @mitigations
 def test_a_mitigation_that_reads_logits_says_so_and_one_that_does_not_costs_none(name, made):
     made = made("mitigations", name)
     assert isinstance(made.order, int)
-    assert made.reads_logits is overridden(made, "batch_penalty")
+    assert made.requires_logits is overridden(made, "batch_penalty")
 
 
 @mitigations
@@ -255,10 +255,10 @@ def test_a_mitigation_adds_no_verb_of_its_own(name, made):
 
 @mitigations
 def test_a_mitigation_keeps_its_stages_names_and_order(name, made):
-    stages = (STAGE, Stage("two", STAGE.parts, {"epochs": 2}))
+    stages = (STAGE, Stage("two", STAGE.sources, {"epochs": 2}))
     planned = made("mitigations", name).plan(stages)
     assert [stage.name for stage in planned] == ["one", "two"]
-    assert {part.source for stage in stages for part in stage.parts} <= {
+    assert {part.source for stage in stages for part in stage.sources} <= {
         part.source for stage in planned for part in stage.parts
     }
 
@@ -278,8 +278,8 @@ def through_a_stage(mitigation, model):
     torch.set_num_threads(1)
     torch.manual_seed(3)
     model = mitigation.model(model)
-    mitigation.begin_stage(STAGE, model, {"given": ROWS, "chat": ROWS})
-    mitigation.end_stage(STAGE, model, ROWS)
+    mitigation.on_stage_start(STAGE, model, {"given": ROWS, "chat": ROWS})
+    mitigation.on_stage_end(STAGE, model, ROWS)
     return model
 
 
@@ -324,7 +324,7 @@ def test_a_mitigation_has_no_pull_where_no_weight_has_moved(name, made, tiny_mod
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     for weight in weights:
         weight.grad = torch.ones_like(weight)
-    value = mitigation.weight_pull(model)
+    value = mitigation.add_weight_penalty(model)
     assert value is None or float(value) == 0
     assert all(torch.equal(weight.grad, torch.ones_like(weight)) for weight in weights)
 
@@ -409,4 +409,4 @@ def test_a_metric_scores_a_better_answer_better(name, made):
 
 
 def test_the_kinds_are_those_of_the_contracts():
-    assert tuple(BASES) == component_module.KINDS
+    assert tuple(BASES) == component_module.COMPONENT_TYPES

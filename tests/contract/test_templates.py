@@ -8,13 +8,13 @@ import inspect
 import pytest
 
 from harness import Example, HarnessError, Message, ToolCall, registry
-from harness.data.tokenization.fingerprints import fingerprint
-from harness.data.tokenization.label_mask import Encoded
-from harness.data.tokenization.mask_verification import prove
+from harness.data.tokenization.fingerprints import template_fingerprint
+from harness.data.tokenization.label_mask import EncodedExample
+from harness.data.tokenization.mask_verification import verify_mask
 from harness.data.tokenization.prompts import encode_prompt
-from harness.data.tokenization.tokenize import encode
+from harness.data.tokenization.tokenize import encode_example
 
-REGISTRY = registry.discover()
+REGISTRY = registry.discover_plugins()
 templates = pytest.mark.parametrize("name", sorted(REGISTRY.components["templates"]))
 
 TOKENS = ["<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|python_tag|>"]
@@ -53,13 +53,13 @@ def tokenizer():
 
 @pytest.fixture
 def template(options):
-    return lambda name: REGISTRY.make("templates", name, options(name, REGISTRY.get("templates", name)))
+    return lambda name: REGISTRY.create("templates", name, options(name, REGISTRY.get("templates", name)))
 
 
 def conversations(word):
     """Conversations of every shape, `word` in one place of each; and which tools they have."""
     user, answer = Message("user", "Go."), Message("assistant", "No.")
-    call = Message("assistant", "", calls=(ToolCall("f", {"x": "y"}),))
+    call = Message("assistant", "", tool_calls=(ToolCall("f", {"x": "y"}),))
     hostile = dataclasses.replace(call, calls=(ToolCall("f", {"x": word, "y": [{"z": word}]}),))
     result, told = Message("tool", "r", name="f"), {"name": "f", "description": "d", "parameters": {}}
     return {
@@ -118,8 +118,8 @@ def test_nobodys_text_writes_a_control_token(name, place, template, tokenizer):
         with pytest.raises(HarnessError):
             template.render(messages, tokenizer, tools=tools)
         return
-    row = encode(example(messages, tools), "s", template, tokenizer, 30_000)
-    expected = encode(example(harmless, harmless_tools), "s", template, tokenizer, 30_000)
+    row = encode_example(example(messages, tools), "s", template, tokenizer, 30_000)
+    expected = encode_example(example(harmless, harmless_tools), "s", template, tokenizer, 30_000)
     special = set(tokenizer.added_tokens_encoder.values())
     for given, plain in ((row.input_ids, expected.input_ids), (row.labels, expected.labels)):
         assert [token for token in given if token in special] == [token for token in plain if token in special]
@@ -127,7 +127,7 @@ def test_nobodys_text_writes_a_control_token(name, place, template, tokenizer):
     assert decoded(row.input_ids, tokenizer) == text
     prompt = encode_prompt(example(messages, tools), template, tokenizer, 30_000)
     assert prompt == list(row.input_ids[: len(prompt)])
-    prove(example(messages, tools), Encoded(row), template, tokenizer)
+    verify_mask(example(messages, tools), EncodedExample(row), template, tokenizer)
 
 
 @templates
@@ -139,14 +139,14 @@ def test_a_response_and_its_end_are_trained_where_the_message_is_and_nothing_els
             dataclasses.replace(message, trained=next(flags)) if message.role == "assistant" else message
             for message in messages
         ]
-        row = encode(example(flagged), "s", template, tokenizer, 4096)
+        row = encode_example(example(flagged), "s", template, tokenizer, 4096)
         trained = "".join(decoded([label for label in row.labels if label != -100], tokenizer).split())
         rest = trained.replace("w", "")
         for stop in sorted(template.stops(tokenizer), key=len, reverse=True):
             assert rest.count(stop) in (0, 1, 2), rest
             rest = rest.replace(stop, "")
         assert (trained.count("w"), rest) == (sum(wanted), "")
-        prove(example(flagged), Encoded(row), template, tokenizer)
+        verify_mask(example(flagged), EncodedExample(row), template, tokenizer)
 
 
 @templates
@@ -162,8 +162,8 @@ def test_it_can_be_prompted_with_every_beginning_and_has_a_fingerprint(name, tem
     template, messages = template(name), conversations("w")["turns"][0]
     whole = "".join(span.text for span in template.render(messages, tokenizer))
     for upto in (1, 3):
-        opened = "".join(span.text for span in template.render(messages[:upto], tokenizer, open=True))
+        opened = "".join(span.text for span in template.render(messages[:upto], tokenizer, add_generation_prompt=True))
         assert whole.startswith(opened)
     assert template.stops(tokenizer)
     assert all(stop.strip() for stop in template.stops(tokenizer))
-    assert fingerprint(template, tokenizer) == fingerprint(template, tokenizer)
+    assert template_fingerprint(template, tokenizer) == template_fingerprint(template, tokenizer)

@@ -15,18 +15,18 @@ from harness.types import Suite
 
 ROOT = Path(harness.__file__).parent
 DECLARED = {
-    "train": (training.TRAIN, ("training", "evaluation", "data", "runner", "model", "spec")),
-    "model": (training.MODEL, ("model",)),
-    "rows": (data.ROWS, ("data",)),
-    "suite": (evaluation.SUITE, ("spec", "evaluation", "data")),
-    "server": (evaluation.SERVER, ("evaluation",)),
-    "checks": (data.CHECKS, ("runner",)),
-    "near_duplicates": (data.NEAR_DUPLICATES, ("data",)),
-    "contamination": (data.CONTAMINATION, ("data",)),
-    "gate": (evaluation.GATE, ("gate.py", "spec")),
-    "arms": (run.ARMS, ("spec", "runner")),
-    "track": (run.TRACK, ("tracking",)),
-    "top": (run.TOP, ("spec", "runner", "cli", "tracking", "report")),
+    "train": (training.TRAIN_KEYS, ("train", "evaluate", "data", "run", "model", "foreseen")),
+    "model": (training.MODEL_KEYS, ("model",)),
+    "rows": (data.SOURCE_KEYS, ("data",)),
+    "suite": (evaluation.SUITE_KEYS, ("plan.py", "evaluate", "data")),
+    "server": (evaluation.SERVER_KEYS, ("evaluate",)),
+    "checks": (data.CHECKS_KEYS, ("run",)),
+    "near_duplicates": (data.NEAR_DUPLICATES_KEYS, ("data",)),
+    "contamination": (data.CONTAMINATION_KEYS, ("data",)),
+    "gate": (evaluation.GATE_KEYS, ("gate.py", "plan.py")),
+    "arms": (run.ARMS_KEYS, ("arms.py", "run")),
+    "track": (run.TRACK_KEYS, ("track",)),
+    "top": (run.TOP_LEVEL_KEYS, ("plan.py", "run", "spec.py", "cli", "track", "report")),
 }
 UNREAD = {"top": {"description"}}
 """Words for people: kept in the filled spec, acted on by nothing."""
@@ -65,16 +65,16 @@ def test_every_key_is_described_in_sentences_and_has_a_default_or_is_asked_for(p
 
 def test_a_suite_made_in_code_has_the_defaults_of_one_in_a_spec():
     fields = {field.name: field for field in dataclasses.fields(Suite)}
-    assert set(fields) == {"name", "metrics", "template", *evaluation.SUITE}
+    assert set(fields) == {"name", "metrics", "template", *evaluation.SUITE_KEYS}
     assert fields.pop("template").default is None, "the schema's slot of all templates has the same default"
     for name, field in fields.items():
         if field.default is not dataclasses.MISSING:
-            default = evaluation.SUITE[name]["default"]
+            default = evaluation.SUITE_KEYS[name]["default"]
             assert field.default == (tuple(default) if isinstance(default, list) else default), name
 
 
 def test_every_usual_range_is_told_in_the_description_of_its_key():
-    usual = {key: option for key, option in training.TRAIN.items() if "usual" in option}
+    usual = {key: option for key, option in training.TRAIN_KEYS.items() if "usual" in option}
     assert set(usual) == {"epochs", "learning_rate", "warmup_ratio", "weight_decay", "max_length"}
     for key, option in usual.items():
         assert "Usual: " in option["description"], key

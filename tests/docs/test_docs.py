@@ -37,8 +37,8 @@ def text():
 
 @pytest.fixture(scope="module")
 def components():
-    entries = [pair for pair in registry.installed() if pair[0] == registry.OURS]
-    return registry.discover(entries).components
+    entries = [pair for pair in registry.installed_entry_points() if pair[0] == registry.CORE_DISTRIBUTION]
+    return registry.discover_plugins(entries).components
 
 
 def missing(names, text):
@@ -60,7 +60,7 @@ def understood(line):
     words = shlex.split(line, comments=True)[1:]
     words = words[: next((index for index, word in enumerate(words) if word in ("|", ">", "&&")), len(words))]
     try:
-        main._parser().parse_args(words)
+        main._build_parser().parse_args(words)
     except SystemExit as stopped:  # --help and --version end with 0
         return stopped.code == 0
     return True

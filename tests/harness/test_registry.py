@@ -10,7 +10,7 @@ import pytest
 
 from harness.errors import HarnessError
 from harness.interfaces.component import Component
-from harness.registry import HEAVY, OURS, Registry, discover, installed
+from harness.registry import CORE_DISTRIBUTION, HEAVY_PACKAGES, Registry, discover_plugins, installed_entry_points
 from harness.types import Event
 
 HOOK = """
@@ -58,8 +58,8 @@ def distribution(tmp_path, monkeypatch):
 
 def test_ours_come_first_then_the_others_by_name(distribution):
     distribution("a-first", "[harness]\nb = x\na = y\n")
-    found = [(name, entry.name) for name, entry in installed()]
-    ours = [pair for pair in found if pair[0] == OURS]
+    found = [(name, entry.name) for name, entry in installed_entry_points()]
+    ours = [pair for pair in found if pair[0] == CORE_DISTRIBUTION]
     assert [name for _, name in ours] == ["metrics", "mitigations", "modes", "sources", "templates"]
     assert found[: len(ours)] == ours
     assert [pair for pair in found if pair[0] == "a-first"] == [("a-first", "a"), ("a-first", "b")]
@@ -67,39 +67,39 @@ def test_ours_come_first_then_the_others_by_name(distribution):
 
 def test_names_of_distributions_are_told_in_one_spelling(distribution):
     distribution("My_Plugin", "[harness]\nx = y\n")
-    assert "my-plugin" in [name for name, _ in installed()]
+    assert "my-plugin" in [name for name, _ in installed_entry_points()]
 
 
 def test_entry_points_of_other_groups_are_left_alone(distribution):
     distribution("other", "[console_scripts]\nx = y:z\n\n[harness.more]\nx = y\n")
-    assert "other" not in [name for name, _ in installed()]
+    assert "other" not in [name for name, _ in installed_entry_points()]
 
 
 @pytest.mark.parametrize(("value", "seen"), [("1", False), ("", True), ("0", True)])
 def test_third_parties_can_be_left_out(distribution, monkeypatch, value, seen):
     distribution("other", "[harness]\nx = y\n")
     monkeypatch.setenv("HARNESS_NO_THIRD_PARTY", value)
-    names = [name for name, _ in installed()]
+    names = [name for name, _ in installed_entry_points()]
     assert ("other" in names) is seen
-    assert OURS in names
+    assert CORE_DISTRIBUTION in names
 
 
 # -- discovery --------------------------------------------------------------------------------------------------------
 
 
 def test_a_component_is_found_with_the_distribution_that_brings_it(plugin):
-    registry = discover([plugin("acme", HOOK.replace("NAME", "count"))])
+    registry = discover_plugins([plugin("acme", HOOK.replace("NAME", "count"))])
     assert list(registry.components["metrics"]) == ["count"]
     assert registry.origins == {("metrics", "count"): "acme"}
-    assert registry.broken == []
+    assert registry.broken_plugins == []
 
 
 def test_a_module_named_under_two_entry_points_is_taken_once(plugin):
     name, entry = plugin("acme", HOOK.replace("NAME", "count"))
     again = EntryPoint("sources", entry.value, "harness")
-    registry = discover([(name, entry), (name, again)])
+    registry = discover_plugins([(name, entry), (name, again)])
     assert list(registry.components["metrics"]) == ["count"]
-    assert registry.broken == []
+    assert registry.broken_plugins == []
     assert registry.manager.has_plugin(f"acme:{entry.value}")
 
 
@@ -108,14 +108,14 @@ def test_a_name_taken_twice_stops_and_names_both_distributions(plugin, first):
     other = {"acme": "zeta", "zeta": "acme"}[first]
     entries = [plugin(one, HOOK.replace("NAME", "count")) for one in (first, other)]
     with pytest.raises(HarnessError) as caught:
-        discover(entries)
+        discover_plugins(entries)
     assert caught.value.exit_code == 2
     assert f"'{first}' and '{other}' both bring a metric 'count'" in caught.value.what
 
 
 def test_one_name_may_stand_for_two_kinds(plugin):
     mode = HOOK.replace("harness_metrics", "harness_modes")
-    registry = discover([plugin("acme", HOOK.replace("NAME", "x")), plugin("zeta", mode.replace("NAME", "x"))])
+    registry = discover_plugins([plugin("acme", HOOK.replace("NAME", "x")), plugin("zeta", mode.replace("NAME", "x"))])
     assert registry.origins == {("metrics", "x"): "acme", ("modes", "x"): "zeta"}
 
 
@@ -150,11 +150,11 @@ BROKEN = {
 def test_a_broken_plugin_is_named_and_the_others_stay(plugin, kind):
     text, what = BROKEN[kind]
     bad = plugin("bad", text.replace("NAME", "lost"))
-    registry = discover([bad, plugin("good", HOOK.replace("NAME", "count"))])
+    registry = discover_plugins([bad, plugin("good", HOOK.replace("NAME", "count"))])
     assert list(registry.origins) == [("metrics", "count")]
-    assert [(one.distribution, one.module) for one in registry.broken] == [("bad", bad[1].value)]
-    assert what in registry.broken[0].error
-    assert "\n" not in str(registry.broken[0])
+    assert [(one.distribution, one.module) for one in registry.broken_plugins] == [("bad", bad[1].value)]
+    assert what in registry.broken_plugins[0].error
+    assert "\n" not in str(registry.broken_plugins[0])
     assert not registry.manager.has_plugin(f"bad:{bad[1].value}")
 
 
@@ -167,15 +167,15 @@ def harness_metrics():
     return {"good": Component("Counts.", "collections:Counter"), "bad": Component("Counts.", "collections")}
 
 @hookimpl
-def harness_observe(event):
+def harness_on_event(event):
     raise AssertionError("a withdrawn plugin hears nothing")
 """
-    registry = discover([plugin("acme", text)])
+    registry = discover_plugins([plugin("acme", text)])
     assert registry.components["metrics"] == {}
     assert registry.origins == {}
-    assert "write 'package.module:factory'" not in registry.broken[0].error
-    assert "load is 'collections'" in registry.broken[0].error
-    registry.observe(Event("warning", data={"text": "x"}))
+    assert "write 'package.module:factory'" not in registry.broken_plugins[0].error
+    assert "load is 'collections'" in registry.broken_plugins[0].error
+    registry.emit(Event("warning", data={"text": "x"}))
 
 
 @pytest.mark.parametrize("heavy", ["pandas", "mlflow"])
@@ -190,13 +190,13 @@ def test_a_plugin_that_imports_something_heavy_when_it_is_listed_is_refused(plug
         if where == "module"
         else text.replace("    return", f"    import {heavy}\n    return")
     )
-    registry = discover([plugin("acme", text)])
+    registry = discover_plugins([plugin("acme", text)])
     assert registry.components["metrics"] == {}
-    assert f"listing it imports {heavy}" in registry.broken[0].error
+    assert f"listing it imports {heavy}" in registry.broken_plugins[0].error
 
 
 def test_the_heavy_packages_are_those_of_the_import_budget():
-    assert set(HEAVY) == {
+    assert set(HEAVY_PACKAGES) == {
         "torch", "numpy", "pandas", "transformers", "trl", "peft", "datasets", "evaluate", "mlflow",
     }  # fmt: skip
 
@@ -211,7 +211,7 @@ def test_the_heavy_packages_are_those_of_the_import_budget():
 )
 def test_a_broken_plugin_of_our_own_is_a_bug_and_is_raised(plugin, text, error):
     with pytest.raises(error):
-        discover([plugin(OURS, text)])
+        discover_plugins([plugin(CORE_DISTRIBUTION, text)])
 
 
 # -- declarations -----------------------------------------------------------------------------------------------------
@@ -273,7 +273,7 @@ def test_an_unknown_name_with_no_near_one_gets_all(small_registry):
 
 
 def test_an_unknown_name_gets_the_broken_plugin_that_may_bring_it(plugin):
-    registry = discover([plugin("bad", "1 / 0", module="made_bad")])
+    registry = discover_plugins([plugin("bad", "1 / 0", module="made_bad")])
     with pytest.raises(HarnessError) as caught:
         registry.get("metrics", "mine")
     assert "bad (made_bad): ZeroDivisionError" in caught.value.hint
@@ -301,7 +301,7 @@ def test_a_component_that_does_not_import_is_named_with_its_distribution(plugin,
     registry = Registry()
     registry.add("metrics", "count", Component("Counts.", load), "acme")
     with pytest.raises(HarnessError) as caught:
-        registry.make("metrics", "count", {})
+        registry.create("metrics", "count", {})
     assert caught.value.where == "metric 'count' of acme"
     assert f"'{load}' does not import: {what}" in caught.value.what
 
@@ -313,7 +313,7 @@ from harness import hookimpl
 heard = []
 
 @hookimpl
-def harness_observe(event):
+def harness_on_event(event):
     heard.append(event)
     {then}
 """
@@ -322,10 +322,10 @@ def harness_observe(event):
 def test_a_listener_that_fails_is_named_once_and_left_out(plugin):
     bad = plugin("bad", LISTENER.format(then="raise ValueError('full')"))
     good = plugin("good", LISTENER.format(then=""))
-    registry = discover([bad, good])
+    registry = discover_plugins([bad, good])
     first, second = Event("stage_started", 1), Event("stage_finished", 1)
-    registry.observe(first)
-    registry.observe(second)
+    registry.emit(first)
+    registry.emit(second)
     assert sys.modules[bad[1].value].heard == [first]
     heard = sys.modules[good[1].value].heard
     assert [event for event in heard if event.kind != "warning"] == [first, second]
@@ -335,6 +335,6 @@ def test_a_listener_that_fails_is_named_once_and_left_out(plugin):
 
 
 def test_an_interrupt_in_a_listener_is_not_swallowed(plugin):
-    registry = discover([plugin("bad", LISTENER.format(then="raise KeyboardInterrupt"))])
+    registry = discover_plugins([plugin("bad", LISTENER.format(then="raise KeyboardInterrupt"))])
     with pytest.raises(KeyboardInterrupt):
-        registry.observe(Event("step"))
+        registry.emit(Event("step"))

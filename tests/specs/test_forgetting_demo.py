@@ -22,7 +22,7 @@ class Listener:
         self.events = []
 
     @hookimpl
-    def harness_observe(self, event):
+    def harness_on_event(self, event):
         self.events.append(event)
 
 
@@ -77,15 +77,15 @@ def demo(tmp_path_factory, tokenizer):
         patch.chdir(folder)
         patch.setenv("HARNESS_NO_THIRD_PARTY", "1")
         patch.setenv("HARNESS_CACHE", str(folder / "cache"))
-        found = registry.discover()
+        found = registry.discover_plugins()
         listener = Listener()
         found.manager.register(listener)
-        composed = schema.compose(found)
+        composed = schema.compose_schema(found)
 
         def load(overrides):
-            return spec.load(file, composed, [*overrides, "arms=null"])
+            return spec.load_spec(file, composed, [*overrides, "arms=null"])
 
-        made = api.experiment(spec.load(file, composed), found, load)
+        made = api.run_experiment(spec.load_spec(file, composed), found, load)
     place = folder / made.folder
 
     def read(arm, name):

@@ -172,7 +172,7 @@ def test_the_gpu_spec_has_the_settings_of_its_issue():
 
 
 def test_the_committed_schema_is_current():
-    text = json.dumps(schema.compose(registry.discover()), indent=2, ensure_ascii=False) + "\n"
+    text = json.dumps(schema.compose_schema(registry.discover_plugins()), indent=2, ensure_ascii=False) + "\n"
     committed = COMMITTED.read_text(encoding="utf-8") if COMMITTED.exists() else ""
     current = committed == text
     assert current, "specs/harness.schema.json is not current; run: harness schema --output specs/harness.schema.json"
@@ -182,8 +182,8 @@ def test_the_installed_entry_points_are_those_of_pyproject():
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["entry-points"][
         "harness"
     ]
-    entries = distribution(registry.OURS).entry_points
-    found = {entry.name: entry.value for entry in entries if entry.group == registry.GROUP}
+    entries = distribution(registry.CORE_DISTRIBUTION).entry_points
+    found = {entry.name: entry.value for entry in entries if entry.group == registry.ENTRY_POINT_GROUP}
     assert found == declared, "the entry points have changed; run: pip install -e ."
 
 

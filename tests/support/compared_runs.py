@@ -13,8 +13,8 @@ from types import SimpleNamespace
 
 from harness.evaluation import predictions as predictions_module
 from harness.evaluation import scoring
-from harness.evaluation.rescore import make_metric
-from harness.registry import discover
+from harness.evaluation.rescore import create_metric
+from harness.registry import discover_plugins
 from harness.types import Evaluation, Item
 from harness.utils.json_files import write_json, write_scores
 
@@ -28,7 +28,7 @@ METRICS = {
     "response_perplexity": {},
     "length_ratio": {},
 }
-REGISTRY = discover()
+REGISTRY = discover_plugins()
 
 
 def sentence(random_, words=8):
@@ -71,10 +71,10 @@ def write(folder, stages, document=None, finished=True, predictions=True):
         stage = []
         for suite, some in suites.items():
             metrics = {
-                name: make_metric(REGISTRY, name, options)
+                name: create_metric(REGISTRY, name, options)
                 for name, options in document["evaluate"][suite]["metrics"].items()
             }
-            scores = scoring.score(some, metrics, seed=0, suite=suite, stage=number)
+            scores = scoring.score_items(some, metrics, seed=0, suite=suite, stage=number)
             stage.append(Evaluation(number, suite, some, scores))
             if predictions:
                 keep(folder, suite, number, some)
@@ -89,7 +89,7 @@ def write(folder, stages, document=None, finished=True, predictions=True):
 
 def keep(folder, suite, number, some):
     """The items of a suite, as an evaluation leaves them."""
-    file = predictions_module.item_path(folder / "predictions", suite, number)
+    file = predictions_module.predictions_path(folder / "predictions", suite, number)
     file.parent.mkdir(parents=True, exist_ok=True)
     lines = [{"header": {"suite": suite, "stage": number, "items": len(some), "whole": True}}]
     lines += [{"id": item.id, **asdict(item)} for item in some]

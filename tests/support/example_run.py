@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 from harness.interfaces.metric import Metric
 from harness.report import run_report
-from harness.types import Evaluation, Event, Item, Part, Plan, Score, Share, Stage, Suite
+from harness.types import Evaluation, Event, Item, Plan, Score, Share, Stage, StageSource, Suite
 
 SUITES = (("helpdesk", "domain"), ("general", "general"))
 
@@ -19,8 +19,8 @@ SUITES = (("helpdesk", "domain"), ("general", "general"))
 class Rouge(Metric):
     """A mean over items; higher is better."""
 
-    reads = "answer"
-    names = ("rougeL",)
+    requires = "answer"
+    score_names = ("rougeL",)
 
     def signature(self):
         return "mean|of:test"
@@ -32,8 +32,8 @@ class Rouge(Metric):
 class Perplexity(Metric):
     """exp of a mean over tokens; lower is better."""
 
-    reads = "likelihood"
-    names = ("response_perplexity",)
+    requires = "likelihood"
+    score_names = ("response_perplexity",)
     higher_is_better = False
 
     def signature(self):
@@ -48,7 +48,7 @@ METRICS = {"rouge": Rouge(), "response_perplexity": Perplexity()}
 
 def made_plan(stages=1, **changes):
     """A plan over two suites, `helpdesk` (domain) and `general`."""
-    parts, shares = (Part("helpdesk", "domain"), Part("general", "general")), (Share(("general",), 0.1),)
+    parts, shares = (StageSource("helpdesk", "domain"), StageSource("general", "general")), (Share(("general",), 0.1),)
     facts = {
         "name": "mixed-sft",
         "seed": 0,
@@ -103,12 +103,18 @@ def made_evaluations(stages=1, items=40):
 
 def made_report(folder, stages=1, uri=None):
     """The report of the run made by hand."""
-    return run_report.make(
+    return run_report.build_report(
         made_plan(stages),
         made_evaluations(stages),
         {name: METRICS for name, _ in SUITES},
         seed=0,
-        run={"id": Path(folder).name, "folder": str(folder), "seconds": 187.0, "uri": uri, "spec": {"not": "shown"}},
+        run_info={
+            "id": Path(folder).name,
+            "folder": str(folder),
+            "seconds": 187.0,
+            "uri": uri,
+            "spec": {"not": "shown"},
+        },
     )
 
 
@@ -137,7 +143,7 @@ def feed(
     evaluations = made_evaluations(stages)
 
     def tell(kind, number=0, /, **data):
-        listener.harness_observe(Event(kind, number, data))
+        listener.harness_on_event(Event(kind, number, data))
 
     def phase(name, total, unit):
         for done in range(total + 1):

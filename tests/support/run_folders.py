@@ -47,7 +47,9 @@ def finished(folder, stages=1, *, evaluations=None, spec=None, gate=(), text=str
     ]
     facts = {"id": folder.name, "folder": str(folder), "seconds": 187.0, "uri": "sqlite:///mlflow.db"}
     plan = example_run.made_plan(stages)
-    run_report.make(plan, found, example_run.BY_SUITE, seed=0, run=facts, conditions=gate).write(folder)
+    run_report.build_report(plan, found, example_run.BY_SUITE, seed=0, run_info=facts, gate_conditions=gate).write(
+        folder
+    )
     names = [stage.name for stage in plan.stages]
     for name in names:
         place = folder / "stages" / name
@@ -130,7 +132,9 @@ def experiment(folder, shares=(None, 0.01, 0.1), *, specs=None, missing=None, te
         spec = spec_of(mitigations={"lora": {"rank": 16}} | ({} if share is None else {"mixing": {"share": share}}))
         spec = specs[name] if specs else spec
         place = finished(folder / "arms" / name, evaluations=evaluations, spec=spec, updates=3, text=text)
-        runs[name] = finished_run.read(place)
+        runs[name] = finished_run.load_finished_run(place)
     axes = {"gain": "helpdesk/rougeL", "forgetting_score": "general/response_perplexity"}
-    arm_comparison.make("sweep", folder, runs, example_run.BY_SUITE, seed=0, missing=missing, **axes).write(folder)
+    arm_comparison.compare_arms("sweep", folder, runs, example_run.BY_SUITE, seed=0, missing=missing, **axes).write(
+        folder
+    )
     return folder

@@ -132,19 +132,19 @@ class Turns(Template):
     def __init__(self, option=None):
         self.option = option
 
-    def render(self, messages, tokenizer, *, open=False, tools=()):
-        spans = [Span(f"<|im_start|>tools\n{len(tools)}<|im_end|>\n", frame=True)] if tools else []
+    def render(self, messages, tokenizer, *, add_generation_prompt=False, tools=()):
+        spans = [Span(f"<|im_start|>tools\n{len(tools)}<|im_end|>\n", markup=True)] if tools else []
         for message in messages:
-            trained = message.role == "assistant" and message.trained
+            trained = message.role == "assistant" and message.train
             spans += [
-                Span(f"<|im_start|>{message.role}\n", frame=True),
+                Span(f"<|im_start|>{message.role}\n", markup=True),
                 Span(text_of(message), trained),
-                Span("<|im_end|>", trained, frame=True),
-                Span("\n", frame=True),
+                Span("<|im_end|>", trained, markup=True),
+                Span("\n", markup=True),
             ]
-        return (*spans, *([Span("<|im_start|>assistant\n", frame=True)] if open else []))
+        return (*spans, *([Span("<|im_start|>assistant\n", markup=True)] if add_generation_prompt else []))
 
-    def stops(self, tokenizer):
+    def stop_strings(self, tokenizer):
         return ("<|im_end|>",)
 
 
@@ -153,24 +153,24 @@ class Speakers(Template):
 
     name = "speakers"
 
-    def render(self, messages, tokenizer, *, open=False):
+    def render(self, messages, tokenizer, *, add_generation_prompt=False):
         spans = []
         for message in messages:
             if message.role == "tool":
                 raise HarnessError("template speakers", "there is no place for a tool")
             trained = message.role == "assistant" and message.trained
-            spans += [Span(f"{message.role.upper()}:\n", frame=True), Span(text_of(message), trained)]
-            spans.append(Span("</s>" if message.role == "assistant" else "\n", trained, frame=True))
-        return (*spans, *([Span("ASSISTANT:\n", frame=True)] if open else []))
+            spans += [Span(f"{message.role.upper()}:\n", markup=True), Span(text_of(message), trained)]
+            spans.append(Span("</s>" if message.role == "assistant" else "\n", trained, markup=True))
+        return (*spans, *([Span("ASSISTANT:\n", markup=True)] if add_generation_prompt else []))
 
-    def stops(self, tokenizer):
+    def stop_strings(self, tokenizer):
         return ("</s>",)
 
 
 def row(*contents, number=1, system=None, untrained=(), tools=()):
     """A conversation of these contents; untrained: indices of the contents whose messages are not trained."""
     messages = [
-        Message(("user", "assistant")[i % 2], content, trained=i not in untrained) for i, content in enumerate(contents)
+        Message(("user", "assistant")[i % 2], content, train=i not in untrained) for i, content in enumerate(contents)
     ]
     messages = [Message("system", system)] * (system is not None) + messages
     return Example(f"{number:016x}", tuple(messages), f"rows.jsonl:{number}", tools)
@@ -178,7 +178,7 @@ def row(*contents, number=1, system=None, untrained=(), tools=()):
 
 def called(number=1):
     """A conversation in which a tool is called."""
-    call = Message("assistant", "", calls=(ToolCall("depth", {"river": "Elbe"}),))
+    call = Message("assistant", "", tool_calls=(ToolCall("depth", {"river": "Elbe"}),))
     messages = (Message("user", "How deep?"), call, Message("tool", "3 m", name="depth"), Message("assistant", "3 m."))
     return Example(f"{number:016x}", messages, f"rows.jsonl:{number}", ({"name": "depth"},))
 

@@ -15,17 +15,17 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.data.checks.contamination import Contamination, Overlap, contamination
-from harness.data.checks.near_duplicates import Near, across, near_duplicates
-from harness.data.checks.words import joined
-from harness.data.reading.corpus import View
+from harness.data.checks.contamination import Contamination, Overlap, find_contamination
+from harness.data.checks.near_duplicates import NearDuplicateReport, cross_source_duplicates, find_near_duplicates
+from harness.data.checks.words import conversation_text
+from harness.data.reading.corpus import CorpusView
 from harness.errors import HarnessError
-from harness.types import Example, Progress, silent
-from harness.utils.formatting import above, one_line
+from harness.types import Example, Progress, no_progress
+from harness.utils.formatting import one_line, round_up_share
 
 
 @dataclass(frozen=True)
-class Untrained:
+class FullyTruncatedRows:
     """The rows of one source that are left out so.
 
     rows: of the source that may be trained on. lost: of these, at `max_length`, the length at which most are lost.
@@ -43,11 +43,11 @@ class Untrained:
         return self.lost / self.rows
 
 
-SHOWN = 3
+MAX_ROWS_SHOWN = 3
 
 
 @dataclass(frozen=True)
-class Shared:
+class SharedRows:
     """Rows that stand word for word in two sources. examples: places of some of them, pair by pair."""
 
     sources: tuple[str, str]
@@ -63,44 +63,46 @@ class Findings:
     with, the rows named.
     """
 
-    shared: tuple[Shared, ...]
-    near: Near | None
+    shared_rows: tuple[SharedRows, ...]
+    near_duplicates: NearDuplicateReport | None
     contamination: Mapping[str, Contamination] | None
     warnings: tuple[str, ...]
     failures: tuple[HarnessError, ...]
-    untrained: Mapping[str, Untrained] = field(default_factory=dict)
+    fully_truncated: Mapping[str, FullyTruncatedRows] = field(default_factory=dict)
 
-    def facts(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """The findings as plain data: `untrained`, `shared`, `near_duplicates`, `contamination`."""
         return {
             "untrained": {
                 name: {**asdict(one), "places": list(one.places), "share": one.share}
-                for name, one in self.untrained.items()
+                for name, one in self.fully_truncated.items()
                 if one.lost
             },
             "shared": [
                 {"sources": list(one.sources), "rows": one.rows, "examples": list(map(list, one.examples))}
-                for one in self.shared
+                for one in self.shared_rows
             ],
-            "near_duplicates": None if self.near is None else {**_plain(self.near), "share": self.near.share},
+            "near_duplicates": None
+            if self.near_duplicates is None
+            else {**_report_to_dict(self.near_duplicates), "share": self.near_duplicates.share},
             "contamination": None
             if self.contamination is None
-            else {name: _plain(one) for name, one in self.contamination.items()},
+            else {name: _report_to_dict(one) for name, one in self.contamination.items()},
         }
 
 
-def _plain(found: Near | Contamination) -> dict[str, Any]:
-    return {**asdict(found), "worst": [asdict(one) for one in found.worst]}
+def _report_to_dict(report: NearDuplicateReport | Contamination) -> dict[str, Any]:
+    return {**asdict(report), "worst": [asdict(one) for one in report.worst]}
 
 
-def find(
+def analyze_data(
     training: Mapping[str, Sequence[Example]],
     suites: Mapping[str, Sequence[Example]],
     settings: Mapping[str, Any],
     *,
     seed: int,
-    untrained: Mapping[str, Untrained] = MappingProxyType({}),
-    progress: Progress = silent,
+    fully_truncated: Mapping[str, FullyTruncatedRows] = MappingProxyType({}),
+    progress: Progress = no_progress,
 ) -> Findings:
     """Judge what truncation left out, and look for duplicates and contamination.
 
@@ -108,33 +110,36 @@ def find(
     settings: the spec's `checks`, filled. untrained: source -> its rows that are cut off before anything is trained.
     Reads the training rows in order, once for each kind of finding; of near duplicates the suspects again.
     """
-    shared = tuple(_shared(training))
+    shared = tuple(_find_shared_rows(training))
     near = given_away = None
     if settings["near_duplicates"] is not None:
         asked = settings["near_duplicates"]
-        near = near_duplicates(
-            Texts(training), threshold=asked["threshold"], limit=asked["rows"], seed=seed, progress=progress
+        near = find_near_duplicates(
+            TextSequence(training), threshold=asked["threshold"], limit=asked["rows"], seed=seed, progress=progress
         )
     if settings["contamination"] is not None:
         asked = settings["contamination"]
         options = {key: asked[key] for key in ("ngram", "characters", "common", "covered")}
-        given_away = contamination(suites, training, **options, progress=progress)
-    told: list[str | HarnessError] = [*_lost(untrained, settings["untrained"]), *_shared_rows(shared)]
+        given_away = find_contamination(suites, training, **options, progress=progress)
+    told: list[str | HarnessError] = [
+        *_truncation_messages(fully_truncated, settings["untrained"]),
+        *_shared_row_warnings(shared),
+    ]
     if near is not None:
-        told += _near(near, settings["near_duplicates"])
+        told += _near_duplicate_messages(near, settings["near_duplicates"])
     for name, one in (given_away or {}).items():
-        told += _given_away(name, one, settings["contamination"])
+        told += _contamination_messages(name, one, settings["contamination"])
     return Findings(
         shared,
         near,
         given_away,
         warnings=tuple(one for one in told if isinstance(one, str)),
         failures=tuple(one for one in told if isinstance(one, HarnessError)),
-        untrained=untrained,
+        fully_truncated=fully_truncated,
     )
 
 
-class Texts(Sequence[tuple[str, str]]):
+class TextSequence(Sequence[tuple[str, str]]):
     """The rows of all sources in order as (place, text), without system messages: many rows have the same one."""
 
     def __init__(self, training: Mapping[str, Sequence[Example]]) -> None:
@@ -154,35 +159,39 @@ class Texts(Sequence[tuple[str, str]]):
         if not 0 <= index < len(self):
             raise IndexError(index)
         part = bisect_right(self._ends, index)
-        return _text(self._parts[part][index - (self._ends[part - 1] if part else 0)])
+        return _location_and_text(self._parts[part][index - (self._ends[part - 1] if part else 0)])
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
-        return (_text(example) for part in self._parts for example in part)
+        return (_location_and_text(example) for part in self._parts for example in part)
 
 
-def _text(example: Example) -> tuple[str, str]:
+def _location_and_text(example: Example) -> tuple[str, str]:
     own = [message for message in example.messages if message.role != "system"]
-    return example.place, joined(own or example.messages)
+    return example.location, conversation_text(own or example.messages)
 
 
-def _shared(training: Mapping[str, Sequence[Example]]) -> Iterator[Shared]:
-    keys = {name: _keys(rows) for name, rows in training.items()}
-    for one, other, left, right in across(keys):
-        first = zip(left[:SHOWN].tolist(), right[:SHOWN].tolist(), strict=True)
+def _find_shared_rows(training: Mapping[str, Sequence[Example]]) -> Iterator[SharedRows]:
+    keys = {name: _content_hashes(rows) for name, rows in training.items()}
+    for one, other, left, right in cross_source_duplicates(keys):
+        first = zip(left[:MAX_ROWS_SHOWN].tolist(), right[:MAX_ROWS_SHOWN].tolist(), strict=True)
         places = tuple((training[one][a].place, training[other][b].place) for a, b in first)
-        yield Shared((one, other), len(left), places)
+        yield SharedRows((one, other), len(left), places)
 
 
-def _keys(rows: Sequence[Example]) -> NDArray[np.uint64]:
+def _content_hashes(rows: Sequence[Example]) -> NDArray[np.uint64]:
     """The content hash of each row, (N,): those that were noted while it was read, where they were."""
-    return rows.keys if isinstance(rows, View) else np.array([int(row.id, 16) for row in rows], np.uint64)
+    return (
+        rows.content_hashes if isinstance(rows, CorpusView) else np.array([int(row.id, 16) for row in rows], np.uint64)
+    )
 
 
 # -- in words ---------------------------------------------------------------------------------------------------------
 
 
-def _lost(found: Mapping[str, Untrained], allowed: float | None) -> Iterator[str | HarnessError]:
-    for name, one in found.items():
+def _truncation_messages(
+    fully_truncated: Mapping[str, FullyTruncatedRows], allowed: float | None
+) -> Iterator[str | HarnessError]:
+    for name, one in fully_truncated.items():
         if not one.lost:
             continue
         where = f"sources.{name}"
@@ -191,67 +200,69 @@ def _lost(found: Mapping[str, Untrained], allowed: float | None) -> Iterator[str
             "are left out"
         )
         if allowed is None or one.share <= allowed:
-            yield _below(f"{where}: {what}", one.places, one.lost)
+            yield _list_below(f"{where}: {what}", one.places, one.lost)
         else:
             hint = "raise train.max_length, take these rows out or shorten their prompts, or raise checks.untrained "
-            hint += f"({allowed:g}) to {above(one.share)}"
-            yield HarnessError(where, f"{what}: {_named(one.places, one.lost)}", hint)
+            hint += f"({allowed:g}) to {round_up_share(one.share)}"
+            yield HarnessError(where, f"{what}: {_join_examples(one.places, one.lost)}", hint)
 
 
-def _shared_rows(shared: Sequence[Shared]) -> Iterator[str]:
-    for one in shared:
+def _shared_row_warnings(shared_rows: Sequence[SharedRows]) -> Iterator[str]:
+    for one in shared_rows:
         head = f"{one.rows:,} row(s) stand in both {one.sources[0]!r} and {one.sources[1]!r}"
-        yield _below(head, [f"{a} = {b}" for a, b in one.examples], one.rows)
+        yield _list_below(head, [f"{a} = {b}" for a, b in one.examples], one.rows)
 
 
-def _near(near: Near, asked: Mapping[str, Any]) -> Iterator[str | HarnessError]:
-    if near.examined < near.rows:
+def _near_duplicate_messages(report: NearDuplicateReport, settings: Mapping[str, Any]) -> Iterator[str | HarnessError]:
+    if report.examined < report.rows:
         yield (
-            f"of {near.rows:,} training rows {near.examined:,}, chosen by the seed, were compared for near duplicates: "
+            f"of {report.rows:,} training rows {report.examined:,}, chosen by the seed, were compared for near duplicates: "
             "a pair is seen only if both its rows are among them (checks.near_duplicates.rows)"
         )
-    if not near.repeats:
+    if not report.repeats:
         return
-    pairs = [f"{pair.row} ≈ {pair.earlier} ({pair.similarity:.2f})" for pair in near.worst[:SHOWN]]
-    what = f"{near.repeats:,} of {near.examined:,} training rows nearly repeat an earlier one"
-    if asked["allowed"] is not None and near.share > asked["allowed"]:
-        hint = f"take them out, or raise checks.near_duplicates.allowed ({asked['allowed']:g}) to {above(near.share)}"
-        yield HarnessError("checks.near_duplicates", f"{what}: {_named(pairs, near.repeats)}", hint)
+    pairs = [f"{pair.row} ≈ {pair.earlier} ({pair.similarity:.2f})" for pair in report.worst[:MAX_ROWS_SHOWN]]
+    what = f"{report.repeats:,} of {report.examined:,} training rows nearly repeat an earlier one"
+    if settings["allowed"] is not None and report.share > settings["allowed"]:
+        hint = f"take them out, or raise checks.near_duplicates.allowed ({settings['allowed']:g}) to {round_up_share(report.share)}"
+        yield HarnessError("checks.near_duplicates", f"{what}: {_join_examples(pairs, report.repeats)}", hint)
     else:
-        yield _below(what, pairs, near.repeats)
+        yield _list_below(what, pairs, report.repeats)
 
 
-def _given_away(suite: str, found: Contamination, asked: Mapping[str, Any]) -> Iterator[str | HarnessError]:
+def _contamination_messages(
+    suite: str, report: Contamination, settings: Mapping[str, Any]
+) -> Iterator[str | HarnessError]:
     where = f"evaluate.{suite}"
     for side, count, option in (
-        (found.kind, found.prompts, "allowed"),
-        ("response", found.responses, "allowed_responses"),
+        (report.kind, report.prompts, "allowed"),
+        ("response", report.responses, "allowed_responses"),
     ):
         if not count:
             continue
-        pairs = [_pair(one) for one in found.worst if one.side == side][: min(SHOWN, count)]
-        what = f"{count:,} of its {found.items:,} {side}s stand in training, in whole or for the most part"
-        share, allowed = count / found.items, asked[option]
+        pairs = [_format_overlap(one) for one in report.worst if one.side == side][: min(MAX_ROWS_SHOWN, count)]
+        what = f"{count:,} of its {report.items:,} {side}s stand in training, in whole or for the most part"
+        share, allowed = count / report.items, settings[option]
         if allowed is not None and share > allowed:
             hint = "take these rows out of one side"
-            hint += f", or raise checks.contamination.{option} ({allowed:g}) to {above(share)}"
-            yield HarnessError(where, f"{what}: {_named(pairs, count)}", hint)
+            hint += f", or raise checks.contamination.{option} ({allowed:g}) to {round_up_share(share)}"
+            yield HarnessError(where, f"{what}: {_join_examples(pairs, count)}", hint)
         else:
-            yield _below(f"{where}: {what}", pairs, count)
+            yield _list_below(f"{where}: {what}", pairs, count)
 
 
-def _pair(one: Overlap) -> str:
-    return f'{one.item} ~ {one.row} ("{one_line(one.text, 60)}")'
+def _format_overlap(overlap: Overlap) -> str:
+    return f'{overlap.item} ~ {overlap.row} ("{one_line(overlap.text, 60)}")'
 
 
-def _named(pairs: Sequence[str], count: int) -> str:
-    return ", ".join(map(one_line, pairs)) + "".join(f" {more}" for more in _more(pairs, count))
+def _join_examples(examples: Sequence[str], count: int) -> str:
+    return ", ".join(map(one_line, examples)) + "".join(f" {more}" for more in _more_note(examples, count))
 
 
-def _below(head: str, pairs: Sequence[str], count: int) -> str:
+def _list_below(head: str, examples: Sequence[str], count: int) -> str:
     """The warning with what it is about below it, line by line."""
-    return "\n".join([head, *map(one_line, pairs), *_more(pairs, count)])
+    return "\n".join([head, *map(one_line, examples), *_more_note(examples, count)])
 
 
-def _more(pairs: Sequence[str], count: int) -> list[str]:
-    return [f"and {count - len(pairs):,} more"] if count > len(pairs) else []
+def _more_note(examples: Sequence[str], count: int) -> list[str]:
+    return [f"and {count - len(examples):,} more"] if count > len(examples) else []

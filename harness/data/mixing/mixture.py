@@ -14,65 +14,68 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.data.row_hashing import ranks
-from harness.data.tokenization.tokenized_rows import Rows
+from harness.data.row_hashing import hash_keys
+from harness.data.tokenization.tokenized_rows import TokenizedRows
 from harness.errors import HarnessError, raise_all
 from harness.spec import shares
-from harness.types import Share, Stage, Unit
+from harness.types import Share, ShareUnit, Stage
 
-UNITS: tuple[Unit, ...] = ("rows", "tokens", "loss_tokens")
+UNITS: tuple[ShareUnit, ...] = ("rows", "tokens", "loss_tokens")
 
 Indices = NDArray[np.intp]
 
 
 @dataclass(frozen=True)
-class Choice:
+class RowSelection:
     """Rows that an epoch takes: every row of the source `copies` times, and `rows` (indices) once more."""
 
     copies: int
     rows: Indices
 
-    def times(self, count: int) -> NDArray[np.int64]:
+    def counts_per_row(self, num_rows: int) -> NDArray[np.int64]:
         """(count,) how often each row of the source is taken."""
-        return self.copies + np.bincount(self.rows, minlength=count)
+        return self.copies + np.bincount(self.rows, minlength=num_rows)
 
 
 @dataclass(frozen=True)
-class Supply:
+class SourcePool:
     """The rows of a source as one epoch may take them.
 
     sizes: unit -> (N,) size of each row. order: (N,) the rows in the order in which they are taken.
     """
 
-    sizes: Mapping[Unit, NDArray[np.int32]]
-    order: Indices
+    sizes: Mapping[ShareUnit, NDArray[np.int32]]
+    draw_order: Indices
 
-    def total(self, unit: Unit) -> int:
+    def total_size(self, unit: ShareUnit) -> int:
         """The size of all rows, each taken once."""
         return int(self.sizes[unit].sum(dtype=np.int64))
 
-    def everything(self) -> Choice:
+    def select_all(self) -> RowSelection:
         """Each row once."""
-        return Choice(1, np.empty(0, dtype=np.intp))
+        return RowSelection(1, np.empty(0, dtype=np.intp))
 
-    def near(self, unit: Unit, target: float, slack: float, upsample: bool) -> Choice:
+    def select_near(self, unit: ShareUnit, target: float, tolerance: float, upsample: bool) -> RowSelection:
         """Rows whose size comes near `target`, see `nearest`; at most everything once, unless `upsample`.
 
         With it every row is taken floor or ceil(target / total) times, as near as whole rows allow.
         """
-        total = self.total(unit)
+        total = self.total_size(unit)
         copies = int(target // total)
         if copies and not upsample:
-            return self.everything()
-        sizes = self.sizes[unit][self.order]
-        return Choice(copies, self.order[nearest(sizes, target - copies * total, slack, least=0 if copies else 1)])
+            return self.select_all()
+        sizes = self.sizes[unit][self.draw_order]
+        return RowSelection(
+            copies,
+            self.draw_order[subset_near_target(sizes, target - copies * total, tolerance, min_rows=0 if copies else 1)],
+        )
 
-    def taken(self, choice: Choice, unit: Unit) -> int:
+    def selected_size(self, selection: RowSelection, unit: ShareUnit) -> int:
         """The size of a choice."""
-        return choice.copies * self.total(unit) + int(self.sizes[unit][choice.rows].sum(dtype=np.int64))
+        return selection.copies * self.total_size(unit) + int(self.sizes[unit][selection.rows].sum(dtype=np.int64))
 
 
-def nearest(sizes: NDArray[Any], target: float, slack: float = 0.0, least: int = 1) -> Indices:
+def subset_near_target(sizes: NDArray[Any], target: float, tolerance: float = 0.0, min_rows: int = 1) -> Indices:
     """Indices of sizes whose sum is as near `target` as a plain search brings it, in order.
 
     Takes sizes from the front while they fit, then the one of the others that brings the sum nearest; while the sum
@@ -88,21 +91,21 @@ def nearest(sizes: NDArray[Any], target: float, slack: float = 0.0, least: int =
     if count < len(sizes):
         best = int(np.argmin(np.abs(sizes[count:] - gap)))
         size = int(sizes[count + best])
-        if count < least or abs(gap - size) < gap:
+        if count < min_rows or abs(gap - size) < gap:
             chosen, gap = np.append(chosen, count + best), gap - size
-    if abs(gap) > slack and 0 < len(chosen) < len(sizes):
-        chosen = _exchanged(sizes, chosen, gap, slack)
+    if abs(gap) > tolerance and 0 < len(chosen) < len(sizes):
+        chosen = _improve_by_swaps(sizes, chosen, gap, tolerance)
     return np.sort(chosen)
 
 
-def _exchanged(sizes: NDArray[Any], chosen: Indices, gap: float, slack: float) -> Indices:
+def _improve_by_swaps(sizes: NDArray[Any], chosen: Indices, gap: float, tolerance: float) -> Indices:
     """The choice with members exchanged for others, the best pair first, until no exchange narrows the gap."""
     free = np.ones(len(sizes), dtype=bool)
     free[chosen] = False
     others = np.flatnonzero(free)
     others = others[np.argsort(sizes[others], kind="stable")]
     chosen = chosen.copy()
-    while abs(gap) > slack:
+    while abs(gap) > tolerance:
         there = sizes[others]
         wanted = sizes[chosen] + gap
         after = np.searchsorted(there, wanted)
@@ -121,27 +124,27 @@ def _exchanged(sizes: NDArray[Any], chosen: Indices, gap: float, slack: float) -
     return chosen
 
 
-TOLERANCE = 0.005
+MAX_SHARE_ERROR = 0.005
 """How far a realised share may lie from the one asked for: half a percentage point of the mixture."""
 
-TRIED = 25
+MAX_SHARES_TRIED = 25
 """Amounts that are tried, each a tenth of a point lower, before none is said to be possible."""
 
-ROUNDS = 20
+MAX_BALANCING_ROUNDS = 20
 """How often the sources beside those that give every row are chosen anew, since their shares depend on one another."""
 
 
 @dataclass(frozen=True)
-class Aim:
+class TargetShare:
     """What some sources, numbered as their stage's parts, are to be of its mixture. amount: in [0, 1] of the unit."""
 
     sources: tuple[int, ...]
-    unit: Unit
+    unit: ShareUnit
     amount: float
 
 
 @dataclass(frozen=True)
-class Drawn:
+class EpochDraw:
     """The rows of one epoch.
 
     rows: (M,) indices into the joined pools, part by part; a row may stand more than once. turns: (M,) how often the
@@ -149,7 +152,7 @@ class Drawn:
     """
 
     rows: Indices
-    turns: NDArray[np.int64]
+    repeat_indices: NDArray[np.int64]
 
 
 class Mixture:
@@ -164,167 +167,169 @@ class Mixture:
     rows of a smaller one, but for those as well.
     """
 
-    def __init__(self, stage: Stage, pools: Mapping[str, Rows], seed: int) -> None:
+    def __init__(self, stage: Stage, pools: Mapping[str, TokenizedRows], seed: int) -> None:
         """pools: source -> its tokenised training rows. Raises HarnessError for parts and shares that do not fit."""
-        raise_all(shares.check(stage))
+        raise_all(shares.validate_shares(stage))
         self.stage, self.seed, self.epoch = stage, seed, 0
-        self.kept: dict[str, Indices] = {}
-        self.sizes: dict[str, Mapping[Unit, NDArray[np.int32]]] = {}
-        self.ids: dict[str, NDArray[np.uint64]] = {}
-        for part in stage.parts:
+        self.row_indices: dict[str, Indices] = {}
+        self.row_sizes: dict[str, Mapping[ShareUnit, NDArray[np.int32]]] = {}
+        self.row_ids: dict[str, NDArray[np.uint64]] = {}
+        for part in stage.sources:
             pool = pools[part.source]
             if not len(pool):
                 raise HarnessError(f"stage {stage.name}", f"{part.source!r} has no row to train on", "leave it out")
             kept = np.arange(len(pool))
             if part.limit is not None and part.limit < len(pool):
                 # The stage is no part of the purpose: stages that keep some rows of a source keep the same ones.
-                by_rank = np.argsort(ranks(pool.ids, seed, "part", part.source), kind="stable")
+                by_rank = np.argsort(hash_keys(pool.ids, seed, "part", part.source), kind="stable")
                 kept = np.sort(by_rank[: part.limit])
-            self.kept[part.source], self.ids[part.source] = kept, pool.ids[kept]
+            self.row_indices[part.source], self.row_ids[part.source] = kept, pool.ids[kept]
             tokens, trained = pool.lengths[kept], pool.loss_tokens[kept]
             ones = np.broadcast_to(np.int32(1), len(kept))
-            self.sizes[part.source] = {"rows": ones, "tokens": tokens, "loss_tokens": trained}
-        starts = np.cumsum([0, *(len(pools[part.source]) for part in stage.parts)])
-        self.starts = {part.source: int(start) for part, start in zip(stage.parts, starts, strict=False)}
-        self.drawn = {source: np.zeros(len(kept), dtype=np.int64) for source, kept in self.kept.items()}
+            self.row_sizes[part.source] = {"rows": ones, "tokens": tokens, "loss_tokens": trained}
+        starts = np.cumsum([0, *(len(pools[part.source]) for part in stage.sources)])
+        self.pool_offsets = {part.source: int(start) for part, start in zip(stage.sources, starts, strict=False)}
+        self.draw_counts = {source: np.zeros(len(kept), dtype=np.int64) for source, kept in self.row_indices.items()}
 
     @property
-    def resampled(self) -> bool:
+    def is_resampled(self) -> bool:
         """Whether epochs differ in their rows."""
         return any(share.resample for share in self.stage.shares)
 
-    def aims(self) -> tuple[Aim, ...]:
+    def target_shares(self) -> tuple[TargetShare, ...]:
         """What is to be met: each share, and each of its sources by itself."""
-        supplies = {source: Supply(sizes, np.empty(0, np.intp)) for source, sizes in self.sizes.items()}
-        number = {part.source: index for index, part in enumerate(self.stage.parts)}
-        each = _wanted(self.stage.shares, supplies)
+        supplies = {source: SourcePool(sizes, np.empty(0, np.intp)) for source, sizes in self.row_sizes.items()}
+        number = {part.source: index for index, part in enumerate(self.stage.sources)}
+        each = _source_targets(self.stage.shares, supplies)
         together = [share for share in self.stage.shares if share.sources[1:]]
         return (
-            *(Aim((number[one.source],), one.share.unit, one.amount) for one in each),
-            *(Aim(tuple(number[source] for source in one.sources), one.unit, one.amount) for one in together),
+            *(TargetShare((number[one.source],), one.share.unit, one.amount) for one in each),
+            *(TargetShare(tuple(number[source] for source in one.sources), one.unit, one.amount) for one in together),
         )
 
-    def draw(self) -> Drawn:
+    def draw_epoch(self) -> EpochDraw:
         """The rows of the next epoch. Raises HarnessError when a share would be more than `TOLERANCE` off."""
-        supplies = {part.source: self._supply(part.source) for part in self.stage.parts}
-        chosen = _chosen(self.stage.shares, supplies)
-        raise_all(_errors(self.stage, supplies, chosen))
+        supplies = {part.source: self._source_pool(part.source) for part in self.stage.sources}
+        chosen = _select_rows(self.stage.shares, supplies)
+        raise_all(_share_errors(self.stage, supplies, chosen))
         rows, turns = [], []
         for source, choice in chosen.items():
-            count = len(self.kept[source])
-            self.drawn[source] += choice.times(count)
+            count = len(self.row_indices[source])
+            self.draw_counts[source] += choice.counts_per_row(count)
             local = np.concatenate([np.tile(np.arange(count), choice.copies), choice.rows])
-            rows.append(self.starts[source] + self.kept[source][local])
+            rows.append(self.pool_offsets[source] + self.row_indices[source][local])
             turns.append(np.repeat(np.arange(choice.copies + 1), [*[count] * choice.copies, len(choice.rows)]))
         self.epoch += 1
-        return Drawn(np.concatenate(rows), np.concatenate(turns))
+        return EpochDraw(np.concatenate(rows), np.concatenate(turns))
 
-    def _supply(self, source: str) -> Supply:
-        share = shares.of(self.stage, source)
+    def _source_pool(self, source: str) -> SourcePool:
+        share = shares.share_of_source(self.stage, source)
         if share is None:
-            return Supply(self.sizes[source], np.arange(len(self.kept[source])))
+            return SourcePool(self.row_sizes[source], np.arange(len(self.row_indices[source])))
         again = share.resample and self.epoch > 0
         purpose = (self.stage.name, source) + ((str(self.epoch),) if again else ())
-        rank = ranks(self.ids[source], self.seed, "mixture", *purpose)
-        order = np.lexsort((rank, self.drawn[source])) if again else np.argsort(rank, kind="stable")
-        return Supply(self.sizes[source], order)
+        rank = hash_keys(self.row_ids[source], self.seed, "mixture", *purpose)
+        order = np.lexsort((rank, self.draw_counts[source])) if again else np.argsort(rank, kind="stable")
+        return SourcePool(self.row_sizes[source], order)
 
 
-Supplies = Mapping[str, Supply]
-Chosen = dict[str, Choice]
+SourcePools = Mapping[str, SourcePool]
+Selections = dict[str, RowSelection]
 
 
 @dataclass(frozen=True)
-class _Wanted:
+class _SourceTarget:
     """One source's fraction of a share. amount: of the whole mixture. slack: that may be left, of the whole."""
 
     source: str
     amount: float
     share: Share
-    slack: float
+    tolerance: float
 
-    def near(self, supply: Supply, whole: float) -> Choice:
-        return supply.near(self.share.unit, self.amount * whole, self.slack * whole, self.share.upsample)
+    def select_near(self, pool: SourcePool, total: float) -> RowSelection:
+        return pool.select_near(self.share.unit, self.amount * total, self.tolerance * total, self.share.upsample)
 
 
-def _wanted(all_shares: tuple[Share, ...], supplies: Supplies) -> list[_Wanted]:
+def _source_targets(all_shares: tuple[Share, ...], pools: SourcePools) -> list[_SourceTarget]:
     wanted = []
     for share in all_shares:
-        split = shares.fractions(share, [supplies[source].total(share.unit) for source in share.sources])
-        slack = 0.2 * TOLERANCE / len(share.sources)
-        wanted += [_Wanted(s, share.amount * part, share, slack) for s, part in zip(share.sources, split, strict=True)]
+        split = shares.split_share(share, [pools[source].total_size(share.unit) for source in share.sources])
+        slack = 0.2 * MAX_SHARE_ERROR / len(share.sources)
+        wanted += [
+            _SourceTarget(s, share.amount * part, share, slack) for s, part in zip(share.sources, split, strict=True)
+        ]
     return wanted
 
 
-def _chosen(all_shares: tuple[Share, ...], supplies: Supplies) -> Chosen:
+def _select_rows(all_shares: tuple[Share, ...], pools: SourcePools) -> Selections:
     """The choice of every source, in the order of the supplies."""
-    wanted = _wanted(all_shares, supplies)
+    wanted = _source_targets(all_shares, pools)
     named = {one.source for one in wanted}
-    chosen = {source: supply.everything() for source, supply in supplies.items() if source not in named}
-    chosen = _beside(wanted, supplies, chosen) if chosen else _largest(wanted, supplies)
-    return {source: chosen[source] for source in supplies}
+    chosen = {source: supply.select_all() for source, supply in pools.items() if source not in named}
+    chosen = _select_around_fixed(wanted, pools, chosen) if chosen else _select_largest_mixture(wanted, pools)
+    return {source: chosen[source] for source in pools}
 
 
-def _largest(wanted: list[_Wanted], supplies: Supplies) -> Chosen:
-    wholes = [(one, supplies[one.source].total(one.share.unit) / one.amount) for one in wanted if one.amount]
+def _select_largest_mixture(targets: list[_SourceTarget], pools: SourcePools) -> Selections:
+    wholes = [(one, pools[one.source].total_size(one.share.unit) / one.amount) for one in targets if one.amount]
     scarce = [whole for one, whole in wholes if not one.share.upsample]
     whole = min(scarce) if scarce else max(whole for _, whole in wholes)
-    return {one.source: one.near(supplies[one.source], whole) for one in wanted}
+    return {one.source: one.select_near(pools[one.source], whole) for one in targets}
 
 
-def _beside(wanted: list[_Wanted], supplies: Supplies, fixed: Chosen) -> Chosen:
+def _select_around_fixed(targets: list[_SourceTarget], pools: SourcePools, fixed: Selections) -> Selections:
     """The choice beside sources that give every row. Shares depend on one another: it is made anew until it stays."""
-    left = 1 - math.fsum(one.amount for one in wanted)
-    beside = {u: sum(supplies[source].total(u) for source in fixed) for u in UNITS}
-    chosen = fixed | {one.source: one.near(supplies[one.source], beside[one.share.unit] / left) for one in wanted}
-    sizes = {s: {u: supplies[s].taken(choice, u) for u in UNITS} for s, choice in chosen.items()}
-    best, nearest = dict(chosen), _worst(wanted, sizes)
-    for _ in range(ROUNDS):
+    left = 1 - math.fsum(one.amount for one in targets)
+    beside = {u: sum(pools[source].total_size(u) for source in fixed) for u in UNITS}
+    chosen = fixed | {one.source: one.select_near(pools[one.source], beside[one.share.unit] / left) for one in targets}
+    sizes = {s: {u: pools[s].selected_size(choice, u) for u in UNITS} for s, choice in chosen.items()}
+    best, nearest = dict(chosen), _worst_fraction_error(targets, sizes)
+    for _ in range(MAX_BALANCING_ROUNDS):
         before = {source: dict(size) for source, size in sizes.items()}
-        for one in wanted:
+        for one in targets:
             unit = one.share.unit
             rest = sum(size[unit] for source, size in sizes.items() if source != one.source)
-            chosen[one.source] = choice = one.near(supplies[one.source], rest / (1 - one.amount))
-            sizes[one.source] = {u: supplies[one.source].taken(choice, u) for u in UNITS}
+            chosen[one.source] = choice = one.select_near(pools[one.source], rest / (1 - one.amount))
+            sizes[one.source] = {u: pools[one.source].selected_size(choice, u) for u in UNITS}
         if sizes == before:
             break
-        if (worst := _worst(wanted, sizes)) < nearest:
+        if (worst := _worst_fraction_error(targets, sizes)) < nearest:
             best, nearest = dict(chosen), worst
     return best
 
 
-def _worst(wanted: list[_Wanted], sizes: Mapping[str, Mapping[Unit, int]]) -> float:
+def _worst_fraction_error(targets: list[_SourceTarget], sizes: Mapping[str, Mapping[ShareUnit, int]]) -> float:
     """The largest distance of a source from its fraction."""
     wholes = {u: sum(size[u] for size in sizes.values()) for u in UNITS}
-    return max((abs(sizes[w.source][w.share.unit] / wholes[w.share.unit] - w.amount) for w in wanted), default=0.0)
+    return max((abs(sizes[w.source][w.share.unit] / wholes[w.share.unit] - w.amount) for w in targets), default=0.0)
 
 
 # -- what cannot be met -----------------------------------------------------------------------------------------------
 
 
-def _unmet(
-    all_shares: tuple[Share, ...], supplies: Supplies, chosen: Chosen
+def _unmet_shares(
+    all_shares: tuple[Share, ...], pools: SourcePools, selections: Selections
 ) -> Iterator[tuple[Share, dict[str, float]]]:
     """The shares more than `TOLERANCE` off, together or in one source, each with what its sources realise."""
     for share in all_shares:
-        whole = sum(supplies[source].taken(choice, share.unit) for source, choice in chosen.items())
-        found = {s: supplies[s].taken(chosen[s], share.unit) / whole for s in share.sources}
+        whole = sum(pools[source].selected_size(choice, share.unit) for source, choice in selections.items())
+        found = {s: pools[s].selected_size(selections[s], share.unit) / whole for s in share.sources}
         gaps = [math.fsum(found.values()) - share.amount]
-        gaps += [found[one.source] - one.amount for one in _wanted((share,), supplies)]
-        if max(map(abs, gaps)) > TOLERANCE + 1e-9:
+        gaps += [found[one.source] - one.amount for one in _source_targets((share,), pools)]
+        if max(map(abs, gaps)) > MAX_SHARE_ERROR + 1e-9:
             yield share, found
 
 
-def _errors(stage: Stage, supplies: Supplies, chosen: Chosen) -> Iterator[HarnessError]:
-    whole_sources = len({source for share in stage.shares for source in share.sources}) < len(supplies)
-    for share, found in _unmet(stage.shares, supplies, chosen):
+def _share_errors(stage: Stage, pools: SourcePools, selections: Selections) -> Iterator[HarnessError]:
+    whole_sources = len({source for share in stage.shares for source in share.sources}) < len(pools)
+    for share, found in _unmet_shares(stage.shares, pools, selections):
         where, unit = f"stage {stage.name}", share.unit.replace("_", " ")
-        asked = f"{100 * share.amount:.1f} % of {shares.listed(share.sources)}"
-        wanted = {one.source: one.amount for one in _wanted((share,), supplies)}
-        short = [s for s in found if _is_all(chosen[s]) and found[s] < wanted[s]]
+        asked = f"{100 * share.amount:.1f} % of {shares.join_names(share.sources)}"
+        wanted = {one.source: one.amount for one in _source_targets((share,), pools)}
+        short = [s for s in found if _is_whole_source(selections[s]) and found[s] < wanted[s]]
         if short and whole_sources and not share.upsample:
-            having = " and ".join(f"all {supplies[s].total(share.unit)} {unit} of {s!r}" for s in short)
-            most = _possible(stage.shares, share, supplies)
+            having = " and ".join(f"all {pools[s].total_size(share.unit)} {unit} of {s!r}" for s in short)
+            most = _largest_possible_share(stage.shares, share, pools)
             possible = "no such share is possible" if most is None else f"at most {100 * most:.1f} % is possible"
             hint = "lower the share, add rows to it, let it repeat rows (upsample), or set a limit on the other sources"
             yield HarnessError(where, f"{asked} cannot be met: with {having} {possible}", hint)
@@ -336,27 +341,27 @@ def _errors(stage: Stage, supplies: Supplies, chosen: Chosen) -> Iterator[Harnes
             yield HarnessError(where, what, "use more rows in the stage, or shorter ones, or ask for that share")
 
 
-def _is_all(choice: Choice) -> bool:
-    return choice.copies == 1 and not len(choice.rows)
+def _is_whole_source(selection: RowSelection) -> bool:
+    return selection.copies == 1 and not len(selection.rows)
 
 
-def _possible(all_shares: tuple[Share, ...], share: Share, supplies: Supplies) -> float | None:
+def _largest_possible_share(all_shares: tuple[Share, ...], share: Share, pools: SourcePools) -> float | None:
     """The largest amount of a share, in tenths of a point, that its sources' rows allow beside the other shares.
 
     Found from the sizes and then tried, since what is said to be possible must be possible. None: none was found.
     """
     others = tuple(other for other in all_shares if other is not share)
     named = {source for one in all_shares for source in one.sources}
-    beside = sum(supply.total(share.unit) for source, supply in supplies.items() if source not in named)
+    beside = sum(supply.total_size(share.unit) for source, supply in pools.items() if source not in named)
     left = 1 - math.fsum(other.amount for other in others)
-    totals = [supplies[source].total(share.unit) for source in share.sources]
+    totals = [pools[source].total_size(share.unit) for source in share.sources]
     bound = min(
         total * left / (part * beside + total)
-        for total, part in zip(totals, shares.fractions(share, totals), strict=True)
+        for total, part in zip(totals, shares.split_share(share, totals), strict=True)
     )
     most = math.floor(1000 * min(bound, share.amount))
-    for tenths in range(most, max(most - TRIED, 0), -1):
+    for tenths in range(most, max(most - MAX_SHARES_TRIED, 0), -1):
         changed = (*others, replace(share, amount=tenths / 1000))
-        if not any(True for _ in _unmet(changed, supplies, _chosen(changed, supplies))):
+        if not any(True for _ in _unmet_shares(changed, pools, _select_rows(changed, pools))):
             return tenths / 1000
     return None

@@ -12,62 +12,62 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-class Slots(Sequence[tuple[int, ...]]):
+class PackedSequences(Sequence[tuple[int, ...]]):
     """Slots, each the indices of its rows; an index may stand in several, a slot may have none.
 
     members: (M,) int32, the indices, slot after slot. starts: (N + 1,) int64, where each slot begins in `members`,
     and where the last one ends.
     """
 
-    def __init__(self, members: NDArray[Any], starts: NDArray[Any]) -> None:
-        self.members: NDArray[np.int32] = members.astype(np.int32, copy=False)
+    def __init__(self, row_indices: NDArray[Any], starts: NDArray[Any]) -> None:
+        self.row_indices: NDArray[np.int32] = row_indices.astype(np.int32, copy=False)
         self.starts: NDArray[np.int64] = starts.astype(np.int64, copy=False)
 
     @classmethod
-    def of(cls, slots: Iterable[Sequence[int]]) -> Slots:
+    def from_sequences(cls, sequences: Iterable[Sequence[int]]) -> PackedSequences:
         """Any slots as `Slots`; those that are already stay the same object."""
-        if isinstance(slots, Slots):
-            return slots
-        given = [tuple(slot) for slot in slots]
+        if isinstance(sequences, PackedSequences):
+            return sequences
+        given = [tuple(slot) for slot in sequences]
         members = np.array([index for slot in given for index in slot], dtype=np.int32)
         return cls(members, np.cumsum([0, *map(len, given)]))
 
     @classmethod
-    def single(cls, indices: NDArray[Any]) -> Slots:
+    def one_row_each(cls, indices: NDArray[Any]) -> PackedSequences:
         """One slot for each index."""
         return cls(indices, np.arange(len(indices) + 1))
 
     @classmethod
-    def join(cls, parts: Sequence[Slots]) -> Slots:
+    def concatenate(cls, parts: Sequence[PackedSequences]) -> PackedSequences:
         """The slots of all parts, one part after the other."""
-        counts = [np.zeros(1, dtype=np.int64), *(part.counts for part in parts)]
-        return cls(np.concatenate([part.members for part in parts]), np.cumsum(np.concatenate(counts)))
+        counts = [np.zeros(1, dtype=np.int64), *(part.rows_per_sequence for part in parts)]
+        return cls(np.concatenate([part.row_indices for part in parts]), np.cumsum(np.concatenate(counts)))
 
     @property
-    def counts(self) -> NDArray[np.int64]:
+    def rows_per_sequence(self) -> NDArray[np.int64]:
         """(N,) rows in each slot."""
         return np.diff(self.starts)
 
-    def sums(self, sizes: NDArray[Any]) -> NDArray[np.int64]:
+    def sum_sizes(self, sizes: NDArray[Any]) -> NDArray[np.int64]:
         """(N,) the summed sizes of each slot's rows. sizes: of every row, e.g. its tokens."""
-        upto = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(sizes[self.members], dtype=np.int64)])
+        upto = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(sizes[self.row_indices], dtype=np.int64)])
         return np.diff(upto[self.starts])
 
-    def take(self, slots: NDArray[Any]) -> Slots:
+    def select(self, indices: NDArray[Any]) -> PackedSequences:
         """The slots with these indices, in this order."""
-        counts = self.counts[slots]
+        counts = self.rows_per_sequence[indices]
         starts = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(counts)])
         within = np.arange(starts[-1]) - np.repeat(starts[:-1], counts)
-        return Slots(self.members[np.repeat(self.starts[slots], counts) + within], starts)
+        return PackedSequences(self.row_indices[np.repeat(self.starts[indices], counts) + within], starts)
 
-    def renamed(self, names: NDArray[Any]) -> Slots:
+    def remap(self, new_indices: NDArray[Any]) -> PackedSequences:
         """The same slots with row `names[i]` in the place of row i."""
-        return Slots(names[self.members], self.starts)
+        return PackedSequences(new_indices[self.row_indices], self.starts)
 
-    def filled(self, multiple: int) -> Slots:
+    def pad_to_multiple(self, multiple: int) -> PackedSequences:
         """The slots and as many empty ones as make their number a multiple of `multiple`."""
         empty = np.full(-len(self) % multiple, self.starts[-1])
-        return Slots(self.members, np.concatenate([self.starts, empty]))
+        return PackedSequences(self.row_indices, np.concatenate([self.starts, empty]))
 
     def __len__(self) -> int:
         return len(self.starts) - 1
@@ -76,29 +76,29 @@ class Slots(Sequence[tuple[int, ...]]):
     def __getitem__(self, index: int) -> tuple[int, ...]: ...
 
     @overload
-    def __getitem__(self, index: slice) -> Slots: ...
+    def __getitem__(self, index: slice) -> PackedSequences: ...
 
-    def __getitem__(self, index: int | slice) -> tuple[int, ...] | Slots:
+    def __getitem__(self, index: int | slice) -> tuple[int, ...] | PackedSequences:
         if isinstance(index, slice):
-            return self.take(np.arange(len(self))[index])
+            return self.select(np.arange(len(self))[index])
         place = range(len(self))[index]
-        return tuple(self.members[self.starts[place] : self.starts[place + 1]].tolist())
+        return tuple(self.row_indices[self.starts[place] : self.starts[place + 1]].tolist())
 
     def __iter__(self) -> Iterator[tuple[int, ...]]:
         return (self[place] for place in range(len(self)))
 
     def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Slots):
+        if not isinstance(other, PackedSequences):
             return NotImplemented
-        return np.array_equal(self.members, other.members) and np.array_equal(self.starts, other.starts)
+        return np.array_equal(self.row_indices, other.row_indices) and np.array_equal(self.starts, other.starts)
 
     __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
-        return f"Slots({len(self)} slots, {len(self.members)} rows)"
+        return f"Slots({len(self)} slots, {len(self.row_indices)} rows)"
 
 
-def pack(lengths: NDArray[Any], capacity: int) -> Slots:
+def pack_rows(lengths: NDArray[Any], capacity: int) -> PackedSequences:
     """Packs of row indices, best-fit decreasing over all rows: each row goes where the least room is left over.
 
     lengths: (N,) tokens of each row, in [1, capacity]. Every index stands in exactly one pack; no pack holds more than
@@ -114,16 +114,18 @@ def pack(lengths: NDArray[Any], capacity: int) -> Slots:
     if len(wrong):
         raise ValueError(f"row {wrong[0]} has {lengths[wrong[0]]} tokens, not 1 to {capacity}")
     different, counts = np.unique(lengths, return_counts=True)
-    placed = np.array(_placed(different[::-1].tolist(), counts[::-1].tolist(), capacity), dtype=np.int64).reshape(-1, 3)
+    placed = np.array(
+        _plan_placement(different[::-1].tolist(), counts[::-1].tolist(), capacity), dtype=np.int64
+    ).reshape(-1, 3)
     first, packs, each = placed.T
     ends = np.cumsum(packs * each)
     event = np.repeat(np.arange(len(placed)), packs * each)
     pack_of = first[event] + (np.arange(len(lengths)) - (ends - packs * each)[event]) // each[event]
     members = np.argsort(-lengths, kind="stable")[np.argsort(pack_of, kind="stable")]
-    return Slots(members, np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(np.bincount(pack_of))]))
+    return PackedSequences(members, np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(np.bincount(pack_of))]))
 
 
-def _placed(lengths: list[int], counts: list[int], capacity: int) -> list[tuple[int, int, int]]:
+def _plan_placement(lengths: list[int], counts: list[int], capacity: int) -> list[tuple[int, int, int]]:
     """Where the rows go, longest first: (first pack, packs, rows of this length in each of them), in order of the rows.
 
     lengths: the different ones, decreasing. counts: rows of each.

@@ -15,11 +15,11 @@ from harness.types import Example, Message
 
 ROLES = ("system", "user", "assistant", "tool", "text")
 
-_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
-_sorted = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False, sort_keys=True).encode
+_to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
+_to_sorted_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False, sort_keys=True).encode
 
 
-class BadRow(Exception):
+class InvalidRow(Exception):
     """A row that is no conversation. what: what is wrong, as a predicate ("has no response"). hint: the remedy."""
 
     def __init__(self, what: str, hint: str = "") -> None:
@@ -27,8 +27,8 @@ class BadRow(Exception):
         self.what, self.hint = what, hint
 
 
-def example(
-    messages: Sequence[Message], place: str, tools: Sequence[Mapping[str, Any]] = (), choices: Sequence[str] = ()
+def build_example(
+    messages: Sequence[Message], location: str, tools: Sequence[Mapping[str, Any]] = (), choices: Sequence[str] = ()
 ) -> Example:
     """The example of a row's messages; system messages that are blank are left out.
 
@@ -38,30 +38,32 @@ def example(
     """
     kept = tuple(message for message in messages if message.role != "system" or message.content.strip())
     if kept and kept[0].role == "text":
-        _check_text(kept)
+        _validate_text(kept)
     else:
-        _check(kept)
+        _validate_turns(kept)
     try:
-        return Example(example_id(kept, tools, choices), kept, place, tuple(tools), tuple(choices))
+        return Example(example_id(kept, tools, choices), kept, location, tuple(tools), tuple(choices))
     except UnicodeEncodeError:
-        raise BadRow("has half of a surrogate pair, which is no character", "mend the escape \\ud800 … in it") from None
+        raise InvalidRow(
+            "has half of a surrogate pair, which is no character", "mend the escape \\ud800 … in it"
+        ) from None
     except (TypeError, ValueError, RecursionError) as error:  # Arrow has dates and bytes, and Python NaN; JSON has none
-        raise BadRow(f"has a call or a tool that JSON cannot hold: {error}", "mend the row") from None
+        raise InvalidRow(f"has a call or a tool that JSON cannot hold: {error}", "mend the row") from None
 
 
-def _check_text(messages: Sequence[Message]) -> None:
+def _validate_text(messages: Sequence[Message]) -> None:
     if len(messages) > 1:
-        raise BadRow("has other messages beside its text", "a plain text stands alone")
+        raise InvalidRow("has other messages beside its text", "a plain text stands alone")
     if not messages[0].content.strip():
-        raise BadRow("has a text of white space alone", "give it text, or leave the row out")
+        raise InvalidRow("has a text of white space alone", "give it text, or leave the row out")
 
 
-def _check(messages: Sequence[Message]) -> None:
+def _validate_turns(messages: Sequence[Message]) -> None:
     if not messages or messages[-1].role != "assistant":
         last = f": its last turn is the {messages[-1].role}'s" if messages else ""
-        raise BadRow(f"has no response{last}", "a row ends with what the assistant is to answer")
-    if not messages[-1].content.strip() and not messages[-1].calls:
-        raise BadRow("has no response: it is blank", "a row ends with what the assistant is to answer")
+        raise InvalidRow(f"has no response{last}", "a row ends with what the assistant is to answer")
+    if not messages[-1].content.strip() and not messages[-1].tool_calls:
+        raise InvalidRow("has no response: it is blank", "a row ends with what the assistant is to answer")
     turns = messages[1:] if messages[0].role == "system" else messages
     before: Message | None = None
     trained = False
@@ -69,29 +71,29 @@ def _check(messages: Sequence[Message]) -> None:
         role = message.role
         if role == "assistant":
             fits = before is not None and before.role in ("user", "tool")
-            trained = trained or message.trained
+            trained = trained or message.train
         elif role == "user":
             fits = before is None or before.role == "assistant"
         else:
-            fits = role == "tool" and before is not None and (before.role == "tool" or bool(before.calls))
+            fits = role == "tool" and before is not None and (before.role == "tool" or bool(before.tool_calls))
         if not fits:
-            raise _misplaced(number, message, before)
-        if not message.content.strip() and role != "tool" and not message.calls:
-            raise BadRow(f"has nothing in turn {number}, the {role}'s", "give it text, or leave the row out")
+            raise _turn_order_error(number, message, before)
+        if not message.content.strip() and role != "tool" and not message.tool_calls:
+            raise InvalidRow(f"has nothing in turn {number}, the {role}'s", "give it text, or leave the row out")
         before = message
     if not trained:
-        raise BadRow("has nothing to train: no response is flagged as trained", "leave the row out, or flag one")
+        raise InvalidRow("has nothing to train: no response is flagged as trained", "leave the row out, or flag one")
 
 
-def _misplaced(number: int, message: Message, before: Message | None) -> BadRow:
+def _turn_order_error(turn_number: int, message: Message, previous: Message | None) -> InvalidRow:
     if message.role == "system":
-        return BadRow("has a system message that is not its first message", "put one at the start, or none")
+        return InvalidRow("has a system message that is not its first message", "put one at the start, or none")
     if message.role == "tool":
-        what = f"has turn {number} from a tool, and the turn before calls none"
-        return BadRow(what, "a tool answers after an assistant's turn with calls")
-    expected = "user" if before is None or before.role == "assistant" else "assistant"
-    what = f"has turn {number} from the {message.role} where the {expected} speaks"
-    return BadRow(what, "user and assistant take turns, and the user begins")
+        what = f"has turn {turn_number} from a tool, and the turn before calls none"
+        return InvalidRow(what, "a tool answers after an assistant's turn with calls")
+    expected = "user" if previous is None or previous.role == "assistant" else "assistant"
+    what = f"has turn {turn_number} from the {message.role} where the {expected} speaks"
+    return InvalidRow(what, "user and assistant take turns, and the user begins")
 
 
 def example_id(
@@ -103,23 +105,23 @@ def example_id(
     Texts are Unicode-normalised (NFC). An input that is kept apart counts as if it stood below the content, as it does
     in other row forms. Which turns are trained is no content.
     """
-    value: list[Any] = [[message.role, _text(message), *_more(message)] for message in messages]
+    value: list[Any] = [[message.role, _normalized_text(message), *_tool_content(message)] for message in messages]
     if tools:
-        value.append({"tools": _normal(_sorted(list(tools)))})
+        value.append({"tools": _normalize_unicode(_to_sorted_json(list(tools)))})
     if choices:
-        value.append({"choices": [_normal(choice) for choice in choices]})
-    return _digest(value)
+        value.append({"choices": [_normalize_unicode(choice) for choice in choices]})
+    return _short_digest(value)
 
 
-def prompt_id(example: Example) -> str:
+def prompt_hash(example: Example) -> str:
     """The hash of all that is said before the response, runs of white space counted as one space; of a text: all of it.
 
     Two rows with the same question have the same hash, whatever their answers and the tools on offer.
     """
-    return prompt_ids(example)[0]
+    return prompt_hashes(example)[0]
 
 
-def prompt_ids(example: Example) -> tuple[str, str, tuple[str, ...]]:
+def prompt_hashes(example: Example) -> tuple[str, str, tuple[str, ...]]:
     """`prompt_id`; the hash of the opening, which is all that is said before the first response; and the hashes of the
     prompts of the earlier responses that are trained, each the `prompt_id` of a row that ends with that response.
 
@@ -130,40 +132,42 @@ def prompt_ids(example: Example) -> tuple[str, str, tuple[str, ...]]:
     opening, earlier = "", []
     hashed = hashlib.sha256(b"[")  # grows turn by turn into what `_digest` hashes of their list
     for index, message in enumerate(asked):
-        if message.role == "assistant" and (message.trained or not opening):
-            upto = _closed(hashed)
+        if message.role == "assistant" and (message.train or not opening):
+            upto = _list_digest(hashed)
             opening = opening or upto
-            earlier += [upto] if message.trained else []
-        turn = [message.role, " ".join(_text(message).split()), *_more(message)]
-        hashed.update(("," * (index > 0) + _encode(turn)).encode())
-    whole = _closed(hashed)
+            earlier += [upto] if message.train else []
+        turn = [message.role, " ".join(_normalized_text(message).split()), *_tool_content(message)]
+        hashed.update(("," * (index > 0) + _to_json(turn)).encode())
+    whole = _list_digest(hashed)
     return whole, opening or whole, tuple(earlier)
 
 
-def _closed(hashed: Any) -> str:
+def _list_digest(hasher: Any) -> str:
     """What a hash would be with the end of the list."""
-    end = hashed.copy()
+    end = hasher.copy()
     end.update(b"]")
     return str(end.hexdigest()[:16])
 
 
-def _more(message: Message) -> list[Any]:
+def _tool_content(message: Message) -> list[Any]:
     """What a turn holds beside its text; nothing for the turns of a conversation without tools."""
     more: list[Any] = []
-    if message.calls:
-        more.append({"calls": [[call.name, _normal(_sorted(call.arguments))] for call in message.calls]})
+    if message.tool_calls:
+        more.append(
+            {"calls": [[call.name, _normalize_unicode(_to_sorted_json(call.arguments))] for call in message.tool_calls]}
+        )
     if message.name is not None:
         more.append({"name": message.name})
     return more
 
 
-def _text(message: Message) -> str:
-    return _normal(message.content if message.input is None else f"{message.content}\n\n{message.input}")
+def _normalized_text(message: Message) -> str:
+    return _normalize_unicode(message.content if message.input is None else f"{message.content}\n\n{message.input}")
 
 
-def _normal(text: str) -> str:
+def _normalize_unicode(text: str) -> str:
     return text if text.isascii() else unicodedata.normalize("NFC", text)
 
 
-def _digest(value: list[Any]) -> str:
-    return hashlib.sha256(_encode(value).encode()).hexdigest()[:16]
+def _short_digest(value: list[Any]) -> str:
+    return hashlib.sha256(_to_json(value).encode()).hexdigest()[:16]

@@ -10,18 +10,18 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
-from harness.data.reading.conversation import BadRow, example
-from harness.data.reading.messages import text, turns
-from harness.data.reading.tool_calls import tools
+from harness.data.reading.conversation import InvalidRow, build_example
+from harness.data.reading.messages import parse_messages, parse_text
+from harness.data.reading.tool_calls import parse_tools
 from harness.errors import HarnessError
 from harness.types import Example, Message, Record
 from harness.utils.formatting import one_line
 
-NEEDS = ("choices", "answer")
-MAY = ("question", "prompt", "system")
+CHOICES_REQUIRED_KEYS = ("choices", "answer")
+CHOICES_OPTIONAL_KEYS = ("question", "prompt", "system")
 
 
-def read_choices(row: Mapping[str, Any]) -> tuple[list[Message], tuple[str, ...]]:
+def parse_multiple_choice(row: Mapping[str, Any]) -> tuple[list[Message], tuple[str, ...]]:
     """The messages of a row, and its choices.
 
     row: `question` (or `prompt`), `choices` (two strings or more, all different), `answer` (an index from 0, a letter
@@ -30,19 +30,19 @@ def read_choices(row: Mapping[str, Any]) -> tuple[list[Message], tuple[str, ...]
     """
     asked = [key for key in ("question", "prompt") if isinstance(row.get(key), str) and row[key].strip()]
     if len(asked) != 1:
-        raise BadRow("has no question" if not asked else "has a 'question' and a 'prompt'", "give it one, as text")
+        raise InvalidRow("has no question" if not asked else "has a 'question' and a 'prompt'", "give it one, as text")
     choices = row["choices"]
     if not isinstance(choices, list | tuple) or not all(isinstance(one, str) and one.strip() for one in choices):
-        raise BadRow("has 'choices' that are no array of texts", 'e.g. ["yes", "no"]')
+        raise InvalidRow("has 'choices' that are no array of texts", 'e.g. ["yes", "no"]')
     if len(choices) < 2 or len(set(choices)) < len(choices):
-        raise BadRow("has fewer than two choices, or two alike", "one of several different choices is right")
-    right = choices[_right(row["answer"], choices)]
+        raise InvalidRow("has fewer than two choices, or two alike", "one of several different choices is right")
+    right = choices[_answer_index(row["answer"], choices)]
     system = row.get("system")
     before = [Message("system", system)] if isinstance(system, str) and system.strip() else []
     return [*before, Message("user", row[asked[0]]), Message("assistant", right)], tuple(choices)
 
 
-def _right(answer: Any, choices: list[str] | tuple[str, ...]) -> int:
+def _answer_index(answer: Any, choices: list[str] | tuple[str, ...]) -> int:
     if isinstance(answer, int) and not isinstance(answer, bool) and 0 <= answer < len(choices):
         return answer
     if isinstance(answer, str):
@@ -53,49 +53,51 @@ def _right(answer: Any, choices: list[str] | tuple[str, ...]) -> int:
         if 0 <= place < len(choices):
             return place
     hint = f"an index from 0 to {len(choices) - 1}, a letter from A, or one of the choices"
-    raise BadRow(f"has the answer {str(answer)[:40]!r}, which is none of its choices", hint)
+    raise InvalidRow(f"has the answer {str(answer)[:40]!r}, which is none of its choices", hint)
 
 
-SHOWN = 20
+MAX_KEYS_SHOWN = 20
 """Keys of a row that an error names."""
 
 
 @dataclass(frozen=True)
-class Form:
+class RowFormat:
     """One way for a row to hold a conversation. needs: the keys that it has. may: those that it may have.
 
     last_choice: told only where no other form fits, as data sets carry such keys beside their conversations.
     """
 
-    needs: tuple[str, ...]
-    may: tuple[str, ...]
-    read: Callable[[Mapping[str, Any]], list[Message]]
-    last_choice: bool = False
+    required_keys: tuple[str, ...]
+    optional_keys: tuple[str, ...]
+    parse: Callable[[Mapping[str, Any]], list[Message]]
+    fallback: bool = False
 
 
-def conversation(row: Mapping[str, Any], name: str, train_on: str, place: str) -> Example:
+def parse_row(row: Mapping[str, Any], format_name: str, train_on: str, location: str) -> Example:
     """The conversation of a row of the form `name`; keys that are no part of the form are left aside.
 
     train_on: `all` or `last`: which responses are trained, of those that are not flagged otherwise.
     Raises BadRow for a row that is none.
     """
-    form = FORMS[name]
-    for key in form.needs:
+    form = ROW_FORMATS[format_name]
+    for key in form.required_keys:
         if key not in row:
-            raise _lacks(row, name, key)
-    messages = form.read(row)
+            raise _missing_key_error(row, format_name, key)
+    messages = form.parse(row)
     if train_on == "last":
-        messages = [_untrained(message) for message in messages[:-1]] + messages[-1:]
-    given = row.get("tools") if "tools" in form.may else None
-    choices = row["choices"] if "choices" in form.needs else ()
-    return example(messages, place, tools(given) if given else (), choices)
+        messages = [_without_training(message) for message in messages[:-1]] + messages[-1:]
+    given = row.get("tools") if "tools" in form.optional_keys else None
+    choices = row["choices"] if "choices" in form.required_keys else ()
+    return build_example(messages, location, parse_tools(given) if given else (), choices)
 
 
-def detect(records: Sequence[Record], where: str) -> str:
+def detect_row_format(records: Sequence[Record], where: str) -> str:
     """The name of the one form that the rows have. Raises HarnessError when there is none, or more than one."""
-    fitting = {name: [all(key in r.data for key in form.needs) for r in records] for name, form in FORMS.items()}
+    fitting = {
+        name: [all(key in r.data for key in form.required_keys) for r in records] for name, form in ROW_FORMATS.items()
+    }
     whole = [name for name, fits in fitting.items() if all(fits)]
-    whole = [name for name in whole if not FORMS[name].last_choice] or whole
+    whole = [name for name in whole if not ROW_FORMATS[name].fallback] or whole
     if len(whole) == 1:
         return whole[0]
     if whole:
@@ -103,20 +105,20 @@ def detect(records: Sequence[Record], where: str) -> str:
         raise HarnessError(where, what, f"""say which, e.g. "form": "{whole[0]}\"""")
     best = max(fitting, key=lambda name: sum(fitting[name]))
     if not any(fitting[best]):
-        keys = _keys(records[0].data) or "none"
-        needs = "; ".join(f"{name} needs {', '.join(form.needs)}" for name, form in FORMS.items())
-        what = f"the form of its rows is unknown: {records[0].place} has the keys {keys}; {needs}"
+        keys = _format_keys(records[0].data) or "none"
+        needs = "; ".join(f"{name} needs {', '.join(form.required_keys)}" for name, form in ROW_FORMATS.items())
+        what = f"the form of its rows is unknown: {records[0].location} has the keys {keys}; {needs}"
         raise HarnessError(where, what, """name your columns, e.g. "columns": {"instruction": …, "output": …}""")
     for name, fits in fitting.items():
-        others = [record.place for record, a, b in zip(records, fits, fitting[best], strict=True) if a and not b]
+        others = [record.location for record, a, b in zip(records, fits, fitting[best], strict=True) if a and not b]
         if others:
-            first = records[fitting[best].index(True)].place
+            first = records[fitting[best].index(True)].location
             what = f"its rows have several forms: {first} is {best}, {others[0]} is {name}"
             raise HarnessError(where, what, "make each form a source of its own")
     return best  # the rows that do not fit are told by place when they are read
 
 
-class Columns:
+class ColumnMapping:
     """Gives rows their columns under the standard names; a column so used loses its own name.
 
     columns: standard name -> column of the data. Raises HarnessError for a name that no form has.
@@ -125,13 +127,13 @@ class Columns:
     def __init__(self, columns: Mapping[str, str], where: str) -> None:
         self.columns, self.where = columns, where
         self.missing = set(columns.values())
-        known = sorted({key for form in FORMS.values() for key in form.needs + form.may})
+        known = sorted({key for form in ROW_FORMATS.values() for key in form.required_keys + form.optional_keys})
         for standard in columns:
             if standard not in known:
                 what = f"columns names {standard!r}, which no row form has"
                 raise HarnessError(where, what, f"the standard names are {', '.join(known)}")
 
-    def renamed(self, row: Mapping[str, Any]) -> Mapping[str, Any]:
+    def rename_columns(self, row: Mapping[str, Any]) -> Mapping[str, Any]:
         """The row under the standard names; takes note of the columns that it has."""
         if not self.columns:
             return row
@@ -141,108 +143,112 @@ class Columns:
         named = {standard: row[column] for standard, column in self.columns.items() if column in row}
         return {**{key: value for key, value in row.items() if key not in taken}, **named}
 
-    def check_read(self, form: str) -> None:
+    def check_format_reads_columns(self, format_name: str) -> None:
         """Raise HarnessError for a standard name that rows of this form do not have: nothing would read it."""
         for standard, column in self.columns.items():
-            if standard not in FORMS[form].needs + FORMS[form].may:
-                what = f"columns names {column!r} as the data's column for {standard!r}, which the form {form} has not"
-                hint = f"take it out, or name another form; {form} has {', '.join(FORMS[form].needs + FORMS[form].may)}"
+            if standard not in ROW_FORMATS[format_name].required_keys + ROW_FORMATS[format_name].optional_keys:
+                what = f"columns names {column!r} as the data's column for {standard!r}, which the form {format_name} has not"
+                hint = f"take it out, or name another form; {format_name} has {', '.join(ROW_FORMATS[format_name].required_keys + ROW_FORMATS[format_name].optional_keys)}"
                 raise HarnessError(self.where, what, hint)
 
-    def check(self, first: Record | None, *, needed: bool) -> None:
+    def check_columns_exist(self, first_record: Record | None, *, required_only: bool) -> None:
         """Raise HarnessError for a column that no row had so far. needed: look only at those that some form needs."""
         for standard, column in self.columns.items():
-            wanted = not needed or any(standard in form.needs for form in FORMS.values())
-            if column in self.missing and wanted and first is not None:
+            wanted = not required_only or any(standard in form.required_keys for form in ROW_FORMATS.values())
+            if column in self.missing and wanted and first_record is not None:
                 what = f"columns names {column!r} as the data's column for {standard!r}, and no row has it"
-                raise HarnessError(self.where, what, f"{first.place} has {_keys(first.data)}")
+                raise HarnessError(self.where, what, f"{first_record.location} has {_format_keys(first_record.data)}")
 
 
-def _keys(row: Mapping[str, Any]) -> str:
+def _format_keys(row: Mapping[str, Any]) -> str:
     """The keys of a row as a person may see them, some of them where there are many."""
-    more = f" and {len(row) - SHOWN:,} more" if len(row) > SHOWN else ""
-    return ", ".join(one_line(str(key), 40) for key in islice(row, SHOWN)) + more
+    more = f" and {len(row) - MAX_KEYS_SHOWN:,} more" if len(row) > MAX_KEYS_SHOWN else ""
+    return ", ".join(one_line(str(key), 40) for key in islice(row, MAX_KEYS_SHOWN)) + more
 
 
-def _lacks(row: Mapping[str, Any], name: str, key: str) -> BadRow:
-    others = [other for other, form in FORMS.items() if all(key in row for key in form.needs)]
+def _missing_key_error(row: Mapping[str, Any], format_name: str, key: str) -> InvalidRow:
+    others = [other for other, form in ROW_FORMATS.items() if all(key in row for key in form.required_keys)]
     if others:
-        what = f"is of the form {others[0]}, and this source's rows are {name}: no {key!r}"
-        return BadRow(what, "make each form a source of its own")
+        what = f"is of the form {others[0]}, and this source's rows are {format_name}: no {key!r}"
+        return InvalidRow(what, "make each form a source of its own")
     what = "has no response: no" if key in ("output", "completion") else "has no"
-    needs = ", ".join(FORMS[name].needs)
-    return BadRow(f"{what} {key!r}", f"a row of the form {name} has {needs}; 'columns' names them where they differ")
+    needs = ", ".join(ROW_FORMATS[format_name].required_keys)
+    return InvalidRow(
+        f"{what} {key!r}", f"a row of the form {format_name} has {needs}; 'columns' names them where they differ"
+    )
 
 
 # -- the forms --------------------------------------------------------------------------------------------------------
 
 
-def _alpaca(row: Mapping[str, Any]) -> list[Message]:
-    given = text(row.get("input"), "'input'")
-    messages = _system(row)
+def _parse_alpaca(row: Mapping[str, Any]) -> list[Message]:
+    given = parse_text(row.get("input"), "'input'")
+    messages = _system_messages(row)
     history = row.get("history")
     if history:
         pairs = isinstance(history, (list, tuple))
         if not pairs or not all(isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in history):
-            raise BadRow("has a 'history' that is not an array of pairs", 'e.g. [["question", "answer"], …]')
+            raise InvalidRow("has a 'history' that is not an array of pairs", 'e.g. [["question", "answer"], …]')
         for question, answer in history:
-            messages.append(Message("user", text(question, "a question in 'history'")))
-            messages.append(Message("assistant", text(answer, "an answer in 'history'")))
-    instruction = text(row["instruction"], "'instruction'")
+            messages.append(Message("user", parse_text(question, "a question in 'history'")))
+            messages.append(Message("assistant", parse_text(answer, "an answer in 'history'")))
+    instruction = parse_text(row["instruction"], "'instruction'")
     messages.append(Message("user", instruction, given if given and not given.isspace() else None))
-    messages.append(Message("assistant", text(row["output"], "'output'")))
+    messages.append(Message("assistant", parse_text(row["output"], "'output'")))
     return messages
 
 
-def _messages(row: Mapping[str, Any]) -> list[Message]:
-    return _with_system(row, turns(row["messages"], "messages", "role", "content"))
+def _parse_messages_row(row: Mapping[str, Any]) -> list[Message]:
+    return _prepend_system(row, parse_messages(row["messages"], "messages", "role", "content"))
 
 
-def _sharegpt(row: Mapping[str, Any]) -> list[Message]:
-    return _with_system(row, turns(row["conversations"], "conversations", "from", "value"))
+def _parse_sharegpt(row: Mapping[str, Any]) -> list[Message]:
+    return _prepend_system(row, parse_messages(row["conversations"], "conversations", "from", "value"))
 
 
-def _prompt_completion(row: Mapping[str, Any]) -> list[Message]:
+def _parse_prompt_completion(row: Mapping[str, Any]) -> list[Message]:
     prompt, completion = row["prompt"], row["completion"]
-    messages = _system(row)
+    messages = _system_messages(row)
     if isinstance(prompt, (list, tuple)):
         # A prompt's responses are there to be read, as its name says; only the completion is trained.
-        messages += [_untrained(message) for message in turns(prompt, "prompt", "role", "content")]
+        messages += [_without_training(message) for message in parse_messages(prompt, "prompt", "role", "content")]
     else:
-        messages.append(Message("user", text(prompt, "'prompt'")))
+        messages.append(Message("user", parse_text(prompt, "'prompt'")))
     if isinstance(completion, (list, tuple)):
-        return turns(completion, "completion", "role", "content", messages)
-    return [*messages, Message("assistant", text(completion, "'completion'"))]
+        return parse_messages(completion, "completion", "role", "content", messages)
+    return [*messages, Message("assistant", parse_text(completion, "'completion'"))]
 
 
-def _plain(row: Mapping[str, Any]) -> list[Message]:
-    return [Message("text", text(row["text"], "'text'"))]
+def _parse_plain_text(row: Mapping[str, Any]) -> list[Message]:
+    return [Message("text", parse_text(row["text"], "'text'"))]
 
 
-def _system(row: Mapping[str, Any]) -> list[Message]:
-    said = text(row.get("system"), "'system'")
+def _system_messages(row: Mapping[str, Any]) -> list[Message]:
+    said = parse_text(row.get("system"), "'system'")
     return [Message("system", said)] if said.strip() else []
 
 
-def _with_system(row: Mapping[str, Any], messages: list[Message]) -> list[Message]:
+def _prepend_system(row: Mapping[str, Any], messages: list[Message]) -> list[Message]:
     """The messages behind the row's `system`, unless they begin with the same one."""
-    own = _system(row)
+    own = _system_messages(row)
     if own and messages and messages[0].role == "system" and messages[0].content.strip() == own[0].content.strip():
         return messages
     return own + messages
 
 
-def _untrained(message: Message) -> Message:
-    if message.role != "assistant" or not message.trained:
+def _without_training(message: Message) -> Message:
+    if message.role != "assistant" or not message.train:
         return message
     return replace(message, trained=False)
 
 
-FORMS = {
-    "alpaca": Form(("instruction", "output"), ("input", "system", "history"), _alpaca),
-    "messages": Form(("messages",), ("system", "tools"), _messages),
-    "sharegpt": Form(("conversations",), ("system", "tools"), _sharegpt),
-    "prompt_completion": Form(("prompt", "completion"), ("system", "tools"), _prompt_completion),
-    "choices": Form(NEEDS, MAY, lambda row: read_choices(row)[0], last_choice=True),
-    "text": Form(("text",), (), _plain, last_choice=True),
+ROW_FORMATS = {
+    "alpaca": RowFormat(("instruction", "output"), ("input", "system", "history"), _parse_alpaca),
+    "messages": RowFormat(("messages",), ("system", "tools"), _parse_messages_row),
+    "sharegpt": RowFormat(("conversations",), ("system", "tools"), _parse_sharegpt),
+    "prompt_completion": RowFormat(("prompt", "completion"), ("system", "tools"), _parse_prompt_completion),
+    "choices": RowFormat(
+        CHOICES_REQUIRED_KEYS, CHOICES_OPTIONAL_KEYS, lambda row: parse_multiple_choice(row)[0], fallback=True
+    ),
+    "text": RowFormat(("text",), (), _parse_plain_text, fallback=True),
 }

@@ -17,23 +17,26 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from harness.data.tokenization.rendering import Rendering
 
-Run = tuple[int, int]
+TokenSpan = tuple[int, int]
 
-NO_WIDTH = 1 << 20
+UNKNOWN_WIDTH = 1 << 20
 """Bytes that a token counts for of which nobody knows how many it stands for: the row then cannot add up."""
 
 
-class ByteLevel:
+class ByteWidths:
     """Token widths of a byte-level tokenizer. widths: (V,) int64, in bytes."""
 
     def __init__(self, widths: NDArray[np.int64], nfc: bool) -> None:
         self.widths, self._nfc = widths, nfc
 
     @classmethod
-    def of(cls, backend: Tokenizer) -> ByteLevel | None:
+    def from_tokenizer(cls, backend: Tokenizer) -> ByteWidths | None:
         """None unless every character of a text goes into the tokens byte for byte, nothing added."""
         model, added = backend.model, backend.get_added_tokens_decoder()
-        normalizer, steps = _written(backend.normalizer), _steps(_written(backend.pre_tokenizer))
+        normalizer, steps = (
+            _component_settings(backend.normalizer),
+            _pre_tokenizer_steps(_component_settings(backend.pre_tokenizer)),
+        )
         plain = (
             isinstance(model, models.BPE)
             and not (model.byte_fallback or model.continuing_subword_prefix or model.end_of_word_suffix)
@@ -47,7 +50,7 @@ class ByteLevel:
             return None
         alphabet = frozenset(pre_tokenizers.ByteLevel.alphabet())
         vocabulary = backend.get_vocab(with_added_tokens=False)
-        widths = np.full(max([*vocabulary.values(), *added], default=0) + 1, NO_WIDTH, np.int64)
+        widths = np.full(max([*vocabulary.values(), *added], default=0) + 1, UNKNOWN_WIDTH, np.int64)
         for text, index in vocabulary.items():
             if text and alphabet.issuperset(text):
                 widths[index] = len(text)
@@ -55,19 +58,19 @@ class ByteLevel:
             widths[index] = len(token.content.encode())
         return cls(widths, normalizer.get("type") == "NFC")
 
-    def runs(
+    def find_trained_spans(
         self,
         renderings: Sequence[Rendering],
-        flat: NDArray[np.int32],
+        token_ids: NDArray[np.int32],
         lengths: NDArray[np.int64],
-        possible: NDArray[np.bool_],
-    ) -> tuple[list[list[Run]], list[bool], list[tuple[int, int]]]:
+        possible_controls: NDArray[np.bool_],
+    ) -> tuple[list[list[TokenSpan]], list[bool], list[tuple[int, int]]]:
         """Of each row, the stretches of tokens that begin in its trained stretches, and whether its tokens add up.
 
         flat: the tokens of all rows, one row after the other. lengths: of each row, in tokens. possible: (V,), the
         tokens that may be control tokens. Third: (row, token) of each such token that stands in no frame.
         """
-        widths = self.widths[flat]
+        widths = self.widths[token_ids]
         ends = np.cumsum(widths)
         begins = ends - widths
         lasts = np.cumsum(lengths)
@@ -80,8 +83,8 @@ class ByteLevel:
         framed: list[int] = []
         fits: list[bool] = []
         for rendering, size in zip(renderings, sizes.tolist(), strict=True):
-            stretches: Sequence[Run] = rendering.trained
-            others: Sequence[Run] = rendering.frames
+            stretches: Sequence[TokenSpan] = rendering.trained_spans
+            others: Sequence[TokenSpan] = rendering.markup_spans
             text = rendering.text
             if text.isascii():
                 fits.append(size == len(text))
@@ -89,7 +92,7 @@ class ByteLevel:
                 fits.append(
                     size == len(text.encode()) and not (self._nfc and not unicodedata.is_normalized("NFC", text))
                 )
-                stretches, others = _in_bytes(text, stretches), _in_bytes(text, others)
+                stretches, others = _to_byte_spans(text, stretches), _to_byte_spans(text, others)
             counts.append(len(stretches))
             framed.append(len(others))
             for pair in stretches:
@@ -98,26 +101,26 @@ class ByteLevel:
                 frames += pair
         at = np.searchsorted(begins, np.array(trained, np.int64) + np.repeat(bases, np.array(counts, np.int64) * 2))
         at -= np.repeat(firsts, np.array(counts, np.int64) * 2)
-        strays = self._strays(
-            flat, begins, ends, possible, np.array(frames, np.int64), np.array(framed, np.int64), bases
+        strays = self._find_misplaced(
+            token_ids, begins, ends, possible_controls, np.array(frames, np.int64), np.array(framed, np.int64), bases
         )
         rows = np.searchsorted(lasts, strays, side="right")
-        placed = list(zip(rows.tolist(), flat[strays].tolist(), strict=True))
-        return _split(at.tolist(), counts), fits, placed
+        placed = list(zip(rows.tolist(), token_ids[strays].tolist(), strict=True))
+        return _spans_by_row(at.tolist(), counts), fits, placed
 
     @staticmethod
-    def _strays(
-        flat: NDArray[np.int32],
+    def _find_misplaced(
+        token_ids: NDArray[np.int32],
         begins: NDArray[np.int64],
         ends: NDArray[np.int64],
-        possible: NDArray[np.bool_],
-        frames: NDArray[np.int64],
-        framed: NDArray[np.int64],
-        bases: NDArray[np.int64],
+        possible_controls: NDArray[np.bool_],
+        markup: NDArray[np.int64],
+        markup_counts: NDArray[np.int64],
+        row_offsets: NDArray[np.int64],
     ) -> NDArray[np.int64]:
         """The indices of the possible control tokens that lie in no frame. frames: begin and end of each, in turn."""
-        hits = np.flatnonzero(possible[flat])
-        edges = frames.reshape(-1, 2) + np.repeat(bases, framed)[:, None]
+        hits = np.flatnonzero(possible_controls[token_ids])
+        edges = markup.reshape(-1, 2) + np.repeat(row_offsets, markup_counts)[:, None]
         if not len(edges):
             return hits
         near = np.searchsorted(edges[:, 0], begins[hits], side="right") - 1
@@ -125,35 +128,35 @@ class ByteLevel:
         return hits[~inside]
 
 
-def _written(part: Any) -> dict[str, Any]:
+def _component_settings(component: Any) -> dict[str, Any]:
     """The settings of a tokenizer's part; none where it has no such part."""
-    found: dict[str, Any] = json.loads(part.__getstate__()) if part is not None else {}
+    found: dict[str, Any] = json.loads(component.__getstate__()) if component is not None else {}
     return found
 
 
-def _steps(pre_tokenizer: dict[str, Any]) -> list[dict[str, Any]]:
+def _pre_tokenizer_steps(pre_tokenizer: dict[str, Any]) -> list[dict[str, Any]]:
     if pre_tokenizer.get("type") == "Sequence":
-        return [step for one in pre_tokenizer["pretokenizers"] for step in _steps(one)]
+        return [step for one in pre_tokenizer["pretokenizers"] for step in _pre_tokenizer_steps(one)]
     return [pre_tokenizer] if pre_tokenizer else []
 
 
-def _in_bytes(text: str, stretches: Sequence[Run]) -> list[Run]:
+def _to_byte_spans(text: str, spans: Sequence[TokenSpan]) -> list[TokenSpan]:
     """Stretches of characters, in order, as stretches of bytes."""
     found, place, size = [], 0, 0
-    for begin, end in stretches:
+    for begin, end in spans:
         first = size + len(text[place:begin].encode())
         size, place = first + len(text[begin:end].encode()), end
         found.append((first, size))
     return found
 
 
-def _split(places: list[int], counts: Sequence[int]) -> list[list[Run]]:
+def _spans_by_row(positions: list[int], counts: Sequence[int]) -> list[list[TokenSpan]]:
     """Begin and end of each stretch, in turn, as the stretches of each row; the empty ones left out, neighbours one."""
     rows, at = [], 0
     for count in counts:
-        runs: list[Run] = []
+        runs: list[TokenSpan] = []
         for _ in range(count):
-            begin, end = places[at], places[at + 1]
+            begin, end = positions[at], positions[at + 1]
             at += 2
             if begin == end:
                 continue

@@ -22,24 +22,28 @@ from weakref import WeakKeyDictionary, WeakSet, WeakValueDictionary
 
 from transformers import PreTrainedTokenizerBase
 
-from harness.data.tokenization.rendering import Rendering, render
-from harness.data.tokenization.special_tokens import markers
+from harness.data.tokenization.rendering import Rendering, render_messages
+from harness.data.tokenization.special_tokens import special_token_guard
 from harness.errors import HarnessError
 from harness.interfaces.template import Template
 from harness.types import Message, Plan, ToolCall
 
-LIBRARIES = ("harness-sft", "tokenizers", "transformers", "jinja2")
+FINGERPRINTED_LIBRARIES = ("harness-sft", "tokenizers", "transformers", "jinja2")
 """Distributions whose version is part of an identity."""
 
-OWN = ("types", "data.tokenization.tokenize")
+FINGERPRINTED_MODULES = ("types", "data.tokenization.tokenize")
 """Our own modules whose code is, and that of the other modules of `data` that they import: between two releases the
 version says nothing."""
 
-_TOOL = {"name": "depth", "description": "The depth of a river.", "parameters": {"type": "object", "properties": {}}}
+_EXAMPLE_TOOL = {
+    "name": "depth",
+    "description": "The depth of a river.",
+    "parameters": {"type": "object", "properties": {}},
+}
 _USER, _ANSWER = Message("user", "Name a river."), Message("assistant", "The Elbe.\nIt is long.")
-_CALLS = Message("assistant", "", calls=(ToolCall("depth", {"river": "Elbe"}),))
-_TOLD = Message("tool", '{"metres": 3}', name="depth")
-CANONICAL: tuple[tuple[Message, ...], ...] = (
+_TOOL_CALL = Message("assistant", "", tool_calls=(ToolCall("depth", {"river": "Elbe"}),))
+_TOOL_RESULT = Message("tool", '{"metres": 3}', name="depth")
+CANONICAL_CONVERSATIONS: tuple[tuple[Message, ...], ...] = (
     (_USER, _ANSWER),
     (Message("user", "Sum up.", input="Two lines\nof text."), _ANSWER),
     (Message("system", "Be brief."), _USER, _ANSWER),
@@ -47,36 +51,38 @@ CANONICAL: tuple[tuple[Message, ...], ...] = (
     (Message("system", "Be brief."), _USER, _ANSWER, _USER, _ANSWER),
     (_USER, _USER, _ANSWER),
     (_USER, dataclasses.replace(_ANSWER, trained=False), _USER, _ANSWER),
-    (_USER, _CALLS, _TOLD, _ANSWER),
-    (Message("system", "Be brief."), _USER, _CALLS, _TOLD, _TOLD, _ANSWER, _USER, _ANSWER),
+    (_USER, _TOOL_CALL, _TOOL_RESULT, _ANSWER),
+    (Message("system", "Be brief."), _USER, _TOOL_CALL, _TOOL_RESULT, _TOOL_RESULT, _ANSWER, _USER, _ANSWER),
 )
 """The conversations whose renderings, with tools and without, make a template's fingerprint."""
 
 
-def fingerprint(template: Template, tokenizer: PreTrainedTokenizerBase) -> str:
+def template_fingerprint(template: Template, tokenizer: PreTrainedTokenizerBase) -> str:
     """The SHA-256, in hex, of what the template renders for conversations of every shape, masks included.
 
     A shape that the format has no place for counts as refused. Two templates that render alike have one fingerprint.
     """
     found: list[object] = []
-    for tools in ((), (_TOOL,)):
-        for messages in CANONICAL:
+    for tools in ((), (_EXAMPLE_TOOL,)):
+        for messages in CANONICAL_CONVERSATIONS:
             for open, part in ((False, messages), (True, messages[:-1])):
                 try:
-                    one = Rendering.of(render(template, part, tokenizer, open=open, tools=tools))
+                    one = Rendering.from_spans(
+                        render_messages(template, part, tokenizer, add_generation_prompt=open, tools=tools)
+                    )
                 except HarnessError:
                     found.append("refused")
                     continue
                 # Nothing is trained on an open conversation, whatever its spans say.
-                found.append([one.text, one.frames, [] if open else one.trained])
+                found.append([one.text, one.markup_spans, [] if open else one.trained_spans])
     return hashlib.sha256(json.dumps(found, ensure_ascii=False).encode()).hexdigest()
 
 
-class Unidentified(Exception):
+class NotFingerprintable(Exception):
     """A template holds something that cannot be told apart from another thing like it. Its text says what."""
 
 
-def identity(template: Template, tokenizer: PreTrainedTokenizerBase) -> str:
+def tokenization_fingerprint(template: Template, tokenizer: PreTrainedTokenizerBase) -> str:
     """The SHA-256, in hex, of all that can change a row's tokens and mask, except the row.
 
     The template's class, options and code (of the modules of its own package that it uses), what it renders, the
@@ -85,28 +91,28 @@ def identity(template: Template, tokenizer: PreTrainedTokenizerBase) -> str:
     """
     kind = type(template)
     about = [
-        [importlib.metadata.version(name) for name in LIBRARIES],
-        sorted(_modules((f"harness.{name}" for name in OWN), within="harness.data.")),
+        [importlib.metadata.version(name) for name in FINGERPRINTED_LIBRARIES],
+        sorted(_module_digests((f"harness.{name}" for name in FINGERPRINTED_MODULES), within="harness.data.")),
         [kind.__module__, kind.__qualname__],
-        _value(vars(template), kind.__module__),
-        sorted(_modules(base.__module__ for base in kind.__mro__ if base not in (Template, object))),
-        _chat_template(template, tokenizer),
-        fingerprint(template, tokenizer),
-        _tokenizer(tokenizer),
+        _option_value(vars(template), kind.__module__),
+        sorted(_module_digests(base.__module__ for base in kind.__mro__ if base not in (Template, object))),
+        _chat_template_source(template, tokenizer),
+        template_fingerprint(template, tokenizer),
+        _tokenizer_state(tokenizer),
     ]
     return hashlib.sha256(json.dumps(about, ensure_ascii=False).encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _tokenizer(tokenizer: PreTrainedTokenizerBase) -> list[object]:
-    own = markers(tokenizer)
-    own.ready()  # the text of a tokenizer tells of a truncation that another call left on
+def _tokenizer_state(tokenizer: PreTrainedTokenizerBase) -> list[object]:
+    own = special_token_guard(tokenizer)
+    own.reset_backend()  # the text of a tokenizer tells of a truncation that another call left on
     text = tokenizer.backend_tokenizer.to_str()
     tokens = [tokenizer.bos_token, tokenizer.eos_token, tokenizer.unk_token, tokenizer.pad_token]
     special = sorted((index, str(token), token.special) for index, token in tokenizer.added_tokens_decoder.items())
-    return [hashlib.sha256(text.encode()).hexdigest(), tokens, special, own.start, repr(tokenizer.chat_template)]
+    return [hashlib.sha256(text.encode()).hexdigest(), tokens, special, own.bos_prefix, repr(tokenizer.chat_template)]
 
 
-def _chat_template(template: Template, tokenizer: PreTrainedTokenizerBase) -> str | None:
+def _chat_template_source(template: Template, tokenizer: PreTrainedTokenizerBase) -> str | None:
     source: Callable[[PreTrainedTokenizerBase], object] | None = getattr(template, "source", None)
     try:
         return str(source(tokenizer)) if callable(source) else None
@@ -114,7 +120,7 @@ def _chat_template(template: Template, tokenizer: PreTrainedTokenizerBase) -> st
         return None
 
 
-def _value(value: object, module: str) -> object:
+def _option_value(value: object, module: str) -> object:
     """A value of an option as JSON, of which equal ones alone are equal. module: of the template, whose own it may be.
 
     Weak containers remember what was found for live objects; they are no options.
@@ -125,25 +131,25 @@ def _value(value: object, module: str) -> object:
     if isinstance(value, (WeakSet, WeakKeyDictionary, WeakValueDictionary)):
         return [kind]
     if isinstance(value, dict):
-        pairs = [[_value(key, module), _value(one, module)] for key, one in value.items()]
+        pairs = [[_option_value(key, module), _option_value(one, module)] for key, one in value.items()]
         return [kind, sorted(pairs, key=repr)]
     if isinstance(value, (list, tuple)):
-        return [kind, [_value(one, module) for one in value]]
+        return [kind, [_option_value(one, module) for one in value]]
     if isinstance(value, (set, frozenset)):
-        return [kind, sorted((_value(one, module) for one in value), key=repr)]
+        return [kind, sorted((_option_value(one, module) for one in value), key=repr)]
     if isinstance(value, re.Pattern):
         return [kind, repr(value.pattern), value.flags]
     if inspect.isroutine(value) or inspect.isclass(value):
         home = getattr(value, "__module__", None) or "builtins"
-        code = [] if home in sys.builtin_module_names else sorted(_modules([home]))
+        code = [] if home in sys.builtin_module_names else sorted(_module_digests([home]))
         return [kind, home, value.__qualname__, code]
-    own = _package(type(value).__module__) == _package(module)
+    own = _top_level_package(type(value).__module__) == _top_level_package(module)
     if hasattr(value, "__dict__") and (own or dataclasses.is_dataclass(value)):
-        return [type(value).__module__, kind, _value(vars(value), module)]
-    raise Unidentified(f"it holds a {kind}, of which nobody can tell whether it is the same again")
+        return [type(value).__module__, kind, _option_value(vars(value), module)]
+    raise NotFingerprintable(f"it holds a {kind}, of which nobody can tell whether it is the same again")
 
 
-def _modules(names: Iterable[str], within: str = "") -> Iterator[tuple[str, str]]:
+def _module_digests(names: Iterable[str], within: str = "") -> Iterator[tuple[str, str]]:
     """(name, digest of its code) of these modules, and of those of the same packages that they import.
 
     within: follow only imports of modules whose names begin so.
@@ -154,7 +160,7 @@ def _modules(names: Iterable[str], within: str = "") -> Iterator[tuple[str, str]
         if name in seen or name == "builtins":
             continue
         seen.add(name)
-        code, folder = _code(name)
+        code, folder = _read_module_code(name)
         yield name, hashlib.sha256(code).hexdigest()
         for node in ast.walk(ast.parse(code)):
             if isinstance(node, ast.Import):
@@ -164,7 +170,9 @@ def _modules(names: Iterable[str], within: str = "") -> Iterator[tuple[str, str]
                 found = [base, *(f"{base}.{alias.name}" for alias in node.names)]
             else:
                 continue
-            near = (one for one in found if _package(one) == _package(name) and one.startswith(within))
+            near = (
+                one for one in found if _top_level_package(one) == _top_level_package(name) and one.startswith(within)
+            )
             waiting += [one for one in near if _is_module(one)]
 
 
@@ -175,7 +183,7 @@ def _is_module(name: str) -> bool:
         return False  # a name in a module, not one itself
 
 
-def _code(name: str) -> tuple[bytes, str]:
+def _read_module_code(name: str) -> tuple[bytes, str]:
     """The code of a module, and the package that its relative imports start from."""
     module = sys.modules.get(name)
     try:
@@ -183,30 +191,30 @@ def _code(name: str) -> tuple[bytes, str]:
         file = getattr(module, "__file__", None) or (spec.origin if spec else None)
         return Path(str(file)).read_bytes(), (spec.parent if spec and spec.parent else name)
     except (OSError, AttributeError, ValueError):
-        raise Unidentified(f"the code of {name} is in no file") from None
+        raise NotFingerprintable(f"the code of {name} is in no file") from None
 
 
-def _package(name: str) -> str:
+def _top_level_package(name: str) -> str:
     return name.partition(".")[0]
 
 
-FILE = "template.json"
-HINT = 'or say that this is meant: "checks": {"other_template": true}'
+TEMPLATE_FILE = "template.json"
+OTHER_TEMPLATE_HINT = 'or say that this is meant: "checks": {"other_template": true}'
 
 
-def record(folder: Path, plan: Plan, print_: str) -> None:
+def save_template_fingerprint(folder: Path, plan: Plan, fingerprint: str) -> None:
     """Write the template's name, options and fingerprint into the folder of a model that was trained with it."""
     name, options = plan.template
-    text = json.dumps({"template": {name: dict(options)}, "fingerprint": print_}, indent=2, ensure_ascii=False)
-    (folder / FILE).write_text(text + "\n", encoding="utf-8")
+    text = json.dumps({"template": {name: dict(options)}, "fingerprint": fingerprint}, indent=2, ensure_ascii=False)
+    (folder / TEMPLATE_FILE).write_text(text + "\n", encoding="utf-8")
 
 
-def recorded(folder: Path) -> tuple[str, str] | None:
+def load_template_fingerprint(folder: Path) -> tuple[str, str] | None:
     """The name and the fingerprint of the template that a model's folder was trained with; None where none is told.
 
     Raises HarnessError when there is a record that cannot be read.
     """
-    file = folder / FILE
+    file = folder / TEMPLATE_FILE
     if not file.is_file():
         return None
     try:
@@ -218,7 +226,7 @@ def recorded(folder: Path) -> tuple[str, str] | None:
         raise HarnessError(str(file), what, "restore the file; without it nobody knows the template") from error
 
 
-def others(
+def template_mismatches(
     plan: Plan,
     template: Template,
     templates: Mapping[str, Template],
@@ -231,16 +239,20 @@ def others(
     templates: suite -> its own template. folder: of the model that is trained further; None: it is no local folder.
     where: path of a key -> where the spec has it.
     """
-    own, name = fingerprint(template, tokenizer), plan.template[0]
-    before = None if folder is None else recorded(folder)
+    own, name = template_fingerprint(template, tokenizer), plan.template[0]
+    before = None if folder is None else load_template_fingerprint(folder)
     if before is not None and before[1] != own:
-        what = f"the model was trained with the template {before[0]!r}, and {_named(name, before[0])} renders otherwise"
-        yield HarnessError(where(("template",)), what, f"train on with the template that it knows, {HINT}")
+        what = f"the model was trained with the template {before[0]!r}, and {_describe_template(name, before[0])} renders otherwise"
+        yield HarnessError(
+            where(("template",)), what, f"train on with the template that it knows, {OTHER_TEMPLATE_HINT}"
+        )
     for suite in plan.suites:
-        if suite.template is not None and fingerprint(templates[suite.name], tokenizer) != own:
-            what = f"{_named(suite.template[0], name)} renders otherwise than {name!r}, with which the model is trained"
-            yield HarnessError(where(("evaluate", suite.name, "template")), what, f"leave it out, {HINT}")
+        if suite.template is not None and template_fingerprint(templates[suite.name], tokenizer) != own:
+            what = f"{_describe_template(suite.template[0], name)} renders otherwise than {name!r}, with which the model is trained"
+            yield HarnessError(
+                where(("evaluate", suite.name, "template")), what, f"leave it out, {OTHER_TEMPLATE_HINT}"
+            )
 
 
-def _named(name: str, other: str) -> str:
+def _describe_template(name: str, other: str) -> str:
     return f"this spec's {name!r}" if name == other else repr(name)

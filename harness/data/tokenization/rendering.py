@@ -17,7 +17,7 @@ from harness.errors import HarnessError
 from harness.interfaces.template import Template
 from harness.types import Example, Message, Span
 
-TEXT = "text"
+TEXT_ROLE = "text"
 """The role of the only message of a plain text."""
 
 
@@ -30,12 +30,12 @@ class Rendering:
     """
 
     text: str
-    trained: tuple[tuple[int, int], ...]
-    frames: tuple[tuple[int, int], ...]
-    untrained_frames: tuple[str, ...]
+    trained_spans: tuple[tuple[int, int], ...]
+    markup_spans: tuple[tuple[int, int], ...]
+    untrained_markup: tuple[str, ...]
 
     @classmethod
-    def of(cls, spans: Iterable[Span], controls: Sequence[str] = ()) -> Rendering:
+    def from_spans(cls, spans: Iterable[Span], controls: Sequence[str] = ()) -> Rendering:
         """The spans, joined. controls: see `Template.controls`."""
         parts: list[str] = []
         trained: list[tuple[int, int]] = []
@@ -48,120 +48,131 @@ class Rendering:
                 continue
             end = place + len(text)
             parts.append(text)
-            if span.trained:
-                _extend(trained, place, end)
-            if span.frame:
-                _extend(frames, place, end)
-                if not span.trained:
+            if span.train:
+                _append_span(trained, place, end)
+            if span.markup:
+                _append_span(frames, place, end)
+                if not span.train:
                     headers.append(text)
             place = end
         return cls("".join(parts), tuple(trained), tuple(frames), tuple(headers))
 
 
-def _extend(stretches: list[tuple[int, int]], begin: int, end: int) -> None:
-    if stretches and stretches[-1][1] == begin:
-        stretches[-1] = (stretches[-1][0], end)
+def _append_span(spans: list[tuple[int, int]], begin: int, end: int) -> None:
+    if spans and spans[-1][1] == begin:
+        spans[-1] = (spans[-1][0], end)
     else:
-        stretches.append((begin, end))
+        spans.append((begin, end))
 
 
-def rendered(example: Example, template: Template, tokenizer: PreTrainedTokenizerBase) -> Rendering:
+def render_training_text(example: Example, template: Template, tokenizer: PreTrainedTokenizerBase) -> Rendering:
     """The rendering of a row that is to be trained on.
 
     Raises HarnessError, with the row's place, when the conversation does not end with a response, when a response is
     empty, when no response is marked as trained, or when the template refuses it or renders nothing trainable.
     """
     messages = example.messages
-    if is_text(example):
-        return _plain(example, tokenizer)
+    if is_plain_text(example):
+        return _render_plain_text(example, tokenizer)
     if not messages or messages[-1].role != "assistant":
-        raise HarnessError(example.place, "the conversation does not end with a response", "give it one or remove it")
+        raise HarnessError(
+            example.location, "the conversation does not end with a response", "give it one or remove it"
+        )
     trained = False
     for number, message in enumerate(messages, 1):
         if message.role != "assistant":
             continue
-        trained = trained or message.trained
-        if not message.calls and not message.content.strip():
+        trained = trained or message.train
+        if not message.tool_calls and not message.content.strip():
             what = f"the response (message {number} of {len(messages)}) is empty"
-            raise HarnessError(example.place, what, "write a response or remove the row")
+            raise HarnessError(example.location, what, "write a response or remove the row")
     if not trained:
         what = "none of its responses is marked as one to train on"
-        raise HarnessError(example.place, what, "mark one of them, or remove the row")
-    rendering = Rendering.of(spans(example, messages, template, tokenizer, open=False), template.controls)
-    if not rendering.trained:
-        raise nothing_trained(example, template)
+        raise HarnessError(example.location, what, "mark one of them, or remove the row")
+    rendering = Rendering.from_spans(
+        render_spans(example, messages, template, tokenizer, add_generation_prompt=False), template.control_tokens
+    )
+    if not rendering.trained_spans:
+        raise no_trained_tokens_error(example, template)
     return rendering
 
 
-def spans(
-    example: Example, messages: Sequence[Message], template: Template, tokenizer: PreTrainedTokenizerBase, *, open: bool
+def render_spans(
+    example: Example,
+    messages: Sequence[Message],
+    template: Template,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    add_generation_prompt: bool,
 ) -> Sequence[Span]:
     """What the template makes of some messages of a row. A template is told of tools only where the row has some.
 
     Raises HarnessError, with the row's place, when the template refuses them, and for a template that takes no tools.
     """
     try:
-        return render(template, messages, tokenizer, open=open, tools=example.tools)
+        return render_messages(
+            template, messages, tokenizer, add_generation_prompt=add_generation_prompt, tools=example.tools
+        )
     except HarnessError as error:
-        raise HarnessError(example.place, f"{error.where}: {error.what}", error.hint) from error
+        raise HarnessError(example.location, f"{error.where}: {error.what}", error.hint) from error
 
 
-def render(
+def render_messages(
     template: Template,
     messages: Sequence[Message],
     tokenizer: PreTrainedTokenizerBase,
     *,
-    open: bool,
+    add_generation_prompt: bool,
     tools: Sequence[Mapping[str, Any]],
 ) -> Sequence[Span]:
     """`template.render`, with tools only where there are some. Raises HarnessError as the template does."""
     if not tools:
-        return template.render(messages, tokenizer, open=open)
-    if not _takes_tools(type(template).render):
+        return template.render(messages, tokenizer, add_generation_prompt=add_generation_prompt)
+    if not _accepts_tools(type(template).render):
         what = "the format has no place for tools"
-        raise HarnessError(f"template {name_of(template)}", what, "choose another template, or take them out")
-    return template.render(messages, tokenizer, open=open, tools=tools)
+        raise HarnessError(f"template {template_name(template)}", what, "choose another template, or take them out")
+    return template.render(messages, tokenizer, add_generation_prompt=add_generation_prompt, tools=tools)
 
 
-def is_text(example: Example) -> bool:
+def is_plain_text(example: Example) -> bool:
     """Whether a row is a plain text and no conversation. Raises HarnessError when it is a text and more."""
     messages = example.messages
-    if not messages or messages[0].role != TEXT:
+    if not messages or messages[0].role != TEXT_ROLE:
         return False
     if len(messages) > 1 or example.tools:
         what = "a plain text stands with other messages or with tools"
-        raise HarnessError(example.place, what, "give it a row of its own")
+        raise HarnessError(example.location, what, "give it a row of its own")
     return True
 
 
-def trained_messages(example: Example) -> list[int]:
+def trained_message_indices(example: Example) -> list[int]:
     """The indices of the responses of a conversation that are to be trained on."""
-    return [i for i, message in enumerate(example.messages) if message.role == "assistant" and message.trained]
+    return [i for i, message in enumerate(example.messages) if message.role == "assistant" and message.train]
 
 
-def name_of(template: Template) -> str:
+def template_name(template: Template) -> str:
     """What a template is called in messages."""
     return str(getattr(template, "name", type(template).__name__))
 
 
-def nothing_trained(example: Example, template: Template) -> HarnessError:
+def no_trained_tokens_error(example: Example, template: Template) -> HarnessError:
     """The error of a row of which the template has nothing trained."""
-    what = f"the template {name_of(template)} renders nothing trainable for this row"
-    return HarnessError(example.place, what, "its spans must mark the response as trained; see `harness preview`")
+    what = f"the template {template_name(template)} renders nothing trainable for this row"
+    return HarnessError(example.location, what, "its spans must mark the response as trained; see `harness preview`")
 
 
-def _plain(example: Example, tokenizer: PreTrainedTokenizerBase) -> Rendering:
+def _render_plain_text(example: Example, tokenizer: PreTrainedTokenizerBase) -> Rendering:
     text, end = example.messages[0].content, tokenizer.eos_token
     if not text.strip():
-        raise HarnessError(example.place, "the text is empty", "write one or remove the row")
+        raise HarnessError(example.location, "the text is empty", "write one or remove the row")
     if not end:
         what = "the tokenizer has no end-of-sequence token, so nothing would tell a model that a text is over"
-        raise HarnessError(example.place, what, "set one, or leave plain texts out")
+        raise HarnessError(example.location, what, "set one, or leave plain texts out")
     whole = len(text) + len(end)
     return Rendering(text + end, ((0, whole),), ((len(text), whole),), ())
 
 
 @lru_cache(maxsize=64)
-def _takes_tools(method: Callable[..., Any]) -> bool:
+def _accepts_tools(method: Callable[..., Any]) -> bool:
     parameters = inspect.signature(method).parameters.values()
     return any(one.name == "tools" or one.kind is one.VAR_KEYWORD for one in parameters)

@@ -22,31 +22,35 @@ from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 from transformers import PreTrainedTokenizerBase
 
-from harness.data.tokenization.byte_level import ByteLevel
+from harness.data.tokenization.byte_level import ByteWidths
 from harness.data.tokenization.rendering import Rendering
 from harness.errors import HarnessError
 
-Located = tuple[list[int], Encoding]
+TokensWithOffsets = tuple[list[int], Encoding]
 """Ids, and what knows where they stand: the list of all places costs more than the tokens, and few are asked for."""
 
 
-class Twin:
+class EscapedTokenizer:
     """The twin of `backend`.
 
     controls: id -> spelling of the control tokens. unknown: the id for what is unknown. base: code of the first
     private-use character to spell with. Raises HarnessError when the tokenizer's ids leave no room.
     """
 
-    def __init__(self, backend: Tokenizer, controls: dict[int, str], unknown: int | None, base: int) -> None:
-        self._respelt = {text: chr(base + number) * len(text) for number, text in enumerate(controls.values())}
-        self._pattern = any_of(self._respelt)
+    def __init__(
+        self, backend: Tokenizer, controls: dict[int, str], unknown_id: int | None, first_character: int
+    ) -> None:
+        self._escapes = {
+            text: chr(first_character + number) * len(text) for number, text in enumerate(controls.values())
+        }
+        self._pattern = compile_alternation(self._escapes)
         self._ids = {text: index for index, text in controls.items()}
         document = json.loads(backend.to_str())
-        kept = _in_merges(document["model"]) | {text for text, index in self._ids.items() if index == unknown}
+        kept = _merge_spellings(document["model"]) | {text for text, index in self._ids.items() if index == unknown_id}
         for token in document["added_tokens"]:
-            token["content"] = self._respelt.get(token["content"], token["content"])
+            token["content"] = self._escapes.get(token["content"], token["content"])
         model = document["model"]
-        names = {text: other for text, other in self._respelt.items() if text not in kept}
+        names = {text: other for text, other in self._escapes.items() if text not in kept}
         # In the vocabulary too: some models would find the token's old spelling in plain text.
         if isinstance(model["vocab"], dict):
             model["vocab"] = {names.get(text, text): index for text, index in model["vocab"].items()}
@@ -58,7 +62,7 @@ class Twin:
         originals = {index: token.content for index, token in backend.get_added_tokens_decoder().items()}
         self._original = {}
         for index, text in originals.items():
-            twin = self._tokenizer.token_to_id(self._respelt.get(text, text))
+            twin = self._tokenizer.token_to_id(self._escapes.get(text, text))
             if twin != index:
                 self._original[twin] = index
         taken = model["vocab"].values() if isinstance(model["vocab"], dict) else range(len(model["vocab"]))
@@ -66,16 +70,16 @@ class Twin:
             what = "a message holds a control token, and the ids of this tokenizer leave no room to read it as text"
             raise HarnessError("model", what, "take such tokens out of the data")
 
-    def tokenise(self, rendering: Rendering) -> tuple[Located, list[int]]:
+    def encode_rendering(self, rendering: Rendering) -> tuple[TokensWithOffsets, list[int]]:
         """The tokens, and the control tokens that the template wrote, in order."""
         parts, place, written = [], 0, []
 
         def respell(match: re.Match[str]) -> str:
             written.append(self._ids[match[0]])
-            return self._respelt[match[0]]
+            return self._escapes[match[0]]
 
         assert self._pattern is not None
-        for begin, end in rendering.frames:
+        for begin, end in rendering.markup_spans:
             parts += [rendering.text[place:begin], self._pattern.sub(respell, rendering.text[begin:end])]
             place = end
         parts.append(rendering.text[place:])
@@ -84,29 +88,29 @@ class Twin:
         return (ids, encoding), written
 
 
-def any_of(texts: Iterable[str]) -> re.Pattern[str] | None:
+def compile_alternation(texts: Iterable[str]) -> re.Pattern[str] | None:
     """What finds any of the texts, the longest first; None when there is none."""
     longest_first = sorted((text for text in texts if text), key=len, reverse=True)
     return re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
 
 
-def _in_merges(model: dict[str, Any]) -> set[str]:
+def _merge_spellings(model: dict[str, Any]) -> set[str]:
     """Spellings that a byte-pair model joins from others, and so has to find in its vocabulary."""
     pairs = (pair.split(" ", 1) if isinstance(pair, str) else pair for pair in model.get("merges", ()))
     return {text for left, right in pairs for text in (left, right, left + right)}
 
 
-Tokens = tuple[list[int], list[tuple[int, int]]]
+IdsWithOffsets = tuple[list[int], list[tuple[int, int]]]
 """Ids, and for each where in the text it begins and ends, in characters."""
 
-BLANK = "▁ \t\r\n"
+BLANK_CHARACTERS = "▁ \t\r\n"
 """Added tokens of these alone are vocabulary: runs of spaces, and the like."""
 
-PRIVATE = (0xF0000, 0x100000, 0xF8000, 0x108000)
+PRIVATE_USE_STARTS = (0xF0000, 0x100000, 0xF8000, 0x108000)
 """Where runs of private-use characters begin; the second is taken for a text that holds characters of the first."""
 
 
-class Markers:
+class SpecialTokenGuard:
     """The control tokens of one tokenizer: every special token, and every added token that a template writes in front
     of or between contents. Other added tokens (`<think>`, runs of spaces) are vocabulary, in anybody's text.
 
@@ -124,29 +128,33 @@ class Markers:
         self._special = frozenset(index for text, index in self._added.items() if text in special)
         self._spelling = {index: text for text, index in self._added.items()}
         # (V,), whether a token can be a control token at all: a whole batch is looked up at once.
-        self.possible: NDArray[np.bool_] = np.zeros(max(tokenizer.get_vocab().values(), default=0) + 1, bool)
-        self.possible[[i for i, text in self._spelling.items() if i in self._special or text.strip(BLANK)]] = True
-        self._others = any_of(text for text in self._added if text not in special and text.strip(BLANK))
-        self._written = lru_cache(maxsize=4096)(self._find_others)
-        self._twins: dict[tuple[frozenset[int], int], Twin] = {}
-        self.start = _start(tokenizer)
+        self.possible_controls: NDArray[np.bool_] = np.zeros(max(tokenizer.get_vocab().values(), default=0) + 1, bool)
+        self.possible_controls[
+            [i for i, text in self._spelling.items() if i in self._special or text.strip(BLANK_CHARACTERS)]
+        ] = True
+        self._non_special_pattern = compile_alternation(
+            text for text in self._added if text not in special and text.strip(BLANK_CHARACTERS)
+        )
+        self._non_special_controls = lru_cache(maxsize=4096)(self._find_non_special_controls)
+        self._escaped_tokenizers: dict[tuple[frozenset[int], int], EscapedTokenizer] = {}
+        self.bos_prefix = _find_bos_prefix(tokenizer)
 
     @cached_property
-    def widths(self) -> ByteLevel | None:
+    def byte_widths(self) -> ByteWidths | None:
         """How many bytes each token stands for, where that tells where tokens stand."""
-        return ByteLevel.of(self._backend)
+        return ByteWidths.from_tokenizer(self._backend)
 
-    def encode(self, texts: Sequence[str], *, places: bool = True) -> list[Encoding]:
+    def encode_texts(self, texts: Sequence[str], *, with_offsets: bool = True) -> list[Encoding]:
         """The tokens of each text, by the tokenizer itself: every special token in it counts.
 
         places: whether they must know where they stand; without, it takes about a fifth less time.
         May run beside other threads that read the tokenizer, once `ready` has been called.
         """
-        self.ready()
-        encode = self._backend.encode_batch if places else self._backend.encode_batch_fast
+        self.reset_backend()
+        encode = self._backend.encode_batch if with_offsets else self._backend.encode_batch_fast
         return encode(list(texts), add_special_tokens=False)
 
-    def ready(self) -> None:
+    def reset_backend(self) -> None:
         """Turn off what another call may have left on. The tokenizer's own call sets these anew each time.
 
         Nothing is set that is right already: setting anything while another thread tokenises is an error.
@@ -158,34 +166,34 @@ class Markers:
         if self._backend.encode_special_tokens:
             self._backend.encode_special_tokens = False
 
-    def settle(
-        self, renderings: Sequence[Rendering], encodings: Sequence[Encoding], places: Sequence[str]
-    ) -> list[Located]:
+    def resolve(
+        self, renderings: Sequence[Rendering], encodings: Sequence[Encoding], locations: Sequence[str]
+    ) -> list[TokensWithOffsets]:
         """The tokens of each rendering, given those of its text; control tokens in contents become plain text.
 
         places: where each row stands, for errors. Raises HarnessError as `tokenise_apart` does.
         """
-        found: list[Located] = [(encoding.ids, encoding) for encoding in encodings]
-        for row, hits in self._hits(found).items():
-            controls = self.controls(renderings[row])
-            if self._strays(found[row], hits, renderings[row], controls):
-                found[row] = self.tokenise_apart(renderings[row], controls, places[row])
+        found: list[TokensWithOffsets] = [(encoding.ids, encoding) for encoding in encodings]
+        for row, hits in self._find_possible_controls(found).items():
+            controls = self.control_ids(renderings[row])
+            if self._has_misplaced(found[row], hits, renderings[row], controls):
+                found[row] = self.encode_with_escaped_specials(renderings[row], controls, locations[row])
         return found
 
-    def controls(self, rendering: Rendering) -> frozenset[int]:
+    def control_ids(self, rendering: Rendering) -> frozenset[int]:
         """The ids that only the template may write into this rendering."""
-        if self._others is None:
+        if self._non_special_pattern is None:
             return self._special
         found = self._special
-        for text in rendering.untrained_frames:
-            found = found | self._written(text)
+        for text in rendering.untrained_markup:
+            found = found | self._non_special_controls(text)
         return found
 
-    def _hits(self, found: Sequence[Located]) -> dict[int, list[int]]:
+    def _find_possible_controls(self, encoded: Sequence[TokensWithOffsets]) -> dict[int, list[int]]:
         """Row -> places of its tokens that may be control tokens; rows without any are left out."""
-        lengths = np.fromiter((len(ids) for ids, _ in found), np.int64, len(found))
-        flat = np.fromiter(chain.from_iterable(ids for ids, _ in found), np.int32, int(lengths.sum()))
-        places = np.flatnonzero(self.possible[flat])
+        lengths = np.fromiter((len(ids) for ids, _ in encoded), np.int64, len(encoded))
+        flat = np.fromiter(chain.from_iterable(ids for ids, _ in encoded), np.int32, int(lengths.sum()))
+        places = np.flatnonzero(self.possible_controls[flat])
         ends = np.cumsum(lengths)
         rows = np.searchsorted(ends, places, side="right")
         within = places - (ends - lengths)[rows]
@@ -194,88 +202,94 @@ class Markers:
             hits.setdefault(row, []).append(place)
         return hits
 
-    def _strays(self, tokens: Located, hits: Sequence[int], rendering: Rendering, controls: frozenset[int]) -> bool:
+    def _has_misplaced(
+        self, tokens: TokensWithOffsets, positions: Sequence[int], rendering: Rendering, control_ids: frozenset[int]
+    ) -> bool:
         """Whether a control token stands anywhere but in a frame."""
         ids, encoding = tokens
-        frames, number = rendering.frames, 0
-        for hit in hits:
-            if ids[hit] not in controls:
+        frames, number = rendering.markup_spans, 0
+        for hit in positions:
+            if ids[hit] not in control_ids:
                 continue
             begin, end = encoding.token_to_chars(hit) or (0, 0)
             while number < len(frames) and frames[number][1] < end:
                 number += 1
             if number < len(frames) and frames[number][0] <= begin:
                 continue
-            if not self._framed(ids[hit], (begin, end), rendering):
+            if not self._is_in_markup(ids[hit], (begin, end), rendering):
                 return True
         return False
 
-    def tokenise_apart(self, rendering: Rendering, controls: frozenset[int], place: str) -> Located:
+    def encode_with_escaped_specials(
+        self, rendering: Rendering, control_ids: frozenset[int], location: str
+    ) -> TokensWithOffsets:
         """The tokens of a rendering whose contents hold control tokens, which become plain text.
 
         place: of the row, for errors. Raises HarnessError when this tokenizer cannot keep them apart.
         """
-        base = next((b for b in PRIVATE if not _holds(rendering.text, b, len(controls))), None)
+        base = next(
+            (b for b in PRIVATE_USE_STARTS if not _has_characters_in_range(rendering.text, b, len(control_ids))), None
+        )
         if base is None:
             what = "the text holds control tokens and private-use characters of every range"
-            raise HarnessError(place, what, "remove these characters from the row")
-        key = (controls, base)
-        if key not in self._twins:
-            self._twins[key] = Twin(
-                self._backend, {i: self._spelling[i] for i in sorted(controls)}, self._unknown, base
+            raise HarnessError(location, what, "remove these characters from the row")
+        key = (control_ids, base)
+        if key not in self._escaped_tokenizers:
+            self._escaped_tokenizers[key] = EscapedTokenizer(
+                self._backend, {i: self._spelling[i] for i in sorted(control_ids)}, self._unknown, base
             )
-        tokens, written = self._twins[key].tokenise(rendering)
+        tokens, written = self._escaped_tokenizers[key].encode_rendering(rendering)
         # The token for what is unknown ends no turn, and a model may well give it for plain text.
-        ending = controls - {self._unknown}
+        ending = control_ids - {self._unknown}
         hits = [index for index, token in enumerate(tokens[0]) if token in ending]
         expected = [token for token in written if token in ending]
-        if [tokens[0][index] for index in hits] != expected or self._strays(tokens, hits, rendering, ending):
+        if [tokens[0][index] for index in hits] != expected or self._has_misplaced(tokens, hits, rendering, ending):
             what = "a message holds a control token, and this tokenizer cannot read it as plain text"
-            raise HarnessError(place, what, "take the token out of the row")
+            raise HarnessError(location, what, "take the token out of the row")
         return tokens
 
-    def _find_others(self, text: str) -> frozenset[int]:
-        assert self._others is not None
-        return frozenset(self._added[found] for found in self._others.findall(text))
+    def _find_non_special_controls(self, text: str) -> frozenset[int]:
+        assert self._non_special_pattern is not None
+        return frozenset(self._added[found] for found in self._non_special_pattern.findall(text))
 
-    def _framed(self, token: int, offsets: tuple[int, int], rendering: Rendering) -> bool:
+    def _is_in_markup(self, token_id: int, offsets: tuple[int, int], rendering: Rendering) -> bool:
         begin, end = offsets
         written = rendering.text[begin:end]
         if written.strip():
             # Some control tokens take in the white space beside them, which may be a content's.
             begin, end = begin + len(written) - len(written.lstrip()), end - len(written) + len(written.rstrip())
-        if token == self._unknown and written.strip() != self._spelling[token]:
+        if token_id == self._unknown and written.strip() != self._spelling[token_id]:
             return True  # a character that the tokenizer does not know, not its token for such
-        return any(first <= begin and end <= last for first, last in rendering.frames)
+        return any(first <= begin and end <= last for first, last in rendering.markup_spans)
 
 
-_known: WeakKeyDictionary[Any, tuple[int, Markers]] = WeakKeyDictionary()
+_guards: WeakKeyDictionary[Any, tuple[int, SpecialTokenGuard]] = WeakKeyDictionary()
 
 
-def markers(tokenizer: PreTrainedTokenizerBase) -> Markers:
+def special_token_guard(tokenizer: PreTrainedTokenizerBase) -> SpecialTokenGuard:
     """The control tokens of a tokenizer, found once; again when tokens have been added since."""
-    size, found = _known.get(tokenizer, (-1, None))
+    size, found = _guards.get(tokenizer, (-1, None))
     if found is None or size != len(tokenizer):
-        found = Markers(tokenizer)
-        _known[tokenizer] = (len(tokenizer), found)
+        found = SpecialTokenGuard(tokenizer)
+        _guards[tokenizer] = (len(tokenizer), found)
     return found
 
 
-def tokenise(
-    renderings: Sequence[Rendering], tokenizer: PreTrainedTokenizerBase, places: Sequence[str]
-) -> list[Tokens]:
+def tokenize_with_offsets(
+    renderings: Sequence[Rendering], tokenizer: PreTrainedTokenizerBase, locations: Sequence[str]
+) -> list[IdsWithOffsets]:
     """The tokens of each rendering, tokenised whole, without what a tokenizer adds by itself.
 
     places: where each row stands, for errors. Raises HarnessError as `Markers` does.
     """
     if not renderings:
         return []
-    own = markers(tokenizer)
-    found = own.settle(renderings, own.encode([rendering.text for rendering in renderings]), places)
+    own = special_token_guard(tokenizer)
+    found = own.resolve(renderings, own.encode_texts([rendering.text for rendering in renderings]), locations)
     return [(ids, encoding.offsets) for ids, encoding in found]
 
 
-def _start(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+def _find_bos_prefix(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """What the tokenizer puts before a text by itself: its begin-of-sequence token, or nothing."""
     whole, bare = list(tokenizer("a").input_ids), list(tokenizer("a", add_special_tokens=False).input_ids)
     for place in range(len(whole) - len(bare) + 1):
@@ -284,5 +298,5 @@ def _start(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     return ()
 
 
-def _holds(text: str, base: int, size: int) -> bool:
+def _has_characters_in_range(text: str, base: int, size: int) -> bool:
     return any(base <= ord(character) < base + size for character in text)

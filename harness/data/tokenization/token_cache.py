@@ -15,71 +15,71 @@ from pathlib import Path
 from typing import Any
 
 from harness.data.tokenization import token_file
-from harness.data.tokenization.token_file import Contents, Writer
-from harness.utils.cache_dir import root
+from harness.data.tokenization.token_file import TokenFile, TokenFileWriter
+from harness.utils.cache_dir import cache_root
 
-SIZE = 20 * 2**30
+MAX_CACHE_BYTES = 20 * 2**30
 """Bytes that the cache may take."""
 
-ABANDONED = 24 * 3600
+STALE_AFTER_SECONDS = 24 * 3600
 """Seconds after which an unfinished file that nobody writes to is a leftover of a run that died."""
 
 
-def folder() -> Path:
+def token_cache_folder() -> Path:
     """Where the entries stand; it need not exist yet."""
-    return root() / "rows"
+    return cache_root() / "rows"
 
 
-def read(key: str, source: str) -> Contents | None:
+def load_cached_tokens(key: str, source: str) -> TokenFile | None:
     """The entry of this key, which becomes the most recently used; None when there is none, or when it is damaged."""
-    path = _path(key)
-    found = token_file.read(path, key, source)
+    path = _entry_path(key)
+    found = token_file.read_token_file(path, key, source)
     if found is not None:
         with contextlib.suppress(OSError):  # of a cache that cannot be written
             os.utime(path)
     return found
 
 
-def place() -> tuple[Path | None, str | None]:
+def ensure_cache_folder() -> tuple[Path | None, str | None]:
     """The folder of the cache that takes files while a run uses them, and, where there is none, why."""
     try:
-        folder().mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder()):
-            return folder(), None
+        token_cache_folder().mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=token_cache_folder()):
+            return token_cache_folder(), None
     except OSError as error:
         return None, error.strerror or str(error)
 
 
-def writer() -> tuple[Writer, str | None]:
+def create_cache_writer() -> tuple[TokenFileWriter, str | None]:
     """What takes the rows of a new entry, on the cache's disk, and why it is not there, if it is not."""
     try:
-        folder().mkdir(parents=True, exist_ok=True)
+        token_cache_folder().mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        return Writer(None), error.strerror or str(error)
-    made = Writer(folder())
-    return (made, None) if made.failure is None else (Writer(None), made.failure)
+        return TokenFileWriter(None), error.strerror or str(error)
+    made = TokenFileWriter(token_cache_folder())
+    return (made, None) if made.write_error is None else (TokenFileWriter(None), made.write_error)
 
 
-def keep(made: Writer, key: str, facts: Mapping[str, Any]) -> str | None:
+def save_to_cache(token_writer: TokenFileWriter, key: str, metadata: Mapping[str, Any]) -> str | None:
     """Make an entry of what was written; gives the reason when it cannot be made, None when all is well."""
-    path = _path(key)
+    path = _entry_path(key)
     try:
-        made.keep(path, key, facts)
+        token_writer.save_as(path, key, metadata)
     except OSError as error:
         return error.strerror or str(error)
-    trim(path)
+    trim_cache(path)
     return None
 
 
-def trim(newest: Path) -> None:
+def trim_cache(newest: Path) -> None:
     """Remove the least recently used entries beyond `SIZE`, but not the newest, and what dead runs left behind."""
-    entries, left = [], SIZE
+    entries, left = [], MAX_CACHE_BYTES
     with contextlib.suppress(OSError):
         for item in os.scandir(newest.parent):
             with contextlib.suppress(OSError):  # gone meanwhile: another run trims, too
                 state = item.stat()
                 if item.name.endswith(".part"):
-                    if time.time() - state.st_mtime > ABANDONED:
+                    if time.time() - state.st_mtime > STALE_AFTER_SECONDS:
                         os.unlink(item.path)
                 elif item.name.endswith(".rows"):
                     entries.append((item.path != str(newest), -state.st_mtime, state.st_size, item.path))
@@ -90,5 +90,5 @@ def trim(newest: Path) -> None:
                     os.unlink(path)  # a run that reads it keeps its mapping
 
 
-def _path(key: str) -> Path:
-    return folder() / f"{key}.rows"
+def _entry_path(key: str) -> Path:
+    return token_cache_folder() / f"{key}.rows"

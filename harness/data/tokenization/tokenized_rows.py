@@ -14,15 +14,15 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.types import Row
+from harness.types import TokenizedExample
 
-IGNORED = -100
+IGNORE_INDEX = -100
 """The label of a token that is not trained."""
 
-Stored = NDArray[np.int32]
+StoredTokens = NDArray[np.int32]
 
 
-class Rows(Sequence[Row]):
+class TokenizedRows(Sequence[TokenizedExample]):
     """Rows of one or more sources, in a fixed order; nothing in it changes.
 
     ids: (N,) uint64, with `Row.id == f"{id:016x}"`. lengths: (N,) int32, tokens of each row. loss_tokens: (N,) int32,
@@ -31,23 +31,23 @@ class Rows(Sequence[Row]):
 
     def __init__(
         self,
-        stores: Sequence[Stored],
+        stores: Sequence[StoredTokens],
         *,
         ids: NDArray[np.uint64],
         lengths: NDArray[np.int32],
         loss_tokens: NDArray[np.int32],
-        source: NDArray[np.uint16],
+        source_indices: NDArray[np.uint16],
         source_names: Sequence[str],
-        store: NDArray[np.uint16],
-        begins: NDArray[np.int64],
+        store_indices: NDArray[np.uint16],
+        offsets: NDArray[np.int64],
     ) -> None:
         """stores: flat tokens, each (T,) int32 as told above. store, begins: (N,), which of them, and where in it."""
         self.ids, self.lengths, self.loss_tokens = ids, lengths, loss_tokens
-        self.source, self.source_names = source, tuple(source_names)
-        self._stores, self._store, self._begins = tuple(stores), store, begins
+        self.source_indices, self.source_names = source_indices, tuple(source_names)
+        self._stores, self._store_indices, self._offsets = tuple(stores), store_indices, offsets
 
     @classmethod
-    def of(cls, rows: Iterable[Row]) -> Rows:
+    def from_rows(cls, rows: Iterable[TokenizedExample]) -> TokenizedRows:
         """The rows, in memory.
 
         Raises ValueError for an id that is no 16 hex digits, and for labels that are neither the token nor -100.
@@ -55,21 +55,21 @@ class Rows(Sequence[Row]):
         given = list(rows)
         names = tuple(dict.fromkeys(row.source for row in given))
         number = {name: index for index, name in enumerate(names)}
-        parts = [_folded(row) for row in given]
+        parts = [_to_stored_tokens(row) for row in given]
         lengths = np.array([len(part) for part in parts], np.int32)
         return cls(
             [np.concatenate([np.empty(0, np.int32), *parts])],
-            ids=np.array([_number(row.id) for row in given], np.uint64),
+            ids=np.array([_parse_row_id(row.id) for row in given], np.uint64),
             lengths=lengths,
             loss_tokens=np.array([row.loss_tokens for row in given], np.int32),
             source=np.array([number[row.source] for row in given], np.uint16),
             source_names=names,
             store=np.zeros(len(given), np.uint16),
-            begins=begins_of(lengths),
+            begins=row_offsets(lengths),
         )
 
     @classmethod
-    def join(cls, parts: Sequence[Rows]) -> Rows:
+    def concatenate(cls, parts: Sequence[TokenizedRows]) -> TokenizedRows:
         """The rows of all parts, one part after the other. No token is copied."""
         if len(parts) == 1:
             return parts[0]
@@ -90,69 +90,71 @@ class Rows(Sequence[Row]):
             lengths=together((part.lengths for part in parts), np.int32),
             loss_tokens=together((part.loss_tokens for part in parts), np.int32),
             source=together(
-                (renumbered(part.source, [named[name] for name in part.source_names]) for part in parts), np.uint16
+                (renumbered(part.source_indices, [named[name] for name in part.source_names]) for part in parts),
+                np.uint16,
             ),
             source_names=names,
             store=together(
-                (renumbered(part._store, [at[id(store)] for store in part._stores]) for part in parts), np.uint16
+                (renumbered(part._store_indices, [at[id(store)] for store in part._stores]) for part in parts),
+                np.uint16,
             ),
-            begins=together((part._begins for part in parts), np.int64),
+            begins=together((part._offsets for part in parts), np.int64),
         )
 
-    def take(self, indices: Sequence[int] | NDArray[Any]) -> Rows:
+    def select(self, indices: Sequence[int] | NDArray[Any]) -> TokenizedRows:
         """The rows with these indices, in this order; one may stand several times. No token is copied."""
         chosen = np.asarray(indices, np.int64)
-        return Rows(
+        return TokenizedRows(
             self._stores,
             ids=self.ids[chosen],
             lengths=self.lengths[chosen],
             loss_tokens=self.loss_tokens[chosen],
-            source=self.source[chosen],
+            source_indices=self.source_indices[chosen],
             source_names=self.source_names,
-            store=self._store[chosen],
-            begins=self._begins[chosen],
+            store_indices=self._store_indices[chosen],
+            offsets=self._offsets[chosen],
         )
 
-    def tokens(self, index: int) -> Stored:
+    def tokens(self, index: int) -> StoredTokens:
         """(T,) int32: the tokens of a row."""
-        stored = self._stored(index)
+        stored = self._stored_tokens(index)
         return stored ^ (stored >> 31)
 
-    def labels(self, index: int) -> Stored:
+    def labels(self, index: int) -> StoredTokens:
         """(T,) int32: the labels of a row: the token where it is trained, -100 elsewhere."""
-        stored = self._stored(index)
-        return np.where(stored < 0, np.int32(IGNORED), stored)
+        stored = self._stored_tokens(index)
+        return np.where(stored < 0, np.int32(IGNORE_INDEX), stored)
 
     def source_of(self, index: int) -> str:
         """The source that a row comes from."""
-        return self.source_names[self.source[index]]
+        return self.source_names[self.source_indices[index]]
 
     def __len__(self) -> int:
         return len(self.ids)
 
     @overload
-    def __getitem__(self, index: int) -> Row: ...
+    def __getitem__(self, index: int) -> TokenizedExample: ...
 
     @overload
-    def __getitem__(self, index: slice) -> Rows: ...
+    def __getitem__(self, index: slice) -> TokenizedRows: ...
 
-    def __getitem__(self, index: int | slice) -> Row | Rows:
+    def __getitem__(self, index: int | slice) -> TokenizedExample | TokenizedRows:
         if isinstance(index, slice):
-            return self.take(np.arange(len(self))[index])
+            return self.select(np.arange(len(self))[index])
         at = range(len(self))[index]  # negative indices and IndexError as a list has them
-        return Row(
+        return TokenizedExample(
             f"{int(self.ids[at]):016x}",
-            self.source_names[int(self.source[at])],
+            self.source_names[int(self.source_indices[at])],
             tuple(self.tokens(at).tolist()),
             tuple(self.labels(at).tolist()),
         )
 
-    def __iter__(self) -> Iterator[Row]:
+    def __iter__(self) -> Iterator[TokenizedExample]:
         return (self[index] for index in range(len(self)))
 
     def __eq__(self, other: object) -> bool:
         """Whether the rows are the same, ids, sources and labels included."""
-        if not isinstance(other, Rows):
+        if not isinstance(other, TokenizedRows):
             return NotImplemented
         return (
             len(self) == len(other)
@@ -166,33 +168,33 @@ class Rows(Sequence[Row]):
             )
             and all(
                 self.source_of(index) == other.source_of(index)
-                and np.array_equal(self._stored(index), other._stored(index))
+                and np.array_equal(self._stored_tokens(index), other._stored_tokens(index))
                 for index in range(len(self))
             )
         )
 
     __hash__ = None  # type: ignore[assignment]
 
-    def _stored(self, index: int) -> Stored:
-        begin = int(self._begins[index])
-        return self._stores[self._store[index]][begin : begin + int(self.lengths[index])]
+    def _stored_tokens(self, index: int) -> StoredTokens:
+        begin = int(self._offsets[index])
+        return self._stores[self._store_indices[index]][begin : begin + int(self.lengths[index])]
 
 
-def begins_of(lengths: NDArray[Any]) -> NDArray[np.int64]:
+def row_offsets(lengths: NDArray[Any]) -> NDArray[np.int64]:
     """(N,) int64: where each row begins when rows of these lengths follow one another."""
     ends: NDArray[np.int64] = np.cumsum(lengths, dtype=np.int64)
     return ends - lengths
 
 
-def _folded(row: Row) -> Stored:
+def _to_stored_tokens(row: TokenizedExample) -> StoredTokens:
     tokens, labels = np.array(row.input_ids, np.int32), np.array(row.labels, np.int32)
-    trained = labels != IGNORED
+    trained = labels != IGNORE_INDEX
     if len(tokens) != len(labels) or (labels[trained] != tokens[trained]).any():
-        raise ValueError(f"the labels of row {row.id} are not its tokens or {IGNORED}")
+        raise ValueError(f"the labels of row {row.id} are not its tokens or {IGNORE_INDEX}")
     return np.where(trained, tokens, ~tokens)
 
 
-def _number(name: str) -> int:
-    if not re.fullmatch("[0-9a-f]{16}", name):
-        raise ValueError(f"the id {name!r} of a row is not 16 hex digits")
-    return int(name, 16)
+def _parse_row_id(row_id: str) -> int:
+    if not re.fullmatch("[0-9a-f]{16}", row_id):
+        raise ValueError(f"the id {row_id!r} of a row is not 16 hex digits")
+    return int(row_id, 16)

@@ -13,20 +13,20 @@ from typing import Literal
 from harness.report.html import page
 from harness.report.run_report import Verdict
 from harness.statistics.intervals import Estimate
-from harness.utils.formatting import number
-from harness.utils.redaction import public, without_secrets
+from harness.utils.formatting import format_number
+from harness.utils.redaction import redact, redact_text
 
 
 @dataclass(frozen=True)
-class Side:
+class RunColumn:
     """One run. facts: what a table says of it, such as its mode, its mitigations, and how it ended."""
 
     name: str
-    facts: Mapping[str, str]
+    details: Mapping[str, str]
 
 
 @dataclass(frozen=True)
-class Row:
+class ScoreRow:
     """One score of all runs. values, differences, p, verdicts: one a run, in their order; None where a run has none.
 
     differences: run − first run over the same items, so that the first has none. p: adjusted for all comparisons.
@@ -46,7 +46,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Answered:
+class ItemRow:
     """One item and what each run answered; scores: of each answer, in words such as `rougeL 0.31`."""
 
     suite: str
@@ -58,40 +58,40 @@ class Answered:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ComparisonPage:
     """Runs beside one another. differences: key of the spec -> its value in each run, None where a run has none.
 
     notes: what a reader must know, such as items that not all runs have. headline: "" to have one made of the rows.
     """
 
     title: str
-    sides: tuple[Side, ...]
-    rows: tuple[Row, ...]
+    columns: tuple[RunColumn, ...]
+    rows: tuple[ScoreRow, ...]
     differences: Mapping[str, tuple[str | None, ...]]
-    items: tuple[Answered, ...] = ()
+    items: tuple[ItemRow, ...] = ()
     notes: tuple[str, ...] = ()
     headline: str = ""
 
 
-def build(comparison: Comparison) -> str:
+def build_comparison_page(comparison: ComparisonPage) -> str:
     """The page; it has no plots."""
-    return page.render(
+    return page.render_template(
         "comparison.html.jinja",
         one=comparison,
-        headline=comparison.headline or headline(comparison),
-        facts=list(dict.fromkeys(key for side in comparison.sides for key in side.facts)),
+        headline=comparison.headline or build_comparison_headline(comparison),
+        facts=list(dict.fromkeys(key for side in comparison.columns for key in side.details)),
         suites=[(name, list(group)) for name, group in groupby(comparison.rows, key=lambda row: row.suite)],
-        differences=_redacted(comparison.differences),
-        notes=[without_secrets(note) for note in comparison.notes],
-        number=number,
+        differences=_redact_differences(comparison.differences),
+        notes=[redact_text(note) for note in comparison.notes],
+        number=format_number,
     )
 
 
-def headline(comparison: Comparison) -> str:
+def build_comparison_headline(comparison: ComparisonPage) -> str:
     """What the rows come to, run by run against the first; no claim that a verdict does not make."""
-    if len(comparison.sides) < 2:
+    if len(comparison.columns) < 2:
         return "There is one run, so nothing is compared."
-    first, *others = comparison.sides
+    first, *others = comparison.columns
     clauses = []
     for index, side in enumerate(others, start=1):
         counts = {word: sum(row.verdicts[index] == word for row in comparison.rows) for word in ("better", "worse")}
@@ -104,6 +104,6 @@ def headline(comparison: Comparison) -> str:
     return f"Against {first.name}: {'; '.join(clauses)}."
 
 
-def _redacted(given: Mapping[str, tuple[str | None, ...]]) -> dict[str, list[str | None]]:
+def _redact_differences(differences: Mapping[str, tuple[str | None, ...]]) -> dict[str, list[str | None]]:
     """The differences without secrets; what stands under a secret's name is left out, and still seen to differ."""
-    return {key: [None if one is None else public(one, key) for one in values] for key, values in given.items()}
+    return {key: [None if one is None else redact(one, key) for one in values] for key, values in differences.items()}

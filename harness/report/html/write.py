@@ -8,14 +8,22 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from harness.report.html.comparison_page import Answered, Comparison, Row, Side
+from harness.report.html.comparison_page import ComparisonPage, ItemRow, RunColumn, ScoreRow
 
-__all__ = ["Answered", "Comparison", "Row", "Side", "write", "write_comparison", "write_experiment"]
+__all__ = [
+    "ComparisonPage",
+    "ItemRow",
+    "RunColumn",
+    "ScoreRow",
+    "write_comparison_page",
+    "write_experiment_page",
+    "write_run_page",
+]
 
-NAME = "report.html"
+PAGE_FILE = "report.html"
 
 
-def write(folder: str | Path) -> Path:
+def write_run_page(folder: str | Path) -> Path:
     """Make `report.html` and `plots/*.svg` in the folder of a run that came to its report; returns the page's path.
 
     Needs `report.json`. Of `spec.json`, `environment.json`, `data.json`, `variants.json`, `stages/*/steps.jsonl` and
@@ -24,11 +32,11 @@ def write(folder: str | Path) -> Path:
     """
     from harness.report.html import page, run_files, run_page
 
-    text, plots = run_page.build(run_files.run(folder))
-    return page.write(text, plots, Path(folder) / NAME)
+    text, plots = run_page.build_run_page(run_files.load_run_files(folder))
+    return page.write_page_and_plots(text, plots, Path(folder) / PAGE_FILE)
 
 
-def write_experiment(folder: str | Path) -> Path:
+def write_experiment_page(folder: str | Path) -> Path:
     """Make `report.html` and `plots/*.svg` in the folder of an experiment of arms; returns the page's path.
 
     Needs `arms.json`; of `arms/*/spec.json`, `arms/*/report.json` and `arms/*/variants.json` it shows what is
@@ -36,12 +44,12 @@ def write_experiment(folder: str | Path) -> Path:
     """
     from harness.report.html import experiment_page, page, run_files
 
-    text, plots = experiment_page.build(run_files.arms(folder))
-    return page.write(text, plots, Path(folder) / NAME)
+    text, plots = experiment_page.build_experiment_page(run_files.load_experiment_files(folder))
+    return page.write_page_and_plots(text, plots, Path(folder) / PAGE_FILE)
 
 
-def write_comparison(comparison: Comparison, file: str | Path) -> Path:
+def write_comparison_page(comparison: ComparisonPage, file: str | Path) -> Path:
     """Write a comparison as one HTML file; returns its path. Raises HarnessError when it cannot be written."""
     from harness.report.html import comparison_page, page
 
-    return page.write(comparison_page.build(comparison), None, Path(file))
+    return page.write_page_and_plots(comparison_page.build_comparison_page(comparison), None, Path(file))

@@ -4,5 +4,5 @@ from __future__ import annotations
 
 from harness_mitigations.declared import adapters, averaging, data, outputs, rehearsal, restraint, weights
 
-FAMILIES = (data, rehearsal, weights, outputs, adapters, restraint, averaging)
+DECLARATION_MODULES = (data, rehearsal, weights, outputs, adapters, restraint, averaging)
 """Modules with `COMPONENTS`, from name to declaration, by what the mitigations work on."""

@@ -7,7 +7,7 @@ from harness import Component
 COMPONENTS: dict[str, Component] = {
     "lora": Component(
         summary="Trains low-rank adapters beside frozen weights (LoRA, arXiv:2106.09685, and its variants).",
-        load="harness_mitigations.lora:Lora",
+        factory="harness_mitigations.lora:Lora",
         options={
             "rank": {
                 "type": "integer",
@@ -63,11 +63,11 @@ COMPONENTS: dict[str, Component] = {
                 "description": "For corda: rows that the inputs' covariance is measured on, chosen by the seed.",
             },
         },
-        usual={"train.learning_rate": (5e-5, 1e-3), "train.epochs": (1, 5)},
+        typical_ranges={"train.learning_rate": (5e-5, 1e-3), "train.epochs": (1, 5)},
     ),
     "orthogonal_lora": Component(
         summary="Gives every stage an adapter of its own, orthogonal to earlier ones (O-LoRA, arXiv:2310.14152).",
-        load="harness_mitigations.orthogonal_lora:OrthogonalLora",
+        factory="harness_mitigations.orthogonal_lora:OrthogonalLora",
         options={
             "rank": {
                 "type": "integer",
@@ -102,11 +102,11 @@ COMPONENTS: dict[str, Component] = {
                 "description": "Factor of the summed overlap with earlier stages' directions; the paper's is 0.5.",
             },
         },
-        usual={"train.learning_rate": (5e-5, 1e-3), "train.epochs": (1, 5)},
+        typical_ranges={"train.learning_rate": (5e-5, 1e-3), "train.epochs": (1, 5)},
     ),
     "osf": Component(
         summary="Trains each weight within the directions that it uses least (OSF, arXiv:2504.07097).",
-        load="harness_mitigations.osf:Osf",
+        factory="harness_mitigations.osf:Osf",
         options={
             "preserve": {
                 "type": "number",
@@ -123,11 +123,11 @@ COMPONENTS: dict[str, Component] = {
                 "description": 'Names of the modules that get an adapter; "all-linear": all but the output head.',
             },
         },
-        usual={"train.learning_rate": (1e-6, 2e-4)},
+        typical_ranges={"train.learning_rate": (1e-6, 2e-4)},
     ),
     "oft": Component(
         summary="Trains a rotation of each layer's inputs, block by block (OFT, arXiv:2306.07280).",
-        load="harness_mitigations.oft:Oft",
+        factory="harness_mitigations.oft:Oft",
         options={
             "block": {
                 "type": "integer",
@@ -155,6 +155,6 @@ COMPONENTS: dict[str, Component] = {
                 "description": 'Names of the modules that get an adapter; "all-linear": all but the output head.',
             },
         },
-        usual={"train.learning_rate": (5e-5, 2e-3)},
+        typical_ranges={"train.learning_rate": (5e-5, 2e-3)},
     ),
 }

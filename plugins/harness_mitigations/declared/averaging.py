@@ -7,7 +7,7 @@ from harness import Component
 COMPONENTS: dict[str, Component] = {
     "wise_ft": Component(
         summary="Interpolates the weights with those a stage began with (WiSE-FT, arXiv:2109.01903).",
-        load="harness_mitigations.wise_ft:WiseFt",
+        factory="harness_mitigations.wise_ft:WiseFt",
         options={
             "alpha": {
                 "type": "number",
@@ -27,7 +27,7 @@ COMPONENTS: dict[str, Component] = {
     ),
     "ema": Component(
         summary="Ends each stage with an exponential moving average of its weights.",
-        load="harness_mitigations.ema:Ema",
+        factory="harness_mitigations.ema:Ema",
         options={
             "decay": {
                 "type": "number",

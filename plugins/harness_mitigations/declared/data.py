@@ -7,7 +7,7 @@ from harness import Component
 COMPONENTS: dict[str, Component] = {
     "mixing": Component(
         summary="Mixes a stated share of general conversations into every stage.",
-        load="harness_mitigations.mixing:Mixing",
+        factory="harness_mitigations.mixing:Mixing",
         options={
             "share": {
                 "type": "number",

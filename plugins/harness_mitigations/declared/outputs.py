@@ -7,7 +7,7 @@ from harness import Component
 COMPONENTS: dict[str, Component] = {
     "kl": Component(
         summary="Holds what the model says near to what the base model says (KL; on the task's tokens: LwF).",
-        load="harness_mitigations.kl:kl",
+        factory="harness_mitigations.kl:build_kl_mitigation",
         options={
             "on": {
                 "enum": ["general", "task"],
@@ -47,7 +47,7 @@ COMPONENTS: dict[str, Component] = {
     ),
     "token_masking": Component(
         summary="Leaves targets that surprise the model out of the loss (STM, arXiv:2501.14315).",
-        load="harness_mitigations.token_masking:TokenMasking",
+        factory="harness_mitigations.token_masking:TokenMasking",
         options={
             "threshold": {
                 "type": "number",

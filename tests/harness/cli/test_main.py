@@ -263,7 +263,7 @@ def test_two_distributions_with_one_name_stop_every_command(harness, spec, monke
     def discover():
         raise HarnessError("plugins", "the distributions 'a' and 'b' both bring a mode 'x'", "uninstall one of them")
 
-    monkeypatch.setattr(registry, "discover", discover)
+    monkeypatch.setattr(registry, "discover_plugins", discover)
     for command in (["validate", spec()], ["plugins"], ["schema"]):
         assert one_error(harness(*command)).startswith("plugins: the distributions 'a' and 'b' both bring")
 
@@ -284,12 +284,12 @@ def test_each_way_to_end_has_its_exit_code(harness, monkeypatch, error, code, er
     def discover():
         raise error
 
-    monkeypatch.setattr(registry, "discover", discover)
+    monkeypatch.setattr(registry, "discover_plugins", discover)
     assert harness("plugins") == (code, "", err)
 
 
 def test_a_bug_keeps_its_traceback(harness, monkeypatch):
-    monkeypatch.setattr(registry, "discover", lambda: 1 / 0)
+    monkeypatch.setattr(registry, "discover_plugins", lambda: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         harness("plugins")
 
@@ -310,7 +310,7 @@ def test_a_reader_who_leaves_early_is_no_error(arguments):
 def test_plugins_lists_every_component_by_kind_with_its_summary(harness):
     code, out, _ = harness("plugins")
     assert code == 0
-    found = registry.discover()
+    found = registry.discover_plugins()
     shown = " ".join(out.split())
     for kind, components in found.components.items():
         assert f"{kind} name from what it is" in shown

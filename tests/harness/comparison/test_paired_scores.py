@@ -17,7 +17,7 @@ from harness.cli import main
 from harness.comparison import compare, html_page
 from harness.errors import HarnessError
 from harness.statistics.significance import holm, mcnemar
-from harness.terminal.comparison_table import View
+from harness.terminal.comparison_table import ComparisonTable
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def no_store(monkeypatch, tmp_path):
 
 
 def made(folder, *names, **options):
-    return compare.compare([str(folder / name) for name in names], registry=compared_runs.REGISTRY, **options)
+    return compare.compare_runs([str(folder / name) for name in names], registry=compared_runs.REGISTRY, **options)
 
 
 def pair(comparison, score, run=1):
@@ -49,7 +49,7 @@ def pair(comparison, score, run=1):
 
 def shown(comparison, width=80):
     stream = io.StringIO()
-    Console(file=stream, width=width, color_system=None, highlight=False).print(View(comparison))
+    Console(file=stream, width=width, color_system=None, highlight=False).print(ComparisonTable(comparison))
     return stream.getvalue()
 
 
@@ -172,19 +172,19 @@ def test_the_answers_of_a_run_that_went_on_from_another_are_those_of_its_own_las
 def test_suites_without_a_common_item_are_not_compared(folder, tmp_path):
     items = compared_runs.items(40, 0.5, 1, first=1000)
     compared_runs.write(tmp_path / "other", [{"desk": items}, {"desk": items}])
-    comparison = compare.compare([str(folder / "weak"), str(tmp_path / "other")], registry=compared_runs.REGISTRY)
+    comparison = compare.compare_runs([str(folder / "weak"), str(tmp_path / "other")], registry=compared_runs.REGISTRY)
     assert comparison.pairs == ()
-    assert [(one.suite, one.why) for one in comparison.refused] == [("desk", "the two share no item of it")]
+    assert [(one.suite, one.why) for one in comparison.not_comparable] == [("desk", "the two share no item of it")]
     assert "desk of run 2 not compared: the two share no item of it" in shown(comparison)
 
 
 def test_scores_that_were_measured_in_two_ways_are_not_compared(folder, tmp_path):
     document = compared_runs.spec(metrics={**compared_runs.METRICS, "bleu": {"lowercase": True}})
     compared_runs.run(tmp_path / "lower", 0.8, 2, document=document)
-    comparison = compare.compare([str(folder / "weak"), str(tmp_path / "lower")], registry=compared_runs.REGISTRY)
+    comparison = compare.compare_runs([str(folder / "weak"), str(tmp_path / "lower")], registry=compared_runs.REGISTRY)
     assert "bleu" not in {one.score for one in comparison.pairs}
     assert "chrf" in {one.score for one in comparison.pairs}
-    (gone,) = comparison.refused
+    (gone,) = comparison.not_comparable
     assert (gone.suite, gone.score) == ("desk", "bleu")
     assert "measured in two ways" in gone.why
     assert "case:mixed" in gone.why
@@ -198,7 +198,7 @@ def test_a_suite_or_score_that_one_of_the_runs_lacks_is_named_with_who_has_it(fo
     compared_runs.run(tmp_path / "narrow", 0.5, 2, count=40, document=compared_runs.spec(metrics=few))
     comparison = made(tmp_path, "narrow", "wide")
     assert {one.score for one in comparison.pairs} == {"exact_match", "rouge1", "rouge2", "rougeL", "rougeLsum"}
-    told = {(one.suite, one.score): one.why for one in comparison.refused}
+    told = {(one.suite, one.score): one.why for one in comparison.not_comparable}
     assert told["more", ""] == "narrow has no such suite, wide has"
     assert told["desk", "bleu"] == "narrow has no such score, wide has"
     text = " ".join(shown(comparison, 200).split())
@@ -206,11 +206,11 @@ def test_a_suite_or_score_that_one_of_the_runs_lacks_is_named_with_who_has_it(fo
     assert "desk/bleu, chrf, response_perplexity" in text
     assert "of run 2 not compared: narrow has no such score, wide has" in text
     other = made(tmp_path, "wide", "narrow")
-    assert {one.why for one in other.refused} == {
+    assert {one.why for one in other.not_comparable} == {
         "narrow has no such suite, wide has",
         "narrow has no such score, wide has",
     }
-    shown_page = html_page.write(comparison, tmp_path / "page.html").read_text()
+    shown_page = html_page.write_comparison_html(comparison, tmp_path / "page.html").read_text()
     assert "wide, more: not compared: narrow has no such suite, wide has" in html.unescape(shown_page)
 
 
@@ -225,7 +225,7 @@ def test_one_score_by_two_metrics_is_not_compared_and_both_are_named(folder, tmp
         for file in ("spec.json", "report.json"):
             (tmp_path / name / file).write_text((folder / name / file).read_text())
         (tmp_path / name / "scores.json").write_text(json.dumps(written))
-    (gone,) = made(tmp_path, "weak", "strong").refused
+    (gone,) = made(tmp_path, "weak", "strong").not_comparable
     assert (gone.score, gone.why) == ("chrf", "two metrics give it: chrf in the one, mine in the other")
 
 
@@ -241,17 +241,17 @@ def test_the_baseline_can_be_another_run_and_the_order_stays(folder):
 def test_a_folder_of_arms_stands_for_its_arms(folder, tmp_path):
     for name in ("naive", "mixing"):
         compared_runs.run(tmp_path / "sweep" / "arms" / name, 0.5, name)
-    comparison = compare.compare([str(tmp_path / "sweep")], registry=compared_runs.REGISTRY)
+    comparison = compare.compare_runs([str(tmp_path / "sweep")], registry=compared_runs.REGISTRY)
     assert [run.name for run in comparison.runs] == ["mixing", "naive"]
     with pytest.raises(HarnessError, match="stands for 2 runs; name one of them"):
-        compare.compare([str(folder / "weak")], baseline=str(tmp_path / "sweep"), registry=compared_runs.REGISTRY)
+        compare.compare_runs([str(folder / "weak")], baseline=str(tmp_path / "sweep"), registry=compared_runs.REGISTRY)
 
 
 def test_a_run_that_has_not_come_to_its_end_is_shown_and_not_compared(folder, tmp_path):
     compared_runs.run(tmp_path / "cut", 0.8, 2, finished=False)
-    comparison = compare.compare([str(folder / "weak"), str(tmp_path / "cut")], registry=compared_runs.REGISTRY)
+    comparison = compare.compare_runs([str(folder / "weak"), str(tmp_path / "cut")], registry=compared_runs.REGISTRY)
     assert comparison.pairs == ()
-    assert comparison.refused[0].why == "the run has not come to its end"
+    assert comparison.not_comparable[0].why == "the run has not come to its end"
     assert comparison.runs[1].scores["desk/bleu"].delta is None
 
 
@@ -274,8 +274,8 @@ def test_a_metric_that_nobody_brings_any_more_costs_its_own_scores_alone(folder,
             (tmp_path / name / file).write_text((folder / name / file).read_text())
         (tmp_path / name / "scores.json").write_text(json.dumps(written))
     comparison = made(tmp_path, "weak", "strong")
-    assert [one.score for one in comparison.refused] == ["chrf"]
-    assert "no plugin brings a metric 'gone'" in comparison.refused[0].why
+    assert [one.score for one in comparison.not_comparable] == ["chrf"]
+    assert "no plugin brings a metric 'gone'" in comparison.not_comparable[0].why
     assert "bleu" in {one.score for one in comparison.pairs}
 
 
@@ -290,8 +290,8 @@ def test_a_metric_that_gives_other_numbers_here_is_not_trusted(folder, tmp_path)
             (tmp_path / name / file).write_text((folder / name / file).read_text())
         (tmp_path / name / "scores.json").write_text(json.dumps(written))
     comparison = made(tmp_path, "weak", "strong")
-    assert [one.score for one in comparison.refused] == ["bleu"]
-    assert "the metric 'bleu' here gives" in comparison.refused[0].why
+    assert [one.score for one in comparison.not_comparable] == ["bleu"]
+    assert "the metric 'bleu' here gives" in comparison.not_comparable[0].why
 
 
 # -- the items that changed most --------------------------------------------------------------------------------------
@@ -319,7 +319,7 @@ def test_items_that_did_not_change_are_no_items_that_changed(folder):
 
 def test_without_the_answers_the_items_are_named_and_the_lack_is_said(folder, tmp_path):
     compared_runs.run(tmp_path / "bare", 0.8, 2, predictions=False)
-    comparison = compare.compare([str(folder / "weak"), str(tmp_path / "bare")], registry=compared_runs.REGISTRY)
+    comparison = compare.compare_runs([str(folder / "weak"), str(tmp_path / "bare")], registry=compared_runs.REGISTRY)
     assert comparison.items[0].second.answer is None
     assert comparison.items[0].first.answer is not None
     assert comparison.notes == ("answers of bare: holds no predictions/desk-stage1.jsonl",)

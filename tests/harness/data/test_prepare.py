@@ -3,20 +3,20 @@ import dataclasses
 import pytest
 
 from harness.data.checks import findings
-from harness.data.prepare import prepare
-from harness.data.reading.conversation import example
-from harness.data.reading.conversation_store import Spool
+from harness.data.prepare import prepare_data
+from harness.data.reading.conversation import build_example
+from harness.data.reading.conversation_store import ConversationStore
 from harness.data.reading.corpus import Corpus
-from harness.data.reading.splits import chosen, is_held_out
+from harness.data.reading.splits import held_out_mask, limit_rows
 from harness.data.tokenization import token_cache
 from harness.errors import HarnessError
 from harness.interfaces.source import Source
 from harness.interfaces.template import Template
 from harness.spec_keys import data as data_module
-from harness.types import Message, Part, Plan, Record, Share, Span, Stage, Suite
+from harness.types import Message, Plan, Record, Share, Span, Stage, StageSource, Suite
 
 TRAIN = {"epochs": 1, "steps": None, "batch_size": 4, "accumulation": 1, "packing": False, "max_length": 200}
-ROWS = {key: option["default"] for key, option in data_module.ROWS.items()}
+ROWS = {key: option["default"] for key, option in data_module.SOURCE_KEYS.items()}
 
 
 class Rows(Source):
@@ -32,36 +32,40 @@ class Rows(Source):
 
 
 class Plain(Template):
-    def render(self, messages, tokenizer, *, open=False, tools=()):
+    def render(self, messages, tokenizer, *, add_generation_prompt=False, tools=()):
         spans = []
         for message in messages:
             trained = message.role == "assistant"
-            spans += [Span(f"<|im_start|>{message.role}\n", frame=True), Span(message.content, trained)]
-            spans.append(Span("<|im_end|>", trained, frame=True))
-        return (*spans, *([Span("<|im_start|>assistant\n", frame=True)] if open else []))
+            spans += [Span(f"<|im_start|>{message.role}\n", markup=True), Span(message.content, trained)]
+            spans.append(Span("<|im_end|>", trained, markup=True))
+        return (*spans, *([Span("<|im_start|>assistant\n", markup=True)] if add_generation_prompt else []))
 
-    def stops(self, tokenizer):
+    def stop_strings(self, tokenizer):
         return ("<|im_end|>",)
 
 
 class Untrained(Plain):
-    def render(self, messages, tokenizer, *, open=False, tools=()):
+    def render(self, messages, tokenizer, *, add_generation_prompt=False, tools=()):
         return tuple(
-            dataclasses.replace(span, trained=False) for span in super().render(messages, tokenizer, open=open)
+            dataclasses.replace(span, trained=False)
+            for span in super().render(messages, tokenizer, add_generation_prompt=add_generation_prompt)
         )
 
 
 class HeaderTrained(Plain):
-    def render(self, messages, tokenizer, *, open=False, tools=()):
-        return tuple(dataclasses.replace(span, trained=True) for span in super().render(messages, tokenizer, open=open))
+    def render(self, messages, tokenizer, *, add_generation_prompt=False, tools=()):
+        return tuple(
+            dataclasses.replace(span, trained=True)
+            for span in super().render(messages, tokenizer, add_generation_prompt=add_generation_prompt)
+        )
 
 
 def some(examples, limit):
-    corpus = Corpus.of(examples, "d")
-    return corpus.take(chosen(corpus.keys, limit, 0, "suite"))
+    corpus = Corpus.from_examples(examples, "d")
+    return corpus.select(limit_rows(corpus.content_hashes, limit, 0, "suite"))
 
 
-QUESTION = example([Message("user", "d question 0"), Message("assistant", "an answer")], "d:1")
+QUESTION = build_example([Message("user", "d question 0"), Message("assistant", "an answer")], "d:1")
 
 
 def asks(name, count, answer="an answer of some length"):
@@ -83,13 +87,13 @@ def make(tokenizer):
             suites=tuple(suites),
         )
         sources = {name: rows if isinstance(rows, Rows) else Rows(rows, name) for name, rows in data.items()}
-        return prepare(plan, sources, template or Plain(), tokenizer, also=also, **more)
+        return prepare_data(plan, sources, template or Plain(), tokenizer, extra_sources=also, **more)
 
     return make
 
 
 def stage(*parts, name="only", shares=(), **train):
-    return Stage(name, tuple(Part(*part) for part in parts), {**TRAIN, **train}, tuple(shares))
+    return Stage(name, tuple(StageSource(*part) for part in parts), {**TRAIN, **train}, tuple(shares))
 
 
 def suite(name, source, limit=None):
@@ -218,7 +222,7 @@ def test_a_question_of_the_suites_source_counts_even_beyond_the_suites_limit(mak
 def test_rows_whose_response_is_cut_off_are_dropped_by_name_and_count(make):
     data = {"d": [*asks("d", 6), ("long " * 100, "never seen"), ("short", "a long answer " * 40)]}
     made = make(data, [stage(("d", "domain"))])
-    assert made.untrained == {"d": findings.Untrained(rows=8, lost=1, max_length=200, places=("d:7",))}
+    assert made.untrained == {"d": findings.FullyTruncatedRows(rows=8, lost=1, max_length=200, places=("d:7",))}
     assert (made.counts["d"]["untrained"], made.counts["d"]["truncated"], made.counts["d"]["used"]) == (1, 1, 7)
     assert max(len(row.input_ids) for row in made.rows["d"]) == 200
 
@@ -226,19 +230,21 @@ def test_rows_whose_response_is_cut_off_are_dropped_by_name_and_count(make):
 def test_rows_lost_at_the_shorter_of_two_lengths_are_counted_there(make):
     data = {"d": [*asks("d", 6), ("long " * 100, "seen at last")]}
     made = make(data, [stage(("d", "domain"), name="one", max_length=900), stage(("d", "domain"), name="two")])
-    assert made.untrained == {"d": findings.Untrained(rows=7, lost=1, max_length=200, places=("d:7",))}
+    assert made.untrained == {"d": findings.FullyTruncatedRows(rows=7, lost=1, max_length=200, places=("d:7",))}
     assert made.counts["d"]["untrained"] == 0, "it is trained in one stage"
 
 
 def test_conversations_stand_on_the_caches_disk_or_it_is_said_where_else(make, tmp_path, monkeypatch):
     taken = []
-    write = Spool.write.__func__
+    write = ConversationStore.write_examples.__func__
     monkeypatch.setattr(
-        Spool, "write", classmethod(lambda cls, rows, folder: taken.append(folder) or write(cls, rows, folder))
+        ConversationStore,
+        "write",
+        classmethod(lambda cls, rows, folder: taken.append(folder) or write(cls, rows, folder)),
     )
     monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "own"))
     made = make({"d": asks("d", 3)}, [stage(("d", "domain"))])
-    assert taken == [tmp_path / "own" / "rows"] == [token_cache.folder()]
+    assert taken == [tmp_path / "own" / "rows"] == [token_cache.token_cache_folder()]
     assert made.warnings == ()
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "file"))
@@ -271,8 +277,8 @@ def test_a_template_with_a_wrong_mask_stops_the_run(make, template, what):
 def test_a_split_that_leaves_one_side_empty_is_an_error(make):
     with pytest.raises(HarnessError, match=r"evaluate.s: its source 'd' has too few rows for one of them to be held"):
         make({"d": asks("d", 2)}, [stage(("d", "domain"))], [suite("s", "d")], options={"d": {"held_out": 0.01}})
-    prompt = Corpus.of([QUESTION], "d").prompts
-    seed = next(seed for seed in range(20) if is_held_out(prompt, 0.9, seed)[0])
+    prompt = Corpus.from_examples([QUESTION], "d").prompt_hashes
+    seed = next(seed for seed in range(20) if held_out_mask(prompt, 0.9, seed)[0])
     with pytest.raises(HarnessError, match=r"sources.d: all 1 of its rows are held out"):
         make({"d": asks("d", 1)}, [stage(("d", "domain"))], options={"d": {"held_out": 0.9}}, seed=seed)
 

@@ -18,13 +18,13 @@ TWO = {
 
 def test_a_process_without_a_launcher_is_alone():
     for environment in ({}, {"RANK": "3"}, {"WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0"}):
-        assert launch.number(environment) == 0
-        assert launch.launched(environment) == 1
+        assert launch.get_rank(environment) == 0
+        assert launch.get_world_size(environment) == 1
 
 
 def test_the_processes_of_torchrun_know_their_numbers():
-    assert launch.launched(TWO) == 2
-    assert launch.number(TWO) == 1
+    assert launch.get_world_size(TWO) == 2
+    assert launch.get_rank(TWO) == 1
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_the_processes_of_torchrun_know_their_numbers():
 )
 def test_what_is_not_supported_is_refused_in_one_line(changes, said):
     with pytest.raises(HarnessError, match=said) as refused:
-        launch.launched({**TWO, **changes})
+        launch.get_world_size({**TWO, **changes})
     (line,) = refused.value.lines()
     assert line.endswith(refused.value.hint)
     assert refused.value.exit_code == 2
@@ -60,11 +60,11 @@ def test_every_command_but_run_is_for_one_process(monkeypatch, capsys):
 
 
 def test_one_process_shares_with_itself():
-    assert processes.ALONE.main
-    assert processes.ALONE.share({"a": 1}) == {"a": 1}
-    with setup.together(1) as shared, shared.main_first():
-        assert shared is processes.ALONE
-        shared.meet()
+    assert processes.SINGLE_PROCESS.is_main
+    assert processes.SINGLE_PROCESS.broadcast({"a": 1}) == {"a": 1}
+    with setup.init_processes(1) as shared, shared.main_first():
+        assert shared is processes.SINGLE_PROCESS
+        shared.barrier()
 
 
 @pytest.mark.parametrize("port", ["taken", "70000000", "none"])
@@ -76,6 +76,6 @@ def test_a_port_where_processes_cannot_meet_is_one_line(monkeypatch, port):
         for name, value in {**TWO, "RANK": "0", "LOCAL_RANK": "0", "MASTER_PORT": number}.items():
             monkeypatch.setenv(name, value)
         with pytest.raises(HarnessError, match=f"MASTER_PORT {number}: the processes cannot meet") as refused:
-            setup.together(2).__enter__()
+            setup.init_processes(2).__enter__()
     (line,) = refused.value.lines()
     assert "--standalone" in line

@@ -24,24 +24,26 @@ class Turns(Template):
     def __init__(self, *stopping: str) -> None:
         self.stopping = stopping or ("<|im_end|>",)
 
-    def render(self, messages: Sequence[Message], tokenizer, *, open: bool = False, tools=()) -> tuple[Span, ...]:
+    def render(
+        self, messages: Sequence[Message], tokenizer, *, add_generation_prompt: bool = False, tools=()
+    ) -> tuple[Span, ...]:
         spans = []
         for message in messages:
             trained = message.role == "assistant"
-            spans += [Span(f"<|im_start|>{message.role}\n", frame=True), Span(message.content, trained)]
-            spans += [Span("<|im_end|>", trained, frame=True), Span("\n", frame=True)]
-        return (*spans, Span("<|im_start|>assistant\n", frame=True)) if open else tuple(spans)
+            spans += [Span(f"<|im_start|>{message.role}\n", markup=True), Span(message.content, trained)]
+            spans += [Span("<|im_end|>", trained, markup=True), Span("\n", markup=True)]
+        return (*spans, Span("<|im_start|>assistant\n", markup=True)) if add_generation_prompt else tuple(spans)
 
-    def stops(self, tokenizer) -> tuple[str, ...]:
+    def stop_strings(self, tokenizer) -> tuple[str, ...]:
         return self.stopping
 
 
 class Likelihood(Metric):
     """Mean NLL a token."""
 
-    reads = "likelihood"
+    requires = "likelihood"
     higher_is_better = False
-    names = ("nll",)
+    score_names = ("nll",)
 
     def signature(self) -> str:
         return "nll|test"
@@ -57,8 +59,8 @@ class Likelihood(Metric):
 class Same(Metric):
     """Share of answers that are the reference."""
 
-    reads = "answer"
-    names = ("same",)
+    requires = "answer"
+    score_names = ("same",)
 
     def signature(self) -> str:
         return "same|test"
@@ -143,12 +145,14 @@ def kit(tokenizer):
 def metric():
     """A built-in metric by its name, made as a run makes it, its defaults filled in."""
     from harness import registry
-    from harness.spec.schema import fill
+    from harness.spec.schema import fill_defaults
 
-    found = registry.discover([pair for pair in registry.installed() if pair[0] == registry.OURS])
+    found = registry.discover_plugins(
+        [pair for pair in registry.installed_entry_points() if pair[0] == registry.CORE_DISTRIBUTION]
+    )
 
     def made(name: str, **options) -> Metric:
         fragment = {"type": "object", "properties": dict(found.get("metrics", name).options)}
-        return found.make("metrics", name, fill(options, fragment, fragment))
+        return found.create("metrics", name, fill_defaults(options, fragment, fragment))
 
     return made

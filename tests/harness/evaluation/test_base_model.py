@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from harness.errors import HarnessError
-from harness.evaluation.evaluate import evaluate
-from harness.evaluation.likelihood import Divergences, response_divergence, response_nll
+from harness.evaluation.evaluate import evaluate_suites
+from harness.evaluation.likelihood import BaseDivergences, response_divergence, response_nll
 from harness.model import save
 
 REFERENCES = ["yes", "a much longer answer", "天气很好", "six"]
@@ -27,7 +27,7 @@ def go(kit, tokenizer, metric, rows):
 
     def run(model, *, stage=1, size=4, **options):
         suite = kit.suite(batch_size=size)
-        (result,) = evaluate(
+        (result,) = evaluate_suites(
             model, tokenizer, kit.template(), [suite], {"desk": rows}, {"desk": options.pop("metrics", metrics)},
             stage=stage, seed=0, max_length=128, **options,
         )  # fmt: skip
@@ -58,11 +58,11 @@ def distributions(model, row):
 
 @pytest.mark.parametrize("size", [1, 4])
 def test_the_divergence_is_that_of_torchs_distributions(go, kit, tokenizer, adapted, rows, size):
-    from harness.data.tokenization.tokenize import encode
+    from harness.data.tokenization.tokenize import encode_example
 
-    result = go(adapted, base=lambda: save.base(adapted), size=size)
+    result = go(adapted, base=lambda: save.base_model(adapted), size=size)
     for item, example in zip(result.items, rows, strict=True):
-        row = encode(example, "source", kit.template(), tokenizer, 128)
+        row = encode_example(example, "source", kit.template(), tokenizer, 128)
         with adapted.disable_adapter():
             base = distributions(adapted, row)
         tuned = distributions(adapted, row)
@@ -111,9 +111,9 @@ def test_another_base_is_another_question(go, kit, tiny_model, tmp_path):
 
 
 def test_a_token_that_the_base_rules_out_adds_nothing(tokenizer, tiny_model, rows, kit):
-    from harness.data.tokenization.tokenize import encode
+    from harness.data.tokenization.tokenize import encode_example
 
-    row = encode(rows[0], "source", kit.template(), tokenizer, 128)
+    row = encode_example(rows[0], "source", kit.template(), tokenizer, 128)
 
     class Ruled(torch.nn.Module):
         def __init__(self, model):
@@ -134,4 +134,4 @@ def test_a_token_that_the_base_rules_out_adds_nothing(tokenizer, tiny_model, row
 
 
 def test_both_models_count_in_the_bound_on_logits():
-    assert Divergences.models == 2
+    assert BaseDivergences.models_in_memory == 2

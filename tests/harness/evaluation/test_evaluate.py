@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from harness.errors import HarnessError, RunError
-from harness.evaluation.evaluate import evaluate
-from harness.evaluation.scoring import score
+from harness.evaluation.evaluate import evaluate_suites
+from harness.evaluation.scoring import score_items
 
 SAID = ["yes", "a much longer answer", "", "no", "天气很好", "six pots"]
 WANTED = ["yes", "a much longer answer!", "?", "no", "天气很好", "seven"]
@@ -34,7 +34,7 @@ def go(kit, tokenizer, rows):
         given = {"stage": 1, "seed": 0, "max_length": 128, **options}
         examples = given.pop("examples", {suite.name: rows for suite in suites})
         by_suite = {suite.name: metrics for suite in suites}
-        return evaluate(model, tokenizer, kit.template(), suites, examples, by_suite, **given)
+        return evaluate_suites(model, tokenizer, kit.template(), suites, examples, by_suite, **given)
 
     return run
 
@@ -62,7 +62,7 @@ def test_a_model_that_knows_nothing_has_the_vocabulary_as_its_perplexity(go, kit
 
 
 def test_nothing_is_generated_for_metrics_of_likelihood(go, kit, monkeypatch):
-    monkeypatch.setattr("harness.evaluation.answers.generate", None)
+    monkeypatch.setattr("harness.evaluation.generation.generate_answers", None)
     (result,) = go(kit.echo(), {"nll": kit.likelihood})
     assert all(item.answer is None and item.finish is None for item in result.items)
 
@@ -152,7 +152,7 @@ def test_no_room_for_one_row_ends_the_run_with_a_remedy(go, kit):
 
 
 def test_logits_of_likelihoods_are_bounded(go, kit, tokenizer, monkeypatch):
-    monkeypatch.setattr("harness.evaluation.likelihood.LOGITS", 10 * len(tokenizer))
+    monkeypatch.setattr("harness.evaluation.likelihood.MAX_LOGITS", 10 * len(tokenizer))
     model = kit.echo()
     (result,) = go(model, {"nll": kit.likelihood}, [kit.suite(batch_size=6)])
     assert sum(model.rows) == len(SAID)
@@ -229,14 +229,17 @@ def test_answers_longer_than_the_model_are_refused(go, kit):
 
 
 def test_a_prompt_reads_as_it_was_asked(kit):
-    from harness.evaluation.predictions import prompt_text
+    from harness.evaluation.predictions import format_prompt_for_display
     from harness.types import Example, Message
 
     answer = Message("assistant", "a")
-    assert prompt_text(Example("1", (Message("user", "q"), answer), "p")) == "q"
-    assert prompt_text(Example("1", (Message("user", "sum up", input="text"), answer), "p")) == "sum up\n\ntext"
+    assert format_prompt_for_display(Example("1", (Message("user", "q"), answer), "p")) == "q"
+    assert (
+        format_prompt_for_display(Example("1", (Message("user", "sum up", input="text"), answer), "p"))
+        == "sum up\n\ntext"
+    )
     turns = (Message("system", "s"), Message("user", "q"), answer, Message("user", "r"), answer)
-    assert prompt_text(Example("1", turns, "p")) == "system: s\nuser: q\nassistant: a\nuser: r"
+    assert format_prompt_for_display(Example("1", turns, "p")) == "system: s\nuser: q\nassistant: a\nuser: r"
 
 
 def test_a_metric_that_breaks_its_word_is_named(kit):
@@ -244,14 +247,14 @@ def test_a_metric_that_breaks_its_word_is_named(kit):
 
     kit.same.names = ("other",)
     with pytest.raises(HarnessError, match=r"metrics\.same: gives same where it names other"):
-        score([Item("1", "p", "r", "a")], {"same": kit.same}, suite="s", stage=0, seed=0)
+        score_items([Item("1", "p", "r", "a")], {"same": kit.same}, suite="s", stage=0, seed=0)
 
 
 def test_scores_draw_the_same_items_at_every_stage(kit):
     from harness.types import Item
 
     items = [Item(str(number), "p", "r", "r" if number % 3 else "x") for number in range(20)]
-    first, later = (score(items, {"same": kit.same}, suite="s", stage=stage, seed=0)[0] for stage in (0, 3))
+    first, later = (score_items(items, {"same": kit.same}, suite="s", stage=stage, seed=0)[0] for stage in (0, 3))
     assert (first.low, first.high, first.stderr) == (later.low, later.high, later.stderr)
-    other = score(items, {"same": kit.same}, suite="s", stage=0, seed=1)[0]
+    other = score_items(items, {"same": kit.same}, suite="s", stage=0, seed=1)[0]
     assert (first.low, first.high, first.stderr) != (other.low, other.high, other.stderr)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from harness.evaluation.generation import Stops, find_stops, generate
+from harness.evaluation.generation import StopConditions, generate_answers, resolve_stops
 
-NO_STOPS = Stops(None, frozenset(), ())
+NO_STOPS = StopConditions(None, frozenset(), ())
 
 
 def answers(model, tokenizer, prompts, *, stops=NO_STOPS, new=12, size=None):
@@ -15,8 +15,13 @@ def answers(model, tokenizer, prompts, *, stops=NO_STOPS, new=12, size=None):
     size = size or len(prompts)
     for start in range(0, len(prompts), size):
         batch = dict(list(enumerate(prompts))[start : start + size])
-        generate(
-            model, tokenizer, batch, stops=stops, max_new_tokens=new, finished=lambda key, one: found.update({key: one})
+        generate_answers(
+            model,
+            tokenizer,
+            batch,
+            stops=stops,
+            max_new_tokens=new,
+            on_answer=lambda key, one: found.update({key: one}),
         )
     return [found[key] for key in range(len(prompts))]
 
@@ -95,7 +100,7 @@ def test_rows_leave_the_batch_as_they_end_and_the_others_go_on_unchanged(tokeniz
     handle = lively.model.register_forward_pre_hook(
         lambda module, args, given: seen.append(len(given["input_ids"])), with_kwargs=True
     )
-    stopped = answers(lively, tokenizer, prompts, stops=Stops(None, frozenset({stop}), ()))
+    stopped = answers(lively, tokenizer, prompts, stops=StopConditions(None, frozenset({stop}), ()))
     handle.remove()
     assert {answer.finish for answer in stopped} >= {"stop", "length"}
     assert seen[0] == len(prompts) > seen[-1]
@@ -159,20 +164,20 @@ def test_an_adapter_takes_part(tokenizer, lively, prompts):
 def test_what_ends_an_answer(tokenizer, kit, said, stops, text, finish):
     template = kit.template(*stops) if stops else kit.template("never")
     prompt = tokenizer(f"<|im_start|>user\n{said}<|im_end|>\n<|im_start|>assistant\n")["input_ids"]
-    (answer,) = answers(kit.echo(), tokenizer, [prompt], stops=find_stops(template, tokenizer), new=24)
+    (answer,) = answers(kit.echo(), tokenizer, [prompt], stops=resolve_stops(template, tokenizer), new=24)
     assert (answer.text, answer.finish) == (text, finish)
 
 
 def test_the_tokenizers_end_of_sequence_is_told_from_the_templates_stops(tokenizer, kit):
-    stops = find_stops(kit.template("<|im_end|>", "</s>", "Human:", "\n"), tokenizer)
-    assert stops.eos == tokenizer.eos_token_id
-    assert stops.tokens == {tokenizer.convert_tokens_to_ids("<|im_end|>")}
+    stops = resolve_stops(kit.template("<|im_end|>", "</s>", "Human:", "\n"), tokenizer)
+    assert stops.eos_id == tokenizer.eos_token_id
+    assert stops.token_ids == {tokenizer.convert_tokens_to_ids("<|im_end|>")}
     # A line break is one token here, but text may hold it within other tokens elsewhere: it is watched for as text.
-    assert stops.texts == ("Human:", "\n")
+    assert stops.strings == ("Human:", "\n")
 
 
 def test_end_of_sequence_finishes_as_eos(tokenizer, kit):
-    ended = Stops(tokenizer.convert_tokens_to_ids("<|im_end|>"), frozenset(), ())
+    ended = StopConditions(tokenizer.convert_tokens_to_ids("<|im_end|>"), frozenset(), ())
     prompt = tokenizer("<|im_start|>user\nyes<|im_end|>\n<|im_start|>assistant\n")["input_ids"]
     (answer,) = answers(kit.echo(), tokenizer, [prompt], stops=ended)
     assert (answer.text, answer.finish, answer.tokens) == ("yes", "eos", 4)

@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from harness.evaluation.likelihood import head_at, response_nll
-from harness.types import Row
+from harness.evaluation.likelihood import logits_at, response_nll
+from harness.types import TokenizedExample
 
 
 def rows(vocabulary, lengths=(5, 17, 9, 30), seed=0):
@@ -17,7 +17,7 @@ def rows(vocabulary, lengths=(5, 17, 9, 30), seed=0):
     for number, length in enumerate(lengths):
         ids = torch.randint(5, vocabulary, (length,), generator=draw).tolist()
         labels = [-100 if position < length // 2 or position % 4 == 3 else ids[position] for position in range(length)]
-        made.append(Row(str(number), "s", tuple(ids), tuple(labels)))
+        made.append(TokenizedExample(str(number), "s", tuple(ids), tuple(labels)))
     return made
 
 
@@ -115,7 +115,7 @@ def test_logits_are_built_at_the_chosen_positions_only_and_the_model_is_as_befor
     chosen[0, 5] = chosen[1, 2] = chosen[1, 3] = True
     with torch.no_grad():
         full = tiny_model(input_ids=ids).logits
-        with head_at(tiny_model, chosen):
+        with logits_at(tiny_model, chosen):
             few = tiny_model(input_ids=ids).logits
         assert few.shape == (1, 3, len(tokenizer))
         torch.testing.assert_close(few[0], full[chosen])
@@ -124,11 +124,11 @@ def test_logits_are_built_at_the_chosen_positions_only_and_the_model_is_as_befor
 
 def test_an_error_within_leaves_no_hook_behind(tiny_model):
     layer = tiny_model.get_output_embeddings()
-    with pytest.raises(RuntimeError), head_at(tiny_model, torch.ones(1, 1, dtype=torch.bool)):
+    with pytest.raises(RuntimeError), logits_at(tiny_model, torch.ones(1, 1, dtype=torch.bool)):
         raise RuntimeError
     assert not layer._forward_pre_hooks
 
 
 def test_a_model_without_an_output_layer_is_refused(tokenizer, tiny_model):
-    with pytest.raises(TypeError, match="no output layer"), head_at(tiny_model.model, torch.ones(1, 1)):
+    with pytest.raises(TypeError, match="no output layer"), logits_at(tiny_model.model, torch.ones(1, 1)):
         pass

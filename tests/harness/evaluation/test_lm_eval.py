@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from harness.errors import HarnessError
-from harness.evaluation.evaluate import evaluate
+from harness.evaluation.evaluate import evaluate_suites
 from harness.types import Example, Message
 
 pytestmark = pytest.mark.oracle
@@ -92,23 +92,23 @@ def theirs(tokenizer, tmp_path_factory):
 
 
 def test_its_tasks_are_a_source_of_the_same_rows(theirs):
-    from harness_sources.lm_eval_task import LmEvalTask
+    from harness_sources.lm_eval_task import LmEvalSource
 
-    rows = {name: [one.data for one in LmEvalTask(name, 0, str(theirs[2])).records()] for name in TASKS}
+    rows = {name: [one.data for one in LmEvalSource(name, 0, str(theirs[2])).records()] for name in TASKS}
     assert rows["h_mc"] == QUESTIONS
     assert rows["h_ppl"] == ROWS["h_ppl"]
     assert rows["h_gen"] == [{"prompt": one, "completion": one} for one in PROMPTS]
-    (first, *_) = LmEvalTask("h_mc", 0, str(theirs[2])).records()
-    assert first.place == "lm_eval:h_mc:[0]"
+    (first, *_) = LmEvalSource("h_mc", 0, str(theirs[2])).records()
+    assert first.location == "lm_eval:h_mc:[0]"
     with pytest.raises(HarnessError, match="lm_eval:h_no: there is no such task"):
-        list(LmEvalTask("h_no", 0, str(theirs[2])).records())
+        list(LmEvalSource("h_no", 0, str(theirs[2])).records())
 
 
 @pytest.fixture
 def ours(kit, tokenizer, metric, theirs):
     def run(rows, metrics, **settings):
         suite = kit.suite(plain=True, batch_size=3, **settings)
-        (result,) = evaluate(
+        (result,) = evaluate_suites(
             theirs[0], tokenizer, kit.template(), [suite], {"desk": rows}, {"desk": {n: metric(n) for n in metrics}},
             stage=0, seed=0, max_length=WINDOW,
         )  # fmt: skip

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from harness.errors import HarnessError
-from harness.evaluation.evaluate import evaluate
+from harness.evaluation.evaluate import evaluate_suites
 from harness.types import Example, Message
 
 QUESTIONS = [
@@ -27,7 +27,7 @@ def question(text, choices, gold):
 def go(kit, tokenizer, metric):
     def run(model, rows, **settings):
         suite = kit.suite(**settings)
-        (result,) = evaluate(
+        (result,) = evaluate_suites(
             model, tokenizer, kit.template(), [suite], {"desk": rows}, {"desk": {"mc": metric("multiple_choice")}},
             stage=0, seed=0, max_length=200,
         )  # fmt: skip
@@ -115,7 +115,7 @@ def test_choices_that_share_a_token_with_the_question_are_counted(kit, joining, 
     # "Ans" + "wer" is one token, so "wer" would be left with none; "Ans" + "xx" divides well.
     row = question("Ans", ("wer", "xx"), 0)
     suite = kit.suite(plain=True, delimiter="")
-    (result,) = evaluate(
+    (result,) = evaluate_suites(
         model, joining, kit.template(), [suite], {"desk": [row]}, {"desk": {"mc": metric("multiple_choice")}},
         stage=0, seed=0, max_length=64,
     )  # fmt: skip

@@ -4,42 +4,42 @@ from __future__ import annotations
 
 import pytest
 
-from harness.evaluation.context import Subject, plain_prompt
-from harness.evaluation.generation import find_stops
+from harness.evaluation.context import EvalContext, build_plain_prompt
+from harness.evaluation.generation import resolve_stops
 from harness.types import Example, Message
 
 
 def subject(kit, tokenizer, **settings):
-    return Subject(None, tokenizer, kit.template(), kit.suite(**settings), (), 0, 0, 100, None, lambda note: None)
+    return EvalContext(None, tokenizer, kit.template(), kit.suite(**settings), (), 0, 0, 100, None, lambda note: None)
 
 
 def test_a_plain_prompt_is_the_question_alone(kit, tokenizer):
     row = kit.example("Who?", "r")
-    assert tokenizer.decode(subject(kit, tokenizer, plain=True).prompt(row)) == "Who?"
-    assert tokenizer.decode(subject(kit, tokenizer).prompt(row)).startswith("<|im_start|>user\nWho?")
-    assert tokenizer.decode(subject(kit, tokenizer, plain=True).prompt(row, 3)) == "ho?"
+    assert tokenizer.decode(subject(kit, tokenizer, plain=True).prompt_ids(row)) == "Who?"
+    assert tokenizer.decode(subject(kit, tokenizer).prompt_ids(row)).startswith("<|im_start|>user\nWho?")
+    assert tokenizer.decode(subject(kit, tokenizer, plain=True).prompt_ids(row, 3)) == "ho?"
 
 
 def test_a_plain_prompt_holds_the_system_message_and_the_input_too(kit):
     messages = (Message("system", "Be brief."), Message("user", "Sum up.", input="Text."), Message("assistant", "x"))
-    assert plain_prompt(Example("1", messages, "p")) == "Be brief.\n\nSum up.\n\nText."
+    assert build_plain_prompt(Example("1", messages, "p")) == "Be brief.\n\nSum up.\n\nText."
 
 
 def test_a_suites_own_stops_stand_beside_the_templates_and_nothing_is_implied(kit, tokenizer):
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
-    stops = find_stops(kit.template(), tokenizer, ["\n\n", "Human:"])
-    assert (stops.eos, stops.tokens, stops.texts) == (tokenizer.eos_token_id, {end}, ("\n\n", "Human:"))
-    plain = find_stops(kit.template(), tokenizer, template_stops=False)
-    assert (plain.eos, plain.tokens, plain.texts) == (tokenizer.eos_token_id, frozenset(), ())
+    stops = resolve_stops(kit.template(), tokenizer, ["\n\n", "Human:"])
+    assert (stops.eos_id, stops.token_ids, stops.strings) == (tokenizer.eos_token_id, {end}, ("\n\n", "Human:"))
+    plain = resolve_stops(kit.template(), tokenizer, use_template_stops=False)
+    assert (plain.eos_id, plain.token_ids, plain.strings) == (tokenizer.eos_token_id, frozenset(), ())
 
 
 @pytest.mark.parametrize(
     ("stop", "answer", "finish"), [(["lon"], "a much ", "stop"), ([], "a much longer one", "stop")]
 )
 def test_an_answer_ends_at_a_suites_own_stop(kit, tokenizer, stop, answer, finish):
-    from harness.evaluation.evaluate import evaluate
+    from harness.evaluation.evaluate import evaluate_suites
 
-    (result,) = evaluate(
+    (result,) = evaluate_suites(
         kit.echo(), tokenizer, kit.template(), [kit.suite(stop=stop)],
         {"desk": [kit.example("a much longer one", "r")]}, {"desk": {"same": kit.same}},
         stage=0, seed=0, max_length=100,

@@ -11,7 +11,7 @@ import pytest
 from harness import registry
 from harness.errors import HarnessError
 from harness.evaluation import rescore
-from harness.evaluation.predictions import item_file
+from harness.evaluation.predictions import open_predictions
 from harness.types import Item
 
 SUITE = {"source": "desk", "role": "domain", "limit": None, "max_new_tokens": 8, "batch_size": 4}
@@ -27,14 +27,16 @@ def items(stage):
 
 
 def keep(folder, suite, stage, found):
-    with item_file(folder, suite, stage, found, {"model": "m"}) as file:
+    with open_predictions(folder, suite, stage, found, {"model": "m"}) as file:
         for item in found:
-            file.add(item, "answer", "k", {"answer": item.answer, "finish": item.finish})
+            file.add_fields(item, "answer", "k", {"answer": item.answer, "finish": item.finish})
 
 
 @pytest.fixture
 def found():
-    return registry.discover([pair for pair in registry.installed() if pair[0] == registry.OURS])
+    return registry.discover_plugins(
+        [pair for pair in registry.installed_entry_points() if pair[0] == registry.CORE_DISTRIBUTION]
+    )
 
 
 @pytest.fixture
@@ -58,8 +60,8 @@ def test_a_runs_own_metrics_are_drawn_again(run, found):
     assert [(one.stage, one.suite) for one in made] == [(0, "desk"), (0, "chat"), (1, "desk"), (1, "chat")]
     assert [one.scores[0].value for one in made if one.suite == "desk"] == [0.0, 2 / 3]
     assert made[1].scores[0].name == "response_perplexity"
-    assert [str(breach) for breach in made[0].breaches] == ["1 of 3 items are empty (33.3%, 20.0% are allowed)"]
-    assert made[2].breaches == ()
+    assert [str(breach) for breach in made[0].violations] == ["1 of 3 items are empty (33.3%, 20.0% are allowed)"]
+    assert made[2].violations == ()
 
 
 def test_other_metrics_score_the_suites_that_have_what_they_read(run, found):
@@ -71,10 +73,10 @@ def test_other_metrics_score_the_suites_that_have_what_they_read(run, found):
 
 
 def test_intervals_are_those_of_the_run_itself(run, found):
-    from harness.evaluation.scoring import score
+    from harness.evaluation.scoring import score_items
 
-    metric = rescore.make_metric(found, "chrf", {})
-    (own,) = score(items(1), {"chrf": metric}, seed=3, suite="desk", stage=1)
+    metric = rescore.create_metric(found, "chrf", {})
+    (own,) = score_items(items(1), {"chrf": metric}, seed=3, suite="desk", stage=1)
     (again,) = rescore.score_run(run, {"chrf": {}}, found, stages=[1])
     assert again.scores[0] == own
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from harness.errors import HarnessError
-from harness.evaluation.evaluate import evaluate
-from harness.evaluation.predictions import item_path, read_items
+from harness.evaluation.evaluate import evaluate_suites
+from harness.evaluation.predictions import load_predictions, predictions_path
 from harness.interfaces.template import Template
 
 SAID = ["yes", "a much longer answer", "no", "six pots"]
@@ -36,7 +36,7 @@ def go(kit, tokenizer, rows, tmp_path):
         examples = {suite.name: given.pop("rows", rows)}
         metrics = {suite.name: given.pop("metrics", {"same": kit.same, "nll": kit.likelihood})}
         try:
-            (result,) = evaluate(model, words, template, [suite], examples, metrics, **given)
+            (result,) = evaluate_suites(model, words, template, [suite], examples, metrics, **given)
         finally:
             handle.remove()
         return result, len(passes)
@@ -74,13 +74,13 @@ def test_an_evaluation_goes_on_where_it_was_cut_off(go, kit, tiny_model, tmp_pat
     with pytest.raises(KeyboardInterrupt):
         go(tiny_model, alone)
     handle.remove()
-    part = read_items(item_path(tmp_path, "desk", 1))
-    assert part.whole is False
+    part = load_predictions(predictions_path(tmp_path, "desk", 1))
+    assert part.complete is False
     assert [item.answer is not None for item in part.items].count(True) == 1
     again, passes = go(tiny_model, alone)
     assert again == whole
     assert passes == all_passes - len(SAID) - 6
-    assert read_items(item_path(tmp_path, "desk", 1)).whole is True
+    assert load_predictions(predictions_path(tmp_path, "desk", 1)).complete is True
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_an_evaluation_goes_on_where_it_was_cut_off(go, kit, tiny_model, tmp_pat
 )
 def test_a_line_that_was_not_written_whole_is_dropped_and_redone(go, tiny_model, tmp_path, tail):
     whole, _ = go(tiny_model)
-    file = item_path(tmp_path, "desk", 1)
+    file = predictions_path(tmp_path, "desk", 1)
     lines = file.read_bytes().splitlines(keepends=True)
     file.write_bytes(b"".join(lines[:-1]) + tail)
     again, passes = go(tiny_model)
@@ -161,7 +161,7 @@ class Spaced(Template):
     def render(self, messages, tokenizer, **given):
         return self._turns.render([replace(one, content=f" {one.content}") for one in messages], tokenizer, **given)
 
-    def stops(self, tokenizer):
+    def stop_strings(self, tokenizer):
         return self._turns.stops(tokenizer)
 
 
@@ -190,12 +190,12 @@ def test_where_a_model_lies_and_how_it_was_saved_says_nothing_of_it(go, tiny_mod
 
     def load(name):
         settings = {"path": str(tmp_path / name), "attention": "sdpa", "trust_remote_code": False, "revision": None}
-        return load_module.load(locate.resolve(settings), settings)
+        return load_module.load_model(locate.resolve_model(settings), settings)
 
     net = load("first")
     assert go(net)[1] > 0
-    save.save(net, tokenizer, tmp_path / "saved")
-    assert fingerprint.configs(load("saved")) == fingerprint.configs(net)
+    save.save_model(net, tokenizer, tmp_path / "saved")
+    assert fingerprint.model_configs(load("saved")) == fingerprint.model_configs(net)
     assert go(load("saved"))[1] == 0
     assert go(load("second"))[1] == 0
     config = json.loads((tmp_path / "second/generation_config.json").read_text())
@@ -267,7 +267,7 @@ def test_a_row_more_asks_for_that_row_alone(go, kit, tiny_model, rows):
 def test_the_header_says_what_the_numbers_were_made_with(go, kit, adapted, tmp_path):
     notes = []
     go(adapted)
-    header = read_items(item_path(tmp_path, "desk", 1)).header
+    header = load_predictions(predictions_path(tmp_path, "desk", 1)).header
     assert header["identity"].keys() == {
         "model", "adapter", "config", "dtype", "attention", "tokenizer", "template", "harness",
     }  # fmt: skip
@@ -278,14 +278,14 @@ def test_the_header_says_what_the_numbers_were_made_with(go, kit, adapted, tmp_p
     with adapted.disable_adapter():
         go(adapted, progress=lambda phase, done, total, note="", unit="": notes.append(note))
     assert any("made with another adapter: all is made anew" in note for note in notes)
-    header = read_items(item_path(tmp_path, "desk", 1)).header
+    header = load_predictions(predictions_path(tmp_path, "desk", 1)).header
     assert (header["identity"]["model"], header["identity"]["adapter"]) == (base, "none")
 
 
 def test_an_adapter_leaves_the_models_own_digest_as_it_was(tiny_model):
     from peft import LoraConfig, get_peft_model
 
-    from harness.evaluation.fingerprint import weights as digests
+    from harness.evaluation.fingerprint import weight_digests as digests
 
     before = digests(tiny_model)
     model = get_peft_model(tiny_model, LoraConfig(r=2, target_modules=["q_proj", "lm_head"], modules_to_save=["norm"]))
@@ -297,9 +297,9 @@ def test_an_adapter_leaves_the_models_own_digest_as_it_was(tiny_model):
 def test_what_is_no_file_of_items_is_named(tmp_path):
     (tmp_path / "x.jsonl").write_text('{"id": "a"}\n')
     with pytest.raises(HarnessError, match=r"x\.jsonl: is no file of evaluated items"):
-        read_items(tmp_path / "x.jsonl")
+        load_predictions(tmp_path / "x.jsonl")
 
 
 def test_items_come_back_as_they_went(go, kit, tiny_model, tmp_path):
     result, _ = go(tiny_model)
-    assert read_items(item_path(tmp_path, "desk", 1)).items == result.items
+    assert load_predictions(predictions_path(tmp_path, "desk", 1)).items == result.items

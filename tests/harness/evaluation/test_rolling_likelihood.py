@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from harness.errors import HarnessError
-from harness.evaluation.evaluate import evaluate
-from harness.evaluation.rolling_likelihood import windows
+from harness.evaluation.evaluate import evaluate_suites
+from harness.evaluation.rolling_likelihood import rolling_windows
 from harness.types import Example, Message
 
 TEXTS = ["A short one.", "天气很好，我们去公园玩。" * 3, "One with </s> spelt out", "x"]
@@ -23,7 +23,7 @@ def text(content, number=0):
 def go(kit, tokenizer, metric):
     def run(model, rows, max_length=512, size=4):
         suite = kit.suite(batch_size=size)
-        (result,) = evaluate(
+        (result,) = evaluate_suites(
             model, tokenizer, kit.template(), [suite], {"desk": rows}, {"desk": {"bpb": metric("bits_per_byte")}},
             stage=0, seed=0, max_length=max_length,
         )  # fmt: skip
@@ -58,7 +58,7 @@ def test_a_model_that_knows_nothing_needs_the_bits_of_its_vocabulary(go, kit, to
 
 def test_windows_foretell_each_token_once_with_a_full_context_at_the_end():
     ids = list(range(100, 110))
-    rows = list(windows(ids, 1, 4))
+    rows = list(rolling_windows(ids, 1, 4))
     assert [row.input_ids for row in rows] == [
         (1, 100, 101, 102, 103),
         (103, 104, 105, 106, 107),

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from harness.errors import RunError
-from harness.evaluation.evaluate import evaluate
-from harness.evaluation.scoring import breaches, require, score
+from harness.evaluation.evaluate import evaluate_suites
+from harness.evaluation.scoring import find_limit_violations, raise_on_violations, score_items
 from harness.types import Item
 
 SAID = ["yes", "", "x" * 30, " ", "no"]
@@ -17,7 +17,7 @@ def go(kit, tokenizer):
     def run(stage=1, folder=None, **settings):
         suite = kit.suite(**settings)
         rows = [kit.example(said, "yes") for said in SAID]
-        (result,) = evaluate(
+        (result,) = evaluate_suites(
             kit.echo(), tokenizer, kit.template(), [suite], {"desk": rows}, {"desk": {"same": kit.same}},
             stage=stage, seed=0, max_length=200, folder=folder,
         )  # fmt: skip
@@ -34,7 +34,7 @@ def test_what_is_no_measure_of_the_model_is_counted_beside_its_score(go):
 
 def test_nothing_fails_where_no_limit_is_declared(go):
     assert go().breaches == ()
-    require([go()])
+    raise_on_violations([go()])
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def test_over_its_limit_an_evaluation_is_saved_and_then_fails(go, tmp_path, limi
     (breach,) = result.breaches
     assert str(breach) == text
     with pytest.raises(RunError, match=r"evaluate\.desk\.max_\w+: after stage 1 .* allowed") as raised:
-        require([result])
+        raise_on_violations([result])
     assert raised.value.exit_code == 1
 
 
@@ -61,19 +61,24 @@ def test_at_its_limit_it_does_not_fail(go):
 def test_the_base_model_need_not_keep_the_limits(go):
     base = go(stage=0, max_empty=0.0)
     assert len(base.breaches) == 1
-    require([base], since=1)
+    raise_on_violations([base], first_stage=1)
     with pytest.raises(RunError):
-        require([base])
+        raise_on_violations([base])
 
 
 def test_answers_that_a_metric_cannot_read_are_counted_for_that_metric(kit, metric):
     items = [Item(str(n), "q", "#### 3", answer, "eos") for n, answer in enumerate(["#### 3", "three", "#### 4"])]
     metrics = {"exact_match": metric("exact_match", extract=r"#### (\d+)"), "json_valid": metric("json_valid")}
-    scores = score(items, metrics, seed=0)
+    scores = score_items(items, metrics, seed=0)
     assert [one.counts["unparsed"] for one in scores] == [1, 3]
-    found = breaches(kit.suite(max_unparsed=0.5), 2, items, scores)
+    found = find_limit_violations(kit.suite(max_unparsed=0.5), 2, items, scores)
     assert [str(one) for one in found] == ["3 of 3 items are unparsed by json_valid (100.0%, 50.0% are allowed)"]
 
 
 def test_a_suite_without_answers_has_none_that_are_empty(kit):
-    assert breaches(kit.suite(max_empty=0.0, max_truncated=0.0), 0, [Item("1", "q", "r", nll=1.0, tokens=2)], ()) == ()
+    assert (
+        find_limit_violations(
+            kit.suite(max_empty=0.0, max_truncated=0.0), 0, [Item("1", "q", "r", nll=1.0, tokens=2)], ()
+        )
+        == ()
+    )

@@ -10,9 +10,9 @@ import pytest
 
 from harness.errors import HarnessError, RunError
 from harness.evaluation import server
-from harness.evaluation.evaluate import evaluate
-from harness.evaluation.predictions import read_items
-from harness.spec.schema import fill
+from harness.evaluation.evaluate import evaluate_suites
+from harness.evaluation.predictions import load_predictions
+from harness.spec.schema import fill_defaults
 from harness.spec_keys import evaluation
 
 SAID = ["yes", "a much longer answer", "", "no", "天气很好"]
@@ -94,9 +94,9 @@ def go(kit, tokenizer, stub):
 
     def run(stage=0, folder=None, metrics=None, model=None, limits=None, **settings):
         given = {"url": stub.url, "model": "desk", **settings}
-        schema = {"type": "object", "properties": evaluation.SERVER}
-        suite = kit.suite(server=fill(given, schema, schema), **(limits or {}))
-        (result,) = evaluate(
+        schema = {"type": "object", "properties": evaluation.SERVER_KEYS}
+        suite = kit.suite(server=fill_defaults(given, schema, schema), **(limits or {}))
+        (result,) = evaluate_suites(
             model, tokenizer, kit.template(), [suite], {"desk": rows}, {"desk": metrics or {"same": kit.same}},
             stage=stage, seed=0, max_length=200, folder=folder,
         )  # fmt: skip
@@ -222,7 +222,7 @@ def test_what_was_answered_before_a_failure_is_kept_and_not_asked_again(go, stub
     stub.plan = [200, 200, 400]
     with pytest.raises(RunError):
         go(concurrency=1, folder=tmp_path)
-    assert [item.answer is not None for item in read_items(tmp_path / "desk-stage0.jsonl").items].count(True) == 2
+    assert [item.answer is not None for item in load_predictions(tmp_path / "desk-stage0.jsonl").items].count(True) == 2
     stub.requests.clear()
     assert [item.answer for item in go(folder=tmp_path).items] == SAID
     assert len(stub.requests) == len(SAID) - 2
@@ -235,10 +235,10 @@ def test_what_was_answered_before_a_failure_is_kept_and_not_asked_again(go, stub
 
 
 def test_the_stage_stands_in_the_models_name_there(kit, tokenizer, stub):
-    schema = {"type": "object", "properties": evaluation.SERVER}
-    settings = fill({"url": stub.url + "/", "model": "desk-{stage}"}, schema, schema)
-    assert server.Server.of(settings, 3).model == "desk-3"
-    assert server.Server.of(settings, 3).url == stub.url
+    schema = {"type": "object", "properties": evaluation.SERVER_KEYS}
+    settings = fill_defaults({"url": stub.url + "/", "model": "desk-{stage}"}, schema, schema)
+    assert server.CompletionServer.from_settings(settings, 3).model == "desk-3"
+    assert server.CompletionServer.from_settings(settings, 3).url == stub.url
 
 
 def test_likelihoods_need_the_model_itself(go, kit):

@@ -17,8 +17,8 @@ import pytest
 import torch
 
 from harness.errors import RunError
-from harness.evaluation.evaluate import evaluate
-from harness.spec.schema import fill
+from harness.evaluation.evaluate import evaluate_suites
+from harness.spec.schema import fill_defaults
 from harness.spec_keys import evaluation
 
 pytestmark = pytest.mark.slow
@@ -92,11 +92,11 @@ def answered(kit, tokenizer, lively, served, monkeypatch):
     def run(by_server, max_new_tokens=24, **settings):
         server = None
         if by_server:
-            schema = {"type": "object", "properties": evaluation.SERVER}
+            schema = {"type": "object", "properties": evaluation.SERVER_KEYS}
             given = {"url": served[0], "model": served[1], "prompts": "text", "retries": 0, "concurrency": 2}
-            server = fill({**given, **settings.pop("server", {})}, schema, schema)
+            server = fill_defaults({**given, **settings.pop("server", {})}, schema, schema)
         suite = kit.suite(max_new_tokens=max_new_tokens, server=server, **settings)
-        (result,) = evaluate(
+        (result,) = evaluate_suites(
             None if by_server else lively, tokenizer, kit.template(), [suite], {"desk": rows},
             {"desk": {"same": kit.same}}, stage=0, seed=0, max_length=300,
         )  # fmt: skip

@@ -7,14 +7,14 @@ from collections import Counter
 import pytest
 import torch
 
-from harness.evaluation.evaluate import evaluate
-from harness.evaluation.generation import Drawn, likeliest
+from harness.evaluation.evaluate import evaluate_suites
+from harness.evaluation.generation import TopPSampler, greedy
 
 LOGITS = torch.log(torch.tensor([[0.5, 0.1, 0.3, 0.1]]))
 
 
 def shares(temperature, top_p, n=4000):
-    draw = Drawn(temperature, top_p, {7: 1})
+    draw = TopPSampler(temperature, top_p, {7: 1})
     counts = Counter(int(draw(LOGITS, [7])) for _ in range(n))
     return [counts[token] / n for token in range(4)]
 
@@ -35,10 +35,10 @@ def test_tokens_are_drawn_with_their_chances(temperature, top_p, expected):
 def test_a_row_draws_alike_whatever_stands_beside_it():
     rows = torch.randn(3, 50, generator=torch.Generator().manual_seed(0))
     seeds = {1: 11, 2: 22, 3: 33}
-    together, alone = Drawn(1.0, 0.9, seeds), Drawn(1.0, 0.9, seeds)
+    together, alone = TopPSampler(1.0, 0.9, seeds), TopPSampler(1.0, 0.9, seeds)
     for _ in range(20):
         assert together(rows, [1, 2, 3])[1] == alone(rows[1:2], [2])[0]
-    assert likeliest(rows, [1, 2, 3]).tolist() == rows.argmax(-1).tolist()
+    assert greedy(rows, [1, 2, 3]).tolist() == rows.argmax(-1).tolist()
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def go(kit, tokenizer, tiny_model):
 
     def run(seed=0, size=4, **settings):
         suite = kit.suite(batch_size=size, max_new_tokens=8, **settings)
-        (result,) = evaluate(
+        (result,) = evaluate_suites(
             tiny_model.eval(), tokenizer, kit.template(), [suite], {"desk": rows}, {"desk": {"same": kit.same}},
             stage=0, seed=seed, max_length=100,
         )  # fmt: skip

@@ -5,7 +5,7 @@ import torch
 
 from harness.errors import HarnessError
 from harness.model import device as device_module
-from harness.model.device import device, dtype
+from harness.model.device import resolve_dtype, select_device
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 
@@ -28,55 +28,55 @@ def cuda(monkeypatch):
 
 def test_without_cuda_the_device_is_the_cpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert device() == CPU
+    assert select_device() == CPU
 
 
 def test_with_cuda_the_device_is_this_processs_own(cuda, monkeypatch):
     cuda(bfloat16=True)
     monkeypatch.delenv("LOCAL_RANK", raising=False)
-    assert device() == CUDA
+    assert select_device() == CUDA
     monkeypatch.setenv("LOCAL_RANK", "3")
-    assert device() == torch.device("cuda", 3)
+    assert select_device() == torch.device("cuda", 3)
 
 
 def test_auto_is_bfloat16_only_where_the_hardware_has_it(cuda):
-    assert dtype("auto", CPU) == torch.float32
+    assert resolve_dtype("auto", CPU) == torch.float32
     cuda(bfloat16=True)
-    assert dtype("auto", CUDA) == torch.bfloat16
-    assert dtype("auto", CPU) == torch.float32
+    assert resolve_dtype("auto", CUDA) == torch.bfloat16
+    assert resolve_dtype("auto", CPU) == torch.float32
     cuda(bfloat16=False)
-    assert dtype("auto", CUDA) == torch.float32
+    assert resolve_dtype("auto", CUDA) == torch.float32
 
 
 def test_a_precision_that_is_asked_for_is_given_or_refused_but_never_swapped(cuda):
     cuda(bfloat16=False)
-    assert dtype("float32", CUDA) == torch.float32
-    assert dtype("float16", CUDA) == torch.float16
-    assert dtype("bfloat16", CPU) == torch.bfloat16
+    assert resolve_dtype("float32", CUDA) == torch.float32
+    assert resolve_dtype("float16", CUDA) == torch.float16
+    assert resolve_dtype("bfloat16", CPU) == torch.bfloat16
     with pytest.raises(HarnessError, match=r"^train.precision: Tesla V100 has no bfloat16"):
-        dtype("bfloat16", CUDA)
+        resolve_dtype("bfloat16", CUDA)
     with pytest.raises(HarnessError, match=r"float16 needs a GPU"):
-        dtype("float16", CPU)
+        resolve_dtype("float16", CPU)
     with pytest.raises(HarnessError, match=r"there is no 'int8'; choose auto or one of float32"):
-        dtype("int8", CPU)
+        resolve_dtype("int8", CPU)
 
 
 def test_attention_is_sdpa_unless_another_is_asked_for_and_possible(monkeypatch):
-    assert device_module.attention("auto", CPU) == "sdpa"
-    assert device_module.attention("eager", CUDA) == "eager"
+    assert device_module.resolve_attention("auto", CPU) == "sdpa"
+    assert device_module.resolve_attention("eager", CUDA) == "eager"
     with pytest.raises(HarnessError, match=r"^model.attention: there is no 'flash'"):
-        device_module.attention("flash", CUDA)
+        device_module.resolve_attention("flash", CUDA)
     with pytest.raises(HarnessError, match=r"needs a CUDA device"):
-        device_module.attention("flash_attention_2", CPU)
+        device_module.resolve_attention("flash_attention_2", CPU)
     real = __import__("importlib.util").util.find_spec
     monkeypatch.setattr("importlib.util.find_spec", lambda name, *a: None if name == "flash_attn" else real(name, *a))
     with pytest.raises(HarnessError, match=r"pip install flash-attn"):
-        device_module.attention("flash_attention_2", CUDA)
+        device_module.resolve_attention("flash_attention_2", CUDA)
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_on_this_gpu_auto_gives_a_dtype_that_multiplies():
-    chosen = dtype("auto", device())
-    square = torch.eye(16, device=device(), dtype=chosen)
+    chosen = resolve_dtype("auto", select_device())
+    square = torch.eye(16, device=select_device(), dtype=chosen)
     assert (square @ square).dtype == chosen

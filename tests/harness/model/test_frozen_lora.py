@@ -24,7 +24,7 @@ def adapted(tiny_model):
 
 def some(model, rank, seed):
     torch.manual_seed(seed)
-    layers = frozen_lora.adapted_layers(model)
+    layers = frozen_lora.lora_layers(model)
     return {
         name: (torch.randn(rank, layer.in_features), 0.1 * torch.randn(layer.out_features, rank))
         for name, layer in layers.items()
@@ -36,7 +36,7 @@ def summed(tiny_model, model, *factors):
     plain = copy.deepcopy(tiny_model).double().eval()
     parts = dict(plain.named_modules())
     with torch.no_grad():
-        for name, layer in frozen_lora.adapted_layers(model).items():
+        for name, layer in frozen_lora.lora_layers(model).items():
             weight = parts[name.removeprefix("base_model.model.")].weight
             a, b = (getattr(layer, f"lora_{one}")["default"].weight.double() for one in "AB")
             weight.add_(layer.scaling["default"] * b @ a)
@@ -47,27 +47,27 @@ def summed(tiny_model, model, *factors):
 
 def test_what_is_kept_adds_to_what_the_adapter_does(tiny_model, adapted):
     one, two = some(adapted, 3, 1), some(adapted, 1, 2)
-    frozen_lora.keep(adapted, one)
-    frozen_lora.keep(adapted, two)
+    frozen_lora.add_frozen_lora(adapted, one)
+    frozen_lora.add_frozen_lora(adapted, two)
     expected = summed(tiny_model, adapted, one, two)(IDS).logits
     assert torch.allclose(adapted(IDS).logits.double(), expected, atol=1e-5)
-    assert {a.shape[0] for a, _ in frozen_lora.kept(adapted).values()} == {4}
+    assert {a.shape[0] for a, _ in frozen_lora.frozen_lora(adapted).values()} == {4}
 
 
 def test_the_base_is_there_bit_for_bit_whatever_is_kept(tiny_model, adapted):
     expected = tiny_model.eval()(IDS).logits
-    frozen_lora.keep(adapted, some(adapted, 3, 1))
+    frozen_lora.add_frozen_lora(adapted, some(adapted, 3, 1))
     before = adapted(IDS).logits
     assert float((before - expected).detach().abs().max()) > 1e-2
-    with save.reference(adapted):
+    with save.adapter_disabled(adapted):
         assert torch.equal(adapted(IDS).logits, expected)
     assert torch.equal(adapted(IDS).logits, before)
 
 
 def test_what_is_kept_cannot_move_also_after_the_adapter_was_off(adapted):
     before = {name for name, weight in adapted.named_parameters() if weight.requires_grad}
-    frozen_lora.keep(adapted, some(adapted, 3, 1))
-    with save.reference(adapted):
+    frozen_lora.add_frozen_lora(adapted, some(adapted, 3, 1))
+    with save.adapter_disabled(adapted):
         pass
     assert {name for name, weight in adapted.named_parameters() if weight.requires_grad} == before
     assert not any("kept" in name for name in before)
@@ -75,13 +75,13 @@ def test_what_is_kept_cannot_move_also_after_the_adapter_was_off(adapted):
 
 def test_keeping_instead_replaces_and_nothing_instead_takes_away(adapted):
     plain = adapted(IDS).logits
-    frozen_lora.keep(adapted, some(adapted, 3, 1))
+    frozen_lora.add_frozen_lora(adapted, some(adapted, 3, 1))
     with_first = adapted(IDS).logits
-    frozen_lora.keep(adapted, some(adapted, 2, 2), instead=True)
-    frozen_lora.keep(adapted, some(adapted, 3, 1), instead=True)
+    frozen_lora.add_frozen_lora(adapted, some(adapted, 2, 2), replace=True)
+    frozen_lora.add_frozen_lora(adapted, some(adapted, 3, 1), replace=True)
     assert torch.equal(adapted(IDS).logits, with_first)
-    frozen_lora.keep(adapted, {}, instead=True)
-    assert frozen_lora.kept(adapted) == {}
+    frozen_lora.add_frozen_lora(adapted, {}, replace=True)
+    assert frozen_lora.frozen_lora(adapted) == {}
     assert torch.equal(adapted(IDS).logits, plain)
 
 
@@ -90,20 +90,20 @@ def test_keeping_draws_no_random_number_that_others_would_get(adapted):
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    frozen_lora.keep(adapted, factors)
+    frozen_lora.add_frozen_lora(adapted, factors)
     assert torch.equal(torch.rand(3), expected)
 
 
 def test_it_generates_with_what_is_kept(tiny_model, adapted):
     one = some(adapted, 3, 1)
-    frozen_lora.keep(adapted, one)
+    frozen_lora.add_frozen_lora(adapted, one)
     expected = summed(tiny_model, adapted, one).generate(IDS, max_new_tokens=4, do_sample=False)
     assert torch.equal(adapted.generate(input_ids=IDS, max_new_tokens=4, do_sample=False), expected)
 
 
 def test_saved_it_is_one_plain_adapter_that_peft_loads(tiny_model, adapted, tokenizer, tmp_path):
-    frozen_lora.keep(adapted, some(adapted, 3, 1))
-    save.save(adapted, tokenizer, tmp_path / "model")
+    frozen_lora.add_frozen_lora(adapted, some(adapted, 3, 1))
+    save.save_model(adapted, tokenizer, tmp_path / "model")
     loaded = PeftModel.from_pretrained(copy.deepcopy(tiny_model), tmp_path / "model").eval()
     assert list(loaded.peft_config) == ["default"]
     assert loaded.peft_config["default"].r == 5
@@ -114,19 +114,19 @@ def test_saved_it_is_one_plain_adapter_that_peft_loads(tiny_model, adapted, toke
 
 def test_a_checkpoint_of_peft_gives_back_what_was_kept(adapted, tmp_path):
     fresh = copy.deepcopy(adapted)
-    frozen_lora.keep(adapted, some(adapted, 3, 1))
+    frozen_lora.add_frozen_lora(adapted, some(adapted, 3, 1))
     adapted.save_pretrained(tmp_path)
-    frozen_lora.restore_kept(fresh, tmp_path)
+    frozen_lora.restore_frozen_lora(fresh, tmp_path)
     assert torch.equal(fresh(IDS).logits, adapted(IDS).logits)
 
 
 def test_a_checkpoint_without_anything_kept_keeps_nothing(adapted, tmp_path):
     adapted.save_pretrained(tmp_path)
-    frozen_lora.keep(adapted, some(adapted, 3, 1))
-    frozen_lora.restore_kept(adapted, tmp_path)
-    assert frozen_lora.kept(adapted) == {}
+    frozen_lora.add_frozen_lora(adapted, some(adapted, 3, 1))
+    frozen_lora.restore_frozen_lora(adapted, tmp_path)
+    assert frozen_lora.frozen_lora(adapted) == {}
 
 
 def test_a_model_without_an_adapter_keeps_nothing(tiny_model):
-    assert frozen_lora.kept(tiny_model) == {}
-    assert frozen_lora.adapted_layers(tiny_model) == {}
+    assert frozen_lora.frozen_lora(tiny_model) == {}
+    assert frozen_lora.lora_layers(tiny_model) == {}

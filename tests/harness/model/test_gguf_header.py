@@ -6,22 +6,22 @@ import pytest
 
 from harness.errors import HarnessError
 from harness.model import gguf_header
-from harness.model.locate import resolve
+from harness.model.locate import resolve_model
 
 
 def test_the_header_gives_architecture_tensors_and_weights(gguf_source):
-    header = gguf_header.read(gguf_source)
+    header = gguf_header.read_gguf_header(gguf_source)
     assert header.architecture == "llama"
-    assert len(header.tensors) == 11
+    assert len(header.tensor_names) == 11
     # embeddings + q, o + k, v + three of the feed-forward + three norms
-    assert header.weights == 260 * 32 + 2 * 32 * 32 + 2 * 16 * 32 + 3 * 64 * 32 + 3 * 32
+    assert header.parameter_count == 260 * 32 + 2 * 32 * 32 + 2 * 16 * 32 + 3 * 64 * 32 + 3 * 32
 
 
 @pytest.mark.parametrize("keep", [3, 20, 100, 2000])
 def test_a_file_cut_off_in_its_header_is_an_error_at_any_place(gguf_source, tmp_path, keep):
     (tmp_path / "cut.gguf").write_bytes(gguf_source.read_bytes()[:keep])
     with pytest.raises(HarnessError, match=r"is no GGUF file that can be read"):
-        gguf_header.read(tmp_path / "cut.gguf")
+        gguf_header.read_gguf_header(tmp_path / "cut.gguf")
 
 
 @pytest.mark.parametrize(
@@ -38,10 +38,10 @@ def test_a_file_cut_off_in_its_header_is_an_error_at_any_place(gguf_source, tmp_
 def test_what_is_no_gguf_file_is_an_error_with_the_reason(tmp_path, data, why):
     (tmp_path / "x.gguf").write_bytes(data)
     with pytest.raises(HarnessError, match=why):
-        resolve({"path": str(tmp_path / "x.gguf")})
+        resolve_model({"path": str(tmp_path / "x.gguf")})
 
 
 def test_a_file_that_may_not_be_read_is_an_error(tmp_path):
     (tmp_path / "x.gguf").mkdir()
     with pytest.raises(HarnessError, match=r"cannot be read"):
-        gguf_header.read(tmp_path / "x.gguf")
+        gguf_header.read_gguf_header(tmp_path / "x.gguf")

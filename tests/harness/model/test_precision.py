@@ -19,21 +19,21 @@ def adapted(model):
 def test_weights_that_move_become_float32_and_frozen_ones_stay(tiny_model):
     net = tiny_model.to(torch.bfloat16)
     net.model.embed_tokens.weight.requires_grad = False
-    load.promote(net)
+    load.upcast_trainable(net)
     assert net.model.embed_tokens.weight.dtype is torch.bfloat16
     assert {w.dtype for w in net.parameters() if w.requires_grad} == {torch.float32}
 
 
 def test_tied_weights_stay_tied_when_they_become_float32(tiny_model):
     net = tiny_model.to(torch.bfloat16)
-    load.promote(net)
+    load.upcast_trainable(net)
     assert net.lm_head.weight is net.model.embed_tokens.weight
 
 
 def test_float32_is_computed_without_autocast_and_bfloat16_with_it(tiny_model):
-    assert isinstance(load.computation(tiny_model, "float32"), contextlib.nullcontext)
-    load.promote(tiny_model.to(torch.bfloat16))
-    with load.computation(tiny_model, "bfloat16"):
+    assert isinstance(load.autocast_context(tiny_model, "float32"), contextlib.nullcontext)
+    load.upcast_trainable(tiny_model.to(torch.bfloat16))
+    with load.autocast_context(tiny_model, "bfloat16"):
         assert torch.is_autocast_enabled("cpu")
         assert tiny_model(torch.tensor([[7, 8, 9]])).logits.isfinite().all()
 
@@ -47,12 +47,12 @@ def test_the_base_of_an_adapted_model_is_the_model_before_it(tiny_model):
             if "lora_B" in name:
                 weight.fill_(0.5)
     assert not torch.equal(net(ids).logits, before)
-    with save.base(net):
+    with save.base_model(net):
         assert torch.equal(net(ids).logits, before)
 
 
 def test_the_base_of_a_model_without_adapter_is_itself(tiny_model):
-    with save.base(tiny_model) as net:
+    with save.base_model(tiny_model) as net:
         assert net is tiny_model
 
 
@@ -60,11 +60,13 @@ def test_a_skeleton_has_the_models_weights_and_no_values(tiny_model, tokenizer, 
     tiny_model.save_pretrained(tmp_path / "m")
     tokenizer.save_pretrained(tmp_path / "m")
     settings = {"path": str(tmp_path / "m"), "revision": None, "trust_remote_code": False}
-    skeleton = load.skeleton(locate.resolve(settings), settings)
+    skeleton = load.load_on_meta(locate.resolve_model(settings), settings)
     assert skeleton.device.type == "meta"
-    assert load.count(skeleton) == load.count(tiny_model)
+    assert load.parameter_count(skeleton) == load.parameter_count(tiny_model)
     net = adapted(skeleton)
-    assert 0 < load.count(net, trainable=True) < load.count(net) - load.count(tiny_model) + 1
+    assert (
+        0 < load.parameter_count(net, trainable=True) < load.parameter_count(net) - load.parameter_count(tiny_model) + 1
+    )
 
 
 @pytest.mark.parametrize(
@@ -81,4 +83,4 @@ def test_a_skeleton_has_the_models_weights_and_no_values(tiny_model, tokenizer, 
     ],
 )
 def test_out_of_memory_is_known_on_every_device(error, told):
-    assert device.out_of_memory(error) is told
+    assert device.is_out_of_memory(error) is told

@@ -12,7 +12,7 @@ from support import example_run, html_reader
 
 from harness.report import arm_comparison, finished_run, run_report
 from harness.report.html import write
-from harness.terminal.arms_table import View
+from harness.terminal.arms_table import ArmsTable
 
 ITEMS = 40
 SPEC = {"evaluate": {"helpdesk": {"role": "domain"}, "general": {"role": "general"}}}
@@ -32,8 +32,8 @@ def finished(folder, rouge, nll):
     plan = example_run.made_plan(len(rouge) - 1)
     folder.mkdir(parents=True)
     (folder / "spec.json").write_text(json.dumps(SPEC))
-    run_report.make(plan, stages, example_run.BY_SUITE, seed=0, run={}).write(folder)
-    return finished_run.read(folder)
+    run_report.build_report(plan, stages, example_run.BY_SUITE, seed=0, run_info={}).write(folder)
+    return finished_run.load_finished_run(folder)
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def experiment(tmp_path):
         "stages": finished(tmp_path / "stages", (0.1, 0.4, 0.2), (30.0, 20.0, 25.0)),
         "joint": finished(tmp_path / "joint", (0.1, 0.5), (30.0, 10.0)),
     }
-    return arm_comparison.make("sweep", tmp_path, runs, example_run.BY_SUITE, seed=0, joint="joint")
+    return arm_comparison.compare_arms("sweep", tmp_path, runs, example_run.BY_SUITE, seed=0, joint="joint")
 
 
 def test_it_is_the_joint_end_less_the_own_stage_positive_where_the_stages_learned_less(experiment):
@@ -61,7 +61,7 @@ def test_it_is_the_joint_end_less_the_own_stage_positive_where_the_stages_learne
 
 def test_it_is_shown_and_kept(experiment, tmp_path):
     stream = io.StringIO()
-    Console(file=stream, width=120, color_system=None, highlight=False).print(View(experiment))
+    Console(file=stream, width=120, color_system=None, highlight=False).print(ArmsTable(experiment))
     assert "intransigence" in stream.getvalue()
     assert "'joint', trained on all tasks together" in stream.getvalue().replace("\n", " ")
     experiment.write(tmp_path)
@@ -73,8 +73,11 @@ def test_it_is_shown_and_kept(experiment, tmp_path):
 
 def test_without_a_joint_arm_or_its_result_there_is_none(tmp_path):
     runs = {"stages": finished(tmp_path / "stages", (0.1, 0.4), (30.0, 20.0))}
-    assert arm_comparison.make("one", tmp_path, runs, example_run.BY_SUITE, seed=0).intransigence == ()
-    assert arm_comparison.make("one", tmp_path, runs, example_run.BY_SUITE, seed=0, joint="joint").intransigence == ()
+    assert arm_comparison.compare_arms("one", tmp_path, runs, example_run.BY_SUITE, seed=0).intransigence == ()
+    assert (
+        arm_comparison.compare_arms("one", tmp_path, runs, example_run.BY_SUITE, seed=0, joint="joint").intransigence
+        == ()
+    )
 
 
 def test_the_joint_arm_is_a_reference_and_is_not_recommended(experiment):
@@ -83,7 +86,7 @@ def test_the_joint_arm_is_a_reference_and_is_not_recommended(experiment):
 
 def test_the_page_of_the_experiment_has_it_with_its_interval_and_says_who_the_reference_is(experiment, tmp_path):
     experiment.write(tmp_path)
-    root = html_reader.parse(write.write_experiment(tmp_path).read_text(encoding="utf-8"))
+    root = html_reader.parse(write.write_experiment_page(tmp_path).read_text(encoding="utf-8"))
     assert "#intransigence" in [one.attrs["href"] for one in root.one("nav").all("a")]
     assert experiment.intransigence
     for one in experiment.intransigence:
@@ -111,7 +114,7 @@ def test_a_task_that_both_measured_by_other_options_is_left_out_and_costs_nothin
     stages = tuple(tuple(map(otherwise, stage)) for stage in runs["joint"].evaluations)
     runs["joint"] = replace(runs["joint"], evaluations=stages)
     axes = {"gain": "general/rougeL", "forgetting_score": "general/rougeL"}
-    made = arm_comparison.make("sweep", tmp_path, runs, example_run.BY_SUITE, seed=0, joint="joint", **axes)
+    made = arm_comparison.compare_arms("sweep", tmp_path, runs, example_run.BY_SUITE, seed=0, joint="joint", **axes)
     found = {one.score: one.suites for one in made.intransigence}
     assert found == {"rougeL": ("general",), "response_perplexity": ("helpdesk", "general")}
     assert any(one.startswith("helpdesk/rougeL is not compared for 'joint'") for one in made.notes)
@@ -129,10 +132,10 @@ def test_the_joint_arm_is_no_value_of_what_the_others_vary(tmp_path):
     ):  # fmt: skip
         finished(tmp_path / "arms" / name, (0.1, 0.5), (30.0, 20.0))
         (tmp_path / "arms" / name / "spec.json").write_text(json.dumps(given))
-        runs[name] = finished_run.read(tmp_path / "arms" / name)
-    made = arm_comparison.make("sweep", tmp_path, runs, example_run.BY_SUITE, seed=0, joint="joint")
-    assert "mitigations.mixing.share of 0 %" in made.advice
+        runs[name] = finished_run.load_finished_run(tmp_path / "arms" / name)
+    made = arm_comparison.compare_arms("sweep", tmp_path, runs, example_run.BY_SUITE, seed=0, joint="joint")
+    assert "mitigations.mixing.share of 0 %" in made.recommendation_text
     made.write(tmp_path)
-    write.write_experiment(tmp_path)
+    write.write_experiment_page(tmp_path)
     drawn = html_reader.parse((tmp_path / "plots" / "sweep.svg").read_text(encoding="utf-8").partition("?>")[2])
     assert [one.text for one in drawn.all("text")].count("joint") == 2, "a level line in both halves"

@@ -16,7 +16,7 @@ from support import example_run
 from harness import gate
 from harness.report import run_report
 from harness.statistics.intervals import Estimate
-from harness.terminal.report_table import View
+from harness.terminal.report_table import ReportTable
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def made():
 def shown(made_report, width=100, **options):
     stream = io.StringIO()
     console = Console(file=stream, width=width, highlight=False, **{"color_system": None, **options})
-    console.print(View(made_report), crop=False)
+    console.print(ReportTable(made_report), crop=False)
     return stream.getvalue()
 
 
@@ -44,7 +44,7 @@ def with_answers(made, answers):
     items = tuple(replace(item, answer=text) for item, text in zip(last[0].items, answers, strict=False))
     cut = [replace(stage[0], items=stage[0].items[: len(items)]) for stage in (first, last)]
     stages = [(cut[0], first[1]), (replace(cut[1], items=items), last[1])]
-    return run_report.make(made.plan(), stages, made.metrics, seed=0, run={})
+    return run_report.build_report(made.plan(), stages, made.metrics, seed=0, run_info={})
 
 
 @pytest.fixture
@@ -76,7 +76,9 @@ def test_interval_of_a_mean_agrees_with_its_closed_form(made):
     changed = [0.1 if i % 4 == 0 else 0.0 for i in range(200)]
     after = (made.evaluation(1, "helpdesk", [0.2 + c for c in changed], [20.0] * 200), after[1])
     before = (made.evaluation(0, "helpdesk", [0.2] * 200, [20.0] * 200), before[1])
-    rouge = find(run_report.make(made.plan(), [before, after], made.metrics, seed=0, run={}), "helpdesk", "rougeL")
+    rouge = find(
+        run_report.build_report(made.plan(), [before, after], made.metrics, seed=0, run_info={}), "helpdesk", "rougeL"
+    )
     mean = sum(changed) / 200
     stderr = math.sqrt(sum((c - mean) ** 2 for c in changed) / 200 / 200)
     assert rouge.difference.stderr == pytest.approx(stderr, rel=0.1)
@@ -93,7 +95,7 @@ def test_down_is_better_where_lower_is_better(two_stages):
 
 def test_up_is_worse_where_lower_is_better(made):
     first, last = made.evaluations()
-    backwards = run_report.make(made.plan(), [last, first], made.metrics, seed=0, run={})
+    backwards = run_report.build_report(made.plan(), [last, first], made.metrics, seed=0, run_info={})
     assert find(backwards, "helpdesk", "rougeL").verdict == "worse"
     assert find(backwards, "helpdesk", "response_perplexity").verdict == "worse"
     assert "▲ worse" in next(line for line in shown(backwards).splitlines() if "response_perplexity" in line)
@@ -107,10 +109,10 @@ def test_an_interval_that_holds_zero_is_no_evidence(two_stages):
 
 def test_an_interval_that_is_no_number_is_no_evidence(made):
     stages = [(made.evaluation(stage, "helpdesk", [0.1 + stage], [20.0]),) for stage in (0, 1)]
-    single = run_report.make(made.plan(), stages, made.metrics, seed=0, run={})
+    single = run_report.build_report(made.plan(), stages, made.metrics, seed=0, run_info={})
     assert {one.verdict for one in single.changes} == {"too few items"}
     undefined = Estimate(0.5, math.nan, math.nan, math.nan, 50)
-    assert run_report.verdict_of(undefined, True) == "no evidence"
+    assert run_report.verdict_of_difference(undefined, True) == "no evidence"
     assert single.to_json()["changes"][0]["difference"]["low"] is None
     assert "–" in shown(single)
 
@@ -118,7 +120,7 @@ def test_an_interval_that_is_no_number_is_no_evidence(made):
 def test_matrix_holds_every_stage_and_a_gap_where_a_suite_was_not_evaluated(made):
     stages = made.evaluations(stages=2)
     stages[1] = stages[1][:1]
-    matrix = run_report.make(made.plan(2), stages, made.metrics, seed=0, run={}).matrix
+    matrix = run_report.build_report(made.plan(2), stages, made.metrics, seed=0, run_info={}).scores_by_stage
     assert matrix["helpdesk"]["rougeL"] == pytest.approx([0.22, 0.42, 0.62])
     assert matrix["general"]["rougeL"] == [pytest.approx(0.5), None, pytest.approx(0.5)]
 
@@ -127,17 +129,17 @@ def test_stages_that_saw_other_items_are_not_compared(made):
     first, last = made.evaluations()
     moved = replace(last[0], items=last[0].items[1:] + last[0].items[:1])
     with pytest.raises(ValueError, match="did not see the same items"):
-        run_report.make(made.plan(), [first, (moved, last[1])], made.metrics, seed=0, run={})
+        run_report.build_report(made.plan(), [first, (moved, last[1])], made.metrics, seed=0, run_info={})
 
 
 def test_a_base_model_alone_makes_no_report(made):
     with pytest.raises(ValueError, match="at least one stage"):
-        run_report.make(made.plan(), made.evaluations(stages=0), made.metrics, seed=0, run={})
+        run_report.build_report(made.plan(), made.evaluations(stages=0), made.metrics, seed=0, run_info={})
 
 
 def test_examples_are_three_of_the_domain_drawn_by_the_seed_alone(made):
     def drawn(seed, evaluations):
-        return run_report.make(made.plan(), evaluations, made.metrics, seed=seed, run={}).examples
+        return run_report.build_report(made.plan(), evaluations, made.metrics, seed=seed, run_info={}).examples
 
     evaluations = made.evaluations()
     examples = drawn(0, evaluations)
@@ -155,9 +157,9 @@ def test_examples_come_from_the_first_suite_with_answers(made):
         (replace(stage[0], items=tuple(replace(item, answer=None, finish=None) for item in stage[0].items)), stage[1])
         for stage in made.evaluations()
     ]
-    assert {one.suite for one in run_report.make(made.plan(), silent, made.metrics, seed=0, run={}).examples} == {
-        "general"
-    }
+    assert {
+        one.suite for one in run_report.build_report(made.plan(), silent, made.metrics, seed=0, run_info={}).examples
+    } == {"general"}
 
 
 def test_files_hold_every_score_and_its_statistics(two_stages, tmp_path):
@@ -182,7 +184,7 @@ def test_no_file_holds_what_json_cannot_say(made, tmp_path):
     scores = tuple(replace(score, stderr=math.nan, high=math.inf) for score in last[0].scores)
     items = tuple(replace(item, answer="half a pair \ud83d") for item in last[0].items)
     stages = [first, (replace(last[0], scores=scores, items=items), last[1])]
-    run_report.make(made.plan(), stages, made.metrics, seed=0, run={}).write(tmp_path)
+    run_report.build_report(made.plan(), stages, made.metrics, seed=0, run_info={}).write(tmp_path)
     for name in ("scores.json", "report.json"):
         text = (tmp_path / name).read_text(encoding="utf-8")
         json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} in JSON"))
@@ -279,7 +281,7 @@ def test_an_untracked_run_is_told_of_no_tracking_command(made, tmp_path):
 
 
 def test_a_run_without_suites_says_so(made, tmp_path):
-    empty = run_report.make(made.plan(suites=()), [(), ()], {}, seed=0, run={"folder": str(tmp_path)})
+    empty = run_report.build_report(made.plan(suites=()), [(), ()], {}, seed=0, run_info={"folder": str(tmp_path)})
     empty.write(tmp_path)
     assert json.loads((tmp_path / "report.json").read_text())["changes"] == []
     text = shown(empty)
@@ -292,7 +294,9 @@ def test_answers_that_were_cut_off_are_counted(made):
     items = tuple(
         replace(item, finish="length" if i < 7 else "empty" if i < 9 else "eos") for i, item in enumerate(last[0].items)
     )
-    cut = run_report.make(made.plan(), [first, (replace(last[0], items=items), last[1])], made.metrics, seed=0, run={})
+    cut = run_report.build_report(
+        made.plan(), [first, (replace(last[0], items=items), last[1])], made.metrics, seed=0, run_info={}
+    )
     assert cut.answers["helpdesk"]["after"] == {"empty": 2, "eos": 31, "length": 7}
     assert "after: 7 cut off, 2 empty" in shown(cut)
 
@@ -300,7 +304,7 @@ def test_answers_that_were_cut_off_are_counted(made):
 def test_a_stream_without_unicode_gets_ascii(made, tmp_path):
     raw = io.BytesIO()
     console = Console(file=io.TextIOWrapper(raw, encoding="ascii"), width=100, color_system=None, highlight=False)
-    console.print(View(made.report(tmp_path / "a", stages=2)))
+    console.print(ReportTable(made.report(tmp_path / "a", stages=2)))
     console.file.flush()
     text = raw.getvalue().decode("ascii")
     assert "v better" in text
@@ -309,22 +313,24 @@ def test_a_stream_without_unicode_gets_ascii(made, tmp_path):
 
 def test_fewer_than_thirty_items_give_no_verdict_however_clear_the_change_looks(made):
     stages = [(made.evaluation(stage, "helpdesk", [0.1 + stage] * 29, [20.0 - stage] * 29),) for stage in (0, 1)]
-    few = run_report.make(made.plan(), stages, made.metrics, seed=0, run={})
+    few = run_report.build_report(made.plan(), stages, made.metrics, seed=0, run_info={})
     assert {one.verdict for one in few.changes} == {"too few items"}
     assert "too few items" in shown(few)
     more = [(made.evaluation(stage, "helpdesk", [0.1 + stage] * 30, [20.0 - stage] * 30),) for stage in (0, 1)]
-    assert {one.verdict for one in run_report.make(made.plan(), more, made.metrics, seed=0, run={}).changes} == {
-        "better"
-    }
+    assert {
+        one.verdict for one in run_report.build_report(made.plan(), more, made.metrics, seed=0, run_info={}).changes
+    } == {"better"}
 
 
 def test_the_items_needed_grow_with_the_square_of_the_uncertainty():
     wide = Estimate(0.1, 0.1, -0.1, 0.3, 100)
-    assert run_report.items_needed(wide) == 385, "100 * (1.96 * 0.1 / 0.1)^2"
-    assert run_report.items_needed(Estimate(0.1, 0.2, -0.3, 0.5, 100)) == 1537
-    assert run_report.items_needed(Estimate(0.1, 0.01, 0.08, 0.12, 100)) is None, "settled already"
-    assert run_report.items_needed(Estimate(0.5, 0.01, 0.4, 0.6, 10)) == 30, "never below what a verdict asks for"
-    assert run_report.items_needed(Estimate(0.0, 0.1, -0.2, 0.2, 100)) is None, "no change, no number"
+    assert run_report.items_needed_for_verdict(wide) == 385, "100 * (1.96 * 0.1 / 0.1)^2"
+    assert run_report.items_needed_for_verdict(Estimate(0.1, 0.2, -0.3, 0.5, 100)) == 1537
+    assert run_report.items_needed_for_verdict(Estimate(0.1, 0.01, 0.08, 0.12, 100)) is None, "settled already"
+    assert run_report.items_needed_for_verdict(Estimate(0.5, 0.01, 0.4, 0.6, 10)) == 30, (
+        "never below what a verdict asks for"
+    )
+    assert run_report.items_needed_for_verdict(Estimate(0.0, 0.1, -0.2, 0.2, 100)) is None, "no change, no number"
 
 
 def test_the_matrix_draws_forgetting_from_the_stages_with_intervals_over_the_items(made):
@@ -342,7 +348,9 @@ def test_the_matrix_draws_forgetting_from_the_stages_with_intervals_over_the_ite
     plan = made.plan(2)
     first, second = plan.stages
     plan = replace(plan, stages=(replace(first, suites=("helpdesk",)), replace(second, suites=("general",))))
-    found = {one.score: one for one in run_report.make(plan, stages, made.metrics, seed=0, run={}).matrices}
+    found = {
+        one.score: one for one in run_report.build_report(plan, stages, made.metrics, seed=0, run_info={}).matrices
+    }
 
     rouge_matrix = found["rougeL"]
     assert rouge_matrix.suites == ("helpdesk", "general")
@@ -371,7 +379,9 @@ def test_the_interval_of_a_summary_is_paired_over_the_stages(made):
     plan = made.plan(2)
     plan = replace(plan, stages=(replace(plan.stages[0], suites=("helpdesk",)), replace(plan.stages[1], suites=("x",))))
     matrix = next(
-        one for one in run_report.make(plan, stages, made.metrics, seed=0, run={}).matrices if one.score == "rougeL"
+        one
+        for one in run_report.build_report(plan, stages, made.metrics, seed=0, run_info={}).matrices
+        if one.score == "rougeL"
     )
     lost = matrix.summaries["forgetting"]
     assert (lost.low, lost.value, lost.high) == pytest.approx((0.3, 0.3, 0.3))
@@ -379,10 +389,12 @@ def test_the_interval_of_a_summary_is_paired_over_the_stages(made):
 
 
 def test_a_stage_that_names_no_suite_is_examined_by_those_on_its_sources_or_of_its_name(made):
-    from harness.spec.matrix_summaries import owners
+    from harness.spec.matrix_summaries import stage_of_suite
 
     plan = made.plan(2)
-    assert owners(plan) == {"helpdesk": 1, "general": 1}, "both stages train on both sources; the first one teaches"
+    assert stage_of_suite(plan) == {"helpdesk": 1, "general": 1}, (
+        "both stages train on both sources; the first one teaches"
+    )
     apart = replace(
         plan,
         stages=(
@@ -390,7 +402,7 @@ def test_a_stage_that_names_no_suite_is_examined_by_those_on_its_sources_or_of_i
             replace(plan.stages[1], parts=plan.stages[1].parts[1:]),
         ),
     )
-    assert owners(apart) == {"helpdesk": 1, "general": 2}
+    assert stage_of_suite(apart) == {"helpdesk": 1, "general": 2}
 
 
 def test_a_gate_is_judged_in_the_report_and_again_from_its_file(made, tmp_path):
@@ -399,14 +411,16 @@ def test_a_gate_is_judged_in_the_report_and_again_from_its_file(made, tmp_path):
         {"score": "general/response_perplexity", "summary": None, "judge_by": "bound", "rises_at_most": 0.0001},
         {"score": "rougeL", "summary": "general_ability_delta", "judge_by": "bound", "at_least": -0.5},
     ]
-    judged = run_report.make(made.plan(), made.evaluations(), made.metrics, seed=0, run={}, conditions=conditions)
+    judged = run_report.build_report(
+        made.plan(), made.evaluations(), made.metrics, seed=0, run_info={}, gate_conditions=conditions
+    )
     assert [one.passed for one in judged.gate] == [True, False, True]
     assert not judged.passed
     text = shown(judged)
     assert "FAILED: general/response_perplexity is to rise by at most 0.0001" in text
     judged.write(tmp_path)
     document = json.loads((tmp_path / "report.json").read_text())
-    again = gate.judge(conditions, run_report.measured_in(document))
+    again = gate.evaluate_gate(conditions, run_report.gate_scores_from_report(document))
     assert again == judged.gate
     assert document["gate"][1]["passed"] is False
 
@@ -431,21 +445,25 @@ def test_scores_of_one_name_by_two_metrics_have_summaries_of_their_own(made, tmp
     ]
     del metrics["general"]["rouge"]
     condition = {"score": "mine.rougeL", "summary": "general_ability_delta", "judge_by": "bound", "at_least": -0.5}
-    judged = run_report.make(made.plan(), evaluations, metrics, seed=0, run={}, conditions=[condition])
+    judged = run_report.build_report(
+        made.plan(), evaluations, metrics, seed=0, run_info={}, gate_conditions=[condition]
+    )
     assert {one.called for one in judged.matrices} == {"rouge.rougeL", "mine.rougeL", "response_perplexity"}
     assert judged.passed
     judged.write(tmp_path)
-    known = run_report.measured_of(tmp_path)
+    known = run_report.gate_scores_of_run(tmp_path)
     assert "general_ability_delta:mine.rougeL" in known
-    assert gate.judge([condition], known) == judged.gate
+    assert gate.evaluate_gate([condition], known) == judged.gate
     assert "mine.rougeL" in shown(judged)
 
 
 def test_a_gate_on_a_suite_that_begins_later_says_since_when(made, tmp_path):
     evaluations = [stage if number else stage[:1] for number, stage in enumerate(made.evaluations(2))]
     condition = {"score": "general/rougeL", "summary": None, "judge_by": "bound", "rises_at_most": 10}
-    judged = run_report.make(made.plan(2), evaluations, made.metrics, seed=0, run={}, conditions=[condition])
+    judged = run_report.build_report(
+        made.plan(2), evaluations, made.metrics, seed=0, run_info={}, gate_conditions=[condition]
+    )
     assert judged.gate[0].since == "stage-1"
     assert "since 'stage-1': the base was not measured by it" in " ".join(shown(judged).split())
     judged.write(tmp_path)
-    assert gate.judge([condition], run_report.measured_of(tmp_path)) == judged.gate
+    assert gate.evaluate_gate([condition], run_report.gate_scores_of_run(tmp_path)) == judged.gate

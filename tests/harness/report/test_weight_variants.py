@@ -24,8 +24,8 @@ def evaluation(stage, gain=0.0, rise=0.0):
 
 
 def measured(name, gain, rise, stage="stage-1"):
-    found = weight_variants.scored(
-        evaluation(1, gain, rise), [evaluation(0), evaluation(1, 0.3, 5.0)], example_run.BY_SUITE, seed=0
+    found = weight_variants.variant_scores_as_dicts(
+        evaluation(1, gain, rise), [evaluation(0), evaluation(1, 0.3, 5.0)], RUN.BY_SUITE, seed=0
     )
     return {"stage": stage, "mitigation": "wise_ft", "variant": name, "scores": found}
 
@@ -51,20 +51,20 @@ def test_every_score_of_a_variant_has_its_change_against_the_base_and_not_agains
 
 
 def test_gain_and_loss_have_the_sign_that_people_mean_whatever_the_metric():
-    (variant,) = weight_variants.read({"variants": [measured("alpha=0.5", 0.1, 1.0)]})
-    assert variant.at == 0.5
-    assert variant.better("helpdesk/rougeL").value == pytest.approx(0.1)
-    assert variant.better("general/response_perplexity").value < 0
-    lost = variant.worse("general/response_perplexity")
+    (variant,) = weight_variants.parse_variants({"variants": [measured("alpha=0.5", 0.1, 1.0)]})
+    assert variant.parameter_value == 0.5
+    assert variant.improvement_on("helpdesk/rougeL").value == pytest.approx(0.1)
+    assert variant.improvement_on("general/response_perplexity").value < 0
+    lost = variant.degradation_on("general/response_perplexity")
     assert 0 < lost.low < lost.value < lost.high
-    assert variant.worse("forgetting:rougeL") is None
-    assert variant.better("helpdesk/chrf") is None
+    assert variant.degradation_on("forgetting:rougeL") is None
+    assert variant.improvement_on("helpdesk/chrf") is None
 
 
 def test_the_page_of_a_run_draws_the_sweep_in_the_order_of_its_numbers(tmp_path):
     folder = run_folders.finished(tmp_path / "run")
     keep(folder, *SWEEP)
-    write.write(folder)
+    write.write_run_page(folder)
     page = html_reader.parse((folder / "report.html").read_text(encoding="utf-8"))
     section = page.one("section", id="variants")
     assert section.one("h3").text == "wise_ft after stage-1"
@@ -80,10 +80,10 @@ def test_the_page_of_a_run_draws_the_sweep_in_the_order_of_its_numbers(tmp_path)
 
 def test_variants_without_a_number_are_a_table_alone_and_a_run_without_any_has_no_section(tmp_path):
     folder = run_folders.finished(tmp_path / "run")
-    write.write(folder)
+    write.write_run_page(folder)
     assert 'id="variants"' not in (folder / "report.html").read_text(encoding="utf-8")
     keep(folder, measured("average", 0.1, 1.0))
-    write.write(folder)
+    write.write_run_page(folder)
     section = html_reader.parse((folder / "report.html").read_text(encoding="utf-8")).one("section", id="variants")
     assert len([one for one in section.all("tr") if "data-variant" in one.attrs]) == 1
     assert not list(section.all("svg"))
@@ -92,7 +92,7 @@ def test_variants_without_a_number_are_a_table_alone_and_a_run_without_any_has_n
 def test_a_file_that_holds_something_else_is_said_and_costs_no_page(tmp_path):
     folder = run_folders.finished(tmp_path / "run")
     (folder / "variants.json").write_text(json.dumps({"variants": [{"stage": "a"}]}))
-    write.write(folder)
+    write.write_run_page(folder)
     text = (folder / "report.html").read_text(encoding="utf-8")
     assert "variants.json holds no variants of this version" in text
     assert 'id="variants"' not in text
@@ -101,7 +101,7 @@ def test_a_file_that_holds_something_else_is_said_and_costs_no_page(tmp_path):
 def test_hostile_names_do_nothing(tmp_path):
     folder = run_folders.finished(tmp_path / "run")
     keep(folder, measured(run_folders.NASTY + "=1", 0.1, 1.0), measured(run_folders.NASTY + "=2", 0.1, 1.0))
-    write.write(folder)
+    write.write_run_page(folder)
     page = html_reader.parse((folder / "report.html").read_text(encoding="utf-8"))
     assert list(page.one("section", id="variants").all("svg"))
     assert len(list(page.all("script"))) == 1
@@ -111,7 +111,7 @@ def test_hostile_names_do_nothing(tmp_path):
 def test_the_page_of_an_experiment_shows_them_as_points_beside_the_arms_and_never_as_arms(tmp_path):
     folder = run_folders.experiment(tmp_path / "sweep")
     keep(folder / "arms" / "naive", measured("alpha=0.5", 0.9, 9.0, "before"), *SWEEP)
-    write.write_experiment(folder)
+    write.write_experiment_page(folder)
     page = html_reader.parse((folder / "report.html").read_text(encoding="utf-8"))
     section = page.one("section", id="arms")
     beside = [one.attrs["data-variant"] for one in section.all("tr") if "data-variant" in one.attrs]
@@ -123,5 +123,5 @@ def test_the_page_of_an_experiment_shows_them_as_points_beside_the_arms_and_neve
 
 
 def test_an_experiment_whose_forgetting_is_a_summary_has_no_such_points():
-    (variant,) = weight_variants.read({"variants": [SWEEP[0]]})
-    assert arm_comparison.point_of(variant, "x", "helpdesk/rougeL", "forgetting:rougeL") is None
+    (variant,) = weight_variants.parse_variants({"variants": [SWEEP[0]]})
+    assert arm_comparison.variant_point(variant, "x", "helpdesk/rougeL", "forgetting:rougeL") is None

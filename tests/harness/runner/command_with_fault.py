@@ -22,7 +22,7 @@ def fail(fault: str, process: int, update: int) -> None:
     """See to it that the process fails before its `update`-th update is made."""
     from harness.training.trainer import StageTrainer
 
-    before = StageTrainer.before_optimizer
+    before = StageTrainer.before_optimizer_step
     made = 0
 
     def wrong(self):
@@ -32,7 +32,7 @@ def fail(fault: str, process: int, update: int) -> None:
             raise FAULTS[fault]()
         return before(self)
 
-    StageTrainer.before_optimizer = wrong
+    StageTrainer.before_optimizer_step = wrong
 
 
 if __name__ == "__main__":

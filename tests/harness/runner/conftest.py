@@ -39,16 +39,16 @@ class Listener:
         self.at = at
 
     @hookimpl
-    def harness_observe(self, event: Event) -> None:
+    def harness_on_event(self, event: Event) -> None:
         self.events.append(event)
         if self.at is not None and self.at(event, self):
             raise KeyboardInterrupt
 
     def kinds(self) -> list[str]:
-        return [one.kind for one in self.events if one.kind not in ("progress", "warning")]
+        return [one.type for one in self.events if one.type not in ("progress", "warning")]
 
     def warnings(self) -> list[str]:
-        return [one.data["text"] for one in self.events if one.kind == "warning"]
+        return [one.data["text"] for one in self.events if one.type == "warning"]
 
 
 class Desk:
@@ -98,12 +98,12 @@ class Desk:
         """The folder of a run from its beginning to its end."""
         file = self.write(document)
         found = self._registry(listeners)
-        api.run(spec.load(file, schema.compose(found)), found)
+        api.run(spec.load_spec(file, schema.compose_schema(found)), found)
         return self.newest()
 
     def resume(self, place: Path, *listeners: Listener) -> Any:
         found = self._registry(listeners)
-        return api.again(spec.load(place / "spec.json", schema.compose(found)), found, place)
+        return api.resume_run(spec.load_spec(place / "spec.json", schema.compose_schema(found)), found, place)
 
     def newest(self) -> Path:
         """The one folder of the last spec that was started."""
@@ -115,7 +115,7 @@ class Desk:
 
     @staticmethod
     def _registry(listeners: tuple[Listener, ...]) -> registry.Registry:
-        found = registry.discover()
+        found = registry.discover_plugins()
         for listener in listeners:
             found.manager.register(listener)
         return found
@@ -206,11 +206,11 @@ def generated(monkeypatch):
     from harness.evaluation import answers, generation
 
     seen: list[int] = []
-    real = generation.generate
+    real = generation.generate_answers
 
     def counted(model, tokenizer, prompts, **more):
         seen.append(len(prompts))
         return real(model, tokenizer, prompts, **more)
 
-    monkeypatch.setattr(answers, "generate", counted)
+    monkeypatch.setattr(generation, "generate_answers", counted)
     return seen

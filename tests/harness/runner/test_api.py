@@ -22,11 +22,11 @@ class Listener:
         self.events: list[Event] = []
 
     @hookimpl
-    def harness_observe(self, event):
+    def harness_on_event(self, event):
         self.events.append(event)
 
     def kinds(self):
-        return [one.kind for one in self.events if one.kind not in ("progress", "warning")]
+        return [one.type for one in self.events if one.type not in ("progress", "warning")]
 
 
 def write(folder, name, rows):
@@ -63,10 +63,10 @@ def document(tmp_path, monkeypatch, tiny_model, tokenizer):
 
 def start(document, tmp_path, listener=None):
     (tmp_path / "spec.json").write_text(json.dumps(document))
-    found = registry.discover()
+    found = registry.discover_plugins()
     if listener is not None:
         found.manager.register(listener)
-    return api.run(spec.load(tmp_path / "spec.json", schema.compose(found)), found)
+    return api.run(spec.load_spec(tmp_path / "spec.json", schema.compose_schema(found)), found)
 
 
 def test_a_run_tells_what_happens_in_order_and_leaves_everything_in_its_folder(document, tmp_path):
@@ -104,10 +104,10 @@ def test_stages_are_evaluated_one_after_the_other_and_keep_their_own_settings(do
     listener = Listener()
     report = start(document, tmp_path, listener)
     assert report.stages == ("base", "a", "b")
-    started = {one.data["stage"].name: one.data["steps"] for one in listener.events if one.kind == "stage_started"}
+    started = {one.data["stage"].name: one.data["steps"] for one in listener.events if one.type == "stage_started"}
     assert started["a"] == 2
     assert started["b"] > 2, "a stage's own epochs count, not the common steps"
-    assert all(len(values) == 3 for scores in report.matrix.values() for values in scores.values())
+    assert all(len(values) == 3 for scores in report.scores_by_stage.values() for values in scores.values())
 
 
 def test_what_a_run_measured_before_it_failed_stays_in_its_folder(document, tmp_path):
@@ -125,16 +125,16 @@ def test_what_a_run_measured_before_it_failed_stays_in_its_folder(document, tmp_
 def test_a_listener_that_fails_is_named_once_and_the_run_goes_on(document, tmp_path):
     class Broken:
         @hookimpl
-        def harness_observe(self, event):
+        def harness_on_event(self, event):
             raise ValueError("no")
 
-    found = registry.discover()
+    found = registry.discover_plugins()
     listener = Listener()
     found.manager.register(Broken())
     found.manager.register(listener)
     (tmp_path / "spec.json").write_text(json.dumps(document))
-    api.run(spec.load(tmp_path / "spec.json", schema.compose(found)), found)
-    told = [one.data["text"] for one in listener.events if one.kind == "warning"]
+    api.run(spec.load_spec(tmp_path / "spec.json", schema.compose_schema(found)), found)
+    told = [one.data["text"] for one in listener.events if one.type == "warning"]
     assert len([text for text in told if "failed and is left out" in text]) == 1
     assert listener.kinds()[-1] == "run_finished"
 
@@ -152,7 +152,7 @@ def test_rows_that_truncation_touches_are_told_by_count_and_place(document, tmp_
     document["sources"]["held"] = {"jsonl": {"path": "held.jsonl"}}
     document["evaluate"]["domain"]["source"] = "held"
     start(document, tmp_path, listener)
-    warnings = [one.data for one in listener.events if one.kind == "warning"]
+    warnings = [one.data for one in listener.events if one.type == "warning"]
     told = " ".join(part for one in warnings for part in (one["text"], *one.get("rows", ())))
     assert "sources.domain: 1 of its 15 training rows have no trained token within 48 tokens and are left out" in told
     assert "domain.jsonl:14" in told
@@ -175,18 +175,20 @@ def test_a_mixture_that_a_short_run_cannot_have_is_refused_and_rows_can_still_be
     write(tmp_path, "general.jsonl", [(f"Spell number {n}", f"{n}") for n in range(80)])
     document["mitigations"] = {"mixing": {"share": 0.2, "unit": "rows"}}
     document["train"] = {"steps": 1, "batch_size": 2}
-    found = registry.discover()
+    found = registry.discover_plugins()
     (tmp_path / "spec.json").write_text(json.dumps(document))
     with pytest.raises(HarnessError, match=r"it ends within an epoch, after 2 slots, .*train.steps 5 will do"):
-        prepare.prepare(spec.load(tmp_path / "spec.json", schema.compose(found)), found)
+        prepare.prepare_run(spec.load_spec(tmp_path / "spec.json", schema.compose_schema(found)), found)
     document["train"]["steps"] = 5
     (tmp_path / "spec.json").write_text(json.dumps(document))
-    (stage,) = prepare.prepare(spec.load(tmp_path / "spec.json", schema.compose(found)), found).data.stages
+    (stage,) = prepare.prepare_run(
+        spec.load_spec(tmp_path / "spec.json", schema.compose_schema(found)), found
+    ).data.stages
     assert stage.shares["general"]["rows"] == 0.2
 
     document["mitigations"]["mixing"]["share"] = 0.9
     (tmp_path / "spec.json").write_text(json.dumps(document))
-    read = spec.load(tmp_path / "spec.json", schema.compose(found))
+    read = spec.load_spec(tmp_path / "spec.json", schema.compose_schema(found))
     with pytest.raises(HarnessError, match="cannot be met"):
-        prepare.prepare(read, found)
-    assert row_preview.preview(read, found, "domain", 1, plain=True)
+        prepare.prepare_run(read, found)
+    assert row_preview.preview_rows(read, found, "domain", 1, plain=True)

@@ -10,11 +10,11 @@ from types import SimpleNamespace
 import pytest
 
 from harness import registry
-from harness.distributed.processes import Ranks
+from harness.distributed.processes import Processes
 from harness.errors import HarnessError, RunError
 from harness.runner import api, main_process
 from harness.runner.folder import RunFolder
-from harness.runner.main_process import Walk
+from harness.runner.main_process import MainProcess
 from harness.spec import arms as arms_of
 from harness.spec import schema
 from harness.spec import spec as spec_module
@@ -44,17 +44,17 @@ def finished(desk, arms):
     from harness.evaluation import answers, generation
 
     seen: list[int] = []
-    real = generation.generate
+    real = generation.generate_answers
 
     def counted(model, tokenizer, prompts, **more):
         seen.append(len(prompts))
         return real(model, tokenizer, prompts, **more)
 
-    answers.generate = counted
+    generation.generate_answers = counted
     try:
         assert desk.command("run", "--quiet", desk.write(arms())) == 0
     finally:
-        answers.generate = real
+        generation.generate_answers = real
     return desk.newest(), sum(seen)
 
 
@@ -102,7 +102,7 @@ def test_a_matrix_multiplies_and_one_arm_can_be_run_alone(desk, arms, capsys):
 def test_an_experiment_goes_on_with_the_arms_that_have_no_result(desk, arms, finished, tmp_path, monkeypatch, listener):
     """One arm fails in the middle, one was never begun; both run when the experiment is gone on with."""
     document = arms(named={"naive": {}, "lora": {"mitigations.lora": {"rank": 2}}, "l2sp": {"mitigations.l2sp": {}}})
-    real = main_process.walk
+    real = main_process.run_stages
 
     def failing(spec, *rest, **more):
         if "lora" in spec.document["mitigations"]:
@@ -112,15 +112,15 @@ def test_an_experiment_goes_on_with_the_arms_that_have_no_result(desk, arms, fin
         return real(spec, *rest, **more)
 
     with monkeypatch.context() as patched:
-        patched.setattr(api, "walk", failing)
+        patched.setattr(main_process, "run_stages", failing)
         assert desk.command("run", "--quiet", desk.write(document)) == 130
     place = desk.newest()
     assert not (place / "arms.json").exists()
 
     with monkeypatch.context() as patched:
         patched.setattr(
-            api,
-            "walk",
+            main_process,
+            "run_stages",
             lambda spec, *a, **k: (
                 failing(spec, *a, **k) if "lora" in spec.document["mitigations"] else real(spec, *a, **k)
             ),
@@ -191,7 +191,7 @@ def test_an_experiment_whose_arms_all_fail_names_the_failure(desk, arms, monkeyp
     def failing(*_, **__):
         raise RunError("stage 'domain'", "memory ran out", "buy some")
 
-    monkeypatch.setattr(api, "walk", failing)
+    monkeypatch.setattr(main_process, "run_stages", failing)
     assert desk.command("run", "--quiet", desk.write(arms())) == 1
     (line,) = errors(capsys)
     assert "2 arm(s) failed, 'naive' first: memory ran out" in line
@@ -293,9 +293,9 @@ def test_a_gate_on_a_gain_of_what_has_no_better_direction_is_told_before_anythin
 
 def test_a_run_does_not_go_on_with_another_base_model(tmp_path):
     folder = RunFolder(tmp_path)
-    folder.write("environment.json", {"model": {"digest": "a"}})
+    folder.write_json("environment.json", {"model": {"digest": "a"}})
     found = {"digests": {}, "template": "t"}
-    refuse = partial(Walk._refuse_another_start, SimpleNamespace(folder=folder), found)
+    refuse = partial(MainProcess._require_same_inputs, SimpleNamespace(folder=folder), found)
     refuse({"model": {"digest": "a"}})
     with pytest.raises(HarnessError, match="its base model is no longer the one that it began with"):
         refuse({"model": {"digest": "b"}})
@@ -348,10 +348,12 @@ def test_arms_are_proven_for_as_many_processes_as_train_them(desk):
     (desk.folder / "twelve.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     document["sources"]["twelve"] = {"jsonl": {"path": "twelve.jsonl"}}
     document |= {"mode": {"domain": {"sources": ["twelve"]}}, "train": {**document["train"], "steps": 1}}
-    found = registry.discover()
-    loaded = spec_module.load(desk.write({**document, "arms": {"named": {"one": {}}}}), schema.compose(found))
-    (arm,) = arms_of.expand(loaded.document["arms"], loaded.where(("arms",)))
-    specs = [(arm, spec_module.load(desk.write(document), schema.compose(found)))]
-    api.prove(specs, found, Ranks(0, 2))
+    found = registry.discover_plugins()
+    loaded = spec_module.load_spec(
+        desk.write({**document, "arms": {"named": {"one": {}}}}), schema.compose_schema(found)
+    )
+    (arm,) = arms_of.expand_arms(loaded.document["arms"], loaded.where(("arms",)))
+    specs = [(arm, spec_module.load_spec(desk.write(document), schema.compose_schema(found)))]
+    api.check_arms(specs, found, Processes(0, 2))
     with pytest.raises(HarnessError, match="arm 'one': "):
-        api.prove(specs, found)
+        api.check_arms(specs, found)

@@ -12,7 +12,7 @@ from harness import registry
 from harness.errors import HarnessError
 from harness.model import save
 from harness.runner import arms
-from harness.runner.staged_model import Chain
+from harness.runner.staged_model import StagedModel
 from harness.spec import plan, schema, spec
 
 DEMO = ROOT / "specs" / "forgetting_demo.json"
@@ -21,14 +21,16 @@ SECOND = "mode.continual.stages.1"
 
 @pytest.fixture(scope="module")
 def found():
-    return registry.discover([pair for pair in registry.installed() if pair[0] == registry.OURS])
+    return registry.discover_plugins(
+        [pair for pair in registry.installed_entry_points() if pair[0] == registry.CORE_DISTRIBUTION]
+    )
 
 
 @pytest.fixture(scope="module")
 def planned(found):
     """Plans the demo with overrides."""
-    composed = schema.compose(found)
-    return lambda *overrides: plan.make(spec.load(DEMO, composed, [*overrides, "arms=null"]), found)
+    composed = schema.compose_schema(found)
+    return lambda *overrides: plan.build_plan(spec.load_spec(DEMO, composed, [*overrides, "arms=null"]), found)
 
 
 @pytest.mark.parametrize(
@@ -49,15 +51,15 @@ def planned(found):
 )
 def test_stages_are_alike_up_to_the_first_difference(planned, found, override, count):
     other = planned(*([override] if override else []))
-    assert arms.alike(planned(), other, found) == count
-    assert arms.alike(other, planned(), found) == count
+    assert arms.shared_stage_count(planned(), other, found) == count
+    assert arms.shared_stage_count(other, planned(), found) == count
 
 
 def test_a_stage_that_offers_variants_is_not_shared_whoever_has_it(planned, found):
     varied = planned(f'{SECOND}.mitigations={{"wise_ft": {{"alphas": [0, 1]}}}}')
-    assert arms.alike(varied, varied, found) == 1
+    assert arms.shared_stage_count(varied, varied, found) == 1
     everywhere = planned('mitigations={"wise_ft": {"alphas": [0, 1]}}')
-    assert arms.alike(everywhere, everywhere, found) == 0
+    assert arms.shared_stage_count(everywhere, everywhere, found) == 0
 
 
 def arm(folder, *stages, ended=True):
@@ -78,12 +80,12 @@ def test_the_ends_of_common_stages_are_taken_over_and_only_those(planned, found,
     arm(tmp_path / "naive", "helpdesk", "lists")
     naive, other = planned(), planned(f"{SECOND}.train.learning_rate=1e-5")
     place = tmp_path / "lower"
-    assert arms.take_over(tmp_path, place, other, [("naive", naive)], found) == 1
+    assert arms.reuse_stages(tmp_path, place, other, [("naive", naive)], found) == 1
     assert (place / "stages/helpdesk/end/weights.safetensors").read_text() == "naive helpdesk"
     assert (place / "stages/helpdesk/trained.json").is_file()
     assert not (place / "stages/lists").exists()
     assert [one.name for one in (place / "predictions").iterdir()] == ["general-stage1.jsonl"]
-    assert arms.take_over(tmp_path, tmp_path / "new", planned("seed=1"), [("naive", naive)], found) == 0
+    assert arms.reuse_stages(tmp_path, tmp_path / "new", planned("seed=1"), [("naive", naive)], found) == 0
     assert not (tmp_path / "new").exists()
 
 
@@ -94,7 +96,7 @@ def test_an_arm_that_was_broken_off_while_it_took_over_begins_anew(planned, foun
     left.mkdir(parents=True)
     (left / "half").write_text("written")
     for _ in range(2):  # whatever was linked already
-        assert arms.take_over(tmp_path, tmp_path / "lower", planned(), [("naive", planned())], found) == 1
+        assert arms.reuse_stages(tmp_path, tmp_path / "lower", planned(), [("naive", planned())], found) == 1
         assert [one.name for one in left.iterdir()] == ["weights.safetensors"]
         assert (left.parent / "evaluations.jsonl").is_file()
     assert (tmp_path / "naive/stages/helpdesk/end/weights.safetensors").read_text() == "naive helpdesk"
@@ -102,22 +104,22 @@ def test_an_arm_that_was_broken_off_while_it_took_over_begins_anew(planned, foun
 
 def test_a_stage_that_is_watched_is_shared_by_arms_with_the_same_suites_alone(planned, found):
     watched = planned("train.evaluate_steps=1")
-    assert arms.alike(watched, watched, found) == 2
+    assert arms.shared_stage_count(watched, watched, found) == 2
     other = replace(watched, suites=tuple(replace(one, limit=1) for one in watched.suites))
-    assert arms.alike(watched, other, found) == 0
+    assert arms.shared_stage_count(watched, other, found) == 0
     plain = planned()
-    assert arms.alike(plain, replace(plain, suites=other.suites), found) == 2
+    assert arms.shared_stage_count(plain, replace(plain, suites=other.suites), found) == 2
 
 
 def test_an_arm_whose_end_is_gone_gives_nothing(planned, found, tmp_path):
     arm(tmp_path / "naive")
-    assert arms.take_over(tmp_path, tmp_path / "lower", planned(), [("naive", planned())], found) == 0
+    assert arms.reuse_stages(tmp_path, tmp_path / "lower", planned(), [("naive", planned())], found) == 0
 
 
 def test_ends_are_cleared_of_finished_arms_alone_and_what_was_linked_stays(planned, found, tmp_path):
     arm(tmp_path / "naive", "helpdesk")
-    arms.take_over(tmp_path, tmp_path / "broken", planned(), [("naive", planned())], found)
-    arms.clear(tmp_path)
+    arms.reuse_stages(tmp_path, tmp_path / "broken", planned(), [("naive", planned())], found)
+    arms.delete_snapshots(tmp_path)
     assert not (tmp_path / "naive/stages/helpdesk/end").exists()
     assert (tmp_path / "broken/stages/helpdesk/end/weights.safetensors").read_text() == "naive helpdesk"
 
@@ -129,20 +131,20 @@ def lora(adapter):
 def test_a_first_adapter_begins_at_the_weights_that_were_trained(planned, found, tiny_model):
     import torch
 
-    chain = Chain(tiny_model, planned(*lora("merge")), found)
-    chain.enter(1, {})
+    chain = StagedModel(tiny_model, planned(*lora("merge")), found)
+    chain.start_stage(1, {})
     with torch.no_grad():
-        for weight in chain.net.parameters():
+        for weight in chain.model.parameters():
             weight.add_(0.01)
     ids = torch.arange(6)[None]
-    before = chain.net(ids).logits
-    chain.leave(1, [])
-    chain.enter(2, {})
-    assert save.is_adapted(chain.net)
-    assert torch.equal(chain.net(ids).logits, before)
-    assert all("lora" in name for name, weight in chain.net.named_parameters() if weight.requires_grad)
+    before = chain.model(ids).logits
+    chain.finish_stage(1, [])
+    chain.start_stage(2, {})
+    assert save.is_peft_model(chain.model)
+    assert torch.equal(chain.model(ids).logits, before)
+    assert all("lora" in name for name, weight in chain.model.named_parameters() if weight.requires_grad)
     assert chain.merged, "the adapter switched off is not the base model, and nobody may take it for that"
-    assert not save.is_adapted(chain.whole())
+    assert not save.is_peft_model(chain.final_model())
 
 
 @pytest.mark.parametrize("overrides", [lora("new"), (f"{SECOND}.adapter=merge",)], ids=["new", "none at all"])

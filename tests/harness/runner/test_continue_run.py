@@ -23,11 +23,11 @@ class Listener:
         self.events: list[Event] = []
 
     @hookimpl
-    def harness_observe(self, event):
+    def harness_on_event(self, event):
         self.events.append(event)
 
     def warnings(self):
-        return [one.data["text"] for one in self.events if one.kind == "warning"]
+        return [one.data["text"] for one in self.events if one.type == "warning"]
 
 
 @pytest.fixture
@@ -64,10 +64,10 @@ def start(document, tmp_path, *, stages=None, listener=None, **changes):
     if stages is not None:
         given["mode"] = {"continual": {"stages": stages}}
     (tmp_path / "spec.json").write_text(json.dumps(given))
-    found = registry.discover()
+    found = registry.discover_plugins()
     if listener is not None:
         found.manager.register(listener)
-    return api.run(spec.load(tmp_path / "spec.json", schema.compose(found)), found)
+    return api.run(spec.load_spec(tmp_path / "spec.json", schema.compose_schema(found)), found)
 
 
 def adapter(report):
@@ -113,7 +113,7 @@ def test_two_runs_in_sequence_equal_one_continual_run(document, tmp_path, first,
     listener = Listener()
     second = start(document, tmp_path, stages=[last], model=onto(first), listener=listener)
     assert second.stages == whole.stages == ("base", "a", "b")
-    assert second.earlier == first.run["folder"] or second.earlier.endswith(first.run["id"])
+    assert second.previous_run == first.run["folder"] or second.previous_run.endswith(first.run["id"])
     same_matrices(second, whole)
     bwt = next(one for one in second.matrices if one.score == "response_perplexity").summaries["backward_transfer"]
     assert bwt.value == bwt.value, "the earlier task counts as one of an earlier stage"
@@ -139,8 +139,8 @@ def test_osf_goes_on_from_a_run_that_saved_it_whole(document, tmp_path):
     whole = start(document, tmp_path, stages=[A, B])
     first = start(document, tmp_path, stages=[A])
     second = start(document, tmp_path, stages=[B], model=onto(first))
-    ours, its = (load_file(Path(one.run["folder"]) / "model/model.safetensors") for one in (second, whole))
-    began = load_file(Path(first.run["folder"]) / "model/model.safetensors")
+    ours, its = (load_file(Path(one.run_info["folder"]) / "model/model.safetensors") for one in (second, whole))
+    began = load_file(Path(first.run_info["folder"]) / "model/model.safetensors")
     name = "model.layers.0.mlp.up_proj.weight"
     assert float((ours[name] - began[name]).norm()) > 0.1
     assert float((ours[name] - its[name]).norm()) < 1e-2
@@ -156,7 +156,7 @@ def test_a_third_run_carries_both_on_and_its_scores_say_so(document, tmp_path, f
     assert third.stages == ("base", "a", "b", "c")
     matrix = next(one for one in third.matrices if one.score == "response_perplexity")
     assert dict(zip(matrix.suites, matrix.learned, strict=True)) == {"a": 1, "b": 2, "general": 3}
-    assert finished_run.read(third.run["folder"]).stages == ("base", "a", "b", "c")
+    assert finished_run.load_finished_run(third.run_info["folder"]).stages == ("base", "a", "b", "c")
 
 
 def test_the_other_modes_merge_and_the_result_loads(document, tmp_path, first):
@@ -170,7 +170,7 @@ def test_the_other_modes_merge_and_the_result_loads(document, tmp_path, first):
     )  # fmt: skip
     assert second.stages == ("base", "a", "domain")
     assert "the earlier run's suite 'b' is not measured any more" in listener.warnings()
-    model = AutoModelForCausalLM.from_pretrained(f"{second.run['folder']}/model")
+    model = AutoModelForCausalLM.from_pretrained(f"{second.run_info['folder']}/model")
     assert not hasattr(model, "peft_config")
     third = start(document, tmp_path, model=onto(second), mode={"domain": {"sources": ["b"]}}, mitigations={})
     assert third.stages == ("base", "a", "domain", "domain-2"), (
@@ -189,7 +189,7 @@ def test_a_suite_that_is_new_or_measured_otherwise_starts_at_this_run(document, 
     told = listener.warnings()
     assert "the suite 'fresh' starts at this run: the earlier one has none" in told
     assert not [text for text in told if "report.html" in text]
-    assert (tmp_path / "runs" / second.run["id"] / "report.html").is_file()
+    assert (tmp_path / "runs" / second.run_info["id"] / "report.html").is_file()
     assert "the suite 'b' starts at this run: its items are not those of the earlier run" in told
     change = next(one for one in second.changes if one.suite == "fresh")
     assert change.after_stages[0] is None
@@ -199,7 +199,7 @@ def test_a_suite_that_is_new_or_measured_otherwise_starts_at_this_run(document, 
     assert matrix.values[0][column] != matrix.values[0][column], "nobody measured the base model on it"
     assert matrix.values[2][column] == pytest.approx(change.after.value)
     assert matrix.summaries["general_ability_delta"].value == matrix.summaries["general_ability_delta"].value
-    written = json.loads((tmp_path / "runs" / second.run["id"] / "report.json").read_text())
+    written = json.loads((tmp_path / "runs" / second.run_info["id"] / "report.json").read_text())
     assert next(one for one in written["forgetting"] if one["score"] == matrix.score)["values"][0][column] is None
 
 
@@ -252,20 +252,20 @@ def test_a_changed_adapter_has_another_digest(document, tmp_path, first):
     from harness.model import locate
 
     settings = {"path": f"run:{first.run['folder']}", "revision": None, "trust_remote_code": False}
-    before = locate.resolve(settings)
+    before = locate.resolve_model(settings)
     assert before.kind == "run"
-    assert before.below is not None
+    assert before.base is not None
     file = tmp_path / "runs" / first.run["id"] / "model" / "adapter_model.safetensors"
     file.write_bytes(file.read_bytes() + b" ")
-    assert locate.resolve(settings).digest != before.digest
+    assert locate.resolve_model(settings).digest != before.digest
 
 
 def test_a_run_that_goes_on_is_measured_again_as_it_measured_itself(document, tmp_path, first):
     second = start(document, tmp_path, stages=[B], model=onto(first))
-    found = registry.discover()
-    place = tmp_path / "runs" / second.run["id"]
+    found = registry.discover_plugins()
+    place = tmp_path / "runs" / second.run_info["id"]
     shutil.rmtree(place / "predictions")
-    _, measured = api.measure(spec.load(place / "spec.json", schema.compose(found)), found, place)
+    _, measured = api.evaluate_model(spec.load_spec(place / "spec.json", schema.compose_schema(found)), found, place)
     again = {f"{one.suite}/{score.name}": score.value for one in measured for score in one.scores}
     for change in second.changes:
         assert again[f"{change.suite}/{change.name}"] == pytest.approx(change.after.value, rel=1e-5)
@@ -276,13 +276,13 @@ def test_arms_may_start_from_a_run(document, tmp_path, first):
     document["model"] = onto(first)
     document["arms"] = {"named": {"small": {}, "large": {"train.learning_rate": 0.1}}, "joint": "large"}
     (tmp_path / "spec.json").write_text(json.dumps(document))
-    found = registry.discover()
-    composed = schema.compose(found)
+    found = registry.discover_plugins()
+    composed = schema.compose_schema(found)
 
     def of_arm(overrides):
-        return spec.load(tmp_path / "spec.json", composed, ["arms=null", *overrides])
+        return spec.load_spec(tmp_path / "spec.json", composed, ["arms=null", *overrides])
 
-    made = api.experiment(spec.load(tmp_path / "spec.json", composed), found, of_arm)
+    made = api.run_experiment(spec.load_spec(tmp_path / "spec.json", composed), found, of_arm)
     assert set(made.arms) == {"small", "large"}
     (one,) = [one for one in made.intransigence if one.score == "response_perplexity"]
     assert (one.arm, one.suites) == ("small", ("a", "b"))
@@ -308,12 +308,12 @@ def test_a_run_that_goes_on_can_be_broken_off_and_gone_on_with(document, tmp_pat
 
     listener = Listener()
     with monkeypatch.context() as patch:
-        patch.setattr(main_process.Walk, "_step", broken)
+        patch.setattr(main_process.MainProcess, "_step", broken)
         with pytest.raises(KeyboardInterrupt):
             start(document, tmp_path, stages=[last], listener=listener)
-    place = tmp_path / next(one.data["folder"] for one in listener.events if one.kind == "run_started")
-    found = registry.discover()
-    again = api.again(spec.load(place / "spec.json", schema.compose(found)), found, place)
+    place = tmp_path / next(one.data["folder"] for one in listener.events if one.type == "run_started")
+    found = registry.discover_plugins()
+    again = api.resume_run(spec.load_spec(place / "spec.json", schema.compose_schema(found)), found, place)
     same_matrices(again, whole)
     if policy == "continue":
         ours, its = adapter(again), adapter(whole)

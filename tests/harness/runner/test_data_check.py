@@ -13,7 +13,7 @@ from harness.cli import main
 from harness.errors import HarnessError
 from harness.runner import api, data_check
 from harness.spec import schema, spec
-from harness.terminal.check_table import render
+from harness.terminal.check_table import format_check
 
 WORDS = ("amber", "basil", "clay", "dune", "ember", "fern", "grove", "hazel", "iris", "jade", "kelp", "lilac", "moss")
 LONG = "the old clock in the tall tower of the town hall strikes every hour except at noon on sundays"
@@ -62,12 +62,12 @@ def document(tmp_path, monkeypatch, tiny_model, tokenizer):
 
 def loaded(document, tmp_path):
     (tmp_path / "spec.json").write_text(json.dumps(document))
-    found = registry.discover()
-    return spec.load(tmp_path / "spec.json", schema.compose(found)), found
+    found = registry.discover_plugins()
+    return spec.load_spec(tmp_path / "spec.json", schema.compose_schema(found)), found
 
 
 def made(document, tmp_path):
-    return data_check.make(*loaded(document, tmp_path))
+    return data_check.run_data_checks(*loaded(document, tmp_path))
 
 
 def states(facts):
@@ -76,7 +76,7 @@ def states(facts):
 
 def page(facts, width=80, encoding="utf-8"):
     stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
-    Console(width=width, file=stream, color_system=None).print(render(facts))
+    Console(width=width, file=stream, color_system=None).print(format_check(facts))
     stream.flush()
     return stream.buffer.getvalue().decode(encoding)
 
@@ -101,7 +101,7 @@ def test_the_rows_add_up_and_say_so(document, tmp_path):
     used = facts["sources"]["chat"]["used"]
     assert told(facts, "rows") == f"79 read = 14 held out + {13 + used} used + {52 - used} unused"
     facts["sources"]["chat"]["unused"] += 1
-    assert not data_check.adds_up(facts["sources"]["chat"])
+    assert not data_check.row_counts_add_up(facts["sources"]["chat"])
 
 
 def test_lengths_are_those_before_truncation(document, tmp_path):

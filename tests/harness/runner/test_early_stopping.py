@@ -24,11 +24,11 @@ class Listener:
         self.events: list[Event] = []
 
     @hookimpl
-    def harness_observe(self, event):
+    def harness_on_event(self, event):
         self.events.append(event)
 
     def of(self, kind):
-        return [one for one in self.events if one.kind == kind]
+        return [one for one in self.events if one.type == kind]
 
 
 @pytest.fixture
@@ -55,8 +55,8 @@ def document(tmp_path, monkeypatch, tiny_model, tokenizer):
 
 def load(document, tmp_path):
     (tmp_path / "spec.json").write_text(json.dumps(document))
-    found = registry.discover()
-    return spec.load(tmp_path / "spec.json", schema.compose(found)), found
+    found = registry.discover_plugins()
+    return spec.load_spec(tmp_path / "spec.json", schema.compose_schema(found)), found
 
 
 def start(document, tmp_path, listener=None):
@@ -84,7 +84,7 @@ def made_up(monkeypatch):
 
     def give(*values):
         left = iter(values)
-        monkeypatch.setattr(early_stopping, "combined", lambda *given: next(left))
+        monkeypatch.setattr(early_stopping, "combined_score", lambda *given: next(left))
 
     return give
 
@@ -97,8 +97,8 @@ def test_a_stage_that_is_evaluated_on_its_way_trains_the_same_weights(document, 
     watched = start(document, tmp_path, listener)
     document["train"]["evaluate_steps"] = None
     alone = start(document, tmp_path)
-    assert same(weights(watched.run["folder"]), weights(alone.run["folder"]))
-    assert [one["step"] for one in lines(watched.run["folder"])] == [2, 4, 6]
+    assert same(weights(watched.run_info["folder"]), weights(alone.run_info["folder"]))
+    assert [one["step"] for one in lines(watched.run_info["folder"])] == [2, 4, 6]
     told = listener.of("measured")
     assert [one.data["step"] for one in told] == [2, 4, 6]
     assert all("a/response_perplexity" in one.data["scores"] for one in told)
@@ -107,7 +107,7 @@ def test_a_stage_that_is_evaluated_on_its_way_trains_the_same_weights(document, 
     )
     change = next(one for one in watched.changes if one.name == "response_perplexity")
     assert told[-1].data["scores"]["a/response_perplexity"] == pytest.approx(change.after.value)
-    assert not (Path(alone.run["folder"]) / "stages/domain/evaluations.jsonl").exists()
+    assert not (Path(alone.run_info["folder"]) / "stages/domain/evaluations.jsonl").exists()
 
 
 def test_named_suites_are_measured_with_all_their_metrics(document, tmp_path):
@@ -122,7 +122,7 @@ def test_the_combined_score_is_that_of_its_formula(document, tmp_path):
     document["train"] |= {"early_stopping": {**STOP, "patience": 9, "restore_best": False}}
     report = start(document, tmp_path)
     before = next(one for one in report.changes if one.name == "response_perplexity").before.value
-    for one in lines(report.run["folder"]):
+    for one in lines(report.run_info["folder"]):
         assert one["combined"] == pytest.approx((before - one["scores"]["a/response_perplexity"]) / before)
 
 
@@ -131,7 +131,7 @@ def test_a_stage_ends_when_nothing_gets_better_and_goes_back_to_the_best_weights
     made_up(0.1, 0.3, 0.2, 0.25)
     listener = Listener()
     report = start(document, tmp_path, listener)
-    folder = Path(report.run["folder"])
+    folder = Path(report.run_info["folder"])
     told = [(one["step"], one["best"], one["kept"], one["over"]) for one in lines(folder)]
     assert told == [(1, True, True, False), (2, True, True, False), (3, False, False, False), (4, False, False, True)]
     assert json.loads((folder / "stages/domain/trained.json").read_text())["steps"] == 4
@@ -149,8 +149,8 @@ def test_a_stage_may_end_without_going_back(document, tmp_path, made_up):
     made_up(0.3, 0.2)
     report = start(document, tmp_path)
     after = next(one for one in report.changes if one.name == "response_perplexity").after.value
-    assert after == pytest.approx(lines(report.run["folder"])[-1]["scores"]["a/response_perplexity"], rel=1e-6)
-    told = [(one["best"], one["kept"]) for one in lines(report.run["folder"])]
+    assert after == pytest.approx(lines(report.run_info["folder"])[-1]["scores"]["a/response_perplexity"], rel=1e-6)
+    told = [(one["best"], one["kept"]) for one in lines(report.run_info["folder"])]
     assert told == [(True, False), (False, False)], "no weights are put aside that are not to be put back"
 
 
@@ -161,7 +161,7 @@ def test_a_stage_that_was_broken_off_ends_as_if_it_had_not_been(document, tmp_pa
     made_up(*values)
     whole = start(document, tmp_path)
 
-    look = early_stopping.Watch._look
+    look = early_stopping.EarlyStopper._evaluate_step
 
     def broken(self, step):
         if step == broken_at:
@@ -169,17 +169,17 @@ def test_a_stage_that_was_broken_off_ends_as_if_it_had_not_been(document, tmp_pa
         look(self, step)
 
     made_up(*values)
-    monkeypatch.setattr(early_stopping.Watch, "_look", broken)
+    monkeypatch.setattr(early_stopping.EarlyStopper, "_look", broken)
     listener = Listener()
     with pytest.raises(KeyboardInterrupt):
         start(document, tmp_path, listener)
-    monkeypatch.setattr(early_stopping.Watch, "_look", look)
+    monkeypatch.setattr(early_stopping.EarlyStopper, "_look", look)
     place = Path(listener.of("run_started")[0].data["folder"])
     made_up(*values[2:])  # gone on with from the checkpoint after update 2
-    found = registry.discover()
-    again = api.again(spec.load(place / "spec.json", schema.compose(found)), found, place)
-    assert same(weights(place), weights(whole.run["folder"]))
-    assert lines(place) == lines(whole.run["folder"])
+    found = registry.discover_plugins()
+    again = api.resume_run(spec.load_spec(place / "spec.json", schema.compose_schema(found)), found, place)
+    assert same(weights(place), weights(whole.run_info["folder"]))
+    assert lines(place) == lines(whole.run_info["folder"])
     assert [one.after.value for one in again.changes] == [one.after.value for one in whole.changes]
 
 
@@ -194,14 +194,14 @@ def test_a_run_that_ended_early_at_its_checkpoint_is_not_trained_on(document, tm
 
     listener = Listener()
     with monkeypatch.context() as patch:
-        patch.setattr(early_stopping.Watch, "finish", broken)
+        patch.setattr(early_stopping.EarlyStopper, "finish", broken)
         with pytest.raises(KeyboardInterrupt):
             start(document, tmp_path, listener)
     place = Path(listener.of("run_started")[0].data["folder"])
     made_up()  # nothing is measured any more
-    found = registry.discover()
-    api.again(spec.load(place / "spec.json", schema.compose(found)), found, place)
-    assert same(weights(place), weights(whole.run["folder"]))
+    found = registry.discover_plugins()
+    api.resume_run(spec.load_spec(place / "spec.json", schema.compose_schema(found)), found, place)
+    assert same(weights(place), weights(whole.run_info["folder"]))
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ def killed_at(monkeypatch):
     """Kills runs at the event of this kind; the tracker hears nothing from `deaf` on, as if its queue were lost."""
 
     def killed_at(kind, deaf=None):
-        real, lost = Tracker.harness_observe, []
+        real, lost = Tracker.harness_on_event, []
 
         @hookimpl
         def heard(self, event):
@@ -34,7 +34,7 @@ def killed_at(monkeypatch):
             if event.kind != "run_failed" and not lost:
                 real(self, event)
 
-        monkeypatch.setattr(Tracker, "harness_observe", heard)
+        monkeypatch.setattr(Tracker, "harness_on_event", heard)
 
     return killed_at
 
@@ -125,7 +125,7 @@ def test_a_run_killed_while_it_made_its_page_gets_it_and_gives_the_disk_back(des
     def no(*_):
         raise Killed
 
-    monkeypatch.setattr(main_process, "page", no)
+    monkeypatch.setattr(prepare, "write_report_page", no)
     place = kill(desk, desk.document(gate=[{"score": "general/response_perplexity", "falls_at_least": 1e9}]))
     monkeypatch.undo()
     assert list(place.glob("stages/*/end"))
@@ -156,7 +156,7 @@ def test_an_interruption_after_the_report_is_no_failure_of_the_run(desk, uri, cl
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(main_process, "page", no)
+        patched.setattr(prepare, "write_report_page", no)
         with pytest.raises(KeyboardInterrupt):
             desk.start(tracked(desk, uri))
     place = desk.newest()
@@ -170,7 +170,7 @@ def test_an_interruption_after_the_report_is_no_failure_of_the_run(desk, uri, cl
 def test_a_model_is_registered_once(desk, uri, client, killed_at, monkeypatch):
     track = {"experiment": "closing", "uri": uri, "system_metrics": False, "model": "files", "register": "closed"}
     with monkeypatch.context() as patched:
-        patched.setattr("harness.tracking.mlflow_run.Record.end", lambda self, status: None)
+        patched.setattr("harness.tracking.mlflow_run.MlflowRun.end", lambda self, status: None)
         place = desk.start(desk.document(track=track))
     assert run_of(client, place).info.status == "RUNNING"
     desk.resume(place)
@@ -219,7 +219,7 @@ def test_a_run_that_goes_on_from_another_is_closed_with_the_matrix_of_both(desk,
     lora = {"mitigations": {"lora": {"rank": 2}}}
     first = desk.start(desk.document(**lora))
     with monkeypatch.context() as patched:
-        patched.setattr(main_process, "page", no)
+        patched.setattr(prepare, "write_report_page", no)
         place = kill(desk, desk.document(model={"path": f"run:{first}"}, **lora))
     made = desk.resume(place)
     assert made.earlier is not None
@@ -234,7 +234,7 @@ def test_a_page_that_still_cannot_be_made_is_not_said_to_be_there(desk, monkeypa
     place = desk.start(desk.document())
     (place / "report.html").unlink()
     (place / "stages/domain/end").mkdir()
-    monkeypatch.setattr(write, "write", no)
+    monkeypatch.setattr(write, "write_run_page", no)
     assert desk.command("run", "--resume", place) == 0
     told = capsys.readouterr()
     assert "report.html could not be made: no space left" in told.err

@@ -161,14 +161,14 @@ def test_a_run_broken_off_while_it_keeps_the_end_of_a_stage_goes_on_from_the_che
     def no(*_, **__):
         raise KeyboardInterrupt
 
-    real = folder.save_end
+    real = folder.save_stage_snapshot
 
     def half(place, *more):
         monkeypatch.setattr(torch, "save", no)
         real(place, *more)
 
     with monkeypatch.context():
-        monkeypatch.setattr(main_process, "save_end", half)
+        monkeypatch.setattr(folder, "save_stage_snapshot", half)
         with pytest.raises(KeyboardInterrupt):
             desk.start(desk.continual(**KINDS["lora"]))
     monkeypatch.undo()
@@ -255,7 +255,10 @@ def test_a_run_at_work_elsewhere_is_refused(desk, copy, capsys):
 
     hold = "import sys, filelock\nwith filelock.FileLock(sys.argv[1]): print('held', flush=True); sys.stdin.read()"
     with subprocess.Popen(
-        [sys.executable, "-c", hold, str(copy / folder.LOCK)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", hold, str(copy / folder.LOCK_FILE)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     ) as other:
         assert other.stdout.readline() == "held\n"
         assert before_and_after(desk, copy) == 2
@@ -297,7 +300,7 @@ def test_weights_of_another_model_are_refused_and_change_nothing(tmp_path, tiny_
     import torch
     from safetensors.torch import load_file, save_file
 
-    folder.save_end(tmp_path / "end", tiny_model, {})
+    folder.save_stage_snapshot(tmp_path / "end", tiny_model, {})
     weights = load_file(tmp_path / "end/weights.safetensors")
     first = next(iter(weights))
     before = {name: weight.detach().clone() for name, weight in tiny_model.named_parameters()}
@@ -306,7 +309,7 @@ def test_weights_of_another_model_are_refused_and_change_nothing(tmp_path, tiny_
         tmp_path / "end/weights.safetensors",
     )
     with pytest.raises(RunError, match="another model"):
-        folder.load_end(tmp_path / "end", tiny_model)
+        folder.load_stage_snapshot(tmp_path / "end", tiny_model)
     assert all(torch.equal(weight, before[name]) for name, weight in tiny_model.named_parameters())
 
 
@@ -331,10 +334,10 @@ def test_the_spec_that_a_run_keeps_reads_back_as_itself(desk, unbroken):
     from harness import registry
     from harness.spec import schema, spec
 
-    found = registry.discover()
+    found = registry.discover_plugins()
     for kind in KINDS:
         place = unbroken(kind)
-        assert spec.load(place / "spec.json", schema.compose(found)).document == json.loads(
+        assert spec.load_spec(place / "spec.json", schema.compose_schema(found)).document == json.loads(
             (place / "spec.json").read_text()
         )
 

@@ -37,7 +37,7 @@ def adapted(base, folder):
 def whole(monkeypatch):
     """A list that gets the logits of each model that is about to be saved as it is, and as it was before merging."""
     seen = []
-    real = staged_model.Chain.whole
+    real = staged_model.StagedModel.final_model
 
     def kept(self):
         before = logits(self.net, self.tokenizer)
@@ -45,7 +45,7 @@ def whole(monkeypatch):
         seen.append((before, made))
         return made
 
-    monkeypatch.setattr(staged_model.Chain, "whole", kept)
+    monkeypatch.setattr(staged_model.StagedModel, "whole", kept)
     return seen
 
 
@@ -62,7 +62,7 @@ def test_one_adapter_goes_on_through_the_stages_and_each_ones_is_kept(desk, toke
 def test_a_merged_adapter_changes_the_base_and_the_result_is_a_whole_model(
     desk, tokenizer, untrained, monkeypatch, whole
 ):
-    monkeypatch.setattr(staged_model.Chain, "tokenizer", tokenizer, raising=False)
+    monkeypatch.setattr(staged_model.StagedModel, "tokenizer", tokenizer, raising=False)
     place = desk.start(desk.continual({"adapter": "merge"}, mitigations=LORA))
     assert not (place / "model/adapter_config.json").exists()
     ((before, _),) = whole
@@ -110,7 +110,7 @@ def test_a_new_adapter_begins_at_the_base_and_each_stages_is_saved(desk, tokeniz
 
 
 def test_osf_goes_on_through_the_stages_and_the_result_is_saved_whole(desk, tokenizer, monkeypatch, whole):
-    monkeypatch.setattr(staged_model.Chain, "tokenizer", tokenizer, raising=False)
+    monkeypatch.setattr(staged_model.StagedModel, "tokenizer", tokenizer, raising=False)
     place = desk.start(desk.continual(mitigations={"osf": {}}))
     ((before, _),) = whole
     torch.testing.assert_close(logits(plain(place / "model"), tokenizer), before, rtol=1e-4, atol=1e-5)
@@ -119,15 +119,15 @@ def test_osf_goes_on_through_the_stages_and_the_result_is_saved_whole(desk, toke
 
 
 def test_osf_merged_may_hold_more_in_the_next_stage(desk, tokenizer, untrained, monkeypatch, whole):
-    monkeypatch.setattr(staged_model.Chain, "tokenizer", tokenizer, raising=False)
+    monkeypatch.setattr(staged_model.StagedModel, "tokenizer", tokenizer, raising=False)
     ends = []
-    real = staged_model.Chain._leave_adapter
+    real = staged_model.StagedModel._remove_adapter
 
     def left(self, *, merge):
         real(self, merge=merge)
         ends.append(self.net.model.layers[0].mlp.up_proj.weight.detach().clone())
 
-    monkeypatch.setattr(staged_model.Chain, "_leave_adapter", left)
+    monkeypatch.setattr(staged_model.StagedModel, "_leave_adapter", left)
     second = {"adapter": "merge", "mitigations": {"osf": {"preserve": 0.75}}}
     place = desk.start(desk.continual(second, mitigations={"osf": {"preserve": 0.25}}))
     ((before, _),) = whole
@@ -203,10 +203,10 @@ def test_a_mitigation_keeps_its_state_over_stages_with_other_options(desk):
     ],
 )
 def test_a_chain_that_cannot_be_is_refused_by_the_plan(desk, second, mitigations, told):
-    found = registry.discover()
-    read = spec.load(desk.write(desk.continual(second, mitigations=mitigations)), schema.compose(found))
+    found = registry.discover_plugins()
+    read = spec.load_spec(desk.write(desk.continual(second, mitigations=mitigations)), schema.compose_schema(found))
     with pytest.raises(HarnessError) as caught:
-        plan.make(read, found)
+        plan.build_plan(read, found)
     assert told in caught.value.what
     assert "mode.continual.stages.1" in caught.value.where
 

@@ -12,7 +12,7 @@ from harness.statistics import forgetting
 
 
 def expand(**given: Any) -> tuple[arms.Arm, ...]:
-    return arms.expand({"named": {}, "matrix": {}, "baseline": None, "joint": None, **given}, "spec.json:1:1 arms")
+    return arms.expand_arms({"named": {}, "matrix": {}, "baseline": None, "joint": None, **given}, "spec.json:1:1 arms")
 
 
 def test_named_arms_and_the_matrix_make_every_combination_in_the_order_of_the_spec() -> None:
@@ -74,7 +74,7 @@ def test_an_arm_that_replaces_settings_of_the_spec_is_told_what_it_loses() -> No
             "chosen": {"mitigations": {"lora": {}}, "mode": {"domain": {}}, "mitigations.ewc": None},
         }
     )
-    assert list(arms.replacing(made, written)) == [
+    assert list(arms.override_warnings(made, written)) == [
         "the arm 'flat' replaces all of 'train', so that the defaults hold of steps; to change one key alone write "
         "'train.learning_rate'",
         "the arm 'flat' replaces all of 'mitigations.lora', so that the defaults hold of rank; to change one key alone "
@@ -84,16 +84,16 @@ def test_an_arm_that_replaces_settings_of_the_spec_is_told_what_it_loses() -> No
 
 def test_arms_are_chosen_by_name_in_the_order_of_the_spec() -> None:
     made = expand(named={"a": {}, "b": {}, "c": {}})
-    assert [arm.name for arm in arms.chosen(made, ["c", "a"])] == ["a", "c"]
-    assert arms.chosen(made, []) == made
+    assert [arm.name for arm in arms.select_arms(made, ["c", "a"])] == ["a", "c"]
+    assert arms.select_arms(made, []) == made
     with pytest.raises(HarnessError, match="there is no such arm"):
-        arms.chosen(made, ["d"])
+        arms.select_arms(made, ["d"])
 
 
 def test_axes_that_cannot_be_are_named_before_anything_runs() -> None:
     def told(**axes: str | None) -> list[str]:
         given = {"gain": None, "forgetting": None, **axes}
-        return [str(error) for error in arms.check(given, ["desk", "chat"], "spec.json:1:1 arms")]
+        return [str(error) for error in arms.validate_axes(given, ["desk", "chat"], "spec.json:1:1 arms")]
 
     assert told() == []
     assert told(gain="desk/rougeL", forgetting="chat/response_nll") == []
@@ -108,5 +108,5 @@ def test_axes_that_cannot_be_are_named_before_anything_runs() -> None:
 
 
 def test_every_summary_that_tells_of_a_loss_is_one_that_reports_have() -> None:
-    assert set(arms.LOSSES) <= set(forgetting.SUMMARIES) | set(forgetting.GENERAL_SUMMARIES)
-    assert all((sign > 0) == ("forgetting" in name) for name, sign in arms.LOSSES.items())
+    assert set(arms.FORGETTING_SIGN) <= set(forgetting.SUMMARIES) | set(forgetting.GENERAL_SUMMARIES)
+    assert all((sign > 0) == ("forgetting" in name) for name, sign in arms.FORGETTING_SIGN.items())

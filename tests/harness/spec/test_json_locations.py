@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.errors import HarnessError
-from harness.spec.json_locations import parse
+from harness.spec.json_locations import parse_json
 
 CHARACTERS = st.characters(exclude_categories=["Cs"], exclude_characters="\0")
 VALUES = st.recursive(
@@ -27,7 +27,7 @@ TEXT = """{
 @given(VALUES, st.sampled_from([None, 0, 1, 4]), st.booleans())
 def test_any_json_is_read_like_the_standard_library_reads_it(value, indent, ascii_only):
     text = json.dumps(value, indent=indent, ensure_ascii=ascii_only)
-    assert parse(text, "x").value == value
+    assert parse_json(text, "x").value == value
 
 
 def walk(value, path=()):
@@ -44,7 +44,7 @@ def parse_start(text):
 @given(VALUES, st.sampled_from([None, 2]))
 def test_every_path_begins_where_its_key_or_its_list_element_stands(value, indent):
     text = json.dumps(value, indent=indent)
-    located = parse(text, "x")
+    located = parse_json(text, "x")
     paths = dict(walk(value))
     assert located.offsets.keys() == paths.keys()
     for path, inner in paths.items():
@@ -66,18 +66,18 @@ def test_every_path_begins_where_its_key_or_its_list_element_stands(value, inden
     ],
 )
 def test_a_path_has_a_line_and_a_column(path, place):
-    assert parse(TEXT, "x.json").where(path) == place
+    assert parse_json(TEXT, "x.json").where(path) == place
 
 
 def test_a_path_that_is_not_in_the_file_stands_where_the_nearest_around_it_stands():
-    located = parse(TEXT, "x.json")
+    located = parse_json(TEXT, "x.json")
     assert located.where(("mode", "mixed", "general")) == "x.json:3:12"
     assert located.where(("mode", "mixed", "general", 0)) == "x.json:3:12"
     assert located.where(("train", "epochs")) == "x.json:1:1"
 
 
 def test_windows_line_ends_do_not_shift_columns():
-    located = parse(TEXT.replace("\n", "\r\n"), "x.json")
+    located = parse_json(TEXT.replace("\n", "\r\n"), "x.json")
     assert located.where(("mode", "mixed", "domain", 1)) == "x.json:4:33"
 
 
@@ -116,7 +116,7 @@ def test_windows_line_ends_do_not_shift_columns():
 )
 def test_what_is_not_json_is_named_with_its_place(text, place, what):
     with pytest.raises(HarnessError) as caught:
-        parse(text, "x.json")
+        parse_json(text, "x.json")
     assert caught.value.where == f"x.json:{place}"
     assert what in caught.value.what
     assert caught.value.hint
@@ -124,4 +124,4 @@ def test_what_is_not_json_is_named_with_its_place(text, place, what):
 
 
 def test_one_key_may_stand_in_two_objects():
-    assert parse('[{"a": 1}, {"a": 2}]', "x").value == [{"a": 1}, {"a": 2}]
+    assert parse_json('[{"a": 1}, {"a": 2}]', "x").value == [{"a": 1}, {"a": 2}]

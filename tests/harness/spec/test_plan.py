@@ -13,10 +13,10 @@ from harness.interfaces.component import Component
 from harness.interfaces.mitigation import Mitigation
 from harness.interfaces.mode import Mode
 from harness.spec import plan as plan_module
-from harness.spec.schema import compose
-from harness.spec.spec import load
+from harness.spec.schema import compose_schema
+from harness.spec.spec import load_spec
 from harness.spec_keys import evaluation
-from harness.types import Part, Share, Stage
+from harness.types import Share, Stage, StageSource
 
 
 @pytest.fixture
@@ -24,8 +24,8 @@ def planned(small_registry, small_spec, write):
     """The plan of the small spec as it stands when this is called."""
 
     def planned(*overrides):
-        spec = load(write(small_spec), compose(small_registry), overrides)
-        return plan_module.make(spec, small_registry)
+        spec = load_spec(write(small_spec), compose_schema(small_registry), overrides)
+        return plan_module.build_plan(spec, small_registry)
 
     return planned
 
@@ -72,7 +72,7 @@ def single(*parts):
 def test_a_plan_holds_the_stages_of_the_mode_after_the_mitigations(planned):
     (stage,) = planned().stages
     assert stage.name == "mixed"
-    assert stage.parts == (Part("desk", "domain"), Part("chat", "general"))
+    assert stage.parts == (StageSource("desk", "domain"), StageSource("chat", "general"))
     assert stage.shares == (Share(("chat",), 0.1),)
 
 
@@ -99,8 +99,8 @@ def test_a_plan_holds_suites_sources_and_the_rest_of_the_spec(planned):
     assert (desk.name, desk.source, desk.role, desk.limit) == ("desk", "desk_heldout", "domain", None)
     assert (chat.name, chat.source, chat.role, chat.limit) == ("chat", "chat_heldout", "general", 9)
     assert desk.metrics == {"overlap": {"size": 2}}
-    assert desk.max_new_tokens == evaluation.SUITE["max_new_tokens"]["default"]
-    assert desk.batch_size == evaluation.SUITE["batch_size"]["default"]
+    assert desk.max_new_tokens == evaluation.SUITE_KEYS["max_new_tokens"]["default"]
+    assert desk.batch_size == evaluation.SUITE_KEYS["batch_size"]["default"]
     assert (made.name, made.seed, made.template) == ("small", 5, ("plain", {}))
     kind, options = made.sources["desk"]
     assert (kind, options["held_out"], options["path"][-9:]) == ("lines", 0, "/desk.txt")
@@ -112,14 +112,14 @@ def test_a_spec_without_suites_is_planned(planned):
 
 def test_mitigations_apply_in_their_own_order_never_in_that_of_the_file(planned, small_spec, bring):
     class First(Mitigation):
-        order = -5
+        priority = -5
 
-        def plan(self, stages):
-            return tuple(Stage(f"{stage.name}-first", stage.parts, stage.train) for stage in stages)
+        def transform_stages(self, stages):
+            return tuple(Stage(f"{stage.name}-first", stage.sources, stage.train) for stage in stages)
 
     class Second(Mitigation):
-        def plan(self, stages):
-            return tuple(Stage(f"{stage.name}-second", stage.parts, stage.train) for stage in stages)
+        def transform_stages(self, stages):
+            return tuple(Stage(f"{stage.name}-second", stage.sources, stage.train) for stage in stages)
 
     bring("mitigations", "zz", First)
     bring("mitigations", "aa", Second)
@@ -134,7 +134,7 @@ def test_a_mitigation_may_refuse_another_and_is_told_at_its_own_place(refused, p
     seen = []
 
     class Lonely(Mitigation):
-        def check(self, others):
+        def check_compatible(self, others):
             seen.append(sorted(others))
             if "mixing" in others:
                 raise HarnessError("mitigations.lonely.alone", "it goes with nothing", "take 'mixing' out")
@@ -152,10 +152,10 @@ def test_a_mitigation_may_refuse_another_and_is_told_at_its_own_place(refused, p
 
 def test_sources_named_by_a_part_of_the_spec_are_found_once_each(small_registry, small_spec, write):
     small_spec["mitigations"] = {"mixing": {"source": "chat"}, "keep": {"source": "chat"}}
-    spec = load(write(small_spec), compose(small_registry))
-    assert plan_module.sources_named(spec, "mitigations") == ("chat",)
-    assert plan_module.sources_named(spec, "mode") == ("desk", "chat")
-    assert plan_module.sources_named(spec) == ("desk", "chat", "desk_heldout", "chat_heldout")
+    spec = load_spec(write(small_spec), compose_schema(small_registry))
+    assert plan_module.list_named_sources(spec, "mitigations") == ("chat",)
+    assert plan_module.list_named_sources(spec, "mode") == ("desk", "chat")
+    assert plan_module.list_named_sources(spec) == ("desk", "chat", "desk_heldout", "chat_heldout")
 
 
 # -- what a schema cannot say -----------------------------------------------------------------------------------------
@@ -248,7 +248,7 @@ def test_what_a_mitigation_refuses_of_an_override_is_told_as_the_override(refuse
 
 
 def test_a_source_that_a_plugins_mode_makes_up_is_refused(refused, small_spec, bring):
-    bring("modes", "single", single(Part("desk", "domain"), Part("nowhere", "general")))
+    bring("modes", "single", single(StageSource("desk", "domain"), StageSource("nowhere", "general")))
     small_spec["mode"] = "single"
     (line,) = refused()
     assert line.endswith(" mode.single: the stage 'only' has no source 'nowhere'; add it to sources")
@@ -257,7 +257,7 @@ def test_a_source_that_a_plugins_mode_makes_up_is_refused(refused, small_spec, b
 def test_shares_that_do_not_fit_together_are_refused(refused, small_spec, bring):
     class Greedy(Mode):
         def stages(self):
-            parts = (Part("desk", "domain"), Part("chat", "general"))
+            parts = (StageSource("desk", "domain"), StageSource("chat", "general"))
             return (Stage("only", parts, {}, (Share(("desk",), 0.95),)),)
 
     bring("modes", "greedy", Greedy)
@@ -279,7 +279,7 @@ def test_each_of_several_general_sources_is_looked_up(planned, refused, small_sp
 def test_a_share_of_a_source_that_the_stage_lacks_is_refused_at_the_mode(refused, small_spec, bring):
     class Greedy(Mode):
         def stages(self):
-            return (Stage("only", (Part("desk", "domain"),), {}, (Share(("chat",), 0.1),)),)
+            return (Stage("only", (StageSource("desk", "domain"),), {}, (Share(("chat",), 0.1),)),)
 
     bring("modes", "greedy", Greedy)
     small_spec |= {"mode": "greedy", "mitigations": {}}
@@ -359,7 +359,7 @@ def test_a_usual_range_is_that_of_the_stages_own_mitigations(bring, planned):
 
     class Two(Mode):
         def stages(self):
-            parts = (Part("desk", "domain"), Part("chat", "general"))
+            parts = (StageSource("desk", "domain"), StageSource("chat", "general"))
             return Stage("plain", parts), Stage("adapted", parts, mitigations={"narrow": {}})
 
     bring("modes", "two", Two)

@@ -41,7 +41,7 @@ def document():
 @pytest.fixture
 def found():
     """The installed components, and `same_words`, somebody else's metric that gives the score `exact_match` too."""
-    made = registry.discover()
+    made = registry.discover_plugins()
     made.add("metrics", "same_words", harness_metrics.harness_metrics()["exact_match"], "somebody-else")
     return made
 
@@ -64,10 +64,10 @@ def refused(capsys, write):
 
 
 def checked(given, write, found):
-    loaded = spec.load(write(given), schema.compose(found))
-    planned = plan.make(loaded, found)
-    metrics = preflight.check(loaded, planned, found)
-    preflight.check_summaries(loaded, [(planned, metrics)])
+    loaded = spec.load_spec(write(given), schema.compose_schema(found))
+    planned = plan.build_plan(loaded, found)
+    metrics = preflight.preflight(loaded, planned, found)
+    preflight.preflight_summaries(loaded, [(planned, metrics)])
 
 
 STOPPING = {"scores": {"chat/response_nll": 1}}
@@ -263,8 +263,8 @@ def test_a_model_that_is_only_measured_is_judged_by_no_gate(document, write, fou
     """`harness evaluate` of a run whose spec says what this version would refuse to begin."""
     document |= {**WRONG["a gate's score"][0], **WRONG["stopping without a measurement"][0]}
     document |= WRONG["one server for two models"][0]
-    loaded = spec.load(write(document), schema.compose(found))
-    made = preflight.check(loaded, plan.make(loaded, found), found, trains=False)
+    loaded = spec.load_spec(write(document), schema.compose_schema(found))
+    made = preflight.preflight(loaded, plan.build_plan(loaded, found), found, will_train=False)
     assert set(made) == {"desk", "chat"}
 
 

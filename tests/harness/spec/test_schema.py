@@ -9,15 +9,15 @@ import jsonschema
 import pytest
 
 from harness.interfaces.component import Component
-from harness.registry import Broken
-from harness.spec.json_locations import parse
-from harness.spec.schema import compose, errors, expand, fill, leaves
+from harness.registry import BrokenPlugin
+from harness.spec.json_locations import parse_json
+from harness.spec.schema import compose_schema, expand_shorthand, fill_defaults, find_schema_errors, iter_leaves
 from harness.spec_keys import data, run, training
 
 
 @pytest.fixture
 def schema(small_registry):
-    return compose(small_registry)
+    return compose_schema(small_registry)
 
 
 @pytest.fixture
@@ -25,8 +25,11 @@ def told(schema):
     """The sentences about a document, as a spec file of two spaces' indent would get them."""
 
     def told(document, broken=()):
-        located = parse(json.dumps(document, indent=2), "x.json")
-        return [str(error) for error in errors(expand(document, schema, schema), schema, located, broken)]
+        located = parse_json(json.dumps(document, indent=2), "x.json")
+        return [
+            str(error)
+            for error in find_schema_errors(expand_shorthand(document, schema, schema), schema, located, broken)
+        ]
 
     return told
 
@@ -87,13 +90,13 @@ def test_every_component_of_the_registry_is_in_the_schema(schema, small_registry
 
 def test_a_source_has_the_cores_row_options_beside_its_own(schema):
     lines = schema["properties"]["sources"]["additionalProperties"]["properties"]["lines"]
-    assert set(lines["properties"]) == {"path", *data.ROWS}
+    assert set(lines["properties"]) == {"path", *data.SOURCE_KEYS}
     assert lines["required"] == ["path"]
 
 
 def test_a_stage_may_override_every_training_setting_but_the_precision_and_fills_in_none(schema):
     overrides = schema["definitions"]["train_overrides"]["properties"]
-    assert set(overrides) == set(training.TRAIN) - {"precision"}
+    assert set(overrides) == set(training.TRAIN_KEYS) - {"precision"}
     assert not [key for key, option in overrides.items() if "default" in option]
 
 
@@ -103,7 +106,7 @@ def test_a_stage_may_override_every_training_setting_but_the_precision_and_fills
 def test_a_bare_string_stands_for_a_component_without_options(schema, small_spec):
     small_spec["mitigations"] = "mixing"
     small_spec["evaluate"]["desk"]["metrics"] = "length"
-    expanded = expand(small_spec, schema, schema)
+    expanded = expand_shorthand(small_spec, schema, schema)
     assert expanded["template"] == {"plain": {}}
     assert expanded["mitigations"] == {"mixing": {}}
     assert expanded["evaluate"]["desk"]["metrics"] == {"length": {}}
@@ -112,37 +115,37 @@ def test_a_bare_string_stands_for_a_component_without_options(schema, small_spec
 
 def test_expanding_and_filling_leave_the_given_document_as_it_is(schema, small_spec):
     before = copy.deepcopy(small_spec)
-    fill(expand(small_spec, schema, schema), schema, schema)
+    fill_defaults(expand_shorthand(small_spec, schema, schema), schema, schema)
     assert small_spec == before
 
 
 def test_filling_writes_in_every_default_and_keeps_what_is_given(schema, small_spec):
-    filled = fill(expand(small_spec, schema, schema), schema, schema)
+    filled = fill_defaults(expand_shorthand(small_spec, schema, schema), schema, schema)
     assert filled["seed"] == 0
-    assert filled["train"] == {**{key: o["default"] for key, o in training.TRAIN.items()}, "max_length": 2048}
+    assert filled["train"] == {**{key: o["default"] for key, o in training.TRAIN_KEYS.items()}, "max_length": 2048}
     mixing = {"share": 0.1, "unit": "loss_tokens", "source": None, "weights": None, "temperature": None}
     assert filled["mitigations"] == {"mixing": {**mixing, "upsample": False, "resample": False}}
     assert filled["sources"]["desk"]["lines"]["held_out"] == 0
     assert filled["evaluate"]["desk"]["metrics"] == {"overlap": {"size": 4}}
     assert filled["evaluate"]["chat"]["role"] == "general"
-    assert filled["track"] == {key: option["default"] for key, option in run.TRACK.items()}
+    assert filled["track"] == {key: option["default"] for key, option in run.TRACK_KEYS.items()}
 
 
 def test_a_template_and_no_mitigations_are_chosen_where_none_are_given(schema, small_spec):
     del small_spec["template"], small_spec["mitigations"]
-    filled = fill(expand(small_spec, schema, schema), schema, schema)
+    filled = fill_defaults(expand_shorthand(small_spec, schema, schema), schema, schema)
     assert filled["template"] == {"tokenizer": {}}
     assert filled["mitigations"] == {}
 
 
 def test_filling_twice_changes_nothing_and_the_filled_document_is_valid(schema, small_spec):
-    filled = fill(expand(small_spec, schema, schema), schema, schema)
-    assert fill(expand(filled, schema, schema), schema, schema) == filled
+    filled = fill_defaults(expand_shorthand(small_spec, schema, schema), schema, schema)
+    assert fill_defaults(expand_shorthand(filled, schema, schema), schema, schema) == filled
     jsonschema.validate(filled, schema)
 
 
 def test_two_filled_documents_share_no_default(schema, small_spec):
-    first, second = (fill(expand(small_spec, schema, schema), schema, schema) for _ in range(2))
+    first, second = (fill_defaults(expand_shorthand(small_spec, schema, schema), schema, schema) for _ in range(2))
     first["sources"]["desk"]["lines"]["columns"]["x"] = "y"
     assert second["sources"]["desk"]["lines"]["columns"] == {}
     assert first["sources"]["chat"]["lines"]["columns"] == {}
@@ -151,12 +154,12 @@ def test_two_filled_documents_share_no_default(schema, small_spec):
 def test_a_stages_own_settings_are_not_filled_with_defaults(schema, small_spec):
     stage = {"name": "one", "domain": ["desk"], "train": {"epochs": 2}}
     small_spec["mode"] = {"continual": {"stages": [stage]}}
-    assert fill(small_spec, schema, schema)["mode"] == {"continual": {"stages": [stage]}}
+    assert fill_defaults(small_spec, schema, schema)["mode"] == {"continual": {"stages": [stage]}}
 
 
 def test_a_whole_number_with_a_point_becomes_an_integer_where_an_integer_is_asked_for(schema, small_spec):
     small_spec["train"] = {"batch_size": 4.0, "steps": 1e3, "epochs": 2.0}
-    train = fill(small_spec, schema, schema)["train"]
+    train = fill_defaults(small_spec, schema, schema)["train"]
     assert [(train[key], type(train[key])) for key in ("batch_size", "steps", "epochs")] == [
         (4, int),
         (1000, int),
@@ -165,7 +168,7 @@ def test_a_whole_number_with_a_point_becomes_an_integer_where_an_integer_is_aske
 
 
 def test_leaves_find_every_name_of_a_source(schema, small_spec):
-    found = {".".join(map(str, path)): value for path, leaf, value in leaves(small_spec, schema, schema)
+    found = {".".join(map(str, path)): value for path, leaf, value in iter_leaves(small_spec, schema, schema)
              if leaf.get("format") == "source"}  # fmt: skip
     assert found == {
         "mode.mixed.domain.0": "desk",
@@ -334,14 +337,14 @@ def test_all_that_is_wrong_is_told_at_once_in_the_order_of_the_file(told, small_
 
 def test_errors_of_one_line_are_in_the_order_of_its_columns(schema, small_spec):
     small_spec["train"] = {"wrong": 1, "epochs": "x"}
-    located = parse(json.dumps(small_spec), "odd:name.json")
-    found = [str(error) for error in errors(expand(small_spec, schema, schema), schema, located)]
+    located = parse_json(json.dumps(small_spec), "odd:name.json")
+    found = [str(error) for error in find_schema_errors(expand_shorthand(small_spec, schema, schema), schema, located)]
     assert ["wrong" in line for line in found] == [True, False]
 
 
 def test_a_missing_component_names_the_plugins_that_do_not_load(told, small_spec):
     small_spec["template"] = "acme"
-    (line,) = told(small_spec, [Broken("acme", "acme_harness", "ImportError: no torch")])
+    (line,) = told(small_spec, [BrokenPlugin("acme", "acme_harness", "ImportError: no torch")])
     assert line == (
         "x.json:6:3 template: no plugin brings 'acme'; installed: plain, tokenizer; "
         "a plugin that may bring it does not load: acme (acme_harness): ImportError: no torch"
@@ -349,7 +352,7 @@ def test_a_missing_component_names_the_plugins_that_do_not_load(told, small_spec
 
 
 def test_a_broken_plugin_is_no_matter_when_the_document_does_not_need_it(told, small_spec):
-    assert told(small_spec, [Broken("acme", "acme_harness", "ImportError: no torch")]) == []
+    assert told(small_spec, [BrokenPlugin("acme", "acme_harness", "ImportError: no torch")]) == []
 
 
 def test_what_a_plugins_own_pattern_or_list_asks_is_told_in_its_words(small_registry, small_spec):
@@ -358,9 +361,9 @@ def test_what_a_plugins_own_pattern_or_list_asks_is_told_in_its_words(small_regi
         "pair": {"type": "array", "minItems": 2, "description": "Two things."},
     }
     small_registry.add("metrics", "odd", Component("Odd.", "a:b", options, ("code", "pair")), "acme")
-    schema = compose(small_registry)
+    schema = compose_schema(small_registry)
     small_spec["evaluate"]["desk"]["metrics"] = {"odd": {"code": "x", "pair": [1]}}
-    located = parse(json.dumps(small_spec), "x.json")
-    first, second = sorted(error.what for error in errors(small_spec, schema, located))
+    located = parse_json(json.dumps(small_spec), "x.json")
+    first, second = sorted(error.what for error in find_schema_errors(small_spec, schema, located))
     assert "does not match '^[0-9]+$'" in first
     assert "too short" in second

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness import Part, Share, Stage
+from harness import Share, Stage, StageSource
 from harness.spec import shares
 
 SHARE = Share(("g", "h"), 0.2)
@@ -34,51 +34,51 @@ SHARE = Share(("g", "h"), 0.2)
     ],
 )
 def test_shares_that_make_no_whole_are_named(parts, asked, what):
-    stage = Stage("only", tuple(Part(source, "domain") for source in parts), {}, tuple(asked))
-    found = [str(error) for error in shares.check(stage)]
+    stage = Stage("only", tuple(StageSource(source, "domain") for source in parts), {}, tuple(asked))
+    found = [str(error) for error in shares.validate_shares(stage)]
     assert any(what in line for line in found), found
     assert all(line.startswith("stage only: ") for line in found)
 
 
 def test_shares_that_fit_are_fine():
-    parts = tuple(Part(source, "domain") for source in "dgh")
-    assert list(shares.check(Stage("only", parts))) == []
-    assert list(shares.check(Stage("only", parts, {}, (SHARE,)))) == []
-    assert list(shares.check(Stage("only", parts, {}, (SHARE, Share(("d",), 0.8))))) == []
+    parts = tuple(StageSource(source, "domain") for source in "dgh")
+    assert list(shares.validate_shares(Stage("only", parts))) == []
+    assert list(shares.validate_shares(Stage("only", parts, {}, (SHARE,)))) == []
+    assert list(shares.validate_shares(Stage("only", parts, {}, (SHARE, Share(("d",), 0.8))))) == []
 
 
 def test_a_limit_of_no_rows_is_named():
-    (error,) = shares.check(Stage("only", (Part("d", "domain", 0),)))
+    (error,) = shares.validate_shares(Stage("only", (StageSource("d", "domain", 0),)))
     assert str(error).startswith("stage only: the source 'd' is limited to 0 rows")
 
 
 def test_a_share_is_split_evenly_by_weights_or_by_temperature():
-    assert shares.fractions(SHARE, [5, 50]) == (0.5, 0.5)
-    assert shares.fractions(Share(("g", "h"), 0.2, weights=(1, 3)), [5, 50]) == (0.25, 0.75)
-    assert shares.fractions(Share(("g", "h"), 0.2, temperature=1), [10, 30]) == pytest.approx((0.25, 0.75))
-    assert shares.fractions(Share(("g", "h"), 0.2, temperature=2), [10, 90]) == pytest.approx((0.25, 0.75))
-    assert shares.fractions(Share(("g", "h"), 0.2, temperature=math.inf), [10, 90]) == (0.5, 0.5)
-    assert shares.fractions(Share(("g", "h"), 0.2, temperature=0.001), [10**6, 10**7]) == (0.0, 1.0)
+    assert shares.split_share(SHARE, [5, 50]) == (0.5, 0.5)
+    assert shares.split_share(Share(("g", "h"), 0.2, weights=(1, 3)), [5, 50]) == (0.25, 0.75)
+    assert shares.split_share(Share(("g", "h"), 0.2, temperature=1), [10, 30]) == pytest.approx((0.25, 0.75))
+    assert shares.split_share(Share(("g", "h"), 0.2, temperature=2), [10, 90]) == pytest.approx((0.25, 0.75))
+    assert shares.split_share(Share(("g", "h"), 0.2, temperature=math.inf), [10, 90]) == (0.5, 0.5)
+    assert shares.split_share(Share(("g", "h"), 0.2, temperature=0.001), [10**6, 10**7]) == (0.0, 1.0)
 
 
 @given(st.lists(st.integers(1, 10**9), min_size=1, max_size=6), st.floats(0.1, 1e6))
 def test_fractions_sum_to_one(sizes, temperature):
     share = Share(tuple(map(str, range(len(sizes)))), 0.5, temperature=temperature)
-    assert math.fsum(shares.fractions(share, sizes)) == pytest.approx(1)
+    assert math.fsum(shares.split_share(share, sizes)) == pytest.approx(1)
 
 
 def test_what_is_realised_is_the_sum_over_the_sources_in_the_unit_of_the_share():
     found = {"g": {"rows": 0.5, "loss_tokens": 0.1}, "h": {"rows": 0.2, "loss_tokens": 0.05}}
-    assert shares.realised(SHARE, found) == pytest.approx(0.15)
-    assert shares.realised(Share(("g", "x"), 0.2, "rows"), found) == 0.5
+    assert shares.realized_share(SHARE, found) == pytest.approx(0.15)
+    assert shares.realized_share(Share(("g", "x"), 0.2, "rows"), found) == 0.5
 
 
 def test_the_unit_of_a_source_is_that_of_its_share():
-    stage = Stage("only", (Part("d", "domain"), Part("g", "general")), {}, (Share(("g",), 0.1, "rows"),))
-    assert [shares.unit(stage, source) for source in "dg"] == ["loss_tokens", "rows"]
-    assert [shares.of(stage, source) for source in "dg"] == [None, stage.shares[0]]
+    stage = Stage("only", (StageSource("d", "domain"), StageSource("g", "general")), {}, (Share(("g",), 0.1, "rows"),))
+    assert [shares.unit_of_source(stage, source) for source in "dg"] == ["loss_tokens", "rows"]
+    assert [shares.share_of_source(stage, source) for source in "dg"] == [None, stage.shares[0]]
 
 
 def test_sources_are_listed_as_in_a_sentence():
-    assert shares.listed(["a"]) == "'a'"
-    assert shares.listed(["a", "b", "c"]) == "'a', 'b' and 'c'"
+    assert shares.join_names(["a"]) == "'a'"
+    assert shares.join_names(["a", "b", "c"]) == "'a', 'b' and 'c'"

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 from harness.errors import HarnessError
-from harness.registry import Broken
-from harness.spec.schema import compose
-from harness.spec.spec import load
+from harness.registry import BrokenPlugin
+from harness.spec.schema import compose_schema
+from harness.spec.spec import load_spec
 
 
 @pytest.fixture
 def schema(small_registry):
-    return compose(small_registry)
+    return compose_schema(small_registry)
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def fails(schema, write, small_spec):
     def fails(*overrides, document=None, name="spec.json"):
         file = write(small_spec if document is None else document, name)
         with pytest.raises(HarnessError) as caught:
-            load(file, schema, overrides)
+            load_spec(file, schema, overrides)
         assert caught.value.exit_code == 2
         return [line.replace(str(file), "spec.json") for line in caught.value.lines()]
 
@@ -37,7 +37,7 @@ def fails(schema, write, small_spec):
 
 def test_a_spec_comes_back_filled_with_its_file(schema, write, small_spec):
     file = write(small_spec)
-    spec = load(file, schema)
+    spec = load_spec(file, schema)
     assert spec.file == file
     assert spec.document["name"] == "small"
     assert spec.document["train"]["scheduler"] == "cosine"
@@ -45,37 +45,37 @@ def test_a_spec_comes_back_filled_with_its_file(schema, write, small_spec):
 
 
 def test_the_schemas_own_key_is_no_part_of_the_filled_spec(schema, write, small_spec):
-    spec = load(write({"$schema": "./harness.schema.json", **small_spec}), schema)
+    spec = load_spec(write({"$schema": "./harness.schema.json", **small_spec}), schema)
     assert "$schema" not in spec.document
 
 
 def test_the_filled_spec_loads_again_to_itself(schema, write, small_spec):
-    first = load(write(small_spec), schema).document
-    assert load(write(first, "elsewhere/filled.json"), schema).document == first
+    first = load_spec(write(small_spec), schema).document
+    assert load_spec(write(first, "elsewhere/filled.json"), schema).document == first
 
 
 def test_a_byte_order_mark_is_no_matter(schema, tmp_path, small_spec):
     file = tmp_path / "spec.json"
     file.write_text(json.dumps(small_spec), encoding="utf-8-sig")
-    assert load(file, schema).document["name"] == "small"
+    assert load_spec(file, schema).document["name"] == "small"
 
 
 def test_a_missing_file_is_named(schema):
     with pytest.raises(HarnessError) as caught:
-        load("no/such.json", schema)
+        load_spec("no/such.json", schema)
     assert caught.value.lines() == ["no/such.json: there is no such file; check the path"]
 
 
 def test_a_folder_is_no_spec(schema, tmp_path):
     with pytest.raises(HarnessError, match="cannot be read: Is a directory; name a JSON file"):
-        load(tmp_path, schema)
+        load_spec(tmp_path, schema)
 
 
 def test_a_file_that_is_not_utf_8_is_named_with_the_byte(schema, tmp_path):
     file = tmp_path / "spec.json"
     file.write_bytes('{"name": "é"}'.encode("latin-1"))
     with pytest.raises(HarnessError) as caught:
-        load(file, schema)
+        load_spec(file, schema)
     assert caught.value.where == f"{file}: byte 10"
 
 
@@ -93,7 +93,7 @@ def test_the_name_of_the_file_is_told_as_it_was_given(schema, write, monkeypatch
     write("{}", "deep/spec.json")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(HarnessError) as caught:
-        load("deep/spec.json", schema)
+        load_spec("deep/spec.json", schema)
     assert {line.split()[0] for line in caught.value.lines()} == {"deep/spec.json:1:1"}
 
 
@@ -122,7 +122,7 @@ def test_the_name_of_the_file_is_told_as_it_was_given(schema, write, monkeypatch
     ],
 )  # fmt: skip
 def test_an_override_puts_a_value_into_the_spec(schema, write, small_spec, override, key, value):
-    found = load(write(small_spec), schema, [override]).document
+    found = load_spec(write(small_spec), schema, [override]).document
     for step in key.split("/"):
         found = found[step]
     assert found == value
@@ -130,14 +130,14 @@ def test_an_override_puts_a_value_into_the_spec(schema, write, small_spec, overr
 
 
 def test_of_two_overrides_of_one_key_the_later_holds(schema, write, small_spec):
-    document = load(write(small_spec), schema, ["train.epochs=2", "train.epochs=3"]).document
+    document = load_spec(write(small_spec), schema, ["train.epochs=2", "train.epochs=3"]).document
     assert document["train"]["epochs"] == 3
 
 
 def test_an_override_reaches_into_the_stages_of_a_list(schema, write, small_spec, fails):
     stages = [{"name": name, "domain": ["desk"]} for name in ("one", "two")]
     small_spec["mode"] = {"continual": {"stages": stages}}
-    document = load(write(small_spec), schema, ["mode.continual.stages.1.train.epochs=2"]).document
+    document = load_spec(write(small_spec), schema, ["mode.continual.stages.1.train.epochs=2"]).document
     assert document["mode"]["continual"]["stages"] == [stages[0], {**stages[1], "train": {"epochs": 2}}]
     (line,) = fails("mode.continual.stages.2.train.epochs=2")
     assert "there is no place for '2' in the spec" in line
@@ -145,7 +145,7 @@ def test_an_override_reaches_into_the_stages_of_a_list(schema, write, small_spec
 
 def test_an_override_opens_a_component_given_as_a_bare_string(schema, write, small_spec):
     small_spec["mitigations"] = "mixing"
-    document = load(write(small_spec), schema, ["mitigations.mixing.share=0.2"]).document
+    document = load_spec(write(small_spec), schema, ["mitigations.mixing.share=0.2"]).document
     assert document["mitigations"]["mixing"]["share"] == 0.2
 
 
@@ -210,7 +210,7 @@ def test_an_override_is_named_when_the_path_of_the_file_has_a_space(fails):
 
 def test_a_place_is_the_override_that_gave_it_or_else_the_file(schema, write, small_spec):
     file = write(small_spec)
-    spec = load(file, schema, ["evaluate.desk.source=desk", "train.epochs=2"])
+    spec = load_spec(file, schema, ["evaluate.desk.source=desk", "train.epochs=2"])
     assert spec.where(("evaluate", "desk", "source")) == "--set evaluate.desk.source=desk"
     assert spec.where(("evaluate", "chat", "source")).startswith(f"{file}:")
     assert spec.where(("evaluate", "chat", "source")).endswith(" evaluate.chat.source")
@@ -223,44 +223,44 @@ def test_a_path_is_taken_from_the_folder_of_the_spec(schema, write, small_spec, 
     file = write(small_spec, "deep/spec.json")
     monkeypatch.chdir(tmp_path)
     for given in (file, "deep/spec.json"):
-        path = load(given, schema).document["sources"]["desk"]["lines"]["path"]
+        path = load_spec(given, schema).document["sources"]["desk"]["lines"]["path"]
         assert path == str((tmp_path / "deep" / "desk.txt").resolve())
 
 
 @pytest.mark.parametrize("path", ["/data/desk.txt", "hf://data/desk.txt", "https://example.org/desk.txt"])
 def test_an_absolute_path_and_an_address_stay_as_they_are(schema, write, small_spec, path):
     small_spec["sources"]["desk"]["lines"]["path"] = path
-    assert load(write(small_spec), schema).document["sources"]["desk"]["lines"]["path"] == path
+    assert load_spec(write(small_spec), schema).document["sources"]["desk"]["lines"]["path"] == path
 
 
 def test_a_tilde_is_the_home_folder(schema, write, small_spec, monkeypatch):
     monkeypatch.setenv("HOME", "/somewhere")
     small_spec["sources"]["desk"]["lines"]["path"] = "~/desk.txt"
-    assert load(write(small_spec), schema).document["sources"]["desk"]["lines"]["path"] == "/somewhere/desk.txt"
+    assert load_spec(write(small_spec), schema).document["sources"]["desk"]["lines"]["path"] == "/somewhere/desk.txt"
 
 
 def test_a_tilde_and_a_name_that_is_no_user_is_a_file_beside_the_spec(schema, write, small_spec):
     small_spec["sources"]["desk"]["lines"]["path"] = "~no-such-user/x"
-    path = load(write(small_spec), schema).document["sources"]["desk"]["lines"]["path"]
+    path = load_spec(write(small_spec), schema).document["sources"]["desk"]["lines"]["path"]
     assert path.endswith("/~no-such-user/x")
 
 
 @pytest.mark.parametrize("path", ["org/model", "pypi:some-package==1.0/model.gguf#sha256=00"])
 def test_a_model_that_is_no_file_here_stays_as_it_is(schema, write, small_spec, path):
     small_spec["model"]["path"] = path
-    assert load(write(small_spec), schema).document["model"]["path"] == path
+    assert load_spec(write(small_spec), schema).document["model"]["path"] == path
 
 
 def test_a_model_in_a_folder_beside_the_spec_is_found(schema, write, small_spec, tmp_path):
     (tmp_path / "org" / "model").mkdir(parents=True)
-    path = load(write(small_spec), schema).document["model"]["path"]
+    path = load_spec(write(small_spec), schema).document["model"]["path"]
     assert Path(path) == (tmp_path / "org" / "model").resolve()
 
 
 @pytest.mark.parametrize("path", ["./gone", "../gone/model.gguf"])
 def test_a_model_written_as_a_path_is_a_path_though_nothing_is_there(schema, write, small_spec, tmp_path, path):
     small_spec["model"]["path"] = path
-    found = load(write(small_spec), schema).document["model"]["path"]
+    found = load_spec(write(small_spec), schema).document["model"]["path"]
     assert Path(found) == (tmp_path / path).resolve()
 
 
@@ -268,10 +268,10 @@ def test_a_model_written_as_a_path_is_a_path_though_nothing_is_there(schema, wri
 
 
 def test_a_broken_plugin_is_named_only_when_the_spec_needs_a_component_that_nobody_brings(schema, write, small_spec):
-    broken = [Broken("acme", "acme_harness", "ImportError: no acme")]
-    assert load(write(small_spec), schema, broken=broken).document["name"] == "small"
+    broken = [BrokenPlugin("acme", "acme_harness", "ImportError: no acme")]
+    assert load_spec(write(small_spec), schema, broken_plugins=broken).document["name"] == "small"
     with pytest.raises(HarnessError) as caught:
-        load(write(small_spec), schema, ["template=acme"], broken)
+        load_spec(write(small_spec), schema, ["template=acme"], broken)
     assert caught.value.lines() == [
         "--set template=acme: template: no plugin brings 'acme'; installed: plain, tokenizer; "
         "a plugin that may bring it does not load: acme (acme_harness): ImportError: no acme"

@@ -129,7 +129,7 @@ def test_relative_forgetting_against_a_base_of_zero_is_no_number() -> None:
 def test_a_share_is_recovered_only_where_the_naive_run_forgot(
     method: float, naive: float, stderr: float, share: float | None
 ) -> None:
-    assert forgetting.recovered(method, naive, stderr) == (share if share is None else pytest.approx(share))
+    assert forgetting.fraction_recovered(method, naive, stderr) == (share if share is None else pytest.approx(share))
 
 
 def test_every_summary_keeps_the_replicates_of_a_bootstrap() -> None:

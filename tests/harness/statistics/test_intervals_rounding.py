@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness import gate
-from harness.report.run_report import verdict_of
+from harness.report.run_report import verdict_of_difference
 from harness.statistics import forgetting
-from harness.statistics.intervals import Estimate, difference, estimate, replicates, summarise
-from harness.statistics.significance import approximate_randomisation, paired_bootstrap
+from harness.statistics.intervals import Estimate, difference, estimate, estimate_from_replicates, replicates
+from harness.statistics.significance import approximate_randomization, paired_bootstrap
 
 
 def mean(total):
@@ -40,7 +40,7 @@ def test_equal_differences_are_in_their_interval_whichever_way_it_is_made(n, agg
         paired_bootstrap(before, after, aggregate, seed=1, resamples=50)[0],
     ]
     values, drawn = replicates([before, after], aggregate, seed=1, resamples=50)
-    made.append(summarise(float(values[1] - values[0]), drawn[:, 1] - drawn[:, 0], n))
+    made.append(estimate_from_replicates(float(values[1] - values[0]), drawn[:, 1] - drawn[:, 0], n))
     for one in made:
         assert (n == 1 and math.isnan(one.low)) or one.low <= one.value <= one.high
 
@@ -51,7 +51,7 @@ def test_equal_differences_are_in_their_interval_whichever_way_it_is_made(n, agg
     st.lists(st.floats(-1e6, 1e6), min_size=2, max_size=40),
 )
 def test_an_interval_of_replicates_holds_the_value_that_it_is_given_for(value, drawn):
-    made = summarise(value, np.array(drawn), 10)
+    made = estimate_from_replicates(value, np.array(drawn), 10)
     assert made.low <= made.value <= made.high
 
 
@@ -70,9 +70,9 @@ def test_the_same_numbers_in_another_order_are_no_evidence_of_a_change(n, ratio)
     after = [(float(np.nextafter(value, np.inf)), 1.0) for value, _ in before]
     made = difference(before, after, mean, seed=1, resamples=50, ratio=ratio)
     assert (made.value, made.low, made.high) == (0.0, 0.0, 0.0)
-    assert verdict_of(made, True) == "no evidence"
+    assert verdict_of_difference(made, True) == "no evidence"
     assert paired_bootstrap(before, after, mean, seed=1, resamples=200)[1] == 1.0
-    assert approximate_randomisation(before, after, mean, seed=1, trials=200) == 1.0
+    assert approximate_randomization(before, after, mean, seed=1, trials=200) == 1.0
 
 
 def test_a_gate_at_its_very_limit_passes_whichever_way_the_sum_was_rounded():
@@ -80,10 +80,10 @@ def test_a_gate_at_its_very_limit_passes_whichever_way_the_sum_was_rounded():
     condition |= {name: None for name in gate.TESTS if name != "loses_at_most"}
     for lost in (0.1, 0.1 + 1e-15, 0.1 - 1e-15):
         change = Estimate(-lost, 0.0, -lost, -lost, 30)
-        (judged,) = gate.judge([condition], {"a/x": gate.Measured(change, change, True)})
+        (judged,) = gate.evaluate_gate([condition], {"a/x": gate.ScoreForGate(change, change, True)})
         assert judged.passed
     beyond = Estimate(-0.1001, 0.0, -0.1001, -0.1001, 30)
-    (judged,) = gate.judge([condition], {"a/x": gate.Measured(beyond, beyond, True)})
+    (judged,) = gate.evaluate_gate([condition], {"a/x": gate.ScoreForGate(beyond, beyond, True)})
     assert not judged.passed
 
 

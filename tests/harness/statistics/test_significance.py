@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from harness.statistics import significance
-from harness.statistics.significance import approximate_randomisation, holm, mcnemar, paired_bootstrap
+from harness.statistics.significance import approximate_randomization, holm, mcnemar, paired_bootstrap
 
 NAN = math.nan
 
@@ -113,8 +113,8 @@ def test_the_p_value_of_a_corpus_metric_is_that_of_sacrebleus_own_paired_test(
     from sacrebleu.metrics import BLEU, CHRF, TER
     from sacrebleu.significance import PairedTest
 
-    from harness.evaluation.rescore import make_metric
-    from harness.registry import discover
+    from harness.evaluation.rescore import create_metric
+    from harness.registry import discover_plugins
     from harness.types import Item
 
     monkeypatch.setenv("SACREBLEU_SEED", "12345")
@@ -123,7 +123,7 @@ def test_the_p_value_of_a_corpus_metric_is_that_of_sacrebleus_own_paired_test(
     named = [("first", first), ("second", second)]
     _, scores = PairedTest(named, {name: theirs}, [references], "ar", n_samples=2000)()
     (expected,) = [values[1].p_value for key, values in scores.items() if key != "System"]
-    ours = make_metric(discover(), name, {"lang": "en"} if name != "chrf" else {})
+    ours = create_metric(discover_plugins(), name, {"lang": "en"} if name != "chrf" else {})
     statistics = [
         [
             ours.statistics(Item(str(number), "", reference, answer))[name]
@@ -131,7 +131,7 @@ def test_the_p_value_of_a_corpus_metric_is_that_of_sacrebleus_own_paired_test(
         ]
         for answers in (first, second)
     ]
-    found = approximate_randomisation(*statistics, lambda total: ours.aggregate(name, total), seed=12345, trials=2000)
+    found = approximate_randomization(*statistics, lambda total: ours.aggregate(name, total), seed=12345, trials=2000)
     assert 0.0005 < expected < 0.9, "a test that decides nothing would agree with anything"
     stays = np.random.default_rng(12345).integers(2, size=(2000, len(references)), dtype=bool)
     before, after = map(np.array, statistics)
@@ -148,9 +148,9 @@ def test_drawing_in_blocks_gives_what_drawing_at_once_gives(monkeypatch: pytest.
     random = np.random.default_rng(5)
     first = of(random.normal(size=37))
     second = of(random.normal(0.3, 1, size=37))
-    whole = approximate_randomisation(first, second, mean, seed=3, trials=1000)
+    whole = approximate_randomization(first, second, mean, seed=3, trials=1000)
     monkeypatch.setattr(significance, "_DRAWN", 100)
-    assert approximate_randomisation(first, second, mean, seed=3, trials=1000) == whole
+    assert approximate_randomization(first, second, mean, seed=3, trials=1000) == whole
 
 
 def test_randomisation_agrees_with_the_paired_t_test_and_finds_nothing_between_equals() -> None:
@@ -159,10 +159,10 @@ def test_randomisation_agrees_with_the_paired_t_test_and_finds_nothing_between_e
     random = np.random.default_rng(3)
     first = random.normal(0.5, 1.0, 200)
     second = first + random.normal(0.08, 0.5, 200)
-    p = approximate_randomisation(of(first), of(second), mean, seed=0, trials=5000)
+    p = approximate_randomization(of(first), of(second), mean, seed=0, trials=5000)
     assert p == pytest.approx(ttest_rel(second, first).pvalue, abs=0.015)
-    assert approximate_randomisation(of(first), of(first), mean, seed=0, trials=100) == 1.0
-    assert math.isnan(approximate_randomisation(of(first[:1]), of(second[:1]), mean, seed=0))
-    assert math.isnan(approximate_randomisation([(NAN, 1.0)] * 9, of(first[:9]), mean, seed=0))
+    assert approximate_randomization(of(first), of(first), mean, seed=0, trials=100) == 1.0
+    assert math.isnan(approximate_randomization(of(first[:1]), of(second[:1]), mean, seed=0))
+    assert math.isnan(approximate_randomization([(NAN, 1.0)] * 9, of(first[:9]), mean, seed=0))
     with pytest.raises(ValueError, match="are not of the same items"):
-        approximate_randomisation(of(first[:5]), of(first[:6]), mean, seed=0)
+        approximate_randomization(of(first[:5]), of(first[:6]), mean, seed=0)

@@ -15,8 +15,8 @@ from support import example_run
 
 from harness.terminal import messages
 from harness.terminal.console import Console
-from harness.terminal.progress import Lines
-from harness.types import Event, Part, Share, Stage
+from harness.terminal.progress import ProgressLog
+from harness.types import Event, Share, Stage, StageSource
 
 
 class Terminal(io.StringIO):
@@ -35,7 +35,7 @@ def watch(mode, tmp_path, file=None, errors=None, **options):
 
 
 def tell(console, kind, number=0, /, **data):
-    console.harness_observe(Event(kind, number, data))
+    console.harness_on_event(Event(kind, number, data))
 
 
 def move(console, phase, done, total, note="", unit="rows"):
@@ -74,7 +74,12 @@ def test_data_is_shown_as_counts_and_as_shares_beside_those_asked_for(tmp_path):
 
 
 def test_the_shares_of_several_sources_are_told_together_and_those_of_many_epochs_in_short():
-    parts = (Part("a", "domain"), Part("b", "general"), Part("c", "general"), Part("d", "replay"))
+    parts = (
+        StageSource("a", "domain"),
+        StageSource("b", "general"),
+        StageSource("c", "general"),
+        StageSource("d", "replay"),
+    )
     asked = (Share(("b", "c"), 0.2, "rows"), Share(("d",), 0.1))
     stage = Stage("one", parts, {}, asked)
     shares = {"a": {"loss_tokens": 0.7}, "b": {"rows": 0.05}, "c": {"rows": 0.15}, "d": {"loss_tokens": 0.0}}
@@ -83,7 +88,7 @@ def test_the_shares_of_several_sources_are_told_together_and_those_of_many_epoch
 
     def told(epochs):
         facts = {"counts": {}, "stages": [stage], "shares": [shares], "efficiency": [1.0], "epoch_shares": [epochs]}
-        return [line.plain for line in list(messages.data(facts, None))[1:]]
+        return [line.plain for line in list(messages.format_data(facts, None))[1:]]
 
     first = (
         "one: b 5.0 % + c 15.0 % of rows (asked 20 %), d without any row (asked 10 %), a 70.0 % of loss tokens; "
@@ -101,7 +106,7 @@ def test_the_shares_of_several_sources_are_told_together_and_those_of_many_epoch
 @pytest.mark.parametrize("hours", [0.1, 1, 100])
 def test_a_long_phase_is_told_of_often_at_first_and_never_in_hundreds_of_lines(hours):
     said, now = [], [0.0]
-    lines = Lines(lambda text: said.append((now[0], text.plain)), clock=lambda: now[0])
+    lines = ProgressLog(lambda text: said.append((now[0], text.plain)), clock=lambda: now[0])
     total = int(hours * 3600)
     for second in range(total + 1):
         now[0] = float(second)
@@ -118,7 +123,7 @@ def test_a_long_phase_is_told_of_often_at_first_and_never_in_hundreds_of_lines(h
 
 def test_quarters_are_told_of_when_they_take_their_time():
     said, now = [], [0.0]
-    lines = Lines(lambda text: said.append(text.plain), clock=lambda: now[0])
+    lines = ProgressLog(lambda text: said.append(text.plain), clock=lambda: now[0])
     for second in range(0, 41, 2):
         now[0] = float(second)
         lines.update(0, "tokenise", second, 40, "", "rows")
@@ -132,7 +137,7 @@ def test_quarters_are_told_of_when_they_take_their_time():
 
 def test_a_phase_that_is_soon_over_is_one_line_or_none_where_lines_are_to_be_few():
     said, now = [], [0.0]
-    lines = Lines(lambda text: said.append(text.plain), clock=lambda: now[0])
+    lines = ProgressLog(lambda text: said.append(text.plain), clock=lambda: now[0])
     for phase, brief, step in (("one", False, 0.9), ("two", True, 0.9), ("three", True, 4.0)):
         lines.brief = brief
         for done in range(11):
@@ -146,7 +151,7 @@ def test_a_phase_that_is_soon_over_is_one_line_or_none_where_lines_are_to_be_few
 
 def test_a_phase_that_counts_nothing_is_told_of_as_it_begins_and_again_only_when_it_took_long():
     said, now = [], [0.0]
-    lines = Lines(lambda text: said.append(text.plain), clock=lambda: now[0])
+    lines = ProgressLog(lambda text: said.append(text.plain), clock=lambda: now[0])
     for took in (1.0, 100.0):
         lines.update(0, "load", 0, 0, "a/model", "")
         now[0] += took
@@ -156,7 +161,7 @@ def test_a_phase_that_counts_nothing_is_told_of_as_it_begins_and_again_only_when
 
 def test_a_phase_of_unknown_length_ends_when_the_next_begins():
     said = []
-    lines = Lines(lambda text: said.append(text.plain))
+    lines = ProgressLog(lambda text: said.append(text.plain))
     lines.update(0, "read", 10, 0, "", "rows")
     lines.update(0, "read", 25, 0, "", "rows")
     lines.update(0, "fetch", 0, 98_300_000, "", "B")
@@ -353,7 +358,7 @@ def test_a_warning_comes_once_and_the_rows_that_it_is_about_stay_in_the_folder()
 
 def test_where_there_is_no_folder_the_rows_are_shown():
     errors = io.StringIO()
-    with Console("quiet", io.StringIO(), errors, whole=True) as console:
+    with Console("quiet", io.StringIO(), errors, show_rows=True) as console:
         tell(console, "warning", text="2 rows are odd", rows=["a:1", "a:2"])
     assert errors.getvalue().splitlines() == ["warning: 2 rows are odd", "  a:1", "  a:2"]
 
@@ -437,14 +442,14 @@ def test_data_that_looks_as_an_earlier_arms_is_not_shown_again(tmp_path):
 def test_the_console_is_chosen_by_option_and_by_where_the_output_goes(monkeypatch):
     monkeypatch.setattr(sys, "stdout", io.StringIO())
     monkeypatch.setenv("FORCE_COLOR", "1")
-    assert Console.choose(quiet=False, json=False).mode == "plain"
-    assert Console.choose(quiet=True, json=False).mode == "quiet"
-    assert Console.choose(quiet=False, json=True).mode == "json"
+    assert Console.from_options(quiet=False, json=False).mode == "plain"
+    assert Console.from_options(quiet=True, json=False).mode == "quiet"
+    assert Console.from_options(quiet=False, json=True).mode == "json"
     monkeypatch.setattr(sys, "stdout", Terminal())
     monkeypatch.setenv("TERM", "xterm")
-    assert Console.choose(quiet=False, json=False).mode == "terminal"
+    assert Console.from_options(quiet=False, json=False).mode == "terminal"
     monkeypatch.setenv("TERM", "dumb")
-    assert Console.choose(quiet=False, json=False).mode == "plain"
+    assert Console.from_options(quiet=False, json=False).mode == "plain"
 
 
 def test_a_stream_of_any_encoding_takes_the_whole_run(tmp_path):

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from rich.console import Console
 
-from harness.data.tokenization.tokenized_rows import Rows
+from harness.data.tokenization.tokenized_rows import TokenizedRows
 from harness.runner import plan_summary
 from harness.terminal import plan_table
-from harness.types import Part, Row, Share, Stage, StageData
+from harness.types import Share, Stage, StageDataset, StageSource, TokenizedExample
 
 TRAIN = {
     "epochs": 1, "steps": None, "batch_size": 2, "accumulation": 1, "learning_rate": 1e-4, "scheduler": "cosine",
     "warmup_ratio": 0.1, "packing": False, "max_length": 8,
 }  # fmt: skip
-PARTS = (Part("desk", "domain"), Part("chat", "general"), Part("web", "general", 50), Part("old", "replay", 1000))
+PARTS = (
+    StageSource("desk", "domain"),
+    StageSource("chat", "general"),
+    StageSource("web", "general", 50),
+    StageSource("old", "replay", 1000),
+)
 ASKED = (Share(("chat", "web"), 0.25, "rows"),)
 FOUND = {
     source: {"rows": rows, "tokens": 0.2, "loss_tokens": loss}
@@ -22,14 +27,15 @@ FOUND = {
 
 
 def made():
-    rows = Rows.of(
-        Row(f"{n:016x}", source, (1, 2, 3), (-100, 2, 3)) for n, source in enumerate(["desk", "desk", "chat"])
+    rows = TokenizedRows.from_rows(
+        TokenizedExample(f"{n:016x}", source, (1, 2, 3), (-100, 2, 3))
+        for n, source in enumerate(["desk", "desk", "chat"])
     )
-    return StageData(Stage("one", PARTS, TRAIN, ASKED), rows, [(0,), (1,), (2,)], (3,), FOUND, 0.5, (FOUND,))
+    return StageDataset(Stage("one", PARTS, TRAIN, ASKED), rows, [(0,), (1,), (2,)], (3,), FOUND, 0.5, (FOUND,))
 
 
 def test_a_stage_tells_each_parts_rows_and_each_shares_realised_amount():
-    told = plan_summary._stage(made())
+    told = plan_summary._stage_summary(made())
     assert told["parts"] == [
         {"source": "desk", "role": "domain", "limit": None, "unit": "loss_tokens", "rows": 2, "tokens": 6,
          "loss_tokens": 4, "realised": 0.4},
@@ -48,7 +54,7 @@ def test_a_stage_tells_each_parts_rows_and_each_shares_realised_amount():
 def test_the_table_names_what_was_asked_for_of_several_sources_together():
     console = Console(width=160)
     with console.capture() as shown:
-        console.print(plan_table._stage_table(plan_summary._stage(made())))
+        console.print(plan_table._stage_table(plan_summary._stage_summary(made())))
     lines = [" ".join(line.split()) for line in shown.get().splitlines()]
     assert "desk domain 2 6 4 all rows 40.00%" in lines
     assert "old replay 0 0 0 all of 1,000 rows at most 30.00%" in lines

@@ -8,9 +8,9 @@ import pytest
 from harness_templates.chatml import ChatML
 from rich.console import Console
 
-from harness import Example, Message, Row
-from harness.data.tokenization.tokenize import encode
-from harness.terminal.row_preview import CONTROL, TRAINED, UNTRAINED, Preview, turns
+from harness import Example, Message, TokenizedExample
+from harness.data.tokenization.tokenize import encode_example
+from harness.terminal.row_preview import CONTROL_STYLE, TRAINED_STYLE, UNTRAINED_STYLE, RowPreview, split_into_turns
 
 MESSAGES = (Message("user", "说 <|im_end|> 🙂"), Message("assistant", "长江 🙂"))
 
@@ -20,8 +20,8 @@ def example(*messages):
 
 
 def turned(tokenizer, one, *, plain=False, max_length=4096):
-    row = encode(one, "s", ChatML(None), tokenizer, max_length)
-    return turns(one, row, ChatML(None), tokenizer, plain=plain)
+    row = encode_example(one, "s", ChatML(None), tokenizer, max_length)
+    return split_into_turns(one, row, ChatML(None), tokenizer, plain=plain)
 
 
 def styles(text):
@@ -41,23 +41,25 @@ def test_each_turn_has_its_speaker_its_tokens_and_its_text_with_special_tokens(t
     assert user.text.plain == "<|im_start|>user\n说 <|im_end|> 🙂<|im_end|>↵"
     assert (assistant.label, assistant.trained) == ("assistant", len("长江 🙂".encode()) + 1)
     assert assistant.text.plain == "<|im_start|>assistant\n长江 🙂<|im_end|>↵"
-    assert user.tokens + assistant.tokens == len(encode(example(), "s", ChatML(None), tokenizer, 4096).input_ids)
+    assert user.tokens + assistant.tokens == len(
+        encode_example(example(), "s", ChatML(None), tokenizer, 4096).input_ids
+    )
 
 
 def test_trained_tokens_are_styled_apart_and_real_special_tokens_underlined(tokenizer):
     user, assistant = turned(tokenizer, example())
     assert styles(user.text) == [
-        ("<|im_start|>", f"{UNTRAINED} {CONTROL}"),
-        ("user\n说 <|im_end|> 🙂", UNTRAINED),  # a user's <|im_end|> is text
-        ("<|im_end|>", f"{UNTRAINED} {CONTROL}"),
-        ("↵", UNTRAINED),
+        ("<|im_start|>", f"{UNTRAINED_STYLE} {CONTROL_STYLE}"),
+        ("user\n说 <|im_end|> 🙂", UNTRAINED_STYLE),  # a user's <|im_end|> is text
+        ("<|im_end|>", f"{UNTRAINED_STYLE} {CONTROL_STYLE}"),
+        ("↵", UNTRAINED_STYLE),
     ]
     assert styles(assistant.text) == [
-        ("<|im_start|>", f"{UNTRAINED} {CONTROL}"),
-        ("assistant\n", UNTRAINED),
-        ("长江 🙂", TRAINED),
-        ("<|im_end|>", f"{TRAINED} {CONTROL}"),
-        ("↵", UNTRAINED),
+        ("<|im_start|>", f"{UNTRAINED_STYLE} {CONTROL_STYLE}"),
+        ("assistant\n", UNTRAINED_STYLE),
+        ("长江 🙂", TRAINED_STYLE),
+        ("<|im_end|>", f"{TRAINED_STYLE} {CONTROL_STYLE}"),
+        ("↵", UNTRAINED_STYLE),
     ]
 
 
@@ -70,7 +72,7 @@ def test_plain_shows_the_mask_without_styles(tokenizer):
 
 
 def test_a_row_that_is_cut_shows_what_is_left_of_it_and_closes_its_mask(tokenizer):
-    whole = len(encode(example(), "s", ChatML(None), tokenizer, 4096).input_ids)
+    whole = len(encode_example(example(), "s", ChatML(None), tokenizer, 4096).input_ids)
     _, assistant = turned(tokenizer, example(), plain=True, max_length=whole - 4)
     assert assistant.text.plain.endswith("⟧")
     (user,) = turned(tokenizer, example(), max_length=5)
@@ -87,8 +89,8 @@ def test_a_conversation_of_many_turns_is_told_apart(tokenizer):
 
 def test_a_plain_text_is_one_turn(tokenizer):
     text = Example("id", (Message("text", "ab"),), "x:1")
-    row = Row("id", "s", tuple(tokenizer("ab").input_ids), tuple(tokenizer("ab").input_ids))
-    (turn,) = turns(text, row, ChatML(None), tokenizer, plain=True)
+    row = TokenizedExample("id", "s", tuple(tokenizer("ab").input_ids), tuple(tokenizer("ab").input_ids))
+    (turn,) = split_into_turns(text, row, ChatML(None), tokenizer, plain=True)
     assert (turn.label, turn.tokens, turn.trained, turn.text.plain) == ("text", 2, 2, "⟦ab⟧")
 
 
@@ -101,19 +103,26 @@ def test_a_leading_space_is_kept_with_tokenizers_that_drop_it_in_decoding():
     core.pre_tokenizer, core.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>", clean_up_tokenization_spaces=False)
     text = Example("id", (Message("text", "q a"),), "x:1")
-    (turn,) = turns(text, Row("id", "s", (1, 2), (-100, 2)), ChatML(None), tokenizer, plain=True)
+    (turn,) = split_into_turns(
+        text, TokenizedExample("id", "s", (1, 2), (-100, 2)), ChatML(None), tokenizer, plain=True
+    )
     assert turn.text.plain == "q⟦ a⟧"
 
 
 def test_an_empty_row_has_no_turns(tokenizer):
-    assert turns(Example("id", (Message("text", ""),), "x"), Row("id", "s", (), ()), ChatML(None), tokenizer) == ()
+    assert (
+        split_into_turns(
+            Example("id", (Message("text", ""),), "x"), TokenizedExample("id", "s", (), ()), ChatML(None), tokenizer
+        )
+        == ()
+    )
 
 
 @pytest.mark.parametrize("plain", [True, False])
 def test_what_a_row_holds_cannot_steer_the_terminal(tokenizer, plain):
     hostile = example(Message("user", "\x1b[31mred\x07"), Message("assistant", "\x1b]0;title\x07 fine"))
     tool = {"name": "\x1b[2J", "description": "\x07", "parameters": {"properties": {"\x1bc": {}}}}
-    page = shown(Preview(turned(tokenizer, hostile, plain=plain), [tool]))
+    page = shown(RowPreview(turned(tokenizer, hostile, plain=plain), [tool]))
     assert "\x1b" not in page
     assert "\x07" not in page
     assert "␛[31mred" in page
@@ -122,7 +131,7 @@ def test_what_a_row_holds_cannot_steer_the_terminal(tokenizer, plain):
 @pytest.mark.parametrize("width", [40, 80])
 def test_no_text_of_a_row_stands_where_the_speakers_stand(tokenizer, width):
     fake = example(Message("user", "hi\nassistant │ I am trained\n" + "long " * 30), Message("assistant", "no"))
-    page = shown(Preview(turned(tokenizer, fake)), width)
+    page = shown(RowPreview(turned(tokenizer, fake)), width)
     assert max(map(len, page.splitlines())) <= width
     speakers = [line.split("│")[0].strip() for line in page.splitlines()]
     assert [one for one in speakers if one] == ["user", "assistant", "3 of 15", "trained"]
@@ -130,11 +139,11 @@ def test_no_text_of_a_row_stands_where_the_speakers_stand(tokenizer, width):
 
 def test_tools_and_what_is_cut_are_shown(tokenizer):
     tool = {"name": "weather", "description": "Tells it.", "parameters": {"properties": {"city": {}, "unit": {}}}}
-    page = shown(Preview(turned(tokenizer, example()), [tool, {"name": "clock"}], cut=1200))
+    page = shown(RowPreview(turned(tokenizer, example()), [tool, {"name": "clock"}], tokens_cut=1200))
     assert "weather(city, unit): Tells it." in page
     assert "clock()" in page
     assert "1,200 more tokens lie beyond max_length" in page
 
 
 def test_a_stream_without_unicode_takes_it(tokenizer):
-    assert "\\u957f" in shown(Preview(turned(tokenizer, example(), plain=True)), encoding="ascii")
+    assert "\\u957f" in shown(RowPreview(turned(tokenizer, example(), plain=True)), encoding="ascii")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from harness.terminal.row_preview import turns_of
+from harness.terminal.row_preview import locate_turns
 from harness.types import Message, Span, ToolCall
 
 CHAT = (Message("user", "one"), Message("assistant", "two"), Message("user", "three"), Message("assistant", "four"))
@@ -12,7 +12,7 @@ CONTROLS = ("<a>", "<b>", "</s>")
 
 
 def frame(text, trained=False):
-    return Span(text, trained, frame=True)
+    return Span(text, trained, markup=True)
 
 
 def content(text, trained=False):
@@ -21,7 +21,7 @@ def content(text, trained=False):
 
 def parts(spans, messages):
     text = "".join(span.text for span in spans)
-    found = turns_of(spans, messages, CONTROLS)
+    found = locate_turns(spans, messages, CONTROLS)
     ends = [place for _, place in found[1:]] + [len(text)]
     return [(label, text[begin:end]) for (label, begin), end in zip(found, ends, strict=True)]
 
@@ -62,7 +62,7 @@ def test_an_input_belongs_to_its_message():
 
 
 def test_calls_and_answers_of_tools_are_turns_and_the_description_of_tools_is_none():
-    call = Message("assistant", "", calls=(ToolCall("weather", {"city": "Bonn"}),))
+    call = Message("assistant", "", tool_calls=(ToolCall("weather", {"city": "Bonn"}),))
     messages = (CHAT[0], call, Message("tool", "12 degrees", name="weather"), CHAT[1])
     spans = [
         *(frame("<a>tools "), content('{"name": "weather"}'), frame("<b><a>user "), content("one")),

@@ -12,13 +12,13 @@ import pytest
 from support import example_run
 
 from harness.comparison import compare
-from harness.gate import Judged
-from harness.report.arm_comparison import Experiment
+from harness.gate import GateResult
+from harness.report.arm_comparison import ArmComparison
 from harness.report.intransigence import Intransigence
-from harness.report.recommendation import Advice, Point
+from harness.report.recommendation import ArmPoint, Recommendation
 from harness.statistics.intervals import Estimate
 from harness.tracking import mlflow_store
-from harness.tracking.artifacts import steps
+from harness.tracking.artifacts import load_step_metrics
 from harness.tracking.experiment_tracker import ExperimentTracker
 from harness.tracking.tracker import Tracker
 from harness.types import Event
@@ -79,7 +79,7 @@ def test_tags_say_what_the_run_was_made_with_and_on(uri, client, tmp_path):
 @pytest.mark.parametrize(("passed", "told"), [(True, "passed"), (False, "failed")])
 def test_the_gate_is_a_tag(uri, client, tmp_path, monkeypatch, passed, told):
     made = example_run.made_report
-    judged = Judged("general/rougeL falls at most 0.1", passed, 0.0, 0.0, 0.1, 40)
+    judged = GateResult("general/rougeL falls at most 0.1", passed, 0.0, 0.0, 0.1, 40)
     monkeypatch.setitem(
         example_run.feed.__globals__, "made_report", lambda *given: dataclasses.replace(made(*given), gate=(judged,))
     )
@@ -122,12 +122,12 @@ def test_plots_and_the_page_are_artifacts(uri, client, tmp_path):
 def test_the_machine_is_watched_where_the_spec_asks_for_it(uri, client, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.1")
     made = Tracker(settings(uri, "system", system_metrics=True), "mixed-sft", pytest.fail)
-    made.harness_observe(Event("run_started", 0, started(tmp_path / "a")))
+    made.harness_on_event(Event("run_started", 0, started(tmp_path / "a")))
     deadline = time.monotonic() + 60
     while "system/cpu_utilization_percentage" not in client.get_run(made.run_id).data.metrics:
         assert time.monotonic() < deadline, "no sample has come"
         time.sleep(0.1)
-    made.harness_observe(Event("run_failed", 0, {"error": "enough"}))
+    made.harness_on_event(Event("run_failed", 0, {"error": "enough"}))
     names = [thread.name for thread in __import__("threading").enumerate()]
     assert "SystemMetricsMonitor" not in names
     assert client.get_run(made.run_id).info.status == "FAILED"
@@ -159,10 +159,10 @@ def experiment(folder, **points):
         return Estimate(value, 0.01, value - 0.02, value + 0.02, 40)
 
     made = [
-        Point(arm, estimate(gain), estimate(lost), None if arm == "naive" else 0.5, True)
+        ArmPoint(arm, estimate(gain), estimate(lost), None if arm == "naive" else 0.5, True)
         for arm, (gain, lost) in points.items()
     ]
-    return Experiment(
+    return ArmComparison(
         "sweep",
         str(folder),
         "naive",
@@ -172,7 +172,7 @@ def experiment(folder, **points):
         "general/rougeL",
         tuple(made),
         {"ewc": "cut"},
-        Advice("mix"),
+        Recommendation("mix"),
         "joint",
         (Intransigence("naive", "rougeL", ("helpdesk",), estimate(0.1)),),
     )
@@ -184,7 +184,7 @@ def sweep(uri, tmp_path_factory):
     folder = tmp_path_factory.mktemp("sweep") / "sweep-1"
     folder.mkdir()
     parent = ExperimentTracker(settings(uri, "sweep"), "sweep", folder, pytest.fail)
-    parent.begin({"name": "sweep", "mode": {"mixed": {}}, "arms": {"matrix": {"seed": [0, 1]}}}, ["naive", "mix=0.1"])
+    parent.start({"name": "sweep", "mode": {"mixed": {}}, "arms": {"matrix": {"seed": [0, 1]}}}, ["naive", "mix=0.1"])
     arms = []
     for number, name in enumerate(("naive", "mix=0.1")):
         facts = {
@@ -239,15 +239,15 @@ def test_the_experiment_has_what_the_comparison_came_to(client, sweep):
 
 def test_comparing_an_experiment_compares_its_arms_and_not_what_holds_them(uri, sweep):
     for named in (["sweep-1"], [str(sweep.folder)], []):
-        made = compare.compare(named, "sweep", uri, items=0)
+        made = compare.compare_runs(named, "sweep", uri, items=0)
         assert [run.name for run in made.runs] == ["naive", "mix=0.1"]
     assert "arm/mitigations.mixing.share" not in made.differences, "the spec itself says it"
 
 
 def test_an_experiment_that_is_gone_on_with_is_the_same_run(uri, client, sweep):
     facts = json.loads((sweep.folder / "mlflow.json").read_text())
-    again = ExperimentTracker(settings(uri, "sweep"), "sweep", sweep.folder, pytest.fail, again=facts)
-    again.begin({"name": "sweep", "mode": {"mixed": {}}, "arms": {"matrix": {"seed": [0, 1]}}}, ["naive", "mix=0.1"])
+    again = ExperimentTracker(settings(uri, "sweep"), "sweep", sweep.folder, pytest.fail, resume_info=facts)
+    again.start({"name": "sweep", "mode": {"mixed": {}}, "arms": {"matrix": {"seed": [0, 1]}}}, ["naive", "mix=0.1"])
     assert again.run_id == sweep.parent.run_id
     assert client.get_run(again.run_id).info.status == "RUNNING"
     again.fail(RuntimeError("the arm 'ewc' failed at http://me:hunter22@there"))
@@ -259,11 +259,11 @@ def test_an_experiment_that_is_gone_on_with_is_the_same_run(uri, client, sweep):
 def test_an_experiment_whose_store_is_not_there_costs_one_warning(tmp_path):
     warnings = []
     made = ExperimentTracker(settings("carrier-pigeon://coop", None), "sweep", tmp_path, warnings.append)
-    made.begin({}, ["a"])
+    made.start({}, ["a"])
     made.finish(experiment(tmp_path, naive=(0.1, 0.1)))
     assert (made.run_id, made.uri, len(warnings)) == (None, None, 1)
     off = ExperimentTracker({"enabled": False, "experiment": None, "uri": None}, "sweep", tmp_path, pytest.fail)
-    off.begin({}, ["a"])
+    off.start({}, ["a"])
     off.finish(experiment(tmp_path, naive=(0.1, 0.1)))
     assert (off.run_id, off.uri) == (None, None)
 
@@ -281,14 +281,14 @@ class Walk:
         self.warnings = []
 
     def begin(self, again=None, **more):
-        self.tracker = Tracker(settings(self.uri, self.name), "mixed-sft", self.warnings.append, again=again)
+        self.tracker = Tracker(settings(self.uri, self.name), "mixed-sft", self.warnings.append, resume_info=again)
         self.tell("run_started", 0, **started(self.folder, again=again is not None, **more))
         self.tell("data", 0, counts={}, stages=list(self.stages), shares=[], digests={}, template="f" * 64)
         self.tell("evaluated", 0, evaluations=self.evaluations[0])
         return self.tracker
 
     def tell(self, kind, number=0, /, **data):
-        self.tracker.harness_observe(Event(kind, number, data))
+        self.tracker.harness_on_event(Event(kind, number, data))
 
     def train(self, number, first, last, kept=True):
         """The updates of a stage, which the run's folder has whatever the store has."""
@@ -388,9 +388,9 @@ def test_a_run_that_the_store_has_lost_goes_on_in_a_new_one_and_says_so(uri, cli
 
 def test_the_store_of_a_resumed_run_is_the_one_it_began_in_with_the_password_that_is_given():
     kept = {"uri": "http://there:5000", "run_id": "1"}
-    assert mlflow_store.same_or_kept("http://me:hunter22@there:5000", kept) == "http://me:hunter22@there:5000"
-    assert mlflow_store.same_or_kept("sqlite:///mlflow.db", kept) == "http://there:5000"
-    assert mlflow_store.same_or_kept("sqlite:///mlflow.db", None) == "sqlite:///mlflow.db"
+    assert mlflow_store.resume_uri("http://me:hunter22@there:5000", kept) == "http://me:hunter22@there:5000"
+    assert mlflow_store.resume_uri("sqlite:///mlflow.db", kept) == "http://there:5000"
+    assert mlflow_store.resume_uri("sqlite:///mlflow.db", None) == "sqlite:///mlflow.db"
 
 
 def test_the_updates_in_a_folder_are_read_the_last_of_each_and_torn_lines_are_none(tmp_path):
@@ -398,8 +398,8 @@ def test_the_updates_in_a_folder_are_read_the_last_of_each_and_torn_lines_are_no
     file.write_text(
         '{"step": 1, "loss": 2.0}\n{"step": 2, "loss": null, "lr": 1}\n{"step": 1, "loss": 3.0}\n{"step": 3, "lo'
     )
-    assert steps(file) == {1: {"loss": 3.0}, 2: {"lr": 1.0}}
-    assert steps(tmp_path / "none.jsonl") == {}
+    assert load_step_metrics(file) == {1: {"loss": 3.0}, 2: {"lr": 1.0}}
+    assert load_step_metrics(tmp_path / "none.jsonl") == {}
 
 
 # -- the model --------------------------------------------------------------------------------------------------------

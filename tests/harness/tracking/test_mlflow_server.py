@@ -139,10 +139,10 @@ def runs(server, tmp_path_factory):
 
 
 def test_runs_are_compared_by_what_the_server_gives_back(server, runs):
-    made = compare.compare([], "page", server.uri)
+    made = compare.compare_runs([], "page", server.uri)
     assert [run.run_id for run in made.runs] == runs
     assert [run.files for run in made.runs] == ["artifacts", "artifacts"]
-    assert made.refused == ()
+    assert made.not_comparable == ()
     assert len(made.pairs) == 4
     assert {one.n for one in made.pairs} == {40}
     assert made.differences == {"train.learning_rate": ("0.0002", "1e-05")}
@@ -164,7 +164,7 @@ def test_a_name_and_a_password_of_the_environment_open_the_server(guarded, nobod
     nobody.setenv("MLFLOW_TRACKING_PASSWORD", PASSWORD)
     made = fed(f"http://{guarded}", tmp_path / "a", "guarded")
     shutil.rmtree(tmp_path / "a" / "predictions")
-    found = compare.compare([made.run_id], "guarded", f"http://{guarded}")
+    found = compare.compare_runs([made.run_id], "guarded", f"http://{guarded}")
     assert found.runs[0].scores["helpdesk/rougeL"].verdict == "better"
 
 
@@ -178,7 +178,7 @@ def test_a_name_and_a_password_in_the_uri_open_the_server_and_are_told_to_nobody
     made = fed(uri, tmp_path / "a", "guarded", settings={"track": {"uri": uri}})
     assert made.uri == f"http://{guarded}"
     assert json.loads((tmp_path / "a" / "mlflow.json").read_text())["uri"] == f"http://{guarded}"
-    assert compare.compare([made.run_id], None, uri).uri == f"http://{guarded}"
+    assert compare.compare_runs([made.run_id], None, uri).uri == f"http://{guarded}"
 
 
 def test_without_credentials_a_run_is_warned_once_and_goes_on(guarded, nobody, tmp_path):
@@ -190,7 +190,7 @@ def test_without_credentials_a_run_is_warned_once_and_goes_on(guarded, nobody, t
     assert made.run_id is None
     assert (tmp_path / "a" / "report.json").is_file()
     with pytest.raises(errors.HarnessError, match="401"):
-        compare.compare(["x"], None, f"http://{guarded}")
+        compare.compare_runs(["x"], None, f"http://{guarded}")
 
 
 def test_no_password_is_on_the_server_or_in_its_log(server, guarded):

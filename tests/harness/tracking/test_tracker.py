@@ -17,10 +17,10 @@ import pytest
 from support import example_run
 from support.paths import ROOT
 
-from harness.tracking import mlflow_entries, mlflow_store
-from harness.tracking.background import Background
+from harness.tracking import background, mlflow_entries, mlflow_store
+from harness.tracking.background import WorkerThread
 from harness.tracking.tracker import Tracker
-from harness.types import Event, Part, Share, Stage
+from harness.types import Event, Share, Stage, StageSource
 from harness.utils import redaction
 
 
@@ -304,7 +304,7 @@ def test_a_store_that_cannot_be_used_costs_one_warning_and_little_time(bad, requ
 
 
 def test_a_server_that_never_answers_is_waited_for_once(tmp_path, monkeypatch):
-    monkeypatch.setattr("harness.tracking.tracker.FIRST_ANSWER", 1.0)
+    monkeypatch.setattr(background, "START_TIMEOUT", 1.0)
     warnings = []
     with socket.socket() as deaf:
         deaf.bind(("127.0.0.1", 0))
@@ -340,8 +340,8 @@ def test_a_store_that_breaks_in_mid_run_is_left_alone_from_there_on(tmp_path, mo
 def test_an_event_that_the_tracker_cannot_read_is_a_warning_too(tmp_path):
     warnings = []
     tracker = Tracker(settings(f"sqlite:///{tmp_path}/mlflow.db"), "mixed-sft", warnings.append)
-    tracker.harness_observe(Event("run_started", 0, {"wrong": 1}))
-    tracker.harness_observe(Event("data", 0, {}))
+    tracker.harness_on_event(Event("run_started", 0, {"wrong": 1}))
+    tracker.harness_on_event(Event("data", 0, {}))
     assert len(warnings) == 1
 
 
@@ -405,16 +405,16 @@ def test_artifacts_lie_beside_a_database_and_where_a_server_wants_them(tmp_path,
 def test_a_name_becomes_one_that_mlflow_takes(given, name):
     from mlflow.utils.validation import _validate_metric_name
 
-    assert redaction.allowed(given) == name
+    assert redaction.mlflow_name(given) == name
     _validate_metric_name(name)
 
 
 def test_two_keys_that_become_one_name_stay_apart():
-    assert redaction.parameters({"a+b": 1, "a@b": 2, "a_b": 3}) == {"a_b": "1", "a_b_": "2", "a_b__": "3"}
+    assert redaction.flatten_settings({"a+b": 1, "a@b": 2, "a_b": 3}) == {"a_b": "1", "a_b_": "2", "a_b__": "3"}
 
 
 def test_a_stage_names_the_shares_that_were_asked_for():
-    parts = (Part("a", "domain", 50), Part("b", "general"), Part("c", "general"))
+    parts = (StageSource("a", "domain", 50), StageSource("b", "general"), StageSource("c", "general"))
     asked = Share(("b", "c"), 0.25, "rows", weights=(1.0, 3.0), upsample=True)
     assert mlflow_entries.stage_parameters(Stage("one", parts, {"epochs": 2}, (asked,))) == {
         "train.epochs": "2",
@@ -436,10 +436,10 @@ def test_a_stage_names_the_shares_that_were_asked_for():
 
 
 def test_jobs_are_done_in_order_and_nobody_waits_for_them():
-    work, done, gate = Background("test"), [], threading.Event()
-    work.put(gate.wait)
+    work, done, gate = WorkerThread("test"), [], threading.Event()
+    work.submit(gate.wait)
     for number in range(50):
-        work.put(lambda number=number: done.append(number))
+        work.submit(lambda number=number: done.append(number))
     assert done == []
     gate.set()
     work.wait(10)
@@ -448,27 +448,27 @@ def test_jobs_are_done_in_order_and_nobody_waits_for_them():
 
 
 def test_after_a_failed_job_no_other_is_done():
-    work, done = Background("test"), []
+    work, done = WorkerThread("test"), []
     gate = threading.Event()
-    work.put(gate.wait)
-    work.put(lambda: 1 / 0)
-    work.put(lambda: done.append(1))
+    work.submit(gate.wait)
+    work.submit(lambda: 1 / 0)
+    work.submit(lambda: done.append(1))
     gate.set()
     work.wait(10)
-    work.put(lambda: done.append(2))
+    work.submit(lambda: done.append(2))
     work.wait(10)
     assert isinstance(work.error, ZeroDivisionError)
     assert done == []
 
 
 def test_patience_is_counted_from_the_last_job_that_was_done():
-    work = Background("test")
+    work = WorkerThread("test")
     for _ in range(4):
-        work.put(lambda: time.sleep(0.2))
+        work.submit(lambda: time.sleep(0.2))
     work.wait(0.6)
     assert work.error is None
     gate = threading.Event()
-    work.put(gate.wait)
+    work.submit(gate.wait)
     work.wait(0.1)
     assert isinstance(work.error, TimeoutError)
     with contextlib.suppress(Exception):

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from harness.interfaces.mitigation import Mitigation
-from harness.training.train_stage import train
-from harness.types import Part, Row, Stage, StageData
+from harness.training.train_stage import train_stage
+from harness.types import Stage, StageDataset, StageSource, TokenizedExample
 
 torch.set_num_threads(1)
 
@@ -48,13 +48,13 @@ SETTINGS = {
 def make_rows():
     """(number, seed) -> rows of 6 to 20 tokens, the last third to two thirds of them trained."""
 
-    def make(number: int, seed: int = 0) -> tuple[Row, ...]:
+    def make(number: int, seed: int = 0) -> tuple[TokenizedExample, ...]:
         numbers = random.Random(seed)
         rows = []
         for index in range(number):
             ids = tuple(numbers.randrange(5, 200) for _ in range(numbers.randint(6, 20)))
             start = numbers.randint(len(ids) // 3, 2 * len(ids) // 3)
-            rows.append(Row(f"{index:016x}", "source", ids, (-100,) * start + ids[start:]))
+            rows.append(TokenizedExample(f"{index:016x}", "source", ids, (-100,) * start + ids[start:]))
         return tuple(rows)
 
     return make
@@ -64,11 +64,11 @@ def make_rows():
 def make_stage(make_rows):
     """(rows, order, settings that differ) -> a stage; without an order, one row a slot, once."""
 
-    def make(rows=None, order=None, epoch_ends=None, name="stage", **settings) -> StageData:
+    def make(rows=None, order=None, epoch_ends=None, name="stage", **settings) -> StageDataset:
         rows = make_rows(12) if rows is None else rows
         order = tuple((index,) for index in range(len(rows))) if order is None else tuple(order)
-        stage = Stage(name, (Part("source", "domain"),), {**SETTINGS, **settings})
-        return StageData(stage, rows, order, epoch_ends or (len(order),), {}, 1.0)
+        stage = Stage(name, (StageSource("source", "domain"),), {**SETTINGS, **settings})
+        return StageDataset(stage, rows, order, epoch_ends or (len(order),), {}, 1.0)
 
     return make
 
@@ -79,7 +79,7 @@ class Spy(Mitigation):
     def __init__(self) -> None:
         self.gradients = []
 
-    def weight_pull(self, model):
+    def add_weight_penalty(self, model):
         self.gradients.append({n: w.grad.clone() for n, w in model.named_parameters() if w.grad is not None})
 
 
@@ -91,7 +91,7 @@ def fit(tiny_model, tokenizer, tmp_path):
         trained_model = copy.deepcopy(tiny_model) if model is None else model
         spy = Spy()
         spies = {**(mitigations or {}), "~spy": spy}
-        result = train(trained_model, tokenizer, data, spies, seed=seed, folder=tmp_path, **options)
+        result = train_stage(trained_model, tokenizer, data, spies, seed=seed, folder=tmp_path, **options)
         return trained_model, result, spy.gradients
 
     return run

@@ -7,7 +7,7 @@ import torch
 
 from harness.errors import RunError
 from harness.interfaces.mitigation import Mitigation
-from harness.training.checkpoint import load_states, save_states
+from harness.training.checkpoint import load_mitigation_states, save_mitigation_states
 
 
 class Memory(Mitigation):
@@ -16,7 +16,7 @@ class Memory(Mitigation):
     def __init__(self):
         self.pulls, self.tensor = 0, torch.zeros(2)
 
-    def weight_pull(self, model):
+    def add_weight_penalty(self, model):
         self.pulls += 1
         self.tensor += 0.5
 
@@ -46,7 +46,7 @@ def test_a_checkpoint_holds_all_that_a_resumed_stage_needs(engine, lora, make_st
     assert expected | {"tokenizer.json"} <= names
     assert "README.md" not in names, "a checkpoint is no publication"
     again = Memory()
-    load_states({"memory": again, "~spy": Mitigation()}, folder)
+    load_mitigation_states({"memory": again, "~spy": Mitigation()}, folder)
     assert again.pulls == 4
     assert again.tensor.tolist() == [2.0, 2.0]
 
@@ -61,27 +61,27 @@ def test_states_survive_whole_and_replace_the_old(tmp_path):
     kept = Memory()
     for pulls in (3, 8):
         kept.pulls = pulls
-        save_states({"m": kept}, tmp_path)
+        save_mitigation_states({"m": kept}, tmp_path)
     again = Memory()
-    load_states({"m": again}, tmp_path)
+    load_mitigation_states({"m": again}, tmp_path)
     assert again.pulls == 8
     assert [path.name for path in tmp_path.iterdir()] == ["mitigations.pt"]
 
 
 def test_a_state_of_other_mitigations_is_an_error(tmp_path):
-    save_states({"m": Memory()}, tmp_path)
+    save_mitigation_states({"m": Memory()}, tmp_path)
     with pytest.raises(RunError, match="of the mitigations m, the spec names ewc, lora"):
-        load_states({"lora": Mitigation(), "ewc": Mitigation()}, tmp_path)
+        load_mitigation_states({"lora": Mitigation(), "ewc": Mitigation()}, tmp_path)
 
 
 def test_a_state_that_is_missing_or_damaged_is_an_error(tmp_path):
     with pytest.raises(RunError, match="cannot be read"):
-        load_states({}, tmp_path)
-    save_states({"m": Memory()}, tmp_path)
+        load_mitigation_states({}, tmp_path)
+    save_mitigation_states({"m": Memory()}, tmp_path)
     path = tmp_path / "mitigations.pt"
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(RunError, match="cannot be read"):
-        load_states({"m": Memory()}, tmp_path)
+        load_mitigation_states({"m": Memory()}, tmp_path)
 
 
 def test_a_state_that_would_run_code_is_refused(tmp_path):
@@ -91,4 +91,4 @@ def test_a_state_that_would_run_code_is_refused(tmp_path):
 
     torch.save({"m": Danger()}, tmp_path / "mitigations.pt")
     with pytest.raises(RunError, match="cannot be read"):
-        load_states({"m": Memory()}, tmp_path)
+        load_mitigation_states({"m": Memory()}, tmp_path)

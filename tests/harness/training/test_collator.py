@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import torch
 
-from harness.training.collator import IGNORED, Collator, fill
-from harness.types import Row
+from harness.training.collator import IGNORE_INDEX, Collator, pad_with_empty_sequences
+from harness.types import TokenizedExample
 
 ROWS = (
-    Row("a", "s", (11, 12, 13), (IGNORED, 12, 13)),
-    Row("b", "s", (21, 22), (21, 22)),
-    Row("c", "s", (31,), (31,)),
-    Row("d", "s", (41, 42, 43, 44), (IGNORED, IGNORED, IGNORED, 44)),
+    TokenizedExample("a", "s", (11, 12, 13), (IGNORE_INDEX, 12, 13)),
+    TokenizedExample("b", "s", (21, 22), (21, 22)),
+    TokenizedExample("c", "s", (31,), (31,)),
+    TokenizedExample("d", "s", (41, 42, 43, 44), (IGNORE_INDEX, IGNORE_INDEX, IGNORE_INDEX, 44)),
 )
 
 
 def test_single_rows_are_padded_on_the_right_and_masked():
-    batch = Collator(ROWS, [(0,), (1,), (3,)], pad=9)([2, 1])
+    batch = Collator(ROWS, [(0,), (1,), (3,)], pad_id=9)([2, 1])
     assert batch["input_ids"].tolist() == [[41, 42, 43, 44], [21, 22, 9, 9]]
     assert batch["labels"].tolist() == [[-100, -100, -100, 44], [-100, 22, -100, -100]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1, 1], [1, 1, 0, 0]]
@@ -25,7 +25,7 @@ def test_single_rows_are_padded_on_the_right_and_masked():
 
 
 def test_packed_rows_restart_their_positions_and_never_train_their_first_token():
-    batch = Collator(ROWS, [(0, 1, 2), (3,)], pad=9)([0, 1])
+    batch = Collator(ROWS, [(0, 1, 2), (3,)], pad_id=9)([0, 1])
     assert batch["input_ids"].tolist() == [[11, 12, 13, 21, 22, 31], [41, 42, 43, 44, 9, 9]]
     assert batch["labels"].tolist() == [[-100, 12, 13, -100, 22, -100], [-100, -100, -100, 44, -100, -100]]
     assert batch["position_ids"].tolist() == [[0, 1, 2, 0, 1, 0], [0, 1, 2, 3, 0, 1]]
@@ -33,24 +33,26 @@ def test_packed_rows_restart_their_positions_and_never_train_their_first_token()
 
 
 def test_flat_all_slots_stand_in_one_line_without_padding():
-    batch = Collator(ROWS, [(0, 1, 2), (3,), ()], pad=9, flat=True)([1, 0, 2])
+    batch = Collator(ROWS, [(0, 1, 2), (3,), ()], pad_id=9, flatten=True)([1, 0, 2])
     assert batch["input_ids"].tolist() == [[41, 42, 43, 44, 11, 12, 13, 21, 22, 31]]
     assert batch["labels"].tolist() == [[-100, -100, -100, 44, -100, 12, 13, -100, 22, -100]]
     assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 0, 1, 2, 0, 1, 0]]
-    assert Collator(ROWS, [(0, 1), ()], pad=9, flat=True)([1])["input_ids"].tolist() == [[9]]
-    assert Collator(ROWS, [(0,), (3,)], pad=9, flat=True)([0, 1])["input_ids"].shape == (2, 4), "nothing is packed"
+    assert Collator(ROWS, [(0, 1), ()], pad_id=9, flatten=True)([1])["input_ids"].tolist() == [[9]]
+    assert Collator(ROWS, [(0,), (3,)], pad_id=9, flatten=True)([0, 1])["input_ids"].shape == (2, 4), (
+        "nothing is packed"
+    )
 
 
 def test_trained_tokens_of_a_batch_are_those_of_its_rows():
     for slots in ([(0,), (1,), (2,), (3,)], [(0, 1, 2, 3)]):
-        batch = Collator(ROWS, slots, pad=9)(list(range(len(slots))))
-        assert int((batch["labels"] != IGNORED).sum()) == sum(row.loss_tokens for row in ROWS)
+        batch = Collator(ROWS, slots, pad_id=9)(list(range(len(slots))))
+        assert int((batch["labels"] != IGNORE_INDEX).sum()) == sum(row.loss_tokens for row in ROWS)
 
 
 def test_filling_evens_out_the_last_batch_with_slots_that_train_nothing():
-    slots = fill([(0,), (1,), (2,)], 4)
+    slots = pad_with_empty_sequences([(0,), (1,), (2,)], 4)
     assert list(slots) == [(0,), (1,), (2,), ()]
-    assert list(fill([(0,), (1,)], 2)) == [(0,), (1,)]
-    batch = Collator(ROWS, slots, pad=9)([2, 3])
-    assert batch["labels"][1].tolist() == [IGNORED]
+    assert list(pad_with_empty_sequences([(0,), (1,)], 2)) == [(0,), (1,)]
+    batch = Collator(ROWS, slots, pad_id=9)([2, 3])
+    assert batch["labels"][1].tolist() == [IGNORE_INDEX]
     assert batch["attention_mask"][1].tolist() == [1], "a line on which nothing is visible has no softmax"

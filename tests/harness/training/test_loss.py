@@ -8,7 +8,7 @@ from torch import nn
 
 from harness.errors import HarnessError
 from harness.training.collator import Collator
-from harness.training.loss import only_at, summed_nll, trained
+from harness.training.loss import logits_at, summed_nll, target_mask
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def batch(make_rows):
 
 def test_trained_marks_the_position_before_each_trained_token():
     labels = torch.tensor([[5, -100, 7, 8], [-100, -100, -100, -100]])
-    assert trained(labels).tolist() == [[False, True, True, False], [False, False, False, False]]
+    assert target_mask(labels).tolist() == [[False, True, True, False], [False, False, False, False]]
 
 
 def test_sum_at_trained_positions_equals_the_sum_from_full_logits_with_its_gradient(tiny_model, batch):
@@ -41,13 +41,13 @@ def test_the_head_sees_only_trained_positions_and_only_within(tiny_model, batch)
     summed_nll(tiny_model, tiny_model, batch)
     tiny_model(batch["input_ids"])
     lines, width = batch["labels"].shape
-    count = int(trained(batch["labels"]).sum())
+    count = int(target_mask(batch["labels"]).sum())
     assert count < lines * width / 2
     assert seen == [(1, count, 261), (lines, width, 261)]
 
 
 def test_the_hook_is_taken_away_when_the_forward_pass_fails(tiny_model):
-    with pytest.raises(IndexError), only_at(tiny_model.lm_head, torch.ones(3, 3, dtype=torch.bool)):
+    with pytest.raises(IndexError), logits_at(tiny_model.lm_head, torch.ones(3, 3, dtype=torch.bool)):
         tiny_model(torch.tensor([[1, 2]]))
     assert tiny_model(torch.tensor([[1, 2]])).logits.shape == (1, 2, 261)
 
@@ -58,7 +58,7 @@ def test_sum_is_float32_whatever_the_model_is(tiny_model, batch):
 
 def test_a_uniform_model_costs_log_v_a_token(tiny_model, batch):
     nn.init.zeros_(tiny_model.lm_head.weight)
-    count = int(trained(batch["labels"]).sum())
+    count = int(target_mask(batch["labels"]).sum())
     found = summed_nll(tiny_model, tiny_model, batch).item()
     assert found == pytest.approx(count * torch.log(torch.tensor(261.0)).item(), rel=1e-6)
 

@@ -18,20 +18,20 @@ from harness.training.trainer import StageTrainer
 class Push(Mitigation):
     """Adds 0.5 to every gradient, before clipping; keeps the learning rates that it is told."""
 
-    pull_at = "before_clip"
+    penalty_timing = "before_clip"
 
     def __init__(self):
         self.rates = []
 
-    def weight_pull(self, model):
+    def add_weight_penalty(self, model):
         for weight in model.parameters():
             weight.grad += 0.5
         return torch.tensor(2.0)
 
-    def after_step(self, model, learning_rate):
+    def on_step_end(self, model, learning_rate):
         self.rates.append(learning_rate)
 
-    def facts(self):
+    def stage_stats(self):
         return {"found": 3.0}
 
 
@@ -86,19 +86,19 @@ def test_infinite_gradients_still_leave_the_step_out(scaled):
 def test_what_was_not_finite_by_design_is_left_out_of_the_log(scaled):
     scaled.bare.weight.grad[0, 0] = math.inf
     StageTrainer._clip_grad_norm(scaled, scaled.bare)
-    logged = StageTrainer.before_optimizer(scaled)
+    logged = StageTrainer.before_optimizer_step(scaled)
     assert logged == {"loss": 1.5, "penalty/push": 2.0, "push/found": 3.0}
     json.dumps(logged, allow_nan=False)
     scaled.sums, scaled.state.global_step = {"loss": torch.tensor(1.5)}, 1
     scaled.grad_norm = torch.tensor(4.0)
-    assert StageTrainer.before_optimizer(scaled) == {"loss": 1.5, "grad_norm": 4.0}, "facts are told once"
+    assert StageTrainer.before_optimizer_step(scaled) == {"loss": 1.5, "grad_norm": 4.0}, "facts are told once"
     scaled.sums, scaled.args.fp16, scaled.grad_norm = {"loss": torch.tensor(1.5)}, False, math.inf
     with pytest.raises(RunError, match="grad_norm is inf"):
-        StageTrainer.before_optimizer(scaled)
+        StageTrainer.before_optimizer_step(scaled)
 
 
 def test_a_step_that_was_left_out_had_no_learning_rate(scaled):
     for skipped in (False, True):
         scaled.accelerator.optimizer_step_was_skipped = skipped
-        StageTrainer.after_optimizer(scaled, 0.25)
+        StageTrainer.after_optimizer_step(scaled, 0.25)
     assert scaled.mitigations["push"].rates == [0.25, 0.0]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from harness.interfaces.mitigation import Mitigation
-from harness.training.model_state import borrowed
+from harness.training.model_state import prepared_for_trainer
 
 
 class Formats(Mitigation):
@@ -20,7 +20,7 @@ class Formats(Mitigation):
             lambda module, given, made: self.products.append(made.dtype)
         )
 
-    def weight_pull(self, model):
+    def add_weight_penalty(self, model):
         self.weights.append({weight.dtype for weight in model.parameters() if weight.requires_grad})
 
 
@@ -82,7 +82,7 @@ def test_the_model_is_given_back_when_training_fails(tiny_model):
         pass
 
     def fail():
-        with borrowed(tiny_model, checkpointing=True, computation=None):
+        with prepared_for_trainer(tiny_model, checkpointing=True, computation=None):
             tiny_model.forward = None
             tiny_model.train()
             raise Stop

@@ -10,8 +10,8 @@ import torch
 
 from harness.training.collator import Collator
 from harness.training.loss import summed_nll
-from harness.training.packing_isolation import is_varlen, prove_separate
-from harness.types import Row
+from harness.training.packing_isolation import uses_varlen_attention, verify_packing_isolation
+from harness.types import TokenizedExample
 
 SIZES = {
     "vocab_size": 60, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -41,7 +41,7 @@ def rows():
     for index, length in enumerate((9, 4, 11, 17, 6, 5)):
         ids = tuple(numbers.randrange(3, 60) for _ in range(length))
         start = numbers.randint(0, length - 2)
-        found.append(Row(f"{index:016x}", "source", ids, (-100,) * start + ids[start:]))
+        found.append(TokenizedExample(f"{index:016x}", "source", ids, (-100,) * start + ids[start:]))
     return found
 
 
@@ -59,8 +59,8 @@ def loss_and_gradients(model, batches):
 
 def distance(model, rows, flat):
     """Relative distance of loss and of gradients of packed slots from those of their rows alone."""
-    packed, gradients = loss_and_gradients(model, [Collator(rows, SLOTS, pad=0, flat=flat)([0, 1, 2])])
-    single = Collator(rows, [(n,) for n in range(len(rows))], pad=0)
+    packed, gradients = loss_and_gradients(model, [Collator(rows, SLOTS, pad_id=0, flatten=flat)([0, 1, 2])])
+    single = Collator(rows, [(n,) for n in range(len(rows))], pad_id=0)
     alone, expected = loss_and_gradients(model, [single([n]) for n in range(len(rows))])
     assert gradients.keys() == expected.keys()
     largest = max(float(gradient.abs().max()) for gradient in expected.values())
@@ -76,7 +76,7 @@ def test_a_packed_row_gives_the_loss_and_gradients_of_its_members_alone(family, 
     loss, gradients = distance(model, rows, flat)
     assert loss < 1e-5
     assert gradients < 1e-5
-    prove_separate(model)
+    verify_packing_isolation(model)
 
 
 def test_rows_that_see_each_other_would_give_other_losses_and_gradients(rows, monkeypatch):
@@ -92,15 +92,15 @@ def test_varlen_kernels_take_a_line_apart_only_when_it_is_the_only_one(rows):
     from transformers.modeling_flash_attention_utils import _is_packed_sequence
 
     for flat, apart in ((True, True), (False, False)):
-        positions = Collator(rows, SLOTS, pad=0, flat=flat)([0, 2])["position_ids"]
+        positions = Collator(rows, SLOTS, pad_id=0, flatten=flat)([0, 2])["position_ids"]
         assert bool(_is_packed_sequence(positions, positions.shape[0])) is apart
 
 
 def test_a_flash_kernel_gets_its_rows_in_one_line():
     model = made("Llama", "sdpa")
-    assert not is_varlen(model)
+    assert not uses_varlen_attention(model)
     model.config._attn_implementation = "flash_attention_2"
-    assert is_varlen(model)
+    assert uses_varlen_attention(model)
 
 
 @pytest.mark.gpu
@@ -109,7 +109,7 @@ def test_a_flash_kernel_gets_its_rows_in_one_line():
 def test_on_cuda_as_well(attention, rows):
     model = made("Llama", attention).cuda()
     assert max(distance(model, rows, False)) < 1e-5
-    prove_separate(model)
+    verify_packing_isolation(model)
 
 
 @pytest.mark.gpu
@@ -121,4 +121,4 @@ def test_with_varlen_kernels_as_well(rows):
     # bfloat16 keeps 8 bits: a thousand times coarser than float32, and a tenth of what open attention would show.
     assert loss < 1e-2
     assert gradients < 5e-2
-    prove_separate(model)
+    verify_packing_isolation(model)

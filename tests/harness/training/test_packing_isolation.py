@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from harness.errors import HarnessError
-from harness.training.packing_isolation import prove_separate
+from harness.training.packing_isolation import verify_packing_isolation
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_sdpa_and_eager_keep_rows_apart(attention, tiny_model):
     tiny_model.set_attn_implementation(attention)
     tiny_model.train()
-    prove_separate(tiny_model)
+    verify_packing_isolation(tiny_model)
     assert tiny_model.training
 
 
@@ -22,7 +22,7 @@ def test_a_model_whose_rows_see_each_other_is_refused(tiny_model, monkeypatch):
 
     monkeypatch.setattr(masks, "find_packed_sequence_indices", lambda position_ids: None)
     with pytest.raises(HarnessError, match=r"train\.packing: with attention 'sdpa'.*see each other.*'eager'"):
-        prove_separate(tiny_model)
+        verify_packing_isolation(tiny_model)
 
 
 def test_a_model_that_ignores_where_a_row_starts_is_refused(tiny_model):
@@ -34,7 +34,7 @@ def test_a_model_that_ignores_where_a_row_starts_is_refused(tiny_model):
 
     tiny_model.forward = counted_on
     with pytest.raises(HarnessError, match="see each other"):
-        prove_separate(tiny_model)
+        verify_packing_isolation(tiny_model)
 
 
 def test_a_model_of_which_one_layer_leaks_a_little_is_refused(tiny_model):
@@ -47,7 +47,7 @@ def test_a_model_of_which_one_layer_leaks_a_little_is_refused(tiny_model):
 
     attention.forward = leaking
     with pytest.raises(HarnessError, match="see each other"):
-        prove_separate(tiny_model)
+        verify_packing_isolation(tiny_model)
 
 
 def test_packed_training_tries_it_first(make_stage, fit, monkeypatch):

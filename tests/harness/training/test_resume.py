@@ -14,9 +14,9 @@ import torch
 from harness.errors import RunError
 from harness.interfaces.mitigation import Mitigation
 from harness.training import checkpoint
-from harness.training.checkpoint import latest as latest_checkpoint
+from harness.training.checkpoint import latest_checkpoint as latest_checkpoint
 from harness.training.collator import Collator
-from harness.training.train_stage import train
+from harness.training.train_stage import train_stage
 from harness.training.trainer import StageTrainer
 
 ENGINES = ("trl", "transformers")
@@ -28,14 +28,14 @@ class Momentum(Mitigation):
     def __init__(self):
         self.memory, self.updates = {}, 0
 
-    def weight_pull(self, model):
+    def add_weight_penalty(self, model):
         for name, weight in model.named_parameters():
             if weight.grad is not None:
                 self.memory[name] = 0.5 * self.memory.get(name, 0.0) + weight.grad
                 weight.grad += self.memory[name]
         return torch.tensor(float(self.updates))
 
-    def after_step(self, model, learning_rate):
+    def on_step_end(self, model, learning_rate):
         self.updates += 1
 
     def state_dict(self):
@@ -78,7 +78,7 @@ def run(tokenizer, tmp_path, monkeypatch):
         seen["rows"].append([row for index in indices for row in self.slots[index]])
         return collate(self, indices)
 
-    def releasing(self, release=StageTrainer.release):
+    def releasing(self, release=StageTrainer.free_memory):
         if self.optimizer is not None:
             seen["optimizer"] = copy.deepcopy(self.optimizer.state_dict())
             seen["scheduler"] = self.lr_scheduler.state_dict()
@@ -86,7 +86,7 @@ def run(tokenizer, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Collator, "__call__", recording)
     # It collates rows of its own to prove that packed rows cannot see each other; not the stage's.
-    monkeypatch.setattr("harness.training.train_stage.prove_separate", lambda *given, **options: None)
+    monkeypatch.setattr("harness.training.packing_isolation.verify_packing_isolation", lambda *given, **options: None)
     monkeypatch.setattr(StageTrainer, "release", releasing)
 
     def run(model, data, folder, stop=None, resume=None):
@@ -102,9 +102,9 @@ def run(tokenizer, tmp_path, monkeypatch):
         options = {"seed": 1, "folder": tmp_path / folder, "on_step": on_step, "resume": resume}
         if stop is not None:
             with pytest.raises(Interrupted):
-                train(model, tokenizer, data, {"memory": memory}, **options)
+                train_stage(model, tokenizer, data, {"memory": memory}, **options)
             return None
-        trained = train(model, tokenizer, data, {"memory": memory}, **options)
+        trained = train_stage(model, tokenizer, data, {"memory": memory}, **options)
         weights = {name: weight.detach().clone() for name, weight in model.named_parameters()}
         drawn = (random.random(), float(np.random.rand()), float(torch.rand(())))
         return {"trained": trained, "weights": weights, "memory": memory.state_dict(), "drawn": drawn, **seen}
@@ -182,8 +182,8 @@ def test_what_is_kept_beside_an_adapter_comes_back_with_it(begin, run, make_stag
     def kept():
         model = begin(True)
         torch.manual_seed(9)
-        layers = frozen_lora.adapted_layers(model)
-        frozen_lora.keep(
+        layers = frozen_lora.lora_layers(model)
+        frozen_lora.add_frozen_lora(
             model,
             {n: (torch.randn(3, layer.in_features), torch.randn(layer.out_features, 3)) for n, layer in layers.items()},
         )
@@ -217,11 +217,11 @@ def test_resuming_from_the_last_update_trains_nothing_more(begin, run, make_stag
 
 def test_only_the_updates_after_the_checkpoint_are_told(tokenizer, begin, make_stage, tmp_path):
     data = make_stage(batch_size=2, save_steps=4)
-    train(begin(False), tokenizer, data, {}, seed=0, folder=tmp_path)
+    train_stage(begin(False), tokenizer, data, {}, seed=0, folder=tmp_path)
     heard = []
     folder = tmp_path / "checkpoints" / "checkpoint-4"
     options = {"seed": 0, "folder": tmp_path, "on_step": lambda step, _: heard.append(step), "resume": folder}
-    train(begin(False), tokenizer, data, {}, **options)
+    train_stage(begin(False), tokenizer, data, {}, **options)
     assert heard == [5, 6]
 
 
@@ -230,7 +230,7 @@ def test_only_the_updates_after_the_checkpoint_are_told(tokenizer, begin, make_s
 
 def test_the_newest_checkpoints_stay(tokenizer, begin, make_stage, tmp_path):
     data = make_stage(batch_size=2, save_steps=1, save_limit=2)
-    train(begin(False), tokenizer, data, {}, seed=0, folder=tmp_path)
+    train_stage(begin(False), tokenizer, data, {}, seed=0, folder=tmp_path)
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["checkpoint-5", "checkpoint-6"]
 
 
@@ -238,7 +238,7 @@ def fake(folder, step, whole=True):
     made = folder / f"checkpoint-{step}"
     made.mkdir(parents=True)
     if whole:
-        checkpoint.complete(made, {"step": step})
+        checkpoint.finalize_checkpoint(made, {"step": step})
     return made
 
 
@@ -246,11 +246,11 @@ def test_an_unfinished_checkpoint_does_not_count_and_is_not_the_latest(tmp_path)
     for step, whole in [(8, True), (9, True), (10, True), (7, False), (12, False)]:
         fake(tmp_path, step, whole)
     assert latest_checkpoint(tmp_path) == tmp_path / "checkpoint-10", "by number, not by name"
-    checkpoint.prune(tmp_path, 2)
+    checkpoint.prune_checkpoints(tmp_path, 2)
     left = sorted(int(path.name[11:]) for path in tmp_path.iterdir())
     assert left == [9, 10, 12], "older unfinished ones go, one that is newer may be being written"
-    checkpoint.prune(tmp_path, None)
-    checkpoint.prune(tmp_path, 5)
+    checkpoint.prune_checkpoints(tmp_path, None)
+    checkpoint.prune_checkpoints(tmp_path, 5)
     assert len(list(tmp_path.iterdir())) == 3
     assert latest_checkpoint(tmp_path / "nowhere") is None
 
@@ -261,12 +261,12 @@ def test_an_unfinished_checkpoint_does_not_count_and_is_not_the_latest(tmp_path)
 @pytest.fixture
 def saved(tokenizer, begin, make_stage, tmp_path):
     data = make_stage(batch_size=4, save_steps=2)
-    train(begin(False), tokenizer, data, {}, seed=0, folder=tmp_path)
+    train_stage(begin(False), tokenizer, data, {}, seed=0, folder=tmp_path)
     return data, tmp_path / "checkpoints" / "checkpoint-2"
 
 
 def resumed(tokenizer, model, data, folder, mitigations=None, seed=0):
-    return train(model, tokenizer, data, mitigations or {}, seed=seed, folder=folder.parents[1], resume=folder)
+    return train_stage(model, tokenizer, data, mitigations or {}, seed=seed, folder=folder.parents[1], resume=folder)
 
 
 def test_a_checkpoint_that_was_not_finished_or_is_not_there_is_refused(saved, tokenizer, begin):
@@ -334,17 +334,17 @@ def test_weights_that_lack_one_of_the_models_are_refused(begin, tmp_path):
     model = begin(False)
     state = {name: tensor.clone() for name, tensor in model.state_dict().items() if name != "lm_head.weight"}
     save_file(state, tmp_path / "model.safetensors")
-    checkpoint.load_weights(model, tmp_path)  # the tied head is the embeddings
+    checkpoint.load_checkpoint_weights(model, tmp_path)  # the tied head is the embeddings
     save_file({**state, "foreign": torch.zeros(1)}, tmp_path / "model.safetensors")
     with pytest.raises(RunError, match="the model has no weight foreign"):
-        checkpoint.load_weights(model, tmp_path)
+        checkpoint.load_checkpoint_weights(model, tmp_path)
     del state["model.norm.weight"]
     save_file(state, tmp_path / "model.safetensors")
     with pytest.raises(RunError, match=r"it has no weight model\.norm\.weight"):
-        checkpoint.load_weights(model, tmp_path)
+        checkpoint.load_checkpoint_weights(model, tmp_path)
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(RunError, match="it holds no weights"):
-        checkpoint.load_weights(model, tmp_path)
+        checkpoint.load_checkpoint_weights(model, tmp_path)
 
 
 def test_weights_in_several_files_are_loaded(begin, tmp_path):
@@ -358,5 +358,5 @@ def test_weights_in_several_files_are_loaded(begin, tmp_path):
     names = sorted(state)
     for number, half in enumerate((names[::2], names[1::2])):
         save_file({name: state[name] for name in half}, tmp_path / f"model-0000{number + 1}-of-00002.safetensors")
-    checkpoint.load_weights(other, tmp_path)
+    checkpoint.load_checkpoint_weights(other, tmp_path)
     assert equal(dict(model.state_dict()), dict(other.state_dict()))

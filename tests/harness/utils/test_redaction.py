@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from harness.utils.redaction import LEFT_OUT, Secrets, is_secret, parameters, public, without_secrets
+from harness.utils.redaction import REDACTED, Secrets, flatten_settings, is_secret_name, redact, redact_text
 
 WORDS = "hunter22-x9"
 
@@ -30,7 +30,7 @@ WORDS = "hunter22-x9"
     ],
 )
 def test_a_text_loses_its_secrets_and_nothing_else(text, shown):
-    found = without_secrets(text)
+    found = redact_text(text)
     assert found == shown or (shown.startswith("…") and found.endswith(shown[1:]))
     assert WORDS not in found
 
@@ -41,7 +41,7 @@ def test_a_text_loses_its_secrets_and_nothing_else(text, shown):
      "storage.sas", "client_secret", "connection_string", "Authorization", "hub.credentials"],
 )  # fmt: skip
 def test_names_of_secrets_are_known(name):
-    assert is_secret(name)
+    assert is_secret_name(name)
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def test_names_of_secrets_are_known(name):
      "passwords_checked", "mitigations.token_masking"],
 )  # fmt: skip
 def test_names_like_those_of_secrets_are_not(name):
-    assert not is_secret(name)
+    assert not is_secret_name(name)
 
 
 def test_the_settings_of_a_file_system_and_headers_are_left_out_but_for_what_says_where():
@@ -64,17 +64,17 @@ def test_the_settings_of_a_file_system_and_headers_are_left_out_but_for_what_say
         "headers": {"X-Own": "hunter22-x9"},
         "headings": {"user": "### User"},
     }
-    assert public(given) == {
+    assert redact(given) == {
         "storage": {
-            "key": LEFT_OUT,
+            "key": REDACTED,
             "anon": False,
             "endpoint_url": "http://s3.local",
-            "client_kwargs": {"region_name": "eu", "x": LEFT_OUT},
+            "client_kwargs": {"region_name": "eu", "x": REDACTED},
         },
-        "headers": {"X-Own": LEFT_OUT},
+        "headers": {"X-Own": REDACTED},
         "headings": {"user": "### User"},
     }
-    assert "hunter22-x9" not in json.dumps(parameters(given))
+    assert "hunter22-x9" not in json.dumps(flatten_settings(given))
 
 
 def test_secrets_are_known_by_where_they_stand_and_taken_out_wherever_they_appear():
@@ -84,12 +84,12 @@ def test_secrets_are_known_by_where_they_stand_and_taken_out_wherever_they_appea
         "storage": {"x": "stor-age-77"},
         "template": {"chatml": {}},
     }
-    secrets = Secrets.known(spec, environment={"HF_TOKEN": "env-tok-8888", "HOME": "/root", "X_TOKEN": "disabled"})
+    secrets = Secrets.collect(spec, environment={"HF_TOKEN": "env-tok-8888", "HOME": "/root", "X_TOKEN": "disabled"})
     text = 'a tok-en-1234, b s3cr@t99, c s3cr%40t99, d stor-age-77, e env-tok-8888, f disabled, g /root, h "chatml"'
-    left = secrets.clean(text)
-    assert left.count(LEFT_OUT) == 5
+    left = secrets.redact(text)
+    assert left.count(REDACTED) == 5
     assert left.endswith('f disabled, g /root, h "chatml"')
-    odd = Secrets.known({"password": 'quo"te<9'}, environment={})
-    assert odd.clean(json.dumps({"x": 'quo"te<9'})) == json.dumps({"x": LEFT_OUT})
-    assert odd.clean("<p>quo&quot;te&lt;9</p>") == f"<p>{LEFT_OUT}</p>"
-    assert Secrets.known({}, environment={}).clean(text) == text
+    odd = Secrets.collect({"password": 'quo"te<9'}, environment={})
+    assert odd.redact(json.dumps({"x": 'quo"te<9'})) == json.dumps({"x": REDACTED})
+    assert odd.redact("<p>quo&quot;te&lt;9</p>") == f"<p>{REDACTED}</p>"
+    assert Secrets.collect({}, environment={}).redact(text) == text

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from harness.utils.redaction import public, without_secrets
+from harness.utils.redaction import redact, redact_text
 
 
 def test_secrets_are_left_out_and_words_like_them_are_not():
@@ -14,7 +14,7 @@ def test_secrets_are_left_out_and_words_like_them_are_not():
         "template": {"tokenizer": {}},
         "list": ["postgresql://me:pw@host/db"],
     }
-    assert public(spec) == {
+    assert redact(spec) == {
         "hub": {"token": "(left out)", "api_key": "(left out)", "HF_TOKEN": "(left out)", "password": None},
         "max_new_tokens": 64,
         "template": {"tokenizer": {}},
@@ -38,9 +38,9 @@ def test_secrets_are_left_out_and_words_like_them_are_not():
     ],
 )
 def test_text_keeps_all_but_its_secrets(given: str, told: str) -> None:
-    assert without_secrets(given) == told
+    assert redact_text(given) == told
 
 
 @pytest.mark.parametrize("key", ["aws_secret_access_key", "aws_access_key_id", "Authorization", "private_key"])
 def test_keys_of_clouds_and_headers_are_secrets(key: str) -> None:
-    assert public({key: "x", "key": "y"}) == {key: "(left out)", "key": "y"}
+    assert redact({key: "x", "key": "y"}) == {key: "(left out)", "key": "y"}

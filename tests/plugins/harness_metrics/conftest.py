@@ -16,7 +16,7 @@ Score = Callable[..., dict[str, float]]
 
 def make(name: str, **options: Any) -> Metric:
     component = harness_metrics.harness_metrics()[name]
-    module, factory = component.load.split(":")
+    module, factory = component.factory.split(":")
     defaults = {key: schema["default"] for key, schema in component.options.items() if "default" in schema}
     return getattr(importlib.import_module(module), factory)(**(defaults | options))
 

@@ -236,12 +236,12 @@ def test_it_is_that_of_its_authors(metric, tmp_path, layer):
 
 
 def test_it_has_an_interval_in_closed_form_and_counts_what_it_could_not_read(bertscore):
-    from harness.evaluation.scoring import score
+    from harness.evaluation.scoring import score_items
 
     items = [Item(str(at), "", reference, answer, "eos") for at, (answer, reference) in enumerate(PAIRS)]
     items.append(Item("long", "", "the", "cat " * 40, "length"))
     metric = bertscore()
-    precision, recall, f1 = score(items, {"bertscore": metric}, seed=0)
+    precision, recall, f1 = score_items(items, {"bertscore": metric}, seed=0)
     each = [values(metric, item.answer, item.reference)[2] for item in items]
     assert f1.value == pytest.approx(sum(each) / len(each))
     assert (f1.method, f1.n, f1.counts["unparsed"]) == ("t", 5, 1)

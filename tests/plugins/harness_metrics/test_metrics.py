@@ -33,7 +33,7 @@ def test_the_issue_names_these_metrics():
 def test_every_option_has_a_default_and_is_read(name):
     import importlib
 
-    module, factory = COMPONENTS[name].load.split(":")
+    module, factory = COMPONENTS[name].factory.split(":")
     read = inspect.signature(getattr(importlib.import_module(module), factory)).parameters
     assert list(COMPONENTS[name].options) == list(read)
     options = COMPONENTS[name].options
@@ -80,9 +80,9 @@ def test_vectors_are_equally_long_and_named(metric, name):
     shapes = set()
     for answer, reference in zip(ANSWERS, REFERENCES, strict=True):
         given = made.statistics(Item("x", "", reference, answer))
-        assert tuple(given) == made.names
+        assert tuple(given) == made.score_names
         shapes |= {(key, len(vector)) for key, vector in given.items()}
-    assert len(shapes) == len(made.names)
+    assert len(shapes) == len(made.score_names)
 
 
 def test_scoring_again_imports_no_torch():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from harness_metrics.tokenization import language, spread, words
+from harness_metrics.tokenization import segmentation_of, space_out, tokenize_words
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,14 +13,14 @@ def test_ascii_words_are_those_of_rouge_score(text):
     from rouge_score.tokenize import tokenize
 
     expected = tokenize(text, None)
-    assert words(text) == expected or not expected  # without any word we take characters, rouge_score nothing
+    assert tokenize_words(text) == expected or not expected  # without any word we take characters, rouge_score nothing
 
 
 @given(st.text())
 def test_only_blank_text_is_without_words(text):
     # Format characters (joiners, direction marks) alone make a text that nobody can see.
     visible = "".join(character for character in text if character.isprintable() and not character.isspace())
-    assert words(text) or not visible
+    assert tokenize_words(text) or not visible
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ def test_only_blank_text_is_without_words(text):
     ],
 )
 def test_words_of_each_script(text, expected):
-    assert words(text) == expected
+    assert tokenize_words(text) == expected
 
 
 @pytest.mark.parametrize(
@@ -58,14 +58,14 @@ def test_words_of_each_script(text, expected):
     ],
 )
 def test_language_goes_by_the_share_of_letters(text, expected):
-    assert language(text) == expected
+    assert segmentation_of(text) == expected
 
 
 def test_spread_parts_characters_and_keeps_words():
-    assert spread("用Python写").split() == ["用", "Python", "写"]
+    assert space_out("用Python写").split() == ["用", "Python", "写"]
 
 
 def test_tibetan_is_cut_at_the_end_of_each_syllable():
-    assert words("བོད་ཡིག།") == ["བོད", "ཡིག"]
-    assert spread("བོད་ཡིག།").split() == ["བོད་", "ཡིག།"]
-    assert language("བོད་ཡིག།") == "char"
+    assert tokenize_words("བོད་ཡིག།") == ["བོད", "ཡིག"]
+    assert space_out("བོད་ཡིག།").split() == ["བོད་", "ཡིག།"]
+    assert segmentation_of("བོད་ཡིག།") == "char"

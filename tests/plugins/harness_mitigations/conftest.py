@@ -8,8 +8,8 @@ import random
 import pytest
 import torch
 
-from harness.training.train_stage import seed_mitigations, train
-from harness.types import Part, Row, Stage, StageData
+from harness.training.train_stage import seed_mitigations, train_stage
+from harness.types import Stage, StageDataset, StageSource, TokenizedExample
 
 torch.set_num_threads(1)
 
@@ -42,14 +42,14 @@ SETTINGS = {
 }
 
 
-def some_rows(number: int, seed: int = 0, source: str = "source") -> tuple[Row, ...]:
+def some_rows(number: int, seed: int = 0, source: str = "source") -> tuple[TokenizedExample, ...]:
     """Rows of 6 to 20 tokens, the last third to two thirds of them trained."""
     numbers = random.Random(seed)
     rows = []
     for index in range(number):
         ids = tuple(numbers.randrange(5, 200) for _ in range(numbers.randint(6, 20)))
         start = numbers.randint(len(ids) // 3, 2 * len(ids) // 3)
-        rows.append(Row(f"{source}-{index}", source, ids, (-100,) * start + ids[start:]))
+        rows.append(TokenizedExample(f"{source}-{index}", source, ids, (-100,) * start + ids[start:]))
     return tuple(rows)
 
 
@@ -63,7 +63,7 @@ def make_rows():
 def run_stages(tokenizer, tmp_path):
     """(model, mitigations, rows of each stage, rows of sources, settings) -> the model after a run's calls.
 
-    watch: called with the number of the stage and the model at each beginning, after `begin_stage`, and each end.
+    watch: called with the number of the stage and the model at each beginning, after `on_stage_start`, and each end.
     """
 
     def run(model, mitigations, stages, sources=None, *, watch=None, seed=0, order=None, **settings):
@@ -73,16 +73,16 @@ def run_stages(tokenizer, tmp_path):
             model = mitigation.model(model)
         logs = []
         for number, rows in enumerate(stages, start=1):
-            stage = Stage(f"stage-{number}", (Part("source", "domain"),), {**SETTINGS, **settings})
+            stage = Stage(f"stage-{number}", (StageSource("source", "domain"),), {**SETTINGS, **settings})
             slots = tuple((index,) for index in range(len(rows))) if order is None else order
-            data = StageData(stage, rows, slots, (len(slots),), {}, 1.0)
+            data = StageDataset(stage, rows, slots, (len(slots),), {}, 1.0)
             for mitigation in mitigations.values():
-                mitigation.begin_stage(stage, model, sources or {})
+                mitigation.on_stage_start(stage, model, sources or {})
             if watch:
                 watch(number, model)
-            logs.append(train(model, tokenizer, data, mitigations, seed=seed, folder=tmp_path / str(number)).log)
+            logs.append(train_stage(model, tokenizer, data, mitigations, seed=seed, folder=tmp_path / str(number)).log)
             for mitigation in mitigations.values():
-                mitigation.end_stage(stage, model, rows)
+                mitigation.on_stage_end(stage, model, rows)
             if watch:
                 watch(-number, model)
         return model, logs
@@ -101,7 +101,7 @@ def reloaded(tiny_model, tokenizer, tmp_path):
 
     def reload(model):
         folder = tmp_path / "saved"
-        save.save(model, tokenizer, folder)
+        save.save_model(model, tokenizer, folder)
         if (folder / "adapter_config.json").is_file():
             from peft import PeftModel
 

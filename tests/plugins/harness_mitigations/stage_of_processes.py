@@ -21,8 +21,8 @@ from tokenizers import Tokenizer, models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from harness.interfaces.mitigation import Mitigation
-from harness.training.train_stage import seed_mitigations, train
-from harness.types import Part, Row, Stage, StageData
+from harness.training.train_stage import seed_mitigations, train_stage
+from harness.types import Stage, StageDataset, StageSource, TokenizedExample
 
 SETTINGS = {
     "engine": "transformers", "epochs": 1, "steps": None, "learning_rate": 1e-3, "accumulation": 1,
@@ -31,12 +31,12 @@ SETTINGS = {
 }  # fmt: skip
 
 
-def some_rows(number: int, seed: int) -> tuple[Row, ...]:
+def some_rows(number: int, seed: int) -> tuple[TokenizedExample, ...]:
     numbers = random.Random(seed)
     rows = []
     for index in range(number):
         ids = tuple(numbers.randrange(1, 50) for _ in range(numbers.randint(4, 12)))
-        rows.append(Row(f"row-{index}", "source", ids, (-100,) * 2 + ids[2:]))
+        rows.append(TokenizedExample(f"row-{index}", "source", ids, (-100,) * 2 + ids[2:]))
     return tuple(rows)
 
 
@@ -58,10 +58,10 @@ def begun(kind: str) -> tuple[LlamaForCausalLM, dict[str, Mitigation], Stage]:
     config = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
     model = LlamaForCausalLM(LlamaConfig(vocab_size=50, pad_token_id=0, **config))
     mitigations = held(kind)
-    stage = Stage("stage", (Part("source", "domain"),), SETTINGS | {"batch_size": int(sys.argv[2])})
+    stage = Stage("stage", (StageSource("source", "domain"),), SETTINGS | {"batch_size": int(sys.argv[2])})
     seed_mitigations(0)
     for mitigation in mitigations.values():
-        mitigation.begin_stage(stage, model, {"kept": some_rows(8, 5)})
+        mitigation.on_stage_start(stage, model, {"kept": some_rows(8, 5)})
     return model, mitigations, stage
 
 
@@ -74,8 +74,8 @@ def main() -> None:
         found = []
         for resume in (None, folder / "checkpoints" / "checkpoint-2"):
             model, mitigations, stage = begun(kind)
-            data = StageData(stage, rows, tuple((index,) for index in range(count)), (count,), {}, 1.0)
-            trained = train(model, tokenizer, data, mitigations, seed=0, folder=folder, resume=resume)
+            data = StageDataset(stage, rows, tuple((index,) for index in range(count)), (count,), {}, 1.0)
+            trained = train_stage(model, tokenizer, data, mitigations, seed=0, folder=folder, resume=resume)
             found.append(({name: weight.detach() for name, weight in model.named_parameters()}, trained.log))
         (weights, log), (resumed, _) = found
         result[kind] = {"weights": weights, "log": list(log), "resumed": resumed}

@@ -11,9 +11,9 @@ from harness_mitigations.l2sp import L2Sp
 from harness_mitigations.lora import Lora
 
 from harness.interfaces.mitigation import Mitigation
-from harness.training.checkpoint import latest as latest_checkpoint
-from harness.training.train_stage import seed_mitigations, train
-from harness.types import Part, Stage, StageData
+from harness.training.checkpoint import latest_checkpoint as latest_checkpoint
+from harness.training.train_stage import seed_mitigations, train_stage
+from harness.types import Stage, StageDataset, StageSource
 
 torch.set_num_threads(1)
 
@@ -54,12 +54,12 @@ KINDS = {"ewc": ewc, "l2sp": l2sp}
 class Spy(Mitigation):
     """Keeps the gradients that the optimizer sees."""
 
-    order = 1000
+    priority = 1000
 
     def __init__(self):
         self.gradients = []
 
-    def weight_pull(self, model):
+    def add_weight_penalty(self, model):
         self.gradients.append({n: w.grad.clone() for n, w in model.named_parameters() if w.grad is not None})
 
 
@@ -71,13 +71,13 @@ def fit(tiny_model, tokenizer, tmp_path, make_rows):
         model = copy.deepcopy(tiny_model) if model is None else model
         rows = make_rows(8) if rows is None else rows
         order = tuple((index,) for index in range(len(rows))) * 2 if order is None else order
-        stage = Stage("stage", (Part("source", "domain"),), {**SETTINGS, **settings})
+        stage = Stage("stage", (StageSource("source", "domain"),), {**SETTINGS, **settings})
         spy = Spy()
         seed_mitigations(0)
         for mitigation in mitigations.values():
-            mitigation.begin_stage(stage, model, {"kept": make_rows(8, 5)})
-        data = StageData(stage, rows, order, (len(order),), {}, 1.0)
-        result = train(model, tokenizer, data, {**mitigations, "~spy": spy}, seed=0, folder=tmp_path / folder)
+            mitigation.on_stage_start(stage, model, {"kept": make_rows(8, 5)})
+        data = StageDataset(stage, rows, order, (len(order),), {}, 1.0)
+        result = train_stage(model, tokenizer, data, {**mitigations, "~spy": spy}, seed=0, folder=tmp_path / folder)
         return {n: w.detach() for n, w in model.named_parameters()}, result.log, spy.gradients
 
     return run
@@ -97,13 +97,13 @@ class InTheLoss(Mitigation):
     def __init__(self, made):
         self.made = made
 
-    def extra_loss(self, model, share):
+    def extra_loss(self, model, token_fraction):
         importance = self.made.importance
         total = 0.0
         for name, weight in model.named_parameters():
             f = 1.0 if importance is None else importance[name]
             total = total + (f * (weight - self.made.anchor[name]) ** 2).sum()
-        return share * self.made.strength / 2 * total
+        return token_fraction * self.made.strength / 2 * total
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -232,20 +232,20 @@ def test_a_stage_resumed_in_its_middle_equals_one_that_was_not_interrupted(
         if not lora:
             return model
         torch.manual_seed(2)
-        return Lora(2, None, 0.1, "all-linear", False, False, "zero", None, 1).model(model)
+        return Lora(2, None, 0.1, "all-linear", False, False, "zero", None, 1).prepare_model(model)
 
     rows = make_rows(12)
-    stage = Stage("two", (Part("source", "domain"),), {**SETTINGS, "batch_size": 2, "save_steps": 2})
-    data = StageData(stage, rows, tuple((index,) for index in range(12)), (12,), {}, 1.0)
+    stage = Stage("two", (StageSource("source", "domain"),), {**SETTINGS, "batch_size": 2, "save_steps": 2})
+    data = StageDataset(stage, rows, tuple((index,) for index in range(12)), (12,), {}, 1.0)
 
     def prepared(model):
         """As the second stage of a run finds it: an earlier stage's importances are in it."""
         made = KINDS[kind](5.0, coupling)
         seed_mitigations(0)
         for name in ("one", "two"):
-            made.begin_stage(Stage(name, ()), model, {"kept": make_rows(8, 5)})
+            made.on_stage_start(Stage(name, ()), model, {"kept": make_rows(8, 5)})
             if name == "one":
-                made.end_stage(Stage(name, ()), model, rows)
+                made.on_stage_end(Stage(name, ()), model, rows)
         return made
 
     class Cut(Exception):
@@ -262,12 +262,12 @@ def test_a_stage_resumed_in_its_middle_equals_one_that_was_not_interrupted(
         where = {"seed": 0, "folder": tmp_path / folder}
         if folder == "cut":
             with pytest.raises(Cut):
-                train(model, tokenizer, data, {kind: made}, **where, on_step=stop)
+                train_stage(model, tokenizer, data, {kind: made}, **where, on_step=stop)
             model = begin()
             made = prepared(model)
             where["resume"] = latest_checkpoint(tmp_path / "cut" / "checkpoints")
             assert where["resume"].name == "checkpoint-4"
-        result = train(model, tokenizer, data, {kind: made}, **where)
+        result = train_stage(model, tokenizer, data, {kind: made}, **where)
         log = [{k: v for k, v in entry.items() if k != "tokens_per_second"} for entry in result.log]
         ends.append(({n: w.detach() for n, w in model.named_parameters()}, log))
     assert apart(ends[0][0], ends[1][0]) == 0
@@ -281,24 +281,24 @@ def test_a_stage_resumed_in_its_middle_equals_one_that_was_not_interrupted(
 def test_l2sp_holds_at_the_base_or_at_each_stages_beginning(tiny_model):
     base, stage = l2sp(), l2sp(anchor="stage")
     for made in (base, stage):
-        made.begin_stage(Stage("one", ()), tiny_model, {})
+        made.on_stage_start(Stage("one", ()), tiny_model, {})
     first = tiny_model.model.norm.weight.detach().clone()
     with torch.no_grad():
         tiny_model.model.norm.weight.add_(0.5)
     for made in (base, stage):
-        made.begin_stage(Stage("two", ()), tiny_model, {})
+        made.on_stage_start(Stage("two", ()), tiny_model, {})
     assert torch.equal(base.anchor["model.norm.weight"].float(), first)
     assert torch.equal(stage.anchor["model.norm.weight"].float(), first + 0.5)
 
 
 def test_l2sp_on_an_adapter_holds_the_change_of_the_weight(tiny_model):
-    from harness.model.frozen_lora import adapted_layers
+    from harness.model.frozen_lora import lora_layers
 
     torch.manual_seed(0)
-    model = Lora(3, None, 0.0, "all-linear", False, False, "zero", None, 1).model(tiny_model)
+    model = Lora(3, None, 0.0, "all-linear", False, False, "zero", None, 1).prepare_model(tiny_model)
     made = l2sp(0.5)
-    made.begin_stage(Stage("one", ()), model, {})
-    layers = adapted_layers(model)
+    made.on_stage_start(Stage("one", ()), model, {})
+    layers = lora_layers(model)
     total, factors = 0.0, []
     for layer in layers.values():
         a, b = layer.lora_A["default"].weight, layer.lora_B["default"].weight
@@ -309,6 +309,6 @@ def test_l2sp_on_an_adapter_holds_the_change_of_the_weight(tiny_model):
     expected = torch.autograd.grad(total, factors)
     for factor in factors:
         factor.grad = torch.zeros_like(factor)
-    assert float(made.weight_pull(model)) == pytest.approx(float(total.detach()), rel=1e-5)
+    assert float(made.add_weight_penalty(model)) == pytest.approx(float(total.detach()), rel=1e-5)
     for factor, wanted in zip(factors, expected, strict=True):
         assert torch.allclose(factor.grad, wanted, rtol=1e-4, atol=1e-7)

@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from harness_mitigations.ema import Ema, step
+from harness_mitigations.ema import Ema, update_average
 
 from harness.interfaces.mitigation import Mitigation
 from harness.types import Stage
@@ -18,7 +18,7 @@ class Visited(Mitigation):
     def __init__(self):
         self.weights = []
 
-    def after_step(self, model, learning_rate):
+    def on_step_end(self, model, learning_rate):
         assert learning_rate == 1e-2
         self.weights.append({name: weight.detach().clone() for name, weight in model.named_parameters()})
 
@@ -29,7 +29,7 @@ def test_it_is_the_weighted_mean_of_the_visited_weights_and_not_of_the_first(dec
     visited = [torch.randn(3, 4) for _ in range(7)]
     average = visited[0].clone()
     for number, weights in enumerate(visited[1:], start=2):
-        step([average], [weights], decay, number)
+        update_average([average], [weights], decay, number)
     shares = torch.tensor([decay ** (6 - t) for t in range(7)]).double()
     expected = sum(share * weights.double() for share, weights in zip(shares / shares.sum(), visited, strict=True))
     assert torch.allclose(average.double(), expected, atol=1e-6)
@@ -73,16 +73,16 @@ def test_an_average_goes_on_from_its_state(tiny_model):
                 weight.add_(torch.randn_like(weight))
 
     stage, whole, half = Stage("one", ()), Ema(decay=0.8), Ema(decay=0.8)
-    whole.begin_stage(stage, tiny_model, {})
+    whole.on_stage_start(stage, tiny_model, {})
     for seed in range(4):
         moved(tiny_model, seed)
-        whole.after_step(tiny_model, 1e-3)
+        whole.on_step_end(tiny_model, 1e-3)
         if seed == 1:
             state = copy.deepcopy(whole.state_dict())
-            half.begin_stage(stage, tiny_model, {})
+            half.on_stage_start(stage, tiny_model, {})
             half.load_state_dict(state)
         elif seed > 1:
-            half.after_step(tiny_model, 1e-3)
+            half.on_step_end(tiny_model, 1e-3)
     one, two = whole.state_dict(), half.state_dict()
     assert one["updates"] == two["updates"] == 4
     assert all(torch.equal(one["average"][name], two["average"][name]) for name in one["average"])

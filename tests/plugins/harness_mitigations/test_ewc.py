@@ -8,25 +8,25 @@ import warnings
 import pytest
 import torch
 from harness_mitigations import fisher_cache
-from harness_mitigations.adapted_weights import moving
+from harness_mitigations.adapted_weights import find_trainable_weights
 from harness_mitigations.ewc import Ewc
-from harness_mitigations.fisher import fisher
+from harness_mitigations.fisher import compute_diagonal_fisher
 from harness_mitigations.lora import Lora
 from harness_mitigations.orthogonal_lora import OrthogonalLora
 
 from harness.errors import HarnessError, RunError
-from harness.model.load import ORIGIN
-from harness.model.locate import Location
-from harness.types import Part, Row, Stage
+from harness.model.load import ORIGIN_ATTRIBUTE
+from harness.model.locate import ModelLocation
+from harness.types import Stage, StageSource, TokenizedExample
 
 torch.set_num_threads(1)
-STAGE = Stage("first", (Part("source", "domain"),), {})
+STAGE = Stage("first", (StageSource("source", "domain"),), {})
 SECOND = Stage("second", ())
 
 
 def row(ids, start=1, name="row"):
     """A row that trains its tokens from `start` on."""
-    return Row(name, "source", tuple(ids), (-100,) * start + tuple(ids[start:]))
+    return TokenizedExample(name, "source", tuple(ids), (-100,) * start + tuple(ids[start:]))
 
 
 ROWS = [row((7, 8, 9, 10, 11), 2), row((20, 21, 22), 1), row((30, 31, 32, 33), 3), row((40, 41, 42, 43), 2)]
@@ -53,7 +53,7 @@ def make(**options):
 
 def begun(model, **options):
     made = make(**options)
-    made.begin_stage(STAGE, model, {"kept": ROWS})
+    made.on_stage_start(STAGE, model, {"kept": ROWS})
     return made
 
 
@@ -62,12 +62,12 @@ def everything(importance):
 
 
 def measured(model, rows, **options):
-    return fisher(model, moving(model, "test"), rows, **options)
+    return compute_diagonal_fisher(model, find_trainable_weights(model, "test"), rows, **options)
 
 
 def adapted(model, rank=4):
     torch.manual_seed(0)
-    return Lora(rank, None, 0.0, "all-linear", False, False, "zero", None, 1).model(model)
+    return Lora(rank, None, 0.0, "all-linear", False, False, "zero", None, 1).prepare_model(model)
 
 
 def shaken(model, seed=1):
@@ -88,7 +88,7 @@ def test_the_base_is_protected_from_the_first_stage_on_and_kept_by_the_next(tiny
     made = begun(tiny_model)
     assert torch.equal(made.anchor["model.norm.weight"].float(), tiny_model.model.norm.weight)
     first = {name: importance.clone() for name, importance in made.importance.items()}
-    made.begin_stage(SECOND, tiny_model, {})
+    made.on_stage_start(SECOND, tiny_model, {})
     assert all(torch.equal(first[name], made.importance[name]) for name in first)
 
 
@@ -107,14 +107,14 @@ def test_the_tail_is_told_and_can_be_cut(tiny_model):
     assert float(everything(cut.importance).max()) == pytest.approx(limit, rel=0.005)
     below = importance < 0.99 * limit
     assert torch.equal(everything(cut.importance)[below], importance[below])
-    facts = whole.facts()
+    facts = whole.stage_stats()
     top = importance.sort(descending=True).values[: -(-len(importance) // 1000)]
     assert facts["fisher_mass_of_top_0.1_percent"] == pytest.approx(float(top.sum() / importance.sum()), rel=0.01)
     assert facts["fisher_median"] == pytest.approx(float(importance.median() / importance.mean()), rel=0.01)
     assert facts["fisher_largest"] == pytest.approx(float(importance.max() / importance.mean()), rel=0.01)
     assert float(everything(begun(tiny_model, clip=0.9).importance).mean()) == pytest.approx(1, rel=1e-4)
-    whole.begin_stage(SECOND, tiny_model, {})
-    assert whole.facts() == {}, "nothing was measured for this stage"
+    whole.on_stage_start(SECOND, tiny_model, {})
+    assert whole.stage_stats() == {}, "nothing was measured for this stage"
 
 
 def test_importances_depend_on_the_seed_and_the_stage_alone(tiny_model):
@@ -145,7 +145,7 @@ def test_storage_in_bfloat16_rounds_and_does_no_more(tiny_model):
     for model, made in ((one, exact), (other, short)):
         for weight in model.parameters():
             weight.grad = torch.zeros_like(weight)
-        made.weight_pull(model)
+        made.add_weight_penalty(model)
     for a, b in zip(one.parameters(), other.parameters(), strict=True):
         assert torch.allclose(a.grad, b.grad, rtol=2**-8, atol=1e-9)
 
@@ -163,7 +163,7 @@ def test_an_anchor_is_kept_in_two_bytes_where_that_loses_nothing(tiny_model):
 
 def test_a_source_without_rows_is_an_error(tiny_model):
     with pytest.raises(HarnessError, match=r"mitigations\.ewc\.source: 'kept' has no row"):
-        make().begin_stage(STAGE, tiny_model, {"other": ROWS})
+        make().on_stage_start(STAGE, tiny_model, {"other": ROWS})
 
 
 def test_a_model_without_a_trainable_weight_is_an_error(tiny_model):
@@ -182,7 +182,7 @@ def test_weight_pull_adds_to_the_gradients_and_returns_the_penalty(coupling, tin
         name: 1 + 0.5 * made.importance[name] * (weight.detach() - made.anchor[name])
         for name, weight in tiny_model.named_parameters()
     }
-    value = made.weight_pull(tiny_model)
+    value = made.add_weight_penalty(tiny_model)
     total = sum(
         0.25 * float((made.importance[name] * (weight.detach() - made.anchor[name]) ** 2).sum())
         for name, weight in tiny_model.named_parameters()
@@ -196,12 +196,12 @@ def test_proximal_moves_the_weights_after_the_step_and_tells_the_penalty_before(
     made = begun(tiny_model, strength=0.5, coupling="proximal")
     shaken(tiny_model)
     before = {name: weight.detach().clone() for name, weight in tiny_model.named_parameters()}
-    value = made.weight_pull(tiny_model)
+    value = made.add_weight_penalty(tiny_model)
     assert float(value) > 0
     assert all(torch.equal(weight.grad, torch.ones_like(weight)) for weight in tiny_model.parameters())
-    made.after_step(tiny_model, 0.0)
+    made.on_step_end(tiny_model, 0.0)
     assert all(torch.equal(before[name], weight) for name, weight in tiny_model.named_parameters())
-    made.after_step(tiny_model, 0.2)
+    made.on_step_end(tiny_model, 0.2)
     for name, weight in tiny_model.named_parameters():
         anchor = made.anchor[name]
         expected = anchor + (before[name] - anchor) / (1 + 0.1 * made.importance[name])
@@ -211,7 +211,7 @@ def test_proximal_moves_the_weights_after_the_step_and_tells_the_penalty_before(
 def test_a_weight_without_a_gradient_is_left_alone(tiny_model):
     made = begun(tiny_model)
     tiny_model.model.norm.weight.grad = torch.zeros(32)
-    made.weight_pull(tiny_model)
+    made.add_weight_penalty(tiny_model)
     assert [name for name, weight in tiny_model.named_parameters() if weight.grad is not None] == ["model.norm.weight"]
 
 
@@ -223,8 +223,8 @@ def test_a_finished_stage_adds_its_importances_and_moves_the_anchor_for_the_next
     first = made.importance["model.norm.weight"].clone()
     with torch.no_grad():
         tiny_model.model.norm.weight.mul_(1.5)
-    made.end_stage(STAGE, tiny_model, ROWS[:2])
-    made.begin_stage(SECOND, tiny_model, {})
+    made.on_stage_end(STAGE, tiny_model, ROWS[:2])
+    made.on_stage_start(SECOND, tiny_model, {})
     second = measured(tiny_model, ROWS[:2], labels="empirical")["model.norm.weight"]
     assert torch.allclose(made.importance["model.norm.weight"], 0.25 * first + second)
     assert torch.equal(made.anchor["model.norm.weight"].float(), tiny_model.model.norm.weight)
@@ -236,7 +236,7 @@ def test_state_goes_round_between_two_stages(lora, tiny_model, tmp_path):
     model = adapted(tiny_model) if lora else tiny_model
     made = begun(model, samples=3)
     shaken(model)
-    made.end_stage(STAGE, model, ROWS)
+    made.on_stage_end(STAGE, model, ROWS)
     torch.save(made.state_dict(), tmp_path / "state.pt")
     again = make(samples=3)
     again.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
@@ -244,10 +244,10 @@ def test_state_goes_round_between_two_stages(lora, tiny_model, tmp_path):
     for one in (made, again):
         other = copy.deepcopy(model)
         torch.manual_seed(4)
-        one.begin_stage(SECOND, other, {})
-        assert one.finished == ()
+        one.on_stage_start(SECOND, other, {})
+        assert one.finished_rows == ()
         shaken(other, seed=2)
-        pulled.append((one.weight_pull(other), [w.grad for w in other.parameters() if w.grad is not None]))
+        pulled.append((one.add_weight_penalty(other), [w.grad for w in other.parameters() if w.grad is not None]))
     assert torch.equal(pulled[0][0], pulled[1][0])
     assert float(pulled[0][0]) > 0
     assert all(torch.equal(a, b) for a, b in zip(pulled[0][1], pulled[1][1], strict=True))
@@ -258,10 +258,10 @@ def test_state_goes_round_between_two_stages(lora, tiny_model, tmp_path):
 
 def merged_weights(model, made):
     """Weight name -> the weight with its adapter's changes in it, with its graph."""
-    from harness.model.frozen_lora import adapted_layers
+    from harness.model.frozen_lora import lora_layers
 
     found = {}
-    for name, layer in adapted_layers(model).items():
+    for name, layer in lora_layers(model).items():
         weight = layer.get_base_layer().weight
         for adapter in layer.active_adapters:
             factors = (layer.lora_B[adapter].weight @ layer.lora_A[adapter].weight) * layer.scaling[adapter]
@@ -311,43 +311,45 @@ def test_pull_on_an_adapter_is_the_gradient_through_the_merged_weight(moved, tin
     penalty = sum(0.35 * (made.importance[name] * (merged[name] - before[name]) ** 2).sum() for name in merged)
     factors = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
     expected = torch.autograd.grad(penalty, list(factors.values()))
-    value = made.weight_pull(model)
+    value = made.add_weight_penalty(model)
     assert float(value) == pytest.approx(float(penalty.detach()), rel=1e-4)
     for (name, weight), wanted in zip(factors.items(), expected, strict=True):
         assert torch.allclose(weight.grad, 1 + wanted, rtol=1e-4, atol=1e-5), name
 
 
 def test_another_writing_of_the_same_change_feels_no_pull(tiny_model):
-    from harness.model.frozen_lora import adapted_layers
+    from harness.model.frozen_lora import lora_layers
 
     model = shaken(adapted(tiny_model))
     made = begun(model)
     m = torch.tensor([[2.0, 1, 0, 0], [0, 0.5, 0, 0], [0, 0, 1, 3], [0, 0, 0, 1]])
     with torch.no_grad():
-        for layer in adapted_layers(model).values():
+        for layer in lora_layers(model).values():
             layer.lora_A["default"].weight.copy_(m @ layer.lora_A["default"].weight)
             layer.lora_B["default"].weight.copy_(layer.lora_B["default"].weight @ m.inverse())
-    assert float(made.weight_pull(model)) < 1e-9
+    assert float(made.add_weight_penalty(model)) < 1e-9
 
 
 def test_what_earlier_stages_froze_beside_the_adapter_belongs_to_the_anchor(tiny_model):
     torch.manual_seed(0)
     adapter = OrthogonalLora(2, None, 0.0, "all-linear", 0.5)
-    model = adapter.model(tiny_model)
-    adapter.begin_stage(STAGE, model, {})
+    model = adapter.prepare_model(tiny_model)
+    adapter.on_stage_start(STAGE, model, {})
     made = begun(model)
     shaken(model)
-    made.end_stage(STAGE, model, ROWS)
-    adapter.begin_stage(SECOND, model, {})  # what was learned is kept, the adapter begins anew
-    made.begin_stage(SECOND, model, {})
+    made.on_stage_end(STAGE, model, ROWS)
+    adapter.on_stage_start(SECOND, model, {})  # what was learned is kept, the adapter begins anew
+    made.on_stage_start(SECOND, model, {})
     for weight in model.parameters():
         weight.grad = torch.zeros_like(weight) if weight.requires_grad else None
-    assert float(made.weight_pull(model)) < 1e-9  # what was trained is now kept: the same change, rounded elsewhere
+    assert (
+        float(made.add_weight_penalty(model)) < 1e-9
+    )  # what was trained is now kept: the same change, rounded elsewhere
     before = {name: weight.detach().clone() for name, weight in merged_weights(model, made).items()}
     shaken(model)
     merged = merged_weights(model, made)
     penalty = sum(float((made.importance[n] * (merged[n] - before[n]) ** 2).detach().sum()) / 2 for n in merged)
-    assert float(made.weight_pull(model)) == pytest.approx(penalty, rel=1e-3)
+    assert float(made.add_weight_penalty(model)) == pytest.approx(penalty, rel=1e-3)
 
 
 # -- what it does not go with -----------------------------------------------------------------------------------------
@@ -356,17 +358,17 @@ def test_what_earlier_stages_froze_beside_the_adapter_belongs_to_the_anchor(tiny
 def test_what_makes_no_sense_together_is_refused_with_a_reason(tiny_model):
     lora = Lora(4, None, 0.0, "all-linear", False, False, "zero", None, 1)
     dora = Lora(4, None, 0.0, "all-linear", False, True, "zero", None, 1)
-    make().check({"lora": lora})
-    make(coupling="proximal").check({})
+    make().check_compatible({"lora": lora})
+    make(coupling="proximal").check_compatible({})
     with pytest.raises(HarnessError, match=r"mitigations\.ewc: with DoRA .*dora to false"):
-        make().check({"lora": dora})
+        make().check_compatible({"lora": dora})
     with pytest.raises(HarnessError, match=r"coupling: a proximal step .*'lora' can write; use 'gradient'"):
-        make(coupling="proximal").check({"lora": lora})
+        make(coupling="proximal").check_compatible({"lora": lora})
     with pytest.raises(HarnessError, match="'osf' trains factors of a weight"):
-        make().check({"osf": object()})
+        make().check_compatible({"osf": object()})
     torch.manual_seed(0)
     with pytest.raises(HarnessError, match="not s B A but that of a variant"):
-        begun(dora.model(copy.deepcopy(tiny_model)))
+        begun(dora.prepare_model(copy.deepcopy(tiny_model)))
     with pytest.raises(HarnessError, match="a proximal step"):
         begun(adapted(tiny_model), coupling="proximal")
 
@@ -388,7 +390,7 @@ def test_an_adapter_on_the_embeddings_is_refused(tiny_model):
 def known(tiny_model, tmp_path, monkeypatch):
     """The tiny model as if it came from files, and a cache of its own."""
     monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
-    setattr(tiny_model, ORIGIN, Location("folder", "here", None, "digest"))
+    setattr(tiny_model, ORIGIN_ATTRIBUTE, ModelLocation("folder", "here", None, "digest"))
     torch.manual_seed(11)
     return tiny_model
 
@@ -400,11 +402,11 @@ def entries(tmp_path):
 def test_the_first_fisher_is_measured_once_and_kept_for_the_next_run(known, tmp_path, monkeypatch):
     one = begun(known)
     assert len(entries(tmp_path)) == 1
-    monkeypatch.setattr("harness_mitigations.fisher.fisher", None)  # it is not called again
+    monkeypatch.setattr("harness_mitigations.fisher.compute_diagonal_fisher", None)  # it is not called again
     other = begun(known)
     assert all(torch.equal(other.importance[name], importance) for name, importance in one.importance.items())
-    assert other.facts() == one.facts()
-    assert other.facts()
+    assert other.stage_stats() == one.stage_stats()
+    assert other.stage_stats()
 
 
 @pytest.mark.parametrize(
@@ -436,25 +438,27 @@ def test_other_weights_rows_seeds_and_origins_are_other_entries(known, tmp_path)
     begun(known)
     torch.manual_seed(12)
     begun(known)
-    setattr(known, ORIGIN, Location("folder", "here", None, "other"))
+    setattr(known, ORIGIN_ATTRIBUTE, ModelLocation("folder", "here", None, "other"))
     begun(known)
-    make().begin_stage(STAGE, known, {"kept": ROWS[:3]})
+    make().on_stage_start(STAGE, known, {"kept": ROWS[:3]})
     assert len(entries(tmp_path)) == 6
 
 
 def test_what_is_of_unknown_origin_or_not_to_be_kept_is_not(known, tmp_path):
     begun(known, cache=False)
-    setattr(known, ORIGIN, Location("hub", "org/model", "main", "hub:org/model"))  # the commit is not known
+    setattr(
+        known, ORIGIN_ATTRIBUTE, ModelLocation("hub", "org/model", "main", "hub:org/model")
+    )  # the commit is not known
     begun(known)
-    delattr(known, ORIGIN)
+    delattr(known, ORIGIN_ATTRIBUTE)
     begun(known)
     assert entries(tmp_path) == []
 
 
 def test_a_later_stages_fisher_is_not_kept_on_disk(known, tmp_path):
     made = begun(known)
-    made.end_stage(STAGE, known, ROWS)
-    made.begin_stage(SECOND, known, {})
+    made.on_stage_end(STAGE, known, ROWS)
+    made.on_stage_start(SECOND, known, {})
     assert len(entries(tmp_path)) == 1
 
 

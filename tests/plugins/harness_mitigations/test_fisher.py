@@ -11,12 +11,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 from harness_mitigations import fisher as module
-from harness_mitigations.adapted_weights import moving
-from harness_mitigations.fisher import draw
+from harness_mitigations.adapted_weights import find_trainable_weights
+from harness_mitigations.fisher import sample_classes
 from torch import nn
 
 from harness.errors import HarnessError
-from harness.types import Row
+from harness.types import TokenizedExample
 
 sys.path.insert(0, str(Path(__file__).parent))
 import avalanche_oracle
@@ -26,7 +26,7 @@ torch.set_num_threads(1)
 
 def row(ids, start=1, name="row"):
     """A row that trains its tokens from `start` on."""
-    return Row(name, "source", tuple(ids), (-100,) * start + tuple(ids[start:]))
+    return TokenizedExample(name, "source", tuple(ids), (-100,) * start + tuple(ids[start:]))
 
 
 def seeded(seed):
@@ -34,7 +34,7 @@ def seeded(seed):
 
 
 def fisher(model, rows, **options):
-    return module.fisher(model, moving(model, "test"), rows, **options)
+    return module.compute_diagonal_fisher(model, find_trainable_weights(model, "test"), rows, **options)
 
 
 class Softmax(nn.Module):
@@ -202,7 +202,7 @@ def test_batches_of_drawn_labels_estimate_what_single_rows_do(tiny_model):
 
 
 def test_a_large_vocabulary_is_not_enumerated_and_the_cost_is_told(tiny_model, monkeypatch):
-    monkeypatch.setattr(module, "CLASSES", 100)
+    monkeypatch.setattr(module, "MAX_EXACT_CLASSES", 100)
     with pytest.raises(HarnessError, match=r"labels: 'exact' would take 783 backward passes .* of 3 trained .*sampled"):
         fisher(tiny_model, ROWS[:1], labels="exact")
 
@@ -267,7 +267,9 @@ def test_tied_weights_stand_once_and_frozen_ones_not_at_all(tiny_model):
 
 def test_prompts_take_no_part(tiny_model):
     last = fisher(tiny_model, [row((7, 8, 9, 10), 3)], labels="empirical")["model.norm.weight"]
-    masked = Row("masked", "source", (7, 8, 9, 10), (7, -100, -100, 10))  # a row's first token is never predicted
+    masked = TokenizedExample(
+        "masked", "source", (7, 8, 9, 10), (7, -100, -100, 10)
+    )  # a row's first token is never predicted
     assert torch.equal(last, fisher(tiny_model, [masked], labels="empirical")["model.norm.weight"])
 
 
@@ -296,11 +298,11 @@ def test_fisher_without_a_row_is_an_error(tiny_model):
 
 
 def test_classes_are_drawn_with_their_probabilities(monkeypatch):
-    monkeypatch.setattr(module, "DRAWN", 50)  # many slices
+    monkeypatch.setattr(module, "SAMPLING_CHUNK", 50)  # many slices
     p = torch.tensor([0.0, 0.5, 0.2, 0.0, 0.3, 0.0])
-    drawn = draw(p.expand(40000, -1), seeded(0))
+    drawn = sample_classes(p.expand(40000, -1), seeded(0))
     assert torch.allclose(torch.bincount(drawn, minlength=6) / 40000, p, atol=0.01)
-    assert torch.equal(drawn, draw(p.expand(40000, -1), seeded(0)))
+    assert torch.equal(drawn, sample_classes(p.expand(40000, -1), seeded(0)))
     assert set(drawn.unique().tolist()) == {1, 2, 4}, "what has no probability is never drawn"
 
 

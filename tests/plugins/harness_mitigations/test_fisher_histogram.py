@@ -16,15 +16,15 @@ def heavy():
 
 @pytest.mark.parametrize("q", [0.01, 0.3, 0.5, 0.9, 0.999])
 def test_quantiles_are_those_of_the_sorted_numbers(q, heavy):
-    counts = fisher.histogram([heavy[:20_000].view(100, 200), heavy[20_000:]])
+    counts = fisher.importance_histogram([heavy[:20_000].view(100, 200), heavy[20_000:]])
     assert int(counts.sum()) == len(heavy)
     wanted = heavy.sort().values[max(0, -(-int(q * 1e6) * len(heavy) // 1_000_000) - 1)]
-    assert fisher.quantile(counts, q) == pytest.approx(float(wanted), rel=0.004)
+    assert fisher.histogram_quantile(counts, q) == pytest.approx(float(wanted), rel=0.004)
 
 
 def test_the_spread_is_that_of_the_sorted_numbers(heavy):
     heavy = heavy[:-1]  # without the one that holds everything
-    found = fisher.describe(fisher.histogram([heavy]))
+    found = fisher.importance_stats(fisher.importance_histogram([heavy]))
     ordered, mean = heavy.sort(descending=True).values.double(), float(heavy.double().mean())
     assert found["fisher_median"] == pytest.approx(float(heavy.median()) / mean, rel=0.01)
     assert found["fisher_largest"] == pytest.approx(float(ordered[0]) / mean, rel=0.01)
@@ -35,7 +35,7 @@ def test_the_spread_is_that_of_the_sorted_numbers(heavy):
 
 
 def test_equal_numbers_hold_equal_shares_and_zeros_have_no_spread():
-    assert fisher.describe(fisher.histogram([torch.full((5000,), 3.0)])) == pytest.approx(
+    assert fisher.importance_stats(fisher.importance_histogram([torch.full((5000,), 3.0)])) == pytest.approx(
         {
             "fisher_median": 1,
             "fisher_p99.9": 1,
@@ -44,12 +44,12 @@ def test_equal_numbers_hold_equal_shares_and_zeros_have_no_spread():
         },
         rel=1e-6,
     )
-    assert fisher.describe(fisher.histogram([torch.zeros(10)])) == {}
-    assert fisher.quantile(fisher.histogram([torch.zeros(10)]), 0.5) == 0
+    assert fisher.importance_stats(fisher.importance_histogram([torch.zeros(10)])) == {}
+    assert fisher.histogram_quantile(fisher.importance_histogram([torch.zeros(10)]), 0.5) == 0
 
 
 @pytest.mark.parametrize("wrong", [float("inf"), float("nan")])
 def test_what_is_not_finite_is_seen(wrong):
     good = torch.tensor([1e38, 0.0, 1e-45])
-    assert fisher.is_finite(fisher.histogram([good]))
-    assert not fisher.is_finite(fisher.histogram([good, torch.tensor([wrong])]))
+    assert fisher.histogram_is_finite(fisher.importance_histogram([good]))
+    assert not fisher.histogram_is_finite(fisher.importance_histogram([good, torch.tensor([wrong])]))

@@ -20,16 +20,16 @@ def frozen(model):
 
 
 def test_embeddings_are_the_input_embeddings(tiny_model):
-    assert frozen(freeze(embeddings=True).model(tiny_model)) == {"model.embed_tokens.weight"}
+    assert frozen(freeze(embeddings=True).prepare_model(tiny_model)) == {"model.embed_tokens.weight"}
 
 
 def test_the_lowest_layers_are_frozen_whole(tiny_model):
     expected = {name for name, _ in tiny_model.named_parameters() if name.startswith("model.layers.0.")}
-    assert frozen(freeze(layers=1).model(tiny_model)) == expected != set()
+    assert frozen(freeze(layers=1).prepare_model(tiny_model)) == expected != set()
 
 
 def test_a_pattern_is_of_whole_names(tiny_model):
-    found = frozen(freeze(patterns=["*.mlp.*", "model.norm.weight"]).model(tiny_model))
+    found = frozen(freeze(patterns=["*.mlp.*", "model.norm.weight"]).prepare_model(tiny_model))
     assert found == {name for name, _ in tiny_model.named_parameters() if ".mlp." in name} | {"model.norm.weight"}
 
 
@@ -58,17 +58,17 @@ def test_the_saved_model_is_a_plain_one(run_stages, make_rows, tiny_model, reloa
 )
 def test_what_makes_no_sense_is_an_error(options, what, tiny_model):
     with pytest.raises(HarnessError, match=what):
-        freeze(**options).model(tiny_model)
+        freeze(**options).prepare_model(tiny_model)
 
 
 def test_layers_that_cannot_be_found_are_an_error(tiny_model):
     tiny_model.config.num_hidden_layers = 5
     with pytest.raises(HarnessError, match="where a llama model keeps its layers is not known"):
-        freeze(layers=1).model(tiny_model)
+        freeze(layers=1).prepare_model(tiny_model)
 
 
 @pytest.mark.parametrize("adapter", ["lora", "orthogonal_lora", "osf", "oft"])
 def test_beside_an_adapter_it_is_refused(adapter):
     with pytest.raises(HarnessError, match=f"with '{adapter}' no weight but the adapter's moves"):
-        freeze(layers=1).check({adapter: freeze()})
-    freeze(layers=1).check({"ewc": freeze()})
+        freeze(layers=1).check_compatible({adapter: freeze()})
+    freeze(layers=1).check_compatible({"ewc": freeze()})

@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from harness_mitigations.kl import kl, token_kl
+from harness_mitigations.kl import build_kl_mitigation, token_kl
 from harness_mitigations.lora import Lora
 from torch.distributions import Categorical, kl_divergence
 
@@ -17,7 +17,7 @@ from harness.model import save
 
 def made(**options):
     defaults = {"on": "general", "source": "general", "rows": 4, "strength": 1.0, "direction": "forward"}
-    return kl(**(defaults | {"temperature": 1.0} | options))
+    return build_kl_mitigation(**(defaults | {"temperature": 1.0} | options))
 
 
 def lora(**options):
@@ -34,15 +34,15 @@ def pair():
 class Spy(Mitigation):
     """Keeps the gradients before the pull, and the weights after each update."""
 
-    order = 1000
+    priority = 1000
 
     def __init__(self):
         self.gradients, self.weights = [], []
 
-    def weight_pull(self, model):
+    def add_weight_penalty(self, model):
         self.gradients.append({n: w.grad.clone() for n, w in model.named_parameters() if w.grad is not None})
 
-    def after_step(self, model, learning_rate):
+    def on_step_end(self, model, learning_rate):
         self.weights.append({n: w.detach().clone() for n, w in model.named_parameters() if w.requires_grad})
 
 
@@ -148,7 +148,7 @@ def test_an_update_does_not_depend_on_how_it_is_cut(on, accumulation, run_stages
 def moved_adapter(tiny_model):
     """The tiny model within an adapter that has learned something."""
     torch.manual_seed(4)
-    model = lora().model(tiny_model)
+    model = lora().prepare_model(tiny_model)
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if "lora_B" in name:
@@ -208,13 +208,13 @@ def test_updates_draw_other_rows_and_a_resumed_one_the_same(make_rows, tiny_mode
     from harness.types import Stage
 
     torch.manual_seed(1)
-    first.begin_stage(Stage("one", ()), tiny_model, rows)
+    first.on_stage_start(Stage("one", ()), tiny_model, rows)
     before = drawn(first)
-    first.after_step(tiny_model, 1e-3)
+    first.on_step_end(tiny_model, 1e-3)
     after = drawn(first)
     assert before != after
     torch.manual_seed(2)
-    other.begin_stage(Stage("one", ()), tiny_model, rows)
+    other.on_stage_start(Stage("one", ()), tiny_model, rows)
     other.load_state_dict(first.state_dict())
     assert drawn(other) == after
 
@@ -223,9 +223,9 @@ def test_the_copy_shares_what_is_frozen_and_is_shared_by_those_who_ask(tiny_mode
     from harness_mitigations import base_model
 
     tiny_model.model.embed_tokens.weight.requires_grad_(False)
-    base_model.remember(tiny_model)
-    base_model.remember(tiny_model)
-    with base_model.base(tiny_model) as one, base_model.base(tiny_model) as two:
+    base_model.snapshot_base(tiny_model)
+    base_model.snapshot_base(tiny_model)
+    with base_model.frozen_base_model(tiny_model) as one, base_model.frozen_base_model(tiny_model) as two:
         assert one is two
         assert one.model.embed_tokens.weight is tiny_model.model.embed_tokens.weight
         assert one.model.norm.weight is not tiny_model.model.norm.weight
@@ -234,10 +234,10 @@ def test_the_copy_shares_what_is_frozen_and_is_shared_by_those_who_ask(tiny_mode
 
 
 def test_looking_at_the_base_leaves_what_can_move_as_it_was(tiny_model):
-    model = lora().model(tiny_model)
+    model = lora().prepare_model(tiny_model)
     first = next(weight for weight in model.parameters() if weight.requires_grad)
     first.requires_grad_(False)
-    with save.reference(model):
+    with save.adapter_disabled(model):
         pass
     assert not first.requires_grad
 
@@ -245,7 +245,7 @@ def test_looking_at_the_base_leaves_what_can_move_as_it_was(tiny_model):
 def test_a_base_that_nobody_remembered_is_an_error(tiny_model):
     from harness_mitigations import base_model
 
-    with pytest.raises(HarnessError, match="the base model was not copied"), base_model.base(tiny_model):
+    with pytest.raises(HarnessError, match="the base model was not copied"), base_model.frozen_base_model(tiny_model):
         pass
 
 
@@ -253,10 +253,10 @@ def test_general_without_a_source_is_refused_and_so_is_a_source_without_rows(tin
     from harness.types import Stage
 
     with pytest.raises(HarnessError, match=r"mitigations\.kl\.source: no source says"):
-        made(source=None).check({})
-    made(on="task", source=None).check({})
+        made(source=None).check_compatible({})
+    made(on="task", source=None).check_compatible({})
     with pytest.raises(HarnessError, match=r"'general' has no row"):
-        made().begin_stage(Stage("one", ()), tiny_model, {"general": ()})
+        made().on_stage_start(Stage("one", ()), tiny_model, {"general": ()})
 
 
 @pytest.mark.parametrize("on", ["general", "task"])
@@ -280,10 +280,10 @@ def test_what_several_processes_add_is_what_one_adds(processes, make_rows, tiny_
     moved, rows = moved_adapter(tiny_model), {"general": make_rows(9, 1)}
 
     def added(rank, of):
-        monkeypatch.setattr(module, "_process", lambda: (rank, of))
+        monkeypatch.setattr(module, "_rank_and_world_size", lambda: (rank, of))
         torch.manual_seed(1)
         mitigation = made(rows=5)
-        mitigation.begin_stage(Stage("one", ()), moved, rows)
+        mitigation.on_stage_start(Stage("one", ()), moved, rows)
         value = mitigation.extra_loss(moved, 0.5)
         assert mitigation.extra_loss(moved, 0.5) is None  # once an update, with its first micro-batch
         return 0.0 if value is None else float(value.detach())

@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from harness_mitigations.lora import Lora, scale
+from harness_mitigations.lora import Lora, lora_scaling
 
 from harness.errors import HarnessError
 from harness.model import frozen_lora, save
@@ -25,7 +25,7 @@ def begun(mitigation, model, rows=()):
     """The adapted model at the beginning of the first stage."""
     torch.manual_seed(3)
     model = mitigation.model(model)
-    mitigation.begin_stage(Stage("one", ()), model, {"general": rows})
+    mitigation.on_stage_start(Stage("one", ()), model, {"general": rows})
     return model.eval()
 
 
@@ -40,12 +40,12 @@ def moved(model):
 
 def test_the_adapted_model_starts_as_the_base_bit_for_bit(tiny_model):
     before = tiny_model(IDS).logits
-    assert torch.equal(lora().model(tiny_model)(IDS).logits, before)
+    assert torch.equal(lora().prepare_model(tiny_model)(IDS).logits, before)
 
 
 def test_disabled_adapter_equals_the_base_bit_for_bit(tiny_model):
     before = tiny_model(IDS).logits
-    model = moved(lora().model(tiny_model))
+    model = moved(lora().prepare_model(tiny_model))
     assert not torch.allclose(model(IDS).logits, before, atol=1e-3)
     with model.disable_adapter():
         assert torch.equal(model(IDS).logits, before)
@@ -53,7 +53,7 @@ def test_disabled_adapter_equals_the_base_bit_for_bit(tiny_model):
 
 def test_only_adapters_move_and_every_linear_layer_but_the_head_has_one(tiny_model):
     linear = [name for name, part in tiny_model.named_modules() if isinstance(part, torch.nn.Linear)]
-    model = lora(rank=3).model(tiny_model)
+    model = lora(rank=3).prepare_model(tiny_model)
     trainable = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
     assert all("lora_A" in name or "lora_B" in name for name in trainable)
     assert len(trainable) == 2 * (len(linear) - 1)
@@ -62,7 +62,7 @@ def test_only_adapters_move_and_every_linear_layer_but_the_head_has_one(tiny_mod
 
 @pytest.mark.parametrize(("alpha", "scale"), [(None, 2.0), (4, 1.0), (10.0, 2.5)])
 def test_alpha_over_rank_scales_the_change(alpha, scale, tiny_model):
-    model = moved(lora(alpha=alpha).model(tiny_model))
+    model = moved(lora(alpha=alpha).prepare_model(tiny_model))
     layer = model.base_model.model.model.layers[0].mlp.up_proj
     x = torch.randn(2, 32)
     change = layer(x) - layer.base_layer(x)
@@ -72,7 +72,7 @@ def test_alpha_over_rank_scales_the_change(alpha, scale, tiny_model):
 
 @pytest.mark.parametrize("target", ["q_proj", ["q_proj"]])
 def test_a_name_is_a_name_and_no_pattern(target, tiny_model):
-    model = lora(target=target).model(tiny_model)
+    model = lora(target=target).prepare_model(tiny_model)
     adapted = {name.split(".lora_")[0] for name, _ in model.named_parameters() if "lora_" in name}
     assert {name.rsplit(".", 1)[1] for name in adapted} == {"q_proj"}
 
@@ -81,7 +81,7 @@ def test_first_adapter_depends_on_the_seed_alone(tiny_model):
     def first(seed, draws):
         torch.manual_seed(seed)
         torch.rand(draws)
-        model = lora().model(copy.deepcopy(tiny_model))
+        model = lora().prepare_model(copy.deepcopy(tiny_model))
         return model.base_model.model.model.layers[0].mlp.up_proj.lora_A["default"].weight
 
     assert torch.equal(first(1, 0), first(1, 7))
@@ -92,17 +92,17 @@ def test_making_an_adapter_draws_no_random_number_that_others_would_get(tiny_mod
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    lora().model(tiny_model)
+    lora().prepare_model(tiny_model)
     assert torch.equal(torch.rand(3), expected)
 
 
 def test_adapter_weights_are_float32_on_a_bfloat16_base(tiny_model):
-    model = lora().model(tiny_model.bfloat16())
+    model = lora().prepare_model(tiny_model.bfloat16())
     assert {weight.dtype for name, weight in model.named_parameters() if "lora_" in name} == {torch.float32}
 
 
 def test_dropout_acts_in_training_only(tiny_model):
-    model = moved(lora(dropout=0.5).model(tiny_model))
+    model = moved(lora(dropout=0.5).prepare_model(tiny_model))
     model.train()
     assert not torch.equal(model(IDS).logits, model(IDS).logits)
     model.eval()
@@ -110,20 +110,20 @@ def test_dropout_acts_in_training_only(tiny_model):
 
 
 def test_a_second_adapter_is_refused(tiny_model):
-    model = lora().model(tiny_model)
+    model = lora().prepare_model(tiny_model)
     with pytest.raises(HarnessError, match=r"mitigations\.lora: the model already carries an adapter"):
-        lora().model(model)
+        lora().prepare_model(model)
 
 
 @pytest.mark.parametrize("target", ["lm_head", ["q_proj", "lm_head"]])
 def test_an_adapter_on_the_head_is_refused(target, tiny_model):
     with pytest.raises(HarnessError, match=r"mitigations\.lora\.target: the head cannot be adapted"):
-        lora(target=target).model(tiny_model)
+        lora(target=target).prepare_model(tiny_model)
 
 
 def test_a_module_that_is_not_there_is_an_error(tiny_model):
     with pytest.raises(HarnessError, match=r"mitigations\.lora\.target: .*query_key_value.*all-linear"):
-        lora(target=["query_key_value"]).model(tiny_model)
+        lora(target=["query_key_value"]).prepare_model(tiny_model)
 
 
 # -- variants ---------------------------------------------------------------------------------------------------------
@@ -132,28 +132,28 @@ STARTS = ["pissa", "olora", "corda"]
 
 
 def test_rslora_scales_by_the_root_of_the_rank(tiny_model):
-    assert scale(16, 32, False) == 2
-    assert scale(16, 32, True) == 8
-    model = lora(rank=4, alpha=6, rslora=True).model(tiny_model)
-    assert {layer.scaling["default"] for layer in frozen_lora.adapted_layers(model).values()} == {3.0}
+    assert lora_scaling(16, 32, False) == 2
+    assert lora_scaling(16, 32, True) == 8
+    model = lora(rank=4, alpha=6, rslora=True).prepare_model(tiny_model)
+    assert {layer.scaling["default"] for layer in frozen_lora.lora_layers(model).values()} == {3.0}
 
 
 def test_dora_starts_as_the_base_and_trains_magnitudes(tiny_model):
     before = tiny_model.eval()(IDS).logits
-    model = lora(dora=True).model(tiny_model).eval()
+    model = lora(dora=True).prepare_model(tiny_model).eval()
     assert torch.allclose(model(IDS).logits, before, atol=1e-5)
     magnitudes = [w for name, w in model.named_parameters() if "magnitude" in name and w.requires_grad]
-    assert len(magnitudes) == len(frozen_lora.adapted_layers(model))
+    assert len(magnitudes) == len(frozen_lora.lora_layers(model))
 
 
 @pytest.mark.parametrize("start", STARTS)
 def test_a_start_from_the_weights_changes_neither_model_nor_base(start, tiny_model, make_rows):
     before = tiny_model.eval()(IDS).logits
     model = begun(lora(start=start, source="general"), tiny_model, make_rows(10))
-    for layer in frozen_lora.adapted_layers(model).values():
+    for layer in frozen_lora.lora_layers(model).values():
         assert float((layer.lora_B["default"].weight @ layer.lora_A["default"].weight).detach().norm()) > 1e-3
     assert torch.allclose(model(IDS).logits, before, atol=1e-5)
-    with save.reference(model):
+    with save.adapter_disabled(model):
         assert torch.equal(model(IDS).logits, before)
 
 
@@ -167,7 +167,7 @@ def test_it_learns_as_pefts_own_adapter_of_that_start_does(start, tiny_model):
     grads = []
     for model in (ours, theirs):
         model(IDS, labels=IDS).loss.backward()
-        layers = frozen_lora.adapted_layers(model)
+        layers = frozen_lora.lora_layers(model)
         for layer in layers.values():  # the sign of a singular vector is free; the product's change is not
             a, b = (getattr(layer, f"lora_{one}")["default"].weight for one in "AB")
             grads.append(b.grad @ a + b @ a.grad)
@@ -206,7 +206,7 @@ def test_a_resumed_adapter_is_not_started_again(tiny_model):
     again.load_state_dict(first.state_dict())
     moved(model)
     before = {name: weight.clone() for name, weight in model.named_parameters()}
-    again.begin_stage(Stage("two", ()), model, {})
+    again.on_stage_start(Stage("two", ()), model, {})
     assert all(torch.equal(weight, before[name]) for name, weight in model.named_parameters())
 
 
@@ -219,14 +219,14 @@ def test_a_resumed_adapter_is_not_started_again(tiny_model):
 )
 def test_options_that_do_not_go_together_are_refused(options, what):
     with pytest.raises(HarnessError, match=what):
-        lora(**options).check({})
+        lora(**options).check_compatible({})
 
 
 @pytest.mark.parametrize("other", ["orthogonal_lora", "osf", "oft"])
 def test_two_adapters_are_refused_before_anything_is_loaded(other):
     with pytest.raises(HarnessError, match=f"'lora' and '{other}' each put an adapter"):
-        lora().check({other: lora()})
-    lora().check({"lora": lora(), "kl": lora()})
+        lora().check_compatible({other: lora()})
+    lora().check_compatible({"lora": lora(), "kl": lora()})
 
 
 def test_a_rank_that_a_weight_does_not_have_is_an_error(tiny_model):

@@ -41,7 +41,7 @@ def of_peft(net, kind, rank, alpha, **options):
 @pytest.mark.parametrize("kind", ["pissa", "olora"])
 def test_the_part_of_the_weight_is_that_of_peft(kind, net):
     weight, s = net.up.weight.detach().clone(), 1.5
-    a, b = lora_init.principal(weight, 4, s) if kind == "pissa" else lora_init.orthonormal(weight, 4)
+    a, b = lora_init.pissa_factors(weight, 4, s) if kind == "pissa" else lora_init.olora_factors(weight, 4)
     assert a.shape == (4, weight.shape[1])
     assert b.shape == (weight.shape[0], 4)
     assert torch.allclose(s * b @ a, of_peft(net, kind, 4, 6), atol=1e-5)
@@ -49,14 +49,14 @@ def test_the_part_of_the_weight_is_that_of_peft(kind, net):
 
 def test_the_principal_part_is_the_best_approximation_of_its_rank(net):
     weight = net.up.weight.detach()
-    a, b = lora_init.principal(weight, 3, 2.0)
+    a, b = lora_init.pissa_factors(weight, 3, 2.0)
     error = torch.linalg.matrix_norm(weight - 2.0 * b @ a)
     assert torch.allclose(error**2, torch.linalg.svdvals(weight)[3:].square().sum(), rtol=1e-4)
     assert torch.allclose(a.norm(), b.norm(), rtol=1e-5)
 
 
 def test_the_orthonormal_start_has_orthonormal_columns(net):
-    _, b = lora_init.orthonormal(net.up.weight, 4)
+    _, b = lora_init.olora_factors(net.up.weight, 4)
     assert torch.allclose(b.T @ b, torch.eye(4), atol=1e-5)
 
 
@@ -66,7 +66,7 @@ def test_the_least_used_part_is_that_of_peft_with_the_same_covariance(net):
     inputs = torch.rand(40, weight.shape[1]) + 0.2
     inputs[0, 0] = 1.5  # peft divides by the largest
     inputs = inputs / inputs.max()
-    a, b = lora_init.least_used(weight, inputs.T @ inputs, 2, s)
+    a, b = lora_init.corda_factors(weight, inputs.T @ inputs, 2, s)
     config = CordaConfig(corda_method="kpm")
     lora = LoraConfig(r=2, lora_alpha=1, target_modules=["up"], init_lora_weights="corda", corda_config=config)
     preprocess_corda(net, lora, run_model=lambda: net(inputs[None]))
@@ -78,7 +78,7 @@ def test_inputs_in_a_subspace_keep_their_outputs_without_the_least_used_part():
     torch.manual_seed(0)
     weight, basis = torch.randn(8, 8), torch.linalg.qr(torch.randn(8, 8))[0]
     inputs = torch.randn(100, 5) @ basis[:5]
-    a, b = lora_init.least_used(weight, inputs.T @ inputs / 100, 3, 1.0)
+    a, b = lora_init.corda_factors(weight, inputs.T @ inputs / 100, 3, 1.0)
     kept, free = inputs[:10] @ (b @ a).T, basis[5:] @ (b @ a).T
     assert float(kept.abs().max()) < 0.05 * float(free.abs().max())
 
@@ -86,8 +86,8 @@ def test_inputs_in_a_subspace_keep_their_outputs_without_the_least_used_part():
 def test_the_scale_of_the_covariance_does_not_matter():
     torch.manual_seed(0)
     weight, inputs = torch.randn(6, 5), torch.randn(50, 5)
-    one = lora_init.least_used(weight, inputs.T @ inputs, 2, 1.0)
-    two = lora_init.least_used(weight, 1e4 * inputs.T @ inputs, 2, 1.0)
+    one = lora_init.corda_factors(weight, inputs.T @ inputs, 2, 1.0)
+    two = lora_init.corda_factors(weight, 1e4 * inputs.T @ inputs, 2, 1.0)
     assert torch.allclose(one[1] @ one[0], two[1] @ two[0], atol=1e-5)
     assert torch.allclose(one[0].norm(dim=1), two[0].norm(dim=1), rtol=1e-4)
 
@@ -96,7 +96,7 @@ def test_covariances_are_of_real_tokens_alone_and_shared_inputs_share_them(tiny_
     rows = make_rows(11)
     layers = {name: part for name, part in tiny_model.named_modules() if isinstance(part, nn.Linear)}
     layers.pop("lm_head")
-    found = lora_init.covariances(tiny_model, layers, rows)
+    found = lora_init.input_covariances(tiny_model, layers, rows)
     name = "model.layers.1.mlp.down_proj"
     seen = []
     handle = layers[name].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0][0]))
@@ -117,6 +117,6 @@ def test_measuring_leaves_no_hook_and_no_mode_behind(tiny_model, make_rows):
     layers = {"q": tiny_model.model.layers[0].self_attn.q_proj}
     tiny_model.train()
     before = copy.copy(layers["q"]._forward_pre_hooks)
-    lora_init.covariances(tiny_model, layers, make_rows(2))
+    lora_init.input_covariances(tiny_model, layers, make_rows(2))
     assert layers["q"]._forward_pre_hooks == before
     assert tiny_model.training

@@ -9,16 +9,16 @@ from harness_mitigations.lr_scale import LrScale
 
 from harness import registry
 from harness.spec import plan, schema, spec
-from harness.types import Part, Stage
+from harness.types import Stage, StageSource
 
 
 def test_every_stages_own_learning_rate_is_scaled():
-    parts = (Part("a", "domain"),)
+    parts = (StageSource("a", "domain"),)
     stages = (Stage("one", parts, {"learning_rate": 2e-5, "epochs": 1}), Stage("two", parts, {"learning_rate": 1e-3}))
-    scaled = LrScale(0.1).plan(stages)
+    scaled = LrScale(0.1).transform_stages(stages)
     assert [stage.train["learning_rate"] for stage in scaled] == pytest.approx([2e-6, 1e-4])
     assert scaled[0].train["epochs"] == 1
-    assert [stage.parts for stage in scaled] == [parts, parts]
+    assert [stage.sources for stage in scaled] == [parts, parts]
     assert stages[0].train["learning_rate"] == 2e-5
 
 
@@ -36,6 +36,8 @@ def test_a_plan_of_a_spec_trains_at_the_scaled_rate(tmp_path):
         "evaluate": {"test": {"source": "test", "metrics": "exact_match"}},
     }
     (tmp_path / "spec.json").write_text(json.dumps(document))
-    found = registry.discover([pair for pair in registry.installed() if pair[0] == registry.OURS])
-    planned = plan.make(spec.load(tmp_path / "spec.json", schema.compose(found)), found)
+    found = registry.discover_plugins(
+        [pair for pair in registry.installed_entry_points() if pair[0] == registry.CORE_DISTRIBUTION]
+    )
+    planned = plan.build_plan(spec.load_spec(tmp_path / "spec.json", schema.compose_schema(found)), found)
     assert planned.stages[0].train["learning_rate"] == pytest.approx(6e-6)

@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from harness_mitigations.orthogonal_lora import OrthogonalLora, overlap, pull
+from harness_mitigations.orthogonal_lora import OrthogonalLora, add_overlap_gradient, subspace_overlap
 
 from harness.errors import HarnessError
 from harness.model import frozen_lora, save
@@ -21,9 +21,9 @@ def olora(**options):
 
 def changes(model):
     """Layer -> the whole change of its weight, what is kept included."""
-    kept = frozen_lora.kept(model)
+    kept = frozen_lora.frozen_lora(model)
     found = {}
-    for name, layer in frozen_lora.adapted_layers(model).items():
+    for name, layer in frozen_lora.lora_layers(model).items():
         found[name] = layer.get_delta_weight("default").detach().clone()
         if kept:
             found[name] += kept[name][1] @ kept[name][0]
@@ -32,25 +32,25 @@ def changes(model):
 
 def test_the_overlap_of_orthogonal_rows_is_zero_and_nothing_pulls_on_them():
     rows = torch.linalg.qr(torch.randn(8, 8, generator=torch.Generator().manual_seed(0)))[0]
-    assert float(overlap(rows[:3], rows[3:])) < 1e-5
+    assert float(subspace_overlap(rows[:3], rows[3:])) < 1e-5
     eye, gradient = torch.eye(6), torch.zeros(2, 6)
-    assert float(pull(eye[:2], gradient, eye[2:], 0.5)) == 0
+    assert float(add_overlap_gradient(eye[:2], gradient, eye[2:], 0.5)) == 0
     assert torch.equal(gradient, torch.zeros(2, 6))
 
 
 def test_the_overlap_is_the_sum_of_absolute_inner_products():
     a, earlier = torch.tensor([[1.0, 2.0], [0.0, 1.0]]), torch.tensor([[3.0, -1.0]])
-    assert float(overlap(a, earlier)) == abs(3 - 2) + abs(-1)
+    assert float(subspace_overlap(a, earlier)) == abs(3 - 2) + abs(-1)
 
 
 def test_the_pull_is_the_gradient_of_the_written_out_penalty():
     torch.manual_seed(0)
     a, earlier, before = torch.randn(3, 7, requires_grad=True), torch.randn(6, 7), torch.randn(3, 7)
-    expected = torch.autograd.grad(0.7 * overlap(a, earlier), a)[0]
+    expected = torch.autograd.grad(0.7 * subspace_overlap(a, earlier), a)[0]
     gradient = before.clone()
-    value = pull(a, gradient, earlier, 0.7)
+    value = add_overlap_gradient(a, gradient, earlier, 0.7)
     assert torch.allclose(gradient - before, expected, atol=1e-5)
-    assert torch.allclose(value, 0.7 * overlap(a, earlier))
+    assert torch.allclose(value, 0.7 * subspace_overlap(a, earlier))
 
 
 def test_each_stage_begins_where_the_last_one_ended_with_an_adapter_of_its_own(run_stages, make_rows, tiny_model):
@@ -73,7 +73,7 @@ def test_each_stage_begins_where_the_last_one_ended_with_an_adapter_of_its_own(r
 def factors(model):
     return {
         name: tuple(getattr(layer, f"lora_{one}")["default"].weight.detach().clone() for one in "AB")
-        for name, layer in frozen_lora.adapted_layers(model).items()
+        for name, layer in frozen_lora.lora_layers(model).items()
     }
 
 
@@ -84,7 +84,7 @@ def test_what_earlier_stages_learned_does_not_move(run_stages, make_rows, tiny_m
         {"orthogonal_lora": olora()},
         [make_rows(8), make_rows(12, 1)],
         watch=lambda number, model: kept.update(
-            {number: {n: (a.clone(), b.clone()) for n, (a, b) in frozen_lora.kept(model).items()}}
+            {number: {n: (a.clone(), b.clone()) for n, (a, b) in frozen_lora.frozen_lora(model).items()}}
         ),
     )
     assert kept[1] == kept[-1] == {}
@@ -104,8 +104,8 @@ def test_strength_zero_is_plain_training_of_a_new_adapter_and_a_high_one_makes_i
             copy.deepcopy(tiny_model), {"orthogonal_lora": mitigation}, stages, learning_rate=3e-3
         )
         found[strength] = sum(
-            float(overlap(layer.lora_A["default"].weight.detach(), mitigation.earlier[name]))
-            for name, layer in frozen_lora.adapted_layers(model).items()
+            float(subspace_overlap(layer.lora_A["default"].weight.detach(), mitigation.previous_a[name]))
+            for name, layer in frozen_lora.lora_layers(model).items()
         )
         assert ("penalty/orthogonal_lora" in log[0]) is (strength > 0)
     assert found[20.0] < 0.3 * found[0.0]
@@ -131,7 +131,7 @@ def test_three_stages_are_saved_as_one_adapter_of_the_untouched_base(run_stages,
     base = tiny_model.eval()(IDS).logits
     stages = [make_rows(8, seed) for seed in range(3)]
     model, _ = run_stages(tiny_model, {"orthogonal_lora": olora()}, stages)
-    with save.reference(model):
+    with save.adapter_disabled(model):
         assert torch.equal(model.eval()(IDS).logits, base)
     loaded = reloaded(model)
     assert loaded.peft_config["default"].r == 9
@@ -143,9 +143,9 @@ def test_its_state_holds_the_earlier_directions(run_stages, make_rows, tiny_mode
     run_stages(tiny_model, {"orthogonal_lora": first}, [make_rows(4), make_rows(4, 1)])
     second.load_state_dict(first.state_dict())
     assert second.state_dict()["stages"] == 2
-    assert all(torch.equal(a, second.earlier[name]) for name, a in first.earlier.items())
+    assert all(torch.equal(a, second.previous_a[name]) for name, a in first.previous_a.items())
 
 
 def test_a_second_adapter_is_refused():
     with pytest.raises(HarnessError, match="'orthogonal_lora' and 'lora' each put an adapter"):
-        olora().check({"lora": olora()})
+        olora().check_compatible({"lora": olora()})

@@ -9,10 +9,10 @@ import torch
 from harness_mitigations.osf import Osf
 
 from harness.model import save, svd_subspaces
-from harness.types import Part, Stage
+from harness.types import Stage, StageSource
 
 IDS = torch.tensor([[5, 6, 7, 8]])
-STAGE = Stage("next", (Part("source", "domain"),))
+STAGE = Stage("next", (StageSource("source", "domain"),))
 LAYERS = ["mlp.up_proj", "mlp.down_proj", "self_attn.q_proj", "self_attn.k_proj"]
 """Tall, wide, square, and one with fewer outputs than inputs."""
 
@@ -23,7 +23,7 @@ def osf(**options):
 
 def weights(model):
     """Layer -> the weight that it computes with."""
-    return {name: svd_subspaces.weight(layer) for name, layer in svd_subspaces.subspace_layers(model).items()}
+    return {name: svd_subspaces.effective_weight(layer) for name, layer in svd_subspaces.subspace_layers(model).items()}
 
 
 def strongest(weight, count):
@@ -35,8 +35,8 @@ def moved(model, scale=3.0):
     """Train by hand: make the weakest direction of every layer the strongest by far, and turn it a little."""
     with torch.no_grad():
         for layer in svd_subspaces.subspace_layers(model).values():
-            u, s, _ = svd_subspaces.factors(layer)
-            s[-1] = scale * float(torch.linalg.matrix_norm(svd_subspaces.weight(layer), 2))
+            u, s, _ = svd_subspaces.trainable_svd_factors(layer)
+            s[-1] = scale * float(torch.linalg.matrix_norm(svd_subspaces.effective_weight(layer), 2))
             u[:, -1] += 0.1 * u[:, 0]
     return model
 
@@ -68,82 +68,82 @@ def test_each_stage_keeps_the_strongest_directions_that_it_begins_with(name, run
 
 def test_a_stage_decomposes_what_the_stage_before_left_and_computes_the_same(tiny_model):
     mitigation = osf()
-    model = moved(mitigation.model(tiny_model)).eval()
+    model = moved(mitigation.prepare_model(tiny_model)).eval()
     before, logits = weights(model), model(IDS).logits
-    mitigation.begin_stage(STAGE, model, {})
+    mitigation.on_stage_start(STAGE, model, {})
     torch.testing.assert_close(model(IDS).logits, logits, rtol=1e-4, atol=1e-5)
     for name, layer in svd_subspaces.subspace_layers(model).items():
-        torch.testing.assert_close(svd_subspaces.weight(layer), before[name], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(svd_subspaces.effective_weight(layer), before[name], rtol=1e-4, atol=1e-5)
         u, v = strongest(before[name], layer.effective_rank["default"])
-        held_u, held_v = svd_subspaces.frozen(layer)
+        held_u, held_v = svd_subspaces.frozen_singular_vectors(layer)
         torch.testing.assert_close(held_u @ held_u.T, u @ u.T, rtol=1e-3, atol=1e-4)
         torch.testing.assert_close(held_v.T @ held_v, v.T @ v, rtol=1e-3, atol=1e-4)
-        low, *_ = svd_subspaces.factors(layer)
+        low, *_ = svd_subspaces.trainable_svd_factors(layer)
         torch.testing.assert_close(low.T @ low, torch.eye(low.shape[1]), rtol=1e-4, atol=1e-5)
 
 
 def test_what_a_stage_made_strong_is_held_in_the_next(tiny_model):
     """The direction that was made the strongest was free before and is frozen after."""
     mitigation = osf()
-    model = moved(mitigation.model(tiny_model))
+    model = moved(mitigation.prepare_model(tiny_model))
     learned = {
-        name: svd_subspaces.factors(layer)[0][:, -1].detach().clone()
+        name: svd_subspaces.trainable_svd_factors(layer)[0][:, -1].detach().clone()
         for name, layer in svd_subspaces.subspace_layers(model).items()
     }
-    mitigation.begin_stage(STAGE, model, {})
+    mitigation.on_stage_start(STAGE, model, {})
     for name, layer in svd_subspaces.subspace_layers(model).items():
-        held, _ = svd_subspaces.frozen(layer)
+        held, _ = svd_subspaces.frozen_singular_vectors(layer)
         direction = learned[name] / learned[name].norm()
         assert float((held.T @ direction).norm()) > 0.99
 
 
 def test_a_weight_that_has_not_moved_is_not_decomposed_again(tiny_model, monkeypatch):
     mitigation = osf()
-    model = mitigation.model(tiny_model)
+    model = mitigation.prepare_model(tiny_model)
     monkeypatch.setattr(torch.linalg, "svd", lambda *_, **__: pytest.fail("nothing has moved"))
-    mitigation.begin_stage(STAGE, model, {})
+    mitigation.on_stage_start(STAGE, model, {})
 
 
 def test_the_base_model_stays_bit_for_bit_and_memory_bounded_however_many_stages(tiny_model):
     before = copy.deepcopy(tiny_model).eval()(IDS).logits
     mitigation = osf()
-    model = mitigation.model(tiny_model).eval()
+    model = mitigation.prepare_model(tiny_model).eval()
     parameters = {name: id(one) for name, one in model.named_parameters()}
     for _ in range(4):
         moved(model, 1.1)
         logits = model(IDS).logits
-        mitigation.begin_stage(STAGE, model, {})
+        mitigation.on_stage_start(STAGE, model, {})
         torch.testing.assert_close(model(IDS).logits, logits, rtol=1e-4, atol=1e-4)
-    with save.reference(model):
+    with save.adapter_disabled(model):
         assert torch.equal(model(IDS).logits, before)
     assert {name: id(one) for name, one in model.named_parameters()} == parameters
     for layer in svd_subspaces.subspace_layers(model).values():
-        assert svd_subspaces.removed(layer)[0].shape[1] <= min(layer.in_features, layer.out_features)
+        assert svd_subspaces.removed_component(layer)[0].shape[1] <= min(layer.in_features, layer.out_features)
 
 
 def test_little_that_is_free_is_taken_out_as_few_columns(tiny_model):
     mitigation = osf(preserve=0.9)
-    model = moved(mitigation.model(tiny_model))
+    model = moved(mitigation.prepare_model(tiny_model))
     logits = model.eval()(IDS).logits
-    mitigation.begin_stage(STAGE, model, {})
+    mitigation.on_stage_start(STAGE, model, {})
     torch.testing.assert_close(model(IDS).logits, logits, rtol=1e-4, atol=1e-4)
     layer = model.get_submodule("base_model.model.model.layers.0.mlp.up_proj")
-    free = svd_subspaces.factors(layer)[0].shape[1]
-    assert svd_subspaces.removed(layer)[0].shape[1] == 3 * free < min(layer.in_features, layer.out_features)
+    free = svd_subspaces.trainable_svd_factors(layer)[0].shape[1]
+    assert svd_subspaces.removed_component(layer)[0].shape[1] == 3 * free < min(layer.in_features, layer.out_features)
 
 
 def test_no_precision_is_lost_in_16_bits_and_within_their_autocast(tiny_model):
     base = copy.deepcopy(tiny_model).bfloat16()
     mitigation = osf()
-    model = mitigation.model(base)
+    model = mitigation.prepare_model(base)
     for layer in svd_subspaces.subspace_layers(model).values():
-        u, *_ = svd_subspaces.factors(layer)
+        u, *_ = svd_subspaces.trainable_svd_factors(layer)
         assert u.dtype is torch.float32
         torch.testing.assert_close(u.T @ u, torch.eye(u.shape[1]), rtol=1e-5, atol=1e-5)
     moved(model)
     before = weights(model)
     with torch.autocast("cpu", torch.bfloat16):
-        mitigation.begin_stage(STAGE, model, {})
+        mitigation.on_stage_start(STAGE, model, {})
     for name, after in weights(model).items():
         torch.testing.assert_close(after, before[name], rtol=1e-4, atol=1e-5)
 
@@ -154,10 +154,10 @@ def test_the_saved_model_is_the_model_in_memory(dtype, tiny_model, tokenizer, tm
     from transformers import AutoModelForCausalLM
 
     mitigation = osf()
-    model = moved(mitigation.model(tiny_model.to(dtype)))
-    mitigation.begin_stage(STAGE, model, {})
+    model = moved(mitigation.prepare_model(tiny_model.to(dtype)))
+    mitigation.on_stage_start(STAGE, model, {})
     moved(model, 1.1)
-    save.save(model, tokenizer, tmp_path / "saved")
+    save.save_model(model, tokenizer, tmp_path / "saved")
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
     assert loaded.dtype is torch.float32
     assert loaded.lm_head.weight is loaded.model.embed_tokens.weight
@@ -168,13 +168,13 @@ def test_the_saved_model_is_the_model_in_memory(dtype, tiny_model, tokenizer, tm
     assert len(expected) == 14
     torch.testing.assert_close(loaded.eval()(IDS).logits, model.float().eval()(IDS).logits, rtol=1e-4, atol=1e-5)
     assert model.config.dtype is not torch.float32 or dtype is torch.float32, "the model itself is left as it was"
-    assert not save.saves_adapter(model)
+    assert not save.saves_as_adapter(model)
 
 
 def test_merged_in_the_middle_of_an_autocast_nothing_is_lost(tiny_model):
-    model = moved(osf().model(tiny_model))
+    model = moved(osf().prepare_model(tiny_model))
     expected = weights(model)
     with torch.autocast("cpu", torch.bfloat16):
-        merged = save.merge(model)
+        merged = save.merge_adapter(model)
     for name, weight in expected.items():
         torch.testing.assert_close(merged.get_submodule(name.removeprefix("base_model.model.")).weight, weight)

@@ -32,7 +32,7 @@ def test_it_begins_at_the_base_trains_two_stages_and_leaves_the_base_alone(name,
     assert torch.allclose(MADE[name]().model(copy.deepcopy(tiny_model)).eval()(IDS).logits, before, atol=1e-5)
     model, _ = run_stages(tiny_model, {name: MADE[name]()}, [make_rows(8), make_rows(8, 1)])
     assert float((model.eval()(IDS).logits - before).detach().abs().max()) > 1e-2
-    with save.reference(model):
+    with save.adapter_disabled(model):
         assert torch.equal(model(IDS).logits, before)
 
 
@@ -53,7 +53,7 @@ def test_a_second_adapter_is_refused(name, tiny_model):
     with pytest.raises(HarnessError, match=f"'{name}' and 'lora' each put an adapter"):
         MADE[name]().check({"lora": osf()})
     with pytest.raises(HarnessError, match=f"mitigations.{name}: the model already carries an adapter"):
-        MADE[name]().model(osf().model(tiny_model))
+        MADE[name]().model(osf().prepare_model(tiny_model))
 
 
 @pytest.mark.parametrize("name", MADE)
@@ -74,5 +74,5 @@ def test_oft_keeps_the_lengths_of_neurons_and_the_angles_between_them(run_stages
 
 def test_blocks_that_do_not_divide_a_width_are_an_error(tiny_model):
     with pytest.raises(HarnessError, match=r"oft\.block: blocks of 12 do not divide the 32 inputs"):
-        oft(block=12).model(tiny_model)
-    oft(block=64, target=["down_proj"]).model(tiny_model)
+        oft(block=12).prepare_model(tiny_model)
+    oft(block=64, target=["down_proj"]).prepare_model(tiny_model)

@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-from harness_mitigations.replay import Replay, rehearse
+from harness_mitigations.replay import Replay, add_replay
 
-from harness.types import Part, Share, Stage
+from harness.types import Share, Stage, StageSource
 
 
 def stage(name, *domain, general=()):
-    return Stage(name, tuple(Part(s, "domain") for s in domain) + tuple(Part(s, "general") for s in general))
+    return Stage(
+        name, tuple(StageSource(s, "domain") for s in domain) + tuple(StageSource(s, "general") for s in general)
+    )
 
 
 def test_a_single_stage_and_the_first_of_several_stay_as_they_are():
     one = (stage("one", "a"),)
-    assert rehearse(one, 0.1, "loss_tokens", None) == one
+    assert add_replay(one, 0.1, "loss_tokens", None) == one
     two = (stage("one", "a"), stage("two", "b"))
-    assert rehearse(two, 0.1, "loss_tokens", 50)[0] == two[0]
+    assert add_replay(two, 0.1, "loss_tokens", 50)[0] == two[0]
 
 
 def test_each_later_stage_gets_all_earlier_sources_at_one_share_together():
-    _, two, three = rehearse((stage("one", "a"), stage("two", "b", "c"), stage("three", "d")), 0.2, "tokens", 50)
-    assert two.parts == (Part("b", "domain"), Part("c", "domain"), Part("a", "replay", limit=50))
+    _, two, three = add_replay((stage("one", "a"), stage("two", "b", "c"), stage("three", "d")), 0.2, "tokens", 50)
+    assert two.sources == (StageSource("b", "domain"), StageSource("c", "domain"), StageSource("a", "replay", limit=50))
     assert two.shares == (Share(("a",), 0.2, "tokens"),)
-    assert [(part.source, part.role, part.limit) for part in three.parts[1:]] == [
+    assert [(part.source, part.role, part.limit) for part in three.sources[1:]] == [
         ("a", "replay", 50),
         ("b", "replay", 50),
         ("c", "replay", 50),
@@ -31,23 +33,23 @@ def test_each_later_stage_gets_all_earlier_sources_at_one_share_together():
 
 
 def test_what_a_stage_trains_on_itself_is_not_replayed_in_it_but_later_again():
-    _, two, three = rehearse((stage("one", "a"), stage("two", "a"), stage("three", "b")), 0.1, "rows", None)
+    _, two, three = add_replay((stage("one", "a"), stage("two", "a"), stage("three", "b")), 0.1, "rows", None)
     assert two == stage("two", "a")
     assert three.shares == (Share(("a",), 0.1, "rows"),)
 
 
 def test_general_sources_are_left_to_mixing():
-    _, two = rehearse((stage("one", "a", general=("g",)), stage("two", "b")), 0.1, "loss_tokens", None)
-    assert [part.source for part in two.parts] == ["b", "a"]
+    _, two = add_replay((stage("one", "a", general=("g",)), stage("two", "b")), 0.1, "loss_tokens", None)
+    assert [part.source for part in two.sources] == ["b", "a"]
 
 
 def test_shares_that_a_stage_has_already_stay():
     given = Share(("g",), 0.3)
-    before = Stage("two", (Part("b", "domain"), Part("g", "general")), shares=(given,))
-    _, two = rehearse((stage("one", "a"), before), 0.1, "loss_tokens", None)
+    before = Stage("two", (StageSource("b", "domain"), StageSource("g", "general")), shares=(given,))
+    _, two = add_replay((stage("one", "a"), before), 0.1, "loss_tokens", None)
     assert two.shares == (given, Share(("a",), 0.1, "loss_tokens"))
 
 
 def test_the_mitigation_plans_what_its_function_says():
     stages = (stage("one", "a"), stage("two", "b"))
-    assert Replay(share=0.1, unit="rows", buffer=7).plan(stages) == rehearse(stages, 0.1, "rows", 7)
+    assert Replay(share=0.1, unit="rows", buffer=7).transform_stages(stages) == add_replay(stages, 0.1, "rows", 7)

@@ -10,9 +10,11 @@ import torch
 from harness import registry
 from harness.errors import HarnessError
 from harness.model import save
-from harness.types import Part, Stage
+from harness.types import Stage, StageSource
 
-REGISTRY = registry.discover([pair for pair in registry.installed() if pair[0] == registry.OURS])
+REGISTRY = registry.discover_plugins(
+    [pair for pair in registry.installed_entry_points() if pair[0] == registry.CORE_DISTRIBUTION]
+)
 ADAPTERS = ("lora", "orthogonal_lora", "osf", "oft")
 IDS = torch.tensor([[5, 6, 7, 8, 9]])
 OPTIONS = {
@@ -41,7 +43,7 @@ def everything(adapter):
     for name, component in REGISTRY.components["mitigations"].items():
         if name not in ADAPTERS or name == adapter:
             defaults = {key: option.get("default") for key, option in component.options.items()}
-            made[name] = REGISTRY.make("mitigations", name, defaults | OPTIONS.get(name, {}))
+            made[name] = REGISTRY.create("mitigations", name, defaults | OPTIONS.get(name, {}))
     return made
 
 
@@ -70,12 +72,12 @@ def test_all_mitigations_together_train_two_stages(adapter, engine, run_stages, 
     base = copy.deepcopy(tiny_model).eval()(IDS).logits
     together, _ = compatible(adapter)
     stages = (
-        Stage("one", (Part("a", "domain"), Part("g", "general"))),
-        Stage("two", (Part("b", "domain"), Part("g", "general"))),
+        Stage("one", (StageSource("a", "domain"), StageSource("g", "general"))),
+        Stage("two", (StageSource("b", "domain"), StageSource("g", "general"))),
     )
     for mitigation in sorted(together.values(), key=lambda one: one.order):
         stages = mitigation.plan(stages)
-    assert {part.source for part in stages[1].parts} == {"b", "a", "g"}
+    assert {part.source for part in stages[1].sources} == {"b", "a", "g"}
     sweeps = []
 
     def watch(number, model):
@@ -93,7 +95,7 @@ def test_all_mitigations_together_train_two_stages(adapter, engine, run_stages, 
     after = model.eval()(IDS).logits
     assert float((after - base).detach().abs().max()) > 1e-3
     if adapter:
-        with save.reference(model):
+        with save.adapter_disabled(model):
             assert torch.equal(model(IDS).logits, base)
     assert torch.allclose(reloaded(model)(IDS).logits, after, atol=1e-4)
 

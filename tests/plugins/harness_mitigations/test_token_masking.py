@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from harness_mitigations.token_masking import TokenMasking, without_surprises
+from harness_mitigations.token_masking import TokenMasking, mask_high_perplexity
 
 from harness.errors import HarnessError
 from harness.interfaces.mitigation import Mitigation
@@ -23,12 +23,12 @@ def masking(**options):
 
 
 class Spy(Mitigation):
-    order = 1000
+    priority = 1000
 
     def __init__(self):
         self.gradients = []
 
-    def weight_pull(self, model):
+    def add_weight_penalty(self, model):
         self.gradients.append({n: w.grad.clone() for n, w in model.named_parameters() if w.grad is not None})
 
 
@@ -44,7 +44,7 @@ def nlls(model, row):
 def test_targets_above_the_limit_are_left_out_and_all_else_stays():
     labels = torch.tensor([[7, -100, 3, 4], [-100, 5, -100, 6]])
     nll = torch.tensor([0.5, 2.0, 2.1, 1.0])  # of 3, 4, 5 and 6; the 7 begins its row and is predicted by nothing
-    made = without_surprises(labels, nll, 2.0)
+    made = mask_high_perplexity(labels, nll, 2.0)
     assert made.tolist() == [[7, -100, 3, 4], [-100, -100, -100, 6]]
     assert labels.tolist() == [[7, -100, 3, 4], [-100, 5, -100, 6]]
 
@@ -89,19 +89,19 @@ def test_the_base_stays_the_judge_or_the_model_as_it_is(under, same, make_rows, 
     from harness_mitigations import base_model
 
     mitigation = masking(under=under)
-    mitigation.begin_stage(Stage("one", ()), tiny_model, {})
-    batch = base_model.batched(tiny_model, make_rows(4))
-    before = mitigation.labels(tiny_model, batch)
+    mitigation.on_stage_start(Stage("one", ()), tiny_model, {})
+    batch = base_model.collate_rows(tiny_model, make_rows(4))
+    before = mitigation.filter_labels(tiny_model, batch)
     with torch.no_grad():
         for weight in tiny_model.parameters():
             weight.add_(0.2 * torch.randn_like(weight))
-    assert torch.equal(before, mitigation.labels(tiny_model, batch)) is same
+    assert torch.equal(before, mitigation.filter_labels(tiny_model, batch)) is same
 
 
 def test_a_quantile_keeps_that_share_of_the_tokens_that_it_was_measured_on(make_rows, tiny_model):
     rows = make_rows(30)
     mitigation = masking(quantile=0.7, source="given")
-    mitigation.begin_stage(Stage("one", ()), tiny_model, {"given": rows})
+    mitigation.on_stage_start(Stage("one", ()), tiny_model, {"given": rows})
     found = [nll for row in rows for nll in nlls(tiny_model, row)]
     kept = sum(nll <= mitigation.state_dict()["limit"] + 1e-6 for nll in found)
     assert kept / len(found) == pytest.approx(0.7, abs=1 / len(found))
@@ -109,14 +109,14 @@ def test_a_quantile_keeps_that_share_of_the_tokens_that_it_was_measured_on(make_
 
 def test_a_measured_threshold_is_measured_once_and_resumed(make_rows, tiny_model):
     first, second = masking(quantile=0.5, source="given"), masking(quantile=0.5, source="given")
-    first.begin_stage(Stage("one", ()), tiny_model, {"given": make_rows(10)})
+    first.on_stage_start(Stage("one", ()), tiny_model, {"given": make_rows(10)})
     second.load_state_dict(first.state_dict())
-    second.begin_stage(Stage("two", ()), tiny_model, {"given": make_rows(10, 9)})
+    second.on_stage_start(Stage("two", ()), tiny_model, {"given": make_rows(10, 9)})
     assert second.state_dict() == first.state_dict()
 
 
 def test_a_quantile_of_nothing_is_refused(tiny_model):
     with pytest.raises(HarnessError, match=r"token_masking\.source: a quantile is given, and no source"):
-        masking(quantile=0.5).check({})
+        masking(quantile=0.5).check_compatible({})
     with pytest.raises(HarnessError, match=r"'given' has no row"):
-        masking(quantile=0.5, source="given").begin_stage(Stage("one", ()), tiny_model, {"given": ()})
+        masking(quantile=0.5, source="given").on_stage_start(Stage("one", ()), tiny_model, {"given": ()})

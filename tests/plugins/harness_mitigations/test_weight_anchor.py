@@ -5,7 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 from harness_mitigations import weight_anchor
-from harness_mitigations.weight_anchor import difference, proximal, pull, pull_factors, value
+from harness_mitigations.weight_anchor import (
+    add_lora_penalty_gradient,
+    add_penalty_gradient,
+    apply_proximal_step,
+    low_rank_difference,
+    penalty_value,
+)
 
 torch.set_num_threads(1)
 SHAPES = [(4, 3), (5,), (), (30, 7)]
@@ -14,7 +20,7 @@ SHAPES = [(4, 3), (5,), (), (30, 7)]
 @pytest.fixture
 def small_slices(monkeypatch):
     """Groups of several tensors, and tensors that are walked in pieces."""
-    monkeypatch.setitem(weight_anchor.SLICE, "cpu", 16)
+    monkeypatch.setitem(weight_anchor.CHUNK_SIZE, "cpu", 16)
 
 
 def made(seed=3):
@@ -39,7 +45,7 @@ def test_pull_is_the_gradient_of_the_written_out_penalty(weighted):
         @staticmethod
         def forward(context, *weights):
             gradients = [torch.zeros_like(weight) for weight in weights]
-            pull(weights, gradients, anchors, given, 0.7)
+            add_penalty_gradient(weights, gradients, anchors, given, 0.7)
             context.save_for_backward(*gradients)
             return penalty(*weights)
 
@@ -50,9 +56,9 @@ def test_pull_is_the_gradient_of_the_written_out_penalty(weighted):
     assert torch.autograd.gradcheck(Pulled.apply, weights)
     expected = torch.autograd.grad(penalty(*weights), weights)
     gradients = [torch.ones_like(weight) for weight in weights]
-    found = pull(weights, gradients, anchors, given, 0.7)
+    found = add_penalty_gradient(weights, gradients, anchors, given, 0.7)
     assert float(found) == pytest.approx(float(penalty(*weights).detach()), rel=1e-12)
-    assert float(value(weights, anchors, given, 0.7)) == float(found)
+    assert float(penalty_value(weights, anchors, given, 0.7)) == float(found)
     assert not found.requires_grad
     for gradient, wanted in zip(gradients, expected, strict=True):
         assert torch.allclose(gradient, 1 + wanted, rtol=1e-13)
@@ -62,7 +68,7 @@ def test_pull_is_the_gradient_of_the_written_out_penalty(weighted):
 def test_a_transposed_gradient_is_added_to_in_place():
     weights, anchors, importances = made()
     gradients = [torch.zeros_like(weight).t().contiguous().t() for weight in weights[3:]]
-    pull(weights[3:], gradients, anchors[3:], importances[3:], 2.0)
+    add_penalty_gradient(weights[3:], gradients, anchors[3:], importances[3:], 2.0)
     wanted = 2.0 * importances[3] * (weights[3] - anchors[3]).detach()
     assert torch.allclose(gradients[0], wanted)
 
@@ -70,8 +76,8 @@ def test_a_transposed_gradient_is_added_to_in_place():
 def test_importances_in_bfloat16_change_the_pull_by_their_rounding_alone():
     weights, anchors, importances = made()
     exact, rounded = ([torch.zeros_like(weight) for weight in weights] for _ in range(2))
-    pull(weights, exact, anchors, importances, 1.0)
-    pull(weights, rounded, anchors, [f.bfloat16() for f in importances], 1.0)
+    add_penalty_gradient(weights, exact, anchors, importances, 1.0)
+    add_penalty_gradient(weights, rounded, anchors, [f.bfloat16() for f in importances], 1.0)
     for one, other in zip(exact, rounded, strict=True):
         assert torch.allclose(one, other, rtol=2**-8, atol=0)  # 8 bits: half a unit of the last is 2^-9
     assert any(not torch.equal(one, other) for one, other in zip(exact, rounded, strict=True))
@@ -82,7 +88,7 @@ def test_importances_in_bfloat16_change_the_pull_by_their_rounding_alone():
 def test_proximal_minimises_what_it_says(weighted):
     weights, anchors, importances = made()
     start = [weight.detach().clone() for weight in weights]
-    proximal(weights, anchors, importances if weighted else None, 0.6)
+    apply_proximal_step(weights, anchors, importances if weighted else None, 0.6)
     for x, theta, a, f in zip(weights, start, anchors, importances, strict=True):
         f = f if weighted else torch.ones_like(f)
         x = x.detach().requires_grad_()
@@ -95,10 +101,10 @@ def test_a_proximal_step_of_none_keeps_every_bit_and_of_infinity_gives_the_ancho
     weights, anchors, importances = made()
     start = [weight.detach().clone() for weight in weights]
     given = [f + 0.01 for f in importances] if weighted else None
-    proximal(weights, anchors, given, 0.0)
+    apply_proximal_step(weights, anchors, given, 0.0)
     assert all(torch.equal(weight, old) for weight, old in zip(weights, start, strict=True))
     for step in (1e300, float("inf")):
-        proximal(weights, anchors, given, step)
+        apply_proximal_step(weights, anchors, given, step)
         assert all(torch.equal(weight, anchor) for weight, anchor in zip(weights, anchors, strict=True))
 
 
@@ -117,7 +123,7 @@ def test_descent_with_the_pull_reaches_the_closed_form_optimum():
     theta = start.clone()
     for _ in range(2000):
         gradient = h @ (theta - target)
-        pull([theta], [gradient], [start], [f], strength)
+        add_penalty_gradient([theta], [gradient], [start], [f], strength)
         theta -= 0.1 * gradient
     assert torch.allclose(theta, optimum, atol=1e-12)
 
@@ -130,7 +136,7 @@ def test_descent_with_proximal_steps_reaches_it_too_and_is_stable_at_any_strengt
     theta = start.clone()
     for _ in range(2000):
         theta -= 0.1 * (h @ (theta - target))
-        proximal([theta], [start], [f], 0.1 * strength)
+        apply_proximal_step([theta], [start], [f], 0.1 * strength)
     assert torch.allclose(theta, optimum, atol=1e-10)
 
 
@@ -142,7 +148,7 @@ def test_two_gaussian_tasks_give_the_posterior_mean():
     theta, anchor, importance = one.mean()[None].clone(), one.mean()[None], torch.tensor([30.0], dtype=torch.float64)
     for _ in range(500):
         gradient = (50 * theta - two.sum()).clone()
-        pull([theta], [gradient], [anchor], [importance], 1.0)
+        add_penalty_gradient([theta], [gradient], [anchor], [importance], 1.0)
         theta -= 0.01 * gradient
     assert float(theta) == pytest.approx(float(torch.cat([one, two]).mean()), abs=1e-12)
 
@@ -162,10 +168,10 @@ def test_pull_of_factors_is_the_gradient_through_the_merged_weight(weighted):
     anchor = base + then[1] @ then[0]
     penalty = 0.35 * ((importance if weighted else 1) * (merged - anchor) ** 2).sum()
     expected = torch.autograd.grad(penalty, (a, b))
-    drift = difference([(a.detach(), 1.5 * b.detach()), frozen], [then])
+    drift = low_rank_difference([(a.detach(), 1.5 * b.detach()), frozen], [then])
     assert torch.allclose(drift, (merged - anchor).detach(), atol=1e-13)
     gradients = (torch.ones_like(a), torch.ones_like(b))
-    found = pull_factors([(a, b)], [gradients], [1.5], drift, importance if weighted else None, 0.7)
+    found = add_lora_penalty_gradient([(a, b)], [gradients], [1.5], drift, importance if weighted else None, 0.7)
     assert float(found) == pytest.approx(float(penalty.detach()), rel=1e-12)
     for gradient, wanted in zip(gradients, expected, strict=True):
         assert torch.allclose(gradient, 1 + wanted, rtol=1e-12)
@@ -174,8 +180,8 @@ def test_pull_of_factors_is_the_gradient_through_the_merged_weight(weighted):
 def test_the_change_counts_and_not_how_it_is_written():
     torch.manual_seed(7)
     a, b, m = torch.randn(2, 7), torch.randn(5, 2), torch.tensor([[2.0, 1.0], [0.0, 0.5]])
-    same = difference([(m @ a, b @ m.inverse())], [(a, b)])
+    same = low_rank_difference([(m @ a, b @ m.inverse())], [(a, b)])
     assert float(same.abs().max()) < 1e-5
     # Adding factor to factor is another change: (B + B')(A + A') is not B A + B' A'.
     other_a, other_b = torch.randn(2, 7), torch.randn(5, 2)
-    assert float(difference([(a + other_a, b + other_b)], [(a, b), (other_a, other_b)]).abs().max()) > 1
+    assert float(low_rank_difference([(a + other_a, b + other_b)], [(a, b), (other_a, other_b)]).abs().max()) > 1

@@ -8,7 +8,7 @@ import pytest
 import torch
 from harness_mitigations.lora import Lora
 from harness_mitigations.orthogonal_lora import OrthogonalLora
-from harness_mitigations.wise_ft import WiseFt, interpolate
+from harness_mitigations.wise_ft import WiseFt, interpolate_weights
 
 from harness.errors import HarnessError
 from harness.model import frozen_lora, save
@@ -33,11 +33,11 @@ KINDS = ["none", "lora", "pissa", "orthogonal_lora"]
 
 def merged(model, base):
     """Name of a base weight -> its value with the adapter and what is kept multiplied out, float64."""
-    if not save.is_adapted(model):
+    if not save.is_peft_model(model):
         return {name: weight.detach().double().clone() for name, weight in model.named_parameters()}
     found = {name: weight.detach().double().clone() for name, weight in base.named_parameters()}
-    kept = frozen_lora.kept(model)
-    for name, layer in frozen_lora.adapted_layers(model).items():
+    kept = frozen_lora.frozen_lora(model)
+    for name, layer in frozen_lora.lora_layers(model).items():
         key = name.removeprefix("base_model.model.") + ".weight"
         a, b = (getattr(layer, f"lora_{one}")["default"].weight.detach().double() for one in "AB")
         found[key] += layer.scaling["default"] * b @ a
@@ -54,9 +54,9 @@ def logits(model):
 def test_the_ends_of_an_interpolation_are_its_parents_bit_for_bit():
     torch.manual_seed(0)
     start, end = 1e4 * torch.randn(50), 1e-4 * torch.randn(50)
-    assert torch.equal(interpolate(start, end, 0.0), start)
-    assert torch.equal(interpolate(start, end, 1.0), end)
-    assert torch.allclose(interpolate(start, end, 0.3), 0.7 * start + 0.3 * end, rtol=1e-6)
+    assert torch.equal(interpolate_weights(start, end, 0.0), start)
+    assert torch.equal(interpolate_weights(start, end, 1.0), end)
+    assert torch.allclose(interpolate_weights(start, end, 0.3), 0.7 * start + 0.3 * end, rtol=1e-6)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -138,7 +138,7 @@ def test_its_state_is_where_the_stage_began(run_stages, make_rows, tiny_model):
     second.load_state_dict(first.state_dict())
     again = copy.deepcopy(model)
     for mitigation, one in ((first, model), (second, again)):
-        mitigation.end_stage(None, one, ())
+        mitigation.on_stage_end(None, one, ())
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
 
 
@@ -149,10 +149,10 @@ def test_before_any_stage_there_is_no_variant(tiny_model):
 @pytest.mark.parametrize("name", ["oft", "osf"])
 def test_adapters_that_cannot_be_scaled_are_refused(name):
     with pytest.raises(HarnessError, match=f"the change that '{name}' makes cannot be scaled"):
-        WiseFt(alpha=0.5, alphas=()).check({name: lora()})
+        WiseFt(alpha=0.5, alphas=()).check_compatible({name: lora()})
 
 
 def test_dora_is_refused_and_lora_is_not():
     with pytest.raises(HarnessError, match="DoRA divides by the length"):
-        WiseFt(alpha=0.5, alphas=()).check({"lora": lora(dora=True)})
-    WiseFt(alpha=0.5, alphas=()).check({"lora": lora(), "kl": lora()})
+        WiseFt(alpha=0.5, alphas=()).check_compatible({"lora": lora(dora=True)})
+    WiseFt(alpha=0.5, alphas=()).check_compatible({"lora": lora(), "kl": lora()})

@@ -4,7 +4,7 @@ from pathlib import Path
 import datasets
 import pyarrow
 import pytest
-from harness_sources.arrow import Arrow
+from harness_sources.arrow import ArrowSource
 
 from harness import HarnessError
 
@@ -17,7 +17,7 @@ def _inside(tmp_path, monkeypatch):
 
 
 def read(path="saved", split=None):
-    return list(Arrow(path, {}, split).records())
+    return list(ArrowSource(path, {}, split).records())
 
 
 def test_a_saved_dataset_is_read_in_its_order_from_all_its_files():
@@ -25,7 +25,7 @@ def test_a_saved_dataset_is_read_in_its_order_from_all_its_files():
     files = [part["filename"] for part in json.loads(Path("saved/state.json").read_text())["_data_files"]]
     assert len(files) == 2
     assert [record.data for record in read()] == ROWS[::-1]
-    assert [record.place for record in read()] == [
+    assert [record.location for record in read()] == [
         *(f"saved/{files[0]}:[{n}]" for n in range(3)), *(f"saved/{files[1]}:[{n}]" for n in range(2)),
     ]  # fmt: skip
     assert [record.data for record in read([f"saved/{files[1]}"])] == ROWS[1::-1]
@@ -45,7 +45,7 @@ def test_a_file_of_arrows_file_format_is_read_as_well():
     table = pyarrow.Table.from_pylist(ROWS[:3])
     with pyarrow.OSFile("x.arrow", "wb") as file, pyarrow.ipc.new_file(file, table.schema) as writer:
         writer.write_table(table, max_chunksize=2)
-    assert [(record.place, record.data) for record in read("x.arrow")] == [
+    assert [(record.location, record.data) for record in read("x.arrow")] == [
         (f"x.arrow:[{n}]", row) for n, row in enumerate(ROWS[:3])
     ]
 

@@ -1,9 +1,9 @@
 from pathlib import Path
 
 import pytest
-from harness_sources.csv_table import CsvTable
+from harness_sources.csv_table import CsvSource
 
-from harness import Bad, HarnessError, Record
+from harness import HarnessError, InvalidRecord, Record
 
 
 @pytest.fixture(autouse=True)
@@ -13,11 +13,11 @@ def _inside(tmp_path, monkeypatch):
 
 def read(text, delimiter=","):
     Path("x.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
-    return list(CsvTable("x.csv", {}, delimiter).records())
+    return list(CsvSource("x.csv", {}, delimiter).records())
 
 
 def rows(text, delimiter=","):
-    return [(record.place, dict(record.data)) for record in read(text, delimiter)]
+    return [(record.location, dict(record.data)) for record in read(text, delimiter)]
 
 
 def test_the_first_line_names_the_columns_and_a_place_is_where_the_row_begins():
@@ -56,14 +56,14 @@ def test_what_is_no_table_is_told_with_its_line(text, line):
 
 def test_rows_of_a_wrong_width_are_bad_rows_between_the_good_ones():
     first, second, third = read("q,a\n1,2,3\n1\n1,2\n")
-    assert (first.place, first.what, first.raw) == (
+    assert (first.location, first.what, first.raw) == (
         "x.csv:2", "has 3 fields where the header names 2", ["1", "2", "3"],
     )  # fmt: skip
-    assert isinstance(second, Bad)
+    assert isinstance(second, InvalidRecord)
     assert third == Record("x.csv:4", {"q": "1", "a": "2"})
 
 
 def test_a_row_that_is_not_utf8_is_bad_and_the_table_goes_on_below_it():
     bad, good = read(b'q,a\n1,"two\n\xff lines"\n3,4\n')
-    assert (bad.place, bad.what, bad.raw) == ("x.csv:2", "is not UTF-8: byte 1 is 0xff", "1,two\n\\xff lines")
+    assert (bad.location, bad.what, bad.raw) == ("x.csv:2", "is not UTF-8: byte 1 is 0xff", "1,two\n\\xff lines")
     assert good == Record("x.csv:4", {"q": "3", "a": "4"})

@@ -18,7 +18,7 @@ def test_the_built_in_sources_are_declared():
 @pytest.mark.parametrize("name", COMPONENTS)
 def test_each_is_made_of_exactly_the_options_that_it_declares(name):
     component = COMPONENTS[name]
-    module, _, factory = component.load.partition(":")
+    module, _, factory = component.factory.partition(":")
     defaults = {key: option["default"] for key, option in component.options.items() if "default" in option}
     options = {**defaults, **GIVEN.get(name, {"path": "x"})}
     assert set(options) == set(component.options) == set(defaults) | set(component.required)

@@ -6,11 +6,11 @@ import threading
 import fsspec
 import pyarrow
 import pytest
-from harness_sources.arrow import Arrow, Parquet
-from harness_sources.csv_table import CsvTable
-from harness_sources.files import shown
-from harness_sources.json_sources import JsonArray, JsonLines
-from harness_sources.text import Text
+from harness_sources.arrow import ArrowSource, ParquetSource
+from harness_sources.csv_table import CsvSource
+from harness_sources.files import display_path
+from harness_sources.json_sources import JsonlSource, JsonSource
+from harness_sources.text import TextSource
 from pyarrow import parquet
 
 from harness import HarnessError
@@ -24,7 +24,7 @@ def _inside(tmp_path, monkeypatch):
 
 
 def read(path, **storage):
-    return [(record.place, record.data["a"]) for record in JsonLines(path, storage).records()]
+    return [(record.location, record.data["a"]) for record in JsonlSource(path, storage).records()]
 
 
 def refused(path, **storage):
@@ -52,7 +52,7 @@ def test_gzip_and_zstd_are_told_by_their_first_bytes_whatever_the_files_name(tmp
 def test_every_source_of_text_reads_them(tmp_path, pack):
     for name, text in {"x.json": b'[{"a": "1"}]', "x.csv": b"a\n1\n", "x.txt": b"1\n"}.items():
         (tmp_path / name).write_bytes(pack(text))
-    sources = [JsonArray("x.json", {}), CsvTable("x.csv", {}, ","), Text("x.txt", {}, "line")]
+    sources = [JsonSource("x.json", {}), CsvSource("x.csv", {}, ","), TextSource("x.txt", {}, "line")]
     assert [list(next(iter(source.records())).data.values()) for source in sources] == [["1"]] * 3
 
 
@@ -129,9 +129,9 @@ def test_every_source_of_files_reads_from_a_file_system_of_fsspec(memory):
         writer.write_table(table)
     memory.pipe("/d/saved/state.json", b'{"_data_files": [{"filename": "part.arrow"}]}')
     sources = [
-        JsonLines("memory://d/x.jsonl.gz", {}), JsonArray("memory://d/x.json", {}),
-        CsvTable("memory://d/x.csv", {}, ","), Text("memory://d/x.txt", {}, "line"),
-        Parquet("memory://d/x.parquet", {}), Arrow("memory://d/saved", {}, None),
+        JsonlSource("memory://d/x.jsonl.gz", {}), JsonSource("memory://d/x.json", {}),
+        CsvSource("memory://d/x.csv", {}, ","), TextSource("memory://d/x.txt", {}, "line"),
+        ParquetSource("memory://d/x.parquet", {}), ArrowSource("memory://d/saved", {}, None),
     ]  # fmt: skip
     assert [next(iter(source.records())).place for source in sources] == [
         "memory://d/x.jsonl.gz:1", "memory://d/x.json:[0]", "memory://d/x.csv:2", "memory://d/x.txt:1",
@@ -194,22 +194,22 @@ def test_an_address_that_nothing_reads_is_told():
 @pytest.mark.parametrize("name", ["key", "secret", "aws_secret_access_key", "token", "sas_token", "password"])
 def test_a_credential_in_a_spec_is_refused(name):
     with pytest.raises(HarnessError, match=f"'{name}' is a credential, and a spec is no place for one; give it by the"):
-        JsonLines("s3://b/x", {name: "abc"})
+        JsonlSource("s3://b/x", {name: "abc"})
     with pytest.raises(HarnessError, match=f"'{name}' is a credential"):
-        JsonLines("s3://b/x", {"client_kwargs": {name: "abc"}})
+        JsonlSource("s3://b/x", {"client_kwargs": {name: "abc"}})
 
 
 def test_a_password_in_an_address_is_refused_and_not_shown():
     with pytest.raises(HarnessError) as caught:
-        JsonLines(["a.jsonl", "https://me:hidden@host/x.jsonl"], {})
+        JsonlSource(["a.jsonl", "https://me:hidden@host/x.jsonl"], {})
     assert str(caught.value).startswith("https://host/x.jsonl: the address holds a password")
     assert "hidden" not in str(caught.value)
 
 
 def test_a_setting_without_a_secret_in_it_is_none():
-    JsonLines("gs://b/x", {"token": "anon", "anon": True, "client_kwargs": {"region_name": "eu-west-1"}})
+    JsonlSource("gs://b/x", {"token": "anon", "anon": True, "client_kwargs": {"region_name": "eu-west-1"}})
 
 
 def test_an_address_is_shown_without_its_user_and_its_query():
-    assert shown("https://me:word@host:8/a/b.jsonl?sig=1#x") == "https://host:8/a/b.jsonl"
-    assert shown("s3://bucket/a.jsonl") == "s3://bucket/a.jsonl"
+    assert display_path("https://me:word@host:8/a/b.jsonl?sig=1#x") == "https://host:8/a/b.jsonl"
+    assert display_path("s3://bucket/a.jsonl") == "s3://bucket/a.jsonl"

@@ -1,7 +1,7 @@
 import datasets
 import huggingface_hub
 import pytest
-from harness_sources.hub import Hub
+from harness_sources.hub import HubSource
 
 from harness import HarnessError
 
@@ -29,22 +29,22 @@ def asked(monkeypatch):
 
 @pytest.mark.parametrize("streaming", [False, True])
 def test_rows_are_those_of_the_split_asked_for_at_the_commit_that_the_revision_is(asked, streaming):
-    hub = Hub("some/rows", "small", "test", "v1", streaming)
-    assert [(r.place, r.data) for r in hub.records()] == [
+    hub = HubSource("some/rows", "small", "test", "v1", streaming)
+    assert [(r.location, r.data) for r in hub.records()] == [
         ("hub:some/rows/test:[0]", {"q": "a", "c": [{"x": 1}]}),
         ("hub:some/rows/test:[1]", {"q": "b", "c": [{"y": 2}]}),
     ]
     more = {"streaming": True} if streaming else {}
     assert asked == [(("some/rows", "small"), {"split": "test", "revision": COMMIT, **more})]
-    assert hub.facts() == {"commit": COMMIT}
+    assert hub.metadata() == {"commit": COMMIT}
 
 
 def test_a_revision_that_may_move_is_a_warning_with_the_commit_to_pin(asked):
     for revision in (None, "main"):
-        list((hub := Hub("some/rows", None, "train", revision, False)).records())
+        list((hub := HubSource("some/rows", None, "train", revision, False)).records())
         (warning,) = hub.warnings()
         assert f'"revision": "{COMMIT}"' in warning
-    list((hub := Hub("some/rows", None, "train", COMMIT, False)).records())
+    list((hub := HubSource("some/rows", None, "train", COMMIT, False)).records())
     assert hub.warnings() == ()
 
 
@@ -53,10 +53,10 @@ def test_without_the_hub_a_copy_on_disk_is_read_and_its_commit_is_not_told(asked
         raise ConnectionError("offline")
 
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", dataset_info)
-    hub = Hub("some/rows", None, "train", "v1", False)
+    hub = HubSource("some/rows", None, "train", "v1", False)
     assert len(list(hub.records())) == 2
     assert asked[0][1]["revision"] == "v1"
-    assert hub.facts() == {}
+    assert hub.metadata() == {}
     assert "cannot be asked which commit" in hub.warnings()[0]
 
 
@@ -72,14 +72,14 @@ def test_what_the_hub_does_not_have_is_told(monkeypatch, kind, what):
 
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", dataset_info)
     with pytest.raises(HarnessError, match=what):
-        list(Hub("some/rows", None, "train", "v1", False).records())
+        list(HubSource("some/rows", None, "train", "v1", False).records())
 
 
 def test_no_network_is_told_with_what_to_do(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     with pytest.raises(HarnessError, match=r"hub:nobody/nothing: the hub cannot be reached: .*HF_HUB_OFFLINE"):
-        list(Hub("nobody/nothing", None, "train", None, False).records())
+        list(HubSource("nobody/nothing", None, "train", None, False).records())
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_each_way_to_fail_is_one_line(monkeypatch, error, what):
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     with pytest.raises(HarnessError) as caught:
-        list(Hub("some/rows", None, "x", None, False).records())
+        list(HubSource("some/rows", None, "x", None, False).records())
     assert str(caught.value).startswith(f"hub:some/rows: {what}")
 
 
@@ -105,10 +105,10 @@ def test_a_folder_of_the_same_name_is_not_taken_for_the_dataset(monkeypatch, tmp
     monkeypatch.chdir(tmp_path)
     (tmp_path / "rows").mkdir()
     with pytest.raises(HarnessError, match="hides the dataset"):
-        list(Hub("rows", None, "train", None, False).records())
+        list(HubSource("rows", None, "train", None, False).records())
 
 
 def test_an_empty_split_is_an_error(monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", lambda *a, **o: datasets.Dataset.from_list([]))
     with pytest.raises(HarnessError, match="holds no rows"):
-        list(Hub("some/rows", None, "train", None, False).records())
+        list(HubSource("some/rows", None, "train", None, False).records())

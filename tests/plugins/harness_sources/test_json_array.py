@@ -3,15 +3,15 @@ import json
 
 import pytest
 from harness_sources import json_sources
-from harness_sources.json_sources import JsonArray, items
+from harness_sources.json_sources import JsonSource, iter_array_items
 
-from harness import Bad, HarnessError
+from harness import HarnessError, InvalidRecord
 
 
 def read(folder, text):
     path = folder / "x.json"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    return list(JsonArray("x.json", {}).records())
+    return list(JsonSource("x.json", {}).records())
 
 
 @pytest.fixture(autouse=True)
@@ -21,7 +21,7 @@ def _inside(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("text", ['[{"a": 1}, {"a": 2}]', '{"version": 3, "data": [{"a": 1}, {"a": 2}]}'])
 def test_rows_are_the_objects_of_the_one_array(tmp_path, text):
-    assert [(r.place, r.data["a"]) for r in read(tmp_path, text)] == [("x.json:[0]", 1), ("x.json:[1]", 2)]
+    assert [(r.location, r.data["a"]) for r in read(tmp_path, text)] == [("x.json:[0]", 1), ("x.json:[1]", 2)]
 
 
 @pytest.mark.parametrize(
@@ -53,8 +53,8 @@ def test_what_is_no_array_of_objects_is_told_with_its_place(tmp_path, text, line
 
 def test_an_item_that_is_no_object_is_a_bad_row_between_the_others(tmp_path):
     first, bad, last = read(tmp_path, '[{"a": 1}, "b", {"a": 2}]')
-    assert bad == Bad("x.json:[1]", 'is "b", not an object', "mend the row", "b")
-    assert (first.place, last.place) == ("x.json:[0]", "x.json:[2]")
+    assert bad == InvalidRecord("x.json:[1]", 'is "b", not an object', "mend the row", "b")
+    assert (first.location, last.location) == ("x.json:[0]", "x.json:[2]")
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 64])
@@ -63,24 +63,24 @@ def test_an_array_is_read_item_by_item_however_the_blocks_fall(size):
     raw = ("\ufeff [\n" + ",\n ".join(json.dumps(one, ensure_ascii=False) for one in value) + " ]\n").encode()
     stream = io.BytesIO(raw)
     stream.read = lambda _, read=stream.read: read(size)
-    assert list(items("x.json", b"", stream)) == [(one, None) for one in value]
+    assert list(iter_array_items("x.json", b"", stream)) == [(one, None) for one in value]
 
 
 def test_the_place_of_an_error_is_counted_through_all_blocks(monkeypatch):
-    monkeypatch.setattr(json_sources, "BLOCK", 8)
+    monkeypatch.setattr(json_sources, "BLOCK_SIZE", 8)
     raw = b'[\n{"a": "one"},\n\n  {"a": "two"},\n  {"a" 3}\n]' + b" " * 99
     with pytest.raises(HarnessError, match=r"x.json:5:8: is not JSON: Expecting ':' delimiter"):
-        list(items("x.json", b"", io.BytesIO(raw)))
+        list(iter_array_items("x.json", b"", io.BytesIO(raw)))
     with pytest.raises(HarnessError, match=r"x.json:3: is not UTF-8: byte 11 is 0xff"):
-        list(items("x.json", b"", io.BytesIO(b'["a",\n\n"b \xff"]')))
+        list(iter_array_items("x.json", b"", io.BytesIO(b'["a",\n\n"b \xff"]')))
 
 
 def test_an_array_is_not_read_beyond_the_item_asked_for(tmp_path):
-    read = items("x.json", b"", stream := io.BytesIO(b"[" + b'{"a": 1},' * 200_000 + b"{}]"))
+    read = iter_array_items("x.json", b"", stream := io.BytesIO(b"[" + b'{"a": 1},' * 200_000 + b"{}]"))
     assert next(read) == ({"a": 1}, None)
     assert stream.tell() < 300_000
 
 
 def test_a_missing_file_is_named():
     with pytest.raises(HarnessError, match=r"none.json: there is no such file"):
-        list(JsonArray("none.json", {}).records())
+        list(JsonSource("none.json", {}).records())

@@ -1,17 +1,17 @@
 import pytest
-from harness_sources.json_sources import JsonLines
+from harness_sources.json_sources import JsonlSource
 
-from harness import Bad, HarnessError
+from harness import HarnessError, InvalidRecord
 
 
 def read(path):
-    return list(JsonLines(str(path), {}).records())
+    return list(JsonlSource(str(path), {}).records())
 
 
 def test_each_line_is_a_row_with_its_place(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "x.jsonl").write_text('{"a": 1}\n\n{"a": "é"}\n', encoding="utf-8")
-    assert [(r.place, dict(r.data)) for r in read(tmp_path / "x.jsonl")] == [
+    assert [(r.location, dict(r.data)) for r in read(tmp_path / "x.jsonl")] == [
         ("x.jsonl:1", {"a": 1}),
         ("x.jsonl:3", {"a": "é"}),
     ]
@@ -25,7 +25,7 @@ def test_a_byte_order_mark_is_no_part_of_the_first_row(tmp_path):
 def test_several_files_are_read_in_the_order_given(tmp_path):
     for name in "ba":
         (tmp_path / name).write_text(f'{{"file": "{name}"}}')
-    records = JsonLines([str(tmp_path / "b"), str(tmp_path / "a")], {}).records()
+    records = JsonlSource([str(tmp_path / "b"), str(tmp_path / "a")], {}).records()
     assert [r.data["file"] for r in records] == ["b", "a"]
 
 
@@ -47,8 +47,8 @@ def test_a_bad_line_is_a_bad_row_with_its_reason_between_the_good_ones(tmp_path,
     monkeypatch.chdir(tmp_path)
     (tmp_path / "x.jsonl").write_bytes(b'{"a": 1}\n' + line + b'\n{"a": 2}\n')
     first, bad, last = read("x.jsonl")
-    assert isinstance(bad, Bad)
-    assert f"{bad.place}: {bad.what}; {bad.hint}".startswith(f"x.jsonl:2: {what}")
+    assert isinstance(bad, InvalidRecord)
+    assert f"{bad.location}: {bad.what}; {bad.hint}".startswith(f"x.jsonl:2: {what}")
     assert bad.raw.strip() == line.decode("utf-8", "backslashreplace")
     assert (first.data, last.data) == ({"a": 1}, {"a": 2})
 

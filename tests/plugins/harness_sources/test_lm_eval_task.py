@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 import pytest
-from harness_sources.lm_eval_task import LmEvalTask
+from harness_sources.lm_eval_task import LmEvalSource
 
 from harness import HarnessError
 
@@ -16,4 +16,4 @@ def test_without_the_package_it_says_what_to_install(monkeypatch):
     with pytest.raises(
         HarnessError, match=r"lm_eval:arc_easy: needs lm_eval 0\.4\.9 or newer: .*harness-sft\[oracle\]"
     ):
-        next(LmEvalTask("arc_easy", 0, None).records())
+        next(LmEvalSource("arc_easy", 0, None).records())

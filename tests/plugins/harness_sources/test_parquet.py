@@ -1,6 +1,6 @@
 import pytest
 from harness_sources import arrow
-from harness_sources.arrow import Parquet
+from harness_sources.arrow import ParquetSource
 
 from harness import HarnessError
 
@@ -19,10 +19,10 @@ def write(rows):
 
 
 def test_rows_come_as_plain_values_with_their_index_through_all_batches(monkeypatch):
-    monkeypatch.setattr(arrow, "BATCH", 2)
+    monkeypatch.setattr(arrow, "BATCH_SIZE", 2)
     rows = [{"messages": [{"role": "user", "content": str(n)}]} for n in range(5)]
     write(rows)
-    assert [(r.place, r.data) for r in Parquet("x.parquet", {}).records()] == [
+    assert [(r.location, r.data) for r in ParquetSource("x.parquet", {}).records()] == [
         (f"x.parquet:[{n}]", row) for n, row in enumerate(rows)
     ]
 
@@ -30,16 +30,16 @@ def test_rows_come_as_plain_values_with_their_index_through_all_batches(monkeypa
 def test_an_object_keeps_only_the_fields_that_were_given_to_it():
     rows = [{"calls": [{"name": "a", "arguments": {"x": 1}}], "n": None}, {"calls": [{"name": "b", "arguments": {}}]}]
     write(rows)
-    read = [record.data for record in Parquet("x.parquet", {}).records()]
+    read = [record.data for record in ParquetSource("x.parquet", {}).records()]
     assert read == [rows[0], {**rows[1], "n": None}]
 
 
 def test_what_is_no_parquet_file_is_named(tmp_path):
     (tmp_path / "x.parquet").write_text("no")
     with pytest.raises(HarnessError, match=r"x.parquet: is not a Parquet file"):
-        list(Parquet("x.parquet", {}).records())
+        list(ParquetSource("x.parquet", {}).records())
     with pytest.raises(HarnessError, match=r"none.parquet: there is no such file"):
-        list(Parquet("none.parquet", {}).records())
+        list(ParquetSource("none.parquet", {}).records())
 
 
 def test_a_file_without_rows_is_an_error():
@@ -47,4 +47,4 @@ def test_a_file_without_rows_is_an_error():
 
     pyarrow.parquet.write_table(pyarrow.table({"a": pyarrow.array([], pyarrow.string())}), "x.parquet")
     with pytest.raises(HarnessError, match="holds no rows"):
-        list(Parquet("x.parquet", {}).records())
+        list(ParquetSource("x.parquet", {}).records())

@@ -3,18 +3,18 @@
 import gzip
 
 import pytest
-from harness_sources.arrow import Arrow, Parquet
-from harness_sources.json_sources import JsonLines
+from harness_sources.arrow import ArrowSource, ParquetSource
+from harness_sources.json_sources import JsonlSource
 
 from harness import HarnessError
-from harness.data.reading.corpus import read
-from harness.spec_keys.data import ROWS
+from harness.data.reading.corpus import read_corpus
+from harness.spec_keys.data import SOURCE_KEYS
 
 pytest.importorskip("s3fs")
 pytest.importorskip("moto")
 
 LINES = b'{"prompt": "a", "completion": "b"}\n{"prompt": "c", "completion": "d"}\n'
-OPTIONS = {key: option["default"] for key, option in ROWS.items()}
+OPTIONS = {key: option["default"] for key, option in SOURCE_KEYS.items()}
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +54,8 @@ def test_rows_are_read_from_s3_by_name_and_by_pattern_plain_and_compressed(s3, t
     s3.put_object(
         Bucket="rows", Key="d/b.jsonl.gz", Body=gzip.compress(LINES.replace(b'"a"', b'"x"').replace(b'"c"', b'"y"'))
     )
-    corpus = read(JsonLines("s3://rows/d/*", {}), OPTIONS, "x", folder=tmp_path)
-    assert [row.place for row in corpus] == [
+    corpus = read_corpus(JsonlSource("s3://rows/d/*", {}), OPTIONS, "x", folder=tmp_path)
+    assert [row.location for row in corpus] == [
         f"s3://rows/d/{n}" for n in ("a.jsonl:1", "a.jsonl:2", "b.jsonl.gz:1", "b.jsonl.gz:2")
     ]
     assert [row.messages[0].content for row in corpus] == ["a", "c", "x", "y"]
@@ -73,20 +73,20 @@ def test_tables_are_read_from_s3_from_any_place_in_the_file(s3):
         writer.write_table(table)
     s3.put_object(Bucket="rows", Key="saved/part.arrow", Body=sink.getvalue().to_pybytes())
     s3.put_object(Bucket="rows", Key="saved/state.json", Body=b'{"_data_files": [{"filename": "part.arrow"}]}')
-    for source in (Parquet("s3://rows/x.parquet", {}), Arrow("s3://rows/saved", {}, None)):
+    for source in (ParquetSource("s3://rows/x.parquet", {}), ArrowSource("s3://rows/saved", {}, None)):
         assert [record.data["a"] for record in source.records()] == [1, 2, 3]
 
 
 def test_the_endpoint_may_stand_in_the_spec(s3, server, monkeypatch):
     s3.put_object(Bucket="rows", Key="a.jsonl", Body=LINES)
     monkeypatch.delenv("AWS_ENDPOINT_URL")
-    assert len(list(JsonLines("s3://rows/a.jsonl", {"endpoint_url": server}).records())) == 2
+    assert len(list(JsonlSource("s3://rows/a.jsonl", {"endpoint_url": server}).records())) == 2
 
 
 def test_what_is_not_there_is_told(s3):
     for path in ("s3://rows/none.jsonl", "s3://nobucket/a.jsonl"):
         with pytest.raises(HarnessError, match=f"{path}: there is no such file"):
-            list(JsonLines(path, {}).records())
+            list(JsonlSource(path, {}).records())
 
 
 def test_an_endpoint_that_is_not_there_and_missing_credentials_are_one_line_each(s3, monkeypatch):
@@ -95,10 +95,10 @@ def test_an_endpoint_that_is_not_there_and_missing_credentials_are_one_line_each
     config = {"retries": {"max_attempts": 0}, "connect_timeout": 1}
     away = {"endpoint_url": "http://127.0.0.1:9", "config_kwargs": config}
     with pytest.raises(HarnessError) as caught:
-        list(JsonLines("s3://rows/a.jsonl", away).records())
+        list(JsonlSource("s3://rows/a.jsonl", away).records())
     assert str(caught.value).startswith("s3://rows/a.jsonl: cannot be read: ")
     assert len(caught.value.lines()) == 1
-    for made in (JsonLines("s3://rows/*.jsonl", away), Arrow("s3://rows/saved", away, None)):
+    for made in (JsonlSource("s3://rows/*.jsonl", away), ArrowSource("s3://rows/saved", away, None)):
         with pytest.raises(HarnessError, match=r"s3://rows/.*: cannot be read: "):
             list(made.records())
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
@@ -108,4 +108,4 @@ def test_an_endpoint_that_is_not_there_and_missing_credentials_are_one_line_each
     monkeypatch.setenv("AWS_CONFIG_FILE", "/nowhere")
     s3fs.S3FileSystem.clear_instance_cache()
     with pytest.raises(HarnessError, match="credentials"):
-        list(JsonLines("s3://rows/a.jsonl", {}).records())
+        list(JsonlSource("s3://rows/a.jsonl", {}).records())

@@ -1,7 +1,7 @@
 import pytest
-from harness_sources.text import Text
+from harness_sources.text import TextSource
 
-from harness import Bad, HarnessError, Record
+from harness import HarnessError, InvalidRecord, Record
 
 
 @pytest.fixture(autouse=True)
@@ -12,7 +12,7 @@ def _inside(tmp_path, monkeypatch):
 
 
 def read(path, document="line"):
-    return list(Text(path, {}, document).records())
+    return list(TextSource(path, {}, document).records())
 
 
 def test_each_line_that_is_not_blank_is_a_document():
@@ -24,12 +24,14 @@ def test_each_line_that_is_not_blank_is_a_document():
 def test_or_each_file_is_one():
     assert read(["a.txt"], "file") == [Record("a.txt", {"text": "one\r\n\n  two \n \nthree"})]
     assert read("b.txt", "file") == [
-        Bad("b.txt", "is not UTF-8: byte 6 is 0xff", "save the file as UTF-8", "fine\n\\xff\n")
+        InvalidRecord("b.txt", "is not UTF-8: byte 6 is 0xff", "save the file as UTF-8", "fine\n\\xff\n")
     ]
 
 
 def test_a_line_that_is_not_utf8_is_a_bad_row():
-    assert read("b.txt")[1] == Bad("b.txt:2", "is not UTF-8: byte 1 is 0xff", "save the file as UTF-8", "\\xff")
+    assert read("b.txt")[1] == InvalidRecord(
+        "b.txt:2", "is not UTF-8: byte 1 is 0xff", "save the file as UTF-8", "\\xff"
+    )
 
 
 def test_a_file_of_blank_lines_is_an_error(tmp_path):

@@ -34,7 +34,7 @@ def make():
 
     def build(name, **options):
         component = harness_templates()[name]
-        module, _, attribute = component.load.partition(":")
+        module, _, attribute = component.factory.partition(":")
         defaults = {key: schema["default"] for key, schema in component.options.items()}
         return getattr(importlib.import_module(module), attribute)(**{**defaults, **options})
 
@@ -135,7 +135,7 @@ def calling():
     """A conversation in which a tool is called, answers and is spoken of."""
     return (
         Message("user", "How is the weather in Köln?"),
-        Message("assistant", "", calls=(ToolCall("get_weather", {"city": "Köln", "days": 2}),)),
+        Message("assistant", "", tool_calls=(ToolCall("get_weather", {"city": "Köln", "days": 2}),)),
         Message("tool", '{"sky": "grey"}', name="get_weather"),
         Message("assistant", "Grey."),
     )

@@ -48,13 +48,13 @@ def test_a_system_message_stands_for_the_preface(alpaca, tokenizer, single, mark
 
 def test_open_ends_with_the_header(alpaca, tokenizer, single, marked):
     expected = PLAIN + "### Instruction:\nName a river.\n\n### Response:\n"
-    assert marked(alpaca.render(single[:1], tokenizer, open=True)) == expected
+    assert marked(alpaca.render(single[:1], tokenizer, add_generation_prompt=True)) == expected
 
 
 def test_contents_are_no_frame(alpaca, tokenizer, with_input):
     spans = alpaca.render(with_input, tokenizer)
     assert [span.text for span in spans if not span.frame] == ["Sum up.", "A long story.", "A story."]
-    assert spans[-1] == Span("</s>", trained=True, frame=True)
+    assert spans[-1] == Span("</s>", train=True, markup=True)
 
 
 def test_stops_at_the_end_of_sequence(alpaca, tokenizer):

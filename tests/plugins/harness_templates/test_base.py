@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 import pytest
-from harness_templates.base import check, check_alternation, require, take_apart, text_of, with_system
+from harness_templates.base import (
+    add_system_message,
+    message_text,
+    require_tokens,
+    split_turns,
+    validate_alternation,
+    validate_conversation,
+)
 
 from harness import HarnessError, Message, ToolCall
 
@@ -11,12 +18,12 @@ USER, ANSWER, SYSTEM = Message("user", "q"), Message("assistant", "a"), Message(
 
 
 def test_text_of_puts_an_input_below_the_content():
-    assert text_of(Message("user", "Sum up.", input="Text")) == "Sum up.\n\nText"
-    assert text_of(Message("user", "Sum up.", input="  ")) == text_of(Message("user", "Sum up.")) == "Sum up."
+    assert message_text(Message("user", "Sum up.", input="Text")) == "Sum up.\n\nText"
+    assert message_text(Message("user", "Sum up.", input="  ")) == message_text(Message("user", "Sum up.")) == "Sum up."
 
 
 def test_take_apart_gives_the_system_message_and_the_turns():
-    system, turns = take_apart((SYSTEM, USER, ANSWER, USER), open=True, template="x")
+    system, turns = split_turns((SYSTEM, USER, ANSWER, USER), add_generation_prompt=True, template="x")
     assert system == "s"
     assert [(turn.user, turn.response) for turn in turns] == [(USER, ANSWER), (USER, None)]
 
@@ -34,33 +41,33 @@ def test_take_apart_gives_the_system_message_and_the_turns():
 )
 def test_a_conversation_that_no_format_has_a_place_for_is_refused(messages, open, what):
     with pytest.raises(HarnessError, match=what) as error:
-        check(messages, open=open, template="x")
+        validate_conversation(messages, add_generation_prompt=open, template="x")
     assert error.value.where == "template x"
 
 
 @pytest.mark.parametrize("messages", [(USER, USER, ANSWER), (USER, SYSTEM, USER, ANSWER), (SYSTEM, ANSWER)])
 def test_turns_that_do_not_alternate_are_refused(messages):
     with pytest.raises(HarnessError, match=r"must stand|no user message"):
-        take_apart(messages, open=False, template="x")
+        split_turns(messages, add_generation_prompt=False, template="x")
 
 
 def test_the_refusal_counts_from_the_first_turn():
     with pytest.raises(HarnessError, match="message 2 after the system message is 'user' where 'assistant' must stand"):
-        check_alternation((SYSTEM, USER, USER, ANSWER), "x")
+        validate_alternation((SYSTEM, USER, USER, ANSWER), "x")
     with pytest.raises(HarnessError, match="template x: message 1 is 'assistant' where 'user' must stand"):
-        check_alternation((ANSWER,), "x")
+        validate_alternation((ANSWER,), "x")
 
 
 def test_with_system_fills_in_and_does_not_replace():
-    assert with_system((USER, ANSWER), "s") == (SYSTEM, USER, ANSWER)
-    assert with_system((SYSTEM, USER), "other") == (SYSTEM, USER)
-    assert with_system((USER,), None) == (USER,)
-    assert with_system((USER,), "") == (Message("system", ""), USER)
+    assert add_system_message((USER, ANSWER), "s") == (SYSTEM, USER, ANSWER)
+    assert add_system_message((SYSTEM, USER), "other") == (SYSTEM, USER)
+    assert add_system_message((USER,), None) == (USER,)
+    assert add_system_message((USER,), "") == (Message("system", ""), USER)
 
 
 # -- tools ------------------------------------------------------------------------------------------------------------
 
-CALL = Message("assistant", "", calls=(ToolCall("f", {}),))
+CALL = Message("assistant", "", tool_calls=(ToolCall("f", {}),))
 RESULT = Message("tool", "1")
 
 
@@ -74,7 +81,7 @@ RESULT = Message("tool", "1")
 )
 def test_a_format_without_tools_says_so_and_names_those_that_have_them(messages, tools, what):
     with pytest.raises(HarnessError, match=what) as error:
-        check(messages, open=False, template="x", tools=tools)
+        validate_conversation(messages, add_generation_prompt=False, template="x", tools=tools)
     assert "qwen, llama3 or mistral" in error.value.hint
 
 
@@ -84,25 +91,25 @@ def test_a_format_without_tools_says_so_and_names_those_that_have_them(messages,
         ((USER, RESULT, ANSWER), "message 2 is what a tool answers, and no call before it is left to answer"),
         ((USER, CALL, RESULT, RESULT, ANSWER), "message 4 is what a tool answers"),
         ((USER, CALL, RESULT, ANSWER, USER, RESULT, ANSWER), "message 6 is what a tool answers"),
-        ((Message("user", "q", calls=CALL.calls), ANSWER), r"message 1 \(user\) calls a tool"),
+        ((Message("user", "q", tool_calls=CALL.tool_calls), ANSWER), r"message 1 \(user\) calls a tool"),
     ],
 )
 def test_calls_and_answers_that_do_not_fit_together_are_refused(messages, what):
     with pytest.raises(HarnessError, match=what):
-        check(messages, open=False, template="x", takes_tools=True)
+        validate_conversation(messages, add_generation_prompt=False, template="x", supports_tools=True)
 
 
 def test_what_a_tool_answers_belongs_to_the_assistants_turn():
     conversation = (SYSTEM, USER, CALL, RESULT, CALL, RESULT, ANSWER, USER, ANSWER)
-    check(conversation, open=False, template="x", takes_tools=True)
-    check_alternation(conversation, "x")
-    check(conversation[:4], open=True, template="x", takes_tools=True)
+    validate_conversation(conversation, add_generation_prompt=False, template="x", supports_tools=True)
+    validate_alternation(conversation, "x")
+    validate_conversation(conversation[:4], add_generation_prompt=True, template="x", supports_tools=True)
     with pytest.raises(HarnessError, match="is 'user' where 'assistant' must stand"):
-        check_alternation((USER, CALL, RESULT, USER, ANSWER), "x")
+        validate_alternation((USER, CALL, RESULT, USER, ANSWER), "x")
 
 
 def test_a_token_that_the_tokenizer_lacks_is_named():
     tokenizer = type("Tokenizer", (), {"added_tokens_encoder": {"<a>": 1}})()
-    require(tokenizer, ("<a>",), "x")
+    require_tokens(tokenizer, ("<a>",), "x")
     with pytest.raises(HarnessError, match="template x: the tokenizer has no token <b>"):
-        require(tokenizer, ("<a>", "<b>"), "x")
+        require_tokens(tokenizer, ("<a>", "<b>"), "x")

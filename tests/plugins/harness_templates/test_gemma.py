@@ -33,7 +33,9 @@ def test_a_system_message_stands_at_the_head_of_the_first_user_turn(gemma, token
 
 
 def test_open_stops_and_refusals(gemma, tokenizer, family, single, calling, weather, marked):
-    assert marked(gemma.render(single[:1], tokenizer, open=True)).endswith("<end_of_turn>\n<start_of_turn>model\n")
+    assert marked(gemma.render(single[:1], tokenizer, add_generation_prompt=True)).endswith(
+        "<end_of_turn>\n<start_of_turn>model\n"
+    )
     assert gemma.stops(tokenizer) == ("<end_of_turn>", "<eos>")
     with pytest.raises(HarnessError, match="must stand"):
         gemma.render((single[0], *single), tokenizer)

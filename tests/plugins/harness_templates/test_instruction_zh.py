@@ -34,4 +34,4 @@ def test_several_turns_and_a_system_message(instruction_zh, tokenizer, multi, ma
 
 def test_open_ends_with_the_header(instruction_zh, tokenizer, single, marked):
     expected = "### 指令:\nName a river.\n\n### 回答:\n"
-    assert marked(instruction_zh.render(single[:1], tokenizer, open=True)) == expected
+    assert marked(instruction_zh.render(single[:1], tokenizer, add_generation_prompt=True)) == expected

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from harness import HarnessError, Message, ToolCall
-from harness.data.tokenization.tokenize import encode
+from harness.data.tokenization.tokenize import encode_example
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content | trim }}<|im_end|>\n{% endfor %}"
@@ -32,8 +32,8 @@ def last_alone(messages):
 
 def test_llama2_as_jinja_gives_the_rows_of_llama2(make, tokenizer, conversations, llama2_jinja, example):
     for messages in conversations.values():
-        given = encode(example(messages), "s", make("jinja", template=llama2_jinja), tokenizer, 4096)
-        assert given == encode(example(messages), "s", make("llama2"), tokenizer, 4096)
+        given = encode_example(example(messages), "s", make("jinja", template=llama2_jinja), tokenizer, 4096)
+        assert given == encode_example(example(messages), "s", make("llama2"), tokenizer, 4096)
 
 
 def test_a_file_and_its_text_render_alike(make, tokenizer, multi, tmp_path):
@@ -220,7 +220,7 @@ TOOLED = (
 def test_tools_and_calls_reach_the_template_in_openais_shape(make, tokenizer, marked):
     messages = (
         Message("user", "q"),
-        Message("assistant", "Wait.", calls=(ToolCall("f", {"x": 1}), ToolCall("g", {"y": [2]}))),
+        Message("assistant", "Wait.", tool_calls=(ToolCall("f", {"x": 1}), ToolCall("g", {"y": [2]}))),
         Message("tool", "two", name="g"),
         Message("tool", "one", name="f"),
         Message("assistant", "a"),
@@ -260,9 +260,9 @@ def test_the_datas_ids_reach_the_template_unless_it_refuses_them(
     template, first, second = make("jinja", template=source), *ids
     messages = (
         Message("user", "q"),
-        Message("assistant", "", calls=(ToolCall("f", {"x": 1}, first), ToolCall("f", {"x": 2}, second))),
-        Message("tool", "one", name="f", answers=first),
-        Message("tool", "two", name="f", answers=second),
+        Message("assistant", "", tool_calls=(ToolCall("f", {"x": 1}, first), ToolCall("f", {"x": 2}, second))),
+        Message("tool", "one", name="f", tool_call_id=first),
+        Message("tool", "two", name="f", tool_call_id=second),
         Message("assistant", "a"),
     )
     assert marked(template.render(messages, tokenizer)) == (
@@ -271,7 +271,7 @@ def test_the_datas_ids_reach_the_template_unless_it_refuses_them(
         f"<|im_start|>tool\none[for {written[0]} f]<|im_end|>\n<|im_start|>tool\ntwo[for {written[1]} f]<|im_end|>\n"
         "<|im_start|>assistant\n⟦a<|im_end|>⟧\n"
     )
-    row = encode(example(messages), "s", template, tokenizer, 4096)
+    row = encode_example(example(messages), "s", template, tokenizer, 4096)
     assert row.input_ids.count(tokenizer.convert_tokens_to_ids("<|im_end|>")) == 5, "no id can end a turn"
 
 
@@ -286,7 +286,7 @@ def test_chat_templates_of_model_families_train_calls(name, make, family, callin
     assert '{"sky": "grey"}' not in trained
     assert "The weather in a city" not in trained
     text = "".join(span.text for span in spans)
-    row = encode(example(messages, [weather]), "s", template, tokenizer, 4096)
+    row = encode_example(example(messages, [weather]), "s", template, tokenizer, 4096)
     assert tokenizer.decode(row.input_ids) == text
 
 
@@ -306,9 +306,9 @@ def test_a_template_that_leaves_tools_out_is_refused(source, what, make, tokeniz
 def test_few_skeletons_are_kept_however_many_shapes_there_are(make, tokenizer, monkeypatch):
     from harness_templates import jinja_layout
 
-    monkeypatch.setattr(jinja_layout, "REMEMBERED", 3)
+    monkeypatch.setattr(jinja_layout, "MAX_CACHED_LAYOUTS", 3)
     template = make("jinja", template=TOOLED)
     for number in range(9):
-        call = Message("assistant", "", calls=(ToolCall("f", {"x": number}),))
+        call = Message("assistant", "", tool_calls=(ToolCall("f", {"x": number}),))
         template.render((Message("user", "q"), call), tokenizer)
     assert len(template._skeletons[tokenizer]) == 3

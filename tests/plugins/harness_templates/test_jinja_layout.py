@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import pytest
-from harness_templates.jinja_layout import Skeleton, Unlocated, build
+from harness_templates.jinja_layout import ContentNotLocated, TemplateLayout, build_layout
 
 from harness import Message
 
-FRAMES = Skeleton(("U ", " /U A ", " /A\n"), (((1, 3), (2, 3)),))
+FRAMES = TemplateLayout(("U ", " /U A ", " /A\n"), (((1, 3), (2, 3)),))
 
 
 def test_spans_split_the_frames_where_training_begins_and_ends():
-    assert [(span.text, span.trained, span.frame) for span in FRAMES.spans(("q", "a"))] == [
+    assert [(span.text, span.train, span.markup) for span in FRAMES.render_spans(("q", "a"))] == [
         ("U ", False, True),
         ("q", False, False),
         (" /U", False, True),
@@ -36,18 +36,20 @@ def test_spans_split_the_frames_where_training_begins_and_ends():
     ],
 )
 def test_fit_finds_the_contents_as_they_stand_or_nothing(text, contents, found):
-    assert FRAMES.fit(text, contents) == found
+    assert FRAMES.match(text, contents) == found
 
 
 def test_contents_written_twice_are_not_located():
-    with pytest.raises(Unlocated):
-        build(lambda messages, open: "".join(2 * m.content for m in messages), [Message("user", "q")], [], False, "x")
+    with pytest.raises(ContentNotLocated):
+        build_layout(
+            lambda messages, open: "".join(2 * m.content for m in messages), [Message("user", "q")], [], False, "x"
+        )
 
 
 def test_a_stretch_without_a_content_lies_within_one_frame():
     # A response that is a call alone: all of it is written by the template.
-    skeleton = Skeleton(("U ", " /U A call /A\n"), (((1, 6), (1, 13)),))
-    assert [(span.text, span.trained) for span in skeleton.spans(("q",))] == [
+    skeleton = TemplateLayout(("U ", " /U A call /A\n"), (((1, 6), (1, 13)),))
+    assert [(span.text, span.train) for span in skeleton.render_spans(("q",))] == [
         ("U ", False),
         ("q", False),
         (" /U A ", False),

@@ -58,8 +58,8 @@ def test_tools_stand_in_the_first_user_turn(llama3, tokenizer, calling, weather,
 @pytest.mark.parametrize(
     ("response", "what"),
     [
-        (Message("assistant", "", calls=(ToolCall("f", {}), ToolCall("g", {}))), "calls several tools"),
-        (Message("assistant", "Wait.", calls=(ToolCall("f", {}),)), "calls a tool beside its text"),
+        (Message("assistant", "", tool_calls=(ToolCall("f", {}), ToolCall("g", {}))), "calls several tools"),
+        (Message("assistant", "Wait.", tool_calls=(ToolCall("f", {}),)), "calls a tool beside its text"),
     ],
 )
 def test_what_the_format_would_leave_out_is_refused(llama3, tokenizer, response, what):
@@ -77,5 +77,5 @@ def test_tools_need_a_user_turn_and_version_3_has_none(make, llama3, tokenizer, 
 
 def test_stops_at_the_end_of_turn_and_of_text(llama3, tokenizer, calling, marked):
     assert llama3.stops(tokenizer) == ("<|eot_id|>", "<|end_of_text|>")
-    opened = marked(llama3.render(calling[:1], tokenizer, open=True))
+    opened = marked(llama3.render(calling[:1], tokenizer, add_generation_prompt=True))
     assert opened.endswith("<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n")

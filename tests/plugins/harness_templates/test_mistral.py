@@ -11,10 +11,10 @@ import dataclasses
 import pytest
 
 from harness import HarnessError, Message, ToolCall
-from harness.data.tokenization.label_mask import Encoded
-from harness.data.tokenization.mask_verification import prove
+from harness.data.tokenization.label_mask import EncodedExample
+from harness.data.tokenization.mask_verification import verify_mask
 from harness.data.tokenization.prompts import encode_prompt
-from harness.data.tokenization.tokenize import encode
+from harness.data.tokenization.tokenize import encode_example
 
 SYSTEM, USER, ANSWER = (
     Message("system", "Be brief."),
@@ -23,7 +23,7 @@ SYSTEM, USER, ANSWER = (
 )
 MORE, WARM = Message("user", "And one more."), Message("assistant", "Warm.")
 CALLS = Message(
-    "assistant", "", calls=(ToolCall("get_weather", {"city": "Köln"}), ToolCall("get_weather", {"city": "Rom"}))
+    "assistant", "", tool_calls=(ToolCall("get_weather", {"city": "Köln"}), ToolCall("get_weather", {"city": "Rom"}))
 )
 RESULTS = (Message("tool", '22 "C"', name="get_weather"), Message("tool", '{"temp": 30}', name="get_weather"))
 TOOL = {
@@ -89,12 +89,15 @@ def test_parity_with_the_published_reference_token_for_token(name, version, make
     prompt = text if version == "v3" else tight(text)
     whole = f"{prompt}{' ' if version == 'v3' else ''}The Oder.</s>"
     given = example(last_alone((*messages, Message("assistant", "The Oder."))), tools)
-    row = encode(given, "s", template, tokenizer, 4096)
+    row = encode_example(given, "s", template, tokenizer, 4096)
     assert list(row.input_ids) == tokenizer(whole, add_special_tokens=False).input_ids
     assert encode_prompt(given, template, tokenizer, 4096) == list(row.input_ids[: row.labels.count(-100)])
-    assert "".join(span.text for span in template.render(messages, tokenizer, open=True, tools=tools)) == prompt
+    assert (
+        "".join(span.text for span in template.render(messages, tokenizer, add_generation_prompt=True, tools=tools))
+        == prompt
+    )
     assert tokenizer.decode([label for label in row.labels if label != -100]).strip() == "The Oder.</s>"
-    prove(given, Encoded(row), template, tokenizer)
+    verify_mask(given, EncodedExample(row), template, tokenizer)
 
 
 OWN = ("aB3dE6gH9", "kL2mN5pQ8")
@@ -103,7 +106,7 @@ OWN = ("aB3dE6gH9", "kL2mN5pQ8")
 
 def with_ids(messages, ids):
     """The conversation with ids for its two calls, of which the answers name theirs."""
-    calls = tuple(dataclasses.replace(call, id=one) for call, one in zip(CALLS.calls, ids, strict=True))
+    calls = tuple(dataclasses.replace(call, id=one) for call, one in zip(CALLS.tool_calls, ids, strict=True))
     changed = {
         id(CALLS): dataclasses.replace(CALLS, calls=calls),
         **{id(one): dataclasses.replace(one, answers=key) for one, key in zip(RESULTS, ids, strict=True)},
@@ -120,10 +123,10 @@ def test_parity_with_the_published_reference_with_the_datas_own_ids(name, versio
     text = text.replace("call00001", OWN[0]).replace("call00002", OWN[1])
     prompt = text if version == "v3" else tight(text)
     given = example(last_alone((*with_ids(messages, OWN), Message("assistant", "The Oder."))), tools)
-    row = encode(given, "s", template, tokenizer, 4096)
+    row = encode_example(given, "s", template, tokenizer, 4096)
     whole = f"{prompt}{' ' if version == 'v3' else ''}The Oder.</s>"
     assert list(row.input_ids) == tokenizer(whole, add_special_tokens=False).input_ids
-    prove(given, Encoded(row), template, tokenizer)
+    verify_mask(given, EncodedExample(row), template, tokenizer)
 
 
 @pytest.mark.parametrize(
@@ -133,7 +136,7 @@ def test_ids_of_another_form_are_counted_and_pair_all_the_same(ids, make, family
     messages, tools, text = PUBLISHED["tools"]
     first, second = with_ids(RESULTS, ids) if None not in ids else RESULTS
     said = (*with_ids(messages, ids)[:-2], second, first)
-    spans = make("mistral").render(said, family("mistral"), open=True, tools=tools)
+    spans = make("mistral").render(said, family("mistral"), add_generation_prompt=True, tools=tools)
     answers = text.index("[TOOL_RESULTS]"), text.index("[TOOL_RESULTS]", text.index("[TOOL_RESULTS]") + 1)
     swapped = text[: answers[0]] + text[answers[1] :] + text[answers[0] : answers[1]]
     if None in ids:  # nothing says which call they answer but their order
@@ -166,8 +169,10 @@ def test_what_moves_on_bars_the_training_of_earlier_responses_and_the_first_turn
     text = marked(first.render(messages, tokenizer, tools=tools))
     assert text.endswith("Name a river.[/INST]⟦ The Elbe.</s>⟧[INST] And one more.[/INST]⟦ Warm.</s>⟧")
     given = example(messages, tools)
-    prove(given, Encoded(encode(given, "s", first, tokenizer, 4096)), first, tokenizer)
-    assert make("mistral").render(messages[:-1], tokenizer, open=True, tools=tools)  # a prompt trains nothing
+    verify_mask(given, EncodedExample(encode_example(given, "s", first, tokenizer, 4096)), first, tokenizer)
+    assert make("mistral").render(
+        messages[:-1], tokenizer, add_generation_prompt=True, tools=tools
+    )  # a prompt trains nothing
 
 
 def test_responses_to_one_user_message_are_all_trained(make, family, marked):

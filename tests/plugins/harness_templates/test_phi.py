@@ -34,7 +34,7 @@ def test_it_is_not_trained_where_the_last_response_is_not(phi, tokenizer, multi,
 
 
 def test_open_stops_and_refusals(phi, tokenizer, family, single, weather, marked):
-    opened = marked(phi.render(single[:1], tokenizer, open=True))
+    opened = marked(phi.render(single[:1], tokenizer, add_generation_prompt=True))
     assert opened == "<|user|>\nName a river.<|end|>\n<|assistant|>\n"
     assert phi.stops(tokenizer) == ("<|end|>", "<|endoftext|>")
     with pytest.raises(HarnessError, match="no place for tools"):

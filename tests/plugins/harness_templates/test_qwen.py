@@ -46,7 +46,7 @@ def test_several_calls_beside_a_text_and_their_answers_in_one_turn(make, tokeniz
     calls = (ToolCall("f", {}), ToolCall("g", {"x": [1, None]}))
     messages = (
         Message("user", "q"),
-        Message("assistant", "Wait.", calls=calls, trained=False),
+        Message("assistant", "Wait.", tool_calls=calls, train=False),
         Message("tool", "1"),
         Message("tool", "2"),
         Message("assistant", "a"),
@@ -84,7 +84,7 @@ def test_a_response_is_trained_where_its_message_is(qwen, tokenizer, multi, mark
 
 
 def test_open_after_a_tool_ends_with_the_header(qwen, tokenizer, calling, marked):
-    text = marked(qwen.render(calling[:3], tokenizer, open=True))
+    text = marked(qwen.render(calling[:3], tokenizer, add_generation_prompt=True))
     assert text.endswith("\n</tool_response><|im_end|>\n<|im_start|>assistant\n")
 
 

@@ -2,54 +2,61 @@
 
 from __future__ import annotations
 
-from harness_templates.tool_calls import call_ids, declared, dumps
+from harness_templates.tool_calls import assign_call_ids, dump_json, to_openai_tool
 
 from harness import Message, ToolCall
 
 
 def calling(*names):
-    return Message("assistant", "", calls=tuple(ToolCall(name, {}) for name in names))
+    return Message("assistant", "", tool_calls=tuple(ToolCall(name, {}) for name in names))
 
 
 def test_ids_are_counted_through_the_conversation():
-    ids = call_ids((Message("user", "q"), calling("f", "g"), Message("tool", "1"), calling("f"), Message("tool", "2")))
+    ids = assign_call_ids(
+        (Message("user", "q"), calling("f", "g"), Message("tool", "1"), calling("f"), Message("tool", "2"))
+    )
     assert ids == [(), ("call00001", "call00002"), ("call00001",), ("call00003",), ("call00003",)]
     assert all(len(one) == 9 and one.isalnum() for group in ids for one in group)
 
 
 def test_an_answer_belongs_to_the_call_of_its_tool():
     answers = [Message("tool", "2", name="g"), Message("tool", "1"), Message("tool", "3", name="g")]
-    assert call_ids([calling("f", "g", "g"), *answers])[1:] == [("call00002",), ("call00001",), ("call00003",)]
+    assert assign_call_ids([calling("f", "g", "g"), *answers])[1:] == [("call00002",), ("call00001",), ("call00003",)]
 
 
 def test_an_answer_of_an_unknown_name_belongs_to_the_first_open_call():
-    assert call_ids([calling("f", "g"), Message("tool", "1", name="other")])[1] == ("call00001",)
+    assert assign_call_ids([calling("f", "g"), Message("tool", "1", name="other")])[1] == ("call00001",)
 
 
 def own(*ids, name="f"):
-    return Message("assistant", "", calls=tuple(ToolCall(name, {}, identity) for identity in ids))
+    return Message("assistant", "", tool_calls=tuple(ToolCall(name, {}, identity) for identity in ids))
 
 
 def test_the_datas_ids_are_kept_where_the_format_takes_them():
-    answers = [Message("tool", "2", answers="b"), Message("tool", "1", answers="a")]
-    assert call_ids([own("a", "b"), *answers], nine=False) == [("a", "b"), ("b",), ("a",)]
-    assert call_ids([own("a", "b"), *answers]) == [("call00001", "call00002"), ("call00002",), ("call00001",)]
-    kept = [own("abcDEF123", "000000000"), Message("tool", "2", answers="000000000")]
-    assert call_ids(kept) == [("abcDEF123", "000000000"), ("000000000",)]
+    answers = [Message("tool", "2", tool_call_id="b"), Message("tool", "1", tool_call_id="a")]
+    assert assign_call_ids([own("a", "b"), *answers], mistral_ids=False) == [("a", "b"), ("b",), ("a",)]
+    assert assign_call_ids([own("a", "b"), *answers]) == [("call00001", "call00002"), ("call00002",), ("call00001",)]
+    kept = [own("abcDEF123", "000000000"), Message("tool", "2", tool_call_id="000000000")]
+    assert assign_call_ids(kept) == [("abcDEF123", "000000000"), ("000000000",)]
 
 
 def test_a_turn_has_ids_of_one_kind_and_each_turn_for_itself():
-    messages = [own("abcDEF123", "short"), Message("tool", "", answers="short"), own("abcDEF123"), own("call_1", None)]
-    assert call_ids(messages) == [
+    messages = [
+        own("abcDEF123", "short"),
+        Message("tool", "", tool_call_id="short"),
+        own("abcDEF123"),
+        own("call_1", None),
+    ]
+    assert assign_call_ids(messages) == [
         ("call00001", "call00002"), ("call00002",), ("abcDEF123",), ("call00004", "call00005")
     ]  # fmt: skip
 
 
 def test_an_answer_without_an_id_has_the_first_call_that_no_answer_names():
-    answers = [Message("tool", "2"), Message("tool", "1", answers="a")]
-    assert call_ids([own("a", "b"), *answers], nine=False) == [("a", "b"), ("b",), ("a",)]
+    answers = [Message("tool", "2"), Message("tool", "1", tool_call_id="a")]
+    assert assign_call_ids([own("a", "b"), *answers], mistral_ids=False) == [("a", "b"), ("b",), ("a",)]
 
 
 def test_json_keeps_order_and_characters():
-    assert dumps({"b": "Köln <b>", "a": None}) == '{"b": "Köln <b>", "a": null}'
-    assert dumps(declared({"name": "f"})) == '{"type": "function", "function": {"name": "f"}}'
+    assert dump_json({"b": "Köln <b>", "a": None}) == '{"b": "Köln <b>", "a": null}'
+    assert dump_json(to_openai_tool({"name": "f"})) == '{"type": "function", "function": {"name": "f"}}'

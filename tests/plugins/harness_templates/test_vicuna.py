@@ -7,10 +7,10 @@ import dataclasses
 import pytest
 
 from harness import HarnessError, Message
-from harness.data.tokenization.label_mask import Encoded
-from harness.data.tokenization.mask_verification import prove
+from harness.data.tokenization.label_mask import EncodedExample
+from harness.data.tokenization.mask_verification import verify_mask
 from harness.data.tokenization.prompts import encode_prompt
-from harness.data.tokenization.tokenize import encode
+from harness.data.tokenization.tokenize import encode_example
 
 PREFACE = (
     "A chat between a curious user and an artificial intelligence assistant. "
@@ -35,12 +35,12 @@ def test_parity_with_the_published_example_token_for_token(system, turns, vicuna
     messages = (*([Message("system", system)] if system else []), *EXAMPLE[: 2 * turns])
     whole = f"{system or PREFACE} USER: Hello! ASSISTANT: Hello!</s>"
     whole += "USER: How are you? ASSISTANT: I am good.</s>" if turns == 2 else ""
-    row = encode(example(messages), "s", vicuna, tokenizer, 4096)
+    row = encode_example(example(messages), "s", vicuna, tokenizer, 4096)
     assert list(row.input_ids) == tokenizer("<s>" + whole, add_special_tokens=False).input_ids
     prompt = encode_prompt(example(messages), vicuna, tokenizer, 4096)
     upto = whole[: whole.rindex("ASSISTANT:") + len("ASSISTANT:")]
     assert prompt == tokenizer("<s>" + upto, add_special_tokens=False).input_ids
-    prove(example(messages), Encoded(row), vicuna, tokenizer)
+    verify_mask(example(messages), EncodedExample(row), vicuna, tokenizer)
 
 
 def test_the_space_goes_with_the_answer(vicuna, tokenizer, marked):
@@ -53,7 +53,10 @@ def test_the_space_goes_with_the_answer(vicuna, tokenizer, marked):
 
 
 def test_null_writes_no_preface(make, tokenizer, marked):
-    assert marked(make("vicuna", system=None).render(EXAMPLE[:1], tokenizer, open=True)) == "USER: Hello! ASSISTANT:"
+    assert (
+        marked(make("vicuna", system=None).render(EXAMPLE[:1], tokenizer, add_generation_prompt=True))
+        == "USER: Hello! ASSISTANT:"
+    )
 
 
 def test_stops_and_refusals(vicuna, tokenizer, single, weather):

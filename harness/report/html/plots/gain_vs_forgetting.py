@@ -6,84 +6,107 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from harness.report.html.plots.svg_canvas import STAND_INS, TEXT, WIDTH, Plot, finish, label, sheet, spread
-from harness.report.recommendation import Point
+from harness.report.html.plots.svg_canvas import (
+    PLACEHOLDER_COLORS,
+    PLOT_WIDTH,
+    TEXT_SIZE,
+    Plot,
+    axis_limits,
+    finish_plot,
+    open_canvas,
+    plot_label,
+)
+from harness.report.recommendation import ArmPoint
 from harness.statistics.intervals import Estimate
-from harness.utils.formatting import number
+from harness.utils.formatting import format_number
 
-HEIGHT = 320.0
-PLACES = ((9, 10), (9, -10), (-9, 10), (-9, -10), (0, 16), (0, -16), (9, 24), (9, -24), (-9, 24), (-9, -24))
+PLOT_HEIGHT = 320.0
+LABEL_OFFSETS = ((9, 10), (9, -10), (-9, 10), (-9, -10), (0, 16), (0, -16), (9, 24), (9, -24), (-9, 24), (-9, -24))
 """Where the name of a point may stand: the nearest edge of its text, or its middle, from the point on, in pixels."""
-LETTER = 0.56
+CHAR_WIDTH = 0.56
 """Mean width of a letter, as a share of the size of the text."""
 
 
-def scatter(
-    points: Sequence[Point], gain: str, lost: str, baseline: str, name: str, *, joint: str | None = None
+def plot_gain_vs_forgetting(
+    points: Sequence[ArmPoint],
+    gain_score: str,
+    forgetting_score: str,
+    baseline: str,
+    name: str,
+    *,
+    joint_arm: str | None = None,
 ) -> Plot:
     """Gain upwards against forgetting to the right, each with its 95 % interval.
 
     Filled: no other arm gains as much and forgets less. A square is the baseline, a diamond the joint arm.
     """
-    with sheet(WIDTH, HEIGHT) as drawing:
-        (axes,) = drawing.axes()
-        axes.grid(axis="x", color=STAND_INS["line"], linewidth=0.7)
+    with open_canvas(PLOT_WIDTH, PLOT_HEIGHT) as drawing:
+        (axes,) = drawing.add_axes()
+        axes.grid(axis="x", color=PLACEHOLDER_COLORS["line"], linewidth=0.7)
         for place, point in enumerate(points):
-            main = STAND_INS["series-1" if point.efficient else "muted"]
+            main = PLACEHOLDER_COLORS["series-1" if point.efficient else "muted"]
             x, y = point.forgotten.value, point.gain.value
             axes.errorbar(
-                x, y, xerr=reach(point.forgotten), yerr=reach(point.gain), fmt="none", ecolor=main, elinewidth=1.1,
+                x, y, xerr=error_bar_lengths(point.forgotten), yerr=error_bar_lengths(point.gain), fmt="none", ecolor=main, elinewidth=1.1,
                 alpha=0.55,
             )  # fmt: skip
-            shape = "D" if point.arm == joint else "s" if point.arm == baseline else "o"
+            shape = "D" if point.arm == joint_arm else "s" if point.arm == baseline else "o"
             (mark,) = axes.plot(
                 x, y, marker=shape, markersize=8, color=main,
-                markerfacecolor=main if point.efficient else STAND_INS["surface"], markeredgewidth=1.6,
+                markerfacecolor=main if point.efficient else PLACEHOLDER_COLORS["surface"], markeredgewidth=1.6,
             )  # fmt: skip
-            told = f"{label(point.arm)}: gain {interval(point.gain)}, forgotten {interval(point.forgotten)}"
-            drawing.say(mark, f"point-{place}", told)
-        axes.set_xlim(*spread([*bounds(one.forgotten for one in points), 0.0], 0.1))
-        axes.set_ylim(*spread([*bounds(one.gain for one in points), 0.0], 0.1))
+            told = f"{plot_label(point.arm)}: gain {format_estimate(point.gain)}, forgotten {format_estimate(point.forgotten)}"
+            drawing.add_tooltip(mark, f"point-{place}", told)
+        axes.set_xlim(*axis_limits([*finite_bounds(one.forgotten for one in points), 0.0], 0.1))
+        axes.set_ylim(*axis_limits([*finite_bounds(one.gain for one in points), 0.0], 0.1))
         for line in (axes.axhline, axes.axvline):
-            line(0, color=STAND_INS["muted"], linewidth=0.9)
+            line(0, color=PLACEHOLDER_COLORS["muted"], linewidth=0.9)
         axes.locator_params(axis="x", nbins=6)
-        axes.set_title(f"↑ gain in {label(gain, 44)}", loc="left", color=STAND_INS["muted"])
-        axes.set_xlabel(f"forgotten in {label(lost, 40)} →", loc="right")
+        axes.set_title(f"↑ gain in {plot_label(gain_score, 44)}", loc="left", color=PLACEHOLDER_COLORS["muted"])
+        axes.set_xlabel(f"forgotten in {plot_label(forgetting_score, 40)} →", loc="right")
         drawing.figure.draw_without_rendering()  # so that the axes know their place
-        _name_points(axes, points)
+        _label_points(axes, points)
         told = "; ".join(
-            f"{label(p.arm)} gains {number(p.gain.value)}, forgets {number(p.forgotten.value)}" for p in points
+            f"{plot_label(p.arm)} gains {format_number(p.gain.value)}, forgets {format_number(p.forgotten.value)}"
+            for p in points
         )
-        return finish(drawing, name, "Gain against forgetting, one point an arm", f"{told}. Up and left is better.")
+        return finish_plot(
+            drawing, name, "Gain against forgetting, one point an arm", f"{told}. Up and left is better."
+        )
 
 
-def _name_points(axes: Any, points: Sequence[Point]) -> None:
+def _label_points(axes: Any, points: Sequence[ArmPoint]) -> None:
     """Write each arm's name where it hides the fewest other things; all places are tried in turn."""
-    size = TEXT - 0.5
+    size = TEXT_SIZE - 0.5
     area = axes.get_window_extent().extents
     marks = [axes.transData.transform((one.forgotten.value, one.gain.value)) for one in points]
     taken = [(x - 6, y - 6, x + 6, y + 6) for x, y in marks]
     for one in points:
-        taken += _bars(axes, one)
+        taken += _error_bar_boxes(axes, one)
     for point, at in zip(points, marks, strict=True):
         x, y = at
         if not (math.isfinite(x) and math.isfinite(y)):
             continue
-        name = label(point.arm, 26)
-        wide = LETTER * size * len(name)
+        name = plot_label(point.arm, 26)
+        wide = CHAR_WIDTH * size * len(name)
         boxes = []
-        for dx, dy in PLACES:
+        for dx, dy in LABEL_OFFSETS:
             left = x + dx - (wide if dx < 0 else 0 if dx else wide / 2)
             boxes.append((left, y + dy - size / 2, left + wide, y + dy + size / 2))
         others = [mark for mark in marks if mark is not at]
-        best = min(boxes, key=lambda box: _hidden(box, taken) + _outside(box, area) + _mistaken(box, at, others))
+        best = min(
+            boxes,
+            key=lambda box: (
+                _overlap_area(box, taken) + _outside_penalty(box, area) + _ambiguity_penalty(box, at, others)
+            ),
+        )
         taken.append(best)
         axes.annotate(
             name, (best[0], best[1]), xycoords="figure pixels", fontsize=size, va="bottom", annotation_clip=False
         )
 
 
-def _bars(axes: Any, point: Point) -> Iterator[tuple[float, float, float, float]]:
+def _error_bar_boxes(axes: Any, point: ArmPoint) -> Iterator[tuple[float, float, float, float]]:
     """What the error bars of a point cover, in pixels; nothing for one without an interval."""
     x, y = point.forgotten, point.gain
     for low, high in (((x.low, y.value), (x.high, y.value)), ((x.value, y.low), (x.value, y.high))):
@@ -92,19 +115,21 @@ def _bars(axes: Any, point: Point) -> Iterator[tuple[float, float, float, float]
             yield left - 1, bottom - 1, right + 1, top + 1
 
 
-def _hidden(box: tuple[float, ...], others: Sequence[tuple[float, ...]]) -> float:
+def _overlap_area(box: tuple[float, ...], others: Sequence[tuple[float, ...]]) -> float:
     return sum(
         max(0.0, min(box[2], one[2]) - max(box[0], one[0])) * max(0.0, min(box[3], one[3]) - max(box[1], one[1]))
         for one in others
     )
 
 
-def _outside(box: tuple[float, ...], area: Sequence[float]) -> float:
+def _outside_penalty(box: tuple[float, ...], area: Sequence[float]) -> float:
     left, low, right, high = area
     return 48 * sum(max(0.0, one) for one in (left - box[0], low - box[1], box[2] - right, box[3] - high))
 
 
-def _mistaken(box: Sequence[float], own: Sequence[float], others: Sequence[Sequence[float]]) -> float:
+def _ambiguity_penalty(
+    box: Sequence[float], own_mark: Sequence[float], other_marks: Sequence[Sequence[float]]
+) -> float:
     """How far a name is from its own mark, and whether it could be taken for that of another."""
 
     def far(mark: Sequence[float]) -> float:
@@ -112,21 +137,21 @@ def _mistaken(box: Sequence[float], own: Sequence[float], others: Sequence[Seque
             max(box[0] - mark[0], 0.0, mark[0] - box[2]), max(box[1] - mark[1], 0.0, mark[1] - box[3])
         )  # fmt: skip
 
-    return far(own) + 8 * sum(max(0.0, 1.5 * far(own) - far(one)) for one in others)
+    return far(own_mark) + 8 * sum(max(0.0, 1.5 * far(own_mark) - far(one)) for one in other_marks)
 
 
-def reach(estimate: Estimate) -> Any:
+def error_bar_lengths(estimate: Estimate) -> Any:
     """The arms of an error bar; none where there is no interval."""
     if not (math.isfinite(estimate.low) and math.isfinite(estimate.high)):
         return None
     return [[max(0.0, estimate.value - estimate.low)], [max(0.0, estimate.high - estimate.value)]]
 
 
-def bounds(estimates: Iterable[Estimate]) -> list[float]:
+def finite_bounds(estimates: Iterable[Estimate]) -> list[float]:
     """The finite values and ends of intervals, which an axis has to hold."""
     return [v for one in estimates for v in (one.low, one.value, one.high) if math.isfinite(v)]
 
 
-def interval(one: Estimate) -> str:
+def format_estimate(estimate: Estimate) -> str:
     """A value with its interval, for a pointer."""
-    return f"{number(one.value, sign=True)} [{number(one.low, sign=True)}, {number(one.high, sign=True)}]"
+    return f"{format_number(estimate.value, sign=True)} [{format_number(estimate.low, sign=True)}, {format_number(estimate.high, sign=True)}]"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from harness.data.checks.contamination import contamination
+from harness.data.checks.contamination import find_contamination
 from harness.types import Example, Message
 
 LONG = "the old clock in the tall tower of the town hall strikes every hour except at noon on sundays"
@@ -20,7 +20,7 @@ def found(item, *training, **options):
     items = item if isinstance(item, list) else [item]
     rows = [one if isinstance(one, Example) else row(one) for one in training]
     rows = [Example(f"t:{n}", one.messages, f"t:{n}") for n, one in enumerate(rows, 1)]
-    return contamination({"suite": items}, {"source": rows}, **options)["suite"]
+    return find_contamination({"suite": items}, {"source": rows}, **options)["suite"]
 
 
 def test_rows_that_share_nothing_are_clean():
@@ -41,7 +41,7 @@ def test_a_prompt_in_the_middle_of_a_trained_conversation_is_found_and_one_that_
     for trained in (True, False):
         turns = [
             Message("user", "what is the CAPITAL of France"),
-            Message("assistant", "Paris.", trained=trained),
+            Message("assistant", "Paris.", train=trained),
             Message("user", "And of Spain?"),
             Message("assistant", "Madrid."),
         ]
@@ -118,7 +118,7 @@ def test_suites_are_told_apart_and_rows_named_across_batches_and_sources():
     suites = {"a": [row(LONG, "Yes, a.", "a:1")], "b": [row(OTHER, "Yes, b.", "b:1")]}
     filler = [row(f"filler {number}", "no", f"f:{number}") for number in range(700)]
     training = {"one": filler, "two": [*filler, row(OTHER, "no", "two:1")]}
-    result = contamination(suites, training)
+    result = find_contamination(suites, training)
     assert result["a"].prompts == 0
     assert [(one.row, one.source) for one in result["b"].worst] == [("two:1", "two")]
 
@@ -142,7 +142,7 @@ def test_a_short_plain_text_is_given_away_where_the_same_words_are_trained():
     def talk(trained):
         return Example(
             "t",
-            (*row("Go on.", "chapter one").messages[:1], Message("assistant", "chapter one", trained=trained), *later),
+            (*row("Go on.", "chapter one").messages[:1], Message("assistant", "chapter one", train=trained), *later),
             "t",
         )
 
@@ -161,7 +161,7 @@ def test_a_prompt_that_is_trained_as_a_plain_text_is_given_away():
 
 @pytest.mark.parametrize("suites", [{}, {"empty": []}])
 def test_nothing_to_look_for_is_found_nowhere(suites):
-    assert all(one.items == 0 for one in contamination(suites, {"t": [row(LONG)]}).values())
+    assert all(one.items == 0 for one in find_contamination(suites, {"t": [row(LONG)]}).values())
 
 
 def test_progress_goes_over_all_training_rows():
@@ -170,5 +170,5 @@ def test_progress_goes_over_all_training_rows():
     def progress(phase, done, total, note="", unit=""):
         told.append((done, total, note))
 
-    contamination({}, {"a": [row(LONG)] * 513, "b": [row(OTHER)]}, progress=progress)
+    find_contamination({}, {"a": [row(LONG)] * 513, "b": [row(OTHER)]}, progress=progress)
     assert told == [(512, 514, "a"), (513, 514, "a"), (514, 514, "b")]

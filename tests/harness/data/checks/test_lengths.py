@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from harness.data.checks.lengths import lengths
+from harness.data.checks.lengths import summarize_lengths
 from harness.terminal.check_table import Histogram
 
 
@@ -20,7 +20,7 @@ def drawn(facts, width=80, **more):
 
 
 def test_the_numbers_are_those_of_the_rows_before_truncation():
-    facts = lengths(np.array([10] * 50 + [20] * 40 + [100] * 10), 60)
+    facts = summarize_lengths(np.array([10] * 50 + [20] * 40 + [100] * 10), 60)
     assert (facts["rows"], facts["tokens"]) == (100, 2300)
     assert [facts[key] for key in ("min", "median", "mean", "p90", "p99", "max")] == [10, 10, 23.0, 20, 100, 100]
     assert (facts["max_length"], facts["rows_cut"], facts["tokens_cut"]) == (60, 10, 400)
@@ -30,7 +30,7 @@ def test_the_numbers_are_those_of_the_rows_before_truncation():
 @pytest.mark.parametrize("limit", [5, 100, 1000, 100_000])
 def test_every_row_is_in_one_bin_and_no_bin_holds_cut_and_whole_rows(seed, limit):
     values = np.exp(np.random.default_rng(seed).normal(4, seed / 4, 500)).astype(int) + 1
-    bins = lengths(values, limit)["bins"]
+    bins = summarize_lengths(values, limit)["bins"]
     assert [one["rows"] for one in bins] == [int(((values >= b["low"]) & (values <= b["high"])).sum()) for b in bins]
     assert sum(one["rows"] for one in bins) == 500
     assert all(one["high"] < after["low"] for one, after in pairwise(bins))
@@ -39,14 +39,14 @@ def test_every_row_is_in_one_bin_and_no_bin_holds_cut_and_whole_rows(seed, limit
 
 
 def test_no_rows_have_no_lengths():
-    facts = lengths(np.array([], int), 10)
+    facts = summarize_lengths(np.array([], int), 10)
     assert (facts["rows"], facts["max"], facts["bins"]) == (0, None, [])
     assert drawn(facts) == "name: 0 rows\n"
 
 
 @pytest.mark.parametrize("width", [40, 80, 200])
 def test_the_picture_fits_marks_the_limit_and_says_what_is_cut(width):
-    shown = drawn(lengths(np.array([10] * 50 + [20] * 40 + [1000] * 10), 60), width)
+    shown = drawn(summarize_lengths(np.array([10] * 50 + [20] * 40 + [1000] * 10), 60), width)
     assert max(len(line) for line in shown.splitlines()) <= width
     assert "╌╌ max_length 60 ╌" in shown
     assert "cut: 10 row(s) (10.0 %) lose 9,400 tokens (83.2 % of all) at their ends" in " ".join(shown.split())
@@ -54,18 +54,18 @@ def test_the_picture_fits_marks_the_limit_and_says_what_is_cut(width):
 
 
 def test_the_longest_bar_fills_the_room_and_a_single_row_is_seen():
-    shown = drawn(lengths(np.array([10] * 5000 + [40]), 60), 40)
+    shown = drawn(summarize_lengths(np.array([10] * 5000 + [40]), 60), 40)
     bars = [line.count("█") for line in shown.splitlines()]
     assert max(bars) > 20
     assert "▏" in shown
 
 
 def test_nothing_cut_is_said():
-    assert "nothing is cut: max_length is 60" in drawn(lengths(np.array([10, 20]), 60))
+    assert "nothing is cut: max_length is 60" in drawn(summarize_lengths(np.array([10, 20]), 60))
 
 
 def test_without_unicode_the_picture_is_ascii():
-    facts = lengths(np.array([10] * 9 + [20] * 4 + [1000]), 60)
+    facts = summarize_lengths(np.array([10] * 9 + [20] * 4 + [1000]), 60)
     console = Console(width=60, file=io.TextIOWrapper(io.BytesIO(), encoding="ascii"), color_system=None)
     console.print(Histogram("name", facts))
     console.file.flush()

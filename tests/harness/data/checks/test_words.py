@@ -6,7 +6,15 @@ import unicodedata
 
 import pytest
 
-from harness.data.checks.words import folded, is_unspaced, joined, prompt, response, stretch, words
+from harness.data.checks.words import (
+    conversation_text,
+    is_unspaced_script,
+    normalize_case,
+    original_text_of_words,
+    prompt_messages,
+    response_message,
+    split_words,
+)
 from harness.types import Example, Message, ToolCall
 
 
@@ -26,18 +34,18 @@ from harness.types import Example, Message, ToolCall
     ],
 )
 def test_words(text, found):
-    assert words(text) == found
+    assert split_words(text) == found
 
 
 def test_composition_and_case_do_not_count():
-    assert words(unicodedata.normalize("NFD", "CAFÉ")) == words("café")
-    assert folded("\ufeffA") == "a"
+    assert split_words(unicodedata.normalize("NFD", "CAFÉ")) == split_words("café")
+    assert normalize_case("\ufeffA") == "a"
 
 
 def test_a_text_is_unspaced_when_most_of_its_words_are_single_characters_of_such_scripts():
-    assert is_unspaced(words("我们用 Python 写代码"))
-    assert not is_unspaced(words("the word 水 means water"))
-    assert not is_unspaced([])
+    assert is_unspaced_script(split_words("我们用 Python 写代码"))
+    assert not is_unspaced_script(split_words("the word 水 means water"))
+    assert not is_unspaced_script([])
 
 
 @pytest.mark.parametrize(
@@ -49,11 +57,11 @@ def test_a_text_is_unspaced_when_most_of_its_words_are_single_characters_of_such
     ],
 )
 def test_a_stretch_is_shown_as_it_was_written(text, begin, end, shown):
-    assert stretch(text, begin, end) == shown
+    assert original_text_of_words(text, begin, end) == shown
 
 
 def test_a_conversation_says_its_contents_inputs_and_calls():
-    call = Message("assistant", "Wait.", calls=(ToolCall("weather", {"city": "Köln"}),))
+    call = Message("assistant", "Wait.", tool_calls=(ToolCall("weather", {"city": "Köln"}),))
     example = Example("id", (Message("user", "Sum up.", input="a text"), call), "x:1")
-    assert joined(prompt(example)) == "Sum up.\na text"
-    assert joined([response(example)]) == 'Wait.\nweather {"city": "Köln"}'
+    assert conversation_text(prompt_messages(example)) == "Sum up.\na text"
+    assert conversation_text([response_message(example)]) == 'Wait.\nweather {"city": "Köln"}'

@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 
 from harness.data.reading import conversation_store, source_reader
-from harness.data.reading.conversation import example, prompt_id
-from harness.data.reading.corpus import Corpus, examples, read
+from harness.data.reading.conversation import build_example, prompt_hash
+from harness.data.reading.corpus import Corpus, read_corpus, read_examples
 from harness.errors import HarnessError
 from harness.interfaces.source import Source
 from harness.spec_keys import data
-from harness.types import Bad, Message, Record, ToolCall
+from harness.types import InvalidRecord, Message, Record, ToolCall
 
-DEFAULTS = {key: option["default"] for key, option in data.ROWS.items()}
+DEFAULTS = {key: option["default"] for key, option in data.SOURCE_KEYS.items()}
 
 
 class Rows(Source):
@@ -35,7 +35,7 @@ class Rows(Source):
                 self.given += 1
                 yield (
                     dataclasses.replace(row, place=f"x:{number}")
-                    if isinstance(row, Bad)
+                    if isinstance(row, InvalidRecord)
                     else Record(f"x:{number}", row)
                 )
         finally:
@@ -52,7 +52,7 @@ def corpus(tmp_path):
         source = rows if isinstance(rows, Source) else Rows(rows)
         more = {"progress": progress} if progress else {}
         bad = tmp_path / folder / "rejected.jsonl"
-        return read(source, {**DEFAULTS, **options}, "x", folder=tmp_path, rejections=bad, **more)
+        return read_corpus(source, {**DEFAULTS, **options}, "x", folder=tmp_path, invalid_rows_file=bad, **more)
 
     return corpus
 
@@ -67,19 +67,19 @@ def refused(corpus, rows, **options):
 
 TOOL = {"name": "add", "description": "Adds – ja.", "parameters": {"type": "object", "properties": {"a": {}}}}
 EVERYTHING = [
-    example([Message("text", "Once\tupon a time.\n\u2028\x00")], "x:1"),
-    example([Message("user", "a", input="b"), Message("assistant", "c\nd")], 'odd "place"\t\ud83d:2'),
-    example(
+    build_example([Message("text", "Once\tupon a time.\n\u2028\x00")], "x:1"),
+    build_example([Message("user", "a", input="b"), Message("assistant", "c\nd")], 'odd "place"\t\ud83d:2'),
+    build_example(
         [
             Message("system", "é😀"),
             Message("user", "1 + 2?"),
             Message(
                 "assistant",
                 "",
-                calls=(ToolCall("add", {"a": 1, "b": [None, 2.5]}, "c1"), ToolCall("add", {})),
-                trained=False,
+                tool_calls=(ToolCall("add", {"a": 1, "b": [None, 2.5]}, "c1"), ToolCall("add", {})),
+                train=False,
             ),
-            Message("tool", "3", name="add", answers="c1"),
+            Message("tool", "3", name="add", tool_call_id="c1"),
             Message("tool", "4"),
             Message("assistant", "3."),
         ],
@@ -91,21 +91,21 @@ EVERYTHING = [
 
 @pytest.fixture
 def spooled(tmp_path):
-    return conversation_store.Spool.write(EVERYTHING, tmp_path)[0]
+    return conversation_store.ConversationStore.write_examples(EVERYTHING, tmp_path)[0]
 
 
 def test_every_part_of_an_example_comes_back_from_disk(spooled):
     assert list(spooled) == EVERYTHING
     assert [spooled[index] for index in (0, 1, -1)] == EVERYTHING
     assert spooled[1:] == EVERYTHING[1:]
-    assert [spooled.place(index) for index in range(3)] == [row.place for row in EVERYTHING]
+    assert [spooled.place(index) for index in range(3)] == [row.location for row in EVERYTHING]
     with pytest.raises(IndexError):
         spooled[3]
 
 
 def test_a_view_gives_its_rows_in_the_order_asked_for(corpus, monkeypatch):
     made = corpus(asks(300))
-    monkeypatch.setattr("harness.data.reading.conversation_store.RUN", 7)
+    monkeypatch.setattr("harness.data.reading.conversation_store.ROWS_PER_READ", 7)
     for indices in ([], [5], list(range(300)), list(range(0, 300, 3)), [299, 0, 0, 150], [*range(40, 60), 3]):
         view = made.take(np.array(indices, np.int64))
         wanted = [f"question {index}" for index in indices]
@@ -122,19 +122,19 @@ def test_a_corpus_has_the_hashes_of_its_rows_in_order(corpus):
     made = corpus(asks(20))
     assert made.keys.dtype == made.prompts.dtype == np.uint64
     assert [f"{key:016x}" for key in made.keys.tolist()] == [row.id for row in made]
-    assert [f"{key:016x}" for key in made.prompts.tolist()] == [prompt_id(row) for row in made]
+    assert [f"{key:016x}" for key in made.prompts.tolist()] == [prompt_hash(row) for row in made]
     assert (made.form, made.read, len(made), made.name) == ("prompt_completion", 20, 20, "x")
 
 
 def test_a_corpus_in_memory_is_the_same_as_on_disk(corpus):
     made = corpus(asks(9))
-    held = Corpus.of(examples(Rows(asks(9)), DEFAULTS, "x"), "x")
+    held = Corpus.from_examples(read_examples(Rows(asks(9)), DEFAULTS, "x"), "x")
     assert list(held) == list(made)
     assert held.digest == made.digest
-    assert held.keys.tolist() == made.keys.tolist()
-    assert held.prompts.tolist() == made.prompts.tolist()
-    assert list(held.take(np.array([3, 1]))) == list(made.take(np.array([3, 1])))
-    assert held.place(3) == made.place(3)
+    assert held.content_hashes.tolist() == made.keys.tolist()
+    assert held.prompt_hashes.tolist() == made.prompts.tolist()
+    assert list(held.select(np.array([3, 1]))) == list(made.take(np.array([3, 1])))
+    assert held.location_of(3) == made.place(3)
 
 
 def test_the_digest_changes_with_whatever_can_change_a_token_and_with_the_order_and_with_nothing_else(corpus):
@@ -214,7 +214,7 @@ def test_memory_does_not_grow_with_the_rows(corpus):
 def test_a_folder_that_cannot_be_written_is_told(corpus, tmp_path):
     (tmp_path / "c").write_text("a file where a folder is to be")
     with pytest.raises(HarnessError, match=r"c: the rows read cannot be written there: .*set HARNESS_CACHE to another"):
-        conversation_store.Spool.write(EVERYTHING, tmp_path / "c")
+        conversation_store.ConversationStore.write_examples(EVERYTHING, tmp_path / "c")
     (line,) = refused(corpus, asks(2))
     assert "rejected.jsonl: the rows read cannot be written there" in line
     assert line.endswith('or name another folder in "output"')
@@ -240,7 +240,7 @@ def test_a_full_disk_is_told_of_bad_rows_as_well(corpus, tmp_path, monkeypatch):
 
 # -- bad rows ---------------------------------------------------------------------------------------------------------
 
-BAD = Bad("", "is not JSON: Expecting value at column 1", "mend the line", "oh \ud83d")
+BAD = InvalidRecord("", "is not JSON: Expecting value at column 1", "mend the line", "oh \ud83d")
 
 
 def test_bad_rows_are_named_and_written_down_whole_and_stop_the_run(corpus, tmp_path):
@@ -326,7 +326,7 @@ def test_no_more_rows_are_asked_for_than_head_says(corpus):
 
 
 def test_a_source_is_closed_when_a_row_stops_the_run(corpus, monkeypatch):
-    monkeypatch.setattr(source_reader, "DETECTED", 2)
+    monkeypatch.setattr(source_reader, "ROWS_FOR_DETECTION", 2)
     source = Rows([*asks(9), 3])
     with pytest.raises(HarnessError):
         corpus(source, form="alpaca", columns={"instruction": "none"})
@@ -372,7 +372,7 @@ def test_a_filter_looks_at_the_datas_columns_before_they_are_renamed(corpus):
 
 
 def test_reading_tells_how_far_it_is(corpus, monkeypatch):
-    monkeypatch.setattr(source_reader, "TOLD", 10)
+    monkeypatch.setattr(source_reader, "PROGRESS_INTERVAL", 10)
     told = []
     corpus(asks(25), progress=lambda *args: told.append(args))
     assert told == [("read", done, total, "x", "rows") for done, total in ((10, 0), (20, 0), (25, 25))]
@@ -380,7 +380,7 @@ def test_reading_tells_how_far_it_is(corpus, monkeypatch):
 
 def test_what_the_source_says_of_its_data_is_kept(corpus):
     class Telling(Rows):
-        def facts(self):
+        def metadata(self):
             return {"commit": f"after {self.given} rows"}
 
         def warnings(self):

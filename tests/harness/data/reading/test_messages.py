@@ -2,10 +2,10 @@ import json
 
 import pytest
 
-from harness.data.reading.conversation import BadRow, example, example_id, prompt_id
-from harness.data.reading.messages import turns
-from harness.data.reading.row_formats import conversation
-from harness.data.reading.tool_calls import tools
+from harness.data.reading.conversation import InvalidRow, build_example, example_id, prompt_hash
+from harness.data.reading.messages import parse_messages
+from harness.data.reading.row_formats import parse_row
+from harness.data.reading.tool_calls import parse_tools
 from harness.types import Message, ToolCall
 
 CALL = {"id": "c1", "type": "function", "function": {"name": "add", "arguments": '{"a": 1, "b": 2}'}}
@@ -15,16 +15,16 @@ TOOL = {"name": "add", "description": "Adds.", "parameters": {"type": "object", 
 
 
 def openai(*messages, **more):
-    return conversation({"messages": [ASKED, *messages], **more}, "messages", "all", "x:1")
+    return parse_row({"messages": [ASKED, *messages], **more}, "messages", "all", "x:1")
 
 
 def sharegpt(*turns, **more):
     said = [{"from": speaker, "value": value} for speaker, value in turns]
-    return conversation({"conversations": said, **more}, "sharegpt", "all", "x:1")
+    return parse_row({"conversations": said, **more}, "sharegpt", "all", "x:1")
 
 
 def refused(read, *args, **more):
-    with pytest.raises(BadRow) as caught:
+    with pytest.raises(InvalidRow) as caught:
         read(*args, **more)
     return caught.value.what
 
@@ -41,8 +41,8 @@ def test_openais_calls_and_answers_are_messages_with_calls_and_names():
     )
     assert row.messages == (
         Message("user", "1 + 2?"),
-        Message("assistant", "", calls=(ToolCall("add", {"a": 1, "b": 2}, "c1"),)),
-        Message("tool", "3", name="add", answers="c1"),
+        Message("assistant", "", tool_calls=(ToolCall("add", {"a": 1, "b": 2}, "c1"),)),
+        Message("tool", "3", name="add", tool_call_id="c1"),
         Message("assistant", "3."),
     )
     assert row.tools == (TOOL,)
@@ -69,14 +69,17 @@ def test_several_calls_of_one_turn_are_answered_by_several_tools():
         {"role": "tool", "tool_call_id": "c1", "content": {"sum": 3}},
         SAID,
     )
-    assert [call.name for call in row.messages[1].calls] == ["add", "sub"]
+    assert [call.name for call in row.messages[1].tool_calls] == ["add", "sub"]
     assert row.messages[2:4] == (  # in the order of the calls: formats without ids pair them by it
-        Message("tool", '{"sum": 3}', name="add", answers="c1"),
-        Message("tool", "-1", name="sub", answers="c2"),
+        Message("tool", '{"sum": 3}', name="add", tool_call_id="c1"),
+        Message("tool", "-1", name="sub", tool_call_id="c2"),
     )
     many = json.dumps([{"name": "add", "arguments": {}}, {"name": "sub", "arguments": "{}"}])
     row = sharegpt(("human", "?"), ("gpt", "Let me see."), ("function_call", many), ("observation", "3"), ("gpt", "3."))
-    assert [(m.content, [call.name for call in m.calls]) for m in row.messages][1] == ("Let me see.", ["add", "sub"])
+    assert [(m.content, [call.name for call in m.tool_calls]) for m in row.messages][1] == (
+        "Let me see.",
+        ["add", "sub"],
+    )
     assert row.messages[2].name is None  # which of the two it answers, the data does not say
 
 
@@ -85,7 +88,7 @@ TWO = [{"id": one, "function": {"name": "add", "arguments": {"a": n}}} for n, on
 
 def answered(*answers, calls=TWO):
     row = openai({**SAID, "tool_calls": calls}, *({"role": "tool", **answer} for answer in answers), SAID)
-    return [(message.content, message.name, message.answers) for message in row.messages[2:-1]]
+    return [(message.content, message.name, message.tool_call_id) for message in row.messages[2:-1]]
 
 
 def test_two_calls_of_one_tool_answered_out_of_order_are_paired_by_id():
@@ -128,7 +131,7 @@ def test_ids_are_no_content_and_the_pairing_is():
 
 
 def test_a_completion_answers_the_calls_of_its_prompt():
-    row = conversation(
+    row = parse_row(
         {
             "prompt": [ASKED, {"role": "assistant", "tool_calls": TWO}],
             "completion": [
@@ -141,7 +144,7 @@ def test_a_completion_answers_the_calls_of_its_prompt():
         "all",
         "x:1",
     )
-    assert [(message.role, message.content, message.trained) for message in row.messages[1:]] == [
+    assert [(message.role, message.content, message.train) for message in row.messages[1:]] == [
         ("assistant", "", False), ("tool", "one", True), ("tool", "two", True), ("assistant", "3.", True)
     ]  # fmt: skip
 
@@ -208,17 +211,17 @@ def test_what_no_tool_would_take_is_refused(messages, more, what):
 
 def test_a_call_may_be_nested_as_deep_as_anybody_means_to():
     row = openai({**SAID, "tool_calls": [{"name": "a", "arguments": deep(64)}]})
-    assert row.messages[-1].calls[0].arguments == deep(64)
+    assert row.messages[-1].tool_calls[0].arguments == deep(64)
 
 
 def test_a_conversation_may_end_with_a_call_and_a_call_may_be_written_the_older_way():
     last = openai({"role": "assistant", "content": None, "function_call": {"name": "add", "arguments": ""}})
-    assert last.messages[-1] == Message("assistant", "", calls=(ToolCall("add", {}),))
+    assert last.messages[-1] == Message("assistant", "", tool_calls=(ToolCall("add", {}),))
 
 
 @pytest.mark.parametrize("given", [None, "", " ", "[]", []])
 def test_no_tools_may_be_written_in_many_ways(given):
-    assert tools(given) == ()
+    assert parse_tools(given) == ()
 
 
 @pytest.mark.parametrize(
@@ -231,7 +234,7 @@ def test_no_tools_may_be_written_in_many_ways(given):
     ],
 )
 def test_tools_that_are_none_are_refused(given, what):
-    assert refused(tools, given) == what
+    assert refused(parse_tools, given) == what
 
 
 @pytest.mark.parametrize(
@@ -314,7 +317,7 @@ def test_every_part_of_a_call_and_of_the_tools_is_part_of_the_content():
     }  # fmt: skip
     assert len(ids) == 6
     assert told().id == told(arguments={"b": 2, "a": 1}).id
-    assert prompt_id(told()) == prompt_id(told(offered=())) != prompt_id(told(name="sub"))
+    assert prompt_hash(told()) == prompt_hash(told(offered=())) != prompt_hash(told(name="sub"))
 
 
 # -- speakers and contents --------------------------------------------------------------------------------------------
@@ -323,10 +326,10 @@ def test_every_part_of_a_call_and_of_the_tools_is_part_of_the_content():
 def test_a_developer_is_the_system_and_contents_may_be_parts_of_text():
     parts = [{"type": "text", "text": "1 +"}, {"type": "text", "text": " 2?"}]
     row = [{"role": "developer", "content": "Be brief."}, {"role": "user", "content": parts}, SAID]
-    found = turns(row, "messages", "role", "content")
+    found = parse_messages(row, "messages", "role", "content")
     assert [(message.role, message.content) for message in found][:2] == [("system", "Be brief."), ("user", "1 + 2?")]
     picture = [{"type": "text", "text": "What is it?"}, {"type": "image_url", "image_url": {}}]
-    what = refused(turns, [{"role": "user", "content": picture}], "messages", "role", "content")
+    what = refused(parse_messages, [{"role": "user", "content": picture}], "messages", "role", "content")
     assert what == "has a part of the type 'image_url' in messages[0].content"
 
 
@@ -335,8 +338,8 @@ def test_a_developer_is_the_system_and_contents_may_be_parts_of_text():
 
 def trained(*flags, train_on="all"):
     messages = [one for flag in flags for one in (ASKED, {**SAID, **flag})]
-    row = conversation({"messages": messages}, "messages", train_on, "x:1")
-    return [message.trained for message in row.messages if message.role == "assistant"]
+    row = parse_row({"messages": messages}, "messages", train_on, "x:1")
+    return [message.train for message in row.messages if message.role == "assistant"]
 
 
 def test_a_message_says_itself_whether_it_is_trained():
@@ -368,11 +371,14 @@ def test_the_last_response_alone_with_a_flag_against_it_leaves_nothing_to_train(
 
 def test_only_responses_can_be_flagged_as_trained():
     said = [{**ASKED, "train": True}, SAID]
-    assert refused(turns, said, "messages", "role", "content") == "flags the user's turn in messages[0] as trained"
-    assert turns([{**ASKED, "weight": 0}, SAID], "messages", "role", "content")[0] == Message("user", "1 + 2?")
+    assert (
+        refused(parse_messages, said, "messages", "role", "content")
+        == "flags the user's turn in messages[0] as trained"
+    )
+    assert parse_messages([{**ASKED, "weight": 0}, SAID], "messages", "role", "content")[0] == Message("user", "1 + 2?")
 
 
 def test_which_turns_are_trained_is_no_content():
     messages = [Message("user", "a"), Message("assistant", "b"), Message("user", "c"), Message("assistant", "d")]
-    other = [*messages[:1], Message("assistant", "b", trained=False), *messages[2:]]
-    assert example(messages, "x").id == example(other, "y").id == example_id(messages)
+    other = [*messages[:1], Message("assistant", "b", train=False), *messages[2:]]
+    assert build_example(messages, "x").id == build_example(other, "y").id == example_id(messages)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from harness.data.reading.conversation import BadRow
-from harness.data.reading.row_formats import read_choices
+from harness.data.reading.conversation import InvalidRow
+from harness.data.reading.row_formats import parse_multiple_choice
 from harness.types import Message
 
 ROW = {"question": "Which?", "choices": ["red", "blue", "A"], "answer": 1}
@@ -16,14 +16,14 @@ ROW = {"question": "Which?", "choices": ["red", "blue", "A"], "answer": 1}
     [(0, "red"), (2, "A"), ("B", "blue"), ("b", "blue"), (" C ", "A"), ("blue", "blue"), ("A", "A")],
 )
 def test_the_right_choice_is_the_response(answer, right):
-    messages, choices = read_choices({**ROW, "answer": answer})
+    messages, choices = parse_multiple_choice({**ROW, "answer": answer})
     assert messages == [Message("user", "Which?"), Message("assistant", right)]
     assert choices == ("red", "blue", "A")
 
 
 def test_a_prompt_may_stand_for_the_question_behind_a_system_message():
     row = {"prompt": "Which?", "system": "Be brief.", "choices": ["x", "y"], "answer": "y"}
-    assert [message.role for message in read_choices(row)[0]] == ["system", "user", "assistant"]
+    assert [message.role for message in parse_multiple_choice(row)[0]] == ["system", "user", "assistant"]
 
 
 @pytest.mark.parametrize(
@@ -43,5 +43,5 @@ def test_a_prompt_may_stand_for_the_question_behind_a_system_message():
     ],
 )
 def test_what_is_no_multiple_choice_is_a_bad_row(change, text):
-    with pytest.raises(BadRow, match=text):
-        read_choices({**ROW, **change})
+    with pytest.raises(InvalidRow, match=text):
+        parse_multiple_choice({**ROW, **change})

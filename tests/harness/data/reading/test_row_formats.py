@@ -4,12 +4,12 @@ from pathlib import Path
 import pytest
 
 from harness.data.reading import source_reader
-from harness.data.reading.conversation import example_id, prompt_id
-from harness.data.reading.corpus import examples
+from harness.data.reading.conversation import example_id, prompt_hash
+from harness.data.reading.corpus import read_examples
 from harness.errors import HarnessError
 from harness.interfaces.source import Source
 from harness.spec_keys import data
-from harness.types import Bad, Message, Record
+from harness.types import InvalidRecord, Message, Record
 
 ALPACA = {"instruction": "Name a colour.", "input": "", "output": "Red."}
 MESSAGES = {"messages": [{"role": "user", "content": "Name a colour."}, {"role": "assistant", "content": "Red."}]}
@@ -18,7 +18,7 @@ PROMPT = {"prompt": "Name a colour.", "completion": "Red."}
 SHARED = Path(__file__).parents[4].parent / "shared" / "data"
 
 
-DEFAULTS = {key: option["default"] for key, option in data.ROWS.items()}
+DEFAULTS = {key: option["default"] for key, option in data.SOURCE_KEYS.items()}
 
 
 class Rows(Source):
@@ -27,11 +27,11 @@ class Rows(Source):
 
     def records(self):
         for number, row in enumerate(self.rows, 1):
-            yield row if isinstance(row, Bad) else Record(f"x.jsonl:{number}", row)
+            yield row if isinstance(row, InvalidRecord) else Record(f"x.jsonl:{number}", row)
 
 
 def read(*rows, **options):
-    return examples(Rows(rows), {**DEFAULTS, **options}, "x")
+    return read_examples(Rows(rows), {**DEFAULTS, **options}, "x")
 
 
 def turns(*rows, **options):
@@ -49,7 +49,7 @@ def refused(*rows, **options):
 def test_every_form_becomes_the_same_conversation_with_the_same_id(row):
     assert turns({**row, "fact": "f001"}) == [("user", "Name a colour."), ("assistant", "Red.")]
     assert read(row)[0].id == read(ALPACA)[0].id
-    assert read(row)[0].place == "x.jsonl:1"
+    assert read(row)[0].location == "x.jsonl:1"
 
 
 def test_an_alpaca_row_keeps_its_input_apart_unless_it_is_blank():
@@ -130,19 +130,19 @@ def test_a_row_without_the_forms_keys_is_named_when_the_others_have_them():
 
 
 def test_the_form_is_told_from_the_first_rows_and_every_later_one_is_held_against_it(monkeypatch):
-    monkeypatch.setattr(source_reader, "DETECTED", 2)
+    monkeypatch.setattr(source_reader, "ROWS_FOR_DETECTION", 2)
     line = refused(ALPACA, ALPACA, ALPACA, SHAREGPT)
     assert line == (
         "x.jsonl:4: is of the form sharegpt, and this source's rows are alpaca: no 'instruction'; "
         "make each form a source of its own"
     )
-    bad = Bad("x.jsonl:0", "is not JSON")
+    bad = InvalidRecord("x.jsonl:0", "is not JSON")
     assert len(read(*[bad] * 5, ALPACA, rejected=0.9)) == 1
     assert refused(*[bad] * 5, rejected=0.9).startswith("x.jsonl:0: is not JSON")
 
 
 def test_a_column_that_no_form_needs_may_come_after_the_first_rows_but_must_come(monkeypatch):
-    monkeypatch.setattr(source_reader, "DETECTED", 1)
+    monkeypatch.setattr(source_reader, "ROWS_FOR_DETECTION", 1)
     assert len(read(ALPACA, {**ALPACA, "persona": "Be brief."}, columns={"system": "persona"})) == 2
     assert "names 'persona' as the data's column for 'system', and no row has it" in refused(
         ALPACA, ALPACA, columns={"system": "persona"}
@@ -207,35 +207,35 @@ def test_an_id_is_of_the_exact_text_however_its_characters_are_composed():
 
 def test_a_prompts_hash_leaves_out_the_response_and_counts_runs_of_white_space_once():
     (first,), (second,) = read(ALPACA), read({**ALPACA, "instruction": " Name  a\ncolour.", "output": "Blue."})
-    assert prompt_id(first) == prompt_id(second)
+    assert prompt_hash(first) == prompt_hash(second)
     assert first.id != second.id
-    assert prompt_id(first) != prompt_id(read({**ALPACA, "input": "b"})[0])
+    assert prompt_hash(first) != prompt_hash(read({**ALPACA, "input": "b"})[0])
 
 
 def test_the_hashes_of_rows_without_tools_are_those_of_earlier_versions():
     (row,) = read({**ALPACA, "system": "Be brief.", "input": "as hex", "history": [["Hé", "Hello."]]})
-    assert (row.id, prompt_id(row)) == ("676591d0e1c80347", "92bcd2ec2f66fd1b")
+    assert (row.id, prompt_hash(row)) == ("676591d0e1c80347", "92bcd2ec2f66fd1b")
 
 
 def test_the_prompt_of_a_text_is_all_of_it():
     (first, second, third) = read({"text": "a  b"}, {"text": "a b"}, {"text": "a c"})
     assert first.id != second.id
-    assert prompt_id(first) == prompt_id(second) != prompt_id(third)
+    assert prompt_hash(first) == prompt_hash(second) != prompt_hash(third)
 
 
 @pytest.mark.parametrize("form", [ALPACA, MESSAGES, SHAREGPT, PROMPT])
 def test_only_the_last_response_is_trained_where_that_is_asked_for(form):
-    assert [message.trained for message in read(form, train_on="last")[0].messages] == [True, True]
+    assert [message.train for message in read(form, train_on="last")[0].messages] == [True, True]
     row = {**ALPACA, "history": [["Hi", "Hello."]]}
     for train_on, trained in {"all": [True, True], "last": [False, True]}.items():
         (example,) = read(row, train_on=train_on)
-        assert [message.trained for message in example.messages if message.role == "assistant"] == trained
+        assert [message.train for message in example.messages if message.role == "assistant"] == trained
 
 
 def test_the_responses_in_a_prompt_are_not_trained():
     before = [*MESSAGES["messages"], {"role": "user", "content": "And another?"}]
     (example,) = read({"prompt": before, "completion": "Blue."})
-    assert [message.trained for message in example.messages if message.role == "assistant"] == [False, True]
+    assert [message.train for message in example.messages if message.role == "assistant"] == [False, True]
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="the data beside the repository is absent")
@@ -244,9 +244,9 @@ def test_the_responses_in_a_prompt_are_not_trained():
     [("alpaca_en_demo", 1000, 0), ("alpaca_zh_demo", 1000, 0), ("glaive_toolcall_en_demo", 300, 211)],
 )
 def test_public_data_is_read_whole_with_all_its_calls(name, rows, calls):
-    from harness_sources.json_sources import JsonArray
+    from harness_sources.json_sources import JsonSource
 
-    read = examples(JsonArray(str(SHARED / f"{name}.json"), {}), {**DEFAULTS, "rejected": 0.01}, "x")
+    read = read_examples(JsonSource(str(SHARED / f"{name}.json"), {}), {**DEFAULTS, "rejected": 0.01}, "x")
     assert rows * 0.99 <= len(read) <= rows
-    assert sum(len(message.calls) for example in read for message in example.messages) == calls
+    assert sum(len(message.tool_calls) for example in read for message in example.messages) == calls
     assert sum(message.role == "tool" for example in read for message in example.messages) == calls

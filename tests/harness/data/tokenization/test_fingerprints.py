@@ -8,7 +8,13 @@ import pytest
 from harness_templates.alpaca import Alpaca
 from harness_templates.chatml import ChatML
 
-from harness.data.tokenization.fingerprints import FILE, fingerprint, others, record, recorded
+from harness.data.tokenization.fingerprints import (
+    TEMPLATE_FILE,
+    load_template_fingerprint,
+    save_template_fingerprint,
+    template_fingerprint,
+    template_mismatches,
+)
 from harness.errors import HarnessError
 from harness.types import Plan, Suite
 
@@ -29,7 +35,9 @@ PLAN = Plan(
 
 def found(tokenizer, other=None, folder=None, template=None):
     where = ".".join
-    return list(others(PLAN, template or ChatML(None), {"other": other or ChatML(None)}, tokenizer, folder, where))
+    return list(
+        template_mismatches(PLAN, template or ChatML(None), {"other": other or ChatML(None)}, tokenizer, folder, where)
+    )
 
 
 def test_a_suites_template_that_renders_alike_is_no_other_whatever_its_name(tokenizer):
@@ -44,28 +52,30 @@ def test_a_suites_template_that_renders_otherwise_is_an_error_at_its_key(tokeniz
 
 
 def test_a_model_that_was_trained_with_the_same_template_goes_on(tokenizer, tmp_path):
-    record(tmp_path, PLAN, fingerprint(ChatML(None), tokenizer))
-    assert recorded(tmp_path) == ("chatml", fingerprint(ChatML(None), tokenizer))
+    save_template_fingerprint(tmp_path, PLAN, template_fingerprint(ChatML(None), tokenizer))
+    assert load_template_fingerprint(tmp_path) == ("chatml", template_fingerprint(ChatML(None), tokenizer))
     assert found(tokenizer, folder=tmp_path) == []
 
 
 def test_a_model_that_was_trained_with_another_template_is_an_error(tokenizer, tmp_path):
-    record(tmp_path, PLAN, fingerprint(Alpaca(), tokenizer))
+    save_template_fingerprint(tmp_path, PLAN, template_fingerprint(Alpaca(), tokenizer))
     (error,) = found(tokenizer, folder=tmp_path)
     assert error.where == "template"
     assert "trained with the template 'chatml', and this spec's 'chatml' renders otherwise" in error.what
-    record(tmp_path, dataclasses.replace(PLAN, template=("alpaca", {})), fingerprint(Alpaca(), tokenizer))
+    save_template_fingerprint(
+        tmp_path, dataclasses.replace(PLAN, template=("alpaca", {})), template_fingerprint(Alpaca(), tokenizer)
+    )
     (error,) = found(tokenizer, folder=tmp_path)
     assert "trained with the template 'alpaca', and 'chatml' renders otherwise" in error.what
 
 
 def test_a_model_without_a_record_says_nothing(tokenizer, tmp_path):
-    assert recorded(tmp_path) is None
+    assert load_template_fingerprint(tmp_path) is None
     assert found(tokenizer, folder=tmp_path) == []
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"template": {}}', '{"template": {"chatml": {}}}', "null"])
 def test_a_record_that_cannot_be_read_is_an_error(tmp_path, text):
-    (tmp_path / FILE).write_text(text)
+    (tmp_path / TEMPLATE_FILE).write_text(text)
     with pytest.raises(HarnessError, match="cannot be read"):
-        recorded(tmp_path)
+        load_template_fingerprint(tmp_path)

@@ -9,9 +9,9 @@ import pytest
 from harness_templates import harness_templates
 
 from harness import Example, HarnessError, Message, Span, Template
-from harness.data.tokenization.label_mask import Encoded
-from harness.data.tokenization.mask_verification import prove
-from harness.data.tokenization.tokenize import encode_all
+from harness.data.tokenization.label_mask import EncodedExample
+from harness.data.tokenization.mask_verification import verify_mask
+from harness.data.tokenization.tokenize import encode_examples
 
 ANSWERS = ("The Elbe.", "长江 🙂 </s>")
 MESSAGES = (
@@ -25,7 +25,7 @@ EXAMPLE = Example("id", MESSAGES, "rows.jsonl:7")
 
 def make(name, **options):
     component = harness_templates()[name]
-    module, _, attribute = component.load.partition(":")
+    module, _, attribute = component.factory.partition(":")
     defaults = {key: schema["default"] for key, schema in component.options.items()}
     return getattr(importlib.import_module(module), attribute)(**{**defaults, **options})
 
@@ -38,13 +38,13 @@ class Broken(Template):
     def __init__(self, wrong):
         self.wrong, self.chatml = wrong, make("chatml")
 
-    def render(self, messages, tokenizer, *, open=False, tools=()):
+    def render(self, messages, tokenizer, *, add_generation_prompt=False, tools=()):
         spans = []
-        for span in self.chatml.render(messages, tokenizer, open=open):
+        for span in self.chatml.render(messages, tokenizer, add_generation_prompt=add_generation_prompt):
             spans += self.wrong(span)
         return tuple(spans)
 
-    def stops(self, tokenizer):
+    def stop_strings(self, tokenizer):
         return self.chatml.stops(tokenizer)
 
 
@@ -64,7 +64,7 @@ WRONG = {
         "precedes|after the end|stretches",
     ),
     "the first words are not trained": (
-        lambda s: [Span(s.text[:4]), Span(s.text[4:], trained=True)] if s.text in ANSWERS else [s],
+        lambda s: [Span(s.text[:4]), Span(s.text[4:], train=True)] if s.text in ANSWERS else [s],
         "do not hold the text",
     ),
     "the end of turn is text": (
@@ -72,14 +72,14 @@ WRONG = {
         "end of turn",
     ),
     "text after the end of turn is trained": (
-        lambda s: [s, Span("more", trained=True)] if s.text == "<|im_end|>" and s.trained else [s],
+        lambda s: [s, Span("more", train=True)] if s.text == "<|im_end|>" and s.trained else [s],
         "after the end of response 2 is trained: 'more'",
     ),
 }
 
 
 def encoded(template, tokenizer, max_length=4096, example=EXAMPLE):
-    return encode_all([example], "s", template, tokenizer, max_length)[0]
+    return encode_examples([example], "s", template, tokenizer, max_length)[0]
 
 
 @pytest.mark.parametrize(
@@ -88,9 +88,9 @@ def encoded(template, tokenizer, max_length=4096, example=EXAMPLE):
 def test_built_in_templates_are_proven_at_every_length(name, tokenizer):
     template = make(name)
     whole = encoded(template, tokenizer)
-    prove(EXAMPLE, whole, template, tokenizer)
+    verify_mask(EXAMPLE, whole, template, tokenizer)
     for length in range(1, len(whole.row.input_ids), 7):
-        prove(EXAMPLE, encoded(template, tokenizer, length), template, tokenizer)
+        verify_mask(EXAMPLE, encoded(template, tokenizer, length), template, tokenizer)
 
 
 @pytest.mark.parametrize("wrong", sorted(WRONG))
@@ -98,7 +98,7 @@ def test_a_wrong_mask_is_found_by_the_rows_place(wrong, tokenizer):
     change, what = WRONG[wrong]
     template = Broken(change)
     with pytest.raises(HarnessError, match=what) as error:
-        prove(EXAMPLE, encoded(template, tokenizer), template, tokenizer)
+        verify_mask(EXAMPLE, encoded(template, tokenizer), template, tokenizer)
     assert error.value.where == "rows.jsonl:7"
     assert "template broken" in error.value.what
 
@@ -106,12 +106,12 @@ def test_a_wrong_mask_is_found_by_the_rows_place(wrong, tokenizer):
 def test_a_wrong_mask_is_found_in_a_truncated_row_too(tokenizer):
     template = Broken(WRONG["the end of turn is not trained"][0])
     with pytest.raises(HarnessError, match="end of turn"):
-        prove(EXAMPLE, encoded(template, tokenizer, 60), template, tokenizer)
+        verify_mask(EXAMPLE, encoded(template, tokenizer, 60), template, tokenizer)
 
 
 def test_without_a_fault_the_broken_template_is_proven(tokenizer):
     template = Broken(lambda span: [span])
-    prove(EXAMPLE, encoded(template, tokenizer), template, tokenizer)
+    verify_mask(EXAMPLE, encoded(template, tokenizer), template, tokenizer)
 
 
 @pytest.mark.parametrize(
@@ -125,9 +125,9 @@ def test_without_a_fault_the_broken_template_is_proven(tokenizer):
 def test_a_row_that_was_changed_is_found(change, what, tokenizer):
     template = make("alpaca")
     found = encoded(template, tokenizer)
-    changed = Encoded(dataclasses.replace(found.row, **change(found.row)), 0)
+    changed = EncodedExample(dataclasses.replace(found.row, **change(found.row)), 0)
     with pytest.raises(HarnessError, match=what or "end of turn"):
-        prove(EXAMPLE, changed, template, tokenizer)
+        verify_mask(EXAMPLE, changed, template, tokenizer)
 
 
 def test_a_truncated_row_must_be_the_beginning_of_the_whole(tokenizer):
@@ -135,10 +135,10 @@ def test_a_truncated_row_must_be_the_beginning_of_the_whole(tokenizer):
     found = encoded(template, tokenizer, 60)
     wrong = dataclasses.replace(found.row, labels=(-100,) * 60)
     with pytest.raises(HarnessError, match="not the beginning of the whole"):
-        prove(EXAMPLE, Encoded(wrong, found.cut), template, tokenizer)
+        verify_mask(EXAMPLE, EncodedExample(wrong, found.tokens_cut), template, tokenizer)
 
 
 def test_a_response_that_begins_with_white_space_is_proven(tokenizer):
     for name in ("chatml", "alpaca", "llama2", "tokenizer"):
         example = Example("id", (MESSAGES[0], Message("assistant", "\n\n  The Elbe.\n")), "rows.jsonl:7")
-        prove(example, encoded(make(name), tokenizer, example=example), make(name), tokenizer)
+        verify_mask(example, encoded(make(name), tokenizer, example=example), make(name), tokenizer)

@@ -11,8 +11,8 @@ from support import tokenization_cases
 
 from harness import HarnessError, Span
 from harness.data.tokenization import mask_verification
-from harness.data.tokenization.label_mask import Masked, masked
-from harness.data.tokenization.mask_verification import Prover
+from harness.data.tokenization.label_mask import MaskedTokens, tokenize_and_mask
+from harness.data.tokenization.mask_verification import MaskVerifier
 
 LONG = 80
 many = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -26,11 +26,11 @@ def corpus(count=LONG):
 
 
 def proven(examples, template, tokenizer, change=lambda example, row: row):
-    prover = Prover(template, tokenizer)
-    rows = [change(example, masked(example, template, tokenizer)) for example in examples]
-    prover.prove(examples[:8], rows[:8])
-    prover.prove(examples[8:], rows[8:])
-    assert prover.proven == len(examples)
+    prover = MaskVerifier(template, tokenizer)
+    rows = [change(example, tokenize_and_mask(example, template, tokenizer)) for example in examples]
+    prover.verify_rows(examples[:8], rows[:8])
+    prover.verify_rows(examples[8:], rows[8:])
+    assert prover.rows_verified == len(examples)
     return prover
 
 
@@ -40,7 +40,7 @@ def proven(examples, template, tokenizer, change=lambda example, row: row):
 @pytest.mark.parametrize("kind", sorted(tokenization_cases.KINDS))
 def test_rows_alike_are_proven_without_rendering_their_prompts(kind, template):
     # Speakers' names are shorter than what is compared of the tokens before a response, where no control token ends it.
-    assert proven(corpus(), template, tokenization_cases.BUILT[kind]).thorough <= (
+    assert proven(corpus(), template, tokenization_cases.BUILT[kind]).rows_fully_checked <= (
         4 if template.name == "turns" else 40
     )
 
@@ -58,13 +58,15 @@ def test_right_masks_pass_whatever_white_space_and_characters_they_hold(kind, da
             min_size=1,
         )
     )
-    assert proven(examples, template, tokenizer).proven == len(examples)
+    assert proven(examples, template, tokenizer).rows_verified == len(examples)
 
 
 def test_rows_with_white_space_at_their_ends_are_alike_in_byte_level_tokens():
     examples = [tokenization_cases.row(f" Question {n}? ", f"\n Answer {n}.\n\n", number=n) for n in range(1, LONG)]
     assert (
-        proven([*corpus(8), *examples], tokenization_cases.Turns(), tokenization_cases.BUILT["byte_level"]).thorough
+        proven(
+            [*corpus(8), *examples], tokenization_cases.Turns(), tokenization_cases.BUILT["byte_level"]
+        ).rows_fully_checked
         <= 6
     )
 
@@ -76,7 +78,7 @@ def test_calls_tools_and_plain_texts_are_proven():
         for one in (tokenization_cases.called(n), tokenization_cases.plain(f"A text {n}.", n), *corpus(1))
     ]
     for kind in ("byte_level", "byte_level_begins", "legacy"):
-        assert proven(examples, tokenization_cases.Turns(), tokenization_cases.BUILT[kind]).thorough <= 6
+        assert proven(examples, tokenization_cases.Turns(), tokenization_cases.BUILT[kind]).rows_fully_checked <= 6
 
 
 def test_a_sample_and_the_first_row_of_every_shape_are_proven_thoroughly(monkeypatch):
@@ -85,29 +87,31 @@ def test_a_sample_and_the_first_row_of_every_shape_are_proven_thoroughly(monkeyp
         *(tokenization_cases.row("q", "a", number=n) for n in range(20)),
         *(tokenization_cases.called(n) for n in range(20)),
     ]
-    monkeypatch.setattr(mask_verification, "SAMPLE", 10**9)
-    assert proven(shapes, tokenization_cases.Turns(), tokenization_cases.BUILT["byte_level"]).thorough == 3
-    monkeypatch.setattr(mask_verification, "SAMPLE", 1)
-    assert proven(shapes, tokenization_cases.Turns(), tokenization_cases.BUILT["byte_level"]).thorough == len(shapes)
+    monkeypatch.setattr(mask_verification, "FULL_CHECK_INTERVAL", 10**9)
+    assert proven(shapes, tokenization_cases.Turns(), tokenization_cases.BUILT["byte_level"]).rows_fully_checked == 3
+    monkeypatch.setattr(mask_verification, "FULL_CHECK_INTERVAL", 1)
+    assert proven(shapes, tokenization_cases.Turns(), tokenization_cases.BUILT["byte_level"]).rows_fully_checked == len(
+        shapes
+    )
 
 
 def test_a_format_without_headers_is_compared_less_and_less_far_back():
     class Bare(tokenization_cases.Turns):
         name = "bare"
 
-        def render(self, messages, tokenizer, *, open=False, tools=()):
+        def render(self, messages, tokenizer, *, add_generation_prompt=False, tools=()):
             spans = []
             for message in messages:
                 trained = message.role == "assistant"
                 spans += [Span(message.content + ("" if trained else "\n"), trained)]
-                spans += [Span("<|im_end|>", True, frame=True)] * trained
+                spans += [Span("<|im_end|>", True, markup=True)] * trained
             return spans
 
     examples = [
         tokenization_cases.row(f"{'abcdefgh'[n % 8]}{'ABCDEFGHI'[n % 9]}{n}{n}{n}?", f"A {n}", number=n)
         for n in range(400)
     ]
-    assert proven(examples, Bare(), tokenization_cases.BUILT["byte_level"]).thorough < 300
+    assert proven(examples, Bare(), tokenization_cases.BUILT["byte_level"]).rows_fully_checked < 300
 
 
 # -- wrong masks ------------------------------------------------------------------------------------------------------
@@ -121,8 +125,8 @@ class Wrong(tokenization_cases.Turns):
     def __init__(self, change, what=""):
         self.change, self.what = change, what
 
-    def render(self, messages, tokenizer, *, open=False, tools=()):
-        spans = super().render(messages, tokenizer, open=open, tools=tools)
+    def render(self, messages, tokenizer, *, add_generation_prompt=False, tools=()):
+        spans = super().render(messages, tokenizer, add_generation_prompt=add_generation_prompt, tools=tools)
         turns, found = len(spans) // 4, []
         for number in range(turns):
             turn = list(spans[4 * number : 4 * number + 4])
@@ -146,7 +150,7 @@ def prompts(change):
 WRONG = {
     "the header is trained": (responses(lambda h, c, e, b: [trained(h), c, e, b]), "precedes response"),
     "the header's last character is trained": (
-        responses(lambda h, c, e, b: [Span(h.text[:-1], frame=True), Span("\n", True, frame=True), c, e, b]),
+        responses(lambda h, c, e, b: [Span(h.text[:-1], markup=True), Span("\n", True, markup=True), c, e, b]),
         "precedes response",
     ),
     "the end of turn is left out": (responses(lambda h, c, e, b: [h, c, trained(e, False), b]), "end of turn"),
@@ -206,7 +210,10 @@ def test_a_wrong_mask_is_found(wrong, kind, where):
 
 def test_unchanged_the_template_is_proven():
     assert (
-        proven(corpus(), Wrong(lambda message, *turn: list(turn)), tokenization_cases.BUILT["byte_level"]).thorough <= 2
+        proven(
+            corpus(), Wrong(lambda message, *turn: list(turn)), tokenization_cases.BUILT["byte_level"]
+        ).rows_fully_checked
+        <= 2
     )
 
 
@@ -214,9 +221,9 @@ def test_a_template_that_ignores_which_messages_are_trained_is_found():
     class Ignores(tokenization_cases.Turns):
         name = "ignores"
 
-        def render(self, messages, tokenizer, *, open=False, tools=()):
+        def render(self, messages, tokenizer, *, add_generation_prompt=False, tools=()):
             messages = [dataclasses.replace(message, trained=True) for message in messages]
-            return super().render(messages, tokenizer, open=open, tools=tools)
+            return super().render(messages, tokenizer, add_generation_prompt=add_generation_prompt, tools=tools)
 
     examples = [*corpus(), tokenization_cases.row("q", "a", "q", "a", number=99, untrained={1})]
     proven(examples, tokenization_cases.Turns(), tokenization_cases.BUILT["byte_level"])
@@ -229,12 +236,18 @@ def test_two_beginnings_of_sequence_are_found(kind):
     class Twice(tokenization_cases.Turns):
         name = "twice"
 
-        def render(self, messages, tokenizer, *, open=False, tools=()):
-            return (Span("<s><s>", frame=True), *super().render(messages, tokenizer, open=open))
+        def render(self, messages, tokenizer, *, add_generation_prompt=False, tools=()):
+            return (
+                Span("<s><s>", markup=True),
+                *super().render(messages, tokenizer, add_generation_prompt=add_generation_prompt),
+            )
 
     class Once(tokenization_cases.Turns):
-        def render(self, messages, tokenizer, *, open=False, tools=()):
-            return (Span("<s>", frame=True), *super().render(messages, tokenizer, open=open))
+        def render(self, messages, tokenizer, *, add_generation_prompt=False, tools=()):
+            return (
+                Span("<s>", markup=True),
+                *super().render(messages, tokenizer, add_generation_prompt=add_generation_prompt),
+            )
 
     proven(corpus(), Once(), tokenization_cases.BUILT[kind])
     with pytest.raises(HarnessError, match=r"rows.jsonl:1: .*second begin-of-sequence token \(<s>\) stands at token 2"):
@@ -243,11 +256,11 @@ def test_two_beginnings_of_sequence_are_found(kind):
 
 def test_a_beginning_of_sequence_within_a_turn_is_found_where_the_tokenizer_puts_one():
     class Within(tokenization_cases.Turns):
-        def render(self, messages, tokenizer, *, open=False, tools=()):
+        def render(self, messages, tokenizer, *, add_generation_prompt=False, tools=()):
             return (
-                Span("<|im_start|>", frame=True),
-                Span("<s>", frame=True),
-                *super().render(messages, tokenizer, open=open),
+                Span("<|im_start|>", markup=True),
+                Span("<s>", markup=True),
+                *super().render(messages, tokenizer, add_generation_prompt=add_generation_prompt),
             )
 
     with pytest.raises(HarnessError, match="second begin-of-sequence"):
@@ -256,15 +269,15 @@ def test_a_beginning_of_sequence_within_a_turn_is_found_where_the_tokenizer_puts
 
 def test_a_turn_may_begin_with_the_token_after_the_one_before_has_ended():
     class Each(tokenization_cases.Turns):
-        def render(self, messages, tokenizer, *, open=False, tools=()):
-            spans = super().render(messages, tokenizer, open=open)
+        def render(self, messages, tokenizer, *, add_generation_prompt=False, tools=()):
+            spans = super().render(messages, tokenizer, add_generation_prompt=add_generation_prompt)
             return [
-                Span("<s>" + s.text.strip("\n"), s.trained, True) if "start|>user" in s.text else s
+                Span("<s>" + s.text.strip("\n"), s.train, True) if "start|>user" in s.text else s
                 for s in spans
                 if s.text != "\n"
             ]
 
-    assert proven(corpus(), Each(), tokenization_cases.BUILT["byte_level_begins"]).proven == LONG
+    assert proven(corpus(), Each(), tokenization_cases.BUILT["byte_level_begins"]).rows_verified == LONG
 
 
 def moved(begin, end):
@@ -272,7 +285,7 @@ def moved(begin, end):
         if example.place != "rows.jsonl:70":
             return row
         (first, last), *rest = row.runs
-        return Masked(row.ids, [(first + begin, last + end), *rest])
+        return MaskedTokens(row.ids, [(first + begin, last + end), *rest])
 
     return change
 
@@ -295,7 +308,7 @@ def test_a_users_turn_that_says_the_same_is_not_taken_for_the_response():
         size = end - begin
         place = next(i for i in range(len(row.ids)) if row.ids[i : i + size] == row.ids[begin:end])
         assert place < begin
-        return Masked(row.ids, [(place, place + size)])
+        return MaskedTokens(row.ids, [(place, place + size)])
 
     with pytest.raises(HarnessError, match=r"rows.jsonl:70: .*precedes response"):
         proven(examples, tokenization_cases.Turns(), tokenization_cases.BUILT["byte_level"], change)
@@ -304,10 +317,10 @@ def test_a_users_turn_that_says_the_same_is_not_taken_for_the_response():
 @pytest.mark.parametrize(
     ("change", "what"),
     [
-        (lambda row: Masked(row.ids, [(0, len(row.ids))]), "not all of the text"),
-        (lambda row: Masked(row.ids, [(1, len(row.ids) - 1)]), "not all of the text"),
-        (lambda row: Masked(row.ids[:-1], [(1, len(row.ids) - 1)]), "the end of the text is not trained"),
-        (lambda row: Masked([*row.ids[:2], *row.ids[3:]], [(1, len(row.ids) - 1)]), "not those of the text"),
+        (lambda row: MaskedTokens(row.ids, [(0, len(row.ids))]), "not all of the text"),
+        (lambda row: MaskedTokens(row.ids, [(1, len(row.ids) - 1)]), "not all of the text"),
+        (lambda row: MaskedTokens(row.ids[:-1], [(1, len(row.ids) - 1)]), "the end of the text is not trained"),
+        (lambda row: MaskedTokens([*row.ids[:2], *row.ids[3:]], [(1, len(row.ids) - 1)]), "not those of the text"),
     ],
 )
 def test_a_plain_text_that_is_not_trained_whole_is_found(change, what):

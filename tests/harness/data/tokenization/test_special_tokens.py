@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from harness import HarnessError, Span
 from harness.data.tokenization.rendering import Rendering
-from harness.data.tokenization.special_tokens import Markers, markers, tokenise
+from harness.data.tokenization.special_tokens import SpecialTokenGuard, special_token_guard, tokenize_with_offsets
 
 CORPUS = ["The Elbe is a river in the north; it is long.", "user assistant system", "长江 是 一 条 河"] * 20
 CONTROL = ["<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>"]
@@ -82,21 +82,21 @@ BUILT = {name: build() for name, build in KINDS.items()}
 
 
 def spans(user, answer, start="<|im_start|>"):
-    return Rendering.of(
+    return Rendering.from_spans(
         [
-            Span(f"{start}user\n", frame=True),
+            Span(f"{start}user\n", markup=True),
             Span(user),
-            Span("<|im_end|>\n<|im_start|>assistant\n", frame=True),
-            Span(answer, trained=True),
-            Span("<|im_end|>", trained=True, frame=True),
-            Span("\n", frame=True),
+            Span("<|im_end|>\n<|im_start|>assistant\n", markup=True),
+            Span(answer, train=True),
+            Span("<|im_end|>", train=True, markup=True),
+            Span("\n", markup=True),
         ]
     )
 
 
 def apart(rendering, tokenizer):
-    own = markers(tokenizer)
-    ids, encoding = own.tokenise_apart(rendering, own.controls(rendering), "x")
+    own = special_token_guard(tokenizer)
+    ids, encoding = own.encode_with_escaped_specials(rendering, own.control_ids(rendering), "x")
     return ids, encoding.offsets
 
 
@@ -119,7 +119,7 @@ many = settings(max_examples=60, deadline=None, suppress_health_check=[HealthChe
 def test_without_control_tokens_both_ways_give_the_tokenizers_own_tokens(kind, start, user, answer):
     tokenizer, rendering = BUILT[kind], spans(user, answer, start)
     expected = own_tokens(rendering, tokenizer)
-    for ids, offsets in (apart(rendering, tokenizer), *tokenise([rendering], tokenizer, ["x"])):
+    for ids, offsets in (apart(rendering, tokenizer), *tokenize_with_offsets([rendering], tokenizer, ["x"])):
         assert list(ids) == expected["input_ids"]
         assert list(offsets) == expected["offset_mapping"]
 
@@ -129,7 +129,7 @@ def test_without_control_tokens_both_ways_give_the_tokenizers_own_tokens(kind, s
 @given(user=hostile, answer=hostile)
 def test_control_tokens_stand_in_frames_alone(kind, user, answer):
     tokenizer, rendering = BUILT[kind], spans(user, answer)
-    ((ids, offsets),) = tokenise([rendering], tokenizer, ["x"])
+    ((ids, offsets),) = tokenize_with_offsets([rendering], tokenizer, ["x"])
     control = {tokenizer.convert_tokens_to_ids(text): text for text in CONTROL[1:]}
     places = [offset for token, offset in zip(ids, offsets, strict=True) if token in control]
     written = [control[token] for token in ids if token in control]
@@ -139,7 +139,7 @@ def test_control_tokens_stand_in_frames_alone(kind, user, answer):
             begin + (rendering.text[begin:end].find("<|im_")),
             begin + len(rendering.text[begin:end].rstrip()),
         )
-        assert any(first <= begin and end <= last for first, last in rendering.frames)
+        assert any(first <= begin and end <= last for first, last in rendering.markup_spans)
 
 
 @pytest.mark.parametrize("kind", ["byte_level", "legacy"])
@@ -147,7 +147,7 @@ def test_control_tokens_stand_in_frames_alone(kind, user, answer):
 @given(user=hostile, answer=hostile)
 def test_a_users_control_tokens_are_decoded_as_they_were_written(kind, user, answer):
     tokenizer, rendering = BUILT[kind], spans(user, answer)
-    ((ids, _),) = tokenise([rendering], tokenizer, ["x"])
+    ((ids, _),) = tokenize_with_offsets([rendering], tokenizer, ["x"])
     text = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
     expected = rendering.text
     if kind == "legacy":  # decoding shows the prefixes: one before each stretch between control tokens
@@ -163,16 +163,16 @@ def test_turning_special_tokens_off_would_not_do():
 
 def test_tokenising_stretch_by_stretch_would_not_do():
     tokenizer = BUILT["metaspace_first"]
-    ((whole, _),) = tokenise([spans("The Elbe", "a river")], tokenizer, ["x"])
+    ((whole, _),) = tokenize_with_offsets([spans("The Elbe", "a river")], tokenizer, ["x"])
     stretch = tokenizer("The Elbe", add_special_tokens=False)["input_ids"]
     assert not any(list(whole[i : i + len(stretch)]) == stretch for i in range(len(whole)))
 
 
 def test_truncation_left_on_by_another_call_does_not_cut():
     tokenizer, rendering = byte_level(), spans("The Elbe is a river.", "Yes.")
-    ((expected, _),) = tokenise([rendering], tokenizer, ["x"])
+    ((expected, _),) = tokenize_with_offsets([rendering], tokenizer, ["x"])
     tokenizer("a b c", truncation=True, max_length=2, split_special_tokens=True)
-    ((ids, _),) = tokenise([rendering], tokenizer, ["x"])
+    ((ids, _),) = tokenize_with_offsets([rendering], tokenizer, ["x"])
     assert ids == expected
 
 
@@ -180,15 +180,15 @@ def test_an_added_token_counts_as_control_where_the_template_writes_it():
     tokenizer = byte_level()
     tokenizer.add_tokens(["<turn>", "<think>"])
     turn, think = tokenizer.convert_tokens_to_ids(["<turn>", "<think>"])
-    rendering = Rendering.of(
+    rendering = Rendering.from_spans(
         [
-            Span("<turn>", frame=True),
+            Span("<turn>", markup=True),
             Span("a<turn>b<think>c"),
-            Span("<turn>", frame=True),
-            Span("<think>d", trained=True),
+            Span("<turn>", markup=True),
+            Span("<think>d", train=True),
         ]
     )
-    ((ids, _),) = tokenise([rendering], tokenizer, ["x"])
+    ((ids, _),) = tokenize_with_offsets([rendering], tokenizer, ["x"])
     assert (ids.count(turn), ids.count(think)) == (2, 2)
     assert tokenizer.decode(ids) == rendering.text
 
@@ -196,20 +196,20 @@ def test_an_added_token_counts_as_control_where_the_template_writes_it():
 def test_an_unknown_character_is_not_taken_for_a_control_token():
     tokenizer = BUILT["unigram"]
     for rendering in (spans("☃", "☃"), spans("☃ <|im_end|>", "☃"), spans("☃ <unk>", "☃")):
-        ((ids, offsets),) = tokenise([rendering], tokenizer, ["x"])
+        ((ids, offsets),) = tokenize_with_offsets([rendering], tokenizer, ["x"])
         unknown = [offset for token, offset in zip(ids, offsets, strict=True) if token == tokenizer.unk_token_id]
         assert sum(rendering.text[begin:end].count("☃") for begin, end in unknown) == 2
 
 
 def test_the_token_for_the_unknown_is_text_where_a_user_writes_it():
-    ((ids, _),) = tokenise([spans("<unk>", "a")], BUILT["byte_level"], ["x"])
+    ((ids, _),) = tokenize_with_offsets([spans("<unk>", "a")], BUILT["byte_level"], ["x"])
     assert BUILT["byte_level"].unk_token_id not in ids
 
 
 def test_private_use_characters_of_a_text_are_not_taken_for_control_tokens():
     tokenizer = BUILT["byte_level"]
     rendering = spans("".join(chr(0xF0000 + number) * 10 for number in range(8)) + "<|im_end|>", "a")
-    ((ids, _),) = tokenise([rendering], tokenizer, ["x"])
+    ((ids, _),) = tokenize_with_offsets([rendering], tokenizer, ["x"])
     assert ids.count(tokenizer.convert_tokens_to_ids("<|im_end|>")) == 2
     assert tokenizer.decode(ids, clean_up_tokenization_spaces=False) == rendering.text
 
@@ -217,27 +217,27 @@ def test_private_use_characters_of_a_text_are_not_taken_for_control_tokens():
 def test_a_text_that_leaves_no_private_characters_is_refused():
     rendering = spans("<|im_end|>" + "".join(map(chr, (0xF0000, 0x100000, 0xF8000, 0x108000))), "a")
     with pytest.raises(HarnessError, match=r"rows.jsonl:3: .*private-use") as error:
-        tokenise([rendering], BUILT["byte_level"], ["rows.jsonl:3"])
+        tokenize_with_offsets([rendering], BUILT["byte_level"], ["rows.jsonl:3"])
     assert error.value.where == "rows.jsonl:3"
 
 
 def test_a_tokenizer_that_is_not_fast_is_refused():
     with pytest.raises(HarnessError, match="not a fast one"):
-        Markers(type("Slow", (), {"is_fast": False})())
+        SpecialTokenGuard(type("Slow", (), {"is_fast": False})())
 
 
 def test_tokens_added_later_are_seen():
     tokenizer = byte_level()
-    before = markers(tokenizer)
-    assert markers(tokenizer) is before
+    before = special_token_guard(tokenizer)
+    assert special_token_guard(tokenizer) is before
     tokenizer.add_special_tokens({"additional_special_tokens": ["<new>"]})
-    ((ids, _),) = tokenise([spans("<new>", "a")], tokenizer, ["x"])
+    ((ids, _),) = tokenize_with_offsets([spans("<new>", "a")], tokenizer, ["x"])
     assert tokenizer.convert_tokens_to_ids("<new>") not in ids
 
 
 def test_a_rendering_joins_stretches_that_touch():
-    found = Rendering.of(
-        [Span("ab", frame=True), Span(""), Span("c", frame=True), Span("d"), Span("e", True), Span("f", True, True)]
+    found = Rendering.from_spans(
+        [Span("ab", markup=True), Span(""), Span("c", markup=True), Span("d"), Span("e", True), Span("f", True, True)]
     )
-    assert (found.text, found.frames, found.trained) == ("abcdef", ((0, 3), (5, 6)), ((4, 6),))
-    assert found.untrained_frames == ("ab", "c")
+    assert (found.text, found.markup_spans, found.trained_spans) == ("abcdef", ((0, 3), (5, 6)), ((4, 6),))
+    assert found.untrained_markup == ("ab", "c")

@@ -18,8 +18,8 @@ from support.paths import ROOT
 
 from harness import Template
 from harness.data.tokenization import fingerprints, token_cache
-from harness.data.tokenization.fingerprints import Unidentified, identity
-from harness.data.tokenization.tokenize import tokenise_corpus
+from harness.data.tokenization.fingerprints import NotFingerprintable, tokenization_fingerprint
+from harness.data.tokenization.tokenize import tokenize_corpus
 
 TOKENIZER = tokenization_cases.BUILT["byte_level"]
 EXAMPLES = [tokenization_cases.row(f"Question {n}?", f"Answer {n}.", number=n) for n in range(1, 30)]
@@ -33,33 +33,33 @@ def folder(tmp_path, monkeypatch):
 
 def asked(examples=EXAMPLES, template=None, tokenizer=TOKENIZER, max_length=64, key="content", source="s"):
     template = template or ChatML(system=None)
-    return tokenise_corpus(examples, source, template, tokenizer, max_length, key=key)
+    return tokenize_corpus(examples, source, template, tokenizer, max_length, content_digest=key)
 
 
 def test_a_second_run_has_the_same_rows_from_the_cache():
     first, seen = asked(), []
-    second = tokenise_corpus(
-        EXAMPLES, "s", ChatML(None), TOKENIZER, 64, key="content", progress=lambda *state: seen.append(state)
+    second = tokenize_corpus(
+        EXAMPLES, "s", ChatML(None), TOKENIZER, 64, content_digest="content", progress=lambda *state: seen.append(state)
     )
-    assert (first.cached, second.cached) == (False, True)
+    assert (first.from_cache, second.from_cache) == (False, True)
     assert second.rows == first.rows
     assert list(second.rows) == list(first.rows)
-    assert second.kept.tolist() == first.kept.tolist()
-    assert second.cut.tolist() == first.cut.tolist()
-    assert second.proven == first.proven == len(EXAMPLES)
+    assert second.example_indices.tolist() == first.example_indices.tolist()
+    assert second.tokens_cut.tolist() == first.tokens_cut.tolist()
+    assert second.rows_verified == first.rows_verified == len(EXAMPLES)
     assert seen == [("tokenise", 29, 29, "s, from the cache", "rows")]
 
 
 def test_a_hit_looks_at_no_example():
     asked()
     broken = [None] * len(EXAMPLES)
-    assert asked(examples=broken).cached
+    assert asked(examples=broken).from_cache
 
 
 def test_the_name_of_the_source_is_not_part_of_the_question():
     asked()
     found = asked(source="renamed")
-    assert found.cached
+    assert found.from_cache
     assert found.rows.source_names == ("renamed",)
 
 
@@ -102,23 +102,24 @@ def ends_otherwise():
 )
 def test_any_change_is_a_miss(change):
     asked()
-    assert asked().cached
-    assert not asked(**change).cached
-    assert asked().cached
+    assert asked().from_cache
+    assert not asked(**change).from_cache
+    assert asked().from_cache
 
 
 def test_versions_and_our_own_code_are_part_of_the_question(monkeypatch):
     asked()
     with monkeypatch.context() as patch:
         patch.setattr(fingerprints.importlib.metadata, "version", lambda name: "99")
-        assert not asked().cached
+        assert not asked().from_cache
     with monkeypatch.context() as patch:
-        patch.setattr(fingerprints, "OWN", (*fingerprints.OWN, "errors"))
-        assert not asked().cached
-    assert asked().cached
-    own = {name for name, _ in fingerprints._modules(["harness.data.tokenization.tokenize"], within="harness.data.")}
-    expected = ("label_mask", "special_tokens", "byte_level", "rendering", "mask_verification")
-    assert {f"harness.data.tokenization.{name}" for name in expected} <= own
+        patch.setattr(fingerprints, "FINGERPRINTED_MODULES", (*fingerprints.FINGERPRINTED_MODULES, "errors"))
+        assert not asked().from_cache
+    assert asked().from_cache
+    own = {
+        name for name, _ in fingerprints._module_digests(["harness.data.tokenization.tokenize"], within="harness.data.")
+    }
+    assert {f"harness.data.{name}" for name in ("mask", "markers", "bytelevel", "twin", "rendering", "thorough")} <= own
     assert all(name.startswith("harness.data.") for name in own)
 
 
@@ -172,19 +173,19 @@ def package(tmp_path, monkeypatch, request):
 def test_code_and_options_of_a_third_partys_template_are_part_of_the_question(package):
     mine = package()
     asked(template=mine(depth=1))
-    assert asked(template=mine(depth=1)).cached
-    assert not asked(template=mine(depth=2)).cached
-    assert asked(template=package()(depth=1)).cached
-    assert not asked(template=package(more="# changed\n")(depth=1)).cached
-    assert not asked(template=package(number=2)(depth=1)).cached  # of a module that it uses
-    assert asked(template=package()(depth=1)).cached
+    assert asked(template=mine(depth=1)).from_cache
+    assert not asked(template=mine(depth=2)).from_cache
+    assert asked(template=package()(depth=1)).from_cache
+    assert not asked(template=package(more="# changed\n")(depth=1)).from_cache
+    assert not asked(template=package(number=2)(depth=1)).from_cache  # of a module that it uses
+    assert asked(template=package()(depth=1)).from_cache
 
 
 def test_a_template_that_cannot_be_told_from_another_is_not_cached_and_says_so(package):
     template = package()(depth=object())
     for _ in range(2):
         found = asked(template=template)
-        assert not found.cached
+        assert not found.from_cache
         assert len(found.rows) == len(EXAMPLES)
         (warning,) = found.warnings
         assert warning == (
@@ -194,10 +195,8 @@ def test_a_template_that_cannot_be_told_from_another_is_not_cached_and_says_so(p
 
 
 def test_code_that_is_in_no_file_is_not_identified():
-    scope = {"Template": Template, "__name__": "typed_in"}
-    exec("class Typed(Template):\n    pass", scope)
-    with pytest.raises(Unidentified, match="is in no file"):
-        identity(scope["Typed"](), TOKENIZER)
+    with pytest.raises(NotFingerprintable, match="is in no file"):
+        tokenization_fingerprint(tokenization_cases.Turns(), TOKENIZER)
 
 
 def test_options_of_every_plain_kind_are_part_of_an_identity():
@@ -210,7 +209,7 @@ def test_options_of_every_plain_kind_are_part_of_an_identity():
     found = []
     for value in values:
         template.option = value
-        found.append(identity(template, TOKENIZER))
+        found.append(tokenization_fingerprint(template, TOKENIZER))
     assert len(set(found)) == len(values)
 
 
@@ -222,8 +221,10 @@ def test_two_chat_templates_that_render_the_canonical_rows_alike_are_two():
     source = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>{% endfor %}"
     source += "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     twins = [JinjaTemplate(**{**defaults, "template": text}) for text in (source, source + "{# other #}")]
-    assert identity(twins[0], TOKENIZER) != identity(twins[1], TOKENIZER)
-    assert identity(twins[0], TOKENIZER) == identity(JinjaTemplate(**{**defaults, "template": source}), TOKENIZER)
+    assert tokenization_fingerprint(twins[0], TOKENIZER) != tokenization_fingerprint(twins[1], TOKENIZER)
+    assert tokenization_fingerprint(twins[0], TOKENIZER) == tokenization_fingerprint(
+        JinjaTemplate(**{**defaults, "template": source}), TOKENIZER
+    )
 
 
 def entries(folder):
@@ -243,13 +244,13 @@ def test_a_damaged_entry_is_a_miss_and_written_anew(damage, folder):
         path.unlink()
         path.write_bytes(changed[damage])
     again = asked()
-    assert not again.cached
+    assert not again.from_cache
     assert again.rows == first.rows
     if damage == "folder":
         assert "are not kept for the next run" in again.warnings[0]
     else:
         assert again.warnings == ()
-        assert asked().cached
+        assert asked().from_cache
 
 
 def test_a_cache_that_cannot_be_made_is_told_and_the_run_goes_on(tmp_path, monkeypatch):
@@ -259,7 +260,7 @@ def test_a_cache_that_cannot_be_made_is_told_and_the_run_goes_on(tmp_path, monke
     assert len(found.rows) == len(EXAMPLES)
     (warning,) = found.warnings
     assert f"{tmp_path}/file/rows: Not a directory" in warning
-    assert tokenise_corpus(EXAMPLES, "s", ChatML(None), TOKENIZER, 64).warnings == ()  # nothing was to be kept
+    assert tokenize_corpus(EXAMPLES, "s", ChatML(None), TOKENIZER, 64).warnings == ()  # nothing was to be kept
 
 
 def test_a_full_disk_is_told_and_the_run_goes_on(monkeypatch, folder):
@@ -293,16 +294,16 @@ def test_the_least_recently_used_entries_beyond_the_size_go(monkeypatch, folder)
     for age, path in enumerate(files):
         os.utime(path, (time.time() - 1000 - age,) * 2)
     for key in "ab":
-        assert asked(key=key).cached  # which makes them the most recently used
-    monkeypatch.setattr(token_cache, "SIZE", 3 * size + 100)
+        assert asked(key=key).from_cache  # which makes them the most recently used
+    monkeypatch.setattr(token_cache, "MAX_CACHE_BYTES", 3 * size + 100)
     asked(key="d")
     assert len(entries(folder)) == 3
-    assert [asked(key=key).cached for key in "dab"] == [True] * 3
-    monkeypatch.setattr(token_cache, "SIZE", 0)
+    assert [asked(key=key).from_cache for key in "dab"] == [True] * 3
+    monkeypatch.setattr(token_cache, "MAX_CACHE_BYTES", 0)
     kept = asked(key="e")
     assert len(entries(folder)) == 1
     assert len(kept.rows) == len(EXAMPLES)
-    assert asked(key="e").cached
+    assert asked(key="e").from_cache
 
 
 def test_what_a_dead_run_left_behind_goes_and_what_a_live_one_writes_stays(folder):
@@ -310,7 +311,7 @@ def test_what_a_dead_run_left_behind_goes_and_what_a_live_one_writes_stays(folde
     dead, alive = folder / ".dead.part", folder / ".alive.part"
     for path in (dead, alive):
         path.write_bytes(b"x")
-    os.utime(dead, (time.time() - token_cache.ABANDONED - 10,) * 2)
+    os.utime(dead, (time.time() - token_cache.STALE_AFTER_SECONDS - 10,) * 2)
     asked(key="other")
     assert not dead.exists()
     assert alive.exists()

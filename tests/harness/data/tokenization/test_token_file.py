@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from harness.data.tokenization import token_file
-from harness.data.tokenization.token_file import FACTS, Writer, read
+from harness.data.tokenization.token_file import COLUMN_DTYPES, TokenFileWriter, read_token_file
 
 STORED = [np.array([~5, 6, 7, ~1], np.int32), np.array([~2, 3], np.int32)]
 NUMBERS = [
@@ -20,11 +20,11 @@ NUMBERS = [
 
 
 def written(folder, path, key="key"):
-    writer = Writer(folder)
+    writer = TokenFileWriter(folder)
     for stored, numbers in zip(STORED, NUMBERS, strict=True):
-        writer.add(stored, numbers)
-    contents = writer.contents("source", {"proven": 3})
-    writer.keep(path, key, {"proven": 3})
+        writer.add_rows(stored, numbers)
+    contents = writer.to_token_file("source", {"proven": 3})
+    writer.save_as(path, key, {"proven": 3})
     return contents
 
 
@@ -42,8 +42,8 @@ def check(contents):
 def test_what_is_written_is_read_and_names_its_source_anew(tmp_path):
     path = tmp_path / "x.rows"
     check(written(tmp_path, path))
-    check(read(path, "key", "source"))
-    assert {row.source for row in read(path, "key", "other").rows} == {"other"}
+    check(read_token_file(path, "key", "source"))
+    assert {row.source for row in read_token_file(path, "key", "other").rows} == {"other"}
     assert os.listdir(tmp_path) == ["x.rows"]
     umask = os.umask(0)
     os.umask(umask)
@@ -51,10 +51,10 @@ def test_what_is_written_is_read_and_names_its_source_anew(tmp_path):
 
 
 def test_no_rows_at_all_are_a_file_too(tmp_path):
-    writer = Writer(tmp_path)
-    assert len(writer.contents("source", {}).rows) == 0
-    writer.keep(tmp_path / "x.rows", "key", {})
-    assert len(read(tmp_path / "x.rows", "key", "source").rows) == 0
+    writer = TokenFileWriter(tmp_path)
+    assert len(writer.to_token_file("source", {}).rows) == 0
+    writer.save_as(tmp_path / "x.rows", "key", {})
+    assert len(read_token_file(tmp_path / "x.rows", "key", "source").rows) == 0
 
 
 def test_every_byte_that_is_changed_or_lost_is_noticed(tmp_path):
@@ -63,37 +63,37 @@ def test_every_byte_that_is_changed_or_lost_is_noticed(tmp_path):
     whole = path.read_bytes()
     for place in range(len(whole)):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
-        found = read(path, "key", "source")
+        found = read_token_file(path, "key", "source")
         # A changed letter in the description may leave it as good as it was, and no other change may.
         assert found is None or found.rows == read_whole(tmp_path, whole)
     for size in range(len(whole)):
         path.write_bytes(whole[:size])
-        assert read(path, "key", "source") is None
+        assert read_token_file(path, "key", "source") is None
     path.write_bytes(whole + b"x")
-    assert read(path, "key", "source") is None
+    assert read_token_file(path, "key", "source") is None
 
 
 def read_whole(folder, whole):
     path = folder / "whole.rows"
     path.write_bytes(whole)
-    return read(path, "key", "source").rows
+    return read_token_file(path, "key", "source").rows
 
 
 def test_another_key_and_another_version_are_strangers(tmp_path, monkeypatch):
     path = tmp_path / "x.rows"
     written(tmp_path, path)
-    assert read(path, "other", "source") is None
-    assert read(tmp_path / "none.rows", "key", "source") is None
-    monkeypatch.setattr(token_file, "FORMAT", token_file.FORMAT + 1)
-    assert read(path, "key", "source") is None
+    assert read_token_file(path, "other", "source") is None
+    assert read_token_file(tmp_path / "none.rows", "key", "source") is None
+    monkeypatch.setattr(token_file, "FORMAT_VERSION", token_file.FORMAT_VERSION + 1)
+    assert read_token_file(path, "key", "source") is None
 
 
 def test_a_file_without_a_name_vanishes_and_its_rows_stay(tmp_path):
-    writer = Writer(tmp_path)
+    writer = TokenFileWriter(tmp_path)
     for stored, numbers in zip(STORED, NUMBERS, strict=True):
-        writer.add(stored, numbers)
+        writer.add_rows(stored, numbers)
     assert len(os.listdir(tmp_path)) == 1
-    contents = writer.contents("source", {"proven": 3})
+    contents = writer.to_token_file("source", {"proven": 3})
     del writer
     gc.collect()
     assert os.listdir(tmp_path) == []
@@ -113,31 +113,31 @@ def test_what_a_full_disk_does_not_take_is_held_in_memory(failing, partly, tmp_p
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return real(file, data)
 
-    writer = Writer(tmp_path)
+    writer = TokenFileWriter(tmp_path)
     monkeypatch.setattr(os, "write", write)
     for stored, numbers in zip(STORED, NUMBERS, strict=True):
-        writer.add(stored, numbers)
-    assert writer.failure == "No space left on device"
-    assert writer.holds
-    check(writer.contents("source", {"proven": 3}))
+        writer.add_rows(stored, numbers)
+    assert writer.write_error == "No space left on device"
+    assert writer.has_rows_in_memory
+    check(writer.to_token_file("source", {"proven": 3}))
     with pytest.raises(OSError, match="No space left"):
-        writer.keep(tmp_path / "x.rows", "key", {})
+        writer.save_as(tmp_path / "x.rows", "key", {})
     assert not (tmp_path / "x.rows").exists()
 
 
 def test_a_folder_that_takes_no_file_leaves_the_rows_in_memory(tmp_path):
-    writer = Writer(tmp_path / "absent")
-    assert writer.failure
+    writer = TokenFileWriter(tmp_path / "absent")
+    assert writer.write_error
     for stored, numbers in zip(STORED, NUMBERS, strict=True):
-        writer.add(stored, numbers)
-    check(writer.contents("source", {"proven": 3}))
+        writer.add_rows(stored, numbers)
+    check(writer.to_token_file("source", {"proven": 3}))
 
 
 def test_a_file_that_cannot_be_finished_leaves_its_rows_readable(tmp_path):
-    writer = Writer(tmp_path)
+    writer = TokenFileWriter(tmp_path)
     for stored, numbers in zip(STORED, NUMBERS, strict=True):
-        writer.add(stored, numbers)
+        writer.add_rows(stored, numbers)
     with pytest.raises(OSError, match="No such file"):
-        writer.keep(tmp_path / "absent" / "x.rows", "key", {})
-    check(writer.contents("source", {"proven": 3}))
-    assert set(NUMBERS[0]) == set(FACTS)
+        writer.save_as(tmp_path / "absent" / "x.rows", "key", {})
+    check(writer.to_token_file("source", {"proven": 3}))
+    assert set(NUMBERS[0]) == set(COLUMN_DTYPES)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from harness.gate import Judged
-from harness.report.html.headline import verdict
-from harness.report.run_report import Change
-from harness.report.stage_suite_matrix import Matrix
+from harness.gate import GateResult
+from harness.report.html.headline import build_run_headline
+from harness.report.run_report import ScoreChange
+from harness.report.stage_suite_matrix import StageSuiteMatrix
 from harness.statistics.intervals import Estimate
 
 
@@ -15,11 +15,11 @@ def change(suite, role, told, name="rougeL"):
     sign = -1 if told == "worse" else 1
     moved = Estimate(0.2 * sign, 0.02, 0.15 * sign, 0.25 * sign, 40)
     level = Estimate(0.4, 0.1, 0.3, 0.5, 40)
-    return Change(suite, role, name, name, "s", True, 40, level, level, moved, told, None, (level, level))
+    return ScoreChange(suite, role, name, name, "s", True, 40, level, level, moved, told, None, (level, level))
 
 
 def headline(*told, gate=()):
-    return verdict([change(*one) for one in told], (), gate).headline
+    return build_run_headline([change(*one) for one in told], (), gate).text
 
 
 @pytest.mark.parametrize(
@@ -58,14 +58,14 @@ def test_a_name_with_braces_is_no_place_to_fill():
 
 def test_the_gate_is_in_the_headline_when_it_failed():
     def judged(passed):
-        return Judged("a/b is to be at least 1", passed, 0.5, 0.4, 1.0, 40)
+        return GateResult("a/b is to be at least 1", passed, 0.5, 0.4, 1.0, 40)
 
     one = ("a", "domain", "better")
     assert headline(one, gate=[judged(False), judged(True)]) == "A got better; the gate failed."
     assert headline(one, gate=[judged(True)]) == "A got better."
-    lines = verdict([change(*one)], (), [judged(True)]).lines
-    assert (lines[-1].kind, lines[-1].text) == ("passed", "gate passed: its one condition is met")
-    lines = verdict([change(*one)], (), [judged(True), judged(False)]).lines
+    lines = build_run_headline([change(*one)], (), [judged(True)]).statements
+    assert (lines[-1].outcome, lines[-1].text) == ("passed", "gate passed: its one condition is met")
+    lines = build_run_headline([change(*one)], (), [judged(True), judged(False)]).statements
     assert lines[-1].text == "gate failed: 1 of 2 conditions not met, first: a/b is to be at least 1"
 
 
@@ -75,9 +75,9 @@ def test_each_suite_has_a_line_with_the_numbers_of_its_first_telling_score():
         change("a", "domain", "better"),
         change("a", "domain", "better", "chrf"),
     ]
-    (line,) = verdict(told, (), ()).lines
+    (line,) = build_run_headline(told, (), ()).statements
     assert line.text == "a (n = 40): rougeL 0.400 → 0.400, +0.200 [+0.150, +0.250]; better too: chrf"
-    assert line.kind == "better"
+    assert line.outcome == "better"
 
 
 @pytest.mark.parametrize(
@@ -95,8 +95,10 @@ def test_each_suite_has_a_line_with_the_numbers_of_its_first_telling_score():
 )
 def test_what_later_stages_did_to_earlier_ones_is_told(low, high, kind, told):
     moved = Estimate((low + high) / 2, 0.05, low, high, 40)
-    matrix = Matrix("rougeL", "rouge", True, ("a",), (1,), (False,), ((0.1,), (0.2,)), {"backward_transfer": moved})
-    line = verdict([change("a", "domain", "better")], (matrix,), ()).lines[1]
-    assert line.kind == kind
+    matrix = StageSuiteMatrix(
+        "rougeL", "rouge", True, ("a",), (1,), (False,), ((0.1,), (0.2,)), {"backward_transfer": moved}
+    )
+    line = build_run_headline([change("a", "domain", "better")], (matrix,), ()).statements[1]
+    assert line.outcome == kind
     assert line.text.startswith(told)
     assert line.text.endswith("in rougeL")

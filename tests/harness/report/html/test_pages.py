@@ -34,7 +34,7 @@ def folder(tmp_path_factory) -> Path:
         run_folders.condition("general/rougeL", loses_at_most=0.001),
     ]
     made = run_folders.finished(tmp_path_factory.mktemp("runs") / "mixed-1", stages=2, gate=gate)
-    write.write(made)
+    write.write_run_page(made)
     return made
 
 
@@ -46,7 +46,7 @@ def shown(folder):
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory) -> Path:
     made = run_folders.experiment(tmp_path_factory.mktemp("arms") / "sweep", missing={"ewc": "interrupted"})
-    write.write_experiment(made)
+    write.write_experiment_page(made)
     return made
 
 
@@ -113,7 +113,7 @@ def test_drawings_follow_the_colours_of_the_page(shown):
 
 def test_the_plots_are_files_too_and_old_ones_go(folder):
     (folder / "plots" / "old.svg").write_text("<svg/>")
-    write.write(folder)
+    write.write_run_page(folder)
     names = {one.name for one in (folder / "plots").iterdir()}
     assert names >= {"matrix-rougel.svg", "loss.svg", "learning-rate.svg", "penalties.svg", "shares.svg"}
     assert "old.svg" not in names
@@ -124,7 +124,7 @@ def test_the_plots_are_files_too_and_old_ones_go(folder):
 
 def test_the_same_folder_gives_the_same_bytes(folder):
     def everything():
-        return {one.name: one.read_bytes() for one in [write.write(folder), *(folder / "plots").iterdir()]}
+        return {one.name: one.read_bytes() for one in [write.write_run_page(folder), *(folder / "plots").iterdir()]}
 
     assert everything() == everything()
 
@@ -166,7 +166,7 @@ def test_no_secret_of_the_spec_is_in_the_page(tmp_path):
     report["run"]["uri"] = "mysql://me:hunter5@host/db"
     (made / "report.json").write_text(json.dumps(report))
     (made / "environment.json").write_text(json.dumps({"url": "https://me:hunter6@host/"}))
-    text = write.write(made).read_text(encoding="utf-8")
+    text = write.write_run_page(made).read_text(encoding="utf-8")
     assert "hunter" not in text
     assert "without its secrets" in text
     assert "(left out)" in text
@@ -176,7 +176,7 @@ def test_a_run_with_its_report_alone_is_shown_as_far_as_it_goes(tmp_path):
     made = run_folders.finished(tmp_path / "run")
     (tmp_path / "alone").mkdir()
     (tmp_path / "alone" / "report.json").write_bytes((made / "report.json").read_bytes())
-    root = read(write.write(tmp_path / "alone"))
+    root = read(write.write_run_page(tmp_path / "alone"))
     assert [one.attrs["id"] for one in root.all("section")] == [
         "before-after",
         "forgetting",
@@ -191,7 +191,7 @@ def test_what_cannot_be_read_is_said(tmp_path):
     (made / "data.json").write_text("{")
     with (made / "stages" / "stage-1" / "steps.jsonl").open("a") as file:
         file.write('{"step": 121, "lo')
-    text = read(write.write(made)).text
+    text = read(write.write_run_page(made)).text
     assert "data.json cannot be read" in text
     assert "stage-1/steps.jsonl has 1 line(s) that cannot be read" in text
 
@@ -203,14 +203,14 @@ def test_facts_of_other_shapes_leave_their_place_empty(tmp_path):
     )
     (made / "spec.json").write_text(json.dumps({"mode": "mixed", "mitigations": None}))
     (made / "stages" / "stage-1" / "trained.json").write_text(json.dumps({"steps": None}))
-    root = read(write.write(made))
+    root = read(write.write_run_page(made))
     assert "data" not in [one.attrs.get("id") for one in root.all("section")]
 
 
 def test_a_report_of_no_suite_says_so(tmp_path):
     empty = {"name": "x", "seed": 0, "run": {}, "stages": ["base", "one"], "changes": []}
     (tmp_path / "report.json").write_text(json.dumps(empty))
-    assert read(write.write(tmp_path)).one("h1").text == "Nothing was evaluated: the spec has no suite."
+    assert read(write.write_run_page(tmp_path)).one("h1").text == "Nothing was evaluated: the spec has no suite."
 
 
 @pytest.mark.parametrize(
@@ -227,7 +227,7 @@ def test_a_folder_that_is_no_run_is_named_in_one_line(tmp_path, content, told):
     if content is not None:
         (tmp_path / "report.json").write_text(content)
     with pytest.raises(HarnessError, match=re.escape(told)) as caught:
-        write.write(tmp_path)
+        write.write_run_page(tmp_path)
     assert str(tmp_path) in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
     assert not (tmp_path / "report.html").exists()
@@ -235,14 +235,14 @@ def test_a_folder_that_is_no_run_is_named_in_one_line(tmp_path, content, told):
 
 def test_a_folder_that_is_not_there_is_named(tmp_path):
     with pytest.raises(HarnessError, match="is no folder"):
-        write.write(tmp_path / "nowhere")
+        write.write_run_page(tmp_path / "nowhere")
 
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path):
     made = run_folders.finished(tmp_path / "run")
     (made / "plots").write_text("a file where the plots are to be")
     with pytest.raises(HarnessError, match="cannot be written"):
-        write.write(made)
+        write.write_run_page(made)
 
 
 # -- nothing does more than be read -----------------------------------------------------------------------------------
@@ -281,7 +281,7 @@ def quiet(root, text: str) -> None:
 
 
 def test_hostile_text_is_shown_and_does_nothing(tmp_path):
-    file = write.write(nasty_run(tmp_path / "run"))
+    file = write.write_run_page(nasty_run(tmp_path / "run"))
     text = file.read_text(encoding="utf-8")
     root = html_reader.parse(text)
     quiet(root, text)
@@ -296,7 +296,7 @@ def test_hostile_text_is_shown_and_does_nothing(tmp_path):
 
 def test_a_hostile_spec_is_copied_as_it_is_and_hides_nothing(tmp_path):
     made = nasty_run(tmp_path / "run")
-    shown = read(write.write(made)).one("pre", id="spec").text
+    shown = read(write.write_run_page(made)).one("pre", id="spec").text
     assert "\\u202e" in shown
     assert json.loads(shown) == document(made, "spec.json")
 
@@ -305,7 +305,7 @@ def test_hostile_arms_do_nothing(tmp_path):
     made = run_folders.experiment(tmp_path / "sweep", text=lambda one: f"{one} {run_folders.NASTY}")
     given = json.loads(json.dumps(document(made, "arms.json")).replace("naive", json.dumps(run_folders.NASTY)[1:-1]))
     (made / "arms.json").write_text(json.dumps(given))
-    file = write.write_experiment(made)
+    file = write.write_experiment_page(made)
     quiet(read(file), file.read_text(encoding="utf-8"))
 
 
@@ -332,13 +332,13 @@ def test_the_policy_lets_the_one_script_run_and_nothing_load(shown):
 
 
 def test_a_value_of_a_template_cannot_be_left_unescaped_by_it():
-    shown = page._environment().from_string('<p title="{{ one }}">{{ one }}</p>').render(one='<b>"\x1b\u202e')
+    shown = page._jinja_environment().from_string('<p title="{{ one }}">{{ one }}</p>').render(one='<b>"\x1b\u202e')
     assert shown == '<p title="&lt;b&gt;&#34;␛\\u202e">&lt;b&gt;&#34;␛\\u202e</p>'
 
 
 def test_a_name_may_be_broken_after_its_marks_and_a_number_may_not():
-    assert page._broken("a_b/c.d=0.25<") == "a_<wbr>b/<wbr>c.<wbr>d=<wbr>0.25&lt;"
-    assert page._broken("general/nll of share=0.1", "_/") == "general/<wbr>nll of share=0.1"
+    assert page._with_line_breaks("a_b/c.d=0.25<") == "a_<wbr>b/<wbr>c.<wbr>d=<wbr>0.25&lt;"
+    assert page._with_line_breaks("general/nll of share=0.1", "_/") == "general/<wbr>nll of share=0.1"
 
 
 # -- an experiment ----------------------------------------------------------------------------------------------------
@@ -394,7 +394,7 @@ def test_an_experiment_of_an_earlier_version_is_shown_by_its_advice_alone(sweep,
     for key in ("advised", "joint", "intransigence"):
         del given[key]
     (tmp_path / "arms.json").write_text(json.dumps(given))
-    root = read(write.write_experiment(tmp_path))
+    root = read(write.write_experiment_page(tmp_path))
     assert root.one("h1").text == given["advice"][0].upper() + given["advice"][1:] + "."
     assert "intransigence" not in [one.attrs.get("id") for one in root.all("section")]
 
@@ -411,7 +411,7 @@ def test_what_an_arm_forgets_by_an_interval_that_is_no_number_is_not_marked_as_a
         value = 0.2 if low is None else (low + high) / 2
         point["forgotten"] |= {"value": value, "low": low, "high": high, "n": n}
         (tmp_path / "arms.json").write_text(json.dumps(given))
-        said = read(write.write_experiment(tmp_path)).one("ul", class_="verdict").all("li")
+        said = read(write.write_experiment_page(tmp_path)).one("ul", class_="verdict").all("li")
         (line,) = (one for one in said if given["advised"]["cost"].lower() in one.text.lower())
         assert line.attrs["class"].split()[-1] == mark
 
@@ -421,7 +421,7 @@ def test_options_that_only_some_arms_have_are_one_row_and_what_varies_is_its_own
         return run_folders.spec_of(mitigations={"ewc": {"strength": strength, "source": "general", "decay": 1}})
 
     specs = {"naive": run_folders.spec_of(mitigations={}), "share=0.01": ewc(1), "share=0.1": ewc(10)}
-    root = read(write.write_experiment(run_folders.experiment(tmp_path / "sweep", specs=specs)))
+    root = read(write.write_experiment_page(run_folders.experiment(tmp_path / "sweep", specs=specs)))
     rows = [
         [one.text for one in row.all() if one.tag in ("th", "td")]
         for row in root.one("section", id="differences").one("tbody").all("tr")
@@ -449,17 +449,17 @@ def test_what_the_arms_differ_in_and_what_each_answered_is_shown(sweep):
 
 def test_arms_with_a_page_of_their_own_are_linked(tmp_path):
     made = run_folders.experiment(tmp_path / "sweep")
-    write.write(made / "arms" / "share=0.01")
-    root = read(write.write_experiment(made))
+    write.write_run_page(made / "arms" / "share=0.01")
+    root = read(write.write_experiment_page(made))
     (link,) = [one for one in root.all("a") if one.attrs["href"].startswith("arms/")]
     assert link.attrs["href"] == "arms/share%3D0.01/report.html"
 
 
 def test_a_run_is_no_experiment_and_an_experiment_is_no_run(folder, sweep):
     with pytest.raises(HarnessError, match="one run and not of an experiment"):
-        write.write_experiment(folder)
+        write.write_experiment_page(folder)
     with pytest.raises(HarnessError, match=r"holds no report\.json"):
-        write.write(sweep)
+        write.write_run_page(sweep)
 
 
 # -- a comparison -----------------------------------------------------------------------------------------------------
@@ -469,7 +469,7 @@ def comparison(**changes):
     def row(score, verdict, difference):
         made = Estimate(difference, 0.1, difference - 0.05, difference + 0.05, 50)
         value = Estimate(0.4, 0.1, 0.3, 0.5, 50)
-        return comparison_page.Row(
+        return comparison_page.ScoreRow(
             "helpdesk", score, True, 50, (value, value), (None, made), (None, 0.01), (None, verdict)
         )
 
@@ -477,21 +477,21 @@ def comparison(**changes):
     facts = {
         "title": "two runs",
         "sides": (
-            comparison_page.Side("first", {"mode": "domain"}),
-            comparison_page.Side("second", {"mode": "mixed", "ended": "finished"}),
+            comparison_page.RunColumn("first", {"mode": "domain"}),
+            comparison_page.RunColumn("second", {"mode": "mixed", "ended": "finished"}),
         ),
         "rows": rows,
         "differences": {"mitigations.mixing.share": (None, "0.1"), "hub.token": ("hunter2", "hunter3")},
         "items": (
-            comparison_page.Answered("helpdesk", "id1", "why?", "so", ("because", None), ("rougeL 0.1", "rougeL 0.9")),
+            comparison_page.ItemRow("helpdesk", "id1", "why?", "so", ("because", None), ("rougeL 0.1", "rougeL 0.9")),
         ),
         "notes": ("2 items are not in both",),
     }
-    return comparison_page.Comparison(**{**facts, **changes})
+    return comparison_page.ComparisonPage(**{**facts, **changes})
 
 
 def test_a_comparison_says_what_its_verdicts_say_and_no_more(tmp_path):
-    root = read(write.write_comparison(comparison(), tmp_path / "two.html"))
+    root = read(write.write_comparison_page(comparison(), tmp_path / "two.html"))
     assert root.one("h1").text == "Against first: second is better in 1 of 2 scores."
     assert numbers(root.one("tr", data_score="1:helpdesk/rougeL"))[3] == 0.2
     assert "2 items are not in both" in root.one("ul", class_="verdict").text
@@ -501,17 +501,17 @@ def test_a_comparison_says_what_its_verdicts_say_and_no_more(tmp_path):
     assert "(no answer)" in root.one("article").text
     even = comparison(rows=comparison().rows[1:])
     assert (
-        "no evidence that second differs" in read(write.write_comparison(even, tmp_path / "even.html")).one("h1").text
+        "no evidence that second differs"
+        in read(write.write_comparison_page(even, tmp_path / "even.html")).one("h1").text
     )
-    alone = comparison(sides=comparison().sides[:1], rows=(), items=(), differences={})
-    assert "nothing is compared" in read(write.write_comparison(alone, tmp_path / "one.html")).one("h1").text
+    alone = comparison(sides=comparison().columns[:1], rows=(), items=(), differences={})
+    assert "nothing is compared" in read(write.write_comparison_page(alone, tmp_path / "one.html")).one("h1").text
     assert sorted(one.name for one in tmp_path.iterdir()) == ["even.html", "one.html", "two.html"]
 
 
 def test_a_hostile_comparison_does_nothing(tmp_path):
     nasty = run_folders.NASTY
-    sides = (comparison_page.Side(nasty, {nasty: nasty}),) * 2
-    items = (comparison_page.Answered(nasty, nasty, nasty, nasty, (nasty, nasty), (nasty, nasty)),)
-    given = comparison(title=nasty, notes=(nasty,), sides=sides, items=items)
-    file = write.write_comparison(given, tmp_path / "two.html")
+    given = comparison(title=nasty, notes=(nasty,), sides=(comparison_page.RunColumn(nasty, {nasty: nasty}),) * 2,
+                       items=(comparison_page.ItemRow(nasty, nasty, nasty, nasty, (nasty, nasty), (nasty, nasty)),))  # fmt: skip
+    file = write.write_comparison_page(given, tmp_path / "two.html")
     quiet(read(file), file.read_text(encoding="utf-8"))

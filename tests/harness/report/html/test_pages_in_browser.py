@@ -32,8 +32,8 @@ def pages(tmp_path_factory):
         {"step": step, "scores": scores, "combined": 0.1, "best": step == 40, "kept": step == 40} for step in (40, 80)
     ]
     (run / "stages/stage-2/evaluations.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
-    made = {"run": write.write(run)}
-    made["experiment"] = write.write_experiment(run_folders.experiment(root / "sweep"))
+    made = {"run": write.write_run_page(run)}
+    made["experiment"] = write.write_experiment_page(run_folders.experiment(root / "sweep"))
     long = "x" * 300
     spec = run_folders.spec_of(name=long, template={long: run_folders.NASTY})
     nasty = run_folders.finished(root / "nasty", spec=spec, text=lambda one: f"{one} {run_folders.NASTY} {long}")
@@ -44,12 +44,12 @@ def pages(tmp_path_factory):
         .replace('"rougeL"', json.dumps(long))
     )
     (nasty / "report.json").write_text(text)
-    made["hostile"] = write.write(nasty)
+    made["hostile"] = write.write_run_page(nasty)
     sides = tuple(
-        comparison_page.Side(f"a-run-with-a-long-name-{number}" * 3, {"mode": "mixed"}) for number in range(6)
+        comparison_page.RunColumn(f"a-run-with-a-long-name-{number}" * 3, {"mode": "mixed"}) for number in range(6)
     )
-    given = comparison_page.Comparison("six", sides, (), {"mitigations.mixing.share": ("0.1",) * 6}, notes=(long,))
-    made["comparison"] = write.write_comparison(given, root / "six.html")
+    given = comparison_page.ComparisonPage("six", sides, (), {"mitigations.mixing.share": ("0.1",) * 6}, notes=(long,))
+    made["comparison"] = write.write_comparison_page(given, root / "six.html")
     return made
 
 

@@ -13,12 +13,12 @@ from support import html_reader
 
 from harness.report.html import run_page
 from harness.report.html.plots import bars, curves, gain_vs_forgetting, svg_canvas, sweep
-from harness.report.html.plots.bars import Bin
+from harness.report.html.plots.bars import LengthBin
 from harness.report.html.plots.curves import Curve
-from harness.report.html.plots.heatmap import heat
-from harness.report.recommendation import Point
-from harness.report.spec_diff import component, differing, swept
-from harness.report.stage_suite_matrix import Matrix
+from harness.report.html.plots.heatmap import plot_heatmap
+from harness.report.recommendation import ArmPoint
+from harness.report.spec_diff import component_of_key, find_swept_parameter, spec_differences
+from harness.report.stage_suite_matrix import StageSuiteMatrix
 from harness.statistics.intervals import Estimate
 
 
@@ -31,7 +31,7 @@ def texts(plot):
 
 
 def matrix(higher_is_better, values, suites=("helpdesk", "general")):
-    return Matrix("a_score", "m", higher_is_better, suites, (1, None), (False, True), values, {})
+    return StageSuiteMatrix("a_score", "m", higher_is_better, suites, (1, None), (False, True), values, {})
 
 
 def estimate(value, half=0.1):
@@ -39,7 +39,7 @@ def estimate(value, half=0.1):
 
 
 def point(arm, gain, forgotten, half=0.1):
-    return Point(arm, estimate(gain, half), estimate(forgotten, half), None, True)
+    return ArmPoint(arm, estimate(gain, half), estimate(forgotten, half), None, True)
 
 
 # -- the heat map -----------------------------------------------------------------------------------------------------
@@ -47,7 +47,7 @@ def point(arm, gain, forgotten, half=0.1):
 
 @pytest.mark.parametrize("higher", [True, False])
 def test_a_cell_is_blue_for_the_better_and_orange_for_the_worse_whatever_the_direction(higher):
-    plot = heat(matrix(higher, ((1.0, 1.0), (2.0, 0.5))), ("base", "one"), "m")
+    plot = plot_heatmap(matrix(higher, ((1.0, 1.0), (2.0, 0.5))), ("base", "one"), "m")
     up, down = (drawn(plot).one(id=f"m-cell-1-{j}").one("path").attrs["style"] for j in (0, 1))
     assert ("var(--gain)" in up) == higher
     assert ("var(--gain)" in down) != higher
@@ -56,25 +56,25 @@ def test_a_cell_is_blue_for_the_better_and_orange_for_the_worse_whatever_the_dir
 
 
 def test_a_cell_tells_its_value_and_its_change_to_a_pointer():
-    plot = heat(matrix(True, ((0.25, 1.0), (0.75, math.nan))), ("base", "one"), "m")
+    plot = plot_heatmap(matrix(True, ((0.25, 1.0), (0.75, math.nan))), ("base", "one"), "m")
     assert drawn(plot).one(id="m-cell-1-0").one("title").text == "helpdesk after one: 0.750, +0.500 since the base"
     assert "–" in texts(plot)
 
 
 def test_a_matrix_without_change_has_no_colour():
-    plot = heat(matrix(True, ((0.5, 1.0), (0.5, 1.0))), ("base", "one"), "m")
-    assert "fill-opacity: 0.5" not in plot.inline()
+    plot = plot_heatmap(matrix(True, ((0.5, 1.0), (0.5, 1.0))), ("base", "one"), "m")
+    assert "fill-opacity: 0.5" not in plot.to_inline_svg()
 
 
 # -- curves -----------------------------------------------------------------------------------------------------------
 
 
 def test_a_long_curve_is_thinned_to_means_of_neighbours():
-    updates, values = curves.thinned(range(1, 16_001), [float(step % 2) for step in range(16_000)])
-    assert len(values) <= curves.MOST
+    updates, values = curves.downsample(range(1, 16_001), [float(step % 2) for step in range(16_000)])
+    assert len(values) <= curves.MAX_POINTS
     assert updates[-1] == 16_000
     assert set(values) == {0.5}
-    assert curves.thinned([1, 2], [3.0, math.nan])[0] == [1, 2], "a short one is as it was"
+    assert curves.downsample([1, 2], [3.0, math.nan])[0] == [1, 2], "a short one is as it was"
 
 
 def test_a_value_that_is_no_number_is_left_out_of_a_mean():
@@ -84,32 +84,34 @@ def test_a_value_that_is_no_number_is_left_out_of_a_mean():
 
 def test_stages_follow_one_another_along_the_axis():
     found = Curve("loss", (([1.0, 40.0], [2.0, 1.0]), ([1.0, 10.0], [3.0, 0.5])))
-    plot = curves.curves([found], ("first", "second"), "loss", "Loss", unit="nats")
+    plot = curves.plot_curves([found], ("first", "second"), "loss", "Loss", unit="nats")
     assert {"first", "second", "update", "nats", "50"} <= set(texts(plot))
     assert drawn(plot).one("desc").text == "loss goes from 2.000 to 0.500."
 
 
 def test_several_curves_are_named_and_have_other_lines_too():
     found = [Curve(name, (([1.0, 2.0], [0.1, 0.2]),)) for name in ("ewc", "_hidden")]
-    plot = curves.curves(found, ("one",), "penalties", "Penalties", unit="", from_zero=True)
+    plot = curves.plot_curves(found, ("one",), "penalties", "Penalties", unit="", from_zero=True)
     assert {"ewc", " _hidden"} <= set(texts(plot))
-    assert "stroke-dasharray" in plot.inline()
+    assert "stroke-dasharray" in plot.to_inline_svg()
 
 
 def test_an_update_is_marked_and_what_was_put_aside_is_shaded():
-    found = Curve("a", (([0.0, 10.0], [2.0, 1.0]), ([0.0, 10.0], [1.0, 3.0])), dots=True)
-    plain = curves.curves([found], ("one", "two"), "m", "M", unit="")
-    marked = curves.curves([found], ("one", "two"), "m", "M", unit="", marks=[curves.Mark(1, 4.0, "best: 4", 10.0)])
+    found = Curve("a", (([0.0, 10.0], [2.0, 1.0]), ([0.0, 10.0], [1.0, 3.0])), mark_points=True)
+    plain = curves.plot_curves([found], ("one", "two"), "m", "M", unit="")
+    marked = curves.plot_curves(
+        [found], ("one", "two"), "m", "M", unit="", marks=[curves.StepMark(1, 4.0, "best: 4", 10.0)]
+    )
     assert "best: 4" in texts(marked)
     assert drawn(marked).one("desc").text.endswith("two: best: 4.")
-    assert "opacity: 0.14" in marked.inline()
-    assert "opacity: 0.14" not in plain.inline()
+    assert "opacity: 0.14" in marked.to_inline_svg()
+    assert "opacity: 0.14" not in plain.to_inline_svg()
     assert len(list(drawn(plain).all("use"))) >= 4, "a dot for each of the few points"
 
 
 def test_a_stage_may_be_longer_than_its_curve():
     found = Curve("a", (([0.0], [2.0]), ([0.0, 10.0], [1.0, 3.0])))
-    plot = curves.curves([found], ("one", "two"), "m", "M", unit="", lengths=[30.0, 10.0])
+    plot = curves.plot_curves([found], ("one", "two"), "m", "M", unit="", stage_steps=[30.0, 10.0])
     assert {"one", "two", "40"} <= set(texts(plot))
 
 
@@ -118,29 +120,40 @@ def test_a_stage_may_be_longer_than_its_curve():
 
 def test_bins_are_read_in_both_forms_and_know_what_is_cut():
     edges = {"edges": [0, 16.0, 32, 64], "counts": [3, 0, 4], "max_length": 31}
-    assert run_page.bins_of(edges) == [Bin(0, 15, 3, False), Bin(16, 31, 0, False), Bin(32, 63, 4, True)]
+    assert run_page.parse_length_bins(edges) == [
+        LengthBin(0, 15, 3, False),
+        LengthBin(16, 31, 0, False),
+        LengthBin(32, 63, 4, True),
+    ]
     bins = {"bins": [{"low": 5, "high": 9, "rows": 2}, {"low": 10, "high": 12, "rows": 1}], "max_length": None}
-    assert run_page.bins_of(bins) == [Bin(5, 9, 2, False), Bin(10, 12, 1, False)]
-    assert run_page.bins_of({"edges": [0]}) == run_page.bins_of(None) == run_page.bins_of({"bins": [{}]}) == []
+    assert run_page.parse_length_bins(bins) == [LengthBin(5, 9, 2, False), LengthBin(10, 12, 1, False)]
+    assert (
+        run_page.parse_length_bins({"edges": [0]})
+        == run_page.parse_length_bins(None)
+        == run_page.parse_length_bins({"bins": [{}]})
+        == []
+    )
 
 
 def test_many_bins_are_joined_and_no_row_is_lost_and_none_that_is_cut_is_mixed_in():
-    given = [Bin(10 * i, 10 * i + 9, i, i >= 40) for i in range(43)]
-    shown = bars.fewer(given)
-    assert len(shown) <= bars.MOST
+    given = [LengthBin(10 * i, 10 * i + 9, i, i >= 40) for i in range(43)]
+    shown = bars.merge_bins(given)
+    assert len(shown) <= bars.MAX_BINS
     assert sum(one.rows for one in shown) == sum(one.rows for one in given)
-    assert sum(one.rows for one in shown if one.cut) == 40 + 41 + 42
+    assert sum(one.rows for one in shown if one.truncated) == 40 + 41 + 42
     assert [one.low for one in shown[1:]] == [one.high + 1 for one in shown[:-1]]
 
 
 def test_a_histogram_tells_its_rows_and_those_that_are_cut():
-    plot = bars.lengths([Bin(0, 9, 1200, False), Bin(10, 10, 30, True)], "lengths-a", "Lengths")
+    plot = bars.plot_length_histogram(
+        [LengthBin(0, 9, 1200, False), LengthBin(10, 10, 30, True)], "lengths-a", "Lengths"
+    )
     assert {"0–9", "10", "1,200", "30 cut"} <= set(texts(plot))
     assert drawn(plot).one("desc").text == "1,230 rows of 0–9 to 10 tokens; 30 rows are cut."
 
 
 def test_shares_are_written_in_bars_that_have_room_and_all_are_told():
-    plot = bars.shares({"one": {"a": 0.95, "b": 0.05}, "two": {"a": 0.5, "c": 0.5}}, "shares", "Shares")
+    plot = bars.plot_source_shares({"one": {"a": 0.95, "b": 0.05}, "two": {"a": 0.5, "c": 0.5}}, "shares", "Shares")
     assert {"95%", "50%", "a", "b", "c"} <= set(texts(plot))
     assert "5%" not in texts(plot)
     assert "b 5.0%" in drawn(plot).one("desc").text
@@ -151,7 +164,7 @@ def test_shares_are_written_in_bars_that_have_room_and_all_are_told():
 
 def test_the_names_of_points_do_not_hide_one_another():
     points = [point(f"arm-{i}", 0.3, 0.5 + 0.01 * i, half=0.02) for i in range(5)]
-    plot = gain_vs_forgetting.scatter(points, "a/b", "c/d", "arm-0", "gain-forgetting")
+    plot = gain_vs_forgetting.plot_gain_vs_forgetting(points, "a/b", "c/d", "arm-0", "gain-forgetting")
     places = {}
     for one in drawn(plot).all("text"):
         if one.text.startswith("arm-"):
@@ -171,10 +184,10 @@ def test_the_name_of_a_point_stands_nearer_to_it_than_to_any_other():
         "wise-ft": (1.84, 0.214, 0.04),
     }  # fmt: skip
     points = [
-        Point(name, estimate(gain, 0.17), estimate(lost, half), None, name in ("ewc", "wise-ft"))
+        ArmPoint(name, estimate(gain, 0.17), estimate(lost, half), None, name in ("ewc", "wise-ft"))
         for name, (gain, lost, half) in given.items()
     ]
-    root = drawn(gain_vs_forgetting.scatter(points, "a/b", "c/d", "naive", "gain-forgetting"))
+    root = drawn(gain_vs_forgetting.plot_gain_vs_forgetting(points, "a/b", "c/d", "naive", "gain-forgetting"))
     marks = {}
     for place, one in enumerate(points):
         use = root.one(id=f"gain-forgetting-point-{place}").one("use").attrs
@@ -194,14 +207,14 @@ def test_the_name_of_a_point_stands_nearer_to_it_than_to_any_other():
 
 
 def test_points_without_an_interval_are_drawn_without_one():
-    points = [Point("one", Estimate(0.1, math.nan, math.nan, math.nan, 1), estimate(0.2), None, True)]
-    plot = gain_vs_forgetting.scatter(points, "a/b", "c/d", "one", "gain-forgetting")
-    assert "gain +0.100 [–, –]" in plot.inline()
+    points = [ArmPoint("one", Estimate(0.1, math.nan, math.nan, math.nan, 1), estimate(0.2), None, True)]
+    plot = gain_vs_forgetting.plot_gain_vs_forgetting(points, "a/b", "c/d", "one", "gain-forgetting")
+    assert "gain +0.100 [–, –]" in plot.to_inline_svg()
 
 
 def test_a_sweep_is_drawn_through_the_mean_of_the_arms_of_one_value():
     points = [(0.0, point("a", 0.1, 0.5)), (0.1, point("b", 0.2, 0.1)), (0.1, point("c", 0.4, 0.3))]
-    plot = sweep.sweep(points, "a/b", "c/d", "mixing.share", "sweep", percent=True)
+    plot = sweep.plot_sweep(points, "a/b", "c/d", "mixing.share", "sweep", percent=True)
     assert {"0 %", "10 %", "mixing.share", "gain in a/b", "forgotten in c/d"} <= set(texts(plot))
     root = drawn(plot)
     heights = {}
@@ -221,31 +234,33 @@ def marks(plot, side, count):
 def test_values_far_apart_stand_by_their_logarithm_and_zero_apart():
     values = (0.0, 0.01, 0.05, 0.1, 0.25)
     points = [(value, point(f"share={value}", 0.3, 0.5 - value)) for value in values]
-    plot = sweep.sweep(points, "a/b", "c/d", "mixing.share", "sweep", percent=True)
+    plot = sweep.plot_sweep(points, "a/b", "c/d", "mixing.share", "sweep", percent=True)
     assert {"0 %", "1 %", "5 %", "10 %", "25 %", "mixing.share, logarithmic", "//"} <= set(texts(plot))
     at = [x for x, _ in marks(plot, "gain", 5)]
     assert (at[3] - at[2]) / (at[2] - at[1]) == pytest.approx(math.log(2) / math.log(5), rel=1e-3)
     assert at[1] - at[0] == pytest.approx((at[4] - at[1]) / 3, rel=1e-3)
-    narrow = sweep.sweep(points[2:], "a/b", "c/d", "mixing.share", "sweep", percent=True)
+    narrow = sweep.plot_sweep(points[2:], "a/b", "c/d", "mixing.share", "sweep", percent=True)
     assert "mixing.share" in texts(narrow)
     assert "//" not in texts(narrow)
     signed = [(value, point(str(value), 0.3, 0.5)) for value in (-1.0, 0.01, 10.0)]
-    assert "x" in texts(sweep.sweep(signed, "a/b", "c/d", "x", "sweep")), "a number below 0 has no logarithm"
+    assert "x" in texts(sweep.plot_sweep(signed, "a/b", "c/d", "x", "sweep")), "a number below 0 has no logarithm"
 
 
 def test_the_value_that_is_enough_is_marked_and_one_that_nobody_ran_is_not():
     points = [(0.0, point("a", 0.1, 0.5)), (0.1, point("b", 0.2, 0.1)), (0.2, point("c", 0.4, 0.3))]
-    plot = sweep.sweep(points, "a/b", "c/d", "mixing.share", "sweep", percent=True, advised=0.1)
+    plot = sweep.plot_sweep(points, "a/b", "c/d", "mixing.share", "sweep", percent=True, sufficient_value=0.1)
     assert "enough: 10 %" in texts(plot)
     assert drawn(plot).one("desc").text.endswith("10 % is enough.")
-    plot = sweep.sweep(points, "a/b", "c/d", "mixing.share", "sweep", percent=True, advised=0.15)
+    plot = sweep.plot_sweep(points, "a/b", "c/d", "mixing.share", "sweep", percent=True, sufficient_value=0.15)
     assert not any("enough" in one for one in texts(plot))
 
 
 def test_an_arm_without_a_value_is_a_level_line_beside_the_curve():
     points = [(1.0, point("ewc=1", 0.1, 0.5)), (2.0, point("ewc=2", 0.2, 0.1))]
-    nothing = Point("none", Estimate(math.nan, math.nan, math.nan, math.nan, 0), estimate(0.9), None, False)
-    plot = sweep.sweep(points, "a/b", "c/d", "ewc.strength", "sweep", beside=[point("naive", 0.3, 2.0), nothing])
+    nothing = ArmPoint("none", Estimate(math.nan, math.nan, math.nan, math.nan, 0), estimate(0.9), None, False)
+    plot = sweep.plot_sweep(
+        points, "a/b", "c/d", "ewc.strength", "sweep", reference_points=[point("naive", 0.3, 2.0), nothing]
+    )
     assert texts(plot).count("naive") == 2
     assert texts(plot).count("none") == 1, "there is no line where there is no number"
     line = drawn(plot).one(id="sweep-forgotten-beside-0")
@@ -255,9 +270,14 @@ def test_an_arm_without_a_value_is_a_level_line_beside_the_curve():
 
 def test_the_joint_arm_has_a_mark_of_its_own():
     points = [point("naive", 0.3, 0.5), point("joint", 0.4, 0.1)]
-    without = gain_vs_forgetting.scatter(points, "a/b", "c/d", "naive", "gain-forgetting").inline()
+    without = gain_vs_forgetting.plot_gain_vs_forgetting(
+        points, "a/b", "c/d", "naive", "gain-forgetting"
+    ).to_inline_svg()
     assert (
-        gain_vs_forgetting.scatter(points, "a/b", "c/d", "naive", "gain-forgetting", joint="joint").inline() != without
+        gain_vs_forgetting.plot_gain_vs_forgetting(
+            points, "a/b", "c/d", "naive", "gain-forgetting", joint_arm="joint"
+        ).to_inline_svg()
+        != without
     )
 
 
@@ -270,13 +290,13 @@ def spec(share=0.1, seed=0, **changes):
 
 
 def test_one_number_that_differs_is_swept_and_a_run_without_it_stands_at_none_of_it():
-    found = swept({"a": spec(None), "b": spec(0.1), "c": spec(0.2, seed=1)})
+    found = find_swept_parameter({"a": spec(None), "b": spec(0.1), "c": spec(0.2, seed=1)})
     assert found is not None
-    assert (found.key, found.share) == ("mitigations.mixing.share", True)
+    assert (found.key, found.is_share) == ("mitigations.mixing.share", True)
     assert found.values == {"a": 0.0, "b": 0.1, "c": 0.2}
-    rates = swept({"a": spec(train={"learning_rate": 1e-4}), "b": spec(train={"learning_rate": 2e-4})})
+    rates = find_swept_parameter({"a": spec(train={"learning_rate": 1e-4}), "b": spec(train={"learning_rate": 2e-4})})
     assert rates is not None
-    assert (rates.values, rates.share) == ({"a": 1e-4, "b": 2e-4}, False)
+    assert (rates.values, rates.is_share) == ({"a": 1e-4, "b": 2e-4}, False)
 
 
 @pytest.mark.parametrize(
@@ -292,22 +312,22 @@ def test_one_number_that_differs_is_swept_and_a_run_without_it_stands_at_none_of
     ],
 )
 def test_nothing_is_swept_where_no_number_alone_differs(specs):
-    assert swept(specs) is None
+    assert find_swept_parameter(specs) is None
 
 
 def test_a_run_without_the_component_whose_number_is_swept_has_no_place_where_it_is_no_share():
     def ewc(strength):
         return {"train": {"epochs": 1}, "mitigations": {"ewc": {"strength": strength, "source": "a"}}}
 
-    found = swept({"naive": spec(None), "one": ewc(1.0), "ten": ewc(10.0)})
+    found = find_swept_parameter({"naive": spec(None), "one": ewc(1.0), "ten": ewc(10.0)})
     assert found is not None
     assert (found.key, found.values) == ("mitigations.ewc.strength", {"one": 1.0, "ten": 10.0})
-    assert (found.shown(10.0), found.share) == ("10", False)
+    assert (found.format_value(10.0), found.is_share) == ("10", False)
 
 
 def test_what_differs_is_said_key_by_key_without_what_says_nothing_of_the_model():
     specs = {"a": spec(None, track={"experiment": "x"}), "b": spec(0.1)}
-    assert differing(specs) == {"mitigations.mixing.share": {"b": 0.1}}
+    assert spec_differences(specs) == {"mitigations.mixing.share": {"b": 0.1}}
 
 
 def test_a_component_without_options_differs_from_another_and_hides_behind_no_number():
@@ -315,11 +335,11 @@ def test_a_component_without_options_differs_from_another_and_hides_behind_no_nu
         "a": spec(template={"alpaca": {}}, train={"learning_rate": 1e-4}),
         "b": spec(template={"llama2": {}}, train={"learning_rate": 2e-4}),
     }
-    assert differing(specs)["template.alpaca"] == {"a": {}}
-    assert differing(specs)["template.llama2"] == {"b": {}}
-    assert swept(specs) is None, "what was gained may be the template's doing"
+    assert spec_differences(specs)["template.alpaca"] == {"a": {}}
+    assert spec_differences(specs)["template.llama2"] == {"b": {}}
+    assert find_swept_parameter(specs) is None, "what was gained may be the template's doing"
     known = {"a": spec(train={"early_stopping": None}), "b": spec(train={"early_stopping": {"patience": 1}})}
-    assert differing(known) == {"train.early_stopping": {"a": None}, "train.early_stopping.patience": {"b": 1}}
+    assert spec_differences(known) == {"train.early_stopping": {"a": None}, "train.early_stopping.patience": {"b": 1}}
 
 
 def test_stages_are_compared_setting_by_setting_and_a_number_of_one_of_them_can_be_swept():
@@ -329,13 +349,13 @@ def test_stages_are_compared_setting_by_setting_and_a_number_of_one_of_them_can_
 
     key = "mode.continual.stages.1.mitigations.ewc.strength"
     specs = {"naive": stages(1, None), "one": stages(1, 1), "ten": stages(1, 10)}
-    assert differing(specs) == {key: {"one": 1, "ten": 10}}
-    found = swept(specs)
+    assert spec_differences(specs) == {key: {"one": 1, "ten": 10}}
+    found = find_swept_parameter(specs)
     assert found is not None
     assert (found.key, found.values) == (key, {"one": 1.0, "ten": 10.0})
-    assert swept({**specs, "longer": stages(1, 10, 1)}) is None
-    assert component(key) == "mode.continual.stages.1.mitigations.ewc"
-    assert component("mode.mixed.domain") == "mode.mixed"
+    assert find_swept_parameter({**specs, "longer": stages(1, 10, 1)}) is None
+    assert component_of_key(key) == "mode.continual.stages.1.mitigations.ewc"
+    assert component_of_key("mode.mixed.domain") == "mode.mixed"
 
 
 # -- what is left behind ----------------------------------------------------------------------------------------------
@@ -345,9 +365,9 @@ def test_a_plot_neither_minds_nor_changes_the_settings_of_the_user():
     import matplotlib
 
     before = (matplotlib.rcParams["font.size"], logging.getLogger("matplotlib").level)
-    plain = heat(matrix(True, ((0.5, 1.0), (0.6, 1.0))), ("base", "one"), "m").inline()
+    plain = plot_heatmap(matrix(True, ((0.5, 1.0), (0.6, 1.0))), ("base", "one"), "m").to_inline_svg()
     with matplotlib.rc_context({"font.size": 40, "axes.facecolor": "red", "svg.fonttype": "path"}):
-        assert heat(matrix(True, ((0.5, 1.0), (0.6, 1.0))), ("base", "one"), "m").inline() == plain
+        assert plot_heatmap(matrix(True, ((0.5, 1.0), (0.6, 1.0))), ("base", "one"), "m").to_inline_svg() == plain
         assert matplotlib.rcParams["font.size"] == 40
     assert (matplotlib.rcParams["font.size"], logging.getLogger("matplotlib").level) == before
 
@@ -364,12 +384,12 @@ def test_no_state_of_pyplot_and_nothing_heavy_is_used():
 
 
 def test_names_that_look_like_formulas_or_hide_things_are_text():
-    plot = heat(matrix(True, ((1.0, 2.0),), ("$\\frac{$", "\u202e\x1b\uffff<b>")), ("base",), "m")
+    plot = plot_heatmap(matrix(True, ((1.0, 2.0),), ("$\\frac{$", "\u202e\x1b\uffff<b>")), ("base",), "m")
     assert {"$\\frac{$", "\\u202e␛�<b> *"} <= set(texts(plot))
-    html_reader.parse(plot.file().partition("?>")[2])
+    html_reader.parse(plot.to_svg_file().partition("?>")[2])
 
 
-@pytest.mark.parametrize("scheme", [svg_canvas.LIGHT, svg_canvas.DARK])
+@pytest.mark.parametrize("scheme", [svg_canvas.LIGHT_COLORS, svg_canvas.DARK_COLORS])
 def test_text_and_marks_stand_out_from_what_is_behind_them(scheme):
     def luminance(code):
         parts = [int(code[i : i + 2], 16) / 255 for i in (1, 3, 5)]
@@ -383,11 +403,14 @@ def test_text_and_marks_stand_out_from_what_is_behind_them(scheme):
     for behind in ("paper", "surface"):
         for text in ("ink", "muted", "accent", "gain", "loss"):
             assert contrast(text, behind) >= 4.5, f"{text} on {behind} (WCAG 2.2, 1.4.3)"
-        for mark in svg_canvas.SERIES:
+        for mark in svg_canvas.SERIES_NAMES:
             assert contrast(mark, behind) >= 3, f"{mark} on {behind} (WCAG 2.2, 1.4.11)"
 
 
 def test_both_schemes_have_the_same_names_and_no_two_stand_ins_are_alike():
-    assert list(svg_canvas.LIGHT) == list(svg_canvas.DARK)
-    assert len(set(svg_canvas.STAND_INS.values())) == len(svg_canvas.LIGHT)
-    assert all(re.fullmatch("#[0-9a-f]{6}", one) for one in [*svg_canvas.LIGHT.values(), *svg_canvas.DARK.values()])
+    assert list(svg_canvas.LIGHT_COLORS) == list(svg_canvas.DARK_COLORS)
+    assert len(set(svg_canvas.PLACEHOLDER_COLORS.values())) == len(svg_canvas.LIGHT_COLORS)
+    assert all(
+        re.fullmatch("#[0-9a-f]{6}", one)
+        for one in [*svg_canvas.LIGHT_COLORS.values(), *svg_canvas.DARK_COLORS.values()]
+    )

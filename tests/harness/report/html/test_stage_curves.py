@@ -32,20 +32,20 @@ def measured(folder, *stages, updates=UPDATES):
 
 
 def page(folder):
-    return html_reader.parse(write.write(folder).read_text(encoding="utf-8"))
+    return html_reader.parse(write.write_run_page(folder).read_text(encoding="utf-8"))
 
 
 @pytest.fixture
 def asked(monkeypatch):
     """Name of each plot -> what was to be drawn."""
     found = {}
-    draw = curves.curves
+    draw = curves.plot_curves
 
     def noted(given, stages, name, title, **more):
         found[name] = SimpleNamespace(curves={one.name: one for one in given}, stages=stages, title=title, **more)
         return draw(given, stages, name, title, **more)
 
-    monkeypatch.setattr(stage_curves, "curves", noted)
+    monkeypatch.setattr(curves, "plot_curves", noted)
     return found
 
 
@@ -56,7 +56,9 @@ STOPPED = (look(5, 0.3, 0.1, best=True, kept=True, over=False), look(10, 0.5, 0.
 def test_a_curve_goes_through_what_was_measured_before_within_and_after_each_stage(tmp_path, asked):
     made = measured(tmp_path / "run", [look(5, 0.3), look(10, 0.35)], [look(20, 0.6)])
     root = page(made)
-    (change,) = [one for one in run_files.run(made).changes if (one.suite, one.name) == ("helpdesk", "rougeL")]
+    (change,) = [
+        one for one in run_files.load_run_files(made).changes if (one.suite, one.name) == ("helpdesk", "rougeL")
+    ]
     base, first, _ = (one.value for one in change.after_stages)
     plot = asked["during-rougel"]
     assert plot.stages == ["stage-1", "stage-2"]

@@ -10,7 +10,7 @@ def harness_templates() -> dict[str, Component]:
     return {
         "dialogue": Component(
             summary="Speakers by name, as in a play: [Ann] … [/Ann].",
-            load="harness_example.dialogue:Dialogue",
+            factory="harness_example.dialogue:Dialogue",
             options={
                 "speaker": {"type": "string", "default": "Answer", "description": "What the assistant is called."},
             },
@@ -23,7 +23,7 @@ def harness_sources() -> dict[str, Component]:
     return {
         "pairs": Component(
             summary="Reads question and answer from every two lines of a text file.",
-            load="harness_example.pairs:Pairs",
+            factory="harness_example.pairs:Pairs",
             options={"path": {"type": "string", "format": "path", "description": "The text file."}},
             required=("path",),
         )
@@ -35,7 +35,7 @@ def harness_modes() -> dict[str, Component]:
     return {
         "sandwich": Component(
             summary="General conversations, then the domain, then general ones again.",
-            load="harness_example.sandwich:Sandwich",
+            factory="harness_example.sandwich:Sandwich",
             options={
                 "bread": {"type": "string", "format": "source", "description": "The general source."},
                 "filling": {"type": "string", "format": "source", "description": "The source of the domain."},
@@ -50,11 +50,11 @@ def harness_mitigations() -> dict[str, Component]:
     return {
         "short_stages": Component(
             summary="Ends every stage after a number of updates.",
-            load="harness_example.short_stages:ShortStages",
+            factory="harness_example.short_stages:ShortStages",
             options={
                 "steps": {"type": "integer", "minimum": 1, "default": 10, "description": "Updates of each stage."},
             },
-            usual={"train.learning_rate": (1e-6, 1e-5)},
+            typical_ranges={"train.learning_rate": (1e-6, 1e-5)},
         )
     }
 
@@ -64,6 +64,6 @@ def harness_metrics() -> dict[str, Component]:
     return {
         "answer_length": Component(
             summary="Mean number of words of the answers.",
-            load="harness_example.answer_length:AnswerLength",
+            factory="harness_example.answer_length:AnswerLength",
         )
     }

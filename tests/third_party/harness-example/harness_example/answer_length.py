@@ -11,8 +11,8 @@ from harness import Item, Metric
 class AnswerLength(Metric):
     """Mean number of words, separated by white space."""
 
-    reads: ClassVar[Literal["answer", "likelihood"]] = "answer"
-    names = ("words",)
+    requires: ClassVar[Literal["answer", "likelihood"]] = "answer"
+    score_names = ("words",)
 
     def signature(self) -> str:
         return "answer_length|split:whitespace|version:1"

@@ -22,21 +22,21 @@ class Dialogue(Template):
         messages: Sequence[Message],
         tokenizer: PreTrainedTokenizerBase,
         *,
-        open: bool = False,
+        add_generation_prompt: bool = False,
         tools: Sequence[Mapping[str, Any]] = (),
     ) -> tuple[Span, ...]:
         spans: list[Span] = []
         for message in messages:
-            if tools or message.calls or message.role not in ("system", "user", "assistant"):
+            if tools or message.tool_calls or message.role not in ("system", "user", "assistant"):
                 raise HarnessError("template dialogue", "a play has no place for tools", "choose another template")
             speaks = message.role == "assistant"
-            trained = speaks and message.trained
-            spans.append(Span(f"[{self.speaker if speaks else message.role}] ", frame=True))
-            spans.append(Span(message.content, trained=trained))
-            spans.append(Span(tokenizer.eos_token if speaks else "\n", trained=trained, frame=True))
-        if open:
-            spans.append(Span(f"[{self.speaker}] ", frame=True))
+            trained = speaks and message.train
+            spans.append(Span(f"[{self.speaker if speaks else message.role}] ", markup=True))
+            spans.append(Span(message.content, train=trained))
+            spans.append(Span(tokenizer.eos_token if speaks else "\n", train=trained, markup=True))
+        if add_generation_prompt:
+            spans.append(Span(f"[{self.speaker}] ", markup=True))
         return tuple(spans)
 
-    def stops(self, tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
+    def stop_strings(self, tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
         return (tokenizer.eos_token,)

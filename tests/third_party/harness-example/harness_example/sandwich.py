@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from harness import Mode, Part, Stage
+from harness import Mode, Stage, StageSource
 
 
 class Sandwich(Mode):
@@ -12,5 +12,5 @@ class Sandwich(Mode):
         self.bread, self.filling = bread, filling
 
     def stages(self) -> tuple[Stage, ...]:
-        bread, filling = (Part(self.bread, "general"),), (Part(self.filling, "domain"),)
+        bread, filling = (StageSource(self.bread, "general"),), (StageSource(self.filling, "domain"),)
         return (Stage("below", bread), Stage("filling", filling), Stage("above", bread, {"epochs": 2}))

@@ -13,5 +13,5 @@ class ShortStages(Mitigation):
     def __init__(self, steps: int) -> None:
         self.steps = steps
 
-    def plan(self, stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
+    def transform_stages(self, stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
         return tuple(replace(stage, train={**stage.train, "steps": self.steps}) for stage in stages)
