@@ -27,23 +27,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 CAPACITY = 2048
-COUNTS = ("ids", "lengths", "loss_tokens", "source")
+COUNTS = ("ids", "lengths", "loss_tokens", "source_indices")
 
 
 class Sizes:
-    """Stands in for `harness.data.tokenization.tokenized_rows.Rows`: what is counted about rows, without the rows."""
+    """Stands in for `harness.data.tokenization.tokenized_rows.TokenizedRows`: what is counted about rows, without the rows."""
 
     def __init__(self, *arrays: NDArray[np.generic]) -> None:
-        self.ids, self.lengths, self.loss_tokens, self.source = arrays
+        self.ids, self.lengths, self.loss_tokens, self.source_indices = arrays
 
     def __len__(self) -> int:
         return len(self.ids)
 
-    def take(self, indices: NDArray[np.intp]) -> Sizes:
+    def select(self, indices: NDArray[np.intp]) -> Sizes:
         return Sizes(*(getattr(self, name)[indices] for name in COUNTS))
 
     @classmethod
-    def join(cls, parts: Sequence[Sizes]) -> Sizes:
+    def concatenate(cls, parts: Sequence[Sizes]) -> Sizes:
         return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in COUNTS))
 
 

@@ -36,9 +36,9 @@ class Message:
 
     role: `system`, `user`, `assistant` or `tool` (what a tool answered); the only message of a plain text has the role
     `text`. input: text that an instruction works on, where the data keeps the two apart (Alpaca); a template without a
-    place for it renders it below the content. calls: the tools that an assistant's turn calls, after its content.
-    name: of the tool that answers, where the data says it. trained: whether the loss is taken on an assistant's turn.
-    answers: the id of the call that a tool's turn answers, where the data says it: of a call of the turn before.
+    place for it renders it below the content. tool_calls: the tools that an assistant's turn calls, after its content.
+    name: of the tool that answers, where the data says it. train: whether the loss is taken on an assistant's turn.
+    tool_call_id: the id of the call that a tool's turn answers, where the data says it: of a call of the turn before.
     """
 
     role: str
@@ -52,7 +52,7 @@ class Message:
 
 @dataclass(frozen=True)
 class Record:
-    """One raw row as a source yields it. place: where it stands, e.g. `data/x.jsonl:14`."""
+    """One raw row as a source yields it. location: where it stands, e.g. `data/x.jsonl:14`."""
 
     location: str
     data: Mapping[str, Any]
@@ -89,8 +89,8 @@ class Example:
 
 @dataclass(frozen=True)
 class Span:
-    """A stretch of rendered text. trained: whether the loss is taken on it. frame: written by the template itself,
-    so that special tokens in it count as such; in a span that is no frame they are plain text."""
+    """A stretch of rendered text. train: whether the loss is taken on it. markup: written by the template itself,
+    so that special tokens in it count as such; in a span that is no markup they are plain text."""
 
     text: str
     train: bool = False
@@ -167,8 +167,8 @@ class Stage:
 class Suite:
     """Held-out rows of one source and the metrics drawn from them. metrics: name -> options.
 
-    The other settings are those of `vocabulary.SUITE`, where they are described; a test holds the defaults here, for
-    suites made in code, equal to those there.
+    The other settings are those of `spec_keys.evaluation.SUITE_KEYS`, where they are described; a test holds the
+    defaults here, for suites made in code, equal to those there.
     template: of the suite's own, name and options; None: that of training.
     """
 
@@ -244,12 +244,12 @@ class StageDataset:
 class Event:
     """Something that happened in a run.
 
-    kind: `run_started`, `progress`, `data`, `evaluated`, `stage_started`, `step`, `measured` (within a stage: `step`,
+    type: `run_started`, `progress`, `data`, `evaluated`, `stage_started`, `step`, `measured` (within a stage: `step`,
     `scores`, `combined`, `best`, `kept`, `over`), `restored` (`step`), `variant`, `stage_finished`, `run_finished`,
     `run_failed`, `run_closed` (`lacked`: what a finished run had not yet), `warning` (`text`, and the `rows` that it is
     about). Of an experiment: `arm_preparing`, `arm_prepared` (with rows `used` and `evaluated`), `arms_prepared`,
     `arm_started`, `arm_finished`, `arms_finished`.
-    stage: index of the stage, from 1; 0 before the first. data: what happened, by kind.
+    stage: index of the stage, from 1; 0 before the first. data: what happened, by type.
     """
 
     type: str
@@ -362,7 +362,7 @@ class LimitViolation:
 class Evaluation:
     """One suite after one stage: its items, the scores drawn from them, and which of the suite's limits they break.
 
-    An evaluation that breaks a limit is complete and saved; who runs it fails with `evaluate.require`.
+    An evaluation that breaks a limit is complete and saved; who runs it fails with `raise_on_violations`.
     """
 
     stage: int

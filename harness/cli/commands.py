@@ -57,12 +57,12 @@ def _run_spec(arguments: argparse.Namespace, spec: Any, registry: Any, run_folde
     from harness.runner import api, stage_loop
     from harness.terminal.console import Console
 
-    if not processes.main:
+    if not processes.is_main:
         stage_loop.run_worker(registry, processes)
         return 0
     with (
         Console.from_options(quiet=arguments.quiet, json=arguments.json) as console,
-        processes.on_leaving(lambda _: console.close()),
+        processes.on_abort(lambda _: console.close()),
     ):
         registry.manager.register(console, name="console")
         if spec.document["arms"] is not None:
@@ -101,7 +101,7 @@ def _gate_exit_code(gate_results: Sequence[Any], arm: str | None = None) -> int:
     failed = [one for one in gate_results if not one.passed]
     of = "" if arm is None else f" of arm {arm!r}"
     for one in failed:
-        print(f"harness: gate{of}: {one.line()}", file=sys.stderr)
+        print(f"harness: gate{of}: {one.format_line()}", file=sys.stderr)
     return 3 if failed else 0
 
 

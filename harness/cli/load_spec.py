@@ -38,7 +38,7 @@ def arm_spec_loader(arguments: argparse.Namespace, registry: Any) -> Any:
 
     def load(overrides: Sequence[str]) -> Any:
         return spec_module.load_spec(
-            arguments.spec, composed, [*arguments.overrides, *overrides, "arms=null"], registry.broken
+            arguments.spec, composed, [*arguments.overrides, *overrides, "arms=null"], registry.broken_plugins
         )
 
     return load

@@ -34,8 +34,8 @@ class Comparison:
     """Runs beside each other. differences: parameter -> its value in each run, None where a run has none.
 
     uri: of the tracking store, empty where none was asked. baseline: index of the run that the others are compared
-    with. pairs: each shared score of each other run; refused: what could not be compared. score: whose `items` are
-    shown, as `suite/score`. asked: whether the user chose it. notes: what is missing.
+    with. pairs: each shared score of each other run; not_comparable: what could not be compared. score: whose `items`
+    are shown, as `suite/score`. score_requested: whether the user chose it. notes: what is missing.
     """
 
     uri: str
@@ -137,7 +137,7 @@ class _RunFinder:
         return "" if self._store is None else redaction.redact_text(self._uri)
 
     def find_all(self) -> list[LoadedRun]:
-        return self._load_from_store(lambda opened: opened.every())
+        return self._load_from_store(lambda opened: opened.list_runs())
 
     def find_by_name(self, name: str) -> list[LoadedRun]:
         place = Path(name)
@@ -146,7 +146,7 @@ class _RunFinder:
         arms = sorted(one.parent for one in place.glob("arms/*/scores.json") if is_run_folder(one.parent))
         if arms:
             return [load_run_from_folder(one) for one in arms]
-        return self._load_from_store(lambda opened: opened.named(name))
+        return self._load_from_store(lambda opened: opened.find_runs(name))
 
     def _load_from_store(self, select_runs: Any) -> list[LoadedRun]:
         try:

@@ -87,7 +87,7 @@ class PairwiseComparer:
         self._metrics: dict[tuple[str, str], Metric | HarnessError] = {}
 
     def compare_all(self) -> tuple[PairedScore, ...]:
-        """Every score that a run shares with the baseline; what cannot be compared is in `refused`."""
+        """Every score that a run shares with the baseline; what cannot be compared is in `not_comparable`."""
         base = self._comparable_run(self.baseline)
         others = [number for number in range(len(self.loaded_runs)) if number != self.baseline]
         shared = [one for number in others if base for one in self._iter_shared_scores(number, base)]

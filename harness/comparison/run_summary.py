@@ -54,9 +54,9 @@ class RunSummary:
 
 @dataclass(frozen=True)
 class LoadedRun:
-    """A run with its files. kept: None where they cannot be had. finished: whether it came to its end.
+    """A run with its files. finished_run: None where they cannot be had. is_finished: whether it came to its end.
 
-    fetch: name of a file of the run -> where it is here; raises HarnessError when there is none.
+    fetch_file: name of a file of the run -> where it is here; raises HarnessError when there is none.
     """
 
     summary: RunSummary

@@ -11,10 +11,10 @@ T = TypeVar("T")
 
 
 class Processes:
-    """This process among those that share the run. number: its own, from 0. count: how many there are.
+    """This process among those that share the run. rank: its own, from 0. world_size: how many there are.
 
-    leaving: what this process does before it is ended from without, the last one first, as when it ends by itself; each
-    is called with the reason in one line.
+    abort_callbacks: what this process does before it is ended from without, the last one first, as when it ends by
+    itself; each is called with the reason in one line.
     """
 
     def __init__(self, rank: int = 0, world_size: int = 1, group: Any = None) -> None:

@@ -22,7 +22,8 @@ COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 
 @contextmanager
 def init_processes(world_size: int) -> Iterator[Processes]:
-    """Within it, the processes that were launched know each other. count: as `launched` gives it; 1: nothing happens.
+    """Within it, the processes that were launched know each other. world_size: as `get_world_size` gives it; 1: nothing
+    happens.
 
     At the end the main process shares None: nothing more comes. When one fails, all end: the main one with the error,
     its own or, named by its process, another's; the others without a word. Raises HarnessError when there are more

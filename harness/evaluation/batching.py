@@ -26,10 +26,11 @@ def run_in_batches(
     cost: Callable[[int], int] = lambda index: 0,
     budget: int = 0,
 ) -> None:
-    """Call `work` with batches of at most `size` indices, whose `cost` sums to at most `budget` (0: any).
+    """Call `process_batch` with batches of at most `max_batch_size` indices, whose `cost` sums to at most `budget` (0:
+    any).
 
-    work: adds to `finished` each index that is done with, at once or at the end.
-    When the device is out of memory the batch is halved for good, `note` is told, and what was not finished is
+    process_batch: adds to `finished` each index that is done with, at once or at the end.
+    When the device is out of memory the batch is halved for good, `notify` is told, and what was not finished is
     taken again. One row is always tried. Raises RunError when not even that fits.
     """
     queue = list(indices)

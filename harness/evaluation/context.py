@@ -29,8 +29,8 @@ ItemCallback = Callable[[int, Mapping[str, Any]], None]
 class EvalContext:
     """A model, the way it is spoken to, and a suite. model: None where only a server answers.
 
-    max_length: tokens after which a row is cut. base: None where the base model is not at hand.
-    note: tells the one who waits what goes on.
+    max_length: tokens after which a row is cut. base_context: None where the base model is not at hand.
+    notify: tells the one who waits what goes on.
     """
 
     model: PreTrainedModel | None
@@ -64,7 +64,7 @@ class EvalContext:
         return getattr(config, "max_position_embeddings", None) or NO_LENGTH_LIMIT
 
     def prompt_ids(self, example: Example, max_tokens: int = NO_LENGTH_LIMIT) -> list[int]:
-        """The ids that the model is asked with, cut at the left to `room` of them.
+        """The ids that the model is asked with, cut at the left to `max_tokens` of them.
 
         By the template, or as plain text where the suite says so; then with what the tokenizer puts first by itself.
         """

@@ -32,7 +32,7 @@ MEASUREMENTS: dict[str, tuple[str, Callable[[EvalContext], ModelMeasurement]]] =
     "text": ("text", RollingLikelihoods),
     "answer": ("answers", GeneratedAnswers),
 }
-"""What `Metric.reads` may be, in the order in which it is read: what it is called on the way, and who reads it."""
+"""What `Metric.requires` may be, in the order in which it is read: what it is called on the way, and who reads it."""
 
 
 def evaluate_suites(
@@ -60,13 +60,13 @@ def evaluate_suites(
     folder: gets `<suite>-stage<k>.jsonl` (see `harness.evaluation.predictions`); None: nothing is written. What a file
         there holds is not asked of the model again, if it was asked of the same weights (base and adapter), in the same
         arithmetic, with the same tokenizer, template, prompt tokens and settings; anything else is.
-    base: makes a context whose target is the base model, e.g. `lambda: harness.model.base(net)` for one with an
+    base_context: makes a context whose target is the base model, e.g. `lambda: save.base_model(model)` for one with an
         adapter, or `lambda: nullcontext(copy)`. Metrics that read `base` need it after a stage; it costs a second
         forward pass of the reference responses. At stage 0 None means that the model is itself the base.
     progress: phase `evaluate <suite>`, in items; each counts once for each way of reading.
 
     Nothing is read that no metric asks for. Numbers do not depend on the batch size, beyond rounding. A suite whose
-    items break its limits says so in `Evaluation.breaches`; fail with `evaluate.require` when all is saved.
+    items break its limits says so in `Evaluation.violations`; fail with `raise_on_violations` when all is saved.
     Raises HarnessError for a suite without rows or with rows that a metric cannot read, RunError when one row does
     not fit into memory or a server fails.
     """
@@ -96,7 +96,7 @@ class _SuiteEvaluation:
     """One suite on its way through the model."""
 
     def __init__(self, context: EvalContext, progress: Progress) -> None:
-        self._context = replace(context, note=self._report_progress)
+        self._context = replace(context, notify=self._report_progress)
         self._progress = progress
         self._done = self._total = 0
 

@@ -70,8 +70,9 @@ ABSENT = "none"
 def evaluation_fingerprint(model: Any, tokenizer: PreTrainedTokenizerBase, template: Template) -> dict[str, str]:
     """What all items of an evaluation have in common, by name.
 
-    `model` and `adapter`: see `weights`. `config`: of what its config files say (see `model.configs`). `tokenizer`: its
-    whole definition. `template`: its fingerprint. `dtype`: of the weights and, under autocast, of the arithmetic.
+    `model` and `adapter`: see `weight_digests`. `config`: of what its config files say (see `model_configs`).
+    `tokenizer`: its whole definition. `template`: its fingerprint. `dtype`: of the weights and, under autocast, of the
+    arithmetic.
     `attention`: the implementation. `harness`: its version.
     model: None where a server answers; `model`, `adapter`, `config`, `dtype` and `attention` are then `none`.
     """
@@ -89,7 +90,8 @@ def evaluation_fingerprint(model: Any, tokenizer: PreTrainedTokenizerBase, templ
 
 
 def model_fingerprint(model: Any) -> tuple[str, str, str]:
-    """What decides which function the model is, as digests: its weights, its adapter's (see `weights`), its configs."""
+    """What decides which function the model is, as digests: its weights, its adapter's (see `weight_digests`), its
+    configs."""
     return *weight_digests(model), json_digest(model_configs(model))
 
 

@@ -53,7 +53,7 @@ class TopPSampler:
 
 @dataclass(frozen=True)
 class StopConditions:
-    """eos: the tokenizer's end of sequence, if it has one. tokens: other tokens that end an answer. texts: strings."""
+    """eos_id: the tokenizer's end of sequence, if it has one. token_ids: others that end an answer. strings: texts."""
 
     eos_id: int | None
     token_ids: frozenset[int]
@@ -67,9 +67,10 @@ def resolve_stops(
     *,
     use_template_stops: bool = True,
 ) -> StopConditions:
-    """What ends an answer: the template's stops, `more`, and the tokenizer's end of sequence; nothing is implied.
+    """What ends an answer: the template's stops, `extra_stops`, and the tokenizer's end of sequence; nothing is
+    implied.
 
-    template_stops: False where prompts are not rendered by the template.
+    use_template_stops: False where prompts are not rendered by the template.
 
     A stop that is a token of its own (special, or added whole) is watched for as that token; any other as text,
     since ordinary text can be made up of tokens in several ways.
@@ -111,7 +112,7 @@ def truncate_at_stop(text: str, stop_strings: Sequence[str]) -> str:
 class Answer:
     """text: up to the stop, which is not part of it. finish: `eos`, `stop`, `length`, or `empty` for a blank text.
 
-    tokens: how many were generated, the one that ended it included.
+    token_count: how many were generated, the one that ended it included.
     """
 
     text: str
@@ -130,11 +131,11 @@ def generate_answers(
     on_answer: Callable[[int, Answer], None],
     sampler: TokenSampler = greedy,
 ) -> None:
-    """Answer one batch of prompts; `finished` gets each answer under its prompt's key, as it ends.
+    """Answer one batch of prompts; `on_answer` gets each answer under its prompt's key, as it ends.
 
     prompts: key -> token ids, padded here at the left and masked, so that an answer does not depend on the batch
     (beyond rounding). Nothing of the model's generation config is used: no sampling, no penalties.
-    choose: the next token of each row; the likeliest, unless told otherwise.
+    sampler: the next token of each row; the likeliest, unless told otherwise.
     A row that has ended leaves the batch and its cache; the batch costs what its unfinished rows cost.
     """
     device = next(model.parameters()).device

@@ -118,7 +118,7 @@ class BaseDivergences(_ReferenceResponses):
         super().__init__(context)
         if context.stage and context.base_context is None:
             what = "compares with the base model, which is not at hand after a stage that trained all its weights"
-            hint = "train an adapter, e.g. lora, or give evaluate() the base model"
+            hint = "train an adapter, e.g. lora, or give evaluate_suites() the base model"
             raise HarnessError(f"evaluate.{context.suite.name}", what, hint)
         self._base_context = context.base_context  # None before the first stage: the model is the base
 
@@ -148,7 +148,7 @@ def measure_rows(
     *,
     models_in_memory: int = 1,
 ) -> None:
-    """Read rows in batches whose logits fit, in the order given; `done` gets each row's key and what was read."""
+    """Read rows in batches whose logits fit, in the order given; `on_row` gets each row's key and what was read."""
     finished: set[int] = set()
     vocabulary = context.require_model().config.get_text_config().vocab_size
 
@@ -176,7 +176,7 @@ MAX_LOGITS = 1 << 28
 def response_nll(model: PreTrainedModel, rows: Sequence[TokenizedExample], pad_id: int) -> list[float]:
     """For each row the summed negative log-likelihood of its trained tokens, in nats.
 
-    rows: one batch, padded here at the right with the token `pad` and masked. Each has `loss_tokens` > 0.
+    rows: one batch, padded here at the right with the token `pad_id` and masked. Each has `loss_tokens` > 0.
     The log-softmax is taken in float32, the sum in float64. Builds logits at the trained positions only.
     """
     batch = _PaddedBatch(rows, pad_id)
@@ -191,7 +191,7 @@ def response_divergence(
 ) -> list[tuple[float, int]]:
     """For each row the summed KL(base || model) over its trained tokens in nats, and where both agree on the likeliest.
 
-    base: a context within which its target is the base model, e.g. the same one with its adapter off.
+    base_context: a context within which its target is the base model, e.g. the same one with its adapter off.
     Exact, over the whole vocabulary at every trained position: sum_v p_base(v) (log p_base(v) - log p_model(v)), the
     forward direction (as in Shenfeld et al., 2025, arXiv:2509.04259), log-softmax in float32, sums in float64.
     Costs a forward pass of each model, and twice the logits. For the rest as `response_nll`.

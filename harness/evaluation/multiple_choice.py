@@ -23,9 +23,9 @@ from harness.types import Example, Message, TokenizedExample
 
 @dataclass(frozen=True)
 class ChoiceRequest:
-    """A question and one choice as ids, of which the last `tokens` are the choice's. joined: the tokenizer made one
-    token of the question's end and the choice's beginning; that token counts as the question's. cut: the question
-    lost its beginning."""
+    """A question and one choice as ids, of which the last `choice_tokens` are the choice's. boundary_merged: the
+    tokenizer made one token of the question's end and the choice's beginning; that token counts as the question's.
+    truncated: the question lost its beginning."""
 
     ids: tuple[int, ...]
     choice_tokens: int

@@ -52,7 +52,7 @@ def predictions_path(folder: Path, suite: str, stage: int) -> Path:
 class PredictionsFile:
     """A file of items. header: `suite`, `stage`, `items` (how many the suite has), `identity` and `settings`.
 
-    whole: whether the evaluation came to its end. Where it did not, `items` are those that it came to.
+    complete: whether the evaluation came to its end. Where it did not, `items` are those that it came to.
     """
 
     header: Mapping[str, Any]
@@ -76,7 +76,7 @@ def load_predictions(file: Path) -> PredictionsFile:
 class PredictionsWriter:
     """What is known of a suite's items, and the file that it is kept in. stream: None where nothing is kept.
 
-    left_aside: in what a file that was there differs from what is asked now, so that nothing of it could be used.
+    changed_keys: in what a file that was there differs from what is asked now, so that nothing of it could be used.
     """
 
     def __init__(
@@ -95,19 +95,19 @@ class PredictionsWriter:
         return self._stream is not None
 
     def start_measurement(self, measurement_type: str, settings: Mapping[str, Any]) -> None:
-        """Note in the header with what settings `kind` is read from here on."""
+        """Note in the header with what settings `measurement_type` is read from here on."""
         self._header["settings"][measurement_type] = dict(settings)
         self._write({"header": self._header})
 
     def find_stored_fields(self, item_id: str, measurement_type: str, request_key: str) -> dict[str, Any] | None:
-        """The fields that `kind` found for the item when it was asked just so; None when it was not."""
+        """The fields that `measurement_type` found for the item when it was asked just so; None when it was not."""
         record = self._records.get(item_id)
         if record is None or record["keys"].get(measurement_type) != request_key:
             return None
         return {name: _tuple_if_sequence_field(name, record[name]) for name in record["found"][measurement_type]}
 
     def add_fields(self, item: Item, measurement_type: str, request_key: str, fields: Mapping[str, Any]) -> None:
-        """Keep what `kind` found for an item."""
+        """Keep what `measurement_type` found for an item."""
         record: dict[str, Any] = {"id": item.id}
         if item.id not in self._records:
             record |= {"prompt": item.prompt, "reference": item.reference}
@@ -138,9 +138,9 @@ def open_predictions(
 ) -> Iterator[PredictionsWriter]:
     """The file of a suite's items after a stage; when the context ends well, with the items as they are then.
 
-    identity: of model, tokenizer and template. What a file that is there holds of the same identity can be found in
-    it; one of another is begun anew, and a line that was not written whole is dropped with what follows it.
-    Nothing is written where there is no folder.
+    fingerprint: of model, tokenizer and template. What a file that is there holds of the same fingerprint can be found
+    in it; one of another is begun anew, and a line that was not written whole is dropped with what follows it. Nothing
+    is written where there is no folder.
     """
     if folder is None:
         yield PredictionsWriter()

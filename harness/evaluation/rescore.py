@@ -30,7 +30,7 @@ _REQUIREMENTS: dict[str, tuple[str, Callable[[Item], bool]]] = {
     "choices": ("likelihoods of choices", lambda item: item.choice_lls is not None),
     "text": ("likelihoods of plain texts", lambda item: item.text_nll is not None),
 }
-"""What a metric reads, by `Metric.reads`: in words, and whether an item has it."""
+"""What a metric reads, by `Metric.requires`: in words, and whether an item has it."""
 
 
 def score_run(
@@ -67,7 +67,7 @@ def score_run(
             metrics_of[suite] = {n: create_metric(registry, n, options, lang=lang) for n, options in wanted.items()}
         chosen = metrics_of[suite]
         if metrics is not None:
-            chosen = {name: one for name, one in chosen.items() if all(map(_REQUIREMENTS[one.reads][1], items))}
+            chosen = {name: one for name, one in chosen.items() if all(map(_REQUIREMENTS[one.requires][1], items))}
         if chosen:
             scores = scoring.score_items(items, chosen, seed=spec["seed"], suite=suite, stage=stage)
             broken = find_limit_violations(Suite(name=suite, **given), stage, items, scores)

@@ -38,7 +38,7 @@ def find_limit_violations(
 def raise_on_violations(evaluations: Iterable[Evaluation], *, first_stage: int = 0) -> None:
     """Raise RunError (exit code 1) naming every limit that these evaluations break; to be called when all is saved.
 
-    since: the first stage that counts. A pretrained base model (stage 0) that cannot end an answer under a chat
+    first_stage: the first one that counts. A pretrained base model (stage 0) that cannot end an answer under a chat
     template is no reason to fail a run that teaches it to.
     """
     found = [breach for one in evaluations if one.stage >= first_stage for breach in one.violations]

@@ -31,7 +31,7 @@ MAX_RETRY_PAUSE = 30.0
 
 @dataclass(frozen=True)
 class CompletionServer:
-    """Where answers come from, and with what patience; as `vocabulary.SERVER` describes it."""
+    """Where answers come from, and with what patience; as `SERVER_KEYS` describes it."""
 
     url: str
     model: str
@@ -100,7 +100,7 @@ def request_completions(
     *,
     where: str,
 ) -> None:
-    """Ask everything, `concurrency` requests at a time; `done` is called here, for each answer as it comes.
+    """Ask everything, `concurrency` requests at a time; `on_answer` is called here, for each answer as it comes.
 
     When one fails, those under way are waited for and kept, no further one is sent, and its RunError is raised.
     """

@@ -14,11 +14,11 @@ class Component:
     """What a plugin declares about one of its components. Declaring imports nothing heavy.
 
     summary: one sentence, shown by `harness plugins` and in the editor.
-    load: "package.module:factory", imported only when a run needs it, called as `factory(**options)`.
+    factory: "package.module:factory", imported only when a run needs it, called as `factory(**options)`.
     options: JSON-Schema `properties` of its settings, defaults included. `"format": "path"` marks a path (resolved
         against the spec's folder), `"format": "source"` the name of a source of the spec (checked by the core).
     required: the options that have no default.
-    usual: usual ranges of core settings beside this component, e.g. `{"train.learning_rate": (1e-4, 5e-4)}`.
+    typical_ranges: usual ranges of core settings beside this component, e.g. `{"train.learning_rate": (1e-4, 5e-4)}`.
     """
 
     summary: str

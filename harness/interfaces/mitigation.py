@@ -1,14 +1,14 @@
 """The base class of mitigations: the verbs by which one takes part in a run, in the order in which they are called.
 
-    plan, check                                              before anything is loaded
-    model                                                    once, before the first stage
-    on_stage_start, facts                                       at each stage
-        labels                                               every micro-batch, before any loss of the update
-        batch_penalty, extra_loss                            every micro-batch
-        add_weight_penalty                                          every update, before or after clipping (`penalty_timing`)
-        on_step_end                                           every update, after the optimizer's step
-    on_stage_end, variants                                      at each stage
-    state_dict, load_state_dict                              at a checkpoint
+    transform_stages, check_compatible    before anything is loaded
+    prepare_model                         once, before the first stage
+    on_stage_start, stage_stats           at each stage
+        filter_labels                     every micro-batch, before any loss of the update
+        batch_penalty, extra_loss         every micro-batch
+        add_weight_penalty                every update, before or after clipping (`penalty_timing`)
+        on_step_end                       every update, after the optimizer's step
+    on_stage_end, variants                at each stage
+    state_dict, load_state_dict           at a checkpoint
 
 Knows no room, and imports nothing heavy.
 """
@@ -35,15 +35,15 @@ class Mitigation:
     """Mitigations are applied in this order, then by name; never in the order of the JSON file."""
 
     adds_adapter: ClassVar[bool] = False
-    """Whether `model` puts an adapter on the model."""
+    """Whether `prepare_model` puts an adapter on the model."""
 
     requires_logits: bool = False
     """Whether `batch_penalty` is to be called; with it the logits of the trained tokens are built, which a fused
     head would not."""
 
     penalty_timing: Literal["before_clip", "after_clip"] = "after_clip"
-    """Whether `add_weight_penalty` comes before the gradient is clipped, so that task and pull are clipped as one, which is
-    what a penalty in the loss comes to, or after, so that the pull neither takes from the task's step nor is cut."""
+    """Whether `add_weight_penalty` comes before the gradient is clipped, so that task and pull are clipped as one, which
+    is what a penalty in the loss comes to, or after, so that the pull neither takes from the task's step nor is cut."""
 
     def transform_stages(self, stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
         """Which data, in what shares. Depends on the options alone: the instance that trains is another one."""
@@ -75,8 +75,8 @@ class Mitigation:
     def extra_loss(self, model: PreTrainedModel, token_fraction: float) -> torch.Tensor | None:
         """A scalar to add to the loss of a micro-batch, with its graph, from rows that are not in it. None: nothing.
 
-        Called for every micro-batch; what all calls of an update give, in all processes, is summed. share: of this
-        micro-batch in the update's trained tokens, in [0, 1]; the shares of an update sum to 1.
+        Called for every micro-batch; what all calls of an update give, in all processes, is summed. token_fraction: of
+        this micro-batch in the update's trained tokens, in [0, 1]; those of an update sum to 1.
         """
         return None
 
@@ -89,8 +89,9 @@ class Mitigation:
         """Add the gradient of a function of the weights alone to their `.grad`, in place, and return its value.
 
         Called once an update, without gradients, in every process alike: the gradients are those of the whole update,
-        over all its micro-batches and processes, free of loss scaling. `penalty_timing` says whether before or after clipping.
-        None: there is nothing to log. A mitigation that moves the weights in `on_step_end` returns a value alone.
+        over all its micro-batches and processes, free of loss scaling. `penalty_timing` says whether before or after
+        clipping. None: there is nothing to log. A mitigation that moves the weights in `on_step_end` returns a value
+        alone.
         """
         return None
 

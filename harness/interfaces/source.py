@@ -13,8 +13,8 @@ class Source:
     def records(self) -> Iterator[Record | InvalidRecord]:
         """Every raw row with its place, in a fixed order, made one by one: not all are asked for when `head` is given.
 
-        A row that cannot be read is a `Bad` one, which the spec may allow a share of. Raises HarnessError for what
-        cannot be read as a whole.
+        A row that cannot be read is an `InvalidRecord`, which the spec may allow a share of. Raises HarnessError for
+        what cannot be read as a whole.
         """
         raise NotImplementedError
 

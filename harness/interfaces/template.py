@@ -29,8 +29,8 @@ class Template:
         """The conversation as spans of text, end of turn and begin- and end-of-sequence tokens included.
 
         An assistant's turn and its end of turn are trained spans, unless the message says that it is not trained.
-        open: the conversation ends before the response, so the rendering ends with the response's header.
-        tools: see `Example.tools`. Raises HarnessError when the format has no place for one of the messages, or for
+        add_generation_prompt: the conversation ends before the response, so the rendering ends with the response's
+        header. tools: see `Example.tools`. Raises HarnessError when the format has no place for one of the messages, or for
         tools.
         """
         raise NotImplementedError

@@ -48,7 +48,7 @@ def frozen_lora(model: Any) -> dict[str, tuple[Tensor, Tensor]]:
 def add_frozen_lora(model: Any, factors: LoraFactors, *, replace: bool = False) -> None:
     """Add B A to every adapted layer's change for good, frozen, in float32.
 
-    factors: for every adapted layer, of one rank; added to what is kept, which costs their rank, or, with `instead`,
+    factors: for every adapted layer, of one rank; added to what is kept, which costs their rank, or, with `replace`,
     put in its place (empty: nothing is kept any more). The adapter that trains stays as it is.
     """
     before = {} if replace else frozen_lora(model)

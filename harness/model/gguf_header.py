@@ -23,7 +23,7 @@ _MAX_COUNT = 1 << 24  # more tensors, entries or bytes of a name than this are a
 
 @dataclass(frozen=True)
 class GgufHeader:
-    """weights: the elements of all tensors together. tensors: their names."""
+    """parameter_count: the elements of all tensors together. tensor_names: their names."""
 
     architecture: str
     parameter_count: int

@@ -30,7 +30,7 @@ from harness.utils.silence import silence_libraries
 WHERE = "model.path"
 
 ORIGIN_ATTRIBUTE = "harness_origin"
-"""Attribute of a loaded model: the Location that it came from."""
+"""Attribute of a loaded model: the ModelLocation that it came from."""
 
 PUBLISHED_CONFIG_ATTRIBUTE = "harness_published"
 """Attribute of a loaded model: the generation config that was published with it, to be saved with it again."""
@@ -153,7 +153,8 @@ def parameter_count_from_config(location: ModelLocation, settings: Mapping[str, 
 
 
 def source_digest(model: Any) -> str | None:
-    """What identifies the files that `model`, or the base model of an adapter, was loaded from: see `Location.digest`.
+    """What identifies the files that `model`, or the base model of an adapter, was loaded from: see
+    `ModelLocation.digest`.
 
     It says nothing of what training made of the weights since. None when they were not loaded here, or when the hub
     could not say which commit it was.
@@ -174,7 +175,7 @@ def upcast_trainable(model: PreTrainedModel) -> None:
     """Turn every weight that can move and is kept in 16 bits into float32, in place.
 
     An update is often smaller than the rounding of 16 bits and would be lost. Computed with, such weights are cast
-    down again: run the model under `computation` from here on.
+    down again: run the model under `autocast_context` from here on.
     """
     for weight in model.parameters():
         if weight.requires_grad and weight.dtype in (torch.bfloat16, torch.float16):

@@ -41,7 +41,7 @@ class ModelLocation:
         `hub:<id>@<commit>`, without `@<commit>` while the commit is unknown because the hub cannot be reached.
     reachable: hub only; whether it answered. When it did not, its local cache alone is read: trying again at every
         file would take minutes.
-    below: of a run whose result is an adapter, the model that the adapter lies on; else None.
+    base: of a run whose result is an adapter, the model that the adapter lies on; else None.
     """
 
     kind: Literal["hub", "folder", "gguf", "package", "run"]
@@ -59,7 +59,7 @@ def resolve_model(
 
     settings: the spec's `model`: `path`, `revision`, `trust_remote_code`, `attention`.
     output: the folder that runs are named in, for `run:<name>`.
-    A hub model is looked up but not downloaded; `tokenizer` and `load` do that.
+    A hub model is looked up but not downloaded; `load_tokenizer` and `load_model` do that.
     Raises HarnessError for what is not there, does not match its checksum, cannot be converted or does not fit
     on the disk.
     """

@@ -91,15 +91,15 @@ def is_peft_model(model: Any) -> bool:
 
 
 def saves_as_adapter(model: Any) -> bool:
-    """Whether `save` writes an adapter, to be put on the base model again, and not a whole model."""
+    """Whether `save_model` writes an adapter, to be put on the base model again, and not a whole model."""
     return is_peft_model(model) and not svd_subspaces.subspace_layers(model)
 
 
 def merge_adapter(model: Any) -> Any:
     """The base model with what its adapter learned in its weights, in their own format; the adapter is gone.
 
-    Computed in full precision within `computation` too: rounded to 16 bits before it is added, a change of the weights
-    loses more than the sum does.
+    Computed in full precision within `autocast_context` too: rounded to 16 bits before it is added, a change of the
+    weights loses more than the sum does.
     """
     place = next(model.parameters()).device
     with torch.autocast(place.type, enabled=False):

@@ -37,7 +37,7 @@ def trainable_svd_factors(layer: Any) -> SvdFactors:
 def frozen_singular_vectors(layer: Any) -> tuple[Tensor | None, Tensor | None]:
     """U of shape (d, R) and V of shape (R, k) of the triples that stay, each with orthonormal vectors.
 
-    None: the side on which those that M was made of are all that is orthogonal to them; see `removed`.
+    None: the side on which those that M was made of are all that is orthogonal to them; see `removed_component`.
     """
     return dict(layer._osf_U_high.items()).get(TRAINABLE_ADAPTER), dict(layer._osf_V_high.items()).get(
         TRAINABLE_ADAPTER

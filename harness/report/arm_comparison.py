@@ -124,9 +124,9 @@ def compare_arms(
 
     arms: name -> its finished run, in the order of the spec. metrics: suite -> metric name -> instance.
     joint: the arm that trained on all tasks together, if any.
-    baseline: None: the first arm that has a result. gain, forgetting_score: `suite/score`; None: the first score of the
-    first domain suite, and that of the first general suite with the same name if it has one. forgetting_score also as
-    `summary:score`, a number drawn from each run's stage × suite matrix (`LOSSES`), as its report has it.
+    baseline: None: the first arm that has a result. gain_score, forgetting_score: `suite/score`; None: the first score
+    of the first domain suite, and that of the first general suite with the same name if it has one. forgetting_score
+    also as `summary:score`, a number drawn from each run's stage × suite matrix (`FORGETTING_SIGN`), as its report has it.
     Raises HarnessError when no arm has a result, or a score is in none of them.
     """
     if not arms:
@@ -290,7 +290,7 @@ def _arm_points(
     joint: str | None,
     compared_arms: Sequence[str],
 ) -> tuple[ArmPoint, ...]:
-    """weighed: the arms that are methods, and measured as the baseline was; what is no method beats none."""
+    """compared_arms: the arms that are methods, and measured as the baseline was; what is no method beats none."""
     gains = {arm: _improvement(run, gain_score, metrics, seed) for arm, run in arms.items()}
     losses = {
         arm: _forgetting_of_run(run, forgetting_score, metrics, seed, required=arm != joint)
@@ -325,7 +325,7 @@ def variant_point(variant: WeightVariant, name: str, gain_score: str, forgetting
 def _forgetting_of_run(
     run: FinishedRun, forgetting_score: str, metrics: MetricsBySuite, seed: int, *, required: bool
 ) -> Estimate:
-    """What a run forgot, positive where it did. needed: False: NaN where its matrix does not come to that."""
+    """What a run forgot, positive where it did. required: False: NaN where its matrix does not come to that."""
     if not is_summary_axis(forgetting_score):
         return negated(_improvement(run, forgetting_score, metrics, seed))
     found = gate_scores_of_run(run.folder).get(forgetting_score)

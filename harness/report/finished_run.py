@@ -105,8 +105,8 @@ StageEvaluations = Sequence[tuple[Evaluation, ...]]
 class PreviousRun:
     """The base and the stages of an earlier run, as far as the run that goes on from it measures the same.
 
-    run: its folder. stages: their names, without the base. evaluations: one tuple a stage, the base first, of the
-    suites that are carried on. learned: suite -> the earlier stage, from 1, whose task it is.
+    folder: its folder. stage_names: their names, without the base. evaluations: one tuple a stage, the base first, of
+    the suites that are carried on. taught_in_stage: suite -> the earlier stage, from 1, whose task it is.
     """
 
     folder: str
@@ -115,7 +115,7 @@ class PreviousRun:
     taught_in_stage: Mapping[str, int]
 
     def join_evaluations(self, run_evaluations: StageEvaluations) -> tuple[tuple[Evaluation, ...], ...]:
-        """Both runs as one. own: the run's own evaluations, its start first.
+        """Both runs as one. run_evaluations: the run's own evaluations, its start first.
 
         The earlier run's last stage is where the run started, so that this stands there once: as the earlier run
         measured it, and for suites that are not carried on, which begin here, as the run did at its start.
@@ -126,7 +126,8 @@ class PreviousRun:
         return tuple(tuple(_with_stage(one, number) for one in stage) for number, stage in enumerate(stages))
 
     def join_stage_names(self, run_stage_names: Sequence[str]) -> tuple[str, ...]:
-        """The names of all stages, the base first. own: of the run's stages; one that is taken gets a number."""
+        """The names of all stages, the base first. run_stage_names: of the run's stages; one that is taken gets a
+        number."""
         names = ["base", *self.stage_names]
         for name in run_stage_names:
             number = 2
@@ -139,7 +140,7 @@ class PreviousRun:
     def join_stage_of_suite(self, run_stage_of_suite: Mapping[str, int]) -> dict[str, int]:
         """Suite -> the stage, from 1, that teaches it, over both runs; the earlier run's word counts first.
 
-        own: the same of the run's own stages alone.
+        run_stage_of_suite: the same of the run's own stages alone.
         """
         return {
             **{suite: len(self.stage_names) + stage for suite, stage in run_stage_of_suite.items()},

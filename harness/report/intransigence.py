@@ -40,7 +40,7 @@ def compute_intransigence(
 ) -> tuple[Intransigence, ...]:
     """The intransigence of every other arm, score by score, over the items that both were measured on.
 
-    joint: an arm that has a result. Items are resampled suite by suite, the same ones for both.
+    joint_arm: an arm that has a result. Items are resampled suite by suite, the same ones for both.
     A task that they did not measure alike is left out. Raises HarnessError when an arm's report is damaged.
     """
     made = []

@@ -34,7 +34,7 @@ def have_shared_items(arms: Iterable[FinishedRun], suite: str) -> bool:
 def not_compared_notes(arms: Mapping[str, FinishedRun], baseline: str) -> tuple[str, ...]:
     """A sentence for each suite and score that some arms are not compared by, with their names and the reason.
 
-    arms: name -> its finished run. base: the arm that all are compared with.
+    arms: name -> its finished run. baseline: the arm that all are compared with.
     """
     found: dict[tuple[str, str], list[str]] = {}
     for arm, run in arms.items():

@@ -17,7 +17,7 @@ from harness.utils.formatting import format_number
 if TYPE_CHECKING:
     from harness.report.spec_diff import SweptParameter
 
-ForgettingDifference = Callable[["Point", "Point"], Estimate]
+ForgettingDifference = Callable[["ArmPoint", "ArmPoint"], Estimate]
 """How much more the first point's arm forgets than the second's, with its 95 % interval."""
 
 
@@ -75,8 +75,9 @@ def recommend(
     """What can be recommended.
 
     Of the arms that gain beyond doubt and whose gain is not clearly below the best one's, the one that forgets least;
-    others whose forgetting cannot be told from its are named with it. swept: the one number that the arms differ in;
-    then it is also said which of its values is enough. more: see `More`; None: `apart`. note: see `Advice`.
+    others whose forgetting cannot be told from its are named with it. swept_parameter: the one number that the arms
+    differ in; then it is also said which of its values is enough. forgetting_difference: see `ForgettingDifference`; None: `unpaired_difference`.
+    note: see `Recommendation`.
     """
     known = [one for one in points if not math.isnan(one.forgotten.value)]
     learned = [one for one in known if one.gain.low > 0 and one.gain.n >= MIN_ITEMS]
@@ -198,7 +199,8 @@ def _no_forgetting_sentence(
 ) -> tuple[str, float]:
     """What is said where nothing is forgotten, and the value that is enough: the smallest.
 
-    values: ascending. least: with which it ends best; alike: the smallest that cannot be told from it, None: see above.
+    values: ascending. best: with which it ends best; sufficient: the smallest that cannot be told from it, None: see
+    above.
     """
     said = f"Nothing is forgotten in {forgetting_score} with any {swept_parameter.key}: it got better even with {swept_parameter.format_value(values[0])}"
     if sufficient == values[0]:

@@ -101,10 +101,10 @@ class Report:
 
     stages: their names, `base` first. answers: suite -> `before` and `after` -> how many answers ended for each
     reason (`eos`, `stop`, `length`, `empty`). examples: drawn by the seed, whatever their scores.
-    run: `id`, `folder`, `seconds` and the tracking `uri`, as far as they are known.
+    run_info: `id`, `folder`, `seconds` and the tracking `uri`, as far as they are known.
     matrices: the stage × suite matrix of every score, with what continual learning draws from it.
-    gate: the spec's conditions, judged. earlier: the folder of the run that it goes on from, with whose base and stages
-    everything here begins.
+    gate: the spec's conditions, judged. previous_run: the folder of the run that it goes on from, with whose base and
+    stages everything here begins.
     """
 
     name: str
@@ -170,9 +170,10 @@ def build_report(
     """Compare the last stage with the base model, item by item.
 
     evaluations: one tuple a stage, the base model first. metrics: suite -> metric name -> instance, for `aggregate`.
-    run: `id`, `folder`, `seconds`, `uri`; anything else in it is left out of the report. conditions: the spec's gate.
-    earlier: the run whose result this one started from; its base and stages come first, its tasks are tasks of both.
-    Raises ValueError when no stage was evaluated after the base, or when stages saw different items of a suite.
+    run_info: `id`, `folder`, `seconds`, `uri`; anything else in it is left out of the report. gate_conditions: the
+    spec's gate. previous_run: the run whose result this one started from; its base and stages come first, its tasks are
+    tasks of both. Raises ValueError when no stage was evaluated after the base, or when stages saw different items of a
+    suite.
     """
     if len(evaluations) < 2:
         raise ValueError("a report compares the base model with at least one stage")
@@ -310,7 +311,7 @@ def estimate_of_score(score: Score) -> Estimate:
 
 
 def verdict_of_difference(difference: Estimate, higher_is_better: bool | None) -> Verdict:
-    """What a difference and its interval come to; see `Change`."""
+    """What a difference and its interval come to; see `ScoreChange`."""
     if difference.n < MIN_ITEMS:
         return "too few items"
     if higher_is_better is None:
@@ -324,7 +325,7 @@ def verdict_of_difference(difference: Estimate, higher_is_better: bool | None) -
 
 
 def items_needed_for_verdict(difference: Estimate, comparisons: int = 1) -> int | None:
-    """About how many items would give a verdict, if the difference is as large as it looks; see `Change`.
+    """About how many items would give a verdict, if the difference is as large as it looks; see `ScoreChange`.
 
     The interval's half is about 1.96 standard errors, and these fall with the root of the number of items. Of several
     comparisons each must stand at 5 % divided by their number, which is never less than Holm's correction asks for.

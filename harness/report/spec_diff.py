@@ -20,7 +20,8 @@ STAGE_KEY_PREFIX = re.compile(r"mode\.\w+\.stages\.\d+\.")
 
 @dataclass(frozen=True)
 class SweptParameter:
-    """The one number in which runs differ. values: run -> its value. share: whether it is one of the whole, 0 to 1."""
+    """The one number in which runs differ. values: run -> its value. is_share: whether it is one of the whole, 0 to
+    1."""
 
     key: str
     values: Mapping[str, float]

@@ -52,8 +52,8 @@ def build_matrices(
     """The matrix of every score, in the order in which the suites name them.
 
     evaluations: one tuple a stage, the base model first, the same items in each; a suite may begin at a later stage.
-    teaches: suite -> the stage that teaches it; None: see `owners`. Items are resampled suite by suite, the same ones
-    for all stages.
+    taught_in_stage: suite -> the stage that teaches it; None: see `stage_of_suite`. Items are resampled suite by suite,
+    the same ones for all stages.
     """
     by_stage = [{one.suite: one for one in stage} for stage in evaluations]
     roles = {suite.name: suite.role for suite in plan.suites}

@@ -28,7 +28,8 @@ def variant_scores_as_dicts(
 ) -> list[dict[str, Any]]:
     """Every score of a variant, with its `change`: the paired difference to where the run's report begins.
 
-    found: of the variant. evaluations: of the run so far, the base first. metrics: suite -> metric name -> instance.
+    variant_evaluations: of the variant. evaluations: of the run so far, the base first. metrics: suite -> metric name
+    -> instance.
     """
     first = {one.suite: one for stage in reversed(evaluations) for one in stage}
     made = []
@@ -54,7 +55,8 @@ def variant_scores_as_dicts(
 
 @dataclass(frozen=True)
 class WeightVariant:
-    """Weights that were measured and are not the stage's result. at: the number after the name's `=`, NaN without one.
+    """Weights that were measured and are not the stage's result. parameter_value: the number after the name's `=`, NaN
+    without one.
 
     changes: `suite/score` -> (difference to the base model, whether higher is better), of scores with a direction.
     """

@@ -35,7 +35,7 @@ def check_result(name: str, ok: bool | None, message: str, *, warned: bool = Fal
 def all_checks(
     report: Mapping[str, Any], prepared: prepare.PreparedRun, findings: Findings
 ) -> Iterator[dict[str, Any]]:
-    """The proofs of prepared data, in order. made: the facts so far, see `harness.runner.data_check.make`."""
+    """The proofs of prepared data, in order. made: the facts so far, see `harness.runner.data_check.run_data_checks`."""
     yield _check_rows(report["sources"])
     own = [one.name for one in prepared.plan.suites if one.template is not None]
     yield check_result("template", True, f"evaluated as trained{f', or as said: {_join_names(own)}' * bool(own)}")

@@ -36,6 +36,7 @@ from harness.spec import preflight
 from harness.spec.spec import Spec
 from harness.tracking.tracker import Tracker
 from harness.training import train_stage
+from harness.training.checkpoint import checkpoint_step
 from harness.types import Event
 
 
@@ -104,7 +105,9 @@ def run_stages(
     the others follow from here on. Raises HarnessError or RunError.
     """
     track, name = spec.document["track"], prepared.plan.name
-    with tracking_session(track, name, registry, folder, again=resuming, parent=parent, ranks=processes) as tracker:
+    with tracking_session(
+        track, name, registry, folder, resuming=resuming, parent=parent, processes=processes
+    ) as tracker:
         processes.broadcast(RunTask(spec, folder.path, resuming))
         return MainProcess(
             spec, registry, prepared, folder, processes, resuming, findings, tracker, arm, stages_to_keep
@@ -258,7 +261,7 @@ class MainProcess(StageLoop):
             self.evaluator.evaluations[0],
             lambda place: save_stage_snapshot(place, staged_model.model, mitigation_states(staged_model)),
             lambda kind, **facts: self._emit(kind, stage_index, **facts),
-            checkpoint.checkpoint_step(checkpoint),
+            checkpoint_step(checkpoint),
         )
 
     def _emit_past_steps(self, stage_index: int, name: str) -> None:
@@ -276,7 +279,7 @@ class MainProcess(StageLoop):
         """Take out of `steps.jsonl` the updates that are done anew."""
         file = self.folder.stage_folder(name) / "steps.jsonl"
         if file.is_file():
-            last = checkpoint.checkpoint_step(checkpoint)
+            last = checkpoint_step(checkpoint)
             whole = [line for line in file.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
             file.write_text("".join(one for one in whole if json.loads(one)["step"] <= last), encoding="utf-8")
 

@@ -68,7 +68,7 @@ def finish_interrupted_run(
         lacking.append("tracking")
         # The machine is not watched any more: the run was over when it was killed.
         settings = {**spec.document["track"], "system_metrics": False}
-        with tracking_session(settings, planned.name, registry, folder, again=True, parent=parent):
+        with tracking_session(settings, planned.name, registry, folder, resuming=True, parent=parent):
             _emit_past_events(spec, planned, registry, folder, evaluations, made, arm)
             scoring_module.raise_on_violations([one for stage in evaluations for one in stage], first_stage=1)
     facts = {"folder": str(folder.path), "lacked": tuple(dict.fromkeys(lacking)), "report": made}

@@ -204,7 +204,7 @@ def run_worker(registry: Registry, processes: Processes) -> None:
     task: RunTask | None
     while (task := processes.broadcast(None)) is not None:
         ready = prepare_run(task.spec, registry, processes=processes)
-        WorkerProcess(task.spec, registry, ready, RunFolder(task.place), processes, task.again).run()
+        WorkerProcess(task.spec, registry, ready, RunFolder(task.path), processes, task.resuming).run()
 
 
 class WorkerProcess(StageLoop):

@@ -114,9 +114,9 @@ def _apply_mitigations(spec: Spec, registry: Registry, stages: tuple[Stage, ...]
                 raise _error_at_mitigation(spec, name, error) from error
         at += [(name, options[name]) for name, _ in active if (name, options[name]) not in at]
     made = [(name, options, registry.create("mitigations", name, options)) for name, options in at]
-    for name, options, mitigation in sorted(made, key=lambda one: (one[2].order, one[0])):
+    for name, options, mitigation in sorted(made, key=lambda one: (one[2].priority, one[0])):
         try:
-            laid = mitigation.plan(stages)
+            laid = mitigation.transform_stages(stages)
         except HarnessError as error:
             raise _error_at_mitigation(spec, name, error) from error
         if len(laid) != len(stages):

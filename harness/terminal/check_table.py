@@ -95,7 +95,7 @@ STATUS_MARKS = {"proven": ("✓", "green"), "warned": ("!", "yellow"), "failed":
 
 
 def format_check(report: Mapping[str, Any]) -> RenderableType:
-    """What `harness.runner.data_check.make` made, for a terminal of any width, with or without colour and Unicode."""
+    """What `harness.runner.data_check.run_data_checks` made, for a terminal of any width, with or without colour and Unicode."""
     return _CheckTable(report)
 
 

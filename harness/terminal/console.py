@@ -1,7 +1,7 @@
 """Events → what a person sees while a run goes on, and its report at the end.
 
-A listener like others; knows events and streams. What shows phases is a `phases.Phases`: bars stand in `bars`, plain
-lines in `lines`. The words for each event are those of `words`; which warnings are told, `notices` says.
+A listener like others; knows events and streams. What shows phases is a `progress.ProgressDisplay`: bars, or plain
+lines. The words for each event, and which warnings are told, stand in `messages`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Console:
     mode: `terminal` (progress bars, colour), `plain` (a few lines a phase, for logs), `quiet` (warnings alone, on the
         error stream) or `json` (one JSON document at the end on the output, plain lines on the error stream).
     file, errors: output and error stream; standard output and standard error when left out.
-    whole: show warnings with the rows that they name, which else stand in the run's folder.
+    show_rows: show warnings with the rows that they name, which else stand in the run's folder.
 
     As a context manager it leaves the terminal as it was, whatever happens.
     """
@@ -68,12 +68,12 @@ class Console:
     def from_options(cls, *, quiet: bool = False, json: bool = False, show_rows: bool = False) -> Console:
         """The console for what was asked: by option, else a terminal's where standard output is one, else plain."""
         if json:
-            return cls("json", whole=show_rows)
+            return cls("json", show_rows=show_rows)
         if quiet:
-            return cls("quiet", whole=show_rows)
+            return cls("quiet", show_rows=show_rows)
         # Not rich's own answer: FORCE_COLOR, which many CI systems set, would put moving bars into a log.
         moving = sys.stdout.isatty() and os.environ.get("TERM", "").lower() not in ("dumb", "unknown")
-        return cls("terminal" if moving else "plain", whole=show_rows)
+        return cls("terminal" if moving else "plain", show_rows=show_rows)
 
     def __enter__(self) -> Console:
         return self

@@ -35,7 +35,7 @@ class WarningBuffer:
         self._arms: list[str] = []
 
     def set_arm(self, name: str) -> None:
-        """What is heard from here on, to the next `tell`, is of this arm."""
+        """What is heard from here on, to the next `flush`, is of this arm."""
         self._arms.append(name)
 
     def add(self, text: str, rows: Sequence[str] = ()) -> None:
@@ -122,7 +122,7 @@ def format_run_completed(payload: Mapping[str, Any]) -> Text:
 def data_summary_key(payload: Mapping[str, Any], plan: Plan | None) -> str:
     """What `data` shows, as one text: the same for two runs whose data a reader could not tell apart."""
     stages = payload.get("stages", plan.stages if plan is not None else ())
-    laid = [(one.name, one.parts, one.shares) for one in stages]
+    laid = [(one.name, one.sources, one.shares) for one in stages]
     return repr((payload["counts"], payload["shares"], payload["efficiency"], payload.get("epoch_shares"), laid))
 
 

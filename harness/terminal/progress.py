@@ -53,7 +53,7 @@ MIN_SECONDS, FIRST_LINE_AFTER, MAX_SILENCE = 10.0, 30.0, 600.0
 @dataclass
 class _LoggedPhase:
     started: float
-    said: float
+    last_line_at: float
     done: int = 0
     total: int = 0
     note: str = ""
@@ -95,11 +95,11 @@ class ProgressLog:
         if done >= total > 0:
             self._finish(phase)
             return
-        since, elapsed = now - known.said, now - known.started
+        since, elapsed = now - known.last_line_at, now - known.started
         # Systems that run jobs take ten silent minutes for a job that hangs.
         due = since >= min(max(FIRST_LINE_AFTER, elapsed / 5), max(MAX_SILENCE, elapsed / 25))
         if due or (_quarter(done, total) > quarter and since >= MIN_SECONDS):
-            known.said = now
+            known.last_line_at = now
             self._emit_line(phase, _format_progress(known, elapsed))
 
     def end(self) -> None:

@@ -119,7 +119,7 @@ class PreviewTurn:
 class RowPreview:
     """A row turn by turn, beside the name of who speaks; a column of its own, so that no text can pass for a name.
 
-    cut: tokens that truncation took from its end.
+    tokens_cut: tokens that truncation took from its end.
     """
 
     def __init__(

@@ -61,7 +61,7 @@ def load_step_metrics(file: Path) -> dict[int, dict[str, float]]:
 
 
 def mid_stage_metrics(payload: Mapping[str, Any]) -> dict[str, float]:
-    """The metrics of an evaluation within a stage. measured: `scores`, and `combined`, which may be None."""
+    """The metrics of an evaluation within a stage. payload: `scores`, and `combined`, which may be None."""
     total = {} if payload["combined"] is None else {"combined": payload["combined"]}
     return {f"during/{name}": value for name, value in {**payload["scores"], **total}.items()}
 

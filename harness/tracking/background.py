@@ -46,7 +46,7 @@ class WorkerThread:
                 self._thread.start()
 
     def wait(self, timeout: float) -> None:
-        """Wait until every job is done. Sets `error` when no job has finished for `patience` seconds."""
+        """Wait until every job is done. Sets `error` when no job has finished for `timeout` seconds."""
         with self._changed:
             while self._unfinished and self.error is None:
                 before = self._unfinished
@@ -87,7 +87,7 @@ END_TIMEOUT = 120.0
 class TrackingQueue:
     """Does jobs on a record, none of which holds the run up. The first that fails is told, and ends the tracking.
 
-    warn: called on the run's own thread. kept: the folder that the warning names. secrets: are in no warning.
+    warn: called on the run's own thread. local_folder: the folder that the warning names. secrets: are in no warning.
     """
 
     def __init__(self, uri: str, warn: Callable[[str], None]) -> None:
@@ -133,7 +133,7 @@ class TrackingQueue:
         self._asides.append(text)
 
     def wait(self, timeout: float) -> None:
-        """Wait for all jobs; give up when none has been done for `patience` seconds."""
+        """Wait for all jobs; give up when none has been done for `timeout` seconds."""
         self._work.wait(timeout)
         self.report_failures()
 

@@ -23,12 +23,12 @@ class FinalUpload:
     """The last jobs of a run, of which none that fails costs the others."""
 
     def __init__(self, queue: TrackingQueue, folder: Path) -> None:
-        self._line, self._folder = queue, folder
+        self._queue, self._folder = queue, folder
 
     def log_report(self, report: Report, stage: int, swept_parameters: Sequence[str] = ()) -> None:
         """Differences to the base model, summaries of forgetting, the gate, and the answers as tables.
 
-        swept: the parameters that tell the run from others of its experiment.
+        swept_parameters: the parameters that tell the run from others of its experiment.
         """
         values = {f"{one.suite}/{one.name}/delta": one.difference.value for one in report.changes}
         for matrix in report.matrices:
@@ -36,23 +36,23 @@ class FinalUpload:
                 f"forgetting/{matrix.called}/{name}": estimate.value for name, estimate in matrix.summaries.items()
             }
         metrics = mlflow_entries.to_mlflow_metrics(values, stage)
-        self._line.submit(lambda record: record.log_metrics(metrics))
+        self._queue.submit(lambda record: record.log_metrics(metrics))
         if report.gate:
-            self._line.submit(lambda record: record.set_tag("gate", "passed" if report.passed else "failed"))
+            self._queue.submit(lambda record: record.set_tag("gate", "passed" if report.passed else "failed"))
         view = mlflow_entries.table_view(
             [f"{one.suite}/{one.name}" for one in report.changes], swept_parameters or ("train.learning_rate",)
         )
-        self._line.submit_optional("view", lambda record: record.set_table_view(view))
+        self._queue.submit_optional("view", lambda record: record.set_table_view(view))
         if report.evaluations:
             tables = artifacts.build_answer_tables(report)
-            self._line.submit_optional("tables of answers", lambda record: record.log_tables(tables))
+            self._queue.submit_optional("tables of answers", lambda record: record.log_tables(tables))
 
     def upload_files(self) -> None:
         """The files of the run's folder that others read."""
         for pattern in RUN_FILES:
             folder = pattern.rpartition("/")[0] or None
             for file in sorted(self._folder.glob(pattern)):
-                self._line.submit(lambda record, file=file, folder=folder: record.log_file(file, folder))  # type: ignore[misc]
+                self._queue.submit(lambda record, file=file, folder=folder: record.log_file(file, folder))  # type: ignore[misc]
 
     def upload_model(self, model_format: str, registered_name: str | None) -> float:
         """The model, as `files` or in the form of `mlflow.transformers`, and its entry in the registry.
@@ -78,5 +78,5 @@ class FinalUpload:
                 version = record.register_model(registered_name, "model")
                 record.set_tag("registered", f"{registered_name} {version}")
 
-        self._line.submit_optional("model", send)
+        self._queue.submit_optional("model", send)
         return 60 + 2 * seconds

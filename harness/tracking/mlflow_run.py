@@ -29,8 +29,8 @@ StepsByMetric = dict[str, set[int]]
 class MlflowRun:
     """A parent run, and a child run for the stage that is going on.
 
-    again: whether the run was there before and is gone on with: what it has already is then not written twice.
-    registered: whether its model is a version of a registered one already.
+    resumed: whether the run was there before and is gone on with: what it has already is then not written twice.
+    model_registered: whether its model is a version of a registered one already.
     """
 
     def __init__(self, client: MlflowClient, run: Run, secrets: Secrets, *, resumed: bool = False) -> None:
@@ -54,7 +54,8 @@ class MlflowRun:
         secrets: Secrets,
         parent_run_id: str | None = None,
     ) -> MlflowRun:
-        """Make the experiment, if it is new, and the run `name` in it. parent: the id of the run that it belongs to."""
+        """Make the experiment, if it is new, and the run `name` in it. parent_run_id: the id of the run that it belongs
+        to."""
         client = mlflow_store.open_store(uri, create=True)
         experiment_id = _get_or_create_experiment(client, experiment, mlflow_store.artifact_location(uri))
         given = {**_user_tags(), **tags, **({PARENT_RUN_TAG: parent_run_id} if parent_run_id else {})}
@@ -73,7 +74,7 @@ class MlflowRun:
         if run.info.lifecycle_stage != "active":
             raise LookupError(f"the run {run_id} has been deleted")
         client.update_run(run_id, status="RUNNING")
-        made = cls(client, run, secrets, again=True)
+        made = cls(client, run, secrets, resumed=True)
         if "error" in run.data.tags:
             client.delete_tag(run_id, "error")
         resumed = int(run.data.tags.get("harness.resumed", "0")) + 1

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 def tracking_status(settings: Mapping[str, Any], tracking_info: Mapping[str, Any] | None) -> str | None:
     """`RUNNING`, `FINISHED`, `FAILED` …; None of a run that is not tracked, or that its store no longer has.
 
-    settings: the spec's `track`. kept: what `mlflow.json` in the run's folder says. Raises HarnessError when the store
-    cannot be asked.
+    settings: the spec's `track`. tracking_info: what `mlflow.json` in the run's folder says. Raises HarnessError when
+    the store cannot be asked.
     """
     if not settings["enabled"] or not tracking_info:
         return None

@@ -1,7 +1,7 @@
 """Events → MLflow: a parent run with one child a stage, its parameters, metrics, data sets and files.
 
-Listens to a run through `harness_on_event` and is known to nobody but `harness.run`. A store that fails, hangs or is not
-there never holds a run up: one warning, and the rest of the run goes untracked; all of it is in the run's folder.
+Listens to a run through `harness_on_event` and is known to nobody but `harness.runner`. A store that fails, hangs or is
+not there never holds a run up: one warning, and the rest of the run goes untracked; all of it is in the run's folder.
 """
 
 from __future__ import annotations
@@ -67,9 +67,9 @@ class Tracker:
     settings: the spec's `track`: `enabled`, `experiment` (None: `name`), `uri` (None: $MLFLOW_TRACKING_URI, else
         `sqlite:///mlflow.db`), `system_metrics`, `model` and `register`. warn: called on the thread of the run with one
         line that says what failed.
-    parent: the MLflow id of the experiment that the run is an arm of; `run_started` then says the arm's `name` and
-        `changes`. again: what `mlflow.json` in the folder of a run that is gone on with says; its run is opened again,
-        and nothing that it has is written twice.
+    parent_run_id: the MLflow id of the experiment that the run is an arm of; `run_started` then says the arm's `name`
+        and `changes`. resume_info: what `mlflow.json` in the folder of a run that is gone on with says; its run is
+        opened again, and nothing that it has is written twice.
 
     Metrics of the run are `suite/score` with the stage as step (the base model is step 0) and, at the end,
     `suite/score/delta` and `forgetting/<score>/<summary>`; those of a stage's child are the training's own and
@@ -90,7 +90,7 @@ class Tracker:
         self._uri = mlflow_store.resume_uri(mlflow_store.tracking_uri(settings["uri"]), resume_info)
         self._experiment: str = settings["experiment"] or name
         self._parent, self._again = parent_run_id, resume_info
-        self._line = TrackingQueue(self._uri, warn)
+        self._queue = TrackingQueue(self._uri, warn)
         self._monitor: SystemMetrics | None = None
         self._plan: Plan | None = None
         self._folder = Path()
@@ -104,33 +104,33 @@ class Tracker:
     @property
     def run_id(self) -> str | None:
         """The MLflow id of the parent run; None before `run_started`, and when no run could be made."""
-        return None if self._line.mlflow_run is None else self._line.mlflow_run.run_id
+        return None if self._queue.mlflow_run is None else self._queue.mlflow_run.run_id
 
     @property
     def uri(self) -> str | None:
         """The tracking URI without its password; None when tracking is off or has failed."""
-        return redaction.redact_text(self._uri) if self._enabled and not self._line.failed else None
+        return redaction.redact_text(self._uri) if self._enabled and not self._queue.failed else None
 
     @hookimpl
     def harness_on_event(self, event: Event) -> None:
         """Take an event in. Raises nothing, and does not wait for the store except at a run's start and end."""
         handler = getattr(self, f"_{event.type}", None)
-        if handler is None or not self._enabled or self._line.failed:
+        if handler is None or not self._enabled or self._queue.failed:
             return
         try:
             handler(event.stage, event.data)
         except Exception as error:
-            self._line.fail(error)
-        self._line.report_failures()
+            self._queue.fail(error)
+        self._queue.report_failures()
 
     def _run_started(self, stage: int, data: Mapping[str, Any]) -> None:
         self._plan, self._folder = data["plan"], Path(data["folder"])
-        self._line.local_folder = self._folder
+        self._queue.local_folder = self._folder
         # Imported here and not in the background: this thread goes on to import half of the same libraries.
         from harness.tracking.mlflow_run import MlflowRun
 
         mlflow_store.import_mlflow()
-        secrets = self._line.secrets = Secrets.collect(data["spec"], data["environment"], self._uri)
+        secrets = self._queue.secrets = Secrets.collect(data["spec"], data["environment"], self._uri)
         spec, environment = redaction.redact(data["spec"]), redaction.redact(data["environment"])
         named = {"harness.id": str(data["id"]), "harness.folder": str(self._folder.absolute()), "harness.kind": "run"}
         tags = mlflow_entries.build_run_tags(spec, environment) | named
@@ -149,12 +149,12 @@ class Tracker:
                 (self._folder / "mlflow.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
             return record
 
-        self._line.start_run(make, START_TIMEOUT)
-        self._line.submit(lambda record: record.log_params(record.run_id, {**redaction.flatten_settings(spec), **arm}))
-        self._line.submit(lambda record: record.log_json("spec.json", spec))
-        self._line.submit(lambda record: record.log_json("environment.json", environment))
+        self._queue.start_run(make, START_TIMEOUT)
+        self._queue.submit(lambda record: record.log_params(record.run_id, {**redaction.flatten_settings(spec), **arm}))
+        self._queue.submit(lambda record: record.log_json("spec.json", spec))
+        self._queue.submit(lambda record: record.log_json("environment.json", environment))
         if self._settings.get("system_metrics"):
-            self._line.submit_optional("system metrics", self._start_system_metrics)
+            self._queue.submit_optional("system metrics", self._start_system_metrics)
 
     def _try_reopen_run(
         self, run_class: type[MlflowRun], tags: Mapping[str, str], secrets: Secrets
@@ -164,7 +164,7 @@ class Tracker:
         try:
             return run_class.reopen(self._uri, str(self._again["run_id"]), tags, secrets)
         except LookupError as gone:
-            self._line.warn_later(f"MLflow has lost what was tracked before ({gone}): the run goes on in a new one")
+            self._queue.warn_later(f"MLflow has lost what was tracked before ({gone}): the run goes on in a new one")
             return None
 
     def _start_system_metrics(self, mlflow_run: MlflowRun) -> None:
@@ -175,21 +175,21 @@ class Tracker:
         plan, self._digests = self._plan, data["digests"]
         tags = {"template_fingerprint": str(data["template"])}
         tags |= {f"data/{name}": str(digest) for name, digest in self._digests.items()}
-        self._line.submit(lambda record: record.set_tags(tags))
+        self._queue.submit(lambda record: record.set_tags(tags))
         if plan is not None:
-            self._line.submit(lambda record: record.log_datasets(plan, self._digests))
+            self._queue.submit(lambda record: record.log_datasets(plan, self._digests))
 
     def _evaluated(self, stage: int, data: Mapping[str, Any]) -> None:
         evaluations: Sequence[Evaluation] = data["evaluations"]
         metrics = mlflow_entries.to_mlflow_metrics(
             {f"{one.suite}/{score.name}": score.value for one in evaluations for score in one.scores}, stage
         )
-        self._line.submit(lambda record: record.log_metrics(metrics))
+        self._queue.submit(lambda record: record.log_metrics(metrics))
 
     def _stage_started(self, stage: int, data: Mapping[str, Any]) -> None:
         plan, started = self._plan, data["stage"]
         self._steps, self._step_count, self._flushed = [], 0, time.monotonic()
-        self._line.submit(lambda record: record.start_stage_run(stage, started))
+        self._queue.submit(lambda record: record.start_stage_run(stage, started))
         shares = self._shares[stage - 1] if stage <= len(self._shares) else {}
         realised = {f"share/{name}/{unit}": share for name, units in shares.items() for unit, share in units.items()}
         self._steps += mlflow_entries.to_mlflow_metrics(realised, 0)
@@ -208,7 +208,7 @@ class Tracker:
             ).items():
                 self._steps += mlflow_entries.to_mlflow_metrics(values, step)
         if plan is not None:
-            self._line.submit(lambda record: record.log_datasets(plan, self._digests, started))
+            self._queue.submit(lambda record: record.log_datasets(plan, self._digests, started))
 
     def _step(self, stage: int, data: Mapping[str, Any]) -> None:
         self._steps += mlflow_entries.to_mlflow_metrics(data["metrics"], data["step"])
@@ -225,10 +225,10 @@ class Tracker:
         totals = {"stage/loss": trained.loss, "stage/seconds": trained.seconds, "stage/tokens": trained.tokens}
         self._steps += mlflow_entries.to_mlflow_metrics(totals, trained.steps)
         self._flush_step_metrics()
-        self._line.submit(lambda record: record.end_stage_run("FINISHED"))
+        self._queue.submit(lambda record: record.end_stage_run("FINISHED"))
 
     def _run_finished(self, stage: int, data: Mapping[str, Any]) -> None:
-        finish = FinalUpload(self._line, self._folder)
+        finish = FinalUpload(self._queue, self._folder)
         finish.log_report(data["report"], stage, self._swept)
         finish.upload_files()
         # What does not pass its gate is kept, and not put where it would be taken into service.
@@ -237,13 +237,13 @@ class Tracker:
         self._end_run("FINISHED", patience)
 
     def _run_failed(self, stage: int, data: Mapping[str, Any]) -> None:
-        if self._line.mlflow_run is None:
+        if self._queue.mlflow_run is None:
             return
         self._flush_step_metrics()
-        self._line.submit(lambda record: record.end_stage_run("FAILED"))
+        self._queue.submit(lambda record: record.end_stage_run("FAILED"))
         text = redaction.redact_text(str(data["error"]))[: redaction.MAX_VALUE_LENGTH]
-        self._line.submit(lambda record: record.set_tag("error", text))
-        FinalUpload(self._line, self._folder).upload_files()
+        self._queue.submit(lambda record: record.set_tag("error", text))
+        FinalUpload(self._queue, self._folder).upload_files()
         self._end_run("FAILED", END_TIMEOUT)
 
     def _end_run(self, status: str, timeout: float) -> None:
@@ -252,11 +252,11 @@ class Tracker:
                 self._monitor.finish()
             record.end(status)
 
-        self._line.submit(end)
-        self._line.wait(timeout)
+        self._queue.submit(end)
+        self._queue.wait(timeout)
 
     def _flush_step_metrics(self) -> None:
         metrics, self._steps = self._steps, []
         self._step_count, self._flushed = 0, time.monotonic()
         if metrics:
-            self._line.submit(lambda record: record.log_metrics(metrics, to_stage_run=True))
+            self._queue.submit(lambda record: record.log_metrics(metrics, to_stage_run=True))

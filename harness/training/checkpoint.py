@@ -88,7 +88,7 @@ def save_mitigation_states(mitigations: Mapping[str, Mitigation], folder: Path) 
 
 
 def save_log_state(state: Mapping[str, Any], folder: Path) -> None:
-    """Write the log's state into `folder`. state: see `StageLog.state`."""
+    """Write the log's state into `folder`. state: see `StepLog.state_dict`."""
     (folder / LOG_FILE).write_text(json.dumps(state), encoding="utf-8")
 
 
@@ -101,7 +101,8 @@ def finalize_checkpoint(folder: Path, metadata: Mapping[str, Any]) -> None:
 
 
 def prune_checkpoints(folder: Path, max_checkpoints: int | None) -> None:
-    """Delete all but the newest `limit` whole checkpoints in `folder`, and older unfinished ones. None: keep all."""
+    """Delete all but the newest `max_checkpoints` whole checkpoints in `folder`, and older unfinished ones. None: keep
+    all."""
     if max_checkpoints is None:
         return
     found = sorted(folder.glob("checkpoint-*"), key=_step_of_folder)
@@ -140,7 +141,7 @@ def _sha256(file: Path) -> str:
 
 
 def verify_checkpoint(folder: Path, expected: Mapping[str, Any]) -> int:
-    """The update after which the checkpoint was written. expected: the `identity` of what is trained now.
+    """The update after which the checkpoint was written. expected: the `checkpoint_fingerprint` of what is trained now.
 
     Raises RunError when the folder is no checkpoint, is not whole, is damaged, or is of something else.
     """
@@ -190,7 +191,8 @@ def _describe_difference(key: str, manifest: Mapping[str, Any], expected: Mappin
 
 
 def load_mitigation_states(mitigations: Mapping[str, Mitigation], folder: Path) -> None:
-    """Give each mitigation back what `save_states` wrote. Raises RunError when the file does not fit them."""
+    """Give each mitigation back what `save_mitigation_states` wrote. Raises RunError when the file does not fit
+    them."""
     path = folder / MITIGATION_STATES_FILE
     try:
         states: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
@@ -209,7 +211,7 @@ def load_mitigation_states(mitigations: Mapping[str, Mitigation], folder: Path) 
 
 
 def load_log_state(folder: Path) -> dict[str, Any]:
-    """What `save_log` wrote."""
+    """What `save_log_state` wrote."""
     state: dict[str, Any] = json.loads((folder / LOG_FILE).read_text(encoding="utf-8"))
     return state
 

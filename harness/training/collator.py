@@ -24,10 +24,11 @@ class Collator:
     `attention_mask`; from these transformers builds a block-diagonal mask. The padding at the end is a member of its
     own, and no row's first token is trained, since what stands before it belongs to another row.
 
-    rows, slots: as in `StageData.rows` and `StageData.order`; rows are made batch by batch. A slot without rows is one
-    untrained token: it fills up the last batch when several processes share it. pad: the token that padding is made of.
-    flat: several rows a slot are put into one line, (1, T) without padding, slot after slot: what kernels for rows of
-    various lengths want.
+    rows, sequences: as in `StageDataset.rows` and `StageDataset.order`; rows are made batch by batch. A slot without
+    rows is one untrained token: it fills up the last batch when several processes share it. pad_id: the token that
+    padding is made of.
+    flatten: several rows a slot are put into one line, (1, T) without padding, slot after slot: what kernels for rows
+    of various lengths want.
     """
 
     def __init__(

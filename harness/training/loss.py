@@ -27,7 +27,8 @@ def target_mask(labels: Tensor) -> Tensor:
 
 @contextmanager
 def logits_at(output_layer: nn.Module, mask: Tensor) -> Iterator[None]:
-    """Within it, `head` (a model's output embeddings) is applied to the hidden states of the masked positions alone.
+    """Within it, `output_layer` (a model's output embeddings) is applied to the hidden states of the masked positions
+    alone.
 
     mask: booleans of shape (B, T) with N of them true. The model's logits then have the shape (1, N, V), in the order
     of the rows; everything else of its forward pass, scaling and capping of logits too, stays as the model wrote it.
@@ -47,8 +48,8 @@ def logits_at(output_layer: nn.Module, mask: Tensor) -> Iterator[None]:
 def target_logits(model: nn.Module, batch: Mapping[str, Tensor], causal_lm: nn.Module | None = None) -> Tensor:
     """The logits that predict the N trained tokens of a batch, in the order of its rows: (N, V), with their graph.
 
-    batch: as `Collator` makes it. core: the causal language model (or peft model) that owns the head, where `model`
-    wraps it. Raises HarnessError when the model has no head.
+    batch: as `Collator` makes it. causal_lm: the causal language model (or peft model) that owns the head, where
+    `model` wraps it. Raises HarnessError when the model has no head.
     """
     head = (causal_lm or model).get_output_embeddings()  # type: ignore[operator]
     if head is None:
@@ -65,14 +66,14 @@ def target_tokens(labels: Tensor) -> Tensor:
 def summed_nll(model: nn.Module, causal_lm: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
     """Summed negative log-likelihood of the trained tokens of a batch, in nats, as a float32 scalar with its graph.
 
-    model: what is called; it may wrap `core`, which owns the head. batch: as `Collator` makes it. One without a trained
-    token gives 0, connected to the weights. Raises HarnessError when the model has no head.
+    model: what is called; it may wrap `causal_lm`, which owns the head. batch: as `Collator` makes it. One without a
+    trained token gives 0, connected to the weights. Raises HarnessError when the model has no head.
     """
     return nll_from_logits(target_logits(model, batch, causal_lm), batch["labels"])
 
 
 def nll_from_logits(logits: Tensor, labels: Tensor) -> Tensor:
-    """The same sum from what `trained_logits` gave. labels: (B, T)."""
+    """The same sum from what `target_logits` gave. labels: (B, T)."""
     return functional.cross_entropy(logits.float(), target_tokens(labels).to(logits.device), reduction="sum")
 
 

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 
 def without_side_effects(model: nn.Module, callback: Callable[[int], bool]) -> Callable[[int], bool]:
-    """`look` as it is, except that random numbers and the modes of `model` are afterwards what they were before."""
+    """`callback` as it is, except that random numbers and the modes of `model` are afterwards what they were before."""
 
     def looked(step: int) -> bool:
         with _restore_training_state(model):
@@ -60,8 +60,8 @@ def prepared_for_trainer(
 ) -> Iterator[None]:
     """Prepare `model` for a trainer; at the end take back every mark, also when training failed.
 
-    checkpointing: compute activations again in the backward pass.
-    computation: the format of the autocast. Weights that move are float32 within it, since AdamW's small updates are
+    gradient_checkpointing: compute activations again in the backward pass.
+    compute_dtype: the format of the autocast. Weights that move are float32 within it, since AdamW's small updates are
     lost in bfloat16's 8 bits; without autocast all weights are, since one computation cannot mix formats. Weights that
     were not float32 are rounded back at the end, once a stage and not once an update.
     """

@@ -27,7 +27,7 @@ class StepLog:
     `learning_rate` (of this update), `tokens_per_second` (prompt and response, without padding, since the last entry)
     and `epoch` (passes done, a fraction within one).
 
-    data: of the stage. slots_per_update: of all processes together. steps: updates.
+    data: of the stage. sequences_per_step: of all processes together. steps: updates.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class StepLog:
         return {"losses": self.losses, "entries": self.entries, "pending": self._pending, "rate": self._rate}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back what `state` gave, before `begin`; entries that were heard already are not told again."""
+        """Take back what `state_dict` gave, before `start`; entries that were heard already are not told again."""
         self.losses, self.entries, self._pending = (list(state[key]) for key in ("losses", "entries", "pending"))
         self._rate = float(state.get("rate", 0.0))
 

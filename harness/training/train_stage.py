@@ -1,4 +1,4 @@
-"""The door of the room: `train`, one stage from beginning to end."""
+"""`train_stage`: one stage from beginning to end."""
 
 from __future__ import annotations
 
@@ -52,7 +52,8 @@ def build_training_arguments(
     """Keyword arguments for `TrainingArguments`, or a subclass, of one stage.
 
     settings: the stage's `train`. seed: of this stage alone. folder: of checkpoints, made only if there are any.
-    computation: see `autocast`. To the Trainer the stage is one epoch: its slots hold all epochs one after the other.
+    compute_dtype: see `autocast_dtype`. To the Trainer the stage is one epoch: its slots hold all epochs one after the
+    other.
     """
     save = settings["save_steps"]
     return {
@@ -99,7 +100,7 @@ class StageResult:
 
     steps: updates that were made. loss: nats a trained token, mean over the last tenth of them. seconds: wall time of
     this call, preparation included. tokens: prompt and response, without padding, over all epochs and processes.
-    log: an entry every `log_steps` updates, see `StageLog`, each with its `step`.
+    log: an entry every `log_steps` updates, see `StepLog`, each with its `step`.
     """
 
     steps: int
@@ -121,9 +122,10 @@ class StageResult:
 
 
 def seed_mitigations(seed: int) -> None:
-    """Seed Python, numpy and torch for what mitigations draw outside of `train`: first adapters, labels of a Fisher.
+    """Seed Python, numpy and torch for what mitigations draw outside of `train_stage`: first adapters, labels of a
+    Fisher.
 
-    To be called once, before `Mitigation.model`; seed: the spec's.
+    To be called once, before `Mitigation.prepare_model`; seed: the spec's.
     """
     set_seed(seeding.derive_seed(seed, "mitigations"))
 
@@ -154,13 +156,13 @@ def train_stage(
     updates.
 
     resume: the folder of a checkpoint of this very stage, from which to go on; see `latest_checkpoint`. `model` and
-    mitigations must be as the stage found them: the same `on_stage_start` on the same weights. What comes out is what the
-    uninterrupted stage would have come to, on a CPU bit for bit: weights, states, random numbers, log. `on_step` hears
-    the updates after the checkpoint alone.
+    mitigations must be as the stage found them: the same `on_stage_start` on the same weights. What comes out is what
+    the uninterrupted stage would have come to, on a CPU bit for bit: weights, states, random numbers, log. `on_step`
+    hears the updates after the checkpoint alone.
 
-    check: called with the number of each update when it is done and written down, and first with that of the checkpoint
-    that is gone on from; when it answers true the stage ends there. It may read the model, in any mode it likes; it
-    leaves no trace in what is trained.
+    stop_check: called with the number of each update when it is done and written down, and first with that of the
+    checkpoint that is gone on from; when it answers true the stage ends there. It may read the model, in any mode it
+    likes; it leaves no trace in what is trained.
 
     Raises HarnessError when there is nothing to train on or nothing to move, or when packed rows would see each other;
     RunError when the loss or gradient is no longer a finite number, memory runs out, or the checkpoint is unfinished,
@@ -183,7 +185,9 @@ def train_stage(
     own = seeding.derive_seed(seed, "train", stage.name)
     trainer_class, arguments_class, extra = resolve_engine(settings["engine"])
     with (
-        prepared_for_trainer(model, checkpointing=settings["gradient_checkpointing"], computation=computation),
+        prepared_for_trainer(
+            model, gradient_checkpointing=settings["gradient_checkpointing"], compute_dtype=computation
+        ),
         _memory_errors(settings),
     ):
         arguments = arguments_class(

@@ -45,7 +45,7 @@ class StepCallback(TrainerCallback):
     """What happens around the optimizer's step; `on_pre_optimizer_step` comes after clipping."""
 
     def __init__(self, trainer: OptimizerStepHooks, stop_check: StopCheck | None = None) -> None:
-        """check: see `train`."""
+        """stop_check: see `train_stage`."""
         self.trainer, self.stop_check = trainer, stop_check
         self.pending: tuple[float, dict[str, float]] = (math.nan, {})
 
@@ -112,7 +112,7 @@ class StageTrainer(Trainer):
         save_limit: int | None,
         stop_check: StopCheck | None = None,
     ) -> None:
-        """identity, limit: of the checkpoints, see `checkpoint.identity` and `checkpoint.prune`. check: see `train`."""
+        """fingerprint, save_limit: see `checkpoint_fingerprint`, `prune_checkpoints`. stop_check: see `train_stage`."""
         super().__init__(
             model=model, args=args, data_collator=collator, processing_class=tokenizer, **self.extra_init_kwargs()
         )

@@ -29,7 +29,7 @@ class TrlTrainer(StageTrainer, SFTTrainer):
         "max_length": None,
         "packing": False,
         "loss_type": "nll",
-        # On by default there; `borrowed` sees to it, on the model itself.
+        # On by default there; `prepared_for_trainer` sees to it, on the model itself.
         CHECKPOINTING_ARGUMENT: False,
         # Mixture-of-experts models: no balancing loss, as with transformers' default, so that both engines agree.
         "router_aux_loss_coef": 0.0,

@@ -52,8 +52,8 @@ def get_or_build_model(
 ) -> CachedModel:
     """The entry of the source file with this checksum; `build` makes it if it is not there yet.
 
-    build: called with an empty scratch folder; leaves the model in `MODEL` there and returns facts for the manifest.
-    A second run that asks meanwhile waits and takes the first one's result.
+    build: called with an empty scratch folder; leaves the model in `MODEL_FOLDER` there and returns facts for the
+    manifest. A second run that asks meanwhile waits and takes the first one's result.
     Raises HarnessError when the cache cannot be written or has no space left, and whatever `build` raises.
     """
     folder = cache_root() / "models" / f"{sha256[:32]}-v{CACHE_FORMAT}"

@@ -61,7 +61,7 @@ def decimal_places(values: Iterable[float], digits: int = 4) -> int:
 
 
 def format_number(value: float | None, places: int | None = None, *, sign: bool = False) -> str:
-    """The value with `places` decimals (see `decimals`), a true minus sign, and – for what is no number."""
+    """The value with `places` decimals (see `decimal_places`), a true minus sign, and – for what is no number."""
     if value is None or math.isnan(value):
         return MISSING
     if math.isinf(value):

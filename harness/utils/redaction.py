@@ -54,7 +54,7 @@ def redact(value: Any, key: str = "") -> Any:
     """The value without what nobody else should read.
 
     Left out are: what stands under a secret's name (`token`, `api_key`, `aws_secret_access_key` …), texts in the
-    settings of a file system or in headers, and what `without_secrets` leaves out of every other text.
+    settings of a file system or in headers, and what `redact_text` leaves out of every other text.
     """
     if isinstance(value, Mapping):
         if _GUARDED_KEYS.match(key):

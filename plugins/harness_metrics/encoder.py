@@ -25,8 +25,8 @@ _HINT_ENCODER_FOLDER = "name the folder of an encoder as transformers saves it, 
 
 @dataclass(frozen=True)
 class TokenEmbeddings:
-    """One text. vectors: (T, H), of unit length, float64, special tokens included. counts: (T,), whether a token is of
-    the text, and not its begin or end."""
+    """One text. vectors: (T, H), of unit length, float64, special tokens included. is_text_token: (T,), whether a
+    token is of the text, and not its begin or end."""
 
     vectors: torch.Tensor
     is_text_token: torch.Tensor
@@ -68,7 +68,7 @@ def encoder_fingerprint(folder: Path) -> str:
 
 
 class TextEncoder:
-    """The loaded encoder, in float32. folder, layer: as `settle` has settled them; where: of the option, for errors.
+    """The loaded encoder, in float32. folder, layer: as `resolve_layer` has it; where: of the option, for errors.
 
     on_cpu: on the CPU even where there is a CUDA device.
     Raises HarnessError where tokenizer or weights do not load, or some of the weights are missing.

@@ -61,7 +61,7 @@ EXTRACT_OPTION: dict[str, Any] = {
 
 
 class AnswerExtractor:
-    """Takes what is to be compared out of a text. pattern: see `EXTRACT`. Raises HarnessError for a bad one."""
+    """Takes what is to be compared out of a text. pattern: see `EXTRACT_OPTION`. Raises HarnessError for a bad one."""
 
     def __init__(self, metric: str, pattern: str | None) -> None:
         self._pattern = None if pattern is None else compile_pattern(f"metrics.{metric}.extract", pattern)

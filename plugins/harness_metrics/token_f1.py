@@ -28,7 +28,8 @@ class TokenF1(MeanMetric):
         self._extract = AnswerExtractor(self.score_names[0], extract)
 
     def signature(self) -> str:
-        return f"token_f1|norm:{format_steps(self._steps)}|tok:space+{TOKENIZATION_VERSION}{self._extract.signature_suffix()}|version:1"
+        words = f"space+{TOKENIZATION_VERSION}{self._extract.signature_suffix()}"
+        return f"token_f1|norm:{format_steps(self._steps)}|tok:{words}|version:1"
 
     def is_parsed(self, item: Item) -> bool:
         return self._extract(item.answer or "") is not None

@@ -1,6 +1,7 @@
 """How text is cut into words where scripts are mixed: words with spaces stay whole, scripts without are cut.
 
-Knows Unicode, not metrics. The rules have a name, `CUT`, that goes into each signature: change them, change it.
+Knows Unicode, not metrics. The rules have a name, `TOKENIZATION_VERSION`, that goes into each signature: change them,
+change it.
 """
 
 from __future__ import annotations

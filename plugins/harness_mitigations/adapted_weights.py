@@ -19,8 +19,8 @@ from harness.model import frozen_lora, save
 
 @dataclass(frozen=True)
 class TrainableWeights:
-    """weights: parameters that are trained themselves, by name, tied ones once. layers: those whose weight an adapter
-    changes, by the name of that weight."""
+    """weights: parameters that are trained themselves, by name, tied ones once. lora_layers: those whose weight an
+    adapter changes, by the name of that weight."""
 
     weights: dict[str, nn.Parameter]
     lora_layers: dict[str, Any]

@@ -25,7 +25,7 @@ _base_copies: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
 
 
 def snapshot_base(model: Any) -> None:
-    """Make the base model available for `base`; to be called before the first update of the first stage."""
+    """Make the base model available for `frozen_base_model`; to be called before the first stage's first update."""
     if save.is_peft_model(model) or model in _base_copies:
         return
     shared = {id(weight): weight for weight in model.parameters() if not weight.requires_grad}
@@ -43,7 +43,7 @@ def snapshot_base(model: Any) -> None:
 def frozen_base_model(model: Any) -> Iterator[Any]:
     """The base model in evaluation mode, without gradients, until the context ends.
 
-    Raises HarnessError when `remember` was not called before.
+    Raises HarnessError when `snapshot_base` was not called before.
     """
     with torch.no_grad():
         if save.is_peft_model(model):

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def update_average(average: Sequence[Tensor], weights: Sequence[Tensor], decay: float, steps: int) -> None:
     """Take the weights after one more update into the average, in place.
 
-    average, weights: equally long, of the same shapes; the average float32. updates: how many it holds with this one.
+    average, weights: equally long, of the same shapes; the average float32. steps: how many it holds with this one.
     """
     import torch
 

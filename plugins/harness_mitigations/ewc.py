@@ -2,7 +2,7 @@
 
 Adds lambda / 2 * sum of F (theta - theta0)^2 to what is minimised, F the diagonal of the Fisher information
 (Kirkpatrick et al., 2017, arXiv:1612.00796); over stages the importances are summed with a decay and there is one
-anchor (online EWC, arXiv:1805.06370). How the pull enters is in `anchored`, what F is in `fisher`.
+anchor (online EWC, arXiv:1805.06370). How the pull enters is in `weight_anchor`, what F is in `fisher`.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ class Ewc(AnchoredWeights):
     """Protect what the model knew at the start of the run, and then what each stage taught it.
 
     source: whose rows the first Fisher is measured on, before the first stage. strength: lambda. coupling, place: see
-    `Anchored`. labels, batch_size: see `fisher`. samples: rows that a Fisher is measured on at most, drawn without
-    repetition. normalise: scale each measured Fisher to mean 1, so that `strength` means the same for any model and
-    data, in units of L2-SP. clip: cut it at this quantile before; None: not. decay: what is kept of the earlier
+    `AnchoredWeights`. labels, batch_size: see `fisher`. samples: rows that a Fisher is measured on at most, drawn
+    without repetition. normalise: scale each measured Fisher to mean 1, so that `strength` means the same for any model
+    and data, in units of L2-SP. clip: cut it at this quantile before; None: not. decay: what is kept of the earlier
     importances when a stage's own are added. dtype: that the importances are kept in. cache: whether the first Fisher
     is kept on disk for the next run.
     """
@@ -140,7 +140,7 @@ class Ewc(AnchoredWeights):
                 new, self.fisher_stats = kept
                 return new
         generator = torch.Generator().manual_seed(seed)
-        options = {"labels": self.fisher_labels, "batch_size": self.batch_size, "generator": generator, "place": place}
+        options = {"labels": self.fisher_labels, "batch_size": self.batch_size, "generator": generator, "device": place}
         found = compute_diagonal_fisher(model, trainable, rows, **options)  # type: ignore[arg-type]
         counts = fisher_module.importance_histogram(found.values())
         if not fisher_module.histogram_is_finite(counts):

@@ -53,7 +53,7 @@ def bin_centers() -> Tensor:
 
 
 def histogram_quantile(counts: Tensor, q: float) -> float:
-    """The value that a share of q of the numbers does not exceed, within 0.4 %. counts: see `histogram`."""
+    """The value that a share of q of the numbers does not exceed, within 0.4 %. counts: see `importance_histogram`."""
     upto = counts.cumsum(0)
     index = int(torch.searchsorted(upto, torch.tensor(q * float(upto[-1])).ceil().long().clamp(min=1)))
     return float(bin_centers()[index])
@@ -111,7 +111,7 @@ def compute_diagonal_fisher(
     generator: torch.Generator | None = None,
     device: str | None = None,
 ) -> dict[str, Tensor]:
-    """The diagonal Fisher information of what `moves`, averaged over rows.
+    """The diagonal Fisher information of what is `trainable`, averaged over rows.
 
     The model is in evaluation mode meanwhile; squares are summed in float32; prompts and padding take no part; tied
     weights stand once, frozen ones not at all. A layer with an adapter counts by its weight W + s B A.
@@ -120,7 +120,7 @@ def compute_diagonal_fisher(
     the model's prediction at each trained position, without bias; `exact`, their expectation, by enumeration of the
     vocabulary; `empirical`, the row's own tokens, which gives the empirical Fisher, another quantity. batch_size: rows
     in one pass where labels are drawn, like with like in length; the others go row by row. generator: on the CPU; draws
-    the labels. place: device of the result; None: that of each weight.
+    the labels. device: of the result; None: that of each weight.
     Returns name -> float32 tensor of the weight's shape, in nats^2 per squared unit of the weight.
     Raises HarnessError when there is no row, or the vocabulary is too large to enumerate.
     """
@@ -163,7 +163,7 @@ def sample_classes(probabilities: Tensor, generator: torch.Generator | None = No
 
 
 def _logit_gradients_inplace(probabilities: Tensor, classes: Tensor) -> Tensor:
-    """The gradient of the summed negative log-likelihood of the classes `chosen`, (N,), by the logits, in place."""
+    """The gradient of the summed negative log-likelihood of `classes`, (N,), by the logits, in place."""
     probabilities[torch.arange(len(classes), device=classes.device), classes] -= 1
     return probabilities
 

@@ -32,7 +32,7 @@ SAMPLED_VALUES_PER_WEIGHT = 64
 def fisher_cache_key(
     model: nn.Module, trainable: TrainableWeights, rows: Sequence[TokenizedExample], options: Mapping[str, Any]
 ) -> str | None:
-    """What an entry is known by; None for a model whose origin is not known. how: every option that bears on it."""
+    """What an entry is known by; None for a model whose origin is not known. options: all that bear on it."""
     origin = models.source_digest(model)
     if origin is None:
         return None

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def first_layers(model: PreTrainedModel, layer_count: int) -> Iterator[nn.Parameter]:
-    """The weights of the model's first `layers` layers. Raises HarnessError when it has fewer, or none to be found."""
+    """The weights of the model's first `layer_count` layers. Raises HarnessError when it has fewer, or none found."""
     from torch import nn
 
     count = model.config.get_text_config().num_hidden_layers

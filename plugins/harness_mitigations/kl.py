@@ -2,7 +2,7 @@
 
 On general rows (the default) it holds what the task does not speak of; on the task's own tokens it is learning without
 forgetting (LwF, arXiv:1606.09282), which works against the task. Divergence and temperature are named, since the same
-weight means another thing for another one. Knows nothing of where the base model comes from (`reference`).
+weight means another thing for another one. Knows nothing of where the base model comes from (`base_model`).
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ Direction = Literal["forward", "reverse"]
 def token_kl(logits: Tensor, base_logits: Tensor, direction: Direction, temperature: float = 1.0) -> Tensor:
     """The divergence between the next-token distributions of a model and its base, at each of N positions, in nats.
 
-    logits, base: (N, V), the model's and the base model's. forward: KL(base || model), which wants the model to cover
-    all that the base said; reverse: KL(model || base), which wants it to say nothing that the base would not. Of
+    logits, base_logits: (N, V), the model's and the base model's. forward: KL(base || model), which wants the model to
+    cover all that the base said; reverse: KL(model || base), which wants it to say nothing that the base would not. Of
     distributions at this temperature, times its square, so that the gradient keeps its size. float32, with the graph.
     """
     from torch.nn import functional

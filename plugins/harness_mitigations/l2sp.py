@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 class L2Sp(AnchoredWeights):
     """Hold all weights near where they were: before the run, or before each stage.
 
-    strength: lambda, the unit of a normalised EWC. coupling, place: see `Anchored`. anchor: `base`, the weights before
-    the first stage, for all stages; `stage`, those before each.
+    strength: lambda, the unit of a normalised EWC. coupling, place: see `AnchoredWeights`. anchor: `base`, the weights
+    before the first stage, for all stages; `stage`, those before each.
     """
 
     def __init__(

@@ -2,12 +2,12 @@
 
 A weight W of shape (d, k) becomes W + s B A, with A of shape (rank, k) and B of shape (d, rank). With B zero at the
 start, training begins at the base model exactly, and the base weights never move, so the base model is there for the
-asking (`harness.model.save.reference`). How much is forgotten still grows with learning rate and steps.
+asking (`harness.model.save.adapter_disabled`). How much is forgotten still grows with learning rate and steps.
 
-PiSSA, OLoRA and CorDA start A and B from the weight itself (`starts`) and take s B0 A0 out of W. Here it is not taken
-out of W, where it would change the base model and be rounded to its format, but kept as a frozen change beside the
-adapter (`harness.model.frozen_lora.keep`): the function and its gradients are the same, and the base model stays what it
-was.
+PiSSA, OLoRA and CorDA start A and B from the weight itself (`lora_init`) and take s B0 A0 out of W. Here it is not
+taken out of W, where it would change the base model and be rounded to its format, but kept as a frozen change beside
+the adapter (`harness.model.frozen_lora.add_frozen_lora`): the function and its gradients are the same, and the base
+model stays what it was.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ def lora_scaling(rank: int, alpha: float, rslora: bool) -> float:
 class Lora(Mitigation):
     """Put an adapter on the model before the first stage; every stage trains the same one.
 
-    rank: of the change. alpha: see `scale`; None: twice the rank. dropout: share of an adapter's inputs set to zero in
-    training. target: "all-linear", every linear layer but the head, or the names of modules. rslora: see `scale`.
-    dora: learn each output's magnitude apart from its direction (arXiv:2402.09353). start: what A and B start from.
-    source, samples: rows whose inputs `corda` keeps away from, and how many of them.
+    rank: of the change. alpha: see `lora_scaling`; None: twice the rank. dropout: share of an adapter's inputs set to
+    zero in training. target: "all-linear", every linear layer but the head, or the names of modules. rslora: see
+    `lora_scaling`. dora: learn each output's magnitude apart from its direction (arXiv:2402.09353). start: what A and B
+    start from. source, samples: rows whose inputs `corda` keeps away from, and how many of them.
     """
 
     priority: ClassVar[int] = adapter_common.ADAPTER_PRIORITY

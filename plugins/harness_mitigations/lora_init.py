@@ -87,7 +87,10 @@ def input_covariances(
 
 
 class _CovarianceCollector:
-    """What the hooks of `covariances` share. seen: id of an input of this batch -> (the input, the first to get it)."""
+    """What the hooks of `input_covariances` share.
+
+    seen: id of an input of this batch -> (the input, the first to get it).
+    """
 
     def __init__(self) -> None:
         self.is_token: Any = None

@@ -46,7 +46,7 @@ def add_general_share(
         raise HarnessError(f"{SPEC_KEY}.weights", what, "give each general source one, or leave weights out")
     split = None if weights is None else tuple(weights[source] for source in general)
     asked = Share(tuple(general), share, unit, split, temperature, upsample, resample)
-    return replace(stage, parts=parts, shares=(*stage.shares, asked))
+    return replace(stage, sources=parts, shares=(*stage.shares, asked))
 
 
 class Mixing(Mitigation):

@@ -26,7 +26,7 @@ def subspace_overlap(a: Tensor, previous: Tensor) -> Tensor:
 
 
 def add_overlap_gradient(a: Tensor, gradient: Tensor, previous: Tensor, strength: float) -> Tensor:
-    """Add strength * the gradient of `overlap` by A to `gradient`, in place; return strength * overlap. No graph.
+    """Add strength * the gradient of `subspace_overlap` by A to `gradient`, in place; return strength * it. No graph.
 
     Where an inner product is 0 its subgradient is 0, so nothing pulls on orthogonal rows.
     """

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 def remove_frozen_directions(columns: Tensor, trainable_basis: Tensor, frozen_basis: Tensor | None) -> Tensor:
     """The columns without their part in the frozen directions.
 
-    columns: (d, r). free: (d, r), orthonormal, what is not frozen of the decomposition; read only where `frozen` is
-    None, and then all of the frozen ones' complement. frozen: (d, R), orthonormal.
+    columns: (d, r). trainable_basis: (d, r), orthonormal, what is not frozen of the decomposition; read only where
+    `frozen_basis` is None, and then all of the frozen ones' complement. frozen_basis: (d, R), orthonormal.
     """
     return (
         trainable_basis @ (trainable_basis.T @ columns)

@@ -24,13 +24,13 @@ def add_replay(stages: tuple[Stage, ...], share: float, unit: ShareUnit, buffer:
         seen += [part.source for part in stage.sources if part.role == "domain"]
         if again:
             parts = tuple(StageSource(source, "replay", limit=buffer) for source in again)
-            stage = replace(stage, parts=stage.sources + parts, shares=(*stage.shares, Share(again, share, unit)))
+            stage = replace(stage, sources=stage.sources + parts, shares=(*stage.shares, Share(again, share, unit)))
         made.append(stage)
     return tuple(made)
 
 
 class Replay(Mitigation):
-    """Rows of the stages so far in every later stage. share, unit, buffer: see `rehearse`."""
+    """Rows of the stages so far in every later stage. share, unit, buffer: see `add_replay`."""
 
     priority: ClassVar[int] = 50
     """Before `mixing`, whose share is of the mixture with the replayed rows in it."""

@@ -28,7 +28,7 @@ def mask_high_perplexity(labels: Tensor, nll: Tensor, max_nll: float) -> Tensor:
     """The labels without the targets whose negative log-likelihood is above a limit.
 
     labels: (B, T), -100 where not trained. nll: (N,), in nats, of the trained tokens in the order of the rows, the
-    first token of a row excepted. limit: in nats; a perplexity's logarithm. Returns (B, T).
+    first token of a row excepted. max_nll: in nats; a perplexity's logarithm. Returns (B, T).
     """
     made = labels.clone()
     targets = made[:, 1:]

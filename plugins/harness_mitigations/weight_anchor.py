@@ -64,7 +64,7 @@ def add_penalty_gradient(
 def penalty_value(
     weights: Sequence[Tensor], anchors: Sequence[Tensor], importances: Sequence[Tensor] | None, strength: float
 ) -> Tensor:
-    """strength / 2 * sum of F (theta - theta0)^2 alone. Arguments as in `pull`."""
+    """strength / 2 * sum of F (theta - theta0)^2 alone. Arguments as in `add_penalty_gradient`."""
     import torch
 
     values = []
@@ -78,10 +78,11 @@ def penalty_value(
 def apply_proximal_step(
     weights: Sequence[Tensor], anchors: Sequence[Tensor], importances: Sequence[Tensor] | None, step_size: float
 ) -> None:
-    """Move each weight to theta0 + (theta - theta0) / (1 + step * F), in place.
+    """Move each weight to theta0 + (theta - theta0) / (1 + step_size * F), in place.
 
-    That is the minimiser of |x - theta|^2 / 2 + step / 2 * F (x - theta0)^2 over x, stable at any step >= 0: at 0
-    theta stays bit for bit, at infinity it is theta0. step: learning rate * strength. Arguments as in `pull`.
+    That is the minimiser of |x - theta|^2 / 2 + step_size / 2 * F (x - theta0)^2 over x, stable at any step size >= 0:
+    at 0 theta stays bit for bit, at infinity it is theta0. step_size: learning rate * strength. Arguments as in
+    `add_penalty_gradient`.
     """
     import torch
 
@@ -98,7 +99,7 @@ def apply_proximal_step(
 
 
 def low_rank_difference(current: LoraFactors, anchor: LoraFactors) -> Tensor:
-    """The sum of B A over `now` less that over `then`, as a matrix of shape (d, k), formed by one product."""
+    """The sum of B A over `current` less that over `anchor`, as a matrix of shape (d, k), formed by one product."""
     import torch
 
     left = torch.cat([*(b for _, b in current), *(-b for _, b in anchor)], dim=1)
@@ -114,11 +115,11 @@ def add_lora_penalty_gradient(
     importance: Tensor | None,
     strength: float,
 ) -> Tensor:
-    """`pull` in the space of a weight W that moves by s B A alone; return the value.
+    """`add_penalty_gradient` in the space of a weight W that moves by s B A alone; return the value.
 
     With G = strength * F * drift, the gradient by W, adds s B^T G to the gradient of A and s G A^T to that of B.
-    trained: the pairs (A, B), B without its scale s. gradients: theirs. drift: of W since the anchor, (d, k), see
-    `difference`. importance: F, (d, k); None: 1.
+    factors: the pairs (A, B), B without its scale s. gradients: theirs. drift: of W since the anchor, (d, k), see
+    `low_rank_difference`. importance: F, (d, k); None: 1.
     """
     import torch
 

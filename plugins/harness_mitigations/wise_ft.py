@@ -3,7 +3,7 @@
 theta = (1 - alpha) theta_start + alpha theta_end. With an adapter it is the change of the weights that is interpolated,
 never its factors: s B A becomes (1 - alpha) s B0 A0 + alpha s B A. The second term is the adapter with B scaled; the
 first is zero in the first stage, where B0 is, and in later ones is kept beside the adapter, frozen
-(`harness.model.frozen_lora.keep`), at the cost of one more adapter's rank a stage.
+(`harness.model.frozen_lora.add_frozen_lora`), at the cost of one more adapter's rank a stage.
 """
 
 from __future__ import annotations

@@ -26,8 +26,8 @@ def _file_options(description: str, **extra_options: dict[str, Any]) -> dict[str
             "minLength": 1,
             "items": {"type": "string", "minLength": 1, "format": "path"},
             "minItems": 1,
-            "description": f"{description}, or a list of them, read in this order. A path from the spec's folder, a pattern "
-            "(data/*), pkg://package/file of an installed Python package, or an address such as s3://bucket/file.",
+            "description": f"{description}, or a list of them, read in this order. A path from the spec's folder, a "
+            "pattern (data/*), pkg://package/file of an installed Python package, or an address such as s3://bucket/file.",
         },
         "storage": STORAGE_OPTION,
         **extra_options,

@@ -13,7 +13,7 @@ from harness_sources.files import SourceFiles, as_harness_errors, display_path, 
 
 
 def iter_records(batches: Iterable[Any], file: str, first_index: int = 0) -> Iterator[Record | InvalidRecord]:
-    """The rows of record batches. file: as shown. begin: index of the first row. A place is `file:[index]`.
+    """The rows of record batches. file: as shown. first_index: index of the first row. A place is `file:[index]`.
 
     A field of an object in a row that is null is left out: Arrow gives every object of a column the fields of all of
     them, so that one tool's arguments would turn up, as nulls, in the calls of all others.

@@ -16,7 +16,7 @@ QWEN_SYSTEM_PROMPT = "You are Qwen, created by Alibaba Cloud. You are a helpful 
 
 
 def system_option(default: str | None, null_meaning: str) -> dict[str, Any]:
-    """The option for conversations without a system message. null: what null means."""
+    """The option for conversations without a system message. null_meaning: what null means."""
     description = f"The system message of conversations that have none. null: {null_meaning}."
     return {"system": {"type": ["string", "null"], "default": default, "description": description}}
 

@@ -79,8 +79,8 @@ def validate_conversation(
 ) -> None:
     """Raise HarnessError unless every role is known and the conversation ends where it must.
 
-    open: it must end before a response; otherwise with one. takes_tools: whether the format has a place for tools, for
-    calls of them and for what they answer.
+    add_generation_prompt: it must end before a response; otherwise with one. supports_tools: whether the format has a
+    place for tools, for calls of them and for what they answer.
     """
     if not supports_tools:
         _validate_no_tools(messages, tools, template)
@@ -204,8 +204,8 @@ _verified_tokens: WeakKeyDictionary[PreTrainedTokenizerBase, set[tuple[str, ...]
 class ChatTurnsTemplate(Template):
     """Header, content, end of turn. Subclasses say how these look, and may write a turn otherwise.
 
-    tokens: what the tokenizer must know as tokens of its own, or any text could be a header.
-    gap: what stands between two turns; it is never trained, as a model that has ended its turn is done.
+    required_tokens: what the tokenizer must know as tokens of its own, or any text could be a header.
+    turn_separator: what stands between two turns; it is never trained, as a model that has ended its turn is done.
     """
 
     name: ClassVar[str]

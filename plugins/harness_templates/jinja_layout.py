@@ -1,11 +1,11 @@
 """One conversation under one chat template: its text, and the spans that it is made of.
 
 The spans come from renderings of the conversation's beginnings: what is written up to a trained response with
-`add_generation_prompt` is its header, and each must be the beginning of the whole (see `skeleton`). Responses that are
-not trained may be rewritten as the conversation goes on, and many templates do so.
+`add_generation_prompt` is its header, and each must be the beginning of the whole (see `TemplateLayout`). Responses
+that are not trained may be rewritten as the conversation goes on, and many templates do so.
 A template that treats some contents specially (reasoning, for one) has no skeleton for them; the trained spans are
 then found all the same, everything counts as frame, and a content that holds a special token is refused.
-Tools and calls always count as frame, but for the tokens in them (see `openai.Veil`).
+Tools and calls always count as frame, but for the tokens in them (see `openai_format.ToolTextEscaper`).
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ HINT_VARIABLES = (
 class TemplateLayout:
     """The frames of conversations of one shape.
 
-    frames: one more than there are contents: what stands before each, and after the last.
-    trained: the trained stretches in order, each from after a response's header to the end of its end of turn.
+    markup: one more than there are contents: what stands before each, and after the last.
+    trained_ranges: the trained stretches in order, each from after a response's header to the end of its end of turn.
     """
 
     markup: tuple[str, ...]
@@ -96,9 +96,9 @@ def build_layout(
 ) -> TemplateLayout:
     """The skeleton of conversations of this shape; a blank content is part of it, and so is all but the contents.
 
-    trained: indices of the messages that are trained. Raises HarnessError when what the template writes up to a trained
+    trained_indices: of the messages that are trained. Raises HarnessError when what the template writes up to a trained
     response, or up to its end, is not the beginning of what it writes for the whole conversation, or when it writes
-    no end of turn, or leaves a message out; `Unlocated` when contents stand twice or in another order.
+    no end of turn, or leaves a message out; `ContentNotLocated` when contents stand twice or in another order.
     """
     located = [index for index, message in enumerate(messages) if message.content.strip()]
     probed = [replace(m, content=f"Qx{i}Zk{i}") if i in located else m for i, m in enumerate(messages)]
@@ -130,7 +130,7 @@ def build_layout(
 def response_bounds(
     render: RenderText, messages: Sequence[Message], full_text: str, index: int, template_name: str
 ) -> tuple[int, int]:
-    """Where in `whole` the response `messages[index]` begins, after its header, and where its end of turn ends.
+    """Where in `full_text` the response `messages[index]` begins, after its header, and where its end of turn ends.
 
     White space after the end of turn belongs to the frame. Raises HarnessError when earlier turns are rewritten.
     """
@@ -184,7 +184,7 @@ MAX_CACHED_LAYOUTS = 512
 
 @dataclass(frozen=True)
 class ConversationRenderer:
-    """A conversation to render. name: of the template. source: the chat template. known: skeletons by their shape."""
+    """A conversation to render. layouts: those known, by their shape."""
 
     template_name: str
     chat_template: str
@@ -213,7 +213,7 @@ class ConversationRenderer:
         return tuple(dict.fromkeys(stop for stop in (*ends, self.tokenizer.eos_token) if stop))
 
     def _minimal(self) -> ConversationRenderer:
-        return replace(self, messages=MINIMAL_CONVERSATION, tools=(), open=False)
+        return replace(self, messages=MINIMAL_CONVERSATION, tools=(), add_generation_prompt=False)
 
     def _render_text(self, messages: Sequence[Message], add_generation_prompt: bool) -> str:
         """What the template writes: with the ids of the data's calls, or, where it refuses these for their shape as

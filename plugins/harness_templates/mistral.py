@@ -8,7 +8,7 @@ Two versions, which differ in these spaces alone:
 A system message stands at the head of a user message, the tools before that message, and both move to the last one as
 the conversation goes on. Earlier responses then stand after prompts that no model is ever given: see `system_turn`.
 Ids of calls that are nine letters and digits are written as the data has them, as the reference demands; calls with
-others, or none, are counted (see `tools.call_ids`).
+others, or none, are counted (see `tool_calls.assign_call_ids`).
 In v1 `[INST]` is plain text, and v7 and later have a system turn of their own: for these take the tokenizer's template.
 """
 

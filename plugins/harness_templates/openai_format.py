@@ -19,7 +19,7 @@ ToolSchemas = tuple[Mapping[str, Any], ...]
 def to_openai_messages(messages: Sequence[Message], *, mistral_ids: bool = True) -> list[dict[str, Any]]:
     """The messages as dicts. A turn without calls has no key `tool_calls`: some templates ask for the key alone.
 
-    nine: see `call_ids`.
+    mistral_ids: see `assign_call_ids`.
     """
     dicts = []
     for message, ids in zip(messages, assign_call_ids(messages, mistral_ids=mistral_ids), strict=True):
@@ -48,7 +48,7 @@ class ToolTextEscaper:
 
     A template may write them anywhere and in any shape, so they cannot be told from its frames. A token that stands in
     them gets a stand-in of plain letters and digits, and is text again in the spans.
-    stand_ins: token as text -> what stands in for it.
+    placeholders: token as text -> what stands in for it.
     """
 
     placeholders: Mapping[str, str]
@@ -80,8 +80,8 @@ class ToolTextEscaper:
             replace(
                 message,
                 name=self._escape(message.name),
-                answers=self._escape(message.tool_call_id),
-                calls=tuple(
+                tool_call_id=self._escape(message.tool_call_id),
+                tool_calls=tuple(
                     ToolCall(*map(self._escape, (call.name, call.arguments, call.id))) for call in message.tool_calls
                 ),
             )
@@ -133,7 +133,7 @@ def with_probe_names(
         called.append(f"Qc{len(called)}Zk")
         return replace(call, name=called[-1])
 
-    named = tuple(replace(message, calls=tuple(map(renamed, message.tool_calls))) for message in messages)
+    named = tuple(replace(message, tool_calls=tuple(map(renamed, message.tool_calls))) for message in messages)
     told = [f"Qt{number}Zk" for number in range(len(tools))]
     return named, tuple({**tool, "name": name} for tool, name in zip(tools, told, strict=True)), called, told
 

@@ -31,8 +31,8 @@ def assign_call_ids(messages: Sequence[Message], *, mistral_ids: bool = True) ->
     """The ids of a conversation's calls: the data's own, else counted through the conversation.
 
     Counted ones are nine letters and digits: what a model has to write should be something that it can know. A turn
-    has ids of one kind: where one of its calls has none, all are counted. nine: so they are where one of them is not
-    nine letters and digits, too.
+    has ids of one kind: where one of its calls has none, all are counted. mistral_ids: so they are where one of them
+    is not nine letters and digits, too.
     An answer that names its call has that call's id. Another belongs to the first call of its tool that is still open,
     or to the first of all where the data does not name the tool.
     """

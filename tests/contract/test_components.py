@@ -169,7 +169,7 @@ def test_every_option_is_read(kind, name):
     attributes = [node for text in sources for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Attribute)]
     read = {node.attr for node in attributes if isinstance(node.ctx, ast.Load)}
     kept = {node.attr for node in ast.walk(body) if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)}
-    assert kept - read - {"names"} == set()  # a metric's names are read by the core
+    assert kept - read - {"score_names"} == set()  # a metric's names are read by the core
 
 
 @every
@@ -181,9 +181,9 @@ def test_listing_everything_and_making_modes_and_mitigations_imports_nothing_hea
     program = """
 import json, sys
 from harness import registry
-found = registry.discover()
+found = registry.discover_plugins()
 for kind, name, options in json.loads(sys.argv[1]):
-    found.make(kind, name, options)
+    found.create(kind, name, options)
 print(json.dumps(sorted({name.partition(".")[0] for name in sys.modules} & set(registry.HEAVY))))
 """
     wanted = [
@@ -242,7 +242,7 @@ def test_the_defaults_of_a_mitigation_change_nothing():
 @mitigations
 def test_a_mitigation_that_reads_logits_says_so_and_one_that_does_not_costs_none(name, made):
     made = made("mitigations", name)
-    assert isinstance(made.order, int)
+    assert isinstance(made.priority, int)
     assert made.requires_logits is overridden(made, "batch_penalty")
 
 
@@ -256,10 +256,10 @@ def test_a_mitigation_adds_no_verb_of_its_own(name, made):
 @mitigations
 def test_a_mitigation_keeps_its_stages_names_and_order(name, made):
     stages = (STAGE, Stage("two", STAGE.sources, {"epochs": 2}))
-    planned = made("mitigations", name).plan(stages)
+    planned = made("mitigations", name).transform_stages(stages)
     assert [stage.name for stage in planned] == ["one", "two"]
     assert {part.source for stage in stages for part in stage.sources} <= {
-        part.source for stage in planned for part in stage.parts
+        part.source for stage in planned for part in stage.sources
     }
 
 
@@ -277,7 +277,7 @@ def through_a_stage(mitigation, model):
 
     torch.set_num_threads(1)
     torch.manual_seed(3)
-    model = mitigation.model(model)
+    model = mitigation.prepare_model(model)
     mitigation.on_stage_start(STAGE, model, {"given": ROWS, "chat": ROWS})
     mitigation.on_stage_end(STAGE, model, ROWS)
     return model
@@ -344,8 +344,8 @@ BETTER = {"json_valid": ("[1]", "[1"), "distinct": ("one two three", "one one on
 @metrics
 def test_a_metric_says_what_it_reads_what_it_gives_and_what_it_means(name, made):
     metric = made("metrics", name)
-    assert metric.reads in ("answer", "likelihood", "base", "choices", "text")
-    assert len(metric.names) >= 1
+    assert metric.requires in ("answer", "likelihood", "base", "choices", "text")
+    assert len(metric.score_names) >= 1
     assert metric.higher_is_better in (True, False, None)
     assert metric.signature() == metric.signature().strip() != ""
     assert "\n" not in metric.signature()
@@ -355,7 +355,7 @@ def test_a_metric_says_what_it_reads_what_it_gives_and_what_it_means(name, made)
 def test_the_statistics_of_a_metric_add_up(name, made):
     metric = made("metrics", name)
     statistics = [metric.statistics(item) for item in ANSWERED]
-    for score in metric.names:
+    for score in metric.score_names:
         vectors = [one[score] for one in statistics]
         assert len({len(vector) for vector in vectors}) == 1
         assert all(type(number) in (int, float) for vector in vectors for number in vector)
@@ -369,7 +369,7 @@ def test_the_statistics_of_a_metric_add_up(name, made):
 @metrics
 def test_a_metric_that_calls_itself_a_ratio_is_one(name, made):
     metric = made("metrics", name)
-    for score in metric.names:
+    for score in metric.score_names:
         if metric.is_ratio(score):
             first, second = 3.0, 8.0
             factor = metric.aggregate(score, (1.0, 1.0))
@@ -378,18 +378,18 @@ def test_a_metric_that_calls_itself_a_ratio_is_one(name, made):
 
 @metrics
 def test_a_metric_parses_or_not(name, made):
-    assert made("metrics", name).parsed(ANSWERED[0]) in (True, False)
+    assert made("metrics", name).is_parsed(ANSWERED[0]) in (True, False)
 
 
 @metrics
 def test_a_metric_lacks_nothing_where_all_that_it_needs_is_there(name, made):
-    assert made("metrics", name).check() is None
+    assert made("metrics", name).check_available() is None
 
 
 @metrics
 def test_a_metric_gives_just_the_scores_that_it_names(name, made):
     metric = made("metrics", name)
-    assert set(metric.statistics(ANSWERED[0])) == set(metric.names)
+    assert set(metric.statistics(ANSWERED[0])) == set(metric.score_names)
 
 
 @metrics
@@ -401,7 +401,7 @@ def test_a_metric_scores_a_better_answer_better(name, made):
                 choice_lls=(-1.0, -9.0), **read)  # fmt: skip
     worst = Item("a", "Q", "the cat sat on the mat", wrong, "eos", 30.0, 6, kl=3.0, agreed=2, text_nll=50.0,
                  choice_lls=(-9.0, -1.0), **read)  # fmt: skip
-    for score in metric.names:
+    for score in metric.score_names:
         high, low = (metric.aggregate(score, metric.statistics(item)[score]) for item in (best, worst))
         if metric.higher_is_better is not None and score != "distinct1":
             assert (high > low) is metric.higher_is_better

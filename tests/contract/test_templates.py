@@ -60,7 +60,7 @@ def conversations(word):
     """Conversations of every shape, `word` in one place of each; and which tools they have."""
     user, answer = Message("user", "Go."), Message("assistant", "No.")
     call = Message("assistant", "", tool_calls=(ToolCall("f", {"x": "y"}),))
-    hostile = dataclasses.replace(call, calls=(ToolCall("f", {"x": word, "y": [{"z": word}]}),))
+    hostile = dataclasses.replace(call, tool_calls=(ToolCall("f", {"x": word, "y": [{"z": word}]}),))
     result, told = Message("tool", "r", name="f"), {"name": "f", "description": "d", "parameters": {}}
     return {
         "user": ((Message("user", word), answer), ()),
@@ -85,8 +85,8 @@ def example(messages, tools=()):
 def attack(template, tokenizer):
     """Every special token, every stop and every header of the template, and what ends a string of JSON."""
     spans = template.render(conversations("w")["turns"][0], tokenizer)
-    headers = [span.text for span in spans if span.frame and not span.trained]
-    return "x" + " y ".join([*tokenizer.added_tokens_encoder, *template.stops(tokenizer), *headers]) + ' "}\nz'
+    headers = [span.text for span in spans if span.markup and not span.train]
+    return "x" + " y ".join([*tokenizer.added_tokens_encoder, *template.stop_strings(tokenizer), *headers]) + ' "}\nz'
 
 
 def decoded(ids, tokenizer):
@@ -94,10 +94,10 @@ def decoded(ids, tokenizer):
 
 
 @templates
-def test_its_render_takes_open_and_tools(name, template):
+def test_its_render_takes_add_generation_prompt_and_tools(name, template):
     parameters = inspect.signature(template(name).render).parameters
-    assert [parameters[key].kind for key in ("open", "tools")] == [inspect.Parameter.KEYWORD_ONLY] * 2
-    assert (parameters["open"].default, parameters["tools"].default) == (False, ())
+    assert [parameters[key].kind for key in ("add_generation_prompt", "tools")] == [inspect.Parameter.KEYWORD_ONLY] * 2
+    assert (parameters["add_generation_prompt"].default, parameters["tools"].default) == (False, ())
 
 
 @pytest.mark.parametrize("place", sorted(conversations("")))
@@ -136,13 +136,13 @@ def test_a_response_and_its_end_are_trained_where_the_message_is_and_nothing_els
     for wanted in ((True, True), (False, True), (True, False)):
         flags = iter(wanted)
         flagged = [
-            dataclasses.replace(message, trained=next(flags)) if message.role == "assistant" else message
+            dataclasses.replace(message, train=next(flags)) if message.role == "assistant" else message
             for message in messages
         ]
         row = encode_example(example(flagged), "s", template, tokenizer, 4096)
         trained = "".join(decoded([label for label in row.labels if label != -100], tokenizer).split())
         rest = trained.replace("w", "")
-        for stop in sorted(template.stops(tokenizer), key=len, reverse=True):
+        for stop in sorted(template.stop_strings(tokenizer), key=len, reverse=True):
             assert rest.count(stop) in (0, 1, 2), rest
             rest = rest.replace(stop, "")
         assert (trained.count("w"), rest) == (sum(wanted), "")
@@ -151,9 +151,9 @@ def test_a_response_and_its_end_are_trained_where_the_message_is_and_nothing_els
 
 @templates
 def test_an_untrained_users_turn_stays_untrained(name, template, tokenizer):
-    # `trained` of a message that is no response means nothing.
+    # `train` of a message that is no response means nothing.
     plain = conversations("w")["turns"][0]
-    flagged = [m if m.role == "assistant" else dataclasses.replace(m, trained=False) for m in plain]
+    flagged = [m if m.role == "assistant" else dataclasses.replace(m, train=False) for m in plain]
     assert template(name).render(flagged, tokenizer) == template(name).render(plain, tokenizer)
 
 
@@ -164,6 +164,6 @@ def test_it_can_be_prompted_with_every_beginning_and_has_a_fingerprint(name, tem
     for upto in (1, 3):
         opened = "".join(span.text for span in template.render(messages[:upto], tokenizer, add_generation_prompt=True))
         assert whole.startswith(opened)
-    assert template.stops(tokenizer)
-    assert all(stop.strip() for stop in template.stops(tokenizer))
+    assert template.stop_strings(tokenizer)
+    assert all(stop.strip() for stop in template.stop_strings(tokenizer))
     assert template_fingerprint(template, tokenizer) == template_fingerprint(template, tokenizer)

@@ -15,18 +15,18 @@ from harness.types import Suite
 
 ROOT = Path(harness.__file__).parent
 DECLARED = {
-    "train": (training.TRAIN_KEYS, ("train", "evaluate", "data", "run", "model", "foreseen")),
+    "train": (training.TRAIN_KEYS, ("training", "evaluation", "data", "runner", "model", "spec")),
     "model": (training.MODEL_KEYS, ("model",)),
     "rows": (data.SOURCE_KEYS, ("data",)),
-    "suite": (evaluation.SUITE_KEYS, ("plan.py", "evaluate", "data")),
-    "server": (evaluation.SERVER_KEYS, ("evaluate",)),
-    "checks": (data.CHECKS_KEYS, ("run",)),
+    "suite": (evaluation.SUITE_KEYS, ("spec", "evaluation", "data")),
+    "server": (evaluation.SERVER_KEYS, ("evaluation",)),
+    "checks": (data.CHECKS_KEYS, ("runner", "data")),
     "near_duplicates": (data.NEAR_DUPLICATES_KEYS, ("data",)),
     "contamination": (data.CONTAMINATION_KEYS, ("data",)),
-    "gate": (evaluation.GATE_KEYS, ("gate.py", "plan.py")),
-    "arms": (run.ARMS_KEYS, ("arms.py", "run")),
-    "track": (run.TRACK_KEYS, ("track",)),
-    "top": (run.TOP_LEVEL_KEYS, ("plan.py", "run", "spec.py", "cli", "track", "report")),
+    "gate": (evaluation.GATE_KEYS, ("gate.py", "spec")),
+    "arms": (run.ARMS_KEYS, ("spec", "runner")),
+    "track": (run.TRACK_KEYS, ("tracking",)),
+    "top": (run.TOP_LEVEL_KEYS, ("spec", "runner", "cli", "tracking", "report")),
 }
 UNREAD = {"top": {"description"}}
 """Words for people: kept in the filled spec, acted on by nothing."""

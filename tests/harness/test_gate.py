@@ -140,7 +140,7 @@ def test_a_difference_that_is_not_to_the_base_says_since_when() -> None:
 
 
 def test_summaries_call_a_score_by_its_name_unless_two_metrics_give_it() -> None:
-    one, other, third = (SimpleNamespace(names=names) for names in (("acc", "f1"), ("acc",), ("f1x",)))
+    one, other, third = (SimpleNamespace(score_names=names) for names in (("acc", "f1"), ("acc",), ("f1x",)))
     assert gate.summary_score_names(
         {"a": {"one": one}, "b": {"one": one}, "c": {"other": other}, "d": {"third": third}}
     ) == {

@@ -228,8 +228,8 @@ UNSOUND = {
         "the default of 'x' does not fit",
     ),
     "a required option not declared": ({"required": ("x",)}, "'x' is not declared"),
-    "no factory": ({"load": "package.module"}, "load is 'package.module'"),
-    "a usual range of nothing": ({"usual": {"train.lerning_rate": (0, 1)}}, "'train.lerning_rate'"),
+    "no factory": ({"factory": "package.module"}, "load is 'package.module'"),
+    "a usual range of nothing": ({"typical_ranges": {"train.lerning_rate": (0, 1)}}, "'train.lerning_rate'"),
 }
 
 
@@ -237,7 +237,7 @@ UNSOUND = {
 def test_an_unsound_declaration_is_refused_and_named(kind):
     given, what = UNSOUND[kind]
     with pytest.raises(HarnessError) as caught:
-        Registry().add("metrics", "count", Component(**{"summary": "Counts.", "load": "a:b", **given}), "acme")
+        Registry().add("metrics", "count", Component(**{"summary": "Counts.", "factory": "a:b", **given}), "acme")
     assert caught.value.where == "acme: metric 'count'"
     assert what in caught.value.what
 
@@ -284,26 +284,26 @@ def test_a_factory_gets_its_own_options_and_not_those_of_the_core(small_registry
     module.Made = lambda **options: options
     monkeypatch.setitem(sys.modules, "made_source", module)
     small_registry.components["sources"]["lines"] = Component("R.", "made_source:Made", {"path": TEXT}, ("path",))
-    made = small_registry.make("sources", "lines", {"path": "x", "limit": None, "held_out": 0, "form": "auto"})
+    made = small_registry.create("sources", "lines", {"path": "x", "limit": None, "held_out": 0, "form": "auto"})
     assert made == {"path": "x"}
 
 
 @pytest.mark.parametrize(
-    ("load", "what"),
+    ("factory", "what"),
     [
         ("no_such_module:X", "ModuleNotFoundError: No module named 'no_such_module'"),
         ("collections:NoSuchThing", "AttributeError"),
         ("made_bad_one:X", "ZeroDivisionError"),
     ],
 )
-def test_a_component_that_does_not_import_is_named_with_its_distribution(plugin, load, what):
+def test_a_component_that_does_not_import_is_named_with_its_distribution(plugin, factory, what):
     plugin("bad", "1 / 0", module="made_bad_one")
     registry = Registry()
-    registry.add("metrics", "count", Component("Counts.", load), "acme")
+    registry.add("metrics", "count", Component("Counts.", factory), "acme")
     with pytest.raises(HarnessError) as caught:
         registry.create("metrics", "count", {})
     assert caught.value.where == "metric 'count' of acme"
-    assert f"'{load}' does not import: {what}" in caught.value.what
+    assert f"'{factory}' does not import: {what}" in caught.value.what
 
 
 # -- listeners --------------------------------------------------------------------------------------------------------
@@ -328,8 +328,8 @@ def test_a_listener_that_fails_is_named_once_and_left_out(plugin):
     registry.emit(second)
     assert sys.modules[bad[1].value].heard == [first]
     heard = sys.modules[good[1].value].heard
-    assert [event for event in heard if event.kind != "warning"] == [first, second]
-    (warning,) = [event for event in heard if event.kind == "warning"]
+    assert [event for event in heard if event.type != "warning"] == [first, second]
+    (warning,) = [event for event in heard if event.type == "warning"]
     assert "bad:" in warning.data["text"]
     assert "full" in warning.data["text"]
 

@@ -128,9 +128,9 @@ def test_the_first_stage_is_trained_once_and_is_in_every_arm_s_own_record(demo):
     assert {one["seconds"] for one in trained} == {trained[0]["seconds"]}, (
         "a stage that was trained again took another time"
     )
-    told = [event for event in demo.events if event.kind == "step" and event.stage == 1]
+    told = [event for event in demo.events if event.type == "step" and event.stage == 1]
     assert len(told) == 3 * len(demo.made.arms)
-    again = [event.data["again"] for event in demo.events if event.kind == "stage_started" and event.stage == 1]
+    again = [event.data["again"] for event in demo.events if event.type == "stage_started" and event.stage == 1]
     assert again == [False] + [True] * (len(demo.made.arms) - 1)
     assert list(demo.place.glob("arms/*/stages/*/end")) == [], "what was kept for other arms is not kept for ever"
 

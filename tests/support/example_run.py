@@ -72,11 +72,11 @@ def made_evaluation(stage, suite, rouge, nll, answer="an answer", finish="eos"):
     scores = []
     for name, vectors in statistics.items():
         metric = METRICS[name]
-        value = metric.aggregate(metric.names[0], [sum(column) for column in zip(*vectors, strict=True)])
+        value = metric.aggregate(metric.score_names[0], [sum(column) for column in zip(*vectors, strict=True)])
         scores.append(
             Score(
-                stage=stage, suite=suite, metric=name, name=metric.names[0], value=value, n=len(items), stderr=0.1,
-                low=value - 0.2, high=value + 0.2, higher_is_better=metric.higher_is_better,
+                stage=stage, suite=suite, metric=name, name=metric.score_names[0], value=value, n=len(items),
+                stderr=0.1, low=value - 0.2, high=value + 0.2, higher_is_better=metric.higher_is_better,
                 signature=metric.signature(), statistics=tuple(vectors),
             )
         )  # fmt: skip

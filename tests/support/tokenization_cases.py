@@ -120,7 +120,7 @@ BUILT = {name: build() for name, build in KINDS.items()}
 
 
 def text_of(message):
-    calls = "".join(f'\n{{"name": "{call.name}"}}' for call in message.calls)
+    calls = "".join(f'\n{{"name": "{call.name}"}}' for call in message.tool_calls)
     return message.content + (f"\n\n{message.input}" if message.input else "") + calls
 
 
@@ -158,7 +158,7 @@ class Speakers(Template):
         for message in messages:
             if message.role == "tool":
                 raise HarnessError("template speakers", "there is no place for a tool")
-            trained = message.role == "assistant" and message.trained
+            trained = message.role == "assistant" and message.train
             spans += [Span(f"{message.role.upper()}:\n", markup=True), Span(text_of(message), trained)]
             spans.append(Span("</s>" if message.role == "assistant" else "\n", trained, markup=True))
         return (*spans, *([Span("ASSISTANT:\n", markup=True)] if add_generation_prompt else []))

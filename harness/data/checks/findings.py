@@ -174,7 +174,7 @@ def _find_shared_rows(training: Mapping[str, Sequence[Example]]) -> Iterator[Sha
     keys = {name: _content_hashes(rows) for name, rows in training.items()}
     for one, other, left, right in cross_source_duplicates(keys):
         first = zip(left[:MAX_ROWS_SHOWN].tolist(), right[:MAX_ROWS_SHOWN].tolist(), strict=True)
-        places = tuple((training[one][a].place, training[other][b].place) for a, b in first)
+        places = tuple((training[one][a].location, training[other][b].location) for a, b in first)
         yield SharedRows((one, other), len(left), places)
 
 

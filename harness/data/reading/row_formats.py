@@ -239,7 +239,7 @@ def _prepend_system(row: Mapping[str, Any], messages: list[Message]) -> list[Mes
 def _without_training(message: Message) -> Message:
     if message.role != "assistant" or not message.train:
         return message
-    return replace(message, trained=False)
+    return replace(message, train=False)
 
 
 ROW_FORMATS = {

@@ -50,7 +50,7 @@ CANONICAL_CONVERSATIONS: tuple[tuple[Message, ...], ...] = (
     (_USER, _ANSWER, Message("user", " 再说一条河。"), Message("assistant", "长江。 ")),
     (Message("system", "Be brief."), _USER, _ANSWER, _USER, _ANSWER),
     (_USER, _USER, _ANSWER),
-    (_USER, dataclasses.replace(_ANSWER, trained=False), _USER, _ANSWER),
+    (_USER, dataclasses.replace(_ANSWER, train=False), _USER, _ANSWER),
     (_USER, _TOOL_CALL, _TOOL_RESULT, _ANSWER),
     (Message("system", "Be brief."), _USER, _TOOL_CALL, _TOOL_RESULT, _TOOL_RESULT, _ANSWER, _USER, _ANSWER),
 )
@@ -113,7 +113,7 @@ def _tokenizer_state(tokenizer: PreTrainedTokenizerBase) -> list[object]:
 
 
 def _chat_template_source(template: Template, tokenizer: PreTrainedTokenizerBase) -> str | None:
-    source: Callable[[PreTrainedTokenizerBase], object] | None = getattr(template, "source", None)
+    source: Callable[[PreTrainedTokenizerBase], object] | None = getattr(template, "get_chat_template", None)
     try:
         return str(source(tokenizer)) if callable(source) else None
     except HarnessError:

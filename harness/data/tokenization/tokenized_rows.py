@@ -62,10 +62,10 @@ class TokenizedRows(Sequence[TokenizedExample]):
             ids=np.array([_parse_row_id(row.id) for row in given], np.uint64),
             lengths=lengths,
             loss_tokens=np.array([row.loss_tokens for row in given], np.int32),
-            source=np.array([number[row.source] for row in given], np.uint16),
+            source_indices=np.array([number[row.source] for row in given], np.uint16),
             source_names=names,
-            store=np.zeros(len(given), np.uint16),
-            begins=row_offsets(lengths),
+            store_indices=np.zeros(len(given), np.uint16),
+            offsets=row_offsets(lengths),
         )
 
     @classmethod
@@ -89,16 +89,16 @@ class TokenizedRows(Sequence[TokenizedExample]):
             ids=together((part.ids for part in parts), np.uint64),
             lengths=together((part.lengths for part in parts), np.int32),
             loss_tokens=together((part.loss_tokens for part in parts), np.int32),
-            source=together(
+            source_indices=together(
                 (renumbered(part.source_indices, [named[name] for name in part.source_names]) for part in parts),
                 np.uint16,
             ),
             source_names=names,
-            store=together(
+            store_indices=together(
                 (renumbered(part._store_indices, [at[id(store)] for store in part._stores]) for part in parts),
                 np.uint16,
             ),
-            begins=together((part._offsets for part in parts), np.int64),
+            offsets=together((part._offsets for part in parts), np.int64),
         )
 
     def select(self, indices: Sequence[int] | NDArray[Any]) -> TokenizedRows:

@@ -19,7 +19,7 @@ from harness.utils.redaction import redact, redact_text
 
 @dataclass(frozen=True)
 class RunColumn:
-    """One run. facts: what a table says of it, such as its mode, its mitigations, and how it ended."""
+    """One run. details: what a table says of it, such as its mode, its mitigations, and how it ended."""
 
     name: str
     details: Mapping[str, str]

@@ -1,6 +1,6 @@
 """The page of an experiment: its arms beside one another, what each gained and forgot, and what can be advised.
 
-Knows what an experiment leaves in its folder (`reading.Arms`); how it is laid out stands in
+Knows what an experiment leaves in its folder (`run_files.ExperimentFiles`); how it is laid out stands in
 `templates/experiment.html.jinja`.
 """
 

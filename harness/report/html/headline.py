@@ -38,7 +38,7 @@ PLURAL_FORMS = (("has ", "have "), (" was ", " were "))
 
 @dataclass(frozen=True)
 class Statement:
-    """One statement under the headline. kind: what its mark says."""
+    """One statement under the headline. outcome: what its mark says."""
 
     outcome: Outcome
     text: str

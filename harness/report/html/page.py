@@ -1,7 +1,8 @@
 """One self-contained HTML file that asks the network for nothing.
 
-Knows Jinja2. Every value that a template shows goes through `legible.printable` and is then escaped, by the templates'
-environment and not by the templates: there is none that could forget it. Only `Markup` made here is left as it is.
+Knows Jinja2. Every value that a template shows goes through `formatting.printable` and is then escaped, by the
+templates' environment and not by the templates: there is none that could forget it. Only `Markup` made here is left as
+it is.
 """
 
 from __future__ import annotations
@@ -106,7 +107,7 @@ def _jinja_environment() -> Environment:
         "places_of": lambda found: decimal_places([v for one in found for v in (one.value, one.low, one.high)], 3),
         "duration": format_duration,
         "p_value": format_p_value,
-        "plot": lambda plot: _safe_markup(plot.inline()),
+        "plot": lambda plot: _safe_markup(plot.to_inline_svg()),
         "pretty": format_json,
         "count": lambda value: f"{value:,}" if isinstance(value, int | float) else str(value),
         "exact": lambda value: "" if value is None or value != value else repr(float(value)),

@@ -31,9 +31,9 @@ NUMBER_TYPES = (int, float, type(None))
 class MidStageEvaluation:
     """One evaluation within a stage, after its update `step`. scores: `suite/score` -> value.
 
-    combined: the weighted score that may end the stage early, None where nothing may. best: whether none before was
-    better. kept: whether its weights were put aside, so that those of the last one kept are the stage's result. over:
-    whether the stage was ended here, before its last update.
+    combined: the weighted score that may end the stage early, None where nothing may. is_best: whether none before was
+    better. weights_saved: whether its weights were put aside, so that those of the last one kept are the stage's
+    result. should_stop: whether the stage was ended here, before its last update.
     """
 
     step: float
@@ -84,7 +84,7 @@ def null_to_nan(value: Any) -> float:
 def _load_lines_by_step(file: Path, unreadable: list[str], required_key: str | None = None) -> list[dict[str, Any]]:
     """The lines that say a step, in the order of the steps; what cannot be read is counted and left out.
 
-    within: a key that must hold an object too.
+    required_key: a key that must hold an object too.
     """
     made: dict[float, dict[str, Any]] = {}
     lost = 0
@@ -118,10 +118,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class RunFiles:
-    """A run as its folder tells it. steps: stage -> the entries of its log. looks: stage -> what was measured within
-    it. trained: stage -> what it came to.
+    """A run as its folder tells it. step_logs: stage -> the entries of its log. mid_stage_evaluations: stage -> what
+    was measured within it. stage_results: stage -> what it came to.
 
-    spec, environment, data: {} where the file is missing. unread: what could not be read, each in a line.
+    spec, environment, data: {} where the file is missing. unreadable: what could not be read, each in a line.
     """
 
     folder: Path
@@ -183,7 +183,7 @@ def load_experiment_files(folder: str | Path) -> ExperimentFiles:
 
 
 def load_optional_json(file: Path, unreadable: list[str]) -> dict[str, Any]:
-    """The JSON object in a file; {} where there is none, and a line in `unread` where it is damaged."""
+    """The JSON object in a file; {} where there is none, and a line in `unreadable` where it is damaged."""
     try:
         return load_run_json(file.parent, file.name)
     except HarnessError as error:
@@ -313,7 +313,7 @@ def _parse_recommendation(arms_json: Mapping[str, Any]) -> Recommendation:
     return _from_dict(Recommendation, arms_json["advised"], alike=tuple(arms_json["advised"]["alike"]))
 
 
-def _from_dict(dataclass_type: type[T], values: Mapping[str, Any], **overrides: Any) -> T:
+def _from_dict(dataclass_type: type[T], document: Mapping[str, Any], **overrides: Any) -> T:
     """The dataclass from what a file says; what a later version added to the file is left aside."""
     names = [one.name for one in fields(dataclass_type)]  # type: ignore[arg-type]
-    return dataclass_type(**{**{key: values[key] for key in names if key in values}, **overrides})
+    return dataclass_type(**{**{key: document[key] for key in names if key in document}, **overrides})

@@ -1,6 +1,6 @@
 """The page of one run: which sections it has, and the plots in them.
 
-Knows what a run leaves in its folder (`reading.Run`); how it is laid out stands in `templates/run.html.jinja`.
+Knows what a run leaves in its folder (`run_files.RunFiles`); how it is laid out stands in `templates/run.html.jinja`.
 """
 
 from __future__ import annotations

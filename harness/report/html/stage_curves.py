@@ -1,6 +1,6 @@
 """Evaluations within the stages of a run, as curves: where each score went between the ends of its stages.
 
-Knows what a run's folder says of them (`reading.Run`), and where early stopping ended a stage.
+Knows what a run's folder says of them (`run_files.RunFiles`), and where early stopping ended a stage.
 """
 
 from __future__ import annotations

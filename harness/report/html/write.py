@@ -40,7 +40,7 @@ def write_experiment_page(folder: str | Path) -> Path:
     """Make `report.html` and `plots/*.svg` in the folder of an experiment of arms; returns the page's path.
 
     Needs `arms.json`; of `arms/*/spec.json`, `arms/*/report.json` and `arms/*/variants.json` it shows what is
-    there. Raises HarnessError as `write`.
+    there. Raises HarnessError as `write_run_page`.
     """
     from harness.report.html import experiment_page, page, run_files
 

@@ -218,7 +218,7 @@ def test_a_store_that_is_not_there_is_refused_and_not_made(tmp_path, monkeypatch
 def test_comparing_imports_no_torch_and_importing_not_even_mlflow(tracked):
     script = (
         "import sys; from harness.comparison import compare; print('mlflow' in sys.modules, 'torch' in sys.modules);"
-        f"compare.compare([], 'sweep', {tracked.uri!r});"
+        f"compare.compare_runs([], 'sweep', {tracked.uri!r});"
         "print('mlflow' in sys.modules, 'torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

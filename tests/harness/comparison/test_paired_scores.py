@@ -70,7 +70,7 @@ def test_every_shared_score_is_compared_by_the_test_that_fits_it(both):
             ("bleu", "chrf", "response_perplexity", "response_nll", "length_ratio"), "approximate randomisation"
         ),
     }
-    assert both.refused == ()
+    assert both.not_comparable == ()
 
 
 def test_a_share_is_tested_by_the_items_that_changed(folder, both):

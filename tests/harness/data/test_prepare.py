@@ -47,7 +47,7 @@ class Plain(Template):
 class Untrained(Plain):
     def render(self, messages, tokenizer, *, add_generation_prompt=False, tools=()):
         return tuple(
-            dataclasses.replace(span, trained=False)
+            dataclasses.replace(span, train=False)
             for span in super().render(messages, tokenizer, add_generation_prompt=add_generation_prompt)
         )
 
@@ -55,7 +55,7 @@ class Untrained(Plain):
 class HeaderTrained(Plain):
     def render(self, messages, tokenizer, *, add_generation_prompt=False, tools=()):
         return tuple(
-            dataclasses.replace(span, trained=True)
+            dataclasses.replace(span, train=True)
             for span in super().render(messages, tokenizer, add_generation_prompt=add_generation_prompt)
         )
 
@@ -157,10 +157,10 @@ def test_a_suite_sees_exactly_the_held_out_rows_and_training_all_the_others(make
         [suite("all", "d"), suite("some", "d", limit=4)],
         options={"d": {"held_out": 0.3}},
     )
-    held, trained = {example.id for example in made.suites["all"]}, {row.id for row in made.rows["d"]}
+    held, trained = {example.id for example in made.suite_examples["all"]}, {row.id for row in made.tokenized_rows["d"]}
     assert not held & trained
     assert len(held) + len(trained) == 60
-    assert list(made.suites["some"]) == list(some(made.suites["all"], 4))
+    assert list(made.suite_examples["some"]) == list(some(made.suite_examples["all"], 4))
 
 
 def test_the_mixture_and_its_order_are_those_that_the_stage_asks_for(make):
@@ -193,7 +193,7 @@ def test_the_same_spec_gives_the_same_data_and_another_seed_other_data(make):
         assert list(one.rows) == list(two.rows)
         assert [*one.order] == [*two.order]
         assert (one.shares, one.efficiency) == (two.shares, two.efficiency)
-    assert list(first.suites["s"]) == list(again.suites["s"])
+    assert list(first.suite_examples["s"]) == list(again.suite_examples["s"])
     assert (first.counts, first.digests) == (again.counts, again.digests)
     assert first.digests != other.digests
 
@@ -222,15 +222,15 @@ def test_a_question_of_the_suites_source_counts_even_beyond_the_suites_limit(mak
 def test_rows_whose_response_is_cut_off_are_dropped_by_name_and_count(make):
     data = {"d": [*asks("d", 6), ("long " * 100, "never seen"), ("short", "a long answer " * 40)]}
     made = make(data, [stage(("d", "domain"))])
-    assert made.untrained == {"d": findings.FullyTruncatedRows(rows=8, lost=1, max_length=200, places=("d:7",))}
+    assert made.fully_truncated == {"d": findings.FullyTruncatedRows(rows=8, lost=1, max_length=200, places=("d:7",))}
     assert (made.counts["d"]["untrained"], made.counts["d"]["truncated"], made.counts["d"]["used"]) == (1, 1, 7)
-    assert max(len(row.input_ids) for row in made.rows["d"]) == 200
+    assert max(len(row.input_ids) for row in made.tokenized_rows["d"]) == 200
 
 
 def test_rows_lost_at_the_shorter_of_two_lengths_are_counted_there(make):
     data = {"d": [*asks("d", 6), ("long " * 100, "seen at last")]}
     made = make(data, [stage(("d", "domain"), name="one", max_length=900), stage(("d", "domain"), name="two")])
-    assert made.untrained == {"d": findings.FullyTruncatedRows(rows=7, lost=1, max_length=200, places=("d:7",))}
+    assert made.fully_truncated == {"d": findings.FullyTruncatedRows(rows=7, lost=1, max_length=200, places=("d:7",))}
     assert made.counts["d"]["untrained"] == 0, "it is trained in one stage"
 
 
@@ -239,7 +239,7 @@ def test_conversations_stand_on_the_caches_disk_or_it_is_said_where_else(make, t
     write = ConversationStore.write_examples.__func__
     monkeypatch.setattr(
         ConversationStore,
-        "write",
+        "write_examples",
         classmethod(lambda cls, rows, folder: taken.append(folder) or write(cls, rows, folder)),
     )
     monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "own"))
@@ -263,7 +263,7 @@ def test_stages_with_different_lengths_have_their_own_rows(make):
     stages = [stage(("d", "domain"), name="one", max_length=60), stage(("d", "domain"), name="two", max_length=70)]
     made = make({"d": asks("d", 4, "word " * 20), "x": asks("x", 4, "word " * 20)}, stages, also=["x"])
     assert [max(len(row.input_ids) for row in data.rows) for data in made.stages] == [60, 70]
-    assert {len(row.input_ids) for row in [*made.rows["d"], *made.rows["x"]]} == {70}
+    assert {len(row.input_ids) for row in [*made.tokenized_rows["d"], *made.tokenized_rows["x"]]} == {70}
 
 
 @pytest.mark.parametrize(
@@ -300,7 +300,7 @@ def test_reading_and_tokenising_tell_how_far_they_are(make):
         [stage(("d", "domain"))],
         [suite("s", "e")],
         progress=lambda *args: told.append(args),
-        cached=False,
+        use_cache=False,
     )
     assert {(phase, note) for phase, _, _, note, _ in told} == {("read", "d"), ("read", "e"), *TOKENISED}
     assert all(done == total == 3 and unit == "rows" for _, done, total, _, unit in told)
@@ -308,18 +308,18 @@ def test_reading_and_tokenising_tell_how_far_they_are(make):
 
 def test_bad_rows_that_the_spec_allows_are_counted_and_written_where_the_caller_says(make, tmp_path):
     data = {"d": [*asks("d", 9), ("a question", " ")]}
-    made = make(data, [stage(("d", "domain"))], options={"d": {"rejected": 0.1}}, rejected=tmp_path / "rejected")
+    made = make(data, [stage(("d", "domain"))], options={"d": {"rejected": 0.1}}, invalid_rows_folder=tmp_path / "rejected")
     assert (made.counts["d"]["rejected"], made.counts["d"]["used"]) == (1, 9)
     assert "d:10" in (tmp_path / "rejected" / "d.jsonl").read_text()
     assert any("1 of 10 rows of 'd' are bad" in text for text in made.warnings)
     with pytest.raises(HarnessError, match="d:10"):
-        make(data, [stage(("d", "domain"))], rejected=tmp_path / "rejected")
+        make(data, [stage(("d", "domain"))], invalid_rows_folder=tmp_path / "rejected")
 
 
 def test_a_second_preparation_takes_its_tokens_from_the_cache(make, tmp_path, monkeypatch):
     monkeypatch.setenv("HARNESS_CACHE", str(tmp_path))
     first, second = (make({"d": asks("d", 30)}, [stage(("d", "domain"))], [], template=Plain()) for _ in range(2))
-    assert [one.told["d"].longest.cached for one in (first, second)] == [False, True]
-    assert list(first.rows["d"]) == list(second.rows["d"])
+    assert [one.sources["d"].at_longest_length.from_cache for one in (first, second)] == [False, True]
+    assert list(first.tokenized_rows["d"]) == list(second.tokenized_rows["d"])
     changed = make({"d": asks("d", 31)}, [stage(("d", "domain"))])
-    assert not changed.told["d"].longest.cached
+    assert not changed.sources["d"].at_longest_length.from_cache

@@ -6,7 +6,7 @@ from harness.data.row_hashing import hash_keys, random_fraction, random_uint64, 
 def test_the_mixing_function_is_splitmix64():
     from unittest.mock import patch
 
-    with patch("harness.seeding.derive_seed", return_value=0):
+    with patch("harness.data.row_hashing.derive_seed", return_value=0):
         first = hash_keys(np.array([0]), 0, "x")[0]
     assert first == 0xE220A8397B1DCDAF, "the first output of the published generator at seed 0"
 

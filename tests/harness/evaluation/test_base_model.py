@@ -60,7 +60,7 @@ def distributions(model, row):
 def test_the_divergence_is_that_of_torchs_distributions(go, kit, tokenizer, adapted, rows, size):
     from harness.data.tokenization.tokenize import encode_example
 
-    result = go(adapted, base=lambda: save.base_model(adapted), size=size)
+    result = go(adapted, base_context=lambda: save.base_model(adapted), size=size)
     for item, example in zip(result.items, rows, strict=True):
         row = encode_example(example, "source", kit.template(), tokenizer, 128)
         with adapted.disable_adapter():
@@ -84,12 +84,12 @@ def test_the_base_model_is_no_way_from_itself_and_costs_nothing_to_compare(go, t
 
 def test_a_second_copy_serves_where_all_weights_are_trained(go, tiny_model):
     base = copy.deepcopy(tiny_model).eval()
-    same = go(tiny_model.eval(), base=lambda: nullcontext(base))
+    same = go(tiny_model.eval(), base_context=lambda: nullcontext(base))
     assert [score.value for score in same.scores] == [pytest.approx(0.0, abs=1e-9), 1.0]
     with torch.no_grad():
         for weight in tiny_model.parameters():
             weight.mul_(1.5)
-    assert go(tiny_model, base=lambda: nullcontext(base)).scores[0].value > 1e-4
+    assert go(tiny_model, base_context=lambda: nullcontext(base)).scores[0].value > 1e-4
 
 
 def test_without_a_base_after_a_stage_the_metric_is_refused(go, tiny_model):
@@ -102,11 +102,11 @@ def test_another_base_is_another_question(go, kit, tiny_model, tmp_path):
     calls = []
     tiny_model.eval().register_forward_pre_hook(lambda *_: calls.append(1))
     for times in (1, 1):  # the second time it is recalled
-        go(tiny_model, base=lambda: nullcontext(base), folder=tmp_path)
+        go(tiny_model, base_context=lambda: nullcontext(base), folder=tmp_path)
         assert len(calls) == times
     with torch.no_grad():
         next(base.parameters()).add_(1e-3)
-    go(tiny_model, base=lambda: nullcontext(base), folder=tmp_path)
+    go(tiny_model, base_context=lambda: nullcontext(base), folder=tmp_path)
     assert len(calls) == 2
 
 

@@ -62,7 +62,7 @@ def test_a_model_that_knows_nothing_has_the_vocabulary_as_its_perplexity(go, kit
 
 
 def test_nothing_is_generated_for_metrics_of_likelihood(go, kit, monkeypatch):
-    monkeypatch.setattr("harness.evaluation.generation.generate_answers", None)
+    monkeypatch.setattr("harness.evaluation.answers.generate_answers", None)
     (result,) = go(kit.echo(), {"nll": kit.likelihood})
     assert all(item.answer is None and item.finish is None for item in result.items)
 
@@ -245,7 +245,7 @@ def test_a_prompt_reads_as_it_was_asked(kit):
 def test_a_metric_that_breaks_its_word_is_named(kit):
     from harness.types import Item
 
-    kit.same.names = ("other",)
+    kit.same.score_names = ("other",)
     with pytest.raises(HarnessError, match=r"metrics\.same: gives same where it names other"):
         score_items([Item("1", "p", "r", "a")], {"same": kit.same}, suite="s", stage=0, seed=0)
 

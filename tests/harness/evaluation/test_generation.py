@@ -55,7 +55,7 @@ def test_answers_are_those_of_transformers_one_by_one(tokenizer, lively, prompts
             pad_token_id=tokenizer.pad_token_id,
         )
         assert answer.text == tokenizer.decode(out[0, len(prompt) :], skip_special_tokens=True)
-        assert (answer.finish, answer.tokens) == ("length", 12)
+        assert (answer.finish, answer.token_count) == ("length", 12)
     assert len({answer.text for answer in ours}) > 4
 
 
@@ -180,4 +180,4 @@ def test_end_of_sequence_finishes_as_eos(tokenizer, kit):
     ended = StopConditions(tokenizer.convert_tokens_to_ids("<|im_end|>"), frozenset(), ())
     prompt = tokenizer("<|im_start|>user\nyes<|im_end|>\n<|im_start|>assistant\n")["input_ids"]
     (answer,) = answers(kit.echo(), tokenizer, [prompt], stops=ended)
-    assert (answer.text, answer.finish, answer.tokens) == ("yes", "eos", 4)
+    assert (answer.text, answer.finish, answer.token_count) == ("yes", "eos", 4)

@@ -130,7 +130,7 @@ def test_a_question_too_long_loses_its_beginning_and_is_counted(go, lively):
     result = go(lively, rows, max_cut=0.4)
     assert [item.row_cut for item in result.items] == [True, False]
     assert result.scores[0].counts["row_cut"] == 1
-    (breach,) = result.breaches
+    (breach,) = result.violations
     assert str(breach) == "1 of 2 items are cut (50.0%, 40.0% are allowed)"
 
 

@@ -125,7 +125,8 @@ def test_scoring_text_imports_no_torch(run):
 import sys
 from harness import registry
 from harness.evaluation import rescore
-found = registry.discover([pair for pair in registry.installed() if pair[0] == registry.OURS])
+core = [pair for pair in registry.installed_entry_points() if pair[0] == registry.CORE_DISTRIBUTION]
+found = registry.discover_plugins(core)
 names = ("bleu", "rouge", "chrf", "ter", "token_f1", "exact_match", "json_valid", "distinct", "length_ratio")
 made = rescore.score_run({str(run)!r}, {{name: {{}} for name in names}}, found)
 assert len(made) == 2

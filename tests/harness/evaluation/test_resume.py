@@ -162,7 +162,7 @@ class Spaced(Template):
         return self._turns.render([replace(one, content=f" {one.content}") for one in messages], tokenizer, **given)
 
     def stop_strings(self, tokenizer):
-        return self._turns.stops(tokenizer)
+        return self._turns.stop_strings(tokenizer)
 
 
 @pytest.mark.parametrize("what", MISSES)
@@ -208,9 +208,9 @@ def test_the_base_that_a_distance_is_from_is_known_by_its_config_too(go, metric,
         return lambda: contextlib.nullcontext(net)
 
     metrics = {"kl": metric("kl_to_base")}
-    assert go(tiny_model, metrics=metrics, base=base(tiny_model))[1] > 0
-    assert go(tiny_model, metrics=metrics, base=base(tiny_model))[1] == 0
-    assert go(tiny_model, metrics=metrics, base=base(rotated(tiny_model)))[1] > 0
+    assert go(tiny_model, metrics=metrics, base_context=base(tiny_model))[1] > 0
+    assert go(tiny_model, metrics=metrics, base_context=base(tiny_model))[1] == 0
+    assert go(tiny_model, metrics=metrics, base_context=base(rotated(tiny_model)))[1] > 0
 
 
 def test_autocast_is_another_arithmetic(go, tiny_model):

@@ -33,7 +33,7 @@ def test_what_is_no_measure_of_the_model_is_counted_beside_its_score(go):
 
 
 def test_nothing_fails_where_no_limit_is_declared(go):
-    assert go().breaches == ()
+    assert go().violations == ()
     raise_on_violations([go()])
 
 
@@ -47,7 +47,7 @@ def test_nothing_fails_where_no_limit_is_declared(go):
 def test_over_its_limit_an_evaluation_is_saved_and_then_fails(go, tmp_path, limit, text):
     result = go(folder=tmp_path, **limit)
     assert (tmp_path / "desk-stage1.jsonl").exists()
-    (breach,) = result.breaches
+    (breach,) = result.violations
     assert str(breach) == text
     with pytest.raises(RunError, match=r"evaluate\.desk\.max_\w+: after stage 1 .* allowed") as raised:
         raise_on_violations([result])
@@ -55,12 +55,12 @@ def test_over_its_limit_an_evaluation_is_saved_and_then_fails(go, tmp_path, limi
 
 
 def test_at_its_limit_it_does_not_fail(go):
-    assert go(max_empty=0.4, max_truncated=0.2, max_cut=0.0, max_unparsed=0.0).breaches == ()
+    assert go(max_empty=0.4, max_truncated=0.2, max_cut=0.0, max_unparsed=0.0).violations == ()
 
 
 def test_the_base_model_need_not_keep_the_limits(go):
     base = go(stage=0, max_empty=0.0)
-    assert len(base.breaches) == 1
+    assert len(base.violations) == 1
     raise_on_violations([base], first_stage=1)
     with pytest.raises(RunError):
         raise_on_violations([base])

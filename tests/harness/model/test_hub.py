@@ -19,11 +19,11 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 RESOLVE = """
 import sys
 from harness.errors import HarnessError
-from harness.model.locate import resolve
+from harness.model.locate import resolve_model
 for name in sys.argv[1:]:
     name, _, revision = name.partition("@")
     try:
-        print(resolve({"path": name, "revision": revision or None}).digest)
+        print(resolve_model({"path": name, "revision": revision or None}).digest)
     except HarnessError as error:
         print("error:", error)
 assert not {"torch", "transformers"} & set(sys.modules)
@@ -35,11 +35,11 @@ from harness.model import load, locate
 from harness.errors import HarnessError
 calls = []
 settings = {"path": sys.argv[1], "revision": None, "trust_remote_code": False, "attention": "auto"}
-location = locate.resolve(settings)
-print(location.digest, load.parameters(location, settings))
+location = locate.resolve_model(settings)
+print(location.digest, load.parameter_count_from_config(location, settings))
 try:
-    words = load.tokenizer(location, settings)
-    loaded = load.load(location, settings, progress=lambda *call: calls.append(call))
+    words = load.load_tokenizer(location, settings)
+    loaded = load.load_model(location, settings, progress=lambda *call: calls.append(call))
 except HarnessError as error:
     print("error:", error)
 else:

@@ -112,7 +112,7 @@ def test_a_package_and_the_same_plain_file_share_one_converted_model(index, gguf
 def test_a_converted_package_resolves_without_torch_or_transformers(index, reference_text):
     resolve_model(settings(reference_text))
     script = (
-        "import sys; from harness.model.locate import resolve; print(resolve({'path': sys.argv[1]}).kind);"
+        "import sys; from harness.model.locate import resolve_model; print(resolve_model({'path': sys.argv[1]}).kind);"
         "print({'torch', 'transformers', 'numpy', 'gguf', 'huggingface_hub'} & set(sys.modules))"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}

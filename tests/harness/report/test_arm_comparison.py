@@ -150,7 +150,9 @@ def test_a_change_is_that_of_the_run_s_own_report(tmp_path: Path, monkeypatch: p
     """One number has one interval, in closed form where there is one."""
     monkeypatch.setattr(type(example_run.METRICS["rouge"]), "is_ratio", lambda self, name: True)
     run = finished(tmp_path / "naive", 0.3, 5.0)
-    own = run_report.make(example_run.made_plan(), list(run.evaluations), example_run.BY_SUITE, seed=0, run={})
+    own = run_report.build_report(
+        example_run.made_plan(), list(run.evaluations), example_run.BY_SUITE, seed=0, run_info={}
+    )
     change = next(one.difference for one in own.changes if (one.suite, one.name) == ("helpdesk", "rougeL"))
     made = arm_comparison.compare_arms(
         "sweep", tmp_path, {"naive": run}, example_run.BY_SUITE, seed=0, gain_score="helpdesk/rougeL"
@@ -403,7 +405,7 @@ def test_runs_that_share_no_item_are_told_and_their_points_stand(tmp_path: Path)
     runs["other"] = changed(
         runs["other"], lambda one: replace(one, items=tuple(replace(item, id=f"other {item.id}") for item in one.items))
     )
-    axes = {"gain": "helpdesk/rougeL", "forgetting_score": "general/response_perplexity"}
+    axes = {"gain_score": "helpdesk/rougeL", "forgetting_score": "general/response_perplexity"}
     one = arm_comparison.compare_arms("sweep", tmp_path, runs, example_run.BY_SUITE, seed=0, **axes)
     assert [two.arm for two in one.scores] == ["naive"] * 4
     assert len(one.points) == 2
@@ -417,8 +419,8 @@ def test_a_joint_arm_of_one_stage_has_no_summary_over_stages_and_is_shown_withou
         (run.folder / "report.json").write_text(json.dumps({"forgetting": []}))
     summary = ScoreForGate(Estimate(0.1, 0.01, 0.08, 0.12, 60), None, True)
     told = {runs["seq"].folder: {"forgetting:rougeL": summary}, runs["all"].folder: {}}
-    monkeypatch.setattr(run_report, "gate_scores_of_run", told.__getitem__)
-    axes = {"gain": "helpdesk/rougeL", "forgetting_score": "forgetting:rougeL"}
+    monkeypatch.setattr(arm_comparison, "gate_scores_of_run", told.__getitem__)
+    axes = {"gain_score": "helpdesk/rougeL", "forgetting_score": "forgetting:rougeL"}
     one = arm_comparison.compare_arms("sweep", tmp_path, runs, example_run.BY_SUITE, seed=0, joint="all", **axes)
     assert math.isnan(one.points[1].forgotten.value)
     assert one.to_json()["points"][1]["forgotten"]["value"] is None
@@ -482,7 +484,7 @@ def test_an_arm_that_measured_otherwise_what_arms_are_compared_by_is_not_weighed
     whole = {
         name: finished(tmp_path / name, 0.3, rise) for name, rise in (("naive", 5.0), ("kept", 1.0), ("other", 0.1))
     }
-    axes = {"gain": "helpdesk/rougeL", "forgetting_score": "general/response_perplexity"}
+    axes = {"gain_score": "helpdesk/rougeL", "forgetting_score": "general/response_perplexity"}
     assert (
         arm_comparison.compare_arms("sweep", tmp_path, whole, example_run.BY_SUITE, seed=0, **axes).advised.arm
         == "other"

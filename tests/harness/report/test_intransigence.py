@@ -81,7 +81,7 @@ def test_without_a_joint_arm_or_its_result_there_is_none(tmp_path):
 
 
 def test_the_joint_arm_is_a_reference_and_is_not_recommended(experiment):
-    assert "'joint' forgets" not in experiment.advice
+    assert "'joint' forgets" not in experiment.recommendation_text
 
 
 def test_the_page_of_the_experiment_has_it_with_its_interval_and_says_who_the_reference_is(experiment, tmp_path):
@@ -113,7 +113,7 @@ def test_a_task_that_both_measured_by_other_options_is_left_out_and_costs_nothin
 
     stages = tuple(tuple(map(otherwise, stage)) for stage in runs["joint"].evaluations)
     runs["joint"] = replace(runs["joint"], evaluations=stages)
-    axes = {"gain": "general/rougeL", "forgetting_score": "general/rougeL"}
+    axes = {"gain_score": "general/rougeL", "forgetting_score": "general/rougeL"}
     made = arm_comparison.compare_arms("sweep", tmp_path, runs, example_run.BY_SUITE, seed=0, joint="joint", **axes)
     found = {one.score: one.suites for one in made.intransigence}
     assert found == {"rougeL": ("general",), "response_perplexity": ("helpdesk", "general")}

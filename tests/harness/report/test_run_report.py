@@ -398,8 +398,8 @@ def test_a_stage_that_names_no_suite_is_examined_by_those_on_its_sources_or_of_i
     apart = replace(
         plan,
         stages=(
-            replace(plan.stages[0], name="helpdesk", parts=()),
-            replace(plan.stages[1], parts=plan.stages[1].parts[1:]),
+            replace(plan.stages[0], name="helpdesk", sources=()),
+            replace(plan.stages[1], sources=plan.stages[1].sources[1:]),
         ),
     )
     assert stage_of_suite(apart) == {"helpdesk": 1, "general": 2}

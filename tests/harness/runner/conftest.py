@@ -203,14 +203,14 @@ def same():
 @pytest.fixture
 def generated(monkeypatch):
     """A list that gets the number of prompts of each batch that is generated for."""
-    from harness.evaluation import answers, generation
+    from harness.evaluation import answers
 
     seen: list[int] = []
-    real = generation.generate_answers
+    real = answers.generate_answers
 
     def counted(model, tokenizer, prompts, **more):
         seen.append(len(prompts))
         return real(model, tokenizer, prompts, **more)
 
-    monkeypatch.setattr(generation, "generate_answers", counted)
+    monkeypatch.setattr(answers, "generate_answers", counted)
     return seen

@@ -12,7 +12,7 @@ import pytest
 from harness import registry
 from harness.distributed.processes import Processes
 from harness.errors import HarnessError, RunError
-from harness.runner import api, main_process
+from harness.runner import api
 from harness.runner.folder import RunFolder
 from harness.runner.main_process import MainProcess
 from harness.spec import arms as arms_of
@@ -41,20 +41,20 @@ def arms(desk):
 @pytest.fixture(scope="module")
 def finished(desk, arms):
     """The folder of an experiment of two arms, and how many prompts were generated for."""
-    from harness.evaluation import answers, generation
+    from harness.evaluation import answers
 
     seen: list[int] = []
-    real = generation.generate_answers
+    real = answers.generate_answers
 
     def counted(model, tokenizer, prompts, **more):
         seen.append(len(prompts))
         return real(model, tokenizer, prompts, **more)
 
-    generation.generate_answers = counted
+    answers.generate_answers = counted
     try:
         assert desk.command("run", "--quiet", desk.write(arms())) == 0
     finally:
-        generation.generate_answers = real
+        answers.generate_answers = real
     return desk.newest(), sum(seen)
 
 
@@ -102,7 +102,7 @@ def test_a_matrix_multiplies_and_one_arm_can_be_run_alone(desk, arms, capsys):
 def test_an_experiment_goes_on_with_the_arms_that_have_no_result(desk, arms, finished, tmp_path, monkeypatch, listener):
     """One arm fails in the middle, one was never begun; both run when the experiment is gone on with."""
     document = arms(named={"naive": {}, "lora": {"mitigations.lora": {"rank": 2}}, "l2sp": {"mitigations.l2sp": {}}})
-    real = main_process.run_stages
+    real = api.run_stages
 
     def failing(spec, *rest, **more):
         if "lora" in spec.document["mitigations"]:
@@ -112,14 +112,14 @@ def test_an_experiment_goes_on_with_the_arms_that_have_no_result(desk, arms, fin
         return real(spec, *rest, **more)
 
     with monkeypatch.context() as patched:
-        patched.setattr(main_process, "run_stages", failing)
+        patched.setattr(api, "run_stages", failing)
         assert desk.command("run", "--quiet", desk.write(document)) == 130
     place = desk.newest()
     assert not (place / "arms.json").exists()
 
     with monkeypatch.context() as patched:
         patched.setattr(
-            main_process,
+            api,
             "run_stages",
             lambda spec, *a, **k: (
                 failing(spec, *a, **k) if "lora" in spec.document["mitigations"] else real(spec, *a, **k)
@@ -191,7 +191,7 @@ def test_an_experiment_whose_arms_all_fail_names_the_failure(desk, arms, monkeyp
     def failing(*_, **__):
         raise RunError("stage 'domain'", "memory ran out", "buy some")
 
-    monkeypatch.setattr(main_process, "run_stages", failing)
+    monkeypatch.setattr(api, "run_stages", failing)
     assert desk.command("run", "--quiet", desk.write(arms())) == 1
     (line,) = errors(capsys)
     assert "2 arm(s) failed, 'naive' first: memory ran out" in line

@@ -308,7 +308,7 @@ def test_a_run_that_goes_on_can_be_broken_off_and_gone_on_with(document, tmp_pat
 
     listener = Listener()
     with monkeypatch.context() as patch:
-        patch.setattr(main_process.MainProcess, "_step", broken)
+        patch.setattr(main_process.MainProcess, "_create_step_callback", broken)
         with pytest.raises(KeyboardInterrupt):
             start(document, tmp_path, stages=[last], listener=listener)
     place = tmp_path / next(one.data["folder"] for one in listener.events if one.type == "run_started")

@@ -169,11 +169,11 @@ def test_a_stage_that_was_broken_off_ends_as_if_it_had_not_been(document, tmp_pa
         look(self, step)
 
     made_up(*values)
-    monkeypatch.setattr(early_stopping.EarlyStopper, "_look", broken)
+    monkeypatch.setattr(early_stopping.EarlyStopper, "_evaluate_step", broken)
     listener = Listener()
     with pytest.raises(KeyboardInterrupt):
         start(document, tmp_path, listener)
-    monkeypatch.setattr(early_stopping.EarlyStopper, "_look", look)
+    monkeypatch.setattr(early_stopping.EarlyStopper, "_evaluate_step", look)
     place = Path(listener.of("run_started")[0].data["folder"])
     made_up(*values[2:])  # gone on with from the checkpoint after update 2
     found = registry.discover_plugins()
@@ -194,7 +194,7 @@ def test_a_run_that_ended_early_at_its_checkpoint_is_not_trained_on(document, tm
 
     listener = Listener()
     with monkeypatch.context() as patch:
-        patch.setattr(early_stopping.EarlyStopper, "finish", broken)
+        patch.setattr(early_stopping.EarlyStopper, "restore_best_weights", broken)
         with pytest.raises(KeyboardInterrupt):
             start(document, tmp_path, listener)
     place = Path(listener.of("run_started")[0].data["folder"])

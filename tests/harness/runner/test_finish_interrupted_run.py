@@ -27,11 +27,11 @@ def killed_at(monkeypatch):
 
         @hookimpl
         def heard(self, event):
-            if event.kind == deaf:
+            if event.type == deaf:
                 lost.append(event)
-            if event.kind == kind:
+            if event.type == kind:
                 raise Killed
-            if event.kind != "run_failed" and not lost:
+            if event.type != "run_failed" and not lost:
                 real(self, event)
 
         monkeypatch.setattr(Tracker, "harness_on_event", heard)
@@ -100,7 +100,7 @@ def test_a_run_killed_before_its_tracking_ended_is_gone_on_with_to_a_finished_on
     made = desk.resume(place, heard)
     assert heard.kinds()[-1] == "run_closed"
     assert heard.events[-1].data["lacked"] == ("tracking",)
-    assert not [one for one in heard.events if one.kind in ("step", "progress")], "nothing is trained or asked again"
+    assert not [one for one in heard.events if one.type in ("step", "progress")], "nothing is trained or asked again"
     assert (place / "report.json").read_bytes() == before
     told = json.loads(before)
     assert made.to_json() == told, "the report made again is the one that the run wrote"
@@ -125,7 +125,7 @@ def test_a_run_killed_while_it_made_its_page_gets_it_and_gives_the_disk_back(des
     def no(*_):
         raise Killed
 
-    monkeypatch.setattr(prepare, "write_report_page", no)
+    monkeypatch.setattr(main_process, "write_report_page", no)
     place = kill(desk, desk.document(gate=[{"score": "general/response_perplexity", "falls_at_least": 1e9}]))
     monkeypatch.undo()
     assert list(place.glob("stages/*/end"))
@@ -156,7 +156,7 @@ def test_an_interruption_after_the_report_is_no_failure_of_the_run(desk, uri, cl
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(prepare, "write_report_page", no)
+        patched.setattr(main_process, "write_report_page", no)
         with pytest.raises(KeyboardInterrupt):
             desk.start(tracked(desk, uri))
     place = desk.newest()
@@ -219,10 +219,10 @@ def test_a_run_that_goes_on_from_another_is_closed_with_the_matrix_of_both(desk,
     lora = {"mitigations": {"lora": {"rank": 2}}}
     first = desk.start(desk.document(**lora))
     with monkeypatch.context() as patched:
-        patched.setattr(prepare, "write_report_page", no)
+        patched.setattr(main_process, "write_report_page", no)
         place = kill(desk, desk.document(model={"path": f"run:{first}"}, **lora))
     made = desk.resume(place)
-    assert made.earlier is not None
+    assert made.previous_run is not None
     assert len(made.stages) == 3
     assert made.to_json() == json.loads((place / "report.json").read_text())
 

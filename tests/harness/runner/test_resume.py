@@ -36,7 +36,7 @@ def evaluating(stage):
 
     def at(event, listener):
         return (
-            event.kind == "progress"
+            event.type == "progress"
             and event.data["phase"].startswith("evaluate")
             and event.data["done"] == 2
             and listener.kinds().count("stage_started") == stage
@@ -46,21 +46,21 @@ def evaluating(stage):
 
 
 def step(stage, number):
-    return lambda event, _: event.kind == "step" and event.stage == stage and event.data["step"] == number
+    return lambda event, _: event.type == "step" and event.stage == stage and event.data["step"] == number
 
 
 POINTS = {
-    "at the very beginning": lambda event, _: event.kind == "run_started",
+    "at the very beginning": lambda event, _: event.type == "run_started",
     "in the base evaluation": evaluating(0),
     "before the first checkpoint": step(1, 1),
     "in stage 1": step(1, 3),
     "at the last update of stage 1": step(1, 4),
     "in the evaluation after stage 1": evaluating(1),
-    "between the stages": lambda event, _: event.kind == "stage_finished" and event.stage == 1,
+    "between the stages": lambda event, _: event.type == "stage_finished" and event.stage == 1,
     "in stage 2": step(2, 3),
     "in the evaluation after stage 2": evaluating(2),
-    "in a variant": lambda event, _: event.kind == "variant" and event.stage == 2,
-    "before the end": lambda event, _: event.kind == "stage_finished" and event.stage == 2,
+    "in a variant": lambda event, _: event.type == "variant" and event.stage == 2,
+    "before the end": lambda event, _: event.type == "stage_finished" and event.stage == 2,
 }
 
 QUICK = (
@@ -109,7 +109,7 @@ def test_a_run_gone_on_with_equals_the_unbroken_one_bit_for_bit(desk, unbroken, 
     same(unbroken(kind), place)
     assert heard.kinds()[0] == "run_started"
     assert heard.kinds()[-1] == "run_finished"
-    assert heard.events[[one.kind for one in heard.events].index("run_started")].data["again"] is True
+    assert heard.events[[one.type for one in heard.events].index("run_started")].data["again"] is True
 
 
 def test_a_finished_stage_is_read_and_not_trained_again(desk, listener):
@@ -119,9 +119,9 @@ def test_a_finished_stage_is_read_and_not_trained_again(desk, listener):
     assert (place / "stages/a/end/weights.safetensors").is_file()
     heard = listener()
     desk.resume(place, heard)
-    started = {one.stage: one.data["again"] for one in heard.events if one.kind == "stage_started"}
+    started = {one.stage: one.data["again"] for one in heard.events if one.type == "stage_started"}
     assert started == {1: True, 2: False}
-    assert {one.stage for one in heard.events if one.kind == "step"} == {2}
+    assert {one.stage for one in heard.events if one.type == "step"} == {2}
     assert not list(place.glob("stages/*/end"))
 
 
@@ -146,7 +146,7 @@ def test_a_run_broken_off_while_it_saves_loses_nothing(desk, unbroken, same, mon
             desk.start(desk.continual(**KINDS[kind]))
     place = desk.newest()
     with monkeypatch.context() as patched:
-        patched.setattr(save, "save", no)
+        patched.setattr(save, "save_model", no)
         with pytest.raises(KeyboardInterrupt):
             desk.resume(place)
     desk.resume(place)
@@ -161,14 +161,14 @@ def test_a_run_broken_off_while_it_keeps_the_end_of_a_stage_goes_on_from_the_che
     def no(*_, **__):
         raise KeyboardInterrupt
 
-    real = folder.save_stage_snapshot
+    real = main_process.save_stage_snapshot
 
     def half(place, *more):
         monkeypatch.setattr(torch, "save", no)
         real(place, *more)
 
     with monkeypatch.context():
-        monkeypatch.setattr(folder, "save_stage_snapshot", half)
+        monkeypatch.setattr(main_process, "save_stage_snapshot", half)
         with pytest.raises(KeyboardInterrupt):
             desk.start(desk.continual(**KINDS["lora"]))
     monkeypatch.undo()
@@ -323,7 +323,7 @@ def test_interrupting_exits_with_130_and_says_where_the_run_is(desk, monkeypatch
     def no(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train_stage, "train", no)
+    monkeypatch.setattr(train_stage, "train_stage", no)
     assert desk.command("run", desk.write(desk.document())) == 130
     said_ = capsys.readouterr()
     assert "interrupted" in said_.err

@@ -40,12 +40,12 @@ def whole(monkeypatch):
     real = staged_model.StagedModel.final_model
 
     def kept(self):
-        before = logits(self.net, self.tokenizer)
+        before = logits(self.model, self.tokenizer)
         made = real(self)
         seen.append((before, made))
         return made
 
-    monkeypatch.setattr(staged_model.StagedModel, "whole", kept)
+    monkeypatch.setattr(staged_model.StagedModel, "final_model", kept)
     return seen
 
 
@@ -78,7 +78,7 @@ def test_a_mitigation_that_does_not_fit_into_memory_is_named(desk, monkeypatch):
     def refuse(mitigation, model):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 128000000000 bytes.")
 
-    monkeypatch.setattr("harness_mitigations.lora.Lora.model", refuse)
+    monkeypatch.setattr("harness_mitigations.lora.Lora.prepare_model", refuse)
     with pytest.raises(RunError, match=r"mitigations\.lora: what it puts beside the weights does not fit into memory"):
         desk.start(desk.continual({}, mitigations=LORA))
 
@@ -125,9 +125,9 @@ def test_osf_merged_may_hold_more_in_the_next_stage(desk, tokenizer, untrained, 
 
     def left(self, *, merge):
         real(self, merge=merge)
-        ends.append(self.net.model.layers[0].mlp.up_proj.weight.detach().clone())
+        ends.append(self.model.model.layers[0].mlp.up_proj.weight.detach().clone())
 
-    monkeypatch.setattr(staged_model.StagedModel, "_leave_adapter", left)
+    monkeypatch.setattr(staged_model.StagedModel, "_remove_adapter", left)
     second = {"adapter": "merge", "mitigations": {"osf": {"preserve": 0.75}}}
     place = desk.start(desk.continual(second, mitigations={"osf": {"preserve": 0.25}}))
     ((before, _),) = whole
@@ -245,8 +245,8 @@ def test_the_distance_to_the_base_is_measured_with_and_without_an_adapter(desk, 
     from harness.model import load as model_module
 
     loaded = []
-    real = model_module.load
-    monkeypatch.setattr(model_module, "load", lambda *a, **k: loaded.append(1) or real(*a, **k))
+    real = model_module.load_model
+    monkeypatch.setattr(model_module, "load_model", lambda *a, **k: loaded.append(1) or real(*a, **k))
     document = desk.document(mitigations=mitigations)
     document["evaluate"]["general"]["metrics"] = {"kl_to_base": {}}
     place = desk.start(document)

@@ -72,7 +72,7 @@ def single(*parts):
 def test_a_plan_holds_the_stages_of_the_mode_after_the_mitigations(planned):
     (stage,) = planned().stages
     assert stage.name == "mixed"
-    assert stage.parts == (StageSource("desk", "domain"), StageSource("chat", "general"))
+    assert stage.sources == (StageSource("desk", "domain"), StageSource("chat", "general"))
     assert stage.shares == (Share(("chat",), 0.1),)
 
 
@@ -340,7 +340,7 @@ def test_a_setting_out_of_range_in_two_stages_is_told_once(planned, small_spec):
 
 
 def test_a_mitigation_moves_the_usual_range_of_a_setting(planned, small_spec, bring):
-    bring("mitigations", "adapter", Mitigation, usual={"train.learning_rate": (1e-4, 1e-3)})
+    bring("mitigations", "adapter", Mitigation, typical_ranges={"train.learning_rate": (1e-4, 1e-3)})
     small_spec["mitigations"]["adapter"] = {}
     assert planned("train.learning_rate=5e-4").warnings == ()
     assert planned().warnings == ("train.learning_rate is 2e-05; usual is 0.0001 to 0.001",)
@@ -355,7 +355,7 @@ def test_a_model_that_is_not_sent_to_mlflow_cannot_be_registered_there(planned, 
 
 def test_a_usual_range_is_that_of_the_stages_own_mitigations(bring, planned):
     """What is usual beside an adapter is unusual for the stage that has none."""
-    bring("mitigations", "narrow", Mitigation, usual={"train.learning_rate": (1e-4, 1e-3)})
+    bring("mitigations", "narrow", Mitigation, typical_ranges={"train.learning_rate": (1e-4, 1e-3)})
 
     class Two(Mode):
         def stages(self):

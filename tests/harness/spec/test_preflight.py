@@ -202,7 +202,7 @@ def test_two_metrics_of_one_suite_that_give_one_score_are_refused(document, writ
 def test_a_metric_that_names_a_score_twice_is_its_plugin_s_mistake(document, write, found, monkeypatch):
     from harness_metrics.exact_match import ExactMatch
 
-    monkeypatch.setattr(ExactMatch, "names", ("exact_match", "exact_match"))
+    monkeypatch.setattr(ExactMatch, "score_names", ("exact_match", "exact_match"))
     document["evaluate"] = {**SUITES, "desk": {"source": "desk_heldout", "metrics": "exact_match"}}
     with pytest.raises(HarnessError, match="'exact_match' gives the score 'exact_match' twice; mend the plugin"):
         checked(document, write, found)

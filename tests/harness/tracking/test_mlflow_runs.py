@@ -194,7 +194,7 @@ def sweep(uri, tmp_path_factory):
         arms.append(
             fed(
                 uri, folder / "arms" / name, "sweep", steps=2,
-                tracker={"parent": parent.run_id}, started={"arm": facts},
+                tracker={"parent_run_id": parent.run_id}, started={"arm": facts},
             )
         )  # fmt: skip
     (folder / "arms.json").write_text("{}")
@@ -315,7 +315,7 @@ def test_a_run_that_is_gone_on_with_is_one_run_and_nothing_in_it_stands_twice(ur
     walk.stage(1)
     walk.tell("stage_started", 2, stage=walk.stages[1], steps=30)
     walk.train(2, 1, 25)  # 20 of them are sent; the next 5 wait to be, when the process is killed
-    walk.tracker._line._work.wait(30)
+    walk.tracker._queue._work.wait(30)
     assert client.get_run(run_id).info.status == "RUNNING"
 
     facts = json.loads((walk.folder / "mlflow.json").read_text())

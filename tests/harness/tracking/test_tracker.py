@@ -17,7 +17,8 @@ import pytest
 from support import example_run
 from support.paths import ROOT
 
-from harness.tracking import background, mlflow_entries, mlflow_store
+from harness.tracking import mlflow_entries, mlflow_store
+from harness.tracking import tracker as tracker_module
 from harness.tracking.background import WorkerThread
 from harness.tracking.tracker import Tracker
 from harness.types import Event, Share, Stage, StageSource
@@ -304,7 +305,7 @@ def test_a_store_that_cannot_be_used_costs_one_warning_and_little_time(bad, requ
 
 
 def test_a_server_that_never_answers_is_waited_for_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(background, "START_TIMEOUT", 1.0)
+    monkeypatch.setattr(tracker_module, "START_TIMEOUT", 1.0)
     warnings = []
     with socket.socket() as deaf:
         deaf.bind(("127.0.0.1", 0))

@@ -54,45 +54,45 @@ def scaled():
         ),
         args=SimpleNamespace(max_grad_norm=1.0, fp16=True),
         state=SimpleNamespace(global_step=0, max_steps=2),
-        sums={"loss": torch.tensor(1.5)},
-        pulls={},
-        stage="stage",
-        bare=model,
+        loss_sums={"loss": torch.tensor(1.5)},
+        penalties={},
+        stage_name="stage",
+        unwrapped_model=model,
         optimizer=optimizer,
     )
-    for name in ("_pull", "_refuse_unless_finite", "_summed"):
+    for name in ("_add_weight_penalties", "_raise_unless_finite", "_reduce_loss_sums"):
         setattr(trainer, name, getattr(StageTrainer, name).__get__(trainer))
     return trainer
 
 
 def test_a_pull_before_clipping_is_added_to_gradients_without_their_loss_scale(scaled):
-    norm = StageTrainer._clip_grad_norm(scaled, scaled.bare)
+    norm = StageTrainer._clip_grad_norm(scaled, scaled.unwrapped_model)
     whole = torch.tensor([1.5, 2.5, 2.5])
     assert float(norm) == pytest.approx(float(whole.norm()))
-    assert torch.allclose(scaled.bare.weight.grad[0], whole / whole.norm(), atol=1e-5)
-    before = scaled.bare.weight.detach().clone()
+    assert torch.allclose(scaled.unwrapped_model.weight.grad[0], whole / whole.norm(), atol=1e-5)
+    before = scaled.unwrapped_model.weight.detach().clone()
     scaled.accelerator.scaler.step(scaled.optimizer)  # it knows that the scale is gone already
-    assert torch.allclose(before - scaled.bare.weight, whole / whole.norm(), atol=1e-5)
+    assert torch.allclose(before - scaled.unwrapped_model.weight, whole / whole.norm(), atol=1e-5)
 
 
 def test_infinite_gradients_still_leave_the_step_out(scaled):
-    scaled.bare.weight.grad[0, 0] = math.inf
-    StageTrainer._clip_grad_norm(scaled, scaled.bare)
-    before = scaled.bare.weight.detach().clone()
+    scaled.unwrapped_model.weight.grad[0, 0] = math.inf
+    StageTrainer._clip_grad_norm(scaled, scaled.unwrapped_model)
+    before = scaled.unwrapped_model.weight.detach().clone()
     scaled.accelerator.scaler.step(scaled.optimizer)
-    assert torch.equal(before, scaled.bare.weight)
+    assert torch.equal(before, scaled.unwrapped_model.weight)
 
 
 def test_what_was_not_finite_by_design_is_left_out_of_the_log(scaled):
-    scaled.bare.weight.grad[0, 0] = math.inf
-    StageTrainer._clip_grad_norm(scaled, scaled.bare)
+    scaled.unwrapped_model.weight.grad[0, 0] = math.inf
+    StageTrainer._clip_grad_norm(scaled, scaled.unwrapped_model)
     logged = StageTrainer.before_optimizer_step(scaled)
     assert logged == {"loss": 1.5, "penalty/push": 2.0, "push/found": 3.0}
     json.dumps(logged, allow_nan=False)
-    scaled.sums, scaled.state.global_step = {"loss": torch.tensor(1.5)}, 1
+    scaled.loss_sums, scaled.state.global_step = {"loss": torch.tensor(1.5)}, 1
     scaled.grad_norm = torch.tensor(4.0)
     assert StageTrainer.before_optimizer_step(scaled) == {"loss": 1.5, "grad_norm": 4.0}, "facts are told once"
-    scaled.sums, scaled.args.fp16, scaled.grad_norm = {"loss": torch.tensor(1.5)}, False, math.inf
+    scaled.loss_sums, scaled.args.fp16, scaled.grad_norm = {"loss": torch.tensor(1.5)}, False, math.inf
     with pytest.raises(RunError, match="grad_norm is inf"):
         StageTrainer.before_optimizer_step(scaled)
 

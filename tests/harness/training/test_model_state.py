@@ -82,7 +82,7 @@ def test_the_model_is_given_back_when_training_fails(tiny_model):
         pass
 
     def fail():
-        with prepared_for_trainer(tiny_model, checkpointing=True, computation=None):
+        with prepared_for_trainer(tiny_model, gradient_checkpointing=True, compute_dtype=None):
             tiny_model.forward = None
             tiny_model.train()
             raise Stop

@@ -75,7 +75,7 @@ def run(tokenizer, tmp_path, monkeypatch):
     seen = {}
 
     def recording(self, indices, collate=Collator.__call__):
-        seen["rows"].append([row for index in indices for row in self.slots[index]])
+        seen["rows"].append([row for index in indices for row in self.sequences[index]])
         return collate(self, indices)
 
     def releasing(self, release=StageTrainer.free_memory):
@@ -86,8 +86,8 @@ def run(tokenizer, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Collator, "__call__", recording)
     # It collates rows of its own to prove that packed rows cannot see each other; not the stage's.
-    monkeypatch.setattr("harness.training.packing_isolation.verify_packing_isolation", lambda *given, **options: None)
-    monkeypatch.setattr(StageTrainer, "release", releasing)
+    monkeypatch.setattr("harness.training.train_stage.verify_packing_isolation", lambda *given, **options: None)
+    monkeypatch.setattr(StageTrainer, "free_memory", releasing)
 
     def run(model, data, folder, stop=None, resume=None):
         seen.clear()

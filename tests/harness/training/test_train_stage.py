@@ -114,7 +114,7 @@ def test_rows_are_trained_in_the_order_given_and_no_other(engine, make_stage, fi
     collate = Collator.__call__
 
     def recording(self, indices):
-        seen.append([row for index in indices for row in self.slots[index]])
+        seen.append([row for index in indices for row in self.sequences[index]])
         return collate(self, indices)
 
     monkeypatch.setattr(Collator, "__call__", recording)

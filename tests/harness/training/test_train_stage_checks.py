@@ -48,7 +48,7 @@ def test_a_look_that_draws_and_switches_leaves_no_trace(fit, make_stage, droppin
 
     data = make_stage(engine=engine)
     alone, trained, _ = fit(data, model=copy.deepcopy(adapted))
-    watched, told, _ = fit(data, model=net, check=look)
+    watched, told, _ = fit(data, model=net, stop_check=look)
     assert seen == [1, 2, 3]
     assert same(weights(alone), weights(watched))
     assert [one["loss"] for one in trained.log] == [one["loss"] for one in told.log]
@@ -56,7 +56,7 @@ def test_a_look_that_draws_and_switches_leaves_no_trace(fit, make_stage, droppin
 
 def test_a_stage_ends_where_the_look_says_and_says_how_far_it_came(fit, make_stage):
     data = make_stage(log_steps=4)
-    model, trained, gradients = fit(data, check=lambda step: step == 2)
+    model, trained, gradients = fit(data, stop_check=lambda step: step == 2)
     assert trained.steps == len(gradients) == 2
     assert [one["step"] for one in trained.log] == [2], "what was not logged yet is logged at the end"
     assert trained.tokens == sum(len(data.rows[index].input_ids) for slot in data.order[:8] for index in slot)
@@ -66,8 +66,9 @@ def test_a_stage_ends_where_the_look_says_and_says_how_far_it_came(fit, make_sta
 
 def test_a_stage_that_had_ended_at_its_checkpoint_is_not_trained_further(fit, make_stage, tmp_path):
     data = make_stage(save_steps=1)
-    ended, trained, _ = fit(data, check=lambda step: step == 2)
-    again, told, gradients = fit(data, check=lambda step: step == 2, resume=latest_checkpoint(tmp_path / "checkpoints"))
+    ended, trained, _ = fit(data, stop_check=lambda step: step == 2)
+    folder = latest_checkpoint(tmp_path / "checkpoints")
+    again, told, gradients = fit(data, stop_check=lambda step: step == 2, resume=folder)
     assert gradients == []
     assert same(weights(ended), weights(again))
     assert (told.steps, told.loss, told.tokens) == (trained.steps, trained.loss, trained.tokens)

@@ -29,15 +29,15 @@ from pathlib import Path
 from harness.utils import cache_dir as cache
 log, seconds = Path(sys.argv[1]), float(sys.argv[2])
 def build(scratch):
-    (scratch / cache.MODEL).mkdir()
-    (scratch / cache.MODEL / "model.safetensors").write_bytes(b"half")
+    (scratch / cache.MODEL_FOLDER).mkdir()
+    (scratch / cache.MODEL_FOLDER / "model.safetensors").write_bytes(b"half")
     with log.open("a") as stream:
         stream.write("built\\n")
     time.sleep(seconds)
-    (scratch / cache.MODEL / "config.json").write_text("{}")
+    (scratch / cache.MODEL_FOLDER / "config.json").write_text("{}")
     return {"digest": "d"}
 notes = []
-print(cache.entry("ab" * 32, "test", build, lambda *call: notes.append(call[3])).folder, notes)
+print(cache.get_or_build_model("ab" * 32, "test", build, lambda *call: notes.append(call[3])).folder, notes)
 """
 
 

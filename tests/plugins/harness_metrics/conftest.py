@@ -27,7 +27,7 @@ def total(metric: Metric, answers: Sequence[str], references: Sequence[str | lis
         if isinstance(reference, str):
             given = metric.statistics(Item(str(index), "", reference, answer))
         else:
-            given = metric.measure(answer, reference)
+            given = metric.answer_statistics(answer, reference)
         for name, vector in given.items():
             sums[name] = [x + y for x, y in zip(sums.get(name, [0.0] * len(vector)), vector, strict=True)]
     return sums

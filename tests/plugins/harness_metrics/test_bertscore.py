@@ -63,7 +63,7 @@ def bertscore(metric, encoder):
 def values(metric, answer, reference):
     """Precision, recall and F1 of one pair."""
     given = metric.statistics(Item("x", "", reference, answer))
-    return tuple(metric.aggregate(name, given[name]) for name in metric.names)
+    return tuple(metric.aggregate(name, given[name]) for name in metric.score_names)
 
 
 def by_hand(folder, layer, answer, reference):
@@ -122,17 +122,17 @@ def test_a_text_without_tokens_scores_nothing(bertscore, answer, reference):
 def test_of_several_references_the_best_counts_for_each_score(bertscore):
     metric, (answer, *references) = bertscore(), ("the cat sat", "the", "the cat sat on the mat ran", "dog")
     each = [values(metric, answer, reference) for reference in references]
-    given = metric.measure(answer, references)
-    assert [given[name][0] for name in metric.names] == [max(column) for column in zip(*each, strict=True)]
+    given = metric.answer_statistics(answer, references)
+    assert [given[name][0] for name in metric.score_names] == [max(column) for column in zip(*each, strict=True)]
 
 
 def test_text_beyond_the_window_is_not_read_and_the_item_counted(bertscore):
     metric = bertscore()
     fits, longer = " ".join(["cat"] * (WINDOW - 2)), " ".join(["cat"] * (WINDOW - 2) + ["dog"] * 40)
     assert values(metric, longer, fits) == pytest.approx((1.0, 1.0, 1.0))
-    assert metric.parsed(Item("x", "", fits, fits))
-    assert not metric.parsed(Item("x", "", fits, longer))
-    assert not metric.parsed(Item("x", "", longer, fits))
+    assert metric.is_parsed(Item("x", "", fits, fits))
+    assert not metric.is_parsed(Item("x", "", fits, longer))
+    assert not metric.is_parsed(Item("x", "", longer, fits))
 
 
 def test_an_encoder_that_counts_positions_behind_its_padding_has_a_shorter_window(metric, tmp_path):
@@ -147,7 +147,9 @@ def test_an_encoder_that_counts_positions_behind_its_padding_has_a_shorter_windo
         RobertaConfig(vocab_size=len(vocabulary), max_position_embeddings=14, pad_token_id=1, **sizes)
     ).save_pretrained(tmp_path)
     made = metric("bertscore", model=str(tmp_path))
-    assert [made.parsed(Item("x", "", "a", "b" * length)) for length in (9, 10)] == [True, False], "<s>, a space, </s>"
+    assert [made.is_parsed(Item("x", "", "a", "b" * length)) for length in (9, 10)] == [True, False], (
+        "<s>, a space, </s>"
+    )
     assert values(made, "b" * 40, "b" * 40) == pytest.approx((1.0, 1.0, 1.0))
 
 
@@ -186,12 +188,12 @@ def test_what_is_no_encoder_is_named_before_anything_is_trained(metric, bertscor
     def refused(text, folder, **options):
         made = metric("bertscore", model=str(folder), **options)
         with pytest.raises(HarnessError) as raised:
-            made.check()
+            made.check_available()
         assert text in str(raised.value)
         assert len(raised.value.lines()) == 1
         assert raised.value.hint
 
-    assert bertscore().check() is None
+    assert bertscore().check_available() is None
     refused("metrics.bertscore.model: roberta-large is no folder of a model", "roberta-large")
     refused("metrics.bertscore.layer: is 5, and the encoder has 4 layers", encoder, layer=5)
     shutil.copytree(encoder, tmp_path / "bare")

@@ -68,7 +68,7 @@ def test_json_is_valid_and_fits_its_schema(score, metric, answer, valid, fits):
     schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
     assert score("json_valid", [answer], [""], schema=schema) == {"json_valid": valid, "schema_valid": fits}
     assert score("json_valid", [answer], [""]) == {"json_valid": valid}
-    assert metric("json_valid").parsed(Item("x", "", "", answer)) is bool(valid)
+    assert metric("json_valid").is_parsed(Item("x", "", "", answer)) is bool(valid)
 
 
 def test_a_fence_is_taken_where_it_is_allowed(score):
@@ -91,9 +91,9 @@ def test_what_is_extracted_is_compared_and_its_absence_is_counted(score, metric,
     assert score(name, answers, references, **options)[name] == pytest.approx(2 / 3)
     assert score(name, answers[:1], ["12"], **options)[name] == 1.0  # a reference that is the answer alone
     made = metric(name, **options)
-    assert [made.parsed(Item("x", "", "r", answer)) for answer in answers] == [True, True, False]
+    assert [made.is_parsed(Item("x", "", "r", answer)) for answer in answers] == [True, True, False]
     assert "|extract:" in made.signature()
-    assert all(metric(name).parsed(Item("x", "", "r", answer)) for answer in answers)
+    assert all(metric(name).is_parsed(Item("x", "", "r", answer)) for answer in answers)
 
 
 def test_articles_are_english(score):

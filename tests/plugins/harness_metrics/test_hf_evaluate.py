@@ -18,12 +18,12 @@ REFERENCES = ["The dog had bit the man.", "No one was.", "今天天气非常好�
 @pytest.mark.parametrize("name", TEXT)
 def test_compute_equals_aggregate(metric, name):
     made = metric(name)
-    theirs = made.as_evaluate()
+    theirs = made.to_hf_evaluate()
     assert isinstance(theirs, evaluate.Metric)
     vectors = [made.statistics(Item("x", "", r, a)) for a, r in zip(ANSWERS, REFERENCES, strict=True)]
     ours = {
         key: made.aggregate(key, [math.fsum(column) for column in zip(*(v[key] for v in vectors), strict=True)])
-        for key in made.names
+        for key in made.score_names
     }
     assert theirs.compute(predictions=ANSWERS, references=REFERENCES) == pytest.approx(ours, abs=1e-9)
     # Again, and batch by batch: nothing is left over from the call before.
@@ -33,7 +33,7 @@ def test_compute_equals_aggregate(metric, name):
 
 
 def test_several_references_are_taken(metric):
-    bleu = metric("bleu", tokenize="13a").as_evaluate()
+    bleu = metric("bleu", tokenize="13a").to_hf_evaluate()
     answers = ["The dog bit the man.", "It wasn't surprising.", "The man had just bitten him."]
     references = [
         ["The dog bit the man.", "The dog had bit the man."],
@@ -47,7 +47,7 @@ def test_several_references_are_taken(metric):
 
 
 def test_what_cannot_be_scored_says_so(metric):
-    made = metric("exact_match").as_evaluate()
+    made = metric("exact_match").to_hf_evaluate()
     with pytest.raises(HarnessError, match="exact_match: no answers to score"):
         made.compute(predictions=[], references=[])
     with pytest.raises(HarnessError, match="no reference"):
@@ -57,7 +57,7 @@ def test_what_cannot_be_scored_says_so(metric):
 
 
 def test_it_describes_itself(metric):
-    made = metric("rouge").as_evaluate()
+    made = metric("rouge").to_hf_evaluate()
     assert made.name == "rouge"
     assert "rouge|tok:harness-cjk2" in made.description
     assert "aclanthology" in made.citation

@@ -99,11 +99,11 @@ Bleu("auto", "auto", False, False).aggregate("bleu", [4, 4, 4, 3, 2, 1, 4, 3, 2,
 Chrf(0, False).aggregate("chrf", [1.0] * 18)
 Rouge(False).aggregate("rouge1", [1.0, 2.0])
 ResponsePerplexity().aggregate("response_nll", [1.0, 2.0])
-Ter("auto", False, False, False).measure("a b", ["a c"])
-ExactMatch(["case"], "[0-9]+", "auto").measure("a 1", ["1"])
-JsonValid({"type": "array"}, False).measure("[]", [""])
-from harness.evaluation.predictions import read_items
-from harness.evaluation.scoring import require, score
+Ter("auto", False, False, False).answer_statistics("a b", ["a c"])
+ExactMatch(["case"], "[0-9]+", "auto").answer_statistics("a 1", ["1"])
+JsonValid({"type": "array"}, False).answer_statistics("[]", [""])
+from harness.evaluation.predictions import load_predictions
+from harness.evaluation.scoring import raise_on_violations, score_items
 heavy = {"torch", "transformers", "evaluate", "datasets", "pandas", "nltk"} & set(sys.modules)
 assert not heavy, heavy
 """

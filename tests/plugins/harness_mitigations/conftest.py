@@ -68,9 +68,9 @@ def run_stages(tokenizer, tmp_path):
 
     def run(model, mitigations, stages, sources=None, *, watch=None, seed=0, order=None, **settings):
         seed_mitigations(seed)
-        mitigations = dict(sorted(mitigations.items(), key=lambda item: (item[1].order, item[0])))
+        mitigations = dict(sorted(mitigations.items(), key=lambda item: (item[1].priority, item[0])))
         for mitigation in mitigations.values():
-            model = mitigation.model(model)
+            model = mitigation.prepare_model(model)
         logs = []
         for number, rows in enumerate(stages, start=1):
             stage = Stage(f"stage-{number}", (StageSource("source", "domain"),), {**SETTINGS, **settings})

@@ -201,7 +201,7 @@ def test_the_model_strays_less_from_its_base_on_rows_it_is_held_on(run_stages, m
 
 def test_updates_draw_other_rows_and_a_resumed_one_the_same(make_rows, tiny_model):
     def drawn(mitigation):
-        return [row.id for row in mitigation._drawn()]
+        return [row.id for row in mitigation._sample_rows()]
 
     first, other = made(rows=3), made(rows=3)
     rows = {"general": make_rows(40, 1)}

@@ -24,7 +24,7 @@ def lora(**options):
 def begun(mitigation, model, rows=()):
     """The adapted model at the beginning of the first stage."""
     torch.manual_seed(3)
-    model = mitigation.model(model)
+    model = mitigation.prepare_model(model)
     mitigation.on_stage_start(Stage("one", ()), model, {"general": rows})
     return model.eval()
 

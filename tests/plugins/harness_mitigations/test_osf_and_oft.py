@@ -29,7 +29,7 @@ MADE = {"osf": osf, "oft": oft}
 @pytest.mark.parametrize("name", MADE)
 def test_it_begins_at_the_base_trains_two_stages_and_leaves_the_base_alone(name, run_stages, make_rows, tiny_model):
     before = tiny_model.eval()(IDS).logits
-    assert torch.allclose(MADE[name]().model(copy.deepcopy(tiny_model)).eval()(IDS).logits, before, atol=1e-5)
+    assert torch.allclose(MADE[name]().prepare_model(copy.deepcopy(tiny_model)).eval()(IDS).logits, before, atol=1e-5)
     model, _ = run_stages(tiny_model, {name: MADE[name]()}, [make_rows(8), make_rows(8, 1)])
     assert float((model.eval()(IDS).logits - before).detach().abs().max()) > 1e-2
     with save.adapter_disabled(model):
@@ -44,22 +44,22 @@ def test_what_is_saved_is_loaded(name, run_stages, make_rows, tiny_model, reload
 
 @pytest.mark.parametrize("name", MADE)
 def test_it_generates(name, tiny_model):
-    model = MADE[name]().model(tiny_model).eval()
+    model = MADE[name]().prepare_model(tiny_model).eval()
     assert model.generate(input_ids=IDS, max_new_tokens=2, do_sample=False).shape == (1, 6)
 
 
 @pytest.mark.parametrize("name", MADE)
 def test_a_second_adapter_is_refused(name, tiny_model):
     with pytest.raises(HarnessError, match=f"'{name}' and 'lora' each put an adapter"):
-        MADE[name]().check({"lora": osf()})
+        MADE[name]().check_compatible({"lora": osf()})
     with pytest.raises(HarnessError, match=f"mitigations.{name}: the model already carries an adapter"):
-        MADE[name]().model(osf().prepare_model(tiny_model))
+        MADE[name]().prepare_model(osf().prepare_model(tiny_model))
 
 
 @pytest.mark.parametrize("name", MADE)
 def test_a_module_that_is_not_there_is_an_error(name, tiny_model):
     with pytest.raises(HarnessError, match=rf"mitigations\.{name}\.target: .*query_key_value"):
-        MADE[name](target="query_key_value").model(tiny_model)
+        MADE[name](target="query_key_value").prepare_model(tiny_model)
 
 
 def test_oft_keeps_the_lengths_of_neurons_and_the_angles_between_them(run_stages, make_rows, tiny_model):

@@ -52,7 +52,7 @@ def compatible(adapter):
     made, refused = everything(adapter), {}
     for name, mitigation in made.items():
         try:
-            mitigation.check({other: one for other, one in made.items() if other != name})
+            mitigation.check_compatible({other: one for other, one in made.items() if other != name})
         except HarnessError as error:
             refused[name] = error
     return {name: mitigation for name, mitigation in made.items() if name not in refused}, refused
@@ -75,8 +75,8 @@ def test_all_mitigations_together_train_two_stages(adapter, engine, run_stages, 
         Stage("one", (StageSource("a", "domain"), StageSource("g", "general"))),
         Stage("two", (StageSource("b", "domain"), StageSource("g", "general"))),
     )
-    for mitigation in sorted(together.values(), key=lambda one: one.order):
-        stages = mitigation.plan(stages)
+    for mitigation in sorted(together.values(), key=lambda one: one.priority):
+        stages = mitigation.transform_stages(stages)
     assert {part.source for part in stages[1].sources} == {"b", "a", "g"}
     sweeps = []
 

@@ -37,7 +37,8 @@ def test_each_option_has_a_description_and_a_valid_schema(name):
 def test_declaring_and_loading_import_nothing_heavy():
     code = (
         "import importlib, sys, json, harness_sources\n"
-        "for one in harness_sources.harness_sources().values(): importlib.import_module(one.load.partition(':')[0])\n"
+        "for one in harness_sources.harness_sources().values():\n"
+        "    importlib.import_module(one.factory.partition(':')[0])\n"
         "heavy = {'torch', 'datasets', 'pyarrow', 'numpy', 'fsspec', 'aiohttp'}\n"
         "print(json.dumps(sorted({m.split('.')[0] for m in sys.modules} & heavy)))"
     )

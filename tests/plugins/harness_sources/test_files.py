@@ -133,7 +133,7 @@ def test_every_source_of_files_reads_from_a_file_system_of_fsspec(memory):
         CsvSource("memory://d/x.csv", {}, ","), TextSource("memory://d/x.txt", {}, "line"),
         ParquetSource("memory://d/x.parquet", {}), ArrowSource("memory://d/saved", {}, None),
     ]  # fmt: skip
-    assert [next(iter(source.records())).place for source in sources] == [
+    assert [next(iter(source.records())).location for source in sources] == [
         "memory://d/x.jsonl.gz:1", "memory://d/x.json:[0]", "memory://d/x.csv:2", "memory://d/x.txt:1",
         "memory://d/x.parquet:[0]", "memory://d/saved/part.arrow:[0]",
     ]  # fmt: skip

@@ -101,9 +101,9 @@ def marked():
     def write(spans):
         text, inside = "", False
         for span in spans:
-            if span.trained != inside:
-                text += "⟦" if span.trained else "⟧"
-            text, inside = text + span.text, span.trained
+            if span.train != inside:
+                text += "⟦" if span.train else "⟧"
+            text, inside = text + span.text, span.train
         return text + ("⟧" if inside else "")
 
     return write
@@ -149,13 +149,13 @@ def as_dicts():
         dicts = []
         for message in messages:
             made = {"role": message.role, "content": message.content}
-            if message.calls:
+            if message.tool_calls:
                 made["tool_calls"] = [
                     {
                         "type": "function",
                         "function": {"name": c.name, "arguments": json(c.arguments) if json else dict(c.arguments)},
                     }
-                    for c in message.calls
+                    for c in message.tool_calls
                 ]
             dicts.append(made)
         return dicts

@@ -53,12 +53,12 @@ def test_open_ends_with_the_header(alpaca, tokenizer, single, marked):
 
 def test_contents_are_no_frame(alpaca, tokenizer, with_input):
     spans = alpaca.render(with_input, tokenizer)
-    assert [span.text for span in spans if not span.frame] == ["Sum up.", "A long story.", "A story."]
+    assert [span.text for span in spans if not span.markup] == ["Sum up.", "A long story.", "A story."]
     assert spans[-1] == Span("</s>", train=True, markup=True)
 
 
 def test_stops_at_the_end_of_sequence(alpaca, tokenizer):
-    assert alpaca.stops(tokenizer) == ("</s>",)
+    assert alpaca.stop_strings(tokenizer) == ("</s>",)
 
 
 def test_a_tokenizer_without_end_of_sequence_is_refused(alpaca, single):

@@ -80,7 +80,7 @@ def test_labels_are_trls_but_for_the_line_break_after_the_end_of_turn(
 
 
 def test_stops_at_the_end_of_turn_and_of_sequence(chatml, tokenizer):
-    assert chatml.stops(tokenizer) == ("<|im_end|>", "</s>")
+    assert chatml.stop_strings(tokenizer) == ("<|im_end|>", "</s>")
 
 
 def test_tools_have_no_place(chatml, tokenizer, calling, weather):

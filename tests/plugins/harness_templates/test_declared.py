@@ -40,7 +40,7 @@ def test_a_template_knows_its_name(name, built_in):
 def test_nothing_heavy_is_imported_to_make_a_template():
     code = (
         "import sys, importlib, harness_templates as package\n"
-        "for c in package.harness_templates().values(): importlib.import_module(c.load.split(':')[0])\n"
+        "for c in package.harness_templates().values(): importlib.import_module(c.factory.split(':')[0])\n"
         "sys.exit(', '.join({'torch', 'numpy', 'transformers', 'tokenizers'} & set(sys.modules)) or 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

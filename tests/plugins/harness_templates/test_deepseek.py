@@ -46,7 +46,7 @@ def test_each_block_of_calls_and_of_answers_is_opened(deepseek, tokenizer, marke
 
 
 def test_stops_and_refusals(deepseek, tokenizer, family, single, weather):
-    assert deepseek.stops(tokenizer) == ("<｜end▁of▁sentence｜>",)
+    assert deepseek.stop_strings(tokenizer) == ("<｜end▁of▁sentence｜>",)
     with pytest.raises(HarnessError, match="no place to tell what tools there are") as error:
         deepseek.render(single, tokenizer, tools=[weather])
     assert "system message" in error.value.hint

@@ -36,7 +36,7 @@ def test_open_stops_and_refusals(gemma, tokenizer, family, single, calling, weat
     assert marked(gemma.render(single[:1], tokenizer, add_generation_prompt=True)).endswith(
         "<end_of_turn>\n<start_of_turn>model\n"
     )
-    assert gemma.stops(tokenizer) == ("<end_of_turn>", "<eos>")
+    assert gemma.stop_strings(tokenizer) == ("<end_of_turn>", "<eos>")
     with pytest.raises(HarnessError, match="must stand"):
         gemma.render((single[0], *single), tokenizer)
     with pytest.raises(HarnessError, match="no place for tools"):

@@ -41,7 +41,7 @@ def chat(word):
     user, answer = Message("user", "Go."), Message("assistant", "No.")
     call = Message("assistant", "", tool_calls=(ToolCall("f", {"x": "y"}),))
     tool, told = Message("tool", "r", name="f"), {"name": "f", "description": "d", "parameters": {}}
-    hostile_call = dataclasses.replace(call, calls=(ToolCall("f", {"x": word, "z": [{"y": word}]}),))
+    hostile_call = dataclasses.replace(call, tool_calls=(ToolCall("f", {"x": word, "z": [{"y": word}]}),))
     return {
         "user": ((Message("user", word), answer), ()),
         "response": ((user, Message("assistant", word)), ()),
@@ -57,9 +57,9 @@ def chat(word):
 def attack(template, tokenizer):
     """Every token that could end or open something, every stop, and every header that the template writes."""
     plain = (Message("user", "u"), Message("assistant", "a"), Message("user", "u"), Message("assistant", "a"))
-    headers = [span.text for span in template.render(plain, tokenizer) if span.frame and not span.trained]
+    headers = [span.text for span in template.render(plain, tokenizer) if span.markup and not span.train]
     tokens = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
-    return "x" + " y ".join(dict.fromkeys([*tokens, *template.stops(tokenizer), *headers])) + ' "}\nz'
+    return "x" + " y ".join(dict.fromkeys([*tokens, *template.stop_strings(tokenizer), *headers])) + ' "}\nz'
 
 
 def squashed(text):
@@ -79,7 +79,7 @@ def test_a_row_writes_no_control_token(name, kind, place, built_in, family, ship
             template.render(messages, tokenizer, tools=tools)
         return
     spans = template.render(harmless, tokenizer, tools=harmless_tools)
-    written = "".join(span.text for span in spans if span.frame and not span.trained)
+    written = "".join(span.text for span in spans if span.markup and not span.train)
     added = tokenizer.added_tokens_decoder.items()
     control = {index for index, token in added if token.special or (token.content.strip() and token.content in written)}
 
@@ -107,4 +107,4 @@ def test_a_hostile_response_is_trained_as_it_stands(name, kind, built_in, family
     trained = squashed(tokenizer.decode([label for label in row.labels if label != -100]))
     content = squashed(messages[-1].content)
     assert trained.startswith(content)
-    assert trained[len(content) :] in ("".join(template.stops(tokenizer)[:count]) for count in (1, 2))
+    assert trained[len(content) :] in ("".join(template.stop_strings(tokenizer)[:count]) for count in (1, 2))

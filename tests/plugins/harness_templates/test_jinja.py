@@ -27,7 +27,7 @@ DROPS_REASONING = (
 
 def last_alone(messages):
     """The messages, only the last response trained."""
-    return (*(dataclasses.replace(message, trained=False) for message in messages[:-1]), messages[-1])
+    return (*(dataclasses.replace(message, train=False) for message in messages[:-1]), messages[-1])
 
 
 def test_llama2_as_jinja_gives_the_rows_of_llama2(make, tokenizer, conversations, llama2_jinja, example):
@@ -46,14 +46,14 @@ def test_a_file_and_its_text_render_alike(make, tokenizer, multi, tmp_path):
 def test_contents_that_the_template_strips_are_found(make, tokenizer, marked):
     messages = (Message("user", " q \n"), Message("assistant", "\n\ta  "))
     spans = make("jinja", template=CHATML).render(messages, tokenizer)
-    assert [span.text for span in spans if not span.frame] == ["q", "a"]
+    assert [span.text for span in spans if not span.markup] == ["q", "a"]
     assert marked(spans).endswith("<|im_start|>assistant\n⟦a<|im_end|>⟧\n")
 
 
 def test_an_end_of_sequence_after_the_end_of_turn_is_trained(make, tokenizer, single, marked):
     template = make("jinja", template=PHI3)
     assert marked(template.render(single, tokenizer)).endswith("⟦The Elbe.<|im_end|>\n</s>⟧")
-    assert template.stops(tokenizer) == ("<|im_end|>", "</s>")
+    assert template.stop_strings(tokenizer) == ("<|im_end|>", "</s>")
 
 
 def test_a_template_that_rewrites_earlier_turns_is_refused_and_may_train_the_last(make, tokenizer, multi, marked):
@@ -186,9 +186,9 @@ def test_a_file_that_is_not_utf_8_is_refused(make, tmp_path):
 @pytest.mark.parametrize("name", ["gemma3", "llama3", "lfm2", "qwen2_5", "cohere", "gemma4_v5"])
 def test_chat_templates_of_model_families_train_responses_and_ends_of_turn(name, make, tokenizer, multi, shipped):
     spans = make("jinja", template=shipped(name)).render(multi, tokenizer)
-    trained = [span for span in spans if span.trained]
-    assert [span.text for span in trained if not span.frame] == ["The Elbe.", "长江 🙂"]
-    assert len({span.text for span in trained if span.frame}) == 1
+    trained = [span for span in spans if span.train]
+    assert [span.text for span in trained if not span.markup] == ["The Elbe.", "长江 🙂"]
+    assert len({span.text for span in trained if span.markup}) == 1
     assert "".join(span.text for span in spans).count("Name a river.") == 1
 
 
@@ -200,7 +200,7 @@ def test_chat_templates_that_rewrite_earlier_turns_train_the_last_response(name,
     assert "train_on" in error.value.hint or "variables" in error.value.hint
     variables = {"enable_thinking": False} if "qwen" in name else {}
     spans = make("jinja", template=shipped(name), variables=variables).render(last_alone(multi), tokenizer)
-    assert [span.text for span in spans if span.trained and not span.frame] == ["长江 🙂"]
+    assert [span.text for span in spans if span.train and not span.markup] == ["长江 🙂"]
     text = "".join(span.text for span in spans)
     assert text.index("The Elbe.") < text.index("再说一条河。") < text.index("长江 🙂")
 
@@ -280,7 +280,7 @@ def test_chat_templates_of_model_families_train_calls(name, make, family, callin
     tokenizer, template = family("qwen"), make("jinja", template=shipped(name))
     messages = last_alone(calling) if name == "gemma4_v5" else calling
     spans = template.render(messages, tokenizer, tools=[weather])
-    trained = "|".join(span.text for span in spans if span.trained)
+    trained = "|".join(span.text for span in spans if span.train)
     assert trained.count("Grey.") == 1
     assert ("get_weather" in trained) is (messages == calling)
     assert '{"sky": "grey"}' not in trained
@@ -311,4 +311,4 @@ def test_few_skeletons_are_kept_however_many_shapes_there_are(make, tokenizer, m
     for number in range(9):
         call = Message("assistant", "", tool_calls=(ToolCall("f", {"x": number}),))
         template.render((Message("user", "q"), call), tokenizer)
-    assert len(template._skeletons[tokenizer]) == 3
+    assert len(template._layouts[tokenizer]) == 3

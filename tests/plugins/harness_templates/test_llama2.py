@@ -72,7 +72,7 @@ def test_one_beginning_of_sequence_a_turn(llama2, tokenizer, conversations, exam
 
 
 def test_stops_at_the_end_of_sequence(llama2, tokenizer):
-    assert llama2.stops(tokenizer) == ("</s>",)
+    assert llama2.stop_strings(tokenizer) == ("</s>",)
 
 
 def test_turns_that_do_not_alternate_are_refused(llama2, tokenizer, single):

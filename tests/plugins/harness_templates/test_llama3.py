@@ -76,6 +76,6 @@ def test_tools_need_a_user_turn_and_version_3_has_none(make, llama3, tokenizer, 
 
 
 def test_stops_at_the_end_of_turn_and_of_text(llama3, tokenizer, calling, marked):
-    assert llama3.stops(tokenizer) == ("<|eot_id|>", "<|end_of_text|>")
+    assert llama3.stop_strings(tokenizer) == ("<|eot_id|>", "<|end_of_text|>")
     opened = marked(llama3.render(calling[:1], tokenizer, add_generation_prompt=True))
     assert opened.endswith("<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n")

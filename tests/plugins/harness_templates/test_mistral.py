@@ -77,7 +77,7 @@ def tight(text):
 
 
 def last_alone(messages):
-    return (*(dataclasses.replace(message, trained=False) for message in messages[:-1]), messages[-1])
+    return (*(dataclasses.replace(message, train=False) for message in messages[:-1]), messages[-1])
 
 
 @pytest.mark.parametrize("version", ["v3", "v3-tekken"])
@@ -108,8 +108,8 @@ def with_ids(messages, ids):
     """The conversation with ids for its two calls, of which the answers name theirs."""
     calls = tuple(dataclasses.replace(call, id=one) for call, one in zip(CALLS.tool_calls, ids, strict=True))
     changed = {
-        id(CALLS): dataclasses.replace(CALLS, calls=calls),
-        **{id(one): dataclasses.replace(one, answers=key) for one, key in zip(RESULTS, ids, strict=True)},
+        id(CALLS): dataclasses.replace(CALLS, tool_calls=calls),
+        **{id(one): dataclasses.replace(one, tool_call_id=key) for one, key in zip(RESULTS, ids, strict=True)},
     }
     return tuple(changed.get(id(message), message) for message in messages)
 
@@ -183,7 +183,7 @@ def test_responses_to_one_user_message_are_all_trained(make, family, marked):
 def test_an_answer_as_deep_as_the_sea_is_text(make, family):
     messages = (USER, CALLS, Message("tool", "[" * 100_000), RESULTS[1], WARM)
     spans = make("mistral").render(messages, family("mistral"))
-    assert any("[" * 100_000 in span.text for span in spans if not span.frame)
+    assert any("[" * 100_000 in span.text for span in spans if not span.markup)
 
 
 def test_refusals(make, family, single):
@@ -195,4 +195,4 @@ def test_refusals(make, family, single):
         mistral.render((USER, USER, ANSWER), family("mistral"))
     with pytest.raises(HarnessError, match=r"the tokenizer has no token \[INST\]"):
         mistral.render(single, family("llama2"))
-    assert mistral.stops(family("mistral")) == ("</s>",)
+    assert mistral.stop_strings(family("mistral")) == ("</s>",)

@@ -27,7 +27,7 @@ def test_the_end_of_sequence_stands_after_the_last_response_and_is_trained(phi, 
 
 
 def test_it_is_not_trained_where_the_last_response_is_not(phi, tokenizer, multi, marked):
-    messages = (*multi[:3], dataclasses.replace(multi[3], trained=False))
+    messages = (*multi[:3], dataclasses.replace(multi[3], train=False))
     text = marked(phi.render(messages, tokenizer))
     assert text.endswith("<|assistant|>\n长江 🙂<|end|>\n<|endoftext|>")
     assert text.count("⟦") == 1
@@ -36,7 +36,7 @@ def test_it_is_not_trained_where_the_last_response_is_not(phi, tokenizer, multi,
 def test_open_stops_and_refusals(phi, tokenizer, family, single, weather, marked):
     opened = marked(phi.render(single[:1], tokenizer, add_generation_prompt=True))
     assert opened == "<|user|>\nName a river.<|end|>\n<|assistant|>\n"
-    assert phi.stops(tokenizer) == ("<|end|>", "<|endoftext|>")
+    assert phi.stop_strings(tokenizer) == ("<|end|>", "<|endoftext|>")
     with pytest.raises(HarnessError, match="no place for tools"):
         phi.render(single, tokenizer, tools=[weather])
     with pytest.raises(HarnessError, match=r"no token <\|system\|>"):

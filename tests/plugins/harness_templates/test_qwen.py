@@ -72,12 +72,12 @@ def test_the_tools_stand_in_the_system_turn_and_only_their_words_are_anybodys(qw
     assert spans[3].text.endswith("<tools>")
     described = '{"type": "function", "function": {"name": "get_weather", "description": "The weather in a city, e.g.'
     assert spans[5].text.startswith(described)
-    assert (spans[5].frame, spans[5].trained) == (False, False)
+    assert (spans[5].markup, spans[5].train) == (False, False)
     assert spans[6].text.startswith("\n</tools>")
 
 
 def test_a_response_is_trained_where_its_message_is(qwen, tokenizer, multi, marked):
-    messages = (multi[0], dataclasses.replace(multi[1], trained=False), *multi[2:])
+    messages = (multi[0], dataclasses.replace(multi[1], train=False), *multi[2:])
     text = marked(qwen.render(messages, tokenizer))
     assert "\nThe Elbe.<|im_end|>\n" in text
     assert text.count("⟦") == 1
@@ -89,6 +89,6 @@ def test_open_after_a_tool_ends_with_the_header(qwen, tokenizer, calling, marked
 
 
 def test_stops_and_refusals(qwen, tokenizer, family, single):
-    assert qwen.stops(tokenizer) == ("<|im_end|>", "<|endoftext|>")
+    assert qwen.stop_strings(tokenizer) == ("<|im_end|>", "<|endoftext|>")
     with pytest.raises(HarnessError, match=r"template qwen: the tokenizer has no token <\|im_start\|>"):
         qwen.render(single, family("llama3"))

@@ -28,11 +28,11 @@ def test_the_end_of_turn_is_trained_and_the_line_break_after_it_is_not(make, tok
     spans = make("tokenizer").render(multi, tokenizer)
     assert marked(spans) == expected
     contents = [message.content for message in multi]
-    assert [span.text for span in spans if not span.frame] == contents
+    assert [span.text for span in spans if not span.markup] == contents
 
 
 def test_stops_at_the_end_of_turn_and_of_sequence(make, tokenizer):
-    assert make("tokenizer").stops(tokenizer) == ("<|im_end|>", "</s>")
+    assert make("tokenizer").stop_strings(tokenizer) == ("<|im_end|>", "</s>")
 
 
 def test_a_tokenizer_without_a_chat_template_is_refused(make, tokenizer, single):
@@ -55,7 +55,7 @@ def test_content_that_looks_like_the_frame_is_found_all_the_same(make, tokenizer
     messages = (Message("user", "user"), Message("assistant", "<|im_end|>"), Message("user", "\n"))
     messages += (Message("assistant", "assistant"),)
     spans = make("tokenizer").render(messages, tokenizer)
-    assert [span.text for span in spans if not span.frame] == ["user", "<|im_end|>", "assistant"]
+    assert [span.text for span in spans if not span.markup] == ["user", "<|im_end|>", "assistant"]
     assert marked(spans) == (
         "<|im_start|>user\nuser<|im_end|>\n<|im_start|>assistant\n⟦<|im_end|><|im_end|>⟧\n"
         "<|im_start|>user\n\n<|im_end|>\n<|im_start|>assistant\n⟦assistant<|im_end|>⟧\n"

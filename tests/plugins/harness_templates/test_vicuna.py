@@ -47,7 +47,7 @@ def test_the_space_goes_with_the_answer(vicuna, tokenizer, marked):
     assert marked(vicuna.render(EXAMPLE, tokenizer)) == (
         f"{PREFACE} USER: Hello! ASSISTANT:⟦ Hello!</s>⟧USER: How are you? ASSISTANT:⟦ I am good.</s>⟧"
     )
-    first = dataclasses.replace(EXAMPLE[1], trained=False)
+    first = dataclasses.replace(EXAMPLE[1], train=False)
     text = marked(vicuna.render((EXAMPLE[0], first, *EXAMPLE[2:]), tokenizer))
     assert text.endswith("ASSISTANT: Hello!</s>USER: How are you? ASSISTANT:⟦ I am good.</s>⟧")
 
@@ -60,7 +60,7 @@ def test_null_writes_no_preface(make, tokenizer, marked):
 
 
 def test_stops_and_refusals(vicuna, tokenizer, single, weather):
-    assert vicuna.stops(tokenizer) == ("</s>",)
+    assert vicuna.stop_strings(tokenizer) == ("</s>",)
     with pytest.raises(HarnessError, match="no place for tools"):
         vicuna.render(single, tokenizer, tools=[weather])
     with pytest.raises(HarnessError, match="must stand"):

@@ -25,7 +25,7 @@ HATCHES = ("", "////", "....", "\\\\\\\\", "xxxx", "++++")
 
 @dataclass(frozen=True)
 class LengthBin:
-    """Rows of `low` to `high` tokens, both inclusive. cut: whether they are longer than what is kept of a row."""
+    """Rows of `low` to `high` tokens, both inclusive. truncated: whether they are longer than what is kept of a row."""
 
     low: int
     high: int
@@ -83,7 +83,7 @@ def merge_bins(bins: Sequence[LengthBin]) -> list[LengthBin]:
 
 
 def plot_source_shares(shares_by_stage: Mapping[str, Mapping[str, float]], name: str, title: str) -> Plot:
-    """One bar a stage, divided among its sources. found: stage -> source -> share; each sums to about 1."""
+    """One bar a stage, divided among its sources. shares_by_stage: stage -> source -> share; each sums to about 1."""
     sources = list(dict.fromkeys(source for stage in shares_by_stage.values() for source in stage))
     with open_canvas(PLOT_WIDTH, 30 * len(shares_by_stage) + 44 + 17 * ((len(sources) - 1) // 3)) as drawing:
         (axes,) = drawing.add_axes()

@@ -34,8 +34,8 @@ MAX_DOTTED_POINTS = 40
 class Curve:
     """What one key came to, stage by stage. stages: for each (updates, values), equally long; NaN where undefined.
 
-    noisy: whether a long one is shown by its running mean too. dots: whether each of few points is marked. series: the
-    number of its colour and line, from 0; None: its place among the curves.
+    noisy: whether a long one is shown by its running mean too. mark_points: whether each of few points is marked.
+    series_index: the number of its colour and line, from 0; None: its place among the curves.
     """
 
     name: str
@@ -47,9 +47,9 @@ class Curve:
 
 @dataclass(frozen=True)
 class StepMark:
-    """An update of a stage that a line marks. stage: its number, from 0. text: what stands beside the line.
+    """An update of a stage that a line marks. stage_index: its number, from 0. text: what stands beside the line.
 
-    until: the update up to which what came after it was put aside, which is shaded; None: nothing was.
+    shaded_until: the update up to which what came after it was put aside, which is shaded; None: nothing was.
     """
 
     stage_index: int
@@ -71,7 +71,7 @@ def plot_curves(
 ) -> Plot:
     """One or more curves over the updates, with a line where a stage begins. unit: of the values, in words.
 
-    lengths: the updates of each stage; None: it is as long as its longest curve.
+    stage_steps: the updates of each stage; None: it is as long as its longest curve.
     """
     with open_canvas(PLOT_WIDTH, PLOT_HEIGHT + (18 if len(curves) > 1 else 0)) as drawing:
         (axes,) = drawing.add_axes()
@@ -146,7 +146,7 @@ def _mean_height_near(axes: Any, mark: StepMark, curves: Sequence[Curve]) -> flo
 
 
 def downsample(steps: Sequence[float], values: Sequence[float]) -> tuple[list[float], list[float]]:
-    """At most `MOST` points: each the mean of as many neighbours, at the last one's update. NaN are left out."""
+    """At most `MAX_POINTS` points: each the mean of as many neighbours, at the last one's update. NaN are left out."""
     size = math.ceil(len(values) / MAX_POINTS)
     if size <= 1:
         return list(steps), list(values)
@@ -158,7 +158,7 @@ def downsample(steps: Sequence[float], values: Sequence[float]) -> tuple[list[fl
 
 
 def running_mean(values: Sequence[float], half_window: int) -> list[float]:
-    """Each value's mean with its neighbours, up to `half` on each side, and as many on one side as on the other."""
+    """Each value's mean with its neighbours, up to `half_window` on each side, and as many on one as on the other."""
     made = []
     for index in range(len(values)):
         reach = min(half_window, index, len(values) - 1 - index)

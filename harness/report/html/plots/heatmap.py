@@ -36,7 +36,7 @@ def plot_heatmap(matrix: StageSuiteMatrix, stages: tuple[str, ...], name: str) -
     changes = [[sign * (value - matrix.values[0][j]) for j, value in enumerate(row)] for row in matrix.values]
     largest = max((abs(one) for row in changes for one in row if math.isfinite(one)), default=0.0)
     places, small = decimal_places(known), decimal_places([largest], digits=3)
-    with open_canvas(width, HEADER_HEIGHT + ROW_HEIGHT * rows + 6, bare=True) as drawing:
+    with open_canvas(width, HEADER_HEIGHT + ROW_HEIGHT * rows + 6, manual_layout=True) as drawing:
         from matplotlib.patches import Rectangle
 
         axes = drawing.figure.add_axes((0, 0, 1, 1))

@@ -81,7 +81,7 @@ _INVALID_XML_CHARS = re.compile(r"[\ufffe\uffff]|[\U0001fffe-\U0001ffff]")
 class Plot:
     """A finished plot. name: of its file. title, description: what a reader who cannot see it is told.
 
-    width: in CSS pixels at its own size. drawn: the SVG with stand-ins for colours.
+    width: in CSS pixels at its own size. svg: the SVG with stand-ins for colours.
     """
 
     name: str
@@ -118,7 +118,7 @@ class Plot:
 
 @dataclass
 class Canvas:
-    """What a plot is drawn on. titles: id of a group in the drawing -> what a pointer over it is told."""
+    """What a plot is drawn on. tooltips: id of a group in the drawing -> what a pointer over it is told."""
 
     figure: Figure
     tooltips: dict[str, str] = field(default_factory=dict)
@@ -144,8 +144,8 @@ class Canvas:
 def open_canvas(width: float, height: float, *, manual_layout: bool = False) -> Iterator[Canvas]:
     """A surface of this size in CSS pixels. Within the context matplotlib has the settings of our plots.
 
-    bare: the plot places its axes itself. Nothing of the user's own settings of matplotlib shows, and names that look
-    like formulas are none.
+    manual_layout: the plot places its axes itself. Nothing of the user's own settings of matplotlib shows, and names
+    that look like formulas are none.
     """
     with _silence_matplotlib():
         import matplotlib

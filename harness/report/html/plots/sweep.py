@@ -40,8 +40,9 @@ def plot_sweep(
     """Gain (above) and forgetting (below) over the value of the one key that the arms differ in, with intervals.
 
     points: (value of the key, arm). Arms of one value (seeds) are drawn each, and the line goes through their mean.
-    advised: the value that is enough, marked by an upright line. beside: arms without a value, each a level line.
-    Values from 0 up whose largest is `SPREAD` times the smallest above 0 stand on a logarithmic axis, and 0 apart.
+    sufficient_value: the value that is enough, marked by an upright line. reference_points: arms without a value, each
+    a level line. Values from 0 up whose largest is `LOG_AXIS_MIN_RATIO` times the smallest above 0 stand on a logarithmic axis, and
+    0 apart.
     """
     with open_canvas(PLOT_WIDTH, 360) as drawing:
         panels = drawing.add_axes(2, sharex=True)
@@ -131,7 +132,7 @@ def _draw_vertical_line(panels: Sequence[Any], position: float, text: str, *, ri
 def _draw_horizontal_line(axes: Any, value: float, name: str, label_offset: float) -> Any:
     """A level line of an arm that has no place along the axis, with its name at the right end.
 
-    taken: pixels from there that names of others have, whose lines may be near.
+    label_offset: pixels from there that names of others have, whose lines may be near.
     """
     if math.isfinite(value):
         axes.annotate(

@@ -51,19 +51,19 @@ def supply():
 
 
 def test_rows_are_taken_in_the_order_given(supply):
-    choice = supply.near("tokens", 3, 0.0, upsample=False)
+    choice = supply.select_near("tokens", 3, 0.0, upsample=False)
     assert (choice.copies, sorted(choice.rows.tolist())) == (0, [2, 3])
-    assert supply.taken(choice, "tokens") == 3
-    assert supply.taken(choice, "rows") == 2
+    assert supply.selected_size(choice, "tokens") == 3
+    assert supply.selected_size(choice, "rows") == 2
 
 
 def test_without_upsampling_everything_is_the_most(supply):
-    assert supply.near("tokens", 25, 0.0, upsample=False).times(4).tolist() == [1, 1, 1, 1]
+    assert supply.select_near("tokens", 25, 0.0, upsample=False).counts_per_row(4).tolist() == [1, 1, 1, 1]
 
 
 def test_with_upsampling_every_row_is_taken_floor_or_ceil_times(supply):
-    choice = supply.near("tokens", 23, 0.0, upsample=True)
-    assert supply.taken(choice, "tokens") == 23
-    assert set(choice.times(4).tolist()) == {2, 3}
-    assert supply.near("tokens", 20, 0.0, upsample=True).times(4).tolist() == [2, 2, 2, 2]
-    assert supply.near("tokens", 20.4, 0.0, upsample=True).times(4).tolist() == [2, 2, 2, 2]
+    choice = supply.select_near("tokens", 23, 0.0, upsample=True)
+    assert supply.selected_size(choice, "tokens") == 23
+    assert set(choice.counts_per_row(4).tolist()) == {2, 3}
+    assert supply.select_near("tokens", 20, 0.0, upsample=True).counts_per_row(4).tolist() == [2, 2, 2, 2]
+    assert supply.select_near("tokens", 20.4, 0.0, upsample=True).counts_per_row(4).tolist() == [2, 2, 2, 2]

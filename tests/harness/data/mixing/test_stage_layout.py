@@ -47,7 +47,7 @@ def trained(data, source, slots=None):
 
 def counted(data, slots):
     """Source -> unit -> share, counted row by row."""
-    totals = {part.source: dict.fromkeys(UNITS, 0) for part in data.stage.parts}
+    totals = {part.source: dict.fromkeys(UNITS, 0) for part in data.stage.sources}
     for slot in slots:
         for index in slot:
             row = data.rows[index]
@@ -534,7 +534,7 @@ def test_with_packing_rows_fill_the_slots_and_none_is_lost():
         for s, n in (("d", 400), ("g", 90))
     }
     data = build_stage_dataset(stage("dg", Share(("g",), 0.1), epochs=2, packing=True, max_length=256), pools, 0)
-    filled = data.order.sums(data.rows.lengths)
+    filled = data.order.sum_sizes(data.rows.lengths)
     assert filled.max() <= 256
     assert data.efficiency > 0.97
     assert set(trained(data, "d").values()) == {2}

@@ -34,7 +34,7 @@ class Rows(Source):
             for number, row in enumerate(self.rows, 1):
                 self.given += 1
                 yield (
-                    dataclasses.replace(row, place=f"x:{number}")
+                    dataclasses.replace(row, location=f"x:{number}")
                     if isinstance(row, InvalidRecord)
                     else Record(f"x:{number}", row)
                 )
@@ -98,7 +98,7 @@ def test_every_part_of_an_example_comes_back_from_disk(spooled):
     assert list(spooled) == EVERYTHING
     assert [spooled[index] for index in (0, 1, -1)] == EVERYTHING
     assert spooled[1:] == EVERYTHING[1:]
-    assert [spooled.place(index) for index in range(3)] == [row.location for row in EVERYTHING]
+    assert [spooled.location_of(index) for index in range(3)] == [row.location for row in EVERYTHING]
     with pytest.raises(IndexError):
         spooled[3]
 
@@ -107,23 +107,23 @@ def test_a_view_gives_its_rows_in_the_order_asked_for(corpus, monkeypatch):
     made = corpus(asks(300))
     monkeypatch.setattr("harness.data.reading.conversation_store.ROWS_PER_READ", 7)
     for indices in ([], [5], list(range(300)), list(range(0, 300, 3)), [299, 0, 0, 150], [*range(40, 60), 3]):
-        view = made.take(np.array(indices, np.int64))
+        view = made.select(np.array(indices, np.int64))
         wanted = [f"question {index}" for index in indices]
         assert [row.messages[0].content for row in view] == wanted
         assert [view[at].messages[0].content for at in range(len(view))] == wanted
-        assert [view.place(at) for at in range(len(view))] == [f"x:{index + 1}" for index in indices]
-        assert view.keys.tolist() == [int(made[index].id, 16) for index in indices]
-        assert [row.id for row in view[1:].take(np.arange(len(indices[1:])))] == [
+        assert [view.location_of(at) for at in range(len(view))] == [f"x:{index + 1}" for index in indices]
+        assert view.content_hashes.tolist() == [int(made[index].id, 16) for index in indices]
+        assert [row.id for row in view[1:].select(np.arange(len(indices[1:])))] == [
             made[index].id for index in indices[1:]
         ]
 
 
 def test_a_corpus_has_the_hashes_of_its_rows_in_order(corpus):
     made = corpus(asks(20))
-    assert made.keys.dtype == made.prompts.dtype == np.uint64
-    assert [f"{key:016x}" for key in made.keys.tolist()] == [row.id for row in made]
-    assert [f"{key:016x}" for key in made.prompts.tolist()] == [prompt_hash(row) for row in made]
-    assert (made.form, made.read, len(made), made.name) == ("prompt_completion", 20, 20, "x")
+    assert made.content_hashes.dtype == made.prompt_hashes.dtype == np.uint64
+    assert [f"{key:016x}" for key in made.content_hashes.tolist()] == [row.id for row in made]
+    assert [f"{key:016x}" for key in made.prompt_hashes.tolist()] == [prompt_hash(row) for row in made]
+    assert (made.row_format, made.rows_read, len(made), made.name) == ("prompt_completion", 20, 20, "x")
 
 
 def test_a_corpus_in_memory_is_the_same_as_on_disk(corpus):
@@ -131,10 +131,10 @@ def test_a_corpus_in_memory_is_the_same_as_on_disk(corpus):
     held = Corpus.from_examples(read_examples(Rows(asks(9)), DEFAULTS, "x"), "x")
     assert list(held) == list(made)
     assert held.digest == made.digest
-    assert held.content_hashes.tolist() == made.keys.tolist()
-    assert held.prompt_hashes.tolist() == made.prompts.tolist()
-    assert list(held.select(np.array([3, 1]))) == list(made.take(np.array([3, 1])))
-    assert held.location_of(3) == made.place(3)
+    assert held.content_hashes.tolist() == made.content_hashes.tolist()
+    assert held.prompt_hashes.tolist() == made.prompt_hashes.tolist()
+    assert list(held.select(np.array([3, 1]))) == list(made.select(np.array([3, 1])))
+    assert held.location_of(3) == made.location_of(3)
 
 
 def test_the_digest_changes_with_whatever_can_change_a_token_and_with_the_order_and_with_nothing_else(corpus):
@@ -165,12 +165,12 @@ KILLED = """
     import os, signal, sys
     from pathlib import Path
     from harness.types import Message
-    from harness.data.reading.conversation import example
-    from harness.data.reading.conversation_store import Spool
+    from harness.data.reading.conversation import build_example
+    from harness.data.reading.conversation_store import ConversationStore
 
     def rows():
         for number in range(20_000):
-            yield example([Message("user", f"{number}"), Message("assistant", "b" * 100)], "x:1")
+            yield build_example([Message("user", f"{number}"), Message("assistant", "b" * 100)], "x:1")
         names = []
         for file in os.listdir("/proc/self/fd"):
             try:
@@ -180,7 +180,7 @@ KILLED = """
         print([name for name in names if name.startswith(sys.argv[1])], flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
 
-    Spool.write(rows(), Path(sys.argv[1]))
+    ConversationStore.write_examples(rows(), Path(sys.argv[1]))
 """
 
 
@@ -273,9 +273,9 @@ def test_the_first_five_are_named_and_the_file_names_them_all(corpus, tmp_path):
 def test_a_share_of_bad_rows_may_be_allowed_and_every_row_is_accounted_for(corpus, tmp_path):
     rows = [*asks(6, lang="en"), *asks(3, lang="de"), {"prompt": "a", "lang": "en"}, BAD]
     made = corpus(rows, rejected=0.25, filter={"lang": "en"})
-    assert (made.read, made.filtered, made.rejected, len(made)) == (11, 3, 2, 6)
-    assert made.rejections == tmp_path / "c" / "rejected.jsonl"
-    assert made.warnings == (f"2 of 8 rows of 'x' are bad and left out; see {made.rejections}",)
+    assert (made.rows_read, made.rows_filtered, made.rows_invalid, len(made)) == (11, 3, 2, 6)
+    assert made.invalid_rows_file == tmp_path / "c" / "rejected.jsonl"
+    assert made.warnings == (f"2 of 8 rows of 'x' are bad and left out; see {made.invalid_rows_file}",)
     line = refused(corpus, rows, rejected=0.24, filter={"lang": "en"})[-1]
     assert line.startswith("sources.x: 2 of 8 rows are bad, more than the share of 0.24 that 'rejected' allows; ")
 
@@ -283,7 +283,7 @@ def test_a_share_of_bad_rows_may_be_allowed_and_every_row_is_accounted_for(corpu
 def test_good_rows_leave_no_file_behind_not_even_an_earlier_one(corpus, tmp_path):
     refused(corpus, [*asks(2), BAD])
     made = corpus(asks(2))
-    assert (made.rejected, made.rejections, made.warnings) == (0, None, ())
+    assert (made.rows_invalid, made.invalid_rows_file, made.warnings) == (0, None, ())
     assert not (tmp_path / "c" / "rejected.jsonl").exists()
 
 
@@ -321,7 +321,7 @@ def test_a_source_that_yields_something_else_is_named(corpus):
 def test_no_more_rows_are_asked_for_than_head_says(corpus):
     source = Rows(asks(50))
     made = corpus(source, head=7)
-    assert (made.read, len(made), source.given, source.closed) == (7, 7, 7, True)
+    assert (made.rows_read, len(made), source.given, source.closed) == (7, 7, 7, True)
     assert len(corpus(asks(3), head=7)) == 3
 
 
@@ -356,8 +356,8 @@ def test_rows_are_kept_by_the_values_of_their_columns(corpus, wanted, kept):
     rows = [{**row, **fact} for row, fact in zip(asks(6), facts, strict=True)]
     if kept:
         made = corpus(rows, filter=wanted)
-        assert [row.place for row in made] == [f"x:{index + 1}" for index in kept]
-        assert made.filtered == 6 - len(kept)
+        assert [row.location for row in made] == [f"x:{index + 1}" for index in kept]
+        assert made.rows_filtered == 6 - len(kept)
     else:
         (line,) = refused(corpus, rows, filter=wanted)
         assert line.startswith("sources.x: its filter keeps none of 6 rows: x:1 has ")
@@ -387,5 +387,5 @@ def test_what_the_source_says_of_its_data_is_kept(corpus):
             return ["it may move"]
 
     made = corpus(Telling(asks(3)))
-    assert made.facts == {"commit": "after 3 rows"}
+    assert made.metadata == {"commit": "after 3 rows"}
     assert made.warnings == ("it may move",)

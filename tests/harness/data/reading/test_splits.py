@@ -24,7 +24,7 @@ def many(n):
 
 
 def keys(corpus, indices):
-    return set(corpus.keys[indices].tolist())
+    return set(corpus.content_hashes[indices].tolist())
 
 
 pairs = st.lists(st.tuples(st.integers(0, 30), st.integers(0, 3)), min_size=1, max_size=80)

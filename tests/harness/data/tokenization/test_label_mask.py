@@ -24,7 +24,7 @@ many = settings(max_examples=40, deadline=None, suppress_health_check=[HealthChe
 def slowly(example, template, tokenizer):
     """Ids and labels by the definition, token by token, from the places of all of them."""
     rendering = render_training_text(example, template, tokenizer)
-    ((ids, places),) = tokenize_with_offsets([rendering], tokenizer, [example.place])
+    ((ids, places),) = tokenize_with_offsets([rendering], tokenizer, [example.location])
     if not any(one in message.content for message in example.messages for one in tokenization_cases.CONTROL):
         assert ids == tokenizer(rendering.text, add_special_tokens=False).input_ids
     inside = [any(begin <= place < end for begin, end in rendering.trained_spans) for place, _ in places]
@@ -35,7 +35,7 @@ def slowly(example, template, tokenizer):
 
 def labelled(row):
     labels = [-100] * len(row.ids)
-    for begin, end in row.runs:
+    for begin, end in row.trained_spans:
         labels[begin:end] = row.ids[begin:end]
     return row.ids, labels
 

@@ -49,7 +49,7 @@ class Broken(Template):
 
 
 def marked(condition, trained):
-    return lambda span: [dataclasses.replace(span, trained=trained) if condition(span) else span]
+    return lambda span: [dataclasses.replace(span, train=trained) if condition(span) else span]
 
 
 WRONG = {
@@ -68,11 +68,11 @@ WRONG = {
         "do not hold the text",
     ),
     "the end of turn is text": (
-        lambda s: [dataclasses.replace(s, frame=False)] if s.text == "<|im_end|>" and s.trained else [s],
+        lambda s: [dataclasses.replace(s, markup=False)] if s.text == "<|im_end|>" and s.train else [s],
         "end of turn",
     ),
     "text after the end of turn is trained": (
-        lambda s: [s, Span("more", train=True)] if s.text == "<|im_end|>" and s.trained else [s],
+        lambda s: [s, Span("more", train=True)] if s.text == "<|im_end|>" and s.train else [s],
         "after the end of response 2 is trained: 'more'",
     ),
 }

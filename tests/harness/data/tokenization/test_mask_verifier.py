@@ -136,7 +136,7 @@ class Wrong(tokenization_cases.Turns):
 
 
 def trained(span, value=True):
-    return dataclasses.replace(span, trained=value)
+    return dataclasses.replace(span, train=value)
 
 
 def responses(change):
@@ -175,11 +175,11 @@ WRONG = {
         "trained stretches",
     ),
     "the user's turn is trained and the response is not": (
-        lambda message, h, c, e, b: [h, trained(c, not c.trained), trained(e, not e.trained), b],
+        lambda message, h, c, e, b: [h, trained(c, not c.train), trained(e, not e.train), b],
         "precedes response|do not hold the text",
     ),
     "the end of turn is plain text": (
-        responses(lambda h, c, e, b: [h, c, dataclasses.replace(e, frame=False), b]),
+        responses(lambda h, c, e, b: [h, c, dataclasses.replace(e, markup=False), b]),
         "end of turn|trained stretches",
     ),
     "the turn ends twice within": (
@@ -222,7 +222,7 @@ def test_a_template_that_ignores_which_messages_are_trained_is_found():
         name = "ignores"
 
         def render(self, messages, tokenizer, *, add_generation_prompt=False, tools=()):
-            messages = [dataclasses.replace(message, trained=True) for message in messages]
+            messages = [dataclasses.replace(message, train=True) for message in messages]
             return super().render(messages, tokenizer, add_generation_prompt=add_generation_prompt, tools=tools)
 
     examples = [*corpus(), tokenization_cases.row("q", "a", "q", "a", number=99, untrained={1})]
@@ -282,9 +282,9 @@ def test_a_turn_may_begin_with_the_token_after_the_one_before_has_ended():
 
 def moved(begin, end):
     def change(example, row):
-        if example.place != "rows.jsonl:70":
+        if example.location != "rows.jsonl:70":
             return row
-        (first, last), *rest = row.runs
+        (first, last), *rest = row.trained_spans
         return MaskedTokens(row.ids, [(first + begin, last + end), *rest])
 
     return change
@@ -302,9 +302,9 @@ def test_a_users_turn_that_says_the_same_is_not_taken_for_the_response():
     examples = [tokenization_cases.row("Yes.", "Yes.", number=n) for n in range(1, LONG + 1)]
 
     def change(example, row):
-        if example.place != "rows.jsonl:70":
+        if example.location != "rows.jsonl:70":
             return row
-        (begin, end), *_ = row.runs
+        (begin, end), *_ = row.trained_spans
         size = end - begin
         place = next(i for i in range(len(row.ids)) if row.ids[i : i + size] == row.ids[begin:end])
         assert place < begin

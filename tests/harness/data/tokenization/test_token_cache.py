@@ -119,7 +119,8 @@ def test_versions_and_our_own_code_are_part_of_the_question(monkeypatch):
     own = {
         name for name, _ in fingerprints._module_digests(["harness.data.tokenization.tokenize"], within="harness.data.")
     }
-    assert {f"harness.data.{name}" for name in ("mask", "markers", "bytelevel", "twin", "rendering", "thorough")} <= own
+    expected = ("label_mask", "special_tokens", "byte_level", "rendering", "mask_verification")
+    assert {f"harness.data.tokenization.{name}" for name in expected} <= own
     assert all(name.startswith("harness.data.") for name in own)
 
 
@@ -131,14 +132,14 @@ class Mine(Template):
     name = "mine"
     def __init__(self, **options):
         self.options = Options(options)
-    def render(self, messages, tokenizer, *, open=False):
+    def render(self, messages, tokenizer, *, add_generation_prompt=False):
         spans = []
         for message in messages:
             trained = message.role == "assistant"
-            spans += [Span(message.role + ":\\n", frame=True), Span(message.content, trained)]
-            spans.append(Span(END, trained, frame=True))
-        return (*spans, *([Span("assistant:\\n", frame=True)] if open else []))
-    def stops(self, tokenizer):
+            spans += [Span(message.role + ":\\n", markup=True), Span(message.content, trained)]
+            spans.append(Span(END, trained, markup=True))
+        return (*spans, *([Span("assistant:\\n", markup=True)] if add_generation_prompt else []))
+    def stop_strings(self, tokenizer):
         return (END,)
 """
 WORDS = """
@@ -195,8 +196,10 @@ def test_a_template_that_cannot_be_told_from_another_is_not_cached_and_says_so(p
 
 
 def test_code_that_is_in_no_file_is_not_identified():
+    scope = {"Template": Template, "__name__": "typed_in"}
+    exec("class Typed(Template):\n    pass", scope)
     with pytest.raises(NotFingerprintable, match="is in no file"):
-        tokenization_fingerprint(tokenization_cases.Turns(), TOKENIZER)
+        tokenization_fingerprint(scope["Typed"](), TOKENIZER)
 
 
 def test_options_of_every_plain_kind_are_part_of_an_identity():
@@ -331,13 +334,13 @@ TWO = """
 import runpy, sys
 made = runpy.run_path(sys.argv[1])
 from harness_templates.chatml import ChatML
-from harness.data.tokenization.tokenize import tokenise_corpus
+from harness.data.tokenization.tokenize import tokenize_corpus
 examples = [made["row"](f"Question {n}?", f"Answer {n}.", number=n) for n in range(1, 30)]
 for _ in range(8):
-    found = tokenise_corpus(examples, "s", ChatML(None), made["BUILT"]["byte_level"], 64, key=sys.argv[2])
+    found = tokenize_corpus(examples, "s", ChatML(None), made["BUILT"]["byte_level"], 64, content_digest=sys.argv[2])
     assert len(list(found.rows)) == 29 and not found.warnings
     from harness.data.tokenization import token_cache
-    for path in token_cache.folder().glob("*.rows"):
+    for path in token_cache.token_cache_folder().glob("*.rows"):
         path.unlink(missing_ok=True)
 """
 

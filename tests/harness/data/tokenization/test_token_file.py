@@ -34,9 +34,9 @@ def check(contents):
     assert [row.labels for row in rows] == [(-100, 6, 7), (-100,), (-100, 3)]
     assert [row.id for row in rows] == ["0" * 15 + "1", "f" * 16, "0" * 15 + "3"]
     assert {row.source for row in rows} == {"source"}
-    assert (contents.kept.tolist(), contents.cut.tolist()) == ([0, 4, 5], [0, 9, 0])
+    assert (contents.example_indices.tolist(), contents.tokens_cut.tolist()) == ([0, 4, 5], [0, 9, 0])
     assert rows.loss_tokens.tolist() == [2, 0, 1]
-    assert contents.facts["proven"] == 3
+    assert contents.metadata["proven"] == 3
 
 
 def test_what_is_written_is_read_and_names_its_source_anew(tmp_path):

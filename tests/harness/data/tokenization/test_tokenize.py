@@ -82,7 +82,7 @@ def test_trained_tokens_are_the_responses_and_their_ends_of_turn(name, row, toke
     template = make(name)
     found = encode_example(ROWS[row], "s", template, tokenizer, 4096)
     assert all(label in (-100, token) for token, label in zip(found.input_ids, found.labels, strict=True))
-    end = template.stops(tokenizer)[0]
+    end = template.stop_strings(tokenizer)[0]
     pad = " " if name == "llama2" else ""
     expected = "".join(f"{pad}{m.content}{pad}{end}" for m in ROWS[row].messages if m.role == "assistant")
     trained = [label for label in found.labels if label != -100]

@@ -104,7 +104,7 @@ def test_the_first_bad_row_is_named_whatever_is_wrong_with_it(bad, monkeypatch):
             spans = super().render(messages, tokenizer, add_generation_prompt=add_generation_prompt, tools=tools)
             if messages[-1].content != f"a {bad}":
                 return spans
-            return tuple(dataclasses.replace(span, trained=span.train and not span.markup) for span in spans)
+            return tuple(dataclasses.replace(span, train=span.train and not span.markup) for span in spans)
 
     with pytest.raises(HarnessError, match="end of turn") as error:
         tokenize_corpus(examples, "s", WrongOnce(), tokenization_cases.BUILT["byte_level"], 64)

@@ -476,7 +476,7 @@ def comparison(**changes):
     rows = (row("rougeL", "better", 0.2), row("chrf", "no evidence", 0.01))
     facts = {
         "title": "two runs",
-        "sides": (
+        "columns": (
             comparison_page.RunColumn("first", {"mode": "domain"}),
             comparison_page.RunColumn("second", {"mode": "mixed", "ended": "finished"}),
         ),
@@ -504,14 +504,18 @@ def test_a_comparison_says_what_its_verdicts_say_and_no_more(tmp_path):
         "no evidence that second differs"
         in read(write.write_comparison_page(even, tmp_path / "even.html")).one("h1").text
     )
-    alone = comparison(sides=comparison().columns[:1], rows=(), items=(), differences={})
+    alone = comparison(columns=comparison().columns[:1], rows=(), items=(), differences={})
     assert "nothing is compared" in read(write.write_comparison_page(alone, tmp_path / "one.html")).one("h1").text
     assert sorted(one.name for one in tmp_path.iterdir()) == ["even.html", "one.html", "two.html"]
 
 
 def test_a_hostile_comparison_does_nothing(tmp_path):
     nasty = run_folders.NASTY
-    given = comparison(title=nasty, notes=(nasty,), sides=(comparison_page.RunColumn(nasty, {nasty: nasty}),) * 2,
-                       items=(comparison_page.ItemRow(nasty, nasty, nasty, nasty, (nasty, nasty), (nasty, nasty)),))  # fmt: skip
+    given = comparison(
+        title=nasty,
+        notes=(nasty,),
+        columns=(comparison_page.RunColumn(nasty, {nasty: nasty}),) * 2,
+        items=(comparison_page.ItemRow(nasty, nasty, nasty, nasty, (nasty, nasty), (nasty, nasty)),),
+    )
     file = write.write_comparison_page(given, tmp_path / "two.html")
     quiet(read(file), file.read_text(encoding="utf-8"))

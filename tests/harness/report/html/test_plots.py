@@ -23,7 +23,7 @@ from harness.statistics.intervals import Estimate
 
 
 def drawn(plot):
-    return html_reader.parse(plot.inline())
+    return html_reader.parse(plot.to_inline_svg())
 
 
 def texts(plot):
@@ -374,10 +374,10 @@ def test_a_plot_neither_minds_nor_changes_the_settings_of_the_user():
 
 def test_no_state_of_pyplot_and_nothing_heavy_is_used():
     program = (
-        "import sys, harness.report.html\n"
+        "import sys, harness.report.html.write\n"
         "assert not any(one.startswith(('matplotlib', 'jinja2')) for one in sys.modules)\n"
-        "from harness.report.html.plots.bars import Bin, lengths\n"
-        "lengths([Bin(0, 1, 2, False)], 'a', 'b').file()\n"
+        "from harness.report.html.plots.bars import LengthBin, plot_length_histogram\n"
+        "plot_length_histogram([LengthBin(0, 1, 2, False)], 'a', 'b').to_svg_file()\n"
         "assert 'matplotlib.pyplot' not in sys.modules and 'torch' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True)

@@ -45,7 +45,7 @@ def asked(monkeypatch):
         found[name] = SimpleNamespace(curves={one.name: one for one in given}, stages=stages, title=title, **more)
         return draw(given, stages, name, title, **more)
 
-    monkeypatch.setattr(curves, "plot_curves", noted)
+    monkeypatch.setattr(stage_curves, "plot_curves", noted)
     return found
 
 
@@ -66,7 +66,7 @@ def test_a_curve_goes_through_what_was_measured_before_within_and_after_each_sta
         ([0.0, 5.0, 10.0, 20], [base, 0.3, 0.35, first]),
         ([0.0, 20.0], [first, 0.6]),  # the last update was measured within: it is not drawn twice
     )
-    assert (plot.unit, plot.lengths, plot.marks) == ("higher is better", [20, 20], [])
+    assert (plot.unit, plot.stage_steps, plot.marks) == ("higher is better", [20, 20], [])
     assert asked["during-response-perplexity"].unit == "lower is better"
     assert list(asked["during-response-perplexity"].curves) == ["helpdesk"]
     assert asked["during-response-perplexity"].title == "helpdesk/response_perplexity on the way"
@@ -82,7 +82,7 @@ def test_where_a_stage_ended_early_is_marked_and_said_and_what_was_put_aside_is_
     root = page(made)
     for plot in asked.values():
         (mark,) = plot.marks
-        assert (mark.stage, mark.update, mark.text, mark.until) == (0, 10.0, "best: 10", 15.0)
+        assert (mark.stage_index, mark.step, mark.text, mark.shaded_until) == (0, 10.0, "best: 10", 15.0)
     assert asked["during-combined"].curves["combined"].stages[0] == ([0.0, 5.0, 10.0, 15.0], [0.0, 0.1, 0.3, 0.2])
     assert asked["during-rougel"].curves["helpdesk"].stages[0][0] == [0.0, 5.0, 10.0, 15.0], "its end is at 10"
     text = root.one("section", id="during").text
@@ -99,14 +99,14 @@ def test_where_a_stage_ended_early_is_marked_and_said_and_what_was_put_aside_is_
 def test_a_stage_that_keeps_its_last_weights_has_its_best_marked_and_nothing_shaded(tmp_path, asked):
     lines = [{**one, "kept": False} for one in STOPPED]
     root = page(measured(tmp_path / "run", lines, updates=15))
-    assert [one.until for one in asked["during-rougel"].marks] == [None]
+    assert [one.shaded_until for one in asked["during-rougel"].marks] == [None]
     assert "put back" not in root.one("section", id="during").text
 
 
 def test_a_stage_that_was_not_measured_within_keeps_its_length(tmp_path, asked):
     page(measured(tmp_path / "run", [], [look(10, 0.6)]))
     plot = asked["during-rougel"]
-    assert plot.lengths == [20, 20]
+    assert plot.stage_steps == [20, 20]
     assert plot.curves["helpdesk"].stages[0][0] == [0.0, 20], "where it begins and ends is known"
     assert plot.curves["helpdesk"].stages[1][0] == [0.0, 10.0, 20]
 
