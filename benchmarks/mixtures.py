@@ -31,7 +31,7 @@ COUNTS = ("ids", "lengths", "loss_tokens", "source_indices")
 
 
 class Sizes:
-    """Stands in for `harness.data.tokenization.tokenized_rows.TokenizedRows`: what is counted about rows, without the rows."""
+    """Stands in for `harness.data.tokenization.tokenized_rows.TokenizedRows`: what is counted of rows, without them."""
 
     def __init__(self, *arrays: NDArray[np.generic]) -> None:
         self.ids, self.lengths, self.loss_tokens, self.source_indices = arrays
@@ -70,10 +70,9 @@ def told(name: str, rows: int, seconds: float, efficiency: float, before: int) -
 
 def lay(rows: int, packing: bool) -> None:
     from harness.data.mixing import stage_layout
-    from harness.data.tokenization import tokenized_rows
     from harness.types import Share, Stage, StageSource
 
-    tokenized_rows.TokenizedRows = Sizes  # type: ignore[assignment, misc]
+    stage_layout.TokenizedRows = Sizes  # type: ignore[assignment, misc]
     train = {"epochs": 2, "steps": None, "batch_size": 8, "accumulation": 1, "packing": packing, "max_length": CAPACITY}
     stage = Stage("made", (StageSource("d", "domain"), StageSource("g", "general")), train, (Share(("g",), 0.1),))
     pools = {"d": pool(rows, 150, 1), "g": pool(rows // 2, 270, 2)}

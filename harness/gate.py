@@ -54,7 +54,7 @@ class GateResult:
     """A condition and what became of it.
 
     text: the condition in words. found: the value that was judged. bound: the end of its 95 % interval that is the
-    nearest to breaking the condition (the value itself, when the spec judges by it). since: see `Measured`; "" too
+    nearest to breaking the condition (the value itself, when the spec judges by it). since: see `ScoreForGate`; "" too
     where the condition is not about a difference.
     """
 
@@ -97,7 +97,7 @@ def evaluate_gate(
 ) -> tuple[GateResult, ...]:
     """Every condition judged, in order.
 
-    conditions: the spec's `gate`, filled in. measured: `suite/score` -> score, and `summary:score` -> summary.
+    conditions: the spec's `gate`, filled in. scores: `suite/score` -> score, and `summary:score` -> summary.
     A condition whose interval is no number fails, and so does one on a summary that the run's matrix does not come to
     (`forgetting` of one stage, a relative one of a base that scores 0). Raises HarnessError that names a score that was
     not measured.
@@ -117,7 +117,7 @@ def summary_score_names(metrics: Mapping[str, Mapping[str, Metric]]) -> dict[tup
 
 
 def condition_key(condition: Mapping[str, Any]) -> str:
-    """What a condition is about, as `measured` calls it."""
+    """What a condition is about, as `scores` calls it."""
     score: str = condition["score"]
     return score if condition["summary"] is None else f"{condition['summary']}:{score}"
 

@@ -7,7 +7,7 @@ import random
 
 
 def derive_seed(seed: int, *purpose: str | int) -> int:
-    """A seed in [0, 2**32) for one purpose, e.g. `derive(0, "order", "stage-1", 2)`. The same on every machine."""
+    """A seed in [0, 2**32) for one purpose, e.g. `derive_seed(0, "order", "stage-1", 2)`. The same on every machine."""
     text = "/".join([str(seed), *map(str, purpose)])
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
 

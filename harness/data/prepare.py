@@ -65,18 +65,18 @@ class PreparedData:
     """The data of a run: no suite's prompt is trained on, every mask is proven, every row has a trained token, and
     shares are met.
 
-    suites: suite -> the rows that it evaluates. rows: source -> all its tokenised training rows, for every source that
-    a stage trains on or that was named in `also`; cut to the longest `max_length` at which they are trained.
+    suite_examples: suite -> the rows that it evaluates. tokenized_rows: source -> all its tokenised training rows, for every source that
+    a stage trains on or that was named in `extra_sources`; cut to the longest `max_length` at which they are trained.
     counts: source -> `read` (raw rows), `filtered` (left aside by the source's filter), `rejected` (bad, allowed by the
     spec), `duplicates` (dropped: same content as an earlier row), `beyond_limit` (not among the `limit` chosen),
     `held_out` (kept for evaluation), `untrained` (dropped: no trained token is left after truncation), `used` (trained
-    on in some stage), `measured` (named in `also`, and trained on in none) and `unused` (in no mixture, or beyond the
-    steps of every stage); these sum to `read`. Beside them `truncated` (cut to `max_length`), `evaluated` (in some
-    suite) and `proven` (rows whose masks were proven).
+    on in some stage), `measured` (named in `extra_sources`, and trained on in none) and `unused` (in no mixture, or
+    beyond the steps of every stage); these sum to `read`. Beside them `truncated` (cut to `max_length`), `evaluated`
+    (in some suite) and `proven` (rows whose masks were proven).
     digests: source -> SHA-256 over the sorted ids of its rows that are trained on or evaluated.
-    untrained: source -> its rows dropped as untrained, for every source in `rows`. references: suite -> its rows in
-    tokens; none for a suite whose rows no template renders. told: source -> how it was read. warnings: see
-    `Plan.warnings`.
+    fully_truncated: source -> its rows dropped as untrained, for every source in `tokenized_rows`.
+    tokenized_suites: suite -> its rows in tokens; none for a suite whose rows no template renders.
+    sources: source -> how it was read. warnings: see `Plan.warnings`.
     """
 
     stages: tuple[StageDataset, ...]
@@ -123,11 +123,11 @@ def prepare_data(
 ) -> PreparedData:
     """Read, split, prove, tokenise, mix and order the data of a plan.
 
-    sources: the plan's, made; only those that a stage, a suite or `also` names are read. also: sources whose training
-    rows are wanted although no stage may train on them; they are proven to be no suite's rows as well.
-    templates: suite -> its own template, for suites that have one. rejected: the folder that gets `<source>.jsonl` with
-    every bad row of a source; None: they are only counted.
-    cached: take tokens from the cache where nothing has changed, and keep them there.
+    sources: the plan's, made; only those that a stage, a suite or `extra_sources` names are read. extra_sources: sources
+    whose training rows are wanted although no stage may train on them; they are proven to be no suite's rows as well.
+    templates: suite -> its own template, for suites that have one. invalid_rows_folder: the folder that gets
+    `<source>.jsonl` with every bad row of a source; None: they are only counted.
+    use_cache: take tokens from the cache where nothing has changed, and keep them there.
     processes: that share the training.
     Raises HarnessError for whatever a run must not begin with, with the rows or shares named.
     """
@@ -351,7 +351,8 @@ def _preparation_warnings(
     """elsewhere: why the conversations do not stand in the cache."""
     if cache_error is not None:
         temporary = tempfile.gettempdir()
-        yield f"the rows read stand in {temporary} while they are used, and not in {token_cache.token_cache_folder()}: {cache_error}"
+        folder = token_cache.token_cache_folder()
+        yield f"the rows read stand in {temporary} while they are used, and not in {folder}: {cache_error}"
     for one in prepared_sources.values():
         yield from one.corpus.warnings
         for tokenised in one.tokenized_by_length.values():

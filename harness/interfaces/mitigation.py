@@ -42,8 +42,9 @@ class Mitigation:
     head would not."""
 
     penalty_timing: Literal["before_clip", "after_clip"] = "after_clip"
-    """Whether `add_weight_penalty` comes before the gradient is clipped, so that task and pull are clipped as one, which
-    is what a penalty in the loss comes to, or after, so that the pull neither takes from the task's step nor is cut."""
+    """Whether `add_weight_penalty` comes before the gradient is clipped, so that task and pull are clipped as one,
+    which is what a penalty in the loss comes to, or after, so that the pull neither takes from the task's step nor is
+    cut."""
 
     def transform_stages(self, stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
         """Which data, in what shares. Depends on the options alone: the instance that trains is another one."""

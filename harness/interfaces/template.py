@@ -30,8 +30,8 @@ class Template:
 
         An assistant's turn and its end of turn are trained spans, unless the message says that it is not trained.
         add_generation_prompt: the conversation ends before the response, so the rendering ends with the response's
-        header. tools: see `Example.tools`. Raises HarnessError when the format has no place for one of the messages, or for
-        tools.
+        header. tools: see `Example.tools`. Raises HarnessError when the format has no place for one of the messages, or
+        for tools.
         """
         raise NotImplementedError
 

@@ -37,7 +37,7 @@ SpecLoader = Callable[[Sequence[str]], Spec]
 def run(spec: Spec, registry: Registry, processes: Processes = SINGLE_PROCESS) -> Report:
     """Run a spec from its data to its report. The folder of the run stays, however the run ends.
 
-    ranks: the processes that train it together, of which this is the main one; the others `follow`.
+    processes: the processes that train it together, of which this is the main one; the others call `run_worker`.
 
     Raises HarnessError for bad input before the run's folder is made, RunError for what fails after.
     """
@@ -81,7 +81,7 @@ def run_experiment(
 ) -> ArmComparison:
     """Run the arms of a spec, or those of these names, and compare all that have a result.
 
-    load: the spec anew with an arm's overrides. place: the folder of an experiment that is gone on with.
+    load_spec: the spec anew with an arm's overrides. path: the folder of an experiment that is gone on with.
     Every arm's spec and data are proven before the first one trains. With several processes the first arm that fails is
     the last one that runs: the others cannot know where it was. Raises HarnessError and RunError as `run`.
     """
@@ -103,7 +103,7 @@ def run_experiment(
 def check_arms(specs: Sequence[tuple[Arm, Spec]], registry: Registry, processes: Processes = SINGLE_PROCESS) -> None:
     """Prepare and prove the data of every arm. Raises HarnessError that names the arm.
 
-    ranks: the processes that are to train, for an update takes rows for each.
+    processes: the processes that are to train, for an update takes rows for each.
     """
     for number, (arm, own) in enumerate(specs, start=1):
         facts, began = {"arm": arm.name, "number": number, "of": len(specs)}, time.monotonic()
@@ -124,7 +124,7 @@ def _load_arm_spec(arm: Arm, load_spec: SpecLoader) -> Spec:
 def evaluate_model(spec: Spec, registry: Registry, path: Path | None) -> tuple[Path, tuple[Evaluation, ...]]:
     """Evaluate a model on the spec's suites, and train nothing.
 
-    place: the folder of a finished run, whose model is measured; what it answered before is not asked again, and stays
+    path: the folder of a finished run, whose model is measured; what it answered before is not asked again, and stays
     as it was: new answers stand in `measured/`. None: the spec's base model, in a new folder. Returns the folder and
     the evaluations. Raises HarnessError and RunError.
     """

@@ -65,8 +65,8 @@ def reuse_stages(
 ) -> int:
     """Give a new arm's folder the ends of the stages that an earlier arm trained for it too. Returns how many.
 
-    arms: the folder that holds all arms. place: the arm's own. others: name -> plan of the arms before it. The large
-    files are linked where the file system can, and copied where not.
+    arms_folder: the folder that holds all arms. arm_folder: the arm's own. others: name -> plan of the arms before it.
+    The large files are linked where the file system can, and copied where not.
     """
     best, donor = 0, arms_folder
     for name, other in others:
@@ -126,7 +126,7 @@ def run_arms(
 
     spec: with its arms. specs: each arm that is to run with the spec that it makes. An arm that fails is named in the
     comparison, and the next one runs. Raises RunError, after everything is saved, when an arm failed.
-    ranks: the processes that train; of several an arm that fails ends all at once.
+    processes: the processes that train; of several an arm that fails ends all at once.
     """
     every = arms_of.expand_arms(spec.document["arms"], spec.where(("arms",)))
     tracker = ExperimentTracker(

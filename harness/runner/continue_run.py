@@ -1,7 +1,7 @@
 """Going on from the result of an earlier run: its adapter trained on, and its measurements put before the new ones.
 
-Knows the folder of a finished run and the model that was loaded from it. `chain` asks for the adapter, `single` for the
-measurements.
+Knows the folder of a finished run and the model that was loaded from it. `staged_model` asks for the adapter,
+`main_process` for the measurements.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class EarlierAdapter:
     """The weights and the shape of the adapter that an earlier run trained."""
 
     def __init__(self, loaded_model: Any) -> None:
-        """net: as loaded, within the adapter."""
+        """loaded_model: as loaded, within the adapter."""
         self.config = _adapter_config(loaded_model)
         self.weights = {n: one.detach().clone() for n, one in loaded_model.named_parameters() if one.requires_grad}
 
@@ -124,8 +124,9 @@ def carry_over_scores(
 ) -> tuple[PreviousRun | None, tuple[str, ...]]:
     """What the run in `folder` measured, as far as this run measures the same; and what a person should know of it.
 
-    start: this run's evaluations before its first update. A suite is carried on when its items and the signatures of
-    its metrics are the same. None: there is no such suite. Raises HarnessError when the folder is damaged.
+    start_evaluations: this run's evaluations before its first update. A suite is carried on when its items and the
+    signatures of its metrics are the same. None: there is no such suite. Raises HarnessError when the folder is
+    damaged.
     """
     before = finished_run.load_finished_run(folder)
     told = finished_run.load_run_json(folder, "report.json")
@@ -180,7 +181,8 @@ def _score_mismatch_warnings(run: str, previous: Evaluation, current: Evaluation
         value = now.get((score.metric, score.name), score.value)
         if not (math.isclose(value, score.value, rel_tol=SCORE_TOLERANCE, abs_tol=1e-6) or value != value):
             yield (
-                f"{previous.suite}/{score.name} is {value:.6g} at the start, and was {score.value:.6g} at the end of {run}: "
+                f"{previous.suite}/{score.name} is {value:.6g} at the start, "
+                f"and was {score.value:.6g} at the end of {run}: "
                 "the two runs do not measure alike (precision, device, or the model's files)"
             )
 

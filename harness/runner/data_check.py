@@ -35,18 +35,19 @@ def check_result(name: str, ok: bool | None, message: str, *, warned: bool = Fal
 def all_checks(
     report: Mapping[str, Any], prepared: prepare.PreparedRun, findings: Findings
 ) -> Iterator[dict[str, Any]]:
-    """The proofs of prepared data, in order. made: the facts so far, see `harness.runner.data_check.run_data_checks`."""
+    """The proofs of prepared data, in order. report: the facts so far, see
+    `harness.runner.data_check.run_data_checks`."""
     yield _check_rows(report["sources"])
     own = [one.name for one in prepared.plan.suites if one.template is not None]
     yield check_result("template", True, f"evaluated as trained{f', or as said: {_join_names(own)}' * bool(own)}")
     items = sum(map(len, prepared.data.suite_examples.values()))
     yield check_result("held out", True, f"none of the {items:,} prompts to be evaluated is trained on")
     proven = sum(report["masks"].values())
+    total = sum(map(len, prepared.data.training_examples.values()))
     yield check_result(
         "masks",
         True,
-        f"{proven:,} of {sum(map(len, prepared.data.training_examples.values())):,} rows proven: each response and its end of turn "
-        "are trained, no header is",
+        f"{proven:,} of {total:,} rows proven: each response and its end of turn are trained, no header is",
     )
     yield _check_lengths(report["lengths"], findings)
     yield _check_shares(report["stages"])
@@ -140,13 +141,13 @@ def _format_percent(share: float) -> str:
 def run_data_checks(spec: Spec, registry: Registry) -> dict[str, Any]:
     """The proofs as plain data.
 
-    `ok`: whether a run may begin. `proofs`: see `proofs.proof`. `sources`: counts of rows by source. `lengths`: source
-    -> one `histogram.lengths` for each max_length at which it is trained. `stages`: `name`, `asked` (each share, see
-    `Share`), `epochs` (each source -> realised share by unit) and `efficiency`. `masks`: source -> rows proven.
-    `template`: `name` and `fingerprint`. `untrained`, `shared`, `near_duplicates`, `contamination`: see
-    `Findings.facts`. `warnings`. `failures`: lines, each with place, problem and remedy. Where the data cannot be made,
-    only the spec's own facts and the failures are there.
-    Raises HarnessError for a spec without a plan, RunError for what is no fault of the input.
+    `ok`: whether a run may begin. `proofs`: see `check_result`. `sources`: counts of rows by source. `lengths`: source
+    -> one `lengths.summarize_lengths` for each max_length at which it is trained. `stages`: `name`, `asked` (each
+    share, see `Share`), `epochs` (each source -> realised share by unit) and `efficiency`. `masks`: source -> rows
+    proven. `template`: `name` and `fingerprint`. `untrained`, `shared`, `near_duplicates`, `contamination`: see
+    `Findings.to_dict`. `warnings`. `failures`: lines, each with place, problem and remedy. Where the data cannot be
+    made, only the spec's own facts and the failures are there. Raises HarnessError for a spec without a plan, RunError
+    for what is no fault of the input.
     """
     planned = plan.build_plan(spec, registry)
     made: dict[str, Any] = {

@@ -25,10 +25,11 @@ def combined_score(
     higher_is_better: Mapping[str, bool],
     weights: Mapping[str, float],
 ) -> float:
-    """The weighted sum of relative improvements over `start`, positive for the better; NaN when a score is no number.
+    """The weighted sum of relative improvements over `baseline`, positive for the better; NaN when a score is no
+    number.
 
-    scores, start: `suite/score` -> value. higher: -> whether higher is better. A start of 0 has nothing to be relative
-    to: there the improvement counts as it is.
+    scores, baseline: `suite/score` -> value. higher_is_better: -> whether higher is better. A baseline of 0 has nothing
+    to be relative to: there the improvement counts as it is.
     """
     total = 0.0
     for name, weight in weights.items():
@@ -88,8 +89,9 @@ class EarlyStopper:
         emit: Callable[..., None],
         resumed_step: int,
     ) -> None:
-        """steps: updates of the stage. start: the run's evaluations before its first update. keep: writes the weights
-        and states of now into a folder. tell: `tell(kind, **facts)`. resumed: the update that is gone on from, or 0.
+        """steps: updates of the stage. start_evaluations: the run's evaluations before its first update. save_snapshot:
+        writes the weights and states of now into a folder. emit: `emit(event_type, **payload)`. resumed_step: the
+        update that is gone on from, or 0.
         """
         self.stage, self.steps, self.folder = stage, steps, folder
         self.evaluate, self.save_snapshot, self.emit, self.resumed_step = evaluate, save_snapshot, emit, resumed_step

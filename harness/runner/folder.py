@@ -138,7 +138,7 @@ def save_stage_snapshot(folder: Path, model: Any, states: Mapping[str, Mapping[s
 
 
 def load_stage_snapshot(folder: Path, model: Any) -> Mapping[str, Mapping[str, Any]]:
-    """Give the model the weights that `save_end` kept, in place; returns the mitigations' states.
+    """Give the model the weights that `save_stage_snapshot` kept, in place; returns the mitigations' states.
 
     Nothing is changed unless all of it fits. Raises RunError when the folder is damaged or of another model.
     """

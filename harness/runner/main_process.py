@@ -53,8 +53,8 @@ def tracking_session(
 ) -> Iterator[Tracker]:
     """Within it events go to the run's tracker too. What breaks the run off is told before it is raised.
 
-    settings: the spec's `track`. again: whether the folder's run is gone on with. parent: the MLflow id of the
-    experiment's run. ranks: the processes that share the run, and end with it. Raises RunError where a file of the
+    settings: the spec's `track`. resuming: whether the folder's run is gone on with. parent: the MLflow id of the
+    experiment's run. processes: the processes that share the run, and end with it. Raises RunError where a file of the
     run cannot be written or read.
     """
     tracker = Tracker(
@@ -100,9 +100,9 @@ def run_stages(
 ) -> Report:
     """Run a prepared spec in its folder, tracked. The folder stays, however the run ends.
 
-    again: go on with what the folder holds. arm: `name` and `changes` of an experiment's arm. parent: the MLflow id of
-    the experiment's run. shared: of how many stages the ends stay, for other arms. ranks: the processes that train it;
-    the others follow from here on. Raises HarnessError or RunError.
+    resuming: go on with what the folder holds. arm: `name` and `changes` of an experiment's arm. parent: the MLflow id
+    of the experiment's run. stages_to_keep: of how many stages the ends stay, for other arms. processes: the processes
+    that train it; the others follow from here on. Raises HarnessError or RunError.
     """
     track, name = spec.document["track"], prepared.plan.name
     with tracking_session(

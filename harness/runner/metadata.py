@@ -73,7 +73,7 @@ def _describe_git(folder: Path) -> dict[str, Any] | None:
 def data_metadata(prepared: PreparedRun, findings: findings.Findings) -> dict[str, Any]:
     """What the stages train on and the suites ask, in numbers, digests and warnings: `data.json`.
 
-    found: what the wording of the data gave away.
+    findings: what the wording of the data gave away.
     """
     stages = prepared.data.stages
     return {
@@ -122,7 +122,7 @@ def require_same_world_size(folder: RunFolder, world_size: int) -> None:
 
 
 def _length_histogram(prepared: PreparedRun, source: str) -> dict[str, Any]:
-    """The token lengths of a source as a histogram: see `harness.data.checks.lengths.lengths`."""
+    """The token lengths of a source as a histogram: see `harness.data.checks.lengths.summarize_lengths`."""
     return lengths.summarize_lengths(
         prepared.data.untruncated_lengths[source], max(prepared.data.sources[source].tokenized_by_length)
     )

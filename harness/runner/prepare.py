@@ -55,8 +55,8 @@ def prepare_run(
 ) -> PreparedRun:
     """Everything up to the proven data. Raises HarnessError for bad input.
 
-    mixed: False, where nothing will be trained, leaves the shares out, so that rows can be looked at whose mixture
-    cannot be met. ranks: the processes that share the training. Every bad row of a source is written to
+    use_shares: False, where nothing will be trained, leaves the shares out, so that rows can be looked at whose mixture
+    cannot be met. processes: the processes that share the training. Every bad row of a source is written to
     `<output>/<name>-rejected/<source>.jsonl`, by the main one.
     """
     progress = create_progress(registry)

@@ -43,9 +43,10 @@ def finish_interrupted_run(
 ) -> Report | None:
     """Do what a finished run still lacks, and return its report; None where nothing is lacking.
 
-    spec: the run's own. arm, parent: see `single.walk`; the ends of an arm's stages stay, for they are the experiment's
-    to clear. A run that failed after its report, by a limit of its suites, stays failed. Raises HarnessError when the
-    folder is damaged or the tracking store cannot be asked, and RunError where the run itself would have failed.
+    spec: the run's own. arm, parent: see `main_process.run_stages`; the ends of an arm's stages stay, for they are the
+    experiment's to clear. A run that failed after its report, by a limit of its suites, stays failed. Raises
+    HarnessError when the folder is damaged or the tracking store cannot be asked, and RunError where the run itself
+    would have failed.
     """
     lacking = []
     if not (folder.path / "report.html").is_file():

@@ -1,7 +1,7 @@
 """The model on its way through the stages, as every process that shares the run takes it.
 
 Knows the order within a stage, and what the processes do there at the same time. What is measured, kept and told of it
-`single` knows, in the main process; `following` is for those beside it.
+`main_process` knows; `WorkerProcess` is for those beside it.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class StageLoop(ABC):
 
     @property
     def adapter_policy(self) -> str | None:
-        """What becomes of an earlier run's adapter, see `onward.policy`."""
+        """What becomes of an earlier run's adapter, see `continue_run.adapter_policy`."""
         return continue_run.adapter_policy(self.spec, self.prepared)
 
     def load_model(self, location: locate.ModelLocation | None = None) -> Any:
@@ -69,7 +69,7 @@ class StageLoop(ABC):
     def _train_stage(
         self, staged_model: StagedModel, stage_index: int, totals: Mapping[str, Any] | None
     ) -> train_stage.StageResult:
-        """Take the model through a stage. number: from 1. totals: what it came to, where it was trained before."""
+        """Take the model through a stage. stage_index: from 1. totals: what it came to, where it was trained before."""
         data = self.prepared.data.stages[stage_index - 1]
         place = self.folder.stage_folder(data.stage.name)
         totals = self.processes.broadcast(totals)
@@ -188,7 +188,7 @@ def mitigation_states(staged_model: StagedModel) -> dict[str, Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class RunTask:
-    """A run that the main process begins, in its folder. again: whether it is gone on with."""
+    """A run that the main process begins, in its folder. resuming: whether it is gone on with."""
 
     spec: Spec
     path: Path

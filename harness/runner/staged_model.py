@@ -30,10 +30,11 @@ class StagedModel:
     """
 
     def __init__(self, model: Any, plan: Plan, registry: Registry, adapter_policy: str | None = None) -> None:
-        """net: as loaded. Shapes it as the first stage asks for. Raises HarnessError as the mitigations do.
+        """model: as loaded. Shapes it as the first stage asks for. Raises HarnessError as the mitigations do.
 
-        start: of a model that is an earlier run's result, what becomes of its adapter (see `onward.policy`). It stays
-        as it was loaded then, to be measured, until the first stage is entered.
+        adapter_policy: of a model that is an earlier run's result, what becomes of its adapter (see
+        `continue_run.adapter_policy`). It stays as it was loaded then, to be measured, until the first stage is
+        entered.
         """
         self.model = model
         self.plan, self.registry = plan, registry
@@ -54,7 +55,7 @@ class StagedModel:
         return self._active
 
     def start_stage(self, stage_index: int, rows: RowsBySource) -> Mapping[str, Mitigation]:
-        """Make the model ready for a stage and let its mitigations remember where it begins. number: from 1.
+        """Make the model ready for a stage and let its mitigations remember where it begins. stage_index: from 1.
 
         rows: of the sources that mitigations name. Raises HarnessError when the stage asks for another adapter of a
         model that has none. That weights which go on keep their shape, the plan has seen to (`harness.spec.plan`).
@@ -134,7 +135,7 @@ class StagedModel:
     def _create_mitigations(self, stage: Stage, *, reset: bool = False) -> None:
         """Make the mitigations of a stage, each with the state that it has come to.
 
-        anew: those that shape the model begin without one, as their new adapter does.
+        reset: those that shape the model begin without one, as their new adapter does.
         """
         self._options = self._stage_mitigations(stage)
         self._active = dict(plan.create_mitigations(self._options, self.registry))

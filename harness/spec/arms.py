@@ -50,7 +50,7 @@ class Arm:
 def expand_arms(arms_spec: Mapping[str, Any], where: str) -> tuple[Arm, ...]:
     """The arms of a spec: each of `named`, for each combination of the values of `matrix`, in the order of the spec.
 
-    given: the spec's `arms`, filled in. where: its place, for errors.
+    arms_spec: the spec's `arms`, filled in. where: its place, for errors.
     Raises HarnessError when there is none, two have one name, an arm changes what arms share, or one change of an arm
     undoes another.
     """
@@ -109,7 +109,7 @@ def _error_with_arm_name(arm: Arm, error: HarnessError) -> HarnessError:
 def override_warnings(arms: Iterable[Arm], spec_document: Mapping[str, Any]) -> Iterator[str]:
     """A line for each arm that puts a new object in the place of one of the spec, whose other keys are lost by that.
 
-    written: the spec as it stands in its file. Parts that are chosen anew as a whole, such as the mode, are none.
+    spec_document: the spec as it stands in its file. Parts that are chosen anew as a whole, such as the mode, are none.
     """
     for arm in arms:
         for key, value in arm.changes.items():
@@ -131,9 +131,9 @@ def default_axes(
 ) -> tuple[str, str] | None:
     """What arms are compared by: the gain, and what is forgotten; None where neither is named nor can be chosen.
 
-    by_role: the scores `suite/score` of the baseline that are better one way, under `domain` and `general`. gain, lost:
-    as the spec names them. One that it does not name is the first of its role; of the general ones the first of the
-    gain's name, if there is one.
+    scores_by_role: the scores `suite/score` of the baseline that are better one way, under `domain` and `general`.
+    gain, forgetting: as the spec names them. One that it does not name is the first of its role; of the general ones
+    the first of the gain's name, if there is one.
     """
     if (gain is None and not scores_by_role["domain"]) or (forgetting is None and not scores_by_role["general"]):
         return None

@@ -70,8 +70,8 @@ def create_mitigations(options: Mapping[str, Mapping[str, Any]], registry: Regis
 
 
 def list_named_sources(spec: Spec, section: str | None = None) -> tuple[str, ...]:
-    """The sources that the spec names, in order, each once. part: only below such a key, e.g. `mitigations`, those of
-    single stages included."""
+    """The sources that the spec names, in order, each once. section: only below such a key, e.g. `mitigations`, those
+    of single stages included."""
     found = [value for path, _, value in _iter_source_leaves(spec) if section is None or section in path[:-1]]
     return tuple(dict.fromkeys(found))
 

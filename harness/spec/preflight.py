@@ -39,7 +39,7 @@ def create_metrics(plan: Plan, registry: Registry) -> dict[str, dict[str, Metric
 def preflight(spec: Spec, plan: Plan, registry: Registry, *, will_train: bool = True) -> dict[str, dict[str, Metric]]:
     """The metrics of a plan, once everything that asks for a score, or for an earlier run, is known to find it.
 
-    trains: whether the plan will be run, and not one model of it measured, which no gate judges and nothing ends.
+    will_train: whether the plan will be run, and not one model of it measured, which no gate judges and nothing ends.
     Raises HarnessError with all that is wrong.
     """
     metrics = create_metrics(plan, registry)
@@ -54,7 +54,7 @@ def preflight(spec: Spec, plan: Plan, registry: Registry, *, will_train: bool = 
 def preflight_summaries(spec: Spec, plans: Sequence[tuple[Plan, MetricsBySuite]]) -> None:
     """Raise HarnessError for a condition of the gate on a summary that the matrix of no plan will come to.
 
-    made: the plan of the spec with its metrics, or that of each of its arms, of which one is enough.
+    plans: the plan of the spec with its metrics, or that of each of its arms, of which one is enough.
     """
     wrong = []
     for index, condition in enumerate(spec.document["gate"]):

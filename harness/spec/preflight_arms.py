@@ -27,7 +27,7 @@ class PlannedArm:
 def preflight_arms(spec: Spec, arms: Sequence[PlannedArm]) -> None:
     """Raise HarnessError unless every arm will measure what the arms are compared by, `arms.gain` and `.forgetting`.
 
-    variants: the arms that are to run. Where the spec names no score, it is the first of the baseline's that will do.
+    arms: the arms that are to run. Where the spec names no score, it is the first of the baseline's that will do.
     """
     given = spec.document["arms"]
     base = next((one for one in arms if one.name == given["baseline"]), arms[0])

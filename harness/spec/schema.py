@@ -232,7 +232,7 @@ def find_schema_errors(
 ) -> list[HarnessError]:
     """All that is wrong with a document, in the order of the file, each with place, problem and remedy.
 
-    broken: plugins that could not be listed; named where the document asks for a component that nobody brings.
+    broken_plugins: plugins that could not be listed; named where the document asks for a component that nobody brings.
     """
     found = jsonschema.Draft7Validator(schema).iter_errors(document)
     told = {str(error): error for one in found for error in _explain_error(one, located_json, broken_plugins)}

@@ -46,7 +46,7 @@ def load_spec(
     """Read a spec file. overrides: `key.of.the.spec=value`, the value in JSON or else taken as a string; null for a
     mitigation or a suite takes it out.
 
-    broken: plugins that could not be listed, named in the error for a component that nobody brings.
+    broken_plugins: plugins that could not be listed, named in the error for a component that nobody brings.
 
     Raises HarnessError with everything that is wrong, each with its line and column.
     """

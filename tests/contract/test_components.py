@@ -184,7 +184,7 @@ from harness import registry
 found = registry.discover_plugins()
 for kind, name, options in json.loads(sys.argv[1]):
     found.create(kind, name, options)
-print(json.dumps(sorted({name.partition(".")[0] for name in sys.modules} & set(registry.HEAVY))))
+print(json.dumps(sorted({name.partition(".")[0] for name in sys.modules} & set(registry.HEAVY_PACKAGES))))
 """
     wanted = [
         (kind, name, {**{key: option.get("default") for key, option in component.options.items()}, **given})

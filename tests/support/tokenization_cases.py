@@ -125,7 +125,7 @@ def text_of(message):
 
 
 class Turns(Template):
-    """ChatML; reads tools, calls and `trained`. Its options are here for the cache's tests."""
+    """ChatML; reads tools, calls and `train`. Its options are here for the cache's tests."""
 
     name = "turns"
 

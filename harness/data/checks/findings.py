@@ -57,7 +57,7 @@ class SharedRows:
 
 @dataclass(frozen=True)
 class Findings:
-    """What was found. near, contamination: None where the spec does not ask for them. untrained: see `find`.
+    """What was found. near, contamination: None where the spec does not ask for them. untrained: see `analyze_data`.
 
     warnings: what a person should know, the rows named below, see `Plan.warnings`. failures: what a run must not begin
     with, the rows named.
@@ -216,15 +216,16 @@ def _shared_row_warnings(shared_rows: Sequence[SharedRows]) -> Iterator[str]:
 def _near_duplicate_messages(report: NearDuplicateReport, settings: Mapping[str, Any]) -> Iterator[str | HarnessError]:
     if report.examined < report.rows:
         yield (
-            f"of {report.rows:,} training rows {report.examined:,}, chosen by the seed, were compared for near duplicates: "
-            "a pair is seen only if both its rows are among them (checks.near_duplicates.rows)"
+            f"of {report.rows:,} training rows {report.examined:,}, chosen by the seed, were compared for near "
+            "duplicates: a pair is seen only if both its rows are among them (checks.near_duplicates.rows)"
         )
     if not report.repeats:
         return
     pairs = [f"{pair.row} ≈ {pair.earlier} ({pair.similarity:.2f})" for pair in report.worst[:MAX_ROWS_SHOWN]]
     what = f"{report.repeats:,} of {report.examined:,} training rows nearly repeat an earlier one"
     if settings["allowed"] is not None and report.share > settings["allowed"]:
-        hint = f"take them out, or raise checks.near_duplicates.allowed ({settings['allowed']:g}) to {round_up_share(report.share)}"
+        hint = f"take them out, or raise checks.near_duplicates.allowed ({settings['allowed']:g}) "
+        hint += f"to {round_up_share(report.share)}"
         yield HarnessError("checks.near_duplicates", f"{what}: {_join_examples(pairs, report.repeats)}", hint)
     else:
         yield _list_below(what, pairs, report.repeats)

@@ -25,8 +25,8 @@ def max_gap_without_source(
     """The bound on consecutive slots of an epoch without a kind.
 
     slots: in the epoch. having: those of the kind. kinds: how many there are. Packed it is the even distance,
-    slots / having + kinds - 2. Else it is two windows of `WINDOW` batches, within which slots move to be with others
-    of their length, and the even distance as well where that is a window or more.
+    slots / having + kinds - 2. Else it is two windows of `WINDOW_BATCHES` batches, within which slots move to be with
+    others of their length, and the even distance as well where that is a window or more.
     """
     even = max(num_sequences // num_with_source + num_sources - 2, 0)
     window = WINDOW_BATCHES * batch_size
@@ -54,7 +54,7 @@ def interleave_sources(
 def group_by_length(
     order: Indices, lengths: NDArray[Any], batch_size: int, first_position: int, seed: int, *purpose: str | int
 ) -> Indices:
-    """The slots of an epoch, moved within windows of `WINDOW` batches so that batches hold similar sizes.
+    """The slots of an epoch, moved within windows of `WINDOW_BATCHES` batches so that batches hold similar sizes.
 
     slots: in their even order. sizes: of every slot. start: how many slots stand before the epoch; batches and windows
     are cut from the whole order. The batches of a window stand in random order, and so do the slots of a batch.

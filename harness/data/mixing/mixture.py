@@ -56,7 +56,7 @@ class SourcePool:
         return RowSelection(1, np.empty(0, dtype=np.intp))
 
     def select_near(self, unit: ShareUnit, target: float, tolerance: float, upsample: bool) -> RowSelection:
-        """Rows whose size comes near `target`, see `nearest`; at most everything once, unless `upsample`.
+        """Rows whose size comes near `target`, see `subset_near_target`; at most everything once, unless `upsample`.
 
         With it every row is taken floor or ceil(target / total) times, as near as whole rows allow.
         """
@@ -79,7 +79,7 @@ def subset_near_target(sizes: NDArray[Any], target: float, tolerance: float = 0.
     """Indices of sizes whose sum is as near `target` as a plain search brings it, in order.
 
     Takes sizes from the front while they fit, then the one of the others that brings the sum nearest; while the sum
-    is still more than `slack` off, exchanges one for one. sizes: (N,) integers from 1. At least `least` (0 or 1)
+    is still more than `tolerance` off, exchanges one for one. sizes: (N,) integers from 1. At least `min_rows` (0 or 1)
     indices when target > 0 and there is any size.
     """
     if target <= 0 or not len(sizes):
@@ -208,7 +208,7 @@ class Mixture:
         )
 
     def draw_epoch(self) -> EpochDraw:
-        """The rows of the next epoch. Raises HarnessError when a share would be more than `TOLERANCE` off."""
+        """The rows of the next epoch. Raises HarnessError when a share would be more than `MAX_SHARE_ERROR` off."""
         supplies = {part.source: self._source_pool(part.source) for part in self.stage.sources}
         chosen = _select_rows(self.stage.shares, supplies)
         raise_all(_share_errors(self.stage, supplies, chosen))
@@ -310,7 +310,7 @@ def _worst_fraction_error(targets: list[_SourceTarget], sizes: Mapping[str, Mapp
 def _unmet_shares(
     all_shares: tuple[Share, ...], pools: SourcePools, selections: Selections
 ) -> Iterator[tuple[Share, dict[str, float]]]:
-    """The shares more than `TOLERANCE` off, together or in one source, each with what its sources realise."""
+    """The shares more than `MAX_SHARE_ERROR` off, together or in one source, each with what its sources realise."""
     for share in all_shares:
         whole = sum(pools[source].selected_size(choice, share.unit) for source, choice in selections.items())
         found = {s: pools[s].selected_size(selections[s], share.unit) / whole for s in share.sources}

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 class PackedSequences(Sequence[tuple[int, ...]]):
     """Slots, each the indices of its rows; an index may stand in several, a slot may have none.
 
-    members: (M,) int32, the indices, slot after slot. starts: (N + 1,) int64, where each slot begins in `members`,
-    and where the last one ends.
+    row_indices: (M,) int32, the indices, slot after slot. starts: (N + 1,) int64, where each slot begins in
+    `row_indices`, and where the last one ends.
     """
 
     def __init__(self, row_indices: NDArray[Any], starts: NDArray[Any]) -> None:
@@ -25,7 +25,7 @@ class PackedSequences(Sequence[tuple[int, ...]]):
 
     @classmethod
     def from_sequences(cls, sequences: Iterable[Sequence[int]]) -> PackedSequences:
-        """Any slots as `Slots`; those that are already stay the same object."""
+        """Any slots as `PackedSequences`; those that are already stay the same object."""
         if isinstance(sequences, PackedSequences):
             return sequences
         given = [tuple(slot) for slot in sequences]

@@ -89,7 +89,7 @@ class PartialEpoch:
 
 
 def rebalance_by_swaps(selected: NDArray[np.bool_], epoch: PartialEpoch) -> NDArray[np.bool_]:
-    """The slots inside, with some exchanged for others until no aim is missed by more than `TOLERANCE`.
+    """The slots inside, with some exchanged for others until no aim is missed by more than `MAX_SHARE_ERROR`.
 
     Each time the two slots are exchanged after which the worst aim is nearest, first of those of one kind. Only where
     that does not do, also after one slot of one kind has given way to one of another, the numbers of slots of the kinds
@@ -132,7 +132,10 @@ def _shift_one_between_sources(selected: NDArray[np.bool_], epoch: PartialEpoch)
 def _swap_sequences(
     selected: NDArray[np.bool_], epoch: PartialEpoch, source_count_bounds: Sequence[int]
 ) -> NDArray[np.bool_]:
-    """As `exchanged`, once. bounds: how many slots more or fewer than at first a kind may have, one after the other."""
+    """As `rebalance_by_swaps`, once.
+
+    bounds: how many slots more or fewer than at first a kind may have, one after the other.
+    """
     sizes, wanted, kinds, turns = epoch.sizes, epoch.target_fractions, epoch.source_ids, epoch.repeat_indices
     selected, source_count_bounds = selected.copy(), list(source_count_bounds)
     apart = source_count_bounds.pop(0)
@@ -202,7 +205,8 @@ class ShareUnreachable(Exception):
         named = tuple(self.stage.sources[number].source for number in aim.sources)
         what = (
             f"{100 * aim.amount:.1f} % of {shares.join_names(named)} in {aim.unit.replace('_', ' ')} cannot be met: it "
-            f"ends within an epoch, after {self.num_sequences} slots, and whole rows come no nearer than {100 * found:.1f} %"
+            f"ends within an epoch, after {self.num_sequences} slots, and whole rows come no nearer than "
+            f"{100 * found:.1f} %"
         )
         ways = [
             next(

@@ -28,10 +28,11 @@ def build_stage_dataset(
     """The rows of a stage and their order, as its parts, shares and `train` say; the same for the same seed.
 
     pools: source -> its tokenised training rows, cut to `max_length`, for every part of the stage. Every epoch has the
-    rows that `Mixture` draws, spread evenly (`batches.longest_stretch` is the bound on slots without a source).
+    rows that `Mixture` draws, spread evenly (`batch_order.max_gap_without_source` is the bound on slots without one).
     `steps` sets the number of slots exactly; a fraction of an epoch is rounded to whole slots, one in all at least,
-    and holds every source in proportion, and every share as it was asked for (see `cuts`). Batches are cut from the
-    whole order, across the ends of epochs. processes: that share the training; an update takes batches of each.
+    and holds every source in proportion, and every share as it was asked for (see `partial_epochs`). Batches are cut
+    from the whole order, across the ends of epochs. processes: that share the training; an update takes batches of
+    each.
     Raises HarnessError when a share would lie more than half a point of the mixture from the one asked for, in an epoch
     or, of a stage that ends within one, in all that it trains; the error says what is possible.
     """
@@ -217,7 +218,7 @@ def _total_sizes(
     row_sources: NDArray[Any],
     num_sources: int,
 ) -> NDArray[np.float64]:
-    """(units, sources) the summed sizes of the rows, each as often as it stands in `members`."""
+    """(units, sources) the summed sizes of the rows, each as often as it stands in `row_indices`."""
     return np.stack(
         [
             np.bincount(row_sources[row_indices], weights=sizes_by_unit[unit][row_indices], minlength=num_sources)

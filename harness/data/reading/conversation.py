@@ -32,7 +32,7 @@ def build_example(
 ) -> Example:
     """The example of a row's messages; system messages that are blank are left out.
 
-    Raises BadRow unless the messages are one `text`, or: at most one system message, first; then user and assistant
+    Raises InvalidRow unless the messages are one `text`, or: at most one system message, first; then user and assistant
     in turn, ending with the assistant; tools answer between an assistant's turn that calls some and its next turn.
     Each has some text; an assistant's turn with calls, and what a tool answers, may be blank. Something is trained.
     """
@@ -122,15 +122,15 @@ def prompt_hash(example: Example) -> str:
 
 
 def prompt_hashes(example: Example) -> tuple[str, str, tuple[str, ...]]:
-    """`prompt_id`; the hash of the opening, which is all that is said before the first response; and the hashes of the
-    prompts of the earlier responses that are trained, each the `prompt_id` of a row that ends with that response.
+    """`prompt_hash`; the hash of the opening, which is all that is said before the first response; and the hashes of
+    the prompts of the earlier responses that are trained, each the `prompt_hash` of a row that ends with that response.
 
     Of a text, and of a conversation with one response, the opening is the prompt.
     """
     messages = example.messages
     asked = messages if messages[0].role == "text" else messages[:-1]
     opening, earlier = "", []
-    hashed = hashlib.sha256(b"[")  # grows turn by turn into what `_digest` hashes of their list
+    hashed = hashlib.sha256(b"[")  # grows turn by turn into what `_short_digest` hashes of their list
     for index, message in enumerate(asked):
         if message.role == "assistant" and (message.train or not opening):
             upto = _list_digest(hashed)

@@ -39,7 +39,7 @@ _ROLE_OF_CODE = {letter: role for role, letter in _ROLE_CODES.items()}
 
 
 class ConversationStore(Sequence[Example]):
-    """Examples in a file of their own, readable while the object lives. Made by `Spool.write`.
+    """Examples in a file of their own, readable while the object lives. Made by `ConversationStore.write_examples`.
 
     file: its descriptor, which is the spool's alone. offsets: (N + 1,) int64, where each line begins, and where the
     last one ends. ids: (N,) uint64.

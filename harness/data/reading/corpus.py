@@ -1,6 +1,6 @@
 """One source read whole: its conversations on disk, its rows' hashes in arrays, and every bad row by name.
 
-Knows where rows are kept; how they are read, `reading` knows, and which of them are used, the splits.
+Knows where rows are kept; how they are read, `source_reader` knows, and which of them are used, the splits.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Corpus(Sequence[Example]):
     (K,) uint64, hashes of the prompts of all earlier responses that are trained; of_rows: (K,) int64, the row of each,
     ascending (see `conversation`). digest: SHA-256
     over all that can change a token, in order. read: raw rows = N + filtered (left aside by `filter`) + rejected (bad).
-    rejections: the file that names every bad row; None when there are none. facts: see `Source.facts`.
+    rejections: the file that names every bad row; None when there are none. facts: see `Source.metadata`.
     """
 
     name: str
@@ -228,7 +228,7 @@ class _PromptHashes:
             yield example
 
     def to_arrays(self) -> tuple[HashArray, HashArray, HashArray, Indices]:
-        """`Corpus.prompts`, `openings`, `earlier` and `of_rows`."""
+        """`Corpus.prompt_hashes`, `opening_hashes`, `earlier_prompt_hashes` and `earlier_prompt_rows`."""
         prompts, openings, earlier = (
             np.array(one, np.uint64) for one in (self._prompts, self._openings, self._earlier)
         )

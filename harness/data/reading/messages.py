@@ -21,8 +21,8 @@ def resolve_tool_result(
 
     messages: the turns before. An answer to an only call, or one that gives the call's id, has the call's name where
     it gives none itself. The id of an answer to an only call that has none says nothing, and is left out.
-    Raises BadRow for an id that no call of the assistant's turn before has, that another answer has already, or that
-    is of another tool's call.
+    Raises InvalidRow for an id that no call of the assistant's turn before has, that another answer has already, or
+    that is of another tool's call.
     """
     name, answers = turn.get("name"), parse_call_id(turn.get("tool_call_id"), f"{location}.tool_call_id")
     if name is not None and not isinstance(name, str):
@@ -111,7 +111,7 @@ def parse_messages(
     """The messages of an array of objects with the keys `speaker` and `text`. key: where the array stands, for errors.
 
     before: turns that the array goes on from; the messages begin with them. What tools answer has its call's id and
-    name, where the data has ids, and stands in the order of the calls: see `answers`.
+    name, where the data has ids, and stands in the order of the calls: see `resolve_tool_result`.
     """
     if not isinstance(value, (list, tuple)):
         raise InvalidRow(f"has a {key!r} that is {type_name(value)}, not an array of messages", "mend the row")
@@ -179,7 +179,7 @@ def _parse_content(value: Any, role: str, location: str) -> str:
 
 
 def _parse_tool_calls(turn: Mapping[str, Any], location: str) -> tuple[ToolCall, ...]:
-    """The calls of an assistant's turn. Raises BadRow when two have one id."""
+    """The calls of an assistant's turn. Raises InvalidRow when two have one id."""
     given, legacy = turn.get("tool_calls"), turn.get("function_call")
     if given and legacy:
         raise InvalidRow(f"has 'tool_calls' and 'function_call' in {location}", "give all calls in 'tool_calls'")

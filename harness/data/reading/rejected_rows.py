@@ -76,7 +76,8 @@ class InvalidRowLog:
         more = self.count - len(self.first_errors)
         hint = f"{self.path} names them all" if self.path else ""
         if allowed_share:
-            what = f"{self.count} of {total_rows} rows are bad, more than the share of {allowed_share:g} that 'rejected' allows"
+            what = f"{self.count} of {total_rows} rows are bad, more than the share of {allowed_share:g} "
+            what += "that 'rejected' allows"
             yield HarnessError(where, what, hint)
         elif more:
             yield HarnessError(where, f"and {more} more bad rows, of {total_rows} rows", hint)

@@ -26,7 +26,7 @@ def parse_multiple_choice(row: Mapping[str, Any]) -> tuple[list[Message], tuple[
 
     row: `question` (or `prompt`), `choices` (two strings or more, all different), `answer` (an index from 0, a letter
     from A, or one of the choices), and `system` if there is a system message.
-    Raises BadRow for anything else.
+    Raises InvalidRow for anything else.
     """
     asked = [key for key in ("question", "prompt") if isinstance(row.get(key), str) and row[key].strip()]
     if len(asked) != 1:
@@ -77,7 +77,7 @@ def parse_row(row: Mapping[str, Any], format_name: str, train_on: str, location:
     """The conversation of a row of the form `name`; keys that are no part of the form are left aside.
 
     train_on: `all` or `last`: which responses are trained, of those that are not flagged otherwise.
-    Raises BadRow for a row that is none.
+    Raises InvalidRow for a row that is none.
     """
     form = ROW_FORMATS[format_name]
     for key in form.required_keys:
@@ -146,9 +146,11 @@ class ColumnMapping:
     def check_format_reads_columns(self, format_name: str) -> None:
         """Raise HarnessError for a standard name that rows of this form do not have: nothing would read it."""
         for standard, column in self.columns.items():
-            if standard not in ROW_FORMATS[format_name].required_keys + ROW_FORMATS[format_name].optional_keys:
-                what = f"columns names {column!r} as the data's column for {standard!r}, which the form {format_name} has not"
-                hint = f"take it out, or name another form; {format_name} has {', '.join(ROW_FORMATS[format_name].required_keys + ROW_FORMATS[format_name].optional_keys)}"
+            known = ROW_FORMATS[format_name].required_keys + ROW_FORMATS[format_name].optional_keys
+            if standard not in known:
+                what = f"columns names {column!r} as the data's column for {standard!r}, "
+                what += f"which the form {format_name} has not"
+                hint = f"take it out, or name another form; {format_name} has {', '.join(known)}"
                 raise HarnessError(self.where, what, hint)
 
     def check_columns_exist(self, first_record: Record | None, *, required_only: bool) -> None:

@@ -163,7 +163,8 @@ class SourceReader:
             if self.rows_filtered:
                 raise self.row_filter.no_match_error(self.rows_read)
             if self.invalid_rows.count:
-                what = f"none of its {self.invalid_rows.count} rows is good; the first: {self.invalid_rows.first_errors[0]}"
+                first = self.invalid_rows.first_errors[0]
+                what = f"none of its {self.invalid_rows.count} rows is good; the first: {first}"
                 raise HarnessError(self.where, what, "mend the rows, or name other data")
             raise HarnessError(self.where, "the data set holds no rows", "give it at least one")
 

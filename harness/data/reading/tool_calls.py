@@ -1,6 +1,6 @@
 """Tools as data sets write them: what they offer, and the assistant's calls of them.
 
-Knows one tool and one call; which turn they stand in, `turns` knows.
+Knows one tool and one call; which turn they stand in, `messages` knows.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ Python, of which there can be about a thousand; nobody means to write as many le
 def parse_tools(value: Any) -> tuple[Mapping[str, Any], ...]:
     """The tools of a row's `tools`: an array of functions, or of OpenAI's `{"type": "function", "function": …}`.
 
-    The array may be JSON text. Raises BadRow for tools without a name, for what is no function, and for one that is
-    nested deeper than `DEEPEST`.
+    The array may be JSON text. Raises InvalidRow for tools without a name, for what is no function, and for one that is
+    nested deeper than `MAX_NESTING`.
     """
     if isinstance(value, str):
         value = parse_json_text(value, "'tools'") if value.strip() else None
@@ -63,7 +63,10 @@ def parse_tool_call(value: Any, location: str) -> ToolCall:
 
 
 def parse_call_id(value: Any, location: str) -> str | None:
-    """The id of a call, as text; None where there is none. Raises BadRow for what is neither text nor an integer."""
+    """The id of a call, as text; None where there is none.
+
+    Raises InvalidRow for what is neither text nor an integer.
+    """
     if value is None or value == "":
         return None
     if isinstance(value, bool) or not isinstance(value, (str, int)):
@@ -76,7 +79,7 @@ def parse_call_id(value: Any, location: str) -> str | None:
 
 
 def parse_json_text(text: str, location: str) -> Any:
-    """The value of a JSON text. what: where it stands. Raises BadRow for what is none, or names a key twice."""
+    """The value of a JSON text. what: where it stands. Raises InvalidRow for what is none, or names a key twice."""
     decoder = StrictJsonDecoder()
     try:
         value = decoder.decode(text)
@@ -88,7 +91,7 @@ def parse_json_text(text: str, location: str) -> Any:
 
 
 def to_json_text(value: Any, location: str) -> str:
-    """A value as JSON text. what: where it stands. Raises BadRow for what JSON cannot hold."""
+    """A value as JSON text. what: where it stands. Raises InvalidRow for what JSON cannot hold."""
     _check_nesting(value, location)
     try:
         return json.dumps(value, ensure_ascii=False, allow_nan=False)

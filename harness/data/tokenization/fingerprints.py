@@ -1,6 +1,7 @@
 """What a template and a tokenizer are, as digests: two that may give other tokens never have the same.
 
-`fingerprint` is of what a template writes; `identity` of all that can change what it writes, its code included.
+`template_fingerprint` is of what a template writes; `tokenization_fingerprint` of all that can change what it writes,
+its code included.
 """
 
 from __future__ import annotations
@@ -242,13 +243,15 @@ def template_mismatches(
     own, name = template_fingerprint(template, tokenizer), plan.template[0]
     before = None if folder is None else load_template_fingerprint(folder)
     if before is not None and before[1] != own:
-        what = f"the model was trained with the template {before[0]!r}, and {_describe_template(name, before[0])} renders otherwise"
+        what = f"the model was trained with the template {before[0]!r}, "
+        what += f"and {_describe_template(name, before[0])} renders otherwise"
         yield HarnessError(
             where(("template",)), what, f"train on with the template that it knows, {OTHER_TEMPLATE_HINT}"
         )
     for suite in plan.suites:
         if suite.template is not None and template_fingerprint(templates[suite.name], tokenizer) != own:
-            what = f"{_describe_template(suite.template[0], name)} renders otherwise than {name!r}, with which the model is trained"
+            what = f"{_describe_template(suite.template[0], name)} renders otherwise than {name!r}, "
+            what += "with which the model is trained"
             yield HarnessError(
                 where(("evaluate", suite.name, "template")), what, f"leave it out, {OTHER_TEMPLATE_HINT}"
             )

@@ -34,13 +34,16 @@ class MaskedTokens:
 
 
 def tokenize_and_mask(example: Example, template: Template, tokenizer: PreTrainedTokenizerBase) -> MaskedTokens:
-    """One row, whole. Raises HarnessError as `rendered` and `mask` do."""
+    """One row, whole. Raises HarnessError as `render_training_text` and `mask_encodings` do."""
     rendering = render_training_text(example, template, tokenizer)
     return mask_encodings([example], [rendering], encode_renderings([rendering], tokenizer), template, tokenizer)[0]
 
 
 def encode_renderings(renderings: Sequence[Rendering], tokenizer: PreTrainedTokenizerBase) -> list[Encoding]:
-    """The tokens of the texts, for `mask`. May run in a thread of its own, once `Markers.ready` has been called."""
+    """The tokens of the texts, for `mask_encodings`.
+
+    May run in a thread of its own, once `SpecialTokenGuard.reset_backend` has been called.
+    """
     own = special_token_guard(tokenizer)
     return own.encode_texts([rendering.text for rendering in renderings], with_offsets=own.byte_widths is None)
 
@@ -52,7 +55,7 @@ def mask_encodings(
     template: Template,
     tokenizer: PreTrainedTokenizerBase,
 ) -> list[MaskedTokens]:
-    """The rows of renderings that have been tokenised. encodings: what `tokens` gave for them.
+    """The rows of renderings that have been tokenised. encodings: what `encode_renderings` gave for them.
 
     The tokenizer's begin-of-sequence token stands first if it puts one there by itself, and never twice. The first
     token of a plain text is not trained: nothing predicts it.

@@ -20,7 +20,7 @@ PLACEHOLDER_RESPONSE = Message("assistant", "A")
 def encode_prompt(
     example: Example, template: Template, tokenizer: PreTrainedTokenizerBase, max_length: int
 ) -> list[int]:
-    """The ids of a conversation up to its response's header, as training sees them: a prefix of `encode`'s.
+    """The ids of a conversation up to its response's header, as training sees them: a prefix of `encode_example`'s.
 
     Longer than `max_length`, it is cut at the left; a begin-of-sequence token that the tokenizer puts first stays.
     Raises HarnessError, with the row's place, when the template refuses the conversation, and for a plain text.

@@ -36,7 +36,7 @@ class Rendering:
 
     @classmethod
     def from_spans(cls, spans: Iterable[Span], controls: Sequence[str] = ()) -> Rendering:
-        """The spans, joined. controls: see `Template.controls`."""
+        """The spans, joined. controls: see `Template.control_tokens`."""
         parts: list[str] = []
         trained: list[tuple[int, int]] = []
         frames: list[tuple[int, int]] = []

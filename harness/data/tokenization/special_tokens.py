@@ -148,7 +148,7 @@ class SpecialTokenGuard:
         """The tokens of each text, by the tokenizer itself: every special token in it counts.
 
         places: whether they must know where they stand; without, it takes about a fifth less time.
-        May run beside other threads that read the tokenizer, once `ready` has been called.
+        May run beside other threads that read the tokenizer, once `reset_backend` has been called.
         """
         self.reset_backend()
         encode = self._backend.encode_batch if with_offsets else self._backend.encode_batch_fast
@@ -171,7 +171,7 @@ class SpecialTokenGuard:
     ) -> list[TokensWithOffsets]:
         """The tokens of each rendering, given those of its text; control tokens in contents become plain text.
 
-        places: where each row stands, for errors. Raises HarnessError as `tokenise_apart` does.
+        places: where each row stands, for errors. Raises HarnessError as `encode_with_escaped_specials` does.
         """
         found: list[TokensWithOffsets] = [(encoding.ids, encoding) for encoding in encodings]
         for row, hits in self._find_possible_controls(found).items():
@@ -280,7 +280,7 @@ def tokenize_with_offsets(
 ) -> list[IdsWithOffsets]:
     """The tokens of each rendering, tokenised whole, without what a tokenizer adds by itself.
 
-    places: where each row stands, for errors. Raises HarnessError as `Markers` does.
+    places: where each row stands, for errors. Raises HarnessError as `SpecialTokenGuard` does.
     """
     if not renderings:
         return []

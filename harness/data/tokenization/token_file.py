@@ -36,7 +36,7 @@ FORMAT_VERSION = 1
 MAGIC = b"SFT-ROWS"
 
 COLUMN_DTYPES = {"ids": np.uint64, "kept": np.int64, "lengths": np.int32, "loss_tokens": np.int32, "cut": np.int32}
-"""What is kept of each row: see `Rows`; kept: its index among the examples; cut: tokens lost to truncation."""
+"""What is kept of each row: see `TokenizedRows`; kept: its index among the examples; cut: tokens lost to truncation."""
 
 _COLUMN_TYPECODES = {"ids": "Q", "kept": "q", "lengths": "i", "loss_tokens": "i", "cut": "i"}
 

@@ -53,7 +53,7 @@ __all__ = [
 ]
 
 ENCODE_BATCH_ROWS = 512
-"""Rows that `encode_all` tokenises in one call."""
+"""Rows that `encode_examples` tokenises in one call."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class TokenizedCorpus:
 def encode_example(
     example: Example, source: str, template: Template, tokenizer: PreTrainedTokenizerBase, max_length: int
 ) -> TokenizedExample:
-    """One example as a row of at most `max_length` tokens, truncated at the right. Raises as `encode_all` does."""
+    """One example as a row of at most `max_length` tokens, truncated at the right. Raises as `encode_examples` does."""
     return encode_examples([example], source, template, tokenizer, max_length)[0].row
 
 
@@ -126,7 +126,7 @@ def tokenize_corpus(
     with it the result is kept in the cache, and taken from there when nothing has changed since. progress: phase
     `tokenise`, in rows.
     A cache that cannot be used is told in `warnings`; so is a full disk, after which the rows are held in memory.
-    Raises HarnessError as `encode_all` does, and for the first row that is not proven (see `proof`).
+    Raises HarnessError as `encode_examples` does, and for the first row that is not proven (see `mask_verification`).
     """
     warnings: list[str] = []
     entry = (

@@ -25,8 +25,8 @@ StoredTokens = NDArray[np.int32]
 class TokenizedRows(Sequence[TokenizedExample]):
     """Rows of one or more sources, in a fixed order; nothing in it changes.
 
-    ids: (N,) uint64, with `Row.id == f"{id:016x}"`. lengths: (N,) int32, tokens of each row. loss_tokens: (N,) int32,
-    see `Row`. source: (N,) uint16, an index into `source_names`.
+    ids: (N,) uint64, with `TokenizedExample.id == f"{id:016x}"`. lengths: (N,) int32, tokens of each row. loss_tokens:
+    (N,) int32, see `TokenizedExample`. source_indices: (N,) uint16, an index into `source_names`.
     """
 
     def __init__(

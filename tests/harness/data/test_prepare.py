@@ -308,7 +308,9 @@ def test_reading_and_tokenising_tell_how_far_they_are(make):
 
 def test_bad_rows_that_the_spec_allows_are_counted_and_written_where_the_caller_says(make, tmp_path):
     data = {"d": [*asks("d", 9), ("a question", " ")]}
-    made = make(data, [stage(("d", "domain"))], options={"d": {"rejected": 0.1}}, invalid_rows_folder=tmp_path / "rejected")
+    made = make(
+        data, [stage(("d", "domain"))], options={"d": {"rejected": 0.1}}, invalid_rows_folder=tmp_path / "rejected"
+    )
     assert (made.counts["d"]["rejected"], made.counts["d"]["used"]) == (1, 9)
     assert "d:10" in (tmp_path / "rejected" / "d.jsonl").read_text()
     assert any("1 of 10 rows of 'd' are bad" in text for text in made.warnings)

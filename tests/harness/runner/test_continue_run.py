@@ -75,7 +75,7 @@ def adapter(report):
 
     from safetensors.torch import load_file
 
-    return load_file(Path(report.run["folder"]) / "model" / "adapter_model.safetensors")
+    return load_file(Path(report.run_info["folder"]) / "model" / "adapter_model.safetensors")
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ def first(document, tmp_path):
 
 
 def onto(report):
-    return {"path": f"run:{report.run['id']}"}
+    return {"path": f"run:{report.run_info['id']}"}
 
 
 def same_matrices(one, other):
@@ -113,7 +113,7 @@ def test_two_runs_in_sequence_equal_one_continual_run(document, tmp_path, first,
     listener = Listener()
     second = start(document, tmp_path, stages=[last], model=onto(first), listener=listener)
     assert second.stages == whole.stages == ("base", "a", "b")
-    assert second.previous_run == first.run["folder"] or second.previous_run.endswith(first.run["id"])
+    assert second.previous_run == first.run_info["folder"] or second.previous_run.endswith(first.run_info["id"])
     same_matrices(second, whole)
     bwt = next(one for one in second.matrices if one.score == "response_perplexity").summaries["backward_transfer"]
     assert bwt.value == bwt.value, "the earlier task counts as one of an earlier stage"
@@ -207,7 +207,7 @@ def test_a_start_that_measures_otherwise_than_the_earlier_end_is_told(document, 
     import torch
     from safetensors.torch import load_file, save_file
 
-    file = tmp_path / "runs" / first.run["id"] / "model" / "adapter_model.safetensors"
+    file = tmp_path / "runs" / first.run_info["id"] / "model" / "adapter_model.safetensors"
     weights = {name: one * 1.5 for name, one in load_file(file).items()}
     assert all(torch.isfinite(one).all() for one in weights.values())
     save_file(weights, file, metadata={"format": "pt"})
@@ -232,9 +232,9 @@ def test_an_adapter_goes_on_only_in_its_own_shape(document, tmp_path, first, mit
 
 
 def test_a_run_that_is_not_there_or_has_no_result_is_told(document, tmp_path, first):
-    with pytest.raises(HarnessError, match=r"there is no run 'nowhere'.*" + first.run["id"]):
+    with pytest.raises(HarnessError, match=r"there is no run 'nowhere'.*" + first.run_info["id"]):
         start(document, tmp_path, stages=[B], model={"path": "run:nowhere"})
-    folder = tmp_path / "runs" / first.run["id"]
+    folder = tmp_path / "runs" / first.run_info["id"]
     shutil.rmtree(folder / "model")
     with pytest.raises(HarnessError, match=r"has no model any more"):
         start(document, tmp_path, stages=[B], model={"path": f"run:{folder}"})
@@ -251,11 +251,11 @@ def test_another_template_than_the_earlier_run_s_is_refused(document, tmp_path, 
 def test_a_changed_adapter_has_another_digest(document, tmp_path, first):
     from harness.model import locate
 
-    settings = {"path": f"run:{first.run['folder']}", "revision": None, "trust_remote_code": False}
+    settings = {"path": f"run:{first.run_info['folder']}", "revision": None, "trust_remote_code": False}
     before = locate.resolve_model(settings)
     assert before.kind == "run"
     assert before.base is not None
-    file = tmp_path / "runs" / first.run["id"] / "model" / "adapter_model.safetensors"
+    file = tmp_path / "runs" / first.run_info["id"] / "model" / "adapter_model.safetensors"
     file.write_bytes(file.read_bytes() + b" ")
     assert locate.resolve_model(settings).digest != before.digest
 

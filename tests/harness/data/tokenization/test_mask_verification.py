@@ -45,7 +45,7 @@ class Broken(Template):
         return tuple(spans)
 
     def stop_strings(self, tokenizer):
-        return self.chatml.stops(tokenizer)
+        return self.chatml.stop_strings(tokenizer)
 
 
 def marked(condition, trained):

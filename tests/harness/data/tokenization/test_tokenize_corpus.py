@@ -1,4 +1,4 @@
-"""A corpus in tokens: its rows are those of `encode_all`, every one proven; the first error is the first row's."""
+"""A corpus in tokens: its rows are those of `encode_examples`, every one proven; the first error is the first row's."""
 
 from __future__ import annotations
 
