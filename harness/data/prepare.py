@@ -65,8 +65,9 @@ class PreparedData:
     """The data of a run: no suite's prompt is trained on, every mask is proven, every row has a trained token, and
     shares are met.
 
-    suite_examples: suite -> the rows that it evaluates. tokenized_rows: source -> all its tokenised training rows, for every source that
-    a stage trains on or that was named in `extra_sources`; cut to the longest `max_length` at which they are trained.
+    suite_examples: suite -> the rows that it evaluates.
+    tokenized_rows: source -> all its tokenised training rows, for every source that a stage trains on or that was named
+    in `extra_sources`; cut to the longest `max_length` at which they are trained.
     counts: source -> `read` (raw rows), `filtered` (left aside by the source's filter), `rejected` (bad, allowed by the
     spec), `duplicates` (dropped: same content as an earlier row), `beyond_limit` (not among the `limit` chosen),
     `held_out` (kept for evaluation), `untrained` (dropped: no trained token is left after truncation), `used` (trained
@@ -123,8 +124,9 @@ def prepare_data(
 ) -> PreparedData:
     """Read, split, prove, tokenise, mix and order the data of a plan.
 
-    sources: the plan's, made; only those that a stage, a suite or `extra_sources` names are read. extra_sources: sources
-    whose training rows are wanted although no stage may train on them; they are proven to be no suite's rows as well.
+    sources: the plan's, made; only those that a stage, a suite or `extra_sources` names are read.
+    extra_sources: sources whose training rows are wanted although no stage may train on them; they are proven to be no
+    suite's rows as well.
     templates: suite -> its own template, for suites that have one. invalid_rows_folder: the folder that gets
     `<source>.jsonl` with every bad row of a source; None: they are only counted.
     use_cache: take tokens from the cache where nothing has changed, and keep them there.
