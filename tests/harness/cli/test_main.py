@@ -128,7 +128,7 @@ def test_a_command_line_that_is_none_exits_with_2(harness, arguments):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["preview", "x.json", "--rows", "two"], "--rows: 'two' is no whole number"),
+        (["preview", "x.json", "--rows", "two"], "--rows: 'two' is not an integer"),
         (["preview", "x.json", "--rows", "0"], "--rows: 0 is below 1"),
         (["compare", "x", "--items", "-1"], "--items: -1 is below 0"),
     ],
@@ -337,4 +337,4 @@ def test_the_schema_can_be_printed_or_written(harness, tmp_path):
 
 def test_a_schema_that_cannot_be_written_is_one_line(harness, tmp_path):
     line = one_error(harness("schema", "--output", tmp_path / "no" / "s.json"))
-    assert line == f"{tmp_path}/no/s.json: cannot be written: No such file or directory; name another file"
+    assert line == f"{tmp_path}/no/s.json: cannot write it: No such file or directory; name another file"

@@ -56,7 +56,7 @@ def test_every_command_but_run_is_for_one_process(monkeypatch, capsys):
     monkeypatch.setenv("RANK", "0")
     assert main(["validate", "spec.json"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("harness: torchrun: harness validate works in one process")
+    assert line.startswith("harness: torchrun: harness validate runs in one process")
 
 
 def test_one_process_shares_with_itself():

@@ -242,7 +242,7 @@ def test_commands_that_show_one_run_show_the_spec_without_its_arms(desk, arms, c
     assert "2 arm(s) (naive, lora)" in capsys.readouterr().out
     for command in ("plan", "check", "preview"):
         assert desk.command(command, file) == 0
-        assert "this is the spec without their changes" in capsys.readouterr().err
+        assert "this shows the spec without their changes" in capsys.readouterr().err
 
 
 def test_arms_and_their_names_are_refused_where_there_are_none(desk, capsys):
