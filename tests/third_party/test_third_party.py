@@ -141,22 +141,22 @@ def test_third_parties_can_be_hidden(example, harness, spec):
 
 BROKEN = {
     "raises at import": ("raise RuntimeError('no licence')", "RuntimeError: no licence"),
-    "imports torch when it is imported": (f"import torch\n{GOOD}", "listing it imports torch"),
+    "imports torch when it is imported": (f"import torch\n{GOOD}", "loading it imports torch"),
     "imports torch when it is listed": (
         GOOD.replace("    return", "    import torch\n    return"),
-        "listing it imports torch",
+        "loading it imports torch",
     ),
     "misspells a hook": (GOOD.replace("harness_metrics", "harness_metrix"), "unknown hook 'harness_metrix'"),
     "has a bad options fragment": (
         GOOD.replace('"collections:Counter"', '"collections:Counter", {"size": {"type": "int"}}'),
-        "its options are no JSON Schema",
+        "its options are not a JSON Schema",
     ),
     "has a default that does not fit": (
         GOOD.replace(
             '"collections:Counter"',
             '"collections:Counter", {"size": {"type": "integer", "default": "4", "description": "S."}}',
         ),
-        "the default of 'size' does not fit",
+        "the default of 'size' is invalid",
     ),
 }
 
@@ -180,7 +180,7 @@ def test_a_broken_one_is_listed_with_its_error_and_hurts_only_a_spec_that_needs_
 
     line = one_line(harness(folder, "validate", spec(**needs("mine"))))
     assert "evaluate.all.metrics: no plugin brings 'mine'; " in line
-    assert "a plugin that may bring it does not load: acme-metrics (acme_metrics): " in line
+    assert "a plugin that may provide it failed to load: acme-metrics (acme_metrics): " in line
     assert error in line
 
 
@@ -200,7 +200,7 @@ def test_a_name_of_ours_taken_again_stops_and_names_both(make, harness, spec, co
     folder = make("acme-metrics", GOOD.replace('"mine"', '"chrf"'))
     line = one_line(harness(folder, command, *([spec()] if command == "validate" else [])))
     assert line == (
-        "harness: plugins: the distributions 'harness-sft' and 'acme-metrics' both bring a metric 'chrf'; "
+        "harness: plugins: the distributions 'harness-sft' and 'acme-metrics' both provide a metric 'chrf'; "
         "uninstall one of them, or rename its component"
     )
 
@@ -210,6 +210,6 @@ def test_a_component_whose_module_is_gone_is_told_when_the_spec_needs_it(make, h
     folder = make("acme-modes", text)
     assert harness(folder, "validate", spec()).returncode == 0
     assert one_line(harness(folder, "validate", spec(mode="mine"))) == (
-        "harness: mode 'mine' of acme-modes: 'acme_gone:Mode' does not import: ModuleNotFoundError: "
-        "No module named 'acme_gone'; reinstall or mend that plugin"
+        "harness: mode 'mine' of acme-modes: cannot import 'acme_gone:Mode': ModuleNotFoundError: "
+        "No module named 'acme_gone'; reinstall or fix that plugin"
     )

@@ -333,8 +333,8 @@ def test_a_component_whose_module_does_not_import(spec, refused, monkeypatch, ki
     found.add(kind, "gone", Component("Gone.", "no_such_module_of_acme:Gone"), "acme")
     monkeypatch.setattr(registry, "discover_plugins", lambda: found)
     assert refused(spec(change)) == (
-        f"{kind[:-1]} 'gone' of acme: 'no_such_module_of_acme:Gone' does not import: ModuleNotFoundError: "
-        "No module named 'no_such_module_of_acme'; reinstall or mend that plugin"
+        f"{kind[:-1]} 'gone' of acme: cannot import 'no_such_module_of_acme:Gone': ModuleNotFoundError: "
+        "No module named 'no_such_module_of_acme'; reinstall or fix that plugin"
     )
     assert "no_such_module_of_acme" not in sys.modules
 

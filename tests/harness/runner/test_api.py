@@ -135,7 +135,7 @@ def test_a_listener_that_fails_is_named_once_and_the_run_goes_on(document, tmp_p
     (tmp_path / "spec.json").write_text(json.dumps(document))
     api.run(spec.load_spec(tmp_path / "spec.json", schema.compose_schema(found)), found)
     told = [one.data["text"] for one in listener.events if one.type == "warning"]
-    assert len([text for text in told if "failed and is left out" in text]) == 1
+    assert len([text for text in told if "failed and is ignored" in text]) == 1
     assert listener.kinds()[-1] == "run_finished"
 
 

@@ -291,8 +291,8 @@ def test_a_mode_that_does_not_import_is_refused_by_name(refused, small_spec, sma
     small_registry.add("modes", "gone", Component("Gone.", "no_such_module:Gone"), "acme")
     small_spec["mode"] = "gone"
     assert refused() == [
-        "mode 'gone' of acme: 'no_such_module:Gone' does not import: ModuleNotFoundError: "
-        "No module named 'no_such_module'; reinstall or mend that plugin"
+        "mode 'gone' of acme: cannot import 'no_such_module:Gone': ModuleNotFoundError: "
+        "No module named 'no_such_module'; reinstall or fix that plugin"
     ]
 
 

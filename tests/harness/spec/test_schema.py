@@ -347,7 +347,7 @@ def test_a_missing_component_names_the_plugins_that_do_not_load(told, small_spec
     (line,) = told(small_spec, [BrokenPlugin("acme", "acme_harness", "ImportError: no torch")])
     assert line == (
         "x.json:6:3 template: no plugin brings 'acme'; installed: plain, tokenizer; "
-        "a plugin that may bring it does not load: acme (acme_harness): ImportError: no torch"
+        "a plugin that may provide it failed to load: acme (acme_harness): ImportError: no torch"
     )
 
 

@@ -274,5 +274,5 @@ def test_a_broken_plugin_is_named_only_when_the_spec_needs_a_component_that_nobo
         load_spec(write(small_spec), schema, ["template=acme"], broken)
     assert caught.value.lines() == [
         "--set template=acme: template: no plugin brings 'acme'; installed: plain, tokenizer; "
-        "a plugin that may bring it does not load: acme (acme_harness): ImportError: no acme"
+        "a plugin that may provide it failed to load: acme (acme_harness): ImportError: no acme"
     ]
