@@ -134,7 +134,7 @@ def test_third_parties_can_be_hidden(example, harness, spec):
     assert {name for kind in BROUGHT for name in listed[kind]} & set(BROUGHT.values()) == set()
     done = harness(example, "validate", spec(**SPEC), HARNESS_NO_THIRD_PARTY="1")
     assert done.returncode == 2
-    assert "template: no plugin brings 'dialogue'" in done.stderr
+    assert "template: no plugin provides 'dialogue'" in done.stderr
 
 
 # -- broken ones ------------------------------------------------------------------------------------------------------
@@ -179,7 +179,7 @@ def test_a_broken_one_is_listed_with_its_error_and_hurts_only_a_spec_that_needs_
     assert "is valid" in done.stdout
 
     line = one_line(harness(folder, "validate", spec(**needs("mine"))))
-    assert "evaluate.all.metrics: no plugin brings 'mine'; " in line
+    assert "evaluate.all.metrics: no plugin provides 'mine'; " in line
     assert "a plugin that may provide it failed to load: acme-metrics (acme_metrics): " in line
     assert error in line
 

@@ -184,12 +184,12 @@ BAD = {
     "unknown component": (
         change(template="chatmll"),
         [],
-        ":{row}:3 template: no plugin brings 'chatmll'; did you mean 'chatml'?",
+        ":{row}:3 template: no plugin provides 'chatmll'; did you mean 'chatml'?",
     ),
     "wrong type": (
         change(seed="zero"),
         [],
-        ':{row}:3 seed: "zero" is no integer; write an integer: the one seed that every random choice of the run is '
+        ':{row}:3 seed: "zero" is not an integer; write an integer: the one seed that every random choice of the run is '
         "derived from",
     ),
     "missing source": (
@@ -249,7 +249,7 @@ def test_wrong_json_is_one_line_with_file_line_and_column(harness, tmp_path):
 
 
 def test_a_missing_file_is_one_line(harness):
-    assert one_error(harness("validate", "no/such.json")) == "no/such.json: there is no such file; check the path"
+    assert one_error(harness("validate", "no/such.json")) == "no/such.json: the file does not exist; check the path"
 
 
 def test_all_that_is_wrong_is_told_at_once_a_line_each(harness, spec):

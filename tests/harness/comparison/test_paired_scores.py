@@ -275,7 +275,7 @@ def test_a_metric_that_nobody_brings_any_more_costs_its_own_scores_alone(folder,
         (tmp_path / name / "scores.json").write_text(json.dumps(written))
     comparison = made(tmp_path, "weak", "strong")
     assert [one.score for one in comparison.not_comparable] == ["chrf"]
-    assert "no plugin brings a metric 'gone'" in comparison.not_comparable[0].why
+    assert "no plugin provides a metric 'gone'" in comparison.not_comparable[0].why
     assert "bleu" in {one.score for one in comparison.pairs}
 
 
