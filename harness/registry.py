@@ -1,8 +1,8 @@
 """Discover plugins through entry points and register their components.
 
-Built-ins and third parties use the same way: a distribution lists modules under the entry-point group `harness`, and each
-module implements hooks of `harness.hookspecs`. pluggy's own loader would let a second distribution silently replace a
-component, so this module loads the entry points itself.
+Built-ins and third parties use the same way: a distribution lists modules under the entry-point group `harness`, and
+each module implements hooks of `harness.hookspecs`. pluggy's own loader would let a second distribution silently
+replace a component, so this module loads the entry points itself.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Compose the JSON Schema of specs from the core and every plugin, and phrase its errors as sentences.
 
 The schema is draft-07, since editors support 2020-12 only in part. A component is tagged by its key,
-`{"ewc": {"strength": 1}}`, so composition is a union of `properties` and an error names the exact key. A bare string is a
-component without options.
+`{"ewc": {"strength": 1}}`: composition is a union of `properties`, and an error names the exact key. A bare string is
+a component without options.
 """
 
 from __future__ import annotations
@@ -76,7 +76,8 @@ def compose_schema(registry: Registry) -> Schema:
             "propertyNames": {"pattern": evaluation.NAME_PATTERN},
             "additionalProperties": suite,
             "default": {},
-            "description": "Your name for a suite -> held-out rows and metrics, evaluated before and after every stage.",
+            "description": "Your name for a suite -> held-out rows and metrics, evaluated before and after every "
+            "stage.",
         },
         "gate": {
             "type": "array",

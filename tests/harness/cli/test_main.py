@@ -200,7 +200,7 @@ BAD = {
     "a suite on a trained source": (
         change(evaluate={"s": {"source": "desk", "metrics": "chrf"}}),
         [],
-        ":{row}:7 evaluate.s.source: the suite 's' would examine the model on rows of 'desk' that it is trained on; "
+        ":{row}:7 evaluate.s.source: the suite 's' would evaluate the model on training rows of 'desk'; "
         'give sources.desk.jsonl "held_out": 0.1, or name a source of held-out rows',
     ),
     "nothing general to mix": (

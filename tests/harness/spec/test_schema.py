@@ -236,8 +236,8 @@ SENTENCES = {
     "neither of two types": (
         put("train/steps", "x"),
         '"steps": "x"',
-        'train.steps: "x" is not an integer or null; write an integer or null: number of updates; '
-        "when given it takes the place of epochs",
+        'train.steps: "x" is not an integer or null; write an integer or null: number of optimizer steps; '
+        "replaces epochs",
     ),
     "a fraction where an integer is asked for": (
         put("train/batch_size", 8.5),
