@@ -295,7 +295,7 @@ def test_a_store_that_cannot_be_used_costs_one_warning_and_little_time(bad, requ
     assert time.monotonic() - started < 20
     (warning,) = warnings
     assert "MLflow tracking at" in warning
-    assert f"the run goes on, and all that it measures is kept in {tmp_path}/runs/a" in warning
+    assert f"the run continues and saves all results in {tmp_path}/runs/a" in warning
     assert "\n" not in warning
     assert "hunter2" not in warning
     assert len(warning) < 600
