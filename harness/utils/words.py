@@ -1,7 +1,7 @@
-"""The words of a text in any script, and the one Unicode table of scripts that are written without spaces.
+"""The words of a text in any script, and the Unicode table of scripts that are written without spaces between words.
 
-The data checks compare texts by these words. Metrics import the table and cut words by their own rules, because the
-rules of a metric are part of its signature.
+Each character of such a script counts as a word. The data checks and the text metrics use the same table. The metrics
+have their own rules to split a text, because these are part of their signature.
 """
 
 from __future__ import annotations
@@ -9,47 +9,41 @@ from __future__ import annotations
 import re
 import unicodedata
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
+from typing import Literal
 
 CodePointRange = tuple[int, int]
-"""The first and the last code point of a range."""
+"""First and last code point, both included."""
 
 HAN_RANGES: tuple[CodePointRange, ...] = (
     *((0x2E80, 0x2FDF), (0x3005, 0x3007), (0x3021, 0x3029), (0x3038, 0x303B), (0x31C0, 0x31EF)),
     *((0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x323AF)),
 )
-"""Chinese characters, their radicals, strokes and numerals."""
+"""Han characters."""
 
-OTHER_UNSPACED_RANGES: tuple[CodePointRange, ...] = (
-    *((0x0E00, 0x0EFF), (0x1000, 0x109F), (0x1100, 0x11FF), (0x1780, 0x17FF), (0x3031, 0x3035), (0x303C, 0x303C)),
-    *((0x3040, 0x312F), (0x3130, 0x318F), (0x31A0, 0x31BF), (0x31F0, 0x31FF), (0xA960, 0xA97F), (0xAC00, 0xD7FF)),
-    *((0xFF66, 0xFFDC), (0x1AFF0, 0x1B16F)),
+UNSPACED_RANGES: tuple[CodePointRange, ...] = (
+    *((0x0E00, 0x0EFF), (0x1000, 0x109F), (0x1100, 0x11FF), (0x1780, 0x17FF), (0x3031, 0x3035)),
+    *((0x303C, 0x303C), (0x3040, 0x312F), (0x3130, 0x318F), (0x31A0, 0x31BF), (0x31F0, 0x31FF)),
+    *((0xA960, 0xA97F), (0xAC00, 0xD7FF), (0xFF66, 0xFFDC), (0x1AFF0, 0x1B16F)),
 )
-"""Kana, Bopomofo, Thai, Lao, Khmer and Burmese, and Hangul, whose spaces are often omitted."""
+"""Thai, Lao, Khmer, Burmese, kana, and Hangul, whose spaces are often omitted; with their punctuation."""
 
-MINOR_UNSPACED_RANGES: tuple[CodePointRange, ...] = (
-    *((0x1950, 0x19FF), (0x1A20, 0x1AAF), (0x1B00, 0x1B7F), (0xA000, 0xA4CF), (0xA980, 0xA9FF), (0xAA60, 0xAADF)),
+RARE_UNSPACED_RANGES: tuple[CodePointRange, ...] = (
+    *((0x1950, 0x19FF), (0x1A20, 0x1AAF), (0x1B00, 0x1B7F)),
+    *((0xA000, 0xA4CF), (0xA980, 0xA9FF), (0xAA60, 0xAADF)),
 )
-"""Tai Le, Tai Lue, Tai Tham, Balinese, Yi, Javanese, and extended Burmese. Metrics cut these scripts into characters;
-the data checks do not, and changing that would change their results."""
+"""Tai Le, Tai Tham, Balinese, Yi, Javanese and their like. Only the metrics count their characters as words."""
 
-TIBETAN_RANGES: tuple[CodePointRange, ...] = ((0x0F00, 0x0FFF),)
-WIDE_PUNCTUATION_RANGES: tuple[CodePointRange, ...] = (
-    *((0x3000, 0x303F), (0xFE30, 0xFE4F), (0xFF00, 0xFF65), (0xFFE0, 0xFFEE)),
-)
-
-FIRST_UNSPACED_CHARACTER = "\u0e00"
-LINE_BREAK_CONTROLS = re.compile("[\u00ad\u200b-\u200d\u2060\ufeff]")
-"""Invisible characters that only say where a line may break."""
-
-_ASCII_WORD = re.compile("[a-z0-9]+")
+UNSPACED_SCRIPT_PATTERN = "".join(f"{chr(first)}-{chr(last)}" for first, last in sorted(HAN_RANGES + UNSPACED_RANGES))
+"""`HAN_RANGES` and `UNSPACED_RANGES` as ranges inside the brackets of a regular expression."""
 
 
-class CodePoints:
-    """A set of characters given as ranges of code points; test membership with `in`."""
+class CodePointSet:
+    """A set of characters, stored as ranges of code points."""
 
-    def __init__(self, *ranges: CodePointRange) -> None:
+    def __init__(self, ranges: Iterable[CodePointRange]) -> None:
+        """Store the ranges, which must not overlap."""
         self._ranges = sorted(ranges)
         self._starts = [start for start, _ in self._ranges]
 
@@ -59,17 +53,20 @@ class CodePoints:
         return index >= 0 and code <= self._ranges[index][1]
 
 
-HAN = CodePoints(*HAN_RANGES)
-OTHER_UNSPACED = CodePoints(*OTHER_UNSPACED_RANGES, *MINOR_UNSPACED_RANGES)
-TIBETAN = CodePoints(*TIBETAN_RANGES)
-WIDE_PUNCTUATION = CodePoints(*WIDE_PUNCTUATION_RANGES)
+_han, _other_unspaced = CodePointSet(HAN_RANGES), CodePointSet(UNSPACED_RANGES + RARE_UNSPACED_RANGES)
 
 
-def script_of(character: str) -> str:
-    """Return `han`, `other` (another script written without spaces, such as kana, Hangul or Thai), or `spaced`."""
-    if character < FIRST_UNSPACED_CHARACTER:
+def script_of(character: str) -> Literal["han", "other", "spaced"]:
+    """Return `han`, `other` (kana, Hangul, Thai, Lao, Khmer, Burmese, Yi and their like), or else `spaced`."""
+    if character < "\u0e00":
         return "spaced"
-    return "han" if character in HAN else "other" if character in OTHER_UNSPACED else "spaced"
+    return "han" if character in _han else "other" if character in _other_unspaced else "spaced"
+
+
+LINE_BREAK_CONTROLS = re.compile("[\u00ad\u200b-\u200d\u2060\ufeff]")
+"""Invisible characters that only say where a line may break."""
+
+_ASCII_WORD = re.compile("[a-z0-9]+")
 
 
 def split_words(text: str) -> list[str]:
@@ -111,7 +108,7 @@ def original_text_of_words(text: str, begin: int, end: int) -> str:
 @cache
 def unspaced_character_pattern() -> re.Pattern[str]:
     """Return the pattern of one character of a script that the data checks cut into characters."""
-    return re.compile(f"[{_unspaced_class()}]")
+    return re.compile(f"[{UNSPACED_SCRIPT_PATTERN}]")
 
 
 @cache
@@ -122,19 +119,12 @@ def word_pattern() -> re.Pattern[str]:
     known = set(codes)
     starts = [code for code in codes if code - 1 not in known]
     ends = [code for code in codes if code + 1 not in known]
-    marks, unspaced = _character_class(tuple(zip(starts, ends, strict=True))), _unspaced_class()
+    marks = "".join(f"{chr(start)}-{chr(end)}" for start, end in zip(starts, ends, strict=True))
+    unspaced = UNSPACED_SCRIPT_PATTERN
     return re.compile(
         rf"(?:(?![{marks}])[{unspaced}])[{marks}]*"  # a character of an unspaced script and its marks
         rf"|(?:[^\W_{unspaced}]|(?![{unspaced}])[{marks}])+"  # letters, digits and marks of other scripts
     )
-
-
-def _unspaced_class() -> str:
-    return _character_class(HAN_RANGES + OTHER_UNSPACED_RANGES)
-
-
-def _character_class(ranges: Sequence[CodePointRange]) -> str:
-    return "".join(f"{chr(start)}-{chr(end)}" for start, end in ranges)
 
 
 def _compose(text: str) -> str:

@@ -21,8 +21,8 @@ from harness.data.checks.conversation_text import (
     prompt_messages,
     response_message,
 )
-from harness.data.reading.conversation import is_plain_text
 from harness.data.row_hashing import hash_windows
+from harness.data.tokenization.rendering import is_plain_text
 from harness.types import Example, Message, Progress, no_progress
 from harness.utils.words import is_unspaced_script, original_text_of_words, split_words
 

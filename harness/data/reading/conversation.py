@@ -11,7 +11,6 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from harness.errors import HarnessError
 from harness.types import Example, Message
 
 ROLES = ("system", "user", "assistant", "tool", "text")
@@ -65,21 +64,6 @@ def build_example(
         ) from None
     except (TypeError, ValueError, RecursionError) as error:  # Arrow has dates and bytes, and Python NaN; JSON has none
         raise InvalidRow(f"has a call or a tool that JSON cannot hold: {error}", "fix the row") from None
-
-
-def is_plain_text(example: Example) -> bool:
-    """Return whether a row is a plain text and not a conversation.
-
-    Raises:
-        HarnessError: The row has a text and also other messages or tools.
-    """
-    messages = example.messages
-    if not messages or messages[0].role != "text":
-        return False
-    if len(messages) > 1 or example.tools:
-        what = "a plain text has other messages or tools"
-        raise HarnessError(example.location, what, "make the text a row without them")
-    return True
 
 
 def _validate_text(messages: Sequence[Message]) -> None:
