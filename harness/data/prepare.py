@@ -11,7 +11,6 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -51,7 +50,7 @@ class PreparationOptions:
     """
 
     extra_sources: Sequence[str] = ()
-    suite_templates: Mapping[str, Template] = MappingProxyType({})
+    suite_templates: Mapping[str, Template] = field(default_factory=dict)
     invalid_rows_folder: Path | None = None
     use_cache: bool = True
     processes: int = 1
