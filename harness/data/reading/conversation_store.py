@@ -155,7 +155,7 @@ def disk_write_error(
     Args:
         path: The file or folder.
         error: Why it cannot be written.
-        alternative: How to choose another place, in the imperative.
+        alternative: How to choose another folder, in the imperative.
     """
     what = f"cannot write the rows here: {error.strerror or error}"
     return HarnessError(str(path), what, f"free disk space, make the folder writable, or {alternative}")
