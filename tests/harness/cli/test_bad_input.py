@@ -156,7 +156,7 @@ def test_a_row_that_is_not_utf8_or_no_object(spec, refused, tmp_path):
 def test_rows_of_an_unknown_form(spec, refused, tmp_path):
     lines(tmp_path / "train.jsonl", [{"question": "Q?", "answer": "A."}])
     line = refused(spec())
-    assert line.startswith("sources.train: the form of its rows is unknown")
+    assert line.startswith("sources.train: its row format is unknown")
     assert "columns" in line
 
 

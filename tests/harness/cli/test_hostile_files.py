@@ -115,7 +115,8 @@ REFUSED = {
         "data:1: is nested deeper than 64 levels in messages[1].tool_calls[0].arguments",
     ),
     "rows of several forms": (
-        with_row({"messages": SAID}), "sources.data: its rows have several forms: data:1 is alpaca, data:4 is messages"
+        with_row({"messages": SAID}),
+        "sources.data: its rows have several row formats: data:1 is alpaca, data:4 is messages",
     ),
     "a number as content": (with_row({"instruction": "a", "output": 5}), "data:4: has the value 5 in 'output', not"),
     "NaN as content": (with_row(b'{"instruction": NaN, "output": "b"}'), "data:4: has the value nan in 'instruction'"),
@@ -133,9 +134,9 @@ REFUSED = {
     "UTF-16, the other way round": (codecs.BOM_UTF16_BE + WHOLE.decode().encode("utf-16-be"), "data: is UTF-16, by"),
     "keys that steer a terminal": (
         json.dumps({"\x1b[31m\n\u202e": 1, **{f"key {n}": n for n in range(5000)}}).encode(),
-        "sources.data: the form of its rows is unknown: data:1 has the keys ␛[31m \\u202e, key 0, key 1",
+        "sources.data: its row format is unknown: data:1 has the keys ␛[31m \\u202e, key 0, key 1",
     ),
-    "a key of a megabyte": (json.dumps({"k" * 1_000_000: 1}).encode(), "sources.data: the form of its rows is unknown"),
+    "a key of a megabyte": (json.dumps({"k" * 1_000_000: 1}).encode(), "sources.data: its row format is unknown"),
     "a role that steers a terminal": (
         json.dumps({"messages": [{"role": "\x1b]0;x\x07", "content": "a"}]}).encode(), "data:1: has the unknown role"
     ),
@@ -213,7 +214,7 @@ OTHERS = [
     ("csv", bytes_of(b"prompt,completion\na,b,c\n"), "data:2: has 3 fields where the header names 2"),
     ("csv", bytes_of(b"prompt,prompt\na,b\n"), "data:1: the header names the column 'prompt' twice"),
     ("csv", bytes_of(b"prompt,completion\na,\xff\n"), "data:2: is not UTF-8"),
-    ("text", bytes_of("a\n\u3000\u2003\n".encode()), "data:2: has a text of white space alone"),
+    ("text", bytes_of("a\n\u3000\u2003\n".encode()), "data:2: has a text of white space only"),
     ("text", bytes_of(b"a\nb\xff\n"), "data:2: is not UTF-8: byte 2 is 0xff"),
     ("parquet", bytes_of(b""), "data: is not a Parquet file that can be read"),
     ("parquet", bytes_of(WHOLE), "data: is not a Parquet file that can be read"),

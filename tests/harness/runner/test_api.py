@@ -154,7 +154,7 @@ def test_rows_that_truncation_touches_are_told_by_count_and_place(document, tmp_
     start(document, tmp_path, listener)
     warnings = [one.data for one in listener.events if one.type == "warning"]
     told = " ".join(part for one in warnings for part in (one["text"], *one.get("rows", ())))
-    assert "sources.domain: 1 of its 15 training rows have no trained token within 48 tokens and are left out" in told
+    assert "sources.domain: 1 of its 15 training rows have no trained token within 48 tokens and are dropped" in told
     assert "domain.jsonl:14" in told
     assert "the suite 'domain' has 1 row(s) longer than max_length" in told
 

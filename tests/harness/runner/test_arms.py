@@ -156,15 +156,15 @@ def test_what_is_said_of_arms_is_said_once(desk, arms, capsys):
     assert "warning: the source 'second' is not used" in warnings
     assert "warning: arm short: train.max_length is 48; usual is 2048 to 4096" in warnings
     assert any(line.startswith("warning: arms naive, lora: train.max_length is 64") for line in warnings)
-    (prompts,) = (line for line in warnings if "prompts stand in training" in line)
-    assert prompts.endswith("in whole or for the most part; which: data.json in the run's folder, or harness check")
+    (prompts,) = (line for line in warnings if "prompts are in the training data" in line)
+    assert prompts.endswith("completely or for the most part; which: data.json in the run's folder, or harness check")
     assert max(map(len, warnings)) < 200
     place = desk.newest()
     for arm in ("naive", "lora", "short"):
         (full,) = (
             one
             for one in json.loads((place / "arms" / arm / "data.json").read_text())["warnings"]
-            if "prompts stand in training" in one
+            if "prompts are in the training data" in one
         )
         assert "again.jsonl:" in full.split("\n")[1]
     before, _, after = told.out.partition("\narm 1 of 3: naive\n")
