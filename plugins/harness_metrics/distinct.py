@@ -27,7 +27,7 @@ COMPONENTS: dict[str, Component] = {
 
 
 class Distinct(RatioMetric, TextMetric):
-    """Fraction of n-grams of words that repeat no other of their answer, 0 to 1: `distinct1`, `distinct2` …
+    """Fraction of n-grams of words that repeat no other of their answer, 0 to 1, e.g. `distinct1` and `distinct2`.
 
     Distinct n-grams of an answer / its n-grams, both summed over the answers. It falls when a model loops. Li et al.
     (2016, arXiv:1510.03055) count distinct n-grams over all answers together. That falls with the number of answers
