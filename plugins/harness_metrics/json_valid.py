@@ -99,5 +99,5 @@ def _build_validator(schema: Mapping[str, Any]) -> Validator:
     except jsonschema.SchemaError as error:
         location = ".".join(map(str, error.absolute_path)) or "schema"
         what = f"is not a JSON Schema: {location}: {error.message}"
-        raise HarnessError("metrics.json_valid.schema", what, "correct it") from None
+        raise HarnessError("metrics.json_valid.schema", what, "fix it") from None
     return validator_class(dict(schema))

@@ -130,7 +130,7 @@ def compile_pattern(where: str, pattern: str) -> re.Pattern[str]:
     try:
         return re.compile(pattern)
     except re.error as error:
-        raise HarnessError(where, f"{pattern!r} is not a regular expression: {error}", "correct it") from error
+        raise HarnessError(where, f"{pattern!r} is not a regular expression: {error}", "fix it") from error
 
 
 def applicable_steps(steps: Sequence[str], lang: str) -> tuple[str, ...]:

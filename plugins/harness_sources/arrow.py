@@ -180,7 +180,7 @@ def iter_records(batches: Iterable[Any], file: str, first_index: int = 0) -> Ite
         for row in _iter_batch_rows(batch):
             location = f"{file}:[{index}]"
             if isinstance(row, str):
-                yield InvalidRecord(location, f"has a value that cannot be read: {row}", "correct the row", None)
+                yield InvalidRecord(location, f"has a value that cannot be read: {row}", "fix the row", None)
             else:
                 for column in struct_columns:
                     row[column] = drop_null_fields(row[column])

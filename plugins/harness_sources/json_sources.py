@@ -85,7 +85,7 @@ def _parse_line(raw: bytes, decoder: StrictJsonDecoder, location: str) -> Record
         hint = "write one JSON object per line; for JSON over several lines use the source 'json'"
         return InvalidRecord(location, f"is not JSON: {error.msg} at column {error.colno}", hint, text)
     except RecursionError:
-        return InvalidRecord(location, "is nested too deep to be read", "correct the line", text)
+        return InvalidRecord(location, "is nested too deep to be read", "fix the line", text)
     except ValueError:  # Python refuses longer integers, whose conversion is slow
         return InvalidRecord(location, INTEGER_TOO_LONG, _HINT_INTEGER, text)
     if decoder.duplicate_key is not None:
@@ -95,7 +95,7 @@ def _parse_line(raw: bytes, decoder: StrictJsonDecoder, location: str) -> Record
     if isinstance(row, list):
         hint = "for one JSON array in a file use the source 'json'"
         return InvalidRecord(location, "is an array, not an object", hint, text)
-    return InvalidRecord(location, f"is the value {json.dumps(row)[:40]}, not an object", "correct the line", text)
+    return InvalidRecord(location, f"is the value {json.dumps(row)[:40]}, not an object", "fix the line", text)
 
 
 class JsonSource(Source):
@@ -125,7 +125,7 @@ class JsonSource(Source):
                         yield Record(location, row)
                     else:
                         what = f"is {json.dumps(row)[:40]}, not an object"
-                        yield InvalidRecord(location, what, "correct the row", row)
+                        yield InvalidRecord(location, what, "fix the row", row)
             if index < 0:
                 raise no_rows_error(path)
 
@@ -160,7 +160,7 @@ def _parse_document(file: str, raw: bytes) -> Any:
     try:
         value = decoder.decode(text)
     except json.JSONDecodeError as error:
-        hint = "for one object per line use the source 'jsonl'" if error.msg == "Extra data" else "correct the file"
+        hint = "for one object per line use the source 'jsonl'" if error.msg == "Extra data" else "fix the file"
         raise HarnessError(f"{file}:{error.lineno}:{error.colno}", f"is not JSON: {error.msg}", hint) from None
     except RecursionError:
         raise _too_deep_error(file) from None
@@ -172,7 +172,7 @@ def _parse_document(file: str, raw: bytes) -> Any:
 
 
 def _too_deep_error(file: str) -> HarnessError:
-    return HarnessError(file, "is nested too deep to be read", "correct the file")
+    return HarnessError(file, "is nested too deep to be read", "fix the file")
 
 
 def _line_of_invalid_byte(raw: bytes) -> int:
@@ -269,7 +269,7 @@ class _JsonWindow:
     def syntax_error(self, what: str, position: int) -> HarnessError:
         """Return the error for a position of the window."""
         line, column = self._line_and_column(position)
-        return HarnessError(f"{self.file}:{line}:{column}", f"is not JSON: {what}", "correct the file")
+        return HarnessError(f"{self.file}:{line}:{column}", f"is not JSON: {what}", "fix the file")
 
     def _line_and_column(self, position: int) -> tuple[int, int]:
         line_breaks = self.text.count("\n", 0, position)
