@@ -13,7 +13,7 @@ from harness_metrics.normalization import LANG_OPTION
 from harness_metrics.tokenization import segmentation_of
 
 if TYPE_CHECKING:
-    from sacrebleu.metrics import BLEU
+    from sacrebleu.metrics.bleu import BLEU
 
 COMPONENTS: dict[str, Component] = {
     "bleu": Component(
@@ -82,7 +82,7 @@ class Bleu(TextMetric):
 
     def aggregate(self, name: str, total: Sequence[float]) -> float:
         """Return the corpus BLEU of the summed counts."""
-        from sacrebleu.metrics import BLEU
+        from sacrebleu.metrics.bleu import BLEU
 
         answer_length, reference_length, *counts = map(int, total)
         return BLEU.compute_bleu(
@@ -97,7 +97,7 @@ class Bleu(TextMetric):
 
 @lru_cache(maxsize=8)
 def _get_scorer(tokenize: str, lowercase: bool) -> BLEU:
-    from sacrebleu.metrics import BLEU
+    from sacrebleu.metrics.bleu import BLEU
 
     # Only the counts of a sentence are used; the effective order avoids sacrebleu's warning about sentence scores.
     return BLEU(

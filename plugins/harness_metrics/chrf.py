@@ -11,7 +11,7 @@ from harness import Component
 from harness_metrics.base import LOWERCASE_OPTION, TextMetric
 
 if TYPE_CHECKING:
-    from sacrebleu.metrics import CHRF
+    from sacrebleu.metrics.chrf import CHRF
 
 COMPONENTS: dict[str, Component] = {
     "chrf": Component(
@@ -51,7 +51,7 @@ class Chrf(TextMetric):
 
     @cached_property
     def _scorer(self) -> CHRF:
-        from sacrebleu.metrics import CHRF
+        from sacrebleu.metrics.chrf import CHRF
 
         return CHRF(word_order=self._word_order, lowercase=self._lowercase)
 

@@ -23,7 +23,7 @@ Returns:
 """
 
 
-class _HfEvaluateMetric(evaluate.Metric):
+class _HfEvaluateMetric(evaluate.Metric):  # type: ignore[misc, unused-ignore]
     """An `evaluate.Metric` that returns the scores of a metric of this package."""
 
     harness_metric: TextMetric

@@ -13,7 +13,7 @@ from harness_metrics.normalization import LANG_OPTION
 from harness_metrics.tokenization import TOKENIZATION_VERSION, segmentation_of, space_out
 
 if TYPE_CHECKING:
-    from sacrebleu.metrics import TER
+    from sacrebleu.metrics.ter import TER
 
 COMPONENTS: dict[str, Component] = {
     "ter": Component(
@@ -64,7 +64,7 @@ class Ter(TextMetric):
 
     @cached_property
     def _scorer(self) -> TER:
-        from sacrebleu.metrics import TER
+        from sacrebleu.metrics.ter import TER
 
         return TER(normalized=self._normalized, no_punct=self._no_punct, case_sensitive=self._case_sensitive)
 

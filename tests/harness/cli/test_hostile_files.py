@@ -102,8 +102,8 @@ def test_what_is_odd_and_can_be_read_is_read(name, check, tmp_path):
 DEEP = b'{"a":' * 3000 + b"1" + b"}" * 3000
 SAID = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
 REFUSED = {
-    "an empty file": (b"", "data: the data set holds no rows"),
-    "a file of nothing but a byte order mark": (codecs.BOM_UTF8, "data: the data set holds no rows"),
+    "an empty file": (b"", "data: the file has no rows"),
+    "a file of nothing but a byte order mark": (codecs.BOM_UTF8, "data: the file has no rows"),
     "line ends of old Macs": (WHOLE.replace(b"\n", b"\r"), "data:1: is not JSON: Extra data"),
     "a NUL as it is": (with_row(b'{"instruction": "a\0", "output": "b"}'), "data:4: is not JSON: Invalid control"),
     "a file of NULs": (bytes(1000), "data:1: is not JSON"),
@@ -144,7 +144,7 @@ REFUSED = {
     "gzip in name alone": (b"\x1f\x8b" + WHOLE, "data: cannot be read: "),
     "xz": (lzma.compress(WHOLE), "data: is compressed by xz, which is not read"),
     "bzip2": (b"BZh91AY&SY" + bytes(20), "data: is compressed by bzip2, which is not read"),
-    "a Parquet file": (b"PAR1\x15\x04" + bytes(20), "data: is a Parquet file, not a file of text"),
+    "a Parquet file": (b"PAR1\x15\x04" + bytes(20), "data: is a Parquet file, not a text file"),
 }  # fmt: skip
 
 
@@ -193,10 +193,10 @@ def bytes_of(content):
 
 
 OTHERS = [
-    ("jsonl", zipped, "data: is a zip archive, not a file of text"),
+    ("jsonl", zipped, "data: is a zip archive, not a text file"),
     ("jsonl", loop, "data: cannot be read: "),
-    ("json", bytes_of(b""), "data: the data set holds no rows"),
-    ("json", bytes_of(b"[]"), "data: the data set holds no rows"),
+    ("json", bytes_of(b""), "data: the file has no rows"),
+    ("json", bytes_of(b"[]"), "data: the file has no rows"),
     ("json", bytes_of(b"[" + b",".join(LINES)), "data:1:"),
     ("json", bytes_of(b'[{"a": 1, "a": 2}]'), "data:[0]: names the key 'a' twice in one object"),
     ("json", bytes_of(b'{"rows": [{"a": 1, "a": 2}]}'), "data: names the key 'a' twice in one object"),
@@ -206,7 +206,7 @@ OTHERS = [
     ("json", bytes_of(b"3"), "data: is not an array of objects"),
     ("json", bytes_of(b"[1]"), "data:[0]: is 1, not an object"),
     ("json", bytes_of(WHOLE.decode().encode("utf-16")), "data: is UTF-16 or UTF-32"),
-    ("csv", bytes_of(b""), "data: the data set holds no rows"),
+    ("csv", bytes_of(b""), "data: the file has no rows"),
     ("csv", bytes_of(b"\nprompt,completion\na,b\n"), "data:1: the first line is blank, and it is to name the columns"),
     ("csv", bytes_of(b"prompt,completion\ra,b\r"), "data:1: is not CSV: new-line character seen in unquoted field"),
     ("csv", bytes_of(b'prompt,completion\n"a,b\n'), "data:2: is not CSV: unexpected end of data"),
@@ -215,14 +215,14 @@ OTHERS = [
     ("csv", bytes_of(b"prompt,completion\na,\xff\n"), "data:2: is not UTF-8"),
     ("text", bytes_of("a\n\u3000\u2003\n".encode()), "data:2: has a text of white space alone"),
     ("text", bytes_of(b"a\nb\xff\n"), "data:2: is not UTF-8: byte 2 is 0xff"),
-    ("parquet", bytes_of(b""), "data: is not a Parquet file that can be read"),
-    ("parquet", bytes_of(WHOLE), "data: is not a Parquet file that can be read"),
-    ("parquet", of_bad_text, "data:[0]: holds a value that cannot be read: 'utf-8' codec can't decode byte 0xff"),
+    ("parquet", bytes_of(b""), "data: is not a readable Parquet file"),
+    ("parquet", bytes_of(WHOLE), "data: is not a readable Parquet file"),
+    ("parquet", of_bad_text, "data:[0]: has a value that cannot be read: 'utf-8' codec can't decode byte 0xff"),
     ("parquet", of_two_columns, "data: has two columns called 'prompt'"),
     ("parquet", of_numbers, "data:[0]: has the value 1 in 'prompt', not text"),
-    ("arrow", bytes_of(WHOLE), "data: is not an Arrow file that can be read"),
-    ("arrow", bytes_of(b"\xff\xff\xff\xff\xff\xff\xff\x7f" + bytes(99)), "data: is not an Arrow file that can be read"),
-    ("arrow", arrow_of_nothing, "data: is no folder that datasets' save_to_disk has written"),
+    ("arrow", bytes_of(WHOLE), "data: is not a readable Arrow file"),
+    ("arrow", bytes_of(b"\xff\xff\xff\xff\xff\xff\xff\x7f" + bytes(99)), "data: is not a readable Arrow file"),
+    ("arrow", arrow_of_nothing, "data: is not a folder written by datasets' save_to_disk"),
     *[(kind, folder, "data: is a folder, not a file") for kind in ("jsonl", "json", "csv", "text", "parquet")],
 ]  # fmt: skip
 
@@ -238,7 +238,7 @@ def test_every_source_refuses_what_it_cannot_read_in_one_line(kind, make, line, 
     ("path", "line"),
     [
         ("x" * 300, "x" * 300 + ": cannot be read: File name too long"),
-        ("none/*.jsonl", "none/*.jsonl: no file fits this pattern"),
+        ("none/*.jsonl", "none/*.jsonl: no file matches this pattern"),
     ],
 )
 def test_a_path_that_is_none_is_refused(path, line, check):

@@ -194,8 +194,8 @@ def test_what_is_no_encoder_is_named_before_anything_is_trained(metric, bertscor
         assert raised.value.hint
 
     assert bertscore().check_available() is None
-    refused("metrics.bertscore.model: roberta-large is no folder of a model", "roberta-large")
-    refused("metrics.bertscore.layer: is 5, and the encoder has 4 layers", encoder, layer=5)
+    refused("metrics.bertscore.model: roberta-large is not a folder of a model", "roberta-large")
+    refused("metrics.bertscore.layer: is 5, but the encoder has 4 layers", encoder, layer=5)
     shutil.copytree(encoder, tmp_path / "bare")
     (tmp_path / "bare" / "model.safetensors").unlink()
     refused("has no weights", tmp_path / "bare")
@@ -206,7 +206,7 @@ def test_what_is_no_encoder_is_named_before_anything_is_trained(metric, bertscor
     (tmp_path / "t5" / "config.json").write_text('{"model_type": "no-such"}')
     refused("has a config.json that does not load", tmp_path / "t5")
     (tmp_path / "t5" / "config.json").write_text(json.dumps({"model_type": "clip"}))
-    refused("is a clip, which is no encoder of text", tmp_path / "t5")
+    refused("is a clip, which is not an encoder of text", tmp_path / "t5")
 
 
 def test_weights_that_are_not_whole_are_no_encoder(bertscore, encoder, tmp_path):

@@ -44,7 +44,7 @@ def test_a_pattern_is_found_or_not(score, pattern, whole, answer, value):
 
 
 def test_a_pattern_that_is_none_is_named(metric):
-    with pytest.raises(HarnessError, match=r"metrics\.regex\.pattern: .*'\(' is no regular expression"):
+    with pytest.raises(HarnessError, match=r"metrics\.regex\.pattern: .*'\(' is not a regular expression"):
         metric("regex", pattern="(")
     with pytest.raises(HarnessError, match=r"metrics\.exact_match\.extract"):
         metric("exact_match", extract="(")
@@ -80,7 +80,7 @@ def test_a_fence_is_taken_where_it_is_allowed(score):
 
 
 def test_a_schema_that_is_none_is_named(metric):
-    with pytest.raises(HarnessError, match=r"metrics\.json_valid\.schema: is no JSON Schema: type"):
+    with pytest.raises(HarnessError, match=r"metrics\.json_valid\.schema: is not a JSON Schema: type"):
         metric("json_valid", schema={"type": "nonsense"})
 
 

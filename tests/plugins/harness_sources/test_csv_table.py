@@ -44,8 +44,8 @@ def test_a_field_may_be_longer_than_the_module_allows_by_default():
         ('q,a\n1,2\n"open,2\n', "x.csv:3: is not CSV: unexpected end of data"),
         ("q,q\n1,2\n", "x.csv:1: the header names the column 'q' twice"),
         (b"q,\xff\n1,2\n", "x.csv:1: is not UTF-8: byte 3 is 0xff"),
-        ("q,a\n", "x.csv: the data set holds no rows"),
-        ("", "x.csv: the data set holds no rows"),
+        ("q,a\n", "x.csv: the file has no rows"),
+        ("", "x.csv: the file has no rows"),
     ],
 )
 def test_what_is_no_table_is_told_with_its_line(text, line):
@@ -57,7 +57,7 @@ def test_what_is_no_table_is_told_with_its_line(text, line):
 def test_rows_of_a_wrong_width_are_bad_rows_between_the_good_ones():
     first, second, third = read("q,a\n1,2,3\n1\n1,2\n")
     assert (first.location, first.what, first.raw) == (
-        "x.csv:2", "has 3 fields where the header names 2", ["1", "2", "3"],
+        "x.csv:2", "has 3 fields, but the header names 2", ["1", "2", "3"],
     )  # fmt: skip
     assert isinstance(second, InvalidRecord)
     assert third == Record("x.csv:4", {"q": "1", "a": "2"})

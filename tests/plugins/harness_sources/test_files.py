@@ -62,7 +62,7 @@ def test_compressed_data_that_is_cut_off_or_damaged_is_an_error_and_not_the_end(
     (tmp_path / "x").write_bytes(whole[: len(whole) // 2])
     line = refused("x")
     assert line.startswith("x: ")
-    assert "cut off" in line or "Truncated" in line
+    assert "is truncated" in line or "Truncated" in line
     (tmp_path / "x").write_bytes(whole[:12] + b"\xff" * 1000 + whole[1012:])
     assert refused("x").startswith("x: cannot be read: ")
 
@@ -76,7 +76,7 @@ def test_a_pattern_stands_for_its_files_by_name(tmp_path):
         (tmp_path / "data" / f"{name}.jsonl").write_bytes(LINES[:9])
     (tmp_path / "data" / "c.txt").write_text("no")
     assert [place for place, _ in read("data/*.jsonl")] == ["data/a.jsonl:1", "data/b.jsonl:1"]
-    assert refused("data/*.json").startswith("data/*.json: no file fits this pattern")
+    assert refused("data/*.json").startswith("data/*.json: no file matches this pattern")
 
 
 def test_a_file_whose_name_looks_like_a_pattern_is_read_itself(tmp_path):
@@ -94,15 +94,15 @@ def test_a_file_of_an_installed_package_is_read_and_none_of_its_code_is_run(tmp_
     assert "somedata" not in sys.modules
     assert "has no such file" in refused("pkg://somedata/y.jsonl")
     assert "leads out of the package" in refused("pkg://somedata/../x.jsonl")
-    assert "no Python package 'nodata' is installed here" in refused("pkg://nodata/x.jsonl")
-    assert "names no file of a package" in refused("pkg://somedata")
+    assert "no Python package 'nodata' is installed" in refused("pkg://nodata/x.jsonl")
+    assert "does not name a file of a package" in refused("pkg://somedata")
 
 
 def test_a_folder_and_a_file_that_is_not_there_are_told(tmp_path):
     (tmp_path / "data").mkdir()
     assert refused("data") == "data: is a folder, not a file; name the files in it, e.g. data/*.jsonl"
     assert refused("none") == "none: there is no such file; check the source's path"
-    assert refused("a\0b") == "'a\\x00b': is no path: it holds a NUL character; check the source's path"
+    assert refused("a\0b") == "'a\\x00b': is not a path: it has a NUL character; check the source's path"
 
 
 # -- addresses --------------------------------------------------------------------------------------------------------
@@ -143,7 +143,7 @@ def test_a_pattern_of_an_address_stands_for_its_files(memory):
     for name in "ba":
         memory.pipe(f"/d/{name}.jsonl", LINES[:9])
     assert [place for place, _ in read("memory://d/*.jsonl")] == ["memory:///d/a.jsonl:1", "memory:///d/b.jsonl:1"]
-    assert "no file fits this pattern" in refused("memory://d/*.json")
+    assert "no file matches this pattern" in refused("memory://d/*.json")
     assert "there is no such file" in refused("memory://d/none.jsonl")
 
 
@@ -188,12 +188,12 @@ def test_a_file_system_whose_package_is_not_installed_names_what_to_install(monk
 
 
 def test_an_address_that_nothing_reads_is_told():
-    assert refused("nonsense://b/x") == "nonsense://b/x: nothing here reads nonsense://; check the address"
+    assert refused("nonsense://b/x") == "nonsense://b/x: nonsense:// is not supported; check the address"
 
 
 @pytest.mark.parametrize("name", ["key", "secret", "aws_secret_access_key", "token", "sas_token", "password"])
 def test_a_credential_in_a_spec_is_refused(name):
-    with pytest.raises(HarnessError, match=f"'{name}' is a credential, and a spec is no place for one; give it by the"):
+    with pytest.raises(HarnessError, match=f"'{name}' is a credential, and credentials are not allowed in a spec; set it in the"):
         JsonlSource("s3://b/x", {name: "abc"})
     with pytest.raises(HarnessError, match=f"'{name}' is a credential"):
         JsonlSource("s3://b/x", {"client_kwargs": {name: "abc"}})
@@ -202,7 +202,7 @@ def test_a_credential_in_a_spec_is_refused(name):
 def test_a_password_in_an_address_is_refused_and_not_shown():
     with pytest.raises(HarnessError) as caught:
         JsonlSource(["a.jsonl", "https://me:hidden@host/x.jsonl"], {})
-    assert str(caught.value).startswith("https://host/x.jsonl: the address holds a password")
+    assert str(caught.value).startswith("https://host/x.jsonl: the address has a password")
     assert "hidden" not in str(caught.value)
 
 

@@ -57,7 +57,7 @@ def test_without_the_hub_a_copy_on_disk_is_read_and_its_commit_is_not_told(asked
     assert len(list(hub.records())) == 2
     assert asked[0][1]["revision"] == "v1"
     assert hub.metadata() == {}
-    assert "cannot be asked which commit" in hub.warnings()[0]
+    assert "cannot be reached to find out which commit" in hub.warnings()[0]
 
 
 @pytest.mark.parametrize(
@@ -110,5 +110,5 @@ def test_a_folder_of_the_same_name_is_not_taken_for_the_dataset(monkeypatch, tmp
 
 def test_an_empty_split_is_an_error(monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", lambda *a, **o: datasets.Dataset.from_list([]))
-    with pytest.raises(HarnessError, match="holds no rows"):
+    with pytest.raises(HarnessError, match="has no rows"):
         list(HubSource("some/rows", None, "train", None, False).records())

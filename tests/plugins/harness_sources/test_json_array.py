@@ -27,22 +27,22 @@ def test_rows_are_the_objects_of_the_one_array(tmp_path, text):
 @pytest.mark.parametrize(
     ("text", "line"),
     [
-        ('[\n{"a" 1}]', "x.json:2:6: is not JSON: Expecting ':' delimiter; mend the file"),
-        ('{"a": 1}\n{"a": 2}', "x.json:2:1: is not JSON: Extra data; for one object a line use the source 'jsonl'"),
+        ('[\n{"a" 1}]', "x.json:2:6: is not JSON: Expecting ':' delimiter; fix the file"),
+        ('{"a": 1}\n{"a": 2}', "x.json:2:1: is not JSON: Extra data; for one object per line use the source 'jsonl'"),
         (b'[\n{"a": "\xe9"}]', "x.json:2: is not UTF-8: byte 10 is 0xe9; save the file as UTF-8"),
-        ("3", "x.json: is not an array of objects; keep one array of objects in the file"),
+        ("3", "x.json: is not an array of objects; write one array of objects into the file"),
         ('{"a": [], "b": []}', "x.json: is an object with 2 arrays"),
-        ('[{"a": 1}\n {"a": 2}]', "x.json:2:2: is not JSON: Expecting ',' delimiter; mend the file"),
-        ('[{"a": 1},]', "x.json:1:11: is not JSON: Expecting value; mend the file"),
-        ('[{"a": 1}] []', "x.json:1:12: is not JSON: Extra data; mend the file"),
-        ('[{"a": 1}', "x.json:1:10: is not JSON: Expecting ',' delimiter; mend the file"),
-        ('[{"a": "1', "x.json:1:8: is not JSON: Unterminated string starting at; mend the file"),
+        ('[{"a": 1}\n {"a": 2}]', "x.json:2:2: is not JSON: Expecting ',' delimiter; fix the file"),
+        ('[{"a": 1},]', "x.json:1:11: is not JSON: Expecting value; fix the file"),
+        ('[{"a": 1}] []', "x.json:1:12: is not JSON: Extra data; fix the file"),
+        ('[{"a": 1}', "x.json:1:10: is not JSON: Expecting ',' delimiter; fix the file"),
+        ('[{"a": "1', "x.json:1:8: is not JSON: Unterminated string starting at; fix the file"),
         (b'{"a": [{"b": "\xe9"}]}', "x.json:1: is not UTF-8: byte 15 is 0xe9; save the file as UTF-8"),
-        ("[]", "x.json: the data set holds no rows"),
-        ("", "x.json: the data set holds no rows"),
+        ("[]", "x.json: the file has no rows"),
+        ("", "x.json: the file has no rows"),
         ("[" * 100_000, "x.json: is nested too deep"),
-        ('[{"a": 1},\n{"a": ' + "1" * 5000 + "}]", "x.json:2:1: holds a whole number of more digits than can be read"),
-        ('{"a": [' + "1" * 5000 + "]}", "x.json: holds a whole number of more digits than can be read"),
+        ('[{"a": 1},\n{"a": ' + "1" * 5000 + "}]", "x.json:2:1: has an integer with more digits than can be read"),
+        ('{"a": [' + "1" * 5000 + "]}", "x.json: has an integer with more digits than can be read"),
     ],
 )
 def test_what_is_no_array_of_objects_is_told_with_its_place(tmp_path, text, line):
@@ -53,7 +53,7 @@ def test_what_is_no_array_of_objects_is_told_with_its_place(tmp_path, text, line
 
 def test_an_item_that_is_no_object_is_a_bad_row_between_the_others(tmp_path):
     first, bad, last = read(tmp_path, '[{"a": 1}, "b", {"a": 2}]')
-    assert bad == InvalidRecord("x.json:[1]", 'is "b", not an object', "mend the row", "b")
+    assert bad == InvalidRecord("x.json:[1]", 'is "b", not an object', "fix the row", "b")
     assert (first.location, last.location) == ("x.json:[0]", "x.json:[2]")
 
 

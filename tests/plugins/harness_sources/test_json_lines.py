@@ -39,7 +39,7 @@ def test_several_files_are_read_in_the_order_given(tmp_path):
         (b"[" * 100_000, "is nested too deep"),
         (
             b'{"a": ' + b"1" * 5000 + b"}",
-            "holds a whole number of more digits than can be read; write the number as text",
+            "has an integer with more digits than can be read; write the number as text",
         ),
     ],
 )
@@ -56,7 +56,7 @@ def test_a_bad_line_is_a_bad_row_with_its_reason_between_the_good_ones(tmp_path,
 @pytest.mark.parametrize("content", ["", "\n \n"])
 def test_a_file_without_rows_is_an_error(tmp_path, content):
     (tmp_path / "x.jsonl").write_text(content)
-    with pytest.raises(HarnessError, match="holds no rows"):
+    with pytest.raises(HarnessError, match="has no rows"):
         read(tmp_path / "x.jsonl")
 
 

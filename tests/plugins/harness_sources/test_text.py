@@ -36,5 +36,5 @@ def test_a_line_that_is_not_utf8_is_a_bad_row():
 
 def test_a_file_of_blank_lines_is_an_error(tmp_path):
     (tmp_path / "c.txt").write_text("\n \n")
-    with pytest.raises(HarnessError, match=r"c.txt: the data set holds no rows"):
+    with pytest.raises(HarnessError, match=r"c.txt: the file has no rows"):
         read("c.txt")

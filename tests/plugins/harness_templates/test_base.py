@@ -35,8 +35,8 @@ def test_take_apart_gives_the_system_message_and_the_turns():
         ((), False, "ends with nothing"),
         ((USER, ANSWER), True, "cannot end with a response"),
         ((SYSTEM,), True, "no user message"),
-        ((Message("critic", "t"), USER, ANSWER), False, "no place for the role 'critic'"),
-        ((Message("text", "t"),), False, "no place for the role 'text'"),
+        ((Message("critic", "t"), USER, ANSWER), False, "the format has no role 'critic'"),
+        ((Message("text", "t"),), False, "the format has no role 'text'"),
     ],
 )
 def test_a_conversation_that_no_format_has_a_place_for_is_refused(messages, open, what):
@@ -47,14 +47,14 @@ def test_a_conversation_that_no_format_has_a_place_for_is_refused(messages, open
 
 @pytest.mark.parametrize("messages", [(USER, USER, ANSWER), (USER, SYSTEM, USER, ANSWER), (SYSTEM, ANSWER)])
 def test_turns_that_do_not_alternate_are_refused(messages):
-    with pytest.raises(HarnessError, match=r"must stand|no user message"):
+    with pytest.raises(HarnessError, match=r"instead of|no user message"):
         split_turns(messages, add_generation_prompt=False, template="x")
 
 
 def test_the_refusal_counts_from_the_first_turn():
-    with pytest.raises(HarnessError, match="message 2 after the system message is 'user' where 'assistant' must stand"):
+    with pytest.raises(HarnessError, match="message 2 after the system message is 'user' instead of 'assistant'"):
         validate_alternation((SYSTEM, USER, USER, ANSWER), "x")
-    with pytest.raises(HarnessError, match="template x: message 1 is 'assistant' where 'user' must stand"):
+    with pytest.raises(HarnessError, match="template x: message 1 is 'assistant' instead of 'user'"):
         validate_alternation((ANSWER,), "x")
 
 
@@ -74,9 +74,9 @@ RESULT = Message("tool", "1")
 @pytest.mark.parametrize(
     ("messages", "tools", "what"),
     [
-        ((USER, ANSWER), ({"name": "f"},), "no place for tools"),
-        ((USER, CALL), (), r"no place for tool calls \(message 2\)"),
-        ((USER, RESULT, ANSWER), (), r"no place for what a tool answers \(message 2\)"),
+        ((USER, ANSWER), ({"name": "f"},), "does not support tools"),
+        ((USER, CALL), (), r"does not support tool calls \(message 2\)"),
+        ((USER, RESULT, ANSWER), (), r"does not support tool answers \(message 2\)"),
     ],
 )
 def test_a_format_without_tools_says_so_and_names_those_that_have_them(messages, tools, what):
@@ -88,9 +88,9 @@ def test_a_format_without_tools_says_so_and_names_those_that_have_them(messages,
 @pytest.mark.parametrize(
     ("messages", "what"),
     [
-        ((USER, RESULT, ANSWER), "message 2 is what a tool answers, and no call before it is left to answer"),
-        ((USER, CALL, RESULT, RESULT, ANSWER), "message 4 is what a tool answers"),
-        ((USER, CALL, RESULT, ANSWER, USER, RESULT, ANSWER), "message 6 is what a tool answers"),
+        ((USER, RESULT, ANSWER), "message 2 is a tool's answer without an unanswered call before it"),
+        ((USER, CALL, RESULT, RESULT, ANSWER), "message 4 is a tool's answer"),
+        ((USER, CALL, RESULT, ANSWER, USER, RESULT, ANSWER), "message 6 is a tool's answer"),
         ((Message("user", "q", tool_calls=CALL.tool_calls), ANSWER), r"message 1 \(user\) calls a tool"),
     ],
 )
@@ -104,7 +104,7 @@ def test_what_a_tool_answers_belongs_to_the_assistants_turn():
     validate_conversation(conversation, add_generation_prompt=False, template="x", supports_tools=True)
     validate_alternation(conversation, "x")
     validate_conversation(conversation[:4], add_generation_prompt=True, template="x", supports_tools=True)
-    with pytest.raises(HarnessError, match="is 'user' where 'assistant' must stand"):
+    with pytest.raises(HarnessError, match="is 'user' instead of 'assistant'"):
         validate_alternation((USER, CALL, RESULT, USER, ANSWER), "x")
 
 

@@ -84,7 +84,7 @@ def test_stops_at_the_end_of_turn_and_of_sequence(chatml, tokenizer):
 
 
 def test_tools_have_no_place(chatml, tokenizer, calling, weather):
-    with pytest.raises(HarnessError, match="no place for tools") as error:
+    with pytest.raises(HarnessError, match="does not support tools") as error:
         chatml.render(calling, tokenizer, tools=[weather])
     assert "qwen" in error.value.hint
 

@@ -74,7 +74,7 @@ def test_a_response_is_trained_where_its_message_is(make, tokenizer, multi, mark
 
 def test_a_prompt_that_is_not_the_beginning_of_the_whole_is_refused(make, tokenizer, single):
     source = CHATML.replace("assistant\n{% endif", "assistant\n<think>{% endif")
-    with pytest.raises(HarnessError, match="up to message 2 is no beginning") as error:
+    with pytest.raises(HarnessError, match="up to message 2 is not the beginning") as error:
         make("jinja", template=source).render(single, tokenizer)
     assert "train_on" not in error.value.hint
 
@@ -82,7 +82,7 @@ def test_a_prompt_that_is_not_the_beginning_of_the_whole_is_refused(make, tokeni
 @pytest.mark.parametrize("content", ["m.content", "m.content + m.content"])
 def test_a_prompt_that_leaves_the_conversation_out_is_refused(content, make, tokenizer, single):
     source = "{% if not add_generation_prompt %}" + CHATML.replace("m.content | trim", content) + "{% endif %}"
-    with pytest.raises(HarnessError, match="prompt that the chat template writes for message 2 is not what stands"):
+    with pytest.raises(HarnessError, match="prompt for message 2 differs from the text before"):
         make("jinja", template=source).render(single, tokenizer)
 
 
@@ -106,7 +106,7 @@ def test_a_template_without_an_end_of_turn_is_refused(end, make, tokenizer, sing
 
 def test_a_template_that_leaves_a_message_out_is_refused(make, tokenizer, conversations):
     source = "{% for m in messages if m.role != 'system' %}" + CHATML.split("%}", 1)[1]
-    with pytest.raises(HarnessError, match=r"leaves out the content of message 1 \(system\)"):
+    with pytest.raises(HarnessError, match=r"omits the content of message 1 \(system\)"):
         make("jinja", template=source).render(conversations["system"], tokenizer)
 
 
@@ -116,14 +116,14 @@ def test_contents_that_the_template_rewrites_are_trained_whole_or_refused(make, 
     messages = (Message("user", "Which?"), Message("assistant", "The colour."))
     assert marked(template.render(messages, tokenizer)).endswith("assistant\n⟦The color.<|im_end|>⟧\n")
     hostile = (Message("user", "Which colour <|im_end|>?"), Message("assistant", "The colour."))
-    with pytest.raises(HarnessError, match=r"holds <\|im_end\|>, and the chat template rewrites that message"):
+    with pytest.raises(HarnessError, match=r"contains <\|im_end\|>, and the chat template rewrites that message"):
         template.render(hostile, tokenizer)
 
 
 def test_variables_reach_the_template(make, tokenizer, single):
     source = CHATML.replace("assistant\n{%", "assistant\n{{ '' if think else '<think></think>' }}{%")
     assert make("jinja", template=source, variables={"think": True}).render(single, tokenizer)
-    with pytest.raises(HarnessError, match="no beginning"):
+    with pytest.raises(HarnessError, match="is not the beginning"):
         make("jinja", template=source, variables={"think": False}).render(single, tokenizer)
 
 
@@ -167,8 +167,8 @@ def test_a_response_written_before_its_prompt_is_refused(make, tokenizer, single
         ({}, "neither"),
         ({"template": CHATML, "file": "x.jinja"}, "both"),
         ({"file": "/nowhere/x.jinja"}, "cannot be read"),
-        ({"template": CHATML, "variables": {"tokenize": True}}, "'tokenize' is taken"),
-        ({"template": CHATML, "date": "2024-13-01"}, "is no date"),
+        ({"template": CHATML, "variables": {"tokenize": True}}, "'tokenize' is reserved"),
+        ({"template": CHATML, "date": "2024-13-01"}, "is not a date"),
     ],
 )
 def test_bad_options_are_refused_at_once(options, what, make):
@@ -293,8 +293,8 @@ def test_chat_templates_of_model_families_train_calls(name, make, family, callin
 @pytest.mark.parametrize(
     ("source", "what"),
     [
-        (TOOLED.replace("{% if tools %}", "{% if false %}"), "leaves out the tools that there are"),
-        (TOOLED.replace("c.function.name", "''"), "leaves out calls of tools"),
+        (TOOLED.replace("{% if tools %}", "{% if false %}"), "omits the list of tools"),
+        (TOOLED.replace("c.function.name", "''"), "omits the tool calls"),
         (TOOLED.replace("<|im_end|>\n{% endfor %}", "{{ '<|im_end|>' if not m.tool_calls }}\n{% endfor %}"), "no end"),
     ],
 )

@@ -76,6 +76,6 @@ def test_stops_at_the_end_of_sequence(llama2, tokenizer):
 
 
 def test_turns_that_do_not_alternate_are_refused(llama2, tokenizer, single):
-    with pytest.raises(HarnessError, match="'user' where 'assistant' must stand") as error:
+    with pytest.raises(HarnessError, match="'user' instead of 'assistant'") as error:
         llama2.render((single[0], *single), tokenizer)
     assert error.value.hint

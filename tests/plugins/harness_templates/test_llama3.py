@@ -35,7 +35,7 @@ def test_every_conversation_of_3_1_begins_with_a_dated_system_turn(llama3, token
 def test_the_date_is_the_options(make, tokenizer, single, marked):
     text = marked(make("llama3", date="2026-05-02").render(single, tokenizer))
     assert "Today Date: 02 May 2026\n" in text
-    with pytest.raises(HarnessError, match=r"template\.llama3\.date: '2026-02-30' is no date"):
+    with pytest.raises(HarnessError, match=r"template\.llama3\.date: '2026-02-30' is not a date"):
         make("llama3", date="2026-02-30")
 
 
@@ -59,7 +59,7 @@ def test_tools_stand_in_the_first_user_turn(llama3, tokenizer, calling, weather,
     ("response", "what"),
     [
         (Message("assistant", "", tool_calls=(ToolCall("f", {}), ToolCall("g", {}))), "calls several tools"),
-        (Message("assistant", "Wait.", tool_calls=(ToolCall("f", {}),)), "calls a tool beside its text"),
+        (Message("assistant", "Wait.", tool_calls=(ToolCall("f", {}),)), "has text and a tool call"),
     ],
 )
 def test_what_the_format_would_leave_out_is_refused(llama3, tokenizer, response, what):
@@ -71,7 +71,7 @@ def test_what_the_format_would_leave_out_is_refused(llama3, tokenizer, response,
 def test_tools_need_a_user_turn_and_version_3_has_none(make, llama3, tokenizer, single, weather):
     with pytest.raises(HarnessError, match="the conversation begins with assistant"):
         llama3.render(single[1:] + single, tokenizer, tools=[weather])
-    with pytest.raises(HarnessError, match="no place for tools"):
+    with pytest.raises(HarnessError, match="does not support tools"):
         make("llama3", version="3").render(single, tokenizer, tools=[weather])
 
 

@@ -37,7 +37,7 @@ def test_open_stops_and_refusals(phi, tokenizer, family, single, weather, marked
     opened = marked(phi.render(single[:1], tokenizer, add_generation_prompt=True))
     assert opened == "<|user|>\nName a river.<|end|>\n<|assistant|>\n"
     assert phi.stop_strings(tokenizer) == ("<|end|>", "<|endoftext|>")
-    with pytest.raises(HarnessError, match="no place for tools"):
+    with pytest.raises(HarnessError, match="does not support tools"):
         phi.render(single, tokenizer, tools=[weather])
     with pytest.raises(HarnessError, match=r"no token <\|system\|>"):
         phi.render(single, family("llama2"))

@@ -51,5 +51,5 @@ def test_the_option_system_fills_in_an_empty_turn_too(make, zephyr, tokenizer, s
 
 def test_stops_and_refusals(zephyr, tokenizer, single, weather):
     assert zephyr.stop_strings(tokenizer) == ("</s>",)
-    with pytest.raises(HarnessError, match="no place for tools"):
+    with pytest.raises(HarnessError, match="does not support tools"):
         zephyr.render(single, tokenizer, tools=[weather])

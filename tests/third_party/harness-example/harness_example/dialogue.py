@@ -28,7 +28,7 @@ class Dialogue(Template):
         spans: list[Span] = []
         for message in messages:
             if tools or message.tool_calls or message.role not in ("system", "user", "assistant"):
-                raise HarnessError("template dialogue", "a play has no place for tools", "choose another template")
+                raise HarnessError("template dialogue", "a play has does not support tools", "choose another template")
             speaks = message.role == "assistant"
             trained = speaks and message.train
             spans.append(Span(f"[{self.speaker if speaks else message.role}] ", markup=True))
