@@ -81,20 +81,20 @@ def overridden(component, verb):
 # -- declarations -----------------------------------------------------------------------------------------------------
 
 
-def test_no_plugin_is_broken_and_every_promised_component_is_there():
+def test_no_plugin_is_broken_and_every_documented_component_exists():
     assert REGISTRY.broken_plugins == []
     missing = {kind: names - set(REGISTRY.components[kind]) for kind, names in PROMISED.items()}
     assert missing == {kind: set() for kind in BASES}
 
 
 @every
-def test_its_name_can_stand_in_a_spec_and_in_an_override(kind, name):
+def test_the_name_is_valid_in_a_spec_and_an_override(kind, name):
     assert name.isidentifier()
     jsonschema.validate(name, {"pattern": evaluation.NAME_PATTERN})
 
 
 @every
-def test_its_summary_is_one_sentence(kind, name):
+def test_the_summary_is_one_sentence(kind, name):
     summary = REGISTRY.get(kind, name).summary
     assert summary[0].isupper()
     assert summary.endswith(".")
@@ -103,20 +103,20 @@ def test_its_summary_is_one_sentence(kind, name):
 
 
 @every
-def test_its_options_are_a_valid_schema_of_draft_07(kind, name):
+def test_the_options_are_a_valid_draft_07_schema(kind, name):
     component = REGISTRY.get(kind, name)
     fragment = {"type": "object", "properties": dict(component.options), "required": list(component.required)}
     jsonschema.Draft7Validator.check_schema(fragment)
 
 
 @every
-def test_every_option_has_a_description_of_whole_sentences(kind, name):
+def test_every_option_has_a_description_of_complete_sentences(kind, name):
     described = {key: option.get("description", "") for key, option in REGISTRY.get(kind, name).options.items()}
     assert [key for key, text in described.items() if text[-1:] not in (".", ")")] == []
 
 
 @every
-def test_every_option_has_a_default_that_fits_or_is_required(kind, name):
+def test_every_option_has_a_valid_default_or_is_required(kind, name):
     component = REGISTRY.get(kind, name)
     for key, option in component.options.items():
         assert ("default" in option) != (key in component.required), key
@@ -125,7 +125,7 @@ def test_every_option_has_a_default_that_fits_or_is_required(kind, name):
 
 
 @every
-def test_filling_in_its_defaults_gives_all_its_options(kind, name, options):
+def test_filling_in_defaults_gives_all_options(kind, name, options):
     component = REGISTRY.get(kind, name)
     root = compose_schema(REGISTRY)
     properties = {"type": "object", "properties": dict(component.options)}
@@ -137,7 +137,7 @@ def test_filling_in_its_defaults_gives_all_its_options(kind, name, options):
 
 
 @every
-def test_its_factory_takes_exactly_its_options_and_has_no_defaults_of_its_own(kind, name):
+def test_the_factory_takes_exactly_the_options_without_defaults(kind, name):
     made = factory(kind, name)
     has_no_constructor = inspect.isclass(made) and made.__init__ is object.__init__
     parameters = {} if has_no_constructor else inspect.signature(made).parameters
@@ -148,7 +148,7 @@ def test_its_factory_takes_exactly_its_options_and_has_no_defaults_of_its_own(ki
 
 
 @every
-def test_every_option_is_read(kind, name):
+def test_every_option_is_used(kind, name):
     component = REGISTRY.get(kind, name)
     made = factory(kind, name)
     if not component.options:
@@ -173,11 +173,11 @@ def test_every_option_is_read(kind, name):
 
 
 @every
-def test_it_is_made_from_its_defaults_and_is_of_its_kind(kind, name, made):
+def test_the_factory_creates_an_instance_of_its_type_from_the_defaults(kind, name, made):
     assert isinstance(made(kind, name), BASES[kind])
 
 
-def test_listing_everything_and_making_modes_and_mitigations_imports_nothing_heavy():
+def test_listing_components_and_creating_modes_and_mitigations_imports_nothing_heavy():
     program = """
 import json, sys
 from harness import registry
@@ -203,7 +203,7 @@ print(json.dumps(sorted({name.partition(".")[0] for name in sys.modules} & set(r
 
 
 @modes
-def test_a_mode_gives_stages_with_parts_and_only_known_settings(name, made):
+def test_a_mode_returns_stages_with_sources_and_known_settings(name, made):
     stages = made("modes", name).stages()
     assert len(stages) >= 1
     for stage in stages:
@@ -240,21 +240,21 @@ def test_the_defaults_of_a_mitigation_change_nothing():
 
 
 @mitigations
-def test_a_mitigation_that_reads_logits_says_so_and_one_that_does_not_costs_none(name, made):
+def test_only_a_mitigation_that_uses_logits_requests_them(name, made):
     made = made("mitigations", name)
     assert isinstance(made.priority, int)
     assert made.requires_logits is overridden(made, "batch_penalty")
 
 
 @mitigations
-def test_a_mitigation_adds_no_verb_of_its_own(name, made):
+def test_a_mitigation_adds_no_public_method(name, made):
     made = made("mitigations", name)
     public = {attribute for attribute, value in vars(type(made)).items() if callable(value) and attribute[0] != "_"}
     assert public <= {attribute for attribute in vars(Mitigation) if attribute[0] != "_"}
 
 
 @mitigations
-def test_a_mitigation_keeps_its_stages_names_and_order(name, made):
+def test_a_mitigation_keeps_the_names_and_order_of_stages(name, made):
     stages = (STAGE, Stage("two", STAGE.sources, {"epochs": 2}))
     planned = made("mitigations", name).transform_stages(stages)
     assert [stage.name for stage in planned] == ["one", "two"]
@@ -316,7 +316,7 @@ def test_the_same_seed_gives_a_mitigation_the_same_state_and_the_same_model(name
 
 
 @mitigations
-def test_a_mitigation_has_no_pull_where_no_weight_has_moved(name, made, tiny_model):
+def test_the_weight_penalty_is_0_while_no_weight_has_changed(name, made, tiny_model):
     import torch
 
     mitigation = made("mitigations", name)
@@ -342,7 +342,7 @@ BETTER = {"json_valid": ("[1]", "[1"), "distinct": ("one two three", "one one on
 
 
 @metrics
-def test_a_metric_says_what_it_reads_what_it_gives_and_what_it_means(name, made):
+def test_a_metric_declares_its_input_its_scores_and_its_signature(name, made):
     metric = made("metrics", name)
     assert metric.requires in ("answer", "likelihood", "base", "choices", "text")
     assert len(metric.score_names) >= 1
@@ -352,7 +352,7 @@ def test_a_metric_says_what_it_reads_what_it_gives_and_what_it_means(name, made)
 
 
 @metrics
-def test_the_statistics_of_a_metric_add_up(name, made):
+def test_the_statistics_of_a_metric_are_additive(name, made):
     metric = made("metrics", name)
     statistics = [metric.statistics(item) for item in ANSWERED]
     for score in metric.score_names:
@@ -367,7 +367,7 @@ def test_the_statistics_of_a_metric_add_up(name, made):
 
 
 @metrics
-def test_a_metric_that_calls_itself_a_ratio_is_one(name, made):
+def test_a_metric_with_is_ratio_is_a_ratio(name, made):
     metric = made("metrics", name)
     for score in metric.score_names:
         if metric.is_ratio(score):
@@ -377,23 +377,23 @@ def test_a_metric_that_calls_itself_a_ratio_is_one(name, made):
 
 
 @metrics
-def test_a_metric_parses_or_not(name, made):
+def test_is_parsed_returns_a_bool(name, made):
     assert made("metrics", name).is_parsed(ANSWERED[0]) in (True, False)
 
 
 @metrics
-def test_a_metric_lacks_nothing_where_all_that_it_needs_is_there(name, made):
+def test_check_available_passes_if_everything_is_there(name, made):
     assert made("metrics", name).check_available() is None
 
 
 @metrics
-def test_a_metric_gives_just_the_scores_that_it_names(name, made):
+def test_a_metric_returns_exactly_its_score_names(name, made):
     metric = made("metrics", name)
     assert set(metric.statistics(ANSWERED[0])) == set(metric.score_names)
 
 
 @metrics
-def test_a_metric_scores_a_better_answer_better(name, made):
+def test_a_better_answer_has_a_better_score(name, made):
     metric = made("metrics", name)
     right, wrong = BETTER.get(name, ("the cat sat on the mat", "dogs run"))
     read = {"choices": ("yes", "no"), "gold": 0}
@@ -408,5 +408,5 @@ def test_a_metric_scores_a_better_answer_better(name, made):
         assert high != low
 
 
-def test_the_kinds_are_those_of_the_contracts():
+def test_component_types_equal_those_of_the_hooks():
     assert tuple(BASES) == component_module.COMPONENT_TYPES

@@ -94,7 +94,7 @@ def decoded(ids, tokenizer):
 
 
 @templates
-def test_its_render_takes_add_generation_prompt_and_tools(name, template):
+def test_render_takes_add_generation_prompt_and_tools(name, template):
     parameters = inspect.signature(template(name).render).parameters
     assert [parameters[key].kind for key in ("add_generation_prompt", "tools")] == [inspect.Parameter.KEYWORD_ONLY] * 2
     assert (parameters["add_generation_prompt"].default, parameters["tools"].default) == (False, ())
@@ -102,7 +102,7 @@ def test_its_render_takes_add_generation_prompt_and_tools(name, template):
 
 @pytest.mark.parametrize("place", sorted(conversations("")))
 @templates
-def test_nobodys_text_writes_a_control_token(name, place, template, tokenizer):
+def test_row_text_never_becomes_a_control_token(name, place, template, tokenizer):
     template = template(name)
     harmless, harmless_tools = conversations("w")[place]
     messages, tools = conversations(attack(template, tokenizer))[place]
@@ -131,7 +131,7 @@ def test_nobodys_text_writes_a_control_token(name, place, template, tokenizer):
 
 
 @templates
-def test_a_response_and_its_end_are_trained_where_the_message_is_and_nothing_else(name, template, tokenizer):
+def test_only_trained_responses_and_their_ends_are_trained(name, template, tokenizer):
     template, messages = template(name), conversations("w")["turns"][0]
     for wanted in ((True, True), (False, True), (True, False)):
         flags = iter(wanted)
@@ -158,7 +158,7 @@ def test_an_untrained_users_turn_stays_untrained(name, template, tokenizer):
 
 
 @templates
-def test_it_can_be_prompted_with_every_beginning_and_has_a_fingerprint(name, template, tokenizer):
+def test_every_beginning_renders_as_a_prompt_and_the_template_has_a_fingerprint(name, template, tokenizer):
     template, messages = template(name), conversations("w")["turns"][0]
     whole = "".join(span.text for span in template.render(messages, tokenizer))
     for upto in (1, 3):

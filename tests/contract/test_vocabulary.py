@@ -50,7 +50,7 @@ def test_every_key_is_read(part):
 
 
 @pytest.mark.parametrize("part", DECLARED)
-def test_every_key_is_described_in_sentences_and_has_a_default_or_is_asked_for(part):
+def test_every_key_has_a_description_and_a_default_or_is_required(part):
     keys, _ = DECLARED[part]
     asked_for = {
         "model": {"path"},
@@ -63,7 +63,7 @@ def test_every_key_is_described_in_sentences_and_has_a_default_or_is_asked_for(p
     assert [key for key, option in keys.items() if option["description"][-1] not in ".)"] == []
 
 
-def test_a_suite_made_in_code_has_the_defaults_of_one_in_a_spec():
+def test_a_suite_built_in_code_has_the_defaults_of_the_spec():
     fields = {field.name: field for field in dataclasses.fields(Suite)}
     assert set(fields) == {"name", "metrics", "template", *evaluation.SUITE_KEYS}
     assert fields.pop("template").default is None, "the schema's slot of all templates has the same default"
@@ -73,7 +73,7 @@ def test_a_suite_made_in_code_has_the_defaults_of_one_in_a_spec():
             assert field.default == (tuple(default) if isinstance(default, list) else default), name
 
 
-def test_every_usual_range_is_told_in_the_description_of_its_key():
+def test_every_usual_range_is_in_the_description_of_its_key():
     usual = {key: option for key, option in training.TRAIN_KEYS.items() if "usual" in option}
     assert set(usual) == {"epochs", "learning_rate", "warmup_ratio", "weight_decay", "max_length"}
     for key, option in usual.items():

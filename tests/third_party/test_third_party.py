@@ -79,12 +79,12 @@ def test_plugins_lists_each_of_its_components_with_its_distribution(example, har
     assert listed["modes"]["mixed"]["distribution"] == "harness-sft"
 
 
-def test_its_summary_is_shown_as_it_is_written(example, harness):
+def test_the_summary_is_shown_as_written(example, harness):
     shown = " ".join(harness(example, "plugins", "--kind", "templates", COLUMNS="200").stdout.split())
     assert "dialogue harness-example Speakers by name, as in a play: [Ann] … [/Ann]." in shown
 
 
-def test_the_schema_holds_its_options(example, harness):
+def test_the_schema_has_the_options(example, harness):
     properties = json.loads(harness(example, "schema").stdout)["properties"]
     sources = properties["sources"]["additionalProperties"]["properties"]
     assert properties["template"]["properties"]["dialogue"]["properties"]["speaker"]["default"] == "Answer"
@@ -95,31 +95,31 @@ def test_the_schema_holds_its_options(example, harness):
     assert "answer_length" in suite["metrics"]["properties"]
 
 
-def test_a_spec_that_uses_them_is_valid_and_their_defaults_are_filled_in(example, harness, spec):
+def test_a_spec_that_uses_them_is_valid_and_gets_their_defaults(example, harness, spec):
     done = harness(example, "validate", spec(**SPEC), "--filled", "--set", "train.learning_rate=5e-6")
     assert (done.returncode, done.stderr) == (0, "")
     assert json.loads(done.stdout)["template"] == {"dialogue": {"speaker": "Answer"}}
 
 
-def test_its_mode_and_its_usual_range_are_heard(example, harness, spec):
+def test_its_mode_and_its_typical_range_are_used(example, harness, spec):
     done = harness(example, "validate", spec(**SPEC))
     assert "is valid: 3 stage(s) (below, filling, above), 1 suite(s)" in done.stdout
     assert done.stderr == "warning: train.learning_rate is 2e-05; usual is 1e-06 to 1e-05\n"
 
 
-def test_its_options_are_as_strict_as_ours(example, harness, spec):
+def test_its_options_are_validated_like_those_of_built_ins(example, harness, spec):
     file = spec(**{**SPEC, "mitigations": {"short_stages": {"step": 3}}})
     line = one_line(harness(example, "validate", file))
     assert line.endswith("mitigations.short_stages: unknown key 'step'; did you mean 'steps'?")
 
 
-def test_a_source_that_its_options_name_is_looked_for(example, harness, spec):
+def test_a_source_named_in_its_options_must_exist(example, harness, spec):
     file = spec(**{**SPEC, "mode": {"sandwich": {"bread": "chat", "filling": "dsk"}}})
     line = one_line(harness(example, "validate", file))
     assert line.endswith("mode.sandwich.filling: there is no source 'dsk'; did you mean 'desk'?")
 
 
-def test_its_template_keeps_every_promise_that_ours_keep(example):
+def test_its_template_passes_the_contract_tests(example):
     contract = Path(__file__).parents[1] / "contract" / "test_templates.py"
     path = os.pathsep.join(filter(None, [str(example), os.environ.get("PYTHONPATH", "")]))
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(contract), "-k", "dialogue"]
@@ -162,7 +162,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("kind", BROKEN)
-def test_a_broken_one_is_listed_with_its_error_and_hurts_only_a_spec_that_needs_it(make, harness, spec, kind):
+def test_a_broken_plugin_is_listed_and_fails_only_specs_that_use_it(make, harness, spec, kind):
     text, error = BROKEN[kind]
     folder = make("acme-metrics", text)
     (folder / "torch.py").write_text("")  # a stand-in, found before the real one, which takes seconds
@@ -184,19 +184,19 @@ def test_a_broken_one_is_listed_with_its_error_and_hurts_only_a_spec_that_needs_
     assert error in line
 
 
-def test_the_listing_for_people_ends_with_the_broken_ones(make, harness):
+def test_the_printed_list_ends_with_the_broken_plugins(make, harness):
     done = harness(make("acme-metrics", "raise RuntimeError('no\\nlicence')"), "plugins")
     assert done.returncode == 0
     assert done.stdout.splitlines()[-1] == "broken: acme-metrics (acme_metrics): RuntimeError: no licence"
 
 
-def test_a_broken_one_can_be_hidden(make, harness):
+def test_a_broken_plugin_can_be_hidden(make, harness):
     done = harness(make("acme-metrics", "1 / 0"), "plugins", "--json", HARNESS_NO_THIRD_PARTY="1")
     assert json.loads(done.stdout)["broken"] == []
 
 
 @pytest.mark.parametrize("command", ["validate", "plugins", "schema"])
-def test_a_name_of_ours_taken_again_stops_and_names_both(make, harness, spec, command):
+def test_a_name_registered_twice_is_an_error_that_names_both(make, harness, spec, command):
     folder = make("acme-metrics", GOOD.replace('"mine"', '"chrf"'))
     line = one_line(harness(folder, command, *([spec()] if command == "validate" else [])))
     assert line == (
@@ -205,7 +205,7 @@ def test_a_name_of_ours_taken_again_stops_and_names_both(make, harness, spec, co
     )
 
 
-def test_a_component_whose_module_is_gone_is_told_when_the_spec_needs_it(make, harness, spec):
+def test_a_component_with_a_missing_module_fails_only_when_used(make, harness, spec):
     text = GOOD.replace("harness_metrics", "harness_modes").replace("collections:Counter", "acme_gone:Mode")
     folder = make("acme-modes", text)
     assert harness(folder, "validate", spec()).returncode == 0

@@ -121,7 +121,7 @@ REFUSED = {
     "NaN as content": (with_row(b'{"instruction": NaN, "output": "b"}'), "data:4: has the value nan in 'instruction'"),
     "an array as content": (with_row({"instruction": ["a"], "output": "b"}), "data:4: has an array in 'instruction'"),
     "true as a row": (with_row(b"true"), "data:4: is the value true, not an object"),
-    "a number of 5,000 digits": (with_row(b'{"instruction": ' + b"1" * 5000 + b"}"), "data:4: holds a whole number"),
+    "a number of 5,000 digits": (with_row(b'{"instruction": ' + b"1" * 5000 + b"}"), "data:4: has an integer"),
     "a key twice": (
         with_row(b'{"instruction": "a", "output": "b", "output": "c"}'), "data:4: names the key 'output' twice in one"
     ),
@@ -129,7 +129,7 @@ REFUSED = {
     "half of a surrogate pair": (
         with_row(b'{"instruction": "\\ud83d", "output": "b"}'), "data:4: has half of a surrogate pair"
     ),
-    "UTF-16": (WHOLE.decode().encode("utf-16"), "data: is UTF-16 or UTF-32, by the mark"),
+    "UTF-16": (WHOLE.decode().encode("utf-16"), "data: is UTF-16 or UTF-32, by its byte order mark"),
     "UTF-16, the other way round": (codecs.BOM_UTF16_BE + WHOLE.decode().encode("utf-16-be"), "data: is UTF-16, by"),
     "keys that steer a terminal": (
         json.dumps({"\x1b[31m\n\u202e": 1, **{f"key {n}": n for n in range(5000)}}).encode(),
@@ -139,11 +139,11 @@ REFUSED = {
     "a role that steers a terminal": (
         json.dumps({"messages": [{"role": "\x1b]0;x\x07", "content": "a"}]}).encode(), "data:1: has the unknown role"
     ),
-    "gzip, cut off": (gzip.compress(WHOLE * 99)[:60], "data: is cut off: its compressed data has no end"),
+    "gzip, cut off": (gzip.compress(WHOLE * 99)[:60], "data: is truncated: its compressed data has no end"),
     "gzip, damaged at the end": (gzip.compress(WHOLE)[:-6] + b"??????", "data: cannot be read: CRC check failed"),
     "gzip in name alone": (b"\x1f\x8b" + WHOLE, "data: cannot be read: "),
-    "xz": (lzma.compress(WHOLE), "data: is compressed by xz, which is not read"),
-    "bzip2": (b"BZh91AY&SY" + bytes(20), "data: is compressed by bzip2, which is not read"),
+    "xz": (lzma.compress(WHOLE), "data: is compressed with xz, which is not supported"),
+    "bzip2": (b"BZh91AY&SY" + bytes(20), "data: is compressed with bzip2, which is not supported"),
     "a Parquet file": (b"PAR1\x15\x04" + bytes(20), "data: is a Parquet file, not a text file"),
 }  # fmt: skip
 
@@ -207,10 +207,10 @@ OTHERS = [
     ("json", bytes_of(b"[1]"), "data:[0]: is 1, not an object"),
     ("json", bytes_of(WHOLE.decode().encode("utf-16")), "data: is UTF-16 or UTF-32"),
     ("csv", bytes_of(b""), "data: the file has no rows"),
-    ("csv", bytes_of(b"\nprompt,completion\na,b\n"), "data:1: the first line is blank, and it is to name the columns"),
+    ("csv", bytes_of(b"\nprompt,completion\na,b\n"), "data:1: the first line is blank"),
     ("csv", bytes_of(b"prompt,completion\ra,b\r"), "data:1: is not CSV: new-line character seen in unquoted field"),
     ("csv", bytes_of(b'prompt,completion\n"a,b\n'), "data:2: is not CSV: unexpected end of data"),
-    ("csv", bytes_of(b"prompt,completion\na,b,c\n"), "data:2: has 3 fields where the header names 2"),
+    ("csv", bytes_of(b"prompt,completion\na,b,c\n"), "data:2: has 3 fields, but the header names 2"),
     ("csv", bytes_of(b"prompt,prompt\na,b\n"), "data:1: the header names the column 'prompt' twice"),
     ("csv", bytes_of(b"prompt,completion\na,\xff\n"), "data:2: is not UTF-8"),
     ("text", bytes_of("a\n\u3000\u2003\n".encode()), "data:2: has a text of white space alone"),

@@ -91,14 +91,14 @@ def by_hand(folder, layer, answer, reference):
 
 
 @pytest.mark.parametrize(("layer", "read"), [(None, 3), (0, 0), (2, 2), (4, 4)])
-def test_it_is_greedy_matching_by_hand(bertscore, encoder, layer, read):
+def test_scores_equal_greedy_matching_by_hand(bertscore, encoder, layer, read):
     metric = bertscore(layer=layer)
     for answer, reference in PAIRS:
         assert values(metric, answer, reference) == pytest.approx(by_hand(encoder, read, answer, reference), abs=1e-6)
     assert f"|layer:{read}|" in metric.signature()
 
 
-def test_with_one_hot_embeddings_it_has_a_closed_form(bertscore, one_hot):
+def test_one_hot_embeddings_give_the_closed_form(bertscore, one_hot):
     metric, miss = bertscore(one_hot, layer=0), -1 / (len(VOCABULARY) - 1)
     same, other = (2 + miss) / 3, (1 + miss) / 2
     assert values(metric, "the cat sat", "the dog sat") == pytest.approx((same, same, same))
@@ -110,23 +110,23 @@ def test_with_one_hot_embeddings_it_has_a_closed_form(bertscore, one_hot):
 
 
 @pytest.mark.parametrize("text", ["the cat sat on the mat", "今天好", "the 今天 cat", "cat", "not known to it"])
-def test_identical_text_has_full_marks(bertscore, text):
+def test_identical_text_scores_1(bertscore, text):
     assert values(bertscore(), text, text) == pytest.approx((1.0, 1.0, 1.0), abs=1e-12)
 
 
 @pytest.mark.parametrize(("answer", "reference"), [("", "the cat"), ("the cat", ""), ("", ""), (" \n", "the")])
-def test_a_text_without_tokens_scores_nothing(bertscore, answer, reference):
+def test_text_without_tokens_scores_0(bertscore, answer, reference):
     assert values(bertscore(), answer, reference) == (0.0, 0.0, 0.0)
 
 
-def test_of_several_references_the_best_counts_for_each_score(bertscore):
+def test_the_best_reference_counts_for_each_score(bertscore):
     metric, (answer, *references) = bertscore(), ("the cat sat", "the", "the cat sat on the mat ran", "dog")
     each = [values(metric, answer, reference) for reference in references]
     given = metric.answer_statistics(answer, references)
     assert [given[name][0] for name in metric.score_names] == [max(column) for column in zip(*each, strict=True)]
 
 
-def test_text_beyond_the_window_is_not_read_and_the_item_counted(bertscore):
+def test_text_beyond_the_window_is_ignored_and_counted_as_unparsed(bertscore):
     metric = bertscore()
     fits, longer = " ".join(["cat"] * (WINDOW - 2)), " ".join(["cat"] * (WINDOW - 2) + ["dog"] * 40)
     assert values(metric, longer, fits) == pytest.approx((1.0, 1.0, 1.0))
@@ -135,7 +135,7 @@ def test_text_beyond_the_window_is_not_read_and_the_item_counted(bertscore):
     assert not metric.is_parsed(Item("x", "", longer, fits))
 
 
-def test_an_encoder_that_counts_positions_behind_its_padding_has_a_shorter_window(metric, tmp_path):
+def test_positions_numbered_after_the_padding_index_shorten_the_window(metric, tmp_path):
     from tokenizers import pre_tokenizers
     from transformers import RobertaConfig, RobertaModel, RobertaTokenizer
 
@@ -153,14 +153,14 @@ def test_an_encoder_that_counts_positions_behind_its_padding_has_a_shorter_windo
     assert values(made, "b" * 40, "b" * 40) == pytest.approx((1.0, 1.0, 1.0))
 
 
-def test_an_answer_is_scored_by_itself(bertscore):
+def test_the_score_does_not_depend_on_other_answers(bertscore):
     metric, pairs = bertscore(), [*PAIRS, ("mat on the mat", "the")]
     first = {pair: values(metric, *pair) for pair in pairs}
     random.Random(0).shuffle(pairs)
     assert {pair: values(metric, *pair) for pair in pairs} == first
 
 
-def test_loading_it_leaves_the_random_state_as_it_was(bertscore, encoder, tmp_path):
+def test_loading_the_encoder_restores_the_random_state(bertscore, encoder, tmp_path):
     from safetensors.torch import load_file, save_file
 
     shutil.copytree(encoder, tmp_path / "headless")
@@ -175,7 +175,7 @@ def test_loading_it_leaves_the_random_state_as_it_was(bertscore, encoder, tmp_pa
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_its_signature_tells_one_encoder_from_another(bertscore, encoder, tmp_path):
+def test_signatures_of_different_encoders_differ(bertscore, encoder, tmp_path):
     other = saved(tmp_path / "bert", bert(seed=1))
     signatures = [bertscore().signature(), bertscore().signature(), bertscore(other).signature()]
     assert signatures[0] == signatures[1] != signatures[2]
@@ -184,7 +184,7 @@ def test_its_signature_tells_one_encoder_from_another(bertscore, encoder, tmp_pa
     assert bertscore(lower).signature() != signatures[0], "the tokenizer has a part in it"
 
 
-def test_what_is_no_encoder_is_named_before_anything_is_trained(metric, bertscore, encoder, tmp_path):
+def test_a_folder_without_an_encoder_is_refused_before_training(metric, bertscore, encoder, tmp_path):
     def refused(text, folder, **options):
         made = metric("bertscore", model=str(folder), **options)
         with pytest.raises(HarnessError) as raised:
@@ -209,7 +209,7 @@ def test_what_is_no_encoder_is_named_before_anything_is_trained(metric, bertscor
     refused("is a clip, which is not an encoder of text", tmp_path / "t5")
 
 
-def test_weights_that_are_not_whole_are_no_encoder(bertscore, encoder, tmp_path):
+def test_an_encoder_with_missing_weights_is_refused(bertscore, encoder, tmp_path):
     from safetensors.torch import load_file, save_file
 
     shutil.copytree(encoder, tmp_path / "half")
@@ -226,7 +226,7 @@ def test_weights_that_are_not_whole_are_no_encoder(bertscore, encoder, tmp_path)
 
 @pytest.mark.oracle
 @pytest.mark.parametrize("layer", [1, 3, 4])
-def test_it_is_that_of_its_authors(metric, tmp_path, layer):
+def test_scores_equal_those_of_bert_score(metric, tmp_path, layer):
     theirs = pytest.importorskip("bert_score", reason="bert_score is not installed; `make oracle` runs this")
     folder = saved(tmp_path / "bert", bert(initializer_range=0.5), model_max_length=WINDOW)
     # None is blank: with transformers 5 their package, 0.3.13, ends with an AttributeError at the first empty text.
@@ -237,7 +237,7 @@ def test_it_is_that_of_its_authors(metric, tmp_path, layer):
         assert values(made, *pair) == pytest.approx(expected, abs=1e-5), pair
 
 
-def test_it_has_an_interval_in_closed_form_and_counts_what_it_could_not_read(bertscore):
+def test_interval_has_a_closed_form_and_truncated_items_are_counted(bertscore):
     from harness.evaluation.scoring import score_items
 
     items = [Item(str(at), "", reference, answer, "eos") for at, (answer, reference) in enumerate(PAIRS)]

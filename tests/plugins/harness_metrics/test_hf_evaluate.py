@@ -32,7 +32,7 @@ def test_compute_equals_aggregate(metric, name):
     assert theirs.compute() == pytest.approx(ours, abs=1e-9)
 
 
-def test_several_references_are_taken(metric):
+def test_several_references_are_supported(metric):
     bleu = metric("bleu", tokenize="13a").to_hf_evaluate()
     answers = ["The dog bit the man.", "It wasn't surprising.", "The man had just bitten him."]
     references = [
@@ -46,7 +46,7 @@ def test_several_references_are_taken(metric):
     assert bleu.compute(predictions=readme, references=several)["bleu"] == pytest.approx(100.0)
 
 
-def test_what_cannot_be_scored_says_so(metric):
+def test_missing_answers_and_references_are_errors(metric):
     made = metric("exact_match").to_hf_evaluate()
     with pytest.raises(HarnessError, match="exact_match: no answers to score"):
         made.compute(predictions=[], references=[])
@@ -56,7 +56,7 @@ def test_what_cannot_be_scored_says_so(metric):
         made.compute(predictions=["a", "b"], references=["a"])
 
 
-def test_it_describes_itself(metric):
+def test_the_converted_metric_describes_itself(metric):
     made = metric("rouge").to_hf_evaluate()
     assert made.name == "rouge"
     assert "rouge|tok:harness-cjk2" in made.description

@@ -46,7 +46,7 @@ every = pytest.mark.parametrize("name", NAMES)
 
 @pytest.mark.parametrize("script", SCRIPTS)
 @every
-def test_identical_text_is_best_and_disjoint_text_worst(score, name, script):
+def test_identical_text_scores_best_and_disjoint_text_worst(score, name, script):
     lang, text, other = SCRIPTS[script]
     other = "".join(one for one in other if one == " " or one.casefold() not in text.casefold())
     assert len(other.split()) >= 1
@@ -68,7 +68,7 @@ def test_identical_text_is_best_and_disjoint_text_worst(score, name, script):
 @example("&amp; <skipped>")
 @example("￼")
 @every
-def test_any_text_that_can_be_seen_is_its_own_best_answer(score, name, text):
+def test_any_visible_text_is_its_own_best_answer(score, name, text):
     # BLEU's orders beyond a text's length are left out, and ROUGE-2 of a text of one word is 0 by its definition.
     found = score(name, [text], [text], **({"effective_order": True} if name == "bleu" else {}))
     if len(tokenize_words(text)) == 1:
@@ -84,11 +84,11 @@ def test_any_text_that_can_be_seen_is_its_own_best_answer(score, name, text):
         (("en", "eng"), "13a"),
     ],
 )
-def test_a_language_has_codes_of_two_and_of_three_letters(metric, codes, cut):
+def test_languages_have_codes_of_two_and_three_letters(metric, codes, cut):
     assert {metric("bleu", lang=code).signature().partition("|tok:")[2].partition("|")[0] for code in codes} == {cut}
 
 
-def test_a_language_decides_where_the_script_would_say_otherwise(score):
+def test_lang_overrides_the_script(score):
     text = "東京都知事選挙公報"  # Japanese, and nothing in it that is not Han
     assert score("bleu", [text], [text], lang="ja")["bleu"] == pytest.approx(100.0)
     mostly_latin = "Der Begriff 天下 heißt alles unter dem Himmel", "Der Begriff 天 heißt alles unter dem Himmel"

@@ -43,13 +43,13 @@ def zstd(data):
 
 @pytest.mark.parametrize("pack", [gzip.compress, zstd])
 @pytest.mark.parametrize("name", ["x.jsonl.gz", "x.jsonl.zst", "x"])
-def test_gzip_and_zstd_are_told_by_their_first_bytes_whatever_the_files_name(tmp_path, pack, name):
+def test_gzip_and_zstd_are_detected_by_their_first_bytes(tmp_path, pack, name):
     (tmp_path / name).write_bytes(pack(LINES) + pack(b'{"a": 3}\n'))
     assert read(name) == [(f"{name}:1", 1), (f"{name}:2", 2), (f"{name}:3", 3)]
 
 
 @pytest.mark.parametrize("pack", [gzip.compress, zstd])
-def test_every_source_of_text_reads_them(tmp_path, pack):
+def test_every_text_source_reads_compressed_files(tmp_path, pack):
     for name, text in {"x.json": b'[{"a": "1"}]', "x.csv": b"a\n1\n", "x.txt": b"1\n"}.items():
         (tmp_path / name).write_bytes(pack(text))
     sources = [JsonSource("x.json", {}), CsvSource("x.csv", {}, ","), TextSource("x.txt", {}, "line")]
@@ -57,7 +57,7 @@ def test_every_source_of_text_reads_them(tmp_path, pack):
 
 
 @pytest.mark.parametrize("pack", [gzip.compress, zstd])
-def test_compressed_data_that_is_cut_off_or_damaged_is_an_error_and_not_the_end(tmp_path, pack):
+def test_truncated_or_damaged_compressed_data_is_an_error(tmp_path, pack):
     whole = pack(b"".join(b'{"a": %d}\n' % (n * 7919 % 104729) for n in range(20_000)))
     (tmp_path / "x").write_bytes(whole[: len(whole) // 2])
     line = refused("x")
@@ -70,7 +70,7 @@ def test_compressed_data_that_is_cut_off_or_damaged_is_an_error_and_not_the_end(
 # -- patterns and packages --------------------------------------------------------------------------------------------
 
 
-def test_a_pattern_stands_for_its_files_by_name(tmp_path):
+def test_a_pattern_expands_to_its_files_sorted_by_name(tmp_path):
     (tmp_path / "data").mkdir()
     for name in "ba":
         (tmp_path / "data" / f"{name}.jsonl").write_bytes(LINES[:9])
@@ -79,13 +79,13 @@ def test_a_pattern_stands_for_its_files_by_name(tmp_path):
     assert refused("data/*.json").startswith("data/*.json: no file matches this pattern")
 
 
-def test_a_file_whose_name_looks_like_a_pattern_is_read_itself(tmp_path):
+def test_a_file_whose_name_looks_like_a_pattern_is_read(tmp_path):
     for name in ("x[1].jsonl", "x1.jsonl"):
         (tmp_path / name).write_bytes(LINES[:9])
     assert read("x[1].jsonl") == [("x[1].jsonl:1", 1)]
 
 
-def test_a_file_of_an_installed_package_is_read_and_none_of_its_code_is_run(tmp_path, monkeypatch):
+def test_a_file_of_an_installed_package_is_read_without_executing_its_code(tmp_path, monkeypatch):
     (tmp_path / "somedata" / "rows").mkdir(parents=True)
     (tmp_path / "somedata" / "__init__.py").write_text("raise SystemExit('its code was run')")
     (tmp_path / "somedata" / "rows" / "x.jsonl").write_bytes(LINES)
@@ -98,7 +98,7 @@ def test_a_file_of_an_installed_package_is_read_and_none_of_its_code_is_run(tmp_
     assert "does not name a file of a package" in refused("pkg://somedata")
 
 
-def test_a_folder_and_a_file_that_is_not_there_are_told(tmp_path):
+def test_folders_missing_files_and_nul_characters_are_refused(tmp_path):
     (tmp_path / "data").mkdir()
     assert refused("data") == "data: is a folder, not a file; name the files in it, e.g. data/*.jsonl"
     assert refused("none") == "none: there is no such file; check the source's path"
@@ -117,7 +117,7 @@ def memory():
     system.store.clear()
 
 
-def test_every_source_of_files_reads_from_a_file_system_of_fsspec(memory):
+def test_every_file_source_reads_from_fsspec(memory):
     table = pyarrow.table({"a": ["1", "2"]})
     memory.pipe("/d/x.jsonl.gz", gzip.compress(LINES))
     memory.pipe("/d/x.json", b'[{"a": 1}]')
@@ -139,7 +139,7 @@ def test_every_source_of_files_reads_from_a_file_system_of_fsspec(memory):
     ]  # fmt: skip
 
 
-def test_a_pattern_of_an_address_stands_for_its_files(memory):
+def test_a_pattern_of_an_address_expands_to_its_files(memory):
     for name in "ba":
         memory.pipe(f"/d/{name}.jsonl", LINES[:9])
     assert [place for place, _ in read("memory://d/*.jsonl")] == ["memory:///d/a.jsonl:1", "memory:///d/b.jsonl:1"]
@@ -164,20 +164,20 @@ def web(tmp_path):
     server.shutdown()
 
 
-def test_a_file_of_the_web_is_read_and_its_query_is_not_shown(tmp_path, web):
+def test_a_web_file_is_read_and_its_query_is_not_shown(tmp_path, web):
     (tmp_path / "x.jsonl").write_bytes(LINES)
     assert read(f"{web}/x.jsonl?signature=abc") == [(f"{web}/x.jsonl:1", 1), (f"{web}/x.jsonl:2", 2)]
     line = refused(f"{web}/none.jsonl?signature=abc")
     assert line == f"{web}/none.jsonl: there is no such file; check the source's path"
 
 
-def test_a_server_that_is_not_there_is_one_line_without_the_query():
+def test_an_unreachable_server_is_a_one_line_error_without_the_query():
     line = refused("http://127.0.0.1:9/x.jsonl?signature=abc")
     assert line.startswith("http://127.0.0.1:9/x.jsonl: cannot be read: ")
     assert "abc" not in line
 
 
-def test_a_file_system_whose_package_is_not_installed_names_what_to_install(monkeypatch):
+def test_a_missing_file_system_package_error_names_what_to_install(monkeypatch):
     def url_to_fs(path, **storage):
         raise ImportError("Install s3fs to access S3")
 
@@ -187,7 +187,7 @@ def test_a_file_system_whose_package_is_not_installed_names_what_to_install(monk
     assert refused("gs://b/x") == "gs://b/x: " + what.format("gs", "gcsfs")
 
 
-def test_an_address_that_nothing_reads_is_told():
+def test_an_unsupported_protocol_is_refused():
     assert refused("nonsense://b/x") == "nonsense://b/x: nonsense:// is not supported; check the address"
 
 
@@ -206,7 +206,7 @@ def test_a_password_in_an_address_is_refused_and_not_shown():
     assert "hidden" not in str(caught.value)
 
 
-def test_a_setting_without_a_secret_in_it_is_none():
+def test_a_setting_without_a_secret_is_accepted():
     JsonlSource("gs://b/x", {"token": "anon", "anon": True, "client_kwargs": {"region_name": "eu-west-1"}})
 
 

@@ -20,7 +20,7 @@ def _inside(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("text", ['[{"a": 1}, {"a": 2}]', '{"version": 3, "data": [{"a": 1}, {"a": 2}]}'])
-def test_rows_are_the_objects_of_the_one_array(tmp_path, text):
+def test_rows_are_the_objects_of_the_only_array(tmp_path, text):
     assert [(r.location, r.data["a"]) for r in read(tmp_path, text)] == [("x.json:[0]", 1), ("x.json:[1]", 2)]
 
 
@@ -45,20 +45,20 @@ def test_rows_are_the_objects_of_the_one_array(tmp_path, text):
         ('{"a": [' + "1" * 5000 + "]}", "x.json: has an integer with more digits than can be read"),
     ],
 )
-def test_what_is_no_array_of_objects_is_told_with_its_place(tmp_path, text, line):
+def test_other_content_is_refused_with_its_location(tmp_path, text, line):
     with pytest.raises(HarnessError) as caught:
         read(tmp_path, text)
     assert str(caught.value).startswith(line)
 
 
-def test_an_item_that_is_no_object_is_a_bad_row_between_the_others(tmp_path):
+def test_an_item_that_is_not_an_object_is_an_invalid_row(tmp_path):
     first, bad, last = read(tmp_path, '[{"a": 1}, "b", {"a": 2}]')
     assert bad == InvalidRecord("x.json:[1]", 'is "b", not an object', "fix the row", "b")
     assert (first.location, last.location) == ("x.json:[0]", "x.json:[2]")
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 64])
-def test_an_array_is_read_item_by_item_however_the_blocks_fall(size):
+def test_an_array_is_read_item_by_item_with_any_block_size(size):
     value = [{"a": 'é\n\\"😀' * 9, "b": [1.5e3, None, True]}, 12, "x, ]", [], {"c": {}}, -3]
     raw = ("\ufeff [\n" + ",\n ".join(json.dumps(one, ensure_ascii=False) for one in value) + " ]\n").encode()
     stream = io.BytesIO(raw)
@@ -66,7 +66,7 @@ def test_an_array_is_read_item_by_item_however_the_blocks_fall(size):
     assert list(iter_array_items("x.json", b"", stream)) == [(one, None) for one in value]
 
 
-def test_the_place_of_an_error_is_counted_through_all_blocks(monkeypatch):
+def test_the_location_of_an_error_counts_all_blocks(monkeypatch):
     monkeypatch.setattr(json_sources, "BLOCK_SIZE", 8)
     raw = b'[\n{"a": "one"},\n\n  {"a": "two"},\n  {"a" 3}\n]' + b" " * 99
     with pytest.raises(HarnessError, match=r"x.json:5:8: is not JSON: Expecting ':' delimiter"):
@@ -75,7 +75,7 @@ def test_the_place_of_an_error_is_counted_through_all_blocks(monkeypatch):
         list(iter_array_items("x.json", b"", io.BytesIO(b'["a",\n\n"b \xff"]')))
 
 
-def test_an_array_is_not_read_beyond_the_item_asked_for(tmp_path):
+def test_an_array_is_not_read_beyond_the_requested_item(tmp_path):
     read = iter_array_items("x.json", b"", stream := io.BytesIO(b"[" + b'{"a": 1},' * 200_000 + b"{}]"))
     assert next(read) == ({"a": 1}, None)
     assert stream.tell() < 300_000

@@ -45,7 +45,7 @@ def test_each_block_of_calls_and_of_answers_is_opened(deepseek, tokenizer, marke
     )
 
 
-def test_stops_and_refusals(deepseek, tokenizer, family, single, weather):
+def test_stop_strings_and_refused_conversations(deepseek, tokenizer, family, single, weather):
     assert deepseek.stop_strings(tokenizer) == ("<｜end▁of▁sentence｜>",)
     with pytest.raises(HarnessError, match="cannot declare which tools exist") as error:
         deepseek.render(single, tokenizer, tools=[weather])
@@ -56,7 +56,7 @@ def test_stops_and_refusals(deepseek, tokenizer, family, single, weather):
         deepseek.render((single[0], *single), tokenizer)
 
 
-def test_a_users_text_cannot_open_a_response_with_a_token_of_tools(deepseek, tokenizer):
+def test_a_users_text_cannot_begin_a_response_with_a_tool_token(deepseek, tokenizer):
     """Its tokens of tools are not special ones, and a conversation without tools writes none of them: the end of what
     tools answer, after which a response begins, is text in a message all the same."""
     from harness.data.tokenization.prompts import encode_prompt

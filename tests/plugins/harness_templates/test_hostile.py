@@ -68,7 +68,7 @@ def squashed(text):
 
 @pytest.mark.parametrize("place", sorted(chat("")))
 @pytest.mark.parametrize(("name", "kind"), PAIRS)
-def test_a_row_writes_no_control_token(name, kind, place, built_in, family, shipped, example, monkeypatch):
+def test_row_text_never_becomes_a_control_token(name, kind, place, built_in, family, shipped, example, monkeypatch):
     tokenizer, template = family(kind), built_in(name)
     if name == "tokenizer":
         monkeypatch.setattr(tokenizer, "chat_template", shipped(CHAT[kind]))
@@ -98,7 +98,7 @@ def test_a_row_writes_no_control_token(name, kind, place, built_in, family, ship
 
 
 @pytest.mark.parametrize(("name", "kind"), PAIRS)
-def test_a_hostile_response_is_trained_as_it_stands(name, kind, built_in, family, shipped, example, monkeypatch):
+def test_a_hostile_response_is_trained_as_written(name, kind, built_in, family, shipped, example, monkeypatch):
     tokenizer, template = family(kind), built_in(name)
     if name == "tokenizer":
         monkeypatch.setattr(tokenizer, "chat_template", shipped(CHAT[kind]))

@@ -10,7 +10,7 @@ from harness import Message
 FRAMES = TemplateLayout(("U ", " /U A ", " /A\n"), (((1, 3), (2, 3)),))
 
 
-def test_spans_split_the_frames_where_training_begins_and_ends():
+def test_spans_split_the_markup_where_training_begins_and_ends():
     assert [(span.text, span.train, span.markup) for span in FRAMES.render_spans(("q", "a"))] == [
         ("U ", False, True),
         ("q", False, False),
@@ -35,7 +35,7 @@ def test_spans_split_the_frames_where_training_begins_and_ends():
         ("U q /U A a /A\nmore", ("q", "a"), None),
     ],
 )
-def test_fit_finds_the_contents_as_they_stand_or_nothing(text, contents, found):
+def test_match_returns_the_written_contents_or_none(text, contents, found):
     assert FRAMES.match(text, contents) == found
 
 
@@ -46,7 +46,7 @@ def test_contents_written_twice_are_not_located():
         )
 
 
-def test_a_stretch_without_a_content_lies_within_one_frame():
+def test_a_trained_range_without_content_is_inside_one_piece_of_markup():
     # A response that is a call alone: all of it is written by the template.
     skeleton = TemplateLayout(("U ", " /U A call /A\n"), (((1, 6), (1, 13)),))
     assert [(span.text, span.train) for span in skeleton.render_spans(("q",))] == [

@@ -132,7 +132,7 @@ def test_parity_with_the_published_reference_with_the_datas_own_ids(name, versio
 @pytest.mark.parametrize(
     "ids", [("call_Kq2", "call_Kq3"), ("aB3dE6gH9", "aB3dE6gH90"), ("aB3dE6gH9", None), ("é" * 9, "b" * 9)]
 )
-def test_ids_of_another_form_are_counted_and_pair_all_the_same(ids, make, family):
+def test_ids_of_another_form_are_replaced_and_still_match_answers(ids, make, family):
     messages, tools, text = PUBLISHED["tools"]
     first, second = with_ids(RESULTS, ids) if None not in ids else RESULTS
     said = (*with_ids(messages, ids)[:-2], second, first)
@@ -156,7 +156,7 @@ def test_calls_are_trained_with_the_end_of_sequence(make, family, marked):
 
 
 @pytest.mark.parametrize(("system", "tools"), [(SYSTEM, ()), (None, (TOOL,)), (SYSTEM, (TOOL,))])
-def test_what_moves_on_bars_the_training_of_earlier_responses_and_the_first_turn_does_not(
+def test_system_turn_last_forbids_training_earlier_responses_and_first_does_not(
     system, tools, make, family, marked, example
 ):
     messages = (*([system] if system else []), USER, ANSWER, MORE, WARM)
@@ -180,13 +180,13 @@ def test_responses_to_one_user_message_are_all_trained(make, family, marked):
     assert marked(make("mistral").render((*messages, WARM), family("mistral"), tools=tools)).count("⟦") == 2
 
 
-def test_an_answer_as_deep_as_the_sea_is_text(make, family):
+def test_a_deeply_nested_tool_answer_is_text(make, family):
     messages = (USER, CALLS, Message("tool", "[" * 100_000), RESULTS[1], WARM)
     spans = make("mistral").render(messages, family("mistral"))
     assert any("[" * 100_000 in span.text for span in spans if not span.markup)
 
 
-def test_refusals(make, family, single):
+def test_refused_conversations(make, family, single):
     mistral = make("mistral")
     beside = dataclasses.replace(CALLS, content="Wait.")
     with pytest.raises(HarnessError, match="has text and tool calls"):

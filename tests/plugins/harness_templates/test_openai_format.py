@@ -15,7 +15,7 @@ def knowing(*tokens):
     return type("Tokenizer", (), {"added_tokens_encoder": dict.fromkeys(tokens, 1)})()
 
 
-def test_messages_have_openais_keys_and_no_others():
+def test_messages_have_only_openais_keys():
     assert to_openai_messages(
         (Message("user", "q"), CALL, Message("tool", "1", name="f"), Message("assistant", "a"))
     ) == [
@@ -38,7 +38,7 @@ def test_messages_have_openais_keys_and_no_others():
     assert to_openai_tools(TOOLS) == [{"type": "function", "function": TOOLS[0]}]
 
 
-def test_the_veil_takes_every_token_out_and_puts_it_back_as_text():
+def test_the_escaper_replaces_every_token_and_restores_it_as_text():
     veil = ToolTextEscaper.for_conversation((CALL,), TOOLS, knowing("<a>", "<b>", "<c>", " ", '"'))
     assert set(veil.placeholders) == {"<a>", "<b>"}
     veiled = repr((veil.escape_messages((CALL,)), veil.escape_tools(TOOLS)))
@@ -54,7 +54,7 @@ def test_the_veil_takes_every_token_out_and_puts_it_back_as_text():
     )
 
 
-def test_a_stand_in_is_nobodys_text():
+def test_placeholders_do_not_occur_in_the_conversation():
     plain = ToolTextEscaper.for_conversation((CALL,), (), knowing("<a>")).placeholders["<a>"]
     taken = ToolTextEscaper.for_conversation(
         (CALL, Message("user", plain)), ({"name": plain},), knowing("<a>")
@@ -62,14 +62,14 @@ def test_a_stand_in_is_nobodys_text():
     assert plain != taken
 
 
-def test_without_tokens_nothing_is_veiled():
+def test_without_tokens_nothing_is_escaped():
     veil = ToolTextEscaper.for_conversation((CALL,), TOOLS, knowing("<c>"))
     assert veil.escape_messages((CALL,)) == (CALL,)
     assert veil.escape_tools(TOOLS) is TOOLS
     assert veil.unescape((Span("x", markup=True),)) == (Span("x", markup=True),)
 
 
-def test_the_shape_tells_all_but_the_contents():
+def test_the_shape_depends_on_everything_but_the_contents():
     alike = conversation_shape((Message("user", "q"), CALL), TOOLS)
     assert conversation_shape((Message("user", "other"), CALL), TOOLS) == alike
     others = [

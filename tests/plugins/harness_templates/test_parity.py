@@ -103,7 +103,7 @@ MASKED = [
 
 @pytest.mark.parametrize("shape", ["single", "multi"])
 @pytest.mark.parametrize(("name", "options", "tokenizer", "source", "more"), MASKED)
-def test_the_mask_is_trls_but_for_what_no_model_ever_writes(
+def test_the_mask_equals_that_of_trl_except_text_that_no_model_writes(
     name, options, tokenizer, source, more, shape, make, family, shipped, conversations, as_dicts, example
 ):
     # TRL trains the line break after an end of turn, Qwen's before a response, and the header of DeepSeek's.
@@ -123,7 +123,7 @@ BEGUN = ["llama3", "gemma", "deepseek", "mistral", "vicuna", "zephyr", "alpaca",
 
 
 @pytest.mark.parametrize("name", BEGUN)
-def test_exactly_one_beginning_of_sequence_where_the_tokenizer_writes_one_by_itself(
+def test_there_is_one_begin_of_sequence_token_if_the_tokenizer_adds_one(
     name, make, family, conversations, example
 ):
     tokenizer = family(name if name in ("llama3", "gemma", "deepseek", "mistral") else "llama2")

@@ -11,7 +11,7 @@ def calling(*names):
     return Message("assistant", "", tool_calls=tuple(ToolCall(name, {}) for name in names))
 
 
-def test_ids_are_counted_through_the_conversation():
+def test_ids_are_numbered_through_the_conversation():
     ids = assign_call_ids(
         (Message("user", "q"), calling("f", "g"), Message("tool", "1"), calling("f"), Message("tool", "2"))
     )
@@ -24,7 +24,7 @@ def test_an_answer_belongs_to_the_call_of_its_tool():
     assert assign_call_ids([calling("f", "g", "g"), *answers])[1:] == [("call00002",), ("call00001",), ("call00003",)]
 
 
-def test_an_answer_of_an_unknown_name_belongs_to_the_first_open_call():
+def test_an_answer_of_an_unknown_name_belongs_to_the_first_unanswered_call():
     assert assign_call_ids([calling("f", "g"), Message("tool", "1", name="other")])[1] == ("call00001",)
 
 
@@ -32,7 +32,7 @@ def own(*ids, name="f"):
     return Message("assistant", "", tool_calls=tuple(ToolCall(name, {}, identity) for identity in ids))
 
 
-def test_the_datas_ids_are_kept_where_the_format_takes_them():
+def test_the_datas_ids_are_used_if_the_format_accepts_them():
     answers = [Message("tool", "2", tool_call_id="b"), Message("tool", "1", tool_call_id="a")]
     assert assign_call_ids([own("a", "b"), *answers], mistral_ids=False) == [("a", "b"), ("b",), ("a",)]
     assert assign_call_ids([own("a", "b"), *answers]) == [("call00001", "call00002"), ("call00002",), ("call00001",)]
@@ -40,7 +40,7 @@ def test_the_datas_ids_are_kept_where_the_format_takes_them():
     assert assign_call_ids(kept) == [("abcDEF123", "000000000"), ("000000000",)]
 
 
-def test_a_turn_has_ids_of_one_kind_and_each_turn_for_itself():
+def test_each_turn_has_either_the_datas_ids_or_numbered_ones():
     messages = [
         own("abcDEF123", "short"),
         Message("tool", "", tool_call_id="short"),
@@ -52,7 +52,7 @@ def test_a_turn_has_ids_of_one_kind_and_each_turn_for_itself():
     ]  # fmt: skip
 
 
-def test_an_answer_without_an_id_has_the_first_call_that_no_answer_names():
+def test_an_answer_without_an_id_belongs_to_the_first_unclaimed_call():
     answers = [Message("tool", "2"), Message("tool", "1", tool_call_id="a")]
     assert assign_call_ids([own("a", "b"), *answers], mistral_ids=False) == [("a", "b"), ("b",), ("a",)]
 

@@ -43,7 +43,7 @@ def test_parity_with_the_published_example_token_for_token(system, turns, vicuna
     verify_mask(example(messages), EncodedExample(row), vicuna, tokenizer)
 
 
-def test_the_space_goes_with_the_answer(vicuna, tokenizer, marked):
+def test_the_space_belongs_to_the_answer(vicuna, tokenizer, marked):
     assert marked(vicuna.render(EXAMPLE, tokenizer)) == (
         f"{PREFACE} USER: Hello! ASSISTANT:⟦ Hello!</s>⟧USER: How are you? ASSISTANT:⟦ I am good.</s>⟧"
     )
@@ -59,7 +59,7 @@ def test_null_writes_no_preface(make, tokenizer, marked):
     )
 
 
-def test_stops_and_refusals(vicuna, tokenizer, single, weather):
+def test_stop_strings_and_refused_conversations(vicuna, tokenizer, single, weather):
     assert vicuna.stop_strings(tokenizer) == ("</s>",)
     with pytest.raises(HarnessError, match="does not support tools"):
         vicuna.render(single, tokenizer, tools=[weather])
