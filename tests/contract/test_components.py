@@ -1,4 +1,4 @@
-"""What holds for every registered component, third parties' included."""
+"""The contract of every registered component, third parties' included."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ ROWS = [TokenizedExample(f"row-{i}", "given", (5, 6, 7, 8 + i, 9, 2), (-100, -10
 
 
 @pytest.fixture
-def made(options):
+def create(options):
     """Makes a component with its default options."""
     return lambda kind, name: REGISTRY.create(kind, name, options(name, REGISTRY.get(kind, name)))
 
@@ -129,8 +129,8 @@ def test_filling_in_defaults_gives_all_options(kind, name, options):
     component = REGISTRY.get(kind, name)
     root = compose_schema(REGISTRY)
     properties = {"type": "object", "properties": dict(component.options)}
-    given = {key: value for key, value in options(name, component).items() if key in component.required}
-    assert set(fill_defaults(given, properties, root)) == set(component.options)
+    required_options = {key: value for key, value in options(name, component).items() if key in component.required}
+    assert set(fill_defaults(required_options, properties, root)) == set(component.options)
 
 
 # -- factories --------------------------------------------------------------------------------------------------------
@@ -138,9 +138,9 @@ def test_filling_in_defaults_gives_all_options(kind, name, options):
 
 @every
 def test_the_factory_takes_exactly_the_options_without_defaults(kind, name):
-    made = factory(kind, name)
-    has_no_constructor = inspect.isclass(made) and made.__init__ is object.__init__
-    parameters = {} if has_no_constructor else inspect.signature(made).parameters
+    component_factory = factory(kind, name)
+    has_no_constructor = inspect.isclass(component_factory) and component_factory.__init__ is object.__init__
+    parameters = {} if has_no_constructor else inspect.signature(component_factory).parameters
     assert set(parameters) == set(REGISTRY.get(kind, name).options)
     for parameter in parameters.values():
         assert parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY), parameter
@@ -150,11 +150,15 @@ def test_the_factory_takes_exactly_the_options_without_defaults(kind, name):
 @every
 def test_every_option_is_used(kind, name):
     component = REGISTRY.get(kind, name)
-    made = factory(kind, name)
+    component_factory = factory(kind, name)
     if not component.options:
-        assert "__init__" not in vars(made)
+        assert "__init__" not in vars(component_factory)
         return
-    owner = next(one for one in made.__mro__ if "__init__" in vars(one)) if inspect.isclass(made) else made
+    owner = (
+        next(cls for cls in component_factory.__mro__ if "__init__" in vars(cls))
+        if inspect.isclass(component_factory)
+        else component_factory
+    )
     tree = ast.parse(inspect.getsource(inspect.getmodule(owner)))
     (body,) = [
         node
@@ -165,46 +169,51 @@ def test_every_option_is_used(kind, name):
     used = {node.id for node in ast.walk(body) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
     assert set(component.options) - used == set()
     # What the constructor keeps on the instance is looked at somewhere, in the class or in one that it extends.
-    sources = [inspect.getsource(one) for one in (made.__mro__[:-1] if inspect.isclass(made) else [made])]
+    sources = [
+        inspect.getsource(cls)
+        for cls in (component_factory.__mro__[:-1] if inspect.isclass(component_factory) else [component_factory])
+    ]
     attributes = [node for text in sources for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Attribute)]
-    read = {node.attr for node in attributes if isinstance(node.ctx, ast.Load)}
-    kept = {node.attr for node in ast.walk(body) if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)}
-    assert kept - read - {"score_names"} == set()  # a metric's names are read by the core
+    used_attributes = {node.attr for node in attributes if isinstance(node.ctx, ast.Load)}
+    stored = {
+        node.attr for node in ast.walk(body) if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)
+    }
+    assert stored - used_attributes - {"score_names"} == set()  # a metric's names are read by the core
 
 
 @every
-def test_the_factory_creates_an_instance_of_its_type_from_the_defaults(kind, name, made):
-    assert isinstance(made(kind, name), BASES[kind])
+def test_the_factory_creates_an_instance_of_its_type_from_the_defaults(kind, name, create):
+    assert isinstance(create(kind, name), BASES[kind])
 
 
 def test_listing_components_and_creating_modes_and_mitigations_imports_nothing_heavy():
     program = """
 import json, sys
 from harness import registry
-found = registry.discover_plugins()
+plugins = registry.discover_plugins()
 for kind, name, options in json.loads(sys.argv[1]):
-    found.create(kind, name, options)
+    plugins.create(kind, name, options)
 print(json.dumps(sorted({name.partition(".")[0] for name in sys.modules} & set(registry.HEAVY_PACKAGES))))
 """
-    wanted = [
-        (kind, name, {**{key: option.get("default") for key, option in component.options.items()}, **given})
+    components = [
+        (kind, name, {**{key: option.get("default") for key, option in component.options.items()}, **required})
         for kind in ("modes", "mitigations")
         for name, component in REGISTRY.components[kind].items()
-        for given in [{key: ["given"] for key in component.required if kind == "modes"}]
+        for required in [{key: ["given"] for key in component.required if kind == "modes"}]
     ]
-    assert len(wanted) >= 7
-    shown = subprocess.run(
-        [sys.executable, "-c", program, json.dumps(wanted)], capture_output=True, text=True, check=True
+    assert len(components) >= 7
+    output = subprocess.run(
+        [sys.executable, "-c", program, json.dumps(components)], capture_output=True, text=True, check=True
     ).stdout
-    assert json.loads(shown) == []
+    assert json.loads(output) == []
 
 
 # -- modes ------------------------------------------------------------------------------------------------------------
 
 
 @modes
-def test_a_mode_returns_stages_with_sources_and_known_settings(name, made):
-    stages = made("modes", name).stages()
+def test_a_mode_returns_stages_with_sources_and_known_settings(name, create):
+    stages = create("modes", name).stages()
     assert len(stages) >= 1
     for stage in stages:
         assert isinstance(stage, Stage)
@@ -240,23 +249,25 @@ def test_the_defaults_of_a_mitigation_change_nothing():
 
 
 @mitigations
-def test_only_a_mitigation_that_uses_logits_requests_them(name, made):
-    made = made("mitigations", name)
-    assert isinstance(made.priority, int)
-    assert made.requires_logits is overridden(made, "batch_penalty")
+def test_only_a_mitigation_that_uses_logits_requests_them(name, create):
+    mitigation = create("mitigations", name)
+    assert isinstance(mitigation.priority, int)
+    assert mitigation.requires_logits is overridden(mitigation, "batch_penalty")
 
 
 @mitigations
-def test_a_mitigation_adds_no_public_method(name, made):
-    made = made("mitigations", name)
-    public = {attribute for attribute, value in vars(type(made)).items() if callable(value) and attribute[0] != "_"}
+def test_a_mitigation_adds_no_public_method(name, create):
+    mitigation = create("mitigations", name)
+    public = {
+        attribute for attribute, value in vars(type(mitigation)).items() if callable(value) and attribute[0] != "_"
+    }
     assert public <= {attribute for attribute in vars(Mitigation) if attribute[0] != "_"}
 
 
 @mitigations
-def test_a_mitigation_keeps_the_names_and_order_of_stages(name, made):
+def test_a_mitigation_keeps_the_names_and_order_of_stages(name, create):
     stages = (STAGE, Stage("two", STAGE.sources, {"epochs": 2}))
-    planned = made("mitigations", name).transform_stages(stages)
+    planned = create("mitigations", name).transform_stages(stages)
     assert [stage.name for stage in planned] == ["one", "two"]
     assert {part.source for stage in stages for part in stage.sources} <= {
         part.source for stage in planned for part in stage.sources
@@ -272,7 +283,7 @@ def flat(state, path=()):
 
 
 def through_a_stage(mitigation, model):
-    """A mitigation and its model after one stage without an update, as a run would call it."""
+    """Return a mitigation and its model after one stage without an optimizer step, called as in a run."""
     import torch
 
     torch.set_num_threads(1)
@@ -284,10 +295,10 @@ def through_a_stage(mitigation, model):
 
 
 @mitigations
-def test_the_state_of_a_mitigation_round_trips(name, made, tiny_model):
+def test_the_state_of_a_mitigation_round_trips(name, create, tiny_model):
     import torch
 
-    first, second = made("mitigations", name), made("mitigations", name)
+    first, second = create("mitigations", name), create("mitigations", name)
     through_a_stage(first, tiny_model)
     state = first.state_dict()
     for _, value in flat(state):
@@ -300,14 +311,14 @@ def test_the_state_of_a_mitigation_round_trips(name, made, tiny_model):
 
 
 @mitigations
-def test_the_same_seed_gives_a_mitigation_the_same_state_and_the_same_model(name, made, tiny_model):
+def test_the_same_seed_gives_a_mitigation_the_same_state_and_the_same_model(name, create, tiny_model):
     import copy
 
     import torch
 
     pairs = []
     for _ in range(2):
-        mitigation = made("mitigations", name)
+        mitigation = create("mitigations", name)
         model = through_a_stage(mitigation, copy.deepcopy(tiny_model))
         pairs.append((dict(flat(mitigation.state_dict())), dict(model.named_parameters())))
     for one, two in zip(*pairs, strict=True):
@@ -316,10 +327,10 @@ def test_the_same_seed_gives_a_mitigation_the_same_state_and_the_same_model(name
 
 
 @mitigations
-def test_the_weight_penalty_is_0_while_no_weight_has_changed(name, made, tiny_model):
+def test_the_weight_penalty_is_0_while_no_weight_has_changed(name, create, tiny_model):
     import torch
 
-    mitigation = made("mitigations", name)
+    mitigation = create("mitigations", name)
     model = through_a_stage(mitigation, tiny_model)
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     for weight in weights:
@@ -338,12 +349,12 @@ ANSWERED = [
     Item("c", "Q", "never", "", "empty", 2.5, 1, choice_lls=(-2.0, -2.5), **READ),
 ]
 BETTER = {"json_valid": ("[1]", "[1"), "distinct": ("one two three", "one one one"), "regex": ("the", "a")}
-"""A better and a worse answer for the metrics that do not look at the reference."""
+"""A better and a worse answer for the metrics that do not use the reference."""
 
 
 @metrics
-def test_a_metric_declares_its_input_its_scores_and_its_signature(name, made):
-    metric = made("metrics", name)
+def test_a_metric_declares_its_input_its_scores_and_its_signature(name, create):
+    metric = create("metrics", name)
     assert metric.requires in ("answer", "likelihood", "base", "choices", "text")
     assert len(metric.score_names) >= 1
     assert metric.higher_is_better in (True, False, None)
@@ -352,8 +363,8 @@ def test_a_metric_declares_its_input_its_scores_and_its_signature(name, made):
 
 
 @metrics
-def test_the_statistics_of_a_metric_are_additive(name, made):
-    metric = made("metrics", name)
+def test_the_statistics_of_a_metric_are_additive(name, create):
+    metric = create("metrics", name)
     statistics = [metric.statistics(item) for item in ANSWERED]
     for score in metric.score_names:
         vectors = [one[score] for one in statistics]
@@ -367,8 +378,8 @@ def test_the_statistics_of_a_metric_are_additive(name, made):
 
 
 @metrics
-def test_a_metric_with_is_ratio_is_a_ratio(name, made):
-    metric = made("metrics", name)
+def test_a_metric_with_is_ratio_is_a_ratio(name, create):
+    metric = create("metrics", name)
     for score in metric.score_names:
         if metric.is_ratio(score):
             first, second = 3.0, 8.0
@@ -377,24 +388,24 @@ def test_a_metric_with_is_ratio_is_a_ratio(name, made):
 
 
 @metrics
-def test_is_parsed_returns_a_bool(name, made):
-    assert made("metrics", name).is_parsed(ANSWERED[0]) in (True, False)
+def test_is_parsed_returns_a_bool(name, create):
+    assert create("metrics", name).is_parsed(ANSWERED[0]) in (True, False)
 
 
 @metrics
-def test_check_available_passes_if_everything_is_there(name, made):
-    assert made("metrics", name).check_available() is None
+def test_check_available_passes_if_everything_is_there(name, create):
+    assert create("metrics", name).check_available() is None
 
 
 @metrics
-def test_a_metric_returns_exactly_its_score_names(name, made):
-    metric = made("metrics", name)
+def test_a_metric_returns_exactly_its_score_names(name, create):
+    metric = create("metrics", name)
     assert set(metric.statistics(ANSWERED[0])) == set(metric.score_names)
 
 
 @metrics
-def test_a_better_answer_has_a_better_score(name, made):
-    metric = made("metrics", name)
+def test_a_better_answer_has_a_better_score(name, create):
+    metric = create("metrics", name)
     right, wrong = BETTER.get(name, ("the cat sat on the mat", "dogs run"))
     read = {"choices": ("yes", "no"), "gold": 0}
     best = Item("a", "Q", "the cat sat on the mat", right, "eos", 0.5, 6, kl=0.1, agreed=6, text_nll=1.0,

@@ -1,4 +1,4 @@
-"""Every key of the core's own vocabulary is read by some room: no option is declared and read by nothing."""
+"""Every key of the core's spec keys is used by the package that owns it."""
 
 from __future__ import annotations
 
@@ -29,13 +29,15 @@ DECLARED = {
     "top": (run.TOP_LEVEL_KEYS, ("spec", "runner", "cli", "tracking", "report")),
 }
 UNREAD = {"top": {"description"}}
-"""Words for people: kept in the filled spec, acted on by nothing."""
+"""Keys for the reader of a spec, which the program does not use."""
 
 
-def words(rooms):
-    """Every string and every attribute that stands in the code of these rooms."""
+def names_used_in(packages):
+    """Return every string and every attribute name in the code of these packages."""
     files = [
-        file for room in rooms for file in ([ROOT / room] if room.endswith(".py") else (ROOT / room).rglob("*.py"))
+        file
+        for package in packages
+        for file in ([ROOT / package] if package.endswith(".py") else (ROOT / package).rglob("*.py"))
     ]
     assert files
     nodes = [node for file in files for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))]
@@ -45,8 +47,8 @@ def words(rooms):
 
 @pytest.mark.parametrize("part", DECLARED)
 def test_every_key_is_read(part):
-    keys, rooms = DECLARED[part]
-    assert set(keys) - UNREAD.get(part, set()) - words(rooms) == set()
+    keys, packages = DECLARED[part]
+    assert set(keys) - UNREAD.get(part, set()) - names_used_in(packages) == set()
 
 
 @pytest.mark.parametrize("part", DECLARED)
@@ -78,5 +80,5 @@ def test_every_usual_range_is_in_the_description_of_its_key():
     assert set(usual) == {"epochs", "learning_rate", "warmup_ratio", "weight_decay", "max_length"}
     for key, option in usual.items():
         assert "Usual: " in option["description"], key
-        told = option["description"].partition("Usual: ")[2].replace(" to ", " ").replace(",", "").split()
-        assert {float(number.rstrip(".;")) for number in told[:2]} == set(map(float, option["usual"])), key
+        usual_numbers = option["description"].partition("Usual: ")[2].replace(" to ", " ").replace(",", "").split()
+        assert {float(number.rstrip(".;")) for number in usual_numbers[:2]} == set(map(float, option["usual"])), key

@@ -1,4 +1,4 @@
-"""A distribution beside ours brings components by the same door; a broken one is its own affair."""
+"""A third-party distribution registers components like the built-ins; a broken one does not affect other specs."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def harness_metrics():
 
 @pytest.fixture
 def spec(tmp_path):
-    """Writes a spec file; one of the built-in components alone unless keys are given."""
+    """Return a function that writes a spec file, by default with built-in components only."""
 
     def spec(**keys):
         document = {

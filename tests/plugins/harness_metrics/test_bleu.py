@@ -1,4 +1,4 @@
-"""BLEU against sacrebleu's own numbers."""
+"""BLEU compared with sacrebleu."""
 
 from __future__ import annotations
 

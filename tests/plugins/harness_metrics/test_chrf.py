@@ -1,4 +1,4 @@
-"""chrF against sacrebleu's own numbers."""
+"""chrF compared with sacrebleu."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Exact match and what it ignores."""
+"""Exact match and its normalization."""
 
 from __future__ import annotations
 

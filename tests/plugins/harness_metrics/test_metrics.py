@@ -1,4 +1,4 @@
-"""What holds for every built-in metric."""
+"""Properties of every built-in metric."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from harness import HarnessError, Item, Metric
 
 COMPONENTS = harness_metrics.harness_metrics()
 TEXT = ["bleu", "rouge", "chrf", "ter", "exact_match", "token_f1"]
-"""Metrics of an answer beside its reference."""
+"""Metrics that compare an answer with its reference."""
 ENCODED = ["bertscore"]
-"""Metrics of an answer beside its reference that need a model of their own."""
+"""Metrics that compare an answer with its reference by a model."""
 FORM = ["distinct", "length_ratio", "regex", "json_valid"]
-"""Metrics of an answer alone, or of its length."""
+"""Metrics of the answer only, or of its length."""
 READ = ["response_perplexity", "multiple_choice", "bits_per_byte", "kl_to_base", "agreement_with_base"]
 REQUIRED = {"regex": {"pattern": "the"}, "bertscore": {"model": "encoder"}}
 ANSWERS = ["The dog bit the man.", "", "今天天气很好。", "It was Ａ surprise"]
@@ -74,15 +74,15 @@ def test_a_missing_measurement_is_an_error(metric, name):
 
 @pytest.mark.parametrize("name", TEXT + FORM)
 def test_statistics_have_equal_lengths_and_the_declared_names(metric, name):
-    made = metric(name, **REQUIRED.get(name, {}))
-    assert isinstance(made, TextMetric)
-    assert isinstance(made, Metric)
+    instance = metric(name, **REQUIRED.get(name, {}))
+    assert isinstance(instance, TextMetric)
+    assert isinstance(instance, Metric)
     shapes = set()
     for answer, reference in zip(ANSWERS, REFERENCES, strict=True):
-        given = made.statistics(Item("x", "", reference, answer))
-        assert tuple(given) == made.score_names
-        shapes |= {(key, len(vector)) for key, vector in given.items()}
-    assert len(shapes) == len(made.score_names)
+        statistics = instance.statistics(Item("x", "", reference, answer))
+        assert tuple(statistics) == instance.score_names
+        shapes |= {(key, len(vector)) for key, vector in statistics.items()}
+    assert len(shapes) == len(instance.score_names)
 
 
 def test_scoring_stored_answers_does_not_import_torch():

@@ -1,4 +1,4 @@
-"""ROUGE against the ground truth of ROUGE-1.5.5 and the known values for Chinese."""
+"""ROUGE compared with ROUGE-1.5.5 and with known values for Chinese."""
 
 from __future__ import annotations
 

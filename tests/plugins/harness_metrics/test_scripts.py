@@ -1,4 +1,4 @@
-"""Every metric of text, in every script: the very reference has the best score, text that shares nothing the worst."""
+"""Every text metric in every script: identical text scores best, text without common words worst."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 BEST = {"bleu": 100.0, "chrf": 100.0, "ter": 0.0}
-"""Of a metric that is not best at 1."""
+"""The best score of metrics whose best score is not 1."""
 
 SCRIPTS = {
     "english": ("en", "The dog bit the man in the park.", "Why should anybody ever buy fish?"),
@@ -39,7 +39,7 @@ SCRIPTS = {
 }
 NAMES = ["bleu", "chrf", "ter", "rouge", "exact_match", "token_f1"]
 SPOKEN = {"bleu", "ter", "exact_match", "token_f1"}
-"""Those with an option `lang`."""
+"""Metrics with an option `lang`."""
 
 every = pytest.mark.parametrize("name", NAMES)
 
@@ -48,7 +48,7 @@ every = pytest.mark.parametrize("name", NAMES)
 @every
 def test_identical_text_scores_best_and_disjoint_text_worst(score, name, script):
     lang, text, other = SCRIPTS[script]
-    other = "".join(one for one in other if one == " " or one.casefold() not in text.casefold())
+    other = "".join(character for character in other if character == " " or character.casefold() not in text.casefold())
     assert len(other.split()) >= 1
     assert not set(text.casefold()) & set(other.casefold()) - {" "}
     for options in [{}, {"lang": lang}] if name in SPOKEN else [{}]:
@@ -70,22 +70,24 @@ def test_identical_text_scores_best_and_disjoint_text_worst(score, name, script)
 @every
 def test_any_visible_text_is_its_own_best_answer(score, name, text):
     # BLEU's orders beyond a text's length are left out, and ROUGE-2 of a text of one word is 0 by its definition.
-    found = score(name, [text], [text], **({"effective_order": True} if name == "bleu" else {}))
+    scores = score(name, [text], [text], **({"effective_order": True} if name == "bleu" else {}))
     if len(tokenize_words(text)) == 1:
-        found.pop("rouge2", None)
-    assert found == pytest.approx(dict.fromkeys(found, BEST.get(name, 1.0)))
+        scores.pop("rouge2", None)
+    assert scores == pytest.approx(dict.fromkeys(scores, BEST.get(name, 1.0)))
 
 
 @pytest.mark.parametrize(
-    ("codes", "cut"),
+    ("codes", "tokenizer"),
     [
         (("zh", "zho", "cmn", "yue"), "zh"),
         (("ja", "jpn", "ko", "kor", "th", "tha", "bo"), "char"),
         (("en", "eng"), "13a"),
     ],
 )
-def test_languages_have_codes_of_two_and_three_letters(metric, codes, cut):
-    assert {metric("bleu", lang=code).signature().partition("|tok:")[2].partition("|")[0] for code in codes} == {cut}
+def test_languages_have_codes_of_two_and_three_letters(metric, codes, tokenizer):
+    assert {metric("bleu", lang=code).signature().partition("|tok:")[2].partition("|")[0] for code in codes} == {
+        tokenizer
+    }
 
 
 def test_lang_overrides_the_script(score):

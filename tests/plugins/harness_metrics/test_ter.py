@@ -1,4 +1,4 @@
-"""TER against sacrebleu's own numbers."""
+"""TER compared with sacrebleu."""
 
 from __future__ import annotations
 

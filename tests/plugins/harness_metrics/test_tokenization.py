@@ -1,4 +1,4 @@
-"""Words of mixed scripts."""
+"""Word tokenization of mixed scripts."""
 
 from __future__ import annotations
 

@@ -35,7 +35,9 @@ def test_a_folder_with_splits_requires_the_option_split():
     parts = {"train": datasets.Dataset.from_list(ROWS), "test": datasets.Dataset.from_list(ROWS[:2])}
     datasets.DatasetDict(parts).save_to_disk("saved")
     assert [record.data for record in read(split="test")] == ROWS[:2]
-    with pytest.raises(HarnessError, match=r'saved: has the splits train, test; name one of them, e.g. "split": "train"'):
+    with pytest.raises(
+        HarnessError, match=r'saved: has the splits train, test; name one of them, e.g. "split": "train"'
+    ):
         read()
     with pytest.raises(HarnessError, match="has the splits train, test and no 'dev'"):
         read(split="dev")

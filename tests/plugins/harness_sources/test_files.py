@@ -27,7 +27,7 @@ def read(path, **storage):
     return [(record.location, record.data["a"]) for record in JsonlSource(path, storage).records()]
 
 
-def refused(path, **storage):
+def error_of(path, **storage):
     with pytest.raises(HarnessError) as caught:
         read(path, **storage)
     assert len(caught.value.lines()) == 1
@@ -58,13 +58,13 @@ def test_every_text_source_reads_compressed_files(tmp_path, pack):
 
 @pytest.mark.parametrize("pack", [gzip.compress, zstd])
 def test_truncated_or_damaged_compressed_data_is_an_error(tmp_path, pack):
-    whole = pack(b"".join(b'{"a": %d}\n' % (n * 7919 % 104729) for n in range(20_000)))
-    (tmp_path / "x").write_bytes(whole[: len(whole) // 2])
-    line = refused("x")
+    compressed = pack(b"".join(b'{"a": %d}\n' % (n * 7919 % 104729) for n in range(20_000)))
+    (tmp_path / "x").write_bytes(compressed[: len(compressed) // 2])
+    line = error_of("x")
     assert line.startswith("x: ")
     assert "is truncated" in line or "Truncated" in line
-    (tmp_path / "x").write_bytes(whole[:12] + b"\xff" * 1000 + whole[1012:])
-    assert refused("x").startswith("x: cannot be read: ")
+    (tmp_path / "x").write_bytes(compressed[:12] + b"\xff" * 1000 + compressed[1012:])
+    assert error_of("x").startswith("x: cannot be read: ")
 
 
 # -- patterns and packages --------------------------------------------------------------------------------------------
@@ -75,8 +75,8 @@ def test_a_pattern_expands_to_its_files_sorted_by_name(tmp_path):
     for name in "ba":
         (tmp_path / "data" / f"{name}.jsonl").write_bytes(LINES[:9])
     (tmp_path / "data" / "c.txt").write_text("no")
-    assert [place for place, _ in read("data/*.jsonl")] == ["data/a.jsonl:1", "data/b.jsonl:1"]
-    assert refused("data/*.json").startswith("data/*.json: no file matches this pattern")
+    assert [location for location, _ in read("data/*.jsonl")] == ["data/a.jsonl:1", "data/b.jsonl:1"]
+    assert error_of("data/*.json").startswith("data/*.json: no file matches this pattern")
 
 
 def test_a_file_whose_name_looks_like_a_pattern_is_read(tmp_path):
@@ -92,17 +92,17 @@ def test_a_file_of_an_installed_package_is_read_without_executing_its_code(tmp_p
     monkeypatch.syspath_prepend(str(tmp_path))
     assert read("pkg://somedata/rows/x.jsonl") == [("somedata/rows/x.jsonl:1", 1), ("somedata/rows/x.jsonl:2", 2)]
     assert "somedata" not in sys.modules
-    assert "has no such file" in refused("pkg://somedata/y.jsonl")
-    assert "leads out of the package" in refused("pkg://somedata/../x.jsonl")
-    assert "no Python package 'nodata' is installed" in refused("pkg://nodata/x.jsonl")
-    assert "does not name a file of a package" in refused("pkg://somedata")
+    assert "has no such file" in error_of("pkg://somedata/y.jsonl")
+    assert "leads out of the package" in error_of("pkg://somedata/../x.jsonl")
+    assert "no Python package 'nodata' is installed" in error_of("pkg://nodata/x.jsonl")
+    assert "does not name a file of a package" in error_of("pkg://somedata")
 
 
 def test_folders_missing_files_and_nul_characters_are_refused(tmp_path):
     (tmp_path / "data").mkdir()
-    assert refused("data") == "data: is a folder, not a file; name the files in it, e.g. data/*.jsonl"
-    assert refused("none") == "none: there is no such file; check the source's path"
-    assert refused("a\0b") == "'a\\x00b': is not a path: it has a NUL character; check the source's path"
+    assert error_of("data") == "data: is a folder, not a file; name the files in it, e.g. data/*.jsonl"
+    assert error_of("none") == "none: there is no such file; check the source's path"
+    assert error_of("a\0b") == "'a\\x00b': is not a path: it has a NUL character; check the source's path"
 
 
 # -- addresses --------------------------------------------------------------------------------------------------------
@@ -110,7 +110,7 @@ def test_folders_missing_files_and_nul_characters_are_refused(tmp_path):
 
 @pytest.fixture
 def memory():
-    """fsspec's file system in memory, empty before and after."""
+    """Yield fsspec's in-memory file system, empty before and after."""
     system = fsspec.filesystem("memory")
     system.store.clear()
     yield system
@@ -142,14 +142,17 @@ def test_every_file_source_reads_from_fsspec(memory):
 def test_a_pattern_of_an_address_expands_to_its_files(memory):
     for name in "ba":
         memory.pipe(f"/d/{name}.jsonl", LINES[:9])
-    assert [place for place, _ in read("memory://d/*.jsonl")] == ["memory:///d/a.jsonl:1", "memory:///d/b.jsonl:1"]
-    assert "no file matches this pattern" in refused("memory://d/*.json")
-    assert "there is no such file" in refused("memory://d/none.jsonl")
+    assert [location for location, _ in read("memory://d/*.jsonl")] == [
+        "memory:///d/a.jsonl:1",
+        "memory:///d/b.jsonl:1",
+    ]
+    assert "no file matches this pattern" in error_of("memory://d/*.json")
+    assert "there is no such file" in error_of("memory://d/none.jsonl")
 
 
 @pytest.fixture
 def web(tmp_path):
-    """A web server of the test's folder; gives its address."""
+    """Serve the test's folder over HTTP and yield the address."""
 
     class Quiet(http.server.SimpleHTTPRequestHandler):
         def __init__(self, *args):
@@ -167,12 +170,12 @@ def web(tmp_path):
 def test_a_web_file_is_read_and_its_query_is_not_shown(tmp_path, web):
     (tmp_path / "x.jsonl").write_bytes(LINES)
     assert read(f"{web}/x.jsonl?signature=abc") == [(f"{web}/x.jsonl:1", 1), (f"{web}/x.jsonl:2", 2)]
-    line = refused(f"{web}/none.jsonl?signature=abc")
+    line = error_of(f"{web}/none.jsonl?signature=abc")
     assert line == f"{web}/none.jsonl: there is no such file; check the source's path"
 
 
 def test_an_unreachable_server_is_a_one_line_error_without_the_query():
-    line = refused("http://127.0.0.1:9/x.jsonl?signature=abc")
+    line = error_of("http://127.0.0.1:9/x.jsonl?signature=abc")
     assert line.startswith("http://127.0.0.1:9/x.jsonl: cannot be read: ")
     assert "abc" not in line
 
@@ -183,17 +186,19 @@ def test_a_missing_file_system_package_error_names_what_to_install(monkeypatch):
 
     monkeypatch.setattr(fsspec.core, "url_to_fs", url_to_fs)
     what = "reading {}:// needs a package that is not installed; pip install {}"
-    assert refused("s3://b/x") == "s3://b/x: " + what.format("s3", "'harness-sft[s3]'")
-    assert refused("gs://b/x") == "gs://b/x: " + what.format("gs", "gcsfs")
+    assert error_of("s3://b/x") == "s3://b/x: " + what.format("s3", "'harness-sft[s3]'")
+    assert error_of("gs://b/x") == "gs://b/x: " + what.format("gs", "gcsfs")
 
 
 def test_an_unsupported_protocol_is_refused():
-    assert refused("nonsense://b/x") == "nonsense://b/x: nonsense:// is not supported; check the address"
+    assert error_of("nonsense://b/x") == "nonsense://b/x: nonsense:// is not supported; check the address"
 
 
 @pytest.mark.parametrize("name", ["key", "secret", "aws_secret_access_key", "token", "sas_token", "password"])
 def test_a_credential_in_a_spec_is_refused(name):
-    with pytest.raises(HarnessError, match=f"'{name}' is a credential, and credentials are not allowed in a spec; set it in the"):
+    with pytest.raises(
+        HarnessError, match=f"'{name}' is a credential, and credentials are not allowed in a spec; set it in the"
+    ):
         JsonlSource("s3://b/x", {name: "abc"})
     with pytest.raises(HarnessError, match=f"'{name}' is a credential"):
         JsonlSource("s3://b/x", {"client_kwargs": {name: "abc"}})

@@ -9,37 +9,37 @@ COMMIT = "0123456789abcdef" * 2 + "01234567"
 
 
 @pytest.fixture
-def asked(monkeypatch):
-    """What `load_dataset` was asked for, of a hub that knows the commit of every revision."""
-    asked = []
+def requests(monkeypatch):
+    """Return the recorded calls of `load_dataset`, with a hub that resolves every revision to a commit."""
+    requests = []
 
     def load_dataset(*args, **options):
-        asked.append((args, options))
+        requests.append((args, options))
         rows = [{"q": "a", "c": [{"x": 1}]}, {"q": "b", "c": [{"y": 2}]}]
-        made = datasets.Dataset.from_list(rows)
-        return made.to_iterable_dataset() if options.get("streaming") else made
+        dataset = datasets.Dataset.from_list(rows)
+        return dataset.to_iterable_dataset() if options.get("streaming") else dataset
 
     def dataset_info(self, name, *, revision):
         return huggingface_hub.DatasetInfo(id=name, sha=COMMIT)
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", dataset_info)
-    return asked
+    return requests
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_rows_are_those_of_the_split_at_the_commit_of_the_revision(asked, streaming):
+def test_rows_are_those_of_the_split_at_the_commit_of_the_revision(requests, streaming):
     hub = HubSource("some/rows", "small", "test", "v1", streaming)
     assert [(r.location, r.data) for r in hub.records()] == [
         ("hub:some/rows/test:[0]", {"q": "a", "c": [{"x": 1}]}),
         ("hub:some/rows/test:[1]", {"q": "b", "c": [{"y": 2}]}),
     ]
     more = {"streaming": True} if streaming else {}
-    assert asked == [(("some/rows", "small"), {"split": "test", "revision": COMMIT, **more})]
+    assert requests == [(("some/rows", "small"), {"split": "test", "revision": COMMIT, **more})]
     assert hub.metadata() == {"commit": COMMIT}
 
 
-def test_a_branch_gives_a_warning_with_the_commit_to_pin(asked):
+def test_a_branch_gives_a_warning_with_the_commit_to_pin(requests):
     for revision in (None, "main"):
         list((hub := HubSource("some/rows", None, "train", revision, False)).records())
         (warning,) = hub.warnings()
@@ -48,14 +48,14 @@ def test_a_branch_gives_a_warning_with_the_commit_to_pin(asked):
     assert hub.warnings() == ()
 
 
-def test_without_the_hub_a_cached_copy_is_read_and_its_commit_is_unknown(asked, monkeypatch):
+def test_without_the_hub_a_cached_copy_is_read_and_its_commit_is_unknown(requests, monkeypatch):
     def dataset_info(self, name, *, revision):
         raise ConnectionError("offline")
 
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", dataset_info)
     hub = HubSource("some/rows", None, "train", "v1", False)
     assert len(list(hub.records())) == 2
-    assert asked[0][1]["revision"] == "v1"
+    assert requests[0][1]["revision"] == "v1"
     assert hub.metadata() == {}
     assert "cannot be reached to find out which commit" in hub.warnings()[0]
 

@@ -60,10 +60,10 @@ def test_an_item_that_is_not_an_object_is_an_invalid_row(tmp_path):
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 64])
 def test_an_array_is_read_item_by_item_with_any_block_size(size):
     value = [{"a": 'é\n\\"😀' * 9, "b": [1.5e3, None, True]}, 12, "x, ]", [], {"c": {}}, -3]
-    raw = ("\ufeff [\n" + ",\n ".join(json.dumps(one, ensure_ascii=False) for one in value) + " ]\n").encode()
+    raw = ("\ufeff [\n" + ",\n ".join(json.dumps(item, ensure_ascii=False) for item in value) + " ]\n").encode()
     stream = io.BytesIO(raw)
     stream.read = lambda _, read=stream.read: read(size)
-    assert list(iter_array_items("x.json", b"", stream)) == [(one, None) for one in value]
+    assert list(iter_array_items("x.json", b"", stream)) == [(item, None) for item in value]
 
 
 def test_the_location_of_an_error_counts_all_blocks(monkeypatch):

@@ -1,4 +1,4 @@
-"""The source of lm-evaluation-harness's tasks where that package is missing; with it, see test_lm_eval.py."""
+"""The source of lm-evaluation-harness's tasks without that package; with it, see test_lm_eval.py."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Against S3 itself: moto's server answers on loopback as the service does."""
+"""Sources on S3, simulated by moto's server on loopback."""
 
 import gzip
 
@@ -30,7 +30,7 @@ def server():
 
 @pytest.fixture
 def s3(server, monkeypatch):
-    """A client of the server with a bucket, and an environment that leads to it."""
+    """Return a client of the server with a bucket, and set the environment for it."""
     import boto3
     import s3fs
 
@@ -98,9 +98,9 @@ def test_an_unreachable_endpoint_and_missing_credentials_are_one_line_errors(s3,
         list(JsonlSource("s3://rows/a.jsonl", away).records())
     assert str(caught.value).startswith("s3://rows/a.jsonl: cannot be read: ")
     assert len(caught.value.lines()) == 1
-    for made in (JsonlSource("s3://rows/*.jsonl", away), ArrowSource("s3://rows/saved", away, None)):
+    for source in (JsonlSource("s3://rows/*.jsonl", away), ArrowSource("s3://rows/saved", away, None)):
         with pytest.raises(HarnessError, match=r"s3://rows/.*: cannot be read: "):
-            list(made.records())
+            list(source.records())
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")

@@ -1,4 +1,4 @@
-"""Taking conversations apart, and refusing those that a format has no place for."""
+"""Splitting conversations, and refusing those that a format cannot express."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ChatML, to the letter, and token for token as the models' own chat templates render it."""
+"""ChatML, to the letter, and token for token as the models' chat templates render it."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def test_the_generation_prompt_ends_with_the_header(chatml, tokenizer, single, m
 def test_the_option_system_does_not_replace_a_system_message(make, chatml, tokenizer, single, multi):
     filled = make("chatml", system="Be brief.")
     assert filled.render(single, tokenizer) == chatml.render((Message("system", "Be brief."), *single), tokenizer)
-    own = (Message("system", "Be long."), *multi)
-    assert filled.render(own, tokenizer) == chatml.render(own, tokenizer)
+    with_system = (Message("system", "Be long."), *multi)
+    assert filled.render(with_system, tokenizer) == chatml.render(with_system, tokenizer)
 
 
 @pytest.mark.parametrize("name", ["single", "multi", "system", "system_multi"])

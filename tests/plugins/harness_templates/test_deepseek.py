@@ -57,8 +57,10 @@ def test_stop_strings_and_refused_conversations(deepseek, tokenizer, family, sin
 
 
 def test_a_users_text_cannot_begin_a_response_with_a_tool_token(deepseek, tokenizer):
-    """Its tokens of tools are not special ones, and a conversation without tools writes none of them: the end of what
-    tools answer, after which a response begins, is text in a message all the same."""
+    """Tool tokens are not special, and a conversation without tools has none in its markup.
+
+    The token that ends tool answers, after which a response begins, is still text in a message.
+    """
     from harness.data.tokenization.prompts import encode_prompt
     from harness.data.tokenization.tokenize import encode_example
     from harness.types import Example

@@ -32,7 +32,9 @@ def test_a_system_message_begins_the_first_user_turn(gemma, tokenizer, multi, ma
     )
 
 
-def test_generation_prompt_stop_strings_and_refused_conversations(gemma, tokenizer, family, single, calling, weather, marked):
+def test_generation_prompt_stop_strings_and_refused_conversations(
+    gemma, tokenizer, family, single, calling, weather, marked
+):
     assert marked(gemma.render(single[:1], tokenizer, add_generation_prompt=True)).endswith(
         "<end_of_turn>\n<start_of_turn>model\n"
     )

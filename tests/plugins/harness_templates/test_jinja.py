@@ -1,4 +1,4 @@
-"""Chat templates given in the spec: exact spans whatever the template does, or a clear refusal."""
+"""Chat templates from the spec: exact spans whatever the template does, or a clear refusal."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ DROPS_REASONING = (
 )
 
 
-def last_alone(messages):
-    """The messages, only the last response trained."""
+def train_only_last(messages):
+    """Return the messages with only the last response trained."""
     return (*(dataclasses.replace(message, train=False) for message in messages[:-1]), messages[-1])
 
 
 def test_llama2_as_jinja_equals_the_template_llama2(make, tokenizer, conversations, llama2_jinja, example):
     for messages in conversations.values():
-        given = encode_example(example(messages), "s", make("jinja", template=llama2_jinja), tokenizer, 4096)
-        assert given == encode_example(example(messages), "s", make("llama2"), tokenizer, 4096)
+        row = encode_example(example(messages), "s", make("jinja", template=llama2_jinja), tokenizer, 4096)
+        assert row == encode_example(example(messages), "s", make("llama2"), tokenizer, 4096)
 
 
 def test_file_and_text_render_the_same(make, tokenizer, multi, tmp_path):
@@ -61,13 +61,13 @@ def test_a_template_that_rewrites_earlier_turns_is_refused_and_may_train_the_las
         with pytest.raises(HarnessError, match="rewrites message 2") as error:
             make("jinja", template=source).render(multi, tokenizer)
         assert 'set the source\'s option train_on to "last"' in error.value.hint
-        last = marked(make("jinja", template=source).render(last_alone(multi), tokenizer))
+        last = marked(make("jinja", template=source).render(train_only_last(multi), tokenizer))
         assert last.count("⟦") == 1
         assert "⟦长江 🙂<|im_end|>" in last
 
 
 def test_a_response_is_trained_if_its_message_is(make, tokenizer, multi, marked):
-    text = marked(make("jinja", template=CHATML).render(last_alone(multi), tokenizer))
+    text = marked(make("jinja", template=CHATML).render(train_only_last(multi), tokenizer))
     assert text.count("⟦") == 1
     assert text.endswith("⟦长江 🙂<|im_end|>⟧\n")
 
@@ -199,7 +199,7 @@ def test_chat_templates_that_rewrite_earlier_turns_train_the_last_response(name,
         template.render(multi, tokenizer)
     assert "train_on" in error.value.hint or "variables" in error.value.hint
     variables = {"enable_thinking": False} if "qwen" in name else {}
-    spans = make("jinja", template=shipped(name), variables=variables).render(last_alone(multi), tokenizer)
+    spans = make("jinja", template=shipped(name), variables=variables).render(train_only_last(multi), tokenizer)
     assert [span.text for span in spans if span.train and not span.markup] == ["长江 🙂"]
     text = "".join(span.text for span in spans)
     assert text.index("The Elbe.") < text.index("再说一条河。") < text.index("长江 🙂")
@@ -241,7 +241,7 @@ NINE = (
     "{{ raise_exception('Tool call IDs should be alphanumeric strings with length 9!') }}{% endif %}{% endfor %}"
     "{% endfor %}" + TOOLED
 )
-"""As the chat templates of Mistral's tokenizers have it."""
+"""The check in the chat templates of Mistral's tokenizers."""
 
 
 @pytest.mark.parametrize(
@@ -278,7 +278,7 @@ def test_the_datas_call_ids_are_used_unless_the_template_refuses_them(
 @pytest.mark.parametrize("name", ["qwen2_5", "qwen3_instruct_2507", "llama3_1", "lfm2_v2", "gemma4_v5"])
 def test_chat_templates_of_model_families_train_calls(name, make, family, calling, weather, shipped, example):
     tokenizer, template = family("qwen"), make("jinja", template=shipped(name))
-    messages = last_alone(calling) if name == "gemma4_v5" else calling
+    messages = train_only_last(calling) if name == "gemma4_v5" else calling
     spans = template.render(messages, tokenizer, tools=[weather])
     trained = "|".join(span.text for span in spans if span.train)
     assert trained.count("Grey.") == 1

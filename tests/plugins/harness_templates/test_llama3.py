@@ -28,8 +28,8 @@ def tokenizer(family):
 
 def test_every_conversation_of_3_1_begins_with_a_dated_system_turn(llama3, tokenizer, single, marked):
     assert marked(llama3.render(single, tokenizer)) == f"{DATED}<|eot_id|>{TURN}"
-    own = (Message("system", " Be brief. "), *single)
-    assert marked(llama3.render(own, tokenizer)) == f"{DATED}Be brief.<|eot_id|>{TURN}"
+    with_system = (Message("system", " Be brief. "), *single)
+    assert marked(llama3.render(with_system, tokenizer)) == f"{DATED}Be brief.<|eot_id|>{TURN}"
 
 
 def test_the_option_date_sets_the_date(make, tokenizer, single, marked):

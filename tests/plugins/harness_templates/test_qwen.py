@@ -24,8 +24,8 @@ def tokenizer(family):
 def test_a_conversation_without_a_system_message_gets_the_default(qwen, tokenizer, single, marked):
     turns = "<|im_start|>user\nName a river.<|im_end|>\n<|im_start|>assistant\n⟦The Elbe.<|im_end|>⟧\n"
     assert marked(qwen.render(single, tokenizer)) == SYSTEM + turns
-    own = (Message("system", "Be brief."), *single)
-    assert marked(qwen.render(own, tokenizer)) == "<|im_start|>system\nBe brief.<|im_end|>\n" + turns
+    with_system = (Message("system", "Be brief."), *single)
+    assert marked(qwen.render(with_system, tokenizer)) == "<|im_start|>system\nBe brief.<|im_end|>\n" + turns
 
 
 def test_null_writes_chatml(make, tokenizer, conversations):

@@ -13,10 +13,10 @@ from harness.data.tokenization.tokenize import encode_example
 
 @pytest.mark.parametrize("name", ["single", "multi", "system", "system_multi"])
 def test_a_chatml_tokenizer_gives_the_same_rows_as_chatml(name, make, tokenizer, conversations, example):
-    own, chatml = make("tokenizer"), make("chatml")
-    row = encode_example(example(conversations[name]), "s", own, tokenizer, 4096)
+    tokenizer_template, chatml = make("tokenizer"), make("chatml")
+    row = encode_example(example(conversations[name]), "s", tokenizer_template, tokenizer, 4096)
     assert row == encode_example(example(conversations[name]), "s", chatml, tokenizer, 4096)
-    prompts = [encode_prompt(example(conversations[name]), t, tokenizer, 4096) for t in (own, chatml)]
+    prompts = [encode_prompt(example(conversations[name]), t, tokenizer, 4096) for t in (tokenizer_template, chatml)]
     assert prompts[0] == prompts[1] == list(row.input_ids[: len(prompts[0])])
 
 
@@ -44,10 +44,10 @@ def test_a_tokenizer_without_a_chat_template_is_refused(make, tokenizer, single)
 
 
 def test_a_changed_chat_template_is_rendered_again(make, tokenizer, single):
-    own, other = make("tokenizer"), copy.deepcopy(tokenizer)
-    before = own.render(single, other)
+    tokenizer_template, other = make("tokenizer"), copy.deepcopy(tokenizer)
+    before = tokenizer_template.render(single, other)
     other.chat_template = other.chat_template.replace("<|im_end|>", "</s>")
-    after = own.render(single, other)
+    after = tokenizer_template.render(single, other)
     assert [span.text.replace("<|im_end|>", "</s>") for span in before] == [span.text for span in after]
 
 

@@ -1,4 +1,4 @@
-"""Zephyr's format, as its chat template describes it (huggingface.co/HuggingFaceH4/zephyr-7b-beta)."""
+"""Zephyr's format, compared with its chat template (huggingface.co/HuggingFaceH4/zephyr-7b-beta)."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def test_response_and_end_of_sequence_are_trained(zephyr, tokenizer, multi, mark
 def test_the_option_system_may_be_empty(make, zephyr, tokenizer, single):
     empty = "".join(span.text for span in make("zephyr", system="").render(single, tokenizer))
     assert empty.startswith("<|system|>\n</s>\n<|user|>\n")
-    own = (Message("system", "Be brief."), *single)
-    assert make("zephyr", system="").render(own, tokenizer) == zephyr.render(own, tokenizer)
+    with_system = (Message("system", "Be brief."), *single)
+    assert make("zephyr", system="").render(with_system, tokenizer) == zephyr.render(with_system, tokenizer)
 
 
 def test_stop_strings_and_refused_conversations(zephyr, tokenizer, single, weather):

@@ -1,4 +1,4 @@
-"""What the package declares: cheap to import, and every option read by its component."""
+"""The declarations of the package: light to import, and every option is a parameter of the factory."""
 
 from __future__ import annotations
 

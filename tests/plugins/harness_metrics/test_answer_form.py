@@ -1,4 +1,4 @@
-"""Metrics of an answer's own form: repetition, length, patterns, JSON."""
+"""Metrics of an answer's form: repetition, length, patterns, JSON."""
 
 from __future__ import annotations
 
@@ -90,9 +90,9 @@ def test_the_extracted_part_is_compared_and_its_absence_counted(score, metric, n
     options = {"extract": r"#### (\d+)"}
     assert score(name, answers, references, **options)[name] == pytest.approx(2 / 3)
     assert score(name, answers[:1], ["12"], **options)[name] == 1.0  # a reference that is the answer alone
-    made = metric(name, **options)
-    assert [made.is_parsed(Item("x", "", "r", answer)) for answer in answers] == [True, True, False]
-    assert "|extract:" in made.signature()
+    instance = metric(name, **options)
+    assert [instance.is_parsed(Item("x", "", "r", answer)) for answer in answers] == [True, True, False]
+    assert "|extract:" in instance.signature()
     assert all(metric(name).is_parsed(Item("x", "", "r", answer)) for answer in answers)
 
 
