@@ -168,7 +168,7 @@ def test_every_option_is_used(kind, name):
     ]
     used = {node.id for node in ast.walk(body) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
     assert set(component.options) - used == set()
-    # What the constructor keeps on the instance is looked at somewhere, in the class or in one that it extends.
+    # Every attribute that the constructor sets is used somewhere, in the class or in a base class.
     sources = [
         inspect.getsource(cls)
         for cls in (component_factory.__mro__[:-1] if inspect.isclass(component_factory) else [component_factory])

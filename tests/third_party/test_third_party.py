@@ -67,7 +67,7 @@ def one_line(done):
     return line
 
 
-# -- a sound one ------------------------------------------------------------------------------------------------------
+# -- a valid one ------------------------------------------------------------------------------------------------------
 
 
 def test_plugins_lists_each_of_its_components_with_its_distribution(example, harness):
@@ -165,7 +165,7 @@ BROKEN = {
 def test_a_broken_plugin_is_listed_and_fails_only_specs_that_use_it(make, harness, spec, kind):
     text, error = BROKEN[kind]
     folder = make("acme-metrics", text)
-    (folder / "torch.py").write_text("")  # a stand-in, found before the real one, which takes seconds
+    (folder / "torch.py").write_text("")  # a stand-in before the real one on the path, which takes seconds to import
 
     listed = json.loads(harness(folder, "plugins", "--json").stdout)
     (broken,) = listed["broken"]

@@ -11,7 +11,14 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 
 from harness.types import Example, Message
-from harness.utils.words import UNSPACED_SCRIPT_PATTERN
+
+UNSPACED_SCRIPT_RANGES = (
+    "\u0e00-\u0eff\u1000-\u109f\u1100-\u11ff\u1780-\u17ff\u2e80-\u2fdf\u3005-\u3007\u3021-\u3029\u3031-\u3035\u3038-\u303c"
+    "\u3040-\u312f\u3130-\u318f\u31a0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\ua960-\ua97f\uac00-\ud7ff\uf900-\ufaff"
+    "\uff66-\uffdc\U0001aff0-\U0001b16f\U00020000-\U000323af"
+)
+"""Han, kana, Thai, Lao, Khmer and Burmese, which put no spaces between words, and Hangul, whose spaces are left out at
+will, as ranges of a regular expression. Each of their characters counts as a word."""
 
 
 def _combining_mark_ranges() -> str:
@@ -24,10 +31,10 @@ def _combining_mark_ranges() -> str:
 
 COMBINING_MARKS = _combining_mark_ranges()
 WORD_PATTERN = re.compile(
-    rf"(?:(?![{COMBINING_MARKS}])[{UNSPACED_SCRIPT_PATTERN}])[{COMBINING_MARKS}]*|(?:[^\W_{UNSPACED_SCRIPT_PATTERN}]|(?![{UNSPACED_SCRIPT_PATTERN}])[{COMBINING_MARKS}])+"
+    rf"(?:(?![{COMBINING_MARKS}])[{UNSPACED_SCRIPT_RANGES}])[{COMBINING_MARKS}]*|(?:[^\W_{UNSPACED_SCRIPT_RANGES}]|(?![{UNSPACED_SCRIPT_RANGES}])[{COMBINING_MARKS}])+"
 )
 ASCII_WORD_PATTERN = re.compile("[a-z0-9]+")
-UNSPACED_CHARACTER_PATTERN = re.compile(rf"[{UNSPACED_SCRIPT_PATTERN}]")
+UNSPACED_CHARACTER_PATTERN = re.compile(rf"[{UNSPACED_SCRIPT_RANGES}]")
 LINE_BREAK_CONTROLS = re.compile("[\u00ad\u200b-\u200d\u2060\ufeff]")
 
 

@@ -69,7 +69,7 @@ def test_identical_text_scores_best_and_disjoint_text_worst(score, name, script)
 @example("￼")
 @every
 def test_any_visible_text_is_its_own_best_answer(score, name, text):
-    # BLEU's orders beyond a text's length are left out, and ROUGE-2 of a text of one word is 0 by its definition.
+    # BLEU ignores orders beyond a text's length, and ROUGE-2 of a text of one word is 0 by definition.
     scores = score(name, [text], [text], **({"effective_order": True} if name == "bleu" else {}))
     if len(tokenize_words(text)) == 1:
         scores.pop("rouge2", None)

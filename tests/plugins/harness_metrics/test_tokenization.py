@@ -18,7 +18,7 @@ def test_ascii_words_equal_those_of_rouge_score(text):
 
 @given(st.text())
 def test_only_blank_text_has_no_words(text):
-    # Format characters (joiners, direction marks) alone make a text that nobody can see.
+    # Format characters (joiners, direction marks) alone make an invisible text.
     visible = "".join(character for character in text if character.isprintable() and not character.isspace())
     assert tokenize_words(text) or not visible
 

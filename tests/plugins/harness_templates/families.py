@@ -136,7 +136,7 @@ def _piece(tokenizer, models, pre_tokenizers, trainers):
     import json
 
     learning = tokenizer(models.BPE())
-    # A line break is a piece of its own in them, or a byte.
+    # In these tokenizers a line break is a separate piece, or a byte.
     lines = pre_tokenizers.Split("\n", "removed")
     learning.pre_tokenizer = pre_tokenizers.Sequence([lines, pre_tokenizers.Metaspace(prepend_scheme="never")])
     learning.train_from_iterator(TEXTS, trainers.BpeTrainer(vocab_size=260, show_progress=False))

@@ -91,7 +91,7 @@ def test_row_text_never_becomes_a_control_token(name, kind, position, built_in, 
     for actual, plain in ((row.input_ids, expected.input_ids), (row.labels, expected.labels)):
         assert [token for token in actual if token in control] == [token for token in plain if token in control]
     text = "".join(span.text for span in template.render(messages, tokenizer, tools=tools))
-    # SentencePiece's own space before a text and after a token is no space of the text.
+    # The space that SentencePiece adds before a text and after a token is not part of the text.
     assert strip_all_whitespace(tokenizer.decode(row.input_ids)).removeprefix(
         tokenizer.bos_token or ""
     ) == strip_all_whitespace(text).removeprefix(tokenizer.bos_token or "")

@@ -27,7 +27,7 @@ def test_spans_split_the_markup_where_training_begins_and_ends():
     [
         ("U q /U A a /A\n", ("q", "a"), ("q", "a")),
         ("U q /U A a /A\n", ("\n q ", "a\n"), ("q", "a")),
-        ("U  /U A  /U A a /A\n", (" /U A ", "a"), (" /U A ", "a")),  # a content that looks like a frame
+        ("U  /U A  /U A a /A\n", (" /U A ", "a"), (" /U A ", "a")),  # a content that looks like markup
         ("U  /U A /U A a /A\n", ("", "/U A a"), ("", "/U A a")),
         ('U q\\n" /U A a /A\n', ('q\n"', "a"), None),  # half of it as JSON
         ('U q\\n\\" /U A a /A\n', ('q\n"', "a"), ('q\\n\\"', "a")),  # all of it as JSON

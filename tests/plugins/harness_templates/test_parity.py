@@ -14,7 +14,7 @@ from harness.data.tokenization.tokenize import encode_example
 
 SHAPES = ["single", "multi", "system", "system_multi"]
 PLAIN = [
-    # template, options, tokenizer, chat template that TRL carries, whether it has a place for a system message
+    # template, options, tokenizer, chat template from TRL, whether it supports a system message
     ("llama3", {"version": "3"}, "llama3", "llama3", True),
     ("llama3", {}, "llama3", "llama3_1", True),
     ("llama3", {}, "llama3", "llama3_2", True),
