@@ -8,7 +8,7 @@ CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-FITTING = {
+VALID_OPTIONS = {
     "hub": {"name": "org/data"},
     "jinja": {"template": CHATML},
     "regex": {"pattern": "the"},
@@ -67,6 +67,6 @@ def options(tmp_path, request):
         values |= {key: valid_value(component.options[key], tmp_path) for key in component.required}
         if name == "bertscore":
             values["model"] = str(request.getfixturevalue("encoder"))
-        return values | FITTING.get(name, {})
+        return values | VALID_OPTIONS.get(name, {})
 
     return options

@@ -25,7 +25,7 @@ from harness.types import Item, Stage, StageSource, TokenizedExample
 
 REGISTRY = registry.discover_plugins()
 BASES = {"templates": Template, "sources": Source, "modes": Mode, "mitigations": Mitigation, "metrics": Metric}
-PROMISED = {
+BUILT_INS = {
     "templates": {"alpaca", "chatml", "llama2", "instruction_zh", "tokenizer", "jinja"}
     | {"llama3", "mistral", "qwen", "gemma", "phi", "zephyr", "vicuna", "deepseek"},
     "sources": {"json", "jsonl", "csv", "parquet", "arrow", "text", "hub", "lm_eval"},
@@ -54,7 +54,9 @@ PROMISED = {
     },
 }
 COMPONENTS = [(kind, name) for kind in BASES for name in sorted(REGISTRY.components[kind])]
-every = pytest.mark.parametrize(("kind", "name"), COMPONENTS, ids=[f"{kind}-{name}" for kind, name in COMPONENTS])
+for_every_component = pytest.mark.parametrize(
+    ("kind", "name"), COMPONENTS, ids=[f"{kind}-{name}" for kind, name in COMPONENTS]
+)
 modes = pytest.mark.parametrize("name", sorted(REGISTRY.components["modes"]))
 mitigations = pytest.mark.parametrize("name", sorted(REGISTRY.components["mitigations"]))
 metrics = pytest.mark.parametrize("name", sorted(REGISTRY.components["metrics"]))
@@ -69,12 +71,12 @@ def create(options):
     return lambda kind, name: REGISTRY.create(kind, name, options(name, REGISTRY.get(kind, name)))
 
 
-def factory(kind, name):
+def load_factory(kind, name):
     module, _, attribute = REGISTRY.get(kind, name).factory.partition(":")
     return getattr(importlib.import_module(module), attribute)
 
 
-def overridden(component, verb):
+def overrides(component, verb):
     return getattr(type(component), verb) is not getattr(BASES["mitigations"], verb)
 
 
@@ -83,17 +85,17 @@ def overridden(component, verb):
 
 def test_no_plugin_is_broken_and_every_documented_component_exists():
     assert REGISTRY.broken_plugins == []
-    missing = {kind: names - set(REGISTRY.components[kind]) for kind, names in PROMISED.items()}
+    missing = {kind: names - set(REGISTRY.components[kind]) for kind, names in BUILT_INS.items()}
     assert missing == {kind: set() for kind in BASES}
 
 
-@every
+@for_every_component
 def test_the_name_is_valid_in_a_spec_and_an_override(kind, name):
     assert name.isidentifier()
     jsonschema.validate(name, {"pattern": evaluation.NAME_PATTERN})
 
 
-@every
+@for_every_component
 def test_the_summary_is_one_sentence(kind, name):
     summary = REGISTRY.get(kind, name).summary
     assert summary[0].isupper()
@@ -102,20 +104,20 @@ def test_the_summary_is_one_sentence(kind, name):
     assert len(summary) <= 120
 
 
-@every
+@for_every_component
 def test_the_options_are_a_valid_draft_07_schema(kind, name):
     component = REGISTRY.get(kind, name)
     fragment = {"type": "object", "properties": dict(component.options), "required": list(component.required)}
     jsonschema.Draft7Validator.check_schema(fragment)
 
 
-@every
+@for_every_component
 def test_every_option_has_a_description_of_complete_sentences(kind, name):
     described = {key: option.get("description", "") for key, option in REGISTRY.get(kind, name).options.items()}
     assert [key for key, text in described.items() if text[-1:] not in (".", ")")] == []
 
 
-@every
+@for_every_component
 def test_every_option_has_a_valid_default_or_is_required(kind, name):
     component = REGISTRY.get(kind, name)
     for key, option in component.options.items():
@@ -124,7 +126,7 @@ def test_every_option_has_a_valid_default_or_is_required(kind, name):
             jsonschema.Draft7Validator(option).validate(option["default"])
 
 
-@every
+@for_every_component
 def test_filling_in_defaults_gives_all_options(kind, name, options):
     component = REGISTRY.get(kind, name)
     root = compose_schema(REGISTRY)
@@ -136,9 +138,9 @@ def test_filling_in_defaults_gives_all_options(kind, name, options):
 # -- factories --------------------------------------------------------------------------------------------------------
 
 
-@every
+@for_every_component
 def test_the_factory_takes_exactly_the_options_without_defaults(kind, name):
-    component_factory = factory(kind, name)
+    component_factory = load_factory(kind, name)
     has_no_constructor = inspect.isclass(component_factory) and component_factory.__init__ is object.__init__
     parameters = {} if has_no_constructor else inspect.signature(component_factory).parameters
     assert set(parameters) == set(REGISTRY.get(kind, name).options)
@@ -147,10 +149,10 @@ def test_the_factory_takes_exactly_the_options_without_defaults(kind, name):
         assert parameter.default is parameter.empty, parameter
 
 
-@every
+@for_every_component
 def test_every_option_is_used(kind, name):
     component = REGISTRY.get(kind, name)
-    component_factory = factory(kind, name)
+    component_factory = load_factory(kind, name)
     if not component.options:
         assert "__init__" not in vars(component_factory)
         return
@@ -181,7 +183,7 @@ def test_every_option_is_used(kind, name):
     assert stored - used_attributes - {"score_names"} == set()  # a metric's names are read by the core
 
 
-@every
+@for_every_component
 def test_the_factory_creates_an_instance_of_its_type_from_the_defaults(kind, name, create):
     assert isinstance(create(kind, name), BASES[kind])
 
@@ -252,7 +254,7 @@ def test_the_defaults_of_a_mitigation_change_nothing():
 def test_only_a_mitigation_that_uses_logits_requests_them(name, create):
     mitigation = create("mitigations", name)
     assert isinstance(mitigation.priority, int)
-    assert mitigation.requires_logits is overridden(mitigation, "batch_penalty")
+    assert mitigation.requires_logits is overrides(mitigation, "batch_penalty")
 
 
 @mitigations
@@ -274,15 +276,15 @@ def test_a_mitigation_keeps_the_names_and_order_of_stages(name, create):
     }
 
 
-def flat(state, path=()):
+def flatten_state(state, path=()):
     for key, value in state.items():
         if isinstance(value, dict):
-            yield from flat(value, (*path, key))
+            yield from flatten_state(value, (*path, key))
         else:
             yield (*path, key), value
 
 
-def through_a_stage(mitigation, model):
+def run_empty_stage(mitigation, model):
     """Return a mitigation and its model after one stage without an optimizer step, called as in a run."""
     import torch
 
@@ -299,12 +301,12 @@ def test_the_state_of_a_mitigation_round_trips(name, create, tiny_model):
     import torch
 
     first, second = create("mitigations", name), create("mitigations", name)
-    through_a_stage(first, tiny_model)
+    run_empty_stage(first, tiny_model)
     state = first.state_dict()
-    for _, value in flat(state):
+    for _, value in flatten_state(state):
         assert isinstance(value, torch.Tensor | int | float | str)
     second.load_state_dict(state)
-    before, after = dict(flat(state)), dict(flat(second.state_dict()))
+    before, after = dict(flatten_state(state)), dict(flatten_state(second.state_dict()))
     assert before.keys() == after.keys()
     for path, value in before.items():
         assert torch.equal(torch.as_tensor(value), torch.as_tensor(after[path])), path
@@ -319,11 +321,11 @@ def test_the_same_seed_gives_a_mitigation_the_same_state_and_the_same_model(name
     pairs = []
     for _ in range(2):
         mitigation = create("mitigations", name)
-        model = through_a_stage(mitigation, copy.deepcopy(tiny_model))
-        pairs.append((dict(flat(mitigation.state_dict())), dict(model.named_parameters())))
-    for one, two in zip(*pairs, strict=True):
-        assert one.keys() == two.keys()
-        assert all(torch.equal(torch.as_tensor(one[key]), torch.as_tensor(two[key])) for key in one)
+        model = run_empty_stage(mitigation, copy.deepcopy(tiny_model))
+        pairs.append((dict(flatten_state(mitigation.state_dict())), dict(model.named_parameters())))
+    for first, second in zip(*pairs, strict=True):
+        assert first.keys() == second.keys()
+        assert all(torch.equal(torch.as_tensor(first[key]), torch.as_tensor(second[key])) for key in first)
 
 
 @mitigations
@@ -331,7 +333,7 @@ def test_the_weight_penalty_is_0_while_no_weight_has_changed(name, create, tiny_
     import torch
 
     mitigation = create("mitigations", name)
-    model = through_a_stage(mitigation, tiny_model)
+    model = run_empty_stage(mitigation, tiny_model)
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     for weight in weights:
         weight.grad = torch.ones_like(weight)
@@ -342,11 +344,21 @@ def test_the_weight_penalty_is_0_while_no_weight_has_changed(name, create, tiny_
 
 # -- metrics ----------------------------------------------------------------------------------------------------------
 
-READ = {"kl": 0.4, "agreed": 1, "choices": ("yes", "never"), "gold": 1, "text_nll": 20.0, "text_tokens": 7}
-ANSWERED = [
-    Item("a", "Q", "the cat sat on the mat", "the cat sat on the mat", "eos", 3.0, 6, choice_lls=(-2.0, -1.0), **READ),
-    Item("b", "Q", "it is 4 pm", "it is noon", "eos", 9.5, 4, choice_lls=(-2.0, -5.0), **READ),
-    Item("c", "Q", "never", "", "empty", 2.5, 1, choice_lls=(-2.0, -2.5), **READ),
+MEASUREMENTS = {"kl": 0.4, "agreed": 1, "choices": ("yes", "never"), "gold": 1, "text_nll": 20.0, "text_tokens": 7}
+ITEMS = [
+    Item(
+        "a",
+        "Q",
+        "the cat sat on the mat",
+        "the cat sat on the mat",
+        "eos",
+        3.0,
+        6,
+        choice_lls=(-2.0, -1.0),
+        **MEASUREMENTS,
+    ),
+    Item("b", "Q", "it is 4 pm", "it is noon", "eos", 9.5, 4, choice_lls=(-2.0, -5.0), **MEASUREMENTS),
+    Item("c", "Q", "never", "", "empty", 2.5, 1, choice_lls=(-2.0, -2.5), **MEASUREMENTS),
 ]
 BETTER = {"json_valid": ("[1]", "[1"), "distinct": ("one two three", "one one one"), "regex": ("the", "a")}
 """A better and a worse answer for the metrics that do not use the reference."""
@@ -365,9 +377,9 @@ def test_a_metric_declares_its_input_its_scores_and_its_signature(name, create):
 @metrics
 def test_the_statistics_of_a_metric_are_additive(name, create):
     metric = create("metrics", name)
-    statistics = [metric.statistics(item) for item in ANSWERED]
+    statistics = [metric.statistics(item) for item in ITEMS]
     for score in metric.score_names:
-        vectors = [one[score] for one in statistics]
+        vectors = [item_statistics[score] for item_statistics in statistics]
         assert len({len(vector) for vector in vectors}) == 1
         assert all(type(number) in (int, float) for vector in vectors for number in vector)
         total = [sum(column) for column in zip(*vectors, strict=True)]
@@ -389,7 +401,7 @@ def test_a_metric_with_is_ratio_is_a_ratio(name, create):
 
 @metrics
 def test_is_parsed_returns_a_bool(name, create):
-    assert create("metrics", name).is_parsed(ANSWERED[0]) in (True, False)
+    assert create("metrics", name).is_parsed(ITEMS[0]) in (True, False)
 
 
 @metrics
@@ -400,7 +412,7 @@ def test_check_available_passes_if_everything_is_there(name, create):
 @metrics
 def test_a_metric_returns_exactly_its_score_names(name, create):
     metric = create("metrics", name)
-    assert set(metric.statistics(ANSWERED[0])) == set(metric.score_names)
+    assert set(metric.statistics(ITEMS[0])) == set(metric.score_names)
 
 
 @metrics

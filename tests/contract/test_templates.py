@@ -77,7 +77,7 @@ def conversations_with(word):
     }
 
 
-ANYWHERE = ("user", "response", "turns")
+SUPPORTED_BY_ALL = ("user", "response", "turns")
 """Positions that every format supports."""
 
 
@@ -116,7 +116,7 @@ def test_row_text_never_becomes_a_control_token(name, position, template, tokeni
     else:
         refusal = None
     if refusal is not None:
-        assert position not in ANYWHERE
+        assert position not in SUPPORTED_BY_ALL
         assert refusal.hint
         with pytest.raises(HarnessError):
             template.render(messages, tokenizer, tools=tools)

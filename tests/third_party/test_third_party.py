@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-BROUGHT = {
+EXAMPLE_COMPONENTS = {
     "templates": "dialogue",
     "sources": "pairs",
     "modes": "sandwich",
@@ -27,7 +27,7 @@ SPEC = {
     "mitigations": {"short_stages": {"steps": 3}},
     "evaluate": {"all": {"source": "heldout", "role": "general", "metrics": {"answer_length": {}}}},
 }
-GOOD = """
+VALID_PLUGIN = """
 from harness import Component, hookimpl
 
 @hookimpl
@@ -56,11 +56,11 @@ def spec(tmp_path):
     return spec
 
 
-def needs(metric):
+def suite_with_metric(metric):
     return {"evaluate": {"all": {"source": "desk", "role": "general", "metrics": metric}}}
 
 
-def one_line(done):
+def error_line(done):
     assert done.returncode == 2
     assert done.stdout == ""
     (line,) = done.stderr.splitlines()
@@ -73,15 +73,15 @@ def one_line(done):
 def test_plugins_lists_each_of_its_components_with_its_distribution(example, harness):
     listed = json.loads(harness(example, "plugins", "--json").stdout)
     assert listed["broken"] == []
-    assert {kind: listed[kind][name]["distribution"] for kind, name in BROUGHT.items()} == dict.fromkeys(
-        BROUGHT, "harness-example"
+    assert {kind: listed[kind][name]["distribution"] for kind, name in EXAMPLE_COMPONENTS.items()} == dict.fromkeys(
+        EXAMPLE_COMPONENTS, "harness-example"
     )
     assert listed["modes"]["mixed"]["distribution"] == "harness-sft"
 
 
 def test_the_summary_is_shown_as_written(example, harness):
-    shown = " ".join(harness(example, "plugins", "--kind", "templates", COLUMNS="200").stdout.split())
-    assert "dialogue harness-example Speakers by name, as in a play: [Ann] … [/Ann]." in shown
+    output = " ".join(harness(example, "plugins", "--kind", "templates", COLUMNS="200").stdout.split())
+    assert "dialogue harness-example Speakers by name, as in a play: [Ann] … [/Ann]." in output
 
 
 def test_the_schema_has_the_options(example, harness):
@@ -109,13 +109,13 @@ def test_its_mode_and_its_typical_range_are_used(example, harness, spec):
 
 def test_its_options_are_validated_like_those_of_built_ins(example, harness, spec):
     file = spec(**{**SPEC, "mitigations": {"short_stages": {"step": 3}}})
-    line = one_line(harness(example, "validate", file))
+    line = error_line(harness(example, "validate", file))
     assert line.endswith("mitigations.short_stages: unknown key 'step'; did you mean 'steps'?")
 
 
 def test_a_source_named_in_its_options_must_exist(example, harness, spec):
     file = spec(**{**SPEC, "mode": {"sandwich": {"bread": "chat", "filling": "dsk"}}})
-    line = one_line(harness(example, "validate", file))
+    line = error_line(harness(example, "validate", file))
     assert line.endswith("mode.sandwich.filling: there is no source 'dsk'; did you mean 'desk'?")
 
 
@@ -131,7 +131,7 @@ def test_its_template_passes_the_contract_tests(example):
 
 def test_third_parties_can_be_hidden(example, harness, spec):
     listed = json.loads(harness(example, "plugins", "--json", HARNESS_NO_THIRD_PARTY="1").stdout)
-    assert {name for kind in BROUGHT for name in listed[kind]} & set(BROUGHT.values()) == set()
+    assert {name for kind in EXAMPLE_COMPONENTS for name in listed[kind]} & set(EXAMPLE_COMPONENTS.values()) == set()
     done = harness(example, "validate", spec(**SPEC), HARNESS_NO_THIRD_PARTY="1")
     assert done.returncode == 2
     assert "template: no plugin brings 'dialogue'" in done.stderr
@@ -139,20 +139,20 @@ def test_third_parties_can_be_hidden(example, harness, spec):
 
 # -- broken ones ------------------------------------------------------------------------------------------------------
 
-BROKEN = {
+BROKEN_PLUGINS = {
     "raises at import": ("raise RuntimeError('no licence')", "RuntimeError: no licence"),
-    "imports torch when it is imported": (f"import torch\n{GOOD}", "listing it imports torch"),
+    "imports torch when it is imported": (f"import torch\n{VALID_PLUGIN}", "listing it imports torch"),
     "imports torch when it is listed": (
-        GOOD.replace("    return", "    import torch\n    return"),
+        VALID_PLUGIN.replace("    return", "    import torch\n    return"),
         "listing it imports torch",
     ),
-    "misspells a hook": (GOOD.replace("harness_metrics", "harness_metrix"), "unknown hook 'harness_metrix'"),
+    "misspells a hook": (VALID_PLUGIN.replace("harness_metrics", "harness_metrix"), "unknown hook 'harness_metrix'"),
     "has a bad options fragment": (
-        GOOD.replace('"collections:Counter"', '"collections:Counter", {"size": {"type": "int"}}'),
+        VALID_PLUGIN.replace('"collections:Counter"', '"collections:Counter", {"size": {"type": "int"}}'),
         "its options are no JSON Schema",
     ),
     "has a default that does not fit": (
-        GOOD.replace(
+        VALID_PLUGIN.replace(
             '"collections:Counter"',
             '"collections:Counter", {"size": {"type": "integer", "default": "4", "description": "S."}}',
         ),
@@ -161,9 +161,9 @@ BROKEN = {
 }
 
 
-@pytest.mark.parametrize("kind", BROKEN)
+@pytest.mark.parametrize("kind", BROKEN_PLUGINS)
 def test_a_broken_plugin_is_listed_and_fails_only_specs_that_use_it(make, harness, spec, kind):
-    text, error = BROKEN[kind]
+    text, error = BROKEN_PLUGINS[kind]
     folder = make("acme-metrics", text)
     (folder / "torch.py").write_text("")  # a stand-in before the real one on the path, which takes seconds to import
 
@@ -178,7 +178,7 @@ def test_a_broken_plugin_is_listed_and_fails_only_specs_that_use_it(make, harnes
     assert done.returncode == 0
     assert "is valid" in done.stdout
 
-    line = one_line(harness(folder, "validate", spec(**needs("mine"))))
+    line = error_line(harness(folder, "validate", spec(**suite_with_metric("mine"))))
     assert "evaluate.all.metrics: no plugin brings 'mine'; " in line
     assert "a plugin that may bring it does not load: acme-metrics (acme_metrics): " in line
     assert error in line
@@ -197,8 +197,8 @@ def test_a_broken_plugin_can_be_hidden(make, harness):
 
 @pytest.mark.parametrize("command", ["validate", "plugins", "schema"])
 def test_a_name_registered_twice_is_an_error_that_names_both(make, harness, spec, command):
-    folder = make("acme-metrics", GOOD.replace('"mine"', '"chrf"'))
-    line = one_line(harness(folder, command, *([spec()] if command == "validate" else [])))
+    folder = make("acme-metrics", VALID_PLUGIN.replace('"mine"', '"chrf"'))
+    line = error_line(harness(folder, command, *([spec()] if command == "validate" else [])))
     assert line == (
         "harness: plugins: the distributions 'harness-sft' and 'acme-metrics' both bring a metric 'chrf'; "
         "uninstall one of them, or rename its component"
@@ -206,10 +206,10 @@ def test_a_name_registered_twice_is_an_error_that_names_both(make, harness, spec
 
 
 def test_a_component_with_a_missing_module_fails_only_when_used(make, harness, spec):
-    text = GOOD.replace("harness_metrics", "harness_modes").replace("collections:Counter", "acme_gone:Mode")
+    text = VALID_PLUGIN.replace("harness_metrics", "harness_modes").replace("collections:Counter", "acme_gone:Mode")
     folder = make("acme-modes", text)
     assert harness(folder, "validate", spec()).returncode == 0
-    assert one_line(harness(folder, "validate", spec(mode="mine"))) == (
+    assert error_line(harness(folder, "validate", spec(mode="mine"))) == (
         "harness: mode 'mine' of acme-modes: 'acme_gone:Mode' does not import: ModuleNotFoundError: "
         "No module named 'acme_gone'; reinstall or mend that plugin"
     )

@@ -28,7 +28,7 @@ DECLARED = {
     "track": (run.TRACK_KEYS, ("tracking",)),
     "top": (run.TOP_LEVEL_KEYS, ("spec", "runner", "cli", "tracking", "report")),
 }
-UNREAD = {"top": {"description"}}
+UNUSED = {"top": {"description"}}
 """Keys for the reader of a spec, which the program does not use."""
 
 
@@ -45,22 +45,22 @@ def names_used_in(packages):
     return strings | {node.attr for node in nodes if isinstance(node, ast.Attribute)}
 
 
-@pytest.mark.parametrize("part", DECLARED)
-def test_every_key_is_read(part):
-    keys, packages = DECLARED[part]
-    assert set(keys) - UNREAD.get(part, set()) - names_used_in(packages) == set()
+@pytest.mark.parametrize("section", DECLARED)
+def test_every_key_is_read(section):
+    keys, packages = DECLARED[section]
+    assert set(keys) - UNUSED.get(section, set()) - names_used_in(packages) == set()
 
 
-@pytest.mark.parametrize("part", DECLARED)
-def test_every_key_has_a_description_and_a_default_or_is_required(part):
-    keys, _ = DECLARED[part]
+@pytest.mark.parametrize("section", DECLARED)
+def test_every_key_has_a_description_and_a_default_or_is_required(section):
+    keys, _ = DECLARED[section]
     asked_for = {
         "model": {"path"},
         "suite": {"source"},
         "server": {"url", "model"},
         "gate": {"score", *gate.TESTS},
         "top": {"$schema", "name"},
-    }.get(part, set())
+    }.get(section, set())
     assert {key for key, option in keys.items() if "default" not in option} == asked_for
     assert [key for key, option in keys.items() if option["description"][-1] not in ".)"] == []
 
