@@ -29,8 +29,8 @@ class KlToBase(_BaseComparisonMetric):
     """Mean KL(base || model) per token, in nats: 0 for the base itself; lower is closer.
 
     It is exact: over the whole vocabulary, at every token of the reference responses, end of turn included, in the
-    forward direction. On general prompts it ranks what training forgets better than their NLL, which may even fall
-    (Shenfeld et al., 2025, arXiv:2509.04259, measure it on the new task).
+    forward direction. On general prompts it ranks what training forgets better than their NLL, which may even fall.
+    Shenfeld et al. (2025, arXiv:2509.04259) measure it on the new task.
     """
 
     score_names = ("kl_to_base",)

@@ -57,8 +57,8 @@ def segmentation_of(text: str, lang: str = "auto") -> str:
     """Return how to split a text: `zh`, `char` (other scripts without spaces) or `spaced`.
 
     Args:
-        text: The text. With `auto`, it is of scripts without spaces if these have more than 0.3 of its letters, and
-            `zh` if Han has at least half of these.
+        text: The text. With `auto`, it is `spaced` unless more than 0.3 of its letters belong to scripts without
+            spaces. It is then `zh` if at least half of those are Han.
         lang: An ISO 639 code of two or three letters, which decides; or `auto`: the text's letters decide.
     """
     if lang != "auto":

@@ -157,8 +157,8 @@ class ParquetSource(Source):
 def iter_records(batches: Iterable[Any], file: str, first_index: int = 0) -> Iterator[Record | InvalidRecord]:
     """Yield the rows of record batches, each with the location `file:[index]`.
 
-    A null field of an object in a row is dropped. Arrow gives every object of a column the fields of all of them, so
-    the arguments of one tool would appear, as nulls, in the calls of all others.
+    A null field of an object in a row is dropped, because Arrow gives every object of a column the fields of all of
+    them. The arguments of one tool would appear, as nulls, in the calls of all others.
 
     A row with a value that Python cannot represent (text that is not UTF-8, a date after the year 9999) is invalid.
 

@@ -1,7 +1,11 @@
 """The files of a source: the option `path`, opening, decompression, and their errors.
 
-A path is a file of this machine, a glob pattern (`data/*.jsonl`), a file inside an installed Python package
-(`pkg://package/file`), or an address that fsspec supports (`s3://bucket/file`).
+A path is one of:
+
+    data/rows.jsonl       a file of this machine
+    data/*.jsonl          a glob pattern
+    pkg://package/file    a file inside an installed Python package
+    s3://bucket/file      an address that fsspec supports
 """
 
 from __future__ import annotations
