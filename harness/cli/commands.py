@@ -334,7 +334,7 @@ def schema(arguments: argparse.Namespace) -> int:
 def compare(arguments: argparse.Namespace) -> int:
     from harness.comparison import compare as compare_module
     from harness.comparison import html_page
-    from harness.terminal.comparison_table import ComparisonTable
+    from harness.terminal.comparison_table import format_comparison
 
     made = compare_module.compare_runs(
         arguments.runs,
@@ -349,7 +349,7 @@ def compare(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(made.to_json(), indent=2, ensure_ascii=False))
     else:
-        _print_renderable(ComparisonTable(made))
+        _print_renderable(format_comparison(made))
     return 0
 
 

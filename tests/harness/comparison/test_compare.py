@@ -14,7 +14,7 @@ from support import example_run
 
 from harness.comparison import compare, run_summary
 from harness.errors import HarnessError
-from harness.terminal.comparison_table import ComparisonTable
+from harness.terminal.comparison_table import format_comparison
 from harness.tracking import mlflow_store
 from harness.tracking.tracker import Tracker
 
@@ -40,7 +40,7 @@ def tracked(tmp_path_factory):
 
 def shown(comparison, width=100):
     stream = io.StringIO()
-    Console(file=stream, width=width, color_system=None, highlight=False).print(ComparisonTable(comparison))
+    Console(file=stream, width=width, color_system=None, highlight=False).print(format_comparison(comparison))
     return stream.getvalue()
 
 
@@ -107,7 +107,7 @@ def test_what_differs_in_the_specs_is_named_and_nothing_else(tracked):
     }
     same = compare.compare_runs(["mixed-sft-a1", "mixed-sft-a3"], "sweep", tracked.uri)
     assert same.differences == {}
-    assert "their specs do not differ" in shown(same)
+    assert "the specs do not differ" in shown(same)
 
 
 @pytest.mark.parametrize("width", [80, 140])

@@ -17,7 +17,7 @@ from harness.cli import main
 from harness.comparison import compare, html_page
 from harness.errors import HarnessError
 from harness.statistics.significance import holm, mcnemar
-from harness.terminal.comparison_table import ComparisonTable
+from harness.terminal.comparison_table import format_comparison
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def pair(comparison, score, run=1):
 
 def shown(comparison, width=80):
     stream = io.StringIO()
-    Console(file=stream, width=width, color_system=None, highlight=False).print(ComparisonTable(comparison))
+    Console(file=stream, width=width, color_system=None, highlight=False).print(format_comparison(comparison))
     return stream.getvalue()
 
 

@@ -12,7 +12,7 @@ from support import example_run, html_reader
 
 from harness.report import arm_comparison, finished_run, run_report
 from harness.report.html import write
-from harness.terminal.arms_table import ArmsTable
+from harness.terminal.arms_table import format_arms
 
 ITEMS = 40
 SPEC = {"evaluate": {"helpdesk": {"role": "domain"}, "general": {"role": "general"}}}
@@ -61,7 +61,7 @@ def test_it_is_the_joint_end_less_the_own_stage_positive_where_the_stages_learne
 
 def test_it_is_shown_and_kept(experiment, tmp_path):
     stream = io.StringIO()
-    Console(file=stream, width=120, color_system=None, highlight=False).print(ArmsTable(experiment))
+    Console(file=stream, width=120, color_system=None, highlight=False).print(format_arms(experiment))
     assert "intransigence" in stream.getvalue()
     assert "'joint', trained on all tasks together" in stream.getvalue().replace("\n", " ")
     experiment.write(tmp_path)

@@ -142,7 +142,7 @@ def test_tools_and_what_is_cut_are_shown(tokenizer):
     page = shown(RowPreview(turned(tokenizer, example()), [tool, {"name": "clock"}], tokens_cut=1200))
     assert "weather(city, unit): Tells it." in page
     assert "clock()" in page
-    assert "1,200 more tokens lie beyond max_length" in page
+    assert "1,200 more tokens are beyond max_length" in page
 
 
 def test_a_stream_without_unicode_takes_it(tokenizer):
