@@ -23,8 +23,9 @@ def format_arms(experiment: ArmComparison) -> RenderableType:
 def _arms_parts(experiment: ArmComparison) -> Iterator[RenderableType]:
     yield arm_points_table(experiment)
     yield Text(
-        "relative to the base model, 95 % intervals; ● no other arm gains as much and forgets less; recovered: prevented "
-        f"fraction of the forgetting of {experiment.baseline!r}, where that forgetting exceeds two standard errors",
+        "relative to the base model, 95 % intervals; ● no other arm gains as much and forgets less; recovered: "
+        f"prevented fraction of the forgetting of {experiment.baseline!r}, where that forgetting exceeds two standard "
+        "errors",
         style="dim",
     )
     yield Text()
