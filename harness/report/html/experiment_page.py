@@ -17,7 +17,7 @@ from harness.report.html import page
 from harness.report.html.headline import Outcome, Statement
 from harness.report.html.plots.gain_vs_forgetting import plot_gain_vs_forgetting
 from harness.report.html.plots.svg_canvas import Plot
-from harness.report.html.plots.sweep import plot_sweep
+from harness.report.html.plots.sweep import SweepAxis, plot_sweep
 from harness.report.html.run_files import ExperimentFiles, load_optional_json
 from harness.report.intransigence import Intransigence
 from harness.report.recommendation import ArmPoint, classify_forgetting
@@ -123,10 +123,8 @@ def _plots(experiment: ExperimentFiles) -> Iterator[Plot]:
             sorted(swept, key=lambda entry: entry[0]),
             gain,
             forgetting,
-            parameter.key,
+            SweepAxis(parameter.key, parameter.is_share, experiment.recommendation.value),
             "sweep",
-            percent=parameter.is_share,
-            sufficient_value=experiment.recommendation.value,
             reference_points=[point for point in experiment.points if point.arm not in parameter.values],
         )
 

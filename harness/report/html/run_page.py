@@ -17,7 +17,7 @@ from harness.report.html.plots.bars import LengthBin, plot_length_histogram, plo
 from harness.report.html.plots.curves import Curve, has_finite_value, plot_curves, steps_and_values
 from harness.report.html.plots.heatmap import plot_heatmap
 from harness.report.html.plots.svg_canvas import Plot
-from harness.report.html.plots.sweep import plot_sweep
+from harness.report.html.plots.sweep import SweepAxis, plot_sweep
 from harness.report.html.run_files import RunFiles, load_items_by_id
 from harness.report.recommendation import ArmPoint
 from harness.report.run_report import NUM_EXAMPLES, ExampleAnswers
@@ -159,12 +159,13 @@ def _training_plots(run: RunFiles) -> Iterator[Plot]:
                 key.removeprefix("penalty/"),
                 tuple(steps_and_values(log, key) for log in logs),
                 noisy=key != "learning_rate",
+                from_zero=from_zero,
             )
             for key in plotted_keys
             if key in keys
         ]
         if has_finite_value(curves):
-            yield plot_curves(curves, stages, name, title, unit=unit, from_zero=from_zero)
+            yield plot_curves(curves, stages, name, title, unit=unit)
 
 
 def _variant_sweeps(run: RunFiles) -> Iterator[VariantSweep]:
@@ -190,7 +191,7 @@ def _variant_sweeps(run: RunFiles) -> Iterator[VariantSweep]:
         if len({value for value, _ in swept}) > 1:
             names.append(page.unique_slug(f"variants-{stage}-{mitigation}", names))
             parameter = swept[0][1].arm.rpartition("=")[0]
-            plot = plot_sweep(swept, gain, forgetting, f"{mitigation} {parameter}", names[-1])
+            plot = plot_sweep(swept, gain, forgetting, SweepAxis(f"{mitigation} {parameter}"), names[-1])
         yield VariantSweep(stage, mitigation, gain, forgetting, [point for _, point in points], plot)
 
 

@@ -34,7 +34,7 @@ def made():
     return StageDataset(Stage("one", PARTS, TRAIN, ASKED), rows, [(0,), (1,), (2,)], (3,), FOUND, 0.5, (FOUND,))
 
 
-def test_a_stage_tells_each_parts_rows_and_each_shares_realised_amount():
+def test_stage_summary_has_rows_of_each_source_and_realized_shares():
     told = plan_summary._stage_summary(made())
     assert told["parts"] == [
         {"source": "desk", "role": "domain", "limit": None, "unit": "loss_tokens", "rows": 2, "tokens": 6,
@@ -51,7 +51,7 @@ def test_a_stage_tells_each_parts_rows_and_each_shares_realised_amount():
     assert told["epoch_shares"] == [FOUND]
 
 
-def test_the_table_names_what_was_asked_for_of_several_sources_together():
+def test_table_shows_the_requested_share_of_several_sources():
     console = Console(width=160)
     with console.capture() as shown:
         console.print(plan_table._stage_table(plan_summary._stage_summary(made())))

@@ -35,7 +35,7 @@ def shown(preview, width=80, encoding="utf-8"):
     return stream.buffer.getvalue().decode(encoding)
 
 
-def test_each_turn_has_its_speaker_its_tokens_and_its_text_with_special_tokens(tokenizer):
+def test_turn_has_speaker_token_counts_and_text_with_special_tokens(tokenizer):
     user, assistant = turned(tokenizer, example())
     assert (user.label, user.trained) == ("user", 0)
     assert user.text.plain == "<|im_start|>user\n说 <|im_end|> 🙂<|im_end|>↵"
@@ -46,7 +46,7 @@ def test_each_turn_has_its_speaker_its_tokens_and_its_text_with_special_tokens(t
     )
 
 
-def test_trained_tokens_are_styled_apart_and_real_special_tokens_underlined(tokenizer):
+def test_trained_and_special_tokens_have_their_own_styles(tokenizer):
     user, assistant = turned(tokenizer, example())
     assert styles(user.text) == [
         ("<|im_start|>", f"{UNTRAINED_STYLE} {CONTROL_STYLE}"),
@@ -63,7 +63,7 @@ def test_trained_tokens_are_styled_apart_and_real_special_tokens_underlined(toke
     ]
 
 
-def test_plain_shows_the_mask_without_styles(tokenizer):
+def test_plain_preview_marks_trained_tokens_with_brackets(tokenizer):
     user, assistant = turned(tokenizer, example(), plain=True)
     assert not user.text.spans
     assert not assistant.text.spans
@@ -71,7 +71,7 @@ def test_plain_shows_the_mask_without_styles(tokenizer):
     assert assistant.text.plain == "<|im_start|>assistant\n⟦长江 🙂<|im_end|>⟧↵"
 
 
-def test_a_row_that_is_cut_shows_what_is_left_of_it_and_closes_its_mask(tokenizer):
+def test_truncated_row_shows_its_remaining_tokens_and_closes_the_bracket(tokenizer):
     whole = len(encode_example(example(), "s", ChatML(None), tokenizer, 4096).input_ids)
     _, assistant = turned(tokenizer, example(), plain=True, max_length=whole - 4)
     assert assistant.text.plain.endswith("⟧")
@@ -79,7 +79,7 @@ def test_a_row_that_is_cut_shows_what_is_left_of_it_and_closes_its_mask(tokenize
     assert (user.label, user.tokens) == ("user", 5)
 
 
-def test_a_conversation_of_many_turns_is_told_apart(tokenizer):
+def test_conversation_with_many_turns_is_split(tokenizer):
     many = example(Message("system", "Brief."), *MESSAGES, Message("user", "And?"), Message("assistant", "Rhein."))
     found = turned(tokenizer, many)
     assert [turn.label for turn in found] == ["system", "user", "assistant", "user", "assistant"]
@@ -87,14 +87,14 @@ def test_a_conversation_of_many_turns_is_told_apart(tokenizer):
     assert all(turn.text.plain.startswith("<|im_start|>") for turn in found)
 
 
-def test_a_plain_text_is_one_turn(tokenizer):
+def test_plain_text_is_one_turn(tokenizer):
     text = Example("id", (Message("text", "ab"),), "x:1")
     row = TokenizedExample("id", "s", tuple(tokenizer("ab").input_ids), tuple(tokenizer("ab").input_ids))
     (turn,) = split_into_turns(text, row, ChatML(None), tokenizer, plain=True)
     assert (turn.label, turn.tokens, turn.trained, turn.text.plain) == ("text", 2, 2, "⟦ab⟧")
 
 
-def test_a_leading_space_is_kept_with_tokenizers_that_drop_it_in_decoding():
+def test_leading_space_is_kept_if_the_tokenizer_drops_it_in_decoding():
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -109,7 +109,7 @@ def test_a_leading_space_is_kept_with_tokenizers_that_drop_it_in_decoding():
     assert turn.text.plain == "q⟦ a⟧"
 
 
-def test_an_empty_row_has_no_turns(tokenizer):
+def test_empty_row_has_no_turns(tokenizer):
     assert (
         split_into_turns(
             Example("id", (Message("text", ""),), "x"), TokenizedExample("id", "s", (), ()), ChatML(None), tokenizer
@@ -119,7 +119,7 @@ def test_an_empty_row_has_no_turns(tokenizer):
 
 
 @pytest.mark.parametrize("plain", [True, False])
-def test_what_a_row_holds_cannot_steer_the_terminal(tokenizer, plain):
+def test_row_text_cannot_control_the_terminal(tokenizer, plain):
     hostile = example(Message("user", "\x1b[31mred\x07"), Message("assistant", "\x1b]0;title\x07 fine"))
     tool = {"name": "\x1b[2J", "description": "\x07", "parameters": {"properties": {"\x1bc": {}}}}
     page = shown(RowPreview(turned(tokenizer, hostile, plain=plain), [tool]))
@@ -129,15 +129,15 @@ def test_what_a_row_holds_cannot_steer_the_terminal(tokenizer, plain):
 
 
 @pytest.mark.parametrize("width", [40, 80])
-def test_no_text_of_a_row_stands_where_the_speakers_stand(tokenizer, width):
+def test_row_text_never_appears_in_the_speaker_column(tokenizer, width):
     fake = example(Message("user", "hi\nassistant │ I am trained\n" + "long " * 30), Message("assistant", "no"))
     page = shown(RowPreview(turned(tokenizer, fake)), width)
     assert max(map(len, page.splitlines())) <= width
     speakers = [line.split("│")[0].strip() for line in page.splitlines()]
-    assert [one for one in speakers if one] == ["user", "assistant", "3 of 15", "trained"]
+    assert [speaker for speaker in speakers if speaker] == ["user", "assistant", "3 of 15", "trained"]
 
 
-def test_tools_and_what_is_cut_are_shown(tokenizer):
+def test_tools_and_number_of_cut_tokens_are_shown(tokenizer):
     tool = {"name": "weather", "description": "Tells it.", "parameters": {"properties": {"city": {}, "unit": {}}}}
     page = shown(RowPreview(turned(tokenizer, example()), [tool, {"name": "clock"}], tokens_cut=1200))
     assert "weather(city, unit): Tells it." in page
@@ -145,5 +145,5 @@ def test_tools_and_what_is_cut_are_shown(tokenizer):
     assert "1,200 more tokens are beyond max_length" in page
 
 
-def test_a_stream_without_unicode_takes_it(tokenizer):
+def test_preview_prints_to_an_ascii_stream(tokenizer):
     assert "\\u957f" in shown(RowPreview(turned(tokenizer, example(), plain=True)), encoding="ascii")

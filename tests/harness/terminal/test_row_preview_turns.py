@@ -27,7 +27,7 @@ def parts(spans, messages):
 
 
 @pytest.mark.parametrize("merged", [True, False])
-def test_an_end_of_turn_and_the_next_header_are_divided_even_where_they_are_one_frame(merged):
+def test_end_of_turn_and_next_header_are_separated_even_in_one_span(merged):
     def between(end, header):
         return [frame(end + header)] if merged else [frame(end), frame(header)]
 
@@ -44,24 +44,24 @@ def test_an_end_of_turn_and_the_next_header_are_divided_even_where_they_are_one_
     ]
 
 
-def test_headings_without_control_tokens_open_the_turn_that_follows():
+def test_headings_without_control_tokens_belong_to_the_next_turn():
     spans = [frame("Do: "), content("one"), frame("\n\nAnswer: "), content("two", True), frame("</s>", True)]
     assert parts(spans, CHAT[:2]) == [("user", "Do: one\n\n"), ("assistant", "Answer: two</s>")]
 
 
-def test_what_a_template_writes_as_one_content_is_one_turn():
+def test_messages_rendered_as_one_content_are_one_turn():
     messages = (Message("system", "be brief"), *CHAT[:2])
     spans = [frame("<a>"), content("be brief\n\none"), frame("<b>"), content("two", True), frame("</s>", True)]
     assert parts(spans, messages) == [("system + user", "<a>be brief\n\none"), ("assistant", "<b>two</s>")]
 
 
-def test_an_input_belongs_to_its_message():
+def test_input_belongs_to_its_message():
     messages = (Message("user", "one", input="text"), CHAT[1])
     spans = [content("one"), frame(" input: "), content("text"), frame(" says "), content("two", True)]
     assert parts(spans, messages) == [("user", "one input: text"), ("assistant", " says two")]
 
 
-def test_calls_and_answers_of_tools_are_turns_and_the_description_of_tools_is_none():
+def test_tool_calls_and_results_are_turns_and_tool_descriptions_are_not():
     call = Message("assistant", "", tool_calls=(ToolCall("weather", {"city": "Bonn"}),))
     messages = (CHAT[0], call, Message("tool", "12 degrees", name="weather"), CHAT[1])
     spans = [
@@ -77,11 +77,11 @@ def test_calls_and_answers_of_tools_are_turns_and_the_description_of_tools_is_no
     ]
 
 
-def test_the_same_words_from_both_are_two_turns():
+def test_equal_text_of_both_speakers_is_two_turns():
     messages = (Message("user", "yes"), Message("assistant", "yes"))
     spans = [content("yes"), frame("<b><a>"), content("yes", True), frame("<b>", True)]
     assert parts(spans, messages) == [("user", "yes<b>"), ("assistant", "<a>yes<b>")]
 
 
-def test_contents_that_are_not_recognised_are_one_turn_of_all():
+def test_unrecognized_contents_are_one_turn_of_all_messages():
     assert parts([content("???")], CHAT[:2]) == [("user + assistant", "???")]

@@ -40,6 +40,7 @@ class Curve:
         noisy: Whether a long curve also gets its running mean.
         mark_points: Whether points are marked if they are few.
         series_index: Index of its color and line style; None: its position among the curves.
+        from_zero: Whether the axis of values includes 0.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Curve:
     noisy: bool = True
     mark_points: bool = False
     series_index: int | None = None
+    from_zero: bool = False
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,6 @@ def plot_curves(
     title: str,
     *,
     unit: str,
-    from_zero: bool = False,
     marks: Sequence[StepMark] = (),
     stage_steps: Sequence[float] | None = None,
 ) -> Plot:
@@ -85,7 +86,6 @@ def plot_curves(
         name: File name of the plot.
         title: Title of the plot.
         unit: Unit of the values.
-        from_zero: Whether the axis of values includes 0.
         marks: Steps to mark.
         stage_steps: Number of steps of each stage; None: the last step of its longest curve.
     """
@@ -98,7 +98,7 @@ def plot_curves(
             _draw_curve(axes, index if curve.series_index is None else curve.series_index, curve, starts)
         if len(stages) > 1:
             _draw_stage_names(axes, stages, [*starts, math.fsum(lengths)], total_steps)
-        if from_zero:
+        if any(curve.from_zero for curve in curves):
             axes.set_ylim(bottom=min(0.0, axes.get_ylim()[0]))
         axes.set_xlim(0, total_steps)
         for mark in marks:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from harness.report.html.plots.svg_canvas import (
     PLACEHOLDER_COLORS,
@@ -71,7 +72,7 @@ def plot_heatmap(matrix: StageSuiteMatrix, stages: tuple[str, ...], name: str) -
                 change = format_number(sign * gain, change_places, sign=True) if i else ""
                 tooltip = f"{plot_label(matrix.suites[j])} after {plot_label(stage)}: {format_number(value)}"
                 canvas.add_tooltip(box, f"cell-{i}-{j}", f"{tooltip}, {change} since the base" if change else tooltip)
-                center = {"ha": "center", "va": "center"}
+                center: dict[str, Any] = {"ha": "center", "va": "center"}
                 x, y = (j + 0.5) * cell_width, (i + (0.36 if change else 0.5)) * ROW_HEIGHT
                 axes.text(x, y, format_number(value, value_places), **center)
                 if change:

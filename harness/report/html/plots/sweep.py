@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from harness.report.html.plots.gain_vs_forgetting import CHAR_WIDTH, error_bar_lengths, finite_bounds, format_tooltip
@@ -27,15 +28,28 @@ MIN_TICK_DISTANCE = 0.075
 """Smallest distance of two labeled ticks, as a fraction of the axis."""
 
 
+@dataclass(frozen=True)
+class SweepAxis:
+    """The horizontal axis.
+
+    Attributes:
+        key: The swept spec key.
+        percent: Whether its values are fractions, to be shown in percent.
+        sufficient_value: The smallest sufficient value, marked by a vertical line.
+    """
+
+    key: str
+    percent: bool = False
+    sufficient_value: float | None = None
+
+
 def plot_sweep(
     points: Sequence[tuple[float, ArmPoint]],
     gain_score: str,
     forgetting_score: str,
-    parameter: str,
+    axis: SweepAxis,
     name: str,
     *,
-    percent: bool = False,
-    sufficient_value: float | None = None,
     reference_points: Sequence[ArmPoint] = (),
 ) -> Plot:
     """Plot gain (top) and forgetting (bottom) over the values of one spec key, with intervals.
@@ -47,10 +61,8 @@ def plot_sweep(
         points: (value of the key, arm).
         gain_score: Score of the gain, as `suite/score`.
         forgetting_score: Score of the forgetting, as `suite/score`.
-        parameter: The spec key.
+        axis: The swept spec key.
         name: File name of the plot.
-        percent: Whether the values are fractions, to be shown in percent.
-        sufficient_value: The smallest sufficient value, marked by a vertical line.
         reference_points: Arms that do not have the key, each drawn as a horizontal line.
     """
     with open_canvas(PLOT_WIDTH, 360) as canvas:
@@ -69,17 +81,17 @@ def plot_sweep(
             for point in [*(point for _, point in points), *reference_points]
         )
         description = f"{summary}."
-        if sufficient_value in positions:
-            value_text = _format_value(sufficient_value, percent)
+        if axis.sufficient_value in positions:
+            value_text = _format_value(axis.sufficient_value, axis.percent)
             mean_position = math.fsum(positions.values()) / len(positions)
-            position = positions[sufficient_value]
+            position = positions[axis.sufficient_value]
             _draw_vertical_line(panels, position, f"sufficient: {value_text}", label_right=position < mean_position)
             description += f" {value_text} is sufficient."
         if logarithmic:
             _draw_axis_break(panels[-1], list(positions.items()))
-        _set_ticks(panels[-1], positions, percent)
-        panels[-1].set_xlabel(plot_label(parameter, 50) + (", logarithmic" if logarithmic else ""), loc="right")
-        return finish_plot(canvas, name, f"Gain and forgetting over {plot_label(parameter)}", description)
+        _set_ticks(panels[-1], positions, axis.percent)
+        panels[-1].set_xlabel(plot_label(axis.key, 50) + (", logarithmic" if logarithmic else ""), loc="right")
+        return finish_plot(canvas, name, f"Gain and forgetting over {plot_label(axis.key)}", description)
 
 
 def _draw_panel(
