@@ -194,7 +194,7 @@ def test_folder_of_a_run_in_another_store_is_an_error(tracked_runs, tmp_path):
     with pytest.raises(HarnessError, match="there is no run"):
         compare.compare_runs([str(tmp_path)], None, tracked_runs.uri)
     (tmp_path / "mlflow.json").write_text('{"uri": "http://there", "experiment": "x", "run_id": "0" }')
-    with pytest.raises(HarnessError, match="is not in this store; it was tracked_runs at http://there"):
+    with pytest.raises(HarnessError, match="is not in this store; it was tracked at http://there"):
         compare.compare_runs([str(tmp_path)], None, tracked_runs.uri)
 
 

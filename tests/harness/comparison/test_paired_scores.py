@@ -85,10 +85,10 @@ def test_binary_score_is_tested_with_mcnemar(runs_folder, weak_and_strong):
         scores = json.loads((runs_folder / name / "scores.json").read_text())["stages"][1]["suites"]["desk"]["scores"]
         right[name] = [vector[0] == 1 for vector in next(s for s in scores if s["name"] == "exact_match")["statistics"]]
     score_pair = find_pair(weak_and_strong, "desk/exact_match")
-    assert one.p == mcnemar(right["weak"], right["strong"])
-    assert one.first.value == sum(right["weak"]) / 60
-    assert one.difference.value == pytest.approx((sum(right["strong"]) - sum(right["weak"])) / 60)
-    assert one.difference.low < one.difference.value < one.difference.high
+    assert score_pair.p == mcnemar(right["weak"], right["strong"])
+    assert score_pair.first.value == sum(right["weak"]) / 60
+    assert score_pair.difference.value == pytest.approx((sum(right["strong"]) - sum(right["weak"])) / 60)
+    assert score_pair.difference.low < score_pair.difference.value < score_pair.difference.high
 
 
 def test_verdicts_follow_the_difference_and_needed_items_exceed_n(runs_folder, weak_and_strong):
@@ -107,10 +107,10 @@ def test_verdicts_follow_the_difference_and_needed_items_exceed_n(runs_folder, w
 
 def test_fewer_than_thirty_items_give_no_verdict(runs_folder):
     score_pair = find_pair(compare_folders(runs_folder, "weak", "few"), "desk/rougeL")
-    assert one.n == 20
-    assert one.difference.low > 0
-    assert one.verdict == "too few items"
-    assert one.needed >= 30
+    assert score_pair.n == 20
+    assert score_pair.difference.low > 0
+    assert score_pair.verdict == "too few items"
+    assert score_pair.needed >= 30
 
 
 def test_holm_correction_covers_every_pair(runs_folder):
@@ -130,8 +130,8 @@ def test_score_without_direction_gets_the_verdict_different(tmp_path):
         document = compared_runs.run_spec(metrics={"length_ratio": {}})
         compared_runs.write_run(tmp_path / name, [{"desk": items}, {"desk": items}], document)
     score_pair = find_pair(compare_folders(tmp_path, "one", "two"), "desk/length_ratio")
-    assert one.difference.high < 0
-    assert one.verdict == "different"
+    assert score_pair.difference.high < 0
+    assert score_pair.verdict == "different"
 
 
 def test_comparison_is_reproducible(runs_folder, weak_and_strong):
@@ -144,8 +144,8 @@ def test_comparison_is_reproducible(runs_folder, weak_and_strong):
 def test_items_of_only_one_run_are_dropped_with_count_and_reason(runs_folder):
     comparison = compare_folders(runs_folder, "weak", "short")
     score_pair = find_pair(comparison, "desk/exact_match")
-    assert (one.n, one.dropped) == (50, {"only in weak": 10})
-    assert one.first.n == 50, "the baseline's own value is over the shared items too"
+    assert (score_pair.n, score_pair.dropped) == (50, {"only in weak": 10})
+    assert score_pair.first.n == 50, "the baseline's own value is over the shared items too"
     assert "desk of run 2: 10 items left out, only in weak" in render_table(comparison, 100)
 
 
@@ -155,7 +155,7 @@ def test_duplicate_item_is_dropped(runs_folder, tmp_path):
     compared_runs.write_run(tmp_path / "twice", [{"desk": twice}, {"desk": twice}])
     compared_runs.write_run(tmp_path / "once", [{"desk": items}, {"desk": items}])
     score_pair = find_pair(compare_folders(tmp_path, "once", "twice"), "desk/exact_match")
-    assert (one.n, one.dropped) == (38, {"only in once": 1, "twice in one of the two": 1})
+    assert (score_pair.n, score_pair.dropped) == (38, {"only in once": 1, "twice in one of the two": 1})
 
 
 def test_answers_of_a_continued_run_are_those_of_its_own_last_stage(tmp_path):
@@ -170,8 +170,8 @@ def test_answers_of_a_continued_run_are_those_of_its_own_last_stage(tmp_path):
         tmp_path / "continued", [{"desk": base}, {"desk": first}, {"desk": last}], predictions=False
     )
     (folder / "data.json").write_text(json.dumps({"stages": ["later"]}))
-    compared_runs.write_predictions(place, "desk", 0, first)
-    compared_runs.write_predictions(place, "desk", 1, last)
+    compared_runs.write_predictions(folder, "desk", 0, first)
+    compared_runs.write_predictions(folder, "desk", 1, last)
     comparison = compare_folders(tmp_path, "once", "continued")
     answers = {item.id: item.answer for item in last}
     assert comparison.notes == ()
@@ -331,14 +331,14 @@ def test_most_changed_items_are_listed_with_both_answers(runs_folder):
     changes = [abs(item.change) for item in comparison.items]
     assert len(changes) == 5
     assert changes == sorted(changes, reverse=True)
-    one = comparison.items[0]
+    item = comparison.items[0]
     answers = {item.id: item.answer for item in compared_runs.build_items(60, 0.8, 2)}
-    assert one.second.answer == answers[one.id]
-    assert one.change == pytest.approx(one.second.value - one.first.value)
-    assert one.prompt.startswith("question")
+    assert item.second.answer == answers[item.id]
+    assert item.change == pytest.approx(item.second.value - item.first.value)
+    assert item.prompt.startswith("question")
     text = render_table(comparison, 100)
     assert "the 5 items that changed most in desk/rougeL, run 2" in text
-    assert one.second.answer in text
+    assert item.second.answer in text
 
 
 def test_unchanged_items_are_not_listed(runs_folder):
@@ -364,9 +364,9 @@ def test_likelihoods_are_shown_as_the_answer_of_multiple_choice(tmp_path):
                 answer=None,
                 choices=("yes", "no"),
                 gold=0,
-                choice_lls=(-1.0, -2.0) if number < right else (-2.0, -1.0),
+                choice_lls=(-1.0, -2.0) if index < right else (-2.0, -1.0),
             )
-            for number, item in enumerate(compared_runs.build_items(40, 0, 1))
+            for index, item in enumerate(compared_runs.build_items(40, 0, 1))
         ]
 
     for name, right in (("one", 10), ("two", 35)):
@@ -451,7 +451,7 @@ def test_unwritable_page_is_an_error(runs_folder, tmp_path, capsys):
     assert main.main(["compare", str(runs_folder / "weak"), "--html", str(tmp_path / "file" / "x.html")]) == 2
     message = capsys.readouterr().err
     assert "x.html" in message
-    assert "cannot be" in message
+    assert "cannot write" in message
 
 
 def test_comparing_folders_imports_neither_torch_nor_mlflow(runs_folder):
