@@ -1,4 +1,4 @@
-"""Comparison of tracked_runs runs, loaded from a real MLflow store."""
+"""Comparison of tracked runs, loaded from a real MLflow store."""
 
 from __future__ import annotations
 
