@@ -52,7 +52,7 @@ def _arms_parts(experiment: ArmComparison) -> Iterator[RenderableType]:
 
 
 def arm_points_table(experiment: ArmComparison) -> Table:
-    """Build one row an arm: its gain, its forgetting, and the fraction of forgetting that it recovered."""
+    """Build one row per arm: its gain, its forgetting, and the fraction of forgetting that it recovered."""
     table = new_table("", "arm")
     table.add_column(Text(f"gain in {one_line(experiment.gain)}"), justify="right")
     table.add_column(Text(f"forgotten in {one_line(experiment.forgetting)}"), justify="right")
@@ -69,7 +69,7 @@ def arm_points_table(experiment: ArmComparison) -> Table:
 
 
 def arm_scores_table(experiment: ArmComparison) -> Table:
-    """Build one row an arm within each score, the scores suite by suite."""
+    """Build one row per arm within each score, the scores suite by suite."""
     table = new_table("suite / score / arm")
     table.add_column("after", justify="right", no_wrap=True)
     table.add_column("difference [95 % interval]", justify="right", no_wrap=True)
@@ -96,7 +96,7 @@ def arm_scores_table(experiment: ArmComparison) -> Table:
 
 
 def intransigence_table(experiment: ArmComparison) -> Table:
-    """Build one row an arm and score: by how much more the joint arm learned."""
+    """Build one row per arm and score: by how much more the joint arm learned."""
     table = new_table("score / arm")
     table.add_column("intransigence [95 % interval]", justify="right", no_wrap=True)
     table.add_column("tasks")

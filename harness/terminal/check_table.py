@@ -18,11 +18,16 @@ EIGHTH_BLOCKS = " ▏▎▍▌▋▊▉"
 KEPT_STYLE, TRUNCATED_STYLE = "cyan", "bold red"
 MAX_HISTOGRAM_WIDTH = 100
 
-STATUS_MARKS = {"proven": ("✓", "green"), "warned": ("!", "yellow"), "failed": ("✗", "bold red"), "open": ("·", "dim")}
+STATUS_MARKS = {
+    "verified": ("✓", "green"),
+    "warned": ("!", "yellow"),
+    "failed": ("✗", "bold red"),
+    "skipped": ("·", "dim"),
+}
 
 
 def format_check(report: Mapping[str, Any]) -> RenderableType:
-    """Build the result of the data checks: counts and lengths of each source, one row a check, and the verdict.
+    """Build the result of the data checks: counts and lengths of each source, one row per check, and the verdict.
 
     Args:
         report: Result of `harness.runner.data_check.run_data_checks`.
@@ -55,12 +60,12 @@ def _check_parts(report: Mapping[str, Any]) -> Iterator[RenderableType]:
 
 def _check_status(check: Mapping[str, Any]) -> str:
     if check["ok"] is None:
-        return "open"
-    return "failed" if not check["ok"] else "warned" if check["warned"] else "proven"
+        return "skipped"
+    return "failed" if not check["ok"] else "warned" if check["warned"] else "verified"
 
 
 class Histogram:
-    """A histogram of row lengths, one line a bin, as wide as the console, with a line at `max_length`.
+    """A histogram of row lengths, one line per bin, as wide as the console, with a line at `max_length`.
 
     Bars are drawn with `#` on a console without Unicode. A line of text also states what is cut.
 

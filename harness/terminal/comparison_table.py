@@ -62,7 +62,7 @@ def _comparison_parts(comparison: Comparison, width: int) -> Iterator[Renderable
 
 
 def runs_table(comparison: Comparison) -> Table:
-    """Build one row a run: number, name and id, how it trained, how it ended and how long it took."""
+    """Build one row per run: number, name and id, how it trained, how it ended and how long it took."""
     table = _numbered_table("run", "how it trained", "ended")
     for number, run in enumerate(comparison.runs, start=1):
         took = "" if run.seconds is None else format_duration(run.seconds)
@@ -76,7 +76,7 @@ def runs_table(comparison: Comparison) -> Table:
 
 
 def run_scores_tables(comparison: Comparison, width: int) -> Iterator[RenderableType]:
-    """Build for each suite tables of one row a run and one column a score, as many columns as `width` holds."""
+    """Build for each suite tables of one row per run and one column per score, as many columns as `width` holds."""
     suites: dict[str, list[str]] = {}
     for key in dict.fromkeys(key for run in comparison.runs for key in run.scores):
         suites.setdefault(key.partition("/")[0], []).append(key)
@@ -91,7 +91,7 @@ def run_scores_tables(comparison: Comparison, width: int) -> Iterator[Renderable
 
 
 def pairs_table(comparison: Comparison, width: int) -> Table:
-    """Build the paired differences: for two runs one row a score, for more one row a run within each score."""
+    """Build the paired differences: for two runs one row per score, for more one row per run within each score."""
     wide = width >= MIN_WIDE_WIDTH
     pairs = comparison.pairs_by_score()
     single_run = len({pair.run for pair in pairs}) == 1
@@ -155,7 +155,7 @@ def changed_items_parts(comparison: Comparison) -> Iterator[RenderableType]:
 
 
 def differences_tables(comparison: Comparison, width: int) -> Iterator[RenderableType]:
-    """Build tables of the spec keys whose values differ, one column a key, as many columns as `width` holds."""
+    """Build tables of the spec keys whose values differ, one column per key, as many columns as `width` holds."""
     if not comparison.differences:
         yield Text("the specs do not differ", style="dim")
         return

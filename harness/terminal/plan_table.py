@@ -11,7 +11,7 @@ from rich.text import Text
 
 
 def format_plan(summary: Mapping[str, Any]) -> RenderableType:
-    """Build the plan: one table a stage, the suites, the memory, and what is not known.
+    """Build the plan: one table per stage, the suites, the memory, and what is not known.
 
     Args:
         summary: Result of `harness.runner.plan_summary.summarize_plan`.

@@ -68,7 +68,7 @@ def _report_parts(report: Report, width: int) -> Iterator[RenderableType]:
 
 
 def changes_table(report: Report) -> Table:
-    """Build one row a score, grouped by suite: before → after, the difference with its interval, the verdict."""
+    """Build one row per score, grouped by suite: before → after, the difference with its interval, the verdict."""
     table = new_table("suite / metric")
     table.add_column("before → after", justify="right", no_wrap=True)
     table.add_column("difference [95 % interval]", justify="right", no_wrap=True)
@@ -102,15 +102,15 @@ def stages_tables(report: Report, width: int) -> Iterator[Table]:
 
 
 def forgetting_table(report: Report) -> Iterator[RenderableType]:
-    """Build the summaries over all tasks: one row a summary, with its interval, for each score."""
-    shown = [matrix for matrix in report.matrices if any(name in matrix.summaries for name in TERMINAL_SUMMARIES)]
-    if not shown:
+    """Build the summaries over all tasks: one row per summary, with its interval, for each score."""
+    matrices = [matrix for matrix in report.matrices if any(name in matrix.summaries for name in TERMINAL_SUMMARIES)]
+    if not matrices:
         return
     yield Text()
     table = new_table("over all tasks / metric")
     table.add_column("value [95 % interval]", justify="right", no_wrap=True)
     table.add_column("meaning", overflow="fold", style="dim")
-    for matrix in shown:
+    for matrix in matrices:
         if table.row_count:
             table.add_row()
         arrow = "" if matrix.higher_is_better else " ↓"

@@ -71,7 +71,7 @@ def run_spec(name="made", suites=("desk",), metrics=None, **changes):
 
 
 def write_run(folder, stages, document=None, finished=True, predictions=True):
-    """Write the folder of a run. stages: One mapping a stage, suite -> items, the base model first."""
+    """Write the folder of a run. stages: One mapping per stage, suite -> items, the base model first."""
     folder = Path(folder)
     document = document or run_spec(suites=tuple(stages[0]))
     evaluations = []

@@ -28,7 +28,7 @@ class RunColumn:
 
 @dataclass(frozen=True)
 class ScoreRow:
-    """One score of all runs. Tuples have one entry a run, in the order of the runs; None where a run has no value.
+    """One score of all runs. Tuples have one entry per run, in the order of the runs; None where a run has no value.
 
     Attributes:
         n: Number of items.
@@ -57,7 +57,7 @@ class ItemRow:
     """One item with the answer of each run.
 
     Attributes:
-        answers: One a run; None where a run has none.
+        answers: One per run; None where a run has none.
         scores: The score of each answer as text, such as `rougeL 0.31`.
     """
 

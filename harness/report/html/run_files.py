@@ -35,7 +35,7 @@ class MidStageEvaluation:
     """One evaluation within a stage.
 
     Attributes:
-        step: Optimizer step after which it took place.
+        step: Optimizer step after which it ran.
         scores: `suite/score` -> value.
         combined: Weighted score of early stopping; None without early stopping.
         is_best: Whether it was the best evaluation of the stage so far.

@@ -13,7 +13,7 @@ from harness.report.run_report import ScoreChange
 
 
 def build_mid_stage_plots(run: RunFiles) -> Iterator[Plot]:
-    """Yield one plot a score with a curve a suite, and one of the combined score of early stopping.
+    """Yield one plot per score with one curve per suite, and one of the combined score of early stopping.
 
     A curve passes through every evaluation within a stage, and through the report's values before and after it.
     """
@@ -62,7 +62,7 @@ def build_mid_stage_plots(run: RunFiles) -> Iterator[Plot]:
 
 
 def early_stopping_sentences(run: RunFiles) -> list[str]:
-    """Describe the effect of early stopping on each stage that used it, one sentence a stage."""
+    """Describe the effect of early stopping on each stage that used it, one sentence per stage."""
     sentences = []
     for name, evaluations in run.mid_stage_evaluations.items():
         best = _best_evaluation(evaluations)

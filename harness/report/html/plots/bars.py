@@ -48,7 +48,7 @@ class LengthBin:
 
 
 def plot_length_histogram(bins: Sequence[LengthBin], name: str, title: str) -> Plot:
-    """Plot the number of rows by length, one bar a bin; bars of truncated rows are orange and labeled `cut`."""
+    """Plot the number of rows by length, one bar per bin; bars of truncated rows are orange and labeled `cut`."""
     merged = merge_bins(bins)
     largest = max((bin_.rows for bin_ in merged), default=0) or 1
     total = sum(bin_.rows for bin_ in merged)
@@ -102,7 +102,7 @@ def merge_bins(bins: Sequence[LengthBin]) -> list[LengthBin]:
 
 
 def plot_source_shares(shares_by_stage: Mapping[str, Mapping[str, float]], name: str, title: str) -> Plot:
-    """Plot one bar a stage, divided among its sources.
+    """Plot one bar per stage, divided among its sources.
 
     Args:
         shares_by_stage: Stage -> source -> share; the shares of a stage sum to about 1.

@@ -1,4 +1,4 @@
-"""Gain against forgetting: one point an arm."""
+"""Gain against forgetting: one point per arm."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Heat map of a stage × suite matrix: one row a stage, one column a suite, each cell with its value."""
+"""Heat map of a stage × suite matrix: one row per stage, one column per suite, each cell with its value."""
 
 from __future__ import annotations
 
