@@ -93,7 +93,7 @@ def test_the_page_of_the_experiment_has_it_with_its_interval_and_says_who_the_re
         row = root.find("tr", data_intransigence=f"{one.arm}:{one.score}")
         shown = [float(data.attrs["value"]) for data in row.find_all("data")]
         assert shown == pytest.approx([one.value.value, one.value.low, one.value.high])
-        assert row.find("td", class_="told").text == "helpdesk, general"
+        assert row.find("td", class_="description").text == "helpdesk, general"
     titles = [one.text for one in root.find("section", id="intransigence").find_all("span", class_="stay")]
     assert titles == ["rougeL", "response_perplexity"], "each score once, with the arms below it"
     assert "reference" in root.find("tr", data_arm="joint").text

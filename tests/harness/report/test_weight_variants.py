@@ -84,7 +84,9 @@ def test_variants_without_a_number_are_a_table_alone_and_a_run_without_any_has_n
     assert 'id="variants"' not in (folder / "report.html").read_text(encoding="utf-8")
     keep(folder, measured("average", 0.1, 1.0))
     write.write_run_page(folder)
-    section = html_reader.parse_html((folder / "report.html").read_text(encoding="utf-8")).find("section", id="variants")
+    section = html_reader.parse_html((folder / "report.html").read_text(encoding="utf-8")).find(
+        "section", id="variants"
+    )
     assert len([one for one in section.find_all("tr") if "data-variant" in one.attrs]) == 1
     assert not list(section.find_all("svg"))
 
@@ -94,13 +96,15 @@ def test_a_file_that_holds_something_else_is_said_and_costs_no_page(tmp_path):
     (folder / "variants.json").write_text(json.dumps({"variants": [{"stage": "a"}]}))
     write.write_run_page(folder)
     text = (folder / "report.html").read_text(encoding="utf-8")
-    assert "variants.json holds no variants of this version" in text
+    assert "variants.json cannot be read by this version" in text
     assert 'id="variants"' not in text
 
 
 def test_hostile_names_do_nothing(tmp_path):
     folder = run_folders.write_run(tmp_path / "run")
-    keep(folder, measured(run_folders.HOSTILE_TEXT + "=1", 0.1, 1.0), measured(run_folders.HOSTILE_TEXT + "=2", 0.1, 1.0))
+    keep(
+        folder, measured(run_folders.HOSTILE_TEXT + "=1", 0.1, 1.0), measured(run_folders.HOSTILE_TEXT + "=2", 0.1, 1.0)
+    )
     write.write_run_page(folder)
     page = html_reader.parse_html((folder / "report.html").read_text(encoding="utf-8"))
     assert list(page.find("section", id="variants").find_all("svg"))
