@@ -106,11 +106,7 @@ def most_changed_items(
 
 
 def _most_changed_in_pair(
-    pair: PairedScore,
-    evaluations: Sequence[Evaluation],
-    items: Sequence[dict[str, Item]],
-    metric: Metric,
-    count: int,
+    pair: PairedScore, evaluations: Sequence[Evaluation], items: Sequence[dict[str, Item]], metric: Metric, count: int
 ) -> list[ChangedItem]:
     """Rank the items of one pair. evaluations, items: of the baseline and of the run."""
     first, second = evaluations

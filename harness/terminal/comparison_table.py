@@ -14,14 +14,7 @@ from harness.comparison.compare import Comparison
 from harness.comparison.paired_scores import PairedScore
 from harness.comparison.run_summary import FinalScore, RunSummary
 from harness.terminal.tables import VERDICT_STYLES, TerminalPage, interval_text, new_table, shorten_answer
-from harness.utils.formatting import (
-    MISSING,
-    decimal_places,
-    format_duration,
-    format_number,
-    format_p_value,
-    one_line,
-)
+from harness.utils.formatting import MISSING, decimal_places, format_duration, format_number, format_p_value, one_line
 
 VERDICT_MARKS = {"better": ("✓", "green"), "worse": ("✗", "red"), "no evidence": ("·", "dim")}
 STATUS_STYLES = {"finished": "green", "failed": "bold red"}
