@@ -12,6 +12,7 @@ from harness.report.html.plots.svg_canvas import (
     TEXT_SIZE,
     Canvas,
     Plot,
+    add_label,
     finish_plot,
     legend_label,
     open_canvas,
@@ -67,14 +68,8 @@ def plot_length_histogram(bins: Sequence[LengthBin], name: str, title: str) -> P
             )
             tooltip = f"{labels[row]} tokens: {bin_.rows:,} rows, {bin_.rows / (total or 1):.1%}"
             canvas.add_tooltip(bar[0], f"bar-{row}", tooltip)
-            axes.annotate(
-                f"{bin_.rows:,}" + (" cut" if bin_.truncated else ""),
-                (bin_.rows, row),
-                xytext=(4, 0),
-                textcoords="offset points",
-                va="center",
-                fontsize=TEXT_SIZE - 1,
-            )
+            label = f"{bin_.rows:,}" + (" cut" if bin_.truncated else "")
+            add_label(axes, label, (bin_.rows, row), (4, 0), va="center")
         axes.set_yticks(range(len(merged)), labels)
         axes.set_ylim(len(merged) - 0.4, -0.6)
         axes.set_xlim(0, largest * 1.16)

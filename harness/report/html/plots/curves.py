@@ -10,8 +10,8 @@ from typing import Any
 from harness.report.html.plots.svg_canvas import (
     PLACEHOLDER_COLORS,
     PLOT_WIDTH,
-    TEXT_SIZE,
     Plot,
+    add_label,
     finish_plot,
     legend_label,
     open_canvas,
@@ -129,17 +129,13 @@ def _draw_stage_names(axes: Any, stages: Sequence[str], bounds: Sequence[float],
         start, end = bounds[index], bounds[index + 1]
         if index:
             axes.axvline(start, color=PLACEHOLDER_COLORS["muted"], linewidth=0.8, linestyle=(0, (2, 3)))
-        axes.annotate(
-            plot_label(stage, max(3, int((end - start) / total_steps * 52))),
-            ((start + end) / 2, 1.0),
-            xycoords=("data", "axes fraction"),
-            xytext=(0, 3),
-            textcoords="offset points",
-            ha="center",
-            fontsize=TEXT_SIZE - 1,
-            color=PLACEHOLDER_COLORS["muted"],
-            annotation_clip=False,
-        )
+        label = plot_label(stage, max(3, int((end - start) / total_steps * 52)))
+        style: dict[str, Any] = {
+            "coords": ("data", "axes fraction"),
+            "ha": "center",
+            "color": PLACEHOLDER_COLORS["muted"],
+        }
+        add_label(axes, label, ((start + end) / 2, 1.0), (0, 3), **style)
 
 
 def _draw_curve(axes: Any, series_index: int, curve: Curve, starts: Sequence[float]) -> None:
@@ -167,17 +163,10 @@ def _draw_mark(axes: Any, mark: StepMark, start: float, total_steps: float, curv
     axes.axvline(position, color=PLACEHOLDER_COLORS["ink"], linewidth=1.1, zorder=1)
     label_right = position < total_steps / 2
     label_low = _mean_height_near(axes, mark, curves) > 0.5
-    axes.annotate(
-        plot_label(mark.text),
-        (position, 0.0 if label_low else 1.0),
-        xycoords=("data", "axes fraction"),
-        xytext=(4 if label_right else -4, 4 if label_low else -4),
-        textcoords="offset points",
-        ha="left" if label_right else "right",
-        va="bottom" if label_low else "top",
-        fontsize=TEXT_SIZE - 1,
-        bbox={"boxstyle": "round,pad=0.15", "fc": PLACEHOLDER_COLORS["surface"], "ec": "none", "alpha": 0.8},
-    )
+    offset = (4 if label_right else -4, 4 if label_low else -4)
+    align = {"ha": "left" if label_right else "right", "va": "bottom" if label_low else "top"}
+    top_or_bottom = (position, 0.0 if label_low else 1.0)
+    add_label(axes, plot_label(mark.text), top_or_bottom, offset, coords=("data", "axes fraction"), boxed=True, **align)
 
 
 def _mean_height_near(axes: Any, mark: StepMark, curves: Sequence[Curve]) -> float:

@@ -270,6 +270,34 @@ def series_dash(series_index: int) -> str:
     return ("-", "--", "-.", ":")[series_index % 4]
 
 
+def add_label(
+    axes: Any,
+    text: str,
+    position: tuple[float, float],
+    offset: tuple[float, float],
+    *,
+    coords: Any = "data",
+    boxed: bool = False,
+    **style: Any,
+) -> None:
+    """Write a small text next to a position.
+
+    Args:
+        axes: The axes.
+        text: The text.
+        position: The position.
+        offset: Distance from the position to the text in pixels, to the right and up.
+        coords: Coordinates of the position, see `Axes.annotate`.
+        boxed: Whether the text has a background, for readability on lines.
+        **style: Alignment (`ha`, `va`) and other options of `Axes.annotate`.
+    """
+    if boxed:
+        style["bbox"] = {"boxstyle": "round,pad=0.15", "fc": PLACEHOLDER_COLORS["surface"], "ec": "none", "alpha": 0.8}
+    axes.annotate(
+        text, position, offset, coords, "offset points", fontsize=TEXT_SIZE - 1, annotation_clip=False, **style
+    )
+
+
 def axis_limits(values: Sequence[float], margin: float = 0.06) -> tuple[float, float]:
     """Return limits of an axis that leave a margin around the values, as a fraction of their range."""
     low, high = min(values), max(values)

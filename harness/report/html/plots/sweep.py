@@ -14,6 +14,7 @@ from harness.report.html.plots.svg_canvas import (
     TEXT_SIZE,
     Canvas,
     Plot,
+    add_label,
     axis_limits,
     finish_plot,
     open_canvas,
@@ -166,17 +167,9 @@ def _draw_vertical_line(panels: Sequence[Any], position: float, text: str, *, la
     """Draw a line through all panels, with a label on its right or its left."""
     for axes in panels:
         axes.axvline(position, color=PLACEHOLDER_COLORS["ink"], linewidth=1.1, linestyle=(0, (4, 2)), zorder=1)
-    panels[0].annotate(
-        text,
-        (position, 0.0),
-        xycoords=("data", "axes fraction"),
-        xytext=(5 if label_right else -5, 12),
-        textcoords="offset points",
-        ha="left" if label_right else "right",
-        va="bottom",
-        fontsize=TEXT_SIZE - 1,
-        bbox={"boxstyle": "round,pad=0.15", "fc": PLACEHOLDER_COLORS["surface"], "ec": "none", "alpha": 0.8},
-    )
+    align = {"ha": "left" if label_right else "right", "va": "bottom"}
+    offset = (5 if label_right else -5, 12)
+    add_label(panels[0], text, (position, 0.0), offset, coords=("data", "axes fraction"), boxed=True, **align)
 
 
 def _draw_horizontal_line(axes: Any, value: float, name: str, label_offset: float) -> Any:
@@ -189,17 +182,9 @@ def _draw_horizontal_line(axes: Any, value: float, name: str, label_offset: floa
         label_offset: Pixels at the right end that are occupied by the names of other lines.
     """
     if math.isfinite(value):
-        axes.annotate(
-            plot_label(name, 26),
-            (1.0, value),
-            xycoords=("axes fraction", "data"),
-            xytext=(-label_offset, 2),
-            textcoords="offset points",
-            ha="right",
-            va="bottom",
-            fontsize=TEXT_SIZE - 1,
-            color=PLACEHOLDER_COLORS["muted"],
-        )
+        style: dict[str, Any] = {"coords": ("axes fraction", "data"), "ha": "right", "va": "bottom"}
+        label = plot_label(name, 26)
+        add_label(axes, label, (1.0, value), (-label_offset, 2), color=PLACEHOLDER_COLORS["muted"], **style)
     return axes.axhline(value, color=PLACEHOLDER_COLORS["muted"], linewidth=1.1, linestyle=(0, (1, 2)))
 
 
