@@ -39,7 +39,7 @@ def add_parser(subparsers: Subparsers) -> None:
 def main(arguments: argparse.Namespace) -> int:
     """Compare the runs and print the result."""
     from harness.comparison import compare, html_page
-    from harness.terminal.comparison_table import ComparisonTable
+    from harness.terminal.comparison_table import format_comparison
 
     comparison = compare.compare_runs(
         arguments.runs,
@@ -54,5 +54,5 @@ def main(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json(comparison.to_json())
     else:
-        print_renderable(ComparisonTable(comparison))
+        print_renderable(format_comparison(comparison))
     return 0
