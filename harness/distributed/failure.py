@@ -32,8 +32,11 @@ POLL_INTERVAL = 0.25
 class FailureWatcher:
     """Coordinates the end of all processes of a run through the launcher's store.
 
-    Keys of the store: `failed`, the error of a worker process; `over`, set by the main process when it ends; `gone`, the
-    number of worker processes that have ended after it.
+    Keys of the store:
+
+    - `failed`: the error of a worker process;
+    - `over`: set by the main process when it ends;
+    - `gone`: the number of worker processes that have ended after it.
     """
 
     def __init__(self, store: Any, processes: Processes) -> None:

@@ -1,4 +1,4 @@
-"""Read from the environment which processes a launcher such as torchrun has started, and reject unsupported launches."""
+"""Read from the environment which processes a launcher such as torchrun started; reject unsupported launches."""
 
 from __future__ import annotations
 

@@ -24,8 +24,8 @@ COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 def init_processes(world_size: int) -> Iterator[Processes]:
     """Within the context, the processes that a launcher started can communicate.
 
-    At the end the main process broadcasts None: there is no more work. When one process fails, all end. The main process
-    ends with its own error or, named by its process, a worker's; workers end silently.
+    At the end the main process broadcasts None: there is no more work. When one process fails, all end. The main
+    process ends with its own error or with a worker's, which names the worker; workers end silently.
 
     Args:
         world_size: As `get_world_size` returns it; 1: nothing is initialized.
@@ -61,6 +61,7 @@ def _init_process_group(world_size: int) -> tuple[Any, Any]:
     """Initialize the default group, which trains, and return the launcher's store and a second group for waiting."""
     import torch
     from torch import distributed
+    from torch.distributed.distributed_c10d import PrefixStore
     from torch.distributed.rendezvous import rendezvous
 
     has_cuda = torch.cuda.is_available()
@@ -78,4 +79,4 @@ def _init_process_group(world_size: int) -> tuple[Any, Any]:
         what = f"process group initialization failed: {error}"
         where = f"MASTER_ADDR {os.environ['MASTER_ADDR']}, MASTER_PORT {os.environ['MASTER_PORT']}"
         raise HarnessError(where, what, f"use a free port of this machine, or {TORCHRUN_COMMAND}") from error
-    return distributed.PrefixStore("harness", store), group
+    return PrefixStore("harness", store), group

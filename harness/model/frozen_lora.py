@@ -1,8 +1,8 @@
 """Low-rank changes of the weights that are frozen, stored in a second adapter next to the one that is trained.
 
 A LoRA adapter learns s B A for each weight W. Some methods need a second, frozen change: the negative of the adapter's
-initial value (PiSSA), what earlier stages learned (O-LoRA), or a part of the weights that a stage started with (WiSE-FT).
-These changes are summed in one more adapter, named `kept`:
+initial value (PiSSA), what earlier stages learned (O-LoRA), or a part of a stage's initial weights (WiSE-FT). They are
+summed in one more adapter, named `kept`:
 
     effective weight = W + s B A         + sum of the frozen B A
                            `default`       `kept`

@@ -117,7 +117,7 @@ def _unquantized_copy(model: PreTrainedModel, file: Path) -> PreTrainedModel:
         del config._model_name_or_path
     config.dtype = torch.bfloat16
     with torch.device("meta"):
-        plain = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+        plain: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     plain.load_state_dict(model.state_dict(), assign=True)
     plain.tie_weights()
     # a buffer that is computed and not saved may stay on the meta device; a weight must not
@@ -143,7 +143,11 @@ def _verify_saved_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path, fi
             saved_tokenizer(_PROBE, add_special_tokens=special).input_ids
             != tokenizer(_PROBE, add_special_tokens=special).input_ids
         ):
-            raise HarnessError(WHERE, f"the tokenizer of '{file.name}' changes when it is saved", "use the model's original weights instead")
+            raise HarnessError(
+                WHERE,
+                f"the tokenizer of '{file.name}' changes when it is saved",
+                "use the model's original weights instead",
+            )
 
 
 @contextlib.contextmanager

