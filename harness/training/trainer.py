@@ -245,7 +245,8 @@ class StageTrainer(Trainer):
             self.grad_norm = nn.utils.clip_grad_norm_(model.parameters(), self.args.max_grad_norm)
         else:
             self._add_weight_penalties("before_clip")
-            self.grad_norm = super()._clip_grad_norm(model)
+            base: Any = super()
+            self.grad_norm = base._clip_grad_norm(model)
         return self.grad_norm
 
     @torch.no_grad()

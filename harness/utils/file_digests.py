@@ -1,7 +1,7 @@
 """Compute checksums of model files and folders.
 
-Hashing 13 GB takes half a minute, and every run needs the digest of its model. So the checksum of a large file is stored
-in the cache, and trusted while the file's size, times and inode are unchanged.
+Hashing 13 GB takes half a minute, and every run needs the digest of its model. So the checksum of a large file is
+stored in the cache, and trusted while the file's size, times and inode are unchanged.
 """
 
 from __future__ import annotations
