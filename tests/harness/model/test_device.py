@@ -7,7 +7,7 @@ import torch
 
 from harness.errors import HarnessError
 from harness.model import device as device_module
-from harness.model.device import resolve_dtype, select_device
+from harness.model.device import is_out_of_memory, resolve_dtype, select_device
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 
@@ -71,9 +71,28 @@ def test_attention_is_sdpa_unless_another_is_requested_and_possible(monkeypatch)
     with pytest.raises(HarnessError, match=r"needs a CUDA device"):
         device_module.resolve_attention("flash_attention_2", CPU)
     real_find_spec = __import__("importlib.util").util.find_spec
-    monkeypatch.setattr("importlib.util.find_spec", lambda name, *a: None if name == "flash_attn" else real_find_spec(name, *a))
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name, *a: None if name == "flash_attn" else real_find_spec(name, *a)
+    )
     with pytest.raises(HarnessError, match=r"pip install flash-attn"):
         device_module.resolve_attention("flash_attention_2", CUDA)
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), True),
+        (MemoryError(), True),
+        (
+            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+            True,
+        ),
+        (RuntimeError("shapes do not fit"), False),
+        (HarnessError("a", "b"), False),
+    ],
+)
+def test_out_of_memory_is_recognized_on_every_device(error, expected):
+    assert is_out_of_memory(error) is expected
 
 
 @pytest.mark.gpu

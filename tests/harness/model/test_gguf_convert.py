@@ -118,8 +118,8 @@ def test_published_wheel_of_smollm2_answers_that_paris_is_the_capital_of_france(
     }
     location = resolve_model(settings)
     tokenizer, model = load_tokenizer(location, settings), load_model(location, settings)
-    question = [{"role": "user", "content": "What is the  France?"}]
+    question = [{"role": "user", "content": "What is the capital of France?"}]
     inputs = tokenizer.apply_chat_template(question, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     inputs = inputs.to(model.device)
     answer = model.generate(**inputs, max_new_tokens=16)[0, inputs["input_ids"].shape[1] :]
-    assert tokenizer.decode(answer, skip_special_tokens=True) == "The  France is Paris."
+    assert tokenizer.decode(answer, skip_special_tokens=True) == "The capital of France is Paris."
