@@ -207,7 +207,7 @@ def test_hub_model_that_was_never_downloaded_is_an_error_and_has_no_known_size()
     assert parameter_count_from_config(location, settings) is None
     for load in (load_tokenizer, load_model):
         with pytest.raises(
-            HarnessError, match=r"the hub cannot be reached, and 'nobody/nothing' locate revision 'v1' is not"
+            HarnessError, match=r"the hub cannot be reached, and 'nobody/nothing' at revision 'v1' is not"
         ):
             load(location, settings)
 
