@@ -13,7 +13,7 @@ UNSUPPORTED_SHARDING = {
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
     "ACCELERATE_USE_PARALLELISM_CONFIG": "accelerate's parallelism config",
 }
-"""Variables that `accelerate launch` sets, and the way of sharding that each one stands for."""
+"""Variables that `accelerate launch` sets, and the way of sharding that each one means."""
 
 MPI_SIZE_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
 

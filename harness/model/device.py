@@ -28,7 +28,7 @@ def select_device() -> torch.device:
 
 
 def resolve_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """Return the dtype that `precision` stands for on the device.
+    """Return the dtype that `precision` means on the device.
 
     `auto` is bfloat16 on a CUDA device with hardware support for it, else float32. It is never float16, whose range
     needs loss scaling, and never bfloat16 on a CPU, where bfloat16 can be a hundred times slower than float32.

