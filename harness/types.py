@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 Role = Literal["domain", "general", "replay"]
 ShareUnit = Literal["rows", "tokens", "loss_tokens"]
 
+IGNORE_INDEX = -100
+"""The label of a token that is not trained, as in `torch.nn.functional.cross_entropy`."""
+
 
 # -- conversations ----------------------------------------------------------------------------------------------------
 

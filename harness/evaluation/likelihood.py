@@ -16,7 +16,7 @@ from harness.evaluation import fingerprint
 from harness.evaluation.batching import longest_first, run_in_batches
 from harness.evaluation.context import EvalContext, ItemCallback
 from harness.model.output_head import logits_at
-from harness.types import TokenizedExample
+from harness.types import IGNORE_INDEX, TokenizedExample
 
 if TYPE_CHECKING:
     import torch
@@ -195,13 +195,13 @@ class _PaddedBatch:
         longest = max(len(row.input_ids) for row in rows) - 1
         self._ids = torch.full((len(rows), longest), pad_id)  # (B, T)
         self._mask = torch.zeros((len(rows), longest), dtype=torch.long)  # (B, T)
-        labels = torch.full((len(rows), longest), -100)  # (B, T): of the token after each
+        labels = torch.full((len(rows), longest), IGNORE_INDEX)  # (B, T): of the token after each
         for index, row in enumerate(rows):
             length = len(row.input_ids) - 1
             self._ids[index, :length] = torch.tensor(row.input_ids[:-1])
             self._mask[index, :length] = 1
             labels[index, :length] = torch.tensor(row.labels[1:])
-        self._target_mask = labels != -100  # (B, T)
+        self._target_mask = labels != IGNORE_INDEX  # (B, T)
         self.targets = labels[self._target_mask]  # (N,), row after row
 
     def logits(self, model: PreTrainedModel) -> torch.Tensor:

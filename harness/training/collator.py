@@ -10,10 +10,7 @@ from collections.abc import Sequence
 import torch
 
 from harness.data.mixing.packing import PackedSequences
-from harness.types import TokenizedExample
-
-IGNORE_INDEX = -100
-"""The label of a position that is not trained."""
+from harness.types import IGNORE_INDEX, TokenizedExample
 
 
 class Collator:

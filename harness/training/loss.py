@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from harness.model.output_head import logits_at
-from harness.training.collator import IGNORE_INDEX
+from harness.types import IGNORE_INDEX
 
 
 def target_mask(labels: Tensor) -> Tensor:

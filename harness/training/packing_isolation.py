@@ -13,9 +13,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from harness.errors import HarnessError
-from harness.training.collator import IGNORE_INDEX, Collator
+from harness.training.collator import Collator
 from harness.training.loss import model_inputs
-from harness.types import TokenizedExample
+from harness.types import IGNORE_INDEX, TokenizedExample
 
 PROBE_LENGTHS = (5, 7, 8)
 """Tokens of the probe rows: two different rows, each of which precedes the third one."""

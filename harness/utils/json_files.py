@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -50,29 +50,21 @@ def duplicate_key_error(key: str) -> tuple[str, str]:
     return f"names the key {key[:40]!r} twice in one object", "name it once"
 
 
-def read_json_lines(path: Path, *, skip_invalid: bool = False) -> Iterator[Any]:
-    r"""Yield the value of each complete line of a JSON Lines file; nothing when the file does not exist.
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    r"""Return the objects in the complete lines of a JSON Lines file; none when the file does not exist.
 
-    A last line without a newline was cut off while it was written, and is ignored.
-
-    Args:
-        path: The file, in UTF-8. Only `\n` ends a line: JSON strings may hold other Unicode line separators.
-        skip_invalid: Whether to ignore complete lines that are not JSON.
-
-    Raises:
-        ValueError: A complete line is not JSON, and `skip_invalid` is false.
+    A last line without a newline was cut off while it was written. It is ignored, like every line that is not a JSON
+    object. Only `\n` ends a line: JSON strings may hold other Unicode line separators.
     """
-    if not path.is_file():
-        return
-    with path.open("rb") as lines:
-        for line in lines:
-            if not line.endswith(b"\n") or not line.strip():
-                continue
-            try:
-                yield json.loads(line)
-            except ValueError:
-                if not skip_invalid:
-                    raise
+    records = []
+    for line in path.read_bytes().split(b"\n")[:-1] if path.is_file() else ():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict):
+            records.append(record)
+    return records
 
 
 def write_scores(evaluations: Sequence[tuple[Evaluation, ...]], stages: Sequence[str], folder: str | Path) -> None:

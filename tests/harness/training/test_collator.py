@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from harness.training.collator import IGNORE_INDEX, Collator, pad_with_empty_sequences
-from harness.types import TokenizedExample
+from harness.training.collator import Collator, pad_with_empty_sequences
+from harness.types import IGNORE_INDEX, TokenizedExample
 
 ROWS = (
     TokenizedExample("a", "s", (11, 12, 13), (IGNORE_INDEX, 12, 13)),
