@@ -1,4 +1,4 @@
-"""A resume_stage stage equals an uninterrupted one; checkpoints of other stages are rejected."""
+"""A resumed stage equals an uninterrupted one; checkpoints of other stages are rejected."""
 
 from __future__ import annotations
 

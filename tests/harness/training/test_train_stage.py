@@ -131,12 +131,12 @@ def test_the_same_seed_gives_the_same_weights_bit_for_bit(engine, make_stage, fi
     for layer in tiny_model.model.layers:
         layer.self_attn.attention_dropout = 0.1
     data = make_stage(engine=engine)
-    one, _, _ = fit(data, seed=3)
+    first, _, _ = fit(data, seed=3)
     torch.rand(5)  # what came before does not matter
-    two, _, _ = fit(data, seed=3)
+    second, _, _ = fit(data, seed=3)
     other, _, _ = fit(data, seed=4)
-    assert largest_difference(weights(one), weights(two)) == 0
-    assert largest_difference(weights(one), weights(other)) > 0
+    assert largest_difference(weights(first), weights(second)) == 0
+    assert largest_difference(weights(first), weights(other)) > 0
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -178,13 +178,13 @@ def test_learning_rate_rises_in_the_warmup_and_falls_linearly(make_stage, fit, m
 
 
 def test_gradient_is_clipped_and_its_norm_before_clipping_is_logged(make_stage, fit):
-    _, free, whole = fit(make_stage(max_grad_norm=1e9))
+    _, unclipped_result, unclipped = fit(make_stage(max_grad_norm=1e9))
     _, held, clipped = fit(make_stage(max_grad_norm=1e-3))
-    assert held.log[0]["grad_norm"] == pytest.approx(free.log[0]["grad_norm"])
+    assert held.log[0]["grad_norm"] == pytest.approx(unclipped_result.log[0]["grad_norm"])
     norm = torch.stack([gradient.norm() for gradient in clipped[0].values()]).norm()
     assert float(norm) == pytest.approx(1e-3, rel=1e-3)
-    norm = torch.stack([gradient.norm() for gradient in whole[0].values()]).norm()
-    assert float(norm) == pytest.approx(free.log[0]["grad_norm"], rel=1e-4)
+    norm = torch.stack([gradient.norm() for gradient in unclipped[0].values()]).norm()
+    assert float(norm) == pytest.approx(unclipped_result.log[0]["grad_norm"], rel=1e-4)
 
 
 class ConstantPenalty(Mitigation):
@@ -210,21 +210,21 @@ def test_weight_penalty_after_clipping_is_added_without_clipping(make_stage, fit
 
 
 class EarlyPenalty(ConstantPenalty):
-    """The same force, before clipping."""
+    """Adds the same force, before clipping."""
 
     penalty_timing = "before_clip"
 
 
 def test_weight_penalty_before_clipping_is_clipped_with_the_task_gradient(make_stage, fit):
-    _, free, whole = fit(make_stage(max_grad_norm=1e9))
+    _, unclipped_result, unclipped = fit(make_stage(max_grad_norm=1e9))
     _, result, penalized = fit(make_stage(max_grad_norm=0.1), {"early": EarlyPenalty(0.5)})
-    combined = {name: gradient + 0.5 for name, gradient in whole[0].items()}
+    combined = {name: gradient + 0.5 for name, gradient in unclipped[0].items()}
     norm = torch.stack([gradient.norm() for gradient in combined.values()]).norm()
     for name, gradient in combined.items():
         assert torch.allclose(penalized[0][name], gradient * 0.1 / norm, atol=1e-6)
     assert result.log[0]["grad_norm"] == pytest.approx(float(norm), rel=1e-5)
     assert result.log[0]["penalty/early"] == 7.0
-    assert result.log[0]["loss"] == free.log[0]["loss"]
+    assert result.log[0]["loss"] == unclipped_result.log[0]["loss"]
 
 
 def test_stage_stats_of_a_mitigation_are_logged_once(make_stage, fit):
