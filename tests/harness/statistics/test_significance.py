@@ -149,7 +149,7 @@ def test_drawing_in_blocks_gives_what_drawing_at_once_gives(monkeypatch: pytest.
     first = of(random.normal(size=37))
     second = of(random.normal(0.3, 1, size=37))
     whole = approximate_randomization(first, second, mean, seed=3, trials=1000)
-    monkeypatch.setattr(significance, "_DRAWN", 100)
+    monkeypatch.setattr(significance, "_BOOLEANS_PER_BLOCK", 100)
     assert approximate_randomization(first, second, mean, seed=3, trials=1000) == whole
 
 
@@ -164,5 +164,5 @@ def test_randomisation_agrees_with_the_paired_t_test_and_finds_nothing_between_e
     assert approximate_randomization(of(first), of(first), mean, seed=0, trials=100) == 1.0
     assert math.isnan(approximate_randomization(of(first[:1]), of(second[:1]), mean, seed=0))
     assert math.isnan(approximate_randomization([(NAN, 1.0)] * 9, of(first[:9]), mean, seed=0))
-    with pytest.raises(ValueError, match="are not of the same items"):
+    with pytest.raises(ValueError, match="do not belong to the same items"):
         approximate_randomization(of(first[:5]), of(first[:6]), mean, seed=0)
