@@ -201,9 +201,7 @@ def _validated_task_stages(R: Array, task_stage: TaskStage) -> Sequence[int]:  #
     stages = range(1, R.shape[-1] + 1) if task_stage is None else task_stage
     if len(stages) != R.shape[-1] or not all(1 <= stage < R.shape[-2] for stage in stages):
         rows, tasks = R.shape[-2:]
-        raise ValueError(
-            f"a matrix of {rows - 1} stages and {tasks} tasks does not match task_stage {list(stages)}"
-        )
+        raise ValueError(f"a matrix of {rows - 1} stages and {tasks} tasks does not match task_stage {list(stages)}")
     return stages
 
 

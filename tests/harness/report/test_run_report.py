@@ -417,7 +417,7 @@ def test_a_gate_is_judged_in_the_report_and_again_from_its_file(made, tmp_path):
     assert [one.passed for one in judged.gate] == [True, False, True]
     assert not judged.passed
     text = shown(judged)
-    assert "FAILED: general/response_perplexity is to rise by at most 0.0001" in text
+    assert "FAILED: general/response_perplexity must rise by at most 0.0001" in text
     judged.write(tmp_path)
     document = json.loads((tmp_path / "report.json").read_text())
     again = gate.evaluate_gate(conditions, run_report.gate_scores_from_report(document))

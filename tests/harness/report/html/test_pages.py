@@ -58,7 +58,7 @@ def test_the_verdict_stands_first_and_says_what_got_better_what_was_forgotten_an
     assert headings[0] == "Helpdesk got better; no evidence that general was forgotten; the gate failed."
     told = [one.text for one in shown.one("ul", class_="verdict").all("li")]
     assert told[0].startswith("helpdesk (n = 40): rougeL 0.220 → 0.620, +0.400 [")
-    assert told[-1] == "gate failed: 1 of 2 conditions not met, first: general/rougeL is to lose at most 0.001"
+    assert told[-1] == "gate failed: 1 of 2 conditions not met, first: general/rougeL must lose at most 0.001"
 
 
 def test_every_section_is_there_and_the_contents_lead_to_it(shown):
