@@ -16,7 +16,6 @@ from typing import Any
 
 from harness.distributed.processes import SINGLE_PROCESS, Processes
 from harness.errors import HarnessError, RunError
-from harness.evaluation.rescore import create_metric
 from harness.interfaces.metric import Metric
 from harness.interfaces.mitigation import Mitigation
 from harness.registry import Registry
@@ -29,6 +28,7 @@ from harness.runner.prepare import write_report_page
 from harness.spec import arms as arms_of
 from harness.spec import plan
 from harness.spec.arms import Arm
+from harness.spec.metric_factory import create_metric
 from harness.spec.spec import Spec
 from harness.tracking.experiment_tracker import ExperimentTracker
 from harness.types import Event, Plan, Stage

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from harness.errors import HarnessError
-from harness.evaluation.evaluate import evaluate_suites
 from harness.evaluation.likelihood import BaseDivergences, response_divergence, response_nll
 from harness.model import save
 
@@ -26,12 +25,8 @@ def go(kit, tokenizer, metric, rows):
     metrics = {name: metric(name) for name in ("kl_to_base", "agreement_with_base")}
 
     def run(model, *, stage=1, size=4, **options):
-        suite = kit.suite(batch_size=size)
-        (result,) = evaluate_suites(
-            model, tokenizer, kit.template(), [suite], {"desk": rows}, {"desk": options.pop("metrics", metrics)},
-            stage=stage, seed=0, max_length=128, **options,
-        )  # fmt: skip
-        return result
+        suite, requested = kit.suite(batch_size=size), options.pop("metrics", metrics)
+        return kit.evaluate(model, suite, rows, requested, stage=stage, max_length=128, **options)
 
     return run
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from harness.errors import HarnessError, RunError
+from harness.evaluation.context import ModelToEvaluate
 from harness.evaluation.evaluate import evaluate_suites
 from harness.evaluation.scoring import score_items
 
@@ -31,10 +32,12 @@ def rows(kit):
 def go(kit, tokenizer, rows):
     def run(model, metrics, suites=None, **options):
         suites = suites or [kit.suite()]
-        given = {"stage": 1, "seed": 0, "max_length": 128, **options}
-        examples = given.pop("examples", {suite.name: rows for suite in suites})
-        by_suite = {suite.name: metrics for suite in suites}
-        return evaluate_suites(model, tokenizer, kit.template(), suites, examples, by_suite, **given)
+        examples = options.pop("examples", {suite.name: rows for suite in suites})
+        outputs = {name: options.pop(name) for name in ("folder", "progress") if name in options}
+        subject = ModelToEvaluate(
+            model, tokenizer, kit.template(), **{"stage": 1, "seed": 0, "max_length": 128, **options}
+        )
+        return evaluate_suites(subject, suites, examples, {suite.name: metrics for suite in suites}, **outputs)
 
     return run
 
@@ -224,7 +227,7 @@ def test_a_suite_without_rows_is_named(go, kit):
 
 
 def test_answers_longer_than_the_model_are_refused(go, kit):
-    with pytest.raises(HarnessError, match=r"evaluate\.desk\.max_new_tokens: 512 leaves a prompt no room"):
+    with pytest.raises(HarnessError, match=r"evaluate\.desk\.max_new_tokens: 512 leaves no position for a prompt"):
         go(kit.echo(), {"same": kit.same}, [kit.suite(max_new_tokens=512)])
 
 

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from harness.errors import HarnessError
-from harness.evaluation.evaluate import evaluate_suites
 from harness.types import Example, Message
 
 pytestmark = pytest.mark.oracle
@@ -108,11 +107,7 @@ def test_its_tasks_are_a_source_of_the_same_rows(theirs):
 def ours(kit, tokenizer, metric, theirs):
     def run(rows, metrics, **settings):
         suite = kit.suite(plain=True, batch_size=3, **settings)
-        (result,) = evaluate_suites(
-            theirs[0], tokenizer, kit.template(), [suite], {"desk": rows}, {"desk": {n: metric(n) for n in metrics}},
-            stage=0, seed=0, max_length=WINDOW,
-        )  # fmt: skip
-        return result
+        return kit.evaluate(theirs[0], suite, rows, {name: metric(name) for name in metrics}, max_length=WINDOW)
 
     return run
 

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from harness.errors import HarnessError
-from harness.evaluation.evaluate import evaluate_suites
 from harness.types import Example, Message
 
 QUESTIONS = [
@@ -27,11 +26,7 @@ def question(text, choices, gold):
 def go(kit, tokenizer, metric):
     def run(model, rows, **settings):
         suite = kit.suite(**settings)
-        (result,) = evaluate_suites(
-            model, tokenizer, kit.template(), [suite], {"desk": rows}, {"desk": {"mc": metric("multiple_choice")}},
-            stage=0, seed=0, max_length=200,
-        )  # fmt: skip
-        return result
+        return kit.evaluate(model, suite, rows, {"mc": metric("multiple_choice")})
 
     return run
 
@@ -115,10 +110,7 @@ def test_choices_that_share_a_token_with_the_question_are_counted(kit, joining, 
     # "Ans" + "wer" is one token, so "wer" would be left with none; "Ans" + "xx" divides well.
     row = question("Ans", ("wer", "xx"), 0)
     suite = kit.suite(plain=True, delimiter="")
-    (result,) = evaluate_suites(
-        model, joining, kit.template(), [suite], {"desk": [row]}, {"desk": {"mc": metric("multiple_choice")}},
-        stage=0, seed=0, max_length=64,
-    )  # fmt: skip
+    result = kit.evaluate(model, suite, [row], {"mc": metric("multiple_choice")}, tokenizer=joining, max_length=64)
     (item,) = result.items
     assert item.joined == 1
     assert item.choice_lls[0] == pytest.approx(plain(model, ids(joining, "Ans"), ids(joining, "wer")), abs=1e-4)
@@ -144,5 +136,5 @@ def test_rows_without_choices_are_named(go, kit, lively):
 
 def test_a_conversation_has_no_plain_prompt(go, lively):
     turns = (Message("user", "q"), Message("assistant", "a"), Message("user", "r"), Message("assistant", "x"))
-    with pytest.raises(HarnessError, match=r'quiz:2: has no single question.*"plain" off'):
+    with pytest.raises(HarnessError, match=r'quiz:2: does not have exactly one question.*remove "plain"'):
         go(lively, [Example("1", turns, "quiz:2", choices=("x", "y"))], plain=True)

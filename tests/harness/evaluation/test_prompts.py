@@ -37,11 +37,6 @@ def test_a_suites_own_stops_stand_beside_the_templates_and_nothing_is_implied(ki
     ("stop", "answer", "finish"), [(["lon"], "a much ", "stop"), ([], "a much longer one", "stop")]
 )
 def test_an_answer_ends_at_a_suites_own_stop(kit, tokenizer, stop, answer, finish):
-    from harness.evaluation.evaluate import evaluate_suites
-
-    (result,) = evaluate_suites(
-        kit.echo(), tokenizer, kit.template(), [kit.suite(stop=stop)],
-        {"desk": [kit.example("a much longer one", "r")]}, {"desk": {"same": kit.same}},
-        stage=0, seed=0, max_length=100,
-    )  # fmt: skip
+    row = kit.example("a much longer one", "r")
+    result = kit.evaluate(kit.echo(), kit.suite(stop=stop), [row], {"same": kit.same}, max_length=100)
     assert (result.items[0].answer, result.items[0].finish) == (answer, finish)

@@ -95,9 +95,9 @@ def test_a_suites_language_reaches_its_metrics_and_an_own_one_stays(run, found):
         ({"rouge": {"stemm": True}}, {}, r"metric rouge: .*'stemm' was unexpected.*stem"),
         ({"chrf": {"word_order": 9}}, {}, r"metric chrf\.word_order: 9 is greater"),
         ({"regex": {}}, {}, "metric regex: 'pattern' is a required property"),
-        ({"multiple_choice": {}}, {}, "multiple_choice: reads likelihoods of choices, and no suite here has them"),
-        (None, {"suites": ["dusk"]}, "suite dusk: is none of this run's; its suites are: desk, chat"),
-        (None, {"stages": [4]}, "holds no items of such a suite and stage"),
+        ({"multiple_choice": {}}, {}, "multiple_choice: requires likelihoods of choices, which no suite"),
+        (None, {"suites": ["dusk"]}, "suite dusk: does not exist in this run; its suites are: desk, chat"),
+        (None, {"stages": [4]}, "has no items of such a suite and stage"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_scored_is_named(run, found, metrics, options, text):
@@ -106,7 +106,7 @@ def test_what_cannot_be_scored_is_named(run, found, metrics, options, text):
 
 
 def test_what_is_no_run_is_named(tmp_path, found):
-    with pytest.raises(HarnessError, match=r"is no folder of a run: it has no spec\.json"):
+    with pytest.raises(HarnessError, match=r"is not the folder of a run: it has no spec\.json"):
         rescore.score_run(tmp_path, None, found)
 
 
@@ -116,7 +116,9 @@ def test_items_of_an_evaluation_that_was_cut_off_are_not_scored(run, found):
     facts = json.loads(header)
     facts["header"]["whole"] = False
     file.write_text("\n".join([json.dumps(facts), *lines[:1]]) + "\n")
-    with pytest.raises(HarnessError, match=r"desk-stage1\.jsonl: its evaluation was cut off: it has some of 3 items"):
+    with pytest.raises(
+        HarnessError, match=r"desk-stage1\.jsonl: the evaluation was interrupted: it has some of 3 items"
+    ):
         rescore.score_run(run, None, found)
 
 

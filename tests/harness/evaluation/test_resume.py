@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from harness.errors import HarnessError
-from harness.evaluation.evaluate import evaluate_suites
 from harness.evaluation.predictions import load_predictions, predictions_path
 from harness.interfaces.template import Template
 
@@ -31,12 +30,11 @@ def go(kit, tokenizer, rows, tmp_path):
         passes = []
         handle = model.register_forward_pre_hook(lambda *_: passes.append(1))
         suite = suite or kit.suite(max_new_tokens=6)
-        given = {"stage": 1, "seed": 0, "max_length": 128, "folder": tmp_path, **options}
-        words, template = given.pop("tokenizer", tokenizer), given.pop("template", kit.template())
-        examples = {suite.name: given.pop("rows", rows)}
-        metrics = {suite.name: given.pop("metrics", {"same": kit.same, "nll": kit.likelihood})}
+        settings = {"stage": 1, "max_length": 128, "folder": tmp_path, **options}
+        examples = settings.pop("rows", rows)
+        metrics = settings.pop("metrics", {"same": kit.same, "nll": kit.likelihood})
         try:
-            (result,) = evaluate_suites(model, words, template, [suite], examples, metrics, **given)
+            result = kit.evaluate(model, suite, examples, metrics, **settings)
         finally:
             handle.remove()
         return result, len(passes)

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from harness.errors import HarnessError
-from harness.evaluation.evaluate import evaluate_suites
 from harness.evaluation.rolling_likelihood import rolling_windows
 from harness.types import Example, Message
 
@@ -23,11 +22,7 @@ def text(content, number=0):
 def go(kit, tokenizer, metric):
     def run(model, rows, max_length=512, size=4):
         suite = kit.suite(batch_size=size)
-        (result,) = evaluate_suites(
-            model, tokenizer, kit.template(), [suite], {"desk": rows}, {"desk": {"bpb": metric("bits_per_byte")}},
-            stage=0, seed=0, max_length=max_length,
-        )  # fmt: skip
-        return result
+        return kit.evaluate(model, suite, rows, {"bpb": metric("bits_per_byte")}, max_length=max_length)
 
     return run
 

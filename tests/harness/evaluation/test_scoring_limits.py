@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from harness.errors import RunError
-from harness.evaluation.evaluate import evaluate_suites
 from harness.evaluation.scoring import find_limit_violations, raise_on_violations, score_items
 from harness.types import Item
 
@@ -17,11 +16,7 @@ def go(kit, tokenizer):
     def run(stage=1, folder=None, **settings):
         suite = kit.suite(**settings)
         rows = [kit.example(said, "yes") for said in SAID]
-        (result,) = evaluate_suites(
-            kit.echo(), tokenizer, kit.template(), [suite], {"desk": rows}, {"desk": {"same": kit.same}},
-            stage=stage, seed=0, max_length=200, folder=folder,
-        )  # fmt: skip
-        return result
+        return kit.evaluate(kit.echo(), suite, rows, {"same": kit.same}, stage=stage, folder=folder)
 
     return run
 

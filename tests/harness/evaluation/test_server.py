@@ -10,7 +10,6 @@ import pytest
 
 from harness.errors import HarnessError, RunError
 from harness.evaluation import server
-from harness.evaluation.evaluate import evaluate_suites
 from harness.evaluation.predictions import load_predictions
 from harness.spec.schema import fill_defaults
 from harness.spec_keys import evaluation
@@ -96,11 +95,7 @@ def go(kit, tokenizer, stub):
         given = {"url": stub.url, "model": "desk", **settings}
         schema = {"type": "object", "properties": evaluation.SERVER_KEYS}
         suite = kit.suite(server=fill_defaults(given, schema, schema), **(limits or {}))
-        (result,) = evaluate_suites(
-            model, tokenizer, kit.template(), [suite], {"desk": rows}, {"desk": metrics or {"same": kit.same}},
-            stage=stage, seed=0, max_length=200, folder=folder,
-        )  # fmt: skip
-        return result
+        return kit.evaluate(model, suite, rows, metrics or {"same": kit.same}, stage=stage, folder=folder)
 
     return run
 

@@ -17,7 +17,6 @@ import pytest
 import torch
 
 from harness.errors import RunError
-from harness.evaluation.evaluate import evaluate_suites
 from harness.spec.schema import fill_defaults
 from harness.spec_keys import evaluation
 
@@ -96,11 +95,7 @@ def answered(kit, tokenizer, lively, served, monkeypatch):
             given = {"url": served[0], "model": served[1], "prompts": "text", "retries": 0, "concurrency": 2}
             server = fill_defaults({**given, **settings.pop("server", {})}, schema, schema)
         suite = kit.suite(max_new_tokens=max_new_tokens, server=server, **settings)
-        (result,) = evaluate_suites(
-            None if by_server else lively, tokenizer, kit.template(), [suite], {"desk": rows},
-            {"desk": {"same": kit.same}}, stage=0, seed=0, max_length=300,
-        )  # fmt: skip
-        return result.items
+        return kit.evaluate(None if by_server else lively, suite, rows, {"same": kit.same}, max_length=300).items
 
     return run
 

@@ -7,7 +7,6 @@ from collections import Counter
 import pytest
 import torch
 
-from harness.evaluation.evaluate import evaluate_suites
 from harness.evaluation.generation import TopPSampler, greedy
 
 LOGITS = torch.log(torch.tensor([[0.5, 0.1, 0.3, 0.1]]))
@@ -47,10 +46,7 @@ def go(kit, tokenizer, tiny_model):
 
     def run(seed=0, size=4, **settings):
         suite = kit.suite(batch_size=size, max_new_tokens=8, **settings)
-        (result,) = evaluate_suites(
-            tiny_model.eval(), tokenizer, kit.template(), [suite], {"desk": rows}, {"desk": {"same": kit.same}},
-            stage=0, seed=seed, max_length=100,
-        )  # fmt: skip
+        result = kit.evaluate(tiny_model.eval(), suite, rows, {"same": kit.same}, seed=seed, max_length=100)
         return [item.answer for item in result.items]
 
     return run
