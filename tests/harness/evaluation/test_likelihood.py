@@ -1,4 +1,4 @@
-"""Likelihoods against the plain way: every logit of one unpadded row."""
+"""Likelihoods, compared with all logits of one unpadded row."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import math
 import pytest
 import torch
 
-from harness.evaluation.likelihood import logits_at, response_nll
+from harness.errors import HarnessError
+from harness.evaluation.likelihood import response_nll
+from harness.model.output_head import logits_at
 from harness.types import TokenizedExample
 
 
@@ -21,7 +23,7 @@ def rows(vocabulary, lengths=(5, 17, 9, 30), seed=0):
     return made
 
 
-def plain(model, row):
+def unbatched_nll(model, row):
     with torch.no_grad():
         logits = model(input_ids=torch.tensor([row.input_ids])).logits[0].double()
     chances = logits.log_softmax(-1)
@@ -88,20 +90,20 @@ MODELS = {
 
 
 @pytest.mark.parametrize("kind", MODELS)
-def test_a_padded_batch_gives_the_likelihood_of_each_row_alone(tokenizer, kind):
+def test_padded_batch_equals_single_rows(tokenizer, kind):
     model = MODELS[kind](tokenizer)
     given = rows(len(tokenizer))
-    expected = [plain(model, row) for row in given]
+    expected = [unbatched_nll(model, row) for row in given]
     assert response_nll(model, given, tokenizer.pad_token_id) == pytest.approx(expected, abs=1e-5)
     assert [response_nll(model, [row], tokenizer.pad_token_id)[0] for row in given] == pytest.approx(expected, abs=1e-5)
 
 
-def test_the_padding_token_does_not_matter(tokenizer, tiny_model):
+def test_padding_token_does_not_matter(tokenizer, tiny_model):
     given = rows(len(tokenizer))
     assert response_nll(tiny_model, given, 0) == pytest.approx(response_nll(tiny_model, given, 77), abs=1e-6)
 
 
-def test_a_uniform_model_has_the_vocabulary_as_its_perplexity(tokenizer, tiny_model):
+def test_uniform_model_has_vocabulary_size_as_perplexity(tokenizer, tiny_model):
     with torch.no_grad():
         tiny_model.get_output_embeddings().weight.zero_()
     row = rows(len(tokenizer), lengths=(20,))[0]
@@ -109,7 +111,7 @@ def test_a_uniform_model_has_the_vocabulary_as_its_perplexity(tokenizer, tiny_mo
     assert math.exp(nll / row.loss_tokens) == pytest.approx(len(tokenizer), rel=1e-6)
 
 
-def test_logits_are_built_at_the_chosen_positions_only_and_the_model_is_as_before(tokenizer, tiny_model):
+def test_logits_at_builds_chosen_positions_and_restores_the_model(tokenizer, tiny_model):
     ids = torch.arange(10, 22).reshape(2, 6)
     chosen = torch.zeros(2, 6, dtype=torch.bool)
     chosen[0, 5] = chosen[1, 2] = chosen[1, 3] = True
@@ -122,13 +124,13 @@ def test_logits_are_built_at_the_chosen_positions_only_and_the_model_is_as_befor
         assert tiny_model(input_ids=ids).logits.shape == full.shape
 
 
-def test_an_error_within_leaves_no_hook_behind(tiny_model):
+def test_error_removes_the_hook(tiny_model):
     layer = tiny_model.get_output_embeddings()
     with pytest.raises(RuntimeError), logits_at(tiny_model, torch.ones(1, 1, dtype=torch.bool)):
         raise RuntimeError
     assert not layer._forward_pre_hooks
 
 
-def test_a_model_without_an_output_layer_is_refused(tokenizer, tiny_model):
-    with pytest.raises(TypeError, match="no output layer"), logits_at(tiny_model.model, torch.ones(1, 1)):
+def test_model_without_output_head_is_rejected(tokenizer, tiny_model):
+    with pytest.raises(HarnessError, match="no output embeddings"), logits_at(tiny_model.model, torch.ones(1, 1)):
         pass

@@ -1,4 +1,4 @@
-"""A run's items scored again, with other metrics, without a model."""
+"""Scoring the stored items of a run with other metrics, without a model."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ ANSWERS = {0: ["no", "maybe", ""], 1: ["yes", "no", "maybe so"]}
 REFERENCES = ["yes", "no", "maybe"]
 
 
-def items(stage):
+def build_items(stage):
     return [
         Item(f"id{n}", f"q{n}", reference, answer, "eos" if answer else "empty", nll=2.0 + n, tokens=2)
         for n, (reference, answer) in enumerate(zip(REFERENCES, ANSWERS[stage], strict=True))
     ]
 
 
-def keep(folder, suite, stage, found):
-    with open_predictions(folder, suite, stage, found, {"model": "m"}) as file:
-        for item in found:
+def write_predictions(folder, suite, stage, items):
+    with open_predictions(folder, suite, stage, items, {"model": "m"}) as file:
+        for item in items:
             file.add_fields(item, "answer", "k", {"answer": item.answer, "finish": item.finish})
 
 
 @pytest.fixture
-def found():
+def plugins():
     return registry.discover_plugins(
         [pair for pair in registry.installed_entry_points() if pair[0] == registry.CORE_DISTRIBUTION]
     )
@@ -50,46 +50,46 @@ def run(tmp_path):
     }
     (tmp_path / "spec.json").write_text(json.dumps(spec))
     for stage in (0, 1):
-        keep(tmp_path / "predictions", "desk", stage, items(stage))
-        keep(tmp_path / "predictions", "chat", stage, [Item("c", "q", "r", nll=1.0, tokens=2)])
+        write_predictions(tmp_path / "predictions", "desk", stage, build_items(stage))
+        write_predictions(tmp_path / "predictions", "chat", stage, [Item("c", "q", "r", nll=1.0, tokens=2)])
     return tmp_path
 
 
-def test_a_runs_own_metrics_are_drawn_again(run, found):
-    made = rescore.score_run(run, None, found)
-    assert [(one.stage, one.suite) for one in made] == [(0, "desk"), (0, "chat"), (1, "desk"), (1, "chat")]
-    assert [one.scores[0].value for one in made if one.suite == "desk"] == [0.0, 2 / 3]
-    assert made[1].scores[0].name == "response_perplexity"
-    assert [str(breach) for breach in made[0].violations] == ["1 of 3 items are empty (33.3%, 20.0% are allowed)"]
-    assert made[2].violations == ()
+def test_metrics_of_the_spec_are_scored_again(run, plugins):
+    evaluations = rescore.score_run(run, None, plugins)
+    assert [(one.stage, one.suite) for one in evaluations] == [(0, "desk"), (0, "chat"), (1, "desk"), (1, "chat")]
+    assert [one.scores[0].value for one in evaluations if one.suite == "desk"] == [0.0, 2 / 3]
+    assert evaluations[1].scores[0].name == "response_perplexity"
+    assert [str(one) for one in evaluations[0].violations] == ["1 of 3 items are empty (33.3%, 20.0% are allowed)"]
+    assert evaluations[2].violations == ()
 
 
-def test_other_metrics_score_the_suites_that_have_what_they_read(run, found):
-    made = rescore.score_run(run, {"rouge": {}, "length_ratio": {}}, found, stages=[1])
-    assert [(one.stage, one.suite) for one in made] == [(1, "desk")]
-    assert {score.metric for score in made[0].scores} == {"rouge", "length_ratio"}
-    both = rescore.score_run(run, {"response_perplexity": {}}, found, suites=["chat", "desk"])
+def test_other_metrics_score_the_suites_that_they_apply_to(run, plugins):
+    evaluations = rescore.score_run(run, {"rouge": {}, "length_ratio": {}}, plugins, stages=[1])
+    assert [(one.stage, one.suite) for one in evaluations] == [(1, "desk")]
+    assert {score.metric for score in evaluations[0].scores} == {"rouge", "length_ratio"}
+    both = rescore.score_run(run, {"response_perplexity": {}}, plugins, suites=["chat", "desk"])
     assert [one.suite for one in both] == ["desk", "chat", "desk", "chat"]
 
 
-def test_intervals_are_those_of_the_run_itself(run, found):
+def test_intervals_equal_those_of_the_run(run, plugins):
     from harness.evaluation.scoring import score_items
 
-    metric = rescore.create_metric(found, "chrf", {})
-    (own,) = score_items(items(1), {"chrf": metric}, seed=3, suite="desk", stage=1)
-    (again,) = rescore.score_run(run, {"chrf": {}}, found, stages=[1])
-    assert again.scores[0] == own
+    metric = rescore.create_metric(plugins, "chrf", {})
+    (during_run,) = score_items(build_items(1), {"chrf": metric}, seed=3, suite="desk", stage=1)
+    (rescored,) = rescore.score_run(run, {"chrf": {}}, plugins, stages=[1])
+    assert rescored.scores[0] == during_run
 
 
-def test_a_suites_language_reaches_its_metrics_and_an_own_one_stays(run, found):
-    made = rescore.score_run(run, {"bleu": {}}, found, stages=[1])
-    assert "|tok:13a|" in made[0].scores[0].signature
-    own = rescore.score_run(run, {"bleu": {"lang": "zh"}}, found, stages=[1])
-    assert "|tok:zh|" in own[0].scores[0].signature
+def test_lang_of_the_suite_is_the_default_of_its_metrics(run, plugins):
+    evaluations = rescore.score_run(run, {"bleu": {}}, plugins, stages=[1])
+    assert "|tok:13a|" in evaluations[0].scores[0].signature
+    with_own_lang = rescore.score_run(run, {"bleu": {"lang": "zh"}}, plugins, stages=[1])
+    assert "|tok:zh|" in with_own_lang[0].scores[0].signature
 
 
 @pytest.mark.parametrize(
-    ("metrics", "options", "text"),
+    ("metrics", "options", "message"),
     [
         ({"rogue": {}}, {}, "did you mean 'rouge'"),
         ({"rouge": {"stemm": True}}, {}, r"metric rouge: .*'stemm' was unexpected.*stem"),
@@ -100,29 +100,29 @@ def test_a_suites_language_reaches_its_metrics_and_an_own_one_stays(run, found):
         (None, {"stages": [4]}, "has no items of such a suite and stage"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_scored_is_named(run, found, metrics, options, text):
-    with pytest.raises(HarnessError, match=text):
-        rescore.score_run(run, metrics, found, **options)
+def test_invalid_metrics_suites_and_stages_are_rejected(run, plugins, metrics, options, message):
+    with pytest.raises(HarnessError, match=message):
+        rescore.score_run(run, metrics, plugins, **options)
 
 
-def test_what_is_no_run_is_named(tmp_path, found):
+def test_folder_without_run_is_rejected(tmp_path, plugins):
     with pytest.raises(HarnessError, match=r"is not the folder of a run: it has no spec\.json"):
-        rescore.score_run(tmp_path, None, found)
+        rescore.score_run(tmp_path, None, plugins)
 
 
-def test_items_of_an_evaluation_that_was_cut_off_are_not_scored(run, found):
+def test_interrupted_evaluation_is_not_scored(run, plugins):
     file = run / "predictions" / "desk-stage1.jsonl"
     header, *lines = file.read_text().splitlines()
-    facts = json.loads(header)
-    facts["header"]["whole"] = False
-    file.write_text("\n".join([json.dumps(facts), *lines[:1]]) + "\n")
+    header_record = json.loads(header)
+    header_record["header"]["whole"] = False
+    file.write_text("\n".join([json.dumps(header_record), *lines[:1]]) + "\n")
     with pytest.raises(
         HarnessError, match=r"desk-stage1\.jsonl: the evaluation was interrupted: it has some of 3 items"
     ):
-        rescore.score_run(run, None, found)
+        rescore.score_run(run, None, plugins)
 
 
-def test_scoring_text_imports_no_torch(run):
+def test_text_metrics_do_not_import_torch(run):
     program = f"""
 import sys
 from harness import registry
