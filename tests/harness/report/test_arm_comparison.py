@@ -122,7 +122,7 @@ def test_the_advice_weighs_gain_before_forgetting_and_says_what_cannot_be_told_a
     advice = recommendation.recommend(points, "a/b", "c/d").full_text
     assert "'large' forgets least" in advice
     assert "no evidence of forgetting" in advice
-    assert "small cannot be told from it" in advice
+    assert "small is not significantly different" in advice
     assert "frozen" not in advice
     assert "none can be recommended" in recommendation.recommend(points[3:], "a/b", "c/d").full_text
 
@@ -131,7 +131,7 @@ def test_nothing_is_advised_from_few_items_or_from_what_is_no_number() -> None:
     gain, nothing = Estimate(0.3, 0.02, 0.26, 0.34, 50), Estimate(math.nan, math.nan, math.nan, math.nan, 50)
     few = Estimate(0.3, 0.02, 0.26, 0.34, 29)
     told = recommendation.recommend([ArmPoint("a", few, few, None, True)], "a/b", "c/d").full_text
-    assert told == "a/b has fewer than 30 items, which is too few to recommend an arm"
+    assert told == "a/b has fewer than 30 items: too few to recommend an arm"
     told = recommendation.recommend(
         [ArmPoint("a", gain, nothing, None, True), ArmPoint("b", gain, gain, None, True)], "a/b", "c/d"
     ).full_text
@@ -141,7 +141,7 @@ def test_nothing_is_advised_from_few_items_or_from_what_is_no_number() -> None:
         in recommendation.recommend([ArmPoint("a", gain, nothing, None, True)], "a/b", "c/d").full_text
     )
     assert (
-        "over n = 29, too few items to tell"
+        "over n = 29, too few items for a verdict"
         in recommendation.recommend([ArmPoint("a", gain, few, None, True)], "a/b", "c/d").full_text
     )
 
@@ -182,9 +182,9 @@ def test_a_p_value_is_never_shown_as_0() -> None:
 def test_of_what_was_swept_the_smallest_value_that_cannot_be_told_from_the_best_is_named() -> None:
     points = swept_points(a=(0.5, 0.05), b=(0.4, 0.05), c=(0.12, 0.05), d=(0.08, 0.05), e=(0.1, 0.05))
     told = recommendation.recommend(points, "desk/nll", "chat/nll", SHARES).full_text
-    assert "The smallest that cannot be told from the least forgetting in chat/nll is " in told
-    assert "mitigations.mixing.share of 5 %: it forgets 0.0400 [−0.0307, +0.111] more than 10 %" in told
-    assert told.endswith("That rests on one training run a value; the intervals are over the items alone")
+    assert "Smallest value not significantly worse than the best in chat/nll: " in told
+    assert "mitigations.mixing.share of 5 % (forgets 0.0400 [−0.0307, +0.111] more than 10 %)" in told
+    assert told.endswith("Based on one training run per value; the intervals cover the items only")
 
 
 def test_over_the_same_items_less_is_needed_to_tell_two_values_apart() -> None:
@@ -195,41 +195,41 @@ def test_over_the_same_items_less_is_needed_to_tell_two_values_apart() -> None:
         return Estimate(gap, 0.005, gap - 0.01, gap + 0.01, 50)
 
     told = recommendation.recommend(points, "desk/nll", "chat/nll", SHARES, forgetting_difference=paired).full_text
-    assert "share of 10 % is where chat/nll suffers least; every smaller one that gains as much forgets more" in told
+    assert "share of 10 % forgets least in chat/nll; every smaller value with close to the best gain forgets" in told
 
 
 def test_no_general_data_may_be_enough_and_a_value_needs_all_its_seeds() -> None:
     points = swept_points(a=(0.1, 0.05), b=(0.2, 0.05))
     assert (
-        "share of 0 % is where chat/nll suffers least; and none is smaller"
+        "share of 0 % forgets least in chat/nll; it is the smallest value"
         in recommendation.recommend(points, "desk/nll", "chat/nll", SHARES).full_text
     )
     idle = ArmPoint("a", Estimate(0.01, 0.01, -0.01, 0.03, 50), Estimate(0.9, 0.01, 0.88, 0.92, 50), None, True)
     told = recommendation.recommend(
         [idle, *swept_points(b=(0.1, 0.05), c=(0.5, 0.05))], "desk/nll", "chat/nll", SHARES
     ).full_text
-    assert "share of 1 % is where chat/nll suffers least; no smaller one gains as much" in told
+    assert "share of 1 % forgets least in chat/nll; no smaller value is close to the best gain" in told
     seeds = SweptParameter("train.learning_rate", {"a": 1e-5, "b": 1e-5, "c": 3e-5, "d": 3e-5}, is_share=False)
     points = swept_points(a=(0.1, 0.05), b=(0.9, 0.05), c=(0.05, 0.05), d=(0.06, 0.05))
     told = recommendation.recommend(points, "desk/nll", "chat/nll", seeds).full_text
-    assert "train.learning_rate of 3e-05 is where" in told
-    assert "rests on 2 training runs a value" in told
+    assert "train.learning_rate of 3e-05 forgets least" in told
+    assert "Based on 2 training runs per value" in told
 
 
 @pytest.mark.parametrize(
     ("losses", "ends"),
     [
-        ({"a": -0.17, "c": -0.21, "e": -0.37}, "it ends best with 25 %, beyond doubt better than with less"),
-        ({"a": -0.17, "d": -0.36, "e": -0.37}, "it ends best with 25 %, from which 10 % cannot be told"),
-        ({"a": -0.36, "d": -0.35, "e": -0.37}, "and no other ends beyond doubt better"),
+        ({"a": -0.17, "c": -0.21, "e": -0.37}, "; 25 % is best, significantly better than every smaller value"),
+        ({"a": -0.17, "d": -0.36, "e": -0.37}, "; 25 % is best, and 10 % is not significantly different"),
+        ({"a": -0.36, "d": -0.35, "e": -0.37}, "and no other value is significantly better"),
     ],
 )
 def test_where_nothing_is_forgotten_no_more_of_it_is_called_needed(losses, ends) -> None:
     points = swept_points(**{arm: (value, 0.03) for arm, value in losses.items()})
     found = recommendation.recommend(points, "desk/nll", "chat/nll", SHARES)
     assert found.value == 0.0
-    assert found.headline == "no arm that gains about as much as the best forgets in chat/nll; 'e' ends best in it"
-    begin = "Nothing is forgotten in chat/nll with any mitigations.mixing.share: it got better even with 0 %"
+    assert found.headline == "no arm with close to the best gain forgets in chat/nll; 'e' improves most"
+    begin = "No value of mitigations.mixing.share forgets in chat/nll: even 0 % improves it"
     assert found.enough.startswith(begin)
     assert found.enough.endswith(ends)
     one = [points[0], *swept_points(d=(0.01, 0.03))]
@@ -243,12 +243,14 @@ def test_no_value_is_enough_where_the_seeds_of_the_best_one_can_be_told_apart() 
     found = recommendation.recommend(points, "desk/nll", "chat/nll", seeds)
     assert (found.arm, found.value) == ("a", None)
     assert found.enough == (
-        "No train.learning_rate is enough for certain: at every value some training run forgets more in chat/nll "
-        "beyond doubt than 'a', which forgets least, at 1e-05"
+        "No value of train.learning_rate is sufficient: at every value a training run forgets significantly more in "
+        "chat/nll than the best arm 'a' at 1e-05"
     )
     points = swept_points(a=(0.06, 0.05), b=(0.9, 0.05), c=(0.05, 0.05), d=(0.06, 0.05))
     told = recommendation.recommend(points, "desk/nll", "chat/nll", seeds).enough
-    assert told.endswith("every smaller one that gains as much has a training run that forgets more beyond doubt")
+    assert told.endswith(
+        "every smaller value with close to the best gain has a training run that forgets significantly more"
+    )
 
 
 def test_an_arm_that_gains_too_little_is_no_value_to_choose() -> None:
@@ -276,7 +278,7 @@ def test_an_arm_without_a_value_may_be_advised_and_the_values_are_still_weighed(
     values = SweptParameter("mitigations.ewc.strength", {"a": 1.0, "c": 10.0}, is_share=False)
     found = recommendation.recommend(points, "desk/nll", "chat/nll", values)
     assert (found.arm, found.value) == ("naive", 10.0)
-    assert found.enough.startswith("mitigations.ewc.strength of 10 is where")
+    assert found.enough.startswith("mitigations.ewc.strength of 10 forgets least")
     alone = recommendation.recommend(points[:1], "desk/nll", "chat/nll", values)
     assert (alone.arm, alone.value, alone.enough) == ("naive", None, "")
 
@@ -286,8 +288,8 @@ def test_the_advice_is_told_in_sentences_with_what_to_know_before_it() -> None:
     found = recommendation.recommend(points, "desk/nll", "chat/nll", SHARES, note="the baseline 'x' has no result yet")
     assert (found.arm, found.value, found.alike) == ("d", 0.05, ("c",))
     assert found.full_text == (
-        "the baseline 'x' has no result yet; of the arms that gain about as much as the best, 'd' forgets least in "
-        f"chat/nll (it forgets 0.08 [0.03, 0.13]); c cannot be told from it. {found.enough}. {found.rests}"
+        "the baseline 'x' has no result yet; of the arms with close to the best gain, 'd' forgets least in "
+        f"chat/nll (it forgets 0.08 [0.03, 0.13]); c is not significantly different. {found.enough}. {found.rests}"
     )
 
 
@@ -305,8 +307,8 @@ def test_arms_that_differ_in_one_number_are_advised_over_it_by_paired_items(tmp_
         gain_score="helpdesk/rougeL",
         forgetting_score="general/response_perplexity",
     )
-    assert "mitigations.mixing.share of 25 % is where" in made.recommendation_text
-    assert "every smaller one that gains as much forgets more beyond doubt" in made.recommendation_text
+    assert "mitigations.mixing.share of 25 % forgets least" in made.recommendation_text
+    assert "every smaller value with close to the best gain forgets significantly more" in made.recommendation_text
 
 
 def test_forgetting_may_be_a_summary_of_each_run_s_matrix_with_its_sign(tmp_path: Path) -> None:
