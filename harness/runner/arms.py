@@ -20,7 +20,7 @@ from harness.interfaces.metric import Metric
 from harness.interfaces.mitigation import Mitigation
 from harness.registry import Registry
 from harness.report import finished_run
-from harness.report.arm_comparison import ArmComparison, compare_arms
+from harness.report.arm_comparison import ArmComparison, ComparisonSettings, compare_arms
 from harness.report.html import write
 from harness.runner import resume
 from harness.runner.folder import RunFolder
@@ -241,11 +241,8 @@ def compare_finished_arms(
         folder,
         found,
         _create_arm_metrics(found, given["baseline"], registry),
+        ComparisonSettings(given["baseline"], given["gain"], given["forgetting"], given["joint"]),
         seed=spec.document["seed"],
-        baseline=given["baseline"],
-        gain_score=given["gain"],
-        forgetting_score=given["forgetting"],
-        joint=given["joint"],
         missing=missing,
     )
 

@@ -134,7 +134,7 @@ def experiment(folder, shares=(None, 0.01, 0.1), *, specs=None, missing=None, te
         place = finished(folder / "arms" / name, evaluations=evaluations, spec=spec, updates=3, text=text)
         runs[name] = finished_run.load_finished_run(place)
     axes = {"gain_score": "helpdesk/rougeL", "forgetting_score": "general/response_perplexity"}
-    arm_comparison.compare_arms("sweep", folder, runs, example_run.BY_SUITE, seed=0, missing=missing, **axes).write(
-        folder
-    )
+    arm_comparison.compare_arms(
+        "sweep", folder, runs, example_run.BY_SUITE, arm_comparison.ComparisonSettings(**axes), seed=0, missing=missing
+    ).write(folder)
     return folder

@@ -64,9 +64,8 @@ def experiment(tmp_path: Path) -> arm_comparison.ArmComparison:
         tmp_path,
         runs,
         example_run.BY_SUITE,
+        arm_comparison.ComparisonSettings(gain_score="helpdesk/rougeL", forgetting_score="general/response_perplexity"),
         seed=0,
-        gain_score="helpdesk/rougeL",
-        forgetting_score="general/response_perplexity",
         missing={"ewc": "interrupted"},
     )
 
@@ -155,7 +154,12 @@ def test_a_change_is_that_of_the_run_s_own_report(tmp_path: Path, monkeypatch: p
     )
     change = next(one.difference for one in own.changes if (one.suite, one.name) == ("helpdesk", "rougeL"))
     made = arm_comparison.compare_arms(
-        "sweep", tmp_path, {"naive": run}, example_run.BY_SUITE, seed=0, gain_score="helpdesk/rougeL"
+        "sweep",
+        tmp_path,
+        {"naive": run},
+        example_run.BY_SUITE,
+        arm_comparison.ComparisonSettings(gain_score="helpdesk/rougeL"),
+        seed=0,
     )
     assert find(made, "naive", "helpdesk/rougeL").change == made.points[0].gain == change
     assert change.method == "t"
@@ -303,9 +307,8 @@ def test_arms_that_differ_in_one_number_are_advised_over_it_by_paired_items(tmp_
         tmp_path,
         runs,
         example_run.BY_SUITE,
+        arm_comparison.ComparisonSettings(gain_score="helpdesk/rougeL", forgetting_score="general/response_perplexity"),
         seed=0,
-        gain_score="helpdesk/rougeL",
-        forgetting_score="general/response_perplexity",
     )
     assert "mitigations.mixing.share of 25 % forgets least" in made.recommendation_text
     assert "every smaller value with close to the best gain forgets significantly more" in made.recommendation_text
@@ -326,7 +329,12 @@ def test_forgetting_may_be_a_summary_of_each_run_s_matrix_with_its_sign(tmp_path
 
     def make(axis: str) -> arm_comparison.ArmComparison:
         return arm_comparison.compare_arms(
-            "one", tmp_path, runs, example_run.BY_SUITE, seed=0, gain_score="helpdesk/rougeL", forgetting_score=axis
+            "one",
+            tmp_path,
+            runs,
+            example_run.BY_SUITE,
+            arm_comparison.ComparisonSettings(gain_score="helpdesk/rougeL", forgetting_score=axis),
+            seed=0,
         )
 
     made = make("forgetting:response_nll")
@@ -347,14 +355,23 @@ def test_the_axes_are_chosen_by_role_and_a_wrong_one_is_named(tmp_path: Path) ->
     made = arm_comparison.compare_arms("one", tmp_path, runs, example_run.BY_SUITE, seed=0)
     assert (made.gain, made.forgetting) == ("helpdesk/rougeL", "general/rougeL")
     with pytest.raises(HarnessError, match=r"no suite has the score 'helpdesk/blue'.*helpdesk/rougeL"):
-        arm_comparison.compare_arms("one", tmp_path, runs, example_run.BY_SUITE, seed=0, gain_score="helpdesk/blue")
+        arm_comparison.compare_arms(
+            "one",
+            tmp_path,
+            runs,
+            example_run.BY_SUITE,
+            arm_comparison.ComparisonSettings(gain_score="helpdesk/blue"),
+            seed=0,
+        )
     with pytest.raises(HarnessError, match="no arm has a result"):
         arm_comparison.compare_arms("none", tmp_path, {}, example_run.BY_SUITE, seed=0)
 
 
 def test_a_baseline_without_a_result_is_said_and_another_taken(tmp_path: Path) -> None:
     runs = {"mixing": finished(tmp_path / "mixing", 0.3, 1.0)}
-    made = arm_comparison.compare_arms("one", tmp_path, runs, example_run.BY_SUITE, seed=0, baseline="naive")
+    made = arm_comparison.compare_arms(
+        "one", tmp_path, runs, example_run.BY_SUITE, arm_comparison.ComparisonSettings(baseline="naive"), seed=0
+    )
     assert made.baseline == "mixing"
     assert made.recommendation_text.startswith("the baseline 'naive' has no result yet")
 
@@ -386,9 +403,9 @@ def test_a_run_read_back_has_the_scores_that_were_written(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        (None, "holds no scores.json"),
+        (None, "has no scores.json"),
         ("{", "cannot be read"),
-        ('{"stages": [{}]}', "no list of scores"),
+        ('{"stages": [{}]}', "not a valid list of scores"),
         ("[]", "object"),
     ],
 )
@@ -408,11 +425,13 @@ def test_runs_that_share_no_item_are_told_and_their_points_stand(tmp_path: Path)
         runs["other"], lambda one: replace(one, items=tuple(replace(item, id=f"other {item.id}") for item in one.items))
     )
     axes = {"gain_score": "helpdesk/rougeL", "forgetting_score": "general/response_perplexity"}
-    one = arm_comparison.compare_arms("sweep", tmp_path, runs, example_run.BY_SUITE, seed=0, **axes)
+    one = arm_comparison.compare_arms(
+        "sweep", tmp_path, runs, example_run.BY_SUITE, arm_comparison.ComparisonSettings(**axes), seed=0
+    )
     assert [two.arm for two in one.scores] == ["naive"] * 4
     assert len(one.points) == 2
     assert len(one.notes) == 2
-    assert "it shares no item with the baseline 'naive', as with other held-out rows" in one.notes[0]
+    assert "it has no common item with the baseline 'naive', e.g. other held-out rows" in one.notes[0]
 
 
 def test_a_joint_arm_of_one_stage_has_no_summary_over_stages_and_is_shown_without(tmp_path: Path, monkeypatch) -> None:
@@ -423,11 +442,15 @@ def test_a_joint_arm_of_one_stage_has_no_summary_over_stages_and_is_shown_withou
     told = {runs["seq"].folder: {"forgetting:rougeL": summary}, runs["all"].folder: {}}
     monkeypatch.setattr(arm_comparison, "gate_scores_of_run", told.__getitem__)
     axes = {"gain_score": "helpdesk/rougeL", "forgetting_score": "forgetting:rougeL"}
-    one = arm_comparison.compare_arms("sweep", tmp_path, runs, example_run.BY_SUITE, seed=0, joint="all", **axes)
+    one = arm_comparison.compare_arms(
+        "sweep", tmp_path, runs, example_run.BY_SUITE, arm_comparison.ComparisonSettings(joint="all", **axes), seed=0
+    )
     assert math.isnan(one.points[1].forgotten.value)
     assert one.to_json()["points"][1]["forgotten"]["value"] is None
     with pytest.raises(HarnessError, match="the run has no summary 'forgetting:rougeL'"):
-        arm_comparison.compare_arms("sweep", tmp_path, runs, example_run.BY_SUITE, seed=0, **axes)
+        arm_comparison.compare_arms(
+            "sweep", tmp_path, runs, example_run.BY_SUITE, arm_comparison.ComparisonSettings(**axes), seed=0
+        )
 
 
 def changed(run: finished_run.FinishedRun, change) -> finished_run.FinishedRun:
@@ -458,14 +481,19 @@ def test_what_only_some_arms_measured_alike_is_named_and_costs_nothing_else(tmp_
     def made(base: str) -> arm_comparison.ArmComparison:
         axis = "helpdesk/rougeL"
         return arm_comparison.compare_arms(
-            "sweep", tmp_path, runs, example_run.BY_SUITE, seed=0, baseline=base, gain_score=axis, forgetting_score=axis
+            "sweep",
+            tmp_path,
+            runs,
+            example_run.BY_SUITE,
+            arm_comparison.ComparisonSettings(baseline=base, gain_score=axis, forgetting_score=axis),
+            seed=0,
         )
 
     one = made("naive")
     assert one.notes == (
         "helpdesk/response_perplexity is not compared for 'poor': not measured there",
         "general/response_perplexity is not compared for 'poor': not measured there",
-        "general/rougeL is not compared for 'other': the baseline 'naive' measured it otherwise (mean|of:test)",
+        "general/rougeL is not compared for 'other': the baseline 'naive' measured it with another signature (mean|of:test)",
         "the suite 'general' is not compared for 'blind': not measured there",
     )
     assert [(two.suite, two.score) for two in one.scores if two.arm == "other"] == [
@@ -488,14 +516,18 @@ def test_an_arm_that_measured_otherwise_what_arms_are_compared_by_is_not_weighed
     }
     axes = {"gain_score": "helpdesk/rougeL", "forgetting_score": "general/response_perplexity"}
     assert (
-        arm_comparison.compare_arms("sweep", tmp_path, whole, example_run.BY_SUITE, seed=0, **axes).advised.arm
+        arm_comparison.compare_arms(
+            "sweep", tmp_path, whole, example_run.BY_SUITE, arm_comparison.ComparisonSettings(**axes), seed=0
+        ).advised.arm
         == "other"
     )
     runs = {**whole, "other": changed(whole["other"], measured_otherwise)}
-    found = arm_comparison.compare_arms("sweep", tmp_path, runs, example_run.BY_SUITE, seed=0, **axes)
+    found = arm_comparison.compare_arms(
+        "sweep", tmp_path, runs, example_run.BY_SUITE, arm_comparison.ComparisonSettings(**axes), seed=0
+    )
     assert found.advised.arm == "kept"
     assert found.advised.note == (
-        "'other' was measured otherwise than 'naive' in what arms are compared by, and is not weighed"
+        "'other' uses other metric options than 'naive' for the compared scores: excluded"
     )
     assert "helpdesk/rougeL is not compared for 'other'" in found.notes[0]
     point = next(one for one in found.points if one.arm == "other")

@@ -43,7 +43,9 @@ def experiment(tmp_path):
         "stages": finished(tmp_path / "stages", (0.1, 0.4, 0.2), (30.0, 20.0, 25.0)),
         "joint": finished(tmp_path / "joint", (0.1, 0.5), (30.0, 10.0)),
     }
-    return arm_comparison.compare_arms("sweep", tmp_path, runs, example_run.BY_SUITE, seed=0, joint="joint")
+    return arm_comparison.compare_arms(
+        "sweep", tmp_path, runs, example_run.BY_SUITE, arm_comparison.ComparisonSettings(joint="joint"), seed=0
+    )
 
 
 def test_it_is_the_joint_end_less_the_own_stage_positive_where_the_stages_learned_less(experiment):
@@ -75,7 +77,9 @@ def test_without_a_joint_arm_or_its_result_there_is_none(tmp_path):
     runs = {"stages": finished(tmp_path / "stages", (0.1, 0.4), (30.0, 20.0))}
     assert arm_comparison.compare_arms("one", tmp_path, runs, example_run.BY_SUITE, seed=0).intransigence == ()
     assert (
-        arm_comparison.compare_arms("one", tmp_path, runs, example_run.BY_SUITE, seed=0, joint="joint").intransigence
+        arm_comparison.compare_arms(
+            "one", tmp_path, runs, example_run.BY_SUITE, arm_comparison.ComparisonSettings(joint="joint"), seed=0
+        ).intransigence
         == ()
     )
 
@@ -114,7 +118,9 @@ def test_a_task_that_both_measured_by_other_options_is_left_out_and_costs_nothin
     stages = tuple(tuple(map(otherwise, stage)) for stage in runs["joint"].evaluations)
     runs["joint"] = replace(runs["joint"], evaluations=stages)
     axes = {"gain_score": "general/rougeL", "forgetting_score": "general/rougeL"}
-    made = arm_comparison.compare_arms("sweep", tmp_path, runs, example_run.BY_SUITE, seed=0, joint="joint", **axes)
+    made = arm_comparison.compare_arms(
+        "sweep", tmp_path, runs, example_run.BY_SUITE, arm_comparison.ComparisonSettings(joint="joint", **axes), seed=0
+    )
     found = {one.score: one.suites for one in made.intransigence}
     assert found == {"rougeL": ("general",), "response_perplexity": ("helpdesk", "general")}
     assert any(one.startswith("helpdesk/rougeL is not compared for 'joint'") for one in made.notes)
@@ -133,7 +139,9 @@ def test_the_joint_arm_is_no_value_of_what_the_others_vary(tmp_path):
         finished(tmp_path / "arms" / name, (0.1, 0.5), (30.0, 20.0))
         (tmp_path / "arms" / name / "spec.json").write_text(json.dumps(given))
         runs[name] = finished_run.load_finished_run(tmp_path / "arms" / name)
-    made = arm_comparison.compare_arms("sweep", tmp_path, runs, example_run.BY_SUITE, seed=0, joint="joint")
+    made = arm_comparison.compare_arms(
+        "sweep", tmp_path, runs, example_run.BY_SUITE, arm_comparison.ComparisonSettings(joint="joint"), seed=0
+    )
     assert "mitigations.mixing.share of 0 %" in made.recommendation_text
     made.write(tmp_path)
     write.write_experiment_page(tmp_path)
