@@ -216,7 +216,7 @@ def test_a_report_of_no_suite_says_so(tmp_path):
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        (None, "holds no report.json"),
+        (None, "has no report.json"),
         ("{", "cannot be read"),
         ("[]", "object"),
         ('{"name": "x"}', "no report of run that this version can show"),
@@ -234,7 +234,7 @@ def test_a_folder_that_is_no_run_is_named_in_one_line(tmp_path, content, told):
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(HarnessError, match="is no folder"):
+    with pytest.raises(HarnessError, match="is not a folder"):
         write.write_run_page(tmp_path / "nowhere")
 
 
@@ -458,7 +458,7 @@ def test_arms_with_a_page_of_their_own_are_linked(tmp_path):
 def test_a_run_is_no_experiment_and_an_experiment_is_no_run(folder, sweep):
     with pytest.raises(HarnessError, match="one run and not of an experiment"):
         write.write_experiment_page(folder)
-    with pytest.raises(HarnessError, match=r"holds no report\.json"):
+    with pytest.raises(HarnessError, match=r"has no report\.json"):
         write.write_run_page(sweep)
 
 
