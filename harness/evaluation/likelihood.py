@@ -234,8 +234,9 @@ class _PaddedBatch:
         device = next(model.parameters()).device
         with torch.no_grad(), logits_at(model, self._target_mask):
             output = model(input_ids=self._ids.to(device), attention_mask=self._mask.to(device), use_cache=False)
-        return output.logits[0].float()
+        logits: torch.Tensor = output.logits[0].float()
+        return logits
 
     def split_by_row(self, values: torch.Tensor) -> Sequence[torch.Tensor]:
         """Split one value per trained token, (N,), into one float64 tensor per row."""
-        return values.double().cpu().split(self._target_mask.sum(1).tolist())
+        return torch.split(values.double().cpu(), self._target_mask.sum(1).tolist())

@@ -93,8 +93,8 @@ def parse_estimate(values: Mapping[str, Any]) -> Estimate:
         KeyError: A key is missing.
         TypeError, ValueError: A value is not a number.
     """
-    numbers = (_parse_number(values[key]) for key in ("value", "stderr", "low", "high"))
-    return Estimate(*numbers, int(values["n"]), str(values["method"]))
+    value, stderr, low, high = (_parse_number(values[key]) for key in ("value", "stderr", "low", "high"))
+    return Estimate(value, stderr, low, high, int(values["n"]), str(values["method"]))
 
 
 def _parse_number(value: Any) -> float:

@@ -36,12 +36,12 @@ def utility(values: Array, higher_is_better: bool) -> Array:
 def average_accuracy(R: Array, task_stage: TaskStage = None) -> Array:  # noqa: N803  the field's own name
     """Return ACC: the mean over tasks after the last stage (Lopez-Paz & Ranzato, 2017, arXiv:1706.08840)."""
     _validated_task_stages(R, task_stage)
-    return R[..., -1, :].mean(-1)
+    return _mean(R[..., -1, :])
 
 
 def learning_accuracy(R: Array, task_stage: TaskStage = None) -> Array:  # noqa: N803
     """Return the mean over tasks of the score right after the task's stage (Riemer et al., 2018, arXiv:1810.11910)."""
-    return _score_when_learned(R, task_stage).mean(-1)
+    return _mean(_score_when_learned(R, task_stage))
 
 
 def backward_transfer(R: Array, task_stage: TaskStage = None) -> Array:  # noqa: N803
@@ -61,7 +61,7 @@ def forward_transfer(R: Array, task_stage: TaskStage = None) -> Array:  # noqa: 
     later = [j for j, stage in enumerate(stages) if stage >= 2]
     if not later:
         return np.full(R.shape[:-2], np.nan)
-    return np.stack([R[..., stages[j] - 1, j] - R[..., 0, j] for j in later], axis=-1).mean(-1)
+    return _mean(np.stack([R[..., stages[j] - 1, j] - R[..., 0, j] for j in later], axis=-1))
 
 
 def forgetting(R: Array, task_stage: TaskStage = None) -> Array:  # noqa: N803
@@ -103,7 +103,7 @@ def intransigence(R: Array, joint: Array, task_stage: TaskStage = None) -> Array
         joint: Scores of a run on all tasks together, (..., tasks).
         task_stage: The stage, from 1, of each task.
     """
-    return (joint - _score_when_learned(R, task_stage)).mean(-1)
+    return _mean(joint - _score_when_learned(R, task_stage))
 
 
 def general_ability_delta(general: Array) -> Array:
@@ -114,7 +114,7 @@ def general_ability_delta(general: Array) -> Array:
     Args:
         general: Scores of the general suites, (..., stages + 1, suites).
     """
-    return (general[..., -1, :] - general[..., 0, :]).mean(-1)
+    return _mean(general[..., -1, :] - general[..., 0, :])
 
 
 def relative_forgetting(general: Array) -> Array:
@@ -129,7 +129,7 @@ def relative_forgetting(general: Array) -> Array:
     base = general[..., :1, :]
     with np.errstate(divide="ignore", invalid="ignore"):
         relative_loss = (base - general[..., 1:, :]) / np.abs(base)
-    return 100 * np.where(np.isfinite(relative_loss), relative_loss, np.nan).mean((-2, -1))
+    return 100 * _mean(np.where(np.isfinite(relative_loss), relative_loss, np.nan), (-2, -1))
 
 
 def fraction_recovered(method: float, naive: float, naive_stderr: float) -> float | None:
@@ -224,4 +224,9 @@ def _mean_over_earlier_tasks(by_task: Array, R: Array, task_stage: TaskStage) ->
     earlier = [j for j, stage in enumerate(_validated_task_stages(R, task_stage)) if stage < R.shape[-2] - 1]
     if not earlier:
         return np.full(by_task.shape[:-1], np.nan)
-    return by_task[..., earlier].mean(-1)
+    return _mean(by_task[..., earlier])
+
+
+def _mean(values: Array, axis: int | tuple[int, ...] = -1) -> Array:
+    mean: Array = values.mean(axis)
+    return mean
