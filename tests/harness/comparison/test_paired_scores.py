@@ -186,7 +186,7 @@ def test_scores_that_were_measured_in_two_ways_are_not_compared(folder, tmp_path
     assert "chrf" in {one.score for one in comparison.pairs}
     (gone,) = comparison.not_comparable
     assert (gone.suite, gone.score) == ("desk", "bleu")
-    assert "measured in two ways" in gone.why
+    assert "has two signatures" in gone.why
     assert "case:mixed" in gone.why
     assert "case:lc" in gone.why
 
