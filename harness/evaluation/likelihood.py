@@ -91,7 +91,7 @@ class BaseDivergences(_ReferenceResponses):
     """KL divergence from the base model and agreement with it, over each reference response.
 
     Both models run each time. Storing the base model's distributions would take 100 kB per token for a vocabulary of
-    50,000, and storing only the most likely tokens would not be exact.
+    50,000. Storing only the most likely tokens would not be exact.
     """
 
     models_in_memory = 2

@@ -1,8 +1,8 @@
 """The predictions file of a suite: its items, written as they are measured.
 
 `<suite>-stage<k>.jsonl` has JSON lines. The first is a header, `{"header": {...}}`, with everything that the numbers
-depend on. During an evaluation each further line has the fields that were just measured of one item and is flushed at
-once; lines with the same `id` are merged. When the evaluation is complete, the file is replaced atomically by one line
+depend on. During an evaluation each further line has the fields that were just measured of one item, and is flushed at
+once. Lines with the same `id` are merged. When the evaluation is complete, the file is replaced atomically by one line
 per item, in the suite's order.
 """
 

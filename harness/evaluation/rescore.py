@@ -55,7 +55,7 @@ def score_run(
         One evaluation for each suite and stage, by stage, then in the order of the spec.
 
     Raises:
-        HarnessError: The folder is not a run or has no such items, a metric or option does not exist, no suite has
+        HarnessError: The folder is not a run or has no such items. Or a metric or option does not exist, no suite has
             the items that a metric requires, or an evaluation is incomplete.
     """
     folder = Path(folder)

@@ -50,7 +50,7 @@ def raise_on_violations(evaluations: Iterable[Evaluation], *, first_stage: int =
     Args:
         evaluations: The evaluations.
         first_stage: The first stage that counts. A pretrained base model (stage 0) may be unable to end an answer
-            under a chat template, which is not a reason to fail a run that trains it to do so.
+            under a chat template. A run that trains it to do so must not fail because of that.
 
     Raises:
         RunError: A limit is exceeded (exit code 1).

@@ -25,9 +25,9 @@ def paired_bootstrap(
 ) -> tuple[Estimate, float]:
     """Compute second − first over the same items, and the p-value of "no difference".
 
-    The replicates, shifted to mean 0, are the null distribution. p is the fraction of them at least as far from 0 as
-    the observed difference, with 1 added to both counts so that p is never 0 (Riezler & Maxwell, 2005, aclanthology
-    W05-0908; Davison & Hinkley, 1997, section 4.2).
+    The replicates, shifted to mean 0, are the null distribution. The p-value is the fraction of them at least as far
+    from 0 as the observed difference. 1 is added to both counts, so that it is never 0 (Riezler & Maxwell, 2005,
+    aclanthology W05-0908; Davison & Hinkley, 1997, section 4.2).
 
     Args:
         first: Statistics of the items, see `intervals.difference`.
@@ -59,9 +59,10 @@ def approximate_randomization(
     """Compute the p-value of "no difference" by randomly swapping the two results of each item.
 
     This is the paired test for corpus scores, which are not a mean of their items (Noreen, 1989; Riezler & Maxwell,
-    2005, aclanthology W05-0908). p is the fraction of trials with a difference at least as large as the observed one,
-    with 1 added to both counts. The draws are those of sacrebleu's `PairedTest(test_type="ar")`, so the same seed
-    gives the same p. One difference: a trial that equals the observed difference counts here, so equal runs give p = 1.
+    2005, aclanthology W05-0908). The p-value is the fraction of trials with a difference at least as large as the
+    observed one, with 1 added to both counts. The draws are those of sacrebleu's `PairedTest(test_type="ar")`, so the
+    same seed gives the same p. One difference: a trial that equals the observed difference counts here, so equal runs
+    give p = 1.
 
     Args:
         first: Statistics of the items.

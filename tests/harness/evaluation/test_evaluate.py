@@ -88,10 +88,10 @@ def test_items_are_written_as_json_lines(evaluate, kit, tmp_path):
         "other-stage1.jsonl",
     ]
     text = (tmp_path / "predictions" / "desk-stage1.jsonl").read_text(encoding="utf-8")
-    header, *found = map(json.loads, text.splitlines())
+    header, *written = map(json.loads, text.splitlines())
     assert header["header"]["whole"] is True
-    assert [record["id"] for record in found] == [item.id for item in results[0].items]
-    records = {record["id"]: record for record in found}
+    assert [record["id"] for record in written] == [item.id for item in results[0].items]
+    records = {record["id"]: record for record in written}
     for item in results[0].items:
         record = records[item.id]
         assert (record["suite"], record["stage"]) == ("desk", 1)
@@ -99,7 +99,7 @@ def test_items_are_written_as_json_lines(evaluate, kit, tmp_path):
             assert record[name] == getattr(item, name)
         assert record["answer_tokens"] == len(item.answer.encode()) + 1
         assert record["prompt_cut"] is record["row_cut"] is False
-    assert "天气很好" in text  # readable as it stands
+    assert "天气很好" in text  # readable without escapes
 
 
 def test_items_without_answers_are_written(evaluate, kit, tmp_path):
@@ -121,9 +121,9 @@ def test_finished_items_are_on_disk_after_a_later_failure(evaluate, kit, tmp_pat
     model.register_forward_pre_hook(fail, with_kwargs=True)
     with pytest.raises(KeyboardInterrupt):
         evaluate(model, {"same": kit.same}, [kit.suite(batch_size=2)], folder=tmp_path)
-    found = lines(tmp_path / "desk-stage1.jsonl")
-    assert 0 < len(found) < len(SAID)
-    assert all(record["answer"] in SAID for record in found)
+    written = lines(tmp_path / "desk-stage1.jsonl")
+    assert 0 < len(written) < len(SAID)
+    assert all(record["answer"] in SAID for record in written)
 
 
 @pytest.mark.parametrize("after", [0, 3])

@@ -11,7 +11,7 @@ NO_STOPS = StopConditions(None, frozenset(), ())
 
 
 def answers(model, tokenizer, prompts, *, stops=NO_STOPS, new=12, size=None):
-    found = {}
+    answers_by_key = {}
     size = size or len(prompts)
     for start in range(0, len(prompts), size):
         batch = dict(list(enumerate(prompts))[start : start + size])
@@ -21,9 +21,9 @@ def answers(model, tokenizer, prompts, *, stops=NO_STOPS, new=12, size=None):
             batch,
             stops=stops,
             max_new_tokens=new,
-            on_answer=lambda key, one: found.update({key: one}),
+            on_answer=lambda key, one: answers_by_key.update({key: one}),
         )
-    return [found[key] for key in range(len(prompts))]
+    return [answers_by_key[key] for key in range(len(prompts))]
 
 
 @pytest.fixture

@@ -15,12 +15,12 @@ from harness.types import TokenizedExample
 
 def rows(vocabulary, lengths=(5, 17, 9, 30), seed=0):
     draw = torch.Generator().manual_seed(seed)
-    made = []
+    token_rows = []
     for number, length in enumerate(lengths):
         ids = torch.randint(5, vocabulary, (length,), generator=draw).tolist()
         labels = [-100 if position < length // 2 or position % 4 == 3 else ids[position] for position in range(length)]
-        made.append(TokenizedExample(str(number), "s", tuple(ids), tuple(labels)))
-    return made
+        token_rows.append(TokenizedExample(str(number), "s", tuple(ids), tuple(labels)))
+    return token_rows
 
 
 def unbatched_nll(model, row):

@@ -77,7 +77,7 @@ def lm_eval_run(tokenizer, tmp_path_factory):
         (folder / f"{name}.yaml").write_text(yaml.safe_dump({**common, **task}))
     from lm_eval.tasks import TaskManager
 
-    found = lm_eval.simple_evaluate(
+    results = lm_eval.simple_evaluate(
         model="hf",
         model_args=f"pretrained={folder / 'model'},dtype=float32,max_length={WINDOW}",
         tasks=list(TASKS),
@@ -87,7 +87,7 @@ def lm_eval_run(tokenizer, tmp_path_factory):
         bootstrap_iters=0,
         log_samples=True,
     )
-    return model, found, folder
+    return model, results, folder
 
 
 def test_tasks_are_a_source_of_the_same_rows(lm_eval_run):
@@ -112,8 +112,8 @@ def evaluate(kit, tokenizer, metric, lm_eval_run):
     return run
 
 
-def samples(found, task):
-    return sorted(found["samples"][task], key=lambda sample: sample["doc_id"])
+def samples(results, task):
+    return sorted(results["samples"][task], key=lambda sample: sample["doc_id"])
 
 
 def test_multiple_choice_equals_lm_eval(evaluate, lm_eval_run):

@@ -128,10 +128,10 @@ import sys
 from harness import registry
 from harness.evaluation import rescore
 core = [pair for pair in registry.installed_entry_points() if pair[0] == registry.CORE_DISTRIBUTION]
-found = registry.discover_plugins(core)
+plugins = registry.discover_plugins(core)
 names = ("bleu", "rouge", "chrf", "ter", "token_f1", "exact_match", "json_valid", "distinct", "length_ratio")
-made = rescore.score_run({str(run)!r}, {{name: {{}} for name in names}}, found)
-assert len(made) == 2
+evaluations = rescore.score_run({str(run)!r}, {{name: {{}} for name in names}}, plugins)
+assert len(evaluations) == 2
 heavy = {{"torch", "transformers", "datasets", "evaluate", "mlflow"}} & set(sys.modules)
 assert not heavy, heavy
 """

@@ -252,7 +252,7 @@ def test_additional_metric_keeps_the_answers(evaluate, kit, tiny_model, tmp_path
     both, passes = evaluate(tiny_model)
     assert passes == 1
     assert all(item.answer is not None and item.nll is not None for item in both.items)
-    # And one less does not lose what was found before.
+    # Removing a metric keeps the stored answers.
     evaluate(tiny_model, metrics={"nll": kit.likelihood})
     assert evaluate(tiny_model)[1] == 0
 

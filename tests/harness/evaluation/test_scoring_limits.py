@@ -22,9 +22,9 @@ def evaluate(kit, tokenizer):
 
 
 def test_score_has_counts_of_its_items(evaluate):
-    (found,) = evaluate().scores
-    assert found.n == 5
-    assert found.counts == {"empty": 2, "truncated": 1, "prompt_cut": 0, "unparsed": 0}
+    (score,) = evaluate().scores
+    assert score.n == 5
+    assert score.counts == {"empty": 2, "truncated": 1, "prompt_cut": 0, "unparsed": 0}
 
 
 def test_no_limit_means_no_violation(evaluate):
@@ -66,8 +66,8 @@ def test_unparsed_answers_are_counted_per_metric(kit, metric):
     metrics = {"exact_match": metric("exact_match", extract=r"#### (\d+)"), "json_valid": metric("json_valid")}
     scores = score_items(items, metrics, seed=0)
     assert [one.counts["unparsed"] for one in scores] == [1, 3]
-    found = find_limit_violations(kit.suite(max_unparsed=0.5), 2, items, scores)
-    assert [str(one) for one in found] == ["3 of 3 items are unparsed by json_valid (100.0%, 50.0% are allowed)"]
+    violations = find_limit_violations(kit.suite(max_unparsed=0.5), 2, items, scores)
+    assert [str(one) for one in violations] == ["3 of 3 items are unparsed by json_valid (100.0%, 50.0% are allowed)"]
 
 
 def test_suite_without_answers_has_no_empty_answers(kit):

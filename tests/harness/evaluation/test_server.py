@@ -72,19 +72,19 @@ class StubHandler(BaseHTTPRequestHandler):
 def stub(tokenizer, monkeypatch):
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
-    made = StubServer(tokenizer)
-    thread = threading.Thread(target=made.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    stub_server = StubServer(tokenizer)
+    thread = threading.Thread(target=stub_server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
-    yield made
-    made.shutdown()
-    made.server_close()
+    yield stub_server
+    stub_server.shutdown()
+    stub_server.server_close()
 
 
 @pytest.fixture
 def pauses(monkeypatch):
-    found = []
-    monkeypatch.setattr(server.time, "sleep", found.append)
-    return found
+    recorded_pauses = []
+    monkeypatch.setattr(server.time, "sleep", recorded_pauses.append)
+    return recorded_pauses
 
 
 @pytest.fixture

@@ -49,16 +49,16 @@ def experiment(tmp_path):
 
 
 def test_intransigence_is_joint_minus_own_stage(experiment):
-    found = {one.score: one for one in experiment.intransigence if one.arm == "stages"}
+    by_score = {one.score: one for one in experiment.intransigence if one.arm == "stages"}
     assert {one.arm for one in experiment.intransigence} == {"others", "stages"}
     # Both suites are taught by the first stage; on `general` nothing moves.
-    assert found["rougeL"].suites == ("helpdesk", "general")
-    assert found["rougeL"].value.value == pytest.approx((0.5 - 0.4) / 2)
+    assert by_score["rougeL"].suites == ("helpdesk", "general")
+    assert by_score["rougeL"].value.value == pytest.approx((0.5 - 0.4) / 2)
     ratio = example_run.METRICS["response_perplexity"]
     gap = ratio.aggregate("", (20.0, 10.0)) - ratio.aggregate("", (10.0, 10.0))
-    assert found["response_perplexity"].value.value == pytest.approx(gap / 2), "a lower perplexity is more learned"
-    assert found["rougeL"].value.n == 2 * ITEMS
-    assert found["rougeL"].value.low <= found["rougeL"].value.value <= found["rougeL"].value.high
+    assert by_score["response_perplexity"].value.value == pytest.approx(gap / 2), "a lower perplexity is more learned"
+    assert by_score["rougeL"].value.n == 2 * ITEMS
+    assert by_score["rougeL"].value.low <= by_score["rougeL"].value.value <= by_score["rougeL"].value.high
 
 
 def test_intransigence_is_displayed_and_written(experiment, tmp_path):
@@ -121,8 +121,8 @@ def test_task_with_other_signature_is_ignored(tmp_path):
     comparison = arm_comparison.compare_arms(
         "sweep", tmp_path, runs, example_run.BY_SUITE, arm_comparison.ComparisonSettings(joint="joint", **axes), seed=0
     )
-    found = {one.score: one.suites for one in comparison.intransigence}
-    assert found == {"rougeL": ("general",), "response_perplexity": ("helpdesk", "general")}
+    by_score = {one.score: one.suites for one in comparison.intransigence}
+    assert by_score == {"rougeL": ("general",), "response_perplexity": ("helpdesk", "general")}
     assert any(one.startswith("helpdesk/rougeL is not compared for 'joint'") for one in comparison.notes)
 
 

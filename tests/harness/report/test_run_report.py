@@ -356,11 +356,11 @@ def test_matrix_has_forgetting_with_intervals(run_parts):
     plan = run_parts.plan(2)
     first, second = plan.stages
     plan = replace(plan, stages=(replace(first, suites=("helpdesk",)), replace(second, suites=("general",))))
-    found = {
+    matrices = {
         one.score: one for one in run_report.build_report(plan, stages, run_parts.metrics, seed=0, run_info={}).matrices
     }
 
-    rouge_matrix = found["rougeL"]
+    rouge_matrix = matrices["rougeL"]
     assert rouge_matrix.suites == ("helpdesk", "general")
     assert rouge_matrix.learned == (1, 2)
     assert rouge_matrix.general == (False, True)
@@ -369,7 +369,7 @@ def test_matrix_has_forgetting_with_intervals(run_parts):
     assert lost.n == 2 * items
     assert rouge_matrix.summaries["backward_transfer"].value == pytest.approx(-0.3)
     assert rouge_matrix.summaries["general_ability_delta"].value == pytest.approx(0.1)
-    perplexity = found["response_perplexity"]
+    perplexity = matrices["response_perplexity"]
     assert perplexity.summaries["forgetting"].value == pytest.approx(math.exp(2.0) - math.exp(1.0))
     assert perplexity.summaries["backward_transfer"].value < 0
     for estimate in rouge_matrix.summaries.values():

@@ -24,10 +24,10 @@ def evaluation(stage, gain=0.0, rise=0.0):
 
 
 def variant_entry(name, gain, rise, stage="stage-1"):
-    found = weight_variants.variant_scores_as_dicts(
+    scores = weight_variants.variant_scores_as_dicts(
         evaluation(1, gain, rise), [evaluation(0), evaluation(1, 0.3, 5.0)], example_run.BY_SUITE, seed=0
     )
-    return {"stage": stage, "mitigation": "wise_ft", "variant": name, "scores": found}
+    return {"stage": stage, "mitigation": "wise_ft", "variant": name, "scores": scores}
 
 
 def number(data):
@@ -43,11 +43,11 @@ SWEEP = (variant_entry("alpha=0.75", 0.2, 3.0), variant_entry("alpha=0.25", 0.1,
 
 def test_change_of_a_variant_is_relative_to_the_base(monkeypatch):
     monkeypatch.setattr(type(example_run.METRICS["rouge"]), "is_ratio", lambda self, name: True)
-    found = {f"{one['suite']}/{one['score']}": one for one in variant_entry("alpha=0.5", 0.1, 1.0)["scores"]}
-    assert found["helpdesk/rougeL"]["change"]["value"] == pytest.approx(0.1)
-    assert found["helpdesk/rougeL"]["change"]["method"] == "t"
-    assert found["helpdesk/rougeL"]["n"] == found["helpdesk/rougeL"]["change"]["n"] == 40
-    assert found["general/response_perplexity"]["change"]["low"] > 0
+    scores = {f"{one['suite']}/{one['score']}": one for one in variant_entry("alpha=0.5", 0.1, 1.0)["scores"]}
+    assert scores["helpdesk/rougeL"]["change"]["value"] == pytest.approx(0.1)
+    assert scores["helpdesk/rougeL"]["change"]["method"] == "t"
+    assert scores["helpdesk/rougeL"]["n"] == scores["helpdesk/rougeL"]["change"]["n"] == 40
+    assert scores["general/response_perplexity"]["change"]["low"] > 0
 
 
 def test_improvement_and_degradation_follow_metric_direction():
