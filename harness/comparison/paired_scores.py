@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 from harness.comparison.run_summary import LoadedRun
 from harness.errors import HarnessError
-from harness.evaluation.rescore import create_metric
 from harness.interfaces.metric import Metric
 from harness.registry import Registry
 from harness.report.finished_run import FinishedRun
@@ -23,6 +22,7 @@ from harness.report.paired_difference import (
 )
 from harness.report.run_report import MIN_ITEMS, Verdict, items_needed_for_verdict
 from harness.seeding import derive_seed
+from harness.spec.metric_factory import create_metric
 from harness.statistics.intervals import Estimate
 from harness.statistics.significance import holm
 from harness.types import Evaluation, Role, Score

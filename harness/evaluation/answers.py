@@ -1,4 +1,4 @@
-"""Answers to prompts: generated here in batches, or by a server."""
+"""Answers to prompts: generated locally in batches, or by a server."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from harness.seeding import derive_seed
 
 
 class GeneratedAnswers:
-    """The answer to every prompt, and why each ended."""
+    """The answer to every prompt, and the reason why it ended."""
 
     def __init__(self, context: EvalContext) -> None:
         self._context = context
@@ -41,55 +41,57 @@ class GeneratedAnswers:
         return [self._context.prompt_ids(example, self._max_prompt_tokens) for example in self._context.examples]
 
     def request_key(self, index: int) -> Any:
+        """Return the token ids of the item's prompt."""
         return self._prompts[index]
 
     def run(self, todo: Sequence[int], on_item: ItemCallback) -> None:
+        """Generate the answers of the items `todo`; see `ModelMeasurement.run`."""
+        suite = self._context.suite
         finished: set[int] = set()
 
-        def done(index: int, answer: Answer) -> None:
+        def on_answer(index: int, answer: Answer) -> None:
             on_item(index, self._item_fields(index, answer))
             finished.add(index)
 
-        order = [todo[place] for place in longest_first([len(self._prompts[index]) for index in todo])]
-        if self._server is not None:
-            self._generate_by_server(self._server, order, done)
-            return
-
-        def work(batch: list[int]) -> None:
+        def generate(batch: list[int]) -> None:
             generate_answers(
                 self._context.require_model(),
                 self._context.tokenizer,
                 {index: self._prompts[index] for index in batch},
                 stops=self._stops,
-                max_new_tokens=self._context.suite.max_new_tokens,
+                max_new_tokens=suite.max_new_tokens,
                 sampler=self._build_sampler(batch),
-                on_answer=done,
+                on_answer=on_answer,
             )
 
-        suite = self._context.suite
-        run_in_batches(order, suite.batch_size, work, finished, where=self._context.phase, notify=self._context.notify)
+        order = [todo[position] for position in longest_first([len(self._prompts[index]) for index in todo])]
+        if self._server is not None:
+            self._generate_by_server(self._server, order, on_answer)
+        else:
+            phase, notify = self._context.phase, self._context.notify
+            run_in_batches(order, suite.batch_size, generate, finished, where=phase, notify=notify)
 
     def _generate_by_server(
         self, server: CompletionServer, order: Sequence[int], on_answer: Callable[[int, Answer], None]
     ) -> None:
-        suite, words = self._context.suite, self._context.tokenizer
-        special = [words.convert_ids_to_tokens(token) for token in sorted(self._stops.token_ids)]
+        suite, tokenizer = self._context.suite, self._context.tokenizer
+        stop_tokens = [tokenizer.convert_ids_to_tokens(token) for token in sorted(self._stops.token_ids)]
         requests: dict[int, dict[str, Any]] = {}
         for index in order:
             ids = self._prompts[index]
             requests[index] = {
-                "prompt": ids if server.prompts == "tokens" else words.decode(ids, skip_special_tokens=False),
+                "prompt": ids if server.prompts == "tokens" else tokenizer.decode(ids, skip_special_tokens=False),
                 "max_tokens": suite.max_new_tokens,
                 "temperature": suite.temperature,
                 "top_p": suite.top_p,
                 "seed": self._item_seed(index) if suite.temperature else self._context.seed,
-                "stop": [*self._stops.strings, *special],
+                "stop": [*self._stops.strings, *stop_tokens],
             }
         request_completions(server, requests, on_answer, where=f"evaluate.{suite.name}.server")
 
     def _item_fields(self, index: int, answer: Answer) -> Mapping[str, Any]:
         prompt, example = self._prompts[index], self._context.examples[index]
-        cut = (
+        prompt_cut = (
             len(prompt) == self._max_prompt_tokens
             and len(self._context.prompt_ids(example, NO_LENGTH_LIMIT)) > self._max_prompt_tokens
         )
@@ -98,7 +100,7 @@ class GeneratedAnswers:
             "finish": answer.finish,
             "answer_tokens": answer.token_count,
             "prompt_tokens": len(prompt),
-            "prompt_cut": cut,
+            "prompt_cut": prompt_cut,
         }
 
     def _build_sampler(self, batch: Sequence[int]) -> TokenSampler:
@@ -111,11 +113,11 @@ class GeneratedAnswers:
         return derive_seed(self._context.seed, "sample", self._context.examples[index].id)
 
     def _compute_max_prompt_tokens(self) -> int:
-        """The tokens that a prompt may have, so that the answer still has positions that the model knows."""
-        known, new = self._context.max_positions(), self._context.suite.max_new_tokens
-        room = min(self._context.max_length, known - new)
-        if room < 1:
-            what = f"{new} leaves a prompt no room in the model's {known} positions"
+        """Return the longest prompt that leaves enough positions for the answer."""
+        max_positions, max_new_tokens = self._context.max_positions(), self._context.suite.max_new_tokens
+        max_prompt_tokens = min(self._context.max_length, max_positions - max_new_tokens)
+        if max_prompt_tokens < 1:
+            what = f"{max_new_tokens} leaves no position for a prompt: the model has {max_positions}"
             where = f"evaluate.{self._context.suite.name}.max_new_tokens"
-            raise HarnessError(where, what, f"choose less than {known}")
-        return room
+            raise HarnessError(where, what, f"use less than {max_positions}")
+        return max_prompt_tokens

@@ -1,4 +1,4 @@
-"""Rows taken in batches, longest first, with a smaller batch where memory runs out."""
+"""Batches of rows, longest first, with smaller batches when the device is out of memory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from harness.model.device import is_out_of_memory
 
 
 def longest_first(lengths: Sequence[int]) -> list[int]:
-    """The indices by falling length: rows of a batch are alike, and what does not fit shows at once."""
+    """Return the indices by decreasing length.
+
+    The rows of a batch then have similar lengths, and a batch that does not fit fails at the start.
+    """
     return sorted(range(len(lengths)), key=lambda index: -lengths[index])
 
 
@@ -23,19 +26,28 @@ def run_in_batches(
     *,
     where: str,
     notify: Callable[[str], None],
-    cost: Callable[[int], int] = lambda index: 0,
-    budget: int = 0,
+    memory_share: Callable[[int], float] = lambda index: 0.0,
 ) -> None:
-    """Call `process_batch` with batches of at most `max_batch_size` indices, whose `cost` sums to at most `budget` (0:
-    any).
+    """Call `process_batch` with batches of the indices, in order.
 
-    process_batch: adds to `finished` each index that is done with, at once or at the end.
-    When the device is out of memory the batch is halved for good, `notify` is told, and what was not finished is
-    taken again. One row is always tried. Raises RunError when not even that fits.
+    When the device is out of memory, the batch size is halved permanently and unfinished indices are processed again.
+    A batch of one row is always tried.
+
+    Args:
+        indices: What to process.
+        max_batch_size: Number of indices in a batch, at most.
+        process_batch: Processes a batch and adds each index to `finished` when it is done.
+        finished: The indices that are done.
+        where: Location in the error message.
+        notify: Receives a note when the batch size is halved.
+        memory_share: Share of the memory limit that an index needs; the shares of a batch sum to at most 1.
+
+    Raises:
+        RunError: A single row does not fit into memory.
     """
     queue = list(indices)
     while queue:
-        batch = _next_batch(queue, max_batch_size, cost, budget)
+        batch = _next_batch(queue, max_batch_size, memory_share)
         if _try_batch(process_batch, batch):
             del queue[: len(batch)]
             continue
@@ -44,22 +56,22 @@ def run_in_batches(
             raise RunError(where, what, "lower train.max_length or max_new_tokens, or use a smaller model")
         torch.cuda.empty_cache()
         max_batch_size = len(batch) // 2
-        notify(f"out of memory with {len(batch)} rows at once, going on with {max_batch_size}")
+        notify(f"out of memory with {len(batch)} rows at once, continuing with {max_batch_size}")
         queue[: len(batch)] = [index for index in batch if index not in finished]
 
 
-def _next_batch(queue: list[int], size: int, cost: Callable[[int], int], budget: int) -> list[int]:
-    total = 0
-    for count, index in enumerate(queue[:size]):
-        total += cost(index)
-        if count and budget and total > budget:
+def _next_batch(queue: list[int], max_batch_size: int, memory_share: Callable[[int], float]) -> list[int]:
+    total = 0.0
+    for count, index in enumerate(queue[:max_batch_size]):
+        total += memory_share(index)
+        if count and total > 1.0:
             return queue[:count]
-    return queue[:size]
+    return queue[:max_batch_size]
 
 
 def _try_batch(process_batch: Callable[[list[int]], None], batch: list[int]) -> bool:
-    # The answer is returned rather than acted on here: while the exception is alive so is its traceback, and with
-    # that every tensor that filled the memory.
+    # The result is returned instead of handled in the except block: while the exception exists, its traceback keeps
+    # every tensor alive that filled the memory.
     try:
         process_batch(batch)
     except (MemoryError, RuntimeError) as error:

@@ -1,10 +1,10 @@
-"""Who is asked, and in which words: what every way of reading a model has in common."""
+"""The model, suite and prompts that every measurement of an evaluation shares."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from harness.data.tokenization.prompts import encode_prompt
@@ -16,21 +16,73 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 BaseModelContext = Callable[[], AbstractContextManager[Any]]
-"""Makes a context within which its target is the base model: the same one with its adapter off, or a second copy."""
+"""Returns a context whose target is the base model: the same model with its adapter disabled, or a second copy."""
 
 NO_LENGTH_LIMIT = 1 << 40
-"""A length that cuts nothing."""
+"""A length at which nothing is truncated."""
 
 ItemCallback = Callable[[int, Mapping[str, Any]], None]
-"""Told, once for each item, its index and the fields of `Item` that were found."""
+"""Called once for each item, with its index and the measured fields of `Item`."""
+
+
+@dataclass(frozen=True)
+class ModelToEvaluate:
+    """A model after a stage, and how its prompts are built.
+
+    Attributes:
+        model: None if every suite has a `server` and only metrics of answers.
+        tokenizer: The model's tokenizer.
+        template: The template of training.
+        stage: Index of the stage; 0 for the base model.
+        seed: Seed of sampled answers and of bootstrap intervals.
+        max_length: Number of tokens after which a row is truncated at its end, and a prompt at its beginning.
+        templates: Suite -> its own template, for suites that have one.
+        base_context: Returns a context whose target is the base model, e.g. `lambda: save.base_model(model)` for a
+            model with an adapter, or `lambda: nullcontext(copy)`. Metrics that require `base` need it after a stage.
+            They cost a second forward pass of the reference responses. At stage 0, None means that the model itself
+            is the base.
+    """
+
+    model: PreTrainedModel | None
+    tokenizer: PreTrainedTokenizerBase
+    template: Template
+    stage: int
+    seed: int
+    max_length: int
+    templates: Mapping[str, Template] = field(default_factory=dict)
+    base_context: BaseModelContext | None = None
+
+    def for_suite(self, suite: Suite, examples: Sequence[Example], notify: Callable[[str], None]) -> EvalContext:
+        """Return the context in which a suite is evaluated."""
+        return EvalContext(
+            model=self.model,
+            tokenizer=self.tokenizer,
+            template=self.templates.get(suite.name, self.template),
+            suite=suite,
+            examples=examples,
+            stage=self.stage,
+            seed=self.seed,
+            max_length=self.max_length,
+            base_context=self.base_context,
+            notify=notify,
+        )
 
 
 @dataclass(frozen=True)
 class EvalContext:
-    """A model, the way it is spoken to, and a suite. model: None where only a server answers.
+    """A model and a suite, with everything that decides the prompts.
 
-    max_length: tokens after which a row is cut. base_context: None where the base model is not at hand.
-    notify: tells the one who waits what goes on.
+    Attributes:
+        model: None if answers come from a server only.
+        tokenizer: The model's tokenizer.
+        template: The suite's template.
+        suite: The suite.
+        examples: The rows of the suite.
+        stage: Index of the stage; 0 for the base model.
+        seed: Seed of sampled answers and of bootstrap intervals.
+        max_length: Number of tokens after which a row is truncated.
+        base_context: None if the base model is not available.
+        notify: Receives notes for display.
     """
 
     model: PreTrainedModel | None
@@ -46,27 +98,30 @@ class EvalContext:
 
     @property
     def phase(self) -> str:
-        """What this suite's work is called while it goes on."""
+        """Name of this suite's evaluation in progress reports."""
         return f"evaluate {self.suite.name}"
 
     def require_model(self) -> PreTrainedModel:
-        """The model. Raises HarnessError where there is none."""
+        """Return the model.
+
+        Raises:
+            HarnessError: There is no model.
+        """
         if self.model is None:
-            what = "needs a model, and only a server is at hand, which can answer and no more"
-            raise HarnessError(
-                f"evaluate.{self.suite.name}", what, "leave metrics of likelihood out, or load the model"
-            )
+            what = "a metric needs a model, but only a server is available, which cannot return likelihoods"
+            raise HarnessError(f"evaluate.{self.suite.name}", what, "remove metrics of likelihood, or load the model")
         return self.model
 
     def max_positions(self) -> int:
-        """The positions that the model knows; UNCUT where it does not say."""
+        """Return the number of positions of the model; `NO_LENGTH_LIMIT` if its config does not have it."""
         config = getattr(self.model, "config", None)
         return getattr(config, "max_position_embeddings", None) or NO_LENGTH_LIMIT
 
     def prompt_ids(self, example: Example, max_tokens: int = NO_LENGTH_LIMIT) -> list[int]:
-        """The ids that the model is asked with, cut at the left to `max_tokens` of them.
+        """Return the token ids of the prompt, truncated at the left to `max_tokens`.
 
-        By the template, or as plain text where the suite says so; then with what the tokenizer puts first by itself.
+        The prompt is rendered by the template, or as plain text if the suite has `plain`. It includes the tokens that
+        the tokenizer adds at the beginning.
         """
         if not self.suite.plain:
             return encode_prompt(example, self.template, self.tokenizer, max_tokens)
@@ -74,33 +129,38 @@ class EvalContext:
         return ids if len(ids) <= max_tokens else ids[len(ids) - max_tokens :]
 
     def plain_ids(self, text: str) -> list[int]:
-        """The ids of a text as the tokenizer gives them by itself, without an end-of-sequence token that it adds."""
+        """Return the tokenizer's ids of a text, without the end-of-sequence token that some tokenizers append."""
         ids = list(self.tokenizer(text)["input_ids"])
         return ids[:-1] if ids and ids[-1] == self.tokenizer.eos_token_id else ids
 
 
 def build_plain_prompt(example: Example) -> str:
-    """The question as it stands. Raises HarnessError for a conversation of several turns, which needs a template."""
-    *before, _ = example.messages
-    asked = before[1:] if before and before[0].role == "system" else before
-    if len(asked) != 1 or asked[0].role != "user":
-        what = "has no single question, so it has no plain prompt"
-        raise HarnessError(example.location, what, 'leave the suite\'s "plain" off')
-    texts = [text for message in before for text in (message.content, message.input) if text]
+    """Return the question without a template.
+
+    Raises:
+        HarnessError: The conversation has several turns, which need a template.
+    """
+    *prompt_messages, _ = example.messages
+    turns = prompt_messages[1:] if prompt_messages and prompt_messages[0].role == "system" else prompt_messages
+    if len(turns) != 1 or turns[0].role != "user":
+        what = "does not have exactly one question, so it has no plain prompt"
+        raise HarnessError(example.location, what, 'remove "plain" from the suite')
+    texts = [text for message in prompt_messages for text in (message.content, message.input) if text]
     return "\n\n".join(texts)
 
 
 class ModelMeasurement(Protocol):
-    """One way of reading a model, over the examples of its subject.
-
-    settings: what the result depends on beside model, tokenizer and template, as plain JSON types.
-    """
+    """One measurement of a model over the examples of its context: answers, likelihoods, …."""
 
     @property
-    def settings(self) -> Mapping[str, Any]: ...
+    def settings(self) -> Mapping[str, Any]:
+        """What the result depends on besides model, tokenizer and template, as plain JSON types."""
+        ...
 
     def request_key(self, index: int) -> Any:
-        """What exactly the model is given for an item, as plain JSON types."""
+        """Return the exact model input of an item, as plain JSON types."""
+        ...
 
     def run(self, todo: Sequence[int], on_item: ItemCallback) -> None:
-        """Read the items `todo`, telling each as it is done."""
+        """Measure the items `todo`; `on_item` receives each item's fields as soon as it is done."""
+        ...

@@ -1,4 +1,4 @@
-"""One pass over each suite: the model is read in every way that a metric asks for, then the scores are drawn."""
+"""Evaluate a model on suites: measure what the metrics require, then score it."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from harness.errors import HarnessError
 from harness.evaluation.answers import GeneratedAnswers
-from harness.evaluation.context import BaseModelContext, EvalContext, ModelMeasurement
+from harness.evaluation.context import EvalContext, ModelMeasurement, ModelToEvaluate
 from harness.evaluation.fingerprint import evaluation_fingerprint, json_digest
 from harness.evaluation.likelihood import BaseDivergences, ResponseLikelihoods
 from harness.evaluation.multiple_choice import ChoiceLikelihoods
@@ -19,157 +18,157 @@ from harness.evaluation.predictions import PredictionsWriter, item_from_example,
 from harness.evaluation.rolling_likelihood import RollingLikelihoods
 from harness.evaluation.scoring import find_limit_violations, score_items
 from harness.interfaces.metric import Metric
-from harness.interfaces.template import Template
 from harness.types import Evaluation, Example, Item, Progress, Suite, no_progress
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 MEASUREMENTS: dict[str, tuple[str, Callable[[EvalContext], ModelMeasurement]]] = {
     "likelihood": ("likelihood", ResponseLikelihoods),
-    "base": ("distance from the base", BaseDivergences),
+    "base": ("divergence from the base", BaseDivergences),
     "choices": ("choices", ChoiceLikelihoods),
     "text": ("text", RollingLikelihoods),
     "answer": ("answers", GeneratedAnswers),
 }
-"""What `Metric.requires` may be, in the order in which it is read: what it is called on the way, and who reads it."""
+"""`Metric.requires` -> its label in progress reports and its measurement, in the order in which they run."""
 
 
 def evaluate_suites(
-    model: PreTrainedModel | None,
-    tokenizer: PreTrainedTokenizerBase,
-    template: Template,
+    subject: ModelToEvaluate,
     suites: Sequence[Suite],
     examples: Mapping[str, Sequence[Example]],
     metrics: Mapping[str, Mapping[str, Metric]],
     *,
-    stage: int,
-    seed: int,
-    max_length: int,
-    templates: Mapping[str, Template] = MappingProxyType({}),
     folder: Path | None = None,
-    base_context: BaseModelContext | None = None,
     progress: Progress = no_progress,
 ) -> tuple[Evaluation, ...]:
-    """Evaluate the model on every suite, in order; the model is left as it was found.
+    """Evaluate the model on every suite, in order; the modes of its modules are restored.
 
-    model: None will do where every suite has a `server` and metrics of answers alone.
-    examples, metrics: by the suite's name; metrics then by their own. stage: 0 for the base model.
-    max_length: tokens after which a row is cut at its end, and a prompt at its beginning.
-    templates: suite -> its own template, for suites that have one.
-    folder: gets `<suite>-stage<k>.jsonl` (see `harness.evaluation.predictions`); None: nothing is written. What a file
-        there holds is not asked of the model again, if it was asked of the same weights (base and adapter), in the same
-        arithmetic, with the same tokenizer, template, prompt tokens and settings; anything else is.
-    base_context: makes a context whose target is the base model, e.g. `lambda: save.base_model(model)` for one with an
-        adapter, or `lambda: nullcontext(copy)`. Metrics that read `base` need it after a stage; it costs a second
-        forward pass of the reference responses. At stage 0 None means that the model is itself the base.
-    progress: phase `evaluate <suite>`, in items; each counts once for each way of reading.
+    Only what a metric requires is measured. Numbers do not depend on the batch size, up to rounding.
 
-    Nothing is read that no metric asks for. Numbers do not depend on the batch size, beyond rounding. A suite whose
-    items break its limits says so in `Evaluation.violations`; fail with `raise_on_violations` when all is saved.
-    Raises HarnessError for a suite without rows or with rows that a metric cannot read, RunError when one row does
-    not fit into memory or a server fails.
+    Args:
+        subject: The model and how its prompts are built.
+        suites: The suites.
+        examples: Suite -> its rows.
+        metrics: Suite -> metric name -> metric.
+        folder: Receives `<suite>-stage<k>.jsonl` (see `harness.evaluation.predictions`); None: nothing is written.
+            Predictions that are already stored there are used again. The condition is that weights (base and
+            adapter), arithmetic, tokenizer, template, prompt tokens and settings are the same.
+        progress: Receives the phase `evaluate <suite>`; each item counts once for each measurement.
+
+    Returns:
+        One evaluation per suite. A suite whose items exceed its limits has `Evaluation.violations`; pass the
+        evaluations to `raise_on_violations` after saving everything.
+
+    Raises:
+        HarnessError: A suite has no rows, or rows that a metric cannot use.
+        RunError: A single row does not fit into memory, or a server fails.
     """
-    known = evaluation_fingerprint(model, tokenizer, template) if folder is not None else {}
-    with nullcontext() if model is None else eval_mode(model):
+    fingerprint = (
+        evaluation_fingerprint(subject.model, subject.tokenizer, subject.template) if folder is not None else {}
+    )
+    with nullcontext() if subject.model is None else eval_mode(subject.model):
         return tuple(
-            _SuiteEvaluation(
-                EvalContext(
-                    model,
-                    tokenizer,
-                    templates.get(suite.name, template),
-                    suite,
-                    examples.get(suite.name, ()),
-                    stage,
-                    seed,
-                    max_length,
-                    base_context,
-                    _ignore_note,
-                ),
-                progress,
-            ).run(metrics[suite.name], folder, known)
+            evaluate_suite(
+                subject, suite, examples.get(suite.name, ()), metrics[suite.name], folder, fingerprint, progress
+            )
             for suite in suites
         )
 
 
-class _SuiteEvaluation:
-    """One suite on its way through the model."""
+def evaluate_suite(
+    subject: ModelToEvaluate,
+    suite: Suite,
+    examples: Sequence[Example],
+    metrics: Mapping[str, Metric],
+    folder: Path | None,
+    fingerprint: Mapping[str, str],
+    progress: Progress,
+) -> Evaluation:
+    """Load stored predictions, measure what is missing, write all predictions, and score them.
 
-    def __init__(self, context: EvalContext, progress: Progress) -> None:
-        self._context = replace(context, notify=self._report_progress)
-        self._progress = progress
-        self._done = self._total = 0
+    Args:
+        subject: The model and how its prompts are built.
+        suite: The suite.
+        examples: Its rows.
+        metrics: Metric name -> metric.
+        folder: As in `evaluate_suites`.
+        fingerprint: Of model, tokenizer and template; see `evaluation_fingerprint`.
+        progress: As in `evaluate_suites`.
+    """
+    if not examples:
+        what, hint = f"the source {suite.source!r} has no rows for it", "raise held_out of the source"
+        raise HarnessError(f"evaluate.{suite.name}", what, hint)
+    items = [item_from_example(example) for example in examples]
+    required = {metric.requires for metric in metrics.values()}
+    counter = _ProgressCounter(progress, f"evaluate {suite.name}", total=len(items) * len(required))
+    context = subject.for_suite(suite, examples, notify=counter.show)
+    counter.show("")
+    with open_predictions(folder, suite.name, subject.stage, items, fingerprint) as file:
+        if file.changed_keys:
+            counter.show(f"stored predictions have another {', '.join(file.changed_keys)}: measuring all items again")
+        for requirement in MEASUREMENTS:
+            if requirement in required:
+                _measure_items(requirement, context, items, file, fingerprint, counter)
+    scores = score_items(items, metrics, suite=suite.name, stage=subject.stage, seed=subject.seed)
+    violations = find_limit_violations(suite, subject.stage, items, scores)
+    return Evaluation(subject.stage, suite.name, tuple(items), scores, violations)
 
-    def run(self, metrics: Mapping[str, Metric], folder: Path | None, fingerprint: Mapping[str, str]) -> Evaluation:
-        suite, stage = self._context.suite, self._context.stage
-        if not self._context.examples:
-            hint = "raise held_out of its source, or name a source that has rows"
-            raise HarnessError(f"evaluate.{suite.name}", f"the source '{suite.source}' gives it no rows", hint)
-        items = [item_from_example(example) for example in self._context.examples]
-        wanted = {metric.requires for metric in metrics.values()}
-        self._total = len(items) * len(wanted)
-        self._report_progress("")
-        with open_predictions(folder, suite.name, stage, items, fingerprint) as file:
-            if file.changed_keys:
-                self._report_progress(
-                    f"what is there was made with another {', '.join(file.changed_keys)}: all is made anew"
-                )
-            for kind in MEASUREMENTS:
-                if kind in wanted:
-                    self._measure(kind, items, file, fingerprint)
-        scores = score_items(items, metrics, suite=suite.name, stage=stage, seed=self._context.seed)
-        return Evaluation(stage, suite.name, tuple(items), scores, find_limit_violations(suite, stage, items, scores))
 
-    def _measure(
-        self, measurement_type: str, items: list[Item], file: PredictionsWriter, fingerprint: Mapping[str, str]
-    ) -> None:
-        called, make = MEASUREMENTS[measurement_type]
-        reading = make(self._context)
-        keys: dict[int, str] = {}
-        todo = list(range(len(items)))
+def _measure_items(
+    requirement: str,
+    context: EvalContext,
+    items: list[Item],
+    file: PredictionsWriter,
+    fingerprint: Mapping[str, str],
+    counter: _ProgressCounter,
+) -> None:
+    """Fill in the fields of one measurement in `items`: stored ones first, then those that are missing."""
+    label, create_measurement = MEASUREMENTS[requirement]
+    measurement = create_measurement(context)
+    request_keys: dict[int, str] = {}
+    missing = list(range(len(items)))
+    if file.is_writing:
+        settings = dict(measurement.settings)
+        file.start_measurement(requirement, settings)
+        common_key = json_digest([dict(fingerprint), requirement, settings])
+        request_keys = {index: json_digest([common_key, measurement.request_key(index)]) for index in missing}
+        stored = {
+            index: file.find_stored_fields(items[index].id, requirement, request_keys[index]) for index in missing
+        }
+        missing = [index for index in missing if stored[index] is None]
+        for index, fields in stored.items():
+            if fields is not None:
+                items[index] = replace(items[index], **fields)
+                counter.advance(f"{label}, stored")
+
+    def on_item(index: int, fields: Mapping[str, Any]) -> None:
+        items[index] = replace(items[index], **fields)
         if file.is_writing:
-            settings = dict(reading.settings)
-            file.start_measurement(measurement_type, settings)
-            common = json_digest([dict(fingerprint), measurement_type, settings])
-            keys = {index: json_digest([common, reading.request_key(index)]) for index in todo}
-            todo = [
-                index for index in todo if not self._reuse_stored(measurement_type, index, items, file, keys[index])
-            ]
+            file.add_fields(items[index], requirement, request_keys[index], fields)
+        counter.advance(label)
 
-        def finish(index: int, found: Mapping[str, Any]) -> None:
-            items[index] = replace(items[index], **found)
-            if file.is_writing:
-                file.add_fields(items[index], measurement_type, keys[index], found)
-            self._advance(called)
+    if missing:
+        measurement.run(missing, on_item)
 
-        if todo:
-            reading.run(todo, finish)
 
-    def _reuse_stored(
-        self, measurement_type: str, index: int, items: list[Item], file: PredictionsWriter, request_key: str
-    ) -> bool:
-        found = file.find_stored_fields(items[index].id, measurement_type, request_key)
-        if found is None:
-            return False
-        items[index] = replace(items[index], **found)
-        self._advance(f"{MEASUREMENTS[measurement_type][0]}, kept")
-        return True
+class _ProgressCounter:
+    """Counts measured items and reports them."""
 
-    def _advance(self, note: str) -> None:
+    def __init__(self, progress: Progress, phase: str, total: int) -> None:
+        self._progress, self._phase, self._total = progress, phase, total
+        self._done = 0
+
+    def advance(self, note: str) -> None:
+        """Count one item and report it with a note."""
         self._done += 1
-        self._report_progress(note)
+        self.show(note)
 
-    def _report_progress(self, note: str) -> None:
-        self._progress(self._context.phase, self._done, self._total, note, "items")
-
-
-def _ignore_note(note: str) -> None:
-    """The note of a subject that nobody waits for yet."""
+    def show(self, note: str) -> None:
+        """Report the current count with a note."""
+        self._progress(self._phase, self._done, self._total, note, "items")
 
 
 @contextmanager
 def eval_mode(model: Any) -> Iterator[None]:
-    """Within it every module is in evaluation mode; after it, each is in the mode that it was in."""
+    """Put every module into evaluation mode within the context, and restore each module's mode after it."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

@@ -1,7 +1,7 @@
-"""What the numbers of an evaluation depend on beside the item: which weights, which words, which arithmetic.
+"""Digests of everything that an evaluation depends on besides its items: weights, tokenizer, template, arithmetic.
 
-No stored answer is used for a model that did not give it, so the digests are of the weights as they are in memory,
-not of a path that they once came from.
+A stored answer must only be used for the model that gave it. The digests are therefore of the weights in memory, not
+of the path that they were loaded from.
 """
 
 from __future__ import annotations
@@ -25,40 +25,42 @@ if TYPE_CHECKING:
 
 _IGNORED_KEYS = frozenset(
     {
-        # where it came from, who wrote it, and how it is loaded, which is told by the loaded model itself
+        # origin, author and loading options: the loaded model itself has the result
         "_name_or_path", "_commit_hash", "transformers_version", "architectures", "dtype",
         "torch_dtype", "_attn_implementation", "_attn_implementation_internal", "attn_implementation",
-        # switched by whoever trains or generates, and without influence on what comes out
+        # switched by trainers and generators, without influence on the output
         "use_cache", "_from_model_config", "gradient_checkpointing",
     }
 )  # fmt: skip
 
 
 def model_configs(model: Any) -> dict[str, Any]:
-    """The model's config and generation config as plain values, such that a model that was trained or saved and loaded
-    again has the same ones. Empty for a model that has none.
+    """Return the model's config and generation config as plain values.
 
-    The generation config is the one that was published with it. Of an adapted model they are the base model's.
+    They are the same after training, and after saving and loading. The generation config is the one that was
+    published with the model. For a model with an adapter they are the base model's. Empty for a model without configs.
     """
-    made = {}
+    configs = {}
     config: Any = getattr(model, "config", None)
     if hasattr(config, "to_dict"):
-        made["config"] = _plain_value(config.to_dict())
-    ours: Any = getattr(model, "generation_config", None)
-    if hasattr(ours, "to_dict"):
+        configs["config"] = _plain_value(config.to_dict())
+    generation_config: Any = getattr(model, "generation_config", None)
+    if hasattr(generation_config, "to_dict"):
         published = getattr(model, PUBLISHED_CONFIG_ATTRIBUTE, None)
-        made["generation"] = _plain_value(
-            (ours if published is None else saveable_generation_config(published, ours)).to_dict()
-        )
-    return made
+        if published is not None:
+            generation_config = saveable_generation_config(published, generation_config)
+        configs["generation"] = _plain_value(generation_config.to_dict())
+    return configs
 
 
 def _plain_value(value: Any) -> Any:
-    """The value in JSON's own types, without what says nothing of the function."""
+    """Return the value in plain JSON types, without keys that do not change the model's function."""
     if isinstance(value, dict):
-        return {str(key): _plain_value(one) for key, one in sorted(value.items(), key=str) if key not in _IGNORED_KEYS}
+        return {
+            str(key): _plain_value(entry) for key, entry in sorted(value.items(), key=str) if key not in _IGNORED_KEYS
+        }
     if isinstance(value, list | tuple):
-        return [_plain_value(one) for one in value]
+        return [_plain_value(entry) for entry in value]
     if isinstance(value, set | frozenset):
         return sorted(map(str, value))
     return value if isinstance(value, str | int | float | bool | None) else str(value)
@@ -68,103 +70,117 @@ ABSENT = "none"
 
 
 def evaluation_fingerprint(model: Any, tokenizer: PreTrainedTokenizerBase, template: Template) -> dict[str, str]:
-    """What all items of an evaluation have in common, by name.
+    """Return what all items of an evaluation have in common, by name.
 
-    `model` and `adapter`: see `weight_digests`. `config`: of what its config files say (see `model_configs`).
-    `tokenizer`: its whole definition. `template`: its fingerprint. `dtype`: of the weights and, under autocast, of the
-    arithmetic.
-    `attention`: the implementation. `harness`: its version.
-    model: None where a server answers; `model`, `adapter`, `config`, `dtype` and `attention` are then `none`.
+    Args:
+        model: None if a server answers.
+        tokenizer: The model's tokenizer.
+        template: The template of the prompts.
+
+    Returns:
+        - `model`, `adapter`: digests of the weights, see `weight_digests`.
+        - `config`: digest of the configs, see `model_configs`.
+        - `dtype`: of the weights and, under autocast, of the arithmetic.
+        - `attention`: the attention implementation.
+        - `tokenizer`: digest of its complete definition.
+        - `template`: its fingerprint.
+        - `harness`: the version of harness.
+
+        The first five are `none` without a model.
     """
-    words = {
+    text_fingerprint = {
         "tokenizer": _tokenizer_digest(tokenizer),
         "template": template_fingerprint(template, tokenizer),
         "harness": _harness_version(),
     }
     if model is None:
-        return {**dict.fromkeys(("model", "adapter", "config", "dtype", "attention"), ABSENT), **words}
+        return {**dict.fromkeys(("model", "adapter", "config", "dtype", "attention"), ABSENT), **text_fingerprint}
     base, adapter, config = model_fingerprint(model)
     attention = getattr(model.config, "_attn_implementation", None)
-    how = {"dtype": _dtype_description(model), "attention": str(attention or ABSENT)}
-    return {"model": base, "adapter": adapter, "config": config, **how, **words}
+    arithmetic = {"dtype": _dtype_description(model), "attention": str(attention or ABSENT)}
+    return {"model": base, "adapter": adapter, "config": config, **arithmetic, **text_fingerprint}
 
 
 def model_fingerprint(model: Any) -> tuple[str, str, str]:
-    """What decides which function the model is, as digests: its weights, its adapter's (see `weight_digests`), its
-    configs."""
+    """Return digests of the weights, the adapter's weights (see `weight_digests`) and the configs of a model.
+
+    Together they identify the function that the model computes.
+    """
     return *weight_digests(model), json_digest(model_configs(model))
 
 
 def weight_digests(model: Any) -> tuple[str, str]:
-    """SHA-256, in hex, of the model's own weights, and of its adapter's, names included.
+    """Return the SHA-256, in hex, of the base weights and of the adapter's weights, names included.
 
-    The second is `none` for a model without an adapter, or with its adapter switched off: that is another model.
-    Reads every weight once, about a second a GB.
+    The second is `none` for a model without an adapter or with its adapter disabled, which is a different model. Every
+    weight is read once, which takes about one second per GB.
     """
-    own: list[tuple[str, torch.Tensor]] = []
+    base: list[tuple[str, torch.Tensor]] = []
     adapter: list[tuple[str, torch.Tensor]] = []
     prefix = getattr(getattr(model, "base_model", None), "prefix", None)  # PEFT's, e.g. `lora_`
-    adapted = hasattr(model, "peft_config")
+    has_adapter = hasattr(model, "peft_config")
     for name, tensor in model.state_dict().items():
-        belongs = adapted and (
+        is_adapter_weight = has_adapter and (
             not name.startswith("base_model.model.")
             or ".modules_to_save." in name
             or (prefix is not None and prefix in name)
         )
-        (adapter if belongs else own).append((name, tensor))
-    if not adapted or not _is_adapter_enabled(model):
-        return _tensor_digest(own, ""), ABSENT
-    # Scaling and rank change the function and are no weights.
+        (adapter if is_adapter_weight else base).append((name, tensor))
+    if not has_adapter or not _is_adapter_enabled(model):
+        return _tensor_digest(base, ""), ABSENT
+    # Scaling and rank change the function but are not weights.
     active = model.active_adapters if isinstance(model.active_adapters, list) else [model.active_adapter]
     settings = {
         name: _plain_adapter_settings(model.peft_config[name].to_dict()) for name in active if name in model.peft_config
     }
-    return _tensor_digest(own, ""), _tensor_digest(adapter, json.dumps(settings, sort_keys=True))
+    return _tensor_digest(base, ""), _tensor_digest(adapter, json.dumps(settings, sort_keys=True))
 
 
 def json_digest(value: Any) -> str:
-    """The SHA-256, in hex, of a value made of plain JSON types."""
+    """Return the SHA-256, in hex, of a value of plain JSON types."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
 def _tensor_digest(tensors: Iterable[tuple[str, torch.Tensor]], suffix: str) -> str:
-    found = hashlib.sha256(suffix.encode())
+    digest = hashlib.sha256(suffix.encode())
     for name, tensor in sorted(tensors, key=lambda pair: pair[0]):
         data = tensor.detach().contiguous().cpu()
         # PEFT renames a wrapped layer's own weight; it stays the same weight.
-        plain = name.replace("base_model.model.", "").replace(".base_layer.", ".").replace(".original_module.", ".")
-        found.update(f"{plain}\0{data.dtype}\0{tuple(data.shape)}\0".encode())
-        found.update(data.reshape(-1).view(torch.uint8).numpy().data)
-    return found.hexdigest()
+        plain_name = (
+            name.replace("base_model.model.", "").replace(".base_layer.", ".").replace(".original_module.", ".")
+        )
+        digest.update(f"{plain_name}\0{data.dtype}\0{tuple(data.shape)}\0".encode())
+        digest.update(data.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _is_adapter_enabled(model: Any) -> bool:
-    """Whether any layer's adapter takes part in the forward pass."""
+    """Return whether the adapter of any layer takes part in the forward pass."""
     states = [module.disable_adapters for module in model.modules() if hasattr(module, "disable_adapters")]
     return not states or not all(states)
 
 
 def _dtype_description(model: torch.nn.Module) -> str:
-    kinds = sorted({str(weight.dtype).removeprefix("torch.") for weight in model.parameters()})
-    place = next(model.parameters()).device.type
-    if torch.is_autocast_enabled(place):
-        kinds.append(f"autocast:{str(torch.get_autocast_dtype(place)).removeprefix('torch.')}")
-    return "+".join(kinds)
+    dtypes = sorted({str(weight.dtype).removeprefix("torch.") for weight in model.parameters()})
+    device_type = next(model.parameters()).device.type
+    if torch.is_autocast_enabled(device_type):
+        dtypes.append(f"autocast:{str(torch.get_autocast_dtype(device_type)).removeprefix('torch.')}")
+    return "+".join(dtypes)
 
 
 def _tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
-    core = getattr(tokenizer, "backend_tokenizer", None)
-    definition = core.to_str() if core is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    definition = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
     return json_digest([definition, tokenizer.special_tokens_map])
 
 
 def _plain_adapter_settings(settings: Mapping[str, Any]) -> dict[str, str]:
-    # Where the base lies, and whether it is being trained, is no part of what the adapter does.
-    aside = ("base_model_name_or_path", "revision", "inference_mode")
+    # The location of the base model and the training state do not change the adapter's function.
+    ignored = ("base_model_name_or_path", "revision", "inference_mode")
     return {
         key: str(sorted(value) if isinstance(value, set) else value)
         for key, value in settings.items()
-        if key not in aside
+        if key not in ignored
     }
 
 

@@ -1,4 +1,4 @@
-"""Answers to prompts: batched, with rows leaving the batch as soon as they have ended."""
+"""Batched generation of answers; a row leaves the batch as soon as its answer has ended."""
 
 from __future__ import annotations
 
@@ -18,42 +18,57 @@ if TYPE_CHECKING:
 
 
 TokenSampler = Callable[[torch.Tensor, Sequence[int]], torch.Tensor]
-"""Logits (B, V) and the key of each row -> token ids (B,)."""
+"""Takes logits (B, V) and the key of each row, returns token ids (B,)."""
 
 
 def greedy(logits: torch.Tensor, keys: Sequence[int]) -> torch.Tensor:
-    """The token of the highest logit in each row."""
+    """Return the most likely token of each row, (B,)."""
     return logits.argmax(-1)
 
 
 class TopPSampler:
-    """Draws by temperature from the likeliest tokens that hold `top_p` of the probability (Holtzman et al., 2020,
-    arXiv:1904.09751).
+    """Samples from the most likely tokens that together have the probability `top_p`.
 
-    seeds: by the keys of the rows. Each row has a generator of its own on the CPU, so what is drawn for it depends on
-    neither the batch nor the device. Probabilities are taken in float64.
+    This is nucleus sampling (Holtzman et al., 2020, arXiv:1904.09751). Each row has its own generator on the CPU, so
+    its samples depend on neither the batch nor the device. Probabilities are computed in float64.
     """
 
     def __init__(self, temperature: float, top_p: float, seeds: Mapping[int, int]) -> None:
+        """Create the sampler.
+
+        Args:
+            temperature: Divides the logits; above 0.
+            top_p: Probability mass to sample from, 0 to 1.
+            seeds: Key of a row -> seed of its generator.
+        """
         self._temperature, self._top_p = temperature, top_p
         self._generators = {key: torch.Generator().manual_seed(seed) for key, seed in seeds.items()}
 
     def __call__(self, logits: torch.Tensor, keys: Sequence[int]) -> torch.Tensor:
-        chances, tokens = (logits.double() / self._temperature).softmax(-1).sort(stable=True, dim=-1, descending=True)
-        sums = chances.cumsum(-1)  # (B, V)
-        # A token stays while those before it do not yet hold top_p: the likeliest always does.
-        kept = (sums - chances) < self._top_p
-        held = (chances * kept).sum(-1, keepdim=True)
-        at = [torch.rand((), generator=self._generators[key], dtype=torch.float64) for key in keys]
-        drawn = torch.stack(at).to(logits.device)[:, None] * held  # (B, 1)
-        place = torch.searchsorted(sums, drawn, right=True).clamp(max=logits.shape[-1] - 1)
-        last = kept.sum(-1, keepdim=True) - 1  # rounding must not lead out of what is kept
-        return tokens.gather(-1, torch.minimum(place, last))[:, 0]
+        """Return one sampled token per row, (B,)."""
+        probabilities, tokens = (
+            (logits.double() / self._temperature).softmax(-1).sort(stable=True, dim=-1, descending=True)
+        )  # (B, V) each
+        cumulative = probabilities.cumsum(-1)  # (B, V)
+        # A token is in the nucleus if the tokens before it have less than top_p: the most likely one always is.
+        nucleus = (cumulative - probabilities) < self._top_p  # (B, V)
+        nucleus_mass = (probabilities * nucleus).sum(-1, keepdim=True)  # (B, 1)
+        uniform = [torch.rand((), generator=self._generators[key], dtype=torch.float64) for key in keys]
+        threshold = torch.stack(uniform).to(logits.device)[:, None] * nucleus_mass  # (B, 1)
+        rank = torch.searchsorted(cumulative, threshold, right=True).clamp(max=logits.shape[-1] - 1)
+        last_rank = nucleus.sum(-1, keepdim=True) - 1  # rounding must not select a token outside the nucleus
+        return tokens.gather(-1, torch.minimum(rank, last_rank))[:, 0]
 
 
 @dataclass(frozen=True)
 class StopConditions:
-    """eos_id: the tokenizer's end of sequence, if it has one. token_ids: others that end an answer. strings: texts."""
+    """What ends an answer.
+
+    Attributes:
+        eos_id: The tokenizer's end-of-sequence token, if it has one.
+        token_ids: Other tokens.
+        strings: Texts.
+    """
 
     eos_id: int | None
     token_ids: frozenset[int]
@@ -67,24 +82,27 @@ def resolve_stops(
     *,
     use_template_stops: bool = True,
 ) -> StopConditions:
-    """What ends an answer: the template's stops, `extra_stops`, and the tokenizer's end of sequence; nothing is
-    implied.
+    """Return what ends an answer: the template's stops, `extra_stops`, and the tokenizer's end-of-sequence token.
 
-    use_template_stops: False where prompts are not rendered by the template.
+    A stop that is a single special or added token is compared as a token. Any other is compared as text, because a
+    text can be tokenized in several ways.
 
-    A stop that is a token of its own (special, or added whole) is watched for as that token; any other as text,
-    since ordinary text can be made up of tokens in several ways.
+    Args:
+        template: The template of the prompts.
+        tokenizer: The model's tokenizer.
+        extra_stops: Stops of the suite.
+        use_template_stops: False if prompts are not rendered by the template.
     """
-    special = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
-    whole = {**tokenizer.get_added_vocab(), **special}
-    given = (*(template.stop_strings(tokenizer) if use_template_stops else ()), *extra_stops)
-    tokens = frozenset(whole[stop] for stop in given if stop in whole)
-    texts = tuple(stop for stop in given if stop and stop not in whole)
-    return StopConditions(tokenizer.eos_token_id, tokens - {tokenizer.eos_token_id}, texts)
+    special_ids = dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
+    token_ids = {**tokenizer.get_added_vocab(), **special_ids}
+    stops = (*(template.stop_strings(tokenizer) if use_template_stops else ()), *extra_stops)
+    stop_ids = frozenset(token_ids[stop] for stop in stops if stop in token_ids)
+    stop_texts = tuple(stop for stop in stops if stop and stop not in token_ids)
+    return StopConditions(tokenizer.eos_token_id, stop_ids - {tokenizer.eos_token_id}, stop_texts)
 
 
 def decode_tokens(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> str:
-    """The text of an answer's tokens, special ones left out, spaces as the model wrote them."""
+    """Return the text of an answer's tokens without special tokens, with spaces as the model wrote them."""
     text = tokenizer.decode(list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False)
     assert isinstance(text, str)
     return text
@@ -93,26 +111,29 @@ def decode_tokens(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> 
 def completes_stop_string(
     tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int], stop_strings: Sequence[str]
 ) -> bool:
-    """Whether the newest token completes one of the strings. Looks at the last tokens alone, whatever the length."""
+    """Return whether the last token completes one of the strings. Only the last tokens are decoded."""
     if not stop_strings:
         return False
-    # A token holds a byte or more; the slack is for special tokens between, and a first one that is half a character.
-    reach = max(len(text.encode()) for text in stop_strings) + 8
-    tail = decode_tokens(tokenizer, tokens[-reach:])
+    # A token has at least one byte. 8 more allow for special tokens in between and a partial first character.
+    tail_length = max(len(text.encode()) for text in stop_strings) + 8
+    tail = decode_tokens(tokenizer, tokens[-tail_length:])
     return any(text in tail for text in stop_strings)
 
 
 def truncate_at_stop(text: str, stop_strings: Sequence[str]) -> str:
-    """The text before the first of the strings."""
-    found = [place for place in map(text.find, stop_strings) if place >= 0]
-    return text[: min(found)] if found else text
+    """Return the text before the first of the strings."""
+    positions = [position for position in map(text.find, stop_strings) if position >= 0]
+    return text[: min(positions)] if positions else text
 
 
 @dataclass(frozen=True)
 class Answer:
-    """text: up to the stop, which is not part of it. finish: `eos`, `stop`, `length`, or `empty` for a blank text.
+    """A generated answer.
 
-    token_count: how many were generated, the one that ended it included.
+    Attributes:
+        text: The text before the stop.
+        finish: `eos`, `stop`, `length`, or `empty` for a blank text.
+        token_count: Number of generated tokens, including the one that ended the answer.
     """
 
     text: str
@@ -131,19 +152,30 @@ def generate_answers(
     on_answer: Callable[[int, Answer], None],
     sampler: TokenSampler = greedy,
 ) -> None:
-    """Answer one batch of prompts; `on_answer` gets each answer under its prompt's key, as it ends.
+    """Generate the answers of one batch of prompts.
 
-    prompts: key -> token ids, padded here at the left and masked, so that an answer does not depend on the batch
-    (beyond rounding). Nothing of the model's generation config is used: no sampling, no penalties.
-    sampler: the next token of each row; the likeliest, unless told otherwise.
-    A row that has ended leaves the batch and its cache; the batch costs what its unfinished rows cost.
+    The model's generation config is not used. A row that has ended is removed from the batch and its cache, so the
+    cost depends on unfinished rows only:
+
+        step 0    [pad pad p p p]  [pad p p p p]  [p p p p p]     (B, T): left-padded prompts
+        step 1    [a]              [a]            [a]             (B, 1) each, with cache
+        step 2    [a]              ended          [a]             the second row has left the batch
+
+    Args:
+        model: A causal language model.
+        tokenizer: Its tokenizer.
+        prompts: Key -> token ids. Padding is masked, so answers do not depend on the batch, up to rounding.
+        stops: What ends an answer.
+        max_new_tokens: Maximum number of tokens of an answer.
+        on_answer: Receives the key and the answer of each prompt as soon as it has ended.
+        sampler: Selects the next token of each row.
     """
     device = next(model.parameters()).device
     ids, mask = _pad_left(list(prompts.values()), tokenizer.pad_token_id)
     ids, mask = ids.to(device), mask.to(device)  # (B, T)
     last = torch.zeros_like(mask, dtype=torch.bool)
     last[:, -1] = True
-    numbered = _accepts_position_ids(model)
+    needs_positions = _accepts_position_ids(model)
     live = list(prompts)
     answers: dict[int, list[int]] = {key: [] for key in live}
     cache = None
@@ -155,26 +187,26 @@ def generate_answers(
                 attention_mask=mask,
                 past_key_values=cache,
                 use_cache=True,
-                **({"position_ids": positions} if numbered else {}),
+                **({"position_ids": positions} if needs_positions else {}),
             )
         cache = output.past_key_values
         chosen = sampler(output.logits.reshape(len(live), -1), live)  # (B,)
-        going = []  # slots of the batch that have not ended
-        for slot, (key, token) in enumerate(zip(live, chosen.tolist(), strict=True)):
+        unfinished = []  # rows of the batch
+        for row, (key, token) in enumerate(zip(live, chosen.tolist(), strict=True)):
             answers[key].append(token)
             finish = _finish_reason(tokenizer, answers[key], stops, max_new_tokens)
             if finish:
                 on_answer(key, _build_answer(tokenizer, answers[key], finish, stops))
             else:
-                going.append(slot)
-        if not going:
+                unfinished.append(row)
+        if not unfinished:
             return
-        if len(going) < len(live):
-            kept = torch.tensor(going, device=device)
-            cache.reorder_cache(kept)
-            chosen, mask, live = chosen[kept], mask[kept], [live[slot] for slot in going]
+        if len(unfinished) < len(live):
+            rows = torch.tensor(unfinished, device=device)
+            cache.reorder_cache(rows)
+            chosen, mask, live = chosen[rows], mask[rows], [live[row] for row in unfinished]
         ids = chosen[:, None]  # (B, 1)
-        mask = torch.cat([mask, mask.new_ones((len(live), 1))], dim=1)
+        mask = torch.cat([mask, mask.new_ones((len(live), 1))], dim=1)  # (B, T + step + 1)
 
 
 def _pad_left(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -188,7 +220,7 @@ def _pad_left(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[torch.Tens
 
 
 def _accepts_position_ids(model: PreTrainedModel) -> bool:
-    """Whether the model is told each token's position; models without (ALiBi) take them from the mask."""
+    """Return whether the model takes position ids; other models (ALiBi) derive positions from the mask."""
     base = getattr(model, "get_base_model", lambda: model)()
     return "position_ids" in inspect.signature(base.forward).parameters
 
@@ -196,7 +228,7 @@ def _accepts_position_ids(model: PreTrainedModel) -> bool:
 def _finish_reason(
     tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int], stops: StopConditions, max_new_tokens: int
 ) -> str:
-    """Why the answer ends with its newest token; empty while it goes on."""
+    """Return why the answer ends with its last token; "" if it does not end."""
     if tokens[-1] == stops.eos_id:
         return "eos"
     if tokens[-1] in stops.token_ids or completes_stop_string(tokenizer, tokens, stops.strings):

@@ -1,7 +1,7 @@
-"""Multiple choice by likelihood: how likely each choice is after its question.
+"""Multiple choice by likelihood: the log-likelihood of each choice after its question.
 
-With the template off this is lm-evaluation-harness's `multiple_choice`, token for token. With it on, the question is
-asked as in training and the choice stands where the response does; the end of the turn is no part of a choice.
+With `plain` this is lm-evaluation-harness's `multiple_choice`, token for token. With the template, the question is
+rendered as in training and the choice replaces the response, without the end of the turn.
 """
 
 from __future__ import annotations
@@ -23,9 +23,15 @@ from harness.types import Example, Message, TokenizedExample
 
 @dataclass(frozen=True)
 class ChoiceRequest:
-    """A question and one choice as ids, of which the last `choice_tokens` are the choice's. boundary_merged: the
-    tokenizer made one token of the question's end and the choice's beginning; that token counts as the question's.
-    truncated: the question lost its beginning."""
+    """A question and one choice as token ids.
+
+    Attributes:
+        ids: The tokens of the question, then those of the choice.
+        choice_tokens: Number of tokens of the choice.
+        boundary_merged: Whether the tokenizer merged the end of the question and the beginning of the choice into one
+            token. That token counts as part of the question.
+        truncated: Whether the question lost its beginning.
+    """
 
     ids: tuple[int, ...]
     choice_tokens: int
@@ -33,12 +39,14 @@ class ChoiceRequest:
     truncated: bool = False
 
     def to_tokenized_example(self) -> TokenizedExample:
-        labels = (-100,) * (len(self.ids) - self.choice_tokens) + self.ids[len(self.ids) - self.choice_tokens :]
+        """Return the request as a row whose labels are the tokens of the choice."""
+        question_tokens = len(self.ids) - self.choice_tokens
+        labels = (-100,) * question_tokens + self.ids[question_tokens:]
         return TokenizedExample("", "", self.ids, labels)
 
 
 class ChoiceLikelihoods:
-    """The log-likelihood of every choice of every question."""
+    """Log-likelihood of every choice of every question."""
 
     def __init__(self, context: EvalContext) -> None:
         self._context = context
@@ -51,96 +59,119 @@ class ChoiceLikelihoods:
 
     @cached_property
     def _requests(self) -> list[list[ChoiceRequest]]:
-        return [[self._truncate(pair) for pair in self._encode_requests(example)] for example in self._context.examples]
+        return [
+            [self._truncate(request) for request in self._encode_requests(example)]
+            for example in self._context.examples
+        ]
 
     def request_key(self, index: int) -> Any:
-        return [[list(pair.ids), pair.choice_tokens] for pair in self._requests[index]]
+        """Return the token ids of the item's requests and the length of each choice."""
+        return [[list(request.ids), request.choice_tokens] for request in self._requests[index]]
 
     def run(self, todo: Sequence[int], on_item: ItemCallback) -> None:
-        where = [(index, number) for index in todo for number in range(len(self._requests[index]))]
-        pairs = [self._requests[index][number] for index, number in where]
-        found: dict[int, dict[int, float]] = defaultdict(dict)
+        """Measure the items `todo`; see `ModelMeasurement.run`."""
+        addresses = [
+            (index, choice_index) for index in todo for choice_index in range(len(self._requests[index]))
+        ]  # row key -> (item, choice)
+        requests = [self._requests[index][choice_index] for index, choice_index in addresses]
+        log_likelihoods: dict[int, dict[int, float]] = defaultdict(dict)
 
-        def done(key: int, facts: Mapping[str, Any]) -> None:
-            index, number = where[key]
-            found[index][number] = facts["ll"]
-            if len(found[index]) == len(self._requests[index]):
-                on_item(index, self._item_fields(index, found.pop(index)))
+        def on_row(key: int, fields: Mapping[str, Any]) -> None:
+            index, choice_index = addresses[key]
+            log_likelihoods[index][choice_index] = fields["ll"]
+            if len(log_likelihoods[index]) == len(self._requests[index]):
+                on_item(index, self._item_fields(index, log_likelihoods.pop(index)))
 
-        order = longest_first([len(pair.ids) for pair in pairs])
-        measure_rows(
-            self._context, {key: pairs[key].to_tokenized_example() for key in order}, self._measure_batch, done
-        )
+        order = longest_first([len(request.ids) for request in requests])
+        rows = {key: requests[key].to_tokenized_example() for key in order}
+        measure_rows(self._context, rows, self._measure_batch, on_row)
 
     def _measure_batch(self, rows: Sequence[TokenizedExample]) -> Sequence[Mapping[str, Any]]:
         nlls = response_nll(self._context.require_model(), rows, self._context.tokenizer.pad_token_id)
         return [{"ll": -nll} for nll in nlls]
 
-    def _item_fields(self, index: int, lls: Mapping[int, float]) -> Mapping[str, Any]:
-        pairs = self._requests[index]
+    def _item_fields(self, index: int, log_likelihoods: Mapping[int, float]) -> Mapping[str, Any]:
+        requests = self._requests[index]
         return {
-            "choice_lls": tuple(lls[number] for number in range(len(pairs))),
-            "joined": sum(pair.boundary_merged for pair in pairs),
-            "row_cut": any(pair.truncated for pair in pairs),
+            "choice_lls": tuple(log_likelihoods[choice_index] for choice_index in range(len(requests))),
+            "joined": sum(request.boundary_merged for request in requests),
+            "row_cut": any(request.truncated for request in requests),
         }
 
     def _encode_requests(self, example: Example) -> list[ChoiceRequest]:
         gold_index(example)
         if not self._context.suite.plain:
             return self._encode_with_template(example)
-        context = build_plain_prompt(example)
-        return [self._encode_plain(context, self._context.suite.delimiter + choice) for choice in example.choices]
+        prompt = build_plain_prompt(example)
+        return [self._encode_plain(prompt, self._context.suite.delimiter + choice) for choice in example.choices]
 
     def _encode_plain(self, prompt: str, choice: str) -> ChoiceRequest:
-        """As `_encode_pair` of lm-evaluation-harness, save that a choice left without a token gets its own."""
+        """Encode as `_encode_pair` of lm-evaluation-harness does.
+
+        One difference: a choice without a token of its own is tokenized separately.
+        """
         spaces = len(prompt) - len(prompt.rstrip())
         prompt, choice = prompt[: len(prompt) - spaces], prompt[len(prompt) - spaces :] + choice
-        before, whole = self._context.plain_ids(prompt), self._context.plain_ids(prompt + choice)
-        joined = whole[: len(before)] != before
-        if len(whole) > len(before):
-            return ChoiceRequest(tuple(whole), len(whole) - len(before), joined)
-        own = self._context.tokenizer(choice, add_special_tokens=False)["input_ids"]
-        return ChoiceRequest((*before, *own), len(own), True)
+        prompt_ids, all_ids = self._context.plain_ids(prompt), self._context.plain_ids(prompt + choice)
+        boundary_merged = all_ids[: len(prompt_ids)] != prompt_ids
+        if len(all_ids) > len(prompt_ids):
+            return ChoiceRequest(tuple(all_ids), len(all_ids) - len(prompt_ids), boundary_merged)
+        choice_ids = self._context.tokenizer(choice, add_special_tokens=False)["input_ids"]
+        return ChoiceRequest((*prompt_ids, *choice_ids), len(choice_ids), True)
 
     def _encode_with_template(self, example: Example) -> list[ChoiceRequest]:
-        one = self._context
-        before = one.prompt_ids(example)
-        pairs = []
+        context = self._context
+        prompt_ids = context.prompt_ids(example)
+        requests = []
         for choice in example.choices:
             answered = replace(example, messages=(*example.messages[:-1], Message("assistant", choice)))
-            row = encode_example(answered, one.suite.source, one.template, one.tokenizer, NO_LENGTH_LIMIT)
+            row = encode_example(answered, context.suite.source, context.template, context.tokenizer, NO_LENGTH_LIMIT)
             ids = list(row.input_ids)
-            shared = next((place for place, (x, y) in enumerate(zip(before, ids, strict=False)) if x != y), len(before))
-            tokens = self._count_choice_tokens(choice, ids[shared:])
-            pairs.append(ChoiceRequest(tuple(ids[: shared + tokens]), tokens, shared < len(before)))
-        return pairs
+            shared = next(
+                (position for position, (x, y) in enumerate(zip(prompt_ids, ids, strict=False)) if x != y),
+                len(prompt_ids),
+            )
+            choice_tokens = self._count_choice_tokens(choice, ids[shared:])
+            requests.append(
+                ChoiceRequest(tuple(ids[: shared + choice_tokens]), choice_tokens, shared < len(prompt_ids))
+            )
+        return requests
 
     def _count_choice_tokens(self, choice: str, response: list[int]) -> int:
-        """How many tokens of a response hold the choice, the end of the turn and what may follow left out."""
-        wanted = "".join(choice.split())
+        """Return the number of tokens at the start of a response that contain the choice.
+
+        The end of the turn and everything after it do not count. Spaces are ignored.
+        """
+        choice_text = "".join(choice.split())
         low, high = 1, len(response)
         while low < high:
             middle = (low + high) // 2
-            if wanted in "".join(decode_tokens(self._context.tokenizer, response[:middle]).split()):
+            if choice_text in "".join(decode_tokens(self._context.tokenizer, response[:middle]).split()):
                 high = middle
             else:
                 low = middle + 1
         return low
 
     def _truncate(self, request: ChoiceRequest) -> ChoiceRequest:
-        """The pair within max_length, the last token not counted, as it is never fed."""
-        beyond = len(request.ids) - 1 - min(self._context.max_length, self._context.max_positions())
-        if beyond <= 0:
+        """Truncate the question to fit max_length. The last token does not count, as it is not an input."""
+        excess = len(request.ids) - 1 - min(self._context.max_length, self._context.max_positions())
+        if excess <= 0:
             return request
-        ids = request.ids[beyond:]
+        ids = request.ids[excess:]
         return ChoiceRequest(ids, min(request.choice_tokens, len(ids) - 1), request.boundary_merged, truncated=True)
 
 
 def gold_index(example: Example) -> int:
-    """The index of the right choice. Raises HarnessError for a row that is no multiple-choice question."""
+    """Return the index of the correct choice.
+
+    Raises:
+        HarnessError: The row is not a multiple-choice question.
+    """
     if len(example.choices) < 2:
-        what = "is no multiple-choice question, and a metric of its suite weighs choices"
-        raise HarnessError(example.location, what, 'give the row "choices" and "answer", or leave the metric out')
+        what = "is not a multiple-choice question, but a metric of its suite needs choices"
+        raise HarnessError(example.location, what, 'add "choices" and "answer" to the row, or remove the metric')
     if example.messages[-1].content not in example.choices:
-        raise HarnessError(example.location, "has a response that is none of its choices", "mend the row")
+        raise HarnessError(
+            example.location, "has a response that is not one of its choices", "fix the answer of the row"
+        )
     return example.choices.index(example.messages[-1].content)

@@ -1,8 +1,9 @@
-"""The items of a suite: how they read, and the file that they are written to as they finish.
+"""The predictions file of a suite: its items, written as they are measured.
 
-`<suite>-stage<k>.jsonl` is JSON lines. The first is a header, `{"header": {...}}`: what the numbers were made with.
-While an evaluation goes on, each further line is what was found of one item just then, flushed at once; lines of one
-`id` add up. When it is done the file is written anew, whole or not at all, with one line an item in the suite's order.
+`<suite>-stage<k>.jsonl` has JSON lines. The first is a header, `{"header": {...}}`, with everything that the numbers
+depend on. During an evaluation each further line has the fields that were just measured of one item, and is flushed at
+once. Lines with the same `id` are merged. When the evaluation is complete, the file is replaced atomically by one line
+per item, in the suite's order.
 """
 
 from __future__ import annotations
@@ -20,20 +21,20 @@ from harness.errors import HarnessError
 from harness.types import Example, Item, Message
 
 PREDICTIONS_FORMAT = 1
-_TUPLES = ("choices", "choice_lls")
-_FIELDS = tuple(field.name for field in dataclasses.fields(Item))
+_TUPLE_FIELDS = ("choices", "choice_lls")
+_ITEM_FIELDS = tuple(field.name for field in dataclasses.fields(Item))
 
 
 def format_prompt_for_display(example: Example) -> str:
-    """What was asked, to be read by a person: the message alone, or the turns with their roles; no template."""
-    *before, _ = example.messages
-    if len(before) == 1 and before[0].role == "user":
-        return _message_text(before[0])
-    return "\n".join(f"{message.role}: {_message_text(message)}" for message in before)
+    """Return the prompt for display, without a template: a single message, or the turns with their roles."""
+    *prompt_messages, _ = example.messages
+    if len(prompt_messages) == 1 and prompt_messages[0].role == "user":
+        return _message_text(prompt_messages[0])
+    return "\n".join(f"{message.role}: {_message_text(message)}" for message in prompt_messages)
 
 
 def item_from_example(example: Example) -> Item:
-    """The item of a row before anything is asked of the model."""
+    """Return the item of a row before anything is measured."""
     response = example.messages[-1].content
     gold = example.choices.index(response) if response in example.choices else None
     return Item(example.id, format_prompt_for_display(example), response, choices=example.choices, gold=gold)
@@ -44,15 +45,18 @@ def _message_text(message: Message) -> str:
 
 
 def predictions_path(folder: Path, suite: str, stage: int) -> Path:
-    """Where the items of a suite after a stage are."""
+    """Return the path of a suite's predictions file after a stage."""
     return Path(folder) / f"{suite}-stage{stage}.jsonl"
 
 
 @dataclass(frozen=True)
 class PredictionsFile:
-    """A file of items. header: `suite`, `stage`, `items` (how many the suite has), `identity` and `settings`.
+    """The contents of a predictions file.
 
-    complete: whether the evaluation came to its end. Where it did not, `items` are those that it came to.
+    Attributes:
+        header: `suite`, `stage`, `items` (number of items of the suite), `identity` and `settings`.
+        items: The items; of an interrupted evaluation, those that were measured.
+        complete: Whether the evaluation is complete.
     """
 
     header: Mapping[str, Any]
@@ -61,22 +65,24 @@ class PredictionsFile:
 
 
 def load_predictions(file: Path) -> PredictionsFile:
-    """The items of a file, also of one whose evaluation was cut off. Needs no model.
+    """Load a predictions file, also one of an interrupted evaluation.
 
-    Raises HarnessError when it is no file of items.
+    Raises:
+        HarnessError: The file is not a predictions file.
     """
     header, records, _ = _read_records(Path(file))
     if header is None:
-        raise HarnessError(str(file), "is no file of evaluated items", "evaluate the suite first: harness run SPEC")
+        raise HarnessError(str(file), "is not a predictions file", "evaluate the suite first: harness run SPEC")
     return PredictionsFile(
         header, tuple(_item_from_record(record) for record in records.values()), bool(header.get("whole"))
     )
 
 
 class PredictionsWriter:
-    """What is known of a suite's items, and the file that it is kept in. stream: None where nothing is kept.
+    """The measured fields of a suite's items, and the file that they are written to.
 
-    changed_keys: in what a file that was there differs from what is asked now, so that nothing of it could be used.
+    Attributes:
+        changed_keys: Names of the fingerprints in which an existing file differs, so that it could not be used.
     """
 
     def __init__(
@@ -86,28 +92,36 @@ class PredictionsWriter:
         records: dict[str, dict[str, Any]] | None = None,
         changed_keys: tuple[str, ...] = (),
     ) -> None:
+        """Create the writer.
+
+        Args:
+            stream: The open file; None if nothing is written.
+            header: Header of the file.
+            records: Item id -> stored fields.
+            changed_keys: See the attribute.
+        """
         self._stream, self._header, self._records = stream, header or {}, records or {}
         self.changed_keys = changed_keys
 
     @property
     def is_writing(self) -> bool:
-        """Whether anything is written."""
+        """Whether there is a file."""
         return self._stream is not None
 
     def start_measurement(self, measurement_type: str, settings: Mapping[str, Any]) -> None:
-        """Note in the header with what settings `measurement_type` is read from here on."""
+        """Write the settings of a measurement into the header."""
         self._header["settings"][measurement_type] = dict(settings)
         self._write({"header": self._header})
 
     def find_stored_fields(self, item_id: str, measurement_type: str, request_key: str) -> dict[str, Any] | None:
-        """The fields that `measurement_type` found for the item when it was asked just so; None when it was not."""
+        """Return the stored fields of an item's measurement; None if there are none for this request."""
         record = self._records.get(item_id)
         if record is None or record["keys"].get(measurement_type) != request_key:
             return None
         return {name: _tuple_if_sequence_field(name, record[name]) for name in record["found"][measurement_type]}
 
     def add_fields(self, item: Item, measurement_type: str, request_key: str, fields: Mapping[str, Any]) -> None:
-        """Keep what `measurement_type` found for an item."""
+        """Write the fields of an item's measurement."""
         record: dict[str, Any] = {"id": item.id}
         if item.id not in self._records:
             record |= {"prompt": item.prompt, "reference": item.reference}
@@ -116,14 +130,14 @@ class PredictionsWriter:
         self._write(record)
 
     def finalize(self, path: Path, items: Sequence[Item]) -> None:
-        """Write the file anew, whole: a line an item."""
+        """Replace the file atomically by one line per item."""
         draft = path.with_suffix(f".draft-{os.getpid()}")
         common = {"suite": self._header["suite"], "stage": self._header["stage"]}
         with draft.open("wb") as stream:
             stream.write(_json_line({"header": {**self._header, "whole": True}}))
             for item in items:
-                plain = {name: getattr(item, name) for name in _FIELDS}
-                stream.write(_json_line({"id": item.id, **common, **plain, **self._records.get(item.id, {})}))
+                item_fields = {name: getattr(item, name) for name in _ITEM_FIELDS}
+                stream.write(_json_line({"id": item.id, **common, **item_fields, **self._records.get(item.id, {})}))
         draft.replace(path)
 
     def _write(self, record: Mapping[str, Any]) -> None:
@@ -136,46 +150,56 @@ class PredictionsWriter:
 def open_predictions(
     folder: Path | None, suite: str, stage: int, items: Sequence[Item], fingerprint: Mapping[str, str]
 ) -> Iterator[PredictionsWriter]:
-    """The file of a suite's items after a stage; when the context ends well, with the items as they are then.
+    """Open a suite's predictions file; when the context ends without an error, `items` are written completely.
 
-    fingerprint: of model, tokenizer and template. What a file that is there holds of the same fingerprint can be found
-    in it; one of another is begun anew, and a line that was not written whole is dropped with what follows it. Nothing
-    is written where there is no folder.
+    Stored predictions can be used again if the existing file has the same fingerprint. Otherwise the file is started
+    again. An incomplete line, and everything after it, is dropped.
+
+    Args:
+        folder: Folder of the file; None: nothing is written.
+        suite: Name of the suite.
+        stage: Index of the stage.
+        items: The items of the suite, updated by the caller within the context.
+        fingerprint: Of model, tokenizer and template.
     """
     if folder is None:
         yield PredictionsWriter()
         return
     folder.mkdir(parents=True, exist_ok=True)
     path = predictions_path(folder, suite, stage)
-    old, records, sound = _read_records(path) if path.is_file() else (None, {}, 0)
-    header = {
+    stored_header, records, valid_bytes = _read_records(path) if path.is_file() else (None, {}, 0)
+    changed_keys: tuple[str, ...] = ()
+    if stored_header is not None:
+        stored = {"format": stored_header.get("format"), **stored_header.get("identity", {})}
+        current = {"format": PREDICTIONS_FORMAT, **fingerprint}
+        names = sorted({*stored, *current})
+        changed_keys = tuple(name for name in names if stored.get(name) != current.get(name))
+    header: dict[str, Any] = {
         "format": PREDICTIONS_FORMAT,
         "suite": suite,
         "stage": stage,
         "items": len(items),
         "identity": dict(fingerprint),
+        "settings": {},
+        "whole": False,
     }
-    aside: tuple[str, ...] = ()
-    if old is not None:
-        before = {"format": old.get("format"), **old.get("identity", {})}
-        now = {"format": PREDICTIONS_FORMAT, **fingerprint}
-        aside = tuple(name for name in sorted({*before, *now}) if before.get(name) != now.get(name))
-    going_on = old is not None and not aside
-    header |= {"settings": dict(old["settings"]) if old is not None and going_on else {}, "whole": False}
-    with path.open("r+b" if going_on else "wb") as stream:
-        if going_on:
-            stream.truncate(sound)
-            stream.seek(sound)
-        file = PredictionsWriter(stream, header, records if going_on else {}, aside)
+    resuming = stored_header is not None and not changed_keys
+    if stored_header is not None and resuming:
+        header["settings"] = dict(stored_header["settings"])
+    with path.open("r+b" if resuming else "wb") as stream:
+        if resuming:
+            stream.truncate(valid_bytes)
+            stream.seek(valid_bytes)
+        file = PredictionsWriter(stream, header, records if resuming else {}, changed_keys)
         yield file
     file.finalize(path, items)
 
 
 def _read_records(path: Path) -> tuple[dict[str, Any] | None, dict[str, dict[str, Any]], int]:
-    """The newest header, the records by id, and how many bytes of the file are sound."""
+    """Return the last header, the records by id, and the number of bytes up to the first invalid line."""
     header: dict[str, Any] | None = None
     records: dict[str, dict[str, Any]] = {}
-    sound = 0
+    valid_bytes = 0
     with path.open("rb") as file:
         for line in file:
             try:
@@ -188,22 +212,22 @@ def _read_records(path: Path) -> tuple[dict[str, Any] | None, dict[str, dict[str
                 header = record["header"]
             else:
                 _merge_record(records, record)
-            sound += len(line)
-    return (header, records, sound) if header is not None else (None, {}, 0)
+            valid_bytes += len(line)
+    return (header, records, valid_bytes) if header is not None else (None, {}, 0)
 
 
 def _merge_record(records: dict[str, dict[str, Any]], new: Mapping[str, Any]) -> None:
-    known = records.setdefault(new["id"], {})
-    nested = {name: {**known.get(name, {}), **new.get(name, {})} for name in ("keys", "found")}
-    known.update({**new, **nested})
+    record = records.setdefault(new["id"], {})
+    nested = {name: {**record.get(name, {}), **new.get(name, {})} for name in ("keys", "found")}
+    record.update({**new, **nested})
 
 
 def _item_from_record(record: Mapping[str, Any]) -> Item:
-    return Item(**{name: _tuple_if_sequence_field(name, record[name]) for name in _FIELDS if name in record})
+    return Item(**{name: _tuple_if_sequence_field(name, record[name]) for name in _ITEM_FIELDS if name in record})
 
 
 def _tuple_if_sequence_field(name: str, value: Any) -> Any:
-    return tuple(value) if name in _TUPLES and value is not None else value
+    return tuple(value) if name in _TUPLE_FIELDS and value is not None else value
 
 
 def _json_line(record: Mapping[str, Any]) -> bytes:

@@ -1,8 +1,12 @@
-"""Plain texts foretold whole, each by itself, by windows that roll over those longer than the model's context.
+"""Likelihoods of complete plain texts, by rolling windows over texts longer than the model's context.
 
-The windows are those of lm-evaluation-harness's `loglikelihood_rolling`: a first one behind the begin-of-sequence
-token (without one, the end-of-sequence token), each further one behind one token that was foretold already, the last
-one pulled back to a full context. Every token is foretold exactly once.
+The windows are those of lm-evaluation-harness's `loglikelihood_rolling`. The first one starts with the
+begin-of-sequence token (without one, the end-of-sequence token). Each further one starts with a token that was already
+predicted, and the last one is moved back to a full context. Every token is predicted exactly once:
+
+    window 1   <s>|t0 t1 t2 t3|
+    window 2             t3|t4 t5 t6 t7|
+    window 3                   t5 t6 t7|t8 t9|       |predicted tokens|, here at most 4 per window
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ from harness.types import Example, TokenizedExample
 
 
 class RollingLikelihoods:
-    """The negative log-likelihood of every text."""
+    """Negative log-likelihood of every text."""
 
     def __init__(self, context: EvalContext) -> None:
         self._context = context
@@ -32,26 +36,28 @@ class RollingLikelihoods:
         return [self._encode(example) for example in self._context.examples]
 
     def request_key(self, index: int) -> Any:
+        """Return the token ids of the text."""
         return self._ids[index]
 
     def run(self, todo: Sequence[int], on_item: ItemCallback) -> None:
-        prefix = self._prefix_id()
-        where, rows = [], []
+        """Measure the items `todo`; see `ModelMeasurement.run`."""
+        prefix_id = self._prefix_id()
+        item_of_row, rows = [], []
         for index in todo:
-            for row in rolling_windows(self._ids[index], prefix, self._window):
-                where.append(index)
+            for row in rolling_windows(self._ids[index], prefix_id, self._window):
+                item_of_row.append(index)
                 rows.append(row)
-        left = Counter(where)
+        window_counts = Counter(item_of_row)
         nlls: dict[int, list[float]] = defaultdict(list)
 
-        def done(key: int, facts: Mapping[str, Any]) -> None:
-            index = where[key]
-            nlls[index].append(facts["nll"])
-            if len(nlls[index]) == left[index]:
+        def on_row(key: int, fields: Mapping[str, Any]) -> None:
+            index = item_of_row[key]
+            nlls[index].append(fields["nll"])
+            if len(nlls[index]) == window_counts[index]:
                 on_item(index, {"text_nll": sum(sorted(nlls.pop(index))), "text_tokens": len(self._ids[index])})
 
         order = longest_first([len(row.input_ids) for row in rows])
-        measure_rows(self._context, {key: rows[key] for key in order}, self._measure_batch, done)
+        measure_rows(self._context, {key: rows[key] for key in order}, self._measure_batch, on_row)
 
     def _measure_batch(self, rows: Sequence[TokenizedExample]) -> Sequence[Mapping[str, Any]]:
         nlls = response_nll(self._context.require_model(), rows, self._context.tokenizer.pad_token_id)
@@ -59,37 +65,45 @@ class RollingLikelihoods:
 
     def _encode(self, example: Example) -> list[int]:
         if [message.role for message in example.messages] != ["text"]:
-            what = "is a conversation, and a metric of its suite reads plain text"
-            raise HarnessError(example.location, what, 'give the suite a source of the form "text"')
-        # Special tokens that the text spells out are text.
-        given = self._context.tokenizer(
+            what = "is a conversation, but a metric of its suite needs plain text"
+            raise HarnessError(example.location, what, 'use a source with rows of the form "text"')
+        # Special tokens that are written in the text are ordinary text.
+        encoding = self._context.tokenizer(
             example.messages[0].content, add_special_tokens=False, split_special_tokens=True, verbose=False
         )
-        ids = list(given["input_ids"])
+        ids = list(encoding["input_ids"])
         if not ids:
-            raise HarnessError(example.location, "is a text without a token", "leave the row out")
+            raise HarnessError(example.location, "is a text without tokens", "remove the row")
         return ids
 
     def _prefix_id(self) -> int:
-        words = self._context.tokenizer
-        first = words.bos_token_id if words.bos_token_id is not None else words.eos_token_id
-        if first is None:
-            what = "the tokenizer has no token that a text could begin after"
-            raise HarnessError(f"evaluate.{self._context.suite.name}", what, "give it a bos_token or an eos_token")
-        return int(first)
+        tokenizer = self._context.tokenizer
+        prefix_id = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+        if prefix_id is None:
+            what = "the tokenizer has neither a bos_token nor an eos_token to start a text with"
+            raise HarnessError(f"evaluate.{self._context.suite.name}", what, "add one to the tokenizer")
+        return int(prefix_id)
 
 
 def rolling_windows(ids: Sequence[int], prefix_id: int, length: int) -> Iterator[TokenizedExample]:
-    """Rows of at most length + 1 tokens, the last of which is only foretold; labels where a token is foretold."""
-    done = min(length, len(ids))
-    yield _build_window([prefix_id, *ids[:done]], done)
-    while done < len(ids):
-        new = min(len(ids) - done, length)
-        end = done + new
-        yield _build_window(ids[end - length - 1 : end], new)
-        done = end
+    """Yield the windows of a text as rows; see the module docstring.
+
+    Args:
+        ids: Token ids of the text.
+        prefix_id: Token before the text.
+        length: Number of input tokens of a window. Its row has one more token, which is only predicted.
+
+    Yields:
+        Rows whose labels are the tokens that the window predicts.
+    """
+    end = min(length, len(ids))
+    yield _build_window([prefix_id, *ids[:end]], end)
+    while end < len(ids):
+        predicted = min(len(ids) - end, length)
+        end += predicted
+        yield _build_window(ids[end - length - 1 : end], predicted)
 
 
 def _build_window(ids: Sequence[int], predicted: int) -> TokenizedExample:
-    before = len(ids) - predicted
-    return TokenizedExample("", "", tuple(ids), (-100,) * before + tuple(ids[before:]))
+    context_tokens = len(ids) - predicted
+    return TokenizedExample("", "", tuple(ids), (-100,) * context_tokens + tuple(ids[context_tokens:]))

@@ -1,4 +1,4 @@
-"""Items → scores with their uncertainty. Needs no model: what was generated once can be scored again."""
+"""Compute scores and their uncertainty from items, without a model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,16 @@ from harness.types import Evaluation, Item, LimitViolation, Score, Suite
 def find_limit_violations(
     suite: Suite, stage: int, items: Sequence[Item], scores: Sequence[Score]
 ) -> tuple[LimitViolation, ...]:
-    """Which of the suite's limits (`max_empty`, `max_truncated`, `max_unparsed`, `max_cut`) its items break."""
+    """Return the limits of the suite that its items exceed.
+
+    The limits are `max_empty`, `max_truncated`, `max_unparsed` and `max_cut`.
+
+    Args:
+        suite: The suite with its limits.
+        stage: Index of the stage.
+        items: The measured items.
+        scores: The scores of the items; their counts include `unparsed`.
+    """
     answered = [item for item in items if item.answer is not None]
     counts = (
         ("empty", suite.max_empty, sum(item.finish == "empty" for item in answered), len(answered), ""),
@@ -36,16 +45,29 @@ def find_limit_violations(
 
 
 def raise_on_violations(evaluations: Iterable[Evaluation], *, first_stage: int = 0) -> None:
-    """Raise RunError (exit code 1) naming every limit that these evaluations break; to be called when all is saved.
+    """Raise an error with every limit that the evaluations exceed. Call it after everything is saved.
 
-    first_stage: the first one that counts. A pretrained base model (stage 0) that cannot end an answer under a chat
-    template is no reason to fail a run that teaches it to.
+    Args:
+        evaluations: The evaluations.
+        first_stage: The first stage that counts. A pretrained base model (stage 0) may be unable to end an answer
+            under a chat template. A run that trains it to do so must not fail because of that.
+
+    Raises:
+        RunError: A limit is exceeded (exit code 1).
     """
-    found = [breach for one in evaluations if one.stage >= first_stage for breach in one.violations]
-    if found:
-        stages = [f"evaluate.{one.suite}.max_{one.what}: after stage {one.stage} {one}" for one in found]
-        hint = "look at the answers in the run's folder; check the template, max_new_tokens and stop"
-        raise RunError("; ".join(stages), "the scores do not measure the model", hint)
+    violations = [
+        violation
+        for evaluation in evaluations
+        if evaluation.stage >= first_stage
+        for violation in evaluation.violations
+    ]
+    if violations:
+        descriptions = [
+            f"evaluate.{violation.suite}.max_{violation.what}: after stage {violation.stage} {violation}"
+            for violation in violations
+        ]
+        hint = "read the answers in the run's folder; check the template, max_new_tokens and stop"
+        raise RunError("; ".join(descriptions), "the scores do not measure the model", hint)
 
 
 def _one_score_per_metric(scores: Sequence[Score]) -> Iterator[Score]:
@@ -63,26 +85,35 @@ _COUNTERS: dict[str, dict[str, Callable[[Item], bool]]] = {
     "choices": {"row_cut": lambda item: item.row_cut, "boundary": lambda item: item.joined > 0},
     "text": {},
 }
-"""What is counted beside a score, by what its metric reads."""
+"""`Metric.requires` -> name of a count -> whether an item belongs to it."""
 
 
 def score_items(
     items: Sequence[Item], metrics: Mapping[str, Metric], *, seed: int, suite: str = "", stage: int = 0
 ) -> tuple[Score, ...]:
-    """Every score that the metrics draw from a suite's items, with standard error, 95 % interval and counts.
+    """Compute every score of the metrics from a suite's items, with standard error, 95 % interval and counts.
 
-    metrics: by name. The interval has a closed form where the metric says so, else the items are resampled, drawn by
-    (seed, suite, score): the same draws at every stage.
-    Raises HarnessError when an item lacks what a metric reads, a metric gives other scores than it names, or two give
-    scores of one name.
+    The interval has a closed form if the metric allows it. Otherwise the items are resampled with draws that depend on
+    (seed, suite, score) only, so they are the same at every stage.
+
+    Args:
+        items: The measured items.
+        metrics: Name -> metric.
+        seed: Seed of the bootstrap.
+        suite: Name of the suite.
+        stage: Index of the stage.
+
+    Raises:
+        HarnessError: An item lacks what a metric requires, a metric returns other scores than its `score_names`, or
+            two metrics return scores of the same name.
     """
-    for name, names in duplicate_score_names(metrics):
-        what = f"the score {name!r} is given by {' and '.join(map(repr, names))}"
-        raise HarnessError(f"metrics.{names[-1]}", what, "leave one out, or score it by itself")
+    for score_name, metric_names in duplicate_score_names(metrics):
+        what = f"the score {score_name!r} is returned by {' and '.join(map(repr, metric_names))}"
+        raise HarnessError(f"metrics.{metric_names[-1]}", what, "remove one of them, or score it separately")
     return tuple(
-        one
+        score
         for name, metric in metrics.items()
-        for one in _scores_of_metric(items, name, metric, suite=suite, stage=stage, seed=seed)
+        for score in _scores_of_metric(items, name, metric, suite=suite, stage=stage, seed=seed)
     )
 
 
@@ -90,21 +121,20 @@ def _scores_of_metric(
     items: Sequence[Item], metric_name: str, metric: Metric, *, suite: str, stage: int, seed: int
 ) -> Sequence[Score]:
     statistics = [metric.statistics(item) for item in items]
-    for given in statistics:
-        if set(given) != set(metric.score_names):
-            what = (
-                f"gives {', '.join(sorted(given)) or 'no score'} where it names {', '.join(sorted(metric.score_names))}"
-            )
-            raise HarnessError(f"metrics.{metric_name}", what, "the plugin that defines the metric must mend this")
-    counts = {what: sum(map(counted, items)) for what, counted in _COUNTERS[metric.requires].items()}
+    for item_statistics in statistics:
+        if set(item_statistics) != set(metric.score_names):
+            returned, expected = ", ".join(sorted(item_statistics)), ", ".join(sorted(metric.score_names))
+            what = f"returns {returned or 'no score'}, but its score_names are {expected}"
+            raise HarnessError(f"metrics.{metric_name}", what, "fix Metric.statistics in the plugin")
+    counts = {what: sum(map(is_counted, items)) for what, is_counted in _COUNTERS[metric.requires].items()}
     if metric.requires == "answer":
         counts["unparsed"] = sum(not metric.is_parsed(item) for item in items)
-    found, signature = [], metric.signature()
+    scores, signature = [], metric.signature()
     for name in metric.score_names:
-        vectors = tuple(given[name] for given in statistics)
-        bootstrap = derive_seed(seed, "bootstrap", suite, name)
-        result = estimate(vectors, partial(metric.aggregate, name), seed=bootstrap, ratio=metric.is_ratio(name))
-        found.append(
+        vectors = tuple(item_statistics[name] for item_statistics in statistics)
+        bootstrap_seed = derive_seed(seed, "bootstrap", suite, name)
+        result = estimate(vectors, partial(metric.aggregate, name), seed=bootstrap_seed, ratio=metric.is_ratio(name))
+        scores.append(
             Score(
                 stage=stage,
                 suite=suite,
@@ -122,4 +152,4 @@ def _scores_of_metric(
                 counts=counts,
             )
         )
-    return found
+    return scores

@@ -1,23 +1,30 @@
-"""A finished run read back from its folder: its spec, and every score with the statistics of its items.
-
-Knows the files that a run leaves; not how they came to be, and no model.
-"""
+"""Load a finished run from its folder: its spec, and every score with the statistics of its items."""
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from harness.errors import HarnessError
+from harness.statistics.intervals import Estimate
 from harness.types import Evaluation, Item, Score
 
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """What a run's folder says of it. evaluations: one tuple a stage, the base first; their items have ids alone."""
+    """The spec and the scores of a finished run.
+
+    Attributes:
+        name: Name of the folder.
+        folder: Folder of the run.
+        spec: Its spec, with defaults filled in.
+        stages: Names of the stages, `base` first.
+        evaluations: One tuple per stage, the base first. Their items have ids only.
+    """
 
     name: str
     folder: Path
@@ -26,58 +33,84 @@ class FinishedRun:
     evaluations: tuple[tuple[Evaluation, ...], ...]
 
     def last_evaluation(self, suite: str) -> Evaluation | None:
-        """The suite after the last stage that evaluated it."""
-        found = [one for stage in self.evaluations for one in stage if one.suite == suite]
-        return found[-1] if found else None
+        """Return the suite's evaluation after the last stage that evaluated it."""
+        evaluations = self._evaluations_of_suite(suite)
+        return evaluations[-1] if evaluations else None
+
+    def first_evaluation(self, suite: str) -> Evaluation | None:
+        """Return the suite's first evaluation: of the base model, or of the start of a continued run."""
+        evaluations = self._evaluations_of_suite(suite)
+        return evaluations[0] if evaluations else None
+
+    def _evaluations_of_suite(self, suite: str) -> list[Evaluation]:
+        return [evaluation for stage in self.evaluations for evaluation in stage if evaluation.suite == suite]
 
 
 def load_finished_run(folder: str | Path) -> FinishedRun:
-    """The run in a folder. Raises HarnessError when it is no run's, or the run did not come to scores."""
-    place = Path(folder)
-    spec = load_run_json(place, "spec.json")
-    scores = load_run_json(place, "scores.json")
+    """Load the run in a folder.
+
+    Raises:
+        HarnessError: The folder is not that of a run, or the run has no scores.
+    """
+    folder = Path(folder)
+    spec = load_run_json(folder, "spec.json")
+    scores = load_run_json(folder, "scores.json")
     try:
         stages = tuple(str(stage["name"]) for stage in scores["stages"])
         evaluations = tuple(
-            tuple(_parse_evaluation(number, suite, found) for suite, found in stage["suites"].items())
-            for number, stage in enumerate(scores["stages"])
+            tuple(_parse_evaluation(stage_index, suite, values) for suite, values in stage["suites"].items())
+            for stage_index, stage in enumerate(scores["stages"])
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        what = f"is no list of scores ({type(error).__name__}: {error})"
-        raise HarnessError(str(place / "scores.json"), what, "name the folder of a run") from error
-    return FinishedRun(place.name, place, spec, stages, evaluations)
+        what = f"is not a valid list of scores ({type(error).__name__}: {error})"
+        raise HarnessError(str(folder / "scores.json"), what, "use the folder of a run") from error
+    return FinishedRun(folder.name, folder, spec, stages, evaluations)
 
 
 def load_run_json(folder: Path, name: str) -> dict[str, Any]:
-    """A JSON object out of a run's folder. Raises HarnessError when it is not there or is none."""
+    """Load a JSON object from a run's folder.
+
+    Raises:
+        HarnessError: The file does not exist or is not a JSON object.
+    """
     file = folder / name
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        document = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        what = f"holds no {name}" if folder.is_dir() else "is no folder"
-        raise HarnessError(str(folder), what, "name the folder of a run that has been evaluated") from None
+        what = f"has no {name}" if folder.is_dir() else "is not a folder"
+        raise HarnessError(str(folder), what, "use the folder of a run that has been evaluated") from None
     except (OSError, ValueError) as error:
-        raise HarnessError(str(file), f"cannot be read: {error}", "name the folder of a run") from error
-    if not isinstance(found, dict):
-        raise HarnessError(str(file), "is no JSON object", "name the folder of a run")
-    return found
+        raise HarnessError(str(file), f"cannot be read: {error}", "use the folder of a run") from error
+    if not isinstance(document, dict):
+        raise HarnessError(str(file), "is not a JSON object", "use the folder of a run")
+    return document
+
+
+def parse_estimate(values: Mapping[str, Any]) -> Estimate:
+    """Return the estimate that a report has as JSON; null is NaN.
+
+    Raises:
+        KeyError: A key is missing.
+        TypeError, ValueError: A value is not a number.
+    """
+    value, stderr, low, high = (_parse_number(values[key]) for key in ("value", "stderr", "low", "high"))
+    return Estimate(value, stderr, low, high, int(values["n"]), str(values["method"]))
+
+
+def _parse_number(value: Any) -> float:
+    return math.nan if value is None else float(value)
 
 
 def _parse_evaluation(stage: int, suite: str, values: Mapping[str, Any]) -> Evaluation:
-    items = tuple(Item(str(one), "", "") for one in values["items"])
+    items = tuple(Item(str(item_id), "", "") for item_id in values["items"])
     scores = tuple(_parse_score(stage, suite, score) for score in values["scores"])
     for score in scores:
         if len(score.statistics) != len(items):
-            raise ValueError(f"{suite}/{score.name} has {len(score.statistics)} statistics of {len(items)} items")
+            raise ValueError(f"{suite}/{score.name} has {len(score.statistics)} statistics for {len(items)} items")
     return Evaluation(stage, suite, items, scores)
 
 
 def _parse_score(stage: int, suite: str, values: Mapping[str, Any]) -> Score:
-    nan = float("nan")
-
-    def number(key: str) -> float:
-        return nan if values[key] is None else float(values[key])
-
     return Score(
         stage=stage,
         suite=suite,
@@ -86,13 +119,11 @@ def _parse_score(stage: int, suite: str, values: Mapping[str, Any]) -> Score:
         n=int(values["n"]),
         higher_is_better=values["higher_is_better"],
         signature=values["signature"],
-        statistics=tuple(
-            tuple(float(nan if one is None else one) for one in vector) for vector in values["statistics"]
-        ),
-        value=number("value"),
-        stderr=number("stderr"),
-        low=number("low"),
-        high=number("high"),
+        statistics=tuple(tuple(map(_parse_number, vector)) for vector in values["statistics"]),
+        value=_parse_number(values["value"]),
+        stderr=_parse_number(values["stderr"]),
+        low=_parse_number(values["low"]),
+        high=_parse_number(values["high"]),
         method=str(values["method"]),
         counts={str(key): int(count) for key, count in values["counts"].items()},
     )
@@ -103,10 +134,13 @@ StageEvaluations = Sequence[tuple[Evaluation, ...]]
 
 @dataclass(frozen=True)
 class PreviousRun:
-    """The base and the stages of an earlier run, as far as the run that goes on from it measures the same.
+    """The part of an earlier run that a continued run measures in the same way.
 
-    folder: its folder. stage_names: their names, without the base. evaluations: one tuple a stage, the base first, of
-    the suites that are carried on. taught_in_stage: suite -> the earlier stage, from 1, whose task it is.
+    Attributes:
+        folder: Folder of the earlier run.
+        stage_names: Names of its stages, without the base.
+        evaluations: One tuple per stage, the base first, of the suites that both runs share.
+        taught_in_stage: Suite -> the stage of the earlier run, from 1, that teaches it.
     """
 
     folder: str
@@ -115,32 +149,42 @@ class PreviousRun:
     taught_in_stage: Mapping[str, int]
 
     def join_evaluations(self, run_evaluations: StageEvaluations) -> tuple[tuple[Evaluation, ...], ...]:
-        """Both runs as one. run_evaluations: the run's own evaluations, its start first.
+        """Return the evaluations of both runs in one sequence.
 
-        The earlier run's last stage is where the run started, so that this stands there once: as the earlier run
-        measured it, and for suites that are not carried on, which begin here, as the run did at its start.
+        The last stage of the earlier run is the start of this run, so the two are one entry. It has the earlier run's
+        evaluations, and this run's for suites that only this run has.
+
+        Args:
+            run_evaluations: One tuple per stage of this run, its start first.
         """
-        carried = {one.suite for one in self.evaluations[-1]}
-        begins = (*self.evaluations[-1], *(one for one in run_evaluations[0] if one.suite not in carried))
-        stages = [*self.evaluations[:-1], begins, *run_evaluations[1:]]
-        return tuple(tuple(_with_stage(one, number) for one in stage) for number, stage in enumerate(stages))
+        shared_suites = {evaluation.suite for evaluation in self.evaluations[-1]}
+        new_suites = (evaluation for evaluation in run_evaluations[0] if evaluation.suite not in shared_suites)
+        stages = [*self.evaluations[:-1], (*self.evaluations[-1], *new_suites), *run_evaluations[1:]]
+        return tuple(
+            tuple(_with_stage(evaluation, stage_index) for evaluation in stage)
+            for stage_index, stage in enumerate(stages)
+        )
 
     def join_stage_names(self, run_stage_names: Sequence[str]) -> tuple[str, ...]:
-        """The names of all stages, the base first. run_stage_names: of the run's stages; one that is taken gets a
-        number."""
+        """Return the names of all stages, the base first; a duplicate name gets a number.
+
+        Args:
+            run_stage_names: Names of this run's stages, without the base.
+        """
         names = ["base", *self.stage_names]
         for name in run_stage_names:
             number = 2
-            new = name
-            while new in names:
-                new, number = f"{name}-{number}", number + 1
-            names.append(new)
+            unique_name = name
+            while unique_name in names:
+                unique_name, number = f"{name}-{number}", number + 1
+            names.append(unique_name)
         return tuple(names)
 
     def join_stage_of_suite(self, run_stage_of_suite: Mapping[str, int]) -> dict[str, int]:
-        """Suite -> the stage, from 1, that teaches it, over both runs; the earlier run's word counts first.
+        """Return suite -> the stage of both runs, from 1, that teaches it; the earlier run has precedence.
 
-        run_stage_of_suite: the same of the run's own stages alone.
+        Args:
+            run_stage_of_suite: The same for this run's stages only.
         """
         return {
             **{suite: len(self.stage_names) + stage for suite, stage in run_stage_of_suite.items()},

@@ -1,12 +1,10 @@
-"""What the stages of an arm learned less of than a run on all tasks together: intransigence, with its interval.
-
-Knows finished runs and the stage that each of their tasks was learned in.
-"""
+"""Intransigence: how much less the stages of an arm learned than a joint run on all tasks, with its interval."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,11 +20,15 @@ from harness.types import Evaluation, Score
 
 @dataclass(frozen=True)
 class Intransigence:
-    """One score of one arm: the mean over its tasks of what the joint arm has at its end, less what the arm had right
-    after the task's own stage (Chaudhry et al., 2018, arXiv:1801.10112).
+    """The intransigence of one arm by one score (Chaudhry et al., 2018, arXiv:1801.10112).
 
-    suites: the tasks. value: in the score's unit; positive, whatever the metric's direction, when the stages learned
-    less than the joint arm did.
+    It is the mean over tasks of the joint arm's final score minus the arm's score right after the task's stage.
+
+    Attributes:
+        arm: Name of the arm.
+        score: Name of the score.
+        suites: The tasks.
+        value: In the unit of the score. Positive if the stages learned less than the joint arm, for every metric.
     """
 
     arm: str
@@ -38,36 +40,47 @@ class Intransigence:
 def compute_intransigence(
     arms: Mapping[str, FinishedRun], joint_arm: str, metrics: Mapping[str, Mapping[str, Metric]], *, seed: int
 ) -> tuple[Intransigence, ...]:
-    """The intransigence of every other arm, score by score, over the items that both were measured on.
+    """Compute the intransigence of every other arm by every score, over the items that both arms have.
 
-    joint_arm: an arm that has a result. Items are resampled suite by suite, the same ones for both.
-    A task that they did not measure alike is left out. Raises HarnessError when an arm's report is damaged.
+    Items are resampled suite by suite, the same ones for both arms. A task with different signatures is ignored.
+
+    Args:
+        arms: Name -> finished run.
+        joint_arm: Name of an arm that trained on all tasks together and has a result.
+        metrics: Suite -> metric name -> metric.
+        seed: Seed of the bootstrap.
+
+    Raises:
+        HarnessError: The report of an arm is damaged.
     """
-    made = []
-    for arm, run in arms.items():
-        if arm != joint_arm:
-            for matrix in _load_matrices(run):
-                found = _arm_intransigence(arm, run, arms[joint_arm], matrix, metrics, seed)
-                if found is not None:
-                    made.append(found)
-    return tuple(made)
+    results = [
+        _arm_intransigence(arm, run, arms[joint_arm], matrix, metrics, seed)
+        for arm, run in arms.items()
+        if arm != joint_arm
+        for matrix in _load_matrices(run)
+    ]
+    return tuple(result for result in results if result is not None)
 
 
 def _load_matrices(run: FinishedRun) -> list[tuple[str, str, str, dict[str, int]]]:
-    """(metric, score, what it is called, suite -> the stage whose task it is) of each score of a run."""
-    told: Mapping[str, Any] = load_run_json(run.folder, "report.json")
+    """Load (metric, score, display name, suite -> the stage that teaches it) of each score of a run."""
+    report: Mapping[str, Any] = load_run_json(run.folder, "report.json")
     try:
         return [
             (
-                str(one["metric"]),
-                str(one["score"]),
-                str(one.get("called") or one["score"]),
-                {suite: int(at) for suite, at in zip(one["suites"], one["learned"], strict=True) if at is not None},
+                str(matrix["metric"]),
+                str(matrix["score"]),
+                str(matrix.get("called") or matrix["score"]),
+                {
+                    suite: int(stage)
+                    for suite, stage in zip(matrix["suites"], matrix["learned"], strict=True)
+                    if stage is not None
+                },
             )
-            for one in told["forgetting"]
+            for matrix in report["forgetting"]
         ]
     except (KeyError, TypeError, ValueError) as error:
-        what = f"is no report of a run ({type(error).__name__}: {error})"
+        what = f"is not the report of a run ({type(error).__name__}: {error})"
         raise HarnessError(str(run.folder / "report.json"), what, "run the arm again") from error
 
 
@@ -79,48 +92,46 @@ def _arm_intransigence(
     metrics: Mapping[str, Mapping[str, Metric]],
     seed: int,
 ) -> Intransigence | None:
-    metric, name, called, learned = matrix
-    values, drawn, suites, items = [], [], [], 0
-    for suite, stage in learned.items():
-        last = joint.last_evaluation(suite)
-        own = next((one for one in run.evaluations[stage] if one.suite == suite), None)
-        scores = [_find_score(one, metric, name) for one in (own, last)]
-        if own is None or last is None or scores[0] is None or scores[1] is None:
+    metric_name, score_name, display_name, taught_in_stage = matrix
+    values, resampled, suites, item_count = [], [], [], 0
+    for suite, stage in taught_in_stage.items():
+        learned = next((evaluation for evaluation in run.evaluations[stage] if evaluation.suite == suite), None)
+        final = joint.last_evaluation(suite)
+        learned_score, final_score = (_find_score(each, metric_name, score_name) for each in (learned, final))
+        if learned is None or final is None or learned_score is None or final_score is None:
             continue
-        if scores[0].signature != scores[1].signature:
-            continue  # two numbers of one name; `unshared` tells of it
-        sides = [
-            {item.id: vector for item, vector in zip(one.items, score.statistics, strict=True)}
-            for one, score in ((own, scores[0]), (last, scores[1]))
+        if learned_score.signature != final_score.signature:
+            continue  # `not_compared_notes` reports it
+        statistics = [
+            {item.id: vector for item, vector in zip(evaluation.items, score.statistics, strict=True)}
+            for evaluation, score in ((learned, learned_score), (final, final_score))
         ]
-        shared = [key for key in sides[0] if key in sides[1]]
-        if not shared:
+        shared_ids = [item_id for item_id in statistics[0] if item_id in statistics[1]]
+        if not shared_ids:
             continue
-        instance = metrics[suite][metric]
-        point, repeats = replicates(
-            [[side[key] for key in shared] for side in sides],
-            lambda total, instance=instance: instance.aggregate(name, total),  # type: ignore[misc]
+        scores, score_replicates = replicates(
+            [[by_id[item_id] for item_id in shared_ids] for by_id in statistics],
+            partial(metrics[suite][metric_name].aggregate, score_name),
             seed=derive_seed(seed, "arms", suite),
-        )
-        better = bool(scores[0].higher_is_better)
-        values.append(forgetting.utility(point, better))
-        drawn.append(forgetting.utility(repeats, better))
+        )  # (2,) and (resamples, 2)
+        higher_is_better = bool(learned_score.higher_is_better)
+        values.append(forgetting.utility(scores, higher_is_better))
+        resampled.append(forgetting.utility(score_replicates, higher_is_better))
         suites.append(suite)
-        items += len(shared)
+        item_count += len(shared_ids)
     if not suites:
         return None
-    resamples = min(len(one) for one in drawn)
-    points = np.stack(values, axis=-1)
-    value = _mean_intransigence(points)
-    repeated = _mean_intransigence(np.stack([one[:resamples] for one in drawn], axis=-1))
-    return Intransigence(
-        arm, called, tuple(suites), estimate_from_replicates(float(value), repeated, items, magnitude(points))
-    )
+    resamples = min(map(len, resampled))
+    points = np.stack(values, axis=-1)  # (2, tasks)
+    value = float(_mean_intransigence(points))
+    value_replicates = _mean_intransigence(np.stack([each[:resamples] for each in resampled], axis=-1))
+    estimate = estimate_from_replicates(value, value_replicates, item_count, magnitude(points))
+    return Intransigence(arm, display_name, tuple(suites), estimate)
 
 
 def _mean_intransigence(pairs: np.ndarray) -> np.ndarray:
-    """pairs: (..., 2, tasks), right after the task's own stage and of the joint arm, as utilities."""
-    # The base model's row plays no part in it.
+    """Return the intransigence of utilities (..., 2, tasks): after the task's own stage, and of the joint arm."""
+    # `forgetting.intransigence` does not use the row of the base model.
     stages = np.stack([pairs[..., 0, :], pairs[..., 0, :]], axis=-2)
     return forgetting.intransigence(stages, pairs[..., 1, :], task_stage=[1] * pairs.shape[-1])
 

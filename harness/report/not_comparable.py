@@ -1,4 +1,4 @@
-"""What of an experiment's arms cannot be compared with their baseline, because not both measured it, or not alike."""
+"""Find the suites and scores by which an arm cannot be compared with the baseline."""
 
 from __future__ import annotations
 
@@ -10,64 +10,72 @@ from harness.types import Evaluation, Score
 
 
 def is_comparable(score: Score, evaluation: Evaluation, other: Evaluation) -> bool:
-    """Whether another evaluation of the suite has the score too, measured in the same way and of some of its items."""
+    """Return whether another evaluation has the same score with the same signature and some of the same items."""
     return _mismatch_reason(score, other) is None and bool(align_items(evaluation, other).ids)
 
 
 def measured_alike(run: FinishedRun, other: FinishedRun, axis: str) -> bool:
-    """Whether two runs measured a score, `suite/score`, in one way; a summary, `summary:score`, is not looked at."""
+    """Return whether two runs measured a score, `suite/score`, with one signature; true for a summary."""
     suite, _, name = axis.partition("/")
-    ways = [
-        {score.signature for score in one.scores if score.name == name}
-        for one in (run.last_evaluation(suite), other.last_evaluation(suite))
-        if one
+    signatures = [
+        {score.signature for score in evaluation.scores if score.name == name}
+        for evaluation in (run.last_evaluation(suite), other.last_evaluation(suite))
+        if evaluation
     ]
-    return len(ways) < 2 or ways[0] == ways[1]
+    return len(signatures) < 2 or signatures[0] == signatures[1]
 
 
 def have_shared_items(arms: Iterable[FinishedRun], suite: str) -> bool:
-    """Whether some item of a suite was measured in every arm."""
-    ends = [run.last_evaluation(suite) for run in arms]
-    return bool(set.intersection(*({item.id for item in one.items} if one else set() for one in ends)))
+    """Return whether every arm has some common item of a suite."""
+    evaluations = [run.last_evaluation(suite) for run in arms]
+    id_sets = ({item.id for item in evaluation.items} if evaluation else set() for evaluation in evaluations)
+    return bool(set.intersection(*id_sets))
 
 
 def not_compared_notes(arms: Mapping[str, FinishedRun], baseline: str) -> tuple[str, ...]:
-    """A sentence for each suite and score that some arms are not compared by, with their names and the reason.
+    """Return a sentence for each suite and score by which some arms are not compared, with the reason.
 
-    arms: name -> its finished run. baseline: the arm that all are compared with.
+    Args:
+        arms: Name -> finished run.
+        baseline: The arm with which all are compared.
     """
-    found: dict[tuple[str, str], list[str]] = {}
+    arms_by_reason: dict[tuple[str, str], list[str]] = {}
     for arm, run in arms.items():
         if arm != baseline:
-            for what, why in _not_compared_reasons(run, arms[baseline], baseline):
-                found.setdefault((what, why), []).append(repr(arm))
-    return tuple(f"{what} is not compared for {', '.join(names)}: {why}" for (what, why), names in found.items())
+            for subject, reason in _not_compared_reasons(run, arms[baseline], baseline):
+                arms_by_reason.setdefault((subject, reason), []).append(repr(arm))
+    return tuple(
+        f"{subject} is not compared for {', '.join(names)}: {reason}"
+        for (subject, reason), names in arms_by_reason.items()
+    )
 
 
 def _not_compared_reasons(run: FinishedRun, baseline: FinishedRun, baseline_name: str) -> Iterator[tuple[str, str]]:
-    for suite in dict.fromkeys(one.suite for kept in (baseline, run) for stage in kept.evaluations for one in stage):
+    evaluations = (evaluation for each in (baseline, run) for stage in each.evaluations for evaluation in stage)
+    for suite in dict.fromkeys(evaluation.suite for evaluation in evaluations):
         first, second = baseline.last_evaluation(suite), run.last_evaluation(suite)
         if first is None:
             yield f"the suite {suite!r}", f"the baseline {baseline_name!r} did not measure it"
         elif second is None:
             yield f"the suite {suite!r}", "not measured there"
         elif not align_items(first, second).ids:
-            yield (
-                f"the suite {suite!r}",
-                f"it shares no item with the baseline {baseline_name!r}, as with other held-out rows",
-            )
+            reason = f"it has no common item with the baseline {baseline_name!r}, e.g. other held-out rows"
+            yield f"the suite {suite!r}", reason
         else:
             for score in second.scores:
-                reason = _mismatch_reason(score, first)
-                if reason is not None:
-                    yield f"{suite}/{score.name}", f"the baseline {baseline_name!r} {reason}"
+                mismatch = _mismatch_reason(score, first)
+                if mismatch is not None:
+                    yield f"{suite}/{score.name}", f"the baseline {baseline_name!r} {mismatch}"
+            names = {score.name for score in second.scores}
             for score in first.scores:
-                if second.matching_score(score) is None and score.name not in {one.name for one in second.scores}:
+                if second.matching_score(score) is None and score.name not in names:
                     yield f"{suite}/{score.name}", "not measured there"
 
 
 def _mismatch_reason(score: Score, other: Evaluation) -> str | None:
-    found = other.matching_score(score)
-    if found is None:
+    other_score = other.matching_score(score)
+    if other_score is None:
         return "did not measure it"
-    return None if found.signature == score.signature else f"measured it otherwise ({found.signature})"
+    if other_score.signature == score.signature:
+        return None
+    return f"measured it with another signature ({other_score.signature})"

@@ -1,7 +1,4 @@
-"""One score of two runs over the items that both were measured on: the difference, its interval, and a test of it.
-
-Knows evaluations and metrics; neither where runs lie nor how a comparison is shown.
-"""
+"""Compare one score of two runs over the items that both have: difference, interval and significance test."""
 
 from __future__ import annotations
 
@@ -26,7 +23,12 @@ SIGNIFICANCE_LEVEL = 0.05
 
 @dataclass(frozen=True)
 class ItemAlignment:
-    """The ids of the items that two evaluations share, in the order of the first. dropped: why -> how many items."""
+    """The items that two evaluations share.
+
+    Attributes:
+        ids: Their ids, in the order of the first evaluation.
+        dropped: Reason -> number of items that are not shared.
+    """
 
     ids: tuple[str, ...]
     dropped: Mapping[str, int]
@@ -34,9 +36,15 @@ class ItemAlignment:
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """A score of two runs over the same `n` items. difference: second − first, with a 95 % bootstrap interval.
+    """A score of two runs over the same items.
 
-    p: of "no difference", by `test`; NaN where it says nothing.
+    Attributes:
+        n: Number of items.
+        first: The score of the first run.
+        second: The score of the second run.
+        difference: second − first, with a 95 % bootstrap interval.
+        test: The significance test.
+        p: Its p-value for "no difference"; NaN if the test is not possible.
     """
 
     n: int
@@ -50,19 +58,24 @@ class PairedDifference:
 def align_items(
     first: Evaluation, second: Evaluation, names: tuple[str, str] = ("the first", "the second")
 ) -> ItemAlignment:
-    """The items that both have, by id, which is a hash of an item's content. names: of the two runs, for the reasons.
+    """Return the items that both evaluations have, by id, which is a hash of an item's content.
 
-    An id that stands twice in one of the two is left out: which of its answers belong together is not known.
+    An id that occurs twice in one evaluation is dropped, because its answers cannot be matched.
+
+    Args:
+        first: The first evaluation.
+        second: The second evaluation.
+        names: Names of the two runs, for the reasons in `dropped`.
     """
-    here, there = (Counter(item.id for item in one.items) for one in (first, second))
-    shared = [one for one in here if one in there]
-    kept = tuple(one for one in shared if here[one] == there[one] == 1)
+    first_counts, second_counts = (Counter(item.id for item in evaluation.items) for evaluation in (first, second))
+    shared = [item_id for item_id in first_counts if item_id in second_counts]
+    unique = tuple(item_id for item_id in shared if first_counts[item_id] == second_counts[item_id] == 1)
     dropped = {
-        f"only in {names[0]}": len(here) - len(shared),
-        f"only in {names[1]}": len(there) - len(shared),
-        "twice in one of the two": len(shared) - len(kept),
+        f"only in {names[0]}": len(first_counts) - len(shared),
+        f"only in {names[1]}": len(second_counts) - len(shared),
+        "twice in one of the two": len(shared) - len(unique),
     }
-    return ItemAlignment(kept, {why: count for why, count in dropped.items() if count})
+    return ItemAlignment(unique, {reason: count for reason, count in dropped.items() if count})
 
 
 def compare_scores(
@@ -74,65 +87,100 @@ def compare_scores(
     seed: int,
     trials: int = 10_000,
 ) -> PairedDifference:
-    """The difference of a score over the items of these ids, and a two-sided test that fits the score.
+    """Compare a score over the items of these ids, with the test that fits the score.
 
     - A score that is 0 or 1 for each item: McNemar's exact test.
     - Another mean over the items: the paired bootstrap.
-    - A score of the corpus, which is no mean of its items (BLEU, chrF, TER, perplexity …): approximate randomisation,
-      as sacrebleu's own paired test.
+    - A corpus score, which is not a mean of its items (BLEU, chrF, TER, perplexity …): approximate randomization, as
+      in sacrebleu's paired test.
 
-    trials: of the last two. Raises HarnessError when there is no item, or the two were not measured in one way.
+    Args:
+        first: An evaluation of the first run and its score.
+        second: An evaluation of the second run and its score.
+        ids: Ids of the items.
+        metric: The metric of the score.
+        seed: Seed of the bootstrap and the randomization.
+        trials: Number of random trials of the last two tests.
+
+    Raises:
+        HarnessError: There is no item, or the two scores have different signatures.
     """
     score = second[1]
     if not ids:
-        what = f"two runs share no item of {first[0].suite!r}"
-        raise HarnessError("compare", what, "give them the same held-out rows")
+        what = f"two runs have no common item in {first[0].suite!r}"
+        raise HarnessError("compare", what, "use the same held-out rows in both")
     require_same_signature(first[0].suite, first[1], score)
-    old, new = item_statistics(first, ids), item_statistics(second, ids)
+    first_statistics, second_statistics = item_statistics(first, ids), item_statistics(second, ids)
+    all_statistics = (*first_statistics, *second_statistics)
     aggregate = partial(metric.aggregate, score.name)
-    estimates = [
-        _estimate_over_items(side, aggregate, some, seed, metric) for side, some in ((first, old), (second, new))
-    ]
-    is_mean = metric.is_ratio(score.name) and all(len(one) == 2 and one[1] == 1.0 for one in (*old, *new))
-    difference, p = paired_bootstrap(old, new, aggregate, seed=seed, resamples=trials if is_mean else 2000)
+    is_mean = metric.is_ratio(score.name) and all(len(vector) == 2 and vector[1] == 1.0 for vector in all_statistics)
+    difference, p = paired_bootstrap(
+        first_statistics, second_statistics, aggregate, seed=seed, resamples=trials if is_mean else 2000
+    )
     test: SignificanceTest = "paired bootstrap"
-    if is_mean and all(one[0] in (0.0, 1.0) for one in (*old, *new)):
-        test, p = "McNemar", mcnemar([one[0] == 1.0 for one in old], [one[0] == 1.0 for one in new])
+    if is_mean and all(vector[0] in (0.0, 1.0) for vector in all_statistics):
+        first_correct, second_correct = (
+            [vector[0] == 1.0 for vector in statistics] for statistics in (first_statistics, second_statistics)
+        )
+        test, p = "McNemar", mcnemar(first_correct, second_correct)
     elif not is_mean:
-        test, p = "approximate randomisation", approximate_randomization(old, new, aggregate, seed=seed, trials=trials)
-    return PairedDifference(len(ids), estimates[0], estimates[1], difference, test, p)
+        test = "approximate randomisation"
+        p = approximate_randomization(first_statistics, second_statistics, aggregate, seed=seed, trials=trials)
+    return PairedDifference(
+        n=len(ids),
+        first=_estimate_over_items(first, aggregate, first_statistics, seed, metric),
+        second=_estimate_over_items(second, aggregate, second_statistics, seed, metric),
+        difference=difference,
+        test=test,
+        p=p,
+    )
 
 
 def require_same_signature(suite: str, first: Score, second: Score) -> None:
-    """Raise HarnessError when two scores of one name do not mean the same number."""
+    """Check that two scores of one name are comparable.
+
+    Raises:
+        HarnessError: Their signatures differ.
+    """
     if first.signature != second.signature:
-        what = f"{first.name} of {suite!r} was measured in two ways: {first.signature}; {second.signature}"
+        what = f"{first.name} of {suite!r} has two signatures: {first.signature}; {second.signature}"
         raise HarnessError("compare", what, "score one of them again with the other's options: harness score RUN")
 
 
 def item_statistics(scored: ScoredEvaluation, ids: Sequence[str]) -> list[tuple[float, ...]]:
-    """The statistics of the items of these ids, in their order."""
+    """Return the statistics of the items of these ids, in their order."""
     evaluation, score = scored
     by_id = {item.id: vector for item, vector in zip(evaluation.items, score.statistics, strict=True)}
-    return [by_id[one] for one in ids]
+    return [by_id[item_id] for item_id in ids]
 
 
 def corrected_verdict(difference: Estimate, higher_is_better: bool | None, p_holm: float) -> Verdict:
-    """What a comparison comes to: `better` or `worse` only when its interval leaves 0 out, over at least 30 items, and
-    p, adjusted for all comparisons, is below 5 %."""
+    """Return the verdict of a comparison among several.
+
+    It is `better` or `worse` only if the interval excludes 0, there are at least 30 items, and the adjusted p-value is
+    below 5 %.
+
+    Args:
+        difference: The difference with its interval.
+        higher_is_better: Direction of the score; None if neither is better.
+        p_holm: The p-value, adjusted for all comparisons.
+    """
     verdict = verdict_of_difference(difference, higher_is_better)
     return "no evidence" if verdict in ("better", "worse") and not p_holm < SIGNIFICANCE_LEVEL else verdict
 
 
 def trials_for_comparisons(comparisons: int) -> int:
-    """Trials that let a p-value survive Holm's correction for this many comparisons: the least is 1 / (trials + 1)."""
+    """Return the number of trials with which a p-value can be significant after Holm's correction.
+
+    The smallest possible p-value is 1 / (trials + 1).
+    """
     return max(10_000, 100 * comparisons)
 
 
 def _estimate_over_items(
     scored: ScoredEvaluation, aggregate: Aggregate, statistics: Statistics, seed: int, metric: Metric
 ) -> Estimate:
-    """The score over these items; the run's own numbers where none was dropped."""
+    """Return the score over these items: the run's own estimate if no item was dropped."""
     score = scored[1]
     if len(statistics) == len(scored[0].items):
         return estimate_of_score(score)

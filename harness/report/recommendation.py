@@ -1,7 +1,4 @@
-"""What a person can take from the points of an experiment, and how sure it is.
-
-Knows points and their intervals, and the one number that arms may have been swept over. Knows no run.
-"""
+"""Recommend an arm, and the smallest sufficient value of a swept parameter, from gain and forgetting."""
 
 from __future__ import annotations
 
@@ -18,16 +15,44 @@ if TYPE_CHECKING:
     from harness.report.spec_diff import SweptParameter
 
 ForgettingDifference = Callable[["ArmPoint", "ArmPoint"], Estimate]
-"""How much more the first point's arm forgets than the second's, with its 95 % interval."""
+"""Returns how much more the first point's arm forgets than the second's, with its 95 % interval."""
+
+
+@dataclass(frozen=True)
+class ArmPoint:
+    """Gain and forgetting of an arm, both positive if there is some.
+
+    Both are relative to the base model. Forgetting by a summary of the run's matrix is as the summary defines it.
+
+    Attributes:
+        arm: Name of the arm.
+        gain: Improvement on the gain score.
+        forgotten: Deterioration on the forgetting score.
+        recovered: Fraction of the baseline's forgetting that the arm prevented. None for the baseline itself, and if
+            the baseline's forgetting does not exceed two standard errors.
+        efficient: Whether no other arm gains as much and forgets less.
+    """
+
+    arm: str
+    gain: Estimate
+    forgotten: Estimate
+    recovered: float | None
+    efficient: bool
 
 
 @dataclass(frozen=True)
 class Recommendation:
-    """What can be recommended. headline: a clause that stands alone; the others are empty where nothing is to be said.
+    """A recommendation in sentences without full stops; a sentence is empty if it does not apply.
 
-    note: what to know before it. cost: what the arm forgets, with its interval. alike: the arms that cannot be told
-    from it. enough: which value of what was swept suffices, and how far that goes. rests: on how many training runs a
-    value. arm: the one that is recommended; value: of what was swept, that is enough. Both None where nothing can be.
+    Attributes:
+        headline: The recommended arm, or why there is none.
+        note: What restricts the recommendation.
+        cost: How much the arm forgets, with the interval.
+        alike: The arms whose forgetting is not significantly different.
+        enough: The smallest sufficient value of the swept parameter.
+        rests: Number of training runs per value.
+        arm: Name of the recommended arm; None without a recommendation.
+        value: The smallest sufficient value; None if there is none.
     """
 
     headline: str
@@ -41,26 +66,16 @@ class Recommendation:
 
     @property
     def full_text(self) -> str:
-        """All of it in sentences, the last without its full stop."""
-        told = f"{self.note}; {self.headline}" if self.note else self.headline
-        told += f" ({self.cost})" if self.cost else ""
-        told += f"; {self.indistinguishable_clause}" if self.alike else ""
-        return ". ".join(one for one in (told, self.enough, self.rests) if one)
+        """The complete recommendation, without the last full stop."""
+        headline = f"{self.headline} ({self.cost})" if self.cost else self.headline
+        first = "; ".join(clause for clause in (self.note, headline, self.indistinguishable_clause) if clause)
+        return ". ".join(sentence for sentence in (first, self.enough, self.rests) if sentence)
 
     @property
     def indistinguishable_clause(self) -> str:
-        """The arms that cannot be told from the recommended one, in a clause; empty where there are none."""
-        return f"{', '.join(self.alike)} cannot be told from it" if self.alike else ""
-
-
-def unpaired_difference(first: ArmPoint, second: ArmPoint) -> Estimate:
-    """one's forgetting less other's as if their items had nothing in common.
-
-    Wider than an interval over the same items wherever these move together, so it never tells apart too much.
-    """
-    gap = first.forgotten.value - second.forgotten.value
-    stderr = (first.forgotten.stderr**2 + second.forgotten.stderr**2) ** 0.5
-    return Estimate(gap, stderr, gap - 1.96 * stderr, gap + 1.96 * stderr, min(first.forgotten.n, second.forgotten.n))
+        """A clause with the arms that are not significantly different; "" if there are none."""
+        verb = "is" if len(self.alike) == 1 else "are"
+        return f"{', '.join(self.alike)} {verb} not significantly different" if self.alike else ""
 
 
 def recommend(
@@ -72,67 +87,45 @@ def recommend(
     forgetting_difference: ForgettingDifference | None = None,
     note: str = "",
 ) -> Recommendation:
-    """What can be recommended.
+    """Recommend the arm that forgets least, among those whose gain is significant and close to the best.
 
-    Of the arms that gain beyond doubt and whose gain is not clearly below the best one's, the one that forgets least;
-    others whose forgetting cannot be told from its are named with it. swept_parameter: the one number that the arms
-    differ in; then it is also said which of its values is enough. forgetting_difference: see `ForgettingDifference`; None: `unpaired_difference`.
-    note: see `Recommendation`.
+    A gain is close to the best if its upper bound reaches the lower bound of the best gain.
+
+    Args:
+        points: The arms.
+        gain_score: Name of the gain score.
+        forgetting_score: Name of the forgetting score.
+        swept_parameter: The only number in which the arms differ; its smallest sufficient value is then included.
+        forgetting_difference: Difference of forgetting between two arms; None: `unpaired_difference`.
+        note: See `Recommendation`.
     """
-    known = [one for one in points if not math.isnan(one.forgotten.value)]
-    learned = [one for one in known if one.gain.low > 0 and one.gain.n >= MIN_ITEMS]
-    if not learned and points and all(one.gain.n < MIN_ITEMS for one in points):
-        return Recommendation(
-            f"{gain_score} has fewer than {MIN_ITEMS} items, which is too few to recommend an arm", note
-        )
+    if points and all(point.gain.n < MIN_ITEMS for point in points):
+        return Recommendation(f"{gain_score} has fewer than {MIN_ITEMS} items: too few to recommend an arm", note)
+    measured = [point for point in points if not math.isnan(point.forgotten.value)]
+    learned = [point for point in measured if point.gain.low > 0 and point.gain.n >= MIN_ITEMS]
     if not learned:
-        return Recommendation(f"no arm gains in {gain_score} beyond doubt, so none can be recommended", note)
-    best = max(learned, key=lambda one: one.gain.value)
-    as_good = [one for one in learned if one.gain.high >= best.gain.low]
-    first = min(as_good, key=lambda one: one.forgotten.value)
-    gap = forgetting_difference or unpaired_difference
-    if all(classify_forgetting(one.forgotten) == "better" for one in as_good):
-        headline = (
-            f"no arm that gains about as much as the best forgets in {forgetting_score}; {first.arm!r} ends best in it"
-        )
+        return Recommendation(f"no arm gains significantly in {gain_score}: none can be recommended", note)
+
+    best_gain = max((point.gain for point in learned), key=lambda gain: gain.value)
+    candidates = [point for point in learned if point.gain.high >= best_gain.low]
+    chosen = min(candidates, key=lambda point: point.forgotten.value)
+    difference = forgetting_difference or unpaired_difference
+    if all(classify_forgetting(point.forgotten) == "better" for point in candidates):
+        headline = f"no arm with close to the best gain forgets in {forgetting_score}; {chosen.arm!r} improves most"
     else:
-        headline = f"of the arms that gain about as much as the best, {first.arm!r} forgets least in {forgetting_score}"
-    made = Recommendation(
+        headline = f"of the arms with close to the best gain, {chosen.arm!r} forgets least in {forgetting_score}"
+    recommendation = Recommendation(
         headline,
         note,
-        _format_forgetting(first.forgotten),
-        # An interval that is no number tells nothing apart.
-        tuple(one.arm for one in as_good if one.arm != first.arm and not gap(one, first).low > 0),
-        arm=first.arm,
+        _describe_forgetting(chosen.forgotten),
+        # A NaN bound does not make a difference significant.
+        tuple(point.arm for point in candidates if point is not chosen and not difference(point, chosen).low > 0),
+        arm=chosen.arm,
     )
-    placed = [] if swept_parameter is None else [one for one in as_good if one.arm in swept_parameter.values]
-    return (
-        made
-        if swept_parameter is None or not placed
-        else add_smallest_sufficient(made, placed, forgetting_score, swept_parameter, gap)
-    )
-
-
-def classify_forgetting(forgetting: Estimate) -> Literal["few", "worse", "better", "even"]:
-    """What an arm's forgetting and its interval come to."""
-    if not forgetting.n >= MIN_ITEMS or math.isnan(forgetting.low):
-        return "few"
-    return "worse" if forgetting.low > 0 else "better" if forgetting.high < 0 else "even"
-
-
-def _format_forgetting(forgetting: Estimate) -> str:
-    kind = classify_forgetting(forgetting)
-    if kind == "few":
-        return f"{format_number(forgetting.value, sign=True)} over n = {forgetting.n}, too few items to tell"
-    if kind == "worse":
-        return f"it forgets {_format_digits(forgetting.value)} [{_format_digits(forgetting.low)}, {_format_digits(forgetting.high)}]"
-    if kind == "better":
-        return f"it got better by {_format_digits(-forgetting.value)} [{_format_digits(-forgetting.high)}, {_format_digits(-forgetting.low)}]"
-    return f"no evidence of forgetting [{_format_digits(forgetting.low)}, {_format_digits(forgetting.high)}]"
-
-
-def _format_digits(value: float) -> str:
-    return f"{value:.3g}".replace("-", "−")
+    with_value = [point for point in candidates if swept_parameter and point.arm in swept_parameter.values]
+    if swept_parameter is None or not with_value:
+        return recommendation
+    return add_smallest_sufficient(recommendation, with_value, forgetting_score, swept_parameter, difference)
 
 
 def add_smallest_sufficient(
@@ -142,88 +135,102 @@ def add_smallest_sufficient(
     swept_parameter: SweptParameter,
     forgetting_difference: ForgettingDifference,
 ) -> Recommendation:
-    """The advice with the smallest value whose forgetting cannot be told from the least, and how far that goes.
+    """Return the recommendation with the smallest sufficient value of the swept parameter.
 
-    Where nothing is forgotten with any of them the smallest is enough, and it is said what more of it is good for.
+    A value is sufficient if no arm with it forgets significantly more than the best arm. With several arms per value
+    (seeds) there may be no such value. If no arm forgets, the smallest value is sufficient.
 
-    points: those to choose from, each with a value, one at least. A value with several arms (seeds) is enough when
-    every one of them cannot be told from the arm that forgets least; it may be that none is.
+    Args:
+        recommendation: The recommendation.
+        points: The arms to choose from; each has a value, and there is at least one.
+        forgetting_score: Name of the forgetting score.
+        swept_parameter: The swept parameter and its values.
+        forgetting_difference: Difference of forgetting between two arms.
     """
-    first = min(points, key=lambda one: one.forgotten.value)
-    by_value: dict[float, list[ArmPoint]] = {}
-    for one in points:
-        by_value.setdefault(swept_parameter.values[one.arm], []).append(one)
-    gaps = {
-        value: [forgetting_difference(one, first) for one in arms if one.arm != first.arm]
-        for value, arms in sorted(by_value.items())
+    best = min(points, key=lambda point: point.forgotten.value)
+    best_value = swept_parameter.values[best.arm]
+    points_by_value: dict[float, list[ArmPoint]] = {}
+    for point in sorted(points, key=lambda point: swept_parameter.values[point.arm]):
+        points_by_value.setdefault(swept_parameter.values[point.arm], []).append(point)
+    differences = {
+        value: [forgetting_difference(point, best) for point in value_points if point.arm != best.arm]
+        for value, value_points in points_by_value.items()
     }
-    # An interval that is no number tells nothing apart.
-    value = next((value for value, found in gaps.items() if not any(gap.low > 0 for gap in found)), None)
-    least = swept_parameter.values[first.arm]
-    name = "" if value is None else f"{swept_parameter.key} of {swept_parameter.format_value(value)}"
-    if value is None:
-        said = (
-            f"No {swept_parameter.key} is enough for certain: at every value some training run forgets more in {forgetting_score} beyond "
-            f"doubt than {first.arm!r}, which forgets least, at {swept_parameter.format_value(least)}"
-        )
-    elif value == least:
-        more_of = "forgets more" if len(points) == len(by_value) else "has a training run that forgets more"
-        if any(one < value for one in by_value):
-            beyond = f"every smaller one that gains as much {more_of} beyond doubt"
-        elif any(one < value for one in swept_parameter.values.values()):
-            beyond = "no smaller one gains as much"
+    # A NaN bound does not make a difference significant.
+    sufficient = next(
+        (value for value, gaps in differences.items() if not any(gap.low > 0 for gap in gaps)), None
+    )  # values are in ascending order
+    smallest = next(iter(points_by_value))
+    key, score, text_of = swept_parameter.key, forgetting_score, swept_parameter.format_value
+    if all(classify_forgetting(point.forgotten) == "better" for point in points):
+        sentence = f"No value of {key} forgets in {score}: even {text_of(smallest)} improves it"
+        if sufficient == smallest:
+            sentence += ", and no other value is significantly better"
+        elif sufficient == best_value:
+            sentence += f"; {text_of(best_value)} is best, significantly better than every smaller value"
+        elif sufficient is not None:
+            sentence += f"; {text_of(best_value)} is best, and {text_of(sufficient)} is not significantly different"
         else:
-            beyond = "and none is smaller"
-        said = f"{name} is where {forgetting_score} suffers least; {beyond}"
-    else:
-        gap = max(gaps[value], key=lambda one: one.value)
-        said = (
-            f"The smallest that cannot be told from the least forgetting in {forgetting_score} is {name}: it forgets "
-            f"{format_number(gap.value)} [{format_number(gap.low, sign=True)}, {format_number(gap.high, sign=True)}] more than "
-            f"{swept_parameter.format_value(least)}"
+            sentence += f"; {text_of(best_value)} is best"
+        sufficient = smallest
+    elif sufficient is None:
+        sentence = (
+            f"No value of {key} is sufficient: at every value a training run forgets significantly more in {score} "
+            f"than the best arm {best.arm!r} at {text_of(best_value)}"
         )
-    if all(classify_forgetting(one.forgotten) == "better" for one in points):
-        said, value = _no_forgetting_sentence(forgetting_score, swept_parameter, sorted(by_value), value, least)
-    seeds = min(len(arms) for arms in by_value.values())
+    elif sufficient == best_value:
+        more = "forgets" if len(points) == len(points_by_value) else "has a training run that forgets"
+        if smallest < sufficient:
+            reason = f"every smaller value with close to the best gain {more} significantly more"
+        elif min(swept_parameter.values.values()) < sufficient:
+            reason = "no smaller value is close to the best gain"
+        else:
+            reason = "it is the smallest value"
+        sentence = f"{key} of {text_of(sufficient)} forgets least in {score}; {reason}"
+    else:
+        gap = max(differences[sufficient], key=lambda gap: gap.value)
+        sentence = (
+            f"Smallest value not significantly worse than the best in {score}: {key} of {text_of(sufficient)} (forgets "
+            f"{format_number(gap.value)} [{format_number(gap.low, sign=True)}, {format_number(gap.high, sign=True)}] "
+            f"more than {text_of(best_value)})"
+        )
+    seeds = min(map(len, points_by_value.values()))
     runs = "one training run" if seeds == 1 else f"{seeds} training runs"
-    rests = f"That rests on {runs} a value; the intervals are over the items alone"
-    return replace(recommendation, enough=said, rests=rests, value=value)
+    rests = f"Based on {runs} per value; the intervals cover the items only"
+    return replace(recommendation, enough=sentence, rests=rests, value=sufficient)
 
 
-def _no_forgetting_sentence(
-    forgetting_score: str,
-    swept_parameter: SweptParameter,
-    values: Sequence[float],
-    sufficient: float | None,
-    best: float,
-) -> tuple[str, float]:
-    """What is said where nothing is forgotten, and the value that is enough: the smallest.
+def unpaired_difference(first: ArmPoint, second: ArmPoint) -> Estimate:
+    """Return the first arm's forgetting minus the second's, as if their items were independent.
 
-    values: ascending. best: with which it ends best; sufficient: the smallest that cannot be told from it, None: see
-    above.
+    The interval is wider than a paired one if the items of both are correlated positively, so it is conservative.
     """
-    said = f"Nothing is forgotten in {forgetting_score} with any {swept_parameter.key}: it got better even with {swept_parameter.format_value(values[0])}"
-    if sufficient == values[0]:
-        return f"{said}, and no other ends beyond doubt better", values[0]
-    said += f"; it ends best with {swept_parameter.format_value(best)}"
-    if sufficient == best:
-        said += ", beyond doubt better than with less"
-    elif sufficient is not None:
-        said += f", from which {swept_parameter.format_value(sufficient)} cannot be told"
-    return said, values[0]
+    gap = first.forgotten.value - second.forgotten.value
+    stderr = (first.forgotten.stderr**2 + second.forgotten.stderr**2) ** 0.5
+    return Estimate(gap, stderr, gap - 1.96 * stderr, gap + 1.96 * stderr, min(first.forgotten.n, second.forgotten.n))
 
 
-@dataclass(frozen=True)
-class ArmPoint:
-    """An arm in the plane of gain and forgetting, both positive where there is some.
+def classify_forgetting(forgetting: Estimate) -> Literal["few", "worse", "better", "even"]:
+    """Return `worse` or `better` for a significant change, `few` for too few items, else `even`."""
+    if not forgetting.n >= MIN_ITEMS or math.isnan(forgetting.low):
+        return "few"
+    return "worse" if forgetting.low > 0 else "better" if forgetting.high < 0 else "even"
 
-    Both are against the base model, but for forgetting by a summary of the run's matrix, which says against what.
-    recovered: the share of the baseline's forgetting that the arm prevented, None where the baseline forgot nothing
-    beyond two standard errors, and for itself. efficient: whether no other arm gains as much and forgets less.
-    """
 
-    arm: str
-    gain: Estimate
-    forgotten: Estimate
-    recovered: float | None
-    efficient: bool
+def _describe_forgetting(forgetting: Estimate) -> str:
+    def interval(low: float, high: float) -> str:
+        return f"[{_three_digits(low)}, {_three_digits(high)}]"
+
+    match classify_forgetting(forgetting):
+        case "few":
+            return f"{format_number(forgetting.value, sign=True)} over n = {forgetting.n}, too few items for a verdict"
+        case "worse":
+            return f"it forgets {_three_digits(forgetting.value)} {interval(forgetting.low, forgetting.high)}"
+        case "better":
+            return f"it improves by {_three_digits(-forgetting.value)} {interval(-forgetting.high, -forgetting.low)}"
+        case "even":
+            return f"no evidence of forgetting {interval(forgetting.low, forgetting.high)}"
+
+
+def _three_digits(value: float) -> str:
+    return f"{value:.3g}".replace("-", "−")

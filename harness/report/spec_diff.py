@@ -1,93 +1,103 @@
-"""In what the filled specs of several runs differ, and whether it is one number, that a curve can be drawn over.
-
-Knows specs as plain data.
-"""
+"""Find the keys in which the specs of several runs differ, and whether it is a single number (a sweep)."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 IGNORED_KEYS = ("name", "description", "output", "track", "arms", "$schema")
-"""Keys that say nothing of how a model came to be."""
+"""Keys that do not influence the model."""
 
 STAGE_KEY_PREFIX = re.compile(r"mode\.\w+\.stages\.\d+\.")
-"""What the keys of a stage begin with; the rest of them are keys of a spec."""
+"""Prefix of the keys of a stage; the rest is a key of the spec."""
 
 
 @dataclass(frozen=True)
 class SweptParameter:
-    """The one number in which runs differ. values: run -> its value. is_share: whether it is one of the whole, 0 to
-    1."""
+    """The only number in which runs differ.
+
+    Attributes:
+        key: Dotted key of the number in the spec.
+        values: Run -> its value.
+        is_share: Whether the number is a fraction, 0 to 1.
+    """
 
     key: str
     values: Mapping[str, float]
     is_share: bool
 
     def format_value(self, value: float) -> str:
-        """A value as people write it: a share in per cent."""
+        """Return the value for display: a fraction in percent."""
         return f"{100 * value:g} %" if self.is_share else f"{value:g}"
 
 
 def spec_differences(specs: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Dotted key -> run -> value, of the keys that are not the same in all; a run without the key is not in it."""
-    flat = {name: dict(_flatten(spec)) for name, spec in specs.items() if spec}
-    filled = {key[:end] for one in flat.values() for key in one for end, sign in enumerate(key) if sign == "."}
-    found: dict[str, dict[str, Any]] = {}
-    for key in dict.fromkeys(key for one in flat.values() for key in one):
+    """Return dotted key -> run -> value, of the keys that are not the same in all; runs without a key are missing."""
+    flat_specs = {name: dict(_flatten(spec)) for name, spec in specs.items() if spec}
+    parent_keys = {
+        key[:end]
+        for flat_spec in flat_specs.values()
+        for key in flat_spec
+        for end, sign in enumerate(key)
+        if sign == "."
+    }
+    differences: dict[str, dict[str, Any]] = {}
+    for key in dict.fromkeys(key for flat_spec in flat_specs.values() for key in flat_spec):
         if key.split(".", 1)[0] in IGNORED_KEYS:
             continue
-        values = {name: one[key] for name, one in flat.items() if key in one}
-        if key in filled and all(one == {} for one in values.values()):
-            continue  # what the others hold in it is told key by key
-        if len(values) < len(flat) or len(set(map(_canonical_json, values.values()))) > 1:
-            found[key] = values
-    return found
+        values = {name: flat_spec[key] for name, flat_spec in flat_specs.items() if key in flat_spec}
+        if key in parent_keys and all(value == {} for value in values.values()):
+            continue  # other runs have keys below it, which are compared one by one
+        if len(values) < len(flat_specs) or not _all_equal(values.values()):
+            differences[key] = values
+    return differences
 
 
 def find_swept_parameter(specs: Mapping[str, Mapping[str, Any]]) -> SweptParameter | None:
-    """The one number in which runs differ, seeds aside; None where they differ in more, or in what is no number.
+    """Return the only number in which runs differ, apart from seeds.
 
-    A run without the component whose number it is (mixing, say) is no difference of its own: it stands at a share of 0,
-    and where the number is no share, it has no place on the curve. A run without any other component is one.
+    A run without the component that has the number (e.g. mixing) counts as a fraction of 0 if the number is a
+    fraction; otherwise it has no value. A run without any other component is a difference of its own.
+
+    Returns:
+        The parameter; None if the runs differ in several keys, or in a value that is not a number.
     """
-    found = {key: values for key, values in spec_differences(specs).items() if key != "seed"}
-    changing = [key for key, values in found.items() if len(set(map(_canonical_json, values.values()))) > 1]
-    if len(changing) != 1:
+    differences = {key: values for key, values in spec_differences(specs).items() if key != "seed"}
+    changing_keys = [key for key, values in differences.items() if not _all_equal(values.values())]
+    if len(changing_keys) != 1:
         return None
-    (key,) = changing
-    values = found[key]
-    if any(component_of_key(other) != component_of_key(key) for other in found):
+    (key,) = changing_keys
+    if any(component_of_key(other) != component_of_key(key) for other in differences):
         return None
-    if not all(isinstance(one, int | float) and not isinstance(one, bool) for one in values.values()):
+    if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in differences[key].values()):
         return None
-    share = key.rpartition(".")[2] == "share" and all(0 <= one <= 1 for one in values.values())
-    known = {name: float(one) for name, one in values.items()}
-    if share:
-        known = {name: known.get(name, 0.0) for name, spec in specs.items() if spec}
-    return SweptParameter(key, known, share) if len(set(known.values())) > 1 else None
+    values = {name: float(value) for name, value in differences[key].items()}
+    is_share = key.rpartition(".")[2] == "share" and all(0 <= value <= 1 for value in values.values())
+    if is_share:
+        values = {name: values.get(name, 0.0) for name, spec in specs.items() if spec}
+    return SweptParameter(key, values, is_share) if len(set(values.values())) > 1 else None
 
 
 def component_of_key(key: str) -> str:
-    """What a key is a setting of, in a stage too: `mitigations.ewc` of `mitigations.ewc.strength`."""
+    """Return the component that a key belongs to, e.g. `mitigations.ewc` for `mitigations.ewc.strength`."""
     stage = STAGE_KEY_PREFIX.match(key)
     start = stage.end() if stage else 0
     return key[:start] + ".".join(key[start:].split(".")[:2])
 
 
-def _canonical_json(value: Any) -> str:
-    return json.dumps(value, sort_keys=True)
+def _all_equal(values: Iterable[Any]) -> bool:
+    return len({json.dumps(value, sort_keys=True) for value in values}) <= 1
 
 
 def _flatten(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     if isinstance(value, Mapping) and (value or not path):
-        for key, one in value.items():
-            yield from _flatten(one, f"{path}.{key}" if path else str(key))
-    elif isinstance(value, list | tuple) and value and all(isinstance(one, Mapping) for one in value):
-        for index, one in enumerate(value):
-            yield from _flatten(one, f"{path}.{index}")
+        for key, entry in value.items():
+            yield from _flatten(entry, f"{path}.{key}" if path else str(key))
+    elif isinstance(value, list | tuple) and value and all(isinstance(entry, Mapping) for entry in value):
+        for index, entry in enumerate(value):
+            yield from _flatten(entry, f"{path}.{index}")
     else:
         yield path, value

@@ -1,9 +1,10 @@
-"""The stage × suite matrix of each score, and what continual learning draws from it, with intervals over the items."""
+"""The stage × suite matrix of each score, and its continual-learning summaries with intervals over the items."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -18,13 +19,20 @@ from harness.types import Evaluation, Plan, Score
 
 @dataclass(frozen=True)
 class StageSuiteMatrix:
-    """One score of all the suites that have it.
+    """One score of all suites that have it.
 
-    suites: the columns. learned: for each the stage, from 1, whose task it is; None for a suite that no stage teaches.
-    general: for each whether it measures what is not to be forgotten. values: stages (the base first) × suites, as
-    measured; NaN before a suite's first stage, where a run goes on from one that did not have it. summaries: name ->
-    number with its standard error and 95 % interval; higher is better in all but those
-    with "forgetting" in their name, whatever the metric's own direction. called: see `gate.called`.
+    Attributes:
+        score: Name of the score.
+        metric: Name of its metric.
+        higher_is_better: Direction of the score.
+        suites: The columns.
+        learned: For each suite the stage, from 1, that teaches it; None if no stage does.
+        general: For each suite whether its role is `general`.
+        values: Stages (the base first) × suites. NaN before the first stage that evaluated a suite, which occurs in a
+            continued run.
+        summaries: Name -> number with its standard error and 95 % interval. Higher is better for every metric, except
+            in summaries with "forgetting" in their name.
+        called: Display name of the score, see `gate.summary_score_names`.
     """
 
     score: str
@@ -49,133 +57,124 @@ def build_matrices(
     seed: int,
     taught_in_stage: Mapping[str, int] | None = None,
 ) -> tuple[StageSuiteMatrix, ...]:
-    """The matrix of every score, in the order in which the suites name them.
+    """Build the matrix of every score, in the order of the suites.
 
-    evaluations: one tuple a stage, the base model first, the same items in each; a suite may begin at a later stage.
-    taught_in_stage: suite -> the stage that teaches it; None: see `stage_of_suite`. Items are resampled suite by suite,
-    the same ones for all stages.
+    Items are resampled suite by suite, the same ones for all stages.
+
+    Args:
+        plan: The plan with the suites.
+        evaluations: One tuple per stage, the base first, with the same items. A suite may start at a later stage.
+        metrics: Suite -> metric name -> metric.
+        seed: Seed of the bootstrap.
+        taught_in_stage: Suite -> the stage, from 1, that teaches it; None: `stage_of_suite`.
     """
-    by_stage = [{one.suite: one for one in stage} for stage in evaluations]
-    roles = {suite.name: suite.role for suite in plan.suites}
-    taught_in_stage = stage_of_suite(plan) if taught_in_stage is None else taught_in_stage
-    names, columns = summary_score_names(metrics), dict[tuple[str, str], list[str]]()
+    by_stage = [{evaluation.suite: evaluation for evaluation in stage} for stage in evaluations]
+    builder = _MatrixBuilder(
+        by_stage=by_stage,
+        metrics=metrics,
+        taught_in_stage=stage_of_suite(plan) if taught_in_stage is None else taught_in_stage,
+        general_suites=frozenset(suite.name for suite in plan.suites if suite.role == "general"),
+        seed=seed,
+    )
+    suites_of_score: dict[tuple[str, str], list[str]] = {}
     for suite in plan.suites:
         first = first_stage_of_suite(suite.name, by_stage)
         if first is not None and first < len(by_stage) - 1:
             for score in by_stage[first][suite.name].scores:
-                if score.higher_is_better is None:
-                    continue  # of a score without a better direction nothing can be forgotten
-                columns.setdefault((score.metric, score.name), []).append(suite.name)
-    made = (
-        _build_matrix(
-            key, suites, by_stage, metrics, taught_in_stage, {name: roles[name] == "general" for name in suites}, seed
-        )
-        for key, suites in columns.items()
-    )
-    return tuple(replace(one, called=names.get((one.metric, one.score), one.score)) for one in made)
+                if score.higher_is_better is not None:  # without a direction nothing can be forgotten
+                    suites_of_score.setdefault((score.metric, score.name), []).append(suite.name)
+    names = summary_score_names(metrics)
+    return tuple(builder.build(key, suites, names.get(key, key[1])) for key, suites in suites_of_score.items())
 
 
 def first_stage_of_suite(suite: str, by_stage: Sequence[Mapping[str, Evaluation]]) -> int | None:
-    """The stage from which on every stage evaluated the suite; None: the last one did not."""
+    """Return the stage from which on every stage evaluated the suite; None if the last one did not."""
     if suite not in by_stage[-1]:
         return None
-    without = [number for number, stage in enumerate(by_stage) if suite not in stage]
-    return without[-1] + 1 if without else 0
+    stages_without = [stage_index for stage_index, stage in enumerate(by_stage) if suite not in stage]
+    return stages_without[-1] + 1 if stages_without else 0
 
 
-def _build_matrix(
-    key: tuple[str, str],
-    suites: Sequence[str],
-    by_stage: Sequence[Mapping[str, Evaluation]],
-    metrics: Mapping[str, Mapping[str, Metric]],
-    taught_in_stage: Mapping[str, int],
-    general: Mapping[str, bool],
-    seed: int,
-) -> StageSuiteMatrix:
-    metric, name = key
-    columns, drawn, scores = [], [], []
-    for suite in suites:
-        first = first_stage_of_suite(suite, by_stage) or 0
-        found = [_find_score(stage[suite], key) for stage in by_stage[first:]]
-        scores.append(found[0])
-        values, repeated = replicates(
-            [one.statistics for one in found],
-            lambda total, suite=suite: metrics[suite][metric].aggregate(name, total),  # type: ignore[misc]
-            seed=derive_seed(seed, "report", suite),
-        )
-        columns.append(np.pad(values, (first, 0), constant_values=np.nan))
-        drawn.append(np.pad(repeated, ((0, 0), (first, 0)), constant_values=np.nan))
-    values = np.stack(columns, axis=-1)  # (stages + 1, suites)
-    resamples = min(len(repeated) for repeated in drawn)
-    repeats = np.stack([repeated[:resamples] for repeated in drawn], axis=-1)  # (resamples, stages + 1, suites)
-    better = bool(scores[0].higher_is_better)
-    sizes = [one.n for one in scores]
-    since_base = [number for number, suite in enumerate(suites) if suite in by_stage[0]]
-    tasks = [number for number, suite in enumerate(suites) if suite in taught_in_stage]
-    abilities = [number for number in since_base if general[suites[number]]]
-    return StageSuiteMatrix(
-        score=name,
-        metric=metric,
-        higher_is_better=better,
-        suites=tuple(suites),
-        learned=tuple(taught_in_stage.get(suite) for suite in suites),
-        general=tuple(general[suite] for suite in suites),
-        values=tuple(tuple(map(float, row)) for row in values),
-        summaries={
-            **_task_summaries(
-                values, repeats, tasks, [taught_in_stage[suites[n]] for n in tasks], since_base, better, sizes
+@dataclass(frozen=True)
+class _MatrixBuilder:
+    """Builds matrices from the evaluations of a run."""
+
+    by_stage: Sequence[Mapping[str, Evaluation]]
+    metrics: Mapping[str, Mapping[str, Metric]]
+    taught_in_stage: Mapping[str, int]
+    general_suites: frozenset[str]
+    seed: int
+
+    def build(self, key: tuple[str, str], suites: Sequence[str], display_name: str) -> StageSuiteMatrix:
+        """Build the matrix of the score `key`, (metric, score), over the suites that have it."""
+        metric_name, score_name = key
+        columns, column_replicates, first_scores = [], [], []
+        for suite in suites:
+            first = first_stage_of_suite(suite, self.by_stage) or 0
+            scores = [_find_score(stage[suite], key) for stage in self.by_stage[first:]]
+            first_scores.append(scores[0])
+            column, resampled = replicates(
+                [score.statistics for score in scores],
+                partial(self.metrics[suite][metric_name].aggregate, score_name),
+                seed=derive_seed(self.seed, "report", suite),
+            )  # (stages + 1 - first,) and (resamples, stages + 1 - first)
+            columns.append(np.pad(column, (first, 0), constant_values=np.nan))
+            column_replicates.append(np.pad(resampled, ((0, 0), (first, 0)), constant_values=np.nan))
+        resamples = min(map(len, column_replicates))
+        values = np.stack(columns, axis=-1)  # (stages + 1, suites)
+        resampled_values = np.stack([each[:resamples] for each in column_replicates], axis=-1)
+        higher_is_better = bool(first_scores[0].higher_is_better)
+        return StageSuiteMatrix(
+            score=score_name,
+            metric=metric_name,
+            higher_is_better=higher_is_better,
+            suites=tuple(suites),
+            learned=tuple(self.taught_in_stage.get(suite) for suite in suites),
+            general=tuple(suite in self.general_suites for suite in suites),
+            values=tuple(tuple(map(float, row)) for row in values),
+            summaries=self._summaries(
+                suites,
+                forgetting.utility(values, higher_is_better),
+                forgetting.utility(resampled_values, higher_is_better),
+                [score.n for score in first_scores],
             ),
-            **_general_summaries(values, repeats, abilities, better, sizes),
-        },
-    )
+            called=display_name,
+        )
+
+    def _summaries(
+        self, suites: Sequence[str], values: np.ndarray, resampled: np.ndarray, item_counts: Sequence[int]
+    ) -> dict[str, Estimate]:
+        """Compute every summary that is defined.
+
+        Args:
+            suites: The columns.
+            values: Utilities, (stages + 1, suites).
+            resampled: Their replicates, (resamples, stages + 1, suites).
+            item_counts: Number of items of each suite.
+        """
+        evaluated_on_base = [column for column, suite in enumerate(suites) if suite in self.by_stage[0]]
+        tasks = [column for column, suite in enumerate(suites) if suite in self.taught_in_stage]
+        general = [column for column in evaluated_on_base if suites[column] in self.general_suites]
+
+        def summarize(summary: Callable[[np.ndarray], np.ndarray], columns: Sequence[int]) -> Estimate:
+            point = values[:, columns]
+            items = sum(item_counts[column] for column in columns)
+            return estimate_from_replicates(
+                float(summary(point)), summary(resampled[:, :, columns]), items, magnitude(point)
+            )
+
+        summaries = {}
+        for name, task_summary in forgetting.SUMMARIES.items():
+            # Forward transfer is relative to the base model.
+            columns = [column for column in tasks if column in evaluated_on_base or name != "forward_transfer"]
+            if columns:
+                task_stages = [self.taught_in_stage[suites[column]] for column in columns]
+                summaries[name] = summarize(partial(task_summary, task_stage=task_stages), columns)
+        if general:
+            for name, general_summary in forgetting.GENERAL_SUMMARIES.items():
+                summaries[name] = summarize(general_summary, general)
+        return {name: estimate for name, estimate in summaries.items() if not np.isnan(estimate.value)}
 
 
 def _find_score(evaluation: Evaluation, key: tuple[str, str]) -> Score:
-    return next(one for one in evaluation.scores if (one.metric, one.name) == key)
-
-
-def _task_summaries(
-    values: np.ndarray,
-    repeats: np.ndarray,
-    tasks: Sequence[int],
-    task_stages: Sequence[int],
-    since_base: Sequence[int],
-    higher_is_better: bool,
-    item_counts: Sequence[int],
-) -> dict[str, Estimate]:
-    """since_base: the suites that the base model was measured on; what is told against it is told of these alone."""
-    made = {}
-    for name, summary in forgetting.SUMMARIES.items():
-        pairs = [
-            (number, stage)
-            for number, stage in zip(tasks, task_stages, strict=True)
-            if number in since_base or name != "forward_transfer"
-        ]
-        if pairs:
-            columns, stages = [number for number, _ in pairs], [stage for _, stage in pairs]
-            point = forgetting.utility(values[:, columns], higher_is_better)
-            drawn = forgetting.utility(repeats[:, :, columns], higher_is_better)
-            items = sum(item_counts[number] for number in columns)
-            made[name] = estimate_from_replicates(
-                float(summary(point, stages)), summary(drawn, stages), items, magnitude(point)
-            )
-    return {name: one for name, one in made.items() if not np.isnan(one.value)}
-
-
-def _general_summaries(
-    values: np.ndarray,
-    repeats: np.ndarray,
-    general_columns: Sequence[int],
-    higher_is_better: bool,
-    item_counts: Sequence[int],
-) -> dict[str, Estimate]:
-    if not general_columns:
-        return {}
-    point = forgetting.utility(values[:, general_columns], higher_is_better)
-    drawn = forgetting.utility(repeats[:, :, general_columns], higher_is_better)
-    items = sum(item_counts[number] for number in general_columns)
-    made = {
-        name: estimate_from_replicates(float(summary(point)), summary(drawn), items, magnitude(point))
-        for name, summary in forgetting.GENERAL_SUMMARIES.items()
-    }
-    return {name: one for name, one in made.items() if not np.isnan(one.value)}
+    return next(score for score in evaluation.scores if (score.metric, score.name) == key)

@@ -145,19 +145,22 @@ def evaluate_model(spec: Spec, registry: Registry, path: Path | None) -> tuple[P
         answers = folder.path / "predictions" if path is None else _prediction_folder(path, stage)
         net, base = _load_evaluated_model(spec, ready, registry, path)
         with load_module.autocast_context(net, ready.plan.train["precision"]):
-            found = evaluate.evaluate_suites(
+            subject = context.ModelToEvaluate(
                 net,
                 ready.tokenizer,
                 ready.template,
-                ready.plan.suites,
-                ready.data.suite_examples,
-                ready.metrics,
                 stage=stage,
                 seed=ready.plan.seed,
                 max_length=ready.max_length,
                 templates=ready.templates,
-                folder=answers,
                 base_context=base,
+            )
+            found = evaluate.evaluate_suites(
+                subject,
+                ready.plan.suites,
+                ready.data.suite_examples,
+                ready.metrics,
+                folder=answers,
                 progress=create_progress(registry),
             )
         folder.write_json(

@@ -16,12 +16,11 @@ from typing import Any
 
 from harness.distributed.processes import SINGLE_PROCESS, Processes
 from harness.errors import HarnessError, RunError
-from harness.evaluation.rescore import create_metric
 from harness.interfaces.metric import Metric
 from harness.interfaces.mitigation import Mitigation
 from harness.registry import Registry
 from harness.report import finished_run
-from harness.report.arm_comparison import ArmComparison, compare_arms
+from harness.report.arm_comparison import ArmComparison, ComparisonSettings, compare_arms
 from harness.report.html import write
 from harness.runner import resume
 from harness.runner.folder import RunFolder
@@ -29,6 +28,7 @@ from harness.runner.prepare import write_report_page
 from harness.spec import arms as arms_of
 from harness.spec import plan
 from harness.spec.arms import Arm
+from harness.spec.metric_factory import create_metric
 from harness.spec.spec import Spec
 from harness.tracking.experiment_tracker import ExperimentTracker
 from harness.types import Event, Plan, Stage
@@ -241,11 +241,8 @@ def compare_finished_arms(
         folder,
         found,
         _create_arm_metrics(found, given["baseline"], registry),
+        ComparisonSettings(given["baseline"], given["gain"], given["forgetting"], given["joint"]),
         seed=spec.document["seed"],
-        baseline=given["baseline"],
-        gain_score=given["gain"],
-        forgetting_score=given["forgetting"],
-        joint=given["joint"],
         missing=missing,
     )
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.evaluation import evaluate
+from harness.evaluation.context import ModelToEvaluate
 from harness.interfaces.metric import Metric
 from harness.model import load, save
 from harness.report import weight_variants
@@ -98,21 +99,24 @@ class StageEvaluator:
         began = stage_index == 0 and self.stage_loop.adapter_policy is None
         untrained = save.base_model(staged_model.model) if began else contextlib.nullcontext()
         with untrained, load.autocast_context(staged_model.model, planned.train["precision"]):
-            return evaluate.evaluate_suites(
+            subject = ModelToEvaluate(
                 staged_model.model,
                 self.stage_loop.prepared.tokenizer,
                 self.stage_loop.prepared.template,
-                planned.suites if suites is None else suites,
-                self.stage_loop.prepared.data.suite_examples,
-                self.stage_loop.prepared.metrics if metrics is None else metrics,
                 stage=stage_index,
                 seed=planned.seed,
                 max_length=self.stage_loop.prepared.max_length,
                 templates=self.stage_loop.prepared.templates,
-                folder=None if folder is None else self.stage_loop.folder.path / folder,
                 base_context=self._base_context(staged_model)
                 if stage_index or self.stage_loop.adapter_policy
                 else None,
+            )
+            return evaluate.evaluate_suites(
+                subject,
+                planned.suites if suites is None else suites,
+                self.stage_loop.prepared.data.suite_examples,
+                self.stage_loop.prepared.metrics if metrics is None else metrics,
+                folder=None if folder is None else self.stage_loop.folder.path / folder,
                 progress=no_progress if folder is None else create_progress(self.stage_loop.registry),
             )
 

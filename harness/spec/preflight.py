@@ -17,6 +17,7 @@ from harness.interfaces.metric import Metric
 from harness.registry import Registry
 from harness.spec import matrix_summaries
 from harness.spec.matrix_summaries import NEEDS_SEVERAL_STAGES, has_one_stage
+from harness.spec.metric_factory import create_metric
 from harness.spec.spec import Spec
 from harness.types import Plan, Stage, Suite
 from harness.utils import find_run
@@ -29,9 +30,11 @@ CHEAP_INPUTS = ("likelihood", "choices", "text")
 
 
 def create_metrics(plan: Plan, registry: Registry) -> dict[str, dict[str, Metric]]:
-    """Create the metrics of every suite: suite -> name -> instance."""
+    """Create the metrics of every suite: suite -> name -> metric."""
     return {
-        suite.name: {name: registry.create("metrics", name, options) for name, options in suite.metrics.items()}
+        suite.name: {
+            name: create_metric(registry, name, options, lang=suite.lang) for name, options in suite.metrics.items()
+        }
         for suite in plan.suites
     }
 

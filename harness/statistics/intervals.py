@@ -1,6 +1,6 @@
-"""Standard errors and 95 % intervals of scores: in closed form where there is one, else by resampling the items.
+"""Standard errors and 95 % intervals of scores: in closed form if there is one, else by resampling the items.
 
-Knows vectors of statistics and an aggregate of their sum (see `contracts.Metric`), neither metrics nor models.
+The functions take one vector of statistics per item and an aggregate of their sum (see `harness.Metric`).
 """
 
 from __future__ import annotations
@@ -17,18 +17,25 @@ from harness.types import ROUNDING
 Aggregate = Callable[[Sequence[float]], float]
 Statistics = Sequence[Sequence[float]]
 
-_DRAWS = 1 << 21  # items drawn at a time, which bounds the memory to some tens of MB
+_DRAWS_PER_BLOCK = 1 << 21  # bounds the memory to some tens of MB
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A score, or the difference of two, with its uncertainty. low, high: bounds of the 95 % interval.
+    """A score, or the difference of two scores, with its uncertainty.
 
-    method: how it was found: `wilson` (a share), `t` (a mean), `delta` (a ratio of sums) or `bootstrap`.
+    The interval always contains the value. A value and its bounds are sums of the same items in different orders, so a
+    bound can pass the value in the last digit. The interval of a skewed bootstrap can even exclude the value. Such a
+    bound is moved to the value.
 
-    The interval always holds the value. A value and its bounds are sums of the same items in different orders, so a
-    bound can be beyond the value by a last digit; a skewed bootstrap can leave it out altogether. Such a bound is moved
-    to the value.
+    Attributes:
+        value: The score or the difference.
+        stderr: Its standard error.
+        low: Lower bound of the 95 % interval.
+        high: Upper bound of the 95 % interval.
+        n: Number of items.
+        method: How the interval was computed: `wilson` (a proportion), `t` (a mean), `delta` (a ratio of sums) or
+            `bootstrap`.
     """
 
     value: float
@@ -46,10 +53,14 @@ class Estimate:
 
 
 def without_rounding(value: float, scale: float) -> float:
-    """A difference of numbers as large as `scale`, or exactly 0 where rounding alone can have made it.
+    """Return the difference of two numbers, or exactly 0 if rounding alone can explain it.
 
-    Sums of the same numbers in different orders differ by less than `ROUNDING` of their size on every machine, so
-    whether a difference or its bound is above 0 never hangs on the last digit.
+    Sums of the same numbers in different orders differ by less than `ROUNDING` of their size on every machine. The
+    sign of a difference or its bound therefore never depends on the last digit.
+
+    Args:
+        value: The difference.
+        scale: The magnitude of the two numbers.
     """
     return 0.0 if abs(value) <= ROUNDING * scale else value
 
@@ -57,34 +68,41 @@ def without_rounding(value: float, scale: float) -> float:
 def estimate(
     statistics: Statistics, aggregate: Aggregate, *, seed: int, resamples: int = 2000, ratio: bool = False
 ) -> Estimate:
-    """The score of the items and its uncertainty.
+    """Compute the score of the items and its uncertainty.
 
-    statistics: one vector an item, equally long. aggregate: sum of vectors -> score.
+    With `ratio` the uncertainty has a closed form and nothing is drawn:
 
-    ratio: the score is the sum of the first statistic over that of the second, times a constant
-    (`Metric.is_ratio`). Its uncertainty then has a closed form, and nothing is drawn:
-    - where every second statistic is 1 the score is a mean: Student's t interval with n - 1 degrees of freedom;
-    - where moreover every first one is 0 or 1 it is a share p: the standard error is sqrt(p (1 - p) / n), the interval
-      Wilson's score interval (Wilson, 1927, doi:10.1080/01621459.1927.10502953), which holds its level near 0 and 1;
-    - else it is a ratio of sums: the standard error of its linearisation, the delta method (Cochran, 1977, Sampling
-      Techniques, chapter 6), with Student's t.
+    - If every second statistic is 1, the score is a mean: Student's t interval with n - 1 degrees of freedom.
+    - If every first statistic is also 0 or 1, it is a proportion p. The standard error is sqrt(p (1 - p) / n). The
+      interval is Wilson's score interval (Wilson, 1927, doi:10.1080/01621459.1927.10502953), which keeps its level
+      near 0 and 1.
+    - Otherwise it is a ratio of sums: the standard error of its linearization by the delta method (Cochran, 1977,
+      Sampling Techniques, chapter 6), with Student's t.
 
-    Any other score is resampled, by the percentile bootstrap (Efron & Tibshirani, 1993, chapter 13).
-    The items are drawn with replacement, `resamples` times. The standard error is the standard deviation of the
-    replicates, the interval their 2.5 and 97.5 percentiles. The same seed draws the same items whatever the score.
+    Any other score is resampled by the percentile bootstrap (Efron & Tibshirani, 1993, chapter 13): `resamples` draws
+    of the items with replacement. The standard error is the standard deviation of the replicates. The interval is
+    their 2.5 and 97.5 percentiles.
 
-    One item tells nothing of the spread: `stderr`, `low` and `high` are then NaN. They are NaN too where the score
-    itself is not finite. Replicates that are NaN (a score undefined on the items drawn) are left out; where that is
-    more than one in twenty, the interval is NaN.
+    `stderr`, `low` and `high` are NaN for a single item and for a score that is not finite. Replicates that are NaN
+    (the score is undefined on the drawn items) are ignored; if they are more than 5 %, the interval is NaN.
 
-    Raises HarnessError when there is no item.
+    Args:
+        statistics: One vector per item, all of the same length.
+        aggregate: Computes the score from the sum of the vectors.
+        seed: Seed of the bootstrap. The same seed draws the same items for every score.
+        resamples: Number of bootstrap draws.
+        ratio: Whether the score is the sum of the first statistic over that of the second, times a constant
+            (`Metric.is_ratio`).
+
+    Raises:
+        HarnessError: There is no item.
     """
-    matrix = _matrix(statistics, "items")
-    value = _value(aggregate, matrix.sum(axis=0))
+    matrix = _statistics_matrix(statistics, "items")
+    value = _score(aggregate, matrix.sum(axis=0))
     if ratio:
-        return _ratio(matrix, value, _value(aggregate, np.ones(matrix.shape[1])))
+        return _ratio_estimate(matrix, value, _score(aggregate, np.ones(matrix.shape[1])))
     sums = _resampled_sums([matrix], seed, resamples)[0] if len(matrix) > 1 else matrix[:0]
-    return _summary(value, np.array([_value(aggregate, row) for row in sums]), len(matrix))
+    return _bootstrap_estimate(value, np.array([_score(aggregate, row) for row in sums]), len(matrix))
 
 
 def difference(
@@ -96,118 +114,150 @@ def difference(
     resamples: int = 2000,
     ratio: bool = False,
 ) -> Estimate:
-    """The score after less the score before, paired over the items (Koehn, 2004, aclanthology W04-3250).
+    """Compute the score after minus the score before, paired over the items (Koehn, 2004, aclanthology W04-3250).
 
-    before, after: statistics of the same items in the same order. Each replicate draws the same items for both.
-    ratio: Student's t over the items' own differences; for a ratio of sums, of their linearisations (delta method).
-    For the rest as `estimate`. Raises HarnessError when the two have not the same number of items, or none.
+    Args:
+        before: Statistics of the items, as in `estimate`.
+        after: Statistics of the same items in the same order. Each bootstrap replicate draws the same items for both.
+        aggregate: Computes the score from the sum of the vectors.
+        seed: Seed of the bootstrap.
+        resamples: Number of bootstrap draws.
+        ratio: As in `estimate`. The interval is then Student's t over the differences per item. For a ratio of sums
+            these are differences of linearizations (delta method).
+
+    Raises:
+        HarnessError: The two have different numbers of items, or none.
     """
-    first, second = _matrix(before, "items before"), _matrix(after, "items after")
+    first, second = _statistics_matrix(before, "items before"), _statistics_matrix(after, "items after")
     if first.shape != second.shape:
-        what = (
-            f"{len(first)} items before and {len(second)} after, of {first.shape[1]} and {second.shape[1]} statistics"
-        )
+        what = f"before has shape {first.shape} (items, statistics), after has {second.shape}"
         raise HarnessError("difference of scores", what, "compare the same items by the same metric")
-    ends = _value(aggregate, first.sum(axis=0)), _value(aggregate, second.sum(axis=0))
-    value, scale = ends[1] - ends[0], magnitude(ends)
+    scores = _score(aggregate, first.sum(axis=0)), _score(aggregate, second.sum(axis=0))
+    value, scale = scores[1] - scores[0], magnitude(scores)
     if ratio:
-        factor = _value(aggregate, np.ones(first.shape[1]))
+        factor = _score(aggregate, np.ones(first.shape[1]))
         method = "t" if _is_mean(first) and _is_mean(second) else "delta"
-        return _student(value, factor * (_influence(second) - _influence(first)), method, scale)
-    replicates = []
+        return _student_estimate(value, factor * (_influence(second) - _influence(first)), method, scale)
+    differences = []
     if len(first) > 1:
         sums = _resampled_sums([first, second], seed, resamples)
-        replicates = [_value(aggregate, new) - _value(aggregate, old) for old, new in zip(*sums, strict=True)]
-    return _summary(value, np.array(replicates), len(first), scale)
+        differences = [_score(aggregate, new) - _score(aggregate, old) for old, new in zip(*sums, strict=True)]
+    return _bootstrap_estimate(value, np.array(differences), len(first), scale)
 
 
 def magnitude(values: Sequence[float] | np.ndarray) -> float:
-    """The largest finite number without its sign, 0 where there is none: what differences of these are measured by."""
-    known = np.abs(np.asarray(values, dtype=np.float64))
-    return float(np.max(known, initial=0.0, where=np.isfinite(known)))
+    """Return the largest absolute value of the finite numbers, 0 if there is none: the scale of their differences."""
+    absolute = np.abs(np.asarray(values, dtype=np.float64))
+    return float(np.max(absolute, initial=0.0, where=np.isfinite(absolute)))
 
 
 def replicates(
     stages: Sequence[Statistics], aggregate: Aggregate, *, seed: int, resamples: int = 2000
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A score of several stages over the same items: its values, (stages,), and their replicates, (resamples, stages).
+    """Compute the scores of several stages over the same items, and their bootstrap replicates.
 
-    Every replicate draws the same items for all stages, so that whatever is computed from a row of them is paired.
-    One item gives no replicate: (0, stages). Raises HarnessError as `difference` does.
+    Every replicate draws the same items for all stages, so any number computed from one row of them is paired.
+
+    Args:
+        stages: For each stage one vector of statistics per item.
+        aggregate: Computes the score from the sum of the vectors.
+        seed: Seed of the bootstrap.
+        resamples: Number of bootstrap draws.
+
+    Returns:
+        The scores, (stages,), and the replicates, (resamples, stages); (0, stages) for a single item.
+
+    Raises:
+        HarnessError: The stages have different items, or none.
     """
-    matrices = [_matrix(statistics, "items") for statistics in stages]
+    matrices = [_statistics_matrix(statistics, "items") for statistics in stages]
     if len({matrix.shape for matrix in matrices}) > 1:
-        raise HarnessError("scores", "the stages have not the same items", "compare the same items by the same metric")
-    values = np.array([_value(aggregate, matrix.sum(axis=0)) for matrix in matrices])
+        raise HarnessError("scores", "the stages have different items", "compare the same items by the same metric")
+    values = np.array([_score(aggregate, matrix.sum(axis=0)) for matrix in matrices])
     if len(matrices[0]) < 2:
         return values, np.empty((0, len(matrices)))
     sums = _resampled_sums(matrices, seed, resamples)
-    return values, np.array([[_value(aggregate, row) for row in rows] for rows in sums]).T
+    return values, np.array([[_score(aggregate, row) for row in rows] for rows in sums]).T
 
 
 def estimate_from_replicates(value: float, replicates: np.ndarray, items: int, scale: float = 0.0) -> Estimate:
-    """A number and the replicates of it, (resamples,), as an estimate; see `estimate` for what is left out or NaN.
+    """Build an estimate from a number and its bootstrap replicates; see `estimate` for the NaN rules.
 
-    scale: for a difference, how large the numbers are that it was taken of; see `without_rounding`.
-    Without a replicate nothing is known of its spread: the interval is NaN.
+    Args:
+        value: The number.
+        replicates: Its replicates, (resamples,). Without any, the interval is NaN.
+        items: Number of items behind the number.
+        scale: For a difference, the magnitude of the two numbers; see `without_rounding`.
     """
     if not len(replicates):
         return Estimate(without_rounding(value, scale), math.nan, math.nan, math.nan, items)
-    return _summary(value, replicates, items, scale)
+    return _bootstrap_estimate(value, replicates, items, scale)
 
 
-def _matrix(statistics: Statistics, what: str) -> np.ndarray:
-    """The statistics as one array, (items, statistics)."""
+def _statistics_matrix(statistics: Statistics, description: str) -> np.ndarray:
+    """Return the statistics as one array, (items, statistics)."""
     if not len(statistics):
-        raise HarnessError("scores", f"there are no {what}", "give the suite at least one row")
+        raise HarnessError("scores", f"there are no {description}", "give the suite at least one row")
     if len({len(vector) for vector in statistics}) > 1:
-        raise HarnessError("scores", f"the {what} have vectors of different lengths", "the metric must mend this")
+        what = f"the {description} have vectors of different lengths"
+        raise HarnessError("scores", what, "return vectors of one length from Metric.statistics")
     return np.asarray(statistics, dtype=np.float64)
 
 
-def _value(aggregate: Aggregate, total: np.ndarray) -> float:
+def _score(aggregate: Aggregate, total: np.ndarray) -> float:
     return float(aggregate(total.tolist()))
 
 
 def _resampled_sums(matrices: list[np.ndarray], seed: int, resamples: int) -> list[np.ndarray]:
-    """For each matrix, the sums over the same drawn items: (resamples, statistics)."""
+    """Return for each matrix the sums over the same drawn items, (resamples, statistics)."""
     items = len(matrices[0])
     generator = np.random.Generator(np.random.PCG64(seed))
     sums: list[list[np.ndarray]] = [[] for _ in matrices]
-    step = max(1, _DRAWS // items)
+    step = max(1, _DRAWS_PER_BLOCK // items)
     for start in range(0, resamples, step):
         rows = min(step, resamples - start)
         drawn = generator.integers(0, items, size=(rows, items))
         drawn += np.arange(rows)[:, None] * items
         counts = np.bincount(drawn.ravel(), minlength=rows * items).reshape(rows, items).astype(np.float64)
-        for kept, matrix in zip(sums, matrices, strict=True):
-            kept.append(counts @ matrix)
-    return [np.concatenate(kept) for kept in sums]
+        for blocks, matrix in zip(sums, matrices, strict=True):
+            blocks.append(counts @ matrix)
+    return [np.concatenate(blocks) for blocks in sums]
 
 
-def _ratio(matrix: np.ndarray, value: float, factor: float) -> Estimate:
-    """matrix: (items, 2). factor: what the ratio of the sums is multiplied by to give the value."""
+def _ratio_estimate(matrix: np.ndarray, value: float, factor: float) -> Estimate:
+    """Compute the closed form of a ratio of sums.
+
+    Args:
+        matrix: Statistics, (items, 2).
+        value: The score.
+        factor: The constant by which the ratio of the sums is multiplied.
+    """
     if not _is_mean(matrix):
-        return _student(value, factor * _influence(matrix), "delta")
+        return _student_estimate(value, factor * _influence(matrix), "delta")
     first = matrix[:, 0]
     if not np.isin(first, (0.0, 1.0)).all():
-        return _student(value, factor * _influence(matrix), "t")
+        return _student_estimate(value, factor * _influence(matrix), "t")
     items = len(first)
-    share = float(first.mean())
+    proportion = float(first.mean())
     if items < 2:
         return Estimate(value, math.nan, math.nan, math.nan, items, "wilson")
     low, high = wilson(int(first.sum()), items)
-    return Estimate(
-        value, abs(factor) * math.sqrt(share * (1 - share) / items), factor * low, factor * high, items, "wilson"
-    )
+    stderr = abs(factor) * math.sqrt(proportion * (1 - proportion) / items)
+    return Estimate(value, stderr, factor * low, factor * high, items, "wilson")
 
 
 def wilson(hits: int, n: int, z: float = 1.959963984540054) -> tuple[float, float]:
-    """Wilson's score interval of the share hits / n, n > 0, at the level of the normal quantile z (default: 95 %)."""
-    share, spread = hits / n, z * z / n
-    middle = (share + spread / 2) / (1 + spread)
-    half = z / (1 + spread) * math.sqrt(share * (1 - share) / n + spread / (4 * n))
-    # Exactly 0 and 1 at the ends, where rounding would leave a bound beside them.
+    """Return Wilson's score interval of the proportion hits / n.
+
+    Args:
+        hits: Number of items that are 1.
+        n: Number of items, above 0.
+        z: Normal quantile of the confidence level (default: 95 %).
+    """
+    proportion, spread = hits / n, z * z / n
+    middle = (proportion + spread / 2) / (1 + spread)
+    half = z / (1 + spread) * math.sqrt(proportion * (1 - proportion) / n + spread / (4 * n))
+    # Rounding would leave these bounds next to 0 and 1.
     return (0.0 if hits == 0 else middle - half), (1.0 if hits == n else middle + half)
 
 
@@ -216,16 +266,16 @@ def _is_mean(matrix: np.ndarray) -> bool:
 
 
 def _influence(matrix: np.ndarray) -> np.ndarray:
-    """What each item adds to a ratio of sums, to first order: (items,), of mean 0."""
+    """Return the first-order contribution of each item to a ratio of sums: (items,), with mean 0."""
     first, second = matrix[:, 0], matrix[:, 1]
     total = second.sum()
     if not total:
         return np.full(len(first), math.nan)
-    with np.errstate(invalid="ignore"):  # an item that is not finite leaves no interval
+    with np.errstate(invalid="ignore"):  # an item that is not finite gives no interval
         return np.asarray((first - first.sum() / total * second) / (total / len(second)))
 
 
-def _student(value: float, influence: np.ndarray, method: str, scale: float = 0.0) -> Estimate:
+def _student_estimate(value: float, influence: np.ndarray, method: str, scale: float = 0.0) -> Estimate:
     items = len(influence)
     value = without_rounding(value, scale)
     if items < 2 or not math.isfinite(value) or not np.isfinite(influence).all():
@@ -238,12 +288,12 @@ def _student(value: float, influence: np.ndarray, method: str, scale: float = 0.
     return Estimate(value, stderr, low, high, items, method)
 
 
-def _summary(value: float, replicates: np.ndarray, items: int, scale: float = 0.0) -> Estimate:
+def _bootstrap_estimate(value: float, replicates: np.ndarray, items: int, scale: float = 0.0) -> Estimate:
     value = without_rounding(value, scale)
     defined = replicates[~np.isnan(replicates)]
     if items < 2 or not math.isfinite(value) or len(defined) < 0.95 * len(replicates):
         return Estimate(value, math.nan, math.nan, math.nan, items)
-    with np.errstate(invalid="ignore", over="ignore"):  # a replicate beyond all bounds: the bounds stay
+    with np.errstate(invalid="ignore", over="ignore"):  # an infinite replicate leaves the bounds finite
         stderr = float(np.std(defined, ddof=1))
         bounds = np.quantile(defined, (0.025, 0.975), method="nearest")
         low, high = (without_rounding(float(bound), scale) for bound in bounds)

@@ -1,7 +1,4 @@
-"""Whether a difference is more than chance, and what is left of it when many are looked at.
-
-Knows paired statistics of items; neither runs nor metrics. Every test is two-sided.
-"""
+"""Two-sided significance tests over paired items, and the correction for several tests."""
 
 from __future__ import annotations
 
@@ -20,92 +17,118 @@ from harness.statistics.intervals import (
 )
 from harness.types import ROUNDING
 
-_DRAWN = 1 << 22  # booleans drawn at a time, a byte each
+_BOOLEANS_PER_BLOCK = 1 << 22  # one byte each
 
 
 def paired_bootstrap(
     first: Statistics, second: Statistics, aggregate: Aggregate, *, seed: int, resamples: int = 2000
 ) -> tuple[Estimate, float]:
-    """second − first over the same items, and the p-value of "no difference".
+    """Compute second − first over the same items, and the p-value of "no difference".
 
-    first, second: statistics of the same items in the same order, see `intervals.difference`.
-    The replicates, moved so that their mean is 0, are what chance alone would give; p is the share of them that lies
-    at least as far from 0 as the difference found, one counted more on both sides so that it is never 0 (Riezler &
-    Maxwell, 2005, aclanthology W05-0908; Davison & Hinkley, 1997, section 4.2). NaN where there is no interval.
+    The replicates, shifted to mean 0, are the null distribution. The p-value is the fraction of them at least as far
+    from 0 as the observed difference. 1 is added to both counts, so that it is never 0 (Riezler & Maxwell, 2005,
+    aclanthology W05-0908; Davison & Hinkley, 1997, section 4.2).
+
+    Args:
+        first: Statistics of the items, see `intervals.difference`.
+        second: Statistics of the same items in the same order.
+        aggregate: Computes the score from the sum of the vectors.
+        seed: Seed of the bootstrap.
+        resamples: Number of bootstrap draws.
+
+    Returns:
+        The difference and p; p is NaN if there is no interval.
     """
-    values, drawn = replicates([first, second], aggregate, seed=seed, resamples=resamples)
-    found = float(values[1] - values[0])
-    differences = drawn[:, 1] - drawn[:, 0]
+    values, resampled = replicates([first, second], aggregate, seed=seed, resamples=resamples)
+    observed = float(values[1] - values[0])
+    differences = resampled[:, 1] - resampled[:, 0]
     scale = magnitude(values)
-    estimate = estimate_from_replicates(found, differences, len(first), scale)
+    estimate = estimate_from_replicates(observed, differences, len(first), scale)
     if math.isnan(estimate.stderr):
         return estimate, math.nan
-    known = differences[np.isfinite(differences)]
-    # Differences of equal items are 0 but for rounding, which must not count as beyond what was found.
+    finite = differences[np.isfinite(differences)]
+    # Differences of equal items are 0 up to rounding; rounding must not decide whether they count.
     slack = ROUNDING * scale
-    beyond = int(np.count_nonzero(np.abs(known - known.mean()) >= abs(found) - slack))
-    return estimate, (beyond + 1) / (len(known) + 1)
+    extreme = int(np.count_nonzero(np.abs(finite - finite.mean()) >= abs(observed) - slack))
+    return estimate, (extreme + 1) / (len(finite) + 1)
 
 
 def approximate_randomization(
     first: Statistics, second: Statistics, aggregate: Aggregate, *, seed: int, trials: int = 10_000
 ) -> float:
-    """The p-value of "no difference" when chance decides, item by item, which of the two it belongs to.
+    """Compute the p-value of "no difference" by randomly swapping the two results of each item.
 
-    The paired test of corpus scores, which are no mean of their items (Noreen, 1989; Riezler & Maxwell, 2005,
-    aclanthology W05-0908): the share of trials with a difference at least as large as the one found, one counted more
-    on both sides. It draws as sacrebleu's `PairedTest(test_type="ar")` does, so that the same seed gives the same p;
-    only a trial with just the difference found counts here and not there, which makes p = 1 of equal runs.
+    This is the paired test for corpus scores, which are not a mean of their items (Noreen, 1989; Riezler & Maxwell,
+    2005, aclanthology W05-0908). The p-value is the fraction of trials with a difference at least as large as the
+    observed one, with 1 added to both counts. The draws are those of sacrebleu's `PairedTest(test_type="ar")`, so the
+    same seed gives the same p. One difference: a trial that equals the observed difference counts here, so equal runs
+    give p = 1.
 
-    first, second: statistics of the same items in the same order. NaN for fewer than two items, and where a score is
-    not finite. Raises ValueError when the two have not the same shape.
+    Args:
+        first: Statistics of the items.
+        second: Statistics of the same items in the same order.
+        aggregate: Computes the score from the sum of the vectors.
+        seed: Seed of the random swaps.
+        trials: Number of random swaps of all items.
+
+    Returns:
+        p; NaN for fewer than two items or a score that is not finite.
+
+    Raises:
+        ValueError: The two have different shapes.
     """
     before, after = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
     if before.shape != after.shape:
-        raise ValueError(f"statistics of shape {before.shape} and {after.shape} are not of the same items")
+        raise ValueError(f"statistics of shapes {before.shape} and {after.shape} do not belong to the same items")
     total_before, total_after = before.sum(axis=0), after.sum(axis=0)
-    ends = aggregate(total_after.tolist()), aggregate(total_before.tolist())
-    found, slack = abs(ends[0] - ends[1]), ROUNDING * magnitude(ends)
-    if len(before) < 2 or not math.isfinite(found):
+    scores = aggregate(total_after.tolist()), aggregate(total_before.tolist())
+    observed, slack = abs(scores[0] - scores[1]), ROUNDING * magnitude(scores)
+    if len(before) < 2 or not math.isfinite(observed):
         return math.nan
-    random, apart = np.random.default_rng(seed), before - after
-    # numpy draws 32 booleans from each number: blocks of a multiple of 32 trials draw what one large block would.
-    block = max(32, _DRAWN // len(before) // 32 * 32)
-    beyond, counted = 0, 0
+    generator, item_differences = np.random.default_rng(seed), before - after
+    # numpy takes 32 booleans from each random number: blocks of a multiple of 32 trials give the same draws as one.
+    block = max(32, _BOOLEANS_PER_BLOCK // len(before) // 32 * 32)
+    extreme, finite = 0, 0
     for start in range(0, trials, block):
-        stays = random.integers(2, size=(min(block, trials - start), len(before)), dtype=bool)
-        moved = stays @ apart  # what changes places between the two totals
-        for one, other in zip((total_after + moved).tolist(), (total_before - moved).tolist(), strict=True):
-            difference = abs(aggregate(one) - aggregate(other))
-            counted += math.isfinite(difference)
-            beyond += difference >= found - slack
-    return (beyond + 1) / (counted + 1) if counted >= 0.95 * trials else math.nan
+        swapped = generator.integers(2, size=(min(block, trials - start), len(before)), dtype=bool)
+        moved = swapped @ item_differences  # (trials, statistics): moves from one total to the other
+        for total, other in zip((total_after + moved).tolist(), (total_before - moved).tolist(), strict=True):
+            difference = abs(aggregate(total) - aggregate(other))
+            finite += math.isfinite(difference)
+            extreme += difference >= observed - slack
+    return (extreme + 1) / (finite + 1) if finite >= 0.95 * trials else math.nan
 
 
 def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> float:
-    """The p-value of "as many items turned right as wrong", exact (McNemar, 1947, doi:10.1007/BF02295996).
+    """Compute McNemar's exact p-value of "equally many items improved and worsened" (doi:10.1007/BF02295996).
 
-    first, second: whether each item was right, the same items in the same order. Items that did not change tell
-    nothing; when none changed p is 1. Raises ValueError when the two are not equally long.
+    Items that did not change carry no information. If none changed, p is 1.
+
+    Args:
+        first: Whether each item was correct.
+        second: The same for the same items in the same order.
+
+    Raises:
+        ValueError: The two have different lengths.
     """
-    gained = sum(not before and after for before, after in zip(first, second, strict=True))
-    lost = sum(before and not after for before, after in zip(first, second, strict=True))
-    changed, fewer = gained + lost, min(gained, lost)
-    tail = sum(math.comb(changed, k) for k in range(fewer + 1))
-    # Integers throughout: 2 ** -changed is no float for some thousands of changed items.
+    improved = sum(not before and after for before, after in zip(first, second, strict=True))
+    worsened = sum(before and not after for before, after in zip(first, second, strict=True))
+    changed = improved + worsened
+    tail = sum(math.comb(changed, k) for k in range(min(improved, worsened) + 1))
+    # Integers throughout: 2 ** -changed underflows for some thousands of changed items.
     return min(1.0, 2 * tail / 2**changed) if changed else 1.0
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """The p-values adjusted for having looked at all of them (Holm, 1979, jstor.org/stable/4615733), in their order.
+    """Adjust p-values for multiple tests (Holm, 1979, jstor.org/stable/4615733); the order is kept.
 
-    The k-th smallest of m is multiplied by m − k + 1, and none ends below a smaller one. What is no number stays none
-    and is not counted.
+    The k-th smallest of m is multiplied by m − k + 1 and raised to at least the adjusted value before it. NaN stays
+    NaN and does not count towards m.
     """
-    known = [index for index, p in enumerate(p_values) if not math.isnan(p)]
+    defined = [index for index, p in enumerate(p_values) if not math.isnan(p)]
     adjusted = list(p_values)
     highest = 0.0
-    for rank, index in enumerate(sorted(known, key=lambda index: p_values[index])):
-        highest = max(highest, min(1.0, (len(known) - rank) * p_values[index]))
+    for rank, index in enumerate(sorted(defined, key=lambda index: p_values[index])):
+        highest = max(highest, min(1.0, (len(defined) - rank) * p_values[index]))
         adjusted[index] = highest
     return adjusted

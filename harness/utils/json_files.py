@@ -121,23 +121,6 @@ def write_json(file: Path, value: Any, indent: int | None = None) -> None:
         draft.unlink(missing_ok=True)
 
 
-def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """Read the complete lines of a JSONL file.
-
-    The last line may be incomplete, because the writer was interrupted: it is ignored, like every line that is not a
-    JSON object.
-    """
-    records = []
-    for line in path.read_bytes().decode("utf-8", errors="replace").split("\n")[:-1]:
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(record, dict):
-            records.append(record)
-    return records
-
-
 def json_safe(value: Any) -> Any:
     """Return the value with string keys, lists for tuples, and None for numbers that are not finite."""
     if isinstance(value, float):

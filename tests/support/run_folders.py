@@ -144,7 +144,7 @@ def write_experiment(folder, shares=(None, 0.01, 0.1), *, specs=None, missing=No
         runs[name] = finished_run.load_finished_run(arm_folder)
     axes = {"gain_score": "helpdesk/rougeL", "forgetting_score": "general/response_perplexity"}
     comparison = arm_comparison.compare_arms(
-        "sweep", folder, runs, example_run.BY_SUITE, seed=0, missing=missing, **axes
+        "sweep", folder, runs, example_run.BY_SUITE, arm_comparison.ComparisonSettings(**axes), seed=0, missing=missing
     )
     comparison.write(folder)
     return folder

@@ -346,5 +346,7 @@ def test_a_metric_whose_encoder_is_not_there(spec, refused):
     line = refused(spec(put("evaluate", "all", "metrics", {"bertscore": {"model": "./encoder"}})))
     place, rest = line.split(" ", 1)
     assert place.startswith("spec.json:")
-    assert rest.startswith("evaluate.all.metrics.bertscore: metrics.bertscore.model: encoder is not a folder of a model")
+    assert rest.startswith(
+        "evaluate.all.metrics.bertscore: metrics.bertscore.model: encoder is not a folder of a model"
+    )
     assert "; name the folder of an encoder" in rest

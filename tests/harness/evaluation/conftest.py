@@ -1,4 +1,4 @@
-"""A template, metrics and a model that says what it is told, small enough to know every number beforehand."""
+"""A template, metrics and an echo model, small enough that every number is known."""
 
 from __future__ import annotations
 
@@ -9,20 +9,22 @@ import pytest
 import torch
 from torch import nn
 
+from harness.evaluation.context import ModelToEvaluate
+from harness.evaluation.evaluate import evaluate_suites
 from harness.interfaces.metric import Metric
 from harness.interfaces.template import Template
-from harness.types import Example, Item, Message, Span, Suite
+from harness.types import Example, Item, Message, Span, Suite, no_progress
 
 torch.set_num_threads(1)
 
 
-class Turns(Template):
-    """ChatML; `stopping` are its stops."""
+class ChatMLTemplate(Template):
+    """ChatML with the given stop strings."""
 
     name = "turns"
 
-    def __init__(self, *stopping: str) -> None:
-        self.stopping = stopping or ("<|im_end|>",)
+    def __init__(self, *stops: str) -> None:
+        self.stops = stops or ("<|im_end|>",)
 
     def render(
         self, messages: Sequence[Message], tokenizer, *, add_generation_prompt: bool = False, tools=()
@@ -35,11 +37,11 @@ class Turns(Template):
         return (*spans, Span("<|im_start|>assistant\n", markup=True)) if add_generation_prompt else tuple(spans)
 
     def stop_strings(self, tokenizer) -> tuple[str, ...]:
-        return self.stopping
+        return self.stops
 
 
-class Likelihood(Metric):
-    """Mean NLL a token."""
+class MeanNll(Metric):
+    """Mean NLL per token."""
 
     requires = "likelihood"
     higher_is_better = False
@@ -56,8 +58,8 @@ class Likelihood(Metric):
         return total[0] / total[1] if total[1] else float("nan")
 
 
-class Same(Metric):
-    """Share of answers that are the reference."""
+class EqualsReference(Metric):
+    """Fraction of answers that equal the reference."""
 
     requires = "answer"
     score_names = ("same",)
@@ -73,10 +75,12 @@ class Same(Metric):
         return total[0] / total[1]
 
 
-class Echo(nn.Module):
-    """Answers each prompt with its user's message and ends its turn; any continuation is as likely as any other.
+class EchoModel(nn.Module):
+    """Answers each prompt with the user's message and ends its turn; every continuation is equally likely.
 
-    rows: how many rows each forward pass was given. room: out of memory with more rows than that.
+    Attributes:
+        rows: Number of rows of each forward pass.
+        room: More rows than this run out of memory, after `after` forward passes.
     """
 
     def __init__(self, tokenizer, room: int = 10**9, after: int = 0) -> None:
@@ -94,23 +98,25 @@ class Echo(nn.Module):
     def forward(self, input_ids, attention_mask, use_cache, past_key_values=None, position_ids=None):
         self.rows.append(len(input_ids))
         if len(input_ids) > self.room and len(self.rows) > self.after:
-            raise torch.OutOfMemoryError("no room")
+            raise torch.OutOfMemoryError("out of memory")
         hidden = torch.zeros(*input_ids.shape, len(self.tokenizer))
         if not use_cache:
             return SimpleNamespace(logits=self.head(hidden))
-        cache = past_key_values or Script([self._said(row, mask) for row, mask in zip(input_ids, attention_mask)])  # noqa: B905
+        cache = past_key_values or EchoCache(
+            [self._answer_ids(row, mask) for row, mask in zip(input_ids, attention_mask, strict=True)]
+        )
         for row, left in enumerate(cache.left):
             hidden[row, -1, left.pop(0) if left else self.tokenizer.pad_token_id] = 1.0
         return SimpleNamespace(logits=self.head(hidden), past_key_values=cache)
 
-    def _said(self, ids: torch.Tensor, mask: torch.Tensor) -> list[int]:
+    def _answer_ids(self, ids: torch.Tensor, mask: torch.Tensor) -> list[int]:
         text = self.tokenizer.decode(ids[mask.bool()])
-        said = text.rsplit("<|im_start|>user\n", 1)[1].split("<|im_end|>")[0]
-        return self.tokenizer(said + "<|im_end|>", add_special_tokens=False)["input_ids"]
+        message = text.rsplit("<|im_start|>user\n", 1)[1].split("<|im_end|>")[0]
+        return self.tokenizer(message + "<|im_end|>", add_special_tokens=False)["input_ids"]
 
 
-class Script:
-    """What each row of a batch has still to say."""
+class EchoCache:
+    """The tokens that each row of a batch has yet to generate."""
 
     def __init__(self, left: list[list[int]]) -> None:
         self.left = left
@@ -130,29 +136,39 @@ def suite(name: str = "desk", batch_size: int = 4, max_new_tokens: int = 24, **s
 
 @pytest.fixture
 def kit(tokenizer):
-    """The things above, under short names."""
+    """Return the classes above under short names, and a function that evaluates one suite."""
+
+    def evaluate(model, suite, rows, metrics, *, folder=None, progress=no_progress, **settings):
+        settings = {"stage": 0, "seed": 0, "max_length": 200, "tokenizer": tokenizer, **settings}
+        settings.setdefault("template", ChatMLTemplate())
+        subject = ModelToEvaluate(model, **settings)
+        examples, suite_metrics = {suite.name: rows}, {suite.name: metrics}
+        (result,) = evaluate_suites(subject, [suite], examples, suite_metrics, folder=folder, progress=progress)
+        return result
+
     return SimpleNamespace(
-        template=Turns,
-        likelihood=Likelihood(),
-        same=Same(),
-        echo=lambda **options: Echo(tokenizer, **options),
+        template=ChatMLTemplate,
+        likelihood=MeanNll(),
+        same=EqualsReference(),
+        echo=lambda **options: EchoModel(tokenizer, **options),
         example=example,
         suite=suite,
+        evaluate=evaluate,
     )
 
 
 @pytest.fixture
 def metric():
-    """A built-in metric by its name, made as a run makes it, its defaults filled in."""
+    """Return a function that creates a built-in metric with its default options."""
     from harness import registry
     from harness.spec.schema import fill_defaults
 
-    found = registry.discover_plugins(
+    plugins = registry.discover_plugins(
         [pair for pair in registry.installed_entry_points() if pair[0] == registry.CORE_DISTRIBUTION]
     )
 
-    def made(name: str, **options) -> Metric:
-        fragment = {"type": "object", "properties": dict(found.get("metrics", name).options)}
-        return found.create("metrics", name, fill_defaults(options, fragment, fragment))
+    def create(name: str, **options) -> Metric:
+        schema = {"type": "object", "properties": dict(plugins.get("metrics", name).options)}
+        return plugins.create("metrics", name, fill_defaults(options, schema, schema))
 
-    return made
+    return create

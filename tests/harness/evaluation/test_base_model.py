@@ -1,4 +1,4 @@
-"""Distance from the base model, over the tokens of the reference responses."""
+"""Divergence from the base model over the tokens of the reference responses."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from harness.errors import HarnessError
-from harness.evaluation.evaluate import evaluate_suites
 from harness.evaluation.likelihood import BaseDivergences, response_divergence, response_nll
 from harness.model import save
 
@@ -22,16 +21,12 @@ def rows(kit):
 
 
 @pytest.fixture
-def go(kit, tokenizer, metric, rows):
+def evaluate_kl(kit, metric, rows):
     metrics = {name: metric(name) for name in ("kl_to_base", "agreement_with_base")}
 
     def run(model, *, stage=1, size=4, **options):
-        suite = kit.suite(batch_size=size)
-        (result,) = evaluate_suites(
-            model, tokenizer, kit.template(), [suite], {"desk": rows}, {"desk": options.pop("metrics", metrics)},
-            stage=stage, seed=0, max_length=128, **options,
-        )  # fmt: skip
-        return result
+        suite, requested = kit.suite(batch_size=size), options.pop("metrics", metrics)
+        return kit.evaluate(model, suite, rows, requested, stage=stage, max_length=128, **options)
 
     return run
 
@@ -49,7 +44,7 @@ def adapted(tiny_model):
 
 
 def distributions(model, row):
-    """Over the trained tokens of a row, as torch.distributions has them."""
+    """Return the distributions at the trained tokens of a row, as torch.distributions."""
     with torch.no_grad():
         logits = model(input_ids=torch.tensor([row.input_ids])).logits[0, :-1].double()
     wanted = torch.tensor(row.labels[1:]) != -100
@@ -57,10 +52,10 @@ def distributions(model, row):
 
 
 @pytest.mark.parametrize("size", [1, 4])
-def test_the_divergence_is_that_of_torchs_distributions(go, kit, tokenizer, adapted, rows, size):
+def test_divergence_equals_torch_distributions(evaluate_kl, kit, tokenizer, adapted, rows, size):
     from harness.data.tokenization.tokenize import encode_example
 
-    result = go(adapted, base_context=lambda: save.base_model(adapted), size=size)
+    result = evaluate_kl(adapted, base_context=lambda: save.base_model(adapted), size=size)
     for item, example in zip(result.items, rows, strict=True):
         row = encode_example(example, "source", kit.template(), tokenizer, 128)
         with adapted.disable_adapter():
@@ -76,41 +71,41 @@ def test_the_divergence_is_that_of_torchs_distributions(go, kit, tokenizer, adap
     assert kl.value > 1e-4
 
 
-def test_the_base_model_is_no_way_from_itself_and_costs_nothing_to_compare(go, tiny_model):
+def test_base_model_has_no_divergence_and_needs_no_forward_pass(evaluate_kl, tiny_model):
     tiny_model.register_forward_pre_hook(lambda *_: pytest.fail("the base need not be asked about itself"))
-    result = go(tiny_model, stage=0)
+    result = evaluate_kl(tiny_model, stage=0)
     assert [score.value for score in result.scores] == [0.0, 1.0]
 
 
-def test_a_second_copy_serves_where_all_weights_are_trained(go, tiny_model):
+def test_second_copy_is_the_base_of_full_training(evaluate_kl, tiny_model):
     base = copy.deepcopy(tiny_model).eval()
-    same = go(tiny_model.eval(), base_context=lambda: nullcontext(base))
+    same = evaluate_kl(tiny_model.eval(), base_context=lambda: nullcontext(base))
     assert [score.value for score in same.scores] == [pytest.approx(0.0, abs=1e-9), 1.0]
     with torch.no_grad():
         for weight in tiny_model.parameters():
             weight.mul_(1.5)
-    assert go(tiny_model, base_context=lambda: nullcontext(base)).scores[0].value > 1e-4
+    assert evaluate_kl(tiny_model, base_context=lambda: nullcontext(base)).scores[0].value > 1e-4
 
 
-def test_without_a_base_after_a_stage_the_metric_is_refused(go, tiny_model):
-    with pytest.raises(HarnessError, match=r"evaluate\.desk: compares with the base model, which is not at hand"):
-        go(tiny_model)
+def test_metric_without_base_model_is_rejected(evaluate_kl, tiny_model):
+    with pytest.raises(HarnessError, match=r"evaluate\.desk: a metric needs the base model, which is not available"):
+        evaluate_kl(tiny_model)
 
 
-def test_another_base_is_another_question(go, kit, tiny_model, tmp_path):
+def test_other_base_model_is_measured_again(evaluate_kl, kit, tiny_model, tmp_path):
     base = copy.deepcopy(tiny_model).eval()
     calls = []
     tiny_model.eval().register_forward_pre_hook(lambda *_: calls.append(1))
     for times in (1, 1):  # the second time it is recalled
-        go(tiny_model, base_context=lambda: nullcontext(base), folder=tmp_path)
+        evaluate_kl(tiny_model, base_context=lambda: nullcontext(base), folder=tmp_path)
         assert len(calls) == times
     with torch.no_grad():
         next(base.parameters()).add_(1e-3)
-    go(tiny_model, base_context=lambda: nullcontext(base), folder=tmp_path)
+    evaluate_kl(tiny_model, base_context=lambda: nullcontext(base), folder=tmp_path)
     assert len(calls) == 2
 
 
-def test_a_token_that_the_base_rules_out_adds_nothing(tokenizer, tiny_model, rows, kit):
+def test_token_with_base_probability_zero_adds_nothing(tokenizer, tiny_model, rows, kit):
     from harness.data.tokenization.tokenize import encode_example
 
     row = encode_example(rows[0], "source", kit.template(), tokenizer, 128)
@@ -133,5 +128,5 @@ def test_a_token_that_the_base_rules_out_adds_nothing(tokenizer, tiny_model, row
     assert response_nll(tiny_model, [row], 0)[0] > 0
 
 
-def test_both_models_count_in_the_bound_on_logits():
+def test_both_models_count_towards_the_logit_limit():
     assert BaseDivergences.models_in_memory == 2

@@ -1,4 +1,4 @@
-"""The whole pass over suites."""
+"""Evaluation of suites, from rows to scores."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from harness.errors import HarnessError, RunError
+from harness.evaluation.context import ModelToEvaluate
 from harness.evaluation.evaluate import evaluate_suites
 from harness.evaluation.scoring import score_items
 
@@ -17,7 +18,7 @@ WANTED = ["yes", "a much longer answer!", "?", "no", "天气很好", "seven"]
 
 
 def lines(file):
-    """The records of a file of items, its headers left out."""
+    """Return the records of a predictions file without its headers."""
     records = map(json.loads, file.read_text(encoding="utf-8").splitlines())
     return [record for record in records if "header" not in record]
 
@@ -28,19 +29,21 @@ def rows(kit):
 
 
 @pytest.fixture
-def go(kit, tokenizer, rows):
+def evaluate(kit, tokenizer, rows):
     def run(model, metrics, suites=None, **options):
         suites = suites or [kit.suite()]
-        given = {"stage": 1, "seed": 0, "max_length": 128, **options}
-        examples = given.pop("examples", {suite.name: rows for suite in suites})
-        by_suite = {suite.name: metrics for suite in suites}
-        return evaluate_suites(model, tokenizer, kit.template(), suites, examples, by_suite, **given)
+        examples = options.pop("examples", {suite.name: rows for suite in suites})
+        outputs = {name: options.pop(name) for name in ("folder", "progress") if name in options}
+        subject = ModelToEvaluate(
+            model, tokenizer, kit.template(), **{"stage": 1, "seed": 0, "max_length": 128, **options}
+        )
+        return evaluate_suites(subject, suites, examples, {suite.name: metrics for suite in suites}, **outputs)
 
     return run
 
 
-def test_answers_and_scores_stand_in_the_order_of_the_rows(go, kit, rows):
-    (result,) = go(kit.echo(), {"same": kit.same})
+def test_answers_and_scores_are_in_row_order(evaluate, kit, rows):
+    (result,) = evaluate(kit.echo(), {"same": kit.same})
     assert (result.stage, result.suite) == (1, "desk")
     assert [item.id for item in result.items] == [row.id for row in rows]
     assert [item.answer for item in result.items] == SAID
@@ -53,28 +56,28 @@ def test_answers_and_scores_stand_in_the_order_of_the_rows(go, kit, rows):
     assert score.signature == "same|test"
 
 
-def test_a_model_that_knows_nothing_has_the_vocabulary_as_its_perplexity(go, kit, tokenizer):
-    (result,) = go(kit.echo(), {"nll": kit.likelihood})
+def test_uniform_model_has_vocabulary_size_as_perplexity(evaluate, kit, tokenizer):
+    (result,) = evaluate(kit.echo(), {"nll": kit.likelihood})
     assert result.scores[0].value == pytest.approx(math.log(len(tokenizer)), rel=1e-6)
     # Each byte of the reference, and the end of the turn.
     assert [item.tokens for item in result.items] == [len(text.encode()) + 1 for text in WANTED]
     assert result.scores[0].higher_is_better is False
 
 
-def test_nothing_is_generated_for_metrics_of_likelihood(go, kit, monkeypatch):
+def test_likelihood_metrics_generate_nothing(evaluate, kit, monkeypatch):
     monkeypatch.setattr("harness.evaluation.answers.generate_answers", None)
-    (result,) = go(kit.echo(), {"nll": kit.likelihood})
+    (result,) = evaluate(kit.echo(), {"nll": kit.likelihood})
     assert all(item.answer is None and item.finish is None for item in result.items)
 
 
-def test_no_likelihood_is_taken_for_metrics_of_answers(go, kit, monkeypatch):
+def test_answer_metrics_compute_no_likelihood(evaluate, kit, monkeypatch):
     monkeypatch.setattr("harness.evaluation.likelihood.response_nll", None)
-    (result,) = go(kit.echo(), {"same": kit.same})
+    (result,) = evaluate(kit.echo(), {"same": kit.same})
     assert all(item.nll is None and item.tokens == 0 for item in result.items)
 
 
-def test_items_are_written_as_lines(go, kit, tmp_path):
-    results = go(
+def test_items_are_written_as_json_lines(evaluate, kit, tmp_path):
+    results = evaluate(
         kit.echo(),
         {"same": kit.same, "nll": kit.likelihood},
         [kit.suite("desk"), kit.suite("other")],
@@ -85,10 +88,10 @@ def test_items_are_written_as_lines(go, kit, tmp_path):
         "other-stage1.jsonl",
     ]
     text = (tmp_path / "predictions" / "desk-stage1.jsonl").read_text(encoding="utf-8")
-    header, *found = map(json.loads, text.splitlines())
+    header, *written = map(json.loads, text.splitlines())
     assert header["header"]["whole"] is True
-    assert [record["id"] for record in found] == [item.id for item in results[0].items]
-    records = {record["id"]: record for record in found}
+    assert [record["id"] for record in written] == [item.id for item in results[0].items]
+    records = {record["id"]: record for record in written}
     for item in results[0].items:
         record = records[item.id]
         assert (record["suite"], record["stage"]) == ("desk", 1)
@@ -96,17 +99,17 @@ def test_items_are_written_as_lines(go, kit, tmp_path):
             assert record[name] == getattr(item, name)
         assert record["answer_tokens"] == len(item.answer.encode()) + 1
         assert record["prompt_cut"] is record["row_cut"] is False
-    assert "天气很好" in text  # readable as it stands
+    assert "天气很好" in text  # readable without escapes
 
 
-def test_items_of_likelihood_alone_are_written_too(go, kit, tmp_path):
-    go(kit.echo(), {"nll": kit.likelihood}, folder=tmp_path, stage=0)
+def test_items_without_answers_are_written(evaluate, kit, tmp_path):
+    evaluate(kit.echo(), {"nll": kit.likelihood}, folder=tmp_path, stage=0)
     records = lines(tmp_path / "desk-stage0.jsonl")
     assert len(records) == len(SAID)
     assert all(record["answer"] is None and record["nll"] > 0 for record in records)
 
 
-def test_what_has_finished_is_on_the_disk_when_a_later_item_fails(go, kit, tmp_path):
+def test_finished_items_are_on_disk_after_a_later_failure(evaluate, kit, tmp_path):
     model = kit.echo()
     calls = []
 
@@ -117,17 +120,17 @@ def test_what_has_finished_is_on_the_disk_when_a_later_item_fails(go, kit, tmp_p
 
     model.register_forward_pre_hook(fail, with_kwargs=True)
     with pytest.raises(KeyboardInterrupt):
-        go(model, {"same": kit.same}, [kit.suite(batch_size=2)], folder=tmp_path)
-    found = lines(tmp_path / "desk-stage1.jsonl")
-    assert 0 < len(found) < len(SAID)
-    assert all(record["answer"] in SAID for record in found)
+        evaluate(model, {"same": kit.same}, [kit.suite(batch_size=2)], folder=tmp_path)
+    written = lines(tmp_path / "desk-stage1.jsonl")
+    assert 0 < len(written) < len(SAID)
+    assert all(record["answer"] in SAID for record in written)
 
 
 @pytest.mark.parametrize("after", [0, 3])
-def test_out_of_memory_halves_the_batch_and_goes_on(go, kit, tmp_path, after):
+def test_out_of_memory_halves_the_batch(evaluate, kit, tmp_path, after):
     notes = []
     model = kit.echo(room=2, after=after)
-    (result,) = go(
+    (result,) = evaluate(
         model,
         {"same": kit.same},
         [kit.suite(batch_size=6)],
@@ -140,66 +143,66 @@ def test_out_of_memory_halves_the_batch_and_goes_on(go, kit, tmp_path, after):
     assert max(model.rows[-3:]) <= 2
 
 
-def test_out_of_memory_in_likelihoods_changes_no_number(go, kit):
-    (small,) = go(kit.echo(room=1), {"nll": kit.likelihood}, [kit.suite(batch_size=6)])
-    (large,) = go(kit.echo(), {"nll": kit.likelihood}, [kit.suite(batch_size=6)])
+def test_out_of_memory_does_not_change_likelihoods(evaluate, kit):
+    (small,) = evaluate(kit.echo(room=1), {"nll": kit.likelihood}, [kit.suite(batch_size=6)])
+    (large,) = evaluate(kit.echo(), {"nll": kit.likelihood}, [kit.suite(batch_size=6)])
     assert [item.nll for item in small.items] == [item.nll for item in large.items]
 
 
-def test_no_room_for_one_row_ends_the_run_with_a_remedy(go, kit):
+def test_out_of_memory_with_one_row_is_an_error(evaluate, kit):
     with pytest.raises(RunError, match=r"evaluate desk.*one row.*max_length"):
-        go(kit.echo(room=0), {"same": kit.same})
+        evaluate(kit.echo(room=0), {"same": kit.same})
 
 
-def test_logits_of_likelihoods_are_bounded(go, kit, tokenizer, monkeypatch):
+def test_number_of_logits_is_limited(evaluate, kit, tokenizer, monkeypatch):
     monkeypatch.setattr("harness.evaluation.likelihood.MAX_LOGITS", 10 * len(tokenizer))
     model = kit.echo()
-    (result,) = go(model, {"nll": kit.likelihood}, [kit.suite(batch_size=6)])
+    (result,) = evaluate(model, {"nll": kit.likelihood}, [kit.suite(batch_size=6)])
     assert sum(model.rows) == len(SAID)
     assert len(model.rows) > 2
     assert all(item.nll for item in result.items)
 
 
-def test_a_real_model_gives_the_same_at_any_batch_size(go, kit, tiny_model):
+def test_batch_size_does_not_change_the_result(evaluate, kit, tiny_model):
     metrics = {"same": kit.same, "nll": kit.likelihood}
-    one, eight = (go(tiny_model, metrics, [kit.suite(batch_size=size)])[0] for size in (1, 8))
+    one, eight = (evaluate(tiny_model, metrics, [kit.suite(batch_size=size)])[0] for size in (1, 8))
     assert [item.answer for item in one.items] == [item.answer for item in eight.items]
     assert [item.nll for item in one.items] == pytest.approx([item.nll for item in eight.items], abs=1e-4)
 
 
-def test_every_module_is_left_in_its_mode(go, kit, tiny_model):
+def test_modes_of_modules_are_restored(evaluate, kit, tiny_model):
     tiny_model.train()
     tiny_model.model.layers[0].eval()
     before = [module.training for module in tiny_model.modules()]
     seen = []
     tiny_model.model.layers[1].register_forward_hook(lambda module, *_: seen.append(module.training))
-    go(tiny_model, {"nll": kit.likelihood})
+    evaluate(tiny_model, {"nll": kit.likelihood})
     assert [module.training for module in tiny_model.modules()] == before
     assert seen
     assert not any(seen)
 
 
-def test_the_model_can_be_trained_afterwards(go, kit, tiny_model):
-    go(tiny_model, {"same": kit.same, "nll": kit.likelihood})
+def test_model_can_be_trained_after_evaluation(evaluate, kit, tiny_model):
+    evaluate(tiny_model, {"same": kit.same, "nll": kit.likelihood})
     ids = torch.arange(10, 30)[None]
     tiny_model(input_ids=ids, labels=ids).loss.backward()
     assert all(parameter.grad is not None for parameter in tiny_model.parameters())
 
 
-def test_progress_counts_every_likelihood_and_answer_once(go, kit):
+def test_progress_counts_each_measurement_once(evaluate, kit):
     seen = []
 
     def progress(phase, done, total, note="", unit=""):
         seen.append((phase, done, total, unit))
 
-    go(kit.echo(), {"same": kit.same, "nll": kit.likelihood}, progress=progress)
+    evaluate(kit.echo(), {"same": kit.same, "nll": kit.likelihood}, progress=progress)
     assert {(phase, total, unit) for phase, _, total, unit in seen} == {("evaluate desk", 12, "items")}
     assert [done for _, done, *_ in seen] == list(range(13))
 
 
-def test_a_row_whose_response_is_cut_off_stays_an_item_without_tokens(go, kit, rows, tmp_path):
+def test_row_with_truncated_response_is_an_item_without_tokens(evaluate, kit, rows, tmp_path):
     rows.append(kit.example("q" * 100, "r"))
-    (result,) = go(kit.echo(), {"nll": kit.likelihood}, max_length=60, folder=tmp_path)
+    (result,) = evaluate(kit.echo(), {"nll": kit.likelihood}, max_length=60, folder=tmp_path)
     assert (result.items[-1].nll, result.items[-1].tokens) == (0.0, 0)
     assert result.scores[0].n == len(rows)
     records = lines(tmp_path / "desk-stage1.jsonl")
@@ -207,28 +210,28 @@ def test_a_row_whose_response_is_cut_off_stays_an_item_without_tokens(go, kit, r
     assert len(records) == len(rows)
 
 
-def test_a_prompt_too_long_loses_its_beginning_and_says_so(go, kit, rows, tmp_path):
+def test_long_prompt_loses_its_beginning_and_is_marked(evaluate, kit, rows, tmp_path):
     rows.append(kit.example("z" * 100, "r"))
     model = kit.echo()
-    model._said = lambda ids, mask: ids[mask.bool()].tolist()[-3:]
-    go(model, {"same": kit.same}, max_length=60, folder=tmp_path)
+    model._answer_ids = lambda ids, mask: ids[mask.bool()].tolist()[-3:]
+    evaluate(model, {"same": kit.same}, max_length=60, folder=tmp_path)
     records = lines(tmp_path / "desk-stage1.jsonl")
     cut = [record for record in records if record["prompt_cut"]]
     assert [record["prompt_tokens"] for record in cut] == [60]
     assert cut[0]["prompt"] == "z" * 100
 
 
-def test_a_suite_without_rows_is_named(go, kit):
-    with pytest.raises(HarnessError, match=r"evaluate\.desk: the source 'source' gives it no rows"):
-        go(kit.echo(), {"same": kit.same}, examples={"desk": ()})
+def test_suite_without_rows_is_rejected(evaluate, kit):
+    with pytest.raises(HarnessError, match=r"evaluate\.desk: the source 'source' has no rows for it"):
+        evaluate(kit.echo(), {"same": kit.same}, examples={"desk": ()})
 
 
-def test_answers_longer_than_the_model_are_refused(go, kit):
-    with pytest.raises(HarnessError, match=r"evaluate\.desk\.max_new_tokens: 512 leaves a prompt no room"):
-        go(kit.echo(), {"same": kit.same}, [kit.suite(max_new_tokens=512)])
+def test_answers_longer_than_the_model_are_rejected(evaluate, kit):
+    with pytest.raises(HarnessError, match=r"evaluate\.desk\.max_new_tokens: 512 leaves no position for a prompt"):
+        evaluate(kit.echo(), {"same": kit.same}, [kit.suite(max_new_tokens=512)])
 
 
-def test_a_prompt_reads_as_it_was_asked(kit):
+def test_prompt_for_display_has_the_original_text(kit):
     from harness.evaluation.predictions import format_prompt_for_display
     from harness.types import Example, Message
 
@@ -242,15 +245,15 @@ def test_a_prompt_reads_as_it_was_asked(kit):
     assert format_prompt_for_display(Example("1", turns, "p")) == "system: s\nuser: q\nassistant: a\nuser: r"
 
 
-def test_a_metric_that_breaks_its_word_is_named(kit):
+def test_metric_with_undeclared_scores_is_rejected(kit):
     from harness.types import Item
 
     kit.same.score_names = ("other",)
-    with pytest.raises(HarnessError, match=r"metrics\.same: gives same where it names other"):
+    with pytest.raises(HarnessError, match=r"metrics\.same: returns same, but its score_names are other"):
         score_items([Item("1", "p", "r", "a")], {"same": kit.same}, suite="s", stage=0, seed=0)
 
 
-def test_scores_draw_the_same_items_at_every_stage(kit):
+def test_bootstrap_draws_are_the_same_at_every_stage(kit):
     from harness.types import Item
 
     items = [Item(str(number), "p", "r", "r" if number % 3 else "x") for number in range(20)]

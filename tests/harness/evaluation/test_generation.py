@@ -1,4 +1,4 @@
-"""Greedy answers against transformers, and against themselves in other batches."""
+"""Greedy answers, compared with transformers and between batch sizes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ NO_STOPS = StopConditions(None, frozenset(), ())
 
 
 def answers(model, tokenizer, prompts, *, stops=NO_STOPS, new=12, size=None):
-    found = {}
+    answers_by_key = {}
     size = size or len(prompts)
     for start in range(0, len(prompts), size):
         batch = dict(list(enumerate(prompts))[start : start + size])
@@ -21,9 +21,9 @@ def answers(model, tokenizer, prompts, *, stops=NO_STOPS, new=12, size=None):
             batch,
             stops=stops,
             max_new_tokens=new,
-            on_answer=lambda key, one: found.update({key: one}),
+            on_answer=lambda key, one: answers_by_key.update({key: one}),
         )
-    return [found[key] for key in range(len(prompts))]
+    return [answers_by_key[key] for key in range(len(prompts))]
 
 
 @pytest.fixture
@@ -34,19 +34,19 @@ def prompts(tokenizer):
 
 
 @pytest.fixture
-def lively(tiny_model):
-    """Large weights, so that answers differ from prompt to prompt and a wrong mask shows."""
+def sharp_model(tiny_model):
+    """Return a model with large weights: answers depend on the prompt, and a wrong mask changes them."""
     with torch.no_grad():
         for parameter in tiny_model.parameters():
             parameter.mul_(6.0)
     return tiny_model.eval()
 
 
-def test_answers_are_those_of_transformers_one_by_one(tokenizer, lively, prompts):
-    ours = answers(lively, tokenizer, prompts)
+def test_answers_equal_unbatched_transformers(tokenizer, sharp_model, prompts):
+    ours = answers(sharp_model, tokenizer, prompts)
     for prompt, answer in zip(prompts, ours, strict=True):
         ids = torch.tensor([prompt])
-        out = lively.generate(
+        out = sharp_model.generate(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
             max_new_tokens=12,
@@ -60,15 +60,15 @@ def test_answers_are_those_of_transformers_one_by_one(tokenizer, lively, prompts
 
 
 @pytest.mark.parametrize("size", [1, 3, 8])
-def test_answers_do_not_depend_on_the_batch(tokenizer, lively, prompts, size):
-    assert answers(lively, tokenizer, prompts, size=size) == answers(lively, tokenizer, prompts)
+def test_answers_do_not_depend_on_the_batch(tokenizer, sharp_model, prompts, size):
+    assert answers(sharp_model, tokenizer, prompts, size=size) == answers(sharp_model, tokenizer, prompts)
 
 
-def test_padding_at_the_right_would_give_other_answers(tokenizer, lively, prompts):
+def test_right_padding_would_change_the_answers(tokenizer, sharp_model, prompts):
     # The same model, batch and mask with the padding on the wrong side: what the test above guards against.
     short, long = prompts[0], prompts[3]
     ids = torch.tensor([short + [tokenizer.pad_token_id] * (len(long) - len(short)), long])
-    out = lively.generate(
+    out = sharp_model.generate(
         input_ids=ids,
         attention_mask=(ids != tokenizer.pad_token_id).long(),
         max_new_tokens=12,
@@ -77,30 +77,30 @@ def test_padding_at_the_right_would_give_other_answers(tokenizer, lively, prompt
         pad_token_id=tokenizer.pad_token_id,
     )
     wrong = tokenizer.decode(out[0, len(long) :], skip_special_tokens=True)
-    assert answers(lively, tokenizer, [short])[0].text != wrong
+    assert answers(sharp_model, tokenizer, [short])[0].text != wrong
 
 
-def test_the_models_generation_config_changes_nothing(tokenizer, lively, prompts):
-    before = answers(lively, tokenizer, prompts)
-    lively.generation_config.update(do_sample=True, temperature=3.0, repetition_penalty=4.0, max_new_tokens=2)
-    assert answers(lively, tokenizer, prompts) == before
+def test_generation_config_is_ignored(tokenizer, sharp_model, prompts):
+    before = answers(sharp_model, tokenizer, prompts)
+    sharp_model.generation_config.update(do_sample=True, temperature=3.0, repetition_penalty=4.0, max_new_tokens=2)
+    assert answers(sharp_model, tokenizer, prompts) == before
 
 
-def test_no_random_number_is_drawn(tokenizer, lively, prompts):
+def test_greedy_draws_no_random_number(tokenizer, sharp_model, prompts):
     state = torch.get_rng_state()
-    answers(lively, tokenizer, prompts)
+    answers(sharp_model, tokenizer, prompts)
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_rows_leave_the_batch_as_they_end_and_the_others_go_on_unchanged(tokenizer, lively, prompts):
-    free = answers(lively, tokenizer, prompts)
+def test_finished_rows_leave_the_batch_without_effect_on_others(tokenizer, sharp_model, prompts):
+    free = answers(sharp_model, tokenizer, prompts)
     ids = torch.tensor(prompts[3:4])
-    stop = int(lively.generate(input_ids=ids, max_new_tokens=5, do_sample=False, eos_token_id=None)[0, -1])
+    stop = int(sharp_model.generate(input_ids=ids, max_new_tokens=5, do_sample=False, eos_token_id=None)[0, -1])
     seen = []
-    handle = lively.model.register_forward_pre_hook(
+    handle = sharp_model.model.register_forward_pre_hook(
         lambda module, args, given: seen.append(len(given["input_ids"])), with_kwargs=True
     )
-    stopped = answers(lively, tokenizer, prompts, stops=StopConditions(None, frozenset({stop}), ()))
+    stopped = answers(sharp_model, tokenizer, prompts, stops=StopConditions(None, frozenset({stop}), ()))
     handle.remove()
     assert {answer.finish for answer in stopped} >= {"stop", "length"}
     assert seen[0] == len(prompts) > seen[-1]
@@ -110,7 +110,7 @@ def test_rows_leave_the_batch_as_they_end_and_the_others_go_on_unchanged(tokeniz
         assert (before == after) == (after.finish == "length")
 
 
-def test_learned_positions_count_from_the_prompts_own_beginning(tokenizer, prompts):
+def test_positions_start_at_the_prompt(tokenizer, prompts):
     from transformers import GPT2Config, GPT2LMHeadModel
 
     torch.manual_seed(0)
@@ -122,7 +122,7 @@ def test_learned_positions_count_from_the_prompts_own_beginning(tokenizer, promp
     assert answers(model, tokenizer, prompts, size=1) == answers(model, tokenizer, prompts)
 
 
-def test_a_model_that_takes_no_positions_gets_its_mask(tokenizer, prompts):
+def test_model_without_position_ids_gets_its_mask(tokenizer, prompts):
     from transformers import BloomConfig, BloomForCausalLM
 
     torch.manual_seed(0)
@@ -132,13 +132,13 @@ def test_a_model_that_takes_no_positions_gets_its_mask(tokenizer, prompts):
     assert answers(model, tokenizer, prompts, size=1) == answers(model, tokenizer, prompts)
 
 
-def test_an_adapter_takes_part(tokenizer, lively, prompts):
+def test_adapter_is_used(tokenizer, sharp_model, prompts):
     from peft import LoraConfig, get_peft_model
 
-    before = answers(lively, tokenizer, prompts)
+    before = answers(sharp_model, tokenizer, prompts)
     torch.manual_seed(0)
     model = get_peft_model(
-        lively, LoraConfig(r=4, target_modules=["q_proj", "up_proj"], init_lora_weights=False)
+        sharp_model, LoraConfig(r=4, target_modules=["q_proj", "up_proj"], init_lora_weights=False)
     ).eval()
     after = answers(model, tokenizer, prompts)
     assert after != before
@@ -161,14 +161,14 @@ def test_an_adapter_takes_part(tokenizer, lively, prompts):
         ("x" * 30, ("<|im_end|>",), "x" * 24, "length"),
     ],
 )
-def test_what_ends_an_answer(tokenizer, kit, said, stops, text, finish):
+def test_stop_conditions_end_an_answer(tokenizer, kit, said, stops, text, finish):
     template = kit.template(*stops) if stops else kit.template("never")
     prompt = tokenizer(f"<|im_start|>user\n{said}<|im_end|>\n<|im_start|>assistant\n")["input_ids"]
     (answer,) = answers(kit.echo(), tokenizer, [prompt], stops=resolve_stops(template, tokenizer), new=24)
     assert (answer.text, answer.finish) == (text, finish)
 
 
-def test_the_tokenizers_end_of_sequence_is_told_from_the_templates_stops(tokenizer, kit):
+def test_eos_is_distinguished_from_template_stops(tokenizer, kit):
     stops = resolve_stops(kit.template("<|im_end|>", "</s>", "Human:", "\n"), tokenizer)
     assert stops.eos_id == tokenizer.eos_token_id
     assert stops.token_ids == {tokenizer.convert_tokens_to_ids("<|im_end|>")}
@@ -176,7 +176,7 @@ def test_the_tokenizers_end_of_sequence_is_told_from_the_templates_stops(tokeniz
     assert stops.strings == ("Human:", "\n")
 
 
-def test_end_of_sequence_finishes_as_eos(tokenizer, kit):
+def test_eos_token_gives_finish_reason_eos(tokenizer, kit):
     ended = StopConditions(tokenizer.convert_tokens_to_ids("<|im_end|>"), frozenset(), ())
     prompt = tokenizer("<|im_start|>user\nyes<|im_end|>\n<|im_start|>assistant\n")["input_ids"]
     (answer,) = answers(kit.echo(), tokenizer, [prompt], stops=ended)

@@ -1,4 +1,4 @@
-"""Likelihoods against the plain way: every logit of one unpadded row."""
+"""Likelihoods, compared with all logits of one unpadded row."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from harness.types import TokenizedExample
 
 def rows(vocabulary, lengths=(5, 17, 9, 30), seed=0):
     draw = torch.Generator().manual_seed(seed)
-    made = []
+    token_rows = []
     for number, length in enumerate(lengths):
         ids = torch.randint(5, vocabulary, (length,), generator=draw).tolist()
         labels = [-100 if position < length // 2 or position % 4 == 3 else ids[position] for position in range(length)]
-        made.append(TokenizedExample(str(number), "s", tuple(ids), tuple(labels)))
-    return made
+        token_rows.append(TokenizedExample(str(number), "s", tuple(ids), tuple(labels)))
+    return token_rows
 
 
-def plain(model, row):
+def unbatched_nll(model, row):
     with torch.no_grad():
         logits = model(input_ids=torch.tensor([row.input_ids])).logits[0].double()
     chances = logits.log_softmax(-1)
@@ -88,20 +88,20 @@ MODELS = {
 
 
 @pytest.mark.parametrize("kind", MODELS)
-def test_a_padded_batch_gives_the_likelihood_of_each_row_alone(tokenizer, kind):
+def test_padded_batch_equals_single_rows(tokenizer, kind):
     model = MODELS[kind](tokenizer)
     given = rows(len(tokenizer))
-    expected = [plain(model, row) for row in given]
+    expected = [unbatched_nll(model, row) for row in given]
     assert response_nll(model, given, tokenizer.pad_token_id) == pytest.approx(expected, abs=1e-5)
     assert [response_nll(model, [row], tokenizer.pad_token_id)[0] for row in given] == pytest.approx(expected, abs=1e-5)
 
 
-def test_the_padding_token_does_not_matter(tokenizer, tiny_model):
+def test_padding_token_does_not_matter(tokenizer, tiny_model):
     given = rows(len(tokenizer))
     assert response_nll(tiny_model, given, 0) == pytest.approx(response_nll(tiny_model, given, 77), abs=1e-6)
 
 
-def test_a_uniform_model_has_the_vocabulary_as_its_perplexity(tokenizer, tiny_model):
+def test_uniform_model_has_vocabulary_size_as_perplexity(tokenizer, tiny_model):
     with torch.no_grad():
         tiny_model.get_output_embeddings().weight.zero_()
     row = rows(len(tokenizer), lengths=(20,))[0]

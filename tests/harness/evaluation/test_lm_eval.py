@@ -1,4 +1,4 @@
-"""Our likelihoods against lm-evaluation-harness on the same model and data: `make oracle` has it installed."""
+"""Likelihoods compared with lm-evaluation-harness on the same model and data; `make oracle` installs it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from harness.errors import HarnessError
-from harness.evaluation.evaluate import evaluate_suites
 from harness.types import Example, Message
 
 pytestmark = pytest.mark.oracle
@@ -51,8 +50,8 @@ ROWS = {"h_mc": QUESTIONS, "h_ppl": [{"text": text} for text in TEXTS], "h_gen":
 
 
 @pytest.fixture(scope="module")
-def theirs(tokenizer, tmp_path_factory):
-    """Runs lm-evaluation-harness on a lively tiny model: the model, and its results."""
+def lm_eval_run(tokenizer, tmp_path_factory):
+    """Run lm-evaluation-harness on a tiny model with large weights; return the model and the results."""
     import yaml
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -78,7 +77,7 @@ def theirs(tokenizer, tmp_path_factory):
         (folder / f"{name}.yaml").write_text(yaml.safe_dump({**common, **task}))
     from lm_eval.tasks import TaskManager
 
-    found = lm_eval.simple_evaluate(
+    results = lm_eval.simple_evaluate(
         model="hf",
         model_args=f"pretrained={folder / 'model'},dtype=float32,max_length={WINDOW}",
         tasks=list(TASKS),
@@ -88,40 +87,36 @@ def theirs(tokenizer, tmp_path_factory):
         bootstrap_iters=0,
         log_samples=True,
     )
-    return model, found, folder
+    return model, results, folder
 
 
-def test_its_tasks_are_a_source_of_the_same_rows(theirs):
+def test_tasks_are_a_source_of_the_same_rows(lm_eval_run):
     from harness_sources.lm_eval_task import LmEvalSource
 
-    rows = {name: [one.data for one in LmEvalSource(name, 0, str(theirs[2])).records()] for name in TASKS}
+    rows = {name: [one.data for one in LmEvalSource(name, 0, str(lm_eval_run[2])).records()] for name in TASKS}
     assert rows["h_mc"] == QUESTIONS
     assert rows["h_ppl"] == ROWS["h_ppl"]
     assert rows["h_gen"] == [{"prompt": one, "completion": one} for one in PROMPTS]
-    (first, *_) = LmEvalSource("h_mc", 0, str(theirs[2])).records()
+    (first, *_) = LmEvalSource("h_mc", 0, str(lm_eval_run[2])).records()
     assert first.location == "lm_eval:h_mc:[0]"
     with pytest.raises(HarnessError, match="lm_eval:h_no: there is no such task"):
-        list(LmEvalSource("h_no", 0, str(theirs[2])).records())
+        list(LmEvalSource("h_no", 0, str(lm_eval_run[2])).records())
 
 
 @pytest.fixture
-def ours(kit, tokenizer, metric, theirs):
+def evaluate(kit, tokenizer, metric, lm_eval_run):
     def run(rows, metrics, **settings):
         suite = kit.suite(plain=True, batch_size=3, **settings)
-        (result,) = evaluate_suites(
-            theirs[0], tokenizer, kit.template(), [suite], {"desk": rows}, {"desk": {n: metric(n) for n in metrics}},
-            stage=0, seed=0, max_length=WINDOW,
-        )  # fmt: skip
-        return result
+        return kit.evaluate(lm_eval_run[0], suite, rows, {name: metric(name) for name in metrics}, max_length=WINDOW)
 
     return run
 
 
-def samples(found, task):
-    return sorted(found["samples"][task], key=lambda sample: sample["doc_id"])
+def samples(results, task):
+    return sorted(results["samples"][task], key=lambda sample: sample["doc_id"])
 
 
-def test_multiple_choice_is_theirs(ours, theirs):
+def test_multiple_choice_equals_lm_eval(evaluate, lm_eval_run):
     rows = [
         Example(
             str(number),
@@ -131,31 +126,31 @@ def test_multiple_choice_is_theirs(ours, theirs):
         )
         for number, one in enumerate(QUESTIONS)
     ]
-    result = ours(rows, ["multiple_choice"])
-    for item, sample in zip(result.items, samples(theirs[1], "h_mc"), strict=True):
+    result = evaluate(rows, ["multiple_choice"])
+    for item, sample in zip(result.items, samples(lm_eval_run[1], "h_mc"), strict=True):
         assert item.choice_lls == pytest.approx([float(ll) for ((ll, _),) in sample["resps"]], abs=NATS)
-    expected = theirs[1]["results"]["h_mc"]
+    expected = lm_eval_run[1]["results"]["h_mc"]
     for score in result.scores:
         assert score.value == pytest.approx(expected[f"{score.name},none"])
     assert [item.row_cut for item in result.items] == [False, False, False, True]
 
 
-def test_rolling_likelihoods_are_theirs(ours, theirs):
+def test_rolling_likelihoods_equal_lm_eval(evaluate, lm_eval_run):
     rows = [Example(str(number), (Message("text", text),), "wiki:1") for number, text in enumerate(TEXTS)]
-    result = ours(rows, ["bits_per_byte"])
-    for item, sample in zip(result.items, samples(theirs[1], "h_ppl"), strict=True):
+    result = evaluate(rows, ["bits_per_byte"])
+    for item, sample in zip(result.items, samples(lm_eval_run[1], "h_ppl"), strict=True):
         assert -item.text_nll == pytest.approx(float(sample["resps"][0][0]), abs=NATS, rel=1e-7)
     for score in result.scores:
-        expected = theirs[1]["results"]["h_ppl"][f"{score.name},none"]
+        expected = lm_eval_run[1]["results"]["h_ppl"][f"{score.name},none"]
         assert score.value == pytest.approx(expected, rel=1e-4)
 
 
-def test_greedy_answers_are_theirs(ours, theirs):
+def test_greedy_answers_equal_lm_eval(evaluate, lm_eval_run):
     rows = [
         Example(str(number), (Message("user", one), Message("assistant", "r")), "p:1")
         for number, one in enumerate(PROMPTS)
     ]
-    result = ours(rows, ["exact_match"], max_new_tokens=8)
-    for item, sample in zip(result.items, samples(theirs[1], "h_gen"), strict=True):
+    result = evaluate(rows, ["exact_match"], max_new_tokens=8)
+    for item, sample in zip(result.items, samples(lm_eval_run[1], "h_gen"), strict=True):
         # Theirs decodes to the first end-of-sequence token too, and strips special tokens.
         assert item.answer == sample["resps"][0][0]

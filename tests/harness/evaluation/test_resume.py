@@ -1,4 +1,4 @@
-"""What was answered once is not asked again, and nothing else is taken for it."""
+"""Stored predictions are used again only for the same model, prompts and settings."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from harness.errors import HarnessError
-from harness.evaluation.evaluate import evaluate_suites
 from harness.evaluation.predictions import load_predictions, predictions_path
 from harness.interfaces.template import Template
 
@@ -24,19 +23,18 @@ def rows(kit):
 
 
 @pytest.fixture
-def go(kit, tokenizer, rows, tmp_path):
-    """Evaluates into one folder; gives the evaluation and how often the model was called."""
+def evaluate(kit, tokenizer, rows, tmp_path):
+    """Return a function that evaluates into one folder: the evaluation and the number of forward passes."""
 
     def run(model, suite=None, **options):
         passes = []
         handle = model.register_forward_pre_hook(lambda *_: passes.append(1))
         suite = suite or kit.suite(max_new_tokens=6)
-        given = {"stage": 1, "seed": 0, "max_length": 128, "folder": tmp_path, **options}
-        words, template = given.pop("tokenizer", tokenizer), given.pop("template", kit.template())
-        examples = {suite.name: given.pop("rows", rows)}
-        metrics = {suite.name: given.pop("metrics", {"same": kit.same, "nll": kit.likelihood})}
+        settings = {"stage": 1, "max_length": 128, "folder": tmp_path, **options}
+        examples = settings.pop("rows", rows)
+        metrics = settings.pop("metrics", {"same": kit.same, "nll": kit.likelihood})
         try:
-            (result,) = evaluate_suites(model, words, template, [suite], examples, metrics, **given)
+            result = kit.evaluate(model, suite, examples, metrics, **settings)
         finally:
             handle.remove()
         return result, len(passes)
@@ -52,17 +50,17 @@ def adapted(tiny_model):
     return get_peft_model(tiny_model, LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)).eval()
 
 
-def test_a_second_evaluation_asks_the_model_nothing(go, tiny_model):
-    first, passes = go(tiny_model)
+def test_second_evaluation_does_not_call_the_model(evaluate, tiny_model):
+    first, passes = evaluate(tiny_model)
     assert passes > 0
-    second, none = go(tiny_model)
+    second, none = evaluate(tiny_model)
     assert none == 0
     assert second == first
 
 
-def test_an_evaluation_goes_on_where_it_was_cut_off(go, kit, tiny_model, tmp_path):
+def test_interrupted_evaluation_resumes(evaluate, kit, tiny_model, tmp_path):
     alone = kit.suite(batch_size=1, max_new_tokens=6)
-    whole, all_passes = go(tiny_model, alone, folder=tmp_path / "whole")
+    whole, all_passes = evaluate(tiny_model, alone, folder=tmp_path / "whole")
     calls = []
 
     def fail(*_):
@@ -72,12 +70,12 @@ def test_an_evaluation_goes_on_where_it_was_cut_off(go, kit, tiny_model, tmp_pat
 
     handle = tiny_model.register_forward_pre_hook(fail)
     with pytest.raises(KeyboardInterrupt):
-        go(tiny_model, alone)
+        evaluate(tiny_model, alone)
     handle.remove()
     part = load_predictions(predictions_path(tmp_path, "desk", 1))
     assert part.complete is False
     assert [item.answer is not None for item in part.items].count(True) == 1
-    again, passes = go(tiny_model, alone)
+    again, passes = evaluate(tiny_model, alone)
     assert again == whole
     assert passes == all_passes - len(SAID) - 6
     assert load_predictions(predictions_path(tmp_path, "desk", 1)).complete is True
@@ -86,12 +84,12 @@ def test_an_evaluation_goes_on_where_it_was_cut_off(go, kit, tiny_model, tmp_pat
 @pytest.mark.parametrize(
     "tail", [b'{"id": "id-yes", "answer": "never whole', b'{"id": "id-yes"}', b"\xff\xfe\n", b"3\n"]
 )
-def test_a_line_that_was_not_written_whole_is_dropped_and_redone(go, tiny_model, tmp_path, tail):
-    whole, _ = go(tiny_model)
+def test_incomplete_line_is_dropped_and_measured_again(evaluate, tiny_model, tmp_path, tail):
+    whole, _ = evaluate(tiny_model)
     file = predictions_path(tmp_path, "desk", 1)
     lines = file.read_bytes().splitlines(keepends=True)
     file.write_bytes(b"".join(lines[:-1]) + tail)
-    again, passes = go(tiny_model)
+    again, passes = evaluate(tiny_model)
     assert again == whole
     assert passes == 1 + 6  # one likelihood, and six tokens of one answer
     assert [json.loads(line)["id"] for line in file.read_text().splitlines()[1:]] == [item.id for item in whole.items]
@@ -104,7 +102,7 @@ def weights(model):
 
 
 def configured(model, **changes):
-    """The same weights under another config."""
+    """Return the same weights with another config."""
     config = copy.deepcopy(model.config)
     for name, value in changes.items():
         setattr(config, name, value)
@@ -130,10 +128,10 @@ MISSES = {
     "the generation config": lambda model, kit, **_: (published(model, repetition_penalty=1.2), {}),
     "the dtype": lambda model, kit, **_: (model.to(torch.bfloat16), {}),
     "the attention": lambda model, kit, **_: (model.set_attn_implementation("eager") or model, {}),
-    "the template": lambda model, kit, **_: (model, {"template": Spaced(kit.template())}),
+    "the template": lambda model, kit, **_: (model, {"template": SpacedTemplate(kit.template())}),
     "the tokenizer": lambda model, kit, tokenizer, **_: (model, {"tokenizer": renamed(tokenizer)}),
     "max_length": lambda model, kit, **_: (model, {"max_length": 100}),
-    "a prompt": lambda model, kit, rows, **_: (model, {"rows": [asked_otherwise(rows[0]), *rows[1:]]}),
+    "a prompt": lambda model, kit, rows, **_: (model, {"rows": [with_changed_prompt(rows[0]), *rows[1:]]}),
     "max_new_tokens": lambda model, kit, **_: (model, {"suite": kit.suite(max_new_tokens=7)}),
     "stop": lambda model, kit, **_: (model, {"suite": kit.suite(max_new_tokens=6, stop=["zzz"])}),
     "temperature": lambda model, kit, **_: (model, {"suite": kit.suite(max_new_tokens=6, temperature=1.0)}),
@@ -141,8 +139,8 @@ MISSES = {
 }
 
 
-def asked_otherwise(row):
-    """The row as if its prompt had changed and its id not."""
+def with_changed_prompt(row):
+    """Return the row with another prompt and the same id."""
     return replace(row, messages=(replace(row.messages[0], content="other?"), row.messages[1]))
 
 
@@ -152,7 +150,7 @@ def renamed(tokenizer):
     return other
 
 
-class Spaced(Template):
+class SpacedTemplate(Template):
     """ChatML with a space before each content."""
 
     def __init__(self, turns):
@@ -166,18 +164,18 @@ class Spaced(Template):
 
 
 @pytest.mark.parametrize("what", MISSES)
-def test_no_answer_is_taken_for_another(go, kit, tiny_model, tokenizer, rows, what, tmp_path):
-    go(tiny_model)
+def test_every_change_is_measured_again(evaluate, kit, tiny_model, tokenizer, rows, what, tmp_path):
+    evaluate(tiny_model)
     model, options = MISSES[what](tiny_model, kit, tokenizer=tokenizer, rows=rows)
-    fresh, _ = go(model, folder=tmp_path / "fresh", **options)
-    again, passes = go(model, **options)
+    fresh, _ = evaluate(model, folder=tmp_path / "fresh", **options)
+    again, passes = evaluate(model, **options)
     assert passes > 0
     assert again == fresh
-    assert go(model, **options)[1] == 0
+    assert evaluate(model, **options)[1] == 0
 
 
-def test_where_a_model_lies_and_how_it_was_saved_says_nothing_of_it(go, tiny_model, tokenizer, tmp_path):
-    """Trained, saved and loaded again, from another place too, a model's kept answers are its own still."""
+def test_location_and_saving_do_not_change_the_fingerprint(evaluate, tiny_model, tokenizer, tmp_path):
+    """Stored answers stay valid after a model was trained, saved and loaded, also from another location."""
     from harness.evaluation import fingerprint
     from harness.model import load as load_module
     from harness.model import locate, save
@@ -193,80 +191,80 @@ def test_where_a_model_lies_and_how_it_was_saved_says_nothing_of_it(go, tiny_mod
         return load_module.load_model(locate.resolve_model(settings), settings)
 
     net = load("first")
-    assert go(net)[1] > 0
+    assert evaluate(net)[1] > 0
     save.save_model(net, tokenizer, tmp_path / "saved")
     assert fingerprint.model_configs(load("saved")) == fingerprint.model_configs(net)
-    assert go(load("saved"))[1] == 0
-    assert go(load("second"))[1] == 0
+    assert evaluate(load("saved"))[1] == 0
+    assert evaluate(load("second"))[1] == 0
     config = json.loads((tmp_path / "second/generation_config.json").read_text())
     (tmp_path / "second/generation_config.json").write_text(json.dumps({**config, "temperature": 0.9}))
-    assert go(load("second"))[1] > 0, "published to be asked otherwise"
+    assert evaluate(load("second"))[1] > 0, "published to be asked otherwise"
 
 
-def test_the_base_that_a_distance_is_from_is_known_by_its_config_too(go, metric, tiny_model):
+def test_config_of_the_base_model_is_part_of_the_key(evaluate, metric, tiny_model):
     def base(net):
         return lambda: contextlib.nullcontext(net)
 
     metrics = {"kl": metric("kl_to_base")}
-    assert go(tiny_model, metrics=metrics, base_context=base(tiny_model))[1] > 0
-    assert go(tiny_model, metrics=metrics, base_context=base(tiny_model))[1] == 0
-    assert go(tiny_model, metrics=metrics, base_context=base(rotated(tiny_model)))[1] > 0
+    assert evaluate(tiny_model, metrics=metrics, base_context=base(tiny_model))[1] > 0
+    assert evaluate(tiny_model, metrics=metrics, base_context=base(tiny_model))[1] == 0
+    assert evaluate(tiny_model, metrics=metrics, base_context=base(rotated(tiny_model)))[1] > 0
 
 
-def test_autocast_is_another_arithmetic(go, tiny_model):
-    go(tiny_model)
+def test_autocast_changes_the_fingerprint(evaluate, tiny_model):
+    evaluate(tiny_model)
     with torch.autocast("cpu", torch.bfloat16):
-        assert go(tiny_model)[1] > 0
-        assert go(tiny_model)[1] == 0
+        assert evaluate(tiny_model)[1] > 0
+        assert evaluate(tiny_model)[1] == 0
 
 
-def test_an_adapter_its_scale_and_its_absence_are_other_models(go, adapted):
-    go(adapted)
+def test_adapter_its_scale_and_its_absence_change_the_fingerprint(evaluate, adapted):
+    evaluate(adapted)
     with adapted.disable_adapter():
-        assert go(adapted)[1] > 0
-        assert go(adapted)[1] == 0
-    assert go(adapted)[1] > 0
+        assert evaluate(adapted)[1] > 0
+        assert evaluate(adapted)[1] == 0
+    assert evaluate(adapted)[1] > 0
     with torch.no_grad():
         next(weight for name, weight in adapted.named_parameters() if "lora_B" in name).add_(1e-3)
-    assert go(adapted)[1] > 0
+    assert evaluate(adapted)[1] > 0
     adapted.peft_config["default"].lora_alpha *= 2
-    assert go(adapted)[1] > 0
-    assert go(adapted)[1] == 0
+    assert evaluate(adapted)[1] > 0
+    assert evaluate(adapted)[1] == 0
 
 
-def test_a_seed_matters_where_answers_are_drawn_and_nowhere_else(go, kit, tiny_model):
-    go(tiny_model)
-    assert go(tiny_model, seed=1)[1] == 0
+def test_seed_is_part_of_the_key_of_sampled_answers_only(evaluate, kit, tiny_model):
+    evaluate(tiny_model)
+    assert evaluate(tiny_model, seed=1)[1] == 0
     drawn = kit.suite(max_new_tokens=6, temperature=0.7)
-    go(tiny_model, drawn)
-    assert go(tiny_model, drawn, seed=1)[1] > 0
+    evaluate(tiny_model, drawn)
+    assert evaluate(tiny_model, drawn, seed=1)[1] > 0
 
 
-def test_only_what_a_setting_concerns_is_made_anew(go, kit, tiny_model):
-    before, _ = go(tiny_model)
-    after, passes = go(tiny_model, kit.suite(max_new_tokens=7))
+def test_setting_invalidates_only_its_own_measurement(evaluate, kit, tiny_model):
+    before, _ = evaluate(tiny_model)
+    after, passes = evaluate(tiny_model, kit.suite(max_new_tokens=7))
     assert passes == 7  # the answers; the likelihoods have nothing to do with it
     assert [item.nll for item in after.items] == [item.nll for item in before.items]
 
 
-def test_a_metric_more_leaves_the_answers_be(go, kit, tiny_model, tmp_path):
-    go(tiny_model, metrics={"same": kit.same})
-    both, passes = go(tiny_model)
+def test_additional_metric_keeps_the_answers(evaluate, kit, tiny_model, tmp_path):
+    evaluate(tiny_model, metrics={"same": kit.same})
+    both, passes = evaluate(tiny_model)
     assert passes == 1
     assert all(item.answer is not None and item.nll is not None for item in both.items)
-    # And one less does not lose what was found before.
-    go(tiny_model, metrics={"nll": kit.likelihood})
-    assert go(tiny_model)[1] == 0
+    # Removing a metric keeps the stored answers.
+    evaluate(tiny_model, metrics={"nll": kit.likelihood})
+    assert evaluate(tiny_model)[1] == 0
 
 
-def test_a_row_more_asks_for_that_row_alone(go, kit, tiny_model, rows):
-    go(tiny_model, rows=rows[:-1])
-    assert go(tiny_model)[1] == 1 + 6
+def test_additional_row_is_measured_alone(evaluate, kit, tiny_model, rows):
+    evaluate(tiny_model, rows=rows[:-1])
+    assert evaluate(tiny_model)[1] == 1 + 6
 
 
-def test_the_header_says_what_the_numbers_were_made_with(go, kit, adapted, tmp_path):
+def test_header_has_fingerprint_and_settings(evaluate, kit, adapted, tmp_path):
     notes = []
-    go(adapted)
+    evaluate(adapted)
     header = load_predictions(predictions_path(tmp_path, "desk", 1)).header
     assert header["identity"].keys() == {
         "model", "adapter", "config", "dtype", "attention", "tokenizer", "template", "harness",
@@ -276,13 +274,13 @@ def test_the_header_says_what_the_numbers_were_made_with(go, kit, adapted, tmp_p
     assert header["settings"]["likelihood"] == {"max_length": 128}
     base = header["identity"]["model"]
     with adapted.disable_adapter():
-        go(adapted, progress=lambda phase, done, total, note="", unit="": notes.append(note))
-    assert any("made with another adapter: all is made anew" in note for note in notes)
+        evaluate(adapted, progress=lambda phase, done, total, note="", unit="": notes.append(note))
+    assert any("stored predictions have another adapter: measuring all items again" in note for note in notes)
     header = load_predictions(predictions_path(tmp_path, "desk", 1)).header
     assert (header["identity"]["model"], header["identity"]["adapter"]) == (base, "none")
 
 
-def test_an_adapter_leaves_the_models_own_digest_as_it_was(tiny_model):
+def test_adapter_does_not_change_the_base_digest(tiny_model):
     from peft import LoraConfig, get_peft_model
 
     from harness.evaluation.fingerprint import weight_digests as digests
@@ -294,12 +292,12 @@ def test_an_adapter_leaves_the_models_own_digest_as_it_was(tiny_model):
     assert len(digests(model)[1]) == 64
 
 
-def test_what_is_no_file_of_items_is_named(tmp_path):
+def test_other_file_is_rejected(tmp_path):
     (tmp_path / "x.jsonl").write_text('{"id": "a"}\n')
-    with pytest.raises(HarnessError, match=r"x\.jsonl: is no file of evaluated items"):
+    with pytest.raises(HarnessError, match=r"x\.jsonl: is not a predictions file"):
         load_predictions(tmp_path / "x.jsonl")
 
 
-def test_items_come_back_as_they_went(go, kit, tiny_model, tmp_path):
-    result, _ = go(tiny_model)
+def test_items_are_loaded_as_they_were_written(evaluate, kit, tiny_model, tmp_path):
+    result, _ = evaluate(tiny_model)
     assert load_predictions(predictions_path(tmp_path, "desk", 1)).items == result.items

@@ -1,11 +1,10 @@
-"""What is counted beside a score, and what fails an evaluation."""
+"""Counts of a score, and the limits of a suite."""
 
 from __future__ import annotations
 
 import pytest
 
 from harness.errors import RunError
-from harness.evaluation.evaluate import evaluate_suites
 from harness.evaluation.scoring import find_limit_violations, raise_on_violations, score_items
 from harness.types import Item
 
@@ -13,28 +12,24 @@ SAID = ["yes", "", "x" * 30, " ", "no"]
 
 
 @pytest.fixture
-def go(kit, tokenizer):
+def evaluate(kit, tokenizer):
     def run(stage=1, folder=None, **settings):
         suite = kit.suite(**settings)
         rows = [kit.example(said, "yes") for said in SAID]
-        (result,) = evaluate_suites(
-            kit.echo(), tokenizer, kit.template(), [suite], {"desk": rows}, {"desk": {"same": kit.same}},
-            stage=stage, seed=0, max_length=200, folder=folder,
-        )  # fmt: skip
-        return result
+        return kit.evaluate(kit.echo(), suite, rows, {"same": kit.same}, stage=stage, folder=folder)
 
     return run
 
 
-def test_what_is_no_measure_of_the_model_is_counted_beside_its_score(go):
-    (found,) = go().scores
-    assert found.n == 5
-    assert found.counts == {"empty": 2, "truncated": 1, "prompt_cut": 0, "unparsed": 0}
+def test_score_has_counts_of_its_items(evaluate):
+    (score,) = evaluate().scores
+    assert score.n == 5
+    assert score.counts == {"empty": 2, "truncated": 1, "prompt_cut": 0, "unparsed": 0}
 
 
-def test_nothing_fails_where_no_limit_is_declared(go):
-    assert go().violations == ()
-    raise_on_violations([go()])
+def test_no_limit_means_no_violation(evaluate):
+    assert evaluate().violations == ()
+    raise_on_violations([evaluate()])
 
 
 @pytest.mark.parametrize(
@@ -44,8 +39,8 @@ def test_nothing_fails_where_no_limit_is_declared(go):
         ({"max_truncated": 0.1}, "1 of 5 items are truncated (20.0%, 10.0% are allowed)"),
     ],
 )
-def test_over_its_limit_an_evaluation_is_saved_and_then_fails(go, tmp_path, limit, text):
-    result = go(folder=tmp_path, **limit)
+def test_violation_is_raised_after_saving(evaluate, tmp_path, limit, text):
+    result = evaluate(folder=tmp_path, **limit)
     assert (tmp_path / "desk-stage1.jsonl").exists()
     (breach,) = result.violations
     assert str(breach) == text
@@ -54,28 +49,28 @@ def test_over_its_limit_an_evaluation_is_saved_and_then_fails(go, tmp_path, limi
     assert raised.value.exit_code == 1
 
 
-def test_at_its_limit_it_does_not_fail(go):
-    assert go(max_empty=0.4, max_truncated=0.2, max_cut=0.0, max_unparsed=0.0).violations == ()
+def test_count_at_the_limit_passes(evaluate):
+    assert evaluate(max_empty=0.4, max_truncated=0.2, max_cut=0.0, max_unparsed=0.0).violations == ()
 
 
-def test_the_base_model_need_not_keep_the_limits(go):
-    base = go(stage=0, max_empty=0.0)
+def test_base_model_is_exempt_from_limits(evaluate):
+    base = evaluate(stage=0, max_empty=0.0)
     assert len(base.violations) == 1
     raise_on_violations([base], first_stage=1)
     with pytest.raises(RunError):
         raise_on_violations([base])
 
 
-def test_answers_that_a_metric_cannot_read_are_counted_for_that_metric(kit, metric):
+def test_unparsed_answers_are_counted_per_metric(kit, metric):
     items = [Item(str(n), "q", "#### 3", answer, "eos") for n, answer in enumerate(["#### 3", "three", "#### 4"])]
     metrics = {"exact_match": metric("exact_match", extract=r"#### (\d+)"), "json_valid": metric("json_valid")}
     scores = score_items(items, metrics, seed=0)
     assert [one.counts["unparsed"] for one in scores] == [1, 3]
-    found = find_limit_violations(kit.suite(max_unparsed=0.5), 2, items, scores)
-    assert [str(one) for one in found] == ["3 of 3 items are unparsed by json_valid (100.0%, 50.0% are allowed)"]
+    violations = find_limit_violations(kit.suite(max_unparsed=0.5), 2, items, scores)
+    assert [str(one) for one in violations] == ["3 of 3 items are unparsed by json_valid (100.0%, 50.0% are allowed)"]
 
 
-def test_a_suite_without_answers_has_none_that_are_empty(kit):
+def test_suite_without_answers_has_no_empty_answers(kit):
     assert (
         find_limit_violations(
             kit.suite(max_empty=0.0, max_truncated=0.0), 0, [Item("1", "q", "r", nll=1.0, tokens=2)], ()

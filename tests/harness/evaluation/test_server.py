@@ -1,4 +1,4 @@
-"""Answers from a server: a stub of the completions protocol on loopback."""
+"""Answers from a stub of a completions server on loopback."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import pytest
 
 from harness.errors import HarnessError, RunError
 from harness.evaluation import server
-from harness.evaluation.evaluate import evaluate_suites
 from harness.evaluation.predictions import load_predictions
 from harness.spec.schema import fill_defaults
 from harness.spec_keys import evaluation
@@ -18,13 +17,13 @@ from harness.spec_keys import evaluation
 SAID = ["yes", "a much longer answer", "", "no", "天气很好"]
 
 
-class Stub(ThreadingHTTPServer):
-    """Answers each prompt with its user's message. plan: status codes to answer with first, one a request."""
+class StubServer(ThreadingHTTPServer):
+    """Answers each prompt with the user's message; `plan` has the status codes of the first requests."""
 
     daemon_threads = True
 
     def __init__(self, tokenizer):
-        super().__init__(("127.0.0.1", 0), Handler)
+        super().__init__(("127.0.0.1", 0), StubHandler)
         self.tokenizer = tokenizer
         self.plan: list[int] = []
         self.requests: list[dict] = []
@@ -37,7 +36,7 @@ class Stub(ThreadingHTTPServer):
         self.url = f"http://127.0.0.1:{self.server_address[1]}/v1"
 
 
-class Handler(BaseHTTPRequestHandler):
+class StubHandler(BaseHTTPRequestHandler):
     def do_POST(self):
         stub = self.server
         with stub.lock:
@@ -73,40 +72,36 @@ class Handler(BaseHTTPRequestHandler):
 def stub(tokenizer, monkeypatch):
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
-    made = Stub(tokenizer)
-    thread = threading.Thread(target=made.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    stub_server = StubServer(tokenizer)
+    thread = threading.Thread(target=stub_server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
-    yield made
-    made.shutdown()
-    made.server_close()
+    yield stub_server
+    stub_server.shutdown()
+    stub_server.server_close()
 
 
 @pytest.fixture
 def pauses(monkeypatch):
-    found = []
-    monkeypatch.setattr(server.time, "sleep", found.append)
-    return found
+    recorded_pauses = []
+    monkeypatch.setattr(server.time, "sleep", recorded_pauses.append)
+    return recorded_pauses
 
 
 @pytest.fixture
-def go(kit, tokenizer, stub):
+def evaluate(kit, tokenizer, stub):
     rows = [kit.example(said, said or "?") for said in SAID]
 
     def run(stage=0, folder=None, metrics=None, model=None, limits=None, **settings):
         given = {"url": stub.url, "model": "desk", **settings}
         schema = {"type": "object", "properties": evaluation.SERVER_KEYS}
         suite = kit.suite(server=fill_defaults(given, schema, schema), **(limits or {}))
-        (result,) = evaluate_suites(
-            model, tokenizer, kit.template(), [suite], {"desk": rows}, {"desk": metrics or {"same": kit.same}},
-            stage=stage, seed=0, max_length=200, folder=folder,
-        )  # fmt: skip
-        return result
+        return kit.evaluate(model, suite, rows, metrics or {"same": kit.same}, stage=stage, folder=folder)
 
     return run
 
 
-def test_a_server_is_asked_with_our_own_prompt_tokens_and_needs_no_model_here(go, stub, kit, tokenizer):
-    result = go()
+def test_server_receives_prompt_tokens_and_needs_no_model(evaluate, stub, kit, tokenizer):
+    result = evaluate()
     assert [item.answer for item in result.items] == SAID
     assert [item.finish for item in result.items] == ["stop", "stop", "empty", "stop", "stop"]
     assert [item.answer_tokens for item in result.items] == [len(said.encode()) + 1 for said in SAID]
@@ -119,13 +114,13 @@ def test_a_server_is_asked_with_our_own_prompt_tokens_and_needs_no_model_here(go
     assert "Authorization" not in stub.headers[0]
 
 
-def test_prompts_can_be_sent_as_text(go, stub):
-    go(prompts="text")
+def test_prompts_can_be_sent_as_text(evaluate, stub):
+    evaluate(prompts="text")
     assert "<|im_start|>user\nyes<|im_end|>\n<|im_start|>assistant\n" in [one["prompt"] for one in stub.requests]
 
 
-def test_further_fields_are_sent_and_have_the_last_word(go, stub):
-    go(stage=2, body={"stop_token_ids": [2], "seed": 5})
+def test_body_fields_override_the_request(evaluate, stub):
+    evaluate(stage=2, body={"stop_token_ids": [2], "seed": 5})
     assert stub.requests[0]["stop_token_ids"] == [2]
     assert stub.requests[0]["seed"] == 5
 
@@ -142,111 +137,111 @@ def test_further_fields_are_sent_and_have_the_last_word(go, stub):
         ({"finish_reason": "length", "text": None}, "empty"),
     ],
 )
-def test_finish_reasons_are_mapped(go, stub, reply, finish):
+def test_finish_reasons_are_mapped(evaluate, stub, reply, finish):
     stub.reply = reply
-    assert go().items[0].finish == finish
+    assert evaluate().items[0].finish == finish
 
 
-def test_what_may_pass_is_asked_again_after_growing_pauses(go, stub, pauses):
+def test_temporary_errors_are_retried_with_growing_pauses(evaluate, stub, pauses):
     stub.plan = [503, 500, 429]
-    assert [item.answer for item in go(concurrency=1).items] == SAID
+    assert [item.answer for item in evaluate(concurrency=1).items] == SAID
     assert len(stub.requests) == len(SAID) + 3
     assert 0.7 < pauses[0] < 1.3
     assert 1.4 < pauses[1] < 2.6
     assert pauses[2] == 0.0  # as long as the server asked for
 
 
-def test_what_does_not_pass_ends_with_its_reason(go, stub, pauses):
+def test_permanent_error_is_reported(evaluate, stub, pauses):
     stub.plan = [503] * 3
-    with pytest.raises(RunError, match=r"evaluate\.desk\.server: .*status 503: .*not now.*after 3 tries"):
-        go(retries=2, concurrency=1)
+    with pytest.raises(RunError, match=r"evaluate\.desk\.server: .*status 503: .*not now.*after 3 attempts"):
+        evaluate(retries=2, concurrency=1)
     assert len(pauses) == 2
 
 
-@pytest.mark.parametrize(("status", "text"), [(401, "key_env"), (404, "is the model's name right"), (400, "context")])
-def test_a_request_that_is_wrong_is_not_repeated(go, stub, pauses, status, text):
+@pytest.mark.parametrize(("status", "hint"), [(401, "key_env"), (404, "model's name"), (400, "length")])
+def test_invalid_request_is_not_repeated(evaluate, stub, pauses, status, hint):
     stub.plan = [status]
-    with pytest.raises(RunError, match=rf"status {status}.*{text}"):
-        go(concurrency=1)
+    with pytest.raises(RunError, match=rf"status {status}.*{hint}"):
+        evaluate(concurrency=1)
     assert (len(stub.requests), pauses) == (1, [])
 
 
-def test_a_server_that_does_not_answer_in_time_is_given_up(go, stub, pauses):
+def test_timeout_is_an_error(evaluate, stub, pauses):
     stub.delay = 1.0
-    with pytest.raises(RunError, match=r"does not answer: .*timed out.*after 2 tries"):
-        go(timeout=0.05, retries=1, concurrency=1)
+    with pytest.raises(RunError, match=r"does not respond: .*timed out.*after 2 attempts"):
+        evaluate(timeout=0.05, retries=1, concurrency=1)
 
 
-def test_a_server_that_is_not_there_is_named(go, pauses):
-    with pytest.raises(RunError, match=r"http://127\.0\.0\.1:9/v1: the server does not answer: .*after 1 tries"):
-        go(url="http://127.0.0.1:9/v1", retries=0)
+def test_unreachable_server_is_named(evaluate, pauses):
+    with pytest.raises(RunError, match=r"http://127\.0\.0\.1:9/v1: the server does not respond: .*after 1 attempts"):
+        evaluate(url="http://127.0.0.1:9/v1", retries=0)
 
 
 @pytest.mark.parametrize(
-    ("raw", "text"),
-    [(b"<html>", "no JSON"), (b"[1]", "no JSON object"), (b'{"choices": []}', "has no completion")],
+    ("raw", "message"),
+    [(b"<html>", "not valid JSON"), (b"[1]", "not a JSON object"), (b'{"choices": []}', "has no completion")],
 )
-def test_a_reply_of_another_kind_is_named(go, stub, raw, text):
+def test_reply_of_another_structure_is_rejected(evaluate, stub, raw, message):
     stub.raw = raw
-    with pytest.raises(RunError, match=text):
-        go(concurrency=1)
+    with pytest.raises(RunError, match=message):
+        evaluate(concurrency=1)
 
 
-def test_an_answer_that_a_filter_cut_off_is_none(go, stub):
+def test_filtered_answer_is_rejected(evaluate, stub):
     stub.reply = {"finish_reason": "content_filter"}
     with pytest.raises(RunError, match="'content_filter'"):
-        go(concurrency=1)
+        evaluate(concurrency=1)
 
 
-def test_requests_are_under_way_together_and_never_more_than_allowed(go, stub):
+def test_requests_run_concurrently_up_to_the_limit(evaluate, stub):
     stub.delay = 0.1
-    go(concurrency=2)
+    evaluate(concurrency=2)
     assert stub.most == 2
 
 
-def test_the_key_comes_from_the_environment_and_stands_nowhere_else(go, stub, monkeypatch, tmp_path):
+def test_key_comes_from_the_environment_and_is_stored_nowhere(evaluate, stub, monkeypatch, tmp_path):
     monkeypatch.setenv("DESK_KEY", "sk-very-secret")
-    result = go(key_env="DESK_KEY", folder=tmp_path)
+    result = evaluate(key_env="DESK_KEY", folder=tmp_path)
     assert stub.headers[0]["Authorization"] == "Bearer sk-very-secret"
     assert "sk-very-secret" not in (tmp_path / "desk-stage0.jsonl").read_text() + repr(result)
     stub.plan = [401]
     with pytest.raises(RunError) as raised:
-        go(key_env="DESK_KEY", concurrency=1)
+        evaluate(key_env="DESK_KEY", concurrency=1)
     assert "sk-very-secret" not in str(raised.value)
     monkeypatch.delenv("DESK_KEY")
     with pytest.raises(HarnessError, match=r"server\.key_env: .*DESK_KEY.*is not set"):
-        go(key_env="DESK_KEY")
+        evaluate(key_env="DESK_KEY")
 
 
-def test_what_was_answered_before_a_failure_is_kept_and_not_asked_again(go, stub, pauses, tmp_path):
+def test_answers_before_a_failure_are_stored_and_reused(evaluate, stub, pauses, tmp_path):
     stub.plan = [200, 200, 400]
     with pytest.raises(RunError):
-        go(concurrency=1, folder=tmp_path)
+        evaluate(concurrency=1, folder=tmp_path)
     assert [item.answer is not None for item in load_predictions(tmp_path / "desk-stage0.jsonl").items].count(True) == 2
     stub.requests.clear()
-    assert [item.answer for item in go(folder=tmp_path).items] == SAID
+    assert [item.answer for item in evaluate(folder=tmp_path).items] == SAID
     assert len(stub.requests) == len(SAID) - 2
     stub.requests.clear()
-    go(folder=tmp_path)
+    evaluate(folder=tmp_path)
     assert stub.requests == []
-    (again,) = (go(folder=tmp_path, body={"top_k": 1}),)
+    (again,) = (evaluate(folder=tmp_path, body={"top_k": 1}),)
     assert len(stub.requests) == len(SAID), "other fields are another question"
     assert again.scores[0].n == len(SAID)
 
 
-def test_the_stage_stands_in_the_models_name_there(kit, tokenizer, stub):
+def test_model_name_contains_the_stage(kit, tokenizer, stub):
     schema = {"type": "object", "properties": evaluation.SERVER_KEYS}
     settings = fill_defaults({"url": stub.url + "/", "model": "desk-{stage}"}, schema, schema)
     assert server.CompletionServer.from_settings(settings, 3).model == "desk-3"
     assert server.CompletionServer.from_settings(settings, 3).url == stub.url
 
 
-def test_likelihoods_need_the_model_itself(go, kit):
-    with pytest.raises(HarnessError, match=r"evaluate\.desk: needs a model, and only a server is at hand"):
-        go(metrics={"nll": kit.likelihood})
+def test_likelihoods_need_a_local_model(evaluate, kit):
+    with pytest.raises(HarnessError, match=r"evaluate\.desk: a metric needs a model, but only a server is available"):
+        evaluate(metrics={"nll": kit.likelihood})
 
 
-def test_a_model_here_gives_the_likelihoods_while_the_server_answers(go, kit, tiny_model, stub):
-    result = go(model=tiny_model, metrics={"nll": kit.likelihood, "same": kit.same})
+def test_local_model_and_server_share_an_evaluation(evaluate, kit, tiny_model, stub):
+    result = evaluate(model=tiny_model, metrics={"nll": kit.likelihood, "same": kit.same})
     assert [item.answer for item in result.items] == SAID
     assert all(item.nll > 0 for item in result.items)

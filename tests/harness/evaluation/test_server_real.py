@@ -17,7 +17,6 @@ import pytest
 import torch
 
 from harness.errors import RunError
-from harness.evaluation.evaluate import evaluate_suites
 from harness.spec.schema import fill_defaults
 from harness.spec_keys import evaluation
 
@@ -28,8 +27,8 @@ STARTS_WITHIN = 120  # seconds
 
 
 @pytest.fixture(scope="module")
-def lively(tokenizer):
-    """A random model with weights large enough that its answers differ from prompt to prompt."""
+def sharp_model(tokenizer):
+    """Return a random model with large weights: its answers depend on the prompt."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
@@ -46,10 +45,10 @@ def lively(tokenizer):
 
 
 @pytest.fixture(scope="module")
-def served(lively, tokenizer, tmp_path_factory):
-    """The URL of the API, and the model's name there."""
+def served(sharp_model, tokenizer, tmp_path_factory):
+    """Return the URL of the API and the model's name."""
     folder = tmp_path_factory.mktemp("served") / "model"
-    lively.save_pretrained(folder)
+    sharp_model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -84,7 +83,7 @@ def _wait(server, url, log):
 
 
 @pytest.fixture
-def answered(kit, tokenizer, lively, served, monkeypatch):
+def answered(kit, tokenizer, sharp_model, served, monkeypatch):
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
     rows = [kit.example(prompt, "an answer") for prompt in PROMPTS]
@@ -96,41 +95,37 @@ def answered(kit, tokenizer, lively, served, monkeypatch):
             given = {"url": served[0], "model": served[1], "prompts": "text", "retries": 0, "concurrency": 2}
             server = fill_defaults({**given, **settings.pop("server", {})}, schema, schema)
         suite = kit.suite(max_new_tokens=max_new_tokens, server=server, **settings)
-        (result,) = evaluate_suites(
-            None if by_server else lively, tokenizer, kit.template(), [suite], {"desk": rows},
-            {"desk": {"same": kit.same}}, stage=0, seed=0, max_length=300,
-        )  # fmt: skip
-        return result.items
+        return kit.evaluate(None if by_server else sharp_model, suite, rows, {"same": kit.same}, max_length=300).items
 
     return run
 
 
-def told(items):
-    """Why answers ended, as far as a server says that does not tell the end of sequence from other stops."""
+def finish_reasons(items):
+    """Return why answers ended; the server does not distinguish the end of sequence from other stops."""
     return ["stop" if item.finish == "eos" else item.finish for item in items]
 
 
-def test_a_real_server_answers_greedily_as_the_model_does_here(answered):
+def test_server_answers_equal_local_greedy_answers(answered):
     here, there = answered(False), answered(True)
     assert [item.answer for item in there] == [item.answer for item in here]
     assert [item.answer_tokens for item in there] == [item.answer_tokens for item in here]
     assert [item.prompt_tokens for item in there] == [item.prompt_tokens for item in here]
     assert len({item.answer for item in here}) == len(PROMPTS), "answers that are all alike would prove little"
-    assert [item.finish for item in there] == told(here)
-    assert set(told(here)) == {"length", "stop"}
+    assert [item.finish for item in there] == finish_reasons(here)
+    assert set(finish_reasons(here)) == {"length", "stop"}
 
 
-def test_its_answers_end_at_the_same_stop(answered):
+def test_server_answers_end_at_the_same_stop(answered):
     free = answered(False)
     stop = free[0].answer[5:7]
     here, there = (answered(by_server, stop=[stop]) for by_server in (False, True))
     assert here[0].finish == "stop"
     assert len(here[0].answer) < len(free[0].answer)
     assert [item.answer for item in there] == [item.answer for item in here]
-    assert [item.finish for item in there] == told(here)
+    assert [item.finish for item in there] == finish_reasons(here)
 
 
-def test_what_it_refuses_is_told_with_its_own_words(answered):
+def test_error_message_of_the_server_is_reported(answered):
     with pytest.raises(RunError, match=r"evaluate\.desk\.server: .*status 400: .*prompt must be a string"):
         answered(True, server={"prompts": "tokens"})
     with pytest.raises(RunError, match=r"status 400: .*pinned to .*requested 'nobody'"):

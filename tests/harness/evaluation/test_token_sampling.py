@@ -1,4 +1,4 @@
-"""Drawing the next token: the right chances, by the item's own seed alone."""
+"""Token sampling: correct probabilities, dependent on the seed of the item only."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ from collections import Counter
 import pytest
 import torch
 
-from harness.evaluation.evaluate import evaluate_suites
 from harness.evaluation.generation import TopPSampler, greedy
 
 LOGITS = torch.log(torch.tensor([[0.5, 0.1, 0.3, 0.1]]))
 
 
-def shares(temperature, top_p, n=4000):
+def token_frequencies(temperature, top_p, n=4000):
     draw = TopPSampler(temperature, top_p, {7: 1})
     counts = Counter(int(draw(LOGITS, [7])) for _ in range(n))
     return [counts[token] / n for token in range(4)]
@@ -28,11 +27,11 @@ def shares(temperature, top_p, n=4000):
         (1.0, 0.01, [1.0, 0.0, 0.0, 0.0]),
     ],
 )
-def test_tokens_are_drawn_with_their_chances(temperature, top_p, expected):
-    assert shares(temperature, top_p) == pytest.approx(expected, abs=0.03)
+def test_tokens_are_sampled_with_their_probabilities(temperature, top_p, expected):
+    assert token_frequencies(temperature, top_p) == pytest.approx(expected, abs=0.03)
 
 
-def test_a_row_draws_alike_whatever_stands_beside_it():
+def test_sample_of_a_row_does_not_depend_on_the_batch():
     rows = torch.randn(3, 50, generator=torch.Generator().manual_seed(0))
     seeds = {1: 11, 2: 22, 3: 33}
     together, alone = TopPSampler(1.0, 0.9, seeds), TopPSampler(1.0, 0.9, seeds)
@@ -42,33 +41,30 @@ def test_a_row_draws_alike_whatever_stands_beside_it():
 
 
 @pytest.fixture
-def go(kit, tokenizer, tiny_model):
+def sample_answers(kit, tokenizer, tiny_model):
     rows = [kit.example(said, "r") for said in ("yes", "a much longer question", "no")]
 
     def run(seed=0, size=4, **settings):
         suite = kit.suite(batch_size=size, max_new_tokens=8, **settings)
-        (result,) = evaluate_suites(
-            tiny_model.eval(), tokenizer, kit.template(), [suite], {"desk": rows}, {"desk": {"same": kit.same}},
-            stage=0, seed=seed, max_length=100,
-        )  # fmt: skip
+        result = kit.evaluate(tiny_model.eval(), suite, rows, {"same": kit.same}, seed=seed, max_length=100)
         return [item.answer for item in result.items]
 
     return run
 
 
-def test_drawn_answers_depend_on_the_seed_and_not_on_the_batch(go):
-    drawn = go(temperature=1.0)
-    assert drawn == go(temperature=1.0) == go(temperature=1.0, size=1)
-    assert drawn != go(temperature=1.0, seed=1)
-    assert drawn != go()
-    assert len(set(drawn)) == 3
+def test_answers_answers_depend_on_the_seed_and_not_on_the_batch(sample_answers):
+    answers = sample_answers(temperature=1.0)
+    assert answers == sample_answers(temperature=1.0) == sample_answers(temperature=1.0, size=1)
+    assert answers != sample_answers(temperature=1.0, seed=1)
+    assert answers != sample_answers()
+    assert len(set(answers)) == 3
 
 
-def test_no_seed_matters_to_the_likeliest_answers(go):
-    assert go() == go(seed=1)
+def test_greedy_answers_do_not_depend_on_the_seed(sample_answers):
+    assert sample_answers() == sample_answers(seed=1)
 
 
-def test_drawing_leaves_the_random_state_as_it_was(go):
+def test_sampling_keeps_the_global_random_state(sample_answers):
     state = torch.get_rng_state()
-    go(temperature=1.0)
+    sample_answers(temperature=1.0)
     assert torch.equal(torch.get_rng_state(), state)

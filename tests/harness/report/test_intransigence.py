@@ -1,4 +1,4 @@
-"""Intransigence: a joint arm's end against each task right after its own stage, in the metric's better direction."""
+"""Intransigence: the joint arm's final score minus each task's score right after its stage, as utilities."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ ITEMS = 40
 SPEC = {"evaluate": {"helpdesk": {"role": "domain"}, "general": {"role": "general"}}}
 
 
-def finished(folder, rouge, nll):
-    """A run of as many stages as there are values: `helpdesk`, taught by the first stage, has them after each."""
+def write_finished_run(folder, rouge, nll):
+    """Write a run with one stage per value: the scores of `helpdesk`, which the first stage teaches."""
     stages = [
         (
             example_run.made_evaluation(
@@ -39,27 +39,29 @@ def finished(folder, rouge, nll):
 @pytest.fixture
 def experiment(tmp_path):
     runs = {
-        "others": finished(tmp_path / "others", (0.1, 0.3, 0.2), (30.0, 25.0, 25.0)),
-        "stages": finished(tmp_path / "stages", (0.1, 0.4, 0.2), (30.0, 20.0, 25.0)),
-        "joint": finished(tmp_path / "joint", (0.1, 0.5), (30.0, 10.0)),
+        "others": write_finished_run(tmp_path / "others", (0.1, 0.3, 0.2), (30.0, 25.0, 25.0)),
+        "stages": write_finished_run(tmp_path / "stages", (0.1, 0.4, 0.2), (30.0, 20.0, 25.0)),
+        "joint": write_finished_run(tmp_path / "joint", (0.1, 0.5), (30.0, 10.0)),
     }
-    return arm_comparison.compare_arms("sweep", tmp_path, runs, example_run.BY_SUITE, seed=0, joint="joint")
+    return arm_comparison.compare_arms(
+        "sweep", tmp_path, runs, example_run.BY_SUITE, arm_comparison.ComparisonSettings(joint="joint"), seed=0
+    )
 
 
-def test_it_is_the_joint_end_less_the_own_stage_positive_where_the_stages_learned_less(experiment):
-    found = {one.score: one for one in experiment.intransigence if one.arm == "stages"}
+def test_intransigence_is_joint_minus_own_stage(experiment):
+    by_score = {one.score: one for one in experiment.intransigence if one.arm == "stages"}
     assert {one.arm for one in experiment.intransigence} == {"others", "stages"}
     # Both suites are taught by the first stage; on `general` nothing moves.
-    assert found["rougeL"].suites == ("helpdesk", "general")
-    assert found["rougeL"].value.value == pytest.approx((0.5 - 0.4) / 2)
+    assert by_score["rougeL"].suites == ("helpdesk", "general")
+    assert by_score["rougeL"].value.value == pytest.approx((0.5 - 0.4) / 2)
     ratio = example_run.METRICS["response_perplexity"]
     gap = ratio.aggregate("", (20.0, 10.0)) - ratio.aggregate("", (10.0, 10.0))
-    assert found["response_perplexity"].value.value == pytest.approx(gap / 2), "a lower perplexity is more learned"
-    assert found["rougeL"].value.n == 2 * ITEMS
-    assert found["rougeL"].value.low <= found["rougeL"].value.value <= found["rougeL"].value.high
+    assert by_score["response_perplexity"].value.value == pytest.approx(gap / 2), "a lower perplexity is more learned"
+    assert by_score["rougeL"].value.n == 2 * ITEMS
+    assert by_score["rougeL"].value.low <= by_score["rougeL"].value.value <= by_score["rougeL"].value.high
 
 
-def test_it_is_shown_and_kept(experiment, tmp_path):
+def test_intransigence_is_displayed_and_written(experiment, tmp_path):
     stream = io.StringIO()
     Console(file=stream, width=120, color_system=None, highlight=False).print(format_arms(experiment))
     assert "intransigence" in stream.getvalue()
@@ -71,20 +73,22 @@ def test_it_is_shown_and_kept(experiment, tmp_path):
     assert document["intransigence"][0]["value"]["value"] == pytest.approx(0.1)
 
 
-def test_without_a_joint_arm_or_its_result_there_is_none(tmp_path):
-    runs = {"stages": finished(tmp_path / "stages", (0.1, 0.4), (30.0, 20.0))}
+def test_no_joint_result_means_no_intransigence(tmp_path):
+    runs = {"stages": write_finished_run(tmp_path / "stages", (0.1, 0.4), (30.0, 20.0))}
     assert arm_comparison.compare_arms("one", tmp_path, runs, example_run.BY_SUITE, seed=0).intransigence == ()
     assert (
-        arm_comparison.compare_arms("one", tmp_path, runs, example_run.BY_SUITE, seed=0, joint="joint").intransigence
+        arm_comparison.compare_arms(
+            "one", tmp_path, runs, example_run.BY_SUITE, arm_comparison.ComparisonSettings(joint="joint"), seed=0
+        ).intransigence
         == ()
     )
 
 
-def test_the_joint_arm_is_a_reference_and_is_not_recommended(experiment):
+def test_joint_arm_is_not_recommended(experiment):
     assert "'joint' forgets" not in experiment.recommendation_text
 
 
-def test_the_page_of_the_experiment_has_it_with_its_interval_and_says_who_the_reference_is(experiment, tmp_path):
+def test_experiment_page_has_intransigence_and_its_reference(experiment, tmp_path):
     experiment.write(tmp_path)
     root = html_reader.parse_html(write.write_experiment_page(tmp_path).read_text(encoding="utf-8"))
     assert "#intransigence" in [one.attrs["href"] for one in root.find("nav").find_all("a")]
@@ -100,28 +104,30 @@ def test_the_page_of_the_experiment_has_it_with_its_interval_and_says_who_the_re
     assert "reference" not in root.find("tr", data_arm="stages").text
 
 
-def test_a_task_that_both_measured_by_other_options_is_left_out_and_costs_nothing_else(tmp_path):
-    """It is found when all arms have run: it must not cost their comparison."""
+def test_task_with_other_signature_is_ignored(tmp_path):
+    """The mismatch is found after all arms have run, so it must not prevent their comparison."""
     runs = {
-        "stages": finished(tmp_path / "stages", (0.1, 0.4, 0.2), (30.0, 20.0, 25.0)),
-        "joint": finished(tmp_path / "joint", (0.1, 0.5), (30.0, 10.0)),
+        "stages": write_finished_run(tmp_path / "stages", (0.1, 0.4, 0.2), (30.0, 20.0, 25.0)),
+        "joint": write_finished_run(tmp_path / "joint", (0.1, 0.5), (30.0, 10.0)),
     }
 
-    def otherwise(one):
+    def with_other_signature(one):
         scores = (replace(some, signature="of:another") if some.name == "rougeL" else some for some in one.scores)
         return replace(one, scores=tuple(scores)) if one.suite == "helpdesk" else one
 
-    stages = tuple(tuple(map(otherwise, stage)) for stage in runs["joint"].evaluations)
+    stages = tuple(tuple(map(with_other_signature, stage)) for stage in runs["joint"].evaluations)
     runs["joint"] = replace(runs["joint"], evaluations=stages)
     axes = {"gain_score": "general/rougeL", "forgetting_score": "general/rougeL"}
-    made = arm_comparison.compare_arms("sweep", tmp_path, runs, example_run.BY_SUITE, seed=0, joint="joint", **axes)
-    found = {one.score: one.suites for one in made.intransigence}
-    assert found == {"rougeL": ("general",), "response_perplexity": ("helpdesk", "general")}
-    assert any(one.startswith("helpdesk/rougeL is not compared for 'joint'") for one in made.notes)
+    comparison = arm_comparison.compare_arms(
+        "sweep", tmp_path, runs, example_run.BY_SUITE, arm_comparison.ComparisonSettings(joint="joint", **axes), seed=0
+    )
+    by_score = {one.score: one.suites for one in comparison.intransigence}
+    assert by_score == {"rougeL": ("general",), "response_perplexity": ("helpdesk", "general")}
+    assert any(one.startswith("helpdesk/rougeL is not compared for 'joint'") for one in comparison.notes)
 
 
-def test_the_joint_arm_is_no_value_of_what_the_others_vary(tmp_path):
-    """It differs in its mode too; the arms beside it still differ in one number."""
+def test_joint_arm_is_not_part_of_the_sweep(tmp_path):
+    """It also differs in its mode; the other arms still differ in one number."""
 
     def spec(share, **more):
         return {**SPEC, "mitigations": {"mixing": {"share": share}}, **more}
@@ -130,12 +136,14 @@ def test_the_joint_arm_is_no_value_of_what_the_others_vary(tmp_path):
     for name, given in (
         ("a", spec(0.0)), ("b", spec(0.1)), ("joint", spec(0.5, mode={"mixed": {}}, train={"steps": 9})),
     ):  # fmt: skip
-        finished(tmp_path / "arms" / name, (0.1, 0.5), (30.0, 20.0))
+        write_finished_run(tmp_path / "arms" / name, (0.1, 0.5), (30.0, 20.0))
         (tmp_path / "arms" / name / "spec.json").write_text(json.dumps(given))
         runs[name] = finished_run.load_finished_run(tmp_path / "arms" / name)
-    made = arm_comparison.compare_arms("sweep", tmp_path, runs, example_run.BY_SUITE, seed=0, joint="joint")
-    assert "mitigations.mixing.share of 0 %" in made.recommendation_text
-    made.write(tmp_path)
+    comparison = arm_comparison.compare_arms(
+        "sweep", tmp_path, runs, example_run.BY_SUITE, arm_comparison.ComparisonSettings(joint="joint"), seed=0
+    )
+    assert "mitigations.mixing.share of 0 %" in comparison.recommendation_text
+    comparison.write(tmp_path)
     write.write_experiment_page(tmp_path)
     drawn = html_reader.parse_html((tmp_path / "plots" / "sweep.svg").read_text(encoding="utf-8").partition("?>")[2])
     assert [one.text for one in drawn.find_all("text")].count("joint") == 2, "a level line in both halves"

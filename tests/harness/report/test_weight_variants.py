@@ -1,4 +1,4 @@
-"""Weights measured beside a run's own: what is kept of them, and how the pages of a run and of its arms show them."""
+"""Weight variants: their file, and the pages of a run and of an experiment with them."""
 
 from __future__ import annotations
 
@@ -23,35 +23,35 @@ def evaluation(stage, gain=0.0, rise=0.0):
     )
 
 
-def measured(name, gain, rise, stage="stage-1"):
-    found = weight_variants.variant_scores_as_dicts(
+def variant_entry(name, gain, rise, stage="stage-1"):
+    scores = weight_variants.variant_scores_as_dicts(
         evaluation(1, gain, rise), [evaluation(0), evaluation(1, 0.3, 5.0)], example_run.BY_SUITE, seed=0
     )
-    return {"stage": stage, "mitigation": "wise_ft", "variant": name, "scores": found}
+    return {"stage": stage, "mitigation": "wise_ft", "variant": name, "scores": scores}
 
 
 def number(data):
     return float(data.attrs["value"])
 
 
-def keep(folder, *made):
-    (folder / "variants.json").write_text(json.dumps({"variants": made}))
+def write_variants(folder, *variants):
+    (folder / "variants.json").write_text(json.dumps({"variants": variants}))
 
 
-SWEEP = (measured("alpha=0.75", 0.2, 3.0), measured("alpha=0.25", 0.1, 1.0))
+SWEEP = (variant_entry("alpha=0.75", 0.2, 3.0), variant_entry("alpha=0.25", 0.1, 1.0))
 
 
-def test_every_score_of_a_variant_has_its_change_against_the_base_and_not_against_the_stage(monkeypatch):
+def test_change_of_a_variant_is_relative_to_the_base(monkeypatch):
     monkeypatch.setattr(type(example_run.METRICS["rouge"]), "is_ratio", lambda self, name: True)
-    found = {f"{one['suite']}/{one['score']}": one for one in measured("alpha=0.5", 0.1, 1.0)["scores"]}
-    assert found["helpdesk/rougeL"]["change"]["value"] == pytest.approx(0.1)
-    assert found["helpdesk/rougeL"]["change"]["method"] == "t"
-    assert found["helpdesk/rougeL"]["n"] == found["helpdesk/rougeL"]["change"]["n"] == 40
-    assert found["general/response_perplexity"]["change"]["low"] > 0
+    scores = {f"{one['suite']}/{one['score']}": one for one in variant_entry("alpha=0.5", 0.1, 1.0)["scores"]}
+    assert scores["helpdesk/rougeL"]["change"]["value"] == pytest.approx(0.1)
+    assert scores["helpdesk/rougeL"]["change"]["method"] == "t"
+    assert scores["helpdesk/rougeL"]["n"] == scores["helpdesk/rougeL"]["change"]["n"] == 40
+    assert scores["general/response_perplexity"]["change"]["low"] > 0
 
 
-def test_gain_and_loss_have_the_sign_that_people_mean_whatever_the_metric():
-    (variant,) = weight_variants.parse_variants({"variants": [measured("alpha=0.5", 0.1, 1.0)]})
+def test_improvement_and_degradation_follow_metric_direction():
+    (variant,) = weight_variants.parse_variants({"variants": [variant_entry("alpha=0.5", 0.1, 1.0)]})
     assert variant.parameter_value == 0.5
     assert variant.improvement_on("helpdesk/rougeL").value == pytest.approx(0.1)
     assert variant.improvement_on("general/response_perplexity").value < 0
@@ -61,9 +61,9 @@ def test_gain_and_loss_have_the_sign_that_people_mean_whatever_the_metric():
     assert variant.improvement_on("helpdesk/chrf") is None
 
 
-def test_the_page_of_a_run_draws_the_sweep_in_the_order_of_its_numbers(tmp_path):
+def test_run_page_has_the_sweep_in_numeric_order(tmp_path):
     folder = run_folders.write_run(tmp_path / "run")
-    keep(folder, *SWEEP)
+    write_variants(folder, *SWEEP)
     write.write_run_page(folder)
     page = html_reader.parse_html((folder / "report.html").read_text(encoding="utf-8"))
     section = page.find("section", id="variants")
@@ -78,11 +78,11 @@ def test_the_page_of_a_run_draws_the_sweep_in_the_order_of_its_numbers(tmp_path)
     assert "wise_ft alpha" in drawing
 
 
-def test_variants_without_a_number_are_a_table_alone_and_a_run_without_any_has_no_section(tmp_path):
+def test_variants_without_number_are_a_table_only(tmp_path):
     folder = run_folders.write_run(tmp_path / "run")
     write.write_run_page(folder)
     assert 'id="variants"' not in (folder / "report.html").read_text(encoding="utf-8")
-    keep(folder, measured("average", 0.1, 1.0))
+    write_variants(folder, variant_entry("average", 0.1, 1.0))
     write.write_run_page(folder)
     section = html_reader.parse_html((folder / "report.html").read_text(encoding="utf-8")).find(
         "section", id="variants"
@@ -91,7 +91,7 @@ def test_variants_without_a_number_are_a_table_alone_and_a_run_without_any_has_n
     assert not list(section.find_all("svg"))
 
 
-def test_a_file_that_holds_something_else_is_said_and_costs_no_page(tmp_path):
+def test_invalid_file_is_reported_and_the_page_is_written(tmp_path):
     folder = run_folders.write_run(tmp_path / "run")
     (folder / "variants.json").write_text(json.dumps({"variants": [{"stage": "a"}]}))
     write.write_run_page(folder)
@@ -100,10 +100,12 @@ def test_a_file_that_holds_something_else_is_said_and_costs_no_page(tmp_path):
     assert 'id="variants"' not in text
 
 
-def test_hostile_names_do_nothing(tmp_path):
+def test_hostile_names_are_escaped(tmp_path):
     folder = run_folders.write_run(tmp_path / "run")
-    keep(
-        folder, measured(run_folders.HOSTILE_TEXT + "=1", 0.1, 1.0), measured(run_folders.HOSTILE_TEXT + "=2", 0.1, 1.0)
+    write_variants(
+        folder,
+        variant_entry(run_folders.HOSTILE_TEXT + "=1", 0.1, 1.0),
+        variant_entry(run_folders.HOSTILE_TEXT + "=2", 0.1, 1.0),
     )
     write.write_run_page(folder)
     page = html_reader.parse_html((folder / "report.html").read_text(encoding="utf-8"))
@@ -112,9 +114,9 @@ def test_hostile_names_do_nothing(tmp_path):
     assert not list(page.find_all("img"))
 
 
-def test_the_page_of_an_experiment_shows_them_as_points_beside_the_arms_and_never_as_arms(tmp_path):
+def test_experiment_page_has_variants_as_points(tmp_path):
     folder = run_folders.write_experiment(tmp_path / "sweep")
-    keep(folder / "arms" / "naive", measured("alpha=0.5", 0.9, 9.0, "before"), *SWEEP)
+    write_variants(folder / "arms" / "naive", variant_entry("alpha=0.5", 0.9, 9.0, "before"), *SWEEP)
     write.write_experiment_page(folder)
     page = html_reader.parse_html((folder / "report.html").read_text(encoding="utf-8"))
     section = page.find("section", id="arms")
@@ -126,6 +128,6 @@ def test_the_page_of_an_experiment_shows_them_as_points_beside_the_arms_and_neve
     assert [one.attrs["data-arm"] for one in section.find_all("tr") if "data-arm" in one.attrs] == list(known["arms"])
 
 
-def test_an_experiment_whose_forgetting_is_a_summary_has_no_such_points():
+def test_experiment_with_summary_axis_has_no_variant_points():
     (variant,) = weight_variants.parse_variants({"variants": [SWEEP[0]]})
     assert arm_comparison.variant_point(variant, "x", "helpdesk/rougeL", "forgetting:rougeL") is None

@@ -256,7 +256,7 @@ def test_arms_and_their_names_are_refused_where_there_are_none(desk, capsys):
 def test_a_gate_that_is_not_passed_exits_with_3_after_everything_is_saved(desk, capsys):
     assert desk.command("run", "--quiet", desk.write(desk.document(gate=[*OPEN, *GATE]))) == 3
     (line,) = errors(capsys)
-    assert "gate: FAILED: general/response_perplexity is to fall by at least 1e+09" in line
+    assert "gate: FAILED: general/response_perplexity must fall by at least 1e+09" in line
     place = desk.newest()
     assert (place / "model/model.safetensors").is_file()
     report = json.loads((place / "report.json").read_text())

@@ -284,7 +284,10 @@ def test_a_share_of_a_source_that_the_stage_lacks_is_refused_at_the_mode(refused
     bring("modes", "greedy", Greedy)
     small_spec |= {"mode": "greedy", "mitigations": {}}
     (line,) = refused()
-    assert " mode.greedy: stage only: a share names 'chat', which is not a source of the stage; add it to the stage" in line
+    assert (
+        " mode.greedy: stage only: a share names 'chat', which is not a source of the stage; add it to the stage"
+        in line
+    )
 
 
 def test_a_mode_that_does_not_import_is_refused_by_name(refused, small_spec, small_registry):

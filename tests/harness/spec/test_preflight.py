@@ -175,10 +175,7 @@ def test_an_earlier_run_must_have_a_result(document, refused, tmp_path):
     given = {**document, "model": {"path": "run:first"}}
     (tmp_path / "runs/first").mkdir(parents=True)
     (tmp_path / "runs/first/spec.json").write_text("{}")
-    assert (
-        "has no result: it did not finish; resume it: harness run --resume"
-        in refused("validate", given)[0]
-    )
+    assert "has no result: it did not finish; resume it: harness run --resume" in refused("validate", given)[0]
     (tmp_path / "runs/first/arms/naive").mkdir(parents=True)
     (line,) = refused("validate", given)
     assert "is an experiment of several runs; none of its arms has a result yet" in line
@@ -272,16 +269,16 @@ def test_arms_of_other_seeds_are_told_that_their_held_out_rows_are_others(docume
     document["sources"] = {**document["sources"], "desk": {"jsonl": {"path": "desk.jsonl", "held_out": 0.1}}}
     document["evaluate"] = {**SUITES, "desk": {**SUITES["desk"], "source": "desk"}}
     assert main.main(["validate", str(write(arms(document, matrix={"seed": [0, 1]})))]) == 0
-    assert "warning: the arms have different seeds, so they hold out different rows of 'desk'" in capsys.readouterr().err
+    assert (
+        "warning: the arms have different seeds, so they hold out different rows of 'desk'" in capsys.readouterr().err
+    )
 
 
 def test_an_arm_that_replaces_all_settings_is_told_so(document, write, capsys):
     document["train"] = {**document["train"], "weight_decay": 0.1}
     named = {"naive": {}, "slow": {"train": {"learning_rate": 1e-5}}}
     assert main.main(["validate", str(write(arms(document, named=named)))]) == 0
-    assert (
-        "the arm 'slow' replaces all of 'train', which resets weight_decay to the default" in capsys.readouterr().err
-    )
+    assert "the arm 'slow' replaces all of 'train', which resets weight_decay to the default" in capsys.readouterr().err
 
 
 def test_an_arm_s_key_into_a_value_is_named_and_not_looked_for_in_the_file(document, refused):

@@ -1,4 +1,4 @@
-"""The summaries of the stage × task matrix, against published numbers and against each other's definitions."""
+"""The summaries of the stage × task matrix, compared with published numbers and with each other."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from harness.statistics import forgetting
 NAN = float("nan")
 
 # Exact match after each stage in the published logs of O-LoRA (github.com/cmnfriend/O-LoRA at 07117e1, order 1:
-# dbpedia, amazon, yahoo, agnews). The logs hold no base model, and no score on tasks not yet seen.
+# dbpedia, amazon, yahoo, agnews). The logs have no base model and no scores on later tasks.
 OLORA_LOGS = {
     "SeqFT": (
         [[97.0132], [89.1053, 55.25], [74.7632, 53.4474, 72.2763], [79.5263, 52.6711, 48.8421, 90.0263]],
@@ -38,16 +38,16 @@ def lower_triangle(rows: list[list[float]]) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", OLORA_LOGS)
-def test_average_and_backward_transfer_are_those_of_the_published_logs(name: str) -> None:
+def test_average_and_backward_transfer_match_published_logs(name: str) -> None:
     rows, average, transfer = OLORA_LOGS[name]
     matrix = lower_triangle(rows)
     assert forgetting.average_accuracy(matrix) == pytest.approx(average, abs=0.005)
     assert forgetting.backward_transfer(matrix) == pytest.approx(transfer, abs=0.005)
 
 
-def test_the_three_forgettings_differ_on_a_task_that_goes_on_improving() -> None:
+def test_forgetting_definitions_differ_on_an_improving_task() -> None:
     """0.90, 0.95, 0.97 on the first task: the pinned values of the three definitions in use."""
-    # The second task is as it was when it was learned, so that the mean over both is half of the first one's.
+    # The second task does not change, so the mean over both is half of the first one's.
     first = np.array([[0.5, 0.5, 0.5], [0.90, 0.5, 0.5], [0.95, 0.6, 0.5], [0.97, 0.6, 0.7]])
     by_task = {
         "Chaudhry": 2 * forgetting.forgetting(first),
@@ -61,15 +61,15 @@ def test_the_three_forgettings_differ_on_a_task_that_goes_on_improving() -> None
     }
 
 
-def test_what_is_forgotten_is_positive_and_backward_transfer_its_negative() -> None:
+def test_forgetting_is_positive_and_the_negative_of_backward_transfer() -> None:
     matrix = np.array([[0.2, 0.1], [0.9, 0.1], [0.6, 0.8]])
     assert forgetting.forgetting(matrix) == pytest.approx(0.3)
     assert forgetting.forgetting_since_learned(matrix) == pytest.approx(0.3)
     assert forgetting.backward_transfer(matrix) == pytest.approx(-0.3)
 
 
-def test_a_rising_loss_counts_as_forgetting_and_not_as_a_gain() -> None:
-    """NLL 1.0 after its own stage, 1.4 at the end: 0.4 nats are forgotten, whatever the sign of the metric."""
+def test_rising_loss_counts_as_forgetting() -> None:
+    """NLL 1.0 after its own stage and 1.4 at the end: 0.4 nats of forgetting."""
     nll = np.array([[3.0, 2.5], [1.0, 2.6], [1.4, 0.7]])
     matrix = forgetting.utility(nll, higher_is_better=False)
     assert forgetting.forgetting(matrix) == pytest.approx(0.4)
@@ -81,18 +81,18 @@ def test_a_rising_loss_counts_as_forgetting_and_not_as_a_gain() -> None:
     assert np.array_equal(forgetting.utility(nll, higher_is_better=True), nll)
 
 
-def test_forward_transfer_is_against_the_base_model() -> None:
+def test_forward_transfer_is_relative_to_base_model() -> None:
     matrix = np.array([[0.2, 0.1, 0.3], [0.9, 0.4, 0.3], [0.9, 0.8, 0.2], [0.9, 0.8, 0.9]])
     assert forgetting.forward_transfer(matrix) == pytest.approx(((0.4 - 0.1) + (0.2 - 0.3)) / 2)
 
 
-def test_learning_accuracy_and_intransigence_look_at_each_tasks_own_stage() -> None:
+def test_learning_accuracy_and_intransigence_use_the_stage_of_each_task() -> None:
     matrix = np.array([[0.0, 0.0], [0.8, 0.0], [0.1, 0.6]])
     assert forgetting.learning_accuracy(matrix) == pytest.approx(0.7)
     assert forgetting.intransigence(matrix, np.array([0.9, 0.9])) == pytest.approx(0.2)
 
 
-def test_one_task_has_nothing_earlier_to_forget() -> None:
+def test_single_task_has_no_forgetting() -> None:
     matrix = np.array([[0.2], [0.9]])
     for summary in (
         forgetting.forgetting,
@@ -112,49 +112,51 @@ def test_general_ability_delta_and_relative_forgetting() -> None:
     assert forgetting.relative_forgetting(general) == pytest.approx(100 * (0.6 + 0.25) / 4)
 
 
-def test_relative_forgetting_of_a_loss_that_rises_is_positive() -> None:
+def test_relative_forgetting_of_rising_loss_is_positive() -> None:
     assert forgetting.relative_forgetting(
         forgetting.utility(np.array([[2.0], [3.0]]), higher_is_better=False)
     ) == pytest.approx(50.0)
 
 
-def test_relative_forgetting_against_a_base_of_zero_is_no_number() -> None:
+def test_relative_forgetting_of_zero_base_is_nan() -> None:
     assert np.isnan(forgetting.relative_forgetting(np.array([[0.0], [0.5]])))
 
 
 @pytest.mark.parametrize(
-    ("method", "naive", "stderr", "share"),
+    ("method", "naive", "stderr", "fraction"),
     [(0.1, 0.5, 0.05, 0.8), (0.6, 0.5, 0.05, -0.2), (0.0, 0.5, 0.25, None), (0.0, -0.5, 0.1, None)],
 )
-def test_a_share_is_recovered_only_where_the_naive_run_forgot(
-    method: float, naive: float, stderr: float, share: float | None
+def test_fraction_is_recovered_only_if_naive_run_forgot(
+    method: float, naive: float, stderr: float, fraction: float | None
 ) -> None:
-    assert forgetting.fraction_recovered(method, naive, stderr) == (share if share is None else pytest.approx(share))
+    assert forgetting.fraction_recovered(method, naive, stderr) == (
+        fraction if fraction is None else pytest.approx(fraction)
+    )
 
 
-def test_every_summary_keeps_the_replicates_of_a_bootstrap() -> None:
+def test_every_summary_keeps_bootstrap_replicates() -> None:
     replicates = np.random.default_rng(0).random((5, 4, 3))
     for name, summary in forgetting.SUMMARIES.items():
-        alone = np.array([summary(one) for one in replicates])
-        assert np.allclose(summary(replicates), alone), name
+        by_replicate = np.array([summary(replicate) for replicate in replicates])
+        assert np.allclose(summary(replicates), by_replicate), name
     for name, general in forgetting.GENERAL_SUMMARIES.items():
-        assert np.allclose(general(replicates), np.array([general(one) for one in replicates])), name
+        assert np.allclose(general(replicates), np.array([general(replicate) for replicate in replicates])), name
 
 
-def test_a_stage_may_have_several_tasks_or_none() -> None:
+def test_stage_may_have_several_tasks_or_none() -> None:
     matrix = np.array([[0.1, 0.2, 0.3], [0.7, 0.5, 0.3], [0.6, 0.1, 0.3], [0.5, 0.4, 0.9]])
-    own = (1, 1, 3)
-    assert forgetting.backward_transfer(matrix, own) == pytest.approx((-0.2 - 0.1) / 2)
-    assert forgetting.forward_transfer(matrix, own) == pytest.approx(0.0)
-    assert forgetting.learning_accuracy(matrix, own) == pytest.approx((0.7 + 0.5 + 0.9) / 3)
+    task_stage = (1, 1, 3)
+    assert forgetting.backward_transfer(matrix, task_stage) == pytest.approx((-0.2 - 0.1) / 2)
+    assert forgetting.forward_transfer(matrix, task_stage) == pytest.approx(0.0)
+    assert forgetting.learning_accuracy(matrix, task_stage) == pytest.approx((0.7 + 0.5 + 0.9) / 3)
 
 
-@pytest.mark.parametrize("own", [None, (1, 2), (0, 1, 2), (1, 2, 3)])
-def test_tasks_that_no_stage_learned_are_refused(own: tuple[int, ...] | None) -> None:
+@pytest.mark.parametrize("task_stage", [None, (1, 2), (0, 1, 2), (1, 2, 3)])
+def test_tasks_without_stage_are_rejected(task_stage: tuple[int, ...] | None) -> None:
     with pytest.raises(ValueError, match="2 stages and 3 tasks"):
-        forgetting.backward_transfer(np.zeros((3, 3)), own)
+        forgetting.backward_transfer(np.zeros((3, 3)), task_stage)
 
 
-def test_the_pareto_set_leaves_out_what_another_point_beats() -> None:
+def test_pareto_set_excludes_dominated_points() -> None:
     points = [(0.5, 0.3), (0.5, 0.1), (0.4, 0.2), (0.9, 0.9), (0.9, 0.9), (NAN, 0.0)]
     assert forgetting.pareto(points) == (1, 3, 4)

@@ -58,7 +58,7 @@ def test_run_page_starts_with_the_headline_and_its_statements(run_html):
     assert headings[0] == "Helpdesk improved; no evidence that general was forgotten; the gate failed."
     statements = [element.text for element in run_html.find("ul", class_="verdict").find_all("li")]
     assert statements[0].startswith("helpdesk (n = 40): rougeL 0.220 → 0.620, +0.400 [")
-    assert statements[-1] == "gate failed: 1 of 2 conditions not met, first: general/rougeL is to lose at most 0.001"
+    assert statements[-1] == "gate failed: 1 of 2 conditions not met, first: general/rougeL must lose at most 0.001"
 
 
 def test_contents_link_to_every_section(run_html):
@@ -224,7 +224,7 @@ def test_headline_says_that_nothing_was_evaluated(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "holds no report.json"),
+        (None, "has no report.json"),
         ("{", "cannot be read"),
         ("[]", "object"),
         ('{"name": "x"}', "is not a valid run report for this version"),
@@ -242,7 +242,7 @@ def test_folder_without_a_valid_report_is_a_one_line_error(tmp_path, content, me
 
 
 def test_missing_folder_is_an_error(tmp_path):
-    with pytest.raises(HarnessError, match="is no folder"):
+    with pytest.raises(HarnessError, match="is not a folder"):
         write.write_run_page(tmp_path / "nowhere")
 
 
@@ -477,7 +477,7 @@ def test_pages_of_arms_are_linked(tmp_path):
 def test_run_and_experiment_folders_are_not_interchangeable(run_folder, experiment_folder):
     with pytest.raises(HarnessError, match="one run and not of an experiment"):
         write.write_experiment_page(run_folder)
-    with pytest.raises(HarnessError, match=r"holds no report\.json"):
+    with pytest.raises(HarnessError, match=r"has no report\.json"):
         write.write_run_page(experiment_folder)
 
 
