@@ -121,13 +121,18 @@ class StageResult:
         return cls(**{**totals, "loss": math.nan if totals["loss"] is None else totals["loss"]}, log=())
 
 
-def seed_mitigations(seed: int) -> None:
-    """Seed Python, numpy and torch for what mitigations draw outside of `train_stage`: first adapters, labels of a
-    Fisher.
+def seed_mitigations(seed: int) -> int:
+    """Derive the seed of what mitigations draw outside of `train_stage`, and seed Python, numpy and torch with it.
 
-    To be called once, before `Mitigation.prepare_model`; seed: the spec's.
+    Args:
+        seed: the spec's seed, or the stage's.
+
+    Returns:
+        The seed for `Mitigation.prepare_model` and `Mitigation.on_stage_start`.
     """
-    set_seed(seeding.derive_seed(seed, "mitigations"))
+    mitigation_seed = seeding.derive_seed(seed, "mitigations")
+    set_seed(mitigation_seed)
+    return mitigation_seed
 
 
 def no_step_callback(step: int, metrics: Mapping[str, float]) -> None:
