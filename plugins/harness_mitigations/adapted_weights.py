@@ -56,7 +56,7 @@ def find_trainable_weights(model: nn.Module, where: str) -> TrainableWeights:
         )
         if adapts_embedding or any(a.dim() != 2 for a, _, _ in _active_factors(layer)):
             layer_type = type(layer.get_base_layer()).__name__
-            what = f"{name} is a {layer_type} with an adapter"
+            what = f"{name} is of type {layer_type} and has an adapter"
             raise HarnessError(where, what, "adapt linear layers only")
         if not trainable_ids:
             continue

@@ -221,8 +221,8 @@ def test_the_defaults_of_a_mitigation_change_nothing():
     plain, model, logits = Mitigation(), torch.nn.Linear(2, 2), torch.zeros(3, 4)
     model.weight.grad = torch.ones(2, 2)
     assert plain.transform_stages((STAGE,)) == (STAGE,)
-    assert plain.prepare_model(model) is model
-    assert plain.on_stage_start(STAGE, model, {}) is None
+    assert plain.prepare_model(model, seed=0) is model
+    assert plain.on_stage_start(STAGE, model, {}, seed=0) is None
     assert plain.check_compatible({"lora": plain}) is None
     assert plain.filter_labels(model, {}) is None
     assert plain.extra_loss(model, 1.0) is None
@@ -275,10 +275,9 @@ def through_a_stage(mitigation, model):
     """A mitigation and its model after one stage without an update, as a run would call it."""
     import torch
 
-    torch.set_num_threads(1)
-    torch.manual_seed(3)
-    model = mitigation.prepare_model(model)
-    mitigation.on_stage_start(STAGE, model, {"given": ROWS, "chat": ROWS})
+    torch.set_num_threads(1)  # global random state is not seeded: only the seed that is handed over may matter
+    model = mitigation.prepare_model(model, seed=3)
+    mitigation.on_stage_start(STAGE, model, {"given": ROWS, "chat": ROWS}, seed=3)
     mitigation.on_stage_end(STAGE, model, ROWS)
     return model
 

@@ -67,17 +67,17 @@ def run_stages(tokenizer, tmp_path):
     """
 
     def run(model, mitigations, stages, sources=None, *, watch=None, seed=0, order=None, **settings):
-        seed_mitigations(seed)
+        mitigation_seed = seed_mitigations(seed)
         mitigations = dict(sorted(mitigations.items(), key=lambda item: (item[1].priority, item[0])))
         for mitigation in mitigations.values():
-            model = mitigation.prepare_model(model)
+            model = mitigation.prepare_model(model, seed=mitigation_seed)
         logs = []
         for number, rows in enumerate(stages, start=1):
             stage = Stage(f"stage-{number}", (StageSource("source", "domain"),), {**SETTINGS, **settings})
             slots = tuple((index,) for index in range(len(rows))) if order is None else order
             data = StageDataset(stage, rows, slots, (len(slots),), {}, 1.0)
             for mitigation in mitigations.values():
-                mitigation.on_stage_start(stage, model, sources or {})
+                mitigation.on_stage_start(stage, model, sources or {}, seed=mitigation_seed)
             if watch:
                 watch(number, model)
             logs.append(train_stage(model, tokenizer, data, mitigations, seed=seed, folder=tmp_path / str(number)).log)

@@ -59,9 +59,9 @@ def begun(kind: str) -> tuple[LlamaForCausalLM, dict[str, Mitigation], Stage]:
     model = LlamaForCausalLM(LlamaConfig(vocab_size=50, pad_token_id=0, **config))
     mitigations = held(kind)
     stage = Stage("stage", (StageSource("source", "domain"),), SETTINGS | {"batch_size": int(sys.argv[2])})
-    seed_mitigations(0)
+    seed = seed_mitigations(0)
     for mitigation in mitigations.values():
-        mitigation.on_stage_start(stage, model, {"kept": some_rows(8, 5)})
+        mitigation.on_stage_start(stage, model, {"kept": some_rows(8, 5)}, seed=seed)
     return model, mitigations, stage
 
 

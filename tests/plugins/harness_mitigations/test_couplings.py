@@ -73,9 +73,9 @@ def fit(tiny_model, tokenizer, tmp_path, make_rows):
         order = tuple((index,) for index in range(len(rows))) * 2 if order is None else order
         stage = Stage("stage", (StageSource("source", "domain"),), {**SETTINGS, **settings})
         spy = Spy()
-        seed_mitigations(0)
+        seed = seed_mitigations(0)
         for mitigation in mitigations.values():
-            mitigation.on_stage_start(stage, model, {"kept": make_rows(8, 5)})
+            mitigation.on_stage_start(stage, model, {"kept": make_rows(8, 5)}, seed=seed)
         data = StageDataset(stage, rows, order, (len(order),), {}, 1.0)
         result = train_stage(model, tokenizer, data, {**mitigations, "~spy": spy}, seed=0, folder=tmp_path / folder)
         return {n: w.detach() for n, w in model.named_parameters()}, result.log, spy.gradients
@@ -108,7 +108,7 @@ class InTheLoss(Mitigation):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("batch", "accumulation"), [(8, 1), (2, 4), (1, 8)])
-def test_loss_coupling_is_the_penalty_in_the_loss(kind, batch, accumulation, fit, tiny_model):
+def test_coupling_loss_equals_a_penalty_in_the_loss(kind, batch, accumulation, fit, tiny_model):
     settings = {"batch_size": batch, "accumulation": accumulation}
     made = KINDS[kind](3.0, "loss")
     weights, log, gradients = fit({kind: made}, **settings)
@@ -124,7 +124,7 @@ def test_loss_coupling_is_the_penalty_in_the_loss(kind, batch, accumulation, fit
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_gradient_coupling_adds_to_the_clipped_gradient_of_the_task(kind, fit):
+def test_coupling_gradient_adds_to_the_clipped_task_gradient(kind, fit):
     # The second update begins from weights that plain training has moved alike: only the pull differs.
     made = KINDS[kind](3.0)
     _, log, gradients = fit({kind: made})
@@ -141,7 +141,7 @@ def test_gradient_coupling_adds_to_the_clipped_gradient_of_the_task(kind, fit):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_proximal_coupling_leaves_the_gradient_and_moves_back_after_the_step(kind, fit):
+def test_coupling_proximal_keeps_the_gradient_and_moves_weights_after_the_step(kind, fit):
     made = KINDS[kind](200.0, "proximal")
     weights, _, gradients = fit({kind: made}, order=tuple((index,) for index in range(8)))
     plain, _, expected = fit({}, order=tuple((index,) for index in range(8)))
@@ -157,7 +157,7 @@ def test_proximal_coupling_leaves_the_gradient_and_moves_back_after_the_step(kin
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("coupling", COUPLINGS)
-def test_strength_zero_is_plain_training_bit_for_bit(kind, coupling, fit):
+def test_strength_zero_equals_plain_training_bit_for_bit(kind, coupling, fit):
     plain, log, _ = fit({}, weight_decay=0.1)
     idle, idle_log, _ = fit({kind: KINDS[kind](0.0, coupling)}, weight_decay=0.1)
     assert apart(plain, idle) == 0
@@ -165,7 +165,7 @@ def test_strength_zero_is_plain_training_bit_for_bit(kind, coupling, fit):
     assert f"penalty/{kind}" not in idle_log[0]
 
 
-def test_infinite_strength_gives_the_start(fit, tiny_model):
+def test_infinite_strength_keeps_the_initial_weights(fit, tiny_model):
     start = {name: weight.detach() for name, weight in tiny_model.named_parameters()}
     order = tuple((index,) for index in range(8)) * 10
     plain, _, _ = fit({}, order=order)
@@ -184,7 +184,7 @@ def test_infinite_strength_gives_the_start(fit, tiny_model):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("coupling", COUPLINGS)
-def test_a_stronger_pull_stays_nearer(kind, coupling, fit, tiny_model):
+def test_a_stronger_penalty_gives_a_smaller_distance(kind, coupling, fit, tiny_model):
     start = {name: weight.detach() for name, weight in tiny_model.named_parameters()}
     order = tuple((index,) for index in range(8)) * 5
     far = []
@@ -203,7 +203,7 @@ def test_a_stronger_pull_stays_nearer(kind, coupling, fit, tiny_model):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("coupling", COUPLINGS)
-def test_an_update_depends_on_neither_accumulation_nor_packing(kind, coupling, fit):
+def test_a_step_depends_on_neither_accumulation_nor_packing(kind, coupling, fit):
     runs = [
         fit({kind: KINDS[kind](5.0, coupling)}, **settings)
         for settings in (
@@ -224,15 +224,13 @@ def test_an_update_depends_on_neither_accumulation_nor_packing(kind, coupling, f
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("coupling", "lora"), [*((c, False) for c in COUPLINGS), ("gradient", True), ("loss", True)])
-def test_a_stage_resumed_in_its_middle_equals_one_that_was_not_interrupted(
-    kind, coupling, lora, tiny_model, tmp_path, tokenizer, make_rows
-):
+def test_a_resumed_stage_equals_an_uninterrupted_one(kind, coupling, lora, tiny_model, tmp_path, tokenizer, make_rows):
     def begin():
         model = copy.deepcopy(tiny_model)
         if not lora:
             return model
         torch.manual_seed(2)
-        return Lora(2, None, 0.1, "all-linear", False, False, "zero", None, 1).prepare_model(model)
+        return Lora(2, None, 0.1, "all-linear", False, False, "zero", None, 1).prepare_model(model, seed=0)
 
     rows = make_rows(12)
     stage = Stage("two", (StageSource("source", "domain"),), {**SETTINGS, "batch_size": 2, "save_steps": 2})
@@ -241,9 +239,9 @@ def test_a_stage_resumed_in_its_middle_equals_one_that_was_not_interrupted(
     def prepared(model):
         """As the second stage of a run finds it: an earlier stage's importances are in it."""
         made = KINDS[kind](5.0, coupling)
-        seed_mitigations(0)
+        seed = seed_mitigations(0)
         for name in ("one", "two"):
-            made.on_stage_start(Stage(name, ()), model, {"kept": make_rows(8, 5)})
+            made.on_stage_start(Stage(name, ()), model, {"kept": make_rows(8, 5)}, seed=seed)
             if name == "one":
                 made.on_stage_end(Stage(name, ()), model, rows)
         return made
@@ -278,26 +276,26 @@ def test_a_stage_resumed_in_its_middle_equals_one_that_was_not_interrupted(
 # -- L2-SP's own ------------------------------------------------------------------------------------------------------
 
 
-def test_l2sp_holds_at_the_base_or_at_each_stages_beginning(tiny_model):
+def test_l2sp_anchors_at_the_base_or_at_the_start_of_each_stage(tiny_model):
     base, stage = l2sp(), l2sp(anchor="stage")
     for made in (base, stage):
-        made.on_stage_start(Stage("one", ()), tiny_model, {})
+        made.on_stage_start(Stage("one", ()), tiny_model, {}, seed=0)
     first = tiny_model.model.norm.weight.detach().clone()
     with torch.no_grad():
         tiny_model.model.norm.weight.add_(0.5)
     for made in (base, stage):
-        made.on_stage_start(Stage("two", ()), tiny_model, {})
+        made.on_stage_start(Stage("two", ()), tiny_model, {}, seed=0)
     assert torch.equal(base.anchor["model.norm.weight"].float(), first)
     assert torch.equal(stage.anchor["model.norm.weight"].float(), first + 0.5)
 
 
-def test_l2sp_on_an_adapter_holds_the_change_of_the_weight(tiny_model):
+def test_l2sp_with_an_adapter_penalizes_the_change_of_the_weight(tiny_model):
     from harness.model.frozen_lora import lora_layers
 
     torch.manual_seed(0)
-    model = Lora(3, None, 0.0, "all-linear", False, False, "zero", None, 1).prepare_model(tiny_model)
+    model = Lora(3, None, 0.0, "all-linear", False, False, "zero", None, 1).prepare_model(tiny_model, seed=0)
     made = l2sp(0.5)
-    made.on_stage_start(Stage("one", ()), model, {})
+    made.on_stage_start(Stage("one", ()), model, {}, seed=0)
     layers = lora_layers(model)
     total, factors = 0.0, []
     for layer in layers.values():

@@ -51,9 +51,9 @@ def make(**options):
     return Ewc(**{**DEFAULTS, **options})
 
 
-def begun(model, **options):
+def begun(model, seed=0, **options):
     made = make(**options)
-    made.on_stage_start(STAGE, model, {"kept": ROWS})
+    made.on_stage_start(STAGE, model, {"kept": ROWS}, seed=seed)
     return made
 
 
@@ -67,7 +67,7 @@ def measured(model, rows, **options):
 
 def adapted(model, rank=4):
     torch.manual_seed(0)
-    return Lora(rank, None, 0.0, "all-linear", False, False, "zero", None, 1).prepare_model(model)
+    return Lora(rank, None, 0.0, "all-linear", False, False, "zero", None, 1).prepare_model(model, seed=0)
 
 
 def shaken(model, seed=1):
@@ -84,23 +84,23 @@ def shaken(model, seed=1):
 # -- what it measures and anchors -------------------------------------------------------------------------------------
 
 
-def test_the_base_is_protected_from_the_first_stage_on_and_kept_by_the_next(tiny_model):
+def test_first_stage_anchors_the_base_and_the_next_keeps_its_importances(tiny_model):
     made = begun(tiny_model)
     assert torch.equal(made.anchor["model.norm.weight"].float(), tiny_model.model.norm.weight)
     first = {name: importance.clone() for name, importance in made.importance.items()}
-    made.on_stage_start(SECOND, tiny_model, {})
+    made.on_stage_start(SECOND, tiny_model, {}, seed=0)
     assert all(torch.equal(first[name], made.importance[name]) for name in first)
 
 
 @pytest.mark.parametrize("labels", ["sampled", "empirical"])
-def test_normalised_importances_have_mean_one(labels, tiny_model):
+def test_normalized_importances_have_mean_one(labels, tiny_model):
     made = begun(tiny_model, labels=labels)
     assert float(everything(made.importance).mean()) == pytest.approx(1, rel=1e-4)
     raw = begun(tiny_model, labels="empirical", normalise=False).importance
     assert torch.allclose(raw["model.norm.weight"], measured(tiny_model, ROWS, labels="empirical")["model.norm.weight"])
 
 
-def test_the_tail_is_told_and_can_be_cut(tiny_model):
+def test_tail_of_the_fisher_is_reported_and_can_be_clipped(tiny_model):
     whole, cut = (begun(tiny_model, labels="empirical", clip=clip, normalise=False) for clip in (None, 0.9))
     importance = everything(whole.importance)
     limit = float(importance.quantile(0.9))
@@ -113,17 +113,16 @@ def test_the_tail_is_told_and_can_be_cut(tiny_model):
     assert facts["fisher_median"] == pytest.approx(float(importance.median() / importance.mean()), rel=0.01)
     assert facts["fisher_largest"] == pytest.approx(float(importance.max() / importance.mean()), rel=0.01)
     assert float(everything(begun(tiny_model, clip=0.9).importance).mean()) == pytest.approx(1, rel=1e-4)
-    whole.on_stage_start(SECOND, tiny_model, {})
+    whole.on_stage_start(SECOND, tiny_model, {}, seed=0)
     assert whole.stage_stats() == {}, "nothing was measured for this stage"
 
 
-def test_importances_depend_on_the_seed_and_the_stage_alone(tiny_model):
-    def importance(seed, draws=0):
-        torch.manual_seed(seed)
-        torch.rand(draws)
-        return begun(tiny_model, samples=2).importance["model.norm.weight"]
+def test_importances_depend_on_the_given_seed_and_not_on_global_state(tiny_model):
+    def importance(seed, global_seed=0):
+        torch.manual_seed(global_seed)
+        return begun(tiny_model, seed, samples=2).importance["model.norm.weight"]
 
-    assert torch.equal(importance(1), importance(1, draws=9))
+    assert torch.equal(importance(1), importance(1, global_seed=9))
     assert not torch.equal(importance(1), importance(2))
 
 
@@ -134,7 +133,7 @@ def test_a_fisher_that_is_not_finite_is_an_error(tiny_model):
         begun(tiny_model)
 
 
-def test_storage_in_bfloat16_rounds_and_does_no_more(tiny_model):
+def test_storage_in_bfloat16_only_rounds(tiny_model):
     exact, short = begun(tiny_model), begun(tiny_model, dtype="bfloat16")
     assert {importance.dtype for importance in short.importance.values()} == {torch.bfloat16}
     for name, importance in exact.importance.items():
@@ -150,7 +149,7 @@ def test_storage_in_bfloat16_rounds_and_does_no_more(tiny_model):
         assert torch.allclose(a.grad, b.grad, rtol=2**-8, atol=1e-9)
 
 
-def test_an_anchor_is_kept_in_two_bytes_where_that_loses_nothing(tiny_model):
+def test_anchor_is_stored_in_bfloat16_only_if_that_is_exact(tiny_model):
     rounded = copy.deepcopy(tiny_model)
     with torch.no_grad():
         for weight in rounded.parameters():
@@ -163,7 +162,7 @@ def test_an_anchor_is_kept_in_two_bytes_where_that_loses_nothing(tiny_model):
 
 def test_a_source_without_rows_is_an_error(tiny_model):
     with pytest.raises(HarnessError, match=r"mitigations\.ewc\.source: 'kept' has no row"):
-        make().on_stage_start(STAGE, tiny_model, {"other": ROWS})
+        make().on_stage_start(STAGE, tiny_model, {"other": ROWS}, seed=0)
 
 
 def test_a_model_without_a_trainable_weight_is_an_error(tiny_model):
@@ -175,7 +174,7 @@ def test_a_model_without_a_trainable_weight_is_an_error(tiny_model):
 
 
 @pytest.mark.parametrize("coupling", ["gradient", "loss"])
-def test_weight_pull_adds_to_the_gradients_and_returns_the_penalty(coupling, tiny_model):
+def test_penalty_is_added_to_the_gradients_and_returned(coupling, tiny_model):
     made = begun(tiny_model, strength=0.5, coupling=coupling)
     shaken(tiny_model)
     expected = {
@@ -192,7 +191,7 @@ def test_weight_pull_adds_to_the_gradients_and_returns_the_penalty(coupling, tin
         assert torch.allclose(weight.grad, expected[name], atol=1e-6), name
 
 
-def test_proximal_moves_the_weights_after_the_step_and_tells_the_penalty_before(tiny_model):
+def test_proximal_changes_weights_after_the_step_and_returns_the_penalty_before(tiny_model):
     made = begun(tiny_model, strength=0.5, coupling="proximal")
     shaken(tiny_model)
     before = {name: weight.detach().clone() for name, weight in tiny_model.named_parameters()}
@@ -208,7 +207,7 @@ def test_proximal_moves_the_weights_after_the_step_and_tells_the_penalty_before(
         assert torch.allclose(weight.detach(), expected, atol=1e-6), name
 
 
-def test_a_weight_without_a_gradient_is_left_alone(tiny_model):
+def test_a_weight_without_a_gradient_is_not_changed(tiny_model):
     made = begun(tiny_model)
     tiny_model.model.norm.weight.grad = torch.zeros(32)
     made.add_weight_penalty(tiny_model)
@@ -218,13 +217,13 @@ def test_a_weight_without_a_gradient_is_left_alone(tiny_model):
 # -- stage after stage ------------------------------------------------------------------------------------------------
 
 
-def test_a_finished_stage_adds_its_importances_and_moves_the_anchor_for_the_next(tiny_model):
+def test_a_finished_stage_adds_its_importances_and_updates_the_anchor(tiny_model):
     made = begun(tiny_model, labels="empirical", normalise=False, decay=0.25)
     first = made.importance["model.norm.weight"].clone()
     with torch.no_grad():
         tiny_model.model.norm.weight.mul_(1.5)
     made.on_stage_end(STAGE, tiny_model, ROWS[:2])
-    made.on_stage_start(SECOND, tiny_model, {})
+    made.on_stage_start(SECOND, tiny_model, {}, seed=0)
     second = measured(tiny_model, ROWS[:2], labels="empirical")["model.norm.weight"]
     assert torch.allclose(made.importance["model.norm.weight"], 0.25 * first + second)
     assert torch.equal(made.anchor["model.norm.weight"].float(), tiny_model.model.norm.weight)
@@ -232,7 +231,7 @@ def test_a_finished_stage_adds_its_importances_and_moves_the_anchor_for_the_next
 
 
 @pytest.mark.parametrize("lora", [False, True])
-def test_state_goes_round_between_two_stages(lora, tiny_model, tmp_path):
+def test_state_round_trips_between_two_stages(lora, tiny_model, tmp_path):
     model = adapted(tiny_model) if lora else tiny_model
     made = begun(model, samples=3)
     shaken(model)
@@ -243,8 +242,7 @@ def test_state_goes_round_between_two_stages(lora, tiny_model, tmp_path):
     pulled = []
     for one in (made, again):
         other = copy.deepcopy(model)
-        torch.manual_seed(4)
-        one.on_stage_start(SECOND, other, {})
+        one.on_stage_start(SECOND, other, {}, seed=4)
         assert one.finished_rows == ()
         shaken(other, seed=2)
         pulled.append((one.add_weight_penalty(other), [w.grad for w in other.parameters() if w.grad is not None]))
@@ -289,7 +287,7 @@ def test_fisher_of_an_adapted_layer_is_that_of_its_weight(tiny_model):
     assert torch.allclose(drawn[0][f"base_model.model.{name}"], drawn[1][name], rtol=1e-4, atol=1e-10)
 
 
-def test_at_the_start_the_fisher_of_a_is_zero_and_so_would_hold_nothing(tiny_model):
+def test_fisher_of_a_is_zero_at_the_start(tiny_model):
     # Why EWC does not act in the space of A and B.
     model = adapted(tiny_model)
     logits = model(torch.tensor([ROWS[0].input_ids])).logits
@@ -300,7 +298,7 @@ def test_at_the_start_the_fisher_of_a_is_zero_and_so_would_hold_nothing(tiny_mod
 
 
 @pytest.mark.parametrize("moved", [False, True])
-def test_pull_on_an_adapter_is_the_gradient_through_the_merged_weight(moved, tiny_model):
+def test_penalty_on_an_adapter_has_the_gradient_through_the_merged_weight(moved, tiny_model):
     model = adapted(tiny_model)
     if moved:
         shaken(model, seed=3)  # as a second stage finds it: B is no longer zero
@@ -317,7 +315,7 @@ def test_pull_on_an_adapter_is_the_gradient_through_the_merged_weight(moved, tin
         assert torch.allclose(weight.grad, 1 + wanted, rtol=1e-4, atol=1e-5), name
 
 
-def test_another_writing_of_the_same_change_feels_no_pull(tiny_model):
+def test_other_factors_of_the_same_change_have_no_penalty(tiny_model):
     from harness.model.frozen_lora import lora_layers
 
     model = shaken(adapted(tiny_model))
@@ -330,16 +328,16 @@ def test_another_writing_of_the_same_change_feels_no_pull(tiny_model):
     assert float(made.add_weight_penalty(model)) < 1e-9
 
 
-def test_what_earlier_stages_froze_beside_the_adapter_belongs_to_the_anchor(tiny_model):
+def test_frozen_adapters_of_earlier_stages_are_part_of_the_anchor(tiny_model):
     torch.manual_seed(0)
     adapter = OrthogonalLora(2, None, 0.0, "all-linear", 0.5)
-    model = adapter.prepare_model(tiny_model)
-    adapter.on_stage_start(STAGE, model, {})
+    model = adapter.prepare_model(tiny_model, seed=0)
+    adapter.on_stage_start(STAGE, model, {}, seed=0)
     made = begun(model)
     shaken(model)
     made.on_stage_end(STAGE, model, ROWS)
-    adapter.on_stage_start(SECOND, model, {})  # what was learned is kept, the adapter begins anew
-    made.on_stage_start(SECOND, model, {})
+    adapter.on_stage_start(SECOND, model, {}, seed=0)  # what was learned is kept, the adapter begins anew
+    made.on_stage_start(SECOND, model, {}, seed=0)
     for weight in model.parameters():
         weight.grad = torch.zeros_like(weight) if weight.requires_grad else None
     assert (
@@ -355,31 +353,31 @@ def test_what_earlier_stages_froze_beside_the_adapter_belongs_to_the_anchor(tiny
 # -- what it does not go with -----------------------------------------------------------------------------------------
 
 
-def test_what_makes_no_sense_together_is_refused_with_a_reason(tiny_model):
+def test_incompatible_adapters_and_couplings_are_rejected(tiny_model):
     lora = Lora(4, None, 0.0, "all-linear", False, False, "zero", None, 1)
     dora = Lora(4, None, 0.0, "all-linear", False, True, "zero", None, 1)
     make().check_compatible({"lora": lora})
     make(coupling="proximal").check_compatible({})
     with pytest.raises(HarnessError, match=r"mitigations\.ewc: with DoRA .*dora to false"):
         make().check_compatible({"lora": dora})
-    with pytest.raises(HarnessError, match=r"coupling: a proximal step .*'lora' can write; use 'gradient'"):
+    with pytest.raises(
+        HarnessError, match=r"coupling: a proximal step .*'lora' .*cannot represent; set it to 'gradient'"
+    ):
         make(coupling="proximal").check_compatible({"lora": lora})
     with pytest.raises(HarnessError, match="'osf' trains factors of a weight"):
         make().check_compatible({"osf": object()})
     torch.manual_seed(0)
-    with pytest.raises(HarnessError, match="not s B A but that of a variant"):
-        begun(dora.prepare_model(copy.deepcopy(tiny_model)))
+    with pytest.raises(HarnessError, match="is not s B A"):
+        begun(dora.prepare_model(copy.deepcopy(tiny_model), seed=0))
     with pytest.raises(HarnessError, match="a proximal step"):
         begun(adapted(tiny_model), coupling="proximal")
 
 
-def test_an_adapter_on_the_embeddings_is_refused(tiny_model):
+def test_an_adapter_on_the_embeddings_is_rejected(tiny_model):
     from peft import LoraConfig, get_peft_model
 
     model = get_peft_model(tiny_model, LoraConfig(r=2, target_modules=["embed_tokens", "q_proj"]))
-    with pytest.raises(
-        HarnessError, match="embed_tokens is of the kind Embedding and has an adapter; adapt linear layers"
-    ):
+    with pytest.raises(HarnessError, match="embed_tokens is of type Embedding and has an adapter; adapt linear layers"):
         begun(model)
 
 
@@ -399,7 +397,7 @@ def entries(tmp_path):
     return sorted(path.name for path in (tmp_path / "cache" / "fisher").glob("*"))
 
 
-def test_the_first_fisher_is_measured_once_and_kept_for_the_next_run(known, tmp_path, monkeypatch):
+def test_first_fisher_is_cached_for_the_next_run(known, tmp_path, monkeypatch):
     one = begun(known)
     assert len(entries(tmp_path)) == 1
     monkeypatch.setattr("harness_mitigations.fisher.compute_diagonal_fisher", None)  # it is not called again
@@ -416,19 +414,19 @@ def test_the_first_fisher_is_measured_once_and_kept_for_the_next_run(known, tmp_
         {"dtype": "bfloat16"},
     ],
 )  # fmt: skip
-def test_another_way_to_measure_is_another_entry(change, known, tmp_path):
+def test_other_options_of_the_measurement_give_another_entry(change, known, tmp_path):
     begun(known)
     begun(known, **change)
     assert len(entries(tmp_path)) == 2
 
 
-def test_what_does_not_bear_on_the_fisher_shares_an_entry(known, tmp_path):
+def test_options_that_do_not_affect_the_fisher_share_an_entry(known, tmp_path):
     for options in ({}, {"strength": 9.0}, {"coupling": "proximal"}, {"decay": 0.5}):
         begun(known, **options)
     assert len(entries(tmp_path)) == 1
 
 
-def test_other_weights_rows_seeds_and_origins_are_other_entries(known, tmp_path):
+def test_other_weights_rows_seeds_and_origins_give_other_entries(known, tmp_path):
     begun(known)
     with torch.no_grad():
         known.model.norm.weight.add_(0.01)  # trained since it was loaded
@@ -436,15 +434,14 @@ def test_other_weights_rows_seeds_and_origins_are_other_entries(known, tmp_path)
     assert len(entries(tmp_path)) == 2
     known.model.layers[0].requires_grad_(False)
     begun(known)
-    torch.manual_seed(12)
-    begun(known)
+    begun(known, seed=12)
     setattr(known, ORIGIN_ATTRIBUTE, ModelLocation("folder", "here", None, "other"))
     begun(known)
-    make().on_stage_start(STAGE, known, {"kept": ROWS[:3]})
+    make().on_stage_start(STAGE, known, {"kept": ROWS[:3]}, seed=0)
     assert len(entries(tmp_path)) == 6
 
 
-def test_what_is_of_unknown_origin_or_not_to_be_kept_is_not(known, tmp_path):
+def test_models_of_unknown_origin_are_not_cached(known, tmp_path):
     begun(known, cache=False)
     setattr(
         known, ORIGIN_ATTRIBUTE, ModelLocation("hub", "org/model", "main", "hub:org/model")
@@ -455,14 +452,14 @@ def test_what_is_of_unknown_origin_or_not_to_be_kept_is_not(known, tmp_path):
     assert entries(tmp_path) == []
 
 
-def test_a_later_stages_fisher_is_not_kept_on_disk(known, tmp_path):
+def test_fisher_of_a_later_stage_is_not_cached(known, tmp_path):
     made = begun(known)
     made.on_stage_end(STAGE, known, ROWS)
-    made.on_stage_start(SECOND, known, {})
+    made.on_stage_start(SECOND, known, {}, seed=0)
     assert len(entries(tmp_path)) == 1
 
 
-def test_a_damaged_entry_is_measured_anew_and_a_full_disk_is_a_warning(known, tmp_path, monkeypatch):
+def test_a_damaged_entry_is_measured_again_and_a_full_disk_warns(known, tmp_path, monkeypatch):
     one = begun(known)
     (file,) = (tmp_path / "cache" / "fisher").iterdir()
     file.write_bytes(file.read_bytes()[:1000])
@@ -475,7 +472,7 @@ def test_a_damaged_entry_is_measured_anew_and_a_full_disk_is_a_warning(known, tm
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(fisher_cache.os, "replace", full)
-    with pytest.warns(UserWarning, match=r"not kept in .*No space left"):
+    with pytest.warns(UserWarning, match=r"could not be saved to .*No space left"):
         begun(known)
     assert entries(tmp_path) == []
     with warnings.catch_warnings():

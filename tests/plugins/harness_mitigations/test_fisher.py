@@ -82,7 +82,7 @@ def test_sampled_fisher_of_softmax_regression_averages_to_its_closed_form(batch_
     assert float((found.sum() / expected.sum() - 1).abs()) < 0.02
 
 
-def test_the_square_of_a_summed_batch_is_no_fisher_of_the_datas_labels(softmax):
+def test_empirical_fisher_is_not_the_square_of_a_summed_batch(softmax):
     # Why `empirical` goes row by row: with the labels of the data the rows' gradients are correlated.
     rows = [row((2, 1))] * 8
     alone = fisher(softmax, rows, labels="empirical", batch_size=8)["linear.weight"]
@@ -134,7 +134,7 @@ def test_fisher_of_linear_regression_is_its_closed_form():
     assert torch.allclose(found.double(), expected, rtol=1e-5)
 
 
-def test_fisher_of_two_tokens_is_that_of_their_sum_enumerated(softmax):
+def test_fisher_of_two_tokens_equals_the_enumerated_one_of_their_sum(softmax):
     # Two trained tokens: enumerate both, each with its probability; the sum is squared, not each term.
     example = row((3, 1, 0))
     expected = torch.zeros(5, 3, dtype=torch.float64)
@@ -168,7 +168,7 @@ def micro_model():
     return model.double()
 
 
-def test_exact_fisher_of_a_language_model_is_enumerated_and_the_sampled_one_averages_to_it(micro_model):
+def test_exact_fisher_of_a_language_model_equals_enumeration_and_the_sampled_one_averages_to_it(micro_model):
     rows = [row((7, 8, 9, 10), 2), row((20, 21, 22), 1)]
     expected = {name: torch.zeros_like(weight) for name, weight in micro_model.named_parameters()}
     for one in rows:
@@ -191,7 +191,7 @@ def test_exact_fisher_of_a_language_model_is_enumerated_and_the_sampled_one_aver
     assert trace == pytest.approx(wanted, rel=0.1)
 
 
-def test_batches_of_drawn_labels_estimate_what_single_rows_do(tiny_model):
+def test_batches_with_sampled_labels_estimate_the_same_as_single_rows(tiny_model):
     rows = ROWS * 60
     traces = {}
     for batch_size in (1, 4, 16):
@@ -201,7 +201,7 @@ def test_batches_of_drawn_labels_estimate_what_single_rows_do(tiny_model):
     assert traces[16] == pytest.approx(traces[1], rel=0.2)
 
 
-def test_a_large_vocabulary_is_not_enumerated_and_the_cost_is_told(tiny_model, monkeypatch):
+def test_a_large_vocabulary_is_rejected_with_its_cost(tiny_model, monkeypatch):
     monkeypatch.setattr(module, "MAX_EXACT_CLASSES", 100)
     with pytest.raises(HarnessError, match=r"labels: 'exact' would take 783 backward passes .* of 3 trained .*sampled"):
         fisher(tiny_model, ROWS[:1], labels="exact")
@@ -236,7 +236,7 @@ def test_empirical_fisher_agrees_with_per_sample_gradients_of_torch_func(micro_m
         assert torch.allclose(found[name].double(), expected[name], rtol=1e-5, atol=1e-12), name
 
 
-def test_padding_takes_no_part(tiny_model):
+def test_padding_is_excluded(tiny_model):
     # One long and one short row in a batch, and the same labels drawn for each as alone.
     rows = [row(range(5, 25), 15), row((7, 8, 9), 1)]
     together = fisher(tiny_model.double(), rows, labels="sampled", batch_size=2, generator=seeded(5))
@@ -256,7 +256,7 @@ def test_padding_takes_no_part(tiny_model):
         assert torch.allclose(together[name].double(), gradient**2 / 2, rtol=1e-4, atol=1e-12), name
 
 
-def test_tied_weights_stand_once_and_frozen_ones_not_at_all(tiny_model):
+def test_tied_weights_are_counted_once_and_frozen_ones_not_at_all(tiny_model):
     tiny_model.model.layers[0].requires_grad_(False)
     found = fisher(tiny_model, ROWS, labels="empirical")
     assert "model.embed_tokens.weight" in found
@@ -265,7 +265,7 @@ def test_tied_weights_stand_once_and_frozen_ones_not_at_all(tiny_model):
     assert found.keys() == {name for name, weight in tiny_model.named_parameters() if weight.requires_grad}
 
 
-def test_prompts_take_no_part(tiny_model):
+def test_prompts_are_excluded(tiny_model):
     last = fisher(tiny_model, [row((7, 8, 9, 10), 3)], labels="empirical")["model.norm.weight"]
     masked = TokenizedExample(
         "masked", "source", (7, 8, 9, 10), (7, -100, -100, 10)
@@ -274,7 +274,7 @@ def test_prompts_take_no_part(tiny_model):
 
 
 @pytest.mark.parametrize("labels", ["sampled", "empirical"])
-def test_fisher_is_measured_without_dropout_and_leaves_no_trace(labels, tiny_model):
+def test_fisher_is_measured_without_dropout_and_restores_the_model(labels, tiny_model):
     for layer in tiny_model.model.layers:
         layer.self_attn.attention_dropout = 0.5
     tiny_model.train()
@@ -297,7 +297,7 @@ def test_fisher_without_a_row_is_an_error(tiny_model):
         fisher(tiny_model, [], labels="empirical")
 
 
-def test_classes_are_drawn_with_their_probabilities(monkeypatch):
+def test_classes_are_sampled_with_their_probabilities(monkeypatch):
     monkeypatch.setattr(module, "SAMPLING_CHUNK", 50)  # many slices
     p = torch.tensor([0.0, 0.5, 0.2, 0.0, 0.3, 0.0])
     drawn = sample_classes(p.expand(40000, -1), seeded(0))
@@ -311,7 +311,7 @@ def test_classes_are_drawn_with_their_probabilities(monkeypatch):
 
 @pytest.mark.oracle
 @pytest.mark.skipif(not avalanche_oracle.is_there(), reason="Avalanche is not installed; `make oracle` runs this")
-def test_empirical_fisher_is_that_of_avalanche_at_batch_size_one_and_at_no_other():
+def test_empirical_fisher_equals_that_of_avalanche_at_batch_size_one_only():
     # Avalanche squares the gradient of a batch's mean loss: at batch size 8 that is about an eighth of the Fisher.
     compute = avalanche_oracle.compute_importances()
     torch.manual_seed(7)

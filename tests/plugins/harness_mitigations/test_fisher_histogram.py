@@ -15,14 +15,14 @@ def heavy():
 
 
 @pytest.mark.parametrize("q", [0.01, 0.3, 0.5, 0.9, 0.999])
-def test_quantiles_are_those_of_the_sorted_numbers(q, heavy):
+def test_quantiles_equal_those_of_the_sorted_values(q, heavy):
     counts = fisher.importance_histogram([heavy[:20_000].view(100, 200), heavy[20_000:]])
     assert int(counts.sum()) == len(heavy)
     wanted = heavy.sort().values[max(0, -(-int(q * 1e6) * len(heavy) // 1_000_000) - 1)]
     assert fisher.histogram_quantile(counts, q) == pytest.approx(float(wanted), rel=0.004)
 
 
-def test_the_spread_is_that_of_the_sorted_numbers(heavy):
+def test_stats_equal_those_of_the_sorted_values(heavy):
     heavy = heavy[:-1]  # without the one that holds everything
     found = fisher.importance_stats(fisher.importance_histogram([heavy]))
     ordered, mean = heavy.sort(descending=True).values.double(), float(heavy.double().mean())
@@ -34,7 +34,7 @@ def test_the_spread_is_that_of_the_sorted_numbers(heavy):
     assert found["fisher_mass_of_top_0.1_percent"] == pytest.approx(held, rel=0.01)
 
 
-def test_equal_numbers_hold_equal_shares_and_zeros_have_no_spread():
+def test_equal_values_have_equal_shares_and_zeros_have_no_stats():
     assert fisher.importance_stats(fisher.importance_histogram([torch.full((5000,), 3.0)])) == pytest.approx(
         {
             "fisher_median": 1,
@@ -49,7 +49,7 @@ def test_equal_numbers_hold_equal_shares_and_zeros_have_no_spread():
 
 
 @pytest.mark.parametrize("wrong", [float("inf"), float("nan")])
-def test_what_is_not_finite_is_seen(wrong):
+def test_infinity_and_nan_are_detected(wrong):
     good = torch.tensor([1e38, 0.0, 1e-45])
     assert fisher.histogram_is_finite(fisher.importance_histogram([good]))
     assert not fisher.histogram_is_finite(fisher.importance_histogram([good, torch.tensor([wrong])]))

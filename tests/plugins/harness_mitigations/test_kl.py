@@ -52,21 +52,21 @@ def apart(one, two):
 
 
 @pytest.mark.parametrize("direction", ["forward", "reverse"])
-def test_it_is_the_divergence_of_torch_distributions(direction, pair):
+def test_token_kl_equals_the_divergence_of_torch_distributions(direction, pair):
     ours, base = pair
     p, q = Categorical(logits=base), Categorical(logits=ours)
     expected = kl_divergence(p, q) if direction == "forward" else kl_divergence(q, p)
     assert torch.allclose(token_kl(ours, base, direction), expected, rtol=1e-5)
 
 
-def test_forward_and_reverse_differ_and_neither_is_zero_apart(pair):
+def test_forward_and_reverse_differ_and_are_positive(pair):
     forward, reverse = token_kl(*pair, "forward"), token_kl(*pair, "reverse")
     assert float((forward - reverse).abs().min()) > 0.01
     assert float(torch.minimum(forward, reverse).min()) > 0
 
 
 @pytest.mark.parametrize("direction", ["forward", "reverse"])
-def test_it_is_zero_with_no_gradient_where_the_two_agree(direction, pair):
+def test_equal_distributions_give_zero_and_no_gradient(direction, pair):
     ours = pair[0].clone().requires_grad_()
     value = token_kl(ours, pair[0] + 2.5, direction)  # logits are the same up to a constant
     value.sum().backward()
@@ -74,13 +74,13 @@ def test_it_is_zero_with_no_gradient_where_the_two_agree(direction, pair):
     assert float(ours.grad.abs().max()) < 1e-6
 
 
-def test_the_gradient_of_the_forward_divergence_is_the_difference_of_the_distributions(pair):
+def test_gradient_of_the_forward_divergence_is_the_difference_of_the_distributions(pair):
     ours = pair[0].clone().requires_grad_()
     token_kl(ours, pair[1], "forward").sum().backward()
     assert torch.allclose(ours.grad, ours.softmax(-1).detach() - pair[1].softmax(-1), atol=1e-6)
 
 
-def test_a_high_temperature_nears_half_the_squared_distance_of_the_centred_logits(pair):
+def test_a_high_temperature_approaches_half_the_squared_distance_of_centered_logits(pair):
     ours, base = (logits.double() - logits.double().mean(-1, keepdim=True) for logits in pair)
     expected = (ours - base).square().mean(-1) / 2
     assert torch.allclose(token_kl(ours.float(), base.float(), "forward", 200.0).double(), expected, rtol=0.05)
@@ -88,7 +88,7 @@ def test_a_high_temperature_nears_half_the_squared_distance_of_the_centred_logit
 
 @pytest.mark.parametrize("on", ["general", "task"])
 @pytest.mark.parametrize("adapter", [True, False])
-def test_before_the_first_update_there_is_no_divergence_and_later_there_is(
+def test_divergence_is_zero_at_the_first_step_and_positive_at_the_second(
     on, adapter, run_stages, make_rows, tiny_model
 ):
     given = {"kl": made(on=on)} | ({"lora": lora()} if adapter else {})
@@ -99,9 +99,7 @@ def test_before_the_first_update_there_is_no_divergence_and_later_there_is(
 
 @pytest.mark.parametrize("on", ["general", "task"])
 @pytest.mark.parametrize("adapter", [True, False])
-def test_the_base_model_is_the_one_before_the_first_stage_also_in_the_second(
-    on, adapter, run_stages, make_rows, tiny_model
-):
+def test_base_model_is_the_one_before_the_first_stage_in_every_stage(on, adapter, run_stages, make_rows, tiny_model):
     base = copy.deepcopy(tiny_model).eval()
     given = {"kl": made(on=on, rows=100)} | ({"lora": lora()} if adapter else {})
     rows, general = make_rows(4), make_rows(6, 1)
@@ -130,7 +128,7 @@ def divergence(model, base, rows):
 
 @pytest.mark.parametrize("on", ["general", "task"])
 @pytest.mark.parametrize("accumulation", [4, 8])
-def test_an_update_does_not_depend_on_how_it_is_cut(on, accumulation, run_stages, make_rows, tiny_model):
+def test_a_step_does_not_depend_on_accumulation(on, accumulation, run_stages, make_rows, tiny_model):
     moved = moved_adapter(tiny_model)
     spies = []
     for batch, cuts in ((8, 1), (8 // accumulation, accumulation)):
@@ -148,7 +146,7 @@ def test_an_update_does_not_depend_on_how_it_is_cut(on, accumulation, run_stages
 def moved_adapter(tiny_model):
     """The tiny model within an adapter that has learned something."""
     torch.manual_seed(4)
-    model = lora().prepare_model(tiny_model)
+    model = lora().prepare_model(tiny_model, seed=0)
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if "lora_B" in name:
@@ -157,7 +155,7 @@ def moved_adapter(tiny_model):
 
 
 @pytest.mark.parametrize("on", ["general", "task"])
-def test_the_gradient_is_that_of_the_written_out_mean(on, run_stages, make_rows, tiny_model):
+def test_gradient_equals_that_of_the_mean_computed_row_by_row(on, run_stages, make_rows, tiny_model):
     base, model = copy.deepcopy(tiny_model).eval(), moved_adapter(tiny_model)
     rows, general = make_rows(4), make_rows(4, 1)
     spies = {}
@@ -179,7 +177,7 @@ def test_the_gradient_is_that_of_the_written_out_mean(on, run_stages, make_rows,
         assert torch.allclose(spies[2.0].gradients[0][name] - plain, gradient, atol=1e-6), name
 
 
-def test_strength_zero_is_plain_training_bit_for_bit(run_stages, make_rows, tiny_model):
+def test_strength_zero_equals_plain_training_bit_for_bit(run_stages, make_rows, tiny_model):
     plain, _ = run_stages(copy.deepcopy(tiny_model), {}, [make_rows(8)])
     held, _ = run_stages(
         copy.deepcopy(tiny_model), {"kl": made(strength=0.0)}, [make_rows(8)], {"general": make_rows(3)}
@@ -187,7 +185,7 @@ def test_strength_zero_is_plain_training_bit_for_bit(run_stages, make_rows, tiny
     assert apart(dict(plain.named_parameters()), dict(held.named_parameters())) == 0
 
 
-def test_the_model_strays_less_from_its_base_on_rows_it_is_held_on(run_stages, make_rows, tiny_model):
+def test_the_penalty_reduces_the_divergence_on_its_rows(run_stages, make_rows, tiny_model):
     base, general = copy.deepcopy(tiny_model).eval(), make_rows(8, 1)
     ends = [
         run_stages(copy.deepcopy(tiny_model), given, [make_rows(24)], {"general": general}, learning_rate=3e-3)[
@@ -199,7 +197,7 @@ def test_the_model_strays_less_from_its_base_on_rows_it_is_held_on(run_stages, m
     assert held < free / 2
 
 
-def test_updates_draw_other_rows_and_a_resumed_one_the_same(make_rows, tiny_model):
+def test_each_step_draws_other_rows_and_a_resumed_step_the_same(make_rows, tiny_model):
     def drawn(mitigation):
         return [row.id for row in mitigation._sample_rows()]
 
@@ -207,19 +205,17 @@ def test_updates_draw_other_rows_and_a_resumed_one_the_same(make_rows, tiny_mode
     rows = {"general": make_rows(40, 1)}
     from harness.types import Stage
 
-    torch.manual_seed(1)
-    first.on_stage_start(Stage("one", ()), tiny_model, rows)
+    first.on_stage_start(Stage("one", ()), tiny_model, rows, seed=1)
     before = drawn(first)
     first.on_step_end(tiny_model, 1e-3)
     after = drawn(first)
     assert before != after
-    torch.manual_seed(2)
-    other.on_stage_start(Stage("one", ()), tiny_model, rows)
+    other.on_stage_start(Stage("one", ()), tiny_model, rows, seed=2)
     other.load_state_dict(first.state_dict())
     assert drawn(other) == after
 
 
-def test_the_copy_shares_what_is_frozen_and_is_shared_by_those_who_ask(tiny_model):
+def test_base_copy_shares_frozen_weights_and_is_created_once(tiny_model):
     from harness_mitigations import base_model
 
     tiny_model.model.embed_tokens.weight.requires_grad_(False)
@@ -233,8 +229,8 @@ def test_the_copy_shares_what_is_frozen_and_is_shared_by_those_who_ask(tiny_mode
     assert tiny_model.model.norm.weight.requires_grad
 
 
-def test_looking_at_the_base_leaves_what_can_move_as_it_was(tiny_model):
-    model = lora().prepare_model(tiny_model)
+def test_disabling_the_adapter_does_not_change_requires_grad(tiny_model):
+    model = lora().prepare_model(tiny_model, seed=0)
     first = next(weight for weight in model.parameters() if weight.requires_grad)
     first.requires_grad_(False)
     with save.adapter_disabled(model):
@@ -242,25 +238,25 @@ def test_looking_at_the_base_leaves_what_can_move_as_it_was(tiny_model):
     assert not first.requires_grad
 
 
-def test_a_base_that_nobody_remembered_is_an_error(tiny_model):
+def test_a_missing_base_copy_is_an_error(tiny_model):
     from harness_mitigations import base_model
 
     with pytest.raises(HarnessError, match="the base model was not copied"), base_model.frozen_base_model(tiny_model):
         pass
 
 
-def test_general_without_a_source_is_refused_and_so_is_a_source_without_rows(tiny_model):
+def test_general_without_a_source_or_rows_is_rejected(tiny_model):
     from harness.types import Stage
 
-    with pytest.raises(HarnessError, match=r"mitigations\.kl\.source: no source says"):
+    with pytest.raises(HarnessError, match=r"mitigations\.kl\.source: no source is given"):
         made(source=None).check_compatible({})
     made(on="task", source=None).check_compatible({})
     with pytest.raises(HarnessError, match=r"'general' has no row"):
-        made().on_stage_start(Stage("one", ()), tiny_model, {"general": ()})
+        made().on_stage_start(Stage("one", ()), tiny_model, {"general": ()}, seed=0)
 
 
 @pytest.mark.parametrize("on", ["general", "task"])
-def test_activations_that_are_computed_again_give_the_same_gradient(on, run_stages, make_rows, tiny_model):
+def test_gradient_checkpointing_gives_the_same_gradient(on, run_stages, make_rows, tiny_model):
     moved, spies = moved_adapter(tiny_model), []
     for again in (False, True):
         spy = Spy()
@@ -272,7 +268,7 @@ def test_activations_that_are_computed_again_give_the_same_gradient(on, run_stag
 
 
 @pytest.mark.parametrize("processes", [2, 3, 6])
-def test_what_several_processes_add_is_what_one_adds(processes, make_rows, tiny_model, monkeypatch):
+def test_terms_of_several_processes_sum_to_that_of_one(processes, make_rows, tiny_model, monkeypatch):
     from harness_mitigations import kl as module
 
     from harness.types import Stage
@@ -281,9 +277,8 @@ def test_what_several_processes_add_is_what_one_adds(processes, make_rows, tiny_
 
     def added(rank, of):
         monkeypatch.setattr(module, "_rank_and_world_size", lambda: (rank, of))
-        torch.manual_seed(1)
         mitigation = made(rows=5)
-        mitigation.on_stage_start(Stage("one", ()), moved, rows)
+        mitigation.on_stage_start(Stage("one", ()), moved, rows, seed=1)
         value = mitigation.extra_loss(moved, 0.5)
         assert mitigation.extra_loss(moved, 0.5) is None  # once an update, with its first micro-batch
         return 0.0 if value is None else float(value.detach())

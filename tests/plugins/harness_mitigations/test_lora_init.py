@@ -39,7 +39,7 @@ def of_peft(net, kind, rank, alpha, **options):
 
 
 @pytest.mark.parametrize("kind", ["pissa", "olora"])
-def test_the_part_of_the_weight_is_that_of_peft(kind, net):
+def test_initial_change_equals_that_of_peft(kind, net):
     weight, s = net.up.weight.detach().clone(), 1.5
     a, b = lora_init.pissa_factors(weight, 4, s) if kind == "pissa" else lora_init.olora_factors(weight, 4)
     assert a.shape == (4, weight.shape[1])
@@ -47,7 +47,7 @@ def test_the_part_of_the_weight_is_that_of_peft(kind, net):
     assert torch.allclose(s * b @ a, of_peft(net, kind, 4, 6), atol=1e-5)
 
 
-def test_the_principal_part_is_the_best_approximation_of_its_rank(net):
+def test_pissa_is_the_best_approximation_of_its_rank(net):
     weight = net.up.weight.detach()
     a, b = lora_init.pissa_factors(weight, 3, 2.0)
     error = torch.linalg.matrix_norm(weight - 2.0 * b @ a)
@@ -55,12 +55,12 @@ def test_the_principal_part_is_the_best_approximation_of_its_rank(net):
     assert torch.allclose(a.norm(), b.norm(), rtol=1e-5)
 
 
-def test_the_orthonormal_start_has_orthonormal_columns(net):
+def test_olora_has_orthonormal_columns(net):
     _, b = lora_init.olora_factors(net.up.weight, 4)
     assert torch.allclose(b.T @ b, torch.eye(4), atol=1e-5)
 
 
-def test_the_least_used_part_is_that_of_peft_with_the_same_covariance(net):
+def test_corda_equals_that_of_peft_with_the_same_covariance(net):
     weight, s = net.up.weight.detach().clone(), 0.5
     torch.manual_seed(0)
     inputs = torch.rand(40, weight.shape[1]) + 0.2
@@ -74,7 +74,7 @@ def test_the_least_used_part_is_that_of_peft_with_the_same_covariance(net):
     assert torch.allclose(s * b @ a, layer.get_delta_weight("default"), atol=2e-4)
 
 
-def test_inputs_in_a_subspace_keep_their_outputs_without_the_least_used_part():
+def test_corda_preserves_the_outputs_of_inputs_in_a_subspace():
     torch.manual_seed(0)
     weight, basis = torch.randn(8, 8), torch.linalg.qr(torch.randn(8, 8))[0]
     inputs = torch.randn(100, 5) @ basis[:5]
@@ -83,7 +83,7 @@ def test_inputs_in_a_subspace_keep_their_outputs_without_the_least_used_part():
     assert float(kept.abs().max()) < 0.05 * float(free.abs().max())
 
 
-def test_the_scale_of_the_covariance_does_not_matter():
+def test_corda_does_not_depend_on_the_scale_of_the_covariance():
     torch.manual_seed(0)
     weight, inputs = torch.randn(6, 5), torch.randn(50, 5)
     one = lora_init.corda_factors(weight, inputs.T @ inputs, 2, 1.0)
@@ -92,7 +92,7 @@ def test_the_scale_of_the_covariance_does_not_matter():
     assert torch.allclose(one[0].norm(dim=1), two[0].norm(dim=1), rtol=1e-4)
 
 
-def test_covariances_are_of_real_tokens_alone_and_shared_inputs_share_them(tiny_model, make_rows):
+def test_covariances_exclude_padding_and_equal_inputs_share_one(tiny_model, make_rows):
     rows = make_rows(11)
     layers = {name: part for name, part in tiny_model.named_modules() if isinstance(part, nn.Linear)}
     layers.pop("lm_head")
@@ -113,7 +113,7 @@ def test_covariances_are_of_real_tokens_alone_and_shared_inputs_share_them(tiny_
     assert set(found) == set(layers)
 
 
-def test_measuring_leaves_no_hook_and_no_mode_behind(tiny_model, make_rows):
+def test_measuring_covariances_removes_hooks_and_restores_the_mode(tiny_model, make_rows):
     layers = {"q": tiny_model.model.layers[0].self_attn.q_proj}
     tiny_model.train()
     before = copy.copy(layers["q"]._forward_pre_hooks)

@@ -30,7 +30,7 @@ def changes(model):
     return found
 
 
-def test_the_overlap_of_orthogonal_rows_is_zero_and_nothing_pulls_on_them():
+def test_orthogonal_rows_have_neither_overlap_nor_gradient():
     rows = torch.linalg.qr(torch.randn(8, 8, generator=torch.Generator().manual_seed(0)))[0]
     assert float(subspace_overlap(rows[:3], rows[3:])) < 1e-5
     eye, gradient = torch.eye(6), torch.zeros(2, 6)
@@ -38,12 +38,12 @@ def test_the_overlap_of_orthogonal_rows_is_zero_and_nothing_pulls_on_them():
     assert torch.equal(gradient, torch.zeros(2, 6))
 
 
-def test_the_overlap_is_the_sum_of_absolute_inner_products():
+def test_overlap_is_the_sum_of_absolute_inner_products():
     a, earlier = torch.tensor([[1.0, 2.0], [0.0, 1.0]]), torch.tensor([[3.0, -1.0]])
     assert float(subspace_overlap(a, earlier)) == abs(3 - 2) + abs(-1)
 
 
-def test_the_pull_is_the_gradient_of_the_written_out_penalty():
+def test_overlap_gradient_equals_that_of_autograd():
     torch.manual_seed(0)
     a, earlier, before = torch.randn(3, 7, requires_grad=True), torch.randn(6, 7), torch.randn(3, 7)
     expected = torch.autograd.grad(0.7 * subspace_overlap(a, earlier), a)[0]
@@ -53,7 +53,7 @@ def test_the_pull_is_the_gradient_of_the_written_out_penalty():
     assert torch.allclose(value, 0.7 * subspace_overlap(a, earlier))
 
 
-def test_each_stage_begins_where_the_last_one_ended_with_an_adapter_of_its_own(run_stages, make_rows, tiny_model):
+def test_each_stage_begins_with_a_new_adapter_at_the_end_of_the_last(run_stages, make_rows, tiny_model):
     seen = {}
 
     def watch(number, model):
@@ -77,7 +77,7 @@ def factors(model):
     }
 
 
-def test_what_earlier_stages_learned_does_not_move(run_stages, make_rows, tiny_model):
+def test_changes_of_earlier_stages_are_frozen(run_stages, make_rows, tiny_model):
     kept = {}
     run_stages(
         tiny_model,
@@ -93,9 +93,7 @@ def test_what_earlier_stages_learned_does_not_move(run_stages, make_rows, tiny_m
         assert torch.equal(b, kept[-2][name][1])
 
 
-def test_strength_zero_is_plain_training_of_a_new_adapter_and_a_high_one_makes_it_orthogonal(
-    run_stages, make_rows, tiny_model
-):
+def test_a_high_strength_makes_the_new_adapter_orthogonal(run_stages, make_rows, tiny_model):
     found = {}
     for strength in (0.0, 20.0):
         mitigation = olora(strength=strength)
@@ -111,7 +109,7 @@ def test_strength_zero_is_plain_training_of_a_new_adapter_and_a_high_one_makes_i
     assert found[20.0] < 0.3 * found[0.0]
 
 
-def test_the_penalty_is_logged_as_it_is_and_does_not_depend_on_accumulation(run_stages, make_rows, tiny_model):
+def test_logged_penalty_does_not_depend_on_accumulation(run_stages, make_rows, tiny_model):
     logs = []
     for batch, cuts in ((8, 1), (1, 8)):
         mitigation = olora(strength=0.5)
@@ -127,7 +125,7 @@ def test_the_penalty_is_logged_as_it_is_and_does_not_depend_on_accumulation(run_
     assert logs[0] == pytest.approx(logs[1], rel=1e-4)
 
 
-def test_three_stages_are_saved_as_one_adapter_of_the_untouched_base(run_stages, make_rows, tiny_model, reloaded):
+def test_three_stages_are_saved_as_one_adapter_of_the_unchanged_base(run_stages, make_rows, tiny_model, reloaded):
     base = tiny_model.eval()(IDS).logits
     stages = [make_rows(8, seed) for seed in range(3)]
     model, _ = run_stages(tiny_model, {"orthogonal_lora": olora()}, stages)
@@ -138,7 +136,7 @@ def test_three_stages_are_saved_as_one_adapter_of_the_untouched_base(run_stages,
     assert torch.allclose(loaded(IDS).logits, model.eval()(IDS).logits, atol=1e-5)
 
 
-def test_its_state_holds_the_earlier_directions(run_stages, make_rows, tiny_model):
+def test_state_contains_the_earlier_directions(run_stages, make_rows, tiny_model):
     first, second = olora(), olora()
     run_stages(tiny_model, {"orthogonal_lora": first}, [make_rows(4), make_rows(4, 1)])
     second.load_state_dict(first.state_dict())
@@ -146,6 +144,6 @@ def test_its_state_holds_the_earlier_directions(run_stages, make_rows, tiny_mode
     assert all(torch.equal(a, second.previous_a[name]) for name, a in first.previous_a.items())
 
 
-def test_a_second_adapter_is_refused():
-    with pytest.raises(HarnessError, match="'orthogonal_lora' and 'lora' each put an adapter"):
+def test_a_second_adapter_is_rejected():
+    with pytest.raises(HarnessError, match="'orthogonal_lora' and 'lora' each add an adapter"):
         olora().check_compatible({"lora": olora()})

@@ -42,7 +42,7 @@ def moved(model, scale=3.0):
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_each_stage_keeps_the_strongest_directions_that_it_begins_with(name, run_stages, make_rows, tiny_model):
+def test_each_stage_preserves_its_strongest_initial_directions(name, run_stages, make_rows, tiny_model):
     """Under AdamW with weight decay, in every stage: of the base in the first, of what the last stage left after."""
     layer, seen = f"base_model.model.model.layers.0.{name}", []
     stages = [make_rows(8), make_rows(8, 1), make_rows(8, 2)]
@@ -66,11 +66,11 @@ def test_each_stage_keeps_the_strongest_directions_that_it_begins_with(name, run
     assert max(strays[1:]) > 1e-3, "later stages hold other directions than the base's, or this test shows nothing"
 
 
-def test_a_stage_decomposes_what_the_stage_before_left_and_computes_the_same(tiny_model):
+def test_a_stage_decomposes_the_weights_of_the_previous_one_and_computes_the_same(tiny_model):
     mitigation = osf()
-    model = moved(mitigation.prepare_model(tiny_model)).eval()
+    model = moved(mitigation.prepare_model(tiny_model, seed=0)).eval()
     before, logits = weights(model), model(IDS).logits
-    mitigation.on_stage_start(STAGE, model, {})
+    mitigation.on_stage_start(STAGE, model, {}, seed=0)
     torch.testing.assert_close(model(IDS).logits, logits, rtol=1e-4, atol=1e-5)
     for name, layer in svd_subspaces.subspace_layers(model).items():
         torch.testing.assert_close(svd_subspaces.effective_weight(layer), before[name], rtol=1e-4, atol=1e-5)
@@ -82,37 +82,37 @@ def test_a_stage_decomposes_what_the_stage_before_left_and_computes_the_same(tin
         torch.testing.assert_close(low.T @ low, torch.eye(low.shape[1]), rtol=1e-4, atol=1e-5)
 
 
-def test_what_a_stage_made_strong_is_held_in_the_next(tiny_model):
+def test_directions_that_a_stage_made_strong_are_frozen_in_the_next(tiny_model):
     """The direction that was made the strongest was free before and is frozen after."""
     mitigation = osf()
-    model = moved(mitigation.prepare_model(tiny_model))
+    model = moved(mitigation.prepare_model(tiny_model, seed=0))
     learned = {
         name: svd_subspaces.trainable_svd_factors(layer)[0][:, -1].detach().clone()
         for name, layer in svd_subspaces.subspace_layers(model).items()
     }
-    mitigation.on_stage_start(STAGE, model, {})
+    mitigation.on_stage_start(STAGE, model, {}, seed=0)
     for name, layer in svd_subspaces.subspace_layers(model).items():
         held, _ = svd_subspaces.frozen_singular_vectors(layer)
         direction = learned[name] / learned[name].norm()
         assert float((held.T @ direction).norm()) > 0.99
 
 
-def test_a_weight_that_has_not_moved_is_not_decomposed_again(tiny_model, monkeypatch):
+def test_an_unchanged_weight_is_not_decomposed_again(tiny_model, monkeypatch):
     mitigation = osf()
-    model = mitigation.prepare_model(tiny_model)
+    model = mitigation.prepare_model(tiny_model, seed=0)
     monkeypatch.setattr(torch.linalg, "svd", lambda *_, **__: pytest.fail("nothing has moved"))
-    mitigation.on_stage_start(STAGE, model, {})
+    mitigation.on_stage_start(STAGE, model, {}, seed=0)
 
 
-def test_the_base_model_stays_bit_for_bit_and_memory_bounded_however_many_stages(tiny_model):
+def test_base_model_is_unchanged_and_memory_bounded_over_many_stages(tiny_model):
     before = copy.deepcopy(tiny_model).eval()(IDS).logits
     mitigation = osf()
-    model = mitigation.prepare_model(tiny_model).eval()
+    model = mitigation.prepare_model(tiny_model, seed=0).eval()
     parameters = {name: id(one) for name, one in model.named_parameters()}
     for _ in range(4):
         moved(model, 1.1)
         logits = model(IDS).logits
-        mitigation.on_stage_start(STAGE, model, {})
+        mitigation.on_stage_start(STAGE, model, {}, seed=0)
         torch.testing.assert_close(model(IDS).logits, logits, rtol=1e-4, atol=1e-4)
     with save.adapter_disabled(model):
         assert torch.equal(model(IDS).logits, before)
@@ -121,21 +121,21 @@ def test_the_base_model_stays_bit_for_bit_and_memory_bounded_however_many_stages
         assert svd_subspaces.removed_component(layer)[0].shape[1] <= min(layer.in_features, layer.out_features)
 
 
-def test_little_that_is_free_is_taken_out_as_few_columns(tiny_model):
+def test_few_trainable_directions_need_few_columns(tiny_model):
     mitigation = osf(preserve=0.9)
-    model = moved(mitigation.prepare_model(tiny_model))
+    model = moved(mitigation.prepare_model(tiny_model, seed=0))
     logits = model.eval()(IDS).logits
-    mitigation.on_stage_start(STAGE, model, {})
+    mitigation.on_stage_start(STAGE, model, {}, seed=0)
     torch.testing.assert_close(model(IDS).logits, logits, rtol=1e-4, atol=1e-4)
     layer = model.get_submodule("base_model.model.model.layers.0.mlp.up_proj")
     free = svd_subspaces.trainable_svd_factors(layer)[0].shape[1]
     assert svd_subspaces.removed_component(layer)[0].shape[1] == 3 * free < min(layer.in_features, layer.out_features)
 
 
-def test_no_precision_is_lost_in_16_bits_and_within_their_autocast(tiny_model):
+def test_a_16_bit_base_under_autocast_loses_no_precision(tiny_model):
     base = copy.deepcopy(tiny_model).bfloat16()
     mitigation = osf()
-    model = mitigation.prepare_model(base)
+    model = mitigation.prepare_model(base, seed=0)
     for layer in svd_subspaces.subspace_layers(model).values():
         u, *_ = svd_subspaces.trainable_svd_factors(layer)
         assert u.dtype is torch.float32
@@ -143,19 +143,19 @@ def test_no_precision_is_lost_in_16_bits_and_within_their_autocast(tiny_model):
     moved(model)
     before = weights(model)
     with torch.autocast("cpu", torch.bfloat16):
-        mitigation.on_stage_start(STAGE, model, {})
+        mitigation.on_stage_start(STAGE, model, {}, seed=0)
     for name, after in weights(model).items():
         torch.testing.assert_close(after, before[name], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_saved_model_is_the_model_in_memory(dtype, tiny_model, tokenizer, tmp_path):
+def test_saved_model_equals_the_model_in_memory(dtype, tiny_model, tokenizer, tmp_path):
     """Whole, without the adapter, in float32: a base of 16 bits would round what was learned away."""
     from transformers import AutoModelForCausalLM
 
     mitigation = osf()
-    model = moved(mitigation.prepare_model(tiny_model.to(dtype)))
-    mitigation.on_stage_start(STAGE, model, {})
+    model = moved(mitigation.prepare_model(tiny_model.to(dtype), seed=0))
+    mitigation.on_stage_start(STAGE, model, {}, seed=0)
     moved(model, 1.1)
     save.save_model(model, tokenizer, tmp_path / "saved")
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
@@ -171,8 +171,8 @@ def test_the_saved_model_is_the_model_in_memory(dtype, tiny_model, tokenizer, tm
     assert not save.saves_as_adapter(model)
 
 
-def test_merged_in_the_middle_of_an_autocast_nothing_is_lost(tiny_model):
-    model = moved(osf().prepare_model(tiny_model))
+def test_merging_under_autocast_loses_no_precision(tiny_model):
+    model = moved(osf().prepare_model(tiny_model, seed=0))
     expected = weights(model)
     with torch.autocast("cpu", torch.bfloat16):
         merged = save.merge_adapter(model)

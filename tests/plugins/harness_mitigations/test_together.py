@@ -59,7 +59,7 @@ def compatible(adapter):
 
 
 @pytest.mark.parametrize("adapter", REFUSED)
-def test_just_what_makes_no_sense_is_refused(adapter):
+def test_only_incompatible_mitigations_are_rejected(adapter):
     _, refused = compatible(adapter)
     assert set(refused) >= REFUSED[adapter]
     assert all(error.where.startswith(f"mitigations.{name}") and error.hint for name, error in refused.items())
@@ -68,7 +68,9 @@ def test_just_what_makes_no_sense_is_refused(adapter):
 
 @pytest.mark.parametrize("engine", ["transformers", "trl"])
 @pytest.mark.parametrize("adapter", REFUSED)
-def test_all_mitigations_together_train_two_stages(adapter, engine, run_stages, make_rows, tiny_model, reloaded):
+def test_all_compatible_mitigations_train_two_stages_together(
+    adapter, engine, run_stages, make_rows, tiny_model, reloaded
+):
     base = copy.deepcopy(tiny_model).eval()(IDS).logits
     together, _ = compatible(adapter)
     stages = (
@@ -100,7 +102,7 @@ def test_all_mitigations_together_train_two_stages(adapter, engine, run_stages, 
     assert torch.allclose(reloaded(model)(IDS).logits, after, atol=1e-4)
 
 
-def test_the_same_seed_gives_the_same_weights_bit_for_bit(run_stages, make_rows, tiny_model):
+def test_same_seed_gives_the_same_weights_bit_for_bit(run_stages, make_rows, tiny_model):
     ends = []
     for seed in (1, 1, 2):
         torch.rand(seed)  # what came before does not matter

@@ -33,7 +33,7 @@ def made(seed=3):
 
 @pytest.mark.usefixtures("small_slices")
 @pytest.mark.parametrize("weighted", [True, False])
-def test_pull_is_the_gradient_of_the_written_out_penalty(weighted):
+def test_penalty_gradient_equals_that_of_autograd(weighted):
     weights, anchors, importances = made()
     given = importances if weighted else None
 
@@ -65,7 +65,7 @@ def test_pull_is_the_gradient_of_the_written_out_penalty(weighted):
 
 
 @pytest.mark.usefixtures("small_slices")
-def test_a_transposed_gradient_is_added_to_in_place():
+def test_a_transposed_gradient_is_changed_in_place():
     weights, anchors, importances = made()
     gradients = [torch.zeros_like(weight).t().contiguous().t() for weight in weights[3:]]
     add_penalty_gradient(weights[3:], gradients, anchors[3:], importances[3:], 2.0)
@@ -73,7 +73,7 @@ def test_a_transposed_gradient_is_added_to_in_place():
     assert torch.allclose(gradients[0], wanted)
 
 
-def test_importances_in_bfloat16_change_the_pull_by_their_rounding_alone():
+def test_importances_in_bfloat16_change_the_gradient_by_rounding_only():
     weights, anchors, importances = made()
     exact, rounded = ([torch.zeros_like(weight) for weight in weights] for _ in range(2))
     add_penalty_gradient(weights, exact, anchors, importances, 1.0)
@@ -85,7 +85,7 @@ def test_importances_in_bfloat16_change_the_pull_by_their_rounding_alone():
 
 @pytest.mark.usefixtures("small_slices")
 @pytest.mark.parametrize("weighted", [True, False])
-def test_proximal_minimises_what_it_says(weighted):
+def test_proximal_step_minimizes_its_objective(weighted):
     weights, anchors, importances = made()
     start = [weight.detach().clone() for weight in weights]
     apply_proximal_step(weights, anchors, importances if weighted else None, 0.6)
@@ -97,7 +97,7 @@ def test_proximal_minimises_what_it_says(weighted):
 
 
 @pytest.mark.parametrize("weighted", [True, False])
-def test_a_proximal_step_of_none_keeps_every_bit_and_of_infinity_gives_the_anchor(weighted):
+def test_proximal_step_of_zero_changes_nothing_and_of_infinity_gives_the_anchor(weighted):
     weights, anchors, importances = made()
     start = [weight.detach().clone() for weight in weights]
     given = [f + 0.01 for f in importances] if weighted else None
@@ -118,7 +118,7 @@ def quadratic():
     return h, f, start, target, strength, optimum
 
 
-def test_descent_with_the_pull_reaches_the_closed_form_optimum():
+def test_gradient_descent_reaches_the_closed_form_optimum():
     h, f, start, target, strength, optimum = quadratic()
     theta = start.clone()
     for _ in range(2000):
@@ -129,7 +129,7 @@ def test_descent_with_the_pull_reaches_the_closed_form_optimum():
 
 
 @pytest.mark.parametrize("factor", [1.0, 1e6])
-def test_descent_with_proximal_steps_reaches_it_too_and_is_stable_at_any_strength(factor):
+def test_proximal_descent_reaches_the_closed_form_optimum_at_any_strength(factor):
     h, f, start, target, strength, _ = quadratic()
     strength *= factor
     optimum = torch.linalg.solve(h + strength * torch.diag(f), h @ target + strength * f * start)
@@ -157,7 +157,7 @@ def test_two_gaussian_tasks_give_the_posterior_mean():
 
 
 @pytest.mark.parametrize("weighted", [True, False])
-def test_pull_of_factors_is_the_gradient_through_the_merged_weight(weighted):
+def test_gradient_of_factors_equals_that_through_the_merged_weight(weighted):
     torch.manual_seed(6)
     options = {"dtype": torch.float64, "requires_grad": True}
     a, b = torch.randn(2, 7, **options), torch.randn(5, 2, **options)
@@ -177,7 +177,7 @@ def test_pull_of_factors_is_the_gradient_through_the_merged_weight(weighted):
         assert torch.allclose(gradient, 1 + wanted, rtol=1e-12)
 
 
-def test_the_change_counts_and_not_how_it_is_written():
+def test_difference_depends_on_the_change_and_not_on_its_factors():
     torch.manual_seed(7)
     a, b, m = torch.randn(2, 7), torch.randn(5, 2), torch.tensor([[2.0, 1.0], [0.0, 0.5]])
     same = low_rank_difference([(m @ a, b @ m.inverse())], [(a, b)])

@@ -51,7 +51,7 @@ def logits(model):
         return model.eval()(IDS).logits
 
 
-def test_the_ends_of_an_interpolation_are_its_parents_bit_for_bit():
+def test_interpolation_at_zero_and_one_gives_the_ends_bit_for_bit():
     torch.manual_seed(0)
     start, end = 1e4 * torch.randn(50), 1e-4 * torch.randn(50)
     assert torch.equal(interpolate_weights(start, end, 0.0), start)
@@ -60,7 +60,7 @@ def test_the_ends_of_an_interpolation_are_its_parents_bit_for_bit():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_over_two_stages_the_ends_are_the_parents_and_between_the_weights_are(kind, run_stages, make_rows, tiny_model):
+def test_variants_interpolate_the_merged_weights_in_two_stages(kind, run_stages, make_rows, tiny_model):
     base, seen = copy.deepcopy(tiny_model), {}
     wise = WiseFt(alpha=0.5, alphas=SWEEP)
 
@@ -93,7 +93,7 @@ def test_over_two_stages_the_ends_are_the_parents_and_between_the_weights_are(ki
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_alpha_one_is_plain_training_bit_for_bit(kind, run_stages, make_rows, tiny_model):
+def test_alpha_one_equals_plain_training_bit_for_bit(kind, run_stages, make_rows, tiny_model):
     stages = [make_rows(8), make_rows(8, 1)]
     plain, _ = run_stages(copy.deepcopy(tiny_model), adapter(kind), stages)
     wise, _ = run_stages(copy.deepcopy(tiny_model), adapter(kind) | {"wise_ft": WiseFt(alpha=1.0, alphas=())}, stages)
@@ -113,7 +113,7 @@ def test_alpha_zero_gives_the_base_bit_for_bit(kind, run_stages, make_rows, tiny
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_sweep_that_is_broken_off_leaves_the_result(kind, run_stages, make_rows, tiny_model):
+def test_a_closed_sweep_restores_the_result(kind, run_stages, make_rows, tiny_model):
     wise = WiseFt(alpha=0.5, alphas=SWEEP)
     model, _ = run_stages(tiny_model, adapter(kind) | {"wise_ft": wise}, [make_rows(8), make_rows(8, 1)])
     before = logits(model)
@@ -126,13 +126,13 @@ def test_a_sweep_that_is_broken_off_leaves_the_result(kind, run_stages, make_row
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_result_is_saved_and_loads_as_any_other(kind, run_stages, make_rows, tiny_model, reloaded):
+def test_saved_result_computes_the_same(kind, run_stages, make_rows, tiny_model, reloaded):
     given = adapter(kind) | {"wise_ft": WiseFt(alpha=0.4, alphas=())}
     model, _ = run_stages(tiny_model, given, [make_rows(8), make_rows(8, 1)])
     assert torch.allclose(reloaded(model)(IDS).logits, logits(model), atol=1e-5)
 
 
-def test_its_state_is_where_the_stage_began(run_stages, make_rows, tiny_model):
+def test_state_contains_the_start_of_the_stage(run_stages, make_rows, tiny_model):
     first, second = WiseFt(alpha=0.5, alphas=()), WiseFt(alpha=0.5, alphas=())
     model, _ = run_stages(tiny_model, {"wise_ft": first}, [make_rows(4)])
     second.load_state_dict(first.state_dict())
@@ -142,17 +142,17 @@ def test_its_state_is_where_the_stage_began(run_stages, make_rows, tiny_model):
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
 
 
-def test_before_any_stage_there_is_no_variant(tiny_model):
+def test_no_variant_before_the_first_stage(tiny_model):
     assert list(WiseFt(alpha=0.5, alphas=SWEEP).variants(tiny_model)) == []
 
 
 @pytest.mark.parametrize("name", ["oft", "osf"])
-def test_adapters_that_cannot_be_scaled_are_refused(name):
-    with pytest.raises(HarnessError, match=f"the change that '{name}' makes cannot be scaled"):
+def test_adapters_that_cannot_be_scaled_are_rejected(name):
+    with pytest.raises(HarnessError, match=f"a scaled change of '{name}' is not a change"):
         WiseFt(alpha=0.5, alphas=()).check_compatible({name: lora()})
 
 
-def test_dora_is_refused_and_lora_is_not():
-    with pytest.raises(HarnessError, match="DoRA divides by the length"):
+def test_dora_is_rejected_and_lora_is_not():
+    with pytest.raises(HarnessError, match="DoRA divides by the norm"):
         WiseFt(alpha=0.5, alphas=()).check_compatible({"lora": lora(dora=True)})
     WiseFt(alpha=0.5, alphas=()).check_compatible({"lora": lora(), "kl": lora()})
