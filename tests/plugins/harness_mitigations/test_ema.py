@@ -1,4 +1,4 @@
-"""EMA: its closed form over the visited weights, swapped in at a stage's end, resumed in the middle of one."""
+"""EMA: its closed form, its use at the end of a stage, and its state."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from harness.interfaces.mitigation import Mitigation
 from harness.types import Stage
 
 
-class Visited(Mitigation):
-    """Keeps the weights after each update."""
+class WeightRecorder(Mitigation):
+    """Record the weights after each step."""
 
     def __init__(self):
         self.weights = []
@@ -36,7 +36,7 @@ def test_average_is_the_weighted_mean_of_the_weights_after_each_step(decay):
 
 
 def test_a_stage_ends_with_its_average_and_the_next_stage_resets_it(run_stages, make_rows, tiny_model):
-    visited = Visited()
+    visited = WeightRecorder()
     ends = []
     run_stages(
         tiny_model,
@@ -66,23 +66,26 @@ def test_decay_zero_gives_the_last_weights_bit_for_bit(run_stages, make_rows, ti
 
 
 def test_a_restored_average_continues_like_the_original(tiny_model):
-    def moved(model, seed):
+    def perturb(model, seed):
         torch.manual_seed(seed)
         with torch.no_grad():
             for weight in model.parameters():
                 weight.add_(torch.randn_like(weight))
 
-    stage, whole, half = Stage("one", ()), Ema(decay=0.8), Ema(decay=0.8)
-    whole.on_stage_start(stage, tiny_model, {}, seed=0)
+    stage, original, restored = Stage("one", ()), Ema(decay=0.8), Ema(decay=0.8)
+    original.on_stage_start(stage, tiny_model, {}, seed=0)
     for seed in range(4):
-        moved(tiny_model, seed)
-        whole.on_step_end(tiny_model, 1e-3)
+        perturb(tiny_model, seed)
+        original.on_step_end(tiny_model, 1e-3)
         if seed == 1:
-            state = copy.deepcopy(whole.state_dict())
-            half.on_stage_start(stage, tiny_model, {}, seed=0)
-            half.load_state_dict(state)
+            state = copy.deepcopy(original.state_dict())
+            restored.on_stage_start(stage, tiny_model, {}, seed=0)
+            restored.load_state_dict(state)
         elif seed > 1:
-            half.on_step_end(tiny_model, 1e-3)
-    one, two = whole.state_dict(), half.state_dict()
-    assert one["updates"] == two["updates"] == 4
-    assert all(torch.equal(one["average"][name], two["average"][name]) for name in one["average"])
+            restored.on_step_end(tiny_model, 1e-3)
+    original_state, restored_state = original.state_dict(), restored.state_dict()
+    assert original_state["updates"] == restored_state["updates"] == 4
+    assert all(
+        torch.equal(original_state["average"][name], restored_state["average"][name])
+        for name in original_state["average"]
+    )

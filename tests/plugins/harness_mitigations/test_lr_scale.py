@@ -1,4 +1,4 @@
-"""A lower learning rate as a mitigation: it changes the plan and nothing else."""
+"""A lower learning rate as a mitigation: it changes the plan only."""
 
 from __future__ import annotations
 
