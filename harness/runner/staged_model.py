@@ -35,7 +35,7 @@ class StagedModel:
         """net: as loaded. Shapes it as the first stage asks for. Raises HarnessError as the mitigations do.
 
         start: of a model that is an earlier run's result, what becomes of its adapter (see `onward.policy`). It stays
-        as it was loaded then, to be measured, until the first stage is entered.
+        as it was loaded then, to be measured, until the first stage is entered. seed: see `Mitigation.prepare_model`.
         """
         self.model = model
         self.plan, self.registry = plan, registry
@@ -58,8 +58,9 @@ class StagedModel:
     def start_stage(self, stage_index: int, rows: RowsBySource, *, seed: int) -> Mapping[str, Mitigation]:
         """Make the model ready for a stage and let its mitigations remember where it begins. number: from 1.
 
-        rows: of the sources that mitigations name. Raises HarnessError when the stage asks for another adapter of a
-        model that has none. That weights which go on keep their shape, the plan has seen to (`harness.spec.plan`).
+        rows: of the sources that mitigations name. seed: see `Mitigation.on_stage_start`.
+        Raises HarnessError when the stage asks for another adapter of a model that has none. That weights which go on
+        keep their shape, the plan has seen to (`harness.spec.plan`).
         """
         stage = self.plan.stages[stage_index - 1]
         held = None

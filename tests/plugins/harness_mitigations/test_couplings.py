@@ -125,7 +125,7 @@ def test_coupling_loss_equals_a_penalty_in_the_loss(kind, batch, accumulation, f
 
 @pytest.mark.parametrize("kind", FACTORIES)
 def test_coupling_gradient_adds_to_the_clipped_task_gradient(kind, fit):
-    # The weights_after_first_step step is the same as without: at the second only the penalty differs.
+    # The first step is the same as without: at the second only the penalty differs.
     mitigation = FACTORIES[kind](3.0)
     _, log, gradients = fit({kind: mitigation})
     _, plain_log, plain_gradients = fit({})
@@ -258,16 +258,16 @@ def test_a_resumed_stage_equals_an_uninterrupted_one(kind, coupling, lora, tiny_
             raise Interrupted
 
     results = []
-    for folder in ("whole", "cut"):
+    for folder in ("uninterrupted", "resumed"):
         model = create_model()
         mitigation = start_second_stage(model)
         arguments = {"seed": 0, "folder": tmp_path / folder}
-        if folder == "cut":
+        if folder == "resumed":
             with pytest.raises(Interrupted):
                 train_stage(model, tokenizer, data, {kind: mitigation}, **arguments, on_step=stop)
             model = create_model()
             mitigation = start_second_stage(model)
-            arguments["resume"] = latest_checkpoint(tmp_path / "cut" / "checkpoints")
+            arguments["resume"] = latest_checkpoint(tmp_path / "resumed" / "checkpoints")
             assert arguments["resume"].name == "checkpoint-4"
         result = train_stage(model, tokenizer, data, {kind: mitigation}, **arguments)
         log = [{k: v for k, v in entry.items() if k != "tokens_per_second"} for entry in result.log]

@@ -25,7 +25,7 @@ SECOND = Stage("second", ())
 
 
 def create_row(ids, start=1, name="row"):
-    """Return a create_row whose tokens from `start` on are trained."""
+    """Return a row whose tokens from `start` on are trained."""
     return TokenizedExample(name, "source", tuple(ids), (-100,) * start + tuple(ids[start:]))
 
 
@@ -123,7 +123,7 @@ def test_tail_of_the_fisher_is_reported_and_can_be_clipped(tiny_model):
     assert stats["fisher_largest"] == pytest.approx(float(importance.max() / importance.mean()), rel=0.01)
     assert float(flatten_importances(started_ewc(tiny_model, clip=0.9).importance).mean()) == pytest.approx(1, rel=1e-4)
     unclipped.on_stage_start(SECOND, tiny_model, {}, seed=0)
-    assert unclipped.stage_stats() == {}, "nothing is measure_fisher for this stage"
+    assert unclipped.stage_stats() == {}, "nothing is measured for this stage"
 
 
 def test_importances_depend_on_the_given_seed_and_not_on_global_state(tiny_model):
@@ -456,7 +456,7 @@ def test_models_of_unknown_origin_are_not_cached(model_with_origin, tmp_path):
     started_ewc(model_with_origin, cache=False)
     setattr(
         model_with_origin, ORIGIN_ATTRIBUTE, ModelLocation("hub", "org/model", "main", "hub:org/model")
-    )  # the commit is not model_with_origin
+    )  # the commit is unknown
     started_ewc(model_with_origin)
     delattr(model_with_origin, ORIGIN_ATTRIBUTE)
     started_ewc(model_with_origin)

@@ -25,7 +25,7 @@ torch.set_num_threads(1)
 
 
 def create_row(ids, start=1, name="row"):
-    """Return a create_row whose tokens from `start` on are trained."""
+    """Return a row whose tokens from `start` on are trained."""
     return TokenizedExample(name, "source", tuple(ids), (-100,) * start + tuple(ids[start:]))
 
 
@@ -59,7 +59,7 @@ def softmax():
 
 
 def softmax_fisher(softmax, contexts):
-    """Return the closed form for one trained token a create_row: mean over rows of p_c (1 - p_c) x_d^2."""
+    """Return the closed form for one trained token a row: mean over rows of p_c (1 - p_c) x_d^2."""
     x = softmax.features[contexts]
     p = softmax.linear(x).softmax(-1).detach()
     return torch.einsum("nc,nd->cd", p * (1 - p), x**2) / len(contexts)
@@ -87,7 +87,7 @@ def test_sampled_fisher_of_softmax_regression_averages_to_its_closed_form(batch_
 
 
 def test_empirical_fisher_is_not_the_square_of_a_summed_batch(softmax):
-    # Why `empirical` takes one pass a create_row: with the labels of the data the rows' gradients are correlated.
+    # Why `empirical` takes one pass a row: with the labels of the data the rows' gradients are correlated.
     rows = [create_row((2, 1))] * 8
     alone = compute_fisher(softmax, rows, labels="empirical", batch_size=8)["linear.weight"]
     x, y = softmax.features[[2] * 8], torch.tensor([1] * 8)
@@ -255,7 +255,7 @@ def test_empirical_fisher_agrees_with_per_sample_gradients_of_torch_func(micro_m
 
 
 def test_padding_is_excluded(tiny_model):
-    # One long and example short create_row in a batch, and the same labels sampled for each as alone.
+    # One long and one short row in a batch, and the same labels sampled for each as alone.
     rows = [create_row(range(5, 25), 15), create_row((7, 8, 9), 1)]
     batched = compute_fisher(tiny_model.double(), rows, labels="sampled", batch_size=2, generator=seeded_generator(5))
     generator = seeded_generator(5)
@@ -326,7 +326,7 @@ def test_classes_are_sampled_with_their_probabilities(monkeypatch):
     assert set(sampled_classes.unique().tolist()) == {1, 2, 4}, "classes of probability 0 are never sampled"
 
 
-# -- Avalanche -------------------------------------------------------------------------------------------------------
+# -- Avalanche --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.oracle

@@ -1,4 +1,4 @@
-"""Freezing: exactly the named weights are frozen_names and do not change; invalid options are errors."""
+"""Freezing: exactly the named weights are frozen and do not change; invalid options are errors."""
 
 from __future__ import annotations
 

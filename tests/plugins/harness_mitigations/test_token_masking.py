@@ -1,4 +1,4 @@
-"""Token create_masking: only targets of high perplexity are masked; the loss is the mean over the others."""
+"""Token masking: only targets of high perplexity are masked; the loss is the mean over the others."""
 
 from __future__ import annotations
 

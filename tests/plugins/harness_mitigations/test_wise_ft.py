@@ -35,15 +35,15 @@ def merged_weights(model, base):
     """Return the base weights with the changes of all adapters added, by name, float64."""
     if not save.is_peft_model(model):
         return {name: weight.detach().double().clone() for name, weight in model.named_parameters()}
-    found = {name: weight.detach().double().clone() for name, weight in base.named_parameters()}
-    kept = frozen_lora.frozen_lora(model)
+    merged = {name: weight.detach().double().clone() for name, weight in base.named_parameters()}
+    frozen = frozen_lora.frozen_lora(model)
     for name, layer in frozen_lora.lora_layers(model).items():
         key = name.removeprefix("base_model.model.") + ".weight"
-        a, b = (getattr(layer, f"lora_{one}")["default"].weight.detach().double() for one in "AB")
-        found[key] += layer.scaling["default"] * b @ a
-        if kept:
-            found[key] += kept[name][1].double() @ kept[name][0].double()
-    return found
+        a, b = (getattr(layer, f"lora_{factor}")["default"].weight.detach().double() for factor in "AB")
+        merged[key] += layer.scaling["default"] * b @ a
+        if frozen:
+            merged[key] += frozen[name][1].double() @ frozen[name][0].double()
+    return merged
 
 
 def logits(model):
