@@ -108,8 +108,9 @@ def add_adapter(name: str, model: PreTrainedModel, config: Any, *, seed: int) ->
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
         torch.manual_seed(seeding.derive_seed(seed, name))
         try:
-            return get_peft_model(model, config)
+            peft_model: PreTrainedModel = get_peft_model(model, config)
         except ValueError as error:
             raise HarnessError(
                 f"mitigations.{name}.target", str(error), "name modules of this model, or use 'all-linear'"
             ) from error
+    return peft_model
