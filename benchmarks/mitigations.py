@@ -76,8 +76,10 @@ class Timed(Mitigation):
         self.inner, self.penalty_timing = inner, inner.penalty_timing
         self.seconds: list[float] = []
 
-    def on_stage_start(self, stage: Stage, model: Any, rows: Mapping[str, Sequence[TokenizedExample]]) -> None:
-        self.inner.on_stage_start(stage, model, rows)
+    def on_stage_start(
+        self, stage: Stage, model: Any, rows: Mapping[str, Sequence[TokenizedExample]], *, seed: int
+    ) -> None:
+        self.inner.on_stage_start(stage, model, rows, seed=seed)
 
     def add_weight_penalty(self, model: Any) -> torch.Tensor | None:
         started = time.perf_counter()
@@ -105,9 +107,9 @@ def updates(
     vocabulary = model.config.vocab_size - 10
     rows = made_rows(given.rows * (given.updates + 1), given.tokens, vocabulary)
     stage = Stage("made", (), {**SETTINGS, "batch_size": given.rows})
-    seed_mitigations(0)
+    seed = seed_mitigations(0)
     for mitigation in mitigations.values():
-        mitigation.on_stage_start(stage, model, {"kept": made_rows(16, given.tokens, vocabulary, seed=1)})
+        mitigation.on_stage_start(stage, model, {"kept": made_rows(16, given.tokens, vocabulary, seed=1)}, seed=seed)
     marks: list[float] = []
     order = tuple((index,) for index in range(len(rows)))
 
@@ -219,7 +221,7 @@ def main() -> None:
         model = copy.deepcopy(loaded)
         torch.manual_seed(0)
         return (
-            Lora(given.lora, None, 0.0, "all-linear", False, False, "zero", None, 1).prepare_model(model)
+            Lora(given.lora, None, 0.0, "all-linear", False, False, "zero", None, 1).prepare_model(model, seed=0)
             if given.lora
             else model
         )

@@ -1,4 +1,4 @@
-"""Base class of modes."""
+"""The base class of modes: how sources become training stages."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from harness.types import Stage
 
 
 class Mode:
-    """A way to lay sources out as training stages. Its module imports nothing heavy."""
+    """A training schedule: the stages of a run and the sources of each. Its module imports nothing heavy."""
 
     def stages(self) -> tuple[Stage, ...]:
-        """The stages in order. `Stage.train` holds only what differs from the spec's `train`."""
+        """Return the stages in order. `Stage.train` holds only what differs from the spec's `train`."""
         raise NotImplementedError

@@ -106,7 +106,7 @@ def _estimate_memory(prepared: prepare.PreparedRun, registry: Registry) -> dict[
         return None
     weights = load.parameter_count(skeleton)
     for _, mitigation in plan.create_mitigations(prepared.plan.mitigations, registry):
-        skeleton = mitigation.prepare_model(skeleton)
+        skeleton = mitigation.prepare_model(skeleton, seed=prepared.plan.seed)  # without values
     trained = load.parameter_count(skeleton, trainable=True)
     frozen = load.parameter_count(skeleton) - trained
     precision = prepared.plan.train["precision"]

@@ -63,8 +63,8 @@ class StageLoop(ABC):
         planned = self.prepared.plan
         with self.processes.main_first():  # what is downloaded or converted is so once
             net = self.load_model()
-        train_stage.seed_mitigations(planned.seed)
-        return StagedModel(net, planned, self.registry, self.adapter_policy)
+        seed = train_stage.seed_mitigations(planned.seed)
+        return StagedModel(net, planned, self.registry, self.adapter_policy, seed=seed)
 
     def _train_stage(
         self, staged_model: StagedModel, stage_index: int, totals: Mapping[str, Any] | None
@@ -73,9 +73,9 @@ class StageLoop(ABC):
         data = self.prepared.data.stages[stage_index - 1]
         place = self.folder.stage_folder(data.stage.name)
         totals = self.processes.broadcast(totals)
-        train_stage.seed_mitigations(self._mitigation_seed(stage_index))
+        seed = train_stage.seed_mitigations(self._mitigation_seed(stage_index))
         with self.processes.main_first(), self._autocast(staged_model):  # the others find the Fisher in the cache
-            active = staged_model.start_stage(stage_index, self.prepared.data.tokenized_rows)
+            active = staged_model.start_stage(stage_index, self.prepared.data.tokenized_rows, seed=seed)
         if totals is not None:
             return self._restore_stage(place, staged_model, totals)
         self._synchronize_start(place, staged_model)

@@ -29,12 +29,13 @@ class StagedModel:
     it.
     """
 
-    def __init__(self, model: Any, plan: Plan, registry: Registry, adapter_policy: str | None = None) -> None:
-        """model: as loaded. Shapes it as the first stage asks for. Raises HarnessError as the mitigations do.
+    def __init__(
+        self, model: Any, plan: Plan, registry: Registry, adapter_policy: str | None = None, *, seed: int
+    ) -> None:
+        """net: as loaded. Shapes it as the first stage asks for. Raises HarnessError as the mitigations do.
 
-        adapter_policy: of a model that is an earlier run's result, what becomes of its adapter (see
-        `continue_run.adapter_policy`). It stays as it was loaded then, to be measured, until the first stage is
-        entered.
+        start: of a model that is an earlier run's result, what becomes of its adapter (see `onward.policy`). It stays
+        as it was loaded then, to be measured, until the first stage is entered. seed: see `Mitigation.prepare_model`.
         """
         self.model = model
         self.plan, self.registry = plan, registry
@@ -45,7 +46,7 @@ class StagedModel:
         self._adapter_policy = adapter_policy
         if adapter_policy is None:
             self._create_mitigations(plan.stages[0])
-            self._prepare_model()
+            self._prepare_model(seed)
             for stage in plan.stages[1:2]:  # said now, and not after a stage of training
                 self._require_adapter(stage)
 
@@ -54,21 +55,22 @@ class StagedModel:
         """The mitigations of the stage that is entered, in their order."""
         return self._active
 
-    def start_stage(self, stage_index: int, rows: RowsBySource) -> Mapping[str, Mitigation]:
-        """Make the model ready for a stage and let its mitigations remember where it begins. stage_index: from 1.
+    def start_stage(self, stage_index: int, rows: RowsBySource, *, seed: int) -> Mapping[str, Mitigation]:
+        """Make the model ready for a stage and let its mitigations remember where it begins. number: from 1.
 
-        rows: of the sources that mitigations name. Raises HarnessError when the stage asks for another adapter of a
-        model that has none. That weights which go on keep their shape, the plan has seen to (`harness.spec.plan`).
+        rows: of the sources that mitigations name. seed: see `Mitigation.on_stage_start`.
+        Raises HarnessError when the stage asks for another adapter of a model that has none. That weights which go on
+        keep their shape, the plan has seen to (`harness.spec.plan`).
         """
         stage = self.plan.stages[stage_index - 1]
         held = None
         if stage_index > 1:
-            self._switch_stage(stage)
+            self._switch_stage(stage, seed)
         elif self._adapter_policy is not None:
-            held = self._continue_earlier_model(stage, self._adapter_policy)
+            held = self._continue_earlier_model(stage, self._adapter_policy, seed)
         for name, mitigation in self._active.items():
             with _memory_error_context(name):
-                mitigation.on_stage_start(stage, self.model, rows)
+                mitigation.on_stage_start(stage, self.model, rows, seed=seed)
         if held is not None:
             held.require_unchanged(self.model, stage.name)
         return self._active
@@ -93,7 +95,7 @@ class StagedModel:
 
     # -- between two stages -------------------------------------------------------------------------------------------
 
-    def _switch_stage(self, stage: Stage) -> None:
+    def _switch_stage(self, stage: Stage, seed: int) -> None:
         before = self._options
         for name, mitigation in self._active.items():
             self._states[name] = mitigation.state_dict()
@@ -109,9 +111,9 @@ class StagedModel:
             for weight in self.model.parameters():
                 weight.requires_grad_(True)
         self._create_mitigations(stage, reset=True)
-        self._prepare_model()
+        self._prepare_model(seed)
 
-    def _continue_earlier_model(self, stage: Stage, adapter: str) -> EarlierAdapter | None:
+    def _continue_earlier_model(self, stage: Stage, adapter: str, seed: int) -> EarlierAdapter | None:
         """Shape an earlier run's result for the first stage; what its adapter was, when it is trained on."""
         held = None
         if save.is_peft_model(self.model):
@@ -121,7 +123,7 @@ class StagedModel:
             what = f"the stage {stage.name!r} asks for adapter 'new', and the earlier run's model is whole"
             raise HarnessError("mode.continual", what, "leave 'adapter' at 'continue'")
         self._create_mitigations(stage)
-        self._prepare_model()
+        self._prepare_model(seed)
         if held is not None:
             held.copy_into(self.model, stage.name)
         return held
@@ -143,10 +145,10 @@ class StagedModel:
             if name in self._states and not (reset and type(mitigation).prepare_model is not Mitigation.prepare_model):
                 mitigation.load_state_dict(self._states[name])
 
-    def _prepare_model(self) -> None:
+    def _prepare_model(self, seed: int) -> None:
         for name, mitigation in self._active.items():
             with _memory_error_context(name):
-                self.model = mitigation.prepare_model(self.model)
+                self.model = mitigation.prepare_model(self.model, seed=seed)
         load.upcast_trainable(self.model)
 
     def _require_adapter(self, stage: Stage) -> None:

@@ -84,15 +84,20 @@ def no_step_callback(step: int, metrics: Mapping[str, float]) -> None:
     """Do nothing: an `on_step` for those who need none."""
 
 
-def seed_mitigations(seed: int) -> None:
-    """Seed Python, numpy and torch for what mitigations draw outside of `train_stage`.
+def seed_mitigations(seed: int) -> int:
+    """Derive the seed of what mitigations draw outside of `train_stage`, and seed Python, numpy and torch with it.
 
-    Examples are initial adapters and the labels of a Fisher. Call it once, before `Mitigation.prepare_model`.
+    Examples are initial adapters and the labels of a Fisher.
 
     Args:
-        seed: The spec's seed.
+        seed: The spec's seed, or the stage's.
+
+    Returns:
+        The seed for `Mitigation.prepare_model` and `Mitigation.on_stage_start`.
     """
-    set_seed(seeding.derive_seed(seed, "mitigations"))
+    mitigation_seed = seeding.derive_seed(seed, "mitigations")
+    set_seed(mitigation_seed)
+    return mitigation_seed
 
 
 def train_stage(

@@ -1,13 +1,38 @@
-"""The mitigations that come with harness: ways to forget less."""
+"""The built-in mitigations: methods to forget less."""
 
 from __future__ import annotations
 
 from harness import Component, hookimpl
-from harness_mitigations import declared
+from harness_mitigations import (
+    ema,
+    ewc,
+    freeze,
+    kl,
+    l2sp,
+    lora,
+    lr_scale,
+    mixing,
+    oft,
+    orthogonal_lora,
+    osf,
+    replay,
+    token_masking,
+    wise_ft,
+)
 
 __all__ = ["harness_mitigations"]
+
+COMPONENT_MODULES = (
+    *(mixing, replay),  # data
+    *(ewc, l2sp, lr_scale),  # weights
+    *(kl, token_masking),  # predictions
+    *(lora, orthogonal_lora, osf, oft),  # adapters
+    freeze,
+    *(wise_ft, ema),  # averages
+)
 
 
 @hookimpl
 def harness_mitigations() -> dict[str, Component]:
-    return {name: component for family in declared.DECLARATION_MODULES for name, component in family.COMPONENTS.items()}
+    """Return the built-in mitigations by name."""
+    return {name: component for module in COMPONENT_MODULES for name, component in module.COMPONENTS.items()}

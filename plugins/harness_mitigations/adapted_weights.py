@@ -1,8 +1,8 @@
-"""What of a model can move, in the space of its weights: parameters that are trained, and layers with a LoRA adapter.
+"""The trainable part of a model in the space of its weights: trained parameters, and layers with a LoRA adapter.
 
-A layer with an adapter computes with W + s B A; what is learned is the change of W, and A and B are one of many ways to
-write it: (B M^-1)(M A) is the same change for any M. So what holds a model near an anchor must look at s B A: in the
-space of A and B the Fisher information of A is 0 at the start, where B = 0, and the distance depends on M.
+A layer with an adapter computes with W + s B A. It learns the change of W; A and B are one of many ways to write it:
+(B M^-1)(M A) is the same change for any invertible M. A penalty on the distance to an anchor must therefore use s B A.
+In the space of A and B the Fisher information of A is 0 at the start, where B = 0, and the distance depends on M.
 """
 
 from __future__ import annotations
@@ -19,50 +19,78 @@ from harness.model import frozen_lora, save
 
 @dataclass(frozen=True)
 class TrainableWeights:
-    """weights: parameters that are trained themselves, by name, tied ones once. lora_layers: those whose weight an
-    adapter changes, by the name of that weight."""
+    """What can change in a model.
+
+    Attributes:
+        weights: parameters that are trained themselves, by name; tied ones appear once.
+        lora_layers: peft layers whose weight changes by an adapter, by the name of that weight.
+    """
 
     weights: dict[str, nn.Parameter]
     lora_layers: dict[str, Any]
 
 
 def find_trainable_weights(model: nn.Module, where: str) -> TrainableWeights:
-    """What can move. where: who asks, for errors.
+    """Find the trainable parameters and the layers with a trainable adapter.
 
-    Raises HarnessError when nothing can, or when the change of an adapted layer is not s B A.
+    Args:
+        model: a model, with or without a PEFT adapter.
+        where: the spec key of the caller, for errors.
+
+    Raises:
+        HarnessError: nothing is trainable, or the change of an adapted layer is not s B A.
     """
-    layers = {}
-    factors = set()
+    lora_layers = {}
+    factor_ids = set()
     for name, layer in frozen_lora.lora_layers(model).items() if save.is_peft_model(model) else ():
-        own = {id(w) for part in (layer.lora_A, layer.lora_B) for w in part.parameters() if w.requires_grad}
-        if any(
-            w.requires_grad for part in (layer.lora_embedding_A, layer.lora_embedding_B) for w in part.values()
-        ) or any(a.dim() != 2 for a, _, _ in _active_factors(layer)):
-            kind = type(layer.get_base_layer()).__name__
-            raise HarnessError(where, f"{name} is of the kind {kind} and has an adapter", "adapt linear layers alone")
-        if not own:
+        trainable_ids = {
+            id(weight)
+            for factors in (layer.lora_A, layer.lora_B)
+            for weight in factors.parameters()
+            if weight.requires_grad
+        }
+        adapts_embedding = any(
+            weight.requires_grad
+            for factors in (layer.lora_embedding_A, layer.lora_embedding_B)
+            for weight in factors.values()
+        )
+        if adapts_embedding or any(a.dim() != 2 for a, _, _ in _active_factors(layer)):
+            layer_type = type(layer.get_base_layer()).__name__
+            what = f"{name} is of type {layer_type} and has an adapter"
+            raise HarnessError(where, what, "adapt linear layers only")
+        if not trainable_ids:
             continue
         if any(adapter in layer.lora_variant for adapter in layer.active_adapters):
-            raise HarnessError(
-                where, f"the change of {name} is not s B A but that of a variant", "set mitigations.lora.dora to false"
-            )
-        layers[f"{name}.weight"] = layer
-        factors |= own
-    weights = {name: w for name, w in model.named_parameters() if w.requires_grad and id(w) not in factors}
-    if not weights and not layers:
-        raise HarnessError(where, "no weight of the model is trainable", "check what freezes them")
-    return TrainableWeights(weights, layers)
+            what = f"the change of {name} is not s B A: its adapter is a variant of LoRA"
+            raise HarnessError(where, what, "set mitigations.lora.dora to false")
+        lora_layers[f"{name}.weight"] = layer
+        factor_ids |= trainable_ids
+    weights = {name: w for name, w in model.named_parameters() if w.requires_grad and id(w) not in factor_ids}
+    if not weights and not lora_layers:
+        raise HarnessError(where, "no weight of the model is trainable", "check the mitigations that freeze weights")
+    return TrainableWeights(weights, lora_layers)
 
 
 def lora_factors(layer: Any) -> list[tuple[Tensor, Tensor]]:
-    """All pairs of A and s B that the layer computes with now, frozen ones too; their products sum to its change."""
+    """Return all pairs (A, s B) that the layer computes with, frozen ones included; their products sum to its change.
+
+    Args:
+        layer: a peft layer with a LoRA adapter.
+
+    Returns:
+        Pairs of A, of shape (r, k), and s B, of shape (d, r).
+    """
     return [(a.detach(), scale * b.detach()) for a, b, scale in _active_factors(layer)]
 
 
 def trainable_factors(layer: Any) -> tuple[list[tuple[Tensor, Tensor]], list[float]]:
-    """The pairs of A and B with a gradient, and their scales s."""
-    found = [(a, b, scale) for a, b, scale in _active_factors(layer) if a.grad is not None and b.grad is not None]
-    return [(a, b) for a, b, _ in found], [scale for _, _, scale in found]
+    """Return the pairs (A, B) that have a gradient, and their scales s.
+
+    Args:
+        layer: a peft layer with a LoRA adapter.
+    """
+    factors = [(a, b, scale) for a, b, scale in _active_factors(layer) if a.grad is not None and b.grad is not None]
+    return [(a, b) for a, b, _ in factors], [scale for _, _, scale in factors]
 
 
 def _active_factors(layer: Any) -> Iterator[tuple[Tensor, Tensor, float]]:

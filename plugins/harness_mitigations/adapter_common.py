@@ -1,4 +1,4 @@
-"""What the mitigations that put an adapter on the model have in common."""
+"""What the mitigations that add an adapter share: options, checks, and adding it with seeded weights."""
 
 from __future__ import annotations
 
@@ -13,33 +13,79 @@ from harness.interfaces.mitigation import Mitigation
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+RANK_OPTION: dict[str, Any] = {
+    "type": "integer",
+    "minimum": 1,
+    "default": 16,
+    "description": "Rank of each adapter. Usual: 8 to 64.",
+}
+ALPHA_OPTION: dict[str, Any] = {
+    "type": ["number", "null"],
+    "exclusiveMinimum": 0,
+    "default": None,
+    "description": "The adapter's output is scaled by alpha / rank. null: twice the rank.",
+}
+DROPOUT_OPTION: dict[str, Any] = {
+    "type": "number",
+    "minimum": 0,
+    "exclusiveMaximum": 1,
+    "default": 0.0,
+    "description": "Dropout before each adapter while training.",
+}
+TARGET_OPTION: dict[str, Any] = {
+    "type": ["string", "array"],
+    "items": {"type": "string"},
+    "minItems": 1,
+    "default": "all-linear",
+    "description": 'Names of the modules that get an adapter; "all-linear": all but the output head.',
+}
+
 ADAPTER_PRIORITY = -10
-"""Adapters come first: others look at the weights that can move."""
+"""Adapters are added first: other mitigations read the trainable weights."""
 
 ADAPTER_MITIGATIONS = ("lora", "orthogonal_lora", "osf", "oft")
 
 
 def require_single_adapter(name: str, others: Mapping[str, Mitigation]) -> None:
-    """Raise HarnessError when another mitigation adds an adapter too."""
+    """Reject a second mitigation that adds an adapter.
+
+    Args:
+        name: the mitigation that asks.
+        others: the other mitigations by name.
+
+    Raises:
+        HarnessError: one of the others adds an adapter too.
+    """
     second = [other for other in others if other in ADAPTER_MITIGATIONS and other != name]
     if second:
-        raise HarnessError(
-            f"mitigations.{name}",
-            f"'{name}' and '{second[0]}' each put an adapter on the same layers",
-            "keep one of them",
-        )
+        what = f"'{name}' and '{second[0]}' each add an adapter to the same layers"
+        raise HarnessError(f"mitigations.{name}", what, "keep one of them")
 
 
 def to_target_modules(target: str | Sequence[str]) -> str | list[str]:
-    """peft's `target_modules`: to it a string that is not "all-linear" is a regular expression; here it is a name."""
+    """Return peft's `target_modules` for the option `target`.
+
+    peft reads a string other than "all-linear" as a regular expression; the option means a name.
+    """
     return target if target == "all-linear" else [target] if isinstance(target, str) else list(target)
 
 
-def add_adapter(name: str, model: PreTrainedModel, config: Any) -> PreTrainedModel:
-    """The model within the adapter of a peft config, whose first weights depend on the seed alone.
+def add_adapter(name: str, model: PreTrainedModel, config: Any, *, seed: int) -> PreTrainedModel:
+    """Add an adapter whose initial weights depend on the seed alone.
 
-    name: of the mitigation. Adapter weights are float32 also where the base is bfloat16.
-    Raises HarnessError when the model has an adapter already, or no module of the names in `config.target_modules`.
+    Adapter weights are float32, also where the base is bfloat16.
+
+    Args:
+        name: the mitigation that adds it.
+        model: the model without an adapter.
+        config: a peft config with `target_modules`.
+        seed: the seed that `Mitigation.prepare_model` received.
+
+    Returns:
+        The PEFT model that wraps `model`.
+
+    Raises:
+        HarnessError: the model has an adapter, or `config.target_modules` matches no module.
     """
     import torch
     from peft import PeftModel, get_peft_model
@@ -47,23 +93,24 @@ def add_adapter(name: str, model: PreTrainedModel, config: Any) -> PreTrainedMod
     if isinstance(model, PeftModel):
         raise HarnessError(
             f"mitigations.{name}",
-            "the model already carries an adapter",
-            "take out one of the mitigations that add one, or merge the adapter of model.path into its base first",
+            "the model already has an adapter",
+            "remove one of the mitigations that add one, or merge the adapter of model.path into its base first",
         )
     if "lm_head" in config.target_modules:
         raise HarnessError(
             f"mitigations.{name}.target",
-            "the head cannot be adapted",
-            "take 'lm_head' out; 'all-linear' leaves it out",
+            "the output head cannot be adapted",
+            "remove 'lm_head'; 'all-linear' excludes it",
         )
-    # Not on how many random numbers were drawn before.
+    # A seed of its own: the weights must not depend on how many random numbers were drawn before.
     with torch.random.fork_rng(), warnings.catch_warnings():
         # peft asks transformers for a name that transformers has deprecated
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
-        torch.manual_seed(seeding.derive_seed(torch.initial_seed(), name))
+        torch.manual_seed(seeding.derive_seed(seed, name))
         try:
-            return get_peft_model(model, config)
+            peft_model: PreTrainedModel = get_peft_model(model, config)
         except ValueError as error:
             raise HarnessError(
                 f"mitigations.{name}.target", str(error), "name modules of this model, or use 'all-linear'"
             ) from error
+    return peft_model

@@ -1,8 +1,7 @@
-"""An exponential moving average of the weights over a stage's updates takes the place of the last weights.
+"""Mitigation `ema`: each stage ends with an exponential moving average of its weights.
 
-With theta_t the weights after update t of n, the average is sum of d^(n-t) theta_t / sum of d^(n-t): that of Adam's
-moments, corrected for its start, so that the weights before the first update take no part and d does not have to fit
-the number of updates.
+With theta_t the weights after step t of n, the average is sum of d^(n-t) theta_t / sum of d^(n-t). It is bias-corrected
+like Adam's moments: the weights before the first step are not part of it, and d need not fit the number of steps.
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from harness import Component
 from harness.interfaces.mitigation import Mitigation
 from harness.types import Stage, TokenizedExample
 
@@ -17,20 +17,45 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
+COMPONENTS: dict[str, Component] = {
+    "ema": Component(
+        summary="Ends each stage with an exponential moving average of its weights.",
+        factory="harness_mitigations.ema:Ema",
+        options={
+            "decay": {
+                "type": "number",
+                "minimum": 0,
+                "exclusiveMaximum": 1,
+                "default": 0.99,
+                "description": "Weight of the previous average at each step; the average covers about "
+                "1 / (1 - decay) steps.",
+            },
+        },
+    ),
+}
+
 
 def update_average(average: Sequence[Tensor], weights: Sequence[Tensor], decay: float, steps: int) -> None:
-    """Take the weights after one more update into the average, in place.
+    """Add the weights after one more step to the average, in place.
 
-    average, weights: equally long, of the same shapes; the average float32. steps: how many it holds with this one.
+    Args:
+        average: float32 tensors, of the shapes of `weights`.
+        weights: the weights after the step.
+        decay: d, in [0, 1).
+        steps: number of steps in the average, this one included.
     """
     import torch
 
-    share = (1 - decay) / (1 - decay**steps) if decay > 0 else 1.0
-    torch._foreach_lerp_(list(average), [weight.detach().float() for weight in weights], share)
+    fraction = (1 - decay) / (1 - decay**steps) if decay > 0 else 1.0
+    torch._foreach_lerp_(list(average), [weight.detach().float() for weight in weights], fraction)
 
 
 class Ema(Mitigation):
-    """Average the weights that move over each stage, and go on with the average. decay: d, a share in [0, 1)."""
+    """Average the trainable weights over each stage and continue with the average.
+
+    Args:
+        decay: d, in [0, 1); 0 changes nothing.
+    """
 
     priority: ClassVar[int] = 10
 
@@ -40,23 +65,23 @@ class Ema(Mitigation):
         self.steps = 0
 
     def on_stage_start(
-        self, stage: Stage, model: PreTrainedModel, rows: Mapping[str, Sequence[TokenizedExample]]
+        self, stage: Stage, model: PreTrainedModel, rows: Mapping[str, Sequence[TokenizedExample]], *, seed: int
     ) -> None:
-        """Forget the last stage's average."""
+        """Reset the average."""
         self.average, self.steps = {}, 0
 
     def on_step_end(self, model: PreTrainedModel, learning_rate: float) -> None:
-        """Take the weights after this update into the average."""
-        moving = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+        """Add the weights after this step to the average."""
+        trainable = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
         self.steps += 1
         if not self.average:
-            self.average = {name: weight.detach().float().clone() for name, weight in moving.items()}
+            self.average = {name: weight.detach().float().clone() for name, weight in trainable.items()}
             return
-        self.average = {name: tensor.to(moving[name].device) for name, tensor in self.average.items()}
-        update_average(list(self.average.values()), [moving[name] for name in self.average], self.decay, self.steps)
+        self.average = {name: tensor.to(trainable[name].device) for name, tensor in self.average.items()}
+        update_average(list(self.average.values()), [trainable[name] for name in self.average], self.decay, self.steps)
 
     def on_stage_end(self, stage: Stage, model: PreTrainedModel, rows: Sequence[TokenizedExample]) -> None:
-        """Put the average in the place of the weights."""
+        """Replace the weights by the average."""
         import torch
 
         weights = dict(model.named_parameters())
@@ -66,9 +91,9 @@ class Ema(Mitigation):
         self.average = {}
 
     def state_dict(self) -> dict[str, Any]:
-        """The average by name of the weight, and how many updates it holds."""
+        """Return the average by name of the weight, and the number of steps in it."""
         return {"average": self.average, "updates": self.steps}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back what `state_dict` gave."""
+        """Restore the state."""
         self.average, self.steps = dict(state["average"]), int(state["updates"])

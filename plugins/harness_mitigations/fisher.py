@@ -1,14 +1,14 @@
-"""The diagonal of the Fisher information of what can move, by three kinds of labels (Kirkpatrick, arXiv:1612.00796).
+"""The diagonal Fisher information of the trainable weights, with three kinds of labels (Kirkpatrick, arXiv:1612.00796).
 
-F = mean over rows of E[(gradient of the summed log-likelihood of the row's trained tokens)^2]: row by row, since the
-square of a batch's mean gradient is another, smaller quantity; on estimators see van de Ven, arXiv:2502.11756.
+F = mean over rows of E[(gradient of the summed log-likelihood of the row's trained tokens)^2], row by row: the square
+of a batch's mean gradient is another, smaller quantity. On estimators see van de Ven, arXiv:2502.11756.
 
-Where labels are drawn from the model itself the gradients of different rows, and of different tokens, are uncorrelated
-and have mean 0, so that the square of a batch's *summed* gradient has the same expectation as the sum of its rows'
-squares, and a batch costs one backward pass. With the labels of the data that does not hold, and each row costs one.
+Where labels are sampled from the model itself, the gradients of different rows, and of different tokens, are
+uncorrelated with mean 0. So the square of a batch's *summed* gradient has the same expectation as the sum of its rows'
+squares, and a batch costs one backward pass. With the labels of the data that does not hold: each row costs one pass.
 
-The gradient by a weight is squared as soon as it is there and then let go: beside the Fisher itself, 4 bytes a number,
-only the largest gradient takes memory. Knows nothing of what the Fisher is used for.
+The gradient by a weight is squared as soon as it is computed and then freed. In addition to the Fisher itself, 4 bytes
+an element, only the largest gradient takes memory.
 """
 
 from __future__ import annotations
@@ -27,25 +27,29 @@ from harness_mitigations.adapted_weights import TrainableWeights
 from harness_mitigations.base_model import collate_rows
 
 TOP_SHARE = 0.001
-"""The share of the weights whose share of the mass is told."""
+"""The fraction of the weights whose part of the total importance is reported."""
 
 HISTOGRAM_BINS = 2**15
 HISTOGRAM_CHUNK = 2**22
 INFINITY_BIN = 0x7F80
-"""The leading bits of infinity; those of what is no number lie above."""
+"""The leading bits of infinity; NaNs are in higher bins."""
 
 
 def importance_histogram(importances: Iterable[Tensor]) -> Tensor:
-    """How many of the numbers, none of them negative, have each leading 16 bits. Returns (2^15,) int64, on the CPU."""
+    """Count the elements, none of them negative, by their leading 16 bits.
+
+    Returns:
+        (2^15,) int64, on the CPU.
+    """
     counts = torch.zeros(HISTOGRAM_BINS, dtype=torch.int64)
     for tensor in importances:
-        for some in tensor.float().flatten().split(HISTOGRAM_CHUNK):
-            counts += torch.bincount(some.view(torch.int32) >> 16, minlength=HISTOGRAM_BINS).cpu()
+        for chunk in tensor.float().flatten().split(HISTOGRAM_CHUNK):
+            counts += torch.bincount(chunk.view(torch.int32) >> 16, minlength=HISTOGRAM_BINS).cpu()
     return counts
 
 
 def bin_centers() -> Tensor:
-    """The number in the middle of each bin of a histogram; 0 for that of 0. Returns (2^15,) float64."""
+    """Return the value in the middle of each bin of a histogram, (2^15,) float64; 0 for the bin of 0."""
     bits = (torch.arange(HISTOGRAM_BINS, dtype=torch.int32) << 16) + 0x8000
     values = bits.view(torch.float32).double()
     values[0] = 0.0
@@ -53,40 +57,52 @@ def bin_centers() -> Tensor:
 
 
 def histogram_quantile(counts: Tensor, q: float) -> float:
-    """The value that a share of q of the numbers does not exceed, within 0.4 %. counts: see `importance_histogram`."""
-    upto = counts.cumsum(0)
-    index = int(torch.searchsorted(upto, torch.tensor(q * float(upto[-1])).ceil().long().clamp(min=1)))
+    """Return the value that a fraction of q of the elements does not exceed, within 0.4 %.
+
+    Args:
+        counts: see `importance_histogram`.
+        q: in [0, 1].
+    """
+    cumulative = counts.cumsum(0)
+    index = int(torch.searchsorted(cumulative, torch.tensor(q * float(cumulative[-1])).ceil().long().clamp(min=1)))
     return float(bin_centers()[index])
 
 
 def histogram_is_finite(counts: Tensor) -> bool:
-    """Whether every number is finite."""
+    """Return whether every element is finite."""
     return not bool(counts[INFINITY_BIN:].any())
 
 
 def importance_stats(counts: Tensor) -> dict[str, float]:
-    """The spread in numbers: median, 99.9th percentile and largest over the mean, and the share of the mass that the
-    largest 0.1 % of the numbers hold. Empty when the mean is 0."""
+    """Summarize the distribution of the importances.
+
+    Args:
+        counts: see `importance_histogram`.
+
+    Returns:
+        Median, 99.9th percentile and maximum, each divided by the mean, and the fraction of the total importance in the
+        largest 0.1 % of the elements. Empty when the mean is 0.
+    """
     values = bin_centers()
     values[INFINITY_BIN:] = 0.0
     masses = counts * values
     mean = float(masses.sum() / counts.sum())
     if mean == 0:
         return {}
-    beyond = int((TOP_SHARE * counts.sum()).ceil())
-    above = counts.flip(0).cumsum(0)  # how many numbers lie in the highest bins
-    whole = above <= beyond
-    held = float(masses.flip(0)[whole].sum())
-    partly = int(whole.sum())  # the bin that only some of the largest come from
-    if partly < HISTOGRAM_BINS:
-        taken = beyond - (int(above[partly - 1]) if partly else 0)
-        held += taken * float(values.flip(0)[partly])
+    top_count = int((TOP_SHARE * counts.sum()).ceil())
+    counts_from_top = counts.flip(0).cumsum(0)  # number of elements in the highest bins
+    full_bins = counts_from_top <= top_count
+    top_mass = float(masses.flip(0)[full_bins].sum())
+    partial_bin = int(full_bins.sum())  # only some of its elements are among the largest
+    if partial_bin < HISTOGRAM_BINS:
+        missing = top_count - (int(counts_from_top[partial_bin - 1]) if partial_bin else 0)
+        top_mass += missing * float(values.flip(0)[partial_bin])
     largest = float(values[counts.nonzero()[-1]])
     return {
         "fisher_median": histogram_quantile(counts, 0.5) / mean,
         "fisher_p99.9": histogram_quantile(counts, 0.999) / mean,
         "fisher_largest": largest / mean,
-        "fisher_mass_of_top_0.1_percent": held / float(masses.sum()),
+        "fisher_mass_of_top_0.1_percent": top_mass / float(masses.sum()),
     }
 
 
@@ -98,7 +114,7 @@ MAX_EXACT_CLASSES = 1024
 """The largest vocabulary that `exact` enumerates: a row costs trained tokens times classes backward passes."""
 
 SAMPLING_CHUNK = 2**22
-"""Probabilities that are summed up at once to draw labels: bounds their memory to 8 bytes a number of these."""
+"""Number of probabilities that are summed at once to sample labels: bounds the memory to 8 bytes times this."""
 
 
 def compute_diagonal_fisher(
@@ -111,65 +127,81 @@ def compute_diagonal_fisher(
     generator: torch.Generator | None = None,
     device: str | None = None,
 ) -> dict[str, Tensor]:
-    """The diagonal Fisher information of what is `trainable`, averaged over rows.
+    """Compute the diagonal Fisher information of the trainable weights, averaged over rows.
 
-    The model is in evaluation mode meanwhile; squares are summed in float32; prompts and padding take no part; tied
-    weights stand once, frozen ones not at all. A layer with an adapter counts by its weight W + s B A.
+    The model is in evaluation mode meanwhile. Squares are summed in float32. Prompts and padding are excluded, tied
+    weights are counted once, frozen ones not at all. A layer with an adapter is counted by its weight W + s B A.
 
-    rows: each with at least one token that is trained. labels: what the likelihood is of: `sampled`, tokens drawn from
-    the model's prediction at each trained position, without bias; `exact`, their expectation, by enumeration of the
-    vocabulary; `empirical`, the row's own tokens, which gives the empirical Fisher, another quantity. batch_size: rows
-    in one pass where labels are drawn, like with like in length; the others go row by row. generator: on the CPU; draws
-    the labels. device: of the result; None: that of each weight.
-    Returns name -> float32 tensor of the weight's shape, in nats^2 per squared unit of the weight.
-    Raises HarnessError when there is no row, or the vocabulary is too large to enumerate.
+    Args:
+        model: the model, whose gradients are restored afterwards.
+        trainable: see `find_trainable_weights`.
+        rows: each with at least one trained token.
+        labels: the targets of the likelihood. `sampled`: tokens sampled from the model's prediction at each trained
+            position, unbiased. `exact`: their expectation, by enumeration of the vocabulary. `empirical`: the row's own
+            tokens, which gives the empirical Fisher, another quantity.
+        batch_size: rows in one pass where labels are sampled, grouped by length; otherwise one row a pass.
+        generator: on the CPU; samples the labels.
+        device: device of the result; None: that of each weight.
+
+    Returns:
+        Name -> float32 tensor of the weight's shape, in nats^2 per squared unit of the weight.
+
+    Raises:
+        HarnessError: there is no row, or the vocabulary is too large to enumerate.
     """
     if not rows:
         raise HarnessError(SPEC_KEY, "there is no row to measure the Fisher on", "name a source that has rows")
     ordered = sorted(rows, key=lambda row: len(row.input_ids), reverse=True)
-    together = batch_size if labels == "sampled" else 1
+    rows_per_pass = batch_size if labels == "sampled" else 1
     was_training = model.training
     model.eval()
     try:
-        with _accumulating_squared_gradients(trainable, device) as (total, weigh):
-            for start in range(0, len(ordered), together):
-                logits, chosen = _target_logits_and_labels(model, ordered[start : start + together])
+        with _accumulating_squared_gradients(trainable, device) as (squares_by_name, set_weight):
+            for start in range(0, len(ordered), rows_per_pass):
+                logits, targets = _target_logits_and_labels(model, ordered[start : start + rows_per_pass])
                 if labels == "exact":
-                    _backward_for_every_class(logits, weigh)
+                    _backward_for_every_class(logits, set_weight)
                     continue
-                likelihoods = logits.detach().softmax(-1)
+                probabilities = logits.detach().softmax(-1)  # (N, V)
                 if labels == "sampled":
-                    chosen = sample_classes(likelihoods, generator)
-                logits.backward(_logit_gradients_inplace(likelihoods, chosen))
+                    targets = sample_classes(probabilities, generator)
+                logits.backward(_logit_gradients_inplace(probabilities, targets))
     finally:
         model.train(was_training)
-    for squares in total.values():
+    for squares in squares_by_name.values():
         squares.div_(len(rows))
-    return total
+    return squares_by_name
 
 
 def sample_classes(probabilities: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """One class for each line of likelihoods, of shape (N, V) and each summing to 1, drawn with its probability: (N,).
+    """Sample one class from each row of probabilities.
 
-    The random numbers come from the CPU, so that a seed draws the same classes on any device, up to rounding.
+    The random numbers come from the CPU, so that a seed gives the same classes on any device, up to rounding.
+
+    Args:
+        probabilities: (N, V), each row summing to 1.
+        generator: on the CPU.
+
+    Returns:
+        (N,) int64.
     """
     uniform = torch.rand(len(probabilities), 1, generator=generator, dtype=torch.float64).to(probabilities.device)
-    lines = max(1, SAMPLING_CHUNK // probabilities.shape[1])
-    found = []
-    for some, at in zip(probabilities.split(lines), uniform.split(lines), strict=True):
-        upto = some.cumsum(-1, dtype=torch.float64)  # (lines, V)
-        found.append(torch.searchsorted(upto, at * upto[:, -1:], right=True).squeeze(1))
-    return torch.cat(found).clamp(max=probabilities.shape[1] - 1)
+    rows_per_chunk = max(1, SAMPLING_CHUNK // probabilities.shape[1])
+    classes = []
+    for chunk, thresholds in zip(probabilities.split(rows_per_chunk), uniform.split(rows_per_chunk), strict=True):
+        cumulative = chunk.cumsum(-1, dtype=torch.float64)  # (rows_per_chunk, V)
+        classes.append(torch.searchsorted(cumulative, thresholds * cumulative[:, -1:], right=True).squeeze(1))
+    return torch.cat(classes).clamp(max=probabilities.shape[1] - 1)
 
 
 def _logit_gradients_inplace(probabilities: Tensor, classes: Tensor) -> Tensor:
-    """The gradient of the summed negative log-likelihood of `classes`, (N,), by the logits, in place."""
+    """Return the gradient of the summed negative log-likelihood of `classes`, (N,), by the logits, in place."""
     probabilities[torch.arange(len(classes), device=classes.device), classes] -= 1
     return probabilities
 
 
 def _target_logits_and_labels(model: nn.Module, rows: Sequence[TokenizedExample]) -> tuple[Tensor, Tensor]:
-    """Logits in float32 at least, with their graph, and labels at the trained positions: (N, V), (N,)."""
+    """Return logits, at least float32, with their graph, and labels at the trained positions: (N, V), (N,)."""
     batch = collate_rows(model, rows)
     logits = target_logits(model, batch)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
@@ -177,7 +209,10 @@ def _target_logits_and_labels(model: nn.Module, rows: Sequence[TokenizedExample]
 
 
 def _backward_for_every_class(logits: Tensor, set_weight: Callable[[float], None]) -> None:
-    """Every class at every position, each by its probability: given the inputs, positions are independent."""
+    """Run one backward pass for every class at every position, weighted with its probability.
+
+    Given the inputs, positions are independent.
+    """
     count, classes = logits.shape
     if classes > MAX_EXACT_CLASSES:
         raise HarnessError(
@@ -186,85 +221,93 @@ def _backward_for_every_class(logits: Tensor, set_weight: Callable[[float], None
             f"since the vocabulary has {classes:,}",
             f"use 'sampled', whose expectation is the same; 'exact' is for vocabularies of up to {MAX_EXACT_CLASSES:,}",
         )
-    likelihoods = logits.log_softmax(-1)
-    for line in likelihoods:
-        for likelihood in line:
-            set_weight(float(likelihood.detach().exp()))
-            likelihood.backward(retain_graph=True)
+    for position in logits.log_softmax(-1):
+        for log_probability in position:
+            set_weight(float(log_probability.detach().exp()))
+            log_probability.backward(retain_graph=True)
 
 
 @contextmanager
 def _accumulating_squared_gradients(
     trainable: TrainableWeights, device: str | None
 ) -> Iterator[tuple[dict[str, Tensor], Callable[[float], None]]]:
-    """Within it each backward pass adds the squares of its gradients to the first that it gives, times a weight.
+    """Within the context, add the squared gradients of each backward pass to the result, times a factor.
 
-    The second sets that weight for the passes that come. No gradient stays on any parameter.
+    No gradient stays on any parameter.
+
+    Yields:
+        Name -> sum of squares so far, and a function that sets the factor for the passes that follow.
     """
     factor = 1.0
     handles: list[Any] = []
     layers = list(trainable.lora_layers.items())
-    # Through an adapter's own weights the backward pass reaches every layer; their gradients are not looked at.
-    passed = [w for _, layer in layers for w in layer.parameters() if w.requires_grad]
-    parameters = [*trainable.weights.values(), *passed]
-    before = [(parameter, parameter.grad) for parameter in parameters]
-    total = {name: _zeros(weight.shape, device or weight.device) for name, weight in trainable.weights.items()}
+    # The backward pass reaches every layer through an adapter's own weights; their gradients are discarded.
+    factor_weights = [w for _, layer in layers for w in layer.parameters() if w.requires_grad]
+    saved_gradients = [(parameter, parameter.grad) for parameter in [*trainable.weights.values(), *factor_weights]]
+    squares_by_name = {
+        name: _zeros(weight.shape, device or weight.device) for name, weight in trainable.weights.items()
+    }
     for name, layer in layers:
-        total[name] = _zeros((layer.out_features, layer.in_features), device or layer.get_base_layer().weight.device)
+        shape = (layer.out_features, layer.in_features)
+        squares_by_name[name] = _zeros(shape, device or layer.get_base_layer().weight.device)
 
-    def weigh(weight: float) -> None:
+    def set_factor(value: float) -> None:
         nonlocal factor
-        factor = weight
+        factor = value
 
-    def add(name: str, gradient: Tensor) -> None:
-        squares = total[name]
+    def add_square(name: str, gradient: Tensor) -> None:
+        squares = squares_by_name[name]
         gradient = gradient.to(squares.device, torch.float32)
         squares.addcmul_(gradient, gradient, value=factor)
 
-    def take(name: str) -> Callable[[Tensor], None]:
+    def add_and_free_gradient(name: str) -> Callable[[Tensor], None]:
         def hook(parameter: Tensor) -> None:
             if parameter.grad is not None:
-                add(name, parameter.grad)
+                add_square(name, parameter.grad)
             parameter.grad = None
 
         return hook
 
-    def drop(parameter: Tensor) -> None:
+    def free_gradient(parameter: Tensor) -> None:
         parameter.grad = None
 
-    def watch(name: str) -> Callable[..., None]:
-        def forward(layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
-            seen = inputs[0].detach()
+    def add_weight_gradient(name: str) -> Callable[..., None]:
+        """Compute the gradient by W of an adapted layer, which is frozen and has none itself, from its inputs."""
 
-            def backward(gradient: Tensor) -> None:
+        def forward_hook(layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+            layer_input = inputs[0].detach()
+
+            def backward_hook(gradient: Tensor) -> None:
                 with torch.autocast(gradient.device.type, enabled=False):
-                    delta, x = (t.flatten(0, -2).float() for t in (gradient, seen))  # (tokens, d), (tokens, k)
-                    add(name, delta.T @ x)
+                    delta, x = (t.flatten(0, -2).float() for t in (gradient, layer_input))  # (tokens, d), (tokens, k)
+                    add_square(name, delta.T @ x)
 
-            output.register_hook(backward)
+            output.register_hook(backward_hook)
 
-        return forward
+        return forward_hook
 
     try:
-        for parameter, _ in before:
+        for parameter, _ in saved_gradients:
             parameter.grad = None
-        handles += [w.register_post_accumulate_grad_hook(take(name)) for name, w in trainable.weights.items()]
+        weight_ids = {id(weight) for weight in trainable.weights.values()}
         handles += [
-            w.register_post_accumulate_grad_hook(drop) for w in passed if id(w) not in _trainable_weight_ids(trainable)
+            weight.register_post_accumulate_grad_hook(add_and_free_gradient(name))
+            for name, weight in trainable.weights.items()
         ]
-        handles += [layer.register_forward_hook(watch(name)) for name, layer in layers]
+        handles += [
+            weight.register_post_accumulate_grad_hook(free_gradient)
+            for weight in factor_weights
+            if id(weight) not in weight_ids
+        ]
+        handles += [layer.register_forward_hook(add_weight_gradient(name)) for name, layer in layers]
         with torch.enable_grad():
-            yield total, weigh
+            yield squares_by_name, set_factor
     finally:
         for handle in handles:
             handle.remove()
-        for parameter, gradient in before:
+        for parameter, gradient in saved_gradients:
             parameter.grad = gradient
 
 
-def _trainable_weight_ids(trainable: TrainableWeights) -> set[int]:
-    return {id(weight) for weight in trainable.weights.values()}
-
-
-def _zeros(shape: Any, device: torch.device | str) -> Tensor:
-    return torch.zeros(shape, dtype=torch.float32, device=device)
+def _zeros(shape: Sequence[int], device: torch.device | str) -> Tensor:
+    return torch.zeros(tuple(shape), dtype=torch.float32, device=device)

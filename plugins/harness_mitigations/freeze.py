@@ -1,4 +1,4 @@
-"""Freezing: weights that cannot move cannot forget. The lowest layers and the embeddings are the usual ones."""
+"""Mitigation `freeze`: weights that are not trained cannot change. Usual: the lowest layers and the embeddings."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
+from harness import Component
 from harness.errors import HarnessError
 from harness.interfaces.mitigation import Mitigation
 from harness_mitigations.adapter_common import ADAPTER_MITIGATIONS
@@ -14,70 +15,114 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
 
+COMPONENTS: dict[str, Component] = {
+    "freeze": Component(
+        summary="Excludes the embeddings, the lowest layers or named weights from training.",
+        factory="harness_mitigations.freeze:Freeze",
+        options={
+            "embeddings": {
+                "type": "boolean",
+                "default": True,
+                "description": "Freeze the input embeddings; where the output head shares their weights, the head too.",
+            },
+            "layers": {
+                "type": "integer",
+                "minimum": 0,
+                "default": 0,
+                "description": "Number of layers to freeze, from the lowest.",
+            },
+            "patterns": {
+                "type": "array",
+                "items": {"type": "string"},
+                "default": [],
+                "description": 'Shell patterns of full names of weights, e.g. "*.mlp.*"; each must match one.',
+            },
+        },
+    ),
+}
+
 
 def first_layers(model: PreTrainedModel, layer_count: int) -> Iterator[nn.Parameter]:
-    """The weights of the model's first `layer_count` layers. Raises HarnessError when it has fewer, or none found."""
+    """Yield the weights of the model's first `layer_count` layers.
+
+    Raises:
+        HarnessError: the model has fewer layers, or its list of layers was not found.
+    """
     from torch import nn
 
-    count = model.config.get_text_config().num_hidden_layers
-    if layer_count > count:
-        raise HarnessError("mitigations.freeze.layers", f"the model has {count} layers, not {layer_count}", "lower it")
-    stacks = [part for part in model.modules() if isinstance(part, nn.ModuleList) and len(part) == count]
-    if not stacks:
-        kind = model.config.model_type
+    available = model.config.get_text_config().num_hidden_layers
+    if layer_count > available:
+        what = f"the model has {available} layers, not {layer_count}"
+        raise HarnessError("mitigations.freeze.layers", what, f"set it to {available} or less")
+    layer_lists = [
+        module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module) == available
+    ]
+    if not layer_lists:
         raise HarnessError(
             "mitigations.freeze.layers",
-            f"where a {kind} model keeps its layers is not known",
+            f"the list of layers of a {model.config.model_type} model was not found",
             "set it to 0 and name the weights in mitigations.freeze.patterns",
         )
-    for layer in stacks[0][:layer_count]:
+    for layer in layer_lists[0][:layer_count]:
         yield from layer.parameters()
 
 
 def weights_matching(model: PreTrainedModel, pattern: str) -> list[nn.Parameter]:
-    """The weights whose names a shell pattern matches. Raises HarnessError when there is none."""
-    found = [weight for name, weight in model.named_parameters() if fnmatchcase(name, pattern)]
-    if not found:
-        some = ", ".join(name for name, _ in list(model.named_parameters())[:2])
+    """Return the weights whose full names match a shell pattern.
+
+    Raises:
+        HarnessError: no name matches.
+    """
+    weights = [weight for name, weight in model.named_parameters() if fnmatchcase(name, pattern)]
+    if not weights:
+        examples = ", ".join(name for name, _ in list(model.named_parameters())[:2])
         raise HarnessError(
             "mitigations.freeze.patterns",
             f"no weight's name matches '{pattern}'",
-            f"patterns match whole names, such as {some}; '*' stands for anything",
+            f"patterns match full names, such as {examples}; '*' matches anything",
         )
-    return found
+    return weights
 
 
 class Freeze(Mitigation):
-    """Keep weights out of training. embeddings: those of the input, and with tied weights the head. layers: how many of
-    the lowest. patterns: shell patterns of whole names."""
+    """Exclude weights from training.
+
+    Args:
+        embeddings: whether to freeze the input embeddings, and with tied weights the output head.
+        layers: number of layers to freeze, from the lowest.
+        patterns: shell patterns of full names of weights.
+    """
 
     def __init__(self, embeddings: bool, layers: int, patterns: Sequence[str]) -> None:
         self.embeddings, self.layers, self.patterns = embeddings, layers, tuple(patterns)
 
     def check_compatible(self, others: Mapping[str, Mitigation]) -> None:
-        """Refuse an adapter, beside which all other weights are frozen anyway."""
+        """Reject an adapter: all other weights are frozen with it anyway."""
         adapter = next((name for name in others if name in ADAPTER_MITIGATIONS), None)
         if adapter:
             raise HarnessError(
                 "mitigations.freeze",
-                f"with '{adapter}' no weight but the adapter's moves, so there is nothing to freeze",
-                f"take freeze out; mitigations.{adapter}.target says which layers are adapted",
+                f"with '{adapter}' only the adapter is trained, so there is nothing to freeze",
+                f"remove freeze; mitigations.{adapter}.target chooses the layers that are adapted",
             )
 
-    def prepare_model(self, model: PreTrainedModel) -> PreTrainedModel:
-        """The model with those weights frozen. Raises HarnessError when nothing matches, or none is left to train."""
-        found: list[nn.Parameter] = []
+    def prepare_model(self, model: PreTrainedModel, *, seed: int) -> PreTrainedModel:
+        """Freeze the weights.
+
+        Raises:
+            HarnessError: nothing matches, or no weight is left to train.
+        """
+        weights: list[nn.Parameter] = []
         if self.embeddings:
-            found += model.get_input_embeddings().parameters()
+            weights += model.get_input_embeddings().parameters()
         if self.layers:
-            found += first_layers(model, self.layers)
+            weights += first_layers(model, self.layers)
         for pattern in self.patterns:
-            found += weights_matching(model, pattern)
-        if not found:
-            raise HarnessError(
-                "mitigations.freeze", "it names nothing to freeze", "set embeddings, layers or patterns, or take it out"
-            )
-        for weight in found:
+            weights += weights_matching(model, pattern)
+        if not weights:
+            hint = "set embeddings, layers or patterns, or remove freeze"
+            raise HarnessError("mitigations.freeze", "it names nothing to freeze", hint)
+        for weight in weights:
             weight.requires_grad_(False)
         if not any(weight.requires_grad for weight in model.parameters()):
             raise HarnessError("mitigations.freeze", "it leaves no weight to train", "freeze fewer layers")

@@ -1,8 +1,8 @@
-"""KL to the base model: what the model would say on some tokens is to stay what it said before training.
+"""Mitigation `kl`: the model's next-token distributions are regularized towards those of the base model.
 
-On general rows (the default) it holds what the task does not speak of; on the task's own tokens it is learning without
-forgetting (LwF, arXiv:1606.09282), which works against the task. Divergence and temperature are named, since the same
-weight means another thing for another one. Knows nothing of where the base model comes from (`base_model`).
+On general rows (the default) it preserves what the task does not cover. On the task's own tokens it is learning without
+forgetting (LwF, arXiv:1606.09282), which works against the task. Direction and temperature are options: the same
+strength has another effect for another divergence.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from harness import seeding
+from harness import Component, seeding
 from harness.errors import HarnessError
 from harness.interfaces.mitigation import Mitigation
 from harness.types import Stage, TokenizedExample
@@ -20,21 +20,71 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
+COMPONENTS: dict[str, Component] = {
+    "kl": Component(
+        summary="Penalizes the KL divergence from the base model's predictions (on the task's tokens: LwF).",
+        factory="harness_mitigations.kl:build_kl_mitigation",
+        options={
+            "on": {
+                "enum": ["general", "task"],
+                "default": "general",
+                "description": "The tokens it is computed on. general: rows of `source`, drawn for each step. task: "
+                "the batch's own trained tokens.",
+            },
+            "source": {
+                "type": ["string", "null"],
+                "format": "source",
+                "default": None,
+                "description": "For general: the source of the rows.",
+            },
+            "rows": {
+                "type": "integer",
+                "minimum": 1,
+                "default": 4,
+                "description": "For general: rows a step, in a forward and backward pass of their own.",
+            },
+            "strength": {
+                "type": "number",
+                "minimum": 0,
+                "default": 1.0,
+                "description": "Factor of the divergence, which is in nats a trained token, like the loss.",
+            },
+            "direction": {
+                "enum": ["forward", "reverse"],
+                "default": "forward",
+                "description": "forward: KL(base || model), cover what the base predicts; reverse: KL(model || base).",
+            },
+            "temperature": {
+                "type": "number",
+                "exclusiveMinimum": 0,
+                "default": 1.0,
+                "description": "Temperature of both distributions; the divergence is multiplied by its square.",
+            },
+        },
+    ),
+}
+
 Direction = Literal["forward", "reverse"]
 
 
 def token_kl(logits: Tensor, base_logits: Tensor, direction: Direction, temperature: float = 1.0) -> Tensor:
-    """The divergence between the next-token distributions of a model and its base, at each of N positions, in nats.
+    """Return the divergence between the next-token distributions of a model and its base at each of N positions.
 
-    logits, base_logits: (N, V), the model's and the base model's. forward: KL(base || model), which wants the model to
-    cover all that the base said; reverse: KL(model || base), which wants it to say nothing that the base would not. Of
-    distributions at this temperature, times its square, so that the gradient keeps its size. float32, with the graph.
+    Args:
+        logits: (N, V), the model's.
+        base_logits: (N, V), the base model's.
+        direction: `forward`: KL(base || model), low only where the model covers everything that the base predicts;
+            `reverse`: KL(model || base), low only where the model predicts nothing that the base would not.
+        temperature: tau of both distributions. The result is multiplied by tau^2, so that the gradient keeps its scale.
+
+    Returns:
+        (N,) float32, in nats, with its graph.
     """
     from torch.nn import functional
 
-    ours, theirs = (_apply_temperature(given, temperature).log_softmax(-1) for given in (logits, base_logits))
-    of, to = (theirs, ours) if direction == "forward" else (ours, theirs)
-    return functional.kl_div(to, of, reduction="none", log_target=True).sum(-1) * temperature**2
+    log_p, base_log_p = (_apply_temperature(values, temperature).log_softmax(-1) for values in (logits, base_logits))
+    target, prediction = (base_log_p, log_p) if direction == "forward" else (log_p, base_log_p)
+    return functional.kl_div(prediction, target, reduction="none", log_target=True).sum(-1) * temperature**2
 
 
 def _apply_temperature(logits: Tensor, temperature: float) -> Tensor:
@@ -49,17 +99,24 @@ def build_kl_mitigation(
     direction: Direction,
     temperature: float,
 ) -> Mitigation:
-    """The mitigation that holds the model on `rows` rows of `source` an update, or on the task's own trained tokens."""
+    """Return the mitigation for the tokens that `on` names; `source` and `rows` apply to `general` only."""
     if on == "task":
         return TaskKl(strength, direction, temperature)
     return GeneralKl(source, rows, strength, direction, temperature)
 
 
 class GeneralKl(Mitigation):
-    """Add strength * the mean divergence over the trained tokens of some rows of `source`, drawn anew each update.
+    """Add strength * the mean divergence over the trained tokens of some rows of `source`, drawn for each step.
 
-    rows: an update, all processes together, drawn without repetition within it by the seed, the stage and the update's
-    number. The mean is over all their trained tokens, however they are padded or the update is cut into micro-batches.
+    The rows follow from the seed, the stage and the number of the step. The mean is over all their trained tokens,
+    however they are padded or the step is split into micro-batches.
+
+    Args:
+        source: the source of the rows.
+        rows: number of rows a step, all processes together, drawn without replacement.
+        strength: factor of the divergence.
+        direction: see `token_kl`.
+        temperature: see `token_kl`.
     """
 
     def __init__(
@@ -73,68 +130,76 @@ class GeneralKl(Mitigation):
         self.added_this_step = False
 
     def check_compatible(self, others: Mapping[str, Mitigation]) -> None:
-        """Refuse to run without rows to hold the model on."""
+        """Require a source."""
         if self.source is None:
             raise HarnessError(
                 "mitigations.kl.source",
-                "no source says what the model is held on",
+                "no source is given for the rows of the divergence",
                 'name one of general conversations, or set mitigations.kl.on to "task"',
             )
 
     def on_stage_start(
-        self, stage: Stage, model: PreTrainedModel, rows: Mapping[str, Sequence[TokenizedExample]]
+        self, stage: Stage, model: PreTrainedModel, rows: Mapping[str, Sequence[TokenizedExample]], *, seed: int
     ) -> None:
-        """Remember the base model before the first stage, and where the rows are."""
-        import torch
+        """Copy the base model before the first stage, and keep the rows to draw from.
 
+        Raises:
+            HarnessError: `source` has no row.
+        """
         from harness_mitigations import base_model
 
         self.pool = rows.get(self.source or "", ())
         if not self.pool:
-            what = f"'{self.source}' has no row to hold the model on"
+            what = f"'{self.source}' has no row to compute the divergence on"
             raise HarnessError("mitigations.kl.source", what, "name a source that has rows to train on")
         base_model.snapshot_base(model)
-        self.stage_name, self.seed, self.step, self.added_this_step = stage.name, torch.initial_seed(), 0, False
+        self.stage_name, self.seed, self.step, self.added_this_step = stage.name, seed, 0, False
 
     def extra_loss(self, model: PreTrainedModel, token_fraction: float) -> torch.Tensor | None:
-        """The whole term with the first micro-batch of an update, of this process's part of the rows."""
+        """Return the term of this process's rows with the first micro-batch of a step; None with the others."""
         if self.added_this_step or self.strength == 0:
             return None
         self.added_this_step = True
         from harness.training.loss import target_logits
         from harness_mitigations import base_model
 
-        rank, processes = _rank_and_world_size()
-        chosen = self._sample_rows()
-        tokens = sum(row.loss_tokens for row in chosen)
-        mine = chosen[rank::processes]
-        if not mine:
+        rank, world_size = _rank_and_world_size()
+        sampled_rows = self._sample_rows()
+        token_count = sum(row.loss_tokens for row in sampled_rows)
+        local_rows = sampled_rows[rank::world_size]
+        if not local_rows:
             return None
-        batch = base_model.collate_rows(model, mine)
+        batch = base_model.collate_rows(model, local_rows)
         with base_model.frozen_base_model(model) as base:
-            theirs = target_logits(base, batch)
-        ours = target_logits(model, batch)
-        return self.strength * token_kl(ours, theirs, self.direction, self.temperature).sum() / tokens
+            base_logits = target_logits(base, batch)  # (N, V)
+        logits = target_logits(model, batch)  # (N, V)
+        return self.strength * token_kl(logits, base_logits, self.direction, self.temperature).sum() / token_count
 
     def on_step_end(self, model: PreTrainedModel, learning_rate: float) -> None:
-        """The next update draws other rows."""
+        """Advance to the next step, which draws other rows."""
         self.step, self.added_this_step = self.step + 1, False
 
     def _sample_rows(self) -> list[TokenizedExample]:
-        draw = seeding.create_generator(self.seed, "kl", self.stage_name, self.step)
-        return [self.pool[index] for index in draw.sample(range(len(self.pool)), min(self.rows, len(self.pool)))]
+        generator = seeding.create_generator(self.seed, "kl", self.stage_name, self.step)
+        return [self.pool[index] for index in generator.sample(range(len(self.pool)), min(self.rows, len(self.pool)))]
 
     def state_dict(self) -> dict[str, Any]:
-        """The seed and the number of the update, from which the rows follow."""
+        """Return the seed and the number of the step; the rows follow from them."""
         return {"seed": self.seed, "update": self.step}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back what `state_dict` gave."""
+        """Restore the state."""
         self.seed, self.step, self.added_this_step = int(state["seed"]), int(state["update"]), False
 
 
 class TaskKl(Mitigation):
-    """Add strength * the mean divergence over the trained tokens of each batch, on the logits that its loss is of."""
+    """Add strength * the mean divergence over the trained tokens of each batch, from the logits of its loss.
+
+    Args:
+        strength: factor of the divergence.
+        direction: see `token_kl`.
+        temperature: see `token_kl`.
+    """
 
     requires_logits = True
 
@@ -142,9 +207,9 @@ class TaskKl(Mitigation):
         self.strength, self.direction, self.temperature = strength, direction, temperature
 
     def on_stage_start(
-        self, stage: Stage, model: PreTrainedModel, rows: Mapping[str, Sequence[TokenizedExample]]
+        self, stage: Stage, model: PreTrainedModel, rows: Mapping[str, Sequence[TokenizedExample]], *, seed: int
     ) -> None:
-        """Remember the base model before the first stage."""
+        """Copy the base model before the first stage."""
         from harness_mitigations import base_model
 
         base_model.snapshot_base(model)
@@ -152,20 +217,20 @@ class TaskKl(Mitigation):
     def batch_penalty(
         self, model: PreTrainedModel, batch: Mapping[str, torch.Tensor], logits: torch.Tensor
     ) -> torch.Tensor | None:
-        """The mean over the micro-batch's trained tokens; None where there is none."""
+        """Return the mean over the micro-batch's trained tokens; None if it has none."""
         from harness.training.loss import target_logits
         from harness_mitigations import base_model
 
         if self.strength == 0 or not len(logits):
             return None
         with base_model.frozen_base_model(model) as base:
-            theirs = target_logits(base, batch)
-        return self.strength * token_kl(logits, theirs, self.direction, self.temperature).mean()
+            base_logits = target_logits(base, batch)  # (N, V)
+        return self.strength * token_kl(logits, base_logits, self.direction, self.temperature).mean()
 
 
 def _rank_and_world_size() -> tuple[int, int]:
-    """This process's number and how many there are."""
     from torch import distributed
 
-    there = distributed.is_available() and distributed.is_initialized()
-    return (distributed.get_rank(), distributed.get_world_size()) if there else (0, 1)
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank(), distributed.get_world_size()
+    return 0, 1

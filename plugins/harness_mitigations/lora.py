@@ -1,21 +1,22 @@
-"""LoRA: only a low-rank change of the weights can be learned (Hu et al., 2021, arXiv:2106.09685), and its variants.
+"""Mitigation `lora`: only a low-rank change of the weights is trained (Hu et al., 2021, arXiv:2106.09685).
 
-A weight W of shape (d, k) becomes W + s B A, with A of shape (rank, k) and B of shape (d, rank). With B zero at the
-start, training begins at the base model exactly, and the base weights never move, so the base model is there for the
-asking (`harness.model.save.adapter_disabled`). How much is forgotten still grows with learning rate and steps.
+A weight W of shape (d, k) becomes W + s B A, with A of shape (rank, k) and B of shape (d, rank). B is zero at the
+start, so training begins at the base model exactly. The base weights never change: the base model stays available
+(`harness.model.save.adapter_disabled`). Forgetting still grows with learning rate and steps.
 
-PiSSA, OLoRA and CorDA start A and B from the weight itself (`lora_init`) and take s B0 A0 out of W. Here it is not
-taken out of W, where it would change the base model and be rounded to its format, but kept as a frozen change beside
-the adapter (`harness.model.frozen_lora.add_frozen_lora`): the function and its gradients are the same, and the base
-model stays what it was.
+PiSSA, OLoRA and CorDA initialize A and B from the weight itself (`lora_init`) and subtract s B0 A0 from W. Here it is
+not subtracted from W, which would change the base model and round the result to its dtype. Instead -s B0 A0 is stored
+as a frozen adapter (`harness.model.frozen_lora.add_frozen_lora`): the function and its gradients are the same, and the
+base model is unchanged.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from harness import seeding
+from harness import Component, seeding
 from harness.errors import HarnessError
 from harness.interfaces.mitigation import Mitigation
 from harness.types import Stage, TokenizedExample
@@ -25,82 +26,131 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
+COMPONENTS: dict[str, Component] = {
+    "lora": Component(
+        summary="Trains low-rank adapters and freezes the weights (LoRA, arXiv:2106.09685, and its variants).",
+        factory="harness_mitigations.lora:Lora",
+        options={
+            "rank": adapter_common.RANK_OPTION,
+            "alpha": adapter_common.ALPHA_OPTION,
+            "dropout": adapter_common.DROPOUT_OPTION,
+            "target": adapter_common.TARGET_OPTION,
+            "rslora": {
+                "type": "boolean",
+                "default": False,
+                "description": "Scale by alpha / sqrt(rank), which suits high ranks (rsLoRA, arXiv:2312.03732).",
+            },
+            "dora": {
+                "type": "boolean",
+                "default": False,
+                "description": "Learn magnitude and direction of each output separately (DoRA, arXiv:2402.09353).",
+            },
+            "start": {
+                "enum": ["zero", "pissa", "olora", "corda"],
+                "default": "zero",
+                "description": "Initialization of the adapter: no change, or a part of the weight, which is then "
+                "trained.",
+            },
+            "source": {
+                "type": ["string", "null"],
+                "format": "source",
+                "default": None,
+                "description": "For corda: the source whose rows keep their outputs, usually general conversations.",
+            },
+            "samples": {
+                "type": "integer",
+                "minimum": 1,
+                "default": 256,
+                "description": "For corda: rows that the inputs' covariance is measured on, chosen by the seed.",
+            },
+        },
+        typical_ranges={"train.learning_rate": (5e-5, 1e-3), "train.epochs": (1, 5)},
+    ),
+}
+
 LoraInit = Literal["zero", "pissa", "olora", "corda"]
 
 
 def lora_scaling(rank: int, alpha: float, rslora: bool) -> float:
-    """s: alpha / rank, or alpha / sqrt(rank) where the rank is to be stable (rsLoRA, arXiv:2312.03732)."""
+    """Return s: alpha / rank, or alpha / sqrt(rank) for rsLoRA (arXiv:2312.03732)."""
     return alpha / rank**0.5 if rslora else alpha / rank
 
 
+@dataclass(eq=False)
 class Lora(Mitigation):
-    """Put an adapter on the model before the first stage; every stage trains the same one.
+    """Add an adapter before the first stage; every stage trains the same one.
 
-    rank: of the change. alpha: see `lora_scaling`; None: twice the rank. dropout: share of an adapter's inputs set to
-    zero in training. target: "all-linear", every linear layer but the head, or the names of modules. rslora: see
-    `lora_scaling`. dora: learn each output's magnitude apart from its direction (arXiv:2402.09353). start: what A and B
-    start from. source, samples: rows whose inputs `corda` keeps away from, and how many of them.
+    Attributes:
+        rank: rank of the change.
+        alpha: see `lora_scaling`; None: twice the rank.
+        dropout: fraction of an adapter's inputs set to zero in training.
+        target: "all-linear", every linear layer but the output head, or the names of modules.
+        rslora: see `lora_scaling`.
+        dora: learn each output's magnitude separately from its direction (arXiv:2402.09353).
+        start: the initialization of A and B.
+        source: for `corda`, the source whose rows keep their outputs.
+        samples: for `corda`, maximum number of its rows.
     """
 
     priority: ClassVar[int] = adapter_common.ADAPTER_PRIORITY
     adds_adapter: ClassVar[bool] = True
 
-    def __init__(
-        self,
-        rank: int,
-        alpha: float | None,
-        dropout: float,
-        target: str | Sequence[str],
-        rslora: bool,
-        dora: bool,
-        start: LoraInit,
-        source: str | None,
-        samples: int,
-    ) -> None:
-        self.rank, self.dropout, self.rslora, self.dora = rank, dropout, rslora, dora
-        self.alpha = 2 * rank if alpha is None else alpha
-        self.target = adapter_common.to_target_modules(target)
-        self.start, self.source, self.samples = start, source, samples
-        self.initialized = start == "zero"
+    rank: int
+    alpha: float | None
+    dropout: float
+    target: str | Sequence[str]
+    rslora: bool
+    dora: bool
+    start: LoraInit
+    source: str | None
+    samples: int
+
+    def __post_init__(self) -> None:
+        self.initialized = self.start == "zero"
 
     def check_compatible(self, others: Mapping[str, Mitigation]) -> None:
-        """Refuse a second adapter, and options that do not go together."""
+        """Reject a second adapter, and options that contradict each other."""
         adapter_common.require_single_adapter("lora", others)
         if self.dora and self.start != "zero":
             raise HarnessError(
                 "mitigations.lora.start",
-                f"'{self.start}' takes a part out of the weight, whose magnitude DoRA measures whole",
+                f"'{self.start}' removes a part of the weight, but DoRA measures the magnitude of the complete weight",
                 "set dora to false, or start to 'zero'",
             )
         if self.start == "corda" and self.source is None:
             raise HarnessError(
                 "mitigations.lora.source",
-                "'corda' keeps what some rows need, and no source says which",
-                "name a source of what is to be kept, e.g. general conversations",
+                "'corda' preserves the outputs for the rows of a source, but no source is given",
+                "name a source of what is to be preserved, e.g. general conversations",
             )
 
-    def prepare_model(self, model: PreTrainedModel) -> PreTrainedModel:
-        """The model within its adapter, still computing what it computed.
+    def prepare_model(self, model: PreTrainedModel, *, seed: int) -> PreTrainedModel:
+        """Add the adapter; the model still computes the same.
 
-        Raises HarnessError when it has an adapter already, or no module of that name.
+        Raises:
+            HarnessError: the model has an adapter, or no module matches `target`.
         """
         from peft import LoraConfig
 
         config = LoraConfig(
             task_type="CAUSAL_LM",
             r=self.rank,
-            lora_alpha=self.alpha,  # type: ignore[arg-type]
+            lora_alpha=self._alpha,  # type: ignore[arg-type]
             lora_dropout=self.dropout,
-            target_modules=self.target,
+            target_modules=adapter_common.to_target_modules(self.target),
             use_rslora=self.rslora,
             use_dora=self.dora,
         )
-        return adapter_common.add_adapter("lora", model, config)
+        return adapter_common.add_adapter("lora", model, config, seed=seed)
 
     def on_stage_start(
-        self, stage: Stage, model: PreTrainedModel, rows: Mapping[str, Sequence[TokenizedExample]]
+        self, stage: Stage, model: PreTrainedModel, rows: Mapping[str, Sequence[TokenizedExample]], *, seed: int
     ) -> None:
-        """Before the first stage, start A and B from the weights; the model computes the same afterwards."""
+        """Before the first stage, initialize A and B from the weights; the model still computes the same.
+
+        Raises:
+            HarnessError: the rank is larger than that of a weight, or `source` has no row.
+        """
         if self.initialized:
             return
         import torch
@@ -110,54 +160,68 @@ class Lora(Mitigation):
         layers = frozen_lora.lora_layers(model)
         for name, layer in layers.items():
             if self.rank > min(layer.in_features, layer.out_features):
-                what = f"rank {self.rank} is more than {name} of {layer.out_features} x {layer.in_features} has"
+                what = f"rank {self.rank} is higher than that of {name}, {layer.out_features} x {layer.in_features}"
                 raise HarnessError("mitigations.lora.rank", what, "lower it, or set start to 'zero'")
-        s = lora_scaling(self.rank, self.alpha, self.rslora)
+        scaling = lora_scaling(self.rank, self._alpha, self.rslora)
         with torch.no_grad():
-            pairs = self._initial_factors(model, layers, rows, s)
-            frozen_lora.add_frozen_lora(model, {name: (a, -s * b) for name, (a, b) in pairs.items()})
-            for name, (a, b) in pairs.items():
+            factors = self._initial_factors(model, layers, self._sample_rows(rows, seed), scaling)
+            frozen_lora.add_frozen_lora(model, {name: (a, -scaling * b) for name, (a, b) in factors.items()})
+            for name, (a, b) in factors.items():
                 layers[name].lora_A["default"].weight.copy_(a)
                 layers[name].lora_B["default"].weight.copy_(b)
         self.initialized = True
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return whether A and B are initialized; the model stores the adapters themselves."""
+        return {"started": int(self.initialized)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore the state."""
+        self.initialized = bool(state["started"])
+
+    @property
+    def _alpha(self) -> float:
+        return 2 * self.rank if self.alpha is None else self.alpha
 
     def _initial_factors(
         self,
         model: PreTrainedModel,
         layers: Mapping[str, Any],
-        rows: Mapping[str, Sequence[TokenizedExample]],
+        rows: Sequence[TokenizedExample],
         scaling: float,
     ) -> dict[str, tuple[Tensor, Tensor]]:
+        """Return A and B of each layer.
+
+        Args:
+            model: the model with its adapter.
+            layers: its adapted layers.
+            rows: for `corda`, the rows that keep their outputs.
+            scaling: s.
+        """
         from harness_mitigations import lora_init
 
-        weights = {name: layer.get_base_layer().weight for name, layer in layers.items()}
+        base_layers = {name: layer.get_base_layer() for name, layer in layers.items()}
+        weights = {name: layer.weight for name, layer in base_layers.items()}
         if self.start == "pissa":
             return {name: lora_init.pissa_factors(weight, self.rank, scaling) for name, weight in weights.items()}
         if self.start == "olora":
             return {name: lora_init.olora_factors(weight, self.rank) for name, weight in weights.items()}
-        given = rows.get(self.source or "", ())
-        if not given:
+        covariances = lora_init.input_covariances(model, base_layers, rows)
+        return {
+            name: lora_init.corda_factors(weight, covariances[name], self.rank, scaling)
+            for name, weight in weights.items()
+        }
+
+    def _sample_rows(
+        self, rows_by_source: Mapping[str, Sequence[TokenizedExample]], seed: int
+    ) -> list[TokenizedExample]:
+        """Return the rows for `corda`; none for another initialization."""
+        if self.start != "corda":
+            return []
+        rows = rows_by_source.get(self.source or "", ())
+        if not rows:
             raise HarnessError(
                 "mitigations.lora.source", f"'{self.source}' has no row", "name a source that has rows to train on"
             )
-        chosen = self._sample_rows(given)
-        found = lora_init.input_covariances(
-            model, {name: layer.get_base_layer() for name, layer in layers.items()}, chosen
-        )
-        return {
-            name: lora_init.corda_factors(weight, found[name], self.rank, scaling) for name, weight in weights.items()
-        }
-
-    def _sample_rows(self, rows: Sequence[TokenizedExample]) -> list[TokenizedExample]:
-        import torch
-
-        draw = seeding.create_generator(torch.initial_seed(), "lora", "corda")
-        return [rows[index] for index in draw.sample(range(len(rows)), min(self.samples, len(rows)))]
-
-    def state_dict(self) -> dict[str, Any]:
-        """Whether A and B have been started; the adapter itself, and what is kept beside it, are the model's."""
-        return {"started": int(self.initialized)}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back what `state_dict` gave."""
-        self.initialized = bool(state["started"])
+        generator = seeding.create_generator(seed, "lora", "corda")
+        return [rows[index] for index in generator.sample(range(len(rows)), min(self.samples, len(rows)))]

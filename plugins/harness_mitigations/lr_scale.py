@@ -1,14 +1,29 @@
-"""A lower learning rate: mitigation number zero, and the control for every other.
+"""Mitigation `lr_scale`: a lower learning rate, the control for every other mitigation.
 
-Forgetting grows with how far the weights move, so a lower learning rate alone removes much of it; a method that is not
-compared with one at equal gain may be no more than that. See Kalajdzievski, 2024, arXiv:2401.05605.
+Forgetting grows with the distance that the weights move, so a lower learning rate alone removes much of it. A method
+that is not compared with it at equal gain may be no better. See Kalajdzievski, 2024, arXiv:2401.05605.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from harness import Mitigation, Stage
+from harness import Component, Mitigation, Stage
+
+COMPONENTS: dict[str, Component] = {
+    "lr_scale": Component(
+        summary="Trains with a lower learning rate: the control that every other mitigation must beat.",
+        factory="harness_mitigations.lr_scale:LrScale",
+        options={
+            "factor": {
+                "type": "number",
+                "exclusiveMinimum": 0,
+                "default": 0.3,
+                "description": "Every stage's learning rate is multiplied by it. Usual: 0.1 to 0.3.",
+            },
+        },
+    ),
+}
 
 
 class LrScale(Mitigation):
@@ -18,7 +33,7 @@ class LrScale(Mitigation):
         self.factor = factor
 
     def transform_stages(self, stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
-        """The stages with their own or the spec's learning rate scaled; a stage without one stays as it is."""
+        """Return the stages with their learning rate scaled; a stage without one is unchanged."""
         return tuple(self._scale_learning_rate(stage) for stage in stages)
 
     def _scale_learning_rate(self, stage: Stage) -> Stage:

@@ -1,56 +1,117 @@
-"""Mixing general conversations into what is learned: the plainest way to forget less."""
+"""Mitigation `mixing`: a fixed share of general conversations in every stage."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from harness import HarnessError, Mitigation, Share, Stage, StageSource
+from harness import Component, HarnessError, Mitigation, Share, Stage, StageSource
 from harness.types import ShareUnit
+
+UNIT_OPTION: dict[str, Any] = {
+    "enum": ["loss_tokens", "tokens", "rows"],
+    "default": "loss_tokens",
+    "description": "The unit of the share, counted after truncation.",
+}
+
+COMPONENTS: dict[str, Component] = {
+    "mixing": Component(
+        summary="Mixes a fixed share of general conversations into every stage.",
+        factory="harness_mitigations.mixing:Mixing",
+        options={
+            "share": {
+                "type": "number",
+                "minimum": 0,
+                "exclusiveMaximum": 1,
+                "default": 0.1,
+                "description": "Share of the final mixture, in `unit`; 0: no general row. Usual: 0.05 to 0.1.",
+            },
+            "unit": UNIT_OPTION,
+            "source": {
+                "type": ["string", "array", "null"],
+                "format": "source",
+                "items": {"type": "string", "format": "source"},
+                "minItems": 1,
+                "uniqueItems": True,
+                "default": None,
+                "description": "The general source, or several, for stages that have none of their own.",
+            },
+            "weights": {
+                "type": ["object", "null"],
+                "additionalProperties": {"type": "number", "exclusiveMinimum": 0},
+                "minProperties": 1,
+                "default": None,
+                "description": "General source -> its weight in the share, in any scale; null: equal.",
+            },
+            "temperature": {
+                "type": ["number", "null"],
+                "exclusiveMinimum": 0,
+                "default": None,
+                "description": "Splits the share as size ** (1 / temperature) of each source. Usual: 1 to 5. "
+                "1: in proportion to the sizes; null: equally.",
+            },
+            "upsample": {
+                "type": "boolean",
+                "default": False,
+                "description": "Repeat general rows within an epoch where there are too few for the share.",
+            },
+            "resample": {
+                "type": "boolean",
+                "default": False,
+                "description": "Draw other general rows for every epoch, unseen ones first.",
+            },
+        },
+    ),
+}
 
 SPEC_KEY = "mitigations.mixing"
 
 
-def add_general_share(
-    stage: Stage,
-    share: float,
-    unit: ShareUnit = "loss_tokens",
-    sources: Sequence[str] = (),
-    weights: Mapping[str, float] | None = None,
-    temperature: float | None = None,
-    *,
-    upsample: bool = False,
-    resample: bool = False,
-) -> Stage:
-    """The stage with its general parts together at `share` of the final mixture, beside the shares it already has.
+def add_general_share(stage: Stage, share: Share, weights: Mapping[str, float] | None = None) -> Stage:
+    """Add a share of the stage's general sources to the shares that it already has.
 
-    share: in [0, 1), of the mixture's `unit`; at 0 no general row is trained on. sources: general sources for a stage
-    that has none. weights, temperature, upsample, resample: see `harness.Share`; weights by source.
-    Raises HarnessError when there is nothing general to mix in, or nothing else to mix it into.
+    Args:
+        stage: a stage.
+        share: the share of the general sources together, an amount in [0, 1); at 0 no general row is trained on.
+            `share.sources` are added to a stage that has no general source; otherwise the stage's own are used.
+        weights: weight of each general source within the share; None: see `harness.Share`.
+
+    Raises:
+        HarnessError: the stage has no general source and `share` names none, the stage has general sources only, or a
+            general source has no weight.
     """
-    general = [part.source for part in stage.sources if part.role == "general"]
+    general = tuple(part.source for part in stage.sources if part.role == "general")
     if len(general) == len(stage.sources):
-        what = f"the stage {stage.name!r} trains on general conversations alone, so there is nothing to mix them into"
-        raise HarnessError(SPEC_KEY, what, "leave mixing out, or use the mode 'mixed'")
+        what = f"the stage {stage.name!r} trains on general conversations only, so there is nothing to mix them into"
+        raise HarnessError(SPEC_KEY, what, "remove mixing, or use the mode 'mixed'")
     parts = stage.sources
     if not general:
-        if not sources:
+        if not share.sources:
             what = f"the stage {stage.name!r} has no general source"
             raise HarnessError(SPEC_KEY, what, "name one in mitigations.mixing.source, or use the mode 'mixed'")
-        general = list(sources)
+        general = share.sources
         parts += tuple(StageSource(source, "general") for source in general)
     unweighted = [source for source in general if weights is not None and source not in weights]
     if unweighted:
         what = f"the stage {stage.name!r} mixes in {', '.join(map(repr, unweighted))}, which has no weight"
-        raise HarnessError(f"{SPEC_KEY}.weights", what, "give each general source one, or leave weights out")
+        raise HarnessError(f"{SPEC_KEY}.weights", what, "give each general source one, or remove weights")
     split = None if weights is None else tuple(weights[source] for source in general)
-    asked = Share(tuple(general), share, unit, split, temperature, upsample, resample)
-    return replace(stage, sources=parts, shares=(*stage.shares, asked))
+    return replace(stage, sources=parts, shares=(*stage.shares, replace(share, sources=general, weights=split)))
 
 
 class Mixing(Mitigation):
-    """States the share of general conversations in every stage. Applied last, so that the share is exact."""
+    """Set the share of general conversations in every stage. Applied last, so that the share is exact.
+
+    Args:
+        share: amount of the share, in [0, 1).
+        unit: unit of the share.
+        source: general sources for stages that have none.
+        weights: see `add_general_share`.
+        temperature: see `harness.Share`.
+        upsample: see `harness.Share`.
+        resample: see `harness.Share`.
+    """
 
     priority: ClassVar[int] = 100
 
@@ -65,28 +126,18 @@ class Mixing(Mitigation):
         resample: bool,
     ) -> None:
         if weights is not None and temperature is not None:
-            raise HarnessError(SPEC_KEY, "the share is split by weights and by temperature", "give one of the two")
-        self.share, self.unit, self.weights, self.temperature = share, unit, weights, temperature
-        self.sources = (source,) if isinstance(source, str) else tuple(source or ())
-        self.upsample, self.resample = upsample, resample
+            raise HarnessError(SPEC_KEY, "both weights and temperature split the share", "remove one of the two")
+        sources = (source,) if isinstance(source, str) else tuple(source or ())
+        self.share = Share(sources, share, unit, None, temperature, upsample, resample)
+        self.weights = weights
 
     def transform_stages(self, stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
-        mixed = tuple(
-            add_general_share(
-                stage,
-                self.share,
-                self.unit,
-                self.sources,
-                self.weights,
-                self.temperature,
-                upsample=self.upsample,
-                resample=self.resample,
-            )
-            for stage in stages
-        )
-        used = {part.source for stage in mixed for part in stage.sources if part.role == "general"}
+        """Return the stages with the share of their general sources added."""
+        mixed = tuple(add_general_share(stage, self.share, self.weights) for stage in stages)
+        general = {part.source for stage in mixed for part in stage.sources if part.role == "general"}
         for source in self.weights or {}:
-            if source not in used:
-                what = f"{source!r} has a weight, and no stage mixes it in"
-                raise HarnessError(f"{SPEC_KEY}.weights", what, f"the general sources are: {', '.join(sorted(used))}")
+            if source not in general:
+                what = f"{source!r} has a weight, but no stage mixes it in"
+                hint = f"the general sources are: {', '.join(sorted(general))}"
+                raise HarnessError(f"{SPEC_KEY}.weights", what, hint)
         return mixed

@@ -1,7 +1,8 @@
-"""O-LoRA: every stage learns an adapter of its own, in directions orthogonal to the earlier ones' (arXiv:2310.14152).
+"""Mitigation `orthogonal_lora`: an adapter for each stage, orthogonal to the earlier ones (O-LoRA, arXiv:2310.14152).
 
-A stage's change of a weight is s B A; it acts on the inputs' components along the rows of A. Earlier stages' changes
-stay, frozen; the rows of the new A are pushed away from theirs by lambda * sum over layers of the sum of |A_i A^T|.
+A stage's change of a weight is s B A; it acts on the inputs' components along the rows of A. The changes of earlier
+stages stay in the model, frozen. The overlap of the new A with theirs is penalized by lambda * sum over layers of the
+sum of |A_i A^T|.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from harness import seeding
+from harness import Component, seeding
 from harness.interfaces.mitigation import Mitigation
 from harness.types import Stage, TokenizedExample
 from harness_mitigations import adapter_common
@@ -19,16 +20,50 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
+COMPONENTS: dict[str, Component] = {
+    "orthogonal_lora": Component(
+        summary="Trains an adapter for each stage, orthogonal to the earlier ones (O-LoRA, arXiv:2310.14152).",
+        factory="harness_mitigations.orthogonal_lora:OrthogonalLora",
+        options={
+            "rank": adapter_common.RANK_OPTION,
+            "alpha": adapter_common.ALPHA_OPTION,
+            "dropout": adapter_common.DROPOUT_OPTION,
+            "target": adapter_common.TARGET_OPTION,
+            "strength": {
+                "type": "number",
+                "minimum": 0,
+                "default": 0.5,
+                "description": "Factor of the summed overlap with earlier stages' directions; the paper's is 0.5.",
+            },
+        },
+        typical_ranges={"train.learning_rate": (5e-5, 1e-3), "train.epochs": (1, 5)},
+    ),
+}
+
 
 def subspace_overlap(a: Tensor, previous: Tensor) -> Tensor:
-    """Sum of the absolute inner products of the rows of A, of shape (r, k), with those of earlier ones, (R, k)."""
+    """Return the sum of the absolute inner products of the rows of A with those of earlier ones.
+
+    Args:
+        a: (r, k).
+        previous: (R, k), the rows of all earlier A.
+    """
     return (previous @ a.T).abs().sum()
 
 
 def add_overlap_gradient(a: Tensor, gradient: Tensor, previous: Tensor, strength: float) -> Tensor:
-    """Add strength * the gradient of `subspace_overlap` by A to `gradient`, in place; return strength * it. No graph.
+    """Add strength * the gradient of `subspace_overlap` by A to `gradient`, in place.
 
-    Where an inner product is 0 its subgradient is 0, so nothing pulls on orthogonal rows.
+    Where an inner product is 0 its subgradient is 0, so orthogonal rows get no penalty gradient.
+
+    Args:
+        a: (r, k).
+        gradient: (r, k), changed in place.
+        previous: (R, k), the rows of all earlier A.
+        strength: lambda.
+
+    Returns:
+        strength * the overlap, without a graph.
     """
     import torch
 
@@ -39,10 +74,16 @@ def add_overlap_gradient(a: Tensor, gradient: Tensor, previous: Tensor, strength
 
 
 class OrthogonalLora(Mitigation):
-    """A new adapter a stage; what the stages before learned stays in the model, frozen, beside it.
+    """Add a new adapter for each stage; the changes of earlier stages stay in the model, frozen.
 
-    rank, alpha, dropout, target: as in `lora`, of each stage's adapter. strength: lambda. Added to the gradient once
-    an update after clipping, the penalty does not depend on accumulation.
+    The penalty's gradient is added once a step after clipping, so it does not depend on accumulation.
+
+    Args:
+        rank: rank of each stage's adapter.
+        alpha: the adapter's output is scaled by alpha / rank; None: twice the rank.
+        dropout: fraction of an adapter's inputs set to zero in training.
+        target: "all-linear", every linear layer but the output head, or the names of modules.
+        strength: lambda.
     """
 
     priority: ClassVar[int] = adapter_common.ADAPTER_PRIORITY
@@ -54,15 +95,15 @@ class OrthogonalLora(Mitigation):
         self.rank, self.dropout, self.strength = rank, dropout, strength
         self.alpha = 2 * rank if alpha is None else alpha
         self.target = adapter_common.to_target_modules(target)
-        self.previous_a: dict[str, Tensor] = {}  # layer -> the A of earlier stages, one below the other
+        self.previous_a: dict[str, Tensor] = {}  # layer -> (R, k), the rows of all earlier A
         self.stages_started = 0
 
     def check_compatible(self, others: Mapping[str, Mitigation]) -> None:
-        """Refuse a second adapter."""
+        """Reject a second adapter."""
         adapter_common.require_single_adapter("orthogonal_lora", others)
 
-    def prepare_model(self, model: PreTrainedModel) -> PreTrainedModel:
-        """The model within the first stage's adapter, still the base model."""
+    def prepare_model(self, model: PreTrainedModel, *, seed: int) -> PreTrainedModel:
+        """Add the first stage's adapter; the model still computes the same."""
         from peft import LoraConfig
 
         config = LoraConfig(
@@ -72,12 +113,12 @@ class OrthogonalLora(Mitigation):
             lora_dropout=self.dropout,
             target_modules=self.target,
         )
-        return adapter_common.add_adapter("orthogonal_lora", model, config)
+        return adapter_common.add_adapter("orthogonal_lora", model, config, seed=seed)
 
     def on_stage_start(
-        self, stage: Stage, model: PreTrainedModel, rows: Mapping[str, Sequence[TokenizedExample]]
+        self, stage: Stage, model: PreTrainedModel, rows: Mapping[str, Sequence[TokenizedExample]], *, seed: int
     ) -> None:
-        """Freeze what the last stage learned and begin a new adapter, at no change."""
+        """Freeze the change of the previous stage and reset the adapter to no change."""
         self.stages_started += 1
         if self.stages_started == 1:
             return
@@ -92,15 +133,15 @@ class OrthogonalLora(Mitigation):
         }
         frozen_lora.add_frozen_lora(model, learned)
         with torch.no_grad(), torch.random.fork_rng():
-            torch.manual_seed(seeding.derive_seed(torch.initial_seed(), "orthogonal_lora", self.stages_started))
+            torch.manual_seed(seeding.derive_seed(seed, "orthogonal_lora", self.stages_started))
             for name, layer in layers.items():
                 a = layer.lora_A["default"].weight.detach().clone()
-                before = self.previous_a.get(name)
-                self.previous_a[name] = a if before is None else torch.cat([before.to(a.device), a])
+                previous = self.previous_a.get(name)
+                self.previous_a[name] = a if previous is None else torch.cat([previous.to(a.device), a])
                 layer.reset_lora_parameters("default", True)
 
     def add_weight_penalty(self, model: PreTrainedModel) -> torch.Tensor | None:
-        """Push the new A of each layer towards what the earlier ones left free."""
+        """Penalize the overlap of each layer's new A with the earlier ones."""
         if not self.previous_a or self.strength == 0:
             return None
         from harness.model import frozen_lora
@@ -114,9 +155,9 @@ class OrthogonalLora(Mitigation):
         return sum(values[1:], values[0]) if values else None
 
     def state_dict(self) -> dict[str, Any]:
-        """The A of earlier stages by layer, and the number of stages begun; what they learned is the model's."""
+        """Return the A of earlier stages by layer, and the number of stages started; the model stores their changes."""
         return {"earlier": self.previous_a, "stages": self.stages_started}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back what `state_dict` gave."""
+        """Restore the state."""
         self.previous_a, self.stages_started = dict(state["earlier"]), int(state["stages"])

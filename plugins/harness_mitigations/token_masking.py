@@ -1,7 +1,7 @@
-"""Selective token masking: targets that surprise the model are left out of the loss (STM, arXiv:2501.14315).
+"""Mitigation `token_masking`: targets of high perplexity are excluded from the loss (STM, arXiv:2501.14315).
 
-Tokens of a high perplexity under the model as it was are those that move it farthest; without them it learns the task
-nearly as well and forgets less. The rest of the row stays as the context of what is trained.
+Tokens of high perplexity under the original model change its weights most. Without them the model learns the task
+nearly as well and forgets less. The rest of the row remains as context.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from harness import seeding
+from harness import Component, seeding
 from harness.errors import HarnessError
 from harness.interfaces.mitigation import Mitigation
 from harness.types import Stage, TokenizedExample
@@ -20,29 +20,78 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
+COMPONENTS: dict[str, Component] = {
+    "token_masking": Component(
+        summary="Excludes targets of high perplexity from the loss (STM, arXiv:2501.14315).",
+        factory="harness_mitigations.token_masking:TokenMasking",
+        options={
+            "threshold": {
+                "type": "number",
+                "exclusiveMinimum": 1,
+                "default": 2.5,
+                "description": "Perplexity above which a token is not trained.",
+            },
+            "quantile": {
+                "type": ["number", "null"],
+                "exclusiveMinimum": 0,
+                "maximum": 1,
+                "default": None,
+                "description": "Instead of the threshold: the share of the tokens of `source` to keep, e.g. 0.8.",
+            },
+            "source": {
+                "type": ["string", "null"],
+                "format": "source",
+                "default": None,
+                "description": "For the quantile: the source on whose rows it is measured.",
+            },
+            "samples": {
+                "type": "integer",
+                "minimum": 1,
+                "default": 64,
+                "description": "For the quantile: number of rows that it is measured on, chosen by the seed.",
+            },
+            "under": {
+                "enum": ["base", "current"],
+                "default": "base",
+                "description": "The model that measures the perplexity: the one before training, or the current one.",
+            },
+        },
+    ),
+}
+
 BATCH_SIZE = 8
 """Rows of one forward pass when a quantile is measured."""
 
 
 def mask_high_perplexity(labels: Tensor, nll: Tensor, max_nll: float) -> Tensor:
-    """The labels without the targets whose negative log-likelihood is above a limit.
+    """Return the labels without the targets whose negative log-likelihood is above a limit.
 
-    labels: (B, T), -100 where not trained. nll: (N,), in nats, of the trained tokens in the order of the rows, the
-    first token of a row excepted. max_nll: in nats; a perplexity's logarithm. Returns (B, T).
+    Args:
+        labels: (B, T), -100 where not trained.
+        nll: (N,), in nats, of the trained tokens in the order of `labels[:, 1:][labels[:, 1:] != -100]`.
+        max_nll: in nats; the logarithm of a perplexity.
+
+    Returns:
+        (B, T).
     """
-    made = labels.clone()
-    targets = made[:, 1:]
-    places = targets != -100
-    targets[places] = targets[places].masked_fill((nll > max_nll).to(labels.device), -100)
-    return made
+    masked = labels.clone()
+    targets = masked[:, 1:]  # a view
+    is_target = targets != -100
+    targets[is_target] = targets[is_target].masked_fill((nll > max_nll).to(labels.device), -100)
+    return masked
 
 
 class TokenMasking(Mitigation):
     """Train no token whose perplexity is above a threshold.
 
-    threshold: perplexity. quantile: instead, the share of a sample's trained tokens that is kept: the threshold is what
-    the base model's perplexity is at it, measured before the first stage on at most `samples` rows of `source`.
-    under: the model that is surprised: `base`, as before training, or `current`, as it is at each update.
+    Args:
+        threshold: the perplexity.
+        quantile: replaces the threshold: the fraction of a sample's trained tokens that is kept. The threshold is the
+            perplexity at this quantile, measured before the first stage.
+        source: for the quantile, the source of the sample.
+        samples: for the quantile, maximum number of its rows.
+        under: the model that measures the perplexity: `base`, the model before training, or `current`, the model at
+            each step.
     """
 
     def __init__(
@@ -58,53 +107,64 @@ class TokenMasking(Mitigation):
         self.threshold_is_known = quantile is None
 
     def check_compatible(self, others: Mapping[str, Mitigation]) -> None:
-        """Refuse a quantile of nothing."""
+        """Require a source for a quantile."""
         if self.quantile is not None and self.source is None:
             raise HarnessError(
                 "mitigations.token_masking.source",
-                "a quantile is given, and no source says of what",
-                "name the source whose rows it is measured on, or give a threshold alone",
+                "a quantile is given, but no source to measure it on",
+                "name a source, or set mitigations.token_masking.quantile to null",
             )
 
     def on_stage_start(
-        self, stage: Stage, model: PreTrainedModel, rows: Mapping[str, Sequence[TokenizedExample]]
+        self, stage: Stage, model: PreTrainedModel, rows: Mapping[str, Sequence[TokenizedExample]], *, seed: int
     ) -> None:
-        """Remember the base model before the first stage, and measure the threshold if it is a quantile."""
+        """Copy the base model before the first stage, and measure the threshold if it is a quantile.
+
+        Raises:
+            HarnessError: `source` has no row.
+        """
         from harness_mitigations import base_model
 
         if self.under == "base":
             base_model.snapshot_base(model)
         if self.threshold_is_known:
             return
-        given = rows.get(self.source or "", ())
-        if not given:
+        source_rows = rows.get(self.source or "", ())
+        if not source_rows:
             raise HarnessError(
                 "mitigations.token_masking.source",
                 f"'{self.source}' has no row to measure the quantile on",
                 "name a source that has rows to train on",
             )
-        self.max_nll, self.threshold_is_known = self._measure_threshold(model, given), True
+        self.max_nll, self.threshold_is_known = self._measure_threshold(model, source_rows, seed), True
 
-    def _measure_threshold(self, model: PreTrainedModel, rows: Sequence[TokenizedExample]) -> float:
+    def filter_labels(self, model: PreTrainedModel, batch: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
+        """Return the batch's labels without the targets of high perplexity."""
+        return mask_high_perplexity(batch["labels"], self._token_nll(model, batch), self.max_nll)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the threshold in nats, and whether it is measured."""
+        return {"limit": self.max_nll, "measured": int(self.threshold_is_known)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore the state."""
+        self.max_nll, self.threshold_is_known = float(state["limit"]), bool(state["measured"])
+
+    def _measure_threshold(self, model: PreTrainedModel, rows: Sequence[TokenizedExample], seed: int) -> float:
+        """Return the negative log-likelihood at the quantile, in nats."""
         import torch
 
         from harness_mitigations import base_model
 
-        draw = seeding.create_generator(torch.initial_seed(), "token_masking")
-        chosen = [rows[index] for index in draw.sample(range(len(rows)), min(self.samples, len(rows)))]
-        found = []
-        for start in range(0, len(chosen), BATCH_SIZE):
-            found.append(
-                self._token_nll(model, base_model.collate_rows(model, chosen[start : start + BATCH_SIZE])).cpu()
-            )
-        ordered = torch.cat(found).sort().values
-        return float(ordered[max(0, math.ceil(float(self.quantile or 0) * len(ordered)) - 1)])
-
-    def filter_labels(self, model: PreTrainedModel, batch: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
-        """The batch's labels without the surprising ones."""
-        return mask_high_perplexity(batch["labels"], self._token_nll(model, batch), self.max_nll)
+        generator = seeding.create_generator(seed, "token_masking")
+        sample = [rows[index] for index in generator.sample(range(len(rows)), min(self.samples, len(rows)))]
+        batches = (sample[start : start + BATCH_SIZE] for start in range(0, len(sample), BATCH_SIZE))
+        nll = torch.cat([self._token_nll(model, base_model.collate_rows(model, batch)).cpu() for batch in batches])
+        index = math.ceil(float(self.quantile or 0) * len(nll)) - 1
+        return float(nll.sort().values[max(0, index)])
 
     def _token_nll(self, model: PreTrainedModel, batch: Mapping[str, Tensor]) -> Tensor:
+        """Return the negative log-likelihood of the N trained tokens of a batch, in nats: (N,)."""
         import torch
         from torch.nn import functional
 
@@ -112,16 +172,7 @@ class TokenMasking(Mitigation):
         from harness_mitigations import base_model
 
         context = base_model.frozen_base_model if self.under == "base" else base_model.eval_mode
-        with torch.no_grad(), context(model) as judge:
-            logits = target_logits(judge, batch)  # (N, V)
-        return functional.cross_entropy(
-            logits.float(), target_tokens(batch["labels"]).to(logits.device), reduction="none"
-        )
-
-    def state_dict(self) -> dict[str, Any]:
-        """The threshold in nats, and whether it is measured."""
-        return {"limit": self.max_nll, "measured": int(self.threshold_is_known)}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back what `state_dict` gave."""
-        self.max_nll, self.threshold_is_known = float(state["limit"]), bool(state["measured"])
+        with torch.no_grad(), context(model) as measuring_model:
+            logits = target_logits(measuring_model, batch)  # (N, V)
+        targets = target_tokens(batch["labels"]).to(logits.device)  # (N,)
+        return functional.cross_entropy(logits.float(), targets, reduction="none")

@@ -131,15 +131,15 @@ def lora(adapter):
 def test_a_first_adapter_begins_at_the_weights_that_were_trained(planned, found, tiny_model):
     import torch
 
-    chain = StagedModel(tiny_model, planned(*lora("merge")), found)
-    chain.start_stage(1, {})
+    chain = StagedModel(tiny_model, planned(*lora("merge")), found, seed=0)
+    chain.start_stage(1, {}, seed=0)
     with torch.no_grad():
         for weight in chain.model.parameters():
             weight.add_(0.01)
     ids = torch.arange(6)[None]
     before = chain.model(ids).logits
     chain.finish_stage(1, [])
-    chain.start_stage(2, {})
+    chain.start_stage(2, {}, seed=0)
     assert save.is_peft_model(chain.model)
     assert torch.equal(chain.model(ids).logits, before)
     assert all("lora" in name for name, weight in chain.model.named_parameters() if weight.requires_grad)

@@ -75,7 +75,7 @@ def test_a_merged_adapter_changes_the_base_and_the_result_is_a_whole_model(
 
 
 def test_a_mitigation_that_does_not_fit_into_memory_is_named(desk, monkeypatch):
-    def refuse(mitigation, model):
+    def refuse(mitigation, model, *, seed):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 128000000000 bytes.")
 
     monkeypatch.setattr("harness_mitigations.lora.Lora.prepare_model", refuse)

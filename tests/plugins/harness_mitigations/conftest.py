@@ -1,4 +1,4 @@
-"""Random rows over the tiny model's vocabulary, and stages that train on them as a run would."""
+"""Random rows over the tiny model's vocabulary, and stages that train on them like a run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ torch.set_num_threads(1)
 
 @pytest.fixture(scope="module", autouse=True)
 def quick_collection():
-    """Every stage ends with a garbage collection; what was imported need not be looked through each time."""
+    """Exclude imported objects from the garbage collection at the end of every stage."""
     gc.freeze()
     yield
     gc.unfreeze()
@@ -43,7 +43,7 @@ SETTINGS = {
 
 
 def some_rows(number: int, seed: int = 0, source: str = "source") -> tuple[TokenizedExample, ...]:
-    """Rows of 6 to 20 tokens, the last third to two thirds of them trained."""
+    """Return rows of 6 to 20 tokens; the last third to two thirds of each is trained."""
     numbers = random.Random(seed)
     rows = []
     for index in range(number):
@@ -55,29 +55,30 @@ def some_rows(number: int, seed: int = 0, source: str = "source") -> tuple[Token
 
 @pytest.fixture(scope="session")
 def make_rows():
-    """(number, seed, source) -> rows."""
+    """Return the function (number, seed, source) -> rows."""
     return some_rows
 
 
 @pytest.fixture
 def run_stages(tokenizer, tmp_path):
-    """(model, mitigations, rows of each stage, rows of sources, settings) -> the model after a run's calls.
+    """Return a function that trains stages like a run: it returns the model and the log of each stage.
 
-    watch: called with the number of the stage and the model at each beginning, after `on_stage_start`, and each end.
+    Its `watch` is called with the number of the stage and the model after each `on_stage_start`, and with the negative
+    number at each end.
     """
 
     def run(model, mitigations, stages, sources=None, *, watch=None, seed=0, order=None, **settings):
-        seed_mitigations(seed)
+        mitigation_seed = seed_mitigations(seed)
         mitigations = dict(sorted(mitigations.items(), key=lambda item: (item[1].priority, item[0])))
         for mitigation in mitigations.values():
-            model = mitigation.prepare_model(model)
+            model = mitigation.prepare_model(model, seed=mitigation_seed)
         logs = []
         for number, rows in enumerate(stages, start=1):
             stage = Stage(f"stage-{number}", (StageSource("source", "domain"),), {**SETTINGS, **settings})
             slots = tuple((index,) for index in range(len(rows))) if order is None else order
             data = StageDataset(stage, rows, slots, (len(slots),), {}, 1.0)
             for mitigation in mitigations.values():
-                mitigation.on_stage_start(stage, model, sources or {})
+                mitigation.on_stage_start(stage, model, sources or {}, seed=mitigation_seed)
             if watch:
                 watch(number, model)
             logs.append(train_stage(model, tokenizer, data, mitigations, seed=seed, folder=tmp_path / str(number)).log)
@@ -92,7 +93,7 @@ def run_stages(tokenizer, tmp_path):
 
 @pytest.fixture
 def reloaded(tiny_model, tokenizer, tmp_path):
-    """(model) -> what plain transformers or peft loads from the folder that the model is saved to."""
+    """Return a function that saves a model and loads it with plain transformers or peft."""
     import copy
 
     from harness.model import save

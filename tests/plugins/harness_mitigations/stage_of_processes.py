@@ -1,9 +1,9 @@
-"""Trains a stage with some mitigations in as many processes as the environment says, and resumes it; run by a test.
+"""Train a stage with some mitigations in the processes of the environment, and resume it; called by a test.
 
     python stage_of_processes.py FOLDER BATCH_SIZE
 
-Writes, by what holds the weights (a coupling of EWC's, or KL), the weights, the log and the resumed stage's weights to
-FOLDER/result.pt.
+Writes to FOLDER/result.pt, for each case (a coupling of EWC, or KL): weights, log, and the weights of the resumed
+stage.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SETTINGS = {
 }  # fmt: skip
 
 
-def some_rows(number: int, seed: int) -> tuple[TokenizedExample, ...]:
+def create_rows(number: int, seed: int) -> tuple[TokenizedExample, ...]:
     numbers = random.Random(seed)
     rows = []
     for index in range(number):
@@ -41,10 +41,10 @@ def some_rows(number: int, seed: int) -> tuple[TokenizedExample, ...]:
 
 
 ROWS = {"loss": 15, "proximal": 15, "kl": 13}
-"""The last update is not full; with `kl` one of two processes has no row in it, and in no update a general one."""
+"""The last step is not full; with `kl` one of two processes has no row in it, and never a general row."""
 
 
-def held(kind: str) -> dict[str, Mitigation]:
+def create_mitigations(kind: str) -> dict[str, Mitigation]:
     if kind == "kl":
         return {"general": GeneralKl("kept", 1, 20.0, "forward", 1.0), "task": TaskKl(5.0, "forward", 1.0)}
     return {
@@ -53,15 +53,15 @@ def held(kind: str) -> dict[str, Mitigation]:
     }
 
 
-def begun(kind: str) -> tuple[LlamaForCausalLM, dict[str, Mitigation], Stage]:
+def start_stage(kind: str) -> tuple[LlamaForCausalLM, dict[str, Mitigation], Stage]:
     torch.manual_seed(0)
     config = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
     model = LlamaForCausalLM(LlamaConfig(vocab_size=50, pad_token_id=0, **config))
-    mitigations = held(kind)
+    mitigations = create_mitigations(kind)
     stage = Stage("stage", (StageSource("source", "domain"),), SETTINGS | {"batch_size": int(sys.argv[2])})
-    seed_mitigations(0)
+    seed = seed_mitigations(0)
     for mitigation in mitigations.values():
-        mitigation.on_stage_start(stage, model, {"kept": some_rows(8, 5)})
+        mitigation.on_stage_start(stage, model, {"kept": create_rows(8, 5)}, seed=seed)
     return model, mitigations, stage
 
 
@@ -70,14 +70,14 @@ def main() -> None:
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"<pad>": 0})), pad_token="<pad>")
     result = {}
     for kind, count in ROWS.items():
-        rows, folder = some_rows(count, 1), Path(sys.argv[1]) / kind
-        found = []
+        rows, folder = create_rows(count, 1), Path(sys.argv[1]) / kind
+        results = []
         for resume in (None, folder / "checkpoints" / "checkpoint-2"):
-            model, mitigations, stage = begun(kind)
+            model, mitigations, stage = start_stage(kind)
             data = StageDataset(stage, rows, tuple((index,) for index in range(count)), (count,), {}, 1.0)
             trained = train_stage(model, tokenizer, data, mitigations, seed=0, folder=folder, resume=resume)
-            found.append(({name: weight.detach() for name, weight in model.named_parameters()}, trained.log))
-        (weights, log), (resumed, _) = found
+            results.append(({name: weight.detach() for name, weight in model.named_parameters()}, trained.log))
+        (weights, log), (resumed, _) = results
         result[kind] = {"weights": weights, "log": list(log), "resumed": resumed}
     if os.environ["RANK"] == "0":
         torch.save(result, Path(sys.argv[1]) / "result.pt")

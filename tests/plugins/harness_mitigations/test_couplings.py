@@ -1,4 +1,4 @@
-"""EWC and L2-SP in training, by each coupling: where the pull enters, its limits, and what it does not depend on."""
+"""EWC and L2-SP in training, by coupling: when the penalty acts, its limits, and its independence of accumulation."""
 
 from __future__ import annotations
 
@@ -48,11 +48,11 @@ def l2sp(strength=1.0, coupling="gradient", anchor="base"):
     return L2Sp(strength, coupling, anchor, "device")
 
 
-KINDS = {"ewc": ewc, "l2sp": l2sp}
+FACTORIES = {"ewc": ewc, "l2sp": l2sp}
 
 
 class Spy(Mitigation):
-    """Keeps the gradients that the optimizer sees."""
+    """Record the gradients that the optimizer gets."""
 
     priority = 1000
 
@@ -65,7 +65,7 @@ class Spy(Mitigation):
 
 @pytest.fixture
 def fit(tiny_model, tokenizer, tmp_path, make_rows):
-    """(mitigations, settings) -> weights by name, log, and gradients seen, after two rounds over eight rows."""
+    """Return a function that trains two epochs of eight rows: it returns weights by name, log and gradients."""
 
     def run(mitigations, *, order=None, model=None, rows=None, folder="run", **settings):
         model = copy.deepcopy(tiny_model) if model is None else model
@@ -73,9 +73,9 @@ def fit(tiny_model, tokenizer, tmp_path, make_rows):
         order = tuple((index,) for index in range(len(rows))) * 2 if order is None else order
         stage = Stage("stage", (StageSource("source", "domain"),), {**SETTINGS, **settings})
         spy = Spy()
-        seed_mitigations(0)
+        seed = seed_mitigations(0)
         for mitigation in mitigations.values():
-            mitigation.on_stage_start(stage, model, {"kept": make_rows(8, 5)})
+            mitigation.on_stage_start(stage, model, {"kept": make_rows(8, 5)}, seed=seed)
         data = StageDataset(stage, rows, order, (len(order),), {}, 1.0)
         result = train_stage(model, tokenizer, data, {**mitigations, "~spy": spy}, seed=0, folder=tmp_path / folder)
         return {n: w.detach() for n, w in model.named_parameters()}, result.log, spy.gradients
@@ -83,16 +83,16 @@ def fit(tiny_model, tokenizer, tmp_path, make_rows):
     return run
 
 
-def apart(one, other):
+def max_difference(one, other):
     assert one.keys() == other.keys()
     return max(float((one[name] - other[name]).abs().max()) for name in one)
 
 
-# -- where it enters --------------------------------------------------------------------------------------------------
+# -- when it acts -----------------------------------------------------------------------------------------------------
 
 
-class InTheLoss(Mitigation):
-    """The penalty as papers write it: with its graph, in the loss of every micro-batch."""
+class PenaltyInTheLoss(Mitigation):
+    """The penalty as in the papers: with its graph, in the loss of every micro-batch."""
 
     def __init__(self, made):
         self.made = made
@@ -106,106 +106,110 @@ class InTheLoss(Mitigation):
         return token_fraction * self.made.strength / 2 * total
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", FACTORIES)
 @pytest.mark.parametrize(("batch", "accumulation"), [(8, 1), (2, 4), (1, 8)])
-def test_loss_coupling_is_the_penalty_in_the_loss(kind, batch, accumulation, fit, tiny_model):
+def test_coupling_loss_equals_a_penalty_in_the_loss(kind, batch, accumulation, fit, tiny_model):
     settings = {"batch_size": batch, "accumulation": accumulation}
-    made = KINDS[kind](3.0, "loss")
-    weights, log, gradients = fit({kind: made}, **settings)
-    written, other_log, expected = fit({kind: InTheLoss(made)}, **settings)
-    assert apart(gradients[0], expected[0]) < 1e-6
-    assert apart(gradients[1], expected[1]) < 2e-5  # after an update that Adam makes of rounding
-    assert log[1]["grad_norm"] == pytest.approx(other_log[1]["grad_norm"], rel=1e-4)
-    assert log[1][f"penalty/{kind}"] == pytest.approx(other_log[1][f"penalty/{kind}"], rel=1e-4)
-    assert log[1]["loss"] == pytest.approx(other_log[1]["loss"], rel=1e-4), "the task's alone"
-    assert apart(weights, written) < 1e-4
+    mitigation = FACTORIES[kind](3.0, "loss")
+    weights, log, gradients = fit({kind: mitigation}, **settings)
+    expected_weights, expected_log, expected_gradients = fit({kind: PenaltyInTheLoss(mitigation)}, **settings)
+    assert max_difference(gradients[0], expected_gradients[0]) < 1e-6
+    assert max_difference(gradients[1], expected_gradients[1]) < 2e-5  # after a step in which Adam amplifies rounding
+    assert log[1]["grad_norm"] == pytest.approx(expected_log[1]["grad_norm"], rel=1e-4)
+    assert log[1][f"penalty/{kind}"] == pytest.approx(expected_log[1][f"penalty/{kind}"], rel=1e-4)
+    assert log[1]["loss"] == pytest.approx(expected_log[1]["loss"], rel=1e-4), "that of the task only"
+    assert max_difference(weights, expected_weights) < 1e-4
     norm = torch.stack([gradient.norm() for gradient in gradients[1].values()]).norm()
-    assert float(norm) == pytest.approx(0.5, rel=1e-3), "task and pull are clipped as one"
+    assert float(norm) == pytest.approx(0.5, rel=1e-3), "task gradient and penalty are clipped together"
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_gradient_coupling_adds_to_the_clipped_gradient_of_the_task(kind, fit):
-    # The second update begins from weights that plain training has moved alike: only the pull differs.
-    made = KINDS[kind](3.0)
-    _, log, gradients = fit({kind: made})
-    _, plain_log, plain = fit({})
-    assert apart(gradients[0], plain[0]) == 0, "nothing has moved yet"
+@pytest.mark.parametrize("kind", FACTORIES)
+def test_coupling_gradient_adds_to_the_clipped_task_gradient(kind, fit):
+    # The first step is the same as without: at the second only the penalty differs.
+    mitigation = FACTORIES[kind](3.0)
+    _, log, gradients = fit({kind: mitigation})
+    _, plain_log, plain_gradients = fit({})
+    assert max_difference(gradients[0], plain_gradients[0]) == 0, "no weight has changed yet"
     assert log[0][f"penalty/{kind}"] == 0
-    norm = torch.stack([gradient.norm() for gradient in plain[1].values()]).norm()
+    norm = torch.stack([gradient.norm() for gradient in plain_gradients[1].values()]).norm()
     assert float(norm) == pytest.approx(0.5, rel=1e-3)
-    assert log[1]["grad_norm"] == pytest.approx(plain_log[1]["grad_norm"], rel=1e-5), "the task's alone"
-    first, _, _ = fit({}, order=tuple((index,) for index in range(8)))
+    assert log[1]["grad_norm"] == pytest.approx(plain_log[1]["grad_norm"], rel=1e-5), "that of the task only"
+    weights_after_first_step, _, _ = fit({}, order=tuple((index,) for index in range(8)))
     for name, gradient in gradients[1].items():
-        f = 1.0 if made.importance is None else made.importance[name]
-        assert torch.allclose(gradient - plain[1][name], 3.0 * f * (first[name] - made.anchor[name]), atol=1e-5), name
+        f = 1.0 if mitigation.importance is None else mitigation.importance[name]
+        assert torch.allclose(
+            gradient - plain_gradients[1][name],
+            3.0 * f * (weights_after_first_step[name] - mitigation.anchor[name]),
+            atol=1e-5,
+        ), name
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_proximal_coupling_leaves_the_gradient_and_moves_back_after_the_step(kind, fit):
-    made = KINDS[kind](200.0, "proximal")
-    weights, _, gradients = fit({kind: made}, order=tuple((index,) for index in range(8)))
+@pytest.mark.parametrize("kind", FACTORIES)
+def test_coupling_proximal_keeps_the_gradient_and_moves_weights_after_the_step(kind, fit):
+    mitigation = FACTORIES[kind](200.0, "proximal")
+    weights, _, gradients = fit({kind: mitigation}, order=tuple((index,) for index in range(8)))
     plain, _, expected = fit({}, order=tuple((index,) for index in range(8)))
-    assert apart(gradients[0], expected[0]) == 0
+    assert max_difference(gradients[0], expected[0]) == 0
     for name, weight in plain.items():
-        f = 1.0 if made.importance is None else made.importance[name]
-        back = made.anchor[name] + (weight - made.anchor[name]) / (1 + 1e-3 * 200 * f)
-        assert torch.allclose(weights[name], back, atol=1e-7), name
+        f = 1.0 if mitigation.importance is None else mitigation.importance[name]
+        expected_weight = mitigation.anchor[name] + (weight - mitigation.anchor[name]) / (1 + 1e-3 * 200 * f)
+        assert torch.allclose(weights[name], expected_weight, atol=1e-7), name
 
 
 # -- limits -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", FACTORIES)
 @pytest.mark.parametrize("coupling", COUPLINGS)
-def test_strength_zero_is_plain_training_bit_for_bit(kind, coupling, fit):
+def test_strength_zero_equals_plain_training_bit_for_bit(kind, coupling, fit):
     plain, log, _ = fit({}, weight_decay=0.1)
-    idle, idle_log, _ = fit({kind: KINDS[kind](0.0, coupling)}, weight_decay=0.1)
-    assert apart(plain, idle) == 0
+    idle, idle_log, _ = fit({kind: FACTORIES[kind](0.0, coupling)}, weight_decay=0.1)
+    assert max_difference(plain, idle) == 0
     assert [entry["loss"] for entry in log] == [entry["loss"] for entry in idle_log]
     assert f"penalty/{kind}" not in idle_log[0]
 
 
-def test_infinite_strength_gives_the_start(fit, tiny_model):
+def test_infinite_strength_keeps_the_initial_weights(fit, tiny_model):
     start = {name: weight.detach() for name, weight in tiny_model.named_parameters()}
     order = tuple((index,) for index in range(8)) * 10
     plain, _, _ = fit({}, order=order)
-    assert apart(plain, start) > 5e-3
-    held, _, _ = fit({"l2sp": l2sp(1e30, "proximal")}, order=order)
-    assert apart(held, start) == 0
-    made = ewc(1e30, "proximal")
-    held, _, _ = fit({"ewc": made}, order=order)
-    for name, weight in held.items():
-        holds = made.importance[name] > 1e-20
-        assert torch.equal(weight[holds], start[name][holds]), name
-    for coupling in ("gradient", "loss"):  # Adam's step is at most the learning rate, whatever pulls
-        held, _, _ = fit({"l2sp": l2sp(1e6, coupling)}, order=order)
-        assert apart(held, start) < 2.5e-3, coupling
+    assert max_difference(plain, start) > 5e-3
+    trained, _, _ = fit({"l2sp": l2sp(1e30, "proximal")}, order=order)
+    assert max_difference(trained, start) == 0
+    mitigation = ewc(1e30, "proximal")
+    trained, _, _ = fit({"ewc": mitigation}, order=order)
+    for name, weight in trained.items():
+        is_important = mitigation.importance[name] > 1e-20
+        assert torch.equal(weight[is_important], start[name][is_important]), name
+    for coupling in ("gradient", "loss"):  # Adam's step is at most the learning rate, whatever the penalty
+        trained, _, _ = fit({"l2sp": l2sp(1e6, coupling)}, order=order)
+        assert max_difference(trained, start) < 2.5e-3, coupling
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", FACTORIES)
 @pytest.mark.parametrize("coupling", COUPLINGS)
-def test_a_stronger_pull_stays_nearer(kind, coupling, fit, tiny_model):
+def test_a_stronger_penalty_gives_a_smaller_distance(kind, coupling, fit, tiny_model):
     start = {name: weight.detach() for name, weight in tiny_model.named_parameters()}
     order = tuple((index,) for index in range(8)) * 5
-    far = []
+    results = []
     for strength in (0.0, 10.0, 1000.0):
-        made = KINDS[kind](strength, coupling)
-        weights, _, _ = fit({kind: made}, order=order)
-        far.append(weights)
-    measure = made.importance or dict.fromkeys(start, 1.0)
-    drifts = [sum(float((measure[n] * (weights[n] - start[n]) ** 2).sum()) for n in start) for weights in far]
+        mitigation = FACTORIES[kind](strength, coupling)
+        weights, _, _ = fit({kind: mitigation}, order=order)
+        results.append(weights)
+    importances = mitigation.importance or dict.fromkeys(start, 1.0)
+    drifts = [sum(float((importances[n] * (weights[n] - start[n]) ** 2).sum()) for n in start) for weights in results]
     assert drifts[0] > drifts[1] > drifts[2]
     assert drifts[2] < 0.2 * drifts[0]
 
 
-# -- what it does not depend on ---------------------------------------------------------------------------------------
+# -- independence of accumulation -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", FACTORIES)
 @pytest.mark.parametrize("coupling", COUPLINGS)
-def test_an_update_depends_on_neither_accumulation_nor_packing(kind, coupling, fit):
+def test_a_step_depends_on_neither_accumulation_nor_packing(kind, coupling, fit):
     runs = [
-        fit({kind: KINDS[kind](5.0, coupling)}, **settings)
+        fit({kind: FACTORIES[kind](5.0, coupling)}, **settings)
         for settings in (
             {"batch_size": 8},
             {"batch_size": 2, "accumulation": 4},
@@ -215,89 +219,87 @@ def test_an_update_depends_on_neither_accumulation_nor_packing(kind, coupling, f
     ]
     weights, log, gradients = runs[0]
     assert log[1][f"penalty/{kind}"] > 0
-    for other, its, others in runs[1:]:
-        assert apart(gradients[0], others[0]) < 1e-6
-        assert apart(gradients[1], others[1]) < 5e-5
-        assert apart(weights, other) < 2e-4
-        assert its[1][f"penalty/{kind}"] == pytest.approx(log[1][f"penalty/{kind}"], rel=1e-3)
+    for other_weights, other_log, other_gradients in runs[1:]:
+        assert max_difference(gradients[0], other_gradients[0]) < 1e-6
+        assert max_difference(gradients[1], other_gradients[1]) < 5e-5
+        assert max_difference(weights, other_weights) < 2e-4
+        assert other_log[1][f"penalty/{kind}"] == pytest.approx(log[1][f"penalty/{kind}"], rel=1e-3)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", FACTORIES)
 @pytest.mark.parametrize(("coupling", "lora"), [*((c, False) for c in COUPLINGS), ("gradient", True), ("loss", True)])
-def test_a_stage_resumed_in_its_middle_equals_one_that_was_not_interrupted(
-    kind, coupling, lora, tiny_model, tmp_path, tokenizer, make_rows
-):
-    def begin():
+def test_a_resumed_stage_equals_an_uninterrupted_one(kind, coupling, lora, tiny_model, tmp_path, tokenizer, make_rows):
+    def create_model():
         model = copy.deepcopy(tiny_model)
         if not lora:
             return model
         torch.manual_seed(2)
-        return Lora(2, None, 0.1, "all-linear", False, False, "zero", None, 1).prepare_model(model)
+        return Lora(2, None, 0.1, "all-linear", False, False, "zero", None, 1).prepare_model(model, seed=0)
 
     rows = make_rows(12)
     stage = Stage("two", (StageSource("source", "domain"),), {**SETTINGS, "batch_size": 2, "save_steps": 2})
     data = StageDataset(stage, rows, tuple((index,) for index in range(12)), (12,), {}, 1.0)
 
-    def prepared(model):
-        """As the second stage of a run finds it: an earlier stage's importances are in it."""
-        made = KINDS[kind](5.0, coupling)
-        seed_mitigations(0)
+    def start_second_stage(model):
+        """Return the mitigation at the start of a second stage, with the importances of the first."""
+        mitigation = FACTORIES[kind](5.0, coupling)
+        seed = seed_mitigations(0)
         for name in ("one", "two"):
-            made.on_stage_start(Stage(name, ()), model, {"kept": make_rows(8, 5)})
+            mitigation.on_stage_start(Stage(name, ()), model, {"kept": make_rows(8, 5)}, seed=seed)
             if name == "one":
-                made.on_stage_end(Stage(name, ()), model, rows)
-        return made
+                mitigation.on_stage_end(Stage(name, ()), model, rows)
+        return mitigation
 
-    class Cut(Exception):
+    class Interrupted(Exception):
         pass
 
     def stop(step, metrics):
         if step == 5:
-            raise Cut
+            raise Interrupted
 
-    ends = []
-    for folder in ("whole", "cut"):
-        model = begin()
-        made = prepared(model)
-        where = {"seed": 0, "folder": tmp_path / folder}
-        if folder == "cut":
-            with pytest.raises(Cut):
-                train_stage(model, tokenizer, data, {kind: made}, **where, on_step=stop)
-            model = begin()
-            made = prepared(model)
-            where["resume"] = latest_checkpoint(tmp_path / "cut" / "checkpoints")
-            assert where["resume"].name == "checkpoint-4"
-        result = train_stage(model, tokenizer, data, {kind: made}, **where)
+    results = []
+    for folder in ("uninterrupted", "resumed"):
+        model = create_model()
+        mitigation = start_second_stage(model)
+        arguments = {"seed": 0, "folder": tmp_path / folder}
+        if folder == "resumed":
+            with pytest.raises(Interrupted):
+                train_stage(model, tokenizer, data, {kind: mitigation}, **arguments, on_step=stop)
+            model = create_model()
+            mitigation = start_second_stage(model)
+            arguments["resume"] = latest_checkpoint(tmp_path / "resumed" / "checkpoints")
+            assert arguments["resume"].name == "checkpoint-4"
+        result = train_stage(model, tokenizer, data, {kind: mitigation}, **arguments)
         log = [{k: v for k, v in entry.items() if k != "tokens_per_second"} for entry in result.log]
-        ends.append(({n: w.detach() for n, w in model.named_parameters()}, log))
-    assert apart(ends[0][0], ends[1][0]) == 0
-    assert ends[0][1] == ends[1][1]
-    assert ends[0][1][-1][f"penalty/{kind}"] > 0
+        results.append(({n: w.detach() for n, w in model.named_parameters()}, log))
+    assert max_difference(results[0][0], results[1][0]) == 0
+    assert results[0][1] == results[1][1]
+    assert results[0][1][-1][f"penalty/{kind}"] > 0
 
 
-# -- L2-SP's own ------------------------------------------------------------------------------------------------------
+# -- L2-SP only -------------------------------------------------------------------------------------------------------
 
 
-def test_l2sp_holds_at_the_base_or_at_each_stages_beginning(tiny_model):
+def test_l2sp_anchors_at_the_base_or_at_the_start_of_each_stage(tiny_model):
     base, stage = l2sp(), l2sp(anchor="stage")
-    for made in (base, stage):
-        made.on_stage_start(Stage("one", ()), tiny_model, {})
+    for mitigation in (base, stage):
+        mitigation.on_stage_start(Stage("one", ()), tiny_model, {}, seed=0)
     first = tiny_model.model.norm.weight.detach().clone()
     with torch.no_grad():
         tiny_model.model.norm.weight.add_(0.5)
-    for made in (base, stage):
-        made.on_stage_start(Stage("two", ()), tiny_model, {})
+    for mitigation in (base, stage):
+        mitigation.on_stage_start(Stage("two", ()), tiny_model, {}, seed=0)
     assert torch.equal(base.anchor["model.norm.weight"].float(), first)
     assert torch.equal(stage.anchor["model.norm.weight"].float(), first + 0.5)
 
 
-def test_l2sp_on_an_adapter_holds_the_change_of_the_weight(tiny_model):
+def test_l2sp_with_an_adapter_penalizes_the_change_of_the_weight(tiny_model):
     from harness.model.frozen_lora import lora_layers
 
     torch.manual_seed(0)
-    model = Lora(3, None, 0.0, "all-linear", False, False, "zero", None, 1).prepare_model(tiny_model)
-    made = l2sp(0.5)
-    made.on_stage_start(Stage("one", ()), model, {})
+    model = Lora(3, None, 0.0, "all-linear", False, False, "zero", None, 1).prepare_model(tiny_model, seed=0)
+    mitigation = l2sp(0.5)
+    mitigation.on_stage_start(Stage("one", ()), model, {}, seed=0)
     layers = lora_layers(model)
     total, factors = 0.0, []
     for layer in layers.values():
@@ -309,6 +311,6 @@ def test_l2sp_on_an_adapter_holds_the_change_of_the_weight(tiny_model):
     expected = torch.autograd.grad(total, factors)
     for factor in factors:
         factor.grad = torch.zeros_like(factor)
-    assert float(made.add_weight_penalty(model)) == pytest.approx(float(total.detach()), rel=1e-5)
+    assert float(mitigation.add_weight_penalty(model)) == pytest.approx(float(total.detach()), rel=1e-5)
     for factor, wanted in zip(factors, expected, strict=True):
         assert torch.allclose(factor.grad, wanted, rtol=1e-4, atol=1e-7)

@@ -1,4 +1,4 @@
-"""EMA: its closed form over the visited weights, swapped in at a stage's end, resumed in the middle of one."""
+"""EMA: its closed form, its use at the end of a stage, and its state."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from harness.interfaces.mitigation import Mitigation
 from harness.types import Stage
 
 
-class Visited(Mitigation):
-    """Keeps the weights after each update."""
+class WeightRecorder(Mitigation):
+    """Record the weights after each step."""
 
     def __init__(self):
         self.weights = []
@@ -24,7 +24,7 @@ class Visited(Mitigation):
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.5, 0.9, 0.999])
-def test_it_is_the_weighted_mean_of_the_visited_weights_and_not_of_the_first(decay):
+def test_average_is_the_weighted_mean_of_the_weights_after_each_step(decay):
     torch.manual_seed(0)
     visited = [torch.randn(3, 4) for _ in range(7)]
     average = visited[0].clone()
@@ -35,8 +35,8 @@ def test_it_is_the_weighted_mean_of_the_visited_weights_and_not_of_the_first(dec
     assert torch.allclose(average.double(), expected, atol=1e-6)
 
 
-def test_a_stage_ends_with_the_average_and_the_next_one_averages_anew(run_stages, make_rows, tiny_model):
-    visited = Visited()
+def test_a_stage_ends_with_its_average_and_the_next_stage_resets_it(run_stages, make_rows, tiny_model):
+    visited = WeightRecorder()
     ends = []
     run_stages(
         tiny_model,
@@ -53,36 +53,39 @@ def test_a_stage_ends_with_the_average_and_the_next_one_averages_anew(run_stages
         assert torch.allclose(ends[3][name], two, atol=1e-6)
 
 
-def test_training_itself_is_not_changed(run_stages, make_rows, tiny_model):
+def test_averaging_does_not_change_the_losses(run_stages, make_rows, tiny_model):
     logs = [run_stages(copy.deepcopy(tiny_model), given, [make_rows(12)])[1] for given in ({}, {"ema": Ema(decay=0.9)})]
     assert [[entry["loss"] for entry in log] for log in logs[0]] == [[e["loss"] for e in log] for log in logs[1]]
 
 
-def test_without_decay_it_is_the_last_weights_bit_for_bit(run_stages, make_rows, tiny_model):
+def test_decay_zero_gives_the_last_weights_bit_for_bit(run_stages, make_rows, tiny_model):
     plain, _ = run_stages(copy.deepcopy(tiny_model), {}, [make_rows(12)])
     averaged, _ = run_stages(copy.deepcopy(tiny_model), {"ema": Ema(decay=0.0)}, [make_rows(12)])
     for one, two in zip(plain.parameters(), averaged.parameters(), strict=True):
         assert torch.equal(one, two)
 
 
-def test_an_average_goes_on_from_its_state(tiny_model):
-    def moved(model, seed):
+def test_a_restored_average_continues_like_the_original(tiny_model):
+    def perturb(model, seed):
         torch.manual_seed(seed)
         with torch.no_grad():
             for weight in model.parameters():
                 weight.add_(torch.randn_like(weight))
 
-    stage, whole, half = Stage("one", ()), Ema(decay=0.8), Ema(decay=0.8)
-    whole.on_stage_start(stage, tiny_model, {})
+    stage, original, restored = Stage("one", ()), Ema(decay=0.8), Ema(decay=0.8)
+    original.on_stage_start(stage, tiny_model, {}, seed=0)
     for seed in range(4):
-        moved(tiny_model, seed)
-        whole.on_step_end(tiny_model, 1e-3)
+        perturb(tiny_model, seed)
+        original.on_step_end(tiny_model, 1e-3)
         if seed == 1:
-            state = copy.deepcopy(whole.state_dict())
-            half.on_stage_start(stage, tiny_model, {})
-            half.load_state_dict(state)
+            state = copy.deepcopy(original.state_dict())
+            restored.on_stage_start(stage, tiny_model, {}, seed=0)
+            restored.load_state_dict(state)
         elif seed > 1:
-            half.on_step_end(tiny_model, 1e-3)
-    one, two = whole.state_dict(), half.state_dict()
-    assert one["updates"] == two["updates"] == 4
-    assert all(torch.equal(one["average"][name], two["average"][name]) for name in one["average"])
+            restored.on_step_end(tiny_model, 1e-3)
+    original_state, restored_state = original.state_dict(), restored.state_dict()
+    assert original_state["updates"] == restored_state["updates"] == 4
+    assert all(
+        torch.equal(original_state["average"][name], restored_state["average"][name])
+        for name in original_state["average"]
+    )

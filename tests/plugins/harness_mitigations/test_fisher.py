@@ -1,4 +1,4 @@
-"""The Fisher against closed forms, enumeration, per-sample gradients, and another library's."""
+"""The Fisher against closed forms, enumeration, per-sample gradients, and Avalanche."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from harness_mitigations import fisher as module
+from harness_mitigations import fisher as fisher_module
 from harness_mitigations.adapted_weights import find_trainable_weights
 from harness_mitigations.fisher import sample_classes
 from torch import nn
@@ -24,17 +24,17 @@ import avalanche_oracle
 torch.set_num_threads(1)
 
 
-def row(ids, start=1, name="row"):
-    """A row that trains its tokens from `start` on."""
+def create_row(ids, start=1, name="row"):
+    """Return a row whose tokens from `start` on are trained."""
     return TokenizedExample(name, "source", tuple(ids), (-100,) * start + tuple(ids[start:]))
 
 
-def seeded(seed):
+def seeded_generator(seed):
     return torch.Generator().manual_seed(seed)
 
 
-def fisher(model, rows, **options):
-    return module.compute_diagonal_fisher(model, find_trainable_weights(model, "test"), rows, **options)
+def compute_fisher(model, rows, **options):
+    return fisher_module.compute_diagonal_fisher(model, find_trainable_weights(model, "test"), rows, **options)
 
 
 class Softmax(nn.Module):
@@ -58,8 +58,8 @@ def softmax():
     return Softmax(torch.randn(5, 3)).double()
 
 
-def hessian(softmax, contexts):
-    """The closed form for one trained token a row: mean over rows of p_c (1 - p_c) x_d^2."""
+def softmax_fisher(softmax, contexts):
+    """Return the closed form for one trained token a row: mean over rows of p_c (1 - p_c) x_d^2."""
     x = softmax.features[contexts]
     p = softmax.linear(x).softmax(-1).detach()
     return torch.einsum("nc,nd->cd", p * (1 - p), x**2) / len(contexts)
@@ -69,23 +69,27 @@ CONTEXTS = [0, 1, 2, 3, 4, 2]
 
 
 def test_exact_fisher_of_softmax_regression_is_its_closed_form(softmax):
-    found = fisher(softmax, [row((context, 0)) for context in CONTEXTS], labels="exact")["linear.weight"]
-    assert torch.allclose(found.double(), hessian(softmax, CONTEXTS), rtol=1e-6, atol=0)
+    result = compute_fisher(softmax, [create_row((context, 0)) for context in CONTEXTS], labels="exact")[
+        "linear.weight"
+    ]
+    assert torch.allclose(result.double(), softmax_fisher(softmax, CONTEXTS), rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize(("batch_size", "tolerance"), [(1, 0.1), (8, 0.15)])
 def test_sampled_fisher_of_softmax_regression_averages_to_its_closed_form(batch_size, tolerance, softmax):
-    rows = [row((context, 0)) for context in CONTEXTS] * 2000
-    found = fisher(softmax, rows, labels="sampled", batch_size=batch_size, generator=seeded(1))["linear.weight"]
-    expected = hessian(softmax, CONTEXTS)
-    assert float((found / expected - 1).abs().max()) < tolerance
-    assert float((found.sum() / expected.sum() - 1).abs()) < 0.02
+    rows = [create_row((context, 0)) for context in CONTEXTS] * 2000
+    result = compute_fisher(softmax, rows, labels="sampled", batch_size=batch_size, generator=seeded_generator(1))[
+        "linear.weight"
+    ]
+    expected = softmax_fisher(softmax, CONTEXTS)
+    assert float((result / expected - 1).abs().max()) < tolerance
+    assert float((result.sum() / expected.sum() - 1).abs()) < 0.02
 
 
-def test_the_square_of_a_summed_batch_is_no_fisher_of_the_datas_labels(softmax):
-    # Why `empirical` goes row by row: with the labels of the data the rows' gradients are correlated.
-    rows = [row((2, 1))] * 8
-    alone = fisher(softmax, rows, labels="empirical", batch_size=8)["linear.weight"]
+def test_empirical_fisher_is_not_the_square_of_a_summed_batch(softmax):
+    # Why `empirical` takes one pass a row: with the labels of the data the rows' gradients are correlated.
+    rows = [create_row((2, 1))] * 8
+    alone = compute_fisher(softmax, rows, labels="empirical", batch_size=8)["linear.weight"]
     x, y = softmax.features[[2] * 8], torch.tensor([1] * 8)
     (summed,) = torch.autograd.grad(
         nn.functional.cross_entropy(softmax.linear(x), y, reduction="sum"), softmax.linear.weight
@@ -100,8 +104,8 @@ def test_empirical_fisher_of_softmax_regression_is_its_closed_form(softmax):
         x = softmax.features[context]
         residual = nn.functional.one_hot(torch.tensor(target), 5) - softmax.linear(x).softmax(-1)
         expected += torch.outer(residual, x).detach() ** 2 / len(pairs)
-    found = fisher(softmax, [row(pair) for pair in pairs], labels="empirical")["linear.weight"]
-    assert torch.allclose(found.double(), expected, rtol=1e-6)
+    result = compute_fisher(softmax, [create_row(pair) for pair in pairs], labels="empirical")["linear.weight"]
+    assert torch.allclose(result.double(), expected, rtol=1e-6)
 
 
 class Regression(nn.Module):
@@ -130,28 +134,37 @@ def test_fisher_of_linear_regression_is_its_closed_form():
     model = Regression(torch.randn(401, 3), torch.linspace(-20, 20, 401), 0.7).double()
     contexts = [0, 5, 11, 17]
     expected = (model.features[contexts] ** 2).mean(0) / 0.7**2  # diagonal of X'X / (N s^2)
-    found = fisher(model, [row((context, 0)) for context in contexts], labels="exact")["linear.weight"][0]
-    assert torch.allclose(found.double(), expected, rtol=1e-5)
+    result = compute_fisher(model, [create_row((context, 0)) for context in contexts], labels="exact")["linear.weight"][
+        0
+    ]
+    assert torch.allclose(result.double(), expected, rtol=1e-5)
 
 
-def test_fisher_of_two_tokens_is_that_of_their_sum_enumerated(softmax):
+def test_fisher_of_two_tokens_equals_the_enumerated_one_of_their_sum(softmax):
     # Two trained tokens: enumerate both, each with its probability; the sum is squared, not each term.
-    example = row((3, 1, 0))
+    example = create_row((3, 1, 0))
     expected = torch.zeros(5, 3, dtype=torch.float64)
     log_p = [softmax.linear(softmax.features[token]).log_softmax(-1) for token in (3, 1)]
     for one, two in itertools.product(range(5), repeat=2):
         likelihood = log_p[0][one] + log_p[1][two]
         (gradient,) = torch.autograd.grad(likelihood, softmax.linear.weight, retain_graph=True)
         expected += likelihood.exp().detach() * gradient**2
-    exact = fisher(softmax, [example], labels="exact")["linear.weight"]
+    exact = compute_fisher(softmax, [example], labels="exact")["linear.weight"]
     assert torch.allclose(exact.double(), expected, rtol=1e-6)
-    found = fisher(softmax, [example] * 16000, labels="sampled", batch_size=4, generator=seeded(2))["linear.weight"]
-    assert float((found / expected - 1).abs().max()) < 0.1
+    result = compute_fisher(softmax, [example] * 16000, labels="sampled", batch_size=4, generator=seeded_generator(2))[
+        "linear.weight"
+    ]
+    assert float((result / expected - 1).abs().max()) < 0.1
 
 
 # -- a language model -------------------------------------------------------------------------------------------------
 
-ROWS = [row((7, 8, 9, 10, 11), 2), row((20, 21, 22), 1), row((30, 31, 32, 33), 3), row((40, 41, 42, 43), 2)]
+ROWS = [
+    create_row((7, 8, 9, 10, 11), 2),
+    create_row((20, 21, 22), 1),
+    create_row((30, 31, 32, 33), 3),
+    create_row((40, 41, 42, 43), 2),
+]
 
 
 @pytest.fixture
@@ -168,8 +181,8 @@ def micro_model():
     return model.double()
 
 
-def test_exact_fisher_of_a_language_model_is_enumerated_and_the_sampled_one_averages_to_it(micro_model):
-    rows = [row((7, 8, 9, 10), 2), row((20, 21, 22), 1)]
+def test_exact_fisher_of_a_language_model_equals_enumeration_and_the_sampled_one_averages_to_it(micro_model):
+    rows = [create_row((7, 8, 9, 10), 2), create_row((20, 21, 22), 1)]
     expected = {name: torch.zeros_like(weight) for name, weight in micro_model.named_parameters()}
     for one in rows:
         log_p = micro_model(torch.tensor([one.input_ids])).logits[0].log_softmax(-1)
@@ -182,33 +195,35 @@ def test_exact_fisher_of_a_language_model_is_enumerated_and_the_sampled_one_aver
                 )
                 for name, gradient in zip(expected, gradients, strict=True):
                     expected[name] += log_p[position, token].detach().exp() * gradient**2 / len(rows)
-    found = fisher(micro_model, rows, labels="exact")
-    assert found.keys() == expected.keys()
-    for name in found:
-        assert torch.allclose(found[name].double(), expected[name], rtol=1e-5, atol=1e-12), name
-    sampled = fisher(micro_model, rows * 600, labels="sampled", batch_size=6, generator=seeded(3))
+    result = compute_fisher(micro_model, rows, labels="exact")
+    assert result.keys() == expected.keys()
+    for name in result:
+        assert torch.allclose(result[name].double(), expected[name], rtol=1e-5, atol=1e-12), name
+    sampled = compute_fisher(micro_model, rows * 600, labels="sampled", batch_size=6, generator=seeded_generator(3))
     trace, wanted = (sum(float(f.sum()) for f in some.values()) for some in (sampled, expected))
     assert trace == pytest.approx(wanted, rel=0.1)
 
 
-def test_batches_of_drawn_labels_estimate_what_single_rows_do(tiny_model):
+def test_batches_with_sampled_labels_estimate_the_same_as_single_rows(tiny_model):
     rows = ROWS * 60
     traces = {}
     for batch_size in (1, 4, 16):
-        found = fisher(tiny_model, rows, labels="sampled", batch_size=batch_size, generator=seeded(4))
-        traces[batch_size] = sum(float(f.sum()) for f in found.values())
+        result = compute_fisher(
+            tiny_model, rows, labels="sampled", batch_size=batch_size, generator=seeded_generator(4)
+        )
+        traces[batch_size] = sum(float(f.sum()) for f in result.values())
     assert traces[4] == pytest.approx(traces[1], rel=0.1)
     assert traces[16] == pytest.approx(traces[1], rel=0.2)
 
 
-def test_a_large_vocabulary_is_not_enumerated_and_the_cost_is_told(tiny_model, monkeypatch):
-    monkeypatch.setattr(module, "MAX_EXACT_CLASSES", 100)
+def test_a_large_vocabulary_is_rejected_with_its_cost(tiny_model, monkeypatch):
+    monkeypatch.setattr(fisher_module, "MAX_EXACT_CLASSES", 100)
     with pytest.raises(HarnessError, match=r"labels: 'exact' would take 783 backward passes .* of 3 trained .*sampled"):
-        fisher(tiny_model, ROWS[:1], labels="exact")
+        compute_fisher(tiny_model, ROWS[:1], labels="exact")
 
 
-def by_torch_func(model, rows):
-    """Per-sample gradients by vmap over rows padded to one length, labels picked by one-hot vectors."""
+def fisher_by_torch_func(model, rows):
+    """Return the Fisher from per-sample gradients by vmap over padded rows, labels selected by one-hot vectors."""
     from torch.func import functional_call, grad, vmap
 
     width = max(len(one.input_ids) for one in rows)
@@ -228,58 +243,63 @@ def by_torch_func(model, rows):
 
 
 def test_empirical_fisher_agrees_with_per_sample_gradients_of_torch_func(micro_model):
-    rows = [row((7, 8, 9, 10, 11), 2), row((20, 21, 22), 1), row((30, 31, 32, 33), 3)]
-    micro_model.set_attn_implementation("eager")  # vmap knows no other; its softmax is in float32
-    found, expected = fisher(micro_model, rows, labels="empirical"), by_torch_func(copy.deepcopy(micro_model), rows)
-    assert found.keys() == expected.keys()
-    for name in found:
-        assert torch.allclose(found[name].double(), expected[name], rtol=1e-5, atol=1e-12), name
+    rows = [create_row((7, 8, 9, 10, 11), 2), create_row((20, 21, 22), 1), create_row((30, 31, 32, 33), 3)]
+    micro_model.set_attn_implementation("eager")  # the only one that vmap supports; its softmax is in float32
+    result, expected = (
+        compute_fisher(micro_model, rows, labels="empirical"),
+        fisher_by_torch_func(copy.deepcopy(micro_model), rows),
+    )
+    assert result.keys() == expected.keys()
+    for name in result:
+        assert torch.allclose(result[name].double(), expected[name], rtol=1e-5, atol=1e-12), name
 
 
-def test_padding_takes_no_part(tiny_model):
-    # One long and one short row in a batch, and the same labels drawn for each as alone.
-    rows = [row(range(5, 25), 15), row((7, 8, 9), 1)]
-    together = fisher(tiny_model.double(), rows, labels="sampled", batch_size=2, generator=seeded(5))
-    generator = seeded(5)
+def test_padding_is_excluded(tiny_model):
+    # One long and one short row in a batch, and the same labels sampled for each as alone.
+    rows = [create_row(range(5, 25), 15), create_row((7, 8, 9), 1)]
+    batched = compute_fisher(tiny_model.double(), rows, labels="sampled", batch_size=2, generator=seeded_generator(5))
+    generator = seeded_generator(5)
     uniform = torch.rand(7, 1, generator=generator, dtype=torch.float64)
     total = {name: torch.zeros_like(weight) for name, weight in tiny_model.named_parameters()}
-    used = 0
-    for one in rows:
-        log_p = tiny_model(torch.tensor([one.input_ids])).logits[0].log_softmax(-1)
-        log_p = log_p[[i for i, label in enumerate(one.labels[1:]) if label != -100]]
-        drawn = torch.searchsorted(log_p.float().exp().double().cumsum(-1), uniform[used : used + len(log_p)])
-        used += len(log_p)
-        gradients = torch.autograd.grad(log_p.gather(-1, drawn).sum(), tiny_model.parameters())
+    position = 0
+    for example in rows:
+        log_p = tiny_model(torch.tensor([example.input_ids])).logits[0].log_softmax(-1)
+        log_p = log_p[[i for i, label in enumerate(example.labels[1:]) if label != -100]]
+        sampled_classes = torch.searchsorted(
+            log_p.float().exp().double().cumsum(-1), uniform[position : position + len(log_p)]
+        )
+        position += len(log_p)
+        gradients = torch.autograd.grad(log_p.gather(-1, sampled_classes).sum(), tiny_model.parameters())
         for name, gradient in zip(total, gradients, strict=True):
             total[name] += gradient
     for name, gradient in total.items():
-        assert torch.allclose(together[name].double(), gradient**2 / 2, rtol=1e-4, atol=1e-12), name
+        assert torch.allclose(batched[name].double(), gradient**2 / 2, rtol=1e-4, atol=1e-12), name
 
 
-def test_tied_weights_stand_once_and_frozen_ones_not_at_all(tiny_model):
+def test_tied_weights_are_counted_once_and_frozen_ones_not_at_all(tiny_model):
     tiny_model.model.layers[0].requires_grad_(False)
-    found = fisher(tiny_model, ROWS, labels="empirical")
-    assert "model.embed_tokens.weight" in found
-    assert "lm_head.weight" not in found
-    assert not any(name.startswith("model.layers.0.") for name in found)
-    assert found.keys() == {name for name, weight in tiny_model.named_parameters() if weight.requires_grad}
+    result = compute_fisher(tiny_model, ROWS, labels="empirical")
+    assert "model.embed_tokens.weight" in result
+    assert "lm_head.weight" not in result
+    assert not any(name.startswith("model.layers.0.") for name in result)
+    assert result.keys() == {name for name, weight in tiny_model.named_parameters() if weight.requires_grad}
 
 
-def test_prompts_take_no_part(tiny_model):
-    last = fisher(tiny_model, [row((7, 8, 9, 10), 3)], labels="empirical")["model.norm.weight"]
+def test_prompts_are_excluded(tiny_model):
+    last = compute_fisher(tiny_model, [create_row((7, 8, 9, 10), 3)], labels="empirical")["model.norm.weight"]
     masked = TokenizedExample(
         "masked", "source", (7, 8, 9, 10), (7, -100, -100, 10)
     )  # a row's first token is never predicted
-    assert torch.equal(last, fisher(tiny_model, [masked], labels="empirical")["model.norm.weight"])
+    assert torch.equal(last, compute_fisher(tiny_model, [masked], labels="empirical")["model.norm.weight"])
 
 
 @pytest.mark.parametrize("labels", ["sampled", "empirical"])
-def test_fisher_is_measured_without_dropout_and_leaves_no_trace(labels, tiny_model):
+def test_fisher_is_measured_without_dropout_and_restores_the_model(labels, tiny_model):
     for layer in tiny_model.model.layers:
         layer.self_attn.attention_dropout = 0.5
     tiny_model.train()
     tiny_model.model.norm.weight.grad = torch.full((32,), 7.0)
-    one, two = (fisher(tiny_model, ROWS, labels=labels, generator=seeded(0)) for _ in range(2))
+    one, two = (compute_fisher(tiny_model, ROWS, labels=labels, generator=seeded_generator(0)) for _ in range(2))
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert tiny_model.training
     assert torch.equal(tiny_model.model.norm.weight.grad, torch.full((32,), 7.0))
@@ -288,30 +308,30 @@ def test_fisher_is_measured_without_dropout_and_leaves_no_trace(labels, tiny_mod
 
 
 def test_squares_are_summed_in_float32_for_a_bfloat16_model(tiny_model):
-    found = fisher(tiny_model.bfloat16(), ROWS, labels="empirical")
-    assert {importance.dtype for importance in found.values()} == {torch.float32}
+    result = compute_fisher(tiny_model.bfloat16(), ROWS, labels="empirical")
+    assert {importance.dtype for importance in result.values()} == {torch.float32}
 
 
 def test_fisher_without_a_row_is_an_error(tiny_model):
     with pytest.raises(HarnessError, match="no row"):
-        fisher(tiny_model, [], labels="empirical")
+        compute_fisher(tiny_model, [], labels="empirical")
 
 
-def test_classes_are_drawn_with_their_probabilities(monkeypatch):
-    monkeypatch.setattr(module, "SAMPLING_CHUNK", 50)  # many slices
+def test_classes_are_sampled_with_their_probabilities(monkeypatch):
+    monkeypatch.setattr(fisher_module, "SAMPLING_CHUNK", 50)  # many chunks
     p = torch.tensor([0.0, 0.5, 0.2, 0.0, 0.3, 0.0])
-    drawn = sample_classes(p.expand(40000, -1), seeded(0))
-    assert torch.allclose(torch.bincount(drawn, minlength=6) / 40000, p, atol=0.01)
-    assert torch.equal(drawn, sample_classes(p.expand(40000, -1), seeded(0)))
-    assert set(drawn.unique().tolist()) == {1, 2, 4}, "what has no probability is never drawn"
+    sampled_classes = sample_classes(p.expand(40000, -1), seeded_generator(0))
+    assert torch.allclose(torch.bincount(sampled_classes, minlength=6) / 40000, p, atol=0.01)
+    assert torch.equal(sampled_classes, sample_classes(p.expand(40000, -1), seeded_generator(0)))
+    assert set(sampled_classes.unique().tolist()) == {1, 2, 4}, "classes of probability 0 are never sampled"
 
 
-# -- another library's ------------------------------------------------------------------------------------------------
+# -- Avalanche --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.oracle
 @pytest.mark.skipif(not avalanche_oracle.is_there(), reason="Avalanche is not installed; `make oracle` runs this")
-def test_empirical_fisher_is_that_of_avalanche_at_batch_size_one_and_at_no_other():
+def test_empirical_fisher_equals_that_of_avalanche_at_batch_size_one_only():
     # Avalanche squares the gradient of a batch's mean loss: at batch size 8 that is about an eighth of the Fisher.
     compute = avalanche_oracle.compute_importances()
     torch.manual_seed(7)
@@ -324,7 +344,7 @@ def test_empirical_fisher_is_that_of_avalanche_at_batch_size_one_and_at_no_other
     theirs = {
         size: compute(plain, nn.CrossEntropyLoss(), optimizer, data, "cpu", size)["weight"].data for size in (1, 8)
     }
-    rows = [row(pair) for pair in zip(contexts.tolist(), targets.tolist(), strict=True)]
-    ours = fisher(model, rows, labels="empirical")["linear.weight"]
+    rows = [create_row(pair) for pair in zip(contexts.tolist(), targets.tolist(), strict=True)]
+    ours = compute_fisher(model, rows, labels="empirical")["linear.weight"]
     assert torch.allclose(ours, theirs[1], rtol=1e-4, atol=1e-8)
     assert 0.1 < float(theirs[8].sum() / ours.sum()) < 0.2

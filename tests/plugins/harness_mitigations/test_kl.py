@@ -1,4 +1,4 @@
-"""KL: against torch.distributions, and held on general rows or on the task whatever the cut of the update."""
+"""KL: against torch.distributions, on general rows and on the task, whatever the accumulation."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from harness.interfaces.mitigation import Mitigation
 from harness.model import save
 
 
-def made(**options):
+def create_kl(**options):
     defaults = {"on": "general", "source": "general", "rows": 4, "strength": 1.0, "direction": "forward"}
     return build_kl_mitigation(**(defaults | {"temperature": 1.0} | options))
 
 
-def lora(**options):
+def create_lora(**options):
     defaults = {"rank": 4, "alpha": None, "dropout": 0.0, "target": "all-linear", "rslora": False, "dora": False}
     return Lora(**(defaults | {"start": "zero", "source": None, "samples": 8} | options))
 
 
 @pytest.fixture
-def pair():
+def logit_pair():
     torch.manual_seed(0)
     return 3 * torch.randn(5, 11), 3 * torch.randn(5, 11)
 
 
-class Spy(Mitigation):
-    """Keeps the gradients before the pull, and the weights after each update."""
+class GradientRecorder(Mitigation):
+    """Record the gradients and the weights of each step."""
 
     priority = 1000
 
@@ -46,52 +46,52 @@ class Spy(Mitigation):
         self.weights.append({n: w.detach().clone() for n, w in model.named_parameters() if w.requires_grad})
 
 
-def apart(one, two):
+def max_difference(one, two):
     assert one.keys() == two.keys()
     return max(float((one[name] - two[name]).detach().abs().max()) for name in one)
 
 
 @pytest.mark.parametrize("direction", ["forward", "reverse"])
-def test_it_is_the_divergence_of_torch_distributions(direction, pair):
-    ours, base = pair
+def test_token_kl_equals_the_divergence_of_torch_distributions(direction, logit_pair):
+    ours, base = logit_pair
     p, q = Categorical(logits=base), Categorical(logits=ours)
     expected = kl_divergence(p, q) if direction == "forward" else kl_divergence(q, p)
     assert torch.allclose(token_kl(ours, base, direction), expected, rtol=1e-5)
 
 
-def test_forward_and_reverse_differ_and_neither_is_zero_apart(pair):
-    forward, reverse = token_kl(*pair, "forward"), token_kl(*pair, "reverse")
+def test_forward_and_reverse_differ_and_are_positive(logit_pair):
+    forward, reverse = token_kl(*logit_pair, "forward"), token_kl(*logit_pair, "reverse")
     assert float((forward - reverse).abs().min()) > 0.01
     assert float(torch.minimum(forward, reverse).min()) > 0
 
 
 @pytest.mark.parametrize("direction", ["forward", "reverse"])
-def test_it_is_zero_with_no_gradient_where_the_two_agree(direction, pair):
-    ours = pair[0].clone().requires_grad_()
-    value = token_kl(ours, pair[0] + 2.5, direction)  # logits are the same up to a constant
+def test_equal_distributions_give_zero_and_no_gradient(direction, logit_pair):
+    ours = logit_pair[0].clone().requires_grad_()
+    value = token_kl(ours, logit_pair[0] + 2.5, direction)  # logits are the same up to a constant
     value.sum().backward()
     assert float(value.detach().abs().max()) < 1e-6
     assert float(ours.grad.abs().max()) < 1e-6
 
 
-def test_the_gradient_of_the_forward_divergence_is_the_difference_of_the_distributions(pair):
-    ours = pair[0].clone().requires_grad_()
-    token_kl(ours, pair[1], "forward").sum().backward()
-    assert torch.allclose(ours.grad, ours.softmax(-1).detach() - pair[1].softmax(-1), atol=1e-6)
+def test_gradient_of_the_forward_divergence_is_the_difference_of_the_distributions(logit_pair):
+    ours = logit_pair[0].clone().requires_grad_()
+    token_kl(ours, logit_pair[1], "forward").sum().backward()
+    assert torch.allclose(ours.grad, ours.softmax(-1).detach() - logit_pair[1].softmax(-1), atol=1e-6)
 
 
-def test_a_high_temperature_nears_half_the_squared_distance_of_the_centred_logits(pair):
-    ours, base = (logits.double() - logits.double().mean(-1, keepdim=True) for logits in pair)
+def test_a_high_temperature_approaches_half_the_squared_distance_of_centered_logits(logit_pair):
+    ours, base = (logits.double() - logits.double().mean(-1, keepdim=True) for logits in logit_pair)
     expected = (ours - base).square().mean(-1) / 2
     assert torch.allclose(token_kl(ours.float(), base.float(), "forward", 200.0).double(), expected, rtol=0.05)
 
 
 @pytest.mark.parametrize("on", ["general", "task"])
 @pytest.mark.parametrize("adapter", [True, False])
-def test_before_the_first_update_there_is_no_divergence_and_later_there_is(
+def test_divergence_is_zero_at_the_first_step_and_positive_at_the_second(
     on, adapter, run_stages, make_rows, tiny_model
 ):
-    given = {"kl": made(on=on)} | ({"lora": lora()} if adapter else {})
+    given = {"kl": create_kl(on=on)} | ({"lora": create_lora()} if adapter else {})
     _, (log,) = run_stages(tiny_model, given, [make_rows(8)], {"general": make_rows(6, 1)})
     assert abs(log[0]["penalty/kl"]) < 1e-6
     assert log[1]["penalty/kl"] > 1e-4
@@ -99,11 +99,9 @@ def test_before_the_first_update_there_is_no_divergence_and_later_there_is(
 
 @pytest.mark.parametrize("on", ["general", "task"])
 @pytest.mark.parametrize("adapter", [True, False])
-def test_the_base_model_is_the_one_before_the_first_stage_also_in_the_second(
-    on, adapter, run_stages, make_rows, tiny_model
-):
+def test_base_model_is_the_one_before_the_first_stage_in_every_stage(on, adapter, run_stages, make_rows, tiny_model):
     base = copy.deepcopy(tiny_model).eval()
-    given = {"kl": made(on=on, rows=100)} | ({"lora": lora()} if adapter else {})
+    given = {"kl": create_kl(on=on, rows=100)} | ({"lora": create_lora()} if adapter else {})
     rows, general = make_rows(4), make_rows(6, 1)
     seen = {}
 
@@ -117,7 +115,7 @@ def test_the_base_model_is_the_one_before_the_first_stage_also_in_the_second(
 
 
 def divergence(model, base, rows):
-    """The mean over the trained tokens of all rows, one by one, from full logits."""
+    """Return the mean over the trained tokens of all rows, row by row, from full logits."""
     total, count = 0.0, 0
     with torch.no_grad():
         for row in rows:
@@ -130,25 +128,31 @@ def divergence(model, base, rows):
 
 @pytest.mark.parametrize("on", ["general", "task"])
 @pytest.mark.parametrize("accumulation", [4, 8])
-def test_an_update_does_not_depend_on_how_it_is_cut(on, accumulation, run_stages, make_rows, tiny_model):
-    moved = moved_adapter(tiny_model)
-    spies = []
-    for batch, cuts in ((8, 1), (8 // accumulation, accumulation)):
-        spy = Spy()
-        given = {"kl": made(on=on, strength=3.0), "spy": spy}
+def test_a_step_does_not_depend_on_accumulation(on, accumulation, run_stages, make_rows, tiny_model):
+    model = model_with_trained_adapter(tiny_model)
+    recorders = []
+    for batch, steps in ((8, 1), (8 // accumulation, accumulation)):
+        recorder = GradientRecorder()
+        given = {"kl": create_kl(on=on, strength=3.0), "spy": recorder}
         sources = {"general": make_rows(9, 1)}
         run_stages(
-            copy.deepcopy(moved), given, [make_rows(8)], sources, batch_size=batch, accumulation=cuts, max_grad_norm=1e9
+            copy.deepcopy(model),
+            given,
+            [make_rows(8)],
+            sources,
+            batch_size=batch,
+            accumulation=steps,
+            max_grad_norm=1e9,
         )
-        spies.append(spy)
-    assert len(spies[0].gradients) == len(spies[1].gradients) == 1
-    assert apart(spies[0].gradients[0], spies[1].gradients[0]) < 1e-6
+        recorders.append(recorder)
+    assert len(recorders[0].gradients) == len(recorders[1].gradients) == 1
+    assert max_difference(recorders[0].gradients[0], recorders[1].gradients[0]) < 1e-6
 
 
-def moved_adapter(tiny_model):
-    """The tiny model within an adapter that has learned something."""
+def model_with_trained_adapter(tiny_model):
+    """Return the tiny model with an adapter that changes it."""
     torch.manual_seed(4)
-    model = lora().prepare_model(tiny_model)
+    model = create_lora().prepare_model(tiny_model, seed=0)
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if "lora_B" in name:
@@ -157,13 +161,13 @@ def moved_adapter(tiny_model):
 
 
 @pytest.mark.parametrize("on", ["general", "task"])
-def test_the_gradient_is_that_of_the_written_out_mean(on, run_stages, make_rows, tiny_model):
-    base, model = copy.deepcopy(tiny_model).eval(), moved_adapter(tiny_model)
+def test_gradient_equals_that_of_the_mean_computed_row_by_row(on, run_stages, make_rows, tiny_model):
+    base, model = copy.deepcopy(tiny_model).eval(), model_with_trained_adapter(tiny_model)
     rows, general = make_rows(4), make_rows(4, 1)
-    spies = {}
+    recorders = {}
     for strength in (0.0, 2.0):
-        spies[strength] = Spy()
-        given = {"kl": made(on=on, strength=strength, rows=4), "spy": spies[strength]}
+        recorders[strength] = GradientRecorder()
+        given = {"kl": create_kl(on=on, strength=strength, rows=4), "spy": recorders[strength]}
         run_stages(copy.deepcopy(model), given, [rows], {"general": general}, max_grad_norm=1e9)
     weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
     total, count = 0.0, 0
@@ -174,52 +178,50 @@ def test_the_gradient_is_that_of_the_written_out_mean(on, run_stages, make_rows,
         count += len(at)
     expected = torch.autograd.grad(2.0 * total / count, list(weights.values()))
     for (name, gradient), plain in zip(
-        zip(weights, expected, strict=True), spies[0.0].gradients[0].values(), strict=True
+        zip(weights, expected, strict=True), recorders[0.0].gradients[0].values(), strict=True
     ):
-        assert torch.allclose(spies[2.0].gradients[0][name] - plain, gradient, atol=1e-6), name
+        assert torch.allclose(recorders[2.0].gradients[0][name] - plain, gradient, atol=1e-6), name
 
 
-def test_strength_zero_is_plain_training_bit_for_bit(run_stages, make_rows, tiny_model):
+def test_strength_zero_equals_plain_training_bit_for_bit(run_stages, make_rows, tiny_model):
     plain, _ = run_stages(copy.deepcopy(tiny_model), {}, [make_rows(8)])
-    held, _ = run_stages(
-        copy.deepcopy(tiny_model), {"kl": made(strength=0.0)}, [make_rows(8)], {"general": make_rows(3)}
+    idle, _ = run_stages(
+        copy.deepcopy(tiny_model), {"kl": create_kl(strength=0.0)}, [make_rows(8)], {"general": make_rows(3)}
     )
-    assert apart(dict(plain.named_parameters()), dict(held.named_parameters())) == 0
+    assert max_difference(dict(plain.named_parameters()), dict(idle.named_parameters())) == 0
 
 
-def test_the_model_strays_less_from_its_base_on_rows_it_is_held_on(run_stages, make_rows, tiny_model):
+def test_the_penalty_reduces_the_divergence_on_its_rows(run_stages, make_rows, tiny_model):
     base, general = copy.deepcopy(tiny_model).eval(), make_rows(8, 1)
-    ends = [
+    models = [
         run_stages(copy.deepcopy(tiny_model), given, [make_rows(24)], {"general": general}, learning_rate=3e-3)[
             0
         ].eval()
-        for given in ({}, {"kl": made(rows=8, strength=5.0)})
+        for given in ({}, {"kl": create_kl(rows=8, strength=5.0)})
     ]
-    free, held = (divergence(model, base, general) for model in ends)
-    assert held < free / 2
+    unpenalized, penalized = (divergence(model, base, general) for model in models)
+    assert penalized < unpenalized / 2
 
 
-def test_updates_draw_other_rows_and_a_resumed_one_the_same(make_rows, tiny_model):
-    def drawn(mitigation):
+def test_each_step_draws_other_rows_and_a_resumed_step_the_same(make_rows, tiny_model):
+    def row_ids(mitigation):
         return [row.id for row in mitigation._sample_rows()]
 
-    first, other = made(rows=3), made(rows=3)
+    first, restored = create_kl(rows=3), create_kl(rows=3)
     rows = {"general": make_rows(40, 1)}
     from harness.types import Stage
 
-    torch.manual_seed(1)
-    first.on_stage_start(Stage("one", ()), tiny_model, rows)
-    before = drawn(first)
+    first.on_stage_start(Stage("one", ()), tiny_model, rows, seed=1)
+    before = row_ids(first)
     first.on_step_end(tiny_model, 1e-3)
-    after = drawn(first)
+    after = row_ids(first)
     assert before != after
-    torch.manual_seed(2)
-    other.on_stage_start(Stage("one", ()), tiny_model, rows)
-    other.load_state_dict(first.state_dict())
-    assert drawn(other) == after
+    restored.on_stage_start(Stage("one", ()), tiny_model, rows, seed=2)
+    restored.load_state_dict(first.state_dict())
+    assert row_ids(restored) == after
 
 
-def test_the_copy_shares_what_is_frozen_and_is_shared_by_those_who_ask(tiny_model):
+def test_base_copy_shares_frozen_weights_and_is_created_once(tiny_model):
     from harness_mitigations import base_model
 
     tiny_model.model.embed_tokens.weight.requires_grad_(False)
@@ -233,8 +235,8 @@ def test_the_copy_shares_what_is_frozen_and_is_shared_by_those_who_ask(tiny_mode
     assert tiny_model.model.norm.weight.requires_grad
 
 
-def test_looking_at_the_base_leaves_what_can_move_as_it_was(tiny_model):
-    model = lora().prepare_model(tiny_model)
+def test_disabling_the_adapter_does_not_change_requires_grad(tiny_model):
+    model = create_lora().prepare_model(tiny_model, seed=0)
     first = next(weight for weight in model.parameters() if weight.requires_grad)
     first.requires_grad_(False)
     with save.adapter_disabled(model):
@@ -242,50 +244,49 @@ def test_looking_at_the_base_leaves_what_can_move_as_it_was(tiny_model):
     assert not first.requires_grad
 
 
-def test_a_base_that_nobody_remembered_is_an_error(tiny_model):
+def test_a_missing_base_copy_is_an_error(tiny_model):
     from harness_mitigations import base_model
 
     with pytest.raises(HarnessError, match="the base model was not copied"), base_model.frozen_base_model(tiny_model):
         pass
 
 
-def test_general_without_a_source_is_refused_and_so_is_a_source_without_rows(tiny_model):
+def test_general_without_a_source_or_rows_is_rejected(tiny_model):
     from harness.types import Stage
 
-    with pytest.raises(HarnessError, match=r"mitigations\.kl\.source: no source says"):
-        made(source=None).check_compatible({})
-    made(on="task", source=None).check_compatible({})
+    with pytest.raises(HarnessError, match=r"mitigations\.kl\.source: no source is given"):
+        create_kl(source=None).check_compatible({})
+    create_kl(on="task", source=None).check_compatible({})
     with pytest.raises(HarnessError, match=r"'general' has no row"):
-        made().on_stage_start(Stage("one", ()), tiny_model, {"general": ()})
+        create_kl().on_stage_start(Stage("one", ()), tiny_model, {"general": ()}, seed=0)
 
 
 @pytest.mark.parametrize("on", ["general", "task"])
-def test_activations_that_are_computed_again_give_the_same_gradient(on, run_stages, make_rows, tiny_model):
-    moved, spies = moved_adapter(tiny_model), []
-    for again in (False, True):
-        spy = Spy()
-        given = {"kl": made(on=on, strength=3.0), "spy": spy}
+def test_gradient_checkpointing_gives_the_same_gradient(on, run_stages, make_rows, tiny_model):
+    model, recorders = model_with_trained_adapter(tiny_model), []
+    for checkpointing in (False, True):
+        recorder = GradientRecorder()
+        given = {"kl": create_kl(on=on, strength=3.0), "spy": recorder}
         sources = {"general": make_rows(5, 1)}
-        run_stages(copy.deepcopy(moved), given, [make_rows(4)], sources, gradient_checkpointing=again)
-        spies.append(spy.gradients[0])
-    assert apart(*spies) < 1e-6
+        run_stages(copy.deepcopy(model), given, [make_rows(4)], sources, gradient_checkpointing=checkpointing)
+        recorders.append(recorder.gradients[0])
+    assert max_difference(*recorders) < 1e-6
 
 
 @pytest.mark.parametrize("processes", [2, 3, 6])
-def test_what_several_processes_add_is_what_one_adds(processes, make_rows, tiny_model, monkeypatch):
-    from harness_mitigations import kl as module
+def test_terms_of_several_processes_sum_to_that_of_one(processes, make_rows, tiny_model, monkeypatch):
+    from harness_mitigations import kl as kl_module
 
     from harness.types import Stage
 
-    moved, rows = moved_adapter(tiny_model), {"general": make_rows(9, 1)}
+    model, rows = model_with_trained_adapter(tiny_model), {"general": make_rows(9, 1)}
 
-    def added(rank, of):
-        monkeypatch.setattr(module, "_rank_and_world_size", lambda: (rank, of))
-        torch.manual_seed(1)
-        mitigation = made(rows=5)
-        mitigation.on_stage_start(Stage("one", ()), moved, rows)
-        value = mitigation.extra_loss(moved, 0.5)
-        assert mitigation.extra_loss(moved, 0.5) is None  # once an update, with its first micro-batch
+    def term(rank, world_size):
+        monkeypatch.setattr(kl_module, "_rank_and_world_size", lambda: (rank, world_size))
+        mitigation = create_kl(rows=5)
+        mitigation.on_stage_start(Stage("one", ()), model, rows, seed=1)
+        value = mitigation.extra_loss(model, 0.5)
+        assert mitigation.extra_loss(model, 0.5) is None  # once a step, with its first micro-batch
         return 0.0 if value is None else float(value.detach())
 
-    assert sum(added(rank, processes) for rank in range(processes)) == pytest.approx(added(0, 1), rel=1e-5)
+    assert sum(term(rank, processes) for rank in range(processes)) == pytest.approx(term(0, 1), rel=1e-5)

@@ -1,4 +1,4 @@
-"""LoRA: begins at the base, moves nothing else, and depends on the seed alone."""
+"""LoRA: begins at the base, trains only the adapter, and depends on the seed alone."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ torch.set_num_threads(1)
 IDS = torch.tensor([[5, 6, 7, 8]])
 
 
-def lora(**options):
+def create_lora(**options):
     defaults = {"rank": 4, "alpha": None, "dropout": 0.0, "target": "all-linear", "rslora": False, "dora": False}
     return Lora(**(defaults | {"start": "zero", "source": None, "samples": 8} | options))
 
 
-def begun(mitigation, model, rows=()):
-    """The adapted model at the beginning of the first stage."""
+def start_first_stage(mitigation, model, rows=()):
+    """Return the adapted model at the start of the first stage."""
     torch.manual_seed(3)
-    model = mitigation.prepare_model(model)
-    mitigation.on_stage_start(Stage("one", ()), model, {"general": rows})
+    model = mitigation.prepare_model(model, seed=0)
+    mitigation.on_stage_start(Stage("one", ()), model, {"general": rows}, seed=0)
     return model.eval()
 
 
-def moved(model):
-    """The adapted model with every adapter weight away from its start."""
+def perturb(model):
+    """Change every adapter weight."""
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if "lora_" in name:
@@ -40,20 +40,20 @@ def moved(model):
 
 def test_the_adapted_model_starts_as_the_base_bit_for_bit(tiny_model):
     before = tiny_model(IDS).logits
-    assert torch.equal(lora().prepare_model(tiny_model)(IDS).logits, before)
+    assert torch.equal(create_lora().prepare_model(tiny_model, seed=0)(IDS).logits, before)
 
 
-def test_disabled_adapter_equals_the_base_bit_for_bit(tiny_model):
+def test_the_disabled_adapter_equals_the_base_bit_for_bit(tiny_model):
     before = tiny_model(IDS).logits
-    model = moved(lora().prepare_model(tiny_model))
+    model = perturb(create_lora().prepare_model(tiny_model, seed=0))
     assert not torch.allclose(model(IDS).logits, before, atol=1e-3)
     with model.disable_adapter():
         assert torch.equal(model(IDS).logits, before)
 
 
-def test_only_adapters_move_and_every_linear_layer_but_the_head_has_one(tiny_model):
+def test_only_adapters_are_trainable_and_every_linear_layer_but_the_head_has_one(tiny_model):
     linear = [name for name, part in tiny_model.named_modules() if isinstance(part, torch.nn.Linear)]
-    model = lora(rank=3).prepare_model(tiny_model)
+    model = create_lora(rank=3).prepare_model(tiny_model, seed=0)
     trainable = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
     assert all("lora_A" in name or "lora_B" in name for name in trainable)
     assert len(trainable) == 2 * (len(linear) - 1)
@@ -62,7 +62,7 @@ def test_only_adapters_move_and_every_linear_layer_but_the_head_has_one(tiny_mod
 
 @pytest.mark.parametrize(("alpha", "scale"), [(None, 2.0), (4, 1.0), (10.0, 2.5)])
 def test_alpha_over_rank_scales_the_change(alpha, scale, tiny_model):
-    model = moved(lora(alpha=alpha).prepare_model(tiny_model))
+    model = perturb(create_lora(alpha=alpha).prepare_model(tiny_model, seed=0))
     layer = model.base_model.model.model.layers[0].mlp.up_proj
     x = torch.randn(2, 32)
     change = layer(x) - layer.base_layer(x)
@@ -71,59 +71,58 @@ def test_alpha_over_rank_scales_the_change(alpha, scale, tiny_model):
 
 
 @pytest.mark.parametrize("target", ["q_proj", ["q_proj"]])
-def test_a_name_is_a_name_and_no_pattern(target, tiny_model):
-    model = lora(target=target).prepare_model(tiny_model)
+def test_target_is_a_name_and_not_a_pattern(target, tiny_model):
+    model = create_lora(target=target).prepare_model(tiny_model, seed=0)
     adapted = {name.split(".lora_")[0] for name, _ in model.named_parameters() if "lora_" in name}
     assert {name.rsplit(".", 1)[1] for name in adapted} == {"q_proj"}
 
 
-def test_first_adapter_depends_on_the_seed_alone(tiny_model):
-    def first(seed, draws):
-        torch.manual_seed(seed)
-        torch.rand(draws)
-        model = lora().prepare_model(copy.deepcopy(tiny_model))
+def test_adapter_depends_on_the_given_seed_and_not_on_global_state(tiny_model):
+    def initial_a(seed, global_seed):
+        torch.manual_seed(global_seed)
+        model = create_lora().prepare_model(copy.deepcopy(tiny_model), seed=seed)
         return model.base_model.model.model.layers[0].mlp.up_proj.lora_A["default"].weight
 
-    assert torch.equal(first(1, 0), first(1, 7))
-    assert not torch.equal(first(1, 0), first(2, 0))
+    assert torch.equal(initial_a(1, global_seed=0), initial_a(1, global_seed=7))
+    assert not torch.equal(initial_a(1, global_seed=0), initial_a(2, global_seed=0))
 
 
-def test_making_an_adapter_draws_no_random_number_that_others_would_get(tiny_model):
+def test_adding_an_adapter_does_not_change_global_random_state(tiny_model):
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    lora().prepare_model(tiny_model)
+    create_lora().prepare_model(tiny_model, seed=0)
     assert torch.equal(torch.rand(3), expected)
 
 
 def test_adapter_weights_are_float32_on_a_bfloat16_base(tiny_model):
-    model = lora().prepare_model(tiny_model.bfloat16())
+    model = create_lora().prepare_model(tiny_model.bfloat16(), seed=0)
     assert {weight.dtype for name, weight in model.named_parameters() if "lora_" in name} == {torch.float32}
 
 
 def test_dropout_acts_in_training_only(tiny_model):
-    model = moved(lora(dropout=0.5).prepare_model(tiny_model))
+    model = perturb(create_lora(dropout=0.5).prepare_model(tiny_model, seed=0))
     model.train()
     assert not torch.equal(model(IDS).logits, model(IDS).logits)
     model.eval()
     assert torch.equal(model(IDS).logits, model(IDS).logits)
 
 
-def test_a_second_adapter_is_refused(tiny_model):
-    model = lora().prepare_model(tiny_model)
-    with pytest.raises(HarnessError, match=r"mitigations\.lora: the model already carries an adapter"):
-        lora().prepare_model(model)
+def test_a_second_adapter_is_rejected(tiny_model):
+    model = create_lora().prepare_model(tiny_model, seed=0)
+    with pytest.raises(HarnessError, match=r"mitigations\.lora: the model already has an adapter"):
+        create_lora().prepare_model(model, seed=0)
 
 
 @pytest.mark.parametrize("target", ["lm_head", ["q_proj", "lm_head"]])
-def test_an_adapter_on_the_head_is_refused(target, tiny_model):
-    with pytest.raises(HarnessError, match=r"mitigations\.lora\.target: the head cannot be adapted"):
-        lora(target=target).prepare_model(tiny_model)
+def test_an_adapter_on_the_head_is_rejected(target, tiny_model):
+    with pytest.raises(HarnessError, match=r"mitigations\.lora\.target: the output head cannot be adapted"):
+        create_lora(target=target).prepare_model(tiny_model, seed=0)
 
 
-def test_a_module_that_is_not_there_is_an_error(tiny_model):
+def test_an_unknown_module_is_an_error(tiny_model):
     with pytest.raises(HarnessError, match=r"mitigations\.lora\.target: .*query_key_value.*all-linear"):
-        lora(target=["query_key_value"]).prepare_model(tiny_model)
+        create_lora(target=["query_key_value"]).prepare_model(tiny_model, seed=0)
 
 
 # -- variants ---------------------------------------------------------------------------------------------------------
@@ -134,22 +133,22 @@ STARTS = ["pissa", "olora", "corda"]
 def test_rslora_scales_by_the_root_of_the_rank(tiny_model):
     assert lora_scaling(16, 32, False) == 2
     assert lora_scaling(16, 32, True) == 8
-    model = lora(rank=4, alpha=6, rslora=True).prepare_model(tiny_model)
+    model = create_lora(rank=4, alpha=6, rslora=True).prepare_model(tiny_model, seed=0)
     assert {layer.scaling["default"] for layer in frozen_lora.lora_layers(model).values()} == {3.0}
 
 
 def test_dora_starts_as_the_base_and_trains_magnitudes(tiny_model):
     before = tiny_model.eval()(IDS).logits
-    model = lora(dora=True).prepare_model(tiny_model).eval()
+    model = create_lora(dora=True).prepare_model(tiny_model, seed=0).eval()
     assert torch.allclose(model(IDS).logits, before, atol=1e-5)
     magnitudes = [w for name, w in model.named_parameters() if "magnitude" in name and w.requires_grad]
     assert len(magnitudes) == len(frozen_lora.lora_layers(model))
 
 
 @pytest.mark.parametrize("start", STARTS)
-def test_a_start_from_the_weights_changes_neither_model_nor_base(start, tiny_model, make_rows):
+def test_initialization_from_the_weights_changes_neither_model_nor_base(start, tiny_model, make_rows):
     before = tiny_model.eval()(IDS).logits
-    model = begun(lora(start=start, source="general"), tiny_model, make_rows(10))
+    model = start_first_stage(create_lora(start=start, source="general"), tiny_model, make_rows(10))
     for layer in frozen_lora.lora_layers(model).values():
         assert float((layer.lora_B["default"].weight @ layer.lora_A["default"].weight).detach().norm()) > 1e-3
     assert torch.allclose(model(IDS).logits, before, atol=1e-5)
@@ -158,12 +157,12 @@ def test_a_start_from_the_weights_changes_neither_model_nor_base(start, tiny_mod
 
 
 @pytest.mark.parametrize("start", ["pissa", "olora"])
-def test_it_learns_as_pefts_own_adapter_of_that_start_does(start, tiny_model):
+def test_gradients_equal_those_of_pefts_initialization(start, tiny_model):
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, target_modules="all-linear", init_lora_weights=start)
     theirs = get_peft_model(copy.deepcopy(tiny_model), config).eval()
-    ours = begun(lora(start=start), tiny_model)
+    ours = start_first_stage(create_lora(start=start), tiny_model)
     grads = []
     for model in (ours, theirs):
         model(IDS, labels=IDS).loss.backward()
@@ -178,11 +177,11 @@ def test_it_learns_as_pefts_own_adapter_of_that_start_does(start, tiny_model):
 
 @pytest.mark.parametrize("start", ["zero", *STARTS])
 @pytest.mark.parametrize("rslora", [False, True])
-def test_trained_over_two_stages_it_is_saved_as_an_adapter_of_the_untouched_base(
+def test_result_of_two_stages_is_saved_as_an_adapter_of_the_unchanged_base(
     start, rslora, run_stages, make_rows, tiny_model, reloaded
 ):
     base = tiny_model.eval()(IDS).logits
-    given = {"lora": lora(start=start, source="general", rslora=rslora)}
+    given = {"lora": create_lora(start=start, source="general", rslora=rslora)}
     sources = {"general": make_rows(8, 2)}
     model, logs = run_stages(tiny_model, given, [make_rows(8), make_rows(8, 1)], sources)
     after = model.eval()(IDS).logits
@@ -194,46 +193,46 @@ def test_trained_over_two_stages_it_is_saved_as_an_adapter_of_the_untouched_base
         assert torch.equal(loaded(IDS).logits, base)
 
 
-def test_dora_is_saved_whole(run_stages, make_rows, tiny_model, reloaded):
-    model, _ = run_stages(tiny_model, {"lora": lora(dora=True)}, [make_rows(8)])
+def test_dora_is_saved_with_its_magnitudes(run_stages, make_rows, tiny_model, reloaded):
+    model, _ = run_stages(tiny_model, {"lora": create_lora(dora=True)}, [make_rows(8)])
     assert torch.allclose(reloaded(model)(IDS).logits, model.eval()(IDS).logits, atol=1e-5)
 
 
-def test_a_resumed_adapter_is_not_started_again(tiny_model):
-    first = lora(start="pissa")
-    model = begun(first, tiny_model)
-    again = lora(start="pissa")
-    again.load_state_dict(first.state_dict())
-    moved(model)
+def test_a_restored_adapter_is_not_initialized_again(tiny_model):
+    first = create_lora(start="pissa")
+    model = start_first_stage(first, tiny_model)
+    restored = create_lora(start="pissa")
+    restored.load_state_dict(first.state_dict())
+    perturb(model)
     before = {name: weight.clone() for name, weight in model.named_parameters()}
-    again.on_stage_start(Stage("two", ()), model, {})
+    restored.on_stage_start(Stage("two", ()), model, {}, seed=0)
     assert all(torch.equal(weight, before[name]) for name, weight in model.named_parameters())
 
 
 @pytest.mark.parametrize(
     ("options", "what"),
     [
-        ({"dora": True, "start": "pissa"}, r"lora\.start: 'pissa' takes a part out of the weight"),
-        ({"start": "corda"}, r"lora\.source: 'corda' keeps what some rows need"),
+        ({"dora": True, "start": "pissa"}, r"lora\.start: 'pissa' removes a part of the weight"),
+        ({"start": "corda"}, r"lora\.source: 'corda' preserves the outputs"),
     ],
 )
-def test_options_that_do_not_go_together_are_refused(options, what):
+def test_contradicting_options_are_rejected(options, what):
     with pytest.raises(HarnessError, match=what):
-        lora(**options).check_compatible({})
+        create_lora(**options).check_compatible({})
 
 
 @pytest.mark.parametrize("other", ["orthogonal_lora", "osf", "oft"])
-def test_two_adapters_are_refused_before_anything_is_loaded(other):
-    with pytest.raises(HarnessError, match=f"'lora' and '{other}' each put an adapter"):
-        lora().check_compatible({other: lora()})
-    lora().check_compatible({"lora": lora(), "kl": lora()})
+def test_two_adapters_are_rejected_before_anything_is_loaded(other):
+    with pytest.raises(HarnessError, match=f"'lora' and '{other}' each add an adapter"):
+        create_lora().check_compatible({other: create_lora()})
+    create_lora().check_compatible({"lora": create_lora(), "kl": create_lora()})
 
 
-def test_a_rank_that_a_weight_does_not_have_is_an_error(tiny_model):
-    with pytest.raises(HarnessError, match=r"lora\.rank: rank 20 is more than .*k_proj of 16 x 32 has"):
-        begun(lora(start="pissa", rank=20), tiny_model)
+def test_a_rank_above_that_of_a_weight_is_an_error(tiny_model):
+    with pytest.raises(HarnessError, match=r"lora\.rank: rank 20 is higher than that of .*k_proj, 16 x 32"):
+        start_first_stage(create_lora(start="pissa", rank=20), tiny_model)
 
 
 def test_corda_without_rows_is_an_error(tiny_model):
     with pytest.raises(HarnessError, match=r"lora\.source: 'general' has no row"):
-        begun(lora(start="corda", source="general"), tiny_model)
+        start_first_stage(create_lora(start="corda", source="general"), tiny_model)

@@ -1,4 +1,4 @@
-"""What adapters start from: against their closed forms and against peft's own initialisations."""
+"""Initializations of adapters: against closed forms and against those of peft."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ torch.set_num_threads(1)
 SHAPES = [(9, 6), (6, 9), (7, 7)]
 
 
-class Net(nn.Module):
+class LinearModel(nn.Module):
     def __init__(self, shape):
         super().__init__()
         self.up = nn.Linear(shape[1], shape[0], bias=False)
@@ -26,42 +26,42 @@ class Net(nn.Module):
 
 
 @pytest.fixture(params=SHAPES, ids=str)
-def net(request):
+def linear_model(request):
     torch.manual_seed(3)
-    return Net(request.param)
+    return LinearModel(request.param)
 
 
-def of_peft(net, kind, rank, alpha, **options):
-    """s B A of peft's initialisation, which is what it takes out of the weight."""
+def peft_initial_change(linear_model, kind, rank, alpha, **options):
+    """Return s B A of peft's initialization, the part that it subtracts from the weight."""
     config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=["up"], init_lora_weights=kind, **options)
-    layer = get_peft_model(net, config).base_model.model.up
+    layer = get_peft_model(linear_model, config).base_model.model.up
     return layer.get_delta_weight("default")
 
 
 @pytest.mark.parametrize("kind", ["pissa", "olora"])
-def test_the_part_of_the_weight_is_that_of_peft(kind, net):
-    weight, s = net.up.weight.detach().clone(), 1.5
+def test_initial_change_equals_that_of_peft(kind, linear_model):
+    weight, s = linear_model.up.weight.detach().clone(), 1.5
     a, b = lora_init.pissa_factors(weight, 4, s) if kind == "pissa" else lora_init.olora_factors(weight, 4)
     assert a.shape == (4, weight.shape[1])
     assert b.shape == (weight.shape[0], 4)
-    assert torch.allclose(s * b @ a, of_peft(net, kind, 4, 6), atol=1e-5)
+    assert torch.allclose(s * b @ a, peft_initial_change(linear_model, kind, 4, 6), atol=1e-5)
 
 
-def test_the_principal_part_is_the_best_approximation_of_its_rank(net):
-    weight = net.up.weight.detach()
+def test_pissa_is_the_best_approximation_of_its_rank(linear_model):
+    weight = linear_model.up.weight.detach()
     a, b = lora_init.pissa_factors(weight, 3, 2.0)
     error = torch.linalg.matrix_norm(weight - 2.0 * b @ a)
     assert torch.allclose(error**2, torch.linalg.svdvals(weight)[3:].square().sum(), rtol=1e-4)
     assert torch.allclose(a.norm(), b.norm(), rtol=1e-5)
 
 
-def test_the_orthonormal_start_has_orthonormal_columns(net):
-    _, b = lora_init.olora_factors(net.up.weight, 4)
+def test_olora_has_orthonormal_columns(linear_model):
+    _, b = lora_init.olora_factors(linear_model.up.weight, 4)
     assert torch.allclose(b.T @ b, torch.eye(4), atol=1e-5)
 
 
-def test_the_least_used_part_is_that_of_peft_with_the_same_covariance(net):
-    weight, s = net.up.weight.detach().clone(), 0.5
+def test_corda_equals_that_of_peft_with_the_same_covariance(linear_model):
+    weight, s = linear_model.up.weight.detach().clone(), 0.5
     torch.manual_seed(0)
     inputs = torch.rand(40, weight.shape[1]) + 0.2
     inputs[0, 0] = 1.5  # peft divides by the largest
@@ -69,12 +69,12 @@ def test_the_least_used_part_is_that_of_peft_with_the_same_covariance(net):
     a, b = lora_init.corda_factors(weight, inputs.T @ inputs, 2, s)
     config = CordaConfig(corda_method="kpm")
     lora = LoraConfig(r=2, lora_alpha=1, target_modules=["up"], init_lora_weights="corda", corda_config=config)
-    preprocess_corda(net, lora, run_model=lambda: net(inputs[None]))
-    layer = get_peft_model(net, lora).base_model.model.up
+    preprocess_corda(linear_model, lora, run_model=lambda: linear_model(inputs[None]))
+    layer = get_peft_model(linear_model, lora).base_model.model.up
     assert torch.allclose(s * b @ a, layer.get_delta_weight("default"), atol=2e-4)
 
 
-def test_inputs_in_a_subspace_keep_their_outputs_without_the_least_used_part():
+def test_corda_preserves_the_outputs_of_inputs_in_a_subspace():
     torch.manual_seed(0)
     weight, basis = torch.randn(8, 8), torch.linalg.qr(torch.randn(8, 8))[0]
     inputs = torch.randn(100, 5) @ basis[:5]
@@ -83,7 +83,7 @@ def test_inputs_in_a_subspace_keep_their_outputs_without_the_least_used_part():
     assert float(kept.abs().max()) < 0.05 * float(free.abs().max())
 
 
-def test_the_scale_of_the_covariance_does_not_matter():
+def test_corda_does_not_depend_on_the_scale_of_the_covariance():
     torch.manual_seed(0)
     weight, inputs = torch.randn(6, 5), torch.randn(50, 5)
     one = lora_init.corda_factors(weight, inputs.T @ inputs, 2, 1.0)
@@ -92,28 +92,28 @@ def test_the_scale_of_the_covariance_does_not_matter():
     assert torch.allclose(one[0].norm(dim=1), two[0].norm(dim=1), rtol=1e-4)
 
 
-def test_covariances_are_of_real_tokens_alone_and_shared_inputs_share_them(tiny_model, make_rows):
+def test_covariances_exclude_padding_and_equal_inputs_share_one(tiny_model, make_rows):
     rows = make_rows(11)
     layers = {name: part for name, part in tiny_model.named_modules() if isinstance(part, nn.Linear)}
     layers.pop("lm_head")
-    found = lora_init.input_covariances(tiny_model, layers, rows)
+    covariances = lora_init.input_covariances(tiny_model, layers, rows)
     name = "model.layers.1.mlp.down_proj"
-    seen = []
-    handle = layers[name].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0][0]))
+    layer_inputs = []
+    handle = layers[name].register_forward_pre_hook(lambda module, inputs: layer_inputs.append(inputs[0][0]))
     with torch.no_grad():
         for row in rows:
             tiny_model.eval()(torch.tensor([row.input_ids]))
     handle.remove()
-    x = torch.cat(seen)
+    x = torch.cat(layer_inputs)
     assert len(x) == sum(len(row.input_ids) for row in rows)
-    assert torch.allclose(found[name], x.T @ x / len(x), rtol=1e-4, atol=1e-7)
-    assert found["model.layers.0.self_attn.q_proj"] is found["model.layers.0.self_attn.v_proj"]
-    assert found["model.layers.0.self_attn.q_proj"] is not found["model.layers.0.mlp.up_proj"]
-    assert found["model.layers.0.self_attn.q_proj"] is not found["model.layers.1.self_attn.q_proj"]
-    assert set(found) == set(layers)
+    assert torch.allclose(covariances[name], x.T @ x / len(x), rtol=1e-4, atol=1e-7)
+    assert covariances["model.layers.0.self_attn.q_proj"] is covariances["model.layers.0.self_attn.v_proj"]
+    assert covariances["model.layers.0.self_attn.q_proj"] is not covariances["model.layers.0.mlp.up_proj"]
+    assert covariances["model.layers.0.self_attn.q_proj"] is not covariances["model.layers.1.self_attn.q_proj"]
+    assert set(covariances) == set(layers)
 
 
-def test_measuring_leaves_no_hook_and_no_mode_behind(tiny_model, make_rows):
+def test_measuring_covariances_removes_hooks_and_restores_the_mode(tiny_model, make_rows):
     layers = {"q": tiny_model.model.layers[0].self_attn.q_proj}
     tiny_model.train()
     before = copy.copy(layers["q"]._forward_pre_hooks)

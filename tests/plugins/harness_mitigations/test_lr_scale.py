@@ -1,4 +1,4 @@
-"""A lower learning rate as a mitigation: it changes the plan and nothing else."""
+"""A lower learning rate as a mitigation: it changes the plan only."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from harness.spec import plan, schema, spec
 from harness.types import Stage, StageSource
 
 
-def test_every_stages_own_learning_rate_is_scaled():
+def test_learning_rate_of_every_stage_is_scaled():
     parts = (StageSource("a", "domain"),)
     stages = (Stage("one", parts, {"learning_rate": 2e-5, "epochs": 1}), Stage("two", parts, {"learning_rate": 1e-3}))
     scaled = LrScale(0.1).transform_stages(stages)
@@ -22,7 +22,7 @@ def test_every_stages_own_learning_rate_is_scaled():
     assert stages[0].train["learning_rate"] == 2e-5
 
 
-def test_a_plan_of_a_spec_trains_at_the_scaled_rate(tmp_path):
+def test_plan_of_a_spec_has_the_scaled_learning_rate(tmp_path):
     row = {"instruction": "a", "output": "b"}
     (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
     document = {

@@ -1,4 +1,4 @@
-"""Mixing states the share of general conversations in every stage, and changes nothing else."""
+"""Mixing sets the share of general conversations in every stage."""
 
 from __future__ import annotations
 
@@ -15,102 +15,106 @@ TWO = Stage("two", (StageSource("desk", "domain"), StageSource("chat", "general"
 DOMAIN = Stage("domain", (StageSource("desk", "domain"),))
 
 
-def mixing(share=0.1, unit="rows", source=None, weights=None, temperature=None, upsample=False, resample=False):
+def create_mixing(share=0.1, unit="rows", source=None, weights=None, temperature=None, upsample=False, resample=False):
     return Mixing(share, unit, source, weights, temperature, upsample, resample)
 
 
-def test_the_general_part_gets_the_share_and_the_unit():
-    mixed = add_general_share(STAGE, 0.1, "tokens")
+def test_general_sources_get_the_share_and_the_unit():
+    mixed = add_general_share(STAGE, Share((), 0.1, "tokens"))
     assert mixed.sources == STAGE.sources
     assert mixed.shares == (Share(("chat",), 0.1, "tokens"),)
 
 
-def test_a_share_of_nothing_is_a_share_and_means_no_general_row():
-    mixed = add_general_share(STAGE, 0.0)
+def test_a_share_of_zero_is_valid():
+    mixed = add_general_share(STAGE, Share((), 0.0))
     assert mixed.shares == (Share(("chat",), 0.0),)
     assert list(shares.validate_shares(mixed)) == []
 
 
-def test_name_and_settings_of_the_stage_stay():
-    mixed = add_general_share(STAGE, 0.1, "rows")
+def test_name_and_settings_of_the_stage_do_not_change():
+    mixed = add_general_share(STAGE, Share((), 0.1, "rows"))
     assert (mixed.name, mixed.train) == (STAGE.name, STAGE.train)
 
 
 @given(st.integers(1, 6), st.floats(0.001, 0.999), st.sampled_from(["rows", "tokens", "loss_tokens"]))
-def test_several_general_parts_have_the_share_together(number, share, unit):
+def test_several_general_sources_have_the_share_together(number, share, unit):
     general = tuple(StageSource(f"chat-{index}", "general") for index in range(number))
-    mixed = add_general_share(Stage("mixed", (StageSource("desk", "domain"), *general)), share, unit)
+    stage = Stage("mixed", (StageSource("desk", "domain"), *general))
+    mixed = add_general_share(stage, Share((), share, unit))
     assert mixed.shares == (Share(tuple(part.source for part in general), share, unit),)
     assert list(shares.validate_shares(mixed)) == []
 
 
-def test_shares_that_another_mitigation_gave_stay_and_compose():
+def test_shares_of_other_mitigations_are_kept():
     parts = (StageSource("desk", "domain"), StageSource("old", "replay", 50), StageSource("chat", "general"))
-    kept = Share(("old",), 0.2, "rows")
-    mixed = add_general_share(Stage("second", parts, {}, (kept,)), 0.1)
+    replay_share = Share(("old",), 0.2, "rows")
+    mixed = add_general_share(Stage("second", parts, {}, (replay_share,)), Share((), 0.1))
     assert mixed.sources == parts
-    assert mixed.shares == (kept, Share(("chat",), 0.1))
+    assert mixed.shares == (replay_share, Share(("chat",), 0.1))
     assert list(shares.validate_shares(mixed)) == []
 
 
-def test_all_that_can_be_asked_of_a_share_is_handed_on():
-    (mixed,) = mixing(weights={"web": 1, "chat": 3}, upsample=True, resample=True).transform_stages((TWO,))
+def test_all_options_of_a_share_are_passed_on():
+    (mixed,) = create_mixing(weights={"web": 1, "chat": 3}, upsample=True, resample=True).transform_stages((TWO,))
     assert mixed.shares == (Share(("chat", "web"), 0.1, "rows", (3, 1), None, True, True),)
-    (mixed,) = mixing(temperature=2.0).transform_stages((TWO,))
+    (mixed,) = create_mixing(temperature=2.0).transform_stages((TWO,))
     assert mixed.shares == (Share(("chat", "web"), 0.1, "rows", None, 2.0),)
 
 
 @pytest.mark.parametrize("source", ["chat", ["chat", "web"]])
-def test_a_stage_without_general_parts_gets_the_sources_named(source):
+def test_a_stage_without_general_sources_gets_those_of_the_option(source):
     named = [source] if isinstance(source, str) else source
-    (mixed,) = mixing(0.2, "loss_tokens", source).transform_stages((DOMAIN,))
+    (mixed,) = create_mixing(0.2, "loss_tokens", source).transform_stages((DOMAIN,))
     assert mixed.sources == (StageSource("desk", "domain"), *(StageSource(name, "general") for name in named))
     assert mixed.shares == (Share(tuple(named), 0.2),)
 
 
-def test_a_stage_with_general_parts_of_its_own_does_not_get_the_source_named():
-    assert [part.source for part in add_general_share(STAGE, 0.2, "rows", ["other"]).sources] == ["desk", "chat"]
+def test_a_stage_with_general_sources_does_not_get_those_of_the_option():
+    assert [part.source for part in add_general_share(STAGE, Share(("other",), 0.2, "rows")).sources] == [
+        "desk",
+        "chat",
+    ]
 
 
-def test_a_stage_without_general_parts_and_no_source_named_is_refused():
-    with pytest.raises(HarnessError) as caught:
-        add_general_share(DOMAIN, 0.1, "rows")
-    assert str(caught.value) == (
+def test_a_stage_without_any_general_source_is_rejected():
+    with pytest.raises(HarnessError) as error_info:
+        add_general_share(DOMAIN, Share((), 0.1, "rows"))
+    assert str(error_info.value) == (
         "mitigations.mixing: the stage 'domain' has no general source; "
         "name one in mitigations.mixing.source, or use the mode 'mixed'"
     )
 
 
-@pytest.mark.parametrize("sources", [[], ["other"]])
-def test_a_stage_of_general_conversations_alone_is_refused(sources):
-    with pytest.raises(HarnessError, match="nothing to mix them into; leave mixing out"):
-        add_general_share(Stage("general", (StageSource("chat", "general"),)), 0.1, "rows", sources)
+@pytest.mark.parametrize("sources", [(), ("other",)])
+def test_a_stage_with_general_sources_only_is_rejected(sources):
+    with pytest.raises(HarnessError, match="nothing to mix them into; remove mixing"):
+        add_general_share(Stage("general", (StageSource("chat", "general"),)), Share(sources, 0.1, "rows"))
 
 
-def test_every_stage_is_mixed_with_the_weights_of_its_own_sources():
-    stages = mixing(weights={"chat": 1.0, "web": 2.0}).transform_stages((STAGE, TWO))
+def test_every_stage_uses_the_weights_of_its_own_sources():
+    stages = create_mixing(weights={"chat": 1.0, "web": 2.0}).transform_stages((STAGE, TWO))
     assert [stage.name for stage in stages] == ["mixed", "two"]
     assert [stage.shares[0].weights for stage in stages] == [(1.0,), (1.0, 2.0)]
 
 
-def test_a_general_source_without_a_weight_is_refused():
+def test_a_general_source_without_a_weight_is_rejected():
     with pytest.raises(
         HarnessError, match=r"mitigations\.mixing\.weights: the stage 'two' mixes in 'web', which has no"
     ):
-        mixing(weights={"chat": 1.0}).transform_stages((TWO,))
+        create_mixing(weights={"chat": 1.0}).transform_stages((TWO,))
 
 
-def test_a_weight_of_what_is_never_mixed_in_is_refused():
+def test_a_weight_of_an_unused_source_is_rejected():
     with pytest.raises(
-        HarnessError, match="'desk' has a weight, and no stage mixes it in; the general sources are: chat"
+        HarnessError, match="'desk' has a weight, but no stage mixes it in; the general sources are: chat"
     ):
-        mixing(weights={"chat": 1.0, "desk": 2.0}).transform_stages((STAGE,))
+        create_mixing(weights={"chat": 1.0, "desk": 2.0}).transform_stages((STAGE,))
 
 
-def test_weights_and_temperature_exclude_each_other():
-    with pytest.raises(HarnessError, match="split by weights and by temperature; give one of the two"):
-        mixing(weights={"chat": 1.0}, temperature=2.0)
+def test_weights_with_temperature_are_rejected():
+    with pytest.raises(HarnessError, match="both weights and temperature split the share; remove one of the two"):
+        create_mixing(weights={"chat": 1.0}, temperature=2.0)
 
 
-def test_mixing_applies_after_every_mitigation_of_the_usual_order():
+def test_mixing_applies_after_mitigations_of_default_priority():
     assert Mixing.priority > 0

@@ -1,5 +1,4 @@
-"""Two processes that share a stage come to what one does: loss, pulls by two couplings, KL where one of them has no row
-of it, and a resumed stage."""
+"""Two processes give the result of one: loss, penalties, KL with rows in one process only, and a resumed stage."""
 
 from __future__ import annotations
 
@@ -16,41 +15,52 @@ PROGRAM = Path(__file__).with_name("stage_of_processes.py")
 
 
 def run(folder, processes, batch_size):
-    """Starts the program once a process and reads what they came to."""
+    """Start the program in each process and return its results."""
     folder.mkdir()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    shared = {"WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"}
-    started = []
+    common_environment = {
+        "WORLD_SIZE": processes,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+        "ACCELERATE_USE_CPU": "true",
+    }
+    processes_started = []
     for rank in range(processes):
-        own = shared | {"RANK": rank, "LOCAL_RANK": rank if processes > 1 else -1, "OMP_NUM_THREADS": 1}
-        environment = os.environ | {name: str(value) for name, value in own.items()}
+        rank_environment = common_environment | {
+            "RANK": rank,
+            "LOCAL_RANK": rank if processes > 1 else -1,
+            "OMP_NUM_THREADS": 1,
+        }
+        environment = os.environ | {name: str(value) for name, value in rank_environment.items()}
         arguments = [sys.executable, str(PROGRAM), str(folder), str(batch_size)]
-        started.append(subprocess.Popen(arguments, env=environment, stderr=subprocess.PIPE, text=True))
+        processes_started.append(subprocess.Popen(arguments, env=environment, stderr=subprocess.PIPE, text=True))
     try:
-        ends = [process.communicate(timeout=120) for process in started]
-    finally:  # one that waits for another for ever
-        for process in started:
+        outputs = [process.communicate(timeout=120) for process in processes_started]
+    finally:  # a process may wait for another one forever
+        for process in processes_started:
             process.kill()
-    assert [process.returncode for process in started] == [0] * processes, "\n".join(error for _, error in ends)
+    assert [process.returncode for process in processes_started] == [0] * processes, "\n".join(
+        error for _, error in outputs
+    )
     return torch.load(folder / "result.pt", weights_only=True)
 
 
 PENALTIES = {"loss": ("ewc", "l2sp"), "proximal": ("ewc", "l2sp"), "kl": ("general", "task")}
 
 
-def test_two_processes_come_to_what_one_does(tmp_path):
+def test_two_processes_give_the_result_of_one(tmp_path):
     ones, twos = run(tmp_path / "one", 1, 4), run(tmp_path / "two", 2, 2)
     assert set(ones) == set(PENALTIES)
     for kind, one in ones.items():
         two, penalties = twos[kind], [f"penalty/{name}" for name in PENALTIES[kind]]
         assert len(one["log"]) == len(two["log"]) == 4
-        for its, others in zip(one["log"], two["log"], strict=True):
+        for entry, other_entry in zip(one["log"], two["log"], strict=True):
             for key in ("loss", "grad_norm", "learning_rate", *penalties):
-                assert others[key] == pytest.approx(its[key], rel=1e-3, abs=1e-6), (kind, key)
+                assert other_entry[key] == pytest.approx(entry[key], rel=1e-3, abs=1e-6), (kind, key)
         assert all(one["log"][-1][penalty] > 0 for penalty in penalties)
         for name, weight in one["weights"].items():
             assert torch.allclose(two["weights"][name], weight, atol=1e-5), (kind, name)
-        for found in (one, two):
-            assert all(torch.equal(found["resumed"][name], weight) for name, weight in found["weights"].items())
+        for result in (one, two):
+            assert all(torch.equal(result["resumed"][name], weight) for name, weight in result["weights"].items())

@@ -1,4 +1,4 @@
-"""All mitigations that make sense together train two stages, on both engines, and what does not is refused."""
+"""All compatible mitigations train two stages together, on both engines; incompatible ones are rejected."""
 
 from __future__ import annotations
 
@@ -27,71 +27,79 @@ OPTIONS = {
     "wise_ft": {"alphas": [0.0, 1.0]},
     "freeze": {"layers": 1},
 }
-REFUSED = {
+REJECTED = {
     None: set(),
     "lora": {"freeze"},
     "orthogonal_lora": {"freeze"},
     "osf": {"freeze", "wise_ft"},
     "oft": {"freeze", "wise_ft"},
 }
-"""Adapter -> what makes no sense beside it, of the mitigations that say so."""
+"""Adapter -> the mitigations that reject it."""
 
 
-def everything(adapter):
-    """Every mitigation but the other adapters, with its defaults and the options above."""
-    made = {}
+def create_all(adapter):
+    """Create every mitigation but the other adapters, with its defaults and the options above."""
+    mitigations = {}
     for name, component in REGISTRY.components["mitigations"].items():
         if name not in ADAPTERS or name == adapter:
             defaults = {key: option.get("default") for key, option in component.options.items()}
-            made[name] = REGISTRY.create("mitigations", name, defaults | OPTIONS.get(name, {}))
-    return made
+            mitigations[name] = REGISTRY.create("mitigations", name, defaults | OPTIONS.get(name, {}))
+    return mitigations
 
 
-def compatible(adapter):
-    """Those that refuse none of the others, and by name why the others do."""
-    made, refused = everything(adapter), {}
-    for name, mitigation in made.items():
+def create_compatible(adapter):
+    """Return the mitigations that reject none of the others, and the errors of the others by name."""
+    mitigations, rejected = create_all(adapter), {}
+    for name, mitigation in mitigations.items():
         try:
-            mitigation.check_compatible({other: one for other, one in made.items() if other != name})
+            mitigation.check_compatible({other: one for other, one in mitigations.items() if other != name})
         except HarnessError as error:
-            refused[name] = error
-    return {name: mitigation for name, mitigation in made.items() if name not in refused}, refused
+            rejected[name] = error
+    return {name: mitigation for name, mitigation in mitigations.items() if name not in rejected}, rejected
 
 
-@pytest.mark.parametrize("adapter", REFUSED)
-def test_just_what_makes_no_sense_is_refused(adapter):
-    _, refused = compatible(adapter)
-    assert set(refused) >= REFUSED[adapter]
-    assert all(error.where.startswith(f"mitigations.{name}") and error.hint for name, error in refused.items())
-    assert set(refused).isdisjoint({*ADAPTERS, "kl", "token_masking", "replay", "mixing", "ema"})
+@pytest.mark.parametrize("adapter", REJECTED)
+def test_only_incompatible_mitigations_are_rejected(adapter):
+    _, rejected = create_compatible(adapter)
+    assert set(rejected) >= REJECTED[adapter]
+    assert all(error.where.startswith(f"mitigations.{name}") and error.hint for name, error in rejected.items())
+    assert set(rejected).isdisjoint({*ADAPTERS, "kl", "token_masking", "replay", "mixing", "ema"})
 
 
 @pytest.mark.parametrize("engine", ["transformers", "trl"])
-@pytest.mark.parametrize("adapter", REFUSED)
-def test_all_mitigations_together_train_two_stages(adapter, engine, run_stages, make_rows, tiny_model, reloaded):
+@pytest.mark.parametrize("adapter", REJECTED)
+def test_all_compatible_mitigations_train_two_stages_together(
+    adapter, engine, run_stages, make_rows, tiny_model, reloaded
+):
     base = copy.deepcopy(tiny_model).eval()(IDS).logits
-    together, _ = compatible(adapter)
+    mitigations_by_name, _ = create_compatible(adapter)
     stages = (
         Stage("one", (StageSource("a", "domain"), StageSource("g", "general"))),
         Stage("two", (StageSource("b", "domain"), StageSource("g", "general"))),
     )
-    for mitigation in sorted(together.values(), key=lambda one: one.priority):
+    for mitigation in sorted(mitigations_by_name.values(), key=lambda one: one.priority):
         stages = mitigation.transform_stages(stages)
     assert {part.source for part in stages[1].sources} == {"b", "a", "g"}
     sweeps = []
 
     def watch(number, model):
         if number < 0:
-            sweeps.append([name for one in together.values() for name in one.variants(model)])
+            sweeps.append([name for one in mitigations_by_name.values() for name in one.variants(model)])
 
     sources = {"general": make_rows(6, 5)}
     model, logs = run_stages(
-        tiny_model, together, [make_rows(8), make_rows(8, 1)], sources, watch=watch, engine=engine, accumulation=2
+        tiny_model,
+        mitigations_by_name,
+        [make_rows(8), make_rows(8, 1)],
+        sources,
+        watch=watch,
+        engine=engine,
+        accumulation=2,
     )
     for log in logs:
         assert all(torch.isfinite(torch.tensor(list(entry.values()))).all() for entry in log)
         assert "penalty/kl" in log[-1]
-    assert sweeps == ([["alpha=0", "alpha=1"]] * 2 if "wise_ft" in together else [[], []])
+    assert sweeps == ([["alpha=0", "alpha=1"]] * 2 if "wise_ft" in mitigations_by_name else [[], []])
     after = model.eval()(IDS).logits
     assert float((after - base).detach().abs().max()) > 1e-3
     if adapter:
@@ -100,13 +108,13 @@ def test_all_mitigations_together_train_two_stages(adapter, engine, run_stages, 
     assert torch.allclose(reloaded(model)(IDS).logits, after, atol=1e-4)
 
 
-def test_the_same_seed_gives_the_same_weights_bit_for_bit(run_stages, make_rows, tiny_model):
+def test_same_seed_gives_the_same_weights_bit_for_bit(run_stages, make_rows, tiny_model):
     ends = []
     for seed in (1, 1, 2):
-        torch.rand(seed)  # what came before does not matter
-        together, _ = compatible("lora")
+        torch.rand(seed)  # global random state does not matter
+        mitigations_by_name, _ = create_compatible("lora")
         sources = {"general": make_rows(6, 5)}
-        model, _ = run_stages(copy.deepcopy(tiny_model), together, [make_rows(8)] * 2, sources, seed=seed)
+        model, _ = run_stages(copy.deepcopy(tiny_model), mitigations_by_name, [make_rows(8)] * 2, sources, seed=seed)
         ends.append(model.eval()(IDS).logits)
     assert torch.equal(ends[0], ends[1])
     assert not torch.equal(ends[0], ends[2])

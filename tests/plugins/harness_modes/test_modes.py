@@ -1,34 +1,37 @@
-"""Each mode lays its sources out as the stages that its name says."""
+"""Modes return the stages that they describe."""
 
 from __future__ import annotations
 
 import pytest
 from harness_modes import harness_modes
-from harness_modes.modes import ContinualMode, DomainMode, GeneralMode, MixedMode
+from harness_modes.continual import ContinualMode
+from harness_modes.domain import DomainMode
+from harness_modes.general import GeneralMode
+from harness_modes.mixed import MixedMode
 
 from harness import Stage, StageSource
 
 
-def test_general_is_one_stage_on_general_sources_whole():
+def test_general_is_one_stage_on_all_general_sources():
     assert GeneralMode(["a", "b"]).stages() == (
         Stage("general", (StageSource("a", "general"), StageSource("b", "general"))),
     )
 
 
-def test_domain_is_one_stage_on_domain_sources_whole():
+def test_domain_is_one_stage_on_all_domain_sources():
     assert DomainMode(["a", "b"]).stages() == (
         Stage("domain", (StageSource("a", "domain"), StageSource("b", "domain"))),
     )
 
 
-def test_mixed_is_one_stage_on_both_sides_whole():
+def test_mixed_is_one_stage_on_all_sources_without_shares():
     (stage,) = MixedMode(domain=["a", "b"], general=["c"]).stages()
     assert stage.name == "mixed"
     assert stage.sources == (StageSource("a", "domain"), StageSource("b", "domain"), StageSource("c", "general"))
     assert stage.shares == ()
 
 
-def test_continual_keeps_the_order_of_its_stages_and_their_own_settings():
+def test_continual_keeps_the_order_and_settings_of_its_stages():
     stages = ContinualMode(
         [
             {"name": "second-language", "general": ["c"], "domain": ["a"], "train": {"epochs": 2}},
@@ -45,11 +48,11 @@ def test_continual_keeps_the_order_of_its_stages_and_their_own_settings():
     "mode",
     [GeneralMode(["a"]), DomainMode(["a"]), MixedMode(["a"], ["b"]), ContinualMode([{"name": "one", "domain": ["a"]}])],
 )
-def test_a_mode_gives_the_same_stages_each_time(mode):
+def test_stages_are_the_same_at_each_call(mode):
     assert mode.stages() == mode.stages()
 
 
-def test_a_mode_does_not_change_with_the_list_that_it_was_given():
+def test_a_mode_copies_its_list_of_sources():
     sources = ["a"]
     modes = [GeneralMode(sources), DomainMode(sources), MixedMode(sources, sources)]
     before = [mode.stages() for mode in modes]
