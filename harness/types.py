@@ -298,7 +298,7 @@ class StageDataset:
 
     def count_steps(self, processes: int = 1) -> int:
         """Return the number of optimizer steps for the whole order."""
-        rows = self.stage.train["batch_size"] * self.stage.train["accumulation"] * processes
+        rows: int = self.stage.train["batch_size"] * self.stage.train["accumulation"] * processes
         return -(-len(self.order) // rows)
 
 

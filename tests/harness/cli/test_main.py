@@ -189,7 +189,8 @@ BAD = {
     "wrong type": (
         change(seed="zero"),
         [],
-        ':{row}:3 seed: "zero" is not an integer; write an integer: the one seed that every random choice of the run is '
+        ':{row}:3 seed: "zero" is not an integer; write an integer: '
+        "the one seed that every random choice of the run is "
         "derived from",
     ),
     "missing source": (

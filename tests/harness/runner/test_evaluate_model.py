@@ -109,7 +109,7 @@ def test_kept_answers_are_scored_with_other_metrics(desk, runs, capsys):
     assert {one["metric"] for one in other} == {"bleu", "exact_match"}
     assert {(one["suite"], one["stage"]) for one in other} == {("domain", 0), ("domain", 1)}
     assert desk.command("score", place, "--metric", "bleu={") == 2
-    assert "no JSON" in capsys.readouterr().err
+    assert "not JSON" in capsys.readouterr().err
 
 
 def test_the_page_is_made_again(desk, runs, tmp_path, capsys):

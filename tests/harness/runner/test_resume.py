@@ -207,7 +207,7 @@ def test_a_run_that_is_not_there_and_a_spec_beside_resume_are_refused(desk, unbr
     assert desk.command("run", "--resume", "nowhere") == 2
     assert "there is no such run" in said(capsys)
     assert desk.command("run", "spec.json", "--resume", unbroken("lora")) == 2
-    assert "has its own spec" in said(capsys)
+    assert "uses the spec stored in its folder" in said(capsys)
 
 
 @pytest.fixture(scope="module")

@@ -315,8 +315,8 @@ def test_an_arm_that_measures_by_other_options_what_arms_are_compared_by_is_name
     named = {"naive": {}, "words": {"evaluate.desk.metrics.chrf.word_order": 2}}
     (line,) = refused("validate", arms(document, named=named))
     assert (
-        "arms.gain: the arms are compared by 'desk/chrf', but 'words' measures it with other options than 'naive'; give its "
-        "metric the same options in every arm, or name another score in arms.gain"
+        "arms.gain: the arms are compared by 'desk/chrf', but 'words' measures it with other options than 'naive'; "
+        "give its metric the same options in every arm, or name another score in arms.gain"
     ) in line
     given = arms(document, named=named, gain="chat/response_nll")
     assert main.main(["validate", str(write(given))]) == 0, "what they are not compared by may differ"
