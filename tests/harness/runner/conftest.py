@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import gc
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from support.event_recorder import EventRecorder
 
 from harness import registry
 from harness.cli.main import main
-from harness.hookspecs import hookimpl
 from harness.runner import api
 from harness.spec import schema, spec
-from harness.types import Event
 
 WORDS = ("amber", "basil", "clay", "dune", "ember", "fern", "grove", "hazel", "iris", "jade", "kelp", "lilac", "moss")
 
@@ -29,26 +27,6 @@ def quick_collection():
     gc.freeze()
     yield
     gc.unfreeze()
-
-
-class Listener:
-    """Keeps what it hears, and breaks the run off at the first event that `at` is true of."""
-
-    def __init__(self, at: Callable[[Event, Listener], bool] | None = None) -> None:
-        self.events: list[Event] = []
-        self.at = at
-
-    @hookimpl
-    def harness_on_event(self, event: Event) -> None:
-        self.events.append(event)
-        if self.at is not None and self.at(event, self):
-            raise KeyboardInterrupt
-
-    def kinds(self) -> list[str]:
-        return [one.type for one in self.events if one.type not in ("progress", "warning")]
-
-    def warnings(self) -> list[str]:
-        return [one.data["text"] for one in self.events if one.type == "warning"]
 
 
 class Desk:
@@ -94,14 +72,14 @@ class Desk:
         file.write_text(json.dumps({**document, "output": str(self.folder / f"out{self.count}")}))
         return file
 
-    def start(self, document: dict[str, Any], *listeners: Listener) -> Path:
+    def start(self, document: dict[str, Any], *listeners: EventRecorder) -> Path:
         """The folder of a run from its beginning to its end."""
         file = self.write(document)
         found = self._registry(listeners)
         api.run(spec.load_spec(file, schema.compose_schema(found)), found)
         return self.newest()
 
-    def resume(self, place: Path, *listeners: Listener) -> Any:
+    def resume(self, place: Path, *listeners: EventRecorder) -> Any:
         found = self._registry(listeners)
         return api.resume_run(spec.load_spec(place / "spec.json", schema.compose_schema(found)), found, place)
 
@@ -114,7 +92,7 @@ class Desk:
         return main([str(word) for word in words])
 
     @staticmethod
-    def _registry(listeners: tuple[Listener, ...]) -> registry.Registry:
+    def _registry(listeners: tuple[EventRecorder, ...]) -> registry.Registry:
         found = registry.discover_plugins()
         for listener in listeners:
             found.manager.register(listener)
@@ -183,8 +161,8 @@ def kept(place: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def listener():
-    """The class of listeners."""
-    return Listener
+    """The class of event recorders."""
+    return EventRecorder
 
 
 @pytest.fixture

@@ -5,28 +5,16 @@ from __future__ import annotations
 import json
 
 import pytest
+from support.event_recorder import EventRecorder
 
-from harness import registry
+from harness import events, registry
 from harness.errors import HarnessError, RunError
 from harness.hookspecs import hookimpl
 from harness.runner import api, prepare
 from harness.spec import schema, spec
 from harness.terminal import row_preview
-from harness.types import Event
 
 WORDS = ("amber", "basil", "clay", "dune", "ember", "fern", "grove", "hazel", "iris", "jade", "kelp", "lilac", "moss")
-
-
-class Listener:
-    def __init__(self):
-        self.events: list[Event] = []
-
-    @hookimpl
-    def harness_on_event(self, event):
-        self.events.append(event)
-
-    def kinds(self):
-        return [one.type for one in self.events if one.type not in ("progress", "warning")]
 
 
 def write(folder, name, rows):
@@ -70,11 +58,11 @@ def start(document, tmp_path, listener=None):
 
 
 def test_a_run_tells_what_happens_in_order_and_leaves_everything_in_its_folder(document, tmp_path):
-    listener = Listener()
+    listener = EventRecorder()
     report = start(document, tmp_path, listener)
-    assert listener.kinds() == [
-        "run_started", "data", "evaluated", "stage_started", "step", "step", "evaluated", "stage_finished",
-        "run_finished",
+    assert listener.classes() == [
+        events.RunStarted, events.DataPrepared, events.SuitesEvaluated, events.StageStarted, events.StepLogged,
+        events.StepLogged, events.SuitesEvaluated, events.StageFinished, events.RunFinished,
     ]  # fmt: skip
     (folder,) = (tmp_path / "runs").iterdir()
     steps = [json.loads(line) for line in (folder / "stages/domain/steps.jsonl").read_text().splitlines()]
@@ -101,10 +89,10 @@ def test_the_same_spec_gives_the_same_numbers_and_another_seed_does_not(document
 def test_stages_are_evaluated_one_after_the_other_and_keep_their_own_settings(document, tmp_path):
     stages = [{"name": "a", "domain": ["domain"]}, {"name": "b", "general": ["general"], "train": {"epochs": 1}}]
     document["mode"] = {"continual": {"stages": stages}}
-    listener = Listener()
+    listener = EventRecorder()
     report = start(document, tmp_path, listener)
     assert report.stages == ("base", "a", "b")
-    started = {one.data["stage"].name: one.data["steps"] for one in listener.events if one.type == "stage_started"}
+    started = {one.stage.name: one.steps for one in listener.events if isinstance(one, events.StageStarted)}
     assert started["a"] == 2
     assert started["b"] > 2, "a stage's own epochs count, not the common steps"
     assert all(len(values) == 3 for scores in report.scores_by_stage.values() for values in scores.values())
@@ -113,10 +101,10 @@ def test_stages_are_evaluated_one_after_the_other_and_keep_their_own_settings(do
 def test_what_a_run_measured_before_it_failed_stays_in_its_folder(document, tmp_path):
     document["train"] = {**document["train"], "learning_rate": 1e30, "steps": 4}
     document["mitigations"] = {}
-    listener = Listener()
+    listener = EventRecorder()
     with pytest.raises(RunError, match="learning_rate"):
         start(document, tmp_path, listener)
-    assert listener.kinds()[-1] == "run_failed"
+    assert listener.classes()[-1] is events.RunFailed
     (folder,) = (tmp_path / "runs").iterdir()
     assert (folder / "predictions/domain-stage0.jsonl").exists()
     assert len(json.loads((folder / "scores.json").read_text())["stages"]) == 1
@@ -129,20 +117,20 @@ def test_a_listener_that_fails_is_named_once_and_the_run_goes_on(document, tmp_p
             raise ValueError("no")
 
     found = registry.discover_plugins()
-    listener = Listener()
+    listener = EventRecorder()
     found.manager.register(Broken())
     found.manager.register(listener)
     (tmp_path / "spec.json").write_text(json.dumps(document))
     api.run(spec.load_spec(tmp_path / "spec.json", schema.compose_schema(found)), found)
-    told = [one.data["text"] for one in listener.events if one.type == "warning"]
+    told = [one.text for one in listener.events if isinstance(one, events.WarningRaised)]
     assert len([text for text in told if "failed and is left out" in text]) == 1
-    assert listener.kinds()[-1] == "run_finished"
+    assert listener.classes()[-1] is events.RunFinished
 
 
 def test_rows_that_truncation_touches_are_told_by_count_and_place(document, tmp_path):
     document["train"]["max_length"] = 48
     document["checks"] = {"untrained": 0.1}
-    listener = Listener()
+    listener = EventRecorder()
     answer = "long " * 20
     write(
         tmp_path, "domain.jsonl", [(f"Where is {word}?", word) for word in WORDS] + [("x" * 60, "gone"), ("y", answer)]
@@ -152,8 +140,8 @@ def test_rows_that_truncation_touches_are_told_by_count_and_place(document, tmp_
     document["sources"]["held"] = {"jsonl": {"path": "held.jsonl"}}
     document["evaluate"]["domain"]["source"] = "held"
     start(document, tmp_path, listener)
-    warnings = [one.data for one in listener.events if one.type == "warning"]
-    told = " ".join(part for one in warnings for part in (one["text"], *one.get("rows", ())))
+    warnings = listener.of(events.WarningRaised)
+    told = " ".join(part for warning in warnings for part in (warning.text, *warning.rows))
     assert "sources.domain: 1 of its 15 training rows have no trained token within 48 tokens and are left out" in told
     assert "domain.jsonl:14" in told
     assert "the suite 'domain' has 1 row(s) longer than max_length" in told

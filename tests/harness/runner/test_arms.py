@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
-from functools import partial
-from types import SimpleNamespace
 
 import pytest
 
 from harness import registry
 from harness.distributed.processes import Processes
 from harness.errors import HarnessError, RunError
-from harness.runner import api
+from harness.runner import api, resume
+from harness.runner import arms as arms_runner
 from harness.runner.folder import RunFolder
-from harness.runner.main_process import MainProcess
 from harness.spec import arms as arms_of
 from harness.spec import schema
 from harness.spec import spec as spec_module
@@ -102,28 +100,26 @@ def test_a_matrix_multiplies_and_one_arm_can_be_run_alone(desk, arms, capsys):
 def test_an_experiment_goes_on_with_the_arms_that_have_no_result(desk, arms, finished, tmp_path, monkeypatch, listener):
     """One arm fails in the middle, one was never begun; both run when the experiment is gone on with."""
     document = arms(named={"naive": {}, "lora": {"mitigations.lora": {"rank": 2}}, "l2sp": {"mitigations.l2sp": {}}})
-    real = api.run_stages
+    real = arms_runner.run_stages
 
-    def failing(spec, *rest, **more):
-        if "lora" in spec.document["mitigations"]:
+    def failing(context):
+        if "lora" in context.spec.document["mitigations"]:
             raise RunError("stage 'domain'", "memory ran out", "buy some")
-        if "l2sp" in spec.document["mitigations"]:
+        if "l2sp" in context.spec.document["mitigations"]:
             raise KeyboardInterrupt
-        return real(spec, *rest, **more)
+        return real(context)
 
     with monkeypatch.context() as patched:
-        patched.setattr(api, "run_stages", failing)
+        patched.setattr(arms_runner, "run_stages", failing)
         assert desk.command("run", "--quiet", desk.write(document)) == 130
     place = desk.newest()
     assert not (place / "arms.json").exists()
 
     with monkeypatch.context() as patched:
         patched.setattr(
-            api,
+            arms_runner,
             "run_stages",
-            lambda spec, *a, **k: (
-                failing(spec, *a, **k) if "lora" in spec.document["mitigations"] else real(spec, *a, **k)
-            ),
+            lambda context: (failing if "lora" in context.spec.document["mitigations"] else real)(context),
         )
         assert desk.command("run", "--quiet", "--resume", place) == 1
     made = json.loads((place / "arms.json").read_text())
@@ -157,7 +153,7 @@ def test_what_is_said_of_arms_is_said_once(desk, arms, capsys):
     assert "warning: arm short: train.max_length is 48; usual is 2048 to 4096" in warnings
     assert any(line.startswith("warning: arms naive, lora: train.max_length is 64") for line in warnings)
     (prompts,) = (line for line in warnings if "prompts stand in training" in line)
-    assert prompts.endswith("in whole or for the most part; which: data.json in the run's folder, or harness check")
+    assert prompts.endswith("in whole or for the most part; rows: data.json in the run's folder, or harness check")
     assert max(map(len, warnings)) < 200
     place = desk.newest()
     for arm in ("naive", "lora", "short"):
@@ -191,7 +187,7 @@ def test_an_experiment_whose_arms_all_fail_names_the_failure(desk, arms, monkeyp
     def failing(*_, **__):
         raise RunError("stage 'domain'", "memory ran out", "buy some")
 
-    monkeypatch.setattr(api, "run_stages", failing)
+    monkeypatch.setattr(arms_runner, "run_stages", failing)
     assert desk.command("run", "--quiet", desk.write(arms())) == 1
     (line,) = errors(capsys)
     assert "2 arm(s) failed, 'naive' first: memory ran out" in line
@@ -295,10 +291,9 @@ def test_a_run_does_not_go_on_with_another_base_model(tmp_path):
     folder = RunFolder(tmp_path)
     folder.write_json("environment.json", {"model": {"digest": "a"}})
     found = {"digests": {}, "template": "t"}
-    refuse = partial(MainProcess._require_same_inputs, SimpleNamespace(folder=folder), found)
-    refuse({"model": {"digest": "a"}})
-    with pytest.raises(HarnessError, match="its base model is no longer the one that it began with"):
-        refuse({"model": {"digest": "b"}})
+    resume.require_same_inputs(folder, found, {"model": {"digest": "a"}})
+    with pytest.raises(HarnessError, match="the base model changed since the run was started"):
+        resume.require_same_inputs(folder, found, {"model": {"digest": "b"}})
 
 
 @pytest.mark.parametrize(("gate", "code"), [(OPEN, 0), (GATE, 3)])
@@ -332,13 +327,13 @@ def test_a_stage_that_is_taken_over_is_told_with_what_was_measured_within_it(des
     assert desk.command("run", desk.write(document)) == 0
     told = capsys.readouterr().out
     assert (desk.newest() / "arms/slow/stages/a/evaluations.jsonl").is_file()
-    assert [line.split()[1] for line in told.splitlines() if line.startswith("update ")] == ["2", "4"] * 4
+    assert [line.split()[1] for line in told.splitlines() if line.startswith("step ")] == ["2", "4"] * 4
     first, second = (half.partition("stage 2 of 2")[0] for half in told.split("arm 2 of 2: slow"))
     assert measured(first) == measured(second) != []
 
 
 def measured(told):
-    return [line for line in told.splitlines() if line.startswith("update ")]
+    return [line for line in told.splitlines() if line.startswith("step ")]
 
 
 def test_arms_are_proven_for_as_many_processes_as_train_them(desk):

@@ -6,28 +6,15 @@ import json
 import shutil
 
 import pytest
+from support.event_recorder import EventRecorder
 
-from harness import registry
+from harness import events, registry
 from harness.errors import HarnessError
-from harness.hookspecs import hookimpl
 from harness.runner import api
 from harness.spec import schema, spec
-from harness.types import Event
 
 WORDS = ("amber", "basil", "clay", "dune", "ember", "fern", "grove", "hazel", "iris", "jade", "kelp", "lilac", "moss")
 A, B = {"name": "a", "domain": ["a"]}, {"name": "b", "domain": ["b"]}
-
-
-class Listener:
-    def __init__(self):
-        self.events: list[Event] = []
-
-    @hookimpl
-    def harness_on_event(self, event):
-        self.events.append(event)
-
-    def warnings(self):
-        return [one.data["text"] for one in self.events if one.type == "warning"]
 
 
 @pytest.fixture
@@ -110,7 +97,7 @@ def same_matrices(one, other):
 def test_two_runs_in_sequence_equal_one_continual_run(document, tmp_path, first, policy):
     last = {**B, "adapter": policy}
     whole = start(document, tmp_path, stages=[A, last])
-    listener = Listener()
+    listener = EventRecorder()
     second = start(document, tmp_path, stages=[last], model=onto(first), listener=listener)
     assert second.stages == whole.stages == ("base", "a", "b")
     assert second.previous_run == first.run_info["folder"] or second.previous_run.endswith(first.run_info["id"])
@@ -163,7 +150,7 @@ def test_the_other_modes_merge_and_the_result_loads(document, tmp_path, first):
     from transformers import AutoModelForCausalLM
 
     document["evaluate"].pop("b")
-    listener = Listener()
+    listener = EventRecorder()
     second = start(
         document, tmp_path, model=onto(first), mode={"domain": {"sources": ["b"]}},
         mitigations={"lora": {"rank": 3}}, listener=listener,
@@ -184,7 +171,7 @@ def test_the_other_modes_merge_and_the_result_loads(document, tmp_path, first):
 def test_a_suite_that_is_new_or_measured_otherwise_starts_at_this_run(document, tmp_path, first):
     document["evaluate"]["fresh"] = {"source": "b", "metrics": {"response_perplexity": {}}, "role": "general"}
     document["evaluate"]["b"]["limit"] = 2
-    listener = Listener()
+    listener = EventRecorder()
     second = start(document, tmp_path, stages=[B], model=onto(first), listener=listener)
     told = listener.warnings()
     assert "the suite 'fresh' starts at this run: the earlier one has none" in told
@@ -211,7 +198,7 @@ def test_a_start_that_measures_otherwise_than_the_earlier_end_is_told(document, 
     weights = {name: one * 1.5 for name, one in load_file(file).items()}
     assert all(torch.isfinite(one).all() for one in weights.values())
     save_file(weights, file, metadata={"format": "pt"})
-    listener = Listener()
+    listener = EventRecorder()
     start(document, tmp_path, stages=[B], model=onto(first), listener=listener)
     assert [text for text in listener.warnings() if "the two runs do not measure alike" in text]
 
@@ -306,12 +293,12 @@ def test_a_run_that_goes_on_can_be_broken_off_and_gone_on_with(document, tmp_pat
 
         return step
 
-    listener = Listener()
+    listener = EventRecorder()
     with monkeypatch.context() as patch:
         patch.setattr(main_process.MainProcess, "_create_step_callback", broken)
         with pytest.raises(KeyboardInterrupt):
             start(document, tmp_path, stages=[last], listener=listener)
-    place = tmp_path / next(one.data["folder"] for one in listener.events if one.type == "run_started")
+    place = tmp_path / next(one.folder for one in listener.events if isinstance(one, events.RunStarted))
     found = registry.discover_plugins()
     again = api.resume_run(spec.load_spec(place / "spec.json", schema.compose_schema(found)), found, place)
     same_matrices(again, whole)

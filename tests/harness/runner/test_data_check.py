@@ -169,7 +169,7 @@ def test_rows_whose_response_is_cut_away_fail_in_check_and_run_alike_above_what_
         file.write(json.dumps({"instruction": " ".join(map(str, range(1000, 1090))), "output": "Yes."}) + "\n")
     facts = made(document, tmp_path)
     assert states(facts) == {**dict.fromkeys(PROOFS, True), "lengths": False}
-    assert told(facts, "lengths").endswith("; 1 row(s) have nothing trained left")
+    assert told(facts, "lengths").endswith("; 1 row(s) have no trained token left")
     assert facts["untrained"]["desk"]["lost"] == 1
     (line,) = facts["failures"]
     assert line.startswith("sources.desk: 1 of its 14 training rows have no trained token within 64 tokens")
@@ -195,7 +195,7 @@ def test_a_suite_of_plain_texts_is_held_against_training(document, tmp_path):
     document["sources"]["texts"] = {"jsonl": {"path": "texts.jsonl"}}
     document["evaluate"]["texts"] = {"source": "texts", "metrics": "bits_per_byte"}
     facts = made(document, tmp_path)
-    assert "texts: 0 of 1 texts stand in training" in told(facts, "contamination")
+    assert "texts: 0 of 1 texts occur in training" in told(facts, "contamination")
     with (tmp_path / "desk.jsonl").open("a") as file:
         file.write(json.dumps({"instruction": "?", "output": f"Well, {LONG}."}) + "\n")
     document["train"]["max_length"] = 512
@@ -209,7 +209,7 @@ def test_what_is_not_looked_for_is_said(document, tmp_path):
     facts = made(document, tmp_path)
     assert facts["ok"]
     assert states(facts)["contamination"] is None
-    assert "near ones not looked for" in told(facts, "duplicates")
+    assert "near duplicates not searched" in told(facts, "duplicates")
 
 
 def test_a_suites_other_template_is_an_error_unless_the_spec_says_so(document, tmp_path):
@@ -221,7 +221,7 @@ def test_a_suites_other_template_is_an_error_unless_the_spec_says_so(document, t
     document["checks"] = {"other_template": True}
     facts = made(document, tmp_path)
     assert facts["ok"]
-    assert told(facts, "template") == "evaluated as trained, or as said: chat"
+    assert told(facts, "template") == "suites use the template of training, except those with their own: chat"
 
 
 @pytest.mark.parametrize("width", [40, 80])

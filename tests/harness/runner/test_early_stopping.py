@@ -8,27 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from support.event_recorder import EventRecorder
 
-from harness import registry
+from harness import events, registry
 from harness.errors import HarnessError
-from harness.hookspecs import hookimpl
 from harness.runner import api, early_stopping
 from harness.spec import schema, spec
-from harness.types import Event
 
 WORDS = ("amber", "basil", "clay", "dune", "ember", "fern", "grove", "hazel", "iris", "jade", "kelp", "lilac", "moss")
-
-
-class Listener:
-    def __init__(self):
-        self.events: list[Event] = []
-
-    @hookimpl
-    def harness_on_event(self, event):
-        self.events.append(event)
-
-    def of(self, kind):
-        return [one for one in self.events if one.type == kind]
 
 
 @pytest.fixture
@@ -93,29 +80,27 @@ STOP = {"scores": {"a/response_perplexity": 1}, "patience": 1}
 
 
 def test_a_stage_that_is_evaluated_on_its_way_trains_the_same_weights(document, tmp_path):
-    listener = Listener()
+    listener = EventRecorder()
     watched = start(document, tmp_path, listener)
     document["train"]["evaluate_steps"] = None
     alone = start(document, tmp_path)
     assert same(weights(watched.run_info["folder"]), weights(alone.run_info["folder"]))
     assert [one["step"] for one in lines(watched.run_info["folder"])] == [2, 4, 6]
-    told = listener.of("measured")
-    assert [one.data["step"] for one in told] == [2, 4, 6]
-    assert all("a/response_perplexity" in one.data["scores"] for one in told)
-    assert not any("chrf" in name.lower() for one in told for name in one.data["scores"]), (
-        "nothing is generated unasked"
-    )
+    told = listener.of(events.MidStageEvaluated)
+    assert [one.step for one in told] == [2, 4, 6]
+    assert all("a/response_perplexity" in one.scores for one in told)
+    assert not any("chrf" in name.lower() for one in told for name in one.scores), "nothing is generated unasked"
     change = next(one for one in watched.changes if one.name == "response_perplexity")
-    assert told[-1].data["scores"]["a/response_perplexity"] == pytest.approx(change.after.value)
+    assert told[-1].scores["a/response_perplexity"] == pytest.approx(change.after.value)
     assert not (Path(alone.run_info["folder"]) / "stages/domain/evaluations.jsonl").exists()
 
 
 def test_named_suites_are_measured_with_all_their_metrics(document, tmp_path):
     document["train"] |= {"evaluate_suites": ["a"], "steps": 2}
-    listener = Listener()
+    listener = EventRecorder()
     start(document, tmp_path, listener)
-    (told,) = listener.of("measured")
-    assert {"a/response_perplexity", "a/chrf"} <= set(told.data["scores"])
+    (told,) = listener.of(events.MidStageEvaluated)
+    assert {"a/response_perplexity", "a/chrf"} <= set(told.scores)
 
 
 def test_the_combined_score_is_that_of_its_formula(document, tmp_path):
@@ -129,14 +114,14 @@ def test_the_combined_score_is_that_of_its_formula(document, tmp_path):
 def test_a_stage_ends_when_nothing_gets_better_and_goes_back_to_the_best_weights(document, tmp_path, made_up):
     document["train"] |= {"evaluate_steps": 1, "early_stopping": {**STOP, "patience": 2}}
     made_up(0.1, 0.3, 0.2, 0.25)
-    listener = Listener()
+    listener = EventRecorder()
     report = start(document, tmp_path, listener)
     folder = Path(report.run_info["folder"])
     told = [(one["step"], one["best"], one["kept"], one["over"]) for one in lines(folder)]
     assert told == [(1, True, True, False), (2, True, True, False), (3, False, False, False), (4, False, False, True)]
     assert json.loads((folder / "stages/domain/trained.json").read_text())["steps"] == 4
-    assert [one.data["over"] for one in listener.of("measured")] == [False, False, False, True]
-    assert [one.data["step"] for one in listener.of("restored")] == [2]
+    assert [one.over for one in listener.of(events.MidStageEvaluated)] == [False, False, False, True]
+    assert [one.step for one in listener.of(events.BestWeightsRestored)] == [2]
     after = next(one for one in report.changes if one.name == "response_perplexity").after.value
     found = {one["step"]: one["scores"]["a/response_perplexity"] for one in lines(folder)}
     assert after == pytest.approx(found[2], rel=1e-6)
@@ -170,11 +155,11 @@ def test_a_stage_that_was_broken_off_ends_as_if_it_had_not_been(document, tmp_pa
 
     made_up(*values)
     monkeypatch.setattr(early_stopping.EarlyStopper, "_evaluate_step", broken)
-    listener = Listener()
+    listener = EventRecorder()
     with pytest.raises(KeyboardInterrupt):
         start(document, tmp_path, listener)
     monkeypatch.setattr(early_stopping.EarlyStopper, "_evaluate_step", look)
-    place = Path(listener.of("run_started")[0].data["folder"])
+    place = Path(listener.of(events.RunStarted)[0].folder)
     made_up(*values[2:])  # gone on with from the checkpoint after update 2
     found = registry.discover_plugins()
     again = api.resume_run(spec.load_spec(place / "spec.json", schema.compose_schema(found)), found, place)
@@ -192,12 +177,12 @@ def test_a_run_that_ended_early_at_its_checkpoint_is_not_trained_on(document, tm
     def broken(self, net, done):
         raise KeyboardInterrupt
 
-    listener = Listener()
+    listener = EventRecorder()
     with monkeypatch.context() as patch:
         patch.setattr(early_stopping.EarlyStopper, "restore_best_weights", broken)
         with pytest.raises(KeyboardInterrupt):
             start(document, tmp_path, listener)
-    place = Path(listener.of("run_started")[0].data["folder"])
+    place = Path(listener.of(events.RunStarted)[0].folder)
     made_up()  # nothing is measured any more
     found = registry.discover_plugins()
     api.resume_run(spec.load_spec(place / "spec.json", schema.compose_schema(found)), found, place)

@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 
+from harness import events
 from harness.errors import HarnessError
 from harness.hookspecs import hookimpl
 from harness.report.html import write
@@ -27,11 +28,11 @@ def killed_at(monkeypatch):
 
         @hookimpl
         def heard(self, event):
-            if event.type == deaf:
+            if type(event) is deaf:
                 lost.append(event)
-            if event.type == kind:
+            if type(event) is kind:
                 raise Killed
-            if event.type != "run_failed" and not lost:
+            if not isinstance(event, events.RunFailed) and not lost:
                 real(self, event)
 
         monkeypatch.setattr(Tracker, "harness_on_event", heard)
@@ -85,12 +86,12 @@ def whole(desk, uri):
     return desk.start(tracked(desk, uri, train=WATCHED))
 
 
-@pytest.mark.parametrize("deaf", ["run_finished", "stage_started", "evaluated"])
+@pytest.mark.parametrize("deaf", [events.RunFinished, events.StageStarted, events.SuitesEvaluated])
 def test_a_run_killed_before_its_tracking_ended_is_gone_on_with_to_a_finished_one(
     desk, uri, client, whole, killed_at, monkeypatch, listener, deaf
 ):
     """What the tracker had not sent when the process died is sent from the folder, and nothing twice."""
-    killed_at("run_finished", deaf)
+    killed_at(events.RunFinished, deaf)
     place = kill(desk, tracked(desk, uri, train=WATCHED))
     assert (place / "report.json").is_file()
     assert run_of(client, place).info.status == "RUNNING"
@@ -98,9 +99,11 @@ def test_a_run_killed_before_its_tracking_ended_is_gone_on_with_to_a_finished_on
     before = (place / "report.json").read_bytes()
     heard = listener()
     made = desk.resume(place, heard)
-    assert heard.kinds()[-1] == "run_closed"
-    assert heard.events[-1].data["lacked"] == ("tracking",)
-    assert not [one for one in heard.events if one.type in ("step", "progress")], "nothing is trained or asked again"
+    assert heard.classes()[-1] is events.InterruptedRunCompleted
+    assert heard.events[-1].completed == ("tracking",)
+    assert not [one for one in heard.events if isinstance(one, events.StepLogged | events.ProgressUpdated)], (
+        "nothing is trained or asked again"
+    )
     assert (place / "report.json").read_bytes() == before
     told = json.loads(before)
     assert made.to_json() == told, "the report made again is the one that the run wrote"
@@ -133,7 +136,7 @@ def test_a_run_killed_while_it_made_its_page_gets_it_and_gives_the_disk_back(des
     assert (place / "report.html").is_file()
     assert not list(place.glob("stages/*/end"))
     told = capsys.readouterr()
-    assert "the run was finished but for its end: its page is made, the ends of its stages are gone now" in told.out
+    assert "completed the interrupted run: wrote report.html, deleted the stage snapshots; " in told.out
     assert "gate: FAILED" in told.err
     assert desk.command("run", "--resume", place) == 2
 
@@ -141,7 +144,7 @@ def test_a_run_killed_while_it_made_its_page_gets_it_and_gives_the_disk_back(des
 def test_a_run_that_failed_by_a_limit_of_its_suites_stays_failed(desk, uri, client, killed_at, monkeypatch, capsys):
     suites = desk.document()["evaluate"]
     suites["domain"] = {**suites["domain"], "max_truncated": 0.0, "max_empty": 0.0}
-    killed_at("run_finished")
+    killed_at(events.RunFinished)
     place = kill(desk, tracked(desk, uri, evaluate=suites))
     monkeypatch.undo()
     assert desk.command("run", "--quiet", "--resume", place) == 1
@@ -196,7 +199,7 @@ def test_an_arm_killed_before_its_tracking_ended_is_closed_with_its_experiment(
 ):
     named = {"naive": {}, "slow": {"train.learning_rate": 0.001}}
     document = tracked(desk, uri, arms={"named": named})
-    killed_at("run_finished")
+    killed_at(events.RunFinished)
     with pytest.raises(Killed):
         desk.command("run", "--quiet", desk.write(document))
     place = desk.newest()
@@ -237,13 +240,13 @@ def test_a_page_that_still_cannot_be_made_is_not_said_to_be_there(desk, monkeypa
     monkeypatch.setattr(write, "write_run_page", no)
     assert desk.command("run", "--resume", place) == 0
     told = capsys.readouterr()
-    assert "report.html could not be made: no space left" in told.err
-    assert "the run was finished but for its end: the ends of its stages are gone now" in told.out
-    assert "page is made" not in told.out
+    assert "cannot write report.html: no space left" in told.err
+    assert "completed the interrupted run: deleted the stage snapshots; " in told.out
+    assert "wrote report.html" not in told.out
 
 
 def test_totals_of_another_version_are_one_error_line(desk, uri, client, killed_at, monkeypatch, capsys):
-    killed_at("run_finished")
+    killed_at(events.RunFinished)
     place = kill(desk, tracked(desk, uri))
     monkeypatch.undo()
     (place / "stages/domain/trained.json").write_text('{"updates": 2}')

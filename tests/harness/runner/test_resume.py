@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 
+from harness import events
 from harness.errors import HarnessError, RunError
 from harness.model import save
 from harness.report import run_report
@@ -36,31 +37,31 @@ def evaluating(stage):
 
     def at(event, listener):
         return (
-            event.type == "progress"
-            and event.data["phase"].startswith("evaluate")
-            and event.data["done"] == 2
-            and listener.kinds().count("stage_started") == stage
+            isinstance(event, events.ProgressUpdated)
+            and event.phase.startswith("evaluate")
+            and event.done == 2
+            and listener.classes().count(events.StageStarted) == stage
         )
 
     return at
 
 
 def step(stage, number):
-    return lambda event, _: event.type == "step" and event.stage == stage and event.data["step"] == number
+    return lambda event, _: isinstance(event, events.StepLogged) and event.stage_index == stage and event.step == number
 
 
 POINTS = {
-    "at the very beginning": lambda event, _: event.type == "run_started",
+    "at the very beginning": lambda event, _: isinstance(event, events.RunStarted),
     "in the base evaluation": evaluating(0),
     "before the first checkpoint": step(1, 1),
     "in stage 1": step(1, 3),
     "at the last update of stage 1": step(1, 4),
     "in the evaluation after stage 1": evaluating(1),
-    "between the stages": lambda event, _: event.type == "stage_finished" and event.stage == 1,
+    "between the stages": lambda event, _: isinstance(event, events.StageFinished) and event.stage_index == 1,
     "in stage 2": step(2, 3),
     "in the evaluation after stage 2": evaluating(2),
-    "in a variant": lambda event, _: event.type == "variant" and event.stage == 2,
-    "before the end": lambda event, _: event.type == "stage_finished" and event.stage == 2,
+    "in a variant": lambda event, _: isinstance(event, events.VariantEvaluated) and event.stage_index == 2,
+    "before the end": lambda event, _: isinstance(event, events.StageFinished) and event.stage_index == 2,
 }
 
 QUICK = (
@@ -107,9 +108,9 @@ def test_a_run_gone_on_with_equals_the_unbroken_one_bit_for_bit(desk, unbroken, 
     heard = listener()
     desk.resume(place, heard)
     same(unbroken(kind), place)
-    assert heard.kinds()[0] == "run_started"
-    assert heard.kinds()[-1] == "run_finished"
-    assert heard.events[[one.type for one in heard.events].index("run_started")].data["again"] is True
+    assert heard.classes()[0] is events.RunStarted
+    assert heard.classes()[-1] is events.RunFinished
+    assert heard.of(events.RunStarted)[0].resuming is True
 
 
 def test_a_finished_stage_is_read_and_not_trained_again(desk, listener):
@@ -119,9 +120,9 @@ def test_a_finished_stage_is_read_and_not_trained_again(desk, listener):
     assert (place / "stages/a/end/weights.safetensors").is_file()
     heard = listener()
     desk.resume(place, heard)
-    started = {one.stage: one.data["again"] for one in heard.events if one.type == "stage_started"}
+    started = {one.stage_index: one.reused for one in heard.events if isinstance(one, events.StageStarted)}
     assert started == {1: True, 2: False}
-    assert {one.stage for one in heard.events if one.type == "step"} == {2}
+    assert {one.stage_index for one in heard.events if isinstance(one, events.StepLogged)} == {2}
     assert not list(place.glob("stages/*/end"))
 
 
@@ -185,7 +186,7 @@ def test_an_end_that_cannot_be_kept_is_told_and_the_run_goes_on(desk, listener, 
     monkeypatch.setattr("safetensors.torch.save_file", full)
     heard = listener()
     place = desk.start(desk.document(), heard)
-    assert any("No space left" in text and "trains this stage again" in text for text in heard.warnings())
+    assert any("No space left" in text and "would train this stage again" in text for text in heard.warnings())
     assert (place / "report.json").is_file()
     assert not list(place.glob("stages/*/*end*"))
 
@@ -246,7 +247,7 @@ def test_a_run_whose_data_has_changed_is_refused(desk, copy, capsys):
         assert before_and_after(desk, copy) == 2
     finally:
         file.write_text(text)
-    assert "no longer those that the run began with" in said(capsys)
+    assert "changed since the run was started" in said(capsys)
 
 
 def test_a_run_at_work_elsewhere_is_refused(desk, copy, capsys):
@@ -278,9 +279,9 @@ def test_what_times_out_within_a_held_run_is_not_mistaken_for_its_lock(tmp_path)
 @pytest.mark.parametrize(
     ("file", "told"),
     [
-        ("stages/a/end/weights.safetensors", "take this folder away"),
-        pytest.param("stages/a/end/kept.safetensors", "take this folder away", marks=pytest.mark.slow),
-        ("stages/a/end/mitigations.pt", "take this folder away"),
+        ("stages/a/end/weights.safetensors", "delete this folder"),
+        pytest.param("stages/a/end/kept.safetensors", "delete this folder", marks=pytest.mark.slow),
+        ("stages/a/end/mitigations.pt", "delete this folder"),
         ("stages/b/checkpoints/checkpoint-2/adapter_model.safetensors", "damaged"),
         pytest.param("stages/b/checkpoints/checkpoint-2/optimizer.pt", "damaged", marks=pytest.mark.slow),
     ],

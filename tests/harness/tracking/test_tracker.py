@@ -17,11 +17,12 @@ import pytest
 from support import example_run
 from support.paths import ROOT
 
+from harness import events
 from harness.tracking import mlflow_entries, mlflow_store
 from harness.tracking import tracker as tracker_module
 from harness.tracking.background import WorkerThread
 from harness.tracking.tracker import Tracker
-from harness.types import Event, Share, Stage, StageSource
+from harness.types import Share, Stage, StageSource
 from harness.utils import redaction
 
 
@@ -341,8 +342,8 @@ def test_a_store_that_breaks_in_mid_run_is_left_alone_from_there_on(tmp_path, mo
 def test_an_event_that_the_tracker_cannot_read_is_a_warning_too(tmp_path):
     warnings = []
     tracker = Tracker(settings(f"sqlite:///{tmp_path}/mlflow.db"), "mixed-sft", warnings.append)
-    tracker.harness_on_event(Event("run_started", 0, {"wrong": 1}))
-    tracker.harness_on_event(Event("data", 0, {}))
+    tracker.harness_on_event(events.RunStarted(name=1, id=2, folder=3, spec=4, plan=5, environment=6))
+    tracker.harness_on_event(events.DataPrepared(counts=1, stages=2, shares=3, digests=4, template=5))
     assert len(warnings) == 1
 
 
