@@ -8,6 +8,7 @@ from importlib.metadata import EntryPoint
 
 import pytest
 
+from harness import events
 from harness.errors import HarnessError
 from harness.interfaces.component import Component
 from harness.registry import CORE_DISTRIBUTION, HEAVY_PACKAGES, Registry, discover_plugins, installed_entry_points

@@ -107,7 +107,7 @@ def test_two_runs_in_sequence_equal_one_continual_run(document, tmp_path, first,
     for ours, its in zip(second.changes, whole.changes, strict=True):
         assert (ours.suite, ours.name, ours.verdict) == (its.suite, its.name, its.verdict)
         assert ours.difference.value == pytest.approx(its.difference.value, rel=1e-5, abs=1e-9)
-    assert not [text for text in listener.warnings() if "do not measure alike" in text or "starts at" in text]
+    assert not [text for text in listener.warnings() if "measure differently" in text or "starts with this run" in text]
     if policy == "continue":
         import torch
 
@@ -131,7 +131,7 @@ def test_osf_goes_on_from_a_run_that_saved_it_whole(document, tmp_path):
     name = "model.layers.0.mlp.up_proj.weight"
     assert float((ours[name] - began[name]).norm()) > 0.1
     assert float((ours[name] - its[name]).norm()) < 1e-2
-    with pytest.raises(HarnessError, match="the earlier run's model is whole"):
+    with pytest.raises(HarnessError, match="the earlier run's model has no adapter"):
         start(document, tmp_path, stages=[{**B, "adapter": "new"}], model=onto(first))
 
 
@@ -156,7 +156,7 @@ def test_the_other_modes_merge_and_the_result_loads(document, tmp_path, first):
         mitigations={"lora": {"rank": 3}}, listener=listener,
     )  # fmt: skip
     assert second.stages == ("base", "a", "domain")
-    assert "the earlier run's suite 'b' is not measured any more" in listener.warnings()
+    assert "the earlier run's suite 'b' is not measured in this run" in listener.warnings()
     model = AutoModelForCausalLM.from_pretrained(f"{second.run_info['folder']}/model")
     assert not hasattr(model, "peft_config")
     third = start(document, tmp_path, model=onto(second), mode={"domain": {"sources": ["b"]}}, mitigations={})
@@ -174,10 +174,10 @@ def test_a_suite_that_is_new_or_measured_otherwise_starts_at_this_run(document, 
     listener = EventRecorder()
     second = start(document, tmp_path, stages=[B], model=onto(first), listener=listener)
     told = listener.warnings()
-    assert "the suite 'fresh' starts at this run: the earlier one has none" in told
+    assert "the suite 'fresh' starts with this run: the earlier run does not have it" in told
     assert not [text for text in told if "report.html" in text]
     assert (tmp_path / "runs" / second.run_info["id"] / "report.html").is_file()
-    assert "the suite 'b' starts at this run: its items are not those of the earlier run" in told
+    assert "the suite 'b' starts with this run: its items differ from those of the earlier run" in told
     change = next(one for one in second.changes if one.suite == "fresh")
     assert change.after_stages[0] is None
     assert change.after_stages[1] == change.before
@@ -200,17 +200,17 @@ def test_a_start_that_measures_otherwise_than_the_earlier_end_is_told(document, 
     save_file(weights, file, metadata={"format": "pt"})
     listener = EventRecorder()
     start(document, tmp_path, stages=[B], model=onto(first), listener=listener)
-    assert [text for text in listener.warnings() if "the two runs do not measure alike" in text]
+    assert [text for text in listener.warnings() if "the two runs measure differently" in text]
 
 
 @pytest.mark.parametrize(
     ("mitigations", "told"),
     [
-        ({"lora": {"rank": 3}}, "its r is 2, that of this spec is 3"),
-        ({"lora": {"rank": 2, "alpha": 7}}, "its lora_alpha is 4, that of this spec is 7"),
-        ({"lora": {"rank": 2, "target": ["q_proj"]}}, "it is on other layers"),
-        ({"lora": {"rank": 2, "start": "pissa"}}, "a mitigation begins it anew"),
-        ({}, "no mitigation of this spec trains one"),
+        ({"lora": {"rank": 3}}, "its r is 2, but 3 in this spec"),
+        ({"lora": {"rank": 2, "alpha": 7}}, "its lora_alpha is 4, but 7 in this spec"),
+        ({"lora": {"rank": 2, "target": ["q_proj"]}}, "its layers or shapes differ"),
+        ({"lora": {"rank": 2, "start": "pissa"}}, "a mitigation resets its weights"),
+        ({}, "no mitigation of this spec adds an adapter"),
     ],
 )
 def test_an_adapter_goes_on_only_in_its_own_shape(document, tmp_path, first, mitigations, told):
@@ -286,7 +286,7 @@ def test_a_run_that_goes_on_can_be_broken_off_and_gone_on_with(document, tmp_pat
     last = {**B, "adapter": policy}
     whole = start(document, tmp_path, stages=[last])
 
-    def broken(self, number, name, resumed):
+    def broken(self, stage_index, checkpoint):
         def step(step, metrics):
             if step == 2:
                 raise KeyboardInterrupt

@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from harness import registry
+from harness import events, registry
 from harness.errors import HarnessError, RunError
 from harness.runner import staged_model
 from harness.spec import plan, schema, spec

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 from support import example_run
 
+from harness import events
 from harness.comparison import compare
 from harness.gate import GateResult
 from harness.report.arm_comparison import ArmComparison
