@@ -204,5 +204,5 @@ def _memory_error_context(mitigation: str) -> Iterator[None]:
     except (MemoryError, RuntimeError) as error:
         if not device.is_out_of_memory(error):
             raise
-        what = "its state does not fit into memory beside the weights"
+        what = "its state does not fit into memory in addition to the weights"
         raise RunError(f"mitigations.{mitigation}", what, "reduce its options, or use a smaller model") from error

@@ -1,4 +1,4 @@
-"""A desk for whole runs: a tiny model and rows on disk, specs that are started, broken off and gone on with."""
+"""A workspace for complete runs: a tiny model and rows on disk; specs are run, interrupted and resumed."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ torch.set_num_threads(1)
 
 @pytest.fixture(scope="module", autouse=True)
 def quick_collection():
-    """Every stage ends with a garbage collection; what was imported need not be looked through each time."""
+    """Exclude what is imported already from the garbage collection at the end of every stage."""
     gc.freeze()
     yield
     gc.unfreeze()
 
 
 class Desk:
-    """One folder with a model, rows, and the runs made there."""
+    """A folder with a model, rows and runs."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.count = 0
 
     def document(self, **changes: Any) -> dict[str, Any]:
-        """A spec of one stage and two suites, two updates long, with these parts put in place of its own."""
+        """Return a spec of one stage, two suites and two steps, with some keys replaced."""
         return {
             "name": "tiny",
             "model": {"path": "./tiny"},
@@ -60,7 +60,7 @@ class Desk:
         }
 
     def continual(self, second: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
-        """A spec of two stages, `a` and `b`, of four updates each, with a checkpoint at every second one."""
+        """Return a spec of two stages, `a` and `b`, of four steps each, with a checkpoint at every second step."""
         stages = [{"name": "a", "domain": ["domain"]}, {"name": "b", "domain": ["second"], **(second or {})}]
         document = self.document(mode={"continual": {"stages": stages}}, **changes)
         document["train"] = {**document["train"], "steps": 4, "save_steps": 2}
@@ -73,7 +73,7 @@ class Desk:
         return file
 
     def start(self, document: dict[str, Any], *listeners: EventRecorder) -> Path:
-        """The folder of a run from its beginning to its end."""
+        """Run a spec and return the run's folder."""
         file = self.write(document)
         found = self._registry(listeners)
         api.run(spec.load_spec(file, schema.compose_schema(found)), found)
@@ -84,7 +84,7 @@ class Desk:
         return api.resume_run(spec.load_spec(place / "spec.json", schema.compose_schema(found)), found, place)
 
     def newest(self) -> Path:
-        """The one folder of the last spec that was started."""
+        """Return the only run folder of the last spec."""
         (place,) = (one for one in (self.folder / f"out{self.count}").iterdir() if (one / "spec.json").exists())
         return place
 
@@ -139,7 +139,7 @@ def desk(tmp_path_factory, untrained):
 
 
 def kept(place: Path) -> dict[str, Any]:
-    """Everything of a finished run's folder that does not depend on the clock."""
+    """Return everything in a finished run's folder that does not depend on the clock."""
     report = json.loads((place / "report.json").read_text())
     found: dict[str, Any] = {key: report[key] for key in report if key not in ("run",)}
     found["scores"] = json.loads((place / "scores.json").read_text())
@@ -167,7 +167,7 @@ def listener():
 
 @pytest.fixture
 def same():
-    """(folder, folder) -> nothing; fails with the first thing in which two finished runs differ."""
+    """A function of two folders of finished runs that fails at their first difference."""
 
     def compare(one: Path, other: Path) -> None:
         first, second = kept(one), kept(other)
@@ -180,7 +180,7 @@ def same():
 
 @pytest.fixture
 def generated(monkeypatch):
-    """A list that gets the number of prompts of each batch that is generated for."""
+    """A list that receives the number of prompts of each generated batch."""
     from harness.evaluation import answers
 
     seen: list[int] = []

@@ -1,4 +1,4 @@
-"""The whole way, from a spec to a report, with a tiny model made in code."""
+"""Complete runs of a tiny model, from a spec to a report."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def write(folder, name, rows):
 
 @pytest.fixture
 def document(tmp_path, monkeypatch, tiny_model, tokenizer):
-    """A spec over 13 + 13 rows that trains the tiny model for two updates; runs in tmp_path."""
+    """A spec over 13 + 13 rows that trains the tiny model for two steps, in tmp_path."""
     monkeypatch.chdir(tmp_path)
     tiny_model.save_pretrained(tmp_path / "tiny")
     tokenizer.save_pretrained(tmp_path / "tiny")
@@ -57,7 +57,7 @@ def start(document, tmp_path, listener=None):
     return api.run(spec.load_spec(tmp_path / "spec.json", schema.compose_schema(found)), found)
 
 
-def test_a_run_tells_what_happens_in_order_and_leaves_everything_in_its_folder(document, tmp_path):
+def test_run_emits_events_in_order_and_writes_all_files(document, tmp_path):
     listener = EventRecorder()
     report = start(document, tmp_path, listener)
     assert listener.classes() == [
@@ -79,14 +79,14 @@ def test_a_run_tells_what_happens_in_order_and_leaves_everything_in_its_folder(d
     assert (folder / "model/adapter_model.safetensors").exists()
 
 
-def test_the_same_spec_gives_the_same_numbers_and_another_seed_does_not(document, tmp_path):
+def test_same_spec_gives_same_numbers_and_another_seed_does_not(document, tmp_path):
     first, second = start(document, tmp_path), start(document, tmp_path)
     assert [one.after for one in first.changes] == [one.after for one in second.changes]
     other = start({**document, "seed": 1}, tmp_path)
     assert [one.after.value for one in first.changes] != [one.after.value for one in other.changes]
 
 
-def test_stages_are_evaluated_one_after_the_other_and_keep_their_own_settings(document, tmp_path):
+def test_each_stage_is_evaluated_and_uses_its_own_settings(document, tmp_path):
     stages = [{"name": "a", "domain": ["domain"]}, {"name": "b", "general": ["general"], "train": {"epochs": 1}}]
     document["mode"] = {"continual": {"stages": stages}}
     listener = EventRecorder()
@@ -98,7 +98,7 @@ def test_stages_are_evaluated_one_after_the_other_and_keep_their_own_settings(do
     assert all(len(values) == 3 for scores in report.scores_by_stage.values() for values in scores.values())
 
 
-def test_what_a_run_measured_before_it_failed_stays_in_its_folder(document, tmp_path):
+def test_failed_run_keeps_its_evaluations(document, tmp_path):
     document["train"] = {**document["train"], "learning_rate": 1e30, "steps": 4}
     document["mitigations"] = {}
     listener = EventRecorder()
@@ -110,7 +110,7 @@ def test_what_a_run_measured_before_it_failed_stays_in_its_folder(document, tmp_
     assert len(json.loads((folder / "scores.json").read_text())["stages"]) == 1
 
 
-def test_a_listener_that_fails_is_named_once_and_the_run_goes_on(document, tmp_path):
+def test_failing_listener_is_reported_once_and_run_continues(document, tmp_path):
     class Broken:
         @hookimpl
         def harness_on_event(self, event):
@@ -127,7 +127,7 @@ def test_a_listener_that_fails_is_named_once_and_the_run_goes_on(document, tmp_p
     assert listener.classes()[-1] is events.RunFinished
 
 
-def test_rows_that_truncation_touches_are_told_by_count_and_place(document, tmp_path):
+def test_truncated_rows_are_reported_with_count_and_location(document, tmp_path):
     document["train"]["max_length"] = 48
     document["checks"] = {"untrained": 0.1}
     listener = EventRecorder()
@@ -147,7 +147,7 @@ def test_rows_that_truncation_touches_are_told_by_count_and_place(document, tmp_
     assert "the suite 'domain' has 1 row(s) longer than max_length" in told
 
 
-def test_a_held_out_row_that_the_template_refuses_stops_the_run_before_a_folder_is_made(document, tmp_path):
+def test_held_out_row_refused_by_template_fails_before_folder_is_created(document, tmp_path):
     document["template"] = {"jinja": {"template": "{{ messages[0].content }}{{ eos_token }}"}}
     with pytest.raises(HarnessError) as caught:
         start(document, tmp_path)
@@ -155,7 +155,7 @@ def test_a_held_out_row_that_the_template_refuses_stops_the_run_before_a_folder_
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_mixture_that_a_short_run_cannot_have_is_refused_and_rows_can_still_be_looked_at(document, tmp_path):
+def test_unreachable_mixture_is_refused_but_rows_can_be_previewed(document, tmp_path):
     document["mode"] = {"mixed": {"domain": ["domain"], "general": ["general"]}}
     document["sources"]["domain"]["jsonl"]["held_out"] = document["sources"]["general"]["jsonl"]["held_out"] = 0
     document["evaluate"] = {}

@@ -116,8 +116,8 @@ def test_two_runs_in_sequence_equal_one_continual_run(document, tmp_path, first,
         assert all(torch.equal(ours[name], its[name]) for name in ours)
 
 
-def test_osf_goes_on_from_a_run_that_saved_it_whole(document, tmp_path):
-    """The second run decomposes what the first one left, as the second stage of one run does."""
+def test_osf_continues_from_run_saved_as_full_model(document, tmp_path):
+    """The second run decomposes the weights of the first, as the second stage of one run does."""
     from pathlib import Path
 
     from safetensors.torch import load_file
@@ -135,7 +135,7 @@ def test_osf_goes_on_from_a_run_that_saved_it_whole(document, tmp_path):
         start(document, tmp_path, stages=[{**B, "adapter": "new"}], model=onto(first))
 
 
-def test_a_third_run_carries_both_on_and_its_scores_say_so(document, tmp_path, first):
+def test_third_run_carries_over_scores_of_both_earlier_runs(document, tmp_path, first):
     from harness.report import finished_run
 
     second = start(document, tmp_path, stages=[B], model=onto(first))
@@ -146,7 +146,7 @@ def test_a_third_run_carries_both_on_and_its_scores_say_so(document, tmp_path, f
     assert finished_run.load_finished_run(third.run_info["folder"]).stages == ("base", "a", "b", "c")
 
 
-def test_the_other_modes_merge_and_the_result_loads(document, tmp_path, first):
+def test_other_modes_merge_the_earlier_adapter(document, tmp_path, first):
     from transformers import AutoModelForCausalLM
 
     document["evaluate"].pop("b")
@@ -168,7 +168,7 @@ def test_the_other_modes_merge_and_the_result_loads(document, tmp_path, first):
     assert kl.after_stages[2].value > 0.001
 
 
-def test_a_suite_that_is_new_or_measured_otherwise_starts_at_this_run(document, tmp_path, first):
+def test_new_or_changed_suite_starts_with_this_run(document, tmp_path, first):
     document["evaluate"]["fresh"] = {"source": "b", "metrics": {"response_perplexity": {}}, "role": "general"}
     document["evaluate"]["b"]["limit"] = 2
     listener = EventRecorder()
@@ -190,7 +190,7 @@ def test_a_suite_that_is_new_or_measured_otherwise_starts_at_this_run(document, 
     assert next(one for one in written["forgetting"] if one["score"] == matrix.score)["values"][0][column] is None
 
 
-def test_a_start_that_measures_otherwise_than_the_earlier_end_is_told(document, tmp_path, first):
+def test_score_mismatch_with_earlier_run_is_warned_of(document, tmp_path, first):
     import torch
     from safetensors.torch import load_file, save_file
 
@@ -213,12 +213,12 @@ def test_a_start_that_measures_otherwise_than_the_earlier_end_is_told(document, 
         ({}, "no mitigation of this spec adds an adapter"),
     ],
 )
-def test_an_adapter_goes_on_only_in_its_own_shape(document, tmp_path, first, mitigations, told):
+def test_earlier_adapter_requires_same_shape(document, tmp_path, first, mitigations, told):
     with pytest.raises(HarnessError, match=told):
         start(document, tmp_path, stages=[B], model=onto(first), mitigations=mitigations)
 
 
-def test_a_run_that_is_not_there_or_has_no_result_is_told(document, tmp_path, first):
+def test_missing_or_unfinished_earlier_run_is_an_error(document, tmp_path, first):
     with pytest.raises(HarnessError, match=r"there is no run 'nowhere'.*" + first.run_info["id"]):
         start(document, tmp_path, stages=[B], model={"path": "run:nowhere"})
     folder = tmp_path / "runs" / first.run_info["id"]
@@ -230,12 +230,12 @@ def test_a_run_that_is_not_there_or_has_no_result_is_told(document, tmp_path, fi
         start(document, tmp_path, stages=[B], model={"path": f"run:{folder}"})
 
 
-def test_another_template_than_the_earlier_run_s_is_refused(document, tmp_path, first):
+def test_template_other_than_earlier_run_is_refused(document, tmp_path, first):
     with pytest.raises(HarnessError, match="trained with the template 'chatml'"):
         start(document, tmp_path, stages=[B], model=onto(first), template="alpaca")
 
 
-def test_a_changed_adapter_has_another_digest(document, tmp_path, first):
+def test_changed_adapter_changes_digest(document, tmp_path, first):
     from harness.model import locate
 
     settings = {"path": f"run:{first.run_info['folder']}", "revision": None, "trust_remote_code": False}
@@ -247,7 +247,7 @@ def test_a_changed_adapter_has_another_digest(document, tmp_path, first):
     assert locate.resolve_model(settings).digest != before.digest
 
 
-def test_a_run_that_goes_on_is_measured_again_as_it_measured_itself(document, tmp_path, first):
+def test_evaluate_repeats_scores_of_continued_run(document, tmp_path, first):
     second = start(document, tmp_path, stages=[B], model=onto(first))
     found = registry.discover_plugins()
     place = tmp_path / "runs" / second.run_info["id"]
@@ -276,7 +276,7 @@ def test_arms_may_start_from_a_run(document, tmp_path, first):
 
 
 @pytest.mark.parametrize("policy", ["continue", "merge"])
-def test_a_run_that_goes_on_can_be_broken_off_and_gone_on_with(document, tmp_path, first, monkeypatch, policy):
+def test_interrupted_continued_run_can_be_resumed(document, tmp_path, first, monkeypatch, policy):
     import torch
 
     from harness.runner import main_process

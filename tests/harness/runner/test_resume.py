@@ -1,4 +1,4 @@
-"""A run that was broken off and gone on with equals one that was not, bit for bit on a CPU."""
+"""A resumed run is bit-identical to an uninterrupted one on CPU, and what cannot be resumed is refused."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ KINDS = {
 
 
 def evaluating(stage):
-    """While the suites are asked after a stage; 0: of the base model, before the first."""
+    """Interrupt the evaluation after a stage; 0: of the base model, before the first stage."""
 
     def at(event, listener):
         return (
@@ -85,7 +85,7 @@ CASES = [
 
 @pytest.fixture(scope="module")
 def unbroken(desk):
-    """kind -> the folder of its run, made once."""
+    """A function of a kind that returns the folder of its uninterrupted run."""
     made = {}
 
     def run(kind):
@@ -96,15 +96,15 @@ def unbroken(desk):
     return run
 
 
-def broken_off(desk, listener_of, document, at):
+def interrupt_run(desk, listener_of, document, at):
     with pytest.raises(KeyboardInterrupt):
         desk.start(document, listener_of(at))
     return desk.newest()
 
 
 @pytest.mark.parametrize(("kind", "point"), CASES)
-def test_a_run_gone_on_with_equals_the_unbroken_one_bit_for_bit(desk, unbroken, same, listener, kind, point):
-    place = broken_off(desk, listener, desk.continual(**KINDS[kind]), POINTS[point])
+def test_resumed_run_is_bit_identical_to_uninterrupted_run(desk, unbroken, same, listener, kind, point):
+    place = interrupt_run(desk, listener, desk.continual(**KINDS[kind]), POINTS[point])
     heard = listener()
     desk.resume(place, heard)
     same(unbroken(kind), place)
@@ -113,10 +113,10 @@ def test_a_run_gone_on_with_equals_the_unbroken_one_bit_for_bit(desk, unbroken, 
     assert heard.of(events.RunStarted)[0].resuming is True
 
 
-def test_a_finished_stage_is_read_and_not_trained_again(desk, listener):
+def test_finished_stage_is_not_trained_again(desk, listener):
     document = desk.continual(mitigations={"lora": {"rank": 2}})
-    document["train"]["save_steps"] = None  # the end of a stage is kept all the same
-    place = broken_off(desk, listener, document, step(2, 1))
+    document["train"]["save_steps"] = None  # its snapshot is saved nevertheless
+    place = interrupt_run(desk, listener, document, step(2, 1))
     assert (place / "stages/a/end/weights.safetensors").is_file()
     heard = listener()
     desk.resume(place, heard)
@@ -126,9 +126,9 @@ def test_a_finished_stage_is_read_and_not_trained_again(desk, listener):
     assert not list(place.glob("stages/*/end"))
 
 
-def test_answers_that_are_kept_are_not_asked_again(desk, listener, generated):
+def test_stored_answers_are_not_generated_again(desk, listener, generated):
     document = desk.continual(mitigations={"lora": {"rank": 2}})
-    place = broken_off(desk, listener, document, step(2, 1))
+    place = interrupt_run(desk, listener, document, step(2, 1))
     one_stage = sum(generated) // 2
     assert one_stage > 0
     generated.clear()
@@ -137,7 +137,7 @@ def test_answers_that_are_kept_are_not_asked_again(desk, listener, generated):
 
 
 @pytest.mark.parametrize("kind", ["full", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("lora", "merge"))])
-def test_a_run_broken_off_while_it_saves_loses_nothing(desk, unbroken, same, monkeypatch, kind):
+def test_run_interrupted_while_saving_loses_nothing(desk, unbroken, same, monkeypatch, kind):
     def no(*_, **__):
         raise KeyboardInterrupt
 
@@ -154,9 +154,7 @@ def test_a_run_broken_off_while_it_saves_loses_nothing(desk, unbroken, same, mon
     same(unbroken(kind), place)
 
 
-def test_a_run_broken_off_while_it_keeps_the_end_of_a_stage_goes_on_from_the_checkpoint(
-    desk, unbroken, same, monkeypatch
-):
+def test_run_interrupted_while_saving_snapshot_resumes_from_checkpoint(desk, unbroken, same, monkeypatch):
     import torch
 
     def no(*_, **__):
@@ -179,7 +177,7 @@ def test_a_run_broken_off_while_it_keeps_the_end_of_a_stage_goes_on_from_the_che
     same(unbroken("lora"), place)
 
 
-def test_an_end_that_cannot_be_kept_is_told_and_the_run_goes_on(desk, listener, monkeypatch):
+def test_unwritable_snapshot_is_a_warning_and_run_continues(desk, listener, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
@@ -199,12 +197,12 @@ def said(capsys):
     return line
 
 
-def test_a_finished_run_is_refused(desk, unbroken, capsys):
+def test_resume_refuses_finished_run(desk, unbroken, capsys):
     assert desk.command("run", "--resume", unbroken("lora")) == 2
     assert "the run is finished" in said(capsys)
 
 
-def test_a_run_that_is_not_there_and_a_spec_beside_resume_are_refused(desk, unbroken, capsys):
+def test_resume_refuses_missing_run_and_additional_spec(desk, unbroken, capsys):
     assert desk.command("run", "--resume", "nowhere") == 2
     assert "there is no such run" in said(capsys)
     assert desk.command("run", "spec.json", "--resume", unbroken("lora")) == 2
@@ -213,8 +211,8 @@ def test_a_run_that_is_not_there_and_a_spec_beside_resume_are_refused(desk, unbr
 
 @pytest.fixture(scope="module")
 def stopped(desk, listener):
-    """A run broken off in its second stage, to be copied and damaged."""
-    return broken_off(desk, listener, desk.continual(mitigations={"lora": {"rank": 2}}), step(2, 3))
+    """A run interrupted in its second stage, to be copied and damaged."""
+    return interrupt_run(desk, listener, desk.continual(mitigations={"lora": {"rank": 2}}), step(2, 3))
 
 
 @pytest.fixture
@@ -223,7 +221,7 @@ def copy(stopped, tmp_path):
 
 
 def before_and_after(desk, place):
-    """The exit code of going on, which leaves every file but the lock as it was."""
+    """Resume the run, require that only the lock file changes, and return the exit code."""
 
     def files():
         return {
@@ -239,7 +237,7 @@ def before_and_after(desk, place):
     return code
 
 
-def test_a_run_whose_data_has_changed_is_refused(desk, copy, capsys):
+def test_resume_refuses_changed_data(desk, copy, capsys):
     file = desk.folder / "second.jsonl"
     text = file.read_text()
     try:
@@ -250,7 +248,7 @@ def test_a_run_whose_data_has_changed_is_refused(desk, copy, capsys):
     assert "changed since the run was started" in said(capsys)
 
 
-def test_a_run_at_work_elsewhere_is_refused(desk, copy, capsys):
+def test_resume_refuses_locked_run(desk, copy, capsys):
     import subprocess
     import sys
 
@@ -269,7 +267,7 @@ def test_a_run_at_work_elsewhere_is_refused(desk, copy, capsys):
         pass
 
 
-def test_what_times_out_within_a_held_run_is_not_mistaken_for_its_lock(tmp_path):
+def test_timeout_within_locked_run_is_not_a_lock_error(tmp_path):
     from filelock import Timeout
 
     with pytest.raises(Timeout), RunFolder(tmp_path).locked():
@@ -286,7 +284,7 @@ def test_what_times_out_within_a_held_run_is_not_mistaken_for_its_lock(tmp_path)
         pytest.param("stages/b/checkpoints/checkpoint-2/optimizer.pt", "damaged", marks=pytest.mark.slow),
     ],
 )
-def test_a_damaged_file_is_one_clear_line_and_without_it_the_run_goes_on(desk, copy, capsys, file, told):
+def test_damaged_file_is_one_error_line_and_run_resumes_without_it(desk, copy, capsys, file, told):
     place = copy / file
     place.write_bytes(place.read_bytes()[:-9])
     assert before_and_after(desk, copy) == 1
@@ -297,7 +295,7 @@ def test_a_damaged_file_is_one_clear_line_and_without_it_the_run_goes_on(desk, c
     assert desk.command("run", "--quiet", "--resume", copy) == 0
 
 
-def test_weights_of_another_model_are_refused_and_change_nothing(tmp_path, tiny_model):
+def test_snapshot_of_another_model_is_refused_and_changes_nothing(tmp_path, tiny_model):
     import torch
     from safetensors.torch import load_file, save_file
 
@@ -314,13 +312,13 @@ def test_weights_of_another_model_are_refused_and_change_nothing(tmp_path, tiny_
     assert all(torch.equal(weight, before[name]) for name, weight in tiny_model.named_parameters())
 
 
-def test_a_broken_json_of_the_run_is_named(desk, copy, capsys):
+def test_damaged_json_file_is_named(desk, copy, capsys):
     (copy / "data.json").write_text("{")
     assert desk.command("run", "--quiet", "--resume", copy) == 2
     assert "data.json" in said(capsys)
 
 
-def test_interrupting_exits_with_130_and_says_where_the_run_is(desk, monkeypatch, capsys):
+def test_interrupt_exits_with_130_and_names_folder(desk, monkeypatch, capsys):
     def no(*_, **__):
         raise KeyboardInterrupt
 
@@ -331,7 +329,7 @@ def test_interrupting_exits_with_130_and_says_where_the_run_is(desk, monkeypatch
     assert desk.newest().name in said_.out + said_.err
 
 
-def test_the_spec_that_a_run_keeps_reads_back_as_itself(desk, unbroken):
+def test_stored_spec_loads_as_itself(desk, unbroken):
     from harness import registry
     from harness.spec import schema, spec
 
@@ -343,7 +341,7 @@ def test_the_spec_that_a_run_keeps_reads_back_as_itself(desk, unbroken):
         )
 
 
-def test_a_folder_that_cannot_be_locked_is_an_error_of_a_person(tmp_path):
+def test_folder_that_cannot_be_locked_is_a_user_error(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(HarnessError, match="cannot be locked"), RunFolder(tmp_path / "file" / "below").locked():
         pass

@@ -1,4 +1,4 @@
-"""What a person sees of a run, on a terminal and elsewhere."""
+"""What the console shows of a run, on a terminal and elsewhere."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from harness.types import Share, Stage, StageSource
 
 
 class Terminal(io.StringIO):
-    """A stream that says it is a terminal."""
+    """A stream that claims to be a terminal."""
 
     def isatty(self):
         return True
 
 
 def watch(mode, tmp_path, file=None, errors=None, **options):
-    """Output and error stream of a run that a console has shown."""
+    """Show a run, and return the output and the error stream."""
     file, errors = file or io.StringIO(), errors or io.StringIO()
     with Console(mode, file, errors) as console:
         example_run.feed(console, tmp_path / "mixed-sft-a1", **options)
@@ -46,7 +46,7 @@ def move(console, phase, done, total, note="", unit="rows"):
 # -- plain ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_log_has_a_few_lines_a_phase_and_the_report(tmp_path):
+def test_log_has_few_lines_per_phase_and_report(tmp_path):
     out, err = watch("plain", tmp_path, stages=2, steps=500)
     assert err == ""
     lines = out.partition("suite / metric")[0].splitlines()
@@ -63,7 +63,7 @@ def test_a_log_has_a_few_lines_a_phase_and_the_report(tmp_path):
     assert "\x1b" not in out
 
 
-def test_data_is_shown_as_counts_and_as_shares_beside_those_asked_for(tmp_path):
+def test_data_is_shown_as_counts_and_realized_shares(tmp_path):
     out, _ = watch("plain", tmp_path)
     table = [line.split() for line in out.splitlines() if line.startswith(("source", "helpdesk ", "general "))][:3]
     assert table == [["source", "read", "held", "out", "used"], ["helpdesk", "60", "12", "48"], ["general", "90", "6"]]
@@ -74,7 +74,7 @@ def test_data_is_shown_as_counts_and_as_shares_beside_those_asked_for(tmp_path):
     assert "stage-1 by epoch: general 10.1 %, 10.3 % of loss tokens" in out
 
 
-def test_the_shares_of_several_sources_are_told_together_and_those_of_many_epochs_in_short():
+def test_shares_of_sources_are_joined_and_many_epochs_shortened():
     parts = (
         StageSource("a", "domain"),
         StageSource("b", "general"),
@@ -107,7 +107,7 @@ def test_the_shares_of_several_sources_are_told_together_and_those_of_many_epoch
 
 
 @pytest.mark.parametrize("hours", [0.1, 1, 100])
-def test_a_long_phase_is_told_of_often_at_first_and_never_in_hundreds_of_lines(hours):
+def test_long_phase_logs_often_at_first_and_never_hundreds_of_lines(hours):
     said, now = [], [0.0]
     lines = ProgressLog(lambda text: said.append((now[0], text.plain)), clock=lambda: now[0])
     total = int(hours * 3600)
@@ -124,7 +124,7 @@ def test_a_long_phase_is_told_of_often_at_first_and_never_in_hundreds_of_lines(h
     assert said[-1][1].endswith(", loss 1.0")
 
 
-def test_quarters_are_told_of_when_they_take_their_time():
+def test_slow_quarters_are_logged():
     said, now = [], [0.0]
     lines = ProgressLog(lambda text: said.append(text.plain), clock=lambda: now[0])
     for second in range(0, 41, 2):
@@ -138,7 +138,7 @@ def test_quarters_are_told_of_when_they_take_their_time():
     ]
 
 
-def test_a_phase_that_is_soon_over_is_one_line_or_none_where_lines_are_to_be_few():
+def test_short_phase_is_one_line_or_none_in_brief_mode():
     said, now = [], [0.0]
     lines = ProgressLog(lambda text: said.append(text.plain), clock=lambda: now[0])
     for phase, brief, step in (("one", False, 0.9), ("two", True, 0.9), ("three", True, 4.0)):
@@ -152,7 +152,7 @@ def test_a_phase_that_is_soon_over_is_one_line_or_none_where_lines_are_to_be_few
     assert not any(line.startswith("two") for line in said)
 
 
-def test_a_phase_that_counts_nothing_is_told_of_as_it_begins_and_again_only_when_it_took_long():
+def test_phase_without_count_is_logged_at_start_and_at_end_if_slow():
     said, now = [], [0.0]
     lines = ProgressLog(lambda text: said.append(text.plain), clock=lambda: now[0])
     for took in (1.0, 100.0):
@@ -162,7 +162,7 @@ def test_a_phase_that_counts_nothing_is_told_of_as_it_begins_and_again_only_when
     assert said == ["load: a/model", "load: a/model", "load: in 1 min 40 s, a/model"]
 
 
-def test_a_phase_of_unknown_length_ends_when_the_next_begins():
+def test_phase_of_unknown_length_ends_with_next_phase():
     said = []
     lines = ProgressLog(lambda text: said.append(text.plain))
     lines.update(0, "read", 10, 0, "", "rows")
@@ -173,7 +173,7 @@ def test_a_phase_of_unknown_length_ends_when_the_next_begins():
     assert said == ["read: 25 rows in 0.0 s", "fetch: 98.3 MB in 0.0 s"]
 
 
-def test_the_same_phase_is_told_of_again_after_something_else():
+def test_same_phase_is_logged_again_after_another_event():
     out = io.StringIO()
     with Console("plain", out, io.StringIO()) as console:
         for _ in range(2):
@@ -182,7 +182,7 @@ def test_the_same_phase_is_told_of_again_after_something_else():
     assert out.getvalue() == "evaluate: 8 rows in 0.0 s\n" * 2
 
 
-def test_a_long_line_of_a_log_is_not_wrapped():
+def test_long_log_line_is_not_wrapped():
     out, err = io.StringIO(), io.StringIO()
     with Console("plain", out, err) as console:
         move(console, "read " + "x" * 200, 1, 1, note="y" * 100)
@@ -194,7 +194,7 @@ def test_a_long_line_of_a_log_is_not_wrapped():
 # -- quiet and JSON ---------------------------------------------------------------------------------------------------
 
 
-def test_an_evaluation_within_a_stage_is_a_line_and_ends_no_phase():
+def test_mid_stage_evaluation_is_one_line_and_does_not_end_phase():
     file = io.StringIO()
     console = Console("plain", file, io.StringIO())
     move(console, "train", 3, 10, unit="steps")
@@ -210,7 +210,7 @@ def test_an_evaluation_within_a_stage_is_a_line_and_ends_no_phase():
     assert sum("train" in line and "ended after" in line for line in lines) == 1
 
 
-def test_quiet_shows_warnings_alone(tmp_path):
+def test_quiet_shows_only_warnings(tmp_path):
     out, err = io.StringIO(), io.StringIO()
     with Console("quiet", out, err) as console:
         emit(console, events.WarningRaised, text="mind the gap")
@@ -229,12 +229,12 @@ def test_json_is_one_document_on_the_output_and_lines_on_the_error_stream(tmp_pa
     assert "\x1b" not in err
 
 
-def test_json_of_a_failed_run_is_a_document_too(tmp_path):
+def test_json_of_failed_run_is_one_document(tmp_path):
     out, _ = watch("json", tmp_path, fail=True)
     assert json.loads(out) == {"error": "RuntimeError: out of memory", "folder": str(tmp_path / "mixed-sft-a1")}
 
 
-def test_json_of_a_finished_run_that_then_fails_by_a_limit_is_its_report_alone(tmp_path):
+def test_json_of_finished_run_that_violates_limits_is_only_its_report(tmp_path):
     file = io.StringIO()
     with Console("json", file, io.StringIO()) as console:
         example_run.feed(console, tmp_path / "a")
@@ -243,7 +243,7 @@ def test_json_of_a_finished_run_that_then_fails_by_a_limit_is_its_report_alone(t
 
 
 def of_experiment(tmp_path, *heard):
-    """The output in JSON of an experiment of which this was heard, arm after arm."""
+    """Return the JSON output of an experiment with one of these events for each arm."""
     file = io.StringIO()
     with Console("json", file, io.StringIO()) as console:
         for number, event_class in enumerate(heard, start=1):
@@ -262,17 +262,17 @@ def of_experiment(tmp_path, *heard):
     return json.loads(file.getvalue())
 
 
-def test_json_of_an_experiment_is_its_comparison_alone_whatever_became_of_its_arms(tmp_path):
+def test_json_of_experiment_is_only_its_comparison(tmp_path):
     heard = (events.InterruptedRunCompleted, events.RunFailed, events.RunFinished, events.ArmsFinished)
     assert of_experiment(tmp_path, *heard) == {"arms": "compared"}
 
 
-def test_json_of_an_experiment_that_has_nothing_to_compare_is_what_failed_first(tmp_path):
+def test_json_of_experiment_without_results_is_first_failure(tmp_path):
     made = of_experiment(tmp_path, events.RunFailed, events.RunFailed)
     assert made == {"error": "RuntimeError: out of memory", "folder": str(tmp_path / "arm1")}
 
 
-def test_a_failed_run_says_where_its_files_are_and_leaves_the_error_to_the_command(tmp_path):
+def test_failed_run_names_folder_and_leaves_error_to_command(tmp_path):
     out, err = watch("plain", tmp_path, fail=True)
     assert out.splitlines()[-1] == f"stopped; the files are kept in {tmp_path}/mixed-sft-a1"
     assert "out of memory" not in out + err
@@ -289,7 +289,7 @@ def terminal(monkeypatch):
     return Terminal()
 
 
-def test_a_terminal_gets_bars_and_one_line_of_each_phase_that_ended(terminal, tmp_path):
+def test_terminal_shows_bars_and_one_line_per_finished_phase(terminal, tmp_path):
     out, _ = watch("terminal", tmp_path, file=terminal, errors=terminal)
     plain = unstyled(out)
     assert "✓ evaluate helpdesk  40 rows  0.0 s" in plain
@@ -298,7 +298,7 @@ def test_a_terminal_gets_bars_and_one_line_of_each_phase_that_ended(terminal, tm
     assert out.count("\x1b[?25h") >= out.count("\x1b[?25l") > 0
 
 
-def test_the_cursor_comes_back_whatever_happens(terminal):
+def test_cursor_is_restored_after_an_error(terminal):
     def fail():
         with Console("terminal", terminal, terminal) as console:
             move(console, "tokenise", 3, 10)
@@ -312,7 +312,7 @@ def test_the_cursor_comes_back_whatever_happens(terminal):
     assert "✗ tokenise  3 rows" in unstyled(shown)
 
 
-def test_a_warning_goes_above_the_bars_or_to_an_error_stream_that_is_elsewhere(terminal):
+def test_warning_is_above_bars_or_on_separate_error_stream(terminal):
     errors = io.StringIO()
     with Console("terminal", terminal, errors) as console:
         move(console, "tokenise", 3, 10)
@@ -327,7 +327,7 @@ def test_a_warning_goes_above_the_bars_or_to_an_error_stream_that_is_elsewhere(t
 
 
 @pytest.mark.parametrize("mode", ["terminal", "plain"])
-def test_hostile_text_steers_nothing(mode, terminal):
+def test_hostile_text_does_not_control_terminal(mode, terminal):
     evil = "[red]x[/red] [/]\x1b[2J\x1b]0;title\x07"
     file = terminal if mode == "terminal" else io.StringIO()
     with Console(mode, file, file) as console:
@@ -342,14 +342,14 @@ def test_hostile_text_steers_nothing(mode, terminal):
 
 
 def unstyled(text):
-    """The text without the escape sequences that rich itself writes."""
+    """Remove the escape sequences that rich writes."""
     return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text)
 
 
 # -- warnings ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_warning_comes_once_and_the_rows_that_it_is_about_stay_in_the_folder():
+def test_warning_is_shown_once_and_without_rows():
     errors = io.StringIO()
     with Console("plain", io.StringIO(), errors) as console:
         for _ in range(3):
@@ -361,7 +361,7 @@ def test_a_warning_comes_once_and_the_rows_that_it_is_about_stay_in_the_folder()
     ]
 
 
-def test_where_there_is_no_folder_the_rows_are_shown():
+def test_rows_are_shown_if_there_is_no_folder():
     errors = io.StringIO()
     with Console("quiet", io.StringIO(), errors, show_rows=True) as console:
         emit(console, events.WarningRaised, text="2 rows are odd", rows=["a:1", "a:2"])
@@ -369,7 +369,7 @@ def test_where_there_is_no_folder_the_rows_are_shown():
 
 
 def prepare_arms(console, heard, *, ends=True):
-    """Arms are prepared, each raising its warnings. heard: arm -> texts."""
+    """Prepare arms, each with its warnings. heard: arm -> texts."""
     for number, (arm, texts) in enumerate(heard.items(), start=1):
         emit(console, events.ArmPreparing, arm=arm, number=number, of=len(heard))
         move(console, "read", 3, 10)
@@ -383,7 +383,7 @@ def prepare_arms(console, heard, *, ends=True):
         emit(console, events.ArmsPrepared)
 
 
-def test_warnings_of_arms_come_once_with_the_names_of_those_that_have_them_when_not_all_do():
+def test_warnings_of_arms_are_shown_once_with_arm_names():
     out, errors = io.StringIO(), io.StringIO()
     arms = {f"arm{number}": ["all have it"] for number in range(1, 8)}
     arms["arm2"] += ["two have it", "one has it"]
@@ -409,7 +409,7 @@ def test_warnings_of_arms_come_once_with_the_names_of_those_that_have_them_when_
     assert len(shown) == 7 + 2, "a line an arm, and the heading of the first"
 
 
-def test_what_waits_is_told_when_an_arm_cannot_be_prepared():
+def test_held_back_warnings_are_shown_if_preparation_fails():
     errors = io.StringIO()
     with Console("plain", io.StringIO(), errors) as console:
         prepare_arms(console, {"a": ["both"], "b": ["both", "odd"]}, ends=False)
@@ -417,7 +417,7 @@ def test_what_waits_is_told_when_an_arm_cannot_be_prepared():
     assert errors.getvalue().splitlines() == ["warning: both", "warning: arm b: odd"]
 
 
-def test_a_terminal_leaves_no_line_of_what_is_soon_prepared_either(terminal):
+def test_terminal_leaves_no_line_of_quick_preparation(terminal):
     with Console("terminal", terminal, terminal) as console:
         prepare_arms(console, {"a": ["both"], "b": ["both", "odd"]})
         emit(console, events.ArmStarted, arm="a", number=1, of=2)
@@ -430,7 +430,7 @@ def test_a_terminal_leaves_no_line_of_what_is_soon_prepared_either(terminal):
     assert "arm 2 of 2 prepared: b, 1,200 rows" in plain
 
 
-def test_data_that_looks_as_an_earlier_arms_is_not_shown_again(tmp_path):
+def test_data_equal_to_earlier_arm_is_not_shown_again(tmp_path):
     out = io.StringIO()
     with Console("plain", out, io.StringIO()) as console:
         for arm in ("a", "b"):
@@ -444,7 +444,7 @@ def test_data_that_looks_as_an_earlier_arms_is_not_shown_again(tmp_path):
 # -- streams ----------------------------------------------------------------------------------------------------------
 
 
-def test_the_console_is_chosen_by_option_and_by_where_the_output_goes(monkeypatch):
+def test_console_mode_follows_option_and_output(monkeypatch):
     monkeypatch.setattr(sys, "stdout", io.StringIO())
     monkeypatch.setenv("FORCE_COLOR", "1")
     assert Console.from_options(quiet=False, json=False).mode == "plain"
@@ -457,7 +457,7 @@ def test_the_console_is_chosen_by_option_and_by_where_the_output_goes(monkeypatc
     assert Console.from_options(quiet=False, json=False).mode == "plain"
 
 
-def test_a_stream_of_any_encoding_takes_the_whole_run(tmp_path):
+def test_run_can_be_written_to_stream_of_any_encoding(tmp_path):
     raw = io.BytesIO()
     file = io.TextIOWrapper(raw, encoding="ascii")
     with Console("plain", file, io.StringIO()) as console:
@@ -469,7 +469,7 @@ def test_a_stream_of_any_encoding_takes_the_whole_run(tmp_path):
     assert "better" in text
 
 
-def test_importing_the_rooms_that_show_imports_neither_torch_nor_mlflow():
+def test_console_imports_neither_torch_nor_mlflow():
     script = (
         "import sys, harness.terminal.console, harness.report.run_report, harness.terminal.report_table;"
         "print([name for name in ('mlflow', 'torch', 'pandas', 'transformers') if name in sys.modules])"
