@@ -54,7 +54,8 @@ class SystemMetrics:
         try:
             from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-            self._monitor = SystemMetricsMonitor(run_id, resume_logging=resumed, tracking_uri=uri)
+            monitor_class: Any = SystemMetricsMonitor  # MLflow leaves its constructor untyped
+            self._monitor = monitor_class(run_id, resume_logging=resumed, tracking_uri=uri)
         except ImportError:
             return
         self._monitor.start()

@@ -380,7 +380,7 @@ def test_a_run_that_the_store_has_lost_goes_on_in_a_new_one_and_says_so(uri, cli
     client.delete_run(lost)
     tracker = walk.begin(again=facts)
     (warning,) = walk.warnings
-    assert "MLflow has lost what was tracked before" in warning
+    assert "MLflow does not have the run any more" in warning
     assert tracker.run_id not in (None, lost)
     assert json.loads((walk.folder / "mlflow.json").read_text())["run_id"] == tracker.run_id
     walk.emit(events.RunFailed, 0, error="x")
