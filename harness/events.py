@@ -154,10 +154,10 @@ class DataPrepared(Event):
     counts: Mapping[str, Mapping[str, int]]
     stages: Sequence[Stage]
     shares: Sequence[SharesBySource]
-    digests: Mapping[str, str]
-    template: str
     epoch_shares: Sequence[Sequence[SharesBySource]] = ()
     efficiency: Sequence[float] = ()
+    digests: Mapping[str, str]
+    template: str
     lengths: Mapping[str, Any] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
     warnings: Sequence[str] = ()

@@ -194,6 +194,21 @@ def test_experiment_without_any_result_reports_first_failure(desk, arms, monkeyp
     assert "--resume" in line
 
 
+def test_each_arm_is_prepared_once(desk, arms, monkeypatch):
+    from harness.data import prepare
+
+    prepared = []
+    real = prepare.prepare_data
+
+    def failing(context):
+        raise RunError("stage 'domain'", "memory ran out", "buy some")
+
+    monkeypatch.setattr(prepare, "prepare_data", lambda *a, **k: prepared.append(1) or real(*a, **k))
+    monkeypatch.setattr(arms_runner, "run_stages", failing)
+    assert desk.command("run", "--quiet", desk.write(arms())) == 1
+    assert len(prepared) == 2
+
+
 def test_null_removes_a_mitigation(desk, arms):
     document = {**arms(named={"with": {}, "without": {"mitigations.l2sp": None}}), "mitigations": {"l2sp": {}}}
     assert desk.command("run", "--quiet", desk.write(document)) == 0

@@ -11,7 +11,7 @@ from harness import events
 from harness.errors import HarnessError, RunError
 from harness.model import save
 from harness.report import run_report
-from harness.runner import folder, main_process
+from harness.runner import folder, main_process, resume
 from harness.runner.folder import RunFolder
 from harness.training import train_stage
 
@@ -345,3 +345,40 @@ def test_folder_that_cannot_be_locked_is_a_user_error(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(HarnessError, match="cannot be locked"), RunFolder(tmp_path / "file" / "below").locked():
         pass
+
+
+# -- the decisions ----------------------------------------------------------------------------------------------------
+
+
+def test_steps_after_the_checkpoint_and_torn_lines_are_discarded(tmp_path):
+    lines = [json.dumps({"step": step}) + "\n" for step in (1, 2, 3)]
+    (tmp_path / "steps.jsonl").write_text("".join(lines) + '{"step": 4')
+    resume.discard_steps_after(tmp_path, tmp_path / "checkpoints" / "checkpoint-2")
+    assert (tmp_path / "steps.jsonl").read_text() == "".join(lines[:2])
+
+
+def test_best_weights_of_now_and_of_the_newest_checkpoint_are_kept(tmp_path):
+    checkpoint = tmp_path / "checkpoint-4"
+    assert resume.best_weights_to_keep([1, 3, 5, 7], 7, checkpoint) == {7, 3}
+    assert resume.best_weights_to_keep([5, 7], 7, checkpoint) == {7}
+    assert resume.best_weights_to_keep([1, 7], 7, None) == {7}
+
+
+def test_best_weights_of_later_steps_are_discarded(tmp_path):
+    for name in ("2", "4", ".4.draft-1"):
+        (tmp_path / name).mkdir()
+    resume.discard_best_weights_after(tmp_path, 2)
+    assert [path.name for path in tmp_path.iterdir()] == ["2"]
+
+
+@pytest.mark.parametrize(("stage_index", "carried_stages", "is_newer"), [(0, 0, True), (1, 0, False), (0, 1, False)])
+def test_scores_of_later_stages_are_not_overwritten(stage_index, carried_stages, is_newer):
+    assert resume.has_newer_scores(stage_index, 1, carried_stages) is is_newer
+
+
+@pytest.mark.parametrize(
+    ("status", "violates_limits", "needs_end"),
+    [(None, False, False), ("FINISHED", False, False), ("RUNNING", False, True), ("FAILED", True, False)],
+)
+def test_tracking_is_ended_only_if_it_is_not(status, violates_limits, needs_end):
+    assert resume.needs_tracking_end(status, violates_limits=violates_limits) is needs_end
