@@ -189,7 +189,7 @@ def test_unreachable_store_is_named_and_changes_nothing(desk, uri, whole, tmp_pa
     assert "gone.db" in line
     (place / "mlflow.json").write_text(json.dumps({**told, "run_id": "0" * 32}))
     assert desk.command("run", "--resume", place) == 2
-    assert "the run is finished; start another one" in capsys.readouterr().err, "it was deleted there"
+    assert "the run is finished; show its report" in capsys.readouterr().err, "it was deleted there"
 
 
 def test_resumed_experiment_finishes_tracking_of_killed_arm(desk, uri, client, killed_at, monkeypatch):
