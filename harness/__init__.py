@@ -3,7 +3,9 @@
 What a plugin needs is importable from here; everything else of the package is internal.
 """
 
+from harness import events
 from harness.errors import HarnessError
+from harness.events import Event
 from harness.hookspecs import hookimpl
 from harness.interfaces.component import Component
 from harness.interfaces.metric import Metric
@@ -12,7 +14,6 @@ from harness.interfaces.mode import Mode
 from harness.interfaces.source import Source
 from harness.interfaces.template import Template
 from harness.types import (
-    Event,
     Example,
     InvalidRecord,
     Item,
@@ -46,5 +47,6 @@ __all__ = [
     "Template",
     "TokenizedExample",
     "ToolCall",
+    "events",
     "hookimpl",
 ]

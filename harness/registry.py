@@ -20,9 +20,9 @@ import pluggy
 
 from harness import hookspecs
 from harness.errors import HarnessError
+from harness.events import Event, WarningRaised
 from harness.interfaces.component import COMPONENT_TYPES, Component
 from harness.spec_keys import data, training
-from harness.types import Event
 
 ENTRY_POINT_GROUP = "harness"
 CORE_DISTRIBUTION = "harness-sft"
@@ -128,7 +128,7 @@ class Registry:
             except Exception as error:
                 self._failed_listeners.add(id(implementation.plugin))
                 text = f"the listener {implementation.plugin_name} failed and is ignored from now on: {error!r}"
-                self.emit(Event("warning", event.stage, {"text": text}))
+                self.emit(WarningRaised(stage_index=event.stage_index, text=text))
 
 
 def discover_plugins(entries: Iterable[tuple[str, EntryPoint]] | None = None) -> Registry:

@@ -305,23 +305,6 @@ class StageDataset:
 # -- results ----------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Event:
-    """Something that happened in a run.
-
-    type: `run_started`, `progress`, `data`, `evaluated`, `stage_started`, `step`, `measured` (within a stage: `step`,
-    `scores`, `combined`, `best`, `kept`, `over`), `restored` (`step`), `variant`, `stage_finished`, `run_finished`,
-    `run_failed`, `run_closed` (`lacked`: what a finished run had not yet), `warning` (`text`, and the `rows` that it is
-    about). Of an experiment: `arm_preparing`, `arm_prepared` (with rows `used` and `evaluated`), `arms_prepared`,
-    `arm_started`, `arm_finished`, `arms_finished`.
-    stage: index of the stage, from 1; 0 before the first. data: what happened, by type.
-    """
-
-    type: str
-    stage: int = 0
-    data: Mapping[str, Any] = field(default_factory=dict)
-
-
 class Progress(Protocol):
     """A callback that reports the progress of a long phase.
 

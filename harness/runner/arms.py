@@ -1,8 +1,10 @@
-"""Arms: one spec in several variants, each a run of its own in one folder, compared when they have run.
+"""The arms of an experiment: variants of one spec, run one after the other in one folder, and compared.
 
-Knows how arms share what they can: the tokenised rows, by the cache that is keyed by their content; the base model's
-answers, which are taken over from the arm before and used again where their key says that they are the same; and the
-first stages that they have in common (`sharing`).
+Arms share what is expensive:
+
+- tokenized rows: the token cache is keyed by their content;
+- answers of the base model: they are copied from an earlier arm and reused if their keys match;
+- first stages that several arms have in common: `reuse_stages` links their snapshots.
 """
 
 from __future__ import annotations
@@ -10,12 +12,15 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from harness.distributed.processes import SINGLE_PROCESS, Processes
 from harness.errors import HarnessError, RunError
+from harness.events import ArmFinished, ArmPrepared, ArmPreparing, ArmsFinished, ArmsPrepared, ArmStarted, WarningRaised
 from harness.interfaces.metric import Metric
 from harness.interfaces.mitigation import Mitigation
 from harness.registry import Registry
@@ -23,39 +28,116 @@ from harness.report import finished_run
 from harness.report.arm_comparison import ArmComparison, ComparisonSettings, compare_arms
 from harness.report.html import write
 from harness.runner import resume
+from harness.runner.context import RunContext
+from harness.runner.finish_interrupted_run import finish_interrupted_run
 from harness.runner.folder import RunFolder
-from harness.runner.prepare import write_report_page
+from harness.runner.main_process import run_stages
+from harness.runner.prepare import PreparedRun, prepare_checked_run, write_report_page
 from harness.spec import arms as arms_of
-from harness.spec import plan
+from harness.spec import plan as plan_module
 from harness.spec.arms import Arm
 from harness.spec.metric_factory import create_metric
 from harness.spec.spec import Spec
 from harness.tracking.experiment_tracker import ExperimentTracker
-from harness.types import Event, Plan, Stage
+from harness.types import Plan, Stage
+
+MAX_PREPARED_ARMS = 8
+"""Arms whose prepared data is kept until they run. Later ones are prepared again, from the token cache: each holds a
+tokenizer and the conversations of its sources."""
+
+
+# -- preparation ------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class ArmRun:
+    """An arm that is to run.
+
+    Attributes:
+        arm: Its name and changes.
+        spec: The spec with its changes.
+        plan: The plan of that spec.
+        prepared: Its prepared data; None to prepare it when it runs.
+    """
+
+    arm: Arm
+    spec: Spec
+    plan: Plan
+    prepared: PreparedRun | None = None
+
+    def take_prepared(self, registry: Registry, processes: Processes) -> PreparedRun:
+        """Return the prepared data, and release it here so that it is freed when the arm has run."""
+        prepared, self.prepared = self.prepared, None
+        return prepared or prepare_checked_run(self.spec, registry, plan=self.plan, processes=processes)
+
+
+def plan_arms(arm_specs: Sequence[tuple[Arm, Spec]], registry: Registry) -> list[ArmRun]:
+    """Plan every arm, without preparing its data."""
+    return [ArmRun(arm, arm_spec, plan_module.build_plan(arm_spec, registry)) for arm, arm_spec in arm_specs]
+
+
+def prepare_arms(
+    arm_specs: Sequence[tuple[Arm, Spec]], registry: Registry, processes: Processes = SINGLE_PROCESS
+) -> Iterator[ArmRun]:
+    """Prepare and check the data of every arm.
+
+    Args:
+        arm_specs: The arms with their specs.
+        registry: The components.
+        processes: The processes that will train: a step takes rows for each of them.
+
+    Yields:
+        Each arm; the first `MAX_PREPARED_ARMS` with their prepared data.
+
+    Raises:
+        HarnessError: If an arm is invalid; the error names the arm.
+    """
+    for number, (arm, arm_spec) in enumerate(arm_specs, start=1):
+        registry.emit(ArmPreparing(arm=arm.name, number=number, of=len(arm_specs)))
+        started_at = time.monotonic()
+        with arms_of.arm_error_context(arm):
+            prepared = prepare_checked_run(arm_spec, registry, processes=processes)
+        counts = prepared.data.counts.values()
+        registry.emit(
+            ArmPrepared(
+                arm=arm.name,
+                number=number,
+                of=len(arm_specs),
+                used=sum(count.get("used", 0) for count in counts),
+                evaluated=sum(count.get("evaluated", 0) for count in counts),
+                seconds=time.monotonic() - started_at,
+            )
+        )
+        # All arms write their invalid rows to the same file, so such an arm is prepared again just before it runs.
+        has_invalid_rows = any(source.corpus.invalid_rows_file for source in prepared.data.sources.values())
+        keeps_data = number <= MAX_PREPARED_ARMS and not has_invalid_rows
+        yield ArmRun(arm, arm_spec, prepared.plan, prepared if keeps_data else None)
+    registry.emit(ArmsPrepared())
+
+
+# -- stages that arms share -------------------------------------------------------------------------------------------
 
 
 def shared_stage_count(first: Plan, second: Plan, registry: Registry) -> int:
-    """How many stages, from the first, are the same in both plans, so that one end serves both.
+    """Return how many first stages two plans have in common, so that one snapshot serves both.
 
-    A stage with `evaluate_steps` counts only where the suites are the same too: what they measure may end it.
-    A stage that offers variants to be measured (`wise_ft`) is never shared: they are made of what it remembers.
+    A stage with `evaluate_steps` counts only if the suites are equal too: their scores may end the stage. A stage whose
+    mitigations offer weight variants never counts: the variants depend on what the mitigation remembers.
     """
-
-    def begin(planned: Plan) -> tuple[object, ...]:
-        return planned.seed, planned.model, planned.template, planned.sources
-
-    if begin(first) != begin(second):
+    if (first.seed, first.model, first.template, first.sources) != (
+        second.seed, second.model, second.template, second.sources,
+    ):  # fmt: skip
         return 0
     count = 0
-    for stage, same in zip(first.stages, second.stages, strict=False):
+    for first_stage, second_stage in zip(first.stages, second.stages, strict=False):
         if (
-            stage != same
-            or plan.stage_mitigations(first, stage) != plan.stage_mitigations(second, same)
-            or _offers_variants(first, stage, registry)
+            first_stage != second_stage
+            or plan_module.stage_mitigations(first, first_stage) != plan_module.stage_mitigations(second, second_stage)
+            or _offers_variants(first, first_stage, registry)
         ):
             break
-        if stage.train["evaluate_steps"] is not None and first.suites != second.suites:
-            break  # what is measured on the way may end the stage
+        if first_stage.train["evaluate_steps"] is not None and first.suites != second.suites:
+            break
         count += 1
     return count
 
@@ -63,42 +145,51 @@ def shared_stage_count(first: Plan, second: Plan, registry: Registry) -> int:
 def reuse_stages(
     arms_folder: Path, arm_folder: Path, plan: Plan, others: Iterable[tuple[str, Plan]], registry: Registry
 ) -> int:
-    """Give a new arm's folder the ends of the stages that an earlier arm trained for it too. Returns how many.
+    """Copy the snapshots of first stages that an earlier arm has trained to the folder of a new arm.
 
-    arms_folder: the folder that holds all arms. arm_folder: the arm's own. others: name -> plan of the arms before it.
-    The large files are linked where the file system can, and copied where not.
+    Large files are hard links where the file system supports them.
+
+    Args:
+        arms_folder: The folder that holds all arms.
+        arm_folder: The folder of the new arm.
+        plan: The plan of the new arm.
+        others: Name and plan of each earlier arm.
+        registry: The components.
+
+    Returns:
+        The number of stages that were copied.
     """
-    best, donor = 0, arms_folder
+    best_count, donor = 0, arms_folder
     for name, other in others:
         count = shared_stage_count(plan, other, registry)
-        ends = [(arms_folder / name / "stages" / one.name / "end").is_dir() for one in plan.stages[:count]]
-        count = ends.index(False) if False in ends else count
-        if count > best:
-            best, donor = count, arms_folder / name
-    for number, stage in enumerate(plan.stages[:best], start=1):
-        own, its = arm_folder / "stages" / stage.name, donor / "stages" / stage.name
-        shutil.rmtree(own, ignore_errors=True)  # what an arm left that was broken off right here
-        shutil.copytree(its / "end", own / "end", copy_function=_link_or_copy)
-        for kept in ("trained.json", "steps.jsonl", "evaluations.jsonl"):
-            if (its / kept).is_file():  # a stage that was not watched has no evaluations of its own
-                shutil.copy2(its / kept, own / kept)
+        has_snapshot = [(arms_folder / name / "stages" / stage.name / "end").is_dir() for stage in plan.stages[:count]]
+        count = has_snapshot.index(False) if False in has_snapshot else count
+        if count > best_count:
+            best_count, donor = count, arms_folder / name
+    for stage_index, stage in enumerate(plan.stages[:best_count], start=1):
+        target, source = arm_folder / "stages" / stage.name, donor / "stages" / stage.name
+        shutil.rmtree(target, ignore_errors=True)  # a copy that was interrupted
+        shutil.copytree(source / "end", target / "end", copy_function=_link_or_copy)
+        for file_name in ("trained.json", "steps.jsonl", "evaluations.jsonl"):
+            if (source / file_name).is_file():  # only a stage with `evaluate_steps` has evaluations
+                shutil.copy2(source / file_name, target / file_name)
         (arm_folder / "predictions").mkdir(parents=True, exist_ok=True)
-        for file in (donor / "predictions").glob(f"*-stage{number}.jsonl"):
+        for file in (donor / "predictions").glob(f"*-stage{stage_index}.jsonl"):
             shutil.copy2(file, arm_folder / "predictions" / file.name)
-    return best
+    return best_count
 
 
 def delete_snapshots(arms_folder: Path) -> None:
-    """Delete the ends that finished arms kept for others; those of unfinished ones are what they go on from."""
-    for arm in arms_folder.iterdir():
-        if (arm / "report.json").is_file():
-            for end in arm.glob("stages/*/end"):
-                shutil.rmtree(end, ignore_errors=True)
+    """Delete the stage snapshots of finished arms; an unfinished arm needs its own to be resumed."""
+    for arm_folder in arms_folder.iterdir():
+        if resume.is_finished(arm_folder):
+            for snapshot in arm_folder.glob("stages/*/end"):
+                shutil.rmtree(snapshot, ignore_errors=True)
 
 
-def _offers_variants(run_plan: Plan, stage: Stage, registry: Registry) -> bool:
-    made = plan.create_mitigations(plan.stage_mitigations(run_plan, stage), registry)
-    return any(type(one).variants is not Mitigation.variants for _, one in made)
+def _offers_variants(plan: Plan, stage: Stage, registry: Registry) -> bool:
+    mitigations = plan_module.create_mitigations(plan_module.stage_mitigations(plan, stage), registry)
+    return any(type(mitigation).variants is not Mitigation.variants for _, mitigation in mitigations)
 
 
 def _link_or_copy(source: str, target: str) -> str:
@@ -108,164 +199,220 @@ def _link_or_copy(source: str, target: str) -> str:
     return shutil.copy2(source, target)
 
 
-RunArm = Callable[[Arm, Spec, Path, bool, str | None, int], None]
-"""Run an arm's spec in a folder; True: it is gone on with; the MLflow id of the experiment's run, if it has one; how
-many of its first stages are to leave their ends for other arms."""
+def _copy_base_predictions(arms_folder: Path, arm_folder: Path) -> None:
+    """Copy the base model's answers of a finished arm; their keys decide whether they are reused."""
+    for predictions in sorted(arms_folder.glob("*/predictions")):
+        files = sorted(predictions.glob("*-stage0.jsonl"))
+        if files and resume.is_finished(predictions.parent):
+            (arm_folder / "predictions").mkdir(parents=True, exist_ok=True)
+            for file in files:
+                shutil.copy2(file, arm_folder / "predictions" / file.name)
+            return
+
+
+# -- the experiment ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ExperimentContext:
+    """One experiment.
+
+    Attributes:
+        spec: The spec with its arms.
+        registry: The components and listeners.
+        folder: The folder of the experiment.
+        tracker: The MLflow tracker of the experiment.
+        processes: The processes that share each run.
+    """
+
+    spec: Spec
+    registry: Registry
+    folder: RunFolder
+    tracker: ExperimentTracker
+    processes: Processes
+
+    @property
+    def arms_folder(self) -> Path:
+        """The folder that holds the folders of the arms."""
+        return self.folder.path / "arms"
 
 
 def run_arms(
     spec: Spec,
-    specs: Sequence[tuple[Arm, Spec]],
+    arm_runs: Sequence[ArmRun],
     registry: Registry,
     folder: RunFolder,
-    run_arm: RunArm,
     *,
     processes: Processes = SINGLE_PROCESS,
 ) -> ArmComparison:
-    """Run every arm that has no result yet, and compare all that have one.
+    """Run every arm that has no result yet, and compare all arms that have one.
 
-    spec: with its arms. specs: each arm that is to run with the spec that it makes. An arm that fails is named in the
-    comparison, and the next one runs. Raises RunError, after everything is saved, when an arm failed.
-    processes: the processes that train; of several an arm that fails ends all at once.
+    An arm that fails is listed in the comparison and the next arm runs. With several processes the first arm that
+    fails ends the experiment: the other processes cannot know where it failed.
+
+    Args:
+        spec: The spec with its arms.
+        arm_runs: The arms to run.
+        registry: The components and listeners.
+        folder: The folder of the experiment.
+        processes: The processes that share each run.
+
+    Raises:
+        RunError: If an arm failed, after all results are saved.
     """
-    every = arms_of.expand_arms(spec.document["arms"], spec.where(("arms",)))
+    all_arms = arms_of.expand_arms(spec.document["arms"], spec.where(("arms",)))
     tracker = ExperimentTracker(
         spec.document["track"],
         spec.document["name"],
         folder.path,
-        lambda text: registry.emit(Event("warning", data={"text": text})),
-        resume_info=folder.read_json("mlflow.json"),
+        lambda text: registry.emit(WarningRaised(text=text)),
+        resume_info=resume.tracking_info(folder),
     )
-    tracker.start(spec.document, [arm.name for arm in every])
+    context = ExperimentContext(spec, registry, folder, tracker, processes)
+    tracker.start(spec.document, [arm.name for arm in all_arms])
     try:
-        with processes.on_abort(lambda why: tracker.fail(RunError(str(folder.path), why))):
-            return _run_arms(
-                spec, every, specs, registry, folder, run_arm, tracker, single_process=processes.world_size == 1
-            )
+        with processes.on_abort(lambda reason: tracker.fail(RunError(str(folder.path), reason))):
+            failures: dict[str, str] = {}
+            for index, arm_run in enumerate(arm_runs):
+                registry.emit(ArmStarted(arm=arm_run.arm.name, number=index + 1, of=len(arm_runs)))
+                reason = _run_arm(context, arm_runs, index)
+                if reason is not None:
+                    failures[arm_run.arm.name] = reason
+            delete_snapshots(context.arms_folder)
+            return _report_comparison(context, all_arms, failures)
     except BaseException as error:
         tracker.fail(error)
         raise
 
 
-def _run_arms(
-    spec: Spec,
-    arms: Sequence[Arm],
-    specs: Sequence[tuple[Arm, Spec]],
-    registry: Registry,
-    folder: RunFolder,
-    run_arm: RunArm,
-    tracker: ExperimentTracker,
-    *,
-    single_process: bool,
-) -> ArmComparison:
-    failed: dict[str, str] = {}
-    plans = {arm.name: plan.build_plan(own, registry) for arm, own in specs}
-    begun: dict[str, Plan] = {}
-    for number, (arm, own) in enumerate(specs, start=1):
-        place = folder.path / "arms" / arm.name
-        registry.emit(Event("arm_started", data={"arm": arm.name, "number": number, "of": len(specs)}))
-        if (place / "report.json").is_file():
-            why = _finish_interrupted_arm(arm, own, registry, place, tracker.run_id)
-            if why is not None:
-                failed[arm.name] = why
-            registry.emit(Event("arm_finished", data={"arm": arm.name, "again": True}))
-            begun[arm.name] = plans.pop(arm.name)
-            continue
-        again = (place / "spec.json").is_file()
-        if not again:
-            _copy_base_predictions(folder.path / "arms", place)
-            reuse_stages(folder.path / "arms", place, plans[arm.name], begun.items(), registry)
-        begun[arm.name] = plans.pop(arm.name)
-        shared = max((shared_stage_count(begun[arm.name], other, registry) for other in plans.values()), default=0)
-        try:
-            run_arm(arm, own, place, again, tracker.run_id, shared)
-        except HarnessError as error:  # its spec and data were proven: what fails now is this arm's alone
-            if not single_process:
-                raise
-            failed[arm.name] = error.what
-            registry.emit(Event("warning", data={"text": f"the arm {arm.name!r} failed: {error}"}))
-            continue
-        registry.emit(Event("arm_finished", data={"arm": arm.name, "again": False}))
-    delete_snapshots(folder.path / "arms")
-    trouble = _failure_error(failed, folder)
-    if trouble is not None and not any((folder.path / "arms" / arm.name / "report.json").is_file() for arm in arms):
-        raise trouble  # there is nothing to compare
-    made = compare_finished_arms(spec, arms, registry, folder.path, failed)
-    made.write(folder.path)
-    write_report_page(registry, write.write_experiment_page, folder.path)
-    if trouble is None:
-        tracker.finish(made)
-    registry.emit(Event("arms_finished", data={"experiment": made, "folder": str(folder.path)}))
-    if trouble is not None:
-        raise trouble
-    return made
-
-
-def _finish_interrupted_arm(arm: Arm, arm_spec: Spec, registry: Registry, path: Path, parent: str | None) -> str | None:
-    """Do what the end of an arm lacks that was killed after its report; why it failed, where that shows now."""
-    folder = RunFolder(path)
+def _run_arm(context: ExperimentContext, arm_runs: Sequence[ArmRun], index: int) -> str | None:
+    """Run an arm, resume it, or complete its result. Returns why it failed; None if it has a result."""
+    arm_run, registry = arm_runs[index], context.registry
+    arm, plan, arm_folder = arm_run.arm, arm_run.plan, context.arms_folder / arm_run.arm.name
+    if resume.is_finished(arm_folder):
+        reason = _finish_interrupted_arm(context, arm_run, arm_folder)
+        registry.emit(ArmFinished(arm=arm.name, reused=True))
+        return reason
+    resuming = resume.is_started(arm_folder)
+    if not resuming:
+        _copy_base_predictions(context.arms_folder, arm_folder)
+        earlier_plans = [(earlier.arm.name, earlier.plan) for earlier in arm_runs[:index]]
+        reuse_stages(context.arms_folder, arm_folder, plan, earlier_plans, registry)
+    shared_counts = [shared_stage_count(plan, later.plan, registry) for later in arm_runs[index + 1 :]]
     try:
+        prepared = arm_run.take_prepared(registry, context.processes)
+        folder = RunFolder(arm_folder)
         with folder.locked():
-            resume.finish_interrupted_run(
-                arm_spec, registry, folder, arm={"name": arm.name, "changes": dict(arm.changes)}, parent=parent
+            run_stages(
+                RunContext(
+                    arm_run.spec,
+                    registry,
+                    prepared,
+                    folder,
+                    processes=context.processes,
+                    resuming=resuming,
+                    arm=_arm_metadata(arm),
+                    parent=context.tracker.run_id,
+                    stages_to_keep=max(shared_counts, default=0),
+                )
             )
-    except RunError as error:
+    except HarnessError as error:  # spec and data were checked, so the failure concerns this arm alone
+        if context.processes.world_size > 1:
+            raise
+        registry.emit(WarningRaised(text=f"the arm {arm.name!r} failed: {error}"))
         return error.what
-    except HarnessError as error:  # its result is there, and is compared
-        registry.emit(Event("warning", data={"text": f"the end of the arm {arm.name!r}: {error}"}))
+    registry.emit(ArmFinished(arm=arm.name, reused=False))
     return None
 
 
-def _failure_error(failed: Mapping[str, str], folder: RunFolder) -> RunError | None:
-    if not failed:
-        return None
-    first = next(iter(failed))
-    hint = f"mend it and go on: harness run --resume {folder.path}"
-    return RunError(str(folder.path), f"{len(failed)} arm(s) failed, {first!r} first: {failed[first]}", hint)
+def _finish_interrupted_arm(context: ExperimentContext, arm_run: ArmRun, arm_folder: Path) -> str | None:
+    """Complete an arm that was killed after its report. Returns why it failed; None if it did not."""
+    folder = RunFolder(arm_folder)
+    try:
+        with folder.locked():
+            finish_interrupted_run(
+                arm_run.spec,
+                context.registry,
+                folder,
+                plan=arm_run.plan,
+                arm=_arm_metadata(arm_run.arm),
+                parent=context.tracker.run_id,
+            )
+    except RunError as error:
+        return error.what
+    except HarnessError as error:  # the result exists, and is compared
+        text = f"cannot complete the arm {arm_run.arm.name!r}: {error}"
+        context.registry.emit(WarningRaised(text=text))
+    return None
 
 
-def compare_finished_arms(
-    spec: Spec, arms: Sequence[Arm], registry: Registry, folder: Path, failed: dict[str, str] | None = None
+def _report_comparison(context: ExperimentContext, arms: Sequence[Arm], failures: Mapping[str, str]) -> ArmComparison:
+    """Write the comparison of the arms and end the MLflow run. Raises RunError if an arm failed."""
+    failure = _failure_error(failures, context.folder)
+    if failure is not None and not any(resume.is_finished(context.arms_folder / arm.name) for arm in arms):
+        raise failure  # there is nothing to compare
+    comparison = _compare_finished_arms(context.spec, arms, context.registry, context.folder.path, failures)
+    comparison.write(context.folder.path)
+    write_report_page(context.registry, write.write_experiment_page, context.folder.path)
+    if failure is None:
+        context.tracker.finish(comparison)
+    context.registry.emit(ArmsFinished(experiment=comparison, folder=str(context.folder.path)))
+    if failure is not None:
+        raise failure
+    return comparison
+
+
+def _compare_finished_arms(
+    spec: Spec, arms: Sequence[Arm], registry: Registry, folder: Path, failures: Mapping[str, str]
 ) -> ArmComparison:
-    """The comparison of all arms of an experiment that have a result."""
-    found, missing = {}, dict(failed or {})
+    """Compare all arms of an experiment that have a result.
+
+    Args:
+        spec: The spec with its arms.
+        arms: All arms.
+        registry: The components.
+        folder: The folder of the experiment.
+        failures: Arm -> why it failed.
+    """
+    runs, missing = {}, dict(failures)
     for arm in arms:
-        place = folder / "arms" / arm.name
-        if (place / "report.json").is_file():
-            found[arm.name] = finished_run.load_finished_run(place)
+        arm_folder = folder / "arms" / arm.name
+        if resume.is_finished(arm_folder):
+            runs[arm.name] = finished_run.load_finished_run(arm_folder)
         else:
-            missing.setdefault(arm.name, "it has not run to its end")
-    given: dict[str, Any] = spec.document["arms"]
+            missing.setdefault(arm.name, "the arm is not finished")
+    settings: dict[str, Any] = spec.document["arms"]
     return compare_arms(
         spec.document["name"],
         folder,
-        found,
-        _create_arm_metrics(found, given["baseline"], registry),
-        ComparisonSettings(given["baseline"], given["gain"], given["forgetting"], given["joint"]),
+        runs,
+        _create_arm_metrics(runs, settings["baseline"], registry),
+        ComparisonSettings(settings["baseline"], settings["gain"], settings["forgetting"], settings["joint"]),
         seed=spec.document["seed"],
         missing=missing,
     )
 
 
+def _arm_metadata(arm: Arm) -> dict[str, Any]:
+    return {"name": arm.name, "changes": dict(arm.changes)}
+
+
+def _failure_error(failures: Mapping[str, str], folder: RunFolder) -> RunError | None:
+    if not failures:
+        return None
+    first = next(iter(failures))
+    hint = f"fix the cause, then: harness run --resume {folder.path}"
+    return RunError(str(folder.path), f"{len(failures)} arm(s) failed, {first!r} first: {failures[first]}", hint)
+
+
 def _create_arm_metrics(
     runs: Mapping[str, finished_run.FinishedRun], baseline: str | None, registry: Registry
 ) -> dict[str, dict[str, Metric]]:
-    """The metrics of every suite that an arm has: the baseline's own, and those that other arms add to them."""
-    made: dict[str, dict[str, Metric]] = {}
-    for _, run in sorted(runs.items(), key=lambda one: one[0] != baseline):
-        for suite, given in run.spec["evaluate"].items():
-            for name, options in given["metrics"].items():
-                if name not in made.setdefault(suite, {}):
-                    made[suite][name] = create_metric(registry, name, options, lang=given["lang"])
-    return made
-
-
-def _copy_base_predictions(arms_folder: Path, arm_folder: Path) -> None:
-    """Copy the base model's answers of an arm that has them; their keys decide whether they are used again."""
-    for other in sorted(arms_folder.glob("*/predictions")):
-        files = sorted(other.glob("*-stage0.jsonl"))
-        if files and (other.parent / "report.json").is_file():
-            (arm_folder / "predictions").mkdir(parents=True, exist_ok=True)
-            for file in files:
-                shutil.copy2(file, arm_folder / "predictions" / file.name)
-            return
+    """Return suite -> name -> metric: those of the baseline, then those that only other arms have."""
+    metrics: dict[str, dict[str, Metric]] = {}
+    for _, run in sorted(runs.items(), key=lambda item: item[0] != baseline):
+        for suite, settings in run.spec["evaluate"].items():
+            for name, options in settings["metrics"].items():
+                if name not in metrics.setdefault(suite, {}):
+                    metrics[suite][name] = create_metric(registry, name, options, lang=settings["lang"])
+    return metrics

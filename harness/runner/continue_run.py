@@ -1,7 +1,6 @@
-"""Going on from the result of an earlier run: its adapter trained on, and its measurements put before the new ones.
+"""A run that starts from the result of an earlier run: what happens to its adapter, and which scores are carried over.
 
-Knows the folder of a finished run and the model that was loaded from it. `staged_model` asks for the adapter,
-`main_process` for the measurements.
+`staged_model` uses the adapter, `evaluate_stages` the scores.
 """
 
 from __future__ import annotations
@@ -23,21 +22,22 @@ from harness.types import Evaluation, Item, Progress, Score
 from harness.utils.find_run import RUN_SCHEME, find_run
 
 SCORE_TOLERANCE = 1e-3
-"""By how much, relatively, a score at the start may differ from what the earlier run's last stage had: other hardware
-and batch sizes round otherwise."""
+"""Largest relative difference between a score at the start and at the end of the earlier run. Other hardware and batch
+sizes round differently."""
 
 MATCHING_ADAPTER_FIELDS = ("peft_type", "r", "lora_alpha", "use_rslora", "use_dora")
-"""What two adapters of one shape must have in common beside it to compute the same."""
+"""Settings in which two adapters of one shape must agree to compute the same."""
 
 
 # -- the model --------------------------------------------------------------------------------------------------------
 
 
 def adapter_policy(spec: Spec, prepared: PreparedRun) -> str | None:
-    """What becomes of the earlier run's adapter: `continue`, `merge` or `new`; None: no run is gone on with.
+    """Return what happens to the adapter of the earlier run in the first stage.
 
-    Only the mode `continual` asks for it, in its first stage; in the others it is merged, so that what is trained
-    beside or on top of it is free.
+    Returns:
+        `continue`, `merge` or `new`, as the first stage of the mode `continual` states; `merge` in other modes. None if
+        the run does not start from an earlier run.
     """
     if prepared.location.kind != "run":
         return None
@@ -45,9 +45,10 @@ def adapter_policy(spec: Spec, prepared: PreparedRun) -> str | None:
 
 
 def original_base(spec: Spec, prepared: PreparedRun, progress: Progress) -> locate.ModelLocation:
-    """The model that the first of all earlier runs began with; the run's own when it goes on from none.
+    """Locate the model that the first of all earlier runs started from; without earlier runs, the run's own.
 
-    Raises HarnessError when it, or a run on the way, is no longer there.
+    Raises:
+        HarnessError: If that model or an earlier run does not exist any more.
     """
     location, settings = prepared.location, prepared.plan.model
     while location.kind == "run":
@@ -57,45 +58,55 @@ def original_base(spec: Spec, prepared: PreparedRun, progress: Progress) -> loca
 
 
 class EarlierAdapter:
-    """The weights and the shape of the adapter that an earlier run trained."""
+    """The adapter that an earlier run trained.
+
+    Attributes:
+        config: The settings `MATCHING_ADAPTER_FIELDS`.
+        weights: Copies of its weights, by name.
+    """
 
     def __init__(self, loaded_model: Any) -> None:
-        """loaded_model: as loaded, within the adapter."""
+        """Copy the adapter. loaded_model: the model as loaded, with the adapter."""
         self.config = _adapter_config(loaded_model)
-        self.weights = {n: one.detach().clone() for n, one in loaded_model.named_parameters() if one.requires_grad}
+        self.weights = {
+            name: weight.detach().clone() for name, weight in loaded_model.named_parameters() if weight.requires_grad
+        }
 
-    def copy_into(self, loaded_model: Any, stage: str) -> None:
-        """Make the adapter that a stage's mitigations put on the model the earlier one.
+    def copy_into(self, model: Any, stage: str) -> None:
+        """Copy the weights into the adapter that the mitigations of a stage have added.
 
-        Raises HarnessError when it has another shape, scale or kind, or there is none.
+        Args:
+            model: The model with the new adapter.
+            stage: Name of the stage, for the error.
+
+        Raises:
+            HarnessError: If the new adapter has another shape, scale or type, or there is none.
         """
         import torch
 
-        there = {name: one for name, one in loaded_model.named_parameters() if one.requires_grad}
-        differs = _config_difference(
-            self.config, _adapter_config(loaded_model) if save.is_peft_model(loaded_model) else None
-        )
-        shapes = {name: tuple(one.shape) for name, one in self.weights.items()}
-        if differs is None and shapes != {name: tuple(one.shape) for name, one in there.items()}:
-            differs = "it is on other layers, or of another shape"
-        if differs is not None:
-            what = f"the stage {stage!r} is to go on with the adapter of the earlier run, and {differs}"
+        weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+        difference = _config_difference(self.config, _adapter_config(model) if save.is_peft_model(model) else None)
+        shapes = {name: tuple(weight.shape) for name, weight in self.weights.items()}
+        if difference is None and shapes != {name: tuple(weight.shape) for name, weight in weights.items()}:
+            difference = "its layers or shapes differ"
+        if difference is not None:
+            what = f"the stage {stage!r} cannot continue the adapter of the earlier run: {difference}"
             raise HarnessError("model.path", what, _ALTERNATIVE_HINT)
         with torch.no_grad():
-            for name, one in there.items():
-                one.copy_(self.weights[name])
+            for name, weight in weights.items():
+                weight.copy_(self.weights[name])
 
-    def require_unchanged(self, loaded_model: Any, stage: str) -> None:
-        """Raise HarnessError when a mitigation gave the adapter other weights as its stage began."""
+    def require_unchanged(self, model: Any, stage: str) -> None:
+        """Raise HarnessError if a mitigation changed the weights of the adapter at the start of its stage."""
         import torch
 
-        there = {name: one for name, one in loaded_model.named_parameters() if one.requires_grad}
-        same = there.keys() == self.weights.keys() and all(
-            torch.equal(one, self.weights[name].to(one)) for name, one in there.items()
+        weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+        is_same = weights.keys() == self.weights.keys() and all(
+            torch.equal(weight, self.weights[name].to(weight)) for name, weight in weights.items()
         )
-        if not same or frozen_lora.frozen_lora(loaded_model):
+        if not is_same or frozen_lora.frozen_lora(model):
             what = (
-                f"the stage {stage!r} is to go on with the adapter of the earlier run, and a mitigation begins it anew"
+                f"the stage {stage!r} cannot continue the adapter of the earlier run: a mitigation resets its weights"
             )
             raise HarnessError("model.path", what, f"""set lora's start to "zero"; {_ALTERNATIVE_HINT}""")
 
@@ -105,102 +116,123 @@ _ALTERNATIVE_HINT = 'give the mitigation the options of the earlier run, or the 
 
 def _adapter_config(loaded_model: Any) -> dict[str, Any]:
     config = next(iter(loaded_model.peft_config.values()))
-    found = {name: getattr(config, name, None) for name in MATCHING_ADAPTER_FIELDS}
-    return {**found, "peft_type": str(getattr(found["peft_type"], "value", found["peft_type"]))}
+    settings = {name: getattr(config, name, None) for name in MATCHING_ADAPTER_FIELDS}
+    return {**settings, "peft_type": str(getattr(settings["peft_type"], "value", settings["peft_type"]))}
 
 
 def _config_difference(previous: Mapping[str, Any], current: Mapping[str, Any] | None) -> str | None:
     if current is None:
-        return "no mitigation of this spec trains one"
+        return "no mitigation of this spec adds an adapter"
     name = next((name for name in MATCHING_ADAPTER_FIELDS if previous[name] != current[name]), None)
-    return None if name is None else f"its {name} is {previous[name]}, that of this spec is {current[name]}"
+    return None if name is None else f"its {name} is {previous[name]}, but {current[name]} in this spec"
 
 
-# -- the measurements -------------------------------------------------------------------------------------------------
+# -- the scores -------------------------------------------------------------------------------------------------------
 
 
 def carry_over_scores(
     folder: Path, start_evaluations: Sequence[Evaluation], output: str
 ) -> tuple[PreviousRun | None, tuple[str, ...]]:
-    """What the run in `folder` measured, as far as this run measures the same; and what a person should know of it.
+    """Load the scores of the earlier run, for the suites that both runs measure in the same way.
 
-    start_evaluations: this run's evaluations before its first update. A suite is carried on when its items and the
-    signatures of its metrics are the same. None: there is no such suite. Raises HarnessError when the folder is
-    damaged.
+    A suite is carried over if its items and the signatures of its metrics are equal.
+
+    Args:
+        folder: The folder of the earlier run.
+        start_evaluations: Evaluations of this run before its first step.
+        output: The spec's `output`, where earlier runs are searched.
+
+    Returns:
+        The scores, or None if no suite is carried over; and warnings.
+
+    Raises:
+        HarnessError: If the folder is damaged.
     """
-    before = finished_run.load_finished_run(folder)
-    told = finished_run.load_run_json(folder, "report.json")
-    own = {one.suite: one for one in start_evaluations}
+    previous_run = finished_run.load_finished_run(folder)
+    report = finished_run.load_run_json(folder, "report.json")
+    current = {evaluation.suite: evaluation for evaluation in start_evaluations}
     warnings: list[str] = []
     carried: list[str] = []
-    for one in before.evaluations[-1]:
-        if one.suite not in own:
-            warnings.append(f"the earlier run's suite {one.suite!r} is not measured any more")
+    for previous in previous_run.evaluations[-1]:
+        if previous.suite not in current:
+            warnings.append(f"the earlier run's suite {previous.suite!r} is not measured in this run")
             continue
-        reason = _suite_difference(one, own[one.suite])
-        if reason is None:
-            carried.append(one.suite)
-            warnings += _score_mismatch_warnings(folder.name, one, own[one.suite])
+        difference = _suite_difference(previous, current[previous.suite])
+        if difference is None:
+            carried.append(previous.suite)
+            warnings += _score_mismatch_warnings(folder.name, previous, current[previous.suite])
         else:
-            warnings.append(f"the suite {one.suite!r} starts at this run: {reason}")
-    known = {one.suite for one in before.evaluations[-1]}
+            warnings.append(f"the suite {previous.suite!r} starts with this run: {difference}")
+    previous_suites = {previous.suite for previous in previous_run.evaluations[-1]}
     warnings += [
-        f"the suite {suite!r} starts at this run: the earlier one has none" for suite in own if suite not in known
+        f"the suite {suite!r} starts with this run: the earlier run does not have it"
+        for suite in current
+        if suite not in previous_suites
     ]
     if not carried:
-        return None, (*warnings, "nothing of the earlier run's matrix is carried on")
-    texts = _load_original_items(folder, carried, output)
+        return None, (*warnings, "no suite of the earlier run's matrix is carried over")
+    items = _load_original_items(folder, carried, output)
     evaluations = tuple(
         tuple(
-            _with_common_scores(one, own[one.suite], texts if number == 0 else {})
-            for one in stage
-            if one.suite in carried
+            _with_common_scores(evaluation, current[evaluation.suite], items if stage_index == 0 else {})
+            for evaluation in stage_evaluations
+            if evaluation.suite in carried
         )
-        for number, stage in enumerate(before.evaluations)
+        for stage_index, stage_evaluations in enumerate(previous_run.evaluations)
     )
-    return PreviousRun(str(folder), before.stages[1:], evaluations, _stage_learned(folder, told, carried)), tuple(
-        warnings
-    )
+    learned = _stage_learned(folder, report, carried)
+    return PreviousRun(str(folder), previous_run.stages[1:], evaluations, learned), tuple(warnings)
 
 
 def _suite_difference(previous: Evaluation, current: Evaluation) -> str | None:
     if [item.id for item in previous.items] != [item.id for item in current.items]:
-        return "its items are not those of the earlier run"
-    known = {(one.metric, one.name): one.signature for one in previous.scores}
+        return "its items differ from those of the earlier run"
+    signatures = {(score.metric, score.name): score.signature for score in previous.scores}
     for score in current.scores:
-        if known.get((score.metric, score.name), score.signature) != score.signature:
-            return f"{score.name} is measured otherwise ({known[score.metric, score.name]}; now {score.signature})"
-    if not any((one.metric, one.name) in known for one in current.scores):
+        signature = signatures.get((score.metric, score.name), score.signature)
+        if signature != score.signature:
+            return f"{score.name} is measured differently ({signature}; now {score.signature})"
+    if not any((score.metric, score.name) in signatures for score in current.scores):
         return "it has none of the earlier run's scores"
     return None
 
 
 def _score_mismatch_warnings(run: str, previous: Evaluation, current: Evaluation) -> Iterator[str]:
-    now = {(one.metric, one.name): one.value for one in current.scores}
+    values = {(score.metric, score.name): score.value for score in current.scores}
     for score in previous.scores:
-        value = now.get((score.metric, score.name), score.value)
-        if not (math.isclose(value, score.value, rel_tol=SCORE_TOLERANCE, abs_tol=1e-6) or value != value):
+        value = values.get((score.metric, score.name), score.value)
+        if not (math.isclose(value, score.value, rel_tol=SCORE_TOLERANCE, abs_tol=1e-6) or math.isnan(value)):
             yield (
                 f"{previous.suite}/{score.name} is {value:.6g} at the start, "
-                f"and was {score.value:.6g} at the end of {run}: "
-                "the two runs do not measure alike (precision, device, or the model's files)"
+                f"but was {score.value:.6g} at the end of {run}: "
+                "the two runs measure differently (precision, device, or the model's files)"
             )
 
 
 def _with_common_scores(
-    previous: Evaluation, current: Evaluation, texts: Mapping[str, Mapping[str, Item]]
+    previous: Evaluation, current: Evaluation, items: Mapping[str, Mapping[str, Item]]
 ) -> Evaluation:
-    """The earlier evaluation with the scores that this run has too, in its order; texts: of items, where known."""
-    known: dict[tuple[str, str], Score] = {(score.metric, score.name): score for score in previous.scores}
-    scores = [known[key] for score in current.scores if (key := (score.metric, score.name)) in known]
-    words = texts.get(previous.suite, {})
-    return replace(previous, items=tuple(words.get(item.id, item) for item in previous.items), scores=tuple(scores))
+    """Return the earlier evaluation with the scores that both runs have, in this run's order.
+
+    Args:
+        previous: Evaluation of the earlier run.
+        current: Evaluation of the same suite in this run.
+        items: Suite -> id -> item with texts, to replace items without texts.
+    """
+    scores_by_key: dict[tuple[str, str], Score] = {(score.metric, score.name): score for score in previous.scores}
+    keys = [(score.metric, score.name) for score in current.scores]
+    scores = tuple(scores_by_key[key] for key in keys if key in scores_by_key)
+    suite_items = items.get(previous.suite, {})
+    return replace(previous, items=tuple(suite_items.get(item.id, item) for item in previous.items), scores=scores)
 
 
 def _load_original_items(folder: Path, suites: Sequence[str], output: str) -> dict[str, dict[str, Item]]:
-    """Suite -> id -> item with the first base model's answer, out of the folder of the first of all earlier runs.
+    """Load the first base model's answers, from the folder of the first of all earlier runs.
 
-    They are for the eye alone: where one is no longer there, a report has no example of it.
+    They are only shown as examples, so a run that does not exist any more is not an error.
+
+    Returns:
+        Suite -> id -> item.
     """
     try:
         while str(path := finished_run.load_run_json(folder, "spec.json")["model"]["path"]).startswith(RUN_SCHEME):
@@ -216,13 +248,14 @@ def _load_original_items(folder: Path, suites: Sequence[str], output: str) -> di
 
 
 def _stage_learned(folder: Path, report: Mapping[str, Any], carried: Sequence[str]) -> dict[str, int]:
+    """Return suite -> index of the stage that taught it, from the earlier run's report."""
     try:
         return {
-            str(suite): int(stage)
+            str(suite): int(stage_index)
             for matrix in report["forgetting"]
-            for suite, stage in zip(matrix["suites"], matrix["learned"], strict=True)
-            if stage is not None and suite in carried
+            for suite, stage_index in zip(matrix["suites"], matrix["learned"], strict=True)
+            if stage_index is not None and suite in carried
         }
     except (KeyError, TypeError, ValueError) as error:
-        what = f"is no report of a run ({type(error).__name__}: {error})"
-        raise HarnessError(str(folder / "report.json"), what, "run it again") from error
+        what = f"is not a report of a run ({type(error).__name__}: {error})"
+        raise HarnessError(str(folder / "report.json"), what, "run the earlier run again") from error

@@ -1,6 +1,6 @@
-"""The proofs of `harness check`, each in one sentence.
+"""The data checks of `harness check`: each is verified and stated in one sentence.
 
-Knows what was found, not how.
+`run_data_checks` prepares the data and collects the results; the other functions format one check each.
 """
 
 from __future__ import annotations
@@ -21,176 +21,197 @@ from harness.spec.spec import Spec
 from harness.types import StageDataset
 
 DATA_CHECKS = ("rows", "template", "held out", "masks", "lengths", "shares", "duplicates", "contamination")
-"""The proofs that can be made when the data is there, in order."""
+"""The checks that need prepared data, in order."""
 
 EXTRA_COUNTS = ("read", "truncated", "evaluated", "proven")
-"""Counts of a source that are no part of the sum: all others sum to `read`."""
+"""Counts of a source that are not part of the sum: all others add up to `read`."""
 
 
-def check_result(name: str, ok: bool | None, message: str, *, warned: bool = False) -> dict[str, Any]:
-    """One proof. ok: None when it was not reached, or is not asked for. warned: it holds, and something was found."""
-    return {"name": name, "ok": ok, "warned": warned, "told": message}
+def run_data_checks(spec: Spec, registry: Registry) -> dict[str, Any]:
+    """Prepare the data of a spec and check it.
+
+    Returns:
+        Plain data: `ok` (whether a run may start), `proofs` (see `check_result`), `sources` (counts of rows by source),
+        `lengths` (source -> one `lengths.summarize_lengths` for each `max_length` at which it is trained), `stages`
+        (`name`; `asked`, each share as in `Share`; `epochs`, each source -> realized share by unit; `efficiency`),
+        `masks` (source -> rows verified), `template` (`name`, `fingerprint`), `warnings`, `failures` (lines with
+        location, problem and remedy), and the keys of `Findings.to_dict`. If the data cannot be prepared, only the
+        spec's own values and the failures are included.
+
+    Raises:
+        HarnessError: If the spec has no valid plan.
+        RunError: If the preparation fails for another reason than the input.
+    """
+    run_plan = plan.build_plan(spec, registry)
+    report: dict[str, Any] = {
+        "name": run_plan.name,
+        "model": {"path": run_plan.model["path"]},
+        "template": {"name": run_plan.template[0], "fingerprint": None},
+        "proofs": [check_result("spec", True, "valid, and every name in it is known")],
+        "warnings": list(run_plan.warnings),
+    }
+    try:
+        prepared = prepare.prepare_run(spec, registry, plan=run_plan)
+    except RunError:
+        raise
+    except HarnessError as error:
+        report["proofs"].append(check_result("data", False, count_errors(error.lines())))
+        report["proofs"] += [check_result(name, None, "skipped") for name in DATA_CHECKS]
+        return {**report, "ok": False, "failures": error.lines()}
+    findings = prepare.analyze_prepared_data(spec, prepared, registry)
+    data = prepared.data
+    report["template"]["fingerprint"] = template_fingerprint(prepared.template, prepared.tokenizer)
+    report["warnings"] += [*data.warnings, *findings.warnings]
+    report["sources"] = {name: dict(counts) for name, counts in data.counts.items()}
+    report["lengths"] = {
+        name: [summarize_lengths(lengths, limit) for limit in _max_lengths(name, prepared)]
+        for name, lengths in data.untruncated_lengths.items()
+    }
+    report["stages"] = [_stage_summary(stage_data) for stage_data in data.stages]
+    report["masks"] = dict(data.rows_verified)
+    report |= findings.to_dict()
+    report["proofs"] += all_checks(report, prepared, findings)
+    failures = [line for error in findings.failures for line in error.lines()]
+    failures += [
+        f"sources.{name}: its counts do not sum to the rows read: {counts}; this is a bug, please report it"
+        for name, counts in report["sources"].items()
+        if not row_counts_add_up(counts)
+    ]
+    return {**report, "ok": not failures, "failures": failures}
 
 
 def all_checks(
     report: Mapping[str, Any], prepared: prepare.PreparedRun, findings: Findings
 ) -> Iterator[dict[str, Any]]:
-    """The proofs of prepared data, in order. report: the facts so far, see
-    `harness.runner.data_check.run_data_checks`."""
+    """Yield the checks of prepared data, in the order of `DATA_CHECKS`.
+
+    Args:
+        report: The result of `run_data_checks` so far.
+        prepared: The prepared run.
+        findings: The findings of the data checks.
+    """
     yield _check_rows(report["sources"])
-    own = [one.name for one in prepared.plan.suites if one.template is not None]
-    yield check_result("template", True, f"evaluated as trained{f', or as said: {_join_names(own)}' * bool(own)}")
-    items = sum(map(len, prepared.data.suite_examples.values()))
-    yield check_result("held out", True, f"none of the {items:,} prompts to be evaluated is trained on")
-    proven = sum(report["masks"].values())
-    total = sum(map(len, prepared.data.training_examples.values()))
-    yield check_result(
-        "masks",
-        True,
-        f"{proven:,} of {total:,} rows proven: each response and its end of turn are trained, no header is",
-    )
+    yield _check_template(prepared)
+    prompts = sum(map(len, prepared.data.suite_examples.values()))
+    yield check_result("held out", True, f"none of the {prompts:,} evaluated prompts is in the training data")
+    verified = sum(report["masks"].values())
+    rows = sum(map(len, prepared.data.training_examples.values()))
+    message = f"{verified:,} of {rows:,} rows verified: each response and its end of turn are trained, no header is"
+    yield check_result("masks", True, message)
     yield _check_lengths(report["lengths"], findings)
     yield _check_shares(report["stages"])
     yield _check_duplicates(report, findings)
     yield _check_contamination(findings)
 
 
+def check_result(name: str, ok: bool | None, message: str, *, warned: bool = False) -> dict[str, Any]:
+    """Return one check as plain data.
+
+    Args:
+        name: Name of the check.
+        ok: Whether it passed; None if it was skipped.
+        message: The result, one sentence.
+        warned: Whether it passed with a warning.
+    """
+    return {"name": name, "ok": ok, "warned": warned, "told": message}
+
+
+def row_counts_add_up(counts: Mapping[str, int]) -> bool:
+    """Return whether every row of a source is counted once."""
+    return counts["read"] == sum(count for name, count in counts.items() if name not in EXTRA_COUNTS)
+
+
+def count_errors(errors: list[str]) -> str:
+    """Return how many errors there are, as the message of a check."""
+    return "1 error, see below" if len(errors) == 1 else f"{len(errors)} errors, see below"
+
+
 def _check_rows(sources: Mapping[str, Mapping[str, int]]) -> dict[str, Any]:
     total = Counter[str]()
     for counts in sources.values():
         total.update(counts)
-    parts = [
+    terms = [
         f"{count:,} {name.replace('_', ' ')}" for name, count in total.items() if count and name not in EXTRA_COUNTS
     ]
-    told = f"{total['read']:,} read = {' + '.join(parts) or '0'}"
-    return check_result("rows", all(map(row_counts_add_up, sources.values())), told)
+    message = f"{total['read']:,} read = {' + '.join(terms) or '0'}"
+    return check_result("rows", all(map(row_counts_add_up, sources.values())), message)
 
 
-def row_counts_add_up(counts: Mapping[str, int]) -> bool:
-    """Whether no row of a source has got lost."""
-    return counts["read"] == sum(count for name, count in counts.items() if name not in EXTRA_COUNTS)
+def _check_template(prepared: prepare.PreparedRun) -> dict[str, Any]:
+    suites = [suite.name for suite in prepared.plan.suites if suite.template is not None]
+    message = "suites use the template of training"
+    if suites:
+        message += f", except those with their own: {', '.join(suites)}"
+    return check_result("template", True, message)
 
 
 def _check_lengths(lengths: Mapping[str, Any], findings: Findings) -> dict[str, Any]:
-    every = [one for of_source in lengths.values() for one in of_source]
-    cut, tokens = sum(one["rows_cut"] for one in every), sum(one["tokens_cut"] for one in every)
-    lost = sum(one.lost for one in findings.fully_truncated.values())
-    if not cut and not lost:
-        return check_result("lengths", True, "nothing is cut")
-    told = f"{cut:,} row(s) are cut, by {tokens:,} tokens in all"
-    if lost:
-        told += f"; {lost:,} row(s) have nothing trained left"
+    summaries = [summary for source_summaries in lengths.values() for summary in source_summaries]
+    rows_cut = sum(summary["rows_cut"] for summary in summaries)
+    tokens_cut = sum(summary["tokens_cut"] for summary in summaries)
+    rows_lost = sum(rows.lost for rows in findings.fully_truncated.values())
+    if not rows_cut and not rows_lost:
+        return check_result("lengths", True, "no row is truncated")
+    message = f"{rows_cut:,} row(s) are truncated, by {tokens_cut:,} tokens in all"
+    if rows_lost:
+        message += f"; {rows_lost:,} row(s) have no trained token left"
     ok = not any(error.where.startswith("sources.") for error in findings.failures)
-    return check_result("lengths", ok, told, warned=True)
+    return check_result("lengths", ok, message, warned=True)
 
 
 def _check_shares(stages: list[dict[str, Any]]) -> dict[str, Any]:
-    parts = []
+    messages = []
     for stage in stages:
-        for asked in stage["asked"]:
-            realised = [sum(epoch[one][asked["unit"]] for one in asked["sources"]) for epoch in stage["epochs"]]
-            unit = asked["unit"].replace("loss_tokens", "trained tokens")
-            low, high = _format_percent(min(realised)), _format_percent(max(realised))
-            got = low if low == high else f"{low} to {high}"
-            sources = " and ".join(asked["sources"])
-            parts.append(f"{sources} {got} of {unit} (asked {_format_percent(asked['amount'])}) in {stage['name']}")
-    return check_result("shares", True, "; ".join(parts) or "none is asked for")
+        for share in stage["asked"]:
+            realized = [sum(epoch[source][share["unit"]] for source in share["sources"]) for epoch in stage["epochs"]]
+            unit = share["unit"].replace("loss_tokens", "trained tokens")
+            low, high = _format_percent(min(realized)), _format_percent(max(realized))
+            realized_range = low if low == high else f"{low} to {high}"
+            sources = " and ".join(share["sources"])
+            requested = _format_percent(share["amount"])
+            messages.append(f"{sources} {realized_range} of {unit} (asked {requested}) in {stage['name']}")
+    return check_result("shares", True, "; ".join(messages) or "no share is asked for")
 
 
 def _check_duplicates(report: Mapping[str, Any], findings: Findings) -> dict[str, Any]:
     dropped = sum(counts["duplicates"] for counts in report["sources"].values())
-    parts = [f"{dropped:,} equal row(s) left out"] if dropped else []
-    parts += [f"{one.rows:,} in both {one.sources[0]} and {one.sources[1]}" for one in findings.shared_rows]
+    messages = [f"{dropped:,} equal row(s) dropped"] if dropped else []
+    messages += [
+        f"{shared.rows:,} in both {shared.sources[0]} and {shared.sources[1]}" for shared in findings.shared_rows
+    ]
     near, warned = findings.near_duplicates, bool(findings.shared_rows)
     if near is None:
-        parts.append("near ones not looked for")
+        messages.append("near duplicates not searched")
     else:
         of = f"{near.examined:,} rows" if near.examined == near.rows else f"{near.examined:,} of {near.rows:,} rows"
-        parts.append(f"{near.repeats:,} of {of} nearly repeat{'s' * (near.repeats == 1)} an earlier one")
+        messages.append(f"{near.repeats:,} of {of} nearly repeat{'s' * (near.repeats == 1)} an earlier one")
         warned = warned or bool(near.repeats) or near.examined < near.rows
     ok = not any(error.where == "checks.near_duplicates" for error in findings.failures)
-    return check_result("duplicates", ok, "; ".join(parts), warned=warned)
+    return check_result("duplicates", ok, "; ".join(messages), warned=warned)
 
 
 def _check_contamination(findings: Findings) -> dict[str, Any]:
     if findings.contamination is None:
-        return check_result("contamination", None, "not looked for")
-    parts = []
-    for name, one in findings.contamination.items():
-        beside = "" if one.kind == "text" else f" and {one.responses:,} responses"
-        told = f"{name}: {one.prompts:,} of {one.items:,} {one.kind}s{beside} stand in training"
-        parts.append(told + (f", {one.common:,} share common phrases" if one.common else ""))
-    warned = any(one.prompts or one.responses for one in findings.contamination.values())
+        return check_result("contamination", None, "not searched")
+    messages = []
+    for suite, overlap in findings.contamination.items():
+        responses = "" if overlap.kind == "text" else f" and {overlap.responses:,} responses"
+        message = f"{suite}: {overlap.prompts:,} of {overlap.items:,} {overlap.kind}s{responses} occur in training"
+        messages.append(message + (f", {overlap.common:,} share common phrases" if overlap.common else ""))
+    warned = any(overlap.prompts or overlap.responses for overlap in findings.contamination.values())
     ok = not any(error.where.startswith("evaluate.") for error in findings.failures)
-    return check_result("contamination", ok, "; ".join(parts) or "nothing is evaluated", warned=warned)
-
-
-def count_errors(errors: list[str]) -> str:
-    """That there are errors, and how many."""
-    return "one error, told below" if len(errors) == 1 else f"{len(errors)} errors, told below"
-
-
-def _join_names(names: list[str]) -> str:
-    return ", ".join(names)
+    return check_result("contamination", ok, "; ".join(messages) or "nothing is evaluated", warned=warned)
 
 
 def _format_percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 
 
-def run_data_checks(spec: Spec, registry: Registry) -> dict[str, Any]:
-    """The proofs as plain data.
-
-    `ok`: whether a run may begin. `proofs`: see `check_result`. `sources`: counts of rows by source. `lengths`: source
-    -> one `lengths.summarize_lengths` for each max_length at which it is trained. `stages`: `name`, `asked` (each
-    share, see `Share`), `epochs` (each source -> realised share by unit) and `efficiency`. `masks`: source -> rows
-    proven. `template`: `name` and `fingerprint`. `untrained`, `shared`, `near_duplicates`, `contamination`: see
-    `Findings.to_dict`. `warnings`. `failures`: lines, each with place, problem and remedy. Where the data cannot be
-    made, only the spec's own facts and the failures are there. Raises HarnessError for a spec without a plan, RunError
-    for what is no fault of the input.
-    """
-    planned = plan.build_plan(spec, registry)
-    made: dict[str, Any] = {
-        "name": planned.name,
-        "model": {"path": planned.model["path"]},
-        "template": {"name": planned.template[0], "fingerprint": None},
-        "proofs": [check_result("spec", True, "valid, and every name in it is known")],
-        "warnings": list(planned.warnings),
-    }
-    try:
-        ready = prepare.prepare_run(spec, registry)
-    except RunError:
-        raise
-    except HarnessError as error:
-        made["proofs"].append(check_result("data", False, count_errors(error.lines())))
-        made["proofs"] += [check_result(name, None, "not reached") for name in DATA_CHECKS]
-        return {**made, "ok": False, "failures": error.lines()}
-    found = prepare.analyze_prepared_data(spec, ready, registry)
-    made["template"]["fingerprint"] = template_fingerprint(ready.template, ready.tokenizer)
-    made["warnings"] += [*ready.data.warnings, *found.warnings]
-    made["sources"] = {name: dict(counts) for name, counts in ready.data.counts.items()}
-    made["lengths"] = {
-        name: [summarize_lengths(values, limit) for limit in _max_lengths(name, ready)]
-        for name, values in ready.data.untruncated_lengths.items()
-    }
-    made["stages"] = [_stage_summary(one) for one in ready.data.stages]
-    made["masks"] = dict(ready.data.rows_verified)
-    made |= found.to_dict()
-    made["proofs"] += all_checks(made, ready, found)
-    failures = [line for error in found.failures for line in error.lines()]
-    failures += [
-        f"sources.{name}: its counts do not sum to the rows read: {counts}; this is a bug, please report it"
-        for name, counts in made["sources"].items()
-        if not row_counts_add_up(counts)
-    ]
-    return {**made, "ok": not failures, "failures": failures}
-
-
 def _max_lengths(source: str, prepared: prepare.PreparedRun) -> list[int]:
-    """The lengths at which a source is trained; the longest of all for one that only a mitigation reads."""
+    """Return the `max_length` values at which a source is trained; the longest of all if only a mitigation reads it."""
     stages = prepared.plan.stages
-    own = {one.train["max_length"] for one in stages if any(part.source == source for part in one.sources)}
-    return sorted(own or {max(one.train["max_length"] for one in stages)})
+    lengths = {stage.train["max_length"] for stage in stages if any(part.source == source for part in stage.sources)}
+    return sorted(lengths or {max(stage.train["max_length"] for stage in stages)})
 
 
 def _stage_summary(stage_data: StageDataset) -> dict[str, Any]:

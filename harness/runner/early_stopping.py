@@ -1,21 +1,26 @@
-"""A stage watched on its way: evaluated every so many updates, and ended when it gets no better.
+"""Evaluation within a stage, and early stopping.
 
-Knows the settings `evaluate_steps`, `evaluate_suites` and `early_stopping`. What was measured stands in the stage's
-`evaluations.jsonl`, from which a stage that is gone on with knows where it was.
+Implements the settings `evaluate_steps`, `evaluate_suites` and `early_stopping`. Each evaluation is a line of the
+stage's `evaluations.jsonl`, from which a resumed stage restores its state.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from harness.runner.folder import RunFolder, load_stage_snapshot
-from harness.training.checkpoint import checkpoint_step
-from harness.training.checkpoint import latest_checkpoint as latest_checkpoint
+from harness.events import BestWeightsRestored, MidStageEvaluated
+from harness.runner import resume
+from harness.runner.context import RunContext
+from harness.runner.evaluate_stages import StageEvaluator
+from harness.runner.folder import load_stage_snapshot, save_stage_snapshot
+from harness.runner.staged_model import StagedModel
+from harness.spec import preflight
+from harness.training.checkpoint import latest_checkpoint
 from harness.types import Evaluation, Stage
 
 
@@ -25,33 +30,46 @@ def combined_score(
     higher_is_better: Mapping[str, bool],
     weights: Mapping[str, float],
 ) -> float:
-    """The weighted sum of relative improvements over `baseline`, positive for the better; NaN when a score is no
-    number.
+    """Return the weighted sum of relative improvements over `baseline`.
 
-    scores, baseline: `suite/score` -> value. higher_is_better: -> whether higher is better. A baseline of 0 has nothing
-    to be relative to: there the improvement counts as it is.
+    combined = sum of weight * improvement / |baseline|. For a baseline of 0 the improvement is not divided.
+
+    Args:
+        scores: `suite/score` -> value now.
+        baseline: `suite/score` -> value before the first step.
+        higher_is_better: `suite/score` -> whether higher is better.
+        weights: `suite/score` -> weight. Only these scores count.
+
+    Returns:
+        The sum, positive for an improvement; NaN if a score is NaN.
     """
     total = 0.0
     for name, weight in weights.items():
-        gained = scores[name] - baseline[name] if higher_is_better[name] else baseline[name] - scores[name]
-        total += weight * gained / (abs(baseline[name]) or 1.0)
+        gain = scores[name] - baseline[name] if higher_is_better[name] else baseline[name] - scores[name]
+        total += weight * gain / (abs(baseline[name]) or 1.0)
     return total
 
 
 class EarlyStopping:
-    """The best combined score of a stage so far, and the evaluations since then.
+    """The stopping rule: patience since the best combined score.
 
-    settings: the spec's `early_stopping`. best: the update of the best evaluation; None before there is one.
+    Attributes:
+        patience: Evaluations without improvement after which the stage stops.
+        min_delta: Smallest increase of the combined score that counts as an improvement.
+        best_step: Step of the best evaluation; None before the first one.
+        best_value: Its combined score.
+        evaluations_since_best: Evaluations since then.
     """
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
+        """Start without evaluations. settings: the spec's `early_stopping`."""
         self.patience, self.min_delta = int(settings["patience"]), float(settings["min_delta"])
         self.best_step: int | None = None
         self.best_value = -math.inf
         self.evaluations_since_best = 0
 
     def update(self, step: int, value: float) -> bool:
-        """Take in the combined score after an update; whether it is the best so far. NaN is no improvement."""
+        """Record the combined score after a step, and return whether it is the best so far; NaN never is."""
         if math.isfinite(value) and (self.best_step is None or value > self.best_value + self.min_delta):
             self.best_step, self.best_value, self.evaluations_since_best = step, value, 0
             return True
@@ -60,114 +78,143 @@ class EarlyStopping:
 
     @property
     def should_stop(self) -> bool:
-        """Whether the stage has gone on long enough without getting better."""
+        """Whether the patience is used up."""
         return self.evaluations_since_best >= self.patience
 
 
-def is_due(stage: Stage, steps: int, step: int) -> bool:
-    """Whether the model is looked at after update `step` of `steps`: the last may be the best one."""
-    return step % stage.train["evaluate_steps"] == 0 or (step == steps and restores_best(stage))
+def is_due(stage: Stage, planned_steps: int, step: int) -> bool:
+    """Return whether the model is evaluated after a step. The last step counts if it may be restored as the best."""
+    return step % stage.train["evaluate_steps"] == 0 or (step == planned_steps and restores_best(stage))
 
 
 def restores_best(stage: Stage) -> bool:
-    """Whether the stage is to end with its best weights."""
+    """Return whether the stage ends with its best weights."""
     settings = stage.train["early_stopping"]
     return settings is not None and bool(settings["restore_best"])
 
 
 class EarlyStopper:
-    """One stage under watch. Called with the number of an update that is done, it says whether the stage ends there."""
+    """Evaluates one stage while it trains, and decides when it stops.
+
+    Called with each finished step, it returns whether the stage stops there.
+    """
 
     def __init__(
         self,
-        stage: Stage,
-        steps: int,
-        folder: RunFolder,
-        evaluate: Callable[[], Sequence[Evaluation]],
-        start_evaluations: Sequence[Evaluation],
-        save_snapshot: Callable[[Path], None],
-        emit: Callable[..., None],
+        context: RunContext,
+        evaluator: StageEvaluator,
+        staged_model: StagedModel,
+        stage_index: int,
         resumed_step: int,
     ) -> None:
-        """steps: updates of the stage. start_evaluations: the run's evaluations before its first update. save_snapshot:
-        writes the weights and states of now into a folder. emit: `emit(event_type, **payload)`. resumed_step: the
-        update that is gone on from, or 0.
+        """Restore the state of a resumed stage from its `evaluations.jsonl`.
+
+        Args:
+            context: The run.
+            evaluator: Evaluates the model; holds the evaluations before the first step.
+            staged_model: The model in training.
+            stage_index: The stage, from 1.
+            resumed_step: The step of the checkpoint from which the stage continues, or 0.
         """
-        self.stage, self.steps, self.folder = stage, steps, folder
-        self.evaluate, self.save_snapshot, self.emit, self.resumed_step = evaluate, save_snapshot, emit, resumed_step
-        self.settings: Mapping[str, Any] | None = stage.train["early_stopping"]
-        self.start_scores = {
-            f"{one.suite}/{score.name}": score.value for one in start_evaluations for score in one.scores
-        }
+        self.context, self.evaluator, self.staged_model = context, evaluator, staged_model
+        self.stage_index, self.resumed_step = stage_index, resumed_step
+        self.stage = context.stage_data(stage_index).stage
+        self.planned_steps = context.planned_steps(stage_index)
+        self.suites, self.metrics = preflight.mid_stage_suites(
+            self.stage, context.plan.suites, context.prepared.metrics
+        )
+        self.settings: Mapping[str, Any] | None = self.stage.train["early_stopping"]
+        start_evaluations = evaluator.evaluations[0]
+        self.start_scores = _scores_by_name(start_evaluations)
         self.higher_is_better = {
-            f"{one.suite}/{score.name}": bool(score.higher_is_better)
-            for one in start_evaluations
-            for score in one.scores
+            f"{evaluation.suite}/{score.name}": bool(score.higher_is_better)
+            for evaluation in start_evaluations
+            for score in evaluation.scores
         }
         self.early_stopping = None if self.settings is None else EarlyStopping(self.settings)
-        self._restore_progress()
+        self._restore_state()
 
     def __call__(self, step: int) -> bool:
-        if step > self.resumed_step and is_due(self.stage, self.steps, step):
+        """Evaluate the model if it is due after this step, and return whether the stage stops."""
+        if step > self.resumed_step and is_due(self.stage, self.planned_steps, step):
             self._evaluate_step(step)
         return self.early_stopping is not None and self.early_stopping.should_stop
 
-    def restore_best_weights(self, model: Any, done: int) -> Mapping[str, Mapping[str, Any]]:
-        """Put the best weights back, if that is asked for and they are not those after the `done` updates that were
-        made; returns the states that the mitigations had then, none where nothing was put back."""
-        states: Mapping[str, Mapping[str, Any]] = {}
-        best = None if self.early_stopping is None else self.early_stopping.best_step
-        if restores_best(self.stage) and best is not None and best != done:
-            states = load_stage_snapshot(self._best_folder / str(best), model)
-            self.emit("restored", step=best, of=done)
+    def restore_best_weights(self, model: Any, trained_steps: int) -> Mapping[str, Mapping[str, Any]]:
+        """Restore the best weights, if the stage asks for it and they are not the current ones.
+
+        Args:
+            model: The model; its weights are changed in place.
+            trained_steps: Steps that were trained.
+
+        Returns:
+            The states of the mitigations at the best step; empty if nothing was restored.
+        """
+        best_step = None if self.early_stopping is None else self.early_stopping.best_step
+        if not restores_best(self.stage) or best_step is None or best_step == trained_steps:
+            return {}
+        states = load_stage_snapshot(self._best_folder / str(best_step), model)
+        self.context.registry.emit(BestWeightsRestored(stage_index=self.stage_index, step=best_step, of=trained_steps))
         return states
 
     def delete_best_weights(self) -> None:
-        """Take the kept weights away; to be called when the stage's end is kept."""
+        """Delete the saved best weights, once the snapshot of the stage is saved."""
         shutil.rmtree(self._best_folder, ignore_errors=True)
 
-    # -- within ---------------------------------------------------------------------------------------------------
-
     @property
-    def _evaluations_file(self) -> str:
-        return f"stages/{self.stage.name}/evaluations.jsonl"
+    def _stage_folder(self) -> Path:
+        return self.context.folder.stage_folder(self.stage.name)
 
     @property
     def _best_folder(self) -> Path:
-        return self.folder.stage_folder(self.stage.name) / "best"
+        return self._stage_folder / "best"
 
     def _evaluate_step(self, step: int) -> None:
-        scores = {f"{one.suite}/{score.name}": score.value for one in self.evaluate() for score in one.scores}
-        value, best = None, False
+        evaluations = self.evaluator.evaluate(
+            self.staged_model, self.stage_index, None, suites=self.suites, metrics=self.metrics
+        )
+        scores = _scores_by_name(evaluations)
+        combined, is_best = None, False
         if self.settings is not None and self.early_stopping is not None:
-            value = combined_score(scores, self.start_scores, self.higher_is_better, self.settings["scores"])
-            best = self.early_stopping.update(step, value)
-        kept = best and restores_best(self.stage)
-        if kept:
-            self.save_snapshot(self._best_folder / str(step))
+            combined = combined_score(scores, self.start_scores, self.higher_is_better, self.settings["scores"])
+            is_best = self.early_stopping.update(step, combined)
+        saves = is_best and restores_best(self.stage)
+        if saves:
+            save_stage_snapshot(
+                self._best_folder / str(step), self.staged_model.model, self.staged_model.mitigation_states()
+            )
             self._prune_best_weights(step)
-        over = self.early_stopping is not None and self.early_stopping.should_stop and step < self.steps
-        line = {"step": step, "scores": scores, "combined": value, "best": best, "kept": kept, "over": over}
-        self.folder.append_json_line(self._evaluations_file, line)
-        self.emit("measured", **line)
+        stops = self.early_stopping is not None and self.early_stopping.should_stop and step < self.planned_steps
+        event = MidStageEvaluated(
+            stage_index=self.stage_index,
+            step=step,
+            scores=scores,
+            combined=combined,
+            best=is_best,
+            kept=saves,
+            over=stops,
+        )
+        entry = {name: value for name, value in asdict(event).items() if name != "stage_index"}
+        self.context.folder.append_json_line(f"stages/{self.stage.name}/evaluations.jsonl", entry)
+        self.context.registry.emit(event)
 
-    def _prune_best_weights(self, best: int) -> None:
-        """Keep the best weights, and those that were the best at the newest checkpoint, from which is gone on."""
-        checkpoint = latest_checkpoint(self.folder.stage_folder(self.stage.name) / "checkpoints")
-        there = [int(one.name) for one in self._best_folder.iterdir() if one.name.isdecimal()]
-        for step in {*there} - {best, max((one for one in there if one <= checkpoint_step(checkpoint)), default=best)}:
+    def _prune_best_weights(self, best_step: int) -> None:
+        saved_steps = {int(path.name) for path in self._best_folder.iterdir() if path.name.isdecimal()}
+        checkpoint = latest_checkpoint(self._stage_folder / "checkpoints")
+        for step in saved_steps - resume.best_weights_to_keep(saved_steps, best_step, checkpoint):
             shutil.rmtree(self._best_folder / str(step))
 
-    def _restore_progress(self) -> None:
-        """Take in what was measured up to the update that is gone on from, and forget what came after it."""
-        file = self.folder.path / self._evaluations_file
-        if file.is_file():
-            lines = [one for one in file.read_text(encoding="utf-8").splitlines(keepends=True) if one.endswith("\n")]
-            known = [one for one in lines if json.loads(one)["step"] <= self.resumed_step]
-            file.write_text("".join(known), encoding="utf-8")
-            for one in map(json.loads, known):
-                if self.early_stopping is not None:
-                    self.early_stopping.update(one["step"], math.nan if one["combined"] is None else one["combined"])
-        for one in self._best_folder.glob("*"):
-            if not one.name.isdecimal() or int(one.name) > self.resumed_step:
-                shutil.rmtree(one)
+    def _restore_state(self) -> None:
+        for entry in resume.load_evaluations_until(self._stage_folder, self.resumed_step):
+            if self.early_stopping is not None:
+                # JSON has null where the combined score was not finite.
+                combined = math.nan if entry["combined"] is None else entry["combined"]
+                self.early_stopping.update(entry["step"], combined)
+        resume.discard_best_weights_after(self._best_folder, self.resumed_step)
+
+
+def _scores_by_name(evaluations: Sequence[Evaluation]) -> dict[str, float]:
+    """Return `suite/score` -> value."""
+    return {
+        f"{evaluation.suite}/{score.name}": score.value for evaluation in evaluations for score in evaluation.scores
+    }

@@ -1,9 +1,15 @@
-"""What a run keeps in its folder to be looked at, compared, and gone on with.
+"""The folder of a run: its files, its lock, and the snapshots of its stages.
 
-Knows names of files and how to write them whole. `spec.json` is the filled spec, `data.json` what it was trained on,
-`environment.json` where; a stage's folder has `steps.jsonl`, `trained.json`, `checkpoints/` (with `train.save_steps`,
-as many as `train.save_limit` says), and, until the run is finished, `end/`: the weights that moved and the mitigations'
-state, so that a stage that was trained is never trained again.
+spec.json            the spec with every default filled in
+data.json            what the run trains on
+environment.json     where it runs
+scores.json, report.json, report.html, model/, predictions/
+stages/<name>/
+    steps.jsonl      a line for each logged step
+    trained.json     totals of the stage
+    checkpoints/     with `train.save_steps`; at most `train.save_limit` of them
+    end/             snapshot: trainable weights and mitigation states. It makes retraining unnecessary, and is
+                     deleted when the run is finished.
 """
 
 from __future__ import annotations
@@ -25,34 +31,39 @@ LOCK_FILE = ".lock"
 
 
 class RunFolder:
-    """The folder of one run."""
+    """The folder of one run.
+
+    Attributes:
+        path: The path of the folder.
+    """
 
     def __init__(self, path: Path) -> None:
+        """Use the folder at this path; it need not exist yet."""
         self.path = path
 
     @classmethod
     def create(cls, output: str | Path, name: str) -> RunFolder:
-        """A folder `name` with the time and a few random characters, below `output`. Raises HarnessError."""
+        """Create a folder below `output`, named by `name`, the time and random characters. Raises HarnessError."""
         stamp = f"{datetime.now():%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
         return cls.create_at(Path(output) / f"{name}-{stamp}")
 
     @classmethod
     def create_at(cls, path: Path) -> RunFolder:
-        """A new folder at this path. Raises HarnessError when it is there already or cannot be made."""
+        """Create the folder at this path. Raises HarnessError if it exists or cannot be created."""
         try:
             path.mkdir(parents=True)
         except OSError as error:
-            what = f"the folder of the run cannot be made: {error.strerror or error}"
-            hint = 'name a folder in "output" that can be written and has space'
+            what = f"cannot create the run's folder: {error.strerror or error}"
+            hint = 'set "output" to a folder that is writable and has free space'
             raise HarnessError(f"output: {path}", what, hint) from error
         return cls(path)
 
     def stage_folder(self, name: str) -> Path:
-        """The folder of a stage."""
+        """Return the folder of a stage."""
         return self.path / "stages" / name
 
     def write_json(self, name: str, value: Any) -> None:
-        """Write a value as JSON, whole or not at all. What is no finite number becomes null."""
+        """Write a value as JSON, atomically. Numbers that are not finite become null."""
         from harness.utils.json_files import write_json
 
         file = self.path / name
@@ -60,20 +71,20 @@ class RunFolder:
         write_json(file, value, indent=2)
 
     def read_json(self, name: str) -> dict[str, Any] | None:
-        """A JSON object that the run wrote; None when it did not come to that. Raises HarnessError when damaged."""
+        """Return a JSON object that the run wrote; None if the file does not exist. Raises HarnessError if damaged."""
         file = self.path / name
         if not file.is_file():
             return None
         try:
-            found = json.loads(file.read_text(encoding="utf-8"))
+            value = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise HarnessError(str(file), f"cannot be read: {error}", "the run cannot be gone on with") from error
-        if not isinstance(found, dict):
-            raise HarnessError(str(file), "is no JSON object", "the run cannot be gone on with")
-        return found
+            raise HarnessError(str(file), f"cannot be read: {error}", "restore the file, or start a new run") from error
+        if not isinstance(value, dict):
+            raise HarnessError(str(file), "is not a JSON object", "restore the file, or start a new run")
+        return value
 
     def append_json_line(self, name: str, value: Mapping[str, Any]) -> None:
-        """Add one line of JSON to a file; what is no finite number becomes null."""
+        """Append one line of JSON to a file. Numbers that are not finite become null."""
         from harness.utils.json_files import json_safe
 
         file = self.path / name
@@ -82,36 +93,43 @@ class RunFolder:
             lines.write(json.dumps(json_safe(value), allow_nan=False) + "\n")
 
     def remove(self, name: str) -> None:
-        """Remove a file or folder of the run, if it is there."""
-        place = self.path / name
-        if place.is_dir():
-            shutil.rmtree(place)
+        """Delete a file or folder of the run, if it exists."""
+        path = self.path / name
+        if path.is_dir():
+            shutil.rmtree(path)
         else:
-            place.unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the run for this process. Raises HarnessError when another one is at work in it."""
+        """Lock the run for this process. Raises HarnessError if another process holds the lock."""
         from filelock import FileLock, Timeout
 
         lock = FileLock(self.path / LOCK_FILE)
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            raise HarnessError(str(self.path), "another process is at work in this run", "wait for its end") from None
+            what = "another process is at work in this run"
+            raise HarnessError(str(self.path), what, "wait until it ends, or stop it") from None
         except OSError as error:
             what = f"the run cannot be locked: {error.strerror or error}"
-            raise HarnessError(str(self.path), what, "make its folder one that you may write to") from error
-        try:  # what times out in here is none of this lock's
+            raise HarnessError(str(self.path), what, "fix the permissions of the folder") from error
+        try:  # outside the `except Timeout` above, which is for this lock alone
             yield
         finally:
             lock.release()
 
 
 def save_stage_snapshot(folder: Path, model: Any, states: Mapping[str, Mapping[str, Any]]) -> None:
-    """Keep the weights that can move, and the mitigations' states, so that a later stage can be gone on with.
+    """Save the trainable weights and the mitigation states, atomically.
 
-    The folder appears whole or not at all. Raises RunError when it cannot be written.
+    Args:
+        folder: The folder of the snapshot; it is replaced.
+        model: The model.
+        states: The state of each mitigation, by name.
+
+    Raises:
+        RunError: If the snapshot cannot be written.
     """
     import torch
     from safetensors.torch import save_file
@@ -121,26 +139,34 @@ def save_stage_snapshot(folder: Path, model: Any, states: Mapping[str, Mapping[s
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(parents=True)
         save_file(trainable_weights(model), draft / "weights.safetensors", metadata={"format": "pt"})
-        beside = {
-            f"{name}.{part}": one
-            for name, pair in frozen_lora.frozen_lora(model).items()
-            for part, one in zip("AB", pair, strict=True)
+        frozen = {
+            f"{name}.{factor_name}": factor
+            for name, factors in frozen_lora.frozen_lora(model).items()
+            for factor_name, factor in zip("AB", factors, strict=True)
         }
-        save_file({name: one.cpu().contiguous() for name, one in beside.items()}, draft / "kept.safetensors")
+        save_file({name: factor.cpu().contiguous() for name, factor in frozen.items()}, draft / "kept.safetensors")
         torch.save(dict(states), draft / "mitigations.pt")
         shutil.rmtree(folder, ignore_errors=True)
         draft.replace(folder)
     except OSError as error:
-        what = f"the end of the stage cannot be kept: {error.strerror or error}"
-        raise RunError(str(folder), what, "free some space and go on: harness run --resume") from error
+        what = f"cannot save the snapshot of the stage: {error.strerror or error}"
+        raise RunError(str(folder), what, "free disk space, then resume: harness run --resume RUN") from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 
 
 def load_stage_snapshot(folder: Path, model: Any) -> Mapping[str, Mapping[str, Any]]:
-    """Give the model the weights that `save_stage_snapshot` kept, in place; returns the mitigations' states.
+    """Load the weights of a snapshot into the model, in place. Nothing is changed unless all of them fit.
 
-    Nothing is changed unless all of it fits. Raises RunError when the folder is damaged or of another model.
+    Args:
+        folder: The folder of the snapshot.
+        model: The model.
+
+    Returns:
+        The state of each mitigation, by name.
+
+    Raises:
+        RunError: If the snapshot is damaged or belongs to another model.
     """
     import pickle
 
@@ -149,30 +175,30 @@ def load_stage_snapshot(folder: Path, model: Any) -> Mapping[str, Mapping[str, A
     from safetensors.torch import load_file
 
     try:
-        weights = load_file(folder / "weights.safetensors")
-        beside = load_file(folder / "kept.safetensors")
+        saved_weights = load_file(folder / "weights.safetensors")
+        frozen = load_file(folder / "kept.safetensors")
         states: dict[str, Any] = torch.load(folder / "mitigations.pt", map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, ValueError, SafetensorError, pickle.UnpicklingError) as error:
-        what = f"it cannot be read ({type(error).__name__})"
-        raise RunError(str(folder), what, "take this folder away, and the stage is trained again") from error
-    there = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
-    if there.keys() != weights.keys() or any(there[name].shape != one.shape for name, one in weights.items()):
-        raise RunError(
-            str(folder), "its weights are those of another model", "go on with the spec that it was made with"
-        )
+        what = f"the snapshot cannot be read ({type(error).__name__})"
+        raise RunError(str(folder), what, "delete this folder to train the stage again") from error
+    weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+    if weights.keys() != saved_weights.keys() or any(
+        weights[name].shape != saved.shape for name, saved in saved_weights.items()
+    ):
+        what = "the snapshot holds the weights of another model"
+        raise RunError(str(folder), what, "resume with the spec that the run was started with")
     with torch.no_grad():
-        for name, weight in there.items():
-            weight.copy_(weights[name])
-    names = sorted({name.rpartition(".")[0] for name in beside})
-    if names or frozen_lora.frozen_lora(model):
-        frozen_lora.add_frozen_lora(
-            model, {name: (beside[f"{name}.A"], beside[f"{name}.B"]) for name in names}, replace=True
-        )
+        for name, weight in weights.items():
+            weight.copy_(saved_weights[name])
+    layer_names = sorted({name.rpartition(".")[0] for name in frozen})
+    if layer_names or frozen_lora.frozen_lora(model):
+        factors = {name: (frozen[f"{name}.A"], frozen[f"{name}.B"]) for name in layer_names}
+        frozen_lora.add_frozen_lora(model, factors, replace=True)
     return states
 
 
 def trainable_weights(model: Any) -> dict[str, Any]:
-    """Copies, on the CPU, of the weights that can move, by name; tied ones once."""
+    """Return copies of the trainable weights on the CPU, by name; tied weights once."""
     return {
         name: weight.detach().to("cpu", copy=True).contiguous()
         for name, weight in model.named_parameters()

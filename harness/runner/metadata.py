@@ -1,4 +1,4 @@
-"""What a run writes down of its data and of where it runs, before it begins."""
+"""Metadata that a run writes before training: `data.json` and `environment.json`."""
 
 from __future__ import annotations
 
@@ -9,11 +9,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from harness.data.checks import findings, lengths
+from harness.data.checks import lengths
 from harness.data.tokenization import fingerprints
-from harness.errors import HarnessError
 from harness.registry import CORE_DISTRIBUTION, Registry
-from harness.runner.folder import RunFolder
 from harness.runner.prepare import PreparedRun
 
 PACKAGES = (
@@ -23,10 +21,15 @@ PACKAGES = (
 
 
 def describe_environment(registry: Registry, folder: Path) -> dict[str, Any]:
-    """The environment as plain data. folder: where the spec stands; its git repository is described.
+    """Describe the environment as plain data.
 
-    Returns `harness`, `python`, `platform`, `packages` (name -> version), `plugins` (distribution -> version),
-    `device` (kind, name, count, CPU threads) and `git` (commit and whether files differ from it, or None).
+    Args:
+        registry: The components; the distributions of third-party plugins are listed.
+        folder: The folder of the spec; its git repository is described.
+
+    Returns:
+        `harness`, `python`, `platform`, `packages` (name -> version), `plugins` (distribution -> version), `device`
+        (kind, names, CUDA version, CPU threads) and `git` (commit and whether files differ from it, or None).
     """
     plugins = sorted({origin for origin in registry.origins.values() if origin != CORE_DISTRIBUTION})
     return {
@@ -57,46 +60,52 @@ def _describe_device() -> dict[str, Any]:
 
 
 def _describe_git(folder: Path) -> dict[str, Any] | None:
-    def ask(*arguments: str) -> str | None:
+    def run_git(*arguments: str) -> str | None:
         try:
-            answer = subprocess.run(
+            process = subprocess.run(
                 ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10, check=False
             )
         except (OSError, subprocess.TimeoutExpired):
             return None
-        return answer.stdout.strip() if answer.returncode == 0 else None
+        return process.stdout.strip() if process.returncode == 0 else None
 
-    commit = ask("rev-parse", "HEAD")
-    return None if commit is None else {"commit": commit, "changed": bool(ask("status", "--porcelain"))}
+    commit = run_git("rev-parse", "HEAD")
+    return None if commit is None else {"commit": commit, "changed": bool(run_git("status", "--porcelain"))}
 
 
-def data_metadata(prepared: PreparedRun, findings: findings.Findings) -> dict[str, Any]:
-    """What the stages train on and the suites ask, in numbers, digests and warnings: `data.json`.
+def data_metadata(prepared: PreparedRun) -> dict[str, Any]:
+    """Return the content of `data.json`: counts, shares, digests, lengths, warnings and findings of the data.
 
-    findings: what the wording of the data gave away.
+    Args:
+        prepared: The prepared run, with the findings of the data checks.
     """
-    stages = prepared.data.stages
+    data, findings = prepared.data, prepared.findings
+    assert findings is not None, "`prepare_checked_run` has added the findings"
     return {
-        "counts": prepared.data.counts,
-        "stages": [one.stage for one in stages],
-        "shares": [one.shares for one in stages],
-        "epoch_shares": [one.epoch_shares for one in stages],
-        "efficiency": [one.efficiency for one in stages],
-        "digests": dict(prepared.data.digests),
+        "counts": data.counts,
+        "stages": [stage_data.stage for stage_data in data.stages],
+        "shares": [stage_data.shares for stage_data in data.stages],
+        "epoch_shares": [stage_data.epoch_shares for stage_data in data.stages],
+        "efficiency": [stage_data.efficiency for stage_data in data.stages],
+        "digests": dict(data.digests),
         "template": fingerprints.template_fingerprint(prepared.template, prepared.tokenizer),
-        "lengths": {name: _length_histogram(prepared, name) for name in prepared.data.untruncated_lengths},
+        "lengths": {name: _length_histogram(prepared, name) for name in data.untruncated_lengths},
         "facts": {
-            name: dict(told.corpus.metadata) for name, told in prepared.data.sources.items() if told.corpus.metadata
+            name: dict(source.corpus.metadata) for name, source in data.sources.items() if source.corpus.metadata
         },
-        "warnings": [*prepared.plan.warnings, *prepared.data.warnings, *findings.warnings],
+        "warnings": [*prepared.plan.warnings, *data.warnings, *findings.warnings],
         "checks": findings.to_dict(),
     }
 
 
 def environment_metadata(prepared: PreparedRun, registry: Registry, spec: Path, processes: int) -> dict[str, Any]:
-    """Packages, device, git state, and the digests of model and data: `environment.json`.
+    """Return the content of `environment.json`: packages, device, git state, and digests of model and data.
 
-    spec: its file. processes: how many share the training.
+    Args:
+        prepared: The prepared run.
+        registry: The components.
+        spec: The file of the spec.
+        processes: Number of processes that share the training.
     """
     location = prepared.location
     return {
@@ -108,21 +117,8 @@ def environment_metadata(prepared: PreparedRun, registry: Registry, spec: Path, 
     }
 
 
-def require_same_world_size(folder: RunFolder, world_size: int) -> None:
-    """Raise HarnessError when the run in `folder` was begun by another number of processes.
-
-    An update is made of a batch of each, so that it would be another one.
-    """
-    began = (folder.read_json("environment.json") or {"processes": world_size}).get("processes", 1)
-    if began != world_size:
-        again = f"-m harness run --resume {folder.path}"
-        hint = f"torchrun --standalone --nproc-per-node {began} {again}" if began > 1 else f"python {again}"
-        what = f"it was begun with {began} process(es), and this is one of {world_size}"
-        raise HarnessError(str(folder.path), what, f"go on with {hint}")
-
-
 def _length_histogram(prepared: PreparedRun, source: str) -> dict[str, Any]:
-    """The token lengths of a source as a histogram: see `harness.data.checks.lengths.summarize_lengths`."""
+    """Return the histogram of token lengths of a source; see `harness.data.checks.lengths.summarize_lengths`."""
     return lengths.summarize_lengths(
         prepared.data.untruncated_lengths[source], max(prepared.data.sources[source].tokenized_by_length)
     )

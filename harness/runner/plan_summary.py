@@ -1,6 +1,6 @@
-"""What would run: the plan in numbers, and rows as they would be trained. Loads no weights.
+"""The plan in numbers: stages, suites, sources and memory. Loads no weights.
 
-Where the model's tokenizer cannot be had, rows are counted and the reason is given in the place of tokens.
+If the model's tokenizer is not available, rows are counted without tokens, and the reason is given.
 """
 
 from __future__ import annotations
@@ -19,70 +19,87 @@ from harness.types import Plan, Stage, StageDataset, StageSource
 ZERO_SIZES = {"rows": 0, "tokens": 0, "loss_tokens": 0}
 
 BYTES_PER_TRAINED_WEIGHT = 16
-"""A trained weight is four float32 numbers: itself, its gradient, and the two that AdamW keeps."""
+"""Four float32 numbers: the weight, its gradient, and the two moments of AdamW."""
 
 
 def summarize_plan(spec: Spec, registry: Registry) -> dict[str, Any]:
-    """The outline as plain data: `stages`, `suites`, `sources`, `memory`, `unknown` (why numbers are missing)."""
-    planned = plan.build_plan(spec, registry)
+    """Summarize the plan as plain data.
+
+    Returns:
+        `name`, `model`, `template`, `mitigations`, `sources`, `stages`, `suites`, `memory` and `unknown` (why numbers
+        are missing).
+
+    Raises:
+        HarnessError: If the spec or the data is invalid.
+    """
+    run_plan = plan.build_plan(spec, registry)
+    summary: dict[str, Any] = {
+        "name": run_plan.name,
+        "model": {"path": run_plan.model["path"], "digest": None},
+        "template": run_plan.template[0],
+        "mitigations": list(run_plan.mitigations),
+    }
     try:
-        ready = prepare.prepare_run(spec, registry)
+        prepared = prepare.prepare_run(spec, registry, plan=run_plan)
     except prepare.ModelUnreachable as error:
-        return _summarize_without_tokens(planned, registry, str(error))
+        return {**summary, **_summarize_without_tokens(run_plan, registry, str(error))}
+    summary["model"]["digest"] = prepared.location.digest
     return {
-        "name": planned.name,
-        "model": {"path": planned.model["path"], "digest": ready.location.digest},
-        "template": planned.template[0],
-        "mitigations": list(planned.mitigations),
-        "sources": {name: dict(counts) for name, counts in ready.data.counts.items()},
-        "stages": [_stage_summary(one) for one in ready.data.stages],
+        **summary,
+        "sources": {name: dict(counts) for name, counts in prepared.data.counts.items()},
+        "stages": [_stage_summary(stage_data) for stage_data in prepared.data.stages],
         "suites": [
-            {"name": s.name, "role": s.role, "rows": len(ready.data.suite_examples[s.name]), "metrics": list(s.metrics)}
-            for s in planned.suites
+            {
+                "name": suite.name,
+                "role": suite.role,
+                "rows": len(prepared.data.suite_examples[suite.name]),
+                "metrics": list(suite.metrics),
+            }
+            for suite in run_plan.suites
         ],
-        "memory": _estimate_memory(ready, registry),
+        "memory": _estimate_memory(prepared, registry),
         "unknown": [],
     }
 
 
-def _summarize_without_tokens(planned: Plan, registry: Registry, reason: str) -> dict[str, Any]:
+def _summarize_without_tokens(run_plan: Plan, registry: Registry, reason: str) -> dict[str, Any]:
+    """Return the part of the summary that needs no tokenizer. reason: why there is none."""
     examples = {
-        name: corpus.read_examples(registry.create("sources", kind, options), options, name)
-        for name, (kind, options) in planned.sources.items()
+        name: corpus.read_examples(registry.create("sources", source_type, options), options, name)
+        for name, (source_type, options) in run_plan.sources.items()
     }
     return {
-        "name": planned.name,
-        "model": {"path": planned.model["path"], "digest": None},
-        "template": planned.template[0],
-        "mitigations": list(planned.mitigations),
         "sources": {name: {"read": len(rows)} for name, rows in examples.items()},
         "stages": [
             {
                 "name": stage.name,
-                "parts": [_source_summary(stage, part) for part in stage.sources],
+                "parts": [_source_summary(stage, source) for source in stage.sources],
                 "shares": [asdict(share) for share in stage.shares],
                 "train": dict(stage.train),
             }
-            for stage in planned.stages
+            for stage in run_plan.stages
         ],
-        "suites": [{"name": s.name, "role": s.role, "metrics": list(s.metrics)} for s in planned.suites],
+        "suites": [
+            {"name": suite.name, "role": suite.role, "metrics": list(suite.metrics)} for suite in run_plan.suites
+        ],
         "memory": None,
         "unknown": [f"tokens, shares, steps and memory: {reason}"],
     }
 
 
-def _source_summary(stage: Stage, part: StageSource) -> dict[str, Any]:
-    unit = shares.unit_of_source(stage, part.source)
-    return {"source": part.source, "role": part.role, "limit": part.limit, "unit": unit}
+def _source_summary(stage: Stage, source: StageSource) -> dict[str, Any]:
+    unit = shares.unit_of_source(stage, source.source)
+    return {"source": source.source, "role": source.role, "limit": source.limit, "unit": unit}
 
 
 def _stage_summary(stage_data: StageDataset) -> dict[str, Any]:
     stage, sizes = stage_data.stage, stage_layout.sizes_by_source(stage_data.rows)
     parts = []
-    for part in stage.sources:
-        made = _source_summary(stage, part)
-        counted = sizes.get(part.source, ZERO_SIZES)
-        parts.append({**made, **counted, "realised": stage_data.shares[part.source][made["unit"]]})
+    for source in stage.sources:
+        summary = _source_summary(stage, source)
+        source_sizes = sizes.get(source.source, ZERO_SIZES)
+        realized = stage_data.shares[source.source][summary["unit"]]
+        parts.append({**summary, **source_sizes, "realised": realized})
     return {
         "name": stage.name,
         "parts": parts,
@@ -98,17 +115,21 @@ def _stage_summary(stage_data: StageDataset) -> dict[str, Any]:
 
 
 def _estimate_memory(prepared: prepare.PreparedRun, registry: Registry) -> dict[str, Any] | None:
-    """Bytes of weights, gradients and optimizer; activations come on top. None when the config cannot be had."""
+    """Estimate the bytes of weights, gradients and optimizer, without activations.
+
+    Returns:
+        `device`, `weights`, `trained` (numbers of weights) and `bytes`; None if the model's config is not available.
+    """
     from harness.model import device, load
 
-    skeleton = load.load_on_meta(prepared.location, prepared.plan.model)
-    if skeleton is None:
+    model = load.load_on_meta(prepared.location, prepared.plan.model)  # shapes without weights
+    if model is None:
         return None
-    weights = load.parameter_count(skeleton)
+    weights = load.parameter_count(model)
     for _, mitigation in plan.create_mitigations(prepared.plan.mitigations, registry):
-        skeleton = mitigation.prepare_model(skeleton, seed=prepared.plan.seed)  # without values
-    trained = load.parameter_count(skeleton, trainable=True)
-    frozen = load.parameter_count(skeleton) - trained
+        model = mitigation.prepare_model(model, seed=prepared.plan.seed)
+    trained = load.parameter_count(model, trainable=True)
+    frozen = load.parameter_count(model) - trained
     precision = prepared.plan.train["precision"]
     size = device.resolve_dtype(precision, device.select_device()).itemsize
     return {
@@ -117,6 +138,3 @@ def _estimate_memory(prepared: prepare.PreparedRun, registry: Registry) -> dict[
         "trained": trained,
         "bytes": frozen * size + trained * BYTES_PER_TRAINED_WEIGHT,
     }
-
-
-# -- for people -------------------------------------------------------------------------------------------------------

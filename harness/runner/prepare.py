@@ -1,6 +1,6 @@
-"""Everything up to the proven data: the plan, the components that it names, the tokenizer, the rows.
+"""Preparation of a run: plan, components, tokenizer and tokenized rows.
 
-Loads no weights and makes no folder of a run.
+Loads no weights and creates no run folder.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from harness.data import prepare as prepare_module
-from harness.data.checks import findings
+from harness.data.checks import findings as findings_module
 from harness.data.tokenization import fingerprints
 from harness.distributed.processes import SINGLE_PROCESS, Processes
 from harness.errors import HarnessError, raise_all
+from harness.events import ProgressUpdated, WarningRaised
 from harness.interfaces.metric import Metric
 from harness.interfaces.template import Template
 from harness.model import device, load, locate
@@ -22,18 +23,26 @@ from harness.registry import Registry
 from harness.spec import plan as plan_module
 from harness.spec import preflight
 from harness.spec.spec import Spec
-from harness.types import Event, Plan, Progress
+from harness.types import Plan, Progress
 
 
 class ModelUnreachable(HarnessError):
-    """The hub model that the spec names cannot be had from here."""
+    """The hub model that the spec names cannot be downloaded and is not cached."""
 
 
 @dataclass(frozen=True)
 class PreparedRun:
-    """All that is known before a model is loaded: the plan, its data, and the components that it names.
+    """Everything that is known before a model is loaded.
 
-    templates: suite -> its own template, for suites that have one.
+    Attributes:
+        plan: The plan.
+        location: Where the model is stored.
+        tokenizer: The model's tokenizer.
+        template: The chat template for training.
+        data: The tokenized rows of stages and suites.
+        metrics: Suite -> name -> metric.
+        templates: Suite -> its own template, for suites that have one.
+        findings: Findings of the data checks; None if they did not run.
     """
 
     plan: Plan
@@ -43,68 +52,99 @@ class PreparedRun:
     data: prepare_module.PreparedData
     metrics: Mapping[str, Mapping[str, Metric]]
     templates: Mapping[str, Template] = field(default_factory=dict)
+    findings: findings_module.Findings | None = None
 
     @property
     def max_length(self) -> int:
-        """The longest `max_length` of all stages: at which suites are evaluated."""
+        """The longest `max_length` of all stages, in tokens. Suites are evaluated with it."""
         return max(int(stage.train["max_length"]) for stage in self.plan.stages)
+
+    def requires_base_model(self) -> bool:
+        """Return whether a metric compares the model with the base model."""
+        return any(metric.requires == "base" for suite in self.metrics.values() for metric in suite.values())
 
 
 def prepare_run(
-    spec: Spec, registry: Registry, *, use_shares: bool = True, processes: Processes = SINGLE_PROCESS
+    spec: Spec,
+    registry: Registry,
+    *,
+    plan: Plan | None = None,
+    use_shares: bool = True,
+    processes: Processes = SINGLE_PROCESS,
 ) -> PreparedRun:
-    """Everything up to the proven data. Raises HarnessError for bad input.
+    """Prepare everything that a run needs before a model is loaded.
 
-    use_shares: False, where nothing will be trained, leaves the shares out, so that rows can be looked at whose mixture
-    cannot be met. processes: the processes that share the training. Every bad row of a source is written to
-    `<output>/<name>-rejected/<source>.jsonl`, by the main one.
+    The main process writes every invalid row of a source to `<output>/<name>-rejected/<source>.jsonl`.
+
+    Args:
+        spec: The spec, without arms.
+        registry: The components.
+        plan: The plan of the spec, if it is built already.
+        use_shares: False ignores the mixture shares, so that rows can be shown whose mixture is not reachable. For
+            commands that train nothing.
+        processes: The processes that share the training.
+
+    Raises:
+        HarnessError: If the spec, the model or the data is invalid.
     """
     progress = create_progress(registry)
-    planned = plan_module.build_plan(spec, registry)
+    plan = plan_module.build_plan(spec, registry) if plan is None else plan
     if not use_shares:
-        planned = replace(planned, stages=tuple(replace(one, shares=()) for one in planned.stages))
-    _emit_warnings(registry, planned.warnings)
-    metrics = preflight.preflight(spec, planned, registry, will_train=use_shares)
+        plan = replace(plan, stages=tuple(replace(stage, shares=()) for stage in plan.stages))
+    _emit_warnings(registry, plan.warnings)
+    metrics = preflight.preflight(spec, plan, registry, will_train=use_shares)
     raise_all(_unavailable_metric_errors(spec, metrics))
-    template = registry.create("templates", *planned.template)
-    kind: type[HarnessError] = HarnessError
-    try:
-        location = locate.resolve_model(planned.model, output=spec.document["output"], progress=progress)
-        if (location.base or location).kind == "hub":
-            kind = ModelUnreachable
-        tokenizer = load.load_tokenizer(location, planned.model)
-    except HarnessError as error:
-        own = error.where.startswith("model.")  # it names its key itself
-        where = spec.where(tuple(error.where.split(".")) if own else ("model", "path"))
-        raise kind(where if own else f"{where}: {error.where}", error.what, error.hint) from error
-    device.resolve_dtype(planned.train["precision"], device.select_device())
-    templates = {one.name: registry.create("templates", *one.template) for one in planned.suites if one.template}
+    location, tokenizer = _load_tokenizer(spec, plan, progress)
+    device.resolve_dtype(plan.train["precision"], device.select_device())
+    template = registry.create("templates", *plan.template)
+    templates = {suite.name: registry.create("templates", *suite.template) for suite in plan.suites if suite.template}
     if not spec.document["checks"]["other_template"]:
         folder = Path(location.path) if location.kind in ("folder", "run") else None
-        raise_all(fingerprints.template_mismatches(planned, template, templates, tokenizer, folder, spec.where))
-    sources = {name: registry.create("sources", *given) for name, given in planned.sources.items()}
-    prepared = prepare_module.prepare_data(
-        planned,
-        sources,
+        raise_all(fingerprints.template_mismatches(plan, template, templates, tokenizer, folder, spec.where))
+    data = prepare_module.prepare_data(
+        plan,
+        {name: registry.create("sources", *source) for name, source in plan.sources.items()},
         template,
         tokenizer,
         prepare_module.PreparationOptions(
             extra_sources=plan_module.list_named_sources(spec, "mitigations"),
             suite_templates=templates,
-            invalid_rows_folder=Path(spec.document["output"]) / f"{planned.name}-rejected"
-            if processes.is_main
-            else None,
+            invalid_rows_folder=Path(spec.document["output"]) / f"{plan.name}-rejected" if processes.is_main else None,
             processes=processes.world_size,
         ),
         progress=progress,
     )
-    _emit_warnings(registry, prepared.warnings)
-    return PreparedRun(planned, location, tokenizer, template, prepared, metrics, templates)
+    _emit_warnings(registry, data.warnings)
+    return PreparedRun(plan, location, tokenizer, template, data, metrics, templates)
 
 
-def analyze_prepared_data(spec: Spec, prepared: PreparedRun, registry: Registry) -> findings.Findings:
-    """What the wording of the prepared data gives away; its warnings are told, its failures are for the caller."""
-    found = findings.analyze_data(
+def prepare_checked_run(
+    spec: Spec, registry: Registry, *, plan: Plan | None = None, processes: Processes = SINGLE_PROCESS
+) -> PreparedRun:
+    """Prepare a run and check its data; the result holds the findings.
+
+    Args:
+        spec: The spec, without arms.
+        registry: The components.
+        plan: The plan of the spec, if it is built already.
+        processes: The processes that share the training.
+
+    Raises:
+        HarnessError: As `prepare_run`, and if a data check fails.
+    """
+    prepared = prepare_run(spec, registry, plan=plan, processes=processes)
+    findings = analyze_prepared_data(spec, prepared, registry)
+    raise_all(findings.failures)
+    return replace(prepared, findings=findings)
+
+
+def analyze_prepared_data(spec: Spec, prepared: PreparedRun, registry: Registry) -> findings_module.Findings:
+    """Search the prepared data for duplicates, contamination and truncated rows, and emit the warnings.
+
+    Returns:
+        The findings; the caller decides what to do about their `failures`.
+    """
+    findings = findings_module.analyze_data(
         prepared.data.training_examples,
         prepared.data.suite_examples,
         spec.document["checks"],
@@ -112,42 +152,63 @@ def analyze_prepared_data(spec: Spec, prepared: PreparedRun, registry: Registry)
         fully_truncated=prepared.data.fully_truncated,
         progress=create_progress(registry),
     )
-    _emit_warnings(registry, found.warnings)
-    return found
+    _emit_warnings(registry, findings.warnings)
+    return findings
 
 
 def create_progress(registry: Registry) -> Progress:
-    """Progress that is told to every listener."""
+    """Return a `Progress` that emits each update as an event."""
 
     def progress(phase: str, done: int, total: int, note: str = "", unit: str = "") -> None:
-        facts = {"phase": phase, "done": done, "total": total, "note": note, "unit": unit}
-        registry.emit(Event("progress", data=facts))
+        registry.emit(ProgressUpdated(phase=phase, done=done, total=total, note=note, unit=unit))
 
     return progress
 
 
-def _emit_warnings(registry: Registry, warnings: Iterable[str]) -> None:
-    """Tell the listeners of warnings that stand in `data.json` too: there with every row that they name."""
-    for warning in warnings:
-        text, *rows = warning.split("\n")
-        registry.emit(Event("warning", data={"text": text, "rows": rows}))
-
-
 def write_report_page(registry: Registry, write_file: Callable[[Path], Path], folder: Path) -> None:
-    """Make the page of a finished run. What fails there is told, and the run stays finished."""
+    """Write report.html of a finished run or experiment.
+
+    A failure is emitted as a warning: the run stays finished.
+
+    Args:
+        registry: Receives the warning.
+        write_file: Writes the page of a folder.
+        folder: The folder of the run or experiment.
+    """
     try:
         write_file(folder)
     except (HarnessError, OSError) as error:
-        text = f"report.html could not be made: {error}; try again: harness report {folder}"
-        registry.emit(Event("warning", data={"text": text}))
+        text = f"cannot write report.html: {error}; try again: harness report {folder}"
+        registry.emit(WarningRaised(text=text))
+
+
+def _load_tokenizer(spec: Spec, plan: Plan, progress: Progress) -> tuple[locate.ModelLocation, Any]:
+    """Locate the model and load its tokenizer. An error names the key of the spec."""
+    error_class: type[HarnessError] = HarnessError
+    try:
+        location = locate.resolve_model(plan.model, output=spec.document["output"], progress=progress)
+        if (location.base or location).kind == "hub":
+            error_class = ModelUnreachable
+        return location, load.load_tokenizer(location, plan.model)
+    except HarnessError as error:
+        names_its_key = error.where.startswith("model.")
+        where = spec.where(tuple(error.where.split(".")) if names_its_key else ("model", "path"))
+        raise error_class(where if names_its_key else f"{where}: {error.where}", error.what, error.hint) from error
+
+
+def _emit_warnings(registry: Registry, warnings: Iterable[str]) -> None:
+    """Emit warnings that `data.json` also holds. A warning is its text and the lines of its rows."""
+    for warning in warnings:
+        text, *rows = warning.split("\n")
+        registry.emit(WarningRaised(text=text, rows=rows))
 
 
 def _unavailable_metric_errors(spec: Spec, metrics: Mapping[str, Mapping[str, Metric]]) -> Iterator[HarnessError]:
-    """What metrics need and is not here."""
-    for suite, made in metrics.items():
-        for name, metric in made.items():
+    """Yield an error for each metric that needs something that is not installed."""
+    for suite, suite_metrics in metrics.items():
+        for name, metric in suite_metrics.items():
             try:
                 metric.check_available()
             except HarnessError as error:
-                place = spec.where(("evaluate", suite, "metrics", name))
-                yield HarnessError(f"{place}: {error.where}", error.what, error.hint)
+                location = spec.where(("evaluate", suite, "metrics", name))
+                yield HarnessError(f"{location}: {error.where}", error.what, error.hint)

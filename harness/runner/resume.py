@@ -1,138 +1,199 @@
-"""A run that has its report, and was killed before all else was done: the page, the disk given back, the end in MLflow.
+"""All decisions of `harness run --resume`: what is refused, reused, discarded or still missing.
 
-Loads no model: what listeners are told of such a run is read from its folder, and its report is made again from its
-answers, which gives the same numbers.
+| question | function |
+|---|---|
+| Is the run finished? | `is_finished` |
+| What does a finished run still lack? | `complete_result_files`, `needs_tracking_end` |
+| Was the arm or run started before? | `is_started` |
+| Do processes, model, data and template still match? | `require_same_world_size`, `require_same_inputs` |
+| Which MLflow run is continued? | `tracking_info` |
+| Is a stage finished, and with what result? | `finished_stage_totals` |
+| Are the steps of a reused stage emitted again? | `emits_stored_steps` |
+| From which checkpoint does a stage continue? | `checkpoint_to_resume` |
+| Which logged steps and evaluations are discarded? | `discard_steps_after`, `load_evaluations_until` |
+| Which best weights are discarded? | `discard_best_weights_after`, `best_weights_to_keep` |
+| Are the stored scores newer than the current ones? | `last_scored_stage`, `has_newer_scores` |
+
+Stored answers are reused by their content, with and without `--resume`: see `harness.evaluation.predictions`.
+Everything here reads or trims files of the run folder; nothing loads a model.
 """
 
 from __future__ import annotations
 
+import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from harness.errors import HarnessError
-from harness.evaluation import rescore
-from harness.evaluation import scoring as scoring_module
-from harness.registry import Registry
-from harness.report import run_report
-from harness.report.finished_run import PreviousRun, load_run_json
-from harness.report.html import write
-from harness.report.run_report import Report
-from harness.runner import continue_run
 from harness.runner.folder import RunFolder
-from harness.runner.main_process import tracking_session
-from harness.runner.prepare import write_report_page
-from harness.spec import plan, preflight
-from harness.spec.spec import Spec
-from harness.tracking.mlflow_store import tracking_status
-from harness.training import train_stage
-from harness.types import Evaluation, Event, Plan
-from harness.utils.find_run import RUN_SCHEME, find_run
+from harness.training.checkpoint import checkpoint_step, latest_checkpoint
 
-EvaluationsByStage = tuple[tuple[Evaluation, ...], ...]
+# -- the run ----------------------------------------------------------------------------------------------------------
 
 
-def finish_interrupted_run(
-    spec: Spec,
-    registry: Registry,
-    folder: RunFolder,
-    *,
-    arm: Mapping[str, Any] | None = None,
-    parent: str | None = None,
-) -> Report | None:
-    """Do what a finished run still lacks, and return its report; None where nothing is lacking.
+def is_finished(run_folder: Path) -> bool:
+    """Return whether a run has its report; such a run is not trained further."""
+    return (run_folder / "report.json").is_file()
 
-    spec: the run's own. arm, parent: see `main_process.run_stages`; the ends of an arm's stages stay, for they are the
-    experiment's to clear. A run that failed after its report, by a limit of its suites, stays failed. Raises
-    HarnessError when the folder is damaged or the tracking store cannot be asked, and RunError where the run itself
-    would have failed.
+
+def is_started(run_folder: Path) -> bool:
+    """Return whether a run was started in this folder."""
+    return (run_folder / "spec.json").is_file()
+
+
+def tracking_info(folder: RunFolder, *, resuming: bool = True) -> dict[str, Any] | None:
+    """Return what `mlflow.json` holds, if the MLflow run is to be continued; None to start a new one."""
+    return folder.read_json("mlflow.json") if resuming else None
+
+
+def require_same_world_size(folder: RunFolder, world_size: int) -> None:
+    """Require as many processes as the run was started with: each contributes a batch to every step.
+
+    Raises:
+        HarnessError: If the number differs; the hint is the command to type.
     """
-    lacking = []
-    if not (folder.path / "report.html").is_file():
-        write_report_page(registry, write.write_run_page, folder.path)
-        if (folder.path / "report.html").is_file():  # else it has been said why not
-            lacking.append("page")
-    for end in folder.path.glob("stages/*/end") if arm is None else ():
-        shutil.rmtree(end)
-        lacking.append("disk")
-    stands = tracking_status(spec.document["track"], folder.read_json("mlflow.json"))
-    if not lacking and stands in (None, "FINISHED"):
+    started_with = (folder.read_json("environment.json") or {"processes": world_size}).get("processes", 1)
+    if started_with != world_size:
+        command = f"-m harness run --resume {folder.path}"
+        if started_with > 1:
+            hint = f"torchrun --standalone --nproc-per-node {started_with} {command}"
+        else:
+            hint = f"python {command}"
+        what = f"the run was started with {started_with} process(es), not {world_size}"
+        raise HarnessError(str(folder.path), what, f"resume it with: {hint}")
+
+
+def require_same_inputs(folder: RunFolder, data: Mapping[str, Any], environment: Mapping[str, Any]) -> None:
+    """Require the base model, rows and template that the run was started with.
+
+    Args:
+        folder: The folder of the run.
+        data: What `data.json` would hold now.
+        environment: What `environment.json` would hold now.
+
+    Raises:
+        HarnessError: If one of them changed.
+    """
+    stored_data = folder.read_json("data.json") or {}
+    stored_model = (folder.read_json("environment.json") or {}).get("model") or {}
+    hint = "restore what the run was started with, or start a new run"
+    if stored_model.get("digest") not in (None, environment["model"]["digest"]):
+        raise HarnessError(str(folder.path), "the base model changed since the run was started", hint)
+    for key, what in (("digests", "rows of its sources"), ("template", "output of its template")):
+        if stored_data.get(key) not in (None, data[key]):
+            raise HarnessError(str(folder.path), f"the {what} changed since the run was started", hint)
+
+
+# -- a stage ----------------------------------------------------------------------------------------------------------
+
+
+def finished_stage_totals(folder: RunFolder, stage: str) -> dict[str, Any] | None:
+    """Return the totals of a stage that is trained and has its snapshot; None if it is still to be trained.
+
+    The snapshot comes from this run or, in an experiment, from an arm with the same first stages.
+    """
+    if not (folder.stage_folder(stage) / "end").is_dir():
         return None
-    planned = plan.build_plan(spec, registry)
-    evaluations = _load_evaluations(folder.path, planned, registry)
-    broken = any(one.violations for stage in evaluations[1:] for one in stage)
-    if not lacking and broken and stands == "FAILED":
-        return None
-    made = _build_report(spec, planned, registry, folder, evaluations)
-    if stands not in (None, "FINISHED") and not (broken and stands == "FAILED"):
-        lacking.append("tracking")
-        # The machine is not watched any more: the run was over when it was killed.
-        settings = {**spec.document["track"], "system_metrics": False}
-        with tracking_session(settings, planned.name, registry, folder, resuming=True, parent=parent):
-            _emit_past_events(spec, planned, registry, folder, evaluations, made, arm)
-            scoring_module.raise_on_violations([one for stage in evaluations for one in stage], first_stage=1)
-    facts = {"folder": str(folder.path), "lacked": tuple(dict.fromkeys(lacking)), "report": made}
-    registry.emit(Event("run_closed", data=facts))
-    return made
+    return folder.read_json(f"stages/{stage}/trained.json")
 
 
-def _load_evaluations(folder: Path, plan: Plan, registry: Registry) -> EvaluationsByStage:
-    """What the run measured, one tuple a stage, the base first, with its items, by the answers that it kept."""
-    found = rescore.score_run(folder, None, registry) if plan.suites else ()
-    return tuple(tuple(one for one in found if one.stage == stage) for stage in range(len(plan.stages) + 1))
+def emits_stored_steps(totals: Mapping[str, Any] | None, *, resuming: bool) -> bool:
+    """Return whether the steps of a finished stage are emitted: another arm trained it, so no listener saw them."""
+    return totals is not None and not resuming
 
 
-def _build_report(
-    spec: Spec,
-    plan: Plan,
-    registry: Registry,
-    folder: RunFolder,
-    evaluations: EvaluationsByStage,
-) -> Report:
-    earlier: PreviousRun | None = None
-    path, output = plan.model["path"], spec.document["output"]
-    if path.startswith(RUN_SCHEME):
-        before = find_run(path.removeprefix(RUN_SCHEME), output).resolve()
-        earlier, _ = continue_run.carry_over_scores(before, evaluations[0], output)
-    return run_report.build_report(
-        plan,
-        evaluations,
-        preflight.create_metrics(plan, registry),
-        seed=plan.seed,
-        run_info=load_run_json(folder.path, "report.json")["run"],
-        gate_conditions=spec.document["gate"],
-        previous_run=earlier,
-    )
+def checkpoint_to_resume(stage_folder: Path, *, resuming: bool) -> Path | None:
+    """Return the newest complete checkpoint of a stage; None to train it from its first step."""
+    return latest_checkpoint(stage_folder / "checkpoints") if resuming else None
 
 
-def _emit_past_events(
-    spec: Spec,
-    plan: Plan,
-    registry: Registry,
-    folder: RunFolder,
-    evaluations: EvaluationsByStage,
-    report: Report,
-    arm: Mapping[str, Any] | None,
-) -> None:
-    """All that happened in the run, told again from its folder; a listener that was gone on with knows what it has."""
+def discard_steps_after(stage_folder: Path, checkpoint: Path | None) -> None:
+    """Remove the steps after the checkpoint from `steps.jsonl`: they are trained again."""
+    _keep_lines_until(stage_folder / "steps.jsonl", checkpoint_step(checkpoint))
 
-    def tell(kind: str, number: int = 0, /, **facts: Any) -> None:
-        registry.emit(Event(kind, number, facts))
 
-    place = folder.path
-    named = {"name": plan.name, "id": place.name, "folder": str(place), "spec": spec.document, "plan": plan}
-    tell("run_started", **named, environment=load_run_json(place, "environment.json"), again=True, arm=arm)
-    tell("data", **{**load_run_json(place, "data.json"), "stages": plan.stages})
-    tell("evaluated", 0, evaluations=evaluations[0])
-    for number, stage in enumerate(plan.stages, start=1):
-        kept = place / "stages" / stage.name
-        try:
-            trained = train_stage.StageResult.from_totals(load_run_json(kept, "trained.json"))
-        except ValueError as error:
-            what = "was written by another version"
-            raise HarnessError(str(kept / "trained.json"), what, "use the version that wrote it") from error
-        tell("stage_started", number, stage=stage, steps=trained.steps, again=True)
-        tell("evaluated", number, evaluations=evaluations[number])
-        tell("stage_finished", number, stage=stage, trained=trained, folder=str(place))
-    tell("run_finished", len(plan.stages), report=report, seconds=report.run_info.get("seconds"))
+def load_evaluations_until(stage_folder: Path, step: int) -> list[dict[str, Any]]:
+    """Remove the evaluations after a step from `evaluations.jsonl`, and return the remaining ones."""
+    return _keep_lines_until(stage_folder / "evaluations.jsonl", step)
+
+
+def discard_best_weights_after(best_folder: Path, step: int) -> None:
+    """Delete the best weights of later steps, and drafts of them: these steps are trained again."""
+    for path in best_folder.glob("*"):
+        if not path.name.isdecimal() or int(path.name) > step:
+            shutil.rmtree(path)
+
+
+def best_weights_to_keep(saved_steps: Iterable[int], best_step: int, checkpoint: Path | None) -> set[int]:
+    """Return the steps whose weights are needed: the best ones, now and when resumed from the newest checkpoint."""
+    until_checkpoint = [step for step in saved_steps if step <= checkpoint_step(checkpoint)]
+    return {best_step, max(until_checkpoint, default=best_step)}
+
+
+def _keep_lines_until(file: Path, step: int) -> list[dict[str, Any]]:
+    """Rewrite a JSONL file with its complete lines up to a step, and return them."""
+    if not file.is_file():
+        return []
+    # A process that is killed may leave half a line at the end.
+    complete = [line for line in file.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
+    entries = [(line, json.loads(line)) for line in complete]
+    kept = [(line, entry) for line, entry in entries if entry["step"] <= step]
+    file.write_text("".join(line for line, _ in kept), encoding="utf-8")
+    return [entry for _, entry in kept]
+
+
+# -- the scores -------------------------------------------------------------------------------------------------------
+
+
+def last_scored_stage(folder: RunFolder) -> int:
+    """Return the index of the last stage in `scores.json`; -1 without scores."""
+    return len((folder.read_json("scores.json") or {}).get("stages", ())) - 1
+
+
+def has_newer_scores(stage_index: int, last_scored: int, carried_stages: int) -> bool:
+    """Return whether `scores.json` holds later stages, which must not be lost if the run is interrupted again.
+
+    Args:
+        stage_index: The stage that was evaluated.
+        last_scored: Result of `last_scored_stage` when the run was resumed.
+        carried_stages: Stages of earlier runs that come first in `scores.json`.
+    """
+    return stage_index < last_scored - carried_stages
+
+
+# -- after the report -------------------------------------------------------------------------------------------------
+
+
+def complete_result_files(run_folder: Path, *, is_arm: bool, write_page: Callable[[], None]) -> list[str]:
+    """Complete the files of a finished run, and return what was missing.
+
+    Args:
+        run_folder: The folder of the run.
+        is_arm: Whether the run is an arm: then the experiment deletes the snapshots of its stages.
+        write_page: Writes report.html; it may fail with a warning.
+
+    Returns:
+        `page` if report.html was written, `disk` for each stage snapshot that was deleted.
+    """
+    completed = []
+    page = run_folder / "report.html"
+    if not page.is_file():
+        write_page()
+        if page.is_file():
+            completed.append("page")
+    for snapshot in run_folder.glob("stages/*/end") if not is_arm else ():
+        shutil.rmtree(snapshot)
+        completed.append("disk")
+    return completed
+
+
+def needs_tracking_end(status: str | None, *, violates_limits: bool) -> bool:
+    """Return whether the MLflow run of a finished run is to be ended.
+
+    Args:
+        status: Status of the MLflow run; None if there is none.
+        violates_limits: Whether a suite violates its limits: then `FAILED` is the right status.
+    """
+    return status not in (None, "FINISHED") and not (violates_limits and status == "FAILED")

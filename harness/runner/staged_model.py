@@ -1,6 +1,6 @@
-"""The model on its way through the stages: which adapter it carries, and which mitigations are at work in each.
+"""The model from the first stage to the last: its adapter, and the active mitigations of each stage.
 
-Knows the plan's stages and the verbs of a mitigation. Knows neither data nor scores.
+Uses the plan's stages and the methods of a mitigation. Does not load data or compute scores.
 """
 
 from __future__ import annotations
@@ -23,19 +23,32 @@ RowsBySource = Mapping[str, Sequence[TokenizedExample]]
 class StagedModel:
     """The model and its mitigations from the first stage to the last.
 
-    net: the model as it is now. merged: whether its own weights were changed below an adapter: one was merged into
-    them, or they were trained themselves before the stage with the first adapter. A mitigation keeps one state over all
-    stages that have it, whatever options a stage gives it; one that a stage leaves out neither sees it nor learns from
-    it.
+    A mitigation keeps one state over all stages that have it, even if their options differ. It is not called in stages
+    that leave it out.
+
+    Attributes:
+        model: The model with its current weights and adapter.
+        plan: The plan of the run.
+        registry: Creates the mitigations.
+        merged: Whether the weights below the adapter were changed: an earlier adapter was merged into them, or they
+            were trained before the first stage with an adapter.
     """
 
     def __init__(
         self, model: Any, plan: Plan, registry: Registry, adapter_policy: str | None = None, *, seed: int
     ) -> None:
-        """net: as loaded. Shapes it as the first stage asks for. Raises HarnessError as the mitigations do.
+        """Prepare the model for its first stage.
 
-        start: of a model that is an earlier run's result, what becomes of its adapter (see `onward.policy`). It stays
-        as it was loaded then, to be measured, until the first stage is entered. seed: see `Mitigation.prepare_model`.
+        Args:
+            model: The model as loaded.
+            plan: The plan of the run.
+            registry: Creates the mitigations.
+            adapter_policy: What happens to the adapter of an earlier run; see `continue_run.adapter_policy`. If it is
+                set, the model stays as loaded until `start_stage(1)`, so that it can be evaluated.
+            seed: See `Mitigation.prepare_model`.
+
+        Raises:
+            HarnessError: As the mitigations do, or if a stage needs an adapter that no mitigation adds.
         """
         self.model = model
         self.plan, self.registry = plan, registry
@@ -47,66 +60,86 @@ class StagedModel:
         if adapter_policy is None:
             self._create_mitigations(plan.stages[0])
             self._prepare_model(seed)
-            for stage in plan.stages[1:2]:  # said now, and not after a stage of training
+            for stage in plan.stages[1:2]:  # before training, not after the first stage
                 self._require_adapter(stage)
 
     @property
     def active_mitigations(self) -> Mapping[str, Mitigation]:
-        """The mitigations of the stage that is entered, in their order."""
+        """The mitigations of the current stage, by name, in their order."""
         return self._active
 
-    def start_stage(self, stage_index: int, rows: RowsBySource, *, seed: int) -> Mapping[str, Mitigation]:
-        """Make the model ready for a stage and let its mitigations remember where it begins. number: from 1.
+    def mitigation_states(self) -> dict[str, Mapping[str, Any]]:
+        """Return the states of the active mitigations, by name."""
+        return {name: mitigation.state_dict() for name, mitigation in self._active.items()}
 
-        rows: of the sources that mitigations name. seed: see `Mitigation.on_stage_start`.
-        Raises HarnessError when the stage asks for another adapter of a model that has none. That weights which go on
-        keep their shape, the plan has seen to (`harness.spec.plan`).
+    def load_mitigation_states(self, states: Mapping[str, Mapping[str, Any]]) -> None:
+        """Load states into the active mitigations. states: by name."""
+        for name, state in states.items():
+            self._active[name].load_state_dict(state)
+
+    def start_stage(self, stage_index: int, rows: RowsBySource, *, seed: int) -> Mapping[str, Mitigation]:
+        """Prepare the model for a stage, and let its mitigations record the start.
+
+        `harness.spec.plan` has verified that weights which are trained further keep their shape.
+
+        Args:
+            stage_index: The stage, from 1.
+            rows: Rows of the sources that mitigations name.
+            seed: See `Mitigation.on_stage_start`.
+
+        Returns:
+            The active mitigations, by name.
+
+        Raises:
+            HarnessError: If the stage needs another adapter than the model has.
         """
         stage = self.plan.stages[stage_index - 1]
-        held = None
+        earlier_adapter = None
         if stage_index > 1:
             self._switch_stage(stage, seed)
         elif self._adapter_policy is not None:
-            held = self._continue_earlier_model(stage, self._adapter_policy, seed)
+            earlier_adapter = self._continue_earlier_model(stage, self._adapter_policy, seed)
         for name, mitigation in self._active.items():
             with _memory_error_context(name):
                 mitigation.on_stage_start(stage, self.model, rows, seed=seed)
-        if held is not None:
-            held.require_unchanged(self.model, stage.name)
+        if earlier_adapter is not None:
+            earlier_adapter.require_unchanged(self.model, stage.name)
         return self._active
 
     def finish_stage(self, stage_index: int, rows: Sequence[TokenizedExample]) -> None:
-        """Let the mitigations of the stage learn from it. rows: those that it trained on."""
+        """Let the mitigations update their state. rows: the rows that the stage trained on."""
         for mitigation in self._active.values():
             mitigation.on_stage_end(self.plan.stages[stage_index - 1], self.model, rows)
 
     def variants(self) -> Iterator[tuple[str, str]]:
-        """(mitigation, variant) of the other weights that the stage just left offers; see `Mitigation.variants`."""
+        """Yield (mitigation, variant) while the model holds other weights; see `Mitigation.variants`."""
         for name, mitigation in self._active.items():
             for variant in mitigation.variants(self.model):
                 yield name, variant
 
     def final_model(self) -> Any:
-        """The model as it is to be saved: with its last adapter merged where earlier ones were, for then the adapter's
-        own base model is nowhere to be had."""
+        """Return the model to save.
+
+        If the weights below its adapter were changed, the adapter is merged: its base model is not stored anywhere.
+        """
         if self.merged and save.saves_as_adapter(self.model):
             self.model = save.merge_adapter(self.model)
         return self.model
 
-    # -- between two stages -------------------------------------------------------------------------------------------
+    # -- between stages -------------------------------------------------------------------------------------------
 
     def _switch_stage(self, stage: Stage, seed: int) -> None:
-        before = self._options
+        previous_options = self._options
         for name, mitigation in self._active.items():
             self._states[name] = mitigation.state_dict()
         if stage.adapter == "continue":
-            if self._stage_mitigations(stage) != before:
+            if self._stage_mitigations(stage) != previous_options:
                 self._create_mitigations(stage)
             return
         self._require_adapter(stage)
         if save.is_peft_model(self.model):
             self._remove_adapter(merge=stage.adapter == "merge")
-        else:  # the weights were trained themselves, below the adapter that comes now
+        else:  # the previous stage trained the weights below the new adapter
             self.merged = True
             for weight in self.model.parameters():
                 weight.requires_grad_(True)
@@ -114,19 +147,19 @@ class StagedModel:
         self._prepare_model(seed)
 
     def _continue_earlier_model(self, stage: Stage, adapter: str, seed: int) -> EarlierAdapter | None:
-        """Shape an earlier run's result for the first stage; what its adapter was, when it is trained on."""
-        held = None
+        """Prepare the model of an earlier run for the first stage. Returns its adapter, if it is trained further."""
+        earlier_adapter = None
         if save.is_peft_model(self.model):
-            held = EarlierAdapter(self.model) if adapter == "continue" else None
+            earlier_adapter = EarlierAdapter(self.model) if adapter == "continue" else None
             self._remove_adapter(merge=adapter == "merge")
         elif adapter == "new":
-            what = f"the stage {stage.name!r} asks for adapter 'new', and the earlier run's model is whole"
-            raise HarnessError("mode.continual", what, "leave 'adapter' at 'continue'")
+            what = f"the stage {stage.name!r} has adapter 'new', but the earlier run's model has no adapter"
+            raise HarnessError("mode.continual", what, "set its 'adapter' to 'continue'")
         self._create_mitigations(stage)
         self._prepare_model(seed)
-        if held is not None:
-            held.copy_into(self.model, stage.name)
-        return held
+        if earlier_adapter is not None:
+            earlier_adapter.copy_into(self.model, stage.name)
+        return earlier_adapter
 
     def _remove_adapter(self, *, merge: bool) -> None:
         self.model = save.merge_adapter(self.model) if merge else self.model.unload()
@@ -135,9 +168,11 @@ class StagedModel:
             weight.requires_grad_(True)
 
     def _create_mitigations(self, stage: Stage, *, reset: bool = False) -> None:
-        """Make the mitigations of a stage, each with the state that it has come to.
+        """Create the mitigations of a stage, each with the state of its earlier stages.
 
-        reset: those that shape the model begin without one, as their new adapter does.
+        Args:
+            stage: The stage.
+            reset: Whether mitigations that change the model start without a state, as their new adapter does.
         """
         self._options = self._stage_mitigations(stage)
         self._active = dict(plan.create_mitigations(self._options, self.registry))
@@ -155,12 +190,12 @@ class StagedModel:
         if stage.adapter == "continue" or save.is_peft_model(self.model):
             return
         if stage.adapter == "new" or not self._adds_adapter(stage):
-            what = f"the stage {stage.name!r} asks for adapter {stage.adapter!r}, and the model has no adapter"
-            raise HarnessError("mode.continual", what, "add the mitigation 'lora', or leave 'adapter' at 'continue'")
+            what = f"the stage {stage.name!r} has adapter {stage.adapter!r}, but the model has no adapter"
+            raise HarnessError("mode.continual", what, "add the mitigation 'lora', or set 'adapter' to 'continue'")
 
     def _adds_adapter(self, stage: Stage) -> bool:
-        made = plan.create_mitigations(self._stage_mitigations(stage), self.registry)
-        return any(one.adds_adapter for _, one in made)
+        mitigations = plan.create_mitigations(self._stage_mitigations(stage), self.registry)
+        return any(mitigation.adds_adapter for _, mitigation in mitigations)
 
     def _stage_mitigations(self, stage: Stage) -> Mapping[str, Mapping[str, Any]]:
         return plan.stage_mitigations(self.plan, stage)
@@ -173,5 +208,5 @@ def _memory_error_context(mitigation: str) -> Iterator[None]:
     except (MemoryError, RuntimeError) as error:
         if not device.is_out_of_memory(error):
             raise
-        what = "what it puts beside the weights does not fit into memory"
-        raise RunError(f"mitigations.{mitigation}", what, "let it hold less, or take a smaller model") from error
+        what = "its state does not fit into memory in addition to the weights"
+        raise RunError(f"mitigations.{mitigation}", what, "reduce its options, or use a smaller model") from error

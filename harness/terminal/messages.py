@@ -1,210 +1,223 @@
-"""The words and tables for what happened in a run. Knows events; prints nothing itself."""
+"""Lines and tables for the events of a run. Prints nothing itself."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
 
 from rich import box
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from harness import events
+from harness.events import SharesBySource
 from harness.spec import shares
 from harness.types import Evaluation, Plan, ShareUnit, Stage
 from harness.utils.formatting import format_duration, format_number, one_line
 
 MAX_NAMED_ARMS = 4
-"""Arms that a warning names; of more it says how many they are."""
+"""Arms that a warning names; of the others it gives the number."""
 
 EmitWarning = Callable[[str, str, Sequence[str]], None]
 """(the arms that it concerns, empty for all; the text; the rows that it is about)."""
 
 
 class WarningBuffer:
-    """Passes warnings on, each distinct text once.
+    """Shows each distinct warning once.
 
-    Those that are heard while the arms of an experiment are prepared wait for the end of that, since only then it is
-    known whether all arms have them.
+    While the arms of an experiment are prepared, warnings are held back: only afterwards it is known which arms have
+    them.
     """
 
     def __init__(self, emit: EmitWarning) -> None:
-        self._say = emit
-        self._told: set[str] = set()
-        self._waiting: dict[str, tuple[list[str], Sequence[str]]] = {}
+        """Create an empty buffer. emit: shows a warning."""
+        self._emit = emit
+        self._emitted: set[str] = set()
+        self._held_back: dict[str, tuple[list[str], Sequence[str]]] = {}  # text -> (arms, rows)
         self._arms: list[str] = []
 
     def set_arm(self, name: str) -> None:
-        """What is heard from here on, to the next `flush`, is of this arm."""
+        """Hold back the warnings from here to the next `flush`; they concern this arm."""
         self._arms.append(name)
 
     def add(self, text: str, rows: Sequence[str] = ()) -> None:
-        """A warning was raised."""
+        """Show a warning, or hold it back while arms are prepared."""
         if self._arms:
-            arms, _ = self._waiting.setdefault(text, ([], rows))
+            arms, _ = self._held_back.setdefault(text, ([], rows))
             if self._arms[-1] not in arms:
                 arms.append(self._arms[-1])
-        elif text not in self._told:
-            self._told.add(text)
-            self._say("", text, rows)
+        elif text not in self._emitted:
+            self._emitted.add(text)
+            self._emit("", text, rows)
 
     def flush(self) -> None:
-        """Pass on what waits, in the order in which it was heard."""
-        waiting, every = self._waiting, len(self._arms)
-        self._waiting, self._arms = {}, []
-        for text, (arms, rows) in waiting.items():
-            if text not in self._told:
-                self._told.add(text)
-                self._say("" if len(arms) == every else _format_arms(arms), text, rows)
+        """Show the warnings that were held back, in their order, with the arms that they concern."""
+        held_back, arm_count = self._held_back, len(self._arms)
+        self._held_back, self._arms = {}, []
+        for text, (arms, rows) in held_back.items():
+            if text not in self._emitted:
+                self._emitted.add(text)
+                self._emit("" if len(arms) == arm_count else _format_arms(arms), text, rows)
 
 
 def _format_arms(arms: Sequence[str]) -> str:
-    shown, more = arms[:MAX_NAMED_ARMS], len(arms) - MAX_NAMED_ARMS
-    names = ", ".join(shown) + (f" and {more} more" if more > 0 else "")
+    named, more = arms[:MAX_NAMED_ARMS], len(arms) - MAX_NAMED_ARMS
+    names = ", ".join(named) + (f" and {more} more" if more > 0 else "")
     return f"{'arm' if len(arms) == 1 else 'arms'} {names}"
 
 
 UNIT_NAMES: Mapping[ShareUnit, str] = {"rows": "rows", "tokens": "tokens", "loss_tokens": "loss tokens"}
 MAX_LISTED_EPOCHS = 8
-"""Epochs whose shares are told one by one."""
-
-SharesBySource = Mapping[str, Mapping[str, float]]
-"""Source -> unit -> realised share."""
+"""Epochs whose shares are listed one by one."""
 
 
-def format_run_start(payload: Mapping[str, Any]) -> Text:
-    """The line for `run_started`."""
-    plan: Plan = payload["plan"]
-    stages = len(plan.stages)
-    facts = f"{stages} {'stage' if stages == 1 else 'stages'}, {', '.join(plan.mitigations) or 'no mitigation'}"
-    return Text.assemble((one_line(plan.name), "bold"), f": {facts} → ", (one_line(str(payload["folder"])), "cyan"))
+# -- a run ------------------------------------------------------------------------------------------------------------
 
 
-def format_data(payload: Mapping[str, Any], plan: Plan | None) -> Iterator[RenderableType]:
-    """For `data`: a table of what each source gave, and the realised shares of each stage beside those asked for."""
-    counts: Mapping[str, Mapping[str, int]] = payload["counts"]
-    columns = list(dict.fromkeys(key for one in counts.values() for key, count in one.items() if count))
+def format_run_start(event: events.RunStarted) -> Text:
+    """Return the line for the start of a run: name, stages, mitigations and folder."""
+    stages = len(event.plan.stages)
+    summary = f"{stages} {'stage' if stages == 1 else 'stages'}, {', '.join(event.plan.mitigations) or 'no mitigation'}"
+    return Text.assemble((one_line(event.plan.name), "bold"), f": {summary} → ", (one_line(event.folder), "cyan"))
+
+
+def format_data(event: events.DataPrepared) -> Iterator[RenderableType]:
+    """Yield a table of the rows of each source, and the realized shares of each stage with the requested ones."""
+    columns = list(dict.fromkeys(key for counts in event.counts.values() for key, count in counts.items() if count))
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
     table.add_column("source")
     for column in columns:
         table.add_column(Text(column.replace("_", " ")), justify="right")
-    for source, one in counts.items():
-        table.add_row(Text(one_line(source)), *(f"{one[key]:,}" if key in one else "" for key in columns))
+    for source, counts in event.counts.items():
+        table.add_row(Text(one_line(source)), *(f"{counts[key]:,}" if key in counts else "" for key in columns))
     yield table
-    stages: Sequence[Stage] = payload.get("stages", plan.stages if plan is not None else ())
-    by_epoch = payload.get("epoch_shares", [()] * len(stages))
-    for stage, whole, efficiency, epochs in zip(
-        stages, payload["shares"], payload["efficiency"], by_epoch, strict=True
+    epoch_shares = event.epoch_shares or [()] * len(event.stages)
+    for stage, stage_shares, efficiency, by_epoch in zip(
+        event.stages, event.shares, event.efficiency, epoch_shares, strict=True
     ):
-        yield from _format_shares(stage, whole, efficiency, epochs)
+        yield from _format_shares(stage, stage_shares, efficiency, by_epoch)
 
 
-def format_scores(stage: int, evaluations: Sequence[Evaluation]) -> Iterator[Text]:
-    """One line a suite for `evaluated`."""
-    for one in evaluations:
-        found = "  ".join(f"{one_line(score.name)} {format_number(score.value)}" for score in one.scores)
+def data_summary_key(event: events.DataPrepared) -> str:
+    """Return what `format_data` shows as one text, equal for two arms whose data would look the same."""
+    stages = [(stage.name, stage.sources, stage.shares) for stage in event.stages]
+    return repr((event.counts, event.shares, event.efficiency, event.epoch_shares, stages))
+
+
+def format_scores(stage_index: int, evaluations: Sequence[Evaluation]) -> Iterator[Text]:
+    """Yield one line for each suite. stage_index: 0 for the base model."""
+    for evaluation in evaluations:
         yield Text.assemble(
-            ("base" if stage == 0 else f"stage {stage}", "dim"), f"  {one_line(one.suite)}  ", (found, "")
+            ("base" if stage_index == 0 else f"stage {stage_index}", "dim"),
+            f"  {one_line(evaluation.suite)}  {_format_values(evaluation)}",
         )
 
 
-def format_run_completed(payload: Mapping[str, Any]) -> Text:
-    """The line for `run_closed`."""
-    did = {
-        "page": "its page is made",
-        "disk": "the ends of its stages are gone",
-        "tracking": "its tracking is complete",
+def format_run_completed(event: events.InterruptedRunCompleted) -> Text:
+    """Return the line for an interrupted run that was completed."""
+    actions = {
+        "page": "wrote report.html",
+        "disk": "deleted the stage snapshots",
+        "tracking": "finished the MLflow run",
     }
-    told = ", ".join(did[one] for one in payload["lacked"])
-    return Text(f"the run was finished but for its end: {told} now; {one_line(str(payload['folder']))}")
+    done = ", ".join(actions[name] for name in event.completed)
+    return Text(f"completed the interrupted run: {done}; {one_line(event.folder)}")
 
 
-def data_summary_key(payload: Mapping[str, Any], plan: Plan | None) -> str:
-    """What `data` shows, as one text: the same for two runs whose data a reader could not tell apart."""
-    stages = payload.get("stages", plan.stages if plan is not None else ())
-    laid = [(one.name, one.sources, one.shares) for one in stages]
-    return repr((payload["counts"], payload["shares"], payload["efficiency"], payload.get("epoch_shares"), laid))
+# -- a stage ----------------------------------------------------------------------------------------------------------
 
 
-def format_arm_prepared(payload: Mapping[str, Any]) -> Text:
-    """The line for `arm_prepared`."""
-    head = f"arm {payload['number']} of {payload['of']} prepared: "
-    rest = f", {payload['used']:,} rows to train on, {payload['evaluated']:,} to evaluate, in {format_duration(payload['seconds'])}"
-    return Text.assemble((head, "dim"), one_line(payload["arm"]), (rest, "dim"))
-
-
-def format_arm_start(payload: Mapping[str, Any]) -> Text:
-    """The line for `arm_started`."""
-    return Text.assemble(
-        (f"arm {payload['number']} of {payload['of']}: ", "dim"), (one_line(payload["arm"]), "bold cyan")
-    )
-
-
-def format_variant(stage_number: int, payload: Mapping[str, Any]) -> Iterator[Text]:
-    """One line a suite for `variant`."""
-    for one in payload["evaluations"]:
-        found = "  ".join(f"{one_line(score.name)} {format_number(score.value)}" for score in one.scores)
-        name = f"{one_line(payload['mitigation'])} {one_line(payload['variant'])}"
-        yield Text.assemble((f"stage {stage_number}, {name}", "dim"), f"  {one_line(one.suite)}  {found}")
-
-
-def format_stage_start(stage_number: int, payload: Mapping[str, Any], plan: Plan | None) -> Text:
-    """The line for `stage_started`."""
+def format_stage_start(event: events.StageStarted, plan: Plan | None) -> Text:
+    """Return the line for the start of a stage. plan: of the run, for the number of stages."""
     of = f" of {len(plan.stages)}" if plan is not None else ""
     return Text.assemble(
-        (f"stage {stage_number}{of}: {one_line(payload['stage'].name)}", "bold"), f", {payload['steps']:,} updates"
+        (f"stage {event.stage_index}{of}: {one_line(event.stage.name)}", "bold"), f", {event.steps:,} steps"
     )
 
 
-def format_mid_stage_scores(payload: Mapping[str, Any]) -> Text:
-    """The line for `measured`."""
-    found = "  ".join(f"{one_line(name)} {format_number(value)}" for name, value in payload["scores"].items())
-    total = "" if payload["combined"] is None else f"  combined {format_number(payload['combined'])}"
-    mark = "  best so far" if payload["best"] else ""
-    end = "; no better any more, the stage ends" if payload["over"] else ""
-    return Text.assemble((f"update {payload['step']:,}", "dim"), f"  {found}{total}{mark}{end}")
+def format_mid_stage_scores(event: events.MidStageEvaluated) -> Text:
+    """Return the line for an evaluation within a stage."""
+    scores = "  ".join(f"{one_line(name)} {format_number(value)}" for name, value in event.scores.items())
+    combined = "" if event.combined is None else f"  combined {format_number(event.combined)}"
+    mark = "  best so far" if event.best else ""
+    end = "; no improvement: stopping the stage early" if event.over else ""
+    return Text.assemble((f"step {event.step:,}", "dim"), f"  {scores}{combined}{mark}{end}")
 
 
-def format_stage_end(payload: Mapping[str, Any]) -> Text:
-    """The line for `stage_finished`."""
-    trained = payload["trained"]
-    speed = f", {trained.tokens / trained.seconds:,.0f} tokens/s" if trained.seconds > 0 else ""
+def format_stage_end(event: events.StageFinished) -> Text:
+    """Return the line for the end of a stage: steps, time, loss and speed."""
+    totals = event.trained
+    speed = f", {totals.tokens / totals.seconds:,.0f} tokens/s" if totals.seconds > 0 else ""
     return Text(
-        f"{one_line(payload['stage'].name)}: {trained.steps:,} updates in {format_duration(trained.seconds)}, "
-        f"loss {format_number(trained.loss)}, {trained.tokens:,} tokens{speed}"
+        f"{one_line(event.stage.name)}: {totals.steps:,} steps in {format_duration(totals.seconds)}, "
+        f"loss {format_number(totals.loss)}, {totals.tokens:,} tokens{speed}"
     )
+
+
+def format_variant(event: events.VariantEvaluated) -> Iterator[Text]:
+    """Yield one line for each suite of a weight variant."""
+    for evaluation in event.evaluations:
+        name = f"{one_line(event.mitigation)} {one_line(event.variant)}"
+        yield Text.assemble(
+            (f"stage {event.stage_index}, {name}", "dim"),
+            f"  {one_line(evaluation.suite)}  {_format_values(evaluation)}",
+        )
+
+
+# -- an experiment ----------------------------------------------------------------------------------------------------
+
+
+def format_arm_prepared(event: events.ArmPrepared) -> Text:
+    """Return the line for an arm whose data is prepared."""
+    head = f"arm {event.number} of {event.of} prepared: "
+    rows = f"{event.used:,} rows to train on, {event.evaluated:,} to evaluate"
+    return Text.assemble((head, "dim"), one_line(event.arm), (f", {rows}, in {format_duration(event.seconds)}", "dim"))
+
+
+def format_arm_start(event: events.ArmStarted) -> Text:
+    """Return the line for the start of an arm."""
+    return Text.assemble((f"arm {event.number} of {event.of}: ", "dim"), (one_line(event.arm), "bold cyan"))
+
+
+# -- parts of lines ---------------------------------------------------------------------------------------------------
+
+
+def _format_values(evaluation: Evaluation) -> str:
+    return "  ".join(f"{one_line(score.name)} {format_number(score.value)}" for score in evaluation.scores)
 
 
 def _format_shares(
     stage: Stage, stage_shares: SharesBySource, efficiency: float, epoch_shares: Sequence[SharesBySource]
 ) -> Iterator[Text]:
-    # The shares that were asked for first: they are what a reader checks.
-    said = [
+    # First the shares that the spec asks for: they are what a reader checks.
+    sentences = [
         f"{_format_sources(share.sources, stage_shares, share.unit)} (asked {100 * share.amount:g} %)"
         for share in stage.shares
     ]
-    named = {source for share in stage.shares for source in share.sources}
-    said += [
+    shared_sources = {source for share in stage.shares for source in share.sources}
+    sentences += [
         _format_sources([part.source], stage_shares, "loss_tokens")
         for part in stage.sources
-        if part.source not in named
+        if part.source not in shared_sources
     ]
     name = one_line(stage.name)
-    yield Text(f"{name}: {', '.join(said)}; {_format_percent(efficiency)} of the token slots hold text")
+    yield Text(f"{name}: {', '.join(sentences)}; {_format_percent(efficiency)} of the token positions hold text")
     for share in stage.shares if len(epoch_shares) > 1 else ():
-        found = [_format_percent(shares.realized_share(share, epoch)) for epoch in epoch_shares]
-        told = f"{', '.join(found[:MAX_LISTED_EPOCHS])} of {UNIT_NAMES[share.unit]}"
-        if len(set(found)) == 1:
-            told = f"{found[0]} of {UNIT_NAMES[share.unit]} in each of {len(found)} epochs"
-        elif len(found) > MAX_LISTED_EPOCHS:
-            told += f", and {len(found) - MAX_LISTED_EPOCHS} epochs more"
-        yield Text(f"{name} by epoch: {' + '.join(map(one_line, share.sources))} {told}")
+        realized = [_format_percent(shares.realized_share(share, epoch)) for epoch in epoch_shares]
+        values = f"{', '.join(realized[:MAX_LISTED_EPOCHS])} of {UNIT_NAMES[share.unit]}"
+        if len(set(realized)) == 1:
+            values = f"{realized[0]} of {UNIT_NAMES[share.unit]} in each of {len(realized)} epochs"
+        elif len(realized) > MAX_LISTED_EPOCHS:
+            values += f", and {len(realized) - MAX_LISTED_EPOCHS} more epochs"
+        yield Text(f"{name} by epoch: {' + '.join(map(one_line, share.sources))} {values}")
 
 
 def _format_sources(sources: Sequence[str], stage_shares: SharesBySource, unit: ShareUnit) -> str:
-    found = [(one_line(source), stage_shares.get(source, {}).get(unit, 0.0)) for source in sources]
-    said = " + ".join(f"{name} {_format_percent(part)}" if part else f"{name} without any row" for name, part in found)
-    return f"{said} of {UNIT_NAMES[unit]}" if any(part for _, part in found) else said
+    realized = [(one_line(source), stage_shares.get(source, {}).get(unit, 0.0)) for source in sources]
+    terms = " + ".join(
+        f"{name} {_format_percent(share)}" if share else f"{name} without any row" for name, share in realized
+    )
+    return f"{terms} of {UNIT_NAMES[unit]}" if any(share for _, share in realized) else terms
 
 
 def _format_percent(share: float) -> str:

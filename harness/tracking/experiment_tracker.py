@@ -1,9 +1,9 @@
-"""The MLflow run of an experiment: the parent of its arms, with what their comparison comes to."""
+"""The MLflow run of an experiment: the parent of the runs of its arms, with the results of their comparison."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,10 +20,9 @@ EXPERIMENT_FILES = ("arms.json", "report.html", "plots/*.svg")
 
 
 class ExperimentTracker:
-    """Writes the parent run of an experiment: `start`, the arms with `parent_run_id=run_id`, then `finish` or `fail`.
+    """Writes the parent run of an experiment.
 
-    settings, name, warn: as for `Tracker`. folder: of the experiment, where `mlflow.json` says where it is tracked.
-    resume_info: what that file says, when the experiment is gone on with.
+    Call `start`, run the arms with `parent_run_id=run_id`, then call `finish` or `fail`. Nothing raises.
     """
 
     def __init__(
@@ -35,7 +34,16 @@ class ExperimentTracker:
         *,
         resume_info: Mapping[str, Any] | None = None,
     ) -> None:
-        self._enabled, self._again, self._folder = bool(settings["enabled"]), resume_info, folder
+        """Create a tracker; the MLflow run is created by `start`.
+
+        Args:
+            settings: The spec's `track`, as for `Tracker`.
+            name: Name of the experiment.
+            folder: The folder of the experiment; `mlflow.json` in it names the MLflow run.
+            warn: Receives one line that states what failed.
+            resume_info: Content of `mlflow.json` of a resumed experiment; its MLflow run is reopened.
+        """
+        self._enabled, self._resume_info, self._folder = bool(settings["enabled"]), resume_info, folder
         self._experiment: str = settings["experiment"] or name
         self._uri = mlflow_store.resume_uri(mlflow_store.tracking_uri(settings["uri"]), resume_info)
         self._queue = TrackingQueue(self._uri, warn)
@@ -43,26 +51,31 @@ class ExperimentTracker:
 
     @property
     def run_id(self) -> str | None:
-        """The MLflow id of the parent run; None where there is none."""
+        """The MLflow id of the parent run; None if there is none."""
         return None if self._queue.mlflow_run is None else self._queue.mlflow_run.run_id
 
     @property
     def uri(self) -> str | None:
-        """The tracking URI without its password; None when tracking is off or has failed."""
+        """The tracking URI without its password; None if tracking is disabled or has failed."""
         return redaction.redact_text(self._uri) if self._enabled and not self._queue.failed else None
 
     def start(self, spec: Mapping[str, Any], arms: Sequence[str]) -> None:
-        """Make the run, or open it again, and wait for it. spec: filled in. arms: their names. Raises nothing."""
+        """Create or reopen the MLflow run, and wait for it.
+
+        Args:
+            spec: The spec with every default filled in.
+            arms: The names of the arms.
+        """
         if not self._enabled:
             return
         self._run_guarded(lambda: self._start(spec, arms))
 
     def finish(self, experiment: ArmComparison) -> None:
-        """Write what the comparison comes to and the experiment's files, and end the run. Raises nothing."""
+        """Write the results of the comparison and the experiment's files, and end the MLflow run."""
         self._run_guarded(lambda: self._finish(experiment))
 
     def fail(self, error: BaseException) -> None:
-        """End the run as failed, with the files that there are. Raises nothing."""
+        """End the MLflow run as failed, with the files that exist."""
         text = redaction.redact_text(f"{type(error).__name__}: {error}")[: redaction.MAX_VALUE_LENGTH]
         self._run_guarded(lambda: self._end("FAILED", {"error": text}))
 
@@ -71,31 +84,29 @@ class ExperimentTracker:
 
         mlflow_store.import_mlflow()
         secrets = self._queue.secrets = Secrets.collect(spec, self._uri)
-        shown = redact(spec)
-        tags = mlflow_entries.build_run_tags(shown, {}) | {
+        redacted_spec = redact(spec)
+        tags = mlflow_entries.build_run_tags(redacted_spec, {}) | {
             "harness.id": self._folder.name,
             "harness.folder": str(self._folder.absolute()),
             "harness.kind": "experiment",
         }
 
-        def make() -> MlflowRun:
-            if self._again is not None:
+        def open_run() -> MlflowRun:
+            if self._resume_info is not None:
                 try:
-                    return MlflowRun.reopen(self._uri, str(self._again["run_id"]), tags, secrets)
-                except LookupError as gone:
-                    self._queue.warn_later(f"MLflow has lost the experiment ({gone}): it goes on in a new run")
-            record = MlflowRun.create(self._uri, self._experiment, self._folder.name, tags, secrets)
-            uri = redaction.redact_text(mlflow_store.absolute_uri(self._uri))
-            facts = {"uri": uri, "experiment": self._experiment, "run_id": record.run_id}
-            (self._folder / "mlflow.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-            return record
+                    return MlflowRun.reopen(self._uri, str(self._resume_info["run_id"]), tags, secrets)
+                except LookupError as error:
+                    text = f"MLflow does not have the experiment's run any more ({error}): a new one is created"
+                    self._queue.warn_later(text)
+            mlflow_run = MlflowRun.create(self._uri, self._experiment, self._folder.name, tags, secrets)
+            mlflow_store.write_tracking_info(self._folder, self._uri, self._experiment, mlflow_run.run_id)
+            return mlflow_run
 
-        self._queue.start_run(make, START_TIMEOUT)
-        given = {f"arm/{number}": name for number, name in enumerate(arms, start=1)}
-        self._queue.submit(
-            lambda record: record.log_params(record.run_id, {**redaction.flatten_settings(shown), **given})
-        )
-        self._queue.submit(lambda record: record.log_json("spec.json", shown))
+        arm_params = {f"arm/{number}": name for number, name in enumerate(arms, start=1)}
+        params = {**redaction.flatten_settings(redacted_spec), **arm_params}
+        self._queue.start_run(open_run, START_TIMEOUT)
+        self._queue.submit(lambda mlflow_run: mlflow_run.log_params(mlflow_run.run_id, params))
+        self._queue.submit(lambda mlflow_run: mlflow_run.log_json("spec.json", redacted_spec))
 
     def _finish(self, experiment: ArmComparison) -> None:
         values = {}
@@ -104,24 +115,25 @@ class ExperimentTracker:
             values[f"arm/{point.arm}/forgotten"] = point.forgotten.value
             if point.recovered is not None:
                 values[f"arm/{point.arm}/recovered"] = point.recovered
-        for one in experiment.intransigence:
-            values[f"arm/{one.arm}/intransigence/{one.score}"] = one.value.value
+        for score in experiment.intransigence:
+            values[f"arm/{score.arm}/intransigence/{score.score}"] = score.value.value
         metrics = mlflow_entries.to_mlflow_metrics(values, 0)
-        self._queue.submit(lambda record: record.log_metrics(metrics))
+        self._queue.submit(lambda mlflow_run: mlflow_run.log_metrics(metrics))
         tags = {"baseline": experiment.baseline, "gain": experiment.gain, "forgetting": experiment.forgetting}
         missing = {"missing": ", ".join(experiment.missing)} if experiment.missing else {}
         self._end("FINISHED", {**tags, **missing, "advice": experiment.recommendation_text})
 
     def _end(self, status: str, tags: Mapping[str, str]) -> None:
-        self._queue.submit(lambda record: record.set_tags(tags))
+        self._queue.submit(lambda mlflow_run: mlflow_run.set_tags(tags))
         for pattern in EXPERIMENT_FILES:
-            folder = pattern.rpartition("/")[0] or None
+            artifact_folder = pattern.rpartition("/")[0] or None
             for file in sorted(self._folder.glob(pattern)):
-                self._queue.submit(lambda record, file=file, folder=folder: record.log_file(file, folder))  # type: ignore[misc]
-        self._queue.submit(lambda record: record.end(status))
+                self._queue.submit(partial(_log_file, file=file, artifact_folder=artifact_folder))
+        self._queue.submit(lambda mlflow_run: mlflow_run.end(status))
         self._queue.wait(END_TIMEOUT)
 
     def _run_guarded(self, job: Callable[[], None]) -> None:
+        """Run a job; an error stops the tracking, not the experiment."""
         if self._queue.failed:
             return
         try:
@@ -129,3 +141,7 @@ class ExperimentTracker:
         except Exception as error:
             self._queue.fail(error)
         self._queue.report_failures()
+
+
+def _log_file(mlflow_run: MlflowRun, *, file: Path, artifact_folder: str | None) -> None:
+    mlflow_run.log_file(file, artifact_folder)

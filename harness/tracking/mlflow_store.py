@@ -8,6 +8,7 @@ links on stdout, usage reports.
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import os
 import re
@@ -185,3 +186,16 @@ def _database_lock(file: Path) -> AbstractContextManager[object]:
 
     name = hashlib.sha256(f"{os.path.expanduser('~')}\n{file}".encode()).hexdigest()[:16]
     return FileLock(Path(tempfile.gettempdir()) / f"harness-{name}.lock", timeout=60)
+
+
+def write_tracking_info(folder: Path, uri: str, experiment: str, run_id: str) -> None:
+    """Write `mlflow.json`, which names the MLflow run of a run or experiment, to its folder.
+
+    Args:
+        folder: The folder of the run or experiment.
+        uri: The tracking URI; secrets are removed.
+        experiment: Name of the MLflow experiment.
+        run_id: MLflow id of the run.
+    """
+    info = {"uri": redact_text(absolute_uri(uri)), "experiment": experiment, "run_id": run_id}
+    (folder / "mlflow.json").write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")

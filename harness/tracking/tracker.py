@@ -1,24 +1,26 @@
-"""Events → MLflow: a parent run with one child a stage, its parameters, metrics, data sets and files.
+"""Writes the events of a run to MLflow: a parent run with one child run for each stage.
 
-Listens to a run through `harness_on_event` and is known to nobody but `harness.runner`. A store that fails, hangs or is
-not there never holds a run up: one warning, and the rest of the run goes untracked; all of it is in the run's folder.
+A listener of the hook `harness_on_event`; only `harness.runner` knows it. A store that fails or does not answer never
+stops a run: one warning is given and the rest of the run is not tracked. All of it is in the run's folder.
 """
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import singledispatchmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness import events
+from harness.events import SharesBySource
 from harness.hookspecs import hookimpl
 from harness.tracking import artifacts, mlflow_entries, mlflow_store
 from harness.tracking.background import END_TIMEOUT, START_TIMEOUT, TrackingQueue
 from harness.tracking.experiment_tracker import ExperimentTracker
 from harness.tracking.final_upload import FinalUpload
-from harness.types import Evaluation, Event, Plan
+from harness.types import Plan
 from harness.utils import redaction
 from harness.utils.redaction import Secrets
 
@@ -27,34 +29,42 @@ if TYPE_CHECKING:
 
     from harness.tracking.mlflow_run import MlflowRun
 
+__all__ = ["ExperimentTracker", "Tracker"]
+
+FLUSH_STEPS, FLUSH_SECONDS = 20, 5.0
+"""Step metrics are sent after so many steps or seconds, whichever comes first."""
+
 
 class SystemMetrics:
-    """Writes `system/…` metrics (CPU, memory, disk, network; GPUs with `nvidia-ml-py`) of this machine to a run.
+    """Writes `system/…` metrics of this machine to a run: CPU, memory, disk, network; GPUs with `nvidia-ml-py`.
 
-    One sample every 10 s; $MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL says otherwise. A store that does not take them ends
-    the monitor and nothing else. Without `psutil` nothing is written.
+    One sample every 10 s, or as $MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL sets. If the store rejects them, only the
+    monitor stops. Without `psutil` nothing is written.
     """
 
     def __init__(self, uri: str, run_id: str, *, resumed: bool) -> None:
+        """Start the monitor.
+
+        Args:
+            uri: The tracking URI.
+            run_id: The MLflow id of the run.
+            resumed: Whether the run has samples already, so that the new ones are appended.
+        """
         self._monitor: Any = None
         try:
             from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-            self._monitor = SystemMetricsMonitor(run_id, resume_logging=resumed, tracking_uri=uri)
+            monitor_class: Any = SystemMetricsMonitor  # MLflow leaves its constructor untyped
+            self._monitor = monitor_class(run_id, resume_logging=resumed, tracking_uri=uri)
         except ImportError:
             return
         self._monitor.start()
 
     def finish(self) -> None:
-        """Stop, with what was sampled written. Must come before the run is ended."""
+        """Stop, and write the remaining samples. Call it before the run is ended."""
         if self._monitor is not None:
             self._monitor.finish()
             self._monitor = None
-
-
-__all__ = ["ExperimentTracker", "Tracker"]
-
-FLUSH_STEPS, FLUSH_SECONDS = 20, 5.0
 
 
 def _print_warning(text: str) -> None:
@@ -64,17 +74,10 @@ def _print_warning(text: str) -> None:
 class Tracker:
     """Writes one run to an MLflow tracking store.
 
-    settings: the spec's `track`: `enabled`, `experiment` (None: `name`), `uri` (None: $MLFLOW_TRACKING_URI, else
-        `sqlite:///mlflow.db`), `system_metrics`, `model` and `register`. warn: called on the thread of the run with one
-        line that says what failed.
-    parent_run_id: the MLflow id of the experiment that the run is an arm of; `run_started` then says the arm's `name`
-        and `changes`. resume_info: what `mlflow.json` in the folder of a run that is gone on with says; its run is
-        opened again, and nothing that it has is written twice.
-
-    Metrics of the run are `suite/score` with the stage as step (the base model is step 0) and, at the end,
-    `suite/score/delta` and `forgetting/<score>/<summary>`; those of a stage's child are the training's own and
-    `during/<suite>/<score>` of evaluations within the stage, by update, and `epoch_share/<source>/<unit>`, by epoch.
-    `mlflow.json` in the run's folder says where the run is tracked.
+    Metrics of the parent run are `suite/score`, with the stage as step (0: the base model), and at the end
+    `suite/score/delta` and `forgetting/<score>/<summary>`. Metrics of a stage's child run are those of the training,
+    `during/<suite>/<score>` by optimizer step, and `epoch_share/<source>/<unit>` by epoch. `mlflow.json` in the run's
+    folder names the MLflow run.
     """
 
     def __init__(
@@ -86,177 +89,207 @@ class Tracker:
         parent_run_id: str | None = None,
         resume_info: Mapping[str, Any] | None = None,
     ) -> None:
+        """Create a tracker; the MLflow run is created at `RunStarted`.
+
+        Args:
+            settings: The spec's `track`: `enabled`, `experiment` (None: `name`), `uri` (None: $MLFLOW_TRACKING_URI, or
+                `sqlite:///mlflow.db`), `system_metrics`, `model` and `register`.
+            name: Name of the run.
+            warn: Receives one line that states what failed, on the thread of the run.
+            parent_run_id: MLflow id of the experiment's run, if the run is an arm.
+            resume_info: Content of `mlflow.json` of a resumed run. Its MLflow run is reopened, and nothing that it has
+                is written twice.
+        """
         self._settings, self._enabled = settings, bool(settings["enabled"])
         self._uri = mlflow_store.resume_uri(mlflow_store.tracking_uri(settings["uri"]), resume_info)
         self._experiment: str = settings["experiment"] or name
-        self._parent, self._again = parent_run_id, resume_info
+        self._parent_run_id, self._resume_info = parent_run_id, resume_info
         self._queue = TrackingQueue(self._uri, warn)
         self._monitor: SystemMetrics | None = None
         self._plan: Plan | None = None
         self._folder = Path()
         self._digests: Mapping[str, str] = {}
-        self._shares: Sequence[Mapping[str, Mapping[str, float]]] = ()
-        self._epochs: Sequence[Sequence[Mapping[str, Mapping[str, float]]]] = ()
-        self._swept: tuple[str, ...] = ()
-        self._steps: list[Metric] = []
-        self._step_count, self._flushed = 0, time.monotonic()
+        self._shares: Sequence[SharesBySource] = ()
+        self._epoch_shares: Sequence[Sequence[SharesBySource]] = ()
+        self._arm_params: tuple[str, ...] = ()
+        self._step_metrics: list[Metric] = []
+        self._unsent_steps, self._flushed_at = 0, time.monotonic()
 
     @property
     def run_id(self) -> str | None:
-        """The MLflow id of the parent run; None before `run_started`, and when no run could be made."""
+        """The MLflow id of the parent run; None before `RunStarted`, and if it could not be created."""
         return None if self._queue.mlflow_run is None else self._queue.mlflow_run.run_id
 
     @property
     def uri(self) -> str | None:
-        """The tracking URI without its password; None when tracking is off or has failed."""
+        """The tracking URI without its password; None if tracking is disabled or has failed."""
         return redaction.redact_text(self._uri) if self._enabled and not self._queue.failed else None
 
     @hookimpl
-    def harness_on_event(self, event: Event) -> None:
-        """Take an event in. Raises nothing, and does not wait for the store except at a run's start and end."""
-        handler = getattr(self, f"_{event.type}", None)
-        if handler is None or not self._enabled or self._queue.failed:
+    def harness_on_event(self, event: events.Event) -> None:
+        """Record an event. Raises nothing, and waits for the store only at the start and end of a run."""
+        if not self._enabled or self._queue.failed:
             return
         try:
-            handler(event.stage, event.data)
+            self._record(event)
         except Exception as error:
             self._queue.fail(error)
         self._queue.report_failures()
 
-    def _run_started(self, stage: int, data: Mapping[str, Any]) -> None:
-        self._plan, self._folder = data["plan"], Path(data["folder"])
+    @singledispatchmethod
+    def _record(self, event: events.Event) -> None:
+        """Record an event by its class; other classes are ignored."""
+
+    @_record.register
+    def _start_run(self, event: events.RunStarted) -> None:
+        self._plan, self._folder = event.plan, Path(event.folder)
         self._queue.local_folder = self._folder
-        # Imported here and not in the background: this thread goes on to import half of the same libraries.
+        # Imported on this thread, which imports half of the same libraries next.
         from harness.tracking.mlflow_run import MlflowRun
 
         mlflow_store.import_mlflow()
-        secrets = self._queue.secrets = Secrets.collect(data["spec"], data["environment"], self._uri)
-        spec, environment = redaction.redact(data["spec"]), redaction.redact(data["environment"])
-        named = {"harness.id": str(data["id"]), "harness.folder": str(self._folder.absolute()), "harness.kind": "run"}
-        tags = mlflow_entries.build_run_tags(spec, environment) | named
-        arm: dict[str, str] = {}
-        if data.get("arm"):
-            also, arm = mlflow_entries.arm_tags_and_params(data["arm"])
-            tags |= also
-            self._swept = tuple(arm)
+        secrets = self._queue.secrets = Secrets.collect(event.spec, event.environment, self._uri)
+        spec, environment = redaction.redact(event.spec), redaction.redact(event.environment)
+        tags = mlflow_entries.build_run_tags(spec, environment) | {
+            "harness.id": event.id,
+            "harness.folder": str(self._folder.absolute()),
+            "harness.kind": "run",
+        }
+        arm_params: dict[str, str] = {}
+        if event.arm:
+            arm_tags, arm_params = mlflow_entries.arm_tags_and_params(event.arm)
+            tags |= arm_tags
+            self._arm_params = tuple(arm_params)
 
-        def make() -> MlflowRun:
-            record = self._try_reopen_run(MlflowRun, tags, secrets)
-            if record is None:
-                record = MlflowRun.create(self._uri, self._experiment, self._folder.name, tags, secrets, self._parent)
-                uri = redaction.redact_text(mlflow_store.absolute_uri(self._uri))
-                facts = {"uri": uri, "experiment": self._experiment, "run_id": record.run_id}
-                (self._folder / "mlflow.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-            return record
+        def open_run() -> MlflowRun:
+            mlflow_run = self._try_reopen_run(MlflowRun, tags, secrets)
+            if mlflow_run is None:
+                mlflow_run = MlflowRun.create(
+                    self._uri, self._experiment, self._folder.name, tags, secrets, self._parent_run_id
+                )
+                mlflow_store.write_tracking_info(self._folder, self._uri, self._experiment, mlflow_run.run_id)
+            return mlflow_run
 
-        self._queue.start_run(make, START_TIMEOUT)
-        self._queue.submit(lambda record: record.log_params(record.run_id, {**redaction.flatten_settings(spec), **arm}))
-        self._queue.submit(lambda record: record.log_json("spec.json", spec))
-        self._queue.submit(lambda record: record.log_json("environment.json", environment))
+        params = {**redaction.flatten_settings(spec), **arm_params}
+        self._queue.start_run(open_run, START_TIMEOUT)
+        self._queue.submit(lambda mlflow_run: mlflow_run.log_params(mlflow_run.run_id, params))
+        self._queue.submit(lambda mlflow_run: mlflow_run.log_json("spec.json", spec))
+        self._queue.submit(lambda mlflow_run: mlflow_run.log_json("environment.json", environment))
         if self._settings.get("system_metrics"):
             self._queue.submit_optional("system metrics", self._start_system_metrics)
+
+    @_record.register
+    def _log_data(self, event: events.DataPrepared) -> None:
+        self._shares, self._epoch_shares, self._digests = event.shares, event.epoch_shares, event.digests
+        tags = {"template_fingerprint": event.template}
+        tags |= {f"data/{name}": str(digest) for name, digest in event.digests.items()}
+        self._queue.submit(lambda mlflow_run: mlflow_run.set_tags(tags))
+        plan = self._plan
+        if plan is not None:
+            self._queue.submit(lambda mlflow_run: mlflow_run.log_datasets(plan, event.digests))
+
+    @_record.register
+    def _log_scores(self, event: events.SuitesEvaluated) -> None:
+        scores = {
+            f"{evaluation.suite}/{score.name}": score.value
+            for evaluation in event.evaluations
+            for score in evaluation.scores
+        }
+        metrics = mlflow_entries.to_mlflow_metrics(scores, event.stage_index)
+        self._queue.submit(lambda mlflow_run: mlflow_run.log_metrics(metrics))
+
+    @_record.register
+    def _start_stage(self, event: events.StageStarted) -> None:
+        plan, stage, stage_index = self._plan, event.stage, event.stage_index
+        self._step_metrics, self._unsent_steps, self._flushed_at = [], 0, time.monotonic()
+        self._queue.submit(lambda mlflow_run: mlflow_run.start_stage_run(stage_index, stage))
+        shares = self._shares[stage_index - 1] if stage_index <= len(self._shares) else {}
+        self._step_metrics += mlflow_entries.to_mlflow_metrics(
+            {f"share/{name}/{unit}": share for name, units in shares.items() for unit, share in units.items()}, 0
+        )
+        epoch_shares = self._epoch_shares[stage_index - 1] if stage_index <= len(self._epoch_shares) else ()
+        for values, epoch in mlflow_entries.share_metrics(epoch_shares):
+            self._step_metrics += mlflow_entries.to_mlflow_metrics(values, epoch)
+        if self._resume_info is not None:
+            self._add_stored_metrics(self._folder / "stages" / stage.name)
+        if plan is not None:
+            self._queue.submit(lambda mlflow_run: mlflow_run.log_datasets(plan, self._digests, stage))
+
+    @_record.register
+    def _log_step(self, event: events.StepLogged) -> None:
+        self._step_metrics += mlflow_entries.to_mlflow_metrics(event.metrics, event.step)
+        self._unsent_steps += 1
+        if self._unsent_steps >= FLUSH_STEPS or time.monotonic() - self._flushed_at >= FLUSH_SECONDS:
+            self._flush_step_metrics()
+
+    @_record.register
+    def _log_mid_stage_scores(self, event: events.MidStageEvaluated) -> None:
+        entry = {"scores": event.scores, "combined": event.combined}
+        self._step_metrics += mlflow_entries.to_mlflow_metrics(artifacts.mid_stage_metrics(entry), event.step)
+        self._flush_step_metrics()
+
+    @_record.register
+    def _finish_stage(self, event: events.StageFinished) -> None:
+        totals = event.trained
+        values = {"stage/loss": totals.loss, "stage/seconds": totals.seconds, "stage/tokens": totals.tokens}
+        self._step_metrics += mlflow_entries.to_mlflow_metrics(values, totals.steps)
+        self._flush_step_metrics()
+        self._queue.submit(lambda mlflow_run: mlflow_run.end_stage_run("FINISHED"))
+
+    @_record.register
+    def _finish_run(self, event: events.RunFinished) -> None:
+        upload = FinalUpload(self._queue, self._folder)
+        upload.log_report(event.report, event.stage_index, self._arm_params)
+        upload.upload_files()
+        # A model that does not pass its gate is uploaded but not registered, so that nobody deploys it.
+        register = self._settings.get("register") if event.report.passed else None
+        upload_timeout = upload.upload_model(str(self._settings.get("model", "none")), register)
+        self._end_run("FINISHED", END_TIMEOUT + upload_timeout)
+
+    @_record.register
+    def _fail_run(self, event: events.RunFailed) -> None:
+        if self._queue.mlflow_run is None:
+            return
+        self._flush_step_metrics()
+        self._queue.submit(lambda mlflow_run: mlflow_run.end_stage_run("FAILED"))
+        text = redaction.redact_text(event.error)[: redaction.MAX_VALUE_LENGTH]
+        self._queue.submit(lambda mlflow_run: mlflow_run.set_tag("error", text))
+        FinalUpload(self._queue, self._folder).upload_files()
+        self._end_run("FAILED", END_TIMEOUT)
 
     def _try_reopen_run(
         self, run_class: type[MlflowRun], tags: Mapping[str, str], secrets: Secrets
     ) -> MlflowRun | None:
-        if self._again is None:
+        """Reopen the MLflow run of a resumed run; None if there is none or the store has lost it."""
+        if self._resume_info is None:
             return None
         try:
-            return run_class.reopen(self._uri, str(self._again["run_id"]), tags, secrets)
-        except LookupError as gone:
-            self._queue.warn_later(f"MLflow has lost what was tracked before ({gone}): the run goes on in a new one")
+            return run_class.reopen(self._uri, str(self._resume_info["run_id"]), tags, secrets)
+        except LookupError as error:
+            self._queue.warn_later(f"MLflow does not have the run any more ({error}): a new one is created")
             return None
+
+    def _add_stored_metrics(self, stage_folder: Path) -> None:
+        """Add the metrics in a resumed stage's folder: those that were not sent yet. The others are not sent twice."""
+        for step, values in artifacts.load_step_metrics(stage_folder / "steps.jsonl").items():
+            self._step_metrics += mlflow_entries.to_mlflow_metrics(values, step)
+        for step, values in artifacts.load_mid_stage_metrics(stage_folder / "evaluations.jsonl").items():
+            self._step_metrics += mlflow_entries.to_mlflow_metrics(values, step)
 
     def _start_system_metrics(self, mlflow_run: MlflowRun) -> None:
         self._monitor = SystemMetrics(self._uri, mlflow_run.run_id, resumed=mlflow_run.resumed)
 
-    def _data(self, stage: int, data: Mapping[str, Any]) -> None:
-        self._shares, self._epochs = data.get("shares", ()), data.get("epoch_shares", ())
-        plan, self._digests = self._plan, data["digests"]
-        tags = {"template_fingerprint": str(data["template"])}
-        tags |= {f"data/{name}": str(digest) for name, digest in self._digests.items()}
-        self._queue.submit(lambda record: record.set_tags(tags))
-        if plan is not None:
-            self._queue.submit(lambda record: record.log_datasets(plan, self._digests))
-
-    def _evaluated(self, stage: int, data: Mapping[str, Any]) -> None:
-        evaluations: Sequence[Evaluation] = data["evaluations"]
-        metrics = mlflow_entries.to_mlflow_metrics(
-            {f"{one.suite}/{score.name}": score.value for one in evaluations for score in one.scores}, stage
-        )
-        self._queue.submit(lambda record: record.log_metrics(metrics))
-
-    def _stage_started(self, stage: int, data: Mapping[str, Any]) -> None:
-        plan, started = self._plan, data["stage"]
-        self._steps, self._step_count, self._flushed = [], 0, time.monotonic()
-        self._queue.submit(lambda record: record.start_stage_run(stage, started))
-        shares = self._shares[stage - 1] if stage <= len(self._shares) else {}
-        realised = {f"share/{name}/{unit}": share for name, units in shares.items() for unit, share in units.items()}
-        self._steps += mlflow_entries.to_mlflow_metrics(realised, 0)
-        for values, epoch in mlflow_entries.share_metrics(
-            self._epochs[stage - 1] if stage <= len(self._epochs) else ()
-        ):
-            self._steps += mlflow_entries.to_mlflow_metrics(values, epoch)
-        if self._again is not None:
-            # What a run that was cut off had not sent yet is in its folder; what it had sent is not written twice.
-            for step, values in artifacts.load_step_metrics(
-                self._folder / "stages" / started.name / "steps.jsonl"
-            ).items():
-                self._steps += mlflow_entries.to_mlflow_metrics(values, step)
-            for step, values in artifacts.load_mid_stage_metrics(
-                self._folder / "stages" / started.name / "evaluations.jsonl"
-            ).items():
-                self._steps += mlflow_entries.to_mlflow_metrics(values, step)
-        if plan is not None:
-            self._queue.submit(lambda record: record.log_datasets(plan, self._digests, started))
-
-    def _step(self, stage: int, data: Mapping[str, Any]) -> None:
-        self._steps += mlflow_entries.to_mlflow_metrics(data["metrics"], data["step"])
-        self._step_count += 1
-        if self._step_count >= FLUSH_STEPS or time.monotonic() - self._flushed >= FLUSH_SECONDS:
-            self._flush_step_metrics()
-
-    def _measured(self, stage: int, data: Mapping[str, Any]) -> None:
-        self._steps += mlflow_entries.to_mlflow_metrics(artifacts.mid_stage_metrics(data), data["step"])
-        self._flush_step_metrics()
-
-    def _stage_finished(self, stage: int, data: Mapping[str, Any]) -> None:
-        trained = data["trained"]
-        totals = {"stage/loss": trained.loss, "stage/seconds": trained.seconds, "stage/tokens": trained.tokens}
-        self._steps += mlflow_entries.to_mlflow_metrics(totals, trained.steps)
-        self._flush_step_metrics()
-        self._queue.submit(lambda record: record.end_stage_run("FINISHED"))
-
-    def _run_finished(self, stage: int, data: Mapping[str, Any]) -> None:
-        finish = FinalUpload(self._queue, self._folder)
-        finish.log_report(data["report"], stage, self._swept)
-        finish.upload_files()
-        # What does not pass its gate is kept, and not put where it would be taken into service.
-        register = self._settings.get("register") if data["report"].passed else None
-        patience = END_TIMEOUT + finish.upload_model(str(self._settings.get("model", "none")), register)
-        self._end_run("FINISHED", patience)
-
-    def _run_failed(self, stage: int, data: Mapping[str, Any]) -> None:
-        if self._queue.mlflow_run is None:
-            return
-        self._flush_step_metrics()
-        self._queue.submit(lambda record: record.end_stage_run("FAILED"))
-        text = redaction.redact_text(str(data["error"]))[: redaction.MAX_VALUE_LENGTH]
-        self._queue.submit(lambda record: record.set_tag("error", text))
-        FinalUpload(self._queue, self._folder).upload_files()
-        self._end_run("FAILED", END_TIMEOUT)
-
     def _end_run(self, status: str, timeout: float) -> None:
-        def end(record: MlflowRun) -> None:
+        def end(mlflow_run: MlflowRun) -> None:
             if self._monitor is not None:
                 self._monitor.finish()
-            record.end(status)
+            mlflow_run.end(status)
 
         self._queue.submit(end)
         self._queue.wait(timeout)
 
     def _flush_step_metrics(self) -> None:
-        metrics, self._steps = self._steps, []
-        self._step_count, self._flushed = 0, time.monotonic()
+        metrics, self._step_metrics = self._step_metrics, []
+        self._unsent_steps, self._flushed_at = 0, time.monotonic()
         if metrics:
-            self._queue.submit(lambda record: record.log_metrics(metrics, to_stage_run=True))
+            self._queue.submit(lambda mlflow_run: mlflow_run.log_metrics(metrics, to_stage_run=True))

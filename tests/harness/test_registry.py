@@ -8,10 +8,10 @@ from importlib.metadata import EntryPoint
 
 import pytest
 
+from harness import events
 from harness.errors import HarnessError
 from harness.interfaces.component import Component
 from harness.registry import CORE_DISTRIBUTION, HEAVY_PACKAGES, Registry, discover_plugins, installed_entry_points
-from harness.types import Event
 
 HOOK = """
 from harness import Component, hookimpl
@@ -175,7 +175,7 @@ def harness_on_event(event):
     assert registry.origins == {}
     assert "write 'package.module:factory'" not in registry.broken_plugins[0].error
     assert "factory is 'collections'" in registry.broken_plugins[0].error
-    registry.emit(Event("warning", data={"text": "x"}))
+    registry.emit(events.WarningRaised(text="x"))
 
 
 @pytest.mark.parametrize("heavy", ["pandas", "mlflow"])
@@ -323,18 +323,18 @@ def test_a_listener_that_fails_is_named_once_and_left_out(plugin):
     bad = plugin("bad", LISTENER.format(then="raise ValueError('full')"))
     good = plugin("good", LISTENER.format(then=""))
     registry = discover_plugins([bad, good])
-    first, second = Event("stage_started", 1), Event("stage_finished", 1)
+    first, second = events.ArmsPrepared(stage_index=1), events.ArmsPrepared(stage_index=2)
     registry.emit(first)
     registry.emit(second)
     assert sys.modules[bad[1].value].heard == [first]
     heard = sys.modules[good[1].value].heard
-    assert [event for event in heard if event.type != "warning"] == [first, second]
-    (warning,) = [event for event in heard if event.type == "warning"]
-    assert "bad:" in warning.data["text"]
-    assert "full" in warning.data["text"]
+    assert [event for event in heard if not isinstance(event, events.WarningRaised)] == [first, second]
+    (warning,) = [event for event in heard if isinstance(event, events.WarningRaised)]
+    assert "bad:" in warning.text
+    assert "full" in warning.text
 
 
 def test_an_interrupt_in_a_listener_is_not_swallowed(plugin):
     registry = discover_plugins([plugin("bad", LISTENER.format(then="raise KeyboardInterrupt"))])
     with pytest.raises(KeyboardInterrupt):
-        registry.emit(Event("step"))
+        registry.emit(events.Event())

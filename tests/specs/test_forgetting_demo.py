@@ -7,23 +7,15 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from support.event_recorder import EventRecorder
 
-from harness import hookimpl, registry
+from harness import events, registry
 from harness.runner import api
 from harness.spec import schema, spec
 
 ROOT = Path(__file__).parents[2]
 SECOND = "mode.continual.stages.1"
 MITIGATIONS = f"{SECOND}.mitigations"
-
-
-class Listener:
-    def __init__(self):
-        self.events = []
-
-    @hookimpl
-    def harness_on_event(self, event):
-        self.events.append(event)
 
 
 def small(model: Path) -> dict:
@@ -78,7 +70,7 @@ def demo(tmp_path_factory, tokenizer):
         patch.setenv("HARNESS_NO_THIRD_PARTY", "1")
         patch.setenv("HARNESS_CACHE", str(folder / "cache"))
         found = registry.discover_plugins()
-        listener = Listener()
+        listener = EventRecorder()
         found.manager.register(listener)
         composed = schema.compose_schema(found)
 
@@ -128,9 +120,9 @@ def test_the_first_stage_is_trained_once_and_is_in_every_arm_s_own_record(demo):
     assert {one["seconds"] for one in trained} == {trained[0]["seconds"]}, (
         "a stage that was trained again took another time"
     )
-    told = [event for event in demo.events if event.type == "step" and event.stage == 1]
+    told = [event for event in demo.events if isinstance(event, events.StepLogged) and event.stage_index == 1]
     assert len(told) == 3 * len(demo.made.arms)
-    again = [event.data["again"] for event in demo.events if event.type == "stage_started" and event.stage == 1]
+    again = [event.reused for event in demo.events if isinstance(event, events.StageStarted) and event.stage_index == 1]
     assert again == [False] + [True] * (len(demo.made.arms) - 1)
     assert list(demo.place.glob("arms/*/stages/*/end")) == [], "what was kept for other arms is not kept for ever"
 

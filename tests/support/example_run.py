@@ -1,7 +1,4 @@
-"""A finished run made by hand: its plan, evaluations and metrics, and the events that it emits.
-
-No test module: those that need it run this file by its path.
-"""
+"""A finished run with fixed numbers: its plan, evaluations, metrics and report, and the events that it emits."""
 
 from __future__ import annotations
 
@@ -9,9 +6,10 @@ import math
 from pathlib import Path
 from types import SimpleNamespace
 
+from harness import events
 from harness.interfaces.metric import Metric
 from harness.report import run_report
-from harness.types import Evaluation, Event, Item, Plan, Score, Share, Stage, StageSource, Suite
+from harness.types import Evaluation, Item, Plan, Score, Share, Stage, StageSource, Suite
 
 SUITES = (("helpdesk", "domain"), ("general", "general"))
 
@@ -84,12 +82,14 @@ def made_evaluation(stage, suite, rouge, nll, answer="an answer", finish="eos"):
 
 
 def made_evaluations(stages=1, items=40):
-    """The base and each stage: `helpdesk` gains 0.2 ROUGE-L a stage and loses 10 nats an item; `general` moves evenly
-    up and down, so that its mean stays."""
-    made = []
+    """The evaluations of the base model and of each stage.
+
+    `helpdesk` gains 0.2 ROUGE-L a stage and 10 nats an item; the scores of `general` change, but not their mean.
+    """
+    evaluations = []
     for stage in range(stages + 1):
         wobble = [0.05 * stage * (-1) ** i for i in range(items)]
-        made.append(
+        evaluations.append(
             (
                 made_evaluation(
                     stage, "helpdesk", [0.2 + 0.2 * stage + 0.01 * (i % 5) for i in range(items)],
@@ -98,11 +98,11 @@ def made_evaluations(stages=1, items=40):
                 made_evaluation(stage, "general", [0.5 + one for one in wobble], [20.0 + 10 * one for one in wobble]),
             )
         )  # fmt: skip
-    return made
+    return evaluations
 
 
 def made_report(folder, stages=1, uri=None):
-    """The report of the run made by hand."""
+    """The report of this run."""
     return run_report.build_report(
         made_plan(stages),
         made_evaluations(stages),
@@ -119,12 +119,23 @@ def made_report(folder, stages=1, uri=None):
 
 
 def feed(
-    listener, folder, *, settings=None, stages=1, steps=50, fail=False, plan=None, started=None, data=None, measured=0
+    listener,
+    folder,
+    *,
+    settings=None,
+    stages=1,
+    steps=50,
+    fail=False,
+    plan=None,
+    started=None,
+    data=None,
+    measured=0,
+    error="RuntimeError: out of memory",
 ):
-    """Tell the listener all that happens in a run, as `harness.run` does. settings: changes to the spec.
+    """Emit all events of a run to a listener, as `harness.run` does.
 
-    started, data: what else the events of these kinds say. measured: the updates between two
-    evaluations within a stage; 0: there are none.
+    settings: changes of the spec. fail: whether the first stage fails, with `error`. started, data: other fields of
+    `RunStarted` and `DataPrepared`. measured: steps between two evaluations within a stage; 0 for none.
     """
     folder = Path(folder)
     (folder / "predictions").mkdir(parents=True, exist_ok=True)
@@ -142,15 +153,15 @@ def feed(
     }
     evaluations = made_evaluations(stages)
 
-    def tell(kind, number=0, /, **data):
-        listener.harness_on_event(Event(kind, number, data))
+    def emit(event_class, stage_index=0, /, **fields):
+        listener.harness_on_event(event_class(stage_index=stage_index, **fields))
 
-    def phase(name, total, unit):
+    def emit_progress(phase, total, unit):
         for done in range(total + 1):
-            tell("progress", phase=name, done=done, total=total, note="", unit=unit)
+            emit(events.ProgressUpdated, phase=phase, done=done, total=total, unit=unit)
 
-    tell(
-        "run_started",
+    emit(
+        events.RunStarted,
         name=plan.name,
         id=folder.name,
         folder=str(folder),
@@ -158,7 +169,7 @@ def feed(
         plan=plan,
         **{"environment": {"python": "3"}, **(started or {})},
     )
-    facts = {
+    fields = {
         "counts": {"helpdesk": {"read": 60, "held_out": 12, "used": 48}, "general": {"read": 90, "used": 6}},
         "stages": list(plan.stages),
         "shares": [{"helpdesk": {"loss_tokens": 0.898}, "general": {"loss_tokens": 0.102}} for _ in plan.stages],
@@ -170,26 +181,28 @@ def feed(
         "digests": {"helpdesk": "sha256:" + "a" * 64, "general": "b" * 64},
         "template": "f" * 64,
     }
-    tell("data", **{**facts, **(data or {})})
-    phase("evaluate helpdesk", 40, "rows")
-    tell("evaluated", 0, evaluations=evaluations[0])
-    for stage in range(1, stages + 1):
-        tell("stage_started", stage, stage=plan.stages[stage - 1], steps=steps)
+    emit(events.DataPrepared, **{**fields, **(data or {})})
+    emit_progress("evaluate helpdesk", 40, "rows")
+    emit(events.SuitesEvaluated, 0, evaluations=evaluations[0])
+    for stage_index in range(1, stages + 1):
+        stage = plan.stages[stage_index - 1]
+        emit(events.StageStarted, stage_index, stage=stage, steps=steps)
         for step in range(1, steps + 1):
-            tell("step", stage, step=step, metrics={"loss": 3.0 / step, "learning_rate": 2e-4, "penalty/ewc": 0.1})
+            metrics = {"loss": 3.0 / step, "learning_rate": 2e-4, "penalty/ewc": 0.1}
+            emit(events.StepLogged, stage_index, step=step, metrics=metrics)
             if measured and step % measured == 0:
                 scores = {"helpdesk/rougeL": step / 100}
-                tell("measured", stage, step=step, scores=scores, combined=step / 50, best=True, over=False)
-        phase("train", steps, "updates")
+                emit(events.MidStageEvaluated, stage_index, step=step, scores=scores, combined=step / 50, best=True)
+        emit_progress("train", steps, "steps")
         if fail:
-            tell("run_failed", stage, error="RuntimeError: out of memory", folder=str(folder))
+            emit(events.RunFailed, stage_index, error=error, folder=str(folder))
             return
-        tell("evaluated", stage, evaluations=evaluations[stage])
-        trained = SimpleNamespace(steps=steps, loss=0.8, seconds=3.0, tokens=100)
-        tell("stage_finished", stage, stage=plan.stages[stage - 1], trained=trained, folder=str(folder))
-    made = made_report(folder, stages)
-    made.write(folder)
-    tell("run_finished", stages, report=made, seconds=187.0)
+        emit(events.SuitesEvaluated, stage_index, evaluations=evaluations[stage_index])
+        totals = SimpleNamespace(steps=steps, loss=0.8, seconds=3.0, tokens=100)
+        emit(events.StageFinished, stage_index, stage=stage, trained=totals, folder=str(folder))
+    report = made_report(folder, stages)
+    report.write(folder)
+    emit(events.RunFinished, stages, report=report, seconds=187.0)
 
 
 BY_SUITE = {name: METRICS for name, _ in SUITES}

@@ -101,7 +101,8 @@ def _mask_by_byte_widths(
     locations: Sequence[str],
 ) -> list[tuple[list[int], list[TokenSpan]]]:
     """The ids and runs of each row, by the widths of tokens; by their places where these do not tell, or where a
-    control token stands in a content."""
+    control token stands in a content.
+    """
     ids = [encoding.ids for encoding in encodings]
     lengths = np.fromiter(map(len, ids), np.int64, len(ids))
     flat = np.fromiter(chain.from_iterable(ids), np.int32, int(lengths.sum()))

@@ -1,4 +1,4 @@
-"""`python -m harness` with one thing that goes wrong in one process, at an update; run by a test.
+"""`python -m harness` with one fault in one process, at one step; run by a test.
 
 python command_with_fault.py FAULT PROCESS UPDATE WORD…
 """
@@ -12,14 +12,14 @@ from harness.cli.main import main
 from harness.errors import RunError
 
 FAULTS = {
-    "run error": lambda: RunError("here", "it went wrong", "mend it"),
+    "run error": lambda: RunError("here", "it went wrong", "fix it"),
     "bug": lambda: ValueError("a bug"),
     "interrupt": KeyboardInterrupt,
 }
 
 
 def fail(fault: str, process: int, update: int) -> None:
-    """See to it that the process fails before its `update`-th update is made."""
+    """Make the process fail before its `update`-th step."""
     from harness.training.trainer import StageTrainer
 
     before = StageTrainer.before_optimizer_step

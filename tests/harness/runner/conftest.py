@@ -1,22 +1,20 @@
-"""A desk for whole runs: a tiny model and rows on disk, specs that are started, broken off and gone on with."""
+"""A workspace for complete runs: a tiny model and rows on disk; specs are run, interrupted and resumed."""
 
 from __future__ import annotations
 
 import gc
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from support.event_recorder import EventRecorder
 
 from harness import registry
 from harness.cli.main import main
-from harness.hookspecs import hookimpl
 from harness.runner import api
 from harness.spec import schema, spec
-from harness.types import Event
 
 WORDS = ("amber", "basil", "clay", "dune", "ember", "fern", "grove", "hazel", "iris", "jade", "kelp", "lilac", "moss")
 
@@ -25,41 +23,21 @@ torch.set_num_threads(1)
 
 @pytest.fixture(scope="module", autouse=True)
 def quick_collection():
-    """Every stage ends with a garbage collection; what was imported need not be looked through each time."""
+    """Exclude what is imported already from the garbage collection at the end of every stage."""
     gc.freeze()
     yield
     gc.unfreeze()
 
 
-class Listener:
-    """Keeps what it hears, and breaks the run off at the first event that `at` is true of."""
-
-    def __init__(self, at: Callable[[Event, Listener], bool] | None = None) -> None:
-        self.events: list[Event] = []
-        self.at = at
-
-    @hookimpl
-    def harness_on_event(self, event: Event) -> None:
-        self.events.append(event)
-        if self.at is not None and self.at(event, self):
-            raise KeyboardInterrupt
-
-    def kinds(self) -> list[str]:
-        return [one.type for one in self.events if one.type not in ("progress", "warning")]
-
-    def warnings(self) -> list[str]:
-        return [one.data["text"] for one in self.events if one.type == "warning"]
-
-
 class Desk:
-    """One folder with a model, rows, and the runs made there."""
+    """A folder with a model, rows and runs."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.count = 0
 
     def document(self, **changes: Any) -> dict[str, Any]:
-        """A spec of one stage and two suites, two updates long, with these parts put in place of its own."""
+        """Return a spec of one stage, two suites and two steps, with some keys replaced."""
         return {
             "name": "tiny",
             "model": {"path": "./tiny"},
@@ -82,7 +60,7 @@ class Desk:
         }
 
     def continual(self, second: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
-        """A spec of two stages, `a` and `b`, of four updates each, with a checkpoint at every second one."""
+        """Return a spec of two stages, `a` and `b`, of four steps each, with a checkpoint at every second step."""
         stages = [{"name": "a", "domain": ["domain"]}, {"name": "b", "domain": ["second"], **(second or {})}]
         document = self.document(mode={"continual": {"stages": stages}}, **changes)
         document["train"] = {**document["train"], "steps": 4, "save_steps": 2}
@@ -94,19 +72,19 @@ class Desk:
         file.write_text(json.dumps({**document, "output": str(self.folder / f"out{self.count}")}))
         return file
 
-    def start(self, document: dict[str, Any], *listeners: Listener) -> Path:
-        """The folder of a run from its beginning to its end."""
+    def start(self, document: dict[str, Any], *listeners: EventRecorder) -> Path:
+        """Run a spec and return the run's folder."""
         file = self.write(document)
         found = self._registry(listeners)
         api.run(spec.load_spec(file, schema.compose_schema(found)), found)
         return self.newest()
 
-    def resume(self, place: Path, *listeners: Listener) -> Any:
+    def resume(self, place: Path, *listeners: EventRecorder) -> Any:
         found = self._registry(listeners)
         return api.resume_run(spec.load_spec(place / "spec.json", schema.compose_schema(found)), found, place)
 
     def newest(self) -> Path:
-        """The one folder of the last spec that was started."""
+        """Return the only run folder of the last spec."""
         (place,) = (one for one in (self.folder / f"out{self.count}").iterdir() if (one / "spec.json").exists())
         return place
 
@@ -114,7 +92,7 @@ class Desk:
         return main([str(word) for word in words])
 
     @staticmethod
-    def _registry(listeners: tuple[Listener, ...]) -> registry.Registry:
+    def _registry(listeners: tuple[EventRecorder, ...]) -> registry.Registry:
         found = registry.discover_plugins()
         for listener in listeners:
             found.manager.register(listener)
@@ -161,7 +139,7 @@ def desk(tmp_path_factory, untrained):
 
 
 def kept(place: Path) -> dict[str, Any]:
-    """Everything of a finished run's folder that does not depend on the clock."""
+    """Return everything in a finished run's folder that does not depend on the clock."""
     report = json.loads((place / "report.json").read_text())
     found: dict[str, Any] = {key: report[key] for key in report if key not in ("run",)}
     found["scores"] = json.loads((place / "scores.json").read_text())
@@ -183,13 +161,13 @@ def kept(place: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def listener():
-    """The class of listeners."""
-    return Listener
+    """The class of event recorders."""
+    return EventRecorder
 
 
 @pytest.fixture
 def same():
-    """(folder, folder) -> nothing; fails with the first thing in which two finished runs differ."""
+    """A function of two folders of finished runs that fails at their first difference."""
 
     def compare(one: Path, other: Path) -> None:
         first, second = kept(one), kept(other)
@@ -202,7 +180,7 @@ def same():
 
 @pytest.fixture
 def generated(monkeypatch):
-    """A list that gets the number of prompts of each batch that is generated for."""
+    """A list that receives the number of prompts of each generated batch."""
     from harness.evaluation import answers
 
     seen: list[int] = []

@@ -1,32 +1,20 @@
-"""The whole way, from a spec to a report, with a tiny model made in code."""
+"""Complete runs of a tiny model, from a spec to a report."""
 
 from __future__ import annotations
 
 import json
 
 import pytest
+from support.event_recorder import EventRecorder
 
-from harness import registry
+from harness import events, registry
 from harness.errors import HarnessError, RunError
 from harness.hookspecs import hookimpl
 from harness.runner import api, prepare
 from harness.spec import schema, spec
 from harness.terminal import row_preview
-from harness.types import Event
 
 WORDS = ("amber", "basil", "clay", "dune", "ember", "fern", "grove", "hazel", "iris", "jade", "kelp", "lilac", "moss")
-
-
-class Listener:
-    def __init__(self):
-        self.events: list[Event] = []
-
-    @hookimpl
-    def harness_on_event(self, event):
-        self.events.append(event)
-
-    def kinds(self):
-        return [one.type for one in self.events if one.type not in ("progress", "warning")]
 
 
 def write(folder, name, rows):
@@ -36,7 +24,7 @@ def write(folder, name, rows):
 
 @pytest.fixture
 def document(tmp_path, monkeypatch, tiny_model, tokenizer):
-    """A spec over 13 + 13 rows that trains the tiny model for two updates; runs in tmp_path."""
+    """A spec over 13 + 13 rows that trains the tiny model for two steps, in tmp_path."""
     monkeypatch.chdir(tmp_path)
     tiny_model.save_pretrained(tmp_path / "tiny")
     tokenizer.save_pretrained(tmp_path / "tiny")
@@ -69,12 +57,12 @@ def start(document, tmp_path, listener=None):
     return api.run(spec.load_spec(tmp_path / "spec.json", schema.compose_schema(found)), found)
 
 
-def test_a_run_tells_what_happens_in_order_and_leaves_everything_in_its_folder(document, tmp_path):
-    listener = Listener()
+def test_run_emits_events_in_order_and_writes_all_files(document, tmp_path):
+    listener = EventRecorder()
     report = start(document, tmp_path, listener)
-    assert listener.kinds() == [
-        "run_started", "data", "evaluated", "stage_started", "step", "step", "evaluated", "stage_finished",
-        "run_finished",
+    assert listener.classes() == [
+        events.RunStarted, events.DataPrepared, events.SuitesEvaluated, events.StageStarted, events.StepLogged,
+        events.StepLogged, events.SuitesEvaluated, events.StageFinished, events.RunFinished,
     ]  # fmt: skip
     (folder,) = (tmp_path / "runs").iterdir()
     steps = [json.loads(line) for line in (folder / "stages/domain/steps.jsonl").read_text().splitlines()]
@@ -91,58 +79,58 @@ def test_a_run_tells_what_happens_in_order_and_leaves_everything_in_its_folder(d
     assert (folder / "model/adapter_model.safetensors").exists()
 
 
-def test_the_same_spec_gives_the_same_numbers_and_another_seed_does_not(document, tmp_path):
+def test_same_spec_gives_same_numbers_and_another_seed_does_not(document, tmp_path):
     first, second = start(document, tmp_path), start(document, tmp_path)
     assert [one.after for one in first.changes] == [one.after for one in second.changes]
     other = start({**document, "seed": 1}, tmp_path)
     assert [one.after.value for one in first.changes] != [one.after.value for one in other.changes]
 
 
-def test_stages_are_evaluated_one_after_the_other_and_keep_their_own_settings(document, tmp_path):
+def test_each_stage_is_evaluated_and_uses_its_own_settings(document, tmp_path):
     stages = [{"name": "a", "domain": ["domain"]}, {"name": "b", "general": ["general"], "train": {"epochs": 1}}]
     document["mode"] = {"continual": {"stages": stages}}
-    listener = Listener()
+    listener = EventRecorder()
     report = start(document, tmp_path, listener)
     assert report.stages == ("base", "a", "b")
-    started = {one.data["stage"].name: one.data["steps"] for one in listener.events if one.type == "stage_started"}
+    started = {one.stage.name: one.steps for one in listener.events if isinstance(one, events.StageStarted)}
     assert started["a"] == 2
     assert started["b"] > 2, "a stage's own epochs count, not the common steps"
     assert all(len(values) == 3 for scores in report.scores_by_stage.values() for values in scores.values())
 
 
-def test_what_a_run_measured_before_it_failed_stays_in_its_folder(document, tmp_path):
+def test_failed_run_keeps_its_evaluations(document, tmp_path):
     document["train"] = {**document["train"], "learning_rate": 1e30, "steps": 4}
     document["mitigations"] = {}
-    listener = Listener()
+    listener = EventRecorder()
     with pytest.raises(RunError, match="learning_rate"):
         start(document, tmp_path, listener)
-    assert listener.kinds()[-1] == "run_failed"
+    assert listener.classes()[-1] is events.RunFailed
     (folder,) = (tmp_path / "runs").iterdir()
     assert (folder / "predictions/domain-stage0.jsonl").exists()
     assert len(json.loads((folder / "scores.json").read_text())["stages"]) == 1
 
 
-def test_a_listener_that_fails_is_named_once_and_the_run_goes_on(document, tmp_path):
+def test_failing_listener_is_reported_once_and_run_continues(document, tmp_path):
     class Broken:
         @hookimpl
         def harness_on_event(self, event):
             raise ValueError("no")
 
     found = registry.discover_plugins()
-    listener = Listener()
+    listener = EventRecorder()
     found.manager.register(Broken())
     found.manager.register(listener)
     (tmp_path / "spec.json").write_text(json.dumps(document))
     api.run(spec.load_spec(tmp_path / "spec.json", schema.compose_schema(found)), found)
-    told = [one.data["text"] for one in listener.events if one.type == "warning"]
+    told = [one.text for one in listener.events if isinstance(one, events.WarningRaised)]
     assert len([text for text in told if "failed and is ignored" in text]) == 1
-    assert listener.kinds()[-1] == "run_finished"
+    assert listener.classes()[-1] is events.RunFinished
 
 
-def test_rows_that_truncation_touches_are_told_by_count_and_place(document, tmp_path):
+def test_truncated_rows_are_reported_with_count_and_location(document, tmp_path):
     document["train"]["max_length"] = 48
     document["checks"] = {"untrained": 0.1}
-    listener = Listener()
+    listener = EventRecorder()
     answer = "long " * 20
     write(
         tmp_path, "domain.jsonl", [(f"Where is {word}?", word) for word in WORDS] + [("x" * 60, "gone"), ("y", answer)]
@@ -152,14 +140,14 @@ def test_rows_that_truncation_touches_are_told_by_count_and_place(document, tmp_
     document["sources"]["held"] = {"jsonl": {"path": "held.jsonl"}}
     document["evaluate"]["domain"]["source"] = "held"
     start(document, tmp_path, listener)
-    warnings = [one.data for one in listener.events if one.type == "warning"]
-    told = " ".join(part for one in warnings for part in (one["text"], *one.get("rows", ())))
+    warnings = listener.of(events.WarningRaised)
+    told = " ".join(part for warning in warnings for part in (warning.text, *warning.rows))
     assert "sources.domain: 1 of its 15 training rows have no trained token within 48 tokens and are dropped" in told
     assert "domain.jsonl:14" in told
     assert "the suite 'domain' has 1 row(s) longer than max_length" in told
 
 
-def test_a_held_out_row_that_the_template_refuses_stops_the_run_before_a_folder_is_made(document, tmp_path):
+def test_held_out_row_refused_by_template_fails_before_folder_is_created(document, tmp_path):
     document["template"] = {"jinja": {"template": "{{ messages[0].content }}{{ eos_token }}"}}
     with pytest.raises(HarnessError) as caught:
         start(document, tmp_path)
@@ -167,7 +155,7 @@ def test_a_held_out_row_that_the_template_refuses_stops_the_run_before_a_folder_
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_mixture_that_a_short_run_cannot_have_is_refused_and_rows_can_still_be_looked_at(document, tmp_path):
+def test_unreachable_mixture_is_refused_but_rows_can_be_previewed(document, tmp_path):
     document["mode"] = {"mixed": {"domain": ["domain"], "general": ["general"]}}
     document["sources"]["domain"]["jsonl"]["held_out"] = document["sources"]["general"]["jsonl"]["held_out"] = 0
     document["evaluate"] = {}

@@ -1,20 +1,18 @@
-"""Arms of an experiment and the gate: what runs, what is shared, what is refused, and the exit codes."""
+"""Arms of an experiment and the gate: what runs, what is shared, what is refused, and exit codes."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from functools import partial
-from types import SimpleNamespace
 
 import pytest
 
 from harness import registry
 from harness.distributed.processes import Processes
 from harness.errors import HarnessError, RunError
-from harness.runner import api
+from harness.runner import api, resume
+from harness.runner import arms as arms_runner
 from harness.runner.folder import RunFolder
-from harness.runner.main_process import MainProcess
 from harness.spec import arms as arms_of
 from harness.spec import schema
 from harness.spec import spec as spec_module
@@ -58,7 +56,7 @@ def finished(desk, arms):
     return desk.newest(), sum(seen)
 
 
-def test_arms_are_compared_and_leave_their_files(finished):
+def test_arms_are_compared_and_write_their_files(finished):
     place, _ = finished
     made = json.loads((place / "arms.json").read_text())
     assert list(made["arms"]) == ["naive", "lora"]
@@ -75,7 +73,7 @@ def test_arms_are_compared_and_leave_their_files(finished):
     assert json.loads((place / "arms/lora/spec.json").read_text())["arms"] is None
 
 
-def test_the_base_model_answers_once_for_all_arms(finished):
+def test_base_model_generates_once_for_all_arms(finished):
     place, prompts = finished
     items = len((place / "arms/naive/predictions/domain-stage0.jsonl").read_text().splitlines()) - 1
     assert prompts == 3 * items, "the base once, and each of the two arms"
@@ -87,7 +85,7 @@ def test_the_base_model_answers_once_for_all_arms(finished):
     assert strip[0] == strip[1]
 
 
-def test_a_matrix_multiplies_and_one_arm_can_be_run_alone(desk, arms, capsys):
+def test_matrix_multiplies_arms_and_one_arm_can_run_alone(desk, arms, capsys):
     document = arms(matrix={"seed": [0, 1]})
     assert desk.command("run", "--quiet", desk.write(document), "--arm", "naive,seed=1") == 0
     place = desk.newest()
@@ -99,31 +97,29 @@ def test_a_matrix_multiplies_and_one_arm_can_be_run_alone(desk, arms, capsys):
     assert "there is no such arm" in errors(capsys)[0]
 
 
-def test_an_experiment_goes_on_with_the_arms_that_have_no_result(desk, arms, finished, tmp_path, monkeypatch, listener):
-    """One arm fails in the middle, one was never begun; both run when the experiment is gone on with."""
+def test_resumed_experiment_runs_arms_without_result(desk, arms, finished, tmp_path, monkeypatch, listener):
+    """One arm fails while it runs and one has not started; both run when the experiment is resumed."""
     document = arms(named={"naive": {}, "lora": {"mitigations.lora": {"rank": 2}}, "l2sp": {"mitigations.l2sp": {}}})
-    real = api.run_stages
+    real = arms_runner.run_stages
 
-    def failing(spec, *rest, **more):
-        if "lora" in spec.document["mitigations"]:
+    def failing(context):
+        if "lora" in context.spec.document["mitigations"]:
             raise RunError("stage 'domain'", "memory ran out", "buy some")
-        if "l2sp" in spec.document["mitigations"]:
+        if "l2sp" in context.spec.document["mitigations"]:
             raise KeyboardInterrupt
-        return real(spec, *rest, **more)
+        return real(context)
 
     with monkeypatch.context() as patched:
-        patched.setattr(api, "run_stages", failing)
+        patched.setattr(arms_runner, "run_stages", failing)
         assert desk.command("run", "--quiet", desk.write(document)) == 130
     place = desk.newest()
     assert not (place / "arms.json").exists()
 
     with monkeypatch.context() as patched:
         patched.setattr(
-            api,
+            arms_runner,
             "run_stages",
-            lambda spec, *a, **k: (
-                failing(spec, *a, **k) if "lora" in spec.document["mitigations"] else real(spec, *a, **k)
-            ),
+            lambda context: (failing if "lora" in context.spec.document["mitigations"] else real)(context),
         )
         assert desk.command("run", "--quiet", "--resume", place) == 1
     made = json.loads((place / "arms.json").read_text())
@@ -138,8 +134,8 @@ def test_an_experiment_goes_on_with_the_arms_that_have_no_result(desk, arms, fin
         assert (place / "arms/lora" / name).read_bytes() == (finished[0] / "arms/lora" / name).read_bytes()
 
 
-def test_what_is_said_of_arms_is_said_once(desk, arms, capsys):
-    """Three arms, into a pipe: a line for each that is prepared, every warning once, no line of what is soon over."""
+def test_warnings_and_data_of_arms_are_printed_once(desk, arms, capsys):
+    """Three arms, into a pipe: one line for each prepared arm, every warning once, no line for short phases."""
     short = {"train.max_length": 48, "train.warmup_ratio": 0.5}
     given = arms(named={"naive": {}, "lora": {"mitigations.lora": {"rank": 2}}, "short": short})
     rows = [json.loads(line) for line in (desk.folder / "domain.jsonl").read_text().splitlines()]
@@ -179,7 +175,7 @@ def test_what_is_said_of_arms_is_said_once(desk, arms, capsys):
     assert lines.count("data: as of arm naive") == 1
 
 
-def test_an_arm_that_cannot_be_prepared_leaves_its_warnings_and_its_error(desk, arms, capsys):
+def test_invalid_arm_prints_its_warnings_and_error(desk, arms, capsys):
     document = arms(named={"naive": {}, "odd": {"sources.domain.jsonl.path": str(desk.folder / "nothing.jsonl")}})
     assert desk.command("run", desk.write(document)) == 2
     told = capsys.readouterr().err.splitlines()
@@ -187,18 +183,33 @@ def test_an_arm_that_cannot_be_prepared_leaves_its_warnings_and_its_error(desk, 
     assert told[-1].startswith("harness: arm 'odd': ")
 
 
-def test_an_experiment_whose_arms_all_fail_names_the_failure(desk, arms, monkeypatch, capsys):
+def test_experiment_without_any_result_reports_first_failure(desk, arms, monkeypatch, capsys):
     def failing(*_, **__):
         raise RunError("stage 'domain'", "memory ran out", "buy some")
 
-    monkeypatch.setattr(api, "run_stages", failing)
+    monkeypatch.setattr(arms_runner, "run_stages", failing)
     assert desk.command("run", "--quiet", desk.write(arms())) == 1
     (line,) = errors(capsys)
     assert "2 arm(s) failed, 'naive' first: memory ran out" in line
     assert "--resume" in line
 
 
-def test_null_takes_a_mitigation_out(desk, arms):
+def test_each_arm_is_prepared_once(desk, arms, monkeypatch):
+    from harness.data import prepare
+
+    prepared = []
+    real = prepare.prepare_data
+
+    def failing(context):
+        raise RunError("stage 'domain'", "memory ran out", "buy some")
+
+    monkeypatch.setattr(prepare, "prepare_data", lambda *a, **k: prepared.append(1) or real(*a, **k))
+    monkeypatch.setattr(arms_runner, "run_stages", failing)
+    assert desk.command("run", "--quiet", desk.write(arms())) == 1
+    assert len(prepared) == 2
+
+
+def test_null_removes_a_mitigation(desk, arms):
     document = {**arms(named={"with": {}, "without": {"mitigations.l2sp": None}}), "mitigations": {"l2sp": {}}}
     assert desk.command("run", "--quiet", desk.write(document)) == 0
     specs = {
@@ -219,7 +230,7 @@ def test_null_takes_a_mitigation_out(desk, arms):
         ({"mitigations.mixing": {"share": 0.5}}, ""),
     ],
 )
-def test_what_is_wrong_with_an_arm_is_said_by_its_name_before_anything_runs(desk, arms, capsys, command, changes, told):
+def test_invalid_arm_is_named_before_anything_runs(desk, arms, capsys, command, changes, told):
     document = arms(named={"naive": {}, "odd": changes})
     assert desk.command(command, desk.write(document)) == 2
     lines = errors(capsys)
@@ -229,14 +240,14 @@ def test_what_is_wrong_with_an_arm_is_said_by_its_name_before_anything_runs(desk
 
 
 @pytest.mark.parametrize("command", ["run", "check"])
-def test_data_of_an_arm_that_cannot_be_is_said_before_anything_runs(desk, arms, capsys, command):
+def test_invalid_data_of_arm_is_reported_before_anything_runs(desk, arms, capsys, command):
     document = arms(named={"naive": {}, "odd": {"sources.domain.jsonl.path": str(desk.folder / "nothing.jsonl")}})
     assert desk.command(command, desk.write(document)) == 2
     assert any(line.startswith("harness: arm 'odd': ") and "nothing.jsonl" in line for line in errors(capsys))
     assert not list((desk.folder / f"out{desk.count}").glob("*/arms"))
 
 
-def test_commands_that_show_one_run_show_the_spec_without_its_arms(desk, arms, capsys):
+def test_commands_for_one_run_ignore_arms_with_a_note(desk, arms, capsys):
     file = desk.write(arms())
     assert desk.command("validate", file) == 0
     assert "2 arm(s) (naive, lora)" in capsys.readouterr().out
@@ -245,7 +256,7 @@ def test_commands_that_show_one_run_show_the_spec_without_its_arms(desk, arms, c
         assert "this shows the spec without their changes" in capsys.readouterr().err
 
 
-def test_arms_and_their_names_are_refused_where_there_are_none(desk, capsys):
+def test_arm_option_is_refused_without_arms(desk, capsys):
     assert desk.command("run", desk.write(desk.document()), "--arm", "a") == 2
     assert "the spec has no arms" in errors(capsys)[0]
 
@@ -253,7 +264,7 @@ def test_arms_and_their_names_are_refused_where_there_are_none(desk, capsys):
 # -- the gate ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_gate_that_is_not_passed_exits_with_3_after_everything_is_saved(desk, capsys):
+def test_failed_gate_exits_with_3_after_everything_is_saved(desk, capsys):
     assert desk.command("run", "--quiet", desk.write(desk.document(gate=[*OPEN, *GATE]))) == 3
     (line,) = errors(capsys)
     assert "gate: FAILED: general/response_perplexity must fall by at least 1e+09" in line
@@ -272,18 +283,18 @@ def test_a_gate_that_is_not_passed_exits_with_3_after_everything_is_saved(desk, 
     assert "the spec has no gate" in errors(capsys)[0]
 
 
-def test_a_gate_that_is_passed_exits_with_0(desk):
+def test_passed_gate_exits_with_0(desk):
     assert desk.command("run", "--quiet", desk.write(desk.document(gate=OPEN))) == 0
 
 
-def test_a_score_that_no_metric_gives_is_told_before_anything_runs(desk, capsys):
+def test_gate_on_unknown_score_is_refused_before_anything_runs(desk, capsys):
     gate = [{"score": "general/chrf", "at_least": 0}]
     assert desk.command("run", desk.write(desk.document(gate=gate))) == 2
     assert "no metric produces the score 'general/chrf'" in errors(capsys)[0]
     assert not (desk.folder / f"out{desk.count}").exists()
 
 
-def test_a_gate_on_a_gain_of_what_has_no_better_direction_is_told_before_anything_runs(desk, capsys):
+def test_gate_on_gain_without_direction_is_refused_before_anything_runs(desk, capsys):
     suites = {"general": {"source": "general", "role": "general", "metrics": {"length_ratio": {}}}}
     gate = [{"score": "general/length_ratio", "gains_at_least": 0}]
     assert desk.command("run", desk.write(desk.document(evaluate=suites, gate=gate))) == 2
@@ -291,18 +302,17 @@ def test_a_gate_on_a_gain_of_what_has_no_better_direction_is_told_before_anythin
     assert not (desk.folder / f"out{desk.count}").exists()
 
 
-def test_a_run_does_not_go_on_with_another_base_model(tmp_path):
+def test_resume_refuses_another_base_model(tmp_path):
     folder = RunFolder(tmp_path)
     folder.write_json("environment.json", {"model": {"digest": "a"}})
     found = {"digests": {}, "template": "t"}
-    refuse = partial(MainProcess._require_same_inputs, SimpleNamespace(folder=folder), found)
-    refuse({"model": {"digest": "a"}})
-    with pytest.raises(HarnessError, match="its base model is no longer the one that it began with"):
-        refuse({"model": {"digest": "b"}})
+    resume.require_same_inputs(folder, found, {"model": {"digest": "a"}})
+    with pytest.raises(HarnessError, match="the base model changed since the run was started"):
+        resume.require_same_inputs(folder, found, {"model": {"digest": "b"}})
 
 
 @pytest.mark.parametrize(("gate", "code"), [(OPEN, 0), (GATE, 3)])
-def test_an_experiment_passes_its_gate_when_an_arm_does(desk, arms, finished, tmp_path, capsys, gate, code):
+def test_experiment_passes_gate_if_an_arm_does(desk, arms, finished, tmp_path, capsys, gate, code):
     place = shutil.copytree(finished[0], tmp_path / "again")
     document = json.loads((place / "spec.json").read_text())
     (place / "spec.json").write_text(json.dumps({**document, "gate": gate}))
@@ -312,7 +322,7 @@ def test_an_experiment_passes_its_gate_when_an_arm_does(desk, arms, finished, tm
     assert all(f"gate of arm {arm!r}: FAILED" in line for arm, line in zip(("naive", "lora"), told, strict=False))
 
 
-def test_a_finished_experiment_gone_on_with_compares_anew_and_json_is_one_document(desk, finished, tmp_path, capsys):
+def test_resumed_finished_experiment_compares_again_with_one_json_document(desk, finished, tmp_path, capsys):
     place = shutil.copytree(finished[0], tmp_path / "again")
     (place / "arms.json").unlink()
     assert desk.command("run", "--json", "--resume", place) == 0
@@ -325,24 +335,24 @@ def test_a_finished_experiment_gone_on_with_compares_anew_and_json_is_one_docume
     assert (place / "report.html").is_file()
 
 
-def test_a_stage_that_is_taken_over_is_told_with_what_was_measured_within_it(desk, capsys):
+def test_reused_stage_emits_its_mid_stage_evaluations(desk, capsys):
     slow = {"mode.continual.stages.1.train.learning_rate": 0.001}
     document = desk.continual(arms={"named": {"naive": {}, "slow": slow}})
     document["train"] |= {"save_steps": None, "evaluate_steps": 2}
     assert desk.command("run", desk.write(document)) == 0
     told = capsys.readouterr().out
     assert (desk.newest() / "arms/slow/stages/a/evaluations.jsonl").is_file()
-    assert [line.split()[1] for line in told.splitlines() if line.startswith("update ")] == ["2", "4"] * 4
+    assert [line.split()[1] for line in told.splitlines() if line.startswith("step ")] == ["2", "4"] * 4
     first, second = (half.partition("stage 2 of 2")[0] for half in told.split("arm 2 of 2: slow"))
     assert measured(first) == measured(second) != []
 
 
 def measured(told):
-    return [line for line in told.splitlines() if line.startswith("update ")]
+    return [line for line in told.splitlines() if line.startswith("step ")]
 
 
-def test_arms_are_proven_for_as_many_processes_as_train_them(desk):
-    """A quarter of an update of 2 rows is none, and of 4 it is one."""
+def test_arms_are_checked_for_the_number_of_processes(desk):
+    """A quarter of a step of 2 rows is no row, of 4 rows it is one."""
     document = desk.document(mitigations={"mixing": {"source": "general", "share": 0.25, "unit": "rows"}})
     rows = [{"instruction": f"Count to {number}", "output": f"{number} it is"} for number in range(12)]
     (desk.folder / "twelve.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -1,4 +1,4 @@
-"""Which stages arms have in common, what one hands to the next, and how a first adapter comes after whole weights."""
+"""First stages that arms share, reuse of their snapshots, and a first adapter after a stage without one."""
 
 from __future__ import annotations
 
@@ -49,13 +49,13 @@ def planned(found):
         ("model.path=other/model", 0),
     ],
 )
-def test_stages_are_alike_up_to_the_first_difference(planned, found, override, count):
+def test_stages_are_shared_up_to_first_difference(planned, found, override, count):
     other = planned(*([override] if override else []))
     assert arms.shared_stage_count(planned(), other, found) == count
     assert arms.shared_stage_count(other, planned(), found) == count
 
 
-def test_a_stage_that_offers_variants_is_not_shared_whoever_has_it(planned, found):
+def test_stage_with_variants_is_never_shared(planned, found):
     varied = planned(f'{SECOND}.mitigations={{"wise_ft": {{"alphas": [0, 1]}}}}')
     assert arms.shared_stage_count(varied, varied, found) == 1
     everywhere = planned('mitigations={"wise_ft": {"alphas": [0, 1]}}')
@@ -63,7 +63,7 @@ def test_a_stage_that_offers_variants_is_not_shared_whoever_has_it(planned, foun
 
 
 def arm(folder, *stages, ended=True):
-    """An arm's folder as a run leaves it: the ends of some stages, and the answers of all."""
+    """Create an arm's folder with the snapshots and answers of these stages."""
     (folder / "predictions").mkdir(parents=True)
     for number, name in enumerate(stages, start=1):
         (folder / "stages" / name / "end").mkdir(parents=True)
@@ -76,7 +76,7 @@ def arm(folder, *stages, ended=True):
     return folder
 
 
-def test_the_ends_of_common_stages_are_taken_over_and_only_those(planned, found, tmp_path):
+def test_only_snapshots_of_shared_stages_are_reused(planned, found, tmp_path):
     arm(tmp_path / "naive", "helpdesk", "lists")
     naive, other = planned(), planned(f"{SECOND}.train.learning_rate=1e-5")
     place = tmp_path / "lower"
@@ -89,7 +89,7 @@ def test_the_ends_of_common_stages_are_taken_over_and_only_those(planned, found,
     assert not (tmp_path / "new").exists()
 
 
-def test_an_arm_that_was_broken_off_while_it_took_over_begins_anew(planned, found, tmp_path):
+def test_interrupted_copy_of_snapshots_is_repeated(planned, found, tmp_path):
     arm(tmp_path / "naive", "helpdesk")
     (tmp_path / "naive/stages/helpdesk/evaluations.jsonl").write_text("{}")
     left = tmp_path / "lower/stages/helpdesk/end"
@@ -102,7 +102,7 @@ def test_an_arm_that_was_broken_off_while_it_took_over_begins_anew(planned, foun
     assert (tmp_path / "naive/stages/helpdesk/end/weights.safetensors").read_text() == "naive helpdesk"
 
 
-def test_a_stage_that_is_watched_is_shared_by_arms_with_the_same_suites_alone(planned, found):
+def test_stage_with_mid_stage_evaluations_is_shared_only_with_same_suites(planned, found):
     watched = planned("train.evaluate_steps=1")
     assert arms.shared_stage_count(watched, watched, found) == 2
     other = replace(watched, suites=tuple(replace(one, limit=1) for one in watched.suites))
@@ -111,12 +111,12 @@ def test_a_stage_that_is_watched_is_shared_by_arms_with_the_same_suites_alone(pl
     assert arms.shared_stage_count(plain, replace(plain, suites=other.suites), found) == 2
 
 
-def test_an_arm_whose_end_is_gone_gives_nothing(planned, found, tmp_path):
+def test_arm_without_snapshot_shares_nothing(planned, found, tmp_path):
     arm(tmp_path / "naive")
     assert arms.reuse_stages(tmp_path, tmp_path / "lower", planned(), [("naive", planned())], found) == 0
 
 
-def test_ends_are_cleared_of_finished_arms_alone_and_what_was_linked_stays(planned, found, tmp_path):
+def test_only_snapshots_of_finished_arms_are_deleted(planned, found, tmp_path):
     arm(tmp_path / "naive", "helpdesk")
     arms.reuse_stages(tmp_path, tmp_path / "broken", planned(), [("naive", planned())], found)
     arms.delete_snapshots(tmp_path)
@@ -128,7 +128,7 @@ def lora(adapter):
     return f"{SECOND}.adapter={adapter}", f'{SECOND}.mitigations={{"lora": {{"rank": 2}}}}'
 
 
-def test_a_first_adapter_begins_at_the_weights_that_were_trained(planned, found, tiny_model):
+def test_first_adapter_starts_from_trained_weights(planned, found, tiny_model):
     import torch
 
     chain = StagedModel(tiny_model, planned(*lora("merge")), found, seed=0)
@@ -148,6 +148,6 @@ def test_a_first_adapter_begins_at_the_weights_that_were_trained(planned, found,
 
 
 @pytest.mark.parametrize("overrides", [lora("new"), (f"{SECOND}.adapter=merge",)], ids=["new", "none at all"])
-def test_an_adapter_is_asked_for_where_none_can_be(planned, overrides):
+def test_adapter_policy_without_adapter_is_refused(planned, overrides):
     with pytest.raises(HarnessError, match="the previous stage trains no adapter"):
         planned(*overrides)

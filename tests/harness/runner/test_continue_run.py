@@ -6,28 +6,15 @@ import json
 import shutil
 
 import pytest
+from support.event_recorder import EventRecorder
 
-from harness import registry
+from harness import events, registry
 from harness.errors import HarnessError
-from harness.hookspecs import hookimpl
 from harness.runner import api
 from harness.spec import schema, spec
-from harness.types import Event
 
 WORDS = ("amber", "basil", "clay", "dune", "ember", "fern", "grove", "hazel", "iris", "jade", "kelp", "lilac", "moss")
 A, B = {"name": "a", "domain": ["a"]}, {"name": "b", "domain": ["b"]}
-
-
-class Listener:
-    def __init__(self):
-        self.events: list[Event] = []
-
-    @hookimpl
-    def harness_on_event(self, event):
-        self.events.append(event)
-
-    def warnings(self):
-        return [one.data["text"] for one in self.events if one.type == "warning"]
 
 
 @pytest.fixture
@@ -110,7 +97,7 @@ def same_matrices(one, other):
 def test_two_runs_in_sequence_equal_one_continual_run(document, tmp_path, first, policy):
     last = {**B, "adapter": policy}
     whole = start(document, tmp_path, stages=[A, last])
-    listener = Listener()
+    listener = EventRecorder()
     second = start(document, tmp_path, stages=[last], model=onto(first), listener=listener)
     assert second.stages == whole.stages == ("base", "a", "b")
     assert second.previous_run == first.run_info["folder"] or second.previous_run.endswith(first.run_info["id"])
@@ -120,7 +107,7 @@ def test_two_runs_in_sequence_equal_one_continual_run(document, tmp_path, first,
     for ours, its in zip(second.changes, whole.changes, strict=True):
         assert (ours.suite, ours.name, ours.verdict) == (its.suite, its.name, its.verdict)
         assert ours.difference.value == pytest.approx(its.difference.value, rel=1e-5, abs=1e-9)
-    assert not [text for text in listener.warnings() if "do not measure alike" in text or "starts at" in text]
+    assert not [text for text in listener.warnings() if "measure differently" in text or "starts with this run" in text]
     if policy == "continue":
         import torch
 
@@ -129,8 +116,8 @@ def test_two_runs_in_sequence_equal_one_continual_run(document, tmp_path, first,
         assert all(torch.equal(ours[name], its[name]) for name in ours)
 
 
-def test_osf_goes_on_from_a_run_that_saved_it_whole(document, tmp_path):
-    """The second run decomposes what the first one left, as the second stage of one run does."""
+def test_osf_continues_from_run_saved_as_full_model(document, tmp_path):
+    """The second run decomposes the weights of the first, as the second stage of one run does."""
     from pathlib import Path
 
     from safetensors.torch import load_file
@@ -144,11 +131,11 @@ def test_osf_goes_on_from_a_run_that_saved_it_whole(document, tmp_path):
     name = "model.layers.0.mlp.up_proj.weight"
     assert float((ours[name] - began[name]).norm()) > 0.1
     assert float((ours[name] - its[name]).norm()) < 1e-2
-    with pytest.raises(HarnessError, match="the earlier run's model is whole"):
+    with pytest.raises(HarnessError, match="the earlier run's model has no adapter"):
         start(document, tmp_path, stages=[{**B, "adapter": "new"}], model=onto(first))
 
 
-def test_a_third_run_carries_both_on_and_its_scores_say_so(document, tmp_path, first):
+def test_third_run_carries_over_scores_of_both_earlier_runs(document, tmp_path, first):
     from harness.report import finished_run
 
     second = start(document, tmp_path, stages=[B], model=onto(first))
@@ -159,17 +146,17 @@ def test_a_third_run_carries_both_on_and_its_scores_say_so(document, tmp_path, f
     assert finished_run.load_finished_run(third.run_info["folder"]).stages == ("base", "a", "b", "c")
 
 
-def test_the_other_modes_merge_and_the_result_loads(document, tmp_path, first):
+def test_other_modes_merge_the_earlier_adapter(document, tmp_path, first):
     from transformers import AutoModelForCausalLM
 
     document["evaluate"].pop("b")
-    listener = Listener()
+    listener = EventRecorder()
     second = start(
         document, tmp_path, model=onto(first), mode={"domain": {"sources": ["b"]}},
         mitigations={"lora": {"rank": 3}}, listener=listener,
     )  # fmt: skip
     assert second.stages == ("base", "a", "domain")
-    assert "the earlier run's suite 'b' is not measured any more" in listener.warnings()
+    assert "the earlier run's suite 'b' is not measured in this run" in listener.warnings()
     model = AutoModelForCausalLM.from_pretrained(f"{second.run_info['folder']}/model")
     assert not hasattr(model, "peft_config")
     third = start(document, tmp_path, model=onto(second), mode={"domain": {"sources": ["b"]}}, mitigations={})
@@ -181,16 +168,16 @@ def test_the_other_modes_merge_and_the_result_loads(document, tmp_path, first):
     assert kl.after_stages[2].value > 0.001
 
 
-def test_a_suite_that_is_new_or_measured_otherwise_starts_at_this_run(document, tmp_path, first):
+def test_new_or_changed_suite_starts_with_this_run(document, tmp_path, first):
     document["evaluate"]["fresh"] = {"source": "b", "metrics": {"response_perplexity": {}}, "role": "general"}
     document["evaluate"]["b"]["limit"] = 2
-    listener = Listener()
+    listener = EventRecorder()
     second = start(document, tmp_path, stages=[B], model=onto(first), listener=listener)
     told = listener.warnings()
-    assert "the suite 'fresh' starts at this run: the earlier one has none" in told
+    assert "the suite 'fresh' starts with this run: the earlier run does not have it" in told
     assert not [text for text in told if "report.html" in text]
     assert (tmp_path / "runs" / second.run_info["id"] / "report.html").is_file()
-    assert "the suite 'b' starts at this run: its items are not those of the earlier run" in told
+    assert "the suite 'b' starts with this run: its items differ from those of the earlier run" in told
     change = next(one for one in second.changes if one.suite == "fresh")
     assert change.after_stages[0] is None
     assert change.after_stages[1] == change.before
@@ -203,7 +190,7 @@ def test_a_suite_that_is_new_or_measured_otherwise_starts_at_this_run(document, 
     assert next(one for one in written["forgetting"] if one["score"] == matrix.score)["values"][0][column] is None
 
 
-def test_a_start_that_measures_otherwise_than_the_earlier_end_is_told(document, tmp_path, first):
+def test_score_mismatch_with_earlier_run_is_warned_of(document, tmp_path, first):
     import torch
     from safetensors.torch import load_file, save_file
 
@@ -211,27 +198,27 @@ def test_a_start_that_measures_otherwise_than_the_earlier_end_is_told(document, 
     weights = {name: one * 1.5 for name, one in load_file(file).items()}
     assert all(torch.isfinite(one).all() for one in weights.values())
     save_file(weights, file, metadata={"format": "pt"})
-    listener = Listener()
+    listener = EventRecorder()
     start(document, tmp_path, stages=[B], model=onto(first), listener=listener)
-    assert [text for text in listener.warnings() if "the two runs do not measure alike" in text]
+    assert [text for text in listener.warnings() if "the two runs measure differently" in text]
 
 
 @pytest.mark.parametrize(
     ("mitigations", "told"),
     [
-        ({"lora": {"rank": 3}}, "its r is 2, that of this spec is 3"),
-        ({"lora": {"rank": 2, "alpha": 7}}, "its lora_alpha is 4, that of this spec is 7"),
-        ({"lora": {"rank": 2, "target": ["q_proj"]}}, "it is on other layers"),
-        ({"lora": {"rank": 2, "start": "pissa"}}, "a mitigation begins it anew"),
-        ({}, "no mitigation of this spec trains one"),
+        ({"lora": {"rank": 3}}, "its r is 2, but 3 in this spec"),
+        ({"lora": {"rank": 2, "alpha": 7}}, "its lora_alpha is 4, but 7 in this spec"),
+        ({"lora": {"rank": 2, "target": ["q_proj"]}}, "its layers or shapes differ"),
+        ({"lora": {"rank": 2, "start": "pissa"}}, "a mitigation resets its weights"),
+        ({}, "no mitigation of this spec adds an adapter"),
     ],
 )
-def test_an_adapter_goes_on_only_in_its_own_shape(document, tmp_path, first, mitigations, told):
+def test_earlier_adapter_requires_same_shape(document, tmp_path, first, mitigations, told):
     with pytest.raises(HarnessError, match=told):
         start(document, tmp_path, stages=[B], model=onto(first), mitigations=mitigations)
 
 
-def test_a_run_that_is_not_there_or_has_no_result_is_told(document, tmp_path, first):
+def test_missing_or_unfinished_earlier_run_is_an_error(document, tmp_path, first):
     with pytest.raises(HarnessError, match=r"there is no run 'nowhere'.*" + first.run_info["id"]):
         start(document, tmp_path, stages=[B], model={"path": "run:nowhere"})
     folder = tmp_path / "runs" / first.run_info["id"]
@@ -243,12 +230,12 @@ def test_a_run_that_is_not_there_or_has_no_result_is_told(document, tmp_path, fi
         start(document, tmp_path, stages=[B], model={"path": f"run:{folder}"})
 
 
-def test_another_template_than_the_earlier_run_s_is_refused(document, tmp_path, first):
+def test_template_other_than_earlier_run_is_refused(document, tmp_path, first):
     with pytest.raises(HarnessError, match="trained with the template 'chatml'"):
         start(document, tmp_path, stages=[B], model=onto(first), template="alpaca")
 
 
-def test_a_changed_adapter_has_another_digest(document, tmp_path, first):
+def test_changed_adapter_changes_digest(document, tmp_path, first):
     from harness.model import locate
 
     settings = {"path": f"run:{first.run_info['folder']}", "revision": None, "trust_remote_code": False}
@@ -260,7 +247,7 @@ def test_a_changed_adapter_has_another_digest(document, tmp_path, first):
     assert locate.resolve_model(settings).digest != before.digest
 
 
-def test_a_run_that_goes_on_is_measured_again_as_it_measured_itself(document, tmp_path, first):
+def test_evaluate_repeats_scores_of_continued_run(document, tmp_path, first):
     second = start(document, tmp_path, stages=[B], model=onto(first))
     found = registry.discover_plugins()
     place = tmp_path / "runs" / second.run_info["id"]
@@ -289,7 +276,7 @@ def test_arms_may_start_from_a_run(document, tmp_path, first):
 
 
 @pytest.mark.parametrize("policy", ["continue", "merge"])
-def test_a_run_that_goes_on_can_be_broken_off_and_gone_on_with(document, tmp_path, first, monkeypatch, policy):
+def test_interrupted_continued_run_can_be_resumed(document, tmp_path, first, monkeypatch, policy):
     import torch
 
     from harness.runner import main_process
@@ -299,19 +286,19 @@ def test_a_run_that_goes_on_can_be_broken_off_and_gone_on_with(document, tmp_pat
     last = {**B, "adapter": policy}
     whole = start(document, tmp_path, stages=[last])
 
-    def broken(self, number, name, resumed):
+    def broken(self, stage_index, checkpoint):
         def step(step, metrics):
             if step == 2:
                 raise KeyboardInterrupt
 
         return step
 
-    listener = Listener()
+    listener = EventRecorder()
     with monkeypatch.context() as patch:
         patch.setattr(main_process.MainProcess, "_create_step_callback", broken)
         with pytest.raises(KeyboardInterrupt):
             start(document, tmp_path, stages=[last], listener=listener)
-    place = tmp_path / next(one.data["folder"] for one in listener.events if one.type == "run_started")
+    place = tmp_path / next(one.folder for one in listener.events if isinstance(one, events.RunStarted))
     found = registry.discover_plugins()
     again = api.resume_run(spec.load_spec(place / "spec.json", schema.compose_schema(found)), found, place)
     same_matrices(again, whole)

@@ -1,4 +1,4 @@
-"""`harness check`: facts, a verdict, and a page that fits; on a tiny model's tokenizer."""
+"""`harness check`: checks, exit code and table, with a tiny model's tokenizer."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def told(facts, name):
     return one["told"]
 
 
-def test_clean_data_is_proven_in_every_point(document, tmp_path):
+def test_clean_data_passes_every_check(document, tmp_path):
     facts = made(document, tmp_path)
     assert facts["ok"]
     assert facts["failures"] == []
@@ -96,7 +96,7 @@ def test_clean_data_is_proven_in_every_point(document, tmp_path):
     assert json.loads(json.dumps(facts)) == facts
 
 
-def test_the_rows_add_up_and_say_so(document, tmp_path):
+def test_row_counts_add_up(document, tmp_path):
     facts = made(document, tmp_path)
     used = facts["sources"]["chat"]["used"]
     assert told(facts, "rows") == f"79 read = 14 held out + {13 + used} used + {52 - used} unused"
@@ -112,7 +112,7 @@ def test_lengths_are_those_before_truncation(document, tmp_path):
     assert desk["rows_cut"] == sum(one["rows"] for one in desk["bins"] if one["low"] > 64)
 
 
-def test_realised_shares_are_counted_from_the_order_that_is_trained_epoch_by_epoch(document, tmp_path):
+def test_realized_shares_follow_training_order_by_epoch(document, tmp_path):
     (stage,) = made(document, tmp_path)["stages"]
     (asked,) = stage["asked"]
     assert (asked["sources"], asked["amount"], asked["unit"]) == (["chat"], 0.2, "loss_tokens")
@@ -123,7 +123,7 @@ def test_realised_shares_are_counted_from_the_order_that_is_trained_epoch_by_epo
             assert sum(shares[unit] for shares in epoch.values()) == pytest.approx(1)
 
 
-def test_a_contaminated_prompt_fails_and_a_run_does_not_begin(document, tmp_path):
+def test_contaminated_prompt_fails_before_run_starts(document, tmp_path):
     document["train"]["max_length"] = 256
     with (tmp_path / "desk.jsonl").open("a") as file:
         file.write(json.dumps({"instruction": LONG, "output": "Yes."}) + "\n")
@@ -141,7 +141,7 @@ def test_a_contaminated_prompt_fails_and_a_run_does_not_begin(document, tmp_path
     assert made(document, tmp_path)["ok"]
 
 
-def test_data_that_cannot_be_made_is_a_failure_and_the_rest_not_reached(document, tmp_path):
+def test_invalid_data_fails_and_skips_other_checks(document, tmp_path):
     write(tmp_path, "chat_heldout", [("100?", "Well."), ("And 101?", "Well.")])
     facts = made(document, tmp_path)
     assert not facts["ok"]
@@ -150,7 +150,7 @@ def test_data_that_cannot_be_made_is_a_failure_and_the_rest_not_reached(document
     assert "must not run: 1 error" in page(facts)
 
 
-def test_near_duplicates_warn_and_fail_when_too_many(document, tmp_path):
+def test_near_duplicates_warn_and_too_many_fail(document, tmp_path):
     document["train"]["max_length"] = 256
     with (tmp_path / "desk.jsonl").open("a") as file:
         for end in ".!":
@@ -164,12 +164,12 @@ def test_near_duplicates_warn_and_fail_when_too_many(document, tmp_path):
     assert states(facts) == {**dict.fromkeys(PROOFS, True), "duplicates": False}
 
 
-def test_rows_whose_response_is_cut_away_fail_in_check_and_run_alike_above_what_is_allowed(document, tmp_path):
+def test_too_many_fully_truncated_rows_fail_in_check_and_run(document, tmp_path):
     with (tmp_path / "desk.jsonl").open("a") as file:
         file.write(json.dumps({"instruction": " ".join(map(str, range(1000, 1090))), "output": "Yes."}) + "\n")
     facts = made(document, tmp_path)
     assert states(facts) == {**dict.fromkeys(PROOFS, True), "lengths": False}
-    assert told(facts, "lengths").endswith("; 1 row(s) have nothing trained left")
+    assert told(facts, "lengths").endswith("; 1 row(s) have no trained token left")
     assert facts["untrained"]["desk"]["lost"] == 1
     (line,) = facts["failures"]
     assert line.startswith("sources.desk: 1 of its 14 training rows have no trained token within 64 tokens")
@@ -190,12 +190,12 @@ def test_rows_whose_response_is_cut_away_fail_in_check_and_run_alike_above_what_
     assert json.loads((folder / "data.json").read_text())["checks"]["untrained"]["desk"]["lost"] == 1
 
 
-def test_a_suite_of_plain_texts_is_held_against_training(document, tmp_path):
+def test_plain_text_suite_is_searched_in_training_rows(document, tmp_path):
     (tmp_path / "texts.jsonl").write_text(json.dumps({"text": LONG}) + "\n")
     document["sources"]["texts"] = {"jsonl": {"path": "texts.jsonl"}}
     document["evaluate"]["texts"] = {"source": "texts", "metrics": "bits_per_byte"}
     facts = made(document, tmp_path)
-    assert "texts: 0 of 1 texts stand in training" in told(facts, "contamination")
+    assert "texts: 0 of 1 texts occur in training" in told(facts, "contamination")
     with (tmp_path / "desk.jsonl").open("a") as file:
         file.write(json.dumps({"instruction": "?", "output": f"Well, {LONG}."}) + "\n")
     document["train"]["max_length"] = 512
@@ -204,15 +204,15 @@ def test_a_suite_of_plain_texts_is_held_against_training(document, tmp_path):
     assert "evaluate.texts: 1 of its 1 texts are in the training data" in facts["failures"][0]
 
 
-def test_what_is_not_looked_for_is_said(document, tmp_path):
+def test_disabled_checks_are_reported(document, tmp_path):
     document["checks"] = {"near_duplicates": None, "contamination": None}
     facts = made(document, tmp_path)
     assert facts["ok"]
     assert states(facts)["contamination"] is None
-    assert "near ones not looked for" in told(facts, "duplicates")
+    assert "near duplicates not searched" in told(facts, "duplicates")
 
 
-def test_a_suites_other_template_is_an_error_unless_the_spec_says_so(document, tmp_path):
+def test_suite_with_other_template_is_an_error_unless_allowed(document, tmp_path):
     document["evaluate"]["chat"]["template"] = "alpaca"
     facts = made(document, tmp_path)
     assert states(facts)["data"] is False
@@ -221,12 +221,12 @@ def test_a_suites_other_template_is_an_error_unless_the_spec_says_so(document, t
     document["checks"] = {"other_template": True}
     facts = made(document, tmp_path)
     assert facts["ok"]
-    assert told(facts, "template") == "evaluated as trained, or as said: chat"
+    assert told(facts, "template") == "suites use the template of training, except those with their own: chat"
 
 
 @pytest.mark.parametrize("width", [40, 80])
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
-def test_the_page_fits_and_tells_all_proofs(document, tmp_path, width, encoding):
+def test_check_table_fits_and_lists_all_checks(document, tmp_path, width, encoding):
     shown = page(made(document, tmp_path), width, encoding)
     assert max(map(len, shown.splitlines())) <= width
     mark = "✓" if encoding == "utf-8" else "+"
@@ -235,7 +235,7 @@ def test_the_page_fits_and_tells_all_proofs(document, tmp_path, width, encoding)
     assert shown.splitlines()[-1] == "tiny: may run"
 
 
-def test_the_command_prints_the_page_and_exits_with_the_verdict(document, tmp_path, capsys):
+def test_check_command_prints_table_and_exits_with_result(document, tmp_path, capsys):
     loaded(document, tmp_path)
     assert main.main(["check", str(tmp_path / "spec.json")]) == 0
     assert "tiny: may run" in capsys.readouterr().out
@@ -246,7 +246,7 @@ def test_the_command_prints_the_page_and_exits_with_the_verdict(document, tmp_pa
     assert [f"harness: {line}" for line in facts["failures"]] == shown.err.splitlines()[-1:]
 
 
-def test_a_trained_model_carries_its_template_and_another_one_is_an_error(document, tmp_path):
+def test_trained_model_stores_its_template_and_refuses_another(document, tmp_path):
     document["train"] |= {"steps": 1, "learning_rate": 1e-3}
     document["mitigations"] = {"mixing": {"share": 0.0}}
     api.run(*loaded(document, tmp_path))
@@ -262,7 +262,7 @@ def test_a_trained_model_carries_its_template_and_another_one_is_an_error(docume
     assert made(document, tmp_path)["ok"]
 
 
-def test_a_suite_is_evaluated_with_its_own_template(document, tmp_path):
+def test_suite_is_evaluated_with_its_own_template(document, tmp_path):
     document["train"] |= {"steps": 1}
     document["mitigations"] = {"mixing": {"share": 0.0}}
     document["checks"] = {"other_template": True}

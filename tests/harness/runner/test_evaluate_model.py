@@ -1,4 +1,4 @@
-"""A model measured without training, kept answers scored again, and the page made again."""
+"""Evaluation without training, new scores of stored answers, and a rebuilt report page."""
 
 from __future__ import annotations
 
@@ -38,9 +38,7 @@ def measured(out):
 
 
 @pytest.mark.parametrize(("kind", "asked"), [("full", 0), ("lora", 0), ("pissa", None), ("merged", None)])
-def test_a_finished_run_measured_again_has_the_scores_of_its_last_stage(
-    desk, runs, tmp_path, capsys, generated, kind, asked
-):
+def test_evaluate_repeats_scores_of_last_stage(desk, runs, tmp_path, capsys, generated, kind, asked):
     place = shutil.copytree(runs(kind), tmp_path / "copy")
     generated.clear()
     capsys.readouterr()
@@ -56,7 +54,7 @@ def test_a_finished_run_measured_again_has_the_scores_of_its_last_stage(
     assert (place / "scores.json").read_bytes() == (runs(kind) / "scores.json").read_bytes()
 
 
-def test_a_base_model_is_measured_in_a_folder_of_its_own(desk, runs, capsys):
+def test_base_model_is_evaluated_in_new_folder(desk, runs, capsys):
     assert desk.command("evaluate", desk.write(desk.document())) == 0
     place = desk.newest()
     assert str(place) in capsys.readouterr().out
@@ -68,32 +66,32 @@ def test_a_base_model_is_measured_in_a_folder_of_its_own(desk, runs, capsys):
     assert not (place / "model").exists()
 
 
-def test_a_run_that_has_no_model_yet_is_refused(desk, runs, listener, tmp_path, capsys):
+def test_run_without_model_is_refused(desk, runs, listener, tmp_path, capsys):
     place = shutil.copytree(runs("full"), tmp_path / "copy")
     shutil.rmtree(place / "model")
     assert desk.command("evaluate", place) == 2
-    assert "there is no model of a finished run here" in capsys.readouterr().err
+    assert "the folder has no model of a finished run" in capsys.readouterr().err
     (place / "arms").mkdir()
     assert desk.command("evaluate", place) == 2
     assert "name the folder of one of its arms" in capsys.readouterr().err
 
 
-def test_an_adapter_that_does_not_fit_its_base_is_one_clear_line(desk, runs, tmp_path, capsys):
+def test_adapter_of_other_base_is_one_error_line(desk, runs, tmp_path, capsys):
     place = shutil.copytree(runs("lora"), tmp_path / "copy")
     weights = place / "model/adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-5])
     assert desk.command("evaluate", place) == 2
     (line,) = (one for one in capsys.readouterr().err.splitlines() if one.startswith("harness: "))
-    assert "the adapter cannot be put on the model" in line
+    assert "cannot load the adapter into the model" in line
 
 
-def test_a_spec_that_is_wrong_leaves_no_folder(desk):
+def test_invalid_spec_creates_no_folder(desk):
     document = desk.document(model={"path": "./nothing"})
     assert desk.command("evaluate", desk.write(document)) == 2
     assert not (desk.folder / f"out{desk.count}").exists()
 
 
-def test_kept_answers_are_scored_with_other_metrics(desk, runs, capsys):
+def test_stored_answers_are_scored_with_other_metrics(desk, runs, capsys):
     place = runs("lora")
     capsys.readouterr()
     assert desk.command("score", place, "--json") == 0
@@ -112,7 +110,7 @@ def test_kept_answers_are_scored_with_other_metrics(desk, runs, capsys):
     assert "not JSON" in capsys.readouterr().err
 
 
-def test_the_page_is_made_again(desk, runs, tmp_path, capsys):
+def test_report_page_is_rebuilt(desk, runs, tmp_path, capsys):
     place = shutil.copytree(runs("full"), tmp_path / "copy")
     (place / "report.html").unlink()
     assert desk.command("report", place) == 0

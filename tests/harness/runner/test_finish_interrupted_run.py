@@ -1,4 +1,4 @@
-"""A run that was killed after its report is brought to its end, and its MLflow run with it."""
+"""A run that was killed after its report is completed, and its MLflow run too."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 
+from harness import events
 from harness.errors import HarnessError
 from harness.hookspecs import hookimpl
 from harness.report.html import write
@@ -15,23 +16,23 @@ from harness.tracking.tracker import Tracker
 
 
 class Killed(BaseException):
-    """Stands for a process that is gone: nobody hears of it."""
+    """Simulates a killed process: nothing handles it."""
 
 
 @pytest.fixture
 def killed_at(monkeypatch):
-    """Kills runs at the event of this kind; the tracker hears nothing from `deaf` on, as if its queue were lost."""
+    """Kills runs at an event class; from `deaf` on the tracker receives nothing, as if its queue were lost."""
 
     def killed_at(kind, deaf=None):
         real, lost = Tracker.harness_on_event, []
 
         @hookimpl
         def heard(self, event):
-            if event.type == deaf:
+            if type(event) is deaf:
                 lost.append(event)
-            if event.type == kind:
+            if type(event) is kind:
                 raise Killed
-            if event.type != "run_failed" and not lost:
+            if not isinstance(event, events.RunFailed) and not lost:
                 real(self, event)
 
         monkeypatch.setattr(Tracker, "harness_on_event", heard)
@@ -81,16 +82,14 @@ WATCHED = {"steps": 2, "batch_size": 2, "learning_rate": 0.01, "max_length": 64,
 
 @pytest.fixture(scope="module")
 def whole(desk, uri):
-    """A run that nobody killed."""
+    """A run that was not killed."""
     return desk.start(tracked(desk, uri, train=WATCHED))
 
 
-@pytest.mark.parametrize("deaf", ["run_finished", "stage_started", "evaluated"])
-def test_a_run_killed_before_its_tracking_ended_is_gone_on_with_to_a_finished_one(
-    desk, uri, client, whole, killed_at, monkeypatch, listener, deaf
-):
-    """What the tracker had not sent when the process died is sent from the folder, and nothing twice."""
-    killed_at("run_finished", deaf)
+@pytest.mark.parametrize("deaf", [events.RunFinished, events.StageStarted, events.SuitesEvaluated])
+def test_resume_finishes_tracking_of_killed_run(desk, uri, client, whole, killed_at, monkeypatch, listener, deaf):
+    """What the tracker had not sent when the process died is sent from the folder, nothing twice."""
+    killed_at(events.RunFinished, deaf)
     place = kill(desk, tracked(desk, uri, train=WATCHED))
     assert (place / "report.json").is_file()
     assert run_of(client, place).info.status == "RUNNING"
@@ -98,9 +97,11 @@ def test_a_run_killed_before_its_tracking_ended_is_gone_on_with_to_a_finished_on
     before = (place / "report.json").read_bytes()
     heard = listener()
     made = desk.resume(place, heard)
-    assert heard.kinds()[-1] == "run_closed"
-    assert heard.events[-1].data["lacked"] == ("tracking",)
-    assert not [one for one in heard.events if one.type in ("step", "progress")], "nothing is trained or asked again"
+    assert heard.classes()[-1] is events.InterruptedRunCompleted
+    assert heard.events[-1].completed == ("tracking",)
+    assert not [one for one in heard.events if isinstance(one, events.StepLogged | events.ProgressUpdated)], (
+        "nothing is trained or asked again"
+    )
     assert (place / "report.json").read_bytes() == before
     told = json.loads(before)
     assert made.to_json() == told, "the report made again is the one that the run wrote"
@@ -121,7 +122,7 @@ def test_a_run_killed_before_its_tracking_ended_is_gone_on_with_to_a_finished_on
     assert run_of(client, place).data.tags["harness.resumed"] == "1"
 
 
-def test_a_run_killed_while_it_made_its_page_gets_it_and_gives_the_disk_back(desk, monkeypatch, capsys):
+def test_resume_writes_missing_page_and_deletes_snapshots(desk, monkeypatch, capsys):
     def no(*_):
         raise Killed
 
@@ -133,15 +134,15 @@ def test_a_run_killed_while_it_made_its_page_gets_it_and_gives_the_disk_back(des
     assert (place / "report.html").is_file()
     assert not list(place.glob("stages/*/end"))
     told = capsys.readouterr()
-    assert "the run was finished but for its end: its page is made, the ends of its stages are gone now" in told.out
+    assert "completed the interrupted run: wrote report.html, deleted the stage snapshots; " in told.out
     assert "gate: FAILED" in told.err
     assert desk.command("run", "--resume", place) == 2
 
 
-def test_a_run_that_failed_by_a_limit_of_its_suites_stays_failed(desk, uri, client, killed_at, monkeypatch, capsys):
+def test_run_that_violates_limits_stays_failed(desk, uri, client, killed_at, monkeypatch, capsys):
     suites = desk.document()["evaluate"]
     suites["domain"] = {**suites["domain"], "max_truncated": 0.0, "max_empty": 0.0}
-    killed_at("run_finished")
+    killed_at(events.RunFinished)
     place = kill(desk, tracked(desk, uri, evaluate=suites))
     monkeypatch.undo()
     assert desk.command("run", "--quiet", "--resume", place) == 1
@@ -151,7 +152,7 @@ def test_a_run_that_failed_by_a_limit_of_its_suites_stays_failed(desk, uri, clie
     assert "the run is finished" in capsys.readouterr().err
 
 
-def test_an_interruption_after_the_report_is_no_failure_of_the_run(desk, uri, client, monkeypatch):
+def test_interruption_after_report_is_not_a_failure(desk, uri, client, monkeypatch):
     def no(*_):
         raise KeyboardInterrupt
 
@@ -167,7 +168,7 @@ def test_an_interruption_after_the_report_is_no_failure_of_the_run(desk, uri, cl
     assert "error" not in run.data.tags
 
 
-def test_a_model_is_registered_once(desk, uri, client, killed_at, monkeypatch):
+def test_model_is_registered_once(desk, uri, client, killed_at, monkeypatch):
     track = {"experiment": "closing", "uri": uri, "system_metrics": False, "model": "files", "register": "closed"}
     with monkeypatch.context() as patched:
         patched.setattr("harness.tracking.mlflow_run.MlflowRun.end", lambda self, status: None)
@@ -178,7 +179,7 @@ def test_a_model_is_registered_once(desk, uri, client, killed_at, monkeypatch):
     assert len(client.search_model_versions("name='closed'")) == 1
 
 
-def test_a_store_that_does_not_answer_is_named_and_changes_nothing(desk, uri, whole, tmp_path, capsys):
+def test_unreachable_store_is_named_and_changes_nothing(desk, uri, whole, tmp_path, capsys):
     place = shutil.copytree(whole, tmp_path / "copy")
     told = json.loads((place / "mlflow.json").read_text())
     (place / "mlflow.json").write_text(json.dumps({**told, "uri": f"sqlite:///{tmp_path}/gone.db"}))
@@ -188,15 +189,13 @@ def test_a_store_that_does_not_answer_is_named_and_changes_nothing(desk, uri, wh
     assert "gone.db" in line
     (place / "mlflow.json").write_text(json.dumps({**told, "run_id": "0" * 32}))
     assert desk.command("run", "--resume", place) == 2
-    assert "the run is finished; start another one" in capsys.readouterr().err, "it was deleted there"
+    assert "the run is finished; show its report" in capsys.readouterr().err, "it was deleted there"
 
 
-def test_an_arm_killed_before_its_tracking_ended_is_closed_with_its_experiment(
-    desk, uri, client, killed_at, monkeypatch
-):
+def test_resumed_experiment_finishes_tracking_of_killed_arm(desk, uri, client, killed_at, monkeypatch):
     named = {"naive": {}, "slow": {"train.learning_rate": 0.001}}
     document = tracked(desk, uri, arms={"named": named})
-    killed_at("run_finished")
+    killed_at(events.RunFinished)
     with pytest.raises(Killed):
         desk.command("run", "--quiet", desk.write(document))
     place = desk.newest()
@@ -212,7 +211,7 @@ def test_an_arm_killed_before_its_tracking_ended_is_closed_with_its_experiment(
     assert list(json.loads((place / "arms.json").read_text())["arms"]) == ["naive", "slow"]
 
 
-def test_a_run_that_goes_on_from_another_is_closed_with_the_matrix_of_both(desk, monkeypatch):
+def test_completed_continued_run_has_matrix_of_both_runs(desk, monkeypatch):
     def no(*_):
         raise Killed
 
@@ -227,7 +226,7 @@ def test_a_run_that_goes_on_from_another_is_closed_with_the_matrix_of_both(desk,
     assert made.to_json() == json.loads((place / "report.json").read_text())
 
 
-def test_a_page_that_still_cannot_be_made_is_not_said_to_be_there(desk, monkeypatch, capsys):
+def test_page_that_cannot_be_written_is_not_reported_as_written(desk, monkeypatch, capsys):
     def no(*_):
         raise OSError("no space left")
 
@@ -237,13 +236,13 @@ def test_a_page_that_still_cannot_be_made_is_not_said_to_be_there(desk, monkeypa
     monkeypatch.setattr(write, "write_run_page", no)
     assert desk.command("run", "--resume", place) == 0
     told = capsys.readouterr()
-    assert "report.html could not be made: no space left" in told.err
-    assert "the run was finished but for its end: the ends of its stages are gone now" in told.out
-    assert "page is made" not in told.out
+    assert "cannot write report.html: no space left" in told.err
+    assert "completed the interrupted run: deleted the stage snapshots; " in told.out
+    assert "wrote report.html" not in told.out
 
 
 def test_totals_of_another_version_are_one_error_line(desk, uri, client, killed_at, monkeypatch, capsys):
-    killed_at("run_finished")
+    killed_at(events.RunFinished)
     place = kill(desk, tracked(desk, uri))
     monkeypatch.undo()
     (place / "stages/domain/trained.json").write_text('{"updates": 2}')

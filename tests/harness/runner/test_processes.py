@@ -1,4 +1,4 @@
-"""Two processes that share a run: one folder, one report, the weights of one process, and one end for both."""
+"""Two processes that share a run: one folder, one report, the weights of one process, and a common end."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ KINDS = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_two_processes_come_to_what_one_does(desk, kind):
+def test_two_processes_give_result_of_one(desk, kind):
     document = desk.continual(mitigations=KINDS[kind])
     document["train"] |= {"accumulation": 4, "engine": "transformers"}
     one = desk.start(document)
@@ -148,7 +148,7 @@ def test_two_processes_come_to_what_one_does(desk, kind):
     assert not list(two.glob("stages/*/begun"))
 
 
-def test_torchrun_gives_one_run_that_ends_early_where_one_process_does(desk, tmp_path):
+def test_torchrun_stops_early_where_one_process_does(desk, tmp_path):
     watched = {"evaluate_steps": 2, "early_stopping": {"scores": {"domain/response_perplexity": 1}, "patience": 1}}
     document = desk.document(mitigations={"ewc": {"source": "general", "samples": 4, "coupling": "loss"}})
     document["train"] |= {"steps": 10, "accumulation": 2, "learning_rate": 0.3, **watched}
@@ -171,7 +171,7 @@ def test_torchrun_gives_one_run_that_ends_early_where_one_process_does(desk, tmp
     assert sorted(run.info.status for run in runs) == ["FINISHED"] * 4, "a run and its stage, twice"
 
 
-def test_a_run_of_two_that_is_interrupted_goes_on_with_two_alone(desk, same):
+def test_run_of_two_processes_resumes_only_with_two(desk, same):
     document = desk.continual(mitigations={"lora": {"rank": 2}, "ewc": {"source": "general", "samples": 4}})
     document["train"] |= {"engine": "transformers"}
     assert start("run", desk.write(document)).codes == (0, 0)
@@ -189,24 +189,24 @@ def test_a_run_of_two_that_is_interrupted_goes_on_with_two_alone(desk, same):
 @pytest.mark.parametrize(
     ("fault", "said"),
     [
-        (("run error", 1, 2), "harness: process 2 of 2: here: it went wrong; mend it"),
+        (("run error", 1, 2), "harness: process 2 of 2: here: it went wrong; fix it"),
         (("bug", 1, 2), "harness: process 2 of 2: ValueError: a bug"),
-        (("run error", 0, 2), "harness: here: it went wrong; mend it"),
+        (("run error", 0, 2), "harness: here: it went wrong; fix it"),
     ],
 )
-def test_what_fails_in_one_process_ends_all_with_one_line(desk, tmp_path, fault, said):
+def test_failure_in_one_process_ends_all_with_one_line(desk, tmp_path, fault, said):
     document = desk.document(track={"uri": f"sqlite:///{tmp_path}/mlflow.db"})
     document["train"] |= {"engine": "transformers"}
     ended = start("run", desk.write(document), fault=fault, waits=60)
     assert ended.codes == (1, 0), ended.errors
     assert ended.complaints() == [said]
     assert ended.errors.count("Traceback") == (1 if fault[0] == "bug" else 0)
-    assert ended.out.count("stopped; what was made stays in") == 1
+    assert ended.out.count("stopped; the files are kept in") == 1
     tracked = json.loads((desk.newest() / "mlflow.json").read_text())
     assert client(tmp_path).get_run(tracked["run_id"]).info.status == "FAILED"
 
 
-def test_what_fails_in_both_processes_is_said_once(desk):
+def test_failure_in_both_processes_is_reported_once(desk):
     document = desk.document()
     document["train"] |= {"engine": "transformers", "learning_rate": 1e30, "steps": 5, "max_grad_norm": 1e30}
     ended = start("run", desk.write(document), waits=60)
@@ -216,7 +216,7 @@ def test_what_fails_in_both_processes_is_said_once(desk):
     assert "process" not in line
 
 
-def test_bad_input_is_said_once(desk):
+def test_invalid_input_is_reported_once(desk):
     for document, said in (
         (desk.document(seed="none"), "seed"),
         (desk.document(model={"path": "./nowhere"}), "model.path"),
@@ -229,7 +229,7 @@ def test_bad_input_is_said_once(desk):
         assert not list((desk.folder / f"out{desk.count}").glob("tiny-*"))
 
 
-def test_arms_run_in_two_processes_one_after_the_other(desk):
+def test_arms_run_in_sequence_in_two_processes(desk):
     every = {"naive": {}, "held": {"mitigations.l2sp": {}}, "bad": {"train.learning_rate": 1e30}}
     document = desk.document(arms={"named": every, "baseline": "naive"})
     document["train"] |= {"engine": "transformers", "steps": 4, "max_grad_norm": 1e30}
@@ -245,12 +245,12 @@ def test_arms_run_in_two_processes_one_after_the_other(desk):
     assert (place / "arms.json").is_file()
 
 
-def test_an_experiment_whose_other_process_fails_is_failed_in_mlflow_as_its_arm_is(desk, tmp_path):
+def test_worker_failure_fails_arm_and_experiment_in_mlflow(desk, tmp_path):
     document = desk.document(arms={"named": {"naive": {}}}, track={"uri": f"sqlite:///{tmp_path}/mlflow.db"})
     document["train"] |= {"engine": "transformers"}
     ended = start("run", "--json", desk.write(document), fault=("run error", 1, 2), waits=60)
     assert ended.codes == (1, 0), ended.errors
-    assert json.loads(ended.out)["error"] == "process 2 of 2: here: it went wrong; mend it"
+    assert json.loads(ended.out)["error"] == "process 2 of 2: here: it went wrong; fix it"
     for place in (desk.newest(), desk.newest() / "arms/naive"):
         tracked = json.loads((place / "mlflow.json").read_text())["run_id"]
         assert client(tmp_path).get_run(tracked).info.status == "FAILED", place

@@ -1,4 +1,4 @@
-"""A run that was broken off and gone on with equals one that was not, bit for bit on a CPU."""
+"""A resumed run is bit-identical to an uninterrupted one on CPU, and what cannot be resumed is refused."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import shutil
 
 import pytest
 
+from harness import events
 from harness.errors import HarnessError, RunError
 from harness.model import save
 from harness.report import run_report
-from harness.runner import folder, main_process
+from harness.runner import folder, main_process, resume
 from harness.runner.folder import RunFolder
 from harness.training import train_stage
 
@@ -32,35 +33,35 @@ KINDS = {
 
 
 def evaluating(stage):
-    """While the suites are asked after a stage; 0: of the base model, before the first."""
+    """Interrupt the evaluation after a stage; 0: of the base model, before the first stage."""
 
     def at(event, listener):
         return (
-            event.type == "progress"
-            and event.data["phase"].startswith("evaluate")
-            and event.data["done"] == 2
-            and listener.kinds().count("stage_started") == stage
+            isinstance(event, events.ProgressUpdated)
+            and event.phase.startswith("evaluate")
+            and event.done == 2
+            and listener.classes().count(events.StageStarted) == stage
         )
 
     return at
 
 
 def step(stage, number):
-    return lambda event, _: event.type == "step" and event.stage == stage and event.data["step"] == number
+    return lambda event, _: isinstance(event, events.StepLogged) and event.stage_index == stage and event.step == number
 
 
 POINTS = {
-    "at the very beginning": lambda event, _: event.type == "run_started",
+    "at the very beginning": lambda event, _: isinstance(event, events.RunStarted),
     "in the base evaluation": evaluating(0),
     "before the first checkpoint": step(1, 1),
     "in stage 1": step(1, 3),
     "at the last update of stage 1": step(1, 4),
     "in the evaluation after stage 1": evaluating(1),
-    "between the stages": lambda event, _: event.type == "stage_finished" and event.stage == 1,
+    "between the stages": lambda event, _: isinstance(event, events.StageFinished) and event.stage_index == 1,
     "in stage 2": step(2, 3),
     "in the evaluation after stage 2": evaluating(2),
-    "in a variant": lambda event, _: event.type == "variant" and event.stage == 2,
-    "before the end": lambda event, _: event.type == "stage_finished" and event.stage == 2,
+    "in a variant": lambda event, _: isinstance(event, events.VariantEvaluated) and event.stage_index == 2,
+    "before the end": lambda event, _: isinstance(event, events.StageFinished) and event.stage_index == 2,
 }
 
 QUICK = (
@@ -84,7 +85,7 @@ CASES = [
 
 @pytest.fixture(scope="module")
 def unbroken(desk):
-    """kind -> the folder of its run, made once."""
+    """A function of a kind that returns the folder of its uninterrupted run."""
     made = {}
 
     def run(kind):
@@ -95,39 +96,39 @@ def unbroken(desk):
     return run
 
 
-def broken_off(desk, listener_of, document, at):
+def interrupt_run(desk, listener_of, document, at):
     with pytest.raises(KeyboardInterrupt):
         desk.start(document, listener_of(at))
     return desk.newest()
 
 
 @pytest.mark.parametrize(("kind", "point"), CASES)
-def test_a_run_gone_on_with_equals_the_unbroken_one_bit_for_bit(desk, unbroken, same, listener, kind, point):
-    place = broken_off(desk, listener, desk.continual(**KINDS[kind]), POINTS[point])
+def test_resumed_run_is_bit_identical_to_uninterrupted_run(desk, unbroken, same, listener, kind, point):
+    place = interrupt_run(desk, listener, desk.continual(**KINDS[kind]), POINTS[point])
     heard = listener()
     desk.resume(place, heard)
     same(unbroken(kind), place)
-    assert heard.kinds()[0] == "run_started"
-    assert heard.kinds()[-1] == "run_finished"
-    assert heard.events[[one.type for one in heard.events].index("run_started")].data["again"] is True
+    assert heard.classes()[0] is events.RunStarted
+    assert heard.classes()[-1] is events.RunFinished
+    assert heard.of(events.RunStarted)[0].resuming is True
 
 
-def test_a_finished_stage_is_read_and_not_trained_again(desk, listener):
+def test_finished_stage_is_not_trained_again(desk, listener):
     document = desk.continual(mitigations={"lora": {"rank": 2}})
-    document["train"]["save_steps"] = None  # the end of a stage is kept all the same
-    place = broken_off(desk, listener, document, step(2, 1))
+    document["train"]["save_steps"] = None  # its snapshot is saved nevertheless
+    place = interrupt_run(desk, listener, document, step(2, 1))
     assert (place / "stages/a/end/weights.safetensors").is_file()
     heard = listener()
     desk.resume(place, heard)
-    started = {one.stage: one.data["again"] for one in heard.events if one.type == "stage_started"}
+    started = {one.stage_index: one.reused for one in heard.events if isinstance(one, events.StageStarted)}
     assert started == {1: True, 2: False}
-    assert {one.stage for one in heard.events if one.type == "step"} == {2}
+    assert {one.stage_index for one in heard.events if isinstance(one, events.StepLogged)} == {2}
     assert not list(place.glob("stages/*/end"))
 
 
-def test_answers_that_are_kept_are_not_asked_again(desk, listener, generated):
+def test_stored_answers_are_not_generated_again(desk, listener, generated):
     document = desk.continual(mitigations={"lora": {"rank": 2}})
-    place = broken_off(desk, listener, document, step(2, 1))
+    place = interrupt_run(desk, listener, document, step(2, 1))
     one_stage = sum(generated) // 2
     assert one_stage > 0
     generated.clear()
@@ -136,7 +137,7 @@ def test_answers_that_are_kept_are_not_asked_again(desk, listener, generated):
 
 
 @pytest.mark.parametrize("kind", ["full", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("lora", "merge"))])
-def test_a_run_broken_off_while_it_saves_loses_nothing(desk, unbroken, same, monkeypatch, kind):
+def test_run_interrupted_while_saving_loses_nothing(desk, unbroken, same, monkeypatch, kind):
     def no(*_, **__):
         raise KeyboardInterrupt
 
@@ -153,9 +154,7 @@ def test_a_run_broken_off_while_it_saves_loses_nothing(desk, unbroken, same, mon
     same(unbroken(kind), place)
 
 
-def test_a_run_broken_off_while_it_keeps_the_end_of_a_stage_goes_on_from_the_checkpoint(
-    desk, unbroken, same, monkeypatch
-):
+def test_run_interrupted_while_saving_snapshot_resumes_from_checkpoint(desk, unbroken, same, monkeypatch):
     import torch
 
     def no(*_, **__):
@@ -178,14 +177,14 @@ def test_a_run_broken_off_while_it_keeps_the_end_of_a_stage_goes_on_from_the_che
     same(unbroken("lora"), place)
 
 
-def test_an_end_that_cannot_be_kept_is_told_and_the_run_goes_on(desk, listener, monkeypatch):
+def test_unwritable_snapshot_is_a_warning_and_run_continues(desk, listener, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("safetensors.torch.save_file", full)
     heard = listener()
     place = desk.start(desk.document(), heard)
-    assert any("No space left" in text and "trains this stage again" in text for text in heard.warnings())
+    assert any("No space left" in text and "would train this stage again" in text for text in heard.warnings())
     assert (place / "report.json").is_file()
     assert not list(place.glob("stages/*/*end*"))
 
@@ -198,12 +197,12 @@ def said(capsys):
     return line
 
 
-def test_a_finished_run_is_refused(desk, unbroken, capsys):
+def test_resume_refuses_finished_run(desk, unbroken, capsys):
     assert desk.command("run", "--resume", unbroken("lora")) == 2
     assert "the run is finished" in said(capsys)
 
 
-def test_a_run_that_is_not_there_and_a_spec_beside_resume_are_refused(desk, unbroken, capsys):
+def test_resume_refuses_missing_run_and_additional_spec(desk, unbroken, capsys):
     assert desk.command("run", "--resume", "nowhere") == 2
     assert "there is no such run" in said(capsys)
     assert desk.command("run", "spec.json", "--resume", unbroken("lora")) == 2
@@ -212,8 +211,8 @@ def test_a_run_that_is_not_there_and_a_spec_beside_resume_are_refused(desk, unbr
 
 @pytest.fixture(scope="module")
 def stopped(desk, listener):
-    """A run broken off in its second stage, to be copied and damaged."""
-    return broken_off(desk, listener, desk.continual(mitigations={"lora": {"rank": 2}}), step(2, 3))
+    """A run interrupted in its second stage, to be copied and damaged."""
+    return interrupt_run(desk, listener, desk.continual(mitigations={"lora": {"rank": 2}}), step(2, 3))
 
 
 @pytest.fixture
@@ -222,7 +221,7 @@ def copy(stopped, tmp_path):
 
 
 def before_and_after(desk, place):
-    """The exit code of going on, which leaves every file but the lock as it was."""
+    """Resume the run, require that only the lock file changes, and return the exit code."""
 
     def files():
         return {
@@ -238,7 +237,7 @@ def before_and_after(desk, place):
     return code
 
 
-def test_a_run_whose_data_has_changed_is_refused(desk, copy, capsys):
+def test_resume_refuses_changed_data(desk, copy, capsys):
     file = desk.folder / "second.jsonl"
     text = file.read_text()
     try:
@@ -246,10 +245,10 @@ def test_a_run_whose_data_has_changed_is_refused(desk, copy, capsys):
         assert before_and_after(desk, copy) == 2
     finally:
         file.write_text(text)
-    assert "no longer those that the run began with" in said(capsys)
+    assert "changed since the run was started" in said(capsys)
 
 
-def test_a_run_at_work_elsewhere_is_refused(desk, copy, capsys):
+def test_resume_refuses_locked_run(desk, copy, capsys):
     import subprocess
     import sys
 
@@ -268,7 +267,7 @@ def test_a_run_at_work_elsewhere_is_refused(desk, copy, capsys):
         pass
 
 
-def test_what_times_out_within_a_held_run_is_not_mistaken_for_its_lock(tmp_path):
+def test_timeout_within_locked_run_is_not_a_lock_error(tmp_path):
     from filelock import Timeout
 
     with pytest.raises(Timeout), RunFolder(tmp_path).locked():
@@ -278,14 +277,14 @@ def test_what_times_out_within_a_held_run_is_not_mistaken_for_its_lock(tmp_path)
 @pytest.mark.parametrize(
     ("file", "told"),
     [
-        ("stages/a/end/weights.safetensors", "take this folder away"),
-        pytest.param("stages/a/end/kept.safetensors", "take this folder away", marks=pytest.mark.slow),
-        ("stages/a/end/mitigations.pt", "take this folder away"),
+        ("stages/a/end/weights.safetensors", "delete this folder"),
+        pytest.param("stages/a/end/kept.safetensors", "delete this folder", marks=pytest.mark.slow),
+        ("stages/a/end/mitigations.pt", "delete this folder"),
         ("stages/b/checkpoints/checkpoint-2/adapter_model.safetensors", "damaged"),
         pytest.param("stages/b/checkpoints/checkpoint-2/optimizer.pt", "damaged", marks=pytest.mark.slow),
     ],
 )
-def test_a_damaged_file_is_one_clear_line_and_without_it_the_run_goes_on(desk, copy, capsys, file, told):
+def test_damaged_file_is_one_error_line_and_run_resumes_without_it(desk, copy, capsys, file, told):
     place = copy / file
     place.write_bytes(place.read_bytes()[:-9])
     assert before_and_after(desk, copy) == 1
@@ -296,7 +295,7 @@ def test_a_damaged_file_is_one_clear_line_and_without_it_the_run_goes_on(desk, c
     assert desk.command("run", "--quiet", "--resume", copy) == 0
 
 
-def test_weights_of_another_model_are_refused_and_change_nothing(tmp_path, tiny_model):
+def test_snapshot_of_another_model_is_refused_and_changes_nothing(tmp_path, tiny_model):
     import torch
     from safetensors.torch import load_file, save_file
 
@@ -313,13 +312,13 @@ def test_weights_of_another_model_are_refused_and_change_nothing(tmp_path, tiny_
     assert all(torch.equal(weight, before[name]) for name, weight in tiny_model.named_parameters())
 
 
-def test_a_broken_json_of_the_run_is_named(desk, copy, capsys):
+def test_damaged_json_file_is_named(desk, copy, capsys):
     (copy / "data.json").write_text("{")
     assert desk.command("run", "--quiet", "--resume", copy) == 2
     assert "data.json" in said(capsys)
 
 
-def test_interrupting_exits_with_130_and_says_where_the_run_is(desk, monkeypatch, capsys):
+def test_interrupt_exits_with_130_and_names_folder(desk, monkeypatch, capsys):
     def no(*_, **__):
         raise KeyboardInterrupt
 
@@ -330,7 +329,7 @@ def test_interrupting_exits_with_130_and_says_where_the_run_is(desk, monkeypatch
     assert desk.newest().name in said_.out + said_.err
 
 
-def test_the_spec_that_a_run_keeps_reads_back_as_itself(desk, unbroken):
+def test_stored_spec_loads_as_itself(desk, unbroken):
     from harness import registry
     from harness.spec import schema, spec
 
@@ -342,7 +341,44 @@ def test_the_spec_that_a_run_keeps_reads_back_as_itself(desk, unbroken):
         )
 
 
-def test_a_folder_that_cannot_be_locked_is_an_error_of_a_person(tmp_path):
+def test_folder_that_cannot_be_locked_is_a_user_error(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(HarnessError, match="cannot be locked"), RunFolder(tmp_path / "file" / "below").locked():
         pass
+
+
+# -- the decisions ----------------------------------------------------------------------------------------------------
+
+
+def test_steps_after_the_checkpoint_and_torn_lines_are_discarded(tmp_path):
+    lines = [json.dumps({"step": step}) + "\n" for step in (1, 2, 3)]
+    (tmp_path / "steps.jsonl").write_text("".join(lines) + '{"step": 4')
+    resume.discard_steps_after(tmp_path, tmp_path / "checkpoints" / "checkpoint-2")
+    assert (tmp_path / "steps.jsonl").read_text() == "".join(lines[:2])
+
+
+def test_best_weights_of_now_and_of_the_newest_checkpoint_are_kept(tmp_path):
+    checkpoint = tmp_path / "checkpoint-4"
+    assert resume.best_weights_to_keep([1, 3, 5, 7], 7, checkpoint) == {7, 3}
+    assert resume.best_weights_to_keep([5, 7], 7, checkpoint) == {7}
+    assert resume.best_weights_to_keep([1, 7], 7, None) == {7}
+
+
+def test_best_weights_of_later_steps_are_discarded(tmp_path):
+    for name in ("2", "4", ".4.draft-1"):
+        (tmp_path / name).mkdir()
+    resume.discard_best_weights_after(tmp_path, 2)
+    assert [path.name for path in tmp_path.iterdir()] == ["2"]
+
+
+@pytest.mark.parametrize(("stage_index", "carried_stages", "is_newer"), [(0, 0, True), (1, 0, False), (0, 1, False)])
+def test_scores_of_later_stages_are_not_overwritten(stage_index, carried_stages, is_newer):
+    assert resume.has_newer_scores(stage_index, 1, carried_stages) is is_newer
+
+
+@pytest.mark.parametrize(
+    ("status", "violates_limits", "needs_end"),
+    [(None, False, False), ("FINISHED", False, False), ("RUNNING", False, True), ("FAILED", True, False)],
+)
+def test_tracking_is_ended_only_if_it_is_not(status, violates_limits, needs_end):
+    assert resume.needs_tracking_end(status, violates_limits=violates_limits) is needs_end

@@ -1,4 +1,4 @@
-"""The model on its way through the stages: which adapter it carries, which mitigations are at work, what is saved."""
+"""The model over the stages: its adapter, the active mitigations, and what is saved."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from harness import registry
+from harness import events, registry
 from harness.errors import HarnessError, RunError
 from harness.runner import staged_model
 from harness.spec import plan, schema, spec
@@ -49,7 +49,7 @@ def whole(monkeypatch):
     return seen
 
 
-def test_one_adapter_goes_on_through_the_stages_and_each_ones_is_kept(desk, tokenizer, untrained):
+def test_one_adapter_is_trained_by_all_stages_and_saved_after_each(desk, tokenizer, untrained):
     place = desk.start(desk.continual(mitigations=LORA))
     first = logits(adapted(untrained, place / "stages/a/model"), tokenizer)
     last = logits(adapted(untrained, place / "model"), tokenizer)
@@ -59,9 +59,7 @@ def test_one_adapter_goes_on_through_the_stages_and_each_ones_is_kept(desk, toke
     assert json.loads((place / "model/adapter_config.json").read_text())["base_model_name_or_path"] == str(untrained)
 
 
-def test_a_merged_adapter_changes_the_base_and_the_result_is_a_whole_model(
-    desk, tokenizer, untrained, monkeypatch, whole
-):
+def test_merged_adapter_changes_base_and_result_is_full_model(desk, tokenizer, untrained, monkeypatch, whole):
     monkeypatch.setattr(staged_model.StagedModel, "tokenizer", tokenizer, raising=False)
     place = desk.start(desk.continual({"adapter": "merge"}, mitigations=LORA))
     assert not (place / "model/adapter_config.json").exists()
@@ -74,16 +72,16 @@ def test_a_merged_adapter_changes_the_base_and_the_result_is_a_whole_model(
     assert (place / "stages/a/model/adapter_config.json").is_file()
 
 
-def test_a_mitigation_that_does_not_fit_into_memory_is_named(desk, monkeypatch):
+def test_mitigation_that_exceeds_memory_is_named(desk, monkeypatch):
     def refuse(mitigation, model, *, seed):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 128000000000 bytes.")
 
     monkeypatch.setattr("harness_mitigations.lora.Lora.prepare_model", refuse)
-    with pytest.raises(RunError, match=r"mitigations\.lora: what it puts beside the weights does not fit into memory"):
+    with pytest.raises(RunError, match=r"mitigations\.lora: its state does not fit into memory"):
         desk.start(desk.continual({}, mitigations=LORA))
 
 
-def test_an_adapter_on_merged_weights_is_not_saved_as_if_it_were_the_bases(desk):
+def test_adapter_on_merged_weights_is_not_saved_as_adapter(desk):
     stages = [
         {"name": "a", "domain": ["domain"]},
         {"name": "b", "domain": ["second"], "adapter": "merge"},
@@ -94,7 +92,7 @@ def test_an_adapter_on_merged_weights_is_not_saved_as_if_it_were_the_bases(desk)
     assert plain(place / "model") is not None
 
 
-def test_a_new_adapter_begins_at_the_base_and_each_stages_is_saved(desk, tokenizer, untrained):
+def test_new_adapter_starts_from_base_and_is_saved_after_each_stage(desk, tokenizer, untrained):
     both = desk.start(desk.continual({"adapter": "new"}, mitigations=LORA))
     other = desk.continual({"adapter": "new"}, mitigations=LORA)
     other["mode"]["continual"]["stages"][0]["domain"] = ["general"]
@@ -109,7 +107,7 @@ def test_a_new_adapter_begins_at_the_base_and_each_stages_is_saved(desk, tokeniz
     )
 
 
-def test_osf_goes_on_through_the_stages_and_the_result_is_saved_whole(desk, tokenizer, monkeypatch, whole):
+def test_osf_continues_over_stages_and_saves_full_model(desk, tokenizer, monkeypatch, whole):
     monkeypatch.setattr(staged_model.StagedModel, "tokenizer", tokenizer, raising=False)
     place = desk.start(desk.continual(mitigations={"osf": {}}))
     ((before, _),) = whole
@@ -118,7 +116,7 @@ def test_osf_goes_on_through_the_stages_and_the_result_is_saved_whole(desk, toke
     assert not (place / "stages/a/model").exists(), "a whole model is not saved for every stage"
 
 
-def test_osf_merged_may_hold_more_in_the_next_stage(desk, tokenizer, untrained, monkeypatch, whole):
+def test_merged_osf_may_preserve_more_in_next_stage(desk, tokenizer, untrained, monkeypatch, whole):
     monkeypatch.setattr(staged_model.StagedModel, "tokenizer", tokenizer, raising=False)
     ends = []
     real = staged_model.StagedModel._remove_adapter
@@ -141,7 +139,7 @@ def test_osf_merged_may_hold_more_in_the_next_stage(desk, tokenizer, untrained, 
         assert float((strongest.T @ (ended - begun)).norm()) < 1e-5
 
 
-def test_osf_anew_begins_at_the_base(desk, tokenizer):
+def test_new_osf_starts_from_base(desk, tokenizer):
     runs = []
     for first in ("domain", "general"):
         document = desk.continual({"adapter": "new"}, mitigations={"osf": {}})
@@ -151,7 +149,7 @@ def test_osf_anew_begins_at_the_base(desk, tokenizer):
     assert len({(one / "scores.json").read_bytes() for one in runs}) == 2, "what stage a learned is measured, and left"
 
 
-def test_a_stage_without_lora_after_a_merge_trains_all_weights(desk, untrained):
+def test_stage_without_lora_after_merge_trains_all_weights(desk, untrained):
     second = {"adapter": "merge", "mitigations": {"lora": None}}
     place = desk.start(desk.continual(second, mitigations=LORA))
     before, after = plain(untrained).state_dict(), plain(place / "model").state_dict()
@@ -167,7 +165,7 @@ def penalties(place, stage):
     return [{key: value for key, value in line.items() if key.startswith("penalty/")} for line in lines]
 
 
-def test_a_stage_inherits_changes_and_takes_out_mitigations(desk):
+def test_stage_inherits_changes_and_removes_mitigations(desk):
     stages = [
         {"name": "a", "domain": ["domain"]},
         {"name": "b", "domain": ["second"], "mitigations": {"l2sp": {"strength": 2.0}}},
@@ -180,7 +178,7 @@ def test_a_stage_inherits_changes_and_takes_out_mitigations(desk):
     assert set(penalties(place, "c")[-1]) == {"penalty/ewc"}
 
 
-def test_a_mitigation_keeps_its_state_over_stages_with_other_options(desk):
+def test_mitigation_keeps_state_over_stages_with_other_options(desk):
     """EWC in stage b pulls to where stage a ended, whether stage b gives it another strength or not."""
     mitigations = {"ewc": {"source": "general", "samples": 4, "strength": 3.0}}
     same = desk.start(desk.continual(mitigations=mitigations))
@@ -202,7 +200,7 @@ def test_a_mitigation_keeps_its_state_over_stages_with_other_options(desk):
         ({"mitigations": {"freeze": {"layers": 1}}}, {}, "the options of 'freeze' but continues the same weights"),
     ],
 )
-def test_a_chain_that_cannot_be_is_refused_by_the_plan(desk, second, mitigations, told):
+def test_impossible_stage_sequence_is_refused_by_plan(desk, second, mitigations, told):
     found = registry.discover_plugins()
     read = spec.load_spec(desk.write(desk.continual(second, mitigations=mitigations)), schema.compose_schema(found))
     with pytest.raises(HarnessError) as caught:
@@ -211,17 +209,17 @@ def test_a_chain_that_cannot_be_is_refused_by_the_plan(desk, second, mitigations
     assert "mode.continual.stages.1" in caught.value.where
 
 
-def test_frozen_weights_are_no_adapter_and_that_is_said_before_anything_is_trained(desk, listener):
+def test_frozen_weights_are_not_an_adapter_and_error_comes_before_training(desk, listener):
     heard = listener()
     with pytest.raises(HarnessError, match="the previous stage trains no adapter"):
         desk.start(desk.continual({"adapter": "merge"}, mitigations={"freeze": {"layers": 1}}), heard)
-    assert "evaluated" not in heard.kinds()
+    assert events.SuitesEvaluated not in heard.classes()
 
 
-# -- what is measured beside ------------------------------------------------------------------------------------------
+# -- variants and the base model --------------------------------------------------------------------------------------
 
 
-def test_variants_are_measured_kept_and_shown_and_leave_the_model_as_it_is(desk, capsys):
+def test_variants_are_evaluated_saved_and_shown_without_changing_model(desk, capsys):
     swept = {"wise_ft": {"alpha": 1.0, "alphas": [0.0, 1.0]}}
     code = desk.command("run", desk.write(desk.document(mitigations=swept)))
     assert code == 0
@@ -241,7 +239,7 @@ def test_variants_are_measured_kept_and_shown_and_leave_the_model_as_it_is(desk,
 
 
 @pytest.mark.parametrize(("mitigations", "copies"), [({}, 2), (LORA, 1), ({"osf": {}}, 1)])
-def test_the_distance_to_the_base_is_measured_with_and_without_an_adapter(desk, monkeypatch, mitigations, copies):
+def test_base_divergence_is_measured_with_and_without_adapter(desk, monkeypatch, mitigations, copies):
     from harness.model import load as model_module
 
     loaded = []

@@ -1,4 +1,4 @@
-"""What a person sees of a run, on a terminal and elsewhere."""
+"""What the console shows of a run, on a terminal and elsewhere."""
 
 from __future__ import annotations
 
@@ -13,39 +13,40 @@ from types import SimpleNamespace
 import pytest
 from support import example_run
 
+from harness import events
 from harness.terminal import messages
 from harness.terminal.console import Console
 from harness.terminal.progress import ProgressLog
-from harness.types import Event, Share, Stage, StageSource
+from harness.types import Share, Stage, StageSource
 
 
 class Terminal(io.StringIO):
-    """A stream that says it is a terminal."""
+    """A stream that claims to be a terminal."""
 
     def isatty(self):
         return True
 
 
 def watch(mode, tmp_path, file=None, errors=None, **options):
-    """Output and error stream of a run that a console has shown."""
+    """Show a run, and return the output and the error stream."""
     file, errors = file or io.StringIO(), errors or io.StringIO()
     with Console(mode, file, errors) as console:
         example_run.feed(console, tmp_path / "mixed-sft-a1", **options)
     return file.getvalue(), errors.getvalue()
 
 
-def tell(console, kind, number=0, /, **data):
-    console.harness_on_event(Event(kind, number, data))
+def emit(console, event_class, stage_index=0, /, **fields):
+    console.harness_on_event(event_class(stage_index=stage_index, **fields))
 
 
 def move(console, phase, done, total, note="", unit="rows"):
-    tell(console, "progress", phase=phase, done=done, total=total, note=note, unit=unit)
+    emit(console, events.ProgressUpdated, phase=phase, done=done, total=total, note=note, unit=unit)
 
 
 # -- plain ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_log_has_a_few_lines_a_phase_and_the_report(tmp_path):
+def test_log_has_few_lines_per_phase_and_report(tmp_path):
     out, err = watch("plain", tmp_path, stages=2, steps=500)
     assert err == ""
     lines = out.partition("suite / metric")[0].splitlines()
@@ -55,25 +56,25 @@ def test_a_log_has_a_few_lines_a_phase_and_the_report(tmp_path):
     ]
     assert len([line for line in lines if line.startswith("train: ")]) == 2, "one a stage"
     assert not any(": 0 of " in line for line in lines)
-    assert "stage 1 of 2: stage-1, 500 updates" in lines
-    assert "stage-1: 500 updates in 3.0 s, loss 0.800, 100 tokens, 33 tokens/s" in lines
+    assert "stage 1 of 2: stage-1, 500 steps" in lines
+    assert "stage-1: 500 steps in 3.0 s, loss 0.800, 100 tokens, 33 tokens/s" in lines
     assert "base  helpdesk  rougeL 0.220  response_perplexity 22.14" in lines
     assert "▲ better" in out
     assert "\x1b" not in out
 
 
-def test_data_is_shown_as_counts_and_as_shares_beside_those_asked_for(tmp_path):
+def test_data_is_shown_as_counts_and_realized_shares(tmp_path):
     out, _ = watch("plain", tmp_path)
     table = [line.split() for line in out.splitlines() if line.startswith(("source", "helpdesk ", "general "))][:3]
     assert table == [["source", "read", "held", "out", "used"], ["helpdesk", "60", "12", "48"], ["general", "90", "6"]]
     assert (
         "stage-1: general 10.2 % of loss tokens (asked 10 %), helpdesk 89.8 % of loss tokens; "
-        "93.0 % of the token slots hold text"
+        "93.0 % of the token positions hold text"
     ) in out
     assert "stage-1 by epoch: general 10.1 %, 10.3 % of loss tokens" in out
 
 
-def test_the_shares_of_several_sources_are_told_together_and_those_of_many_epochs_in_short():
+def test_shares_of_sources_are_joined_and_many_epochs_shortened():
     parts = (
         StageSource("a", "domain"),
         StageSource("b", "general"),
@@ -87,12 +88,14 @@ def test_the_shares_of_several_sources_are_told_together_and_those_of_many_epoch
     many = [{**shares, "d": {"loss_tokens": 0.1 + 0.001 * n}} for n in range(10)]
 
     def told(epochs):
-        facts = {"counts": {}, "stages": [stage], "shares": [shares], "efficiency": [1.0], "epoch_shares": [epochs]}
-        return [line.plain for line in list(messages.format_data(facts, None))[1:]]
+        event = events.DataPrepared(
+            counts={}, stages=[stage], shares=[shares], efficiency=[1.0], epoch_shares=[epochs], digests={}, template=""
+        )
+        return [line.plain for line in list(messages.format_data(event))[1:]]
 
     first = (
         "one: b 5.0 % + c 15.0 % of rows (asked 20 %), d without any row (asked 10 %), a 70.0 % of loss tokens; "
-        "100.0 % of the token slots hold text"
+        "100.0 % of the token positions hold text"
     )
     assert told(same[:1]) == [first]
     assert told(same) == [
@@ -100,11 +103,11 @@ def test_the_shares_of_several_sources_are_told_together_and_those_of_many_epoch
         "one by epoch: b + c 20.0 % of rows in each of 3 epochs",
         "one by epoch: d 10.0 % of loss tokens in each of 3 epochs",
     ]
-    assert told(many)[2].endswith("10.6 %, 10.7 % of loss tokens, and 2 epochs more")
+    assert told(many)[2].endswith("10.6 %, 10.7 % of loss tokens, and 2 more epochs")
 
 
 @pytest.mark.parametrize("hours", [0.1, 1, 100])
-def test_a_long_phase_is_told_of_often_at_first_and_never_in_hundreds_of_lines(hours):
+def test_long_phase_logs_often_at_first_and_never_hundreds_of_lines(hours):
     said, now = [], [0.0]
     lines = ProgressLog(lambda text: said.append((now[0], text.plain)), clock=lambda: now[0])
     total = int(hours * 3600)
@@ -121,7 +124,7 @@ def test_a_long_phase_is_told_of_often_at_first_and_never_in_hundreds_of_lines(h
     assert said[-1][1].endswith(", loss 1.0")
 
 
-def test_quarters_are_told_of_when_they_take_their_time():
+def test_slow_quarters_are_logged():
     said, now = [], [0.0]
     lines = ProgressLog(lambda text: said.append(text.plain), clock=lambda: now[0])
     for second in range(0, 41, 2):
@@ -135,7 +138,7 @@ def test_quarters_are_told_of_when_they_take_their_time():
     ]
 
 
-def test_a_phase_that_is_soon_over_is_one_line_or_none_where_lines_are_to_be_few():
+def test_short_phase_is_one_line_or_none_in_brief_mode():
     said, now = [], [0.0]
     lines = ProgressLog(lambda text: said.append(text.plain), clock=lambda: now[0])
     for phase, brief, step in (("one", False, 0.9), ("two", True, 0.9), ("three", True, 4.0)):
@@ -149,7 +152,7 @@ def test_a_phase_that_is_soon_over_is_one_line_or_none_where_lines_are_to_be_few
     assert not any(line.startswith("two") for line in said)
 
 
-def test_a_phase_that_counts_nothing_is_told_of_as_it_begins_and_again_only_when_it_took_long():
+def test_phase_without_count_is_logged_at_start_and_at_end_if_slow():
     said, now = [], [0.0]
     lines = ProgressLog(lambda text: said.append(text.plain), clock=lambda: now[0])
     for took in (1.0, 100.0):
@@ -159,7 +162,7 @@ def test_a_phase_that_counts_nothing_is_told_of_as_it_begins_and_again_only_when
     assert said == ["load: a/model", "load: a/model", "load: in 1 min 40 s, a/model"]
 
 
-def test_a_phase_of_unknown_length_ends_when_the_next_begins():
+def test_phase_of_unknown_length_ends_with_next_phase():
     said = []
     lines = ProgressLog(lambda text: said.append(text.plain))
     lines.update(0, "read", 10, 0, "", "rows")
@@ -170,20 +173,20 @@ def test_a_phase_of_unknown_length_ends_when_the_next_begins():
     assert said == ["read: 25 rows in 0.0 s", "fetch: 98.3 MB in 0.0 s"]
 
 
-def test_the_same_phase_is_told_of_again_after_something_else():
+def test_same_phase_is_logged_again_after_another_event():
     out = io.StringIO()
     with Console("plain", out, io.StringIO()) as console:
         for _ in range(2):
             move(console, "evaluate", 8, 8)
-            tell(console, "evaluated", 0, evaluations=())
+            emit(console, events.SuitesEvaluated, 0, evaluations=())
     assert out.getvalue() == "evaluate: 8 rows in 0.0 s\n" * 2
 
 
-def test_a_long_line_of_a_log_is_not_wrapped():
+def test_long_log_line_is_not_wrapped():
     out, err = io.StringIO(), io.StringIO()
     with Console("plain", out, err) as console:
         move(console, "read " + "x" * 200, 1, 1, note="y" * 100)
-        tell(console, "warning", text="z" * 300)
+        emit(console, events.WarningRaised, text="z" * 300)
     assert len(out.getvalue().splitlines()) == 1
     assert err.getvalue() == f"warning: {'z' * 300}\n"
 
@@ -191,26 +194,26 @@ def test_a_long_line_of_a_log_is_not_wrapped():
 # -- quiet and JSON ---------------------------------------------------------------------------------------------------
 
 
-def test_an_evaluation_within_a_stage_is_a_line_and_ends_no_phase():
+def test_mid_stage_evaluation_is_one_line_and_does_not_end_phase():
     file = io.StringIO()
     console = Console("plain", file, io.StringIO())
     move(console, "train", 3, 10, unit="steps")
     facts = {"scores": {"helpdesk/rougeL": 0.25}, "combined": 0.5, "best": True, "over": False}
-    tell(console, "measured", 1, step=3, **facts)
-    tell(console, "measured", 1, step=6, **{**facts, "best": False, "over": True})
+    emit(console, events.MidStageEvaluated, 1, step=3, **facts)
+    emit(console, events.MidStageEvaluated, 1, step=6, **{**facts, "best": False, "over": True})
     move(console, "train", 6, 6, "ended after 6 of 10 steps", unit="steps")
-    tell(console, "restored", 1, step=3, of=6)
+    emit(console, events.BestWeightsRestored, 1, step=3, of=6)
     lines = file.getvalue().splitlines()
-    assert "update 3  helpdesk/rougeL 0.250  combined 0.500  best so far" in lines
-    assert any(line.endswith("no better any more, the stage ends") for line in lines)
-    assert "back to the weights of update 3, the best that were measured" in lines
+    assert "step 3  helpdesk/rougeL 0.250  combined 0.500  best so far" in lines
+    assert any(line.endswith("no improvement: stopping the stage early") for line in lines)
+    assert "restored the best weights, of step 3" in lines
     assert sum("train" in line and "ended after" in line for line in lines) == 1
 
 
-def test_quiet_shows_warnings_alone(tmp_path):
+def test_quiet_shows_only_warnings(tmp_path):
     out, err = io.StringIO(), io.StringIO()
     with Console("quiet", out, err) as console:
-        tell(console, "warning", text="mind the gap")
+        emit(console, events.WarningRaised, text="mind the gap")
         example_run.feed(console, tmp_path / "a")
     assert out.getvalue() == ""
     assert err.getvalue() == "warning: mind the gap\n"
@@ -221,55 +224,57 @@ def test_json_is_one_document_on_the_output_and_lines_on_the_error_stream(tmp_pa
     made = json.loads(out)
     assert made["stages"] == ["base", "stage-1"]
     assert made["changes"][0]["verdict"] == "better"
-    assert "train: 50 updates in " in err
+    assert "train: 50 steps in " in err
     assert "suite / metric" not in err
     assert "\x1b" not in err
 
 
-def test_json_of_a_failed_run_is_a_document_too(tmp_path):
+def test_json_of_failed_run_is_one_document(tmp_path):
     out, _ = watch("json", tmp_path, fail=True)
     assert json.loads(out) == {"error": "RuntimeError: out of memory", "folder": str(tmp_path / "mixed-sft-a1")}
 
 
-def test_json_of_a_finished_run_that_then_fails_by_a_limit_is_its_report_alone(tmp_path):
+def test_json_of_finished_run_that_violates_limits_is_only_its_report(tmp_path):
     file = io.StringIO()
     with Console("json", file, io.StringIO()) as console:
         example_run.feed(console, tmp_path / "a")
-        tell(console, "run_failed", error="RunError: the scores do not measure the model", folder="a")
+        emit(console, events.RunFailed, error="RunError: the scores do not measure the model", folder="a")
     assert json.loads(file.getvalue())["stages"] == ["base", "stage-1"]
 
 
 def of_experiment(tmp_path, *heard):
-    """The output in JSON of an experiment of which this was heard, arm after arm."""
+    """Return the JSON output of an experiment with one of these events for each arm."""
     file = io.StringIO()
     with Console("json", file, io.StringIO()) as console:
-        for number, kind in enumerate(heard, start=1):
+        for number, event_class in enumerate(heard, start=1):
             arm = {"name": f"arm{number}", "changes": {}}
-            if kind == "arms_finished":
-                tell(console, kind, experiment=SimpleNamespace(to_json=lambda: {"arms": "compared"}), folder="a")
+            if event_class is events.ArmsFinished:
+                experiment = SimpleNamespace(to_json=lambda: {"arms": "compared"})
+                emit(console, event_class, experiment=experiment, folder="a")
                 continue
-            tell(console, "arm_started", arm=arm["name"], number=number, of=len(heard))
-            if kind == "run_closed":
-                facts = {"folder": "a", "lacked": ("page",), "report": example_run.made_report(tmp_path)}
-                tell(console, kind, **facts)
+            emit(console, events.ArmStarted, arm=arm["name"], number=number, of=len(heard))
+            if event_class is events.InterruptedRunCompleted:
+                report = example_run.made_report(tmp_path)
+                emit(console, event_class, folder="a", completed=("page",), report=report)
             else:
-                example_run.feed(console, tmp_path / arm["name"], started={"arm": arm}, fail=kind == "run_failed")
+                fails = event_class is events.RunFailed
+                example_run.feed(console, tmp_path / arm["name"], started={"arm": arm}, fail=fails)
     return json.loads(file.getvalue())
 
 
-def test_json_of_an_experiment_is_its_comparison_alone_whatever_became_of_its_arms(tmp_path):
-    heard = ("run_closed", "run_failed", "run_finished", "arms_finished")
+def test_json_of_experiment_is_only_its_comparison(tmp_path):
+    heard = (events.InterruptedRunCompleted, events.RunFailed, events.RunFinished, events.ArmsFinished)
     assert of_experiment(tmp_path, *heard) == {"arms": "compared"}
 
 
-def test_json_of_an_experiment_that_has_nothing_to_compare_is_what_failed_first(tmp_path):
-    made = of_experiment(tmp_path, "run_failed", "run_failed")
+def test_json_of_experiment_without_results_is_first_failure(tmp_path):
+    made = of_experiment(tmp_path, events.RunFailed, events.RunFailed)
     assert made == {"error": "RuntimeError: out of memory", "folder": str(tmp_path / "arm1")}
 
 
-def test_a_failed_run_says_where_its_files_are_and_leaves_the_error_to_the_command(tmp_path):
+def test_failed_run_names_folder_and_leaves_error_to_command(tmp_path):
     out, err = watch("plain", tmp_path, fail=True)
-    assert out.splitlines()[-1] == f"stopped; what was made stays in {tmp_path}/mixed-sft-a1"
+    assert out.splitlines()[-1] == f"stopped; the files are kept in {tmp_path}/mixed-sft-a1"
     assert "out of memory" not in out + err
 
 
@@ -284,16 +289,16 @@ def terminal(monkeypatch):
     return Terminal()
 
 
-def test_a_terminal_gets_bars_and_one_line_of_each_phase_that_ended(terminal, tmp_path):
+def test_terminal_shows_bars_and_one_line_per_finished_phase(terminal, tmp_path):
     out, _ = watch("terminal", tmp_path, file=terminal, errors=terminal)
     plain = unstyled(out)
     assert "✓ evaluate helpdesk  40 rows  0.0 s" in plain
-    assert "✓ train  50 updates  0.0 s" in plain
+    assert "✓ train  50 steps  0.0 s" in plain
     assert "━" in plain
     assert out.count("\x1b[?25h") >= out.count("\x1b[?25l") > 0
 
 
-def test_the_cursor_comes_back_whatever_happens(terminal):
+def test_cursor_is_restored_after_an_error(terminal):
     def fail():
         with Console("terminal", terminal, terminal) as console:
             move(console, "tokenise", 3, 10)
@@ -307,27 +312,27 @@ def test_the_cursor_comes_back_whatever_happens(terminal):
     assert "✗ tokenise  3 rows" in unstyled(shown)
 
 
-def test_a_warning_goes_above_the_bars_or_to_an_error_stream_that_is_elsewhere(terminal):
+def test_warning_is_above_bars_or_on_separate_error_stream(terminal):
     errors = io.StringIO()
     with Console("terminal", terminal, errors) as console:
         move(console, "tokenise", 3, 10)
-        tell(console, "warning", text="mind the gap")
+        emit(console, events.WarningRaised, text="mind the gap")
     assert errors.getvalue() == "warning: mind the gap\n"
     assert "mind the gap" not in terminal.getvalue()
     both = Terminal()
     with Console("terminal", both, both) as console:
         move(console, "tokenise", 3, 10)
-        tell(console, "warning", text="mind the gap")
+        emit(console, events.WarningRaised, text="mind the gap")
     assert "warning: mind the gap" in unstyled(both.getvalue())
 
 
 @pytest.mark.parametrize("mode", ["terminal", "plain"])
-def test_hostile_text_steers_nothing(mode, terminal):
+def test_hostile_text_does_not_control_terminal(mode, terminal):
     evil = "[red]x[/red] [/]\x1b[2J\x1b]0;title\x07"
     file = terminal if mode == "terminal" else io.StringIO()
     with Console(mode, file, file) as console:
         move(console, evil, 1, 4, note=evil, unit="rows")
-        tell(console, "warning", text=evil)
+        emit(console, events.WarningRaised, text=evil)
         move(console, evil, 4, 4, note=evil, unit="rows")
     shown = file.getvalue()
     assert "[red]x[/red] [/]␛[2J" in unstyled(shown)
@@ -337,48 +342,48 @@ def test_hostile_text_steers_nothing(mode, terminal):
 
 
 def unstyled(text):
-    """The text without the escape sequences that rich itself writes."""
+    """Remove the escape sequences that rich writes."""
     return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text)
 
 
 # -- warnings ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_warning_comes_once_and_the_rows_that_it_is_about_stay_in_the_folder():
+def test_warning_is_shown_once_and_without_rows():
     errors = io.StringIO()
     with Console("plain", io.StringIO(), errors) as console:
         for _ in range(3):
-            tell(console, "warning", text="2 rows are odd", rows=["a:1", "a:2"])
-            tell(console, "warning", text="mind the gap")
+            emit(console, events.WarningRaised, text="2 rows are odd", rows=["a:1", "a:2"])
+            emit(console, events.WarningRaised, text="mind the gap")
     assert errors.getvalue().splitlines() == [
-        "warning: 2 rows are odd; which: data.json in the run's folder, or harness check",
+        "warning: 2 rows are odd; rows: data.json in the run's folder, or harness check",
         "warning: mind the gap",
     ]
 
 
-def test_where_there_is_no_folder_the_rows_are_shown():
+def test_rows_are_shown_if_there_is_no_folder():
     errors = io.StringIO()
     with Console("quiet", io.StringIO(), errors, show_rows=True) as console:
-        tell(console, "warning", text="2 rows are odd", rows=["a:1", "a:2"])
+        emit(console, events.WarningRaised, text="2 rows are odd", rows=["a:1", "a:2"])
     assert errors.getvalue().splitlines() == ["warning: 2 rows are odd", "  a:1", "  a:2"]
 
 
 def prepare_arms(console, heard, *, ends=True):
-    """Arms are prepared, each raising its warnings. heard: arm -> texts."""
+    """Prepare arms, each with its warnings. heard: arm -> texts."""
     for number, (arm, texts) in enumerate(heard.items(), start=1):
-        tell(console, "arm_preparing", arm=arm, number=number, of=len(heard))
+        emit(console, events.ArmPreparing, arm=arm, number=number, of=len(heard))
         move(console, "read", 3, 10)
         move(console, "read", 10, 10)
         for text in texts:
-            tell(console, "warning", text=text)
+            emit(console, events.WarningRaised, text=text)
         if ends or number < len(heard):
             facts = {"used": 1200, "evaluated": 30, "seconds": 1.5}
-            tell(console, "arm_prepared", arm=arm, number=number, of=len(heard), **facts)
+            emit(console, events.ArmPrepared, arm=arm, number=number, of=len(heard), **facts)
     if ends:
-        tell(console, "arms_prepared")
+        emit(console, events.ArmsPrepared)
 
 
-def test_warnings_of_arms_come_once_with_the_names_of_those_that_have_them_when_not_all_do():
+def test_warnings_of_arms_are_shown_once_with_arm_names():
     out, errors = io.StringIO(), io.StringIO()
     arms = {f"arm{number}": ["all have it"] for number in range(1, 8)}
     arms["arm2"] += ["two have it", "one has it"]
@@ -393,18 +398,18 @@ def test_warnings_of_arms_come_once_with_the_names_of_those_that_have_them_when_
             "warning: arm arm2: one has it",
             "warning: arms arm2, arm3, arm4, arm5 and 2 more: six have it",
         ]
-        tell(console, "arm_started", arm="arm1", number=1, of=7)
-        tell(console, "warning", text="all have it")  # it is prepared again as its run begins
-        tell(console, "warning", text="two have it")
-        tell(console, "warning", text="the store is away")
-        tell(console, "warning", text="the store is away")
+        emit(console, events.ArmStarted, arm="arm1", number=1, of=7)
+        emit(console, events.WarningRaised, text="all have it")  # it is prepared again as its run begins
+        emit(console, events.WarningRaised, text="two have it")
+        emit(console, events.WarningRaised, text="the store is away")
+        emit(console, events.WarningRaised, text="the store is away")
     assert errors.getvalue().splitlines()[4:] == ["warning: the store is away"]
     shown = out.getvalue().splitlines()
     assert shown[0] == "arm 1 of 7 prepared: arm1, 1,200 rows to train on, 30 to evaluate, in 1.5 s"
     assert len(shown) == 7 + 2, "a line an arm, and the heading of the first"
 
 
-def test_what_waits_is_told_when_an_arm_cannot_be_prepared():
+def test_held_back_warnings_are_shown_if_preparation_fails():
     errors = io.StringIO()
     with Console("plain", io.StringIO(), errors) as console:
         prepare_arms(console, {"a": ["both"], "b": ["both", "odd"]}, ends=False)
@@ -412,12 +417,12 @@ def test_what_waits_is_told_when_an_arm_cannot_be_prepared():
     assert errors.getvalue().splitlines() == ["warning: both", "warning: arm b: odd"]
 
 
-def test_a_terminal_leaves_no_line_of_what_is_soon_prepared_either(terminal):
+def test_terminal_leaves_no_line_of_quick_preparation(terminal):
     with Console("terminal", terminal, terminal) as console:
         prepare_arms(console, {"a": ["both"], "b": ["both", "odd"]})
-        tell(console, "arm_started", arm="a", number=1, of=2)
+        emit(console, events.ArmStarted, arm="a", number=1, of=2)
         move(console, "tokenise", 10, 10)
-        tell(console, "arm_finished", arm="a", again=True)
+        emit(console, events.ArmFinished, arm="a", reused=True)
     plain = unstyled(terminal.getvalue())
     assert "✓" not in plain
     assert plain.count("warning: both") == 1
@@ -425,11 +430,11 @@ def test_a_terminal_leaves_no_line_of_what_is_soon_prepared_either(terminal):
     assert "arm 2 of 2 prepared: b, 1,200 rows" in plain
 
 
-def test_data_that_looks_as_an_earlier_arms_is_not_shown_again(tmp_path):
+def test_data_equal_to_earlier_arm_is_not_shown_again(tmp_path):
     out = io.StringIO()
     with Console("plain", out, io.StringIO()) as console:
         for arm in ("a", "b"):
-            tell(console, "arm_started", arm=arm, number=1, of=2)
+            emit(console, events.ArmStarted, arm=arm, number=1, of=2)
             example_run.feed(console, tmp_path / arm, started={"arm": {"name": arm, "changes": {}}})
     lines = out.getvalue().splitlines()
     assert len([line for line in lines if line.startswith("source ")]) == 1
@@ -439,7 +444,7 @@ def test_data_that_looks_as_an_earlier_arms_is_not_shown_again(tmp_path):
 # -- streams ----------------------------------------------------------------------------------------------------------
 
 
-def test_the_console_is_chosen_by_option_and_by_where_the_output_goes(monkeypatch):
+def test_console_mode_follows_option_and_output(monkeypatch):
     monkeypatch.setattr(sys, "stdout", io.StringIO())
     monkeypatch.setenv("FORCE_COLOR", "1")
     assert Console.from_options(quiet=False, json=False).mode == "plain"
@@ -452,11 +457,11 @@ def test_the_console_is_chosen_by_option_and_by_where_the_output_goes(monkeypatc
     assert Console.from_options(quiet=False, json=False).mode == "plain"
 
 
-def test_a_stream_of_any_encoding_takes_the_whole_run(tmp_path):
+def test_run_can_be_written_to_stream_of_any_encoding(tmp_path):
     raw = io.BytesIO()
     file = io.TextIOWrapper(raw, encoding="ascii")
     with Console("plain", file, io.StringIO()) as console:
-        tell(console, "warning", text="é → 客服")
+        emit(console, events.WarningRaised, text="é → 客服")
         example_run.feed(console, tmp_path / "café-a1")
     file.flush()
     text = raw.getvalue().decode("ascii")
@@ -464,7 +469,7 @@ def test_a_stream_of_any_encoding_takes_the_whole_run(tmp_path):
     assert "better" in text
 
 
-def test_importing_the_rooms_that_show_imports_neither_torch_nor_mlflow():
+def test_console_imports_neither_torch_nor_mlflow():
     script = (
         "import sys, harness.terminal.console, harness.report.run_report, harness.terminal.report_table;"
         "print([name for name in ('mlflow', 'torch', 'pandas', 'transformers') if name in sys.modules])"

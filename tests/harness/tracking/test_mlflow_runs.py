@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 from support import example_run
 
+from harness import events
 from harness.comparison import compare
 from harness.gate import GateResult
 from harness.report.arm_comparison import ArmComparison
@@ -21,7 +22,6 @@ from harness.tracking import mlflow_store
 from harness.tracking.artifacts import load_step_metrics
 from harness.tracking.experiment_tracker import ExperimentTracker
 from harness.tracking.tracker import Tracker
-from harness.types import Event
 
 
 def settings(uri, experiment, **more):
@@ -122,12 +122,12 @@ def test_plots_and_the_page_are_artifacts(uri, client, tmp_path):
 def test_the_machine_is_watched_where_the_spec_asks_for_it(uri, client, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.1")
     made = Tracker(settings(uri, "system", system_metrics=True), "mixed-sft", pytest.fail)
-    made.harness_on_event(Event("run_started", 0, started(tmp_path / "a")))
+    made.harness_on_event(events.RunStarted(**started(tmp_path / "a")))
     deadline = time.monotonic() + 60
     while "system/cpu_utilization_percentage" not in client.get_run(made.run_id).data.metrics:
         assert time.monotonic() < deadline, "no sample has come"
         time.sleep(0.1)
-    made.harness_on_event(Event("run_failed", 0, {"error": "enough"}))
+    made.harness_on_event(events.RunFailed(error="enough"))
     names = [thread.name for thread in __import__("threading").enumerate()]
     assert "SystemMetricsMonitor" not in names
     assert client.get_run(made.run_id).info.status == "FAILED"
@@ -282,13 +282,13 @@ class Walk:
 
     def begin(self, again=None, **more):
         self.tracker = Tracker(settings(self.uri, self.name), "mixed-sft", self.warnings.append, resume_info=again)
-        self.tell("run_started", 0, **started(self.folder, again=again is not None, **more))
-        self.tell("data", 0, counts={}, stages=list(self.stages), shares=[], digests={}, template="f" * 64)
-        self.tell("evaluated", 0, evaluations=self.evaluations[0])
+        self.emit(events.RunStarted, 0, **started(self.folder, resuming=again is not None, **more))
+        self.emit(events.DataPrepared, 0, counts={}, stages=list(self.stages), shares=[], digests={}, template="f" * 64)
+        self.emit(events.SuitesEvaluated, 0, evaluations=self.evaluations[0])
         return self.tracker
 
-    def tell(self, kind, number=0, /, **data):
-        self.tracker.harness_on_event(Event(kind, number, data))
+    def emit(self, event_class, stage_index=0, /, **fields):
+        self.tracker.harness_on_event(event_class(stage_index=stage_index, **fields))
 
     def train(self, number, first, last, kept=True):
         """The updates of a stage, which the run's folder has whatever the store has."""
@@ -298,22 +298,22 @@ class Walk:
             if kept:
                 with file.open("a") as lines:
                     lines.write(json.dumps({"step": step, "loss": 3.0 / step}) + "\n")
-            self.tell("step", number, step=step, metrics={"loss": 3.0 / step})
+            self.emit(events.StepLogged, number, step=step, metrics={"loss": 3.0 / step})
 
     def stage(self, number, first=1, last=30, begin=True):
         if begin:
-            self.tell("stage_started", number, stage=self.stages[number - 1], steps=last)
+            self.emit(events.StageStarted, number, stage=self.stages[number - 1], steps=last)
         self.train(number, first, last)
-        self.tell("evaluated", number, evaluations=self.evaluations[number])
+        self.emit(events.SuitesEvaluated, number, evaluations=self.evaluations[number])
         trained = SimpleNamespace(steps=last, loss=0.5, seconds=1.0, tokens=100)
-        self.tell("stage_finished", number, stage=self.stages[number - 1], trained=trained)
+        self.emit(events.StageFinished, number, stage=self.stages[number - 1], trained=trained)
 
 
 def test_a_run_that_is_gone_on_with_is_one_run_and_nothing_in_it_stands_twice(uri, client, tmp_path):
     walk = Walk(uri, tmp_path / "run-1", "again")
     run_id = walk.begin().run_id
     walk.stage(1)
-    walk.tell("stage_started", 2, stage=walk.stages[1], steps=30)
+    walk.emit(events.StageStarted, 2, stage=walk.stages[1], steps=30)
     walk.train(2, 1, 25)  # 20 of them are sent; the next 5 wait to be, when the process is killed
     walk.tracker._queue._work.wait(30)
     assert client.get_run(run_id).info.status == "RUNNING"
@@ -321,14 +321,14 @@ def test_a_run_that_is_gone_on_with_is_one_run_and_nothing_in_it_stands_twice(ur
     facts = json.loads((walk.folder / "mlflow.json").read_text())
     tracker = walk.begin(again=facts)
     assert tracker.run_id == run_id
-    walk.tell("stage_started", 1, stage=walk.stages[0], steps=30, again=True)
+    walk.emit(events.StageStarted, 1, stage=walk.stages[0], steps=30, reused=True)
     trained = SimpleNamespace(steps=30, loss=0.5, seconds=1.0, tokens=100)
-    walk.tell("evaluated", 1, evaluations=walk.evaluations[1])
-    walk.tell("stage_finished", 1, stage=walk.stages[0], trained=trained)
-    walk.tell("stage_started", 2, stage=walk.stages[1], steps=30, again=False)
+    walk.emit(events.SuitesEvaluated, 1, evaluations=walk.evaluations[1])
+    walk.emit(events.StageFinished, 1, stage=walk.stages[0], trained=trained)
+    walk.emit(events.StageStarted, 2, stage=walk.stages[1], steps=30)
     walk.stage(2, first=16, begin=False)  # from the checkpoint at 15
     report = example_run.made_report(walk.folder, 2)
-    walk.tell("run_finished", 2, report=report, seconds=3.0)
+    walk.emit(events.RunFinished, 2, report=report, seconds=3.0)
 
     assert walk.warnings == []
     run = client.get_run(run_id)
@@ -345,20 +345,20 @@ def test_a_run_that_is_gone_on_with_is_one_run_and_nothing_in_it_stands_twice(ur
 def test_a_run_that_failed_and_is_gone_on_with_has_failed_no_more(uri, client, tmp_path):
     walk = Walk(uri, tmp_path / "run-2", "again")
     run_id = walk.begin().run_id
-    walk.tell("stage_started", 1, stage=walk.stages[0], steps=30)
-    walk.tell("run_failed", 1, error="RuntimeError: out of memory")
+    walk.emit(events.StageStarted, 1, stage=walk.stages[0], steps=30)
+    walk.emit(events.RunFailed, 1, error="RuntimeError: out of memory")
     assert client.get_run(run_id).data.tags["error"]
     walk.begin(again=json.loads((walk.folder / "mlflow.json").read_text()))
     run = client.get_run(run_id)
     assert run.info.status == "RUNNING"
     assert "error" not in run.data.tags
-    walk.tell("run_failed", 0, error="enough")
+    walk.emit(events.RunFailed, 0, error="enough")
 
 
 def test_another_setting_of_a_resumed_run_does_not_stop_its_tracking(uri, client, tmp_path):
     walk = Walk(uri, tmp_path / "run-3", "again")
     run_id = walk.begin().run_id
-    walk.tell("run_failed", 0, error="x")
+    walk.emit(events.RunFailed, 0, error="x")
     other = {
         "name": "mixed-sft",
         "mode": {"mixed": {}},
@@ -366,7 +366,7 @@ def test_another_setting_of_a_resumed_run_does_not_stop_its_tracking(uri, client
         "train": {"learning_rate": 9.0, "epochs": 1},
     }
     walk.begin(again=json.loads((walk.folder / "mlflow.json").read_text()), spec=other)
-    walk.tell("run_failed", 0, error="y")
+    walk.emit(events.RunFailed, 0, error="y")
     assert walk.warnings == []
     params = client.get_run(run_id).data.params
     assert (params["train.learning_rate"], params["train.epochs"]) == ("0.0002", "1")
@@ -375,15 +375,15 @@ def test_another_setting_of_a_resumed_run_does_not_stop_its_tracking(uri, client
 def test_a_run_that_the_store_has_lost_goes_on_in_a_new_one_and_says_so(uri, client, tmp_path):
     walk = Walk(uri, tmp_path / "run-4", "again")
     lost = walk.begin().run_id
-    walk.tell("run_failed", 0, error="x")
+    walk.emit(events.RunFailed, 0, error="x")
     facts = json.loads((walk.folder / "mlflow.json").read_text())
     client.delete_run(lost)
     tracker = walk.begin(again=facts)
     (warning,) = walk.warnings
-    assert "MLflow has lost what was tracked before" in warning
+    assert "MLflow does not have the run any more" in warning
     assert tracker.run_id not in (None, lost)
     assert json.loads((walk.folder / "mlflow.json").read_text())["run_id"] == tracker.run_id
-    walk.tell("run_failed", 0, error="x")
+    walk.emit(events.RunFailed, 0, error="x")
 
 
 def test_the_store_of_a_resumed_run_is_the_one_it_began_in_with_the_password_that_is_given():

@@ -76,19 +76,21 @@ def store_with_secrets(tmp_path_factory):
             tracker = Tracker(
                 {"enabled": True, "experiment": "x", "uri": f"sqlite:///{folder}/store/mlflow.db"}, "x", warnings.append
             )
-            original = example_run.feed.__globals__["Event"]
-            with pytest.MonkeyPatch.context() as inner:
-
-                def event(kind, number, data, original=original):
-                    return original(kind, number, {**data, "error": text} if kind == "run_failed" else data)
-
-                inner.setitem(example_run.feed.__globals__, "Event", event)
-                example_run.feed(
-                    tracker, place, settings=spec(), plan=plan, fail=fail, steps=2,
-                    started={"environment": {"model": {"path": text}, "argv": [text]},
-                             "arm": {"name": "one", "changes": {"sources.general.jsonl.storage": spec()["sources"][
-                                 "general"]["jsonl"]["storage"], "hub.token": SECRETS["hub token"]}}},
-                )  # fmt: skip
+            storage = spec()["sources"]["general"]["jsonl"]["storage"]
+            changes = {"sources.general.jsonl.storage": storage, "hub.token": SECRETS["hub token"]}
+            example_run.feed(
+                tracker,
+                place,
+                settings=spec(),
+                plan=plan,
+                fail=fail,
+                error=text,
+                steps=2,
+                started={
+                    "environment": {"model": {"path": text}, "argv": [text]},
+                    "arm": {"name": "one", "changes": changes},
+                },
+            )
     logging.getLogger().removeHandler(handler)
     return SimpleNamespace(folder=folder, warnings=warnings, lines=lines)
 

@@ -1,4 +1,4 @@
-"""What a run leaves in an MLflow store, and that a store which fails costs a run one warning."""
+"""What a run writes to an MLflow store; a store that fails gives one warning."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ import pytest
 from support import example_run
 from support.paths import ROOT
 
+from harness import events
 from harness.tracking import mlflow_entries, mlflow_store
 from harness.tracking import tracker as tracker_module
 from harness.tracking.background import WorkerThread
 from harness.tracking.tracker import Tracker
-from harness.types import Event, Share, Stage, StageSource
+from harness.types import Share, Stage, StageSource
 from harness.utils import redaction
 
 
@@ -31,7 +32,7 @@ def settings(uri, experiment=None, enabled=True):
 
 @pytest.fixture(scope="module")
 def tracked(tmp_path_factory):
-    """A run of two stages in a new SQLite store, with its parent, children and client."""
+    """A run of two stages in a new SQLite store, with its parent run, child runs and client."""
     folder = tmp_path_factory.mktemp("tracked")
     uri = f"sqlite:///{folder}/deep/mlflow.db"
     warnings = []
@@ -66,7 +67,7 @@ def artifacts(client, run_id, path=None):
     return sorted(found)
 
 
-def test_a_run_is_a_parent_with_one_child_a_stage(tracked):
+def test_run_is_parent_with_one_child_per_stage(tracked):
     assert tracked.warnings == []
     assert tracked.parent.info.run_name == "mixed-sft-a1"
     assert [run.info.run_name for run in tracked.children] == ["mixed-sft-a1/stage-1", "mixed-sft-a1/stage-2"]
@@ -74,7 +75,7 @@ def test_a_run_is_a_parent_with_one_child_a_stage(tracked):
     assert {run.info.status for run in (tracked.parent, *tracked.children)} == {"FINISHED"}
 
 
-def test_the_run_says_how_it_trained(tracked):
+def test_run_has_training_settings_as_tags_and_params(tracked):
     tags = tracked.parent.data.tags
     assert tags["mode"] == "mixed"
     assert tags["mitigations"] == "lora, mixing"
@@ -93,7 +94,7 @@ def test_the_run_says_how_it_trained(tracked):
     assert child["sources.helpdesk"] == "domain"
 
 
-def test_realised_shares_are_written_of_the_whole_stage_and_by_epoch(tracked):
+def test_realized_shares_are_logged_by_stage_and_epoch(tracked):
     def history(name):
         found = tracked.client.get_metric_history(tracked.children[0].info.run_id, name)
         return [(entry.step, entry.value) for entry in found]
@@ -102,7 +103,7 @@ def test_realised_shares_are_written_of_the_whole_stage_and_by_epoch(tracked):
     assert history("epoch_share/general/loss_tokens") == [(1, 0.101), (2, 0.103)]
 
 
-def test_every_parameter_is_kept_and_a_long_one_is_cut_with_a_note(tracked):
+def test_all_params_are_logged_and_long_ones_truncated(tracked):
     params = tracked.parent.data.params
     assert [params[f"many.key{i:03}"] for i in range(250)] == [str(i) for i in range(250)]
     assert len(params["description"]) == 500
@@ -111,7 +112,7 @@ def test_every_parameter_is_kept_and_a_long_one_is_cut_with_a_note(tracked):
     assert params["sources.café_1.jsonl.columns"] == "{}"
 
 
-def test_no_secret_is_anywhere_in_the_store(tracked):
+def test_store_contains_no_secret(tracked):
     assert tracked.parent.data.params["track.uri"] == "https://track.example"
     assert tracked.parent.data.params["sources.café_1.jsonl.api_key"] == "(left out)"
     files = [file for file in (tracked.folder / "deep").rglob("*") if file.is_file()]
@@ -120,7 +121,7 @@ def test_no_secret_is_anywhere_in_the_store(tracked):
         assert b"hunter2" not in file.read_bytes(), file
 
 
-def test_every_step_of_a_stage_is_a_metric_of_its_child(tracked):
+def test_steps_are_metrics_of_stage_run(tracked):
     for child in tracked.children:
         assert values(tracked, child, "loss") == [(step, 3.0 / step) for step in range(1, 46)]
         assert len(values(tracked, child, "penalty/ewc")) == 45
@@ -128,13 +129,13 @@ def test_every_step_of_a_stage_is_a_metric_of_its_child(tracked):
     assert "loss" not in tracked.parent.data.metrics
 
 
-def test_evaluations_within_a_stage_are_metrics_of_its_child_by_update(tracked):
+def test_mid_stage_evaluations_are_metrics_of_stage_run_by_step(tracked):
     for child in tracked.children:
         assert values(tracked, child, "during/helpdesk/rougeL") == [(20, pytest.approx(0.2)), (40, pytest.approx(0.4))]
         assert values(tracked, child, "during/combined") == [(20, pytest.approx(0.4)), (40, pytest.approx(0.8))]
 
 
-def test_scores_of_the_parent_have_the_stage_as_step_and_their_difference_at_the_end(tracked):
+def test_scores_of_parent_have_stage_as_step_and_final_difference(tracked):
     rouge = dict(values(tracked, tracked.parent, "helpdesk/rougeL"))
     assert rouge == pytest.approx({0: 0.22, 1: 0.42, 2: 0.62})
     assert dict(values(tracked, tracked.parent, "helpdesk/rougeL/delta")) == pytest.approx({2: 0.4})
@@ -147,7 +148,7 @@ def test_scores_of_the_parent_have_the_stage_as_step_and_their_difference_at_the
     }
 
 
-def test_what_the_stages_forgot_is_a_metric_a_summary(tracked):
+def test_forgetting_summaries_are_metrics(tracked):
     report = example_run.made_report(tracked.folder, stages=2)
     summaries = {
         f"forgetting/{matrix.score}/{name}": estimate.value
@@ -159,7 +160,7 @@ def test_what_the_stages_forgot_is_a_metric_a_summary(tracked):
     assert "forgetting/rougeL/average_accuracy" in summaries
 
 
-def test_data_sets_are_inputs_with_their_digests(tracked):
+def test_sources_are_dataset_inputs_with_digests(tracked):
     inputs = {
         (one.dataset.name, one.tags[0].value): one.dataset
         for one in tracked.client.get_run(tracked.parent.info.run_id).inputs.dataset_inputs
@@ -171,7 +172,7 @@ def test_data_sets_are_inputs_with_their_digests(tracked):
     assert {one.dataset.name for one in children} == {"helpdesk", "general"}
 
 
-def test_files_of_the_run_are_artifacts_beside_the_database(tracked):
+def test_files_of_run_are_artifacts_next_to_database(tracked):
     run_id = tracked.tracker.run_id
     assert artifacts(tracked.client, run_id) == [
         "environment.json",
@@ -187,13 +188,13 @@ def test_files_of_the_run_are_artifacts_beside_the_database(tracked):
     assert not Path("mlruns").exists()
 
 
-def test_the_runs_folder_says_where_it_is_tracked(tracked):
+def test_run_folder_names_mlflow_run(tracked):
     written = json.loads((tracked.folder / "runs" / "mixed-sft-a1" / "mlflow.json").read_text())
     assert written == {"uri": tracked.uri, "experiment": "mixed-sft", "run_id": tracked.tracker.run_id}
     assert tracked.tracker.uri == tracked.uri
 
 
-def test_a_failed_run_ends_as_failed_with_what_it_has(tracked):
+def test_failed_run_ends_as_failed_with_its_data(tracked):
     tracker = Tracker(settings(tracked.uri, "broken"), "mixed-sft")
     example_run.feed(tracker, tracked.folder / "runs" / "mixed-sft-f1", fail=True)
     client = tracked.client
@@ -206,7 +207,7 @@ def test_a_failed_run_ends_as_failed_with_what_it_has(tracked):
     assert "predictions/helpdesk-stage0.jsonl" in artifacts(client, tracker.run_id)
 
 
-def test_a_second_run_joins_the_experiment_of_the_first(tracked):
+def test_second_run_joins_experiment_of_first(tracked):
     tracker = Tracker(settings(tracked.uri), "mixed-sft")
     example_run.feed(tracker, tracked.folder / "runs" / "mixed-sft-a2")
     assert tracked.client.get_run(tracker.run_id).info.experiment_id == tracked.parent.info.experiment_id
@@ -224,13 +225,13 @@ if tracker.uri is None:
 
 
 def start(folder, name):
-    """A process that feeds a run to a store in the folder."""
+    """Start a process that writes a run to a store in the folder."""
     made_run = str(ROOT / "tests" / "support" / "example_run.py")
     arguments = [sys.executable, "-c", FEED, made_run, f"sqlite:///{folder}/mlflow.db", f"{folder}/runs/{name}"]
     return subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=folder)
 
 
-def test_two_runs_that_start_at_once_share_a_new_store_and_print_nothing(tmp_path):
+def test_two_concurrent_runs_share_new_store_and_print_nothing(tmp_path):
     started = [start(tmp_path, name) for name in ("both-1", "both-2")]
     assert [process.communicate(timeout=200) for process in started] == [("", ""), ("", "")]
     assert [process.returncode for process in started] == [0, 0]
@@ -240,7 +241,7 @@ def test_two_runs_that_start_at_once_share_a_new_store_and_print_nothing(tmp_pat
 # -- stores that fail -------------------------------------------------------------------------------------------------
 
 
-def test_tracking_that_is_off_touches_nothing(tmp_path, monkeypatch):
+def test_disabled_tracking_writes_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     tracker = Tracker(settings(None, enabled=False), "mixed-sft")
     example_run.feed(tracker, tmp_path / "runs" / "a")
@@ -284,11 +285,11 @@ BAD = ["under_a_file", "no_database", "unknown_scheme", "retired_file_store", "n
 
 
 @pytest.mark.parametrize("bad", BAD)
-def test_a_store_that_cannot_be_used_costs_one_warning_and_little_time(bad, request, tmp_path):
+def test_unusable_store_gives_one_warning_and_takes_little_time(bad, request, tmp_path):
     uri = request.getfixturevalue(bad)
     warnings = []
     tracker = Tracker(settings(uri), "mixed-sft", warnings.append)
-    import mlflow  # noqa: F401  (its import is no part of the time that counts)
+    import mlflow  # noqa: F401  (the time of its import does not count)
 
     started = time.monotonic()
     example_run.feed(tracker, tmp_path / "runs" / "a", stages=2)
@@ -304,7 +305,7 @@ def test_a_store_that_cannot_be_used_costs_one_warning_and_little_time(bad, requ
     assert (tmp_path / "runs" / "a" / "report.json").exists()
 
 
-def test_a_server_that_never_answers_is_waited_for_once(tmp_path, monkeypatch):
+def test_silent_server_is_waited_for_once(tmp_path, monkeypatch):
     monkeypatch.setattr(tracker_module, "START_TIMEOUT", 1.0)
     warnings = []
     with socket.socket() as deaf:
@@ -318,7 +319,7 @@ def test_a_server_that_never_answers_is_waited_for_once(tmp_path, monkeypatch):
     assert "no answer within 1 s" in warning
 
 
-def test_a_store_that_breaks_in_mid_run_is_left_alone_from_there_on(tmp_path, monkeypatch):
+def test_store_that_fails_during_run_is_not_used_again(tmp_path, monkeypatch):
     from mlflow import MlflowClient
 
     calls = []
@@ -338,15 +339,15 @@ def test_a_store_that_breaks_in_mid_run_is_left_alone_from_there_on(tmp_path, mo
     assert tracker.run_id is not None
 
 
-def test_an_event_that_the_tracker_cannot_read_is_a_warning_too(tmp_path):
+def test_malformed_event_gives_one_warning(tmp_path):
     warnings = []
     tracker = Tracker(settings(f"sqlite:///{tmp_path}/mlflow.db"), "mixed-sft", warnings.append)
-    tracker.harness_on_event(Event("run_started", 0, {"wrong": 1}))
-    tracker.harness_on_event(Event("data", 0, {}))
+    tracker.harness_on_event(events.RunStarted(name=1, id=2, folder=3, spec=4, plan=5, environment=6))
+    tracker.harness_on_event(events.DataPrepared(counts=1, stages=2, shares=3, digests=4, template=5))
     assert len(warnings) == 1
 
 
-def test_the_warning_is_on_the_error_stream_when_nobody_asks_for_it(tmp_path, capsys):
+def test_warning_is_on_error_stream_by_default(tmp_path, capsys):
     tracker = Tracker(settings("carrier-pigeon://coop"), "mixed-sft")
     example_run.feed(tracker, tmp_path / "runs" / "a")
     shown = capsys.readouterr()
@@ -355,7 +356,7 @@ def test_the_warning_is_on_the_error_stream_when_nobody_asks_for_it(tmp_path, ca
     assert shown.err.count("\n") == 1
 
 
-def test_the_users_own_settings_of_mlflow_hold(monkeypatch):
+def test_user_settings_of_mlflow_are_respected(monkeypatch):
     mlflow_store.import_mlflow()  # MLflow sets levels of its own when it is first imported
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "5")
     monkeypatch.setenv("MLFLOW_LOGGING_LEVEL", "INFO")
@@ -372,7 +373,7 @@ def test_the_users_own_settings_of_mlflow_hold(monkeypatch):
 # -- where, and under which names -------------------------------------------------------------------------------------
 
 
-def test_the_store_is_the_specs_else_the_environments_else_a_file_here(monkeypatch):
+def test_store_is_from_spec_then_environment_then_local_file(monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://there")
     assert mlflow_store.tracking_uri("http://given") == "http://given"
     assert mlflow_store.tracking_uri(None) == "http://there"
@@ -380,7 +381,7 @@ def test_the_store_is_the_specs_else_the_environments_else_a_file_here(monkeypat
     assert mlflow_store.tracking_uri(None) == "sqlite:///mlflow.db"
 
 
-def test_artifacts_lie_beside_a_database_and_where_a_server_wants_them(tmp_path, monkeypatch):
+def test_artifacts_are_next_to_database_or_chosen_by_server(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert mlflow_store.artifact_location("sqlite:///mlflow.db") == (tmp_path / "mlartifacts").as_uri()
     assert (
@@ -403,18 +404,18 @@ def test_artifacts_lie_beside_a_database_and_where_a_server_wants_them(tmp_path,
         ("", "_"),
     ],
 )
-def test_a_name_becomes_one_that_mlflow_takes(given, name):
+def test_name_is_changed_to_valid_mlflow_name(given, name):
     from mlflow.utils.validation import _validate_metric_name
 
     assert redaction.mlflow_name(given) == name
     _validate_metric_name(name)
 
 
-def test_two_keys_that_become_one_name_stay_apart():
+def test_keys_with_equal_mlflow_names_stay_distinct():
     assert redaction.flatten_settings({"a+b": 1, "a@b": 2, "a_b": 3}) == {"a_b": "1", "a_b_": "2", "a_b__": "3"}
 
 
-def test_a_stage_names_the_shares_that_were_asked_for():
+def test_stage_params_include_requested_shares():
     parts = (StageSource("a", "domain", 50), StageSource("b", "general"), StageSource("c", "general"))
     asked = Share(("b", "c"), 0.25, "rows", weights=(1.0, 3.0), upsample=True)
     assert mlflow_entries.stage_parameters(Stage("one", parts, {"epochs": 2}, (asked,))) == {
@@ -436,7 +437,7 @@ def test_a_stage_names_the_shares_that_were_asked_for():
 # -- the background thread --------------------------------------------------------------------------------------------
 
 
-def test_jobs_are_done_in_order_and_nobody_waits_for_them():
+def test_jobs_run_in_order_without_blocking():
     work, done, gate = WorkerThread("test"), [], threading.Event()
     work.submit(gate.wait)
     for number in range(50):
@@ -448,7 +449,7 @@ def test_jobs_are_done_in_order_and_nobody_waits_for_them():
     assert work.error is None
 
 
-def test_after_a_failed_job_no_other_is_done():
+def test_no_job_runs_after_a_failed_one():
     work, done = WorkerThread("test"), []
     gate = threading.Event()
     work.submit(gate.wait)
@@ -462,7 +463,7 @@ def test_after_a_failed_job_no_other_is_done():
     assert done == []
 
 
-def test_patience_is_counted_from_the_last_job_that_was_done():
+def test_timeout_counts_from_last_finished_job():
     work = WorkerThread("test")
     for _ in range(4):
         work.submit(lambda: time.sleep(0.2))
@@ -476,7 +477,7 @@ def test_patience_is_counted_from_the_last_job_that_was_done():
         gate.set()
 
 
-def test_importing_the_tracker_imports_neither_mlflow_nor_torch():
+def test_tracker_imports_neither_mlflow_nor_torch():
     script = (
         "import sys, harness.tracking.tracker; print([n for n in ('mlflow', 'torch', 'numpy') if n in sys.modules])"
     )

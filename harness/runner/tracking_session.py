@@ -1,0 +1,68 @@
+"""The part of a run during which its events go to MLflow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from harness.distributed.processes import SINGLE_PROCESS, Processes
+from harness.errors import RunError
+from harness.events import RunFailed, WarningRaised
+from harness.registry import Registry
+from harness.runner import resume
+from harness.runner.folder import RunFolder
+from harness.tracking.tracker import Tracker
+
+
+@contextmanager
+def tracking_session(
+    settings: Mapping[str, Any],
+    name: str,
+    registry: Registry,
+    folder: RunFolder,
+    *,
+    resuming: bool = False,
+    parent: str | None = None,
+    processes: Processes = SINGLE_PROCESS,
+) -> Iterator[Tracker]:
+    """Track a run in MLflow for the duration of the context. An error is emitted as `RunFailed` and raised.
+
+    Args:
+        settings: The spec's `track`.
+        name: Name of the run.
+        registry: Receives the tracker as a listener.
+        folder: The folder of the run.
+        resuming: Whether the MLflow run in `mlflow.json` is continued.
+        parent: MLflow id of the experiment's run.
+        processes: The processes that share the run; they end together.
+
+    Raises:
+        RunError: If a file of the run cannot be read or written.
+    """
+
+    def emit_failure(reason: str) -> None:
+        registry.emit(RunFailed(error=reason, folder=str(folder.path)))
+
+    tracker = Tracker(
+        settings,
+        name,
+        warn=lambda text: registry.emit(WarningRaised(text=text)),
+        parent_run_id=parent,
+        resume_info=resume.tracking_info(folder, resuming=resuming),
+    )
+    registry.manager.register(tracker, name="track")
+    try:
+        with processes.on_abort(emit_failure):
+            try:
+                yield tracker
+            except OSError as error:
+                what = f"cannot read or write a file of the run: {error}"
+                hint = f"free disk space or fix the permissions, then: harness run --resume {folder.path}"
+                raise RunError(str(folder.path), what, hint) from error
+    except BaseException as error:
+        processes.mark_ending()
+        emit_failure("interrupted" if isinstance(error, KeyboardInterrupt) else f"{type(error).__name__}: {error}")
+        raise
+    finally:
+        registry.manager.unregister(tracker)
