@@ -153,7 +153,7 @@ def test_warnings_and_data_of_arms_are_printed_once(desk, arms, capsys):
     assert "warning: arm short: train.max_length is 48; usual is 2048 to 4096" in warnings
     assert any(line.startswith("warning: arms naive, lora: train.max_length is 64") for line in warnings)
     (prompts,) = (line for line in warnings if "prompts are in the training data" in line)
-    assert prompts.endswith("completely or for the most part; which: data.json in the run's folder, or harness check")
+    assert prompts.endswith("completely or for the most part; rows: data.json in the run's folder, or harness check")
     assert max(map(len, warnings)) < 200
     place = desk.newest()
     for arm in ("naive", "lora", "short"):
