@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 Role = Literal["domain", "general", "replay"]
 ShareUnit = Literal["rows", "tokens", "loss_tokens"]
 
+IGNORE_INDEX = -100
+"""The label of a token that is not trained, as in `torch.nn.functional.cross_entropy`."""
+
 
 # -- conversations ----------------------------------------------------------------------------------------------------
 
@@ -99,17 +102,26 @@ class Span:
 
 @dataclass(frozen=True)
 class TokenizedExample:
-    """One tokenised example. labels: the token where it is trained, -100 elsewhere; as long as `input_ids`."""
+    """A tokenized example.
+
+    Attributes:
+        id: The example's id.
+        source: The name of its source.
+        input_ids: Token ids, T of them.
+        labels: T labels: the token id where it is trained, else `IGNORE_INDEX`.
+        tokens_cut: Tokens that truncation removed from the right. Stored rows do not keep it.
+    """
 
     id: str
     source: str
     input_ids: tuple[int, ...]
     labels: tuple[int, ...]
+    tokens_cut: int = field(default=0, compare=False)
 
     @property
     def loss_tokens(self) -> int:
-        """Tokens that are predicted from earlier ones and trained: the first token of a row never is."""
-        return sum(label != -100 for label in self.labels[1:])
+        """Number of trained tokens. The first token of a row is never trained, since nothing predicts it."""
+        return sum(label != IGNORE_INDEX for label in self.labels[1:])
 
 
 # -- the plan ---------------------------------------------------------------------------------------------------------
