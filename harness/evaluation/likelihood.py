@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from harness.data.tokenization.label_mask import EncodedExample
-from harness.data.tokenization.tokenize import encode_examples
+from harness.data.tokenization.tokenize import tokenize_examples
 from harness.errors import HarnessError
 from harness.evaluation import fingerprint
 from harness.evaluation.batching import longest_first, run_in_batches
@@ -59,16 +58,16 @@ class _ReferenceResponses:
         return {"max_length": self._context.max_length}
 
     @cached_property
-    def _rows(self) -> list[EncodedExample]:
+    def _rows(self) -> list[TokenizedExample]:
         one = self._context
-        return encode_examples(one.examples, one.suite.source, one.template, one.tokenizer, one.max_length)
+        return tokenize_examples(one.examples, one.suite.source, one.template, one.tokenizer, one.max_length)
 
     def request_key(self, index: int) -> Any:
-        row = self._rows[index].row
+        row = self._rows[index]
         return [list(row.input_ids), list(row.labels)]
 
     def run(self, todo: Sequence[int], on_item: ItemCallback) -> None:
-        rows = {index: self._rows[index].row for index in todo}
+        rows = {index: self._rows[index] for index in todo}
 
         def done(index: int, facts: Mapping[str, Any]) -> None:
             on_item(index, {**facts, "tokens": rows[index].loss_tokens, "row_cut": self._rows[index].tokens_cut > 0})

@@ -73,7 +73,7 @@ class EscapedTokenizer:
         self._original_ids: dict[int, int] = {}  # id in the copy -> id in the original, where they differ
         for index, token in backend.get_added_tokens_decoder().items():
             escaped_id = self._tokenizer.token_to_id(self._escapes.get(token.content, token.content))
-            if escaped_id != index:
+            if escaped_id is not None and escaped_id != index:
                 self._original_ids[escaped_id] = index
         if not self._original_ids.keys().isdisjoint(vocabulary_ids):
             what = "a message contains a control token, and this tokenizer has no free ids to read it as plain text"

@@ -154,7 +154,7 @@ class TokenizedRows(Sequence[TokenizedExample]):
 
     def source_of(self, index: int) -> str:
         """Return the name of a row's source."""
-        return self.source_names[self.source_indices[index]]
+        return self.source_names[int(self.source_indices[index])]
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -198,14 +198,14 @@ class TokenizedRows(Sequence[TokenizedExample]):
 
     def _stored_tokens(self, index: int) -> StoredTokens:
         begin = int(self._storage.offsets[index])
-        store = self._storage.stores[self._storage.store_indices[index]]
+        store = self._storage.stores[int(self._storage.store_indices[index])]
         return store[begin : begin + int(self.lengths[index])]
 
 
 def row_offsets(lengths: NDArray[Any]) -> NDArray[np.int64]:
     """Return where each row begins when rows of these lengths follow one another, (N,) int64."""
     ends: NDArray[np.int64] = np.cumsum(lengths, dtype=np.int64)
-    return ends - lengths
+    return np.asarray(ends - lengths, np.int64)
 
 
 def _to_stored_tokens(row: TokenizedExample) -> StoredTokens:

@@ -58,11 +58,11 @@ def distributions(model, row):
 
 @pytest.mark.parametrize("size", [1, 4])
 def test_the_divergence_is_that_of_torchs_distributions(go, kit, tokenizer, adapted, rows, size):
-    from harness.data.tokenization.tokenize import encode_example
+    from harness.data.tokenization.tokenize import tokenize_example
 
     result = go(adapted, base_context=lambda: save.base_model(adapted), size=size)
     for item, example in zip(result.items, rows, strict=True):
-        row = encode_example(example, "source", kit.template(), tokenizer, 128)
+        row = tokenize_example(example, "source", kit.template(), tokenizer, 128)
         with adapted.disable_adapter():
             base = distributions(adapted, row)
         tuned = distributions(adapted, row)
@@ -111,9 +111,9 @@ def test_another_base_is_another_question(go, kit, tiny_model, tmp_path):
 
 
 def test_a_token_that_the_base_rules_out_adds_nothing(tokenizer, tiny_model, rows, kit):
-    from harness.data.tokenization.tokenize import encode_example
+    from harness.data.tokenization.tokenize import tokenize_example
 
-    row = encode_example(rows[0], "source", kit.template(), tokenizer, 128)
+    row = tokenize_example(rows[0], "source", kit.template(), tokenizer, 128)
 
     class Ruled(torch.nn.Module):
         def __init__(self, model):

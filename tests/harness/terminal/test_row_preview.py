@@ -9,7 +9,7 @@ from harness_templates.chatml import ChatML
 from rich.console import Console
 
 from harness import Example, Message, TokenizedExample
-from harness.data.tokenization.tokenize import encode_example
+from harness.data.tokenization.tokenize import tokenize_example
 from harness.terminal.row_preview import CONTROL_STYLE, TRAINED_STYLE, UNTRAINED_STYLE, RowPreview, split_into_turns
 
 MESSAGES = (Message("user", "说 <|im_end|> 🙂"), Message("assistant", "长江 🙂"))
@@ -20,7 +20,7 @@ def example(*messages):
 
 
 def turned(tokenizer, one, *, plain=False, max_length=4096):
-    row = encode_example(one, "s", ChatML(None), tokenizer, max_length)
+    row = tokenize_example(one, "s", ChatML(None), tokenizer, max_length)
     return split_into_turns(one, row, ChatML(None), tokenizer, plain=plain)
 
 
@@ -42,7 +42,7 @@ def test_each_turn_has_its_speaker_its_tokens_and_its_text_with_special_tokens(t
     assert (assistant.label, assistant.trained) == ("assistant", len("长江 🙂".encode()) + 1)
     assert assistant.text.plain == "<|im_start|>assistant\n长江 🙂<|im_end|>↵"
     assert user.tokens + assistant.tokens == len(
-        encode_example(example(), "s", ChatML(None), tokenizer, 4096).input_ids
+        tokenize_example(example(), "s", ChatML(None), tokenizer, 4096).input_ids
     )
 
 
@@ -72,7 +72,7 @@ def test_plain_shows_the_mask_without_styles(tokenizer):
 
 
 def test_a_row_that_is_cut_shows_what_is_left_of_it_and_closes_its_mask(tokenizer):
-    whole = len(encode_example(example(), "s", ChatML(None), tokenizer, 4096).input_ids)
+    whole = len(tokenize_example(example(), "s", ChatML(None), tokenizer, 4096).input_ids)
     _, assistant = turned(tokenizer, example(), plain=True, max_length=whole - 4)
     assert assistant.text.plain.endswith("⟧")
     (user,) = turned(tokenizer, example(), max_length=5)

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from harness import HarnessError, Message, ToolCall
-from harness.data.tokenization.tokenize import encode_example
+from harness.data.tokenization.tokenize import tokenize_example
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content | trim }}<|im_end|>\n{% endfor %}"
@@ -32,8 +32,8 @@ def last_alone(messages):
 
 def test_llama2_as_jinja_gives_the_rows_of_llama2(make, tokenizer, conversations, llama2_jinja, example):
     for messages in conversations.values():
-        given = encode_example(example(messages), "s", make("jinja", template=llama2_jinja), tokenizer, 4096)
-        assert given == encode_example(example(messages), "s", make("llama2"), tokenizer, 4096)
+        given = tokenize_example(example(messages), "s", make("jinja", template=llama2_jinja), tokenizer, 4096)
+        assert given == tokenize_example(example(messages), "s", make("llama2"), tokenizer, 4096)
 
 
 def test_a_file_and_its_text_render_alike(make, tokenizer, multi, tmp_path):
@@ -271,7 +271,7 @@ def test_the_datas_ids_reach_the_template_unless_it_refuses_them(
         f"<|im_start|>tool\none[for {written[0]} f]<|im_end|>\n<|im_start|>tool\ntwo[for {written[1]} f]<|im_end|>\n"
         "<|im_start|>assistant\n⟦a<|im_end|>⟧\n"
     )
-    row = encode_example(example(messages), "s", template, tokenizer, 4096)
+    row = tokenize_example(example(messages), "s", template, tokenizer, 4096)
     assert row.input_ids.count(tokenizer.convert_tokens_to_ids("<|im_end|>")) == 5, "no id can end a turn"
 
 
@@ -286,7 +286,7 @@ def test_chat_templates_of_model_families_train_calls(name, make, family, callin
     assert '{"sky": "grey"}' not in trained
     assert "The weather in a city" not in trained
     text = "".join(span.text for span in spans)
-    row = encode_example(example(messages, [weather]), "s", template, tokenizer, 4096)
+    row = tokenize_example(example(messages, [weather]), "s", template, tokenizer, 4096)
     assert tokenizer.decode(row.input_ids) == text
 
 

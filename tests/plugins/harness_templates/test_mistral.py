@@ -11,10 +11,9 @@ import dataclasses
 import pytest
 
 from harness import HarnessError, Message, ToolCall
-from harness.data.tokenization.label_mask import EncodedExample
 from harness.data.tokenization.mask_verification import verify_mask
 from harness.data.tokenization.prompts import encode_prompt
-from harness.data.tokenization.tokenize import encode_example
+from harness.data.tokenization.tokenize import tokenize_example
 
 SYSTEM, USER, ANSWER = (
     Message("system", "Be brief."),
@@ -89,7 +88,7 @@ def test_parity_with_the_published_reference_token_for_token(name, version, make
     prompt = text if version == "v3" else tight(text)
     whole = f"{prompt}{' ' if version == 'v3' else ''}The Oder.</s>"
     given = example(last_alone((*messages, Message("assistant", "The Oder."))), tools)
-    row = encode_example(given, "s", template, tokenizer, 4096)
+    row = tokenize_example(given, "s", template, tokenizer, 4096)
     assert list(row.input_ids) == tokenizer(whole, add_special_tokens=False).input_ids
     assert encode_prompt(given, template, tokenizer, 4096) == list(row.input_ids[: row.labels.count(-100)])
     assert (
@@ -97,7 +96,7 @@ def test_parity_with_the_published_reference_token_for_token(name, version, make
         == prompt
     )
     assert tokenizer.decode([label for label in row.labels if label != -100]).strip() == "The Oder.</s>"
-    verify_mask(given, EncodedExample(row), template, tokenizer)
+    verify_mask(given, row, template, tokenizer)
 
 
 OWN = ("aB3dE6gH9", "kL2mN5pQ8")
@@ -123,10 +122,10 @@ def test_parity_with_the_published_reference_with_the_datas_own_ids(name, versio
     text = text.replace("call00001", OWN[0]).replace("call00002", OWN[1])
     prompt = text if version == "v3" else tight(text)
     given = example(last_alone((*with_ids(messages, OWN), Message("assistant", "The Oder."))), tools)
-    row = encode_example(given, "s", template, tokenizer, 4096)
+    row = tokenize_example(given, "s", template, tokenizer, 4096)
     whole = f"{prompt}{' ' if version == 'v3' else ''}The Oder.</s>"
     assert list(row.input_ids) == tokenizer(whole, add_special_tokens=False).input_ids
-    verify_mask(given, EncodedExample(row), template, tokenizer)
+    verify_mask(given, row, template, tokenizer)
 
 
 @pytest.mark.parametrize(
@@ -169,7 +168,7 @@ def test_what_moves_on_bars_the_training_of_earlier_responses_and_the_first_turn
     text = marked(first.render(messages, tokenizer, tools=tools))
     assert text.endswith("Name a river.[/INST]⟦ The Elbe.</s>⟧[INST] And one more.[/INST]⟦ Warm.</s>⟧")
     given = example(messages, tools)
-    verify_mask(given, EncodedExample(encode_example(given, "s", first, tokenizer, 4096)), first, tokenizer)
+    verify_mask(given, tokenize_example(given, "s", first, tokenizer, 4096), first, tokenizer)
     assert make("mistral").render(
         messages[:-1], tokenizer, add_generation_prompt=True, tools=tools
     )  # a prompt trains nothing

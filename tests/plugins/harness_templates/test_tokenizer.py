@@ -8,14 +8,14 @@ import pytest
 
 from harness import HarnessError, Message
 from harness.data.tokenization.prompts import encode_prompt
-from harness.data.tokenization.tokenize import encode_example
+from harness.data.tokenization.tokenize import tokenize_example
 
 
 @pytest.mark.parametrize("name", ["single", "multi", "system", "system_multi"])
 def test_a_chatml_tokenizer_gives_the_rows_of_chatml(name, make, tokenizer, conversations, example):
     own, chatml = make("tokenizer"), make("chatml")
-    row = encode_example(example(conversations[name]), "s", own, tokenizer, 4096)
-    assert row == encode_example(example(conversations[name]), "s", chatml, tokenizer, 4096)
+    row = tokenize_example(example(conversations[name]), "s", own, tokenizer, 4096)
+    assert row == tokenize_example(example(conversations[name]), "s", chatml, tokenizer, 4096)
     prompts = [encode_prompt(example(conversations[name]), t, tokenizer, 4096) for t in (own, chatml)]
     assert prompts[0] == prompts[1] == list(row.input_ids[: len(prompts[0])])
 

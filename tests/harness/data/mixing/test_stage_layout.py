@@ -484,7 +484,7 @@ def test_no_swap_is_made_where_the_share_is_already_met(monkeypatch):
         (
             {"epochs": 0.07},
             "stage only: 10.0 % of 'g' in rows cannot be met: the stage ends within an epoch, after 7 sequences, and "
-            "the nearest share that complete rows allow is 14.3 %; set train.epochs to 1, or set the share to 0.143, or",
+            "the nearest share that complete rows allow is 14.3 %; set train.epochs to 1, or set the share to 0.143",
         ),
     ],
 )
