@@ -95,16 +95,16 @@ class Timed(Mitigation):
         self.seconds[-1] += time.perf_counter() - started
 
 
-def update_cost(model: torch.nn.Module, inner: Mitigation, tokenizer: Any, given: argparse.Namespace) -> float:
+def step_cost(model: torch.nn.Module, inner: Mitigation, tokenizer: Any, given: argparse.Namespace) -> float:
     """Return the median over steps of the time in the mitigation divided by the time of the rest of the step."""
     timed = Timed(inner)
-    step_seconds = updates(model, {"timed": timed}, tokenizer, given)
+    step_seconds = time_steps(model, {"timed": timed}, tokenizer, given)
     return statistics.median(
         inside / (total - inside) for inside, total in zip(timed.seconds[1:], step_seconds, strict=True)
     )
 
 
-def updates(
+def time_steps(
     model: torch.nn.Module, mitigations: dict[str, Mitigation], tokenizer: Any, given: argparse.Namespace
 ) -> list[float]:
     """Return the seconds of each step of a short training, except the first, which creates the optimizer's state."""
@@ -192,7 +192,7 @@ def fisher_cost(model: torch.nn.Module, given: argparse.Namespace) -> dict[str, 
 def kl_cost(fresh: Callable[[], torch.nn.Module], tokenizer: Any, given: argparse.Namespace) -> dict[str, float]:
     """Return the median seconds of a step: plain, with KL on the task's tokens, and on rows of general data."""
     contenders: dict[str, Callable[[], dict[str, Mitigation]]] = {
-        "plain update": dict,
+        "plain step": dict,
         "kl, task": lambda: {"kl": build_kl_mitigation("task", None, 4, 1.0, "forward", 1.0)},
         f"kl, general, {max(1, given.rows // 2)} rows": lambda: {
             "kl": build_kl_mitigation("general", "kept", max(1, given.rows // 2), 1.0, "forward", 1.0)
@@ -201,7 +201,7 @@ def kl_cost(fresh: Callable[[], torch.nn.Module], tokenizer: Any, given: argpars
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(given.rounds):
         for name, make in contenders.items():
-            seconds[name] += updates(fresh(), make(), tokenizer, given)
+            seconds[name] += time_steps(fresh(), make(), tokenizer, given)
     return {name: statistics.median(times) for name, times in seconds.items()}
 
 
@@ -240,10 +240,10 @@ def main() -> None:
         print_table(fisher_cost(model, given), "forward and backward")
     del model
     if given.lora and given.only in (None, "kl"):
-        print_table(kl_cost(fresh, tokenizer, given), "plain update")
+        print_table(kl_cost(fresh, tokenizer, given), "plain step")
     for name, make in penalty_contenders(given).items() if given.only in (None, "penalties") else ():
         mitigation = make()
-        share = update_cost(fresh(), mitigation, tokenizer, given)
+        share = step_cost(fresh(), mitigation, tokenizer, given)
         print(f"{name:30} {share:8.1%} of a step  {stored_bytes(mitigation) / weights:5.1f} bytes per trained weight")
 
 

@@ -37,10 +37,16 @@ FORMAT_VERSION = 1
 
 MAGIC = b"SFT-ROWS"
 
-COLUMN_DTYPES = {"ids": np.uint64, "kept": np.int64, "lengths": np.int32, "loss_tokens": np.int32, "cut": np.int32}
-"""Column -> type. kept: index among the examples; cut: tokens removed by truncation; others: see `TokenizedRows`."""
+COLUMN_DTYPES = {
+    "ids": np.uint64,
+    "example_indices": np.int64,
+    "lengths": np.int32,
+    "loss_tokens": np.int32,
+    "tokens_cut": np.int32,
+}
+"""Column -> type, see `TokenizedRows` and `TokenFile`."""
 
-_COLUMN_TYPECODES = {"ids": "Q", "kept": "q", "lengths": "i", "loss_tokens": "i", "cut": "i"}
+_COLUMN_TYPECODES = {"ids": "Q", "example_indices": "q", "lengths": "i", "loss_tokens": "i", "tokens_cut": "i"}
 
 CHECKSUM_BLOCK_BYTES = 1 << 22
 """Bytes read at once to compute a checksum."""
@@ -231,7 +237,7 @@ def _build_token_file(
         source_indices=np.zeros(len(lengths), np.uint16),
         source_names=(source,),
     )
-    return TokenFile(rows, columns["kept"], columns["cut"], metadata)
+    return TokenFile(rows, columns["example_indices"], columns["tokens_cut"], metadata)
 
 
 def _map_tokens(file: int, num_tokens: int) -> StoredTokens:

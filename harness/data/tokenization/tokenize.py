@@ -24,7 +24,7 @@ from harness.data.tokenization.label_mask import MaskedTokens, encode_renderings
 from harness.data.tokenization.mask_verification import FullMaskCheck, MaskVerifier
 from harness.data.tokenization.rendering import Interval, Rendering, render_training_text, template_name
 from harness.data.tokenization.special_tokens import special_token_guard
-from harness.data.tokenization.token_file import TokenFile
+from harness.data.tokenization.token_file import COLUMN_DTYPES, TokenFile
 from harness.data.tokenization.tokenized_rows import TokenizedRows
 from harness.errors import HarnessError
 from harness.interfaces.template import Template
@@ -297,7 +297,7 @@ def to_token_file_rows(
         max_length: Maximum number of tokens of a row.
         first_index: The index of the first example in the corpus.
     """
-    columns: dict[str, list[int]] = {name: [] for name in ("ids", "kept", "lengths", "loss_tokens", "cut")}
+    columns: dict[str, list[int]] = {name: [] for name in COLUMN_DTYPES}
     pieces: list[list[int]] = []
     trained_spans: list[Interval] = []
     offset = 0
@@ -309,10 +309,10 @@ def to_token_file_rows(
         if not loss_tokens:
             continue
         columns["ids"].append(int(example.id, 16))
-        columns["kept"].append(index)
+        columns["example_indices"].append(index)
         columns["lengths"].append(length)
         columns["loss_tokens"].append(loss_tokens)
-        columns["cut"].append(full_length - length)
+        columns["tokens_cut"].append(full_length - length)
         pieces.append(row.ids if length == full_length else row.ids[:length])
         trained_spans += [
             (offset + begin, offset + min(end, length)) for begin, end in row.trained_spans if begin < length

@@ -14,8 +14,8 @@ from harness.data.tokenization.token_file import COLUMN_DTYPES, TokenFileWriter,
 
 TOKENS = [np.array([~5, 6, 7, ~1], np.int32), np.array([~2, 3], np.int32)]
 COLUMNS = [
-    {"ids": [1, 2**64 - 1], "kept": [0, 4], "lengths": [3, 1], "loss_tokens": [2, 0], "cut": [0, 9]},
-    {"ids": [3], "kept": [5], "lengths": [2], "loss_tokens": [1], "cut": [0]},
+    {"ids": [1, 2**64 - 1], "example_indices": [0, 4], "lengths": [3, 1], "loss_tokens": [2, 0], "tokens_cut": [0, 9]},
+    {"ids": [3], "example_indices": [5], "lengths": [2], "loss_tokens": [1], "tokens_cut": [0]},
 ]
 
 
