@@ -1,4 +1,4 @@
-"""Errors that a person can act on: where, what, and what to do.
+"""Errors that a user can act on: where, what is wrong, and what to do.
 
 Any other exception that leaves the program is a bug and keeps its traceback.
 """
@@ -11,9 +11,10 @@ from collections.abc import Iterable
 class HarnessError(Exception):
     """Bad input: a spec, a plugin or data. The program prints one line for it and exits with 2.
 
-    where: the file, the line and column, or the key, as far as they are known.
-    what: what is wrong there, in the user's words.
-    hint: what to do about it.
+    Attributes:
+        where: The file, line and column, or the key, as far as they are known.
+        what: What is wrong there, in the user's words.
+        hint: What to do about it.
     """
 
     exit_code = 2
@@ -23,7 +24,7 @@ class HarnessError(Exception):
         super().__init__(where, what, hint)
 
     def lines(self) -> list[str]:
-        """One line for each thing that is wrong."""
+        """Return one line for each error."""
         text = f"{self.where}: {self.what}" + (f"; {self.hint}" if self.hint else "")
         return [" ".join(text.split())]
 
@@ -32,7 +33,7 @@ class HarnessError(Exception):
 
 
 class ManyErrors(HarnessError):
-    """Several errors found together, so that they can be mended together."""
+    """Several errors that were found together, so that the user can fix them together."""
 
     def __init__(self, errors: Iterable[HarnessError]) -> None:
         self.errors = list(errors)
@@ -40,19 +41,20 @@ class ManyErrors(HarnessError):
         super().__init__(first.where, first.what, first.hint)
 
     def lines(self) -> list[str]:
+        """Return the lines of all errors."""
         return [line for error in self.errors for line in error.lines()]
 
 
 def raise_all(errors: Iterable[HarnessError]) -> None:
-    """Raise the one error, or all of them as one; do nothing when there is none."""
-    found = list(errors)
-    if len(found) == 1:
-        raise found[0]
-    if found:
-        raise ManyErrors(found)
+    """Raise the only error, or all of them as one; do nothing when there is none."""
+    collected = list(errors)
+    if len(collected) == 1:
+        raise collected[0]
+    if collected:
+        raise ManyErrors(collected)
 
 
 class RunError(HarnessError):
-    """A run that began and could not go on. Exit code 1; what it has made so far stays in its folder."""
+    """A run that started and failed. Exit code 1; what it has written so far stays in its folder."""
 
     exit_code = 1

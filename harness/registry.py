@@ -1,8 +1,8 @@
-"""Entry points → components. Knows where plugins come from, not what they do.
+"""Discover plugins through entry points and register their components.
 
-Built-ins and third parties walk the same road: a distribution lists modules under the entry-point group `harness`,
-and each module implements hooks of `harness.hookspecs`. pluggy's own loader would let a second distribution silently
-replace a component, so the loop is ours.
+Built-ins and third parties use the same way: a distribution lists modules under the entry-point group `harness`, and
+each module implements hooks of `harness.hookspecs`. pluggy's own loader would let a second distribution silently
+replace a component, so this module loads the entry points itself.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ HEAVY_PACKAGES = ("torch", "numpy", "pandas", "transformers", "trl", "peft", "da
 
 @dataclass(frozen=True)
 class BrokenPlugin:
-    """A plugin that could not be listed. Shown by `harness plugins`; an error only when a spec needs it."""
+    """A plugin that failed to load. `harness plugins` lists it; a run fails only if its spec uses it."""
 
     distribution: str
     module: str
@@ -43,48 +43,67 @@ class BrokenPlugin:
 
 @dataclass
 class Registry:
-    """The components by kind and name, the distribution each comes from, and the plugins that are broken."""
+    """The components of all plugins.
+
+    Attributes:
+        components: Component type -> name -> component.
+        origins: (component type, name) -> the distribution that provides it.
+        broken_plugins: Plugins that failed to load.
+        manager: pluggy's manager; listeners are registered with it.
+        muted: Whether events are not emitted. True in worker processes, whose main process emits them.
+    """
 
     components: dict[str, dict[str, Component]] = field(default_factory=lambda: {kind: {} for kind in COMPONENT_TYPES})
     origins: dict[tuple[str, str], str] = field(default_factory=dict)
     broken_plugins: list[BrokenPlugin] = field(default_factory=list)
     manager: pluggy.PluginManager = field(default_factory=lambda: pluggy.PluginManager("harness"))
     muted: bool = False
-    """Whether listeners are told nothing: in a process that works beside the one that tells them."""
     _failed_listeners: set[int] = field(default_factory=set)
 
     def add(self, component_type: str, name: str, component: Component, distribution: str) -> None:
-        """Take a component in. Raises HarnessError when its name is taken or its declaration is not sound."""
+        """Register a component.
+
+        Raises:
+            HarnessError: The name is taken, or the declaration is invalid.
+        """
         where = f"{distribution}: {component_type[:-1]} {name!r}"
         if not isinstance(component, Component):
             raise HarnessError(where, f"is a {type(component).__name__}", "return harness.Component objects")
         other = self.origins.get((component_type, name))
         if other is not None:
-            what = f"the distributions {other!r} and {distribution!r} both bring a {component_type[:-1]} {name!r}"
+            what = f"the distributions {other!r} and {distribution!r} both provide a {component_type[:-1]} {name!r}"
             raise HarnessError("plugins", what, "uninstall one of them, or rename its component")
         _validate_declaration(component, where, data.SOURCE_KEYS if component_type == "sources" else {})
         self.components[component_type][name] = component
         self.origins[component_type, name] = distribution
 
     def get(self, component_type: str, name: str) -> Component:
-        """The component of that name. Raises HarnessError with the nearest name, or with the plugin that is broken."""
+        """Return the component of a name.
+
+        Raises:
+            HarnessError: No plugin provides it. The hint has the nearest name, or the plugin that failed to load.
+        """
         try:
             return self.components[component_type][name]
         except KeyError:
             raise self.unknown_component_error(f"{component_type[:-1]} {name!r}", component_type, name) from None
 
     def unknown_component_error(self, where: str, component_type: str, name: str) -> HarnessError:
-        """The error for a name that no plugin brings."""
-        hint = f"there are: {', '.join(sorted(self.components[component_type]))}"
+        """Return the error for a name that no plugin provides."""
+        hint = f"available: {', '.join(sorted(self.components[component_type]))}"
         near = get_close_matches(name, self.components[component_type], 1)
         if near:
             hint = f"did you mean {near[0]!r}?"
         elif self.broken_plugins:
-            hint = f"a plugin that may bring it does not load: {', '.join(map(str, self.broken_plugins))}"
-        return HarnessError(where, f"no plugin brings a {component_type[:-1]} {name!r}", hint)
+            hint = f"a plugin that may provide it failed to load: {', '.join(map(str, self.broken_plugins))}"
+        return HarnessError(where, f"no plugin provides a {component_type[:-1]} {name!r}", hint)
 
     def create(self, component_type: str, name: str, options: Mapping[str, Any]) -> Any:
-        """The component made with its own options; those that the core adds to every component are left out."""
+        """Create a component from its own options. Options that the core adds to every component are not passed.
+
+        Raises:
+            HarnessError: The component is unknown, or its module cannot be imported.
+        """
         component = self.get(component_type, name)
         where = f"{component_type[:-1]} {name!r} of {self.origins[component_type, name]}"
         module, _, attribute = component.factory.partition(":")
@@ -93,12 +112,12 @@ class Registry:
         except HarnessError:
             raise
         except Exception as error:
-            what = f"{component.factory!r} does not import: {type(error).__name__}: {error}"
-            raise HarnessError(where, what, "reinstall or mend that plugin") from error
+            what = f"cannot import {component.factory!r}: {type(error).__name__}: {error}"
+            raise HarnessError(where, what, "reinstall or fix that plugin") from error
         return factory(**{key: value for key, value in options.items() if key in component.options})
 
     def emit(self, event: Event) -> None:
-        """Tell every listener. One that fails is named once and not called again; the run goes on."""
+        """Send an event to every listener. A listener that fails is named once and not called again."""
         if self.muted:
             return
         for implementation in self.manager.hook.harness_on_event.get_hookimpls():
@@ -108,14 +127,18 @@ class Registry:
                 implementation.function(event)
             except Exception as error:
                 self._failed_listeners.add(id(implementation.plugin))
-                text = f"the listener {implementation.plugin_name} failed and is left out from here on: {error!r}"
+                text = f"the listener {implementation.plugin_name} failed and is ignored from now on: {error!r}"
                 self.emit(Event("warning", event.stage, {"text": text}))
 
 
 def discover_plugins(entries: Iterable[tuple[str, EntryPoint]] | None = None) -> Registry:
-    """All components of all installed plugins. entries: (distribution, entry point), for tests; None: the installed.
+    """Load all plugins and register their components.
 
-    Raises HarnessError when two distributions bring a component of the same name.
+    Args:
+        entries: Pairs (distribution, entry point), for tests; None: those installed.
+
+    Raises:
+        HarnessError: Two distributions provide a component of the same name.
     """
     registry = Registry()
     registry.manager.add_hookspecs(hookspecs)
@@ -143,31 +166,36 @@ def discover_plugins(entries: Iterable[tuple[str, EntryPoint]] | None = None) ->
 
 
 def installed_entry_points() -> list[tuple[str, EntryPoint]]:
-    """(distribution, entry point) of the group `harness`, ours first; `HARNESS_NO_THIRD_PARTY=1` leaves only ours."""
-    found: dict[tuple[str, str], EntryPoint] = {}
+    """Return (distribution, entry point) pairs of the group `harness`, the built-ins first.
+
+    With `HARNESS_NO_THIRD_PARTY=1` there are only the built-ins.
+    """
+    entries: dict[tuple[str, str], EntryPoint] = {}
     for distribution in distributions():
         name = (distribution.metadata["Name"] or "?").lower().replace("_", "-")
         if os.environ.get("HARNESS_NO_THIRD_PARTY") == "1" and name != CORE_DISTRIBUTION:
             continue
         for entry in distribution.entry_points:
             if entry.group == ENTRY_POINT_GROUP:
-                found.setdefault((name, entry.name), entry)
+                entries.setdefault((name, entry.name), entry)
     return [
         (key[0], entry)
-        for key, entry in sorted(found.items(), key=lambda item: (item[0][0] != CORE_DISTRIBUTION, item[0]))
+        for key, entry in sorted(entries.items(), key=lambda item: (item[0][0] != CORE_DISTRIBUTION, item[0]))
     ]
 
 
 def _forbid_heavy_imports(modules_before: set[str]) -> None:
     heavy = sorted({name.partition(".")[0] for name in set(sys.modules) - modules_before} & set(HEAVY_PACKAGES))
     if heavy:
-        raise ImportError(f"listing it imports {', '.join(heavy)}; import them in the module that Component.load names")
+        raise ImportError(
+            f"loading it imports {', '.join(heavy)}; import them in the module that Component.factory names"
+        )
 
 
 def _register_components(
     registry: Registry, module: Any, distribution: str, entry: EntryPoint, modules_before: set[str]
 ) -> None:
-    taken: list[tuple[str, str]] = []
+    registered: list[tuple[str, str]] = []
     try:
         for kind in COMPONENT_TYPES:
             hook = getattr(registry.manager.hook, f"harness_{kind}")
@@ -175,19 +203,19 @@ def _register_components(
                 if implementation.plugin is module:
                     for name, component in implementation.function().items():
                         registry.add(kind, name, component, distribution)
-                        taken.append((kind, name))
+                        registered.append((kind, name))
         _forbid_heavy_imports(modules_before)
     except HarnessError as error:
         if error.where == "plugins" or distribution == CORE_DISTRIBUTION:
             raise
         _unregister_plugin(
-            registry, module, taken, BrokenPlugin(distribution, entry.value, f"{error.where}: {error.what}")
+            registry, module, registered, BrokenPlugin(distribution, entry.value, f"{error.where}: {error.what}")
         )
     except (Exception, SystemExit) as error:
         if distribution == CORE_DISTRIBUTION:
             raise
         text = " ".join(f"{type(error).__name__}: {error}".split())
-        _unregister_plugin(registry, module, taken, BrokenPlugin(distribution, entry.value, text))
+        _unregister_plugin(registry, module, registered, BrokenPlugin(distribution, entry.value, text))
 
 
 def _unregister_plugin(
@@ -206,13 +234,14 @@ def _validate_declaration(component: Component, where: str, core_keys: Mapping[s
     try:
         jsonschema.Draft7Validator.check_schema(fragment)
     except jsonschema.SchemaError as error:
-        place = ".".join(map(str, error.absolute_path))
-        raise HarnessError(where, f"its options are no JSON Schema: {place}: {error.message}", "mend it") from None
+        path = ".".join(map(str, error.absolute_path))
+        what = f"its options are not a JSON Schema: {path}: {error.message}"
+        raise HarnessError(where, what, "fix the declaration") from None
     if ":" not in component.factory:
-        raise HarnessError(where, f"load is {component.factory!r}", "write 'package.module:factory'")
+        raise HarnessError(where, f"factory is {component.factory!r}", "write 'package.module:factory'")
     for name, option in component.options.items():
         if name in core_keys:
-            raise HarnessError(where, f"its option {name!r} is a word of the core", "rename it")
+            raise HarnessError(where, f"its option {name!r} is a key of the core", "rename it")
         if not isinstance(option, Mapping):
             raise HarnessError(where, f"the option {name!r} is {option!r}", "write an object with a description")
         if not option.get("description"):
@@ -220,12 +249,12 @@ def _validate_declaration(component: Component, where: str, core_keys: Mapping[s
         if "default" not in option and name not in component.required:
             raise HarnessError(where, f"the option {name!r} has neither a default nor is required", "add one")
         if "default" in option:
-            wrong = next(jsonschema.Draft7Validator(option).iter_errors(option["default"]), None)
-            if wrong is not None:
-                raise HarnessError(where, f"the default of {name!r} does not fit: {wrong.message}", "mend it")
+            invalid = next(jsonschema.Draft7Validator(option).iter_errors(option["default"]), None)
+            if invalid is not None:
+                raise HarnessError(where, f"the default of {name!r} is invalid: {invalid.message}", "fix the default")
     for name in component.required:
         if name not in component.options:
             raise HarnessError(where, f"the required option {name!r} is not declared", "add it to options")
     for key in component.typical_ranges:
         if "usual" not in training.TRAIN_KEYS.get(key.removeprefix("train."), {}):
-            raise HarnessError(where, f"{key!r} has no usual range that could differ", "name a setting of train")
+            raise HarnessError(where, f"{key!r} has no typical range", "name a numeric setting of train")

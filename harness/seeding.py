@@ -1,4 +1,4 @@
-"""The one place that owns randomness: every random choice draws its seed from the spec's seed and its own purpose."""
+"""Derive seeds: every random choice draws its seed from the spec's seed and its own purpose."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ import random
 
 
 def derive_seed(seed: int, *purpose: str | int) -> int:
-    """A seed in [0, 2**32) for one purpose, e.g. `derive_seed(0, "order", "stage-1", 2)`. The same on every machine."""
+    """Return a seed in [0, 2**32) for one purpose, e.g. `derive_seed(0, "order", "stage-1", 2)`.
+
+    The result is the same on every machine.
+    """
     text = "/".join([str(seed), *map(str, purpose)])
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
 
 
 def create_generator(seed: int, *purpose: str | int) -> random.Random:
-    """A generator of its own for one purpose; using it disturbs no other."""
+    """Return a separate generator for one purpose; using it does not affect any other."""
     return random.Random(derive_seed(seed, *purpose))

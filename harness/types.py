@@ -1,18 +1,14 @@
-"""The nouns that travel between rooms, and the base classes that plugins extend.
+"""Frozen data classes that packages and plugins exchange: conversations, the plan, results.
 
-Knows no room, and imports nothing heavy: types of torch and transformers stand here as names only.
-A value, once made, is frozen and handed on. `Mitigation` and `Metric`, base classes too, have files of their own.
+The module imports nothing of the project and nothing heavy. The base classes that plugins extend are in
+`harness.interfaces`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol
-
-if TYPE_CHECKING:
-    pass
-
+from typing import Any, Literal, Protocol
 
 Role = Literal["domain", "general", "replay"]
 ShareUnit = Literal["rows", "tokens", "loss_tokens"]
@@ -26,7 +22,13 @@ IGNORE_INDEX = -100
 
 @dataclass(frozen=True)
 class ToolCall:
-    """An assistant's call of a tool. arguments: a JSON object. id: what the data calls it by, alone in its turn."""
+    """A tool call of an assistant.
+
+    Attributes:
+        name: The tool's name.
+        arguments: A JSON object.
+        id: The call's id in the data, unique within its turn; None if the data has none.
+    """
 
     name: str
     arguments: Mapping[str, Any]
@@ -37,11 +39,16 @@ class ToolCall:
 class Message:
     """One turn of a conversation.
 
-    role: `system`, `user`, `assistant` or `tool` (what a tool answered); the only message of a plain text has the role
-    `text`. input: text that an instruction works on, where the data keeps the two apart (Alpaca); a template without a
-    place for it renders it below the content. tool_calls: the tools that an assistant's turn calls, after its content.
-    name: of the tool that answers, where the data says it. train: whether the loss is taken on an assistant's turn.
-    tool_call_id: the id of the call that a tool's turn answers, where the data says it: of a call of the turn before.
+    Attributes:
+        role: `system`, `user`, `assistant` or `tool` (a tool's answer). The only message of a plain text has the role
+            `text`.
+        content: The text of the turn.
+        input: Text that an instruction works on, if the data separates the two (Alpaca). A template that does not
+            separate them renders it below the content.
+        tool_calls: The calls that an assistant makes after its content.
+        name: The name of the tool that answers, if the data has it.
+        train: Whether the loss is computed on an assistant's turn.
+        tool_call_id: The id of the call that a tool answers, if the data has it: a call of the previous turn.
     """
 
     role: str
@@ -55,7 +62,12 @@ class Message:
 
 @dataclass(frozen=True)
 class Record:
-    """One raw row as a source yields it. location: where it stands, e.g. `data/x.jsonl:14`."""
+    """One raw row of a source.
+
+    Attributes:
+        location: The row's location, e.g. `data/x.jsonl:14`.
+        data: The row's columns.
+    """
 
     location: str
     data: Mapping[str, Any]
@@ -63,10 +75,13 @@ class Record:
 
 @dataclass(frozen=True)
 class InvalidRecord:
-    """A raw row that its source cannot read, in the place of a Record; the rows around it are read as ever.
+    """A raw row that its source cannot read. The source yields it instead of a `Record` and continues.
 
-    what: what is wrong with it, as a predicate ("is not JSON"). hint: the remedy. raw: what stands there, text or a
-    value of JSON, so that it can be written to the file of rejected rows.
+    Attributes:
+        location: The row's location, e.g. `data/x.jsonl:14`.
+        what: What is wrong, as a predicate ("is not JSON").
+        hint: The remedy.
+        raw: The row's content, text or a JSON value, for the file of rejected rows.
     """
 
     location: str
@@ -77,10 +92,15 @@ class InvalidRecord:
 
 @dataclass(frozen=True)
 class Example:
-    """One conversation, ending with the assistant's response, or one plain text. id: a hash of its content alone.
+    """A conversation that ends with the assistant's response, or a plain text.
 
-    tools: what the assistant may call, each a function's JSON Schema: `name`, `description`, `parameters`.
-    choices: of a multiple-choice question, in the order of the data; the response is one of them, the right one.
+    Attributes:
+        id: A hash of the content.
+        messages: The turns in order.
+        location: The location of its row, e.g. `data/x.jsonl:14`.
+        tools: The tools that the assistant may call, each a function's JSON Schema: `name`, `description`,
+            `parameters`.
+        choices: The choices of a multiple-choice question, in the order of the data; the response is the right one.
     """
 
     id: str
@@ -92,8 +112,14 @@ class Example:
 
 @dataclass(frozen=True)
 class Span:
-    """A stretch of rendered text. train: whether the loss is taken on it. markup: written by the template itself,
-    so that special tokens in it count as such; in a span that is no markup they are plain text."""
+    """A piece of rendered text.
+
+    Attributes:
+        text: The text.
+        train: Whether the loss is computed on it.
+        markup: Whether the template wrote it. Special tokens in markup are tokenized as such; elsewhere they are plain
+            text.
+    """
 
     text: str
     train: bool = False
@@ -129,9 +155,12 @@ class TokenizedExample:
 
 @dataclass(frozen=True)
 class StageSource:
-    """Rows of one source in a stage: every one in each epoch, unless a `Share` of the stage names the source.
+    """One source of a stage. Each epoch has all its rows, unless a `Share` of the stage names the source.
 
-    role: `replay` is what an earlier stage trained on. limit: rows taken at most, chosen by the seed; None: all.
+    Attributes:
+        source: The source's name.
+        role: `domain`, `general`, or `replay` (rows that an earlier stage trained on).
+        limit: Maximum number of rows, chosen by the seed; None: all.
     """
 
     source: str
@@ -141,10 +170,16 @@ class StageSource:
 
 @dataclass(frozen=True)
 class Share:
-    """What some sources of a stage together are of its final mixture: `amount`, in [0, 1], of its `unit`.
+    """The share that some sources together have in a stage's final mixture.
 
-    Split among them by `weights` (one a source), by `temperature` (as size ** (1 / temperature)), or evenly.
-    upsample: rows may stand more than once in an epoch. resample: every epoch has a draw of its own.
+    Attributes:
+        sources: The names of the sources.
+        amount: Their fraction of the mixture, in [0, 1].
+        unit: What the fraction counts: rows, tokens or trained tokens.
+        weights: How the share is split, one weight a source; None: by `temperature`, or evenly.
+        temperature: Split in proportion to size ** (1 / temperature).
+        upsample: Whether a row may occur more than once in an epoch.
+        resample: Whether each epoch draws its own rows.
     """
 
     sources: tuple[str, ...]
@@ -158,12 +193,17 @@ class Share:
 
 @dataclass(frozen=True)
 class Stage:
-    """One stretch of training. train: its settings, every default filled in. shares: each of other sources.
+    """One training stage.
 
-    suites: those that examine what this stage is to teach; none named: those on its sources, or of its name.
-    mitigations: those at work in this stage, name -> options; None: the plan's. adapter: what becomes of the adapter of
-    the stage before: trained on (`continue`), merged into the weights below a new one (`merge`), or put aside for a new
-    one on the base model (`new`).
+    Attributes:
+        name: The stage's name, unique in the plan.
+        sources: The sources that it trains on.
+        train: Its training settings, with all defaults filled in.
+        shares: Mixture shares; no source is in two of them.
+        suites: Suites that measure what this stage teaches; empty: those on its sources, or with its name.
+        mitigations: Active mitigations, name -> options; None: those of the plan.
+        adapter: What happens to the previous stage's adapter: it is trained further (`continue`), merged into the
+            weights (`merge`), or discarded for a new one on the base model (`new`).
     """
 
     name: str
@@ -177,11 +217,13 @@ class Stage:
 
 @dataclass(frozen=True)
 class Suite:
-    """Held-out rows of one source and the metrics drawn from them. metrics: name -> options.
+    """An evaluation suite: held-out rows of one source and the metrics computed on them.
 
-    The other settings are those of `spec_keys.evaluation.SUITE_KEYS`, where they are described; a test holds the
-    defaults here, for suites made in code, equal to those there.
-    template: of the suite's own, name and options; None: that of training.
+    `spec_keys.evaluation.SUITE_KEYS` describes the settings. A test holds the defaults of the two equal.
+
+    Attributes:
+        metrics: Name -> options.
+        template: The suite's own template, name and options; None: the template of training.
     """
 
     name: str
@@ -207,10 +249,19 @@ class Suite:
 
 @dataclass(frozen=True)
 class Plan:
-    """All that a run will do, every name in it checked. Components stand as (name, options).
+    """Everything that a run will do. All names are checked; components are pairs (name, options).
 
-    warnings: what a person should know; rows that one is about follow it, a line each, which a terminal leaves out.
-    train: the spec's own settings, from which a stage may differ in all but the precision.
+    Attributes:
+        name: The name of the run's spec.
+        seed: The seed of every random choice.
+        model: The spec's `model`, filled in.
+        template: The template, name and options.
+        sources: Source name -> component.
+        mitigations: Mitigation name -> options.
+        stages: The stages in order.
+        suites: The evaluation suites.
+        warnings: Messages for the user. Lines after the first list rows; the terminal omits them.
+        train: The spec's training settings. A stage may override all of them but the precision.
     """
 
     name: str
@@ -229,10 +280,14 @@ class Plan:
 class StageDataset:
     """The rows of a stage and the order in which they are trained.
 
-    order: slots, all epochs one after the other; a slot is the indices of the rows packed into it (one, unpacked).
-    epoch_ends: where in `order` each epoch ends; the last lies beyond its end when that epoch is cut short.
-    shares: source -> unit -> realised share of all that is walked; epoch_shares: the same, one for each epoch.
-    efficiency: real tokens / token slots, padding of batches included.
+    Attributes:
+        stage: The stage.
+        rows: Its tokenized rows.
+        order: Packed sequences, epoch after epoch. Each is a tuple of indices into `rows`: one index without packing.
+        epoch_ends: The index in `order` at which each epoch ends; beyond its end if the last epoch is cut short.
+        shares: Source -> unit -> realized share of everything that is trained.
+        efficiency: Real tokens divided by token positions, the padding of batches included; in (0, 1].
+        epoch_shares: The same as `shares`, for each epoch.
     """
 
     stage: Stage
@@ -244,7 +299,7 @@ class StageDataset:
     epoch_shares: tuple[Mapping[str, Mapping[str, float]], ...] = ()
 
     def count_steps(self, processes: int = 1) -> int:
-        """Updates that walk the whole order."""
+        """Return the number of optimizer steps for the whole order."""
         rows = self.stage.train["batch_size"] * self.stage.train["accumulation"] * processes
         return -(-len(self.order) // rows)
 
@@ -270,37 +325,50 @@ class Event:
 
 
 class Progress(Protocol):
-    """How a room tells that a long phase moves. total: 0 while it is unknown. unit: of `done`, e.g. `B`, `rows`."""
+    """A callback that reports the progress of a long phase.
 
-    def __call__(self, phase: str, done: int, total: int, note: str = "", unit: str = "") -> None: ...
+    `total` is 0 while it is unknown. `unit` is the unit of `done`, e.g. `B` or `rows`.
+    """
+
+    def __call__(self, phase: str, done: int, total: int, note: str = "", unit: str = "") -> None:
+        """Report that `done` of `total` units of a phase are done."""
 
 
 def no_progress(phase: str, done: int, total: int, note: str = "", unit: str = "") -> None:
-    """A `Progress` that nobody watches."""
-
-
-# -- what plugins extend ----------------------------------------------------------------------------------------------
+    """Ignore progress."""
 
 
 ROUNDING = 1e-10
-"""Numbers that differ by less than this part of their size count as equal: sums of the same numbers in different
-orders, as different processors add them, differ by less."""
+"""Relative tolerance within which two numbers count as equal.
+
+Processors add in different orders; their sums differ by less.
+"""
 
 
 @dataclass(frozen=True)
 class Item:
-    """What the model did with one held-out row. What no metric asked for is None.
+    """The model's results on one held-out row. Fields that no metric requires are None.
 
-    answer, finish: the generated text, of `answer_tokens` tokens, and why it ended: `eos`, `stop`, `length` (it was
-        truncated at `max_new_tokens`), `empty` (it is blank).
-    prompt_tokens, prompt_cut: of the prompt it was generated from, and whether that lost its beginning.
-    nll: summed negative log-likelihood of the reference response, in nats, over `tokens` tokens. row_cut: whether the
-        row lost its end (or a multiple-choice question its beginning).
-    kl, agreed: over the same `tokens`, the summed KL divergence of the model from the base, KL(base || model), in
-        nats, and at how many of them both hold the same token for the likeliest.
-    choices, gold: of a multiple-choice row, and which is right. choice_lls: the summed log-likelihood of each in nats.
-    joined: how many choices share a token with the prompt, so that the likelihood is of a little less than the choice.
-    text_nll: summed negative log-likelihood of a plain text (it stands in `reference`), over `text_tokens` tokens.
+    Attributes:
+        id: The example's id.
+        prompt: The rendered prompt.
+        reference: The reference response, or the plain text.
+        answer: The generated text, of `answer_tokens` tokens.
+        finish: Why generation ended: `eos`, `stop`, `length` (truncated at `max_new_tokens`) or `empty` (blank answer).
+        nll: Summed negative log-likelihood of the reference, in nats, over `tokens` tokens.
+        tokens: Number of reference tokens.
+        answer_tokens: Number of generated tokens.
+        prompt_tokens: Number of prompt tokens.
+        prompt_cut: Whether the prompt lost its beginning.
+        row_cut: Whether the row lost its end, or a multiple-choice question its beginning.
+        kl: Summed KL(base || model) over `tokens` tokens, in nats.
+        agreed: At how many of `tokens` tokens model and base have the same most likely token.
+        choices: The choices of a multiple-choice row.
+        gold: The index of the right choice.
+        choice_lls: The summed log-likelihood of each choice, in nats.
+        joined: How many choices share a token with the prompt. Their likelihood covers slightly less than the choice.
+        text_nll: Summed negative log-likelihood of a plain text, in nats, over `text_tokens` tokens.
+        text_tokens: Number of tokens of the plain text.
     """
 
     id: str
@@ -326,12 +394,24 @@ class Item:
 
 @dataclass(frozen=True)
 class Score:
-    """One number of one suite after one stage (stage 0: the base model), with what is needed to compare it.
+    """One score of one suite after one stage, with what is needed to compare it.
 
-    low, high: bounds of the 95 % interval. method: how it and `stderr` were found (see `intervals.Estimate`).
-    counts: what to know beside the number, of its `n` items: `empty`, `truncated`, `unparsed` and `prompt_cut` of
-    answers, `row_cut` of likelihoods, `boundary` (items whose choices share a token with the prompt).
-    statistics: one vector an item, in the order of the suite's items; `Metric.aggregate` of their sum gives `value`.
+    Attributes:
+        stage: Index of the stage; 0 for the base model.
+        suite: The suite's name.
+        metric: The metric's name.
+        name: The score's name.
+        value: The score.
+        n: Number of items.
+        stderr: Standard error.
+        low: Lower bound of the 95 % interval.
+        high: Upper bound of the 95 % interval.
+        higher_is_better: The direction; None if neither direction is better.
+        signature: The metric's options; scores with different signatures are not comparable.
+        statistics: One vector an item, in the order of the suite's items. `Metric.aggregate` of their sum is `value`.
+        method: How interval and standard error were computed; see `intervals.Estimate`.
+        counts: Counts among the `n` items: `empty`, `truncated`, `unparsed` and `prompt_cut` answers, `row_cut`
+            likelihoods, `boundary` (items whose choices share a token with the prompt).
     """
 
     stage: int
@@ -352,9 +432,16 @@ class Score:
 
 @dataclass(frozen=True)
 class LimitViolation:
-    """A suite in which more items than its spec allows are no measure of the model.
+    """A suite with more unusable items than its spec allows.
 
-    what: `empty`, `truncated`, `unparsed` or `cut`. metric: whose answers were unparsed. allowed: a share of `n`.
+    Attributes:
+        stage: Index of the stage.
+        suite: The suite's name.
+        what: `empty`, `truncated`, `unparsed` or `cut`.
+        count: Number of such items.
+        n: Number of items.
+        allowed: The allowed fraction of `n`.
+        metric: The metric that could not parse the answers; empty for the other limits.
     """
 
     stage: int
@@ -372,9 +459,9 @@ class LimitViolation:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One suite after one stage: its items, the scores drawn from them, and which of the suite's limits they break.
+    """One suite after one stage: its items, their scores and the limits that they violate.
 
-    An evaluation that breaks a limit is complete and saved; who runs it fails with `raise_on_violations`.
+    An evaluation that violates a limit is complete and saved. The run then fails through `raise_on_violations`.
     """
 
     stage: int
@@ -384,5 +471,6 @@ class Evaluation:
     violations: tuple[LimitViolation, ...] = ()
 
     def matching_score(self, score: Score) -> Score | None:
-        """Its score of the same metric and name; None where there is none."""
-        return next((one for one in self.scores if (one.metric, one.name) == (score.metric, score.name)), None)
+        """Return the score of the same metric and name, or None."""
+        key = (score.metric, score.name)
+        return next((candidate for candidate in self.scores if (candidate.metric, candidate.name) == key), None)

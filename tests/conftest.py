@@ -19,18 +19,18 @@ CHATML = (
 
 @pytest.fixture(scope="session")
 def tokenizer():
-    """A byte-level tokenizer without merges: one token a byte, and the special tokens of ChatML and Llama 2."""
+    """A byte-level tokenizer without merges: one token per byte, and the special tokens of ChatML and Llama 2."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    special = ["<pad>", "<s>", "</s>", "<|im_start|>", "<|im_end|>"]
+    special_tokens = ["<pad>", "<s>", "</s>", "<|im_start|>", "<|im_end|>"]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: index for index, token in enumerate([*special, *alphabet])}
-    core = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    core.decoder = decoders.ByteLevel()
+    vocabulary = {token: index for index, token in enumerate([*special_tokens, *alphabet])}
+    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
     return PreTrainedTokenizerFast(
-        tokenizer_object=core,
+        tokenizer_object=backend,
         bos_token="<s>",
         eos_token="</s>",
         pad_token="<pad>",
@@ -42,7 +42,7 @@ def tokenizer():
 
 @pytest.fixture
 def tiny_model(tokenizer):
-    """A random two-layer Llama over the tokenizer's vocabulary, float32, about 30,000 weights, seed 0."""
+    """A random two-layer Llama with the tokenizer's vocabulary, float32, about 30,000 weights, seed 0."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 

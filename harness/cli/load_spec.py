@@ -1,78 +1,107 @@
-"""The spec that a command was given, and its arms: their faults are told before anything heavy is imported."""
+"""Load the spec of a command and validate its arms, before anything heavy is imported."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from harness.registry import Registry
+    from harness.spec.arms import Arm
+    from harness.spec.spec import Spec
+    from harness.types import Plan
 
 
-def load_spec_and_plan(arguments: argparse.Namespace, *, trains: bool | None = True) -> tuple[Any, Any, Any]:
-    """The spec, the registry and the plan: what is wrong with a spec is said before anything heavy is imported.
+def load_spec_and_plan(arguments: argparse.Namespace, *, trains: bool | None = True) -> tuple[Spec, Registry, Plan]:
+    """Load and validate the spec that a command names.
 
-    trains: whether it will be run, or one model of it measured; None: neither, so that its metrics are not looked at.
+    Args:
+        arguments: Parsed arguments with `spec` and `overrides`.
+        trains: Whether the spec will be trained (True) or one model of it evaluated (False). None: neither, so its
+            metrics are not checked.
+
+    Returns:
+        The spec, the plugin registry and the plan.
+
+    Raises:
+        HarnessError: The spec is invalid.
     """
     from harness import registry
     from harness.spec import plan, preflight, schema
     from harness.spec import spec as spec_module
 
-    found = registry.discover_plugins()
-    loaded = spec_module.load_spec(
-        arguments.spec, schema.compose_schema(found), arguments.overrides, found.broken_plugins
+    plugins = registry.discover_plugins()
+    spec = spec_module.load_spec(
+        arguments.spec, schema.compose_schema(plugins), arguments.overrides, plugins.broken_plugins
     )
-    planned = plan.build_plan(loaded, found)
-    if trains is not None and loaded.document["arms"] is None:  # of arms each is looked at, with its changes
-        metrics = preflight.preflight(loaded, planned, found, will_train=trains)
+    spec_plan = plan.build_plan(spec, plugins)
+    if trains is not None and spec.document["arms"] is None:  # arms are checked one by one, with their changes
+        metrics = preflight.preflight(spec, spec_plan, plugins, will_train=trains)
         if trains:
-            preflight.preflight_summaries(loaded, [(planned, metrics)])
-    return loaded, found, planned
+            preflight.preflight_summaries(spec, [(spec_plan, metrics)])
+    return spec, plugins, spec_plan
 
 
-def arm_spec_loader(arguments: argparse.Namespace, registry: Any) -> Any:
-    """The spec anew with the overrides of an arm, without arms of its own."""
+def arm_spec_loader(arguments: argparse.Namespace, registry: Registry) -> Callable[[Sequence[str]], Spec]:
+    """Return a function that loads the spec with the overrides of an arm and without arms of its own."""
     from harness.spec import schema
     from harness.spec import spec as spec_module
 
-    composed = schema.compose_schema(registry)
+    composed_schema = schema.compose_schema(registry)
 
-    def load(overrides: Sequence[str]) -> Any:
+    def load(overrides: Sequence[str]) -> Spec:
         return spec_module.load_spec(
-            arguments.spec, composed, [*arguments.overrides, *overrides, "arms=null"], registry.broken_plugins
+            arguments.spec, composed_schema, [*arguments.overrides, *overrides, "arms=null"], registry.broken_plugins
         )
 
     return load
 
 
 def validate_arms(
-    arguments: argparse.Namespace, spec: Any, registry: Any, names: Sequence[str] = ()
-) -> list[tuple[Any, Any]]:
-    """Each arm with its spec; that it is valid and has a plan is proven before anything heavy is imported."""
+    arguments: argparse.Namespace, spec: Spec, registry: Registry, names: Sequence[str] = ()
+) -> list[tuple[Arm, Spec]]:
+    """Validate and plan every arm of a spec.
+
+    Args:
+        arguments: Parsed arguments with `spec` and `overrides`.
+        spec: The spec; without arms the result is empty.
+        registry: The plugin registry.
+        names: The arms to validate; all arms if empty.
+
+    Returns:
+        Each arm with its own spec.
+
+    Raises:
+        HarnessError: An arm is invalid or unknown.
+    """
     from harness.spec import arms, plan, preflight, preflight_arms
 
     if spec.document["arms"] is None:
         return []
     load = arm_spec_loader(arguments, registry)
-    made, measuring = [], []
-    chosen = arms.select_arms(arms.expand_arms(spec.document["arms"], spec.where(("arms",))), names)
-    for text in arms.override_warnings(chosen, spec.located.value):
-        print(f"warning: {text}", file=sys.stderr)
-    for arm in chosen:
+    arm_specs, planned_arms = [], []
+    selected = arms.select_arms(arms.expand_arms(spec.document["arms"], spec.where(("arms",))), names)
+    for warning in arms.override_warnings(selected, spec.located.value):
+        print(f"warning: {warning}", file=sys.stderr)
+    for arm in selected:
         with arms.arm_error_context(arm):
-            own = load(arm.overrides())
-            planned = plan.build_plan(own, registry)
-            metrics = preflight.preflight(own, planned, registry)
-        made.append((arm, own))
-        measuring.append(preflight_arms.PlannedArm(arm.name, planned, metrics))
-    preflight.preflight_summaries(spec, [(one.plan, one.metrics) for one in measuring])
-    preflight_arms.preflight_arms(spec, measuring)
-    for text in preflight_arms.axis_warnings(measuring):
-        print(f"warning: {text}", file=sys.stderr)
-    return made
+            arm_spec = load(arm.overrides())
+            arm_plan = plan.build_plan(arm_spec, registry)
+            metrics = preflight.preflight(arm_spec, arm_plan, registry)
+        arm_specs.append((arm, arm_spec))
+        planned_arms.append(preflight_arms.PlannedArm(arm.name, arm_plan, metrics))
+    preflight.preflight_summaries(spec, [(planned.plan, planned.metrics) for planned in planned_arms])
+    preflight_arms.preflight_arms(spec, planned_arms)
+    for warning in preflight_arms.axis_warnings(planned_arms):
+        print(f"warning: {warning}", file=sys.stderr)
+    return arm_specs
 
 
-def note_arms_ignored(spec: Any) -> None:
-    """Say of a command that shows one run that it shows the spec itself."""
+def note_arms_ignored(spec: Spec) -> None:
+    """Print a note that a command which shows one run ignores the arms."""
     if spec.document["arms"] is not None:
-        text = "the spec has arms, and this is the spec without their changes; put one's in with --set"
-        print(f"note: {text}", file=sys.stderr)
+        print(
+            "note: the spec has arms; this shows the spec without their changes; apply one with --set", file=sys.stderr
+        )

@@ -1,4 +1,4 @@
-"""The items whose score changed most between two runs, with what was asked and what each run answered."""
+"""The items whose score changed most between two runs, with the question and the answer of each run."""
 
 from __future__ import annotations
 
@@ -15,8 +15,13 @@ from harness.types import Evaluation, Item, Score
 
 @dataclass(frozen=True)
 class ItemAnswer:
-    """What one run did with an item. value: the score of the item by itself. answer: the generated text, or what its
-    likelihoods say; None where it was not kept. finish: why the text ended."""
+    """The answer of one run to an item.
+
+    Attributes:
+        value: The score of this item alone.
+        answer: The generated text, or the likelihoods as text; None if it was not stored.
+        finish: Why the generated text ended.
+    """
 
     value: float
     answer: str | None
@@ -25,7 +30,14 @@ class ItemAnswer:
 
 @dataclass(frozen=True)
 class ChangedItem:
-    """An item, and what the baseline (`first`) and a run (`second`, by its index) did with it. change: of its score."""
+    """An item with its answers by the baseline and by one run.
+
+    Attributes:
+        run: Index of the run.
+        change: Difference of the item's score, run − baseline.
+        first: Answer of the baseline.
+        second: Answer of the run.
+    """
 
     run: int
     suite: str
@@ -39,85 +51,95 @@ class ChangedItem:
 
 
 def select_score(pairs: Sequence[PairedScore], name: str | None) -> str | None:
-    """The score, as `suite/score`, whose items are shown; None where nothing was compared.
+    """Return the score, as `suite/score`, whose items are shown; None if nothing was compared.
 
-    name: the user's choice; None: the first of the first domain suite. Raises HarnessError for one that there is not.
+    Args:
+        pairs: The compared scores.
+        name: The user's choice; None: the first score of the first domain suite.
+
+    Raises:
+        HarnessError: If no score of this name was compared.
     """
-    known = list(dict.fromkeys(f"{one.suite}/{one.score}" for one in pairs))
+    compared = list(dict.fromkeys(f"{pair.suite}/{pair.score}" for pair in pairs))
     if name is not None:
-        if name not in known:
-            raise HarnessError("--score", f"no score {name!r} was compared", f"there are: {', '.join(known) or 'none'}")
+        if name not in compared:
+            hint = f"there are: {', '.join(compared) or 'none'}"
+            raise HarnessError("--score", f"no score {name!r} was compared", hint)
         return name
-    domain = [f"{one.suite}/{one.score}" for one in pairs if one.role == "domain"]
-    return next(iter(domain or known), None)
+    domain = [f"{pair.suite}/{pair.score}" for pair in pairs if pair.role == "domain"]
+    return next(iter(domain or compared), None)
 
 
 def most_changed_items(
     comparer: PairwiseComparer, pairs: Sequence[PairedScore], score: str, count: int
 ) -> tuple[tuple[ChangedItem, ...], tuple[str, ...]]:
-    """For each run the `count` items whose score changed most against the baseline, and notes on what is missing.
+    """Find for each run the items whose score changed most against the baseline.
 
-    Of a corpus score, such as BLEU, an item's own is what the metric gives for that item alone.
+    The item's value of a corpus score, such as BLEU, is what the metric returns for that item alone.
+
+    Args:
+        comparer: Has compared the runs.
+        pairs: The compared scores.
+        score: The score to rank by, as `suite/score`.
+        count: Number of items for each run.
+
+    Returns:
+        The items, run by run, and notes on answers that are missing.
     """
-    made: list[ChangedItem] = []
+    changed: list[ChangedItem] = []
     notes: list[str] = []
     for pair in pairs:
-        if f"{pair.suite}/{pair.score}" == score:
-            first, second = (
-                comparer.last_evaluation(comparer.baseline, pair.suite),
-                comparer.last_evaluation(pair.run, pair.suite),
-            )
-            items = []
-            for number, one in ((comparer.baseline, first), (pair.run, second)):
-                try:
-                    items.append(comparer.loaded_runs[number].load_items(pair.suite, one.stage))
-                except HarnessError as error:
-                    items.append({})
-                    notes.append(f"answers of {comparer.loaded_runs[number].summary.name}: {error.what}")
-            made += _most_changed_in_pair(
-                pair, first, second, items, comparer.get_metric(pair.suite, _score_of_pair(first, pair)), count
-            )
-    return tuple(made), tuple(dict.fromkeys(notes))
+        if f"{pair.suite}/{pair.score}" != score:
+            continue
+        evaluations = [comparer.last_evaluation(run, pair.suite) for run in (comparer.baseline, pair.run)]
+        items = []
+        for run_index, evaluation in zip((comparer.baseline, pair.run), evaluations, strict=True):
+            loaded_run = comparer.loaded_runs[run_index]
+            try:
+                items.append(loaded_run.load_items(pair.suite, evaluation.stage))
+            except HarnessError as error:
+                items.append({})
+                notes.append(f"answers of {loaded_run.summary.name}: {error.what}")
+        metric = comparer.get_metric(pair.suite, _score_of_pair(evaluations[0], pair))
+        changed += _most_changed_in_pair(pair, evaluations, items, metric, count)
+    return tuple(changed), tuple(dict.fromkeys(notes))
 
 
 def _most_changed_in_pair(
-    pair: PairedScore,
-    first: Evaluation,
-    second: Evaluation,
-    items: Sequence[dict[str, Item]],
-    metric: Metric,
-    count: int,
+    pair: PairedScore, evaluations: Sequence[Evaluation], items: Sequence[dict[str, Item]], metric: Metric, count: int
 ) -> list[ChangedItem]:
-    before, after = (_score_by_item_id(one, _score_of_pair(one, pair), metric) for one in (first, second))
-    moved = {one: after[one] - before[one] for one in align_items(first, second).ids}
-    real = [one for one, change in moved.items() if math.isfinite(change) and change]
-    made = []
-    for one in sorted(real, key=lambda one: (-abs(moved[one]), one))[:count]:
-        known = items[0].get(one) or items[1].get(one)
-        made.append(
+    """Rank the items of one pair. evaluations, items: of the baseline and of the run."""
+    first, second = evaluations
+    before, after = (_score_by_item_id(each, _score_of_pair(each, pair), metric) for each in evaluations)
+    changes = {item_id: after[item_id] - before[item_id] for item_id in align_items(first, second).ids}
+    changed_ids = [item_id for item_id, change in changes.items() if math.isfinite(change) and change]
+    changed = []
+    for item_id in sorted(changed_ids, key=lambda item_id: (-abs(changes[item_id]), item_id))[:count]:
+        item = items[0].get(item_id) or items[1].get(item_id)
+        changed.append(
             ChangedItem(
                 run=pair.run,
                 suite=pair.suite,
                 score=pair.score,
-                id=one,
-                prompt=known.prompt if known else "",
-                reference=known.reference if known else "",
-                change=moved[one],
-                first=_item_answer(before[one], items[0].get(one)),
-                second=_item_answer(after[one], items[1].get(one)),
+                id=item_id,
+                prompt=item.prompt if item else "",
+                reference=item.reference if item else "",
+                change=changes[item_id],
+                first=_item_answer(before[item_id], items[0].get(item_id)),
+                second=_item_answer(after[item_id], items[1].get(item_id)),
             )
         )
-    return made
+    return changed
 
 
 def _score_of_pair(evaluation: Evaluation, pair: PairedScore) -> Score:
-    return next(one for one in evaluation.scores if (one.metric, one.name) == (pair.metric, pair.score))
+    return next(score for score in evaluation.scores if (score.metric, score.name) == (pair.metric, pair.score))
 
 
 def _score_by_item_id(evaluation: Evaluation, score: Score, metric: Metric) -> dict[str, float]:
     return {
-        item.id: float(metric.aggregate(score.name, list(vector)))
-        for item, vector in zip(evaluation.items, score.statistics, strict=True)
+        item.id: float(metric.aggregate(score.name, list(statistics)))
+        for item, statistics in zip(evaluation.items, score.statistics, strict=True)
     }
 
 
@@ -126,8 +148,8 @@ def _item_answer(value: float, item: Item | None) -> ItemAnswer:
         return ItemAnswer(value, None, None)
     answer = item.answer
     if answer is None and item.choice_lls is not None:
-        likely = sorted(zip(item.choice_lls, item.choices, strict=True), reverse=True)
-        answer = "; ".join(f"{choice} ({ll:.2f} nats)" for ll, choice in likely)
+        ranked = sorted(zip(item.choice_lls, item.choices, strict=True), reverse=True)
+        answer = "; ".join(f"{choice} ({ll:.2f} nats)" for ll, choice in ranked)
     elif answer is None and item.nll is not None:
         answer = f"{item.nll:.2f} nats over the {item.tokens} tokens of the reference"
     elif answer is None and item.text_nll is not None:

@@ -1,14 +1,14 @@
-"""Runs beside each other: what each did to its suites, whether they differ beyond chance, and in what.
+"""Compare finished runs: their scores, whether these differ beyond chance, and how the specs differ.
 
-Reads run folders and MLflow tracking stores; imports no model library. The first run, or the one named, is the
-baseline that every other is compared with, item by item.
+Reads run folders and MLflow tracking stores, without any model library. Every run is compared with the baseline (the
+first run unless another is named), item by item.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,8 @@ from harness.utils import redaction
 from harness.utils.json_files import json_safe
 
 if TYPE_CHECKING:
+    from mlflow.entities import Run
+
     from harness.comparison.mlflow_runs import MlflowRunStore
     from harness.registry import Registry
 
@@ -31,11 +33,19 @@ NUM_CHANGED_ITEMS = 10
 
 @dataclass(frozen=True)
 class Comparison:
-    """Runs beside each other. differences: parameter -> its value in each run, None where a run has none.
+    """The result of comparing runs.
 
-    uri: of the tracking store, empty where none was asked. baseline: index of the run that the others are compared
-    with. pairs: each shared score of each other run; not_comparable: what could not be compared. score: whose `items`
-    are shown, as `suite/score`. score_requested: whether the user chose it. notes: what is missing.
+    Attributes:
+        uri: Tracking store that was read; empty if none was.
+        runs: The runs, in the order in which they are shown.
+        differences: Spec key -> its value in each run, None where a run does not have it.
+        baseline: Index of the run that the others are compared with.
+        pairs: Every score that another run shares with the baseline.
+        not_comparable: What could not be compared.
+        score: The score whose `items` are shown, as `suite/score`.
+        items: The items that changed most.
+        notes: What is missing.
+        score_requested: Whether the user chose `score`.
     """
 
     uri: str
@@ -50,36 +60,39 @@ class Comparison:
     score_requested: bool = field(default=False, repr=False)
 
     def pairs_by_score(self) -> list[PairedScore]:
-        """The pairs with those of one score together, in the order of the scores."""
-        scores = list(dict.fromkeys((one.suite, one.score) for one in self.pairs))
-        return sorted(self.pairs, key=lambda one: (scores.index((one.suite, one.score)), one.run))
+        """Return the pairs grouped by score, in the order of the scores."""
+        scores = list(dict.fromkeys((pair.suite, pair.score) for pair in self.pairs))
+        return sorted(self.pairs, key=lambda pair: (scores.index((pair.suite, pair.score)), pair.run))
 
     def not_compared(self) -> list[tuple[int, str, str]]:
-        """(index of a run, what of it was not compared, why); what: "" for all, `suite`, or `suite/score, score`."""
+        """Return (index of a run, what of it was not compared, reason).
+
+        What was not compared is empty for the complete run, else `suite` or `suite/score, score`.
+        """
         scores: dict[tuple[int, str, str], list[str]] = {}
-        for one in self.not_comparable:
-            scores.setdefault((one.run, one.suite, one.why), []).append(one.score)
+        for entry in self.not_comparable:
+            scores.setdefault((entry.run, entry.suite, entry.why), []).append(entry.score)
         return [
-            (run, "/".join(part for part in (suite, ", ".join(filter(None, names))) if part), why)
-            for (run, suite, why), names in scores.items()
+            (run, "/".join(part for part in (suite, ", ".join(filter(None, names))) if part), reason)
+            for (run, suite, reason), names in scores.items()
         ]
 
     def to_json(self) -> dict[str, Any]:
-        """The comparison as plain data for JSON: what is no finite number is None."""
-        made: dict[str, Any] = json_safe(
+        """Return the comparison as plain data for JSON; numbers that are not finite become None."""
+        document: dict[str, Any] = json_safe(
             {
                 "uri": self.uri,
                 "runs": [asdict(run) for run in self.runs],
                 "baseline": self.baseline,
-                "pairs": [asdict(one) for one in self.pairs],
-                "refused": [asdict(one) for one in self.not_comparable],
+                "pairs": [asdict(pair) for pair in self.pairs],
+                "refused": [asdict(entry) for entry in self.not_comparable],
                 "differences": {key: list(values) for key, values in self.differences.items()},
                 "score": self.score,
-                "items": [asdict(one) for one in self.items],
+                "items": [asdict(item) for item in self.items],
                 "notes": list(self.notes),
             }
         )
-        return made
+        return document
 
 
 def compare_runs(
@@ -92,40 +105,85 @@ def compare_runs(
     items: int = NUM_CHANGED_ITEMS,
     registry: Registry | None = None,
 ) -> Comparison:
-    """Read runs and compare each with the baseline, over the items that both were measured on.
+    """Load runs and compare each with the baseline, over the items that both were evaluated on.
 
-    runs: run folders, MLflow run ids or run names, in the order in which they are shown; a folder or a run that holds
-        the arms of an experiment stands for all of them. experiment: every run of this MLflow experiment, oldest
-        first, or where to look for `runs`. uri: of the tracking store; None: $MLFLOW_TRACKING_URI, else
-        `sqlite:///mlflow.db`. It is not asked for runs that are folders.
-    baseline: named like a run; None: the first. score: whose most changed items are told, as `suite/score`; None: the
-        first of the first domain suite. items: how many of them for each run. registry: None: the installed plugins.
-    Raises HarnessError when the store cannot be read, or for a run, experiment or score that there is not.
+    Args:
+        runs: Run folders, MLflow run ids or run names, in the order in which they are shown. A folder or a run that
+            holds the arms of an experiment means all its arms.
+        experiment: MLflow experiment in which `runs` are looked up; without `runs`, all its runs, oldest first.
+        uri: Tracking store; None: $MLFLOW_TRACKING_URI, else `sqlite:///mlflow.db`. Run folders do not need it.
+        baseline: The baseline, named like a run; None: the first run.
+        score: Score whose most changed items are listed, as `suite/score`; None: the first of the first domain suite.
+        items: Number of changed items for each run.
+        registry: The plugins; None: the installed ones.
+
+    Raises:
+        HarnessError: If the store cannot be read, or a run, an experiment or the score does not exist.
     """
-    where = mlflow_store.tracking_uri(uri)
     if not runs and experiment is None:
-        raise HarnessError("compare", "no run is named", "give run ids, names or folders, or --experiment NAME")
+        raise HarnessError("compare", "no run is given", "give run ids, names or folders, or --experiment NAME")
     with tempfile.TemporaryDirectory(prefix="harness-compare-") as folder:
-        finder = _RunFinder(where, Path(folder), experiment)
-        found = [one for name in runs for one in finder.find_by_name(name)] if runs else finder.find_all()
-        first = finder.find_by_name(baseline) if baseline is not None else found[:1]
-        if len(first) != 1:
-            raise HarnessError("--baseline", f"{baseline!r} stands for {len(first)} runs", "name one of them")
-        unique = {_run_key(one): one for one in found}
-        if _run_key(first[0]) not in unique:
-            unique = {_run_key(first[0]): first[0], **unique}
-        return _compare_loaded_runs(
-            finder.store_uri,
-            list(unique.values()),
-            list(unique).index(_run_key(first[0])),
-            score,
-            items,
-            registry,
+        finder = _RunFinder(mlflow_store.tracking_uri(uri), Path(folder), experiment)
+        loaded_runs = [run for name in runs for run in finder.find_by_name(name)] if runs else finder.find_all()
+        baseline_runs = finder.find_by_name(baseline) if baseline is not None else loaded_runs[:1]
+        if len(baseline_runs) != 1:
+            raise HarnessError("--baseline", f"{baseline!r} matches {len(baseline_runs)} runs", "name one of them")
+        unique = {_run_key(run): run for run in loaded_runs}
+        baseline_key = _run_key(baseline_runs[0])
+        if baseline_key not in unique:
+            unique = {baseline_key: baseline_runs[0], **unique}
+        summaries = tuple(run.summary for run in unique.values())
+        comparison = Comparison(
+            uri=finder.store_uri,
+            runs=summaries,
+            differences=_spec_differences(summaries),
+            baseline=list(unique).index(baseline_key),
+            score_requested=score is not None,
         )
+        if len(unique) > 1:
+            return _with_pairs(comparison, list(unique.values()), score, items, registry)
+        if score is not None:
+            raise HarnessError("--score", "a single run is not compared", "add another run, or remove --score")
+        return comparison
+
+
+def _run_key(loaded_run: LoadedRun) -> str:
+    return loaded_run.summary.run_id or str(Path(loaded_run.summary.folder).resolve())
+
+
+def _spec_differences(runs: Sequence[RunSummary]) -> dict[str, tuple[str | None, ...]]:
+    """Return spec key -> its value in each run, for the keys whose values differ."""
+    keys = sorted({key for run in runs for key in run.parameters})
+    values_by_key = {key: tuple(run.parameters.get(key) for run in runs) for key in keys}
+    return {key: values for key, values in values_by_key.items() if len(set(values)) > 1}
+
+
+def _with_pairs(
+    comparison: Comparison, loaded_runs: Sequence[LoadedRun], score: str | None, items: int, registry: Registry | None
+) -> Comparison:
+    """Compare the runs item by item, and find the items that changed most."""
+    if registry is None:
+        from harness.registry import discover_plugins
+
+        registry = discover_plugins()
+    comparer = PairwiseComparer(loaded_runs, comparison.baseline, registry)
+    pairs = comparer.compare_all()
+    selected = select_score(pairs, score)
+    changed, notes = (
+        most_changed_items(comparer, pairs, selected, items) if selected is not None and items else ((), ())
+    )
+    return replace(
+        comparison,
+        pairs=pairs,
+        not_comparable=tuple(comparer.not_comparable),
+        score=selected,
+        items=changed,
+        notes=notes,
+    )
 
 
 class _RunFinder:
-    """Finds runs by what the user calls them; opens the tracking store when the first of them asks for it."""
+    """Finds runs by the names that the user gives; opens the tracking store only when a name needs it."""
 
     def __init__(self, uri: str, folder: Path, experiment: str | None) -> None:
         self._uri, self._folder, self._experiment = uri, folder, experiment
@@ -133,22 +191,24 @@ class _RunFinder:
 
     @property
     def store_uri(self) -> str:
-        """The store that was asked, as it may be shown."""
+        """The store that was opened, without secrets; empty if none was."""
         return "" if self._store is None else redaction.redact_text(self._uri)
 
     def find_all(self) -> list[LoadedRun]:
-        return self._load_from_store(lambda opened: opened.list_runs())
+        """Load every run of the experiment."""
+        return self._load_from_store(lambda store: store.list_runs())
 
     def find_by_name(self, name: str) -> list[LoadedRun]:
-        place = Path(name)
-        if is_run_folder(place) and self._experiment is None:
-            return [load_run_from_folder(place)]
-        arms = sorted(one.parent for one in place.glob("arms/*/scores.json") if is_run_folder(one.parent))
+        """Load the run, or all arms of the experiment, with this folder, id or name."""
+        folder = Path(name)
+        if is_run_folder(folder) and self._experiment is None:
+            return [load_run_from_folder(folder)]
+        arms = sorted(file.parent for file in folder.glob("arms/*/scores.json") if is_run_folder(file.parent))
         if arms:
-            return [load_run_from_folder(one) for one in arms]
-        return self._load_from_store(lambda opened: opened.find_runs(name))
+            return [load_run_from_folder(arm) for arm in arms]
+        return self._load_from_store(lambda store: store.find_runs(name))
 
-    def _load_from_store(self, select_runs: Any) -> list[LoadedRun]:
+    def _load_from_store(self, select_runs: Callable[[MlflowRunStore], list[Run]]) -> list[LoadedRun]:
         try:
             if self._store is None:
                 from harness.comparison.mlflow_runs import MlflowRunStore
@@ -159,43 +219,6 @@ class _RunFinder:
         except HarnessError:
             raise
         except Exception as error:
-            shown, why = redaction.redact_text(self._uri), mlflow_store.error_summary(error)
             hint = "run something first, name the store with --uri, or give run folders"
-            raise HarnessError(shown, f"the tracking store cannot be read: {why}", hint) from error
-
-
-def _run_key(loaded_run: LoadedRun) -> str:
-    return loaded_run.summary.run_id or str(Path(loaded_run.summary.folder).resolve())
-
-
-def _compare_loaded_runs(
-    uri: str, loaded_runs: Sequence[LoadedRun], baseline: int, score: str | None, items: int, registry: Registry | None
-) -> Comparison:
-    runs = tuple(one.summary for one in loaded_runs)
-    keys = dict.fromkeys(key for run in runs for key in run.parameters)
-    values = {key: tuple(run.parameters.get(key) for run in runs) for key in sorted(keys)}
-    made = Comparison(uri, runs, {key: row for key, row in values.items() if len(set(row)) > 1}, baseline)
-    if len(loaded_runs) < 2:
-        if score is not None:
-            raise HarnessError("--score", "one run alone is compared with nothing", "name another run, or leave it out")
-        return made
-    if registry is None:
-        from harness.registry import discover_plugins
-
-        registry = discover_plugins()
-    bench = PairwiseComparer(loaded_runs, baseline, registry)
-    pairs = bench.compare_all()
-    told = select_score(pairs, score)
-    moved, notes = most_changed_items(bench, pairs, told, items) if told is not None and items else ((), ())
-    return Comparison(
-        uri=uri,
-        runs=runs,
-        differences=made.differences,
-        baseline=baseline,
-        pairs=pairs,
-        not_comparable=tuple(bench.not_comparable),
-        score=told,
-        items=moved,
-        notes=notes,
-        score_requested=score is not None,
-    )
+            what = f"cannot read the tracking store: {mlflow_store.error_summary(error)}"
+            raise HarnessError(redaction.redact_text(self._uri), what, hint) from error

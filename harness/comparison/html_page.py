@@ -1,87 +1,84 @@
-"""A comparison as one page: the runs in the page's own words, the baseline first."""
+"""Write a comparison as an HTML page, the baseline first."""
 
 from __future__ import annotations
 
 from itertools import groupby
 from pathlib import Path
 
-from harness.comparison.changed_items import ChangedItem
+from harness.comparison.changed_items import ChangedItem, ItemAnswer
 from harness.comparison.compare import Comparison
 from harness.comparison.paired_scores import PairedScore
 from harness.comparison.run_summary import RunSummary
 from harness.report.html import comparison_page
-from harness.report.html import write as write_module
+from harness.report.html.write import write_comparison_page
 from harness.statistics.intervals import Estimate
-from harness.utils.formatting import format_duration
-from harness.utils.formatting import format_number as shown
+from harness.utils.formatting import format_duration, format_number
 
 
 def write_comparison_html(comparison: Comparison, file: Path) -> Path:
-    """Write the page; returns its path. Raises HarnessError when it cannot be written."""
+    """Write the page and return its path.
+
+    Raises:
+        HarnessError: If the file cannot be written.
+    """
     order = [comparison.baseline, *(n for n in range(len(comparison.runs)) if n != comparison.baseline)]
     notes = [*comparison.notes]
-    for run, what, why in comparison.not_compared():
-        notes.append(f"{comparison.runs[run].name}{f', {what}' if what else ''}: not compared: {why}")
+    for run, what, reason in comparison.not_compared():
+        notes.append(f"{comparison.runs[run].name}{f', {what}' if what else ''}: not compared: {reason}")
     page = comparison_page.ComparisonPage(
-        title=" · ".join(comparison.runs[number].name for number in order),
-        columns=tuple(_run_column(comparison.runs[number]) for number in order),
+        title=" · ".join(comparison.runs[run].name for run in order),
+        columns=tuple(_run_column(comparison.runs[run]) for run in order),
         rows=tuple(
             _score_row(list(pairs), order)
-            for _, pairs in groupby(comparison.pairs_by_score(), key=lambda one: (one.suite, one.score))
+            for _, pairs in groupby(comparison.pairs_by_score(), key=lambda pair: (pair.suite, pair.score))
         ),
-        differences={key: tuple(values[n] for n in order) for key, values in comparison.differences.items()},
-        items=tuple(
-            comparison_page.ItemRow(
-                one.suite,
-                one.id,
-                one.prompt,
-                one.reference,
-                tuple(_answer_of_run(one, number, comparison.baseline) for number in order),
-                tuple(_format_item_score(one, number, comparison.baseline) for number in order),
-            )
-            for one in comparison.items
-        ),
+        differences={key: tuple(values[run] for run in order) for key, values in comparison.differences.items()},
+        items=tuple(_item_row(item, comparison.baseline, order) for item in comparison.items),
         notes=tuple(notes),
     )
-    return write_module.write_comparison_page(page, file)
-
-
-def _answer_of_run(item: ChangedItem, run_index: int, baseline: int) -> str | None:
-    return item.first.answer if run_index == baseline else item.second.answer if run_index == item.run else None
-
-
-def _format_item_score(item: ChangedItem, run_index: int, baseline: int) -> str:
-    found = item.first if run_index == baseline else item.second if run_index == item.run else None
-    return "" if found is None else f"{item.score} {shown(found.value)}"
+    return write_comparison_page(page, file)
 
 
 def _run_column(run: RunSummary) -> comparison_page.RunColumn:
-    took = "" if run.seconds is None else format_duration(run.seconds)
-    facts = {
+    details = {
         "mode": run.mode,
         "mitigations": run.mitigations or "none",
         "learning rate": run.learning_rate,
         "ended": run.status,
-        "took": took,
+        "took": "" if run.seconds is None else format_duration(run.seconds),
     }
-    return comparison_page.RunColumn(run.name, {key: value for key, value in facts.items() if value})
+    return comparison_page.RunColumn(run.name, {key: value for key, value in details.items() if value})
 
 
 def _score_row(pairs: list[PairedScore], order: list[int]) -> comparison_page.ScoreRow:
-    by_run = {one.run: one for one in pairs}
+    """Build the row of one score. pairs: its pairs; order: the runs, the baseline first."""
+    by_run = {pair.run: pair for pair in pairs}
     first = pairs[0]
-    values: list[Estimate | None] = [first.first]
-    values += [by_run[number].second if number in by_run else None for number in order[1:]]
-    found = [None, *(by_run.get(number) for number in order[1:])]
+    columns = [None, *(by_run.get(run) for run in order[1:])]
+    values: list[Estimate | None] = [first.first, *(None if pair is None else pair.second for pair in columns[1:])]
     return comparison_page.ScoreRow(
         suite=first.suite,
         score=first.score,
         higher_is_better=first.higher_is_better,
         n=first.n,
         values=tuple(values),
-        differences=tuple(None if one is None else one.difference for one in found),
-        p=tuple(None if one is None else one.p_holm for one in found),
-        verdicts=tuple(None if one is None else one.verdict for one in found),
+        differences=tuple(None if pair is None else pair.difference for pair in columns),
+        p=tuple(None if pair is None else pair.p_holm for pair in columns),
+        verdicts=tuple(None if pair is None else pair.verdict for pair in columns),
         test=first.test,
-        needed=tuple(None if one is None else one.needed for one in found),
+        needed=tuple(None if pair is None else pair.needed for pair in columns),
+    )
+
+
+def _item_row(item: ChangedItem, baseline: int, order: list[int]) -> comparison_page.ItemRow:
+    answers: list[ItemAnswer | None] = [
+        item.first if run == baseline else item.second if run == item.run else None for run in order
+    ]
+    return comparison_page.ItemRow(
+        suite=item.suite,
+        id=item.id,
+        prompt=item.prompt,
+        reference=item.reference,
+        answers=tuple(None if answer is None else answer.answer for answer in answers),
+        scores=tuple("" if answer is None else f"{item.score} {format_number(answer.value)}" for answer in answers),
     )

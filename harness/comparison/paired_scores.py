@@ -1,7 +1,4 @@
-"""Each run against the baseline, score by score, over the items that both were measured on.
-
-Knows runs with their files, and the metrics of their specs; not how a comparison is shown.
-"""
+"""Compare each run with the baseline, score by score, over the items that both were evaluated on."""
 
 from __future__ import annotations
 
@@ -33,20 +30,28 @@ from harness.types import Evaluation, Role, Score
 PairVerdict = Verdict | Literal["different"]
 
 COMPARISON_SEED = 0
-"""Of the draws of every comparison: runs of different seeds are compared by the same draws."""
+"""Seed of the draws of every comparison, whatever the seeds of the runs."""
 
 
 @dataclass(frozen=True)
 class PairedScore:
-    """One score of one run against the baseline's. run: its index among the runs.
+    """One score of one run compared with the baseline's.
 
-    n: items that both were measured on; dropped: why others were left out -> how many. first: the baseline over these
-    items, second: the run; difference: second − first, with its 95 % interval. p: of "no difference", by `test`;
-    p_holm: adjusted for every pair of the comparison.
-    verdict: `better` or `worse` when the interval leaves 0 out and p_holm is below 5 %, over at least 30 items;
-    `different` likewise, of a score where neither direction is better; else `too few items` or `no evidence`.
-    needed: then about how many items would give a verdict, if the difference is as large as it looks; None where it
-    looks like none at all.
+    Attributes:
+        run: Index of the run.
+        n: Number of items that both were evaluated on.
+        dropped: Reason why items were left out -> number of items.
+        first: The baseline's score over these items.
+        second: The run's score over these items.
+        difference: second − first, with its 95 % interval.
+        test: The significance test.
+        p: Its p-value for "no difference".
+        p_holm: The p-value after Holm's correction for every pair of the comparison.
+        verdict: `better` or `worse` if there are at least 30 items, the interval excludes 0 and p_holm is below 5 %;
+            `different` under the same conditions for a score where neither direction is better; else
+            `too few items` or `no evidence`.
+        needed: Without a verdict: about how many items would give one if the true difference is as large as the
+            estimate; None if the estimate is 0.
     """
 
     run: int
@@ -70,7 +75,14 @@ class PairedScore:
 
 @dataclass(frozen=True)
 class NotComparable:
-    """What of a run could not be compared, and why. suite, score: empty where it is the whole run, or whole suite."""
+    """A part of a run that could not be compared.
+
+    Attributes:
+        run: Index of the run.
+        suite: The suite; empty for the complete run.
+        score: The score; empty for the complete suite or run.
+        why: The reason.
+    """
 
     run: int
     suite: str
@@ -79,7 +91,16 @@ class NotComparable:
 
 
 class PairwiseComparer:
-    """The runs beside each other: what they share, and the metrics to measure it with."""
+    """Compares runs with the baseline; creates each metric of the baseline's spec once.
+
+    Args:
+        loaded_runs: The runs.
+        baseline: Index of the baseline.
+        registry: The plugins, for the metrics.
+
+    Attributes:
+        not_comparable: What `compare_all` could not compare.
+    """
 
     def __init__(self, loaded_runs: Sequence[LoadedRun], baseline: int, registry: Registry) -> None:
         self.loaded_runs, self.baseline, self._registry = loaded_runs, baseline, registry
@@ -87,115 +108,123 @@ class PairwiseComparer:
         self._metrics: dict[tuple[str, str], Metric | HarnessError] = {}
 
     def compare_all(self) -> tuple[PairedScore, ...]:
-        """Every score that a run shares with the baseline; what cannot be compared is in `not_comparable`."""
-        base = self._comparable_run(self.baseline)
-        others = [number for number in range(len(self.loaded_runs)) if number != self.baseline]
-        shared = [one for number in others if base for one in self._iter_shared_scores(number, base)]
+        """Compare every score that a run shares with the baseline; add the rest to `not_comparable`."""
+        baseline_run = self._comparable_run(self.baseline)
+        other_runs = [index for index in range(len(self.loaded_runs)) if index != self.baseline]
+        shared = [
+            entry for index in other_runs if baseline_run for entry in self._iter_shared_scores(index, baseline_run)
+        ]
         trials = trials_for_comparisons(len(shared))
-        made = [pair for number, suite, score in shared if (pair := self._compare_score(number, suite, score, trials))]
-        adjusted = holm([one.p for one in made])
-        return tuple(_with_verdict(one, p, len(made)) for one, p in zip(made, adjusted, strict=True))
+        pairs = [pair for run, suite, score in shared if (pair := self._compare_score(run, suite, score, trials))]
+        adjusted = holm([pair.p for pair in pairs])
+        return tuple(_with_verdict(pair, p, len(pairs)) for pair, p in zip(pairs, adjusted, strict=True))
 
     def last_evaluation(self, run_index: int, suite: str) -> Evaluation:
-        """The suite after the last stage of a run that has been compared."""
-        read = self.loaded_runs[run_index].finished_run
-        last = None if read is None else read.last_evaluation(suite)
-        assert last is not None
-        return last
+        """Return the evaluation of a suite after the last stage of a run that was compared."""
+        finished_run = self.loaded_runs[run_index].finished_run
+        evaluation = None if finished_run is None else finished_run.last_evaluation(suite)
+        assert evaluation is not None
+        return evaluation
 
     def get_metric(self, suite: str, score: Score) -> Metric:
-        """The metric of a score of the baseline. Raises HarnessError when it cannot be had, or gives other numbers."""
+        """Return the metric of a score of the baseline.
+
+        Raises:
+            HarnessError: If the metric is not installed, or does not reproduce the score.
+        """
         key = (suite, score.metric)
         if key not in self._metrics:
             try:
                 self._metrics[key] = self._create_metric(suite, score.metric)
             except HarnessError as error:
                 self._metrics[key] = error
-        found = self._metrics[key]
-        if isinstance(found, HarnessError):
-            raise found
-        _require_same_value(found, score)
-        return found
+        metric = self._metrics[key]
+        if isinstance(metric, HarnessError):
+            raise metric
+        _require_same_value(metric, score)
+        return metric
 
     def _create_metric(self, suite: str, name: str) -> Metric:
-        given = self._suite_settings(suite)
-        options = given.get("metrics", {})
-        # A metric that was added by `harness score` stands in no spec: its defaults must then give the same numbers.
-        return create_metric(self._registry, name, options.get(name, {}), lang=given.get("lang", "auto"))
+        settings = self._suite_settings(suite)
+        # A metric added by `harness score` is not in the spec: its defaults must then reproduce the numbers.
+        options = settings.get("metrics", {}).get(name, {})
+        return create_metric(self._registry, name, options, lang=settings.get("lang", "auto"))
 
     def _suite_settings(self, suite: str) -> Mapping[str, Any]:
-        read = self.loaded_runs[self.baseline].finished_run
-        assert read is not None
-        given: Mapping[str, Any] = read.spec.get("evaluate", {}).get(suite, {})
-        return given
+        finished_run = self.loaded_runs[self.baseline].finished_run
+        assert finished_run is not None
+        settings: Mapping[str, Any] = finished_run.spec.get("evaluate", {}).get(suite, {})
+        return settings
 
     def _comparable_run(self, run_index: int) -> FinishedRun | None:
-        """The kept scores of a run that came to its end; else None, and why is said."""
-        one = self.loaded_runs[run_index]
-        why = one.summary.why
-        if not one.is_finished:
-            why = "the run has not come to its end"
-        elif one.finished_run is None and not why:
-            why = "the scores of its items cannot be had"
-        if why or one.finished_run is None:
-            self.not_comparable.append(NotComparable(run_index, "", "", why))
+        """Return the scores of a run that is finished; otherwise add the reason to `not_comparable`."""
+        loaded_run = self.loaded_runs[run_index]
+        reason = loaded_run.summary.why
+        if not loaded_run.is_finished:
+            reason = "the run is not finished"
+        elif loaded_run.finished_run is None and not reason:
+            reason = "the scores of its items are not available"
+        if reason or loaded_run.finished_run is None:
+            self._add_not_comparable(run_index, "", "", reason)
             return None
-        return one.finished_run
+        return loaded_run.finished_run
 
     def _iter_shared_scores(self, run_index: int, baseline_run: FinishedRun) -> Iterator[tuple[int, str, Score]]:
-        other = self._comparable_run(run_index)
-        if other is None:
+        """Yield (index of the run, suite, the baseline's score) of every score that both have."""
+        other_run = self._comparable_run(run_index)
+        if other_run is None:
             return
         for suite in dict.fromkeys(
-            one.suite for read in (baseline_run, other) for stage in read.evaluations for one in stage
+            evaluation.suite for run in (baseline_run, other_run) for stage in run.evaluations for evaluation in stage
         ):
-            first, second = baseline_run.last_evaluation(suite), other.last_evaluation(suite)
+            first, second = baseline_run.last_evaluation(suite), other_run.last_evaluation(suite)
             if first is None or second is None:
-                self._add_not_comparable(
-                    run_index, suite, "", self._missing_reason(run_index, "suite", in_baseline=first is None)
-                )
+                reason = self._missing_reason(run_index, "suite", in_baseline=first is None)
+                self._add_not_comparable(run_index, suite, "", reason)
                 continue
             if not align_items(first, second).ids:
-                self._add_not_comparable(run_index, suite, "", "the two share no item of it")
+                self._add_not_comparable(run_index, suite, "", "the two runs share no item of this suite")
                 continue
             self._add_unshared_scores(run_index, first, second)
-            yield from ((run_index, suite, one) for one in first.scores if second.matching_score(one) is not None)
+            yield from ((run_index, suite, score) for score in first.scores if second.matching_score(score) is not None)
 
-    def _add_not_comparable(self, run_index: int, suite: str, score: str, why: str) -> None:
-        self.not_comparable.append(NotComparable(run_index, suite, score, why))
+    def _add_not_comparable(self, run_index: int, suite: str, score: str, reason: str) -> None:
+        self.not_comparable.append(NotComparable(run_index, suite, score, reason))
 
     def _add_unshared_scores(self, run_index: int, first: Evaluation, second: Evaluation) -> None:
-        """Name the scores of a suite that one of the two does not have, or has by another metric."""
-        sides = [{one.name: one.metric for one in side.scores} for side in (first, second)]
-        for score in dict.fromkeys([*sides[0], *sides[1]]):
-            metrics = [side.get(score) for side in sides]
+        """Add the scores of a suite that one of the two lacks or computes with another metric."""
+        metric_by_score = [{score.name: score.metric for score in each.scores} for each in (first, second)]
+        for score in dict.fromkeys([*metric_by_score[0], *metric_by_score[1]]):
+            metrics = [side.get(score) for side in metric_by_score]
             if None in metrics:
-                why = self._missing_reason(run_index, "score", in_baseline=metrics[0] is None)
-                self._add_not_comparable(run_index, first.suite, score, why)
+                reason = self._missing_reason(run_index, "score", in_baseline=metrics[0] is None)
+                self._add_not_comparable(run_index, first.suite, score, reason)
             elif metrics[0] != metrics[1]:
-                why = f"two metrics give it: {metrics[0]} in the one, {metrics[1]} in the other"
-                self._add_not_comparable(run_index, first.suite, score, why)
+                reason = f"computed by different metrics: {metrics[0]} and {metrics[1]}"
+                self._add_not_comparable(run_index, first.suite, score, reason)
 
     def _missing_reason(self, run_index: int, what: str, *, in_baseline: bool) -> str:
-        names = [self.loaded_runs[one].summary.name for one in (self.baseline, run_index)]
-        lacking, having = names if in_baseline else reversed(names)
-        return f"{lacking} has no such {what}, {having} has"
+        other = run_index if in_baseline else self.baseline
+        return f"only {self.loaded_runs[other].summary.name} has this {what}"
 
     def _compare_score(self, run_index: int, suite: str, score: Score, trials: int) -> PairedScore | None:
+        """Compare one score; None, with the reason in `not_comparable`, if that is not possible."""
         names = (self.loaded_runs[self.baseline].summary.name, self.loaded_runs[run_index].summary.name)
         first, second = self.last_evaluation(self.baseline, suite), self.last_evaluation(run_index, suite)
-        other = second.matching_score(score)
-        assert other is not None
+        other_score = second.matching_score(score)
+        assert other_score is not None
         try:
-            require_same_signature(suite, score, other)
+            require_same_signature(suite, score, other_score)
             metric = self.get_metric(suite, score)
-            _require_same_value(metric, other)
+            _require_same_value(metric, other_score)
             aligned = align_items(first, second, names)
             seed = derive_seed(COMPARISON_SEED, "compare", suite)
-            made = compare_scores((first, score), (second, other), aligned.ids, metric, seed=seed, trials=trials)
+            paired = compare_scores(
+                (first, score), (second, other_score), aligned.ids, metric, seed=seed, trials=trials
+            )
         except HarnessError as error:
-            why = error.what if error.where == "compare" else f"{error.where}: {error.what}"
-            self.not_comparable.append(NotComparable(run_index, suite, score.name, why))
+            reason = error.what if error.where == "compare" else f"{error.where}: {error.what}"
+            self._add_not_comparable(run_index, suite, score.name, reason)
             return None
         return PairedScore(
             run=run_index,
@@ -205,13 +234,13 @@ class PairwiseComparer:
             score=score.name,
             signature=score.signature,
             higher_is_better=score.higher_is_better,
-            n=made.n,
+            n=paired.n,
             dropped=aligned.dropped,
-            first=made.first,
-            second=made.second,
-            difference=made.difference,
-            test=made.test,
-            p=made.p,
+            first=paired.first,
+            second=paired.second,
+            difference=paired.difference,
+            test=paired.test,
+            p=paired.p,
             p_holm=math.nan,
             verdict="no evidence",
             needed=None,
@@ -221,26 +250,32 @@ class PairwiseComparer:
 def _with_verdict(pair: PairedScore, p_holm: float, comparisons: int) -> PairedScore:
     verdict: PairVerdict = corrected_verdict(pair.difference, pair.higher_is_better, p_holm)
     if pair.higher_is_better is None and verdict == "no evidence":
-        apart = pair.difference.low > 0 or pair.difference.high < 0
-        verdict = "different" if apart and p_holm < SIGNIFICANCE_LEVEL else verdict
+        excludes_zero = pair.difference.low > 0 or pair.difference.high < 0
+        verdict = "different" if excludes_zero and p_holm < SIGNIFICANCE_LEVEL else verdict
     needed = None
     if verdict in ("no evidence", "too few items"):
         needed = items_needed_for_verdict(pair.difference, comparisons)
         if needed is not None and pair.n >= MIN_ITEMS:
-            needed = max(needed, pair.n + 1)  # that so many give none has just been seen
+            needed = max(needed, pair.n + 1)  # n items have just been shown to give no verdict
     return replace(pair, p_holm=p_holm, verdict=verdict, needed=needed)
 
 
 def _require_same_value(metric: Metric, score: Score) -> None:
-    """Raise HarnessError when the metric that is installed here does not give the score that the run was given."""
+    """Require that the installed metric reproduces the score that the run stored.
+
+    Raises:
+        HarnessError: If it cannot read the statistics of the score, or computes another value from them.
+    """
     if not score.statistics or score.name not in metric.score_names:
-        what = f"the run has no statistics of {score.name} that the metric {score.metric!r} here can read"
+        what = f"the run has no statistics of {score.name} that the installed metric {score.metric!r} can read"
         raise HarnessError("compare", what)
     try:
         value = metric.aggregate(score.name, [math.fsum(column) for column in zip(*score.statistics, strict=True)])
     except (ValueError, TypeError, IndexError) as error:
-        what = f"the metric {score.metric!r} here cannot read what the run kept ({type(error).__name__}: {error})"
+        what = (
+            f"the installed metric {score.metric!r} cannot read the stored statistics ({type(error).__name__}: {error})"
+        )
         raise HarnessError("compare", what) from error
     if math.isfinite(score.value) and not math.isclose(value, score.value, rel_tol=1e-6, abs_tol=1e-9):
-        what = f"the metric {score.metric!r} here gives {value:.6g} where the run measured {score.value:.6g}"
+        what = f"the installed metric {score.metric!r} computes {value:.6g}, but the run stored {score.value:.6g}"
         raise HarnessError("compare", what)

@@ -1,7 +1,4 @@
-"""A run that is compared: what is said of it, and where the scores and answers of its items can be had.
-
-Knows the files of a run, from a folder or brought here from elsewhere; not how runs are found or compared.
-"""
+"""Summarize a run for a comparison, and load the scores and answers of its items from its files."""
 
 from __future__ import annotations
 
@@ -18,13 +15,17 @@ from harness.types import Item
 from harness.utils.redaction import flatten_settings
 
 FilesLocation = Literal["folder", "artifacts", ""]
-"""Where a run's own files are: in its folder on this machine, among its artifacts, or nowhere that can be reached."""
+"""Where a run's files are: in its folder on this machine, among its MLflow artifacts, or not available (empty)."""
 
 
 @dataclass(frozen=True)
 class FinalScore:
-    """One score of a run after the last stage that it came to. delta: against the base model, None while the run has
-    not finished. verdict: of the run's own report (`better`, `worse`, `no evidence`), None when it has written none."""
+    """One score of a run after the last evaluated stage.
+
+    Attributes:
+        delta: Difference to the base model; None while the run is not finished.
+        verdict: Verdict of the run's own report (`better`, `worse`, `no evidence`); None without a report.
+    """
 
     value: float
     delta: float | None
@@ -33,9 +34,14 @@ class FinalScore:
 
 @dataclass(frozen=True)
 class RunSummary:
-    """One run. scores: `suite/score` -> its final state; parameters: the flat spec, without secrets.
+    """One run as a comparison shows it.
 
-    files: where the scores of its items are; why: what is missing of them, where they cannot be had.
+    Attributes:
+        seconds: Duration of the run; None if unknown.
+        scores: `suite/score` -> its final state.
+        parameters: The spec with flat keys, without secrets.
+        files: Where the scores of its items are stored.
+        why: Why the scores of its items are not available; empty if they are.
     """
 
     run_id: str
@@ -54,9 +60,13 @@ class RunSummary:
 
 @dataclass(frozen=True)
 class LoadedRun:
-    """A run with its files. finished_run: None where they cannot be had. is_finished: whether it came to its end.
+    """A run with its files.
 
-    fetch_file: name of a file of the run -> where it is here; raises HarnessError when there is none.
+    Attributes:
+        finished_run: The scores of its items; None if they are not available.
+        is_finished: Whether the run is finished.
+        fetch_file: Maps the name of a file of the run to its path on this machine; raises HarnessError if the run
+            does not have it.
     """
 
     summary: RunSummary
@@ -65,77 +75,82 @@ class LoadedRun:
     fetch_file: Callable[[str], Path]
 
     def load_items(self, suite: str, stage: int) -> dict[str, Item]:
-        """The items of a suite after a stage, by id. Raises HarnessError when they were not kept."""
-        file = self.fetch_file(
-            f"predictions/{predictions_path(Path(), suite, stage - self._earlier_stage_count()).name}"
-        )
+        """Load the items of a suite after a stage, by id.
+
+        Raises:
+            HarnessError: If the predictions were not stored.
+        """
+        name = predictions_path(Path(), suite, stage - self._earlier_stage_count()).name
+        file = self.fetch_file(f"predictions/{name}")
         return {item.id: item for item in load_predictions(file).items}
 
     def _earlier_stage_count(self) -> int:
-        """How many of the stages that the scores tell of are an earlier run's, whose answers are in its own folder."""
+        """Return how many stages of the scores belong to an earlier run, which stores their predictions itself."""
         try:
-            own = finished_run.load_run_json(self.fetch_file("data.json").parent, "data.json").get("stages")
+            stages = finished_run.load_run_json(self.fetch_file("data.json").parent, "data.json").get("stages")
         except HarnessError:
             return 0
-        return (
-            max(0, len(self.finished_run.stages) - 1 - len(own))
-            if self.finished_run is not None and isinstance(own, list)
-            else 0
-        )
+        if self.finished_run is None or not isinstance(stages, list):
+            return 0
+        return max(0, len(self.finished_run.stages) - 1 - len(stages))
 
 
 def is_run_folder(folder: Path) -> bool:
-    """Whether a folder holds a run that can be read without asking anybody."""
+    """Return whether a folder holds a run whose scores can be loaded from its files alone."""
     return (folder / "spec.json").is_file() and (folder / "scores.json").is_file()
 
 
 def load_run_from_folder(folder: Path) -> LoadedRun:
-    """The run in a folder. Raises HarnessError when its files are damaged."""
-    read = finished_run.load_finished_run(folder)
-    report = finished_run.load_run_json(folder, "report.json") if (folder / "report.json").is_file() else None
-    tracked = finished_run.load_run_json(folder, "mlflow.json") if (folder / "mlflow.json").is_file() else {}
+    """Load the run in a folder.
 
-    def fetch(name: str) -> Path:
+    Raises:
+        HarnessError: If its files are damaged.
+    """
+    finished = finished_run.load_finished_run(folder)
+    report = finished_run.load_run_json(folder, "report.json") if (folder / "report.json").is_file() else None
+    tracking_info = finished_run.load_run_json(folder, "mlflow.json") if (folder / "mlflow.json").is_file() else {}
+
+    def fetch_file(name: str) -> Path:
         if not (folder / name).is_file():
-            raise HarnessError(str(folder), f"holds no {name}", "evaluate the run again to have it")
+            raise HarnessError(str(folder), f"holds no {name}", "evaluate the run again to get it")
         return folder / name
 
-    run = RunSummary(
-        run_id=str(tracked.get("run_id", "")),
+    summary = RunSummary(
+        run_id=str(tracking_info.get("run_id", "")),
         name=folder.resolve().name,
         status="unfinished" if report is None else "finished",
-        mode=_component_names(read.spec.get("mode")),
-        mitigations=_component_names(read.spec.get("mitigations")),
-        learning_rate=str(read.spec.get("train", {}).get("learning_rate", "")),
+        mode=_component_names(finished.spec.get("mode")),
+        mitigations=_component_names(finished.spec.get("mitigations")),
+        learning_rate=str(finished.spec.get("train", {}).get("learning_rate", "")),
         seconds=None if report is None else report.get("run", {}).get("seconds"),
-        scores=scores_from_report(report) if report is not None else latest_scores(read),
-        parameters=flatten_settings(read.spec),
+        scores=scores_from_report(report) if report is not None else latest_scores(finished),
+        parameters=flatten_settings(finished.spec),
         folder=str(folder),
         files="folder",
     )
-    return LoadedRun(run, read, report is not None, fetch)
+    return LoadedRun(summary, finished, report is not None, fetch_file)
 
 
 def scores_from_report(report: Mapping[str, Any]) -> dict[str, FinalScore]:
-    """`suite/score` -> its final state, out of a run's report."""
+    """Return `suite/score` -> its final state, from a run's report."""
     nan = float("nan")
     return {
-        f"{one['suite']}/{one['name']}": FinalScore(
-            value=nan if one["after"]["value"] is None else one["after"]["value"],
-            delta=one["difference"]["value"],
-            verdict=one["verdict"],
+        f"{change['suite']}/{change['name']}": FinalScore(
+            value=nan if change["after"]["value"] is None else change["after"]["value"],
+            delta=change["difference"]["value"],
+            verdict=change["verdict"],
         )
-        for one in report["changes"]
+        for change in report["changes"]
     }
 
 
 def latest_scores(finished_run: FinishedRun) -> dict[str, FinalScore]:
-    """`suite/score` -> what was measured last, of a run without a report."""
-    latest = {one.suite: one for stage in finished_run.evaluations for one in stage}
+    """Return `suite/score` -> its last value, for a run without a report."""
+    latest = {evaluation.suite: evaluation for stage in finished_run.evaluations for evaluation in stage}
     return {
         f"{suite}/{score.name}": FinalScore(score.value, None, None)
-        for suite, one in latest.items()
-        for score in one.scores
+        for suite, evaluation in latest.items()
+        for score in evaluation.scores
     }
 
 

@@ -1,7 +1,7 @@
-"""From a plan's sources to the rows that each stage trains on and each suite evaluates, or an error before any model.
+"""Prepare the data of a plan: the rows that each stage trains on and each suite evaluates.
 
-Knows the order of the work and the proofs on the way; how each step is done, its own module knows. Conversations and
-tokens stay on disk; what is held of a row are some numbers in arrays.
+`prepare_data` reads, splits, tokenizes and mixes, and raises an error before a model is loaded. Conversations and
+tokens stay on disk; memory holds only some numbers for each row.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -31,18 +30,41 @@ from harness.interfaces.template import Template
 from harness.types import Example, Plan, Progress, StageDataset, Suite, no_progress
 
 IDS_PER_BLOCK = 10_000
-"""Ids that are written out at once."""
+"""Ids that are hashed at once."""
 
 MAX_ROWS_SHOWN = 3
 """Rows that are named of many."""
 
 
 @dataclass(frozen=True)
-class PreparedSource:
-    """One source as it was read and told apart, and its training rows in tokens.
+class PreparationOptions:
+    """How to prepare the data of a plan.
 
-    tokenised: max_length -> the training rows cut to it, for each length at which they are trained; empty for a source
-    that is only evaluated.
+    Attributes:
+        extra_sources: Sources that a mitigation needs in tokens, although no stage may train on them. They must not
+            share a prompt with a suite either.
+        suite_templates: Suite -> its own template, for suites that have one.
+        invalid_rows_folder: The folder for `<source>.jsonl` with every invalid row of a source; None only counts them.
+        use_cache: Whether to load unchanged tokens from the cache, and to store new ones there.
+        processes: Processes that share the training.
+    """
+
+    extra_sources: Sequence[str] = ()
+    suite_templates: Mapping[str, Template] = field(default_factory=dict)
+    invalid_rows_folder: Path | None = None
+    use_cache: bool = True
+    processes: int = 1
+
+
+@dataclass(frozen=True)
+class PreparedSource:
+    """One source after reading, splitting and tokenizing.
+
+    Attributes:
+        corpus: The rows of the source.
+        split: Its training and held-out rows.
+        tokenized_by_length: max_length -> the training rows truncated to it, for each length of a stage that trains on
+            them; empty for a source that is only evaluated.
     """
 
     corpus: Corpus
@@ -62,22 +84,27 @@ class PreparedSource:
 
 @dataclass(frozen=True)
 class PreparedData:
-    """The data of a run: no suite's prompt is trained on, every mask is proven, every row has a trained token, and
-    shares are met.
+    """The data of a run.
 
-    suite_examples: suite -> the rows that it evaluates.
-    tokenized_rows: source -> all its tokenised training rows, for every source that a stage trains on or that was named
-    in `extra_sources`; cut to the longest `max_length` at which they are trained.
-    counts: source -> `read` (raw rows), `filtered` (left aside by the source's filter), `rejected` (bad, allowed by the
-    spec), `duplicates` (dropped: same content as an earlier row), `beyond_limit` (not among the `limit` chosen),
-    `held_out` (kept for evaluation), `untrained` (dropped: no trained token is left after truncation), `used` (trained
-    on in some stage), `measured` (named in `extra_sources`, and trained on in none) and `unused` (in no mixture, or
-    beyond the steps of every stage); these sum to `read`. Beside them `truncated` (cut to `max_length`), `evaluated`
-    (in some suite) and `proven` (rows whose masks were proven).
-    digests: source -> SHA-256 over the sorted ids of its rows that are trained on or evaluated.
-    fully_truncated: source -> its rows dropped as untrained, for every source in `tokenized_rows`.
-    tokenized_suites: suite -> its rows in tokens; none for a suite whose rows no template renders.
-    sources: source -> how it was read. warnings: see `Plan.warnings`.
+    No prompt of a suite is trained on, every mask is verified, every row has a trained token, and mixture shares are
+    met.
+
+    Attributes:
+        stages: The rows of each stage and their order.
+        suite_examples: Suite -> the rows that it evaluates.
+        tokenized_rows: Source -> all its tokenized training rows, truncated to the longest `max_length` at which they
+            are trained; for every source that a stage trains on, and for the extra sources.
+        counts: Source -> numbers of rows. These sum to `read`: `filtered` (dropped by the source's filter), `rejected`
+            (invalid, allowed by the spec), `duplicates` (same content as an earlier row), `beyond_limit` (not chosen by
+            `limit`), `held_out` (for evaluation), `untrained` (no trained token is left after truncation), `used`
+            (trained on in some stage), `measured` (of an extra source, and trained on in no stage) and `unused` (not in
+            a mixture, or beyond the steps of every stage). Also: `truncated` (to `max_length`), `evaluated` (in some
+            suite) and `proven` (rows whose masks were verified).
+        digests: Source -> SHA-256 over the sorted ids of its rows that are trained on or evaluated.
+        fully_truncated: Source -> its rows that truncation drops, for every source in `tokenized_rows`.
+        tokenized_suites: Suite -> its rows in tokens; a suite whose rows no template renders is missing.
+        sources: Source -> how it was read, split and tokenized.
+        warnings: See `Plan.warnings`.
     """
 
     stages: tuple[StageDataset, ...]
@@ -93,20 +120,21 @@ class PreparedData:
     @property
     def training_examples(self) -> Mapping[str, CorpusView]:
         """Source -> its conversations that may be trained on."""
-        return {name: one.training_examples for name, one in self.sources.items() if one.tokenized_by_length}
+        return {name: source.training_examples for name, source in self._trained_sources()}
 
     @property
     def untruncated_lengths(self) -> Mapping[str, NDArray[np.int64]]:
-        """Source -> tokens of each of `rows` before truncation, (N,)."""
-        found = {name: one.at_longest_length for name, one in self.sources.items() if one.tokenized_by_length}
-        return {name: one.rows.lengths.astype(np.int64) + one.tokens_cut for name, one in found.items()}
+        """Source -> tokens of each of its `tokenized_rows` before truncation, `(N,)`."""
+        longest = {name: source.at_longest_length for name, source in self._trained_sources()}
+        return {name: corpus.rows.lengths.astype(np.int64) + corpus.tokens_cut for name, corpus in longest.items()}
 
     @property
     def rows_verified(self) -> Mapping[str, int]:
-        """Source -> training rows whose masks are proven."""
-        return {
-            name: one.at_longest_length.rows_verified for name, one in self.sources.items() if one.tokenized_by_length
-        }
+        """Source -> training rows whose masks are verified."""
+        return {name: source.at_longest_length.rows_verified for name, source in self._trained_sources()}
+
+    def _trained_sources(self) -> Iterator[tuple[str, PreparedSource]]:
+        return ((name, source) for name, source in self.sources.items() if source.tokenized_by_length)
 
 
 def prepare_data(
@@ -114,209 +142,170 @@ def prepare_data(
     sources: Mapping[str, Source],
     template: Template,
     tokenizer: PreTrainedTokenizerBase,
+    options: PreparationOptions = PreparationOptions(),
     *,
-    extra_sources: Sequence[str] = (),
-    templates: Mapping[str, Template] = MappingProxyType({}),
-    invalid_rows_folder: Path | None = None,
-    use_cache: bool = True,
-    processes: int = 1,
     progress: Progress = no_progress,
 ) -> PreparedData:
-    """Read, split, prove, tokenise, mix and order the data of a plan.
+    """Read, split, tokenize and mix the data of a plan.
 
-    sources: the plan's, made; only those that a stage, a suite or `extra_sources` names are read.
-    extra_sources: sources whose training rows are wanted although no stage may train on them; they are proven to be no
-    suite's rows as well.
-    templates: suite -> its own template, for suites that have one. invalid_rows_folder: the folder that gets
-    `<source>.jsonl` with every bad row of a source; None: they are only counted.
-    use_cache: take tokens from the cache where nothing has changed, and keep them there.
-    processes: that share the training.
-    Raises HarnessError for whatever a run must not begin with, with the rows or shares named.
+    Args:
+        plan: The plan of the run.
+        sources: The sources of the plan; only those that a stage, a suite or `extra_sources` names are read.
+        template: The template of the training rows.
+        tokenizer: The tokenizer of the model.
+        options: How to prepare the data.
+        progress: Receives the phases `read` and `tokenise`, in rows.
+
+    Raises:
+        HarnessError: A source cannot be read, too few rows are left, a prompt is both trained on and evaluated, a mask
+            is wrong, or a mixture share cannot be reached.
     """
-    folder, elsewhere = token_cache.ensure_cache_folder()
-    trained = list(
-        dict.fromkeys([part.source for stage in plan.stages for part in stage.sources] + list(extra_sources))
-    )
-    names = list(dict.fromkeys(trained + [suite.source for suite in plan.suites]))
-    corpora = {name: _read_source(plan, sources, name, folder, invalid_rows_folder, progress) for name in names}
-    splits = {name: _split_source(plan, corpora[name]) for name in names}
-    training = {name: corpora[name].select(splits[name].training_indices) for name in names}
-    suites = {
-        suite.name: _suite_rows(suite, corpora[suite.source], splits[suite.source], plan) for suite in plan.suites
-    }
-    raise_all([*_no_training_rows_errors(trained, splits), *_no_suite_rows_errors(plan.suites, suites)])
-    check_disjoint({name: training[name] for name in trained}, suites)
-    # The suite's name is no part of the purpose: two suites with one source and limit see the same rows.
-    suites = {suite.name: _limit_suite_rows(suites[suite.name], suite.limit, plan.seed) for suite in plan.suites}
-    tokenised = {
-        name: _tokenize_source(
-            plan, name, training[name], name in extra_sources, template, tokenizer, use_cache, progress
+    stage_sources = [part.source for stage in plan.stages for part in stage.sources]
+    trained = list(dict.fromkeys([*stage_sources, *options.extra_sources]))
+    names = list(dict.fromkeys([*trained, *(suite.source for suite in plan.suites)]))
+    longest_length = max(stage.train["max_length"] for stage in plan.stages)
+
+    # Read.
+    folder, cache_error = token_cache.ensure_cache_folder()
+    corpora: dict[str, Corpus] = {}
+    for name in names:
+        corpora[name] = read_corpus(
+            sources[name],
+            plan.sources[name][1],
+            name,
+            folder=folder,
+            invalid_rows_file=options.invalid_rows_folder and options.invalid_rows_folder / f"{name}.jsonl",
+            progress=progress,
         )
-        for name in trained
-    }
-    rendered_by = {name: templates.get(name, template) for name in suites}
-    references = _tokenize_suites(plan, suites, rendered_by, tokenizer, use_cache, progress)
+
+    # Split into training and held-out rows.
+    splits: dict[str, Split] = {}
+    for name, corpus in corpora.items():
+        row_options = {key: plan.sources[name][1][key] for key in ("held_out", "limit", "shuffle")}
+        splits[name] = split_corpus(corpus, **row_options, seed=plan.seed)
+    training_rows = {name: corpora[name].select(splits[name].training_indices) for name in trained}
+    suite_rows: dict[str, CorpusView] = {}
+    for suite in plan.suites:
+        split, is_split = splits[suite.source], plan.sources[suite.source][1]["held_out"]
+        # A source that holds nothing out is evaluated on all of its rows.
+        suite_rows[suite.name] = corpora[suite.source].select(
+            split.held_out_indices if is_split else split.training_indices
+        )
+    raise_all([*_no_training_rows_errors(trained, splits), *_no_suite_rows_errors(plan.suites, suite_rows)])
+    check_disjoint(training_rows, suite_rows)
+    for suite in plan.suites:
+        rows = suite_rows[suite.name]
+        # The purpose has no suite name, so that two suites with the same source and limit evaluate the same rows.
+        suite_rows[suite.name] = rows.select(limit_rows(rows.content_hashes, suite.limit, plan.seed, "suite"))
+
+    # Tokenize, and verify every mask.
+    def tokenize(rows: CorpusView, name: str, row_template: Template, max_length: int) -> TokenizedCorpus:
+        digest = _view_digest(rows) if options.use_cache else None
+        return tokenize_corpus(
+            rows, name, row_template, tokenizer, max_length, content_digest=digest, progress=progress
+        )
+
+    tokenized: dict[str, dict[int, TokenizedCorpus]] = {}
+    for name, rows in training_rows.items():
+        lengths = {
+            stage.train["max_length"] for stage in plan.stages if name in {part.source for part in stage.sources}
+        }
+        lengths |= {longest_length} if name in options.extra_sources else set()
+        tokenized[name] = {}
+        for max_length in sorted(lengths):
+            tokenized[name][max_length] = tokenize(rows, name, template, max_length)
+            if not len(tokenized[name][max_length].rows):
+                what = f"none of its {len(rows)} rows has a trained token within {max_length} tokens"
+                raise HarnessError(f"sources.{name}", what, "raise train.max_length, or look at `harness preview`")
+    tokenized_suites: dict[str, TokenizedCorpus] = {}
+    for suite in plan.suites:
+        if not suite.plain:
+            suite_template = options.suite_templates.get(suite.name, template)
+            tokenized_suites[suite.name] = tokenize(suite_rows[suite.name], suite.name, suite_template, longest_length)
+
+    # Mix the sources of each stage and order the rows.
     stages = tuple(
         build_stage_dataset(
             stage,
-            {one.source: tokenised[one.source][stage.train["max_length"]].rows for one in stage.sources},
+            {part.source: tokenized[part.source][stage.train["max_length"]].rows for part in stage.sources},
             plan.seed,
-            processes,
+            options.processes,
         )
         for stage in plan.stages
     )
-    told = {name: PreparedSource(corpora[name], splits[name], tokenised.get(name, {})) for name in names}
-    used = {name: _trained_ids(name, stages) for name in names}
-    evaluated = {
-        name: _unique_ids([suites[suite.name].content_hashes for suite in plan.suites if suite.source == name])
-        for name in names
-    }
+
+    # Count every row that was read.
+    prepared = {name: PreparedSource(corpora[name], splits[name], tokenized.get(name, {})) for name in names}
+    counts: dict[str, dict[str, int]] = {}
+    digests: dict[str, str] = {}
+    for name, source in prepared.items():
+        is_extra = name in options.extra_sources
+        trained_ids = _trained_ids(name, stages)
+        evaluated_ids = _unique_ids(
+            [suite_rows[suite.name].content_hashes for suite in plan.suites if suite.source == name]
+        )
+        extra_ids = [source.at_longest_length.rows.ids] if is_extra else []
+        counts[name] = _count_rows(source, trained_ids, evaluated_ids, is_extra)
+        digests[name] = _digest_ids(_unique_ids([trained_ids, evaluated_ids, *extra_ids]))
     return PreparedData(
         stages=stages,
-        suite_examples=suites,
-        tokenized_rows={name: told[name].at_longest_length.rows for name in trained},
-        counts={name: _count_rows(told[name], used[name], evaluated[name], name in extra_sources) for name in names},
-        digests={
-            name: _digest_ids(_unique_ids([used[name], evaluated[name], _extra_ids(told[name], name in extra_sources)]))
-            for name in names
-        },
-        fully_truncated={name: _fully_truncated_rows(told[name]) for name in trained},
-        tokenized_suites=references,
-        sources=told,
-        warnings=tuple(_preparation_warnings(told, references, elsewhere)),
+        suite_examples=suite_rows,
+        tokenized_rows={name: prepared[name].at_longest_length.rows for name in trained},
+        counts=counts,
+        digests=digests,
+        fully_truncated={name: _fully_truncated_rows(prepared[name]) for name in trained},
+        tokenized_suites=tokenized_suites,
+        sources=prepared,
+        warnings=tuple(_preparation_warnings(prepared, tokenized_suites, cache_error)),
     )
-
-
-def _read_source(
-    plan: Plan,
-    sources: Mapping[str, Source],
-    name: str,
-    folder: Path | None,
-    invalid_rows_folder: Path | None,
-    progress: Progress,
-) -> Corpus:
-    rejections = None if invalid_rows_folder is None else invalid_rows_folder / f"{name}.jsonl"
-    options = plan.sources[name][1]
-    return read_corpus(sources[name], options, name, folder=folder, invalid_rows_file=rejections, progress=progress)
-
-
-def _split_source(plan: Plan, corpus: Corpus) -> Split:
-    options = plan.sources[corpus.name][1]
-    return split_corpus(
-        corpus, held_out=options["held_out"], limit=options["limit"], seed=plan.seed, shuffle=options["shuffle"]
-    )
-
-
-def _suite_rows(suite: Suite, corpus: Corpus, split: Split, plan: Plan) -> CorpusView:
-    """The held-out rows of a suite's source; all of its rows when it holds none out."""
-    return corpus.select(
-        split.held_out_indices if plan.sources[suite.source][1]["held_out"] else split.training_indices
-    )
-
-
-def _limit_suite_rows(rows: CorpusView, limit: int | None, seed: int) -> CorpusView:
-    return rows.select(limit_rows(rows.content_hashes, limit, seed, "suite"))
 
 
 def _no_training_rows_errors(names: Sequence[str], splits: Mapping[str, Split]) -> Iterator[HarnessError]:
     for name in names:
         if not len(splits[name].training_indices):
             what = f"all {len(splits[name].held_out_indices)} of its rows are held out, so none is left to train on"
-            yield HarnessError(f"sources.{name}", what, "lower held_out, or add rows")
+            yield HarnessError(f"sources.{name}", what, f"lower sources.{name}.held_out, or add rows")
 
 
 def _no_suite_rows_errors(
-    suites: Sequence[Suite], suite_examples: Mapping[str, Sequence[Example]]
+    suites: Sequence[Suite], suite_rows: Mapping[str, Sequence[Example]]
 ) -> Iterator[HarnessError]:
     for suite in suites:
-        if not len(suite_examples[suite.name]):
-            what = f"its source {suite.source!r} has too few rows for one of them to be held out"
+        if not len(suite_rows[suite.name]):
+            what = f"its source {suite.source!r} has too few rows to hold one out"
             yield HarnessError(f"evaluate.{suite.name}", what, "raise held_out, add rows, or name another source")
 
 
-def _tokenize_source(
-    plan: Plan,
-    name: str,
-    training: CorpusView,
-    is_extra: bool,
-    template: Template,
-    tokenizer: PreTrainedTokenizerBase,
-    use_cache: bool,
-    progress: Progress,
-) -> dict[int, TokenizedCorpus]:
-    """The training rows of a source, tokenised once for each max_length at which they are needed."""
-    lengths = {s.train["max_length"] for s in plan.stages if any(part.source == name for part in s.sources)}
-    lengths |= {max(stage.train["max_length"] for stage in plan.stages)} if is_extra else set()
-    made = {}
-    for length in sorted(lengths):
-        key = _view_digest(training) if use_cache else None
-        made[length] = tokenize_corpus(
-            training, name, template, tokenizer, length, content_digest=key, progress=progress
-        )
-        if not len(made[length].rows):
-            what = f"none of its {len(training)} rows has a trained token within {length} tokens"
-            raise HarnessError(f"sources.{name}", what, "raise train.max_length, or look at `harness preview`")
-    return made
-
-
-def _tokenize_suites(
-    plan: Plan,
-    suites: Mapping[str, CorpusView],
-    templates: Mapping[str, Template],
-    tokenizer: PreTrainedTokenizerBase,
-    use_cache: bool,
-    progress: Progress,
-) -> dict[str, TokenizedCorpus]:
-    """Every row that a suite evaluates, tokenised and proven as training rows are: answers are measured alike."""
-    longest = max(stage.train["max_length"] for stage in plan.stages)
-    made = {}
-    for suite in plan.suites:
-        if not suite.plain:
-            rows, template = suites[suite.name], templates[suite.name]
-            key = _view_digest(rows) if use_cache else None
-            made[suite.name] = tokenize_corpus(
-                rows, suite.name, template, tokenizer, longest, content_digest=key, progress=progress
-            )
-    return made
-
-
 def _view_digest(rows: CorpusView) -> str:
-    """A digest of all in some rows of a corpus that can change a token: the corpus's, and which rows they are."""
+    """Return a digest of everything in a view that can change a token: the corpus, and which of its rows."""
     return hashlib.sha256(rows.corpus.digest.encode() + rows.indices.tobytes()).hexdigest()
 
 
-# -- what came of it --------------------------------------------------------------------------------------------------
-
-
 def _trained_ids(name: str, stages: Sequence[StageDataset]) -> NDArray[np.uint64]:
-    """The ids of a source's rows that some stage trains on."""
-    found = []
+    """Return the ids of a source's rows that some stage trains on, `(N,)`, sorted."""
+    stage_ids = []
     for stage in stages:
         rows = stage.rows
         assert isinstance(rows, TokenizedRows)
         if name in rows.source_names:
-            found.append(rows.ids[rows.source_indices == rows.source_names.index(name)])
-    return _unique_ids(found)
-
-
-def _extra_ids(prepared: PreparedSource, is_extra: bool) -> NDArray[np.uint64]:
-    """The ids of the rows that a mitigation is given of a source."""
-    return prepared.at_longest_length.rows.ids if is_extra else np.empty(0, np.uint64)
+            stage_ids.append(rows.ids[rows.source_indices == rows.source_names.index(name)])
+    return _unique_ids(stage_ids)
 
 
 def _count_rows(
     prepared: PreparedSource, trained_ids: NDArray[np.uint64], evaluated_ids: NDArray[np.uint64], is_extra: bool
 ) -> dict[str, int]:
-    corpus, split = prepared.corpus, prepared.split
-    keys = prepared.training_examples.content_hashes
+    """Return the numbers of rows of a source; see `PreparedData.counts`."""
+    corpus, split, tokenized = prepared.corpus, prepared.split, prepared.tokenized_by_length.values()
+    training_ids = prepared.training_examples.content_hashes
     held_out = len(split.held_out_indices)
-    if not prepared.tokenized_by_length and not held_out:
-        held_out, keys = len(keys), keys[:0]  # a source of suites alone is held out whole
-    kept = _unique_ids([one.rows.ids for one in prepared.tokenized_by_length.values()])
-    measured = np.setdiff1d(kept, trained_ids) if is_extra else kept[:0]
-    # The rows of a source that no stage trains on are not even tried: what it does not hold out is unused.
-    untrained = len(keys) - int(np.isin(keys, kept).sum()) if prepared.tokenized_by_length else 0
-    cut = [one.example_indices[one.tokens_cut > 0] for one in prepared.tokenized_by_length.values()]
+    if not tokenized and not held_out:
+        held_out, training_ids = len(training_ids), training_ids[:0]  # all rows of a source for suites are held out
+    tokenized_ids = _unique_ids([rows.rows.ids for rows in tokenized])
+    measured = len(np.setdiff1d(tokenized_ids, trained_ids)) if is_extra else 0
+    # Rows of a source that no stage trains on are never tokenized: what it does not hold out is unused.
+    untrained = len(training_ids) - int(np.isin(training_ids, tokenized_ids).sum()) if tokenized else 0
+    truncated_rows = _unique_ids([rows.example_indices[rows.tokens_cut > 0] for rows in tokenized])
     return {
         "read": corpus.rows_read,
         "filtered": corpus.rows_filtered,
@@ -326,23 +315,25 @@ def _count_rows(
         "held_out": held_out,
         "untrained": untrained,
         "used": len(trained_ids),
-        "measured": len(measured),
-        "unused": len(keys) - untrained - len(trained_ids) - len(measured),
-        "truncated": len(_unique_ids(cut)),
+        "measured": measured,
+        "unused": len(training_ids) - untrained - len(trained_ids) - measured,
+        "truncated": len(truncated_rows),
         "evaluated": len(evaluated_ids),
-        "proven": max((one.rows_verified for one in prepared.tokenized_by_length.values()), default=0),
+        "proven": max((rows.rows_verified for rows in tokenized), default=0),
     }
 
 
 def _fully_truncated_rows(prepared: PreparedSource) -> FullyTruncatedRows:
-    """The rows that have no trained token at some length."""
-    every = np.arange(len(prepared.split.training_indices))
-    lost = {length: np.setdiff1d(every, one.example_indices) for length, one in prepared.tokenized_by_length.items()}
-    worst = max(lost, key=lambda length: len(lost[length]))
-    first = list(dict.fromkeys(int(index) for one in lost.values() for index in one[:MAX_ROWS_SHOWN]))[:MAX_ROWS_SHOWN]
-    return FullyTruncatedRows(
-        len(every), len(lost[worst]), worst, tuple(prepared.training_examples.location_of(index) for index in first)
-    )
+    """Return the rows that have no trained token at some length."""
+    rows = np.arange(len(prepared.split.training_indices))
+    dropped = {
+        length: np.setdiff1d(rows, tokenized.example_indices)
+        for length, tokenized in prepared.tokenized_by_length.items()
+    }
+    worst_length = max(dropped, key=lambda length: len(dropped[length]))
+    first_rows = list(dict.fromkeys(int(row) for indices in dropped.values() for row in indices[:MAX_ROWS_SHOWN]))
+    locations = tuple(prepared.training_examples.location_of(row) for row in first_rows[:MAX_ROWS_SHOWN])
+    return FullyTruncatedRows(len(rows), len(dropped[worst_length]), worst_length, locations)
 
 
 def _preparation_warnings(
@@ -350,30 +341,30 @@ def _preparation_warnings(
     tokenized_suites: Mapping[str, TokenizedCorpus],
     cache_error: str | None,
 ) -> Iterator[str]:
-    """elsewhere: why the conversations do not stand in the cache."""
+    """Yield the warnings; `cache_error` is why the conversations are not stored in the cache folder."""
     if cache_error is not None:
         temporary = tempfile.gettempdir()
         folder = token_cache.token_cache_folder()
-        yield f"the rows read stand in {temporary} while they are used, and not in {folder}: {cache_error}"
-    for one in prepared_sources.values():
-        yield from one.corpus.warnings
-        for tokenised in one.tokenized_by_length.values():
-            yield from tokenised.warnings
-    for name, reference in tokenized_suites.items():
-        count = int(np.count_nonzero(reference.tokens_cut))
+        yield f"the rows are stored in {temporary} during the run, because {folder} cannot be used: {cache_error}"
+    for source in prepared_sources.values():
+        yield from source.corpus.warnings
+        for tokenized in source.tokenized_by_length.values():
+            yield from tokenized.warnings
+    for suite, tokenized in tokenized_suites.items():
+        count = int(np.count_nonzero(tokenized.tokens_cut))
         if count:
-            yield f"the suite {name!r} has {count} row(s) longer than max_length; their references are cut"
+            yield f"the suite {suite!r} has {count} row(s) longer than max_length; their references are truncated"
 
 
 def _unique_ids(id_arrays: Sequence[NDArray[Any]]) -> NDArray[Any]:
-    return np.unique(np.concatenate([np.empty(0, np.uint64), *(part.astype(np.uint64) for part in id_arrays)]))
+    """Return the distinct values of all arrays, `(N,)` uint64, sorted."""
+    return np.unique(np.concatenate([np.empty(0, np.uint64), *(ids.astype(np.uint64) for ids in id_arrays)]))
 
 
 def _digest_ids(ids: NDArray[np.uint64]) -> str:
+    """Return the SHA-256 of the ids, in hex digits, one per line."""
     digest = hashlib.sha256()
-    for begin in range(
-        0, len(ids), IDS_PER_BLOCK
-    ):  # block by block: the names of a million ids take a hundred megabytes
-        names = "\n".join(f"{key:016x}" for key in ids[begin : begin + IDS_PER_BLOCK].tolist())
-        digest.update((names if begin == 0 else f"\n{names}").encode())
+    for begin in range(0, len(ids), IDS_PER_BLOCK):  # in blocks: the text of a million ids takes 100 MB
+        lines = "\n".join(f"{row_id:016x}" for row_id in ids[begin : begin + IDS_PER_BLOCK].tolist())
+        digest.update((lines if begin == 0 else f"\n{lines}").encode())
     return digest.hexdigest()

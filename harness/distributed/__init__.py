@@ -1,1 +1,1 @@
-"""The processes of one run."""
+"""Run one training in several processes: launch, process group, failure handling."""

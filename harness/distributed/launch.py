@@ -1,4 +1,4 @@
-"""What a launcher such as torchrun says of the processes that it started, and what of it is not supported."""
+"""Read from the environment which processes a launcher such as torchrun started; reject unsupported launches."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ UNSUPPORTED_SHARDING = {
     "ACCELERATE_USE_FSDP": "FSDP",
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
-    "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism of accelerate's",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "accelerate's parallelism config",
 }
-"""What `accelerate launch` says of itself, and what it means."""
+"""Variables that `accelerate launch` sets, and the way of sharding that each one means."""
 
 MPI_SIZE_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
 
@@ -21,50 +21,48 @@ TORCHRUN_COMMAND = "torchrun --standalone --nproc-per-node N -m harness run SPEC
 
 
 def get_rank(environment: Mapping[str, str] = os.environ) -> int:
-    """This process's number; 0 where no launcher started several."""
-    given = [environment.get(key, "") for key in ("WORLD_SIZE", "RANK")]
-    count, rank = (int(one) if one.isdecimal() else 0 for one in given)
-    return rank if count > 1 else 0
+    """Return the rank of this process; 0 when no launcher started several."""
+    values = [environment.get(key, "") for key in ("WORLD_SIZE", "RANK")]
+    world_size, rank = (int(value) if value.isdecimal() else 0 for value in values)
+    return rank if world_size > 1 else 0
 
 
 def get_world_size(environment: Mapping[str, str] = os.environ) -> int:
-    """How many processes were started to share the work; 1 without a launcher.
+    """Return the number of processes that share the work; 1 without a launcher.
 
-    Raises HarnessError when they were started in a way that is not supported: on several nodes, with sharded weights,
-    by MPI, with restarts, or in a precision that is not the spec's.
+    Raises:
+        HarnessError: The launch is not supported: several nodes, sharded weights, MPI, restarts, or a precision that
+            is not the spec's.
     """
     for key, name in UNSUPPORTED_SHARDING.items():
         if environment.get(key, "").lower() in ("1", "true", "yes", "on"):
-            raise HarnessError(
-                key, f"{name} is not supported, weights are whole in every process", f"use {TORCHRUN_COMMAND}"
-            )
+            what = f"{name} is not supported: every process holds all weights"
+            raise HarnessError(key, what, f"use {TORCHRUN_COMMAND}")
     precision = environment.get("ACCELERATE_MIXED_PRECISION", "no")
     if precision not in ("", "no"):
-        what = f"the launcher asks for {precision}, and the precision is the spec's"
+        what = f"the launcher sets the precision {precision}, but the spec determines the precision"
         raise HarnessError("ACCELERATE_MIXED_PRECISION", what, "unset it, and set train.precision instead")
-    count = _read_process_count(environment, "WORLD_SIZE", 1)
-    if count == 1:
+    world_size = _read_process_count(environment, "WORLD_SIZE", 1)
+    if world_size == 1:
         for key in MPI_SIZE_VARIABLES:
             if _read_process_count(environment, key, 1) > 1:
-                raise HarnessError(
-                    key, "processes that MPI started do not know of each other", f"use {TORCHRUN_COMMAND}"
-                )
+                raise HarnessError(key, "processes started by MPI are not supported", f"use {TORCHRUN_COMMAND}")
         return 1
     for key in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
         if not environment.get(key):
-            raise HarnessError(key, f"WORLD_SIZE is {count}, and this is not set", f"use {TORCHRUN_COMMAND}")
-    here = _read_process_count(environment, "LOCAL_WORLD_SIZE", count)
-    if here != count or _read_process_count(environment, "LOCAL_RANK", 0) != get_rank(environment):
-        what = f"{count} processes on more than one node are not supported"
+            raise HarnessError(key, f"WORLD_SIZE is {world_size}, but this is not set", f"use {TORCHRUN_COMMAND}")
+    local_world_size = _read_process_count(environment, "LOCAL_WORLD_SIZE", world_size)
+    if local_world_size != world_size or _read_process_count(environment, "LOCAL_RANK", 0) != get_rank(environment):
+        what = f"{world_size} processes on more than one node are not supported"
         raise HarnessError("torchrun", what, "start all of them on one, with --nnodes 1")
     if _read_process_count(environment, "TORCHELASTIC_MAX_RESTARTS", 0):
-        hint = "leave --max-restarts out, and go on with a run that failed: harness run --resume RUN"
-        raise HarnessError("torchrun", "a restart by the launcher would begin another run", hint)
-    return count
+        hint = "omit --max-restarts, and resume a failed run: harness run --resume RUN"
+        raise HarnessError("torchrun", "a restart by the launcher would start another run", hint)
+    return world_size
 
 
 def _read_process_count(environment: Mapping[str, str], key: str, default: int) -> int:
     text = environment.get(key, "")
     if text and not text.isdecimal():
-        raise HarnessError(key, f"{text!r} is no number of processes", f"unset it, or use {TORCHRUN_COMMAND}")
+        raise HarnessError(key, f"{text!r} is not a number of processes", f"unset it, or use {TORCHRUN_COMMAND}")
     return int(text) if text else default

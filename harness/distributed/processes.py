@@ -1,4 +1,4 @@
-"""One process among those that share a run, and how it comes by what the main one knows."""
+"""The processes that share a run: rank, barrier, and broadcasts from the main process."""
 
 from __future__ import annotations
 
@@ -11,37 +11,39 @@ T = TypeVar("T")
 
 
 class Processes:
-    """This process among those that share the run. rank: its own, from 0. world_size: how many there are.
+    """This process and the others that share the run.
 
-    abort_callbacks: what this process does before it is ended from without, the last one first, as when it ends by
-    itself; each is called with the reason in one line.
+    Attributes:
+        rank: The rank of this process, from 0.
+        world_size: The number of processes.
+        abort_callbacks: Called with the reason in one line, last one first, before another process ends this one.
+        ending: Set when this process is about to end by itself.
+        abort_lock: Held while this process is ended because of another one.
     """
 
     def __init__(self, rank: int = 0, world_size: int = 1, group: Any = None) -> None:
         self.rank, self.world_size, self._group = rank, world_size, group
         self.abort_callbacks: list[Callable[[str], None]] = []
         self.ending = threading.Event()
-        """Set when this process is about to end by itself."""
         self.abort_lock = threading.Lock()
-        """Held by whoever ends this process from without."""
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the one that writes, measures and speaks."""
+        """Whether this is the process that writes files, evaluates and prints."""
         return self.rank == 0
 
     def broadcast(self, value: T) -> T:
-        """The value that the main process gives, in every process; the others wait for it as long as it takes."""
+        """Return the main process's value in every process; the others wait for it without a timeout."""
         if self.world_size == 1:
             return value
         from torch import distributed
 
-        held = [value]
-        distributed.broadcast_object_list(held, src=0, group=self._group)
-        return held[0]
+        values = [value]
+        distributed.broadcast_object_list(values, src=0, group=self._group)
+        return values[0]
 
     def barrier(self) -> None:
-        """Wait until every process has come here."""
+        """Wait until every process has called this."""
         if self.world_size > 1:
             from torch import distributed
 
@@ -49,7 +51,7 @@ class Processes:
 
     @contextmanager
     def main_first(self) -> Iterator[None]:
-        """Within it the main process goes before the others, which find in caches what it put there."""
+        """Within the context, the main process runs before the others, which then find what it has cached."""
         if not self.is_main:
             self.broadcast(None)
         yield
@@ -57,13 +59,13 @@ class Processes:
             self.broadcast(None)
 
     def mark_ending(self) -> None:
-        """This process is about to end by itself. Does not return where it is being ended from without."""
+        """Mark that this process is about to end by itself. Does not return when another process is ending it."""
         with self.abort_lock:
             self.ending.set()
 
     @contextmanager
     def on_abort(self, callback: Callable[[str], None]) -> Iterator[None]:
-        """Within it, `callback` is called before this process is ended from without."""
+        """Within the context, call `callback` before another process ends this one."""
         self.abort_callbacks.append(callback)
         try:
             yield
@@ -72,4 +74,4 @@ class Processes:
 
 
 SINGLE_PROCESS = Processes()
-"""A run in one process, which shares nothing."""
+"""A run in one process."""

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from harness.evaluation.likelihood import logits_at
 from harness.interfaces.template import Template
+from harness.model.output_head import logits_at
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -2,46 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
 from harness.data.tokenization.tokenize import tokenize_examples
 from harness.errors import HarnessError
 from harness.evaluation import fingerprint
 from harness.evaluation.batching import longest_first, run_in_batches
 from harness.evaluation.context import EvalContext, ItemCallback
-from harness.types import TokenizedExample
+from harness.model.output_head import logits_at
+from harness.types import IGNORE_INDEX, TokenizedExample
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
-
-
-@contextmanager
-def logits_at(model: PreTrainedModel, positions: torch.Tensor) -> Iterator[None]:
-    """Within it, the model's `logits` are (1, N, V): those at the N true `positions`, row after row.
-
-    positions: (B, T), bool. The model's own forward runs, so what it does to hidden states or logits around the
-    layer (scaling, soft caps, adapters, tied weights) stays as it is.
-    """
-    layer = model.get_output_embeddings()
-    if not isinstance(layer, nn.Module):
-        raise TypeError(f"{type(model).__name__} has no output layer: it is no causal language model")
-
-    def select(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-        hidden, *rest = inputs  # (B, T, H)
-        return hidden[positions.to(hidden.device)].unsqueeze(0), *rest
-
-    handle = layer.register_forward_pre_hook(select)
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 class _ReferenceResponses:
@@ -216,13 +194,13 @@ class _PaddedBatch:
         longest = max(len(row.input_ids) for row in rows) - 1
         self._ids = torch.full((len(rows), longest), pad_id)  # (B, T)
         self._mask = torch.zeros((len(rows), longest), dtype=torch.long)  # (B, T)
-        labels = torch.full((len(rows), longest), -100)  # (B, T): of the token after each
+        labels = torch.full((len(rows), longest), IGNORE_INDEX)  # (B, T): of the token after each
         for index, row in enumerate(rows):
             length = len(row.input_ids) - 1
             self._ids[index, :length] = torch.tensor(row.input_ids[:-1])
             self._mask[index, :length] = 1
             labels[index, :length] = torch.tensor(row.labels[1:])
-        self._target_mask = labels != -100  # (B, T)
+        self._target_mask = labels != IGNORE_INDEX  # (B, T)
         self.targets = labels[self._target_mask]  # (N,), row after row
 
     def logits(self, model: PreTrainedModel) -> torch.Tensor:

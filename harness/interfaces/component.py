@@ -1,4 +1,4 @@
-"""What a plugin declares about one of its components."""
+"""The declaration of a plugin's component."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ COMPONENT_TYPES = ("templates", "sources", "modes", "mitigations", "metrics")
 
 @dataclass(frozen=True)
 class Component:
-    """What a plugin declares about one of its components. Declaring imports nothing heavy.
+    """The declaration of one component. A module that declares components imports nothing heavy.
 
-    summary: one sentence, shown by `harness plugins` and in the editor.
-    factory: "package.module:factory", imported only when a run needs it, called as `factory(**options)`.
-    options: JSON-Schema `properties` of its settings, defaults included. `"format": "path"` marks a path (resolved
-        against the spec's folder), `"format": "source"` the name of a source of the spec (checked by the core).
-    required: the options that have no default.
-    typical_ranges: usual ranges of core settings beside this component, e.g. `{"train.learning_rate": (1e-4, 5e-4)}`.
+    Attributes:
+        summary: One sentence, shown by `harness plugins` and by editors.
+        factory: "package.module:factory". It is imported only when a run needs it, and called as `factory(**options)`.
+        options: JSON-Schema `properties` of the settings, with defaults. `"format": "path"` marks a path (resolved
+            against the spec's folder), `"format": "source"` the name of a source of the spec (checked by the core).
+        required: The options without a default.
+        typical_ranges: Usual ranges of core settings with this component, e.g.
+            `{"train.learning_rate": (1e-4, 5e-4)}`.
     """
 
     summary: str

@@ -1,7 +1,4 @@
-"""The base class of metrics: what is read of an item, and how items come to a number.
-
-Knows no room, and imports nothing heavy.
-"""
+"""The base class of metrics: per-item statistics, and how their sum becomes a score."""
 
 from __future__ import annotations
 
@@ -14,47 +11,64 @@ MetricInput = Literal["answer", "likelihood", "base", "choices", "text"]
 
 
 class Metric:
-    """A number drawn from a suite's items.
+    """A score of the items of one suite.
 
-    A metric gives one vector of statistics an item; the value over any set of items is `aggregate` of their sum.
-    That makes every metric, corpus metrics such as BLEU included, resample without being computed anew.
+    A metric returns one vector of statistics per item. Its value over any set of items is `aggregate` of their sum.
+    Every metric, corpus metrics such as BLEU included, can therefore be resampled without new measurements.
     """
 
     requires: ClassVar[MetricInput]
-    """What the model must do for it: `answer` the prompt; tell the `likelihood` of the reference response; compare
-    itself with the `base` model over that response; weigh the `choices` of a multiple-choice question; or foretell a
-    plain `text`, whole."""
+    """What the model must do for this metric.
+
+    `answer`: answer the prompt. `likelihood`: score the reference response. `base`: be compared with the base model on
+    the reference response. `choices`: score the choices of a multiple-choice question. `text`: score a plain text.
+    """
 
     higher_is_better: bool | None = True
-    """None: neither direction is better as such, as with a ratio of lengths."""
+    """None: neither direction is better, as with a ratio of lengths."""
 
     score_names: tuple[str, ...]
-    """The scores that it gives, e.g. `("rouge1", "rouge2", "rougeL")`."""
+    """The scores of this metric, e.g. `("rouge1", "rouge2", "rougeL")`."""
 
     def signature(self) -> str:
-        """What the number means: tokeniser, version, options, in one line."""
+        """Return one line that defines the scores: tokenizer, options, version."""
         raise NotImplementedError
 
     def statistics(self, item: Item) -> dict[str, tuple[float, ...]]:
-        """Score name -> statistics of one item; the vectors of one score are equally long for every item."""
+        """Return score name -> statistics of one item.
+
+        The vectors of one score have the same length for every item.
+        """
         raise NotImplementedError
 
     def aggregate(self, name: str, total: Sequence[float]) -> float:
-        """The score `name` of the items whose statistics sum to `total`."""
+        """Return the score `name` of a set of items.
+
+        Args:
+            name: One of `score_names`.
+            total: The sum of the items' statistics of that score.
+        """
         raise NotImplementedError
 
     def is_ratio(self, name: str) -> bool:
-        """Whether the score is the first statistic's sum over the second's, up to a constant factor.
+        """Return whether the score is the first statistic's sum over the second's, up to a constant factor.
 
-        Its standard error and interval then have a closed form; without, they are resampled.
+        The standard error and interval of a ratio have a closed form. Other scores are resampled.
         """
         return False
 
     def is_parsed(self, item: Item) -> bool:
-        """Whether what the metric looks for was found in the item's answer; what was not is scored, and counted."""
+        """Return whether the item's answer contains what the metric looks for.
+
+        Unparsed answers are scored all the same, and counted.
+        """
         return True
 
     def check_available(self) -> None:
-        """Raise HarnessError for what the metric needs and is not here, such as the folder of a model of its own.
+        """Check that everything the metric needs is there, such as the folder of an encoder.
 
-        Called before anything is trained; by default nothing is needed."""
+        Called before training starts. By default nothing is needed.
+
+        Raises:
+            HarnessError: Something is missing.
+        """

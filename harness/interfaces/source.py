@@ -1,4 +1,4 @@
-"""Base class of sources."""
+"""The base class of sources: rows from a file, a hub or a program."""
 
 from __future__ import annotations
 
@@ -8,20 +8,23 @@ from harness.types import InvalidRecord, Record
 
 
 class Source:
-    """A place that rows come from."""
+    """A supplier of raw rows."""
 
     def records(self) -> Iterator[Record | InvalidRecord]:
-        """Every raw row with its place, in a fixed order, made one by one: not all are asked for when `head` is given.
+        """Yield every raw row with its location, in a fixed order.
 
-        A row that cannot be read is an `InvalidRecord`, which the spec may allow a share of. Raises HarnessError for
-        what cannot be read as a whole.
+        Yield rows one by one: with the key `head`, only the first ones are requested. A row that cannot be read is an
+        `InvalidRecord`, of which the spec may allow a fraction.
+
+        Raises:
+            HarnessError: The source itself cannot be read.
         """
         raise NotImplementedError
 
     def metadata(self) -> Mapping[str, str]:
-        """What was read, once it has been read, for the run's record: e.g. `commit` of a dataset of the hub."""
+        """Return what was read, for the run's record, e.g. `commit` of a hub dataset. Called after reading."""
         return {}
 
     def warnings(self) -> Sequence[str]:
-        """What a person should know of the data, once it has been read; see `Plan.warnings`."""
+        """Return what the user should know of the data; see `Plan.warnings`. Called after reading."""
         return ()

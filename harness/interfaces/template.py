@@ -1,4 +1,4 @@
-"""Base class of templates."""
+"""The base class of templates: a conversation rendered as spans of text."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ if TYPE_CHECKING:
 
 
 class Template:
-    """A way to render a conversation."""
+    """A prompt format."""
 
     control_tokens: ClassVar[tuple[str, ...]] = ()
-    """Added tokens of the format, beside the tokenizer's special ones, that would open or end a turn: in a message they
-    are plain text even in a conversation in which the format does not write them."""
+    """Added tokens of the format that begin or end a turn and are not special tokens of the tokenizer.
+
+    In a message they are plain text, even in a conversation in which the format does not write them.
+    """
 
     def render(
         self,
@@ -26,15 +28,22 @@ class Template:
         add_generation_prompt: bool = False,
         tools: Sequence[Mapping[str, Any]] = (),
     ) -> tuple[Span, ...]:
-        """The conversation as spans of text, end of turn and begin- and end-of-sequence tokens included.
+        """Render a conversation, end-of-turn, begin- and end-of-sequence tokens included.
 
-        An assistant's turn and its end of turn are trained spans, unless the message says that it is not trained.
-        add_generation_prompt: the conversation ends before the response, so the rendering ends with the response's
-        header. tools: see `Example.tools`. Raises HarnessError when the format has no place for one of the messages, or
-        for tools.
+        An assistant's turn and its end of turn are trained spans, unless `message.train` is false.
+
+        Args:
+            messages: The conversation.
+            tokenizer: The tokenizer of the model.
+            add_generation_prompt: The conversation ends before a response; end the rendering with that response's
+                header.
+            tools: See `Example.tools`.
+
+        Raises:
+            HarnessError: The format cannot express one of the messages, or the tools.
         """
         raise NotImplementedError
 
     def stop_strings(self, tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
-        """The strings that end a response; generation stops at any of them."""
+        """Return the strings that end a response; generation stops at each of them."""
         raise NotImplementedError

@@ -1,6 +1,6 @@
-"""What this machine can do: the device, the dtype and the attention that a model is loaded with.
+"""Choose the device, the dtype and the attention implementation that a model is loaded with.
 
-Chosen by capability, never by name: a dtype that a device only emulates is not chosen.
+The choice follows the hardware's capabilities: a dtype that a device only emulates is not chosen.
 """
 
 from __future__ import annotations
@@ -11,14 +11,16 @@ import os
 import torch
 
 from harness.errors import HarnessError
+from harness.utils.formatting import join_names
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _FLASH = "flash_attention_2"
 _ATTENTIONS = ("auto", "sdpa", "eager", _FLASH)
+_CPU_OUT_OF_MEMORY = ("can't allocate memory", "not enough memory")
 
 
 def select_device() -> torch.device:
-    """The CUDA device of this process (`LOCAL_RANK` says which, under torchrun and accelerate), else the CPU."""
+    """Return the CUDA device of this process (`LOCAL_RANK` under torchrun and accelerate), or the CPU without CUDA."""
     if torch.cuda.is_available():
         rank = os.environ.get("LOCAL_RANK")
         return torch.device("cuda", int(rank) if rank else torch.cuda.current_device())
@@ -26,34 +28,41 @@ def select_device() -> torch.device:
 
 
 def resolve_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """The dtype that `precision` (`auto`, `float32`, `bfloat16`, `float16`) means on the device.
+    """Return the dtype that `precision` means on the device.
 
-    `auto` is bfloat16 on a CUDA device that has it in hardware, else float32; never float16, whose range needs loss
-    scaling, and never bfloat16 on a CPU, where it can be a hundred times slower than float32.
-    Raises HarnessError for another word, and for a dtype that the device cannot compute in.
+    `auto` is bfloat16 on a CUDA device with hardware support for it, else float32. It is never float16, whose range
+    needs loss scaling, and never bfloat16 on a CPU, where bfloat16 can be a hundred times slower than float32.
+
+    Args:
+        precision: `auto`, `float32`, `bfloat16` or `float16`.
+        device: The device that computes.
+
+    Raises:
+        HarnessError: The precision is unknown, or the device does not support it.
     """
-    native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    has_bfloat16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     if precision == "auto":
-        return torch.bfloat16 if native else torch.float32
+        return torch.bfloat16 if has_bfloat16 else torch.float32
     if precision not in _DTYPES:
-        raise HarnessError(
-            "train.precision", f"there is no '{precision}'", f"choose auto or one of {', '.join(_DTYPES)}"
-        )
-    if precision == "bfloat16" and device.type == "cuda" and not native:
+        hint = f"choose auto or one of {join_names(_DTYPES)}"
+        raise HarnessError("train.precision", f"'{precision}' is not a precision", hint)
+    if precision == "bfloat16" and device.type == "cuda" and not has_bfloat16:
         name = torch.cuda.get_device_name(device)
-        raise HarnessError("train.precision", f"{name} has no bfloat16", "use auto or float32")
+        raise HarnessError("train.precision", f"{name} does not support bfloat16", "use auto or float32")
     if precision == "float16" and device.type == "cpu":
         raise HarnessError("train.precision", "float16 needs a GPU", "use auto or float32")
     return _DTYPES[precision]
 
 
 def resolve_attention(name: str, device: torch.device) -> str:
-    """The attention that transformers is asked for. `auto` is `sdpa`.
+    """Return the attention implementation to request from transformers; `auto` is `sdpa`.
 
-    Raises HarnessError for another word, and for flash attention without its package or a CUDA device.
+    Raises:
+        HarnessError: The name is unknown, or flash attention lacks its package or a CUDA device.
     """
     if name not in _ATTENTIONS:
-        raise HarnessError("model.attention", f"there is no '{name}'", f"choose one of {', '.join(_ATTENTIONS)}")
+        hint = f"choose one of {join_names(_ATTENTIONS)}"
+        raise HarnessError("model.attention", f"'{name}' is not an attention implementation", hint)
     if name == _FLASH:
         if device.type != "cuda":
             raise HarnessError("model.attention", f"{_FLASH} needs a CUDA device", "use sdpa")
@@ -65,8 +74,7 @@ def resolve_attention(name: str, device: torch.device) -> str:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether the error says that a device has no more memory; a CPU says it in a plain RuntimeError."""
+    """Return whether the error reports that a device has no memory left; a CPU raises a plain RuntimeError."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    said = ("can't allocate memory", "not enough memory")
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in said)
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _CPU_OUT_OF_MEMORY)

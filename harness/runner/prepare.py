@@ -88,10 +88,14 @@ def prepare_run(
         sources,
         template,
         tokenizer,
-        extra_sources=plan_module.list_named_sources(spec, "mitigations"),
-        templates=templates,
-        invalid_rows_folder=Path(spec.document["output"]) / f"{planned.name}-rejected" if processes.is_main else None,
-        processes=processes.world_size,
+        prepare_module.PreparationOptions(
+            extra_sources=plan_module.list_named_sources(spec, "mitigations"),
+            suite_templates=templates,
+            invalid_rows_folder=Path(spec.document["output"]) / f"{planned.name}-rejected"
+            if processes.is_main
+            else None,
+            processes=processes.world_size,
+        ),
         progress=progress,
     )
     _emit_warnings(registry, prepared.warnings)

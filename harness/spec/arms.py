@@ -1,6 +1,6 @@
-"""Arms of an experiment: variants of one spec, each a run of its own, compared with each other.
+"""Arms of an experiment: variants of one spec, each with its own run, compared with each other.
 
-Knows the spec's `arms` and the changes that each arm makes to it. Knows no run; imports nothing heavy.
+Expands the spec's `arms` into the changes that each arm makes. Imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -24,64 +24,77 @@ FORGETTING_SIGN: Mapping[str, int] = {
     "backward_transfer": -1,
     "general_ability_delta": -1,
 }
-"""Summaries of the stage × suite matrix that say how much was lost -> the sign with which a loss is positive."""
+"""Summaries of the stage × suite matrix that measure forgetting -> the sign that makes forgetting positive."""
 
 REPLACED_WHOLE = ("mode", "template", "mitigations", "sources", "evaluate")
-"""Parts of a spec that an arm may give as a whole: what it leaves out is not wanted there."""
+"""Sections of a spec that an arm may replace completely, without a warning about the keys that it omits."""
 
 MAX_ARMS = 10_000
-"""Arms of one experiment; a matrix of more is taken for a slip."""
+"""Maximum number of arms; a larger matrix is taken for a mistake."""
 
 UNSAFE_NAME_CHARACTERS = re.compile(r"[^A-Za-z0-9._=+,-]+")
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One variant. name: also that of its folder. changes: dotted key of the spec -> value; None takes a part out."""
+    """One variant of the spec.
+
+    Attributes:
+        name: The arm's name, also that of its folder.
+        changes: Dotted key of the spec -> value. None removes a component.
+    """
 
     name: str
     changes: Mapping[str, Any]
 
     def overrides(self) -> tuple[str, ...]:
-        """The changes as `--set` takes them."""
+        """Return the changes as `--set` options."""
         return tuple(f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in self.changes.items())
 
 
 def expand_arms(arms_spec: Mapping[str, Any], where: str) -> tuple[Arm, ...]:
-    """The arms of a spec: each of `named`, for each combination of the values of `matrix`, in the order of the spec.
+    """Expand `arms`: each of `named` for each combination of the values of `matrix`, in the order of the spec.
 
-    arms_spec: the spec's `arms`, filled in. where: its place, for errors.
-    Raises HarnessError when there is none, two have one name, an arm changes what arms share, or one change of an arm
-    undoes another.
+    Args:
+        arms_spec: The spec's `arms`, filled in.
+        where: Its location, for errors.
+
+    Raises:
+        HarnessError: There are no arms or too many, two have the same name, an arm changes a key that all arms share,
+            or one change of an arm undoes another.
     """
     if not arms_spec["named"] and not arms_spec["matrix"]:
-        raise HarnessError(where, "there are no arms", 'name some in "named", give a "matrix", or leave "arms" out')
+        raise HarnessError(where, "there are no arms", 'add some to "named" or "matrix", or remove "arms"')
     named: Mapping[str, Mapping[str, Any]] = arms_spec["named"] or {"": {}}
     count = len(named) * prod(map(len, arms_spec["matrix"].values()))
     if count > MAX_ARMS:
         raise HarnessError(
-            where, f"there are {count:,} arms, more than {MAX_ARMS:,}", "name fewer values in its matrix"
+            where, f"there are {count:,} arms, more than {MAX_ARMS:,}", "reduce the values of its matrix"
         )
     cells = list(_matrix_combinations(arms_spec["matrix"]))
-    made = []
+    arms = []
     for name, changes in named.items():
         for label, values in cells:
-            clash = sorted(set(changes) & set(values))
-            if clash:
-                what = f"the arm {name!r} and the matrix both set {clash[0]!r}"
-                raise HarnessError(where, what, "say it in one of the two")
-            made.append(Arm(",".join(part for part in (name, label) if part), {**changes, **values}))
-    _validate_changes(made, where)
-    names = [arm.name for arm in made]
+            conflicts = sorted(set(changes) & set(values))
+            if conflicts:
+                what = f"the arm {name!r} and the matrix both set {conflicts[0]!r}"
+                raise HarnessError(where, what, "set it in one of the two")
+            arms.append(Arm(",".join(part for part in (name, label) if part), {**changes, **values}))
+    _validate_changes(arms, where)
+    names = [arm.name for arm in arms]
     for key in ("baseline", "joint"):
         name = arms_spec[key]
         if name is not None and name not in names:
             raise HarnessError(f"{where}.{key}", f"there is no arm {name!r}", f"there are: {', '.join(names)}")
-    return tuple(made)
+    return tuple(arms)
 
 
 def select_arms(arms: Sequence[Arm], names: Sequence[str]) -> tuple[Arm, ...]:
-    """The arms of these names, in the order of the spec; all of them when none is named. Raises HarnessError."""
+    """Return the arms of these names, in the order of the spec; all arms if no name is given.
+
+    Raises:
+        HarnessError: A name is unknown.
+    """
     known = [arm.name for arm in arms]
     for name in names:
         if name not in known:
@@ -91,7 +104,7 @@ def select_arms(arms: Sequence[Arm], names: Sequence[str]) -> tuple[Arm, ...]:
 
 @contextmanager
 def arm_error_context(arm: Arm) -> Iterator[None]:
-    """Whatever is wrong in here is said of this arm: each HarnessError names it at its beginning."""
+    """Prefix every HarnessError in this context with the arm's name."""
     try:
         yield
     except HarnessError as error:
@@ -100,16 +113,18 @@ def arm_error_context(arm: Arm) -> Iterator[None]:
 
 def _error_with_arm_name(arm: Arm, error: HarnessError) -> HarnessError:
     if isinstance(error, ManyErrors):
-        return ManyErrors(_error_with_arm_name(arm, one) for one in error.errors)
+        return ManyErrors(_error_with_arm_name(arm, single) for single in error.errors)
     kind = RunError if isinstance(error, RunError) else HarnessError
-    # An arm's changes go the way of `--set`, which nobody has typed here.
+    # An arm's changes are applied as `--set` options, which the user did not type.
     return kind(f"arm {arm.name!r}: {error.where.removeprefix('--set ')}", error.what, error.hint)
 
 
 def override_warnings(arms: Iterable[Arm], spec_document: Mapping[str, Any]) -> Iterator[str]:
-    """A line for each arm that puts a new object in the place of one of the spec, whose other keys are lost by that.
+    """Yield a warning for each arm that replaces an object of the spec, which resets its other keys to defaults.
 
-    spec_document: the spec as it stands in its file. Parts that are chosen anew as a whole, such as the mode, are none.
+    Args:
+        arms: The arms.
+        spec_document: The spec as it is in its file. Sections that are chosen as a whole, such as the mode, are exempt.
     """
     for arm in arms:
         for key, value in arm.changes.items():
@@ -118,68 +133,78 @@ def override_warnings(arms: Iterable[Arm], spec_document: Mapping[str, Any]) -> 
                 old = old.get(step) if isinstance(old, Mapping) else None
             if key in REPLACED_WHOLE or not isinstance(old, Mapping) or not isinstance(value, Mapping) or not value:
                 continue
-            lost = [one for one in old if one not in value]
-            if lost:
+            reset = [old_key for old_key in old if old_key not in value]
+            if reset:
                 yield (
-                    f"the arm {arm.name!r} replaces all of {key!r}, so that the defaults hold of {', '.join(lost)}; "
-                    f"to change one key alone write {f'{key}.{next(iter(value))}'!r}"
+                    f"the arm {arm.name!r} replaces all of {key!r}, which resets {', '.join(reset)} to the default; "
+                    f"to change a single key, write {f'{key}.{next(iter(value))}'!r}"
                 )
 
 
 def default_axes(
     scores_by_role: Mapping[str, Sequence[str]], gain: str | None, forgetting: str | None
 ) -> tuple[str, str] | None:
-    """What arms are compared by: the gain, and what is forgotten; None where neither is named nor can be chosen.
+    """Choose the two scores by which arms are compared.
 
-    scores_by_role: the scores `suite/score` of the baseline that are better one way, under `domain` and `general`.
-    gain, forgetting: as the spec names them. One that it does not name is the first of its role; of the general ones
-    the first of the gain's name, if there is one.
+    Args:
+        scores_by_role: The baseline's scores `suite/score` that have a direction, under `domain` and `general`.
+        gain: The spec's gain score; None: the first domain score.
+        forgetting: The spec's forgetting score; None: the first general score with the gain's name, else the first.
+
+    Returns:
+        Gain and forgetting score; None if one is neither given nor can be chosen.
     """
     if (gain is None and not scores_by_role["domain"]) or (forgetting is None and not scores_by_role["general"]):
         return None
     gain = gain or scores_by_role["domain"][0]
-    same = [one for one in scores_by_role["general"] if one.partition("/")[2] == gain.partition("/")[2]]
-    return gain, forgetting or (same or scores_by_role["general"])[0]
+    same_name = [score for score in scores_by_role["general"] if score.partition("/")[2] == gain.partition("/")[2]]
+    return gain, forgetting or (same_name or scores_by_role["general"])[0]
 
 
 def is_summary_axis(axis: str | None) -> bool:
-    """Whether an axis of the comparison is `summary:score` and not `suite/score`."""
+    """Return whether an axis is `summary:score` and not `suite/score`."""
     return axis is not None and "/" not in axis and ":" in axis
 
 
 def validate_axes(arms_spec: Mapping[str, Any], suites: Iterable[str], where: str) -> Iterator[HarnessError]:
-    """What is wrong with `gain` and `forgetting` before anything has been measured. suites: the spec's, by name."""
+    """Yield an error for a `gain` or `forgetting` that cannot be measured.
+
+    Args:
+        arms_spec: The spec's `arms`, filled in.
+        suites: The names of the spec's suites.
+        where: The location of `arms`, for errors.
+    """
     known = list(suites)
     for key in ("gain", "forgetting"):
-        axis, place = arms_spec[key], f"{where}.{key}"
+        axis, location = arms_spec[key], f"{where}.{key}"
         if axis is None:
             continue
         if is_summary_axis(axis):
             summary = axis.partition(":")[0]
             if key == "gain":
-                what = "a gain is a score of a suite against the base model, and no summary of the matrix is one"
-                yield HarnessError(place, what, 'name it as "suite/score"')
+                what = "a gain is a score of a suite against the base model, not a summary of the matrix"
+                yield HarnessError(location, what, 'name it as "suite/score"')
             elif summary not in FORGETTING_SIGN:
-                what = f"{summary!r} is no summary that says what was lost"
-                yield HarnessError(place, what, f"there are: {', '.join(FORGETTING_SIGN)}")
+                what = f"{summary!r} is not a summary of forgetting"
+                yield HarnessError(location, what, f"there are: {', '.join(FORGETTING_SIGN)}")
         elif "/" not in axis:
-            what = f"{axis!r} does not say of which suite it is a score"
-            yield HarnessError(place, what, 'name it as "suite/score"')
+            what = f"the score {axis!r} does not name its suite"
+            yield HarnessError(location, what, 'name it as "suite/score"')
         elif axis.partition("/")[0] not in known:
             what = f"there is no suite {axis.partition('/')[0]!r}"
-            yield HarnessError(place, what, f"the spec's suites are: {', '.join(known) or 'none'}")
+            yield HarnessError(location, what, f"the spec's suites are: {', '.join(known) or 'none'}")
 
 
 def _matrix_combinations(matrix: Mapping[str, Sequence[Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(label, key -> value) of every combination; one empty combination where there is no matrix."""
-    short = {key: _shortest_unique_suffix(key, matrix) for key in matrix}
+    """Yield (label, key -> value) for every combination; one empty combination if there is no matrix."""
+    short_names = {key: _shortest_unique_suffix(key, matrix) for key in matrix}
     for values in product(*matrix.values()):
         cell = dict(zip(matrix, values, strict=True))
-        yield ",".join(f"{short[key]}={_format_value(value)}" for key, value in cell.items()), cell
+        yield ",".join(f"{short_names[key]}={_format_value(value)}" for key, value in cell.items()), cell
 
 
 def _shortest_unique_suffix(key: str, keys: Mapping[str, Any]) -> str:
-    """The shortest end of a dotted key that no other key of the matrix has."""
+    """Return the shortest suffix of a dotted key that no other key of the matrix has."""
     parts = key.split(".")
     for count in range(1, len(parts)):
         end = ".".join(parts[-count:])
@@ -202,23 +227,23 @@ def _validate_changes(arms: Sequence[Arm], where: str) -> None:
     seen: set[str] = set()
     for arm in arms:
         if arm.name in seen:
-            raise HarnessError(where, f"two arms are called {arm.name!r}", "rename one, or make the values differ")
+            raise HarnessError(where, f"two arms have the name {arm.name!r}", "rename one, or make the values differ")
         seen.add(arm.name)
         for key in arm.changes:
             if key.partition(".")[0] in ("arms", "name", "output", "track", "gate"):
                 what = f"the arm {arm.name!r} changes {key!r}, which all arms share"
-                raise HarnessError(where, what, "change what is trained, on what, or how")
+                raise HarnessError(where, what, "change the model, the data or the training instead")
             if "=" in key or not all(key.split(".")):
-                what = f"the arm {arm.name!r} changes {key!r}, which is no dotted key of a spec"
+                what = f"the arm {arm.name!r} changes {key!r}, which is not a dotted key of a spec"
                 raise HarnessError(where, what, 'write e.g. "train.learning_rate"')
         _validate_change_order(arm, where)
 
 
 def _validate_change_order(arm: Arm, where: str) -> None:
-    """Raise HarnessError where a whole part comes after a change within it, which would be lost."""
+    """Raise HarnessError if an arm replaces a section after it changed a key within it."""
     keys = list(arm.changes)
     for number, key in enumerate(keys):
         for later in keys[number + 1 :]:
             if key.startswith(f"{later}."):
                 what = f"the arm {arm.name!r} changes {key!r} and then all of {later!r}, which undoes it"
-                raise HarnessError(where, what, f"say it within {later!r}, or put {later!r} first")
+                raise HarnessError(where, what, f"include it in {later!r}, or put {later!r} first")

@@ -1,6 +1,6 @@
-"""Reads JSON and remembers where everything stands, so that an error can name line and column.
+"""Parse JSON with the location of every value, so that an error can name line and column.
 
-Knows nothing of specs. Stricter than `json`: a key that stands twice in one object is an error.
+Stricter than `json`: a duplicate key in an object is an error.
 """
 
 from __future__ import annotations
@@ -24,7 +24,14 @@ _MAX_DEPTH = 100
 
 @dataclass(frozen=True)
 class LocatedJson:
-    """A JSON value, and the offset at which the key (or, in a list, the value) of each path begins."""
+    """A JSON value with locations.
+
+    Attributes:
+        name: The name of the file or option, for messages.
+        text: The JSON text.
+        value: The parsed value.
+        offsets: Path -> offset in `text` of its key, or of its value in a list.
+    """
 
     name: str
     text: str
@@ -32,19 +39,23 @@ class LocatedJson:
     offsets: dict[JsonPath, int]
 
     def where(self, path: JsonPath) -> str:
-        """`file:line:column` of the path, or of the nearest thing around it that stands in the file."""
+        """Return `file:line:column` of the path, or of its nearest parent that is in the file."""
         while path and path not in self.offsets:
             path = path[:-1]
         return _format_location(self.name, self.text, self.offsets.get(path, 0))
 
 
 def parse_json(text: str, name: str) -> LocatedJson:
-    """The value of a JSON text. Raises HarnessError with the place of the first thing that is not JSON."""
+    """Parse a JSON text.
+
+    Raises:
+        HarnessError: The text is not JSON; with the location of the first error.
+    """
     reader = _LocatedJsonParser(text, name)
     value, end = reader.value(0, ())
     end = reader.skip(end)
     if end != len(text):
-        reader.fail(end, "something stands after the end of the JSON value", "remove it")
+        reader.fail(end, "there is text after the end of the JSON value", "remove it")
     return LocatedJson(name, text, value, reader.offsets)
 
 
@@ -69,9 +80,9 @@ class _LocatedJsonParser:
     def value(self, offset: int, path: JsonPath) -> tuple[Any, int]:
         offset = self.skip(offset)
         if offset >= len(self.text):
-            self.fail(offset, "the JSON ends too early", "close what is open")
+            self.fail(offset, "the JSON ends too early", "close the open brackets and strings")
         if len(path) > _MAX_DEPTH:
-            self.fail(offset, f"brackets are nested more than {_MAX_DEPTH} deep", "close what is open")
+            self.fail(offset, f"brackets are nested more than {_MAX_DEPTH} deep", "reduce the nesting")
         character = self.text[offset]
         if character == "{":
             return self.object(offset + 1, path)
@@ -100,11 +111,11 @@ class _LocatedJsonParser:
             text, end = scanstring(self.text, offset + 1, True)
         except json.JSONDecodeError as error:
             self.fail(
-                error.pos, f"a string is not well formed: {error.msg}", "close the string, escape what is special"
+                error.pos, f"a string is not well formed: {error.msg}", "close the string, escape special characters"
             )
             raise
         if _INVALID_CHARACTERS.search(text):
-            self.fail(offset, "the string holds NUL or half a surrogate pair", "write the character itself")
+            self.fail(offset, "the string contains NUL or half a surrogate pair", "write the character itself")
         return text, end
 
     def object(self, offset: int, path: JsonPath) -> tuple[dict[str, Any], int]:
@@ -115,13 +126,11 @@ class _LocatedJsonParser:
         while True:
             offset = self.skip(offset)
             if self.text[offset : offset + 1] != '"':
-                self.fail(
-                    offset, "a key in double quotes is expected here", "remove a comma too many, or quote the key"
-                )
+                self.fail(offset, "a key in double quotes is expected here", "remove an extra comma, or quote the key")
             start = offset
             key, offset = self.string(offset)
             if key in result:
-                self.fail(start, f"the key {key!r} stands twice in one object", "keep one of them")
+                self.fail(start, f"duplicate key {key!r}", "keep one of them")
             offset = self.skip(offset)
             if self.text[offset : offset + 1] != ":":
                 self.fail(offset, f"a colon is expected after the key {key!r}", "add ':'")
@@ -142,9 +151,9 @@ class _LocatedJsonParser:
             return result, offset + 1
         while True:
             offset = self.skip(offset)
-            place = (*path, len(result))
-            self.offsets[place] = offset
-            value, offset = self.value(offset, place)
+            item_path = (*path, len(result))
+            self.offsets[item_path] = offset
+            value, offset = self.value(offset, item_path)
             result.append(value)
             offset = self.skip(offset)
             follows = self.text[offset : offset + 1]

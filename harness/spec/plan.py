@@ -1,7 +1,7 @@
-"""Spec + registry → `Plan`: the stages and suites that will run, with every name checked.
+"""Build the plan of a spec: the stages and suites that will run, with every name checked.
 
-Says what a schema cannot: that a suite names a source that is there, that nobody is examined on what was trained.
-Imports nothing heavy: `harness validate` ends here.
+Checks what a JSON Schema cannot: that a suite's source exists, that no suite measures training rows. Imports nothing
+heavy, since `harness validate` uses it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,11 @@ from harness.types import Plan, Stage, Suite
 
 
 def build_plan(spec: Spec, registry: Registry) -> Plan:
-    """The plan of a spec. Raises HarnessError with every name that does not fit."""
+    """Build the plan of a spec.
+
+    Raises:
+        HarnessError: Every name that does not exist and every combination that is not allowed.
+    """
     document = spec.document
     raise_all(_unknown_sources(spec))
     mode, options = _single_item(document["mode"])
@@ -32,14 +36,14 @@ def build_plan(spec: Spec, registry: Registry) -> Plan:
     names = [stage.name for stage in stages]
     for name in names:
         if names.count(name) > 1:
-            raise HarnessError(spec.where(("mode", mode)), f"two stages are called {name!r}", "rename one of them")
-    stages = tuple(_with_stage_mitigations(spec, mode, number, stage) for number, stage in enumerate(stages))
+            raise HarnessError(spec.where(("mode", mode)), f"two stages have the name {name!r}", "rename one of them")
+    stages = tuple(_with_stage_mitigations(spec, mode, index, stage) for index, stage in enumerate(stages))
     stages = _apply_mitigations(spec, registry, stages)
     raise_all(_invalid_stage_sources(spec, mode, stages))
     raise_all(_adapter_conflicts(spec, registry, mode, stages))
-    at = spec.where(("mitigations",)) if document["mitigations"] else spec.where(("mode", mode))
-    wrong = [error for stage in stages for error in shares.validate_shares(stage)]
-    raise_all(HarnessError(f"{at}: {error.where}", error.what, error.hint) for error in wrong)
+    where = spec.where(("mitigations",)) if document["mitigations"] else spec.where(("mode", mode))
+    share_errors = [error for stage in stages for error in shares.validate_shares(stage)]
+    raise_all(HarnessError(f"{where}: {error.where}", error.what, error.hint) for error in share_errors)
     suites = tuple(_build_suite(name, suite) for name, suite in document["evaluate"].items())
     raise_all(_suites_on_training_rows(spec, stages, suites))
     raise_all(_unknown_suites(spec, mode, stages))
@@ -64,77 +68,91 @@ def build_plan(spec: Spec, registry: Registry) -> Plan:
 
 
 def create_mitigations(options: Mapping[str, Mapping[str, Any]], registry: Registry) -> list[tuple[str, Mitigation]]:
-    """The mitigations of a spec, made, in the order in which they are applied: never that of the file."""
-    made = [(name, registry.create("mitigations", name, given)) for name, given in options.items()]
-    return sorted(made, key=lambda pair: (pair[1].priority, pair[0]))
+    """Create mitigations, in the order in which they are applied: by priority, then by name.
+
+    Args:
+        options: Name -> options.
+        registry: The plugin registry.
+    """
+    mitigations = [(name, registry.create("mitigations", name, own)) for name, own in options.items()]
+    return sorted(mitigations, key=lambda pair: (pair[1].priority, pair[0]))
 
 
 def list_named_sources(spec: Spec, section: str | None = None) -> tuple[str, ...]:
-    """The sources that the spec names, in order, each once. section: only below such a key, e.g. `mitigations`, those
-    of single stages included."""
-    found = [value for path, _, value in _iter_source_leaves(spec) if section is None or section in path[:-1]]
-    return tuple(dict.fromkeys(found))
+    """List the sources that the spec names, in order, each once.
+
+    Args:
+        spec: The spec.
+        section: Only sources below a key of this name, e.g. `mitigations`, those of single stages included.
+    """
+    names = [value for path, _, value in _iter_source_leaves(spec) if section is None or section in path[:-1]]
+    return tuple(dict.fromkeys(names))
 
 
 def stage_mitigations(plan: Plan, stage: Stage) -> Mapping[str, Mapping[str, Any]]:
-    """The mitigations at work in a stage: name -> options."""
+    """Return the mitigations of a stage: name -> options."""
     return plan.mitigations if stage.mitigations is None else stage.mitigations
 
 
 def _with_stage_mitigations(spec: Spec, mode: str, stage_index: int, stage: Stage) -> Stage:
-    """The stage with every option of its mitigations: the spec's own, and over them those in which it differs."""
+    """Merge the stage's mitigation options into those of the spec."""
     if stage.mitigations is None:
         return stage
     common, known = spec.document["mitigations"], spec.schema["properties"]["mitigations"]["properties"]
-    made: dict[str, Mapping[str, Any]] = {name: one for name, one in common.items() if name not in stage.mitigations}
-    for name, own in stage.mitigations.items():
-        if own is None:
+    merged: dict[str, Mapping[str, Any]] = {
+        name: options for name, options in common.items() if name not in stage.mitigations
+    }
+    for name, overrides in stage.mitigations.items():
+        if overrides is None:
             continue
-        options = fill_defaults({**common.get(name, {}), **own}, known[name], spec.schema)
-        lacking = [key for key in known[name]["required"] if key not in options]
-        if lacking:
+        options = fill_defaults({**common.get(name, {}), **overrides}, known[name], spec.schema)
+        missing = [key for key in known[name]["required"] if key not in options]
+        if missing:
             where = spec.where(("mode", mode, "stages", stage_index, "mitigations", name))
             raise HarnessError(
-                where, f"{lacking[0]!r} is missing", f"add it: {known[name]['properties'][lacking[0]]['description']}"
+                where, f"{missing[0]!r} is missing", f"add it: {known[name]['properties'][missing[0]]['description']}"
             )
-        made[name] = options
-    return replace(stage, mitigations=made)
+        merged[name] = options
+    return replace(stage, mitigations=merged)
 
 
 def _apply_mitigations(spec: Spec, registry: Registry, stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
-    """The stages as the mitigations lay them out, each mitigation in the stages that have it, with their options."""
-    each = [spec.document["mitigations"] if stage.mitigations is None else stage.mitigations for stage in stages]
-    at: list[tuple[str, Mapping[str, Any]]] = []
-    for options in each:
+    """Let each mitigation transform the stages that use it."""
+    options_by_stage = [
+        spec.document["mitigations"] if stage.mitigations is None else stage.mitigations for stage in stages
+    ]
+    variants: list[tuple[str, Mapping[str, Any]]] = []  # each mitigation with each set of options, once
+    for options in options_by_stage:
         active = create_mitigations(options, registry)
         for name, mitigation in active:
             try:
-                mitigation.check_compatible({other: one for other, one in active if other != name})
+                mitigation.check_compatible({other_name: other for other_name, other in active if other_name != name})
             except HarnessError as error:
                 raise _error_at_mitigation(spec, name, error) from error
-        at += [(name, options[name]) for name, _ in active if (name, options[name]) not in at]
-    made = [(name, options, registry.create("mitigations", name, options)) for name, options in at]
-    for name, options, mitigation in sorted(made, key=lambda one: (one[2].priority, one[0])):
+        variants += [(name, options[name]) for name, _ in active if (name, options[name]) not in variants]
+    created = [(name, options, registry.create("mitigations", name, options)) for name, options in variants]
+    for name, options, mitigation in sorted(created, key=lambda entry: (entry[2].priority, entry[0])):
         try:
-            laid = mitigation.transform_stages(stages)
+            transformed = mitigation.transform_stages(stages)
         except HarnessError as error:
             raise _error_at_mitigation(spec, name, error) from error
-        if len(laid) != len(stages):
-            what = f"it makes {len(laid)} stages of {len(stages)}"
+        if len(transformed) != len(stages):
+            what = f"it turns {len(stages)} stages into {len(transformed)}"
             raise HarnessError(
-                spec.where(("mitigations", name)), what, "mend that plugin: a mitigation keeps the stages"
+                spec.where(("mitigations", name)), what, "fix that plugin: a mitigation must keep the number of stages"
             )
         stages = tuple(
-            new if own.get(name) == options else old for new, old, own in zip(laid, stages, each, strict=True)
+            new if stage_options.get(name) == options else old
+            for new, old, stage_options in zip(transformed, stages, options_by_stage, strict=True)
         )
     return stages
 
 
 def _error_at_mitigation(spec: Spec, name: str, error: HarnessError) -> HarnessError:
-    """The error at its place in the spec; it may name the very option."""
-    own = error.where.startswith(f"mitigations.{name}")
-    at = tuple(error.where.split(".")) if own else ("mitigations", name)
-    return HarnessError(spec.where(at), error.what, error.hint)
+    """Return the error with its location in the spec; its `where` may name the very option."""
+    names_option = error.where.startswith(f"mitigations.{name}")
+    path = tuple(error.where.split(".")) if names_option else ("mitigations", name)
+    return HarnessError(spec.where(path), error.what, error.hint)
 
 
 def _unknown_suites(spec: Spec, mode: str, stages: tuple[Stage, ...]) -> Iterator[HarnessError]:
@@ -151,7 +169,7 @@ def _unknown_suites(spec: Spec, mode: str, stages: tuple[Stage, ...]) -> Iterato
 
 
 def _merge_train_settings(common_settings: Mapping[str, Any], stage_settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The stage's own settings over the common ones; its own epochs also over common steps."""
+    """Merge a stage's settings over the common ones. The stage's `epochs` also override common `steps`."""
     steps = {"steps": None} if "epochs" in stage_settings else {}
     return {**common_settings, **steps, **stage_settings}
 
@@ -162,12 +180,12 @@ def _single_item(mapping: Mapping[str, Mapping[str, Any]]) -> tuple[str, Mapping
 
 
 def _build_suite(name: str, suite_spec: Mapping[str, Any]) -> Suite:
-    spoken = {
+    metrics = {
         metric: {**options, "lang": suite_spec["lang"]} if options.get("lang") == "auto" else options
         for metric, options in suite_spec["metrics"].items()
     }
-    own = None if suite_spec["template"] is None else _single_item(suite_spec["template"])
-    return Suite(name=name, **{**suite_spec, "metrics": spoken, "template": own})
+    template = None if suite_spec["template"] is None else _single_item(suite_spec["template"])
+    return Suite(name=name, **{**suite_spec, "metrics": metrics, "template": template})
 
 
 def _iter_source_leaves(spec: Spec) -> Iterator[tuple[JsonPath, Mapping[str, Any], str]]:
@@ -186,55 +204,58 @@ def _unknown_sources(spec: Spec) -> Iterator[HarnessError]:
 
 
 def _invalid_stage_sources(spec: Spec, mode: str, stages: tuple[Stage, ...]) -> Iterator[HarnessError]:
-    """Sources of the finished stages that are not there (a plugin named them) or that stand twice in one stage."""
+    """Yield an error for each source of a stage that does not exist (a plugin named it) or occurs twice."""
     where = spec.where(("mode", mode))
     for stage in stages:
-        named = [part.source for part in stage.sources]
-        for source in dict.fromkeys(named):
+        names = [source.source for source in stage.sources]
+        for source in dict.fromkeys(names):
             if source not in spec.document["sources"]:
                 yield HarnessError(where, f"the stage {stage.name!r} has no source {source!r}", "add it to sources")
-            if named.count(source) > 1:
-                what = f"the source {source!r} stands twice in the stage {stage.name!r}"
+            if names.count(source) > 1:
+                what = f"the source {source!r} occurs twice in the stage {stage.name!r}"
                 yield HarnessError(where, what, "name it once, as domain or as general")
 
 
 def _adapter_conflicts(spec: Spec, registry: Registry, mode: str, stages: tuple[Stage, ...]) -> Iterator[HarnessError]:
-    """Stages that ask for another adapter where there is none, or for another shape of weights that are to go on."""
-    each = [spec.document["mitigations"] if one.mitigations is None else one.mitigations for one in stages]
-    for number, stage in enumerate(stages[1:], start=1):
-        before, after, where = each[number - 1], each[number], spec.where(("mode", mode, "stages", number))
+    """Yield errors of stages that merge or replace a missing adapter, or that reshape continued weights."""
+    options_by_stage = [
+        spec.document["mitigations"] if stage.mitigations is None else stage.mitigations for stage in stages
+    ]
+    for index, stage in enumerate(stages[1:], start=1):
+        before, after = options_by_stage[index - 1], options_by_stage[index]
+        where = spec.where(("mode", mode, "stages", index))
         shaping = {
             name
             for options in (before, after)
-            for name, made in create_mitigations(options, registry)
-            if type(made).prepare_model is not Mitigation.prepare_model
+            for name, mitigation in create_mitigations(options, registry)
+            if type(mitigation).prepare_model is not Mitigation.prepare_model
         }
         adapters = {
             name
             for options in (before, after)
-            for name, made in create_mitigations(options, registry)
-            if made.adds_adapter
+            for name, mitigation in create_mitigations(options, registry)
+            if mitigation.adds_adapter
         }
-        # What was trained without an adapter may be what the first one begins with.
-        there = adapters & (before.keys() if stage.adapter == "new" else before.keys() | after.keys())
-        if stage.adapter != "continue" and not there:
-            what = f"the stage {stage.name!r} asks for adapter {stage.adapter!r}, and the stage before it trains none"
-            yield HarnessError(where, what, "add the mitigation 'lora', or leave 'adapter' at 'continue'")
+        # The first adapter may start from weights that were trained without one.
+        available = adapters & (before.keys() if stage.adapter == "new" else before.keys() | after.keys())
+        if stage.adapter != "continue" and not available:
+            what = f"the stage {stage.name!r} has adapter {stage.adapter!r}, but the previous stage trains no adapter"
+            yield HarnessError(where, what, "add the mitigation 'lora', or set 'adapter' to 'continue'")
         for name in sorted(shaping) if stage.adapter == "continue" else ():
             if before.get(name) != after.get(name):
-                what = f"the stage {stage.name!r} gives {name!r} other options while the same weights go on"
-                other = 'give the stage "adapter": "merge" or "new"'
-                yield HarnessError(where, what, other if shaping & before.keys() else "give it to every stage")
+                what = f"the stage {stage.name!r} changes the options of {name!r} but continues the same weights"
+                hint = 'set the stage\'s "adapter" to "merge" or "new"'
+                yield HarnessError(where, what, hint if shaping & before.keys() else "use it in every stage")
 
 
 def _suites_on_training_rows(
     spec: Spec, stages: tuple[Stage, ...], suites: tuple[Suite, ...]
 ) -> Iterator[HarnessError]:
-    trained = {part.source for stage in stages for part in stage.sources}
+    trained = {source.source for stage in stages for source in stage.sources}
     for suite in suites:
         kind, options = _single_item(spec.document["sources"][suite.source])
         if suite.source in trained and not options["held_out"]:
-            what = f"the suite {suite.name!r} would examine the model on rows of {suite.source!r} that it is trained on"
+            what = f"the suite {suite.name!r} would evaluate the model on training rows of {suite.source!r}"
             hint = f"""give sources.{suite.source}.{kind} "held_out": 0.1, or name a source of held-out rows"""
             yield HarnessError(spec.where(("evaluate", suite.name, "source")), what, hint)
 
@@ -242,30 +263,30 @@ def _suites_on_training_rows(
 def _registered_without_model(spec: Spec) -> Iterator[HarnessError]:
     track = spec.document["track"]
     if track["register"] is not None and track["model"] == "none":
-        what = f"no model is sent to MLflow that could be registered as {track['register']!r}"
+        what = f"no model is logged to MLflow, so none can be registered as {track['register']!r}"
         yield HarnessError(spec.where(("track", "register")), what, 'set track.model to "files" or "transformers"')
 
 
 def _plan_warnings(
     spec: Spec, registry: Registry, stages: tuple[Stage, ...], suites: tuple[Suite, ...]
 ) -> Iterator[str]:
-    used = {part.source for stage in stages for part in stage.sources} | set(list_named_sources(spec))
+    used = {source.source for stage in stages for source in stage.sources} | set(list_named_sources(spec))
     for name in spec.document["sources"]:
         if name not in used:
-            yield f"the source {name!r} is used by nothing"
+            yield f"the source {name!r} is not used"
     if not any(suite.role == "general" for suite in suites):
-        yield 'no suite has "role": "general", so what the model forgets is not measured'
-    told = set()
+        yield 'no suite has "role": "general", so forgetting is not measured'
+    reported = set()
     for stage in stages:
         for key, (low, high) in _typical_ranges(spec, registry, stage).items():
             value = stage.train[key]
-            if value is not None and not low <= value <= high and (key, value) not in told:
-                told.add((key, value))
+            if value is not None and not low <= value <= high and (key, value) not in reported:
+                reported.add((key, value))
                 yield f"train.{key} is {value:g}; usual is {low:g} to {high:g}"
 
 
 def _typical_ranges(spec: Spec, registry: Registry, stage: Stage) -> dict[str, tuple[float, float]]:
-    """The usual range of each setting beside the mitigations of a stage."""
+    """Return the typical range of each setting for the mitigations of a stage."""
     properties = spec.schema["properties"]["train"]["properties"]
     usual = {key: (option["usual"][0], option["usual"][1]) for key, option in properties.items() if "usual" in option}
     if stage.train["steps"] is not None:

@@ -1,4 +1,4 @@
-"""What arms are compared by, known before any of them has run: that each of them will measure it."""
+"""Check, before any arm runs, that every arm will measure the scores by which arms are compared."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from harness.types import Plan, Role
 
 @dataclass(frozen=True)
 class PlannedArm:
-    """An arm, called `name`, and what it will measure."""
+    """An arm with its plan and its metrics."""
 
     name: str
     plan: Plan
@@ -25,34 +25,42 @@ class PlannedArm:
 
 
 def preflight_arms(spec: Spec, arms: Sequence[PlannedArm]) -> None:
-    """Raise HarnessError unless every arm will measure what the arms are compared by, `arms.gain` and `.forgetting`.
+    """Check that every arm will measure `arms.gain` and `arms.forgetting`.
 
-    arms: the arms that are to run. Where the spec names no score, it is the first of the baseline's that will do.
+    Args:
+        spec: The spec. Scores that it does not name are the first suitable ones of the baseline.
+        arms: The arms that will run.
+
+    Raises:
+        HarnessError: An arm does not measure a score, or measures it with other options.
     """
-    given = spec.document["arms"]
-    base = next((one for one in arms if one.name == given["baseline"]), arms[0])
-    scores = {role: _directed_suite_scores(base, role) for role in ("domain", "general")}
-    chosen = default_axes(scores, given["gain"], given["forgetting"])
-    if chosen is None:
-        what = "gain and forgetting need a suite of each role, domain and general, whose score is better one way"
+    arms_spec = spec.document["arms"]
+    baseline = next((arm for arm in arms if arm.name == arms_spec["baseline"]), arms[0])
+    scores = {role: _directed_suite_scores(baseline, role) for role in ("domain", "general")}
+    axes = default_axes(scores, arms_spec["gain"], arms_spec["forgetting"])
+    if axes is None:
+        what = "gain and forgetting need a domain suite and a general suite with a score that has a direction"
         hint = "add one to evaluate, or name the scores in arms.gain and arms.forgetting"
         raise HarnessError(spec.where(("arms",)), what, hint)
-    named = zip(("gain", "forgetting"), chosen, strict=True)
-    raise_all(error for key, axis in named for error in _axis_errors(spec, key, axis, arms))
+    named_axes = zip(("gain", "forgetting"), axes, strict=True)
+    raise_all(error for key, axis in named_axes for error in _axis_errors(spec, key, axis, arms))
 
 
 def axis_warnings(arms: Sequence[PlannedArm]) -> Iterator[str]:
-    """What a person should know of arms that are to be compared: held-out rows that are not the same ones."""
-    drawn = {suite.source for one in arms for suite in one.plan.suites if one.plan.sources[suite.source][1]["held_out"]}
-    if drawn and len({one.plan.seed for one in arms}) > 1:
+    """Yield a warning if the arms hold out different rows."""
+    split_sources = {
+        suite.source for arm in arms for suite in arm.plan.suites if arm.plan.sources[suite.source][1]["held_out"]
+    }
+    if split_sources and len({arm.plan.seed for arm in arms}) > 1:
         yield (
-            f"the arms have other seeds and so other held-out rows of {', '.join(map(repr, sorted(drawn)))}: they are "
-            "compared over those that they share; give the suites sources of their own to share all"
+            f"the arms have different seeds, so they hold out different rows of "
+            f"{', '.join(map(repr, sorted(split_sources)))}; they are compared over the rows that they share; "
+            "give the suites separate sources to share all rows"
         )
 
 
 def _directed_suite_scores(arm: PlannedArm, role: Role | None = None) -> list[str]:
-    """The scores, as `suite/score`, that are better one way; role: of such suites alone."""
+    """Return the scores `suite/score` that have a direction, of the suites with this role."""
     return [
         f"{suite.name}/{name}"
         for suite in arm.plan.suites
@@ -64,65 +72,72 @@ def _directed_suite_scores(arm: PlannedArm, role: Role | None = None) -> list[st
 
 
 def _axis_errors(spec: Spec, key: str, axis: str, arms: Sequence[PlannedArm]) -> Iterator[HarnessError]:
-    """What is wrong with one axis: no arm measures it, or not every one, or not all alike."""
+    """Yield errors of one axis: no arm measures it, not every arm does, or not all with the same options."""
     score = axis.partition(":")[2] if is_summary_axis(axis) else axis
     known = {
-        one.name: scores_with_direction(one.metrics) if is_summary_axis(axis) else _directed_suite_scores(one)
-        for one in arms
+        arm.name: scores_with_direction(arm.metrics) if is_summary_axis(axis) else _directed_suite_scores(arm)
+        for arm in arms
     }
     without = [name for name, scores in known.items() if score not in scores]
     where = spec.where(("arms", key))
     if len(without) == len(arms):
-        there = ", ".join(dict.fromkeys(score for scores in known.values() for score in scores)) or "none"
-        yield HarnessError(where, f"no arm gives a score {score!r} that is better one way", f"there are: {there}")
+        available = ", ".join(dict.fromkeys(score for scores in known.values() for score in scores)) or "none"
+        yield HarnessError(where, f"no arm has a score {score!r} with a direction", f"available: {available}")
         return
     if without:
-        what = f"the arms are compared by {axis!r}, which {_quote_names(without)} will not measure"
-        yield HarnessError(where, what, f"measure it in every arm, or name another in arms.{key}")
-    having = [one for one in arms if one.name not in without]
+        what = f"the arms are compared by {axis!r}, which {_quote_names(without)} does not measure"
+        yield HarnessError(where, what, f"measure it in every arm, or name another score in arms.{key}")
+    with_score = [arm for arm in arms if arm.name not in without]
     if is_summary_axis(axis):
-        needed = [one for one in having if one.name != spec.document["arms"]["joint"]]
+        needed = [arm for arm in with_score if arm.name != spec.document["arms"]["joint"]]
         yield from _unavailable_axis_errors(where, axis, needed)
-    otherwise = [
-        one.name for one in having[1:] if _is_measured_differently(having[0], one, score, summary=is_summary_axis(axis))
+    first = with_score[0]
+    different = [
+        arm.name for arm in with_score[1:] if _is_measured_differently(first, arm, score, summary=is_summary_axis(axis))
     ]
-    if otherwise:
-        hint = f"give its metric the same options in every arm, or name another in arms.{key}"
-        what = f"{_quote_names(otherwise)} will measure it otherwise than {having[0].name!r}"
-        yield HarnessError(where, f"the arms are compared by {axis!r}, and {what}", hint)
+    if different:
+        hint = f"give its metric the same options in every arm, or name another score in arms.{key}"
+        what = f"{_quote_names(different)} measures it with other options than {first.name!r}"
+        yield HarnessError(where, f"the arms are compared by {axis!r}, but {what}", hint)
 
 
 def _unavailable_axis_errors(where: str, axis: str, arms: Sequence[PlannedArm]) -> Iterator[HarnessError]:
-    """What is wrong with an axis that is a summary, which the matrix of some arm will not come to."""
+    """Yield errors of a summary that the matrix of some arm cannot produce."""
     summary, _, score = axis.partition(":")
-    lone = [one.name for one in arms if summary in NEEDS_SEVERAL_STAGES and has_one_stage(one.plan)]
-    if lone:
-        what = f"{axis!r} is about several stages, and {_quote_names(lone)} has one"
+    one_stage = [arm.name for arm in arms if summary in NEEDS_SEVERAL_STAGES and has_one_stage(arm.plan)]
+    if one_stage:
+        what = f"{axis!r} needs several stages, but {_quote_names(one_stage)} has one"
         yield HarnessError(where, what, "name a score of a general suite, or give the arms stages (mode continual)")
-    lacking = [
-        one.name for one in arms if is_unavailable(one.plan, one.metrics, summary, score) and one.name not in lone
+    without = [
+        arm.name for arm in arms if is_unavailable(arm.plan, arm.metrics, summary, score) and arm.name not in one_stage
     ]
-    if lacking:
+    if without:
         what, hint = unavailable_reason(summary, score)
-        yield HarnessError(where, f"{_quote_names(lacking)} will not come to {axis!r}: {what}", hint)
+        yield HarnessError(where, f"{_quote_names(without)} cannot produce {axis!r}: {what}", hint)
 
 
 def _is_measured_differently(arm: PlannedArm, other: PlannedArm, score: str, *, summary: bool) -> bool:
-    """Whether two arms measure a score by other options, in a suite that both have. score: `suite/score`, or of a
-    summary what it calls the score, in any suite."""
-    made = [_metric_options(variant, score, summary=summary) for variant in (arm, other)]
-    return any(made[0][suite] != made[1][suite] for suite in made[0].keys() & made[1].keys())
+    """Return whether two arms measure a score with different options in a suite that both have.
+
+    Args:
+        arm: One arm.
+        other: The other arm.
+        score: `suite/score`; for a summary, the summary's name of the score, in any suite.
+        summary: Whether the score is that of a summary.
+    """
+    first, second = (_metric_options(planned, score, summary=summary) for planned in (arm, other))
+    return any(first[suite] != second[suite] for suite in first.keys() & second.keys())
 
 
 def _metric_options(arm: PlannedArm, score: str, *, summary: bool) -> dict[str, tuple[str, Mapping[str, Any]]]:
-    """Suite -> the metric that gives a score there, and its options."""
-    called = gate.summary_score_names(arm.metrics)
+    """Return suite -> the metric that produces a score there, with its options."""
+    summary_names = gate.summary_score_names(arm.metrics)
     return {
         suite.name: (name, suite.metrics[name])
         for suite in arm.plan.suites
         for name, metric in arm.metrics[suite.name].items()
-        for own in metric.score_names
-        if score == (called[name, own] if summary else f"{suite.name}/{own}")
+        for score_name in metric.score_names
+        if score == (summary_names[name, score_name] if summary else f"{suite.name}/{score_name}")
     }
 
 

@@ -1,8 +1,8 @@
-"""Composes the JSON Schema of specs from the core and every plugin, and says its errors in sentences.
+"""Compose the JSON Schema of specs from the core and every plugin, and phrase its errors as sentences.
 
-Knows the shape of a spec, not what its parts do. Draft-07, since editors know 2020-12 only in part.
-A slot for a component is tagged by key, `{"ewc": {"strength": 1}}`, so that composition is a union of `properties` and
-an error names the exact key; a bare string stands for a component without options.
+The schema is draft-07, since editors support 2020-12 only in part. A component is tagged by its key,
+`{"ewc": {"strength": 1}}`: composition is a union of `properties`, and an error names the exact key. A bare string is
+a component without options.
 """
 
 from __future__ import annotations
@@ -27,23 +27,21 @@ Schema = dict[str, Any]
 
 
 def compose_schema(registry: Registry) -> Schema:
-    """One schema for whole specs: the core's words and the options of every component of the registry."""
+    """Compose the schema of specs from the core's keys and the options of every component of the registry."""
     components = registry.components
     sources = {
         name: _component_schema(component, data.SOURCE_KEYS)
         for name, component in sorted(components["sources"].items())
     }
     metrics = _component_choice_schema(components["metrics"], "Metrics of the suite: name -> options.", many=True)
-    own = _nullable_schema(
-        _component_choice_schema(components["templates"], "A template of this suite's own. null: that of training.")
+    suite_template = _nullable_schema(
+        _component_choice_schema(components["templates"], "The suite's own template. null: the template of training.")
     )
-    properties = {**evaluation.SUITE_KEYS, "template": own, "metrics": {**metrics, "minProperties": 1}}
+    properties = {**evaluation.SUITE_KEYS, "template": suite_template, "metrics": {**metrics, "minProperties": 1}}
     suite = _object_schema(properties, ("source", "metrics"))
-    near = _object_schema(
-        data.NEAR_DUPLICATES_KEYS, (), "Training rows that nearly repeat one another. null: not looked for."
-    )
+    near = _object_schema(data.NEAR_DUPLICATES_KEYS, (), "Near-duplicates among training rows. null: not searched.")
     contamination = _object_schema(
-        data.CONTAMINATION_KEYS, (), "Held-out rows that stand in training. null: not looked for."
+        data.CONTAMINATION_KEYS, (), "Held-out rows that overlap with training rows. null: not searched."
     )
     checks = {
         "near_duplicates": {**_nullable_schema(near), "default": {}},
@@ -55,44 +53,45 @@ def compose_schema(registry: Registry) -> Schema:
         **run.TOP_LEVEL_KEYS,
         "model": _object_schema(training.MODEL_KEYS, ("path",), "The model to start from."),
         "template": {
-            **_component_choice_schema(components["templates"], "How conversations become text."),
+            **_component_choice_schema(components["templates"], "How conversations are rendered as text."),
             "default": {"tokenizer": {}},
         },
         "sources": {
             "type": "object",
             "minProperties": 1,
             "propertyNames": {"pattern": evaluation.NAME_PATTERN},
-            "additionalProperties": _tagged_union_schema(sources, "Where rows come from: one source, by its kind."),
-            "description": "Your name for a source -> where its rows come from.",
+            "additionalProperties": _tagged_union_schema(sources, "One source, tagged by its type."),
+            "description": "Your name for a source -> the source of its rows.",
         },
-        "mode": _component_choice_schema(components["modes"], "How the sources are laid out as training stages."),
+        "mode": _component_choice_schema(components["modes"], "How the sources are arranged as training stages."),
         "mitigations": {
             **_component_choice_schema(
-                components["mitigations"], "Ways to forget less: name -> options. They compose.", many=True
+                components["mitigations"], "Forgetting mitigations: name -> options. They compose.", many=True
             ),
             "default": {},
         },
-        "train": _object_schema(training.TRAIN_KEYS, (), "Settings of the training.", default={}),
+        "train": _object_schema(training.TRAIN_KEYS, (), "Training settings.", default={}),
         "evaluate": {
             "type": "object",
             "propertyNames": {"pattern": evaluation.NAME_PATTERN},
             "additionalProperties": suite,
             "default": {},
-            "description": "Your name for a suite -> held-out rows and metrics, measured before and after every stage.",
+            "description": "Your name for a suite -> held-out rows and metrics, evaluated before and after every "
+            "stage.",
         },
         "gate": {
             "type": "array",
             "items": _object_schema(evaluation.GATE_KEYS, ("score",), evaluation.GATE_DESCRIPTION),
             "default": [],
-            "description": "Conditions that the run must meet; it ends with exit code 3 when one is not met.",
+            "description": "Conditions that the run must meet. If one fails, the exit code is 3.",
         },
         "arms": {
             **_object_schema(run.ARMS_KEYS, (), "Variants of this spec, each run and compared with the others."),
             "type": ["object", "null"],
             "default": None,
         },
-        "checks": _object_schema(checks, (), "What the data must stand before a model is loaded.", default={}),
-        "track": _object_schema(run.TRACK_KEYS, (), "Where the run is tracked.", default={}),
+        "checks": _object_schema(checks, (), "Data checks that must pass before the model is loaded.", default={}),
+        "track": _object_schema(run.TRACK_KEYS, (), "Where and how the run is tracked.", default={}),
     }
     schema = _object_schema(properties, ("name", "model", "sources", "mode"), "A run of harness.")
     return {
@@ -100,7 +99,7 @@ def compose_schema(registry: Registry) -> Schema:
         "title": "harness spec",
         **schema,
         "definitions": {
-            "train_overrides": _object_schema(overrides, (), "Settings of this stage that differ from `train`."),
+            "train_overrides": _object_schema(overrides, (), "Settings of this stage that override `train`."),
             "mitigation_overrides": _override_schema(components["mitigations"]),
         },
     }
@@ -119,9 +118,9 @@ def _object_schema(
 
 
 def _nullable_schema(schema: Schema) -> Schema:
-    """The schema, or null, which is the default."""
-    kinds = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
-    return {**schema, "type": [*kinds, "null"], "default": None}
+    """Allow null, and make it the default."""
+    types = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
+    return {**schema, "type": [*types, "null"], "default": None}
 
 
 def _component_schema(component: Component, core_keys: Mapping[str, Any]) -> Schema:
@@ -148,32 +147,36 @@ def _tagged_union_schema(members: Mapping[str, Schema], description: str, many: 
 
 
 def _override_schema(components: Mapping[str, Component]) -> Schema:
-    """Options of mitigations that differ from the spec's own, without defaults; null takes one out."""
+    """Return the schema of a stage's mitigation options: without defaults; null removes a mitigation."""
     members = {
         name: {
-            **_object_schema({key: _without_default(option) for key, option in one.options.items()}, (), one.summary),
+            **_object_schema(
+                {key: _without_default(option) for key, option in component.options.items()}, (), component.summary
+            ),
             "type": ["object", "null"],
         }
-        for name, one in sorted(components.items())
+        for name, component in sorted(components.items())
     }
-    return _object_schema(members, (), "Options of mitigations in which this stage differs; null leaves one out of it.")
+    return _object_schema(
+        members, (), "Mitigation options that this stage overrides; null removes a mitigation from it."
+    )
 
 
 def _without_default(option: Mapping[str, Any]) -> Schema:
     return {key: value for key, value in option.items() if key != "default"}
 
 
-# -- values and their schemas, walked together --------------------------------------------------------------------
+# -- traversal of a value together with its schema ----------------------------------------------------------------
 
 
 def resolve_ref(schema: Schema, root: Schema) -> Schema:
-    """The schema itself, or the one that its `$ref` into the root's definitions names."""
+    """Return the schema, or the definition of the root that its `$ref` names."""
     reference = schema.get("$ref")
     return root["definitions"][reference.removeprefix("#/definitions/")] if reference else schema
 
 
 def iter_children(schema: Schema, value: Any) -> Iterator[tuple[str | int, Schema]]:
-    """The keys or indices of a value, each with its schema; those that the schema does not know are left out."""
+    """Yield the keys or indices of a value, each with its schema. Keys that the schema does not know are skipped."""
     if isinstance(value, dict):
         extra = schema.get("additionalProperties")
         for key in value:
@@ -188,7 +191,7 @@ def iter_children(schema: Schema, value: Any) -> Iterator[tuple[str | int, Schem
 
 
 def expand_shorthand(value: Any, schema: Schema, root: Schema) -> Any:
-    """A copy in which a bare string in a component's slot has become `{string: {}}`."""
+    """Return a copy in which a bare string in the place of a component is `{string: {}}`."""
     schema = resolve_ref(schema, root)
     if isinstance(value, str) and "slot" in schema:
         return {value: {}}
@@ -199,7 +202,7 @@ def expand_shorthand(value: Any, schema: Schema, root: Schema) -> Any:
 
 
 def fill_defaults(value: Any, schema: Schema, root: Schema) -> Any:
-    """A copy in which every default of the schema is written in, and a whole number such as 8.0 is an integer."""
+    """Return a copy with all defaults of the schema filled in. A float such as 8.0 becomes an integer where needed."""
     schema = resolve_ref(schema, root)
     result = copy.copy(value)
     if isinstance(value, float) and "integer" in schema.get("type", ()) and "number" not in schema["type"]:
@@ -216,7 +219,7 @@ def fill_defaults(value: Any, schema: Schema, root: Schema) -> Any:
 def iter_leaves(
     value: Any, schema: Schema, root: Schema, path: JsonPath = ()
 ) -> Iterator[tuple[JsonPath, Schema, Any]]:
-    """Every value that holds no further ones, with its path and schema."""
+    """Yield every leaf value with its path and schema."""
     schema = resolve_ref(schema, root)
     if not isinstance(value, (dict, list)):
         yield path, schema, value
@@ -230,18 +233,25 @@ def iter_leaves(
 def find_schema_errors(
     document: Any, schema: Schema, located_json: LocatedJson, broken_plugins: Sequence[BrokenPlugin] = ()
 ) -> list[HarnessError]:
-    """All that is wrong with a document, in the order of the file, each with place, problem and remedy.
+    """Return everything that is wrong with a document, in the order of the file.
 
-    broken_plugins: plugins that could not be listed; named where the document asks for a component that nobody brings.
+    Args:
+        document: The document, with shorthands expanded.
+        schema: The composed schema.
+        located_json: The file, for line and column.
+        broken_plugins: Plugins that failed to load. An error about an unknown component names them.
     """
-    found = jsonschema.Draft7Validator(schema).iter_errors(document)
-    told = {str(error): error for one in found for error in _explain_error(one, located_json, broken_plugins)}
-    return sorted(told.values(), key=lambda error: _error_position(error, located_json))
+    errors = {
+        str(error): error
+        for schema_error in jsonschema.Draft7Validator(schema).iter_errors(document)
+        for error in _explain_error(schema_error, located_json, broken_plugins)
+    }
+    return sorted(errors.values(), key=lambda error: _error_position(error, located_json))
 
 
 def _error_position(error: HarnessError, located_json: LocatedJson) -> list[int]:
-    place, _, _ = error.where.removeprefix(f"{located_json.name}:").partition(" ")
-    return [int(number) for number in place.split(":")]
+    line_and_column, _, _ = error.where.removeprefix(f"{located_json.name}:").partition(" ")
+    return [int(part) for part in line_and_column.split(":")]
 
 
 def _explain_error(
@@ -250,10 +260,10 @@ def _explain_error(
     path: JsonPath = tuple(error.absolute_path)
     key = ".".join(map(str, path)) or "spec"
     value: Any = error.instance
-    wanted: Any = error.validator_value
+    expected: Any = error.validator_value
     schema: Schema = error.schema if isinstance(error.schema, dict) else {}
 
-    def tell(what: str, hint: str, at: JsonPath = path) -> HarnessError:
+    def build_error(what: str, hint: str, at: JsonPath = path) -> HarnessError:
         return HarnessError(f"{located_json.where(at)} {key}", what, hint)
 
     match error.validator:
@@ -262,32 +272,35 @@ def _explain_error(
             for name in sorted(set(value) - set(known)):
                 what, noun = f"unknown key {name!r}", "known"
                 if "slot" in schema:
-                    what, noun = f"no plugin brings {name!r}", "installed"
+                    what, noun = f"no plugin provides {name!r}", "installed"
                 near = get_close_matches(name, known, 1)
                 hint = f"did you mean {near[0]!r}?" if near else f"{noun}: {', '.join(sorted(known)) or 'none'}"
                 if "slot" in schema and broken_plugins:
-                    hint += f"; a plugin that may bring it does not load: {', '.join(map(str, broken_plugins))}"
-                yield tell(what, hint, (*path, name))
+                    hint += f"; a plugin that may provide it failed to load: {', '.join(map(str, broken_plugins))}"
+                yield build_error(what, hint, (*path, name))
         case "required":
-            for name in wanted:
+            for name in expected:
                 if name not in value:
-                    yield tell(
+                    yield build_error(
                         f"the key {name!r} is missing", f"add it: {_first_sentence(schema['properties'].get(name, {}))}"
                     )
         case "type":
-            names = " or ".join(wanted) if isinstance(wanted, list) else wanted
-            yield tell(
-                f"{_shorten_json(value)} is no {names}",
-                f"write {'an' if names[0] in 'aeio' else 'a'} {names}: {_first_sentence(schema)}",
+            names = " or ".join(expected) if isinstance(expected, list) else expected
+            article = "an" if names[0] in "aeio" else "a"
+            yield build_error(
+                f"{_shorten_json(value)} is not {article} {names}",
+                f"write {article} {names}: {_first_sentence(schema)}",
             )
         case "enum":
-            near = get_close_matches(str(value), [str(one) for one in wanted], 1)
-            allowed = ", ".join(_shorten_json(one) for one in wanted)
-            yield tell(f"{_shorten_json(value)} is not one of: {allowed}", f"did you mean {near[0]!r}?" if near else "")
+            near = get_close_matches(str(value), [str(choice) for choice in expected], 1)
+            allowed = ", ".join(_shorten_json(choice) for choice in expected)
+            yield build_error(
+                f"{_shorten_json(value)} is not one of: {allowed}", f"did you mean {near[0]!r}?" if near else ""
+            )
         case "minProperties" | "maxProperties" if "slot" in schema or "additionalProperties" in schema:
             names = ", ".join(sorted(schema.get("properties", {})))
-            what = "nothing is given here" if not value else f"{len(value)} are given where one is chosen"
-            yield tell(what, f"choose one of: {names}" if names else "add at least one")
+            what = "nothing is given" if not value else f"{len(value)} are given, but only one is allowed"
+            yield build_error(what, f"choose one of: {names}" if names else "add at least one")
         case "minimum" | "exclusiveMinimum" | "maximum" | "exclusiveMaximum":
             words = {
                 "minimum": "at least",
@@ -296,20 +309,22 @@ def _explain_error(
                 "exclusiveMaximum": "below",
             }
             what = f"{_shorten_json(value)} is out of range"
-            yield tell(what, f"it must be {words[error.validator]} {wanted}")
-        case "pattern" if wanted == evaluation.NAME_PATTERN:
-            yield tell(f"{_shorten_json(value)} is no valid name", "use letters, digits, dot, dash and underscore")
-        case "anyOf" if all("required" in one for one in schema["anyOf"]):
-            keys = " or ".join(repr(name) for one in schema["anyOf"] for name in one["required"])
-            yield tell(f"one of the keys {keys} is missing", "add it")
+            yield build_error(what, f"it must be {words[error.validator]} {expected}")
+        case "pattern" if expected == evaluation.NAME_PATTERN:
+            yield build_error(
+                f"{_shorten_json(value)} is not a valid name", "use letters, digits, dot, dash and underscore"
+            )
+        case "anyOf" if all("required" in branch for branch in schema["anyOf"]):
+            keys = " or ".join(repr(name) for branch in schema["anyOf"] for name in branch["required"])
+            yield build_error(f"one of the keys {keys} is missing", "add it")
         case "minItems" if not value:
-            yield tell("the list is empty", "name at least one")
+            yield build_error("the list is empty", "name at least one")
         case _:
-            yield tell(error.message, _first_sentence(schema))
+            yield build_error(error.message, _first_sentence(schema))
 
 
 def _first_sentence(schema: Schema) -> str:
-    """The first sentence of a schema's description."""
+    """Return the first sentence of a schema's description."""
     sentence = re.split(r"(?<!e\.g)\. ", schema.get("description", "see `harness schema`"), maxsplit=1)[0]
     return sentence[:1].lower() + sentence[1:].rstrip(".")
 

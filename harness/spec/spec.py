@@ -1,6 +1,6 @@
-"""A spec file → a `Spec`: read, overridden, validated, every default written in.
+"""Load a spec file: apply overrides, validate, fill in defaults, make paths absolute.
 
-Knows files and the schema; does not know what a run does. The filled spec is what a run keeps and what factories get.
+A run stores the filled spec, and component factories get their options from it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,15 @@ from harness.utils import find_run
 
 @dataclass(frozen=True)
 class Spec:
-    """A valid spec. document: every default filled in, paths absolute. located: the file's text and places."""
+    """A valid spec.
+
+    Attributes:
+        file: The spec's path.
+        document: The spec with all defaults filled in and absolute paths.
+        schema: The composed schema.
+        located: The file's text and the location of each of its values.
+        overrides: The `--set` options.
+    """
 
     file: FilePath
     document: Mapping[str, Any]
@@ -31,11 +39,11 @@ class Spec:
     overrides: tuple[str, ...] = ()
 
     def where(self, path: JsonPath) -> str:
-        """Where a path of the document was written: the `--set` that gave it, or file, line and column."""
+        """Return where a path of the document was set: its `--set` option, or file, line and column."""
         key = ".".join(map(str, path))
         for override in reversed(self.overrides):
-            given = override.partition("=")[0]
-            if key == given or key.startswith(f"{given}."):
+            override_key = override.partition("=")[0]
+            if key == override_key or key.startswith(f"{override_key}."):
                 return f"--set {override}"
         return f"{self.located.where(path)} {key}"
 
@@ -43,25 +51,30 @@ class Spec:
 def load_spec(
     file: str | FilePath, schema: Schema, overrides: Sequence[str] = (), broken_plugins: Sequence[BrokenPlugin] = ()
 ) -> Spec:
-    """Read a spec file. overrides: `key.of.the.spec=value`, the value in JSON or else taken as a string; null for a
-    mitigation or a suite takes it out.
+    """Load a spec.
 
-    broken_plugins: plugins that could not be listed, named in the error for a component that nobody brings.
+    Args:
+        file: The spec's path.
+        schema: The composed schema.
+        overrides: `key.of.the.spec=value`. The value is JSON, or else a string. null removes a mitigation or a suite.
+        broken_plugins: Plugins that failed to load. An error about an unknown component names them.
 
-    Raises HarnessError with everything that is wrong, each with its line and column.
+    Raises:
+        HarnessError: Everything that is wrong, each with line and column.
     """
     path = FilePath(file)
     located = json_locations.parse_json(_read_text_file(path), str(file))
     if not isinstance(located.value, dict):
-        raise HarnessError(str(file), "a spec is one JSON object", "write { ... }")
+        raise HarnessError(str(file), "a spec is a JSON object", "write { ... }")
     document = located.value
     for override in overrides:
         document = _apply_override(document, override)
     document = expand_shorthand(document, schema, schema)
-    # A wrong value that an override gave is not to be looked for in the file.
-    given = Spec(path, document, schema, located, tuple(overrides))
+    # The error of a value that an override set points to the override, not to the file.
+    unvalidated = Spec(path, document, schema, located, tuple(overrides))
     raise_all(
-        _error_at_override(error, given) for error in find_schema_errors(document, schema, located, broken_plugins)
+        _error_at_override(error, unvalidated)
+        for error in find_schema_errors(document, schema, located, broken_plugins)
     )
     filled = fill_defaults(document, schema, schema)
     for at, leaf, value in list(iter_leaves(filled, schema, schema)):
@@ -77,21 +90,21 @@ def _read_text_file(path: FilePath) -> str:
     try:
         return path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
-        raise HarnessError(str(path), "there is no such file", "check the path") from None
+        raise HarnessError(str(path), "the file does not exist", "check the path") from None
     except UnicodeDecodeError as error:
         raise HarnessError(f"{path}: byte {error.start}", "the file is not UTF-8", "save it as UTF-8") from None
     except OSError as error:
-        raise HarnessError(str(path), f"cannot be read: {error.strerror}", "name a JSON file") from None
+        raise HarnessError(str(path), f"cannot read it: {error.strerror}", "name a JSON file") from None
 
 
 def _error_at_override(error: HarnessError, spec: Spec) -> HarnessError:
     key = error.where.removeprefix(spec.located.name).partition(" ")[2]
-    way = [] if key == "spec" else key.split(".")
+    error_path = [] if key == "spec" else key.split(".")
     for override in reversed(spec.overrides):
-        given = override.partition("=")[0].split(".")
-        below = given[: len(way)] == way and given[len(way) :]
-        named = below and (repr(below[0]) in error.what or json.dumps(below[0]) in error.what)
-        if way[: len(given)] == given or named:
+        override_path = override.partition("=")[0].split(".")
+        below = override_path[: len(error_path)] == error_path and override_path[len(error_path) :]
+        is_named = below and (repr(below[0]) in error.what or json.dumps(below[0]) in error.what)
+        if error_path[: len(override_path)] == override_path or is_named:
             return HarnessError(f"--set {override}", f"{key}: {error.what}", error.hint)
     return error
 
@@ -106,8 +119,8 @@ def _apply_override(document: dict[str, Any], override: str) -> dict[str, Any]:
         value = text
     result: dict[str, Any] = json.loads(json.dumps(document))
     node: Any = result
-    *way, last = key.split(".")
-    for step in way:
+    *parents, last = key.split(".")
+    for step in parents:
         if isinstance(node, list) and step.isdigit() and int(step) < len(node):
             node = node[int(step)]
         elif isinstance(node, dict):
@@ -115,15 +128,15 @@ def _apply_override(document: dict[str, Any], override: str) -> dict[str, Any]:
                 node[step] = {node[step]: {}}
             node = node.setdefault(step, {})
         else:
-            raise HarnessError(f"--set {override}", f"there is no place for {step!r} in the spec", "check the key")
-    if value is None and way in (["mitigations"], ["evaluate"]) and isinstance(node, dict):
-        node.pop(last, None)  # a part that is taken out, not one without options
+            raise HarnessError(f"--set {override}", f"the spec has no key {step!r} here", "check the key")
+    if value is None and parents in (["mitigations"], ["evaluate"]) and isinstance(node, dict):
+        node.pop(last, None)  # null removes the component; it does not mean 'without options'
     elif isinstance(node, list) and last.isdigit() and int(last) < len(node):
         node[int(last)] = value
     elif isinstance(node, dict):
         node[last] = value
     else:
-        raise HarnessError(f"--set {override}", f"there is no place for {last!r} in the spec", "check the key")
+        raise HarnessError(f"--set {override}", f"the spec has no key {last!r} here", "check the key")
     return result
 
 
@@ -134,16 +147,16 @@ def _set_value(document: Any, path: JsonPath, value: Any) -> None:
 
 
 def _resolve_run(name: str, folder: FilePath, output: str) -> str:
-    """The run by its absolute folder, to be found from anywhere; one that is not there stays as it is written."""
-    beside = folder / name if name.startswith((".", "/")) else name
+    """Return the run with its absolute folder. A run that does not exist stays as it is written."""
+    relative = folder / name if name.startswith((".", "/")) else name
     try:
-        return f"{find_run.RUN_SCHEME}{find_run.find_run(beside, output).absolute().resolve()}"
+        return f"{find_run.RUN_SCHEME}{find_run.find_run(relative, output).absolute().resolve()}"
     except HarnessError:
         return f"{find_run.RUN_SCHEME}{name}"
 
 
 def _resolve_path(value: str, folder: FilePath, value_format: str) -> str:
-    """The absolute path; a URL, and a model that is no path of this machine (a hub id), stay as they are."""
+    """Return the absolute path. URLs, and models that are not paths of this machine (hub ids), stay as they are."""
     if "://" in value or value.startswith("pypi:"):
         return value
     path = FilePath(value)
@@ -152,4 +165,4 @@ def _resolve_path(value: str, folder: FilePath, value_format: str) -> str:
     absolute = path if path.is_absolute() else (folder / path)
     if value_format == "model" and not value.startswith((".", "/", "~")) and not os.path.exists(absolute):
         return value
-    return os.path.realpath(absolute)  # unlike `Path.resolve` it raises nothing for a loop of links: whoever reads will
+    return os.path.realpath(absolute)  # unlike `Path.resolve`, does not raise for a symlink loop; reading it will

@@ -1,4 +1,4 @@
-"""Words for the rows of a source, and for what the data must stand."""
+"""Spec keys of a source's rows and of `checks`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ SOURCE_KEYS: dict[str, Any] = {
     "form": {
         "enum": ["auto", "alpaca", "messages", "sharegpt", "prompt_completion", "choices", "text"],
         "default": "auto",
-        "description": "How a row holds a conversation. auto: told from the keys of the first 1,000 rows.",
+        "description": "The row format. auto: detected from the keys of the first 1,000 rows.",
     },
     "columns": {
         "type": "object",
@@ -24,14 +24,15 @@ SOURCE_KEYS: dict[str, Any] = {
             "minItems": 1,
         },
         "default": {},
-        "description": "Column of the data -> the value, or one of the values, of the rows that are kept, "
-        'e.g. {"meta.language": ["en", "de"]}. A dot leads into an object; null: the column is null or not there.',
+        "description": "Column of the data -> the value, or list of values, of the rows to keep, "
+        'e.g. {"meta.language": ["en", "de"]}. A dot selects a nested key; null: the column is null or missing.',
     },
     "head": {
         "type": ["integer", "null"],
         "minimum": 1,
         "default": None,
-        "description": "Read no more than this many raw rows, from the first on, for data too large to be read whole. "
+        "description": "Read at most this many raw rows, starting with the first, for data too large to read "
+        "completely. "
         "null: all.",
     },
     "rejected": {
@@ -39,33 +40,33 @@ SOURCE_KEYS: dict[str, Any] = {
         "minimum": 0,
         "exclusiveMaximum": 1,
         "default": 0,
-        "description": "Share of bad rows (those that the filter leaves aside not counted) that a run goes on with. "
-        "All are named in <output>/<name>-rejected/<source>.jsonl.",
+        "description": "Allowed fraction of invalid rows (rows that the filter drops are not counted). "
+        "All are listed in <output>/<name>-rejected/<source>.jsonl.",
     },
     "limit": {
         "type": ["integer", "null"],
         "minimum": 1,
         "default": None,
-        "description": "Use this many different rows of those read. null: all.",
+        "description": "Use at most this many of the rows. null: all.",
     },
     "shuffle": {
         "type": "boolean",
         "default": True,
-        "description": "Whether the seed chooses the rows that `limit` leaves. false: they are the first ones.",
+        "description": "Whether the seed selects the rows that `limit` keeps. false: the first rows.",
     },
     "held_out": {
         "type": "number",
         "minimum": 0,
         "maximum": 0.9,
         "default": 0,
-        "description": "Share of the rows kept out of training for evaluation, chosen by the hash of all that is said "
-        "before the first response.",
+        "description": "Fraction of the rows held out of training for evaluation, selected by the hash of the prompt: "
+        "all turns before the first response.",
     },
     "train_on": {
         "enum": ["all", "last"],
         "default": "all",
-        "description": "Train every response of a conversation, or the last one only. A message's own "
-        '"train": false or "weight": 0 takes it out.',
+        "description": "Train every response of a conversation, or only the last one. A message with "
+        '"train": false or "weight": 0 is not trained.',
     },
 }
 
@@ -75,14 +76,16 @@ NEAR_DUPLICATES_KEYS: dict[str, Any] = {
         "exclusiveMinimum": 0,
         "maximum": 1,
         "default": 0.8,
-        "description": "Rows whose wording overlaps at least so much (Jaccard similarity of shingles of 5 letters, or "
-        "of 2 to 3 characters in scripts without spaces) are near duplicates.",
+        "description": "Rows are near duplicates if their text overlaps at least this much (Jaccard similarity of "
+        "shingles of "
+        "5 letters, or of 2 to 3 characters in scripts without spaces).",
     },
     "rows": {
         "type": ["integer", "null"],
         "minimum": 2,
         "default": 50_000,
-        "description": "Training rows that are compared. Of more, so many are chosen by the seed, and it is said. "
+        "description": "Maximum number of training rows to compare. Of more rows, the seed selects a sample, which "
+        "is reported. "
         "A row takes about 0.2 ms and 6 kB. null: all.",
     },
     "allowed": {
@@ -90,7 +93,7 @@ NEAR_DUPLICATES_KEYS: dict[str, Any] = {
         "minimum": 0,
         "maximum": 1,
         "default": None,
-        "description": "Share of the compared rows that may nearly repeat an earlier one. null: any, with a warning.",
+        "description": "Allowed fraction of near duplicates among the compared rows. null: any, with a warning.",
     },
 }
 
@@ -99,41 +102,45 @@ CONTAMINATION_KEYS: dict[str, Any] = {
         "type": "integer",
         "minimum": 2,
         "default": 13,
-        "description": "So many words in a row that also stand in a training row are an overlap.",
+        "description": "N-gram length, in words, that counts as overlap with a training row.",
     },
     "characters": {
         "type": "integer",
         "minimum": 2,
         "default": 20,
-        "description": "The same for texts in scripts without spaces, in characters: 20 say about as much as 13 words.",
+        "description": "The same in characters, for scripts without spaces; 20 characters correspond to about 13 "
+        "words.",
     },
     "common": {
         "type": "integer",
         "minimum": 1,
         "default": 10,
-        "description": "Words in a row that stand in more training rows than this are a common phrase, and no overlap.",
+        "description": "An n-gram that occurs in more training rows than this is a common phrase and is not an "
+        "overlap.",
     },
     "covered": {
         "type": "number",
         "exclusiveMinimum": 0,
         "maximum": 1,
         "default": 0.5,
-        "description": "A prompt or a response counts when overlaps cover at least this share of its words.",
+        "description": "A prompt or response is contaminated if overlaps cover at least this fraction of its words.",
     },
     "allowed": {
         "type": "number",
         "minimum": 0,
         "maximum": 1,
         "default": 0.0,
-        "description": "Share of a suite's rows whose prompts, or plain texts, may stand in training so. One that "
-        "is trained on word for word is an error all the same.",
+        "description": "Allowed fraction of a suite's rows with a contaminated prompt or plain text. A row that is "
+        "trained "
+        "word for word is always an error.",
     },
     "allowed_responses": {
         "type": ["number", "null"],
         "minimum": 0,
         "maximum": 1,
         "default": None,
-        "description": "The same for responses. null: any, with a warning: a response may be what is to be learned.",
+        "description": "The same for responses. null: any, with a warning, since a response may be what the model "
+        "should learn.",
     },
 }
 
@@ -143,14 +150,15 @@ CHECKS_KEYS: dict[str, Any] = {
         "minimum": 0,
         "maximum": 1,
         "default": 0.01,
-        "description": "Share of a source's training rows that may have no trained token left within max_length; such "
-        "rows are left out, with a warning. null: any.",
+        "description": "Allowed fraction of a source's training rows without a trained token within max_length; such "
+        "rows are dropped, with a warning. null: any.",
     },
     "other_template": {
         "type": "boolean",
         "default": False,
-        "description": "Whether a suite may have a template that renders otherwise than that of training, and a model "
-        "that a run trained may go on with another one than that run's.",
+        "description": "Whether a suite may use a template that renders differently from that of training, and a "
+        "continued "
+        "run a different template from the earlier run.",
     },
 }
-"""Beside `near_duplicates` and `contamination`."""
+"""The keys of `checks` other than `near_duplicates` and `contamination`."""

@@ -1,4 +1,4 @@
-"""Words for suites, and for the conditions that their scores must meet."""
+"""Spec keys of suites and of gate conditions."""
 
 from __future__ import annotations
 
@@ -10,41 +10,41 @@ SERVER_KEYS: dict[str, Any] = {
     "url": {
         "type": "string",
         "pattern": "^https?://",
-        "description": "Where its API begins, e.g. http://127.0.0.1:8000/v1.",
+        "description": "Base URL of its API, e.g. http://127.0.0.1:8000/v1.",
     },
     "model": {
         "type": "string",
         "minLength": 1,
-        "description": "The model's name there; {stage} in it becomes the number of the stage, 0 for the base.",
+        "description": "The model's name on the server; {stage} is replaced by the stage number, 0 for the base model.",
     },
     "key_env": {
         "type": ["string", "null"],
         "pattern": "^[A-Za-z_][A-Za-z0-9_]*$",
         "default": None,
-        "description": "The environment variable that holds the API key. The key itself never stands in a spec.",
+        "description": "The environment variable that contains the API key. Never write the key itself into a spec.",
     },
     "prompts": {
         "enum": ["tokens", "text"],
         "default": "tokens",
-        "description": "Send prompts as the token ids that training sees, or as their text.",
+        "description": "Send prompts as token ids, equal to those of training, or as text.",
     },
-    "concurrency": {"type": "integer", "minimum": 1, "default": 8, "description": "Requests under way at once."},
+    "concurrency": {"type": "integer", "minimum": 1, "default": 8, "description": "Number of concurrent requests."},
     "timeout": {
         "type": "number",
         "exclusiveMinimum": 0,
         "default": 300,
-        "description": "Seconds to wait for one answer.",
+        "description": "Seconds to wait for an answer.",
     },
     "retries": {
         "type": "integer",
         "minimum": 0,
         "default": 4,
-        "description": "Further tries after a failure that may pass, with growing pauses.",
+        "description": "Number of retries after a temporary failure, with growing pauses.",
     },
     "body": {
         "type": "object",
         "default": {},
-        "description": 'Further fields of each request, e.g. {"stop_token_ids": [2]} for vLLM.',
+        "description": 'Additional fields of each request, e.g. {"stop_token_ids": [2]} for vLLM.',
     },
 }
 
@@ -52,79 +52,81 @@ SUITE_KEYS: dict[str, Any] = {
     "source": {
         "type": "string",
         "format": "source",
-        "description": "The source of the held-out rows: its held_out share, or all its rows when it has none.",
+        "description": "The source of the held-out rows: its held_out fraction, or all its rows if it has none.",
     },
     "role": {
         "enum": ["domain", "general"],
         "default": "domain",
-        "description": "Whether the suite measures what is to be learned, or what is not to be forgotten.",
+        "description": "Whether the suite measures what the model should learn, or what it should not forget.",
     },
     "limit": {
         "type": ["integer", "null"],
         "minimum": 1,
         "default": None,
-        "description": "Evaluate this many rows, chosen by the seed. null: all.",
+        "description": "Evaluate at most this many rows, selected by the seed. null: all.",
     },
     "max_new_tokens": {
         "type": "integer",
         "minimum": 1,
         "default": 512,
-        "description": "Longest answer that is generated, in tokens; what is cut here is counted as truncated.",
+        "description": "Maximum length of an answer, in tokens; longer answers are cut and counted as truncated.",
     },
     "batch_size": {
         "type": "integer",
         "minimum": 1,
         "default": 32,
-        "description": "Rows evaluated at once; halved where memory runs out.",
+        "description": "Number of rows in a batch; halved when memory runs out.",
     },
     "plain": {
         "type": "boolean",
         "default": False,
-        "description": "Ask with the plain text and not by the template, as base models are asked; for generation and "
+        "description": "Prompt with the plain text instead of the template, as for base models; for generation and "
         "multiple choice.",
     },
     "stop": {
         "type": "array",
         "items": {"type": "string", "minLength": 1},
         "default": [],
-        "description": "Further strings that end an answer, beside the template's own; none is implied.",
+        "description": "Additional strings that end an answer, besides the template's stop strings.",
     },
     "temperature": {
         "type": "number",
         "minimum": 0,
         "default": 0,
-        "description": "0: the likeliest token each time. Above: drawn, each item by its own seed, whatever its batch.",
+        "description": "0: greedy decoding. Above 0: sampling; each item has its own seed, independent of its batch.",
     },
     "top_p": {
         "type": "number",
         "exclusiveMinimum": 0,
         "maximum": 1,
         "default": 1,
-        "description": "Draw from the likeliest tokens that hold this probability together.",
+        "description": "Sample from the most likely tokens with this total probability.",
     },
     "delimiter": {
         "type": "string",
         "default": " ",
-        "description": "Stands between question and choice where the template is off.",
+        "description": "The text between question and choice if the template is not used.",
     },
     "lang": {
         "type": "string",
         "pattern": "^(auto|[a-z]{2,3})$",
         "default": "auto",
-        "description": "Language of the references, e.g. zh, for the metrics that have `lang`. auto: told by script.",
+        "description": "Language of the references, e.g. zh, for metrics with a `lang` option. auto: detected by "
+        "script.",
     },
-    "max_empty": {**_FRACTION, "description": "Share of empty answers over which the run fails. null: any."},
+    "max_empty": {**_FRACTION, "description": "Fraction of empty answers above which the run fails. null: any."},
     "max_truncated": {
         **_FRACTION,
-        "description": "Share of answers cut off at max_new_tokens over which the run fails. null: any.",
+        "description": "Fraction of answers truncated at max_new_tokens above which the run fails. null: any.",
     },
     "max_unparsed": {
         **_FRACTION,
-        "description": "Share of answers that a metric could not read over which the run fails. null: any.",
+        "description": "Fraction of answers that a metric could not parse above which the run fails. null: any.",
     },
     "max_cut": {
         **_FRACTION,
-        "description": "Share of items with a prompt or reference cut at max_length over which the run fails. "
+        "description": "Fraction of items with a prompt or reference truncated at max_length above which the run "
+        "fails. "
         "null: any.",
     },
     "server": {
@@ -133,19 +135,20 @@ SUITE_KEYS: dict[str, Any] = {
         "required": ["url", "model"],
         "additionalProperties": False,
         "default": None,
-        "description": "Let an OpenAI-compatible server (vLLM, llama.cpp, …) generate the answers. null: here.",
+        "description": "Let an OpenAI-compatible server (vLLM, llama.cpp, …) generate the answers. null: generate "
+        "locally.",
     },
 }
 
 GATE_DESCRIPTION = (
-    """One condition: a score, and one test of it, e.g. {"score": "general/response_nll", "rises_at_most": 0.05}."""
+    """One condition: a score and one test, e.g. {"score": "general/response_nll", "rises_at_most": 0.05}."""
 )
 
 GATE_KEYS: dict[str, Any] = {
     "score": {
         "type": "string",
         "minLength": 1,
-        "description": 'The score that is judged, as "suite/score"; of a summary the score\'s name alone.',
+        "description": 'The score to judge, as "suite/score"; for a summary the score\'s name alone.',
     },
     "summary": {
         "type": ["string", "null"],
@@ -162,12 +165,12 @@ GATE_KEYS: dict[str, Any] = {
             "relative_forgetting",
         ],
         "default": None,
-        "description": "A number drawn from the stage x suite matrix of the score, in place of one suite's score.",
+        "description": "Judge a summary of the score's stage x suite matrix instead of one suite's score.",
     },
     "judge_by": {
         "enum": ["bound", "value"],
         "default": "bound",
-        "description": "bound: the end of the 95 % interval that is nearest to breaking it; value: the score itself.",
+        "description": "bound: the end of the 95 % interval that is nearest to failing; value: the score itself.",
     },
     **{
         name: {"type": "number", "description": description}
@@ -176,8 +179,8 @@ GATE_KEYS: dict[str, Any] = {
             "rises_at_least": "The score must rise by at least this over the base model.",
             "falls_at_most": "The score may fall by at most this below the base model.",
             "falls_at_least": "The score must fall by at least this below the base model.",
-            "gains_at_least": "The score must get better by at least this, up or down as the metric has it.",
-            "loses_at_most": "The score may get worse by at most this, up or down as the metric has it.",
+            "gains_at_least": "The score must improve by at least this, in the metric's direction.",
+            "loses_at_most": "The score may get worse by at most this, in the metric's direction.",
             "at_least": "The score must end at this or above.",
             "at_most": "The score must end at this or below.",
         }.items()

@@ -1,4 +1,4 @@
-"""Words for a run as a whole: its name, its arms, where it is tracked."""
+"""Spec keys of the run: top level, `arms` and `track`."""
 
 from __future__ import annotations
 
@@ -13,45 +13,47 @@ ARMS_KEYS: dict[str, Any] = {
         "additionalProperties": {"type": "object", "description": "Dotted key of the spec -> its value in this arm."},
         "default": {},
         "description": 'Name of an arm -> what it changes, e.g. {"lower_lr": {"train.learning_rate": 1e-5}}; '
-        "null takes a mitigation or a suite out.",
+        "null removes a mitigation or a suite.",
     },
     "matrix": {
         "type": "object",
         "additionalProperties": {
             "type": "array",
             "minItems": 1,
-            "description": 'The values of this key, e.g. "seed": [0, 1]; each makes an arm.',
+            "description": 'The values of this key, e.g. "seed": [0, 1]; each value is an arm.',
         },
         "default": {},
-        "description": 'Dotted key -> its values; an arm for each combination, e.g. {"seed": [0, 1, 2]}.',
+        "description": 'Dotted key -> its values; each combination is an arm, e.g. {"seed": [0, 1, 2]}.',
     },
     "baseline": {
         "type": ["string", "null"],
         "default": None,
-        "description": "The arm that the others are compared with. null: the first.",
+        "description": "The arm that the others are compared with. null: the first arm.",
     },
     "joint": {
         "type": ["string", "null"],
         "default": None,
-        "description": "An arm that trains on all tasks together: what its stages reach less than it is each other "
-        "arm's intransigence. It is a reference, and never recommended. null: there is none.",
+        "description": "An arm that trains on all tasks together. How much less another arm reaches on its tasks is "
+        "that arm's "
+        "intransigence. The joint arm is a reference and never recommended. null: none.",
     },
     "gain": {
         "type": ["string", "null"],
         "default": None,
-        "description": 'What an arm is to gain, as "suite/score". null: the first score of the first domain suite.',
+        "description": 'The score to improve, as "suite/score". null: the first score of the first domain suite.',
     },
     "forgetting": {
         "type": ["string", "null"],
         "default": None,
-        "description": 'What it is not to lose: against the base model, as "suite/score"; or by a summary of the stage '
+        "description": 'What must not be lost: a score against the base model, as "suite/score", or a summary of the '
+        "stage "
         'x suite matrix, as "summary:score", e.g. "forgetting:response_nll". null: the first score of the first '
         "general suite.",
     },
 }
 
 TRACK_KEYS: dict[str, Any] = {
-    "enabled": {"type": "boolean", "default": True, "description": "Whether the run is written to MLflow."},
+    "enabled": {"type": "boolean", "default": True, "description": "Whether the run is logged to MLflow."},
     "experiment": {
         "type": ["string", "null"],
         "default": None,
@@ -65,26 +67,26 @@ TRACK_KEYS: dict[str, Any] = {
     "system_metrics": {
         "type": "boolean",
         "default": True,
-        "description": "Whether CPU, memory, disk, network and GPUs are watched, as system metrics of the run.",
+        "description": "Whether to log CPU, memory, disk, network and GPU use as system metrics.",
     },
     "model": {
         "enum": ["none", "files", "transformers"],
         "default": "none",
-        "description": "Whether the trained model goes to MLflow too: its files as artifacts, or in the form of "
-        "mlflow.transformers, which loads it once more at the end of the run.",
+        "description": "Whether to log the trained model: not at all, its files as artifacts, or as an "
+        "mlflow.transformers model, which loads it once more at the end of the run.",
     },
     "register": {
         "type": ["string", "null"],
         "minLength": 1,
         "default": None,
-        "description": "Name in MLflow's model registry that the logged model becomes a version of. null: none.",
+        "description": "Register the logged model under this name in MLflow's model registry. null: do not register.",
     },
 }
 
 TOP_LEVEL_KEYS: dict[str, Any] = {
-    "$schema": {"type": "string", "description": "Where an editor finds this schema."},
+    "$schema": {"type": "string", "description": "The schema, for editors."},
     "name": {"type": "string", "pattern": NAME_PATTERN, "description": "Names the run's folder and its MLflow run."},
-    "description": {"type": "string", "default": "", "description": "What this run is for, in your words."},
+    "description": {"type": "string", "default": "", "description": "The purpose of this run, in your words."},
     "seed": {
         "type": "integer",
         "minimum": 0,
@@ -96,6 +98,6 @@ TOP_LEVEL_KEYS: dict[str, Any] = {
         "type": "string",
         "minLength": 1,
         "default": "runs",
-        "description": "Folder that run folders are made in, from where the command is given.",
+        "description": "Folder in which run folders are created, relative to the working directory.",
     },
 }

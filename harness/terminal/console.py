@@ -161,10 +161,10 @@ class Console:
         if self.mode == "json":
             self._write_json_document(data["experiment"].to_json())
             return
-        from harness.terminal.arms_table import ArmsTable
+        from harness.terminal.arms_table import format_arms
 
         self._print(Text())
-        self._print(ArmsTable(data["experiment"]))
+        self._print(format_arms(data["experiment"]))
 
     def _stage_started(self, stage: int, data: Mapping[str, Any]) -> None:
         self._print(messages.format_stage_start(stage, data, self._plan))
@@ -182,7 +182,7 @@ class Console:
                 self._write_json_document(made.to_json())
             return
         self._print(Text())
-        self._print(report_table.ReportTable(made))
+        self._print(report_table.format_report(made))
 
     def _run_closed(self, stage: int, data: Mapping[str, Any]) -> None:
         if self.mode == "json" and self._arm is None and "tracking" not in data["lacked"]:

@@ -1,4 +1,4 @@
-"""Phases as progress bars with the time left; each leaves one line behind."""
+"""Progress of phases such as downloads, tokenization and training: as bars on a terminal, as lines in a log."""
 
 from __future__ import annotations
 
@@ -15,39 +15,39 @@ from harness.utils.formatting import format_count, format_duration, one_line
 
 
 class ProgressDisplay(Protocol):
-    """A way to show phases that move."""
+    """Shows the progress of phases."""
 
     brief: bool
-    """Whether phases that are soon over are not worth a line."""
+    """Whether phases that end within `MIN_SECONDS` leave no line."""
 
     def update(self, stage: int, phase: str, done: int, total: int, note: str, unit: str) -> None:
-        """A phase has come to `done` of `total` (0: unknown)."""
+        """Record that a phase has done `done` of `total` units (0: unknown)."""
 
     def end(self) -> None:
-        """Every phase that still goes on is over."""
+        """Finish all active phases."""
 
     def abort(self) -> None:
-        """Every phase that still goes on has been broken off."""
+        """Report all active phases as interrupted."""
 
 
 class NullProgress:
-    """Shows no phase at all."""
+    """Show no progress."""
 
     brief = False
 
     def update(self, stage: int, phase: str, done: int, total: int, note: str, unit: str) -> None:
-        """Shows nothing."""
+        """Do nothing."""
 
     def end(self) -> None:
-        """Shows nothing."""
+        """Do nothing."""
 
     def abort(self) -> None:
-        """Shows nothing."""
+        """Do nothing."""
 
 
 LINES_PER_PHASE = 4
 MIN_SECONDS, FIRST_LINE_AFTER, MAX_SILENCE = 10.0, 30.0, 600.0
-"""Seconds: what ends before is told of once; the first line of a slow phase; the longest that a log is silent."""
+"""Seconds: phases that end earlier get one line; time of the first line of a slow phase; longest silence of a log."""
 
 
 @dataclass
@@ -61,76 +61,83 @@ class _LoggedPhase:
 
 
 class ProgressLog:
-    """Prints lines of phases.
+    """Prints the progress of phases as lines of text.
 
-    A phase of less than 10 s is one line, at its end. Before that there is one at each quarter, but none within 10 s of
-    the one before; and one after 30 s, later after a fifth of the time gone by, but at least every 10 minutes, until
-    these too become too many: a phase of an hour has about twenty-five, one of four days a hundred and thirty. One that
-    counts nothing is told of when it begins, and at its end only if it took longer.
+    - A phase that takes less than 10 s is one line, at its end.
+    - A longer phase has a line at each quarter, but none within 10 s of the previous line.
+    - It has another line after 30 s, and then after each fifth of the elapsed time.
+    - A log is silent for at most 10 minutes, or for 1/25 of the elapsed time where that is longer. A phase of an hour
+      has about 25 lines, one of four days about 130.
+    - A phase without counts has a line at its start, and one at its end only if it took 10 s or more.
 
-    brief: as long as it is set, phases of less than 10 s are not told of at all.
+    Args:
+        emit: Prints a line.
+        clock: Returns the time in seconds.
+
+    Attributes:
+        brief: While set, phases that take less than 10 s print nothing.
     """
 
     def __init__(self, emit: Callable[[Text], None], clock: Callable[[], float] = time.monotonic) -> None:
-        self._say = emit
+        self._emit = emit
         self._clock = clock
         self.brief = False
         self._phases: dict[str, _LoggedPhase] = {}
         self._ended: dict[str, int] = {}
 
     def update(self, stage: int, phase: str, done: int, total: int, note: str, unit: str) -> None:
-        """A phase has come to `done` of `total` (0: unknown)."""
+        """Record that a phase has done `done` of `total` units (0: unknown)."""
         if self._ended.get(phase) == total and done >= total > 0:
             return
         now = self._clock()
-        known = self._phases.get(phase)
-        if known is None:
+        active = self._phases.get(phase)
+        if active is None:
             self._end_unbounded()
-            known = self._phases[phase] = _LoggedPhase(now, now)
+            active = self._phases[phase] = _LoggedPhase(now, now)
             self._ended.pop(phase, None)
             if not (total or done or self.brief):
-                self._emit_line(phase, one_line(note) or "begins")
-        quarter = _quarter(known.done, total)
-        known.done, known.total, known.note, known.unit = done, total, note, unit
+                self._emit_line(phase, one_line(note) or "started")
+        quarter = _quarter(active.done, total)
+        active.done, active.total, active.note, active.unit = done, total, note, unit
         if done >= total > 0:
             self._finish(phase)
             return
-        since, elapsed = now - known.last_line_at, now - known.started
-        # Systems that run jobs take ten silent minutes for a job that hangs.
-        due = since >= min(max(FIRST_LINE_AFTER, elapsed / 5), max(MAX_SILENCE, elapsed / 25))
-        if due or (_quarter(done, total) > quarter and since >= MIN_SECONDS):
-            known.last_line_at = now
-            self._emit_line(phase, _format_progress(known, elapsed))
+        silence, elapsed = now - active.last_line_at, now - active.started
+        # Job schedulers may kill a job whose log is silent for more than 10 minutes.
+        due = silence >= min(max(FIRST_LINE_AFTER, elapsed / 5), max(MAX_SILENCE, elapsed / 25))
+        if due or (_quarter(done, total) > quarter and silence >= MIN_SECONDS):
+            active.last_line_at = now
+            self._emit_line(phase, _format_progress(active, elapsed))
 
     def end(self) -> None:
-        """Every phase that still goes on is over."""
+        """Finish all active phases."""
         for phase in list(self._phases):
             self._finish(phase)
         self._ended.clear()
 
     def abort(self) -> None:
-        """Every phase that still goes on has been broken off."""
-        for phase, known in self._phases.items():
-            self._emit_line(phase, f"broken off after {format_duration(self._clock() - known.started)}")
+        """Report all active phases as interrupted."""
+        for phase, active in self._phases.items():
+            self._emit_line(phase, f"interrupted after {format_duration(self._clock() - active.started)}")
         self._phases.clear()
 
     def _end_unbounded(self) -> None:
-        # Who does not know how long it takes does not say that it is over: the next phase says it.
-        for phase in [phase for phase, known in self._phases.items() if not known.total]:
+        # A phase of unknown length does not report its end: it ends when the next phase starts.
+        for phase in [name for name, active in self._phases.items() if not active.total]:
             self._finish(phase)
 
     def _finish(self, phase: str) -> None:
-        known = self._phases.pop(phase)
-        self._ended[phase] = known.total
-        took = self._clock() - known.started
-        if took < MIN_SECONDS and (self.brief or not (known.total or known.done)):
+        active = self._phases.pop(phase)
+        self._ended[phase] = active.total
+        took = self._clock() - active.started
+        if took < MIN_SECONDS and (self.brief or not (active.total or active.done)):
             return
-        count = f"{format_count(known.done, known.unit)} " if known.done else ""
-        note = f", {one_line(known.note)}" if known.note else ""
+        count = f"{format_count(active.done, active.unit)} " if active.done else ""
+        note = f", {one_line(active.note)}" if active.note else ""
         self._emit_line(phase, f"{count}in {format_duration(took)}{note}")
 
     def _emit_line(self, phase: str, text: str) -> None:
-        self._say(Text(f"{one_line(phase)}: {text}"))
+        self._emit(Text(f"{one_line(phase)}: {text}"))
 
 
 def _quarter(done: int, total: int) -> int:
@@ -147,11 +154,11 @@ def _format_progress(phase: _LoggedPhase, elapsed: float) -> str:
 
 
 SPEED_AVERAGE_SECONDS = 120.0
-"""Seconds over which the speed is averaged: an update on a CPU takes seconds."""
+"""Seconds over which the speed is averaged; an optimizer step on a CPU takes seconds."""
 
 
 class _CountColumn(ProgressColumn):
-    """How far a phase has come, in its unit."""
+    """Done and total units of a phase."""
 
     def render(self, task: Task) -> Text:
         unit = str(task.fields["unit"])
@@ -163,7 +170,7 @@ class _CountColumn(ProgressColumn):
 
 
 class _TimeLeftColumn(ProgressColumn):
-    """The time that the phase will still take."""
+    """Estimated time left of a phase."""
 
     max_refresh = 0.5
 
@@ -183,8 +190,15 @@ class _PhaseBar:
 
 
 class ProgressBars:
-    """Shows phases as bars at the bottom of a terminal. stderr: whether the error stream is the same terminal, so that
-    what is written there goes above the bars. brief: as long as it is set, a phase of less than 10 s leaves no line."""
+    """Shows phases as bars at the bottom of a terminal; each leaves one line when it ends.
+
+    Args:
+        console: The terminal.
+        stderr: Whether the error stream is the same terminal; its output is then printed above the bars.
+
+    Attributes:
+        brief: While set, phases that take less than 10 s leave no line.
+    """
 
     def __init__(self, console: Console, *, stderr: bool) -> None:
         self._console = console
@@ -195,29 +209,29 @@ class ProgressBars:
         self._ended: dict[str, int] = {}
 
     def update(self, stage: int, phase: str, done: int, total: int, note: str, unit: str) -> None:
-        """A phase has come to `done` of `total` (0: unknown)."""
+        """Record that a phase has done `done` of `total` units (0: unknown)."""
         if self._ended.get(phase) == total and done >= total > 0:
             return
-        known = self._phases.get(phase)
-        if known is None:
+        active = self._phases.get(phase)
+        if active is None:
             self._end_unbounded()
             self._ended.pop(phase, None)
             task = self._live_progress().add_task(one_line(phase), total=total or None, note="", unit=unit)
-            known = self._phases[phase] = _PhaseBar(task, time.monotonic(), done, total, note, unit)
-        known.done, known.total, known.note, known.unit = done, total, note, unit
-        self._live_progress().update(known.task, completed=done, total=total or None, note=one_line(note), unit=unit)
+            active = self._phases[phase] = _PhaseBar(task, time.monotonic(), done, total, note, unit)
+        active.done, active.total, active.note, active.unit = done, total, note, unit
+        self._live_progress().update(active.task, completed=done, total=total or None, note=one_line(note), unit=unit)
         if done >= total > 0:
             self._finish(phase)
 
     def end(self) -> None:
-        """Every phase that still goes on is over."""
+        """Finish all active phases."""
         for phase in list(self._phases):
             self._finish(phase)
         self._ended.clear()
         self._stop()
 
     def abort(self) -> None:
-        """Every phase that still goes on has been broken off."""
+        """Report all active phases as interrupted."""
         for phase in list(self._phases):
             self._finish(phase, ended=False)
         self._stop()
@@ -241,25 +255,25 @@ class ProgressBars:
         return self._progress
 
     def _stop(self) -> None:
-        # Live bars hide the cursor and catch what others print: they are up only while something moves.
+        # Live bars hide the cursor and capture the output of others: they exist only while a phase is active.
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
 
     def _end_unbounded(self) -> None:
-        # Who does not know how long it takes does not say that it is over: the next phase says it.
-        for phase in [phase for phase, known in self._phases.items() if not known.total]:
+        # A phase of unknown length does not report its end: it ends when the next phase starts.
+        for phase in [name for name, active in self._phases.items() if not active.total]:
             self._finish(phase)
 
     def _finish(self, phase: str, *, ended: bool = True) -> None:
         mark, style = ("✓", "green") if ended else ("✗", "red")
-        known = self._phases.pop(phase)
-        self._ended[phase] = known.total
-        count = f"  {format_count(known.done, known.unit)}" if known.done else ""
-        note = f"  {one_line(known.note)}" if known.note else ""
-        seconds = time.monotonic() - known.started
+        active = self._phases.pop(phase)
+        self._ended[phase] = active.total
+        count = f"  {format_count(active.done, active.unit)}" if active.done else ""
+        note = f"  {one_line(active.note)}" if active.note else ""
+        seconds = time.monotonic() - active.started
         took = f"  {format_duration(seconds)}"
         line = Text.assemble((f"{mark} ", style), one_line(phase), (count, "cyan"), (took, "dim"), (note, "dim"))
-        self._live_progress().remove_task(known.task)
+        self._live_progress().remove_task(active.task)
         if not (ended and self.brief and seconds < MIN_SECONDS):
             self._console.print(line)

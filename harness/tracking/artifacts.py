@@ -1,6 +1,6 @@
-"""Files of a run as others may have them: without secrets, tables of answers, the model in a form that MLflow knows.
+"""Prepare a run's files for upload: redacted text files, answer tables, the model as an `mlflow.transformers` model.
 
-Knows files and reports, not the store. Imports torch only where a model is packed.
+Imports torch only to pack a model.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import HarnessError
+from harness.tracking import metric_names
 from harness.types import Evaluation, Item, Score
 from harness.utils.redaction import Secrets
 
@@ -21,12 +22,12 @@ if TYPE_CHECKING:
 
 TEXT_SUFFIXES = {".json", ".jsonl", ".html", ".svg", ".md", ".txt", ".log", ".csv", ".yaml"}
 MAX_TABLE_ROWS = 1000
-"""Rows of a table of answers; `predictions/` has them all."""
+"""Maximum rows of an answer table; `predictions/` has all rows."""
 
 
 @contextmanager
 def redacted_file(file: Path, secrets: Secrets) -> Iterator[Path]:
-    """The file, or where it is a text that holds one of the secrets, a copy of it without."""
+    """Yield the file, or a redacted copy if it is a text file that contains a secret."""
     if not secrets.literals or file.suffix not in TEXT_SUFFIXES or not _contains_secret(file, secrets):
         yield file
         return
@@ -38,58 +39,76 @@ def redacted_file(file: Path, secrets: Secrets) -> Iterator[Path]:
 
 
 def build_answer_tables(report: Report) -> dict[str, dict[str, Any]]:
-    """`tables/<suite>.json` -> the answers of a suite, before and after, with the scores of each item.
+    """Build `tables/<suite>.json` -> the answers of a suite, before and after, with the scores of each item.
 
-    Each table has `columns` and `data`, a list of rows, as MLflow's own tables do. Suites without answers have none.
+    Each table has `columns` and `data`, a list of rows, like MLflow's own tables. Suites without answers have no table.
     """
-    first, last = ({one.suite: one for one in stage} for stage in (report.evaluations[0], report.evaluations[-1]))
-    made = {suite: _answer_table(first[suite], last[suite]) for suite in last if suite in first}
-    return {f"tables/{suite}.json": table for suite, table in made.items() if table["data"]}
+    first, last = (
+        {evaluation.suite: evaluation for evaluation in stage}
+        for stage in (report.evaluations[0], report.evaluations[-1])
+    )
+    tables = {suite: _answer_table(first[suite], last[suite]) for suite in last if suite in first}
+    return {f"tables/{suite}.json": table for suite, table in tables.items() if table["data"]}
 
 
 def load_step_metrics(file: Path) -> dict[int, dict[str, float]]:
-    """The updates that a stage has written to its `steps.jsonl`, the last of each; a torn line is none."""
-    found: dict[int, dict[str, float]] = {}
+    """Read the metrics of each step from a stage's `steps.jsonl`; the last line of a step counts, cut lines do not."""
+    metrics_by_step: dict[int, dict[str, float]] = {}
     for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
         try:
             values = json.loads(line)
-            number = int(values.pop("step"))
+            step = int(values.pop("step"))
         except (ValueError, KeyError, AttributeError):
             continue
-        found[number] = {name: float(value) for name, value in values.items() if isinstance(value, int | float)}
-    return found
+        metrics_by_step[step] = {name: float(value) for name, value in values.items() if isinstance(value, int | float)}
+    return metrics_by_step
 
 
 def mid_stage_metrics(payload: Mapping[str, Any]) -> dict[str, float]:
-    """The metrics of an evaluation within a stage. payload: `scores`, and `combined`, which may be None."""
-    total = {} if payload["combined"] is None else {"combined": payload["combined"]}
-    return {f"during/{name}": value for name, value in {**payload["scores"], **total}.items()}
+    """Return the metrics of a mid-stage evaluation.
+
+    Args:
+        payload: `scores`, and `combined`, which may be None.
+    """
+    combined = {} if payload["combined"] is None else {"combined": payload["combined"]}
+    return {metric_names.mid_stage_name(name): value for name, value in {**payload["scores"], **combined}.items()}
 
 
 def load_mid_stage_metrics(file: Path) -> dict[int, dict[str, float]]:
-    """The same of every evaluation that a stage has written to its `evaluations.jsonl`; a torn line is none."""
-    found: dict[int, dict[str, float]] = {}
+    """Read the metrics of each mid-stage evaluation from a stage's `evaluations.jsonl`. Cut lines are skipped."""
+    metrics_by_step: dict[int, dict[str, float]] = {}
     for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
         try:
-            told = json.loads(line)
-            values = mid_stage_metrics(told)
-            found[int(told["step"])] = {name: float(one) for name, one in values.items() if one is not None}
+            payload = json.loads(line)
+            values = mid_stage_metrics(payload)
+            metrics_by_step[int(payload["step"])] = {
+                name: float(value) for name, value in values.items() if value is not None
+            }
         except (ValueError, KeyError, TypeError, AttributeError):
             continue
-    return found
+    return metrics_by_step
 
 
 def list_model_files(folder: Path) -> list[tuple[Path, str]]:
-    """The files of a saved model with the folder of each below the run's artifacts."""
+    """List the files of a saved model, each with its artifact folder."""
     files = sorted(file for file in folder.rglob("*") if file.is_file())
     return [(file, "/".join(("model", *file.parent.relative_to(folder).parts))) for file in files]
 
 
 def pack_for_mlflow(folder: Path, target: Path) -> Path:
-    """The saved model as one of `mlflow.transformers`, which `mlflow.transformers.load_model` loads as a pipeline.
+    """Save a model as an `mlflow.transformers` model, which `mlflow.transformers.load_model` loads as a pipeline.
 
-    Loads the model once more, on the CPU; an adapter is merged into its base model for that.
-    Raises HarnessError when it cannot be loaded.
+    Loads the model once more, on the CPU, and merges an adapter into its base model.
+
+    Args:
+        folder: The saved model.
+        target: The folder to write to.
+
+    Returns:
+        `target`.
+
+    Raises:
+        HarnessError: The model cannot be loaded.
     """
     import mlflow.transformers
     import torch
@@ -107,12 +126,14 @@ def pack_for_mlflow(folder: Path, target: Path) -> Path:
                 model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
             tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
         except (OSError, ValueError, ImportError) as error:
-            what = f"cannot be loaded to be packed: {error}"
+            what = f"cannot load the model to log it: {error}"
             raise HarnessError(str(folder), what, 'set track.model to "files"') from error
         pipeline = transformers.pipeline("text-generation", model=model, tokenizer=tokenizer, device="cpu")
-        needed = [f"transformers=={transformers.__version__}", f"torch=={torch.__version__.partition('+')[0]}"]
-        # Named here, since MLflow would start a process that loads the model only to see what it imports.
-        mlflow.transformers.save_model(pipeline, path=str(target), task="text-generation", pip_requirements=needed)
+        requirements = [f"transformers=={transformers.__version__}", f"torch=={torch.__version__.partition('+')[0]}"]
+        # Given here, since MLflow would otherwise load the model in another process to infer its imports.
+        mlflow.transformers.save_model(
+            pipeline, path=str(target), task="text-generation", pip_requirements=requirements
+        )
     return target
 
 
@@ -123,8 +144,8 @@ def _answer_table(first: Evaluation, last: Evaluation) -> dict[str, Any]:
     means = [score for score in last.scores if _is_mean(score)]
     columns = ["id", "prompt", "reference", "base answer", "answer", "finish", *(score.name for score in means)]
     rows = [
-        [*_answer_columns(before.get(item.id), item), *(score.statistics[number][0] for score in means)]
-        for number, item in enumerate(last.items[:MAX_TABLE_ROWS])
+        [*_answer_columns(before.get(item.id), item), *(score.statistics[index][0] for score in means)]
+        for index, item in enumerate(last.items[:MAX_TABLE_ROWS])
         if item.answer is not None
     ]
     return {"columns": columns, "data": json_safe(rows)}
@@ -136,8 +157,8 @@ def _answer_columns(before: Item | None, after: Item) -> Sequence[str | None]:
 
 
 def _is_mean(score: Score) -> bool:
-    """Whether the first statistic of an item is its own score."""
-    return bool(score.statistics) and all(len(one) == 2 and one[1] == 1.0 for one in score.statistics)
+    """Return whether the first statistic of an item is the item's score."""
+    return bool(score.statistics) and all(len(vector) == 2 and vector[1] == 1.0 for vector in score.statistics)
 
 
 def _contains_secret(file: Path, secrets: Secrets) -> bool:
@@ -146,5 +167,5 @@ def _contains_secret(file: Path, secrets: Secrets) -> bool:
 
 
 def _open_text(file: Path, mode: str) -> Any:
-    # Bytes that are no UTF-8 stay what they are.
+    # Bytes that are not UTF-8 are kept unchanged.
     return file.open(mode, encoding="utf-8", errors="surrogateescape", newline="")

@@ -1,4 +1,4 @@
-"""The way from a run to its store: jobs one after the other in the background, and one warning when the store fails."""
+"""Run tracking jobs in a background thread, with one warning if the store fails."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ Job = Callable[[], None]
 
 
 class WorkerThread:
-    """A queue of jobs and the thread that does them in order. The first job that fails ends it: the rest is dropped.
+    """A thread that runs jobs in order. The first job that fails stops it; the remaining jobs are dropped.
 
-    The thread is a daemon: a job that hangs does not keep the program from ending.
+    The thread is a daemon, so a job that hangs does not prevent the program from exiting.
     """
 
     def __init__(self, name: str) -> None:
@@ -34,7 +34,7 @@ class WorkerThread:
         self._thread: threading.Thread | None = None
 
     def submit(self, job: Job) -> None:
-        """Do the job after those before it; nothing when one of them has failed."""
+        """Queue a job. Does nothing if an earlier job failed."""
         with self._changed:
             if self.error is not None:
                 return
@@ -46,7 +46,7 @@ class WorkerThread:
                 self._thread.start()
 
     def wait(self, timeout: float) -> None:
-        """Wait until every job is done. Sets `error` when no job has finished for `timeout` seconds."""
+        """Wait until every job is done. Sets `error` if no job finishes for `timeout` seconds."""
         with self._changed:
             while self._unfinished and self.error is None:
                 before = self._unfinished
@@ -79,15 +79,20 @@ class WorkerThread:
 
 
 START_TIMEOUT = 60.0
-"""Seconds that a run waits for its MLflow run to be made."""
+"""Seconds that a run waits until its MLflow run is created."""
 END_TIMEOUT = 120.0
-"""Seconds without any progress after which a run that has ended stops waiting for the rest to be written."""
+"""Seconds without progress after which a finished run stops waiting for the remaining jobs."""
 
 
 class TrackingQueue:
-    """Does jobs on a record, none of which holds the run up. The first that fails is told, and ends the tracking.
+    """Jobs on an MLflow run that do not delay the training. The first that fails causes a warning and ends tracking.
 
-    warn: called on the run's own thread. local_folder: the folder that the warning names. secrets: are in no warning.
+    Attributes:
+        mlflow_run: The MLflow run, once it is created.
+        local_folder: The run's folder, which the warning names.
+        secrets: Values that are redacted in warnings.
+        failed: Whether tracking has stopped.
+        uri: The tracking URI.
     """
 
     def __init__(self, uri: str, warn: Callable[[str], None]) -> None:
@@ -98,49 +103,49 @@ class TrackingQueue:
         self.uri = uri
         self._warn = warn
         self._work = WorkerThread("harness-track")
-        self._asides: list[str] = []
+        self._pending_warnings: list[str] = []
 
     def start_run(self, create_run: Callable[[], MlflowRun], timeout: float) -> None:
-        """Make the record, and wait for it: what comes later needs its id."""
+        """Create the MLflow run and wait for it, since later jobs need its id."""
 
-        def first() -> None:
+        def set_run() -> None:
             self.mlflow_run = create_run()
 
-        self._work.submit(first)
+        self._work.submit(set_run)
         self._work.wait(timeout)
 
     def submit(self, job: Callable[[MlflowRun], None]) -> None:
-        """Do a job on the record, after those before it; nothing where there is no record."""
-        record = self.mlflow_run
-        if record is not None:
-            self._work.submit(lambda: job(record))
+        """Queue a job on the MLflow run. Does nothing if there is none."""
+        mlflow_run = self.mlflow_run
+        if mlflow_run is not None:
+            self._work.submit(lambda: job(mlflow_run))
 
     def submit_optional(self, what: str, job: Callable[[MlflowRun], None]) -> None:
-        """Do a job whose failure costs no more than a warning that names it."""
+        """Queue a job whose failure only causes a warning that names it."""
 
-        def tried(record: MlflowRun) -> None:
+        def try_job(mlflow_run: MlflowRun) -> None:
             try:
-                job(record)
+                job(mlflow_run)
             except Exception as error:
-                self._asides.append(
+                self._pending_warnings.append(
                     f"MLflow has no {what} of this run: {self.secrets.redact(mlflow_store.error_summary(error))}"
                 )
 
-        self.submit(tried)
+        self.submit(try_job)
 
     def warn_later(self, text: str) -> None:
-        """Tell something from the background, at the next look."""
-        self._asides.append(text)
+        """Queue a warning from the background thread for the next `report_failures`."""
+        self._pending_warnings.append(text)
 
     def wait(self, timeout: float) -> None:
-        """Wait for all jobs; give up when none has been done for `timeout` seconds."""
+        """Wait for all jobs; give up if none finishes for `timeout` seconds."""
         self._work.wait(timeout)
         self.report_failures()
 
     def report_failures(self) -> None:
-        """Tell what has failed in the background since the last look."""
-        asides, self._asides = self._asides, []
-        for text in asides:
+        """Report the failures of the background thread since the last call."""
+        pending, self._pending_warnings = self._pending_warnings, []
+        for text in pending:
             self._warn(text)
         if self._work.error is not None:
             self.fail(self._work.error)
@@ -149,6 +154,6 @@ class TrackingQueue:
         """Stop tracking, with one warning."""
         if not self.failed:
             self.failed = True
-            why = self.secrets.redact(mlflow_store.error_summary(error))
-            text = f"MLflow tracking at {redaction.redact_text(self.uri)} has stopped: {why}"
-            self._warn(f"{text}; the run goes on, and all that it measures is kept in {self.local_folder}")
+            reason = self.secrets.redact(mlflow_store.error_summary(error))
+            text = f"MLflow tracking at {redaction.redact_text(self.uri)} has stopped: {reason}"
+            self._warn(f"{text}; the run continues and saves all results in {self.local_folder}")

@@ -1,4 +1,4 @@
-"""What a run leaves at its end: what its report comes to, its files, its answers as tables, and its model."""
+"""Upload the results of a finished run: report metrics, files, answer tables and model."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.tracking import artifacts, mlflow_entries, mlflow_store
+from harness.tracking import artifacts, metric_names, mlflow_entries, mlflow_store
 from harness.tracking.background import TrackingQueue
 
 if TYPE_CHECKING:
@@ -16,67 +16,79 @@ if TYPE_CHECKING:
 
 RUN_FILES = ("data.json", "scores.json", "report.json", "report.html", "variants.json", "predictions/*", "plots/*.svg")
 MIN_BYTES_PER_SECOND = 2e6
-"""Bytes a second at which a model is expected to get to its store at least."""
+"""Assumed minimum upload rate of a model, in bytes per second."""
 
 
 class FinalUpload:
-    """The last jobs of a run, of which none that fails costs the others."""
+    """The last tracking jobs of a run. Each is optional: a failure does not affect the others."""
 
     def __init__(self, queue: TrackingQueue, folder: Path) -> None:
         self._queue, self._folder = queue, folder
 
     def log_report(self, report: Report, stage: int, swept_parameters: Sequence[str] = ()) -> None:
-        """Differences to the base model, summaries of forgetting, the gate, and the answers as tables.
+        """Log differences to the base model, forgetting summaries, the gate, and the answers as tables.
 
-        swept_parameters: the parameters that tell the run from others of its experiment.
+        Args:
+            report: The run's report.
+            stage: Index of the last stage, the step of the metrics.
+            swept_parameters: Parameters in which the run differs from others of its experiment.
         """
-        values = {f"{one.suite}/{one.name}/delta": one.difference.value for one in report.changes}
+        values = {
+            metric_names.delta_name(change.suite, change.name): change.difference.value for change in report.changes
+        }
         for matrix in report.matrices:
             values |= {
-                f"forgetting/{matrix.called}/{name}": estimate.value for name, estimate in matrix.summaries.items()
+                metric_names.summary_name(matrix.called, name): estimate.value
+                for name, estimate in matrix.summaries.items()
             }
         metrics = mlflow_entries.to_mlflow_metrics(values, stage)
-        self._queue.submit(lambda record: record.log_metrics(metrics))
+        self._queue.submit(lambda mlflow_run: mlflow_run.log_metrics(metrics))
         if report.gate:
-            self._queue.submit(lambda record: record.set_tag("gate", "passed" if report.passed else "failed"))
+            self._queue.submit(lambda mlflow_run: mlflow_run.set_tag("gate", "passed" if report.passed else "failed"))
         view = mlflow_entries.table_view(
-            [f"{one.suite}/{one.name}" for one in report.changes], swept_parameters or ("train.learning_rate",)
+            [metric_names.score_name(change.suite, change.name) for change in report.changes],
+            swept_parameters or ("train.learning_rate",),
         )
-        self._queue.submit_optional("view", lambda record: record.set_table_view(view))
+        self._queue.submit_optional("view", lambda mlflow_run: mlflow_run.set_table_view(view))
         if report.evaluations:
             tables = artifacts.build_answer_tables(report)
-            self._queue.submit_optional("tables of answers", lambda record: record.log_tables(tables))
+            self._queue.submit_optional("tables of answers", lambda mlflow_run: mlflow_run.log_tables(tables))
 
     def upload_files(self) -> None:
-        """The files of the run's folder that others read."""
+        """Upload the result files of the run's folder."""
         for pattern in RUN_FILES:
             folder = pattern.rpartition("/")[0] or None
             for file in sorted(self._folder.glob(pattern)):
-                self._queue.submit(lambda record, file=file, folder=folder: record.log_file(file, folder))  # type: ignore[misc]
+                self._queue.submit(lambda mlflow_run, file=file, folder=folder: mlflow_run.log_file(file, folder))  # type: ignore[misc]
 
     def upload_model(self, model_format: str, registered_name: str | None) -> float:
-        """The model, as `files` or in the form of `mlflow.transformers`, and its entry in the registry.
+        """Upload the model and register it.
 
-        Returns the seconds that its way to the store may take.
+        Args:
+            model_format: `none`, `files`, or `transformers` for an `mlflow.transformers` model.
+            registered_name: Name in the model registry; None: do not register.
+
+        Returns:
+            The seconds that the upload may take.
         """
         source = self._folder / "model"
         if model_format == "none" or not source.is_dir():
             return 0.0
         seconds = sum(file.stat().st_size for file in source.rglob("*") if file.is_file()) / MIN_BYTES_PER_SECOND
 
-        def send(record: MlflowRun) -> None:
+        def upload(mlflow_run: MlflowRun) -> None:
             with tempfile.TemporaryDirectory(prefix="harness-model-", dir=self._folder) as folder:
-                place = (
+                model_folder = (
                     artifacts.pack_for_mlflow(source, Path(folder) / "model")
                     if model_format == "transformers"
                     else source
                 )
                 with mlflow_store.request_timeout(60 + seconds):
-                    for file, path in artifacts.list_model_files(place):
-                        record.log_file(file, path)
-            if registered_name is not None and not record.model_registered:
-                version = record.register_model(registered_name, "model")
-                record.set_tag("registered", f"{registered_name} {version}")
+                    for file, path in artifacts.list_model_files(model_folder):
+                        mlflow_run.log_file(file, path)
+            if registered_name is not None and not mlflow_run.model_registered:
+                version = mlflow_run.register_model(registered_name, "model")
+                mlflow_run.set_tag("registered", f"{registered_name} {version}")
 
-        self._queue.submit_optional("model", send)
+        self._queue.submit_optional("model", upload)
         return 60 + 2 * seconds

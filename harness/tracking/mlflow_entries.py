@@ -1,6 +1,6 @@
-"""A run's values → what an MLflow server takes: flat parameters, allowed names, no secrets, batches in its limits.
+"""Convert a run's values to MLflow entries: flat parameters, allowed names, redacted values, batches within limits.
 
-Imports no MLflow: it knows the server's limits, not the server.
+Does not import MLflow at module level.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from harness.tracking import metric_names
 from harness.types import Stage
 from harness.utils.redaction import MAX_VALUE_LENGTH, flatten_settings, mlflow_name, redact, truncate_value
 
@@ -40,13 +41,13 @@ T = TypeVar("T")
 
 
 def split_batches(entries: Sequence[T], size: int) -> Iterator[Sequence[T]]:
-    """The entries in pieces of at most `size`."""
+    """Split entries into batches of at most `size`."""
     for start in range(0, len(entries), size):
         yield entries[start : start + size]
 
 
 def to_mlflow_metrics(values: Mapping[str, float], step: int) -> list[Metric]:
-    """Values as metrics of MLflow at a step, under names that it takes."""
+    """Convert values to MLflow metrics at a step, with allowed names."""
     from mlflow.entities import Metric
 
     now = int(time.time() * 1000)
@@ -54,7 +55,7 @@ def to_mlflow_metrics(values: Mapping[str, float], step: int) -> list[Metric]:
 
 
 def build_run_tags(spec: Mapping[str, Any], environment: Mapping[str, Any]) -> dict[str, str]:
-    """How a run trained, what it was made with, and from which commit, as tags; what is not known is left out."""
+    """Return tags for mode, mitigations, model, template, versions and commit. Unknown values are omitted."""
     model, git = environment.get("model") or {}, environment.get("git") or {}
     tags = {
         "mode": _component_names(spec.get("mode")),
@@ -71,21 +72,26 @@ def build_run_tags(spec: Mapping[str, Any], environment: Mapping[str, Any]) -> d
 
 
 def arm_tags_and_params(arm: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, str]]:
-    """The tags and the parameters of an arm: its name, and `arm/<key>` for each key of the spec that it changes."""
+    """Return tags and parameters of an arm: its name, and `arm/<key>` for each key of the spec that it changes."""
     flat = {f"arm/{mlflow_name(key)}": _param_text(value) for key, value in redact(dict(arm["changes"])).items()}
     return {"arm": str(arm["name"])}, flat
 
 
 TABLE_VIEW_TAG = "mlflow.sharedViewState.harness"
-"""Tag of an experiment under which MLflow's page finds a view of its runs: `…/runs?viewStateShareKey=harness`."""
+"""Experiment tag of the shared view that MLflow's page opens at `…/runs?viewStateShareKey=harness`."""
 MAX_VIEW_SCORES = 8
 
 
 def table_view(scores: Sequence[str], params: Sequence[str]) -> str:
-    """The columns of a table of runs that is worth looking at, as MLflow's page keeps them: scores, each beside its
-    difference to the base model, parameters, and how the runs trained. Unasked the page shows none of them."""
+    """Return the columns of the shared view of runs, in the format of MLflow's page.
+
+    The columns are scores `suite/score` with their differences to the base model, parameters, and how the runs trained.
+    Without a view the page shows none of them.
+    """
     columns = [
-        f"metrics.`{mlflow_name(name)}`" for score in scores[:MAX_VIEW_SCORES] for name in (score, f"{score}/delta")
+        f"metrics.`{mlflow_name(name)}`"
+        for score in scores[:MAX_VIEW_SCORES]
+        for name in (score, metric_names.delta_name(*score.split("/", 1)))
     ]
     columns += [f"params.`{name}`" for name in params]
     columns += [f"tags.`{name}`" for name in ("mode", "mitigations", "gate")]
@@ -93,25 +99,38 @@ def table_view(scores: Sequence[str], params: Sequence[str]) -> str:
 
 
 def share_metrics(epochs: Sequence[Mapping[str, Mapping[str, float]]]) -> list[tuple[dict[str, float], int]]:
-    """The shares of every source in every epoch as metrics, with the epoch, from 1, as step."""
+    """Return the realized shares of every source in every epoch as metrics, with the epoch, from 1, as step."""
     return [
-        ({f"epoch_share/{source}/{unit}": share for source, units in epoch.items() for unit, share in units.items()}, k)
-        for k, epoch in enumerate(epochs, start=1)
+        (
+            {
+                metric_names.share_name(source, unit, of_epoch=True): share
+                for source, units in shares.items()
+                for unit, share in units.items()
+            },
+            epoch,
+        )
+        for epoch, shares in enumerate(epochs, start=1)
     ]
 
 
 def stage_parameters(stage: Stage) -> dict[str, str]:
-    """The settings of one stage, the roles of its sources, what was asked for of limits and shares (by the names of
-    their sources), and the mitigations and the adapter that it has of its own."""
-    settings: dict[str, Any] = {"train": stage.train, "sources": {part.source: part.role for part in stage.sources}}
-    limits = {part.source: part.limit for part in stage.sources if part.limit is not None}
-    asked = {
+    """Return a stage's settings as parameters.
+
+    They are the training settings, source roles, requested limits and shares (by the names of their sources), and the
+    stage's own mitigations and adapter setting.
+    """
+    settings: dict[str, Any] = {
+        "train": stage.train,
+        "sources": {source.source: source.role for source in stage.sources},
+    }
+    limits = {source.source: source.limit for source in stage.sources if source.limit is not None}
+    requested_shares = {
         "+".join(share.sources): {
             key: value for key, value in asdict(share).items() if key != "sources" and value not in (None, False)
         }
         for share in stage.shares
     }
-    settings |= {key: value for key, value in (("limits", limits), ("shares", asked)) if value}
+    settings |= {key: value for key, value in (("limits", limits), ("shares", requested_shares)) if value}
     if stage.mitigations is not None:
         settings["mitigations"] = stage.mitigations
     if stage.adapter != "continue":

@@ -1,7 +1,8 @@
-"""Opens an MLflow tracking store, quietly and within a bounded time.
+"""Open an MLflow tracking store, quietly and with a time limit.
 
-Knows where runs are tracked when nobody says so, and which of MLflow's habits would disturb a run: minutes of retries,
-log lines and links on stdout, usage reports. What is written to a store, and what is read, stands elsewhere.
+Holds the default tracking URI and the settings that keep MLflow from disturbing a run: minutes of retries, log lines
+and
+links on stdout, usage reports.
 """
 
 from __future__ import annotations
@@ -26,10 +27,17 @@ if TYPE_CHECKING:
 
 
 def tracking_status(settings: Mapping[str, Any], tracking_info: Mapping[str, Any] | None) -> str | None:
-    """`RUNNING`, `FINISHED`, `FAILED` …; None of a run that is not tracked, or that its store no longer has.
+    """Return the status of a run in MLflow.
 
-    settings: the spec's `track`. tracking_info: what `mlflow.json` in the run's folder says. Raises HarnessError when
-    the store cannot be asked.
+    Args:
+        settings: The spec's `track`.
+        tracking_info: The content of `mlflow.json` in the run's folder.
+
+    Returns:
+        `RUNNING`, `FINISHED`, `FAILED` …; None if the run is not tracked or the store no longer has it.
+
+    Raises:
+        HarnessError: The store cannot be reached.
     """
     if not settings["enabled"] or not tracking_info:
         return None
@@ -39,22 +47,10 @@ def tracking_status(settings: Mapping[str, Any], tracking_info: Mapping[str, Any
     except Exception as error:
         if getattr(error, "error_code", "") in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             return None
-        what = f"the run is finished, but not whether its tracking is: {error_summary(error)}"
-        raise HarnessError(redaction.redact_text(uri), what, "try again when the store answers") from error
+        what = f"cannot read the status of the run: {error_summary(error)}"
+        raise HarnessError(redaction.redact_text(uri), what, "try again when the store is reachable") from error
     return str(run.info.status) if run.info.lifecycle_stage == "active" else None
 
-
-__all__ = [
-    "DEFAULT_URI",
-    "absolute_uri",
-    "artifact_location",
-    "error_summary",
-    "import_mlflow",
-    "open_store",
-    "redact_text",
-    "sqlite_file",
-    "tracking_uri",
-]
 
 DEFAULT_URI = "sqlite:///mlflow.db"
 
@@ -65,51 +61,61 @@ MLFLOW_ENVIRONMENT = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "MLFLOW_DISABLE_TELEMETRY": "true",
 }
-"""Set unless the user has set them. MLflow's own 7 retries of 120 s each would take a quarter of an hour to give up."""
+"""Set unless the user has set them. MLflow's default of 7 retries of 120 s each takes a quarter of an hour to fail."""
 
 
 def tracking_uri(configured_uri: str | None) -> str:
-    """The given URI, else $MLFLOW_TRACKING_URI, else `sqlite:///mlflow.db` in the current folder."""
+    """Return the configured URI, else $MLFLOW_TRACKING_URI, else `sqlite:///mlflow.db` in the working directory."""
     return configured_uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
 
 
 def absolute_uri(uri: str) -> str:
-    """A SQLite URI that stays the same database wherever it is used from; any other as it is."""
+    """Return a SQLite URI with an absolute path; any other URI as it is."""
     file = sqlite_file(uri)
     return uri if file is None else f"sqlite:///{file}{'?' * ('?' in uri)}{uri.partition('?')[2]}"
 
 
 def sqlite_file(uri: str) -> Path | None:
-    """The database file of a SQLite URI, absolute; None for any other store."""
+    """Return the absolute database file of a SQLite URI; None for any other store."""
     match = re.match(r"sqlite(?:\+\w+)?:///([^?]+)", uri)
     return Path(match.group(1)).absolute() if match else None
 
 
 def resume_uri(uri: str, tracking_info: Mapping[str, Any] | None) -> str:
-    """The URI under which a run that is gone on with is found: the one given where it is the same store, for it may
-    have a password; else the one that the run's `mlflow.json` has kept (`tracked`)."""
-    kept = str((tracking_info or {}).get("uri") or "")
-    return uri if not kept or redact_text(absolute_uri(uri)) == kept else kept
+    """Return the URI of the store of a resumed run.
+
+    The configured URI is used if it is the same store, since it may contain a password. Otherwise it is the URI saved
+    in
+    the run's `mlflow.json`.
+    """
+    saved_uri = str((tracking_info or {}).get("uri") or "")
+    return uri if not saved_uri or redact_text(absolute_uri(uri)) == saved_uri else saved_uri
 
 
 @contextmanager
 def request_timeout(seconds: float) -> Iterator[None]:
-    """Within, a single request may take this long, as that of a large file does; what the user has set holds."""
-    key, ours = "MLFLOW_HTTP_REQUEST_TIMEOUT", MLFLOW_ENVIRONMENT["MLFLOW_HTTP_REQUEST_TIMEOUT"]
-    if os.environ.get(key) != ours:
+    """Raise the timeout of single requests in this context, e.g. for large files. A value set by the user is kept."""
+    key = "MLFLOW_HTTP_REQUEST_TIMEOUT"
+    default = MLFLOW_ENVIRONMENT[key]
+    if os.environ.get(key) != default:
         yield
         return
-    os.environ[key] = str(max(int(seconds), int(ours)))
+    os.environ[key] = str(max(int(seconds), int(default)))
     try:
         yield
     finally:
-        os.environ[key] = ours
+        os.environ[key] = default
 
 
 def open_store(uri: str, *, create: bool = False) -> MlflowClient:
-    """A client of the store, which has answered once. create: a SQLite database that is not there is made.
+    """Open a client of the store and verify that the store answers.
 
-    Raises OSError or an error of the store's own when it cannot be reached.
+    Args:
+        uri: The tracking URI.
+        create: Whether to create a missing SQLite database.
+
+    Raises:
+        OSError: The store cannot be reached. MLflow may raise its own errors too.
     """
     file = sqlite_file(uri)
     if file is not None:
@@ -118,7 +124,7 @@ def open_store(uri: str, *, create: bool = False) -> MlflowClient:
     import_mlflow()
     from mlflow import MlflowClient
 
-    # The client makes the tables of a new database, of which two runs that start at once would each make some.
+    # The client creates the tables of a new database; two runs that start at once would each create some of them.
     with nullcontext() if file is None else _database_lock(file):
         client = MlflowClient(uri)
         client.search_experiments(max_results=1)
@@ -126,30 +132,30 @@ def open_store(uri: str, *, create: bool = False) -> MlflowClient:
 
 
 def import_mlflow() -> None:
-    """Import MLflow (2 to 4 s) with its settings as a run needs them."""
+    """Import MLflow (2 to 4 s) with the settings of `MLFLOW_ENVIRONMENT`."""
     for key, value in MLFLOW_ENVIRONMENT.items():
         os.environ.setdefault(key, value)
     import mlflow  # noqa: F401
 
     if "MLFLOW_LOGGING_LEVEL" not in os.environ:
-        # A failure reaches us as an exception; the migrations and retries behind it are no news for the user.
+        # A failure is raised as an exception; log lines about migrations and retries do not help the user.
         for name in ("mlflow", "alembic"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
         logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
 
 
 def artifact_location(uri: str) -> str | None:
-    """Where a new experiment keeps its artifacts: `mlartifacts/` beside a SQLite database, absolute.
+    """Return the artifact location of a new experiment: `mlartifacts/` next to the SQLite database, absolute.
 
-    None for any other store, whose server knows. MLflow's own choice, `mlruns/` in the folder where the command
-    happened to be given, tears the artifacts from the database, and `mlruns` is the name of its retired file store.
+    None for any other store, whose server decides. MLflow's default, `mlruns/` in the working directory, separates the
+    artifacts from the database, and `mlruns` is the name of its retired file store.
     """
     file = sqlite_file(uri)
     return None if file is None else (file.parent / "mlartifacts").as_uri()
 
 
 def error_summary(error: BaseException) -> str:
-    """Why a store failed, in one short line without secrets."""
+    """Return why a store failed, in one line of at most 200 characters, without secrets."""
     lines = str(error).strip().splitlines()
     text = " ".join(redact_text(lines[0] if lines else "").split())
     name = type(error).__name__
@@ -157,7 +163,7 @@ def error_summary(error: BaseException) -> str:
 
 
 def _check_sqlite_file(file: Path, create: bool) -> None:
-    # MLflow retries an SQLite file that it cannot open for 100 s, with a log line for each try.
+    # MLflow retries an SQLite file that it cannot open for 100 s, with a log line for each attempt.
     if not create and not file.is_file():
         raise FileNotFoundError(f"there is no database {file}")
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
-"""From slots of tokenised rows to the tensors of a batch; the same for both engines.
+"""Turn packed sequences of tokenized rows into the tensors of a batch; both engines use it.
 
-Knows padding and packing. Knows no order: which slots come together is the trainer's business.
+The trainer decides which sequences form a batch.
 """
 
 from __future__ import annotations
@@ -10,63 +10,76 @@ from collections.abc import Sequence
 import torch
 
 from harness.data.mixing.packing import PackedSequences
-from harness.types import TokenizedExample
-
-IGNORE_INDEX = -100
-"""The label of a position that is not trained."""
+from harness.types import IGNORE_INDEX, TokenizedExample
 
 
 class Collator:
-    """Slots by their index -> a batch of `input_ids`, `labels` and what keeps tokens apart that must not meet.
+    """Collates packed sequences, named by their index, to a batch of `input_ids`, `labels` and a mask or positions.
 
-    One row a slot: rows padded on the right, with an `attention_mask`, each tensor of shape (B, T).
-    Several rows a slot: rows one after the other, with `position_ids` that start anew at every row and no
-    `attention_mask`; from these transformers builds a block-diagonal mask. The padding at the end is a member of its
-    own, and no row's first token is trained, since what stands before it belongs to another row.
+    One row per sequence: rows padded on the right with an `attention_mask`; every tensor has the shape (B, T).
 
-    rows, sequences: as in `StageDataset.rows` and `StageDataset.order`; rows are made batch by batch. A slot without
-    rows is one untrained token: it fills up the last batch when several processes share it. pad_id: the token that
-    padding is made of.
-    flatten: several rows a slot are put into one line, (1, T) without padding, slot after slot: what kernels for rows
-    of various lengths want.
+        input_ids        a0  a1  a2  a3          labels of a row's first token are ignored:
+                         b0  b1  pad pad         no token of the same row predicts it
+        attention_mask    1   1   1   1
+                          1   1   0   0
+
+    Several rows per sequence: rows one after the other, with `position_ids` that restart at each row, and no
+    `attention_mask`. From the positions transformers builds a block-diagonal mask. The padding at the end forms a block
+    of its own.
+
+        input_ids        a0  a1  a2  b0  b1  pad
+        position_ids      0   1   2   0   1   0
+        visible to b1                 x   x
+
+    With `flatten`, all sequences of a packed batch form a single line, (1, T), without padding: variable-length
+    attention kernels need this.
     """
 
     def __init__(
         self, rows: Sequence[TokenizedExample], sequences: Sequence[Sequence[int]], pad_id: int, flatten: bool = False
     ) -> None:
+        """Prepare to collate.
+
+        Args:
+            rows: As `StageDataset.rows`; a row is built when its batch is.
+            sequences: The row indices of each packed sequence, as `StageDataset.order`. A sequence without rows becomes
+                one untrained token: it fills the last batch when several processes share it.
+            pad_id: The padding token.
+            flatten: Whether the sequences of a packed batch form a single line.
+        """
         self.rows, self.sequences, self.pad_id = rows, PackedSequences.from_sequences(sequences), pad_id
         self.packed = bool((self.sequences.rows_per_sequence > 1).any())
         self.flatten = flatten and self.packed
 
     def __call__(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
-        """The batch of the slots with these indices."""
-        members = [[self.rows[row] for row in self.sequences[index]] for index in indices]
+        """Return the batch of the packed sequences with these indices."""
+        lines = [[self.rows[row_index] for row_index in self.sequences[index]] for index in indices]
         if self.flatten:
-            members = [[row for slot in members for row in slot]]
-        width = max(1, *(sum(len(row.input_ids) for row in slot) for slot in members))
-        ids = torch.full((len(members), width), self.pad_id)
-        labels = torch.full((len(members), width), IGNORE_INDEX)
-        positions = torch.zeros((len(members), width), dtype=torch.long)
-        mask = torch.zeros((len(members), width), dtype=torch.long)
-        for line, slot in enumerate(members):
+            lines = [[row for line in lines for row in line]]
+        shape = len(lines), max(1, *(sum(len(row.input_ids) for row in line) for line in lines))  # (B, T)
+        input_ids = torch.full(shape, self.pad_id)
+        labels = torch.full(shape, IGNORE_INDEX)
+        positions = torch.zeros(shape, dtype=torch.long)
+        mask = torch.zeros(shape, dtype=torch.long)
+        for line_index, line in enumerate(lines):
             start = 0
-            for row in slot:
+            for row in line:
                 end = start + len(row.input_ids)
-                ids[line, start:end] = torch.tensor(row.input_ids)
-                labels[line, start + 1 : end] = torch.tensor(row.labels[1:], dtype=torch.long)
-                positions[line, start:end] = torch.arange(end - start)
+                input_ids[line_index, start:end] = torch.tensor(row.input_ids)
+                labels[line_index, start + 1 : end] = torch.tensor(row.labels[1:], dtype=torch.long)
+                positions[line_index, start:end] = torch.arange(end - start)
                 start = end
-            positions[line, start:] = torch.arange(width - start)
-            # A line on which nothing may be seen has no softmax: a slot without rows keeps one token visible.
-            mask[line, : max(start, 1)] = 1
-        apart = {"position_ids": positions} if self.packed else {"attention_mask": mask}
-        return {"input_ids": ids, "labels": labels, **apart}
+            positions[line_index, start:] = torch.arange(shape[1] - start)
+            # The softmax of a line without any visible token is undefined: an empty sequence keeps one visible.
+            mask[line_index, : max(start, 1)] = 1
+        separation = {"position_ids": positions} if self.packed else {"attention_mask": mask}
+        return {"input_ids": input_ids, "labels": labels, **separation}
 
 
 def pad_with_empty_sequences(sequences: Sequence[Sequence[int]], multiple: int) -> PackedSequences:
-    """The slots and as many empty ones as make their number a multiple of `multiple`.
+    """Append empty packed sequences until their number is a multiple of `multiple`.
 
-    With several processes each takes whole batches in turn; without filling, accelerate would train the first rows
-    of the stage a second time to even out the last batches.
+    Several processes take complete batches in turn. Without empty sequences, accelerate would train the stage's first
+    rows a second time to fill the last batches.
     """
     return PackedSequences.from_sequences(sequences).pad_to_multiple(multiple)

@@ -1,82 +1,76 @@
-"""The loss of a batch: negative log-likelihood of the trained tokens, and of nothing else.
+"""The task loss of a batch: negative log-likelihood of the trained tokens only.
 
-Knows which positions the head must see. The vocabulary is the widest thing in a small model, so applying the head to
-prompts and padding would be a good part of a step's work, and of its memory.
+Labels are not shifted; position t predicts token t + 1. With prompt p, response r and padding -:
+
+    input_ids     p0   p1   r0   r1   -
+    labels       -100 -100  r0   r1  -100
+    target_mask    0    1    1    0    0      positions whose logits are computed
+    target_tokens      r0   r1                what these positions predict
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from harness.errors import HarnessError
-from harness.training.collator import IGNORE_INDEX
+from harness.model.output_head import logits_at
+from harness.types import IGNORE_INDEX
 
 
 def target_mask(labels: Tensor) -> Tensor:
-    """Which positions predict a trained token. labels: (B, T), unshifted. Returns booleans of shape (B, T)."""
+    """Return which positions predict a trained token, as booleans of shape (B, T), from unshifted labels (B, T)."""
     mask = torch.zeros_like(labels, dtype=torch.bool)
     mask[:, :-1] = labels[:, 1:] != IGNORE_INDEX
     return mask
 
 
-@contextmanager
-def logits_at(output_layer: nn.Module, mask: Tensor) -> Iterator[None]:
-    """Within it, `output_layer` (a model's output embeddings) is applied to the hidden states of the masked positions
-    alone.
-
-    mask: booleans of shape (B, T) with N of them true. The model's logits then have the shape (1, N, V), in the order
-    of the rows; everything else of its forward pass, scaling and capping of logits too, stays as the model wrote it.
-    """
-
-    def select(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-        hidden = arguments[0]  # (B, T, H)
-        return (hidden[mask.to(hidden.device)].unsqueeze(0), *arguments[1:])
-
-    handle = output_layer.register_forward_pre_hook(select)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-def target_logits(model: nn.Module, batch: Mapping[str, Tensor], causal_lm: nn.Module | None = None) -> Tensor:
-    """The logits that predict the N trained tokens of a batch, in the order of its rows: (N, V), with their graph.
-
-    batch: as `Collator` makes it. causal_lm: the causal language model (or peft model) that owns the head, where
-    `model` wraps it. Raises HarnessError when the model has no head.
-    """
-    head = (causal_lm or model).get_output_embeddings()  # type: ignore[operator]
-    if head is None:
-        raise HarnessError("model.path", "the model has no output embeddings", "give a causal language model")
-    with logits_at(head, target_mask(batch["labels"])):
-        return model(**model_inputs(batch)).logits[0]
-
-
 def target_tokens(labels: Tensor) -> Tensor:
-    """The N trained tokens of a batch's labels of shape (B, T), in the order of its rows: (N,)."""
+    """Return the N trained tokens of unshifted labels (B, T), row by row, with the shape (N,)."""
     return labels[:, 1:][labels[:, 1:] != IGNORE_INDEX]
 
 
-def summed_nll(model: nn.Module, causal_lm: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
-    """Summed negative log-likelihood of the trained tokens of a batch, in nats, as a float32 scalar with its graph.
+def target_logits(model: nn.Module, batch: Mapping[str, Tensor], causal_lm: nn.Module | None = None) -> Tensor:
+    """Return the logits that predict the N trained tokens of a batch, row by row, with their graph: (N, V).
 
-    model: what is called; it may wrap `causal_lm`, which owns the head. batch: as `Collator` makes it. One without a
-    trained token gives 0, connected to the weights. Raises HarnessError when the model has no head.
+    Args:
+        model: The model to call.
+        batch: As `Collator` returns it.
+        causal_lm: The causal language model (or PEFT model) that has the output head, if `model` wraps it.
+
+    Raises:
+        HarnessError: The model has no output head.
+    """
+    with logits_at(model if causal_lm is None else causal_lm, target_mask(batch["labels"])):
+        logits: Tensor = model(**model_inputs(batch)).logits[0]
+    return logits
+
+
+def summed_nll(model: nn.Module, causal_lm: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+    """Return the summed negative log-likelihood of a batch's trained tokens, in nats.
+
+    Args:
+        model: The model to call; it may wrap `causal_lm`.
+        causal_lm: The causal language model that has the output head.
+        batch: As `Collator` returns it.
+
+    Returns:
+        A float32 scalar with its graph. For a batch without a trained token: 0, connected to the weights.
+
+    Raises:
+        HarnessError: The model has no output head.
     """
     return nll_from_logits(target_logits(model, batch, causal_lm), batch["labels"])
 
 
 def nll_from_logits(logits: Tensor, labels: Tensor) -> Tensor:
-    """The same sum from what `target_logits` gave. labels: (B, T)."""
+    """Return the summed negative log-likelihood in nats from `target_logits` (N, V) and labels (B, T)."""
     return functional.cross_entropy(logits.float(), target_tokens(labels).to(logits.device), reduction="sum")
 
 
 def model_inputs(batch: Mapping[str, Tensor]) -> dict[str, Any]:
-    """What the model is called with: the batch without its labels, and without a cache, which training never reads."""
+    """Return the arguments of the forward pass: the batch without labels, and no cache, which training never reads."""
     return {**{name: tensor for name, tensor in batch.items() if name != "labels"}, "use_cache": False}

@@ -1,7 +1,7 @@
-"""The proof, on the model at hand, that rows packed into one slot cannot see each other.
+"""Verify on a model that rows packed into one sequence cannot attend to each other.
 
-Whether `position_ids` that start anew keep rows apart depends on the attention implementation and on the model's own
-code; some only warn. So it is tried before a packed stage, on a few tokens, in batches as the collator makes them.
+Whether restarting `position_ids` separate rows depends on the attention implementation and on the model's code; some
+only warn. So a packed stage first runs the model on a few tokens, in batches as the collator builds them.
 """
 
 from __future__ import annotations
@@ -13,73 +13,83 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from harness.errors import HarnessError
-from harness.training.collator import IGNORE_INDEX, Collator
+from harness.training.collator import Collator
 from harness.training.loss import model_inputs
-from harness.types import TokenizedExample
+from harness.types import IGNORE_INDEX, TokenizedExample
 
 PROBE_LENGTHS = (5, 7, 8)
-"""Tokens of the rows of the trial: two different ones, each to stand before the third."""
+"""Tokens of the probe rows: two different rows, each of which precedes the third one."""
 
 TOLERANCE_BY_DTYPE = {torch.float32: 1e-3}
-"""Largest change of the last row's logits, as a share of the change that open attention shows, by number format."""
+"""Largest change of the last row's logits, as a fraction of the change that attention across rows causes, by dtype."""
 TOLERANCE_16_BIT = 0.05
-"""The same in the formats of 16 bits, whose rounding alone is about a hundredth."""
+"""The same for 16-bit dtypes, whose rounding alone is about 0.01."""
 
 ROUNDING_TOLERANCE = 1e-5
-"""And as a share of the logits: a model that does not look back at all changes by rounding alone."""
+"""Additional tolerance, as a fraction of the logits: without any attention, logits still change by rounding."""
 
 
 def uses_varlen_attention(model: PreTrainedModel) -> bool:
-    """Whether the attention is a kernel for rows of various lengths (FlashAttention): it takes them in one line.
+    """Return whether the attention is a variable-length kernel (FlashAttention), which needs rows in a single line.
 
-    Such kernels read where a row starts from `position_ids` only when the batch is a single line; of several lines
-    each is one row to them.
+    Such kernels read from `position_ids` where a row starts only if the batch is a single line. Otherwise each line is
+    one row to them.
     """
     return "flash" in (getattr(model.config, "_attn_implementation", None) or "")
 
 
 @torch.no_grad()
 def verify_packing_isolation(model: PreTrainedModel) -> None:
-    """Raise HarnessError unless a packed row gets the logits that it gets alone, wherever and after what it stands.
+    """Verify that a packed row gets the same logits as alone, wherever it is and whatever precedes it.
 
-    Two slots of one batch hold the same last row after different rows of different lengths. Its logits must not differ
-    between them, nor from the row alone, measured against how much they differ when the attention is open. Costs 4
-    passes of at most 30 tokens.
+    With probe rows a, b and c, three ways to compute the logits of c must agree:
+
+        line 0:  a c     c after a, separated by position_ids
+        line 1:  b c     c after b, separated by position_ids
+        alone:   c
+
+    The tolerance is a fraction of how much these logits differ without separation. The cost is 4 forward passes of at
+    most 30 tokens.
+
+    Raises:
+        HarnessError: Packed rows attend to each other.
     """
     was_training = model.training
     model.eval()
     try:
         embedding: Any = model.get_input_embeddings()
-        rows, flat = _probe_rows(embedding.weight.shape[0]), uses_varlen_attention(model)
-        packed = _logits(model, Collator(rows, [(0, 2), (1, 2)], pad_id=0, flatten=flat)([0, 1]))  # (B, T, V)
+        rows, flatten = _build_probe_rows(embedding.weight.shape[0]), uses_varlen_attention(model)
+        packed = _logits(model, Collator(rows, [(0, 2), (1, 2)], pad_id=0, flatten=flatten)([0, 1]))  # (B, T, V)
         tolerance = TOLERANCE_BY_DTYPE.get(packed.dtype, TOLERANCE_16_BIT)
-        first, second = PROBE_LENGTHS[0] + PROBE_LENGTHS[2], PROBE_LENGTHS[1] + PROBE_LENGTHS[2]
-        ends = [(0, first), (0, first + second)] if flat else [(0, first), (1, second)]
-        inside = [packed[line, end - PROBE_LENGTHS[2] : end].float() for line, end in ends]  # (LENGTHS[2], V) each
-        alone = _logits(model, Collator(rows, [(2,)], pad_id=0)([0]))[0].float()
-        opened = [
+        first_end, second_end = PROBE_LENGTHS[0] + PROBE_LENGTHS[2], PROBE_LENGTHS[1] + PROBE_LENGTHS[2]
+        ends = [(0, first_end), (0, first_end + second_end)] if flatten else [(0, first_end), (1, second_end)]
+        packed_logits = [packed[line, end - PROBE_LENGTHS[2] : end].float() for line, end in ends]  # (8, V) each
+        single_logits = _logits(model, Collator(rows, [(2,)], pad_id=0)([0]))[0].float()  # (8, V)
+        unseparated_logits = [
             _logits(model, Collator([_concatenate_rows(rows[before], rows[2])], [(0,)], pad_id=0)([0]))[
                 0, -PROBE_LENGTHS[2] :
-            ].float()
+            ].float()  # (8, V)
             for before in (0, 1)
         ]
     finally:
         model.train(was_training)
-    allowed = tolerance * _max_abs_difference(*opened) + ROUNDING_TOLERANCE * float(alone.abs().max())
-    if max(_max_abs_difference(*inside), *(_max_abs_difference(line, alone) for line in inside)) > allowed:
-        name = getattr(model.config, "_attn_implementation", None) or "its own"
+    allowed = tolerance * _max_abs_difference(*unseparated_logits)
+    allowed += ROUNDING_TOLERANCE * float(single_logits.abs().max())
+    differences = [_max_abs_difference(logits, single_logits) for logits in packed_logits]
+    if max(_max_abs_difference(*packed_logits), *differences) > allowed:
+        attention = getattr(model.config, "_attn_implementation", None) or "its own"
         raise HarnessError(
             "train.packing",
-            f"with attention '{name}' the rows of a pack see each other in a {model.config.model_type} model",
+            f"with attention '{attention}', packed rows attend to each other in a {model.config.model_type} model",
             "set model.attention to 'sdpa' or 'eager', or train.packing to false",
         )
 
 
-def _probe_rows(vocabulary: int) -> list[TokenizedExample]:
+def _build_probe_rows(vocabulary_size: int) -> list[TokenizedExample]:
     rows, start = [], 1
-    for number, length in enumerate(PROBE_LENGTHS):
-        ids = tuple(token % vocabulary for token in range(start, start + length))
-        rows.append(TokenizedExample(f"{number:016x}", "trial", ids, (IGNORE_INDEX,) * length))
+    for index, length in enumerate(PROBE_LENGTHS):
+        ids = tuple(token % vocabulary_size for token in range(start, start + length))
+        rows.append(TokenizedExample(f"{index:016x}", "probe", ids, (IGNORE_INDEX,) * length))
         start += length
     return rows
 
@@ -89,8 +99,8 @@ def _concatenate_rows(first: TokenizedExample, second: TokenizedExample) -> Toke
 
 
 def _logits(model: PreTrainedModel, batch: dict[str, Tensor]) -> Tensor:
-    there = next(model.parameters()).device
-    logits: Tensor = model(**model_inputs({name: tensor.to(there) for name, tensor in batch.items()})).logits
+    device = next(model.parameters()).device
+    logits: Tensor = model(**model_inputs({name: tensor.to(device) for name, tensor in batch.items()})).logits
     return logits
 
 

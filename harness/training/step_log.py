@@ -1,4 +1,4 @@
-"""What is written down about a stage: one entry every `log_steps` updates, and what the whole stage came to."""
+"""Log a stage: one entry every `log_steps` steps, and the totals of the stage."""
 
 from __future__ import annotations
 
@@ -16,18 +16,21 @@ from harness.data.tokenization.tokenized_rows import TokenizedRows
 from harness.types import Progress, StageDataset, TokenizedExample
 
 OnStep = Callable[[int, Mapping[str, float]], None]
+"""Called with a step and its metrics."""
 
 
 class StepLog:
-    """Entries of a stage as it is trained.
+    """Collects the log entries of a stage while it is trained.
 
-    An entry holds, averaged over the updates since the last one, `loss` (nats a trained token, the task's alone,
-    before the update), `grad_norm` (before clipping: the task's, and that of pulls that are clipped with it; left out
-    where loss scaling met no finite one), each `penalty/<name>` and, once, the facts of the mitigations; and
-    `learning_rate` (of this update), `tokens_per_second` (prompt and response, without padding, since the last entry)
-    and `epoch` (passes done, a fraction within one).
+    Averaged over the steps since the last entry, an entry holds
 
-    data: of the stage. sequences_per_step: of all processes together. steps: updates.
+    - `loss`: nats per trained token, of the task only, before the step;
+    - `grad_norm`: norm before clipping, of the task's gradient and of penalties that are clipped with it; missing where
+      loss scaling met no finite norm;
+    - `penalty/<name>` of each mitigation and, once per stage, the mitigations' stage stats.
+
+    It also holds `learning_rate` (of its last step), `tokens_per_second` (prompt and response, without padding, since
+    the last entry) and `epoch` (passes over the mixture; a fraction within a pass).
     """
 
     def __init__(
@@ -39,82 +42,102 @@ class StepLog:
         progress: Progress,
         on_step: OnStep,
     ) -> None:
+        """Prepare the log.
+
+        Args:
+            data: The rows of the stage.
+            sequences_per_step: Packed sequences per step, of all processes together.
+            steps: The number of steps.
+            log_steps: The number of steps between two entries.
+            progress: Called after every step.
+            on_step: Called with each entry.
+        """
+        self.stage_name = data.stage.name
         self.steps, self.log_steps = steps, log_steps
         self.sequences_per_step, self.sequence_count = sequences_per_step, len(data.order)
         self.epoch_ends = data.epoch_ends
         self.progress, self.on_step = progress, on_step
         lengths = np.cumsum(PackedSequences.from_sequences(data.order).sum_sizes(_row_lengths(data.rows)))
-        self._tokens = np.concatenate([np.zeros(1, dtype=np.int64), lengths])  # upto each slot
+        self._tokens_before = np.concatenate([np.zeros(1, dtype=np.int64), lengths])  # tokens before each sequence
         self.losses: list[float] = []
         self.entries: list[Mapping[str, float]] = []
         self._pending: list[Mapping[str, float]] = []
-        self._since = (time.perf_counter(), 0)
-        self._rate = 0.0
+        self._last_entry_time, self._last_entry_step = time.perf_counter(), 0
+        self._learning_rate = 0.0
 
     def start(self) -> None:
-        """Start the clock: the first update is about to be computed."""
-        self._since = (time.perf_counter(), len(self.losses))
+        """Start the clock, before the first step is computed."""
+        self._last_entry_time, self._last_entry_step = time.perf_counter(), len(self.losses)
         self.progress("train", len(self.losses), self.steps, "", "steps")
 
-    def log_step(self, learning_rate: float, values: Mapping[str, float]) -> None:
-        """Write down one update. values: `loss`, `grad_norm` and each `penalty/<name>` of it."""
-        self.losses.append(values["loss"])
-        self._pending.append(values)
-        self._rate = learning_rate
+    def log_step(self, learning_rate: float, metrics: Mapping[str, float]) -> None:
+        """Log one step.
+
+        Args:
+            learning_rate: Of this step.
+            metrics: Its `loss`, `grad_norm` and each `penalty/<name>`.
+        """
+        self.losses.append(metrics["loss"])
+        self._pending.append(metrics)
+        self._learning_rate = learning_rate
         step = len(self.losses)
         speed = self._tokens_per_second(step)
         if step % self.log_steps == 0 or step == self.steps:
-            self._add_entry(step, learning_rate)
-        self.progress("train", step, self.steps, f"loss {values['loss']:.3g} · {speed:.0f} tokens/s", "steps")
-
-    def _tokens_per_second(self, step: int) -> float:
-        then, logged = self._since
-        return (self.tokens_until(step) - self.tokens_until(logged)) / max(time.perf_counter() - then, 1e-9)
-
-    def _add_entry(self, step: int, learning_rate: float) -> None:
-        names = dict.fromkeys(name for pending in self._pending for name in pending)
-        entry = {name: fmean(old[name] for old in self._pending if name in old) for name in names}
-        speed = self._tokens_per_second(step)
-        entry |= {"learning_rate": learning_rate, "tokens_per_second": speed, "epoch": self.epoch_at(step)}
-        self.entries.append({"step": step, **entry})
-        self._pending, self._since = [], (time.perf_counter(), step)
-        self.on_step(step, entry)
+            self._add_entry(step)
+        self.progress("train", step, self.steps, f"loss {metrics['loss']:.3g} · {speed:.0f} tokens/s", "steps")
 
     def finish(self) -> None:
-        """The last update was made, be it before its time."""
+        """Add an entry for pending steps when the stage ended early."""
         step = len(self.losses)
         if step < self.steps:
             if self._pending:
-                self._add_entry(step, self._rate)
-            self.progress("train", step, step, f"ended after {step} of {self.steps} updates", "steps")
+                self._add_entry(step)
+            self.progress("train", step, step, f"ended after {step} of {self.steps} steps", "steps")
 
     def state_dict(self) -> dict[str, Any]:
-        """All that was written down, for a checkpoint."""
-        return {"losses": self.losses, "entries": self.entries, "pending": self._pending, "rate": self._rate}
+        """Return the log's state, for a checkpoint."""
+        return {"losses": self.losses, "entries": self.entries, "pending": self._pending, "rate": self._learning_rate}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take back what `state_dict` gave, before `start`; entries that were heard already are not told again."""
+        """Load what `state_dict` returned, before `start`; `on_step` is not called again for past entries."""
         self.losses, self.entries, self._pending = (list(state[key]) for key in ("losses", "entries", "pending"))
-        self._rate = float(state.get("rate", 0.0))
+        self._learning_rate = float(state.get("rate", 0.0))
 
     def tokens_until(self, step: int) -> int:
-        """Tokens of the first `step` updates, without padding."""
-        return int(self._tokens[min(step * self.sequences_per_step, self.sequence_count)])
+        """Return the tokens of the first `step` steps, without padding."""
+        return int(self._tokens_before[min(step * self.sequences_per_step, self.sequence_count)])
 
     def epoch_at(self, step: int) -> float:
-        """Passes over the mixture after `step` updates."""
-        done = min(step * self.sequences_per_step, self.sequence_count)
-        index = bisect.bisect_left(self.epoch_ends, done)
-        if index == len(self.epoch_ends):  # beyond the last whole pass
-            return float(index)
-        start = self.epoch_ends[index - 1] if index else 0
-        return index + (done - start) / (self.epoch_ends[index] - start)
+        """Return the passes over the mixture after `step` steps."""
+        sequences_done = min(step * self.sequences_per_step, self.sequence_count)
+        epoch = bisect.bisect_left(self.epoch_ends, sequences_done)
+        if epoch == len(self.epoch_ends):  # after the last complete pass
+            return float(epoch)
+        epoch_start = self.epoch_ends[epoch - 1] if epoch else 0
+        return epoch + (sequences_done - epoch_start) / (self.epoch_ends[epoch] - epoch_start)
 
     def final_loss(self) -> float:
-        """The mean loss of the last tenth of the updates, one at least."""
+        """Return the mean loss of the last tenth of the steps, at least of one."""
         return fmean(self.losses[-max(1, len(self.losses) // 10) :])
+
+    def _tokens_per_second(self, step: int) -> float:
+        tokens = self.tokens_until(step) - self.tokens_until(self._last_entry_step)
+        return tokens / max(time.perf_counter() - self._last_entry_time, 1e-9)
+
+    def _add_entry(self, step: int) -> None:
+        names = dict.fromkeys(name for metrics in self._pending for name in metrics)
+        entry = {name: fmean(metrics[name] for metrics in self._pending if name in metrics) for name in names}
+        entry |= {
+            "learning_rate": self._learning_rate,
+            "tokens_per_second": self._tokens_per_second(step),
+            "epoch": self.epoch_at(step),
+        }
+        self.entries.append({"step": step, **entry})
+        self._pending = []
+        self._last_entry_time, self._last_entry_step = time.perf_counter(), step
+        self.on_step(step, entry)
 
 
 def _row_lengths(rows: Sequence[TokenizedExample]) -> NDArray[Any]:
-    """(N,) tokens of each row, without making the rows where they are not in memory."""
+    """Return the tokens of each row, (N,); rows on disk are not read for it."""
     return rows.lengths if isinstance(rows, TokenizedRows) else np.array([len(row.input_ids) for row in rows])

@@ -1,1 +1,1 @@
-"""Helpers that know nothing of the project."""
+"""General helpers: formatting, JSON files, redaction, checksums, the model cache."""

@@ -1,6 +1,6 @@
-"""Text and numbers as a person may see them.
+"""Format text and numbers for display.
 
-Model output and data are hostile: whatever of them reaches a terminal goes through `printable` first. Knows no room.
+Model output and data are untrusted: pass them through `printable` before they reach a terminal.
 """
 
 from __future__ import annotations
@@ -15,18 +15,19 @@ if TYPE_CHECKING:
     from rich.segment import Segment
 
 MISSING = "–"
+"""Shown for a value that is missing or not a number."""
 
 
 def printable(text: str) -> str:
-    """The text with every character that could steer a terminal made visible; newlines and tabs stay.
+    r"""Return the text with every character that could control a terminal made visible.
 
-    Control characters become their Unicode pictures (ESC is ␛), and what reorders or hides text, private characters
-    and lone surrogates become `\\uXXXX`. Joiners stay: scripts and emoji need them.
+    Newlines and tabs stay. Control characters become their Unicode pictures (ESC is ␛). Characters that reorder or hide
+    text, private-use characters and lone surrogates become `\uXXXX`. Joiners stay: scripts and emoji need them.
     """
-    return "".join(map(_visible, text.replace("\r\n", "\n")))
+    return "".join(map(_visible_character, text.replace("\r\n", "\n")))
 
 
-def _visible(character: str) -> str:
+def _visible_character(character: str) -> str:
     code = ord(character)
     if character in "\n\t\u200c\u200d" or 32 <= code < 127:
         return character
@@ -40,19 +41,34 @@ def _visible(character: str) -> str:
 
 
 def shorten_text(text: str, limit: int) -> str:
-    """At most `limit` characters of the text, and how many were left out."""
-    left = len(text) - limit
-    return text if left <= 0 else f"{text[:limit].rstrip()}… (+{left:,} characters)"
+    """Return at most `limit` characters of the text, followed by the number of characters left out."""
+    omitted = len(text) - limit
+    return text if omitted <= 0 else f"{text[:limit].rstrip()}… (+{omitted:,} characters)"
 
 
 def one_line(text: str, limit: int = 300) -> str:
-    """The text on one printable line of at most `limit` characters."""
+    """Return the text on one printable line of at most `limit` characters."""
     line = " ".join(printable(text).split())
     return line if len(line) <= limit else line[: limit - 1] + "…"
 
 
+def join_names(names: Iterable[str], *, quote: bool = False, last: str = ", ") -> str:
+    """Return the names joined with commas, in the order given; "" for none.
+
+    Args:
+        names: The names.
+        quote: Whether to put each name in quotes, as `repr` does.
+        last: Separator before the last name, e.g. `" and "`.
+    """
+    labels = [repr(name) if quote else str(name) for name in names]
+    return last.join([", ".join(labels[:-1]), labels[-1]] if len(labels) > 1 else labels)
+
+
 def decimal_places(values: Iterable[float], digits: int = 4) -> int:
-    """Places that show the largest of the values with `digits` significant digits, with 3 when it is below 1."""
+    """Return the decimal places that show the largest of the values with `digits` significant digits.
+
+    A largest value below 1 is shown with 3 significant digits. The result is between 0 and 8.
+    """
     largest = max((abs(value) for value in values if math.isfinite(value)), default=0.0)
     if largest == 0.0:
         return 2
@@ -61,7 +77,13 @@ def decimal_places(values: Iterable[float], digits: int = 4) -> int:
 
 
 def format_number(value: float | None, places: int | None = None, *, sign: bool = False) -> str:
-    """The value with `places` decimals (see `decimal_places`), a true minus sign, and – for what is no number."""
+    """Return the value with a true minus sign, or `MISSING` for None and NaN.
+
+    Args:
+        value: The number.
+        places: Decimal places; None: as `decimal_places` gives for this value alone.
+        sign: Whether to write the sign of a positive value.
+    """
     if value is None or math.isnan(value):
         return MISSING
     if math.isinf(value):
@@ -74,32 +96,32 @@ def format_number(value: float | None, places: int | None = None, *, sign: bool 
 
 
 def format_p_value(p: float | None) -> str:
-    """A p-value with three decimals and never as 0, and – for what is no number."""
+    """Return a p-value with three decimals, never as 0, or `MISSING` for None and NaN."""
     if p is None or math.isnan(p):
         return MISSING
     return "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def round_up_share(fraction: float) -> str:
-    """A share in [0, 1] that is not below the one given, in few digits."""
+    """Return a share in [0, 1], rounded up to three decimals."""
     return f"{min(math.ceil(fraction * 1000) / 1000, 1.0):g}"
 
 
 def format_duration(seconds: float) -> str:
-    """Seconds as `0.4 s`, `12 s`, `3 min 05 s` or `2 h 07 min`."""
+    """Return seconds as `0.4 s`, `12 s`, `3 min 05 s` or `2 h 07 min`."""
     if seconds < 9.95:
         return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
+    rounded = round(seconds)
+    if rounded < 60:
+        return f"{rounded} s"
+    if rounded < 3600:
+        return f"{rounded // 60} min {rounded % 60:02d} s"
     minutes = round(seconds / 60)
     return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def format_count(value: float, unit: str = "") -> str:
-    """A count with its unit: `1,234 rows`; bytes (`B`) as `98.3 MB`."""
+    """Return a count with its unit: `1,234 rows`; bytes (`B`) as `98.3 MB`."""
     if unit != "B":
         return f"{value:,.0f} {unit}".rstrip()
     for name in ("B", "kB", "MB", "GB"):
@@ -115,14 +137,14 @@ ASCII_REPLACEMENTS = str.maketrans(
 
 
 def to_ascii(text: str) -> str:
-    """Our own signs in ASCII, for a terminal that has no others; anything else it lacks is written as `\\uXXXX`."""
+    r"""Return the text in ASCII: our own signs as their nearest match, others as escapes such as `\u263a`."""
     return text.translate(ASCII_REPLACEMENTS).encode("ascii", "backslashreplace").decode()
 
 
 def encodable_segments(renderable: RenderableType, console: Console, options: ConsoleOptions) -> Iterator[Segment]:
-    """The page as segments that the console's stream can take.
+    """Yield the renderable as segments that the console's stream can encode.
 
-    A stream without Unicode would otherwise end a run with an encoding error, at the moment when it shows its result.
+    Without it, a stream that lacks Unicode ends a run with an encoding error while its results are printed.
     """
     from rich.segment import Segment
 

@@ -1,4 +1,4 @@
-"""Scores and reports as JSON files: whole or not there, and without what JSON has no word for."""
+"""Read and write JSON files: strict decoding, atomic writing, and null for numbers that JSON cannot express."""
 
 from __future__ import annotations
 
@@ -14,92 +14,138 @@ from harness.types import Evaluation, Score
 
 
 class StrictJsonDecoder:
-    """Reads JSON texts. twice: a key that some object of the text read last names twice; None when there is none."""
+    """Decodes JSON text and detects objects that name a key twice.
+
+    Attributes:
+        duplicate_key: A key that an object of the text decoded last names twice; None when there is none.
+    """
 
     def __init__(self) -> None:
         self.duplicate_key: str | None = None
         self._decoder = json.JSONDecoder(object_pairs_hook=self._build_object)
 
     def decode(self, text: str) -> Any:
-        """The value of a text. Raises what `json.loads` raises."""
+        """Return the value of a text. Raises what `json.loads` raises."""
         self.duplicate_key = None
         return self._decoder.decode(text)
 
-    def raw_decode(self, text: str, at: int) -> tuple[Any, int]:
-        """The value that begins at a place of a text, and where it ends. Raises what `raw_decode` raises."""
+    def raw_decode(self, text: str, start: int) -> tuple[Any, int]:
+        """Return the value that begins at index `start`, and the index where it ends.
+
+        Raises what `json.JSONDecoder.raw_decode` raises.
+        """
         self.duplicate_key = None
-        return self._decoder.raw_decode(text, at)
+        return self._decoder.raw_decode(text, start)
 
     def _build_object(self, pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-        made = dict(pairs)
-        if len(made) < len(pairs):
-            left = iter(made)  # in the order of the first time that each is named
-            self.duplicate_key = next(name for name, _ in pairs if name != next(left, None))
-        return made
+        result = dict(pairs)
+        if len(result) < len(pairs):
+            unique_keys = iter(result)  # in the order in which each key is named first
+            self.duplicate_key = next(key for key, _ in pairs if key != next(unique_keys, None))
+        return result
 
 
 def duplicate_key_error(key: str) -> tuple[str, str]:
-    """What is wrong with an object that names a key twice, and the remedy."""
+    """Return what is wrong with an object that names a key twice, and the remedy."""
     return f"names the key {key[:40]!r} twice in one object", "name it once"
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    r"""Return the objects in the complete lines of a JSON Lines file; none when the file does not exist.
+
+    A last line without a newline was cut off while it was written. It is ignored, like every line that is not a JSON
+    object. Only `\n` ends a line: JSON strings may hold other Unicode line separators.
+    """
+    records = []
+    for line in path.read_bytes().split(b"\n")[:-1] if path.is_file() else ():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict):
+            records.append(record)
+    return records
 
 
 def write_scores(evaluations: Sequence[tuple[Evaluation, ...]], stages: Sequence[str], folder: str | Path) -> None:
     """Write every score with its signature and per-item statistics to `scores.json`, by stage and suite.
 
-    The statistics stand in the order of `items`, the ids of the suite's items.
+    The statistics are in the order of `items`, the ids of the suite's items.
+
+    Args:
+        evaluations: The evaluations of each stage; index 0: before the first one.
+        stages: The name of each of them.
+        folder: The folder that gets `scores.json`.
     """
-    written = [
+    stage_entries = [
         {
-            "stage": index,
+            "stage": stage_index,
             "name": name,
             "suites": {
-                one.suite: {
-                    "items": [item.id for item in one.items],
-                    "scores": [_score_as_dict(score) for score in one.scores],
+                evaluation.suite: {
+                    "items": [item.id for item in evaluation.items],
+                    "scores": [_score_as_dict(score) for score in evaluation.scores],
                 }
-                for one in stage
+                for evaluation in stage_evaluations
             },
         }
-        for index, (name, stage) in enumerate(zip(stages, evaluations, strict=False))
+        for stage_index, (name, stage_evaluations) in enumerate(zip(stages, evaluations, strict=False))
     ]
-    write_json(Path(folder) / "scores.json", {"stages": written})
+    write_json(Path(folder) / "scores.json", {"stages": stage_entries})
 
 
 def scores_as_dicts(evaluations: Sequence[Evaluation]) -> list[dict[str, Any]]:
-    """Every score of some evaluations with its interval, without the statistics of its items."""
+    """Return every score of the evaluations with its interval, without the statistics of its items."""
     return [
         {
-            "suite": one.suite,
+            "suite": evaluation.suite,
             **{key: value for key, value in asdict(score).items() if key not in ("suite", "statistics")},
         }
-        for one in evaluations
-        for score in one.scores
+        for evaluation in evaluations
+        for score in evaluation.scores
     ]
 
 
 def write_json(file: Path, value: Any, indent: int | None = None) -> None:
-    """Write the value to the file; what is no finite number becomes null.
+    """Write the value to the file, atomically; numbers that are not finite become null.
 
-    A crash or a full disk in the middle leaves the old file, or none, and never half of one.
+    After a crash or with a full disk there is the old file, or none, and never a part of one.
     """
     text = json.dumps(json_safe(value), indent=indent, ensure_ascii=False, allow_nan=False)
     draft = file.with_name(f".{file.name}.{os.getpid()}")
     try:
-        # A lone surrogate, which a model can write, becomes the escape that JSON has for it.
+        # A model can write a lone surrogate: it becomes the escape that JSON has for it.
         draft.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
         draft.replace(file)
     finally:
         draft.unlink(missing_ok=True)
 
 
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """Read the complete lines of a JSONL file.
+
+    The last line may be incomplete, because the writer was interrupted: it is ignored, like every line that is not a
+    JSON object.
+    """
+    records = []
+    for line in path.read_bytes().decode("utf-8", errors="replace").split("\n")[:-1]:
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict):
+            records.append(record)
+    return records
+
+
 def json_safe(value: Any) -> Any:
-    """The value for JSON: mappings, lists, and None for what is no finite number."""
+    """Return the value with string keys, lists for tuples, and None for numbers that are not finite."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {str(key): json_safe(one) for key, one in value.items()}
+        return {str(key): json_safe(element) for key, element in value.items()}
     if isinstance(value, list | tuple):
-        return [json_safe(one) for one in value]
+        return [json_safe(element) for element in value]
     return value
 
 

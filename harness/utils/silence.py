@@ -1,4 +1,4 @@
-"""Silence for the libraries that show bars and warnings of their own; ours are shown instead."""
+"""Silence the progress bars and warnings of libraries; the program shows its own."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def silence_libraries() -> Iterator[None]:
-    """Within, transformers shows no bars and logs errors alone, and Python warnings are dropped. Restored after."""
+    """Within the context, transformers shows no bars and logs only errors, and Python warnings are dropped.
+
+    The previous settings are restored at the end.
+    """
     from transformers.utils import logging
 
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    verbosity, bars_were_enabled = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
@@ -20,6 +23,6 @@ def silence_libraries() -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     finally:
-        logging.set_verbosity(level)
-        if bars:
+        logging.set_verbosity(verbosity)
+        if bars_were_enabled:
             logging.enable_progress_bar()

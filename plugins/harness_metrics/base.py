@@ -1,48 +1,79 @@
-"""What the metrics of text share: one answer against one or more references, and the door to HF `evaluate`."""
+"""Base classes of the built-in metrics, and their conversion to Hugging Face `evaluate`."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from harness import HarnessError, Item, Metric
 
 if TYPE_CHECKING:
     import evaluate
 
+LOWERCASE_OPTION: dict[str, Any] = {"type": "boolean", "default": False, "description": "Compare without case."}
+"""The JSON Schema of a metric's option `lowercase`."""
+
+
+class RatioMetric(Metric):
+    """A metric that is the first statistic's sum over the second's; NaN where the second is 0."""
+
+    def aggregate(self, name: str, total: Sequence[float]) -> float:
+        """Return the ratio of the two summed statistics."""
+        numerator, denominator = total
+        return numerator / denominator if denominator else float("nan")
+
+    def is_ratio(self, name: str) -> bool:
+        """Return True: the interval has a closed form."""
+        return True
+
 
 class TextMetric(Metric):
-    """A metric of generated text. An empty answer is an answer: it is scored, never skipped."""
+    """A metric of generated text. An empty answer is scored, never skipped."""
 
     requires: ClassVar[Literal["answer", "likelihood"]] = "answer"
     citation: ClassVar[str]
     """Where the metric was published, shown by `evaluate`."""
 
     def answer_statistics(self, answer: str, references: Sequence[str]) -> dict[str, tuple[float, ...]]:
-        """Score name -> statistics of one answer against its references, of which there is at least one."""
+        """Return score name -> statistics of one answer.
+
+        Args:
+            answer: The generated text.
+            references: The reference texts, at least one.
+        """
         raise NotImplementedError
 
     def statistics(self, item: Item) -> dict[str, tuple[float, ...]]:
+        """Return the statistics of the item's answer against its reference.
+
+        Raises:
+            HarnessError: The item has no answer.
+        """
         if item.answer is None:
             raise HarnessError(f"item {item.id}", "has no answer to score", "generate answers for its suite first")
         return self.answer_statistics(item.answer, [item.reference])
 
     def to_hf_evaluate(self) -> evaluate.Metric:
-        """This metric as one of the package `evaluate`; its `compute` gives score name -> value.
+        """Return this metric as an `evaluate.Metric`, whose `compute` returns score name -> value.
 
-        Importing `evaluate` brings in torch and takes seconds, so it happens here and not with the module.
+        Importing `evaluate` imports torch and takes seconds, so it is imported here and not with the module.
         """
         from harness_metrics.hf_evaluate import to_hf_evaluate
 
         return to_hf_evaluate(self)
 
 
-class MeanMetric(TextMetric):
-    """A metric of text that is the mean of a score in [0, 1] over the items; statistics (score, 1)."""
+class MeanMetric(RatioMetric, TextMetric):
+    """A metric of generated text that is the mean of a score in [0, 1] over the items.
 
-    def aggregate(self, name: str, total: Sequence[float]) -> float:
-        score, count = total
-        return score / count if count else float("nan")
+    Statistics: score, 1.
+    """
 
-    def is_ratio(self, name: str) -> bool:
-        return True
+
+def exp_or_inf(exponent: float) -> float:
+    """Return e^exponent, or infinity where a float cannot hold it (above about e^709)."""
+    try:
+        return math.exp(exponent)
+    except OverflowError:
+        return math.inf

@@ -1,55 +1,63 @@
-"""How far the model has come from the base, on reference responses."""
+"""Divergence of the model from the base model on reference responses."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import ClassVar, Literal
 
-from harness import HarnessError, Item, Metric
+from harness import Component, HarnessError, Item
+from harness_metrics.base import RatioMetric
+
+COMPONENTS: dict[str, Component] = {
+    "kl_to_base": Component(
+        summary="Mean KL divergence from the base model per response token, in nats; lower is closer.",
+        factory="harness_metrics.base_divergence:KlToBase",
+    ),
+    "agreement_with_base": Component(
+        summary="Fraction of response tokens at which model and base have the same most likely token, 0 to 1.",
+        factory="harness_metrics.base_divergence:AgreementWithBase",
+    ),
+}
 
 
-class _BaseComparisonMetric(Metric):
-    """A mean over the tokens of the reference responses; statistics: sum, tokens."""
+class _BaseComparisonMetric(RatioMetric):
+    """A mean over the tokens of the reference responses. Statistics: sum, tokens."""
 
     requires: ClassVar[Literal["base"]] = "base"
 
-    def aggregate(self, name: str, total: Sequence[float]) -> float:
-        found, tokens = total
-        return found / tokens if tokens else float("nan")
-
-    def is_ratio(self, name: str) -> bool:
-        return True
-
 
 class KlToBase(_BaseComparisonMetric):
-    """Mean KL(base || model) a token, in nats: 0 for the base itself. Lower is nearer.
+    """Mean KL(base || model) per token, in nats: 0 for the base itself; lower is closer.
 
-    Exact, over the whole vocabulary, at every token of the reference responses, end of turn included; the forward
-    direction. On general prompts it ranks what training forgets better than their NLL does, which may even fall
-    (Shenfeld et al., 2025, arXiv:2509.04259, take it on the new task).
+    It is exact: over the whole vocabulary, at every token of the reference responses, end of turn included, in the
+    forward direction. On general prompts it ranks what training forgets better than their NLL, which may even fall.
+    Shenfeld et al. (2025, arXiv:2509.04259) measure it on the new task.
     """
 
     score_names = ("kl_to_base",)
     higher_is_better = False
 
     def signature(self) -> str:
+        """Return direction, unit, tokens and version."""
         return "kl_to_base|direction:base||model|unit:nat/token|over:response+end-of-turn|version:1"
 
     def statistics(self, item: Item) -> dict[str, tuple[float, ...]]:
+        """Return the item's summed KL divergence in nats, and its tokens."""
         if item.kl is None:
             raise _not_compared_error(item)
         return {"kl_to_base": (item.kl, float(item.tokens))}
 
 
 class AgreementWithBase(_BaseComparisonMetric):
-    """Share of tokens of the reference responses, from 0 to 1, at which model and base hold the same one likeliest."""
+    """Fraction of tokens of the reference responses, 0 to 1, with the same most likely token in model and base."""
 
     score_names = ("agreement_with_base",)
 
     def signature(self) -> str:
+        """Return rank, tokens and version."""
         return "agreement_with_base|top:1|over:response+end-of-turn|version:1"
 
     def statistics(self, item: Item) -> dict[str, tuple[float, ...]]:
+        """Return the item's tokens on which the two models agree, and its tokens."""
         if item.agreed is None:
             raise _not_compared_error(item)
         return {"agreement_with_base": (float(item.agreed), float(item.tokens))}

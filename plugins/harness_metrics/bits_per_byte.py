@@ -1,4 +1,4 @@
-"""How well the model foretells plain text."""
+"""Likelihood of plain text, per byte and per word."""
 
 from __future__ import annotations
 
@@ -7,15 +7,23 @@ import re
 from collections.abc import Sequence
 from typing import ClassVar, Literal
 
-from harness import HarnessError, Item, Metric
+from harness import Component, HarnessError, Item, Metric
+from harness_metrics.base import exp_or_inf
+
+COMPONENTS: dict[str, Component] = {
+    "bits_per_byte": Component(
+        summary="Bits per byte of plain texts, and their byte and word perplexity; lower is better.",
+        factory="harness_metrics.bits_per_byte:BitsPerByte",
+    ),
+}
 
 
 class BitsPerByte(Metric):
-    """Bits for each byte of plain texts, and their perplexity by byte and by word; lower is better.
+    """Bits per byte of plain texts, and their perplexity per byte and per word; lower is better.
 
     With L the summed NLL in nats over all texts: `bits_per_byte` = L / bytes / ln 2, `byte_perplexity` = exp(L /
-    bytes), `word_perplexity` = exp(L / words), bytes in UTF-8, words cut at white space; as in lm-evaluation-harness.
-    They compare models with different tokenizers, which a perplexity by token does not.
+    bytes), `word_perplexity` = exp(L / words). Bytes are UTF-8, words are separated by white space, as in
+    lm-evaluation-harness. These scores compare models with different tokenizers; a perplexity per token does not.
 
     Statistics: NLL in nats, bytes or words.
     """
@@ -25,27 +33,32 @@ class BitsPerByte(Metric):
     score_names = ("bits_per_byte", "byte_perplexity", "word_perplexity")
 
     def signature(self) -> str:
+        """Return how a text is divided into windows, its first token, and the version."""
         return "bits_per_byte|windows:rolling,context 1|prefix:bos,else eos|version:1"
 
     def statistics(self, item: Item) -> dict[str, tuple[float, ...]]:
+        """Return the text's NLL in nats with its length in bytes or words.
+
+        Raises:
+            HarnessError: The item was not scored as a text.
+        """
         if item.text_nll is None:
             what = "has no likelihood as a text"
             raise HarnessError(f"item {item.id}", what, "evaluate its suite, of plain texts, with this metric")
-        size = float(len(item.reference.encode()))
-        words = float(len(re.split(r"\s+", item.reference)))
-        lengths = {"bits_per_byte": size, "byte_perplexity": size, "word_perplexity": words}
+        byte_count = float(len(item.reference.encode()))
+        word_count = float(len(re.split(r"\s+", item.reference)))
+        lengths = {"bits_per_byte": byte_count, "byte_perplexity": byte_count, "word_perplexity": word_count}
         return {name: (item.text_nll, lengths[name]) for name in self.score_names}
 
     def aggregate(self, name: str, total: Sequence[float]) -> float:
+        """Return bits per byte, or a perplexity; NaN without text."""
         nll, length = total
         if not length:
             return math.nan
         if name == "bits_per_byte":
             return nll / length / math.log(2)
-        try:
-            return math.exp(nll / length)
-        except OverflowError:  # a float holds no more than e^709
-            return math.inf
+        return exp_or_inf(nll / length)
 
     def is_ratio(self, name: str) -> bool:
+        """Return whether the score is `bits_per_byte`; the perplexities are not ratios."""
         return name == "bits_per_byte"

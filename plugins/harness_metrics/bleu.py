@@ -1,4 +1,4 @@
-"""BLEU over a corpus, by sacrebleu (Papineni et al., 2002, aclanthology P02-1040; Post, 2018, arXiv:1804.08771)."""
+"""Corpus BLEU, by sacrebleu (Papineni et al., 2002, aclanthology P02-1040; Post, 2018, arXiv:1804.08771)."""
 
 from __future__ import annotations
 
@@ -7,11 +7,35 @@ from functools import lru_cache
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
-from harness_metrics.base import TextMetric
+from harness import Component
+from harness_metrics.base import LOWERCASE_OPTION, TextMetric
+from harness_metrics.normalization import LANG_OPTION
 from harness_metrics.tokenization import segmentation_of
 
 if TYPE_CHECKING:
-    from sacrebleu.metrics import BLEU
+    from sacrebleu.metrics.bleu import BLEU
+
+COMPONENTS: dict[str, Component] = {
+    "bleu": Component(
+        summary="Corpus BLEU of the answers, 0 to 100, by sacrebleu.",
+        factory="harness_metrics.bleu:Bleu",
+        options={
+            "tokenize": {
+                "enum": ["auto", "13a", "zh", "char", "intl", "none"],
+                "default": "auto",
+                "description": "sacrebleu's tokenizer; `auto` selects `zh` for Chinese references, `char` for other "
+                "scripts without spaces, else `13a`.",
+            },
+            "lang": LANG_OPTION,
+            "lowercase": LOWERCASE_OPTION,
+            "effective_order": {
+                "type": "boolean",
+                "default": False,
+                "description": "Ignore n-gram orders without a match. Use it for answers of a few words.",
+            },
+        },
+    ),
+}
 
 _MAX_NGRAM_ORDER = 4
 _TOKENIZERS = {"spaced": "13a", "zh": "zh", "char": "char"}
@@ -20,12 +44,6 @@ _TOKENIZERS = {"spaced": "13a", "zh": "zh", "char": "char"}
 class Bleu(TextMetric):
     """Corpus BLEU, from 0 to 100, equal to sacrebleu's `corpus_score`.
 
-    tokenize: a tokeniser of sacrebleu, or `auto`: for each item by its first reference, `zh` for Chinese, `char` for
-        other scripts without spaces (kana, Hangul, Thai …), else `13a`.
-    lang: the references' language, which `auto` then goes by; itself `auto`: their script.
-    lowercase: compare without case.
-    effective_order: leave out n-gram orders without any match; for suites of very short answers, where BLEU is else 0.
-
     Statistics: answer length, reference length, matches of orders 1–4, n-grams of orders 1–4.
     """
 
@@ -33,10 +51,20 @@ class Bleu(TextMetric):
     citation = "Post (2018), A Call for Clarity in Reporting BLEU Scores, https://aclanthology.org/W18-6319"
 
     def __init__(self, tokenize: str, lang: str, lowercase: bool, effective_order: bool) -> None:
+        """Create the metric.
+
+        Args:
+            tokenize: A tokenizer of sacrebleu, or `auto`: for each item by its first reference, `zh` for Chinese,
+                `char` for other scripts without spaces (kana, Hangul, Thai …), else `13a`.
+            lang: The language of the references, which `auto` then uses; itself `auto`: their script.
+            lowercase: Compare without case.
+            effective_order: Ignore n-gram orders without any match. Suites of very short answers have BLEU 0 without.
+        """
         self._tokenize, self._lang = tokenize, lang
         self._lowercase, self._effective_order = lowercase, effective_order
 
     def signature(self) -> str:
+        """Return sacrebleu's signature; `harness-auto1` names the choice of the tokenizer by script."""
         tokenize = self._tokenize
         if tokenize == "auto":
             by_script = self._lang == "auto"
@@ -45,6 +73,7 @@ class Bleu(TextMetric):
         return f"bleu|nrefs:1|case:{case}|eff:{order}|tok:{tokenize}|smooth:exp|version:{version('sacrebleu')}"
 
     def answer_statistics(self, answer: str, references: Sequence[str]) -> dict[str, tuple[float, ...]]:
+        """Return lengths, matches and n-gram counts of one answer."""
         tokenize = (
             _TOKENIZERS[segmentation_of(references[0], self._lang)] if self._tokenize == "auto" else self._tokenize
         )
@@ -52,7 +81,8 @@ class Bleu(TextMetric):
         return {"bleu": (score.sys_len, score.ref_len, *score.counts, *score.totals)}
 
     def aggregate(self, name: str, total: Sequence[float]) -> float:
-        from sacrebleu.metrics import BLEU
+        """Return the corpus BLEU of the summed counts."""
+        from sacrebleu.metrics.bleu import BLEU
 
         answer_length, reference_length, *counts = map(int, total)
         return BLEU.compute_bleu(
@@ -67,9 +97,9 @@ class Bleu(TextMetric):
 
 @lru_cache(maxsize=8)
 def _get_scorer(tokenize: str, lowercase: bool) -> BLEU:
-    from sacrebleu.metrics import BLEU
+    from sacrebleu.metrics.bleu import BLEU
 
-    # Only the counts of a sentence are read; the effective order spares sacrebleu's warning about sentence scores.
+    # Only the counts of a sentence are used; the effective order avoids sacrebleu's warning about sentence scores.
     return BLEU(
         tokenize=tokenize, lowercase=lowercase, effective_order=True, force=True, max_ngram_order=_MAX_NGRAM_ORDER
     )

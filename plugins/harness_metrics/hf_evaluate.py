@@ -1,6 +1,6 @@
-"""Turns a metric of text into a metric of Hugging Face's package `evaluate`, with no hub and no files.
+"""Conversion of a text metric to a metric of Hugging Face `evaluate`, without hub access or files.
 
-`evaluate.load` always asks the hub or GitHub; a subclass that is made directly does not.
+`evaluate.load` always contacts the hub or GitHub; an instance of a subclass does not.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ Returns:
 """
 
 
-class _HfEvaluateMetric(evaluate.Metric):
-    """An `evaluate.Metric` whose numbers come from one of ours."""
+class _HfEvaluateMetric(evaluate.Metric):  # type: ignore[misc, unused-ignore]
+    """An `evaluate.Metric` that returns the scores of a metric of this package."""
 
     harness_metric: TextMetric
 
@@ -42,7 +42,7 @@ class _HfEvaluateMetric(evaluate.Metric):
         )
 
     def _infer_feature_from_batch(self, batch: Mapping[str, Sequence[Any]]) -> datasets.Features:
-        # `evaluate` looks at the first element here, before anything of ours is called.
+        # `evaluate` reads the first element here, before it calls `_compute`.
         if not all(len(column) for column in batch.values()):
             raise _no_answers_error(self.name)
         return super()._infer_feature_from_batch(batch)
@@ -50,12 +50,12 @@ class _HfEvaluateMetric(evaluate.Metric):
     def _compute(self, predictions: Sequence[str], references: Sequence[str | Sequence[str]]) -> dict[str, float]:
         totals: dict[str, list[float]] = {}
         for answer, reference in zip(predictions, references, strict=True):
-            several = [reference] if isinstance(reference, str) else list(reference)
-            if not several:
+            answer_references = [reference] if isinstance(reference, str) else list(reference)
+            if not answer_references:
                 raise HarnessError(self.name, "an answer has no reference", "give each answer at least one")
-            for name, statistics in self.harness_metric.answer_statistics(answer, several).items():
-                before = totals.setdefault(name, [0.0] * len(statistics))
-                totals[name] = [x + y for x, y in zip(before, statistics, strict=True)]
+            for name, statistics in self.harness_metric.answer_statistics(answer, answer_references).items():
+                total = totals.setdefault(name, [0.0] * len(statistics))
+                totals[name] = [x + y for x, y in zip(total, statistics, strict=True)]
         return {name: self.harness_metric.aggregate(name, totals[name]) for name in self.harness_metric.score_names}
 
 
@@ -64,11 +64,12 @@ def _no_answers_error(name: str) -> HarnessError:
 
 
 def to_hf_evaluate(metric: TextMetric) -> evaluate.Metric:
-    """The metric as an `evaluate.Metric`; its `compute(predictions=, references=)` equals `metric.aggregate`.
+    """Return the metric as an `evaluate.Metric`.
 
-    Raises HarnessError from `compute` when there are no answers, or an answer has no reference.
+    Its `compute(predictions=, references=)` equals `metric.aggregate` of the summed statistics. It raises HarnessError
+    if there are no answers, or an answer has no reference.
     """
-    kind = type(
+    metric_class = type(
         type(metric).__name__, (_HfEvaluateMetric,), {"harness_metric": metric, "__doc__": type(metric).__doc__}
     )
-    return kind(keep_in_memory=True)
+    return metric_class(keep_in_memory=True)

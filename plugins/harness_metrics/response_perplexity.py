@@ -1,4 +1,4 @@
-"""How well the model foretells the reference response."""
+"""Likelihood of the reference responses, per token."""
 
 from __future__ import annotations
 
@@ -6,15 +6,23 @@ import math
 from collections.abc import Sequence
 from typing import ClassVar, Literal
 
-from harness import HarnessError, Item, Metric
+from harness import Component, HarnessError, Item, Metric
+from harness_metrics.base import exp_or_inf
+
+COMPONENTS: dict[str, Component] = {
+    "response_perplexity": Component(
+        summary="Perplexity of the reference responses' tokens and their mean NLL; lower is better.",
+        factory="harness_metrics.response_perplexity:ResponsePerplexity",
+    ),
+}
 
 
 class ResponsePerplexity(Metric):
-    """Perplexity of the reference responses, and its logarithm: nats a response token. Lower is better.
+    """Perplexity of the reference responses, and its logarithm in nats per response token; lower is better.
 
-    `response_perplexity` is exp(sum of NLL / number of response tokens) over the whole suite, end of turn included,
-    the prompt not: neither a mean of the items' perplexities nor one of words or bytes. `response_nll` is the
-    exponent. Both are NaN where no item has a response token.
+    `response_perplexity` is exp(sum of NLL / number of response tokens) over the whole suite, with the end of turn and
+    without the prompt. It is neither a mean of the items' perplexities nor a perplexity per word or byte.
+    `response_nll` is the exponent. Both are NaN where no item has a response token.
 
     Statistics: summed NLL in nats, tokens.
     """
@@ -24,23 +32,26 @@ class ResponsePerplexity(Metric):
     score_names = ("response_perplexity", "response_nll")
 
     def signature(self) -> str:
+        """Return unit, tokens, mean and version."""
         return "response_perplexity|unit:token|over:response+end-of-turn|mean:corpus|version:1"
 
     def statistics(self, item: Item) -> dict[str, tuple[float, ...]]:
+        """Return the item's summed NLL in nats, and its response tokens.
+
+        Raises:
+            HarnessError: The item's likelihood was not measured.
+        """
         if item.nll is None:
             raise HarnessError(f"item {item.id}", "has no likelihood", "evaluate its suite with this metric")
         return dict.fromkeys(self.score_names, (item.nll, float(item.tokens)))
 
     def is_ratio(self, name: str) -> bool:
+        """Return whether the score is `response_nll`; the perplexity is not a ratio."""
         return name == "response_nll"
 
     def aggregate(self, name: str, total: Sequence[float]) -> float:
+        """Return the mean NLL per token, or its exponential; NaN without tokens."""
         nll, tokens = total
         if not tokens:
             return math.nan
-        if name == "response_nll":
-            return nll / tokens
-        try:
-            return math.exp(nll / tokens)
-        except OverflowError:  # a float holds no more than e^709
-            return math.inf
+        return nll / tokens if name == "response_nll" else exp_or_inf(nll / tokens)

@@ -1,4 +1,4 @@
-"""ROUGE by rouge_score with words cut for any script (Lin, 2004, aclanthology W04-1013)."""
+"""ROUGE by rouge_score, with words tokenized for any script (Lin, 2004, aclanthology W04-1013)."""
 
 from __future__ import annotations
 
@@ -7,27 +7,44 @@ from functools import cached_property
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+from harness import Component
 from harness_metrics.base import MeanMetric
 from harness_metrics.tokenization import TOKENIZATION_VERSION, tokenize_words
 
 if TYPE_CHECKING:
     from rouge_score.rouge_scorer import RougeScorer
 
+COMPONENTS: dict[str, Component] = {
+    "rouge": Component(
+        summary="Mean F-measure of ROUGE-1, -2, -L and -Lsum, 0 to 1, for any script.",
+        factory="harness_metrics.rouge:Rouge",
+        options={
+            "stem": {
+                "type": "boolean",
+                "default": False,
+                "description": "Compare Porter stems of English words, like ROUGE-1.5.5 with `-m`.",
+            }
+        },
+    ),
+}
+
 
 class Rouge(MeanMetric):
     """Mean F-measure of ROUGE-1, -2, -L and -Lsum over the answers, from 0 to 1; no resampled aggregate.
 
-    ROUGE-L takes a text as one sequence, ROUGE-Lsum as the set of its lines.
-
-    stem: Porter stems of English words of more than three letters, as ROUGE-1.5.5 with `-m`.
-
-    With several references the best counts, for each score by itself. ROUGE-2 of texts of one word is 0.
+    ROUGE-L treats a text as one sequence, ROUGE-Lsum as the set of its lines. With several references the best one
+    counts, for each score separately. ROUGE-2 of texts of one word is 0.
     """
 
     score_names = ("rouge1", "rouge2", "rougeL", "rougeLsum")
     citation = "Lin (2004), ROUGE: A Package for Automatic Evaluation of Summaries, https://aclanthology.org/W04-1013"
 
     def __init__(self, stem: bool) -> None:
+        """Create the metric.
+
+        Args:
+            stem: Compare Porter stems of English words of more than three letters, like ROUGE-1.5.5 with `-m`.
+        """
         self._stem = stem
 
     @cached_property
@@ -37,15 +54,17 @@ class Rouge(MeanMetric):
         return RougeScorer(list(self.score_names), tokenizer=_RougeTokenizer(self._stem))
 
     def signature(self) -> str:
+        """Return word tokenization, stemming and rouge_score's version."""
         return f"rouge|tok:{TOKENIZATION_VERSION}|stem:{'yes' if self._stem else 'no'}|version:{version('rouge-score')}"
 
     def answer_statistics(self, answer: str, references: Sequence[str]) -> dict[str, tuple[float, ...]]:
+        """Return the best F-measures over the references."""
         scores = self._scorer.score_multi(list(references), answer)
         return {name: (float(scores[name].fmeasure), 1.0) for name in self.score_names}
 
 
 class _RougeTokenizer:
-    """What rouge_score asks of a tokeniser: its own keeps `[a-z0-9]+` alone, and scores identical Chinese text 0."""
+    """The tokenizer of rouge_score. Its default keeps only `[a-z0-9]+` and scores identical Chinese texts 0."""
 
     def __init__(self, stem: bool) -> None:
         self._stemmer: Any = None
@@ -55,7 +74,7 @@ class _RougeTokenizer:
             self._stemmer = PorterStemmer()
 
     def tokenize(self, text: str) -> list[str]:
-        found = tokenize_words(text)
+        words = tokenize_words(text)
         if self._stemmer is None:
-            return found
-        return [self._stemmer.stem(word) if len(word) > 3 and word.isascii() else word for word in found]
+            return words
+        return [self._stemmer.stem(word) if len(word) > 3 and word.isascii() else word for word in words]

@@ -6,23 +6,46 @@ import csv
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from harness import HarnessError, InvalidRecord, Record, Source
-from harness_sources.files import SourceFiles, decode_utf8, display_path, no_rows_error
+from harness import Component, HarnessError, InvalidRecord, Record, Source
+from harness_sources.files import SourceFiles, decode_utf8, display_path, file_options, no_rows_error
+
+COMPONENTS: dict[str, Component] = {
+    "csv": Component(
+        summary="Reads rows from a CSV file whose first line names the columns.",
+        factory="harness_sources.csv_table:CsvSource",
+        options=file_options(
+            "A CSV file, plain or compressed with gzip or zstd",
+            delimiter={
+                "type": "string",
+                "minLength": 1,
+                "maxLength": 1,
+                "default": ",",
+                "description": 'The character between two fields, e.g. ";" or "\\t".',
+            },
+        ),
+        required=("path",),
+    ),
+}
 
 
 class CsvSource(Source):
-    """The rows of CSV files as RFC 4180 has them. A place is `file:line`, the line that the row begins on.
-
-    delimiter: one character. A field may hold line breaks inside double quotes.
-    """
+    """The rows of CSV files (RFC 4180). A location is `file:line`, the first line of the row."""
 
     def __init__(self, path: str | Sequence[str], storage: Mapping[str, Any], delimiter: str) -> None:
+        """Create the source.
+
+        Args:
+            path: See `SourceFiles`.
+            storage: See `SourceFiles`.
+            delimiter: One character. A field in double quotes may contain it, and line breaks.
+        """
         self.files, self.delimiter = SourceFiles(path, storage), delimiter
 
     def records(self) -> Iterator[Record | InvalidRecord]:
-        """Every row under its columns' names; one with too few or too many fields, or not in UTF-8, is a bad row.
+        """Yield every row as column -> text. A row with a wrong number of fields, or not in UTF-8, is invalid.
 
-        Raises HarnessError from the line on where a file is no CSV.
+        Raises:
+            HarnessError: A file is not CSV; the error names the line.
         """
         # A document in a field may be longer than the 128 KiB that the csv module allows by default.
         csv.field_size_limit(2**31 - 1)
@@ -32,65 +55,67 @@ class CsvSource(Source):
 
 
 def _parse_rows(path: str, lines: Iterable[bytes], delimiter: str) -> Iterator[Record | InvalidRecord]:
-    file, empty, begin = display_path(path), True, 1
-    text = _Utf8Lines(lines)
-    table = csv.reader(text, delimiter=delimiter, strict=True)
+    file, has_rows, first_line = display_path(path), False, 1
+    text_lines = _Utf8Lines(lines)
+    reader = csv.reader(text_lines, delimiter=delimiter, strict=True)
     try:
-        header = next(table, None)
+        header = next(reader, None)
         if header is None:
             raise no_rows_error(path)
         columns = _validate_header(file, header, delimiter)
-        if text.utf8_error:
-            raise HarnessError(f"{file}:1", text.utf8_error, "save the file as UTF-8")
-        begin = table.line_num + 1
-        for fields in table:
-            place, begin = f"{file}:{begin}", table.line_num + 1
+        if text_lines.utf8_error:
+            raise HarnessError(f"{file}:1", text_lines.utf8_error, "save the file as UTF-8")
+        first_line = reader.line_num + 1
+        for fields in reader:
+            location, first_line = f"{file}:{first_line}", reader.line_num + 1
             if not fields:  # a blank line
                 continue
-            empty = False
-            if text.utf8_error:
+            has_rows = True
+            if text_lines.utf8_error:
                 raw = delimiter.join(fields).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-                yield InvalidRecord(place, text.utf8_error, "save the file as UTF-8", raw)
-                text.utf8_error = ""
+                yield InvalidRecord(location, text_lines.utf8_error, "save the file as UTF-8", raw)
+                text_lines.utf8_error = ""
             elif len(fields) == len(columns):
-                yield Record(place, dict(zip(columns, fields, strict=True)))
+                yield Record(location, dict(zip(columns, fields, strict=True)))
             else:
-                what = f"has {len(fields)} fields where the header names {len(columns)}"
-                yield InvalidRecord(
-                    place, what, f"put fields that hold {delimiter!r} or a line break in double quotes", fields
-                )
+                what = f"has {len(fields)} fields, but the header names {len(columns)}"
+                hint = f"put fields that contain {delimiter!r} or a line break in double quotes"
+                yield InvalidRecord(location, what, hint, fields)
     except csv.Error as error:
         hint = "a double quote inside a quoted field is written twice"
-        raise HarnessError(f"{file}:{begin}", f"is not CSV: {error}", hint) from None
-    if empty:
+        raise HarnessError(f"{file}:{first_line}", f"is not CSV: {error}", hint) from None
+    if not has_rows:
         raise no_rows_error(path)
 
 
 class _Utf8Lines:
-    """The lines of a file as text. wrong: what is not UTF-8 in those read since it was last made blank."""
+    """The lines of a file as text.
+
+    Attributes:
+        utf8_error: What is not UTF-8 in the lines read since the caller last reset it.
+    """
 
     def __init__(self, lines: Iterable[bytes]) -> None:
         self.lines = enumerate(lines, 1)
         self.utf8_error = ""
 
     def __iter__(self) -> Iterator[str]:
-        for number, raw in self.lines:
+        for line_number, raw in self.lines:
             try:
-                yield decode_utf8(raw, is_file_start=number == 1)
+                yield decode_utf8(raw, is_file_start=line_number == 1)
             except ValueError as error:
-                # The table goes on below: only the row that this line is part of is bad.
+                # Reading continues: only the row with this line is invalid.
                 self.utf8_error = self.utf8_error or str(error)
                 yield raw.decode("utf-8", "surrogateescape")
 
 
 def _validate_header(file: str, header: list[str], delimiter: str) -> list[str]:
+    """Return the column names, or raise HarnessError for a header that is blank, ambiguous or not split."""
     if not header:
-        raise HarnessError(
-            f"{file}:1", "the first line is blank, and it is to name the columns", "begin with their names"
-        )
-    twice = sorted({name for name in header if header.count(name) > 1})
-    if twice:
-        raise HarnessError(f"{file}:1", f"the header names the column {twice[0]!r} twice", "rename one of them")
+        raise HarnessError(f"{file}:1", "the first line is blank", "write the column names there")
+    repeated = sorted({name for name in header if header.count(name) > 1})
+    if repeated:
+        raise HarnessError(f"{file}:1", f"the header names the column {repeated[0]!r} twice", "rename one of them")
     if len(header) == 1 and any(other in header[0] for other in ",;\t|" if other != delimiter):
         what = f"the header has one column, {header[0]!r}, when split at {delimiter!r}"
         raise HarnessError(f"{file}:1", what, "set the source's option 'delimiter'")

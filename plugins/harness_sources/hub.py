@@ -8,64 +8,115 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from harness import HarnessError, Record, Source
+from harness import Component, HarnessError, Record, Source
 from harness_sources.arrow import drop_null_fields
+
+COMPONENTS: dict[str, Component] = {
+    "hub": Component(
+        summary="Reads rows from a dataset of the Hugging Face hub; its code is never executed.",
+        factory="harness_sources.hub:HubSource",
+        options={
+            "name": {
+                "type": "string",
+                "pattern": r"^[\w.-]+(/[\w.-]+)?$",
+                "description": "The dataset's id, e.g. tatsu-lab/alpaca.",
+            },
+            "config": {
+                "type": ["string", "null"],
+                "default": None,
+                "description": "The dataset's configuration. null: its default one.",
+            },
+            "split": {
+                "type": "string",
+                "minLength": 1,
+                "default": "train",
+                "description": "The split, e.g. train, or a slice of one: train[:1000].",
+            },
+            "revision": {
+                "type": ["string", "null"],
+                "default": None,
+                "description": "Branch, tag or commit; a commit makes the run repeatable. null: main.",
+            },
+            "streaming": {
+                "type": "boolean",
+                "default": False,
+                "description": "Fetch rows as they are read and keep no copy: with `head`, only as many as needed.",
+            },
+        },
+        required=("name",),
+    ),
+}
 
 is_commit_hash = re.compile(r"[0-9a-f]{40}").fullmatch
 
 NETWORK_PACKAGES = ("httpx", "httpx2", "requests", "aiohttp")
-"""Packages whose errors are those of the network and not of a dataset."""
+"""Packages whose errors are network errors, not errors of a dataset."""
 
 
 class HubSource(Source):
-    """The rows of one split of a dataset. A place is `hub:name/split:[index]`, from 0.
+    """The rows of one split of a dataset. A location is `hub:name/split:[index]`, from 0.
 
-    None of the dataset's own code is run: what needs it is an error. Private datasets are read with the token that
-    `hf auth login` or $HF_TOKEN gives. A branch or tag is resolved to its commit first, so that what is told is what
-    was read. streaming: rows are fetched as they are asked for; nothing is kept.
+    The dataset's code is never executed: a dataset that needs it is an error. Private datasets are read with the token
+    of `hf auth login` or $HF_TOKEN. A branch or tag is resolved to its commit first, so that the recorded commit is the
+    one that was read.
     """
 
     def __init__(self, name: str, config: str | None, split: str, revision: str | None, streaming: bool) -> None:
+        """Create the source.
+
+        Args:
+            name: The dataset's id.
+            config: Its configuration; None: the default one.
+            split: The split, or a slice of one.
+            revision: Branch, tag or commit; None: main.
+            streaming: Fetch rows as they are requested and store nothing.
+        """
         self.name, self.config, self.split = name, config, split
         self.revision, self.streaming = revision, streaming
         self.location = f"hub:{name}"
         self.commit: str | None = None
 
     def records(self) -> Iterator[Record]:
-        """Every row with its index. Raises HarnessError for what is not there or cannot be reached."""
+        """Yield every row with its index.
+
+        Raises:
+            HarnessError: The dataset does not exist or cannot be reached.
+        """
         index = -1
         with self._as_harness_errors():
             for index, row in enumerate(self._load_dataset()):
                 yield Record(f"{self.location}/{self.split}:[{index}]", _drop_null_fields_of_row(row))
         if index < 0:
-            raise HarnessError(f"{self.location}/{self.split}", "the data set holds no rows", "name another split")
+            raise HarnessError(f"{self.location}/{self.split}", "the dataset has no rows", "name another split")
 
     def metadata(self) -> Mapping[str, str]:
-        """The commit that was read, where the hub could be asked."""
+        """Return the commit that was read, if the hub could be reached."""
         return {"commit": self.commit} if self.commit else {}
 
     def warnings(self) -> Sequence[str]:
-        """That the revision is not pinned, with the commit to pin."""
+        """Return a warning with the commit to pin, unless the revision is a commit."""
         if self.revision is not None and is_commit_hash(self.revision):
             return ()
-        named = f"{self.location} is read at {self.revision or 'its newest commit'!r}"
+        subject = f"{self.location} is read at {self.revision or 'its newest commit'!r}"
         if self.commit is None:
-            return (f"{named}, and the hub cannot be asked which commit that is",)
-        return (f"""{named}, which may move; to read the same rows again: "revision": "{self.commit}\"""",)
+            return (f"{subject}, and the hub cannot be reached to find out which commit that is",)
+        return (f"""{subject}, which may change; to read the same rows again: "revision": "{self.commit}\"""",)
 
     def _load_dataset(self) -> Any:
         from datasets import load_dataset
 
         if Path(self.name).exists():
-            # `load_dataset` would read the folder and never ask the hub.
-            what = f"a file or folder called {self.name!r} stands in the working folder and hides the dataset"
+            # `load_dataset` would read the folder and not the hub.
+            what = f"a file or folder called {self.name!r} in the working folder hides the dataset"
             raise HarnessError(self.location, what, "run from another folder, or read its files with another source")
         self.commit = self._resolve_commit()
-        more = {"streaming": True} if self.streaming else {}
-        return load_dataset(self.name, self.config, split=self.split, revision=self.commit or self.revision, **more)
+        streaming = {"streaming": True} if self.streaming else {}
+        return load_dataset(
+            self.name, self.config, split=self.split, revision=self.commit or self.revision, **streaming
+        )
 
     def _resolve_commit(self) -> str | None:
-        """The commit of the revision; None where the hub cannot be asked, which a copy on disk may do without."""
+        """Return the commit of the revision, or None if the hub cannot be reached; a cached copy may still load."""
         from huggingface_hub import HfApi
         from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
@@ -80,8 +131,8 @@ class HubSource(Source):
             hint = "check its name; for a private or gated dataset set $HF_TOKEN"
             raise HarnessError(self.location, "there is no such dataset", hint) from None
         except Exception:
-            # The errors of the hub's HTTP library have another class with every version. What is really wrong, loading
-            # tells; where it does without the hub, the warning does.
+            # The errors of the hub's HTTP library change their class with the version. If something is really wrong,
+            # loading raises; if a cached copy loads, `warnings` reports the unknown commit.
             return None
 
     @contextmanager
@@ -97,17 +148,15 @@ class HubSource(Source):
             hint = "check the network, $HF_HUB_OFFLINE and $HF_ENDPOINT, or download the data and use another source"
             raise HarnessError(self.location, f"the hub cannot be reached: {error}", hint) from None
         except (DatasetsError, OSError, ValueError, RuntimeError) as error:
-            # datasets tells of scripts, unknown configurations and unknown splits in these.
-            raise HarnessError(
-                self.location, f"cannot be loaded: {error}", "check config, split and revision"
-            ) from None
+            # datasets raises these for scripts, unknown configurations and unknown splits.
+            hint = "check config, split and revision"
+            raise HarnessError(self.location, f"cannot be loaded: {error}", hint) from None
         except Exception as error:
             if type(error).__module__.partition(".")[0] not in NETWORK_PACKAGES:
                 raise
             what = f"the hub cannot be reached: {type(error).__name__}: {error}"
-            raise HarnessError(
-                self.location, what, "check the network, or download the data and use another source"
-            ) from None
+            hint = "check the network, or download the data and use another source"
+            raise HarnessError(self.location, what, hint) from None
 
 
 def _drop_null_fields_of_row(row: Mapping[str, Any]) -> dict[str, Any]:

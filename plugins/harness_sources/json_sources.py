@@ -1,6 +1,7 @@
-"""The items of one JSON array, one by one, whatever the size of the file that holds it.
+"""Rows from JSONL files and from JSON files.
 
-Knows JSON's grammar around the items; each item is left to the json module.
+A JSON array is read item by item, so that its file may have any size. This module parses the JSON grammar around the
+items; the json module parses each item.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from codecs import BOM_UTF8
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
-from harness import HarnessError, InvalidRecord, Record, Source
+from harness import Component, HarnessError, InvalidRecord, Record, Source
 from harness.utils.json_files import StrictJsonDecoder, duplicate_key_error
 from harness_sources.files import (
     INTEGER_TOO_LONG,
@@ -20,208 +21,132 @@ from harness_sources.files import (
     decode_utf8,
     display_path,
     escape_invalid_utf8,
+    file_options,
     no_rows_error,
 )
+
+COMPONENTS: dict[str, Component] = {
+    "jsonl": Component(
+        summary="Reads rows from a file with one JSON object per line.",
+        factory="harness_sources.json_sources:JsonlSource",
+        options=file_options("A JSONL file, plain or compressed with gzip or zstd"),
+        required=("path",),
+    ),
+    "json": Component(
+        summary="Reads rows from a JSON file: an array of objects, or an object with one array of objects.",
+        factory="harness_sources.json_sources:JsonSource",
+        options=file_options("A JSON file, plain or compressed with gzip or zstd"),
+        required=("path",),
+    ),
+}
 
 BLOCK_SIZE = 1 << 18
 """Bytes read at once; more where one item is longer."""
 
 TRUNCATION_MARGIN = 16
-"""An error this many characters before the end of what is read may be but an item that goes on."""
+"""A syntax error within this many characters of the window's end may only mean that the item is not complete yet."""
 
+_HINT_INTEGER = "write the number as text"
 _match_whitespace = re.compile(r"[ \t\n\r]*").match
 
 
-def iter_array_items(file: str, begin: bytes, stream: BinaryIO) -> Iterator[tuple[Any, str | None]]:
-    """The items of a file's array, each with a key that an object in it names twice, or None.
-
-    file: as shown in errors. begin: bytes already read from the stream.
-    Raises HarnessError with line and column where the file is not JSON, or not UTF-8.
-    """
-    text = _JsonWindow(file, begin, stream)
-    text.skip_whitespace()
-    text.position += 1  # the bracket that the caller has seen
-    if text.skip_whitespace() != "]":
-        while True:
-            yield text.parse_item(), text.value_decoder.duplicate_key
-            follows = text.skip_whitespace()
-            if follows == "]":
-                break
-            if follows != ",":
-                raise text.syntax_error("Expecting ',' delimiter", text.position)
-            text.position += 1
-            text.skip_whitespace()
-    text.position += 1
-    if text.skip_whitespace():
-        raise text.syntax_error("Extra data", text.position)
-
-
-class _JsonWindow:
-    """A window on the text of a file, filled as it is read. at: where reading stands in it."""
-
-    def __init__(self, file: str, begin: bytes, stream: BinaryIO) -> None:
-        self.file, self.stream = file, stream
-        self.decoder = codecs.getincrementaldecoder("utf-8-sig")()
-        self.value_decoder = StrictJsonDecoder()
-        self.text, self.position, self.at_end = "", 0, False
-        self.line, self.column, self.bytes_decoded = 1, 1, 0  # of the window's first character; bytes decoded so far
-        self._append(begin)
-        self.at_end = False
-
-    def skip_whitespace(self) -> str:
-        """The next character that is no white space; blank at the end of the file."""
-        while True:
-            self.position = _match_whitespace(self.text, self.position).end()  # type: ignore[union-attr]
-            if self.position < len(self.text) or self.at_end:
-                return self.text[self.position : self.position + 1]
-            self._read_more(BLOCK_SIZE)
-
-    def parse_item(self) -> Any:
-        """The value that begins here."""
-        size = BLOCK_SIZE
-        while True:
-            try:
-                value, end = self.value_decoder.raw_decode(self.text, self.position)
-            except json.JSONDecodeError as error:
-                goes_on = error.pos >= len(self.text) - TRUNCATION_MARGIN or error.msg.startswith("Unterminated string")
-                if self.at_end or not goes_on:
-                    raise self.syntax_error(error.msg, error.pos) from None
-            except RecursionError:
-                raise HarnessError(self.file, "is nested too deep to be read", "mend the file") from None
-            except ValueError:
-                line, column = self._line_and_column(self.position)
-                raise HarnessError(
-                    f"{self.file}:{line}:{column}", INTEGER_TOO_LONG, "write the number as text"
-                ) from None
-            else:
-                if self.at_end or end < len(self.text) or isinstance(value, (dict, list, str)):
-                    self.position = end
-                    return value
-            self._read_more(size)
-            size *= 2  # so that an item of any length costs time in proportion to it
-
-    def syntax_error(self, what: str, position: int) -> HarnessError:
-        """The error for what stands at a position of the window."""
-        line, column = self._line_and_column(position)
-        return HarnessError(f"{self.file}:{line}:{column}", f"is not JSON: {what}", "mend the file")
-
-    def _line_and_column(self, position: int) -> tuple[int, int]:
-        breaks = self.text.count("\n", 0, position)
-        column = position - self.text.rfind("\n", 0, position) if breaks else self.column + position
-        return self.line + breaks, column
-
-    def _read_more(self, size: int) -> None:
-        self.line, self.column = self._line_and_column(self.position)
-        self.text, self.position = self.text[self.position :], 0
-        self._append(self.stream.read(size))
-
-    def _append(self, raw: bytes) -> None:
-        waiting = len(self.decoder.getstate()[0])
-        try:
-            self.text += self.decoder.decode(raw, final=not raw)
-        except UnicodeDecodeError as error:
-            line = self._line_and_column(len(self.text))[0] + error.object.count(b"\n", 0, error.start)
-            byte = self.bytes_decoded - waiting + error.start
-            what = f"is not UTF-8: byte {byte + 1} is 0x{error.object[error.start]:02x}"
-            raise HarnessError(f"{self.file}:{line}", what, "save the file as UTF-8") from None
-        self.bytes_decoded += len(raw)
-        self.at_end = not raw
-
-
 class JsonlSource(Source):
-    """The objects of JSONL files, in order. A place is `file:line`."""
+    """The objects of JSONL files, in order. A location is `file:line`."""
 
     def __init__(self, path: str | Sequence[str], storage: Mapping[str, Any]) -> None:
+        """Create the source; see `SourceFiles` for path and storage."""
         self.files = SourceFiles(path, storage)
 
     def records(self) -> Iterator[Record | InvalidRecord]:
-        """Every object with its line; a line that holds none, or names a key twice, is a bad row."""
+        """Yield every object with its line. A line without an object, or with a repeated key, is invalid."""
         decoder = StrictJsonDecoder()
         for path in self.files:
-            empty = True
+            has_rows = False
             with self.files.open(path) as lines:
                 file = display_path(path)
-                for number, raw in enumerate(lines, 1):
+                for line_number, raw in enumerate(lines, 1):
                     if raw.isspace() or raw.strip() == BOM_UTF8:
                         continue
-                    empty = False
-                    yield _parse_line(raw, decoder, f"{file}:{number}")
-            if empty:
+                    has_rows = True
+                    yield _parse_line(raw, decoder, f"{file}:{line_number}")
+            if not has_rows:
                 raise no_rows_error(path)
 
 
 def _parse_line(raw: bytes, decoder: StrictJsonDecoder, location: str) -> Record | InvalidRecord:
     try:
-        # A byte order mark stands before the first line of each file, also where several were put into one.
+        # Where several files were concatenated, lines in the middle begin with a byte order mark too.
         text = decode_utf8(raw, is_file_start=False).removeprefix("\ufeff")
     except ValueError as error:
         return InvalidRecord(location, str(error), "save the file as UTF-8", escape_invalid_utf8(raw))
     try:
         row = decoder.decode(text)
     except json.JSONDecodeError as error:
-        hint = "each line holds one JSON object; for JSON over several lines use the source 'json'"
+        hint = "write one JSON object per line; for JSON over several lines use the source 'json'"
         return InvalidRecord(location, f"is not JSON: {error.msg} at column {error.colno}", hint, text)
     except RecursionError:
-        return InvalidRecord(location, "is nested too deep to be read", "mend the line", text)
-    except ValueError:  # Python reads no longer ones, which would take forever
-        return InvalidRecord(location, INTEGER_TOO_LONG, "write the number as text", text)
+        return InvalidRecord(location, "is nested too deep to be read", "fix the line", text)
+    except ValueError:  # Python refuses longer integers, whose conversion is slow
+        return InvalidRecord(location, INTEGER_TOO_LONG, _HINT_INTEGER, text)
     if decoder.duplicate_key is not None:
         return InvalidRecord(location, *duplicate_key_error(decoder.duplicate_key), text)
     if isinstance(row, dict):
         return Record(location, row)
     if isinstance(row, list):
-        return InvalidRecord(
-            location, "is an array, not an object", "for one JSON array in a file use the source 'json'", text
-        )
-    return InvalidRecord(location, f"is the value {json.dumps(row)[:40]}, not an object", "mend the line", text)
+        hint = "for one JSON array in a file use the source 'json'"
+        return InvalidRecord(location, "is an array, not an object", hint, text)
+    return InvalidRecord(location, f"is the value {json.dumps(row)[:40]}, not an object", "fix the line", text)
 
 
 class JsonSource(Source):
-    """The objects of JSON files: of the file's array, or of the one array in the file's object.
+    """The objects of JSON files: those of the file's array, or of the only array in the file's object.
 
-    A place is `file:[index]`, from 0. An array is read item by item, an object whole.
+    A location is `file:[index]`, from 0. An array is read item by item, an object at once.
     """
 
     def __init__(self, path: str | Sequence[str], storage: Mapping[str, Any]) -> None:
+        """Create the source; see `SourceFiles` for path and storage."""
         self.files = SourceFiles(path, storage)
 
     def records(self) -> Iterator[Record | InvalidRecord]:
-        """Every object with its index; another item, or one that names a key twice, is a bad row.
+        """Yield every object with its index. Another item, or one with a repeated key, is invalid.
 
-        Raises HarnessError for a file that is no array.
+        Raises:
+            HarnessError: A file has no array of rows.
         """
         for path in self.files:
             file, index = display_path(path), -1
             with self.files.open(path) as stream:
-                for index, (row, twice) in enumerate(_iter_items(file, path, stream)):
-                    place = f"{file}:[{index}]"
-                    if twice is not None:
-                        yield InvalidRecord(place, *duplicate_key_error(twice), row)
+                for index, (row, duplicate_key) in enumerate(_iter_items(file, path, stream)):
+                    location = f"{file}:[{index}]"
+                    if duplicate_key is not None:
+                        yield InvalidRecord(location, *duplicate_key_error(duplicate_key), row)
                     elif isinstance(row, dict):
-                        yield Record(place, row)
+                        yield Record(location, row)
                     else:
-                        yield InvalidRecord(place, f"is {json.dumps(row)[:40]}, not an object", "mend the row", row)
+                        what = f"is {json.dumps(row)[:40]}, not an object"
+                        yield InvalidRecord(location, what, "fix the row", row)
             if index < 0:
                 raise no_rows_error(path)
 
 
 def _iter_items(file: str, path: str, stream: BinaryIO) -> Iterator[tuple[Any, str | None]]:
-    """The items, each with a key that an object in it names twice, or None."""
-    begin = b""
-    while not begin.removeprefix(b"\xef\xbb\xbf").strip():
+    """Yield the items, each with a key that is repeated in one of its objects, or None."""
+    first_bytes = b""
+    while not first_bytes.removeprefix(BOM_UTF8).strip():
         block = stream.read(1 << 16)
         if not block:
             raise no_rows_error(path)
-        begin += block
-    if begin.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"[":
-        yield from iter_array_items(file, begin, stream)
+        first_bytes += block
+    if first_bytes.removeprefix(BOM_UTF8).lstrip()[:1] == b"[":
+        yield from iter_array_items(file, first_bytes, stream)
         return
-    document = _parse_document(file, begin + stream.read())
+    document = _parse_document(file, first_bytes + stream.read())
     if not isinstance(document, dict):
-        raise HarnessError(file, "is not an array of objects", "keep one array of objects in the file")
+        raise HarnessError(file, "is not an array of objects", "write one array of objects into the file")
     arrays = [value for value in document.values() if isinstance(value, list)]
     if len(arrays) != 1:
-        what = f"is an object with {len(arrays)} arrays, so it does not say which one holds the rows"
+        what = f"is an object with {len(arrays)} arrays, so it is not clear which one has the rows"
         raise HarnessError(file, what, "keep one array of objects in the file")
     yield from ((row, None) for row in arrays[0])
 
@@ -230,25 +155,140 @@ def _parse_document(file: str, raw: bytes) -> Any:
     try:
         text = decode_utf8(raw, is_file_start=True)
     except ValueError as error:
-        raise HarnessError(f"{file}:{_line_of_bad_byte(raw)}", str(error), "save the file as UTF-8") from None
+        raise HarnessError(f"{file}:{_line_of_invalid_byte(raw)}", str(error), "save the file as UTF-8") from None
     decoder = StrictJsonDecoder()
     try:
         value = decoder.decode(text)
     except json.JSONDecodeError as error:
-        hint = "for one object a line use the source 'jsonl'" if error.msg == "Extra data" else "mend the file"
+        hint = "for one object per line use the source 'jsonl'" if error.msg == "Extra data" else "fix the file"
         raise HarnessError(f"{file}:{error.lineno}:{error.colno}", f"is not JSON: {error.msg}", hint) from None
     except RecursionError:
-        raise HarnessError(file, "is nested too deep to be read", "mend the file") from None
+        raise _too_deep_error(file) from None
     except ValueError:
-        raise HarnessError(file, INTEGER_TOO_LONG, "write the number as text") from None
+        raise HarnessError(file, INTEGER_TOO_LONG, _HINT_INTEGER) from None
     if decoder.duplicate_key is not None:
         raise HarnessError(file, *duplicate_key_error(decoder.duplicate_key))
     return value
 
 
-def _line_of_bad_byte(raw: bytes) -> int:
+def _too_deep_error(file: str) -> HarnessError:
+    return HarnessError(file, "is nested too deep to be read", "fix the file")
+
+
+def _line_of_invalid_byte(raw: bytes) -> int:
     try:
         raw.decode("utf-8")
     except UnicodeDecodeError as error:
         return raw.count(b"\n", 0, error.start) + 1
     return 1
+
+
+def iter_array_items(file: str, first_bytes: bytes, stream: BinaryIO) -> Iterator[tuple[Any, str | None]]:
+    """Yield the items of a file's array, each with a key that is repeated in one of its objects, or None.
+
+    Args:
+        file: The file's name in errors.
+        first_bytes: Bytes already read from the stream.
+        stream: The remaining bytes.
+
+    Raises:
+        HarnessError: The file is not JSON, or not UTF-8; the error has line and column.
+    """
+    window = _JsonWindow(file, first_bytes, stream)
+    window.skip_whitespace()
+    window.position += 1  # the bracket, which the caller has checked
+    if window.skip_whitespace() != "]":
+        while True:
+            yield window.parse_item(), window.value_decoder.duplicate_key
+            separator = window.skip_whitespace()
+            if separator == "]":
+                break
+            if separator != ",":
+                raise window.syntax_error("Expecting ',' delimiter", window.position)
+            window.position += 1
+            window.skip_whitespace()
+    window.position += 1
+    if window.skip_whitespace():
+        raise window.syntax_error("Extra data", window.position)
+
+
+class _JsonWindow:
+    """A window on the text of a file, filled as the text is read.
+
+    Attributes:
+        text: The decoded part of the file that is in memory.
+        position: The index in `text` of the next character to parse.
+        at_end: Whether the file has been read to its end.
+        line: The line of the first character of `text`, from 1.
+        column: Its column, from 1.
+        bytes_decoded: The number of bytes of the file decoded so far.
+    """
+
+    def __init__(self, file: str, first_bytes: bytes, stream: BinaryIO) -> None:
+        self.file, self.stream = file, stream
+        self.decoder = codecs.getincrementaldecoder("utf-8-sig")()
+        self.value_decoder = StrictJsonDecoder()
+        self.text, self.position, self.at_end = "", 0, False
+        self.line, self.column, self.bytes_decoded = 1, 1, 0
+        self._append(first_bytes)
+        self.at_end = False
+
+    def skip_whitespace(self) -> str:
+        """Return the next character that is not white space; empty at the end of the file."""
+        while True:
+            self.position = _match_whitespace(self.text, self.position).end()  # type: ignore[union-attr]
+            if self.position < len(self.text) or self.at_end:
+                return self.text[self.position : self.position + 1]
+            self._read_more(BLOCK_SIZE)
+
+    def parse_item(self) -> Any:
+        """Return the value that begins at the position."""
+        size = BLOCK_SIZE
+        while True:
+            try:
+                value, end = self.value_decoder.raw_decode(self.text, self.position)
+            except json.JSONDecodeError as error:
+                may_be_incomplete = error.pos >= len(self.text) - TRUNCATION_MARGIN or error.msg.startswith(
+                    "Unterminated string"
+                )
+                if self.at_end or not may_be_incomplete:
+                    raise self.syntax_error(error.msg, error.pos) from None
+            except RecursionError:
+                raise _too_deep_error(self.file) from None
+            except ValueError:
+                line, column = self._line_and_column(self.position)
+                raise HarnessError(f"{self.file}:{line}:{column}", INTEGER_TOO_LONG, _HINT_INTEGER) from None
+            else:
+                # A number at the window's end may have more digits in the file.
+                if self.at_end or end < len(self.text) or isinstance(value, (dict, list, str)):
+                    self.position = end
+                    return value
+            self._read_more(size)
+            size *= 2  # the cost of an item stays proportional to its length
+
+    def syntax_error(self, what: str, position: int) -> HarnessError:
+        """Return the error for a position of the window."""
+        line, column = self._line_and_column(position)
+        return HarnessError(f"{self.file}:{line}:{column}", f"is not JSON: {what}", "fix the file")
+
+    def _line_and_column(self, position: int) -> tuple[int, int]:
+        line_breaks = self.text.count("\n", 0, position)
+        column = position - self.text.rfind("\n", 0, position) if line_breaks else self.column + position
+        return self.line + line_breaks, column
+
+    def _read_more(self, size: int) -> None:
+        self.line, self.column = self._line_and_column(self.position)
+        self.text, self.position = self.text[self.position :], 0
+        self._append(self.stream.read(size))
+
+    def _append(self, raw: bytes) -> None:
+        pending = len(self.decoder.getstate()[0])  # bytes of a character that is not complete yet
+        try:
+            self.text += self.decoder.decode(raw, final=not raw)
+        except UnicodeDecodeError as error:
+            line = self._line_and_column(len(self.text))[0] + error.object.count(b"\n", 0, error.start)
+            byte = self.bytes_decoded - pending + error.start
+            what = f"is not UTF-8: byte {byte + 1} is 0x{error.object[error.start]:02x}"
+            raise HarnessError(f"{self.file}:{line}", what, "save the file as UTF-8") from None
+        self.bytes_decoded += len(raw)
+        self.at_end = not raw

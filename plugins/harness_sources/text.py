@@ -1,36 +1,65 @@
-"""Plain text, for continued pretraining: a document a line, or a file."""
+"""Plain text for continued pretraining: one document per line, or per file."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from harness import InvalidRecord, Record, Source
-from harness_sources.files import SourceFiles, decode_utf8, display_path, escape_invalid_utf8, no_rows_error
+from harness import Component, InvalidRecord, Record, Source
+from harness_sources.files import (
+    SourceFiles,
+    decode_utf8,
+    display_path,
+    escape_invalid_utf8,
+    file_options,
+    no_rows_error,
+)
+
+COMPONENTS: dict[str, Component] = {
+    "text": Component(
+        summary="Reads plain text for continued pretraining: one document per line, or per file.",
+        factory="harness_sources.text:TextSource",
+        options=file_options(
+            "A text file in UTF-8, plain or compressed with gzip or zstd",
+            document={
+                "enum": ["line", "file"],
+                "default": "line",
+                "description": "What a document is: each line that is not blank, or each file.",
+            },
+        ),
+        required=("path",),
+    ),
+}
 
 
 class TextSource(Source):
-    """The documents of text files, each a row with the column `text`.
-
-    document: `line`: every line that is not blank, at the place `file:line`; `file`: a whole file, at the place `file`.
-    """
+    """The documents of text files, each a row with the column `text`."""
 
     def __init__(self, path: str | Sequence[str], storage: Mapping[str, Any], document: str) -> None:
+        """Create the source.
+
+        Args:
+            path: See `SourceFiles`.
+            storage: See `SourceFiles`.
+            document: `line`: every line that is not blank, with the location `file:line`; `file`: every file, with
+                the location `file`.
+        """
         self.files, self.document = SourceFiles(path, storage), document
 
     def records(self) -> Iterator[Record | InvalidRecord]:
-        """Every document; one that is not UTF-8 is a bad row."""
+        """Yield every document; one that is not UTF-8 is invalid."""
         for path in self.files:
-            with self.files.open(path) as file:
+            with self.files.open(path) as stream:
                 if self.document == "file":
-                    yield _build_record(file.read(), display_path(path), is_file_start=True)
+                    yield _build_record(stream.read(), display_path(path), is_file_start=True)
                     continue
-                place, empty = display_path(path), True
-                for number, raw in enumerate(file, 1):
+                file, has_rows = display_path(path), False
+                for line_number, raw in enumerate(stream, 1):
                     if not raw.isspace():
-                        empty = False
-                        yield _build_record(raw.rstrip(b"\r\n"), f"{place}:{number}", is_file_start=number == 1)
-            if empty:
+                        has_rows = True
+                        is_file_start = line_number == 1
+                        yield _build_record(raw.rstrip(b"\r\n"), f"{file}:{line_number}", is_file_start=is_file_start)
+            if not has_rows:
                 raise no_rows_error(path)
 
 

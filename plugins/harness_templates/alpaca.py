@@ -1,12 +1,24 @@
-"""Stanford Alpaca's prompt (Taori et al., 2023, github.com/tatsu-lab/stanford_alpaca), both of its variants.
+"""Stanford Alpaca's prompt (Taori et al., 2023, github.com/tatsu-lab/stanford_alpaca), with and without an input.
 
-The published prompt ends at "### Response:" and the answer follows at once, where a tokenizer may join the colon and
-the first letters of the answer into one token. As in most later uses of the format, a line break stands between them.
+The published prompt ends at "### Response:", and the answer follows directly. A tokenizer may then join the colon and
+the first letters of the answer into one token. As in most later uses of the format, a line break separates them here.
 """
 
 from __future__ import annotations
 
+from harness import Component
 from harness_templates.base import HeadingsTemplate
+
+COMPONENTS: dict[str, Component] = {
+    "alpaca": Component(
+        summary="Stanford Alpaca's instruction prompt, with and without an input; supports several turns.",
+        factory="harness_templates.alpaca:Alpaca",
+    ),
+    "instruction_zh": Component(
+        summary="Chinese instruction prompt: ### 指令: / ### 输入: / ### 回答:, with and without an input.",
+        factory="harness_templates.alpaca:InstructionZh",
+    ),
+}
 
 
 class Alpaca(HeadingsTemplate):

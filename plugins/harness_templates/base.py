@@ -1,4 +1,7 @@
-"""What the templates share: taking a conversation apart, and refusing one that a format has no place for."""
+"""Base classes and helpers of the built-in templates: splitting a conversation, and refusing one.
+
+A format refuses a conversation that it cannot express: leaving a part out would train a model on half a row.
+"""
 
 from __future__ import annotations
 
@@ -14,59 +17,90 @@ from harness import HarnessError, Message, Span, Template
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-
 ROLES = ("system", "user", "assistant")
-HINT_TOOL_TEMPLATES = "choose one that has: qwen, llama3 or mistral, or the model's own (tokenizer)"
-HINT_ALTERNATE = "let user and assistant alternate, or choose a template that is free in this, such as chatml"
+HINT_TOOL_TEMPLATES = "choose a template with tools: qwen, llama3 or mistral, or the model's own (tokenizer)"
+HINT_ALTERNATE = "let user and assistant alternate, or choose a template without this rule, such as chatml"
+
+
+def system_option(default: str | None, null_meaning: str) -> dict[str, Any]:
+    """Return the option `system`, the system message of conversations without one.
+
+    Args:
+        default: The option's default.
+        null_meaning: What null means, as the end of a sentence.
+    """
+    description = f"The system message of conversations without one. null: {null_meaning}."
+    return {"system": {"type": ["string", "null"], "default": default, "description": description}}
+
+
+def date_option(shown_by: str) -> dict[str, Any]:
+    """Return the option `date`, which replaces today's date, so that a run does not depend on the day.
+
+    Args:
+        shown_by: What shows the date, as the subject of a sentence.
+    """
+    return {
+        "date": {
+            "type": "string",
+            "pattern": "^[0-9]{4}-[0-9]{2}-[0-9]{2}$",
+            "default": "2024-07-26",
+            "description": f"What {shown_by} shows as today's date, so that a run does not depend on the day.",
+        }
+    }
 
 
 @dataclass(frozen=True)
 class TurnPair:
-    """A user's message and the response to it; the last turn of an open conversation has none."""
+    """A user's message and the response to it.
+
+    Attributes:
+        user: The user's message.
+        response: The response; None in the last turn of a conversation that ends before a response.
+    """
 
     user: Message
     response: Message | None
 
 
-def unsupported_error(template: str, what: str, hint: str) -> HarnessError:
-    """The error of a template that has no place for a conversation. Who knows the row adds its place."""
-    return HarnessError(f"template {template}", what, hint)
-
-
 def has_input(message: Message) -> bool:
-    """Whether the message keeps an input apart from its content. A blank one counts as none, as in Alpaca's data."""
+    """Return whether the message has an input besides its content. A blank one counts as none, as in Alpaca's data."""
     return message.input is not None and bool(message.input.strip())
 
 
 def message_text(message: Message) -> str:
-    """The whole text of a message, its input below the content, for formats with no place of its own for an input."""
+    """Return the content with the input below it, for formats without headings for inputs."""
     return f"{message.content}\n\n{message.input}" if has_input(message) else message.content
 
 
 @lru_cache(maxsize=1024)
 def markup_span(text: str, *, trained: bool = False) -> Span:
-    """Text that the format writes, in which special tokens count as such. A format has few, so they are kept."""
+    """Return text that the format writes, in which special tokens are such. A format has few, so they are cached."""
     return Span(text, train=trained, markup=True)
 
 
 def drop_empty_spans(spans: Iterable[Span]) -> tuple[Span, ...]:
-    """The spans without those that are empty."""
+    """Return the spans that have text."""
     return tuple(span for span in spans if span.text)
 
 
 def is_trained(message: Message) -> bool:
-    """Whether the loss is taken on the message: only responses can be trained, and a row may leave some of them out."""
+    """Return whether the loss includes the message: a response, unless the row excludes it."""
     return message.role == "assistant" and message.train
 
 
 def add_system_message(messages: Sequence[Message], system: str | None) -> Sequence[Message]:
-    """The conversation, begun with `system` where it has no system message of its own."""
+    """Return the conversation with the system message `system`, unless it has one."""
     if system is None or not messages or messages[0].role == "system":
         return messages
     return (Message("system", system), *messages)
 
 
-# -- what a format has no place for -----------------------------------------------------------------------------------
+# -- conversations that a format cannot express -----------------------------------------------------------------------
+
+
+def unsupported_error(template: str, what: str, hint: str) -> HarnessError:
+    """Return the error of a template for a conversation that its format cannot express; the caller adds the row."""
+    return HarnessError(f"template {template}", what, hint)
 
 
 def validate_conversation(
@@ -77,64 +111,72 @@ def validate_conversation(
     tools: Sequence[Mapping[str, Any]] = (),
     supports_tools: bool = False,
 ) -> None:
-    """Raise HarnessError unless every role is known and the conversation ends where it must.
+    """Check the roles, the order of tool calls and answers, and the end of a conversation.
 
-    add_generation_prompt: it must end before a response; otherwise with one. supports_tools: whether the format has a
-    place for tools, for calls of them and for what they answer.
+    Args:
+        messages: The conversation.
+        template: The template's name, for errors.
+        add_generation_prompt: The conversation must end before a response; otherwise with one.
+        tools: The tools of the row.
+        supports_tools: Whether the format supports tools, their calls and their answers.
+
+    Raises:
+        HarnessError: One of these is wrong.
     """
     if not supports_tools:
         _validate_no_tools(messages, tools, template)
     roles = (*ROLES, "tool") if supports_tools else ROLES
-    unanswered = 0
+    unanswered_calls = 0
     for number, message in enumerate(messages, 1):
         if message.role not in roles:
-            raise unsupported_error(
-                template, f"there is no place for the role {message.role!r}", f"use {', '.join(roles)}"
-            )
+            what = f"the format has no role {message.role!r}"
+            raise unsupported_error(template, what, f"use {', '.join(roles)}")
         if message.tool_calls and message.role != "assistant":
             what = f"message {number} ({message.role}) calls a tool"
-            raise unsupported_error(template, what, "only the assistant calls tools: mend the row")
-        unanswered = unanswered - 1 if message.role == "tool" else len(message.tool_calls)
-        if unanswered < 0:
-            what = f"message {number} is what a tool answers, and no call before it is left to answer"
-            raise unsupported_error(template, what, "let it follow the assistant's message that calls the tool")
-    last = messages[-1].role if messages else "nothing"
-    if add_generation_prompt and last == "assistant":
+            raise unsupported_error(template, what, "move the call to an assistant's message")
+        unanswered_calls = unanswered_calls - 1 if message.role == "tool" else len(message.tool_calls)
+        if unanswered_calls < 0:
+            what = f"message {number} is a tool's answer without an unanswered call before it"
+            raise unsupported_error(template, what, "put it after the assistant's message that calls the tool")
+    last_role = messages[-1].role if messages else "nothing"
+    if add_generation_prompt and last_role == "assistant":
         raise unsupported_error(template, "a prompt cannot end with a response", "end it with the user's message")
-    if not add_generation_prompt and last != "assistant":
-        raise unsupported_error(template, f"the conversation ends with {last}", "end it with the assistant's response")
+    if not add_generation_prompt and last_role != "assistant":
+        what = f"the conversation ends with {last_role}"
+        raise unsupported_error(template, what, "end it with the assistant's response")
     if all(message.role == "system" for message in messages):
         raise unsupported_error(template, "the conversation has no user message", "begin it with one")
 
 
 def _validate_no_tools(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]], template: str) -> None:
     if tools:
-        raise unsupported_error(template, "the format has no place for tools", HINT_TOOL_TEMPLATES)
+        raise unsupported_error(template, "the format does not support tools", HINT_TOOL_TEMPLATES)
     for number, message in enumerate(messages, 1):
         if message.tool_calls:
-            raise unsupported_error(
-                template, f"the format has no place for tool calls (message {number})", HINT_TOOL_TEMPLATES
-            )
+            what = f"the format does not support tool calls (message {number})"
+            raise unsupported_error(template, what, HINT_TOOL_TEMPLATES)
         if message.role == "tool":
-            raise unsupported_error(
-                template, f"the format has no place for what a tool answers (message {number})", HINT_TOOL_TEMPLATES
-            )
+            what = f"the format does not support tool answers (message {number})"
+            raise unsupported_error(template, what, HINT_TOOL_TEMPLATES)
 
 
 def validate_alternation(messages: Sequence[Message], template: str) -> None:
-    """Raise HarnessError unless a system message stands first or nowhere, and user and assistant alternate after it.
+    """Check that user and assistant alternate, after at most one system message at the beginning.
 
-    What tools answer counts to the assistant's turn, which goes on after it.
+    Tool answers belong to the assistant's turn, which continues after them.
+
+    Raises:
+        HarnessError: They do not alternate.
     """
     start = _first_turn_index(messages)
     expected = "user"
-    for index, message in enumerate(messages[start:], 1):
+    for number, message in enumerate(messages[start:], 1):
         if message.role == "tool":
             expected = "assistant"
             continue
         if message.role != expected:
             after = " after the system message" if start else ""
-            what = f"message {index}{after} is {message.role!r} where {expected!r} must stand"
+            what = f"message {number}{after} is {message.role!r} instead of {expected!r}"
             raise unsupported_error(template, what, HINT_ALTERNATE)
         expected = "user" if message.role == "assistant" else "assistant"
 
@@ -142,18 +184,27 @@ def validate_alternation(messages: Sequence[Message], template: str) -> None:
 def split_turns(
     messages: Sequence[Message], *, add_generation_prompt: bool, template: str, tools: Sequence[Mapping[str, Any]] = ()
 ) -> tuple[str | None, tuple[TurnPair, ...]]:
-    """The system message, if any, and the turns of a conversation in which user and assistant alternate.
+    """Return the system message, if any, and the turns of a conversation without tools.
 
-    Raises HarnessError when they do not, when a system message stands anywhere but first, or when there are tools.
+    Args:
+        messages: The conversation.
+        add_generation_prompt: Whether the conversation ends before a response.
+        template: The template's name, for errors.
+        tools: The tools of the row.
+
+    Raises:
+        HarnessError: User and assistant do not alternate, a system message is not the first message, or there are
+            tools.
     """
     validate_conversation(messages, add_generation_prompt=add_generation_prompt, template=template, tools=tools)
     validate_alternation(messages, template)
     start = _first_turn_index(messages)
-    rest = messages[start:]
-    turns = tuple(
-        TurnPair(rest[index], rest[index + 1] if index + 1 < len(rest) else None) for index in range(0, len(rest), 2)
+    turns = messages[start:]
+    pairs = tuple(
+        TurnPair(turns[index], turns[index + 1] if index + 1 < len(turns) else None)
+        for index in range(0, len(turns), 2)
     )
-    return (messages[0].content if start else None), turns
+    return (messages[0].content if start else None), pairs
 
 
 def _first_turn_index(messages: Sequence[Message]) -> int:
@@ -161,57 +212,75 @@ def _first_turn_index(messages: Sequence[Message]) -> int:
 
 
 def parse_date(date: str, template: str) -> datetime.date:
-    """The day that the option `date` names. Raises HarnessError when the calendar has no such day."""
+    """Return the day that the option `date` names.
+
+    Raises:
+        HarnessError: There is no such day.
+    """
     try:
         return datetime.date.fromisoformat(date)
     except ValueError as error:
-        where, what = f"template.{template}.date", f"{date!r} is no date ({error})"
+        where, what = f"template.{template}.date", f"{date!r} is not a date ({error})"
         raise HarnessError(where, what, "write it as 2024-07-26") from error
 
 
-# -- what a format needs of a tokenizer -------------------------------------------------------------------------------
+# -- tokens that a format needs ---------------------------------------------------------------------------------------
 
 
 def require_eos_token(tokenizer: PreTrainedTokenizerBase, template: str) -> str:
-    """The tokenizer's end-of-sequence token. Raises HarnessError when it has none: nothing would end a response."""
+    """Return the tokenizer's end-of-sequence token.
+
+    Raises:
+        HarnessError: It has none: nothing would end a response.
+    """
     if not tokenizer.eos_token:
-        raise unsupported_error(
-            template, "the tokenizer has no end-of-sequence token", "set one, or choose another template"
-        )
+        what = "the tokenizer has no end-of-sequence token"
+        raise unsupported_error(template, what, "set one, or choose another template")
     return str(tokenizer.eos_token)
 
 
 def require_tokens(tokenizer: PreTrainedTokenizerBase, tokens: tuple[str, ...], template: str) -> None:
-    """Raise HarnessError unless the tokenizer knows each of the format's own tokens.
+    """Check that each of the format's markers is one token of the tokenizer.
 
-    In pieces, they would be text like any other, and a user's text could end a turn.
+    A marker of several tokens would be text like any other, and a user's text could end a turn.
+
+    Raises:
+        HarnessError: The tokenizer lacks one.
     """
-    fit = _verified_tokens.setdefault(tokenizer, set())
-    if tokens in fit:
+    verified = _verified_tokens.setdefault(tokenizer, set())
+    if tokens in verified:
         return
-    known = tokenizer.added_tokens_encoder
+    added_tokens = tokenizer.added_tokens_encoder
     for token in tokens:
-        if token not in known:
+        if token not in added_tokens:
             hint = "choose a template that needs none, such as alpaca, or another model"
             raise unsupported_error(template, f"the tokenizer has no token {token}", hint)
-    fit.add(tokens)
+    verified.add(tokens)
 
 
 _verified_tokens: WeakKeyDictionary[PreTrainedTokenizerBase, set[tuple[str, ...]]] = WeakKeyDictionary()
-"""Tokenizers and what they have been seen to know: asking takes long where there are many tokens."""
+"""Tokenizers and the tokens they have: `added_tokens_encoder` is slow where there are many tokens."""
+
+
+# -- base classes -----------------------------------------------------------------------------------------------------
 
 
 class ChatTurnsTemplate(Template):
-    """Header, content, end of turn. Subclasses say how these look, and may write a turn otherwise.
+    """A format whose turns are a header, the content and an end of turn. Subclasses define these.
 
-    required_tokens: what the tokenizer must know as tokens of its own, or any text could be a header.
-    turn_separator: what stands between two turns; it is never trained, as a model that has ended its turn is done.
+    Attributes:
+        name: The template's name, for errors.
+        required_tokens: The markers that must be tokens of the tokenizer, or any text could be a header.
+        turn_separator: The text between two turns. It is never trained: a model has finished at its end of turn.
+        supports_tools: Whether the format supports tools.
+        system: The system message of conversations without one; None: no system turn.
     """
 
     name: ClassVar[str]
     required_tokens: ClassVar[tuple[str, ...]] = ()
     turn_separator: ClassVar[str] = "\n"
     supports_tools: bool = False
+    system: str | None = None
 
     def render(
         self,
@@ -221,7 +290,12 @@ class ChatTurnsTemplate(Template):
         add_generation_prompt: bool = False,
         tools: Sequence[Mapping[str, Any]] = (),
     ) -> tuple[Span, ...]:
-        """The conversation as spans. Raises HarnessError when the tokenizer does not know the format's tokens."""
+        """Render the conversation turn by turn.
+
+        Raises:
+            HarnessError: The format cannot express the conversation, or the tokenizer lacks one of its tokens.
+        """
+        messages = add_system_message(messages, self.system)
         self.validate(messages, tokenizer, add_generation_prompt, tools)
         spans = self.conversation_start(tokenizer)
         for message in messages:
@@ -231,28 +305,24 @@ class ChatTurnsTemplate(Template):
         return drop_empty_spans(spans)
 
     def stop_strings(self, tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
-        """The end of turn, and the end-of-sequence token where that is another one."""
+        """Return the end of turn, and the end-of-sequence token if it differs."""
         return tuple(dict.fromkeys(stop for stop in (self.turn_end(tokenizer), tokenizer.eos_token) if stop))
 
-    # -- what a format says -------------------------------------------------------------------------------------------
-
     def turn_header(self, role: str) -> str:
-        """What stands before a turn of this role."""
+        """Return the header of a turn of this role."""
         raise NotImplementedError
 
     def turn_end(self, tokenizer: PreTrainedTokenizerBase) -> str:
-        """What ends every turn."""
+        """Return the end of every turn."""
         raise NotImplementedError
 
     def conversation_start(self, tokenizer: PreTrainedTokenizerBase) -> list[Span]:
-        """What stands before the first turn."""
+        """Return the spans before the first turn."""
         return []
 
     def render_body(self, message: Message) -> list[Span]:
-        """What stands between header and end of turn."""
+        """Return the spans between header and end of turn."""
         return [Span(message_text(message), train=is_trained(message))]
-
-    # -- what they share ----------------------------------------------------------------------------------------------
 
     def validate(
         self,
@@ -261,7 +331,11 @@ class ChatTurnsTemplate(Template):
         add_generation_prompt: bool,
         tools: Sequence[Mapping[str, Any]],
     ) -> None:
-        """Raise HarnessError when the format has no place for the conversation, or the tokenizer lacks its tokens."""
+        """Check conversation and tokenizer.
+
+        Raises:
+            HarnessError: The format cannot express the conversation, or the tokenizer lacks one of its tokens.
+        """
         validate_conversation(
             messages,
             add_generation_prompt=add_generation_prompt,
@@ -274,7 +348,7 @@ class ChatTurnsTemplate(Template):
     def render_turn(
         self, role: str, body: Sequence[Span], tokenizer: PreTrainedTokenizerBase, *, trained: bool = False
     ) -> list[Span]:
-        """One turn with its header, end and gap."""
+        """Return one turn: header, body, end of turn (trained or not) and separator."""
         return [
             markup_span(self.turn_header(role)),
             *body,
@@ -283,15 +357,39 @@ class ChatTurnsTemplate(Template):
         ]
 
 
-class HeadingsTemplate(Template):
-    """Instruction, input and response, each below its heading; the response ends with the end-of-sequence token.
+class EosTemplate(Template):
+    """A format whose responses end with the end-of-sequence token.
 
-    A row's system message stands in the place of the preface. Further turns repeat the headings, which are plain text:
-    a user's text can look like one. Only the template can write the end-of-sequence token that ends a response. There
-    is no place for tools.
+    Attributes:
+        name: The template's name, for errors.
     """
 
     name: ClassVar[str]
+
+    def stop_strings(self, tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
+        """Return the end-of-sequence token.
+
+        Raises:
+            HarnessError: The tokenizer has none.
+        """
+        return (require_eos_token(tokenizer, self.name),)
+
+
+class HeadingsTemplate(EosTemplate):
+    """A format with instruction, input and response, each below its heading.
+
+    A row's system message replaces the preface. Further turns repeat the headings. These are plain text, so a user's
+    text can look like one; but only the template can write the end-of-sequence token that ends a response. Tools are
+    not supported.
+
+    Attributes:
+        instruction_heading: The heading of the user's message.
+        input_heading: The heading of its input.
+        response_heading: The heading of the response.
+        preface: The text before the first heading.
+        preface_with_input: The same, where the first message has an input.
+    """
+
     instruction_heading: ClassVar[str]
     input_heading: ClassVar[str]
     response_heading: ClassVar[str]
@@ -306,7 +404,12 @@ class HeadingsTemplate(Template):
         add_generation_prompt: bool = False,
         tools: Sequence[Mapping[str, Any]] = (),
     ) -> tuple[Span, ...]:
-        """The conversation as spans. Raises HarnessError where user and assistant do not alternate."""
+        """Render the conversation under its headings.
+
+        Raises:
+            HarnessError: User and assistant do not alternate, there are tools, or the tokenizer has no end-of-sequence
+                token.
+        """
         system, turns = split_turns(
             messages, add_generation_prompt=add_generation_prompt, template=self.name, tools=tools
         )
@@ -325,7 +428,3 @@ class HeadingsTemplate(Template):
                 trained = is_trained(turn.response)
                 spans += [Span(turn.response.content, train=trained), markup_span(end, trained=trained)]
         return drop_empty_spans(spans)
-
-    def stop_strings(self, tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
-        """The end-of-sequence token."""
-        return (require_eos_token(tokenizer, self.name),)

@@ -1,8 +1,8 @@
 """Gemma's format (arXiv:2403.08295, arXiv:2503.19786): `<start_of_turn>role`, the content, `<end_of_turn>`.
 
-Of Gemma, Gemma 2 and Gemma 3, whose assistant is called `model`. A system message stands at the head of the first
-user turn, as Gemma 3's chat template has it; the older ones' refuse it. Contents are stripped, as published. There is
-no place for tools. Gemma 4 has another format: take the tokenizer's.
+It is the format of Gemma, Gemma 2 and Gemma 3, whose assistant is called `model`. A system message is written at the
+beginning of the first user turn, as in Gemma 3's chat template; the older ones refuse it. Contents are stripped, as
+published. Tools are not supported. Gemma 4 has another format: use the tokenizer's.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from harness import Message, Span
+from harness import Component, Message, Span
 from harness_templates.base import (
     ChatTurnsTemplate,
     drop_empty_spans,
@@ -22,6 +22,13 @@ from harness_templates.base import (
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+COMPONENTS: dict[str, Component] = {
+    "gemma": Component(
+        summary="The format of Gemma 1 to 3: <start_of_turn>user … <end_of_turn>, the assistant called model.",
+        factory="harness_templates.gemma:Gemma",
+    ),
+}
 
 TURN_START, TURN_END = "<start_of_turn>", "<end_of_turn>"
 
@@ -40,8 +47,11 @@ class Gemma(ChatTurnsTemplate):
         add_generation_prompt: bool = False,
         tools: Sequence[Mapping[str, Any]] = (),
     ) -> tuple[Span, ...]:
-        """The conversation as spans. Raises HarnessError when the tokenizer does not know the format's two tokens, or
-        where user and assistant do not alternate."""
+        """Render the turns, with the system message in the first user turn.
+
+        Raises:
+            HarnessError: User and assistant do not alternate, or the tokenizer lacks one of the format's two tokens.
+        """
         self.validate(messages, tokenizer, add_generation_prompt, tools)
         validate_alternation(messages, self.name)
         system = [Span(messages[0].content), markup_span("\n\n")] if messages[0].role == "system" else []
@@ -54,13 +64,17 @@ class Gemma(ChatTurnsTemplate):
         return drop_empty_spans(spans)
 
     def turn_header(self, role: str) -> str:
+        """Return `<start_of_turn>role`, with `model` for the assistant."""
         return f"{TURN_START}{'model' if role == 'assistant' else role}\n"
 
     def turn_end(self, tokenizer: PreTrainedTokenizerBase) -> str:
+        """Return `<end_of_turn>`."""
         return TURN_END
 
     def conversation_start(self, tokenizer: PreTrainedTokenizerBase) -> list[Span]:
+        """Return the begin-of-sequence token, if the tokenizer has one."""
         return [markup_span(tokenizer.bos_token or "")]
 
     def render_body(self, message: Message) -> list[Span]:
+        """Return the content, stripped."""
         return [Span(message_text(message).strip(), train=is_trained(message))]

@@ -1,10 +1,13 @@
-"""Llama 3's format (arXiv:2407.21783): `<|start_header_id|>role<|end_header_id|>`, the content, `<|eot_id|>`.
+"""Llama's formats: Llama 2 (arXiv:2307.09288) and Llama 3 (arXiv:2407.21783).
 
-Two versions of the chat templates that Meta published with the models:
-  3.1  also of Llama 3.2 and 3.3. Every conversation begins with a system turn that tells the date. Tools stand in the
-       first user turn, a call is one JSON object with `parameters`, and what a tool answers is the role `ipython`'s.
-  3    of Llama 3: the turns alone, and no tools.
-Contents are stripped, as published. Llama's built-in tools (`<|python_tag|>`) have no place here.
+Llama 3 writes `<|start_header_id|>role<|end_header_id|>`, the content, `<|eot_id|>`. There are two versions of the chat
+templates that Meta published with the models:
+
+    3.1  Llama 3.1, 3.2 and 3.3. Every conversation begins with a system turn that has the date. Tools are declared in
+         the first user turn, a call is one JSON object with `parameters`, and a tool answers in the role `ipython`.
+    3    Llama 3: only the turns, and no tools.
+
+Contents are stripped, as published. Llama's built-in tools (`<|python_tag|>`) are not supported.
 """
 
 from __future__ import annotations
@@ -12,9 +15,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from harness import Message, Span, Template
+from harness import Component, Message, Span
 from harness_templates.base import (
     ChatTurnsTemplate,
+    EosTemplate,
+    date_option,
     drop_empty_spans,
     is_trained,
     markup_span,
@@ -29,9 +34,29 @@ from harness_templates.tool_calls import dump_json, to_openai_tool
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+COMPONENTS: dict[str, Component] = {
+    "llama2": Component(
+        summary="Llama 2's chat format: [INST] … [/INST] with a <<SYS>> block, one <s> … </s> per turn.",
+        factory="harness_templates.llama:Llama2",
+    ),
+    "llama3": Component(
+        summary="Llama 3's format, by default that of 3.1 to 3.3 with a dated system turn and tools.",
+        factory="harness_templates.llama:Llama3",
+        options={
+            "version": {
+                "enum": ["3.1", "3"],
+                "default": "3.1",
+                "description": "3.1: Llama 3.1, 3.2 and 3.3: each conversation begins with a system turn that has the "
+                "date, and tools are supported. 3: Llama 3, only the turns.",
+            },
+            **date_option("the system turn of 3.1"),
+        },
+    ),
+}
 
-class Llama2(Template):
-    """Llama 2's chat format. With a tokenizer that has no begin-of-sequence token, none is written."""
+
+class Llama2(EosTemplate):
+    """Llama 2's chat format. If the tokenizer has no begin-of-sequence token, none is written."""
 
     name = "llama2"
 
@@ -43,7 +68,12 @@ class Llama2(Template):
         add_generation_prompt: bool = False,
         tools: Sequence[Mapping[str, Any]] = (),
     ) -> tuple[Span, ...]:
-        """The conversation as spans. Raises HarnessError where user and assistant do not alternate."""
+        """Render the conversation turn by turn.
+
+        Raises:
+            HarnessError: User and assistant do not alternate, there are tools, or the tokenizer has no end-of-sequence
+                token.
+        """
         system, turns = split_turns(
             messages, add_generation_prompt=add_generation_prompt, template=self.name, tools=tools
         )
@@ -53,20 +83,16 @@ class Llama2(Template):
             spans.append(markup_span(f"{tokenizer.bos_token or ''}[INST] "))
             user = message_text(turn.user)
             if index == 0 and system is not None:
-                # Stripped as one text in the original: only its end can change.
+                # The original strips both as one text, which can only change the end.
                 spans += [markup_span("<<SYS>>\n"), Span(system), markup_span("\n<</SYS>>\n\n"), Span(user.rstrip())]
             else:
                 spans.append(Span(user.strip()))
             spans.append(markup_span(" [/INST]"))
             if turn.response is not None:
-                # The space goes with the answer: a prompt ends at [/INST], and most tokenizers join it to the word.
+                # The space belongs to the answer: a prompt ends at [/INST], and most tokenizers join space and word.
                 trained = is_trained(turn.response)
                 spans += [Span(f" {turn.response.content.strip()} ", train=trained), markup_span(end, trained=trained)]
         return drop_empty_spans(spans)
-
-    def stop_strings(self, tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
-        """The end-of-sequence token."""
-        return (require_eos_token(tokenizer, self.name),)
 
 
 HEADER_START, HEADER_END, END_OF_TURN = "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"
@@ -79,13 +105,22 @@ TOOLS_PROMPT = (
 
 
 class Llama3(ChatTurnsTemplate):
-    """Llama 3's format. version: `3.1` or `3`. date: the day that 3.1 tells as today's, YYYY-MM-DD."""
+    """Llama 3's format."""
 
     name = "llama3"
     required_tokens = (HEADER_START, HEADER_END, END_OF_TURN)
     turn_separator = ""
 
     def __init__(self, version: str, date: str) -> None:
+        """Create the template.
+
+        Args:
+            version: `3.1` or `3`.
+            date: The date in the system turn of 3.1, YYYY-MM-DD.
+
+        Raises:
+            HarnessError: There is no such day.
+        """
         self.version = version
         self.supports_tools = version != "3"
         day = parse_date(date, self.name)
@@ -99,25 +134,29 @@ class Llama3(ChatTurnsTemplate):
         add_generation_prompt: bool = False,
         tools: Sequence[Mapping[str, Any]] = (),
     ) -> tuple[Span, ...]:
-        """The conversation as spans. Raises HarnessError when the tokenizer does not know the format's tokens, when a
-        turn calls several tools or calls one beside its text, or when the version has no tools."""
+        """Render the conversation turn by turn; version 3.1 adds a system turn with the date and declares the tools.
+
+        Raises:
+            HarnessError: A turn calls several tools, or one in addition to its text; the version does not support
+                tools; or the tokenizer lacks one of the format's tokens.
+        """
         if self.version == "3":
             return super().render(messages, tokenizer, add_generation_prompt=add_generation_prompt, tools=tools)
         self.validate(messages, tokenizer, add_generation_prompt, tools)
         system = messages[0].content.strip() if messages[0].role == "system" else ""
-        rest = messages[1:] if messages[0].role == "system" else messages
+        turns = messages[1:] if messages[0].role == "system" else messages
         spans = self.conversation_start(tokenizer) + self.render_turn(
             "system", [markup_span(self._system_preamble(tools)), Span(system)], tokenizer
         )
-        for index, message in enumerate(rest):
+        for index, message in enumerate(turns):
             body = self.render_body(message)
             if tools and index == 0:
                 if message.role != "user":
-                    what = f"the tools stand in the first user turn, and the conversation begins with {message.role}"
+                    what = f"the first user turn declares the tools, but the conversation begins with {message.role}"
                     raise unsupported_error(self.name, what, "begin it with the user's message")
                 body = [
                     markup_span(TOOLS_PROMPT),
-                    *(s for t in tools for s in (Span(dump_json(to_openai_tool(t), 4)), markup_span("\n\n"))),
+                    *(span for tool in tools for span in _tool_schema_spans(tool)),
                     *body,
                 ]
             role = "ipython" if message.role == "tool" else message.role
@@ -127,31 +166,39 @@ class Llama3(ChatTurnsTemplate):
         return drop_empty_spans(spans)
 
     def turn_header(self, role: str) -> str:
+        """Return `<|start_header_id|>role<|end_header_id|>`."""
         return f"{HEADER_START}{role}{HEADER_END}\n\n"
 
     def turn_end(self, tokenizer: PreTrainedTokenizerBase) -> str:
+        """Return `<|eot_id|>`."""
         return END_OF_TURN
 
     def conversation_start(self, tokenizer: PreTrainedTokenizerBase) -> list[Span]:
+        """Return the begin-of-sequence token, if the tokenizer has one."""
         return [markup_span(tokenizer.bos_token or "")]
 
     def render_body(self, message: Message) -> list[Span]:
-        """The content stripped, or the one call; what a tool answers as a JSON string, as published."""
+        """Return the stripped content, or the only call, or a tool's answer as a JSON string, as published.
+
+        Raises:
+            HarnessError: The turn calls several tools, or one in addition to its text.
+        """
         if message.role == "tool":
             return [Span(dump_json(message.content))]
         if not message.tool_calls:
             return [Span(message_text(message).strip(), train=is_trained(message))]
         if len(message.tool_calls) > 1 or message.content.strip():
-            what = (
-                "a turn calls several tools" if len(message.tool_calls) > 1 else "a turn calls a tool beside its text"
-            )
-            raise unsupported_error(
-                self.name, f"{what}, and the format has one call or text", "split the turn, or choose qwen"
-            )
+            calls = "calls several tools" if len(message.tool_calls) > 1 else "has text and a tool call"
+            what = f"a turn {calls}, but the format supports either text or one call"
+            raise unsupported_error(self.name, what, "split the turn, or choose qwen")
         (call,) = message.tool_calls
-        written = f'{{"name": {dump_json(call.name)}, "parameters": {dump_json(call.arguments)}}}'
-        return [Span(written, train=is_trained(message))]
+        call_json = f'{{"name": {dump_json(call.name)}, "parameters": {dump_json(call.arguments)}}}'
+        return [Span(call_json, train=is_trained(message))]
 
     def _system_preamble(self, tools: Sequence[Mapping[str, Any]]) -> str:
         environment = "Environment: ipython\n" if tools else ""
         return f"{environment}Cutting Knowledge Date: December 2023\nToday Date: {self.today}\n\n"
+
+
+def _tool_schema_spans(tool: Mapping[str, Any]) -> tuple[Span, ...]:
+    return Span(dump_json(to_openai_tool(tool), 4)), markup_span("\n\n")

@@ -1,4 +1,4 @@
-"""Conversations in the shape that Hugging Face's chat templates take: OpenAI's, with arguments as a mapping."""
+"""Conversations in the shape that Hugging Face's chat templates expect: OpenAI's, with arguments as a mapping."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from harness import Message, Span, ToolCall
+from harness_templates.base import drop_empty_spans
 from harness_templates.tool_calls import assign_call_ids, dump_json, to_openai_tool
 
 if TYPE_CHECKING:
@@ -17,38 +18,42 @@ ToolSchemas = tuple[Mapping[str, Any], ...]
 
 
 def to_openai_messages(messages: Sequence[Message], *, mistral_ids: bool = True) -> list[dict[str, Any]]:
-    """The messages as dicts. A turn without calls has no key `tool_calls`: some templates ask for the key alone.
+    """Return the messages as dicts. A turn without calls has no key `tool_calls`: some templates test for the key only.
 
-    mistral_ids: see `assign_call_ids`.
+    Args:
+        messages: The conversation.
+        mistral_ids: See `assign_call_ids`.
     """
     dicts = []
     for message, ids in zip(messages, assign_call_ids(messages, mistral_ids=mistral_ids), strict=True):
-        made: dict[str, Any] = {"role": message.role, "content": message.content}
+        openai_message: dict[str, Any] = {"role": message.role, "content": message.content}
         if message.tool_calls:
-            made["tool_calls"] = [
-                {"id": identity, "type": "function", "function": {"name": call.name, "arguments": dict(call.arguments)}}
-                for call, identity in zip(message.tool_calls, ids, strict=True)
+            openai_message["tool_calls"] = [
+                {"id": call_id, "type": "function", "function": {"name": call.name, "arguments": dict(call.arguments)}}
+                for call, call_id in zip(message.tool_calls, ids, strict=True)
             ]
         if message.role == "tool":
-            made["tool_call_id"] = ids[0]
+            openai_message["tool_call_id"] = ids[0]
             if message.name is not None:
-                made["name"] = message.name
-        dicts.append(made)
+                openai_message["name"] = message.name
+        dicts.append(openai_message)
     return dicts
 
 
 def to_openai_tools(tools: ToolSchemas) -> list[dict[str, Any]] | None:
-    """The tools as dicts; None where there are none, as templates ask for that."""
+    """Return the tools as dicts, or None without tools, for which templates test."""
     return [to_openai_tool(tool) for tool in tools] or None
 
 
 @dataclass(frozen=True)
 class ToolTextEscaper:
-    """Takes a tokenizer's tokens out of calls and tools, so that a template can write these into its frames.
+    """Replaces a tokenizer's tokens in calls and tools by placeholders while a template renders them.
 
-    A template may write them anywhere and in any shape, so they cannot be told from its frames. A token that stands in
-    them gets a stand-in of plain letters and digits, and is text again in the spans.
-    placeholders: token as text -> what stands in for it.
+    A template may write calls and tools anywhere and in any shape, so they count as markup. A special token inside
+    them would then be read as one. It is replaced by letters and digits, and restored as plain text in the spans.
+
+    Attributes:
+        placeholders: Token as text -> its placeholder.
     """
 
     placeholders: Mapping[str, str]
@@ -57,23 +62,26 @@ class ToolTextEscaper:
     def for_conversation(
         cls, messages: Sequence[Message], tools: ToolSchemas, tokenizer: PreTrainedTokenizerBase
     ) -> ToolTextEscaper:
-        """The veil over the tokenizer's own tokens that stand in these calls and tools."""
+        """Return the escaper of the tokenizer's tokens that occur in these calls and tools."""
         if not tools and not any(message.tool_calls or message.name for message in messages):
             return cls({})
         calls = [
             [m.name, m.tool_call_id, [[call.name, call.arguments, call.id] for call in m.tool_calls]] for m in messages
         ]
-        written = "\0".join(_iter_strings([calls, [dict(tool) for tool in tools]]))
-        tokens = tokenizer.added_tokens_encoder
-        found = [token for token in tokens if token.strip() and token in written and dump_json(token) == f'"{token}"']
+        tool_text = "\0".join(_iter_strings([calls, [dict(tool) for tool in tools]]))
+        occurring = [
+            token
+            for token in tokenizer.added_tokens_encoder
+            if token.strip() and token in tool_text and dump_json(token) == f'"{token}"'
+        ]
         salt = 0
-        while any(f"Qv{salt}v" in text for text in (written, *(message.content for message in messages))):
+        while any(f"Qv{salt}v" in text for text in (tool_text, *(message.content for message in messages))):
             salt += 1
-        longest_first = sorted(found, key=len, reverse=True)
-        return cls({token: f"Qv{salt}v{number}Zk" for number, token in enumerate(longest_first)})
+        longest_first = sorted(occurring, key=len, reverse=True)
+        return cls({token: f"Qv{salt}v{index}Zk" for index, token in enumerate(longest_first)})
 
     def escape_messages(self, messages: Sequence[Message]) -> tuple[Message, ...]:
-        """The messages, the tokens in their calls and in the names of tools replaced."""
+        """Return the messages with the tokens in their calls and tool names replaced."""
         if not self.placeholders:
             return tuple(messages)
         return tuple(
@@ -89,29 +97,29 @@ class ToolTextEscaper:
         )
 
     def escape_tools(self, tools: ToolSchemas) -> ToolSchemas:
-        """The tools, the tokens in them replaced."""
+        """Return the tools with the tokens in them replaced."""
         return tuple(self._escape(tool) for tool in tools) if self.placeholders else tools
 
     def unescape(self, spans: Iterable[Span]) -> tuple[Span, ...]:
-        """The spans, each stand-in in a frame replaced by its token, as plain text."""
+        """Return the spans with each placeholder in markup replaced by its token, as plain text."""
         if not self.placeholders:
             return tuple(spans)
-        tokens = {stand_in: token for token, stand_in in self.placeholders.items()}
+        tokens = {placeholder: token for token, placeholder in self.placeholders.items()}
         pattern = re.compile(f"({'|'.join(tokens)})")
-        lifted = []
+        unescaped = []
         for span in spans:
             if not span.markup:
-                lifted.append(span)
+                unescaped.append(span)
                 continue
             for piece in pattern.split(span.text):
-                text = tokens.get(piece)
-                lifted.append(replace(span, text=piece) if text is None else Span(text, train=span.train))
-        return tuple(span for span in lifted if span.text)
+                token = tokens.get(piece)
+                unescaped.append(replace(span, text=piece) if token is None else Span(token, train=span.train))
+        return drop_empty_spans(unescaped)
 
     def _escape(self, value: Any) -> Any:
         if isinstance(value, str):
-            for token, stand_in in self.placeholders.items():
-                value = value.replace(token, stand_in)
+            for token, placeholder in self.placeholders.items():
+                value = value.replace(token, placeholder)
             return value
         if isinstance(value, Mapping):
             return {self._escape(key): self._escape(inner) for key, inner in value.items()}
@@ -123,23 +131,25 @@ class ToolTextEscaper:
 def with_probe_names(
     messages: Sequence[Message], tools: ToolSchemas
 ) -> tuple[tuple[Message, ...], ToolSchemas, list[str], list[str]]:
-    """The conversation with names of its own for all that is called and for every tool, and the two lists of these.
+    """Give every call and every tool a unique name. A name that is missing from a rendering shows what is left out.
 
-    What a template leaves out is missing from its rendering of this.
+    Returns:
+        The renamed messages, the renamed tools, the names of the calls and the names of the tools.
     """
-    called: list[str] = []
+    call_names: list[str] = []
 
-    def renamed(call: ToolCall) -> ToolCall:
-        called.append(f"Qc{len(called)}Zk")
-        return replace(call, name=called[-1])
+    def rename(call: ToolCall) -> ToolCall:
+        call_names.append(f"Qc{len(call_names)}Zk")
+        return replace(call, name=call_names[-1])
 
-    named = tuple(replace(message, tool_calls=tuple(map(renamed, message.tool_calls))) for message in messages)
-    told = [f"Qt{number}Zk" for number in range(len(tools))]
-    return named, tuple({**tool, "name": name} for tool, name in zip(tools, told, strict=True)), called, told
+    renamed = tuple(replace(message, tool_calls=tuple(map(rename, message.tool_calls))) for message in messages)
+    tool_names = [f"Qt{index}Zk" for index in range(len(tools))]
+    renamed_tools = tuple({**tool, "name": name} for tool, name in zip(tools, tool_names, strict=True))
+    return renamed, renamed_tools, call_names, tool_names
 
 
 def conversation_shape(messages: Sequence[Message], tools: ToolSchemas) -> str:
-    """What two conversations have in common that a chat template writes alike but for the contents."""
+    """Return a key that is equal for conversations that differ only in their (not blank) contents."""
     shape = [
         [
             message.role,

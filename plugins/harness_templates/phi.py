@@ -1,7 +1,7 @@
 """Phi-3's format (arXiv:2404.14219): `<|user|>`, the content, `<|end|>`; Phi-3.5's is the same.
 
-After the last response stands the end-of-sequence token, as published; it is trained like the end of turn before it.
-There is no place for tools. Phi-4 has another format: take the tokenizer's.
+As published, the end-of-sequence token follows the last response; it is trained like the end of turn before it.
+Tools are not supported. Phi-4 has another format: use the tokenizer's.
 """
 
 from __future__ import annotations
@@ -9,11 +9,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from harness import Message, Span
+from harness import Component, Message, Span
 from harness_templates.base import ChatTurnsTemplate, drop_empty_spans, is_trained, markup_span, require_eos_token
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+COMPONENTS: dict[str, Component] = {
+    "phi": Component(
+        summary="Phi-3's format: <|user|> … <|end|>, with the end-of-sequence token after the last response.",
+        factory="harness_templates.phi:Phi",
+    ),
+}
 
 END_OF_TURN = "<|end|>"
 
@@ -32,18 +39,24 @@ class Phi(ChatTurnsTemplate):
         add_generation_prompt: bool = False,
         tools: Sequence[Mapping[str, Any]] = (),
     ) -> tuple[Span, ...]:
-        """The conversation as spans. Raises HarnessError when the tokenizer does not know the format's tokens, or has
-        no end-of-sequence token."""
+        """Render the turns, with the end-of-sequence token after the last response.
+
+        Raises:
+            HarnessError: The format cannot express the conversation, or the tokenizer lacks one of its tokens or an
+                end-of-sequence token.
+        """
         spans = super().render(messages, tokenizer, add_generation_prompt=add_generation_prompt, tools=tools)
         if add_generation_prompt:
             return spans
-        # One stretch from the response to the end of the sequence: the line break between the two ends goes with it.
+        # The trained text must be contiguous, so the line break between the two ends is trained too.
         trained = is_trained(messages[-1])
-        last = markup_span(self.turn_separator + require_eos_token(tokenizer, self.name), trained=trained)
-        return drop_empty_spans((*spans[:-1], last))
+        end = markup_span(self.turn_separator + require_eos_token(tokenizer, self.name), trained=trained)
+        return drop_empty_spans((*spans[:-1], end))
 
     def turn_header(self, role: str) -> str:
+        """Return `<|role|>`."""
         return f"<|{role}|>\n"
 
     def turn_end(self, tokenizer: PreTrainedTokenizerBase) -> str:
+        """Return `<|end|>`."""
         return END_OF_TURN

@@ -1,69 +1,88 @@
-"""Tools as the formats write them: JSON as Hugging Face's `tojson` gives it, and ids that pair calls with answers."""
+"""JSON of tools as Hugging Face's `tojson` writes it, and the ids that match tool calls with answers."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
 
 from harness import Message
 
 CallIds = list[tuple[str, ...]]
-"""For each message the ids of the calls that it makes, or of the one that it answers."""
+"""For each message the ids of the calls that it makes, or of the one call that it answers."""
 
 MISTRAL_CALL_ID = re.compile("[a-zA-Z0-9]{9}")
-"""An id as Mistral's formats want it (github.com/mistralai/mistral-common, the validator of tokenizers v3)."""
+"""An id as Mistral's formats require it (github.com/mistralai/mistral-common, the validator of tokenizers v3)."""
+
+
+@dataclass(frozen=True)
+class _UnansweredCall:
+    """A call without an answer so far: its tool, its id in the data and the id that is written."""
+
+    tool: str
+    data_id: str | None
+    written_id: str
 
 
 def dump_json(value: Any, indent: int | None = None) -> str:
-    """JSON as models have seen it: keys in the order of the data, and no character escaped that need not be."""
+    """Return JSON as in the models' training data: keys in the order of the data, escapes only where required."""
     return json.dumps(value, ensure_ascii=False, indent=indent)
 
 
 def to_openai_tool(tool: Mapping[str, Any]) -> dict[str, Any]:
-    """A tool in OpenAI's shape, from its function's schema."""
+    """Return a tool in OpenAI's shape, from its function's schema."""
     return {"type": "function", "function": dict(tool)}
 
 
 def assign_call_ids(messages: Sequence[Message], *, mistral_ids: bool = True) -> CallIds:
-    """The ids of a conversation's calls: the data's own, else counted through the conversation.
+    """Return the ids of a conversation's calls: the data's own, else numbered through the conversation.
 
-    Counted ones are nine letters and digits: what a model has to write should be something that it can know. A turn
-    has ids of one kind: where one of its calls has none, all are counted. mistral_ids: so they are where one of them
-    is not nine letters and digits, too.
-    An answer that names its call has that call's id. Another belongs to the first call of its tool that is still open,
-    or to the first of all where the data does not name the tool.
+    A numbered id is nine letters and digits: a model that has to write an id should be able to know it. All calls of
+    a turn are numbered if one of them has no usable id.
+
+    An answer with the id of a call answers that call. Another answers the first unanswered call of its tool, or the
+    first of all if the data does not name the tool.
+
+    Args:
+        messages: The conversation.
+        mistral_ids: Use an id of the data only if it is nine letters and digits.
     """
     ids: CallIds = []
-    waiting: list[tuple[str, str | None, str]] = []  # tool, own id and id of each call that is not answered yet
+    unanswered: list[_UnansweredCall] = []
     count = 0
     for index, message in enumerate(messages):
         if message.role == "tool":
-            answered = _find_answered_call(message, waiting, messages[index + 1 :])
-            waiting.remove(answered)
-            ids.append((answered[2],))
+            call = _find_answered_call(message, unanswered, messages[index + 1 :])
+            unanswered.remove(call)
+            ids.append((call.written_id,))
         else:
-            own = [
+            data_ids = [
                 call.id
                 for call in message.tool_calls
                 if call.id is not None and (not mistral_ids or MISTRAL_CALL_ID.fullmatch(call.id))
             ]
-            counted = [f"call{count + number:05d}" for number in range(1, len(message.tool_calls) + 1)]
-            count += len(counted)
-            ids.append(tuple(own if len(own) == len(counted) else counted))
-            waiting = [(call.name, call.id, made) for call, made in zip(message.tool_calls, ids[-1], strict=True)]
+            numbered = [f"call{count + number:05d}" for number in range(1, len(message.tool_calls) + 1)]
+            count += len(numbered)
+            ids.append(tuple(data_ids if len(data_ids) == len(numbered) else numbered))
+            unanswered = [
+                _UnansweredCall(call.name, call.id, written_id)
+                for call, written_id in zip(message.tool_calls, ids[-1], strict=True)
+            ]
     return ids
 
 
 def _find_answered_call(
-    message: Message, unanswered: Sequence[tuple[str, str | None, str]], later_messages: Sequence[Message]
-) -> tuple[str, str | None, str]:
+    message: Message, unanswered: Sequence[_UnansweredCall], later_messages: Sequence[Message]
+) -> _UnansweredCall:
     if message.tool_call_id is not None:
         for call in unanswered:
-            if call[1] == message.tool_call_id:
+            if call.data_id == message.tool_call_id:
                 return call
-    claimed = {other.tool_call_id for other in takewhile(lambda other: other.role == "tool", later_messages)} - {None}
-    free = [call for call in unanswered if call[1] not in claimed] or unanswered
-    return next((call for call in free if call[0] == message.name), free[0])
+    # A call that a later answer names by its id is not available to this one.
+    later_answers = takewhile(lambda later: later.role == "tool", later_messages)
+    claimed_ids = {answer.tool_call_id for answer in later_answers} - {None}
+    available = [call for call in unanswered if call.data_id not in claimed_ids] or unanswered
+    return next((call for call in available if call.tool == message.name), available[0])

@@ -2,8 +2,8 @@
 
     {system} USER: {user} ASSISTANT: {answer}</s>USER: {user} ASSISTANT: {answer}</s>
 
-Its headers are plain text: a user's text can look like one. Only the template can write the end-of-sequence token that
-ends a response. The begin-of-sequence token is the tokenizer's to write. There is no place for tools.
+The headers are plain text, so a user's text can look like one; but only the template can write the end-of-sequence
+token that ends a response. The tokenizer writes the begin-of-sequence token. Tools are not supported.
 """
 
 from __future__ import annotations
@@ -11,26 +11,46 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from harness import Message, Span, Template
+from harness import Component, Message, Span
 from harness_templates.base import (
+    EosTemplate,
     drop_empty_spans,
     is_trained,
     markup_span,
     message_text,
     require_eos_token,
     split_turns,
+    system_option,
 )
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+DEFAULT_SYSTEM_PROMPT = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions."
+)
 
-class Vicuna(Template):
-    """Vicuna's format. system: what stands first in conversations without a system message; None: nothing."""
+COMPONENTS: dict[str, Component] = {
+    "vicuna": Component(
+        summary="Vicuna's format, of v1.1 to v1.5: USER: … ASSISTANT: … </s>, with headers in plain text.",
+        factory="harness_templates.vicuna:Vicuna",
+        options=system_option(DEFAULT_SYSTEM_PROMPT, "no system message"),
+    ),
+}
+
+
+class Vicuna(EosTemplate):
+    """Vicuna's format."""
 
     name = "vicuna"
 
     def __init__(self, system: str | None) -> None:
+        """Create the template.
+
+        Args:
+            system: The system message of conversations without one; None: none.
+        """
         self.system = system
 
     def render(
@@ -41,20 +61,23 @@ class Vicuna(Template):
         add_generation_prompt: bool = False,
         tools: Sequence[Mapping[str, Any]] = (),
     ) -> tuple[Span, ...]:
-        """The conversation as spans. Raises HarnessError where user and assistant do not alternate."""
-        own, turns = split_turns(messages, add_generation_prompt=add_generation_prompt, template=self.name, tools=tools)
+        """Render the conversation on one line.
+
+        Raises:
+            HarnessError: User and assistant do not alternate, there are tools, or the tokenizer has no end-of-sequence
+                token.
+        """
+        row_system, turns = split_turns(
+            messages, add_generation_prompt=add_generation_prompt, template=self.name, tools=tools
+        )
         end = require_eos_token(tokenizer, self.name)
-        system = self.system if own is None else own
+        system = self.system if row_system is None else row_system
         spans = [Span(system), markup_span(" ")] if system else []
         for turn in turns:
             spans += [markup_span("USER: "), Span(message_text(turn.user)), markup_span(" ASSISTANT:")]
             if turn.response is not None:
                 trained = is_trained(turn.response)
-                # The space goes with the answer: a prompt ends at the colon, and most tokenizers join it to the word.
+                # The space belongs to the answer: a prompt ends at the colon, and most tokenizers join space and word.
                 spans += [markup_span(" ", trained=trained), Span(turn.response.content, train=trained)]
                 spans.append(markup_span(end, trained=trained))
         return drop_empty_spans(spans)
-
-    def stop_strings(self, tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
-        """The end-of-sequence token."""
-        return (require_eos_token(tokenizer, self.name),)

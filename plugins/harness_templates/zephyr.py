@@ -1,50 +1,50 @@
 """Zephyr's format (arXiv:2310.16944): `<|user|>`, the content, the end-of-sequence token.
 
-The headers are plain text to Zephyr's own tokenizer, so a user's text can look like one; but only the template can
-write the end-of-sequence token that ends the turn before it. There is no place for tools.
+Zephyr's own tokenizer reads the headers as plain text, so a user's text can look like one; but only the template can
+write the end-of-sequence token that ends the turn before it. Tools are not supported.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from harness import Message, Span
-from harness_templates.base import ChatTurnsTemplate, add_system_message, require_eos_token
+from harness import Component
+from harness_templates.base import ChatTurnsTemplate, require_eos_token, system_option
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+COMPONENTS: dict[str, Component] = {
+    "zephyr": Component(
+        summary="Zephyr's format: <|user|> … </s>, with headers in plain text.",
+        factory="harness_templates.zephyr:Zephyr",
+        options=system_option(None, "no system turn"),
+    ),
+}
+
 
 class Zephyr(ChatTurnsTemplate):
-    """Zephyr's format. system: the system message of conversations that have none; None: no system turn.
-
-    The models were trained with an empty system turn where there was none: "" writes that.
-    """
+    """Zephyr's format."""
 
     name = "zephyr"
 
     def __init__(self, system: str | None) -> None:
+        """Create the template.
+
+        Args:
+            system: The system message of conversations without one; None: no system turn. The models were trained
+                with an empty system turn in that case: "" writes it.
+        """
         self.system = system
 
-    def render(
-        self,
-        messages: Sequence[Message],
-        tokenizer: PreTrainedTokenizerBase,
-        *,
-        add_generation_prompt: bool = False,
-        tools: Sequence[Mapping[str, Any]] = (),
-    ) -> tuple[Span, ...]:
-        """The conversation as spans. Raises HarnessError when the tokenizer has no end-of-sequence token."""
-        return super().render(
-            add_system_message(messages, self.system),
-            tokenizer,
-            add_generation_prompt=add_generation_prompt,
-            tools=tools,
-        )
-
     def turn_header(self, role: str) -> str:
+        """Return `<|role|>`."""
         return f"<|{role}|>\n"
 
     def turn_end(self, tokenizer: PreTrainedTokenizerBase) -> str:
+        """Return the end-of-sequence token.
+
+        Raises:
+            HarnessError: The tokenizer has none.
+        """
         return require_eos_token(tokenizer, self.name)

@@ -1,4 +1,4 @@
-"""Options for any registered component, made from its declaration alone."""
+"""Options of any registered component, derived from its declaration."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-FITTING = {
+VALID_OPTIONS = {
     "hub": {"name": "org/data"},
     "jinja": {"template": CHATML},
     "regex": {"pattern": "the"},
     "kl": {"source": "given"},
 }
-"""What a declaration cannot say: options of which one of several must be given, or a text that must parse."""
+"""Options that a declaration cannot express: one of several is required, or a text must parse."""
 
 
-def fitting(option, tmp_path):
-    """A value that satisfies an option without a default."""
+def valid_value(option, tmp_path):
+    """Return a value that is valid for an option without a default."""
     kinds = option.get("type", ())
     kinds = [kinds] if isinstance(kinds, str) else kinds
     if "enum" in option:
@@ -34,15 +34,15 @@ def fitting(option, tmp_path):
     if "boolean" in kinds:
         return True
     if "array" in kinds:
-        return [fitting(option["items"], tmp_path)]
+        return [valid_value(option["items"], tmp_path)]
     first = next(iter(option.get("anyOf", [{}])))
     wanted = [*option.get("required", ()), *first.get("required", ())]
-    return {name: fitting(option["properties"][name], tmp_path) for name in wanted}
+    return {name: valid_value(option["properties"][name], tmp_path) for name in wanted}
 
 
 @pytest.fixture(scope="session")
 def encoder(tmp_path_factory):
-    """The folder of a tiny random BERT that knows letters."""
+    """Return the folder of a tiny random BERT whose vocabulary is letters."""
     import string
 
     import torch
@@ -60,13 +60,13 @@ def encoder(tmp_path_factory):
 
 @pytest.fixture
 def options(tmp_path, request):
-    """The options of a component: every default, and something fitting where there is none."""
+    """Return a function that gives a component's options: each default, or a valid value where there is none."""
 
     def options(name, component):
-        given = {key: option["default"] for key, option in component.options.items() if "default" in option}
-        given |= {key: fitting(component.options[key], tmp_path) for key in component.required}
+        values = {key: option["default"] for key, option in component.options.items() if "default" in option}
+        values |= {key: valid_value(component.options[key], tmp_path) for key in component.required}
         if name == "bertscore":
-            given["model"] = str(request.getfixturevalue("encoder"))
-        return given | FITTING.get(name, {})
+            values["model"] = str(request.getfixturevalue("encoder"))
+        return values | VALID_OPTIONS.get(name, {})
 
     return options

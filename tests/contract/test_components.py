@@ -1,4 +1,4 @@
-"""What holds for every registered component, third parties' included."""
+"""The contract of every registered component, third parties' included."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from harness.types import Item, Stage, StageSource, TokenizedExample
 
 REGISTRY = registry.discover_plugins()
 BASES = {"templates": Template, "sources": Source, "modes": Mode, "mitigations": Mitigation, "metrics": Metric}
-PROMISED = {
+BUILT_INS = {
     "templates": {"alpaca", "chatml", "llama2", "instruction_zh", "tokenizer", "jinja"}
     | {"llama3", "mistral", "qwen", "gemma", "phi", "zephyr", "vicuna", "deepseek"},
     "sources": {"json", "jsonl", "csv", "parquet", "arrow", "text", "hub", "lm_eval"},
@@ -54,7 +54,9 @@ PROMISED = {
     },
 }
 COMPONENTS = [(kind, name) for kind in BASES for name in sorted(REGISTRY.components[kind])]
-every = pytest.mark.parametrize(("kind", "name"), COMPONENTS, ids=[f"{kind}-{name}" for kind, name in COMPONENTS])
+for_every_component = pytest.mark.parametrize(
+    ("kind", "name"), COMPONENTS, ids=[f"{kind}-{name}" for kind, name in COMPONENTS]
+)
 modes = pytest.mark.parametrize("name", sorted(REGISTRY.components["modes"]))
 mitigations = pytest.mark.parametrize("name", sorted(REGISTRY.components["mitigations"]))
 metrics = pytest.mark.parametrize("name", sorted(REGISTRY.components["metrics"]))
@@ -64,37 +66,37 @@ ROWS = [TokenizedExample(f"row-{i}", "given", (5, 6, 7, 8 + i, 9, 2), (-100, -10
 
 
 @pytest.fixture
-def made(options):
+def create(options):
     """Makes a component with its default options."""
     return lambda kind, name: REGISTRY.create(kind, name, options(name, REGISTRY.get(kind, name)))
 
 
-def factory(kind, name):
+def load_factory(kind, name):
     module, _, attribute = REGISTRY.get(kind, name).factory.partition(":")
     return getattr(importlib.import_module(module), attribute)
 
 
-def overridden(component, verb):
+def overrides(component, verb):
     return getattr(type(component), verb) is not getattr(BASES["mitigations"], verb)
 
 
 # -- declarations -----------------------------------------------------------------------------------------------------
 
 
-def test_no_plugin_is_broken_and_every_promised_component_is_there():
+def test_no_plugin_is_broken_and_every_documented_component_exists():
     assert REGISTRY.broken_plugins == []
-    missing = {kind: names - set(REGISTRY.components[kind]) for kind, names in PROMISED.items()}
+    missing = {kind: names - set(REGISTRY.components[kind]) for kind, names in BUILT_INS.items()}
     assert missing == {kind: set() for kind in BASES}
 
 
-@every
-def test_its_name_can_stand_in_a_spec_and_in_an_override(kind, name):
+@for_every_component
+def test_the_name_is_valid_in_a_spec_and_an_override(kind, name):
     assert name.isidentifier()
     jsonschema.validate(name, {"pattern": evaluation.NAME_PATTERN})
 
 
-@every
-def test_its_summary_is_one_sentence(kind, name):
+@for_every_component
+def test_the_summary_is_one_sentence(kind, name):
     summary = REGISTRY.get(kind, name).summary
     assert summary[0].isupper()
     assert summary.endswith(".")
@@ -102,21 +104,21 @@ def test_its_summary_is_one_sentence(kind, name):
     assert len(summary) <= 120
 
 
-@every
-def test_its_options_are_a_valid_schema_of_draft_07(kind, name):
+@for_every_component
+def test_the_options_are_a_valid_draft_07_schema(kind, name):
     component = REGISTRY.get(kind, name)
     fragment = {"type": "object", "properties": dict(component.options), "required": list(component.required)}
     jsonschema.Draft7Validator.check_schema(fragment)
 
 
-@every
-def test_every_option_has_a_description_of_whole_sentences(kind, name):
+@for_every_component
+def test_every_option_has_a_description_of_complete_sentences(kind, name):
     described = {key: option.get("description", "") for key, option in REGISTRY.get(kind, name).options.items()}
     assert [key for key, text in described.items() if text[-1:] not in (".", ")")] == []
 
 
-@every
-def test_every_option_has_a_default_that_fits_or_is_required(kind, name):
+@for_every_component
+def test_every_option_has_a_valid_default_or_is_required(kind, name):
     component = REGISTRY.get(kind, name)
     for key, option in component.options.items():
         assert ("default" in option) != (key in component.required), key
@@ -124,37 +126,41 @@ def test_every_option_has_a_default_that_fits_or_is_required(kind, name):
             jsonschema.Draft7Validator(option).validate(option["default"])
 
 
-@every
-def test_filling_in_its_defaults_gives_all_its_options(kind, name, options):
+@for_every_component
+def test_filling_in_defaults_gives_all_options(kind, name, options):
     component = REGISTRY.get(kind, name)
     root = compose_schema(REGISTRY)
     properties = {"type": "object", "properties": dict(component.options)}
-    given = {key: value for key, value in options(name, component).items() if key in component.required}
-    assert set(fill_defaults(given, properties, root)) == set(component.options)
+    required_options = {key: value for key, value in options(name, component).items() if key in component.required}
+    assert set(fill_defaults(required_options, properties, root)) == set(component.options)
 
 
 # -- factories --------------------------------------------------------------------------------------------------------
 
 
-@every
-def test_its_factory_takes_exactly_its_options_and_has_no_defaults_of_its_own(kind, name):
-    made = factory(kind, name)
-    has_no_constructor = inspect.isclass(made) and made.__init__ is object.__init__
-    parameters = {} if has_no_constructor else inspect.signature(made).parameters
+@for_every_component
+def test_the_factory_takes_exactly_the_options_without_defaults(kind, name):
+    component_factory = load_factory(kind, name)
+    has_no_constructor = inspect.isclass(component_factory) and component_factory.__init__ is object.__init__
+    parameters = {} if has_no_constructor else inspect.signature(component_factory).parameters
     assert set(parameters) == set(REGISTRY.get(kind, name).options)
     for parameter in parameters.values():
         assert parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY), parameter
         assert parameter.default is parameter.empty, parameter
 
 
-@every
-def test_every_option_is_read(kind, name):
+@for_every_component
+def test_every_option_is_used(kind, name):
     component = REGISTRY.get(kind, name)
-    made = factory(kind, name)
+    component_factory = load_factory(kind, name)
     if not component.options:
-        assert "__init__" not in vars(made)
+        assert "__init__" not in vars(component_factory)
         return
-    owner = next(one for one in made.__mro__ if "__init__" in vars(one)) if inspect.isclass(made) else made
+    owner = (
+        next(cls for cls in component_factory.__mro__ if "__init__" in vars(cls))
+        if inspect.isclass(component_factory)
+        else component_factory
+    )
     tree = ast.parse(inspect.getsource(inspect.getmodule(owner)))
     (body,) = [
         node
@@ -164,47 +170,52 @@ def test_every_option_is_read(kind, name):
     ]
     used = {node.id for node in ast.walk(body) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
     assert set(component.options) - used == set()
-    # What the constructor keeps on the instance is looked at somewhere, in the class or in one that it extends.
-    sources = [inspect.getsource(one) for one in (made.__mro__[:-1] if inspect.isclass(made) else [made])]
+    # Every attribute that the constructor sets is used somewhere, in the class or in a base class.
+    sources = [
+        inspect.getsource(cls)
+        for cls in (component_factory.__mro__[:-1] if inspect.isclass(component_factory) else [component_factory])
+    ]
     attributes = [node for text in sources for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Attribute)]
-    read = {node.attr for node in attributes if isinstance(node.ctx, ast.Load)}
-    kept = {node.attr for node in ast.walk(body) if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)}
-    assert kept - read - {"score_names"} == set()  # a metric's names are read by the core
+    used_attributes = {node.attr for node in attributes if isinstance(node.ctx, ast.Load)}
+    stored = {
+        node.attr for node in ast.walk(body) if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)
+    }
+    assert stored - used_attributes - {"score_names"} == set()  # a metric's names are read by the core
 
 
-@every
-def test_it_is_made_from_its_defaults_and_is_of_its_kind(kind, name, made):
-    assert isinstance(made(kind, name), BASES[kind])
+@for_every_component
+def test_the_factory_creates_an_instance_of_its_type_from_the_defaults(kind, name, create):
+    assert isinstance(create(kind, name), BASES[kind])
 
 
-def test_listing_everything_and_making_modes_and_mitigations_imports_nothing_heavy():
+def test_listing_components_and_creating_modes_and_mitigations_imports_nothing_heavy():
     program = """
 import json, sys
 from harness import registry
-found = registry.discover_plugins()
+plugins = registry.discover_plugins()
 for kind, name, options in json.loads(sys.argv[1]):
-    found.create(kind, name, options)
+    plugins.create(kind, name, options)
 print(json.dumps(sorted({name.partition(".")[0] for name in sys.modules} & set(registry.HEAVY_PACKAGES))))
 """
-    wanted = [
-        (kind, name, {**{key: option.get("default") for key, option in component.options.items()}, **given})
+    components = [
+        (kind, name, {**{key: option.get("default") for key, option in component.options.items()}, **required})
         for kind in ("modes", "mitigations")
         for name, component in REGISTRY.components[kind].items()
-        for given in [{key: ["given"] for key in component.required if kind == "modes"}]
+        for required in [{key: ["given"] for key in component.required if kind == "modes"}]
     ]
-    assert len(wanted) >= 7
-    shown = subprocess.run(
-        [sys.executable, "-c", program, json.dumps(wanted)], capture_output=True, text=True, check=True
+    assert len(components) >= 7
+    output = subprocess.run(
+        [sys.executable, "-c", program, json.dumps(components)], capture_output=True, text=True, check=True
     ).stdout
-    assert json.loads(shown) == []
+    assert json.loads(output) == []
 
 
 # -- modes ------------------------------------------------------------------------------------------------------------
 
 
 @modes
-def test_a_mode_gives_stages_with_parts_and_only_known_settings(name, made):
-    stages = made("modes", name).stages()
+def test_a_mode_returns_stages_with_sources_and_known_settings(name, create):
+    stages = create("modes", name).stages()
     assert len(stages) >= 1
     for stage in stages:
         assert isinstance(stage, Stage)
@@ -240,39 +251,41 @@ def test_the_defaults_of_a_mitigation_change_nothing():
 
 
 @mitigations
-def test_a_mitigation_that_reads_logits_says_so_and_one_that_does_not_costs_none(name, made):
-    made = made("mitigations", name)
-    assert isinstance(made.priority, int)
-    assert made.requires_logits is overridden(made, "batch_penalty")
+def test_only_a_mitigation_that_uses_logits_requests_them(name, create):
+    mitigation = create("mitigations", name)
+    assert isinstance(mitigation.priority, int)
+    assert mitigation.requires_logits is overrides(mitigation, "batch_penalty")
 
 
 @mitigations
-def test_a_mitigation_adds_no_verb_of_its_own(name, made):
-    made = made("mitigations", name)
-    public = {attribute for attribute, value in vars(type(made)).items() if callable(value) and attribute[0] != "_"}
+def test_a_mitigation_adds_no_public_method(name, create):
+    mitigation = create("mitigations", name)
+    public = {
+        attribute for attribute, value in vars(type(mitigation)).items() if callable(value) and attribute[0] != "_"
+    }
     assert public <= {attribute for attribute in vars(Mitigation) if attribute[0] != "_"}
 
 
 @mitigations
-def test_a_mitigation_keeps_its_stages_names_and_order(name, made):
+def test_a_mitigation_keeps_the_names_and_order_of_stages(name, create):
     stages = (STAGE, Stage("two", STAGE.sources, {"epochs": 2}))
-    planned = made("mitigations", name).transform_stages(stages)
+    planned = create("mitigations", name).transform_stages(stages)
     assert [stage.name for stage in planned] == ["one", "two"]
     assert {part.source for stage in stages for part in stage.sources} <= {
         part.source for stage in planned for part in stage.sources
     }
 
 
-def flat(state, path=()):
+def flatten_state(state, path=()):
     for key, value in state.items():
         if isinstance(value, dict):
-            yield from flat(value, (*path, key))
+            yield from flatten_state(value, (*path, key))
         else:
             yield (*path, key), value
 
 
-def through_a_stage(mitigation, model):
-    """A mitigation and its model after one stage without an update, as a run would call it."""
+def run_empty_stage(mitigation, model):
+    """Return a mitigation and its model after one stage without an optimizer step, called as in a run."""
     import torch
 
     torch.set_num_threads(1)
@@ -284,43 +297,43 @@ def through_a_stage(mitigation, model):
 
 
 @mitigations
-def test_the_state_of_a_mitigation_round_trips(name, made, tiny_model):
+def test_the_state_of_a_mitigation_round_trips(name, create, tiny_model):
     import torch
 
-    first, second = made("mitigations", name), made("mitigations", name)
-    through_a_stage(first, tiny_model)
+    first, second = create("mitigations", name), create("mitigations", name)
+    run_empty_stage(first, tiny_model)
     state = first.state_dict()
-    for _, value in flat(state):
+    for _, value in flatten_state(state):
         assert isinstance(value, torch.Tensor | int | float | str)
     second.load_state_dict(state)
-    before, after = dict(flat(state)), dict(flat(second.state_dict()))
+    before, after = dict(flatten_state(state)), dict(flatten_state(second.state_dict()))
     assert before.keys() == after.keys()
     for path, value in before.items():
         assert torch.equal(torch.as_tensor(value), torch.as_tensor(after[path])), path
 
 
 @mitigations
-def test_the_same_seed_gives_a_mitigation_the_same_state_and_the_same_model(name, made, tiny_model):
+def test_the_same_seed_gives_a_mitigation_the_same_state_and_the_same_model(name, create, tiny_model):
     import copy
 
     import torch
 
     pairs = []
     for _ in range(2):
-        mitigation = made("mitigations", name)
-        model = through_a_stage(mitigation, copy.deepcopy(tiny_model))
-        pairs.append((dict(flat(mitigation.state_dict())), dict(model.named_parameters())))
-    for one, two in zip(*pairs, strict=True):
-        assert one.keys() == two.keys()
-        assert all(torch.equal(torch.as_tensor(one[key]), torch.as_tensor(two[key])) for key in one)
+        mitigation = create("mitigations", name)
+        model = run_empty_stage(mitigation, copy.deepcopy(tiny_model))
+        pairs.append((dict(flatten_state(mitigation.state_dict())), dict(model.named_parameters())))
+    for first, second in zip(*pairs, strict=True):
+        assert first.keys() == second.keys()
+        assert all(torch.equal(torch.as_tensor(first[key]), torch.as_tensor(second[key])) for key in first)
 
 
 @mitigations
-def test_a_mitigation_has_no_pull_where_no_weight_has_moved(name, made, tiny_model):
+def test_the_weight_penalty_is_0_while_no_weight_has_changed(name, create, tiny_model):
     import torch
 
-    mitigation = made("mitigations", name)
-    model = through_a_stage(mitigation, tiny_model)
+    mitigation = create("mitigations", name)
+    model = run_empty_stage(mitigation, tiny_model)
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     for weight in weights:
         weight.grad = torch.ones_like(weight)
@@ -331,19 +344,29 @@ def test_a_mitigation_has_no_pull_where_no_weight_has_moved(name, made, tiny_mod
 
 # -- metrics ----------------------------------------------------------------------------------------------------------
 
-READ = {"kl": 0.4, "agreed": 1, "choices": ("yes", "never"), "gold": 1, "text_nll": 20.0, "text_tokens": 7}
-ANSWERED = [
-    Item("a", "Q", "the cat sat on the mat", "the cat sat on the mat", "eos", 3.0, 6, choice_lls=(-2.0, -1.0), **READ),
-    Item("b", "Q", "it is 4 pm", "it is noon", "eos", 9.5, 4, choice_lls=(-2.0, -5.0), **READ),
-    Item("c", "Q", "never", "", "empty", 2.5, 1, choice_lls=(-2.0, -2.5), **READ),
+MEASUREMENTS = {"kl": 0.4, "agreed": 1, "choices": ("yes", "never"), "gold": 1, "text_nll": 20.0, "text_tokens": 7}
+ITEMS = [
+    Item(
+        "a",
+        "Q",
+        "the cat sat on the mat",
+        "the cat sat on the mat",
+        "eos",
+        3.0,
+        6,
+        choice_lls=(-2.0, -1.0),
+        **MEASUREMENTS,
+    ),
+    Item("b", "Q", "it is 4 pm", "it is noon", "eos", 9.5, 4, choice_lls=(-2.0, -5.0), **MEASUREMENTS),
+    Item("c", "Q", "never", "", "empty", 2.5, 1, choice_lls=(-2.0, -2.5), **MEASUREMENTS),
 ]
 BETTER = {"json_valid": ("[1]", "[1"), "distinct": ("one two three", "one one one"), "regex": ("the", "a")}
-"""A better and a worse answer for the metrics that do not look at the reference."""
+"""A better and a worse answer for the metrics that do not use the reference."""
 
 
 @metrics
-def test_a_metric_says_what_it_reads_what_it_gives_and_what_it_means(name, made):
-    metric = made("metrics", name)
+def test_a_metric_declares_its_input_its_scores_and_its_signature(name, create):
+    metric = create("metrics", name)
     assert metric.requires in ("answer", "likelihood", "base", "choices", "text")
     assert len(metric.score_names) >= 1
     assert metric.higher_is_better in (True, False, None)
@@ -352,11 +375,11 @@ def test_a_metric_says_what_it_reads_what_it_gives_and_what_it_means(name, made)
 
 
 @metrics
-def test_the_statistics_of_a_metric_add_up(name, made):
-    metric = made("metrics", name)
-    statistics = [metric.statistics(item) for item in ANSWERED]
+def test_the_statistics_of_a_metric_are_additive(name, create):
+    metric = create("metrics", name)
+    statistics = [metric.statistics(item) for item in ITEMS]
     for score in metric.score_names:
-        vectors = [one[score] for one in statistics]
+        vectors = [item_statistics[score] for item_statistics in statistics]
         assert len({len(vector) for vector in vectors}) == 1
         assert all(type(number) in (int, float) for vector in vectors for number in vector)
         total = [sum(column) for column in zip(*vectors, strict=True)]
@@ -367,8 +390,8 @@ def test_the_statistics_of_a_metric_add_up(name, made):
 
 
 @metrics
-def test_a_metric_that_calls_itself_a_ratio_is_one(name, made):
-    metric = made("metrics", name)
+def test_a_metric_with_is_ratio_is_a_ratio(name, create):
+    metric = create("metrics", name)
     for score in metric.score_names:
         if metric.is_ratio(score):
             first, second = 3.0, 8.0
@@ -377,24 +400,24 @@ def test_a_metric_that_calls_itself_a_ratio_is_one(name, made):
 
 
 @metrics
-def test_a_metric_parses_or_not(name, made):
-    assert made("metrics", name).is_parsed(ANSWERED[0]) in (True, False)
+def test_is_parsed_returns_a_bool(name, create):
+    assert create("metrics", name).is_parsed(ITEMS[0]) in (True, False)
 
 
 @metrics
-def test_a_metric_lacks_nothing_where_all_that_it_needs_is_there(name, made):
-    assert made("metrics", name).check_available() is None
+def test_check_available_passes_if_everything_is_there(name, create):
+    assert create("metrics", name).check_available() is None
 
 
 @metrics
-def test_a_metric_gives_just_the_scores_that_it_names(name, made):
-    metric = made("metrics", name)
-    assert set(metric.statistics(ANSWERED[0])) == set(metric.score_names)
+def test_a_metric_returns_exactly_its_score_names(name, create):
+    metric = create("metrics", name)
+    assert set(metric.statistics(ITEMS[0])) == set(metric.score_names)
 
 
 @metrics
-def test_a_metric_scores_a_better_answer_better(name, made):
-    metric = made("metrics", name)
+def test_a_better_answer_has_a_better_score(name, create):
+    metric = create("metrics", name)
     right, wrong = BETTER.get(name, ("the cat sat on the mat", "dogs run"))
     read = {"choices": ("yes", "no"), "gold": 0}
     best = Item("a", "Q", "the cat sat on the mat", right, "eos", 0.5, 6, kl=0.1, agreed=6, text_nll=1.0,
@@ -408,5 +431,5 @@ def test_a_metric_scores_a_better_answer_better(name, made):
         assert high != low
 
 
-def test_the_kinds_are_those_of_the_contracts():
+def test_component_types_equal_those_of_the_hooks():
     assert tuple(BASES) == component_module.COMPONENT_TYPES

@@ -1,4 +1,4 @@
-"""What holds for every registered template, third parties' included: what is trained, and what nobody can write."""
+"""The contract of every registered template, third parties' included: trained spans and control tokens."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ TOKENS += ["<｜tool▁output▁end｜>"]
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    """A byte-level tokenizer that knows the tokens of every format, and carries a chat template with tools."""
+    """Return a byte-level tokenizer with the tokens of every format and a chat template with tools."""
     from importlib.resources import files
 
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -55,12 +55,12 @@ def template(options):
     return lambda name: REGISTRY.create("templates", name, options(name, REGISTRY.get("templates", name)))
 
 
-def conversations(word):
-    """Conversations of every shape, `word` in one place of each; and which tools they have."""
+def conversations_with(word):
+    """Return conversations of every shape, each with `word` at another position, and their tools."""
     user, answer = Message("user", "Go."), Message("assistant", "No.")
     call = Message("assistant", "", tool_calls=(ToolCall("f", {"x": "y"}),))
     hostile = dataclasses.replace(call, tool_calls=(ToolCall("f", {"x": word, "y": [{"z": word}]}),))
-    result, told = Message("tool", "r", name="f"), {"name": "f", "description": "d", "parameters": {}}
+    result, tool_schema = Message("tool", "r", name="f"), {"name": "f", "description": "d", "parameters": {}}
     return {
         "user": ((Message("user", word), answer), ()),
         "response": ((user, Message("assistant", word)), ()),
@@ -69,21 +69,24 @@ def conversations(word):
         "turns": ((Message("user", word), Message("assistant", word)) * 2, ()),
         "answer of a tool": ((user, call, Message("tool", word, name="f"), answer), ()),
         "call of a tool": ((user, hostile, result, answer), ()),
-        "tool": ((user, call, result, answer), ({**told, "description": word, "parameters": {"x": {"y": word}}},)),
+        "tool": (
+            (user, call, result, answer),
+            ({**tool_schema, "description": word, "parameters": {"x": {"y": word}}},),
+        ),
     }
 
 
-ANYWHERE = ("user", "response", "turns")
-"""Every format has a place for these."""
+SUPPORTED_BY_ALL = ("user", "response", "turns")
+"""Positions that every format supports."""
 
 
 def example(messages, tools=()):
     return Example("id", tuple(messages), "rows.jsonl:7", tuple(tools))
 
 
-def attack(template, tokenizer):
-    """Every special token, every stop and every header of the template, and what ends a string of JSON."""
-    spans = template.render(conversations("w")["turns"][0], tokenizer)
+def attack_text(template, tokenizer):
+    """Return every special token, stop string and header of the template, and the end of a JSON string."""
+    spans = template.render(conversations_with("w")["turns"][0], tokenizer)
     headers = [span.text for span in spans if span.markup and not span.train]
     return "x" + " y ".join([*tokenizer.added_tokens_encoder, *template.stop_strings(tokenizer), *headers]) + ' "}\nz'
 
@@ -93,18 +96,18 @@ def decoded(ids, tokenizer):
 
 
 @templates
-def test_its_render_takes_add_generation_prompt_and_tools(name, template):
+def test_render_takes_add_generation_prompt_and_tools(name, template):
     parameters = inspect.signature(template(name).render).parameters
     assert [parameters[key].kind for key in ("add_generation_prompt", "tools")] == [inspect.Parameter.KEYWORD_ONLY] * 2
     assert (parameters["add_generation_prompt"].default, parameters["tools"].default) == (False, ())
 
 
-@pytest.mark.parametrize("place", sorted(conversations("")))
+@pytest.mark.parametrize("position", sorted(conversations_with("")))
 @templates
-def test_nobodys_text_writes_a_control_token(name, place, template, tokenizer):
+def test_row_text_never_becomes_a_control_token(name, position, template, tokenizer):
     template = template(name)
-    harmless, harmless_tools = conversations("w")[place]
-    messages, tools = conversations(attack(template, tokenizer))[place]
+    harmless, harmless_tools = conversations_with("w")[position]
+    messages, tools = conversations_with(attack_text(template, tokenizer))[position]
     try:
         template.render(harmless, tokenizer, tools=harmless_tools)
     except HarnessError as error:
@@ -112,7 +115,7 @@ def test_nobodys_text_writes_a_control_token(name, place, template, tokenizer):
     else:
         refusal = None
     if refusal is not None:
-        assert place not in ANYWHERE
+        assert position not in SUPPORTED_BY_ALL
         assert refusal.hint
         with pytest.raises(HarnessError):
             template.render(messages, tokenizer, tools=tools)
@@ -120,8 +123,8 @@ def test_nobodys_text_writes_a_control_token(name, place, template, tokenizer):
     row = tokenize_example(example(messages, tools), "s", template, tokenizer, 30_000)
     expected = tokenize_example(example(harmless, harmless_tools), "s", template, tokenizer, 30_000)
     special = set(tokenizer.added_tokens_encoder.values())
-    for given, plain in ((row.input_ids, expected.input_ids), (row.labels, expected.labels)):
-        assert [token for token in given if token in special] == [token for token in plain if token in special]
+    for actual, plain in ((row.input_ids, expected.input_ids), (row.labels, expected.labels)):
+        assert [token for token in actual if token in special] == [token for token in plain if token in special]
     text = "".join(span.text for span in template.render(messages, tokenizer, tools=tools))
     assert decoded(row.input_ids, tokenizer) == text
     prompt = encode_prompt(example(messages, tools), template, tokenizer, 30_000)
@@ -130,8 +133,8 @@ def test_nobodys_text_writes_a_control_token(name, place, template, tokenizer):
 
 
 @templates
-def test_a_response_and_its_end_are_trained_where_the_message_is_and_nothing_else(name, template, tokenizer):
-    template, messages = template(name), conversations("w")["turns"][0]
+def test_only_trained_responses_and_their_ends_are_trained(name, template, tokenizer):
+    template, messages = template(name), conversations_with("w")["turns"][0]
     for wanted in ((True, True), (False, True), (True, False)):
         flags = iter(wanted)
         flagged = [
@@ -151,18 +154,18 @@ def test_a_response_and_its_end_are_trained_where_the_message_is_and_nothing_els
 @templates
 def test_an_untrained_users_turn_stays_untrained(name, template, tokenizer):
     # `train` of a message that is no response means nothing.
-    plain = conversations("w")["turns"][0]
+    plain = conversations_with("w")["turns"][0]
     flagged = [m if m.role == "assistant" else dataclasses.replace(m, train=False) for m in plain]
     assert template(name).render(flagged, tokenizer) == template(name).render(plain, tokenizer)
 
 
 @templates
-def test_it_can_be_prompted_with_every_beginning_and_has_a_fingerprint(name, template, tokenizer):
-    template, messages = template(name), conversations("w")["turns"][0]
-    whole = "".join(span.text for span in template.render(messages, tokenizer))
+def test_every_beginning_renders_as_a_prompt_and_the_template_has_a_fingerprint(name, template, tokenizer):
+    template, messages = template(name), conversations_with("w")["turns"][0]
+    full_text = "".join(span.text for span in template.render(messages, tokenizer))
     for upto in (1, 3):
         opened = "".join(span.text for span in template.render(messages[:upto], tokenizer, add_generation_prompt=True))
-        assert whole.startswith(opened)
+        assert full_text.startswith(opened)
     assert template.stop_strings(tokenizer)
     assert all(stop.strip() for stop in template.stop_strings(tokenizer))
     assert template_fingerprint(template, tokenizer) == template_fingerprint(template, tokenizer)

@@ -110,7 +110,7 @@ def test_a_name_taken_twice_stops_and_names_both_distributions(plugin, first):
     with pytest.raises(HarnessError) as caught:
         discover_plugins(entries)
     assert caught.value.exit_code == 2
-    assert f"'{first}' and '{other}' both bring a metric 'count'" in caught.value.what
+    assert f"'{first}' and '{other}' both provide a metric 'count'" in caught.value.what
 
 
 def test_one_name_may_stand_for_two_kinds(plugin):
@@ -174,7 +174,7 @@ def harness_on_event(event):
     assert registry.components["metrics"] == {}
     assert registry.origins == {}
     assert "write 'package.module:factory'" not in registry.broken_plugins[0].error
-    assert "load is 'collections'" in registry.broken_plugins[0].error
+    assert "factory is 'collections'" in registry.broken_plugins[0].error
     registry.emit(Event("warning", data={"text": "x"}))
 
 
@@ -192,7 +192,7 @@ def test_a_plugin_that_imports_something_heavy_when_it_is_listed_is_refused(plug
     )
     registry = discover_plugins([plugin("acme", text)])
     assert registry.components["metrics"] == {}
-    assert f"listing it imports {heavy}" in registry.broken_plugins[0].error
+    assert f"loading it imports {heavy}" in registry.broken_plugins[0].error
 
 
 def test_the_heavy_packages_are_those_of_the_import_budget():
@@ -218,17 +218,17 @@ def test_a_broken_plugin_of_our_own_is_a_bug_and_is_raised(plugin, text, error):
 
 TEXT = {"type": "string", "description": "A text."}
 UNSOUND = {
-    "no schema": ({"options": {"x": {**TEXT, "type": "strin"}}}, "no JSON Schema"),
+    "no schema": ({"options": {"x": {**TEXT, "type": "strin"}}}, "not a JSON Schema"),
     "an option that is no object": ({"options": {"x": True}}, "the option 'x' is True"),
     "no description": ({"options": {"x": {"type": "string", "default": ""}}}, "'x' has no description"),
     "no default and not required": ({"options": {"x": TEXT}}, "'x' has neither a default nor is required"),
-    "a default of the wrong type": ({"options": {"x": {**TEXT, "default": 3}}}, "the default of 'x' does not fit"),
+    "a default of the wrong type": ({"options": {"x": {**TEXT, "default": 3}}}, "the default of 'x' is invalid"),
     "a default out of range": (
         {"options": {"x": {"type": "number", "minimum": 1, "default": 0, "description": "X."}}},
-        "the default of 'x' does not fit",
+        "the default of 'x' is invalid",
     ),
     "a required option not declared": ({"required": ("x",)}, "'x' is not declared"),
-    "no factory": ({"factory": "package.module"}, "load is 'package.module'"),
+    "no factory": ({"factory": "package.module"}, "factory is 'package.module'"),
     "a usual range of nothing": ({"typical_ranges": {"train.lerning_rate": (0, 1)}}, "'train.lerning_rate'"),
 }
 
@@ -245,7 +245,7 @@ def test_an_unsound_declaration_is_refused_and_named(kind):
 @pytest.mark.parametrize("option", ["form", "columns", "limit", "held_out"])
 def test_a_source_may_not_take_a_word_that_every_source_has(option):
     component = Component("Reads.", "a:b", {option: TEXT}, (option,))
-    with pytest.raises(HarnessError, match="a word of the core"):
+    with pytest.raises(HarnessError, match="a key of the core"):
         Registry().add("sources", "mine", component, "acme")
     Registry().add("metrics", "mine", component, "acme")
 
@@ -269,7 +269,7 @@ def test_an_unknown_name_gets_the_nearest(small_registry):
 def test_an_unknown_name_with_no_near_one_gets_all(small_registry):
     with pytest.raises(HarnessError) as caught:
         small_registry.get("modes", "xyz")
-    assert caught.value.hint == "there are: continual, domain, general, mixed"
+    assert caught.value.hint == "available: continual, domain, general, mixed"
 
 
 def test_an_unknown_name_gets_the_broken_plugin_that_may_bring_it(plugin):
@@ -303,7 +303,7 @@ def test_a_component_that_does_not_import_is_named_with_its_distribution(plugin,
     with pytest.raises(HarnessError) as caught:
         registry.create("metrics", "count", {})
     assert caught.value.where == "metric 'count' of acme"
-    assert f"'{factory}' does not import: {what}" in caught.value.what
+    assert f"cannot import '{factory}': {what}" in caught.value.what
 
 
 # -- listeners --------------------------------------------------------------------------------------------------------

@@ -1,7 +1,4 @@
-"""A headless Chromium that is spoken to over a pipe: what a page says to its console, asks for, and looks like.
-
-No test module: those that need it run this file by its path.
-"""
+"""A headless Chromium, controlled over a pipe with the DevTools protocol: console messages, requests, screenshots."""
 
 from __future__ import annotations
 
@@ -16,26 +13,29 @@ import tempfile
 import time
 from pathlib import Path
 
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+PROGRAM_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 
 
-def find():
-    """The program, or None where there is none."""
-    return next((found for found in map(shutil.which, NAMES) if found), None)
+def find_browser():
+    """Return the path of Chromium; None if it is not installed."""
+    return next((path for path in map(shutil.which, PROGRAM_NAMES) if path), None)
 
 
 class Browser:
-    """One Chromium with one page. A context: it is ended with it, and its profile removed."""
+    """One Chromium with one page.
 
-    def __init__(self, program, patience=60.0):
-        self.patience, self.count, self.buffer, self.events = patience, 0, b"", []
+    The context manager ends it and removes its profile.
+    """
+
+    def __init__(self, program, timeout=60.0):
+        self.timeout, self.count, self.buffer, self.events = timeout, 0, b"", []
         self.profile = tempfile.mkdtemp(prefix="harness-browser-")
-        hears, self.says = os.pipe()
-        self.hears, says = os.pipe()
+        browser_input, self.input = os.pipe()
+        self.output, browser_output = os.pipe()
 
-        def pipes():  # Chromium reads from 3 and writes to 4; high copies first, lest one overwrites the other
-            os.dup2(hears, 63)
-            os.dup2(says, 64)
+        def connect_pipes():  # Chromium reads from 3 and writes to 4; high copies first, so that neither is overwritten
+            os.dup2(browser_input, 63)
+            os.dup2(browser_output, 64)
             os.dup2(63, 3)
             os.dup2(64, 4)
 
@@ -43,13 +43,13 @@ class Browser:
             [program, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
              "--disable-background-networking", "--disable-component-update", "--disable-sync", "--hide-scrollbars",
              f"--user-data-dir={self.profile}", "--remote-debugging-pipe", "about:blank"],
-            preexec_fn=pipes, close_fds=False, start_new_session=True, stdin=subprocess.DEVNULL,
+            preexec_fn=connect_pipes, close_fds=False, start_new_session=True, stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
-        os.close(hears)
-        os.close(says)
+        os.close(browser_input)
+        os.close(browser_output)
         self.session = None
-        (target,) = [one for one in self.call("Target.getTargets")["targetInfos"] if one["type"] == "page"]
+        (target,) = [target for target in self.call("Target.getTargets")["targetInfos"] if target["type"] == "page"]
         self.session = self.call("Target.attachToTarget", targetId=target["targetId"], flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")
@@ -58,32 +58,37 @@ class Browser:
         return self
 
     def __exit__(self, *_):
-        os.close(self.says)
+        os.close(self.input)
         try:
             self.process.wait(10)
         except subprocess.TimeoutExpired:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
-        os.close(self.hears)
+        os.close(self.output)
         shutil.rmtree(self.profile, ignore_errors=True)
 
     def call(self, method, **params):
-        """The answer to one command; events that come before it are kept. Raises RuntimeError or TimeoutError."""
+        """Send a command and return its result; events that arrive before it are kept.
+
+        Raises:
+            RuntimeError: If the command fails.
+            TimeoutError: If there is no answer.
+        """
         self.count += 1
         message = {"id": self.count, "method": method, "params": params}
         if self.session:
             message["sessionId"] = self.session
-        os.write(self.says, json.dumps(message).encode() + b"\0")
-        until = time.monotonic() + self.patience
+        os.write(self.input, json.dumps(message).encode() + b"\0")
+        until = time.monotonic() + self.timeout
         while True:
-            told = self._next(until)
-            if told.get("id") == self.count:
-                if "error" in told:
-                    raise RuntimeError(f"{method}: {told['error']['message']}")
-                return told["result"]
+            answer = self._read_message(until)
+            if answer.get("id") == self.count:
+                if "error" in answer:
+                    raise RuntimeError(f"{method}: {answer['error']['message']}")
+                return answer["result"]
 
     def open(self, file, width=1280, height=900, dark=False, media=""):
-        """Load a file at a size in CSS pixels. What it says and asks for is in `complaints` and `requests` after."""
+        """Load a file; width and height in CSS pixels. Fills `console_messages` and `requested_urls`."""
         self.call(
             "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 500
         )
@@ -91,63 +96,69 @@ class Browser:
         self.call("Emulation.setEmulatedMedia", media=media, features=[scheme])
         self.events.clear()
         self.call("Page.navigate", url=Path(file).resolve().as_uri())
-        until = time.monotonic() + self.patience
-        while not any(one["method"] == "Page.loadEventFired" for one in self.events):
-            self._next(until)
-        self.ask("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+        until = time.monotonic() + self.timeout
+        while not any(event["method"] == "Page.loadEventFired" for event in self.events):
+            self._read_message(until)
+        self.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
 
     @property
-    def complaints(self):
-        """What the page wrote to its console, and errors that nobody caught."""
-        made = []
-        for one in self.events:
-            if one["method"] == "Log.entryAdded":
-                made.append(one["params"]["entry"]["text"])
-            elif one["method"] == "Runtime.consoleAPICalled":
-                made.append(str(one["params"]["args"]))
-            elif one["method"] == "Runtime.exceptionThrown":
-                made.append(str(one["params"]["exceptionDetails"]))
-        return made
+    def console_messages(self):
+        """The console messages and uncaught errors of the page."""
+        messages = []
+        for event in self.events:
+            if event["method"] == "Log.entryAdded":
+                messages.append(event["params"]["entry"]["text"])
+            elif event["method"] == "Runtime.consoleAPICalled":
+                messages.append(str(event["params"]["args"]))
+            elif event["method"] == "Runtime.exceptionThrown":
+                messages.append(str(event["params"]["exceptionDetails"]))
+        return messages
 
     @property
-    def requests(self):
-        """The addresses that the page asked for, its own included."""
-        return [one["params"]["request"]["url"] for one in self.events if one["method"] == "Network.requestWillBeSent"]
+    def requested_urls(self):
+        """The requested addresses, that of the page included."""
+        return [
+            event["params"]["request"]["url"] for event in self.events if event["method"] == "Network.requestWillBeSent"
+        ]
 
-    def ask(self, expression):
-        """The value of an expression of JavaScript in the page, awaited. Raises RuntimeError for one that throws."""
+    def evaluate(self, expression):
+        """Return the awaited value of a JavaScript expression.
+
+        Raises:
+            RuntimeError: If the expression throws.
+        """
         options = {"expression": expression, "awaitPromise": True, "returnByValue": True, "userGesture": True}
-        told = self.call("Runtime.evaluate", **options)
-        if "exceptionDetails" in told:
-            raise RuntimeError(str(told["exceptionDetails"]))
-        return told["result"].get("value")
+        answer = self.call("Runtime.evaluate", **options)
+        if "exceptionDetails" in answer:
+            raise RuntimeError(str(answer["exceptionDetails"]))
+        return answer["result"].get("value")
 
     def click(self, selector):
-        """Press the mouse on an element, as a person would: some things a browser does for nobody else."""
-        place = f"document.querySelector({json.dumps(selector)})"
-        self.ask(f"{place}.scrollIntoView()")
-        box = self.ask(
-            f"(({{x, y, width, height}}) => [x + width / 2, y + height / 2])({place}.getBoundingClientRect())"
+        """Click an element with real mouse events: some actions need the gesture of a user."""
+        element = f"document.querySelector({json.dumps(selector)})"
+        self.evaluate(f"{element}.scrollIntoView()")
+        box = self.evaluate(
+            f"(({{x, y, width, height}}) => [x + width / 2, y + height / 2])({element}.getBoundingClientRect())"
         )
-        for kind in ("mousePressed", "mouseReleased"):
-            self.call("Input.dispatchMouseEvent", type=kind, x=box[0], y=box[1], button="left", clickCount=1)
+        for event_type in ("mousePressed", "mouseReleased"):
+            self.call("Input.dispatchMouseEvent", type=event_type, x=box[0], y=box[1], button="left", clickCount=1)
 
-    def picture(self, file, whole=True):
-        """Write what is seen, or the whole page, as a PNG."""
-        data = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=whole)["data"]
+    def save_screenshot(self, file, full_page=True):
+        """Save the visible part or the complete page as a PNG."""
+        data = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=full_page)["data"]
         Path(file).write_bytes(base64.b64decode(data))
 
-    def _next(self, until):
-        """The next message; an event is kept too."""
+    def _read_message(self, until):
+        """Return the next message; events are also kept."""
         while b"\0" not in self.buffer:
-            if not select.select([self.hears], [], [], max(0.0, until - time.monotonic()))[0]:
-                raise TimeoutError(f"Chromium said nothing for {self.patience} s")
-            some = os.read(self.hears, 1 << 16)
-            if not some:
+            if not select.select([self.output], [], [], max(0.0, until - time.monotonic()))[0]:
+                raise TimeoutError(f"no message from Chromium for {self.timeout} s")
+            data = os.read(self.output, 1 << 16)
+            if not data:
                 raise RuntimeError("Chromium has ended")
-            self.buffer += some
+            self.buffer += data
         line, _, self.buffer = self.buffer.partition(b"\0")
-        told = json.loads(line)
-        if "method" in told:
-            self.events.append(told)
-        return told
+        message = json.loads(line)
+        if "method" in message:
+            self.events.append(message)
+        return message

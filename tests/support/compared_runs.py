@@ -1,7 +1,4 @@
-"""The folder of a finished run made by hand: real metrics over made-up answers, in the files that a run leaves.
-
-No test module: those that need it run this file by its path.
-"""
+"""Folders of finished runs to compare: real metrics over generated answers, without training."""
 
 from __future__ import annotations
 
@@ -9,7 +6,6 @@ import json
 import random
 from dataclasses import asdict
 from pathlib import Path
-from types import SimpleNamespace
 
 from harness.evaluation import predictions as predictions_module
 from harness.evaluation import scoring
@@ -31,25 +27,35 @@ METRICS = {
 REGISTRY = discover_plugins()
 
 
-def sentence(random_, words=8):
-    return " ".join(random_.choice(WORDS) for _ in range(words))
+def random_sentence(generator, num_words=8):
+    """Return words of `SENTENCE` in random order."""
+    return " ".join(generator.choice(WORDS) for _ in range(num_words))
 
 
-def items(count, skill, seed, first=0, nll=20.0):
-    """Items of a suite. skill: share of answers that are the reference; the rest have half of it. Ids are by number."""
-    made = []
+def build_items(count, skill, seed, first=0, nll=20.0):
+    """Build the items of a suite, with their number as id.
+
+    skill: Fraction of the answers that equal the reference; the others contain its first half.
+    """
+    items = []
     for number in range(first, first + count):
-        reference = sentence(random.Random(f"item {number}"))
-        luck = random.Random(f"answer {number} {seed}")
+        reference = random_sentence(random.Random(f"item {number}"))
+        generator = random.Random(f"answer {number} {seed}")
         words = reference.split()
-        answer = reference if luck.random() < skill else " ".join(words[:4] + [luck.choice(WORDS) for _ in range(4)])
-        made.append(Item(f"{number:016x}", f"question {number}?", reference, answer, "eos", nll + luck.random(), 10, 8))
-    return tuple(made)
+        answer = (
+            reference
+            if generator.random() < skill
+            else " ".join(words[:4] + [generator.choice(WORDS) for _ in range(4)])
+        )
+        items.append(
+            Item(f"{number:016x}", f"question {number}?", reference, answer, "eos", nll + generator.random(), 10, 8)
+        )
+    return tuple(items)
 
 
-def spec(name="made", suites=("desk",), metrics=None, **changes):
-    """A filled spec of a run, as far as a comparison reads it."""
-    one = {"source": "desk", "role": "domain", "metrics": metrics or METRICS, "lang": "auto"}
+def run_spec(name="made", suites=("desk",), metrics=None, **changes):
+    """Return the keys of a filled spec that a comparison reads."""
+    suite_settings = {"source": "desk", "role": "domain", "metrics": metrics or METRICS, "lang": "auto"}
     return {
         "name": name,
         "seed": 0,
@@ -57,60 +63,59 @@ def spec(name="made", suites=("desk",), metrics=None, **changes):
         "mode": {"mixed": {"domain": ["desk"]}},
         "mitigations": {"lora": {"rank": 16}},
         "train": {"learning_rate": 2e-4, "epochs": 2},
-        "evaluate": {suite: {**one, "role": "domain" if suite == suites[0] else "general"} for suite in suites},
+        "evaluate": {
+            suite: {**suite_settings, "role": "domain" if suite == suites[0] else "general"} for suite in suites
+        },
         **changes,
     }
 
 
-def write(folder, stages, document=None, finished=True, predictions=True):
-    """A run's folder. stages: one mapping a stage, suite -> items, the base first."""
+def write_run(folder, stages, document=None, finished=True, predictions=True):
+    """Write the folder of a run. stages: One mapping per stage, suite -> items, the base model first."""
     folder = Path(folder)
-    document = document or spec(suites=tuple(stages[0]))
+    document = document or run_spec(suites=tuple(stages[0]))
     evaluations = []
-    for number, suites in enumerate(stages):
+    for stage_index, suites in enumerate(stages):
         stage = []
-        for suite, some in suites.items():
+        for suite, suite_items in suites.items():
             metrics = {
                 name: create_metric(REGISTRY, name, options)
                 for name, options in document["evaluate"][suite]["metrics"].items()
             }
-            scores = scoring.score_items(some, metrics, seed=0, suite=suite, stage=number)
-            stage.append(Evaluation(number, suite, some, scores))
+            scores = scoring.score_items(suite_items, metrics, seed=0, suite=suite, stage=stage_index)
+            stage.append(Evaluation(stage_index, suite, suite_items, scores))
             if predictions:
-                keep(folder, suite, number, some)
+                write_predictions(folder, suite, stage_index, suite_items)
         evaluations.append(tuple(stage))
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "spec.json").write_text(json.dumps(document))
     write_scores(evaluations, ["base", *(f"stage-{k}" for k in range(1, len(stages)))], folder)
     if finished:
-        write_json(folder / "report.json", report(evaluations))
+        write_json(folder / "report.json", report_json(evaluations))
     return folder
 
 
-def keep(folder, suite, number, some):
-    """The items of a suite, as an evaluation leaves them."""
-    file = predictions_module.predictions_path(folder / "predictions", suite, number)
+def write_predictions(folder, suite, stage_index, items):
+    """Write the items of a suite as an evaluation does."""
+    file = predictions_module.predictions_path(folder / "predictions", suite, stage_index)
     file.parent.mkdir(parents=True, exist_ok=True)
-    lines = [{"header": {"suite": suite, "stage": number, "items": len(some), "whole": True}}]
-    lines += [{"id": item.id, **asdict(item)} for item in some]
+    lines = [{"header": {"suite": suite, "stage": stage_index, "items": len(items), "whole": True}}]
+    lines += [{"id": item.id, **asdict(item)} for item in items]
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
-def report(evaluations):
-    """As much of a report as a comparison reads."""
+def report_json(evaluations):
+    """Return the keys of a report that a comparison reads."""
     changes = []
     for before, after in zip(evaluations[0], evaluations[-1], strict=True):
         for old, new in zip(before.scores, after.scores, strict=True):
             delta = new.value - old.value
-            named = {"suite": after.suite, "name": new.name, "verdict": "better"}
-            changes.append({**named, "after": {"value": new.value}, "difference": {"value": delta}})
+            labels = {"suite": after.suite, "name": new.name, "verdict": "better"}
+            changes.append({**labels, "after": {"value": new.value}, "difference": {"value": delta}})
     return {"run": {"seconds": 61.0}, "changes": changes}
 
 
-def run(folder, skill, seed, count=60, **options):
-    """A finished run over one suite, `desk`, whose base model knows little."""
-    stages = [{"desk": items(count, 0.1, "base")}, {"desk": items(count, skill, seed)}]
-    return write(folder, stages, **options)
-
-
-MADE = SimpleNamespace(write=write, items=items, spec=spec, run=run)
+def write_finished_run(folder, skill, seed, count=60, **options):
+    """Write a finished run with one suite, `desk`, whose base model has a skill of 0.1."""
+    stages = [{"desk": build_items(count, 0.1, "base")}, {"desk": build_items(count, skill, seed)}]
+    return write_run(folder, stages, **options)

@@ -1,13 +1,10 @@
-"""An HTML page as a reader without eyes sees it: its elements, their attributes and their text.
-
-No test module: those that need it run this file by its path.
-"""
+"""A small HTML parser: elements with attributes, children and text."""
 
 from __future__ import annotations
 
 from html.parser import HTMLParser
 
-VOID = {"meta", "link", "br", "img", "wbr", "hr", "input"}
+VOID_TAGS = {"meta", "link", "br", "img", "wbr", "hr", "input"}
 
 
 class Element:
@@ -18,20 +15,22 @@ class Element:
 
     @property
     def text(self):
-        return "".join(one if isinstance(one, str) else one.text for one in self.children)
+        """The text of the element and of all elements in it."""
+        return "".join(child if isinstance(child, str) else child.text for child in self.children)
 
-    def all(self, tag=None, **attrs):
-        """Every element below with this tag and these attributes (`class_` holds a word)."""
-        for one in self.children:
-            if isinstance(one, Element):
-                if tag in (None, one.tag) and all(_has(one, key, value) for key, value in attrs.items()):
-                    yield one
-                yield from one.all(tag, **attrs)
+    def find_all(self, tag=None, **attrs):
+        """Yield every descendant with this tag and these attributes; `class_` matches one class."""
+        for child in self.children:
+            if isinstance(child, Element):
+                if tag in (None, child.tag) and all(_has(child, key, value) for key, value in attrs.items()):
+                    yield child
+                yield from child.find_all(tag, **attrs)
 
-    def one(self, tag=None, **attrs):
-        found = list(self.all(tag, **attrs))
-        assert len(found) == 1, f"{len(found)} of {tag} {attrs}"
-        return found[0]
+    def find(self, tag=None, **attrs):
+        """Return the only matching descendant."""
+        matches = list(self.find_all(tag, **attrs))
+        assert len(matches) == 1, f"{len(matches)} of {tag} {attrs}"
+        return matches[0]
 
 
 def _has(element, key, value):
@@ -47,10 +46,10 @@ class _Parser(HTMLParser):
         self.path = [self.root]
 
     def handle_starttag(self, tag, attrs):
-        made = Element(tag, dict(attrs))
-        self.path[-1].children.append(made)
-        if tag not in VOID:
-            self.path.append(made)
+        element = Element(tag, dict(attrs))
+        self.path[-1].children.append(element)
+        if tag not in VOID_TAGS:
+            self.path.append(element)
 
     def handle_startendtag(self, tag, attrs):
         self.path[-1].children.append(Element(tag, dict(attrs)))
@@ -63,10 +62,14 @@ class _Parser(HTMLParser):
         self.path[-1].children.append(data)
 
 
-def parse(text):
-    """The page's root. Raises AssertionError when an element is not closed, or closed by another's end."""
+def parse_html(text):
+    """Return the root of a page.
+
+    Raises:
+        AssertionError: If an element is not closed, or closed by the end of another one.
+    """
     parser = _Parser()
     parser.feed(text)
     parser.close()
-    assert parser.path == [parser.root], f"never closed: {[one.tag for one in parser.path[1:]]}"
+    assert parser.path == [parser.root], f"never closed: {[element.tag for element in parser.path[1:]]}"
     return parser.root

@@ -1,4 +1,4 @@
-"""A tiny Llama as a GGUF file and as a wheel, both written in code."""
+"""Fixtures of a tiny Llama as a GGUF file and as a wheel, both written in code."""
 
 from __future__ import annotations
 
@@ -16,7 +16,13 @@ TEMPLATE = (
 
 
 def write_gguf(path: Path, *, extra: str | None = None, leave_out: str | None = None) -> None:
-    """A Llama of 1 layer, 32 wide, over 260 byte-level tokens; embeddings and head tied, matrices in Q8_0."""
+    """Write a Llama of 1 layer, 32 wide, with 260 byte-level tokens, tied embeddings, and matrices in Q8_0.
+
+    Args:
+        path: The file to write.
+        extra: Name of an additional tensor.
+        leave_out: Name of a tensor to omit.
+    """
     import gguf
     import numpy as np
     from tokenizers import pre_tokenizers
@@ -65,8 +71,8 @@ def write_gguf(path: Path, *, extra: str | None = None, leave_out: str | None = 
         if len(shape) == 1:
             writer.add_tensor(f"{name}.weight", values + 1)
         else:
-            kind = gguf.GGMLQuantizationType.Q8_0
-            writer.add_tensor(f"{name}.weight", gguf.quantize(values, kind), raw_dtype=kind)
+            quantization = gguf.GGMLQuantizationType.Q8_0
+            writer.add_tensor(f"{name}.weight", gguf.quantize(values, quantization), raw_dtype=quantization)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -76,7 +82,7 @@ def write_gguf(path: Path, *, extra: str | None = None, leave_out: str | None = 
 def write_wheel(
     folder: Path, content: bytes, *, name: str = "tiny_llama", version: str = "1.0", inner: str = INNER
 ) -> Path:
-    """A wheel with one data file, as pip wants it."""
+    """Write a wheel with one data file, in the form that pip requires."""
     wheel = folder / f"{name}-{version}-py3-none-any.whl"
     info = f"{name}-{version}.dist-info"
     with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -91,21 +97,21 @@ def write_wheel(
 
 @pytest.fixture(scope="session")
 def gguf_source(tmp_path_factory) -> Path:
-    """The tiny Llama's GGUF file; read only."""
+    """The tiny Llama's GGUF file; tests must not change it."""
     path = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
     write_gguf(path)
     return path
 
 
 @pytest.fixture(scope="session")
-def reference_text(gguf_source) -> str:
-    """The package reference of the tiny Llama."""
+def wheel_reference(gguf_source) -> str:
+    """The `pypi:` reference of the tiny Llama."""
     return f"pypi:tiny-llama==1.0/{INNER}#sha256={hashlib.sha256(gguf_source.read_bytes()).hexdigest()}"
 
 
 @pytest.fixture
-def index(tmp_path, gguf_source, monkeypatch) -> Path:
-    """A folder of wheels that pip takes for its only index; holds the tiny Llama's wheel."""
+def package_index(tmp_path, gguf_source, monkeypatch) -> Path:
+    """A folder of wheels that is pip's only index; it holds the tiny Llama's wheel."""
     folder = tmp_path / "wheels"
     folder.mkdir()
     write_wheel(folder, gguf_source.read_bytes())
@@ -119,14 +125,14 @@ def index(tmp_path, gguf_source, monkeypatch) -> Path:
 
 @pytest.fixture(autouse=True)
 def cache_root(tmp_path, monkeypatch) -> Path:
-    """An empty cache of the test's own."""
+    """An empty cache for each test."""
     folder = tmp_path / "cache"
     monkeypatch.setenv("HARNESS_CACHE", str(folder))
     return folder
 
 
-class Watch:
-    """A `Progress` that keeps what it is told."""
+class ProgressRecorder:
+    """A `Progress` that records its calls."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, int, int, str, str]] = []
@@ -135,19 +141,23 @@ class Watch:
         self.calls.append((phase, done, total, note, unit))
 
     def phases(self) -> set[str]:
+        """Return the phases that were reported."""
         return {call[0] for call in self.calls}
 
 
 @pytest.fixture
-def watch() -> Watch:
-    return Watch()
+def recorder() -> ProgressRecorder:
+    """A `Progress` that records its calls."""
+    return ProgressRecorder()
 
 
 @pytest.fixture
 def make_gguf():
+    """The function that writes a tiny Llama as a GGUF file."""
     return write_gguf
 
 
 @pytest.fixture
 def make_wheel():
+    """The function that writes a wheel with one data file."""
     return write_wheel

@@ -1,7 +1,4 @@
-"""Folders of finished runs and experiments made by hand, with everything that a page can show of them.
-
-No test module: those that need it run this file by its path.
-"""
+"""Folders of finished runs and experiments with everything that a page can show, written without training."""
 
 from __future__ import annotations
 
@@ -15,18 +12,20 @@ from support import example_run
 TESTS = ("rises_at_most", "rises_at_least", "falls_at_most", "falls_at_least", "gains_at_least", "loses_at_most",
          "at_least", "at_most")  # fmt: skip
 
-NASTY = "</script><script>alert(1)</script>\"'&<img src=x onerror=alert(2)>\x1b[31m\u202egnorw\u2066\u200b\ud83d$x^2$"
-"""Markup, the end of a script, quotes, an escape of terminals, a bidi override, an isolate that is never closed, a
-space without width, half a pair, and what a plot could take for a formula."""
+HOSTILE_TEXT = (
+    "</script><script>alert(1)</script>\"'&<img src=x onerror=alert(2)>\x1b[31m\u202egnorw\u2066\u200b\ud83d$x^2$"
+)
+"""Markup, the end of a script, quotes, a terminal escape, a bidi override, an unclosed isolate, a zero-width space, a
+lone surrogate, and a formula of matplotlib."""
 
 
-def condition(score, **test):
-    """One condition of a gate, filled in."""
+def gate_condition(score, **test):
+    """Return a gate condition with all defaults."""
     return {**dict.fromkeys(TESTS), "score": score, "summary": None, "judge_by": "bound", **test}
 
 
-def spec_of(**changes):
-    """A filled spec, as far as a page reads it."""
+def run_spec(**changes):
+    """Return the keys of a filled spec that a page reads."""
     return {
         "name": "mixed-sft",
         "seed": 0,
@@ -38,26 +37,33 @@ def spec_of(**changes):
     }
 
 
-def finished(folder, stages=1, *, evaluations=None, spec=None, gate=(), text=str, updates=120):
-    """A run's folder with all its files. text: what to make of every text that the model or the data wrote."""
+def write_run(folder, stages=1, *, evaluations=None, spec=None, gate=(), text=str, num_steps=120):
+    """Write the folder of a run with all its files.
+
+    text: Applied to every text of the model and the data.
+    """
     folder.mkdir(parents=True)
-    found = [
-        tuple(replace(one, items=tuple(_spoken(item, text) for item in one.items)) for one in stage)
+    stage_evaluations = [
+        tuple(
+            replace(evaluation, items=tuple(_with_text(item, text) for item in evaluation.items))
+            for evaluation in stage
+        )
         for stage in (evaluations or example_run.made_evaluations(stages))
     ]
-    facts = {"id": folder.name, "folder": str(folder), "seconds": 187.0, "uri": "sqlite:///mlflow.db"}
+    run_info = {"id": folder.name, "folder": str(folder), "seconds": 187.0, "uri": "sqlite:///mlflow.db"}
     plan = example_run.made_plan(stages)
-    run_report.build_report(plan, found, example_run.BY_SUITE, seed=0, run_info=facts, gate_conditions=gate).write(
-        folder
+    report = run_report.build_report(
+        plan, stage_evaluations, example_run.BY_SUITE, seed=0, run_info=run_info, gate_conditions=gate
     )
+    report.write(folder)
     names = [stage.name for stage in plan.stages]
     for name in names:
-        place = folder / "stages" / name
-        place.mkdir(parents=True)
-        steps = [entry(step, updates) for step in range(1, updates + 1)]
-        (place / "steps.jsonl").write_text("".join(json.dumps(one) + "\n" for one in steps))
-        (place / "trained.json").write_text(
-            json.dumps({"steps": updates, "loss": 0.5, "seconds": 75.2, "tokens": 4096})
+        stage_folder = folder / "stages" / name
+        stage_folder.mkdir(parents=True)
+        steps = [step_entry(step, num_steps) for step in range(1, num_steps + 1)]
+        (stage_folder / "steps.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in steps))
+        (stage_folder / "trained.json").write_text(
+            json.dumps({"steps": num_steps, "loss": 0.5, "seconds": 75.2, "tokens": 4096})
         )
     share = {"helpdesk": {"loss_tokens": 0.898, "tokens": 0.9, "rows": 0.88},
              "general": {"loss_tokens": 0.102, "tokens": 0.1, "rows": 0.12}}  # fmt: skip
@@ -76,43 +82,46 @@ def finished(folder, stages=1, *, evaluations=None, spec=None, gate=(), text=str
         },
     }
     for name, value in (
-        ("spec", spec or spec_of()),
+        ("spec", spec or run_spec()),
         ("environment", {"harness": "0.1.0", "python": "3.11"}),
         ("data", data),
     ):
         (folder / f"{name}.json").write_text(json.dumps(value))
     (folder / "predictions").mkdir()
-    for number, stage in enumerate(found):
-        for one in stage:
-            rows = [{"header": {"suite": one.suite, "whole": True}}]
-            rows += [{"id": i.id, "prompt": i.prompt, "reference": i.reference, "answer": i.answer} for i in one.items]
-            file = folder / "predictions" / f"{one.suite}-stage{number}.jsonl"
-            file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for stage_index, stage in enumerate(stage_evaluations):
+        for evaluation in stage:
+            lines = [{"header": {"suite": evaluation.suite, "whole": True}}]
+            lines += [
+                {"id": item.id, "prompt": item.prompt, "reference": item.reference, "answer": item.answer}
+                for item in evaluation.items
+            ]
+            file = folder / "predictions" / f"{evaluation.suite}-stage{stage_index}.jsonl"
+            file.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder
 
 
-def _spoken(item, text):
+def _with_text(item, text):
     return replace(item, prompt=text(item.prompt), reference=text(item.reference), answer=text(item.answer))
 
 
-def entry(step, updates):
-    """A line of a stage's log."""
+def step_entry(step, num_steps):
+    """Return a line of a stage's training log."""
     return {
         "step": step,
         "loss": 2.0 * math.exp(-step / 30) + 0.05 * math.sin(7 * step),
-        "learning_rate": 2e-4 * (1 - step / updates),
+        "learning_rate": 2e-4 * (1 - step / num_steps),
         "grad_norm": 1.0,
         "penalty/ewc": 0.001 * step,
         "penalty/kl": 0.02,
     }
 
 
-def experiment(folder, shares=(None, 0.01, 0.1), *, specs=None, missing=None, text=str):
-    """An experiment's folder: `naive` and an arm for each share, the more of it the less gained and forgotten."""
+def write_experiment(folder, shares=(None, 0.01, 0.1), *, specs=None, missing=None, text=str):
+    """Write the folder of an experiment: `naive` and an arm for each share; larger shares gain and forget less."""
     runs = {}
-    for number, share in enumerate(shares):
+    for index, share in enumerate(shares):
         name = "naive" if share is None else f"share={share}"
-        gain, rise = 0.3 - 0.02 * number, 5.0 / (1 + number)
+        gain, rise = 0.3 - 0.02 * index, 5.0 / (1 + index)
         wobble = [0.1 * math.sin(i) for i in range(40)]
         base, nll = [0.3 + 0.001 * i for i in range(40)], [20.0 + i % 5 for i in range(40)]
         evaluations = [
@@ -129,12 +138,13 @@ def experiment(folder, shares=(None, 0.01, 0.1), *, specs=None, missing=None, te
                 ),
             ),
         ]
-        spec = spec_of(mitigations={"lora": {"rank": 16}} | ({} if share is None else {"mixing": {"share": share}}))
-        spec = specs[name] if specs else spec
-        place = finished(folder / "arms" / name, evaluations=evaluations, spec=spec, updates=3, text=text)
-        runs[name] = finished_run.load_finished_run(place)
+        mitigations = {"lora": {"rank": 16}} | ({} if share is None else {"mixing": {"share": share}})
+        spec = specs[name] if specs else run_spec(mitigations=mitigations)
+        arm_folder = write_run(folder / "arms" / name, evaluations=evaluations, spec=spec, num_steps=3, text=text)
+        runs[name] = finished_run.load_finished_run(arm_folder)
     axes = {"gain_score": "helpdesk/rougeL", "forgetting_score": "general/response_perplexity"}
-    arm_comparison.compare_arms("sweep", folder, runs, example_run.BY_SUITE, seed=0, missing=missing, **axes).write(
-        folder
+    comparison = arm_comparison.compare_arms(
+        "sweep", folder, runs, example_run.BY_SUITE, seed=0, missing=missing, **axes
     )
+    comparison.write(folder)
     return folder

@@ -1,4 +1,4 @@
-"""Somebody else's distributions: a real one, installed by pip, and broken ones made on the fly."""
+"""Third-party distributions: one installed by pip, and broken ones built on the fly."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ EXAMPLE = Path(__file__).parent / "harness-example"
 
 @pytest.fixture(scope="session")
 def example(tmp_path_factory):
-    """The folder that the distribution `harness-example` is installed in."""
+    """Return the folder in which the distribution `harness-example` is installed."""
     target = tmp_path_factory.mktemp("site")
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-index"]
     command += ["--no-deps", "--no-build-isolation", "--target", str(target), str(EXAMPLE)]
@@ -25,7 +25,7 @@ def example(tmp_path_factory):
 
 @pytest.fixture
 def make(tmp_path):
-    """Makes a distribution of one module in a folder of its own and returns the folder."""
+    """Return a function that builds a distribution of one module and returns its folder."""
 
     def make(name, text):
         folder = tmp_path / "site"
@@ -42,7 +42,7 @@ def make(tmp_path):
 
 @pytest.fixture
 def harness():
-    """Runs a command in a fresh interpreter beside what the folder holds."""
+    """Return a function that runs a command in a new interpreter that can import from the folder."""
 
     def harness(folder, *arguments, **environment):
         path = os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH", "")]))

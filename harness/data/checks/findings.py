@@ -1,6 +1,7 @@
-"""What the wording of the data gives away: rows that repeat others, and held-out rows that stand in training.
+"""Analyze the wording of the data: rows that repeat others, and held-out rows that are also in the training data.
 
-Looks at conversations, so it is known before a model is loaded, and says which findings a run must not begin with.
+This needs conversations only, so it runs before a model is loaded. The spec's `checks` decide which findings are
+warnings and which stop a run.
 """
 
 from __future__ import annotations
@@ -16,20 +17,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.data.checks.contamination import Contamination, Overlap, find_contamination
+from harness.data.checks.conversation_text import conversation_text
 from harness.data.checks.near_duplicates import NearDuplicateReport, cross_source_duplicates, find_near_duplicates
-from harness.data.checks.words import conversation_text
 from harness.data.reading.corpus import CorpusView
 from harness.errors import HarnessError
 from harness.types import Example, Progress, no_progress
 from harness.utils.formatting import one_line, round_up_share
 
+MAX_ROWS_SHOWN = 3
+"""Rows that a message names."""
+
 
 @dataclass(frozen=True)
 class FullyTruncatedRows:
-    """The rows of one source that are left out so.
+    """The training rows of one source that truncation leaves without a trained token, so that they are dropped.
 
-    rows: of the source that may be trained on. lost: of these, at `max_length`, the length at which most are lost.
-    places: of the first ones lost at any length.
+    Attributes:
+        rows: Rows of the source that may be trained on.
+        lost: Dropped rows at `max_length`.
+        max_length: The length, in tokens, at which most rows are dropped.
+        places: Locations of the first rows that are dropped at any length.
     """
 
     rows: int
@@ -39,16 +46,19 @@ class FullyTruncatedRows:
 
     @property
     def share(self) -> float:
-        """Lost rows / rows, in [0, 1]."""
+        """Dropped rows / rows, in [0, 1]."""
         return self.lost / self.rows
-
-
-MAX_ROWS_SHOWN = 3
 
 
 @dataclass(frozen=True)
 class SharedRows:
-    """Rows that stand word for word in two sources. examples: places of some of them, pair by pair."""
+    """Rows that are equal in two sources.
+
+    Attributes:
+        sources: The names of the sources.
+        rows: The number of equal rows.
+        examples: Locations of the first pairs.
+    """
 
     sources: tuple[str, str]
     rows: int
@@ -57,10 +67,15 @@ class SharedRows:
 
 @dataclass(frozen=True)
 class Findings:
-    """What was found. near, contamination: None where the spec does not ask for them. untrained: see `analyze_data`.
+    """The result of `analyze_data`.
 
-    warnings: what a person should know, the rows named below, see `Plan.warnings`. failures: what a run must not begin
-    with, the rows named.
+    Attributes:
+        shared_rows: Rows that are equal in two sources.
+        near_duplicates: None if the spec disables this check.
+        contamination: Suite -> its contamination; None if the spec disables this check.
+        warnings: Messages for the user, each with the rows it names on the lines below; see `Plan.warnings`.
+        failures: Errors that must stop a run, with the rows named.
+        fully_truncated: Source -> its rows that truncation drops.
     """
 
     shared_rows: tuple[SharedRows, ...]
@@ -71,28 +86,33 @@ class Findings:
     fully_truncated: Mapping[str, FullyTruncatedRows] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """The findings as plain data: `untrained`, `shared`, `near_duplicates`, `contamination`."""
+        """Return the findings as plain data: `untrained`, `shared`, `near_duplicates`, `contamination`."""
+        near_duplicates = contamination = None
+        if self.near_duplicates is not None:
+            near_duplicates = {**_report_to_dict(self.near_duplicates), "share": self.near_duplicates.share}
+        if self.contamination is not None:
+            contamination = {suite: _report_to_dict(report) for suite, report in self.contamination.items()}
         return {
             "untrained": {
-                name: {**asdict(one), "places": list(one.places), "share": one.share}
-                for name, one in self.fully_truncated.items()
-                if one.lost
+                source: {**asdict(truncated), "places": list(truncated.places), "share": truncated.share}
+                for source, truncated in self.fully_truncated.items()
+                if truncated.lost
             },
             "shared": [
-                {"sources": list(one.sources), "rows": one.rows, "examples": list(map(list, one.examples))}
-                for one in self.shared_rows
+                {
+                    "sources": list(shared.sources),
+                    "rows": shared.rows,
+                    "examples": [list(pair) for pair in shared.examples],
+                }
+                for shared in self.shared_rows
             ],
-            "near_duplicates": None
-            if self.near_duplicates is None
-            else {**_report_to_dict(self.near_duplicates), "share": self.near_duplicates.share},
-            "contamination": None
-            if self.contamination is None
-            else {name: _report_to_dict(one) for name, one in self.contamination.items()},
+            "near_duplicates": near_duplicates,
+            "contamination": contamination,
         }
 
 
 def _report_to_dict(report: NearDuplicateReport | Contamination) -> dict[str, Any]:
-    return {**asdict(report), "worst": [asdict(one) for one in report.worst]}
+    return {**asdict(report), "worst": [asdict(entry) for entry in report.worst]}
 
 
 def analyze_data(
@@ -104,47 +124,57 @@ def analyze_data(
     fully_truncated: Mapping[str, FullyTruncatedRows] = MappingProxyType({}),
     progress: Progress = no_progress,
 ) -> Findings:
-    """Judge what truncation left out, and look for duplicates and contamination.
+    """Look for equal rows, near duplicates and contamination, and compare all findings with the spec's limits.
 
-    training: source -> its rows that may be trained on, each content once. suites: suite -> the rows that it evaluates.
-    settings: the spec's `checks`, filled. untrained: source -> its rows that are cut off before anything is trained.
-    Reads the training rows in order, once for each kind of finding; of near duplicates the suspects again.
+    Each check reads the training rows once in order; the check for near duplicates reads candidate pairs again.
+
+    Args:
+        training: Source -> its rows that may be trained on, without duplicates.
+        suites: Suite -> the rows that it evaluates.
+        settings: The spec's `checks`, with defaults filled in.
+        seed: The seed of the plan.
+        fully_truncated: Source -> its rows that truncation drops.
+        progress: Receives the phases of the checks, in rows.
     """
-    shared = tuple(_find_shared_rows(training))
-    near = given_away = None
-    if settings["near_duplicates"] is not None:
-        asked = settings["near_duplicates"]
-        near = find_near_duplicates(
-            TextSequence(training), threshold=asked["threshold"], limit=asked["rows"], seed=seed, progress=progress
-        )
-    if settings["contamination"] is not None:
-        asked = settings["contamination"]
-        options = {key: asked[key] for key in ("ngram", "characters", "common", "covered")}
-        given_away = find_contamination(suites, training, **options, progress=progress)
-    told: list[str | HarnessError] = [
+    shared_rows = tuple(_find_shared_rows(training))
+    messages: list[str | HarnessError] = [
         *_truncation_messages(fully_truncated, settings["untrained"]),
-        *_shared_row_warnings(shared),
+        *_shared_row_warnings(shared_rows),
     ]
-    if near is not None:
-        told += _near_duplicate_messages(near, settings["near_duplicates"])
-    for name, one in (given_away or {}).items():
-        told += _contamination_messages(name, one, settings["contamination"])
+    near_duplicates = contamination = None
+    if (near_settings := settings["near_duplicates"]) is not None:
+        near_duplicates = find_near_duplicates(
+            TextSequence(training),
+            threshold=near_settings["threshold"],
+            limit=near_settings["rows"],
+            seed=seed,
+            progress=progress,
+        )
+        messages += _near_duplicate_messages(near_duplicates, near_settings)
+    if (contamination_settings := settings["contamination"]) is not None:
+        options = {key: contamination_settings[key] for key in ("ngram", "characters", "common", "covered")}
+        contamination = find_contamination(suites, training, **options, progress=progress)
+        for suite, report in contamination.items():
+            messages += _contamination_messages(suite, report, contamination_settings)
     return Findings(
-        shared,
-        near,
-        given_away,
-        warnings=tuple(one for one in told if isinstance(one, str)),
-        failures=tuple(one for one in told if isinstance(one, HarnessError)),
+        shared_rows,
+        near_duplicates,
+        contamination,
+        warnings=tuple(message for message in messages if isinstance(message, str)),
+        failures=tuple(message for message in messages if isinstance(message, HarnessError)),
         fully_truncated=fully_truncated,
     )
 
 
 class TextSequence(Sequence[tuple[str, str]]):
-    """The rows of all sources in order as (place, text), without system messages: many rows have the same one."""
+    """The rows of all sources in order as (location, text).
+
+    System messages are excluded, because many rows have the same one; a row of system messages alone keeps them.
+    """
 
     def __init__(self, training: Mapping[str, Sequence[Example]]) -> None:
-        self._parts = list(training.values())
-        self._ends = list(accumulate(map(len, self._parts)))
+        self._sources = list(training.values())
+        self._ends = list(accumulate(map(len, self._sources)))
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
@@ -155,76 +185,76 @@ class TextSequence(Sequence[tuple[str, str]]):
     def __getitem__(self, index: slice) -> list[tuple[str, str]]: ...
     def __getitem__(self, index: int | slice) -> tuple[str, str] | list[tuple[str, str]]:
         if isinstance(index, slice):
-            return [self[number] for number in range(*index.indices(len(self)))]
+            return [self[row] for row in range(*index.indices(len(self)))]
         if not 0 <= index < len(self):
             raise IndexError(index)
-        part = bisect_right(self._ends, index)
-        return _location_and_text(self._parts[part][index - (self._ends[part - 1] if part else 0)])
+        source = bisect_right(self._ends, index)
+        return _location_and_text(self._sources[source][index - (self._ends[source - 1] if source else 0)])
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
-        return (_location_and_text(example) for part in self._parts for example in part)
+        return (_location_and_text(example) for rows in self._sources for example in rows)
 
 
 def _location_and_text(example: Example) -> tuple[str, str]:
-    own = [message for message in example.messages if message.role != "system"]
-    return example.location, conversation_text(own or example.messages)
+    messages = [message for message in example.messages if message.role != "system"]
+    return example.location, conversation_text(messages or example.messages)
 
 
 def _find_shared_rows(training: Mapping[str, Sequence[Example]]) -> Iterator[SharedRows]:
-    keys = {name: _content_hashes(rows) for name, rows in training.items()}
-    for one, other, left, right in cross_source_duplicates(keys):
-        first = zip(left[:MAX_ROWS_SHOWN].tolist(), right[:MAX_ROWS_SHOWN].tolist(), strict=True)
-        places = tuple((training[one][a].location, training[other][b].location) for a, b in first)
-        yield SharedRows((one, other), len(left), places)
+    content_hashes = {name: _content_hashes(rows) for name, rows in training.items()}
+    for first, second, first_rows, second_rows in cross_source_duplicates(content_hashes):
+        pairs = zip(first_rows[:MAX_ROWS_SHOWN].tolist(), second_rows[:MAX_ROWS_SHOWN].tolist(), strict=True)
+        locations = tuple((training[first][a].location, training[second][b].location) for a, b in pairs)
+        yield SharedRows((first, second), len(first_rows), locations)
 
 
 def _content_hashes(rows: Sequence[Example]) -> NDArray[np.uint64]:
-    """The content hash of each row, (N,): those that were noted while it was read, where they were."""
-    return (
-        rows.content_hashes if isinstance(rows, CorpusView) else np.array([int(row.id, 16) for row in rows], np.uint64)
-    )
+    """Return the content hash of each row, `(N,)`."""
+    if isinstance(rows, CorpusView):
+        return rows.content_hashes
+    return np.array([int(row.id, 16) for row in rows], np.uint64)
 
 
-# -- in words ---------------------------------------------------------------------------------------------------------
+# -- messages ---------------------------------------------------------------------------------------------------------
 
 
 def _truncation_messages(
     fully_truncated: Mapping[str, FullyTruncatedRows], allowed: float | None
 ) -> Iterator[str | HarnessError]:
-    for name, one in fully_truncated.items():
-        if not one.lost:
+    for source, truncated in fully_truncated.items():
+        if not truncated.lost:
             continue
-        where = f"sources.{name}"
+        where = f"sources.{source}"
         what = (
-            f"{one.lost:,} of its {one.rows:,} training rows have no trained token within {one.max_length} tokens and "
-            "are left out"
+            f"{truncated.lost:,} of its {truncated.rows:,} training rows have no trained token within "
+            f"{truncated.max_length} tokens and are dropped"
         )
-        if allowed is None or one.share <= allowed:
-            yield _list_below(f"{where}: {what}", one.places, one.lost)
+        if allowed is None or truncated.share <= allowed:
+            yield _list_below(f"{where}: {what}", truncated.places, truncated.lost)
         else:
-            hint = "raise train.max_length, take these rows out or shorten their prompts, or raise checks.untrained "
-            hint += f"({allowed:g}) to {round_up_share(one.share)}"
-            yield HarnessError(where, f"{what}: {_join_examples(one.places, one.lost)}", hint)
+            hint = "raise train.max_length, shorten the prompts of these rows or remove them, or raise "
+            hint += f"checks.untrained ({allowed:g}) to {round_up_share(truncated.share)}"
+            yield HarnessError(where, f"{what}: {_join_examples(truncated.places, truncated.lost)}", hint)
 
 
 def _shared_row_warnings(shared_rows: Sequence[SharedRows]) -> Iterator[str]:
-    for one in shared_rows:
-        head = f"{one.rows:,} row(s) stand in both {one.sources[0]!r} and {one.sources[1]!r}"
-        yield _list_below(head, [f"{a} = {b}" for a, b in one.examples], one.rows)
+    for shared in shared_rows:
+        head = f"{shared.rows:,} row(s) are in both {shared.sources[0]!r} and {shared.sources[1]!r}"
+        yield _list_below(head, [f"{first} = {second}" for first, second in shared.examples], shared.rows)
 
 
 def _near_duplicate_messages(report: NearDuplicateReport, settings: Mapping[str, Any]) -> Iterator[str | HarnessError]:
     if report.examined < report.rows:
         yield (
-            f"of {report.rows:,} training rows {report.examined:,}, chosen by the seed, were compared for near "
-            "duplicates: a pair is seen only if both its rows are among them (checks.near_duplicates.rows)"
+            f"only {report.examined:,} of {report.rows:,} training rows, chosen by the seed, were compared for near "
+            "duplicates: a pair is found only if both rows are among them (raise checks.near_duplicates.rows)"
         )
     if not report.repeats:
         return
     pairs = [f"{pair.row} ≈ {pair.earlier} ({pair.similarity:.2f})" for pair in report.worst[:MAX_ROWS_SHOWN]]
     what = f"{report.repeats:,} of {report.examined:,} training rows nearly repeat an earlier one"
     if settings["allowed"] is not None and report.share > settings["allowed"]:
-        hint = f"take them out, or raise checks.near_duplicates.allowed ({settings['allowed']:g}) "
+        hint = f"remove them, or raise checks.near_duplicates.allowed ({settings['allowed']:g}) "
         hint += f"to {round_up_share(report.share)}"
         yield HarnessError("checks.near_duplicates", f"{what}: {_join_examples(pairs, report.repeats)}", hint)
     else:
@@ -241,12 +271,13 @@ def _contamination_messages(
     ):
         if not count:
             continue
-        pairs = [_format_overlap(one) for one in report.worst if one.side == side][: min(MAX_ROWS_SHOWN, count)]
-        what = f"{count:,} of its {report.items:,} {side}s stand in training, in whole or for the most part"
+        overlaps = [overlap for overlap in report.worst if overlap.side == side][: min(MAX_ROWS_SHOWN, count)]
+        pairs = [_format_overlap(overlap) for overlap in overlaps]
+        what = f"{count:,} of its {report.items:,} {side}s are in the training data, completely or for the most part"
         share, allowed = count / report.items, settings[option]
         if allowed is not None and share > allowed:
-            hint = "take these rows out of one side"
-            hint += f", or raise checks.contamination.{option} ({allowed:g}) to {round_up_share(share)}"
+            hint = "remove these rows from one side, "
+            hint += f"or raise checks.contamination.{option} ({allowed:g}) to {round_up_share(share)}"
             yield HarnessError(where, f"{what}: {_join_examples(pairs, count)}", hint)
         else:
             yield _list_below(f"{where}: {what}", pairs, count)
@@ -257,11 +288,11 @@ def _format_overlap(overlap: Overlap) -> str:
 
 
 def _join_examples(examples: Sequence[str], count: int) -> str:
-    return ", ".join(map(one_line, examples)) + "".join(f" {more}" for more in _more_note(examples, count))
+    return ", ".join(map(one_line, examples)) + "".join(f" {note}" for note in _more_note(examples, count))
 
 
 def _list_below(head: str, examples: Sequence[str], count: int) -> str:
-    """The warning with what it is about below it, line by line."""
+    """Return a warning with its examples below it, one per line."""
     return "\n".join([head, *map(one_line, examples), *_more_note(examples, count)])
 
 

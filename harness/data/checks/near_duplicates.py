@@ -1,41 +1,49 @@
-"""Rows that say the same twice: exactly, in two sources, or nearly, by the overlap of their wording.
+"""Find rows that repeat others: equal rows of two sources, and rows with nearly the same wording.
 
-Rows of one source that are equal are dropped and counted by the split; here is what it cannot see.
+Equal rows within one source are dropped and counted by the split.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.data.checks.words import UNSPACED_CHARACTER_PATTERN, normalize_case
+from harness.data.row_hashing import GOLDEN_GAMMA, hash_windows
 from harness.seeding import derive_seed
 from harness.types import Progress, no_progress
+from harness.utils.words import normalize_case, unspaced_character_pattern
 
 SHINGLE_SIZE = 5
-"""Units in a shingle. A letter is one unit and a character of an unspaced script two, as it tells about as much."""
+"""Units in a shingle. A letter is one unit; a character of an unspaced script is two, as it carries about as much
+information as two letters."""
 
 MINHASH_PERMUTATIONS = 128
 LSH_WEIGHTS = (0.1, 0.9)
-"""What a wrong and a missed candidate cost. A wrong one only costs a comparison; with these weights and a threshold of
-0.8 a pair of similarity 0.8 becomes a candidate in 87 cases of 100, of 0.85 in 97, of 0.9 in 99.9."""
+"""Costs of a false and of a missed candidate. A false one costs only a comparison. With these weights and a threshold
+of 0.8, a pair of similarity 0.8 becomes a candidate in 87 of 100 cases, of 0.85 in 97, of 0.9 in 99.9."""
 
 ESTIMATE_SLACK = 0.12
-"""How far an estimate may lie below the threshold to be compared exactly: about three of its standard deviations."""
+"""A candidate is compared exactly if its estimate is at most this far below the threshold: about three standard
+deviations of the estimate."""
 
 MAX_EXACT_COMPARISONS = 3
-"""Candidates of a row, the likeliest first, that are compared exactly."""
+"""Candidates of a row that are compared exactly, the most similar ones first."""
 
 MAX_PAIRS_SHOWN = 10
 
 
 @dataclass(frozen=True)
 class DuplicatePair:
-    """Two rows that nearly say the same. similarity: the Jaccard similarity of their shingles, in [0, 1]."""
+    """Two rows with nearly the same wording.
+
+    Attributes:
+        row: The location of the later row.
+        earlier: The location of the earlier row.
+        similarity: The Jaccard similarity of their shingles, in [0, 1].
+    """
 
     row: str
     earlier: str
@@ -46,9 +54,12 @@ class DuplicatePair:
 class NearDuplicateReport:
     """Rows that nearly repeat an earlier one.
 
-    rows: how many there are. examined: how many of them were looked at; fewer when there are more than the limit, and
-    then a pair is seen only if both its rows are among them. repeats: examined rows that nearly repeat an earlier
-    examined one; each counts once. worst: the likest pairs.
+    Attributes:
+        rows: All rows.
+        examined: Rows that were compared; fewer than `rows` above the limit. A pair is then found only if both its rows
+            are examined.
+        repeats: Examined rows that nearly repeat an earlier examined one; each counts once.
+        worst: The most similar pairs, at most `MAX_PAIRS_SHOWN`.
     """
 
     rows: int
@@ -58,7 +69,7 @@ class NearDuplicateReport:
 
     @property
     def share(self) -> float:
-        """Repeats among the examined rows, in [0, 1]."""
+        """Repeats / examined rows, in [0, 1]."""
         return self.repeats / self.examined if self.examined else 0.0
 
 
@@ -70,98 +81,102 @@ def find_near_duplicates(
     seed: int = 0,
     progress: Progress = no_progress,
 ) -> NearDuplicateReport:
-    """Find the rows whose wording nearly repeats that of an earlier row, by MinHash and LSH (Broder, 1997).
+    """Find the rows that nearly repeat the wording of an earlier row, by MinHash and LSH (Broder, 1997).
 
-    texts: (place, text) of each row; read once in order, and again row by row where two are compared.
-    threshold: the least Jaccard similarity of two rows' shingles (see `shingles`) that makes them near duplicates,
-    in (0, 1]. limit: rows that are examined, chosen by the seed; None: all.
+    LSH proposes candidates, and a candidate counts only if its exact similarity reaches the threshold. So every
+    reported pair is right, and a small part of the pairs can be missed (see `LSH_WEIGHTS`). A row that repeats another
+    is not indexed, so a row copied a thousand times costs a thousand comparisons, not half a million.
 
-    Candidates come from LSH, and each counts only when its exact similarity reaches the threshold: what is found is
-    right, and of what is there a small part may be missed (see `WEIGHTS`). A row that repeats another is not a
-    candidate itself, so a row copied a thousand times costs a thousand comparisons, not half a million.
-    Memory: about 6 kB for each examined row that repeats no other.
+    Memory: about 6 kB for each examined row that does not repeat another.
+
+    Args:
+        texts: (location, text) of each row; read once in order, and again row by row to compare candidates.
+        threshold: The lowest Jaccard similarity of two rows' shingles that counts, in (0, 1].
+        limit: Rows to examine, chosen by the seed; None examines all.
+        seed: The seed of the plan.
+        progress: Receives the phase `compare rows`, in rows.
     """
     from datasketch import MinHash, MinHashLSH
 
     index = MinHashLSH(threshold=min(threshold, 0.99), num_perm=MINHASH_PERMUTATIONS, weights=LSH_WEIGHTS)
-    blank = MinHash(num_perm=MINHASH_PERMUTATIONS, seed=1, hashfunc=int)
-    signatures: dict[int, NDArray[np.uint32]] = {}
+    empty_minhash = MinHash(num_perm=MINHASH_PERMUTATIONS, seed=1, hashfunc=int)
+    signatures: dict[int, NDArray[np.uint32]] = {}  # row -> (MINHASH_PERMUTATIONS,)
     pairs: list[DuplicatePair] = []
-    chosen = sample_row_indices(len(texts), limit, seed)
-    for done, (number, (place, text)) in enumerate(_iter_rows(texts, chosen)):
+    row_indices = sample_row_indices(len(texts), limit, seed)
+    for done, (row, (location, text)) in enumerate(_iter_rows(texts, row_indices)):
         if done % 1000 == 0:
-            progress("compare rows", done, len(chosen), "", "rows")
-        found = hash_shingles(text)
-        if not len(found):
+            progress("compare rows", done, len(row_indices), "", "rows")
+        shingles = hash_shingles(text)
+        if not len(shingles):
             continue
-        made = blank.copy()
-        made.update_batch(found.tolist())
-        candidates = _most_similar_candidates(index.query(made), signatures, made.hashvalues, threshold)
-        best = max(
-            ((_jaccard_similarity(found, hash_shingles(texts[one][1])), -one) for one in candidates), default=(0.0, 0)
+        minhash = empty_minhash.copy()
+        minhash.update_batch(shingles.tolist())
+        candidates = _most_similar_candidates(index.query(minhash), signatures, minhash.hashvalues, threshold)
+        similarity, negated_row = max(
+            ((_jaccard_similarity(shingles, hash_shingles(texts[earlier][1])), -earlier) for earlier in candidates),
+            default=(0.0, 0),
         )
-        if best[0] >= threshold:
-            pairs.append(DuplicatePair(place, texts[-best[1]][0], best[0]))
+        if similarity >= threshold:
+            pairs.append(DuplicatePair(location, texts[-negated_row][0], similarity))
         else:
-            index.insert(number, made, check_duplication=False)
-            signatures[number] = made.hashvalues
-    progress("compare rows", len(chosen), len(chosen), "", "rows")
+            index.insert(row, minhash, check_duplication=False)
+            signatures[row] = minhash.hashvalues
+    progress("compare rows", len(row_indices), len(row_indices), "", "rows")
     worst = sorted(pairs, key=lambda pair: -pair.similarity)[:MAX_PAIRS_SHOWN]
-    return NearDuplicateReport(len(texts), len(chosen), len(pairs), tuple(worst))
+    return NearDuplicateReport(len(texts), len(row_indices), len(pairs), tuple(worst))
 
 
 def hash_shingles(text: str) -> NDArray[np.uint32]:
-    """The distinct hashes of a text's shingles: 5 letters in a row, or 2 to 3 characters of an unspaced script.
+    """Return the distinct hashes of a text's shingles.
 
-    Case, runs of white space and Unicode composition do not count. A text shorter than a shingle is one; a blank text
-    has none.
+    A shingle is 5 consecutive letters, or 2 to 3 characters of an unspaced script. Case, runs of white space and
+    Unicode composition do not count. A text shorter than a shingle is one shingle; a blank text has none.
     """
-    text = _UNSPACED_CHARACTER.sub("\\g<0>\0", " ".join(normalize_case(text).split()))
-    units = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32).astype(np.uint64)
+    text = unspaced_character_pattern().sub("\\g<0>\0", " ".join(normalize_case(text).split()))
+    units = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
     if not len(units):
         return np.empty(0, np.uint32)
-    size = min(SHINGLE_SIZE, len(units))
-    hashes = np.zeros(len(units) - size + 1, np.uint64)
-    for offset in range(size):
-        hashes = hashes * _HASH_MULTIPLIER + units[offset : offset + len(hashes)]
+    hashes = hash_windows(units, min(SHINGLE_SIZE, len(units)))
     hashes ^= hashes >> np.uint64(29)
-    return np.unique((hashes * _HASH_MULTIPLIER >> np.uint64(32)).astype(np.uint32))
-
-
-_UNSPACED_CHARACTER = re.compile(UNSPACED_CHARACTER_PATTERN.pattern)
-_HASH_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
+    return np.unique((hashes * np.uint64(GOLDEN_GAMMA) >> np.uint64(32)).astype(np.uint32))
 
 
 def sample_row_indices(num_rows: int, limit: int | None, seed: int) -> Sequence[int]:
-    """The numbers of the rows that are examined, ascending: all, or `limit` of them chosen by the seed."""
+    """Return the indices of the rows to examine, ascending: all, or `limit` of them chosen by the seed."""
     if limit is None or num_rows <= limit:
         return range(num_rows)
     chosen = np.random.default_rng(derive_seed(seed, "near duplicates")).choice(num_rows, limit, replace=False)
-    return [int(number) for number in np.sort(chosen)]
+    return [int(row) for row in np.sort(chosen)]
 
 
 def cross_source_duplicates(
     content_hashes: Mapping[str, NDArray[np.uint64]],
 ) -> Iterator[tuple[str, str, NDArray[np.intp], NDArray[np.intp]]]:
-    """The rows that stand in two sources word for word: both names, and the rows' numbers in each, pair by pair.
+    """Find the rows that are equal in two sources.
 
-    keys: source -> content hash of each of its rows, (N,), each once.
+    Args:
+        content_hashes: Source -> content hash of each of its rows, `(N,)`, without duplicates.
+
+    Yields:
+        The names of two sources, and the indices of their equal rows in each, `(M,)`, pair by pair.
     """
     names = list(content_hashes)
-    for number, one in enumerate(names):
-        for other in names[number + 1 :]:
-            _, left, right = np.intersect1d(content_hashes[one], content_hashes[other], return_indices=True)
-            if len(left):
-                order = np.argsort(left)
-                yield one, other, left[order], right[order]
+    for position, first in enumerate(names):
+        for second in names[position + 1 :]:
+            _, first_rows, second_rows = np.intersect1d(
+                content_hashes[first], content_hashes[second], return_indices=True
+            )
+            if len(first_rows):
+                order = np.argsort(first_rows)
+                yield first, second, first_rows[order], second_rows[order]
 
 
 def _iter_rows(texts: Sequence[tuple[str, str]], row_indices: Sequence[int]) -> Iterator[tuple[int, tuple[str, str]]]:
     if len(row_indices) == len(texts):
-        yield from enumerate(texts)
+        yield from enumerate(texts)  # reads the rows in blocks
     else:
-        for number in row_indices:
-            yield number, texts[number]
+        for row in row_indices:
+            yield row, texts[row]
 
 
 def _most_similar_candidates(
@@ -170,11 +185,11 @@ def _most_similar_candidates(
     signature: NDArray[np.uint32],
     threshold: float,
 ) -> list[int]:
-    estimates = [(float(np.mean(signatures[one] == signature)), -one) for one in candidates]
+    estimates = [(float(np.mean(signatures[row] == signature)), -row) for row in candidates]
     likely = sorted((pair for pair in estimates if pair[0] >= threshold - ESTIMATE_SLACK), reverse=True)
-    return [-number for _, number in likely[:MAX_EXACT_COMPARISONS]]
+    return [-negated_row for _, negated_row in likely[:MAX_EXACT_COMPARISONS]]
 
 
 def _jaccard_similarity(left: NDArray[np.uint32], right: NDArray[np.uint32]) -> float:
-    common = len(np.intersect1d(left, right, assume_unique=True))
-    return common / (len(left) + len(right) - common)
+    shared = len(np.intersect1d(left, right, assume_unique=True))
+    return shared / (len(left) + len(right) - shared)

@@ -19,6 +19,7 @@ from harness.data.tokenization.tokenized_rows import TokenizedRows
 from harness.errors import HarnessError, raise_all
 from harness.spec import shares
 from harness.types import Share, ShareUnit, Stage
+from harness.utils.formatting import join_names
 
 UNITS: tuple[ShareUnit, ...] = ("rows", "tokens", "loss_tokens")
 
@@ -400,7 +401,7 @@ def _share_errors(stage: Stage, pools: SourcePools, selections: Selections) -> I
     has_fixed_sources = len({source for share in stage.shares for source in share.sources}) < len(pools)
     for share, realized in _unmet_shares(stage.shares, pools, selections):
         where, unit = f"stage {stage.name}", share.unit.replace("_", " ")
-        requested = f"{100 * share.amount:.1f} % of {shares.join_names(share.sources)}"
+        requested = f"{100 * share.amount:.1f} % of {join_names(share.sources, quote=True, last=' and ')}"
         amounts = {target.source: target.amount for target in _source_targets((share,), pools)}
         exhausted = [s for s in realized if selections[s].is_complete and realized[s] < amounts[s]]
         if exhausted and has_fixed_sources and not share.upsample:

@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from harness.data.mixing.mixture import MAX_SHARE_ERROR, TargetShare
 from harness.data.mixing.packing import PackedSequences
 from harness.errors import HarnessError
-from harness.spec import shares
 from harness.types import ShareUnit, Stage
+from harness.utils.formatting import join_names
 
 MAX_SWAP_CANDIDATES = 384
 """Sequences on either side that may be swapped: equally many of each source, spread over their sizes."""
@@ -240,10 +240,10 @@ class ShareUnreachable(Exception):
         worst = int(np.argmax(errors))
         target, nearest = self.targets[worst], float(self.realized[worst])
         sources = tuple(self.stage.sources[index].source for index in target.sources)
+        requested = f"{100 * target.amount:.1f} % of {join_names(sources, quote=True, last=' and ')}"
         what = (
-            f"{100 * target.amount:.1f} % of {shares.join_names(sources)} in {target.unit.replace('_', ' ')} cannot be "
-            f"met: the stage ends within an epoch, after {self.num_sequences} sequences, and the nearest share that "
-            f"complete rows allow is {100 * nearest:.1f} %"
+            f"{requested} in {target.unit.replace('_', ' ')} cannot be met: the stage ends within an epoch, after "
+            f"{self.num_sequences} sequences, and the nearest share that complete rows allow is {100 * nearest:.1f} %"
         )
         settings = (setting for setting, stage in self._longer_stages() if is_feasible(stage))
         setting = next(settings, None)

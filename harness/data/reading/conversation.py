@@ -1,6 +1,6 @@
-"""What a conversation is here, and the hashes that tell one from another.
+"""Build an `Example` from the messages of a row, validate it, and compute the hashes of its content.
 
-Knows no row form and no file. Every hash is of content alone, so it is the same in every file and on every machine.
+Every hash depends on the content alone, so it is the same in every file and on every machine.
 """
 
 from __future__ import annotations
@@ -20,7 +20,12 @@ _to_sorted_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), al
 
 
 class InvalidRow(Exception):
-    """A row that is no conversation. what: what is wrong, as a predicate ("has no response"). hint: the remedy."""
+    """A row that is not a valid conversation.
+
+    Attributes:
+        what: What is wrong, as a predicate ("has no response").
+        hint: How to fix it.
+    """
 
     def __init__(self, what: str, hint: str = "") -> None:
         super().__init__(what)
@@ -30,80 +35,94 @@ class InvalidRow(Exception):
 def build_example(
     messages: Sequence[Message], location: str, tools: Sequence[Mapping[str, Any]] = (), choices: Sequence[str] = ()
 ) -> Example:
-    """The example of a row's messages; system messages that are blank are left out.
+    """Build the example of a row; blank system messages are dropped.
 
-    Raises InvalidRow unless the messages are one `text`, or: at most one system message, first; then user and assistant
-    in turn, ending with the assistant; tools answer between an assistant's turn that calls some and its next turn.
-    Each has some text; an assistant's turn with calls, and what a tool answers, may be blank. Something is trained.
+    Valid messages are one `text`, or a conversation: at most one system message, which is the first; then user and
+    assistant alternate, and the assistant ends. Tool messages follow an assistant's turn with calls, before its next
+    turn. Every message has text, except an assistant's turn with calls and a tool message. At least one response is
+    trained.
+
+    Args:
+        messages: The messages in order.
+        location: Where the row is stored, for errors.
+        tools: The tools on offer, as JSON Schemas of functions.
+        choices: The choices of a multiple-choice question.
+
+    Raises:
+        InvalidRow: The messages are not a valid conversation, or a call or a tool is not JSON.
     """
-    kept = tuple(message for message in messages if message.role != "system" or message.content.strip())
-    if kept and kept[0].role == "text":
-        _validate_text(kept)
+    messages = tuple(message for message in messages if message.role != "system" or message.content.strip())
+    if messages and messages[0].role == "text":
+        _validate_text(messages)
     else:
-        _validate_turns(kept)
+        _validate_turns(messages)
     try:
-        return Example(example_id(kept, tools, choices), kept, location, tuple(tools), tuple(choices))
+        return Example(example_id(messages, tools, choices), messages, location, tuple(tools), tuple(choices))
     except UnicodeEncodeError:
         raise InvalidRow(
-            "has half of a surrogate pair, which is no character", "mend the escape \\ud800 … in it"
+            "has half of a surrogate pair, which is not a character", "fix the escape \\ud800 … in it"
         ) from None
     except (TypeError, ValueError, RecursionError) as error:  # Arrow has dates and bytes, and Python NaN; JSON has none
-        raise InvalidRow(f"has a call or a tool that JSON cannot hold: {error}", "mend the row") from None
+        raise InvalidRow(f"has a call or a tool that JSON cannot hold: {error}", "fix the row") from None
 
 
 def _validate_text(messages: Sequence[Message]) -> None:
     if len(messages) > 1:
-        raise InvalidRow("has other messages beside its text", "a plain text stands alone")
+        raise InvalidRow("has a text and other messages", "make the text a row without them")
     if not messages[0].content.strip():
-        raise InvalidRow("has a text of white space alone", "give it text, or leave the row out")
+        raise InvalidRow("has a text of white space only", "write the text, or remove the row")
 
 
 def _validate_turns(messages: Sequence[Message]) -> None:
     if not messages or messages[-1].role != "assistant":
         last = f": its last turn is the {messages[-1].role}'s" if messages else ""
-        raise InvalidRow(f"has no response{last}", "a row ends with what the assistant is to answer")
+        raise InvalidRow(f"has no response{last}", "end the row with the assistant's answer")
     if not messages[-1].content.strip() and not messages[-1].tool_calls:
-        raise InvalidRow("has no response: it is blank", "a row ends with what the assistant is to answer")
+        raise InvalidRow("has no response: it is blank", "end the row with the assistant's answer")
     turns = messages[1:] if messages[0].role == "system" else messages
-    before: Message | None = None
-    trained = False
-    for number, message in enumerate(turns, 1):
+    previous: Message | None = None
+    has_trained_response = False
+    for turn_number, message in enumerate(turns, 1):
         role = message.role
         if role == "assistant":
-            fits = before is not None and before.role in ("user", "tool")
-            trained = trained or message.train
+            in_order = previous is not None and previous.role in ("user", "tool")
+            has_trained_response = has_trained_response or message.train
         elif role == "user":
-            fits = before is None or before.role == "assistant"
+            in_order = previous is None or previous.role == "assistant"
         else:
-            fits = role == "tool" and before is not None and (before.role == "tool" or bool(before.tool_calls))
-        if not fits:
-            raise _turn_order_error(number, message, before)
+            in_order = (
+                role == "tool" and previous is not None and (previous.role == "tool" or bool(previous.tool_calls))
+            )
+        if not in_order:
+            raise _turn_order_error(turn_number, message, previous)
         if not message.content.strip() and role != "tool" and not message.tool_calls:
-            raise InvalidRow(f"has nothing in turn {number}, the {role}'s", "give it text, or leave the row out")
-        before = message
-    if not trained:
-        raise InvalidRow("has nothing to train: no response is flagged as trained", "leave the row out, or flag one")
+            raise InvalidRow(f"has a blank turn {turn_number}, the {role}'s", "write its text, or remove the row")
+        previous = message
+    if not has_trained_response:
+        raise InvalidRow(
+            "has nothing to train: no response is flagged as trained", "remove the row, or flag a response as trained"
+        )
 
 
 def _turn_order_error(turn_number: int, message: Message, previous: Message | None) -> InvalidRow:
     if message.role == "system":
-        return InvalidRow("has a system message that is not its first message", "put one at the start, or none")
+        return InvalidRow("has a system message that is not its first message", "move it to the start, or remove it")
     if message.role == "tool":
-        what = f"has turn {turn_number} from a tool, and the turn before calls none"
-        return InvalidRow(what, "a tool answers after an assistant's turn with calls")
+        what = f"has turn {turn_number} from a tool, and the turn before has no calls"
+        return InvalidRow(what, "put a tool's result after an assistant's turn with calls")
     expected = "user" if previous is None or previous.role == "assistant" else "assistant"
-    what = f"has turn {turn_number} from the {message.role} where the {expected} speaks"
-    return InvalidRow(what, "user and assistant take turns, and the user begins")
+    what = f"has turn {turn_number} from the {message.role}, expected the {expected}"
+    return InvalidRow(what, "alternate user and assistant, starting with the user")
 
 
 def example_id(
     messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = (), choices: Sequence[str] = ()
 ) -> str:
-    """The first 16 hex digits of the SHA-256 over roles, exact texts, calls, tools' names, the tools on offer and the
-    choices of a question.
+    """Return the first 16 hex digits of the SHA-256 of an example's content.
 
-    Texts are Unicode-normalised (NFC). An input that is kept apart counts as if it stood below the content, as it does
-    in other row forms. Which turns are trained is no content.
+    The content is: roles, exact texts, calls, names of tools, the tools on offer, and the choices of a question. Texts
+    are Unicode-normalized (NFC). A separate `input` counts as text below the content, where other row formats have it.
+    Which turns are trained is not part of the content.
     """
     value: list[Any] = [[message.role, _normalized_text(message), *_tool_content(message)] for message in messages]
     if tools:
@@ -114,51 +133,54 @@ def example_id(
 
 
 def prompt_hash(example: Example) -> str:
-    """The hash of all that is said before the response, runs of white space counted as one space; of a text: all of it.
+    """Return the hash of everything before the last response, or of a whole plain text; 16 hex digits.
 
-    Two rows with the same question have the same hash, whatever their answers and the tools on offer.
+    A run of white space counts as one space. Rows with the same question have the same hash, whatever their answers
+    and the tools on offer.
     """
     return prompt_hashes(example)[0]
 
 
 def prompt_hashes(example: Example) -> tuple[str, str, tuple[str, ...]]:
-    """`prompt_hash`; the hash of the opening, which is all that is said before the first response; and the hashes of
-    the prompts of the earlier responses that are trained, each the `prompt_hash` of a row that ends with that response.
+    """Return the hashes of an example's prompts, 16 hex digits each.
 
-    Of a text, and of a conversation with one response, the opening is the prompt.
+    Returns:
+        1. The `prompt_hash`.
+        2. The hash of the opening, which is everything before the first response. It equals the first hash for a plain
+           text and for a conversation with one response.
+        3. For each earlier response that is trained, the `prompt_hash` of a row that ends with that response.
     """
     messages = example.messages
-    asked = messages if messages[0].role == "text" else messages[:-1]
-    opening, earlier = "", []
-    hashed = hashlib.sha256(b"[")  # grows turn by turn into what `_short_digest` hashes of their list
-    for index, message in enumerate(asked):
-        if message.role == "assistant" and (message.train or not opening):
-            upto = _list_digest(hashed)
-            opening = opening or upto
-            earlier += [upto] if message.train else []
+    prompt = messages if messages[0].role == "text" else messages[:-1]
+    opening_hash, earlier_hashes = "", []
+    hasher = hashlib.sha256(b"[")  # updated turn by turn with the JSON array that `_short_digest` would hash
+    for index, message in enumerate(prompt):
+        if message.role == "assistant" and (message.train or not opening_hash):
+            hash_so_far = _list_digest(hasher)
+            opening_hash = opening_hash or hash_so_far
+            earlier_hashes += [hash_so_far] if message.train else []
         turn = [message.role, " ".join(_normalized_text(message).split()), *_tool_content(message)]
-        hashed.update(("," * (index > 0) + _to_json(turn)).encode())
-    whole = _list_digest(hashed)
-    return whole, opening or whole, tuple(earlier)
+        hasher.update(("," * (index > 0) + _to_json(turn)).encode())
+    full_hash = _list_digest(hasher)
+    return full_hash, opening_hash or full_hash, tuple(earlier_hashes)
 
 
 def _list_digest(hasher: Any) -> str:
-    """What a hash would be with the end of the list."""
-    end = hasher.copy()
-    end.update(b"]")
-    return str(end.hexdigest()[:16])
+    """Return the digest of the JSON array that the hasher has seen so far, with its closing bracket."""
+    closed = hasher.copy()
+    closed.update(b"]")
+    return str(closed.hexdigest()[:16])
 
 
 def _tool_content(message: Message) -> list[Any]:
-    """What a turn holds beside its text; nothing for the turns of a conversation without tools."""
-    more: list[Any] = []
+    """Return the hashed content of a turn besides its text: its calls and the name of the tool; often empty."""
+    content: list[Any] = []
     if message.tool_calls:
-        more.append(
-            {"calls": [[call.name, _normalize_unicode(_to_sorted_json(call.arguments))] for call in message.tool_calls]}
-        )
+        calls = [[call.name, _normalize_unicode(_to_sorted_json(call.arguments))] for call in message.tool_calls]
+        content.append({"calls": calls})
     if message.name is not None:
-        more.append({"name": message.name})
-    return more
+        content.append({"name": message.name})
+    return content
 
 
 def _normalized_text(message: Message) -> str:

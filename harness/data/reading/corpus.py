@@ -1,6 +1,6 @@
-"""One source read whole: its conversations on disk, its rows' hashes in arrays, and every bad row by name.
+"""Read a source into a corpus: its conversations on disk, the hashes of its rows in arrays, its invalid rows logged.
 
-Knows where rows are kept; how they are read, `source_reader` knows, and which of them are used, the splits.
+`source_reader` reads the rows; `splits` chooses which of them are used.
 """
 
 from __future__ import annotations
@@ -27,13 +27,26 @@ HashArray = NDArray[np.uint64]
 
 @dataclass(frozen=True, eq=False)
 class Corpus(Sequence[Example]):
-    """The conversations of one source, in its order.
+    """The N conversations of one source, in its order.
 
-    keys, prompts, openings: (N,) uint64, hashes of each row's content, of its prompt and of its opening. earlier:
-    (K,) uint64, hashes of the prompts of all earlier responses that are trained; of_rows: (K,) int64, the row of each,
-    ascending (see `conversation`). digest: SHA-256
-    over all that can change a token, in order. read: raw rows = N + filtered (left aside by `filter`) + rejected (bad).
-    rejections: the file that names every bad row; None when there are none. facts: see `Source.metadata`.
+    `rows_read == N + rows_filtered + rows_invalid`. The hashes are those of `conversation.prompt_hashes`.
+
+    Attributes:
+        name: The name of the source.
+        examples: The conversations, on disk or in memory.
+        content_hashes: `(N,)` uint64, the id of each row.
+        prompt_hashes: `(N,)` uint64, the hash of each row's prompt.
+        opening_hashes: `(N,)` uint64, the hash of each row's opening.
+        earlier_prompt_hashes: `(K,)` uint64, the prompt hashes of all earlier responses that are trained.
+        earlier_prompt_rows: `(K,)` int64, the row of each of them, ascending.
+        digest: SHA-256 over everything that can change a token, in order.
+        row_format: A key of `row_formats.ROW_FORMATS`.
+        rows_read: Raw rows read.
+        rows_filtered: Rows dropped by the option `filter`.
+        rows_invalid: Rows that are not valid conversations.
+        invalid_rows_file: The file that lists every invalid row; None without invalid rows.
+        metadata: See `Source.metadata`.
+        warnings: Warnings of the source and about invalid rows.
     """
 
     name: str
@@ -54,14 +67,14 @@ class Corpus(Sequence[Example]):
 
     @classmethod
     def from_examples(cls, examples: Iterable[Example], name: str) -> Corpus:
-        """A corpus of examples that are held in memory."""
+        """Return a corpus whose examples are held in memory."""
         rows = tuple(examples)
         digest = hashlib.sha256(b"".join(map(serialize_example, rows))).hexdigest()
-        keys = np.array([int(row.id, 16) for row in rows], np.uint64)
-        noted = _PromptHashes()
+        content_hashes = np.array([int(row.id, 16) for row in rows], np.uint64)
+        hashes = _PromptHashes()
         for row in rows:
-            noted.add(row)
-        return cls(name, rows, keys, *noted.to_arrays(), digest, "auto", len(rows))
+            hashes.add(row)
+        return cls(name, rows, content_hashes, *hashes.to_arrays(), digest, "auto", len(rows))
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -77,11 +90,11 @@ class Corpus(Sequence[Example]):
         return iter(self.examples)
 
     def select(self, indices: Indices) -> CorpusView:
-        """The rows of these indices, (M,) int64, in the order given; nothing is copied."""
+        """Return a view of the rows of these indices, `(M,)` int64, in the given order; nothing is copied."""
         return CorpusView(self, np.asarray(indices, np.int64))
 
     def location_of(self, index: int) -> str:
-        """Where a row stands in the data."""
+        """Return the location of a row in the data."""
         return (
             self.examples.location_of(index)
             if isinstance(self.examples, ConversationStore)
@@ -91,7 +104,12 @@ class Corpus(Sequence[Example]):
 
 @dataclass(frozen=True, eq=False)
 class CorpusView(Sequence[Example]):
-    """Some rows of a corpus. indices: (M,) int64."""
+    """Some rows of a corpus.
+
+    Attributes:
+        corpus: The corpus.
+        indices: `(M,)` int64, indices of rows of the corpus, in the order of the view.
+    """
 
     corpus: Corpus
     indices: Indices
@@ -117,30 +135,34 @@ class CorpusView(Sequence[Example]):
         )
 
     def select(self, positions: Indices) -> CorpusView:
-        """The view of the rows at these positions of this one."""
+        """Return a view of the rows at these positions of this view."""
         return CorpusView(self.corpus, self.indices[positions])
 
     @property
     def content_hashes(self) -> HashArray:
-        """(M,) uint64: hashes of each row's content."""
+        """The hash of each row's content, `(M,)` uint64."""
         return self.corpus.content_hashes[self.indices]
 
     @property
     def prompt_hashes(self) -> HashArray:
-        """(M,) uint64: hashes of each row's prompt."""
+        """The hash of each row's prompt, `(M,)` uint64."""
         return self.corpus.prompt_hashes[self.indices]
 
     def trained_prompt_hashes(self) -> tuple[HashArray, Indices]:
-        """Hashes of the prompts of every response that is trained, and the position in the view of the row of each."""
-        position = np.full(len(self.corpus), -1, np.int64)
-        position[self.indices] = np.arange(len(self))
-        owners = position[self.corpus.earlier_prompt_rows]
-        here = owners >= 0
-        prompts = np.concatenate([self.prompt_hashes, self.corpus.earlier_prompt_hashes[here]])
-        return prompts, np.concatenate([np.arange(len(self)), owners[here]])
+        """Return the prompt hashes of every trained response of the view.
+
+        Returns:
+            The hashes, `(L,)` uint64, and the position in the view of the row of each, `(L,)` int64.
+        """
+        view_positions = np.full(len(self.corpus), -1, np.int64)  # (N,): -1 for rows outside the view
+        view_positions[self.indices] = np.arange(len(self))
+        earlier_positions = view_positions[self.corpus.earlier_prompt_rows]  # (K,)
+        in_view = earlier_positions >= 0
+        prompts = np.concatenate([self.prompt_hashes, self.corpus.earlier_prompt_hashes[in_view]])
+        return prompts, np.concatenate([np.arange(len(self)), earlier_positions[in_view]])
 
     def location_of(self, index: int) -> str:
-        """Where a row of the view stands in the data."""
+        """Return the location in the data of a row of the view."""
         return self.corpus.location_of(int(self.indices[index]))
 
 
@@ -153,83 +175,85 @@ def read_corpus(
     invalid_rows_file: Path | None = None,
     progress: Progress = no_progress,
 ) -> Corpus:
-    """Read a source; its conversations stand on disk, in a file without a name that goes with the corpus.
+    """Read a source; its conversations are stored in an unlinked temporary file that is freed with the corpus.
 
-    folder: on the disk that takes them, which is there; None: where the system keeps such files. rejections: the file
-    that gets every bad row, its folder made with it; None: they are only counted.
-    options: of the source, the core's filled in; all are read but those that choose among the rows read. name: the
-    source's, for errors. progress: phase `read`, in rows.
-    Raises HarnessError for what cannot be read, for a form that cannot be told, when no row is left, and when more of
-    the rows are bad than `rejected` allows: the first five by place, then their number.
+    Args:
+        source: Yields the raw rows.
+        options: The source's options, with the defaults of the core filled in. All are applied here except those that
+            choose among the rows (`held_out`, `limit`, `shuffle`).
+        name: The name of the source, for errors.
+        folder: An existing folder on the disk for the conversations; None uses the system's temporary folder.
+        invalid_rows_file: The file for every invalid row, created with its folder when needed; None only counts them.
+        progress: Receives the phase `read`, in rows.
+
+    Raises:
+        HarnessError: The source cannot be read, its row format cannot be detected, no row is left, or more rows are
+            invalid than the option `rejected` allows. The first five invalid rows are named.
     """
-    reading = SourceReader(source, options, name, InvalidRowLog(invalid_rows_file), progress)
-    prompts = _PromptHashes()
+    reader = SourceReader(source, options, name, InvalidRowLog(invalid_rows_file), progress)
+    hashes = _PromptHashes()
     if invalid_rows_file is not None:
         try:
             invalid_rows_file.unlink(missing_ok=True)
         except OSError as error:
             raise disk_write_error(invalid_rows_file, error, OUTPUT_FOLDER_HINT) from error
     try:
-        spool, digest = ConversationStore.write_examples(prompts.add_each(reading.iter_examples()), folder)
+        store, digest = ConversationStore.write_examples(hashes.add_each(reader.iter_examples()), folder)
     finally:
-        reading.invalid_rows.close()
-    reading.raise_if_unusable()
-    asked, openings, earlier, of_rows = prompts.to_arrays()
+        reader.invalid_rows.close()
+    reader.raise_if_unusable()
+    row_prompt_hashes, opening_hashes, earlier_hashes, earlier_rows = hashes.to_arrays()
     return Corpus(
         name=name,
-        examples=spool,
-        content_hashes=spool.ids,
-        prompt_hashes=asked,
-        opening_hashes=openings,
-        earlier_prompt_hashes=earlier,
-        earlier_prompt_rows=of_rows,
+        examples=store,
+        content_hashes=store.ids,
+        prompt_hashes=row_prompt_hashes,
+        opening_hashes=opening_hashes,
+        earlier_prompt_hashes=earlier_hashes,
+        earlier_prompt_rows=earlier_rows,
         digest=digest,
-        row_format=reading.row_format,
-        rows_read=reading.rows_read,
-        rows_filtered=reading.rows_filtered,
-        rows_invalid=reading.invalid_rows.count,
-        invalid_rows_file=reading.invalid_rows.path if reading.invalid_rows.count else None,
+        row_format=reader.row_format,
+        rows_read=reader.rows_read,
+        rows_filtered=reader.rows_filtered,
+        rows_invalid=reader.invalid_rows.count,
+        invalid_rows_file=reader.invalid_rows.path if reader.invalid_rows.count else None,
         metadata=dict(source.metadata()),
-        warnings=(*source.warnings(), *reading.warnings()),
+        warnings=(*source.warnings(), *reader.warnings()),
     )
 
 
 def read_examples(source: Source, options: Mapping[str, Any], name: str) -> list[Example]:
-    """The conversations of a source in memory, for where they are few; otherwise as `read`, and nothing is written."""
-    reading = SourceReader(source, options, name, InvalidRowLog(None), no_progress)
-    found = list(reading.iter_examples())
-    reading.raise_if_unusable()
-    return found
+    """Read the conversations of a small source into memory, as `read_corpus` does, without writing a file."""
+    reader = SourceReader(source, options, name, InvalidRowLog(None), no_progress)
+    examples = list(reader.iter_examples())
+    reader.raise_if_unusable()
+    return examples
 
 
 class _PromptHashes:
-    """Takes note of what rows ask, in eight bytes a hash."""
+    """Collects the prompt hashes of rows, eight bytes each."""
 
     def __init__(self) -> None:
-        self._prompts, self._openings, self._earlier, self._earlier_rows = (
-            array("Q"),
-            array("Q"),
-            array("Q"),
-            array("q"),
-        )
+        self._prompts, self._openings, self._earlier = array("Q"), array("Q"), array("Q")
+        self._earlier_rows = array("q")
 
     def add(self, example: Example) -> None:
         prompt, opening, earlier = prompt_hashes(example)
-        for one in earlier:
-            self._earlier.append(int(one, 16))
+        for earlier_hash in earlier:
+            self._earlier.append(int(earlier_hash, 16))
             self._earlier_rows.append(len(self._prompts))
         self._openings.append(int(opening, 16))
         self._prompts.append(int(prompt, 16))
 
     def add_each(self, examples: Iterable[Example]) -> Iterator[Example]:
-        """The examples, each noted."""
+        """Add each example and yield it."""
         for example in examples:
             self.add(example)
             yield example
 
     def to_arrays(self) -> tuple[HashArray, HashArray, HashArray, Indices]:
-        """`Corpus.prompt_hashes`, `opening_hashes`, `earlier_prompt_hashes` and `earlier_prompt_rows`."""
+        """Return `Corpus.prompt_hashes`, `opening_hashes`, `earlier_prompt_hashes` and `earlier_prompt_rows`."""
         prompts, openings, earlier = (
-            np.array(one, np.uint64) for one in (self._prompts, self._openings, self._earlier)
+            np.array(hashes, np.uint64) for hashes in (self._prompts, self._openings, self._earlier)
         )
         return prompts, openings, earlier, np.array(self._earlier_rows, np.int64)

@@ -1,7 +1,4 @@
-"""The bad rows of a source: named, written down whole, and counted against the share that the spec allows.
-
-Knows nothing of what makes a row bad.
-"""
+"""Log the invalid rows of a source: name them, write them to a file, and compare their share with the limit."""
 
 from __future__ import annotations
 
@@ -15,20 +12,25 @@ from harness.errors import HarnessError, raise_all
 from harness.types import InvalidRecord
 
 MAX_ERRORS_SHOWN = 5
-"""Bad rows that an error names; the file names them all."""
+"""Invalid rows that an error names; the file has all of them."""
 
 MAX_RAW_CHARACTERS = 100_000
-"""Characters of a bad row's raw text that are written down; the rest of it is counted."""
-
+"""Characters of an invalid row's raw text that are written; the rest is counted."""
 
 OUTPUT_FOLDER_HINT = 'name another folder in "output"'
-"""Where the file goes instead, if it cannot be written."""
+"""What to do if the file of invalid rows cannot be written."""
 
 
 class InvalidRowLog:
-    """Takes bad rows in. path: a file that gets a line for each, made with the first; None: they are only counted.
+    """Collects invalid rows and writes them to a file.
 
-    A line is an object with `place`, `reason`, `hint` and `row`: the raw row, or the raw text where it is none.
+    The file is created with the first row. Each line is an object with `place`, `reason`, `hint` and `row`: the raw
+    row, or the raw text where the row could not be parsed.
+
+    Attributes:
+        path: The file; None if the rows are only counted.
+        count: Invalid rows so far.
+        first_errors: The errors of the first `MAX_ERRORS_SHOWN` rows.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -37,7 +39,11 @@ class InvalidRowLog:
         self._file: IO[str] | None = None
 
     def add(self, record: InvalidRecord) -> None:
-        """Name a bad row, and write it down. Raises HarnessError when the file cannot be written."""
+        """Count an invalid row and write it to the file.
+
+        Raises:
+            HarnessError: The file cannot be written.
+        """
         self.count += 1
         if len(self.first_errors) < MAX_ERRORS_SHOWN:
             self.first_errors.append(HarnessError(record.location, record.what, record.hint))
@@ -47,19 +53,23 @@ class InvalidRowLog:
         if isinstance(raw, str) and len(raw) > MAX_RAW_CHARACTERS:
             raw = f"{raw[:MAX_RAW_CHARACTERS]} … and {len(raw) - MAX_RAW_CHARACTERS} more characters"
         line = {"place": record.location, "reason": record.what, "hint": record.hint, "row": raw}
-        # What Arrow holds and JSON does not (dates, bytes) is written as Python shows it.
+        # Arrow holds values that JSON does not (dates, bytes): they are written as Python represents them.
         text = json.dumps(line, ensure_ascii=False, default=repr)
         try:
             if self._file is None:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
-                # Half of a surrogate pair is written as the escape that it came from.
+                # Half of a surrogate pair is written as the escape that it was read from.
                 self._file = self.path.open("w", encoding="utf-8", errors="backslashreplace")
             self._file.write(f"{text}\n")
         except OSError as error:
             raise disk_write_error(self.path, error, OUTPUT_FOLDER_HINT) from error
 
     def close(self) -> None:
-        """Close the file; nothing can be added after that. Raises HarnessError when its end cannot be written."""
+        """Close the file; no row can be added afterwards.
+
+        Raises:
+            HarnessError: The end of the file cannot be written.
+        """
         if self._file is not None and self.path is not None:
             try:
                 self._file.close()
@@ -67,17 +77,16 @@ class InvalidRowLog:
                 raise disk_write_error(self.path, error, OUTPUT_FOLDER_HINT) from error
 
     def raise_if_too_many(self, total_rows: int, allowed_share: float, where: str) -> None:
-        """Raise HarnessError when more than the share `allowed` of the `whole` rows is bad."""
+        """Raise HarnessError when more than the allowed share of the rows is invalid."""
         if self.count > allowed_share * total_rows:
             raise_all(self._errors(total_rows, allowed_share, where))
 
     def _errors(self, total_rows: int, allowed_share: float, where: str) -> Iterator[HarnessError]:
         yield from self.first_errors
-        more = self.count - len(self.first_errors)
-        hint = f"{self.path} names them all" if self.path else ""
+        unnamed = self.count - len(self.first_errors)
+        hint = f"{self.path} lists all of them" if self.path else ""
         if allowed_share:
-            what = f"{self.count} of {total_rows} rows are bad, more than the share of {allowed_share:g} "
-            what += "that 'rejected' allows"
-            yield HarnessError(where, what, hint)
-        elif more:
-            yield HarnessError(where, f"and {more} more bad rows, of {total_rows} rows", hint)
+            what = f"{self.count} of {total_rows} rows are invalid, more than the share {allowed_share:g} "
+            yield HarnessError(where, f"{what}that 'rejected' allows", hint)
+        elif unnamed:
+            yield HarnessError(where, f"and {unnamed} more invalid rows, of {total_rows} rows", hint)

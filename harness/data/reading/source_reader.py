@@ -1,6 +1,6 @@
-"""One pass over a source: raw rows in, conversations out, one by one; what is left out is counted and named.
+"""Read a source in one pass: raw rows in, conversations out, one by one. Dropped rows are counted and named.
 
-Knows the order of the steps: head, filter, columns, form, conversation. Holds the first rows alone in memory.
+The steps are: head, filter, columns, row format, conversation. Only the first rows are held in memory.
 """
 
 from __future__ import annotations
@@ -17,24 +17,36 @@ from harness.errors import HarnessError
 from harness.interfaces.source import Source
 from harness.types import Example, InvalidRecord, Progress, Record
 
+ROWS_FOR_DETECTION = 1000
+"""Rows that the row format is detected from; every later row must have the same format."""
+
+PROGRESS_INTERVAL = 10_000
+"""Rows between two reports of progress."""
+
 
 class RowFilter:
-    """Keeps the rows whose columns all have one of the values given.
+    """Keeps the rows in which every filtered column has an allowed value.
 
-    wanted: column -> a value or a list of values. A column's dots lead into objects, where no column has that very
-    name; a column that is not there counts as null. Values are compared as JSON has them: 1 is 1.0, not true or "1".
+    The dots of a column name select keys of nested objects, unless a column has that very name. A missing column counts
+    as null. Values are compared as JSON values: 1 equals 1.0, but neither true nor "1".
+
+    Attributes:
+        where: The key of the source in the spec, for errors.
+        allowed_values: Column -> its allowed values, each with its JSON type.
+        first_record: The first row, named in the error if no row matches.
     """
 
     def __init__(self, allowed_values: Mapping[str, Any], where: str) -> None:
+        """Set the allowed values: column -> a value or a list of values."""
         self.where = where
         self.allowed_values = {
-            key: [_with_json_type(v) for v in (value if isinstance(value, list) else [value])]
-            for key, value in allowed_values.items()
+            column: [_with_json_type(value) for value in (values if isinstance(values, list) else [values])]
+            for column, values in allowed_values.items()
         }
         self.first_record: Record | None = None
 
     def matches(self, record: Record) -> bool:
-        """Whether a row is kept."""
+        """Return whether a row is kept."""
         if not self.allowed_values:
             return True
         if self.first_record is None:
@@ -45,47 +57,55 @@ class RowFilter:
         )
 
     def no_match_error(self, rows_read: int) -> HarnessError:
-        """The error for a filter that leaves no row, with what the first row has."""
+        """Return the error for a filter that keeps no row, with the values of the first row."""
         data = self.first_record.data if self.first_record else {}
-        place = self.first_record.location if self.first_record else "the first row"
-        has = ", ".join(f"{column} = {str(_column_value(data, column))[:40]!r}" for column in self.allowed_values)
-        return HarnessError(
-            self.where, f"its filter keeps none of {rows_read} rows: {place} has {has}", "mend 'filter'"
-        )
+        location = self.first_record.location if self.first_record else "the first row"
+        values = ", ".join(f"{column} = {str(_column_value(data, column))[:40]!r}" for column in self.allowed_values)
+        what = f"its filter keeps none of {rows_read} rows: {location} has {values}"
+        return HarnessError(self.where, what, "change 'filter' to values that the rows have")
 
 
 def _column_value(data: Mapping[str, Any], column: str) -> Any:
     if column in data:
         return data[column]
     value: Any = data
-    for step in column.split("."):
-        value = value.get(step) if isinstance(value, Mapping) else None
+    for key in column.split("."):
+        value = value.get(key) if isinstance(value, Mapping) else None
     return value
 
 
 def _with_json_type(value: Any) -> tuple[str, Any]:
-    """A value beside its type in JSON, so that true is not 1."""
+    """Return a value with its JSON type, so that true does not equal 1."""
     if isinstance(value, bool):
         return "boolean", value
     return ("number" if isinstance(value, (int, float)) else type(value).__name__), value
 
 
-ROWS_FOR_DETECTION = 1000
-"""Rows that the form is told from; every later one is held against it."""
-
-PROGRESS_INTERVAL = 10_000
-"""Rows between two reports of progress."""
-
-
 class SourceReader:
-    """One pass over a source. options: of the source, the core's filled in. name: the source's, for errors.
+    """Reads a source once.
 
-    Once `examples` is exhausted: form, as told or as given; read: raw rows = used + filtered + rejects.count.
+    After `iter_examples` is exhausted, `rows_read == rows_used + rows_filtered + invalid_rows.count`.
+
+    Attributes:
+        row_format: The format from the options, or the detected one.
+        rows_read: Raw rows read so far.
+        rows_used: Rows that became examples.
+        rows_filtered: Rows dropped by the filter.
+        invalid_rows: The log of invalid rows.
     """
 
     def __init__(
         self, source: Source, options: Mapping[str, Any], name: str, invalid_rows: InvalidRowLog, progress: Progress
     ) -> None:
+        """Prepare to read a source.
+
+        Args:
+            source: Yields the raw rows.
+            options: The source's options, with the defaults of the core filled in.
+            name: The name of the source, for errors.
+            invalid_rows: Takes the invalid rows.
+            progress: Receives the phase `read`, in rows.
+        """
         self.source, self.name, self.invalid_rows, self.progress = source, name, invalid_rows, progress
         self.where = f"sources.{name}"
         self.row_format, self.train_on, self.head = options["form"], options["train_on"], options["head"]
@@ -95,11 +115,15 @@ class SourceReader:
         self.rows_read = self.rows_used = self.rows_filtered = 0
 
     def iter_examples(self) -> Iterator[Example]:
-        """The conversations, one by one."""
+        """Yield the conversations, one by one.
+
+        Raises:
+            HarnessError: The row format cannot be detected, or no row has a column that `columns` names.
+        """
         records = self._iter_filtered_records()
         with closing(records):
-            first, top = self._detect_format(records)
-            for record in chain(first, records):
+            first_records, first_valid = self._detect_format(records)
+            for record in chain(first_records, records):
                 if isinstance(record, InvalidRecord):
                     self.invalid_rows.add(record)
                     continue
@@ -111,32 +135,35 @@ class SourceReader:
                     continue
                 self.rows_used += 1
                 yield example
-            self.columns.check_columns_exist(top, required_only=False)
+            self.columns.check_columns_exist(first_valid, required_only=False)
         self.progress("read", self.rows_read, self.rows_read, self.name, "rows")
 
     def _detect_format(
         self, records: Iterator[Record | InvalidRecord]
     ) -> tuple[list[Record | InvalidRecord], Record | None]:
-        """The rows that the form is told from, and the first good one; bad rows before the first good one are taken in.
+        """Detect the row format from the first batch of rows that has a valid one.
 
-        Raises HarnessError when the form cannot be told, or none of the rows has a column that `columns` names.
+        Batches without a valid row are logged as invalid.
+
+        Returns:
+            The rows of that batch, which are still to be parsed, and its first valid row.
         """
-        while first := list(islice(records, ROWS_FOR_DETECTION)):
-            good = [record for record in first if isinstance(record, Record)]
-            if good:
-                renamed = [Record(record.location, self.columns.rename_columns(record.data)) for record in good]
-                self.columns.check_columns_exist(good[0], required_only=True)
+        while batch := list(islice(records, ROWS_FOR_DETECTION)):
+            valid = [record for record in batch if isinstance(record, Record)]
+            if valid:
+                renamed = [Record(record.location, self.columns.rename_columns(record.data)) for record in valid]
+                self.columns.check_columns_exist(valid[0], required_only=True)
                 if self.row_format == "auto":
                     self.row_format = detect_row_format(renamed, self.where)
                 self.columns.check_format_reads_columns(self.row_format)
-                return first, good[0]
-            for record in first:
+                return batch, valid[0]
+            for record in batch:
                 assert isinstance(record, InvalidRecord)
                 self.invalid_rows.add(record)
         return [], None
 
     def _iter_filtered_records(self) -> Generator[Record | InvalidRecord, None, None]:
-        """The raw rows, `head` of them at most, without those that the filter leaves aside."""
+        """Yield the first `head` raw rows, without those that the filter drops."""
         records = self.source.records()
         try:
             for record in islice(records, self.head):
@@ -150,27 +177,26 @@ class SourceReader:
                 elif isinstance(record, Record):
                     self.rows_filtered += 1
                 else:
-                    what = f"its source yields a {type(record).__name__}, where a Record is due"
-                    raise HarnessError(self.where, what, "mend the plugin that brings it")
+                    what = f"its source yields a {type(record).__name__} instead of a Record"
+                    raise HarnessError(self.where, what, "fix the source plugin")
         finally:
             if hasattr(records, "close"):
-                records.close()  # so that its files are closed now
+                records.close()  # closes the files of the source now, not when it is garbage-collected
 
     def raise_if_unusable(self) -> None:
-        """Raise HarnessError when too many rows are bad, or when no row is left."""
+        """Raise HarnessError when too many rows are invalid, or when no row is left."""
         self.invalid_rows.raise_if_too_many(self.rows_read - self.rows_filtered, self.allowed_invalid_share, self.where)
         if not self.rows_used:
             if self.rows_filtered:
                 raise self.row_filter.no_match_error(self.rows_read)
             if self.invalid_rows.count:
-                first = self.invalid_rows.first_errors[0]
-                what = f"none of its {self.invalid_rows.count} rows is good; the first: {first}"
-                raise HarnessError(self.where, what, "mend the rows, or name other data")
-            raise HarnessError(self.where, "the data set holds no rows", "give it at least one")
+                what = f"all {self.invalid_rows.count} rows are invalid; the first: {self.invalid_rows.first_errors[0]}"
+                raise HarnessError(self.where, what, "fix the rows, or name other data")
+            raise HarnessError(self.where, "the data set holds no rows", "add at least one row, or name other data")
 
     def warnings(self) -> Iterator[str]:
-        """What a person should know of the rows left out."""
-        count, whole = self.invalid_rows.count, self.rows_read - self.rows_filtered
+        """Yield a warning about the invalid rows, if there are any."""
+        count, total = self.invalid_rows.count, self.rows_read - self.rows_filtered
         if count:
-            told = "" if self.invalid_rows.path is None else f"; see {self.invalid_rows.path}"
-            yield f"{count} of {whole} rows of {self.name!r} are bad and left out{told}"
+            see_file = "" if self.invalid_rows.path is None else f"; see {self.invalid_rows.path}"
+            yield f"{count} of {total} rows of {self.name!r} are invalid and dropped{see_file}"

@@ -1,7 +1,7 @@
-"""Which rows of a source are used, which are held out, and the proof that no suite's row is trained on.
+"""Split a source into training and held-out rows, and verify that no suite's prompt is trained on.
 
-Every choice is by the hash of a row's content and the plan's seed: it does not change with the order of the file,
-and a row that is added moves no other row to the other side. All work is on arrays, a few bytes a row.
+Every choice depends on the hash of a row's content and the seed of the plan. It does not depend on the order of the
+file, and an added row moves no other row to the other side. All work is done on arrays, a few bytes a row.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from harness.data.reading.conversation_store import Indices
 from harness.data.reading.corpus import Corpus, CorpusView, HashArray
+from harness.data.row_hashing import GOLDEN_GAMMA, mix_bits
 from harness.errors import HarnessError, raise_all
 from harness.seeding import derive_seed
 
@@ -22,9 +23,16 @@ MAX_PAIRS_NAMED = 3
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """The rows of a corpus, told apart: ascending int64 indices, without duplicates and rows beyond the limit.
+    """The training and held-out rows of a corpus, without duplicates and rows beyond the limit.
 
-    read = duplicates + beyond_limit + len(training) + len(held_out).
+    `rows_read == duplicates + beyond_limit + len(training_indices) + len(held_out_indices)`.
+
+    Attributes:
+        training_indices: Rows for training, ascending.
+        held_out_indices: Rows for evaluation, ascending.
+        rows_read: Rows of the corpus.
+        duplicates: Rows dropped because an earlier row has the same content.
+        beyond_limit: Distinct rows that `limit` did not choose.
     """
 
     training_indices: Indices
@@ -35,36 +43,48 @@ class Split:
 
 
 def split_corpus(corpus: Corpus, *, held_out: float, limit: int | None, seed: int, shuffle: bool = True) -> Split:
-    """A corpus's rows, each content once, `limit` of them, with a share of their conversations held out.
+    """Deduplicate a corpus, limit it, and hold out a share of its conversations.
 
-    held_out: in [0, 1): a row is held out when the seeded hash of its opening (all that is said before the first
-    response: of most rows the prompt) falls below it. So all rows with the same prompt stand on one side, whichever
-    source they are in, and so do a conversation and another that goes on from it. The realised share differs by chance.
-    limit: how many of the distinct rows are used; the choice is made before they are held out: by seeded hash, or with
-    `shuffle` False the first ones. Of rows with the same content the first is used.
+    A row is held out when the seeded hash of its opening (everything before the first response; for most rows the
+    prompt) is below `held_out`. Rows with the same prompt are therefore on one side, whichever source they are in. So
+    are a conversation and a longer one that starts with it.
+
+    Args:
+        corpus: The rows of a source; of rows with the same content the first is used.
+        held_out: Share to hold out, in [0, 1). The realized share differs by chance.
+        limit: Number of distinct rows to use, chosen before rows are held out; None uses all.
+        seed: The seed of the plan.
+        shuffle: Whether the limit chooses rows by their seeded hash; False chooses the first ones.
     """
-    _, first = np.unique(corpus.content_hashes, return_index=True)
-    distinct = np.sort(first).astype(np.int64)
-    kept = distinct[limit_rows(corpus.content_hashes[distinct], limit, seed, "limit")] if shuffle else distinct[:limit]
-    aside = held_out_mask(corpus.opening_hashes[kept], held_out, seed)
+    _, first_rows = np.unique(corpus.content_hashes, return_index=True)
+    distinct = np.sort(first_rows).astype(np.int64)
+    if shuffle:
+        selected = distinct[limit_rows(corpus.content_hashes[distinct], limit, seed, "limit")]
+    else:
+        selected = distinct[:limit]
+    is_held_out = held_out_mask(corpus.opening_hashes[selected], held_out, seed)
     return Split(
-        training_indices=kept[~aside],
-        held_out_indices=kept[aside],
+        training_indices=selected[~is_held_out],
+        held_out_indices=selected[is_held_out],
         rows_read=len(corpus),
         duplicates=len(corpus) - len(distinct),
-        beyond_limit=len(distinct) - len(kept),
+        beyond_limit=len(distinct) - len(selected),
     )
 
 
 def held_out_mask(opening_hashes: HashArray, share: float, seed: int) -> NDArray[np.bool_]:
-    """Whether the seeded hash of each opening falls below `share` of all hashes; (N,) bool."""
+    """Return whether the seeded hash of each opening is in the lowest `share` of all hashes, `(N,)`."""
     return hash_keys_for_split(opening_hashes, seed, "held_out") < np.uint64(min(int(share * 2**64), 2**64 - 1))
 
 
 def limit_rows(keys: HashArray, limit: int | None, seed: int, *purpose: str | int) -> Indices:
-    """Positions of at most `limit` keys, ascending: those whose seeded hashes are lowest. None: all of them.
+    """Return the positions of the `limit` keys with the lowest seeded hashes, ascending.
 
-    keys: (N,) uint64, each once. A smaller limit's choice is part of a larger one's.
+    Args:
+        keys: `(N,)` distinct hashes.
+        limit: Number of keys to choose; None chooses all. A smaller limit chooses a subset of a larger one's keys.
+        seed: The seed of the plan.
+        purpose: What the choice is for; each purpose has an independent choice.
     """
     if limit is None or limit >= len(keys):
         return np.arange(len(keys), dtype=np.int64)
@@ -72,43 +92,48 @@ def limit_rows(keys: HashArray, limit: int | None, seed: int, *purpose: str | in
 
 
 def hash_keys_for_split(keys: HashArray, seed: int, *purpose: str | int) -> HashArray:
-    """A hash of each key by seed and purpose, (N,) uint64: one to one, so that different keys never tie.
+    """Return a hash of each key by seed and purpose, `(N,)`; different keys have different hashes.
 
-    The finaliser of SplitMix64 (Steele, Lea, Flood 2014, doi:10.1145/2660193.2660195) over the key moved by the
-    purpose's own seed; uint64 arithmetic wraps around.
+    The key is shifted by a multiple of the golden gamma, unlike in `row_hashing.hash_keys`. Do not unify the two: a
+    seed must hold out the same rows in every version.
     """
-    move = np.uint64(derive_seed(seed, *purpose) * 0x9E3779B97F4A7C15 % 2**64)
-    z = keys + move
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))
+    shift = np.uint64(derive_seed(seed, *purpose) * GOLDEN_GAMMA % 2**64)
+    return mix_bits(keys + shift)
 
 
 def shuffled_ids(ids: Sequence[str], seed: int, *purpose: str | int) -> list[str]:
-    """The ids in an order that is random by seed and purpose, and does not depend on the order given."""
+    """Return the ids in an order that is random by seed and purpose, independent of the input order."""
     return sorted(ids, key=lambda identity: (derive_seed(seed, *purpose, identity), identity))
 
 
 def check_disjoint(trained: Mapping[str, CorpusView], suites: Mapping[str, CorpusView]) -> None:
-    """Prove that no prompt of a suite is trained on, be it in the middle of a conversation.
+    """Verify that no prompt of a suite is trained on, even in the middle of a conversation.
 
-    trained: source -> rows that may be trained on. suites: suite -> rows that it may evaluate.
-    Raises HarnessError that names up to three pairs of rows for each suite and source that share a prompt.
+    Args:
+        trained: Source -> rows that may be trained on.
+        suites: Suite -> rows that it may evaluate.
+
+    Raises:
+        HarnessError: A suite and a source share a prompt; each error names up to three pairs of rows.
     """
     raise_all(error for name, rows in suites.items() for error in _shared_prompt_errors(name, rows, trained))
 
 
 def _shared_prompt_errors(suite: str, rows: CorpusView, trained: Mapping[str, CorpusView]) -> Iterator[HarnessError]:
-    for source, others in trained.items():
-        prompts, owners = others.trained_prompt_hashes()
-        both = np.flatnonzero(np.isin(rows.prompt_hashes, prompts))
-        if len(both):
+    for source, training_rows in trained.items():
+        prompts, prompt_rows = training_rows.trained_prompt_hashes()
+        shared = np.flatnonzero(np.isin(rows.prompt_hashes, prompts))
+        if len(shared):
             pairs = [
-                (at, int(owners[np.argmax(prompts == rows.prompt_hashes[at])]))
-                for at in both[:MAX_PAIRS_NAMED].tolist()
+                (row, int(prompt_rows[np.argmax(prompts == rows.prompt_hashes[row])]))
+                for row in shared[:MAX_PAIRS_NAMED].tolist()
             ]
-            named = ", ".join(f"{rows.location_of(at)} = {others.location_of(other)}" for at, other in pairs)
-            more = f" and {len(both) - MAX_PAIRS_NAMED} more" if len(both) > MAX_PAIRS_NAMED else ""
-            what = f"{len(both)} of its rows ask what the training source {source!r} also asks: {named}{more}"
-            hint = "take them out of one side, or hold rows out with the source's option 'held_out'"
+            named = ", ".join(
+                f"{rows.location_of(row)} = {training_rows.location_of(training_row)}" for row, training_row in pairs
+            )
+            more = f" and {len(shared) - MAX_PAIRS_NAMED} more" if len(shared) > MAX_PAIRS_NAMED else ""
+            what = (
+                f"{len(shared)} of its rows have a prompt that the training source {source!r} also has: {named}{more}"
+            )
+            hint = f"remove these rows from one side, or set sources.{source}.held_out and evaluate on {source!r}"
             yield HarnessError(f"evaluate.{suite}", what, hint)

@@ -1,7 +1,4 @@
-"""The page of a comparison of runs, whoever made the comparison.
-
-Knows what a page shows of one, as plain values; not where the runs are, nor how they were compared.
-"""
+"""The page of a comparison of runs, built from plain values."""
 
 from __future__ import annotations
 
@@ -13,13 +10,17 @@ from typing import Literal
 from harness.report.html import page
 from harness.report.run_report import Verdict
 from harness.statistics.intervals import Estimate
-from harness.utils.formatting import format_number
 from harness.utils.redaction import redact, redact_text
 
 
 @dataclass(frozen=True)
 class RunColumn:
-    """One run. details: what a table says of it, such as its mode, its mitigations, and how it ended."""
+    """One run.
+
+    Attributes:
+        name: Its name.
+        details: Label -> text for the table of runs, such as mode, mitigations and status.
+    """
 
     name: str
     details: Mapping[str, str]
@@ -27,10 +28,16 @@ class RunColumn:
 
 @dataclass(frozen=True)
 class ScoreRow:
-    """One score of all runs. values, differences, p, verdicts: one a run, in their order; None where a run has none.
+    """One score of all runs. Tuples have one entry per run, in the order of the runs; None where a run has no value.
 
-    differences: run − first run over the same items, so that the first has none. p: adjusted for all comparisons.
-    test: how the differences were tested, in words. needed: items that would give a verdict, of the last run.
+    Attributes:
+        n: Number of items.
+        values: The scores.
+        differences: Run − first run over the same items; None for the first run.
+        p: P-values, corrected for all comparisons.
+        verdicts: The verdicts.
+        test: Name of the significance test.
+        needed: Items needed for a verdict.
     """
 
     suite: str
@@ -47,7 +54,12 @@ class ScoreRow:
 
 @dataclass(frozen=True)
 class ItemRow:
-    """One item and what each run answered; scores: of each answer, in words such as `rougeL 0.31`."""
+    """One item with the answer of each run.
+
+    Attributes:
+        answers: One per run; None where a run has none.
+        scores: The score of each answer as text, such as `rougeL 0.31`.
+    """
 
     suite: str
     id: str
@@ -59,9 +71,16 @@ class ItemRow:
 
 @dataclass(frozen=True)
 class ComparisonPage:
-    """Runs beside one another. differences: key of the spec -> its value in each run, None where a run has none.
+    """The contents of the page.
 
-    notes: what a reader must know, such as items that not all runs have. headline: "" to have one made of the rows.
+    Attributes:
+        title: Title of the page.
+        columns: The runs, the baseline first.
+        rows: The scores.
+        differences: Spec key -> its value in each run, None where a run does not have it.
+        items: The items to show.
+        notes: What a reader must know, such as items that not all runs have.
+        headline: The headline; empty: `build_comparison_headline`.
     """
 
     title: str
@@ -74,36 +93,39 @@ class ComparisonPage:
 
 
 def build_comparison_page(comparison: ComparisonPage) -> str:
-    """The page; it has no plots."""
+    """Build the page; it has no plots."""
     return page.render_template(
         "comparison.html.jinja",
-        one=comparison,
+        comparison=comparison,
+        items=comparison.items,
         headline=comparison.headline or build_comparison_headline(comparison),
-        facts=list(dict.fromkeys(key for side in comparison.columns for key in side.details)),
+        detail_names=list(dict.fromkeys(name for column in comparison.columns for name in column.details)),
         suites=[(name, list(group)) for name, group in groupby(comparison.rows, key=lambda row: row.suite)],
         differences=_redact_differences(comparison.differences),
         notes=[redact_text(note) for note in comparison.notes],
-        number=format_number,
     )
 
 
 def build_comparison_headline(comparison: ComparisonPage) -> str:
-    """What the rows come to, run by run against the first; no claim that a verdict does not make."""
+    """Summarize the verdicts of each run against the first one; claims nothing beyond the verdicts."""
     if len(comparison.columns) < 2:
         return "There is one run, so nothing is compared."
     first, *others = comparison.columns
     clauses = []
-    for index, side in enumerate(others, start=1):
-        counts = {word: sum(row.verdicts[index] == word for row in comparison.rows) for word in ("better", "worse")}
-        of = sum(row.verdicts[index] is not None for row in comparison.rows)
-        told = [f"{word} in {count}" for word, count in counts.items() if count]
-        if told:
-            clauses.append(f"{side.name} is {' and '.join(told)} of {of} scores")
+    for index, column in enumerate(others, start=1):
+        verdicts = [row.verdicts[index] for row in comparison.rows if row.verdicts[index] is not None]
+        counts = [f"{word} in {verdicts.count(word)}" for word in ("better", "worse") if word in verdicts]
+        if counts:
+            clauses.append(f"{column.name} is {' and '.join(counts)} of {len(verdicts)} scores")
+        elif verdicts:
+            clauses.append(f"no evidence that {column.name} differs")
         else:
-            clauses.append(f"no evidence that {side.name} differs" if of else f"{side.name} was not compared")
+            clauses.append(f"{column.name} was not compared")
     return f"Against {first.name}: {'; '.join(clauses)}."
 
 
 def _redact_differences(differences: Mapping[str, tuple[str | None, ...]]) -> dict[str, list[str | None]]:
-    """The differences without secrets; what stands under a secret's name is left out, and still seen to differ."""
-    return {key: [None if one is None else redact(one, key) for one in values] for key, values in differences.items()}
+    """Remove secrets from the values; a key with a secret's name is still listed as different."""
+    return {
+        key: [None if value is None else redact(value, key) for value in values] for key, values in differences.items()
+    }

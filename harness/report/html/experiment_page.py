@@ -1,7 +1,6 @@
-"""The page of an experiment: its arms beside one another, what each gained and forgot, and what can be advised.
+"""The page of an experiment: gain and forgetting of its arms, the recommendation, and every score.
 
-Knows what an experiment leaves in its folder (`run_files.ExperimentFiles`); how it is laid out stands in
-`templates/experiment.html.jinja`.
+The layout is in `templates/experiment.html.jinja`.
 """
 
 from __future__ import annotations
@@ -15,9 +14,10 @@ from urllib.parse import quote
 
 from harness.report.arm_comparison import ArmScore, variant_point
 from harness.report.html import page
+from harness.report.html.headline import Outcome, Statement
 from harness.report.html.plots.gain_vs_forgetting import plot_gain_vs_forgetting
 from harness.report.html.plots.svg_canvas import Plot
-from harness.report.html.plots.sweep import plot_sweep
+from harness.report.html.plots.sweep import SweepAxis, plot_sweep
 from harness.report.html.run_files import ExperimentFiles, load_optional_json
 from harness.report.intransigence import Intransigence
 from harness.report.recommendation import ArmPoint, classify_forgetting
@@ -28,7 +28,11 @@ from harness.utils.redaction import redact, redact_text
 
 @dataclass(frozen=True)
 class ArmExampleAnswers:
-    """One held-out question and what the base model and every arm answered. answers: (who, answer)."""
+    """One held-out question with the answers of the base model and of every arm.
+
+    Attributes:
+        answers: (name of the model, answer), the base model first.
+    """
 
     suite: str
     id: str
@@ -38,20 +42,20 @@ class ArmExampleAnswers:
 
 
 def build_experiment_page(experiment: ExperimentFiles) -> tuple[str, list[Plot]]:
-    """The page and its plots."""
+    """Build the page of an experiment and its plots."""
     plots = list(_plots(experiment))
-    unread = list(experiment.unreadable)
+    unreadable = list(experiment.unreadable)
     text = page.render_template(
         "experiment.html.jinja",
         experiment=experiment,
         headline=_as_sentence(experiment.recommendation.headline),
-        advice=list(_recommendation_statements(experiment)),
+        statements=list(_recommendation_statements(experiment)),
         plots=plots,
-        notes=_plot_notes(experiment),
-        beside=_variant_points(experiment),
-        groups=_group_by_score(experiment),
+        plot_notes=_plot_notes(experiment),
+        variant_points=_variant_points(experiment),
+        scores=_group_by_score(experiment),
         intransigence=_group_intransigence_by_score(experiment.intransigence),
-        comparisons=sum(one.p is not None for one in experiment.scores),
+        num_comparisons=sum(score.p is not None for score in experiment.scores),
         differences={
             key: _format_values(values, experiment.arms) for key, values in _spec_differences(experiment).items()
         },
@@ -60,129 +64,144 @@ def build_experiment_page(experiment: ExperimentFiles) -> tuple[str, list[Plot]]
             for arm in experiment.arms
             if (experiment.folder / "arms" / arm / "report.html").is_file()
         },
-        asked=_examples_by_arm(experiment, unread),
-        unread=unread,
-        place=str(experiment.folder.absolute()),
-        files=[(name, told) for name, told in _file_descriptions(experiment)],
+        examples=_examples_by_arm(experiment, unreadable),
+        unreadable=unreadable,
+        folder=str(experiment.folder.absolute()),
+        files=list(_file_descriptions(experiment)),
     )
     return text, plots
 
 
 def _as_sentence(text: str) -> str:
-    """With a full stop; it begins with a capital unless it begins with a key of the spec, which has none."""
-    first = text.partition(" ")[0]
-    return f"{text if '.' in first or '/' in first else text[:1].upper() + text[1:]}." if text else ""
+    """Add a period, and a capital unless the text starts with a spec key."""
+    first_word = text.partition(" ")[0]
+    is_key = "." in first_word or "/" in first_word
+    return f"{text if is_key else text[:1].upper() + text[1:]}." if text else ""
 
 
-def _recommendation_statements(experiment: ExperimentFiles) -> Iterator[tuple[str, str]]:
-    """(kind of mark, what the advice says below its headline), and which arms have no result."""
-    one = experiment.recommendation
-    lost = next((point.forgotten for point in experiment.points if point.arm == one.arm), None)
-    mark = "even" if lost is None else classify_forgetting(lost)
-    alike = f"{one.indistinguishable_clause}." if one.alike else ""  # which begins with the name of an arm
-    said = (("few", one.note), (mark, one.cost), ("even", one.enough), ("few", one.rests))
-    told = [(kind, _as_sentence(text)) for kind, text in said]
-    yield from (line for line in (*told[:2], ("few", alike), *told[2:]) if line[1])
-    yield from (("failed", f"no result of {arm}: {why}") for arm, why in experiment.missing.items())
+def _recommendation_statements(experiment: ExperimentFiles) -> Iterator[Statement]:
+    """Yield the parts of the recommendation that are not empty, and the arms without a result."""
+    recommendation = experiment.recommendation
+    forgotten = next((point.forgotten for point in experiment.points if point.arm == recommendation.arm), None)
+    outcome: Outcome = "even" if forgotten is None else classify_forgetting(forgotten)
+    alike = recommendation.indistinguishable_clause
+    statements = (
+        Statement("few", _as_sentence(recommendation.note)),
+        Statement(outcome, _as_sentence(recommendation.cost)),
+        Statement("few", f"{alike}." if alike else ""),  # begins with the name of an arm: no capital
+        Statement("even", _as_sentence(recommendation.enough)),
+        Statement("few", _as_sentence(recommendation.rests)),
+    )
+    yield from (statement for statement in statements if statement.text)
+    yield from (Statement("failed", f"no result of {arm}: {reason}") for arm, reason in experiment.missing.items())
 
 
 def _plot_notes(experiment: ExperimentFiles) -> dict[str, str]:
-    """Plot -> what its marks mean."""
-    of_joint = f" Diamond: {experiment.joint}, trained on all tasks together." if experiment.joint else ""
-    enough = (
-        f" Upright line: {_as_sentence(experiment.recommendation.enough)}" if experiment.recommendation.enough else ""
-    )
+    """Return name of a plot -> meaning of its marks."""
+    joint = f" Diamond: {experiment.joint}, trained on all tasks together." if experiment.joint else ""
+    sufficient = _as_sentence(experiment.recommendation.enough)
     return {
         "gain-forgetting": "Bars: 95 % intervals. Filled: no other arm gains as much and forgets less. Square: the "
-        f"baseline.{of_joint}",
-        "sweep": f"Bars: 95 % intervals; the curve goes through the means.{enough}",
+        f"baseline.{joint}",
+        "sweep": "Bars: 95 % intervals; the curve goes through the means."
+        + (f" Vertical line: {sufficient}" if sufficient else ""),
     }
 
 
 def _plots(experiment: ExperimentFiles) -> Iterator[Plot]:
     if not experiment.points:
         return
-    gain, lost, joint = experiment.gain, experiment.forgetting, experiment.joint
-    shown = [*experiment.points, *_variant_points(experiment)]
-    yield plot_gain_vs_forgetting(shown, gain, lost, experiment.baseline, "gain-forgetting", joint_arm=joint)
-    over = find_swept_parameter({arm: spec for arm, spec in experiment.specs.items() if arm != joint})
-    if over is None:
+    gain, forgetting, joint = experiment.gain, experiment.forgetting, experiment.joint
+    points = [*experiment.points, *_variant_points(experiment)]
+    yield plot_gain_vs_forgetting(points, gain, forgetting, experiment.baseline, "gain-forgetting", joint_arm=joint)
+    parameter = find_swept_parameter({arm: spec for arm, spec in experiment.specs.items() if arm != joint})
+    if parameter is None:
         return
-    points = [(over.values[one.arm], one) for one in experiment.points if one.arm in over.values]
-    if len({value for value, _ in points}) > 1:
+    swept = [(parameter.values[point.arm], point) for point in experiment.points if point.arm in parameter.values]
+    if len({value for value, _ in swept}) > 1:
         yield plot_sweep(
-            sorted(points, key=lambda one: one[0]), gain, lost, over.key, "sweep", percent=over.is_share,
-            sufficient_value=experiment.recommendation.value,
-            reference_points=[one for one in experiment.points if one.arm not in over.values],
-        )  # fmt: skip
+            sorted(swept, key=lambda entry: entry[0]),
+            gain,
+            forgetting,
+            SweepAxis(parameter.key, parameter.is_share, experiment.recommendation.value),
+            "sweep",
+            reference_points=[point for point in experiment.points if point.arm not in parameter.values],
+        )
 
 
 def _variant_points(experiment: ExperimentFiles) -> list[ArmPoint]:
-    """What was measured beside the result of each arm's last stage; nothing where forgetting is a summary."""
-    made = []
-    for arm, found in experiment.variants.items():
-        for one in found:
-            if one.stage == found[-1].stage:
-                point = variant_point(one, f"{arm} {one.name}", experiment.gain, experiment.forgetting)
-                made += [] if point is None else [point]
-    return made
+    """Return the weight variants of each arm's last stage; none if forgetting is measured by a summary."""
+    points = []
+    for arm, variants in experiment.variants.items():
+        for variant in variants:
+            if variant.stage == variants[-1].stage:
+                name = f"{arm} {variant.name}"
+                points.append(variant_point(variant, name, experiment.gain, experiment.forgetting))
+    return [point for point in points if point is not None]
 
 
 def _group_by_score(experiment: ExperimentFiles) -> list[tuple[str, list[ArmScore]]]:
-    """(suite/score, its arms in their order), suite by suite in the order of the file."""
-    keys = list(dict.fromkeys((one.suite, one.score) for one in experiment.scores))
-    order = {arm: number for number, arm in enumerate(experiment.arms)}
-    found = sorted(
-        experiment.scores, key=lambda one: (keys.index((one.suite, one.score)), order.get(one.arm, len(order)))
+    """Return (`suite/score`, scores of the arms), scores and arms in the order of the files."""
+    keys = list(dict.fromkeys((score.suite, score.score) for score in experiment.scores))
+    arm_order = {arm: index for index, arm in enumerate(experiment.arms)}
+    ordered = sorted(
+        experiment.scores,
+        key=lambda score: (keys.index((score.suite, score.score)), arm_order.get(score.arm, len(arm_order))),
     )
     return [
-        (f"{suite}/{score}", list(group))
-        for (suite, score), group in groupby(found, key=lambda one: (one.suite, one.score))
+        (f"{suite}/{name}", list(group))
+        for (suite, name), group in groupby(ordered, key=lambda score: (score.suite, score.score))
     ]
 
 
 def _group_intransigence_by_score(intransigence: Sequence[Intransigence]) -> list[tuple[str, list[Intransigence]]]:
-    scores = dict.fromkeys(one.score for one in intransigence)
-    return [(score, [one for one in intransigence if one.score == score]) for score in scores]
+    scores = dict.fromkeys(entry.score for entry in intransigence)
+    return [(score, [entry for entry in intransigence if entry.score == score]) for score in scores]
 
 
 def _spec_differences(experiment: ExperimentFiles) -> dict[str, dict[str, Any]]:
-    """Key -> arm -> value. What only some arms have and is alike in these, such as options of a mitigation: one row."""
-    found = spec_differences({arm: redact(spec) for arm, spec in experiment.specs.items()})
-    alike = [key for key, values in found.items() if len({json.dumps(json_safe(one)) for one in values.values()}) == 1]
-    made: dict[str, dict[str, Any]] = {}
-    for key, values in found.items():
-        part = component_of_key(key)
-        if key not in alike or sum(component_of_key(one) == part for one in alike) == 1:
-            made[key] = values
+    """Return spec key -> arm -> value.
+
+    Keys that only some arms have, with equal values in these, are merged into one row for their component.
+    """
+    values_by_key = spec_differences({arm: redact(spec) for arm, spec in experiment.specs.items()})
+    uniform = [
+        key
+        for key, values in values_by_key.items()
+        if len({json.dumps(json_safe(value)) for value in values.values()}) == 1
+    ]
+    merged: dict[str, dict[str, Any]] = {}
+    for key, values in values_by_key.items():
+        component = component_of_key(key)
+        if key not in uniform or sum(component_of_key(other) == component for other in uniform) == 1:
+            merged[key] = values
             continue
         for arm, value in values.items():
-            made.setdefault(part, {}).setdefault(arm, {})[key.removeprefix(f"{part}.")] = value
-    return made
+            merged.setdefault(component, {}).setdefault(arm, {})[key.removeprefix(f"{component}.")] = value
+    return merged
 
 
 def _format_values(values: dict[str, Any], arms: tuple[str, ...]) -> list[str | None]:
-    """The values as text, arm by arm; None where an arm has none."""
-    return [
-        None if arm not in values else one if isinstance(one := values[arm], str) else json.dumps(json_safe(one))
-        for arm in arms
-    ]
+    """Format the value of each arm; None where an arm does not have the key."""
+    texts: list[str | None] = []
+    for arm in arms:
+        value = values.get(arm)
+        texts.append(None if arm not in values else value if isinstance(value, str) else json.dumps(json_safe(value)))
+    return texts
 
 
 def _examples_by_arm(experiment: ExperimentFiles, unreadable: list[str]) -> list[ArmExampleAnswers]:
-    """The questions that the arms' reports show, with the answers of all arms that show the same ones."""
-    found: dict[tuple[str, str], dict[str, Any]] = {}
+    """Return the questions in the arms' reports, each with the answers of all arms that have it."""
+    examples: dict[tuple[str, str], dict[str, Any]] = {}
     for arm in experiment.arms:
-        for one in (
-            load_optional_json(experiment.folder / "arms" / arm / "report.json", unreadable).get("examples") or ()
-        ):
-            asked = found.setdefault((str(one["suite"]), str(one["id"])), {**one, "answers": []})
-            asked["answers"].append((arm, str(one["after"])))
+        report = load_optional_json(experiment.folder / "arms" / arm / "report.json", unreadable)
+        for example in report.get("examples") or ():
+            key = str(example["suite"]), str(example["id"])
+            entry = examples.setdefault(key, {**example, "answers": [("base model", str(example["before"]))]})
+            entry["answers"].append((arm, str(example["after"])))
     return [
-        ArmExampleAnswers(
-            suite, key, str(one["prompt"]), str(one["reference"]), (("base model", str(one["before"])), *one["answers"])
-        )
-        for (suite, key), one in found.items()
+        ArmExampleAnswers(suite, item_id, str(entry["prompt"]), str(entry["reference"]), tuple(entry["answers"]))
+        for (suite, item_id), entry in examples.items()
     ]
 
 

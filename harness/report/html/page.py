@@ -1,8 +1,7 @@
-"""One self-contained HTML file that asks the network for nothing.
+"""Render one self-contained HTML file that requests nothing from the network.
 
-Knows Jinja2. Every value that a template shows goes through `formatting.printable` and is then escaped, by the
-templates' environment and not by the templates: there is none that could forget it. Only `Markup` made here is left as
-it is.
+Every value that a template shows goes through `formatting.printable` and is then escaped. The Jinja environment does
+both, so no template can forget it. Only `Markup` that is made in this module is not escaped.
 """
 
 from __future__ import annotations
@@ -18,7 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 from harness.errors import HarnessError
 from harness.report.html.plots.svg_canvas import DARK_COLORS, LIGHT_COLORS, Plot, css_variables
-from harness.utils.formatting import decimal_places, format_duration, format_number, format_p_value, printable
+from harness.utils.formatting import (
+    decimal_places,
+    format_duration,
+    format_number,
+    format_p_value,
+    printable,
+    shorten_text,
+)
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -28,7 +34,12 @@ MAX_ANSWER_CHARS = 8000
 
 
 def render_template(template: str, **values: Any) -> str:
-    """A page from a template of ours. values: what it shows, any of it hostile."""
+    """Render a page.
+
+    Args:
+        template: File name of the template.
+        **values: What the template shows; any text of it may be hostile.
+    """
     script = (TEMPLATES_DIR / "page.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = (
@@ -39,45 +50,54 @@ def render_template(template: str, **values: Any) -> str:
 
 
 def write_page_and_plots(page: str, plots: Iterable[Plot] | None, file: Path) -> Path:
-    """Write the page, whole or not at all, and its plots into `plots/` beside it. Raises HarnessError.
+    """Write a page atomically, and its plots into the folder `plots/` next to it.
 
-    `plots/` is then the report's: drawings in it that this page does not have any more are taken away. None: the page
-    is one without plots, and the folder is left alone.
+    Args:
+        page: The HTML.
+        plots: The plots; other SVG files in `plots/` are deleted. None: the page has no plots, and the folder is
+            left alone.
+        file: Path of the page.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        HarnessError: If a file cannot be written.
     """
     try:
         if plots is not None:
             _write_plots(plots, file.parent / "plots")
         _write_atomically(file, page)
     except OSError as error:
-        what = f"the report cannot be written: {error.strerror or error}"
-        raise HarnessError(str(file), what, "free some space, or make the folder writable") from error
+        what = f"cannot write the report: {error.strerror or error}"
+        raise HarnessError(str(file), what, "free disk space, or make the folder writable") from error
     return file
 
 
 def _write_plots(plots: Iterable[Plot], folder: Path) -> None:
-    drawn = {f"{plot.name}.svg": plot.to_svg_file() for plot in plots}
-    if drawn:
+    svg_by_name = {f"{plot.name}.svg": plot.to_svg_file() for plot in plots}
+    if svg_by_name:
         folder.mkdir(exist_ok=True)
-    for name, text in drawn.items():
-        _write_atomically(folder / name, text)
-    for old in folder.glob("*.svg"):
-        if old.name not in drawn:
-            old.unlink()
+    for name, svg in svg_by_name.items():
+        _write_atomically(folder / name, svg)
+    for file in folder.glob("*.svg"):
+        if file.name not in svg_by_name:
+            file.unlink()
 
 
 def format_json(document: Any) -> str:
-    """JSON to read and to copy: what is not seen in a text stands as an escape, so that it is the same document."""
+    """Format a document as JSON to read and to copy; invisible characters are escaped, so it is the same document."""
     text = json.dumps(document, indent=2, ensure_ascii=False, default=str)
-    return "".join(one if one == "\n" or printable(one) == one else json.dumps(one)[1:-1] for one in text)
+    return "".join(char if char == "\n" or printable(char) == char else json.dumps(char)[1:-1] for char in text)
 
 
 def unique_slug(text: str, existing: Iterable[str] = ()) -> str:
-    """A name that is safe in a file's name and as an id, and is none of those taken."""
-    made = re.sub(r"[^A-Za-z0-9]+", "-", text).strip("-").lower()[:60] or "unnamed"
+    """Return a name that is safe as a file name and as an id, and that is not in `existing`."""
+    slug = re.sub(r"[^A-Za-z0-9]+", "-", text).strip("-").lower()[:60] or "unnamed"
     number = 2
-    unique = made
+    unique = slug
     while unique in existing:
-        unique, number = f"{made}-{number}", number + 1
+        unique, number = f"{slug}-{number}", number + 1
     return unique
 
 
@@ -93,7 +113,7 @@ def _write_atomically(file: Path, text: str) -> None:
 def _jinja_environment() -> Environment:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    made = Environment(
+    environment = Environment(
         loader=FileSystemLoader(TEMPLATES_DIR),
         autoescape=True,
         undefined=StrictUndefined,
@@ -101,46 +121,42 @@ def _jinja_environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters |= {
+    environment.filters |= {
         "num": format_number,
-        "places": lambda values, digits=4: decimal_places([one for one in values if one is not None], digits),
-        "places_of": lambda found: decimal_places([v for one in found for v in (one.value, one.low, one.high)], 3),
+        "places": lambda values, digits=4: decimal_places([value for value in values if value is not None], digits),
+        "interval_places": lambda estimates: decimal_places(
+            [bound for estimate in estimates for bound in (estimate.value, estimate.low, estimate.high)], 3
+        ),
         "duration": format_duration,
         "p_value": format_p_value,
         "plot": lambda plot: _safe_markup(plot.to_inline_svg()),
         "pretty": format_json,
         "count": lambda value: f"{value:,}" if isinstance(value, int | float) else str(value),
         "exact": lambda value: "" if value is None or value != value else repr(float(value)),
-        "answer": _truncate_answer,
-        "broken": _with_line_breaks,
+        "answer": lambda text: shorten_text(text, MAX_ANSWER_CHARS),
+        "breakable": _with_line_breaks,
     }
-    made.globals |= {
+    environment.globals |= {
         "style": _safe_markup((TEMPLATES_DIR / "page.css").read_text(encoding="utf-8")),
         "light": _safe_markup(css_variables(LIGHT_COLORS)),
         "dark": _safe_markup(css_variables(DARK_COLORS)),
     }
-    return made
+    return environment
 
 
 def _finalize_value(value: Any) -> Any:
-    """What a template shows of a value: safe markup as it is, any other text with nothing hidden in it."""
+    """Return markup unchanged, and any other value as text in which nothing is hidden."""
     from markupsafe import Markup
 
     return value if isinstance(value, Markup) else printable(str(value))
 
 
 def _with_line_breaks(text: str, after: str = "_/.:=-") -> Any:
-    """A name that may be broken after its own marks, where a line has no room for it; a number may not."""
+    """Allow a line break after each of the characters `after`, but not within a number."""
     from markupsafe import Markup, escape
 
-    place = rf"(?<=[{re.escape(after)}])(?=\w)(?!(?<=\.)\d)"
-    return Markup(re.sub(place, "<wbr>", str(escape(printable(str(text))))))
-
-
-def _truncate_answer(text: str) -> str:
-    """A text of the model or the data, whose end is left out where a page could not bear its length."""
-    left = len(text) - MAX_ANSWER_CHARS
-    return text if left <= 0 else f"{text[:MAX_ANSWER_CHARS]}… (+{left:,} characters)"
+    position = rf"(?<=[{re.escape(after)}])(?=\w)(?!(?<=\.)\d)"
+    return Markup(re.sub(position, "<wbr>", str(escape(printable(str(text))))))
 
 
 def _safe_markup(text: str) -> Any:

@@ -1,14 +1,13 @@
-"""The files of a finished run or experiment → what a page shows of them.
+"""Load the files of a finished run or experiment for its page.
 
-Knows the files and how far each may be missing: the report must be there and whole; whatever else is not there, or
-cannot be read, leaves its place in the page empty, and is named where it was expected.
+`report.json` (`arms.json` of an experiment) must exist and be valid. Every other file may be missing or damaged: its
+section of the page is then empty, and a damaged file is named on the page.
 """
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,17 +22,25 @@ from harness.report.run_report import ExampleAnswers, ScoreChange
 from harness.report.stage_suite_matrix import StageSuiteMatrix
 from harness.report.weight_variants import WeightVariant, parse_variants
 from harness.statistics.intervals import Estimate
+from harness.utils.json_files import read_json_lines
+
+T = TypeVar("T")
 
 NUMBER_TYPES = (int, float, type(None))
+"""Types of a number in JSON; null is NaN."""
 
 
 @dataclass(frozen=True)
 class MidStageEvaluation:
-    """One evaluation within a stage, after its update `step`. scores: `suite/score` -> value.
+    """One evaluation within a stage.
 
-    combined: the weighted score that may end the stage early, None where nothing may. is_best: whether none before was
-    better. weights_saved: whether its weights were put aside, so that those of the last one kept are the stage's
-    result. should_stop: whether the stage was ended here, before its last update.
+    Attributes:
+        step: Optimizer step after which it ran.
+        scores: `suite/score` -> value.
+        combined: Weighted score of early stopping; None without early stopping.
+        is_best: Whether it was the best evaluation of the stage so far.
+        weights_saved: Whether the weights were saved. The last saved weights are the result of the stage.
+        should_stop: Whether early stopping ended the stage here.
     """
 
     step: float
@@ -44,84 +51,16 @@ class MidStageEvaluation:
     should_stop: bool
 
 
-def load_items_by_id(file: Path) -> dict[str, dict[str, Any]]:
-    """Id -> what a file of predictions says of the item, by everything that its lines add up to; {} without a file."""
-    found: dict[str, dict[str, Any]] = {}
-    for line in _iter_json_lines(file):
-        if isinstance(line, dict) and "id" in line:
-            found.setdefault(str(line["id"]), {}).update(line)
-    return found
-
-
-def load_step_log(file: Path, unreadable: list[str]) -> tuple[Mapping[str, float], ...]:
-    """The entries of a stage's log, by their update."""
-    return tuple(
-        {str(key): null_to_nan(one) for key, one in line.items() if isinstance(one, NUMBER_TYPES)}
-        for line in _load_lines_by_step(file, unreadable)
-    )
-
-
-def load_mid_stage_evaluations(file: Path, unreadable: list[str]) -> tuple[MidStageEvaluation, ...]:
-    """What was measured within a stage, by its update."""
-    return tuple(
-        MidStageEvaluation(
-            float(line["step"]),
-            {str(name): null_to_nan(one) for name, one in line["scores"].items() if isinstance(one, NUMBER_TYPES)},
-            float(line["combined"]) if isinstance(line.get("combined"), int | float) else None,
-            bool(line.get("best")),
-            bool(line.get("kept")),
-            bool(line.get("over")),
-        )
-        for line in _load_lines_by_step(file, unreadable, "scores")
-    )
-
-
-def null_to_nan(value: Any) -> float:
-    """A number of a file; null is NaN."""
-    return math.nan if value is None else float(value)
-
-
-def _load_lines_by_step(file: Path, unreadable: list[str], required_key: str | None = None) -> list[dict[str, Any]]:
-    """The lines that say a step, in the order of the steps; what cannot be read is counted and left out.
-
-    required_key: a key that must hold an object too.
-    """
-    made: dict[float, dict[str, Any]] = {}
-    lost = 0
-    for line in _iter_json_lines(file):
-        known = isinstance(line, dict) and isinstance(line.get("step"), int | float)
-        if not known or (required_key is not None and not isinstance(line.get(required_key), dict)):
-            lost += 1
-            continue
-        # A run that was gone on with does some updates again: the last of them counts.
-        made[line["step"]] = line
-    if lost:
-        unreadable.append(f"{file.parent.name}/{file.name} has {lost} line(s) that cannot be read")
-    return [made[step] for step in sorted(made)]
-
-
-def _iter_json_lines(file: Path) -> Iterator[Any]:
-    """What each line of a file says; None for one that is no JSON. Nothing without a file."""
-    if not file.is_file():
-        return
-    with file.open(encoding="utf-8", errors="replace") as lines:
-        for line in lines:
-            if line.strip():
-                try:
-                    yield json.loads(line)
-                except ValueError:
-                    yield None
-
-
-T = TypeVar("T")
-
-
 @dataclass(frozen=True)
 class RunFiles:
-    """A run as its folder tells it. step_logs: stage -> the entries of its log. mid_stage_evaluations: stage -> what
-    was measured within it. stage_results: stage -> what it came to.
+    """The contents of a run's folder.
 
-    spec, environment, data: {} where the file is missing. unreadable: what could not be read, each in a line.
+    Attributes:
+        spec: The filled spec; like `environment` and `data` {} if the file is missing.
+        step_logs: Stage -> the entries of its training log, by step.
+        mid_stage_evaluations: Stage -> the evaluations within it, by step.
+        stage_results: Stage -> the contents of its `trained.json`.
+        unreadable: One line for each file that could not be read.
     """
 
     folder: Path
@@ -146,7 +85,13 @@ class RunFiles:
 
 @dataclass(frozen=True)
 class ExperimentFiles:
-    """An experiment as its folder tells it. specs: arm -> its filled spec, of those that have one. variants: by arm."""
+    """The contents of an experiment's folder.
+
+    Attributes:
+        specs: Arm -> its filled spec; {} if the file is missing.
+        variants: Arm -> the weight variants that its mitigations offered.
+        unreadable: One line for each file that could not be read.
+    """
 
     folder: Path
     name: str
@@ -167,23 +112,31 @@ class ExperimentFiles:
 
 
 def load_run_files(folder: str | Path) -> RunFiles:
-    """The run in a folder. Raises HarnessError when it is no folder of a run that came to its report."""
-    place = Path(folder)
-    given = load_run_json(place, "report.json")
-    return _parse_or_fail(place / "report.json", "run", lambda: _parse_run(place, given))
+    """Load the run in a folder.
+
+    Raises:
+        HarnessError: If the folder has no valid `report.json`.
+    """
+    path = Path(folder)
+    report_json = load_run_json(path, "report.json")
+    return _parse_or_fail(path / "report.json", "run", lambda: _parse_run(path, report_json))
 
 
 def load_experiment_files(folder: str | Path) -> ExperimentFiles:
-    """The experiment in a folder. Raises HarnessError when it is none, or its arms were not compared yet."""
-    place = Path(folder)
-    if not (place / "arms.json").is_file() and (place / "report.json").is_file():
-        raise HarnessError(str(place), "is the folder of one run and not of an experiment", "it has a report.json")
-    given = load_run_json(place, "arms.json")
-    return _parse_or_fail(place / "arms.json", "experiment", lambda: _parse_experiment(place, given))
+    """Load the experiment in a folder.
+
+    Raises:
+        HarnessError: If the folder has no valid `arms.json`, for example because it is that of a single run.
+    """
+    path = Path(folder)
+    if not (path / "arms.json").is_file() and (path / "report.json").is_file():
+        raise HarnessError(str(path), "is the folder of one run and not of an experiment", "it has a report.json")
+    arms_json = load_run_json(path, "arms.json")
+    return _parse_or_fail(path / "arms.json", "experiment", lambda: _parse_experiment(path, arms_json))
 
 
 def load_optional_json(file: Path, unreadable: list[str]) -> dict[str, Any]:
-    """The JSON object in a file; {} where there is none, and a line in `unreadable` where it is damaged."""
+    """Load the JSON object in a file; {} if it is missing or damaged, which is then added to `unreadable`."""
     try:
         return load_run_json(file.parent, file.name)
     except HarnessError as error:
@@ -192,22 +145,85 @@ def load_optional_json(file: Path, unreadable: list[str]) -> dict[str, Any]:
         return {}
 
 
+def load_items_by_id(file: Path) -> dict[str, dict[str, Any]]:
+    """Load a file of predictions as id -> the fields of all its lines with that id; {} if the file is missing."""
+    items: dict[str, dict[str, Any]] = {}
+    for record in read_json_lines(file) if file.is_file() else ():
+        if "id" in record:
+            items.setdefault(str(record["id"]), {}).update(record)
+    return items
+
+
+def load_step_log(file: Path, unreadable: list[str]) -> tuple[Mapping[str, float], ...]:
+    """Load the entries of a stage's training log, by step."""
+    return tuple(_numbers(record) for record in _load_records_by_step(file, unreadable))
+
+
+def load_mid_stage_evaluations(file: Path, unreadable: list[str]) -> tuple[MidStageEvaluation, ...]:
+    """Load the evaluations within a stage, by step."""
+    return tuple(
+        MidStageEvaluation(
+            step=float(record["step"]),
+            scores=_numbers(record["scores"]),
+            combined=float(record["combined"]) if isinstance(record.get("combined"), int | float) else None,
+            is_best=bool(record.get("best")),
+            weights_saved=bool(record.get("kept")),
+            should_stop=bool(record.get("over")),
+        )
+        for record in _load_records_by_step(file, unreadable, "scores")
+    )
+
+
+def _load_records_by_step(file: Path, unreadable: list[str], required_key: str | None = None) -> list[dict[str, Any]]:
+    """Load the lines that have a step, by step; the number of other lines is added to `unreadable`.
+
+    Args:
+        file: JSON lines.
+        unreadable: Gets a line if some cannot be read.
+        required_key: A key that must hold an object.
+    """
+    if not file.is_file():
+        return []
+    by_step: dict[float, dict[str, Any]] = {}
+    valid = 0
+    for record in read_json_lines(file):
+        has_step = isinstance(record.get("step"), int | float)
+        if has_step and (required_key is None or isinstance(record.get(required_key), dict)):
+            valid += 1
+            by_step[record["step"]] = record  # a resumed run repeats some steps: their last entry counts
+    with file.open("rb") as lines:
+        invalid = sum(bool(line.strip()) for line in lines) - valid
+    if invalid:
+        unreadable.append(f"{file.parent.name}/{file.name} has {invalid} line(s) that cannot be read")
+    return [by_step[step] for step in sorted(by_step)]
+
+
+def _numbers(record: Mapping[str, Any]) -> dict[str, float]:
+    return {str(key): null_to_nan(value) for key, value in record.items() if isinstance(value, NUMBER_TYPES)}
+
+
+def null_to_nan(value: Any) -> float:
+    """Return a number of a JSON file as a float; null is NaN."""
+    return math.nan if value is None else float(value)
+
+
 def _parse_or_fail(file: Path, what: str, parse: Callable[[], T]) -> T:
     try:
         return parse()
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        told = f"is no report of {what} that this version can show ({type(error).__name__}: {error})"
-        raise HarnessError(str(file), told, "make it anew, or use the version that wrote it") from error
+        reason = f"is not a valid {what} report for this version ({type(error).__name__}: {error})"
+        raise HarnessError(str(file), reason, "use the version of harness that wrote it") from error
 
 
 def _parse_run(folder: Path, report_json: Mapping[str, Any]) -> RunFiles:
-    unread: list[str] = []
+    unreadable: list[str] = []
     stages = tuple(map(str, report_json["stages"]))
-    logs, within, trained = {}, {}, {}
+    step_logs, mid_stage_evaluations, stage_results = {}, {}, {}
     for name in stages[1:]:
-        logs[name] = load_step_log(folder / "stages" / name / "steps.jsonl", unread)
-        within[name] = load_mid_stage_evaluations(folder / "stages" / name / "evaluations.jsonl", unread)
-        trained[name] = load_optional_json(folder / "stages" / name / "trained.json", unread)
+        stage_folder = folder / "stages" / name
+        step_logs[name] = load_step_log(stage_folder / "steps.jsonl", unreadable)
+        mid_stage_evaluations[name] = load_mid_stage_evaluations(stage_folder / "evaluations.jsonl", unreadable)
+        stage_results[name] = load_optional_json(stage_folder / "trained.json", unreadable)
     return RunFiles(
         folder=folder,
         name=str(report_json["name"]),
@@ -217,24 +233,24 @@ def _parse_run(folder: Path, report_json: Mapping[str, Any]) -> RunFiles:
         changes=tuple(map(_parse_score_change, report_json["changes"])),
         matrices=tuple(map(_parse_matrix, report_json.get("forgetting", ()))),
         gate=tuple(
-            _from_dict(GateResult, one, found=null_to_nan(one["found"]), bound=null_to_nan(one["bound"]))
-            for one in report_json.get("gate", ())
+            _from_dict(GateResult, result, found=null_to_nan(result["found"]), bound=null_to_nan(result["bound"]))
+            for result in report_json.get("gate", ())
         ),
         answers=report_json.get("answers", {}),
-        examples=tuple(_from_dict(ExampleAnswers, one) for one in report_json.get("examples", ())),
-        spec=load_optional_json(folder / "spec.json", unread),
-        environment=load_optional_json(folder / "environment.json", unread),
-        data=load_optional_json(folder / "data.json", unread),
-        step_logs=logs,
-        mid_stage_evaluations=within,
-        stage_results=trained,
-        variants=_load_variants(folder, unread),
-        unreadable=tuple(unread),
+        examples=tuple(_from_dict(ExampleAnswers, example) for example in report_json.get("examples", ())),
+        spec=load_optional_json(folder / "spec.json", unreadable),
+        environment=load_optional_json(folder / "environment.json", unreadable),
+        data=load_optional_json(folder / "data.json", unreadable),
+        step_logs=step_logs,
+        mid_stage_evaluations=mid_stage_evaluations,
+        stage_results=stage_results,
+        variants=_load_variants(folder, unreadable),
+        unreadable=tuple(unreadable),
     )
 
 
 def _parse_experiment(folder: Path, arms_json: Mapping[str, Any]) -> ExperimentFiles:
-    unread: list[str] = []
+    unreadable: list[str] = []
     names = tuple(map(str, arms_json["arms"]))
     return ExperimentFiles(
         folder=folder,
@@ -245,75 +261,77 @@ def _parse_experiment(folder: Path, arms_json: Mapping[str, Any]) -> ExperimentF
         gain=str(arms_json["gain"]),
         forgetting=str(arms_json["forgetting"]),
         points=tuple(
-            _from_dict(ArmPoint, one, gain=parse_estimate(one["gain"]), forgotten=parse_estimate(one["forgotten"]))
-            for one in arms_json["points"]
+            _from_dict(
+                ArmPoint, point, gain=parse_estimate(point["gain"]), forgotten=parse_estimate(point["forgotten"])
+            )
+            for point in arms_json["points"]
         ),
-        missing={str(arm): str(why) for arm, why in arms_json["missing"].items()},
+        missing={str(arm): str(reason) for arm, reason in arms_json["missing"].items()},
         notes=tuple(map(str, arms_json.get("notes", ()))),
         recommendation=_parse_recommendation(arms_json),
         joint=arms_json.get("joint"),
         intransigence=tuple(
-            _from_dict(Intransigence, one, suites=tuple(one["suites"]), value=parse_estimate(one["value"]))
-            for one in arms_json.get("intransigence", ())
+            _from_dict(Intransigence, entry, suites=tuple(entry["suites"]), value=parse_estimate(entry["value"]))
+            for entry in arms_json.get("intransigence", ())
         ),
-        specs={arm: load_optional_json(folder / "arms" / arm / "spec.json", unread) for arm in names},
-        variants={arm: _load_variants(folder / "arms" / arm, unread) for arm in names},
-        unreadable=tuple(unread),
+        specs={arm: load_optional_json(folder / "arms" / arm / "spec.json", unreadable) for arm in names},
+        variants={arm: _load_variants(folder / "arms" / arm, unreadable) for arm in names},
+        unreadable=tuple(unreadable),
     )
 
 
 def _load_variants(folder: Path, unreadable: list[str]) -> tuple[WeightVariant, ...]:
-    given = load_optional_json(folder / "variants.json", unreadable)
+    variants_json = load_optional_json(folder / "variants.json", unreadable)
     try:
-        return parse_variants(given)
+        return parse_variants(variants_json)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        unreadable.append(f"variants.json holds no variants of this version ({type(error).__name__}: {error})")
+        unreadable.append(f"variants.json cannot be read by this version ({type(error).__name__}: {error})")
         return ()
 
 
 def parse_estimate(values: Mapping[str, Any]) -> Estimate:
-    """An estimate out of a report; null is NaN."""
-    known = {key: null_to_nan(values[key]) for key in ("value", "stderr", "low", "high")}
-    return _from_dict(Estimate, {"n": int(values["n"]), **{k: v for k, v in values.items() if k == "method"}}, **known)
+    """Return an estimate of a report; null is NaN."""
+    numbers = {key: null_to_nan(values[key]) for key in ("value", "stderr", "low", "high")}
+    return _from_dict(Estimate, values, n=int(values["n"]), **numbers)
 
 
-def _parse_score_change(given: Mapping[str, Any]) -> ScoreChange:
+def _parse_score_change(document: Mapping[str, Any]) -> ScoreChange:
     return _from_dict(
         ScoreChange,
-        given,
-        before=parse_estimate(given["before"]),
-        after=parse_estimate(given["after"]),
-        difference=parse_estimate(given["difference"]),
-        needed=given.get("needed"),
-        after_stages=tuple(None if one is None else parse_estimate(one) for one in given["after_stages"]),
+        document,
+        before=parse_estimate(document["before"]),
+        after=parse_estimate(document["after"]),
+        difference=parse_estimate(document["difference"]),
+        needed=document.get("needed"),
+        after_stages=tuple(None if each is None else parse_estimate(each) for each in document["after_stages"]),
     )
 
 
-def _parse_matrix(given: Mapping[str, Any]) -> StageSuiteMatrix:
+def _parse_matrix(document: Mapping[str, Any]) -> StageSuiteMatrix:
     return _from_dict(
         StageSuiteMatrix,
-        given,
-        suites=tuple(given["suites"]),
-        learned=tuple(given["learned"]),
-        general=tuple(given["general"]),
-        values=tuple(tuple(map(null_to_nan, row)) for row in given["values"]),
-        summaries={name: parse_estimate(one) for name, one in given["summaries"].items()},
+        document,
+        suites=tuple(document["suites"]),
+        learned=tuple(document["learned"]),
+        general=tuple(document["general"]),
+        values=tuple(tuple(map(null_to_nan, row)) for row in document["values"]),
+        summaries={name: parse_estimate(estimate) for name, estimate in document["summaries"].items()},
     )
 
 
-def _parse_arm_score(given: Mapping[str, Any]) -> ArmScore:
-    known = {key: parse_estimate(given[key]) for key in ("before", "after", "change")}
-    against = given["against"]
-    return _from_dict(ArmScore, given, **known, against=None if against is None else parse_estimate(against))
+def _parse_arm_score(document: Mapping[str, Any]) -> ArmScore:
+    estimates = {key: parse_estimate(document[key]) for key in ("before", "after", "change")}
+    against = document["against"]
+    return _from_dict(ArmScore, document, **estimates, against=None if against is None else parse_estimate(against))
 
 
 def _parse_recommendation(arms_json: Mapping[str, Any]) -> Recommendation:
-    if "advised" not in arms_json:  # of an earlier version, which wrote the sentences alone
+    if "advised" not in arms_json:  # an earlier version wrote only the sentences
         return Recommendation(str(arms_json["advice"]))
     return _from_dict(Recommendation, arms_json["advised"], alike=tuple(arms_json["advised"]["alike"]))
 
 
 def _from_dict(dataclass_type: type[T], document: Mapping[str, Any], **overrides: Any) -> T:
-    """The dataclass from what a file says; what a later version added to the file is left aside."""
-    names = [one.name for one in fields(dataclass_type)]  # type: ignore[arg-type]
+    """Build a dataclass from a JSON object; keys that a later version added are ignored."""
+    names = [field.name for field in fields(dataclass_type)]  # type: ignore[arg-type]
     return dataclass_type(**{**{key: document[key] for key in names if key in document}, **overrides})

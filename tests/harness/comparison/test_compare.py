@@ -1,4 +1,4 @@
-"""Tracked runs beside each other, read back from a real store."""
+"""Comparison of tracked runs, loaded from a real MLflow store."""
 
 from __future__ import annotations
 
@@ -14,48 +14,48 @@ from support import example_run
 
 from harness.comparison import compare, run_summary
 from harness.errors import HarnessError
-from harness.terminal.comparison_table import ComparisonTable
+from harness.terminal.comparison_table import format_comparison
 from harness.tracking import mlflow_store
 from harness.tracking.tracker import Tracker
 
 
 @pytest.fixture(scope="module")
-def tracked(tmp_path_factory):
-    """Three runs of one experiment, the last of them failed, and one of another that has the first one's name."""
+def tracked_runs(tmp_path_factory):
+    """Three runs of one experiment, the last one failed, and a run of another experiment with the name of the first."""
     folder = tmp_path_factory.mktemp("compared")
     uri = f"sqlite:///{folder}/mlflow.db"
     ids = {}
 
-    def run(where, experiment="sweep", **options):
+    def track_run(where, experiment="sweep", **options):
         tracker = Tracker({"enabled": True, "experiment": experiment, "uri": uri}, "mixed-sft", pytest.fail)
         example_run.feed(tracker, folder / where, **options)
         ids[where] = tracker.run_id
 
-    run("runs/mixed-sft-a1")
-    run("runs/mixed-sft-a2", settings={"train": {"learning_rate": 1e-5, "steps": 9}, "mitigations": {}})
-    run("runs/mixed-sft-a3", fail=True)
-    run("again/mixed-sft-a1", experiment="other")
+    track_run("runs/mixed-sft-a1")
+    track_run("runs/mixed-sft-a2", settings={"train": {"learning_rate": 1e-5, "steps": 9}, "mitigations": {}})
+    track_run("runs/mixed-sft-a3", fail=True)
+    track_run("again/mixed-sft-a1", experiment="other")
     return SimpleNamespace(uri=uri, folder=folder, ids=ids)
 
 
-def shown(comparison, width=100):
+def render_table(result, width=100):
     stream = io.StringIO()
-    Console(file=stream, width=width, color_system=None, highlight=False).print(ComparisonTable(comparison))
+    Console(file=stream, width=width, color_system=None, highlight=False).print(format_comparison(result))
     return stream.getvalue()
 
 
-def test_an_experiment_gives_its_parent_runs_in_the_order_in_which_they_ran(tracked):
-    made = compare.compare_runs([], "sweep", tracked.uri)
-    assert [run.name for run in made.runs] == ["mixed-sft-a1", "mixed-sft-a2", "mixed-sft-a3"]
-    assert [run.status for run in made.runs] == ["finished", "finished", "failed"]
-    assert [run.learning_rate for run in made.runs] == ["0.0002", "1e-05", "0.0002"]
-    assert [run.mitigations for run in made.runs] == ["lora, mixing", "", "lora, mixing"]
-    assert {run.mode for run in made.runs} == {"mixed"}
-    assert all(run.seconds is not None and run.seconds >= 0 for run in made.runs)
+def test_experiment_returns_its_parent_runs_oldest_first(tracked_runs):
+    comparison = compare.compare_runs([], "sweep", tracked_runs.uri)
+    assert [run.name for run in comparison.runs] == ["mixed-sft-a1", "mixed-sft-a2", "mixed-sft-a3"]
+    assert [run.status for run in comparison.runs] == ["finished", "finished", "failed"]
+    assert [run.learning_rate for run in comparison.runs] == ["0.0002", "1e-05", "0.0002"]
+    assert [run.mitigations for run in comparison.runs] == ["lora, mixing", "", "lora, mixing"]
+    assert {run.mode for run in comparison.runs} == {"mixed"}
+    assert all(run.seconds is not None and run.seconds >= 0 for run in comparison.runs)
 
 
-def test_scores_are_the_last_stages_with_their_difference_and_the_reports_verdict(tracked):
-    first, _, failed = compare.compare_runs([], "sweep", tracked.uri).runs
+def test_scores_are_those_of_the_last_stage_with_delta_and_verdict(tracked_runs):
+    first, _, failed = compare.compare_runs([], "sweep", tracked_runs.uri).runs
     assert list(first.scores) == [
         "helpdesk/rougeL",
         "helpdesk/response_perplexity",
@@ -71,51 +71,52 @@ def test_scores_are_the_last_stages_with_their_difference_and_the_reports_verdic
     assert failed.scores["helpdesk/rougeL"] == run_summary.FinalScore(pytest.approx(0.22), None, None)
 
 
-def test_runs_are_named_by_id_name_or_folder_and_stand_in_the_order_given(tracked, monkeypatch):
-    folder = tracked.folder / "runs" / "mixed-sft-a3"
-    names = [str(folder), "mixed-sft-a2", tracked.ids["runs/mixed-sft-a1"], "mixed-sft-a2"]
-    made = compare.compare_runs(names, None, tracked.uri)
-    assert [run.name for run in made.runs] == ["mixed-sft-a3", "mixed-sft-a2", "mixed-sft-a1"]
+def test_runs_are_found_by_id_name_or_folder_in_the_given_order(tracked_runs, monkeypatch):
+    folder = tracked_runs.folder / "runs" / "mixed-sft-a3"
+    names = [str(folder), "mixed-sft-a2", tracked_runs.ids["runs/mixed-sft-a1"], "mixed-sft-a2"]
+    comparison = compare.compare_runs(names, None, tracked_runs.uri)
+    assert [run.name for run in comparison.runs] == ["mixed-sft-a3", "mixed-sft-a2", "mixed-sft-a1"]
     monkeypatch.chdir(folder)
-    assert compare.compare_runs(["."], "sweep", tracked.uri).runs[0].name == "mixed-sft-a3"
+    assert compare.compare_runs(["."], "sweep", tracked_runs.uri).runs[0].name == "mixed-sft-a3"
 
 
-def test_a_folder_is_its_own_run_though_another_has_its_name(tracked):
+def test_folder_means_its_own_run_even_if_another_run_has_its_name(tracked_runs):
     for where in ("runs/mixed-sft-a1", "again/mixed-sft-a1"):
-        made = compare.compare_runs([str(tracked.folder / where)], None, tracked.uri)
-        assert [run.run_id for run in made.runs] == [tracked.ids[where]]
+        comparison = compare.compare_runs([str(tracked_runs.folder / where)], None, tracked_runs.uri)
+        assert [run.run_id for run in comparison.runs] == [tracked_runs.ids[where]]
 
 
-def test_a_name_that_two_runs_have_is_refused_with_their_ids(tracked):
+def test_ambiguous_name_is_an_error_that_lists_the_ids(tracked_runs):
     with pytest.raises(HarnessError) as caught:
-        compare.compare_runs(["mixed-sft-a1"], None, tracked.uri)
+        compare.compare_runs(["mixed-sft-a1"], None, tracked_runs.uri)
     assert caught.value.what == "2 runs are called 'mixed-sft-a1'"
-    assert tracked.ids["runs/mixed-sft-a1"] in caught.value.hint
+    assert tracked_runs.ids["runs/mixed-sft-a1"] in caught.value.hint
     assert (
-        compare.compare_runs(["mixed-sft-a1"], "sweep", tracked.uri).runs[0].run_id == tracked.ids["runs/mixed-sft-a1"]
+        compare.compare_runs(["mixed-sft-a1"], "sweep", tracked_runs.uri).runs[0].run_id
+        == tracked_runs.ids["runs/mixed-sft-a1"]
     )
 
 
-def test_what_differs_in_the_specs_is_named_and_nothing_else(tracked):
-    made = compare.compare_runs(["mixed-sft-a1", "mixed-sft-a2"], "sweep", tracked.uri)
-    assert made.differences == {
+def test_differences_contain_exactly_the_spec_keys_that_differ(tracked_runs):
+    comparison = compare.compare_runs(["mixed-sft-a1", "mixed-sft-a2"], "sweep", tracked_runs.uri)
+    assert comparison.differences == {
         "mitigations": (None, "{}"),
         "mitigations.lora.rank": ("16", None),
         "mitigations.mixing.share": ("0.1", None),
         "train.learning_rate": ("0.0002", "1e-05"),
         "train.steps": (None, "9"),
     }
-    same = compare.compare_runs(["mixed-sft-a1", "mixed-sft-a3"], "sweep", tracked.uri)
+    same = compare.compare_runs(["mixed-sft-a1", "mixed-sft-a3"], "sweep", tracked_runs.uri)
     assert same.differences == {}
-    assert "their specs do not differ" in shown(same)
+    assert "the specs do not differ" in render_table(same)
 
 
 @pytest.mark.parametrize("width", [80, 140])
-def test_every_figure_is_in_the_table_at_any_width(tracked, width):
-    text = shown(compare.compare_runs([], "sweep", tracked.uri), width)
+def test_table_contains_every_number_at_any_width(tracked_runs, width):
+    text = render_table(compare.compare_runs([], "sweep", tracked_runs.uri), width)
     assert max(map(len, text.splitlines())) <= width
     assert "…" not in text
-    for figure in (
+    for text_part in (
         "0.420 +0.200 ✓",
         "✓",
         "·",
@@ -125,84 +126,84 @@ def test_every_figure_is_in_the_table_at_any_width(tracked, width):
         "1e-05",
         "failed",
     ):
-        assert figure in text
+        assert text_part in text
     assert text.index("helpdesk") < text.index("general")
 
 
-def test_one_run_alone_is_shown_without_differences(tracked):
-    text = shown(compare.compare_runs(["mixed-sft-a2"], None, tracked.uri))
+def test_single_run_is_shown_without_differences(tracked_runs):
+    text = render_table(compare.compare_runs(["mixed-sft-a2"], None, tracked_runs.uri))
     assert "differ in" not in text
     assert "specs do not" not in text
 
 
-def test_hostile_values_of_a_store_are_shown_as_text(tracked):
+def test_hostile_values_of_a_store_are_shown_as_text(tracked_runs):
     run = run_summary.RunSummary("id", "[red]x[/red]\x1b[2J", "running", "[b]", "", "", None, {}, {})
     other = run_summary.RunSummary(
         "id2", "y", "running", "", "", "", None, {"[i]/\x1b[31m": run_summary.FinalScore(1.0, 1.0, None)}, {}
     )
-    text = shown(compare.Comparison("uri", (run, other), {"train.[red]x": ("\x1b[31m", "[/]")}))
+    text = render_table(compare.Comparison("uri", (run, other), {"train.[red]x": ("\x1b[31m", "[/]")}))
     assert "[red]x[/red]␛[2J" in text
     assert "␛[31m" in text
     assert "\x1b" not in text
 
 
-def test_runs_that_are_only_in_the_store_are_compared_by_their_artifacts(tracked):
-    made = compare.compare_runs([], "sweep", tracked.uri)
-    assert [run.files for run in made.runs] == ["artifacts", "artifacts", ""]
-    assert {(one.run, one.suite) for one in made.pairs} == {(1, "helpdesk"), (1, "general")}
-    assert {one.n for one in made.pairs} == {40}
-    assert [(one.run, one.why) for one in made.not_comparable] == [(2, "the run has not come to its end")]
+def test_runs_without_a_local_folder_are_compared_by_their_artifacts(tracked_runs):
+    comparison = compare.compare_runs([], "sweep", tracked_runs.uri)
+    assert [run.files for run in comparison.runs] == ["artifacts", "artifacts", ""]
+    assert {(score_pair.run, score_pair.suite) for score_pair in comparison.pairs} == {(1, "helpdesk"), (1, "general")}
+    assert {score_pair.n for score_pair in comparison.pairs} == {40}
+    assert [(entry.run, entry.why) for entry in comparison.not_comparable] == [(2, "the run is not finished")]
 
 
-def test_a_run_with_metrics_alone_is_shown_and_the_lack_is_said(tracked, tmp_path):
-    client = mlflow_store.open_store(tracked.uri)
+def test_run_without_artifacts_is_shown_with_the_reason_for_no_comparison(tracked_runs, tmp_path):
+    client = mlflow_store.open_store(tracked_runs.uri)
     experiment = client.get_experiment_by_name("other").experiment_id
     run = client.create_run(experiment, run_name="bare", tags={"harness.id": "bare", "harness.folder": "/gone"})
     client.log_metric(run.info.run_id, "helpdesk/rougeL", 0.5, step=1)
     client.set_terminated(run.info.run_id)
-    made = compare.compare_runs([tracked.ids["runs/mixed-sft-a1"], "bare"], None, tracked.uri)
-    assert made.runs[1].scores["helpdesk/rougeL"].value == 0.5
-    assert made.pairs == ()
-    (gone,) = made.not_comparable
-    assert gone.why == "its artifacts have no spec.json and no scores.json"
-    text = shown(made)
+    comparison = compare.compare_runs([tracked_runs.ids["runs/mixed-sft-a1"], "bare"], None, tracked_runs.uri)
+    assert comparison.runs[1].scores["helpdesk/rougeL"].value == 0.5
+    assert comparison.pairs == ()
+    (entry,) = comparison.not_comparable
+    assert entry.why == "its artifacts have no spec.json and no scores.json"
+    text = render_table(comparison)
     assert "(0.500)" in text
     assert "run 2 not compared: its artifacts have no spec.json and no scores.json" in text
 
 
-def test_json_holds_what_the_table_shows(tracked):
-    made = json.loads(json.dumps(compare.compare_runs([], "sweep", tracked.uri).to_json(), allow_nan=False))
-    assert made["runs"][0]["scores"]["helpdesk/rougeL"]["delta"] == pytest.approx(0.2)
-    assert made["runs"][2]["scores"]["helpdesk/rougeL"]["delta"] is None
-    assert made["differences"]["train.learning_rate"] == ["0.0002", "1e-05", "0.0002"]
+def test_json_contains_what_the_table_shows(tracked_runs):
+    comparison = json.loads(json.dumps(compare.compare_runs([], "sweep", tracked_runs.uri).to_json(), allow_nan=False))
+    assert comparison["runs"][0]["scores"]["helpdesk/rougeL"]["delta"] == pytest.approx(0.2)
+    assert comparison["runs"][2]["scores"]["helpdesk/rougeL"]["delta"] is None
+    assert comparison["differences"]["train.learning_rate"] == ["0.0002", "1e-05", "0.0002"]
 
 
-def test_an_unknown_run_or_experiment_is_told_what_there_is(tracked):
+def test_unknown_run_or_experiment_is_an_error_that_lists_the_available_ones(tracked_runs):
     with pytest.raises(HarnessError) as caught:
-        compare.compare_runs(["mixed-sft-zz"], "sweep", tracked.uri)
+        compare.compare_runs(["mixed-sft-zz"], "sweep", tracked_runs.uri)
     assert str(caught.value) == (
-        f"{tracked.uri}: there is no run 'mixed-sft-zz'; there are: mixed-sft-a3, mixed-sft-a2, mixed-sft-a1"
+        f"{tracked_runs.uri}: there is no run 'mixed-sft-zz'; there are: mixed-sft-a3, mixed-sft-a2, mixed-sft-a1"
     )
     with pytest.raises(HarnessError, match="there is no experiment 'swep'; there are: Default, other, sweep"):
-        compare.compare_runs([], "swep", tracked.uri)
+        compare.compare_runs([], "swep", tracked_runs.uri)
     with pytest.raises(HarnessError, match="the experiment 'Default' holds no run of harness; run a spec first"):
-        compare.compare_runs([], "Default", tracked.uri)
+        compare.compare_runs([], "Default", tracked_runs.uri)
 
 
-def test_a_folder_that_the_store_does_not_know_is_refused(tracked, tmp_path):
+def test_folder_of_a_run_in_another_store_is_an_error(tracked_runs, tmp_path):
     with pytest.raises(HarnessError, match="there is no run"):
-        compare.compare_runs([str(tmp_path)], None, tracked.uri)
+        compare.compare_runs([str(tmp_path)], None, tracked_runs.uri)
     (tmp_path / "mlflow.json").write_text('{"uri": "http://there", "experiment": "x", "run_id": "0" }')
-    with pytest.raises(HarnessError, match="is not here; it was tracked at http://there"):
-        compare.compare_runs([str(tmp_path)], None, tracked.uri)
+    with pytest.raises(HarnessError, match="is not in this store; it was tracked at http://there"):
+        compare.compare_runs([str(tmp_path)], None, tracked_runs.uri)
 
 
-def test_nothing_named_is_refused():
-    with pytest.raises(HarnessError, match="no run is named; give run ids, names or folders, or --experiment NAME"):
+def test_comparison_without_runs_is_an_error():
+    with pytest.raises(HarnessError, match="no run is given; give run ids, names or folders, or --experiment NAME"):
         compare.compare_runs([], None, None)
 
 
-def test_a_store_that_is_not_there_is_refused_and_not_made(tmp_path, monkeypatch):
+def test_missing_store_is_an_error_and_is_not_created(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     with pytest.raises(HarnessError) as caught:
@@ -215,12 +216,12 @@ def test_a_store_that_is_not_there_is_refused_and_not_made(tmp_path, monkeypatch
     assert "hunter2" not in str(caught.value)
 
 
-def test_comparing_imports_no_torch_and_importing_not_even_mlflow(tracked):
+def test_compare_imports_mlflow_only_when_used_and_never_torch(tracked_runs):
     script = (
         "import sys; from harness.comparison import compare; print('mlflow' in sys.modules, 'torch' in sys.modules);"
-        f"compare.compare_runs([], 'sweep', {tracked.uri!r});"
+        f"compare.compare_runs([], 'sweep', {tracked_runs.uri!r});"
         "print('mlflow' in sys.modules, 'torch' in sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["False", "False", "True", "False"]
-    assert done.stderr == ""
+    process = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert process.stdout.split() == ["False", "False", "True", "False"]
+    assert process.stderr == ""

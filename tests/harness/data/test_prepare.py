@@ -1,9 +1,11 @@
+"""Preparing the data of a plan: every row is counted, and no suite is trained on."""
+
 import dataclasses
 
 import pytest
 
 from harness.data.checks import findings
-from harness.data.prepare import prepare_data
+from harness.data.prepare import PreparationOptions, prepare_data
 from harness.data.reading.conversation import build_example
 from harness.data.reading.conversation_store import ConversationStore
 from harness.data.reading.corpus import Corpus
@@ -12,26 +14,28 @@ from harness.data.tokenization import token_cache
 from harness.errors import HarnessError
 from harness.interfaces.source import Source
 from harness.interfaces.template import Template
-from harness.spec_keys import data as data_module
+from harness.spec_keys import data as data_keys
 from harness.types import Message, Plan, Record, Share, Span, Stage, StageSource, Suite
 
 TRAIN = {"epochs": 1, "steps": None, "batch_size": 4, "accumulation": 1, "packing": False, "max_length": 200}
-ROWS = {key: option["default"] for key, option in data_module.SOURCE_KEYS.items()}
+SOURCE_OPTIONS = {key: option["default"] for key, option in data_keys.SOURCE_KEYS.items()}
 
 
-class Rows(Source):
+class RecordingSource(Source):
+    """Yields rows of question and answer, and counts how often it is read."""
+
     def __init__(self, rows, name):
-        self.rows, self.name, self.read = rows, name, 0
+        self.rows, self.name, self.times_read = rows, name, 0
 
     def records(self):
-        self.read += 1
+        self.times_read += 1
         return (
             Record(f"{self.name}:{number}", {"instruction": question, "output": answer})
             for number, (question, answer) in enumerate(self.rows, 1)
         )
 
 
-class Plain(Template):
+class ChatTemplate(Template):
     def render(self, messages, tokenizer, *, add_generation_prompt=False, tools=()):
         spans = []
         for message in messages:
@@ -44,7 +48,7 @@ class Plain(Template):
         return ("<|im_end|>",)
 
 
-class Untrained(Plain):
+class UntrainedTemplate(ChatTemplate):
     def render(self, messages, tokenizer, *, add_generation_prompt=False, tools=()):
         return tuple(
             dataclasses.replace(span, train=False)
@@ -52,7 +56,7 @@ class Untrained(Plain):
         )
 
 
-class HeaderTrained(Plain):
+class TrainedHeaderTemplate(ChatTemplate):
     def render(self, messages, tokenizer, *, add_generation_prompt=False, tools=()):
         return tuple(
             dataclasses.replace(span, train=True)
@@ -60,7 +64,7 @@ class HeaderTrained(Plain):
         )
 
 
-def some(examples, limit):
+def limit_suite(examples, limit):
     corpus = Corpus.from_examples(examples, "d")
     return corpus.select(limit_rows(corpus.content_hashes, limit, 0, "suite"))
 
@@ -68,39 +72,43 @@ def some(examples, limit):
 QUESTION = build_example([Message("user", "d question 0"), Message("assistant", "an answer")], "d:1")
 
 
-def asks(name, count, answer="an answer of some length"):
+def build_pairs(name, count, answer="an answer of some length"):
     return [(f"{name} question {number}", f"{answer} {number}") for number in range(count)]
 
 
 @pytest.fixture
-def make(tokenizer):
-    def make(data, stages, suites=(), also=(), options=None, seed=0, template=None, **more):
-        options = options or {}
+def prepare(tokenizer):
+    def prepare_plan(data, stages, suites=(), *, source_options=None, seed=0, template=None, progress=None, **options):
+        source_options = source_options or {}
         plan = Plan(
             name="plan",
             seed=seed,
             model={},
             template=("plain", {}),
-            sources={name: ("rows", {**ROWS, **options.get(name, {})}) for name in data},
+            sources={name: ("rows", {**SOURCE_OPTIONS, **source_options.get(name, {})}) for name in data},
             mitigations={},
             stages=tuple(stages),
             suites=tuple(suites),
         )
-        sources = {name: rows if isinstance(rows, Rows) else Rows(rows, name) for name, rows in data.items()}
-        return prepare_data(plan, sources, template or Plain(), tokenizer, extra_sources=also, **more)
+        sources = {
+            name: rows if isinstance(rows, RecordingSource) else RecordingSource(rows, name)
+            for name, rows in data.items()
+        }
+        more = {"progress": progress} if progress else {}
+        return prepare_data(plan, sources, template or ChatTemplate(), tokenizer, PreparationOptions(**options), **more)
 
-    return make
+    return prepare_plan
 
 
-def stage(*parts, name="only", shares=(), **train):
+def build_stage(*parts, name="only", shares=(), **train):
     return Stage(name, tuple(StageSource(*part) for part in parts), {**TRAIN, **train}, tuple(shares))
 
 
-def suite(name, source, limit=None):
+def build_suite(name, source, limit=None):
     return Suite(name, source, "domain", {}, limit, 8, 8)
 
 
-def parts_of(counts):
+def sum_of_parts(counts):
     return sum(
         counts[key]
         for key in (
@@ -110,218 +118,282 @@ def parts_of(counts):
     )
 
 
-def test_every_row_that_is_read_is_accounted_for(make):
-    data = {"d": asks("d", 60) + asks("d", 10), "g": asks("g", 80), "e": asks("e", 9), "x": asks("x", 5)}
-    made = make(
+def test_every_row_read_is_counted_once(prepare):
+    data = {
+        "d": build_pairs("d", 60) + build_pairs("d", 10),
+        "g": build_pairs("g", 80),
+        "e": build_pairs("e", 9),
+        "x": build_pairs("x", 5),
+    }
+    prepared = prepare(
         data,
-        [stage(("d", "domain"), ("g", "general"), shares=[Share(("g",), 0.2)])],
-        [suite("held", "d", limit=3), suite("other", "e")],
-        also=["x"],
-        options={"d": {"held_out": 0.2, "limit": 50}},
+        [build_stage(("d", "domain"), ("g", "general"), shares=[Share(("g",), 0.2)])],
+        [build_suite("held", "d", limit=3), build_suite("other", "e")],
+        extra_sources=["x"],
+        source_options={"d": {"held_out": 0.2, "limit": 50}},
     )
-    for name, counts in made.counts.items():
-        assert counts["read"] == len(data[name]) == parts_of(counts), name
-    counts = made.counts
+    for name, source_counts in prepared.counts.items():
+        assert source_counts["read"] == len(data[name]) == sum_of_parts(source_counts), name
+    counts = prepared.counts
     assert (counts["d"]["duplicates"], counts["d"]["beyond_limit"], counts["d"]["unused"]) == (10, 10, 0)
-    assert counts["d"]["used"] == sum(row.source == "d" for row in made.stages[0].rows) > 30
+    assert counts["d"]["used"] == sum(row.source == "d" for row in prepared.stages[0].rows) > 30
     assert counts["d"]["evaluated"] == 3 < counts["d"]["held_out"]
     assert 0 < counts["g"]["used"] == 80 - counts["g"]["unused"] < 80
     assert counts["e"] == {
         "read": 9, "filtered": 0, "rejected": 0, "duplicates": 0, "beyond_limit": 0, "held_out": 9, "untrained": 0,
         "used": 0, "measured": 0, "unused": 0, "truncated": 0, "evaluated": 9, "proven": 0,
     }  # fmt: skip
-    assert (counts["x"]["used"], counts["x"]["measured"]) == (0, 5), "named by a mitigation, trained on in no stage"
+    assert (counts["x"]["used"], counts["x"]["measured"]) == (0, 5), "an extra source, trained on in no stage"
     assert counts["d"]["proven"] == counts["d"]["used"] + counts["d"]["untrained"], "every row, not a sample"
 
 
-def test_rows_of_a_source_that_is_only_evaluated_are_held_out_or_unused(make):
-    made = make({"d": asks("d", 9), "e": asks("e", 60)}, [stage(("d", "domain"))], [suite("s", "e")],
-                options={"e": {"held_out": 0.5}})  # fmt: skip
-    counts = made.counts["e"]
+def test_rows_of_a_source_for_suites_are_held_out_or_unused(prepare):
+    prepared = prepare(
+        {"d": build_pairs("d", 9), "e": build_pairs("e", 60)},
+        [build_stage(("d", "domain"))],
+        [build_suite("s", "e")],
+        source_options={"e": {"held_out": 0.5}},
+    )
+    counts = prepared.counts["e"]
     assert counts["held_out"] + counts["unused"] == 60
     assert 0 < counts["unused"] < 60
-    assert counts["untrained"] == 0, "no row was tried"
+    assert counts["untrained"] == 0, "no row was tokenized"
 
 
 @pytest.mark.parametrize("packing", [False, True])
-def test_rows_that_the_steps_do_not_come_to_are_not_counted_as_used(make, packing):
-    made = make({"d": asks("d", 60)}, [stage(("d", "domain"), steps=1, batch_size=1, packing=packing)])
-    walked = {row for slot in made.stages[0].order for row in slot}
-    assert made.counts["d"]["used"] == len(walked) == len(made.stages[0].rows) == 60 - made.counts["d"]["unused"] < 60
-
-
-def test_a_suite_sees_exactly_the_held_out_rows_and_training_all_the_others(make):
-    made = make(
-        {"d": asks("d", 60)},
-        [stage(("d", "domain"))],
-        [suite("all", "d"), suite("some", "d", limit=4)],
-        options={"d": {"held_out": 0.3}},
+def test_rows_beyond_the_steps_are_unused(prepare, packing):
+    prepared = prepare(
+        {"d": build_pairs("d", 60)}, [build_stage(("d", "domain"), steps=1, batch_size=1, packing=packing)]
     )
-    held, trained = {example.id for example in made.suite_examples["all"]}, {row.id for row in made.tokenized_rows["d"]}
+    trained = {row for sequence in prepared.stages[0].order for row in sequence}
+    assert (
+        prepared.counts["d"]["used"]
+        == len(trained)
+        == len(prepared.stages[0].rows)
+        == 60 - prepared.counts["d"]["unused"]
+        < 60
+    )
+
+
+def test_suite_has_the_held_out_rows_and_training_all_others(prepare):
+    prepared = prepare(
+        {"d": build_pairs("d", 60)},
+        [build_stage(("d", "domain"))],
+        [build_suite("all", "d"), build_suite("some", "d", limit=4)],
+        source_options={"d": {"held_out": 0.3}},
+    )
+    held, trained = (
+        {example.id for example in prepared.suite_examples["all"]},
+        {row.id for row in prepared.tokenized_rows["d"]},
+    )
     assert not held & trained
     assert len(held) + len(trained) == 60
-    assert list(made.suite_examples["some"]) == list(some(made.suite_examples["all"], 4))
+    assert list(prepared.suite_examples["some"]) == list(limit_suite(prepared.suite_examples["all"], 4))
 
 
-def test_the_mixture_and_its_order_are_those_that_the_stage_asks_for(make):
-    made = make(
-        {"d": asks("d", 120), "g": asks("g", 90)},
-        [stage(("d", "domain"), ("g", "general"), shares=[Share(("g",), 0.1, "rows")], epochs=2)],
+def test_mixture_and_order_match_the_stage(prepare):
+    prepared = prepare(
+        {"d": build_pairs("d", 120), "g": build_pairs("g", 90)},
+        [build_stage(("d", "domain"), ("g", "general"), shares=[Share(("g",), 0.1, "rows")], epochs=2)],
     )
-    (data,) = made.stages
+    (data,) = prepared.stages
     assert data.shares["g"]["rows"] == pytest.approx(0.1, abs=0.005)
     assert len(data.order) == 2 * len(data.rows) == data.epoch_ends[-1]
     assert 0 < data.efficiency <= 1
     assert all(row.loss_tokens for row in data.rows)
 
 
-def test_shares_are_those_of_the_rows_walked_when_steps_cut_an_epoch_short(make):
-    made = make({"d": asks("d", 20), "g": asks("g", 20)}, [stage(("d", "domain"), ("g", "general"), steps=1)])
-    walked = [made.stages[0].rows[index].source for slot in made.stages[0].order for index in slot]
-    assert len(walked) == 4
-    assert made.stages[0].shares["g"]["rows"] == walked.count("g") / 4
+def test_shares_are_those_of_trained_rows_when_steps_end_within_an_epoch(prepare):
+    prepared = prepare(
+        {"d": build_pairs("d", 20), "g": build_pairs("g", 20)},
+        [build_stage(("d", "domain"), ("g", "general"), steps=1)],
+    )
+    trained = [prepared.stages[0].rows[index].source for sequence in prepared.stages[0].order for index in sequence]
+    assert len(trained) == 4
+    assert prepared.stages[0].shares["g"]["rows"] == trained.count("g") / 4
 
 
-def test_the_same_spec_gives_the_same_data_and_another_seed_other_data(make):
-    def once(seed):
-        data = {"d": asks("d", 200), "g": asks("g", 90)}
-        mixed = stage(("d", "domain"), ("g", "general"), shares=[Share(("g",), 0.2)])
-        return make(data, [mixed], [suite("s", "d")], options={"d": {"held_out": 0.2}}, seed=seed)
+def test_same_seed_gives_the_same_data_and_another_seed_does_not(prepare):
+    def prepare_with_seed(seed):
+        data = {"d": build_pairs("d", 200), "g": build_pairs("g", 90)}
+        mixed = build_stage(("d", "domain"), ("g", "general"), shares=[Share(("g",), 0.2)])
+        return prepare(data, [mixed], [build_suite("s", "d")], source_options={"d": {"held_out": 0.2}}, seed=seed)
 
-    first, again, other = once(1), once(1), once(2)
-    for one, two in zip(first.stages, again.stages, strict=True):
-        assert list(one.rows) == list(two.rows)
-        assert [*one.order] == [*two.order]
-        assert (one.shares, one.efficiency) == (two.shares, two.efficiency)
-    assert list(first.suite_examples["s"]) == list(again.suite_examples["s"])
-    assert (first.counts, first.digests) == (again.counts, again.digests)
+    first, second, other = (prepare_with_seed(seed) for seed in (1, 1, 2))
+    for left, right in zip(first.stages, second.stages, strict=True):
+        assert list(left.rows) == list(right.rows)
+        assert [*left.order] == [*right.order]
+        assert (left.shares, left.efficiency) == (right.shares, right.efficiency)
+    assert list(first.suite_examples["s"]) == list(second.suite_examples["s"])
+    assert (first.counts, first.digests) == (second.counts, second.digests)
     assert first.digests != other.digests
 
 
-def test_a_digest_is_of_the_content_used_and_not_of_the_order_of_the_file(make):
-    rows = asks("d", 20)
-    digests = [make({"d": data}, [stage(("d", "domain"))]).digests["d"] for data in (rows, rows[::-1], rows[:-1])]
+def test_digest_depends_on_the_rows_used_and_not_on_their_order(prepare):
+    rows = build_pairs("d", 20)
+    digests = [
+        prepare({"d": data}, [build_stage(("d", "domain"))]).digests["d"] for data in (rows, rows[::-1], rows[:-1])
+    ]
     assert digests[0] == digests[1] != digests[2]
 
 
-def test_a_question_that_is_both_trained_and_evaluated_stops_the_run_wherever_it_stands(make):
-    data = {"a": asks("a", 5), "b": asks("b", 5), "e": asks("b", 2, "another answer")}
-    stages = [stage(("a", "domain"), name="one"), stage(("b", "domain"), name="two")]
-    with pytest.raises(HarnessError, match="2 of its rows ask what the training source 'b' also asks: e:1 = b:1, e:2"):
-        make(data, stages, [suite("s", "e")])
+def test_prompt_that_is_trained_and_evaluated_is_an_error_in_every_stage(prepare):
+    data = {"a": build_pairs("a", 5), "b": build_pairs("b", 5), "e": build_pairs("b", 2, "another answer")}
+    stages = [build_stage(("a", "domain"), name="one"), build_stage(("b", "domain"), name="two")]
+    with pytest.raises(
+        HarnessError, match="2 of its rows have a prompt that the training source 'b' also has: e:1 = b:1, e:2"
+    ):
+        prepare(data, stages, [build_suite("s", "e")])
     with pytest.raises(HarnessError, match="the training source 'b'"):
-        make(data, stages[:1], [suite("s", "e")], also=["b"])
-    make(data, stages[:1], [suite("s", "e")])
+        prepare(data, stages[:1], [build_suite("s", "e")], extra_sources=["b"])
+    prepare(data, stages[:1], [build_suite("s", "e")])
 
 
-def test_a_question_of_the_suites_source_counts_even_beyond_the_suites_limit(make):
+def test_shared_prompt_beyond_the_limit_of_a_suite_is_an_error(prepare):
     with pytest.raises(HarnessError, match=r"5 of its rows"):
-        make({"a": asks("a", 5), "e": asks("a", 5)}, [stage(("a", "domain"))], [suite("s", "e", limit=1)])
+        prepare(
+            {"a": build_pairs("a", 5), "e": build_pairs("a", 5)},
+            [build_stage(("a", "domain"))],
+            [build_suite("s", "e", limit=1)],
+        )
 
 
-def test_rows_whose_response_is_cut_off_are_dropped_by_name_and_count(make):
-    data = {"d": [*asks("d", 6), ("long " * 100, "never seen"), ("short", "a long answer " * 40)]}
-    made = make(data, [stage(("d", "domain"))])
-    assert made.fully_truncated == {"d": findings.FullyTruncatedRows(rows=8, lost=1, max_length=200, places=("d:7",))}
-    assert (made.counts["d"]["untrained"], made.counts["d"]["truncated"], made.counts["d"]["used"]) == (1, 1, 7)
-    assert max(len(row.input_ids) for row in made.tokenized_rows["d"]) == 200
+def test_fully_truncated_rows_are_dropped_and_named(prepare):
+    data = {"d": [*build_pairs("d", 6), ("long " * 100, "never seen"), ("short", "a long answer " * 40)]}
+    prepared = prepare(data, [build_stage(("d", "domain"))])
+    assert prepared.fully_truncated == {
+        "d": findings.FullyTruncatedRows(rows=8, lost=1, max_length=200, places=("d:7",))
+    }
+    assert (prepared.counts["d"]["untrained"], prepared.counts["d"]["truncated"], prepared.counts["d"]["used"]) == (
+        1,
+        1,
+        7,
+    )
+    assert max(len(row.input_ids) for row in prepared.tokenized_rows["d"]) == 200
 
 
-def test_rows_lost_at_the_shorter_of_two_lengths_are_counted_there(make):
-    data = {"d": [*asks("d", 6), ("long " * 100, "seen at last")]}
-    made = make(data, [stage(("d", "domain"), name="one", max_length=900), stage(("d", "domain"), name="two")])
-    assert made.fully_truncated == {"d": findings.FullyTruncatedRows(rows=7, lost=1, max_length=200, places=("d:7",))}
-    assert made.counts["d"]["untrained"] == 0, "it is trained in one stage"
+def test_fully_truncated_rows_are_counted_at_the_shorter_length(prepare):
+    data = {"d": [*build_pairs("d", 6), ("long " * 100, "seen at last")]}
+    prepared = prepare(
+        data, [build_stage(("d", "domain"), name="one", max_length=900), build_stage(("d", "domain"), name="two")]
+    )
+    assert prepared.fully_truncated == {
+        "d": findings.FullyTruncatedRows(rows=7, lost=1, max_length=200, places=("d:7",))
+    }
+    assert prepared.counts["d"]["untrained"] == 0, "it is trained in one stage"
 
 
-def test_conversations_stand_on_the_caches_disk_or_it_is_said_where_else(make, tmp_path, monkeypatch):
-    taken = []
+def test_conversations_are_stored_in_the_cache_or_a_warning_names_the_folder(prepare, tmp_path, monkeypatch):
+    folders = []
     write = ConversationStore.write_examples.__func__
     monkeypatch.setattr(
         ConversationStore,
         "write_examples",
-        classmethod(lambda cls, rows, folder: taken.append(folder) or write(cls, rows, folder)),
+        classmethod(lambda cls, rows, folder: folders.append(folder) or write(cls, rows, folder)),
     )
     monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "own"))
-    made = make({"d": asks("d", 3)}, [stage(("d", "domain"))])
-    assert taken == [tmp_path / "own" / "rows"] == [token_cache.token_cache_folder()]
-    assert made.warnings == ()
+    prepared = prepare({"d": build_pairs("d", 3)}, [build_stage(("d", "domain"))])
+    assert folders == [tmp_path / "own" / "rows"] == [token_cache.token_cache_folder()]
+    assert prepared.warnings == ()
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "file"))
-    made = make({"d": asks("d", 3)}, [stage(("d", "domain"))])
-    assert taken[1:] == [None]
-    assert made.warnings[0].startswith("the rows read stand in ")
-    assert made.warnings[0].endswith(f"while they are used, and not in {tmp_path / 'file' / 'rows'}: Not a directory")
+    prepared = prepare({"d": build_pairs("d", 3)}, [build_stage(("d", "domain"))])
+    assert folders[1:] == [None]
+    assert prepared.warnings[0].startswith("the rows are stored in ")
+    assert prepared.warnings[0].endswith(f"because {tmp_path / 'file' / 'rows'} cannot be used: Not a directory")
 
 
-def test_a_source_without_a_trained_token_within_max_length_is_an_error(make):
+def test_source_without_a_trained_token_within_max_length_is_an_error(prepare):
     with pytest.raises(HarnessError, match=r"sources.d: none of its 3 rows has a trained token within 12 tokens"):
-        make({"d": asks("d", 3)}, [stage(("d", "domain"), max_length=12)])
+        prepare({"d": build_pairs("d", 3)}, [build_stage(("d", "domain"), max_length=12)])
 
 
-def test_stages_with_different_lengths_have_their_own_rows(make):
-    stages = [stage(("d", "domain"), name="one", max_length=60), stage(("d", "domain"), name="two", max_length=70)]
-    made = make({"d": asks("d", 4, "word " * 20), "x": asks("x", 4, "word " * 20)}, stages, also=["x"])
-    assert [max(len(row.input_ids) for row in data.rows) for data in made.stages] == [60, 70]
-    assert {len(row.input_ids) for row in [*made.tokenized_rows["d"], *made.tokenized_rows["x"]]} == {70}
+def test_stages_with_different_lengths_have_their_own_rows(prepare):
+    stages = [
+        build_stage(("d", "domain"), name="one", max_length=60),
+        build_stage(("d", "domain"), name="two", max_length=70),
+    ]
+    prepared = prepare(
+        {"d": build_pairs("d", 4, "word " * 20), "x": build_pairs("x", 4, "word " * 20)}, stages, extra_sources=["x"]
+    )
+    assert [max(len(row.input_ids) for row in data.rows) for data in prepared.stages] == [60, 70]
+    assert {len(row.input_ids) for row in [*prepared.tokenized_rows["d"], *prepared.tokenized_rows["x"]]} == {70}
 
 
 @pytest.mark.parametrize(
-    ("template", "what"), [(Untrained(), "renders nothing trainable"), (HeaderTrained(), "is wrong")]
+    ("template", "what"), [(UntrainedTemplate(), "renders nothing trainable"), (TrainedHeaderTemplate(), "is wrong")]
 )
-def test_a_template_with_a_wrong_mask_stops_the_run(make, template, what):
+def test_template_with_a_wrong_mask_is_an_error(prepare, template, what):
     with pytest.raises(HarnessError, match=f"d:1: .*{what}"):
-        make({"d": asks("d", 3)}, [stage(("d", "domain"))], template=template)
+        prepare({"d": build_pairs("d", 3)}, [build_stage(("d", "domain"))], template=template)
 
 
-def test_a_split_that_leaves_one_side_empty_is_an_error(make):
-    with pytest.raises(HarnessError, match=r"evaluate.s: its source 'd' has too few rows for one of them to be held"):
-        make({"d": asks("d", 2)}, [stage(("d", "domain"))], [suite("s", "d")], options={"d": {"held_out": 0.01}})
+def test_split_with_an_empty_side_is_an_error(prepare):
+    with pytest.raises(HarnessError, match=r"evaluate.s: its source 'd' has too few rows to hold one out"):
+        prepare(
+            {"d": build_pairs("d", 2)},
+            [build_stage(("d", "domain"))],
+            [build_suite("s", "d")],
+            source_options={"d": {"held_out": 0.01}},
+        )
     prompt = Corpus.from_examples([QUESTION], "d").prompt_hashes
     seed = next(seed for seed in range(20) if held_out_mask(prompt, 0.9, seed)[0])
     with pytest.raises(HarnessError, match=r"sources.d: all 1 of its rows are held out"):
-        make({"d": asks("d", 1)}, [stage(("d", "domain"))], options={"d": {"held_out": 0.9}}, seed=seed)
+        prepare(
+            {"d": build_pairs("d", 1)},
+            [build_stage(("d", "domain"))],
+            source_options={"d": {"held_out": 0.9}},
+            seed=seed,
+        )
 
 
-def test_each_source_is_read_once_and_one_that_nothing_names_is_not(make):
-    data = {name: Rows(asks(name, 8), name) for name in "dex"}
-    stages = [stage(("d", "domain"), name="one"), stage(("d", "domain"), name="two")]
-    make(data, stages, [suite("s", "e"), suite("t", "e")])
-    assert [data[name].read for name in "dex"] == [1, 1, 0]
+def test_each_named_source_is_read_once(prepare):
+    data = {name: RecordingSource(build_pairs(name, 8), name) for name in "dex"}
+    stages = [build_stage(("d", "domain"), name="one"), build_stage(("d", "domain"), name="two")]
+    prepare(data, stages, [build_suite("s", "e"), build_suite("t", "e")])
+    assert [data[name].times_read for name in "dex"] == [1, 1, 0]
 
 
-TOKENISED = {("tokenise", "d"), ("tokenise", "s")}
-
-
-def test_reading_and_tokenising_tell_how_far_they_are(make):
-    told = []
-    make(
-        {"d": asks("d", 3), "e": asks("e", 3)},
-        [stage(("d", "domain"))],
-        [suite("s", "e")],
-        progress=lambda *args: told.append(args),
+def test_reading_and_tokenizing_report_progress(prepare):
+    reported = []
+    prepare(
+        {"d": build_pairs("d", 3), "e": build_pairs("e", 3)},
+        [build_stage(("d", "domain"))],
+        [build_suite("s", "e")],
+        progress=lambda *args: reported.append(args),
         use_cache=False,
     )
-    assert {(phase, note) for phase, _, _, note, _ in told} == {("read", "d"), ("read", "e"), *TOKENISED}
-    assert all(done == total == 3 and unit == "rows" for _, done, total, _, unit in told)
+    assert {(phase, note) for phase, _, _, note, _ in reported} == {
+        ("read", "d"),
+        ("read", "e"),
+        ("tokenise", "d"),
+        ("tokenise", "s"),
+    }
+    assert all(done == total == 3 and unit == "rows" for _, done, total, _, unit in reported)
 
 
-def test_bad_rows_that_the_spec_allows_are_counted_and_written_where_the_caller_says(make, tmp_path):
-    data = {"d": [*asks("d", 9), ("a question", " ")]}
-    made = make(
-        data, [stage(("d", "domain"))], options={"d": {"rejected": 0.1}}, invalid_rows_folder=tmp_path / "rejected"
+def test_allowed_invalid_rows_are_counted_and_written_to_the_folder(prepare, tmp_path):
+    data = {"d": [*build_pairs("d", 9), ("a question", " ")]}
+    prepared = prepare(
+        data,
+        [build_stage(("d", "domain"))],
+        source_options={"d": {"rejected": 0.1}},
+        invalid_rows_folder=tmp_path / "rejected",
     )
-    assert (made.counts["d"]["rejected"], made.counts["d"]["used"]) == (1, 9)
+    assert (prepared.counts["d"]["rejected"], prepared.counts["d"]["used"]) == (1, 9)
     assert "d:10" in (tmp_path / "rejected" / "d.jsonl").read_text()
-    assert any("1 of 10 rows of 'd' are bad" in text for text in made.warnings)
+    assert any("1 of 10 rows of 'd' are invalid" in warning for warning in prepared.warnings)
     with pytest.raises(HarnessError, match="d:10"):
-        make(data, [stage(("d", "domain"))], invalid_rows_folder=tmp_path / "rejected")
+        prepare(data, [build_stage(("d", "domain"))], invalid_rows_folder=tmp_path / "rejected")
 
 
-def test_a_second_preparation_takes_its_tokens_from_the_cache(make, tmp_path, monkeypatch):
+def test_second_preparation_loads_its_tokens_from_the_cache(prepare, tmp_path, monkeypatch):
     monkeypatch.setenv("HARNESS_CACHE", str(tmp_path))
-    first, second = (make({"d": asks("d", 30)}, [stage(("d", "domain"))], [], template=Plain()) for _ in range(2))
-    assert [one.sources["d"].at_longest_length.from_cache for one in (first, second)] == [False, True]
+    first, second = (
+        prepare({"d": build_pairs("d", 30)}, [build_stage(("d", "domain"))], [], template=ChatTemplate())
+        for _ in range(2)
+    )
+    assert [data.sources["d"].at_longest_length.from_cache for data in (first, second)] == [False, True]
     assert list(first.tokenized_rows["d"]) == list(second.tokenized_rows["d"])
-    changed = make({"d": asks("d", 31)}, [stage(("d", "domain"))])
+    changed = prepare({"d": build_pairs("d", 31)}, [build_stage(("d", "domain"))])
     assert not changed.sources["d"].at_longest_length.from_cache

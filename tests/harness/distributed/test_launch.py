@@ -1,4 +1,4 @@
-"""What a launcher says of its processes, and which of them are refused in one line."""
+"""Launches are read from the environment, and unsupported ones are rejected in one line."""
 
 from __future__ import annotations
 
@@ -16,66 +16,68 @@ TWO = {
 }  # fmt: skip
 
 
-def test_a_process_without_a_launcher_is_alone():
+def test_without_a_launcher_there_is_one_process():
     for environment in ({}, {"RANK": "3"}, {"WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0"}):
         assert launch.get_rank(environment) == 0
         assert launch.get_world_size(environment) == 1
 
 
-def test_the_processes_of_torchrun_know_their_numbers():
+def test_rank_and_world_size_are_those_of_torchrun():
     assert launch.get_world_size(TWO) == 2
     assert launch.get_rank(TWO) == 1
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"WORLD_SIZE": "4"}, "4 processes on more than one node"),
         ({"LOCAL_RANK": "0"}, "more than one node"),
-        ({"WORLD_SIZE": "two"}, "'two' is no number of processes"),
-        ({"RANK": ""}, "WORLD_SIZE is 2, and this is not set"),
-        ({"MASTER_PORT": ""}, "WORLD_SIZE is 2, and this is not set"),
-        ({"TORCHELASTIC_MAX_RESTARTS": "3"}, "a restart by the launcher would begin another run"),
+        ({"WORLD_SIZE": "two"}, "'two' is not a number of processes"),
+        ({"RANK": ""}, "WORLD_SIZE is 2, but this is not set"),
+        ({"MASTER_PORT": ""}, "WORLD_SIZE is 2, but this is not set"),
+        ({"TORCHELASTIC_MAX_RESTARTS": "3"}, "a restart by the launcher would start another run"),
         ({"ACCELERATE_USE_FSDP": "true"}, "FSDP is not supported"),
         ({"ACCELERATE_USE_DEEPSPEED": "true", "WORLD_SIZE": "1"}, "DeepSpeed is not supported"),
-        ({"ACCELERATE_MIXED_PRECISION": "bf16"}, "the precision is the spec's"),
-        ({"WORLD_SIZE": "", "OMPI_COMM_WORLD_SIZE": "2"}, "processes that MPI started"),
+        ({"ACCELERATE_MIXED_PRECISION": "bf16"}, "the spec determines the precision"),
+        ({"WORLD_SIZE": "", "OMPI_COMM_WORLD_SIZE": "2"}, "processes started by MPI"),
     ],
 )
-def test_what_is_not_supported_is_refused_in_one_line(changes, said):
-    with pytest.raises(HarnessError, match=said) as refused:
+def test_unsupported_launch_is_rejected_in_one_line(changes, message):
+    with pytest.raises(HarnessError, match=message) as caught:
         launch.get_world_size({**TWO, **changes})
-    (line,) = refused.value.lines()
-    assert line.endswith(refused.value.hint)
-    assert refused.value.exit_code == 2
+    (line,) = caught.value.lines()
+    assert line.endswith(caught.value.hint)
+    assert caught.value.exit_code == 2
 
 
-def test_every_command_but_run_is_for_one_process(monkeypatch, capsys):
+def test_commands_other_than_run_need_one_process(monkeypatch, capsys):
     for name, value in TWO.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("RANK", "0")
     assert main(["validate", "spec.json"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("harness: torchrun: harness validate works in one process")
+    assert line.startswith("harness: torchrun: harness validate runs in one process")
 
 
-def test_one_process_shares_with_itself():
+def test_collectives_of_a_single_process_return_at_once():
     assert processes.SINGLE_PROCESS.is_main
     assert processes.SINGLE_PROCESS.broadcast({"a": 1}) == {"a": 1}
-    with setup.init_processes(1) as shared, shared.main_first():
-        assert shared is processes.SINGLE_PROCESS
-        shared.barrier()
+    with setup.init_processes(1) as group, group.main_first():
+        assert group is processes.SINGLE_PROCESS
+        group.barrier()
 
 
-@pytest.mark.parametrize("port", ["taken", "70000000", "none"])
-def test_a_port_where_processes_cannot_meet_is_one_line(monkeypatch, port):
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        number = str(taken.getsockname()[1]) if port == "taken" else port
-        for name, value in {**TWO, "RANK": "0", "LOCAL_RANK": "0", "MASTER_PORT": number}.items():
+@pytest.mark.parametrize("port", ["occupied", "70000000", "none"])
+def test_failed_process_group_initialization_is_a_one_line_error(monkeypatch, port):
+    with socket.socket() as occupied:
+        occupied.bind(("127.0.0.1", 0))
+        occupied.listen()
+        port_value = str(occupied.getsockname()[1]) if port == "occupied" else port
+        for name, value in {**TWO, "RANK": "0", "LOCAL_RANK": "0", "MASTER_PORT": port_value}.items():
             monkeypatch.setenv(name, value)
-        with pytest.raises(HarnessError, match=f"MASTER_PORT {number}: the processes cannot meet") as refused:
+        with pytest.raises(
+            HarnessError, match=f"MASTER_PORT {port_value}: process group initialization failed"
+        ) as caught:
             setup.init_processes(2).__enter__()
-    (line,) = refused.value.lines()
+    (line,) = caught.value.lines()
     assert "--standalone" in line

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from harness.evaluation.likelihood import logits_at, response_nll
+from harness.evaluation.likelihood import response_nll
 from harness.types import TokenizedExample
 
 
@@ -107,28 +107,3 @@ def test_a_uniform_model_has_the_vocabulary_as_its_perplexity(tokenizer, tiny_mo
     row = rows(len(tokenizer), lengths=(20,))[0]
     (nll,) = response_nll(tiny_model, [row], 0)
     assert math.exp(nll / row.loss_tokens) == pytest.approx(len(tokenizer), rel=1e-6)
-
-
-def test_logits_are_built_at_the_chosen_positions_only_and_the_model_is_as_before(tokenizer, tiny_model):
-    ids = torch.arange(10, 22).reshape(2, 6)
-    chosen = torch.zeros(2, 6, dtype=torch.bool)
-    chosen[0, 5] = chosen[1, 2] = chosen[1, 3] = True
-    with torch.no_grad():
-        full = tiny_model(input_ids=ids).logits
-        with logits_at(tiny_model, chosen):
-            few = tiny_model(input_ids=ids).logits
-        assert few.shape == (1, 3, len(tokenizer))
-        torch.testing.assert_close(few[0], full[chosen])
-        assert tiny_model(input_ids=ids).logits.shape == full.shape
-
-
-def test_an_error_within_leaves_no_hook_behind(tiny_model):
-    layer = tiny_model.get_output_embeddings()
-    with pytest.raises(RuntimeError), logits_at(tiny_model, torch.ones(1, 1, dtype=torch.bool)):
-        raise RuntimeError
-    assert not layer._forward_pre_hooks
-
-
-def test_a_model_without_an_output_layer_is_refused(tokenizer, tiny_model):
-    with pytest.raises(TypeError, match="no output layer"), logits_at(tiny_model.model, torch.ones(1, 1)):
-        pass

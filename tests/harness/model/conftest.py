@@ -1,3 +1,11 @@
-"""A tiny Llama as a GGUF file and as a wheel."""
+"""Fixtures of a tiny Llama as a GGUF file and as a wheel."""
 
-from support.model_files import cache_root, gguf_source, index, make_gguf, make_wheel, reference_text, watch  # noqa: F401
+from support.model_files import (  # noqa: F401
+    cache_root,
+    gguf_source,
+    make_gguf,
+    make_wheel,
+    package_index,
+    recorder,
+    wheel_reference,
+)

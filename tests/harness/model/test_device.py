@@ -1,3 +1,5 @@
+"""Device, dtype and attention follow the hardware."""
+
 from __future__ import annotations
 
 import pytest
@@ -5,78 +7,97 @@ import torch
 
 from harness.errors import HarnessError
 from harness.model import device as device_module
-from harness.model.device import resolve_dtype, select_device
+from harness.model.device import is_out_of_memory, resolve_dtype, select_device
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 
 
 @pytest.fixture
-def cuda(monkeypatch):
-    """Sets what CUDA is said to be able to do."""
+def simulate_cuda(monkeypatch):
+    """Return a function that simulates a CUDA device with or without bfloat16 support."""
 
-    def say(*, bfloat16: bool) -> None:
+    def simulate(*, bfloat16: bool) -> None:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Tesla V100")
-        # torch counts emulation as support unless told not to
+        # torch counts emulation as support by default
         monkeypatch.setattr(
             torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or bfloat16
         )
 
-    return say
+    return simulate
 
 
-def test_without_cuda_the_device_is_the_cpu(monkeypatch):
+def test_device_is_the_cpu_without_cuda(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert select_device() == CPU
 
 
-def test_with_cuda_the_device_is_this_processs_own(cuda, monkeypatch):
-    cuda(bfloat16=True)
+def test_device_is_that_of_the_local_rank_with_cuda(simulate_cuda, monkeypatch):
+    simulate_cuda(bfloat16=True)
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     assert select_device() == CUDA
     monkeypatch.setenv("LOCAL_RANK", "3")
     assert select_device() == torch.device("cuda", 3)
 
 
-def test_auto_is_bfloat16_only_where_the_hardware_has_it(cuda):
+def test_auto_is_bfloat16_only_with_hardware_support(simulate_cuda):
     assert resolve_dtype("auto", CPU) == torch.float32
-    cuda(bfloat16=True)
+    simulate_cuda(bfloat16=True)
     assert resolve_dtype("auto", CUDA) == torch.bfloat16
     assert resolve_dtype("auto", CPU) == torch.float32
-    cuda(bfloat16=False)
+    simulate_cuda(bfloat16=False)
     assert resolve_dtype("auto", CUDA) == torch.float32
 
 
-def test_a_precision_that_is_asked_for_is_given_or_refused_but_never_swapped(cuda):
-    cuda(bfloat16=False)
+def test_requested_precision_is_used_or_rejected_but_never_replaced(simulate_cuda):
+    simulate_cuda(bfloat16=False)
     assert resolve_dtype("float32", CUDA) == torch.float32
     assert resolve_dtype("float16", CUDA) == torch.float16
     assert resolve_dtype("bfloat16", CPU) == torch.bfloat16
-    with pytest.raises(HarnessError, match=r"^train.precision: Tesla V100 has no bfloat16"):
+    with pytest.raises(HarnessError, match=r"^train.precision: Tesla V100 does not support bfloat16"):
         resolve_dtype("bfloat16", CUDA)
     with pytest.raises(HarnessError, match=r"float16 needs a GPU"):
         resolve_dtype("float16", CPU)
-    with pytest.raises(HarnessError, match=r"there is no 'int8'; choose auto or one of float32"):
+    with pytest.raises(HarnessError, match=r"'int8' is not a precision; choose auto or one of float32"):
         resolve_dtype("int8", CPU)
 
 
-def test_attention_is_sdpa_unless_another_is_asked_for_and_possible(monkeypatch):
+def test_attention_is_sdpa_unless_another_is_requested_and_possible(monkeypatch):
     assert device_module.resolve_attention("auto", CPU) == "sdpa"
     assert device_module.resolve_attention("eager", CUDA) == "eager"
-    with pytest.raises(HarnessError, match=r"^model.attention: there is no 'flash'"):
+    with pytest.raises(HarnessError, match=r"^model.attention: 'flash' is not an attention"):
         device_module.resolve_attention("flash", CUDA)
     with pytest.raises(HarnessError, match=r"needs a CUDA device"):
         device_module.resolve_attention("flash_attention_2", CPU)
-    real = __import__("importlib.util").util.find_spec
-    monkeypatch.setattr("importlib.util.find_spec", lambda name, *a: None if name == "flash_attn" else real(name, *a))
+    real_find_spec = __import__("importlib.util").util.find_spec
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name, *a: None if name == "flash_attn" else real_find_spec(name, *a)
+    )
     with pytest.raises(HarnessError, match=r"pip install flash-attn"):
         device_module.resolve_attention("flash_attention_2", CUDA)
 
 
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), True),
+        (MemoryError(), True),
+        (
+            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+            True,
+        ),
+        (RuntimeError("shapes do not fit"), False),
+        (HarnessError("a", "b"), False),
+    ],
+)
+def test_out_of_memory_is_recognized_on_every_device(error, expected):
+    assert is_out_of_memory(error) is expected
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_on_this_gpu_auto_gives_a_dtype_that_multiplies():
-    chosen = resolve_dtype("auto", select_device())
-    square = torch.eye(16, device=select_device(), dtype=chosen)
-    assert (square @ square).dtype == chosen
+def test_auto_dtype_multiplies_on_this_gpu():
+    dtype = resolve_dtype("auto", select_device())
+    square = torch.eye(16, device=select_device(), dtype=dtype)
+    assert (square @ square).dtype == dtype

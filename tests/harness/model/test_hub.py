@@ -1,4 +1,4 @@
-"""The hub, played by a small server on this machine: its answers are what the client libraries make of real HTTP."""
+"""Models of the hub, served over HTTP by a small server on this machine."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
-# one line a name: the digest that it resolves to, or the error
+# prints one line per name: its digest, or the error
 RESOLVE = """
 import sys
 from harness.errors import HarnessError
@@ -38,19 +38,19 @@ settings = {"path": sys.argv[1], "revision": None, "trust_remote_code": False, "
 location = locate.resolve_model(settings)
 print(location.digest, load.parameter_count_from_config(location, settings))
 try:
-    words = load.load_tokenizer(location, settings)
-    loaded = load.load_model(location, settings, progress=lambda *call: calls.append(call))
+    tokenizer = load.load_tokenizer(location, settings)
+    model = load.load_model(location, settings, progress=lambda *call: calls.append(call))
 except HarnessError as error:
     print("error:", error)
 else:
-    print(loaded.num_parameters(), len(words), loaded.name_or_path)
-    fetched = [call for call in calls if call[0] == "fetch"]
-    print(fetched[-1][:3] if fetched else None)
+    print(model.num_parameters(), len(tokenizer), model.name_or_path)
+    fetch_calls = [call for call in calls if call[0] == "fetch"]
+    print(fetch_calls[-1][:3] if fetch_calls else None)
 """
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
-    """Serves `folder` as the model `org/tiny`; `org/gated` shows its metadata and refuses its files."""
+    """Serves `folder` as the model `org/tiny`; `org/gated` has metadata but refuses its files."""
 
     folder: Path
 
@@ -101,11 +101,11 @@ class Hub(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def served(tmp_path, tiny_model, tokenizer):
-    """Environment for a process that takes the small server for the hub."""
+    """The environment of a process whose hub is the small server."""
     folder = tmp_path / "served"
     tiny_model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    (folder / "consolidated.safetensors").write_bytes(b"the same weights in another layout; not to be fetched")
+    (folder / "consolidated.safetensors").write_bytes(b"the same weights in another layout; not to be downloaded")
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), type("Served", (Hub,), {"folder": folder}))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     environment = {**os.environ, "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}"}
@@ -117,14 +117,14 @@ def served(tmp_path, tiny_model, tokenizer):
 
 
 def run(script: str, *arguments: str, environment: dict[str, str]) -> list[str]:
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", script, *arguments], env=environment, capture_output=True, text=True, timeout=120
     )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.splitlines()
+    assert process.returncode == 0, process.stderr
+    return process.stdout.splitlines()
 
 
-def test_the_commit_is_the_hubs_word_and_a_missing_model_or_revision_is_an_error(served):
+def test_commit_comes_from_the_hub_and_a_missing_model_or_revision_is_an_error(served):
     tiny, missing, revision, busy, pinned = run(
         RESOLVE, "org/tiny", "org/absent", "org/tiny@other", "org/busy", f"org/busy@{COMMIT}", environment=served
     )
@@ -135,7 +135,7 @@ def test_the_commit_is_the_hubs_word_and_a_missing_model_or_revision_is_an_error
     assert pinned == f"hub:org/busy@{COMMIT}"
 
 
-def test_a_hub_model_is_fetched_with_progress_and_loaded_again_without_the_hub(served, tmp_path, tiny_model):
+def test_hub_model_is_downloaded_with_progress_and_then_loads_offline(served, tmp_path, tiny_model):
     first = run(LOAD, "org/tiny", environment=served)
     parameters = tiny_model.num_parameters()
     assert first[0] == f"hub:org/tiny@{COMMIT} {parameters}"
@@ -145,18 +145,21 @@ def test_a_hub_model_is_fetched_with_progress_and_loaded_again_without_the_hub(s
     total = sum(file.stat().st_size for file in (tmp_path / "served").iterdir() if "consolidated" not in file.name)
     assert first[2] == str(("fetch", total, total))
     assert sum(file.stat().st_size for file in blobs.iterdir()) == total
-    again = run(LOAD, "org/tiny", environment={**served, "HF_HUB_OFFLINE": "1"})
-    assert again[:2] == first[:2]
+    offline = run(LOAD, "org/tiny", environment={**served, "HF_HUB_OFFLINE": "1"})
+    assert offline[:2] == first[:2]
 
 
-def test_a_gated_and_an_unreachable_model_each_give_one_line_with_a_remedy(served):
+def test_gated_and_unreachable_models_are_errors_with_a_remedy(served):
     gated = run(LOAD, "org/gated", environment=served)
-    assert "accepted its licence; accept it at https://huggingface.co/org/gated, then `hf auth login`" in gated[-1]
-    nobody = {**served, "HF_ENDPOINT": "http://127.0.0.1:9"}
+    assert (
+        "requires that you accept its license; accept it at https://huggingface.co/org/gated, then `hf auth login`"
+        in gated[-1]
+    )
+    unreachable = {**served, "HF_ENDPOINT": "http://127.0.0.1:9"}
     started = time.monotonic()
-    digest, error = run(LOAD, "org/tiny", environment=nobody)
-    assert time.monotonic() - started < 30, "the libraries retry for minutes when they are let"
+    digest, error = run(LOAD, "org/tiny", environment=unreachable)
+    assert time.monotonic() - started < 30, "the libraries would retry for minutes"
     assert digest == "hub:org/tiny None"
     assert error.startswith(
-        "error: model.path: the hub cannot be reached, and 'org/tiny' is not whole in its local cache;"
+        "error: model.path: the hub cannot be reached, and 'org/tiny' is not complete in its local cache;"
     )

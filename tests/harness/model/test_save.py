@@ -1,3 +1,5 @@
+"""A trained model is saved to a folder that transformers or PEFT loads."""
+
 from __future__ import annotations
 
 import errno
@@ -9,7 +11,7 @@ import torch
 from harness.errors import HarnessError, RunError
 from harness.model.load import load_model
 from harness.model.locate import resolve_model
-from harness.model.save import adapter_disabled, save_model
+from harness.model.save import adapter_disabled, base_model, save_model
 
 torch.set_num_threads(1)
 TOKENS = torch.tensor([[5, 6, 7, 8]])
@@ -39,16 +41,16 @@ def adapted(loaded):
     return model.eval()
 
 
-def test_a_full_model_loads_in_three_lines_and_computes_the_same(loaded, tokenizer, tmp_path):
+def test_saved_full_model_computes_the_same(loaded, tokenizer, tmp_path):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     torch.nn.init.normal_(loaded.model.norm.weight)
     save_model(loaded, tokenizer, tmp_path / "run" / "model")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model")
-    words = AutoTokenizer.from_pretrained(tmp_path / "run" / "model")
+    saved_tokenizer = AutoTokenizer.from_pretrained(tmp_path / "run" / "model")
     torch.testing.assert_close(model(TOKENS).logits, loaded(TOKENS).logits)
-    assert words.chat_template == tokenizer.chat_template
-    assert words("<|im_start|>hi").input_ids == tokenizer("<|im_start|>hi").input_ids
+    assert saved_tokenizer.chat_template == tokenizer.chat_template
+    assert saved_tokenizer("<|im_start|>hi").input_ids == tokenizer("<|im_start|>hi").input_ids
     assert model.config.use_cache
     assert not loaded.config.use_cache
     assert {"model.safetensors", "config.json", "chat_template.jinja"} <= {
@@ -56,15 +58,15 @@ def test_a_full_model_loads_in_three_lines_and_computes_the_same(loaded, tokeniz
     }
 
 
-def test_an_adapter_loads_in_three_lines_and_records_its_base(adapted, tokenizer, tmp_path):
+def test_saved_adapter_computes_the_same_and_names_its_base_model(adapted, tokenizer, tmp_path):
     from peft import AutoPeftModelForCausalLM
     from transformers import AutoTokenizer
 
     save_model(adapted, tokenizer, tmp_path / "model")
     model = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "model")
-    words = AutoTokenizer.from_pretrained(tmp_path / "model")
+    saved_tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
     torch.testing.assert_close(model(TOKENS).logits, adapted(TOKENS).logits)
-    assert words.chat_template == tokenizer.chat_template
+    assert saved_tokenizer.chat_template == tokenizer.chat_template
     config = json.loads((tmp_path / "model" / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == str((tmp_path / "base").resolve())
     names = {file.name for file in (tmp_path / "model").iterdir()}
@@ -72,7 +74,7 @@ def test_an_adapter_loads_in_three_lines_and_records_its_base(adapted, tokenizer
     assert not {"model.safetensors", "README.md"} & names
 
 
-def test_an_adapter_of_a_hub_model_records_its_id_and_commit(adapted, tokenizer, tmp_path):
+def test_adapter_of_a_hub_model_names_its_id_and_commit(adapted, tokenizer, tmp_path):
     from harness.model.load import ORIGIN_ATTRIBUTE
     from harness.model.locate import ModelLocation
 
@@ -86,7 +88,7 @@ def test_an_adapter_of_a_hub_model_records_its_id_and_commit(adapted, tokenizer,
     assert (config["base_model_name_or_path"], config["revision"]) == ("org/tiny", "c" * 40)
 
 
-def test_the_generation_config_that_was_published_is_saved_again(loaded, tokenizer, tmp_path, tiny_model):
+def test_published_generation_config_is_saved_again(loaded, tokenizer, tmp_path, tiny_model):
     base = tmp_path / "base"
     # as Llama 2 was published: a temperature without sampling, which transformers refuses to save
     (base / "generation_config.json").write_text(json.dumps({"temperature": 0.6, "top_p": 0.9, "eos_token_id": 2}))
@@ -98,7 +100,7 @@ def test_the_generation_config_that_was_published_is_saved_again(loaded, tokeniz
     assert model.generation_config.do_sample is False
 
 
-def test_saving_again_replaces_the_folder_and_leaves_nothing_beside_it(loaded, tokenizer, tmp_path):
+def test_saving_replaces_the_folder_and_leaves_no_other_file(loaded, tokenizer, tmp_path):
     save_model(loaded, tokenizer, tmp_path / "run" / "model")
     (tmp_path / "run" / "model" / "stale.bin").touch()
     save_model(loaded, tokenizer, tmp_path / "run" / "model")
@@ -106,14 +108,14 @@ def test_saving_again_replaces_the_folder_and_leaves_nothing_beside_it(loaded, t
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["model"]
 
 
-def test_a_save_that_fails_keeps_the_former_folder_whole(loaded, tokenizer, tmp_path, monkeypatch):
+def test_failed_save_keeps_the_previous_folder(loaded, tokenizer, tmp_path, monkeypatch):
     save_model(loaded, tokenizer, tmp_path / "run" / "model")
     before = {file.name: file.read_bytes() for file in (tmp_path / "run" / "model").iterdir()}
 
-    def full(*_, **__):
+    def raise_disk_full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(type(tokenizer), "save_pretrained", full)
+    monkeypatch.setattr(type(tokenizer), "save_pretrained", raise_disk_full)
     with pytest.raises(RunError, match=r"no disk space left to save the model; free some and run again"):
         save_model(loaded, tokenizer, tmp_path / "run" / "model")
     assert {file.name: file.read_bytes() for file in (tmp_path / "run" / "model").iterdir()} == before
@@ -121,7 +123,7 @@ def test_a_save_that_fails_keeps_the_former_folder_whole(loaded, tokenizer, tmp_
     assert not loaded.config.use_cache
 
 
-def test_a_folder_that_cannot_be_made_is_an_error_of_the_run(loaded, tokenizer, tmp_path):
+def test_folder_that_cannot_be_created_is_a_run_error(loaded, tokenizer, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(RunError, match=r"the model cannot be saved"):
         save_model(loaded, tokenizer, tmp_path / "file" / "model")
@@ -133,7 +135,7 @@ def test_saving_prints_nothing(adapted, tokenizer, tmp_path, capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_the_reference_is_the_model_before_its_adapter_and_only_within(adapted, loaded, tmp_path):
+def test_model_without_its_adapter_is_the_base_model_only_within_the_context(adapted, loaded, tmp_path):
     from transformers import AutoModelForCausalLM
 
     base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")(TOKENS).logits
@@ -144,13 +146,27 @@ def test_the_reference_is_the_model_before_its_adapter_and_only_within(adapted, 
     torch.testing.assert_close(adapted(TOKENS).logits, trained)
 
 
-def test_the_adapter_is_on_again_after_an_error_within(adapted):
+def test_adapter_is_enabled_again_after_an_error_within_the_context(adapted):
     trained = adapted(TOKENS).logits
     with pytest.raises(ZeroDivisionError), adapter_disabled(adapted):
         raise ZeroDivisionError
     torch.testing.assert_close(adapted(TOKENS).logits, trained)
 
 
-def test_a_model_without_an_adapter_has_no_reference(loaded):
+def test_disabling_the_adapter_of_a_model_without_one_is_rejected(loaded):
     with pytest.raises(HarnessError, match='has none; add "lora"'), adapter_disabled(loaded):
         pytest.fail("entered")
+
+
+def test_base_model_of_an_adapted_model_computes_as_before_the_adapter(adapted, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    expected = AutoModelForCausalLM.from_pretrained(tmp_path / "base")(TOKENS).logits
+    assert not torch.equal(adapted(TOKENS).logits, expected)
+    with base_model(adapted) as model:
+        assert torch.equal(model(TOKENS).logits, expected)
+
+
+def test_base_model_of_a_model_without_adapter_is_the_model_itself(loaded):
+    with base_model(loaded) as model:
+        assert model is loaded

@@ -18,7 +18,7 @@ from harness.report import arm_comparison, finished_run, recommendation, run_rep
 from harness.report.recommendation import ArmPoint
 from harness.report.spec_diff import SweptParameter
 from harness.statistics.intervals import Estimate
-from harness.terminal.arms_table import ArmsTable
+from harness.terminal.arms_table import format_arms
 from harness.utils.formatting import format_p_value
 from harness.utils.json_files import write_scores
 
@@ -359,7 +359,7 @@ def test_a_baseline_without_a_result_is_said_and_another_taken(tmp_path: Path) -
 
 def test_the_experiment_is_shown_and_kept(experiment: arm_comparison.ArmComparison, tmp_path: Path) -> None:
     stream = io.StringIO()
-    Console(file=stream, width=100, color_system=None, highlight=False).print(ArmsTable(experiment))
+    Console(file=stream, width=100, color_system=None, highlight=False).print(format_arms(experiment))
     text = stream.getvalue()
     assert "no result of ewc: interrupted" in text
     assert "forgotten in general/response_perplexity" in text
@@ -473,7 +473,7 @@ def test_what_only_some_arms_measured_alike_is_named_and_costs_nothing_else(tmp_
     ]
     assert json.loads(json.dumps(one.to_json()))["notes"] == list(one.notes)
     stream = io.StringIO()
-    Console(file=stream, width=200, color_system=None).print(ArmsTable(one))
+    Console(file=stream, width=200, color_system=None).print(format_arms(one))
     assert "the suite 'general' is not compared for 'blind': not measured there" in stream.getvalue()
     told = "the suite 'general' is not compared for 'naive', 'poor', 'other': the baseline 'blind' did not measure it"
     assert told in made("blind").notes

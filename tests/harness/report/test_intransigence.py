@@ -12,7 +12,7 @@ from support import example_run, html_reader
 
 from harness.report import arm_comparison, finished_run, run_report
 from harness.report.html import write
-from harness.terminal.arms_table import ArmsTable
+from harness.terminal.arms_table import format_arms
 
 ITEMS = 40
 SPEC = {"evaluate": {"helpdesk": {"role": "domain"}, "general": {"role": "general"}}}
@@ -61,7 +61,7 @@ def test_it_is_the_joint_end_less_the_own_stage_positive_where_the_stages_learne
 
 def test_it_is_shown_and_kept(experiment, tmp_path):
     stream = io.StringIO()
-    Console(file=stream, width=120, color_system=None, highlight=False).print(ArmsTable(experiment))
+    Console(file=stream, width=120, color_system=None, highlight=False).print(format_arms(experiment))
     assert "intransigence" in stream.getvalue()
     assert "'joint', trained on all tasks together" in stream.getvalue().replace("\n", " ")
     experiment.write(tmp_path)
@@ -86,18 +86,18 @@ def test_the_joint_arm_is_a_reference_and_is_not_recommended(experiment):
 
 def test_the_page_of_the_experiment_has_it_with_its_interval_and_says_who_the_reference_is(experiment, tmp_path):
     experiment.write(tmp_path)
-    root = html_reader.parse(write.write_experiment_page(tmp_path).read_text(encoding="utf-8"))
-    assert "#intransigence" in [one.attrs["href"] for one in root.one("nav").all("a")]
+    root = html_reader.parse_html(write.write_experiment_page(tmp_path).read_text(encoding="utf-8"))
+    assert "#intransigence" in [one.attrs["href"] for one in root.find("nav").find_all("a")]
     assert experiment.intransigence
     for one in experiment.intransigence:
-        row = root.one("tr", data_intransigence=f"{one.arm}:{one.score}")
-        shown = [float(data.attrs["value"]) for data in row.all("data")]
+        row = root.find("tr", data_intransigence=f"{one.arm}:{one.score}")
+        shown = [float(data.attrs["value"]) for data in row.find_all("data")]
         assert shown == pytest.approx([one.value.value, one.value.low, one.value.high])
-        assert row.one("td", class_="told").text == "helpdesk, general"
-    titles = [one.text for one in root.one("section", id="intransigence").all("span", class_="stay")]
+        assert row.find("td", class_="description").text == "helpdesk, general"
+    titles = [one.text for one in root.find("section", id="intransigence").find_all("span", class_="stay")]
     assert titles == ["rougeL", "response_perplexity"], "each score once, with the arms below it"
-    assert "reference" in root.one("tr", data_arm="joint").text
-    assert "reference" not in root.one("tr", data_arm="stages").text
+    assert "reference" in root.find("tr", data_arm="joint").text
+    assert "reference" not in root.find("tr", data_arm="stages").text
 
 
 def test_a_task_that_both_measured_by_other_options_is_left_out_and_costs_nothing_else(tmp_path):
@@ -137,5 +137,5 @@ def test_the_joint_arm_is_no_value_of_what_the_others_vary(tmp_path):
     assert "mitigations.mixing.share of 0 %" in made.recommendation_text
     made.write(tmp_path)
     write.write_experiment_page(tmp_path)
-    drawn = html_reader.parse((tmp_path / "plots" / "sweep.svg").read_text(encoding="utf-8").partition("?>")[2])
-    assert [one.text for one in drawn.all("text")].count("joint") == 2, "a level line in both halves"
+    drawn = html_reader.parse_html((tmp_path / "plots" / "sweep.svg").read_text(encoding="utf-8").partition("?>")[2])
+    assert [one.text for one in drawn.find_all("text")].count("joint") == 2, "a level line in both halves"

@@ -16,7 +16,7 @@ from support import example_run
 from harness import gate
 from harness.report import run_report
 from harness.statistics.intervals import Estimate
-from harness.terminal.report_table import ReportTable
+from harness.terminal.report_table import format_report
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def made():
 def shown(made_report, width=100, **options):
     stream = io.StringIO()
     console = Console(file=stream, width=width, highlight=False, **{"color_system": None, **options})
-    console.print(ReportTable(made_report), crop=False)
+    console.print(format_report(made_report), crop=False)
     return stream.getvalue()
 
 
@@ -226,7 +226,7 @@ def test_hostile_answers_are_shown_harmless(made):
 def test_a_long_or_empty_answer_is_cut_and_named(made):
     text = shown(with_answers(made, ["word " * 500, "", "\n".join(f"line {i}" for i in range(30))]))
     assert "… (+2,099 characters)" in text.replace("\n           ", " ")
-    assert "(nothing)" in text
+    assert "(empty)" in text
     assert "… (+22 lines)" in text
     assert "line 9" not in text
 
@@ -304,7 +304,7 @@ def test_answers_that_were_cut_off_are_counted(made):
 def test_a_stream_without_unicode_gets_ascii(made, tmp_path):
     raw = io.BytesIO()
     console = Console(file=io.TextIOWrapper(raw, encoding="ascii"), width=100, color_system=None, highlight=False)
-    console.print(ReportTable(made.report(tmp_path / "a", stages=2)))
+    console.print(format_report(made.report(tmp_path / "a", stages=2)))
     console.file.flush()
     text = raw.getvalue().decode("ascii")
     assert "v better" in text

@@ -62,15 +62,15 @@ def test_gain_and_loss_have_the_sign_that_people_mean_whatever_the_metric():
 
 
 def test_the_page_of_a_run_draws_the_sweep_in_the_order_of_its_numbers(tmp_path):
-    folder = run_folders.finished(tmp_path / "run")
+    folder = run_folders.write_run(tmp_path / "run")
     keep(folder, *SWEEP)
     write.write_run_page(folder)
-    page = html_reader.parse((folder / "report.html").read_text(encoding="utf-8"))
-    section = page.one("section", id="variants")
-    assert section.one("h3").text == "wise_ft after stage-1"
-    rows = {one.attrs["data-variant"]: one for one in section.all("tr") if "data-variant" in one.attrs}
+    page = html_reader.parse_html((folder / "report.html").read_text(encoding="utf-8"))
+    section = page.find("section", id="variants")
+    assert section.find("h3").text == "wise_ft after stage-1"
+    rows = {one.attrs["data-variant"]: one for one in section.find_all("tr") if "data-variant" in one.attrs}
     assert list(rows) == ["alpha=0.75", "alpha=0.25"]
-    gain, lost = list(map(number, rows["alpha=0.25"].all("data")))[:2]
+    gain, lost = list(map(number, rows["alpha=0.25"].find_all("data")))[:2]
     assert gain == pytest.approx(0.1)
     assert lost > 0
     drawing = (folder / "plots" / "variants-stage-1-wise-ft.svg").read_text(encoding="utf-8")
@@ -79,47 +79,51 @@ def test_the_page_of_a_run_draws_the_sweep_in_the_order_of_its_numbers(tmp_path)
 
 
 def test_variants_without_a_number_are_a_table_alone_and_a_run_without_any_has_no_section(tmp_path):
-    folder = run_folders.finished(tmp_path / "run")
+    folder = run_folders.write_run(tmp_path / "run")
     write.write_run_page(folder)
     assert 'id="variants"' not in (folder / "report.html").read_text(encoding="utf-8")
     keep(folder, measured("average", 0.1, 1.0))
     write.write_run_page(folder)
-    section = html_reader.parse((folder / "report.html").read_text(encoding="utf-8")).one("section", id="variants")
-    assert len([one for one in section.all("tr") if "data-variant" in one.attrs]) == 1
-    assert not list(section.all("svg"))
+    section = html_reader.parse_html((folder / "report.html").read_text(encoding="utf-8")).find(
+        "section", id="variants"
+    )
+    assert len([one for one in section.find_all("tr") if "data-variant" in one.attrs]) == 1
+    assert not list(section.find_all("svg"))
 
 
 def test_a_file_that_holds_something_else_is_said_and_costs_no_page(tmp_path):
-    folder = run_folders.finished(tmp_path / "run")
+    folder = run_folders.write_run(tmp_path / "run")
     (folder / "variants.json").write_text(json.dumps({"variants": [{"stage": "a"}]}))
     write.write_run_page(folder)
     text = (folder / "report.html").read_text(encoding="utf-8")
-    assert "variants.json holds no variants of this version" in text
+    assert "variants.json cannot be read by this version" in text
     assert 'id="variants"' not in text
 
 
 def test_hostile_names_do_nothing(tmp_path):
-    folder = run_folders.finished(tmp_path / "run")
-    keep(folder, measured(run_folders.NASTY + "=1", 0.1, 1.0), measured(run_folders.NASTY + "=2", 0.1, 1.0))
+    folder = run_folders.write_run(tmp_path / "run")
+    keep(
+        folder, measured(run_folders.HOSTILE_TEXT + "=1", 0.1, 1.0), measured(run_folders.HOSTILE_TEXT + "=2", 0.1, 1.0)
+    )
     write.write_run_page(folder)
-    page = html_reader.parse((folder / "report.html").read_text(encoding="utf-8"))
-    assert list(page.one("section", id="variants").all("svg"))
-    assert len(list(page.all("script"))) == 1
-    assert not list(page.all("img"))
+    page = html_reader.parse_html((folder / "report.html").read_text(encoding="utf-8"))
+    assert list(page.find("section", id="variants").find_all("svg"))
+    assert len(list(page.find_all("script"))) == 1
+    assert not list(page.find_all("img"))
 
 
 def test_the_page_of_an_experiment_shows_them_as_points_beside_the_arms_and_never_as_arms(tmp_path):
-    folder = run_folders.experiment(tmp_path / "sweep")
+    folder = run_folders.write_experiment(tmp_path / "sweep")
     keep(folder / "arms" / "naive", measured("alpha=0.5", 0.9, 9.0, "before"), *SWEEP)
     write.write_experiment_page(folder)
-    page = html_reader.parse((folder / "report.html").read_text(encoding="utf-8"))
-    section = page.one("section", id="arms")
-    beside = [one.attrs["data-variant"] for one in section.all("tr") if "data-variant" in one.attrs]
+    page = html_reader.parse_html((folder / "report.html").read_text(encoding="utf-8"))
+    section = page.find("section", id="arms")
+    beside = [one.attrs["data-variant"] for one in section.find_all("tr") if "data-variant" in one.attrs]
     assert beside == ["naive alpha=0.75", "naive alpha=0.25"]  # of the last stage alone
     drawing = (folder / "plots" / "gain-forgetting.svg").read_text(encoding="utf-8")
     assert "naive alpha=0.25: gain" in drawing
     known = json.loads((folder / "arms.json").read_text())
-    assert [one.attrs["data-arm"] for one in section.all("tr") if "data-arm" in one.attrs] == list(known["arms"])
+    assert [one.attrs["data-arm"] for one in section.find_all("tr") if "data-arm" in one.attrs] == list(known["arms"])
 
 
 def test_an_experiment_whose_forgetting_is_a_summary_has_no_such_points():

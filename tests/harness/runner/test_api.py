@@ -135,7 +135,7 @@ def test_a_listener_that_fails_is_named_once_and_the_run_goes_on(document, tmp_p
     (tmp_path / "spec.json").write_text(json.dumps(document))
     api.run(spec.load_spec(tmp_path / "spec.json", schema.compose_schema(found)), found)
     told = [one.data["text"] for one in listener.events if one.type == "warning"]
-    assert len([text for text in told if "failed and is left out" in text]) == 1
+    assert len([text for text in told if "failed and is ignored" in text]) == 1
     assert listener.kinds()[-1] == "run_finished"
 
 
@@ -154,7 +154,7 @@ def test_rows_that_truncation_touches_are_told_by_count_and_place(document, tmp_
     start(document, tmp_path, listener)
     warnings = [one.data for one in listener.events if one.type == "warning"]
     told = " ".join(part for one in warnings for part in (one["text"], *one.get("rows", ())))
-    assert "sources.domain: 1 of its 15 training rows have no trained token within 48 tokens and are left out" in told
+    assert "sources.domain: 1 of its 15 training rows have no trained token within 48 tokens and are dropped" in told
     assert "domain.jsonl:14" in told
     assert "the suite 'domain' has 1 row(s) longer than max_length" in told
 

@@ -153,18 +153,18 @@ def test_what_is_said_of_arms_is_said_once(desk, arms, capsys):
     told = capsys.readouterr()
     warnings = [line for line in told.err.splitlines() if line.startswith("warning: ")]
     assert len(warnings) == len(set(warnings))
-    assert "warning: the source 'second' is used by nothing" in warnings
+    assert "warning: the source 'second' is not used" in warnings
     assert "warning: arm short: train.max_length is 48; usual is 2048 to 4096" in warnings
     assert any(line.startswith("warning: arms naive, lora: train.max_length is 64") for line in warnings)
-    (prompts,) = (line for line in warnings if "prompts stand in training" in line)
-    assert prompts.endswith("in whole or for the most part; which: data.json in the run's folder, or harness check")
+    (prompts,) = (line for line in warnings if "prompts are in the training data" in line)
+    assert prompts.endswith("completely or for the most part; which: data.json in the run's folder, or harness check")
     assert max(map(len, warnings)) < 200
     place = desk.newest()
     for arm in ("naive", "lora", "short"):
         (full,) = (
             one
             for one in json.loads((place / "arms" / arm / "data.json").read_text())["warnings"]
-            if "prompts stand in training" in one
+            if "prompts are in the training data" in one
         )
         assert "again.jsonl:" in full.split("\n")[1]
     before, _, after = told.out.partition("\narm 1 of 3: naive\n")
@@ -183,7 +183,7 @@ def test_an_arm_that_cannot_be_prepared_leaves_its_warnings_and_its_error(desk, 
     document = arms(named={"naive": {}, "odd": {"sources.domain.jsonl.path": str(desk.folder / "nothing.jsonl")}})
     assert desk.command("run", desk.write(document)) == 2
     told = capsys.readouterr().err.splitlines()
-    assert told.count("warning: the source 'second' is used by nothing") == 1
+    assert told.count("warning: the source 'second' is not used") == 1
     assert told[-1].startswith("harness: arm 'odd': ")
 
 
@@ -242,7 +242,7 @@ def test_commands_that_show_one_run_show_the_spec_without_its_arms(desk, arms, c
     assert "2 arm(s) (naive, lora)" in capsys.readouterr().out
     for command in ("plan", "check", "preview"):
         assert desk.command(command, file) == 0
-        assert "this is the spec without their changes" in capsys.readouterr().err
+        assert "this shows the spec without their changes" in capsys.readouterr().err
 
 
 def test_arms_and_their_names_are_refused_where_there_are_none(desk, capsys):
@@ -279,7 +279,7 @@ def test_a_gate_that_is_passed_exits_with_0(desk):
 def test_a_score_that_no_metric_gives_is_told_before_anything_runs(desk, capsys):
     gate = [{"score": "general/chrf", "at_least": 0}]
     assert desk.command("run", desk.write(desk.document(gate=gate))) == 2
-    assert "no metric gives the score 'general/chrf'" in errors(capsys)[0]
+    assert "no metric produces the score 'general/chrf'" in errors(capsys)[0]
     assert not (desk.folder / f"out{desk.count}").exists()
 
 
@@ -287,7 +287,7 @@ def test_a_gate_on_a_gain_of_what_has_no_better_direction_is_told_before_anythin
     suites = {"general": {"source": "general", "role": "general", "metrics": {"length_ratio": {}}}}
     gate = [{"score": "general/length_ratio", "gains_at_least": 0}]
     assert desk.command("run", desk.write(desk.document(evaluate=suites, gate=gate))) == 2
-    assert "neither direction of 'general/length_ratio' is better" in errors(capsys)[0]
+    assert "'general/length_ratio' has no better direction" in errors(capsys)[0]
     assert not (desk.folder / f"out{desk.count}").exists()
 
 

@@ -149,5 +149,5 @@ def test_a_first_adapter_begins_at_the_weights_that_were_trained(planned, found,
 
 @pytest.mark.parametrize("overrides", [lora("new"), (f"{SECOND}.adapter=merge",)], ids=["new", "none at all"])
 def test_an_adapter_is_asked_for_where_none_can_be(planned, overrides):
-    with pytest.raises(HarnessError, match="the stage before it trains none"):
+    with pytest.raises(HarnessError, match="the previous stage trains no adapter"):
         planned(*overrides)

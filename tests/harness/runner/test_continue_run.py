@@ -239,7 +239,7 @@ def test_a_run_that_is_not_there_or_has_no_result_is_told(document, tmp_path, fi
     with pytest.raises(HarnessError, match=r"has no model any more"):
         start(document, tmp_path, stages=[B], model={"path": f"run:{folder}"})
     (folder / "report.json").unlink()
-    with pytest.raises(HarnessError, match=r"did not come to its end.*--resume"):
+    with pytest.raises(HarnessError, match=r"did not finish.*--resume"):
         start(document, tmp_path, stages=[B], model={"path": f"run:{folder}"})
 
 

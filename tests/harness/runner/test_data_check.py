@@ -134,7 +134,7 @@ def test_a_contaminated_prompt_fails_and_a_run_does_not_begin(document, tmp_path
     (line,) = facts["failures"]
     assert "desk_heldout.jsonl:1 ~ " in line
     assert "desk.jsonl:14" in line
-    with pytest.raises(HarnessError, match="1 of its 2 prompts stand in training"):
+    with pytest.raises(HarnessError, match="1 of its 2 prompts are in the training data"):
         api.run(*loaded(document, tmp_path))
     assert not (tmp_path / "runs").exists()
     document["checks"] = {"contamination": {"allowed": 0.5}}
@@ -173,7 +173,7 @@ def test_rows_whose_response_is_cut_away_fail_in_check_and_run_alike_above_what_
     assert facts["untrained"]["desk"]["lost"] == 1
     (line,) = facts["failures"]
     assert line.startswith("sources.desk: 1 of its 14 training rows have no trained token within 64 tokens")
-    assert line.endswith("desk.jsonl:14; raise train.max_length, take these rows out or shorten their prompts, or "
+    assert line.endswith("desk.jsonl:14; raise train.max_length, shorten the prompts of these rows or remove them, or "
                          "raise checks.untrained (0.01) to 0.072")  # fmt: skip
     with pytest.raises(HarnessError) as caught:
         api.run(*loaded(document, tmp_path))
@@ -201,7 +201,7 @@ def test_a_suite_of_plain_texts_is_held_against_training(document, tmp_path):
     document["train"]["max_length"] = 512
     facts = made(document, tmp_path)
     assert states(facts)["contamination"] is False
-    assert "evaluate.texts: 1 of its 1 texts stand in training" in facts["failures"][0]
+    assert "evaluate.texts: 1 of its 1 texts are in the training data" in facts["failures"][0]
 
 
 def test_what_is_not_looked_for_is_said(document, tmp_path):

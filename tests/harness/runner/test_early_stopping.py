@@ -207,8 +207,8 @@ def test_a_run_that_ended_early_at_its_checkpoint_is_not_trained_on(document, tm
 @pytest.mark.parametrize(
     ("train", "told"),
     [
-        ({"evaluate_steps": None, "early_stopping": STOP}, "nothing is measured within the stage"),
-        ({"early_stopping": {"scores": {"a/chrf": 1}}}, "'a/chrf' is not measured there"),
+        ({"evaluate_steps": None, "early_stopping": STOP}, "no mid-stage evaluation is configured"),
+        ({"early_stopping": {"scores": {"a/chrf": 1}}}, "'a/chrf' is not measured mid-stage"),
         ({"evaluate_suites": ["b"]}, "there is no suite 'b'"),
         ({"early_stopping": {"scores": {"a/response_perplexity": -1}}}, "out of range"),
         ({"early_stopping": {}}, "'scores' is missing"),

@@ -212,7 +212,7 @@ def test_what_fails_in_both_processes_is_said_once(desk):
     ended = start("run", desk.write(document), waits=60)
     assert ended.codes == (1, 0), ended.errors
     (line,) = ended.complaints()
-    assert "so the weights would be lost" in line
+    assert "would destroy the weights" in line
     assert "process" not in line
 
 
@@ -236,7 +236,7 @@ def test_arms_run_in_two_processes_one_after_the_other(desk):
     ended = start("run", desk.write(document), waits=60)
     assert ended.codes == (1, 0), ended.errors
     (line,) = ended.complaints()
-    assert "so the weights would be lost" in line
+    assert "would destroy the weights" in line
     place = desk.newest()
     done = {file.parent.name for file in place.glob("arms/*/report.json")}
     assert done == {"naive", "held"}

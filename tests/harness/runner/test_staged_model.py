@@ -194,12 +194,12 @@ def test_a_mitigation_keeps_its_state_over_stages_with_other_options(desk):
 @pytest.mark.parametrize(
     ("second", "mitigations", "told"),
     [
-        ({"adapter": "merge"}, {}, "the stage before it trains none"),
-        ({"adapter": "new"}, {"l2sp": {}}, "the stage before it trains none"),
-        ({"mitigations": {"lora": {"rank": 3}}}, LORA, "'lora' other options while the same weights go on"),
-        ({"mitigations": {"lora": None}}, LORA, "'lora' other options while the same weights go on"),
-        ({"mitigations": {"lora": {}}}, {}, "'lora' other options while the same weights go on"),
-        ({"mitigations": {"freeze": {"layers": 1}}}, {}, "'freeze' other options while the same weights go on"),
+        ({"adapter": "merge"}, {}, "the previous stage trains no adapter"),
+        ({"adapter": "new"}, {"l2sp": {}}, "the previous stage trains no adapter"),
+        ({"mitigations": {"lora": {"rank": 3}}}, LORA, "the options of 'lora' but continues the same weights"),
+        ({"mitigations": {"lora": None}}, LORA, "the options of 'lora' but continues the same weights"),
+        ({"mitigations": {"lora": {}}}, {}, "the options of 'lora' but continues the same weights"),
+        ({"mitigations": {"freeze": {"layers": 1}}}, {}, "the options of 'freeze' but continues the same weights"),
     ],
 )
 def test_a_chain_that_cannot_be_is_refused_by_the_plan(desk, second, mitigations, told):
@@ -213,7 +213,7 @@ def test_a_chain_that_cannot_be_is_refused_by_the_plan(desk, second, mitigations
 
 def test_frozen_weights_are_no_adapter_and_that_is_said_before_anything_is_trained(desk, listener):
     heard = listener()
-    with pytest.raises(HarnessError, match="the stage before it trains none"):
+    with pytest.raises(HarnessError, match="the previous stage trains no adapter"):
         desk.start(desk.continual({"adapter": "merge"}, mitigations={"freeze": {"layers": 1}}), heard)
     assert "evaluated" not in heard.kinds()
 

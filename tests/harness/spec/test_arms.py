@@ -41,15 +41,15 @@ def test_changes_become_overrides_in_json() -> None:
     ("given", "told"),
     [
         ({"named": {"a": {"seed": 1}}, "matrix": {"seed": [0]}}, "both set 'seed'"),
-        ({"matrix": {"template": ["a b", "a/b"]}}, "two arms are called 'template=a-b'"),
+        ({"matrix": {"template": ["a b", "a/b"]}}, "two arms have the name 'template=a-b'"),
         ({"named": {"a": {"track.uri": "x"}}}, "changes 'track.uri', which all arms share"),
         ({"named": {"a": {}}, "baseline": "b"}, "there is no arm 'b'"),
         ({"named": {"a": {}}, "joint": "all"}, "there is no arm 'all'"),
         ({"named": {}, "matrix": {}}, "there are no arms"),
         ({"matrix": {key: [*range(500)] for key in ("seed", "train.steps", "train.batch_size")}}, "125,000,000 arms"),
-        ({"named": {"a": {"": 1}}}, "changes '', which is no dotted key"),
-        ({"named": {"a": {"train.": 1}}}, "changes 'train.', which is no dotted key"),
-        ({"named": {"a": {"train.steps=3": 1}}}, "changes 'train.steps=3', which is no dotted key"),
+        ({"named": {"a": {"": 1}}}, "changes '', which is not a dotted key"),
+        ({"named": {"a": {"train.": 1}}}, "changes 'train.', which is not a dotted key"),
+        ({"named": {"a": {"train.steps=3": 1}}}, "changes 'train.steps=3', which is not a dotted key"),
         ({"matrix": {"train.steps": [1], "train": [{}]}}, "changes 'train.steps' and then all of 'train'"),
     ],
 )
@@ -75,9 +75,9 @@ def test_an_arm_that_replaces_settings_of_the_spec_is_told_what_it_loses() -> No
         }
     )
     assert list(arms.override_warnings(made, written)) == [
-        "the arm 'flat' replaces all of 'train', so that the defaults hold of steps; to change one key alone write "
+        "the arm 'flat' replaces all of 'train', which resets steps to the default; to change a single key, write "
         "'train.learning_rate'",
-        "the arm 'flat' replaces all of 'mitigations.lora', so that the defaults hold of rank; to change one key alone "
+        "the arm 'flat' replaces all of 'mitigations.lora', which resets rank to the default; to change a single key, "
         "write 'mitigations.lora.alpha'",
     ]
 
@@ -102,9 +102,9 @@ def test_axes_that_cannot_be_are_named_before_anything_runs() -> None:
     assert wrong.startswith("spec.json:1:1 arms.gain")
     assert "there is no suite 'dask'" in wrong
     assert "desk, chat" in wrong
-    assert "does not say of which suite" in told(forgetting="rougeL")[0]
-    assert "no summary of the matrix is one" in told(gain="forgetting:rougeL")[0]
-    assert "'average_accuracy' is no summary that says what was lost" in told(forgetting="average_accuracy:nll")[0]
+    assert "does not name its suite" in told(forgetting="rougeL")[0]
+    assert "not a summary of the matrix" in told(gain="forgetting:rougeL")[0]
+    assert "'average_accuracy' is not a summary of forgetting" in told(forgetting="average_accuracy:nll")[0]
 
 
 def test_every_summary_that_tells_of_a_loss_is_one_that_reports_have() -> None:

@@ -110,7 +110,7 @@ def test_windows_line_ends_do_not_shift_columns():
         ("[" + "9" * 5000 + "]", "1:2", "too large"),
         ('["\\ud800"]', "1:2", "surrogate"),
         ('["a\\u0000b"]', "1:2", "NUL"),
-        ('{"a": 1,\n "b": 2,\n "a": 3}', "3:2", "the key 'a' stands twice"),
+        ('{"a": 1,\n "b": 2,\n "a": 3}', "3:2", "duplicate key 'a'"),
         ("[" * 5000, "1:102", "nested"),
     ],
 )

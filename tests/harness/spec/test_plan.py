@@ -194,7 +194,7 @@ def test_a_missing_source_that_an_override_names_is_told_as_the_override(refused
 def test_nobody_is_examined_on_what_was_trained(refused, small_spec, source):
     small_spec["evaluate"]["desk"]["source"] = source
     (line,) = refused()
-    assert f"the suite 'desk' would examine the model on rows of '{source}' that it is trained on" in line
+    assert f"the suite 'desk' would evaluate the model on training rows of '{source}'" in line
     assert f"""; give sources.{source}.lines "held_out": 0.1, or name a source of held-out rows""" in line
     assert " evaluate.desk.source: " in line
 
@@ -209,21 +209,21 @@ def test_a_source_that_only_a_mitigation_mixes_in_counts_as_trained(refused, sma
     small_spec["mode"] = {"domain": {"sources": ["desk"]}}
     small_spec["mitigations"]["mixing"]["source"] = "chat_heldout"
     (line,) = refused()
-    assert "the suite 'chat' would examine the model on rows of 'chat_heldout'" in line
+    assert "the suite 'chat' would evaluate the model on training rows of 'chat_heldout'" in line
 
 
 def test_two_stages_of_one_name_are_refused(refused, small_spec):
     stage = {"name": "one", "domain": ["desk"], "general": ["chat"]}
     small_spec["mode"] = {"continual": {"stages": [stage, stage]}}
     (line,) = refused()
-    assert line.endswith(" mode.continual: two stages are called 'one'; rename one of them")
+    assert line.endswith(" mode.continual: two stages have the name 'one'; rename one of them")
 
 
 def test_a_source_stands_once_in_a_stage(refused, small_spec):
     small_spec["mode"]["mixed"]["general"] = ["chat", "desk"]
     (line,) = refused()
     assert line.endswith(
-        " mode.mixed: the source 'desk' stands twice in the stage 'mixed'; name it once, as domain or as general"
+        " mode.mixed: the source 'desk' occurs twice in the stage 'mixed'; name it once, as domain or as general"
     )
 
 
@@ -231,7 +231,7 @@ def test_a_source_is_not_mixed_into_itself(refused, small_spec):
     small_spec["mode"] = {"domain": {"sources": ["desk"]}}
     small_spec["mitigations"]["mixing"]["source"] = "desk"
     (line,) = refused()
-    assert "the source 'desk' stands twice in the stage 'domain'" in line
+    assert "the source 'desk' occurs twice in the stage 'domain'" in line
 
 
 def test_what_a_mitigation_refuses_is_told_with_the_place_of_the_mitigation(refused, small_spec):
@@ -263,7 +263,7 @@ def test_shares_that_do_not_fit_together_are_refused(refused, small_spec, bring)
     bring("modes", "greedy", Greedy)
     small_spec["mode"] = "greedy"
     (line,) = refused()
-    assert " mitigations: stage only: every source has a share, and the shares sum to 1.05; let them" in line
+    assert " mitigations: stage only: every source has a share, and the shares sum to 1.05; make them" in line
 
 
 def test_each_of_several_general_sources_is_looked_up(planned, refused, small_spec):
@@ -284,15 +284,15 @@ def test_a_share_of_a_source_that_the_stage_lacks_is_refused_at_the_mode(refused
     bring("modes", "greedy", Greedy)
     small_spec |= {"mode": "greedy", "mitigations": {}}
     (line,) = refused()
-    assert " mode.greedy: stage only: a share names 'chat', which is no source of it; add it to the stage" in line
+    assert " mode.greedy: stage only: a share names 'chat', which is not a source of the stage; add it to the stage" in line
 
 
 def test_a_mode_that_does_not_import_is_refused_by_name(refused, small_spec, small_registry):
     small_registry.add("modes", "gone", Component("Gone.", "no_such_module:Gone"), "acme")
     small_spec["mode"] = "gone"
     assert refused() == [
-        "mode 'gone' of acme: 'no_such_module:Gone' does not import: ModuleNotFoundError: "
-        "No module named 'no_such_module'; reinstall or mend that plugin"
+        "mode 'gone' of acme: cannot import 'no_such_module:Gone': ModuleNotFoundError: "
+        "No module named 'no_such_module'; reinstall or fix that plugin"
     ]
 
 
@@ -312,8 +312,8 @@ def test_a_usual_spec_warns_of_nothing(planned):
         ("train.warmup_ratio=0.5", "train.warmup_ratio is 0.5; usual is 0.03 to 0.1"),
         ("train.weight_decay=1", "train.weight_decay is 1; usual is 0 to 0.1"),
         ("train.max_length=256", "train.max_length is 256; usual is 2048 to 4096"),
-        ("evaluate.chat.role=domain", 'no suite has "role": "general", so what the model forgets is not measured'),
-        ("sources.spare.lines.path=x", "the source 'spare' is used by nothing"),
+        ("evaluate.chat.role=domain", 'no suite has "role": "general", so forgetting is not measured'),
+        ("sources.spare.lines.path=x", "the source 'spare' is not used"),
     ],
 )
 def test_what_is_out_of_the_ordinary_is_a_warning_and_no_error(planned, override, warning):
@@ -348,7 +348,7 @@ def test_a_mitigation_moves_the_usual_range_of_a_setting(planned, small_spec, br
 
 def test_a_model_that_is_not_sent_to_mlflow_cannot_be_registered_there(planned, refused):
     (line,) = refused("track.register=desk-model")
-    assert "no model is sent to MLflow that could be registered as 'desk-model'" in line
+    assert "no model is logged to MLflow, so none can be registered as 'desk-model'" in line
     assert 'set track.model to "files" or "transformers"' in line
     assert planned("track.register=desk-model", "track.model=files").stages
 

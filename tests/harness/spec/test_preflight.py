@@ -74,47 +74,47 @@ STOPPING = {"scores": {"chat/response_nll": 1}}
 WRONG = {
     "a gate's score": (
         {"gate": [{"score": "desk/chrff", "at_least": 1}]},
-        "gate.0.score: no metric gives the score 'desk/chrff'; did you mean 'desk/chrf'? there are: "
+        "gate.0.score: no metric produces the score 'desk/chrff'; did you mean 'desk/chrf'? available: "
         "chat/response_nll, chat/response_perplexity, "
         "desk/chrf, desk/length_ratio",
     ),
     "a summary's score": (
         {"gate": [{"score": "rougeL", "summary": "forgetting", "at_most": 1}]},
-        "gate.0.score: no metric gives the score 'forgetting:rougeL'; there are: chrf, length_ratio, response_nll, "
+        "gate.0.score: no metric produces the score 'forgetting:rougeL'; available: chrf, length_ratio, response_nll, "
         "response_perplexity",
     ),
     "a gain of what has no direction": (
         {"gate": [{"score": "desk/length_ratio", "gains_at_least": 1}]},
-        "gate.0.score: neither direction of 'desk/length_ratio' is better; ask how far it rises or falls",
+        "gate.0.score: 'desk/length_ratio' has no better direction; use rises_at_most or falls_at_most",
     ),
     "a summary of what has no direction": (
         {"gate": [{"score": "length_ratio", "summary": "forgetting", "at_most": 1}]},
-        "gate.0.score: neither direction of 'forgetting:length_ratio' is better; ask how far it rises or falls",
+        "gate.0.score: 'forgetting:length_ratio' has no better direction; use rises_at_most or falls_at_most",
     ),
     "a summary over stages of one stage": (
         {"gate": [{"score": "chrf", "summary": "forgetting", "at_most": 1}]},
-        "gate.0.summary: 'forgetting' is about several stages, and the run has one; add stages (mode continual), or "
-        "ask for what a general suite loses, e.g. by loses_at_most",
+        "gate.0.summary: 'forgetting' needs several stages, but the run has one; add stages (mode continual), or "
+        "judge a general suite, e.g. by loses_at_most",
     ),
     "a summary of general suites that none of them comes to": (
         {"gate": [{"score": "chrf", "summary": "general_ability_delta", "at_least": 0}]},
-        "gate.0.summary: 'general_ability_delta' is about general suites, and none of them measures 'chrf'; measure it "
-        'in a suite with "role": "general", or ask for another score',
+        "gate.0.summary: 'general_ability_delta' needs a general suite, but none measures 'chrf'; measure it "
+        'in a suite with "role": "general", or name another score',
     ),
     "a summary of tasks that no stage teaches": (
         {"gate": [{"score": "response_nll", "summary": "learning_accuracy", "at_least": 0}]},
-        "gate.0.summary: no suite that measures 'response_nll' examines what a stage taught; give that stage such a "
-        "suite: on its source, of its name, or in its 'suites' (mode continual)",
+        "gate.0.summary: no suite with the score 'response_nll' measures what a stage taught; add such a "
+        "suite: on that stage's source, with its name, or in its 'suites' (mode continual)",
     ),
     "stopping without a measurement": (
         {"train": {"learning_rate": 2e-5, "early_stopping": STOPPING}},
-        "train.early_stopping: nothing is measured within the stage that could end it; say how often: "
+        "train.early_stopping: no mid-stage evaluation is configured that could stop the stage; set how often: "
         '"evaluate_steps": 50',
     ),
     "stopping by what is not measured there": (
         {"train": {"learning_rate": 2e-5, "evaluate_steps": 5, "early_stopping": {"scores": {"desk/chrf": 1}}}},
-        "train.early_stopping.scores.desk/chrf: 'desk/chrf' is not measured there; measured within a stage are: "
-        "chat/response_perplexity, chat/response_nll; others need evaluate_suites",
+        "train.early_stopping.scores.desk/chrf: 'desk/chrf' is not measured mid-stage; measured mid-stage: "
+        "chat/response_perplexity, chat/response_nll; name other suites in evaluate_suites",
     ),
     "a suite within the stage that there is not": (
         {"train": {"learning_rate": 2e-5, "evaluate_steps": 5, "evaluate_suites": ["chatt"]}},
@@ -176,7 +176,7 @@ def test_an_earlier_run_must_have_a_result(document, refused, tmp_path):
     (tmp_path / "runs/first").mkdir(parents=True)
     (tmp_path / "runs/first/spec.json").write_text("{}")
     assert (
-        "has no result: it did not come to its end; go on with it: harness run --resume"
+        "has no result: it did not finish; resume it: harness run --resume"
         in refused("validate", given)[0]
     )
     (tmp_path / "runs/first/arms/naive").mkdir(parents=True)
@@ -195,8 +195,8 @@ def test_two_metrics_of_one_suite_that_give_one_score_are_refused(document, writ
     with pytest.raises(HarnessError) as caught:
         checked(document, write, found)
     assert caught.value.where.endswith("evaluate.desk.metrics.same_words")
-    assert caught.value.what == "the metrics 'exact_match' and 'same_words' both give the score 'desk/exact_match'"
-    assert "in a suite of its own" in caught.value.hint
+    assert caught.value.what == "the metrics 'exact_match' and 'same_words' both produce the score 'desk/exact_match'"
+    assert "in another suite on the same source" in caught.value.hint
 
 
 def test_a_metric_that_names_a_score_twice_is_its_plugin_s_mistake(document, write, found, monkeypatch):
@@ -204,7 +204,7 @@ def test_a_metric_that_names_a_score_twice_is_its_plugin_s_mistake(document, wri
 
     monkeypatch.setattr(ExactMatch, "score_names", ("exact_match", "exact_match"))
     document["evaluate"] = {**SUITES, "desk": {"source": "desk_heldout", "metrics": "exact_match"}}
-    with pytest.raises(HarnessError, match="'exact_match' gives the score 'exact_match' twice; mend the plugin"):
+    with pytest.raises(HarnessError, match="'exact_match' produces the score 'exact_match' twice; fix the plugin"):
         checked(document, write, found)
 
 
@@ -220,7 +220,7 @@ def test_in_suites_of_their_own_both_may_be_measured_and_summaries_tell_them_apa
     ]
     checked(document, write, found)
     document["gate"][1]["score"] = "exact_match"
-    with pytest.raises(HarnessError, match=r"there are: exact_match\.exact_match, .*same_words\.exact_match"):
+    with pytest.raises(HarnessError, match=r"available: exact_match\.exact_match, .*same_words\.exact_match"):
         checked(document, write, found)
 
 
@@ -237,10 +237,10 @@ def test_the_scores_that_arms_are_compared_by_are_foreseen(document, refused, wr
     assert main.main(["validate", str(write(arms(document, **summary)))]) == 0
     assert "warning" not in capsys.readouterr().err
     (line,) = refused("validate", arms(document, gain="desk/rougeL"))
-    assert "arms.gain: no arm gives a score 'desk/rougeL' that is better one way; there are: desk/chrf, chat/" in line
-    assert "no arm gives a score 'desk/length_ratio'" in refused("run", arms(document, gain="desk/length_ratio"))[0]
+    assert "arms.gain: no arm has a score 'desk/rougeL' with a direction; available: desk/chrf, chat/" in line
+    assert "no arm has a score 'desk/length_ratio'" in refused("run", arms(document, gain="desk/length_ratio"))[0]
     (line,) = refused("validate", arms(document, forgetting="forgetting:rougeL"))
-    assert "arms.forgetting: no arm gives a score 'rougeL'" in line
+    assert "arms.forgetting: no arm has a score 'rougeL'" in line
 
 
 def test_a_summary_over_stages_needs_arms_of_several_and_a_joint_arm_may_have_one(document, refused, write, capsys):
@@ -250,13 +250,13 @@ def test_a_summary_over_stages_needs_arms_of_several_and_a_joint_arm_may_have_on
     named = {"seq": both, "all": {"mode": {"domain": {"sources": ["desk", "shop"]}}}}
     given = {"named": named, "forgetting": "forgetting:chrf"}
     (line,) = refused("validate", arms(document, **given))
-    assert "'forgetting:chrf' is about several stages, and 'all' has one" in line
+    assert "'forgetting:chrf' needs several stages, but 'all' has one" in line
     document["gate"] = [{"score": "chrf", "summary": "forgetting", "at_most": 1}]
     assert main.main(["validate", str(write(arms(document, joint="all", **given)))]) == 0
     capsys.readouterr()
     del given["forgetting"], named["seq"]
     (line,) = refused("validate", arms(document, **given))
-    assert "gate.0.summary: 'forgetting' is about several stages, and the run has one" in line
+    assert "gate.0.summary: 'forgetting' needs several stages, but the run has one" in line
 
 
 def test_a_model_that_is_only_measured_is_judged_by_no_gate(document, write, found):
@@ -272,7 +272,7 @@ def test_arms_of_other_seeds_are_told_that_their_held_out_rows_are_others(docume
     document["sources"] = {**document["sources"], "desk": {"jsonl": {"path": "desk.jsonl", "held_out": 0.1}}}
     document["evaluate"] = {**SUITES, "desk": {**SUITES["desk"], "source": "desk"}}
     assert main.main(["validate", str(write(arms(document, matrix={"seed": [0, 1]})))]) == 0
-    assert "warning: the arms have other seeds and so other held-out rows of 'desk'" in capsys.readouterr().err
+    assert "warning: the arms have different seeds, so they hold out different rows of 'desk'" in capsys.readouterr().err
 
 
 def test_an_arm_that_replaces_all_settings_is_told_so(document, write, capsys):
@@ -280,7 +280,7 @@ def test_an_arm_that_replaces_all_settings_is_told_so(document, write, capsys):
     named = {"naive": {}, "slow": {"train": {"learning_rate": 1e-5}}}
     assert main.main(["validate", str(write(arms(document, named=named)))]) == 0
     assert (
-        "the arm 'slow' replaces all of 'train', so that the defaults hold of weight_decay" in capsys.readouterr().err
+        "the arm 'slow' replaces all of 'train', which resets weight_decay to the default" in capsys.readouterr().err
     )
 
 
@@ -300,17 +300,17 @@ def test_a_summary_that_no_arm_or_one_of_them_cannot_come_to_is_refused_before_t
     capsys.readouterr()
     (line,) = refused("validate", arms(document, forgetting="forgetting:response_nll"))
     assert (
-        "arms.forgetting: 'naive', 'slow' will not come to 'forgetting:response_nll': no suite that measures "
-        "'response_nll' examines what a stage before the last one taught; give that stage such a suite"
+        "arms.forgetting: 'naive', 'slow' cannot produce 'forgetting:response_nll': no suite with the score "
+        "'response_nll' measures what a stage before the last one taught; add such a suite"
     ) in line
     (line,) = refused("validate", arms(document, forgetting="relative_forgetting:chrf"))
-    assert "'relative_forgetting' is about general suites, and none of them measures 'chrf'" in line
+    assert "'relative_forgetting' needs a general suite, but none measures 'chrf'" in line
     turned = {"named": {"naive": {}, "turned": {"mode": {"continual": {"stages": stages[::-1]}}}}}
     (line,) = refused("validate", arms(document, forgetting="forgetting:chrf", **turned))
-    assert "arms.forgetting: 'turned' will not come to 'forgetting:chrf'" in line
+    assert "arms.forgetting: 'turned' cannot produce 'forgetting:chrf'" in line
     document["gate"] = [{"score": "chrf", "summary": "forward_transfer", "at_least": 0}]
     (line,) = refused("validate", document)
-    assert "gate.0.summary: no suite that measures 'chrf' examines what a stage after the first taught" in line
+    assert "gate.0.summary: no suite with the score 'chrf' measures what a stage after the first taught" in line
     assert main.main(["validate", str(write(arms(document, gain="desk/chrf", **turned)))]) == 0, "one arm passes"
 
 
@@ -318,8 +318,8 @@ def test_an_arm_that_measures_by_other_options_what_arms_are_compared_by_is_name
     named = {"naive": {}, "words": {"evaluate.desk.metrics.chrf.word_order": 2}}
     (line,) = refused("validate", arms(document, named=named))
     assert (
-        "arms.gain: the arms are compared by 'desk/chrf', and 'words' will measure it otherwise than 'naive'; give its "
-        "metric the same options in every arm, or name another in arms.gain"
+        "arms.gain: the arms are compared by 'desk/chrf', but 'words' measures it with other options than 'naive'; give its "
+        "metric the same options in every arm, or name another score in arms.gain"
     ) in line
     given = arms(document, named=named, gain="chat/response_nll")
     assert main.main(["validate", str(write(given))]) == 0, "what they are not compared by may differ"
@@ -329,21 +329,21 @@ def test_an_arm_that_will_not_measure_what_arms_are_compared_by_is_named(documen
     given = arms(document, named={"naive": {}, "blind": {"evaluate.chat": None}})
     (line,) = refused("run", given)
     assert (
-        "arms.forgetting: the arms are compared by 'chat/response_perplexity', which 'blind' will not measure" in line
+        "arms.forgetting: the arms are compared by 'chat/response_perplexity', which 'blind' does not measure" in line
     )
 
 
 def test_arms_without_a_general_suite_are_told_so_before_they_run(document, refused):
     document["evaluate"] = {"desk": SUITES["desk"]}
     (line,) = refused("run", arms(document))
-    assert "gain and forgetting need a suite of each role, domain and general" in line
+    assert "gain and forgetting need a domain suite and a general suite" in line
 
 
 def test_what_is_foreseen_of_an_arm_names_it(document, refused):
     given = arms(document, named={"naive": {}, "odd": {"train.early_stopping": STOPPING}})
     (line,) = refused("validate", given)
     assert line.startswith("arm 'odd': ")
-    assert "nothing is measured within the stage that could end it" in line
+    assert "no mid-stage evaluation is configured that could stop the stage" in line
 
 
 def test_a_run_s_gate_is_judged_by_the_run_and_not_by_the_metrics_of_the_spec(document, write, capsys, tmp_path):

@@ -211,12 +211,12 @@ SENTENCES = {
     "unknown component": (
         put("mitigations", {"mixin": {}}),
         '"mixin": {',
-        "mitigations: no plugin brings 'mixin'; did you mean 'mixing'?",
+        "mitigations: no plugin provides 'mixin'; did you mean 'mixing'?",
     ),
     "unknown component as a bare string": (
         put("template", "plane"),
         '"template": "plane"',
-        "template: no plugin brings 'plane'; did you mean 'plain'?",
+        "template: no plugin provides 'plane'; did you mean 'plain'?",
     ),
     "unknown option of a component": (
         put("evaluate/desk/metrics", {"overlap": {"sise": 3}}),
@@ -226,23 +226,23 @@ SENTENCES = {
     "wrong type": (
         put("train/epochs", "two"),
         '"epochs": "two"',
-        'train.epochs: "two" is no number; write a number: passes over the stage\'s mixture',
+        'train.epochs: "two" is not a number; write a number: passes over the stage\'s mixture',
     ),
-    "true is no number": (
+    "true is not a number": (
         put("train/epochs", True),
         '"epochs": true',
-        "train.epochs: true is no number; write a number: passes over the stage's mixture",
+        "train.epochs: true is not a number; write a number: passes over the stage's mixture",
     ),
     "neither of two types": (
         put("train/steps", "x"),
         '"steps": "x"',
-        'train.steps: "x" is no integer or null; write an integer or null: number of updates; '
-        "when given it takes the place of epochs",
+        'train.steps: "x" is not an integer or null; write an integer or null: number of optimizer steps; '
+        "replaces epochs",
     ),
     "a fraction where an integer is asked for": (
         put("train/batch_size", 8.5),
         '"batch_size": 8.5',
-        "train.batch_size: 8.5 is no integer; write an integer: rows (or packs) in one forward pass on one device",
+        "train.batch_size: 8.5 is not an integer; write an integer: rows (or packs) in one forward pass on one device",
     ),
     "out of range below": (
         put("train/learning_rate", 0),
@@ -263,14 +263,14 @@ SENTENCES = {
     "nothing chosen": (
         put("mode", {}),
         '"mode": {}',
-        "mode: nothing is given here; choose one of: continual, domain, general, mixed",
+        "mode: nothing is given; choose one of: continual, domain, general, mixed",
     ),
     "two chosen": (
         put("template", {"plain": {}, "tokenizer": {}}),
         '"template": {',
-        "template: 2 are given where one is chosen; choose one of: plain, tokenizer",
+        "template: 2 are given, but only one is allowed; choose one of: plain, tokenizer",
     ),
-    "no source": (put("sources", {}), '"sources": {}', "sources: nothing is given here; add at least one"),
+    "no source": (put("sources", {}), '"sources": {}', "sources: nothing is given; add at least one"),
     "an empty list": (
         put("mode/mixed/domain", []),
         '"domain": []',
@@ -279,12 +279,12 @@ SENTENCES = {
     "a name with a space": (
         put("name", "my run"),
         '"name": "my run"',
-        'name: "my run" is no valid name; use letters, digits, dot, dash and underscore',
+        'name: "my run" is not a valid name; use letters, digits, dot, dash and underscore',
     ),
     "a source's name with a slash": (
         put("sources", {"a/b": {"lines": {"path": "x"}}}),
         '"sources": {',
-        'sources: "a/b" is no valid name; use letters, digits, dot, dash and underscore',
+        'sources: "a/b" is not a valid name; use letters, digits, dot, dash and underscore',
     ),
     "a missing option": (
         put("mitigations", {"keep": {}}),
@@ -346,8 +346,8 @@ def test_a_missing_component_names_the_plugins_that_do_not_load(told, small_spec
     small_spec["template"] = "acme"
     (line,) = told(small_spec, [BrokenPlugin("acme", "acme_harness", "ImportError: no torch")])
     assert line == (
-        "x.json:6:3 template: no plugin brings 'acme'; installed: plain, tokenizer; "
-        "a plugin that may bring it does not load: acme (acme_harness): ImportError: no torch"
+        "x.json:6:3 template: no plugin provides 'acme'; installed: plain, tokenizer; "
+        "a plugin that may provide it failed to load: acme (acme_harness): ImportError: no torch"
     )
 
 

@@ -63,11 +63,11 @@ def test_a_byte_order_mark_is_no_matter(schema, tmp_path, small_spec):
 def test_a_missing_file_is_named(schema):
     with pytest.raises(HarnessError) as caught:
         load_spec("no/such.json", schema)
-    assert caught.value.lines() == ["no/such.json: there is no such file; check the path"]
+    assert caught.value.lines() == ["no/such.json: the file does not exist; check the path"]
 
 
 def test_a_folder_is_no_spec(schema, tmp_path):
-    with pytest.raises(HarnessError, match="cannot be read: Is a directory; name a JSON file"):
+    with pytest.raises(HarnessError, match="cannot read it: Is a directory; name a JSON file"):
         load_spec(tmp_path, schema)
 
 
@@ -81,7 +81,7 @@ def test_a_file_that_is_not_utf_8_is_named_with_the_byte(schema, tmp_path):
 
 @pytest.mark.parametrize("text", ["[]", '"spec"', "3", "null"])
 def test_a_spec_is_one_object(fails, text):
-    assert fails(document=text) == ["spec.json: a spec is one JSON object; write { ... }"]
+    assert fails(document=text) == ["spec.json: a spec is a JSON object; write { ... }"]
 
 
 def test_wrong_json_is_told_with_line_and_column(fails):
@@ -140,7 +140,7 @@ def test_an_override_reaches_into_the_stages_of_a_list(schema, write, small_spec
     document = load_spec(write(small_spec), schema, ["mode.continual.stages.1.train.epochs=2"]).document
     assert document["mode"]["continual"]["stages"] == [stages[0], {**stages[1], "train": {"epochs": 2}}]
     (line,) = fails("mode.continual.stages.2.train.epochs=2")
-    assert "there is no place for '2' in the spec" in line
+    assert "the spec has no key '2' here" in line
 
 
 def test_an_override_opens_a_component_given_as_a_bare_string(schema, write, small_spec):
@@ -156,17 +156,17 @@ def test_an_override_opens_a_component_given_as_a_bare_string(schema, write, sma
         ("=3", "--set =3: an override is key=value; e.g. --set train.learning_rate=1e-5"),
         (
             "train.epochs=two",
-            '--set train.epochs=two: train.epochs: "two" is no number; write a number: '
+            '--set train.epochs=two: train.epochs: "two" is not a number; write a number: '
             "passes over the stage's mixture",
         ),
         (
             "train.learning_rate=NaN",
-            '--set train.learning_rate=NaN: train.learning_rate: "NaN" is no number; write a number: '
+            '--set train.learning_rate=NaN: train.learning_rate: "NaN" is not a number; write a number: '
             "peak learning rate",
         ),
         (
             "train.learning_rate=1e999",
-            '--set train.learning_rate=1e999: train.learning_rate: "1e999" is no number; write a number: '
+            '--set train.learning_rate=1e999: train.learning_rate: "1e999" is not a number; write a number: '
             "peak learning rate",
         ),
         (
@@ -176,17 +176,17 @@ def test_an_override_opens_a_component_given_as_a_bare_string(schema, write, sma
         ("trian.epochs=1", "--set trian.epochs=1: spec: unknown key 'trian'; did you mean 'train'?"),
         ("nam=x", "--set nam=x: spec: unknown key 'nam'; did you mean 'name'?"),
         ("mitigations.keeep.source=x",
-         "--set mitigations.keeep.source=x: mitigations: no plugin brings 'keeep'; did you mean 'keep'?"),
-        ("template=plane", "--set template=plane: template: no plugin brings 'plane'; did you mean 'plain'?"),
+         "--set mitigations.keeep.source=x: mitigations: no plugin provides 'keeep'; did you mean 'keep'?"),
+        ("template=plane", "--set template=plane: template: no plugin provides 'plane'; did you mean 'plain'?"),
         (
             'mitigations={"keep": {}}',
             '--set mitigations={"keep": {}}: mitigations.keep: '
             "the key 'source' is missing; add it: whose rows are kept",
         ),
-        ("seed.x=1", "--set seed.x=1: there is no place for 'x' in the spec; check the key"),
-        ("mode.mixed.domain.9=x", "--set mode.mixed.domain.9=x: there is no place for '9' in the spec; check the key"),
+        ("seed.x=1", "--set seed.x=1: the spec has no key 'x' here; check the key"),
+        ("mode.mixed.domain.9=x", "--set mode.mixed.domain.9=x: the spec has no key '9' here; check the key"),
         ("mode.mixed.domain.x.y=x",
-         "--set mode.mixed.domain.x.y=x: there is no place for 'x' in the spec; check the key"),
+         "--set mode.mixed.domain.x.y=x: the spec has no key 'x' here; check the key"),
     ],
 )  # fmt: skip
 def test_a_wrong_override_is_named_in_the_place_of_the_file(fails, small_spec, override, line):
@@ -273,6 +273,6 @@ def test_a_broken_plugin_is_named_only_when_the_spec_needs_a_component_that_nobo
     with pytest.raises(HarnessError) as caught:
         load_spec(write(small_spec), schema, ["template=acme"], broken)
     assert caught.value.lines() == [
-        "--set template=acme: template: no plugin brings 'acme'; installed: plain, tokenizer; "
-        "a plugin that may bring it does not load: acme (acme_harness): ImportError: no acme"
+        "--set template=acme: template: no plugin provides 'acme'; installed: plain, tokenizer; "
+        "a plugin that may provide it failed to load: acme (acme_harness): ImportError: no acme"
     ]

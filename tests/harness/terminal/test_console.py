@@ -198,7 +198,7 @@ def test_an_evaluation_within_a_stage_is_a_line_and_ends_no_phase():
     facts = {"scores": {"helpdesk/rougeL": 0.25}, "combined": 0.5, "best": True, "over": False}
     tell(console, "measured", 1, step=3, **facts)
     tell(console, "measured", 1, step=6, **{**facts, "best": False, "over": True})
-    move(console, "train", 6, 6, "ended after 6 of 10 updates", unit="steps")
+    move(console, "train", 6, 6, "ended after 6 of 10 steps", unit="steps")
     tell(console, "restored", 1, step=3, of=6)
     lines = file.getvalue().splitlines()
     assert "update 3  helpdesk/rougeL 0.250  combined 0.500  best so far" in lines

@@ -1,4 +1,4 @@
-"""Where turns begin, in renderings of every kind of frame."""
+"""Beginnings of turns, for every kind of markup."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ CHAT = (Message("user", "one"), Message("assistant", "two"), Message("user", "th
 CONTROLS = ("<a>", "<b>", "</s>")
 
 
-def frame(text, trained=False):
+def markup(text, trained=False):
     return Span(text, trained, markup=True)
 
 
@@ -19,24 +19,24 @@ def content(text, trained=False):
     return Span(text, trained)
 
 
-def parts(spans, messages):
+def split_text(spans, messages):
     text = "".join(span.text for span in spans)
-    found = locate_turns(spans, messages, CONTROLS)
-    ends = [place for _, place in found[1:]] + [len(text)]
-    return [(label, text[begin:end]) for (label, begin), end in zip(found, ends, strict=True)]
+    turns = locate_turns(spans, messages, CONTROLS)
+    ends = [begin for _, begin in turns[1:]] + [len(text)]
+    return [(label, text[begin:end]) for (label, begin), end in zip(turns, ends, strict=True)]
 
 
 @pytest.mark.parametrize("merged", [True, False])
-def test_an_end_of_turn_and_the_next_header_are_divided_even_where_they_are_one_frame(merged):
+def test_end_of_turn_and_next_header_are_separated_even_in_one_span(merged):
     def between(end, header):
-        return [frame(end + header)] if merged else [frame(end), frame(header)]
+        return [markup(end + header)] if merged else [markup(end), markup(header)]
 
     spans = [
-        *(frame("<a>user\n"), content("one"), *between("<b>\n", "<a>assistant\n"), content("two", True)),
-        *(frame("<b>", True), frame("\n<a>user\n"), content("three"), *between("<b>\n", "<a>assistant\n")),
-        *(content("four", True), frame("<b>", True), frame("\n")),
+        *(markup("<a>user\n"), content("one"), *between("<b>\n", "<a>assistant\n"), content("two", True)),
+        *(markup("<b>", True), markup("\n<a>user\n"), content("three"), *between("<b>\n", "<a>assistant\n")),
+        *(content("four", True), markup("<b>", True), markup("\n")),
     ]
-    assert parts(spans, CHAT) == [
+    assert split_text(spans, CHAT) == [
         ("user", "<a>user\none<b>\n"),
         ("assistant", "<a>assistant\ntwo<b>\n"),
         ("user", "<a>user\nthree<b>\n"),
@@ -44,32 +44,32 @@ def test_an_end_of_turn_and_the_next_header_are_divided_even_where_they_are_one_
     ]
 
 
-def test_headings_without_control_tokens_open_the_turn_that_follows():
-    spans = [frame("Do: "), content("one"), frame("\n\nAnswer: "), content("two", True), frame("</s>", True)]
-    assert parts(spans, CHAT[:2]) == [("user", "Do: one\n\n"), ("assistant", "Answer: two</s>")]
+def test_headings_without_control_tokens_belong_to_the_next_turn():
+    spans = [markup("Do: "), content("one"), markup("\n\nAnswer: "), content("two", True), markup("</s>", True)]
+    assert split_text(spans, CHAT[:2]) == [("user", "Do: one\n\n"), ("assistant", "Answer: two</s>")]
 
 
-def test_what_a_template_writes_as_one_content_is_one_turn():
+def test_messages_rendered_as_one_content_are_one_turn():
     messages = (Message("system", "be brief"), *CHAT[:2])
-    spans = [frame("<a>"), content("be brief\n\none"), frame("<b>"), content("two", True), frame("</s>", True)]
-    assert parts(spans, messages) == [("system + user", "<a>be brief\n\none"), ("assistant", "<b>two</s>")]
+    spans = [markup("<a>"), content("be brief\n\none"), markup("<b>"), content("two", True), markup("</s>", True)]
+    assert split_text(spans, messages) == [("system + user", "<a>be brief\n\none"), ("assistant", "<b>two</s>")]
 
 
-def test_an_input_belongs_to_its_message():
+def test_input_belongs_to_its_message():
     messages = (Message("user", "one", input="text"), CHAT[1])
-    spans = [content("one"), frame(" input: "), content("text"), frame(" says "), content("two", True)]
-    assert parts(spans, messages) == [("user", "one input: text"), ("assistant", " says two")]
+    spans = [content("one"), markup(" input: "), content("text"), markup(" says "), content("two", True)]
+    assert split_text(spans, messages) == [("user", "one input: text"), ("assistant", " says two")]
 
 
-def test_calls_and_answers_of_tools_are_turns_and_the_description_of_tools_is_none():
+def test_tool_calls_and_results_are_turns_and_tool_descriptions_are_not():
     call = Message("assistant", "", tool_calls=(ToolCall("weather", {"city": "Bonn"}),))
     messages = (CHAT[0], call, Message("tool", "12 degrees", name="weather"), CHAT[1])
     spans = [
-        *(frame("<a>tools "), content('{"name": "weather"}'), frame("<b><a>user "), content("one")),
-        *(frame("<b><a>call "), frame("!", True), content('weather("Bonn")', True), frame("<b>", True)),
-        *(frame("<a>tool "), content("12 degrees"), frame("<b><a>assistant "), content("two", True)),
+        *(markup("<a>tools "), content('{"name": "weather"}'), markup("<b><a>user "), content("one")),
+        *(markup("<b><a>call "), markup("!", True), content('weather("Bonn")', True), markup("<b>", True)),
+        *(markup("<a>tool "), content("12 degrees"), markup("<b><a>assistant "), content("two", True)),
     ]
-    assert parts(spans, messages) == [
+    assert split_text(spans, messages) == [
         ("user", '<a>tools {"name": "weather"}<b><a>user one<b>'),
         ("assistant", '<a>call !weather("Bonn")<b>'),
         ("tool weather", "<a>tool 12 degrees<b>"),
@@ -77,11 +77,11 @@ def test_calls_and_answers_of_tools_are_turns_and_the_description_of_tools_is_no
     ]
 
 
-def test_the_same_words_from_both_are_two_turns():
+def test_equal_text_of_both_speakers_is_two_turns():
     messages = (Message("user", "yes"), Message("assistant", "yes"))
-    spans = [content("yes"), frame("<b><a>"), content("yes", True), frame("<b>", True)]
-    assert parts(spans, messages) == [("user", "yes<b>"), ("assistant", "<a>yes<b>")]
+    spans = [content("yes"), markup("<b><a>"), content("yes", True), markup("<b>", True)]
+    assert split_text(spans, messages) == [("user", "yes<b>"), ("assistant", "<a>yes<b>")]
 
 
-def test_contents_that_are_not_recognised_are_one_turn_of_all():
-    assert parts([content("???")], CHAT[:2]) == [("user + assistant", "???")]
+def test_unrecognized_contents_are_one_turn_of_all_messages():
+    assert split_text([content("???")], CHAT[:2]) == [("user + assistant", "???")]

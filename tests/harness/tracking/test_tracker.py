@@ -106,7 +106,7 @@ def test_every_parameter_is_kept_and_a_long_one_is_cut_with_a_note(tracked):
     params = tracked.parent.data.params
     assert [params[f"many.key{i:03}"] for i in range(250)] == [str(i) for i in range(250)]
     assert len(params["description"]) == 500
-    assert params["description"].endswith("x… (cut; whole in spec.json)")
+    assert params["description"].endswith("x… (truncated; see spec.json)")
     assert params["sources.café_1.jsonl.path"] == "a.jsonl"
     assert params["sources.café_1.jsonl.columns"] == "{}"
 
@@ -295,7 +295,7 @@ def test_a_store_that_cannot_be_used_costs_one_warning_and_little_time(bad, requ
     assert time.monotonic() - started < 20
     (warning,) = warnings
     assert "MLflow tracking at" in warning
-    assert f"the run goes on, and all that it measures is kept in {tmp_path}/runs/a" in warning
+    assert f"the run continues and saves all results in {tmp_path}/runs/a" in warning
     assert "\n" not in warning
     assert "hunter2" not in warning
     assert len(warning) < 600

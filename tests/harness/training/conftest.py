@@ -1,4 +1,4 @@
-"""Stages of random rows over the tiny model's vocabulary."""
+"""Fixtures: stages of random rows over the tiny model's vocabulary."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ torch.set_num_threads(1)
 
 @pytest.fixture(scope="session", autouse=True)
 def quick_collection():
-    """Every stage ends with a garbage collection; what was imported need not be looked through each time."""
+    """Exclude imported objects from the garbage collection at the end of every stage."""
     gc.freeze()
     yield
     gc.unfreeze()
@@ -46,14 +46,14 @@ SETTINGS = {
 
 @pytest.fixture(scope="session")
 def make_rows():
-    """(number, seed) -> rows of 6 to 20 tokens, the last third to two thirds of them trained."""
+    """(count, seed) -> rows of 6 to 20 tokens, the last third to two thirds of them trained."""
 
-    def make(number: int, seed: int = 0) -> tuple[TokenizedExample, ...]:
-        numbers = random.Random(seed)
+    def make(count: int, seed: int = 0) -> tuple[TokenizedExample, ...]:
+        generator = random.Random(seed)
         rows = []
-        for index in range(number):
-            ids = tuple(numbers.randrange(5, 200) for _ in range(numbers.randint(6, 20)))
-            start = numbers.randint(len(ids) // 3, 2 * len(ids) // 3)
+        for index in range(count):
+            ids = tuple(generator.randrange(5, 200) for _ in range(generator.randint(6, 20)))
+            start = generator.randint(len(ids) // 3, 2 * len(ids) // 3)
             rows.append(TokenizedExample(f"{index:016x}", "source", ids, (-100,) * start + ids[start:]))
         return tuple(rows)
 
@@ -62,7 +62,7 @@ def make_rows():
 
 @pytest.fixture(scope="session")
 def make_stage(make_rows):
-    """(rows, order, settings that differ) -> a stage; without an order, one row a slot, once."""
+    """(rows, order, changed settings) -> a stage; without an order, each row is a sequence, once."""
 
     def make(rows=None, order=None, epoch_ends=None, name="stage", **settings) -> StageDataset:
         rows = make_rows(12) if rows is None else rows
@@ -74,7 +74,7 @@ def make_stage(make_rows):
 
 
 class Spy(Mitigation):
-    """Keeps the gradients that the optimizer is about to see, after clipping; changes nothing."""
+    """Records the gradients that the optimizer gets, after clipping; changes nothing."""
 
     def __init__(self) -> None:
         self.gradients = []
@@ -85,7 +85,7 @@ class Spy(Mitigation):
 
 @pytest.fixture
 def fit(tiny_model, tokenizer, tmp_path):
-    """(data, mitigations, seed) -> a copy of the tiny model trained on it, what `train` gave, the gradients seen."""
+    """(data, mitigations, seed) -> a trained copy of the tiny model, the result of the stage, the gradients."""
 
     def run(data, mitigations=None, *, model=None, seed=0, **options):
         trained_model = copy.deepcopy(tiny_model) if model is None else model

@@ -1,11 +1,11 @@
-"""Batches, token by token."""
+"""The collator builds batches token by token as expected."""
 
 from __future__ import annotations
 
 import torch
 
-from harness.training.collator import IGNORE_INDEX, Collator, pad_with_empty_sequences
-from harness.types import TokenizedExample
+from harness.training.collator import Collator, pad_with_empty_sequences
+from harness.types import IGNORE_INDEX, TokenizedExample
 
 ROWS = (
     TokenizedExample("a", "s", (11, 12, 13), (IGNORE_INDEX, 12, 13)),
@@ -32,7 +32,7 @@ def test_packed_rows_restart_their_positions_and_never_train_their_first_token()
     assert batch.keys() == {"input_ids", "labels", "position_ids"}
 
 
-def test_flat_all_slots_stand_in_one_line_without_padding():
+def test_flattened_sequences_form_one_line_without_padding():
     batch = Collator(ROWS, [(0, 1, 2), (3,), ()], pad_id=9, flatten=True)([1, 0, 2])
     assert batch["input_ids"].tolist() == [[41, 42, 43, 44, 11, 12, 13, 21, 22, 31]]
     assert batch["labels"].tolist() == [[-100, -100, -100, 44, -100, 12, 13, -100, 22, -100]]
@@ -44,15 +44,15 @@ def test_flat_all_slots_stand_in_one_line_without_padding():
 
 
 def test_trained_tokens_of_a_batch_are_those_of_its_rows():
-    for slots in ([(0,), (1,), (2,), (3,)], [(0, 1, 2, 3)]):
-        batch = Collator(ROWS, slots, pad_id=9)(list(range(len(slots))))
+    for sequences in ([(0,), (1,), (2,), (3,)], [(0, 1, 2, 3)]):
+        batch = Collator(ROWS, sequences, pad_id=9)(list(range(len(sequences))))
         assert int((batch["labels"] != IGNORE_INDEX).sum()) == sum(row.loss_tokens for row in ROWS)
 
 
-def test_filling_evens_out_the_last_batch_with_slots_that_train_nothing():
-    slots = pad_with_empty_sequences([(0,), (1,), (2,)], 4)
-    assert list(slots) == [(0,), (1,), (2,), ()]
+def test_padding_completes_the_last_batch_with_sequences_that_train_nothing():
+    sequences = pad_with_empty_sequences([(0,), (1,), (2,)], 4)
+    assert list(sequences) == [(0,), (1,), (2,), ()]
     assert list(pad_with_empty_sequences([(0,), (1,)], 2)) == [(0,), (1,)]
-    batch = Collator(ROWS, slots, pad_id=9)([2, 3])
+    batch = Collator(ROWS, sequences, pad_id=9)([2, 3])
     assert batch["labels"][1].tolist() == [IGNORE_INDEX]
-    assert batch["attention_mask"][1].tolist() == [1], "a line on which nothing is visible has no softmax"
+    assert batch["attention_mask"][1].tolist() == [1], "the softmax of a line without a visible token is undefined"

@@ -1,4 +1,4 @@
-"""Pulls and the log under loss scaling, on a real scaler without the device that float16 needs."""
+"""Penalties and the log with loss scaling, using a real scaler without the device that float16 needs."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from harness.interfaces.mitigation import Mitigation
 from harness.training.trainer import StageTrainer
 
 
-class Push(Mitigation):
-    """Adds 0.5 to every gradient, before clipping; keeps the learning rates that it is told."""
+class ConstantPenalty(Mitigation):
+    """Adds 0.5 to every gradient, before clipping; records the learning rates it gets."""
 
     penalty_timing = "before_clip"
 
@@ -32,12 +32,12 @@ class Push(Mitigation):
         self.rates.append(learning_rate)
 
     def stage_stats(self):
-        return {"found": 3.0}
+        return {"tail": 3.0}
 
 
 @pytest.fixture
-def scaled():
-    """What a trainer has after a scaled backward pass over a line of three weights whose gradient is 1, 2 and 2."""
+def trainer():
+    """A stand-in for the trainer after a scaled backward pass; the three weights have the gradients 1, 2 and 2."""
     model = nn.Linear(3, 1, bias=False)
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
@@ -48,7 +48,7 @@ def scaled():
         scaler.unscale_(optimizer)
 
     trainer = SimpleNamespace(
-        mitigations={"push": Push()},
+        mitigations={"constant": ConstantPenalty()},
         accelerator=SimpleNamespace(
             scaler=scaler, unscale_gradients=unscale, reduce=lambda value, how: value, optimizer_step_was_skipped=False
         ),
@@ -56,7 +56,7 @@ def scaled():
         state=SimpleNamespace(global_step=0, max_steps=2),
         loss_sums={"loss": torch.tensor(1.5)},
         penalties={},
-        stage_name="stage",
+        step_log=SimpleNamespace(stage_name="stage"),
         unwrapped_model=model,
         optimizer=optimizer,
     )
@@ -65,40 +65,40 @@ def scaled():
     return trainer
 
 
-def test_a_pull_before_clipping_is_added_to_gradients_without_their_loss_scale(scaled):
-    norm = StageTrainer._clip_grad_norm(scaled, scaled.unwrapped_model)
-    whole = torch.tensor([1.5, 2.5, 2.5])
-    assert float(norm) == pytest.approx(float(whole.norm()))
-    assert torch.allclose(scaled.unwrapped_model.weight.grad[0], whole / whole.norm(), atol=1e-5)
-    before = scaled.unwrapped_model.weight.detach().clone()
-    scaled.accelerator.scaler.step(scaled.optimizer)  # it knows that the scale is gone already
-    assert torch.allclose(before - scaled.unwrapped_model.weight, whole / whole.norm(), atol=1e-5)
+def test_penalty_before_clipping_is_added_to_unscaled_gradients(trainer):
+    norm = StageTrainer._clip_grad_norm(trainer, trainer.unwrapped_model)
+    gradient = torch.tensor([1.5, 2.5, 2.5])
+    assert float(norm) == pytest.approx(float(gradient.norm()))
+    assert torch.allclose(trainer.unwrapped_model.weight.grad[0], gradient / gradient.norm(), atol=1e-5)
+    before = trainer.unwrapped_model.weight.detach().clone()
+    trainer.accelerator.scaler.step(trainer.optimizer)  # the gradients are already unscaled
+    assert torch.allclose(before - trainer.unwrapped_model.weight, gradient / gradient.norm(), atol=1e-5)
 
 
-def test_infinite_gradients_still_leave_the_step_out(scaled):
-    scaled.unwrapped_model.weight.grad[0, 0] = math.inf
-    StageTrainer._clip_grad_norm(scaled, scaled.unwrapped_model)
-    before = scaled.unwrapped_model.weight.detach().clone()
-    scaled.accelerator.scaler.step(scaled.optimizer)
-    assert torch.equal(before, scaled.unwrapped_model.weight)
+def test_infinite_gradients_skip_the_step(trainer):
+    trainer.unwrapped_model.weight.grad[0, 0] = math.inf
+    StageTrainer._clip_grad_norm(trainer, trainer.unwrapped_model)
+    before = trainer.unwrapped_model.weight.detach().clone()
+    trainer.accelerator.scaler.step(trainer.optimizer)
+    assert torch.equal(before, trainer.unwrapped_model.weight)
 
 
-def test_what_was_not_finite_by_design_is_left_out_of_the_log(scaled):
-    scaled.unwrapped_model.weight.grad[0, 0] = math.inf
-    StageTrainer._clip_grad_norm(scaled, scaled.unwrapped_model)
-    logged = StageTrainer.before_optimizer_step(scaled)
-    assert logged == {"loss": 1.5, "penalty/push": 2.0, "push/found": 3.0}
-    json.dumps(logged, allow_nan=False)
-    scaled.loss_sums, scaled.state.global_step = {"loss": torch.tensor(1.5)}, 1
-    scaled.grad_norm = torch.tensor(4.0)
-    assert StageTrainer.before_optimizer_step(scaled) == {"loss": 1.5, "grad_norm": 4.0}, "facts are told once"
-    scaled.loss_sums, scaled.args.fp16, scaled.grad_norm = {"loss": torch.tensor(1.5)}, False, math.inf
+def test_infinite_gradient_norm_is_missing_in_the_log_with_loss_scaling(trainer):
+    trainer.unwrapped_model.weight.grad[0, 0] = math.inf
+    StageTrainer._clip_grad_norm(trainer, trainer.unwrapped_model)
+    metrics = StageTrainer.before_optimizer_step(trainer)
+    assert metrics == {"loss": 1.5, "penalty/constant": 2.0, "constant/tail": 3.0}
+    json.dumps(metrics, allow_nan=False)
+    trainer.loss_sums, trainer.state.global_step = {"loss": torch.tensor(1.5)}, 1
+    trainer.grad_norm = torch.tensor(4.0)
+    assert StageTrainer.before_optimizer_step(trainer) == {"loss": 1.5, "grad_norm": 4.0}, "stage stats are logged once"
+    trainer.loss_sums, trainer.args.fp16, trainer.grad_norm = {"loss": torch.tensor(1.5)}, False, math.inf
     with pytest.raises(RunError, match="grad_norm is inf"):
-        StageTrainer.before_optimizer_step(scaled)
+        StageTrainer.before_optimizer_step(trainer)
 
 
-def test_a_step_that_was_left_out_had_no_learning_rate(scaled):
+def test_skipped_step_has_the_learning_rate_zero(trainer):
     for skipped in (False, True):
-        scaled.accelerator.optimizer_step_was_skipped = skipped
-        StageTrainer.after_optimizer_step(scaled, 0.25)
-    assert scaled.mitigations["push"].rates == [0.25, 0.0]
+        trainer.accelerator.optimizer_step_was_skipped = skipped
+        StageTrainer.after_optimizer_step(trainer, 0.25)
+    assert trainer.mitigations["constant"].rates == [0.25, 0.0]

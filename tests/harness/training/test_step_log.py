@@ -1,4 +1,4 @@
-"""Entries, epochs and tokens of a stage's log."""
+"""The log of a stage: entries, epochs and tokens."""
 
 from __future__ import annotations
 
@@ -15,33 +15,33 @@ def log(make_stage):
     return data, StepLog(data, 2, 5, 2, no_progress, no_step_callback)
 
 
-def test_epoch_counts_slots_within_its_pass(log):
-    _, written = log
-    assert [written.epoch_at(step) for step in range(6)] == [0, 0.4, 0.8, 1.2, 1.6, 2.0]
+def test_epoch_counts_sequences_within_its_pass(log):
+    _, step_log = log
+    assert [step_log.epoch_at(step) for step in range(6)] == [0, 0.4, 0.8, 1.2, 1.6, 2.0]
 
 
 def test_tokens_are_those_of_the_rows_without_padding(log):
-    data, written = log
+    data, step_log = log
     lengths = [len(row.input_ids) for row in data.rows]
-    assert written.tokens_until(1) == lengths[0] + lengths[1]
-    assert written.tokens_until(5) == written.tokens_until(9) == 2 * sum(lengths[:6])
+    assert step_log.tokens_until(1) == lengths[0] + lengths[1]
+    assert step_log.tokens_until(5) == step_log.tokens_until(9) == 2 * sum(lengths[:6])
 
 
-def test_entries_average_what_came_since_the_last(log):
-    _, written = log
-    written.start()
+def test_entries_average_the_steps_since_the_last_entry(log):
+    _, step_log = log
+    step_log.start()
     for loss, penalty in [(4.0, None), (2.0, 5.0), (1.0, 3.0), (3.0, 1.0), (8.0, 2.0)]:
-        values = {"loss": loss, "grad_norm": 2 * loss} | ({} if penalty is None else {"penalty/p": penalty})
-        written.log_step(0.1, values)
-    assert [entry["step"] for entry in written.entries] == [2, 4, 5]
-    assert [entry["loss"] for entry in written.entries] == [3.0, 2.0, 8.0]
-    assert [entry["grad_norm"] for entry in written.entries] == [6.0, 4.0, 16.0]
-    assert [entry["penalty/p"] for entry in written.entries] == [5.0, 2.0, 2.0]
-    assert all(entry["tokens_per_second"] > 0 for entry in written.entries)
+        metrics = {"loss": loss, "grad_norm": 2 * loss} | ({} if penalty is None else {"penalty/p": penalty})
+        step_log.log_step(0.1, metrics)
+    assert [entry["step"] for entry in step_log.entries] == [2, 4, 5]
+    assert [entry["loss"] for entry in step_log.entries] == [3.0, 2.0, 8.0]
+    assert [entry["grad_norm"] for entry in step_log.entries] == [6.0, 4.0, 16.0]
+    assert [entry["penalty/p"] for entry in step_log.entries] == [5.0, 2.0, 2.0]
+    assert all(entry["tokens_per_second"] > 0 for entry in step_log.entries)
 
 
-def test_final_loss_is_of_one_update_at_least(log):
-    _, written = log
+def test_final_loss_is_of_at_least_one_step(log):
+    _, step_log = log
     for loss in (5.0, 4.0, 3.0):
-        written.log_step(0.1, {"loss": loss})
-    assert written.final_loss() == 3.0
+        step_log.log_step(0.1, {"loss": loss})
+    assert step_log.final_loss() == 3.0

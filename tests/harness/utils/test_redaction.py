@@ -1,4 +1,4 @@
-"""What is left out of what anybody may read, and what is not."""
+"""Secrets are removed from texts and settings, and nothing else is."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import pytest
 
 from harness.utils.redaction import REDACTED, Secrets, flatten_settings, is_secret_name, redact, redact_text
 
-WORDS = "hunter22-x9"
+SECRET = "hunter22-x9"
 
 
 @pytest.mark.parametrize(
-    ("text", "shown"),
+    ("text", "expected"),
     [
         ("http://me:hunter22-x9@host:5000/a", "http://host:5000/a"),
         ("http://hunter22-x9@host", "http://host"),
@@ -29,10 +29,10 @@ WORDS = "hunter22-x9"
         ("a mean of 3 tokens; me@example.org", "a mean of 3 tokens; me@example.org"),
     ],
 )
-def test_a_text_loses_its_secrets_and_nothing_else(text, shown):
-    found = redact_text(text)
-    assert found == shown or (shown.startswith("…") and found.endswith(shown[1:]))
-    assert WORDS not in found
+def test_text_loses_its_secrets_and_nothing_else(text, expected):
+    redacted = redact_text(text)
+    assert redacted == expected or (expected.startswith("…") and redacted.endswith(expected[1:]))
+    assert SECRET not in redacted
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ def test_a_text_loses_its_secrets_and_nothing_else(text, shown):
     ["token", "HF_TOKEN", "api_key", "apiKey", "accessToken", "aws_secret_access_key", "AWS_ACCESS_KEY_ID", "password",
      "storage.sas", "client_secret", "connection_string", "Authorization", "hub.credentials"],
 )  # fmt: skip
-def test_names_of_secrets_are_known(name):
+def test_names_of_secrets_are_recognized(name):
     assert is_secret_name(name)
 
 
@@ -49,12 +49,12 @@ def test_names_of_secrets_are_known(name):
     ["max_new_tokens", "tokenizer", "pad_token", "eos_token", "loss_tokens", "secretary", "keys", "sort_key_order",
      "passwords_checked", "mitigations.token_masking"],
 )  # fmt: skip
-def test_names_like_those_of_secrets_are_not(name):
+def test_names_similar_to_those_of_secrets_are_not_recognized(name):
     assert not is_secret_name(name)
 
 
-def test_the_settings_of_a_file_system_and_headers_are_left_out_but_for_what_says_where():
-    given = {
+def test_settings_of_file_systems_and_headers_are_removed_except_locations():
+    settings = {
         "storage": {
             "key": "AAA",
             "anon": False,
@@ -64,7 +64,7 @@ def test_the_settings_of_a_file_system_and_headers_are_left_out_but_for_what_say
         "headers": {"X-Own": "hunter22-x9"},
         "headings": {"user": "### User"},
     }
-    assert redact(given) == {
+    assert redact(settings) == {
         "storage": {
             "key": REDACTED,
             "anon": False,
@@ -74,10 +74,10 @@ def test_the_settings_of_a_file_system_and_headers_are_left_out_but_for_what_say
         "headers": {"X-Own": REDACTED},
         "headings": {"user": "### User"},
     }
-    assert "hunter22-x9" not in json.dumps(flatten_settings(given))
+    assert "hunter22-x9" not in json.dumps(flatten_settings(settings))
 
 
-def test_secrets_are_known_by_where_they_stand_and_taken_out_wherever_they_appear():
+def test_collected_secrets_are_removed_wherever_they_appear():
     spec = {
         "hub": {"token": "tok-en-1234"},
         "list": ["http://me:s3cr%40t99@host/x"],
@@ -86,10 +86,10 @@ def test_secrets_are_known_by_where_they_stand_and_taken_out_wherever_they_appea
     }
     secrets = Secrets.collect(spec, environment={"HF_TOKEN": "env-tok-8888", "HOME": "/root", "X_TOKEN": "disabled"})
     text = 'a tok-en-1234, b s3cr@t99, c s3cr%40t99, d stor-age-77, e env-tok-8888, f disabled, g /root, h "chatml"'
-    left = secrets.redact(text)
-    assert left.count(REDACTED) == 5
-    assert left.endswith('f disabled, g /root, h "chatml"')
-    odd = Secrets.collect({"password": 'quo"te<9'}, environment={})
-    assert odd.redact(json.dumps({"x": 'quo"te<9'})) == json.dumps({"x": REDACTED})
-    assert odd.redact("<p>quo&quot;te&lt;9</p>") == f"<p>{REDACTED}</p>"
+    redacted = secrets.redact(text)
+    assert redacted.count(REDACTED) == 5
+    assert redacted.endswith('f disabled, g /root, h "chatml"')
+    escaped = Secrets.collect({"password": 'quo"te<9'}, environment={})
+    assert escaped.redact(json.dumps({"x": 'quo"te<9'})) == json.dumps({"x": REDACTED})
+    assert escaped.redact("<p>quo&quot;te&lt;9</p>") == f"<p>{REDACTED}</p>"
     assert Secrets.collect({}, environment={}).redact(text) == text

@@ -1,4 +1,4 @@
-"""What is secret is left out, wherever it stands; what only looks like it stays."""
+"""Secrets in records are removed; similar words stay."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 from harness.utils.redaction import redact, redact_text
 
 
-def test_secrets_are_left_out_and_words_like_them_are_not():
+def test_secrets_are_removed_and_similar_words_are_not():
     spec = {
         "hub": {"token": "t", "api_key": "k", "HF_TOKEN": "h", "password": None},
         "max_new_tokens": 64,
@@ -23,7 +23,7 @@ def test_secrets_are_left_out_and_words_like_them_are_not():
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("text", "expected"),
     [
         ("s3://bucket/rows?X-Amz-Signature=abc123&part=2", "s3://bucket/rows?X-Amz-Signature=(left out)&part=2"),
         (
@@ -37,10 +37,10 @@ def test_secrets_are_left_out_and_words_like_them_are_not():
         ("mysql://me:pw@host/db", "mysql://host/db"),
     ],
 )
-def test_text_keeps_all_but_its_secrets(given: str, told: str) -> None:
-    assert redact_text(given) == told
+def test_text_keeps_everything_except_its_secrets(text: str, expected: str) -> None:
+    assert redact_text(text) == expected
 
 
 @pytest.mark.parametrize("key", ["aws_secret_access_key", "aws_access_key_id", "Authorization", "private_key"])
-def test_keys_of_clouds_and_headers_are_secrets(key: str) -> None:
+def test_cloud_keys_and_headers_are_secrets(key: str) -> None:
     assert redact({key: "x", "key": "y"}) == {key: "(left out)", "key": "y"}

@@ -1,4 +1,4 @@
-"""BLEU against sacrebleu's own numbers."""
+"""BLEU compared with sacrebleu."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_one_reference_gives_the_known_value(score):
 @pytest.mark.parametrize("tokenize", ["13a", "zh", "char", "intl", "none"])
 @pytest.mark.parametrize("lowercase", [False, True])
 @pytest.mark.parametrize("effective_order", [False, True])
-def test_sums_score_as_corpus_score_does(score, tokenize, lowercase, effective_order):
+def test_summed_statistics_equal_corpus_score(score, tokenize, lowercase, effective_order):
     from sacrebleu.metrics import BLEU
 
     answers, references = [*H, "", "YES", ZH], [*R1, "Nothing.", "yes", ZH_REFERENCE]
@@ -35,7 +35,7 @@ def test_sums_score_as_corpus_score_does(score, tokenize, lowercase, effective_o
     assert ours["bleu"] == pytest.approx(theirs.corpus_score(answers, [references]).score, abs=1e-9)
 
 
-def test_chinese_is_cut_as_chinese_by_itself(score):
+def test_chinese_is_tokenized_as_chinese_by_default(score):
     assert score("bleu", [ZH], [ZH_REFERENCE])["bleu"] == pytest.approx(54.59709700160348, abs=1e-6)
     assert score("bleu", [ZH], [ZH_REFERENCE], tokenize="13a")["bleu"] == 0.0
 
@@ -51,7 +51,7 @@ def test_empty_answers_lower_the_score(score):
     assert score("bleu", [*H, ""], [*R1, "One more sentence."])["bleu"] < score("bleu", H, R1)["bleu"]
 
 
-def test_signature_tells_what_the_number_means(metric):
+def test_signature_names_version_and_options(metric):
     plain = metric("bleu", tokenize="13a", lowercase=True, effective_order=True).signature()
     assert plain.startswith("bleu|nrefs:1|case:lc|eff:yes|tok:13a|smooth:exp|version:")
     assert "tok:harness-auto1(13a,zh,char)" in metric("bleu").signature()
@@ -71,7 +71,7 @@ def test_one_sentence_gives_the_values_of_sacrebleus_tests(score, tokenize, lowe
 @pytest.mark.parametrize(
     ("lang", "tokenize"), [("en", "13a"), ("zh", "zh"), ("yue", "zh"), ("ja", "char"), ("ko", "char"), ("th", "char")]
 )
-def test_a_language_settles_the_tokeniser(score, metric, lang, tokenize):
+def test_lang_selects_the_tokenizer(score, metric, lang, tokenize):
     pair = ["東京大学 is here"], ["東京大学 was here"]
     assert score("bleu", *pair, lang=lang) == score("bleu", *pair, tokenize=tokenize)
     assert f"|tok:{tokenize}|" in metric("bleu", lang=lang).signature()

@@ -1,4 +1,4 @@
-"""Exact match and what it ignores."""
+"""Exact match and its normalization."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PREDICTIONS, REFERENCES = ["cat?", "theater", "yelling", "agent"], ["the cat", "
         (["case", "punctuation", "articles", "numbers"], 1.0),
     ],
 )
-def test_values_of_evaluates_docstring_step_by_step(score, ignored, value):
+def test_values_of_the_docstring_of_evaluate(score, ignored, value):
     assert score("exact_match", PREDICTIONS, REFERENCES, normalise=ignored)["exact_match"] == value
 
 
@@ -36,14 +36,14 @@ def test_values_of_evaluates_docstring_step_by_step(score, ignored, value):
         ("!", "。", ["punctuation"], 0.0),
     ],
 )
-def test_pairs(score, answer, reference, ignored, value):
+def test_known_pairs_have_known_scores(score, answer, reference, ignored, value):
     assert score("exact_match", [answer], [reference], normalise=ignored)["exact_match"] == value
 
 
-def test_any_of_several_references_will_do(score):
+def test_any_of_several_references_may_match(score):
     assert score("exact_match", ["b"], [["a1", "b"]])["exact_match"] == 1.0
 
 
-def test_signature_tells_what_is_ignored(metric):
+def test_signature_names_what_is_ignored(metric):
     assert metric("exact_match").signature() == "exact_match|norm:case+punctuation+articles|version:1"
     assert metric("exact_match", normalise=[]).signature() == "exact_match|norm:none|version:1"

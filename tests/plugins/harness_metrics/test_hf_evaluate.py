@@ -1,4 +1,4 @@
-"""Each metric of text as a metric of the package `evaluate`."""
+"""Every text metric as a metric of the package `evaluate`."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ REFERENCES = ["The dog had bit the man.", "No one was.", "今天天气非常好�
 
 @pytest.mark.parametrize("name", TEXT)
 def test_compute_equals_aggregate(metric, name):
-    made = metric(name)
-    theirs = made.to_hf_evaluate()
+    instance = metric(name)
+    theirs = instance.to_hf_evaluate()
     assert isinstance(theirs, evaluate.Metric)
-    vectors = [made.statistics(Item("x", "", r, a)) for a, r in zip(ANSWERS, REFERENCES, strict=True)]
+    vectors = [instance.statistics(Item("x", "", r, a)) for a, r in zip(ANSWERS, REFERENCES, strict=True)]
     ours = {
-        key: made.aggregate(key, [math.fsum(column) for column in zip(*(v[key] for v in vectors), strict=True)])
-        for key in made.score_names
+        key: instance.aggregate(key, [math.fsum(column) for column in zip(*(v[key] for v in vectors), strict=True)])
+        for key in instance.score_names
     }
     assert theirs.compute(predictions=ANSWERS, references=REFERENCES) == pytest.approx(ours, abs=1e-9)
     # Again, and batch by batch: nothing is left over from the call before.
@@ -32,7 +32,7 @@ def test_compute_equals_aggregate(metric, name):
     assert theirs.compute() == pytest.approx(ours, abs=1e-9)
 
 
-def test_several_references_are_taken(metric):
+def test_several_references_are_supported(metric):
     bleu = metric("bleu", tokenize="13a").to_hf_evaluate()
     answers = ["The dog bit the man.", "It wasn't surprising.", "The man had just bitten him."]
     references = [
@@ -46,18 +46,18 @@ def test_several_references_are_taken(metric):
     assert bleu.compute(predictions=readme, references=several)["bleu"] == pytest.approx(100.0)
 
 
-def test_what_cannot_be_scored_says_so(metric):
-    made = metric("exact_match").to_hf_evaluate()
+def test_missing_answers_and_references_are_errors(metric):
+    instance = metric("exact_match").to_hf_evaluate()
     with pytest.raises(HarnessError, match="exact_match: no answers to score"):
-        made.compute(predictions=[], references=[])
+        instance.compute(predictions=[], references=[])
     with pytest.raises(HarnessError, match="no reference"):
-        made.compute(predictions=["a"], references=[[]])
+        instance.compute(predictions=["a"], references=[[]])
     with pytest.raises(ValueError, match="Mismatch"):
-        made.compute(predictions=["a", "b"], references=["a"])
+        instance.compute(predictions=["a", "b"], references=["a"])
 
 
-def test_it_describes_itself(metric):
-    made = metric("rouge").to_hf_evaluate()
-    assert made.name == "rouge"
-    assert "rouge|tok:harness-cjk2" in made.description
-    assert "aclanthology" in made.citation
+def test_the_converted_metric_describes_itself(metric):
+    instance = metric("rouge").to_hf_evaluate()
+    assert instance.name == "rouge"
+    assert "rouge|tok:harness-cjk2" in instance.description
+    assert "aclanthology" in instance.citation

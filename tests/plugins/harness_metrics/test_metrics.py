@@ -1,4 +1,4 @@
-"""What holds for every built-in metric."""
+"""Properties of every built-in metric."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from harness import HarnessError, Item, Metric
 
 COMPONENTS = harness_metrics.harness_metrics()
 TEXT = ["bleu", "rouge", "chrf", "ter", "exact_match", "token_f1"]
-"""Metrics of an answer beside its reference."""
+"""Metrics that compare an answer with its reference."""
 ENCODED = ["bertscore"]
-"""Metrics of an answer beside its reference that need a model of their own."""
+"""Metrics that compare an answer with its reference by a model."""
 FORM = ["distinct", "length_ratio", "regex", "json_valid"]
-"""Metrics of an answer alone, or of its length."""
+"""Metrics of the answer only, or of its length."""
 READ = ["response_perplexity", "multiple_choice", "bits_per_byte", "kl_to_base", "agreement_with_base"]
 REQUIRED = {"regex": {"pattern": "the"}, "bertscore": {"model": "encoder"}}
 ANSWERS = ["The dog bit the man.", "", "今天天气很好。", "It was Ａ surprise"]
 REFERENCES = ["The dog had bit the man.", "No one was.", "今天天气非常好。", "It was a surprise!"]
 
 
-def test_the_issue_names_these_metrics():
+def test_all_built_in_metrics_are_declared():
     assert set(COMPONENTS) == {*TEXT, *ENCODED, *FORM, *READ}
 
 
 @pytest.mark.parametrize("name", COMPONENTS)
-def test_every_option_has_a_default_and_is_read(name):
+def test_every_option_has_a_default_and_is_used(name):
     import importlib
 
     module, factory = COMPONENTS[name].factory.split(":")
@@ -46,14 +46,14 @@ def test_every_option_has_a_default_and_is_read(name):
 @pytest.mark.parametrize(
     "text", ["今天天气很好，我们去公园玩。", "今日は公園へ行きました。", "오늘은 공원에 갔다", "用Python写代码 now 好"]
 )
-def test_identical_text_without_spaces_scores_full_marks(score, name, text):
+def test_identical_text_without_spaces_has_the_best_score(score, name, text):
     full = {"bleu": 100.0, "chrf": 100.0, "ter": 0.0}.get(name, 1.0)  # of TER, the errors
     scores = score(name, [text], [text])
     assert scores == pytest.approx(dict.fromkeys(scores, full))
 
 
 @pytest.mark.parametrize("name", [name for name in TEXT if name != "ter"])
-def test_an_empty_answer_scores_nothing_and_is_counted(score, name):
+def test_an_empty_answer_scores_0_and_is_counted(score, name):
     assert set(score(name, [""], ["text of four words"]).values()) == {0.0}
     full = score(name, ["text of four words"], ["text of four words"])
     half = score(name, ["text of four words", ""], ["text of four words"] * 2)
@@ -61,31 +61,31 @@ def test_an_empty_answer_scores_nothing_and_is_counted(score, name):
 
 
 @pytest.mark.parametrize("name", TEXT + ENCODED + FORM)
-def test_an_answer_that_was_never_generated_is_an_error(metric, name):
+def test_a_missing_answer_is_an_error(metric, name):
     with pytest.raises(HarnessError, match="no answer to score"):
         metric(name, **REQUIRED.get(name, {})).statistics(Item("x", "", "reference"))
 
 
 @pytest.mark.parametrize("name", READ)
-def test_what_the_model_was_not_asked_for_is_an_error(metric, name):
+def test_a_missing_measurement_is_an_error(metric, name):
     with pytest.raises(HarnessError, match="item x"):
         metric(name).statistics(Item("x", "", "reference", "answer"))
 
 
 @pytest.mark.parametrize("name", TEXT + FORM)
-def test_vectors_are_equally_long_and_named(metric, name):
-    made = metric(name, **REQUIRED.get(name, {}))
-    assert isinstance(made, TextMetric)
-    assert isinstance(made, Metric)
+def test_statistics_have_equal_lengths_and_the_declared_names(metric, name):
+    instance = metric(name, **REQUIRED.get(name, {}))
+    assert isinstance(instance, TextMetric)
+    assert isinstance(instance, Metric)
     shapes = set()
     for answer, reference in zip(ANSWERS, REFERENCES, strict=True):
-        given = made.statistics(Item("x", "", reference, answer))
-        assert tuple(given) == made.score_names
-        shapes |= {(key, len(vector)) for key, vector in given.items()}
-    assert len(shapes) == len(made.score_names)
+        statistics = instance.statistics(Item("x", "", reference, answer))
+        assert tuple(statistics) == instance.score_names
+        shapes |= {(key, len(vector)) for key, vector in statistics.items()}
+    assert len(shapes) == len(instance.score_names)
 
 
-def test_scoring_again_imports_no_torch():
+def test_scoring_stored_answers_does_not_import_torch():
     code = """
 import sys
 from harness_metrics.bleu import Bleu

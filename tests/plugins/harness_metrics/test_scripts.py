@@ -1,4 +1,4 @@
-"""Every metric of text, in every script: the very reference has the best score, text that shares nothing the worst."""
+"""Every text metric in every script: identical text scores best, text without common words worst."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 BEST = {"bleu": 100.0, "chrf": 100.0, "ter": 0.0}
-"""Of a metric that is not best at 1."""
+"""The best score of metrics whose best score is not 1."""
 
 SCRIPTS = {
     "english": ("en", "The dog bit the man in the park.", "Why should anybody ever buy fish?"),
@@ -39,16 +39,16 @@ SCRIPTS = {
 }
 NAMES = ["bleu", "chrf", "ter", "rouge", "exact_match", "token_f1"]
 SPOKEN = {"bleu", "ter", "exact_match", "token_f1"}
-"""Those with an option `lang`."""
+"""Metrics with an option `lang`."""
 
 every = pytest.mark.parametrize("name", NAMES)
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
 @every
-def test_identical_text_is_best_and_disjoint_text_worst(score, name, script):
+def test_identical_text_scores_best_and_disjoint_text_worst(score, name, script):
     lang, text, other = SCRIPTS[script]
-    other = "".join(one for one in other if one == " " or one.casefold() not in text.casefold())
+    other = "".join(character for character in other if character == " " or character.casefold() not in text.casefold())
     assert len(other.split()) >= 1
     assert not set(text.casefold()) & set(other.casefold()) - {" "}
     for options in [{}, {"lang": lang}] if name in SPOKEN else [{}]:
@@ -68,27 +68,29 @@ def test_identical_text_is_best_and_disjoint_text_worst(score, name, script):
 @example("&amp; <skipped>")
 @example("￼")
 @every
-def test_any_text_that_can_be_seen_is_its_own_best_answer(score, name, text):
-    # BLEU's orders beyond a text's length are left out, and ROUGE-2 of a text of one word is 0 by its definition.
-    found = score(name, [text], [text], **({"effective_order": True} if name == "bleu" else {}))
+def test_any_visible_text_is_its_own_best_answer(score, name, text):
+    # BLEU ignores orders beyond a text's length, and ROUGE-2 of a text of one word is 0 by definition.
+    scores = score(name, [text], [text], **({"effective_order": True} if name == "bleu" else {}))
     if len(tokenize_words(text)) == 1:
-        found.pop("rouge2", None)
-    assert found == pytest.approx(dict.fromkeys(found, BEST.get(name, 1.0)))
+        scores.pop("rouge2", None)
+    assert scores == pytest.approx(dict.fromkeys(scores, BEST.get(name, 1.0)))
 
 
 @pytest.mark.parametrize(
-    ("codes", "cut"),
+    ("codes", "tokenizer"),
     [
         (("zh", "zho", "cmn", "yue"), "zh"),
         (("ja", "jpn", "ko", "kor", "th", "tha", "bo"), "char"),
         (("en", "eng"), "13a"),
     ],
 )
-def test_a_language_has_codes_of_two_and_of_three_letters(metric, codes, cut):
-    assert {metric("bleu", lang=code).signature().partition("|tok:")[2].partition("|")[0] for code in codes} == {cut}
+def test_languages_have_codes_of_two_and_three_letters(metric, codes, tokenizer):
+    assert {metric("bleu", lang=code).signature().partition("|tok:")[2].partition("|")[0] for code in codes} == {
+        tokenizer
+    }
 
 
-def test_a_language_decides_where_the_script_would_say_otherwise(score):
+def test_lang_overrides_the_script(score):
     text = "東京都知事選挙公報"  # Japanese, and nothing in it that is not Han
     assert score("bleu", [text], [text], lang="ja")["bleu"] == pytest.approx(100.0)
     mostly_latin = "Der Begriff 天下 heißt alles unter dem Himmel", "Der Begriff 天 heißt alles unter dem Himmel"

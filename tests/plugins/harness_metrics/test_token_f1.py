@@ -19,14 +19,14 @@ import pytest
         ("。", "。", 1.0),
     ],
 )
-def test_pairs(score, answer, reference, value):
+def test_known_pairs_have_known_scores(score, answer, reference, value):
     assert score("token_f1", [answer], [reference])["token_f1"] == pytest.approx(value)
 
 
-def test_mean_over_items_and_best_over_references(score):
+def test_score_is_the_mean_over_items_of_the_best_reference(score):
     assert score("token_f1", ["cat", "", "dog"], [["mouse", "cat"], "cat", "dog"])["token_f1"] == pytest.approx(2 / 3)
 
 
-def test_signature_tells_how_words_are_cut(metric):
+def test_signature_names_the_word_tokenization(metric):
     signature = "token_f1|norm:case+punctuation+articles|tok:space+harness-cjk2|version:1"
     assert metric("token_f1").signature() == signature

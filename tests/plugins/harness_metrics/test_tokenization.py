@@ -1,4 +1,4 @@
-"""Words of mixed scripts."""
+"""Word tokenization of mixed scripts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 
 @given(st.text(alphabet=st.characters(max_codepoint=127)))
-def test_ascii_words_are_those_of_rouge_score(text):
+def test_ascii_words_equal_those_of_rouge_score(text):
     from rouge_score.tokenize import tokenize
 
     expected = tokenize(text, None)
@@ -17,8 +17,8 @@ def test_ascii_words_are_those_of_rouge_score(text):
 
 
 @given(st.text())
-def test_only_blank_text_is_without_words(text):
-    # Format characters (joiners, direction marks) alone make a text that nobody can see.
+def test_only_blank_text_has_no_words(text):
+    # Format characters (joiners, direction marks) alone make an invisible text.
     visible = "".join(character for character in text if character.isprintable() and not character.isspace())
     assert tokenize_words(text) or not visible
 
@@ -57,15 +57,15 @@ def test_words_of_each_script(text, expected):
         ("", "spaced"),
     ],
 )
-def test_language_goes_by_the_share_of_letters(text, expected):
+def test_segmentation_follows_the_fraction_of_letters(text, expected):
     assert segmentation_of(text) == expected
 
 
-def test_spread_parts_characters_and_keeps_words():
+def test_space_out_separates_characters_and_keeps_words():
     assert space_out("用Python写").split() == ["用", "Python", "写"]
 
 
-def test_tibetan_is_cut_at_the_end_of_each_syllable():
+def test_tibetan_is_split_after_each_syllable():
     assert tokenize_words("བོད་ཡིག།") == ["བོད", "ཡིག"]
     assert space_out("བོད་ཡིག།").split() == ["བོད་", "ཡིག།"]
     assert segmentation_of("བོད་ཡིག།") == "char"

@@ -20,7 +20,7 @@ def read(path="saved", split=None):
     return list(ArrowSource(path, {}, split).records())
 
 
-def test_a_saved_dataset_is_read_in_its_order_from_all_its_files():
+def test_a_saved_dataset_is_read_in_order_from_all_its_files():
     datasets.Dataset.from_list(ROWS).select([4, 3, 2, 1, 0]).save_to_disk("saved", num_shards=2)
     files = [part["filename"] for part in json.loads(Path("saved/state.json").read_text())["_data_files"]]
     assert len(files) == 2
@@ -31,17 +31,19 @@ def test_a_saved_dataset_is_read_in_its_order_from_all_its_files():
     assert [record.data for record in read([f"saved/{files[1]}"])] == ROWS[1::-1]
 
 
-def test_of_a_folder_with_splits_one_is_named():
+def test_a_folder_with_splits_requires_the_option_split():
     parts = {"train": datasets.Dataset.from_list(ROWS), "test": datasets.Dataset.from_list(ROWS[:2])}
     datasets.DatasetDict(parts).save_to_disk("saved")
     assert [record.data for record in read(split="test")] == ROWS[:2]
-    with pytest.raises(HarnessError, match=r'saved: holds the splits train, test; say which, e.g. "split": "train"'):
+    with pytest.raises(
+        HarnessError, match=r'saved: has the splits train, test; name one of them, e.g. "split": "train"'
+    ):
         read()
-    with pytest.raises(HarnessError, match="holds the splits train, test and no 'dev'"):
+    with pytest.raises(HarnessError, match="has the splits train, test and no 'dev'"):
         read(split="dev")
 
 
-def test_a_file_of_arrows_file_format_is_read_as_well():
+def test_arrows_file_format_is_read_too():
     table = pyarrow.Table.from_pylist(ROWS[:3])
     with pyarrow.OSFile("x.arrow", "wb") as file, pyarrow.ipc.new_file(file, table.schema) as writer:
         writer.write_table(table, max_chunksize=2)
@@ -50,15 +52,15 @@ def test_a_file_of_arrows_file_format_is_read_as_well():
     ]
 
 
-def test_what_is_no_arrow_data_is_told(tmp_path):
+def test_other_files_and_folders_are_refused(tmp_path):
     (tmp_path / "x.arrow").write_text("no arrow file")
-    with pytest.raises(HarnessError, match=r"x.arrow: is not an Arrow file"):
+    with pytest.raises(HarnessError, match=r"x.arrow: is not a readable Arrow file"):
         read("x.arrow")
     with pytest.raises(HarnessError, match=r"none.arrow: there is no such file"):
         read("none.arrow")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(HarnessError, match="empty: is no folder that datasets' save_to_disk has written"):
+    with pytest.raises(HarnessError, match="empty: is not a folder written by datasets' save_to_disk"):
         read("empty")
     datasets.Dataset.from_list(ROWS).save_to_disk("saved")
-    with pytest.raises(HarnessError, match="holds one data set, and no split 'test'"):
+    with pytest.raises(HarnessError, match="has one dataset and no split 'test'"):
         read(split="test")

@@ -27,7 +27,7 @@ def read(path, **storage):
     return [(record.location, record.data["a"]) for record in JsonlSource(path, storage).records()]
 
 
-def refused(path, **storage):
+def error_of(path, **storage):
     with pytest.raises(HarnessError) as caught:
         read(path, **storage)
     assert len(caught.value.lines()) == 1
@@ -43,13 +43,13 @@ def zstd(data):
 
 @pytest.mark.parametrize("pack", [gzip.compress, zstd])
 @pytest.mark.parametrize("name", ["x.jsonl.gz", "x.jsonl.zst", "x"])
-def test_gzip_and_zstd_are_told_by_their_first_bytes_whatever_the_files_name(tmp_path, pack, name):
+def test_gzip_and_zstd_are_detected_by_their_first_bytes(tmp_path, pack, name):
     (tmp_path / name).write_bytes(pack(LINES) + pack(b'{"a": 3}\n'))
     assert read(name) == [(f"{name}:1", 1), (f"{name}:2", 2), (f"{name}:3", 3)]
 
 
 @pytest.mark.parametrize("pack", [gzip.compress, zstd])
-def test_every_source_of_text_reads_them(tmp_path, pack):
+def test_every_text_source_reads_compressed_files(tmp_path, pack):
     for name, text in {"x.json": b'[{"a": "1"}]', "x.csv": b"a\n1\n", "x.txt": b"1\n"}.items():
         (tmp_path / name).write_bytes(pack(text))
     sources = [JsonSource("x.json", {}), CsvSource("x.csv", {}, ","), TextSource("x.txt", {}, "line")]
@@ -57,52 +57,52 @@ def test_every_source_of_text_reads_them(tmp_path, pack):
 
 
 @pytest.mark.parametrize("pack", [gzip.compress, zstd])
-def test_compressed_data_that_is_cut_off_or_damaged_is_an_error_and_not_the_end(tmp_path, pack):
-    whole = pack(b"".join(b'{"a": %d}\n' % (n * 7919 % 104729) for n in range(20_000)))
-    (tmp_path / "x").write_bytes(whole[: len(whole) // 2])
-    line = refused("x")
+def test_truncated_or_damaged_compressed_data_is_an_error(tmp_path, pack):
+    compressed = pack(b"".join(b'{"a": %d}\n' % (n * 7919 % 104729) for n in range(20_000)))
+    (tmp_path / "x").write_bytes(compressed[: len(compressed) // 2])
+    line = error_of("x")
     assert line.startswith("x: ")
-    assert "cut off" in line or "Truncated" in line
-    (tmp_path / "x").write_bytes(whole[:12] + b"\xff" * 1000 + whole[1012:])
-    assert refused("x").startswith("x: cannot be read: ")
+    assert "is truncated" in line or "Truncated" in line
+    (tmp_path / "x").write_bytes(compressed[:12] + b"\xff" * 1000 + compressed[1012:])
+    assert error_of("x").startswith("x: cannot be read: ")
 
 
 # -- patterns and packages --------------------------------------------------------------------------------------------
 
 
-def test_a_pattern_stands_for_its_files_by_name(tmp_path):
+def test_a_pattern_expands_to_its_files_sorted_by_name(tmp_path):
     (tmp_path / "data").mkdir()
     for name in "ba":
         (tmp_path / "data" / f"{name}.jsonl").write_bytes(LINES[:9])
     (tmp_path / "data" / "c.txt").write_text("no")
-    assert [place for place, _ in read("data/*.jsonl")] == ["data/a.jsonl:1", "data/b.jsonl:1"]
-    assert refused("data/*.json").startswith("data/*.json: no file fits this pattern")
+    assert [location for location, _ in read("data/*.jsonl")] == ["data/a.jsonl:1", "data/b.jsonl:1"]
+    assert error_of("data/*.json").startswith("data/*.json: no file matches this pattern")
 
 
-def test_a_file_whose_name_looks_like_a_pattern_is_read_itself(tmp_path):
+def test_a_file_whose_name_looks_like_a_pattern_is_read(tmp_path):
     for name in ("x[1].jsonl", "x1.jsonl"):
         (tmp_path / name).write_bytes(LINES[:9])
     assert read("x[1].jsonl") == [("x[1].jsonl:1", 1)]
 
 
-def test_a_file_of_an_installed_package_is_read_and_none_of_its_code_is_run(tmp_path, monkeypatch):
+def test_a_file_of_an_installed_package_is_read_without_executing_its_code(tmp_path, monkeypatch):
     (tmp_path / "somedata" / "rows").mkdir(parents=True)
     (tmp_path / "somedata" / "__init__.py").write_text("raise SystemExit('its code was run')")
     (tmp_path / "somedata" / "rows" / "x.jsonl").write_bytes(LINES)
     monkeypatch.syspath_prepend(str(tmp_path))
     assert read("pkg://somedata/rows/x.jsonl") == [("somedata/rows/x.jsonl:1", 1), ("somedata/rows/x.jsonl:2", 2)]
     assert "somedata" not in sys.modules
-    assert "has no such file" in refused("pkg://somedata/y.jsonl")
-    assert "leads out of the package" in refused("pkg://somedata/../x.jsonl")
-    assert "no Python package 'nodata' is installed here" in refused("pkg://nodata/x.jsonl")
-    assert "names no file of a package" in refused("pkg://somedata")
+    assert "has no such file" in error_of("pkg://somedata/y.jsonl")
+    assert "leads out of the package" in error_of("pkg://somedata/../x.jsonl")
+    assert "no Python package 'nodata' is installed" in error_of("pkg://nodata/x.jsonl")
+    assert "does not name a file of a package" in error_of("pkg://somedata")
 
 
-def test_a_folder_and_a_file_that_is_not_there_are_told(tmp_path):
+def test_folders_missing_files_and_nul_characters_are_refused(tmp_path):
     (tmp_path / "data").mkdir()
-    assert refused("data") == "data: is a folder, not a file; name the files in it, e.g. data/*.jsonl"
-    assert refused("none") == "none: there is no such file; check the source's path"
-    assert refused("a\0b") == "'a\\x00b': is no path: it holds a NUL character; check the source's path"
+    assert error_of("data") == "data: is a folder, not a file; name the files in it, e.g. data/*.jsonl"
+    assert error_of("none") == "none: there is no such file; check the source's path"
+    assert error_of("a\0b") == "'a\\x00b': is not a path: it has a NUL character; check the source's path"
 
 
 # -- addresses --------------------------------------------------------------------------------------------------------
@@ -110,14 +110,14 @@ def test_a_folder_and_a_file_that_is_not_there_are_told(tmp_path):
 
 @pytest.fixture
 def memory():
-    """fsspec's file system in memory, empty before and after."""
+    """Yield fsspec's in-memory file system, empty before and after."""
     system = fsspec.filesystem("memory")
     system.store.clear()
     yield system
     system.store.clear()
 
 
-def test_every_source_of_files_reads_from_a_file_system_of_fsspec(memory):
+def test_every_file_source_reads_from_fsspec(memory):
     table = pyarrow.table({"a": ["1", "2"]})
     memory.pipe("/d/x.jsonl.gz", gzip.compress(LINES))
     memory.pipe("/d/x.json", b'[{"a": 1}]')
@@ -139,17 +139,20 @@ def test_every_source_of_files_reads_from_a_file_system_of_fsspec(memory):
     ]  # fmt: skip
 
 
-def test_a_pattern_of_an_address_stands_for_its_files(memory):
+def test_a_pattern_of_an_address_expands_to_its_files(memory):
     for name in "ba":
         memory.pipe(f"/d/{name}.jsonl", LINES[:9])
-    assert [place for place, _ in read("memory://d/*.jsonl")] == ["memory:///d/a.jsonl:1", "memory:///d/b.jsonl:1"]
-    assert "no file fits this pattern" in refused("memory://d/*.json")
-    assert "there is no such file" in refused("memory://d/none.jsonl")
+    assert [location for location, _ in read("memory://d/*.jsonl")] == [
+        "memory:///d/a.jsonl:1",
+        "memory:///d/b.jsonl:1",
+    ]
+    assert "no file matches this pattern" in error_of("memory://d/*.json")
+    assert "there is no such file" in error_of("memory://d/none.jsonl")
 
 
 @pytest.fixture
 def web(tmp_path):
-    """A web server of the test's folder; gives its address."""
+    """Serve the test's folder over HTTP and yield the address."""
 
     class Quiet(http.server.SimpleHTTPRequestHandler):
         def __init__(self, *args):
@@ -164,36 +167,38 @@ def web(tmp_path):
     server.shutdown()
 
 
-def test_a_file_of_the_web_is_read_and_its_query_is_not_shown(tmp_path, web):
+def test_a_web_file_is_read_and_its_query_is_not_shown(tmp_path, web):
     (tmp_path / "x.jsonl").write_bytes(LINES)
     assert read(f"{web}/x.jsonl?signature=abc") == [(f"{web}/x.jsonl:1", 1), (f"{web}/x.jsonl:2", 2)]
-    line = refused(f"{web}/none.jsonl?signature=abc")
+    line = error_of(f"{web}/none.jsonl?signature=abc")
     assert line == f"{web}/none.jsonl: there is no such file; check the source's path"
 
 
-def test_a_server_that_is_not_there_is_one_line_without_the_query():
-    line = refused("http://127.0.0.1:9/x.jsonl?signature=abc")
+def test_an_unreachable_server_is_a_one_line_error_without_the_query():
+    line = error_of("http://127.0.0.1:9/x.jsonl?signature=abc")
     assert line.startswith("http://127.0.0.1:9/x.jsonl: cannot be read: ")
     assert "abc" not in line
 
 
-def test_a_file_system_whose_package_is_not_installed_names_what_to_install(monkeypatch):
+def test_a_missing_file_system_package_error_names_what_to_install(monkeypatch):
     def url_to_fs(path, **storage):
         raise ImportError("Install s3fs to access S3")
 
     monkeypatch.setattr(fsspec.core, "url_to_fs", url_to_fs)
     what = "reading {}:// needs a package that is not installed; pip install {}"
-    assert refused("s3://b/x") == "s3://b/x: " + what.format("s3", "'harness-sft[s3]'")
-    assert refused("gs://b/x") == "gs://b/x: " + what.format("gs", "gcsfs")
+    assert error_of("s3://b/x") == "s3://b/x: " + what.format("s3", "'harness-sft[s3]'")
+    assert error_of("gs://b/x") == "gs://b/x: " + what.format("gs", "gcsfs")
 
 
-def test_an_address_that_nothing_reads_is_told():
-    assert refused("nonsense://b/x") == "nonsense://b/x: nothing here reads nonsense://; check the address"
+def test_an_unsupported_protocol_is_refused():
+    assert error_of("nonsense://b/x") == "nonsense://b/x: nonsense:// is not supported; check the address"
 
 
 @pytest.mark.parametrize("name", ["key", "secret", "aws_secret_access_key", "token", "sas_token", "password"])
 def test_a_credential_in_a_spec_is_refused(name):
-    with pytest.raises(HarnessError, match=f"'{name}' is a credential, and a spec is no place for one; give it by the"):
+    with pytest.raises(
+        HarnessError, match=f"'{name}' is a credential, and credentials are not allowed in a spec; set it in the"
+    ):
         JsonlSource("s3://b/x", {name: "abc"})
     with pytest.raises(HarnessError, match=f"'{name}' is a credential"):
         JsonlSource("s3://b/x", {"client_kwargs": {name: "abc"}})
@@ -202,11 +207,11 @@ def test_a_credential_in_a_spec_is_refused(name):
 def test_a_password_in_an_address_is_refused_and_not_shown():
     with pytest.raises(HarnessError) as caught:
         JsonlSource(["a.jsonl", "https://me:hidden@host/x.jsonl"], {})
-    assert str(caught.value).startswith("https://host/x.jsonl: the address holds a password")
+    assert str(caught.value).startswith("https://host/x.jsonl: the address has a password")
     assert "hidden" not in str(caught.value)
 
 
-def test_a_setting_without_a_secret_in_it_is_none():
+def test_a_setting_without_a_secret_is_accepted():
     JsonlSource("gs://b/x", {"token": "anon", "anon": True, "client_kwargs": {"region_name": "eu-west-1"}})
 
 

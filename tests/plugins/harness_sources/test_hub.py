@@ -9,37 +9,37 @@ COMMIT = "0123456789abcdef" * 2 + "01234567"
 
 
 @pytest.fixture
-def asked(monkeypatch):
-    """What `load_dataset` was asked for, of a hub that knows the commit of every revision."""
-    asked = []
+def requests(monkeypatch):
+    """Return the recorded calls of `load_dataset`, with a hub that resolves every revision to a commit."""
+    requests = []
 
     def load_dataset(*args, **options):
-        asked.append((args, options))
+        requests.append((args, options))
         rows = [{"q": "a", "c": [{"x": 1}]}, {"q": "b", "c": [{"y": 2}]}]
-        made = datasets.Dataset.from_list(rows)
-        return made.to_iterable_dataset() if options.get("streaming") else made
+        dataset = datasets.Dataset.from_list(rows)
+        return dataset.to_iterable_dataset() if options.get("streaming") else dataset
 
     def dataset_info(self, name, *, revision):
         return huggingface_hub.DatasetInfo(id=name, sha=COMMIT)
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", dataset_info)
-    return asked
+    return requests
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_rows_are_those_of_the_split_asked_for_at_the_commit_that_the_revision_is(asked, streaming):
+def test_rows_are_those_of_the_split_at_the_commit_of_the_revision(requests, streaming):
     hub = HubSource("some/rows", "small", "test", "v1", streaming)
     assert [(r.location, r.data) for r in hub.records()] == [
         ("hub:some/rows/test:[0]", {"q": "a", "c": [{"x": 1}]}),
         ("hub:some/rows/test:[1]", {"q": "b", "c": [{"y": 2}]}),
     ]
     more = {"streaming": True} if streaming else {}
-    assert asked == [(("some/rows", "small"), {"split": "test", "revision": COMMIT, **more})]
+    assert requests == [(("some/rows", "small"), {"split": "test", "revision": COMMIT, **more})]
     assert hub.metadata() == {"commit": COMMIT}
 
 
-def test_a_revision_that_may_move_is_a_warning_with_the_commit_to_pin(asked):
+def test_a_branch_gives_a_warning_with_the_commit_to_pin(requests):
     for revision in (None, "main"):
         list((hub := HubSource("some/rows", None, "train", revision, False)).records())
         (warning,) = hub.warnings()
@@ -48,23 +48,23 @@ def test_a_revision_that_may_move_is_a_warning_with_the_commit_to_pin(asked):
     assert hub.warnings() == ()
 
 
-def test_without_the_hub_a_copy_on_disk_is_read_and_its_commit_is_not_told(asked, monkeypatch):
+def test_without_the_hub_a_cached_copy_is_read_and_its_commit_is_unknown(requests, monkeypatch):
     def dataset_info(self, name, *, revision):
         raise ConnectionError("offline")
 
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", dataset_info)
     hub = HubSource("some/rows", None, "train", "v1", False)
     assert len(list(hub.records())) == 2
-    assert asked[0][1]["revision"] == "v1"
+    assert requests[0][1]["revision"] == "v1"
     assert hub.metadata() == {}
-    assert "cannot be asked which commit" in hub.warnings()[0]
+    assert "cannot be reached to find out which commit" in hub.warnings()[0]
 
 
 @pytest.mark.parametrize(
     ("kind", "what"),
     [("RepositoryNotFoundError", "there is no such dataset"), ("RevisionNotFoundError", "it has no revision 'v1'")],
 )
-def test_what_the_hub_does_not_have_is_told(monkeypatch, kind, what):
+def test_a_missing_dataset_or_revision_is_an_error(monkeypatch, kind, what):
     from huggingface_hub import errors
 
     def dataset_info(self, name, *, revision):
@@ -75,7 +75,7 @@ def test_what_the_hub_does_not_have_is_told(monkeypatch, kind, what):
         list(HubSource("some/rows", None, "train", "v1", False).records())
 
 
-def test_no_network_is_told_with_what_to_do(monkeypatch, tmp_path):
+def test_no_network_is_an_error_with_a_remedy(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     with pytest.raises(HarnessError, match=r"hub:nobody/nothing: the hub cannot be reached: .*HF_HUB_OFFLINE"):
@@ -91,7 +91,7 @@ def test_no_network_is_told_with_what_to_do(monkeypatch, tmp_path):
         (RuntimeError("Dataset scripts are no longer supported"), "cannot be loaded: Dataset scripts"),
     ],
 )
-def test_each_way_to_fail_is_one_line(monkeypatch, error, what):
+def test_each_failure_of_datasets_is_a_one_line_error(monkeypatch, error, what):
     def load_dataset(*args, **options):
         raise error
 
@@ -101,7 +101,7 @@ def test_each_way_to_fail_is_one_line(monkeypatch, error, what):
     assert str(caught.value).startswith(f"hub:some/rows: {what}")
 
 
-def test_a_folder_of_the_same_name_is_not_taken_for_the_dataset(monkeypatch, tmp_path):
+def test_a_folder_of_the_same_name_is_refused(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "rows").mkdir()
     with pytest.raises(HarnessError, match="hides the dataset"):
@@ -110,5 +110,5 @@ def test_a_folder_of_the_same_name_is_not_taken_for_the_dataset(monkeypatch, tmp
 
 def test_an_empty_split_is_an_error(monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", lambda *a, **o: datasets.Dataset.from_list([]))
-    with pytest.raises(HarnessError, match="holds no rows"):
+    with pytest.raises(HarnessError, match="has no rows"):
         list(HubSource("some/rows", None, "train", None, False).records())

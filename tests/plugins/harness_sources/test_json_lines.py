@@ -8,7 +8,7 @@ def read(path):
     return list(JsonlSource(str(path), {}).records())
 
 
-def test_each_line_is_a_row_with_its_place(tmp_path, monkeypatch):
+def test_each_line_is_a_row_with_its_location(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "x.jsonl").write_text('{"a": 1}\n\n{"a": "é"}\n', encoding="utf-8")
     assert [(r.location, dict(r.data)) for r in read(tmp_path / "x.jsonl")] == [
@@ -17,12 +17,12 @@ def test_each_line_is_a_row_with_its_place(tmp_path, monkeypatch):
     ]
 
 
-def test_a_byte_order_mark_is_no_part_of_the_first_row(tmp_path):
+def test_a_byte_order_mark_is_ignored(tmp_path):
     (tmp_path / "x.jsonl").write_bytes(b'\xef\xbb\xbf{"a": 1}\r\n')
     assert read(tmp_path / "x.jsonl")[0].data == {"a": 1}
 
 
-def test_several_files_are_read_in_the_order_given(tmp_path):
+def test_several_files_are_read_in_order(tmp_path):
     for name in "ba":
         (tmp_path / name).write_text(f'{{"file": "{name}"}}')
     records = JsonlSource([str(tmp_path / "b"), str(tmp_path / "a")], {}).records()
@@ -39,11 +39,11 @@ def test_several_files_are_read_in_the_order_given(tmp_path):
         (b"[" * 100_000, "is nested too deep"),
         (
             b'{"a": ' + b"1" * 5000 + b"}",
-            "holds a whole number of more digits than can be read; write the number as text",
+            "has an integer with more digits than can be read; write the number as text",
         ),
     ],
 )
-def test_a_bad_line_is_a_bad_row_with_its_reason_between_the_good_ones(tmp_path, monkeypatch, line, what):
+def test_an_invalid_line_is_an_invalid_row_with_its_reason(tmp_path, monkeypatch, line, what):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "x.jsonl").write_bytes(b'{"a": 1}\n' + line + b'\n{"a": 2}\n')
     first, bad, last = read("x.jsonl")
@@ -56,11 +56,11 @@ def test_a_bad_line_is_a_bad_row_with_its_reason_between_the_good_ones(tmp_path,
 @pytest.mark.parametrize("content", ["", "\n \n"])
 def test_a_file_without_rows_is_an_error(tmp_path, content):
     (tmp_path / "x.jsonl").write_text(content)
-    with pytest.raises(HarnessError, match="holds no rows"):
+    with pytest.raises(HarnessError, match="has no rows"):
         read(tmp_path / "x.jsonl")
 
 
-def test_what_is_not_there_or_not_a_file_is_named(tmp_path):
+def test_a_missing_file_and_a_folder_are_named(tmp_path):
     with pytest.raises(HarnessError, match="there is no such file"):
         read(tmp_path / "none.jsonl")
     with pytest.raises(HarnessError, match="is a folder"):

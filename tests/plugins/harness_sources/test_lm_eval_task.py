@@ -1,4 +1,4 @@
-"""The source of lm-evaluation-harness's tasks where that package is missing; with it, see test_lm_eval.py."""
+"""The source of lm-evaluation-harness's tasks without that package; with it, see test_lm_eval.py."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from harness_sources.lm_eval_task import LmEvalSource
 from harness import HarnessError
 
 
-def test_without_the_package_it_says_what_to_install(monkeypatch):
+def test_a_missing_package_error_names_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "lm_eval.tasks", None)
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     with pytest.raises(

@@ -18,8 +18,8 @@ def write(rows):
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), "x.parquet")
 
 
-def test_rows_come_as_plain_values_with_their_index_through_all_batches(monkeypatch):
-    monkeypatch.setattr(arrow, "BATCH_SIZE", 2)
+def test_rows_are_plain_values_with_their_index_over_all_batches(monkeypatch):
+    monkeypatch.setattr(arrow, "PARQUET_BATCH_SIZE", 2)
     rows = [{"messages": [{"role": "user", "content": str(n)}]} for n in range(5)]
     write(rows)
     assert [(r.location, r.data) for r in ParquetSource("x.parquet", {}).records()] == [
@@ -27,16 +27,16 @@ def test_rows_come_as_plain_values_with_their_index_through_all_batches(monkeypa
     ]
 
 
-def test_an_object_keeps_only_the_fields_that_were_given_to_it():
+def test_null_fields_of_objects_are_dropped():
     rows = [{"calls": [{"name": "a", "arguments": {"x": 1}}], "n": None}, {"calls": [{"name": "b", "arguments": {}}]}]
     write(rows)
     read = [record.data for record in ParquetSource("x.parquet", {}).records()]
     assert read == [rows[0], {**rows[1], "n": None}]
 
 
-def test_what_is_no_parquet_file_is_named(tmp_path):
+def test_other_files_are_refused(tmp_path):
     (tmp_path / "x.parquet").write_text("no")
-    with pytest.raises(HarnessError, match=r"x.parquet: is not a Parquet file"):
+    with pytest.raises(HarnessError, match=r"x.parquet: is not a readable Parquet file"):
         list(ParquetSource("x.parquet", {}).records())
     with pytest.raises(HarnessError, match=r"none.parquet: there is no such file"):
         list(ParquetSource("none.parquet", {}).records())
@@ -46,5 +46,5 @@ def test_a_file_without_rows_is_an_error():
     import pyarrow.parquet
 
     pyarrow.parquet.write_table(pyarrow.table({"a": pyarrow.array([], pyarrow.string())}), "x.parquet")
-    with pytest.raises(HarnessError, match="holds no rows"):
+    with pytest.raises(HarnessError, match="has no rows"):
         list(ParquetSource("x.parquet", {}).records())

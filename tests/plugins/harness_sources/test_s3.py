@@ -1,4 +1,4 @@
-"""Against S3 itself: moto's server answers on loopback as the service does."""
+"""Sources on S3, simulated by moto's server on loopback."""
 
 import gzip
 
@@ -30,7 +30,7 @@ def server():
 
 @pytest.fixture
 def s3(server, monkeypatch):
-    """A client of the server with a bucket, and an environment that leads to it."""
+    """Return a client of the server with a bucket, and set the environment for it."""
     import boto3
     import s3fs
 
@@ -49,7 +49,7 @@ def s3(server, monkeypatch):
     s3fs.S3FileSystem.clear_instance_cache()
 
 
-def test_rows_are_read_from_s3_by_name_and_by_pattern_plain_and_compressed(s3, tmp_path):
+def test_s3_rows_are_read_by_name_and_pattern_plain_and_compressed(s3, tmp_path):
     s3.put_object(Bucket="rows", Key="d/a.jsonl", Body=LINES)
     s3.put_object(
         Bucket="rows", Key="d/b.jsonl.gz", Body=gzip.compress(LINES.replace(b'"a"', b'"x"').replace(b'"c"', b'"y"'))
@@ -61,7 +61,7 @@ def test_rows_are_read_from_s3_by_name_and_by_pattern_plain_and_compressed(s3, t
     assert [row.messages[0].content for row in corpus] == ["a", "c", "x", "y"]
 
 
-def test_tables_are_read_from_s3_from_any_place_in_the_file(s3):
+def test_s3_tables_are_read_with_random_access(s3):
     import pyarrow
     from pyarrow import parquet
 
@@ -77,19 +77,19 @@ def test_tables_are_read_from_s3_from_any_place_in_the_file(s3):
         assert [record.data["a"] for record in source.records()] == [1, 2, 3]
 
 
-def test_the_endpoint_may_stand_in_the_spec(s3, server, monkeypatch):
+def test_the_spec_may_set_the_endpoint(s3, server, monkeypatch):
     s3.put_object(Bucket="rows", Key="a.jsonl", Body=LINES)
     monkeypatch.delenv("AWS_ENDPOINT_URL")
     assert len(list(JsonlSource("s3://rows/a.jsonl", {"endpoint_url": server}).records())) == 2
 
 
-def test_what_is_not_there_is_told(s3):
+def test_a_missing_object_and_bucket_are_errors(s3):
     for path in ("s3://rows/none.jsonl", "s3://nobucket/a.jsonl"):
         with pytest.raises(HarnessError, match=f"{path}: there is no such file"):
             list(JsonlSource(path, {}).records())
 
 
-def test_an_endpoint_that_is_not_there_and_missing_credentials_are_one_line_each(s3, monkeypatch):
+def test_an_unreachable_endpoint_and_missing_credentials_are_one_line_errors(s3, monkeypatch):
     import s3fs
 
     config = {"retries": {"max_attempts": 0}, "connect_timeout": 1}
@@ -98,9 +98,9 @@ def test_an_endpoint_that_is_not_there_and_missing_credentials_are_one_line_each
         list(JsonlSource("s3://rows/a.jsonl", away).records())
     assert str(caught.value).startswith("s3://rows/a.jsonl: cannot be read: ")
     assert len(caught.value.lines()) == 1
-    for made in (JsonlSource("s3://rows/*.jsonl", away), ArrowSource("s3://rows/saved", away, None)):
+    for source in (JsonlSource("s3://rows/*.jsonl", away), ArrowSource("s3://rows/saved", away, None)):
         with pytest.raises(HarnessError, match=r"s3://rows/.*: cannot be read: "):
-            list(made.records())
+            list(source.records())
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")

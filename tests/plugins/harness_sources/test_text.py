@@ -21,14 +21,14 @@ def test_each_line_that_is_not_blank_is_a_document():
     ]  # fmt: skip
 
 
-def test_or_each_file_is_one():
+def test_each_file_is_a_document_with_document_file():
     assert read(["a.txt"], "file") == [Record("a.txt", {"text": "one\r\n\n  two \n \nthree"})]
     assert read("b.txt", "file") == [
         InvalidRecord("b.txt", "is not UTF-8: byte 6 is 0xff", "save the file as UTF-8", "fine\n\\xff\n")
     ]
 
 
-def test_a_line_that_is_not_utf8_is_a_bad_row():
+def test_a_line_that_is_not_utf8_is_an_invalid_row():
     assert read("b.txt")[1] == InvalidRecord(
         "b.txt:2", "is not UTF-8: byte 1 is 0xff", "save the file as UTF-8", "\\xff"
     )
@@ -36,5 +36,5 @@ def test_a_line_that_is_not_utf8_is_a_bad_row():
 
 def test_a_file_of_blank_lines_is_an_error(tmp_path):
     (tmp_path / "c.txt").write_text("\n \n")
-    with pytest.raises(HarnessError, match=r"c.txt: the data set holds no rows"):
+    with pytest.raises(HarnessError, match=r"c.txt: the file has no rows"):
         read("c.txt")

@@ -1,4 +1,4 @@
-"""Templates made as the core makes them, and conversations to render."""
+"""Templates created as in a run, and conversations to render."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ LLAMA2 = (
 
 @pytest.fixture(scope="session")
 def make():
-    """make(name, **options): a built-in template, the defaults of its declaration filled in."""
+    """Return make(name, **options), which creates a built-in template with its declared defaults."""
     from harness_templates import harness_templates
 
     def build(name, **options):
@@ -43,7 +43,7 @@ def make():
 
 @pytest.fixture(scope="session")
 def built_in(make):
-    """built_in(name): a built-in template that can render at once; jinja is given Llama 2's published template."""
+    """Return built_in(name), which creates a template with defaults; jinja gets Llama 2's published template."""
     return lambda name, **options: make(name, **({"template": LLAMA2} if name == "jinja" else {}), **options)
 
 
@@ -54,7 +54,7 @@ def llama2_jinja():
 
 @pytest.fixture(scope="session")
 def shipped():
-    """shipped(name): a chat template that TRL carries, as text."""
+    """Return shipped(name), which reads a chat template that is distributed with TRL."""
     import trl
 
     folder = Path(trl.__file__).parent / "chat_templates"
@@ -83,20 +83,20 @@ def with_input():
 
 @pytest.fixture(scope="session")
 def conversations(single, multi):
-    """name -> messages, of the shapes that every built-in format has a place for."""
+    """Return name -> messages, of the shapes that every built-in format supports."""
     system = Message("system", "Be brief.")
     return {"single": single, "multi": multi, "system": (system, *single), "system_multi": (system, *multi)}
 
 
 @pytest.fixture(scope="session")
 def example():
-    """example(messages, tools): an example with these messages, from `rows.jsonl:7`."""
+    """Return example(messages, tools), which builds an example located at `rows.jsonl:7`."""
     return lambda messages, tools=(): Example("id", tuple(messages), "rows.jsonl:7", tuple(tools))
 
 
 @pytest.fixture(scope="session")
 def marked():
-    """marked(spans): the text of the spans, trained stretches between ⟦ and ⟧."""
+    """Return marked(spans), which joins the text of the spans, with trained text between ⟦ and ⟧."""
 
     def write(spans):
         text, inside = "", False
@@ -111,7 +111,7 @@ def marked():
 
 @pytest.fixture(scope="session")
 def family():
-    """family(name): a tokenizer like those of a model family (see `families`), made once."""
+    """Return family(name), which builds the tokenizer of a model family once (see `families`)."""
     folder = Path(__file__).parent
     loaded = importlib.util.spec_from_file_location("families", folder / "families.py")
     families = importlib.util.module_from_spec(loaded)
@@ -122,7 +122,7 @@ def family():
 
 @pytest.fixture(scope="session")
 def weather():
-    """A tool."""
+    """Return a tool schema."""
     return {
         "name": "get_weather",
         "description": "The weather in a city, e.g. Köln.",
@@ -132,7 +132,7 @@ def weather():
 
 @pytest.fixture(scope="session")
 def calling():
-    """A conversation in which a tool is called, answers and is spoken of."""
+    """Return a conversation with a tool call, its answer and a response to it."""
     return (
         Message("user", "How is the weather in Köln?"),
         Message("assistant", "", tool_calls=(ToolCall("get_weather", {"city": "Köln", "days": 2}),)),
@@ -143,21 +143,21 @@ def calling():
 
 @pytest.fixture(scope="session")
 def as_dicts():
-    """as_dicts(messages): OpenAI's shape, written without the code under test. json: arguments as text."""
+    """Return as_dicts(messages, json=), OpenAI's shape built without the code under test."""
 
     def write(messages, *, json=None):
         dicts = []
         for message in messages:
-            made = {"role": message.role, "content": message.content}
+            openai_message = {"role": message.role, "content": message.content}
             if message.tool_calls:
-                made["tool_calls"] = [
+                openai_message["tool_calls"] = [
                     {
                         "type": "function",
                         "function": {"name": c.name, "arguments": json(c.arguments) if json else dict(c.arguments)},
                     }
                     for c in message.tool_calls
                 ]
-            dicts.append(made)
+            dicts.append(openai_message)
         return dicts
 
     return write

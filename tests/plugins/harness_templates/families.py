@@ -1,7 +1,7 @@
-"""Tokenizers made in code after those of the model families: their special tokens, their kind, who writes the BOS.
+"""Tokenizers built in code like those of the model families: special tokens, type, and who adds the BOS token.
 
-Each is a byte-pair model trained on the few sentences of these tests, so that words are joined, and joined across
-spaces and line breaks, as in real ones.
+Each is a byte-pair model trained on the few sentences of these tests, so that it joins words, and joins across spaces
+and line breaks, like real ones.
 """
 
 from __future__ import annotations
@@ -20,9 +20,15 @@ TEXTS = [
 
 @dataclass(frozen=True)
 class Family:
-    """A tokenizer to make. kind: `bytes` (byte-level), `piece` (SentencePiece, a space before a text, as Llama 2's) or
-    `bare` (SentencePiece without that space, as Gemma's). plain: added tokens that are not special. strips: tokens that
-    take in the white space after them. begins: whether the tokenizer puts the BOS first by itself."""
+    """A tokenizer to build.
+
+    Attributes:
+        kind: `bytes` (byte-level), `piece` (SentencePiece, a space before a text, like Llama 2's) or `bare`
+            (SentencePiece without that space, like Gemma's).
+        plain: Added tokens that are not special.
+        strips: Tokens that include the white space after them.
+        begins: Whether the tokenizer adds the BOS token.
+    """
 
     kind: str
     bos: str | None
@@ -89,7 +95,7 @@ FAMILIES = {
 
 
 def make(family: Family):
-    """The tokenizer of a family, as a fast one of transformers."""
+    """Return the tokenizer of a family, as a fast tokenizer of transformers."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
     from tokenizers.processors import TemplateProcessing
     from transformers import PreTrainedTokenizerFast
@@ -126,11 +132,11 @@ def make(family: Family):
 
 
 def _piece(tokenizer, models, pre_tokenizers, trainers):
-    """A byte-pair model over pieces, characters that it does not know as bytes: what SentencePiece makes."""
+    """Return a byte-pair model over pieces with byte fallback, like SentencePiece's."""
     import json
 
     learning = tokenizer(models.BPE())
-    # A line break is a piece of its own in them, or a byte.
+    # In these tokenizers a line break is a separate piece, or a byte.
     lines = pre_tokenizers.Split("\n", "removed")
     learning.pre_tokenizer = pre_tokenizers.Sequence([lines, pre_tokenizers.Metaspace(prepend_scheme="never")])
     learning.train_from_iterator(TEXTS, trainers.BpeTrainer(vocab_size=260, show_progress=False))

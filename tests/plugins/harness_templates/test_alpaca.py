@@ -18,17 +18,17 @@ def alpaca(make):
     return make("alpaca")
 
 
-def test_single_turn(alpaca, tokenizer, single, marked):
+def test_a_single_turn_has_the_published_text(alpaca, tokenizer, single, marked):
     expected = PLAIN + "### Instruction:\nName a river.\n\n### Response:\n⟦The Elbe.</s>⟧"
     assert marked(alpaca.render(single, tokenizer)) == expected
 
 
-def test_input_variant(alpaca, tokenizer, with_input, marked):
+def test_an_input_has_its_heading(alpaca, tokenizer, with_input, marked):
     expected = WITH_INPUT + ("### Instruction:\nSum up.\n\n### Input:\nA long story.\n\n### Response:\n⟦A story.</s>⟧")
     assert marked(alpaca.render(with_input, tokenizer)) == expected
 
 
-def test_a_blank_input_is_none(alpaca, tokenizer, single):
+def test_a_blank_input_counts_as_none(alpaca, tokenizer, single):
     blank = (Message("user", "Name a river.", input=" \n"), single[1])
     assert alpaca.render(blank, tokenizer) == alpaca.render(single, tokenizer)
 
@@ -41,23 +41,23 @@ def test_several_turns_repeat_the_headings(alpaca, tokenizer, multi, marked):
     assert marked(alpaca.render(multi, tokenizer)) == expected
 
 
-def test_a_system_message_stands_for_the_preface(alpaca, tokenizer, single, marked):
+def test_a_system_message_replaces_the_preface(alpaca, tokenizer, single, marked):
     expected = "Be brief.\n\n### Instruction:\nName a river.\n\n### Response:\n⟦The Elbe.</s>⟧"
     assert marked(alpaca.render((Message("system", "Be brief."), *single), tokenizer)) == expected
 
 
-def test_open_ends_with_the_header(alpaca, tokenizer, single, marked):
+def test_the_generation_prompt_ends_with_the_header(alpaca, tokenizer, single, marked):
     expected = PLAIN + "### Instruction:\nName a river.\n\n### Response:\n"
     assert marked(alpaca.render(single[:1], tokenizer, add_generation_prompt=True)) == expected
 
 
-def test_contents_are_no_frame(alpaca, tokenizer, with_input):
+def test_contents_are_not_markup(alpaca, tokenizer, with_input):
     spans = alpaca.render(with_input, tokenizer)
     assert [span.text for span in spans if not span.markup] == ["Sum up.", "A long story.", "A story."]
     assert spans[-1] == Span("</s>", train=True, markup=True)
 
 
-def test_stops_at_the_end_of_sequence(alpaca, tokenizer):
+def test_generation_stops_at_the_end_of_sequence(alpaca, tokenizer):
     assert alpaca.stop_strings(tokenizer) == ("</s>",)
 
 

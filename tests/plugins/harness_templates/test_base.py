@@ -1,4 +1,4 @@
-"""Taking conversations apart, and refusing those that a format has no place for."""
+"""Splitting conversations, and refusing those that a format cannot express."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from harness import HarnessError, Message, ToolCall
 USER, ANSWER, SYSTEM = Message("user", "q"), Message("assistant", "a"), Message("system", "s")
 
 
-def test_text_of_puts_an_input_below_the_content():
+def test_message_text_has_the_input_below_the_content():
     assert message_text(Message("user", "Sum up.", input="Text")) == "Sum up.\n\nText"
     assert message_text(Message("user", "Sum up.", input="  ")) == message_text(Message("user", "Sum up.")) == "Sum up."
 
 
-def test_take_apart_gives_the_system_message_and_the_turns():
+def test_split_turns_returns_the_system_message_and_the_turns():
     system, turns = split_turns((SYSTEM, USER, ANSWER, USER), add_generation_prompt=True, template="x")
     assert system == "s"
     assert [(turn.user, turn.response) for turn in turns] == [(USER, ANSWER), (USER, None)]
@@ -35,11 +35,11 @@ def test_take_apart_gives_the_system_message_and_the_turns():
         ((), False, "ends with nothing"),
         ((USER, ANSWER), True, "cannot end with a response"),
         ((SYSTEM,), True, "no user message"),
-        ((Message("critic", "t"), USER, ANSWER), False, "no place for the role 'critic'"),
-        ((Message("text", "t"),), False, "no place for the role 'text'"),
+        ((Message("critic", "t"), USER, ANSWER), False, "the format has no role 'critic'"),
+        ((Message("text", "t"),), False, "the format has no role 'text'"),
     ],
 )
-def test_a_conversation_that_no_format_has_a_place_for_is_refused(messages, open, what):
+def test_an_invalid_conversation_is_refused(messages, open, what):
     with pytest.raises(HarnessError, match=what) as error:
         validate_conversation(messages, add_generation_prompt=open, template="x")
     assert error.value.where == "template x"
@@ -47,18 +47,18 @@ def test_a_conversation_that_no_format_has_a_place_for_is_refused(messages, open
 
 @pytest.mark.parametrize("messages", [(USER, USER, ANSWER), (USER, SYSTEM, USER, ANSWER), (SYSTEM, ANSWER)])
 def test_turns_that_do_not_alternate_are_refused(messages):
-    with pytest.raises(HarnessError, match=r"must stand|no user message"):
+    with pytest.raises(HarnessError, match=r"instead of|no user message"):
         split_turns(messages, add_generation_prompt=False, template="x")
 
 
-def test_the_refusal_counts_from_the_first_turn():
-    with pytest.raises(HarnessError, match="message 2 after the system message is 'user' where 'assistant' must stand"):
+def test_the_error_counts_messages_from_the_first_turn():
+    with pytest.raises(HarnessError, match="message 2 after the system message is 'user' instead of 'assistant'"):
         validate_alternation((SYSTEM, USER, USER, ANSWER), "x")
-    with pytest.raises(HarnessError, match="template x: message 1 is 'assistant' where 'user' must stand"):
+    with pytest.raises(HarnessError, match="template x: message 1 is 'assistant' instead of 'user'"):
         validate_alternation((ANSWER,), "x")
 
 
-def test_with_system_fills_in_and_does_not_replace():
+def test_add_system_message_does_not_replace_one():
     assert add_system_message((USER, ANSWER), "s") == (SYSTEM, USER, ANSWER)
     assert add_system_message((SYSTEM, USER), "other") == (SYSTEM, USER)
     assert add_system_message((USER,), None) == (USER,)
@@ -74,12 +74,12 @@ RESULT = Message("tool", "1")
 @pytest.mark.parametrize(
     ("messages", "tools", "what"),
     [
-        ((USER, ANSWER), ({"name": "f"},), "no place for tools"),
-        ((USER, CALL), (), r"no place for tool calls \(message 2\)"),
-        ((USER, RESULT, ANSWER), (), r"no place for what a tool answers \(message 2\)"),
+        ((USER, ANSWER), ({"name": "f"},), "does not support tools"),
+        ((USER, CALL), (), r"does not support tool calls \(message 2\)"),
+        ((USER, RESULT, ANSWER), (), r"does not support tool answers \(message 2\)"),
     ],
 )
-def test_a_format_without_tools_says_so_and_names_those_that_have_them(messages, tools, what):
+def test_a_format_without_tools_names_templates_with_tools(messages, tools, what):
     with pytest.raises(HarnessError, match=what) as error:
         validate_conversation(messages, add_generation_prompt=False, template="x", tools=tools)
     assert "qwen, llama3 or mistral" in error.value.hint
@@ -88,27 +88,27 @@ def test_a_format_without_tools_says_so_and_names_those_that_have_them(messages,
 @pytest.mark.parametrize(
     ("messages", "what"),
     [
-        ((USER, RESULT, ANSWER), "message 2 is what a tool answers, and no call before it is left to answer"),
-        ((USER, CALL, RESULT, RESULT, ANSWER), "message 4 is what a tool answers"),
-        ((USER, CALL, RESULT, ANSWER, USER, RESULT, ANSWER), "message 6 is what a tool answers"),
+        ((USER, RESULT, ANSWER), "message 2 is a tool's answer without an unanswered call before it"),
+        ((USER, CALL, RESULT, RESULT, ANSWER), "message 4 is a tool's answer"),
+        ((USER, CALL, RESULT, ANSWER, USER, RESULT, ANSWER), "message 6 is a tool's answer"),
         ((Message("user", "q", tool_calls=CALL.tool_calls), ANSWER), r"message 1 \(user\) calls a tool"),
     ],
 )
-def test_calls_and_answers_that_do_not_fit_together_are_refused(messages, what):
+def test_unmatched_calls_and_answers_are_refused(messages, what):
     with pytest.raises(HarnessError, match=what):
         validate_conversation(messages, add_generation_prompt=False, template="x", supports_tools=True)
 
 
-def test_what_a_tool_answers_belongs_to_the_assistants_turn():
+def test_a_tool_answer_belongs_to_the_assistants_turn():
     conversation = (SYSTEM, USER, CALL, RESULT, CALL, RESULT, ANSWER, USER, ANSWER)
     validate_conversation(conversation, add_generation_prompt=False, template="x", supports_tools=True)
     validate_alternation(conversation, "x")
     validate_conversation(conversation[:4], add_generation_prompt=True, template="x", supports_tools=True)
-    with pytest.raises(HarnessError, match="is 'user' where 'assistant' must stand"):
+    with pytest.raises(HarnessError, match="is 'user' instead of 'assistant'"):
         validate_alternation((USER, CALL, RESULT, USER, ANSWER), "x")
 
 
-def test_a_token_that_the_tokenizer_lacks_is_named():
+def test_a_missing_token_is_named():
     tokenizer = type("Tokenizer", (), {"added_tokens_encoder": {"<a>": 1}})()
     require_tokens(tokenizer, ("<a>",), "x")
     with pytest.raises(HarnessError, match="template x: the tokenizer has no token <b>"):

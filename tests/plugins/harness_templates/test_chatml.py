@@ -1,4 +1,4 @@
-"""ChatML, to the letter, and token for token as the models' own chat templates render it."""
+"""ChatML, to the letter, and token for token as the models' chat templates render it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def chatml(make):
     return make("chatml")
 
 
-def test_single_turn(chatml, tokenizer, single, marked):
+def test_a_single_turn_has_the_published_text(chatml, tokenizer, single, marked):
     expected = "<|im_start|>user\nName a river.<|im_end|>\n<|im_start|>assistant\n⟦The Elbe.<|im_end|>⟧\n"
     assert marked(chatml.render(single, tokenizer)) == expected
 
@@ -28,21 +28,21 @@ def test_several_turns_and_a_system_message(chatml, tokenizer, multi, marked):
     assert marked(chatml.render((Message("system", "Be brief."), *multi), tokenizer)) == expected
 
 
-def test_an_input_stands_below_the_content(chatml, tokenizer, with_input, marked):
+def test_an_input_is_below_the_content(chatml, tokenizer, with_input, marked):
     expected = "<|im_start|>user\nSum up.\n\nA long story.<|im_end|>\n<|im_start|>assistant\n⟦A story.<|im_end|>⟧\n"
     assert marked(chatml.render(with_input, tokenizer)) == expected
 
 
-def test_open_ends_with_the_header(chatml, tokenizer, single, marked):
+def test_the_generation_prompt_ends_with_the_header(chatml, tokenizer, single, marked):
     expected = "<|im_start|>user\nName a river.<|im_end|>\n<|im_start|>assistant\n"
     assert marked(chatml.render(single[:1], tokenizer, add_generation_prompt=True)) == expected
 
 
-def test_the_option_system_fills_in_and_does_not_replace(make, chatml, tokenizer, single, multi):
+def test_the_option_system_does_not_replace_a_system_message(make, chatml, tokenizer, single, multi):
     filled = make("chatml", system="Be brief.")
     assert filled.render(single, tokenizer) == chatml.render((Message("system", "Be brief."), *single), tokenizer)
-    own = (Message("system", "Be long."), *multi)
-    assert filled.render(own, tokenizer) == chatml.render(own, tokenizer)
+    with_system = (Message("system", "Be long."), *multi)
+    assert filled.render(with_system, tokenizer) == chatml.render(with_system, tokenizer)
 
 
 @pytest.mark.parametrize("name", ["single", "multi", "system", "system_multi"])
@@ -59,7 +59,7 @@ def test_parity_with_qwen3_token_for_token(name, chatml, tokenizer, conversation
 
 
 @pytest.mark.parametrize("name", ["single", "multi", "system", "system_multi"])
-def test_labels_are_trls_but_for_the_line_break_after_the_end_of_turn(
+def test_labels_equal_those_of_trl_except_the_line_break_after_the_end_of_turn(
     name, chatml, tokenizer, conversations, shipped, example
 ):
     messages = conversations[name]
@@ -79,12 +79,12 @@ def test_labels_are_trls_but_for_the_line_break_after_the_end_of_turn(
     assert [int(label != -100) for label in row.labels] == mask
 
 
-def test_stops_at_the_end_of_turn_and_of_sequence(chatml, tokenizer):
+def test_generation_stops_at_end_of_turn_and_of_sequence(chatml, tokenizer):
     assert chatml.stop_strings(tokenizer) == ("<|im_end|>", "</s>")
 
 
-def test_tools_have_no_place(chatml, tokenizer, calling, weather):
-    with pytest.raises(HarnessError, match="no place for tools") as error:
+def test_tools_are_refused(chatml, tokenizer, calling, weather):
+    with pytest.raises(HarnessError, match="does not support tools") as error:
         chatml.render(calling, tokenizer, tools=[weather])
     assert "qwen" in error.value.hint
 

@@ -45,20 +45,22 @@ def test_each_block_of_calls_and_of_answers_is_opened(deepseek, tokenizer, marke
     )
 
 
-def test_stops_and_refusals(deepseek, tokenizer, family, single, weather):
+def test_stop_strings_and_refused_conversations(deepseek, tokenizer, family, single, weather):
     assert deepseek.stop_strings(tokenizer) == ("<｜end▁of▁sentence｜>",)
-    with pytest.raises(HarnessError, match="no place to tell what tools there are") as error:
+    with pytest.raises(HarnessError, match="cannot declare which tools exist") as error:
         deepseek.render(single, tokenizer, tools=[weather])
     assert "system message" in error.value.hint
     with pytest.raises(HarnessError, match="no token <｜User｜>"):
         deepseek.render(single, family("llama3"))
-    with pytest.raises(HarnessError, match="must stand"):
+    with pytest.raises(HarnessError, match="instead of"):
         deepseek.render((single[0], *single), tokenizer)
 
 
-def test_a_users_text_cannot_open_a_response_with_a_token_of_tools(deepseek, tokenizer):
-    """Its tokens of tools are not special ones, and a conversation without tools writes none of them: the end of what
-    tools answer, after which a response begins, is text in a message all the same."""
+def test_a_users_text_cannot_begin_a_response_with_a_tool_token(deepseek, tokenizer):
+    """Tool tokens are not special, and a conversation without tools has none in its markup.
+
+    The token that ends tool answers, after which a response begins, is still text in a message.
+    """
     from harness.data.tokenization.prompts import encode_prompt
     from harness.data.tokenization.tokenize import tokenize_example
     from harness.types import Example

@@ -1,4 +1,4 @@
-"""Rows that try to write control tokens, under the tokenizers of each family: anybody's text stays text."""
+"""Rows with control tokens in their text, under the tokenizer of each family: text stays text."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ PAIRS = [
 ]
 WITHOUT_TOOLS = {"alpaca", "instruction_zh", "chatml", "llama2", "gemma", "phi", "zephyr", "vicuna", "jinja"}
 CHAT = {"qwen": "qwen2_5", "llama3": "llama3_1"}
-"""The chat template that a tokenizer of the family carries."""
+"""The chat template of a tokenizer of the family."""
 
 
-def chat(word):
-    """A conversation of each shape, `word` in one place of it."""
+def conversations_with(word):
+    """Return a conversation of each shape, with `word` at one position."""
     user, answer = Message("user", "Go."), Message("assistant", "No.")
     call = Message("assistant", "", tool_calls=(ToolCall("f", {"x": "y"}),))
-    tool, told = Message("tool", "r", name="f"), {"name": "f", "description": "d", "parameters": {}}
+    tool, tool_schema = Message("tool", "r", name="f"), {"name": "f", "description": "d", "parameters": {}}
     hostile_call = dataclasses.replace(call, tool_calls=(ToolCall("f", {"x": word, "z": [{"y": word}]}),))
     return {
         "user": ((Message("user", word), answer), ()),
@@ -49,32 +49,35 @@ def chat(word):
         "turns": ((Message("user", word), Message("assistant", word)) * 2, ()),
         "tool": ((user, call, Message("tool", word, name="f"), answer), ()),
         "call": ((user, hostile_call, tool, answer), ()),
-        "tools": ((user, call, tool, answer), ({**told, "description": word, "parameters": {"x": {"y": word}}},)),
+        "tools": (
+            (user, call, tool, answer),
+            ({**tool_schema, "description": word, "parameters": {"x": {"y": word}}},),
+        ),
     }
 
 
-def attack(template, tokenizer):
-    """Every token that could end or open something, every stop, and every header that the template writes."""
+def attack_text(template, tokenizer):
+    """Return every token that could begin or end a turn, every stop string and every header of the template."""
     plain = (Message("user", "u"), Message("assistant", "a"), Message("user", "u"), Message("assistant", "a"))
     headers = [span.text for span in template.render(plain, tokenizer) if span.markup and not span.train]
     tokens = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
     return "x" + " y ".join(dict.fromkeys([*tokens, *template.stop_strings(tokenizer), *headers])) + ' "}\nz'
 
 
-def squashed(text):
+def strip_all_whitespace(text):
     return "".join(text.split())
 
 
-@pytest.mark.parametrize("place", sorted(chat("")))
+@pytest.mark.parametrize("position", sorted(conversations_with("")))
 @pytest.mark.parametrize(("name", "kind"), PAIRS)
-def test_a_row_writes_no_control_token(name, kind, place, built_in, family, shipped, example, monkeypatch):
+def test_row_text_never_becomes_a_control_token(name, kind, position, built_in, family, shipped, example, monkeypatch):
     tokenizer, template = family(kind), built_in(name)
     if name == "tokenizer":
         monkeypatch.setattr(tokenizer, "chat_template", shipped(CHAT[kind]))
-    messages, tools = chat(attack(template, tokenizer))[place]
-    harmless, harmless_tools = chat("w")[place]
-    if place in ("tool", "call", "tools") and (name in WITHOUT_TOOLS or (name, place) == ("deepseek", "tools")):
-        with pytest.raises(HarnessError, match=r"no place|must alternate"):
+    messages, tools = conversations_with(attack_text(template, tokenizer))[position]
+    harmless, harmless_tools = conversations_with("w")[position]
+    if position in ("tool", "call", "tools") and (name in WITHOUT_TOOLS or (name, position) == ("deepseek", "tools")):
+        with pytest.raises(HarnessError, match=r"does not support|cannot declare|must alternate"):
             template.render(messages, tokenizer, tools=tools)
         return
     spans = template.render(harmless, tokenizer, tools=harmless_tools)
@@ -84,26 +87,26 @@ def test_a_row_writes_no_control_token(name, kind, place, built_in, family, ship
 
     row = tokenize_example(example(messages, tools), "s", template, tokenizer, 8192)
     expected = tokenize_example(example(harmless, harmless_tools), "s", template, tokenizer, 8192)
-    for given, plain in ((row.input_ids, expected.input_ids), (row.labels, expected.labels)):
-        assert [token for token in given if token in control] == [token for token in plain if token in control]
+    for actual, plain in ((row.input_ids, expected.input_ids), (row.labels, expected.labels)):
+        assert [token for token in actual if token in control] == [token for token in plain if token in control]
     text = "".join(span.text for span in template.render(messages, tokenizer, tools=tools))
-    # SentencePiece's own space before a text and after a token is no space of the text.
-    assert squashed(tokenizer.decode(row.input_ids)).removeprefix(tokenizer.bos_token or "") == squashed(
-        text
-    ).removeprefix(tokenizer.bos_token or "")
+    # The space that SentencePiece adds before a text and after a token is not part of the text.
+    assert strip_all_whitespace(tokenizer.decode(row.input_ids)).removeprefix(
+        tokenizer.bos_token or ""
+    ) == strip_all_whitespace(text).removeprefix(tokenizer.bos_token or "")
     prompt = encode_prompt(example(messages, tools), template, tokenizer, 8192)
     assert prompt == list(row.input_ids[: len(prompt)])
     verify_mask(example(messages, tools), row, template, tokenizer)
 
 
 @pytest.mark.parametrize(("name", "kind"), PAIRS)
-def test_a_hostile_response_is_trained_as_it_stands(name, kind, built_in, family, shipped, example, monkeypatch):
+def test_a_hostile_response_is_trained_as_written(name, kind, built_in, family, shipped, example, monkeypatch):
     tokenizer, template = family(kind), built_in(name)
     if name == "tokenizer":
         monkeypatch.setattr(tokenizer, "chat_template", shipped(CHAT[kind]))
-    messages, _ = chat(attack(template, tokenizer))["response"]
+    messages, _ = conversations_with(attack_text(template, tokenizer))["response"]
     row = tokenize_example(example(messages), "s", template, tokenizer, 8192)
-    trained = squashed(tokenizer.decode([label for label in row.labels if label != -100]))
-    content = squashed(messages[-1].content)
+    trained = strip_all_whitespace(tokenizer.decode([label for label in row.labels if label != -100]))
+    content = strip_all_whitespace(messages[-1].content)
     assert trained.startswith(content)
     assert trained[len(content) :] in ("".join(template.stop_strings(tokenizer)[:count]) for count in (1, 2))

@@ -1,4 +1,4 @@
-"""Chat templates given in the spec: exact spans whatever the template does, or a clear refusal."""
+"""Chat templates from the spec: exact spans whatever the template does, or a clear refusal."""
 
 from __future__ import annotations
 
@@ -25,25 +25,25 @@ DROPS_REASONING = (
 )
 
 
-def last_alone(messages):
-    """The messages, only the last response trained."""
+def train_only_last(messages):
+    """Return the messages with only the last response trained."""
     return (*(dataclasses.replace(message, train=False) for message in messages[:-1]), messages[-1])
 
 
-def test_llama2_as_jinja_gives_the_rows_of_llama2(make, tokenizer, conversations, llama2_jinja, example):
+def test_llama2_as_jinja_equals_the_template_llama2(make, tokenizer, conversations, llama2_jinja, example):
     for messages in conversations.values():
-        given = tokenize_example(example(messages), "s", make("jinja", template=llama2_jinja), tokenizer, 4096)
-        assert given == tokenize_example(example(messages), "s", make("llama2"), tokenizer, 4096)
+        row = tokenize_example(example(messages), "s", make("jinja", template=llama2_jinja), tokenizer, 4096)
+        assert row == tokenize_example(example(messages), "s", make("llama2"), tokenizer, 4096)
 
 
-def test_a_file_and_its_text_render_alike(make, tokenizer, multi, tmp_path):
+def test_file_and_text_render_the_same(make, tokenizer, multi, tmp_path):
     path = tmp_path / "chat.jinja"
     path.write_text(CHATML, encoding="utf-8")
     from_file, inline = make("jinja", file=str(path)), make("jinja", template=CHATML)
     assert from_file.render(multi, tokenizer) == inline.render(multi, tokenizer)
 
 
-def test_contents_that_the_template_strips_are_found(make, tokenizer, marked):
+def test_contents_that_the_template_strips_are_located(make, tokenizer, marked):
     messages = (Message("user", " q \n"), Message("assistant", "\n\ta  "))
     spans = make("jinja", template=CHATML).render(messages, tokenizer)
     assert [span.text for span in spans if not span.markup] == ["q", "a"]
@@ -61,28 +61,28 @@ def test_a_template_that_rewrites_earlier_turns_is_refused_and_may_train_the_las
         with pytest.raises(HarnessError, match="rewrites message 2") as error:
             make("jinja", template=source).render(multi, tokenizer)
         assert 'set the source\'s option train_on to "last"' in error.value.hint
-        last = marked(make("jinja", template=source).render(last_alone(multi), tokenizer))
+        last = marked(make("jinja", template=source).render(train_only_last(multi), tokenizer))
         assert last.count("⟦") == 1
         assert "⟦长江 🙂<|im_end|>" in last
 
 
-def test_a_response_is_trained_where_its_message_is(make, tokenizer, multi, marked):
-    text = marked(make("jinja", template=CHATML).render(last_alone(multi), tokenizer))
+def test_a_response_is_trained_if_its_message_is(make, tokenizer, multi, marked):
+    text = marked(make("jinja", template=CHATML).render(train_only_last(multi), tokenizer))
     assert text.count("⟦") == 1
     assert text.endswith("⟦长江 🙂<|im_end|>⟧\n")
 
 
-def test_a_prompt_that_is_not_the_beginning_of_the_whole_is_refused(make, tokenizer, single):
+def test_a_prompt_that_is_not_the_beginning_of_the_full_text_is_refused(make, tokenizer, single):
     source = CHATML.replace("assistant\n{% endif", "assistant\n<think>{% endif")
-    with pytest.raises(HarnessError, match="up to message 2 is no beginning") as error:
+    with pytest.raises(HarnessError, match="up to message 2 is not the beginning") as error:
         make("jinja", template=source).render(single, tokenizer)
     assert "train_on" not in error.value.hint
 
 
 @pytest.mark.parametrize("content", ["m.content", "m.content + m.content"])
-def test_a_prompt_that_leaves_the_conversation_out_is_refused(content, make, tokenizer, single):
+def test_a_prompt_without_the_conversation_is_refused(content, make, tokenizer, single):
     source = "{% if not add_generation_prompt %}" + CHATML.replace("m.content | trim", content) + "{% endif %}"
-    with pytest.raises(HarnessError, match="prompt that the chat template writes for message 2 is not what stands"):
+    with pytest.raises(HarnessError, match="prompt for message 2 differs from the text before"):
         make("jinja", template=source).render(single, tokenizer)
 
 
@@ -104,30 +104,30 @@ def test_a_template_without_an_end_of_turn_is_refused(end, make, tokenizer, sing
     assert "eos_token" in error.value.hint
 
 
-def test_a_template_that_leaves_a_message_out_is_refused(make, tokenizer, conversations):
+def test_a_template_that_omits_a_message_is_refused(make, tokenizer, conversations):
     source = "{% for m in messages if m.role != 'system' %}" + CHATML.split("%}", 1)[1]
-    with pytest.raises(HarnessError, match=r"leaves out the content of message 1 \(system\)"):
+    with pytest.raises(HarnessError, match=r"omits the content of message 1 \(system\)"):
         make("jinja", template=source).render(conversations["system"], tokenizer)
 
 
-def test_contents_that_the_template_rewrites_are_trained_whole_or_refused(make, tokenizer, marked):
+def test_rewritten_contents_are_trained_in_full_or_refused(make, tokenizer, marked):
     source = CHATML.replace("m.content | trim", "m.content | replace('colour', 'color')")
     template = make("jinja", template=source)
     messages = (Message("user", "Which?"), Message("assistant", "The colour."))
     assert marked(template.render(messages, tokenizer)).endswith("assistant\n⟦The color.<|im_end|>⟧\n")
     hostile = (Message("user", "Which colour <|im_end|>?"), Message("assistant", "The colour."))
-    with pytest.raises(HarnessError, match=r"holds <\|im_end\|>, and the chat template rewrites that message"):
+    with pytest.raises(HarnessError, match=r"contains <\|im_end\|>, and the chat template rewrites that message"):
         template.render(hostile, tokenizer)
 
 
-def test_variables_reach_the_template(make, tokenizer, single):
+def test_variables_are_passed_to_the_template(make, tokenizer, single):
     source = CHATML.replace("assistant\n{%", "assistant\n{{ '' if think else '<think></think>' }}{%")
     assert make("jinja", template=source, variables={"think": True}).render(single, tokenizer)
-    with pytest.raises(HarnessError, match="no beginning"):
+    with pytest.raises(HarnessError, match="is not the beginning"):
         make("jinja", template=source, variables={"think": False}).render(single, tokenizer)
 
 
-def test_the_clock_of_a_template_stands_at_the_date(make, tokenizer, single):
+def test_the_clock_of_a_template_shows_the_option_date(make, tokenizer, single):
     source = "{{ strftime_now('%d %b %Y') if strftime_now is defined }}|" + CHATML
     spans = make("jinja", template=source).render(single, tokenizer)
     assert spans[0].text.startswith("26 Jul 2024|<|im_start|>user")
@@ -149,7 +149,7 @@ def test_a_template_cannot_leave_the_sandbox(make, tokenizer, single):
         ("{{ messages[9].content }}", "UndefinedError"),
     ],
 )
-def test_a_template_that_fails_is_named_with_its_reason(source, what, make, tokenizer, single):
+def test_a_failing_template_is_named_with_its_reason(source, what, make, tokenizer, single):
     with pytest.raises(HarnessError, match=what) as error:
         make("jinja", template=source).render(single, tokenizer)
     assert error.value.where == "template jinja"
@@ -167,11 +167,11 @@ def test_a_response_written_before_its_prompt_is_refused(make, tokenizer, single
         ({}, "neither"),
         ({"template": CHATML, "file": "x.jinja"}, "both"),
         ({"file": "/nowhere/x.jinja"}, "cannot be read"),
-        ({"template": CHATML, "variables": {"tokenize": True}}, "'tokenize' is taken"),
-        ({"template": CHATML, "date": "2024-13-01"}, "is no date"),
+        ({"template": CHATML, "variables": {"tokenize": True}}, "'tokenize' is reserved"),
+        ({"template": CHATML, "date": "2024-13-01"}, "is not a date"),
     ],
 )
-def test_bad_options_are_refused_at_once(options, what, make):
+def test_invalid_options_are_refused_on_creation(options, what, make):
     with pytest.raises(HarnessError, match=what):
         make("jinja", **options)
 
@@ -199,7 +199,7 @@ def test_chat_templates_that_rewrite_earlier_turns_train_the_last_response(name,
         template.render(multi, tokenizer)
     assert "train_on" in error.value.hint or "variables" in error.value.hint
     variables = {"enable_thinking": False} if "qwen" in name else {}
-    spans = make("jinja", template=shipped(name), variables=variables).render(last_alone(multi), tokenizer)
+    spans = make("jinja", template=shipped(name), variables=variables).render(train_only_last(multi), tokenizer)
     assert [span.text for span in spans if span.train and not span.markup] == ["长江 🙂"]
     text = "".join(span.text for span in spans)
     assert text.index("The Elbe.") < text.index("再说一条河。") < text.index("长江 🙂")
@@ -217,7 +217,7 @@ TOOLED = (
 )
 
 
-def test_tools_and_calls_reach_the_template_in_openais_shape(make, tokenizer, marked):
+def test_tools_and_calls_are_passed_in_openais_shape(make, tokenizer, marked):
     messages = (
         Message("user", "q"),
         Message("assistant", "Wait.", tool_calls=(ToolCall("f", {"x": 1}), ToolCall("g", {"y": [2]}))),
@@ -241,7 +241,7 @@ NINE = (
     "{{ raise_exception('Tool call IDs should be alphanumeric strings with length 9!') }}{% endif %}{% endfor %}"
     "{% endfor %}" + TOOLED
 )
-"""As the chat templates of Mistral's tokenizers have it."""
+"""The check in the chat templates of Mistral's tokenizers."""
 
 
 @pytest.mark.parametrize(
@@ -254,7 +254,7 @@ NINE = (
         (NINE, ("aB3dE6gH9", "kL2mN5pQ8"), ("aB3dE6gH9", "kL2mN5pQ8")),
     ],
 )
-def test_the_datas_ids_reach_the_template_unless_it_refuses_them(
+def test_the_datas_call_ids_are_used_unless_the_template_refuses_them(
     source, ids, written, make, tokenizer, marked, example
 ):
     template, first, second = make("jinja", template=source), *ids
@@ -278,7 +278,7 @@ def test_the_datas_ids_reach_the_template_unless_it_refuses_them(
 @pytest.mark.parametrize("name", ["qwen2_5", "qwen3_instruct_2507", "llama3_1", "lfm2_v2", "gemma4_v5"])
 def test_chat_templates_of_model_families_train_calls(name, make, family, calling, weather, shipped, example):
     tokenizer, template = family("qwen"), make("jinja", template=shipped(name))
-    messages = last_alone(calling) if name == "gemma4_v5" else calling
+    messages = train_only_last(calling) if name == "gemma4_v5" else calling
     spans = template.render(messages, tokenizer, tools=[weather])
     trained = "|".join(span.text for span in spans if span.train)
     assert trained.count("Grey.") == 1
@@ -293,17 +293,17 @@ def test_chat_templates_of_model_families_train_calls(name, make, family, callin
 @pytest.mark.parametrize(
     ("source", "what"),
     [
-        (TOOLED.replace("{% if tools %}", "{% if false %}"), "leaves out the tools that there are"),
-        (TOOLED.replace("c.function.name", "''"), "leaves out calls of tools"),
+        (TOOLED.replace("{% if tools %}", "{% if false %}"), "omits the list of tools"),
+        (TOOLED.replace("c.function.name", "''"), "omits the tool calls"),
         (TOOLED.replace("<|im_end|>\n{% endfor %}", "{{ '<|im_end|>' if not m.tool_calls }}\n{% endfor %}"), "no end"),
     ],
 )
-def test_a_template_that_leaves_tools_out_is_refused(source, what, make, tokenizer, calling, weather):
+def test_a_template_that_omits_tools_is_refused(source, what, make, tokenizer, calling, weather):
     with pytest.raises(HarnessError, match=what):
         make("jinja", template=source).render(calling, tokenizer, tools=[weather])
 
 
-def test_few_skeletons_are_kept_however_many_shapes_there_are(make, tokenizer, monkeypatch):
+def test_the_number_of_cached_layouts_is_bounded(make, tokenizer, monkeypatch):
     from harness_templates import jinja_layout
 
     monkeypatch.setattr(jinja_layout, "MAX_CACHED_LAYOUTS", 3)

@@ -1,4 +1,4 @@
-"""Skeletons: frames told apart from contents."""
+"""Layouts of chat templates: markup distinguished from contents."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from harness_templates.jinja_layout import ContentNotLocated, TemplateLayout, bu
 
 from harness import Message
 
-FRAMES = TemplateLayout(("U ", " /U A ", " /A\n"), (((1, 3), (2, 3)),))
+LAYOUT = TemplateLayout(("U ", " /U A ", " /A\n"), (((1, 3), (2, 3)),))
 
 
-def test_spans_split_the_frames_where_training_begins_and_ends():
-    assert [(span.text, span.train, span.markup) for span in FRAMES.render_spans(("q", "a"))] == [
+def test_spans_split_the_markup_where_training_begins_and_ends():
+    assert [(span.text, span.train, span.markup) for span in LAYOUT.render_spans(("q", "a"))] == [
         ("U ", False, True),
         ("q", False, False),
         (" /U", False, True),
@@ -23,11 +23,11 @@ def test_spans_split_the_frames_where_training_begins_and_ends():
 
 
 @pytest.mark.parametrize(
-    ("text", "contents", "found"),
+    ("text", "contents", "written"),
     [
         ("U q /U A a /A\n", ("q", "a"), ("q", "a")),
         ("U q /U A a /A\n", ("\n q ", "a\n"), ("q", "a")),
-        ("U  /U A  /U A a /A\n", (" /U A ", "a"), (" /U A ", "a")),  # a content that looks like a frame
+        ("U  /U A  /U A a /A\n", (" /U A ", "a"), (" /U A ", "a")),  # a content that looks like markup
         ("U  /U A /U A a /A\n", ("", "/U A a"), ("", "/U A a")),
         ('U q\\n" /U A a /A\n', ('q\n"', "a"), None),  # half of it as JSON
         ('U q\\n\\" /U A a /A\n', ('q\n"', "a"), ('q\\n\\"', "a")),  # all of it as JSON
@@ -35,8 +35,8 @@ def test_spans_split_the_frames_where_training_begins_and_ends():
         ("U q /U A a /A\nmore", ("q", "a"), None),
     ],
 )
-def test_fit_finds_the_contents_as_they_stand_or_nothing(text, contents, found):
-    assert FRAMES.match(text, contents) == found
+def test_match_returns_the_written_contents_or_none(text, contents, written):
+    assert LAYOUT.match(text, contents) == written
 
 
 def test_contents_written_twice_are_not_located():
@@ -46,10 +46,10 @@ def test_contents_written_twice_are_not_located():
         )
 
 
-def test_a_stretch_without_a_content_lies_within_one_frame():
+def test_a_trained_range_without_content_is_inside_one_piece_of_markup():
     # A response that is a call alone: all of it is written by the template.
-    skeleton = TemplateLayout(("U ", " /U A call /A\n"), (((1, 6), (1, 13)),))
-    assert [(span.text, span.train) for span in skeleton.render_spans(("q",))] == [
+    layout = TemplateLayout(("U ", " /U A call /A\n"), (((1, 6), (1, 13)),))
+    assert [(span.text, span.train) for span in layout.render_spans(("q",))] == [
         ("U ", False),
         ("q", False),
         (" /U A ", False),

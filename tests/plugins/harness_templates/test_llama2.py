@@ -15,7 +15,7 @@ def llama2(make):
     return make("llama2")
 
 
-def test_single_turn(llama2, tokenizer, single, marked):
+def test_a_single_turn_has_the_published_text(llama2, tokenizer, single, marked):
     assert marked(llama2.render(single, tokenizer)) == "<s>[INST] Name a river. [/INST]⟦ The Elbe. </s>⟧"
 
 
@@ -27,12 +27,12 @@ def test_several_turns_and_a_system_block(llama2, tokenizer, multi, marked):
     assert marked(llama2.render((Message("system", "Be brief."), *multi), tokenizer)) == expected
 
 
-def test_an_input_stands_below_the_content(llama2, tokenizer, with_input, marked):
+def test_an_input_is_below_the_content(llama2, tokenizer, with_input, marked):
     expected = "<s>[INST] Sum up.\n\nA long story. [/INST]⟦ A story. </s>⟧"
     assert marked(llama2.render(with_input, tokenizer)) == expected
 
 
-def test_open_ends_with_the_header(llama2, tokenizer, multi, marked):
+def test_the_generation_prompt_ends_with_the_header(llama2, tokenizer, multi, marked):
     expected = "<s>[INST] Name a river. [/INST]⟦ The Elbe. </s>⟧<s>[INST] 再说一条河。 [/INST]"
     assert marked(llama2.render(multi[:3], tokenizer, add_generation_prompt=True)) == expected
 
@@ -53,7 +53,7 @@ def test_parity_with_the_published_template_token_for_token(
 
 
 @pytest.mark.parametrize("name", ["single", "multi", "system", "system_multi"])
-def test_parity_on_a_tokenizer_of_its_kind_that_writes_a_beginning_by_itself(
+def test_parity_with_a_tokenizer_that_adds_a_begin_of_sequence_token(
     name, llama2, family, conversations, llama2_jinja, example
 ):
     tokenizer, messages = family("llama2"), conversations[name]
@@ -64,17 +64,17 @@ def test_parity_on_a_tokenizer_of_its_kind_that_writes_a_beginning_by_itself(
     verify_mask(example(messages), row, llama2, tokenizer)
 
 
-def test_one_beginning_of_sequence_a_turn(llama2, tokenizer, conversations, example):
+def test_each_turn_has_one_begin_of_sequence_token(llama2, tokenizer, conversations, example):
     ids = tokenize_example(example(conversations["system_multi"]), "s", llama2, tokenizer, 4096).input_ids
     assert ids.count(tokenizer.bos_token_id) == ids.count(tokenizer.eos_token_id) == 2
     assert ids[0] == tokenizer.bos_token_id
 
 
-def test_stops_at_the_end_of_sequence(llama2, tokenizer):
+def test_generation_stops_at_the_end_of_sequence(llama2, tokenizer):
     assert llama2.stop_strings(tokenizer) == ("</s>",)
 
 
 def test_turns_that_do_not_alternate_are_refused(llama2, tokenizer, single):
-    with pytest.raises(HarnessError, match="'user' where 'assistant' must stand") as error:
+    with pytest.raises(HarnessError, match="'user' instead of 'assistant'") as error:
         llama2.render((single[0], *single), tokenizer)
     assert error.value.hint

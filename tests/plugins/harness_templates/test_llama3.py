@@ -28,22 +28,22 @@ def tokenizer(family):
 
 def test_every_conversation_of_3_1_begins_with_a_dated_system_turn(llama3, tokenizer, single, marked):
     assert marked(llama3.render(single, tokenizer)) == f"{DATED}<|eot_id|>{TURN}"
-    own = (Message("system", " Be brief. "), *single)
-    assert marked(llama3.render(own, tokenizer)) == f"{DATED}Be brief.<|eot_id|>{TURN}"
+    with_system = (Message("system", " Be brief. "), *single)
+    assert marked(llama3.render(with_system, tokenizer)) == f"{DATED}Be brief.<|eot_id|>{TURN}"
 
 
-def test_the_date_is_the_options(make, tokenizer, single, marked):
+def test_the_option_date_sets_the_date(make, tokenizer, single, marked):
     text = marked(make("llama3", date="2026-05-02").render(single, tokenizer))
     assert "Today Date: 02 May 2026\n" in text
-    with pytest.raises(HarnessError, match=r"template\.llama3\.date: '2026-02-30' is no date"):
+    with pytest.raises(HarnessError, match=r"template\.llama3\.date: '2026-02-30' is not a date"):
         make("llama3", date="2026-02-30")
 
 
-def test_version_3_is_the_turns_alone(make, tokenizer, single, marked):
+def test_version_3_writes_only_the_turns(make, tokenizer, single, marked):
     assert marked(make("llama3", version="3").render(single, tokenizer)) == f"<|begin_of_text|>{TURN}"
 
 
-def test_tools_stand_in_the_first_user_turn(llama3, tokenizer, calling, weather, marked):
+def test_the_first_user_turn_declares_the_tools(llama3, tokenizer, calling, weather, marked):
     text = marked(llama3.render(calling, tokenizer, tools=[weather]))
     assert text.startswith(DATED.replace("Cutting", "Environment: ipython\nCutting") + "<|eot_id|>")
     assert '\n\n{\n    "type": "function",\n    "function": {\n        "name": "get_weather",' in text
@@ -59,23 +59,23 @@ def test_tools_stand_in_the_first_user_turn(llama3, tokenizer, calling, weather,
     ("response", "what"),
     [
         (Message("assistant", "", tool_calls=(ToolCall("f", {}), ToolCall("g", {}))), "calls several tools"),
-        (Message("assistant", "Wait.", tool_calls=(ToolCall("f", {}),)), "calls a tool beside its text"),
+        (Message("assistant", "Wait.", tool_calls=(ToolCall("f", {}),)), "has text and a tool call"),
     ],
 )
-def test_what_the_format_would_leave_out_is_refused(llama3, tokenizer, response, what):
+def test_calls_that_the_format_would_omit_are_refused(llama3, tokenizer, response, what):
     with pytest.raises(HarnessError, match=what) as error:
         llama3.render((Message("user", "q"), response), tokenizer)
     assert "qwen" in error.value.hint
 
 
-def test_tools_need_a_user_turn_and_version_3_has_none(make, llama3, tokenizer, single, weather):
+def test_tools_need_a_user_turn_and_version_3_1(make, llama3, tokenizer, single, weather):
     with pytest.raises(HarnessError, match="the conversation begins with assistant"):
         llama3.render(single[1:] + single, tokenizer, tools=[weather])
-    with pytest.raises(HarnessError, match="no place for tools"):
+    with pytest.raises(HarnessError, match="does not support tools"):
         make("llama3", version="3").render(single, tokenizer, tools=[weather])
 
 
-def test_stops_at_the_end_of_turn_and_of_text(llama3, tokenizer, calling, marked):
+def test_generation_stops_at_end_of_turn_and_of_text(llama3, tokenizer, calling, marked):
     assert llama3.stop_strings(tokenizer) == ("<|eot_id|>", "<|end_of_text|>")
     opened = marked(llama3.render(calling[:1], tokenizer, add_generation_prompt=True))
     assert opened.endswith("<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n")

@@ -1,7 +1,7 @@
-"""Mistral's format, as its published reference writes it: mistral-common 1.13.1, tokenizers v3 (SentencePiece, Tekken).
+"""Mistral's format, compared with its reference: mistral-common 1.13.1, tokenizers v3 (SentencePiece, Tekken).
 
-The texts are what `MistralTokenizer.encode_chat_completion` of that package gives for these conversations, with the
-ids of the calls that stand here, `▁` and `<0x0A>` read as space and line break. A response ends with `</s>`.
+The texts are the output of `MistralTokenizer.encode_chat_completion` of that package for these conversations, with the
+call ids used here, `▁` and `<0x0A>` read as space and line break. A response ends with `</s>`.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ TOOL = {
         "required": ["city"],
     },
 }
-TOLD = (
+DECLARED_TOOLS = (
     '[AVAILABLE_TOOLS] [{"type": "function", "function": {"name": "get_weather", "description": "The weather.", '
     '"parameters": {"type": "object", "properties": {"city": {"type": "string", "description": "Köln"}}, '
     '"required": ["city"]}}}][/AVAILABLE_TOOLS]'
 )
-CALLED = (
+RENDERED_CALLS = (
     '[TOOL_CALLS] [{"name": "get_weather", "arguments": {"city": "Köln"}, "id": "call00001"}, '
     '{"name": "get_weather", "arguments": {"city": "Rom"}, "id": "call00002"}]</s>'
     '[TOOL_RESULTS] {"content": "22 \\"C\\"", "call_id": "call00001"}[/TOOL_RESULTS]'
@@ -57,25 +57,26 @@ PUBLISHED = {
     "tools": (
         (SYSTEM, USER, CALLS, *RESULTS),
         (TOOL,),
-        f"<s>{TOLD}[INST] Be brief.\n\nName a river.[/INST]{CALLED}",
+        f"<s>{DECLARED_TOOLS}[INST] Be brief.\n\nName a river.[/INST]{RENDERED_CALLS}",
     ),
     "tools_multi": (
         (SYSTEM, USER, CALLS, *RESULTS, WARM, MORE),
         (TOOL,),
-        f"<s>[INST] Name a river.[/INST]{CALLED} Warm.</s>{TOLD}[INST] Be brief.\n\nAnd one more.[/INST]",
+        f"<s>[INST] Name a river.[/INST]{RENDERED_CALLS} Warm.</s>{DECLARED_TOOLS}"
+        "[INST] Be brief.\n\nAnd one more.[/INST]",
     ),
 }
 """Messages and tools up to the last response, and the prompt for it under v3."""
 
 
-def tight(text):
-    """The prompt under v3-tekken: without the spaces that v3 writes after its markers."""
+def without_marker_spaces(text):
+    """Return the prompt under v3-tekken: without the spaces that v3 writes after its markers."""
     for marker in ("[INST]", "[AVAILABLE_TOOLS]", "[TOOL_CALLS]", "[TOOL_RESULTS]", "[/INST]", "[/TOOL_RESULTS]"):
         text = text.replace(f"{marker} ", marker)
     return text
 
 
-def last_alone(messages):
+def train_only_last(messages):
     return (*(dataclasses.replace(message, train=False) for message in messages[:-1]), messages[-1])
 
 
@@ -85,30 +86,33 @@ def test_parity_with_the_published_reference_token_for_token(name, version, make
     template = make("mistral", version=version)
     tokenizer = family("mistral" if version == "v3" else "tekken")
     messages, tools, text = PUBLISHED[name]
-    prompt = text if version == "v3" else tight(text)
-    whole = f"{prompt}{' ' if version == 'v3' else ''}The Oder.</s>"
-    given = example(last_alone((*messages, Message("assistant", "The Oder."))), tools)
-    row = tokenize_example(given, "s", template, tokenizer, 4096)
-    assert list(row.input_ids) == tokenizer(whole, add_special_tokens=False).input_ids
-    assert encode_prompt(given, template, tokenizer, 4096) == list(row.input_ids[: row.labels.count(-100)])
+    prompt = text if version == "v3" else without_marker_spaces(text)
+    full_text = f"{prompt}{' ' if version == 'v3' else ''}The Oder.</s>"
+    expected_example = example(train_only_last((*messages, Message("assistant", "The Oder."))), tools)
+    row = tokenize_example(expected_example, "s", template, tokenizer, 4096)
+    assert list(row.input_ids) == tokenizer(full_text, add_special_tokens=False).input_ids
+    assert encode_prompt(expected_example, template, tokenizer, 4096) == list(row.input_ids[: row.labels.count(-100)])
     assert (
         "".join(span.text for span in template.render(messages, tokenizer, add_generation_prompt=True, tools=tools))
         == prompt
     )
     assert tokenizer.decode([label for label in row.labels if label != -100]).strip() == "The Oder.</s>"
-    verify_mask(given, row, template, tokenizer)
+    verify_mask(expected_example, row, template, tokenizer)
 
 
-OWN = ("aB3dE6gH9", "kL2mN5pQ8")
-"""Ids as Mistral's models write them. The published reference writes those it is given, and refuses all others."""
+DATA_IDS = ("aB3dE6gH9", "kL2mN5pQ8")
+"""Ids as Mistral's models write them. The published reference accepts such ids and refuses all others."""
 
 
 def with_ids(messages, ids):
-    """The conversation with ids for its two calls, of which the answers name theirs."""
-    calls = tuple(dataclasses.replace(call, id=one) for call, one in zip(CALLS.tool_calls, ids, strict=True))
+    """Return the conversation with ids for its two calls and for their answers."""
+    calls = tuple(dataclasses.replace(call, id=message) for call, message in zip(CALLS.tool_calls, ids, strict=True))
     changed = {
         id(CALLS): dataclasses.replace(CALLS, tool_calls=calls),
-        **{id(one): dataclasses.replace(one, tool_call_id=key) for one, key in zip(RESULTS, ids, strict=True)},
+        **{
+            id(message): dataclasses.replace(message, tool_call_id=key)
+            for message, key in zip(RESULTS, ids, strict=True)
+        },
     }
     return tuple(changed.get(id(message), message) for message in messages)
 
@@ -119,19 +123,21 @@ def test_parity_with_the_published_reference_with_the_datas_own_ids(name, versio
     template = make("mistral", version=version)
     tokenizer = family("mistral" if version == "v3" else "tekken")
     messages, tools, text = PUBLISHED[name]
-    text = text.replace("call00001", OWN[0]).replace("call00002", OWN[1])
-    prompt = text if version == "v3" else tight(text)
-    given = example(last_alone((*with_ids(messages, OWN), Message("assistant", "The Oder."))), tools)
-    row = tokenize_example(given, "s", template, tokenizer, 4096)
-    whole = f"{prompt}{' ' if version == 'v3' else ''}The Oder.</s>"
-    assert list(row.input_ids) == tokenizer(whole, add_special_tokens=False).input_ids
-    verify_mask(given, row, template, tokenizer)
+    text = text.replace("call00001", DATA_IDS[0]).replace("call00002", DATA_IDS[1])
+    prompt = text if version == "v3" else without_marker_spaces(text)
+    expected_example = example(
+        train_only_last((*with_ids(messages, DATA_IDS), Message("assistant", "The Oder."))), tools
+    )
+    row = tokenize_example(expected_example, "s", template, tokenizer, 4096)
+    full_text = f"{prompt}{' ' if version == 'v3' else ''}The Oder.</s>"
+    assert list(row.input_ids) == tokenizer(full_text, add_special_tokens=False).input_ids
+    verify_mask(expected_example, row, template, tokenizer)
 
 
 @pytest.mark.parametrize(
     "ids", [("call_Kq2", "call_Kq3"), ("aB3dE6gH9", "aB3dE6gH90"), ("aB3dE6gH9", None), ("é" * 9, "b" * 9)]
 )
-def test_ids_of_another_form_are_counted_and_pair_all_the_same(ids, make, family):
+def test_ids_of_another_form_are_replaced_and_still_match_answers(ids, make, family):
     messages, tools, text = PUBLISHED["tools"]
     first, second = with_ids(RESULTS, ids) if None not in ids else RESULTS
     said = (*with_ids(messages, ids)[:-2], second, first)
@@ -155,20 +161,25 @@ def test_calls_are_trained_with_the_end_of_sequence(make, family, marked):
 
 
 @pytest.mark.parametrize(("system", "tools"), [(SYSTEM, ()), (None, (TOOL,)), (SYSTEM, (TOOL,))])
-def test_what_moves_on_bars_the_training_of_earlier_responses_and_the_first_turn_does_not(
+def test_system_turn_last_forbids_training_earlier_responses_and_first_does_not(
     system, tools, make, family, marked, example
 ):
     messages = (*([system] if system else []), USER, ANSWER, MORE, WARM)
     tokenizer = family("mistral")
-    with pytest.raises(HarnessError, match="after a response that is trained") as error:
+    with pytest.raises(HarnessError, match="after a trained response") as error:
         make("mistral").render(messages, tokenizer, tools=tools)
     assert 'train_on to "last"' in error.value.hint
     assert 'system_turn of the template to "first"' in error.value.hint
     first = make("mistral", system_turn="first")
     text = marked(first.render(messages, tokenizer, tools=tools))
     assert text.endswith("Name a river.[/INST]⟦ The Elbe.</s>⟧[INST] And one more.[/INST]⟦ Warm.</s>⟧")
-    given = example(messages, tools)
-    verify_mask(given, tokenize_example(given, "s", first, tokenizer, 4096), first, tokenizer)
+    expected_example = example(messages, tools)
+    verify_mask(
+        expected_example,
+        tokenize_example(expected_example, "s", first, tokenizer, 4096),
+        first,
+        tokenizer,
+    )
     assert make("mistral").render(
         messages[:-1], tokenizer, add_generation_prompt=True, tools=tools
     )  # a prompt trains nothing
@@ -179,18 +190,18 @@ def test_responses_to_one_user_message_are_all_trained(make, family, marked):
     assert marked(make("mistral").render((*messages, WARM), family("mistral"), tools=tools)).count("⟦") == 2
 
 
-def test_an_answer_as_deep_as_the_sea_is_text(make, family):
+def test_a_deeply_nested_tool_answer_is_text(make, family):
     messages = (USER, CALLS, Message("tool", "[" * 100_000), RESULTS[1], WARM)
     spans = make("mistral").render(messages, family("mistral"))
     assert any("[" * 100_000 in span.text for span in spans if not span.markup)
 
 
-def test_refusals(make, family, single):
+def test_refused_conversations(make, family, single):
     mistral = make("mistral")
-    beside = dataclasses.replace(CALLS, content="Wait.")
-    with pytest.raises(HarnessError, match="calls tools beside its text"):
-        mistral.render((USER, beside, *RESULTS, WARM), family("mistral"))
-    with pytest.raises(HarnessError, match="'user' where 'assistant' must stand"):
+    text_and_calls = dataclasses.replace(CALLS, content="Wait.")
+    with pytest.raises(HarnessError, match="has text and tool calls"):
+        mistral.render((USER, text_and_calls, *RESULTS, WARM), family("mistral"))
+    with pytest.raises(HarnessError, match="'user' instead of 'assistant'"):
         mistral.render((USER, USER, ANSWER), family("mistral"))
     with pytest.raises(HarnessError, match=r"the tokenizer has no token \[INST\]"):
         mistral.render(single, family("llama2"))

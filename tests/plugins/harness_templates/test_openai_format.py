@@ -1,4 +1,4 @@
-"""Conversations in OpenAI's shape, and the veil over tokens in tools and calls."""
+"""Conversations in OpenAI's shape, and the escaping of tokens in tools and calls."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ CALL = Message("assistant", "", tool_calls=(ToolCall("f", {"x": "<a>", "<a><b>":
 TOOLS = ({"name": "f", "description": "<a>", "parameters": {"<b>": None}},)
 
 
-def knowing(*tokens):
-    """What stands for a tokenizer that knows these tokens."""
+def tokenizer_with(*tokens):
+    """Return a stand-in for a tokenizer with these tokens."""
     return type("Tokenizer", (), {"added_tokens_encoder": dict.fromkeys(tokens, 1)})()
 
 
-def test_messages_have_openais_keys_and_no_others():
+def test_messages_have_only_openais_keys():
     assert to_openai_messages(
         (Message("user", "q"), CALL, Message("tool", "1", name="f"), Message("assistant", "a"))
     ) == [
@@ -38,15 +38,15 @@ def test_messages_have_openais_keys_and_no_others():
     assert to_openai_tools(TOOLS) == [{"type": "function", "function": TOOLS[0]}]
 
 
-def test_the_veil_takes_every_token_out_and_puts_it_back_as_text():
-    veil = ToolTextEscaper.for_conversation((CALL,), TOOLS, knowing("<a>", "<b>", "<c>", " ", '"'))
-    assert set(veil.placeholders) == {"<a>", "<b>"}
-    veiled = repr((veil.escape_messages((CALL,)), veil.escape_tools(TOOLS)))
-    assert "<a>" not in veiled
-    assert "<b>" not in veiled
-    a, b = veil.placeholders["<a>"], veil.placeholders["<b>"]
+def test_the_escaper_replaces_every_token_and_restores_it_as_text():
+    escaper = ToolTextEscaper.for_conversation((CALL,), TOOLS, tokenizer_with("<a>", "<b>", "<c>", " ", '"'))
+    assert set(escaper.placeholders) == {"<a>", "<b>"}
+    escaped = repr((escaper.escape_messages((CALL,)), escaper.escape_tools(TOOLS)))
+    assert "<a>" not in escaped
+    assert "<b>" not in escaped
+    a, b = escaper.placeholders["<a>"], escaper.placeholders["<b>"]
     spans = (Span(f"<a>x {a}{b}", train=True, markup=True), Span(a))
-    assert veil.unescape(spans) == (
+    assert escaper.unescape(spans) == (
         Span("<a>x ", train=True, markup=True),
         Span("<a>", train=True),
         Span("<b>", train=True),
@@ -54,22 +54,22 @@ def test_the_veil_takes_every_token_out_and_puts_it_back_as_text():
     )
 
 
-def test_a_stand_in_is_nobodys_text():
-    plain = ToolTextEscaper.for_conversation((CALL,), (), knowing("<a>")).placeholders["<a>"]
-    taken = ToolTextEscaper.for_conversation(
-        (CALL, Message("user", plain)), ({"name": plain},), knowing("<a>")
+def test_placeholders_do_not_occur_in_the_conversation():
+    plain = ToolTextEscaper.for_conversation((CALL,), (), tokenizer_with("<a>")).placeholders["<a>"]
+    salted = ToolTextEscaper.for_conversation(
+        (CALL, Message("user", plain)), ({"name": plain},), tokenizer_with("<a>")
     ).placeholders["<a>"]
-    assert plain != taken
+    assert plain != salted
 
 
-def test_without_tokens_nothing_is_veiled():
-    veil = ToolTextEscaper.for_conversation((CALL,), TOOLS, knowing("<c>"))
-    assert veil.escape_messages((CALL,)) == (CALL,)
-    assert veil.escape_tools(TOOLS) is TOOLS
-    assert veil.unescape((Span("x", markup=True),)) == (Span("x", markup=True),)
+def test_without_tokens_nothing_is_escaped():
+    escaper = ToolTextEscaper.for_conversation((CALL,), TOOLS, tokenizer_with("<c>"))
+    assert escaper.escape_messages((CALL,)) == (CALL,)
+    assert escaper.escape_tools(TOOLS) is TOOLS
+    assert escaper.unescape((Span("x", markup=True),)) == (Span("x", markup=True),)
 
 
-def test_the_shape_tells_all_but_the_contents():
+def test_the_shape_depends_on_everything_but_the_contents():
     alike = conversation_shape((Message("user", "q"), CALL), TOOLS)
     assert conversation_shape((Message("user", "other"), CALL), TOOLS) == alike
     others = [

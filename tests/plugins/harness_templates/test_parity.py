@@ -1,4 +1,4 @@
-"""Each format token for token as the family's own chat template renders it, and its mask beside TRL's."""
+"""Each format compared token for token with the family's chat template, and its mask with TRL's."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from harness.data.tokenization.tokenize import tokenize_example
 
 SHAPES = ["single", "multi", "system", "system_multi"]
 PLAIN = [
-    # template, options, tokenizer, chat template that TRL carries, whether it has a place for a system message
+    # template, options, tokenizer, chat template from TRL, whether it supports a system message
     ("llama3", {"version": "3"}, "llama3", "llama3", True),
     ("llama3", {}, "llama3", "llama3_1", True),
     ("llama3", {}, "llama3", "llama3_2", True),
@@ -30,8 +30,8 @@ CASES = [(*case[:4], shape) for case in PLAIN for shape in SHAPES if case[4] or 
 PADDED = {"": "as they are", " \n": "padded"}
 
 
-def tokens(tokenizer, dicts, source, **options):
-    """What the family's chat template gives. The clock of Llama 3.2's stands at the date of Llama 3.1's."""
+def published_tokens(tokenizer, dicts, source, **options):
+    """Return the tokens of the family's chat template, with the date of Llama 3.1's in Llama 3.2's."""
     source = source.replace("strftime_now is defined", "false")
     return tokenizer.apply_chat_template(dicts, chat_template=source, return_dict=False, **options)
 
@@ -44,12 +44,12 @@ def test_parity_token_for_token(
     template, tokenizer = make(name, **options), family(tokenizer)
     # A padded system message is stripped by some and not by others; each format does as its family does.
     messages = [Message(m.role, padding + m.content + padding) for m in conversations[shape]]
-    theirs = tokens(tokenizer, as_dicts(messages), shipped(source))
+    theirs = published_tokens(tokenizer, as_dicts(messages), shipped(source))
     row = tokenize_example(example(messages), "s", template, tokenizer, 4096)
     assert list(row.input_ids) == theirs
     verify_mask(example(messages), row, template, tokenizer)
 
-    prompt = tokens(tokenizer, as_dicts(messages[:-1]), shipped(source), add_generation_prompt=True)
+    prompt = published_tokens(tokenizer, as_dicts(messages[:-1]), shipped(source), add_generation_prompt=True)
     if source == "deepseekv3":  # TRL's file is that of a model that reasons; DeepSeek-V3's prompt ends at its header
         opened = tokenizer("<think>\n", add_special_tokens=False).input_ids
         assert prompt[-len(opened) :] == opened
@@ -73,19 +73,19 @@ def test_parity_with_tools_token_for_token(
 ):
     template, tokenizer = make(name, **options), family(tokenizer)
     messages = (*([Message("system", "Be brief.")] if system else []), *calling)
-    told = () if name == "deepseek" else (weather, {**weather, "name": "get_time"})
+    declared_tools = () if name == "deepseek" else (weather, {**weather, "name": "get_time"})
     write = (lambda arguments: json.dumps(arguments, ensure_ascii=False)) if name == "deepseek" else None
     dicts = as_dicts(messages, json=write)
-    wrapped = [{"type": "function", "function": tool} for tool in told] or None
-    theirs = tokens(tokenizer, dicts, shipped(source), tools=wrapped)
-    row = tokenize_example(example(messages, told), "s", template, tokenizer, 4096)
+    wrapped = [{"type": "function", "function": tool} for tool in declared_tools] or None
+    theirs = published_tokens(tokenizer, dicts, shipped(source), tools=wrapped)
+    row = tokenize_example(example(messages, declared_tools), "s", template, tokenizer, 4096)
     assert list(row.input_ids) == theirs
-    verify_mask(example(messages, told), row, template, tokenizer)
-    prompt = tokens(tokenizer, dicts[:-1], shipped(source), tools=wrapped, add_generation_prompt=True)
-    assert encode_prompt(example(messages, told), template, tokenizer, 4096) == prompt
+    verify_mask(example(messages, declared_tools), row, template, tokenizer)
+    prompt = published_tokens(tokenizer, dicts[:-1], shipped(source), tools=wrapped, add_generation_prompt=True)
+    assert encode_prompt(example(messages, declared_tools), template, tokenizer, 4096) == prompt
     before = len(messages) - 3  # up to the message that calls
-    earlier = example(messages[: before + 1], told)
-    prompt = tokens(tokenizer, dicts[:before], shipped(source), tools=wrapped, add_generation_prompt=True)
+    earlier = example(messages[: before + 1], declared_tools)
+    prompt = published_tokens(tokenizer, dicts[:before], shipped(source), tools=wrapped, add_generation_prompt=True)
     if name == "deepseek":
         prompt = prompt[: -len(tokenizer("<think>\n", add_special_tokens=False).input_ids)]
     assert encode_prompt(earlier, template, tokenizer, 4096) == prompt
@@ -102,7 +102,7 @@ MASKED = [
 
 @pytest.mark.parametrize("shape", ["single", "multi"])
 @pytest.mark.parametrize(("name", "options", "tokenizer", "source", "more"), MASKED)
-def test_the_mask_is_trls_but_for_what_no_model_ever_writes(
+def test_the_mask_equals_that_of_trl_except_text_that_no_model_writes(
     name, options, tokenizer, source, more, shape, make, family, shipped, conversations, as_dicts, example
 ):
     # TRL trains the line break after an end of turn, Qwen's before a response, and the header of DeepSeek's.
@@ -122,9 +122,7 @@ BEGUN = ["llama3", "gemma", "deepseek", "mistral", "vicuna", "zephyr", "alpaca",
 
 
 @pytest.mark.parametrize("name", BEGUN)
-def test_exactly_one_beginning_of_sequence_where_the_tokenizer_writes_one_by_itself(
-    name, make, family, conversations, example
-):
+def test_there_is_one_begin_of_sequence_token_if_the_tokenizer_adds_one(name, make, family, conversations, example):
     tokenizer = family(name if name in ("llama3", "gemma", "deepseek", "mistral") else "llama2")
     assert tokenizer("a").input_ids[0] == tokenizer.bos_token_id
     ids = tokenize_example(example(conversations["multi"]), "s", make(name), tokenizer, 4096).input_ids

@@ -12,11 +12,11 @@ from harness.data.tokenization.tokenize import tokenize_example
 
 
 @pytest.mark.parametrize("name", ["single", "multi", "system", "system_multi"])
-def test_a_chatml_tokenizer_gives_the_rows_of_chatml(name, make, tokenizer, conversations, example):
-    own, chatml = make("tokenizer"), make("chatml")
-    row = tokenize_example(example(conversations[name]), "s", own, tokenizer, 4096)
+def test_a_chatml_tokenizer_gives_the_same_rows_as_chatml(name, make, tokenizer, conversations, example):
+    tokenizer_template, chatml = make("tokenizer"), make("chatml")
+    row = tokenize_example(example(conversations[name]), "s", tokenizer_template, tokenizer, 4096)
     assert row == tokenize_example(example(conversations[name]), "s", chatml, tokenizer, 4096)
-    prompts = [encode_prompt(example(conversations[name]), t, tokenizer, 4096) for t in (own, chatml)]
+    prompts = [encode_prompt(example(conversations[name]), t, tokenizer, 4096) for t in (tokenizer_template, chatml)]
     assert prompts[0] == prompts[1] == list(row.input_ids[: len(prompts[0])])
 
 
@@ -31,27 +31,27 @@ def test_the_end_of_turn_is_trained_and_the_line_break_after_it_is_not(make, tok
     assert [span.text for span in spans if not span.markup] == contents
 
 
-def test_stops_at_the_end_of_turn_and_of_sequence(make, tokenizer):
+def test_generation_stops_at_end_of_turn_and_of_sequence(make, tokenizer):
     assert make("tokenizer").stop_strings(tokenizer) == ("<|im_end|>", "</s>")
 
 
 def test_a_tokenizer_without_a_chat_template_is_refused(make, tokenizer, single):
     bare = copy.deepcopy(tokenizer)
     bare.chat_template = None
-    with pytest.raises(HarnessError, match="no chat template of its own") as error:
+    with pytest.raises(HarnessError, match="has no chat template") as error:
         make("tokenizer").render(single, bare)
     assert "chatml" in error.value.hint
 
 
-def test_a_changed_chat_template_is_not_mistaken_for_the_old_one(make, tokenizer, single):
-    own, other = make("tokenizer"), copy.deepcopy(tokenizer)
-    before = own.render(single, other)
+def test_a_changed_chat_template_is_rendered_again(make, tokenizer, single):
+    tokenizer_template, other = make("tokenizer"), copy.deepcopy(tokenizer)
+    before = tokenizer_template.render(single, other)
     other.chat_template = other.chat_template.replace("<|im_end|>", "</s>")
-    after = own.render(single, other)
+    after = tokenizer_template.render(single, other)
     assert [span.text.replace("<|im_end|>", "</s>") for span in before] == [span.text for span in after]
 
 
-def test_content_that_looks_like_the_frame_is_found_all_the_same(make, tokenizer, marked):
+def test_content_that_looks_like_markup_is_located(make, tokenizer, marked):
     messages = (Message("user", "user"), Message("assistant", "<|im_end|>"), Message("user", "\n"))
     messages += (Message("assistant", "assistant"),)
     spans = make("tokenizer").render(messages, tokenizer)

@@ -1,4 +1,4 @@
-"""Vicuna's format, as its example prompt shows it (github.com/lm-sys/FastChat, docs/vicuna_weights_version.md)."""
+"""Vicuna's format, compared with its example prompt (github.com/lm-sys/FastChat, docs/vicuna_weights_version.md)."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ def tokenizer(family):
 @pytest.mark.parametrize(("system", "turns"), [(None, 1), (None, 2), ("Be brief.", 1), ("Be brief.", 2)])
 def test_parity_with_the_published_example_token_for_token(system, turns, vicuna, tokenizer, example):
     messages = (*([Message("system", system)] if system else []), *EXAMPLE[: 2 * turns])
-    whole = f"{system or PREFACE} USER: Hello! ASSISTANT: Hello!</s>"
-    whole += "USER: How are you? ASSISTANT: I am good.</s>" if turns == 2 else ""
+    full_text = f"{system or PREFACE} USER: Hello! ASSISTANT: Hello!</s>"
+    full_text += "USER: How are you? ASSISTANT: I am good.</s>" if turns == 2 else ""
     row = tokenize_example(example(messages), "s", vicuna, tokenizer, 4096)
-    assert list(row.input_ids) == tokenizer("<s>" + whole, add_special_tokens=False).input_ids
+    assert list(row.input_ids) == tokenizer("<s>" + full_text, add_special_tokens=False).input_ids
     prompt = encode_prompt(example(messages), vicuna, tokenizer, 4096)
-    upto = whole[: whole.rindex("ASSISTANT:") + len("ASSISTANT:")]
-    assert prompt == tokenizer("<s>" + upto, add_special_tokens=False).input_ids
+    up_to_response = full_text[: full_text.rindex("ASSISTANT:") + len("ASSISTANT:")]
+    assert prompt == tokenizer("<s>" + up_to_response, add_special_tokens=False).input_ids
     verify_mask(example(messages), row, vicuna, tokenizer)
 
 
-def test_the_space_goes_with_the_answer(vicuna, tokenizer, marked):
+def test_the_space_belongs_to_the_answer(vicuna, tokenizer, marked):
     assert marked(vicuna.render(EXAMPLE, tokenizer)) == (
         f"{PREFACE} USER: Hello! ASSISTANT:⟦ Hello!</s>⟧USER: How are you? ASSISTANT:⟦ I am good.</s>⟧"
     )
@@ -58,9 +58,9 @@ def test_null_writes_no_preface(make, tokenizer, marked):
     )
 
 
-def test_stops_and_refusals(vicuna, tokenizer, single, weather):
+def test_stop_strings_and_refused_conversations(vicuna, tokenizer, single, weather):
     assert vicuna.stop_strings(tokenizer) == ("</s>",)
-    with pytest.raises(HarnessError, match="no place for tools"):
+    with pytest.raises(HarnessError, match="does not support tools"):
         vicuna.render(single, tokenizer, tools=[weather])
-    with pytest.raises(HarnessError, match="must stand"):
+    with pytest.raises(HarnessError, match="instead of"):
         vicuna.render((single[0], *single), tokenizer)

@@ -1,4 +1,4 @@
-"""Zephyr's format, as its chat template describes it (huggingface.co/HuggingFaceH4/zephyr-7b-beta)."""
+"""Zephyr's format, compared with its chat template (huggingface.co/HuggingFaceH4/zephyr-7b-beta)."""
 
 from __future__ import annotations
 
@@ -34,21 +34,21 @@ def test_parity_with_the_published_description_token_for_token(name, zephyr, tok
     verify_mask(example(messages), row, zephyr, tokenizer)
 
 
-def test_trained_are_the_response_and_the_end_of_sequence(zephyr, tokenizer, multi, marked):
+def test_response_and_end_of_sequence_are_trained(zephyr, tokenizer, multi, marked):
     assert marked(zephyr.render(multi, tokenizer)) == (
         "<|user|>\nName a river.</s>\n<|assistant|>\n⟦The Elbe.</s>⟧\n"
         "<|user|>\n再说一条河。</s>\n<|assistant|>\n⟦长江 🙂</s>⟧\n"
     )
 
 
-def test_the_option_system_fills_in_an_empty_turn_too(make, zephyr, tokenizer, single):
+def test_the_option_system_may_be_empty(make, zephyr, tokenizer, single):
     empty = "".join(span.text for span in make("zephyr", system="").render(single, tokenizer))
     assert empty.startswith("<|system|>\n</s>\n<|user|>\n")
-    own = (Message("system", "Be brief."), *single)
-    assert make("zephyr", system="").render(own, tokenizer) == zephyr.render(own, tokenizer)
+    with_system = (Message("system", "Be brief."), *single)
+    assert make("zephyr", system="").render(with_system, tokenizer) == zephyr.render(with_system, tokenizer)
 
 
-def test_stops_and_refusals(zephyr, tokenizer, single, weather):
+def test_stop_strings_and_refused_conversations(zephyr, tokenizer, single, weather):
     assert zephyr.stop_strings(tokenizer) == ("</s>",)
-    with pytest.raises(HarnessError, match="no place for tools"):
+    with pytest.raises(HarnessError, match="does not support tools"):
         zephyr.render(single, tokenizer, tools=[weather])

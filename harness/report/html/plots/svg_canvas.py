@@ -1,7 +1,8 @@
-"""A drawing surface for plots, and what becomes of it: SVG for the page, SVG as a file.
+"""A canvas for plots, and its conversion to SVG: inline for the page, and as a file.
 
-Colours are drawn under stand-ins, one for each name of the palette. In the page a stand-in becomes a CSS variable, so
-that the plot follows light and dark; in a file it becomes the light colour. The same numbers give the same bytes.
+Plots are drawn in placeholder colors, one for each name of the palette. In the page a placeholder becomes a CSS
+variable, so that the plot follows the light or dark theme. In a file it becomes the light color. The same numbers give
+the same bytes.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import io
 import logging
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -61,12 +62,12 @@ SERIES_NAMES = tuple(name for name in LIGHT_COLORS if name.startswith("series-")
 
 
 def css_variables(colors: dict[str, str]) -> str:
-    """The colours as declarations of CSS variables."""
+    """Return the colors as declarations of CSS variables."""
     return " ".join(f"--{name}: {value};" for name, value in colors.items())
 
 
 PLOT_WIDTH = 360.0
-"""Of a plot, in CSS pixels at its own size: that of a phone, so that 11 px of text are nearly that there."""
+"""Width of a plot in CSS pixels: about that of a phone, so that text keeps its size there."""
 TEXT_SIZE = 11.0
 FONT_FAMILY = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 
@@ -79,9 +80,14 @@ _INVALID_XML_CHARS = re.compile(r"[\ufffe\uffff]|[\U0001fffe-\U0001ffff]")
 
 @dataclass(frozen=True)
 class Plot:
-    """A finished plot. name: of its file. title, description: what a reader who cannot see it is told.
+    """A finished plot.
 
-    width: in CSS pixels at its own size. svg: the SVG with stand-ins for colours.
+    Attributes:
+        name: File name without `.svg`; prefix of the ids in the page.
+        title: Title of the plot, also for screen readers.
+        description: What the plot shows, for screen readers.
+        width: Natural width in CSS pixels.
+        svg: The SVG in placeholder colors.
     """
 
     name: str
@@ -91,15 +97,15 @@ class Plot:
     svg: ElementTree.Element = field(repr=False, compare=False)
 
     def to_inline_svg(self) -> str:
-        """The plot for an HTML page: no names of XML, colours by CSS variables, ids that no other plot has."""
+        """Return the plot for an HTML page: without XML namespaces, with CSS variables and unique ids."""
         root = _copy_svg(self.svg, lambda name: f"var(--{name})", f"{self.name}-")
         root.set("class", "plot")
-        # Small screens may shrink it a little; below that it scrolls in its box.
+        # A small screen shrinks the plot down to 85 %; below that it scrolls in its box.
         root.set("style", f"min-width: {0.85 * self.width:.0f}px; max-width: {1.5 * self.width:.0f}px")
         return self._with_description(root)
 
     def to_svg_file(self) -> str:
-        """The plot as a file of its own, in light colours."""
+        """Return the plot as the text of an SVG file, in light colors."""
         root = _copy_svg(self.svg, LIGHT_COLORS.__getitem__, "")
         root.set("xmlns", "http://www.w3.org/2000/svg")
         root.set("width", f"{1.5 * self.width:.0f}")
@@ -118,34 +124,52 @@ class Plot:
 
 @dataclass
 class Canvas:
-    """What a plot is drawn on. tooltips: id of a group in the drawing -> what a pointer over it is told."""
+    """The figure of a plot.
+
+    Attributes:
+        figure: The figure of matplotlib.
+        tooltips: Id of a group in the SVG -> its tooltip.
+    """
 
     figure: Figure
     tooltips: dict[str, str] = field(default_factory=dict)
 
     def add_axes(self, rows: int = 1, **options: Any) -> list[Axes]:
-        """One column of axes below one another, with a quiet grid along the values and no box."""
-        made = [*self.figure.subplots(rows, 1, squeeze=False, **options)[:, 0]]
-        for one in made:
+        """Add axes below one another, with a light horizontal grid and without a frame.
+
+        Args:
+            rows: Number of axes.
+            **options: Options of `Figure.subplots`.
+        """
+        all_axes = [*self.figure.subplots(rows, 1, squeeze=False, **options)[:, 0]]
+        for axes in all_axes:
             for side in ("top", "right"):
-                one.spines[side].set_visible(False)
-            one.grid(axis="y", color=PLACEHOLDER_COLORS["line"], linewidth=0.7)
-            one.set_axisbelow(True)
-            one.tick_params(length=0, labelsize=TEXT_SIZE - 1)
-        return made
+                axes.spines[side].set_visible(False)
+            axes.grid(axis="y", color=PLACEHOLDER_COLORS["line"], linewidth=0.7)
+            axes.set_axisbelow(True)
+            axes.tick_params(length=0, labelsize=TEXT_SIZE - 1)
+        return all_axes
 
     def add_tooltip(self, artist: Any, key: str, text: str) -> None:
-        """Tell whoever points at the artist this text."""
+        """Show a text when the pointer is over the artist.
+
+        Args:
+            artist: What is drawn.
+            key: Id of the artist, unique in the plot.
+            text: The tooltip.
+        """
         artist.set_gid(key)
         self.tooltips[key] = text
 
 
 @contextmanager
 def open_canvas(width: float, height: float, *, manual_layout: bool = False) -> Iterator[Canvas]:
-    """A surface of this size in CSS pixels. Within the context matplotlib has the settings of our plots.
+    """Open a canvas; within the context matplotlib has the settings of these plots, and ignores those of the user.
 
-    manual_layout: the plot places its axes itself. Nothing of the user's own settings of matplotlib shows, and names
-    that look like formulas are none.
+    Args:
+        width: Width in CSS pixels.
+        height: Height in CSS pixels.
+        manual_layout: Whether the plot positions its axes itself.
     """
     with _silence_matplotlib():
         import matplotlib
@@ -162,7 +186,7 @@ def open_canvas(width: float, height: float, *, manual_layout: bool = False) -> 
 
 @contextmanager
 def _silence_matplotlib() -> Iterator[None]:
-    """No word of the font cache, nor of signs that the font measured with lacks: the page's fonts have them."""
+    """Silence messages about the font cache, and about characters that only the fonts of the page have."""
     log = logging.getLogger("matplotlib")
     level = log.level
     log.setLevel(logging.ERROR)
@@ -179,7 +203,7 @@ def _rc_params() -> Any:
     return {
         "svg.fonttype": "none",
         "svg.hashsalt": "harness",
-        "text.parse_math": False,
+        "text.parse_math": False,  # a name may contain `$`
         "font.size": TEXT_SIZE,
         "figure.dpi": 72,
         "figure.facecolor": "none",
@@ -200,18 +224,25 @@ def _rc_params() -> Any:
 
 
 def finish_plot(canvas: Canvas, name: str, title: str, description: str) -> Plot:
-    """The plot that was drawn on the sheet. name: of its file, and unlike any other in the page."""
+    """Convert the canvas to a plot.
+
+    Args:
+        canvas: The canvas.
+        name: File name of the plot, unique in the page.
+        title: Title of the plot.
+        description: What the plot shows, for screen readers.
+    """
     stream = io.StringIO()
     canvas.figure.savefig(stream, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     root = ElementTree.fromstring(stream.getvalue())
     for parent in root.iter():
         for child in list(parent):
-            # A style sheet in the drawing would be one for the whole page.
+            # A style sheet in the SVG would apply to the complete page.
             if child.tag in (f"{_SVG_NAMESPACE}metadata", f"{_SVG_NAMESPACE}style"):
                 parent.remove(child)
-        said = canvas.tooltips.get(parent.get("id", ""))
-        if said is not None:
-            ElementTree.SubElement(parent, f"{_SVG_NAMESPACE}title").text = _xml_safe(said)
+        tooltip = canvas.tooltips.get(parent.get("id", ""))
+        if tooltip is not None:
+            ElementTree.SubElement(parent, f"{_SVG_NAMESPACE}title").text = _xml_safe(tooltip)
             parent.insert(0, parent[-1])
             del parent[-1]
     root.set("stroke-linejoin", "round")
@@ -219,64 +250,98 @@ def finish_plot(canvas: Canvas, name: str, title: str, description: str) -> Plot
 
 
 def plot_label(text: str, limit: int = 40) -> str:
-    """A name as it may stand in a plot: on one line, nothing hidden, nothing that XML has no word for."""
+    """Format a name for a plot: on one line, nothing hidden, only characters that XML allows."""
     return _xml_safe(one_line(text, limit))
 
 
 def legend_label(text: str) -> str:
-    """A name as it may stand in a legend, in which matplotlib would leave out one that begins with `_`."""
+    """Format a name for a legend; matplotlib would omit one that begins with `_`."""
     name = plot_label(text, 24)
     return f" {name}" if name.startswith("_") else name
 
 
 def series_color(series_index: int) -> str:
-    """The stand-in of the colour of the series with this number, from 0."""
+    """Return the placeholder color of a series; indices start at 0."""
     return PLACEHOLDER_COLORS[SERIES_NAMES[series_index % len(SERIES_NAMES)]]
 
 
 def series_dash(series_index: int) -> str:
-    """A line style that tells a series from those of the same colour, and neighbours apart without any colour."""
+    """Return a line style that distinguishes series of the same color, and neighboring series without color."""
     return ("-", "--", "-.", ":")[series_index % 4]
 
 
+def add_label(
+    axes: Any,
+    text: str,
+    position: tuple[float, float],
+    offset: tuple[float, float],
+    *,
+    coords: Any = "data",
+    boxed: bool = False,
+    **style: Any,
+) -> None:
+    """Write a small text next to a position.
+
+    Args:
+        axes: The axes.
+        text: The text.
+        position: The position.
+        offset: Distance from the position to the text in pixels, to the right and up.
+        coords: Coordinates of the position, see `Axes.annotate`.
+        boxed: Whether the text has a background, for readability on lines.
+        **style: Alignment (`ha`, `va`) and other options of `Axes.annotate`.
+    """
+    if boxed:
+        style["bbox"] = {"boxstyle": "round,pad=0.15", "fc": PLACEHOLDER_COLORS["surface"], "ec": "none", "alpha": 0.8}
+    axes.annotate(
+        text, position, offset, coords, "offset points", fontsize=TEXT_SIZE - 1, annotation_clip=False, **style
+    )
+
+
 def axis_limits(values: Sequence[float], margin: float = 0.06) -> tuple[float, float]:
-    """Limits of an axis that leave some room around the values."""
+    """Return limits of an axis that leave a margin around the values, as a fraction of their range."""
     low, high = min(values), max(values)
-    room = (high - low) * margin or abs(high) * margin or 1.0
-    return low - room, high + room
+    padding = (high - low) * margin or abs(high) * margin or 1.0
+    return low - padding, high + padding
 
 
 def _xml_safe(text: str) -> str:
     return _INVALID_XML_CHARS.sub("\ufffd", printable(text))
 
 
-def _copy_svg(root: ElementTree.Element, color_of: Any, prefix: str) -> ElementTree.Element:
+def _copy_svg(root: ElementTree.Element, color_of: Callable[[str], str], prefix: str) -> ElementTree.Element:
+    """Copy an element without namespaces. color_of: name of a color -> its value; prefix: of all ids."""
     tag = root.tag.removeprefix(_SVG_NAMESPACE)
-    made = ElementTree.Element(tag, dict(_copy_attributes(root.attrib, color_of, prefix)))
-    made.text = root.text if tag in ("text", "tspan", "title", "desc") else None
+    copy = ElementTree.Element(tag, dict(_copy_attributes(root.attrib, color_of, prefix)))
+    copy.text = root.text if tag in ("text", "tspan", "title", "desc") else None
     for child in root:
-        made.append(_copy_svg(child, color_of, prefix))
-        if made[-1].tag == "tspan":
-            made[-1].tail = child.tail
-    return made
+        copy.append(_copy_svg(child, color_of, prefix))
+        if copy[-1].tag == "tspan":
+            copy[-1].tail = child.tail
+    return copy
 
 
-def _copy_attributes(attributes: Mapping[str, str], color_of: Any, prefix: str) -> Iterator[tuple[str, str]]:
+def _copy_attributes(
+    attributes: Mapping[str, str], color_of: Callable[[str], str], prefix: str
+) -> Iterator[tuple[str, str]]:
+    def resolve_colors(text: str) -> str:
+        return _PLACEHOLDER_PATTERN.sub(lambda match: color_of(_NAME_OF_PLACEHOLDER[match[0]]), text)
+
     for key, value in attributes.items():
         if key == _HREF_ATTRIBUTE:
             yield "href", f"#{prefix}{value[1:]}"
         elif key == "id":
             yield key, prefix + value
         elif key in ("width", "height") and value.endswith("pt"):
-            continue  # its box says how large it is
+            continue  # the viewBox has the size
         elif value.startswith("url(#"):
             yield key, f"url(#{prefix}{value[5:]}"
         elif key == "style":
-            # The page's fonts, not those that the text was measured with.
+            # The page has its own fonts; those in the style were only used to measure the text.
             value = re.sub(r"\s*font-family:[^;]*;?", "", value).replace("url(#", f"url(#{prefix}")
-            yield key, _PLACEHOLDER_PATTERN.sub(lambda hit: color_of(_NAME_OF_PLACEHOLDER[hit[0]]), value)
+            yield key, resolve_colors(value)
         elif key in ("fill", "stroke"):
-            yield key, _PLACEHOLDER_PATTERN.sub(lambda hit: color_of(_NAME_OF_PLACEHOLDER[hit[0]]), value)
+            yield key, resolve_colors(value)
         elif key == "d":
             yield key, " ".join(value.split())
         else:

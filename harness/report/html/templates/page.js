@@ -1,9 +1,9 @@
 "use strict";
-// Copies without the network and from a file: the clipboard where the browser gives it, else a selection.
+// Copies also from a local file: with the clipboard API if the browser grants it, otherwise by a selection.
 for (const button of document.querySelectorAll("button[data-copy]")) {
-  const from = document.getElementById(button.dataset.copy);
+  const source = document.getElementById(button.dataset.copy);
   const label = button.textContent;
-  const tell = (text) => {
+  const showResult = (text) => {
     button.textContent = text;
     setTimeout(() => { button.textContent = label; }, 1600);
   };
@@ -11,17 +11,17 @@ for (const button of document.querySelectorAll("button[data-copy]")) {
     const selection = window.getSelection();
     selection.removeAllRanges();
     const range = document.createRange();
-    range.selectNodeContents(from);
+    range.selectNodeContents(source);
     selection.addRange(range);
   };
   button.hidden = false;
   button.addEventListener("click", async () => {
     try {
-      await navigator.clipboard.writeText(from.textContent);
-      tell("Copied");
+      await navigator.clipboard.writeText(source.textContent);
+      showResult("Copied");
     } catch {
       select();
-      tell(document.execCommand("copy") ? "Copied" : "Selected: press Ctrl+C");
+      showResult(document.execCommand("copy") ? "Copied" : "Selected: press Ctrl+C");
     }
   });
 }

@@ -1,3 +1,5 @@
+"""A corpus: conversations on disk, hashes, invalid rows, head, filter and warnings."""
+
 import dataclasses
 import datetime
 import json
@@ -23,16 +25,16 @@ from harness.types import InvalidRecord, Message, Record, ToolCall
 DEFAULTS = {key: option["default"] for key, option in data.SOURCE_KEYS.items()}
 
 
-class Rows(Source):
-    """Rows of `prompt` and `completion`, or whatever is given, at places by number."""
+class RecordingSource(Source):
+    """Yields rows at x:1, x:2, ...; counts them and records whether it is closed."""
 
     def __init__(self, rows):
-        self.rows, self.given, self.closed = rows, 0, False
+        self.rows, self.yielded, self.closed = rows, 0, False
 
     def records(self):
         try:
             for number, row in enumerate(self.rows, 1):
-                self.given += 1
+                self.yielded += 1
                 yield (
                     dataclasses.replace(row, location=f"x:{number}")
                     if isinstance(row, InvalidRecord)
@@ -42,31 +44,33 @@ class Rows(Source):
             self.closed = True
 
 
-def asks(count, **more):
+def build_rows(count, **more):
     return [{"prompt": f"question {n}", "completion": f"answer {n}", **more} for n in range(count)]
 
 
 @pytest.fixture
-def corpus(tmp_path):
-    def corpus(rows, folder="c", progress=None, **options):
-        source = rows if isinstance(rows, Source) else Rows(rows)
+def read(tmp_path):
+    def read_rows(rows, folder="c", progress=None, **options):
+        source = rows if isinstance(rows, Source) else RecordingSource(rows)
         more = {"progress": progress} if progress else {}
-        bad = tmp_path / folder / "rejected.jsonl"
-        return read_corpus(source, {**DEFAULTS, **options}, "x", folder=tmp_path, invalid_rows_file=bad, **more)
+        invalid_rows_file = tmp_path / folder / "rejected.jsonl"
+        return read_corpus(
+            source, {**DEFAULTS, **options}, "x", folder=tmp_path, invalid_rows_file=invalid_rows_file, **more
+        )
 
-    return corpus
+    return read_rows
 
 
-def refused(corpus, rows, **options):
+def error_lines(read, rows, **options):
     with pytest.raises(HarnessError) as caught:
-        corpus(rows, **options)
+        read(rows, **options)
     return caught.value.lines()
 
 
 # -- on disk and back -------------------------------------------------------------------------------------------------
 
 TOOL = {"name": "add", "description": "Adds – ja.", "parameters": {"type": "object", "properties": {"a": {}}}}
-EVERYTHING = [
+ALL_FIELDS = [
     build_example([Message("text", "Once\tupon a time.\n\u2028\x00")], "x:1"),
     build_example([Message("user", "a", input="b"), Message("assistant", "c\nd")], 'odd "place"\t\ud83d:2'),
     build_example(
@@ -90,78 +94,78 @@ EVERYTHING = [
 
 
 @pytest.fixture
-def spooled(tmp_path):
-    return conversation_store.ConversationStore.write_examples(EVERYTHING, tmp_path)[0]
+def store(tmp_path):
+    return conversation_store.ConversationStore.write_examples(ALL_FIELDS, tmp_path)[0]
 
 
-def test_every_part_of_an_example_comes_back_from_disk(spooled):
-    assert list(spooled) == EVERYTHING
-    assert [spooled[index] for index in (0, 1, -1)] == EVERYTHING
-    assert spooled[1:] == EVERYTHING[1:]
-    assert [spooled.location_of(index) for index in range(3)] == [row.location for row in EVERYTHING]
+def test_every_field_of_an_example_is_restored_from_disk(store):
+    assert list(store) == ALL_FIELDS
+    assert [store[index] for index in (0, 1, -1)] == ALL_FIELDS
+    assert store[1:] == ALL_FIELDS[1:]
+    assert [store.location_of(index) for index in range(3)] == [row.location for row in ALL_FIELDS]
     with pytest.raises(IndexError):
-        spooled[3]
+        store[3]
 
 
-def test_a_view_gives_its_rows_in_the_order_asked_for(corpus, monkeypatch):
-    made = corpus(asks(300))
+def test_view_yields_its_rows_in_the_given_order(read, monkeypatch):
+    corpus = read(build_rows(300))
     monkeypatch.setattr("harness.data.reading.conversation_store.ROWS_PER_READ", 7)
     for indices in ([], [5], list(range(300)), list(range(0, 300, 3)), [299, 0, 0, 150], [*range(40, 60), 3]):
-        view = made.select(np.array(indices, np.int64))
-        wanted = [f"question {index}" for index in indices]
-        assert [row.messages[0].content for row in view] == wanted
-        assert [view[at].messages[0].content for at in range(len(view))] == wanted
-        assert [view.location_of(at) for at in range(len(view))] == [f"x:{index + 1}" for index in indices]
-        assert view.content_hashes.tolist() == [int(made[index].id, 16) for index in indices]
+        view = corpus.select(np.array(indices, np.int64))
+        prompts = [f"question {index}" for index in indices]
+        assert [row.messages[0].content for row in view] == prompts
+        assert [view[position].messages[0].content for position in range(len(view))] == prompts
+        assert [view.location_of(position) for position in range(len(view))] == [f"x:{index + 1}" for index in indices]
+        assert view.content_hashes.tolist() == [int(corpus[index].id, 16) for index in indices]
         assert [row.id for row in view[1:].select(np.arange(len(indices[1:])))] == [
-            made[index].id for index in indices[1:]
+            corpus[index].id for index in indices[1:]
         ]
 
 
-def test_a_corpus_has_the_hashes_of_its_rows_in_order(corpus):
-    made = corpus(asks(20))
-    assert made.content_hashes.dtype == made.prompt_hashes.dtype == np.uint64
-    assert [f"{key:016x}" for key in made.content_hashes.tolist()] == [row.id for row in made]
-    assert [f"{key:016x}" for key in made.prompt_hashes.tolist()] == [prompt_hash(row) for row in made]
-    assert (made.row_format, made.rows_read, len(made), made.name) == ("prompt_completion", 20, 20, "x")
+def test_corpus_has_the_hashes_of_its_rows_in_order(read):
+    corpus = read(build_rows(20))
+    assert corpus.content_hashes.dtype == corpus.prompt_hashes.dtype == np.uint64
+    assert [f"{key:016x}" for key in corpus.content_hashes.tolist()] == [row.id for row in corpus]
+    assert [f"{key:016x}" for key in corpus.prompt_hashes.tolist()] == [prompt_hash(row) for row in corpus]
+    assert (corpus.row_format, corpus.rows_read, len(corpus), corpus.name) == ("prompt_completion", 20, 20, "x")
 
 
-def test_a_corpus_in_memory_is_the_same_as_on_disk(corpus):
-    made = corpus(asks(9))
-    held = Corpus.from_examples(read_examples(Rows(asks(9)), DEFAULTS, "x"), "x")
-    assert list(held) == list(made)
-    assert held.digest == made.digest
-    assert held.content_hashes.tolist() == made.content_hashes.tolist()
-    assert held.prompt_hashes.tolist() == made.prompt_hashes.tolist()
-    assert list(held.select(np.array([3, 1]))) == list(made.select(np.array([3, 1])))
-    assert held.location_of(3) == made.location_of(3)
+def test_corpus_in_memory_equals_the_one_on_disk(read):
+    corpus = read(build_rows(9))
+    in_memory = Corpus.from_examples(read_examples(RecordingSource(build_rows(9)), DEFAULTS, "x"), "x")
+    assert list(in_memory) == list(corpus)
+    assert in_memory.digest == corpus.digest
+    assert in_memory.content_hashes.tolist() == corpus.content_hashes.tolist()
+    assert in_memory.prompt_hashes.tolist() == corpus.prompt_hashes.tolist()
+    assert list(in_memory.select(np.array([3, 1]))) == list(corpus.select(np.array([3, 1])))
+    assert in_memory.location_of(3) == corpus.location_of(3)
 
 
-def test_the_digest_changes_with_whatever_can_change_a_token_and_with_the_order_and_with_nothing_else(corpus):
+def test_digest_depends_only_on_the_order_and_on_what_can_change_a_token(read):
     rows = [
         {"messages": [{"role": "user", "content": f"a{n}"}, {"role": "assistant", "content": "b"}]} for n in range(3)
     ]
-    two = {"messages": [*rows[0]["messages"], *rows[1]["messages"]]}
-    one_untrained = json.loads(json.dumps(two).replace('"b"}', '"b", "train": false}', 1))
+    two_turns = {"messages": [*rows[0]["messages"], *rows[1]["messages"]]}
+    first_untrained = json.loads(json.dumps(two_turns).replace('"b"}', '"b", "train": false}', 1))
     digests = [
-        corpus(given, **options).digest
-        for given, options in [
-            (rows, {}), (rows[::-1], {}), (rows[:2], {}), ([two], {}), ([one_untrained], {}),
-            ([{**two, "tools": [TOOL]}], {}), ([{**two, "tools": [{**TOOL, "description": "?"}]}], {}),
+        read(digest_rows, **options).digest
+        for digest_rows, options in [
+            (rows, {}), (rows[::-1], {}), (rows[:2], {}), ([two_turns], {}), ([first_untrained], {}),
+            ([{**two_turns, "tools": [TOOL]}], {}), ([{**two_turns, "tools": [{**TOOL, "description": "?"}]}], {}),
         ]
     ]  # fmt: skip
     assert len(set(digests)) == len(digests)
-    assert corpus([two], train_on="last").digest == digests[4]
-    assert corpus([{**row, "id": 3} for row in rows]).digest == digests[0]
+    assert read([two_turns], train_on="last").digest == digests[4]
+    assert read([{**row, "id": 3} for row in rows]).digest == digests[0]
 
 
-def test_conversations_leave_no_name_on_the_disk_while_they_are_used(corpus, tmp_path):
-    first, second = corpus(asks(5)), corpus(asks(2))
+def test_conversations_are_in_an_unlinked_file(read, tmp_path):
+    first, second = read(build_rows(5)), read(build_rows(2))
     assert list(tmp_path.iterdir()) == []
-    assert [len(list(one)) for one in (first, second)] == [5, 2]
+    assert [len(list(examples)) for examples in (first, second)] == [5, 2]
 
 
-KILLED = """
+KILLED_PROGRAM = """
     import os, signal, sys
     from pathlib import Path
     from harness.types import Message
@@ -176,7 +180,7 @@ KILLED = """
             try:
                 names.append(os.readlink(f"/proc/self/fd/{file}"))
             except OSError:
-                pass  # the folder's own
+                pass  # the descriptor of the folder itself
         print([name for name in names if name.startswith(sys.argv[1])], flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
 
@@ -184,24 +188,24 @@ KILLED = """
 """
 
 
-@pytest.mark.skipif(not os.path.exists("/proc/self/fd"), reason="the system does not tell what a process has open")
-def test_a_process_that_is_killed_leaves_no_conversations_behind(tmp_path):
-    command = [sys.executable, "-c", textwrap.dedent(KILLED), str(tmp_path)]
-    ended = subprocess.run(command, timeout=120, check=False, capture_output=True, text=True)
-    assert ended.returncode == -signal.SIGKILL, ended.stderr
-    assert str(tmp_path) in ended.stdout, "it wrote there"
+@pytest.mark.skipif(not os.path.exists("/proc/self/fd"), reason="the system does not list the open files of a process")
+def test_killed_process_leaves_no_conversations_behind(tmp_path):
+    command = [sys.executable, "-c", textwrap.dedent(KILLED_PROGRAM), str(tmp_path)]
+    process = subprocess.run(command, timeout=120, check=False, capture_output=True, text=True)
+    assert process.returncode == -signal.SIGKILL, process.stderr
+    assert str(tmp_path) in process.stdout, "the conversations were written there"
     assert list(tmp_path.iterdir()) == []
 
 
-def test_memory_does_not_grow_with_the_rows(corpus):
-    def many(count):
+def test_memory_does_not_grow_with_the_rows(read):
+    def build_source(count):
         row = {"prompt": "x" * 500}
-        return Rows({**row, "completion": str(n)} for n in range(count))
+        return RecordingSource({**row, "completion": str(n)} for n in range(count))
 
     def peak(count):
         tracemalloc.start()
-        made = corpus(many(count))
-        for _ in made:
+        corpus = read(build_source(count))
+        for _ in corpus:
             pass
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
@@ -211,130 +215,131 @@ def test_memory_does_not_grow_with_the_rows(corpus):
     assert peak(8000) - peak(2000) < 6000 * 100  # 24 bytes a row in arrays that double as they grow; a row is 600
 
 
-def test_a_folder_that_cannot_be_written_is_told(corpus, tmp_path):
-    (tmp_path / "c").write_text("a file where a folder is to be")
-    with pytest.raises(HarnessError, match=r"c: the rows read cannot be written there: .*set HARNESS_CACHE to another"):
-        conversation_store.ConversationStore.write_examples(EVERYTHING, tmp_path / "c")
-    (line,) = refused(corpus, asks(2))
-    assert "rejected.jsonl: the rows read cannot be written there" in line
+def test_folder_that_cannot_be_written_is_an_error(read, tmp_path):
+    (tmp_path / "c").write_text("a file instead of a folder")
+    with pytest.raises(HarnessError, match=r"c: cannot write the rows here: .*set HARNESS_CACHE to another folder"):
+        conversation_store.ConversationStore.write_examples(ALL_FIELDS, tmp_path / "c")
+    (line,) = error_lines(read, build_rows(2))
+    assert "rejected.jsonl: cannot write the rows here" in line
     assert line.endswith('or name another folder in "output"')
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no device that is always full")
 @pytest.mark.parametrize("buffered", [True, False])
-def test_a_full_disk_is_told(corpus, tmp_path, monkeypatch, buffered):
+def test_full_disk_is_an_error(read, tmp_path, monkeypatch, buffered):
     full = Path("/dev/full")
     monkeypatch.setattr("tempfile.TemporaryFile", lambda *_, **__: full.open("wb", -1 if buffered else 0))
-    (line,) = refused(corpus, asks(2))
-    assert line.startswith(f"{tmp_path}: the rows read cannot be written there: No space left on device; free space")
+    (line,) = error_lines(read, build_rows(2))
+    assert line.startswith(f"{tmp_path}: cannot write the rows here: No space left on device; free disk space")
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no device that is always full")
-def test_a_full_disk_is_told_of_bad_rows_as_well(corpus, tmp_path, monkeypatch):
+def test_full_disk_is_an_error_for_invalid_rows(read, tmp_path, monkeypatch):
     (tmp_path / "c").mkdir()
     (tmp_path / "c" / "rejected.jsonl").symlink_to("/dev/full")
     monkeypatch.setattr("pathlib.Path.unlink", lambda path, missing_ok: None)
-    (line,) = refused(corpus, [*asks(2), {}], rejected=0.9)
-    assert "rejected.jsonl: the rows read cannot be written there: No space left on device" in line
+    (line,) = error_lines(read, [*build_rows(2), {}], rejected=0.9)
+    assert "rejected.jsonl: cannot write the rows here: No space left on device" in line
 
 
-# -- bad rows ---------------------------------------------------------------------------------------------------------
+# -- invalid rows -----------------------------------------------------------------------------------------------------
 
-BAD = InvalidRecord("", "is not JSON: Expecting value at column 1", "mend the line", "oh \ud83d")
+INVALID = InvalidRecord("", "is not JSON: Expecting value at column 1", "mend the line", "oh \ud83d")
 
 
-def test_bad_rows_are_named_and_written_down_whole_and_stop_the_run(corpus, tmp_path):
+def test_invalid_rows_are_named_and_written_and_are_an_error(read, tmp_path):
     rows = [
-        *asks(2),
-        BAD,
+        *build_rows(2),
+        INVALID,
         {"prompt": "a", "completion": " "},
         {"prompt": "\ud83d", "completion": "b", "n": datetime.date(2026, 1, 2)},
     ]
-    lines = refused(corpus, rows)
+    lines = error_lines(read, rows)
     assert [line.partition(": ")[0] for line in lines] == ["x:3", "x:4", "x:5"]
-    kept = [json.loads(line) for line in (tmp_path / "c" / "rejected.jsonl").read_text().splitlines()]
-    assert kept[0] == {
-        "place": "x:3", "reason": BAD.what, "hint": "mend the line", "row": "oh \ud83d",
+    logged = [json.loads(line) for line in (tmp_path / "c" / "rejected.jsonl").read_text().splitlines()]
+    assert logged[0] == {
+        "place": "x:3", "reason": INVALID.what, "hint": "mend the line", "row": "oh \ud83d",
     }  # fmt: skip
-    assert kept[1]["row"] == rows[3]
-    assert kept[1]["reason"] == "has no response: it is blank"
-    assert kept[2]["row"] == {"prompt": "\ud83d", "completion": "b", "n": "datetime.date(2026, 1, 2)"}
+    assert logged[1]["row"] == rows[3]
+    assert logged[1]["reason"] == "has no response: it is blank"
+    assert logged[2]["row"] == {"prompt": "\ud83d", "completion": "b", "n": "datetime.date(2026, 1, 2)"}
 
 
-def test_the_first_five_are_named_and_the_file_names_them_all(corpus, tmp_path):
-    lines = refused(corpus, [*asks(2), *[BAD] * 8])
+def test_first_five_invalid_rows_are_named_and_the_file_lists_all(read, tmp_path):
+    lines = error_lines(read, [*build_rows(2), *[INVALID] * 8])
     assert len(lines) == 6
     assert (
-        lines[-1] == f"sources.x: and 3 more bad rows, of 10 rows; {tmp_path / 'c' / 'rejected.jsonl'} names them all"
+        lines[-1]
+        == f"sources.x: and 3 more invalid rows, of 10 rows; {tmp_path / 'c' / 'rejected.jsonl'} lists all of them"
     )
     assert len((tmp_path / "c" / "rejected.jsonl").read_text().splitlines()) == 8
 
 
-def test_a_share_of_bad_rows_may_be_allowed_and_every_row_is_accounted_for(corpus, tmp_path):
-    rows = [*asks(6, lang="en"), *asks(3, lang="de"), {"prompt": "a", "lang": "en"}, BAD]
-    made = corpus(rows, rejected=0.25, filter={"lang": "en"})
-    assert (made.rows_read, made.rows_filtered, made.rows_invalid, len(made)) == (11, 3, 2, 6)
-    assert made.invalid_rows_file == tmp_path / "c" / "rejected.jsonl"
-    assert made.warnings == (f"2 of 8 rows of 'x' are bad and left out; see {made.invalid_rows_file}",)
-    line = refused(corpus, rows, rejected=0.24, filter={"lang": "en"})[-1]
-    assert line.startswith("sources.x: 2 of 8 rows are bad, more than the share of 0.24 that 'rejected' allows; ")
+def test_share_of_invalid_rows_may_be_allowed_and_every_row_is_counted(read, tmp_path):
+    rows = [*build_rows(6, lang="en"), *build_rows(3, lang="de"), {"prompt": "a", "lang": "en"}, INVALID]
+    corpus = read(rows, rejected=0.25, filter={"lang": "en"})
+    assert (corpus.rows_read, corpus.rows_filtered, corpus.rows_invalid, len(corpus)) == (11, 3, 2, 6)
+    assert corpus.invalid_rows_file == tmp_path / "c" / "rejected.jsonl"
+    assert corpus.warnings == (f"2 of 8 rows of 'x' are invalid and dropped; see {corpus.invalid_rows_file}",)
+    line = error_lines(read, rows, rejected=0.24, filter={"lang": "en"})[-1]
+    assert line.startswith("sources.x: 2 of 8 rows are invalid, more than the share 0.24 that 'rejected' allows; ")
 
 
-def test_good_rows_leave_no_file_behind_not_even_an_earlier_one(corpus, tmp_path):
-    refused(corpus, [*asks(2), BAD])
-    made = corpus(asks(2))
-    assert (made.rows_invalid, made.invalid_rows_file, made.warnings) == (0, None, ())
+def test_valid_rows_remove_an_earlier_file_of_invalid_rows(read, tmp_path):
+    error_lines(read, [*build_rows(2), INVALID])
+    corpus = read(build_rows(2))
+    assert (corpus.rows_invalid, corpus.invalid_rows_file, corpus.warnings) == (0, None, ())
     assert not (tmp_path / "c" / "rejected.jsonl").exists()
 
 
-def test_without_a_good_row_there_is_no_corpus(corpus):
-    assert refused(corpus, []) == ["sources.x: the data set holds no rows; give it at least one"]
-    assert refused(corpus, [BAD], rejected=0.99)[0].startswith("x:1: is not JSON")
+def test_source_without_a_valid_row_is_an_error(read):
+    assert error_lines(read, []) == ["sources.x: the data set holds no rows; add at least one row, or name other data"]
+    assert error_lines(read, [INVALID], rejected=0.99)[0].startswith("x:1: is not JSON")
 
 
-def test_the_text_of_a_bad_row_is_written_down_up_to_a_length(corpus, tmp_path):
-    corpus([*asks(2), dataclasses.replace(BAD, raw="y" * 100_007)], rejected=0.9)
+def test_text_of_an_invalid_row_is_written_up_to_a_length(read, tmp_path):
+    read([*build_rows(2), dataclasses.replace(INVALID, raw="y" * 100_007)], rejected=0.9)
     (line,) = (tmp_path / "c" / "rejected.jsonl").read_text().splitlines()
     assert json.loads(line)["row"] == "y" * 100_000 + " … and 7 more characters"
 
 
-def test_a_source_that_raises_at_its_first_bad_row_stops_the_run_as_ever(corpus):
+def test_error_of_a_source_is_raised(read):
     class Strict(Source):
         def records(self):
-            yield Record("x:1", asks(1)[0])
+            yield Record("x:1", build_rows(1)[0])
             raise HarnessError("x:2", "the question has no answer", "add a line with one")
 
-    assert refused(corpus, Strict()) == ["x:2: the question has no answer; add a line with one"]
+    assert error_lines(read, Strict()) == ["x:2: the question has no answer; add a line with one"]
 
 
-def test_a_source_that_yields_something_else_is_named(corpus):
+def test_source_that_yields_no_records_is_named(read):
     class Wrong(Source):
         def records(self):
             return iter([{"prompt": "a", "completion": "b"}])
 
-    assert refused(corpus, Wrong())[0].startswith("sources.x: its source yields a dict, where a Record is due")
+    assert error_lines(read, Wrong())[0].startswith("sources.x: its source yields a dict instead of a Record")
 
 
 # -- head and filter --------------------------------------------------------------------------------------------------
 
 
-def test_no_more_rows_are_asked_for_than_head_says(corpus):
-    source = Rows(asks(50))
-    made = corpus(source, head=7)
-    assert (made.rows_read, len(made), source.given, source.closed) == (7, 7, 7, True)
-    assert len(corpus(asks(3), head=7)) == 3
+def test_head_limits_the_rows_taken_from_the_source(read):
+    source = RecordingSource(build_rows(50))
+    corpus = read(source, head=7)
+    assert (corpus.rows_read, len(corpus), source.yielded, source.closed) == (7, 7, 7, True)
+    assert len(read(build_rows(3), head=7)) == 3
 
 
-def test_a_source_is_closed_when_a_row_stops_the_run(corpus, monkeypatch):
+def test_source_is_closed_after_an_error(read, monkeypatch):
     monkeypatch.setattr(source_reader, "ROWS_FOR_DETECTION", 2)
-    source = Rows([*asks(9), 3])
+    source = RecordingSource([*build_rows(9), 3])
     with pytest.raises(HarnessError):
-        corpus(source, form="alpaca", columns={"instruction": "none"})
+        read(source, form="alpaca", columns={"instruction": "none"})
     assert source.closed
 
 
 @pytest.mark.parametrize(
-    ("wanted", "kept"),
+    ("allowed_values", "matching_rows"),
     [
         ({"a": 1}, [0, 1]),
         ({"a": [1, "1"]}, [0, 1, 2]),
@@ -348,44 +353,44 @@ def test_a_source_is_closed_when_a_row_stops_the_run(corpus, monkeypatch):
         ({"m": "en"}, []),
     ],
 )
-def test_rows_are_kept_by_the_values_of_their_columns(corpus, wanted, kept):
-    facts = [
+def test_filter_keeps_rows_by_the_values_of_their_columns(read, allowed_values, matching_rows):
+    columns = [
         {"a": 1, "m": {"lang": "en"}}, {"a": 1.0, "m": {"lang": "de"}}, {"a": "1", "m": {"x": {"y": 2}}},
         {"a": True, "b.c": 3}, {"a": None, "m": None}, {"m": "x"},
     ]  # fmt: skip
-    rows = [{**row, **fact} for row, fact in zip(asks(6), facts, strict=True)]
-    if kept:
-        made = corpus(rows, filter=wanted)
-        assert [row.location for row in made] == [f"x:{index + 1}" for index in kept]
-        assert made.rows_filtered == 6 - len(kept)
+    rows = [{**row, **values} for row, values in zip(build_rows(6), columns, strict=True)]
+    if matching_rows:
+        corpus = read(rows, filter=allowed_values)
+        assert [row.location for row in corpus] == [f"x:{index + 1}" for index in matching_rows]
+        assert corpus.rows_filtered == 6 - len(matching_rows)
     else:
-        (line,) = refused(corpus, rows, filter=wanted)
+        (line,) = error_lines(read, rows, filter=allowed_values)
         assert line.startswith("sources.x: its filter keeps none of 6 rows: x:1 has ")
 
 
-def test_a_filter_looks_at_the_datas_columns_before_they_are_renamed(corpus):
+def test_filter_uses_the_columns_of_the_data_before_renaming(read):
     rows = [{"q": f"question {n}", "completion": "b"} for n in range(3)]
-    assert len(corpus(rows, columns={"prompt": "q"}, filter={"q": "question 1"})) == 1
+    assert len(read(rows, columns={"prompt": "q"}, filter={"q": "question 1"})) == 1
 
 
-# -- what is told -----------------------------------------------------------------------------------------------------
+# -- progress and warnings --------------------------------------------------------------------------------------------
 
 
-def test_reading_tells_how_far_it_is(corpus, monkeypatch):
+def test_reading_reports_progress(read, monkeypatch):
     monkeypatch.setattr(source_reader, "PROGRESS_INTERVAL", 10)
-    told = []
-    corpus(asks(25), progress=lambda *args: told.append(args))
-    assert told == [("read", done, total, "x", "rows") for done, total in ((10, 0), (20, 0), (25, 25))]
+    reported = []
+    read(build_rows(25), progress=lambda *args: reported.append(args))
+    assert reported == [("read", done, total, "x", "rows") for done, total in ((10, 0), (20, 0), (25, 25))]
 
 
-def test_what_the_source_says_of_its_data_is_kept(corpus):
-    class Telling(Rows):
+def test_metadata_and_warnings_of_the_source_are_kept(read):
+    class AnnotatedSource(RecordingSource):
         def metadata(self):
-            return {"commit": f"after {self.given} rows"}
+            return {"commit": f"after {self.yielded} rows"}
 
         def warnings(self):
-            return ["it may move"]
+            return ["it may change"]
 
-    made = corpus(Telling(asks(3)))
-    assert made.metadata == {"commit": "after 3 rows"}
-    assert made.warnings == ("it may move",)
+    corpus = read(AnnotatedSource(build_rows(3)))
+    assert corpus.metadata == {"commit": "after 3 rows"}
+    assert corpus.warnings == ("it may change",)

@@ -1,4 +1,4 @@
-"""Rows of multiple choice."""
+"""Rows with multiple-choice questions."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ ROW = {"question": "Which?", "choices": ["red", "blue", "A"], "answer": 1}
 
 
 @pytest.mark.parametrize(
-    ("answer", "right"),
+    ("answer", "gold_choice"),
     [(0, "red"), (2, "A"), ("B", "blue"), ("b", "blue"), (" C ", "A"), ("blue", "blue"), ("A", "A")],
 )
-def test_the_right_choice_is_the_response(answer, right):
+def test_gold_choice_is_the_response(answer, gold_choice):
     messages, choices = parse_multiple_choice({**ROW, "answer": answer})
-    assert messages == [Message("user", "Which?"), Message("assistant", right)]
+    assert messages == [Message("user", "Which?"), Message("assistant", gold_choice)]
     assert choices == ("red", "blue", "A")
 
 
-def test_a_prompt_may_stand_for_the_question_behind_a_system_message():
+def test_row_may_have_a_prompt_and_a_system_message():
     row = {"prompt": "Which?", "system": "Be brief.", "choices": ["x", "y"], "answer": "y"}
     assert [message.role for message in parse_multiple_choice(row)[0]] == ["system", "user", "assistant"]
 
@@ -35,13 +35,13 @@ def test_a_prompt_may_stand_for_the_question_behind_a_system_message():
         ({"answer": "Z"}, "the answer 'Z'"),
         ({"answer": None}, "the answer 'None'"),
         ({"choices": ["one"]}, "fewer than two choices"),
-        ({"choices": ["one", "one"]}, "two alike"),
-        ({"choices": ["one", ""]}, "no array of texts"),
-        ({"choices": "one two"}, "no array of texts"),
+        ({"choices": ["one", "one"]}, "two equal ones"),
+        ({"choices": ["one", ""]}, "not an array of texts"),
+        ({"choices": "one two"}, "not an array of texts"),
         ({"question": " "}, "no question"),
         ({"prompt": "Who?"}, "a 'question' and a 'prompt'"),
     ],
 )
-def test_what_is_no_multiple_choice_is_a_bad_row(change, text):
+def test_row_that_is_not_multiple_choice_is_invalid(change, text):
     with pytest.raises(InvalidRow, match=text):
         parse_multiple_choice({**ROW, **change})

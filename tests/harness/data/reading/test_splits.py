@@ -1,3 +1,5 @@
+"""Splits: deduplication, limits, held-out rows and the check that no prompt is on both sides."""
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -11,19 +13,19 @@ from harness.seeding import derive_seed
 from harness.types import Message
 
 
-def row(question, answer, place="x:1"):
-    return build_example([Message("user", str(question)), Message("assistant", str(answer))], place)
+def build_row(question, answer, location="x:1"):
+    return build_example([Message("user", str(question)), Message("assistant", str(answer))], location)
 
 
-def corpus(rows):
+def build_corpus(rows):
     return Corpus.from_examples(rows, "x")
 
 
-def many(n):
-    return corpus([row(f"question {k}", f"answer {k}", f"x:{k}") for k in range(n)])
+def build_questions(count):
+    return build_corpus([build_row(f"question {k}", f"answer {k}", f"x:{k}") for k in range(count)])
 
 
-def keys(corpus, indices):
+def content_hashes(corpus, indices):
     return set(corpus.content_hashes[indices].tolist())
 
 
@@ -32,15 +34,17 @@ pairs = st.lists(st.tuples(st.integers(0, 30), st.integers(0, 3)), min_size=1, m
 
 @settings(max_examples=60, deadline=None)
 @given(pairs, st.floats(0, 0.9), st.one_of(st.none(), st.integers(1, 60)), st.integers(0, 2**32 - 1), st.booleans())
-def test_no_prompt_stands_on_both_sides_and_every_row_is_accounted_for(asked, share, limit, seed, shuffle):
-    rows = corpus([row(question, answer, f"x:{place}") for place, (question, answer) in enumerate(asked)])
+def test_no_prompt_is_on_both_sides_and_every_row_is_counted(questions, share, limit, seed, shuffle):
+    rows = build_corpus(
+        [build_row(question, answer, f"x:{index}") for index, (question, answer) in enumerate(questions)]
+    )
     sides = split_corpus(rows, held_out=share, limit=limit, seed=seed, shuffle=shuffle)
     assert not np.isin(rows.prompt_hashes[sides.training_indices], rows.prompt_hashes[sides.held_out_indices]).any()
     check_disjoint({"x": rows.select(sides.training_indices)}, {"s": rows.select(sides.held_out_indices)})
-    kept = [*sides.training_indices, *sides.held_out_indices]
-    assert len(keys(rows, kept)) == len(kept) <= (limit or len(kept))
-    assert sides.rows_read == len(rows) == sides.duplicates + sides.beyond_limit + len(kept)
-    assert sides.duplicates == len(rows) - len(set(asked))
+    used = [*sides.training_indices, *sides.held_out_indices]
+    assert len(content_hashes(rows, used)) == len(used) <= (limit or len(used))
+    assert sides.rows_read == len(rows) == sides.duplicates + sides.beyond_limit + len(used)
+    assert sides.duplicates == len(rows) - len(set(questions))
     assert sides.training_indices.dtype == sides.held_out_indices.dtype == np.int64
     assert list(sides.training_indices) == sorted(sides.training_indices)
     assert list(sides.held_out_indices) == sorted(sides.held_out_indices)
@@ -48,83 +52,105 @@ def test_no_prompt_stands_on_both_sides_and_every_row_is_accounted_for(asked, sh
 
 @settings(max_examples=30, deadline=None)
 @given(pairs, st.floats(0, 0.9), st.integers(0, 9), st.randoms())
-def test_the_split_does_not_depend_on_the_order_of_the_rows(asked, share, seed, random):
-    rows = [row(question, answer) for question, answer in set(asked)]
+def test_split_does_not_depend_on_the_order_of_rows(questions, share, seed, random):
+    rows = [build_row(question, answer) for question, answer in set(questions)]
     sides = []
-    for given_rows in (corpus(rows), corpus(random.sample(rows, len(rows)))):
-        made = split_corpus(given_rows, held_out=share, limit=20, seed=seed)
-        sides.append((keys(given_rows, made.held_out_indices), keys(given_rows, made.training_indices)))
+    for given_rows in (build_corpus(rows), build_corpus(random.sample(rows, len(rows)))):
+        split = split_corpus(given_rows, held_out=share, limit=20, seed=seed)
+        sides.append(
+            (content_hashes(given_rows, split.held_out_indices), content_hashes(given_rows, split.training_indices))
+        )
     assert sides[0] == sides[1]
 
 
-def test_the_held_out_share_is_about_the_one_asked_for():
+def test_held_out_share_is_close_to_the_requested_one():
     for share in (0.1, 0.9):
-        assert len(split_corpus(many(2000), held_out=share, limit=None, seed=3).held_out_indices) == pytest.approx(
-            2000 * share, abs=40
-        )
-    assert len(split_corpus(many(50), held_out=0, limit=None, seed=3).held_out_indices) == 0
+        assert len(
+            split_corpus(build_questions(2000), held_out=share, limit=None, seed=3).held_out_indices
+        ) == pytest.approx(2000 * share, abs=40)
+    assert len(split_corpus(build_questions(50), held_out=0, limit=None, seed=3).held_out_indices) == 0
 
 
-def test_an_added_row_moves_no_other_row_to_the_other_side():
-    few, more = many(100), many(150)
+def test_added_rows_do_not_move_other_rows():
+    few, more = build_questions(100), build_questions(150)
     before, after = (split_corpus(rows, held_out=0.3, limit=None, seed=0) for rows in (few, more))
-    assert keys(few, before.held_out_indices) <= keys(more, after.held_out_indices)
-    assert keys(few, before.training_indices) <= keys(more, after.training_indices)
+    assert content_hashes(few, before.held_out_indices) <= content_hashes(more, after.held_out_indices)
+    assert content_hashes(few, before.training_indices) <= content_hashes(more, after.training_indices)
 
 
-def test_a_prompt_stands_on_the_same_side_in_every_source():
-    one, two = many(100), corpus([row(f"question {k}", "another answer") for k in range(99, -1, -1)])
-    sides = [split_corpus(rows, held_out=0.3, limit=None, seed=0) for rows in (one, two)]
-    assert set(one.prompt_hashes[sides[0].held_out_indices].tolist()) == set(
-        two.prompt_hashes[sides[1].held_out_indices].tolist()
+def test_prompt_is_on_the_same_side_in_every_source():
+    rows, other_rows = (
+        build_questions(100),
+        build_corpus([build_row(f"question {k}", "another answer") for k in range(99, -1, -1)]),
+    )
+    sides = [split_corpus(source_rows, held_out=0.3, limit=None, seed=0) for source_rows in (rows, other_rows)]
+    assert set(rows.prompt_hashes[sides[0].held_out_indices].tolist()) == set(
+        other_rows.prompt_hashes[sides[1].held_out_indices].tolist()
     )
 
 
-def talk(*said, trained=True, place="x:1"):
+def build_conversation(*texts, trained=True, location="x:1"):
     turns = [
-        Message("assistant", text, train=trained or number == len(said) - 1) if number % 2 else Message("user", text)
-        for number, text in enumerate(said)
+        Message("assistant", text, train=trained or turn == len(texts) - 1) if turn % 2 else Message("user", text)
+        for turn, text in enumerate(texts)
     ]
-    return build_example(turns, place)
+    return build_example(turns, location)
 
 
-def test_a_question_in_the_middle_of_a_trained_conversation_is_trained_on():
-    longer = talk("q 1", "a", "q 2", "b", "q 3", "c", place="t:2")
-    trained = corpus([row("other", "a", "t:1"), longer])
+def test_question_within_a_trained_conversation_counts_as_trained():
+    longer = build_conversation("q 1", "a", "q 2", "b", "q 3", "c", location="t:2")
+    trained = build_corpus([build_row("other", "a", "t:1"), longer])
     both = {"x": trained.select(np.array([0, 1]))}
-    for asked in (talk("q  1", "z", place="e:1"), talk("q 1", "a", "q 2", "z", place="e:1"), longer):
-        with pytest.raises(HarnessError, match=f"{asked.location} = t:2"):
-            check_disjoint(both, {"s": corpus([asked]).select(np.array([0]))})
-    for asked in (talk("q 2", "b"), talk("q 1", "another answer", "q 2", "b"), talk("q 3", "c")):
-        check_disjoint(both, {"s": corpus([asked]).select(np.array([0]))})
-    check_disjoint({"x": both["x"].select(np.array([0]))}, {"s": corpus([talk("q 1", "a")]).select(np.array([0]))})
-    untrained = corpus([talk("q 1", "a", "q 2", "b", trained=False)])
-    check_disjoint({"x": untrained.select(np.array([0]))}, {"s": corpus([talk("q 1", "a")]).select(np.array([0]))})
+    for held_out in (
+        build_conversation("q  1", "z", location="e:1"),
+        build_conversation("q 1", "a", "q 2", "z", location="e:1"),
+        longer,
+    ):
+        with pytest.raises(HarnessError, match=f"{held_out.location} = t:2"):
+            check_disjoint(both, {"s": build_corpus([held_out]).select(np.array([0]))})
+    for held_out in (
+        build_conversation("q 2", "b"),
+        build_conversation("q 1", "another answer", "q 2", "b"),
+        build_conversation("q 3", "c"),
+    ):
+        check_disjoint(both, {"s": build_corpus([held_out]).select(np.array([0]))})
+    check_disjoint(
+        {"x": both["x"].select(np.array([0]))},
+        {"s": build_corpus([build_conversation("q 1", "a")]).select(np.array([0]))},
+    )
+    untrained = build_corpus([build_conversation("q 1", "a", "q 2", "b", trained=False)])
+    check_disjoint(
+        {"x": untrained.select(np.array([0]))},
+        {"s": build_corpus([build_conversation("q 1", "a")]).select(np.array([0]))},
+    )
 
 
-def test_a_conversation_and_one_that_goes_on_from_it_stand_on_one_side():
-    one = corpus([talk(f"q {k}", "a") for k in range(200)])
-    two = corpus([talk(f"q {k}", "b", "and then?", "c", place=f"x:{k}") for k in range(200)])
+def test_conversation_and_its_continuation_are_on_one_side():
+    short = build_corpus([build_conversation(f"q {k}", "a") for k in range(200)])
+    long = build_corpus([build_conversation(f"q {k}", "b", "and then?", "c", location=f"x:{k}") for k in range(200)])
     for seed in range(3):
-        sides = [split_corpus(rows, held_out=0.3, limit=None, seed=seed) for rows in (one, two)]
+        sides = [split_corpus(rows, held_out=0.3, limit=None, seed=seed) for rows in (short, long)]
         assert sides[0].held_out_indices.tolist() == sides[1].held_out_indices.tolist()
-        check_disjoint({"x": two.select(sides[1].training_indices)}, {"s": one.select(sides[0].held_out_indices)})
+        check_disjoint({"x": long.select(sides[1].training_indices)}, {"s": short.select(sides[0].held_out_indices)})
 
 
-def test_another_seed_holds_other_rows_out():
-    sides = [split_corpus(many(100), held_out=0.3, limit=None, seed=seed).held_out_indices.tolist() for seed in (0, 1)]
+def test_other_seed_holds_out_other_rows():
+    sides = [
+        split_corpus(build_questions(100), held_out=0.3, limit=None, seed=seed).held_out_indices.tolist()
+        for seed in (0, 1)
+    ]
     assert sides[0] != sides[1]
 
 
-def test_of_duplicates_the_first_is_used():
-    rows = corpus([row(1, 1, "x:1"), row(2, 2, "x:2"), row(1, 1, "x:3")])
+def test_first_of_duplicates_is_used():
+    rows = build_corpus([build_row(1, 1, "x:1"), build_row(2, 2, "x:2"), build_row(1, 1, "x:3")])
     sides = split_corpus(rows, held_out=0, limit=None, seed=0)
-    assert [one.location for one in rows.select(sides.training_indices)] == ["x:1", "x:2"]
+    assert [row.location for row in rows.select(sides.training_indices)] == ["x:1", "x:2"]
     assert sides.duplicates == 1
 
 
-def test_a_limit_is_a_seeded_choice_and_not_the_first_rows_unless_that_is_asked_for():
-    rows = many(200)
+def test_limit_is_a_seeded_choice_or_the_first_rows_without_shuffle():
+    rows = build_questions(200)
     picked = limit_rows(rows.content_hashes, 20, 0, "limit")
     assert len(picked) == 20
     assert picked.tolist() == sorted(picked) != list(range(20))
@@ -143,55 +169,61 @@ def test_a_limit_is_a_seeded_choice_and_not_the_first_rows_unless_that_is_asked_
     )
 
 
-def test_the_scattering_is_splitmix64_one_to_one_and_another_for_each_purpose():
-    # The generator of the same authors, from the state 0, gives this first: the finaliser over the golden gamma.
+def test_split_hash_is_splitmix64_and_differs_for_each_purpose():
+    # The first output of the published generator at state 0 is the mixing function of the golden gamma.
     golden, mask = 0x9E3779B97F4A7C15, 2**64 - 1
 
-    def finalised(z):
+    def mix(z):
         z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
         z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
         return z ^ (z >> 31)
 
-    assert finalised(golden) == 0xE220A8397B1DCDAF
-    some = np.array([0, 1, 2**63, 2**64 - 1], np.uint64)
-    made = hash_keys_for_split(some, 7, "held_out")
-    assert made.tolist() == [finalised((key + derive_seed(7, "held_out") * golden) & mask) for key in some.tolist()]
+    assert mix(golden) == 0xE220A8397B1DCDAF
+    keys = np.array([0, 1, 2**63, 2**64 - 1], np.uint64)
+    hashes = hash_keys_for_split(keys, 7, "held_out")
+    assert hashes.tolist() == [mix((key + derive_seed(7, "held_out") * golden) & mask) for key in keys.tolist()]
     assert (
         len(
             {
-                *made.tolist(),
-                *hash_keys_for_split(some, 7, "limit").tolist(),
-                *hash_keys_for_split(some, 8, "limit").tolist(),
+                *hashes.tolist(),
+                *hash_keys_for_split(keys, 7, "limit").tolist(),
+                *hash_keys_for_split(keys, 8, "limit").tolist(),
             }
         )
         == 12
     )
 
 
-def test_the_scattering_is_even_and_two_purposes_are_independent():
-    found = (
+def test_split_hash_is_uniform_and_independent_between_purposes():
+    hashes = (
         hash_keys_for_split(np.arange(4000, dtype=np.uint64), 0, "a") / 2.0**64,
         hash_keys_for_split(np.arange(4000, dtype=np.uint64), 0, "b") / 2.0**64,
     )
-    assert np.histogram(found[0], 10, (0, 1))[0] == pytest.approx(400, abs=80)
-    assert abs(np.corrcoef(*found)[0, 1]) < 0.05
+    assert np.histogram(hashes[0], 10, (0, 1))[0] == pytest.approx(400, abs=80)
+    assert abs(np.corrcoef(*hashes)[0, 1]) < 0.05
 
 
-def test_a_ranking_is_a_permutation_of_its_own_for_each_purpose():
+def test_shuffled_ids_are_a_permutation_that_differs_for_each_purpose():
     ids = [f"{n:016x}" for n in range(50)]
     assert sorted(shuffled_ids(ids, 0, "a")) == ids != shuffled_ids(ids, 0, "a") != shuffled_ids(ids, 0, "b")
 
 
-def test_a_question_that_is_trained_and_evaluated_is_refused_with_both_places():
-    def whole(rows):
-        return corpus(rows).select(np.arange(len(rows)))
+def test_prompt_that_is_trained_and_evaluated_is_refused_with_both_locations():
+    def build_view(rows):
+        return build_corpus(rows).select(np.arange(len(rows)))
 
-    trained = {"shop": whole([row(k, "yes", f"shop:{k}") for k in range(9)]), "other": whole([row("else", 1)])}
-    suites = {"held": whole([row(k, "no", f"held:{k}") for k in range(4, 12)]), "fine": whole([row("new", 1)])}
+    trained = {
+        "shop": build_view([build_row(k, "yes", f"shop:{k}") for k in range(9)]),
+        "other": build_view([build_row("else", 1)]),
+    }
+    suites = {
+        "held": build_view([build_row(k, "no", f"held:{k}") for k in range(4, 12)]),
+        "fine": build_view([build_row("new", 1)]),
+    }
     with pytest.raises(HarnessError) as caught:
         check_disjoint(trained, suites)
     assert str(caught.value).startswith(
-        "evaluate.held: 5 of its rows ask what the training source 'shop' also asks: "
+        "evaluate.held: 5 of its rows have a prompt that the training source 'shop' also has: "
         "held:4 = shop:4, held:5 = shop:5, held:6 = shop:6 and 2 more; "
     )
     check_disjoint(trained, {"fine": suites["fine"]})

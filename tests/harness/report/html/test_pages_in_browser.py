@@ -1,4 +1,4 @@
-"""The pages in a real browser, Chromium without a window: they are quiet, ask for nothing, and fit on a phone."""
+"""The pages in headless Chromium: no console message, no request, and a layout that fits a phone."""
 
 from __future__ import annotations
 
@@ -14,111 +14,119 @@ SIZES = ((390, False), (1280, True))
 
 @pytest.fixture(scope="module")
 def browser():
-    program = chromium.find()
+    program = chromium.find_browser()
     if program is None:
-        pytest.skip(f"there is no Chromium here (looked for {', '.join(chromium.NAMES)})")
-    with chromium.Browser(program) as made:
-        yield made
+        pytest.skip(f"Chromium is not installed (looked for {', '.join(chromium.PROGRAM_NAMES)})")
+    with chromium.Browser(program) as running_browser:
+        yield running_browser
 
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory):
-    """Name -> page: of a run, an experiment, a comparison, and a run whose every name and text is hostile and long."""
+    """Name -> page of a run, an experiment, a comparison, and a run with long and hostile names and texts."""
     root = tmp_path_factory.mktemp("pages")
-    gate = [run_folders.condition("helpdesk/rougeL", gains_at_least=0.1)]
-    run = run_folders.finished(root / "run", stages=3, gate=gate)
+    gate = [run_folders.gate_condition("helpdesk/rougeL", gains_at_least=0.1)]
+    run = run_folders.write_run(root / "run", stages=3, gate=gate)
     scores = {f"{suite}/rougeL": 0.4 for suite in ("helpdesk", "general")}
     lines = [
         {"step": step, "scores": scores, "combined": 0.1, "best": step == 40, "kept": step == 40} for step in (40, 80)
     ]
-    (run / "stages/stage-2/evaluations.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
-    made = {"run": write.write_run_page(run)}
-    made["experiment"] = write.write_experiment_page(run_folders.experiment(root / "sweep"))
+    (run / "stages/stage-2/evaluations.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    pages_by_name = {"run": write.write_run_page(run)}
+    pages_by_name["experiment"] = write.write_experiment_page(run_folders.write_experiment(root / "sweep"))
     long = "x" * 300
-    spec = run_folders.spec_of(name=long, template={long: run_folders.NASTY})
-    nasty = run_folders.finished(root / "nasty", spec=spec, text=lambda one: f"{one} {run_folders.NASTY} {long}")
-    report = json.loads((nasty / "report.json").read_text())
+    spec = run_folders.run_spec(name=long, template={long: run_folders.HOSTILE_TEXT})
+    hostile = run_folders.write_run(
+        root / "hostile", spec=spec, text=lambda text: f"{text} {run_folders.HOSTILE_TEXT} {long}"
+    )
+    report = json.loads((hostile / "report.json").read_text())
     text = (
         json.dumps(report)
-        .replace('"helpdesk"', json.dumps(run_folders.NASTY + long))
+        .replace('"helpdesk"', json.dumps(run_folders.HOSTILE_TEXT + long))
         .replace('"rougeL"', json.dumps(long))
     )
-    (nasty / "report.json").write_text(text)
-    made["hostile"] = write.write_run_page(nasty)
-    sides = tuple(
+    (hostile / "report.json").write_text(text)
+    pages_by_name["hostile"] = write.write_run_page(hostile)
+    columns = tuple(
         comparison_page.RunColumn(f"a-run-with-a-long-name-{number}" * 3, {"mode": "mixed"}) for number in range(6)
     )
-    given = comparison_page.ComparisonPage("six", sides, (), {"mitigations.mixing.share": ("0.1",) * 6}, notes=(long,))
-    made["comparison"] = write.write_comparison_page(given, root / "six.html")
-    return made
+    comparison = comparison_page.ComparisonPage(
+        "six", columns, (), {"mitigations.mixing.share": ("0.1",) * 6}, notes=(long,)
+    )
+    pages_by_name["comparison"] = write.write_comparison_page(comparison, root / "six.html")
+    return pages_by_name
 
 
 @pytest.mark.parametrize(("width", "dark"), SIZES)
 @pytest.mark.parametrize("name", ["run", "experiment", "hostile", "comparison"])
-def test_a_page_is_quiet_asks_for_nothing_and_fits(browser, pages, name, width, dark):
+def test_page_logs_nothing_requests_nothing_and_fits_the_width(browser, pages, name, width, dark):
     browser.open(pages[name], width=width, dark=dark)
-    assert browser.complaints == []
-    assert [one for one in browser.requests if one != "data:,"] == [pages[name].resolve().as_uri()]
-    assert browser.ask("document.documentElement.scrollWidth") <= width
-    assert browser.ask(
-        "[...document.querySelectorAll('svg.plot')].every(one => one.getBoundingClientRect().width > 250)"
+    assert browser.console_messages == []
+    assert [url for url in browser.requested_urls if url != "data:,"] == [pages[name].resolve().as_uri()]
+    assert browser.evaluate("document.documentElement.scrollWidth") <= width
+    assert browser.evaluate(
+        "[...document.querySelectorAll('svg.plot')].every(plot => plot.getBoundingClientRect().width > 250)"
     )
-    assert browser.ask("document.querySelectorAll('script').length") == 1
+    assert browser.evaluate("document.querySelectorAll('script').length") == 1
 
 
-def test_a_complaint_and_a_request_would_be_seen(browser, tmp_path):
+def test_browser_reports_console_messages_and_requests(browser, tmp_path):
     bad = tmp_path / "bad.html"
     bad.write_text("<script>console.log('here'); fetch('http://127.0.0.1:9/x').catch(() => {}); missing()</script>")
     browser.open(bad)
-    assert any("here" in one for one in browser.complaints)
-    assert any("missing is not defined" in one for one in browser.complaints)
-    assert any(one.startswith("http://127.0.0.1:9") for one in browser.requests)
+    assert any("here" in message for message in browser.console_messages)
+    assert any("missing is not defined" in message for message in browser.console_messages)
+    assert any(url.startswith("http://127.0.0.1:9") for url in browser.requested_urls)
 
 
-def test_a_script_that_is_not_ours_does_not_run(browser, pages, tmp_path):
+def test_injected_script_does_not_run(browser, pages, tmp_path):
     page = pages["run"].read_text(encoding="utf-8")
-    spoiled = tmp_path / "spoiled.html"
-    more = "<script>document.title = 'ran'</script><img src='http://127.0.0.1:9/x.png' onerror='document.title = 1'>"
-    spoiled.write_text(page.replace("</main>", f"{more}</main>"), encoding="utf-8")
-    browser.open(spoiled)
-    assert browser.ask("document.title") == "mixed-sft · report"
-    assert any("Content Security Policy" in one for one in browser.complaints), "the browser says what it refused"
+    injected = tmp_path / "injected.html"
+    payload = "<script>document.title = 'ran'</script><img src='http://127.0.0.1:9/x.png' onerror='document.title = 1'>"
+    injected.write_text(page.replace("</main>", f"{payload}</main>"), encoding="utf-8")
+    browser.open(injected)
+    assert browser.evaluate("document.title") == "mixed-sft · report"
+    assert any("Content Security Policy" in message for message in browser.console_messages), (
+        "the browser reports what it refused"
+    )
 
 
-def test_light_and_dark_follow_the_reader_in_text_and_in_plots(browser, pages):
-    def colours():
+def test_text_and_plots_follow_the_color_scheme(browser, pages):
+    def computed_colors():
         text, mark = (
             "document.body",
             "document.querySelector('#loss-axes_1 path[style*=series-1], [id^=loss-] path[style*=series-1]')",
         )
         return [
-            browser.ask(f"getComputedStyle({text}).backgroundColor"),
-            browser.ask(f"getComputedStyle({mark}).stroke"),
+            browser.evaluate(f"getComputedStyle({text}).backgroundColor"),
+            browser.evaluate(f"getComputedStyle({mark}).stroke"),
         ]
 
     browser.open(pages["run"])
-    light = colours()
+    light = computed_colors()
     browser.open(pages["run"], dark=True)
-    dark = colours()
+    dark = computed_colors()
     assert light == ["rgb(250, 250, 249)", "rgb(0, 114, 178)"]
     assert dark == ["rgb(19, 21, 24)", "rgb(86, 180, 233)"]
 
 
-def test_the_spec_is_copied_from_a_file_by_its_button(browser, pages):
+def test_copy_button_works_on_a_local_file(browser, pages):
     browser.open(pages["run"])
-    browser.click("#again summary")
-    browser.ask("document.addEventListener('copy', () => { window.copied = String(window.getSelection()); })")
-    browser.ask("Object.defineProperty(navigator, 'clipboard', {value: undefined})")  # as a page without rights sees it
+    browser.click("#reproduce summary")
+    browser.evaluate("document.addEventListener('copy', () => { window.copied = String(window.getSelection()); })")
+    browser.evaluate(
+        "Object.defineProperty(navigator, 'clipboard', {value: undefined})"
+    )  # as for a page without permission
     browser.click("button[data-copy=spec]")
-    browser.ask("new Promise(done => setTimeout(done, 50))")
-    assert json.loads(browser.ask("window.copied")) == json.loads((pages["run"].parent / "spec.json").read_text())
-    assert browser.ask("document.querySelector('button[data-copy=spec]').textContent") == "Copied"
+    browser.evaluate("new Promise(done => setTimeout(done, 50))")
+    assert json.loads(browser.evaluate("window.copied")) == json.loads((pages["run"].parent / "spec.json").read_text())
+    assert browser.evaluate("document.querySelector('button[data-copy=spec]').textContent") == "Copied"
 
 
-def test_on_a_phone_wide_tables_scroll_in_their_box(browser, pages):
+def test_wide_tables_scroll_on_a_phone(browser, pages):
     browser.open(pages["run"], width=390)
-    wide = "[...document.querySelectorAll('.scroll')].filter(one => one.scrollWidth > one.clientWidth)"
-    assert browser.ask(f"{wide}.length") > 0
-    assert browser.ask(f"{wide}.every(one => getComputedStyle(one).overflowX === 'auto')")
-    smallest = "[...document.querySelectorAll('svg.plot text')].map(one => one.getBoundingClientRect().height)"
-    assert browser.ask(f"Math.min(...{smallest})") >= 7
+    wide = "[...document.querySelectorAll('.scroll')].filter(box => box.scrollWidth > box.clientWidth)"
+    assert browser.evaluate(f"{wide}.length") > 0
+    assert browser.evaluate(f"{wide}.every(box => getComputedStyle(box).overflowX === 'auto')")
+    smallest = "[...document.querySelectorAll('svg.plot text')].map(text => text.getBoundingClientRect().height)"
+    assert browser.evaluate(f"Math.min(...{smallest})") >= 7

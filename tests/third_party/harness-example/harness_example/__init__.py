@@ -7,6 +7,7 @@ from harness import Component, hookimpl
 
 @hookimpl
 def harness_templates() -> dict[str, Component]:
+    """Declare the template."""
     return {
         "dialogue": Component(
             summary="Speakers by name, as in a play: [Ann] … [/Ann].",
@@ -20,6 +21,7 @@ def harness_templates() -> dict[str, Component]:
 
 @hookimpl
 def harness_sources() -> dict[str, Component]:
+    """Declare the source."""
     return {
         "pairs": Component(
             summary="Reads question and answer from every two lines of a text file.",
@@ -32,6 +34,7 @@ def harness_sources() -> dict[str, Component]:
 
 @hookimpl
 def harness_modes() -> dict[str, Component]:
+    """Declare the mode."""
     return {
         "sandwich": Component(
             summary="General conversations, then the domain, then general ones again.",
@@ -47,12 +50,18 @@ def harness_modes() -> dict[str, Component]:
 
 @hookimpl
 def harness_mitigations() -> dict[str, Component]:
+    """Declare the mitigation."""
     return {
         "short_stages": Component(
-            summary="Ends every stage after a number of updates.",
+            summary="Ends every stage after a number of optimizer steps.",
             factory="harness_example.short_stages:ShortStages",
             options={
-                "steps": {"type": "integer", "minimum": 1, "default": 10, "description": "Updates of each stage."},
+                "steps": {
+                    "type": "integer",
+                    "minimum": 1,
+                    "default": 10,
+                    "description": "Optimizer steps of each stage.",
+                },
             },
             typical_ranges={"train.learning_rate": (1e-6, 1e-5)},
         )
@@ -61,6 +70,7 @@ def harness_mitigations() -> dict[str, Component]:
 
 @hookimpl
 def harness_metrics() -> dict[str, Component]:
+    """Declare the metric."""
     return {
         "answer_length": Component(
             summary="Mean number of words of the answers.",

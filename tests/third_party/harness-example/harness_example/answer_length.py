@@ -1,4 +1,4 @@
-"""A metric: how long the answers are."""
+"""A metric of the length of the answers."""
 
 from __future__ import annotations
 
@@ -15,11 +15,14 @@ class AnswerLength(Metric):
     score_names = ("words",)
 
     def signature(self) -> str:
+        """Return how words are split, and the version."""
         return "answer_length|split:whitespace|version:1"
 
     def statistics(self, item: Item) -> dict[str, tuple[float, ...]]:
+        """Return the number of words, and 1."""
         return {"words": (float(len((item.answer or "").split())), 1.0)}
 
     def aggregate(self, name: str, total: Sequence[float]) -> float:
+        """Return the mean number of words."""
         words, count = total
         return words / count

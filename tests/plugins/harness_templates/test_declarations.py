@@ -1,4 +1,4 @@
-"""What the package declares: cheap to import, and every option read by its component."""
+"""The declarations of the package: light to import, and every option is a parameter of the factory."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from harness_templates import harness_templates
 NAMES = sorted(harness_templates())
 
 
-def test_declares_the_templates():
+def test_all_built_in_templates_are_declared():
     general = ["alpaca", "chatml", "instruction_zh", "jinja", "tokenizer"]
     families = ["deepseek", "gemma", "llama2", "llama3", "mistral", "phi", "qwen", "vicuna", "zephyr"]
     assert sorted(general + families) == NAMES
@@ -33,11 +33,11 @@ def test_options_are_described_and_have_defaults(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_template_knows_its_name(name, built_in):
+def test_the_name_equals_the_declared_name(name, built_in):
     assert built_in(name).name == name
 
 
-def test_nothing_heavy_is_imported_to_make_a_template():
+def test_declarations_and_factories_import_nothing_heavy():
     code = (
         "import sys, importlib, harness_templates as package\n"
         "for c in package.harness_templates().values(): importlib.import_module(c.factory.split(':')[0])\n"

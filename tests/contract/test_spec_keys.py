@@ -1,4 +1,4 @@
-"""Every key of the core's own vocabulary is read by some room: no option is declared and read by nothing."""
+"""Every key of the core's spec keys is used by the package that owns it."""
 
 from __future__ import annotations
 
@@ -28,14 +28,16 @@ DECLARED = {
     "track": (run.TRACK_KEYS, ("tracking",)),
     "top": (run.TOP_LEVEL_KEYS, ("spec", "runner", "cli", "tracking", "report")),
 }
-UNREAD = {"top": {"description"}}
-"""Words for people: kept in the filled spec, acted on by nothing."""
+UNUSED = {"top": {"description"}}
+"""Keys for the reader of a spec, which the program does not use."""
 
 
-def words(rooms):
-    """Every string and every attribute that stands in the code of these rooms."""
+def names_used_in(packages):
+    """Return every string and every attribute name in the code of these packages."""
     files = [
-        file for room in rooms for file in ([ROOT / room] if room.endswith(".py") else (ROOT / room).rglob("*.py"))
+        file
+        for package in packages
+        for file in ([ROOT / package] if package.endswith(".py") else (ROOT / package).rglob("*.py"))
     ]
     assert files
     nodes = [node for file in files for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))]
@@ -43,27 +45,27 @@ def words(rooms):
     return strings | {node.attr for node in nodes if isinstance(node, ast.Attribute)}
 
 
-@pytest.mark.parametrize("part", DECLARED)
-def test_every_key_is_read(part):
-    keys, rooms = DECLARED[part]
-    assert set(keys) - UNREAD.get(part, set()) - words(rooms) == set()
+@pytest.mark.parametrize("section", DECLARED)
+def test_every_key_is_read(section):
+    keys, packages = DECLARED[section]
+    assert set(keys) - UNUSED.get(section, set()) - names_used_in(packages) == set()
 
 
-@pytest.mark.parametrize("part", DECLARED)
-def test_every_key_is_described_in_sentences_and_has_a_default_or_is_asked_for(part):
-    keys, _ = DECLARED[part]
+@pytest.mark.parametrize("section", DECLARED)
+def test_every_key_has_a_description_and_a_default_or_is_required(section):
+    keys, _ = DECLARED[section]
     asked_for = {
         "model": {"path"},
         "suite": {"source"},
         "server": {"url", "model"},
         "gate": {"score", *gate.TESTS},
         "top": {"$schema", "name"},
-    }.get(part, set())
+    }.get(section, set())
     assert {key for key, option in keys.items() if "default" not in option} == asked_for
     assert [key for key, option in keys.items() if option["description"][-1] not in ".)"] == []
 
 
-def test_a_suite_made_in_code_has_the_defaults_of_one_in_a_spec():
+def test_a_suite_built_in_code_has_the_defaults_of_the_spec():
     fields = {field.name: field for field in dataclasses.fields(Suite)}
     assert set(fields) == {"name", "metrics", "template", *evaluation.SUITE_KEYS}
     assert fields.pop("template").default is None, "the schema's slot of all templates has the same default"
@@ -73,10 +75,10 @@ def test_a_suite_made_in_code_has_the_defaults_of_one_in_a_spec():
             assert field.default == (tuple(default) if isinstance(default, list) else default), name
 
 
-def test_every_usual_range_is_told_in_the_description_of_its_key():
+def test_every_usual_range_is_in_the_description_of_its_key():
     usual = {key: option for key, option in training.TRAIN_KEYS.items() if "usual" in option}
     assert set(usual) == {"epochs", "learning_rate", "warmup_ratio", "weight_decay", "max_length"}
     for key, option in usual.items():
         assert "Usual: " in option["description"], key
-        told = option["description"].partition("Usual: ")[2].replace(" to ", " ").replace(",", "").split()
-        assert {float(number.rstrip(".;")) for number in told[:2]} == set(map(float, option["usual"])), key
+        usual_numbers = option["description"].partition("Usual: ")[2].replace(" to ", " ").replace(",", "").split()
+        assert {float(number.rstrip(".;")) for number in usual_numbers[:2]} == set(map(float, option["usual"])), key

@@ -1,4 +1,4 @@
-"""Metrics of an answer's own form: repetition, length, patterns, JSON."""
+"""Metrics of an answer's form: repetition, length, patterns, JSON."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from harness import HarnessError, Item
 
 
-def test_distinct_counts_repetition_within_an_answer_and_not_between_answers(score):
+def test_distinct_counts_repetition_within_answers_only(score):
     assert score("distinct", ["a b a b"], [""]) == {"distinct1": 2 / 4, "distinct2": 2 / 3}
     twice = score("distinct", ["a b c", "a b c"], ["", ""])
     assert twice == {"distinct1": 1.0, "distinct2": 1.0}
@@ -18,7 +18,7 @@ def test_distinct_counts_repetition_within_an_answer_and_not_between_answers(sco
     assert math.isnan(score("distinct", ["", ""], ["", ""])["distinct1"])
 
 
-def test_length_ratio_is_of_sums_and_counts_characters_where_there_are_no_spaces(score, metric):
+def test_length_ratio_is_a_ratio_of_sums_and_counts_unspaced_characters(score, metric):
     assert score("length_ratio", ["one two three", "one"], ["one two", "one two"])["length_ratio"] == 4 / 4
     assert score("length_ratio", ["天气很好"], ["天气好"])["length_ratio"] == pytest.approx(4 / 3)
     # The values of `evaluate`'s README for BLEU: 7 words against the nearest references' 6.
@@ -39,12 +39,12 @@ def test_length_ratio_is_of_sums_and_counts_characters_where_there_are_no_spaces
         (r".", False, "", 0.0),
     ],
 )
-def test_a_pattern_is_found_or_not(score, pattern, whole, answer, value):
+def test_answers_match_the_pattern_or_not(score, pattern, whole, answer, value):
     assert score("regex", [answer], ["whatever"], pattern=pattern, whole=whole)["regex"] == value
 
 
-def test_a_pattern_that_is_none_is_named(metric):
-    with pytest.raises(HarnessError, match=r"metrics\.regex\.pattern: .*'\(' is no regular expression"):
+def test_an_invalid_pattern_is_refused(metric):
+    with pytest.raises(HarnessError, match=r"metrics\.regex\.pattern: .*'\(' is not a regular expression"):
         metric("regex", pattern="(")
     with pytest.raises(HarnessError, match=r"metrics\.exact_match\.extract"):
         metric("exact_match", extract="(")
@@ -64,14 +64,14 @@ def test_a_pattern_that_is_none_is_named(metric):
         ("[" * 100_000, 0.0, 0.0),
     ],
 )
-def test_json_is_valid_and_fits_its_schema(score, metric, answer, valid, fits):
+def test_json_syntax_and_schema_are_checked(score, metric, answer, valid, fits):
     schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
     assert score("json_valid", [answer], [""], schema=schema) == {"json_valid": valid, "schema_valid": fits}
     assert score("json_valid", [answer], [""]) == {"json_valid": valid}
     assert metric("json_valid").is_parsed(Item("x", "", "", answer)) is bool(valid)
 
 
-def test_a_fence_is_taken_where_it_is_allowed(score):
+def test_a_code_fence_is_accepted_if_allowed(score):
     fenced = '```json\n{"n": 1}\n```'
     assert score("json_valid", [fenced], [""])["json_valid"] == 0.0
     assert score("json_valid", [fenced], [""], fenced=True)["json_valid"] == 1.0
@@ -79,24 +79,24 @@ def test_a_fence_is_taken_where_it_is_allowed(score):
     assert score("json_valid", ['{"n": 1}'], [""], fenced=True)["json_valid"] == 1.0
 
 
-def test_a_schema_that_is_none_is_named(metric):
-    with pytest.raises(HarnessError, match=r"metrics\.json_valid\.schema: is no JSON Schema: type"):
+def test_an_invalid_schema_is_refused(metric):
+    with pytest.raises(HarnessError, match=r"metrics\.json_valid\.schema: is not a JSON Schema: type"):
         metric("json_valid", schema={"type": "nonsense"})
 
 
 @pytest.mark.parametrize("name", ["exact_match", "token_f1"])
-def test_what_is_extracted_is_compared_and_its_absence_is_counted(score, metric, name):
+def test_the_extracted_part_is_compared_and_its_absence_counted(score, metric, name):
     answers, references = ["5 + 7 = 12, so #### 12", "#### 3 then #### 12", "twelve"], ["it is #### 12"] * 3
     options = {"extract": r"#### (\d+)"}
     assert score(name, answers, references, **options)[name] == pytest.approx(2 / 3)
     assert score(name, answers[:1], ["12"], **options)[name] == 1.0  # a reference that is the answer alone
-    made = metric(name, **options)
-    assert [made.is_parsed(Item("x", "", "r", answer)) for answer in answers] == [True, True, False]
-    assert "|extract:" in made.signature()
+    instance = metric(name, **options)
+    assert [instance.is_parsed(Item("x", "", "r", answer)) for answer in answers] == [True, True, False]
+    assert "|extract:" in instance.signature()
     assert all(metric(name).is_parsed(Item("x", "", "r", answer)) for answer in answers)
 
 
-def test_articles_are_english(score):
+def test_articles_are_ignored_only_in_english(score):
     assert score("exact_match", ["mange a Paris"], ["mange Paris"])["exact_match"] == 1.0
     assert score("exact_match", ["mange a Paris"], ["mange Paris"], lang="fr")["exact_match"] == 0.0
     for lang in ("en", "eng"):

@@ -11,12 +11,12 @@ COMPONENTS = harness_sources()
 GIVEN = {"hub": {"name": "some/rows"}, "lm_eval": {"task": "some_task"}}
 
 
-def test_the_built_in_sources_are_declared():
+def test_all_built_in_sources_are_declared():
     assert sorted(COMPONENTS) == ["arrow", "csv", "hub", "json", "jsonl", "lm_eval", "parquet", "text"]
 
 
 @pytest.mark.parametrize("name", COMPONENTS)
-def test_each_is_made_of_exactly_the_options_that_it_declares(name):
+def test_each_factory_takes_exactly_its_declared_options(name):
     component = COMPONENTS[name]
     module, _, factory = component.factory.partition(":")
     defaults = {key: option["default"] for key, option in component.options.items() if "default" in option}
@@ -34,7 +34,7 @@ def test_each_option_has_a_description_and_a_valid_schema(name):
             jsonschema.validate(option["default"], option)
 
 
-def test_declaring_and_loading_import_nothing_heavy():
+def test_declarations_and_factories_import_nothing_heavy():
     code = (
         "import importlib, sys, json, harness_sources\n"
         "for one in harness_sources.harness_sources().values():\n"
