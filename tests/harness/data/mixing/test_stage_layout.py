@@ -60,7 +60,7 @@ def count_shares(data, sequences):
             totals[row.source]["tokens"] += len(row.input_ids)
             totals[row.source]["loss_tokens"] += row.loss_tokens
     return {
-        source: {unit: part[unit] / sum(one[unit] for one in totals.values()) for unit in UNITS}
+        source: {unit: part[unit] / sum(sizes[unit] for sizes in totals.values()) for unit in UNITS}
         for source, part in totals.items()
     }
 
@@ -79,9 +79,9 @@ units = st.sampled_from(UNITS)
     st.sampled_from([(None, None), ((1.0, 3.0), None), (None, 2.0), (None, 0.5)]), st.integers(0, 1000),
 )  # fmt: skip
 def test_share_is_met_in_every_epoch_or_refused_with_the_possible_share(
-    domain, one, two, amount, unit, upsample, resample, packing, split, seed
+    domain, first, second, amount, unit, upsample, resample, packing, split, seed
 ):
-    pools = {"d": build_pool("d", domain), "g": build_pool("g", one, 1000), "h": build_pool("h", two, 2000)}
+    pools = {"d": build_pool("d", domain), "g": build_pool("g", first, 1000), "h": build_pool("h", second, 2000)}
     weights, temperature = split
     share = Share(("g", "h"), amount, unit, weights, temperature, upsample, resample)
     requested = build_stage("dgh", share, epochs=2, packing=packing)
@@ -108,8 +108,10 @@ def test_share_is_met_in_every_epoch_or_refused_with_the_possible_share(
         assert set(count_trained(data, "d", epoch).values()) == {1}
         assert len(count_trained(data, "d", epoch)) == len(pools["d"])
         for source in "gh":
-            times = set(count_trained(data, source, epoch).values())
-            assert times <= ({1} if not upsample else {min(times, default=0), min(times, default=0) + 1})
+            repetitions = set(count_trained(data, source, epoch).values())
+            assert repetitions <= (
+                {1} if not upsample else {min(repetitions, default=0), min(repetitions, default=0) + 1}
+            )
     assert data.shares == {source: pytest.approx(of) for source, of in count_shares(data, data.order).items()}
     assert build_stage_dataset(requested, pools, seed).order == data.order
 
@@ -120,10 +122,10 @@ def expected_fractions(share, pools):
         "tokens": lambda p: p.lengths.sum(),
         "loss_tokens": lambda p: p.loss_tokens.sum(),
     }
-    given = share.weights or [1.0, 1.0]
+    weights = share.weights or [1.0, 1.0]
     if share.temperature is not None:
-        given = [float(measured[share.unit](pools[source])) ** (1 / share.temperature) for source in share.sources]
-    return [part / sum(given) for part in given]
+        weights = [float(measured[share.unit](pools[source])) ** (1 / share.temperature) for source in share.sources]
+    return [weight / sum(weights) for weight in weights]
 
 
 @settings(max_examples=25, deadline=None)
@@ -224,8 +226,10 @@ def test_rows_depend_on_the_seed_and_a_larger_share_contains_the_smaller_one():
 def test_selection_is_independent_of_the_file_order():
     pools = {"d": build_pool("d", [(0, 10)] * 100), "g": build_pool("g", [(3, 5 + n % 20) for n in range(300)])}
     turned = {**pools, "g": TokenizedRows.from_rows(list(pools["g"])[::-1])}
-    one, other = (build_stage_dataset(build_stage("dg", Share(("g",), 0.1)), given, 0) for given in (pools, turned))
-    assert count_trained(one, "g") == count_trained(other, "g")
+    first, second = (
+        build_stage_dataset(build_stage("dg", Share(("g",), 0.1)), row_pools, 0) for row_pools in (pools, turned)
+    )
+    assert count_trained(first, "g") == count_trained(second, "g")
 
 
 def test_limit_keeps_the_same_rows_in_every_stage():
@@ -268,7 +272,7 @@ def test_resampled_epochs_take_unseen_rows_first():
     pools = {"d": build_pool("d", [(0, 10)] * 90), "g": build_pool("g", [(0, 10)] * 35)}
     data = build_stage_dataset(build_stage("dg", Share(("g",), 0.1, resample=True), epochs=7), pools, 0)
     drawn = [set(count_trained(data, "g", epoch)) for epoch in split_epochs(data)]
-    assert [len(one) for one in drawn] == [10] * 7
+    assert [len(rows) for rows in drawn] == [10] * 7
     assert len(set.union(*drawn[:3])) == 30
     assert set.union(*drawn[:4]) == {row.id for row in pools["g"]}
     assert set(count_trained(data, "g").values()) == {2}
@@ -281,7 +285,7 @@ def test_partial_resampled_epoch_is_the_last_draw():
     pools = {"d": build_pool("d", [(0, 10)] * 90), "g": build_pool("g", [(0, 10)] * 35)}
     data = build_stage_dataset(build_stage("dg", Share(("g",), 0.1, resample=True), epochs=1.5), pools, 0)
     assert (len(data.order), data.epoch_ends) == (150, (100, 200))
-    assert [round(one["g"]["rows"], 2) for one in data.epoch_shares] == [0.1, 0.1]
+    assert [round(epoch_shares["g"]["rows"], 2) for epoch_shares in data.epoch_shares] == [0.1, 0.1]
 
 
 # -- shares that cannot be met ----------------------------------------------------------------------------------------
@@ -340,17 +344,22 @@ def test_source_without_rows_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("passes", "slots", "ends"),
+    ("num_epochs", "num_sequences", "ends"),
     [(0.25, 25, (100,)), (1.5, 150, (100, 200)), (2, 200, (100, 200)), (0.0001, 1, (100,)), (0.996, 100, (100,))],
 )
-def test_fraction_of_an_epoch_is_at_least_one_complete_sequence(passes, slots, ends):
+def test_fraction_of_an_epoch_is_at_least_one_complete_sequence(num_epochs, num_sequences, ends):
     pools = {"d": build_pool("d", [(0, 1 + n % 50) for n in range(100)])}
-    data = build_stage_dataset(build_stage("d", epochs=passes), pools, 0)
-    assert len(data.order) == slots
+    data = build_stage_dataset(build_stage("d", epochs=num_epochs), pools, 0)
+    assert len(data.order) == num_sequences
     assert data.epoch_ends == ends
-    whole = slots // 100 * 100
-    assert data.order[:whole] == build_stage_dataset(build_stage("d", epochs=2), pools, 0).order[:whole]
-    assert len(set(data.order[whole:])) == slots - whole, "no row repeats in the partial epoch"
+    in_complete_epochs = num_sequences // 100 * 100
+    assert (
+        data.order[:in_complete_epochs]
+        == build_stage_dataset(build_stage("d", epochs=2), pools, 0).order[:in_complete_epochs]
+    )
+    assert len(set(data.order[in_complete_epochs:])) == num_sequences - in_complete_epochs, (
+        "no row repeats in the partial epoch"
+    )
 
 
 def test_steps_set_the_number_of_sequences_exactly():
@@ -406,25 +415,25 @@ def test_share_is_met_in_a_partial_epoch_or_refused_with_working_remedies(
     assert abs(measured_shares["g"][unit] - amount) <= MAX_SHARE_ERROR + 1e-9
     assert data.shares["g"][unit] == pytest.approx(measured_shares["g"][unit])
     last = split_epochs(data)[-1]
-    times = set(count_trained(data, "d", last).values()) | (
+    repetitions = set(count_trained(data, "d", last).values()) | (
         set() if upsample else set(count_trained(data, "g", last).values())
     )
-    assert times <= {1}, "no row repeats in the partial epoch"
+    assert repetitions <= {1}, "no row repeats in the partial epoch"
     assert build_stage_dataset(requested, pools, seed).order == data.order
 
 
 def test_beginning_of_an_epoch_meets_the_share_for_rows_of_very_different_length():
     sizes_of = [3 + 40 * (n % 5 == 0) for n in range(500)]
     pools = {
-        "d": build_pool("d", [(0, one) for one in sizes_of]),
-        "g": build_pool("g", [(0, 5 * one) for one in sizes_of], 1000),
+        "d": build_pool("d", [(0, size) for size in sizes_of]),
+        "g": build_pool("g", [(0, 5 * size) for size in sizes_of], 1000),
     }
     share = Share(("g",), 0.1)
     for steps in (5, 20, 60):
         data = build_stage_dataset(build_stage("dg", share, steps=steps), pools, 0)
         assert abs(data.shares["g"]["loss_tokens"] - 0.1) <= MAX_SHARE_ERROR
-        general = [place for place, slot in enumerate(data.order) if data.rows.source_of(slot[0]) == "g"]
-        windows = [sum(at <= place < at + 64 for place in general) for at in range(0, 4 * steps - 63, 64)]
+        general = [position for position, sequence in enumerate(data.order) if data.rows.source_of(sequence[0]) == "g"]
+        windows = [sum(at <= position < at + 64 for position in general) for at in range(0, 4 * steps - 63, 64)]
         assert max(windows, default=0) - min(windows, default=0) <= 2, "swapped sequences are spread evenly again"
 
 
@@ -441,10 +450,12 @@ def test_swaps_repeat_no_row_before_all_other_rows_of_its_source(seed):
     selected[: single // 2] = selected[single : single + random.randint(1, rows * copies - 1)] = True
     measured = np.stack([[np.where(repeated, sizes, 0)], [sizes]])
     wanted = np.array([random.uniform(0.1, 0.9)])
-    cut = partial_epochs.PartialEpoch(measured, wanted, repeated.astype(int), turns, np.zeros((2, 1), np.int64))
-    made = partial_epochs.rebalance_by_swaps(selected, cut)
-    assert made.sum() == selected.sum()
-    assert turns[repeated & made].max(initial=0) <= turns[repeated & ~made].min(initial=copies)
+    partial_epoch = partial_epochs.PartialEpoch(
+        measured, wanted, repeated.astype(int), turns, np.zeros((2, 1), np.int64)
+    )
+    rebalanced = partial_epochs.rebalance_by_swaps(selected, partial_epoch)
+    assert rebalanced.sum() == selected.sum()
+    assert turns[repeated & rebalanced].max(initial=0) <= turns[repeated & ~rebalanced].min(initial=copies)
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -504,8 +515,8 @@ def test_few_sequences_after_a_complete_epoch_need_not_meet_the_share_alone():
 
 def test_several_shares_are_met_together_in_a_partial_epoch():
     pools = {
-        s: build_pool(s, [(n % 9, 1 + (7 * n) % 50) for n in range(600)], 1000 * place)
-        for place, s in enumerate("dghr")
+        s: build_pool(s, [(n % 9, 1 + (7 * n) % 50) for n in range(600)], 1000 * position)
+        for position, s in enumerate("dghr")
     }
     shares = (Share(("g", "h"), 0.2, weights=(1.0, 3.0)), Share(("r",), 0.1, "tokens"))
     data = build_stage_dataset(build_stage("dghr", *shares, steps=30), pools, 3)
@@ -520,9 +531,9 @@ def test_repeats_stay_even_in_a_partial_epoch():
         "g": build_pool("g", [(0, 2 + n % 60) for n in range(40)], 1000),
     }
     data = build_stage_dataset(build_stage("dg", Share(("g",), 0.4, upsample=True), steps=60), pools, 0)
-    times = count_trained(data, "g").values()
-    assert len(times) == 40
-    assert max(times) - min(times) <= 1
+    repetitions = count_trained(data, "g").values()
+    assert len(repetitions) == 40
+    assert max(repetitions) - min(repetitions) <= 1
     assert abs(data.shares["g"]["loss_tokens"] - 0.4) <= MAX_SHARE_ERROR
 
 
@@ -542,13 +553,17 @@ def test_gap_without_a_source_is_within_the_bound(extra, batch_size, packing, se
     )
     rarity = {source: (count, list(members).index(source)) for source, count in members.items()}
     for epoch in split_epochs(data):
-        selected = [{data.rows[index].source for index in slot} for slot in epoch]
-        kinds = [min(here, key=rarity.__getitem__) for here in selected]
-        assert sorted(index for slot in epoch for index in slot) == list(range(len(data.rows)))
-        for source, having in Counter(kinds).items():
-            bound = max_gap_without_source(len(epoch), having, len(set(kinds)), batch_size, packing)
-            places = [-1, *(place for place, here in enumerate(selected) if source in here), len(epoch)]
-            assert max(after - before - 1 for before, after in pairwise(places)) <= bound
+        sequence_sources = [{data.rows[index].source for index in sequence} for sequence in epoch]
+        rarest_sources = [min(sources, key=rarity.__getitem__) for sources in sequence_sources]
+        assert sorted(index for sequence in epoch for index in sequence) == list(range(len(data.rows)))
+        for source, count in Counter(rarest_sources).items():
+            bound = max_gap_without_source(len(epoch), count, len(set(rarest_sources)), batch_size, packing)
+            positions = [
+                -1,
+                *(position for position, sources in enumerate(sequence_sources) if source in sources),
+                len(epoch),
+            ]
+            assert max(after - before - 1 for before, after in pairwise(positions)) <= bound
 
 
 def test_packing_fills_sequences_and_loses_no_row():
@@ -571,7 +586,7 @@ def test_packing_fills_sequences_and_loses_no_row():
 def test_rows_of_equal_length_are_packed_across_sources():
     pools = {"d": build_pool("d", [(0, 15)] * 320), "g": build_pool("g", [(0, 15)] * 320)}
     data = build_stage_dataset(build_stage("dg", packing=True), pools, 0)
-    mixed = sum(len({data.rows[index].source for index in slot}) > 1 for slot in data.order)
+    mixed = sum(len({data.rows[index].source for index in sequence}) > 1 for sequence in data.order)
     assert mixed > 0.95 * len(data.order)
 
 
