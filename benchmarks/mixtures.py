@@ -1,14 +1,14 @@
-"""Seconds, efficiency and peak memory of laying out a mixture, and of TRL's packing beside it.
+"""Measure time, efficiency and peak memory of building a mixture, and of TRL's packing.
 
     python benchmarks/mixtures.py [--rows 10000 100000 1000000] [--trl-rows 100000] [--demo FILE MODEL_FOLDER]
 
-A mixture is 90 % domain and 10 % general loss tokens, lengths log-normal (median 150 and 270 tokens, cut at 2048), two
-epochs: once in batches of 8, once packed to 2048. `pack` is best-fit decreasing over all domain rows; `TRL bfd` is
-TRL's packing of the same lengths, in its map batches of 1,000 rows. Every line is a process of its own, so that its
-peak memory is its own; what the process holds before the work begins is printed beside it. The rows are stand-ins that
-hold their sizes and no tokens, except for TRL, whose packing moves the tokens.
+A mixture is 90 % domain and 10 % general loss tokens, with log-normal lengths (median 150 and 270 tokens, truncated at
+2048) and two epochs: once in batches of 8, once packed to 2048. `pack` is best-fit decreasing over all domain rows.
+`TRL bfd` is TRL's packing of the same lengths, in its map batches of 1,000 rows. Every line is measured in a separate
+process; the memory of the process before the work is printed as well. The rows have sizes but no tokens, except for
+TRL, whose packing moves the tokens.
 
-With --demo: the lengths of a real file of alpaca rows, as the template `alpaca` and the model's tokenizer make them.
+With --demo: the lengths of a file of alpaca rows with the template `alpaca` and the model's tokenizer.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ CAPACITY = 2048
 COUNTS = ("ids", "lengths", "loss_tokens", "source_indices")
 
 
-class Sizes:
-    """Stands in for `harness.data.tokenization.tokenized_rows.TokenizedRows`: what is counted of rows, without them."""
+class RowSizes:
+    """Sizes of rows without tokens, in place of `harness.data.tokenization.tokenized_rows.TokenizedRows`."""
 
     def __init__(self, *arrays: NDArray[np.generic]) -> None:
         self.ids, self.lengths, self.loss_tokens, self.source_indices = arrays
@@ -39,75 +39,84 @@ class Sizes:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def select(self, indices: NDArray[np.intp]) -> Sizes:
-        return Sizes(*(getattr(self, name)[indices] for name in COUNTS))
+    def select(self, indices: NDArray[np.intp]) -> RowSizes:
+        """Return the sizes of these rows."""
+        return RowSizes(*(getattr(self, name)[indices] for name in COUNTS))
 
     @classmethod
-    def concatenate(cls, parts: Sequence[Sizes]) -> Sizes:
+    def concatenate(cls, parts: Sequence[RowSizes]) -> RowSizes:
+        """Return the sizes of all parts."""
         return cls(*(np.concatenate([getattr(part, name) for part in parts]) for name in COUNTS))
 
 
-def lengths(rows: int, median: float, seed: int) -> NDArray[np.int32]:
+def draw_lengths(rows: int, median: float, seed: int) -> NDArray[np.int32]:
+    """Draw log-normal lengths in tokens."""
     random = np.random.default_rng(seed)
     return np.minimum(CAPACITY, 10 + random.lognormal(np.log(median), 0.8, rows)).astype(np.int32)
 
 
-def pool(rows: int, median: float, seed: int) -> Sizes:
-    tokens = lengths(rows, median, seed)
+def build_pool(rows: int, median: float, seed: int) -> RowSizes:
+    """Draw the sizes of rows of which a third of the tokens is trained."""
+    tokens = draw_lengths(rows, median, seed)
     ids = np.random.default_rng(seed).integers(0, 2**63, rows).astype(np.uint64)
-    return Sizes(ids, tokens, np.maximum(tokens // 3, 1), np.zeros(rows, dtype=np.uint16))
+    return RowSizes(ids, tokens, np.maximum(tokens // 3, 1), np.zeros(rows, dtype=np.uint16))
 
 
-def peak() -> int:
-    """MB."""
+def peak_memory() -> int:
+    """Return the peak resident memory in MB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 
-def told(name: str, rows: int, seconds: float, efficiency: float, before: int) -> None:
+def print_result(name: str, rows: int, seconds: float, efficiency: float, before: int) -> None:
+    """Print one line. before: memory in MB before the work."""
     figures = f"{seconds:8.2f} s {rows / seconds:12,.0f} rows/s   efficiency {efficiency:.4f}"
-    print(f"{name:12} {rows:10,} rows {figures}   peak {peak():6,} MB ({before:,} MB before)", flush=True)
+    print(f"{name:12} {rows:10,} rows {figures}   peak {peak_memory():6,} MB ({before:,} MB before)", flush=True)
 
 
-def lay(rows: int, packing: bool) -> None:
+def measure_layout(rows: int, packing: bool) -> None:
+    """Measure `build_stage_dataset`."""
     from harness.data.mixing import stage_layout
     from harness.types import Share, Stage, StageSource
 
-    stage_layout.TokenizedRows = Sizes  # type: ignore[assignment, misc]
+    stage_layout.TokenizedRows = RowSizes  # type: ignore[assignment, misc]
     train = {"epochs": 2, "steps": None, "batch_size": 8, "accumulation": 1, "packing": packing, "max_length": CAPACITY}
     stage = Stage("made", (StageSource("d", "domain"), StageSource("g", "general")), train, (Share(("g",), 0.1),))
-    pools = {"d": pool(rows, 150, 1), "g": pool(rows // 2, 270, 2)}
-    before, started = peak(), time.perf_counter()
+    pools = {"d": build_pool(rows, 150, 1), "g": build_pool(rows // 2, 270, 2)}
+    before, started = peak_memory(), time.perf_counter()
     data = stage_layout.build_stage_dataset(stage, pools, 0)  # type: ignore[arg-type]
-    told("lay packed" if packing else "lay", rows, time.perf_counter() - started, data.efficiency, before)
+    print_result("lay packed" if packing else "lay", rows, time.perf_counter() - started, data.efficiency, before)
 
 
-def pack(rows: int) -> None:
+def measure_packing(rows: int) -> None:
+    """Measure `pack_rows`."""
     from harness.data.mixing.packing import pack_rows
 
-    tokens = lengths(rows, 150, 1)
-    before, started = peak(), time.perf_counter()
+    tokens = draw_lengths(rows, 150, 1)
+    before, started = peak_memory(), time.perf_counter()
     packs = pack_rows(tokens, CAPACITY)
     efficiency = tokens.sum(dtype=np.int64) / (CAPACITY * len(packs))
-    told("pack", rows, time.perf_counter() - started, efficiency, before)
+    print_result("pack", rows, time.perf_counter() - started, efficiency, before)
 
 
-def trl(rows: int) -> None:
+def measure_trl(rows: int) -> None:
+    """Measure TRL's packing."""
     import pyarrow
     from datasets import Dataset, disable_progress_bars
-    from trl.data_utils import pack_dataset
+    from measure_trl.data_utils import pack_dataset
 
     disable_progress_bars()
-    tokens = lengths(rows, 150, 1)
+    tokens = draw_lengths(rows, 150, 1)
     ends = np.concatenate([[0], np.cumsum(tokens, dtype=np.int64)])
     column = pyarrow.LargeListArray.from_arrays(ends, np.zeros(ends[-1], dtype=np.int64))
     table = Dataset(pyarrow.table({"input_ids": column}))
-    before, started = peak(), time.perf_counter()
+    before, started = peak_memory(), time.perf_counter()
     packed = pack_dataset(table, CAPACITY, strategy="bfd")
     efficiency = tokens.sum(dtype=np.int64) / (CAPACITY * len(packed))
-    told("TRL bfd", rows, time.perf_counter() - started, efficiency, before)
+    print_result("TRL bfd", rows, time.perf_counter() - started, efficiency, before)
 
 
-def demo(file: str, folder: str) -> None:
+def measure_file(file: str, folder: str) -> None:
+    """Print the packing efficiency of a file of alpaca rows."""
     from harness_templates.alpaca import Alpaca
     from transformers import AutoTokenizer
 
@@ -125,15 +134,19 @@ def demo(file: str, folder: str) -> None:
 
 
 def main() -> None:
+    """Start a process for each measurement."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
-    parser.add_argument("--trl-rows", type=int, default=100_000, help="most rows that TRL is given")
+    parser.add_argument("--trl-rows", type=int, default=100_000, help="maximum number of rows for TRL")
     parser.add_argument("--demo", nargs=2, metavar=("FILE", "MODEL"))
     parser.add_argument("--only", nargs=2, metavar=("WORK", "ROWS"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     works = {
-        "lay": lambda rows: lay(rows, False), "lay-packed": lambda rows: lay(rows, True), "pack": pack, "trl": trl
-    }  # fmt: skip
+        "lay": lambda rows: measure_layout(rows, False),
+        "lay-packed": lambda rows: measure_layout(rows, True),
+        "pack": measure_packing,
+        "trl": measure_trl,
+    }
     if arguments.only:
         works[arguments.only[0]](int(arguments.only[1]))
         return
@@ -143,7 +156,7 @@ def main() -> None:
             if work != "trl" or rows <= arguments.trl_rows:
                 subprocess.run([sys.executable, __file__, "--only", work, str(rows)], check=True)
     if arguments.demo:
-        demo(*arguments.demo)
+        measure_file(*arguments.demo)
 
 
 if __name__ == "__main__":

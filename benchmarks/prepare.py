@@ -1,19 +1,19 @@
-"""Rows a second of preparing data: ours, TRL's preparation and a bare `encode_batch`, side by side in one process.
+"""Measure rows per second of data preparation: harness, TRL's preparation and a bare `encode_batch`, in one process.
 
     python benchmarks/prepare.py [--model FOLDER] [--rows 200000] [--rounds 3] [--without-trl]
     python benchmarks/prepare.py --memory [--rows 10000 100000 1000000]
 
-Every contender gets the same made-up conversations (of sentences from `specs/data`, one to three turns, ChatML) and two
-cores. Rounds are interleaved and medians taken, so that a noisy machine hits all of them alike: read the ratios.
+Every contender gets the same generated conversations (sentences from `specs/data`, one to three turns, ChatML) and two
+cores. Rounds are interleaved and medians are reported, so noise affects all contenders alike. Read the ratios.
 
-    bare            `Tokenizer.encode_batch` of text that has been rendered before, in batches; nothing is kept
-    harness         render, mask, tokenise, write, pack
-    with proof      the same, and every row's mask proven: what a run does
+    bare            `Tokenizer.encode_batch` of rendered texts, in batches; the result is discarded
+    harness         render, mask, tokenize, write, pack
+    with checks     the same, with every row's mask verified: what a run does
     from the cache  the second time
     TRL             `SFTTrainer`'s preparation: chat template with an assistant mask, labels, packing by best fit
 
-With --memory, each size runs in a process of its own, and its greatest resident memory is printed, above what it held
-once the tokenizer was loaded.
+With --memory, each size runs in a separate process. The peak resident memory is printed, above that of the process with
+the tokenizer loaded.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ CHATML = (
 
 
 class Conversations(Sequence[Example]):
-    """So many conversations, each made when it is asked for, from its number alone."""
+    """Generated conversations, each built on access from its index."""
 
     def __init__(self, count: int) -> None:
         self.count = count
@@ -76,18 +76,18 @@ class Conversations(Sequence[Example]):
         choose = random.Random(index)
         messages = [Message("system", "Answer in a friendly way.")] if choose.random() < 0.3 else []
         for _ in range(choose.choice((1, 1, 2, 3))):
-            asked = choose.choice(self.pool)
-            said = " ".join(choose.choice(self.pool)["output"] for _ in range(choose.choice((1, 2, 4))))
-            text = asked["instruction"] + ("\n\n" + asked["input"] if asked.get("input") else "")
-            messages += [Message("user", text), Message("assistant", said)]
+            row = choose.choice(self.pool)
+            response = " ".join(choose.choice(self.pool)["output"] for _ in range(choose.choice((1, 2, 4))))
+            text = row["instruction"] + ("\n\n" + row["input"] if row.get("input") else "")
+            messages += [Message("user", text), Message("assistant", response)]
         return Example(f"{index:016x}", tuple(messages), f"made:{index + 1}")
 
     def __iter__(self) -> Iterator[Example]:
         return (self[index] for index in range(self.count))
 
 
-def own_tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level tokenizer of 8,000 tokens, trained on the sentences."""
+def train_tokenizer() -> PreTrainedTokenizerFast:
+    """Train a byte-level tokenizer of 8,000 tokens on the sentences."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
     core = Tokenizer(models.BPE())
@@ -101,12 +101,14 @@ def own_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|im_end|>", pad_token="<|endoftext|>")
 
 
-def bare(texts: Sequence[str], tokenizer: Any) -> None:
+def encode_texts(texts: Sequence[str], tokenizer: Any) -> None:
+    """Tokenize rendered texts."""
     for begin in range(0, len(texts), BATCH):
         tokenizer.backend_tokenizer.encode_batch(texts[begin : begin + BATCH], add_special_tokens=False)
 
 
-def unproven(examples: Sequence[Example], tokenizer: Any) -> None:
+def prepare_without_verification(examples: Sequence[Example], tokenizer: Any) -> None:
+    """Tokenize, write and pack, without verification."""
     writer, _ = token_cache.create_cache_writer()
     done = 0
     for batch, rows in tokenize_batches(examples, TEMPLATE, tokenizer):
@@ -115,14 +117,16 @@ def unproven(examples: Sequence[Example], tokenizer: Any) -> None:
     pack_rows(writer.to_token_file("made", {}).rows.lengths.tolist(), LENGTH)
 
 
-def proven(examples: Sequence[Example], tokenizer: Any, key: str | None = None) -> None:
-    found = tokenize_corpus(examples, "made", TEMPLATE, tokenizer, LENGTH, content_digest=key)
-    assert found.rows_verified == len(examples)
-    pack_rows(found.rows.lengths.tolist(), LENGTH)
+def prepare(examples: Sequence[Example], tokenizer: Any, key: str | None = None) -> None:
+    """Tokenize, verify, write and pack."""
+    corpus = tokenize_corpus(examples, "made", TEMPLATE, tokenizer, LENGTH, content_digest=key)
+    assert corpus.rows_verified == len(examples)
+    pack_rows(corpus.rows.lengths.tolist(), LENGTH)
 
 
-def trl(dataset: Any, tokenizer: Any) -> None:
-    from trl import SFTConfig, SFTTrainer
+def prepare_with_trl(dataset: Any, tokenizer: Any) -> None:
+    """Prepare with TRL."""
+    from prepare_with_trl import SFTConfig, SFTTrainer
 
     with tempfile.TemporaryDirectory() as folder:
         config = SFTConfig(
@@ -133,28 +137,30 @@ def trl(dataset: Any, tokenizer: Any) -> None:
 
 
 def as_dataset(examples: Sequence[Example]) -> Any:
+    """Convert conversations to a `datasets.Dataset`."""
     import datasets
 
-    datasets.disable_caching()  # it would find its own earlier result
+    datasets.disable_caching()  # it would load its earlier result
     datasets.disable_progress_bars()
     return datasets.Dataset.from_list(
-        [{"messages": [{"role": m.role, "content": m.content} for m in one.messages]} for one in examples]
+        [{"messages": [{"role": m.role, "content": m.content} for m in example.messages]} for example in examples]
     )
 
 
 def compare(tokenizer: Any, count: int, rounds: int, with_trl: bool) -> None:
+    """Time all contenders and print a line for each."""
     examples = list(Conversations(count))
-    texts = [Rendering.from_spans(TEMPLATE.render(one.messages, tokenizer)).text for one in examples]
+    texts = [Rendering.from_spans(TEMPLATE.render(example.messages, tokenizer)).text for example in examples]
     contenders: dict[str, Callable[[], None]] = {
-        "bare": lambda: bare(texts, tokenizer),
-        "harness": lambda: unproven(examples, tokenizer),
-        "with proof": lambda: proven(examples, tokenizer),
-        "from the cache": lambda: proven(examples, tokenizer, "the content"),
+        "bare": lambda: encode_texts(texts, tokenizer),
+        "harness": lambda: prepare_without_verification(examples, tokenizer),
+        "with checks": lambda: prepare(examples, tokenizer),
+        "from the cache": lambda: prepare(examples, tokenizer, "the content"),
     }
     if with_trl:
         dataset = as_dataset(examples)
-        contenders["TRL"] = lambda: trl(dataset, tokenizer)
-    proven(examples, tokenizer, "the content")  # pages everything in, and fills the cache
+        contenders["TRL"] = lambda: prepare_with_trl(dataset, tokenizer)
+    prepare(examples, tokenizer, "the content")  # warms up, and fills the cache
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     processor: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(rounds):
@@ -163,19 +169,20 @@ def compare(tokenizer: Any, count: int, rounds: int, with_trl: bool) -> None:
             run()
             seconds[name].append(time.perf_counter() - started)
             processor[name].append(time.process_time() - used)
-    base = statistics.median(seconds["bare"])
+    bare_seconds = statistics.median(seconds["bare"])
     size = sum(map(len, texts)) / count
     print(f"{count:,} rows of {size:.0f} characters, {rounds} rounds, {len(tokenizer):,} tokens in the vocabulary")
-    for name, taken in seconds.items():
-        median = statistics.median(taken)
+    for name, times in seconds.items():
+        median = statistics.median(times)
         busy = statistics.median(processor[name])
-        line = f"{name:15} {count / median:9,.0f} rows/s  {base / median:6.2f} of bare"
+        line = f"{name:15} {count / median:9,.0f} rows/s  {bare_seconds / median:6.2f} of bare"
         if with_trl:
             line += f"  {statistics.median(seconds['TRL']) / median:7.1f} x TRL"
         print(f"{line}  ({busy / count * 1e6:4.0f} µs of processor time a row)")
 
 
-def memory(arguments: argparse.Namespace) -> None:
+def compare_memory(arguments: argparse.Namespace) -> None:
+    """Start a process for each number of rows."""
     print("rows        peak above the loaded tokenizer   tokens on disk")
     for count in arguments.rows:
         command = [sys.executable, __file__, "--one", str(count)]
@@ -183,33 +190,37 @@ def memory(arguments: argparse.Namespace) -> None:
         subprocess.run(command, check=True)
 
 
-def one(tokenizer: Any, count: int) -> None:
-    proven(Conversations(3000), tokenizer)
+def measure_memory(tokenizer: Any, count: int) -> None:
+    """Print the peak memory of tokenizing `count` rows."""
+    prepare(Conversations(3000), tokenizer)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    found = tokenize_corpus(Conversations(count), "made", TEMPLATE, tokenizer, LENGTH)
+    corpus = tokenize_corpus(Conversations(count), "made", TEMPLATE, tokenizer, LENGTH)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    tokens = int(found.rows.lengths.sum(dtype="int64"))
+    tokens = int(corpus.rows.lengths.sum(dtype="int64"))
     print(f"{count:<10,}  {peak / 1024:6.0f} MiB ({before / 1024:.0f} before)       {tokens * 4 / 2**20:6.0f} MiB")
 
 
 def main() -> None:
+    """Compare speed or memory."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", help="folder with a tokenizer that has ChatML's two tokens; default: one made here")
+    parser.add_argument(
+        "--model", help="folder with a tokenizer that has ChatML's two tokens; default: a tokenizer trained here"
+    )
     parser.add_argument("--rows", type=int, nargs="+", help="with --memory, several sizes")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--without-trl", action="store_true", help="it takes most of the time")
+    parser.add_argument("--without-trl", action="store_true", help="leave TRL out, which takes most of the time")
     parser.add_argument("--memory", action="store_true")
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.memory:
         arguments.rows = arguments.rows or [10_000, 100_000, 1_000_000]
-        memory(arguments)
+        compare_memory(arguments)
         return
-    tokenizer = AutoTokenizer.from_pretrained(arguments.model) if arguments.model else own_tokenizer()
+    tokenizer = AutoTokenizer.from_pretrained(arguments.model) if arguments.model else train_tokenizer()
     with tempfile.TemporaryDirectory() as folder:
         os.environ["HARNESS_CACHE"] = folder
         if arguments.one:
-            one(tokenizer, arguments.one)
+            measure_memory(tokenizer, arguments.one)
             return
         for count in arguments.rows or [200_000]:
             compare(tokenizer, count, arguments.rounds, not arguments.without_trl)

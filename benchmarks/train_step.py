@@ -1,9 +1,9 @@
-"""Tokens a second of a LoRA step: both engines, stock TRL and a plain loop, side by side in one process.
+"""Measure tokens per second of a LoRA step: both engines, stock TRL and a plain loop, in one process.
 
     python benchmarks/train_step.py MODEL_FOLDER [--rounds 3]
 
-Every contender trains the same rows in the same order: batch 8, about 40 tokens a row, half of them trained, rank 16 on
-all linear layers. Rounds are interleaved and medians taken, so that a noisy machine hits all of them alike; read the
+Every contender trains the same rows in the same order: batch size 8, 40 tokens per row, half of them trained, rank 16
+on all linear layers. Rounds are interleaved and medians are reported, so noise affects all contenders alike. Read the
 ratios to the plain loop, not the figures.
 """
 
@@ -33,38 +33,43 @@ SETTINGS = {
 }  # fmt: skip
 
 
-def rows(vocabulary: int) -> tuple[TokenizedExample, ...]:
+def build_rows(vocabulary: int) -> tuple[TokenizedExample, ...]:
+    """Return random rows."""
     generator = torch.Generator().manual_seed(0)
-    made = []
-    for number in range(BATCH * STEPS):
+    rows = []
+    for index in range(BATCH * STEPS):
         ids = torch.randint(10, vocabulary, (LENGTH,), generator=generator).tolist()
-        made.append(
-            TokenizedExample(str(number), "made", tuple(ids), tuple([-100] * (LENGTH // 2) + ids[LENGTH // 2 :]))
+        rows.append(
+            TokenizedExample(str(index), "made", tuple(ids), tuple([-100] * (LENGTH // 2) + ids[LENGTH // 2 :]))
         )
-    return tuple(made)
+    return tuple(rows)
 
 
-def adapted(folder: str) -> torch.nn.Module:
+def load_with_adapter(folder: str) -> torch.nn.Module:
+    """Load a model with a LoRA adapter of rank 16."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     config = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
     return get_peft_model(model, config).train()
 
 
-def plain(model: torch.nn.Module, data: tuple[TokenizedExample, ...]) -> None:
+def run_plain_loop(model: torch.nn.Module, data: tuple[TokenizedExample, ...]) -> None:
+    """Train with a plain PyTorch loop."""
     optimizer = torch.optim.AdamW([w for w in model.parameters() if w.requires_grad], lr=1e-4, fused=True)
     core = model.get_base_model()
     for begin in range(0, len(data), BATCH):
         ids = torch.tensor([row.input_ids for row in data[begin : begin + BATCH]])
         labels = torch.tensor([row.labels for row in data[begin : begin + BATCH]])[:, 1:]
         hidden = core.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
-        kept = labels != -100
-        torch.nn.functional.cross_entropy(core.lm_head(hidden[kept]), labels[kept]).backward()
+        is_trained = labels != -100
+        torch.nn.functional.cross_entropy(core.lm_head(hidden[is_trained]), labels[is_trained]).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
 
 
-def ours(engine: str) -> Callable[..., None]:
+def harness_trainer(engine: str) -> Callable[..., None]:
+    """Return a function that trains with an engine of harness."""
+
     def run(model: torch.nn.Module, data: tuple[TokenizedExample, ...], tokenizer: object) -> None:
         stage = Stage("made", (), {**SETTINGS, "engine": engine})
         order = tuple((index,) for index in range(len(data)))
@@ -81,7 +86,8 @@ def ours(engine: str) -> Callable[..., None]:
     return run
 
 
-def stock(model: torch.nn.Module, data: tuple[TokenizedExample, ...], tokenizer: object) -> None:
+def run_stock_trl(model: torch.nn.Module, data: tuple[TokenizedExample, ...], tokenizer: object) -> None:
+    """Train with TRL's `SFTTrainer`."""
     table = Dataset.from_list([{"input_ids": list(row.input_ids), "labels": list(row.labels)} for row in data])
     with tempfile.TemporaryDirectory() as folder:
         config = SFTConfig(
@@ -93,30 +99,31 @@ def stock(model: torch.nn.Module, data: tuple[TokenizedExample, ...], tokenizer:
 
 
 def main() -> None:
+    """Time all contenders and print a line for each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="folder of a causal language model")
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)
-    data = rows(len(tokenizer) - 10)
+    data = build_rows(len(tokenizer) - 10)
     contenders: dict[str, Callable[..., None]] = {
-        "plain loop": lambda model, data, tokenizer: plain(model, data),
-        "harness, transformers": ours("transformers"),
-        "harness, trl": ours("trl"),
-        "stock TRL": stock,
+        "plain loop": lambda model, data, tokenizer: run_plain_loop(model, data),
+        "harness, transformers": harness_trainer("transformers"),
+        "harness, trl": harness_trainer("trl"),
+        "stock TRL": run_stock_trl,
     }
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
-    for number in range(arguments.rounds + 1):
+    for index in range(arguments.rounds + 1):
         for name, run in contenders.items():
-            model = adapted(arguments.model)
+            model = load_with_adapter(arguments.model)
             started = time.perf_counter()
             run(model, data, tokenizer)
-            if number:  # the first round pages everything in
+            if index:  # the first round is a warm-up
                 seconds[name].append(time.perf_counter() - started)
     tokens = sum(len(row.input_ids) for row in data)
     base = statistics.median(seconds["plain loop"])
-    for name, taken in seconds.items():
-        median = statistics.median(taken)
+    for name, times in seconds.items():
+        median = statistics.median(times)
         print(f"{name:24} {tokens / median:6.0f} tokens/s  {base / median:.2f} of the plain loop")
 
 

@@ -135,12 +135,14 @@ class TokenizedExample:
         source: The name of its source.
         input_ids: Token ids, T of them.
         labels: T labels: the token id where it is trained, else `IGNORE_INDEX`.
+        tokens_cut: Tokens that truncation removed from the right. Stored rows do not keep it.
     """
 
     id: str
     source: str
     input_ids: tuple[int, ...]
     labels: tuple[int, ...]
+    tokens_cut: int = field(default=0, compare=False)
 
     @property
     def loss_tokens(self) -> int:

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from harness.data.tokenization.label_mask import EncodedExample
-from harness.data.tokenization.tokenize import encode_examples
+from harness.data.tokenization.tokenize import tokenize_examples
 from harness.errors import HarnessError
 from harness.evaluation import fingerprint
 from harness.evaluation.batching import longest_first, run_in_batches
@@ -37,20 +36,20 @@ class _ReferenceResponses:
         return {"max_length": self._context.max_length}
 
     @cached_property
-    def _rows(self) -> list[EncodedExample]:
+    def _rows(self) -> list[TokenizedExample]:
         context = self._context
-        return encode_examples(
+        return tokenize_examples(
             context.examples, context.suite.source, context.template, context.tokenizer, context.max_length
         )
 
     def request_key(self, index: int) -> Any:
         """Return the token ids and labels of the item's row."""
-        row = self._rows[index].row
+        row = self._rows[index]
         return [list(row.input_ids), list(row.labels)]
 
     def run(self, todo: Sequence[int], on_item: ItemCallback) -> None:
         """Measure the items `todo`; see `ModelMeasurement.run`."""
-        rows = {index: self._rows[index].row for index in todo}
+        rows = {index: self._rows[index] for index in todo}
 
         def on_row(index: int, fields: Mapping[str, Any]) -> None:
             on_item(index, {**fields, "tokens": rows[index].loss_tokens, "row_cut": self._rows[index].tokens_cut > 0})

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from harness.data.tokenization.tokenize import encode_example
+from harness.data.tokenization.tokenize import tokenize_example
 from harness.errors import HarnessError
 from harness.evaluation.batching import longest_first
 from harness.evaluation.context import NO_LENGTH_LIMIT, EvalContext, ItemCallback, build_plain_prompt
@@ -125,7 +125,14 @@ class ChoiceLikelihoods:
         requests = []
         for choice in example.choices:
             answered = replace(example, messages=(*example.messages[:-1], Message("assistant", choice)))
-            row = encode_example(answered, context.suite.source, context.template, context.tokenizer, NO_LENGTH_LIMIT)
+            row = tokenize_example(
+                answered,
+                context.suite.source,
+                context.template,
+                context.tokenizer,
+                NO_LENGTH_LIMIT,
+                verify=False,
+            )
             ids = list(row.input_ids)
             shared = next(
                 (position for position, (x, y) in enumerate(zip(prompt_ids, ids, strict=False)) if x != y),

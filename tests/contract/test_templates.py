@@ -9,10 +9,9 @@ import pytest
 
 from harness import Example, HarnessError, Message, ToolCall, registry
 from harness.data.tokenization.fingerprints import template_fingerprint
-from harness.data.tokenization.label_mask import EncodedExample
 from harness.data.tokenization.mask_verification import verify_mask
 from harness.data.tokenization.prompts import encode_prompt
-from harness.data.tokenization.tokenize import encode_example
+from harness.data.tokenization.tokenize import tokenize_example
 
 REGISTRY = registry.discover_plugins()
 templates = pytest.mark.parametrize("name", sorted(REGISTRY.components["templates"]))
@@ -121,8 +120,8 @@ def test_row_text_never_becomes_a_control_token(name, position, template, tokeni
         with pytest.raises(HarnessError):
             template.render(messages, tokenizer, tools=tools)
         return
-    row = encode_example(example(messages, tools), "s", template, tokenizer, 30_000)
-    expected = encode_example(example(harmless, harmless_tools), "s", template, tokenizer, 30_000)
+    row = tokenize_example(example(messages, tools), "s", template, tokenizer, 30_000)
+    expected = tokenize_example(example(harmless, harmless_tools), "s", template, tokenizer, 30_000)
     special = set(tokenizer.added_tokens_encoder.values())
     for actual, plain in ((row.input_ids, expected.input_ids), (row.labels, expected.labels)):
         assert [token for token in actual if token in special] == [token for token in plain if token in special]
@@ -130,7 +129,7 @@ def test_row_text_never_becomes_a_control_token(name, position, template, tokeni
     assert decoded(row.input_ids, tokenizer) == text
     prompt = encode_prompt(example(messages, tools), template, tokenizer, 30_000)
     assert prompt == list(row.input_ids[: len(prompt)])
-    verify_mask(example(messages, tools), EncodedExample(row), template, tokenizer)
+    verify_mask(example(messages, tools), row, template, tokenizer)
 
 
 @templates
@@ -142,14 +141,14 @@ def test_only_trained_responses_and_their_ends_are_trained(name, template, token
             dataclasses.replace(message, train=next(flags)) if message.role == "assistant" else message
             for message in messages
         ]
-        row = encode_example(example(flagged), "s", template, tokenizer, 4096)
+        row = tokenize_example(example(flagged), "s", template, tokenizer, 4096)
         trained = "".join(decoded([label for label in row.labels if label != -100], tokenizer).split())
         rest = trained.replace("w", "")
         for stop in sorted(template.stop_strings(tokenizer), key=len, reverse=True):
             assert rest.count(stop) in (0, 1, 2), rest
             rest = rest.replace(stop, "")
         assert (trained.count("w"), rest) == (sum(wanted), "")
-        verify_mask(example(flagged), EncodedExample(row), template, tokenizer)
+        verify_mask(example(flagged), row, template, tokenizer)
 
 
 @templates

@@ -1,7 +1,7 @@
-"""The order in which an epoch's slots are trained.
+"""The order in which the packed sequences of an epoch are trained.
 
-Three things at once: the rows of every source are spread evenly through the epoch, the slots of a batch have similar
-lengths, and everything else is random by the seed.
+Three properties hold at once: the sequences of every source are spread evenly over the epoch, the sequences of a batch
+have similar lengths, and everything else is random by the seed. A sequence is one row, or several packed rows.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from harness.data.row_hashing import random_fraction, random_uint64
 
 WINDOW_BATCHES = 16
-"""Batches whose slots are grouped by length together."""
+"""Batches whose sequences are grouped by length together."""
 
 Indices = NDArray[np.intp]
 
@@ -22,11 +22,18 @@ Indices = NDArray[np.intp]
 def max_gap_without_source(
     num_sequences: int, num_with_source: int, num_sources: int, batch_size: int, packed: bool
 ) -> int:
-    """The bound on consecutive slots of an epoch without a kind.
+    """Return the maximum number of consecutive sequences of an epoch without a source.
 
-    slots: in the epoch. having: those of the kind. kinds: how many there are. Packed it is the even distance,
-    slots / having + kinds - 2. Else it is two windows of `WINDOW_BATCHES` batches, within which slots move to be with
-    others of their length, and the even distance as well where that is a window or more.
+    Packed, it is the even distance, `num_sequences / num_with_source + num_sources - 2`. Unpacked, it is two windows of
+    `WINDOW_BATCHES` batches, because sequences move within a window to be with others of their length. The even
+    distance is added where it is at least a window.
+
+    Args:
+        num_sequences: Sequences of the epoch.
+        num_with_source: Sequences of the source.
+        num_sources: Number of sources in the epoch.
+        batch_size: Sequences of a batch.
+        packed: Whether sequences are packed.
     """
     even = max(num_sequences // num_with_source + num_sources - 2, 0)
     window = WINDOW_BATCHES * batch_size
@@ -36,78 +43,88 @@ def max_gap_without_source(
 def interleave_sources(
     source_ids: NDArray[Any], seed: int, *purpose: str | int, repeat_indices: NDArray[Any] | None = None
 ) -> Indices:
-    """The slots in a random order in which those of each kind stand at even distances.
+    """Return a random order of N sequences in which the sequences of each source have even distances.
 
-    kinds: (N,) of every slot, small integers. The slots of a kind, shuffled, take the positions (j + u) / k of the
-    unit interval, u random for each kind; between two of them stand at most N / k + number of kinds - 2 others.
-    turns: (N,) slots of a lower turn come first within their kind.
+    The k sequences of a source, shuffled, take the positions (j + u) / k of the unit interval, with one random u for
+    each source. Between two of them are at most N / k + (number of sources) - 2 others.
+
+    Args:
+        source_ids: (N,) the source of each sequence, small integers.
+        seed: The seed.
+        *purpose: What the order is for, see `seeding.derive_seed`.
+        repeat_indices: (N,) sequences with a lower number come first within their source.
     """
     repeat_indices = np.zeros(len(source_ids), dtype=np.int64) if repeat_indices is None else repeat_indices
-    by_kind = np.lexsort((random_uint64(len(source_ids), seed, *purpose, "shuffle"), repeat_indices, source_ids))
-    kind = source_ids[by_kind]
-    counts = np.bincount(kind)
-    places = np.arange(len(kind)) - (np.cumsum(counts) - counts)[kind]
-    offsets = np.array([random_fraction(seed, *purpose, "offset", number) for number in range(len(counts))])
-    return by_kind[np.lexsort((kind, (places + offsets[kind]) / counts[kind]))]
+    shuffled = np.lexsort((random_uint64(len(source_ids), seed, *purpose, "shuffle"), repeat_indices, source_ids))
+    sources = source_ids[shuffled]
+    counts = np.bincount(sources)
+    ranks = np.arange(len(sources)) - (np.cumsum(counts) - counts)[sources]  # j, within the source
+    offsets = np.array([random_fraction(seed, *purpose, "offset", source) for source in range(len(counts))])  # u
+    return shuffled[np.lexsort((sources, (ranks + offsets[sources]) / counts[sources]))]
 
 
 def group_by_length(
-    order: Indices, lengths: NDArray[Any], batch_size: int, first_position: int, seed: int, *purpose: str | int
-) -> Indices:
-    """The slots of an epoch, moved within windows of `WINDOW_BATCHES` batches so that batches hold similar sizes.
-
-    slots: in their even order. sizes: of every slot. start: how many slots stand before the epoch; batches and windows
-    are cut from the whole order. The batches of a window stand in random order, and so do the slots of a batch.
-    """
-    window, rank = _windows_and_batch_ranks(len(order), batch_size, first_position, seed, *purpose)
-    by_size = np.lexsort((lengths[order], window))
-    filled = np.lexsort((random_uint64(len(order), seed, *purpose, "slots"), rank, window))
-    moved = np.empty_like(order)
-    moved[filled] = order[by_size]
-    return moved
-
-
-def group_by_length_within_source(
     order: Indices,
-    source_ids: NDArray[Any],
     lengths: NDArray[Any],
     batch_size: int,
     first_position: int,
     seed: int,
     *purpose: str | int,
+    within: NDArray[Any] | None = None,
 ) -> Indices:
-    """The same, but that a slot only takes the place of another of its kind: the even distances stay.
+    """Reorder sequences within windows of `WINDOW_BATCHES` batches, so that batches hold similar lengths.
 
-    kinds: of every slot. For slots that are about equally long whatever their kind, as packs are.
+    The batches of a window are in random order, and so are the sequences of a batch::
+
+        lengths in order   7 2 9 | 4 8 1 | 3 6 5     window of 3 batches of 3
+        grouped            6 4 5 | 9 7 8 | 2 1 3
+
+    Args:
+        order: (N,) the sequences of the epoch, in their even order.
+        lengths: Tokens of each sequence.
+        batch_size: Sequences of a batch.
+        first_position: Number of sequences before the epoch. Batches and windows are cut from the complete order.
+        seed: The seed.
+        *purpose: What the order is for, see `seeding.derive_seed`.
+        within: The source of each sequence. With it, a sequence only changes places with others of its source, so the
+            even distances stay. Use it for sequences of similar length in every source, such as packed ones.
     """
-    window, rank = _windows_and_batch_ranks(len(order), batch_size, first_position, seed, *purpose)
-    kind = source_ids[order]
-    by_size = np.lexsort((lengths[order], kind, window))
-    filled = np.lexsort((random_uint64(len(order), seed, *purpose, "slots"), rank, kind, window))
-    moved = np.empty_like(order)
-    moved[filled] = order[by_size]
-    return moved
+    windows, batch_ranks = _windows_and_batch_ranks(len(order), batch_size, first_position, seed, *purpose)
+    groups = (windows,) if within is None else (within[order], windows)
+    by_length = np.lexsort((lengths[order], *groups))
+    # "slots" is part of the seed's purpose: another word would change the order.
+    positions = np.lexsort((random_uint64(len(order), seed, *purpose, "slots"), batch_ranks, *groups))
+    grouped = np.empty_like(order)
+    grouped[positions] = order[by_length]
+    return grouped
 
 
 def _windows_and_batch_ranks(
     count: int, batch_size: int, first_position: int, seed: int, *purpose: str | int
 ) -> tuple[Indices, Indices]:
-    """The window of every place of an epoch, and the rank of its batch: the order in which a window's are filled."""
-    place = first_position + np.arange(count)
-    batch = place // batch_size
-    batch -= batch[0] if count else 0
-    random = random_uint64(int(batch[-1]) + 1 if count else 0, seed, *purpose, "batches")
-    # The batches that an epoch's end cuts in two are filled first, with the shortest: they are not full anyway.
-    broken = np.bincount(batch, minlength=len(random)) < batch_size
-    rank = np.empty(len(random), dtype=np.intp)
-    rank[np.lexsort((random, ~broken))] = np.arange(len(random))
-    return place // (WINDOW_BATCHES * batch_size), rank[batch]
+    """Return the window of every position of an epoch, and the rank of its batch.
+
+    The rank is the order in which a window's batches are filled.
+    """
+    positions = first_position + np.arange(count)
+    batches = positions // batch_size
+    batches -= batches[0] if count else 0
+    random = random_uint64(int(batches[-1]) + 1 if count else 0, seed, *purpose, "batches")
+    # The batches that an end of the epoch splits are filled first, with the shortest: they are not full anyway.
+    is_partial = np.bincount(batches, minlength=len(random)) < batch_size
+    ranks = np.empty(len(random), dtype=np.intp)
+    ranks[np.lexsort((random, ~is_partial))] = np.arange(len(random))
+    return positions // (WINDOW_BATCHES * batch_size), ranks[batches]
 
 
 def padding_efficiency(lengths: NDArray[Any], batch_size: int) -> float:
-    """Real tokens / token slots of sequences of these sizes in batches padded to the longest, in (0, 1]."""
+    """Return the fraction of real tokens in batches padded to their longest sequence, in (0, 1].
+
+    Args:
+        lengths: (N,) tokens of each sequence, in order.
+        batch_size: Sequences of a batch.
+    """
     starts = np.arange(0, len(lengths), batch_size)
     counts = np.diff(np.append(starts, len(lengths)))
-    return float(
-        np.sum(lengths, dtype=np.int64) / np.sum(counts * np.maximum.reduceat(lengths, starts), dtype=np.int64)
-    )
+    num_positions = np.sum(counts * np.maximum.reduceat(lengths, starts), dtype=np.int64)
+    return float(np.sum(lengths, dtype=np.int64) / num_positions)

@@ -1,6 +1,10 @@
-"""Which rows are trained together in one sequence, for as many sequences as a stage has.
+"""Packing: which rows are trained together in one sequence.
 
-Two arrays instead of a tuple a slot: twelve bytes for a slot of one row.
+Two arrays hold all packed sequences, about twelve bytes for a sequence of one row::
+
+    sequences      (4, 0)   (2,)   (1, 3, 5)
+    row_indices     4  0     2      1  3  5      (M,) int32
+    starts          0        2      3        6   (N + 1,) int64
 """
 
 from __future__ import annotations
@@ -13,10 +17,13 @@ from numpy.typing import NDArray
 
 
 class PackedSequences(Sequence[tuple[int, ...]]):
-    """Slots, each the indices of its rows; an index may stand in several, a slot may have none.
+    """Immutable list of N packed sequences, each a tuple of row indices.
 
-    row_indices: (M,) int32, the indices, slot after slot. starts: (N + 1,) int64, where each slot begins in
-    `row_indices`, and where the last one ends.
+    A row index may be in several sequences, and a sequence may have no rows.
+
+    Attributes:
+        row_indices: (M,) int32, the row indices, sequence after sequence.
+        starts: (N + 1,) int64, where each sequence begins in `row_indices`, and where the last one ends.
     """
 
     def __init__(self, row_indices: NDArray[Any], starts: NDArray[Any]) -> None:
@@ -25,47 +32,46 @@ class PackedSequences(Sequence[tuple[int, ...]]):
 
     @classmethod
     def from_sequences(cls, sequences: Iterable[Sequence[int]]) -> PackedSequences:
-        """Any slots as `PackedSequences`; those that are already stay the same object."""
+        """Convert any sequences of row indices; return `PackedSequences` unchanged."""
         if isinstance(sequences, PackedSequences):
             return sequences
-        given = [tuple(slot) for slot in sequences]
-        members = np.array([index for slot in given for index in slot], dtype=np.int32)
-        return cls(members, np.cumsum([0, *map(len, given)]))
+        tuples = [tuple(sequence) for sequence in sequences]
+        row_indices = np.array([index for sequence in tuples for index in sequence], dtype=np.int32)
+        return cls(row_indices, _starts([len(sequence) for sequence in tuples]))
 
     @classmethod
     def one_row_each(cls, indices: NDArray[Any]) -> PackedSequences:
-        """One slot for each index."""
+        """Return one sequence for each row index."""
         return cls(indices, np.arange(len(indices) + 1))
 
     @classmethod
     def concatenate(cls, parts: Sequence[PackedSequences]) -> PackedSequences:
-        """The slots of all parts, one part after the other."""
-        counts = [np.zeros(1, dtype=np.int64), *(part.rows_per_sequence for part in parts)]
-        return cls(np.concatenate([part.row_indices for part in parts]), np.cumsum(np.concatenate(counts)))
+        """Return the sequences of all parts, one part after the other."""
+        counts = np.concatenate([np.zeros(0, dtype=np.int64), *(part.rows_per_sequence for part in parts)])
+        return cls(np.concatenate([part.row_indices for part in parts]), _starts(counts))
 
     @property
     def rows_per_sequence(self) -> NDArray[np.int64]:
-        """(N,) rows in each slot."""
+        """(N,) number of rows in each sequence."""
         return np.diff(self.starts)
 
     def sum_sizes(self, sizes: NDArray[Any]) -> NDArray[np.int64]:
-        """(N,) the summed sizes of each slot's rows. sizes: of every row, e.g. its tokens."""
-        upto = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(sizes[self.row_indices], dtype=np.int64)])
-        return np.diff(upto[self.starts])
+        """Return the sum of the sizes of each sequence's rows, (N,). sizes: the size of every row, e.g. its tokens."""
+        return np.diff(_starts(sizes[self.row_indices])[self.starts])
 
     def select(self, indices: NDArray[Any]) -> PackedSequences:
-        """The slots with these indices, in this order."""
+        """Return the sequences with these indices, in this order."""
         counts = self.rows_per_sequence[indices]
-        starts = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(counts)])
+        starts = _starts(counts)
         within = np.arange(starts[-1]) - np.repeat(starts[:-1], counts)
         return PackedSequences(self.row_indices[np.repeat(self.starts[indices], counts) + within], starts)
 
     def remap(self, new_indices: NDArray[Any]) -> PackedSequences:
-        """The same slots with row `names[i]` in the place of row i."""
+        """Return the same sequences with row index i replaced by `new_indices[i]`."""
         return PackedSequences(new_indices[self.row_indices], self.starts)
 
     def pad_to_multiple(self, multiple: int) -> PackedSequences:
-        """The slots and as many empty ones as make their number a multiple of `multiple`."""
+        """Append empty sequences until the number of sequences is a multiple of `multiple`."""
         empty = np.full(-len(self) % multiple, self.starts[-1])
         return PackedSequences(self.row_indices, np.concatenate([self.starts, empty]))
 
@@ -81,11 +87,11 @@ class PackedSequences(Sequence[tuple[int, ...]]):
     def __getitem__(self, index: int | slice) -> tuple[int, ...] | PackedSequences:
         if isinstance(index, slice):
             return self.select(np.arange(len(self))[index])
-        place = range(len(self))[index]
-        return tuple(self.row_indices[self.starts[place] : self.starts[place + 1]].tolist())
+        position = range(len(self))[index]
+        return tuple(self.row_indices[self.starts[position] : self.starts[position + 1]].tolist())
 
     def __iter__(self) -> Iterator[tuple[int, ...]]:
-        return (self[place] for place in range(len(self)))
+        return (self[index] for index in range(len(self)))
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, PackedSequences):
@@ -95,67 +101,90 @@ class PackedSequences(Sequence[tuple[int, ...]]):
     __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
-        return f"Slots({len(self)} slots, {len(self.row_indices)} rows)"
+        return f"PackedSequences({len(self)} sequences, {len(self.row_indices)} rows)"
+
+
+def _starts(counts: Sequence[int] | NDArray[Any]) -> NDArray[np.int64]:
+    """Return the cumulative sums of N counts with a leading 0, (N + 1,)."""
+    return np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(counts, dtype=np.int64)])
 
 
 def pack_rows(lengths: NDArray[Any], capacity: int) -> PackedSequences:
-    """Packs of row indices, best-fit decreasing over all rows: each row goes where the least room is left over.
+    """Pack rows by best-fit decreasing: each row goes where the least capacity is left over.
 
-    lengths: (N,) tokens of each row, in [1, capacity]. Every index stands in exactly one pack; no pack holds more than
-    `capacity` tokens. Needs at most 11/9 of the fewest packs possible, plus 4 (Johnson et al., 1974,
-    doi:10.1137/0203025). Rows of equal length are interchangeable: the earlier one is placed first.
+    Rows of equal length are interchangeable, so the earlier one is placed first. They are placed together, in as many
+    packs of equal remaining capacity as they fill (as in Krell et al., 2021, arXiv:2107.02027). So the time depends on
+    the number of different lengths, and hardly on N. Best-fit decreasing needs at most 11/9 of the fewest packs
+    possible, plus 4 (Johnson et al., 1974, doi:10.1137/0203025)::
 
-    Rows of one length are placed together, in as many packs of one room as they fill (as in Krell et al., 2021,
-    arXiv:2107.02027), so that the time depends on how many different lengths there are, and hardly on N.
-    Raises ValueError for a length outside [1, capacity].
+        lengths 7 6 3 2, capacity 10
+        pack 0   |7 7 7 7 7 7 7|3 3 3|      rows (0, 2)
+        pack 1   |6 6 6 6 6 6|2 2|. .|      rows (1, 3)
+
+    Args:
+        lengths: (N,) tokens of each row, in [1, capacity].
+        capacity: Maximum number of tokens of a pack.
+
+    Returns:
+        Packs in which every row index occurs exactly once.
+
+    Raises:
+        ValueError: For a length outside of [1, capacity].
     """
     lengths = np.asarray(lengths, dtype=np.int64)
-    wrong = np.flatnonzero((lengths < 1) | (lengths > capacity))
-    if len(wrong):
-        raise ValueError(f"row {wrong[0]} has {lengths[wrong[0]]} tokens, not 1 to {capacity}")
-    different, counts = np.unique(lengths, return_counts=True)
-    placed = np.array(
-        _plan_placement(different[::-1].tolist(), counts[::-1].tolist(), capacity), dtype=np.int64
+    invalid = np.flatnonzero((lengths < 1) | (lengths > capacity))
+    if len(invalid):
+        raise ValueError(f"row {invalid[0]} has {lengths[invalid[0]]} tokens, not 1 to {capacity}")
+    distinct, counts = np.unique(lengths, return_counts=True)
+    placements = np.array(
+        _plan_placements(distinct[::-1].tolist(), counts[::-1].tolist(), capacity), dtype=np.int64
     ).reshape(-1, 3)
-    first, packs, each = placed.T
-    ends = np.cumsum(packs * each)
-    event = np.repeat(np.arange(len(placed)), packs * each)
-    pack_of = first[event] + (np.arange(len(lengths)) - (ends - packs * each)[event]) // each[event]
-    members = np.argsort(-lengths, kind="stable")[np.argsort(pack_of, kind="stable")]
-    return PackedSequences(members, np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(np.bincount(pack_of))]))
+    first_packs, num_packs, rows_each = placements.T
+    ends = np.cumsum(num_packs * rows_each)
+    placement_of_row = np.repeat(np.arange(len(placements)), num_packs * rows_each)  # (N,), longest row first
+    index_in_placement = np.arange(len(lengths)) - (ends - num_packs * rows_each)[placement_of_row]
+    pack_of_row = first_packs[placement_of_row] + index_in_placement // rows_each[placement_of_row]
+    row_indices = np.argsort(-lengths, kind="stable")[np.argsort(pack_of_row, kind="stable")]
+    return PackedSequences(row_indices, _starts(np.bincount(pack_of_row)))
 
 
-def _plan_placement(lengths: list[int], counts: list[int], capacity: int) -> list[tuple[int, int, int]]:
-    """Where the rows go, longest first: (first pack, packs, rows of this length in each of them), in order of the rows.
+def _plan_placements(lengths: list[int], counts: list[int], capacity: int) -> list[tuple[int, int, int]]:
+    """Decide where rows go, the longest first.
 
-    lengths: the different ones, decreasing. counts: rows of each.
+    Args:
+        lengths: The distinct lengths, descending.
+        counts: Number of rows of each length.
+        capacity: Maximum number of tokens of a pack.
+
+    Returns:
+        (first pack, number of packs, rows of this length in each of them), in order of the rows.
     """
-    placed: list[tuple[int, int, int]] = []
-    made = 0
-    groups: dict[int, list[tuple[int, int]]] = {}  # room left -> runs of packs, as (first, number)
-    rooms = 0  # bit r is set where some pack has room r left: finds the best fit without walking the packs
-    for length, left in zip(lengths, counts, strict=True):
-        while left:
-            fitting = rooms >> length
+    placements: list[tuple[int, int, int]] = []
+    num_packs = 0
+    packs_by_free: dict[int, list[tuple[int, int]]] = {}  # free tokens -> ranges of packs: (first, count)
+    free_bits = 0  # bit f is set where some pack has f free tokens: finds the best fit without a search of the packs
+    for length, remaining in zip(lengths, counts, strict=True):
+        while remaining:
+            fitting = free_bits >> length
             if fitting:
-                room = length + (fitting & -fitting).bit_length() - 1
-                first, packs = groups[room].pop()
+                free = length + (fitting & -fitting).bit_length() - 1
+                first, count = packs_by_free[free].pop()
             else:
-                room, first, packs = capacity, made, -(-left // (capacity // length))
-                made += packs
-            # A pack that has just taken a row is the best fit for the next of the same length, until it is too full.
-            each = room // length
-            full = min(packs, left // each)
-            rest = left - full * each if full < packs else 0
-            for begin, number, taken in ((first, full, each), (first + full, min(rest, 1), rest)):
-                if number:
-                    placed.append((begin, number, taken))
-                    left -= number * taken
-                    groups.setdefault(room - taken * length, []).append((begin, number))
-                    rooms |= 1 << (room - taken * length)
-            used = full + min(rest, 1)
-            if used < packs:
-                groups[room].append((first + used, packs - used))
-            if room < capacity and not groups[room]:
-                rooms &= ~(1 << room)
-    return placed
+                free, first, count = capacity, num_packs, -(-remaining // (capacity // length))
+                num_packs += count
+            # A pack that has just received a row is the best fit for the next of equal length, until it is too full.
+            rows_each = free // length
+            num_full = min(count, remaining // rows_each)
+            num_rest = remaining - num_full * rows_each if num_full < count else 0
+            for begin, packs, rows in ((first, num_full, rows_each), (first + num_full, min(num_rest, 1), num_rest)):
+                if packs:
+                    placements.append((begin, packs, rows))
+                    remaining -= packs * rows
+                    packs_by_free.setdefault(free - rows * length, []).append((begin, packs))
+                    free_bits |= 1 << (free - rows * length)
+            num_used = num_full + min(num_rest, 1)
+            if num_used < count:
+                packs_by_free[free].append((first + num_used, count - num_used))
+            if free < capacity and not packs_by_free[free]:
+                free_bits &= ~(1 << free)
+    return placements

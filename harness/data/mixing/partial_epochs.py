@@ -1,7 +1,11 @@
-"""What a stage trains of the epoch that it ends within: so many slots, chosen so that every share is met in them.
+"""Select what a stage trains of an epoch that it does not complete, so that every share is met exactly.
 
-Knows sizes of slots, nothing of rows or of how epochs are ordered. The beginning of an even order holds every source in
-its share of slots; but rows differ in length, and a share of tokens may be missed by far in a few of them.
+The beginning of an even order contains every source in its share of sequences. But rows differ in length, so a share of
+tokens may be far off in a few of them. Swaps of sequences correct that::
+
+    epoch order      d d g d d | d g d d d      the stage ends at |
+    selected         1 1 1 1 1   0 0 0 0 0
+    after one swap   1 1 0 1 1   0 1 0 0 0      a longer or shorter row of g
 """
 
 from __future__ import annotations
@@ -18,20 +22,20 @@ from numpy.typing import NDArray
 from harness.data.mixing.mixture import MAX_SHARE_ERROR, TargetShare
 from harness.data.mixing.packing import PackedSequences
 from harness.errors import HarnessError
-from harness.spec import shares
 from harness.types import ShareUnit, Stage
+from harness.utils.formatting import join_names
 
 MAX_SWAP_CANDIDATES = 384
-"""Slots on either side that may be exchanged: of each kind alike, spread over their sizes."""
+"""Sequences on either side that may be swapped: equally many of each source, spread over their sizes."""
 
 MAX_SWAPS = 400
-"""Exchanges at most."""
+"""Maximum number of swaps."""
 
 MAX_SOURCE_PAIRS_TRIED = 24
-"""Pairs of kinds of which one slot more and one less are tried."""
+"""Pairs of sources tried with one sequence less of the first and one more of the second."""
 
 EXTRA_STEPS_TRIED, DOUBLINGS_TRIED = 8, 8
-"""How often one step more is tried, and then twice as many, before no number of them is said to be enough."""
+"""How often one more step is tried, and then twice as many, before no number of steps is suggested."""
 
 Indices = NDArray[np.intp]
 SizeArray = NDArray[np.int64]
@@ -43,34 +47,46 @@ def target_sizes(
     sizes: Mapping[ShareUnit, NDArray[Any]],
     row_sources: NDArray[Any],
 ) -> SizeArray:
-    """(2, K, N) of each of K aims and N slots: what the aim's sources have there, and what all have, in its unit.
+    """Measure N sequences for each of K target shares, in the unit of the share.
 
-    sizes: unit -> (R,) size of every row. source: (R,) of every row, as `Aim.sources` names them.
+    Args:
+        sequences: The sequences.
+        targets: The target shares.
+        sizes: Unit -> (R,) size of every row.
+        row_sources: (R,) the source of every row, as in `TargetShare.sources`.
+
+    Returns:
+        (2, K, N): the size of the target's sources in each sequence, and the size of all sources in it.
     """
-    made = np.empty((2, len(targets), len(sequences)), np.int64)
-    for number, aim in enumerate(targets):
-        size = sizes[aim.unit]
-        made[0, number] = sequences.sum_sizes(np.where(np.isin(row_sources, aim.sources), size, 0))
-        made[1, number] = sequences.sum_sizes(size)
-    return made
+    measured = np.empty((2, len(targets), len(sequences)), np.int64)
+    for index, target in enumerate(targets):
+        row_sizes = sizes[target.unit]
+        of_target = np.isin(row_sources, target.sources)
+        measured[0, index] = sequences.sum_sizes(np.where(of_target, row_sizes, 0))
+        measured[1, index] = sequences.sum_sizes(row_sizes)
+    return measured
 
 
 def realized_shares(totals: NDArray[Any]) -> NDArray[np.float64]:
-    """(K,) the shares that totals, (2, K), come to."""
+    """Return the shares, (K,), of totals (2, K)."""
     return np.asarray(totals[0] / totals[1], np.float64)
 
 
 def worst_share_error(totals: NDArray[Any], target_fractions: NDArray[np.float64]) -> float:
-    """How far the aim that is missed most lies from its share."""
+    """Return the largest distance of a share from its target."""
     return float(np.abs(realized_shares(totals) - target_fractions).max())
 
 
 @dataclass(frozen=True)
 class PartialEpoch:
-    """An epoch of N slots of which a stage trains some, and the K shares that are to hold in what it trains.
+    """An epoch of N sequences of which a stage trains some, and the K shares that must hold in what it trains.
 
-    sizes: (2, K, N), see `measured`. wanted: (K,) the aims' shares. kinds, turns: (N,) of each slot; of a kind, those
-    of the lowest turns are taken. before: (2, K) what counts beside the slots.
+    Attributes:
+        sizes: (2, K, N), see `target_sizes`.
+        target_fractions: (K,) the target shares.
+        source_ids: (N,) the source of each sequence.
+        repeat_indices: (N,) of a source, the sequences with the lowest number are taken first.
+        size_before: (2, K) sizes of what the stage trained before and that counts as well.
     """
 
     sizes: SizeArray
@@ -80,116 +96,132 @@ class PartialEpoch:
     size_before: SizeArray
 
     def total_sizes(self, selected: NDArray[np.bool_]) -> SizeArray:
-        """(2, K) what the slots inside, (N,), come to with what counts beside them."""
+        """Return the sizes, (2, K), of the selected sequences, (N,), with what counts as well."""
         return np.asarray(self.sizes[:, :, selected].sum(axis=2) + self.size_before, np.int64)
 
     def worst_share_error(self, selected: NDArray[np.bool_]) -> float:
-        """How far the aim that these slots miss most lies from its share."""
+        """Return the largest distance of a share from its target, with the selected sequences."""
         return worst_share_error(self.total_sizes(selected), self.target_fractions)
 
 
 def rebalance_by_swaps(selected: NDArray[np.bool_], epoch: PartialEpoch) -> NDArray[np.bool_]:
-    """The slots inside, with some exchanged for others until no aim is missed by more than `MAX_SHARE_ERROR`.
+    """Swap selected sequences for others until no share is more than `MAX_SHARE_ERROR` off.
 
-    Each time the two slots are exchanged after which the worst aim is nearest, first of those of one kind. Only where
-    that does not do, also after one slot of one kind has given way to one of another, the numbers of slots of the kinds
-    change, by as few as will do. Where no exchange brings it nearer, that is all that can be had.
-    inside: (N,) which slots are taken; their number stays.
+    Each swap is the one after which the worst share is nearest to its target. Swaps within a source are tried first,
+    also after one sequence of one source is replaced by one of another. Only if that is not enough, the number of
+    sequences of a source changes, by as few as necessary. The search ends where no swap reduces the error.
+
+    Args:
+        selected: (N,) which sequences are selected.
+        epoch: The epoch and its target shares.
+
+    Returns:
+        (N,) the new selection, of equally many sequences.
     """
     if epoch.worst_share_error(selected) <= MAX_SHARE_ERROR:
         return selected
-    every = len(selected)
-    rising = [0, *(2**power for power in range(every.bit_length() + 1))]
-    tried = [
-        *(
-            (start, [0])
-            for start in (selected, *islice(_shift_one_between_sources(selected, epoch), MAX_SOURCE_PAIRS_TRIED))
-        ),
-        (selected, rising),
-        (selected, [every]),
+    num_sequences = len(selected)
+    doubling_bounds = [0, *(2**power for power in range(num_sequences.bit_length() + 1))]
+    shifted = islice(_shift_one_between_sources(selected, epoch), MAX_SOURCE_PAIRS_TRIED)
+    attempts = [
+        *((start, [0]) for start in (selected, *shifted)),
+        (selected, doubling_bounds),
+        (selected, [num_sequences]),
     ]
-    for start, bounds in tried:
-        found = _swap_sequences(start, epoch, bounds)
-        if epoch.worst_share_error(found) <= MAX_SHARE_ERROR:
+    for start, bounds in attempts:
+        rebalanced = _swap_sequences(start, epoch, bounds)
+        if epoch.worst_share_error(rebalanced) <= MAX_SHARE_ERROR:
             break
-    return found
+    return rebalanced
 
 
 def _shift_one_between_sources(selected: NDArray[np.bool_], epoch: PartialEpoch) -> Iterator[NDArray[np.bool_]]:
-    """The slots inside with one of a kind less and one of another kind more: every pair of kinds once."""
-    kinds, turns = epoch.source_ids, epoch.repeat_indices
-    taken, left = np.flatnonzero(selected), np.flatnonzero(~selected)
-    for fewer in np.unique(kinds[taken]).tolist():
-        own = taken[kinds[taken] == fewer]
-        for more in np.unique(kinds[left]).tolist():
+    """Yield the selection with one sequence less of one source and one more of another, for each pair of sources."""
+    source_ids, repeat_indices = epoch.source_ids, epoch.repeat_indices
+    inside, outside = np.flatnonzero(selected), np.flatnonzero(~selected)
+    for fewer in np.unique(source_ids[inside]).tolist():
+        removable = inside[source_ids[inside] == fewer]
+        for more in np.unique(source_ids[outside]).tolist():
             if more != fewer:
-                others = left[kinds[left] == more]
-                made = selected.copy()
-                made[own[np.argmax(turns[own])]], made[others[np.argmin(turns[others])]] = False, True
-                yield made
+                addable = outside[source_ids[outside] == more]
+                shifted = selected.copy()
+                shifted[removable[np.argmax(repeat_indices[removable])]] = False
+                shifted[addable[np.argmin(repeat_indices[addable])]] = True
+                yield shifted
 
 
 def _swap_sequences(
     selected: NDArray[np.bool_], epoch: PartialEpoch, source_count_bounds: Sequence[int]
 ) -> NDArray[np.bool_]:
-    """As `rebalance_by_swaps`, once.
+    """Swap sequences as `rebalance_by_swaps` does, from one start.
 
-    bounds: how many slots more or fewer than at first a kind may have, one after the other.
+    Args:
+        selected: (N,) which sequences are selected.
+        epoch: The epoch and its target shares.
+        source_count_bounds: By how many sequences the count of a source may change. The next bound is used when no swap
+            within the current one reduces the error.
     """
-    sizes, wanted, kinds, turns = epoch.sizes, epoch.target_fractions, epoch.source_ids, epoch.repeat_indices
-    selected, source_count_bounds = selected.copy(), list(source_count_bounds)
-    apart = source_count_bounds.pop(0)
+    sizes, target_fractions = epoch.sizes, epoch.target_fractions
+    source_ids, repeat_indices = epoch.source_ids, epoch.repeat_indices
+    selected, bounds = selected.copy(), list(source_count_bounds)
+    bound = bounds.pop(0)
     total = epoch.total_sizes(selected)
-    more = np.zeros(int(kinds.max()) + 1, np.int64)
-    worst = int(np.argmax(np.abs(realized_shares(total) - wanted)))
-    value = sizes[0, worst] - wanted[worst] * sizes[1, worst]
-    there = _swap_candidates(np.flatnonzero(selected), kinds, -turns, value)
-    others = _swap_candidates(np.flatnonzero(~selected), kinds, turns, value)
+    count_changes = np.zeros(int(source_ids.max()) + 1, np.int64)
+    worst = int(np.argmax(np.abs(realized_shares(total) - target_fractions)))
+    excess = sizes[0, worst] - target_fractions[worst] * sizes[1, worst]  # (N,) of the worst share
+    inside = _swap_candidates(np.flatnonzero(selected), source_ids, -repeat_indices, excess)
+    outside = _swap_candidates(np.flatnonzero(~selected), source_ids, repeat_indices, excess)
     for _ in range(MAX_SWAPS):
-        after = total[:, :, None, None] + sizes[:, :, None, others] - sizes[:, :, there, None]  # (2, K, there, others)
-        left = np.abs(after[0] / after[1] - wanted[:, None, None]).max(axis=0)
-        uneven = (kinds[there][:, None] == kinds[others]) & (turns[there][:, None] != turns[others])
-        left[uneven] = np.inf  # a row would stand twice where another one of its source does not stand once
-        far = (more[kinds[there]] <= -apart)[:, None] | (more[kinds[others]] >= apart)[None, :]
-        left[far & (kinds[there][:, None] != kinds[others])] = np.inf
-        out, into = np.unravel_index(int(np.argmin(left)), left.shape)
-        if left[out, into] >= worst_share_error(total, wanted):
-            if not source_count_bounds:
+        after = total[:, :, None, None] + sizes[:, :, None, outside] - sizes[:, :, inside, None]  # (2, K, in, out)
+        errors = np.abs(after[0] / after[1] - target_fractions[:, None, None]).max(axis=0)  # (in, out)
+        is_same_source = source_ids[inside][:, None] == source_ids[outside]
+        # A row would repeat before all other rows of its source are taken.
+        errors[is_same_source & (repeat_indices[inside][:, None] != repeat_indices[outside])] = np.inf
+        is_at_bound = (count_changes[source_ids[inside]] <= -bound)[:, None]
+        is_at_bound = is_at_bound | (count_changes[source_ids[outside]] >= bound)[None, :]
+        errors[is_at_bound & ~is_same_source] = np.inf
+        out, into = np.unravel_index(int(np.argmin(errors)), errors.shape)
+        if errors[out, into] >= worst_share_error(total, target_fractions):
+            if not bounds:
                 break
-            apart = source_count_bounds.pop(0)
+            bound = bounds.pop(0)
             continue
         total = after[:, :, out, into]
-        more[kinds[there[out]]] -= 1
-        more[kinds[others[into]]] += 1
-        selected[there[out]], selected[others[into]] = False, True
-        there[out], others[into] = others[into], there[out]
-        if worst_share_error(total, wanted) <= MAX_SHARE_ERROR:
+        count_changes[source_ids[inside[out]]] -= 1
+        count_changes[source_ids[outside[into]]] += 1
+        selected[inside[out]], selected[outside[into]] = False, True
+        inside[out], outside[into] = outside[into], inside[out]
+        if worst_share_error(total, target_fractions) <= MAX_SHARE_ERROR:
             break
-        if turns.any():  # a turn may be used up, or begun, by what was exchanged
-            there = _swap_candidates(np.flatnonzero(selected), kinds, -turns, value)
-            others = _swap_candidates(np.flatnonzero(~selected), kinds, turns, value)
+        if repeat_indices.any():  # the swap may have used up a repetition, or begun one
+            inside = _swap_candidates(np.flatnonzero(selected), source_ids, -repeat_indices, excess)
+            outside = _swap_candidates(np.flatnonzero(~selected), source_ids, repeat_indices, excess)
     return selected
 
 
 def _swap_candidates(
     sequences: Indices, source_ids: NDArray[Any], repeat_indices: NDArray[Any], share_excess: NDArray[np.float64]
 ) -> Indices:
-    """Those of some slots that may be exchanged: of each kind the ones of the lowest turn, evenly over their values."""
-    every = np.unique(source_ids[sequences])
-    found = []
-    for kind in every.tolist():
-        own = sequences[source_ids[sequences] == kind]
-        own = own[repeat_indices[own] == repeat_indices[own].min()]
-        own = own[np.argsort(share_excess[own], kind="stable")]
-        count = min(len(own), max(MAX_SWAP_CANDIDATES // len(every), 1))
-        found.append(own[np.linspace(0, len(own) - 1, count).round().astype(np.intp)])
-    return np.concatenate([np.empty(0, np.intp), *found])
+    """Return the sequences that may be swapped: of each source those of the lowest repeat index, spread by excess."""
+    sources = np.unique(source_ids[sequences])
+    candidates = []
+    for source in sources.tolist():
+        of_source = sequences[source_ids[sequences] == source]
+        of_source = of_source[repeat_indices[of_source] == repeat_indices[of_source].min()]
+        of_source = of_source[np.argsort(share_excess[of_source], kind="stable")]
+        count = min(len(of_source), max(MAX_SWAP_CANDIDATES // len(sources), 1))
+        candidates.append(of_source[np.linspace(0, len(of_source) - 1, count).round().astype(np.intp)])
+    return np.concatenate([np.empty(0, np.intp), *candidates])
 
 
 class ShareUnreachable(Exception):
-    """A share that is missed in what a stage trains.
+    """A share cannot be met in what a stage trains.
 
-    found: (K,) what each aim comes to, at its nearest. slots: that the stage trains in all.
+    Attributes:
+        stage: The stage.
+        targets: The K target shares.
+        realized: (K,) the nearest shares that were found.
+        num_sequences: Sequences that the stage trains in total.
     """
 
     def __init__(
@@ -199,39 +231,42 @@ class ShareUnreachable(Exception):
         self.stage, self.targets, self.realized, self.num_sequences = stage, targets, realized, num_sequences
 
     def to_error(self, is_feasible: Callable[[Stage], bool]) -> HarnessError:
-        """The error, with what is possible. fits: whether a stage's shares are met; what is said is tried first."""
-        worst = int(np.argmax([abs(one - aim.amount) for one, aim in zip(self.realized, self.targets, strict=True)]))
-        aim, found = self.targets[worst], float(self.realized[worst])
-        named = tuple(self.stage.sources[number].source for number in aim.sources)
+        """Return the error for the user, with remedies that work.
+
+        Args:
+            is_feasible: Whether the shares of a stage are met; each suggested change is tried with it.
+        """
+        errors = [abs(share - target.amount) for share, target in zip(self.realized, self.targets, strict=True)]
+        worst = int(np.argmax(errors))
+        target, nearest = self.targets[worst], float(self.realized[worst])
+        sources = tuple(self.stage.sources[index].source for index in target.sources)
+        requested = f"{100 * target.amount:.1f} % of {join_names(sources, quote=True, last=' and ')}"
         what = (
-            f"{100 * aim.amount:.1f} % of {shares.join_names(named)} in {aim.unit.replace('_', ' ')} cannot be met: it "
-            f"ends within an epoch, after {self.num_sequences} slots, and whole rows come no nearer than "
-            f"{100 * found:.1f} %"
+            f"{requested} in {target.unit.replace('_', ' ')} cannot be met: the stage ends within an epoch, after "
+            f"{self.num_sequences} sequences, and the nearest share that complete rows allow is {100 * nearest:.1f} %"
         )
-        ways = [
-            next(
-                (f"train longer ({told} will do)" for told, one in self._longer_stages() if is_feasible(one)),
-                "train longer",
-            )
-        ]
-        nearest = round(found, 3)
-        changed = tuple(replace(one, amount=nearest) if one.sources == named else one for one in self.stage.shares)
-        if nearest and changed != self.stage.shares and is_feasible(replace(self.stage, shares=changed)):
-            ways.append(f"ask for {100 * nearest:.1f} %")
-        return HarnessError(f"stage {self.stage.name}", what, f"{', or '.join(ways)}, or leave the share out")
+        settings = (setting for setting, stage in self._longer_stages() if is_feasible(stage))
+        setting = next(settings, None)
+        remedies = ["train longer" if setting is None else f"set {setting}"]
+        amount = round(nearest, 3)
+        changed = tuple(
+            replace(share, amount=amount) if share.sources == sources else share for share in self.stage.shares
+        )
+        if amount and changed != self.stage.shares and is_feasible(replace(self.stage, shares=changed)):
+            remedies.append(f"set the share to {amount:g}")
+        return HarnessError(f"stage {self.stage.name}", what, f"{', or '.join(remedies)}, or remove the share")
 
     def _longer_stages(self) -> Iterator[tuple[str, Stage]]:
-        """The stage with more to train, and what that is called."""
+        """Yield stages that train longer, with the setting that makes them so."""
         train = self.stage.train
         if train["steps"] is not None:
-            name, begun = "steps", train["steps"]
-            tried = [begun + more for more in range(1, EXTRA_STEPS_TRIED + 1)]
-            tried += [begun << doubled for doubled in range(1, DOUBLINGS_TRIED + 1) if begun << doubled > tried[-1]]
+            name, current = "steps", train["steps"]
+            values = [current + more for more in range(1, EXTRA_STEPS_TRIED + 1)]
+            doubled = [current << power for power in range(1, DOUBLINGS_TRIED + 1)]
+            values += [value for value in doubled if value > values[-1]]
         else:
-            name, begun = "epochs", train["epochs"]
-            tried = [
-                begun * 2**doubled for doubled in range(1, DOUBLINGS_TRIED + 1) if begun * 2**doubled < math.ceil(begun)
-            ]
-            tried.append(math.ceil(begun))
-        for more in tried:
-            yield f"train.{name} {more:g}", replace(self.stage, train={**train, name: more})
+            name, current = "epochs", train["epochs"]
+            doubled = [current * 2**power for power in range(1, DOUBLINGS_TRIED + 1)]
+            values = [*(value for value in doubled if value < math.ceil(current)), math.ceil(current)]
+        for value in values:
+            yield f"train.{name} to {value:g}", replace(self.stage, train={**train, name: value})

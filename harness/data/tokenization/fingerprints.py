@@ -1,7 +1,7 @@
-"""What a template and a tokenizer are, as digests: two that may give other tokens never have the same.
+"""Digests of a template and a tokenizer: two that can produce different tokens never have the same digest.
 
-`template_fingerprint` is of what a template writes; `tokenization_fingerprint` of all that can change what it writes,
-its code included.
+`template_fingerprint` covers what a template renders; `tokenization_fingerprint` covers everything that can change
+tokens and masks, including code.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from harness.interfaces.template import Template
 from harness.types import Message, Plan, ToolCall
 
 FINGERPRINTED_LIBRARIES = ("harness-sft", "tokenizers", "transformers", "jinja2")
-"""Distributions whose version is part of an identity."""
+"""Distributions whose versions are part of a tokenization fingerprint."""
 
 FINGERPRINTED_MODULES = ("types", "data.tokenization.tokenize")
-"""Our own modules whose code is, and that of the other modules of `data` that they import: between two releases the
-version says nothing."""
+"""Modules of harness whose code is part of it, with the modules of `data` that they import. Between two releases the
+version does not change."""
 
 _EXAMPLE_TOOL = {
     "name": "depth",
@@ -55,62 +55,65 @@ CANONICAL_CONVERSATIONS: tuple[tuple[Message, ...], ...] = (
     (_USER, _TOOL_CALL, _TOOL_RESULT, _ANSWER),
     (Message("system", "Be brief."), _USER, _TOOL_CALL, _TOOL_RESULT, _TOOL_RESULT, _ANSWER, _USER, _ANSWER),
 )
-"""The conversations whose renderings, with tools and without, make a template's fingerprint."""
+"""The conversations that a template's fingerprint renders, with tools and without."""
 
 
 def template_fingerprint(template: Template, tokenizer: PreTrainedTokenizerBase) -> str:
-    """The SHA-256, in hex, of what the template renders for conversations of every shape, masks included.
+    """Return the SHA-256, in hex, of what a template renders for conversations of every shape, masks included.
 
-    A shape that the format has no place for counts as refused. Two templates that render alike have one fingerprint.
+    A shape that the format does not support counts as refused. Templates that render alike have equal fingerprints.
     """
-    found: list[object] = []
+    renderings: list[object] = []
     for tools in ((), (_EXAMPLE_TOOL,)):
-        for messages in CANONICAL_CONVERSATIONS:
-            for open, part in ((False, messages), (True, messages[:-1])):
+        for conversation in CANONICAL_CONVERSATIONS:
+            for is_prompt, messages in ((False, conversation), (True, conversation[:-1])):
                 try:
-                    one = Rendering.from_spans(
-                        render_messages(template, part, tokenizer, add_generation_prompt=open, tools=tools)
+                    rendering = Rendering.from_spans(
+                        render_messages(template, messages, tokenizer, add_generation_prompt=is_prompt, tools=tools)
                     )
                 except HarnessError:
-                    found.append("refused")
+                    renderings.append("refused")
                     continue
-                # Nothing is trained on an open conversation, whatever its spans say.
-                found.append([one.text, one.markup_spans, [] if open else one.trained_spans])
-    return hashlib.sha256(json.dumps(found, ensure_ascii=False).encode()).hexdigest()
+                # Nothing in a prompt is trained, whatever its spans say.
+                trained_spans = [] if is_prompt else rendering.trained_spans
+                renderings.append([rendering.text, rendering.markup_spans, trained_spans])
+    return hashlib.sha256(json.dumps(renderings, ensure_ascii=False).encode()).hexdigest()
 
 
 class NotFingerprintable(Exception):
-    """A template holds something that cannot be told apart from another thing like it. Its text says what."""
+    """A template holds a value that cannot be compared between runs. The message describes the value."""
 
 
 def tokenization_fingerprint(template: Template, tokenizer: PreTrainedTokenizerBase) -> str:
-    """The SHA-256, in hex, of all that can change a row's tokens and mask, except the row.
+    """Return the SHA-256, in hex, of everything that can change a row's tokens and mask, except the row.
 
-    The template's class, options and code (of the modules of its own package that it uses), what it renders, the
-    tokenizer with its special tokens and chat template, and the libraries' versions.
-    Raises Unidentified when the template keeps something of an unknown kind or its code has no file.
+    It covers the template's class, options and code (with the modules of its package that it imports), what the
+    template renders, the tokenizer with its special tokens and chat template, and library versions.
+
+    Raises:
+        NotFingerprintable: When the template holds a value of an unknown type, or its code is not in a file.
     """
-    kind = type(template)
-    about = [
+    template_class = type(template)
+    parts = [
         [importlib.metadata.version(name) for name in FINGERPRINTED_LIBRARIES],
         sorted(_module_digests((f"harness.{name}" for name in FINGERPRINTED_MODULES), within="harness.data.")),
-        [kind.__module__, kind.__qualname__],
-        _option_value(vars(template), kind.__module__),
-        sorted(_module_digests(base.__module__ for base in kind.__mro__ if base not in (Template, object))),
+        [template_class.__module__, template_class.__qualname__],
+        _option_value(vars(template), template_class.__module__),
+        sorted(_module_digests(base.__module__ for base in template_class.__mro__ if base not in (Template, object))),
         _chat_template_source(template, tokenizer),
         template_fingerprint(template, tokenizer),
         _tokenizer_state(tokenizer),
     ]
-    return hashlib.sha256(json.dumps(about, ensure_ascii=False).encode("utf-8", "surrogatepass")).hexdigest()
+    return hashlib.sha256(json.dumps(parts, ensure_ascii=False).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _tokenizer_state(tokenizer: PreTrainedTokenizerBase) -> list[object]:
-    own = special_token_guard(tokenizer)
-    own.reset_backend()  # the text of a tokenizer tells of a truncation that another call left on
+    guard = special_token_guard(tokenizer)
+    guard.reset_backend()  # a serialized tokenizer contains a truncation that another call left on
     text = tokenizer.backend_tokenizer.to_str()
     tokens = [tokenizer.bos_token, tokenizer.eos_token, tokenizer.unk_token, tokenizer.pad_token]
     special = sorted((index, str(token), token.special) for index, token in tokenizer.added_tokens_decoder.items())
-    return [hashlib.sha256(text.encode()).hexdigest(), tokens, special, own.bos_prefix, repr(tokenizer.chat_template)]
+    return [hashlib.sha256(text.encode()).hexdigest(), tokens, special, guard.bos_prefix, repr(tokenizer.chat_template)]
 
 
 def _chat_template_source(template: Template, tokenizer: PreTrainedTokenizerBase) -> str | None:
@@ -122,77 +125,90 @@ def _chat_template_source(template: Template, tokenizer: PreTrainedTokenizerBase
 
 
 def _option_value(value: object, module: str) -> object:
-    """A value of an option as JSON, of which equal ones alone are equal. module: of the template, whose own it may be.
+    """Return an option's value as JSON; only equal values have equal JSON.
 
-    Weak containers remember what was found for live objects; they are no options.
+    Weak containers cache results for live objects and are not options.
+
+    Args:
+        value: The value.
+        module: The template's module. Objects of classes in its package are compared by their attributes.
+
+    Raises:
+        NotFingerprintable: For a value of an unknown type.
     """
-    kind = type(value).__qualname__
+    type_name = type(value).__qualname__
     if isinstance(value, (bool, int, float, str, bytes, complex, type(None), datetime.date, datetime.timedelta, Path)):
-        return [kind, repr(value)]
+        return [type_name, repr(value)]
     if isinstance(value, (WeakSet, WeakKeyDictionary, WeakValueDictionary)):
-        return [kind]
+        return [type_name]
     if isinstance(value, dict):
-        pairs = [[_option_value(key, module), _option_value(one, module)] for key, one in value.items()]
-        return [kind, sorted(pairs, key=repr)]
+        pairs = [[_option_value(key, module), _option_value(item, module)] for key, item in value.items()]
+        return [type_name, sorted(pairs, key=repr)]
     if isinstance(value, (list, tuple)):
-        return [kind, [_option_value(one, module) for one in value]]
+        return [type_name, [_option_value(item, module) for item in value]]
     if isinstance(value, (set, frozenset)):
-        return [kind, sorted((_option_value(one, module) for one in value), key=repr)]
+        return [type_name, sorted((_option_value(item, module) for item in value), key=repr)]
     if isinstance(value, re.Pattern):
-        return [kind, repr(value.pattern), value.flags]
+        return [type_name, repr(value.pattern), value.flags]
     if inspect.isroutine(value) or inspect.isclass(value):
-        home = getattr(value, "__module__", None) or "builtins"
-        code = [] if home in sys.builtin_module_names else sorted(_module_digests([home]))
-        return [kind, home, value.__qualname__, code]
-    own = _top_level_package(type(value).__module__) == _top_level_package(module)
-    if hasattr(value, "__dict__") and (own or dataclasses.is_dataclass(value)):
-        return [type(value).__module__, kind, _option_value(vars(value), module)]
-    raise NotFingerprintable(f"it holds a {kind}, of which nobody can tell whether it is the same again")
+        defining_module = getattr(value, "__module__", None) or "builtins"
+        is_builtin = defining_module in sys.builtin_module_names
+        code = [] if is_builtin else sorted(_module_digests([defining_module]))
+        return [type_name, defining_module, value.__qualname__, code]
+    is_of_package = _top_level_package(type(value).__module__) == _top_level_package(module)
+    if hasattr(value, "__dict__") and (is_of_package or dataclasses.is_dataclass(value)):
+        return [type(value).__module__, type_name, _option_value(vars(value), module)]
+    raise NotFingerprintable(f"it holds a value of type {type_name}, which cannot be compared between runs")
 
 
 def _module_digests(names: Iterable[str], within: str = "") -> Iterator[tuple[str, str]]:
-    """(name, digest of its code) of these modules, and of those of the same packages that they import.
+    """Yield the name and the digest of the code of modules, and of those of the same package that they import.
 
-    within: follow only imports of modules whose names begin so.
+    Args:
+        names: The modules.
+        within: Follow only imports of modules whose names begin with this text.
     """
-    waiting, seen = list(names), set()
-    while waiting:
-        name = waiting.pop()
+    pending, seen = list(names), set()
+    while pending:
+        name = pending.pop()
         if name in seen or name == "builtins":
             continue
         seen.add(name)
-        code, folder = _read_module_code(name)
+        code, package = _read_module_code(name)
         yield name, hashlib.sha256(code).hexdigest()
         for node in ast.walk(ast.parse(code)):
             if isinstance(node, ast.Import):
-                found = [alias.name for alias in node.names]
+                imported = [alias.name for alias in node.names]
             elif isinstance(node, ast.ImportFrom):
-                base = importlib.util.resolve_name("." * node.level + (node.module or ""), folder)
-                found = [base, *(f"{base}.{alias.name}" for alias in node.names)]
+                base = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
+                imported = [base, *(f"{base}.{alias.name}" for alias in node.names)]
             else:
                 continue
-            near = (
-                one for one in found if _top_level_package(one) == _top_level_package(name) and one.startswith(within)
-            )
-            waiting += [one for one in near if _is_module(one)]
+            pending += [
+                other
+                for other in imported
+                if _top_level_package(other) == _top_level_package(name)
+                and other.startswith(within)
+                and _is_module(other)
+            ]
 
 
 def _is_module(name: str) -> bool:
     try:
         return name in sys.modules or importlib.util.find_spec(name) is not None
     except (ImportError, ValueError):
-        return False  # a name in a module, not one itself
+        return False  # a name in a module, not a module
 
 
 def _read_module_code(name: str) -> tuple[bytes, str]:
-    """The code of a module, and the package that its relative imports start from."""
+    """Return the code of a module, and the package to which its relative imports refer."""
     module = sys.modules.get(name)
     try:
         spec = module.__spec__ if module is not None else importlib.util.find_spec(name)
         file = getattr(module, "__file__", None) or (spec.origin if spec else None)
         return Path(str(file)).read_bytes(), (spec.parent if spec and spec.parent else name)
     except (OSError, AttributeError, ValueError):
-        raise NotFingerprintable(f"the code of {name} is in no file") from None
+        raise NotFingerprintable(f"the code of {name} is not in a file") from None
 
 
 def _top_level_package(name: str) -> str:
@@ -200,31 +216,38 @@ def _top_level_package(name: str) -> str:
 
 
 TEMPLATE_FILE = "template.json"
-OTHER_TEMPLATE_HINT = 'or say that this is meant: "checks": {"other_template": true}'
+OTHER_TEMPLATE_HINT = 'or allow the difference with "checks": {"other_template": true}'
 
 
 def save_template_fingerprint(folder: Path, plan: Plan, fingerprint: str) -> None:
-    """Write the template's name, options and fingerprint into the folder of a model that was trained with it."""
+    """Write the template's name, options and fingerprint into the folder of a model trained with it."""
     name, options = plan.template
     text = json.dumps({"template": {name: dict(options)}, "fingerprint": fingerprint}, indent=2, ensure_ascii=False)
     (folder / TEMPLATE_FILE).write_text(text + "\n", encoding="utf-8")
 
 
 def load_template_fingerprint(folder: Path) -> tuple[str, str] | None:
-    """The name and the fingerprint of the template that a model's folder was trained with; None where none is told.
+    """Return the name and the fingerprint of the template that a model was trained with.
 
-    Raises HarnessError when there is a record that cannot be read.
+    Args:
+        folder: The model's folder.
+
+    Returns:
+        Name and fingerprint; None when the folder has no record.
+
+    Raises:
+        HarnessError: When the record cannot be read.
     """
     file = folder / TEMPLATE_FILE
     if not file.is_file():
         return None
     try:
-        told: Any = json.loads(file.read_text(encoding="utf-8"))
-        (name,) = told["template"]
-        return str(name), str(told["fingerprint"])
+        record: Any = json.loads(file.read_text(encoding="utf-8"))
+        (name,) = record["template"]
+        return str(name), str(record["fingerprint"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         what = f"the record of the model's template cannot be read ({type(error).__name__})"
-        raise HarnessError(str(file), what, "restore the file; without it nobody knows the template") from error
+        raise HarnessError(str(file), what, "restore the file from the run that trained the model") from error
 
 
 def template_mismatches(
@@ -235,25 +258,28 @@ def template_mismatches(
     folder: Path | None,
     where: Callable[[tuple[str, ...]], str],
 ) -> Iterator[HarnessError]:
-    """Each place where a template renders otherwise than that of training.
+    """Yield an error for each template that renders differently from the training template.
 
-    templates: suite -> its own template. folder: of the model that is trained further; None: it is no local folder.
-    where: path of a key -> where the spec has it.
+    Args:
+        plan: The plan.
+        template: The training template.
+        templates: Suite -> its own template.
+        tokenizer: The model's tokenizer.
+        folder: The folder of the model to train further; None: the model is not in a local folder.
+        where: Path of a key -> its location in the spec.
     """
-    own, name = template_fingerprint(template, tokenizer), plan.template[0]
-    before = None if folder is None else load_template_fingerprint(folder)
-    if before is not None and before[1] != own:
-        what = f"the model was trained with the template {before[0]!r}, "
-        what += f"and {_describe_template(name, before[0])} renders otherwise"
-        yield HarnessError(
-            where(("template",)), what, f"train on with the template that it knows, {OTHER_TEMPLATE_HINT}"
-        )
+    fingerprint, name = template_fingerprint(template, tokenizer), plan.template[0]
+    earlier = None if folder is None else load_template_fingerprint(folder)
+    if earlier is not None and earlier[1] != fingerprint:
+        what = f"the model was trained with the template {earlier[0]!r}, "
+        what += f"and {_describe_template(name, earlier[0])} renders differently"
+        yield HarnessError(where(("template",)), what, f"continue with the model's template, {OTHER_TEMPLATE_HINT}")
     for suite in plan.suites:
-        if suite.template is not None and template_fingerprint(templates[suite.name], tokenizer) != own:
-            what = f"{_describe_template(suite.template[0], name)} renders otherwise than {name!r}, "
-            what += "with which the model is trained"
+        if suite.template is not None and template_fingerprint(templates[suite.name], tokenizer) != fingerprint:
+            what = f"{_describe_template(suite.template[0], name)} renders differently from the training template "
+            what += repr(name)
             yield HarnessError(
-                where(("evaluate", suite.name, "template")), what, f"leave it out, {OTHER_TEMPLATE_HINT}"
+                where(("evaluate", suite.name, "template")), what, f"remove this key, {OTHER_TEMPLATE_HINT}"
             )
 
 

@@ -1,7 +1,12 @@
-"""Tokens of a batch of renderings, and which of them are trained. Knows how spans become a mask, and no format.
+r"""Label masks: decide which tokens of a rendered row are trained, independent of the format.
 
-The labels come from the rendering's spans by where the tokens stand: a token is trained if and only if it begins inside
-a trained span. One that begins in a header is not, whatever else it takes in.
+A token is trained if and only if it begins inside a trained span of the text. A token that begins in the markup before
+a response is not trained, even if it also contains the response's first character::
+
+    text     <|im_start|>assistant\n Hello there <|im_end|> \n
+    trained                         [--------------------)
+    tokens   <|im_start|> assistant \n Hello  ther e <|im_end|> \n
+    labels       -100       -100  -100 Hello  ther e <|im_end|> -100
 """
 
 from __future__ import annotations
@@ -17,35 +22,46 @@ from tokenizers import Encoding
 from transformers import PreTrainedTokenizerBase
 
 from harness.data.tokenization.byte_level import ByteWidths
-from harness.data.tokenization.rendering import Rendering, is_plain_text, no_trained_tokens_error, render_training_text
+from harness.data.tokenization.rendering import (
+    Interval,
+    Rendering,
+    append_interval,
+    is_plain_text,
+    no_trained_tokens_error,
+    render_training_text,
+)
 from harness.data.tokenization.special_tokens import SpecialTokenGuard, special_token_guard
 from harness.interfaces.template import Template
-from harness.types import Example, TokenizedExample
-
-TokenSpan = tuple[int, int]
+from harness.types import Example
 
 
 @dataclass(frozen=True, slots=True)
 class MaskedTokens:
-    """A whole row, before any truncation. runs: its stretches of trained tokens, (begin, end), in order."""
+    """The tokens of one row before truncation, and which of them are trained.
+
+    Attributes:
+        ids: The token ids.
+        trained_spans: The intervals of trained tokens, in order. Adjacent intervals are merged.
+    """
 
     ids: list[int]
-    trained_spans: list[TokenSpan]
+    trained_spans: list[Interval]
 
 
 def tokenize_and_mask(example: Example, template: Template, tokenizer: PreTrainedTokenizerBase) -> MaskedTokens:
-    """One row, whole. Raises HarnessError as `render_training_text` and `mask_encodings` do."""
+    """Tokenize one row without truncation. Raises as `render_training_text` and `mask_encodings` do."""
     rendering = render_training_text(example, template, tokenizer)
-    return mask_encodings([example], [rendering], encode_renderings([rendering], tokenizer), template, tokenizer)[0]
+    encodings = encode_renderings([rendering], tokenizer)
+    return mask_encodings([example], [rendering], encodings, template, tokenizer)[0]
 
 
 def encode_renderings(renderings: Sequence[Rendering], tokenizer: PreTrainedTokenizerBase) -> list[Encoding]:
-    """The tokens of the texts, for `mask_encodings`.
+    """Tokenize the texts of renderings, for `mask_encodings`.
 
-    May run in a thread of its own, once `SpecialTokenGuard.reset_backend` has been called.
+    Safe in a worker thread once `SpecialTokenGuard.reset_backend` has been called.
     """
-    own = special_token_guard(tokenizer)
-    return own.encode_texts([rendering.text for rendering in renderings], with_offsets=own.byte_widths is None)
+    guard = special_token_guard(tokenizer)
+    return guard.encode_texts([rendering.text for rendering in renderings], with_offsets=guard.byte_widths is None)
 
 
 def mask_encodings(
@@ -55,41 +71,50 @@ def mask_encodings(
     template: Template,
     tokenizer: PreTrainedTokenizerBase,
 ) -> list[MaskedTokens]:
-    """The rows of renderings that have been tokenised. encodings: what `encode_renderings` gave for them.
+    """Find the trained tokens of tokenized renderings.
 
-    The tokenizer's begin-of-sequence token stands first if it puts one there by itself, and never twice. The first
-    token of a plain text is not trained: nothing predicts it.
-    Raises HarnessError, with the row's place, when a row has no trained token, or when the tokenizer cannot tell
-    special tokens in a message from the template's.
+    The begin-of-sequence token comes first if the tokenizer adds one itself, and is never duplicated. The first token
+    of a plain text is not trained, because nothing predicts it.
+
+    Args:
+        examples: The rows.
+        renderings: The rendering of each row.
+        encodings: The result of `encode_renderings` for these renderings.
+        template: The template that rendered them, for errors.
+        tokenizer: The tokenizer of the encodings.
+
+    Raises:
+        HarnessError: At the row's location, when a row has no trained token, or when the tokenizer cannot distinguish
+            special tokens in a message from those of the template.
     """
-    own = special_token_guard(tokenizer)
-    start, size = own.bos_prefix, len(own.bos_prefix)
-    places = [example.location for example in examples]
-    if own.byte_widths is None:
-        found = _mask_by_offsets(own, renderings, encodings, places)
+    guard = special_token_guard(tokenizer)
+    prefix, prefix_size = guard.bos_prefix, len(guard.bos_prefix)
+    locations = [example.location for example in examples]
+    if guard.byte_widths is None:
+        masked = _mask_by_offsets(guard, renderings, encodings, locations)
     else:
-        found = _mask_by_byte_widths(own, own.byte_widths, renderings, encodings, places)
+        masked = _mask_by_byte_widths(guard, guard.byte_widths, renderings, encodings, locations)
     rows = []
-    for example, (ids, runs) in zip(examples, found, strict=True):
-        if size and tuple(ids[:size]) != start:
-            ids = [*start, *ids]
-            runs = [(begin + size, end + size) for begin, end in runs]
+    for example, (ids, spans) in zip(examples, masked, strict=True):
+        if prefix_size and tuple(ids[:prefix_size]) != prefix:
+            ids = [*prefix, *ids]
+            spans = [(begin + prefix_size, end + prefix_size) for begin, end in spans]
         if is_plain_text(example):
-            runs = [(max(runs[0][0], 1), runs[-1][1])] if runs and runs[-1][1] > 1 else []
-        if not runs:
+            spans = [(max(spans[0][0], 1), spans[-1][1])] if spans and spans[-1][1] > 1 else []
+        if not spans:
             raise no_trained_tokens_error(example, template)
-        rows.append(MaskedTokens(ids, runs))
+        rows.append(MaskedTokens(ids, spans))
     return rows
 
 
 def _mask_by_offsets(
     guard: SpecialTokenGuard, renderings: Sequence[Rendering], encodings: Sequence[Encoding], locations: Sequence[str]
-) -> list[tuple[list[int], list[TokenSpan]]]:
-    """The ids and runs of each row, by the places that the tokenizer tells."""
-    located = guard.resolve(renderings, encodings, locations)
+) -> list[tuple[list[int], list[Interval]]]:
+    """Return the ids and trained spans of each row, from the tokenizer's character offsets."""
+    resolved = guard.resolve(renderings, encodings, locations)
     return [
         (ids, _token_spans(encoding, rendering.trained_spans, len(ids)))
-        for rendering, (ids, encoding) in zip(renderings, located, strict=True)
+        for rendering, (ids, encoding) in zip(renderings, resolved, strict=True)
     ]
 
 
@@ -99,65 +124,60 @@ def _mask_by_byte_widths(
     renderings: Sequence[Rendering],
     encodings: Sequence[Encoding],
     locations: Sequence[str],
-) -> list[tuple[list[int], list[TokenSpan]]]:
-    """The ids and runs of each row, by the widths of tokens; by their places where these do not tell, or where a
-    control token stands in a content.
+) -> list[tuple[list[int], list[Interval]]]:
+    """Return the ids and trained spans of each row, from the byte widths of its tokens.
+
+    Rows whose widths do not add up, and rows with a control token in a message, are tokenized again with offsets.
     """
     ids = [encoding.ids for encoding in encodings]
     lengths = np.fromiter(map(len, ids), np.int64, len(ids))
     flat = np.fromiter(chain.from_iterable(ids), np.int32, int(lengths.sum()))
-    runs, fits, strays = widths.find_trained_spans(renderings, flat, lengths, guard.possible_controls)
-    doubtful = {row for row, fit in enumerate(fits) if not fit}
-    doubtful |= {row for row, token in strays if token in guard.control_ids(renderings[row])}
-    found = list(zip(ids, runs, strict=True))
-    again = sorted(doubtful)
-    some = [renderings[row] for row in again]
-    encoded = guard.encode_texts([rendering.text for rendering in some]) if some else []
-    for row, one in zip(again, _mask_by_offsets(guard, some, encoded, [locations[row] for row in again]), strict=True):
-        found[row] = one
-    return found
+    spans, adds_up, misplaced = widths.find_trained_spans(renderings, flat, lengths, guard.possible_controls)
+    doubtful = {row for row, fits in enumerate(adds_up) if not fits}
+    doubtful |= {row for row, token in misplaced if token in guard.control_ids(renderings[row])}
+    masked = list(zip(ids, spans, strict=True))
+    if doubtful:
+        rows = sorted(doubtful)
+        doubtful_renderings = [renderings[row] for row in rows]
+        doubtful_encodings = guard.encode_texts([rendering.text for rendering in doubtful_renderings])
+        remasked = _mask_by_offsets(guard, doubtful_renderings, doubtful_encodings, [locations[row] for row in rows])
+        for row, row_mask in zip(rows, remasked, strict=True):
+            masked[row] = row_mask
+    return masked
 
 
-def _token_spans(encoding: Encoding, text_spans: Sequence[TokenSpan], num_tokens: int) -> list[TokenSpan]:
-    """The stretches of tokens that begin in these stretches of text; the empty ones are left out."""
-    runs: list[TokenSpan] = []
+def _token_spans(encoding: Encoding, text_spans: Sequence[Interval], num_tokens: int) -> list[Interval]:
+    """Return the intervals of tokens that begin in these intervals of text, without empty ones.
+
+    Intervals are merged where no token begins in the text between them.
+    """
+    spans: list[Interval] = []
     for begin, end in text_spans:
-        first, last = count_tokens_before(encoding, begin, num_tokens), count_tokens_before(encoding, end, num_tokens)
-        if first == last:
-            continue
-        if runs and runs[-1][1] == first:
-            runs[-1] = (runs[-1][0], last)  # what stands between them in the text is in no token of its own
-        else:
-            runs.append((first, last))
-    return runs
+        first, last = (count_tokens_before(encoding, position, num_tokens) for position in (begin, end))
+        append_interval(spans, first, last)
+    return spans
 
 
 def count_tokens_before(encoding: Encoding, position: int, num_tokens: int) -> int:
-    """How many of the tokens, `size` in all, begin before this place of the text. The tokens' beginnings ascend.
+    """Count the tokens that begin before a position of the text.
 
-    Asks for a few places only: the tokenizer finds the token at hand, and its neighbours settle where it begins.
+    Looks up a few tokens only: the tokenizer finds the token at the position, and its neighbors show where it begins.
+
+    Args:
+        encoding: The tokens. Their begins must be in ascending order.
+        position: A position in the text, in characters.
+        num_tokens: The number of tokens of the encoding.
     """
-    begins = cast(Callable[[int], TokenSpan], encoding.token_to_chars)  # None for a token that is not there
-    if not num_tokens or begins(num_tokens - 1)[0] < position:
+    chars_of_token = cast(Callable[[int], Interval], encoding.token_to_chars)  # None for an index out of range
+    if not num_tokens or chars_of_token(num_tokens - 1)[0] < position:
         return num_tokens
-    at = encoding.char_to_token(position)
-    if at is None:  # a character that no token holds: white space, in some tokenizers
-        return bisect_left(range(num_tokens), position, key=lambda index: begins(index)[0])
-    if begins(at)[0] < position:  # the token takes in what stands before, and so may the next ones, of one character
-        while at < num_tokens and begins(at)[0] < position:
-            at += 1
-        return at
-    while at and begins(at - 1)[0] >= position:  # tokens of no character stand at this place, too
-        at -= 1
-    return at
-
-
-@dataclass(frozen=True)
-class EncodedExample:
-    """A row and what its truncation cost. cut: tokens dropped at its right end.
-
-    A row whose response was cut off wholly has `row.loss_tokens == 0`: it trains nothing.
-    """
-
-    row: TokenizedExample
-    tokens_cut: int = 0
+    index = encoding.char_to_token(position)
+    if index is None:  # a character in no token: white space, in some tokenizers
+        return bisect_left(range(num_tokens), position, key=lambda token: chars_of_token(token)[0])
+    if chars_of_token(index)[0] < position:  # the token also covers earlier text, and so may the next tokens
+        while index < num_tokens and chars_of_token(index)[0] < position:
+            index += 1
+        return index
+    while index and chars_of_token(index - 1)[0] >= position:  # tokens of zero characters begin here, too
+        index -= 1
+    return index

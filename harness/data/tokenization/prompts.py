@@ -1,4 +1,4 @@
-"""Prompts as training sees them: the tokens of a conversation up to the header of a response."""
+"""Prompts as in training: the tokens of a conversation up to and including the header of a response."""
 
 from __future__ import annotations
 
@@ -14,31 +14,34 @@ from harness.interfaces.template import Template
 from harness.types import Example, Message
 
 PLACEHOLDER_RESPONSE = Message("assistant", "A")
-"""A response that begins as most do: with a letter."""
+"""A response that begins with a letter, as most do."""
 
 
 def encode_prompt(
     example: Example, template: Template, tokenizer: PreTrainedTokenizerBase, max_length: int
 ) -> list[int]:
-    """The ids of a conversation up to its response's header, as training sees them: a prefix of `encode_example`'s.
+    """Return the ids of a conversation up to its response's header: a prefix of the row's training tokens.
 
-    Longer than `max_length`, it is cut at the left; a begin-of-sequence token that the tokenizer puts first stays.
-    Raises HarnessError, with the row's place, when the template refuses the conversation, and for a plain text.
+    A prompt longer than `max_length` is truncated on the left; a begin-of-sequence token that the tokenizer adds stays.
+
+    Raises:
+        HarnessError: At the row's location, when the template refuses the conversation, and for a plain text.
     """
     if is_plain_text(example):
-        raise HarnessError(example.location, "a plain text has no prompt to answer", "use metrics of its likelihood")
-    start, ids = tokenize_prompt(example, example.messages[:-1], template, tokenizer)
-    room = max_length - len(start)
-    return [*start, *(ids if len(ids) <= room else ids[len(ids) - max(room, 0) :])][:max_length]
+        what = "a plain text has no prompt, so no answer can be generated"
+        raise HarnessError(example.location, what, "use metrics of its likelihood")
+    prefix, ids = tokenize_prompt(example, example.messages[:-1], template, tokenizer)
+    num_kept = max(max_length - len(prefix), 0)
+    return [*prefix, *ids[max(len(ids) - num_kept, 0) :]][:max_length]
 
 
 def tokenize_prompt(
     example: Example, messages: Sequence[Message], template: Template, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[tuple[int, ...], list[int]]:
-    """What the tokenizer puts first, and the ids of `messages` with the header of the response to them.
+    """Return the tokens that the tokenizer puts first, and the ids of `messages` with the header of the response.
 
-    Many tokenizers read white space at the end of a text otherwise than before a word, so a prompt tokenised by itself
-    would not be what training sees: it is tokenised with a stand-in for the response, which is then taken off.
+    Many tokenizers read white space at the end of a text differently from white space before a word. A prompt tokenized
+    alone would then differ from training. So it is tokenized with a placeholder response, which is removed afterwards.
     """
     prompt = Rendering.from_spans(
         render_spans(example, messages, template, tokenizer, add_generation_prompt=True), template.control_tokens
@@ -46,8 +49,8 @@ def tokenize_prompt(
     ids = _tokenize_before_response(prompt, example, messages, template, tokenizer)
     if ids is None:
         ((ids, _),) = tokenize_with_offsets([prompt], tokenizer, [example.location])
-    start = special_token_guard(tokenizer).bos_prefix
-    return (start, ids[len(start) :]) if tuple(ids[: len(start)]) == start else (start, ids)
+    prefix = special_token_guard(tokenizer).bos_prefix
+    return prefix, ids[len(prefix) :] if tuple(ids[: len(prefix)]) == prefix else ids
 
 
 def _tokenize_before_response(
@@ -57,16 +60,16 @@ def _tokenize_before_response(
     template: Template,
     tokenizer: PreTrainedTokenizerBase,
 ) -> list[int] | None:
-    """The ids of the prompt when a response follows; None where the template or the tokenizer joins the two."""
+    """Return the prompt's ids before a response; None where the template or a token joins prompt and response."""
     try:
-        closed = render_messages(
+        spans = render_messages(
             template, (*messages, PLACEHOLDER_RESPONSE), tokenizer, add_generation_prompt=False, tools=example.tools
         )
     except HarnessError:
-        return None  # The template can be prompted with this conversation, and not trained on it.
-    whole = Rendering.from_spans(closed, template.control_tokens)
-    if not whole.text.startswith(prompt.text):
+        return None  # The template can be prompted with this conversation, but not trained on it.
+    rendering = Rendering.from_spans(spans, template.control_tokens)
+    if not rendering.text.startswith(prompt.text):
         return None
-    ((ids, offsets),) = tokenize_with_offsets([whole], tokenizer, [example.location])
-    count = bisect_left(offsets, (len(prompt.text),))
-    return list(ids[:count]) if count and offsets[count - 1][1] <= len(prompt.text) else None
+    ((ids, offsets),) = tokenize_with_offsets([rendering], tokenizer, [example.location])
+    num_tokens = bisect_left(offsets, (len(prompt.text),))
+    return list(ids[:num_tokens]) if num_tokens and offsets[num_tokens - 1][1] <= len(prompt.text) else None

@@ -1,6 +1,6 @@
-"""Conversations → text: calls the template, and joins its spans into one text that knows what stands where in it.
+"""Render conversations to text: call the template and join its spans into one text with known positions.
 
-A plain text is rendered here, by the core, and not by the template: it has no turns for a format to write.
+The core renders a plain text itself, without the template: a plain text has no turns for a format to write.
 """
 
 from __future__ import annotations
@@ -20,81 +20,107 @@ from harness.types import Example, Message, Span
 TEXT_ROLE = "text"
 """The role of the only message of a plain text."""
 
+Interval = tuple[int, int]
+"""Begin (included) and end (excluded) of a span, in characters, bytes or tokens."""
+
 
 @dataclass(frozen=True, slots=True)
 class Rendering:
-    """What a template renders, joined.
+    r"""The text that a template renders, with the position of each kind of span.
 
-    trained, frames: stretches of `text`, (begin, end), in order; stretches that touch are one.
-    untrained_frames: the texts of the frames that are not trained, and what only the template may write besides.
+    For a ChatML conversation::
+
+        text          <|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHello<|im_end|>\n
+        markup_spans  [------------------)  [---------------------------------)    [----------)
+        trained_spans                                                         [---------------)
+
+    Attributes:
+        text: All spans joined.
+        trained_spans: Intervals of `text` that are trained, in order. Adjacent intervals are merged.
+        markup_spans: Intervals of `text` that the template wrote itself, in order. Adjacent intervals are merged.
+        untrained_markup: The texts of the untrained markup spans, and the template's other control tokens.
     """
 
     text: str
-    trained_spans: tuple[tuple[int, int], ...]
-    markup_spans: tuple[tuple[int, int], ...]
+    trained_spans: tuple[Interval, ...]
+    markup_spans: tuple[Interval, ...]
     untrained_markup: tuple[str, ...]
 
     @classmethod
     def from_spans(cls, spans: Iterable[Span], controls: Sequence[str] = ()) -> Rendering:
-        """The spans, joined. controls: see `Template.control_tokens`."""
-        parts: list[str] = []
-        trained: list[tuple[int, int]] = []
-        frames: list[tuple[int, int]] = []
-        headers: list[str] = list(controls)
-        place = 0
+        """Join spans to one rendering.
+
+        Args:
+            spans: The spans of a template, in order.
+            controls: Texts that only the template may write, see `Template.control_tokens`.
+        """
+        texts: list[str] = []
+        trained: list[Interval] = []
+        markup: list[Interval] = []
+        untrained_markup: list[str] = list(controls)
+        begin = 0
         for span in spans:
-            text = span.text
-            if not text:
+            if not span.text:
                 continue
-            end = place + len(text)
-            parts.append(text)
+            end = begin + len(span.text)
+            texts.append(span.text)
             if span.train:
-                _append_span(trained, place, end)
+                append_interval(trained, begin, end)
             if span.markup:
-                _append_span(frames, place, end)
+                append_interval(markup, begin, end)
                 if not span.train:
-                    headers.append(text)
-            place = end
-        return cls("".join(parts), tuple(trained), tuple(frames), tuple(headers))
+                    untrained_markup.append(span.text)
+            begin = end
+        return cls("".join(texts), tuple(trained), tuple(markup), tuple(untrained_markup))
+
+    @classmethod
+    def of_content(cls, text: str) -> Rendering:
+        """Return a rendering of text without markup, of which nothing is trained."""
+        return cls(text, (), (), ())
 
 
-def _append_span(spans: list[tuple[int, int]], begin: int, end: int) -> None:
-    if spans and spans[-1][1] == begin:
-        spans[-1] = (spans[-1][0], end)
+def append_interval(intervals: list[Interval], begin: int, end: int) -> None:
+    """Append an interval in place; merge it with the last one where they touch, and ignore an empty one."""
+    if begin == end:
+        return
+    if intervals and intervals[-1][1] == begin:
+        intervals[-1] = (intervals[-1][0], end)
     else:
-        spans.append((begin, end))
+        intervals.append((begin, end))
 
 
 def render_training_text(example: Example, template: Template, tokenizer: PreTrainedTokenizerBase) -> Rendering:
-    """The rendering of a row that is to be trained on.
+    """Render a row for training.
 
-    Raises HarnessError, with the row's place, when the conversation does not end with a response, when a response is
-    empty, when no response is marked as trained, or when the template refuses it or renders nothing trainable.
+    Raises:
+        HarnessError: At the row's location, when the conversation does not end with a response, a response is empty,
+            no response is marked as trained, or the template refuses the row or renders nothing trainable.
     """
-    messages = example.messages
     if is_plain_text(example):
         return _render_plain_text(example, tokenizer)
-    if not messages or messages[-1].role != "assistant":
-        raise HarnessError(
-            example.location, "the conversation does not end with a response", "give it one or remove it"
-        )
-    trained = False
-    for number, message in enumerate(messages, 1):
-        if message.role != "assistant":
-            continue
-        trained = trained or message.train
-        if not message.tool_calls and not message.content.strip():
-            what = f"the response (message {number} of {len(messages)}) is empty"
-            raise HarnessError(example.location, what, "write a response or remove the row")
-    if not trained:
-        what = "none of its responses is marked as one to train on"
-        raise HarnessError(example.location, what, "mark one of them, or remove the row")
+    _require_trained_response(example)
     rendering = Rendering.from_spans(
-        render_spans(example, messages, template, tokenizer, add_generation_prompt=False), template.control_tokens
+        render_spans(example, example.messages, template, tokenizer, add_generation_prompt=False),
+        template.control_tokens,
     )
     if not rendering.trained_spans:
         raise no_trained_tokens_error(example, template)
     return rendering
+
+
+def _require_trained_response(example: Example) -> None:
+    messages = example.messages
+    if not messages or messages[-1].role != "assistant":
+        raise HarnessError(
+            example.location, "the conversation does not end with a response", "add a response or remove the row"
+        )
+    for position, message in enumerate(messages, 1):
+        if message.role == "assistant" and not message.tool_calls and not message.content.strip():
+            what = f"the response (message {position} of {len(messages)}) is empty"
+            raise HarnessError(example.location, what, "write a response or remove the row")
+    if not trained_message_indices(example):
+        what = "none of its responses is marked for training"
+        raise HarnessError(example.location, what, "mark at least one response, or remove the row")
 
 
 def render_spans(
@@ -105,9 +131,10 @@ def render_spans(
     *,
     add_generation_prompt: bool,
 ) -> Sequence[Span]:
-    """What the template makes of some messages of a row. A template is told of tools only where the row has some.
+    """Render some messages of a row with its tools.
 
-    Raises HarnessError, with the row's place, when the template refuses them, and for a template that takes no tools.
+    Raises:
+        HarnessError: At the row's location, when the template refuses the messages or does not support tools.
     """
     try:
         return render_messages(
@@ -125,38 +152,47 @@ def render_messages(
     add_generation_prompt: bool,
     tools: Sequence[Mapping[str, Any]],
 ) -> Sequence[Span]:
-    """`template.render`, with tools only where there are some. Raises HarnessError as the template does."""
+    """Call `template.render`, and pass `tools` only where there are any.
+
+    Raises:
+        HarnessError: When the template refuses the messages, or there are tools and it does not accept them.
+    """
     if not tools:
         return template.render(messages, tokenizer, add_generation_prompt=add_generation_prompt)
     if not _accepts_tools(type(template).render):
-        what = "the format has no place for tools"
-        raise HarnessError(f"template {template_name(template)}", what, "choose another template, or take them out")
+        what = "the format does not support tools"
+        hint = "choose another template, or remove the tools from the rows"
+        raise HarnessError(f"template {template_name(template)}", what, hint)
     return template.render(messages, tokenizer, add_generation_prompt=add_generation_prompt, tools=tools)
 
 
 def is_plain_text(example: Example) -> bool:
-    """Whether a row is a plain text and no conversation. Raises HarnessError when it is a text and more."""
+    """Return whether a row is a plain text instead of a conversation.
+
+    Raises:
+        HarnessError: When the row is a plain text with other messages or tools.
+    """
     messages = example.messages
     if not messages or messages[0].role != TEXT_ROLE:
         return False
     if len(messages) > 1 or example.tools:
-        what = "a plain text stands with other messages or with tools"
-        raise HarnessError(example.location, what, "give it a row of its own")
+        what = "a plain text has other messages or tools in its row"
+        raise HarnessError(example.location, what, "put the plain text into a row of its own")
     return True
 
 
 def trained_message_indices(example: Example) -> list[int]:
-    """The indices of the responses of a conversation that are to be trained on."""
-    return [i for i, message in enumerate(example.messages) if message.role == "assistant" and message.train]
+    """Return the indices of the responses to train on."""
+    return [index for index, message in enumerate(example.messages) if message.role == "assistant" and message.train]
 
 
 def template_name(template: Template) -> str:
-    """What a template is called in messages."""
+    """Return the name of a template for messages."""
     return str(getattr(template, "name", type(template).__name__))
 
 
 def no_trained_tokens_error(example: Example, template: Template) -> HarnessError:
-    """The error of a row of which the template has nothing trained."""
+    """Return the error of a row in which the template trains nothing."""
     what = f"the template {template_name(template)} renders nothing trainable for this row"
     return HarnessError(example.location, what, "its spans must mark the response as trained; see `harness preview`")
 
@@ -164,15 +200,15 @@ def no_trained_tokens_error(example: Example, template: Template) -> HarnessErro
 def _render_plain_text(example: Example, tokenizer: PreTrainedTokenizerBase) -> Rendering:
     text, end = example.messages[0].content, tokenizer.eos_token
     if not text.strip():
-        raise HarnessError(example.location, "the text is empty", "write one or remove the row")
+        raise HarnessError(example.location, "the text is empty", "write a text or remove the row")
     if not end:
-        what = "the tokenizer has no end-of-sequence token, so nothing would tell a model that a text is over"
-        raise HarnessError(example.location, what, "set one, or leave plain texts out")
-    whole = len(text) + len(end)
-    return Rendering(text + end, ((0, whole),), ((len(text), whole),), ())
+        what = "the tokenizer has no end-of-sequence token, so a model could not learn where a text ends"
+        raise HarnessError(example.location, what, "set eos_token in tokenizer_config.json, or remove plain texts")
+    num_characters = len(text) + len(end)
+    return Rendering(text + end, ((0, num_characters),), ((len(text), num_characters),), ())
 
 
 @lru_cache(maxsize=64)
 def _accepts_tools(method: Callable[..., Any]) -> bool:
     parameters = inspect.signature(method).parameters.values()
-    return any(one.name == "tools" or one.kind is one.VAR_KEYWORD for one in parameters)
+    return any(parameter.name == "tools" or parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)

@@ -1,7 +1,8 @@
-"""The cache of tokenised rows: `rows/` in the cache folder, one file an entry, named by its key.
+"""The cache of tokenized rows: `rows/` in the cache folder, one file for each entry, named by its key.
 
-A file is written beside its place and moved there in one step, so that two runs at once do no harm: the later one's
-file, which is the same, takes the place of the earlier one's. The least recently used files beyond `SIZE` are removed.
+A file is written under a temporary name in the same folder and renamed in one step, so concurrent runs are safe: the
+later file, which has the same content, replaces the earlier one. The least recently used files beyond
+`MAX_CACHE_BYTES` are removed.
 """
 
 from __future__ import annotations
@@ -19,29 +20,37 @@ from harness.data.tokenization.token_file import TokenFile, TokenFileWriter
 from harness.utils.cache_dir import cache_root
 
 MAX_CACHE_BYTES = 20 * 2**30
-"""Bytes that the cache may take."""
+"""Maximum size of the cache in bytes."""
 
 STALE_AFTER_SECONDS = 24 * 3600
-"""Seconds after which an unfinished file that nobody writes to is a leftover of a run that died."""
+"""Age in seconds after which an unfinished file belongs to a run that died."""
 
 
 def token_cache_folder() -> Path:
-    """Where the entries stand; it need not exist yet."""
+    """Return the folder of the entries, which may not exist yet."""
     return cache_root() / "rows"
 
 
 def load_cached_tokens(key: str, source: str) -> TokenFile | None:
-    """The entry of this key, which becomes the most recently used; None when there is none, or when it is damaged."""
+    """Load an entry and mark it as the most recently used.
+
+    Returns:
+        The entry; None when it does not exist or is damaged.
+    """
     path = _entry_path(key)
-    found = token_file.read_token_file(path, key, source)
-    if found is not None:
-        with contextlib.suppress(OSError):  # of a cache that cannot be written
+    entry = token_file.read_token_file(path, key, source)
+    if entry is not None:
+        with contextlib.suppress(OSError):  # the cache may be read-only
             os.utime(path)
-    return found
+    return entry
 
 
 def ensure_cache_folder() -> tuple[Path | None, str | None]:
-    """The folder of the cache that takes files while a run uses them, and, where there is none, why."""
+    """Create the cache folder for the files of a run.
+
+    Returns:
+        The folder, or None with the reason when it is not writable.
+    """
     try:
         token_cache_folder().mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=token_cache_folder()):
@@ -51,17 +60,25 @@ def ensure_cache_folder() -> tuple[Path | None, str | None]:
 
 
 def create_cache_writer() -> tuple[TokenFileWriter, str | None]:
-    """What takes the rows of a new entry, on the cache's disk, and why it is not there, if it is not."""
+    """Create a writer for a new entry.
+
+    Returns:
+        A writer on the cache's disk, or elsewhere with the reason when the cache is not writable.
+    """
     try:
         token_cache_folder().mkdir(parents=True, exist_ok=True)
     except OSError as error:
         return TokenFileWriter(None), error.strerror or str(error)
-    made = TokenFileWriter(token_cache_folder())
-    return (made, None) if made.write_error is None else (TokenFileWriter(None), made.write_error)
+    writer = TokenFileWriter(token_cache_folder())
+    return (writer, None) if writer.write_error is None else (TokenFileWriter(None), writer.write_error)
 
 
 def save_to_cache(token_writer: TokenFileWriter, key: str, metadata: Mapping[str, Any]) -> str | None:
-    """Make an entry of what was written; gives the reason when it cannot be made, None when all is well."""
+    """Save what was written as an entry.
+
+    Returns:
+        The reason when the entry cannot be saved, else None.
+    """
     path = _entry_path(key)
     try:
         token_writer.save_as(path, key, metadata)
@@ -72,20 +89,24 @@ def save_to_cache(token_writer: TokenFileWriter, key: str, metadata: Mapping[str
 
 
 def trim_cache(newest: Path) -> None:
-    """Remove the least recently used entries beyond `SIZE`, but not the newest, and what dead runs left behind."""
-    entries, left = [], MAX_CACHE_BYTES
+    """Remove leftovers of dead runs, and the least recently used entries beyond `MAX_CACHE_BYTES`.
+
+    Args:
+        newest: The entry saved last, which is never removed.
+    """
+    entries, bytes_left = [], MAX_CACHE_BYTES
     with contextlib.suppress(OSError):
         for item in os.scandir(newest.parent):
-            with contextlib.suppress(OSError):  # gone meanwhile: another run trims, too
-                state = item.stat()
+            with contextlib.suppress(OSError):  # already removed: another run also trims
+                status = item.stat()
                 if item.name.endswith(".part"):
-                    if time.time() - state.st_mtime > STALE_AFTER_SECONDS:
+                    if time.time() - status.st_mtime > STALE_AFTER_SECONDS:
                         os.unlink(item.path)
                 elif item.name.endswith(".rows"):
-                    entries.append((item.path != str(newest), -state.st_mtime, state.st_size, item.path))
+                    entries.append((item.path != str(newest), -status.st_mtime, status.st_size, item.path))
         for _, _, size, path in sorted(entries):
-            left -= size
-            if left < 0 and path != str(newest):
+            bytes_left -= size
+            if bytes_left < 0 and path != str(newest):
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(path)  # a run that reads it keeps its mapping
 

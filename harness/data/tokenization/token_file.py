@@ -1,13 +1,15 @@
-"""A file of tokenised rows: tokens as they come, then what is counted about the rows, then a description.
+"""A file of tokenized rows, written front to back and read from its end.
 
-    tokens            (T,) int32, see `rows`
-    facts             one array after the other, each (N,), see `FACTS`
-    description       JSON: version, key, counts, checksums
+Layout::
+
+    tokens            (T,) int32, see `tokenized_rows`
+    columns           one (N,) array after the other, see `COLUMN_DTYPES`
+    description       JSON: format, key, counts, checksums, metadata
     its length        8 bytes, little-endian
-    mark              8 bytes
+    magic             8 bytes
 
-It is written from the front, since nobody knows how many rows there will be, and read from the back. A file that is cut
-off, changed or of another version is no file of rows. When the disk takes no more, the rest stays in memory.
+The number of rows is unknown until the end, so the description is last. A truncated or changed file, or one of another
+version, is rejected. When the disk is full, the remaining rows stay in memory.
 """
 
 from __future__ import annotations
@@ -28,25 +30,38 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.data.tokenization.tokenized_rows import StoredTokens, TokenizedRows, row_offsets
+from harness.data.tokenization.tokenized_rows import StoredTokens, TokenizedRows, TokenStorage, row_offsets
 
 FORMAT_VERSION = 1
-"""Version of the file; another number makes every file a stranger."""
+"""Version of the file format. Files of another version are rejected."""
 
 MAGIC = b"SFT-ROWS"
 
-COLUMN_DTYPES = {"ids": np.uint64, "kept": np.int64, "lengths": np.int32, "loss_tokens": np.int32, "cut": np.int32}
-"""What is kept of each row: see `TokenizedRows`; kept: its index among the examples; cut: tokens lost to truncation."""
+COLUMN_DTYPES = {
+    "ids": np.uint64,
+    "example_indices": np.int64,
+    "lengths": np.int32,
+    "loss_tokens": np.int32,
+    "tokens_cut": np.int32,
+}
+"""Column -> type, see `TokenizedRows` and `TokenFile`."""
 
-_COLUMN_TYPECODES = {"ids": "Q", "kept": "q", "lengths": "i", "loss_tokens": "i", "cut": "i"}
+_COLUMN_TYPECODES = {"ids": "Q", "example_indices": "q", "lengths": "i", "loss_tokens": "i", "tokens_cut": "i"}
 
 CHECKSUM_BLOCK_BYTES = 1 << 22
-"""Bytes that are read at once to check a file."""
+"""Bytes read at once to compute a checksum."""
 
 
 @dataclass(frozen=True)
 class TokenFile:
-    """What a file of rows holds. kept, cut: (N,), see `FACTS`. facts: small things, by name."""
+    """The content of a file of N rows.
+
+    Attributes:
+        rows: The rows.
+        example_indices: (N,) int64, the index of each row among the examples.
+        tokens_cut: (N,) int32, tokens that truncation removed from each row.
+        metadata: Small values by name.
+    """
 
     rows: TokenizedRows
     example_indices: NDArray[np.int64]
@@ -55,13 +70,19 @@ class TokenFile:
 
 
 class TokenFileWriter:
-    """Takes rows batch by batch. failure: why the disk took no more, once it has refused; None until then.
+    """Writes rows batch by batch into a temporary file, which is deleted unless it is saved.
 
-    A file nobody has given a name vanishes with the process.
+    Attributes:
+        write_error: Why the disk took no more rows; None while it does.
+        path: Where the file is; None when it could not be created.
     """
 
     def __init__(self, folder: Path | None) -> None:
-        """folder: where the file is made, which is there; None: where the system keeps such files."""
+        """Create the file.
+
+        Args:
+            folder: An existing folder for the file; None: the system's temporary folder.
+        """
         self.write_error: str | None = None
         self._columns = {name: array(code) for name, code in _COLUMN_TYPECODES.items()}
         self._bytes_written = self._checksum = self._rows_on_disk = 0
@@ -77,11 +98,16 @@ class TokenFileWriter:
 
     @property
     def has_rows_in_memory(self) -> bool:
-        """Whether rows are held in memory, which the disk has not taken."""
+        """Whether rows are held in memory because the disk did not take them."""
         return bool(self._tokens_in_memory)
 
     def add_rows(self, tokens: StoredTokens, columns: Mapping[str, list[int]]) -> None:
-        """Rows: their tokens, one row after the other, and one number a row for each of `FACTS`."""
+        """Append rows.
+
+        Args:
+            tokens: The stored tokens, row after row.
+            columns: For each of `COLUMN_DTYPES`, one number for each row.
+        """
         if self.write_error is None:
             data = np.ascontiguousarray(tokens).data.cast("B")
             try:
@@ -97,29 +123,37 @@ class TokenFileWriter:
             values.extend(columns[name])
 
     def save_as(self, path: Path, key: str, metadata: Mapping[str, Any]) -> None:
-        """Finish the file and give it a name, in one step. Raises OSError; the rows stay readable all the same.
+        """Finish the file and rename it in one step, without waiting for the disk.
 
-        Nothing waits for the disk: a file that a crash tears is told by its checksums.
+        A file torn by a crash is detected by its checksums.
+
+        Args:
+            path: The file's new path, on the same disk.
+            key: The key that `read_token_file` compares.
+            metadata: Small values by name, as JSON.
+
+        Raises:
+            OSError: When the file cannot be finished or renamed. The rows stay readable.
         """
         if self.write_error is not None:
             raise OSError(self.write_error)
         assert self.path is not None
-        tail = b"".join(values.tobytes() for values in self._columns.values())
-        about = {
+        columns = b"".join(values.tobytes() for values in self._columns.values())
+        description = {
             "format": FORMAT_VERSION,
             "key": key,
             "order": sys.byteorder,
             "rows": len(self._columns["ids"]),
             "tokens": self._bytes_written // 4,
-            "checksums": [self._checksum, zlib.crc32(tail)],
+            "checksums": [self._checksum, zlib.crc32(columns)],
             "facts": dict(metadata),
         }
-        text = json.dumps(about).encode()
+        text = json.dumps(description).encode()
         umask = os.umask(0)
         os.umask(umask)
         try:
-            _append_bytes(self._file, memoryview(b"".join((tail, text, len(text).to_bytes(8, "little"), MAGIC))))
-            os.fchmod(self._file, 0o666 & ~umask)  # a temporary file is its owner's alone
+            _append_bytes(self._file, memoryview(b"".join((columns, text, len(text).to_bytes(8, "little"), MAGIC))))
+            os.fchmod(self._file, 0o666 & ~umask)  # only the owner may read a temporary file
             os.replace(self.path, path)
         except OSError as error:
             self.write_error = _error_text(error)
@@ -129,45 +163,53 @@ class TokenFileWriter:
         weakref.finalize(self, os.close, self._file)
 
     def to_token_file(self, source: str, metadata: Mapping[str, Any]) -> TokenFile:
-        """All that was added, readable while it lives."""
+        """Return all rows that were added, readable as long as the result lives."""
         columns = {name: np.array(values, COLUMN_DTYPES[name]) for name, values in self._columns.items()}
-        first = _map_tokens(self._file, self._bytes_written // 4)
-        second = np.concatenate([np.empty(0, np.int32), *self._tokens_in_memory])
-        counts = (self._rows_on_disk, len(columns["ids"]) - self._rows_on_disk)
-        return _build_token_file([first, second], counts, columns, source, metadata)
+        on_disk = _map_tokens(self._file, self._bytes_written // 4)
+        in_memory = np.concatenate([np.empty(0, np.int32), *self._tokens_in_memory])
+        rows_per_store = (self._rows_on_disk, len(columns["ids"]) - self._rows_on_disk)
+        return _build_token_file([on_disk, in_memory], rows_per_store, columns, source, metadata)
 
 
 def read_token_file(path: Path, key: str, source: str) -> TokenFile | None:
-    """The rows of a file, its tokens mapped and not read into memory. source: what their source is called.
+    """Read the rows of a file. Its tokens are memory-mapped, not read.
 
-    None when there is no such file, when it is damaged, or when it is of another version or has another key.
+    Args:
+        path: The file.
+        key: The key that the file must have.
+        source: The source name that the rows get.
+
+    Returns:
+        The rows; None when the file does not exist, is damaged, or has another version or key.
     """
     try:
         file = os.open(path, os.O_RDONLY)
     except OSError:
         return None
     try:
-        end = os.fstat(file).st_size
-        about_end = end - 8 - len(MAGIC)
-        size = int.from_bytes(os.pread(file, 8, about_end), "little") if about_end >= 0 else 0
-        if about_end < size or os.pread(file, len(MAGIC), end - len(MAGIC)) != MAGIC:
+        file_size = os.fstat(file).st_size
+        text_end = file_size - 8 - len(MAGIC)
+        text_size = int.from_bytes(os.pread(file, 8, text_end), "little") if text_end >= 0 else 0
+        if text_end < text_size or os.pread(file, len(MAGIC), file_size - len(MAGIC)) != MAGIC:
             return None
-        about = json.loads(os.pread(file, size, about_end - size))
-        rows, tokens = about["rows"], about["tokens"]
-        tail_size = rows * sum(np.dtype(kind).itemsize for kind in COLUMN_DTYPES.values())
-        whole = tokens * 4 + tail_size + size == about_end
-        if not whole or (about["format"], about["key"], about["order"]) != (FORMAT_VERSION, key, sys.byteorder):
+        description = json.loads(os.pread(file, text_size, text_end - text_size))
+        num_rows, num_tokens = description["rows"], description["tokens"]
+        columns_size = num_rows * sum(np.dtype(dtype).itemsize for dtype in COLUMN_DTYPES.values())
+        if num_tokens * 4 + columns_size + text_size != text_end:
             return None
-        if about["checksums"] != [_checksum(file, 0, tokens * 4), _checksum(file, tokens * 4, tail_size)]:
+        if (description["format"], description["key"], description["order"]) != (FORMAT_VERSION, key, sys.byteorder):
             return None
-        tail, at = os.pread(file, tail_size, tokens * 4), 0
+        checksums = [_checksum(file, 0, num_tokens * 4), _checksum(file, num_tokens * 4, columns_size)]
+        if description["checksums"] != checksums:
+            return None
+        data, offset = os.pread(file, columns_size, num_tokens * 4), 0
         columns = {}
-        for name, kind in COLUMN_DTYPES.items():
-            columns[name] = np.frombuffer(tail, kind, rows, at).copy()
-            at += columns[name].nbytes
-        if int(columns["lengths"].sum(dtype=np.int64)) != tokens:
+        for name, dtype in COLUMN_DTYPES.items():
+            columns[name] = np.frombuffer(data, dtype, num_rows, offset).copy()
+            offset += columns[name].nbytes
+        if int(columns["lengths"].sum(dtype=np.int64)) != num_tokens:
             return None
-        return _build_token_file([_map_tokens(file, tokens)], (rows,), columns, source, about["facts"])
+        return _build_token_file([_map_tokens(file, num_tokens)], (num_rows,), columns, source, description["facts"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
     finally:
@@ -181,37 +223,36 @@ def _build_token_file(
     source: str,
     metadata: Mapping[str, Any],
 ) -> TokenFile:
-    """counts: how many of the rows stand in each store, in order."""
-    lengths, begins, at = columns["lengths"], [], 0
+    """Combine stores and columns. rows_per_store: number of consecutive rows in each store."""
+    lengths, offsets, first = columns["lengths"], [], 0
     for count in rows_per_store:
-        begins.append(row_offsets(lengths[at : at + count]))
-        at += count
+        offsets.append(row_offsets(lengths[first : first + count]))
+        first += count
+    store_indices = np.repeat(np.arange(len(rows_per_store), dtype=np.uint16), rows_per_store)
     rows = TokenizedRows(
-        stores,
+        TokenStorage(tuple(stores), store_indices, np.concatenate(offsets)),
         ids=columns["ids"],
         lengths=lengths,
         loss_tokens=columns["loss_tokens"],
         source_indices=np.zeros(len(lengths), np.uint16),
         source_names=(source,),
-        store_indices=np.repeat(np.arange(len(rows_per_store), dtype=np.uint16), rows_per_store),
-        offsets=np.concatenate(begins),
     )
-    return TokenFile(rows, columns["kept"], columns["cut"], metadata)
+    return TokenFile(rows, columns["example_indices"], columns["tokens_cut"], metadata)
 
 
-def _map_tokens(file: int, tokens: int) -> StoredTokens:
-    if not tokens:
+def _map_tokens(file: int, num_tokens: int) -> StoredTokens:
+    if not num_tokens:
         return np.empty(0, np.int32)
     # The mapping keeps the file readable after it is closed, renamed or removed.
-    return np.frombuffer(mmap.mmap(file, tokens * 4, access=mmap.ACCESS_READ), np.int32)
+    return np.frombuffer(mmap.mmap(file, num_tokens * 4, access=mmap.ACCESS_READ), np.int32)
 
 
 def _append_bytes(file: int, data: memoryview) -> None:
     """Write all of the data at the end of the file, or nothing."""
-    begin = at = os.lseek(file, 0, os.SEEK_CUR)
+    begin = position = os.lseek(file, 0, os.SEEK_CUR)
     try:
-        while at - begin < len(data):
-            at += os.write(file, data[at - begin :])
+        while position - begin < len(data):
+            position += os.write(file, data[position - begin :])
     except OSError:
         os.ftruncate(file, begin)
         os.lseek(file, begin, os.SEEK_SET)
@@ -219,12 +260,13 @@ def _append_bytes(file: int, data: memoryview) -> None:
 
 
 def _checksum(file: int, begin: int, size: int) -> int:
-    checksum, at = 0, begin
-    while at < begin + size:
-        block = os.pread(file, min(CHECKSUM_BLOCK_BYTES, begin + size - at), at)
+    """Return the CRC-32 of a part of a file; -1 when the file is shorter."""
+    checksum, position = 0, begin
+    while position < begin + size:
+        block = os.pread(file, min(CHECKSUM_BLOCK_BYTES, begin + size - position), position)
         if not block:
             return -1
-        checksum, at = zlib.crc32(block, checksum), at + len(block)
+        checksum, position = zlib.crc32(block, checksum), position + len(block)
     return checksum
 
 

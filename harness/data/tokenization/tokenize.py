@@ -1,4 +1,7 @@
-"""Conversations → token ids and labels: a few at a time in memory, or a whole corpus on disk, proven on the way."""
+"""Tokenize conversations: one row, a list of rows in memory, or a complete corpus on disk with verified masks.
+
+`tokenize_example` is the path of one row. `tokenize_corpus` takes the same steps batch by batch.
+"""
 
 from __future__ import annotations
 
@@ -16,54 +19,115 @@ from tokenizers import Encoding
 from transformers import PreTrainedTokenizerBase
 
 from harness.data.tokenization import token_cache
-from harness.data.tokenization.fingerprints import (
-    CANONICAL_CONVERSATIONS,
-    NotFingerprintable,
-    template_fingerprint,
-    tokenization_fingerprint,
-)
-from harness.data.tokenization.label_mask import (
-    EncodedExample,
-    MaskedTokens,
-    TokenSpan,
-    encode_renderings,
-    mask_encodings,
-)
-from harness.data.tokenization.mask_verification import MaskVerifier
-from harness.data.tokenization.prompts import encode_prompt, tokenize_prompt
-from harness.data.tokenization.rendering import Rendering, render_training_text, template_name
+from harness.data.tokenization.fingerprints import NotFingerprintable, tokenization_fingerprint
+from harness.data.tokenization.label_mask import MaskedTokens, encode_renderings, mask_encodings
+from harness.data.tokenization.mask_verification import FullMaskCheck, MaskVerifier
+from harness.data.tokenization.rendering import Interval, Rendering, render_training_text, template_name
 from harness.data.tokenization.special_tokens import special_token_guard
-from harness.data.tokenization.token_file import TokenFile
+from harness.data.tokenization.token_file import COLUMN_DTYPES, TokenFile
 from harness.data.tokenization.tokenized_rows import TokenizedRows
 from harness.errors import HarnessError
 from harness.interfaces.template import Template
-from harness.types import Example, Progress, TokenizedExample, no_progress
+from harness.types import IGNORE_INDEX, Example, Progress, TokenizedExample, no_progress
 
-__all__ = [
-    "CANONICAL_CONVERSATIONS",
-    "EncodedExample",
-    "TokenizedCorpus",
-    "encode_example",
-    "encode_examples",
-    "encode_prompt",
-    "template_fingerprint",
-    "template_name",
-    "tokenize_corpus",
-    "tokenize_prompt",
-]
+TOKENIZE_BATCH_ROWS = 512
+"""Rows that `tokenize_examples` tokenizes in one call."""
 
-ENCODE_BATCH_ROWS = 512
-"""Rows that `encode_examples` tokenises in one call."""
+
+def tokenize_example(
+    example: Example,
+    source: str,
+    template: Template,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    *,
+    verify: bool = True,
+) -> TokenizedExample:
+    """Turn one conversation or plain text into a row of token ids and labels, truncated on the right.
+
+    Special tokens in messages are plain text. The tokenizer's begin-of-sequence token comes first if the tokenizer adds
+    one itself, and is never duplicated. A plain text is trained completely, except its first token and including its
+    end-of-sequence token.
+
+    Args:
+        example: The conversation or plain text.
+        source: The name of its source.
+        template: The template that renders it.
+        tokenizer: A fast tokenizer.
+        max_length: Maximum number of tokens of the row.
+        verify: Whether to verify the mask by decoding the trained tokens, see `mask_verification`.
+
+    Raises:
+        HarnessError: At the row's location, when the conversation does not end with a response, when a response is
+            empty or none is marked for training, when the template refuses the row or renders nothing trainable, when
+            the tokenizer cannot distinguish special tokens in a message from those of the template, or when the mask
+            is wrong.
+    """
+    rendering = render_training_text(example, template, tokenizer)  # one text with its trained spans
+    encodings = encode_renderings([rendering], tokenizer)
+    (masked,) = mask_encodings([example], [rendering], encodings, template, tokenizer)
+    if verify:
+        FullMaskCheck(template, tokenizer).check_row(example, masked)
+    return _label_and_truncate(example, source, masked, max_length)
+
+
+def tokenize_examples(
+    examples: Sequence[Example],
+    source: str,
+    template: Template,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    progress: Progress = no_progress,
+) -> list[TokenizedExample]:
+    """Turn rows into `TokenizedExample`s as `tokenize_example` does, in order and in memory, without verification.
+
+    Args:
+        examples: The conversations and plain texts.
+        source: The name of their source.
+        template: The template that renders them.
+        tokenizer: A fast tokenizer.
+        max_length: Maximum number of tokens of a row.
+        progress: Called after each batch, with phase `tokenise` and in rows.
+
+    Raises:
+        HarnessError: As `tokenize_example` does.
+    """
+    tokenized: list[TokenizedExample] = []
+    for begin in range(0, len(examples), TOKENIZE_BATCH_ROWS):
+        batch = examples[begin : begin + TOKENIZE_BATCH_ROWS]
+        renderings = [render_training_text(example, template, tokenizer) for example in batch]
+        rows = mask_encodings(batch, renderings, encode_renderings(renderings, tokenizer), template, tokenizer)
+        tokenized += [
+            _label_and_truncate(example, source, row, max_length) for example, row in zip(batch, rows, strict=True)
+        ]
+        progress("tokenise", len(tokenized), len(examples), source, "rows")
+    return tokenized
+
+
+def _label_and_truncate(example: Example, source: str, masked: MaskedTokens, max_length: int) -> TokenizedExample:
+    labels = [IGNORE_INDEX] * len(masked.ids)
+    for begin, end in masked.trained_spans:
+        labels[begin:end] = masked.ids[begin:end]
+    return TokenizedExample(
+        id=example.id,
+        source=source,
+        input_ids=tuple(masked.ids[:max_length]),
+        labels=tuple(labels[:max_length]),
+        tokens_cut=max(len(masked.ids) - max_length, 0),
+    )
 
 
 @dataclass(frozen=True)
 class TokenizedCorpus:
-    """A corpus in tokens.
+    """A tokenized corpus of N rows that have a trained token within `max_length`.
 
-    rows: those that have a trained token within `max_length`, in the corpus's order. kept: (N,) int64, the index of
-    each among the examples. cut: (N,) int32, tokens that each lost at its right end. proven: rows whose masks were
-    proven, which is every one, those left out included. cached: whether it was found in the cache. warnings: what a
-    person should know.
+    Attributes:
+        rows: These rows, in the corpus's order.
+        example_indices: (N,) int64, the index of each row among the examples.
+        tokens_cut: (N,) int32, tokens that truncation removed from the right of each row.
+        rows_verified: Examples whose masks were verified: all of them, dropped ones included.
+        from_cache: Whether the rows were loaded from the cache.
+        warnings: Warnings for the user, a line each.
     """
 
     rows: TokenizedRows
@@ -73,41 +137,15 @@ class TokenizedCorpus:
     from_cache: bool = False
     warnings: tuple[str, ...] = ()
 
-
-def encode_example(
-    example: Example, source: str, template: Template, tokenizer: PreTrainedTokenizerBase, max_length: int
-) -> TokenizedExample:
-    """One example as a row of at most `max_length` tokens, truncated at the right. Raises as `encode_examples` does."""
-    return encode_examples([example], source, template, tokenizer, max_length)[0].row
-
-
-def encode_examples(
-    examples: Sequence[Example],
-    source: str,
-    template: Template,
-    tokenizer: PreTrainedTokenizerBase,
-    max_length: int,
-    progress: Progress = no_progress,
-) -> list[EncodedExample]:
-    """All examples as rows of at most `max_length` tokens, in order and in memory, each truncated at the right.
-
-    The tokenizer's begin-of-sequence token stands first if it puts one there by itself, and never twice. Special tokens
-    in the contents of messages are plain text. A plain text is trained whole, its end-of-sequence token included, but
-    for its first token.
-    Raises HarnessError, with the row's place, when a conversation does not end with a response, when a response is
-    empty or none is marked as trained, when the template refuses it or renders nothing trainable, or when the tokenizer
-    cannot tell special tokens in a message from the template's.
-    """
-    done: list[EncodedExample] = []
-    for begin in range(0, len(examples), ENCODE_BATCH_ROWS):
-        batch = examples[begin : begin + ENCODE_BATCH_ROWS]
-        renderings = [render_training_text(example, template, tokenizer) for example in batch]
-        rows = mask_encodings(batch, renderings, encode_renderings(renderings, tokenizer), template, tokenizer)
-        done += [
-            _to_encoded_example(example, source, row, max_length) for example, row in zip(batch, rows, strict=True)
-        ]
-        progress("tokenise", len(done), len(examples), source, "rows")
-    return done
+    @classmethod
+    def from_token_file(
+        cls, token_file: TokenFile, *, from_cache: bool = False, warnings: tuple[str, ...] = ()
+    ) -> TokenizedCorpus:
+        """Return the corpus that a token file holds."""
+        rows_verified = int(token_file.metadata["proven"])
+        return cls(
+            token_file.rows, token_file.example_indices, token_file.tokens_cut, rows_verified, from_cache, warnings
+        )
 
 
 def tokenize_corpus(
@@ -120,106 +158,97 @@ def tokenize_corpus(
     content_digest: str | None = None,
     progress: Progress = no_progress,
 ) -> TokenizedCorpus:
-    """A corpus as rows of at most `max_length` tokens, every mask proven. The tokens stand on disk, not in memory.
+    """Tokenize a corpus and verify every mask. The tokens are stored on disk, not in memory.
 
-    examples: walked once, in order; their ids are 16 hex digits. key: a digest of all in them that can change a token;
-    with it the result is kept in the cache, and taken from there when nothing has changed since. progress: phase
-    `tokenise`, in rows.
-    A cache that cannot be used is told in `warnings`; so is a full disk, after which the rows are held in memory.
-    Raises HarnessError as `encode_examples` does, and for the first row that is not proven (see `mask_verification`).
+    Args:
+        examples: The rows, iterated once and in order. Their ids are 16 hex digits.
+        source: The name of their source.
+        template: The template that renders them.
+        tokenizer: A fast tokenizer.
+        max_length: Maximum number of tokens of a row.
+        content_digest: A digest of everything in the examples that can change a token. With it, the result is stored in
+            the cache, and loaded from there if nothing has changed. None: do not use the cache.
+        progress: Called after each batch, with phase `tokenise` and in rows.
+
+    Returns:
+        The corpus. Its `warnings` report a cache that cannot be used, and a full disk, after which rows are held in
+        memory.
+
+    Raises:
+        HarnessError: As `tokenize_example` does, for the first row that is wrong.
     """
     warnings: list[str] = []
-    entry = (
+    key = (
         None
         if content_digest is None
-        else _cache_key(content_digest, source, template, tokenizer, max_length, warnings)
+        else _cache_key([content_digest, max_length], source, template, tokenizer, warnings)
     )
-    if entry is not None and (found := token_cache.load_cached_tokens(entry, source)) is not None:
+    if key is not None and (cached := token_cache.load_cached_tokens(key, source)) is not None:
         progress("tokenise", len(examples), len(examples), f"{source}, from the cache", "rows")
-        return _to_tokenized_corpus(found, from_cache=True)
-    writer, refused = token_cache.create_cache_writer()
-    prover = MaskVerifier(template, tokenizer)
-    done = 0
+        return TokenizedCorpus.from_token_file(cached, from_cache=True)
+    writer, cache_error = token_cache.create_cache_writer()
+    verifier = MaskVerifier(template, tokenizer)
+    num_done = 0
     for batch, rows in tokenize_batches(examples, template, tokenizer):
-        prover.verify_rows(batch, rows)
-        writer.add_rows(*to_token_file_rows(batch, rows, max_length, done))
-        done += len(batch)
-        progress("tokenise", done, len(examples), source, "rows")
-    facts = {"proven": prover.rows_verified}
-    found = writer.to_token_file(source, facts)
-    if entry is not None:
-        refused = refused or token_cache.save_to_cache(writer, entry, facts)
-        if refused is not None:
-            warnings.append(
-                f"the tokens of {source!r} are not kept for the next run: {token_cache.token_cache_folder()}: {refused}"
-            )
+        verifier.verify_rows(batch, rows)
+        writer.add_rows(*to_token_file_rows(batch, rows, max_length, num_done))
+        num_done += len(batch)
+        progress("tokenise", num_done, len(examples), source, "rows")
+    metadata = {"proven": verifier.rows_verified}
+    token_file = writer.to_token_file(source, metadata)
+    if key is not None:
+        cache_error = cache_error or token_cache.save_to_cache(writer, key, metadata)
+        if cache_error is not None:
+            warnings.append(_not_cached_warning(source, f"{token_cache.token_cache_folder()}: {cache_error}"))
     if writer.write_error is not None and writer.has_rows_in_memory:
-        warnings.append(f"the tokens of {source!r} are held in memory, the disk takes no more: {writer.write_error}")
-    return _to_tokenized_corpus(found, warnings=tuple(warnings))
+        warnings.append(f"the tokens of {source!r} are held in memory, the disk is not writable: {writer.write_error}")
+    return TokenizedCorpus.from_token_file(token_file, warnings=tuple(warnings))
 
 
 def _cache_key(
-    content_digest: str,
+    parts: list[object],
     source: str,
     template: Template,
     tokenizer: PreTrainedTokenizerBase,
-    max_length: int,
     warnings: list[str],
 ) -> str | None:
-    """The cache's key of a corpus; None, with a warning, when the template cannot be told from another one."""
+    """Return the cache key of a corpus; None, with a warning, when the template cannot be fingerprinted."""
     try:
-        about = [content_digest, max_length, tokenization_fingerprint(template, tokenizer)]
+        parts = [*parts, tokenization_fingerprint(template, tokenizer)]
     except NotFingerprintable as error:
-        warnings.append(
-            f"the tokens of {source!r} are not kept for the next run: the template {template_name(template)}: {error}"
-        )
+        warnings.append(_not_cached_warning(source, f"the template {template_name(template)}: {error}"))
         return None
-    return hashlib.sha256(json.dumps(about).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-def _to_tokenized_corpus(
-    token_file: TokenFile, *, from_cache: bool = False, warnings: tuple[str, ...] = ()
-) -> TokenizedCorpus:
-    return TokenizedCorpus(
-        token_file.rows,
-        token_file.example_indices,
-        token_file.tokens_cut,
-        int(token_file.metadata["proven"]),
-        from_cache,
-        warnings,
-    )
-
-
-def _to_encoded_example(example: Example, source: str, masked: MaskedTokens, max_length: int) -> EncodedExample:
-    labels = [-100] * len(masked.ids)
-    for begin, end in masked.trained_spans:
-        labels[begin:end] = masked.ids[begin:end]
-    cut = max(len(masked.ids) - max_length, 0)
-    return EncodedExample(
-        TokenizedExample(example.id, source, tuple(masked.ids[:max_length]), tuple(labels[:max_length])), cut
-    )
+def _not_cached_warning(source: str, reason: str) -> str:
+    return f"the tokens of {source!r} are not cached for the next run: {reason}"
 
 
 BATCH_ROWS, BATCH_CHARACTERS = 512, 500_000
-"""Where a batch of a corpus ends: so many rows, or the row that reaches so many characters. Its tokens take about a
-hundred bytes each until they are written."""
+"""A batch of a corpus ends after this many rows, or with the row that reaches this many characters. Its tokens take
+about a hundred bytes each until they are written."""
 
 TOKENIZER_THREADS, MAX_PENDING_BATCHES = 2, 3
-"""Batches that are tokenised at once (one waits for Python while the tokenizer works on the other), and begun early."""
+"""Batches tokenized at once (one waits for Python while the tokenizer works on the other), and batches queued."""
 
 
 def tokenize_batches(
     examples: Iterable[Example], template: Template, tokenizer: PreTrainedTokenizerBase
 ) -> Iterator[tuple[list[Example], list[MaskedTokens]]]:
-    """The examples, batch by batch, with their whole rows; those before a bad one come before its error."""
-    own = special_token_guard(tokenizer)
-    own.reset_backend()
-    _ = own.byte_widths  # found here, before the threads ask for it
-    waiting: deque[tuple[list[Example], list[Rendering], Future[list[Encoding]]]] = deque()
+    """Yield the examples batch by batch with their untruncated rows, tokenized in worker threads.
+
+    Raises:
+        HarnessError: As `tokenize_example` does, after all rows before the wrong one have been yielded.
+    """
+    guard = special_token_guard(tokenizer)
+    guard.reset_backend()
+    _ = guard.byte_widths  # cached here, before threads read it
+    pending: deque[tuple[list[Example], list[Rendering], Future[list[Encoding]]]] = deque()
     failure: HarnessError | None = None
 
-    def first() -> tuple[list[Example], list[MaskedTokens]]:
-        batch, renderings, encodings = waiting.popleft()
+    def mask_oldest() -> tuple[list[Example], list[MaskedTokens]]:
+        batch, renderings, encodings = pending.popleft()
         return batch, mask_encodings(batch, renderings, encodings.result(), template, tokenizer)
 
     with ThreadPoolExecutor(TOKENIZER_THREADS, "tokenise") as pool:
@@ -230,30 +259,29 @@ def tokenize_batches(
                     renderings.append(render_training_text(example, template, tokenizer))
             except HarnessError as error:
                 failure = error
-            waiting.append(
-                (batch[: len(renderings)], renderings, pool.submit(encode_renderings, renderings, tokenizer))
-            )
+            encodings = pool.submit(encode_renderings, renderings, tokenizer)
+            pending.append((batch[: len(renderings)], renderings, encodings))
             if failure is not None:
                 break
-            if len(waiting) > MAX_PENDING_BATCHES:
-                yield first()
-        while waiting:
-            yield first()
+            if len(pending) > MAX_PENDING_BATCHES:
+                yield mask_oldest()
+        while pending:
+            yield mask_oldest()
     if failure is not None:
         raise failure
 
 
 def batch_examples(examples: Iterable[Example]) -> Iterator[list[Example]]:
-    """The examples, as many at a time as `ROWS` and `CHARACTERS` say."""
+    """Yield the examples in batches of `BATCH_ROWS` rows or `BATCH_CHARACTERS` characters."""
     batch: list[Example] = []
-    size = 0
+    num_characters = 0
     for example in examples:
         batch.append(example)
         for message in example.messages:
-            size += len(message.content) + len(message.input or "")
-        if len(batch) == BATCH_ROWS or size >= BATCH_CHARACTERS:
+            num_characters += len(message.content) + len(message.input or "")
+        if len(batch) == BATCH_ROWS or num_characters >= BATCH_CHARACTERS:
             yield batch
-            batch, size = [], 0
+            batch, num_characters = [], 0
     if batch:
         yield batch
 
@@ -261,28 +289,37 @@ def batch_examples(examples: Iterable[Example]) -> Iterator[list[Example]]:
 def to_token_file_rows(
     examples: Sequence[Example], rows: Sequence[MaskedTokens], max_length: int, first_index: int
 ) -> tuple[NDArray[np.int32], dict[str, list[int]]]:
-    """What `Writer.add` takes, of the rows that have a trained token left. first: index of the first example."""
-    facts: dict[str, list[int]] = {name: [] for name in ("ids", "kept", "lengths", "loss_tokens", "cut")}
-    parts: list[list[int]] = []
-    runs: list[TokenSpan] = []
-    place = 0
+    """Truncate rows, drop those without a trained token, and return the arguments of `TokenFileWriter.add_rows`.
+
+    Args:
+        examples: The examples of the batch.
+        rows: Their untruncated tokens.
+        max_length: Maximum number of tokens of a row.
+        first_index: The index of the first example in the corpus.
+    """
+    columns: dict[str, list[int]] = {name: [] for name in COLUMN_DTYPES}
+    pieces: list[list[int]] = []
+    trained_spans: list[Interval] = []
+    offset = 0
     for index, (example, row) in enumerate(zip(examples, rows, strict=True), first_index):
-        whole = len(row.ids)
-        length = min(whole, max_length)
-        # The first token of a row is predicted from nothing, so it never counts.
-        loss = sum(max(min(end, length) - max(begin, 1), 0) for begin, end in row.trained_spans)
-        if not loss:
+        full_length = len(row.ids)
+        length = min(full_length, max_length)
+        # The first token of a row is never predicted, so it is not a loss token.
+        loss_tokens = sum(max(min(end, length) - max(begin, 1), 0) for begin, end in row.trained_spans)
+        if not loss_tokens:
             continue
-        facts["ids"].append(int(example.id, 16))
-        facts["kept"].append(index)
-        facts["lengths"].append(length)
-        facts["loss_tokens"].append(loss)
-        facts["cut"].append(whole - length)
-        parts.append(row.ids if length == whole else row.ids[:length])
-        runs += [(place + begin, place + min(end, length)) for begin, end in row.trained_spans if begin < length]
-        place += length
-    flat = np.fromiter(chain.from_iterable(parts), np.int32, place)
-    folded = ~flat
-    for begin, end in runs:
-        folded[begin:end] = flat[begin:end]
-    return folded, facts
+        columns["ids"].append(int(example.id, 16))
+        columns["example_indices"].append(index)
+        columns["lengths"].append(length)
+        columns["loss_tokens"].append(loss_tokens)
+        columns["tokens_cut"].append(full_length - length)
+        pieces.append(row.ids if length == full_length else row.ids[:length])
+        trained_spans += [
+            (offset + begin, offset + min(end, length)) for begin, end in row.trained_spans if begin < length
+        ]
+        offset += length
+    tokens = np.fromiter(chain.from_iterable(pieces), np.int32, offset)
+    stored = ~tokens
+    for begin, end in trained_spans:
+        stored[begin:end] = tokens[begin:end]
+    return stored, columns

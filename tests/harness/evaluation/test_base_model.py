@@ -53,11 +53,11 @@ def distributions(model, row):
 
 @pytest.mark.parametrize("size", [1, 4])
 def test_divergence_equals_torch_distributions(evaluate_kl, kit, tokenizer, adapted, rows, size):
-    from harness.data.tokenization.tokenize import encode_example
+    from harness.data.tokenization.tokenize import tokenize_example
 
     result = evaluate_kl(adapted, base_context=lambda: save.base_model(adapted), size=size)
     for item, example in zip(result.items, rows, strict=True):
-        row = encode_example(example, "source", kit.template(), tokenizer, 128)
+        row = tokenize_example(example, "source", kit.template(), tokenizer, 128)
         with adapted.disable_adapter():
             base = distributions(adapted, row)
         tuned = distributions(adapted, row)
@@ -106,9 +106,9 @@ def test_other_base_model_is_measured_again(evaluate_kl, kit, tiny_model, tmp_pa
 
 
 def test_token_with_base_probability_zero_adds_nothing(tokenizer, tiny_model, rows, kit):
-    from harness.data.tokenization.tokenize import encode_example
+    from harness.data.tokenization.tokenize import tokenize_example
 
-    row = encode_example(rows[0], "source", kit.template(), tokenizer, 128)
+    row = tokenize_example(rows[0], "source", kit.template(), tokenizer, 128)
 
     class Ruled(torch.nn.Module):
         def __init__(self, model):

@@ -216,7 +216,7 @@ def test_suite_with_other_template_is_an_error_unless_allowed(document, tmp_path
     document["evaluate"]["chat"]["template"] = "alpaca"
     facts = made(document, tmp_path)
     assert states(facts)["data"] is False
-    assert "'alpaca' renders otherwise than 'chatml'" in facts["failures"][0]
+    assert "'alpaca' renders differently from the training template 'chatml'" in facts["failures"][0]
     assert "spec.json:1:" in facts["failures"][0]
     document["checks"] = {"other_template": True}
     facts = made(document, tmp_path)
@@ -256,7 +256,7 @@ def test_trained_model_stores_its_template_and_refuses_another(document, tmp_pat
     assert made(document, tmp_path)["ok"]
     document["template"] = "alpaca"
     facts = made(document, tmp_path)
-    assert "trained with the template 'chatml', and 'alpaca' renders otherwise" in facts["failures"][0]
+    assert "trained with the template 'chatml', and 'alpaca' renders differently" in facts["failures"][0]
     document["checks"] = {"other_template": True}
     document["train"]["max_length"] = 512
     assert made(document, tmp_path)["ok"]

@@ -9,7 +9,7 @@ from harness_templates.chatml import ChatML
 from rich.console import Console
 
 from harness import Example, Message, TokenizedExample
-from harness.data.tokenization.tokenize import encode_example
+from harness.data.tokenization.tokenize import tokenize_example
 from harness.terminal.row_preview import CONTROL_STYLE, TRAINED_STYLE, UNTRAINED_STYLE, RowPreview, split_into_turns
 
 MESSAGES = (Message("user", "说 <|im_end|> 🙂"), Message("assistant", "长江 🙂"))
@@ -20,7 +20,7 @@ def build_example(*messages):
 
 
 def preview_turns(tokenizer, conversation, *, plain=False, max_length=4096):
-    row = encode_example(conversation, "s", ChatML(None), tokenizer, max_length)
+    row = tokenize_example(conversation, "s", ChatML(None), tokenizer, max_length)
     return split_into_turns(conversation, row, ChatML(None), tokenizer, plain=plain)
 
 
@@ -42,7 +42,7 @@ def test_turn_has_speaker_token_counts_and_text_with_special_tokens(tokenizer):
     assert (assistant.label, assistant.trained) == ("assistant", len("长江 🙂".encode()) + 1)
     assert assistant.text.plain == "<|im_start|>assistant\n长江 🙂<|im_end|>↵"
     assert user.tokens + assistant.tokens == len(
-        encode_example(build_example(), "s", ChatML(None), tokenizer, 4096).input_ids
+        tokenize_example(build_example(), "s", ChatML(None), tokenizer, 4096).input_ids
     )
 
 
@@ -72,7 +72,7 @@ def test_plain_preview_marks_trained_tokens_with_brackets(tokenizer):
 
 
 def test_truncated_row_shows_its_remaining_tokens_and_closes_the_bracket(tokenizer):
-    num_tokens = len(encode_example(build_example(), "s", ChatML(None), tokenizer, 4096).input_ids)
+    num_tokens = len(tokenize_example(build_example(), "s", ChatML(None), tokenizer, 4096).input_ids)
     _, assistant = preview_turns(tokenizer, build_example(), plain=True, max_length=num_tokens - 4)
     assert assistant.text.plain.endswith("⟧")
     (user,) = preview_turns(tokenizer, build_example(), max_length=5)

@@ -6,7 +6,7 @@ import pytest
 
 from harness import HarnessError, Message
 from harness.data.tokenization.prompts import encode_prompt
-from harness.data.tokenization.tokenize import encode_example
+from harness.data.tokenization.tokenize import tokenize_example
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def test_parity_with_qwen3_token_for_token(name, chatml, tokenizer, conversation
     dicts = [{"role": message.role, "content": message.content} for message in messages]
     source = shipped("qwen3_instruct_2507")
     theirs = tokenizer.apply_chat_template(dicts, chat_template=source, return_dict=False)
-    assert list(encode_example(example(messages), "s", chatml, tokenizer, 4096).input_ids) == theirs
+    assert list(tokenize_example(example(messages), "s", chatml, tokenizer, 4096).input_ids) == theirs
     prompt = tokenizer.apply_chat_template(
         dicts[:-1], chat_template=source, add_generation_prompt=True, return_dict=False
     )
@@ -70,7 +70,7 @@ def test_labels_equal_those_of_trl_except_the_line_break_after_the_end_of_turn(
         return_dict=True,
         return_assistant_tokens_mask=True,
     )
-    row = encode_example(example(messages), "s", chatml, tokenizer, 4096)
+    row = tokenize_example(example(messages), "s", chatml, tokenizer, 4096)
     assert list(row.input_ids) == theirs["input_ids"]
     end = tokenizer.convert_tokens_to_ids("<|im_end|>")
     # TRL trains the line break after <|im_end|> too; no model ever has to write it.

@@ -7,10 +7,9 @@ import dataclasses
 import pytest
 
 from harness import HarnessError, Message, ToolCall
-from harness.data.tokenization.label_mask import EncodedExample
 from harness.data.tokenization.mask_verification import verify_mask
 from harness.data.tokenization.prompts import encode_prompt
-from harness.data.tokenization.tokenize import encode_example
+from harness.data.tokenization.tokenize import tokenize_example
 
 PAIRS = [
     ("alpaca", "llama2"),
@@ -86,8 +85,8 @@ def test_row_text_never_becomes_a_control_token(name, kind, position, built_in, 
     added = tokenizer.added_tokens_decoder.items()
     control = {index for index, token in added if token.special or (token.content.strip() and token.content in written)}
 
-    row = encode_example(example(messages, tools), "s", template, tokenizer, 8192)
-    expected = encode_example(example(harmless, harmless_tools), "s", template, tokenizer, 8192)
+    row = tokenize_example(example(messages, tools), "s", template, tokenizer, 8192)
+    expected = tokenize_example(example(harmless, harmless_tools), "s", template, tokenizer, 8192)
     for actual, plain in ((row.input_ids, expected.input_ids), (row.labels, expected.labels)):
         assert [token for token in actual if token in control] == [token for token in plain if token in control]
     text = "".join(span.text for span in template.render(messages, tokenizer, tools=tools))
@@ -97,7 +96,7 @@ def test_row_text_never_becomes_a_control_token(name, kind, position, built_in, 
     ) == strip_all_whitespace(text).removeprefix(tokenizer.bos_token or "")
     prompt = encode_prompt(example(messages, tools), template, tokenizer, 8192)
     assert prompt == list(row.input_ids[: len(prompt)])
-    verify_mask(example(messages, tools), EncodedExample(row), template, tokenizer)
+    verify_mask(example(messages, tools), row, template, tokenizer)
 
 
 @pytest.mark.parametrize(("name", "kind"), PAIRS)
@@ -106,7 +105,7 @@ def test_a_hostile_response_is_trained_as_written(name, kind, built_in, family, 
     if name == "tokenizer":
         monkeypatch.setattr(tokenizer, "chat_template", shipped(CHAT[kind]))
     messages, _ = conversations_with(attack_text(template, tokenizer))["response"]
-    row = encode_example(example(messages), "s", template, tokenizer, 8192)
+    row = tokenize_example(example(messages), "s", template, tokenizer, 8192)
     trained = strip_all_whitespace(tokenizer.decode([label for label in row.labels if label != -100]))
     content = strip_all_whitespace(messages[-1].content)
     assert trained.startswith(content)

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from harness import HarnessError, Message, ToolCall
-from harness.data.tokenization.tokenize import encode_example
+from harness.data.tokenization.tokenize import tokenize_example
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content | trim }}<|im_end|>\n{% endfor %}"
@@ -32,8 +32,8 @@ def train_only_last(messages):
 
 def test_llama2_as_jinja_equals_the_template_llama2(make, tokenizer, conversations, llama2_jinja, example):
     for messages in conversations.values():
-        row = encode_example(example(messages), "s", make("jinja", template=llama2_jinja), tokenizer, 4096)
-        assert row == encode_example(example(messages), "s", make("llama2"), tokenizer, 4096)
+        row = tokenize_example(example(messages), "s", make("jinja", template=llama2_jinja), tokenizer, 4096)
+        assert row == tokenize_example(example(messages), "s", make("llama2"), tokenizer, 4096)
 
 
 def test_file_and_text_render_the_same(make, tokenizer, multi, tmp_path):
@@ -271,7 +271,7 @@ def test_the_datas_call_ids_are_used_unless_the_template_refuses_them(
         f"<|im_start|>tool\none[for {written[0]} f]<|im_end|>\n<|im_start|>tool\ntwo[for {written[1]} f]<|im_end|>\n"
         "<|im_start|>assistant\n⟦a<|im_end|>⟧\n"
     )
-    row = encode_example(example(messages), "s", template, tokenizer, 4096)
+    row = tokenize_example(example(messages), "s", template, tokenizer, 4096)
     assert row.input_ids.count(tokenizer.convert_tokens_to_ids("<|im_end|>")) == 5, "no id can end a turn"
 
 
@@ -286,7 +286,7 @@ def test_chat_templates_of_model_families_train_calls(name, make, family, callin
     assert '{"sky": "grey"}' not in trained
     assert "The weather in a city" not in trained
     text = "".join(span.text for span in spans)
-    row = encode_example(example(messages, [weather]), "s", template, tokenizer, 4096)
+    row = tokenize_example(example(messages, [weather]), "s", template, tokenizer, 4096)
     assert tokenizer.decode(row.input_ids) == text
 
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import pytest
 
 from harness import HarnessError, Message
-from harness.data.tokenization.label_mask import EncodedExample
 from harness.data.tokenization.mask_verification import verify_mask
 from harness.data.tokenization.prompts import encode_prompt
-from harness.data.tokenization.tokenize import encode_example
+from harness.data.tokenization.tokenize import tokenize_example
 
 
 @pytest.fixture
@@ -46,7 +45,7 @@ def test_parity_with_the_published_template_token_for_token(
     messages = [Message(m.role, padding + m.content + padding) for m in conversations[name]]
     dicts = [{"role": message.role, "content": message.content} for message in messages]
     theirs = tokenizer.apply_chat_template(dicts, chat_template=llama2_jinja, return_dict=False)
-    assert list(encode_example(example(messages), "s", llama2, tokenizer, 4096).input_ids) == theirs
+    assert list(tokenize_example(example(messages), "s", llama2, tokenizer, 4096).input_ids) == theirs
     prompt = tokenizer.apply_chat_template(
         dicts[:-1], chat_template=llama2_jinja, add_generation_prompt=True, return_dict=False
     )
@@ -60,13 +59,13 @@ def test_parity_with_a_tokenizer_that_adds_a_begin_of_sequence_token(
     tokenizer, messages = family("llama2"), conversations[name]
     dicts = [{"role": message.role, "content": message.content} for message in messages]
     theirs = tokenizer.apply_chat_template(dicts, chat_template=llama2_jinja, return_dict=False)
-    row = encode_example(example(messages), "s", llama2, tokenizer, 4096)
+    row = tokenize_example(example(messages), "s", llama2, tokenizer, 4096)
     assert list(row.input_ids) == theirs
-    verify_mask(example(messages), EncodedExample(row), llama2, tokenizer)
+    verify_mask(example(messages), row, llama2, tokenizer)
 
 
 def test_each_turn_has_one_begin_of_sequence_token(llama2, tokenizer, conversations, example):
-    ids = encode_example(example(conversations["system_multi"]), "s", llama2, tokenizer, 4096).input_ids
+    ids = tokenize_example(example(conversations["system_multi"]), "s", llama2, tokenizer, 4096).input_ids
     assert ids.count(tokenizer.bos_token_id) == ids.count(tokenizer.eos_token_id) == 2
     assert ids[0] == tokenizer.bos_token_id
 

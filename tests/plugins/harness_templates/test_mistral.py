@@ -11,10 +11,9 @@ import dataclasses
 import pytest
 
 from harness import HarnessError, Message, ToolCall
-from harness.data.tokenization.label_mask import EncodedExample
 from harness.data.tokenization.mask_verification import verify_mask
 from harness.data.tokenization.prompts import encode_prompt
-from harness.data.tokenization.tokenize import encode_example
+from harness.data.tokenization.tokenize import tokenize_example
 
 SYSTEM, USER, ANSWER = (
     Message("system", "Be brief."),
@@ -90,7 +89,7 @@ def test_parity_with_the_published_reference_token_for_token(name, version, make
     prompt = text if version == "v3" else without_marker_spaces(text)
     full_text = f"{prompt}{' ' if version == 'v3' else ''}The Oder.</s>"
     expected_example = example(train_only_last((*messages, Message("assistant", "The Oder."))), tools)
-    row = encode_example(expected_example, "s", template, tokenizer, 4096)
+    row = tokenize_example(expected_example, "s", template, tokenizer, 4096)
     assert list(row.input_ids) == tokenizer(full_text, add_special_tokens=False).input_ids
     assert encode_prompt(expected_example, template, tokenizer, 4096) == list(row.input_ids[: row.labels.count(-100)])
     assert (
@@ -98,7 +97,7 @@ def test_parity_with_the_published_reference_token_for_token(name, version, make
         == prompt
     )
     assert tokenizer.decode([label for label in row.labels if label != -100]).strip() == "The Oder.</s>"
-    verify_mask(expected_example, EncodedExample(row), template, tokenizer)
+    verify_mask(expected_example, row, template, tokenizer)
 
 
 DATA_IDS = ("aB3dE6gH9", "kL2mN5pQ8")
@@ -129,10 +128,10 @@ def test_parity_with_the_published_reference_with_the_datas_own_ids(name, versio
     expected_example = example(
         train_only_last((*with_ids(messages, DATA_IDS), Message("assistant", "The Oder."))), tools
     )
-    row = encode_example(expected_example, "s", template, tokenizer, 4096)
+    row = tokenize_example(expected_example, "s", template, tokenizer, 4096)
     full_text = f"{prompt}{' ' if version == 'v3' else ''}The Oder.</s>"
     assert list(row.input_ids) == tokenizer(full_text, add_special_tokens=False).input_ids
-    verify_mask(expected_example, EncodedExample(row), template, tokenizer)
+    verify_mask(expected_example, row, template, tokenizer)
 
 
 @pytest.mark.parametrize(
@@ -177,7 +176,7 @@ def test_system_turn_last_forbids_training_earlier_responses_and_first_does_not(
     expected_example = example(messages, tools)
     verify_mask(
         expected_example,
-        EncodedExample(encode_example(expected_example, "s", first, tokenizer, 4096)),
+        tokenize_example(expected_example, "s", first, tokenizer, 4096),
         first,
         tokenizer,
     )

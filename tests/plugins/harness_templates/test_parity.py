@@ -7,10 +7,9 @@ import json
 import pytest
 
 from harness import Message
-from harness.data.tokenization.label_mask import EncodedExample
 from harness.data.tokenization.mask_verification import verify_mask
 from harness.data.tokenization.prompts import encode_prompt
-from harness.data.tokenization.tokenize import encode_example
+from harness.data.tokenization.tokenize import tokenize_example
 
 SHAPES = ["single", "multi", "system", "system_multi"]
 PLAIN = [
@@ -46,9 +45,9 @@ def test_parity_token_for_token(
     # A padded system message is stripped by some and not by others; each format does as its family does.
     messages = [Message(m.role, padding + m.content + padding) for m in conversations[shape]]
     theirs = published_tokens(tokenizer, as_dicts(messages), shipped(source))
-    row = encode_example(example(messages), "s", template, tokenizer, 4096)
+    row = tokenize_example(example(messages), "s", template, tokenizer, 4096)
     assert list(row.input_ids) == theirs
-    verify_mask(example(messages), EncodedExample(row), template, tokenizer)
+    verify_mask(example(messages), row, template, tokenizer)
 
     prompt = published_tokens(tokenizer, as_dicts(messages[:-1]), shipped(source), add_generation_prompt=True)
     if source == "deepseekv3":  # TRL's file is that of a model that reasons; DeepSeek-V3's prompt ends at its header
@@ -79,9 +78,9 @@ def test_parity_with_tools_token_for_token(
     dicts = as_dicts(messages, json=write)
     wrapped = [{"type": "function", "function": tool} for tool in declared_tools] or None
     theirs = published_tokens(tokenizer, dicts, shipped(source), tools=wrapped)
-    row = encode_example(example(messages, declared_tools), "s", template, tokenizer, 4096)
+    row = tokenize_example(example(messages, declared_tools), "s", template, tokenizer, 4096)
     assert list(row.input_ids) == theirs
-    verify_mask(example(messages, declared_tools), EncodedExample(row), template, tokenizer)
+    verify_mask(example(messages, declared_tools), row, template, tokenizer)
     prompt = published_tokens(tokenizer, dicts[:-1], shipped(source), tools=wrapped, add_generation_prompt=True)
     assert encode_prompt(example(messages, declared_tools), template, tokenizer, 4096) == prompt
     before = len(messages) - 3  # up to the message that calls
@@ -111,7 +110,7 @@ def test_the_mask_equals_that_of_trl_except_text_that_no_model_writes(
     theirs = tokenizer.apply_chat_template(
         as_dicts(messages), chat_template=shipped(source), return_dict=True, return_assistant_tokens_mask=True
     )
-    row = encode_example(example(messages), "s", template, tokenizer, 4096)
+    row = tokenize_example(example(messages), "s", template, tokenizer, 4096)
     assert list(row.input_ids) == theirs["input_ids"]
     pairs = list(zip(row.input_ids, row.labels, theirs["assistant_masks"], strict=True))
     only_theirs = [token for token, label, mask in pairs if mask and label == -100]
@@ -126,5 +125,5 @@ BEGUN = ["llama3", "gemma", "deepseek", "mistral", "vicuna", "zephyr", "alpaca",
 def test_there_is_one_begin_of_sequence_token_if_the_tokenizer_adds_one(name, make, family, conversations, example):
     tokenizer = family(name if name in ("llama3", "gemma", "deepseek", "mistral") else "llama2")
     assert tokenizer("a").input_ids[0] == tokenizer.bos_token_id
-    ids = encode_example(example(conversations["multi"]), "s", make(name), tokenizer, 4096).input_ids
+    ids = tokenize_example(example(conversations["multi"]), "s", make(name), tokenizer, 4096).input_ids
     assert [index for index, token in enumerate(ids) if token == tokenizer.bos_token_id] == [0]

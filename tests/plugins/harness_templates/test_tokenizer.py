@@ -8,14 +8,14 @@ import pytest
 
 from harness import HarnessError, Message
 from harness.data.tokenization.prompts import encode_prompt
-from harness.data.tokenization.tokenize import encode_example
+from harness.data.tokenization.tokenize import tokenize_example
 
 
 @pytest.mark.parametrize("name", ["single", "multi", "system", "system_multi"])
 def test_a_chatml_tokenizer_gives_the_same_rows_as_chatml(name, make, tokenizer, conversations, example):
     tokenizer_template, chatml = make("tokenizer"), make("chatml")
-    row = encode_example(example(conversations[name]), "s", tokenizer_template, tokenizer, 4096)
-    assert row == encode_example(example(conversations[name]), "s", chatml, tokenizer, 4096)
+    row = tokenize_example(example(conversations[name]), "s", tokenizer_template, tokenizer, 4096)
+    assert row == tokenize_example(example(conversations[name]), "s", chatml, tokenizer, 4096)
     prompts = [encode_prompt(example(conversations[name]), t, tokenizer, 4096) for t in (tokenizer_template, chatml)]
     assert prompts[0] == prompts[1] == list(row.input_ids[: len(prompts[0])])
 

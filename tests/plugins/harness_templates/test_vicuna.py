@@ -7,10 +7,9 @@ import dataclasses
 import pytest
 
 from harness import HarnessError, Message
-from harness.data.tokenization.label_mask import EncodedExample
 from harness.data.tokenization.mask_verification import verify_mask
 from harness.data.tokenization.prompts import encode_prompt
-from harness.data.tokenization.tokenize import encode_example
+from harness.data.tokenization.tokenize import tokenize_example
 
 PREFACE = (
     "A chat between a curious user and an artificial intelligence assistant. "
@@ -35,12 +34,12 @@ def test_parity_with_the_published_example_token_for_token(system, turns, vicuna
     messages = (*([Message("system", system)] if system else []), *EXAMPLE[: 2 * turns])
     full_text = f"{system or PREFACE} USER: Hello! ASSISTANT: Hello!</s>"
     full_text += "USER: How are you? ASSISTANT: I am good.</s>" if turns == 2 else ""
-    row = encode_example(example(messages), "s", vicuna, tokenizer, 4096)
+    row = tokenize_example(example(messages), "s", vicuna, tokenizer, 4096)
     assert list(row.input_ids) == tokenizer("<s>" + full_text, add_special_tokens=False).input_ids
     prompt = encode_prompt(example(messages), vicuna, tokenizer, 4096)
     up_to_response = full_text[: full_text.rindex("ASSISTANT:") + len("ASSISTANT:")]
     assert prompt == tokenizer("<s>" + up_to_response, add_special_tokens=False).input_ids
-    verify_mask(example(messages), EncodedExample(row), vicuna, tokenizer)
+    verify_mask(example(messages), row, vicuna, tokenizer)
 
 
 def test_the_space_belongs_to_the_answer(vicuna, tokenizer, marked):

@@ -5,10 +5,9 @@ from __future__ import annotations
 import pytest
 
 from harness import HarnessError, Message
-from harness.data.tokenization.label_mask import EncodedExample
 from harness.data.tokenization.mask_verification import verify_mask
 from harness.data.tokenization.prompts import encode_prompt
-from harness.data.tokenization.tokenize import encode_example
+from harness.data.tokenization.tokenize import tokenize_example
 
 
 @pytest.fixture
@@ -25,14 +24,14 @@ def tokenizer(family):
 def test_parity_with_the_published_description_token_for_token(name, zephyr, tokenizer, conversations, example):
     messages = conversations[name]
     text = "".join(f"<|{message.role}|>\n{message.content}</s>\n" for message in messages)
-    row = encode_example(example(messages), "s", zephyr, tokenizer, 4096)
+    row = tokenize_example(example(messages), "s", zephyr, tokenizer, 4096)
     # The description has no BOS; this tokenizer puts one first by itself.
     assert list(row.input_ids) == tokenizer("<s>" + text, add_special_tokens=False).input_ids
     prompt = encode_prompt(example(messages), zephyr, tokenizer, 4096)
     before = text[: text.rindex("<|assistant|>\n") + len("<|assistant|>\n")]
     assert "".join(span.text for span in zephyr.render(messages[:-1], tokenizer, add_generation_prompt=True)) == before
     assert prompt == list(row.input_ids[: len(prompt)])
-    verify_mask(example(messages), EncodedExample(row), zephyr, tokenizer)
+    verify_mask(example(messages), row, zephyr, tokenizer)
 
 
 def test_response_and_end_of_sequence_are_trained(zephyr, tokenizer, multi, marked):

@@ -1,4 +1,4 @@
-"""Another template than that of training is an error, at evaluation and when training goes on."""
+"""A template that differs from the training template is an error in evaluation and in continued training."""
 
 from __future__ import annotations
 
@@ -33,49 +33,49 @@ PLAN = Plan(
 )
 
 
-def found(tokenizer, other=None, folder=None, template=None):
+def mismatches(tokenizer, other=None, folder=None, template=None):
     where = ".".join
     return list(
         template_mismatches(PLAN, template or ChatML(None), {"other": other or ChatML(None)}, tokenizer, folder, where)
     )
 
 
-def test_a_suites_template_that_renders_alike_is_no_other_whatever_its_name(tokenizer):
-    assert found(tokenizer, ChatML(None)) == []
+def test_suite_template_that_renders_alike_is_accepted(tokenizer):
+    assert mismatches(tokenizer, ChatML(None)) == []
 
 
-def test_a_suites_template_that_renders_otherwise_is_an_error_at_its_key(tokenizer):
-    (error,) = found(tokenizer, Alpaca())
+def test_suite_template_that_renders_differently_is_an_error_at_its_key(tokenizer):
+    (error,) = mismatches(tokenizer, Alpaca())
     assert error.where == "evaluate.other.template"
-    assert "'alpaca' renders otherwise than 'chatml'" in error.what
+    assert "'alpaca' renders differently from the training template 'chatml'" in error.what
     assert '"checks": {"other_template": true}' in error.hint
 
 
-def test_a_model_that_was_trained_with_the_same_template_goes_on(tokenizer, tmp_path):
+def test_model_trained_with_the_same_template_is_accepted(tokenizer, tmp_path):
     save_template_fingerprint(tmp_path, PLAN, template_fingerprint(ChatML(None), tokenizer))
     assert load_template_fingerprint(tmp_path) == ("chatml", template_fingerprint(ChatML(None), tokenizer))
-    assert found(tokenizer, folder=tmp_path) == []
+    assert mismatches(tokenizer, folder=tmp_path) == []
 
 
-def test_a_model_that_was_trained_with_another_template_is_an_error(tokenizer, tmp_path):
+def test_model_trained_with_another_template_is_an_error(tokenizer, tmp_path):
     save_template_fingerprint(tmp_path, PLAN, template_fingerprint(Alpaca(), tokenizer))
-    (error,) = found(tokenizer, folder=tmp_path)
+    (error,) = mismatches(tokenizer, folder=tmp_path)
     assert error.where == "template"
-    assert "trained with the template 'chatml', and this spec's 'chatml' renders otherwise" in error.what
+    assert "trained with the template 'chatml', and this spec's 'chatml' renders differently" in error.what
     save_template_fingerprint(
         tmp_path, dataclasses.replace(PLAN, template=("alpaca", {})), template_fingerprint(Alpaca(), tokenizer)
     )
-    (error,) = found(tokenizer, folder=tmp_path)
-    assert "trained with the template 'alpaca', and 'chatml' renders otherwise" in error.what
+    (error,) = mismatches(tokenizer, folder=tmp_path)
+    assert "trained with the template 'alpaca', and 'chatml' renders differently" in error.what
 
 
-def test_a_model_without_a_record_says_nothing(tokenizer, tmp_path):
+def test_model_without_a_record_is_accepted(tokenizer, tmp_path):
     assert load_template_fingerprint(tmp_path) is None
-    assert found(tokenizer, folder=tmp_path) == []
+    assert mismatches(tokenizer, folder=tmp_path) == []
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"template": {}}', '{"template": {"chatml": {}}}', "null"])
-def test_a_record_that_cannot_be_read_is_an_error(tmp_path, text):
+def test_unreadable_record_is_an_error(tmp_path, text):
     (tmp_path / TEMPLATE_FILE).write_text(text)
     with pytest.raises(HarnessError, match="cannot be read"):
         load_template_fingerprint(tmp_path)

@@ -1,4 +1,4 @@
-"""The proof of every row: right masks of every kind of tokenizer pass, cheaply, and a wrong one anywhere is found."""
+"""Verification of a corpus: correct masks of every tokenizer pass cheaply, and a wrong mask anywhere is found."""
 
 from __future__ import annotations
 
@@ -14,89 +14,105 @@ from harness.data.tokenization import mask_verification
 from harness.data.tokenization.label_mask import MaskedTokens, tokenize_and_mask
 from harness.data.tokenization.mask_verification import MaskVerifier
 
-LONG = 80
-many = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+NUM_ROWS = 80
+hypothesis_settings = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
-def corpus(count=LONG):
+def build_corpus(count=NUM_ROWS):
     return [
-        tokenization_cases.row(f"Question {n}?", f"Answer {n}.", f"More {n}?", f"Well, {n}.", number=n)
+        tokenization_cases.build_conversation(f"Question {n}?", f"Answer {n}.", f"More {n}?", f"Well, {n}.", number=n)
         for n in range(1, count + 1)
     ]
 
 
-def proven(examples, template, tokenizer, change=lambda example, row: row):
-    prover = MaskVerifier(template, tokenizer)
+def verify(examples, template, tokenizer, change=lambda example, row: row):
+    verifier = MaskVerifier(template, tokenizer)
     rows = [change(example, tokenize_and_mask(example, template, tokenizer)) for example in examples]
-    prover.verify_rows(examples[:8], rows[:8])
-    prover.verify_rows(examples[8:], rows[8:])
-    assert prover.rows_verified == len(examples)
-    return prover
+    verifier.verify_rows(examples[:8], rows[:8])
+    verifier.verify_rows(examples[8:], rows[8:])
+    assert verifier.rows_verified == len(examples)
+    return verifier
 
 
 @pytest.mark.parametrize(
     "template", [tokenization_cases.Turns(), tokenization_cases.Speakers()], ids=lambda template: template.name
 )
-@pytest.mark.parametrize("kind", sorted(tokenization_cases.KINDS))
-def test_rows_alike_are_proven_without_rendering_their_prompts(kind, template):
-    # Speakers' names are shorter than what is compared of the tokens before a response, where no control token ends it.
-    assert proven(corpus(), template, tokenization_cases.BUILT[kind]).rows_fully_checked <= (
+@pytest.mark.parametrize("tokenizer_name", sorted(tokenization_cases.TOKENIZER_FACTORIES))
+def test_similar_rows_need_no_full_check(tokenizer_name, template):
+    # Speakers' names are shorter than the compared context, where no control token ends it.
+    assert verify(build_corpus(), template, tokenization_cases.TOKENIZERS[tokenizer_name]).rows_fully_checked <= (
         4 if template.name == "turns" else 40
     )
 
 
-@pytest.mark.parametrize("kind", sorted(tokenization_cases.KINDS))
-@many
+@pytest.mark.parametrize("tokenizer_name", sorted(tokenization_cases.TOKENIZER_FACTORIES))
+@hypothesis_settings
 @given(data=st.data())
-def test_right_masks_pass_whatever_white_space_and_characters_they_hold(kind, data):
-    tokenizer, template = tokenization_cases.BUILT[kind], tokenization_cases.Turns()
+def test_correct_masks_pass_for_any_characters(tokenizer_name, data):
+    tokenizer, template = tokenization_cases.TOKENIZERS[tokenizer_name], tokenization_cases.Turns()
     examples = data.draw(
         st.lists(
             tokenization_cases.conversations(
-                tokenization_cases.hostile if kind == "byte_level" else tokenization_cases.harmless
+                tokenization_cases.hostile_texts
+                if tokenizer_name == "byte_level"
+                else tokenization_cases.harmless_texts
             ),
             min_size=1,
         )
     )
-    assert proven(examples, template, tokenizer).rows_verified == len(examples)
+    assert verify(examples, template, tokenizer).rows_verified == len(examples)
 
 
-def test_rows_with_white_space_at_their_ends_are_alike_in_byte_level_tokens():
-    examples = [tokenization_cases.row(f" Question {n}? ", f"\n Answer {n}.\n\n", number=n) for n in range(1, LONG)]
+def test_rows_with_outer_white_space_need_no_full_check_in_byte_level_tokens():
+    examples = [
+        tokenization_cases.build_conversation(f" Question {n}? ", f"\n Answer {n}.\n\n", number=n)
+        for n in range(1, NUM_ROWS)
+    ]
     assert (
-        proven(
-            [*corpus(8), *examples], tokenization_cases.Turns(), tokenization_cases.BUILT["byte_level"]
+        verify(
+            [*build_corpus(8), *examples], tokenization_cases.Turns(), tokenization_cases.TOKENIZERS["byte_level"]
         ).rows_fully_checked
         <= 6
     )
 
 
-def test_calls_tools_and_plain_texts_are_proven():
+def test_tool_calls_and_plain_texts_are_verified():
     examples = [
-        one
+        example
         for n in range(1, 30)
-        for one in (tokenization_cases.called(n), tokenization_cases.plain(f"A text {n}.", n), *corpus(1))
+        for example in (
+            tokenization_cases.build_tool_conversation(n),
+            tokenization_cases.build_plain_text(f"A text {n}.", n),
+            *build_corpus(1),
+        )
     ]
-    for kind in ("byte_level", "byte_level_begins", "legacy"):
-        assert proven(examples, tokenization_cases.Turns(), tokenization_cases.BUILT[kind]).rows_fully_checked <= 6
+    for tokenizer_name in ("byte_level", "byte_level_begins", "legacy"):
+        assert (
+            verify(
+                examples, tokenization_cases.Turns(), tokenization_cases.TOKENIZERS[tokenizer_name]
+            ).rows_fully_checked
+            <= 6
+        )
 
 
-def test_a_sample_and_the_first_row_of_every_shape_are_proven_thoroughly(monkeypatch):
+def test_a_sample_and_the_first_row_of_every_shape_get_the_full_check(monkeypatch):
     shapes = [
-        *corpus(20),
-        *(tokenization_cases.row("q", "a", number=n) for n in range(20)),
-        *(tokenization_cases.called(n) for n in range(20)),
+        *build_corpus(20),
+        *(tokenization_cases.build_conversation("q", "a", number=n) for n in range(20)),
+        *(tokenization_cases.build_tool_conversation(n) for n in range(20)),
     ]
     monkeypatch.setattr(mask_verification, "FULL_CHECK_INTERVAL", 10**9)
-    assert proven(shapes, tokenization_cases.Turns(), tokenization_cases.BUILT["byte_level"]).rows_fully_checked == 3
-    monkeypatch.setattr(mask_verification, "FULL_CHECK_INTERVAL", 1)
-    assert proven(shapes, tokenization_cases.Turns(), tokenization_cases.BUILT["byte_level"]).rows_fully_checked == len(
-        shapes
+    assert (
+        verify(shapes, tokenization_cases.Turns(), tokenization_cases.TOKENIZERS["byte_level"]).rows_fully_checked == 3
     )
+    monkeypatch.setattr(mask_verification, "FULL_CHECK_INTERVAL", 1)
+    assert verify(
+        shapes, tokenization_cases.Turns(), tokenization_cases.TOKENIZERS["byte_level"]
+    ).rows_fully_checked == len(shapes)
 
 
-def test_a_format_without_headers_is_compared_less_and_less_far_back():
-    class Bare(tokenization_cases.Turns):
+def test_context_shrinks_for_a_format_without_headers():
+    class TemplateWithoutHeaders(tokenization_cases.Turns):
         name = "bare"
 
         def render(self, messages, tokenizer, *, add_generation_prompt=False, tools=()):
@@ -108,116 +124,120 @@ def test_a_format_without_headers_is_compared_less_and_less_far_back():
             return spans
 
     examples = [
-        tokenization_cases.row(f"{'abcdefgh'[n % 8]}{'ABCDEFGHI'[n % 9]}{n}{n}{n}?", f"A {n}", number=n)
+        tokenization_cases.build_conversation(f"{'abcdefgh'[n % 8]}{'ABCDEFGHI'[n % 9]}{n}{n}{n}?", f"A {n}", number=n)
         for n in range(400)
     ]
-    assert proven(examples, Bare(), tokenization_cases.BUILT["byte_level"]).rows_fully_checked < 300
+    assert (
+        verify(examples, TemplateWithoutHeaders(), tokenization_cases.TOKENIZERS["byte_level"]).rows_fully_checked < 300
+    )
 
 
 # -- wrong masks ------------------------------------------------------------------------------------------------------
 
 
-class Wrong(tokenization_cases.Turns):
-    """Turns, with the spans of each turn passed through `change`; only of turns that hold `what` in their content."""
+class ChangedTurns(tokenization_cases.Turns):
+    """Turns with the spans of each turn passed through `change`, for turns whose content contains `text`."""
 
-    name = "wrong"
+    name = "changed"
 
-    def __init__(self, change, what=""):
-        self.change, self.what = change, what
+    def __init__(self, change, text=""):
+        self.change, self.text = change, text
 
     def render(self, messages, tokenizer, *, add_generation_prompt=False, tools=()):
         spans = super().render(messages, tokenizer, add_generation_prompt=add_generation_prompt, tools=tools)
-        turns, found = len(spans) // 4, []
+        turns, changed = len(spans) // 4, []
         for number in range(turns):
             turn = list(spans[4 * number : 4 * number + 4])
-            hit = self.what in turn[1].text
-            found += self.change(messages[number], *turn) if hit else turn
-        return (*found, *spans[4 * turns :])
+            is_changed = self.text in turn[1].text
+            changed += self.change(messages[number], *turn) if is_changed else turn
+        return (*changed, *spans[4 * turns :])
 
 
-def trained(span, value=True):
+def set_train(span, value=True):
     return dataclasses.replace(span, train=value)
 
 
-def responses(change):
+def change_responses(change):
     return lambda message, *turn: change(*turn) if message.role == "assistant" else list(turn)
 
 
-def prompts(change):
+def change_prompts(change):
     return lambda message, *turn: change(*turn) if message.role == "user" else list(turn)
 
 
 WRONG = {
-    "the header is trained": (responses(lambda h, c, e, b: [trained(h), c, e, b]), "precedes response"),
+    "the header is trained": (change_responses(lambda h, c, e, b: [set_train(h), c, e, b]), "before response"),
     "the header's last character is trained": (
-        responses(lambda h, c, e, b: [Span(h.text[:-1], markup=True), Span("\n", True, markup=True), c, e, b]),
-        "precedes response",
+        change_responses(lambda h, c, e, b: [Span(h.text[:-1], markup=True), Span("\n", True, markup=True), c, e, b]),
+        "before response",
     ),
-    "the end of turn is left out": (responses(lambda h, c, e, b: [h, c, trained(e, False), b]), "end of turn"),
+    "the end of turn is left out": (change_responses(lambda h, c, e, b: [h, c, set_train(e, False), b]), "end of turn"),
     "the end of turn alone is trained": (
-        responses(lambda h, c, e, b: [h, trained(c, False), e, b]),
-        "do not hold the text",
+        change_responses(lambda h, c, e, b: [h, set_train(c, False), e, b]),
+        "do not contain the text",
     ),
     "the line break after it is trained": (
-        responses(lambda h, c, e, b: [h, c, e, trained(b)]),
+        change_responses(lambda h, c, e, b: [h, c, e, set_train(b)]),
         r"after the end of response \d is trained",
     ),
     "the first character is not trained": (
-        responses(lambda h, c, e, b: [h, Span(c.text[:1]), Span(c.text[1:], True), e, b]),
-        "do not hold the text",
+        change_responses(lambda h, c, e, b: [h, Span(c.text[:1]), Span(c.text[1:], True), e, b]),
+        "do not contain the text",
     ),
     "a word in the middle is not trained": (
-        responses(lambda h, c, e, b: [h, Span(c.text[:2], True), Span(c.text[2:5]), Span(c.text[5:], True), e, b]),
-        "trained stretches",
+        change_responses(
+            lambda h, c, e, b: [h, Span(c.text[:2], True), Span(c.text[2:5]), Span(c.text[5:], True), e, b]
+        ),
+        "trained spans",
     ),
     "the user's turn is trained": (
-        prompts(lambda h, c, e, b: [h, trained(c), trained(e), b]),
-        "trained stretches",
+        change_prompts(lambda h, c, e, b: [h, set_train(c), set_train(e), b]),
+        "trained spans",
     ),
     "the user's turn is trained and the response is not": (
-        lambda message, h, c, e, b: [h, trained(c, not c.train), trained(e, not e.train), b],
-        "precedes response|do not hold the text",
+        lambda message, h, c, e, b: [h, set_train(c, not c.train), set_train(e, not e.train), b],
+        "before response|do not contain the text",
     ),
     "the end of turn is plain text": (
-        responses(lambda h, c, e, b: [h, c, dataclasses.replace(e, markup=False), b]),
-        "end of turn|trained stretches",
+        change_responses(lambda h, c, e, b: [h, c, dataclasses.replace(e, markup=False), b]),
+        "end of turn|trained spans",
     ),
     "the turn ends twice within": (
-        responses(lambda h, c, e, b: [h, c, e, Span("more", True), e, b]),
+        change_responses(lambda h, c, e, b: [h, c, e, Span("more", True), e, b]),
         "after the end of response",
     ),
     "nothing is trained but the first response": (
         lambda message, h, c, e, b: (
-            [h, c, e, b] if message.content.startswith("Answer") else [h, trained(c, False), trained(e, False), b]
+            [h, c, e, b] if message.content.startswith("Answer") else [h, set_train(c, False), set_train(e, False), b]
         ),
-        "2 responses to train and 1 trained stretches",
+        "2 responses to train and 1 trained spans",
     ),
 }
 
 
 @pytest.mark.parametrize("where", ["everywhere", "in one late row"])
-@pytest.mark.parametrize("kind", ["byte_level", "byte_level_begins", "legacy", "unigram"])
+@pytest.mark.parametrize("tokenizer_name", ["byte_level", "byte_level_begins", "legacy", "unigram"])
 @pytest.mark.parametrize("wrong", sorted(WRONG))
-def test_a_wrong_mask_is_found(wrong, kind, where):
+def test_wrong_mask_is_found(wrong, tokenizer_name, where):
     change, what = WRONG[wrong]
     late = " 71" if where == "in one late row" else ""
-    template = Wrong(change, late)
+    template = ChangedTurns(change, late)
     with pytest.raises(HarnessError, match=what) as error:
-        proven(corpus(), template, tokenization_cases.BUILT[kind])
+        verify(build_corpus(), template, tokenization_cases.TOKENIZERS[tokenizer_name])
     assert error.value.where == f"rows.jsonl:{71 if late else 1}"
-    assert "the mask of the template wrong is wrong" in error.value.what
+    assert "the mask of the template changed is wrong" in error.value.what
 
 
-def test_unchanged_the_template_is_proven():
+def test_unchanged_template_is_verified():
     assert (
-        proven(
-            corpus(), Wrong(lambda message, *turn: list(turn)), tokenization_cases.BUILT["byte_level"]
+        verify(
+            build_corpus(), ChangedTurns(lambda message, *turn: list(turn)), tokenization_cases.TOKENIZERS["byte_level"]
         ).rows_fully_checked
         <= 2
     )
 
 
-def test_a_template_that_ignores_which_messages_are_trained_is_found():
+def test_template_that_ignores_the_train_flag_is_found():
     class Ignores(tokenization_cases.Turns):
         name = "ignores"
 
@@ -225,14 +245,14 @@ def test_a_template_that_ignores_which_messages_are_trained_is_found():
             messages = [dataclasses.replace(message, train=True) for message in messages]
             return super().render(messages, tokenizer, add_generation_prompt=add_generation_prompt, tools=tools)
 
-    examples = [*corpus(), tokenization_cases.row("q", "a", "q", "a", number=99, untrained={1})]
-    proven(examples, tokenization_cases.Turns(), tokenization_cases.BUILT["byte_level"])
+    examples = [*build_corpus(), tokenization_cases.build_conversation("q", "a", "q", "a", number=99, untrained={1})]
+    verify(examples, tokenization_cases.Turns(), tokenization_cases.TOKENIZERS["byte_level"])
     with pytest.raises(HarnessError, match=r"rows.jsonl:99: .*template ignores.* 1 responses to train and 2 trained"):
-        proven(examples, Ignores(), tokenization_cases.BUILT["byte_level"])
+        verify(examples, Ignores(), tokenization_cases.TOKENIZERS["byte_level"])
 
 
-@pytest.mark.parametrize("kind", ["byte_level", "byte_level_begins", "legacy"])
-def test_two_beginnings_of_sequence_are_found(kind):
+@pytest.mark.parametrize("tokenizer_name", ["byte_level", "byte_level_begins", "legacy"])
+def test_second_bos_token_is_found(tokenizer_name):
     class Twice(tokenization_cases.Turns):
         name = "twice"
 
@@ -249,12 +269,12 @@ def test_two_beginnings_of_sequence_are_found(kind):
                 *super().render(messages, tokenizer, add_generation_prompt=add_generation_prompt),
             )
 
-    proven(corpus(), Once(), tokenization_cases.BUILT[kind])
-    with pytest.raises(HarnessError, match=r"rows.jsonl:1: .*second begin-of-sequence token \(<s>\) stands at token 2"):
-        proven(corpus(), Twice(), tokenization_cases.BUILT[kind])
+    verify(build_corpus(), Once(), tokenization_cases.TOKENIZERS[tokenizer_name])
+    with pytest.raises(HarnessError, match=r"rows.jsonl:1: .*token 2 is a second begin-of-sequence token \(<s>\)"):
+        verify(build_corpus(), Twice(), tokenization_cases.TOKENIZERS[tokenizer_name])
 
 
-def test_a_beginning_of_sequence_within_a_turn_is_found_where_the_tokenizer_puts_one():
+def test_bos_token_within_a_turn_is_found_where_the_tokenizer_adds_it():
     class Within(tokenization_cases.Turns):
         def render(self, messages, tokenizer, *, add_generation_prompt=False, tools=()):
             return (
@@ -264,10 +284,10 @@ def test_a_beginning_of_sequence_within_a_turn_is_found_where_the_tokenizer_puts
             )
 
     with pytest.raises(HarnessError, match="second begin-of-sequence"):
-        proven(corpus(), Within(), tokenization_cases.BUILT["byte_level_begins"])
+        verify(build_corpus(), Within(), tokenization_cases.TOKENIZERS["byte_level_begins"])
 
 
-def test_a_turn_may_begin_with_the_token_after_the_one_before_has_ended():
+def test_turn_may_begin_with_the_bos_token_after_an_end_of_turn():
     class Each(tokenization_cases.Turns):
         def render(self, messages, tokenizer, *, add_generation_prompt=False, tools=()):
             spans = super().render(messages, tokenizer, add_generation_prompt=add_generation_prompt)
@@ -277,10 +297,10 @@ def test_a_turn_may_begin_with_the_token_after_the_one_before_has_ended():
                 if s.text != "\n"
             ]
 
-    assert proven(corpus(), Each(), tokenization_cases.BUILT["byte_level_begins"]).rows_verified == LONG
+    assert verify(build_corpus(), Each(), tokenization_cases.TOKENIZERS["byte_level_begins"]).rows_verified == NUM_ROWS
 
 
-def moved(begin, end):
+def move_first_span(begin, end):
     def change(example, row):
         if example.location != "rows.jsonl:70":
             return row
@@ -290,28 +310,33 @@ def moved(begin, end):
     return change
 
 
-@pytest.mark.parametrize("kind", sorted(tokenization_cases.KINDS))
+@pytest.mark.parametrize("tokenizer_name", sorted(tokenization_cases.TOKENIZER_FACTORIES))
 @pytest.mark.parametrize(("begin", "end"), [(-1, 0), (-2, 0), (0, -1), (0, 1), (1, 0), (1, 1), (-1, -1)])
-def test_one_token_too_many_or_too_few_is_found(kind, begin, end):
+def test_one_token_too_many_or_too_few_is_found(tokenizer_name, begin, end):
     # The header ends with a line break, which some tokenizers drop: then the token before is a word of it.
     with pytest.raises(HarnessError, match=r"rows.jsonl:70: the mask of the template turns is wrong"):
-        proven(corpus(), tokenization_cases.Turns(), tokenization_cases.BUILT[kind], moved(begin, end))
+        verify(
+            build_corpus(),
+            tokenization_cases.Turns(),
+            tokenization_cases.TOKENIZERS[tokenizer_name],
+            move_first_span(begin, end),
+        )
 
 
-def test_a_users_turn_that_says_the_same_is_not_taken_for_the_response():
-    examples = [tokenization_cases.row("Yes.", "Yes.", number=n) for n in range(1, LONG + 1)]
+def test_users_turn_with_the_same_text_is_not_accepted_as_the_response():
+    examples = [tokenization_cases.build_conversation("Yes.", "Yes.", number=n) for n in range(1, NUM_ROWS + 1)]
 
     def change(example, row):
         if example.location != "rows.jsonl:70":
             return row
         (begin, end), *_ = row.trained_spans
         size = end - begin
-        place = next(i for i in range(len(row.ids)) if row.ids[i : i + size] == row.ids[begin:end])
-        assert place < begin
-        return MaskedTokens(row.ids, [(place, place + size)])
+        position = next(i for i in range(len(row.ids)) if row.ids[i : i + size] == row.ids[begin:end])
+        assert position < begin
+        return MaskedTokens(row.ids, [(position, position + size)])
 
-    with pytest.raises(HarnessError, match=r"rows.jsonl:70: .*precedes response"):
-        proven(examples, tokenization_cases.Turns(), tokenization_cases.BUILT["byte_level"], change)
+    with pytest.raises(HarnessError, match=r"rows.jsonl:70: .*before response"):
+        verify(examples, tokenization_cases.Turns(), tokenization_cases.TOKENIZERS["byte_level"], change)
 
 
 @pytest.mark.parametrize(
@@ -323,22 +348,22 @@ def test_a_users_turn_that_says_the_same_is_not_taken_for_the_response():
         (lambda row: MaskedTokens([*row.ids[:2], *row.ids[3:]], [(1, len(row.ids) - 1)]), "not those of the text"),
     ],
 )
-def test_a_plain_text_that_is_not_trained_whole_is_found(change, what):
-    examples = [tokenization_cases.plain(f"The Elbe is {n} long.", n) for n in range(1, 20)]
+def test_partly_trained_plain_text_is_found(change, what):
+    examples = [tokenization_cases.build_plain_text(f"The Elbe is {n} long.", n) for n in range(1, 20)]
     with pytest.raises(HarnessError, match=what) as error:
-        proven(
+        verify(
             examples,
             tokenization_cases.Turns(),
-            tokenization_cases.BUILT["byte_level"],
+            tokenization_cases.TOKENIZERS["byte_level"],
             lambda e, row: change(row) if e is examples[15] else row,
         )
     assert error.value.where == "texts.jsonl:16"
 
 
-def test_calls_that_are_not_trained_are_found():
+def test_untrained_tool_calls_are_found():
     def without(message, *turn):
         return [turn[0], dataclasses.replace(turn[1], text=turn[1].text.replace("depth", "width")), *turn[2:]]
 
-    bad = dataclasses.replace(tokenization_cases.called(2), tools=())
-    with pytest.raises(HarnessError, match="do not hold the calls of response 2"):
-        proven([bad], Wrong(without), tokenization_cases.BUILT["byte_level"])
+    example = dataclasses.replace(tokenization_cases.build_tool_conversation(2), tools=())
+    with pytest.raises(HarnessError, match="do not contain the calls of response 2"):
+        verify([example], ChangedTurns(without), tokenization_cases.TOKENIZERS["byte_level"])
