@@ -109,7 +109,7 @@ class RunFolder:
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            what = "another process is at work in this run"
+            what = "another process has locked this run"
             raise HarnessError(str(self.path), what, "wait until it ends, or stop it") from None
         except OSError as error:
             what = f"the run cannot be locked: {error.strerror or error}"

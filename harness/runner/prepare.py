@@ -5,7 +5,7 @@ Loads no weights and creates no run folder.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -93,7 +93,7 @@ def prepare_run(
         plan = replace(plan, stages=tuple(replace(stage, shares=()) for stage in plan.stages))
     _emit_warnings(registry, plan.warnings)
     metrics = preflight.preflight(spec, plan, registry, will_train=use_shares)
-    raise_all(_unavailable_metric_errors(spec, metrics))
+    raise_all(preflight.unavailable_metric_errors(spec, metrics))
     location, tokenizer = _load_tokenizer(spec, plan, progress)
     device.resolve_dtype(plan.train["precision"], device.select_device())
     template = registry.create("templates", *plan.template)
@@ -201,14 +201,3 @@ def _emit_warnings(registry: Registry, warnings: Iterable[str]) -> None:
     for warning in warnings:
         text, *rows = warning.split("\n")
         registry.emit(WarningRaised(text=text, rows=rows))
-
-
-def _unavailable_metric_errors(spec: Spec, metrics: Mapping[str, Mapping[str, Metric]]) -> Iterator[HarnessError]:
-    """Yield an error for each metric that needs something that is not installed."""
-    for suite, suite_metrics in metrics.items():
-        for name, metric in suite_metrics.items():
-            try:
-                metric.check_available()
-            except HarnessError as error:
-                location = spec.where(("evaluate", suite, "metrics", name))
-                yield HarnessError(f"{location}: {error.where}", error.what, error.hint)

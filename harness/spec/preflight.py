@@ -61,6 +61,17 @@ def preflight(spec: Spec, plan: Plan, registry: Registry, *, will_train: bool = 
     return metrics
 
 
+def unavailable_metric_errors(spec: Spec, metrics: MetricsBySuite) -> Iterator[HarnessError]:
+    """Yield an error for each metric that needs something that is not installed."""
+    for suite, suite_metrics in metrics.items():
+        for name, metric in suite_metrics.items():
+            try:
+                metric.check_available()
+            except HarnessError as error:
+                location = spec.where(("evaluate", suite, "metrics", name))
+                yield HarnessError(f"{location}: {error.where}", error.what, error.hint)
+
+
 def preflight_summaries(spec: Spec, plans: Sequence[tuple[Plan, MetricsBySuite]]) -> None:
     """Reject gate conditions on summaries that the matrix of no plan can produce.
 

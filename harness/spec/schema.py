@@ -8,19 +8,12 @@ a component without options.
 from __future__ import annotations
 
 import copy
-import json
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from difflib import get_close_matches
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-import jsonschema
-from jsonschema.exceptions import ValidationError
-
-from harness.errors import HarnessError
 from harness.interfaces.component import Component
-from harness.registry import BrokenPlugin, Registry
-from harness.spec.json_locations import JsonPath, LocatedJson
+from harness.registry import Registry
+from harness.spec.json_locations import JsonPath
 from harness.spec_keys import data, evaluation, run, training
 
 Schema = dict[str, Any]
@@ -225,110 +218,3 @@ def iter_leaves(
         yield path, schema, value
     for key, child in iter_children(schema, value):
         yield from iter_leaves(value[key], child, root, (*path, key))
-
-
-# -- errors in sentences ------------------------------------------------------------------------------------------
-
-
-def find_schema_errors(
-    document: Any, schema: Schema, located_json: LocatedJson, broken_plugins: Sequence[BrokenPlugin] = ()
-) -> list[HarnessError]:
-    """Return everything that is wrong with a document, in the order of the file.
-
-    Args:
-        document: The document, with shorthands expanded.
-        schema: The composed schema.
-        located_json: The file, for line and column.
-        broken_plugins: Plugins that failed to load. An error about an unknown component names them.
-    """
-    errors = {
-        str(error): error
-        for schema_error in jsonschema.Draft7Validator(schema).iter_errors(document)
-        for error in _explain_error(schema_error, located_json, broken_plugins)
-    }
-    return sorted(errors.values(), key=lambda error: _error_position(error, located_json))
-
-
-def _error_position(error: HarnessError, located_json: LocatedJson) -> list[int]:
-    line_and_column, _, _ = error.where.removeprefix(f"{located_json.name}:").partition(" ")
-    return [int(part) for part in line_and_column.split(":")]
-
-
-def _explain_error(
-    error: ValidationError, located_json: LocatedJson, broken_plugins: Sequence[BrokenPlugin]
-) -> Iterator[HarnessError]:
-    path: JsonPath = tuple(error.absolute_path)
-    key = ".".join(map(str, path)) or "spec"
-    value: Any = error.instance
-    expected: Any = error.validator_value
-    schema: Schema = error.schema if isinstance(error.schema, dict) else {}
-
-    def build_error(what: str, hint: str, at: JsonPath = path) -> HarnessError:
-        return HarnessError(f"{located_json.where(at)} {key}", what, hint)
-
-    match error.validator:
-        case "additionalProperties":
-            known = list(schema.get("properties", {}))
-            for name in sorted(set(value) - set(known)):
-                what, noun = f"unknown key {name!r}", "known"
-                if "slot" in schema:
-                    what, noun = f"no plugin provides {name!r}", "installed"
-                near = get_close_matches(name, known, 1)
-                hint = f"did you mean {near[0]!r}?" if near else f"{noun}: {', '.join(sorted(known)) or 'none'}"
-                if "slot" in schema and broken_plugins:
-                    hint += f"; a plugin that may provide it failed to load: {', '.join(map(str, broken_plugins))}"
-                yield build_error(what, hint, (*path, name))
-        case "required":
-            for name in expected:
-                if name not in value:
-                    yield build_error(
-                        f"the key {name!r} is missing", f"add it: {_first_sentence(schema['properties'].get(name, {}))}"
-                    )
-        case "type":
-            names = " or ".join(expected) if isinstance(expected, list) else expected
-            article = "an" if names[0] in "aeio" else "a"
-            yield build_error(
-                f"{_shorten_json(value)} is not {article} {names}",
-                f"write {article} {names}: {_first_sentence(schema)}",
-            )
-        case "enum":
-            near = get_close_matches(str(value), [str(choice) for choice in expected], 1)
-            allowed = ", ".join(_shorten_json(choice) for choice in expected)
-            yield build_error(
-                f"{_shorten_json(value)} is not one of: {allowed}", f"did you mean {near[0]!r}?" if near else ""
-            )
-        case "minProperties" | "maxProperties" if "slot" in schema or "additionalProperties" in schema:
-            names = ", ".join(sorted(schema.get("properties", {})))
-            what = "nothing is given" if not value else f"{len(value)} are given, but only one is allowed"
-            yield build_error(what, f"choose one of: {names}" if names else "add at least one")
-        case "minimum" | "exclusiveMinimum" | "maximum" | "exclusiveMaximum":
-            words = {
-                "minimum": "at least",
-                "exclusiveMinimum": "above",
-                "maximum": "at most",
-                "exclusiveMaximum": "below",
-            }
-            what = f"{_shorten_json(value)} is out of range"
-            yield build_error(what, f"it must be {words[error.validator]} {expected}")
-        case "pattern" if expected == evaluation.NAME_PATTERN:
-            yield build_error(
-                f"{_shorten_json(value)} is not a valid name", "use letters, digits, dot, dash and underscore"
-            )
-        case "anyOf" if all("required" in branch for branch in schema["anyOf"]):
-            keys = " or ".join(repr(name) for branch in schema["anyOf"] for name in branch["required"])
-            yield build_error(f"one of the keys {keys} is missing", "add it")
-        case "minItems" if not value:
-            yield build_error("the list is empty", "name at least one")
-        case _:
-            yield build_error(error.message, _first_sentence(schema))
-
-
-def _first_sentence(schema: Schema) -> str:
-    """Return the first sentence of a schema's description."""
-    sentence = re.split(r"(?<!e\.g)\. ", schema.get("description", "see `harness schema`"), maxsplit=1)[0]
-    return sentence[:1].lower() + sentence[1:].rstrip(".")
-
-
-def _shorten_json(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else f"{text[:57]}..."

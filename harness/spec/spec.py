@@ -16,7 +16,8 @@ from harness.errors import HarnessError, raise_all
 from harness.registry import BrokenPlugin
 from harness.spec import json_locations
 from harness.spec.json_locations import JsonPath, LocatedJson
-from harness.spec.schema import Schema, expand_shorthand, fill_defaults, find_schema_errors, iter_leaves
+from harness.spec.schema import Schema, expand_shorthand, fill_defaults, iter_leaves
+from harness.spec.schema_errors import find_schema_errors
 from harness.utils import find_run
 
 

@@ -23,8 +23,8 @@ from harness.training import checkpoint
 from harness.training.collator import Collator, pad_with_empty_sequences
 from harness.training.model_state import prepared_for_trainer, without_side_effects
 from harness.training.packing_isolation import uses_varlen_attention, verify_packing_isolation
+from harness.training.stage_trainer import StageTrainer, StepCallback, StopCheck
 from harness.training.step_log import OnStep, StepLog
-from harness.training.trainer import StageTrainer, StepCallback, StopCheck
 from harness.types import Progress, StageDataset, no_progress
 
 TOTAL_KEYS = ("steps", "loss", "seconds", "tokens")

@@ -14,7 +14,7 @@ from transformers.utils.import_utils import is_triton_available
 from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
-from harness.training.trainer import StageTrainer
+from harness.training.stage_trainer import StageTrainer
 
 CHECKPOINTING_ARGUMENT = next(
     name for name in ("activation_checkpointing", "gradient_checkpointing") if name in SFTConfig.__dataclass_fields__

@@ -6,13 +6,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 import datasets
 import evaluate
 
 from harness import HarnessError
-from harness_metrics.base import TextMetric
 
 _INPUTS_DESCRIPTION = """
 Args:
@@ -23,10 +22,26 @@ Returns:
 """
 
 
+class ScoresAnswers(Protocol):
+    """What this module uses of a text metric; `base` imports this module, so it cannot name the class."""
+
+    citation: ClassVar[str]
+    score_names: tuple[str, ...]
+
+    def signature(self) -> str:
+        """Return the metric's options."""
+
+    def answer_statistics(self, answer: str, references: Sequence[str]) -> dict[str, tuple[float, ...]]:
+        """Return score name -> statistics of one answer."""
+
+    def aggregate(self, name: str, total: Sequence[float]) -> float:
+        """Return the score of summed statistics."""
+
+
 class _HfEvaluateMetric(evaluate.Metric):  # type: ignore[misc, unused-ignore]
     """An `evaluate.Metric` that returns the scores of a metric of this package."""
 
-    harness_metric: TextMetric
+    harness_metric: ScoresAnswers
 
     def _info(self) -> evaluate.MetricInfo:
         metric, text = self.harness_metric, datasets.Value("string")
@@ -63,7 +78,7 @@ def _no_answers_error(name: str) -> HarnessError:
     return HarnessError(name, "no answers to score: predictions or references are empty", "give at least one of each")
 
 
-def to_hf_evaluate(metric: TextMetric) -> evaluate.Metric:
+def to_hf_evaluate(metric: ScoresAnswers) -> evaluate.Metric:
     """Return the metric as an `evaluate.Metric`.
 
     Its `compute(predictions=, references=)` equals `metric.aggregate` of the summed statistics. It raises HarnessError

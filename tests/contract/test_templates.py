@@ -153,7 +153,7 @@ def test_only_trained_responses_and_their_ends_are_trained(name, template, token
 
 @templates
 def test_an_untrained_users_turn_stays_untrained(name, template, tokenizer):
-    # `train` of a message that is no response means nothing.
+    # `train` has an effect only on responses.
     plain = conversations_with("w")["turns"][0]
     flagged = [m if m.role == "assistant" else dataclasses.replace(m, train=False) for m in plain]
     assert template(name).render(flagged, tokenizer) == template(name).render(plain, tokenizer)

@@ -1,4 +1,4 @@
-"""The import budget: what answers at once imports nothing heavy."""
+"""The import budget: commands that do not run a model import no heavy package."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ import sys
 from harness.cli.main import main
 try:
     code = main(sys.argv[1:])
-except SystemExit as stopped:
-    code = stopped.code
+except SystemExit as error:
+    code = error.code
 """
 REPORT = """
 import json
@@ -28,16 +28,16 @@ print("\\n" + json.dumps([code, sorted({name.partition(".")[0] for name in sys.m
 """
 
 
-def modules(program, *arguments):
-    """The exit code and the top-level packages that a fresh interpreter holds after the program."""
-    shown = subprocess.run(
+def imported_packages(program, *arguments):
+    """Run a program in a new interpreter; return its exit code and the top-level packages that it has imported."""
+    completed = subprocess.run(
         [sys.executable, "-c", program + REPORT, *arguments],
         capture_output=True,
         text=True,
         check=True,
         env={**os.environ, "HARNESS_NO_THIRD_PARTY": "1"},
     )
-    code, names = json.loads(shown.stdout.splitlines()[-1])
+    code, names = json.loads(completed.stdout.splitlines()[-1])
     assert "harness" in names
     return code, set(names)
 
@@ -48,38 +48,39 @@ def modules(program, *arguments):
      ["plan", "--help"], ["check", "--help"], ["preview", "--help"], ["compare", "--help"]],
     ids=" ".join,
 )  # fmt: skip
-def test_a_command_that_answers_at_once_imports_nothing_heavy(arguments):
-    code, names = modules(COMMAND, *arguments)
+def test_a_command_that_runs_no_model_imports_no_heavy_package(arguments):
+    code, names = imported_packages(COMMAND, *arguments)
     assert code in (0, None)
     assert names & HEAVY == set()
 
 
 @pytest.mark.parametrize("command", ["run", "plan", "check", "preview"])
-def test_a_bad_spec_is_refused_before_anything_heavy_is_imported(command):
-    code, names = modules(COMMAND, command, SPEC, "--set", "evaluate.general.source=nowhere")
+def test_an_invalid_spec_is_rejected_before_a_heavy_package_is_imported(command):
+    code, names = imported_packages(COMMAND, command, SPEC, "--set", "evaluate.general.source=nowhere")
     assert code == 2
     assert names & HEAVY == set()
 
 
 @pytest.mark.parametrize(
-    "room", ["report.run_report", "statistics.intervals", "comparison.compare", "tracking.tracker", "terminal.console"]
+    "module",
+    ["report.run_report", "statistics.intervals", "comparison.compare", "tracking.tracker", "terminal.console"],
 )
-def test_a_room_that_only_reads_results_never_imports_torch(room):
-    _, names = modules(f"import sys, harness.{room}\ncode = 0\n")
+def test_a_module_that_only_reads_results_does_not_import_torch(module):
+    _, names = imported_packages(f"import sys, harness.{module}\ncode = 0\n")
     assert names & (HEAVY - {"numpy"}) == set()
 
 
-def test_what_a_plugin_author_imports_is_light():
-    _, names = modules("import sys\nfrom harness import *\ncode = 0\n")
+def test_the_public_api_imports_no_heavy_package():
+    _, names = imported_packages("import sys\nfrom harness import *\ncode = 0\n")
     assert names & HEAVY == set()
     assert "jsonschema" not in names
     assert "rich" not in names
 
 
-def test_validate_knows_the_scores_of_every_metric_and_imports_nothing_heavy(tmp_path):
-    """It makes them to learn their scores' names; they import what they need when they measure."""
-    needed = {"regex": {"pattern": "x"}, "bertscore": {"model": "./encoder"}}
-    metrics = {name: needed.get(name, {}) for name in harness_metrics.harness_metrics()}
+def test_validate_reads_the_score_names_of_every_metric_without_a_heavy_import(tmp_path):
+    """`validate` creates the metrics to read their score names; a metric imports its packages when it is computed."""
+    required_options = {"regex": {"pattern": "x"}, "bertscore": {"model": "./encoder"}}
+    metrics = {name: required_options.get(name, {}) for name in harness_metrics.harness_metrics()}
     scores = {"general/response_nll": 1, "general/bits_per_byte": 1, "general/acc": 1}
     document = {
         "name": "all",
@@ -93,9 +94,9 @@ def test_validate_knows_the_scores_of_every_metric_and_imports_nothing_heavy(tmp
     }
     file = tmp_path / "spec.json"
     file.write_text(json.dumps(document))
-    code, names = modules(COMMAND, "validate", str(file))
+    code, names = imported_packages(COMMAND, "validate", str(file))
     assert code == 0
     assert names & HEAVY == set()
-    code, names = modules(COMMAND, "run", str(file), "--set", "gate.0.score=general/bluu")
+    code, names = imported_packages(COMMAND, "run", str(file), "--set", "gate.0.score=general/bluu")
     assert code == 2
     assert names & HEAVY == set()

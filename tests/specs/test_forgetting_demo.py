@@ -1,4 +1,4 @@
-"""The forgetting demo in small: a tiny random model, few rows, the same arms. Asserts invariants, not effect sizes."""
+"""The forgetting demo with a tiny random model, few rows and the same arms. Tests invariants, not effect sizes."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ SECOND = "mode.continual.stages.1"
 MITIGATIONS = f"{SECOND}.mitigations"
 
 
-def small(model: Path) -> dict:
-    """The shipped spec with a tiny model, few rows and updates, both ends of WiSE-FT, and an arm that cannot move."""
+def build_small_spec(model: Path) -> dict:
+    """Return the demo spec with a tiny model, few rows and updates, WiSE-FT at 0 and 1, and a fixed arm."""
     document = json.loads((ROOT / "specs" / "forgetting_demo.json").read_text(encoding="utf-8"))
     del document["$schema"]
     document["model"] = {"path": str(model)}
@@ -45,7 +45,7 @@ def small(model: Path) -> dict:
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory, tokenizer):
-    """The small experiment, run: its comparison, its folder, its events, and `read` for a file of one arm."""
+    """Run the small experiment; return its comparison, folder, events and a JSON loader for the files of an arm."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -64,112 +64,122 @@ def demo(tmp_path_factory, tokenizer):
     LlamaForCausalLM(config).save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
     file = folder / "spec.json"
-    file.write_text(json.dumps(small(folder / "model")))
+    file.write_text(json.dumps(build_small_spec(folder / "model")))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("HARNESS_NO_THIRD_PARTY", "1")
         patch.setenv("HARNESS_CACHE", str(folder / "cache"))
-        found = registry.discover_plugins()
-        listener = EventRecorder()
-        found.manager.register(listener)
-        composed = schema.compose_schema(found)
+        plugins = registry.discover_plugins()
+        recorder = EventRecorder()
+        plugins.manager.register(recorder)
+        spec_schema = schema.compose_schema(plugins)
 
-        def load(overrides):
-            return spec.load_spec(file, composed, [*overrides, "arms=null"])
+        def load_arm_spec(overrides):
+            return spec.load_spec(file, spec_schema, [*overrides, "arms=null"])
 
-        made = api.run_experiment(spec.load_spec(file, composed), found, load)
-    place = folder / made.folder
+        comparison = api.run_experiment(spec.load_spec(file, spec_schema), plugins, load_arm_spec)
+    experiment_folder = folder / comparison.folder
 
-    def read(arm, name):
-        return json.loads((place / "arms" / arm / name).read_text())
+    def load_json(arm, name):
+        return json.loads((experiment_folder / "arms" / arm / name).read_text())
 
-    return SimpleNamespace(made=made, place=place, read=read, events=listener.events)
+    return SimpleNamespace(comparison=comparison, folder=experiment_folder, load_json=load_json, events=recorder.events)
 
 
-def scores(demo, arm):
-    """Stage by stage, the base first: suite/score -> value."""
+def stage_scores(demo, arm):
+    """Return suite/score -> value of the base model and of each stage."""
     return [
-        {f"{suite}/{one['name']}": one["value"] for suite, found in stage["suites"].items() for one in found["scores"]}
-        for stage in demo.read(arm, "scores.json")["stages"]
+        {
+            f"{suite}/{score['name']}": score["value"]
+            for suite, evaluation in stage["suites"].items()
+            for score in evaluation["scores"]
+        }
+        for stage in demo.load_json(arm, "scores.json")["stages"]
     ]
 
 
-def updates(demo, arm):
-    lines = (demo.place / "arms" / arm / "stages" / "lists" / "steps.jsonl").read_text().splitlines()
+def logged_steps(demo, arm):
+    """Return the logged metrics of each step of the second stage."""
+    lines = (demo.folder / "arms" / arm / "stages" / "lists" / "steps.jsonl").read_text().splitlines()
     return [json.loads(line) for line in lines]
 
 
-def test_every_arm_of_the_issue_comes_to_its_end(demo):
-    wanted = ["naive", "lower-lr", "replay", "l2sp", "ewc", "lora", "wise-ft", "held"]
-    assert list(demo.made.arms) == wanted
-    assert demo.made.missing == {}
-    assert (demo.place / "report.html").is_file()
-    assert {one.arm for one in demo.made.points} == set(wanted)
+def test_every_arm_finishes(demo):
+    arms = ["naive", "lower-lr", "replay", "l2sp", "ewc", "lora", "wise-ft", "held"]
+    assert list(demo.comparison.arms) == arms
+    assert demo.comparison.missing == {}
+    assert (demo.folder / "report.html").is_file()
+    assert {point.arm for point in demo.comparison.points} == set(arms)
 
 
-def test_every_arm_begins_its_second_stage_from_the_same_weights(demo):
-    naive = scores(demo, "naive")
-    assert len(naive) == 3
-    assert naive[0] != naive[1]
-    for arm in demo.made.arms:
-        assert scores(demo, arm)[:2] == naive[:2], arm
+def test_every_arm_starts_its_second_stage_from_the_same_weights(demo):
+    naive_scores = stage_scores(demo, "naive")
+    assert len(naive_scores) == 3
+    assert naive_scores[0] != naive_scores[1]
+    for arm in demo.comparison.arms:
+        assert stage_scores(demo, arm)[:2] == naive_scores[:2], arm
 
 
-def test_the_first_stage_is_trained_once_and_is_in_every_arm_s_own_record(demo):
-    trained = [demo.read(arm, "stages/helpdesk/trained.json") for arm in demo.made.arms]
-    assert {one["seconds"] for one in trained} == {trained[0]["seconds"]}, (
-        "a stage that was trained again took another time"
+def test_the_first_stage_is_trained_once_and_recorded_in_every_arm(demo):
+    training_records = [demo.load_json(arm, "stages/helpdesk/trained.json") for arm in demo.comparison.arms]
+    # A stage that is trained again would have another duration.
+    assert {record["seconds"] for record in training_records} == {training_records[0]["seconds"]}
+    step_events = [event for event in demo.events if isinstance(event, events.StepLogged) and event.stage_index == 1]
+    assert len(step_events) == 3 * len(demo.comparison.arms)
+    stage_starts = [event for event in demo.events if isinstance(event, events.StageStarted)]
+    assert [event.reused for event in stage_starts if event.stage_index == 1] == [False] + [True] * (
+        len(demo.comparison.arms) - 1
     )
-    told = [event for event in demo.events if isinstance(event, events.StepLogged) and event.stage_index == 1]
-    assert len(told) == 3 * len(demo.made.arms)
-    again = [event.reused for event in demo.events if isinstance(event, events.StageStarted) and event.stage_index == 1]
-    assert again == [False] + [True] * (len(demo.made.arms) - 1)
-    assert list(demo.place.glob("arms/*/stages/*/end")) == [], "what was kept for other arms is not kept for ever"
+    assert list(demo.folder.glob("arms/*/stages/*/end")) == [], "models stored for other arms are deleted"
 
 
-def test_forgetting_is_what_the_first_task_lost_since_its_own_stage(demo):
-    assert demo.made.forgetting == "forgetting:response_nll"
-    for point in demo.made.points:
-        _, learned, last = (one["helpdesk/response_nll"] for one in scores(demo, point.arm))
-        assert point.forgotten.value == pytest.approx(last - learned, abs=1e-9), point.arm
-        base, _, gained = (one["lists/response_nll"] for one in scores(demo, point.arm))
-        assert point.gain.value == pytest.approx(base - gained, abs=1e-9), point.arm
+def test_forgetting_is_the_loss_of_the_first_task_since_its_stage(demo):
+    assert demo.comparison.forgetting == "forgetting:response_nll"
+    for point in demo.comparison.points:
+        _, after_first, after_second = (scores["helpdesk/response_nll"] for scores in stage_scores(demo, point.arm))
+        assert point.forgotten.value == pytest.approx(after_second - after_first, abs=1e-9), point.arm
+        base, _, after_second = (scores["lists/response_nll"] for scores in stage_scores(demo, point.arm))
+        assert point.gain.value == pytest.approx(base - after_second, abs=1e-9), point.arm
 
 
-def test_the_ends_of_wise_ft_are_its_parents_bit_for_bit(demo):
-    found = {
-        one["variant"]: {f"{score['suite']}/{score['score']}": score["value"] for score in one["scores"]}
-        for one in demo.read("wise-ft", "variants.json")["variants"]
+def test_wise_ft_at_0_and_1_equals_the_two_models_that_it_averages(demo):
+    variants = {
+        variant["variant"]: {f"{score['suite']}/{score['score']}": score["value"] for score in variant["scores"]}
+        for variant in demo.load_json("wise-ft", "variants.json")["variants"]
     }
-    assert list(found) == ["alpha=0", "alpha=1"]
-    assert found["alpha=0"] == scores(demo, "wise-ft")[1]
-    assert found["alpha=1"] == scores(demo, "naive")[2]
-    assert scores(demo, "wise-ft")[2] not in found.values()
+    assert list(variants) == ["alpha=0", "alpha=1"]
+    assert variants["alpha=0"] == stage_scores(demo, "wise-ft")[1]
+    assert variants["alpha=1"] == stage_scores(demo, "naive")[2]
+    assert stage_scores(demo, "wise-ft")[2] not in variants.values()
 
 
-def test_a_tenth_of_what_replay_trains_on_is_the_first_task(demo):
-    data = demo.read("replay", "data.json")
+def test_replay_trains_one_tenth_of_its_loss_tokens_on_the_first_task(demo):
+    data = demo.load_json("replay", "data.json")
     assert data["shares"][1]["helpdesk"]["loss_tokens"] == pytest.approx(0.1, abs=0.005)
-    assert list(demo.read("naive", "data.json")["shares"][1]) == ["lists"]
+    assert list(demo.load_json("naive", "data.json")["shares"][1]) == ["lists"]
 
 
-def test_infinite_strength_stays_where_the_stage_began_and_finite_strength_does_not(demo):
-    for score, value in scores(demo, "held")[2].items():
-        assert value == pytest.approx(scores(demo, "held")[1][score], abs=1e-5), score
-    assert abs(next(one for one in demo.made.points if one.arm == "held").forgotten.value) < 1e-5
+def test_infinite_strength_keeps_the_weights_and_finite_strength_changes_them(demo):
+    for score, value in stage_scores(demo, "held")[2].items():
+        assert value == pytest.approx(stage_scores(demo, "held")[1][score], abs=1e-5), score
+    assert abs(next(point for point in demo.comparison.points if point.arm == "held").forgotten.value) < 1e-5
     for arm in ("l2sp", "ewc"):
-        moved = abs(scores(demo, arm)[2]["lists/response_nll"] - scores(demo, arm)[1]["lists/response_nll"])
-        assert moved > 1e-4, arm
-        assert updates(demo, arm)[-1][f"penalty/{arm}"] > 0
+        change = abs(
+            stage_scores(demo, arm)[2]["lists/response_nll"] - stage_scores(demo, arm)[1]["lists/response_nll"]
+        )
+        assert change > 1e-4, arm
+        assert logged_steps(demo, arm)[-1][f"penalty/{arm}"] > 0
 
 
 def test_the_learning_rates_are_those_of_the_protocol(demo):
-    peaks = {arm: max(one["learning_rate"] for one in updates(demo, arm)) for arm in ("naive", "lower-lr", "lora")}
+    peaks = {
+        arm: max(step["learning_rate"] for step in logged_steps(demo, arm)) for arm in ("naive", "lower-lr", "lora")
+    }
     assert peaks["lower-lr"] == pytest.approx(0.3 * peaks["naive"])
     assert peaks["lora"] == pytest.approx(3 * peaks["naive"])
 
 
-def test_the_shipped_rates_and_shares_are_those_that_were_stated():
+def test_the_demo_spec_has_the_stated_learning_rates_and_shares():
     document = json.loads((ROOT / "specs" / "forgetting_demo.json").read_text(encoding="utf-8"))
     first, second = document["mode"]["continual"]["stages"]
     named = document["arms"]["named"]

@@ -26,7 +26,7 @@ from harness.types import ToolCall
 TEXTS = [
     "The Elbe is a river in the north; it is long.",
     "user assistant system tool",
-    "Name a river: 12345 metres, I'm told. Yes.\n\n",
+    "Name a river: 12345 metres, I'm sure. Yes.\n\n",
     "长江 是 一 条 河 9876543210",
     " ".join("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ?0123456789.,:;<>|_{}/\"'?"),
     "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ?0123456789.,:;<>|_{}/\"'?",

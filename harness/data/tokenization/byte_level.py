@@ -25,7 +25,7 @@ class ByteWidths:
     """Token widths of a byte-level tokenizer.
 
     Attributes:
-        widths: (V,) int64, bytes that each token stands for.
+        widths: (V,) int64, number of bytes that each token encodes.
     """
 
     def __init__(self, widths: NDArray[np.int64], nfc: bool) -> None:

@@ -158,7 +158,7 @@ class SpecialTokenGuard:
 
     @cached_property
     def byte_widths(self) -> ByteWidths | None:
-        """The bytes that each token stands for; None where they do not determine the tokens' positions."""
+        """The number of bytes that each token encodes; None where it does not determine the tokens' positions."""
         return ByteWidths.from_tokenizer(self._backend)
 
     def encode_texts(self, texts: Sequence[str], *, with_offsets: bool = True) -> list[Encoding]:

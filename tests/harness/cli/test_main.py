@@ -1,4 +1,4 @@
-"""The command line: each command does its one thing, and bad input is one line on the error stream."""
+"""The command line: help, validation, exit codes and listings; bad input is one line on the error stream."""
 
 from __future__ import annotations
 
@@ -37,28 +37,28 @@ SPECS = ROOT / "specs"
 
 
 @pytest.fixture(autouse=True)
-def _only_ours(monkeypatch):
+def _no_third_party_plugins(monkeypatch):
     monkeypatch.setenv("HARNESS_NO_THIRD_PARTY", "1")
 
 
 @pytest.fixture
-def harness(capsys):
-    """Runs a command in this process and gives its exit code, output and error stream."""
+def run_harness(capsys):
+    """Run a command in this process; return its exit code, output and error stream."""
 
-    def harness(*arguments):
+    def run_harness(*arguments):
         try:
             code = main.main([str(argument) for argument in arguments])
-        except SystemExit as stopped:
-            code = stopped.code
-        shown = capsys.readouterr()
-        return code, shown.out, shown.err
+        except SystemExit as system_exit:
+            code = system_exit.code
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
 
-    return harness
+    return run_harness
 
 
 @pytest.fixture
-def spec(tmp_path):
-    """A valid spec of built-in components, with data files that are not there."""
+def write_spec(tmp_path):
+    """Write a valid spec of built-in components that `change` may modify; its data files do not exist."""
 
     def source(name):
         return {"jsonl": {"path": f"{name}.jsonl"}}
@@ -78,15 +78,15 @@ def spec(tmp_path):
     }
     file = tmp_path / "spec.json"
 
-    def write(change=lambda document: None):
+    def write_spec(change=lambda document: None):
         change(document)
         file.write_text(json.dumps(document, indent=2), encoding="utf-8")
         return file
 
-    return write
+    return write_spec
 
 
-def one_error(result):
+def get_error_line(result):
     code, out, err = result
     assert code == 2
     assert out == ""
@@ -99,68 +99,68 @@ def one_error(result):
 # -- help -------------------------------------------------------------------------------------------------------------
 
 
-def test_the_command_is_installed_and_tells_its_version():
+def test_command_is_installed_and_prints_its_version():
     script = Path(sys.executable).with_name("harness")
-    shown = subprocess.run([script, "--version"], capture_output=True, text=True, check=True).stdout
-    assert shown == f"harness {version('harness-sft')}\n"
+    output = subprocess.run([script, "--version"], capture_output=True, text=True, check=True).stdout
+    assert output == f"harness {version('harness-sft')}\n"
 
 
-def test_help_lists_every_command(harness):
-    code, out, _ = harness("--help")
+def test_help_lists_every_command(run_harness):
+    code, out, _ = run_harness("--help")
     assert code == 0
     assert [command for command in COMMANDS if f"\n    {command} " not in out] == []
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_the_help_of_each_command_has_an_example_of_it(harness, command):
-    code, out, _ = harness(command, "--help")
+def test_help_of_each_command_has_an_example(run_harness, command):
+    code, out, _ = run_harness(command, "--help")
     assert code == 0
     assert f"example: harness {command}" in " ".join(out.split())
 
 
 @pytest.mark.parametrize("arguments", [[], ["rnu"], ["validate"], ["run", "x.json", "--quiet", "--json"]])
-def test_a_command_line_that_is_none_exits_with_2(harness, arguments):
-    code, out, err = harness(*arguments)
+def test_invalid_command_line_exits_with_2(run_harness, arguments):
+    code, out, err = run_harness(*arguments)
     assert (code, out) == (2, "")
     assert err.startswith("usage: harness")
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["preview", "x.json", "--rows", "two"], "--rows: 'two' is not an integer"),
         (["preview", "x.json", "--rows", "0"], "--rows: 0 is below 1"),
         (["compare", "x", "--items", "-1"], "--items: -1 is below 0"),
     ],
 )
-def test_a_number_that_makes_no_sense_is_told_as_a_reader_would(harness, arguments, said):
-    code, out, err = harness(*arguments)
+def test_invalid_number_is_reported_with_option_and_value(run_harness, arguments, message):
+    code, out, err = run_harness(*arguments)
     assert (code, out) == (2, "")
-    assert err.endswith(f"error: argument {said}\n")
+    assert err.endswith(f"error: argument {message}\n")
 
 
 # -- validate ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_valid_spec_is_said_to_be_valid_with_its_stages_and_suites(harness, spec):
-    file = spec()
-    code, out, err = harness("validate", file, "--set", "train.learning_rate=2e-5")
+def test_valid_spec_is_reported_with_its_stages_and_suites(run_harness, write_spec):
+    file = write_spec()
+    code, out, err = run_harness("validate", file, "--set", "train.learning_rate=2e-5")
     assert (code, err) == (0, "")
     assert out == f"{file} is valid: 1 stage(s) (mixed), 2 suite(s)\n"
 
 
-def test_a_warning_goes_to_the_error_stream_and_the_spec_stays_valid(harness, spec):
-    code, out, err = harness("validate", spec())
+def test_warning_is_on_the_error_stream_and_the_spec_is_valid(run_harness, write_spec):
+    code, out, err = run_harness("validate", write_spec())
     assert code == 0
     assert "is valid" in out
     assert err == "warning: train.learning_rate is 0.01; usual is 1e-05 to 5e-05\n"
 
 
-def test_the_filled_spec_can_be_printed_and_validated_again(harness, spec, tmp_path):
-    _, first, _ = harness("validate", spec(), "--filled", "--set", "seed=3")
+def test_filled_spec_can_be_printed_and_validated_again(run_harness, write_spec, tmp_path):
+    _, first, _ = run_harness("validate", write_spec(), "--filled", "--set", "seed=3")
     filled = tmp_path / "filled.json"
     filled.write_text(first, encoding="utf-8")
-    code, second, _ = harness("validate", filled, "--filled")
+    code, second, _ = run_harness("validate", filled, "--filled")
     assert code == 0
     assert second == first
     assert json.loads(first)["seed"] == 3
@@ -170,42 +170,42 @@ def test_the_filled_spec_can_be_printed_and_validated_again(harness, spec, tmp_p
 # -- bad input --------------------------------------------------------------------------------------------------------
 
 
-def change(**keys):
+def set_keys(**keys):
     return lambda document: document.update(keys)
 
 
-BAD = {
-    "unknown key": (change(trian={}), [], ":{row}:3 spec: unknown key 'trian'; did you mean 'train'?"),
+INVALID_SPECS = {
+    "unknown key": (set_keys(trian={}), [], ":{row}:3 spec: unknown key 'trian'; did you mean 'train'?"),
     "unknown option": (
-        change(mitigations={"mixing": {"shar": 0.1}}),
+        set_keys(mitigations={"mixing": {"shar": 0.1}}),
         [],
         ":{row}:7 mitigations.mixing: unknown key 'shar'; did you mean 'share'?",
     ),
     "unknown component": (
-        change(template="chatmll"),
+        set_keys(template="chatmll"),
         [],
         ":{row}:3 template: no plugin provides 'chatmll'; did you mean 'chatml'?",
     ),
     "wrong type": (
-        change(seed="zero"),
+        set_keys(seed="zero"),
         [],
         ':{row}:3 seed: "zero" is not an integer; write an integer: '
         "the one seed that every random choice of the run is "
         "derived from",
     ),
     "missing source": (
-        change(evaluate={"s": {"source": "desc", "metrics": "chrf"}}),
+        set_keys(evaluate={"s": {"source": "desc", "metrics": "chrf"}}),
         [],
         ":{row}:7 evaluate.s.source: there is no source 'desc'; did you mean 'desk'?",
     ),
     "a suite on a trained source": (
-        change(evaluate={"s": {"source": "desk", "metrics": "chrf"}}),
+        set_keys(evaluate={"s": {"source": "desk", "metrics": "chrf"}}),
         [],
         ":{row}:7 evaluate.s.source: the suite 's' would evaluate the model on training rows of 'desk'; "
         'give sources.desk.jsonl "held_out": 0.1, or name a source of held-out rows',
     ),
     "nothing general to mix": (
-        change(mode={"domain": {"sources": ["desk"]}}),
+        set_keys(mode={"domain": {"sources": ["desk"]}}),
         [],
         ":{row}:3 mitigations.mixing: the stage 'domain' has no general source; "
         "name one in mitigations.mixing.source, or use the mode 'mixed'",
@@ -213,22 +213,22 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize("kind", BAD)
+@pytest.mark.parametrize("kind", INVALID_SPECS)
 @pytest.mark.parametrize("command", ["validate", "run", "plan", "preview"])
-def test_bad_input_is_one_line_with_file_line_and_column(harness, spec, kind, command):
-    changed, overrides, expected = BAD[kind]
-    file = spec(changed)
-    line = one_error(harness(command, file, *overrides))
+def test_bad_input_is_one_line_with_file_line_and_column(run_harness, write_spec, kind, command):
+    change, overrides, expected = INVALID_SPECS[kind]
+    file = write_spec(change)
+    line = get_error_line(run_harness(command, file, *overrides))
     assert line.startswith(f"{file}:")
     row = int(line.removeprefix(f"{file}:").partition(":")[0])
     assert line == f"{file}{expected.format(row=row)}"
     key = expected.split(" ")[1].rstrip(":").split(".")[-1]
-    said = file.read_text().splitlines()[row - 1]
-    assert f'"{key}"' in said or expected.split("'")[1] in said
+    line_of_file = file.read_text().splitlines()[row - 1]
+    assert f'"{key}"' in line_of_file or expected.split("'")[1] in line_of_file
 
 
 @pytest.mark.parametrize(
-    ("override", "said"),
+    ("override", "message"),
     [
         ("train.lerning_rate=1", "train: unknown key 'lerning_rate'; did you mean 'learning_rate'?"),
         ("train.epochs", "an override is key=value; e.g. --set train.learning_rate=1e-5"),
@@ -238,35 +238,38 @@ def test_bad_input_is_one_line_with_file_line_and_column(harness, spec, kind, co
         ("evaluate.desk.source=desc", "there is no source 'desc'; did you mean 'desk'?"),
     ],
 )
-def test_a_bad_override_is_one_line_that_names_it(harness, spec, override, said):
-    assert one_error(harness("validate", spec(), "--set", override)) == f"--set {override}: {said}"
+def test_invalid_override_is_one_line_that_names_the_override(run_harness, write_spec, override, message):
+    assert get_error_line(run_harness("validate", write_spec(), "--set", override)) == f"--set {override}: {message}"
 
 
-def test_wrong_json_is_one_line_with_file_line_and_column(harness, tmp_path):
+def test_invalid_json_is_one_line_with_file_line_and_column(run_harness, tmp_path):
     file = tmp_path / "spec.json"
     file.write_text('{"name": "x",\n "model": nul}', encoding="utf-8")
-    line = one_error(harness("validate", file))
+    line = get_error_line(run_harness("validate", file))
     assert line.startswith(f"{file}:2:11: this is not JSON: 'nul}}'; ")
 
 
-def test_a_missing_file_is_one_line(harness):
-    assert one_error(harness("validate", "no/such.json")) == "no/such.json: the file does not exist; check the path"
+def test_missing_file_is_one_line(run_harness):
+    assert (
+        get_error_line(run_harness("validate", "no/such.json"))
+        == "no/such.json: the file does not exist; check the path"
+    )
 
 
-def test_all_that_is_wrong_is_told_at_once_a_line_each(harness, spec):
-    code, _, err = harness("validate", spec(change(sed=1, seed="x", output=3)))
+def test_all_errors_are_reported_together_in_one_line_each(run_harness, write_spec):
+    code, _, err = run_harness("validate", write_spec(set_keys(sed=1, seed="x", output=3)))
     assert code == 2
     assert len(err.splitlines()) == 3
     assert all(line.startswith("harness: ") for line in err.splitlines())
 
 
-def test_two_distributions_with_one_name_stop_every_command(harness, spec, monkeypatch):
-    def discover():
+def test_two_distributions_with_the_same_component_stop_every_command(run_harness, write_spec, monkeypatch):
+    def raise_error():
         raise HarnessError("plugins", "the distributions 'a' and 'b' both bring a mode 'x'", "uninstall one of them")
 
-    monkeypatch.setattr(registry, "discover_plugins", discover)
-    for command in (["validate", spec()], ["plugins"], ["schema"]):
-        assert one_error(harness(*command)).startswith("plugins: the distributions 'a' and 'b' both bring")
+    monkeypatch.setattr(registry, "discover_plugins", raise_error)
+    for command in (["validate", write_spec()], ["plugins"], ["schema"]):
+        assert get_error_line(run_harness(*command)).startswith("plugins: the distributions 'a' and 'b' both bring")
 
 
 # -- exit codes -------------------------------------------------------------------------------------------------------
@@ -275,67 +278,67 @@ def test_two_distributions_with_one_name_stop_every_command(harness, spec, monke
 @pytest.mark.parametrize(
     ("error", "code", "err"),
     [
-        (HarnessError("x", "is bad", "mend it"), 2, "harness: x: is bad; mend it\n"),
+        (HarnessError("x", "is bad", "fix it"), 2, "harness: x: is bad; fix it\n"),
         (ManyErrors([HarnessError("x", "1"), HarnessError("y", "2")]), 2, "harness: x: 1\nharness: y: 2\n"),
         (RunError("run", "stopped", "try again"), 1, "harness: run: stopped; try again\n"),
         (KeyboardInterrupt(), 130, "harness: interrupted\n"),
     ],
 )
-def test_each_way_to_end_has_its_exit_code(harness, monkeypatch, error, code, err):
-    def discover():
+def test_each_kind_of_error_has_its_exit_code(run_harness, monkeypatch, error, code, err):
+    def raise_error():
         raise error
 
-    monkeypatch.setattr(registry, "discover_plugins", discover)
-    assert harness("plugins") == (code, "", err)
+    monkeypatch.setattr(registry, "discover_plugins", raise_error)
+    assert run_harness("plugins") == (code, "", err)
 
 
-def test_a_bug_keeps_its_traceback(harness, monkeypatch):
+def test_unexpected_exception_keeps_its_traceback(run_harness, monkeypatch):
     monkeypatch.setattr(registry, "discover_plugins", lambda: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        harness("plugins")
+        run_harness("plugins")
 
 
 @pytest.mark.parametrize("arguments", [["plugins", "--kind", "modes"], ["schema"]])
-def test_a_reader_who_leaves_early_is_no_error(arguments):
+def test_closed_output_pipe_is_not_an_error(arguments):
     command = [sys.executable, "-m", "harness", *arguments]
-    started = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    started.stdout.close()
-    assert started.wait(60) == 0
-    assert started.stderr.read() == b""
-    started.stderr.close()
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    assert process.wait(60) == 0
+    assert process.stderr.read() == b""
+    process.stderr.close()
 
 
 # -- plugins and schema -----------------------------------------------------------------------------------------------
 
 
-def test_plugins_lists_every_component_by_kind_with_its_summary(harness):
-    code, out, _ = harness("plugins")
+def test_plugins_lists_every_component_by_kind_with_its_summary(run_harness):
+    code, out, _ = run_harness("plugins")
     assert code == 0
-    found = registry.discover_plugins()
-    shown = " ".join(out.split())
-    for kind, components in found.components.items():
-        assert f"{kind} name from what it is" in shown
-        assert [name for name in components if f" {name} harness-sft " not in shown] == []
-    assert "[INST] … [/INST]" in shown
+    plugin_registry = registry.discover_plugins()
+    listing = " ".join(out.split())
+    for kind, components in plugin_registry.components.items():
+        assert f"{kind} name from what it is" in listing
+        assert [name for name in components if f" {name} harness-sft " not in listing] == []
+    assert "[INST] … [/INST]" in listing
 
 
-def test_plugins_can_be_listed_by_kind_and_as_json(harness):
-    _, out, _ = harness("plugins", "--kind", "modes", "--json")
-    listed = json.loads(out)
-    assert set(listed) == {"modes", "broken"}
-    assert set(listed["modes"]) == {"general", "domain", "mixed", "continual"}
-    assert listed["modes"]["mixed"]["distribution"] == "harness-sft"
-    assert set(listed["modes"]["mixed"]["options"]) == {"domain", "general"}
-    assert listed["broken"] == []
+def test_plugins_can_be_listed_by_kind_and_as_json(run_harness):
+    _, out, _ = run_harness("plugins", "--kind", "modes", "--json")
+    plugins = json.loads(out)
+    assert set(plugins) == {"modes", "broken"}
+    assert set(plugins["modes"]) == {"general", "domain", "mixed", "continual"}
+    assert plugins["modes"]["mixed"]["distribution"] == "harness-sft"
+    assert set(plugins["modes"]["mixed"]["options"]) == {"domain", "general"}
+    assert plugins["broken"] == []
 
 
-def test_the_schema_can_be_printed_or_written(harness, tmp_path):
-    _, out, _ = harness("schema")
+def test_schema_can_be_printed_or_written(run_harness, tmp_path):
+    _, out, _ = run_harness("schema")
     assert json.loads(out)["title"] == "harness spec"
-    assert harness("schema", "--output", tmp_path / "s.json") == (0, "", "")
+    assert run_harness("schema", "--output", tmp_path / "s.json") == (0, "", "")
     assert (tmp_path / "s.json").read_text(encoding="utf-8") == out
 
 
-def test_a_schema_that_cannot_be_written_is_one_line(harness, tmp_path):
-    line = one_error(harness("schema", "--output", tmp_path / "no" / "s.json"))
+def test_schema_that_cannot_be_written_is_one_line(run_harness, tmp_path):
+    line = get_error_line(run_harness("schema", "--output", tmp_path / "no" / "s.json"))
     assert line == f"{tmp_path}/no/s.json: cannot write it: No such file or directory; name another file"

@@ -61,7 +61,7 @@ def test_choice_likelihood_covers_its_own_tokens(evaluate_choices, tokenizer, sh
         between = "" if template else " "
         expected = [
             expected_ll(sharp_model, ids(tokenizer, before), ids(tokenizer, between + choice)) for choice in choices
-        ]  # the end of the turn is no part of it
+        ]  # a choice does not include the end of the turn
         assert item.choice_lls == pytest.approx(expected, abs=1e-4)
         assert (item.choices, item.gold, item.joined, item.row_cut) == (choices, gold, 0, False)
     assert [score.name for score in result.scores] == ["acc", "acc_norm", "acc_bytes"]

@@ -1,6 +1,6 @@
-"""Answers from a server that is no stub: `transformers serve`, as a process of its own, on loopback.
+"""Answers from a real server: `transformers serve`, in its own process, on loopback.
 
-Needs what transformers asks for to serve, which the extra `dev` brings.
+Needs the packages that `transformers serve` requires; the extra `dev` installs them.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ FAULTS = {
 
 def fail(fault: str, process: int, update: int) -> None:
     """Make the process fail before its `update`-th step."""
-    from harness.training.trainer import StageTrainer
+    from harness.training.stage_trainer import StageTrainer
 
     before = StageTrainer.before_optimizer_step
     made = 0

@@ -352,7 +352,7 @@ def measured(told):
 
 
 def test_arms_are_checked_for_the_number_of_processes(desk):
-    """A quarter of a step of 2 rows is no row, of 4 rows it is one."""
+    """A quarter of a step rounds to zero rows if the step has 2 rows, and to one row if it has 4."""
     document = desk.document(mitigations={"mixing": {"source": "general", "share": 0.25, "unit": "rows"}})
     rows = [{"instruction": f"Count to {number}", "output": f"{number} it is"} for number in range(12)]
     (desk.folder / "twelve.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -37,7 +37,7 @@ def document(tmp_path, monkeypatch, tiny_model, tokenizer):
     tiny_model.save_pretrained(tmp_path / "tiny")
     tokenizer.save_pretrained(tmp_path / "tiny")
     write(
-        tmp_path, "desk", [(f"Where is the {word}?", f"{word.title()} lies on shelf {word[::-1]}.") for word in WORDS]
+        tmp_path, "desk", [(f"Where is the {word}?", f"{word.title()} sits on shelf {word[::-1]}.") for word in WORDS]
     )
     # Equally long rows, so that a share of tokens can be met.
     write(tmp_path, "chat", [(f"{number:03d}?", f"{number:03d}.") for number in range(100, 152)])

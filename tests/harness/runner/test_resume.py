@@ -262,7 +262,7 @@ def test_resume_refuses_locked_run(desk, copy, capsys):
         assert other.stdout.readline() == "held\n"
         assert before_and_after(desk, copy) == 2
         other.communicate("")
-    assert "another process is at work" in said(capsys)
+    assert "another process has locked this run" in said(capsys)
     with RunFolder(copy).locked():
         pass
 

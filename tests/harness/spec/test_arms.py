@@ -1,4 +1,4 @@
-"""What arms a spec has, and what each changes."""
+"""Arms of a spec are expanded, validated and selected; an invalid arm is an error with its location."""
 
 from __future__ import annotations
 
@@ -11,34 +11,40 @@ from harness.spec import arms
 from harness.statistics import forgetting
 
 
-def expand(**given: Any) -> tuple[arms.Arm, ...]:
-    return arms.expand_arms({"named": {}, "matrix": {}, "baseline": None, "joint": None, **given}, "spec.json:1:1 arms")
+def expand_spec_arms(**keys: Any) -> tuple[arms.Arm, ...]:
+    return arms.expand_arms({"named": {}, "matrix": {}, "baseline": None, "joint": None, **keys}, "spec.json:1:1 arms")
 
 
-def test_named_arms_and_the_matrix_make_every_combination_in_the_order_of_the_spec() -> None:
-    made = expand(
+def test_named_arms_and_matrix_give_every_combination_in_spec_order() -> None:
+    expanded = expand_spec_arms(
         named={"naive": {}, "ewc": {"mitigations.ewc": {"source": "general"}}},
         matrix={"mitigations.mixing.share": [0.05, 0.1], "seed": [0, 1]},
     )
-    assert [arm.name for arm in made] == [
+    assert [arm.name for arm in expanded] == [
         *(f"naive,share={share},seed={seed}" for share in (0.05, 0.1) for seed in (0, 1)),
         *(f"ewc,share={share},seed={seed}" for share in (0.05, 0.1) for seed in (0, 1)),
     ]
-    assert made[5].changes == {"mitigations.ewc": {"source": "general"}, "mitigations.mixing.share": 0.05, "seed": 1}
+    assert expanded[5].changes == {
+        "mitigations.ewc": {"source": "general"},
+        "mitigations.mixing.share": 0.05,
+        "seed": 1,
+    }
 
 
-def test_a_matrix_alone_makes_arms_and_keys_of_one_ending_keep_enough_of_it_to_differ() -> None:
-    made = expand(matrix={"mitigations.ewc.strength": [1], "mitigations.l2sp.strength": [2.5], "mode": ["a b"]})
-    assert [arm.name for arm in made] == ["ewc.strength=1,l2sp.strength=2.5,mode=a-b"]
+def test_matrix_alone_gives_arms_whose_names_keep_enough_of_each_key_to_differ() -> None:
+    expanded = expand_spec_arms(
+        matrix={"mitigations.ewc.strength": [1], "mitigations.l2sp.strength": [2.5], "mode": ["a b"]}
+    )
+    assert [arm.name for arm in expanded] == ["ewc.strength=1,l2sp.strength=2.5,mode=a-b"]
 
 
-def test_changes_become_overrides_in_json() -> None:
+def test_changes_are_converted_to_json_overrides() -> None:
     arm = arms.Arm("one", {"mitigations.lora": None, "train.learning_rate": 1e-05, "template": "chatml"})
     assert arm.overrides() == ("mitigations.lora=null", "train.learning_rate=1e-05", 'template="chatml"')
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("keys", "message"),
     [
         ({"named": {"a": {"seed": 1}}, "matrix": {"seed": [0]}}, "both set 'seed'"),
         ({"matrix": {"template": ["a b", "a/b"]}}, "two arms have the name 'template=a-b'"),
@@ -53,28 +59,32 @@ def test_changes_become_overrides_in_json() -> None:
         ({"matrix": {"train.steps": [1], "train": [{}]}}, "changes 'train.steps' and then all of 'train'"),
     ],
 )
-def test_what_makes_no_sense_is_refused_by_name(given: dict[str, Any], told: str) -> None:
+def test_invalid_arms_are_reported_with_the_wrong_value(keys: dict[str, Any], message: str) -> None:
     with pytest.raises(HarnessError) as caught:
-        expand(**given)
-    assert told in caught.value.what
+        expand_spec_arms(**keys)
+    assert message in caught.value.what
     assert caught.value.where.startswith("spec.json:1:1 arms")
 
 
-def test_a_part_that_is_given_whole_may_be_refined_after_it() -> None:
-    (made,) = expand(named={"lora": {"mitigations.lora": {"rank": 2}}}, matrix={"mitigations.lora.alpha": [4]})
-    assert list(made.changes) == ["mitigations.lora", "mitigations.lora.alpha"]
+def test_arm_may_replace_a_section_and_then_change_one_of_its_keys() -> None:
+    (arm,) = expand_spec_arms(named={"lora": {"mitigations.lora": {"rank": 2}}}, matrix={"mitigations.lora.alpha": [4]})
+    assert list(arm.changes) == ["mitigations.lora", "mitigations.lora.alpha"]
 
 
-def test_an_arm_that_replaces_settings_of_the_spec_is_told_what_it_loses() -> None:
-    written = {"train": {"steps": 9, "learning_rate": 1}, "mitigations": {"lora": {"rank": 4}, "ewc": {}}, "mode": {}}
-    made = expand(
+def test_arm_that_replaces_a_section_gets_a_warning_that_names_the_reset_keys() -> None:
+    spec_sections = {
+        "train": {"steps": 9, "learning_rate": 1},
+        "mitigations": {"lora": {"rank": 4}, "ewc": {}},
+        "mode": {},
+    }
+    expanded = expand_spec_arms(
         named={
             "flat": {"train": {"learning_rate": 2}, "mitigations.lora": {"alpha": 1}},
             "dotted": {"train.learning_rate": 2, "seed": 1},
             "chosen": {"mitigations": {"lora": {}}, "mode": {"domain": {}}, "mitigations.ewc": None},
         }
     )
-    assert list(arms.override_warnings(made, written)) == [
+    assert list(arms.override_warnings(expanded, spec_sections)) == [
         "the arm 'flat' replaces all of 'train', which resets steps to the default; to change a single key, write "
         "'train.learning_rate'",
         "the arm 'flat' replaces all of 'mitigations.lora', which resets rank to the default; to change a single key, "
@@ -82,31 +92,31 @@ def test_an_arm_that_replaces_settings_of_the_spec_is_told_what_it_loses() -> No
     ]
 
 
-def test_arms_are_chosen_by_name_in_the_order_of_the_spec() -> None:
-    made = expand(named={"a": {}, "b": {}, "c": {}})
-    assert [arm.name for arm in arms.select_arms(made, ["c", "a"])] == ["a", "c"]
-    assert arms.select_arms(made, []) == made
+def test_arms_are_selected_by_name_in_spec_order() -> None:
+    expanded = expand_spec_arms(named={"a": {}, "b": {}, "c": {}})
+    assert [arm.name for arm in arms.select_arms(expanded, ["c", "a"])] == ["a", "c"]
+    assert arms.select_arms(expanded, []) == expanded
     with pytest.raises(HarnessError, match="there is no such arm"):
-        arms.select_arms(made, ["d"])
+        arms.select_arms(expanded, ["d"])
 
 
-def test_axes_that_cannot_be_are_named_before_anything_runs() -> None:
-    def told(**axes: str | None) -> list[str]:
-        given = {"gain": None, "forgetting": None, **axes}
-        return [str(error) for error in arms.validate_axes(given, ["desk", "chat"], "spec.json:1:1 arms")]
+def test_invalid_gain_and_forgetting_scores_are_reported() -> None:
+    def axis_errors(**axes: str | None) -> list[str]:
+        all_axes = {"gain": None, "forgetting": None, **axes}
+        return [str(error) for error in arms.validate_axes(all_axes, ["desk", "chat"], "spec.json:1:1 arms")]
 
-    assert told() == []
-    assert told(gain="desk/rougeL", forgetting="chat/response_nll") == []
-    assert told(forgetting="forgetting:response_nll") == []
-    (wrong,) = told(gain="dask/rougeL")
-    assert wrong.startswith("spec.json:1:1 arms.gain")
-    assert "there is no suite 'dask'" in wrong
-    assert "desk, chat" in wrong
-    assert "does not name its suite" in told(forgetting="rougeL")[0]
-    assert "not a summary of the matrix" in told(gain="forgetting:rougeL")[0]
-    assert "'average_accuracy' is not a summary of forgetting" in told(forgetting="average_accuracy:nll")[0]
+    assert axis_errors() == []
+    assert axis_errors(gain="desk/rougeL", forgetting="chat/response_nll") == []
+    assert axis_errors(forgetting="forgetting:response_nll") == []
+    (error,) = axis_errors(gain="dask/rougeL")
+    assert error.startswith("spec.json:1:1 arms.gain")
+    assert "there is no suite 'dask'" in error
+    assert "desk, chat" in error
+    assert "does not name its suite" in axis_errors(forgetting="rougeL")[0]
+    assert "not a summary of the matrix" in axis_errors(gain="forgetting:rougeL")[0]
+    assert "'average_accuracy' is not a summary of forgetting" in axis_errors(forgetting="average_accuracy:nll")[0]
 
 
-def test_every_summary_that_tells_of_a_loss_is_one_that_reports_have() -> None:
+def test_forgetting_sign_lists_only_summaries_that_reports_contain() -> None:
     assert set(arms.FORGETTING_SIGN) <= set(forgetting.SUMMARIES) | set(forgetting.GENERAL_SUMMARIES)
     assert all((sign > 0) == ("forgetting" in name) for name, sign in arms.FORGETTING_SIGN.items())

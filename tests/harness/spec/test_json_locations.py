@@ -1,4 +1,4 @@
-"""JSON is read as the standard says, and every path knows its line and column."""
+"""`parse_json` reads standard JSON and records the line and column of every path."""
 
 from __future__ import annotations
 
@@ -25,38 +25,38 @@ TEXT = """{
 
 
 @given(VALUES, st.sampled_from([None, 0, 1, 4]), st.booleans())
-def test_any_json_is_read_like_the_standard_library_reads_it(value, indent, ascii_only):
+def test_any_json_has_the_same_value_as_with_the_standard_library(value, indent, ascii_only):
     text = json.dumps(value, indent=indent, ensure_ascii=ascii_only)
     assert parse_json(text, "x").value == value
 
 
-def walk(value, path=()):
+def iter_paths(value, path=()):
     yield path, value
     children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     for key, child in children:
-        yield from walk(child, (*path, key))
+        yield from iter_paths(child, (*path, key))
 
 
-def parse_start(text):
+def parse_leading_value(text):
     return json.JSONDecoder().raw_decode(text)[0]
 
 
 @given(VALUES, st.sampled_from([None, 2]))
-def test_every_path_begins_where_its_key_or_its_list_element_stands(value, indent):
+def test_offset_of_every_path_is_the_start_of_its_key_or_list_element(value, indent):
     text = json.dumps(value, indent=indent)
     located = parse_json(text, "x")
-    paths = dict(walk(value))
+    paths = dict(iter_paths(value))
     assert located.offsets.keys() == paths.keys()
     for path, inner in paths.items():
         rest = text[located.offsets[path] :]
         if path and isinstance(path[-1], str):
             assert rest.startswith(f"{json.dumps(path[-1])}: ")
         else:
-            assert parse_start(rest) == inner
+            assert parse_leading_value(rest) == inner
 
 
 @pytest.mark.parametrize(
-    ("path", "place"),
+    ("path", "location"),
     [
         ((), "x.json:1:1"),
         (("name",), "x.json:2:3"),
@@ -65,11 +65,11 @@ def test_every_path_begins_where_its_key_or_its_list_element_stands(value, inden
         (("mode", "mixed", "domain", 1), "x.json:4:33"),
     ],
 )
-def test_a_path_has_a_line_and_a_column(path, place):
-    assert parse_json(TEXT, "x.json").where(path) == place
+def test_path_has_a_line_and_a_column(path, location):
+    assert parse_json(TEXT, "x.json").where(path) == location
 
 
-def test_a_path_that_is_not_in_the_file_stands_where_the_nearest_around_it_stands():
+def test_missing_path_has_the_location_of_its_nearest_parent():
     located = parse_json(TEXT, "x.json")
     assert located.where(("mode", "mixed", "general")) == "x.json:3:12"
     assert located.where(("mode", "mixed", "general", 0)) == "x.json:3:12"
@@ -82,7 +82,7 @@ def test_windows_line_ends_do_not_shift_columns():
 
 
 @pytest.mark.parametrize(
-    ("text", "place", "what"),
+    ("text", "line_and_column", "what"),
     [
         ("", "1:1", "ends too early"),
         ("  \n ", "2:2", "ends too early"),
@@ -114,14 +114,14 @@ def test_windows_line_ends_do_not_shift_columns():
         ("[" * 5000, "1:102", "nested"),
     ],
 )
-def test_what_is_not_json_is_named_with_its_place(text, place, what):
+def test_invalid_json_is_reported_with_line_and_column(text, line_and_column, what):
     with pytest.raises(HarnessError) as caught:
         parse_json(text, "x.json")
-    assert caught.value.where == f"x.json:{place}"
+    assert caught.value.where == f"x.json:{line_and_column}"
     assert what in caught.value.what
     assert caught.value.hint
     assert len(caught.value.lines()) == 1
 
 
-def test_one_key_may_stand_in_two_objects():
+def test_two_objects_may_have_the_same_key():
     assert parse_json('[{"a": 1}, {"a": 2}]', "x").value == [{"a": 1}, {"a": 2}]

@@ -1,4 +1,4 @@
-"""What is foreseen to fail is told by every command, before anything is loaded, in the same words."""
+"""Every command reports a preflight error with the same line, before a model or data is loaded."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ SUITES = {
 
 
 @pytest.fixture(autouse=True)
-def _apart(monkeypatch, tmp_path):
+def _isolated_environment(monkeypatch, tmp_path):
     monkeypatch.setenv("HARNESS_NO_THIRD_PARTY", "1")
     monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture
 def document():
-    """A valid spec of built-in components, with data and a model that are not there."""
+    """A valid spec of built-in components; its data files and its model do not exist."""
     return {
         "name": "small",
         "model": {"path": "./model"},
@@ -39,39 +39,39 @@ def document():
 
 
 @pytest.fixture
-def found():
-    """The installed components, and `same_words`, somebody else's metric that gives the score `exact_match` too."""
-    made = registry.discover_plugins()
-    made.add("metrics", "same_words", harness_metrics.harness_metrics()["exact_match"], "somebody-else")
-    return made
+def plugin_registry():
+    """The installed components and `same_words`, a third-party metric that also produces the score `exact_match`."""
+    components = registry.discover_plugins()
+    components.add("metrics", "same_words", harness_metrics.harness_metrics()["exact_match"], "somebody-else")
+    return components
 
 
 @pytest.fixture
-def refused(capsys, write):
-    """The lines that a command ends with, the spec's name taken off."""
+def get_error_lines(capsys, write):
+    """Run a command that must fail; return its error lines without the name of the spec file."""
 
-    def refused(command, given, *more):
-        file = write(given)
-        assert main.main([command, str(file), *more]) == 2
-        shown = capsys.readouterr()
-        assert shown.out == ""
-        assert "Traceback" not in shown.err
-        lines = [line for line in shown.err.splitlines() if not line.startswith("warning: ")]
+    def get_error_lines(command, spec_document, *arguments):
+        file = write(spec_document)
+        assert main.main([command, str(file), *arguments]) == 2
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert "Traceback" not in captured.err
+        lines = [line for line in captured.err.splitlines() if not line.startswith("warning: ")]
         assert all(line.startswith("harness: ") for line in lines)
         return [line.removeprefix("harness: ").replace(f"{file}:", "") for line in lines]
 
-    return refused
+    return get_error_lines
 
 
-def checked(given, write, found):
-    loaded = spec.load_spec(write(given), schema.compose_schema(found))
-    planned = plan.build_plan(loaded, found)
-    metrics = preflight.preflight(loaded, planned, found)
-    preflight.preflight_summaries(loaded, [(planned, metrics)])
+def run_preflight(document, write, plugin_registry):
+    loaded = spec.load_spec(write(document), schema.compose_schema(plugin_registry))
+    spec_plan = plan.build_plan(loaded, plugin_registry)
+    metrics = preflight.preflight(loaded, spec_plan, plugin_registry)
+    preflight.preflight_summaries(loaded, [(spec_plan, metrics)])
 
 
-STOPPING = {"scores": {"chat/response_nll": 1}}
-WRONG = {
+EARLY_STOPPING = {"scores": {"chat/response_nll": 1}}
+INVALID_CHANGES = {
     "a gate's score": (
         {"gate": [{"score": "desk/chrff", "at_least": 1}]},
         "gate.0.score: no metric produces the score 'desk/chrff'; did you mean 'desk/chrf'? available: "
@@ -107,7 +107,7 @@ WRONG = {
         "suite: on that stage's source, with its name, or in its 'suites' (mode continual)",
     ),
     "stopping without a measurement": (
-        {"train": {"learning_rate": 2e-5, "early_stopping": STOPPING}},
+        {"train": {"learning_rate": 2e-5, "early_stopping": EARLY_STOPPING}},
         "train.early_stopping: no mid-stage evaluation is configured that could stop the stage; set how often: "
         '"evaluate_steps": 50',
     ),
@@ -132,80 +132,91 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("kind", WRONG)
-def test_every_command_refuses_it_with_one_and_the_same_line(document, refused, kind):
-    change, said = WRONG[kind]
-    told = {command: refused(command, {**document, **change}) for command in ("validate", "plan", "check", "run")}
-    (line,) = told["validate"]
-    assert line.partition(" ")[2] == said
+@pytest.mark.parametrize("kind", INVALID_CHANGES)
+def test_every_command_reports_an_invalid_spec_with_the_same_line(document, get_error_lines, kind):
+    change, message = INVALID_CHANGES[kind]
+    lines_of_command = {
+        command: get_error_lines(command, {**document, **change}) for command in ("validate", "plan", "check", "run")
+    }
+    (line,) = lines_of_command["validate"]
+    assert line.partition(" ")[2] == message
     assert line.partition(" ")[0].replace(":", "").isdigit(), "line and column"
-    assert all(other == [line] for other in told.values())
+    assert all(lines == [line] for lines in lines_of_command.values())
 
 
-def test_all_that_is_foreseen_is_told_at_once(document, refused):
-    changes = {**WRONG["a gate's score"][0], **WRONG["stopping without a measurement"][0], **WRONG["an earlier run"][0]}
-    assert len(refused("validate", {**document, **changes})) == 3
+def test_all_preflight_errors_are_reported_together(document, get_error_lines):
+    changes = {
+        **INVALID_CHANGES["a gate's score"][0],
+        **INVALID_CHANGES["stopping without a measurement"][0],
+        **INVALID_CHANGES["an earlier run"][0],
+    }
+    assert len(get_error_lines("validate", {**document, **changes})) == 3
 
 
-def test_what_is_right_is_valid(document, write, capsys):
-    given = {
+def test_valid_gate_and_early_stopping_pass(document, write, capsys):
+    valid_document = {
         **document,
         "gate": [{"score": "chat/response_nll", "rises_at_most": 1}, {"score": "desk/length_ratio", "at_least": 1}],
-        "train": {"learning_rate": 2e-5, "evaluate_steps": 5, "early_stopping": STOPPING},
+        "train": {"learning_rate": 2e-5, "evaluate_steps": 5, "early_stopping": EARLY_STOPPING},
     }
-    assert main.main(["validate", str(write(given))]) == 0
+    assert main.main(["validate", str(write(valid_document))]) == 0
     assert "is valid" in capsys.readouterr().out
 
 
-def test_a_run_that_goes_on_from_another_has_the_stages_of_both(document, write, found, tmp_path):
+def test_run_that_continues_another_has_the_stages_of_both(document, write, plugin_registry, tmp_path):
     (tmp_path / "runs/first").mkdir(parents=True)
     for name in ("spec", "report"):
         (tmp_path / f"runs/first/{name}.json").write_text("{}")
-    gate = WRONG["a summary over stages of one stage"][0]
-    checked({**document, **gate, "model": {"path": "run:first"}}, write, found)
+    gate = INVALID_CHANGES["a summary over stages of one stage"][0]
+    run_preflight({**document, **gate, "model": {"path": "run:first"}}, write, plugin_registry)
 
 
 @pytest.mark.parametrize("name", ["", "  ", "x" * 5000])
-def test_what_is_no_name_of_a_run_is_bad_input_like_any_other(document, refused, name):
-    (line,) = refused("validate", {**document, "model": {"path": f"run:{name}"}})
+def test_invalid_run_name_is_one_error_line(document, get_error_lines, name):
+    (line,) = get_error_lines("validate", {**document, "model": {"path": f"run:{name}"}})
     assert ("there is no run" if name.strip() else "no run is named") in line
 
 
-def test_an_earlier_run_must_have_a_result(document, refused, tmp_path):
-    given = {**document, "model": {"path": "run:first"}}
+def test_earlier_run_must_have_a_result(document, get_error_lines, tmp_path):
+    continued_document = {**document, "model": {"path": "run:first"}}
     (tmp_path / "runs/first").mkdir(parents=True)
     (tmp_path / "runs/first/spec.json").write_text("{}")
-    assert "has no result: it did not finish; resume it: harness run --resume" in refused("validate", given)[0]
+    assert (
+        "has no result: it did not finish; resume it: harness run --resume"
+        in get_error_lines("validate", continued_document)[0]
+    )
     (tmp_path / "runs/first/arms/naive").mkdir(parents=True)
-    (line,) = refused("validate", given)
+    (line,) = get_error_lines("validate", continued_document)
     assert "is an experiment of several runs; none of its arms has a result yet" in line
     (tmp_path / "runs/first/arms/naive/report.json").write_text("{}")
-    assert refused("validate", given)[0].endswith("name the folder of one of its arms: naive")
+    assert get_error_lines("validate", continued_document)[0].endswith("name the folder of one of its arms: naive")
 
 
-# -- two metrics, one name --------------------------------------------------------------------------------------------
+# -- two metrics with the same score name -----------------------------------------------------------------------------
 
 
-def test_two_metrics_of_one_suite_that_give_one_score_are_refused(document, write, found):
-    both = {"exact_match": {}, "same_words": {}}
-    document["evaluate"] = {**SUITES, "desk": {"source": "desk_heldout", "metrics": both}}
+def test_two_metrics_of_a_suite_that_produce_the_same_score_are_an_error(document, write, plugin_registry):
+    both_metrics = {"exact_match": {}, "same_words": {}}
+    document["evaluate"] = {**SUITES, "desk": {"source": "desk_heldout", "metrics": both_metrics}}
     with pytest.raises(HarnessError) as caught:
-        checked(document, write, found)
+        run_preflight(document, write, plugin_registry)
     assert caught.value.where.endswith("evaluate.desk.metrics.same_words")
     assert caught.value.what == "the metrics 'exact_match' and 'same_words' both produce the score 'desk/exact_match'"
     assert "in another suite on the same source" in caught.value.hint
 
 
-def test_a_metric_that_names_a_score_twice_is_its_plugin_s_mistake(document, write, found, monkeypatch):
+def test_metric_that_names_a_score_twice_is_reported_as_a_plugin_error(document, write, plugin_registry, monkeypatch):
     from harness_metrics.exact_match import ExactMatch
 
     monkeypatch.setattr(ExactMatch, "score_names", ("exact_match", "exact_match"))
     document["evaluate"] = {**SUITES, "desk": {"source": "desk_heldout", "metrics": "exact_match"}}
     with pytest.raises(HarnessError, match="'exact_match' produces the score 'exact_match' twice; fix the plugin"):
-        checked(document, write, found)
+        run_preflight(document, write, plugin_registry)
 
 
-def test_in_suites_of_their_own_both_may_be_measured_and_summaries_tell_them_apart(document, write, found):
+def test_metrics_with_the_same_score_may_be_in_two_suites_and_summaries_distinguish_them(
+    document, write, plugin_registry
+):
     document["evaluate"] = {
         **SUITES,
         "desk": {"source": "desk_heldout", "metrics": "exact_match"},
@@ -215,140 +226,145 @@ def test_in_suites_of_their_own_both_may_be_measured_and_summaries_tell_them_apa
         {"score": "again/exact_match", "at_least": 0},
         {"score": "same_words.exact_match", "summary": "general_ability_delta", "at_least": -1},
     ]
-    checked(document, write, found)
+    run_preflight(document, write, plugin_registry)
     document["gate"][1]["score"] = "exact_match"
     with pytest.raises(HarnessError, match=r"available: exact_match\.exact_match, .*same_words\.exact_match"):
-        checked(document, write, found)
+        run_preflight(document, write, plugin_registry)
 
 
-# -- what arms are compared by ----------------------------------------------------------------------------------------
+# -- scores that compare arms -----------------------------------------------------------------------------------------
 
 
-def arms(document, **given):
-    return {**document, "arms": {"named": {"naive": {}, "slow": {"train.learning_rate": 1e-5}}, **given}}
+def add_arms(document, **keys):
+    return {**document, "arms": {"named": {"naive": {}, "slow": {"train.learning_rate": 1e-5}}, **keys}}
 
 
-def test_the_scores_that_arms_are_compared_by_are_foreseen(document, refused, write, capsys):
-    assert main.main(["validate", str(write(arms(document)))]) == 0
+def test_scores_that_compare_arms_are_validated_before_the_run(document, get_error_lines, write, capsys):
+    assert main.main(["validate", str(write(add_arms(document)))]) == 0
     summary = {"forgetting": "relative_forgetting:response_nll"}
-    assert main.main(["validate", str(write(arms(document, **summary)))]) == 0
+    assert main.main(["validate", str(write(add_arms(document, **summary)))]) == 0
     assert "warning" not in capsys.readouterr().err
-    (line,) = refused("validate", arms(document, gain="desk/rougeL"))
+    (line,) = get_error_lines("validate", add_arms(document, gain="desk/rougeL"))
     assert "arms.gain: no arm has a score 'desk/rougeL' with a direction; available: desk/chrf, chat/" in line
-    assert "no arm has a score 'desk/length_ratio'" in refused("run", arms(document, gain="desk/length_ratio"))[0]
-    (line,) = refused("validate", arms(document, forgetting="forgetting:rougeL"))
+    assert (
+        "no arm has a score 'desk/length_ratio'"
+        in get_error_lines("run", add_arms(document, gain="desk/length_ratio"))[0]
+    )
+    (line,) = get_error_lines("validate", add_arms(document, forgetting="forgetting:rougeL"))
     assert "arms.forgetting: no arm has a score 'rougeL'" in line
 
 
-def test_a_summary_over_stages_needs_arms_of_several_and_a_joint_arm_may_have_one(document, refused, write, capsys):
+def test_summary_over_stages_needs_arms_with_several_stages_except_the_joint_arm(
+    document, get_error_lines, write, capsys
+):
     stages = [{"name": name, "domain": [name]} for name in ("desk", "shop")]
     document["sources"] = {**document["sources"], "shop": {"jsonl": {"path": "shop.jsonl"}}}
-    both = {"mode": {"continual": {"stages": stages}}}
-    named = {"seq": both, "all": {"mode": {"domain": {"sources": ["desk", "shop"]}}}}
-    given = {"named": named, "forgetting": "forgetting:chrf"}
-    (line,) = refused("validate", arms(document, **given))
+    continual_mode = {"mode": {"continual": {"stages": stages}}}
+    named = {"seq": continual_mode, "all": {"mode": {"domain": {"sources": ["desk", "shop"]}}}}
+    arms_section = {"named": named, "forgetting": "forgetting:chrf"}
+    (line,) = get_error_lines("validate", add_arms(document, **arms_section))
     assert "'forgetting:chrf' needs several stages, but 'all' has one" in line
     document["gate"] = [{"score": "chrf", "summary": "forgetting", "at_most": 1}]
-    assert main.main(["validate", str(write(arms(document, joint="all", **given)))]) == 0
+    assert main.main(["validate", str(write(add_arms(document, joint="all", **arms_section)))]) == 0
     capsys.readouterr()
-    del given["forgetting"], named["seq"]
-    (line,) = refused("validate", arms(document, **given))
+    del arms_section["forgetting"], named["seq"]
+    (line,) = get_error_lines("validate", add_arms(document, **arms_section))
     assert "gate.0.summary: 'forgetting' needs several stages, but the run has one" in line
 
 
-def test_a_model_that_is_only_measured_is_judged_by_no_gate(document, write, found):
-    """`harness evaluate` of a run whose spec says what this version would refuse to begin."""
-    document |= {**WRONG["a gate's score"][0], **WRONG["stopping without a measurement"][0]}
-    document |= WRONG["one server for two models"][0]
-    loaded = spec.load_spec(write(document), schema.compose_schema(found))
-    made = preflight.preflight(loaded, plan.build_plan(loaded, found), found, will_train=False)
-    assert set(made) == {"desk", "chat"}
+def test_gate_is_not_validated_for_a_model_that_is_only_evaluated(document, write, plugin_registry):
+    """`harness evaluate` accepts a run whose spec this version would not train."""
+    document |= {**INVALID_CHANGES["a gate's score"][0], **INVALID_CHANGES["stopping without a measurement"][0]}
+    document |= INVALID_CHANGES["one server for two models"][0]
+    loaded = spec.load_spec(write(document), schema.compose_schema(plugin_registry))
+    metrics = preflight.preflight(loaded, plan.build_plan(loaded, plugin_registry), plugin_registry, will_train=False)
+    assert set(metrics) == {"desk", "chat"}
 
 
-def test_arms_of_other_seeds_are_told_that_their_held_out_rows_are_others(document, write, capsys):
+def test_arms_with_different_seeds_get_a_warning_that_held_out_rows_differ(document, write, capsys):
     document["sources"] = {**document["sources"], "desk": {"jsonl": {"path": "desk.jsonl", "held_out": 0.1}}}
     document["evaluate"] = {**SUITES, "desk": {**SUITES["desk"], "source": "desk"}}
-    assert main.main(["validate", str(write(arms(document, matrix={"seed": [0, 1]})))]) == 0
+    assert main.main(["validate", str(write(add_arms(document, matrix={"seed": [0, 1]})))]) == 0
     assert (
         "warning: the arms have different seeds, so they hold out different rows of 'desk'" in capsys.readouterr().err
     )
 
 
-def test_an_arm_that_replaces_all_settings_is_told_so(document, write, capsys):
+def test_arm_that_replaces_all_settings_gets_a_warning(document, write, capsys):
     document["train"] = {**document["train"], "weight_decay": 0.1}
     named = {"naive": {}, "slow": {"train": {"learning_rate": 1e-5}}}
-    assert main.main(["validate", str(write(arms(document, named=named)))]) == 0
+    assert main.main(["validate", str(write(add_arms(document, named=named)))]) == 0
     assert "the arm 'slow' replaces all of 'train', which resets weight_decay to the default" in capsys.readouterr().err
 
 
-def test_an_arm_s_key_into_a_value_is_named_and_not_looked_for_in_the_file(document, refused):
-    (line,) = refused("validate", arms(document, named={"naive": {}, "odd": {"seed.x": 1}}))
+def test_arm_key_inside_a_plain_value_is_reported_at_the_arm(document, get_error_lines):
+    (line,) = get_error_lines("validate", add_arms(document, named={"naive": {}, "odd": {"seed.x": 1}}))
     assert line.startswith("arm 'odd': seed.x=1: seed: ")
 
 
-def test_a_summary_that_no_arm_or_one_of_them_cannot_come_to_is_refused_before_they_run(
-    document, refused, write, capsys
-):
-    """It would be missed when all of them have been trained."""
+def test_summary_that_an_arm_cannot_produce_is_an_error_before_the_arms_run(document, get_error_lines, write, capsys):
+    """Otherwise the report would lack it after all arms are trained."""
     document["sources"] = {**document["sources"], "shop": {"jsonl": {"path": "shop.jsonl"}}}
     stages = [{"name": name, "domain": [name]} for name in ("desk", "shop")]
     document["mode"] = {"continual": {"stages": stages}}
-    assert main.main(["validate", str(write(arms(document, forgetting="forgetting:chrf")))]) == 0
+    assert main.main(["validate", str(write(add_arms(document, forgetting="forgetting:chrf")))]) == 0
     capsys.readouterr()
-    (line,) = refused("validate", arms(document, forgetting="forgetting:response_nll"))
+    (line,) = get_error_lines("validate", add_arms(document, forgetting="forgetting:response_nll"))
     assert (
         "arms.forgetting: 'naive', 'slow' cannot produce 'forgetting:response_nll': no suite with the score "
         "'response_nll' measures what a stage before the last one taught; add such a suite"
     ) in line
-    (line,) = refused("validate", arms(document, forgetting="relative_forgetting:chrf"))
+    (line,) = get_error_lines("validate", add_arms(document, forgetting="relative_forgetting:chrf"))
     assert "'relative_forgetting' needs a general suite, but none measures 'chrf'" in line
-    turned = {"named": {"naive": {}, "turned": {"mode": {"continual": {"stages": stages[::-1]}}}}}
-    (line,) = refused("validate", arms(document, forgetting="forgetting:chrf", **turned))
+    reversed_arms = {"named": {"naive": {}, "turned": {"mode": {"continual": {"stages": stages[::-1]}}}}}
+    (line,) = get_error_lines("validate", add_arms(document, forgetting="forgetting:chrf", **reversed_arms))
     assert "arms.forgetting: 'turned' cannot produce 'forgetting:chrf'" in line
     document["gate"] = [{"score": "chrf", "summary": "forward_transfer", "at_least": 0}]
-    (line,) = refused("validate", document)
+    (line,) = get_error_lines("validate", document)
     assert "gate.0.summary: no suite with the score 'chrf' measures what a stage after the first taught" in line
-    assert main.main(["validate", str(write(arms(document, gain="desk/chrf", **turned)))]) == 0, "one arm passes"
+    assert main.main(["validate", str(write(add_arms(document, gain="desk/chrf", **reversed_arms)))]) == 0, (
+        "one arm passes"
+    )
 
 
-def test_an_arm_that_measures_by_other_options_what_arms_are_compared_by_is_named(document, refused, write):
+def test_arm_that_measures_the_compared_score_with_other_options_is_reported(document, get_error_lines, write):
     named = {"naive": {}, "words": {"evaluate.desk.metrics.chrf.word_order": 2}}
-    (line,) = refused("validate", arms(document, named=named))
+    (line,) = get_error_lines("validate", add_arms(document, named=named))
     assert (
         "arms.gain: the arms are compared by 'desk/chrf', but 'words' measures it with other options than 'naive'; "
         "give its metric the same options in every arm, or name another score in arms.gain"
     ) in line
-    given = arms(document, named=named, gain="chat/response_nll")
-    assert main.main(["validate", str(write(given))]) == 0, "what they are not compared by may differ"
+    document_with_arms = add_arms(document, named=named, gain="chat/response_nll")
+    assert main.main(["validate", str(write(document_with_arms))]) == 0, "options of other scores may differ"
 
 
-def test_an_arm_that_will_not_measure_what_arms_are_compared_by_is_named(document, refused):
-    given = arms(document, named={"naive": {}, "blind": {"evaluate.chat": None}})
-    (line,) = refused("run", given)
+def test_arm_that_does_not_measure_the_compared_score_is_reported(document, get_error_lines):
+    document_with_arms = add_arms(document, named={"naive": {}, "blind": {"evaluate.chat": None}})
+    (line,) = get_error_lines("run", document_with_arms)
     assert (
         "arms.forgetting: the arms are compared by 'chat/response_perplexity', which 'blind' does not measure" in line
     )
 
 
-def test_arms_without_a_general_suite_are_told_so_before_they_run(document, refused):
+def test_arms_without_a_general_suite_are_an_error_before_they_run(document, get_error_lines):
     document["evaluate"] = {"desk": SUITES["desk"]}
-    (line,) = refused("run", arms(document))
+    (line,) = get_error_lines("run", add_arms(document))
     assert "gain and forgetting need a domain suite and a general suite" in line
 
 
-def test_what_is_foreseen_of_an_arm_names_it(document, refused):
-    given = arms(document, named={"naive": {}, "odd": {"train.early_stopping": STOPPING}})
-    (line,) = refused("validate", given)
+def test_preflight_error_of_an_arm_names_the_arm(document, get_error_lines):
+    document_with_arms = add_arms(document, named={"naive": {}, "odd": {"train.early_stopping": EARLY_STOPPING}})
+    (line,) = get_error_lines("validate", document_with_arms)
     assert line.startswith("arm 'odd': ")
     assert "no mid-stage evaluation is configured that could stop the stage" in line
 
 
-def test_a_run_s_gate_is_judged_by_the_run_and_not_by_the_metrics_of_the_spec(document, write, capsys, tmp_path):
-    """The limits may come from another spec than the run's; what the run lacks is said by its scores."""
-    place = tmp_path / "runs/first"
-    place.mkdir(parents=True)
-    (place / "spec.json").write_text("{}")
-    (place / "report.json").write_text(json.dumps({"stages": ["base", "a"], "changes": [], "forgetting": []}))
+def test_gate_uses_the_scores_of_the_run_and_not_the_metrics_of_the_spec(document, write, capsys, tmp_path):
+    """The limits may come from another spec; a missing score is looked up in the report of the run."""
+    run_folder = tmp_path / "runs/first"
+    run_folder.mkdir(parents=True)
+    (run_folder / "spec.json").write_text("{}")
+    (run_folder / "report.json").write_text(json.dumps({"stages": ["base", "a"], "changes": [], "forgetting": []}))
     file = write({**document, "gate": [{"score": "desk/bleu", "at_least": 1}]})
     assert main.main(["gate", "first", str(file)]) == 2
     assert "the run has no score 'desk/bleu'; it has: none" in capsys.readouterr().err
@@ -357,7 +373,7 @@ def test_a_run_s_gate_is_judged_by_the_run_and_not_by_the_metrics_of_the_spec(do
 # -- harness gate -----------------------------------------------------------------------------------------------------
 
 
-def test_a_missing_run_is_named_before_what_is_wrong_with_the_spec(document, write, capsys):
+def test_missing_run_is_reported_before_errors_of_the_spec(document, write, capsys):
     file = write({**document, "trian": {}})
     assert main.main(["gate", "nosuch", str(file)]) == 2
     first, second = capsys.readouterr().err.splitlines()

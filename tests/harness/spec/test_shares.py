@@ -1,4 +1,4 @@
-"""Which shares fit together, and how one is split, without a row."""
+"""Shares of a stage are validated and split between sources; no row is read."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SHARE = Share(("g", "h"), 0.2)
 
 
 @pytest.mark.parametrize(
-    ("parts", "asked", "what"),
+    ("sources", "asked", "what"),
     [
         ("dg", [Share(("d",), 0.5), Share(("g",), 0.4)], "every source has a share, and the shares sum to 0.9"),
         ("dg", [Share(("g",), 1.0)], "the shares sum to 1, which leaves nothing"),
@@ -33,26 +33,26 @@ SHARE = Share(("g", "h"), 0.2)
         ("dgh", [Share(("g", "h"), 0.1, temperature=0.0)], "has the temperature 0"),
     ],
 )
-def test_shares_that_make_no_whole_are_named(parts, asked, what):
-    stage = Stage("only", tuple(StageSource(source, "domain") for source in parts), {}, tuple(asked))
-    found = [str(error) for error in shares.validate_shares(stage)]
-    assert any(what in line for line in found), found
-    assert all(line.startswith("stage only: ") for line in found)
+def test_inconsistent_shares_are_reported(sources, asked, what):
+    stage = Stage("only", tuple(StageSource(source, "domain") for source in sources), {}, tuple(asked))
+    error_lines = [str(error) for error in shares.validate_shares(stage)]
+    assert any(what in line for line in error_lines), error_lines
+    assert all(line.startswith("stage only: ") for line in error_lines)
 
 
-def test_shares_that_fit_are_fine():
-    parts = tuple(StageSource(source, "domain") for source in "dgh")
-    assert list(shares.validate_shares(Stage("only", parts))) == []
-    assert list(shares.validate_shares(Stage("only", parts, {}, (SHARE,)))) == []
-    assert list(shares.validate_shares(Stage("only", parts, {}, (SHARE, Share(("d",), 0.8))))) == []
+def test_consistent_shares_have_no_errors():
+    sources = tuple(StageSource(source, "domain") for source in "dgh")
+    assert list(shares.validate_shares(Stage("only", sources))) == []
+    assert list(shares.validate_shares(Stage("only", sources, {}, (SHARE,)))) == []
+    assert list(shares.validate_shares(Stage("only", sources, {}, (SHARE, Share(("d",), 0.8))))) == []
 
 
-def test_a_limit_of_no_rows_is_named():
+def test_limit_of_zero_rows_is_reported():
     (error,) = shares.validate_shares(Stage("only", (StageSource("d", "domain", 0),)))
     assert str(error).startswith("stage only: the source 'd' is limited to 0 rows")
 
 
-def test_a_share_is_split_evenly_by_weights_or_by_temperature():
+def test_share_is_split_evenly_by_weights_or_by_temperature():
     assert shares.split_share(SHARE, [5, 50]) == (0.5, 0.5)
     assert shares.split_share(Share(("g", "h"), 0.2, weights=(1, 3)), [5, 50]) == (0.25, 0.75)
     assert shares.split_share(Share(("g", "h"), 0.2, temperature=1), [10, 30]) == pytest.approx((0.25, 0.75))
@@ -67,18 +67,18 @@ def test_fractions_sum_to_one(sizes, temperature):
     assert math.fsum(shares.split_share(share, sizes)) == pytest.approx(1)
 
 
-def test_what_is_realised_is_the_sum_over_the_sources_in_the_unit_of_the_share():
-    found = {"g": {"rows": 0.5, "loss_tokens": 0.1}, "h": {"rows": 0.2, "loss_tokens": 0.05}}
-    assert shares.realized_share(SHARE, found) == pytest.approx(0.15)
-    assert shares.realized_share(Share(("g", "x"), 0.2, "rows"), found) == 0.5
+def test_realized_share_is_the_sum_over_its_sources_in_its_unit():
+    realized = {"g": {"rows": 0.5, "loss_tokens": 0.1}, "h": {"rows": 0.2, "loss_tokens": 0.05}}
+    assert shares.realized_share(SHARE, realized) == pytest.approx(0.15)
+    assert shares.realized_share(Share(("g", "x"), 0.2, "rows"), realized) == 0.5
 
 
-def test_the_unit_of_a_source_is_that_of_its_share():
+def test_unit_of_a_source_is_the_unit_of_its_share():
     stage = Stage("only", (StageSource("d", "domain"), StageSource("g", "general")), {}, (Share(("g",), 0.1, "rows"),))
     assert [shares.unit_of_source(stage, source) for source in "dg"] == ["loss_tokens", "rows"]
     assert [shares.share_of_source(stage, source) for source in "dg"] == [None, stage.shares[0]]
 
 
-def test_sources_are_listed_as_in_a_sentence():
+def test_names_are_joined_as_in_a_sentence():
     assert shares.join_names(["a"]) == "'a'"
     assert shares.join_names(["a", "b", "c"]) == "'a', 'b' and 'c'"

@@ -1,4 +1,4 @@
-"""A spec file is read, overridden, validated and filled; an error says where its cause was written."""
+"""A spec file is read, overridden, validated and filled; an error has the location of its cause."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ def schema(small_registry):
 
 
 @pytest.fixture
-def fails(schema, write, small_spec):
-    """The lines of the error that loading the document (by default a valid one) with these overrides gives."""
+def get_error_lines(schema, write, small_spec):
+    """Load a document (default: the small spec) with overrides; return the lines of the error."""
 
-    def fails(*overrides, document=None, name="spec.json"):
+    def get_error_lines(*overrides, document=None, name="spec.json"):
         file = write(small_spec if document is None else document, name)
         with pytest.raises(HarnessError) as caught:
             load_spec(file, schema, overrides)
         assert caught.value.exit_code == 2
         return [line.replace(str(file), "spec.json") for line in caught.value.lines()]
 
-    return fails
+    return get_error_lines
 
 
 # -- files ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_spec_comes_back_filled_with_its_file(schema, write, small_spec):
+def test_loaded_spec_is_filled_and_has_its_file(schema, write, small_spec):
     file = write(small_spec)
     spec = load_spec(file, schema)
     assert spec.file == file
@@ -44,34 +44,34 @@ def test_a_spec_comes_back_filled_with_its_file(schema, write, small_spec):
     assert json.loads(file.read_text()) == small_spec
 
 
-def test_the_schemas_own_key_is_no_part_of_the_filled_spec(schema, write, small_spec):
+def test_filled_spec_does_not_contain_the_schema_key(schema, write, small_spec):
     spec = load_spec(write({"$schema": "./harness.schema.json", **small_spec}), schema)
     assert "$schema" not in spec.document
 
 
-def test_the_filled_spec_loads_again_to_itself(schema, write, small_spec):
+def test_filled_spec_loads_again_unchanged(schema, write, small_spec):
     first = load_spec(write(small_spec), schema).document
     assert load_spec(write(first, "elsewhere/filled.json"), schema).document == first
 
 
-def test_a_byte_order_mark_is_no_matter(schema, tmp_path, small_spec):
+def test_byte_order_mark_is_ignored(schema, tmp_path, small_spec):
     file = tmp_path / "spec.json"
     file.write_text(json.dumps(small_spec), encoding="utf-8-sig")
     assert load_spec(file, schema).document["name"] == "small"
 
 
-def test_a_missing_file_is_named(schema):
+def test_missing_file_is_reported(schema):
     with pytest.raises(HarnessError) as caught:
         load_spec("no/such.json", schema)
     assert caught.value.lines() == ["no/such.json: the file does not exist; check the path"]
 
 
-def test_a_folder_is_no_spec(schema, tmp_path):
+def test_folder_is_not_a_spec(schema, tmp_path):
     with pytest.raises(HarnessError, match="cannot read it: Is a directory; name a JSON file"):
         load_spec(tmp_path, schema)
 
 
-def test_a_file_that_is_not_utf_8_is_named_with_the_byte(schema, tmp_path):
+def test_file_that_is_not_utf_8_is_reported_with_the_byte(schema, tmp_path):
     file = tmp_path / "spec.json"
     file.write_bytes('{"name": "é"}'.encode("latin-1"))
     with pytest.raises(HarnessError) as caught:
@@ -80,16 +80,16 @@ def test_a_file_that_is_not_utf_8_is_named_with_the_byte(schema, tmp_path):
 
 
 @pytest.mark.parametrize("text", ["[]", '"spec"', "3", "null"])
-def test_a_spec_is_one_object(fails, text):
-    assert fails(document=text) == ["spec.json: a spec is a JSON object; write { ... }"]
+def test_spec_must_be_one_object(get_error_lines, text):
+    assert get_error_lines(document=text) == ["spec.json: a spec is a JSON object; write { ... }"]
 
 
-def test_wrong_json_is_told_with_line_and_column(fails):
-    (line,) = fails(document='{\n  "name": "x",\n}')
+def test_invalid_json_is_reported_with_line_and_column(get_error_lines):
+    (line,) = get_error_lines(document='{\n  "name": "x",\n}')
     assert line.startswith("spec.json:3:1: a key in double quotes is expected here; ")
 
 
-def test_the_name_of_the_file_is_told_as_it_was_given(schema, write, monkeypatch, tmp_path):
+def test_errors_contain_the_file_name_as_the_caller_wrote_it(schema, write, monkeypatch, tmp_path):
     write("{}", "deep/spec.json")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(HarnessError) as caught:
@@ -121,29 +121,29 @@ def test_the_name_of_the_file_is_told_as_it_was_given(schema, write, monkeypatch
         ("track.enabled=false", "track/enabled", False),
     ],
 )  # fmt: skip
-def test_an_override_puts_a_value_into_the_spec(schema, write, small_spec, override, key, value):
-    found = load_spec(write(small_spec), schema, [override]).document
+def test_override_sets_a_value_of_the_spec(schema, write, small_spec, override, key, value):
+    node = load_spec(write(small_spec), schema, [override]).document
     for step in key.split("/"):
-        found = found[step]
-    assert found == value
-    assert type(found) is type(value)
+        node = node[step]
+    assert node == value
+    assert type(node) is type(value)
 
 
-def test_of_two_overrides_of_one_key_the_later_holds(schema, write, small_spec):
+def test_later_of_two_overrides_of_a_key_wins(schema, write, small_spec):
     document = load_spec(write(small_spec), schema, ["train.epochs=2", "train.epochs=3"]).document
     assert document["train"]["epochs"] == 3
 
 
-def test_an_override_reaches_into_the_stages_of_a_list(schema, write, small_spec, fails):
+def test_override_may_change_a_stage_in_a_list(schema, write, small_spec, get_error_lines):
     stages = [{"name": name, "domain": ["desk"]} for name in ("one", "two")]
     small_spec["mode"] = {"continual": {"stages": stages}}
     document = load_spec(write(small_spec), schema, ["mode.continual.stages.1.train.epochs=2"]).document
     assert document["mode"]["continual"]["stages"] == [stages[0], {**stages[1], "train": {"epochs": 2}}]
-    (line,) = fails("mode.continual.stages.2.train.epochs=2")
+    (line,) = get_error_lines("mode.continual.stages.2.train.epochs=2")
     assert "the spec has no key '2' here" in line
 
 
-def test_an_override_opens_a_component_given_as_a_bare_string(schema, write, small_spec):
+def test_override_may_set_an_option_of_a_component_written_as_a_bare_string(schema, write, small_spec):
     small_spec["mitigations"] = "mixing"
     document = load_spec(write(small_spec), schema, ["mitigations.mixing.share=0.2"]).document
     assert document["mitigations"]["mixing"]["share"] == 0.2
@@ -189,26 +189,26 @@ def test_an_override_opens_a_component_given_as_a_bare_string(schema, write, sma
          "--set mode.mixed.domain.x.y=x: the spec has no key 'x' here; check the key"),
     ],
 )  # fmt: skip
-def test_a_wrong_override_is_named_in_the_place_of_the_file(fails, small_spec, override, line):
+def test_invalid_override_is_reported_at_the_override_and_not_at_the_file(get_error_lines, small_spec, override, line):
     small_spec["seed"] = 0
-    assert fails(override) == [line]
+    assert get_error_lines(override) == [line]
 
 
-def test_what_the_file_has_wrong_is_not_blamed_on_an_override(fails, small_spec):
+def test_error_of_the_file_is_not_reported_at_an_override(get_error_lines, small_spec):
     small_spec["train"]["epochs"] = "two"
-    places = [line.partition(": ")[0] for line in fails("train.steps=x", name="with space/spec.json")]
-    assert "--set train.steps=x" in places
-    (other,) = set(places) - {"--set train.steps=x"}
-    assert other.startswith("spec.json:")
-    assert other.endswith(":5 train.epochs")
+    locations = [line.partition(": ")[0] for line in get_error_lines("train.steps=x", name="with space/spec.json")]
+    assert "--set train.steps=x" in locations
+    (file_location,) = set(locations) - {"--set train.steps=x"}
+    assert file_location.startswith("spec.json:")
+    assert file_location.endswith(":5 train.epochs")
 
 
-def test_an_override_is_named_when_the_path_of_the_file_has_a_space(fails):
-    (line,) = fails("train.epochs=two", name="with space/spec.json")
+def test_invalid_override_is_reported_when_the_file_path_has_a_space(get_error_lines):
+    (line,) = get_error_lines("train.epochs=two", name="with space/spec.json")
     assert line.startswith("--set train.epochs=two: train.epochs: ")
 
 
-def test_a_place_is_the_override_that_gave_it_or_else_the_file(schema, write, small_spec):
+def test_location_is_the_override_that_set_the_key_or_else_the_file(schema, write, small_spec):
     file = write(small_spec)
     spec = load_spec(file, schema, ["evaluate.desk.source=desk", "train.epochs=2"])
     assert spec.where(("evaluate", "desk", "source")) == "--set evaluate.desk.source=desk"
@@ -219,55 +219,55 @@ def test_a_place_is_the_override_that_gave_it_or_else_the_file(schema, write, sm
 # -- paths ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_path_is_taken_from_the_folder_of_the_spec(schema, write, small_spec, tmp_path, monkeypatch):
+def test_path_is_relative_to_the_folder_of_the_spec(schema, write, small_spec, tmp_path, monkeypatch):
     file = write(small_spec, "deep/spec.json")
     monkeypatch.chdir(tmp_path)
-    for given in (file, "deep/spec.json"):
-        path = load_spec(given, schema).document["sources"]["desk"]["lines"]["path"]
+    for spec_file in (file, "deep/spec.json"):
+        path = load_spec(spec_file, schema).document["sources"]["desk"]["lines"]["path"]
         assert path == str((tmp_path / "deep" / "desk.txt").resolve())
 
 
 @pytest.mark.parametrize("path", ["/data/desk.txt", "hf://data/desk.txt", "https://example.org/desk.txt"])
-def test_an_absolute_path_and_an_address_stay_as_they_are(schema, write, small_spec, path):
+def test_absolute_path_and_url_are_unchanged(schema, write, small_spec, path):
     small_spec["sources"]["desk"]["lines"]["path"] = path
     assert load_spec(write(small_spec), schema).document["sources"]["desk"]["lines"]["path"] == path
 
 
-def test_a_tilde_is_the_home_folder(schema, write, small_spec, monkeypatch):
+def test_tilde_is_the_home_folder(schema, write, small_spec, monkeypatch):
     monkeypatch.setenv("HOME", "/somewhere")
     small_spec["sources"]["desk"]["lines"]["path"] = "~/desk.txt"
     assert load_spec(write(small_spec), schema).document["sources"]["desk"]["lines"]["path"] == "/somewhere/desk.txt"
 
 
-def test_a_tilde_and_a_name_that_is_no_user_is_a_file_beside_the_spec(schema, write, small_spec):
+def test_tilde_with_an_unknown_user_is_a_file_in_the_folder_of_the_spec(schema, write, small_spec):
     small_spec["sources"]["desk"]["lines"]["path"] = "~no-such-user/x"
     path = load_spec(write(small_spec), schema).document["sources"]["desk"]["lines"]["path"]
     assert path.endswith("/~no-such-user/x")
 
 
 @pytest.mark.parametrize("path", ["org/model", "pypi:some-package==1.0/model.gguf#sha256=00"])
-def test_a_model_that_is_no_file_here_stays_as_it_is(schema, write, small_spec, path):
+def test_model_name_without_a_local_file_is_unchanged(schema, write, small_spec, path):
     small_spec["model"]["path"] = path
     assert load_spec(write(small_spec), schema).document["model"]["path"] == path
 
 
-def test_a_model_in_a_folder_beside_the_spec_is_found(schema, write, small_spec, tmp_path):
+def test_model_in_the_folder_of_the_spec_is_resolved(schema, write, small_spec, tmp_path):
     (tmp_path / "org" / "model").mkdir(parents=True)
     path = load_spec(write(small_spec), schema).document["model"]["path"]
     assert Path(path) == (tmp_path / "org" / "model").resolve()
 
 
 @pytest.mark.parametrize("path", ["./gone", "../gone/model.gguf"])
-def test_a_model_written_as_a_path_is_a_path_though_nothing_is_there(schema, write, small_spec, tmp_path, path):
+def test_model_written_as_a_path_is_resolved_when_the_file_is_missing(schema, write, small_spec, tmp_path, path):
     small_spec["model"]["path"] = path
-    found = load_spec(write(small_spec), schema).document["model"]["path"]
-    assert Path(found) == (tmp_path / path).resolve()
+    model_path = load_spec(write(small_spec), schema).document["model"]["path"]
+    assert Path(model_path) == (tmp_path / path).resolve()
 
 
 # -- plugins ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_broken_plugin_is_named_only_when_the_spec_needs_a_component_that_nobody_brings(schema, write, small_spec):
+def test_broken_plugin_is_reported_only_when_the_spec_needs_a_missing_component(schema, write, small_spec):
     broken = [BrokenPlugin("acme", "acme_harness", "ImportError: no acme")]
     assert load_spec(write(small_spec), schema, broken_plugins=broken).document["name"] == "small"
     with pytest.raises(HarnessError) as caught:

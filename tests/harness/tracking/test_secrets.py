@@ -1,4 +1,4 @@
-"""No secret reaches a store: in no parameter, tag, log, data set or artifact, wherever a spec or a machine has it."""
+"""A tracking store contains no secret: not in parameters, tags, logs, datasets or artifacts."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ SECRETS = {
 }
 
 
-def spec():
-    """A spec with a secret in every place that takes one."""
+def spec_with_secrets():
+    """Return a spec with a secret at each key that may contain one."""
     return {
         "track": {"uri": f"https://me:{SECRETS['uri']}@track.example"},
         "description": f"made with {SECRETS['hub token']}",
@@ -55,7 +55,7 @@ def spec():
 
 @pytest.fixture(scope="module")
 def store_with_secrets(tmp_path_factory):
-    """A store after a run that failed and one that did not, in which everything has met a secret."""
+    """A store with a failed and a successful run whose settings, files and messages all contain secrets."""
     folder = tmp_path_factory.mktemp("secrets")
     text = f"failed at https://me:{SECRETS['uri']}@track.example: " + " ".join(SECRETS.values())
     warnings, lines = [], []
@@ -65,23 +65,23 @@ def store_with_secrets(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_TOKEN", SECRETS["environment"])
         for name, fail in (("good", False), ("bad", True)):
-            place = folder / "runs" / name
-            (place / "predictions").mkdir(parents=True)
-            (place / "plots").mkdir()
+            run_folder = folder / "runs" / name
+            (run_folder / "predictions").mkdir(parents=True)
+            (run_folder / "plots").mkdir()
             for file in ("data.json", "report.html", "plots/loss.svg", "predictions/general-stage0.jsonl"):
-                (place / file).write_text(json.dumps({"kept": text}) + "\n")
+                (run_folder / file).write_text(json.dumps({"text": text}) + "\n")
             plan = example_run.made_plan(
-                sources={name: next(iter(one.items())) for name, one in spec()["sources"].items()}
+                sources={name: next(iter(source.items())) for name, source in spec_with_secrets()["sources"].items()}
             )
             tracker = Tracker(
                 {"enabled": True, "experiment": "x", "uri": f"sqlite:///{folder}/store/mlflow.db"}, "x", warnings.append
             )
-            storage = spec()["sources"]["general"]["jsonl"]["storage"]
+            storage = spec_with_secrets()["sources"]["general"]["jsonl"]["storage"]
             changes = {"sources.general.jsonl.storage": storage, "hub.token": SECRETS["hub token"]}
             example_run.feed(
                 tracker,
-                place,
-                settings=spec(),
+                run_folder,
+                settings=spec_with_secrets(),
                 plan=plan,
                 fail=fail,
                 error=text,
@@ -95,7 +95,7 @@ def store_with_secrets(tmp_path_factory):
     return SimpleNamespace(folder=folder, warnings=warnings, lines=lines)
 
 
-def test_everything_was_tracked(store_with_secrets):
+def test_all_parameters_tags_and_artifacts_are_stored(store_with_secrets):
     assert store_with_secrets.warnings == []
     with sqlite3.connect(store_with_secrets.folder / "store" / "mlflow.db") as database:
         params = dict(database.execute("select key, value from params"))
@@ -109,9 +109,9 @@ def test_everything_was_tracked(store_with_secrets):
     assert {"report.html", "loss.svg", "data.json", "spec.json", "helpdesk.json", "general-stage0.jsonl"} <= names
 
 
-@pytest.mark.parametrize("what", SECRETS)
-def test_no_secret_is_in_the_store_or_in_a_log(store_with_secrets, what):
-    secret = SECRETS[what]
+@pytest.mark.parametrize("secret_name", SECRETS)
+def test_no_secret_is_in_the_store_or_in_a_log(store_with_secrets, secret_name):
+    secret = SECRETS[secret_name]
     files = [file for file in (store_with_secrets.folder / "store").rglob("*") if file.is_file()]
     assert len(files) > 10
     assert [file.name for file in files if secret.encode() in file.read_bytes()] == []

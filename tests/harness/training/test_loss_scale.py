@@ -12,7 +12,7 @@ from torch import nn
 
 from harness.errors import RunError
 from harness.interfaces.mitigation import Mitigation
-from harness.training.trainer import StageTrainer
+from harness.training.stage_trainer import StageTrainer
 
 
 class ConstantPenalty(Mitigation):

@@ -17,7 +17,7 @@ from harness.training import checkpoint
 from harness.training.checkpoint import latest_checkpoint
 from harness.training.collator import Collator
 from harness.training.train_stage import train_stage
-from harness.training.trainer import StageTrainer
+from harness.training.stage_trainer import StageTrainer
 
 ENGINES = ("trl", "transformers")
 

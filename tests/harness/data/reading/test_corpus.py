@@ -244,7 +244,7 @@ def test_full_disk_is_an_error_for_invalid_rows(read, tmp_path, monkeypatch):
 
 # -- invalid rows -----------------------------------------------------------------------------------------------------
 
-INVALID = InvalidRecord("", "is not JSON: Expecting value at column 1", "mend the line", "oh \ud83d")
+INVALID = InvalidRecord("", "is not JSON: Expecting value at column 1", "fix the line", "oh \ud83d")
 
 
 def test_invalid_rows_are_named_and_written_and_are_an_error(read, tmp_path):
@@ -258,7 +258,7 @@ def test_invalid_rows_are_named_and_written_and_are_an_error(read, tmp_path):
     assert [line.partition(": ")[0] for line in lines] == ["x:3", "x:4", "x:5"]
     logged = [json.loads(line) for line in (tmp_path / "c" / "rejected.jsonl").read_text().splitlines()]
     assert logged[0] == {
-        "place": "x:3", "reason": INVALID.what, "hint": "mend the line", "row": "oh \ud83d",
+        "place": "x:3", "reason": INVALID.what, "hint": "fix the line", "row": "oh \ud83d",
     }  # fmt: skip
     assert logged[1]["row"] == rows[3]
     assert logged[1]["reason"] == "has no response: it is blank"
