@@ -5,7 +5,6 @@ Loads none of the run's models and, for metrics of text without an encoder of th
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from harness.interfaces.metric import Metric
 from harness.registry import Registry
 from harness.spec.schema import fill_defaults
 from harness.types import Evaluation, Item, Suite
+from harness.utils.json_depth import load_json
 
 _PREDICTION_FILE = re.compile(r"(?P<suite>.+)-stage(?P<stage>\d+)\.jsonl")
 
@@ -104,7 +104,7 @@ def create_metric(registry: Registry, name: str, options: Mapping[str, Any], *, 
 def _load_run_spec(folder: Path) -> dict[str, Any]:
     file = folder / "spec.json"
     try:
-        spec: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        spec: dict[str, Any] = load_json(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise HarnessError(str(folder), "is no folder of a run: it has no spec.json", "name one under runs/") from error
     except ValueError as error:

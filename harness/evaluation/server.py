@@ -21,6 +21,7 @@ from typing import Any
 
 from harness.errors import HarnessError, RunError
 from harness.evaluation.generation import Answer, truncate_at_stop
+from harness.utils.json_depth import load_json
 
 RETRYABLE_STATUS = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
 """Status codes after which it is worth to ask again."""
@@ -74,7 +75,7 @@ class CompletionServer:
             pause = 2.0**attempt * random.uniform(0.75, 1.25)
             try:
                 with urllib.request.urlopen(call, timeout=self.timeout) as reply:
-                    found = json.loads(reply.read())
+                    found = load_json(reply.read())
                     if not isinstance(found, dict):
                         raise RunError(self.url, "the server's reply is no JSON object", "is this its API's address?")
                     return found

@@ -6,7 +6,6 @@ Imports neither torch nor transformers: they are needed only when a GGUF file ha
 from __future__ import annotations
 
 import importlib.util
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from harness.types import Progress, no_progress
 from harness.utils import cache_dir, file_digests
 from harness.utils.find_run import RUN_SCHEME as RUN
 from harness.utils.find_run import find_finished_run
+from harness.utils.json_depth import load_json
 
 WHERE = "model.path"
 
@@ -131,9 +131,9 @@ def _base_of_adapter(
     """The model that a run's adapter was trained on: where the adapter says, or else what the run's spec began with,
     for a converted model may have left the cache since."""
     try:
-        config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        config = load_json((folder / "adapter_config.json").read_text(encoding="utf-8"))
         path, revision = str(config["base_model_name_or_path"]), config.get("revision")
-        first = json.loads((run_folder / "spec.json").read_text(encoding="utf-8"))["model"]
+        first = load_json((run_folder / "spec.json").read_text(encoding="utf-8"))["model"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         what = f"the adapter of the run '{run_folder}' cannot be read ({type(error).__name__})"
         raise HarnessError(WHERE, what, "is the folder whole?") from error

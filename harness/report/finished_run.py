@@ -5,7 +5,6 @@ Knows the files that a run leaves; not how they came to be, and no model.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 from harness.errors import HarnessError
 from harness.types import Evaluation, Item, Score
+from harness.utils.json_depth import load_json
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def load_run_json(folder: Path, name: str) -> dict[str, Any]:
     """A JSON object out of a run's folder. Raises HarnessError when it is not there or is none."""
     file = folder / name
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = load_json(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         what = f"holds no {name}" if folder.is_dir() else "is no folder"
         raise HarnessError(str(folder), what, "name the folder of a run that has been evaluated") from None

@@ -6,7 +6,6 @@ Knows the settings `evaluate_steps`, `evaluate_suites` and `early_stopping`. Wha
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +16,7 @@ from harness.runner.folder import RunFolder, load_stage_snapshot
 from harness.training.checkpoint import checkpoint_step
 from harness.training.checkpoint import latest_checkpoint as latest_checkpoint
 from harness.types import Evaluation, Stage
+from harness.utils.json_depth import load_json
 
 
 def combined_score(
@@ -163,9 +163,9 @@ class EarlyStopper:
         file = self.folder.path / self._evaluations_file
         if file.is_file():
             lines = [one for one in file.read_text(encoding="utf-8").splitlines(keepends=True) if one.endswith("\n")]
-            known = [one for one in lines if json.loads(one)["step"] <= self.resumed_step]
+            known = [one for one in lines if load_json(one)["step"] <= self.resumed_step]
             file.write_text("".join(known), encoding="utf-8")
-            for one in map(json.loads, known):
+            for one in map(load_json, known):
                 if self.early_stopping is not None:
                     self.early_stopping.update(one["step"], math.nan if one["combined"] is None else one["combined"])
         for one in self._best_folder.glob("*"):

@@ -20,6 +20,7 @@ from typing import Any
 
 from harness.errors import HarnessError, RunError
 from harness.model import frozen_lora
+from harness.utils.json_depth import load_json
 
 LOCK_FILE = ".lock"
 
@@ -65,7 +66,7 @@ class RunFolder:
         if not file.is_file():
             return None
         try:
-            found = json.loads(file.read_text(encoding="utf-8"))
+            found = load_json(file.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise HarnessError(str(file), f"cannot be read: {error}", "the run cannot be gone on with") from error
         if not isinstance(found, dict):

@@ -7,7 +7,6 @@ those beside it in `following`.
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 import time
@@ -38,6 +37,7 @@ from harness.tracking.tracker import Tracker
 from harness.training import train_stage
 from harness.training.checkpoint import checkpoint_step
 from harness.types import Event
+from harness.utils.json_depth import load_json
 
 
 @contextmanager
@@ -273,7 +273,7 @@ class MainProcess(StageLoop):
 
     def _read_stage_lines(self, name: str, file_name: str) -> list[dict[str, Any]]:
         file = self.folder.stage_folder(name) / file_name
-        return [json.loads(one) for one in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
+        return [load_json(one) for one in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
 
     def _discard_repeated_steps(self, name: str, checkpoint: Path | None) -> None:
         """Take out of `steps.jsonl` the updates that are done anew."""
@@ -281,7 +281,7 @@ class MainProcess(StageLoop):
         if file.is_file():
             last = checkpoint_step(checkpoint)
             whole = [line for line in file.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
-            file.write_text("".join(one for one in whole if json.loads(one)["step"] <= last), encoding="utf-8")
+            file.write_text("".join(one for one in whole if load_json(one)["step"] <= last), encoding="utf-8")
 
     def _save_stage(
         self, staged_model: StagedModel, stage_result: train_stage.StageResult, name: str, stage_index: int

@@ -25,6 +25,7 @@ from harness.errors import RunError
 from harness.interfaces.mitigation import Mitigation
 from harness.model import frozen_lora, load, save
 from harness.types import StageDataset
+from harness.utils.json_depth import load_json
 
 MITIGATION_STATES_FILE = "mitigations.pt"
 LOG_FILE = "log.json"
@@ -149,7 +150,7 @@ def verify_checkpoint(folder: Path, expected: Mapping[str, Any]) -> int:
     if not folder.is_dir():
         raise RunError(where, "there is no such folder", "name a folder checkpoint-<update> of the stage")
     try:
-        manifest = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
+        manifest = load_json((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
         files: dict[str, str] = manifest["files"]
         step = int(manifest["step"])
     except FileNotFoundError:
@@ -212,7 +213,7 @@ def load_mitigation_states(mitigations: Mapping[str, Mitigation], folder: Path) 
 
 def load_log_state(folder: Path) -> dict[str, Any]:
     """What `save_log_state` wrote."""
-    state: dict[str, Any] = json.loads((folder / LOG_FILE).read_text(encoding="utf-8"))
+    state: dict[str, Any] = load_json((folder / LOG_FILE).read_text(encoding="utf-8"))
     return state
 
 

@@ -20,6 +20,7 @@ from typing import Any
 
 from harness.errors import HarnessError
 from harness.types import Progress
+from harness.utils.json_depth import load_json
 
 CACHE_FORMAT = 1
 """Version of what an entry holds; another number makes every model be converted anew."""
@@ -81,7 +82,7 @@ def load_manifest(folder: Path, sha256: str | None = None) -> dict[str, Any] | N
     sha256: of the source file that the entry must come from.
     """
     try:
-        manifest = json.loads((folder / MANIFEST_FILE).read_text())
+        manifest = load_json((folder / MANIFEST_FILE).read_text())
         whole = all((folder / name).stat().st_size == size for name, size in manifest["files"].items())
         ours = manifest["format"] == CACHE_FORMAT and sha256 in (None, manifest["file_sha256"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

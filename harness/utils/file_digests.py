@@ -14,6 +14,7 @@ from pathlib import Path
 
 from harness.types import Progress, no_progress
 from harness.utils import cache_dir
+from harness.utils.json_depth import load_json
 
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 _CONFIGS = ("config.json", "*.index.json", "*.py")
@@ -52,7 +53,7 @@ def digest_file(path: Path, progress: Progress = no_progress) -> str:
     mark = [state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino, state.st_dev]
     note = cache_dir.cache_root() / "digests" / f"{hashlib.sha256(os.fsencode(path)).hexdigest()[:32]}.json"
     try:
-        known = json.loads(note.read_text())
+        known = load_json(note.read_text())
         if known["mark"] == mark:
             return str(known["sha256"])
     except (OSError, ValueError, KeyError, TypeError):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.types import Evaluation, Score
+from harness.utils.json_depth import load_json, raw_decode_json
 
 
 class StrictJsonDecoder:
@@ -21,14 +22,14 @@ class StrictJsonDecoder:
         self._decoder = json.JSONDecoder(object_pairs_hook=self._build_object)
 
     def decode(self, text: str) -> Any:
-        """The value of a text. Raises what `json.loads` raises."""
+        """The value of a text. Raises what `load_json` raises."""
         self.duplicate_key = None
-        return self._decoder.decode(text)
+        return load_json(text, self._decoder)
 
     def raw_decode(self, text: str, at: int) -> tuple[Any, int]:
-        """The value that begins at a place of a text, and where it ends. Raises what `raw_decode` raises."""
+        """The value that begins at a place of a text, and where it ends. Raises what `raw_decode_json` raises."""
         self.duplicate_key = None
-        return self._decoder.raw_decode(text, at)
+        return raw_decode_json(text, at, self._decoder)
 
     def _build_object(self, pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
         made = dict(pairs)
@@ -101,7 +102,7 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
     records = []
     for line in path.read_bytes().decode("utf-8", errors="replace").split("\n")[:-1]:
         try:
-            record = json.loads(line)
+            record = load_json(line)
         except ValueError:
             continue
         if isinstance(record, dict):

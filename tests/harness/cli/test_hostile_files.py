@@ -87,6 +87,9 @@ HANDLED = {
     "other columns of every kind": (
         with_row({**GOOD[0], "output": "Other.", "meta": {"x": [1, None, {"y": 2.5}]}, "": 1}), 4
     ),
+    "nested as deep as the limit": (
+        with_row({**GOOD[0], "output": "Other.", "meta": json.loads("[" * 99 + "]" * 99)}), 4
+    ),
     "a line of a megabyte": (with_row({"instruction": "Say it.", "output": "long " * 200_000}), 4),
     "a gzip file of two parts": (gzip.compress(LINES[0] + b"\n") + gzip.compress(LINES[1]), 2),
 }  # fmt: skip
@@ -108,10 +111,24 @@ REFUSED = {
     "a NUL as it is": (with_row(b'{"instruction": "a\0", "output": "b"}'), "data:4: is not JSON: Invalid control"),
     "a file of NULs": (bytes(1000), "data:1: is not JSON"),
     "a megabyte that is no JSON": (with_row(b"x" * 1_000_000), "data:4: is not JSON"),
-    "nested too deep": (with_row(DEEP), "data:4: is nested too deep to be read"),
+    "nested too deep": (with_row(DEEP), "data:4: cannot be read: brackets are nested more than 100 deep"),
+    "nested one level too deep": (
+        with_row({**GOOD[0], "meta": json.loads("[" * 100 + "]" * 100)}), "data:4: cannot be read: brackets are nested"
+    ),
+    "a text of a call that is nested too deep": (
+        json.dumps(
+            {
+                "messages": [
+                    {"role": "user", "content": "a"},
+                    {"role": "assistant", "tool_calls": [{"name": "f", "arguments": DEEP.decode()}]},
+                ]
+            }
+        ).encode(),
+        "data:1: has text in messages[1].tool_calls[0].arguments that cannot be read: brackets are nested",
+    ),
     "a call nested too deep": (
         b'{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "tool_calls": [{"name": "f", '
-        b'"arguments": ' + DEEP[: 5 * 300] + b"1" + b"}" * 300 + b"}]}]}",
+        b'"arguments": ' + DEEP[: 5 * 80] + b"1" + b"}" * 80 + b"}]}]}",
         "data:1: is nested deeper than 64 levels in messages[1].tool_calls[0].arguments",
     ),
     "rows of several forms": (
@@ -202,8 +219,8 @@ OTHERS = [
     ("json", bytes_of(b'[{"a": 1, "a": 2}]'), "data:[0]: names the key 'a' twice in one object"),
     ("json", bytes_of(b'{"rows": [{"a": 1, "a": 2}]}'), "data: names the key 'a' twice in one object"),
     ("json", bytes_of(b'{"a": [], "b": []}'), "data: is an object with 2 arrays"),
-    ("json", bytes_of(b"[" * 100_000), "data: is nested too deep to be read"),
-    ("json", bytes_of(b"[" + DEEP + b"]"), "data: is nested too deep to be read"),
+    ("json", bytes_of(b"[" * 100_000), "data:1:102: cannot be read: brackets are nested more than 100 deep"),
+    ("json", bytes_of(b"[" + DEEP + b"]"), "data:1:502: cannot be read: brackets are nested more than 100 deep"),
     ("json", bytes_of(b"3"), "data: is not an array of objects"),
     ("json", bytes_of(b"[1]"), "data:[0]: is 1, not an object"),
     ("json", bytes_of(WHOLE.decode().encode("utf-16")), "data: is UTF-16 or UTF-32"),
