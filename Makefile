@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SPEC ?= specs/mixed_sft.json
 
-.PHONY: run test slow oracle check format clean
+.PHONY: run test slow oracle smoke numerics check format clean
 
 run: $(VENV)/.installed ## train and measure the default spec
 	$(BIN)/harness run $(SPEC)
@@ -16,6 +16,12 @@ slow: $(VENV)/.installed ## the tests that take longer, with the real small mode
 
 oracle: $(VENV)/.installed ## the comparisons with independent implementations; none may be skipped
 	.ci/oracle
+
+smoke: ## the wheel without torch, with every supported interpreter of this machine
+	.ci/smoke
+
+numerics: $(VENV)/.installed ## the tests of numbers with another instruction set
+	.ci/numerics
 
 check: $(VENV)/.installed ## format, lint, types, imports, schema
 	PATH="$(CURDIR)/$(BIN):$$PATH" .ci/check

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import json
 from typing import Any
 
 from harness.cli.options import Subparsers, add_command, add_json_argument, print_scores
 from harness.errors import HarnessError
+from harness.utils.json_depth import load_json
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -51,7 +51,7 @@ def _parse_metric_option(text: str) -> tuple[str, dict[str, Any]]:
         return name, {}
     example = """e.g. 'bleu={"lang": "zh"}'"""
     try:
-        parsed = json.loads(options)
+        parsed = load_json(options)
     except ValueError as error:
         raise HarnessError(f"--metric {text}", f"its options are not JSON: {error}", example) from None
     if not isinstance(parsed, dict):

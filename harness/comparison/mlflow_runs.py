@@ -5,7 +5,6 @@ Reads what `harness.tracking.tracker` writes.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +24,7 @@ from harness.report import finished_run
 from harness.report.finished_run import FinishedRun
 from harness.tracking import mlflow_store
 from harness.utils import redaction
+from harness.utils.json_depth import load_json
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -136,7 +136,7 @@ class MlflowRunStore:
             return None, error.what
 
     def _load_artifact_json(self, run_id: str, name: str) -> dict[str, Any]:
-        document: dict[str, Any] = json.loads(self._download_artifact(run_id, name).read_text(encoding="utf-8"))
+        document: dict[str, Any] = load_json(self._download_artifact(run_id, name).read_text(encoding="utf-8"))
         return document
 
     def _download_artifact(self, run_id: str, name: str) -> Path:

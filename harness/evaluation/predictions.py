@@ -19,6 +19,7 @@ from typing import IO, Any
 
 from harness.errors import HarnessError
 from harness.types import Example, Item, Message
+from harness.utils.json_depth import load_json
 
 PREDICTIONS_FORMAT = 1
 _TUPLE_FIELDS = ("choices", "choice_lls")
@@ -203,7 +204,7 @@ def _read_records(path: Path) -> tuple[dict[str, Any] | None, dict[str, dict[str
     with path.open("rb") as file:
         for line in file:
             try:
-                record = json.loads(line) if line.endswith(b"\n") else None
+                record = load_json(line) if line.endswith(b"\n") else None
             except ValueError:
                 record = None
             if not isinstance(record, dict) or not (record.keys() & {"header", "id"}):

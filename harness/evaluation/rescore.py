@@ -5,7 +5,6 @@ No model of the run is loaded. Text metrics without an encoder do not import tor
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from harness.interfaces.metric import Metric
 from harness.registry import Registry
 from harness.spec.metric_factory import create_metric
 from harness.types import Evaluation, Item, Suite
+from harness.utils.json_depth import load_json
 
 _PREDICTION_FILE = re.compile(r"(?P<suite>.+)-stage(?P<stage>\d+)\.jsonl")
 
@@ -95,7 +95,7 @@ def score_run(
 def _load_run_spec(folder: Path) -> dict[str, Any]:
     file = folder / "spec.json"
     try:
-        spec: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        spec: dict[str, Any] = load_json(file.read_text(encoding="utf-8"))
     except OSError as error:
         what = "is not the folder of a run: it has no spec.json"
         raise HarnessError(str(folder), what, "use a folder under runs/") from error

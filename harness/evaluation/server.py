@@ -21,6 +21,7 @@ from typing import Any
 
 from harness.errors import HarnessError, RunError
 from harness.evaluation.generation import Answer, truncate_at_stop
+from harness.utils.json_depth import load_json
 
 RETRYABLE_STATUS = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
 """Status codes of errors that may be temporary."""
@@ -94,7 +95,7 @@ class CompletionServer:
             pause = 2.0**attempt * random.uniform(0.75, 1.25)
             try:
                 with urllib.request.urlopen(http_request, timeout=self.timeout) as response:
-                    reply = json.loads(response.read())
+                    reply = load_json(response.read())
                     if not isinstance(reply, dict):
                         raise RunError(self.url, "the reply is not a JSON object", _URL_HINT)
                     return reply

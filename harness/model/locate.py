@@ -6,7 +6,6 @@ Imports torch and transformers only when a GGUF file has to be converted.
 from __future__ import annotations
 
 import importlib.util
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from harness.model import gguf_header, hub, pypi_wheel
 from harness.types import Progress, no_progress
 from harness.utils import cache_dir, file_digests
 from harness.utils.find_run import RUN_SCHEME, find_finished_run
+from harness.utils.json_depth import load_json
 
 WHERE = "model.path"
 
@@ -141,9 +141,9 @@ def _locate_adapter_base(
     The spec is needed because a converted model may have been deleted from the cache since.
     """
     try:
-        config = json.loads((run_folder.resolve() / "model" / "adapter_config.json").read_text(encoding="utf-8"))
+        config = load_json((run_folder.resolve() / "model" / "adapter_config.json").read_text(encoding="utf-8"))
         path, revision = str(config["base_model_name_or_path"]), config.get("revision")
-        spec_settings = json.loads((run_folder / "spec.json").read_text(encoding="utf-8"))["model"]
+        spec_settings = load_json((run_folder / "spec.json").read_text(encoding="utf-8"))["model"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         what = f"the adapter of the run '{run_folder}' cannot be read ({type(error).__name__})"
         raise HarnessError(WHERE, what, "check that the folder is complete") from error

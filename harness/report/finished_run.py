@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,6 +11,7 @@ from typing import Any
 from harness.errors import HarnessError
 from harness.statistics.intervals import Estimate
 from harness.types import Evaluation, Item, Score
+from harness.utils.json_depth import load_json
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def load_run_json(folder: Path, name: str) -> dict[str, Any]:
     """
     file = folder / name
     try:
-        document = json.loads(file.read_text(encoding="utf-8"))
+        document = load_json(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         what = f"has no {name}" if folder.is_dir() else "is not a folder"
         raise HarnessError(str(folder), what, "use the folder of a run that has been evaluated") from None

@@ -26,6 +26,7 @@ from typing import Any
 
 from harness.errors import HarnessError, RunError
 from harness.model import frozen_lora
+from harness.utils.json_depth import load_json
 
 LOCK_FILE = ".lock"
 
@@ -76,7 +77,7 @@ class RunFolder:
         if not file.is_file():
             return None
         try:
-            value = json.loads(file.read_text(encoding="utf-8"))
+            value = load_json(file.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise HarnessError(str(file), f"cannot be read: {error}", "restore the file, or start a new run") from error
         if not isinstance(value, dict):

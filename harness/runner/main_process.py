@@ -7,8 +7,6 @@ module and the others run `stage_loop.run_worker`.
 
 from __future__ import annotations
 
-import json
-import math
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -45,6 +43,7 @@ from harness.runner.tracking_session import tracking_session
 from harness.tracking.tracker import Tracker
 from harness.training import train_stage
 from harness.training.checkpoint import checkpoint_step
+from harness.utils import json_files
 
 
 def run_stages(context: RunContext) -> Report:
@@ -270,18 +269,9 @@ class MainProcess(StageLoop):
     def _emit_stored_steps(self, stage_index: int) -> None:
         """Emit the logged steps and evaluations of a stage that another arm trained."""
         stage_folder = self.context.folder.stage_folder(self.context.plan.stages[stage_index - 1].name)
-        for metrics in _read_json_lines(stage_folder / "steps.jsonl"):
+        for metrics in json_files.read_json_lines(stage_folder / "steps.jsonl"):
             step = metrics.pop("step")
             self.context.registry.emit(StepLogged(stage_index=stage_index, step=step, metrics=_null_to_nan(metrics)))
-        for entry in _read_json_lines(stage_folder / "evaluations.jsonl"):
+        for entry in json_files.read_json_lines(stage_folder / "evaluations.jsonl"):
             event = MidStageEvaluated(stage_index=stage_index, **entry)
             self.context.registry.emit(replace(event, scores=_null_to_nan(event.scores)))
-
-
-def _read_json_lines(file: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.is_file() else []
-
-
-def _null_to_nan(values: Mapping[str, Any]) -> dict[str, float]:
-    """Return the values as they were before JSON, which has null for every number that is not finite."""
-    return {name: math.nan if value is None else value for name, value in values.items()}

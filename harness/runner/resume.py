@@ -20,7 +20,6 @@ Everything here reads or trims files of the run folder; nothing loads a model.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -29,6 +28,7 @@ from typing import Any
 from harness.errors import HarnessError
 from harness.runner.folder import RunFolder
 from harness.training.checkpoint import checkpoint_step, latest_checkpoint
+from harness.utils.json_depth import load_json
 
 # -- the run ----------------------------------------------------------------------------------------------------------
 
@@ -138,7 +138,7 @@ def _keep_lines_until(file: Path, step: int) -> list[dict[str, Any]]:
         return []
     # A process that is killed may leave half a line at the end.
     complete = [line for line in file.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
-    entries = [(line, json.loads(line)) for line in complete]
+    entries = [(line, load_json(line)) for line in complete]
     kept = [(line, entry) for line, entry in entries if entry["step"] <= step]
     file.write_text("".join(line for line, _ in kept), encoding="utf-8")
     return [entry for _, entry in kept]

@@ -13,13 +13,13 @@ from json.decoder import scanstring  # type: ignore[attr-defined]
 from typing import Any
 
 from harness.errors import HarnessError
+from harness.utils.json_depth import HINT_NESTING, MAX_JSON_DEPTH, NESTED_TOO_DEEP
 
 JsonPath = tuple[str | int, ...]
 
 _SPACE = re.compile(r"[ \t\n\r]*")
 _ATOM = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?|true|false|null")
 _INVALID_CHARACTERS = re.compile(r"[\0\ud800-\udfff]")
-_MAX_DEPTH = 100
 
 
 @dataclass(frozen=True)
@@ -81,9 +81,9 @@ class _LocatedJsonParser:
         offset = self.skip(offset)
         if offset >= len(self.text):
             self.fail(offset, "the JSON ends too early", "close the open brackets and strings")
-        if len(path) > _MAX_DEPTH:
-            self.fail(offset, f"brackets are nested more than {_MAX_DEPTH} deep", "reduce the nesting")
         character = self.text[offset]
+        if character in "{[" and len(path) >= MAX_JSON_DEPTH:
+            self.fail(offset, NESTED_TOO_DEEP, HINT_NESTING)
         if character == "{":
             return self.object(offset + 1, path)
         if character == "[":

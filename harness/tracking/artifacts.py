@@ -5,7 +5,6 @@ Imports torch only to pack a model.
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from harness.errors import HarnessError
 from harness.tracking import metric_names
 from harness.types import Evaluation, Item, Score
+from harness.utils.json_depth import load_json
 from harness.utils.redaction import Secrets
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def load_step_metrics(file: Path) -> dict[int, dict[str, float]]:
     metrics_by_step: dict[int, dict[str, float]] = {}
     for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
         try:
-            values = json.loads(line)
+            values = load_json(line)
             step = int(values.pop("step"))
         except (ValueError, KeyError, AttributeError):
             continue
@@ -79,7 +79,7 @@ def load_mid_stage_metrics(file: Path) -> dict[int, dict[str, float]]:
     metrics_by_step: dict[int, dict[str, float]] = {}
     for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
         try:
-            payload = json.loads(line)
+            payload = load_json(line)
             values = mid_stage_metrics(payload)
             metrics_by_step[int(payload["step"])] = {
                 name: float(value) for name, value in values.items() if value is not None

@@ -28,6 +28,7 @@ from harness.model import frozen_lora, load, save
 from harness.types import StageDataset
 from harness.utils.file_digests import sha256_of_file
 from harness.utils.formatting import join_names
+from harness.utils.json_depth import load_json
 
 MITIGATION_STATES_FILE = "mitigations.pt"
 LOG_FILE = "log.json"
@@ -181,7 +182,7 @@ def verify_checkpoint(folder: Path, expected: Mapping[str, Any]) -> int:
     if not folder.is_dir():
         raise RunError(where, "there is no such folder", "give a folder checkpoint-<step> of the stage")
     try:
-        manifest = json.loads((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
+        manifest = load_json((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
         checksums: dict[str, str] = manifest["files"]
         step = int(manifest["step"])
     except FileNotFoundError:
@@ -247,7 +248,7 @@ def load_mitigation_states(mitigations: Mapping[str, Mitigation], folder: Path) 
 
 def load_log_state(folder: Path) -> dict[str, Any]:
     """Return what `save_log_state` wrote."""
-    state: dict[str, Any] = json.loads((folder / LOG_FILE).read_text(encoding="utf-8"))
+    state: dict[str, Any] = load_json((folder / LOG_FILE).read_text(encoding="utf-8"))
     return state
 
 

@@ -20,6 +20,7 @@ from typing import Any
 
 from harness.errors import HarnessError
 from harness.types import Progress
+from harness.utils.json_depth import load_json
 
 CACHE_FORMAT = 1
 """Version of an entry's contents; another version makes every model be converted again."""
@@ -96,7 +97,7 @@ def load_manifest(folder: Path, sha256: str | None = None) -> dict[str, Any] | N
         sha256: The source file that the entry must come from; None: any.
     """
     try:
-        manifest = json.loads((folder / MANIFEST_FILE).read_text())
+        manifest = load_json((folder / MANIFEST_FILE).read_text())
         is_complete = all((folder / name).stat().st_size == size for name, size in manifest["files"].items())
         matches = manifest["format"] == CACHE_FORMAT and sha256 in (None, manifest["file_sha256"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

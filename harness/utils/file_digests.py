@@ -14,6 +14,7 @@ from pathlib import Path
 
 from harness.types import Progress, no_progress
 from harness.utils import cache_dir
+from harness.utils.json_depth import load_json
 
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 _CONFIGS = ("config.json", "*.index.json", "*.py")
@@ -55,7 +56,7 @@ def digest_file(path: Path, progress: Progress = no_progress) -> str:
     mark = [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_dev]
     cache_file = cache_dir.cache_root() / "digests" / f"{hashlib.sha256(os.fsencode(path)).hexdigest()[:32]}.json"
     try:
-        cached = json.loads(cache_file.read_text())
+        cached = load_json(cache_file.read_text())
         if cached["mark"] == mark:
             return str(cached["sha256"])
     except (OSError, ValueError, KeyError, TypeError):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.types import Evaluation, Score
+from harness.utils.json_depth import load_json, raw_decode_json
 
 
 class StrictJsonDecoder:
@@ -25,17 +26,17 @@ class StrictJsonDecoder:
         self._decoder = json.JSONDecoder(object_pairs_hook=self._build_object)
 
     def decode(self, text: str) -> Any:
-        """Return the value of a text. Raises what `json.loads` raises."""
+        """Return the value of a text. Raises what `load_json` raises."""
         self.duplicate_key = None
-        return self._decoder.decode(text)
+        return load_json(text, self._decoder)
 
     def raw_decode(self, text: str, start: int) -> tuple[Any, int]:
         """Return the value that begins at index `start`, and the index where it ends.
 
-        Raises what `json.JSONDecoder.raw_decode` raises.
+        Raises what `raw_decode_json` raises.
         """
         self.duplicate_key = None
-        return self._decoder.raw_decode(text, start)
+        return raw_decode_json(text, start, self._decoder)
 
     def _build_object(self, pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
         result = dict(pairs)
@@ -59,7 +60,7 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
     records = []
     for line in path.read_bytes().split(b"\n")[:-1] if path.is_file() else ():
         try:
-            record = json.loads(line)
+            record = load_json(line)
         except ValueError:
             continue
         if isinstance(record, dict):

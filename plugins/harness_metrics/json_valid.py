@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from harness import Component, HarnessError, Item
+from harness.utils.json_depth import load_json
 from harness_metrics.base import MeanMetric
 
 if TYPE_CHECKING:
@@ -81,13 +82,16 @@ class JsonValid(MeanMetric):
         """Return the JSON value in a tuple of one (it may be null), or None for an answer that is not JSON."""
         fence = _CODE_FENCE.fullmatch(answer) if self._fenced else None
         try:
-            return (json.loads(fence.group(1) if fence else answer, parse_constant=_reject_constant),)
-        except (ValueError, RecursionError):
+            return (load_json(fence.group(1) if fence else answer, _DECODER),)
+        except ValueError:
             return None
 
 
 def _reject_constant(constant: str) -> None:
     raise ValueError(f"{constant} is not JSON")
+
+
+_DECODER = json.JSONDecoder(parse_constant=_reject_constant)
 
 
 def _build_validator(schema: Mapping[str, Any]) -> Validator:

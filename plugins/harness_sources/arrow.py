@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
 from harness import Component, HarnessError, InvalidRecord, Record, Source
+from harness.utils.json_depth import load_json
 from harness_sources import files
 from harness_sources.files import SourceFiles, as_harness_errors, display_path, file_options, no_rows_error
 
@@ -116,7 +116,7 @@ class ArrowSource(Source):
         """Return the JSON object of a file of the folder, or None if there is no such file or object."""
         try:
             with files.open_stream(path, self.files.storage) as stream:
-                document = json.loads(stream.read())
+                document = load_json(stream.read())
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
 from harness import Component, HarnessError, InvalidRecord, Record, Source
+from harness.utils.json_depth import HINT_NESTING, NESTED_TOO_DEEP, JsonDepthError
 from harness.utils.json_files import StrictJsonDecoder, duplicate_key_error
 from harness_sources.files import (
     INTEGER_TOO_LONG,
@@ -81,11 +82,11 @@ def _parse_line(raw: bytes, decoder: StrictJsonDecoder, location: str) -> Record
         return InvalidRecord(location, str(error), "save the file as UTF-8", escape_invalid_utf8(raw))
     try:
         row = decoder.decode(text)
+    except JsonDepthError:
+        return InvalidRecord(location, f"cannot be read: {NESTED_TOO_DEEP}", HINT_NESTING, text)
     except json.JSONDecodeError as error:
         hint = "write one JSON object per line; for JSON over several lines use the source 'json'"
         return InvalidRecord(location, f"is not JSON: {error.msg} at column {error.colno}", hint, text)
-    except RecursionError:
-        return InvalidRecord(location, "is nested too deep to be read", "fix the line", text)
     except ValueError:  # Python refuses longer integers, whose conversion is slow
         return InvalidRecord(location, INTEGER_TOO_LONG, _HINT_INTEGER, text)
     if decoder.duplicate_key is not None:
@@ -159,20 +160,17 @@ def _parse_document(file: str, raw: bytes) -> Any:
     decoder = StrictJsonDecoder()
     try:
         value = decoder.decode(text)
+    except JsonDepthError as error:
+        where = f"{file}:{error.lineno}:{error.colno}"
+        raise HarnessError(where, f"cannot be read: {NESTED_TOO_DEEP}", HINT_NESTING) from None
     except json.JSONDecodeError as error:
         hint = "for one object per line use the source 'jsonl'" if error.msg == "Extra data" else "fix the file"
         raise HarnessError(f"{file}:{error.lineno}:{error.colno}", f"is not JSON: {error.msg}", hint) from None
-    except RecursionError:
-        raise _too_deep_error(file) from None
     except ValueError:
         raise HarnessError(file, INTEGER_TOO_LONG, _HINT_INTEGER) from None
     if decoder.duplicate_key is not None:
         raise HarnessError(file, *duplicate_key_error(decoder.duplicate_key))
     return value
-
-
-def _too_deep_error(file: str) -> HarnessError:
-    return HarnessError(file, "is nested too deep to be read", "fix the file")
 
 
 def _line_of_invalid_byte(raw: bytes) -> int:
@@ -247,14 +245,16 @@ class _JsonWindow:
         while True:
             try:
                 value, end = self.value_decoder.raw_decode(self.text, self.position)
+            except JsonDepthError as error:
+                line, column = self._line_and_column(error.pos)
+                where = f"{self.file}:{line}:{column}"
+                raise HarnessError(where, f"cannot be read: {NESTED_TOO_DEEP}", HINT_NESTING) from None
             except json.JSONDecodeError as error:
                 may_be_incomplete = error.pos >= len(self.text) - TRUNCATION_MARGIN or error.msg.startswith(
                     "Unterminated string"
                 )
                 if self.at_end or not may_be_incomplete:
                     raise self.syntax_error(error.msg, error.pos) from None
-            except RecursionError:
-                raise _too_deep_error(self.file) from None
             except ValueError:
                 line, column = self._line_and_column(self.position)
                 raise HarnessError(f"{self.file}:{line}:{column}", INTEGER_TOO_LONG, _HINT_INTEGER) from None

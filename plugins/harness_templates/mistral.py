@@ -16,11 +16,11 @@ In v1 `[INST]` is plain text, and v7 and later have a system turn: for these use
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from harness import Component, Message, Span
+from harness.utils.json_depth import load_json
 from harness_templates.base import (
     EosTemplate,
     drop_empty_spans,
@@ -162,6 +162,6 @@ class Mistral(EosTemplate):
 def _parse_json_or_text(text: str) -> Any:
     """Return a tool's answer as a JSON value if it is JSON, as the reference does, else as text."""
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
+        return load_json(text)
+    except ValueError:
         return text

@@ -11,6 +11,7 @@ from typing import Any
 
 from harness.data.reading.conversation import InvalidRow
 from harness.types import ToolCall
+from harness.utils.json_depth import HINT_NESTING, NESTED_TOO_DEEP, JsonDepthError
 from harness.utils.json_files import StrictJsonDecoder
 
 MAX_NESTING = 64
@@ -99,12 +100,14 @@ def parse_json_text(text: str, location: str) -> Any:
         location: The key of the text in its row, for errors.
 
     Raises:
-        InvalidRow: The text is not JSON, or an object in it has the same key twice.
+        InvalidRow: The text is not JSON, it is nested too deep, or an object in it has the same key twice.
     """
     decoder = StrictJsonDecoder()
     try:
         value = decoder.decode(text)
-    except (ValueError, RecursionError):
+    except JsonDepthError:
+        raise InvalidRow(f"has text in {location} that cannot be read: {NESTED_TOO_DEEP}", HINT_NESTING) from None
+    except ValueError:
         raise InvalidRow(f"has text in {location} that is not JSON: {text[:40]!r}", "fix the row") from None
     if decoder.duplicate_key is not None:
         raise InvalidRow(f"has the key {decoder.duplicate_key[:40]!r} twice in {location}", "remove one of them")

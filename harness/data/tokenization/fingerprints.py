@@ -28,6 +28,7 @@ from harness.data.tokenization.special_tokens import special_token_guard
 from harness.errors import HarnessError
 from harness.interfaces.template import Template
 from harness.types import Message, Plan, ToolCall
+from harness.utils.json_depth import load_json
 
 FINGERPRINTED_LIBRARIES = ("harness-sft", "tokenizers", "transformers", "jinja2")
 """Distributions whose versions are part of a tokenization fingerprint."""
@@ -242,7 +243,7 @@ def load_template_fingerprint(folder: Path) -> tuple[str, str] | None:
     if not file.is_file():
         return None
     try:
-        record: Any = json.loads(file.read_text(encoding="utf-8"))
+        record: Any = load_json(file.read_text(encoding="utf-8"))
         (name,) = record["template"]
         return str(name), str(record["fingerprint"])
     except (OSError, ValueError, KeyError, TypeError) as error:

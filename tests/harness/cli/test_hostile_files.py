@@ -87,6 +87,10 @@ READABLE = {
     "other columns of every kind": (
         add_row({**ROWS[0], "output": "Other.", "meta": {"x": [1, None, {"y": 2.5}]}, "": 1}), 4
     ),
+    "nested as deep as the limit": (
+        add_row({**ROWS[0], "output": "Other.", "meta": json.loads("[" * 99 + "]" * 99)}),
+        4,
+    ),
     "a line of a megabyte": (add_row({"instruction": "Say it.", "output": "long " * 200_000}), 4),
     "a gzip file of two parts": (gzip.compress(LINES[0] + b"\n") + gzip.compress(LINES[1]), 2),
 }  # fmt: skip
@@ -108,10 +112,25 @@ UNREADABLE = {
     "a NUL as it is": (add_row(b'{"instruction": "a\0", "output": "b"}'), "data:4: is not JSON: Invalid control"),
     "a file of NULs": (bytes(1000), "data:1: is not JSON"),
     "a megabyte that is not JSON": (add_row(b"x" * 1_000_000), "data:4: is not JSON"),
-    "nested too deep": (add_row(DEEP_JSON), "data:4: is nested too deep to be read"),
+    "nested too deep": (add_row(DEEP_JSON), "data:4: cannot be read: brackets are nested more than 100 deep"),
+    "nested one level too deep": (
+        add_row({**ROWS[0], "meta": json.loads("[" * 100 + "]" * 100)}),
+        "data:4: cannot be read: brackets are nested",
+    ),
+    "a text of a call that is nested too deep": (
+        json.dumps(
+            {
+                "messages": [
+                    {"role": "user", "content": "a"},
+                    {"role": "assistant", "tool_calls": [{"name": "f", "arguments": DEEP_JSON.decode()}]},
+                ]
+            }
+        ).encode(),
+        "data:1: has text in messages[1].tool_calls[0].arguments that cannot be read: brackets are nested",
+    ),
     "a call nested too deep": (
         b'{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "tool_calls": [{"name": "f", '
-        b'"arguments": ' + DEEP_JSON[: 5 * 300] + b"1" + b"}" * 300 + b"}]}]}",
+        b'"arguments": ' + DEEP_JSON[: 5 * 80] + b"1" + b"}" * 80 + b"}]}]}",
         "data:1: is nested deeper than 64 levels in messages[1].tool_calls[0].arguments",
     ),
     "rows of several forms": (
@@ -202,8 +221,8 @@ UNREADABLE_BY_SOURCE = [
     ("json", make_writer(b'[{"a": 1, "a": 2}]'), "data:[0]: names the key 'a' twice in one object"),
     ("json", make_writer(b'{"rows": [{"a": 1, "a": 2}]}'), "data: names the key 'a' twice in one object"),
     ("json", make_writer(b'{"a": [], "b": []}'), "data: is an object with 2 arrays"),
-    ("json", make_writer(b"[" * 100_000), "data: is nested too deep to be read"),
-    ("json", make_writer(b"[" + DEEP_JSON + b"]"), "data: is nested too deep to be read"),
+    ("json", make_writer(b"[" * 100_000), "data:1:102: cannot be read: brackets are nested more than 100 deep"),
+    ("json", make_writer(b"[" + DEEP_JSON + b"]"), "data:1:502: cannot be read: brackets are nested more than"),
     ("json", make_writer(b"3"), "data: is not an array of objects"),
     ("json", make_writer(b"[1]"), "data:[0]: is 1, not an object"),
     ("json", make_writer(JSONL.decode().encode("utf-16")), "data: is UTF-16 or UTF-32"),

@@ -111,7 +111,7 @@ def test_windows_line_ends_do_not_shift_columns():
         ('["\\ud800"]', "1:2", "surrogate"),
         ('["a\\u0000b"]', "1:2", "NUL"),
         ('{"a": 1,\n "b": 2,\n "a": 3}', "3:2", "duplicate key 'a'"),
-        ("[" * 5000, "1:102", "nested"),
+        ("[" * 5000, "1:101", "nested"),
     ],
 )
 def test_invalid_json_is_reported_with_line_and_column(text, line_and_column, what):
@@ -125,3 +125,16 @@ def test_invalid_json_is_reported_with_line_and_column(text, line_and_column, wh
 
 def test_two_objects_may_have_the_same_key():
     assert parse_json('[{"a": 1}, {"a": 2}]', "x").value == [{"a": 1}, {"a": 2}]
+
+
+@pytest.mark.parametrize("opening", ["[", '{"a":'])
+def test_the_nesting_has_the_same_limit_as_all_other_json(opening):
+    closing = "]" if opening == "[" else "}"
+    text = opening * 99 + "[]" + closing * 99
+    assert parse_json(text, "spec.json").value == json.loads(text)
+    text = opening * 100 + "[]" + closing * 100
+    column = len(opening) * 100 + 1
+    with pytest.raises(HarnessError) as caught:
+        parse_json(text, "spec.json")
+    what = "brackets are nested more than 100 deep; reduce the nesting to 100 levels"
+    assert str(caught.value) == f"spec.json:1:{column}: {what}"

@@ -16,8 +16,8 @@ from harness.interfaces.mitigation import Mitigation
 from harness.training import checkpoint
 from harness.training.checkpoint import latest_checkpoint
 from harness.training.collator import Collator
-from harness.training.train_stage import train_stage
 from harness.training.stage_trainer import StageTrainer
+from harness.training.train_stage import train_stage
 
 ENGINES = ("trl", "transformers")
 

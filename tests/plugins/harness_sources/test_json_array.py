@@ -40,7 +40,18 @@ def test_rows_are_the_objects_of_the_only_array(tmp_path, text):
         (b'{"a": [{"b": "\xe9"}]}', "x.json:1: is not UTF-8: byte 15 is 0xe9; save the file as UTF-8"),
         ("[]", "x.json: the file has no rows"),
         ("", "x.json: the file has no rows"),
-        ("[" * 100_000, "x.json: is nested too deep"),
+        (
+            "[" * 100_000,
+            "x.json:1:102: cannot be read: brackets are nested more than 100 deep; reduce the nesting to 100 levels",
+        ),
+        (
+            "[\n" + '{"a":' * 101 + "1" + "}" * 101 + "]",
+            "x.json:2:501: cannot be read: brackets are nested more than 100 deep; reduce the nesting to 100 levels",
+        ),
+        (
+            '{"rows": ' + "[" * 100 + "]" * 100 + "}",
+            "x.json:1:109: cannot be read: brackets are nested more than 100 deep; reduce the nesting to 100 levels",
+        ),
         ('[{"a": 1},\n{"a": ' + "1" * 5000 + "}]", "x.json:2:1: has an integer with more digits than can be read"),
         ('{"a": [' + "1" * 5000 + "]}", "x.json: has an integer with more digits than can be read"),
     ],

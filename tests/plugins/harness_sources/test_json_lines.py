@@ -36,7 +36,12 @@ def test_several_files_are_read_in_order(tmp_path):
         (b'{"a": "\xff"}', "is not UTF-8: byte 8 is 0xff"),
         (b'[{"a": 1}]', "is an array, not an object; for one JSON array in a file use the source 'json'"),
         (b"3", "is the value 3, not an object"),
-        (b"[" * 100_000, "is nested too deep"),
+        (b"[" * 100_000, "cannot be read: brackets are nested more than 100 deep; reduce the nesting to 100 levels"),
+        (
+            b"[" * 101 + b"]" * 101,
+            "cannot be read: brackets are nested more than 100 deep; reduce the nesting to 100 levels",
+        ),
+        (b"[" * 100 + b"]" * 100, "is an array, not an object"),
         (
             b'{"a": ' + b"1" * 5000 + b"}",
             "has an integer with more digits than can be read; write the number as text",
