@@ -7,6 +7,7 @@ module and the others run `stage_loop.run_worker`.
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -275,3 +276,8 @@ class MainProcess(StageLoop):
         for entry in json_files.read_json_lines(stage_folder / "evaluations.jsonl"):
             event = MidStageEvaluated(stage_index=stage_index, **entry)
             self.context.registry.emit(replace(event, scores=_null_to_nan(event.scores)))
+
+
+def _null_to_nan(values: Mapping[str, Any]) -> dict[str, float]:
+    """Return the values as they were before JSON, which has null for every number that is not finite."""
+    return {name: math.nan if value is None else value for name, value in values.items()}
