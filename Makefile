@@ -3,13 +3,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 SPEC ?= specs/mixed_sft.json
 
-.PHONY: run test slow oracle smoke numerics check format clean
+.PHONY: run test slow oracle smoke numerics check format clean coverage
 
 run: $(VENV)/.installed ## train and measure the default spec
 	$(BIN)/harness run $(SPEC)
 
 test: $(VENV)/.installed ## the default tests
 	$(BIN)/python -m pytest -n 2 -m "not slow and not gpu"
+
+coverage: $(VENV)/.installed ## the default tests, with the share of lines and branches that they run
+	$(BIN)/python -m pytest -n 2 -m "not slow and not gpu" --cov --cov-report=term
 
 slow: $(VENV)/.installed ## the tests that take longer, with the real small model
 	$(BIN)/python -m pytest -n 2 -m "slow and not gpu"

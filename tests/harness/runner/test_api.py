@@ -165,7 +165,7 @@ def test_unreachable_mixture_is_refused_but_rows_can_be_previewed(document, tmp_
     document["train"] = {"steps": 1, "batch_size": 2}
     found = registry.discover_plugins()
     (tmp_path / "spec.json").write_text(json.dumps(document))
-    with pytest.raises(HarnessError, match=r"it ends within an epoch, after 2 slots, .*train.steps 5 will do"):
+    with pytest.raises(HarnessError, match=r"stage ends within an epoch, after 2 sequences, .*set train.steps to 5"):
         prepare.prepare_run(spec.load_spec(tmp_path / "spec.json", schema.compose_schema(found)), found)
     document["train"]["steps"] = 5
     (tmp_path / "spec.json").write_text(json.dumps(document))
