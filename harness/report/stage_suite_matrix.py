@@ -11,6 +11,7 @@ import numpy as np
 from harness.gate import summary_score_names
 from harness.interfaces.metric import Metric
 from harness.seeding import derive_seed
+from harness.spec import matrix_summaries
 from harness.spec.matrix_summaries import stage_of_suite
 from harness.statistics import forgetting
 from harness.statistics.intervals import Estimate, estimate_from_replicates, magnitude, replicates
@@ -165,8 +166,14 @@ class _MatrixBuilder:
 
         summaries = {}
         for name, task_summary in forgetting.SUMMARIES.items():
-            # Forward transfer is relative to the base model.
-            columns = [column for column in tasks if column in evaluated_on_base or name != "forward_transfer"]
+            # Only suites that take part count as items: earlier tasks for forgetting, later ones for forward transfer,
+            # which is relative to the base model.
+            columns = [
+                column
+                for column in tasks
+                if matrix_summaries.takes_part(name, self.taught_in_stage[suites[column]], len(self.by_stage) - 1)
+                and (column in evaluated_on_base or name != "forward_transfer")
+            ]
             if columns:
                 task_stages = [self.taught_in_stage[suites[column]] for column in columns]
                 summaries[name] = summarize(partial(task_summary, task_stage=task_stages), columns)

@@ -41,6 +41,19 @@ def has_one_stage(plan: Plan) -> bool:
     return len(plan.stages) == 1 and not continues_earlier_run(plan)
 
 
+def takes_part(summary: str, task_stage: int, stage_count: int) -> bool:
+    """Return whether a task takes part in a summary of tasks.
+
+    Args:
+        summary: A key of `statistics.forgetting.SUMMARIES`.
+        task_stage: The stage, from 1, that taught the task.
+        stage_count: Number of stages.
+    """
+    if summary in NEEDS_EARLIER_STAGE:
+        return task_stage < stage_count
+    return task_stage > 1 or summary != "forward_transfer"
+
+
 def is_unavailable(plan: Plan, metrics: Mapping[str, Mapping[str, Metric]], summary: str, score: str) -> bool:
     """Return whether a run of the plan certainly cannot produce a summary of a score.
 

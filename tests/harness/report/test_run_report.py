@@ -366,7 +366,9 @@ def test_matrix_has_forgetting_with_intervals(run_parts):
     assert rouge_matrix.general == (False, True)
     lost = rouge_matrix.summaries["forgetting"]
     assert lost.value == pytest.approx(0.3)
-    assert lost.n == 2 * items
+    assert lost.n == items, "only the task of the first stage can be forgotten"
+    assert rouge_matrix.summaries["forward_transfer"].n == items, "only the task of the second stage"
+    assert rouge_matrix.summaries["average_accuracy"].n == 2 * items
     assert rouge_matrix.summaries["backward_transfer"].value == pytest.approx(-0.3)
     assert rouge_matrix.summaries["general_ability_delta"].value == pytest.approx(0.1)
     perplexity = matrices["response_perplexity"]
