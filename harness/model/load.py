@@ -21,8 +21,6 @@ from harness.errors import HarnessError
 from harness.model import device as device_module
 from harness.model import hub
 from harness.model.locate import ModelLocation
-from harness.model.precision import autocast_context as autocast_context
-from harness.model.precision import upcast_trainable as upcast_trainable
 from harness.types import Progress, no_progress
 from harness.utils import cache_dir
 from harness.utils.formatting import join_names

@@ -14,6 +14,7 @@ from harness.evaluation import context as context_module
 from harness.evaluation import evaluate, scoring
 from harness.model import load as load_module
 from harness.model import locate, save
+from harness.model.precision import autocast_context
 from harness.registry import Registry
 from harness.report.arm_comparison import ArmComparison
 from harness.report.run_report import Report
@@ -165,7 +166,7 @@ def evaluate_model(spec: Spec, registry: Registry, path: Path | None) -> tuple[P
             folder.write_json("spec.json", spec.document)
         predictions = folder.path / "predictions" if path is None else _copy_predictions(path, stage_index)
         model, base_context = _load_evaluated_model(spec, prepared, registry, path)
-        with load_module.autocast_context(model, prepared.plan.train["precision"]):
+        with autocast_context(model, prepared.plan.train["precision"]):
             evaluated_model = context_module.ModelToEvaluate(
                 model,
                 prepared.tokenizer,

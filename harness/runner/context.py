@@ -9,6 +9,7 @@ from typing import Any
 
 from harness.distributed.processes import SINGLE_PROCESS, Processes
 from harness.model import load, locate
+from harness.model.precision import autocast_context
 from harness.registry import Registry
 from harness.runner import continue_run
 from harness.runner.folder import RunFolder
@@ -77,4 +78,4 @@ class RunContext:
 
     def autocast(self, model: Any) -> AbstractContextManager[Any]:
         """Return the context in which the run computes with the model."""
-        return load.autocast_context(model, self.plan.train["precision"])
+        return autocast_context(model, self.plan.train["precision"])

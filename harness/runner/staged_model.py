@@ -11,7 +11,8 @@ from typing import Any
 
 from harness.errors import HarnessError, RunError
 from harness.interfaces.mitigation import Mitigation
-from harness.model import device, load, save
+from harness.model import device, save
+from harness.model.precision import upcast_trainable
 from harness.registry import Registry
 from harness.runner.continue_run import EarlierAdapter
 from harness.spec import plan
@@ -184,7 +185,7 @@ class StagedModel:
         for name, mitigation in self._active.items():
             with _memory_error_context(name):
                 self.model = mitigation.prepare_model(self.model, seed=seed)
-        load.upcast_trainable(self.model)
+        upcast_trainable(self.model)
 
     def _require_adapter(self, stage: Stage) -> None:
         if stage.adapter == "continue" or save.is_peft_model(self.model):

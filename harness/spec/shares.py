@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from harness.errors import HarnessError
 from harness.types import Share, ShareUnit, Stage
+from harness.utils.formatting import join_names
 
 
 def share_of_source(stage: Stage, source: str) -> Share | None:
@@ -87,16 +88,17 @@ def _validate_share(where: str, share: Share) -> Iterator[HarnessError]:
         yield HarnessError(where, "a share names no source", "name at least one")
     if not 0 <= share.amount <= 1:
         yield HarnessError(where, "a share is outside [0, 1]", "a share is of the final mixture, e.g. 0.1")
+    sources = join_names(share.sources, quote=True, last=" and ")
     if share.weights is not None and share.temperature is not None:
-        what = f"the share of {join_names(share.sources)} is split by weights and by temperature"
+        what = f"the share of {sources} is split by weights and by temperature"
         yield HarnessError(where, what, "give one of the two")
     if share.weights is not None and (
         len(share.weights) != len(share.sources) or any(not 0 < weight < math.inf for weight in share.weights)
     ):
-        what = f"the weights of {join_names(share.sources)} are {', '.join(f'{weight:g}' for weight in share.weights)}"
+        what = f"the weights of {sources} are {', '.join(f'{weight:g}' for weight in share.weights)}"
         yield HarnessError(where, what, "give each source a weight above 0")
     if share.temperature is not None and not share.temperature > 0:
-        what = f"the share of {join_names(share.sources)} has the temperature {share.temperature:g}"
+        what = f"the share of {sources} has the temperature {share.temperature:g}"
         yield HarnessError(where, what, "set it above 0; 1 splits in proportion to the sizes")
 
 
@@ -113,8 +115,3 @@ def _validate_share_total(where: str, stage: Stage, rest: set[str]) -> Iterator[
         )
     elif len({share.unit for share in stage.shares}) > 1:
         yield HarnessError(where, "every source has a share, in different units", "state all of them in one unit")
-
-
-def join_names(sources: Sequence[str]) -> str:
-    """Join quoted names for a sentence: 'a', 'b' and 'c'."""
-    return " and ".join([", ".join(map(repr, sources[:-1])), repr(sources[-1])] if sources[1:] else map(repr, sources))

@@ -15,13 +15,12 @@ from typing import Any, TypeVar
 from harness.errors import HarnessError
 from harness.gate import GateResult
 from harness.report.arm_comparison import ArmScore
-from harness.report.finished_run import load_run_json
+from harness.report.finished_run import load_run_json, parse_estimate
 from harness.report.intransigence import Intransigence
 from harness.report.recommendation import ArmPoint, Recommendation
 from harness.report.run_report import ExampleAnswers, ScoreChange
 from harness.report.stage_suite_matrix import StageSuiteMatrix
 from harness.report.weight_variants import WeightVariant, parse_variants
-from harness.statistics.intervals import Estimate
 from harness.utils.json_files import read_json_lines
 
 T = TypeVar("T")
@@ -287,12 +286,6 @@ def _load_variants(folder: Path, unreadable: list[str]) -> tuple[WeightVariant, 
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         unreadable.append(f"variants.json cannot be read by this version ({type(error).__name__}: {error})")
         return ()
-
-
-def parse_estimate(values: Mapping[str, Any]) -> Estimate:
-    """Return an estimate of a report; null is NaN."""
-    numbers = {key: null_to_nan(values[key]) for key in ("value", "stderr", "low", "high")}
-    return _from_dict(Estimate, values, n=int(values["n"]), **numbers)
 
 
 def _parse_score_change(document: Mapping[str, Any]) -> ScoreChange:

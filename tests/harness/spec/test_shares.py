@@ -77,8 +77,3 @@ def test_unit_of_a_source_is_the_unit_of_its_share():
     stage = Stage("only", (StageSource("d", "domain"), StageSource("g", "general")), {}, (Share(("g",), 0.1, "rows"),))
     assert [shares.unit_of_source(stage, source) for source in "dg"] == ["loss_tokens", "rows"]
     assert [shares.share_of_source(stage, source) for source in "dg"] == [None, stage.shares[0]]
-
-
-def test_names_are_joined_as_in_a_sentence():
-    assert shares.join_names(["a"]) == "'a'"
-    assert shares.join_names(["a", "b", "c"]) == "'a', 'b' and 'c'"
