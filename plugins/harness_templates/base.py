@@ -375,7 +375,44 @@ class EosTemplate(Template):
         return (require_eos_token(tokenizer, self.name),)
 
 
-class HeadingsTemplate(EosTemplate):
+class TurnPairTemplate(EosTemplate):
+    """A format without tools, which writes each user message with the response to it."""
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        add_generation_prompt: bool = False,
+        tools: Sequence[Mapping[str, Any]] = (),
+    ) -> tuple[Span, ...]:
+        """Render the conversation turn by turn.
+
+        Raises:
+            HarnessError: User and assistant do not alternate, there are tools, or the tokenizer has no end-of-sequence
+                token.
+        """
+        system, turns = split_turns(
+            messages, add_generation_prompt=add_generation_prompt, template=self.name, tools=tools
+        )
+        end = require_eos_token(tokenizer, self.name)
+        return drop_empty_spans(self.render_pairs(system, turns, tokenizer, end))
+
+    def render_pairs(
+        self, system: str | None, turns: Sequence[TurnPair], tokenizer: PreTrainedTokenizerBase, end: str
+    ) -> list[Span]:
+        """Return the spans of a conversation.
+
+        Args:
+            system: The system message; None: the row has none.
+            turns: The user messages, each with its response; a prompt's last turn has none.
+            tokenizer: The tokenizer that the spans are for.
+            end: The end-of-sequence token, which ends a response.
+        """
+        raise NotImplementedError
+
+
+class HeadingsTemplate(TurnPairTemplate):
     """A format with instruction, input and response, each below its heading.
 
     A row's system message replaces the preface. Further turns repeat the headings. These are plain text, so a user's
@@ -396,24 +433,10 @@ class HeadingsTemplate(EosTemplate):
     preface: ClassVar[str] = ""
     preface_with_input: ClassVar[str] = ""
 
-    def render(
-        self,
-        messages: Sequence[Message],
-        tokenizer: PreTrainedTokenizerBase,
-        *,
-        add_generation_prompt: bool = False,
-        tools: Sequence[Mapping[str, Any]] = (),
-    ) -> tuple[Span, ...]:
-        """Render the conversation under its headings.
-
-        Raises:
-            HarnessError: User and assistant do not alternate, there are tools, or the tokenizer has no end-of-sequence
-                token.
-        """
-        system, turns = split_turns(
-            messages, add_generation_prompt=add_generation_prompt, template=self.name, tools=tools
-        )
-        end = require_eos_token(tokenizer, self.name)
+    def render_pairs(
+        self, system: str | None, turns: Sequence[TurnPair], tokenizer: PreTrainedTokenizerBase, end: str
+    ) -> list[Span]:
+        """Return the turns below their headings."""
         spans: list[Span] = []
         if system is not None and system.strip():
             spans += [Span(system), markup_span("\n\n")]
@@ -427,4 +450,4 @@ class HeadingsTemplate(EosTemplate):
             if turn.response is not None:
                 trained = is_trained(turn.response)
                 spans += [Span(turn.response.content, train=trained), markup_span(end, trained=trained)]
-        return drop_empty_spans(spans)
+        return spans

@@ -18,15 +18,14 @@ from typing import TYPE_CHECKING, Any
 from harness import Component, Message, Span
 from harness_templates.base import (
     ChatTurnsTemplate,
-    EosTemplate,
+    TurnPair,
+    TurnPairTemplate,
     date_option,
     drop_empty_spans,
     is_trained,
     markup_span,
     message_text,
     parse_date,
-    require_eos_token,
-    split_turns,
     unsupported_error,
 )
 from harness_templates.tool_calls import dump_json, to_openai_tool
@@ -55,29 +54,15 @@ COMPONENTS: dict[str, Component] = {
 }
 
 
-class Llama2(EosTemplate):
+class Llama2(TurnPairTemplate):
     """Llama 2's chat format. If the tokenizer has no begin-of-sequence token, none is written."""
 
     name = "llama2"
 
-    def render(
-        self,
-        messages: Sequence[Message],
-        tokenizer: PreTrainedTokenizerBase,
-        *,
-        add_generation_prompt: bool = False,
-        tools: Sequence[Mapping[str, Any]] = (),
-    ) -> tuple[Span, ...]:
-        """Render the conversation turn by turn.
-
-        Raises:
-            HarnessError: User and assistant do not alternate, there are tools, or the tokenizer has no end-of-sequence
-                token.
-        """
-        system, turns = split_turns(
-            messages, add_generation_prompt=add_generation_prompt, template=self.name, tools=tools
-        )
-        end = require_eos_token(tokenizer, self.name)
+    def render_pairs(
+        self, system: str | None, turns: Sequence[TurnPair], tokenizer: PreTrainedTokenizerBase, end: str
+    ) -> list[Span]:
+        """Return the turns."""
         spans: list[Span] = []
         for index, turn in enumerate(turns):
             spans.append(markup_span(f"{tokenizer.bos_token or ''}[INST] "))
@@ -92,7 +77,7 @@ class Llama2(EosTemplate):
                 # The space belongs to the answer: a prompt ends at [/INST], and most tokenizers join space and word.
                 trained = is_trained(turn.response)
                 spans += [Span(f" {turn.response.content.strip()} ", train=trained), markup_span(end, trained=trained)]
-        return drop_empty_spans(spans)
+        return spans
 
 
 HEADER_START, HEADER_END, END_OF_TURN = "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"

@@ -8,18 +8,16 @@ token that ends a response. The tokenizer writes the begin-of-sequence token. To
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from harness import Component, Message, Span
+from harness import Component, Span
 from harness_templates.base import (
-    EosTemplate,
-    drop_empty_spans,
+    TurnPair,
+    TurnPairTemplate,
     is_trained,
     markup_span,
     message_text,
-    require_eos_token,
-    split_turns,
     system_option,
 )
 
@@ -40,7 +38,7 @@ COMPONENTS: dict[str, Component] = {
 }
 
 
-class Vicuna(EosTemplate):
+class Vicuna(TurnPairTemplate):
     """Vicuna's format."""
 
     name = "vicuna"
@@ -53,25 +51,11 @@ class Vicuna(EosTemplate):
         """
         self.system = system
 
-    def render(
-        self,
-        messages: Sequence[Message],
-        tokenizer: PreTrainedTokenizerBase,
-        *,
-        add_generation_prompt: bool = False,
-        tools: Sequence[Mapping[str, Any]] = (),
-    ) -> tuple[Span, ...]:
-        """Render the conversation on one line.
-
-        Raises:
-            HarnessError: User and assistant do not alternate, there are tools, or the tokenizer has no end-of-sequence
-                token.
-        """
-        row_system, turns = split_turns(
-            messages, add_generation_prompt=add_generation_prompt, template=self.name, tools=tools
-        )
-        end = require_eos_token(tokenizer, self.name)
-        system = self.system if row_system is None else row_system
+    def render_pairs(
+        self, system: str | None, turns: Sequence[TurnPair], tokenizer: PreTrainedTokenizerBase, end: str
+    ) -> list[Span]:
+        """Return the turns on one line."""
+        system = self.system if system is None else system
         spans = [Span(system), markup_span(" ")] if system else []
         for turn in turns:
             spans += [markup_span("USER: "), Span(message_text(turn.user)), markup_span(" ASSISTANT:")]
@@ -80,4 +64,4 @@ class Vicuna(EosTemplate):
                 # The space belongs to the answer: a prompt ends at the colon, and most tokenizers join space and word.
                 spans += [markup_span(" ", trained=trained), Span(turn.response.content, train=trained)]
                 spans.append(markup_span(end, trained=trained))
-        return drop_empty_spans(spans)
+        return spans
