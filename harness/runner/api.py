@@ -23,8 +23,8 @@ from harness.runner import continue_run, resume
 from harness.runner.context import RunContext
 from harness.runner.finish_interrupted_run import finish_interrupted_run
 from harness.runner.folder import RunFolder
-from harness.runner.main_process import run_stages
 from harness.runner.prepare import PreparedRun, create_progress, prepare_checked_run, prepare_run
+from harness.runner.run_stages import run_stages
 from harness.spec import arms
 from harness.spec.arms import Arm
 from harness.spec.spec import Spec

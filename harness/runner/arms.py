@@ -31,8 +31,8 @@ from harness.runner import resume
 from harness.runner.context import RunContext
 from harness.runner.finish_interrupted_run import finish_interrupted_run
 from harness.runner.folder import RunFolder
-from harness.runner.main_process import run_stages
 from harness.runner.prepare import PreparedRun, prepare_checked_run, write_report_page
+from harness.runner.run_stages import run_stages
 from harness.spec import arms as arms_of
 from harness.spec import plan as plan_module
 from harness.spec.arms import Arm

@@ -1,6 +1,6 @@
 """The training of the stages, as every process of a run executes it.
 
-`StageLoop` holds the order within a stage and the points where the processes meet. `MainProcess` (main_process.py)
+`StageLoop` holds the order within a stage and the points where the processes meet. `MainProcess` (run_stages.py)
 also evaluates, saves and emits events; `WorkerProcess` is the loop of ranks > 0.
 """
 
@@ -22,7 +22,7 @@ from harness.runner.early_stopping import EarlyStopper, is_due
 from harness.runner.folder import RunFolder, load_stage_snapshot, save_stage_snapshot
 from harness.runner.prepare import prepare_run
 from harness.runner.staged_model import StagedModel
-from harness.seeding import derive_seed
+from harness.seeding import derive_seed, seed_mitigations
 from harness.spec.spec import Spec
 from harness.training import train_stage
 from harness.training.checkpoint import checkpoint_step
@@ -39,7 +39,7 @@ class StageLoop(ABC):
         """Load the model and add the mitigations of its first stage."""
         with self.context.processes.main_first():  # so that a model is downloaded or converted once
             model = self.context.load_model()
-        seed = train_stage.seed_mitigations(self.context.plan.seed)
+        seed = seed_mitigations(self.context.plan.seed)
         return StagedModel(model, self.context.plan, self.context.registry, self.context.adapter_policy, seed=seed)
 
     def train_or_load_stage(
@@ -56,7 +56,7 @@ class StageLoop(ABC):
         data = context.stage_data(stage_index)
         stage_folder = context.folder.stage_folder(data.stage.name)
         totals = processes.broadcast(totals)
-        seed = train_stage.seed_mitigations(self._mitigation_seed(stage_index))
+        seed = seed_mitigations(self._mitigation_seed(stage_index))
         # The other processes read from the cache what the main process computes here, e.g. the Fisher information.
         with processes.main_first(), context.autocast(staged_model.model):
             mitigations = staged_model.start_stage(stage_index, context.prepared.data.tokenized_rows, seed=seed)

@@ -8,9 +8,7 @@ it was written. Reading a checkpoint runs no code.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import pickle
 import shutil
 from collections.abc import Iterable, Mapping
@@ -18,14 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from harness.errors import RunError
 from harness.interfaces.mitigation import Mitigation
-from harness.model import frozen_lora, load, save
-from harness.types import StageDataset
+from harness.model import frozen_lora, save
+from harness.utils.atomic_write import atomic_write
 from harness.utils.file_digests import sha256_of_file
 from harness.utils.formatting import join_names
 from harness.utils.json_depth import load_json
@@ -33,9 +30,6 @@ from harness.utils.json_depth import load_json
 MITIGATION_STATES_FILE = "mitigations.pt"
 LOG_FILE = "log.json"
 MANIFEST_FILE = "checkpoint.json"
-
-IGNORED_SETTINGS = ("log_steps", "save_steps", "save_limit")
-"""Settings that may differ from those of the checkpoint: no weight depends on them."""
 
 HINT_OLDER_CHECKPOINT = "resume from an earlier checkpoint, or train the stage again"
 
@@ -55,62 +49,13 @@ class CheckpointPolicy:
     max_checkpoints: int | None
 
 
-# -- fingerprint ------------------------------------------------------------------------------------------------------
-
-
-def checkpoint_fingerprint(
-    data: StageDataset, model: nn.Module, mitigations: Mapping[str, Mitigation], *, seed: int, world_size: int
-) -> dict[str, Any]:
-    """Return what must be equal to resume from a checkpoint, in plain values: everything except the step.
-
-    The model is represented by names and shapes of its weights, and by the files that it was loaded from if they are
-    known. The rows are represented by their ids, lengths and order.
-
-    Args:
-        data: The stage's rows and their order.
-        model: The model to train.
-        mitigations: The mitigations by name.
-        seed: The stage's seed.
-        world_size: The number of processes.
-    """
-    weights = hashlib.sha256()
-    for name, weight in model.named_parameters():
-        weights.update(f"{name} {tuple(weight.shape)} {weight.requires_grad}\n".encode())
-    return {
-        "stage": data.stage.name,
-        "settings": {key: value for key, value in data.stage.train.items() if key not in IGNORED_SETTINGS},
-        "rows": _rows_digest(data),
-        "seed": seed,
-        "processes": world_size,
-        "mitigations": sorted(mitigations),
-        "weights": weights.hexdigest(),
-        "model": load.source_digest(model),
-    }
-
-
-def _rows_digest(data: StageDataset) -> str:
-    digest = hashlib.sha256()
-    columns = [getattr(data.rows, name, None) for name in ("ids", "lengths", "loss_tokens")]
-    if all(isinstance(column, np.ndarray) for column in columns):  # rows on disk have these without being read
-        for column in columns:
-            digest.update(np.ascontiguousarray(column).tobytes())
-    else:
-        for row in data.rows:
-            digest.update(f"{row.id} {len(row.input_ids)} {row.loss_tokens}\n".encode())
-    counts = np.fromiter((len(sequence) for sequence in data.order), np.int64, len(data.order))
-    row_indices = np.fromiter((index for sequence in data.order for index in sequence), np.int64, int(counts.sum()))
-    digest.update(counts.tobytes() + row_indices.tobytes())
-    return digest.hexdigest()
-
-
 # -- write ------------------------------------------------------------------------------------------------------------
 
 
 def save_mitigation_states(mitigations: Mapping[str, Mitigation], folder: Path) -> None:
     """Write the state of each mitigation into the folder, atomically."""
-    draft = folder / f"{MITIGATION_STATES_FILE}.part"
-    torch.save({name: mitigation.state_dict() for name, mitigation in mitigations.items()}, draft)
-    os.replace(draft, folder / MITIGATION_STATES_FILE)
+    with atomic_write(folder / MITIGATION_STATES_FILE) as draft:
+        torch.save({name: mitigation.state_dict() for name, mitigation in mitigations.items()}, draft)
 
 
 def save_log_state(state: Mapping[str, Any], folder: Path) -> None:
@@ -122,9 +67,8 @@ def finalize_checkpoint(folder: Path, metadata: Mapping[str, Any]) -> None:
     """Mark the checkpoint as complete: write its manifest, with the checksum of every file. Reads each file once."""
     files = [file for file in sorted(folder.rglob("*")) if file.is_file() and file.name != MANIFEST_FILE]
     checksums = {str(file.relative_to(folder)): sha256_of_file(file) for file in files}
-    draft = folder / f"{MANIFEST_FILE}.part"
-    draft.write_text(json.dumps({**metadata, "files": checksums}, indent=2) + "\n", encoding="utf-8")
-    os.replace(draft, folder / MANIFEST_FILE)
+    with atomic_write(folder / MANIFEST_FILE) as draft:
+        draft.write_text(json.dumps({**metadata, "files": checksums}, indent=2) + "\n", encoding="utf-8")
 
 
 def prune_checkpoints(folder: Path, max_checkpoints: int | None) -> None:

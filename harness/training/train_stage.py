@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
 from harness import seeding
 from harness.errors import HarnessError, RunError
@@ -20,6 +20,7 @@ from harness.interfaces.mitigation import Mitigation
 from harness.model.device import is_out_of_memory
 from harness.model.precision import autocast_context, autocast_dtype
 from harness.training import checkpoint
+from harness.training.checkpoint_fingerprint import checkpoint_fingerprint
 from harness.training.collator import Collator, pad_with_empty_sequences
 from harness.training.model_state import prepared_for_trainer, without_side_effects
 from harness.training.packing_isolation import uses_varlen_attention, verify_packing_isolation
@@ -82,22 +83,6 @@ class StageCallbacks(TypedDict, total=False):
 
 def no_step_callback(step: int, metrics: Mapping[str, float]) -> None:
     """Do nothing: an `on_step` for those who need none."""
-
-
-def seed_mitigations(seed: int) -> int:
-    """Derive the seed of what mitigations draw outside of `train_stage`, and seed Python, numpy and torch with it.
-
-    Examples are initial adapters and the labels of a Fisher.
-
-    Args:
-        seed: The spec's seed, or the stage's.
-
-    Returns:
-        The seed for `Mitigation.prepare_model` and `Mitigation.on_stage_start`.
-    """
-    mitigation_seed = seeding.derive_seed(seed, "mitigations")
-    set_seed(mitigation_seed)
-    return mitigation_seed
 
 
 def train_stage(
@@ -174,7 +159,7 @@ def train_stage(
         )
         fingerprint: dict[str, Any] = {}
         if settings["save_steps"] or resume is not None:
-            fingerprint = checkpoint.checkpoint_fingerprint(
+            fingerprint = checkpoint_fingerprint(
                 data, model, mitigations, seed=stage_seed, world_size=arguments.world_size
             )
         if resume is not None:

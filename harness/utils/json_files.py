@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from harness.types import Evaluation, Score
+from harness.utils.atomic_write import atomic_write
 from harness.utils.json_depth import load_json, raw_decode_json
 
 
@@ -108,18 +108,11 @@ def scores_as_dicts(evaluations: Sequence[Evaluation]) -> list[dict[str, Any]]:
 
 
 def write_json(file: Path, value: Any, indent: int | None = None) -> None:
-    """Write the value to the file, atomically; numbers that are not finite become null.
-
-    After a crash or with a full disk there is the old file, or none, and never a part of one.
-    """
+    """Write the value to the file, see `atomic_write`; numbers that are not finite become null."""
     text = json.dumps(json_safe(value), indent=indent, ensure_ascii=False, allow_nan=False)
-    draft = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
+    with atomic_write(file) as draft:
         # A model can write a lone surrogate: it becomes the escape that JSON has for it.
         draft.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
-        draft.replace(file)
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def json_safe(value: Any) -> Any:

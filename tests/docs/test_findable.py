@@ -2,8 +2,8 @@
 
 The list was made in three steps. First, 50 questions of users, plugin authors and maintainers were written without
 a look at the repository. Then one file was guessed for each question from the file names alone. Last, each guess was
-compared with the code: 33 hits, 11 half hits (a part of the answer is in another file) and 6 misses. Two of the misses
-were cured by moving the code to the guessed file, one by giving it a file of its own.
+compared with the code: 33 hits, 11 half hits (a part of the answer is in another file) and 6 misses. Afterwards code
+was moved to the guessed file or into a file of its own, where that helped.
 
 Each entry below has the question, the file with the answer, and a pattern of the code that answers it. Entries whose
 first guess was not a hit have a comment: "guess" names the file of a miss, "half" explains a half hit.
@@ -111,25 +111,25 @@ BEHAVIOURS = [
     ("where are answers generated in batches", "harness/evaluation/generation.py", r"def generate_answers\b"),
     (
         "where is the result of a finished stage saved",
-        "harness/runner/main_process.py",  # half: harness/runner/folder.py
+        "harness/runner/run_stages.py",  # half: harness/runner/folder.py
         r"def _?save_stage\b",
     ),
     (
         "where is the fingerprint of a stage computed",
-        "harness/training/checkpoint.py",  # guess: harness/runner/metadata.py
+        "harness/training/checkpoint_fingerprint.py",  # guess: harness/runner/metadata.py
         r"def \w*fingerprint\b",
     ),
     (
         "where are the random seeds of torch set",
-        "harness/training/train_stage.py",  # half: harness/seeding.py, which derives them
+        "harness/seeding.py",  # half, before the move: harness/training/train_stage.py
         r"def seed_mitigations\b",
     ),
     ("where is a corpus split into train and held-out", "harness/data/reading/splits.py", r"def split_corpus\b"),
     ("where is the newest checkpoint found", "harness/training/checkpoint.py", r"def latest_checkpoint\b"),
     (
         "where is a JSON file written atomically",
-        "harness/utils/json_files.py",  # half: other kinds of files have their own code
-        r"def write_json\b",
+        "harness/utils/atomic_write.py",  # half, before this file: harness/utils/json_files.py
+        r"def atomic_write\b",
     ),
     (
         "where are package versions, commit and GPU recorded",
@@ -143,7 +143,7 @@ BEHAVIOURS = [
     ("where is the interval of one score computed", "harness/statistics/intervals.py", r"def estimate\b"),
     (
         "where are stages run in order",
-        "harness/runner/main_process.py",  # half: harness/runner/stage_loop.py, which trains one stage
+        "harness/runner/run_stages.py",  # half: harness/runner/stage_loop.py, which trains one stage
         r"def run_stages\b",
     ),
     (

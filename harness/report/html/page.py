@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.errors import HarnessError
 from harness.report.html.plots.svg_canvas import DARK_COLORS, LIGHT_COLORS, Plot, css_variables
+from harness.utils.atomic_write import atomic_write
 from harness.utils.formatting import (
     decimal_places,
     format_duration,
@@ -102,12 +102,8 @@ def unique_slug(text: str, existing: Iterable[str] = ()) -> str:
 
 
 def _write_atomically(file: Path, text: str) -> None:
-    draft = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
+    with atomic_write(file) as draft:
         draft.write_text(text, encoding="utf-8", newline="\n")
-        draft.replace(file)
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def _jinja_environment() -> Environment:

@@ -279,7 +279,7 @@ def test_arms_may_start_from_a_run(document, tmp_path, first):
 def test_interrupted_continued_run_can_be_resumed(document, tmp_path, first, monkeypatch, policy):
     import torch
 
-    from harness.runner import main_process
+    from harness.runner import run_stages as run_stages_module
 
     document["model"] = onto(first)
     document["train"]["save_steps"] = 1
@@ -295,7 +295,7 @@ def test_interrupted_continued_run_can_be_resumed(document, tmp_path, first, mon
 
     listener = EventRecorder()
     with monkeypatch.context() as patch:
-        patch.setattr(main_process.MainProcess, "_create_step_callback", broken)
+        patch.setattr(run_stages_module.MainProcess, "_create_step_callback", broken)
         with pytest.raises(KeyboardInterrupt):
             start(document, tmp_path, stages=[last], listener=listener)
     place = tmp_path / next(one.folder for one in listener.events if isinstance(one, events.RunStarted))

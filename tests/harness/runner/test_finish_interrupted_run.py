@@ -11,7 +11,7 @@ from harness import events
 from harness.errors import HarnessError
 from harness.hookspecs import hookimpl
 from harness.report.html import write
-from harness.runner import main_process
+from harness.runner import run_stages as run_stages_module
 from harness.tracking.tracker import Tracker
 
 
@@ -126,7 +126,7 @@ def test_resume_writes_missing_page_and_deletes_snapshots(desk, monkeypatch, cap
     def no(*_):
         raise Killed
 
-    monkeypatch.setattr(main_process, "write_report_page", no)
+    monkeypatch.setattr(run_stages_module, "write_report_page", no)
     place = kill(desk, desk.document(gate=[{"score": "general/response_perplexity", "falls_at_least": 1e9}]))
     monkeypatch.undo()
     assert list(place.glob("stages/*/end"))
@@ -157,7 +157,7 @@ def test_interruption_after_report_is_not_a_failure(desk, uri, client, monkeypat
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(main_process, "write_report_page", no)
+        patched.setattr(run_stages_module, "write_report_page", no)
         with pytest.raises(KeyboardInterrupt):
             desk.start(tracked(desk, uri))
     place = desk.newest()
@@ -218,7 +218,7 @@ def test_completed_continued_run_has_matrix_of_both_runs(desk, monkeypatch):
     lora = {"mitigations": {"lora": {"rank": 2}}}
     first = desk.start(desk.document(**lora))
     with monkeypatch.context() as patched:
-        patched.setattr(main_process, "write_report_page", no)
+        patched.setattr(run_stages_module, "write_report_page", no)
         place = kill(desk, desk.document(model={"path": f"run:{first}"}, **lora))
     made = desk.resume(place)
     assert made.previous_run is not None

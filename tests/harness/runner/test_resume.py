@@ -11,7 +11,8 @@ from harness import events
 from harness.errors import HarnessError, RunError
 from harness.model import save
 from harness.report import run_report
-from harness.runner import folder, main_process, resume
+from harness.runner import folder, resume
+from harness.runner import run_stages as run_stages_module
 from harness.runner.folder import RunFolder
 from harness.training import train_stage
 
@@ -160,14 +161,14 @@ def test_run_interrupted_while_saving_snapshot_resumes_from_checkpoint(desk, unb
     def no(*_, **__):
         raise KeyboardInterrupt
 
-    real = main_process.save_stage_snapshot
+    real = run_stages_module.save_stage_snapshot
 
     def half(place, *more):
         monkeypatch.setattr(torch, "save", no)
         real(place, *more)
 
     with monkeypatch.context():
-        monkeypatch.setattr(main_process, "save_stage_snapshot", half)
+        monkeypatch.setattr(run_stages_module, "save_stage_snapshot", half)
         with pytest.raises(KeyboardInterrupt):
             desk.start(desk.continual(**KINDS["lora"]))
     monkeypatch.undo()

@@ -8,7 +8,8 @@ import random
 import pytest
 import torch
 
-from harness.training.train_stage import seed_mitigations, train_stage
+from harness.seeding import seed_mitigations
+from harness.training.train_stage import train_stage
 from harness.types import Stage, StageDataset, StageSource, TokenizedExample
 
 torch.set_num_threads(1)

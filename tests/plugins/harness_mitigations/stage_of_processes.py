@@ -21,7 +21,8 @@ from tokenizers import Tokenizer, models
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from harness.interfaces.mitigation import Mitigation
-from harness.training.train_stage import seed_mitigations, train_stage
+from harness.seeding import seed_mitigations
+from harness.training.train_stage import train_stage
 from harness.types import Stage, StageDataset, StageSource, TokenizedExample
 
 SETTINGS = {

@@ -11,8 +11,9 @@ from harness_mitigations.l2sp import L2Sp
 from harness_mitigations.lora import Lora
 
 from harness.interfaces.mitigation import Mitigation
+from harness.seeding import seed_mitigations
 from harness.training.checkpoint import latest_checkpoint as latest_checkpoint
-from harness.training.train_stage import seed_mitigations, train_stage
+from harness.training.train_stage import train_stage
 from harness.types import Stage, StageDataset, StageSource
 
 torch.set_num_threads(1)

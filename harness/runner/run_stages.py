@@ -41,6 +41,7 @@ from harness.runner.prepare import write_report_page
 from harness.runner.stage_loop import RunTask, StageLoop
 from harness.runner.staged_model import StagedModel
 from harness.runner.tracking_session import tracking_session
+from harness.seeding import seed_mitigations
 from harness.tracking.tracker import Tracker
 from harness.training import train_stage
 from harness.training.checkpoint import checkpoint_step
@@ -241,7 +242,7 @@ class MainProcess(StageLoop):
         if early_stopper is not None:
             states = early_stopper.restore_best_weights(staged_model.model, stage_result.steps)
             staged_model.load_mitigation_states(states)
-        train_stage.seed_mitigations(self._mitigation_seed(stage_index))
+        seed_mitigations(self._mitigation_seed(stage_index))
         with self.context.autocast(staged_model.model):
             staged_model.finish_stage(stage_index, self.context.stage_data(stage_index).rows)
         self._save_stage(staged_model, stage_result, stage_index)
