@@ -20,7 +20,7 @@ from harness.report.paired_difference import (
     require_same_signature,
     trials_for_comparisons,
 )
-from harness.report.run_report import MIN_ITEMS, Verdict, items_needed_for_verdict
+from harness.report.score_change import MIN_ITEMS, Verdict, items_needed_for_verdict
 from harness.seeding import derive_seed
 from harness.spec.metric_factory import create_metric
 from harness.statistics.intervals import Estimate

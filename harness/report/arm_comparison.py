@@ -24,7 +24,8 @@ from harness.report.paired_difference import (
     trials_for_comparisons,
 )
 from harness.report.recommendation import ArmPoint, Recommendation, recommend
-from harness.report.run_report import Verdict, estimate_of_score, gate_scores_of_run
+from harness.report.run_report import gate_scores_of_run
+from harness.report.score_change import Verdict, estimate_of_score
 from harness.report.spec_diff import find_swept_parameter
 from harness.report.weight_variants import WeightVariant, negated
 from harness.seeding import derive_seed

@@ -10,7 +10,7 @@ from typing import Literal
 
 from harness.errors import HarnessError
 from harness.interfaces.metric import Metric
-from harness.report.run_report import Verdict, estimate_of_score, verdict_of_difference
+from harness.report.score_change import Verdict, estimate_of_score, verdict_of_difference
 from harness.statistics.intervals import Aggregate, Estimate, Statistics, estimate
 from harness.statistics.significance import approximate_randomization, mcnemar, paired_bootstrap
 from harness.types import Evaluation, Score

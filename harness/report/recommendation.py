@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-from harness.report.run_report import MIN_ITEMS
+from harness.report.score_change import MIN_ITEMS
 from harness.statistics.intervals import Estimate
 from harness.utils.formatting import format_number
 

@@ -5,88 +5,42 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from statistics import NormalDist
-from typing import Any, Literal
+from typing import Any
 
 from harness.errors import HarnessError
 from harness.gate import GateResult, ScoreForGate, evaluate_gate
 from harness.interfaces.metric import Metric
 from harness.report.finished_run import PreviousRun, load_run_json, parse_estimate
+from harness.report.score_change import (
+    ScoreChange,
+    estimate_of_score,
+    items_needed_for_verdict,
+    verdict_of_difference,
+)
 from harness.report.stage_suite_matrix import StageSuiteMatrix, build_matrices
 from harness.seeding import create_generator, derive_seed
 from harness.spec.matrix_summaries import stage_of_suite
-from harness.statistics.intervals import Estimate, difference
-from harness.types import Evaluation, Item, Plan, Role, Score, Suite
+from harness.statistics.intervals import difference
+from harness.types import Evaluation, Item, Plan, Score, Suite
 from harness.utils.json_files import json_safe, write_json, write_scores
-
-Verdict = Literal["better", "worse", "no evidence", "too few items"]
 
 __all__ = [
     "ExampleAnswers",
     "PreviousRun",
     "Report",
-    "ScoreChange",
     "StageSuiteMatrix",
-    "Verdict",
     "build_report",
-    "estimate_of_score",
     "gate_scores_of_run",
-    "verdict_of_difference",
     "write_scores",
 ]
 
-MIN_ITEMS = 30
-"""Minimum number of items for a verdict: percentile intervals over fewer items are too narrow."""
-
 NUM_EXAMPLES = 3
 RUN_INFO_KEYS = ("id", "folder", "seconds", "uri")
-
-
-@dataclass(frozen=True)
-class ScoreChange:
-    """One score of one suite: base model, last stage, and the paired difference.
-
-    In a continued run, `before` is the earlier base model. For a suite that the earlier run did not have, it is the
-    model that this run started from.
-
-    Attributes:
-        suite: Name of the suite.
-        role: Role of the suite.
-        metric: Name of the metric.
-        name: Name of the score.
-        signature: Signature of the metric.
-        higher_is_better: Direction of the score; None if neither is better.
-        n: Number of items.
-        before: The score of the base model.
-        after: The score after the last stage.
-        difference: after − before over the same items, with standard error and 95 % interval (see
-            `intervals.difference`).
-        verdict: `too few items` below 30 items. `no evidence` if the interval includes 0. Otherwise `better` or
-            `worse`, in the direction of the metric.
-        needed: Approximate number of items for a verdict of `better` or `worse`, if the change is as large as
-            measured. None if there is such a verdict, or no change.
-        after_stages: The score after every stage, the base first; None if a stage did not evaluate the suite.
-    """
-
-    suite: str
-    role: Role
-    metric: str
-    name: str
-    signature: str
-    higher_is_better: bool | None
-    n: int
-    before: Estimate
-    after: Estimate
-    difference: Estimate
-    verdict: Verdict
-    needed: int | None
-    after_stages: tuple[Estimate | None, ...]
 
 
 @dataclass(frozen=True)
@@ -331,45 +285,6 @@ def _score_change(
         needed=items_needed_for_verdict(estimate),
         after_stages=tuple(None if score is None else estimate_of_score(score) for score in scores),
     )
-
-
-def estimate_of_score(score: Score) -> Estimate:
-    """Return the score's value and uncertainty."""
-    return Estimate(score.value, score.stderr, score.low, score.high, score.n, score.method)
-
-
-def verdict_of_difference(difference: Estimate, higher_is_better: bool | None) -> Verdict:
-    """Return the verdict on a difference; see `ScoreChange`."""
-    if difference.n < MIN_ITEMS:
-        return "too few items"
-    if higher_is_better is None:
-        return "no evidence"  # neither direction is better
-    # A NaN bound must count as an interval that includes 0.
-    if difference.low > 0.0:
-        return "better" if higher_is_better else "worse"
-    if difference.high < 0.0:
-        return "worse" if higher_is_better else "better"
-    return "no evidence"
-
-
-def items_needed_for_verdict(difference: Estimate, comparisons: int = 1) -> int | None:
-    """Estimate the number of items for a verdict, if the difference is as large as measured; see `ScoreChange`.
-
-    Half an interval is about 1.96 standard errors, which decrease with the square root of the number of items. Of
-    several comparisons each needs 5 % divided by their number, which is at least as strict as Holm's correction.
-
-    Args:
-        difference: The measured difference.
-        comparisons: Number of comparisons.
-
-    Returns:
-        The number of items; None if the difference is 0, has no interval, or a single comparison has its verdict.
-    """
-    quantile = 1.96 if comparisons == 1 else NormalDist().inv_cdf(1 - 0.025 / comparisons)
-    has_verdict = difference.n >= MIN_ITEMS and (difference.low > 0 or difference.high < 0)
-    if (has_verdict and comparisons == 1) or not difference.value or not math.isfinite(difference.stderr):
-        return None
-    return max(MIN_ITEMS, math.ceil(difference.n * (quantile * difference.stderr / difference.value) ** 2))
 
 
 def _count_finish_reasons(evaluation: Evaluation) -> dict[str, int]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from harness.interfaces.metric import Metric
 from harness.report.finished_run import parse_estimate
-from harness.report.run_report import estimate_of_score
+from harness.report.score_change import estimate_of_score
 from harness.seeding import derive_seed
 from harness.spec.arms import is_summary_axis
 from harness.statistics.intervals import Estimate, difference

@@ -16,7 +16,8 @@ from rich.table import Table
 from rich.text import Text
 
 from harness.report.display_text import SUMMARY_DESCRIPTIONS, format_incomplete_answers, format_interval
-from harness.report.run_report import Report, ScoreChange
+from harness.report.run_report import Report
+from harness.report.score_change import ScoreChange
 from harness.terminal.tables import VERDICT_STYLES, TerminalPage, interval_text, new_table, shorten_answer
 from harness.tracking.mlflow_store import tracking_uri
 from harness.types import Evaluation

@@ -8,7 +8,7 @@ from itertools import groupby
 from typing import Literal
 
 from harness.report.html import page
-from harness.report.run_report import Verdict
+from harness.report.score_change import Verdict
 from harness.statistics.intervals import Estimate
 from harness.utils.redaction import redact, redact_text
 

@@ -13,7 +13,7 @@ from typing import Literal
 
 from harness.gate import GateResult
 from harness.report.display_text import format_interval
-from harness.report.run_report import ScoreChange
+from harness.report.score_change import ScoreChange
 from harness.report.stage_suite_matrix import StageSuiteMatrix
 from harness.statistics.intervals import Estimate
 from harness.utils.formatting import decimal_places, format_number

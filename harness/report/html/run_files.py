@@ -18,7 +18,8 @@ from harness.report.arm_comparison import ArmScore
 from harness.report.finished_run import load_run_json, parse_estimate
 from harness.report.intransigence import Intransigence
 from harness.report.recommendation import ArmPoint, Recommendation
-from harness.report.run_report import ExampleAnswers, ScoreChange
+from harness.report.run_report import ExampleAnswers
+from harness.report.score_change import ScoreChange
 from harness.report.stage_suite_matrix import StageSuiteMatrix
 from harness.report.weight_variants import WeightVariant, parse_variants
 from harness.utils.json_files import read_json_lines

@@ -9,7 +9,7 @@ from harness.report.html import page
 from harness.report.html.plots.curves import Curve, StepMark, has_finite_value, plot_curves
 from harness.report.html.plots.svg_canvas import Plot
 from harness.report.html.run_files import MidStageEvaluation, RunFiles
-from harness.report.run_report import ScoreChange
+from harness.report.score_change import ScoreChange
 
 
 def build_mid_stage_plots(run: RunFiles) -> Iterator[Plot]:

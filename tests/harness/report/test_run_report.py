@@ -14,7 +14,7 @@ from rich.console import Console
 from support import example_run
 
 from harness import gate
-from harness.report import run_report
+from harness.report import run_report, score_change
 from harness.statistics.intervals import Estimate
 from harness.terminal.report_table import format_report
 
@@ -114,7 +114,7 @@ def test_nan_interval_is_no_evidence(run_parts):
     single = run_report.build_report(run_parts.plan(), stages, run_parts.metrics, seed=0, run_info={})
     assert {one.verdict for one in single.changes} == {"too few items"}
     undefined = Estimate(0.5, math.nan, math.nan, math.nan, 50)
-    assert run_report.verdict_of_difference(undefined, True) == "no evidence"
+    assert score_change.verdict_of_difference(undefined, True) == "no evidence"
     assert single.to_json()["changes"][0]["difference"]["low"] is None
     assert "–" in displayed(single)
 
@@ -332,13 +332,13 @@ def test_fewer_than_thirty_items_give_no_verdict(run_parts):
 
 def test_needed_items_grow_with_squared_uncertainty():
     wide = Estimate(0.1, 0.1, -0.1, 0.3, 100)
-    assert run_report.items_needed_for_verdict(wide) == 385, "100 * (1.96 * 0.1 / 0.1)^2"
-    assert run_report.items_needed_for_verdict(Estimate(0.1, 0.2, -0.3, 0.5, 100)) == 1537
-    assert run_report.items_needed_for_verdict(Estimate(0.1, 0.01, 0.08, 0.12, 100)) is None, "settled already"
-    assert run_report.items_needed_for_verdict(Estimate(0.5, 0.01, 0.4, 0.6, 10)) == 30, (
+    assert score_change.items_needed_for_verdict(wide) == 385, "100 * (1.96 * 0.1 / 0.1)^2"
+    assert score_change.items_needed_for_verdict(Estimate(0.1, 0.2, -0.3, 0.5, 100)) == 1537
+    assert score_change.items_needed_for_verdict(Estimate(0.1, 0.01, 0.08, 0.12, 100)) is None, "settled already"
+    assert score_change.items_needed_for_verdict(Estimate(0.5, 0.01, 0.4, 0.6, 10)) == 30, (
         "never below what a verdict asks for"
     )
-    assert run_report.items_needed_for_verdict(Estimate(0.0, 0.1, -0.2, 0.2, 100)) is None, "no change, no number"
+    assert score_change.items_needed_for_verdict(Estimate(0.0, 0.1, -0.2, 0.2, 100)) is None, "no change, no number"
 
 
 def test_matrix_has_forgetting_with_intervals(run_parts):

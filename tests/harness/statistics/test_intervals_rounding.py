@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from harness import gate
-from harness.report.run_report import verdict_of_difference
+from harness.report.score_change import verdict_of_difference
 from harness.statistics import forgetting
 from harness.statistics.intervals import Estimate, difference, estimate, estimate_from_replicates, replicates
 from harness.statistics.significance import approximate_randomization, paired_bootstrap

@@ -6,7 +6,7 @@ import pytest
 
 from harness.gate import GateResult
 from harness.report.html.headline import build_run_headline
-from harness.report.run_report import ScoreChange
+from harness.report.score_change import ScoreChange
 from harness.report.stage_suite_matrix import StageSuiteMatrix
 from harness.statistics.intervals import Estimate
 
