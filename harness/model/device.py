@@ -54,8 +54,11 @@ def resolve_dtype(precision: str, device: torch.device) -> torch.dtype:
     return _DTYPES[precision]
 
 
-def resolve_attention(name: str, device: torch.device) -> str:
-    """Return the attention implementation to request from transformers; `auto` is `sdpa`.
+def resolve_attention(name: str, device: torch.device) -> str | None:
+    """Return the attention implementation to request from transformers.
+
+    `auto` is None: transformers then chooses `sdpa`, or `eager` for a model that does not support `sdpa`, e.g. Gemma 2,
+    gpt-oss, GPT-J, GPT-Neo, BLOOM, MPT and XGLM.
 
     Raises:
         HarnessError: The name is unknown, or flash attention lacks its package or a CUDA device.
@@ -70,7 +73,7 @@ def resolve_attention(name: str, device: torch.device) -> str:
             raise HarnessError(
                 "model.attention", f"{_FLASH} needs the package flash-attn", "pip install flash-attn, or use sdpa"
             )
-    return "sdpa" if name == "auto" else name
+    return None if name == "auto" else name
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -110,6 +110,9 @@ def load_model(
                 **_from_pretrained_options(location, settings),
             )
     except Exception as error:
+        if isinstance(error, ValueError) and "attn_implementation" in str(error):
+            what = f"the code of '{location.path}' does not support {attention}"
+            raise HarnessError("model.attention", what, "use 'auto', which chooses what it supports") from error
         raise _load_error(error, location, "model") from error
     if info["missing_keys"] or info["mismatched_keys"]:
         unfilled = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
@@ -223,8 +226,6 @@ def _load_error(error: BaseException, location: ModelLocation, part: str) -> Har
             f"the {part} of '{location.path}' needs code that comes with it",
             "read that code, and set model.trust_remote_code to true if you trust it",
         )
-    if isinstance(error, ValueError) and "attn_implementation" in str(error):
-        return HarnessError("model.attention", str(error).splitlines()[0], "use eager")
     if location.kind == "hub":
         return hub.hub_error(error, location.path, location.revision)
     if isinstance(error, OSError | ValueError | ImportError | KeyError) or type(error).__name__ == "SafetensorError":

@@ -191,6 +191,6 @@ MODEL_KEYS: dict[str, Any] = {
     "attention": {
         "enum": ["auto", "sdpa", "eager", "flash_attention_2"],
         "default": "auto",
-        "description": "Attention implementation. auto: sdpa.",
+        "description": "Attention implementation. auto: sdpa, or eager for a model that does not support sdpa.",
     },
 }

@@ -63,8 +63,8 @@ def test_requested_precision_is_used_or_rejected_but_never_replaced(simulate_cud
         resolve_dtype("int8", CPU)
 
 
-def test_attention_is_sdpa_unless_another_is_requested_and_possible(monkeypatch):
-    assert device_module.resolve_attention("auto", CPU) == "sdpa"
+def test_attention_is_requested_only_when_named_and_possible(monkeypatch):
+    assert device_module.resolve_attention("auto", CPU) is None
     assert device_module.resolve_attention("eager", CUDA) == "eager"
     with pytest.raises(HarnessError, match=r"^model.attention: 'flash' is not an attention"):
         device_module.resolve_attention("flash", CUDA)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.architectures import build_architecture
 
 from harness.errors import HarnessError
 from harness.model import device
@@ -21,6 +22,7 @@ from harness.model.load import (
 from harness.model.locate import resolve_model
 
 torch.set_num_threads(1)
+TOKENS = torch.tensor([[5, 6, 7, 8]])
 
 
 @pytest.fixture(autouse=True)
@@ -65,6 +67,18 @@ def test_precision_and_attention_are_as_requested(folder):
     model = load_model(*locate(folder, attention="eager"), precision="bfloat16")
     assert model.dtype == torch.bfloat16
     assert model.config._attn_implementation == "eager"
+
+
+@pytest.mark.parametrize("name", ["gemma2", "gpt_oss", "gptj", "gpt_neo", "bloom", "mpt", "xglm"])
+def test_model_without_sdpa_is_loaded_with_eager_attention(name, tokenizer, tmp_path):
+    model = build_architecture(name, tokenizer)
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    loaded = load_model(*locate(tmp_path))
+    assert loaded.config._attn_implementation == "eager"
+    torch.testing.assert_close(loaded(TOKENS).logits, model(TOKENS).logits)
+    with pytest.raises(HarnessError, match=r"^model.attention: the code of .* does not support sdpa; use 'auto'"):
+        load_model(*locate(tmp_path, attention="sdpa"))
 
 
 def test_forward_pass_keeps_no_cache_but_generation_does(folder):
