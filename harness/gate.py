@@ -1,15 +1,18 @@
-"""Conditions on the scores of a finished run, checked against the bounds of their intervals."""
+"""Conditions on the scores of a finished run, checked against the bounds of their intervals.
+
+A condition has one of three outcomes: passed, failed, or not enough evidence for either.
+"""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
 from harness.errors import HarnessError
-from harness.types import ROUNDING
+from harness.types import MIN_ITEMS, ROUNDING
 from harness.utils.formatting import format_number
 
 if TYPE_CHECKING:
@@ -27,6 +30,8 @@ TESTS = {
     "at_most": "be at most",
 }
 """The tests of a condition. `gains` and `loses` count in the direction in which the metric is better."""
+
+GateOutcome = Literal["passed", "failed", "not enough evidence"]
 
 LEVEL_TESTS = ("at_least", "at_most")
 DIRECTED_TESTS = ("gains_at_least", "loses_at_most")
@@ -56,32 +61,61 @@ class GateResult:
 
     Attributes:
         text: The condition in words.
-        passed: Whether the condition holds.
+        outcome: `passed` if the whole 95 % interval meets the condition, `failed` if all of it violates the condition,
+            else `not enough evidence`; so is every interval over fewer than 30 items. With `judge_by: value` the value
+            alone decides.
         found: The measured value.
         bound: The end of its 95 % interval that is nearest to violating the condition. With `judge_by: value` it is
             the value itself.
         limit: The limit in the spec.
         n: Number of items; 0 if the run does not have the summary.
         since: As in `ScoreForGate`; "" for a condition that is not about a difference.
+        tier: `blocks`, or `warns` for a condition that does not decide the gate.
+        by_value: Whether the value alone decided.
     """
 
     text: str
-    passed: bool
+    outcome: GateOutcome
     found: float
     bound: float
     limit: float
     n: int
     since: str = ""
+    tier: Literal["blocks", "warns"] = "blocks"
+    by_value: bool = False
+
+    @property
+    def passed(self) -> bool:
+        """Whether the condition holds."""
+        return self.outcome == "passed"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the result as plain data, with `passed`."""
+        return asdict(self) | {"passed": self.passed}
 
     def format_line(self) -> str:
-        """Return one line for display: result, condition, measured value."""
-        start = f"{'passed' if self.passed else 'FAILED'}: {self.text}"
+        """Return one line for display: outcome, condition, measured value."""
+        word = self.outcome if self.passed else self.outcome.upper()
+        start = f"{word}{' (warns)' if self.tier == 'warns' else ''}: {self.text}"
         if not self.n:
             return f"{start}: the run does not have this summary"
+        count = f"n = {self.n:,}"
+        if self.by_value:
+            return f"{start}: {format_number(self.found)}, {count}, by the value alone, without its interval"
         if math.isnan(self.bound):
-            return f"{start}: {format_number(self.found)}, n = {self.n} is too few for an interval"
-        line = f"{start}: {format_number(self.found)}, bound {format_number(self.bound)}, n = {self.n:,}"
+            return f"{start}: {format_number(self.found)}, {count} is too few for an interval"
+        line = f"{start}: {format_number(self.found)}, bound {format_number(self.bound)}, {count}"
+        if self.n < MIN_ITEMS:
+            line += f", fewer than {MIN_ITEMS}"
         return f"{line}, since {self.since!r}: the base was not measured by it" if self.since else line
+
+
+def gate_outcome(results: Sequence[GateResult]) -> GateOutcome:
+    """Return the outcome of a gate: `passed` if every blocking condition is, `failed` if one is, else the third."""
+    outcomes = {result.outcome for result in results if result.tier == "blocks"}
+    if "failed" in outcomes:
+        return "failed"
+    return "not enough evidence" if "not enough evidence" in outcomes else "passed"
 
 
 def validate_gate(conditions: Sequence[Mapping[str, Any]], where: Sequence[str]) -> Iterator[HarnessError]:
@@ -109,8 +143,8 @@ def evaluate_gate(
 ) -> tuple[GateResult, ...]:
     """Evaluate every condition, in order.
 
-    A condition without a finite interval fails. So does one on a summary that the run's matrix does not have:
-    `forgetting` of one stage, or a relative summary for a base score of 0.
+    A condition without a finite interval, or with fewer than 30 items, has not enough evidence. One on a summary that
+    the run's matrix does not have fails: `forgetting` of one stage, or a relative summary for a base score of 0.
 
     Args:
         conditions: The spec's `gate`, with defaults filled in.
@@ -152,7 +186,8 @@ def _evaluate_condition(condition: Mapping[str, Any], scores: Mapping[str, Score
     limit = float(condition[test])
     if key not in scores:
         if condition["summary"] is not None and _is_known_score(condition["score"], scores):
-            return GateResult(_describe_condition(condition, test, limit), False, math.nan, math.nan, limit, 0)
+            text = _describe_condition(condition, test, limit)
+            return GateResult(text, "failed", math.nan, math.nan, limit, 0, tier=condition["tier"])
         raise HarnessError("gate", f"the run has no score {key!r}", f"it has: {', '.join(scores) or 'none'}")
     score = scores[key]
     estimate = score.after if test in LEVEL_TESTS else score.difference
@@ -167,16 +202,30 @@ def _evaluate_condition(condition: Mapping[str, Any], scores: Mapping[str, Score
     lower_limits |= {"falls_at_most": -limit, "loses_at_most": -limit}
     upper_limits = {"rises_at_most": limit, "at_most": limit, "falls_at_least": -limit}
     by_value = condition["judge_by"] == "value"
-    if test in lower_limits and not negated:
-        bound = estimate.value if by_value else estimate.low
-        passed = _reaches(bound, lower_limits[test])
+    # An upper limit is a lower limit on the negative.
+    is_lower = test in lower_limits and not negated
+    sign = 1 if is_lower else -1
+    least = lower_limits[test] if test in lower_limits else -upper_limits[test]
+    worst, best = (estimate.low, estimate.high) if is_lower else (estimate.high, estimate.low)
+    outcome: GateOutcome
+    if by_value:
+        outcome = "passed" if _reaches(sign * estimate.value, least) else "failed"
+    elif estimate.n < MIN_ITEMS or math.isnan(worst) or math.isnan(best):
+        outcome = "not enough evidence"
+    elif _reaches(sign * worst, least):
+        outcome = "passed"
     else:
-        upper_limit = -lower_limits[test] if negated else upper_limits[test]
-        bound = estimate.value if by_value else estimate.high
-        passed = _reaches(-bound, -upper_limit)
-    since = "" if test in LEVEL_TESTS else score.since
+        outcome = "not enough evidence" if _reaches(sign * best, least) else "failed"
     return GateResult(
-        _describe_condition(condition, test, limit), bool(passed), estimate.value, bound, limit, estimate.n, since
+        _describe_condition(condition, test, limit),
+        outcome,
+        estimate.value,
+        estimate.value if by_value else worst,
+        limit,
+        estimate.n,
+        "" if test in LEVEL_TESTS else score.since,
+        condition["tier"],
+        by_value,
     )
 
 

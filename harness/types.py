@@ -321,6 +321,9 @@ def no_progress(phase: str, done: int, total: int, note: str = "", unit: str = "
     """Ignore progress."""
 
 
+MIN_ITEMS = 30
+"""Minimum number of items for a verdict or a gate: intervals over fewer items are too narrow."""
+
 ROUNDING = 1e-10
 """Relative tolerance within which two numbers count as equal.
 

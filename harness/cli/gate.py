@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from dataclasses import asdict
 from typing import Any
 
 from harness.cli import load_spec
@@ -18,7 +17,7 @@ def add_parser(subparsers: Subparsers) -> None:
         subparsers,
         "gate",
         main,
-        "Judge a finished run by the gate of a spec; exit code 3 if it fails.",
+        "Judge a finished run by the gate of a spec; exit code 3 unless it passes.",
         "harness gate runs/mixed-sft-20260101-120000-ab12 specs/mixed_sft.json",
     )
     parser.add_argument("run", metavar="RUN", help="the folder or the name of a run")
@@ -27,23 +26,23 @@ def add_parser(subparsers: Subparsers) -> None:
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """Evaluate the gate. Returns 3 if a condition fails."""
+    """Evaluate the gate. Returns 3 unless every blocking condition passes."""
     from harness.utils.find_run import find_finished_run
 
     folder, conditions = _collect_errors(
         lambda: find_finished_run(arguments.run), lambda: _load_gate_conditions(arguments)
     )
-    from harness.gate import evaluate_gate
+    from harness.gate import evaluate_gate, gate_outcome
     from harness.report.run_report import gate_scores_of_run
     from harness.utils import json_files
 
     results = evaluate_gate(conditions, gate_scores_of_run(folder))
     if arguments.json:
-        print_json(json_files.json_safe([asdict(result) for result in results]))
+        print_json(json_files.json_safe([result.to_json() for result in results]))
     else:
         for result in results:
             print(result.format_line())
-    return 0 if all(result.passed for result in results) else 3
+    return 0 if gate_outcome(results) == "passed" else 3
 
 
 def _load_gate_conditions(arguments: argparse.Namespace) -> Any:

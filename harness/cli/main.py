@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: The arguments; None: those of the process.
 
     Returns:
-        0 success, 1 failure inside a run, 2 bad input, 3 gate failed, 130 interrupted.
+        0 success, 1 failure inside a run, 2 bad input, 3 gate not passed, 130 interrupted.
     """
     return _run_command(argv) if launch.get_rank() == 0 else _worker_main(argv)
 

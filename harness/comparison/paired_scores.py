@@ -20,12 +20,12 @@ from harness.report.paired_difference import (
     require_same_signature,
     trials_for_comparisons,
 )
-from harness.report.score_change import MIN_ITEMS, Verdict, items_needed_for_verdict
+from harness.report.score_change import Verdict, items_needed_for_verdict
 from harness.seeding import derive_seed
 from harness.spec.metric_factory import create_metric
 from harness.statistics.intervals import Estimate
 from harness.statistics.significance import holm
-from harness.types import Evaluation, Role, Score
+from harness.types import MIN_ITEMS, Evaluation, Role, Score
 
 PairVerdict = Verdict | Literal["different"]
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-from harness.report.score_change import MIN_ITEMS
 from harness.statistics.intervals import Estimate
+from harness.types import MIN_ITEMS
 from harness.utils.formatting import format_number
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import HarnessError
-from harness.gate import GateResult, ScoreForGate, evaluate_gate
+from harness.gate import GateResult, ScoreForGate, evaluate_gate, gate_outcome
 from harness.interfaces.metric import Metric
 from harness.report.finished_run import PreviousRun, load_run_json, parse_estimate
 from harness.report.score_change import (
@@ -87,8 +87,8 @@ class Report:
 
     @property
     def passed(self) -> bool:
-        """Whether every condition of the gate holds; true without a gate."""
-        return all(result.passed for result in self.gate)
+        """Whether every blocking condition of the gate holds; true without a gate."""
+        return gate_outcome(self.gate) == "passed"
 
     @property
     def scores_by_stage(self) -> dict[str, dict[str, list[float | None]]]:
@@ -111,7 +111,7 @@ class Report:
                 "changes": [asdict(change) for change in self.changes],
                 "matrix": self.scores_by_stage,
                 "forgetting": [asdict(matrix) for matrix in self.matrices],
-                "gate": [asdict(result) for result in self.gate],
+                "gate": [result.to_json() for result in self.gate],
                 "answers": self.answers,
                 "examples": [asdict(example) for example in self.examples],
             }

@@ -8,12 +8,9 @@ from statistics import NormalDist
 from typing import Literal
 
 from harness.statistics.intervals import Estimate
-from harness.types import Role, Score
+from harness.types import MIN_ITEMS, Role, Score
 
 Verdict = Literal["better", "worse", "no evidence", "too few items"]
-
-MIN_ITEMS = 30
-"""Minimum number of items for a verdict: percentile intervals over fewer items are too narrow."""
 
 
 @dataclass(frozen=True)

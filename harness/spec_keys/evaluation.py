@@ -172,6 +172,11 @@ GATE_KEYS: dict[str, Any] = {
         "default": "bound",
         "description": "bound: the end of the 95 % interval that is nearest to failing; value: the score itself.",
     },
+    "tier": {
+        "enum": ["blocks", "warns"],
+        "default": "blocks",
+        "description": "blocks: the gate passes only if this condition does; warns: it is only reported.",
+    },
     **{
         name: {"type": "number", "description": description}
         for name, description in {

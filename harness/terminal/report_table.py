@@ -18,7 +18,7 @@ from rich.text import Text
 from harness.report.display_text import SUMMARY_DESCRIPTIONS, format_incomplete_answers, format_interval
 from harness.report.run_report import Report
 from harness.report.score_change import ScoreChange
-from harness.terminal.tables import VERDICT_STYLES, TerminalPage, interval_text, new_table, shorten_answer
+from harness.terminal.tables import GATE_STYLES, VERDICT_STYLES, TerminalPage, interval_text, new_table, shorten_answer
 from harness.tracking.mlflow_store import tracking_uri
 from harness.types import Evaluation
 from harness.utils.formatting import decimal_places, format_duration, format_number, one_line, printable
@@ -154,7 +154,7 @@ def format_gate_results(report: Report) -> Iterator[RenderableType]:
     """Format every condition of the gate with its result."""
     yield Text("gate", style="bold")
     for result in report.gate:
-        yield Text(f" {one_line(result.format_line())}", style="green" if result.passed else "bold red")
+        yield Text(f" {one_line(result.format_line())}", style=GATE_STYLES[result.outcome])
 
 
 def format_examples(report: Report) -> Iterator[RenderableType]:

@@ -19,6 +19,7 @@ VERDICT_STYLES = {
     "no evidence": "dim",
     "too few items": "yellow",
 }
+GATE_STYLES = {"passed": "green", "failed": "bold red", "not enough evidence": "bold yellow"}
 MAX_ANSWER_CHARS = 400
 
 

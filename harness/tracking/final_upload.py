@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from harness.gate import gate_outcome
 from harness.tracking import artifacts, metric_names, mlflow_entries, mlflow_store
 from harness.tracking.background import TrackingQueue
 
@@ -44,7 +45,7 @@ class FinalUpload:
         metrics = mlflow_entries.to_mlflow_metrics(values, stage)
         self._queue.submit(lambda mlflow_run: mlflow_run.log_metrics(metrics))
         if report.gate:
-            self._queue.submit(lambda mlflow_run: mlflow_run.set_tag("gate", "passed" if report.passed else "failed"))
+            self._queue.submit(lambda mlflow_run: mlflow_run.set_tag("gate", gate_outcome(report.gate)))
         view = mlflow_entries.table_view(
             [metric_names.score_name(change.suite, change.name) for change in report.changes],
             swept_parameters or ("train.learning_rate",),

@@ -18,7 +18,7 @@ NAN = math.nan
 
 
 def condition(score: str, **test: Any) -> dict[str, Any]:
-    return {"score": score, "summary": None, "judge_by": "bound", **dict.fromkeys(gate.TESTS), **test}
+    return {"score": score, "summary": None, "judge_by": "bound", "tier": "blocks", **dict.fromkeys(gate.TESTS), **test}
 
 
 def score_for_gate(
@@ -73,6 +73,43 @@ def test_gains_and_losses_follow_metric_direction(
     assert result.passed is passed
 
 
+@pytest.mark.parametrize(
+    ("bounds", "n", "outcome"),
+    [
+        ((-0.02, 0.0, 0.5), 30, "passed"),
+        ((-0.3, -0.2, -0.11), 30, "failed"),
+        ((-0.3, -0.05, 0.2), 30, "not enough evidence"),
+        ((-0.02, 0.0, 0.5), 29, "not enough evidence"),
+        ((-0.3, -0.2, -0.11), 29, "not enough evidence"),
+        ((-math.inf, 0.0, math.inf), 30, "not enough evidence"),
+    ],
+)
+def test_gate_has_three_outcomes_and_never_passes_below_30_items(bounds, n, outcome) -> None:
+    for higher_is_better in (True, False):
+        sign = 1 if higher_is_better else -1
+        low, value, high = sorted(sign * bound for bound in bounds)
+        score = score_for_gate(low, value, high, higher_is_better=higher_is_better, n=n)
+        (result,) = evaluate_gate([condition("a/b", loses_at_most=0.1)], {"a/b": score})
+        assert result.outcome == outcome
+        assert result.bound == sign * bounds[0], "the end that is nearest to violating the condition"
+
+
+def test_blocking_conditions_decide_and_warning_ones_do_not() -> None:
+    scores = {"a/b": score_for_gate(-0.3, -0.2, -0.15), "a/c": score_for_gate(-0.3, 0.0, 0.3)}
+    lost, unclear = condition("a/b", loses_at_most=0.1), condition("a/c", loses_at_most=0.1)
+
+    def outcome(*conditions: dict[str, Any]) -> str:
+        return gate.gate_outcome(evaluate_gate(conditions, scores))
+
+    assert outcome() == "passed"
+    assert outcome(unclear) == "not enough evidence"
+    assert outcome(unclear, lost) == "failed"
+    assert outcome(unclear, {**lost, "tier": "warns"}) == "not enough evidence"
+    assert outcome({**unclear, "tier": "warns"}, {**lost, "tier": "warns"}) == "passed"
+    (result,) = evaluate_gate([{**lost, "tier": "warns"}], scores)
+    assert result.format_line().startswith("FAILED (warns): a/b must lose at most 0.1")
+
+
 def test_judge_by_value_uses_value_only() -> None:
     scores = {"general/nll": score_for_gate(-0.2, 0.04, 0.3)}
     by_bound, by_value = evaluate_gate(
@@ -82,9 +119,12 @@ def test_judge_by_value_uses_value_only() -> None:
     assert (by_bound.passed, by_value.passed) == (False, True)
     assert by_bound.bound == 0.3
     assert by_value.bound == 0.04
+    few = {"general/nll": score_for_gate(-0.2, 0.04, 0.3, n=3)}
+    (result,) = evaluate_gate([condition("general/nll", rises_at_most=0.05, judge_by="value")], few)
+    assert result.format_line().endswith("n = 3, by the value alone, without its interval")
 
 
-def test_condition_without_interval_fails_with_reason() -> None:
+def test_condition_without_interval_lacks_evidence_and_says_why() -> None:
     scores = {"general/nll": score_for_gate(NAN, -0.5, NAN, n=1)}
     (result,) = evaluate_gate([condition("general/nll", rises_at_most=0.05)], scores)
     assert not result.passed

@@ -21,7 +21,7 @@ lone surrogate, and a formula of matplotlib."""
 
 def gate_condition(score, **test):
     """Return a gate condition with all defaults."""
-    return {**dict.fromkeys(TESTS), "score": score, "summary": None, "judge_by": "bound", **test}
+    return {**dict.fromkeys(TESTS), "score": score, "summary": None, "judge_by": "bound", "tier": "blocks", **test}
 
 
 def run_spec(**changes):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Literal
 
-from harness.gate import GateResult
+from harness.gate import GateResult, gate_outcome
 from harness.report.display_text import format_interval
 from harness.report.score_change import ScoreChange
 from harness.report.stage_suite_matrix import StageSuiteMatrix
@@ -34,6 +34,7 @@ GENERAL_CLAUSES = {
     "even": "no evidence that {} was forgotten",
     "few": "{} has too few items for a verdict",
 }
+GATE_CLAUSES = {"failed": "failed", "not enough evidence": "lacks evidence"}
 PLURAL_FORMS = (("has ", "have "), (" was ", " were "))
 MAX_NAMED_SUITES = 3
 
@@ -74,8 +75,9 @@ def build_run_headline(
             if names:
                 clauses.append(_format_clause(template, names, f"{len(suites_of_role)} {role} suites"))
     text = "; ".join(clauses)
-    if not all(result.passed for result in gate_results):
-        text += "; the gate failed"
+    outcome = gate_outcome(gate_results)
+    if outcome != "passed":
+        text += f"; the gate {GATE_CLAUSES[outcome]}"
     statements = [
         *map(_suite_statement, suites),
         *_backward_transfer_statement(matrices),
@@ -151,10 +153,12 @@ def _backward_transfer_statement(matrices: Sequence[StageSuiteMatrix]) -> Iterat
 def _gate_statement(gate_results: Sequence[GateResult]) -> Iterator[Statement]:
     if not gate_results:
         return
-    failed = [result for result in gate_results if not result.passed]
-    if failed:
-        count = f"{len(failed)} of {len(gate_results)} conditions not met"
-        yield Statement("failed", f"gate failed: {count}, first: {failed[0].text}")
-    else:
-        count = "the only condition is" if len(gate_results) == 1 else f"all {len(gate_results)} conditions are"
+    outcome, blocking = gate_outcome(gate_results), [result for result in gate_results if result.tier == "blocks"]
+    unmet = [result for result in blocking if not result.passed]
+    if unmet:
+        first = next(result for result in unmet if result.outcome == outcome)
+        count = f"{len(unmet)} of {len(blocking)} conditions not met"
+        yield Statement("failed", f"gate {GATE_CLAUSES[outcome]}: {count}, first: {first.text}")
+    elif blocking:
+        count = "the only condition is" if len(blocking) == 1 else f"all {len(blocking)} conditions are"
         yield Statement("passed", f"gate passed: {count} met")

@@ -207,6 +207,14 @@ def null_to_nan(value: Any) -> float:
     return math.nan if value is None else float(value)
 
 
+def parse_gate_result(result: Mapping[str, Any]) -> GateResult:
+    """Return the result of a gate condition from its JSON; an earlier version wrote `passed` and no outcome."""
+    outcome = result.get("outcome") or ("passed" if result["passed"] else "failed")
+    return _from_dict(
+        GateResult, result, outcome=outcome, found=null_to_nan(result["found"]), bound=null_to_nan(result["bound"])
+    )
+
+
 def _parse_or_fail(file: Path, what: str, parse: Callable[[], T]) -> T:
     try:
         return parse()
@@ -232,10 +240,7 @@ def _parse_run(folder: Path, report_json: Mapping[str, Any]) -> RunFiles:
         stages=stages,
         changes=tuple(map(_parse_score_change, report_json["changes"])),
         matrices=tuple(map(_parse_matrix, report_json.get("forgetting", ()))),
-        gate=tuple(
-            _from_dict(GateResult, result, found=null_to_nan(result["found"]), bound=null_to_nan(result["bound"]))
-            for result in report_json.get("gate", ())
-        ),
+        gate=tuple(map(parse_gate_result, report_json.get("gate", ()))),
         answers=report_json.get("answers", {}),
         examples=tuple(_from_dict(ExampleAnswers, example) for example in report_json.get("examples", ())),
         spec=load_optional_json(folder / "spec.json", unreadable),

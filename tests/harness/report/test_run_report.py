@@ -417,9 +417,21 @@ def test_suites_of_a_stage_default_to_its_sources_and_name(run_parts):
 
 def test_gate_is_evaluated_in_the_report_and_from_its_file(run_parts, tmp_path):
     conditions = [
-        {"score": "helpdesk/rougeL", "summary": None, "judge_by": "bound", "gains_at_least": 0.1},
-        {"score": "general/response_perplexity", "summary": None, "judge_by": "bound", "rises_at_most": 0.0001},
-        {"score": "rougeL", "summary": "general_ability_delta", "judge_by": "bound", "at_least": -0.5},
+        {"score": "helpdesk/rougeL", "summary": None, "judge_by": "bound", "tier": "blocks", "gains_at_least": 0.1},
+        {
+            "score": "general/response_perplexity",
+            "summary": None,
+            "judge_by": "bound",
+            "tier": "blocks",
+            "rises_at_most": 0.0001,
+        },
+        {
+            "score": "rougeL",
+            "summary": "general_ability_delta",
+            "judge_by": "bound",
+            "tier": "blocks",
+            "at_least": -0.5,
+        },
     ]
     judged = run_report.build_report(
         run_parts.plan(), run_parts.evaluations(), run_parts.metrics, seed=0, run_info={}, gate_conditions=conditions
@@ -427,12 +439,12 @@ def test_gate_is_evaluated_in_the_report_and_from_its_file(run_parts, tmp_path):
     assert [one.passed for one in judged.gate] == [True, False, True]
     assert not judged.passed
     text = displayed(judged)
-    assert "FAILED: general/response_perplexity must rise by at most 0.0001" in text
+    assert "NOT ENOUGH EVIDENCE: general/response_perplexity must rise by at most 0.0001" in text
     judged.write(tmp_path)
     document = json.loads((tmp_path / "report.json").read_text())
     again = gate.evaluate_gate(conditions, run_report.gate_scores_from_report(document))
     assert again == judged.gate
-    assert document["gate"][1]["passed"] is False
+    assert (document["gate"][1]["passed"], document["gate"][1]["outcome"]) == (False, "not enough evidence")
 
 
 def test_scores_of_one_name_by_two_metrics_have_separate_summaries(run_parts, tmp_path):
@@ -454,7 +466,13 @@ def test_scores_of_one_name_by_two_metrics_have_separate_summaries(run_parts, tm
         for stage in run_parts.evaluations()
     ]
     del metrics["general"]["rouge"]
-    condition = {"score": "mine.rougeL", "summary": "general_ability_delta", "judge_by": "bound", "at_least": -0.5}
+    condition = {
+        "score": "mine.rougeL",
+        "summary": "general_ability_delta",
+        "judge_by": "bound",
+        "tier": "blocks",
+        "at_least": -0.5,
+    }
     judged = run_report.build_report(
         run_parts.plan(), evaluations, metrics, seed=0, run_info={}, gate_conditions=[condition]
     )
@@ -469,7 +487,7 @@ def test_scores_of_one_name_by_two_metrics_have_separate_summaries(run_parts, tm
 
 def test_gate_on_a_later_suite_names_its_first_stage(run_parts, tmp_path):
     evaluations = [stage if number else stage[:1] for number, stage in enumerate(run_parts.evaluations(2))]
-    condition = {"score": "general/rougeL", "summary": None, "judge_by": "bound", "rises_at_most": 10}
+    condition = {"score": "general/rougeL", "summary": None, "judge_by": "bound", "tier": "blocks", "rises_at_most": 10}
     judged = run_report.build_report(
         run_parts.plan(2), evaluations, run_parts.metrics, seed=0, run_info={}, gate_conditions=[condition]
     )

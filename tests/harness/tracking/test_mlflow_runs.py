@@ -81,7 +81,7 @@ def test_tags_contain_the_versions_the_model_and_the_data_of_a_run(uri, client, 
 @pytest.mark.parametrize(("passed", "tag"), [(True, "passed"), (False, "failed")])
 def test_the_result_of_the_gate_is_a_tag(uri, client, tmp_path, monkeypatch, passed, tag):
     build_report = example_run.made_report
-    gate_result = GateResult("general/rougeL falls at most 0.1", passed, 0.0, 0.0, 0.1, 40)
+    gate_result = GateResult("general/rougeL falls at most 0.1", "passed" if passed else "failed", 0.0, 0.0, 0.1, 40)
 
     def build_report_with_gate(*arguments):
         return dataclasses.replace(build_report(*arguments), gate=(gate_result,))

@@ -61,7 +61,7 @@ def test_braces_in_a_suite_name_are_not_formatted():
 
 def test_headline_mentions_the_gate_only_when_it_failed():
     def gate_result(passed):
-        return GateResult("a/b is to be at least 1", passed, 0.5, 0.4, 1.0, 40)
+        return GateResult("a/b is to be at least 1", "passed" if passed else "failed", 0.5, 0.4, 1.0, 40)
 
     improved = ("a", "domain", "better")
     assert headline_text(improved, gate=[gate_result(False), gate_result(True)]) == "A improved; the gate failed."

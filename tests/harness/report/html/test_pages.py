@@ -55,10 +55,13 @@ def experiment_folder(tmp_path_factory) -> Path:
 
 def test_run_page_starts_with_the_headline_and_its_statements(run_html):
     headings = [element.text for element in run_html.find_all() if re.fullmatch("h[1-6]", element.tag)]
-    assert headings[0] == "Helpdesk improved; no evidence that general was forgotten; the gate failed."
+    assert headings[0] == "Helpdesk improved; no evidence that general was forgotten; the gate lacks evidence."
     statements = [element.text for element in run_html.find("ul", class_="verdict").find_all("li")]
     assert statements[0].startswith("helpdesk (n = 40): rougeL 0.220 → 0.620, +0.400 [")
-    assert statements[-1] == "gate failed: 1 of 2 conditions not met, first: general/rougeL must lose at most 0.001"
+    assert (
+        statements[-1]
+        == "gate lacks evidence: 1 of 2 conditions not met, first: general/rougeL must lose at most 0.001"
+    )
 
 
 def test_contents_link_to_every_section(run_html):
@@ -90,7 +93,7 @@ def test_gate_table_shows_each_condition_with_its_value(run_folder, run_html):
     for row, result in zip(rows, load_json(run_folder)["gate"], strict=True):
         assert result["text"] in row.text
         assert data_values(row) == [result["found"], result["bound"]]
-        assert ("passed" if result["passed"] else "failed") in row.text
+        assert result["outcome"] in row.text
 
 
 def test_plots_are_inline_svg_with_title_and_description(run_html):
