@@ -33,9 +33,10 @@ from tokenizers import Tokenizer, models
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from harness.interfaces.mitigation import Mitigation
+from harness.seeding import seed_mitigations
 from harness.training.collator import Collator
 from harness.training.loss import summed_nll
-from harness.training.train_stage import seed_mitigations, train_stage
+from harness.training.train_stage import train_stage
 from harness.types import Stage, StageDataset, TokenizedExample
 
 SETTINGS = {

@@ -35,8 +35,8 @@ def main(arguments: argparse.Namespace) -> int:
 
     with Console.from_options(quiet=arguments.json, json=False) as console:
         registry.manager.register(console, name="console")
-        folder, evaluations = api.evaluate_model(spec, registry, run_folder)
+        scores_file, evaluations = api.evaluate_model(spec, registry, run_folder)
     print_scores(evaluations, as_json=arguments.json)
     if not arguments.json:
-        print(f"saved in {folder}")
+        print(f"saved in {scores_file}")
     return 0

@@ -99,7 +99,7 @@ class PreparedData:
             `limit`), `held_out` (for evaluation), `untrained` (no trained token is left after truncation), `used`
             (trained on in some stage), `measured` (of an extra source, and trained on in no stage) and `unused` (not in
             a mixture, or beyond the steps of every stage). Also: `truncated` (to `max_length`), `evaluated` (in some
-            suite) and `proven` (rows whose masks were verified).
+            suite) and `verified` (rows whose masks were verified).
         digests: Source -> SHA-256 over the sorted ids of its rows that are trained on or evaluated.
         fully_truncated: Source -> its rows that truncation drops, for every source in `tokenized_rows`.
         tokenized_suites: Suite -> its rows in tokens; a suite whose rows no template renders is missing.
@@ -154,7 +154,7 @@ def prepare_data(
         template: The template of the training rows.
         tokenizer: The tokenizer of the model.
         options: How to prepare the data.
-        progress: Receives the phases `read` and `tokenise`, in rows.
+        progress: Receives the phases `read` and `tokenize`, in rows.
 
     Raises:
         HarnessError: A source cannot be read, too few rows are left, a prompt is both trained on and evaluated, a mask
@@ -319,7 +319,7 @@ def _count_rows(
         "unused": len(training_ids) - untrained - len(trained_ids) - measured,
         "truncated": len(truncated_rows),
         "evaluated": len(evaluated_ids),
-        "proven": max((rows.rows_verified for rows in tokenized), default=0),
+        "verified": max((rows.rows_verified for rows in tokenized), default=0),
     }
 
 

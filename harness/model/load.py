@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -22,7 +21,6 @@ from harness.model import device as device_module
 from harness.model import hub
 from harness.model.locate import ModelLocation
 from harness.types import Progress, no_progress
-from harness.utils import cache_dir
 from harness.utils.formatting import join_names
 from harness.utils.silence import silence_libraries
 
@@ -153,23 +151,6 @@ def load_on_meta(location: ModelLocation, settings: Mapping[str, Any]) -> PreTra
         if location.kind == "hub":
             return None
         raise _load_error(error, location, "config") from error
-
-
-def parameter_count_from_config(location: ModelLocation, settings: Mapping[str, Any]) -> int | None:
-    """Return the model's number of weights from its config, tied weights counted once.
-
-    None when the config of a hub model is unavailable.
-
-    Raises:
-        HarnessError: A local config is not that of a language model that transformers knows.
-    """
-    location = location.base or location
-    if location.kind in ("gguf", "package"):
-        manifest = cache_dir.load_manifest(Path(location.path))
-        if manifest is not None:
-            return int(manifest["parameters"])
-    model = load_on_meta(location, settings)
-    return None if model is None else parameter_count(model)
 
 
 def source_digest(model: Any) -> str | None:

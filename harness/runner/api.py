@@ -31,6 +31,7 @@ from harness.spec.spec import Spec
 from harness.types import Evaluation
 from harness.utils.find_run import RUN_SCHEME
 from harness.utils.json_files import scores_as_dicts
+from harness.utils.silence import silence_libraries
 
 SpecLoader = Callable[[Sequence[str]], Spec]
 """Loads the spec with additional overrides and without its arms."""
@@ -150,7 +151,7 @@ def evaluate_model(spec: Spec, registry: Registry, path: Path | None) -> tuple[P
             answers are written to `measured/`. None evaluates the spec's model in a new folder.
 
     Returns:
-        The folder and one evaluation for each suite.
+        The file with the scores, and one evaluation for each suite.
 
     Raises:
         HarnessError: If the input is invalid or the run has no model.
@@ -185,12 +186,10 @@ def evaluate_model(spec: Spec, registry: Registry, path: Path | None) -> tuple[P
                 folder=predictions,
                 progress=create_progress(registry),
             )
-        folder.write_json(
-            "measured.json" if path is None else "measured/scores.json",
-            {"stage": stage_index, "suites": scores_as_dicts(evaluations)},
-        )
+        scores_file = "measured.json" if path is None else "measured/scores.json"
+        folder.write_json(scores_file, {"stage": stage_index, "suites": scores_as_dicts(evaluations)})
     scoring.raise_on_violations(evaluations)
-    return folder.path, evaluations
+    return folder.path / scores_file, evaluations
 
 
 def _load_arm_spec(arm: Arm, load_spec: SpecLoader) -> Spec:
@@ -259,7 +258,8 @@ def _load_adapter(model: Any, folder: Path) -> Any:
     from safetensors import SafetensorError
 
     try:
-        return PeftModel.from_pretrained(model, str(folder)).eval()
+        with silence_libraries():
+            return PeftModel.from_pretrained(model, str(folder)).eval()
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         what = f"cannot load the adapter into the model ({type(error).__name__}: {error})"
         raise HarnessError(str(folder), what, "restore the base model that the run started from") from error

@@ -23,7 +23,7 @@ from harness.types import StageDataset
 DATA_CHECKS = ("rows", "template", "held out", "masks", "lengths", "shares", "duplicates", "contamination")
 """The checks that need prepared data, in order."""
 
-EXTRA_COUNTS = ("read", "truncated", "evaluated", "proven")
+EXTRA_COUNTS = ("read", "truncated", "evaluated", "verified")
 """Counts of a source that are not part of the sum: all others add up to `read`."""
 
 
@@ -170,7 +170,7 @@ def _check_shares(stages: list[dict[str, Any]]) -> dict[str, Any]:
             sources = " and ".join(share["sources"])
             requested = _format_percent(share["amount"])
             messages.append(f"{sources} {realized_range} of {unit} (asked {requested}) in {stage['name']}")
-    return check_result("shares", True, "; ".join(messages) or "no share is asked for")
+    return check_result("shares", True, "; ".join(messages) or "no share is requested")
 
 
 def _check_duplicates(report: Mapping[str, Any], findings: Findings) -> dict[str, Any]:

@@ -85,7 +85,10 @@ def expand_arms(arms_spec: Mapping[str, Any], where: str) -> tuple[Arm, ...]:
     for key in ("baseline", "joint"):
         name = arms_spec[key]
         if name is not None and name not in names:
-            raise HarnessError(f"{where}.{key}", f"there is no arm {name!r}", f"there are: {', '.join(names)}")
+            of_matrix = [arm for arm in names if arm.startswith(f"{name},")]
+            known = f"there are: {', '.join(names)}"
+            hint = f"name one arm of the matrix, e.g. {of_matrix[0]!r}" if of_matrix else known
+            raise HarnessError(f"{where}.{key}", f"there is no arm {name!r}", hint)
     return tuple(arms)
 
 

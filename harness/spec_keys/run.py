@@ -28,7 +28,8 @@ ARMS_KEYS: dict[str, Any] = {
     "baseline": {
         "type": ["string", "null"],
         "default": None,
-        "description": "The arm that the others are compared with. null: the first arm.",
+        "description": 'The arm that the others are compared with; with a matrix, e.g., "naive,seed=0". '
+        "null: the first arm.",
     },
     "joint": {
         "type": ["string", "null"],
@@ -40,15 +41,16 @@ ARMS_KEYS: dict[str, Any] = {
     "gain": {
         "type": ["string", "null"],
         "default": None,
-        "description": 'The score to improve, as "suite/score". null: the first score of the first domain suite.',
+        "description": 'The score to improve, as "suite/score". '
+        "null: the first score of the domain suites that has a direction.",
     },
     "forgetting": {
         "type": ["string", "null"],
         "default": None,
         "description": 'What must not be lost: a score against the base model, as "suite/score", or a summary of the '
         "stage "
-        'x suite matrix, as "summary:score", e.g. "forgetting:response_nll". null: the first score of the first '
-        "general suite.",
+        'x suite matrix, as "summary:score", e.g. "forgetting:response_nll". null: the score of a general '
+        "suite that is named like the gain, else the first one.",
     },
 }
 

@@ -41,18 +41,10 @@ COMPONENTS: dict[str, Component] = {
 }
 
 
-def subspace_overlap(a: Tensor, previous: Tensor) -> Tensor:
-    """Return the sum of the absolute inner products of the rows of A with those of earlier ones.
-
-    Args:
-        a: (r, k).
-        previous: (R, k), the rows of all earlier A.
-    """
-    return (previous @ a.T).abs().sum()
-
-
 def add_overlap_gradient(a: Tensor, gradient: Tensor, previous: Tensor, strength: float) -> Tensor:
-    """Add strength * the gradient of `subspace_overlap` by A to `gradient`, in place.
+    """Add strength * the gradient of the overlap by A to `gradient`, in place.
+
+    The overlap is the sum of the absolute inner products of the rows of A with those of earlier ones.
 
     Where an inner product is 0 its subgradient is 0, so orthogonal rows get no penalty gradient.
 

@@ -6,10 +6,10 @@ import dataclasses
 import inspect
 
 import pytest
+from support.full_mask_check import verify_mask
 
 from harness import Example, HarnessError, Message, ToolCall, registry
 from harness.data.tokenization.fingerprints import template_fingerprint
-from harness.data.tokenization.mask_verification import verify_mask
 from harness.data.tokenization.prompts import encode_prompt
 from harness.data.tokenization.tokenize import tokenize_example
 

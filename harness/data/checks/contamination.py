@@ -107,13 +107,13 @@ def find_contamination(
         characters: Words in an n-gram of a text in a script without spaces, where a character is a word.
         common: An n-gram in more training rows than this is a common phrase.
         covered: Share of a text's words, in (0, 1], from which shared n-grams make it contaminated.
-        progress: Receives the phase `look for held-out rows`, in rows.
+        progress: Receives the phase `search for held-out rows`, in rows.
     """
     index = ContaminationIndex(suites, ngram, characters, common)
     total = sum(map(len, training.values()))
     for name, rows in training.items():
         for done in index.scan_rows(name, rows):
-            progress("look for held-out rows", done, total, name, "rows")
+            progress("search for held-out rows", done, total, name, "rows")
     return {name: index.report_for_suite(name, rows, covered) for name, rows in suites.items()}
 
 

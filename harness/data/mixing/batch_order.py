@@ -19,27 +19,6 @@ WINDOW_BATCHES = 16
 Indices = NDArray[np.intp]
 
 
-def max_gap_without_source(
-    num_sequences: int, num_with_source: int, num_sources: int, batch_size: int, packed: bool
-) -> int:
-    """Return the maximum number of consecutive sequences of an epoch without a source.
-
-    Packed, it is the even distance, `num_sequences / num_with_source + num_sources - 2`. Unpacked, it is two windows of
-    `WINDOW_BATCHES` batches, because sequences move within a window to be with others of their length. The even
-    distance is added where it is at least a window.
-
-    Args:
-        num_sequences: Sequences of the epoch.
-        num_with_source: Sequences of the source.
-        num_sources: Number of sources in the epoch.
-        batch_size: Sequences of a batch.
-        packed: Whether sequences are packed.
-    """
-    even = max(num_sequences // num_with_source + num_sources - 2, 0)
-    window = WINDOW_BATCHES * batch_size
-    return even if packed else (even if even >= window else 0) + 2 * (window - 1)
-
-
 def interleave_sources(
     source_ids: NDArray[Any], seed: int, *purpose: str | int, repeat_indices: NDArray[Any] | None = None
 ) -> Indices:

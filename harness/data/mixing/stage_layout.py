@@ -31,10 +31,10 @@ def build_stage_dataset(
 ) -> StageDataset:
     """Build the rows of a stage and their training order; the same for the same seed.
 
-    Every epoch has the rows that `Mixture` draws, spread evenly (`batch_order.max_gap_without_source` is the bound on
-    sequences without a source). `steps` sets the number of sequences exactly. A fraction of an epoch is rounded to
-    complete sequences, at least one in total, and contains every source in proportion and every share as requested, see
-    `partial_epochs`. Batches are cut from the complete order, across the ends of epochs.
+    Every epoch has the rows that `Mixture` draws, spread evenly, see `batch_order`. `steps` sets the number of
+    sequences exactly. A fraction of an epoch is rounded to complete sequences, at least one in total, and contains
+    every source in proportion and every share as requested, see `partial_epochs`. Batches are cut from the complete
+    order, across the ends of epochs.
 
     Args:
         stage: The stage, with its sources, shares and `train` settings.

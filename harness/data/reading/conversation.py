@@ -13,8 +13,6 @@ from typing import Any
 
 from harness.types import Example, Message
 
-ROLES = ("system", "user", "assistant", "tool", "text")
-
 _to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
 _to_sorted_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False, sort_keys=True).encode
 
@@ -132,23 +130,15 @@ def example_id(
     return _short_digest(value)
 
 
-def prompt_hash(example: Example) -> str:
-    """Return the hash of everything before the last response, or of a whole plain text; 16 hex digits.
-
-    A run of white space counts as one space. Rows with the same question have the same hash, whatever their answers
-    and the tools on offer.
-    """
-    return prompt_hashes(example)[0]
-
-
 def prompt_hashes(example: Example) -> tuple[str, str, tuple[str, ...]]:
     """Return the hashes of an example's prompts, 16 hex digits each.
 
     Returns:
-        1. The `prompt_hash`.
+        1. The hash of everything before the last response, or of a whole plain text. A run of white space counts as
+           one space. Rows with the same question have the same hash, whatever their answers and the tools on offer.
         2. The hash of the opening, which is everything before the first response. It equals the first hash for a plain
            text and for a conversation with one response.
-        3. For each earlier response that is trained, the `prompt_hash` of a row that ends with that response.
+        3. For each earlier response that is trained, the first hash of a row that ends with that response.
     """
     messages = example.messages
     prompt = messages if messages[0].role == "text" else messages[:-1]

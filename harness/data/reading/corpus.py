@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.data.reading.conversation import prompt_hashes
-from harness.data.reading.conversation_store import ConversationStore, Indices, disk_write_error, serialize_example
+from harness.data.reading.conversation_store import ConversationStore, Indices, disk_write_error
 from harness.data.reading.rejected_rows import OUTPUT_FOLDER_HINT, InvalidRowLog
 from harness.data.reading.source_reader import SourceReader
 from harness.interfaces.source import Source
@@ -64,17 +63,6 @@ class Corpus(Sequence[Example]):
     invalid_rows_file: Path | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
-
-    @classmethod
-    def from_examples(cls, examples: Iterable[Example], name: str) -> Corpus:
-        """Return a corpus whose examples are held in memory."""
-        rows = tuple(examples)
-        digest = hashlib.sha256(b"".join(map(serialize_example, rows))).hexdigest()
-        content_hashes = np.array([int(row.id, 16) for row in rows], np.uint64)
-        hashes = _PromptHashes()
-        for row in rows:
-            hashes.add(row)
-        return cls(name, rows, content_hashes, *hashes.to_arrays(), digest, "auto", len(rows))
 
     def __len__(self) -> int:
         return len(self.examples)

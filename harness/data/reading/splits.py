@@ -6,7 +6,7 @@ file, and an added row moves no other row to the other side. All work is done on
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -99,11 +99,6 @@ def hash_keys_for_split(keys: HashArray, seed: int, *purpose: str | int) -> Hash
     """
     shift = np.uint64(derive_seed(seed, *purpose) * GOLDEN_GAMMA % 2**64)
     return mix_bits(keys + shift)
-
-
-def shuffled_ids(ids: Sequence[str], seed: int, *purpose: str | int) -> list[str]:
-    """Return the ids in an order that is random by seed and purpose, independent of the input order."""
-    return sorted(ids, key=lambda identity: (derive_seed(seed, *purpose, identity), identity))
 
 
 def check_disjoint(trained: Mapping[str, CorpusView], suites: Mapping[str, CorpusView]) -> None:

@@ -28,7 +28,6 @@ from harness.data.tokenization.rendering import (
     append_interval,
     is_plain_text,
     no_trained_tokens_error,
-    render_training_text,
 )
 from harness.data.tokenization.special_tokens import SpecialTokenGuard, special_token_guard
 from harness.interfaces.template import Template
@@ -46,13 +45,6 @@ class MaskedTokens:
 
     ids: list[int]
     trained_spans: list[Interval]
-
-
-def tokenize_and_mask(example: Example, template: Template, tokenizer: PreTrainedTokenizerBase) -> MaskedTokens:
-    """Tokenize one row without truncation. Raises as `render_training_text` and `mask_encodings` do."""
-    rendering = render_training_text(example, template, tokenizer)
-    encodings = encode_renderings([rendering], tokenizer)
-    return mask_encodings([example], [rendering], encodings, template, tokenizer)[0]
 
 
 def encode_renderings(renderings: Sequence[Rendering], tokenizer: PreTrainedTokenizerBase) -> list[Encoding]:

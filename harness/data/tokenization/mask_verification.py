@@ -14,12 +14,11 @@ from collections.abc import Sequence
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
-from harness.data.tokenization.label_mask import MaskedTokens, tokenize_and_mask
+from harness.data.tokenization.label_mask import MaskedTokens
 from harness.data.tokenization.prompts import tokenize_prompt
 from harness.data.tokenization.rendering import (
     Interval,
     Rendering,
-    append_interval,
     is_plain_text,
     template_name,
     trained_message_indices,
@@ -27,7 +26,7 @@ from harness.data.tokenization.rendering import (
 from harness.data.tokenization.special_tokens import special_token_guard, tokenize_with_offsets
 from harness.errors import HarnessError
 from harness.interfaces.template import Template
-from harness.types import IGNORE_INDEX, Example, Message, TokenizedExample
+from harness.types import Example, Message
 
 
 class SpanDecoder:
@@ -357,48 +356,6 @@ class MaskVerifier:
             if ids[first] < len(self._possible_controls) and self._possible_controls[ids[first]]:
                 break
         return tuple(ids[first:begin])
-
-
-def verify_mask(
-    example: Example, row: TokenizedExample, template: Template, tokenizer: PreTrainedTokenizerBase
-) -> None:
-    """Verify one tokenized row with the full check of every trained span.
-
-    A truncated row must be a prefix of the untruncated row, which is verified in its place. White space is not
-    compared, because some tokenizers do not preserve it.
-
-    Args:
-        example: The conversation or plain text.
-        row: Its tokens and labels.
-        template: The template that rendered the row.
-        tokenizer: The tokenizer of the row.
-
-    Raises:
-        HarnessError: At the row's location, unless the row trains each response with its end of turn and nothing else.
-    """
-    full_check = FullMaskCheck(template, tokenizer)
-    ids, labels = list(row.input_ids), row.labels
-    if len(labels) != len(ids):
-        raise full_check.mask_error(example, f"there are {len(labels)} labels for {len(ids)} tokens")
-    if any(label not in (IGNORE_INDEX, token) for token, label in zip(ids, labels, strict=True)):
-        raise full_check.mask_error(example, "a label differs from the token at its position")
-    masked = MaskedTokens(ids, trained_label_spans(row))
-    if row.tokens_cut:
-        masked = tokenize_and_mask(example, template, tokenizer)
-        length = len(ids)
-        spans = [(begin, min(end, length)) for begin, end in masked.trained_spans if begin < length]
-        if (masked.ids[:length], spans) != (ids, trained_label_spans(row)):
-            raise full_check.mask_error(example, "the truncated row is not a prefix of the untruncated row")
-    full_check.check_row(example, masked)
-
-
-def trained_label_spans(row: TokenizedExample) -> list[Interval]:
-    """Return the intervals of trained tokens, in order."""
-    spans: list[Interval] = []
-    for position, label in enumerate(row.labels):
-        if label != IGNORE_INDEX:
-            append_interval(spans, position, position + 1)
-    return spans
 
 
 def _conversation_shape(example: Example) -> object:

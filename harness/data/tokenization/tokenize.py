@@ -87,7 +87,7 @@ def tokenize_examples(
         template: The template that renders them.
         tokenizer: A fast tokenizer.
         max_length: Maximum number of tokens of a row.
-        progress: Called after each batch, with phase `tokenise` and in rows.
+        progress: Called after each batch, with phase `tokenize` and in rows.
 
     Raises:
         HarnessError: As `tokenize_example` does.
@@ -100,7 +100,7 @@ def tokenize_examples(
         tokenized += [
             _label_and_truncate(example, source, row, max_length) for example, row in zip(batch, rows, strict=True)
         ]
-        progress("tokenise", len(tokenized), len(examples), source, "rows")
+        progress("tokenize", len(tokenized), len(examples), source, "rows")
     return tokenized
 
 
@@ -168,7 +168,7 @@ def tokenize_corpus(
         max_length: Maximum number of tokens of a row.
         content_digest: A digest of everything in the examples that can change a token. With it, the result is stored in
             the cache, and loaded from there if nothing has changed. None: do not use the cache.
-        progress: Called after each batch, with phase `tokenise` and in rows.
+        progress: Called after each batch, with phase `tokenize` and in rows.
 
     Returns:
         The corpus. Its `warnings` report a cache that cannot be used, and a full disk, after which rows are held in
@@ -184,7 +184,7 @@ def tokenize_corpus(
         else _cache_key([content_digest, max_length], source, template, tokenizer, warnings)
     )
     if key is not None and (cached := token_cache.load_cached_tokens(key, source)) is not None:
-        progress("tokenise", len(examples), len(examples), f"{source}, from the cache", "rows")
+        progress("tokenize", len(examples), len(examples), f"{source}, from the cache", "rows")
         return TokenizedCorpus.from_token_file(cached, from_cache=True)
     writer, cache_error = token_cache.create_cache_writer()
     verifier = MaskVerifier(template, tokenizer)
@@ -193,7 +193,7 @@ def tokenize_corpus(
         verifier.verify_rows(batch, rows)
         writer.add_rows(*to_token_file_rows(batch, rows, max_length, num_done))
         num_done += len(batch)
-        progress("tokenise", num_done, len(examples), source, "rows")
+        progress("tokenize", num_done, len(examples), source, "rows")
     metadata = {"proven": verifier.rows_verified}
     token_file = writer.to_token_file(source, metadata)
     if key is not None:
@@ -251,7 +251,7 @@ def tokenize_batches(
         batch, renderings, encodings = pending.popleft()
         return batch, mask_encodings(batch, renderings, encodings.result(), template, tokenizer)
 
-    with ThreadPoolExecutor(TOKENIZER_THREADS, "tokenise") as pool:
+    with ThreadPoolExecutor(TOKENIZER_THREADS, "tokenize") as pool:
         for batch in batch_examples(examples):
             renderings: list[Rendering] = []
             try:

@@ -3,12 +3,12 @@
 import dataclasses
 
 import pytest
+from support.corpora import corpus_in_memory
 
 from harness.data.checks import findings
 from harness.data.prepare import PreparationOptions, prepare_data
 from harness.data.reading.conversation import build_example
 from harness.data.reading.conversation_store import ConversationStore
-from harness.data.reading.corpus import Corpus
 from harness.data.reading.splits import held_out_mask, limit_rows
 from harness.data.tokenization import token_cache
 from harness.errors import HarnessError
@@ -65,7 +65,7 @@ class TrainedHeaderTemplate(ChatTemplate):
 
 
 def limit_suite(examples, limit):
-    corpus = Corpus.from_examples(examples, "d")
+    corpus = corpus_in_memory(examples, "d")
     return corpus.select(limit_rows(corpus.content_hashes, limit, 0, "suite"))
 
 
@@ -141,10 +141,10 @@ def test_every_row_read_is_counted_once(prepare):
     assert 0 < counts["g"]["used"] == 80 - counts["g"]["unused"] < 80
     assert counts["e"] == {
         "read": 9, "filtered": 0, "rejected": 0, "duplicates": 0, "beyond_limit": 0, "held_out": 9, "untrained": 0,
-        "used": 0, "measured": 0, "unused": 0, "truncated": 0, "evaluated": 9, "proven": 0,
+        "used": 0, "measured": 0, "unused": 0, "truncated": 0, "evaluated": 9, "verified": 0,
     }  # fmt: skip
     assert (counts["x"]["used"], counts["x"]["measured"]) == (0, 5), "an extra source, trained on in no stage"
-    assert counts["d"]["proven"] == counts["d"]["used"] + counts["d"]["untrained"], "every row, not a sample"
+    assert counts["d"]["verified"] == counts["d"]["used"] + counts["d"]["untrained"], "every row, not a sample"
 
 
 def test_rows_of_a_source_for_suites_are_held_out_or_unused(prepare):
@@ -336,7 +336,7 @@ def test_split_with_an_empty_side_is_an_error(prepare):
             [build_suite("s", "d")],
             source_options={"d": {"held_out": 0.01}},
         )
-    prompt = Corpus.from_examples([QUESTION], "d").prompt_hashes
+    prompt = corpus_in_memory([QUESTION], "d").prompt_hashes
     seed = next(seed for seed in range(20) if held_out_mask(prompt, 0.9, seed)[0])
     with pytest.raises(HarnessError, match=r"sources.d: all 1 of its rows are held out"):
         prepare(
@@ -366,8 +366,8 @@ def test_reading_and_tokenizing_report_progress(prepare):
     assert {(phase, note) for phase, _, _, note, _ in reported} == {
         ("read", "d"),
         ("read", "e"),
-        ("tokenise", "d"),
-        ("tokenise", "s"),
+        ("tokenize", "d"),
+        ("tokenize", "s"),
     }
     assert all(done == total == 3 and unit == "rows" for _, done, total, _, unit in reported)
 

@@ -36,7 +36,8 @@ from harness.errors import HarnessError
 calls = []
 settings = {"path": sys.argv[1], "revision": None, "trust_remote_code": False, "attention": "auto"}
 location = locate.resolve_model(settings)
-print(location.digest, load.parameter_count_from_config(location, settings))
+on_meta = load.load_on_meta(location, settings)
+print(location.digest, on_meta and load.parameter_count(on_meta))
 try:
     tokenizer = load.load_tokenizer(location, settings)
     model = load.load_model(location, settings, progress=lambda *call: calls.append(call))

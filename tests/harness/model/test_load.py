@@ -17,7 +17,6 @@ from harness.model.load import (
     load_on_meta,
     load_tokenizer,
     parameter_count,
-    parameter_count_from_config,
 )
 from harness.model.locate import resolve_model
 
@@ -174,12 +173,12 @@ def test_code_of_a_model_runs_only_with_trust_remote_code(folder):
         "class OwnConfig(LlamaConfig):\n    model_type = 'own'\n"
         "class Own(LlamaForCausalLM):\n    config_class = OwnConfig\n"
     )
-    for load in (load_model, parameter_count_from_config):
+    for load in (load_model, load_on_meta):
         with pytest.raises(HarnessError, match=r"needs code that comes with it.*model.trust_remote_code"):
             load(*locate(folder))
     trusted = locate(folder, trust_remote_code=True)
     assert type(load_model(*trusted)).__name__ == "Own"
-    assert parameter_count_from_config(*trusted) is not None
+    assert type(load_on_meta(*trusted)).__name__ == "Own"
 
 
 def test_flash_attention_without_its_package_is_rejected_before_loading(folder, recorder):
@@ -190,11 +189,11 @@ def test_flash_attention_without_its_package_is_rejected_before_loading(folder, 
 
 def test_parameters_are_counted_from_the_config_with_tied_weights_once(folder, tiny_model):
     (folder / "model.safetensors").write_bytes(b"never read")
-    assert parameter_count_from_config(*locate(folder)) == sum(weight.numel() for weight in tiny_model.parameters())
+    assert parameter_count(load_on_meta(*locate(folder))) == sum(weight.numel() for weight in tiny_model.parameters())
     edit_json(folder / "config.json", tie_word_embeddings=False)
     head_size = tiny_model.get_input_embeddings().weight.numel()
     assert (
-        parameter_count_from_config(*locate(folder))
+        parameter_count(load_on_meta(*locate(folder)))
         == sum(weight.numel() for weight in tiny_model.parameters()) + head_size
     )
 
@@ -202,13 +201,13 @@ def test_parameters_are_counted_from_the_config_with_tied_weights_once(folder, t
 def test_config_of_an_unknown_model_type_is_an_error(folder):
     edit_json(folder / "config.json", model_type="nosuchmodel", architectures=None)
     with pytest.raises(HarnessError, match=r"the config of .* cannot be loaded"):
-        parameter_count_from_config(*locate(folder))
+        load_on_meta(*locate(folder))
 
 
-def test_parameters_of_a_converted_model_are_read_from_its_manifest(gguf_source):
+def test_parameters_of_a_converted_model_are_counted_without_its_weights(gguf_source):
     settings = {"path": str(gguf_source), "attention": "auto"}
     location = resolve_model(settings)
-    count = parameter_count_from_config(location, settings)
+    count = parameter_count(load_on_meta(location, settings))
     assert count == load_model(location, settings).num_parameters()
     assert load_tokenizer(location, settings).pad_token == "<|im_end|>"
 
@@ -218,7 +217,7 @@ def test_hub_model_that_was_never_downloaded_is_an_error_and_has_no_known_size()
     location = resolve_model(settings)  # the tests run with the hub offline
     assert (location.kind, location.path, location.revision) == ("hub", "nobody/nothing", "v1")
     assert location.digest == "hub:nobody/nothing"
-    assert parameter_count_from_config(location, settings) is None
+    assert load_on_meta(location, settings) is None
     for load in (load_tokenizer, load_model):
         with pytest.raises(
             HarnessError, match=r"the hub cannot be reached, and 'nobody/nothing' at revision 'v1' is not"

@@ -168,7 +168,7 @@ def test_warnings_and_data_of_arms_are_printed_once(desk, arms, capsys):
         "arm 1 of 3 prepared: naive", "arm 2 of 3 prepared: lora", "arm 3 of 3 prepared: short",
     ]  # fmt: skip
     lines = after.splitlines()
-    assert not [line for line in lines if line.startswith(("read: ", "tokenise: ", "compare rows: "))]
+    assert not [line for line in lines if line.startswith(("read: ", "tokenize: ", "compare rows: "))]
     assert not [line for line in lines if ": 0 of " in line]
     tables = [line for line in lines if line.startswith("source ")]
     assert ["truncated" in line for line in tables] == [False, True], "of the first arm, and of the one that differs"

@@ -51,6 +51,7 @@ def test_changes_are_converted_to_json_overrides() -> None:
         ({"named": {"a": {"track.uri": "x"}}}, "changes 'track.uri', which all arms share"),
         ({"named": {"a": {}}, "baseline": "b"}, "there is no arm 'b'"),
         ({"named": {"a": {}}, "joint": "all"}, "there is no arm 'all'"),
+        ({"named": {"a": {}}, "matrix": {"seed": [0]}, "baseline": "a"}, "there is no arm 'a'"),
         ({"named": {}, "matrix": {}}, "there are no arms"),
         ({"matrix": {key: [*range(500)] for key in ("seed", "train.steps", "train.batch_size")}}, "125,000,000 arms"),
         ({"named": {"a": {"": 1}}}, "changes '', which is not a dotted key"),
@@ -64,6 +65,12 @@ def test_invalid_arms_are_reported_with_the_wrong_value(keys: dict[str, Any], me
         expand_spec_arms(**keys)
     assert message in caught.value.what
     assert caught.value.where.startswith("spec.json:1:1 arms")
+
+
+def test_baseline_that_names_arms_of_a_matrix_is_an_error_with_the_name_of_a_single_arm() -> None:
+    with pytest.raises(HarnessError) as caught:
+        expand_spec_arms(named={"a": {}, "ab": {}}, matrix={"seed": [3, 4]}, baseline="a")
+    assert caught.value.hint == "name one arm of the matrix, e.g. 'a,seed=3'"
 
 
 def test_arm_may_replace_a_section_and_then_change_one_of_its_keys() -> None:

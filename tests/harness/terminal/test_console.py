@@ -129,12 +129,12 @@ def test_slow_quarters_are_logged():
     lines = ProgressLog(lambda text: said.append(text.plain), clock=lambda: now[0])
     for second in range(0, 41, 2):
         now[0] = float(second)
-        lines.update(0, "tokenise", second, 40, "", "rows")
+        lines.update(0, "tokenize", second, 40, "", "rows")
     assert said == [
-        "tokenise: 10 of 40 rows, 30 s left",
-        "tokenise: 20 of 40 rows, 20 s left",
-        "tokenise: 30 of 40 rows, 10 s left",
-        "tokenise: 40 rows in 40 s",
+        "tokenize: 10 of 40 rows, 30 s left",
+        "tokenize: 20 of 40 rows, 20 s left",
+        "tokenize: 30 of 40 rows, 10 s left",
+        "tokenize: 40 rows in 40 s",
     ]
 
 
@@ -301,7 +301,7 @@ def test_terminal_shows_bars_and_one_line_per_finished_phase(terminal, tmp_path)
 def test_cursor_is_restored_after_an_error(terminal):
     def fail():
         with Console("terminal", terminal, terminal) as console:
-            move(console, "tokenise", 3, 10)
+            move(console, "tokenize", 3, 10)
             raise RuntimeError("boom")
 
     with pytest.raises(RuntimeError, match="boom"):
@@ -309,19 +309,19 @@ def test_cursor_is_restored_after_an_error(terminal):
     shown = terminal.getvalue()
     assert "\x1b[?25l" in shown
     assert "\x1b[?25h" in shown.rpartition("\x1b[?25l")[2]
-    assert "✗ tokenise  3 rows" in unstyled(shown)
+    assert "✗ tokenize  3 rows" in unstyled(shown)
 
 
 def test_warning_is_above_bars_or_on_separate_error_stream(terminal):
     errors = io.StringIO()
     with Console("terminal", terminal, errors) as console:
-        move(console, "tokenise", 3, 10)
+        move(console, "tokenize", 3, 10)
         emit(console, events.WarningRaised, text="mind the gap")
     assert errors.getvalue() == "warning: mind the gap\n"
     assert "mind the gap" not in terminal.getvalue()
     both = Terminal()
     with Console("terminal", both, both) as console:
-        move(console, "tokenise", 3, 10)
+        move(console, "tokenize", 3, 10)
         emit(console, events.WarningRaised, text="mind the gap")
     assert "warning: mind the gap" in unstyled(both.getvalue())
 
@@ -421,7 +421,7 @@ def test_terminal_leaves_no_line_of_quick_preparation(terminal):
     with Console("terminal", terminal, terminal) as console:
         prepare_arms(console, {"a": ["both"], "b": ["both", "odd"]})
         emit(console, events.ArmStarted, arm="a", number=1, of=2)
-        move(console, "tokenise", 10, 10)
+        move(console, "tokenize", 10, 10)
         emit(console, events.ArmFinished, arm="a", reused=True)
     plain = unstyled(terminal.getvalue())
     assert "✓" not in plain

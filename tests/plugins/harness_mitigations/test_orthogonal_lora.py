@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from harness_mitigations.orthogonal_lora import OrthogonalLora, add_overlap_gradient, subspace_overlap
+from harness_mitigations.orthogonal_lora import OrthogonalLora, add_overlap_gradient
 
 from harness.errors import HarnessError
 from harness.model import frozen_lora, save
@@ -17,6 +17,11 @@ IDS = torch.tensor([[5, 6, 7, 8]])
 def create_olora(**options):
     defaults = {"rank": 3, "alpha": None, "dropout": 0.0, "target": "all-linear", "strength": 0.5}
     return OrthogonalLora(**(defaults | options))
+
+
+def subspace_overlap(a, previous):
+    """Return the sum of the absolute inner products of the rows of A with those of earlier ones."""
+    return (previous @ a.T).abs().sum()
 
 
 def changes(model):
@@ -38,9 +43,9 @@ def test_orthogonal_rows_have_neither_overlap_nor_gradient():
     assert torch.equal(gradient, torch.zeros(2, 6))
 
 
-def test_overlap_is_the_sum_of_absolute_inner_products():
+def test_penalty_is_the_sum_of_absolute_inner_products_times_the_strength():
     a, earlier = torch.tensor([[1.0, 2.0], [0.0, 1.0]]), torch.tensor([[3.0, -1.0]])
-    assert float(subspace_overlap(a, earlier)) == abs(3 - 2) + abs(-1)
+    assert float(add_overlap_gradient(a, torch.zeros(2, 2), earlier, 0.5)) == 0.5 * (abs(3 - 2) + abs(-1))
 
 
 def test_overlap_gradient_equals_that_of_autograd():

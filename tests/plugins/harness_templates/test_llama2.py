@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from support.full_mask_check import verify_mask
 
 from harness import HarnessError, Message
-from harness.data.tokenization.mask_verification import verify_mask
 from harness.data.tokenization.prompts import encode_prompt
 from harness.data.tokenization.tokenize import tokenize_example
 

@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.data.mixing import partial_epochs
-from harness.data.mixing.batch_order import max_gap_without_source
+from harness.data.mixing import batch_order, partial_epochs
 from harness.data.mixing.mixture import MAX_SHARE_ERROR, UNITS
 from harness.data.mixing.stage_layout import build_stage_dataset, sizes_by_source
 from harness.data.tokenization.tokenized_rows import TokenizedRows
@@ -535,6 +534,27 @@ def test_repeats_stay_even_in_a_partial_epoch():
     assert len(repetitions) == 40
     assert max(repetitions) - min(repetitions) <= 1
     assert abs(data.shares["g"]["loss_tokens"] - 0.4) <= MAX_SHARE_ERROR
+
+
+def max_gap_without_source(
+    num_sequences: int, num_with_source: int, num_sources: int, batch_size: int, packed: bool
+) -> int:
+    """Return the maximum number of consecutive sequences of an epoch without a source.
+
+    Packed, it is the even distance, `num_sequences / num_with_source + num_sources - 2`. Unpacked, it is two windows of
+    `batch_order.WINDOW_BATCHES` batches, because sequences move within a window to be with others of their length. The
+    even distance is added where it is at least a window.
+
+    Args:
+        num_sequences: Sequences of the epoch.
+        num_with_source: Sequences of the source.
+        num_sources: Number of sources in the epoch.
+        batch_size: Sequences of a batch.
+        packed: Whether sequences are packed.
+    """
+    even = max(num_sequences // num_with_source + num_sources - 2, 0)
+    window = batch_order.WINDOW_BATCHES * batch_size
+    return even if packed else (even if even >= window else 0) + 2 * (window - 1)
 
 
 @settings(max_examples=60, deadline=None)

@@ -13,10 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.corpora import corpus_in_memory
 
 from harness.data.reading import conversation_store, source_reader
-from harness.data.reading.conversation import build_example, prompt_hash
-from harness.data.reading.corpus import Corpus, read_corpus, read_examples
+from harness.data.reading.conversation import build_example, prompt_hashes
+from harness.data.reading.corpus import read_corpus, read_examples
 from harness.errors import HarnessError
 from harness.interfaces.source import Source
 from harness.spec_keys import data
@@ -126,13 +127,13 @@ def test_corpus_has_the_hashes_of_its_rows_in_order(read):
     corpus = read(build_rows(20))
     assert corpus.content_hashes.dtype == corpus.prompt_hashes.dtype == np.uint64
     assert [f"{key:016x}" for key in corpus.content_hashes.tolist()] == [row.id for row in corpus]
-    assert [f"{key:016x}" for key in corpus.prompt_hashes.tolist()] == [prompt_hash(row) for row in corpus]
+    assert [f"{key:016x}" for key in corpus.prompt_hashes.tolist()] == [prompt_hashes(row)[0] for row in corpus]
     assert (corpus.row_format, corpus.rows_read, len(corpus), corpus.name) == ("prompt_completion", 20, 20, "x")
 
 
 def test_corpus_in_memory_equals_the_one_on_disk(read):
     corpus = read(build_rows(9))
-    in_memory = Corpus.from_examples(read_examples(RecordingSource(build_rows(9)), DEFAULTS, "x"), "x")
+    in_memory = corpus_in_memory(read_examples(RecordingSource(build_rows(9)), DEFAULTS, "x"), "x")
     assert list(in_memory) == list(corpus)
     assert in_memory.digest == corpus.digest
     assert in_memory.content_hashes.tolist() == corpus.content_hashes.tolist()

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from harness.data.reading.conversation import InvalidRow, build_example, example_id, prompt_hash
+from harness.data.reading.conversation import InvalidRow, build_example, example_id, prompt_hashes
 from harness.data.reading.messages import parse_messages
 from harness.data.reading.row_formats import parse_row
 from harness.data.reading.tool_calls import parse_tools
@@ -362,9 +362,9 @@ def test_calls_and_tools_are_part_of_the_content():
     assert len(ids) == 6
     assert build_conversation().id == build_conversation(arguments={"b": 2, "a": 1}).id
     assert (
-        prompt_hash(build_conversation())
-        == prompt_hash(build_conversation(offered=()))
-        != prompt_hash(build_conversation(name="sub"))
+        prompt_hashes(build_conversation())[0]
+        == prompt_hashes(build_conversation(offered=()))[0]
+        != prompt_hashes(build_conversation(name="sub"))[0]
     )
 
 

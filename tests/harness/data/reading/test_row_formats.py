@@ -7,7 +7,7 @@ import pytest
 from support.paths import ROOT
 
 from harness.data.reading import source_reader
-from harness.data.reading.conversation import example_id, prompt_hash
+from harness.data.reading.conversation import example_id, prompt_hashes
 from harness.data.reading.corpus import read_examples
 from harness.errors import HarnessError
 from harness.interfaces.source import Source
@@ -219,20 +219,20 @@ def test_prompt_hash_ignores_the_response_and_repeated_white_space():
         read_rows(ALPACA),
         read_rows({**ALPACA, "instruction": " Name  a\ncolour.", "output": "Blue."}),
     )
-    assert prompt_hash(first) == prompt_hash(second)
+    assert prompt_hashes(first)[0] == prompt_hashes(second)[0]
     assert first.id != second.id
-    assert prompt_hash(first) != prompt_hash(read_rows({**ALPACA, "input": "b"})[0])
+    assert prompt_hashes(first)[0] != prompt_hashes(read_rows({**ALPACA, "input": "b"})[0])[0]
 
 
 def test_hashes_of_rows_without_tools_are_stable():
     (row,) = read_rows({**ALPACA, "system": "Be brief.", "input": "as hex", "history": [["Hé", "Hello."]]})
-    assert (row.id, prompt_hash(row)) == ("676591d0e1c80347", "92bcd2ec2f66fd1b")
+    assert (row.id, prompt_hashes(row)[0]) == ("676591d0e1c80347", "92bcd2ec2f66fd1b")
 
 
 def test_prompt_of_a_text_is_the_complete_text():
     (first, second, third) = read_rows({"text": "a  b"}, {"text": "a b"}, {"text": "a c"})
     assert first.id != second.id
-    assert prompt_hash(first) == prompt_hash(second) != prompt_hash(third)
+    assert prompt_hashes(first)[0] == prompt_hashes(second)[0] != prompt_hashes(third)[0]
 
 
 @pytest.mark.parametrize("row", [ALPACA, MESSAGES, SHAREGPT, PROMPT])

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.corpora import corpus_in_memory
 
 from harness.data.reading.conversation import build_example
-from harness.data.reading.corpus import Corpus
-from harness.data.reading.splits import check_disjoint, hash_keys_for_split, limit_rows, shuffled_ids, split_corpus
+from harness.data.reading.splits import check_disjoint, hash_keys_for_split, limit_rows, split_corpus
 from harness.errors import HarnessError
 from harness.seeding import derive_seed
 from harness.types import Message
@@ -18,7 +18,7 @@ def build_row(question, answer, location="x:1"):
 
 
 def build_corpus(rows):
-    return Corpus.from_examples(rows, "x")
+    return corpus_in_memory(rows, "x")
 
 
 def build_questions(count):
@@ -201,11 +201,6 @@ def test_split_hash_is_uniform_and_independent_between_purposes():
     )
     assert np.histogram(hashes[0], 10, (0, 1))[0] == pytest.approx(400, abs=80)
     assert abs(np.corrcoef(*hashes)[0, 1]) < 0.05
-
-
-def test_shuffled_ids_are_a_permutation_that_differs_for_each_purpose():
-    ids = [f"{n:016x}" for n in range(50)]
-    assert sorted(shuffled_ids(ids, 0, "a")) == ids != shuffled_ids(ids, 0, "a") != shuffled_ids(ids, 0, "b")
 
 
 def test_prompt_that_is_trained_and_evaluated_is_refused_with_both_locations():

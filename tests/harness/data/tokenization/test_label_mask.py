@@ -6,6 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support import tokenization_cases
+from support.full_mask_check import tokenize_and_mask
 
 from harness import HarnessError, Span, Template
 from harness.data.tokenization.byte_level import ByteWidths
@@ -13,7 +14,6 @@ from harness.data.tokenization.label_mask import (
     count_tokens_before,
     encode_renderings,
     mask_encodings,
-    tokenize_and_mask,
 )
 from harness.data.tokenization.rendering import Rendering, render_training_text
 from harness.data.tokenization.special_tokens import special_token_guard, tokenize_with_offsets

@@ -8,10 +8,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support import tokenization_cases
+from support.full_mask_check import tokenize_and_mask
 
 from harness import HarnessError, Span
 from harness.data.tokenization import mask_verification
-from harness.data.tokenization.label_mask import MaskedTokens, tokenize_and_mask
+from harness.data.tokenization.label_mask import MaskedTokens
 from harness.data.tokenization.mask_verification import MaskVerifier
 
 NUM_ROWS = 80

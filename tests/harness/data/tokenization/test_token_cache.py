@@ -53,7 +53,7 @@ def test_second_run_loads_the_same_rows_from_the_cache():
     assert second.example_indices.tolist() == first.example_indices.tolist()
     assert second.tokens_cut.tolist() == first.tokens_cut.tolist()
     assert second.rows_verified == first.rows_verified == len(EXAMPLES)
-    assert calls == [("tokenise", 29, 29, "s, from the cache", "rows")]
+    assert calls == [("tokenize", 29, 29, "s, from the cache", "rows")]
 
 
 def test_cache_hit_reads_no_example():

@@ -186,7 +186,7 @@ def test_tokenize_examples_equals_tokenize_example_and_reports_progress(tokenize
     assert rows[::97] == [
         tokenize_example(example, "s", create_template("alpaca"), tokenizer, 256) for example in examples[::97]
     ]
-    assert calls[-1] == ("tokenise", 1100, 1100, "s", "rows")
+    assert calls[-1] == ("tokenize", 1100, 1100, "s", "rows")
     assert [state[1] for state in calls] == [512, 1024, 1100]
     assert tokenize_examples([], "s", create_template("alpaca"), tokenizer, 256) == []
 

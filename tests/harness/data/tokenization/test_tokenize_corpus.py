@@ -81,7 +81,7 @@ def test_examples_are_iterated_once_and_not_far_ahead(monkeypatch):
 
     def progress(phase, done, total, note, unit):
         rows_ahead.append(len(yielded) - done)
-        assert (phase, total, note, unit) == ("tokenise", 100, "s", "rows")
+        assert (phase, total, note, unit) == ("tokenize", 100, "s", "rows")
 
     assert (
         len(
@@ -118,7 +118,7 @@ def test_error_is_of_the_first_wrong_row(wrong_row, monkeypatch):
     with pytest.raises(HarnessError, match="end of turn") as error:
         tokenize_corpus(examples, "s", WrongOnce(), tokenization_cases.TOKENIZERS["byte_level"], 64)
     assert error.value.where == f"rows.jsonl:{wrong_row}"
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("tokenise")]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("tokenize")]
 
 
 def test_row_refused_by_the_template_is_an_error_at_its_location():
