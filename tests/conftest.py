@@ -17,9 +17,8 @@ CHATML = (
 )
 
 
-@pytest.fixture(scope="session")
-def tokenizer():
-    """A byte-level tokenizer without merges: one token per byte, and the special tokens of ChatML and Llama 2."""
+def build_tokenizer():
+    """Return a byte-level tokenizer without merges: one token per byte, and special tokens of ChatML and Llama 2."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -38,6 +37,12 @@ def tokenizer():
         chat_template=CHATML,
         clean_up_tokenization_spaces=False,
     )
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    """The byte-level tokenizer."""
+    return build_tokenizer()
 
 
 @pytest.fixture

@@ -8,12 +8,14 @@ import json
 import os
 import shutil
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from harness.errors import HarnessError, RunError
@@ -109,11 +111,26 @@ def merge_adapter(model: Any) -> Any:
     """Merge the adapter into the base model's weights, in their dtype, and return the base model without adapter.
 
     Within `autocast_context` too, the change is computed in full precision: rounding it to 16 bits before the addition
-    would lose more than rounding the sum.
+    would lose more than rounding the sum. An adapted layer that shares its weight with another layer, such as the
+    embedding of a model with tied embeddings, gets its own: the adapter changes only that layer.
     """
+    _untie_adapted_layers(model)
     device = next(model.parameters()).device
     with torch.autocast(device.type, enabled=False):
         return model.merge_and_unload()
+
+
+def _untie_adapted_layers(model: Any) -> None:
+    base = model.get_base_model()
+    owners = Counter(id(weight) for module in base.modules() for weight in module.parameters(recurse=False))
+    for layer in frozen_lora.lora_layers(model).values():
+        adapted_layer = layer.get_base_layer()
+        weight = getattr(adapted_layer, "weight", None)
+        if owners[id(weight)] > 1:
+            owners[id(weight)] -= 1
+            adapted_layer.weight = nn.Parameter(weight.detach().clone(), requires_grad=weight.requires_grad)
+            for config in (base.config, base.config.get_text_config()):
+                config.tie_word_embeddings = False
 
 
 def _save_adapter(model: Any, draft: Path) -> None:

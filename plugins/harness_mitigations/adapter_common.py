@@ -96,11 +96,13 @@ def add_adapter(name: str, model: PreTrainedModel, config: Any, *, seed: int) ->
             "the model already has an adapter",
             "remove one of the mitigations that add one, or merge the adapter of model.path into its base first",
         )
-    if "lm_head" in config.target_modules:
+    head = next((path for path, module in model.named_modules() if module is model.get_output_embeddings()), "")
+    targets = [] if isinstance(config.target_modules, str) else config.target_modules
+    if any(head == target or head.endswith(f".{target}") for target in targets):
         raise HarnessError(
             f"mitigations.{name}.target",
             "the output head cannot be adapted",
-            "remove 'lm_head'; 'all-linear' excludes it",
+            f"remove '{head}'; 'all-linear' excludes it",
         )
     # A seed of its own: the weights must not depend on how many random numbers were drawn before.
     with torch.random.fork_rng(), warnings.catch_warnings():

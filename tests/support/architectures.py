@@ -40,12 +40,12 @@ _MAMBA = {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 8, "time_step
 _MAMBA2 = {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_n_groups": 1, "mamba_d_state": 8, "mamba_chunk_size": 16}
 
 ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
-    # decoders with rotary positions
+    # decoders with rotary positions; the tokenizer of Qwen2 adds a token, and its models have unused rows for it
     "llama": ("llama", SMALL),
     "llama-tied": ("llama", {**SMALL, "tie_word_embeddings": True}),
     "mistral": ("mistral", {**SMALL, "sliding_window": 16}),
-    "qwen2": ("qwen2", SMALL),
-    "qwen2-tied": ("qwen2", {**SMALL, "tie_word_embeddings": True}),
+    "qwen2": ("qwen2", {**SMALL, "vocab_size": 264}),
+    "qwen2-tied": ("qwen2", {**SMALL, "vocab_size": 264, "tie_word_embeddings": True}),
     "qwen3": ("qwen3", {**SMALL, "head_dim": 8}),
     "gemma": ("gemma", {**SMALL, "head_dim": 8}),
     "gemma2": ("gemma2", {**SMALL, "head_dim": 8, "sliding_window": 16}),
