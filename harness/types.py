@@ -245,6 +245,8 @@ class Suite:
     max_unparsed: float | None = None
     max_cut: float | None = None
     server: Mapping[str, Any] | None = None
+    primary: str | None = None
+    margin: float | None = None
 
 
 @dataclass(frozen=True)

@@ -9,23 +9,9 @@ from dataclasses import dataclass
 from harness.comparison.paired_scores import PairedScore, PairwiseComparer
 from harness.errors import HarnessError
 from harness.interfaces.metric import Metric
+from harness.report.flips import ItemAnswer, describe_answer
 from harness.report.paired_difference import align_items
 from harness.types import Evaluation, Item, Score
-
-
-@dataclass(frozen=True)
-class ItemAnswer:
-    """The answer of one run to an item.
-
-    Attributes:
-        value: The score of this item alone.
-        answer: The generated text, or the likelihoods as text; None if it was not stored.
-        finish: Why the generated text ended.
-    """
-
-    value: float
-    answer: str | None
-    finish: str | None
 
 
 @dataclass(frozen=True)
@@ -125,8 +111,8 @@ def _most_changed_in_pair(
                 prompt=item.prompt if item else "",
                 reference=item.reference if item else "",
                 change=changes[item_id],
-                first=_item_answer(before[item_id], items[0].get(item_id)),
-                second=_item_answer(after[item_id], items[1].get(item_id)),
+                first=describe_answer(before[item_id], items[0].get(item_id)),
+                second=describe_answer(after[item_id], items[1].get(item_id)),
             )
         )
     return changed
@@ -141,17 +127,3 @@ def _score_by_item_id(evaluation: Evaluation, score: Score, metric: Metric) -> d
         item.id: float(metric.aggregate(score.name, list(statistics)))
         for item, statistics in zip(evaluation.items, score.statistics, strict=True)
     }
-
-
-def _item_answer(value: float, item: Item | None) -> ItemAnswer:
-    if item is None:
-        return ItemAnswer(value, None, None)
-    answer = item.answer
-    if answer is None and item.choice_lls is not None:
-        ranked = sorted(zip(item.choice_lls, item.choices, strict=True), reverse=True)
-        answer = "; ".join(f"{choice} ({ll:.2f} nats)" for ll, choice in ranked)
-    elif answer is None and item.nll is not None:
-        answer = f"{item.nll:.2f} nats over the {item.tokens} tokens of the reference"
-    elif answer is None and item.text_nll is not None:
-        answer = f"{item.text_nll:.2f} nats over the {item.text_tokens} tokens of the text"
-    return ItemAnswer(value, answer, item.finish)

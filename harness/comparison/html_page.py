@@ -5,10 +5,11 @@ from __future__ import annotations
 from itertools import groupby
 from pathlib import Path
 
-from harness.comparison.changed_items import ChangedItem, ItemAnswer
+from harness.comparison.changed_items import ChangedItem
 from harness.comparison.compare import Comparison
 from harness.comparison.paired_scores import PairedScore
 from harness.comparison.run_summary import RunSummary
+from harness.report.flips import ItemAnswer
 from harness.report.html import comparison_page
 from harness.report.html.write import write_comparison_page
 from harness.statistics.intervals import Estimate
@@ -81,4 +82,5 @@ def _item_row(item: ChangedItem, baseline: int, order: list[int]) -> comparison_
         reference=item.reference,
         answers=tuple(None if answer is None else answer.answer for answer in answers),
         scores=tuple("" if answer is None else f"{item.score} {format_number(answer.value)}" for answer in answers),
+        cut=tuple(answer is not None and answer.finish == "length" for answer in answers),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 from harness.comparison.run_summary import LoadedRun
 from harness.errors import HarnessError
@@ -13,7 +13,6 @@ from harness.interfaces.metric import Metric
 from harness.registry import Registry
 from harness.report.finished_run import FinishedRun
 from harness.report.paired_difference import (
-    SIGNIFICANCE_LEVEL,
     align_items,
     compare_scores,
     corrected_verdict,
@@ -26,8 +25,6 @@ from harness.spec.metric_factory import create_metric
 from harness.statistics.intervals import Estimate
 from harness.statistics.significance import holm
 from harness.types import MIN_ITEMS, Evaluation, Role, Score
-
-PairVerdict = Verdict | Literal["different"]
 
 COMPARISON_SEED = 0
 """Seed of the draws of every comparison, whatever the seeds of the runs."""
@@ -69,7 +66,7 @@ class PairedScore:
     test: str
     p: float
     p_holm: float
-    verdict: PairVerdict
+    verdict: Verdict
     needed: int | None
 
 
@@ -248,10 +245,7 @@ class PairwiseComparer:
 
 
 def _with_verdict(pair: PairedScore, p_holm: float, comparisons: int) -> PairedScore:
-    verdict: PairVerdict = corrected_verdict(pair.difference, pair.higher_is_better, p_holm)
-    if pair.higher_is_better is None and verdict == "no evidence":
-        excludes_zero = pair.difference.low > 0 or pair.difference.high < 0
-        verdict = "different" if excludes_zero and p_holm < SIGNIFICANCE_LEVEL else verdict
+    verdict = corrected_verdict(pair.difference, pair.higher_is_better, p_holm)
     needed = None
     if verdict in ("no evidence", "too few items"):
         needed = items_needed_for_verdict(pair.difference, comparisons)

@@ -27,6 +27,9 @@ class Metric:
     higher_is_better: bool | None = True
     """None: neither direction is better, as with a ratio of lengths."""
 
+    score_range: ClassVar[float] = 1.0
+    """Best value minus worst value of the scores: 1 for fractions, 100 for percentages."""
+
     score_names: tuple[str, ...]
     """The scores of this metric, e.g. `("rouge1", "rouge2", "rougeL")`."""
 
@@ -56,6 +59,20 @@ class Metric:
         The standard error and interval of a ratio have a closed form. Other scores are resampled.
         """
         return False
+
+    def default_margin(self, name: str, base: float) -> float:
+        """Return the largest loss of the score that does not count as forgetting, unless the spec gives a `margin`.
+
+        By default it is 2 % of the score's range, which is 1 unless `score_range` says otherwise.
+
+        Args:
+            name: One of `score_names`.
+            base: The score of the base model.
+
+        Returns:
+            A loss above 0, in units of the score.
+        """
+        return 0.02 * self.score_range
 
     def is_parsed(self, item: Item) -> bool:
         """Return whether the item's answer contains what the metric looks for.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
+from harness.report.flips import SuiteFlips
 from harness.utils.formatting import decimal_places, format_number
 
 SUMMARY_DESCRIPTIONS = {
@@ -61,3 +62,22 @@ def format_incomplete_answers(endings: Mapping[str, int]) -> str:
         endings: Reason why an answer ended -> number of answers.
     """
     return ", ".join(f"{endings[key]:,} {word}" for key, word in INCOMPLETE_ENDINGS.items() if endings.get(key))
+
+
+def describe_flips(flips: SuiteFlips) -> tuple[str, ...]:
+    """Return what changed in a suite, as lines.
+
+    For a score that is 0 or 1: right → wrong and wrong → right with Wilson's intervals, adjusted for chance in
+    multiple choice. Otherwise one line that says which items are listed.
+    """
+    if flips.lost is None or flips.gained is None:
+        return (f"the {len(flips.worse)} items that got worse most and the {len(flips.better)} that got better most",)
+    return tuple(
+        f"{direction}: {round(share.value * flips.n):,} of {flips.n:,}, {_format_percent(share)}"
+        + ("" if flips.guessed is None else f"; {100 * max(share.value - flips.guessed, 0):.1f} % beyond guessing")
+        for direction, share in (("right → wrong", flips.lost), ("wrong → right", flips.gained))
+    )
+
+
+def _format_percent(share: Interval) -> str:
+    return f"{100 * share.value:.1f} % [{100 * share.low:.1f}, {100 * share.high:.1f}]"

@@ -157,8 +157,8 @@ def item_statistics(scored: ScoredEvaluation, ids: Sequence[str]) -> list[tuple[
 def corrected_verdict(difference: Estimate, higher_is_better: bool | None, p_holm: float) -> Verdict:
     """Return the verdict of a comparison among several.
 
-    It is `better` or `worse` only if the interval excludes 0, there are at least 30 items, and the adjusted p-value is
-    below 5 %.
+    It is `better`, `worse` or `different` only if the interval excludes 0, there are at least 30 items, and the
+    adjusted p-value is below 5 %.
 
     Args:
         difference: The difference with its interval.
@@ -166,7 +166,7 @@ def corrected_verdict(difference: Estimate, higher_is_better: bool | None, p_hol
         p_holm: The p-value, adjusted for all comparisons.
     """
     verdict = verdict_of_difference(difference, higher_is_better)
-    return "no evidence" if verdict in ("better", "worse") and not p_holm < SIGNIFICANCE_LEVEL else verdict
+    return "no evidence" if verdict in ("better", "worse", "different") and not p_holm < SIGNIFICANCE_LEVEL else verdict
 
 
 def trials_for_comparisons(comparisons: int) -> int:

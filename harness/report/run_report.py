@@ -15,7 +15,9 @@ from typing import Any
 from harness.errors import HarnessError
 from harness.gate import GateResult, ScoreForGate, evaluate_gate, gate_outcome
 from harness.interfaces.metric import Metric
+from harness.report.domain_leakage import LeakedWord, find_leaked_words
 from harness.report.finished_run import PreviousRun, load_run_json, parse_estimate
+from harness.report.flips import SuiteFlips, find_flips
 from harness.report.score_change import (
     ScoreChange,
     estimate_of_score,
@@ -23,9 +25,11 @@ from harness.report.score_change import (
     verdict_of_difference,
 )
 from harness.report.stage_suite_matrix import StageSuiteMatrix, build_matrices
+from harness.report.verdict import RunVerdict, build_verdict
 from harness.seeding import create_generator, derive_seed
 from harness.spec.matrix_summaries import stage_of_suite
-from harness.statistics.intervals import difference
+from harness.spec.primary_score import primary_score
+from harness.statistics.intervals import Estimate, difference
 from harness.types import Evaluation, Item, Plan, Score, Suite
 from harness.utils.json_files import json_safe, write_json, write_scores
 
@@ -45,7 +49,12 @@ RUN_INFO_KEYS = ("id", "folder", "seconds", "uri")
 
 @dataclass(frozen=True)
 class ExampleAnswers:
-    """One held-out question with its reference, and the answers of the base model (`before`) and the last stage."""
+    """One held-out question with its reference, and the answers of the base model (`before`) and the last stage.
+
+    Attributes:
+        before_cut: Whether the base model's answer was cut at `max_new_tokens`.
+        after_cut: The same after the last stage.
+    """
 
     suite: str
     id: str
@@ -53,6 +62,8 @@ class ExampleAnswers:
     reference: str
     before: str
     after: str
+    before_cut: bool = False
+    after_cut: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,6 +77,8 @@ class Report:
         stages: Names of the stages, `base` first.
         changes: The change of every score.
         answers: Suite -> `before` and `after` -> finish reason (`eos`, `stop`, `length`, `empty`) -> number of answers.
+        flips: For each suite the items whose primary score changed.
+        leaked_words: Words of the domain that only the tuned model uses in general answers.
         examples: Example answers, drawn by the seed independently of their scores.
         evaluations: One tuple per stage, the base first.
         matrices: The stage × suite matrix of every score, with its summaries.
@@ -84,11 +97,18 @@ class Report:
     matrices: tuple[StageSuiteMatrix, ...] = ()
     gate: tuple[GateResult, ...] = ()
     previous_run: str | None = None
+    flips: tuple[SuiteFlips, ...] = ()
+    leaked_words: tuple[LeakedWord, ...] = ()
 
     @property
     def passed(self) -> bool:
         """Whether every blocking condition of the gate holds; true without a gate."""
         return gate_outcome(self.gate) == "passed"
+
+    @property
+    def verdict(self) -> RunVerdict:
+        """What was forgotten, learned and kept."""
+        return build_verdict(self.changes, self.gate)
 
     @property
     def scores_by_stage(self) -> dict[str, dict[str, list[float | None]]]:
@@ -106,12 +126,15 @@ class Report:
                 "name": self.name,
                 "seed": self.seed,
                 "run": {key: self.run_info[key] for key in RUN_INFO_KEYS if key in self.run_info},
+                "verdict": asdict(self.verdict),
                 "stages": list(self.stages),
                 "earlier": self.previous_run,
                 "changes": [asdict(change) for change in self.changes],
                 "matrix": self.scores_by_stage,
                 "forgetting": [asdict(matrix) for matrix in self.matrices],
                 "gate": [result.to_json() for result in self.gate],
+                "flips": [asdict(each) for each in self.flips],
+                "leaked_words": [asdict(each) for each in self.leaked_words],
                 "answers": self.answers,
                 "examples": [asdict(example) for example in self.examples],
             }
@@ -165,7 +188,7 @@ def build_report(
     suites = [suite for suite in plan.suites if suite.name in first and suite.name in last]
     # Compute the change of each score, the matrices over the stages, and the gate.
     changes = [
-        _score_change(suite, score, by_stage, metrics[suite.name][score.metric], seed)
+        _score_change(suite, score, by_stage, metrics[suite.name], seed, taught_in_stage.get(suite.name))
         for suite in suites
         for score in first[suite.name].scores
     ]
@@ -178,6 +201,12 @@ def build_report(
         }
         for suite in suites
     }
+    primary = {suite.name: primary_score(suite, metrics[suite.name]) for suite in suites}
+    flips = [
+        find_flips(first[suite], last[suite], metric_and_score[0], metric_and_score[1])
+        for suite, metric_and_score in primary.items()
+        if metric_and_score is not None
+    ]
     return Report(
         name=plan.name,
         seed=seed,
@@ -190,6 +219,10 @@ def build_report(
         matrices=matrices,
         gate=gate_results,
         previous_run=None if previous_run is None else previous_run.folder,
+        flips=tuple(each for each in flips if each is not None),
+        leaked_words=find_leaked_words(
+            tuple(first.values()), tuple(last.values()), {suite.name: suite.role for suite in suites}
+        ),
     )
 
 
@@ -256,20 +289,34 @@ def _first_measured_stage(values: Sequence[object], stage_names: Sequence[str]) 
 
 
 def _score_change(
-    suite: Suite, before: Score, by_stage: Sequence[Mapping[str, Evaluation]], metric: Metric, seed: int
+    suite: Suite,
+    before: Score,
+    by_stage: Sequence[Mapping[str, Evaluation]],
+    metrics: Mapping[str, Metric],
+    seed: int,
+    taught_in_stage: int | None,
 ) -> ScoreChange:
+    metric = metrics[before.metric]
     evaluations = [stage.get(suite.name) for stage in by_stage]
     scores = [None if evaluation is None else evaluation.matching_score(before) for evaluation in evaluations]
     first, last, after = next(filter(None, evaluations)), evaluations[-1], scores[-1]
     if last is None or after is None or [item.id for item in first.items] != [item.id for item in last.items]:
         raise ValueError(f"suite {suite.name!r}, score {before.name!r}: the stages have different items")
-    estimate = difference(
-        before.statistics,
-        after.statistics,
-        partial(metric.aggregate, before.name),
-        seed=derive_seed(seed, "report", suite.name),
-        ratio=metric.is_ratio(before.name),
-    )
+
+    def change_since(earlier: Score) -> Estimate:
+        return difference(
+            earlier.statistics,
+            after.statistics,
+            partial(metric.aggregate, before.name),
+            seed=derive_seed(seed, "report", suite.name),
+            ratio=metric.is_ratio(before.name),
+        )
+
+    estimate = change_since(before)
+    primary = primary_score(suite, metrics)
+    is_primary = primary is not None and primary == (metric, before.name)
+    margin = (suite.margin or metric.default_margin(before.name, before.value)) if is_primary else None
+    learned = scores[taught_in_stage] if taught_in_stage and taught_in_stage < len(scores) - 1 else None
     return ScoreChange(
         suite=suite.name,
         role=suite.role,
@@ -284,6 +331,8 @@ def _score_change(
         verdict=verdict_of_difference(estimate, before.higher_is_better),
         needed=items_needed_for_verdict(estimate),
         after_stages=tuple(None if score is None else estimate_of_score(score) for score in scores),
+        margin=margin,
+        since_learned=None if learned is None else change_since(learned),
     )
 
 
@@ -310,4 +359,7 @@ def _draw_examples(
 
 
 def _example_answers(suite: str, before: Item, after: Item) -> ExampleAnswers:
-    return ExampleAnswers(suite, before.id, before.prompt, before.reference, before.answer or "", after.answer or "")
+    cut = before.finish == "length", after.finish == "length"
+    return ExampleAnswers(
+        suite, before.id, before.prompt, before.reference, before.answer or "", after.answer or "", *cut
+    )

@@ -10,7 +10,7 @@ from typing import Literal
 from harness.statistics.intervals import Estimate
 from harness.types import MIN_ITEMS, Role, Score
 
-Verdict = Literal["better", "worse", "no evidence", "too few items"]
+Verdict = Literal["better", "worse", "different", "no evidence", "too few items"]
 
 
 @dataclass(frozen=True)
@@ -33,10 +33,12 @@ class ScoreChange:
         difference: after − before over the same items, with standard error and 95 % interval (see
             `intervals.difference`).
         verdict: `too few items` below 30 items. `no evidence` if the interval includes 0. Otherwise `better` or
-            `worse`, in the direction of the metric.
+            `worse` in the direction of the metric, or `different` if the score has no direction.
         needed: Approximate number of items for a verdict of `better` or `worse`, if the change is as large as
             measured. None if there is such a verdict, or no change.
         after_stages: The score after every stage, the base first; None if a stage did not evaluate the suite.
+        margin: Only for the primary score of the suite: the largest loss that does not count as forgetting, above 0.
+        since_learned: Only for a suite that an earlier stage taught: the last stage − that stage, over the same items.
     """
 
     suite: str
@@ -52,6 +54,8 @@ class ScoreChange:
     verdict: Verdict
     needed: int | None
     after_stages: tuple[Estimate | None, ...]
+    margin: float | None = None
+    since_learned: Estimate | None = None
 
 
 def estimate_of_score(score: Score) -> Estimate:
@@ -64,7 +68,7 @@ def verdict_of_difference(difference: Estimate, higher_is_better: bool | None) -
     if difference.n < MIN_ITEMS:
         return "too few items"
     if higher_is_better is None:
-        return "no evidence"  # neither direction is better
+        return "different" if difference.low > 0.0 or difference.high < 0.0 else "no evidence"
     # A NaN bound must count as an interval that includes 0.
     if difference.low > 0.0:
         return "better" if higher_is_better else "worse"

@@ -18,6 +18,7 @@ from harness.registry import Registry
 from harness.spec import matrix_summaries
 from harness.spec.matrix_summaries import NEEDS_SEVERAL_STAGES, has_one_stage
 from harness.spec.metric_factory import create_metric
+from harness.spec.primary_score import primary_score
 from harness.spec.spec import Spec
 from harness.types import Plan, Stage, Suite
 from harness.utils import find_run
@@ -55,8 +56,13 @@ def preflight(spec: Spec, plan: Plan, registry: Registry, *, will_train: bool = 
     raise_all(_duplicate_score_errors(spec, metrics))
     errors = list(_missing_run_errors(spec))
     if will_train:
-        training_errors = [*_gate_errors(spec, metrics), *_mid_stage_errors(spec, plan, metrics)]
-        errors = [*training_errors, *errors, *_fixed_server_model_errors(spec, plan.suites)]
+        errors = [
+            *_primary_score_errors(spec, plan.suites, metrics),
+            *_gate_errors(spec, metrics),
+            *_mid_stage_errors(spec, plan, metrics),
+            *errors,
+            *_fixed_server_model_errors(spec, plan.suites),
+        ]
     raise_all(errors)
     return metrics
 
@@ -144,6 +150,22 @@ def _duplicate_score_errors(spec: Spec, metrics: MetricsBySuite) -> Iterator[Har
                 what = f"the metrics {both} both produce the score '{suite}/{score}'"
                 hint = "remove one, or measure it in another suite on the same source"
             yield HarnessError(spec.where(("evaluate", suite, "metrics", names[-1])), what, hint)
+
+
+def _primary_score_errors(spec: Spec, suites: Sequence[Suite], metrics: MetricsBySuite) -> Iterator[HarnessError]:
+    """Yield errors of suites whose primary score is not measured or has no direction."""
+    for suite in suites:
+        if suite.primary is not None and primary_score(suite, metrics[suite.name]) is None:
+            known = {
+                name
+                for metric in metrics[suite.name].values()
+                if metric.higher_is_better is not None
+                for name in metric.score_names
+            }
+            measured = any(suite.primary in metric.score_names for metric in metrics[suite.name].values())
+            problem = "has no better direction" if measured else "is not measured"
+            where = spec.where(("evaluate", suite.name, "primary"))
+            yield HarnessError(where, f"the score {suite.primary!r} {problem}", _available_hint(suite.primary, known))
 
 
 def _missing_run_errors(spec: Spec) -> Iterator[HarnessError]:

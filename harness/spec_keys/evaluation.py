@@ -59,6 +59,20 @@ SUITE_KEYS: dict[str, Any] = {
         "default": "domain",
         "description": "Whether the suite measures what the model should learn, or what it should not forget.",
     },
+    "primary": {
+        "type": ["string", "null"],
+        "minLength": 1,
+        "default": None,
+        "description": "The score by which the verdict of a run judges the suite. null: the first score that has a "
+        "better direction.",
+    },
+    "margin": {
+        "type": ["number", "null"],
+        "exclusiveMinimum": 0,
+        "default": None,
+        "description": "The largest loss of the primary score that does not count as forgetting, in its own units. "
+        "null: the metric's default, e.g. 0.02 of an accuracy or ROUGE, 0.05 nats of an NLL, 5 % of a perplexity.",
+    },
     "limit": {
         "type": ["integer", "null"],
         "minimum": 1,

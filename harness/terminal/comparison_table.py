@@ -9,11 +9,12 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from harness.comparison.changed_items import ChangedItem, ItemAnswer
+from harness.comparison.changed_items import ChangedItem
 from harness.comparison.compare import Comparison
 from harness.comparison.paired_scores import PairedScore
 from harness.comparison.run_summary import FinalScore, RunSummary
-from harness.terminal.tables import VERDICT_STYLES, TerminalPage, interval_text, new_table, shorten_answer
+from harness.report.flips import ItemAnswer
+from harness.terminal.tables import VERDICT_STYLES, TerminalPage, interval_text, mark_cut, new_table, shorten_answer
 from harness.utils.formatting import MISSING, decimal_places, format_duration, format_number, format_p_value, one_line
 
 VERDICT_MARKS = {"better": ("✓", "green"), "worse": ("✗", "red"), "no evidence": ("·", "dim")}
@@ -219,7 +220,7 @@ def _format_answer(item_answer: ItemAnswer) -> Text:
     if item_answer.answer is None:
         return Text("(not kept)", style="dim italic")
     text = shorten_answer(item_answer.answer, "", MAX_ANSWER_LINES)
-    return Text.assemble(text, (" (cut off)", "yellow")) if item_answer.finish == "length" else text
+    return mark_cut(text, item_answer.finish == "length")
 
 
 def _score_cell(run: RunSummary, key: str, comparison: Comparison) -> Text:

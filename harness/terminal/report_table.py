@@ -15,10 +15,18 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from harness.report.display_text import SUMMARY_DESCRIPTIONS, format_incomplete_answers, format_interval
+from harness.report.display_text import SUMMARY_DESCRIPTIONS, describe_flips, format_incomplete_answers, format_interval
 from harness.report.run_report import Report
 from harness.report.score_change import ScoreChange
-from harness.terminal.tables import GATE_STYLES, VERDICT_STYLES, TerminalPage, interval_text, new_table, shorten_answer
+from harness.terminal.tables import (
+    GATE_STYLES,
+    VERDICT_STYLES,
+    TerminalPage,
+    interval_text,
+    mark_cut,
+    new_table,
+    shorten_answer,
+)
 from harness.tracking.mlflow_store import tracking_uri
 from harness.types import Evaluation
 from harness.utils.formatting import decimal_places, format_duration, format_number, one_line, printable
@@ -46,6 +54,10 @@ def _report_parts(report: Report, width: int) -> Iterator[RenderableType]:
         yield Text("nothing was evaluated: the spec has no suite", style="yellow")
         yield from _next_steps(report)
         return
+    yield Text(one_line(report.verdict.headline), style="bold")
+    for statement in report.verdict.retention_statements:
+        yield Text(one_line(statement.text), style="dim")
+    yield Text()
     yield changes_table(report)
     yield Text(
         "difference: last stage − base model over the same items, 95 % interval in brackets; "
@@ -54,6 +66,7 @@ def _report_parts(report: Report, width: int) -> Iterator[RenderableType]:
     )
     if any(change.needed for change in report.changes):
         yield Text("~n: items needed for a verdict if the true change is as large as the estimate", style="dim")
+    yield from _changed_answers(report)
     if len(report.stages) > 2:
         yield Text()
         yield from stages_tables(report, width)
@@ -173,9 +186,19 @@ def format_examples(report: Report) -> Iterator[RenderableType]:
             grid.add_row()
         grid.add_row("question", shorten_answer(example.prompt, "bold"))
         grid.add_row("reference", shorten_answer(example.reference, "cyan"))
-        grid.add_row("before", shorten_answer(example.before, ""))
-        grid.add_row("after", shorten_answer(example.after, "green"))
+        grid.add_row("before", mark_cut(shorten_answer(example.before, ""), example.before_cut))
+        grid.add_row("after", mark_cut(shorten_answer(example.after, "green"), example.after_cut))
     yield grid
+
+
+def _changed_answers(report: Report) -> Iterator[RenderableType]:
+    """Format how many items of each 0/1 score flipped, and the words of the domain in general answers."""
+    for flips in report.flips:
+        if flips.lost is not None and (flips.worse or flips.better):
+            yield Text(one_line(f"{flips.suite}/{flips.score}  {'; '.join(describe_flips(flips))}"))
+    if report.leaked_words:
+        words = ", ".join(f"{one_line(leaked.word)} ({leaked.count})" for leaked in report.leaked_words)
+        yield Text(f"domain words in general answers, and not in the base model's: {words}", style="yellow")
 
 
 def format_before_after(change: ScoreChange) -> Text:

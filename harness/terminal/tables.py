@@ -67,3 +67,8 @@ def shorten_answer(text: str, style: str, max_lines: int = 8) -> Text:
     lines = printable(text.strip()).splitlines()
     more = [f"… (+{len(lines) - max_lines} lines)"] if len(lines) > max_lines else []
     return Text(shorten_text("\n".join([*lines[:max_lines], *more]), MAX_ANSWER_CHARS), style=style)
+
+
+def mark_cut(answer: Text, cut: bool) -> Text:
+    """Mark an answer that was cut at `max_new_tokens`."""
+    return Text.assemble(answer, (" (cut)", "yellow")) if cut else answer

@@ -44,6 +44,8 @@ class FinalUpload:
             }
         metrics = mlflow_entries.to_mlflow_metrics(values, stage)
         self._queue.submit(lambda mlflow_run: mlflow_run.log_metrics(metrics))
+        headline = report.verdict.headline
+        self._queue.submit(lambda mlflow_run: mlflow_run.set_tag("mlflow.note.content", headline))
         if report.gate:
             self._queue.submit(lambda mlflow_run: mlflow_run.set_tag("gate", gate_outcome(report.gate)))
         view = mlflow_entries.table_view(

@@ -9,7 +9,7 @@ from harness_metrics.base import RatioMetric
 
 COMPONENTS: dict[str, Component] = {
     "kl_to_base": Component(
-        summary="Mean KL divergence from the base model per response token, in nats; lower is closer.",
+        summary="Mean KL divergence from the base model per response token, in nats; 0 for the base model itself.",
         factory="harness_metrics.base_divergence:KlToBase",
     ),
     "agreement_with_base": Component(
@@ -23,6 +23,7 @@ class _BaseComparisonMetric(RatioMetric):
     """A mean over the tokens of the reference responses. Statistics: sum, tokens."""
 
     requires: ClassVar[Literal["base"]] = "base"
+    higher_is_better = None  # the distance from the base model is neither good nor bad
 
 
 class KlToBase(_BaseComparisonMetric):
@@ -34,7 +35,6 @@ class KlToBase(_BaseComparisonMetric):
     """
 
     score_names = ("kl_to_base",)
-    higher_is_better = False
 
     def signature(self) -> str:
         """Return direction, unit, tokens and version."""

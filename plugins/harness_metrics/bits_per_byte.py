@@ -59,6 +59,10 @@ class BitsPerByte(Metric):
             return nll / length / math.log(2)
         return exp_or_inf(nll / length)
 
+    def default_margin(self, name: str, base: float) -> float:
+        """Return 0.02 bits per byte, the same as a share of the byte perplexity, or 5 % of the word perplexity."""
+        return {"bits_per_byte": 0.02, "byte_perplexity": (2**0.02 - 1) * base}.get(name, 0.05 * base)
+
     def is_ratio(self, name: str) -> bool:
         """Return whether the score is `bits_per_byte`; the perplexities are not ratios."""
         return name == "bits_per_byte"

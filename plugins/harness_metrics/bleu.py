@@ -48,6 +48,7 @@ class Bleu(TextMetric):
     """
 
     score_names = ("bleu",)
+    score_range = 100.0
     citation = "Post (2018), A Call for Clarity in Reporting BLEU Scores, https://aclanthology.org/W18-6319"
 
     def __init__(self, tokenize: str, lang: str, lowercase: bool, effective_order: bool) -> None:

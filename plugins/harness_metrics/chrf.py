@@ -38,6 +38,7 @@ class Chrf(TextMetric):
     """
 
     score_names = ("chrf",)
+    score_range = 100.0
     citation = "Popović (2015), chrF: character n-gram F-score, https://aclanthology.org/W15-3049"
 
     def __init__(self, word_order: int, lowercase: bool) -> None:

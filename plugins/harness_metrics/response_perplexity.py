@@ -45,6 +45,10 @@ class ResponsePerplexity(Metric):
             raise HarnessError(f"item {item.id}", "has no likelihood", "evaluate its suite with this metric")
         return dict.fromkeys(self.score_names, (item.nll, float(item.tokens)))
 
+    def default_margin(self, name: str, base: float) -> float:
+        """Return 0.05 nats of the NLL, or 5 % of the base model's perplexity, which is about the same."""
+        return 0.05 if name == "response_nll" else 0.05 * base
+
     def is_ratio(self, name: str) -> bool:
         """Return whether the score is `response_nll`; the perplexity is not a ratio."""
         return name == "response_nll"

@@ -46,6 +46,7 @@ class Ter(TextMetric):
     """
 
     score_names = ("ter",)
+    score_range = 100.0
     higher_is_better = False
     citation = "Snover et al. (2006), A Study of Translation Edit Rate, https://aclanthology.org/2006.amta-papers.25"
 

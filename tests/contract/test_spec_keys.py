@@ -18,7 +18,7 @@ DECLARED = {
     "train": (training.TRAIN_KEYS, ("training", "evaluation", "data", "runner", "model", "spec")),
     "model": (training.MODEL_KEYS, ("model",)),
     "rows": (data.SOURCE_KEYS, ("data",)),
-    "suite": (evaluation.SUITE_KEYS, ("spec", "evaluation", "data")),
+    "suite": (evaluation.SUITE_KEYS, ("spec", "evaluation", "data", "report")),
     "server": (evaluation.SERVER_KEYS, ("evaluation",)),
     "checks": (data.CHECKS_KEYS, ("runner", "data")),
     "near_duplicates": (data.NEAR_DUPLICATES_KEYS, ("data",)),

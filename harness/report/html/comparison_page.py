@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Literal
 
 from harness.report.html import page
 from harness.report.score_change import Verdict
@@ -47,7 +46,7 @@ class ScoreRow:
     values: tuple[Estimate | None, ...]
     differences: tuple[Estimate | None, ...]
     p: tuple[float | None, ...]
-    verdicts: tuple[Verdict | Literal["different"] | None, ...]
+    verdicts: tuple[Verdict | None, ...]
     test: str = ""
     needed: tuple[int | None, ...] = ()
 
@@ -59,6 +58,7 @@ class ItemRow:
     Attributes:
         answers: One per run; None where a run has none.
         scores: The score of each answer as text, such as `rougeL 0.31`.
+        cut: Whether each answer was cut at `max_new_tokens`.
     """
 
     suite: str
@@ -67,6 +67,7 @@ class ItemRow:
     reference: str
     answers: tuple[str | None, ...]
     scores: tuple[str, ...] = ()
+    cut: tuple[bool, ...] = ()
 
 
 @dataclass(frozen=True)

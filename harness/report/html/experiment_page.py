@@ -14,7 +14,6 @@ from urllib.parse import quote
 
 from harness.report.arm_comparison import ArmScore, variant_point
 from harness.report.html import page
-from harness.report.html.headline import Outcome, Statement
 from harness.report.html.plots.gain_vs_forgetting import plot_gain_vs_forgetting
 from harness.report.html.plots.svg_canvas import Plot
 from harness.report.html.plots.sweep import SweepAxis, plot_sweep
@@ -22,6 +21,7 @@ from harness.report.html.run_files import ExperimentFiles, load_optional_json
 from harness.report.intransigence import Intransigence
 from harness.report.recommendation import ArmPoint, classify_forgetting
 from harness.report.spec_diff import component_of_key, find_swept_parameter, spec_differences
+from harness.report.verdict import Outcome, Statement
 from harness.utils.json_files import json_safe
 from harness.utils.redaction import redact, redact_text
 

@@ -15,7 +15,9 @@ from typing import Any, TypeVar
 from harness.errors import HarnessError
 from harness.gate import GateResult
 from harness.report.arm_comparison import ArmScore
+from harness.report.domain_leakage import LeakedWord
 from harness.report.finished_run import load_run_json, parse_estimate
+from harness.report.flips import ItemAnswer, MovedItem, SuiteFlips
 from harness.report.intransigence import Intransigence
 from harness.report.recommendation import ArmPoint, Recommendation
 from harness.report.run_report import ExampleAnswers
@@ -72,6 +74,8 @@ class RunFiles:
     matrices: tuple[StageSuiteMatrix, ...]
     gate: tuple[GateResult, ...]
     answers: Mapping[str, Mapping[str, Mapping[str, int]]]
+    flips: tuple[SuiteFlips, ...]
+    leaked_words: tuple[LeakedWord, ...]
     examples: tuple[ExampleAnswers, ...]
     spec: Mapping[str, Any]
     environment: Mapping[str, Any]
@@ -242,6 +246,11 @@ def _parse_run(folder: Path, report_json: Mapping[str, Any]) -> RunFiles:
         matrices=tuple(map(_parse_matrix, report_json.get("forgetting", ()))),
         gate=tuple(map(parse_gate_result, report_json.get("gate", ()))),
         answers=report_json.get("answers", {}),
+        flips=tuple(map(_parse_flips, report_json.get("flips", ()))),
+        leaked_words=tuple(
+            _from_dict(LeakedWord, word, items=tuple(map(tuple, word["items"])))
+            for word in report_json.get("leaked_words", ())
+        ),
         examples=tuple(_from_dict(ExampleAnswers, example) for example in report_json.get("examples", ())),
         spec=load_optional_json(folder / "spec.json", unreadable),
         environment=load_optional_json(folder / "environment.json", unreadable),
@@ -303,7 +312,21 @@ def _parse_score_change(document: Mapping[str, Any]) -> ScoreChange:
         difference=parse_estimate(document["difference"]),
         needed=document.get("needed"),
         after_stages=tuple(None if each is None else parse_estimate(each) for each in document["after_stages"]),
+        since_learned=parse_estimate(learned) if (learned := document.get("since_learned")) else None,
     )
+
+
+def _parse_flips(document: Mapping[str, Any]) -> SuiteFlips:
+    def moved(item: Mapping[str, Any]) -> MovedItem:
+        answers = {
+            side: _from_dict(ItemAnswer, item[side], value=null_to_nan(item[side]["value"]))
+            for side in ("before", "after")
+        }
+        return _from_dict(MovedItem, item, **answers)
+
+    shares = {key: None if document[key] is None else parse_estimate(document[key]) for key in ("lost", "gained")}
+    items = {key: tuple(map(moved, document[key])) for key in ("worse", "better")}
+    return _from_dict(SuiteFlips, document, **shares, **items)
 
 
 def _parse_matrix(document: Mapping[str, Any]) -> StageSuiteMatrix:

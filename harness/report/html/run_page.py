@@ -10,9 +10,8 @@ from itertools import groupby
 from typing import Any
 
 from harness.report.arm_comparison import variant_point
-from harness.report.display_text import SUMMARY_DESCRIPTIONS, format_incomplete_answers
+from harness.report.display_text import SUMMARY_DESCRIPTIONS, describe_flips, format_incomplete_answers
 from harness.report.html import page, stage_curves
-from harness.report.html.headline import build_run_headline
 from harness.report.html.plots.bars import LengthBin, plot_length_histogram, plot_source_shares
 from harness.report.html.plots.curves import Curve, has_finite_value, plot_curves, steps_and_values
 from harness.report.html.plots.heatmap import plot_heatmap
@@ -22,6 +21,7 @@ from harness.report.html.run_files import RunFiles, load_items_by_id
 from harness.report.recommendation import ArmPoint
 from harness.report.run_report import NUM_EXAMPLES, ExampleAnswers
 from harness.report.stage_suite_matrix import StageSuiteMatrix
+from harness.report.verdict import build_verdict
 from harness.seeding import create_generator
 from harness.utils.redaction import redact, redact_text
 
@@ -71,7 +71,7 @@ class VariantSweep:
 
 def build_run_page(run: RunFiles) -> tuple[str, list[Plot]]:
     """Build the page of a run and its plots."""
-    matrix_plots = list(_matrix_plots(run))
+    matrix_plots = list(_matrix_plots(run)) if len(run.stages) > 2 else []
     mid_stage_plots = list(stage_curves.build_mid_stage_plots(run))
     training_plots = list(_training_plots(run))
     data_plots = list(_data_plots(run))
@@ -81,12 +81,13 @@ def build_run_page(run: RunFiles) -> tuple[str, list[Plot]]:
     text = page.render_template(
         "run.html.jinja",
         run=run,
-        headline=build_run_headline(run.changes, run.matrices, run.gate),
+        verdict=build_verdict(run.changes, run.gate),
         header_items=_header_items(run),
         suites=[(name, list(group)) for name, group in groupby(run.changes, key=lambda change: change.suite)],
         incomplete_answers={
             suite: format_incomplete_answers(endings.get("after", {})) for suite, endings in run.answers.items()
         },
+        changed_items=[(flips, describe_flips(flips)) for flips in run.flips if flips.worse or flips.better],
         has_needed_items=any(change.needed for change in run.changes),
         matrix_plots=matrix_plots,
         summary_descriptions=SUMMARY_DESCRIPTIONS,
@@ -290,6 +291,8 @@ def _example_answers(suite: str, item_id: str, before: Mapping[str, Any], after:
         reference=str(item.get("reference", "")),
         before=str(item["answer"]),
         after=str(after[item_id]["answer"]),
+        before_cut=item.get("finish") == "length",
+        after_cut=after[item_id].get("finish") == "length",
     )
 
 

@@ -45,4 +45,4 @@ def test_base_divergence_is_a_mean_over_tokens_not_items(metric):
     items = [Item("a", "", "r", kl=1.0, agreed=1, tokens=1), Item("b", "", "r", kl=1.0, agreed=3, tokens=9)]
     assert aggregate_all(metric("kl_to_base"), items) == {"kl_to_base": 2 / 10}
     assert aggregate_all(metric("agreement_with_base"), items) == {"agreement_with_base": 4 / 10}
-    assert metric("kl_to_base").higher_is_better is False
+    assert metric("kl_to_base").higher_is_better is None

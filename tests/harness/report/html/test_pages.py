@@ -55,9 +55,14 @@ def experiment_folder(tmp_path_factory) -> Path:
 
 def test_run_page_starts_with_the_headline_and_its_statements(run_html):
     headings = [element.text for element in run_html.find_all() if re.fullmatch("h[1-6]", element.tag)]
-    assert headings[0] == "Helpdesk improved; no evidence that general was forgotten; the gate lacks evidence."
+    assert headings[0] == (
+        "Helpdesk improved; 40 items cannot tell whether general was kept; later stages kept helpdesk; "
+        "the gate lacks evidence."
+    )
     statements = [element.text for element in run_html.find("ul", class_="verdict").find_all("li")]
-    assert statements[0].startswith("helpdesk (n = 40): rougeL 0.220 → 0.620, +0.400 [")
+    assert statements[0].startswith("general ability not enough items to tell: ")
+    assert statements[1].startswith("earlier tasks kept: ")
+    assert statements[2].startswith("helpdesk (n = 40): rougeL 0.220 → 0.620, +0.400 [")
     assert (
         statements[-1]
         == "gate lacks evidence: 1 of 2 conditions not met, first: general/rougeL must lose at most 0.001"
@@ -66,7 +71,17 @@ def test_run_page_starts_with_the_headline_and_its_statements(run_html):
 
 def test_contents_link_to_every_section(run_html):
     sections = [element.attrs["id"] for element in run_html.find_all("section")]
-    assert sections == ["before-after", "gate", "forgetting", "training", "data", "answers", "reproduce", "files"]
+    assert sections == [
+        "before-after",
+        "gate",
+        "forgetting",
+        "training",
+        "data",
+        "changed",
+        "answers",
+        "reproduce",
+        "files",
+    ]
     assert [element.attrs["href"] for element in run_html.find("nav").find_all("a")] == [
         f"#{section_id}" for section_id in sections
     ]
@@ -190,7 +205,7 @@ def test_run_with_only_report_json_has_a_page(tmp_path):
     root = parse_page(write.write_run_page(tmp_path / "alone"))
     assert [element.attrs["id"] for element in root.find_all("section")] == [
         "before-after",
-        "forgetting",
+        "changed",
         "answers",
         "reproduce",
         "files",
