@@ -71,7 +71,11 @@ class MlflowRun:
         """
         client = mlflow_store.open_store(uri, create=True)
         experiment_id = _get_or_create_experiment(client, experiment, mlflow_store.artifact_location(uri))
-        all_tags = {**_user_tags(), **tags, **({PARENT_RUN_TAG: parent_run_id} if parent_run_id else {})}
+        all_tags = {
+            **_user_tags(),
+            **_safe_tags(tags, secrets),
+            **({PARENT_RUN_TAG: parent_run_id} if parent_run_id else {}),
+        }
         return cls(client, client.create_run(experiment_id, run_name=name, tags=all_tags), secrets)
 
     @classmethod
@@ -122,9 +126,8 @@ class MlflowRun:
 
     def set_tag(self, key: str, value: str) -> None:
         """Set a tag of the run."""
-        self.client.set_tag(
-            self.run_id, redaction.mlflow_name(key), self.secrets.redact(value)[: mlflow_entries.MAX_TAG_CHARS]
-        )
+        for name, text in _safe_tags({key: value}, self.secrets).items():
+            self.client.set_tag(self.run_id, name, text)
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set tags of the run."""
@@ -238,6 +241,12 @@ def _get_or_create_experiment(client: MlflowClient, name: str, location: str | N
             if experiment is None:
                 raise
     return str(experiment.experiment_id)
+
+
+def _safe_tags(tags: Mapping[str, str], secrets: Secrets) -> dict[str, str]:
+    """Return tags with allowed names, without secrets, within the server's limit."""
+    limit = mlflow_entries.MAX_TAG_CHARS
+    return {redaction.mlflow_name(key): secrets.redact(value)[:limit] for key, value in tags.items()}
 
 
 def _user_tags() -> dict[str, str]:

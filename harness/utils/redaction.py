@@ -91,14 +91,15 @@ class Secrets:
     def collect(cls, *values: Any, environment: Mapping[str, str] | None = None) -> Secrets:
         """Collect the secrets in settings and in environment variables named like a secret.
 
-        Words that a text could hold by chance (`password`, `disabled`) do not count as secrets.
+        Words that a text could hold by chance (`password`, `disabled`) do not count as secrets. Neither do folders: the
+        shell's `PWD` is the working directory, and every path below it would be redacted.
 
         Args:
             values: Settings.
             environment: The environment variables; None: those of this process.
         """
         variables = os.environ if environment is None else environment
-        secrets = {value for name, value in variables.items() if is_secret_name(name)}
+        secrets = {value for name, value in variables.items() if is_secret_name(name) and not _is_folder(name, value)}
         for value in [*values, *variables.values()]:
             secrets |= set(_find_secrets(value))
         secrets |= {unquote(secret) for secret in secrets}
@@ -162,6 +163,10 @@ def _find_secrets(value: Any, key: str = "", guarded: bool = False) -> Iterator[
             yield credentials[:-1].partition(":")[2]
         yield from (secret for _, secret in _SECRET_QUERY_VALUE.findall(value))
         yield from _TOKEN_PATTERNS.findall(value)
+
+
+def _is_folder(name: str, value: str) -> bool:
+    return name in ("PWD", "OLDPWD") or (os.path.isabs(value) and os.path.isdir(value))
 
 
 def _is_distinctive(word: str) -> bool:

@@ -30,6 +30,7 @@ def spec_with_secrets():
     """Return a spec with a secret at each key that may contain one."""
     return {
         "track": {"uri": f"https://me:{SECRETS['uri']}@track.example"},
+        "model": {"path": f"models/{SECRETS['environment']}"},
         "description": f"made with {SECRETS['hub token']}",
         "sources": {
             "helpdesk": {"jsonl": {"path": f"https://x.example/a.jsonl?X-Amz-Signature={SECRETS['signature']}"}},
@@ -64,6 +65,8 @@ def store_with_secrets(tmp_path_factory):
     logging.getLogger().addHandler(handler)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HF_TOKEN", SECRETS["environment"])
+        for name in ("PWD", "OLDPWD", "CACHE_SECRET"):  # a shell sets the first two
+            patch.setenv(name, str(folder))
         for name, fail in (("good", False), ("bad", True)):
             run_folder = folder / "runs" / name
             (run_folder / "predictions").mkdir(parents=True)
@@ -105,6 +108,8 @@ def test_all_parameters_tags_and_artifacts_are_stored(store_with_secrets):
     assert params["track.uri"] == "https://track.example"
     assert params["arm/hub.token"] == "(left out)"
     assert tags["error"].startswith("failed at https://track.example: (left out)")
+    assert tags["model"] == "models/(left out)", "tags are redacted when the run is created"
+    assert tags["harness.folder"].startswith(str(store_with_secrets.folder)), "a folder is not a secret"
     names = {file.name for file in (store_with_secrets.folder / "store").rglob("*")}
     assert {"report.html", "loss.svg", "data.json", "spec.json", "helpdesk.json", "general-stage0.jsonl"} <= names
 

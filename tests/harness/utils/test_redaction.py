@@ -93,3 +93,13 @@ def test_collected_secrets_are_removed_wherever_they_appear():
     assert escaped.redact(json.dumps({"x": 'quo"te<9'})) == json.dumps({"x": REDACTED})
     assert escaped.redact("<p>quo&quot;te&lt;9</p>") == f"<p>{REDACTED}</p>"
     assert Secrets.collect({}, environment={}).redact(text) == text
+
+
+def test_folders_in_the_environment_are_not_secrets(tmp_path):
+    environment = {
+        "PWD": "/somewhere/else",
+        "OLDPWD": "/another-place",
+        "STORE_TOKEN": str(tmp_path),
+        "X_PWD": "/no-f0lder",
+    }
+    assert Secrets.collect({}, environment=environment).literals == ("/no-f0lder",)
