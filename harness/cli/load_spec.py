@@ -29,14 +29,15 @@ def load_spec_and_plan(arguments: argparse.Namespace, *, trains: bool | None = T
         HarnessError: The spec is invalid.
     """
     from harness import registry
-    from harness.spec import plan, preflight, schema
+    from harness.runner.bounded_plan import build_bounded_plan
+    from harness.spec import preflight, schema
     from harness.spec import spec as spec_module
 
     plugins = registry.discover_plugins()
     spec = spec_module.load_spec(
         arguments.spec, schema.compose_schema(plugins), arguments.overrides, plugins.broken_plugins
     )
-    spec_plan = plan.build_plan(spec, plugins)
+    spec_plan = build_bounded_plan(spec, plugins)
     if trains is not None and spec.document["arms"] is None:  # arms are checked one by one, with their changes
         metrics = preflight.preflight(spec, spec_plan, plugins, will_train=trains)
         if trains:
@@ -76,7 +77,8 @@ def validate_arms(
     Raises:
         HarnessError: An arm is invalid or unknown.
     """
-    from harness.spec import arms, plan, preflight, preflight_arms
+    from harness.runner.bounded_plan import build_bounded_plan
+    from harness.spec import arms, preflight, preflight_arms
 
     if spec.document["arms"] is None:
         return []
@@ -88,7 +90,7 @@ def validate_arms(
     for arm in selected:
         with arms.arm_error_context(arm):
             arm_spec = load(arm.overrides())
-            arm_plan = plan.build_plan(arm_spec, registry)
+            arm_plan = build_bounded_plan(arm_spec, registry)
             metrics = preflight.preflight(arm_spec, arm_plan, registry)
         arm_specs.append((arm, arm_spec))
         planned_arms.append(preflight_arms.PlannedArm(arm.name, arm_plan, metrics))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from harness.data.tokenization.prompts import encode_prompt
 from harness.errors import HarnessError
 from harness.interfaces.template import Template
+from harness.model.position_limit import config_as_dict, position_limit
 from harness.types import Example, Suite
 
 if TYPE_CHECKING:
@@ -115,7 +116,8 @@ class EvalContext:
     def max_positions(self) -> int:
         """Return the number of positions of the model; `NO_LENGTH_LIMIT` if its config does not have it."""
         config = getattr(self.model, "config", None)
-        return getattr(config, "max_position_embeddings", None) or NO_LENGTH_LIMIT
+        limit = None if config is None else position_limit(config_as_dict(config))
+        return NO_LENGTH_LIMIT if limit is None else limit.positions
 
     def prompt_ids(self, example: Example, max_tokens: int = NO_LENGTH_LIMIT) -> list[int]:
         """Return the token ids of the prompt, truncated at the left to `max_tokens`.

@@ -28,6 +28,7 @@ from harness.report import finished_run
 from harness.report.arm_comparison import ArmComparison, ComparisonSettings, compare_arms
 from harness.report.html import write
 from harness.runner import resume
+from harness.runner.bounded_plan import build_bounded_plan
 from harness.runner.context import RunContext
 from harness.runner.finish_interrupted_run import finish_interrupted_run
 from harness.runner.folder import RunFolder
@@ -73,7 +74,7 @@ class ArmRun:
 
 def plan_arms(arm_specs: Sequence[tuple[Arm, Spec]], registry: Registry) -> list[ArmRun]:
     """Plan every arm, without preparing its data."""
-    return [ArmRun(arm, arm_spec, plan_module.build_plan(arm_spec, registry)) for arm, arm_spec in arm_specs]
+    return [ArmRun(arm, arm_spec, build_bounded_plan(arm_spec, registry)) for arm, arm_spec in arm_specs]
 
 
 def prepare_arms(

@@ -15,8 +15,7 @@ from harness.data.checks.lengths import summarize_lengths
 from harness.data.tokenization.fingerprints import template_fingerprint
 from harness.errors import HarnessError, RunError
 from harness.registry import Registry
-from harness.runner import prepare
-from harness.spec import plan
+from harness.runner import bounded_plan, prepare
 from harness.spec.spec import Spec
 from harness.types import StageDataset
 
@@ -42,7 +41,7 @@ def run_data_checks(spec: Spec, registry: Registry) -> dict[str, Any]:
         HarnessError: If the spec has no valid plan.
         RunError: If the preparation fails for another reason than the input.
     """
-    run_plan = plan.build_plan(spec, registry)
+    run_plan = bounded_plan.build_bounded_plan(spec, registry)
     report: dict[str, Any] = {
         "name": run_plan.name,
         "model": {"path": run_plan.model["path"]},
@@ -61,7 +60,7 @@ def run_data_checks(spec: Spec, registry: Registry) -> dict[str, Any]:
     findings = prepare.analyze_prepared_data(spec, prepared, registry)
     data = prepared.data
     report["template"]["fingerprint"] = template_fingerprint(prepared.template, prepared.tokenizer)
-    report["warnings"] += [*data.warnings, *findings.warnings]
+    report["warnings"] = [*prepared.plan.warnings, *data.warnings, *findings.warnings]
     report["sources"] = {name: dict(counts) for name, counts in data.counts.items()}
     report["lengths"] = {
         name: [summarize_lengths(lengths, limit) for limit in _max_lengths(name, prepared)]

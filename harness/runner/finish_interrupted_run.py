@@ -29,10 +29,10 @@ from harness.report.finished_run import PreviousRun, load_run_json
 from harness.report.html import write
 from harness.report.run_report import Report
 from harness.runner import continue_run, resume
+from harness.runner.bounded_plan import build_bounded_plan
 from harness.runner.folder import RunFolder
 from harness.runner.prepare import write_report_page
 from harness.runner.tracking_session import tracking_session
-from harness.spec import plan as plan_module
 from harness.spec import preflight
 from harness.spec.spec import Spec
 from harness.tracking.mlflow_store import tracking_status
@@ -80,7 +80,7 @@ def finish_interrupted_run(
     status = tracking_status(spec.document["track"], resume.tracking_info(folder))
     if not completed and not resume.needs_tracking_end(status, violates_limits=False):
         return None
-    plan = plan_module.build_plan(spec, registry) if plan is None else plan
+    plan = build_bounded_plan(spec, registry) if plan is None else plan
     evaluations = _load_evaluations(folder.path, plan, registry)
     violates_limits = any(evaluation.violations for stage in evaluations[1:] for evaluation in stage)
     needs_tracking_end = resume.needs_tracking_end(status, violates_limits=violates_limits)

@@ -11,7 +11,7 @@ from typing import Any
 from harness.data.mixing import stage_layout
 from harness.data.reading import corpus
 from harness.registry import Registry
-from harness.runner import prepare
+from harness.runner import bounded_plan, prepare
 from harness.spec import plan, shares
 from harness.spec.spec import Spec
 from harness.types import Plan, Stage, StageDataset, StageSource
@@ -32,7 +32,7 @@ def summarize_plan(spec: Spec, registry: Registry) -> dict[str, Any]:
     Raises:
         HarnessError: If the spec or the data is invalid.
     """
-    run_plan = plan.build_plan(spec, registry)
+    run_plan = bounded_plan.build_bounded_plan(spec, registry)
     summary: dict[str, Any] = {
         "name": run_plan.name,
         "model": {"path": run_plan.model["path"], "digest": None},

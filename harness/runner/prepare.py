@@ -18,8 +18,9 @@ from harness.errors import HarnessError, raise_all
 from harness.events import ProgressUpdated, WarningRaised
 from harness.interfaces.metric import Metric
 from harness.interfaces.template import Template
-from harness.model import device, load, locate
+from harness.model import device, load, locate, model_config
 from harness.registry import Registry
+from harness.runner import bounded_plan
 from harness.spec import plan as plan_module
 from harness.spec import preflight
 from harness.spec.spec import Spec
@@ -88,13 +89,18 @@ def prepare_run(
         HarnessError: If the spec, the model or the data is invalid.
     """
     progress = create_progress(registry)
-    plan = plan_module.build_plan(spec, registry) if plan is None else plan
+    plan = bounded_plan.build_bounded_plan(spec, registry) if plan is None else plan
     if not use_shares:
         plan = replace(plan, stages=tuple(replace(stage, shares=()) for stage in plan.stages))
     _emit_warnings(registry, plan.warnings)
     metrics = preflight.preflight(spec, plan, registry, will_train=use_shares)
     raise_all(preflight.unavailable_metric_errors(spec, metrics))
     location, tokenizer = _load_tokenizer(spec, plan, progress)
+    config = model_config.load_located_config(location)
+    if config is not None:
+        earlier_warnings = plan.warnings
+        plan = bounded_plan.bound_plan(plan, config, registry)
+        _emit_warnings(registry, plan.warnings[len(earlier_warnings) :])
     device.resolve_dtype(plan.train["precision"], device.select_device())
     template = registry.create("templates", *plan.template)
     templates = {suite.name: registry.create("templates", *suite.template) for suite in plan.suites if suite.template}
@@ -114,6 +120,9 @@ def prepare_run(
         ),
         progress=progress,
     )
+    if config is not None:
+        cut_prompts = bounded_plan.cut_prompt_warnings(plan.suites, data.tokenized_suites, config, registry)
+        data = replace(data, warnings=(*data.warnings, *cut_prompts))
     _emit_warnings(registry, data.warnings)
     return PreparedRun(plan, location, tokenizer, template, data, metrics, templates)
 

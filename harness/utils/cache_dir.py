@@ -53,6 +53,11 @@ def cache_root() -> Path:
     return (Path(xdg) if os.path.isabs(xdg) else Path.home() / ".cache") / "harness"
 
 
+def model_folder(sha256: str) -> Path:
+    """Return the folder of the entry of a source file; it need not exist yet. sha256: of the file, in hex."""
+    return cache_root() / "models" / f"{sha256[:32]}-v{CACHE_FORMAT}"
+
+
 def get_or_build_model(
     sha256: str, source: str, build: Callable[[Path], dict[str, Any]], progress: Progress
 ) -> CachedModel:
@@ -70,7 +75,7 @@ def get_or_build_model(
     Raises:
         HarnessError: The cache cannot be written or its disk is full. What `build` raises is passed on.
     """
-    folder = cache_root() / "models" / f"{sha256[:32]}-v{CACHE_FORMAT}"
+    folder = model_folder(sha256)
     if (manifest := load_manifest(folder, sha256)) is not None:
         return CachedModel(folder, manifest)
     with _cache_write_errors(folder.parent), _cache_entry_lock(folder, progress):
