@@ -1,4 +1,4 @@
-"""`harness evaluate`: measure a model without training it."""
+"""`harness evaluate`: evaluate a model without training it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def add_parser(subparsers: Subparsers) -> None:
         subparsers,
         "evaluate",
         main,
-        "Measure the model of a finished run, or the base model of a spec. Trains nothing.",
+        "Evaluate the model of a finished run, or the base model of a spec. Trains nothing.",
         "harness evaluate specs/mixed_sft.json",
     )
     add_spec_arguments(parser, text="a spec, or the folder or name of a run")
@@ -26,7 +26,8 @@ def main(arguments: argparse.Namespace) -> int:
     """Evaluate the model and print its scores."""
     from harness.utils.find_run import find_run
 
-    run_folder = None if Path(arguments.spec).is_file() else find_run(arguments.spec)
+    is_spec = Path(arguments.spec).is_file() or arguments.spec.endswith(".json")
+    run_folder = None if is_spec else find_run(arguments.spec)
     if run_folder is not None:
         arguments.spec = str(run_folder / "spec.json")
     spec, registry, _ = load_spec.load_spec_and_plan(arguments, trains=False)

@@ -125,7 +125,7 @@ def _untie_adapted_layers(model: Any) -> None:
     owners = Counter(id(weight) for module in base.modules() for weight in module.parameters(recurse=False))
     for layer in frozen_lora.lora_layers(model).values():
         adapted_layer = layer.get_base_layer()
-        weight = getattr(adapted_layer, "weight", None)
+        weight: Any = getattr(adapted_layer, "weight", None)
         if owners[id(weight)] > 1:
             owners[id(weight)] -= 1
             adapted_layer.weight = nn.Parameter(weight.detach().clone(), requires_grad=weight.requires_grad)

@@ -78,7 +78,9 @@ def load_run_json(folder: Path, name: str) -> dict[str, Any]:
         document = load_json(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         what = f"has no {name}" if folder.is_dir() else "is not a folder"
-        raise HarnessError(str(folder), what, "use the folder of a run that has been evaluated") from None
+        is_started = (folder / "spec.json").is_file()
+        finish = f"finish the run first: harness run --resume {folder}"
+        raise HarnessError(str(folder), what, finish if is_started else "use the folder of a finished run") from None
     except (OSError, ValueError) as error:
         raise HarnessError(str(file), f"cannot be read: {error}", "use the folder of a run") from error
     if not isinstance(document, dict):

@@ -231,7 +231,7 @@ class Console:
             else:
                 self._arm_failure = self._arm_failure or failure
         elif event.folder:
-            self._print(Text(f"stopped; the files are kept in {one_line(event.folder)}", style="yellow"))
+            self._print(Text(messages.format_stop(event, is_arm=self._arm is not None), style="yellow"))
 
     def _print(self, content: RenderableType) -> None:
         if self.mode != "quiet":

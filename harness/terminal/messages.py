@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 
 from rich import box
 from rich.console import RenderableType
@@ -111,6 +112,19 @@ def format_scores(stage_index: int, evaluations: Sequence[Evaluation]) -> Iterat
             ("base" if stage_index == 0 else f"stage {stage_index}", "dim"),
             f"  {one_line(evaluation.suite)}  {_format_values(evaluation)}",
         )
+
+
+def format_stop(event: events.RunFailed, *, is_arm: bool) -> str:
+    """Return where the files of a stopped run are, or the command that resumes it.
+
+    An experiment continues after an arm that failed, so only an interruption of an arm stops it. A run with a report is
+    not resumed: its scores violate a limit.
+    """
+    folder = Path(event.folder or "")
+    is_stopped = event.error == "interrupted" if is_arm else not (folder / "report.json").exists()
+    if not is_stopped:
+        return f"stopped; the files are kept in {one_line(str(folder))}"
+    return f"stopped; to resume: harness run --resume {one_line(str(folder.parents[1] if is_arm else folder))}"
 
 
 def format_run_completed(event: events.InterruptedRunCompleted) -> Text:

@@ -17,7 +17,7 @@ CODE_SUFFIXES = (".py", ".json", ".jinja", ".css", ".js", ".yml", ".toml")
 OF_OTHER_TOOLS = {
     *("AWS_ENDPOINT_URL", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_USERNAME"),
     *("compareRunsMode", "CHART", "X-Amz-Signature", "secret_access_key"),
-    *("initial_seed", "llama-server", "paired-ar", "reasoning_content", "serve", "vllm"),
+    *("embed_tokens", "initial_seed", "llama-server", "paired-ar", "q_proj", "reasoning_content", "serve", "vllm"),
 }
 """Words of code that are names in other tools or in users' data."""
 OF_EXAMPLES = {"shouting", "harness_l2", "l2", "my_mitigation", "support-", "u202e"}

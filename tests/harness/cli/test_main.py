@@ -342,3 +342,8 @@ def test_schema_can_be_printed_or_written(run_harness, tmp_path):
 def test_schema_that_cannot_be_written_is_one_line(run_harness, tmp_path):
     line = get_error_line(run_harness("schema", "--output", tmp_path / "no" / "s.json"))
     assert line == f"{tmp_path}/no/s.json: cannot write it: No such file or directory; name another file"
+
+
+def test_evaluating_a_spec_that_does_not_exist_is_an_error_about_the_file(capsys):
+    assert main.main(["evaluate", "nosuch.json"]) == 2
+    assert capsys.readouterr().err == "harness: nosuch.json: the file does not exist; check the path\n"

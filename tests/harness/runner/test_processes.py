@@ -201,7 +201,7 @@ def test_failure_in_one_process_ends_all_with_one_line(desk, tmp_path, fault, sa
     assert ended.codes == (1, 0), ended.errors
     assert ended.complaints() == [said]
     assert ended.errors.count("Traceback") == (1 if fault[0] == "bug" else 0)
-    assert ended.out.count("stopped; the files are kept in") == 1
+    assert ended.out.count("stopped; to resume: harness run --resume") == 1
     tracked = json.loads((desk.newest() / "mlflow.json").read_text())
     assert client(tmp_path).get_run(tracked["run_id"]).info.status == "FAILED"
 

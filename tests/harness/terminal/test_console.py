@@ -272,9 +272,21 @@ def test_json_of_experiment_without_results_is_first_failure(tmp_path):
     assert made == {"error": "RuntimeError: out of memory", "folder": str(tmp_path / "arm1")}
 
 
+def test_stopped_run_names_the_command_that_resumes_it_unless_it_has_a_report(tmp_path):
+    arm = tmp_path / "sweep" / "arms" / "a"
+    arm.mkdir(parents=True)
+    failed, interrupted = (events.RunFailed(error=error, folder=str(arm)) for error in ("ValueError: x", "interrupted"))
+    resume = "stopped; to resume: harness run --resume"
+    assert messages.format_stop(failed, is_arm=False) == f"{resume} {arm}"
+    assert messages.format_stop(interrupted, is_arm=True) == f"{resume} {tmp_path / 'sweep'}"
+    assert messages.format_stop(failed, is_arm=True) == f"stopped; the files are kept in {arm}"
+    (arm / "report.json").write_text("{}")
+    assert messages.format_stop(failed, is_arm=False) == f"stopped; the files are kept in {arm}"
+
+
 def test_failed_run_names_folder_and_leaves_error_to_command(tmp_path):
     out, err = watch("plain", tmp_path, fail=True)
-    assert out.splitlines()[-1] == f"stopped; the files are kept in {tmp_path}/mixed-sft-a1"
+    assert out.splitlines()[-1] == f"stopped; to resume: harness run --resume {tmp_path}/mixed-sft-a1"
     assert "out of memory" not in out + err
 
 

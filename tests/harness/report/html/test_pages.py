@@ -239,6 +239,13 @@ def test_headline_says_that_nothing_was_evaluated(tmp_path):
     assert parse_page(write.write_run_page(tmp_path)).find("h1").text == "Nothing was evaluated: the spec has no suite."
 
 
+def test_page_of_an_unfinished_run_is_refused_with_the_command_that_finishes_it(tmp_path):
+    (tmp_path / "spec.json").write_text("{}")
+    with pytest.raises(HarnessError, match=r"has no report\.json") as caught:
+        write.write_run_page(tmp_path)
+    assert caught.value.hint == f"finish the run first: harness run --resume {tmp_path}"
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
