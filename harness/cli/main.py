@@ -21,8 +21,8 @@ from harness.distributed import failure, launch
 from harness.errors import HarnessError
 from harness.utils.formatting import printable
 
-COMMANDS = (run, validate, plan, check, preview, gate, evaluate, score, report, plugins, schema, compare)
-"""The modules of all commands, in the order of `--help`."""
+COMMANDS = (run, check, compare, preview, validate, plan, evaluate, gate, report, score, plugins, schema)
+"""The modules of all commands, the most used first, in the order of `--help`."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,7 +40,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run_command(argv: Sequence[str] | None) -> int:
-    arguments = _build_parser().parse_args(argv)
+    parser = _build_parser()
+    arguments = parser.parse_args(argv)
+    if "main" not in arguments:
+        parser.print_help()
+        return 0
     try:
         arguments.processes = _process_count(arguments.command_name)
         code: int = arguments.main(arguments)
@@ -104,7 +108,7 @@ def _build_parser() -> argparse.ArgumentParser:
         epilog="example: harness run specs/mixed_sft.json",
     )
     parser.add_argument("--version", action="version", version=f"harness {version('harness-sft')}")
-    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    subparsers = parser.add_subparsers(title="commands", metavar="COMMAND")
     for command in COMMANDS:
         command.add_parser(subparsers)
     return parser

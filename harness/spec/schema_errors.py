@@ -14,6 +14,7 @@ from jsonschema.exceptions import ValidationError
 from harness.errors import HarnessError
 from harness.registry import BrokenPlugin
 from harness.spec.json_locations import JsonPath, LocatedJson
+from harness.spec.key_hints import hint_for_unknown_key
 from harness.spec.schema import Schema
 from harness.spec_keys import evaluation
 
@@ -32,7 +33,7 @@ def find_schema_errors(
     errors = {
         str(error): error
         for schema_error in jsonschema.Draft7Validator(schema).iter_errors(document)
-        for error in _explain_error(schema_error, located_json, broken_plugins)
+        for error in _explain_error(schema_error, located_json, broken_plugins, schema)
     }
     return sorted(errors.values(), key=lambda error: _error_position(error, located_json))
 
@@ -43,7 +44,7 @@ def _error_position(error: HarnessError, located_json: LocatedJson) -> list[int]
 
 
 def _explain_error(
-    error: ValidationError, located_json: LocatedJson, broken_plugins: Sequence[BrokenPlugin]
+    error: ValidationError, located_json: LocatedJson, broken_plugins: Sequence[BrokenPlugin], root: Schema
 ) -> Iterator[HarnessError]:
     path: JsonPath = tuple(error.absolute_path)
     key = ".".join(map(str, path)) or "spec"
@@ -61,8 +62,8 @@ def _explain_error(
                 what, noun = f"unknown key {name!r}", "known"
                 if "slot" in schema:
                     what, noun = f"no plugin provides {name!r}", "installed"
-                near = get_close_matches(name, known, 1)
-                hint = f"did you mean {near[0]!r}?" if near else f"{noun}: {', '.join(sorted(known)) or 'none'}"
+                hint = hint_for_unknown_key(name, known, path, root)
+                hint = hint or f"{noun}: {', '.join(sorted(known)) or 'none'}"
                 if "slot" in schema and broken_plugins:
                     hint += f"; a plugin that may provide it failed to load: {', '.join(map(str, broken_plugins))}"
                 yield build_error(what, hint, (*path, name))

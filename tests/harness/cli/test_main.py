@@ -111,6 +111,12 @@ def test_help_lists_every_command(run_harness):
     assert [command for command in COMMANDS if f"\n    {command} " not in out] == []
 
 
+def test_without_a_command_the_help_is_printed(run_harness):
+    code, out, err = run_harness()
+    assert (code, err) == (0, "")
+    assert out.startswith("usage: harness")
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_of_each_command_has_an_example(run_harness, command):
     code, out, _ = run_harness(command, "--help")
@@ -118,7 +124,7 @@ def test_help_of_each_command_has_an_example(run_harness, command):
     assert f"example: harness {command}" in " ".join(out.split())
 
 
-@pytest.mark.parametrize("arguments", [[], ["rnu"], ["validate"], ["run", "x.json", "--quiet", "--json"]])
+@pytest.mark.parametrize("arguments", [["rnu"], ["validate"], ["run", "x.json", "--quiet", "--json"]])
 def test_invalid_command_line_exits_with_2(run_harness, arguments):
     code, out, err = run_harness(*arguments)
     assert (code, out) == (2, "")

@@ -204,6 +204,21 @@ SENTENCES = {
         '"xyz": 1',
         "model: unknown key 'xyz'; known: attention, path, revision, trust_remote_code",
     ),
+    "key of another tool": (
+        set_key("train/per_device_train_batch_size", 4),
+        '"per_device_train_batch_size": 4',
+        "train: unknown key 'per_device_train_batch_size'; did you mean 'batch_size'?",
+    ),
+    "key of another tool in another place": (
+        set_key("model/lr", 1e-4),
+        '"lr": 0.0001',
+        "model: unknown key 'lr'; write it as train.learning_rate",
+    ),
+    "key in the wrong place": (
+        set_key("model/learning_rate", 1e-4),
+        '"learning_rate": 0.0001',
+        "model: unknown key 'learning_rate'; 'learning_rate' is a key of train: move it there",
+    ),
     "unknown key of a component without options": (
         set_key("template", {"plain": {"x": 1}}),
         '"x": 1',
