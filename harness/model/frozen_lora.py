@@ -40,6 +40,18 @@ def lora_layers(model: Any) -> dict[str, Any]:
     return {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
 
 
+def is_linear(layer: Any) -> bool:
+    """Return whether a layer with a LoRA adapter is a linear layer, and so computes with W + s B A.
+
+    False for embeddings, convolutions, attention modules, and fused experts (peft's ParamWrapper). This module supports
+    linear layers only.
+    """
+    from peft.tuners.lora import layer as lora_layer
+
+    others = (lora_layer.Embedding, lora_layer._ConvNd, lora_layer.MultiheadAttention, lora_layer.ParamWrapper)
+    return not isinstance(layer, others)
+
+
 def frozen_lora(model: Any) -> dict[str, tuple[Tensor, Tensor]]:
     """Return the frozen factors of each layer, sharing memory with the model; empty when there are none."""
     if FROZEN_ADAPTER not in getattr(model, "peft_config", {}):

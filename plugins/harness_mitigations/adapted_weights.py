@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from harness.errors import HarnessError
 from harness.model import frozen_lora, save
+from harness_mitigations.linear_layers import require_linear_adapters
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,8 @@ def find_trainable_weights(model: nn.Module, where: str) -> TrainableWeights:
     Raises:
         HarnessError: nothing is trainable, or the change of an adapted layer is not s B A.
     """
+    if save.is_peft_model(model):
+        require_linear_adapters(where, model)
     lora_layers = {}
     factor_ids = set()
     for name, layer in frozen_lora.lora_layers(model).items() if save.is_peft_model(model) else ():
@@ -49,15 +52,6 @@ def find_trainable_weights(model: nn.Module, where: str) -> TrainableWeights:
             for weight in factors.parameters()
             if weight.requires_grad
         }
-        adapts_embedding = any(
-            weight.requires_grad
-            for factors in (layer.lora_embedding_A, layer.lora_embedding_B)
-            for weight in factors.values()
-        )
-        if adapts_embedding or any(a.dim() != 2 for a, _, _ in _active_factors(layer)):
-            layer_type = type(layer.get_base_layer()).__name__
-            what = f"{name} is of type {layer_type} and has an adapter"
-            raise HarnessError(where, what, "adapt linear layers only")
         if not trainable_ids:
             continue
         if any(adapter in layer.lora_variant for adapter in layer.active_adapters):

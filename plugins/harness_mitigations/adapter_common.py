@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -73,7 +74,8 @@ def to_target_modules(target: str | Sequence[str]) -> str | list[str]:
 def add_adapter(name: str, model: PreTrainedModel, config: Any, *, seed: int) -> PreTrainedModel:
     """Add an adapter whose initial weights depend on the seed alone.
 
-    Adapter weights are float32, also where the base is bfloat16.
+    Adapter weights are float32, also where the base is bfloat16. "all-linear" leaves out the output head, and layers
+    that are linear by type but return something else, such as the routers of Llama 4.
 
     Args:
         name: the mitigation that adds it.
@@ -85,34 +87,44 @@ def add_adapter(name: str, model: PreTrainedModel, config: Any, *, seed: int) ->
         The PEFT model that wraps `model`.
 
     Raises:
-        HarnessError: the model has an adapter, or `config.target_modules` matches no module.
+        HarnessError: the model has an adapter, or `config.target_modules` matches no module or one that cannot be
+            adapted.
     """
     import torch
     from peft import PeftModel, get_peft_model
 
+    from harness_mitigations import linear_layers
+
+    where = f"mitigations.{name}.target"
     if isinstance(model, PeftModel):
         raise HarnessError(
             f"mitigations.{name}",
             "the model already has an adapter",
             "remove one of the mitigations that add one, or merge the adapter of model.path into its base first",
         )
+    adapts_all, targets = config.target_modules == "all-linear", config.target_modules
     head = next((path for path, module in model.named_modules() if module is model.get_output_embeddings()), "")
-    targets = [] if isinstance(config.target_modules, str) else config.target_modules
-    if any(head == target or head.endswith(f".{target}") for target in targets):
+    if not adapts_all and linear_layers.is_target(head, targets):
         raise HarnessError(
-            f"mitigations.{name}.target",
-            "the output head cannot be adapted",
-            f"remove '{head}'; 'all-linear' excludes it",
+            where, "the output head cannot be adapted", f"remove '{head.split('.')[-1]}'; 'all-linear' excludes it"
         )
+    irregular = linear_layers.find_irregular_linear_layers(model)
+    if adapts_all:
+        config.exclude_modules = irregular or None
+    elif path := next((path for path in irregular if linear_layers.is_target(path, targets)), None):
+        what = f"the layer {path}, a {type(model.get_submodule(path)).__name__}, does not return a linear function"
+        raise HarnessError(where, what, f"remove '{path.split('.')[-1]}'; 'all-linear' excludes it")
     # A seed of its own: the weights must not depend on how many random numbers were drawn before.
     with torch.random.fork_rng(), warnings.catch_warnings():
         # peft asks transformers for a name that transformers has deprecated
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+        warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True`")  # see `save.merge_adapter`
+        warnings.filterwarnings("ignore", "fan_in_fan_out is set to False")  # peft sets it to what it must be
         torch.manual_seed(seeding.derive_seed(seed, name))
         try:
             peft_model: PreTrainedModel = get_peft_model(model, config)
-        except ValueError as error:
-            raise HarnessError(
-                f"mitigations.{name}.target", str(error), "name modules of this model, or use 'all-linear'"
-            ) from error
+        except (ValueError, TypeError) as error:
+            names = json.dumps(linear_layers.adaptable_names(model))
+            hint = f"set {where} to {names}" if adapts_all else f"name some of {names}, or use 'all-linear'"
+            raise HarnessError(where, str(error).splitlines()[0], hint) from error
     return peft_model

@@ -128,9 +128,11 @@ class Lora(Mitigation):
         """Add the adapter; the model still computes the same.
 
         Raises:
-            HarnessError: the model has an adapter, or no module matches `target`.
+            HarnessError: the model has an adapter, or `target` matches no module, or one that `start` does not support.
         """
         from peft import LoraConfig
+
+        from harness_mitigations.linear_layers import require_linear_adapters
 
         config = LoraConfig(
             task_type="CAUSAL_LM",
@@ -141,7 +143,10 @@ class Lora(Mitigation):
             use_rslora=self.rslora,
             use_dora=self.dora,
         )
-        return adapter_common.add_adapter("lora", model, config, seed=seed)
+        peft_model = adapter_common.add_adapter("lora", model, config, seed=seed)
+        if self.start != "zero":
+            require_linear_adapters("mitigations.lora.start", peft_model)
+        return peft_model
 
     def on_stage_start(
         self, stage: Stage, model: PreTrainedModel, rows: Mapping[str, Sequence[TokenizedExample]], *, seed: int
@@ -201,7 +206,9 @@ class Lora(Mitigation):
         from harness_mitigations import lora_init
 
         base_layers = {name: layer.get_base_layer() for name, layer in layers.items()}
-        weights = {name: layer.weight for name, layer in base_layers.items()}
+        weights = {  # GPT-2's Conv1D stores the transposed weight
+            name: layer.weight.T if layers[name].fan_in_fan_out else layer.weight for name, layer in base_layers.items()
+        }
         if self.start == "pissa":
             return {name: lora_init.pissa_factors(weight, self.rank, scaling) for name, weight in weights.items()}
         if self.start == "olora":

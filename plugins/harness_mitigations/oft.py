@@ -76,6 +76,9 @@ class Oft(Mitigation):
         from peft import OFTConfig
         from torch import nn
 
+        from harness_mitigations import linear_layers
+
+        linear_layers.reject_conv1d("oft", model, self.target)
         targets = None if self.target == "all-linear" else self.target
         head = model.get_output_embeddings()
         for name, module in model.named_modules():

@@ -95,8 +95,14 @@ class OrthogonalLora(Mitigation):
         adapter_common.require_single_adapter("orthogonal_lora", others)
 
     def prepare_model(self, model: PreTrainedModel, *, seed: int) -> PreTrainedModel:
-        """Add the first stage's adapter; the model still computes the same."""
+        """Add the first stage's adapter; the model still computes the same.
+
+        Raises:
+            HarnessError: the model has an adapter, or `target` matches no module or one that is not a linear layer.
+        """
         from peft import LoraConfig
+
+        from harness_mitigations.linear_layers import require_linear_adapters
 
         config = LoraConfig(
             task_type="CAUSAL_LM",
@@ -105,7 +111,9 @@ class OrthogonalLora(Mitigation):
             lora_dropout=self.dropout,
             target_modules=self.target,
         )
-        return adapter_common.add_adapter("orthogonal_lora", model, config, seed=seed)
+        peft_model = adapter_common.add_adapter("orthogonal_lora", model, config, seed=seed)
+        require_linear_adapters("mitigations.orthogonal_lora", peft_model)
+        return peft_model
 
     def on_stage_start(
         self, stage: Stage, model: PreTrainedModel, rows: Mapping[str, Sequence[TokenizedExample]], *, seed: int

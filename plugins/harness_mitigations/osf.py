@@ -9,10 +9,12 @@ step.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 from harness import Component
+from harness.errors import HarnessError
 from harness.interfaces.mitigation import Mitigation
 from harness.types import Stage, TokenizedExample
 from harness_mitigations import adapter_common
@@ -79,16 +81,25 @@ class Osf(Mitigation):
         """Add the adapter.
 
         Raises:
-            HarnessError: the model has an adapter, or no module matches `target`.
+            HarnessError: the model has an adapter, or `target` names no module or one that is not a linear layer.
         """
         from peft import OSFConfig
 
         from harness.model import svd_subspaces
+        from harness_mitigations import linear_layers
 
+        linear_layers.reject_conv1d("osf", model, self.target)
         # Without a task type the generic PEFT model of 0.21 does not know `generate`'s arguments.
         config = OSFConfig(task_type="CAUSAL_LM", effective_rank=float(self.preserve), target_modules=self.target)
         peft_model = adapter_common.add_adapter("osf", model, config, seed=seed)
-        for layer in svd_subspaces.subspace_layers(peft_model).values():
+        layers = svd_subspaces.subspace_layers(peft_model)
+        for target in [] if isinstance(self.target, str) else self.target:  # peft leaves out what it does not support
+            if not any(linear_layers.is_target(path, [target]) for path in layers):
+                names = json.dumps(linear_layers.adaptable_names(model))
+                raise HarnessError(
+                    "mitigations.osf.target", f"'{target}' is not a linear layer", f"name some of {names}"
+                )
+        for layer in layers.values():
             if layer.get_base_layer().weight.dtype.itemsize < 4:  # peft rounds the directions to the base's dtype
                 svd_subspaces.decompose_layer(layer)
         return peft_model

@@ -79,7 +79,14 @@ class WiseFt(Mitigation):
     def on_stage_start(
         self, stage: Stage, model: PreTrainedModel, rows: Mapping[str, Sequence[TokenizedExample]], *, seed: int
     ) -> None:
-        """Copy the weights that the stage begins with, on the CPU."""
+        """Copy the weights that the stage begins with, on the CPU.
+
+        Raises:
+            HarnessError: a layer with an adapter is not a linear one.
+        """
+        from harness_mitigations.linear_layers import require_linear_adapters
+
+        require_linear_adapters("mitigations.wise_ft", model)
         self.start, self.end, self.frozen_lora = _copy_trainable_weights(model), {}, {}
 
     def on_stage_end(self, stage: Stage, model: PreTrainedModel, rows: Sequence[TokenizedExample]) -> None:

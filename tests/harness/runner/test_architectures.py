@@ -24,7 +24,10 @@ def workspace(tmp_path_factory, tokenizer):
     return ModelWorkspace(tmp_path_factory.mktemp("models"), tokenizer)
 
 
-TIED_EMBEDDINGS = [("llama-tied", ["embed_tokens", "q_proj"]), ("gpt2", ["wte", "c_attn"])]
+TIED_EMBEDDINGS = [
+    ("llama-tied", ["embed_tokens", "q_proj"]),
+    pytest.param("gpt2", ["wte", "c_attn"], marks=pytest.mark.slow),
+]
 
 
 @pytest.mark.parametrize(("name", "target"), TIED_EMBEDDINGS)
@@ -32,3 +35,16 @@ def test_merged_adapter_of_embedding_leaves_output_head_as_it_is(workspace, name
     lora = {"lora": {"rank": 2, "target": target}}
     check_run(workspace.run(name, lora, "merge"))
     check_saved_model(workspace.run(name, lora, "merge", second_learning_rate=0.01))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("adapter", ["continue", "merge"])
+def test_adapter_that_starts_from_transposed_weights_is_saved_as_measured(workspace, adapter):
+    check_run(workspace.run("gpt2", {"lora": {"rank": 2, "start": "pissa"}}, adapter))
+
+
+@pytest.mark.slow
+def test_fused_experts_with_their_adapters_on_linear_layers_are_saved_as_measured(workspace):
+    target = ["k_proj", "o_proj", "q_proj", "v_proj"]
+    check_run(workspace.run("mixtral", {"orthogonal_lora": {"rank": 2, "target": target}}))
+    check_run(workspace.run("mixtral", {"lora": {"rank": 2, "target": target}, "wise_ft": {"alpha": 0.5}}))

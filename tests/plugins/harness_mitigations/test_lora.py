@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 from harness_mitigations.lora import Lora, lora_scaling
+from support.architectures import build_architecture
 
 from harness.errors import HarnessError
 from harness.model import frozen_lora, save
@@ -173,6 +174,25 @@ def test_gradients_equal_those_of_pefts_initialization(start, tiny_model):
     half = len(grads) // 2
     for one, two in zip(grads[:half], grads[half:], strict=True):
         assert torch.allclose(one, two, atol=1e-5)
+
+
+@pytest.mark.parametrize("start", STARTS)
+def test_initialization_from_a_transposed_weight_changes_neither_model_nor_base(start, tokenizer, make_rows):
+    model = build_architecture("gpt2", tokenizer)
+    before = model(IDS).logits
+    model = start_first_stage(create_lora(start=start, source="general"), model, make_rows(10))
+    assert torch.allclose(model(IDS).logits, before, atol=1e-5)
+    with save.adapter_disabled(model):
+        assert torch.equal(model(IDS).logits, before)
+
+
+def test_pissa_of_a_transposed_square_weight_is_its_best_approximation(tokenizer):
+    model = start_first_stage(create_lora(start="pissa"), build_architecture("gpt2", tokenizer))
+    layer = model.get_submodule("base_model.model.transformer.h.0.attn.c_proj")
+    weight = layer.get_base_layer().weight  # (inputs, outputs)
+    a, b = (getattr(layer, f"lora_{letter}")["default"].weight for letter in "AB")
+    error = torch.linalg.matrix_norm(weight.T - layer.scaling["default"] * b @ a)
+    assert torch.allclose(error**2, torch.linalg.svdvals(weight)[4:].square().sum(), rtol=1e-4)
 
 
 @pytest.mark.parametrize("start", ["zero", *STARTS])
