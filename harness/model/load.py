@@ -20,6 +20,7 @@ from harness.errors import HarnessError
 from harness.model import device as device_module
 from harness.model import hub
 from harness.model.locate import ModelLocation
+from harness.model.precision import upcast_norms_and_embeddings
 from harness.types import Progress, no_progress
 from harness.utils.formatting import join_names
 from harness.utils.silence import silence_libraries
@@ -79,6 +80,8 @@ def load_model(
     The model keeps no cache of keys and values in a plain forward pass, keeps one in `generate`, and decodes greedily
     by default. For a run that trained an adapter: the PEFT model, with a trainable adapter.
 
+    In a 16-bit precision norms and embeddings are float32 nevertheless: run the model under `autocast_context`.
+
     Args:
         location: The model, as `resolve_model` returns it.
         settings: The spec's `model`.
@@ -120,6 +123,7 @@ def load_model(
             f"{join_names(unfilled[:3])} ({len(unfilled)} in all)",
             "give a folder with all weights of the model",
         )
+    upcast_norms_and_embeddings(model)
     _configure_model(model, load_tokenizer(location, settings))
     setattr(model, ORIGIN_ATTRIBUTE, location)
     try:

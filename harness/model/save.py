@@ -19,7 +19,7 @@ from torch import nn
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from harness.errors import HarnessError, RunError
-from harness.model import frozen_lora, svd_subspaces
+from harness.model import frozen_lora, precision, svd_subspaces
 from harness.model.load import ORIGIN_ATTRIBUTE, PUBLISHED_CONFIG_ATTRIBUTE
 from harness.utils import cache_dir
 from harness.utils.silence import silence_libraries
@@ -150,9 +150,15 @@ def _save_adapter(model: Any, draft: Path) -> None:
 
 def _save_merged_model(model: Any, draft: Path) -> None:
     _save_full_model(model.get_base_model(), draft, svd_subspaces.merged_state_dict(model))
-    file = draft / "config.json"  # names the dtype that the weights are loaded in
+    _write_dtype(torch.float32, draft)
+
+
+def _write_dtype(dtype: torch.dtype, draft: Path) -> None:
+    """Name the dtype that the weights are loaded in."""
+    file = draft / "config.json"
     config = json.loads(file.read_text(encoding="utf-8"))
-    file.write_text(json.dumps({**config, "dtype": "float32"}, indent=2) + "\n", encoding="utf-8")
+    config["dtype"] = str(dtype).removeprefix("torch.")
+    file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def _save_full_model(model: PreTrainedModel, draft: Path, state: Mapping[str, Any] | None = None) -> None:
@@ -163,7 +169,9 @@ def _save_full_model(model: PreTrainedModel, draft: Path, state: Mapping[str, An
         model.config.use_cache = True
         if published is not None:
             model.generation_config = saveable_generation_config(published, generation)
-        model.save_pretrained(draft, state_dict=None if state is None else dict(state))
+        with precision.stored_dtypes(model) as dtype:
+            model.save_pretrained(draft, state_dict=None if state is None else dict(state))
+        _write_dtype(dtype, draft)
     finally:
         model.config.use_cache, model.generation_config = caching, generation
 

@@ -16,6 +16,7 @@ from harness.evaluation.context import ModelToEvaluate
 from harness.events import SuitesEvaluated, VariantEvaluated, WarningRaised
 from harness.interfaces.metric import Metric
 from harness.model import load, save
+from harness.model.precision import match_dtypes
 from harness.report import weight_variants
 from harness.report.finished_run import PreviousRun
 from harness.runner import continue_run, resume
@@ -143,4 +144,5 @@ class StageEvaluator:
             return lambda: save.base_model(staged_model.model)
         if self._base_model is None:
             self._base_model = self.context.load_model(location)
+        match_dtypes(self._base_model, staged_model.model)  # equal weights have a divergence of exactly 0
         return lambda: contextlib.nullcontext(self._base_model)

@@ -120,7 +120,7 @@ def _estimate_memory(prepared: prepare.PreparedRun, registry: Registry) -> dict[
     Returns:
         `device`, `weights`, `trained` (numbers of weights) and `bytes`; None if the model's config is not available.
     """
-    from harness.model import device, load
+    from harness.model import device, load, precision
 
     model = load.load_on_meta(prepared.location, prepared.plan.model)  # shapes without weights
     if model is None:
@@ -130,11 +130,11 @@ def _estimate_memory(prepared: prepare.PreparedRun, registry: Registry) -> dict[
         model = mitigation.prepare_model(model, seed=prepared.plan.seed)
     trained = load.parameter_count(model, trainable=True)
     frozen = load.parameter_count(model) - trained
-    precision = prepared.plan.train["precision"]
-    size = device.resolve_dtype(precision, device.select_device()).itemsize
+    always_float32 = sum(w.numel() for w in precision.norms_and_embeddings(model) if not w.requires_grad)
+    size = device.resolve_dtype(prepared.plan.train["precision"], device.select_device()).itemsize
     return {
         "device": str(device.select_device()),
         "weights": weights,
         "trained": trained,
-        "bytes": frozen * size + trained * BYTES_PER_TRAINED_WEIGHT,
+        "bytes": (frozen - always_float32) * size + always_float32 * 4 + trained * BYTES_PER_TRAINED_WEIGHT,
     }

@@ -1,8 +1,9 @@
 """The frozen base model: reference of the mitigations that compare with its predictions.
 
 With an adapter it is the same model with the adapter disabled, at no cost. Otherwise it is a frozen copy of the
-trainable weights in the compute dtype (2 bytes a weight in bfloat16, 4 in float32). Weights that are frozen anyway are
-shared, and the mitigations that need a copy share one.
+trainable weights. Weights that autocast converts are stored in its dtype (2 bytes a weight in bfloat16, 4 in float32),
+others as they are: the copy's outputs equal the model's. Weights that are frozen anyway are shared, and the mitigations
+that need a copy share one.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from harness.errors import HarnessError
 from harness.model import save
+from harness.model.precision import weights_outside_autocast
 from harness.training.collator import Collator
 from harness.types import TokenizedExample
 
@@ -31,10 +33,11 @@ def snapshot_base(model: Any) -> None:
     frozen = {id(weight): weight for weight in model.parameters() if not weight.requires_grad}
     base_copy = copy.deepcopy(model, dict(frozen))
     device_type = next(model.parameters()).device.type
+    outside_autocast = {id(weight) for weight in weights_outside_autocast(base_copy).values()}
     for weight in base_copy.parameters():
         if id(weight) not in frozen:
             weight.requires_grad_(False)
-            if torch.is_autocast_enabled(device_type) and weight.is_floating_point():
+            if torch.is_autocast_enabled(device_type) and id(weight) not in outside_autocast:
                 weight.data = weight.data.to(torch.get_autocast_dtype(device_type))
     _base_copies[model] = base_copy.eval()
 

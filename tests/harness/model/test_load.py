@@ -64,7 +64,8 @@ def test_bfloat16_model_is_loaded_in_float32_on_the_cpu(folder, tiny_model):
 
 def test_precision_and_attention_are_as_requested(folder):
     model = load_model(*locate(folder, attention="eager"), precision="bfloat16")
-    assert model.dtype == torch.bfloat16
+    assert model.model.layers[0].mlp.up_proj.weight.dtype == torch.bfloat16
+    assert model.model.norm.weight.dtype == torch.float32
     assert model.config._attn_implementation == "eager"
 
 

@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from harness_mitigations.base_model import frozen_base_model, snapshot_base
 from harness_mitigations.kl import build_kl_mitigation, token_kl
 from harness_mitigations.lora import Lora
 from torch.distributions import Categorical, kl_divergence
@@ -290,3 +291,17 @@ def test_terms_of_several_processes_sum_to_that_of_one(processes, make_rows, tin
         return 0.0 if value is None else float(value.detach())
 
     assert sum(term(rank, processes) for rank in range(processes)) == pytest.approx(term(0, 1), rel=1e-5)
+
+
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_copy_of_an_untrained_model_has_its_outputs(tiny_model, bfloat16):
+    with torch.no_grad():
+        for weight in tiny_model.parameters():
+            weight.mul_(4).copy_(weight.bfloat16())
+    inputs = torch.arange(5, 35)[None]
+    with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16), torch.no_grad():
+        snapshot_base(tiny_model)
+        with frozen_base_model(tiny_model) as base:
+            assert base is not tiny_model
+            assert torch.equal(base(inputs).logits, tiny_model(inputs).logits)
+    assert (base.model.layers[0].mlp.up_proj.weight.dtype is torch.bfloat16) == bfloat16
