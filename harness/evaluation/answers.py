@@ -9,7 +9,15 @@ from typing import Any
 from harness.errors import HarnessError
 from harness.evaluation.batching import longest_first, run_in_batches
 from harness.evaluation.context import NO_LENGTH_LIMIT, EvalContext, ItemCallback
-from harness.evaluation.generation import Answer, TokenSampler, TopPSampler, generate_answers, greedy, resolve_stops
+from harness.evaluation.generation import (
+    Answer,
+    Decoding,
+    TokenSampler,
+    TopPSampler,
+    generate_answers,
+    greedy,
+    resolve_stops,
+)
 from harness.evaluation.server import CompletionServer, request_completions
 from harness.seeding import derive_seed
 
@@ -35,6 +43,9 @@ class GeneratedAnswers:
             "seed": context.seed if suite.temperature else None,
             "server": None if self._server is None else self._server.fingerprint(),
         }
+        support = context.batch_support
+        if self._server is None and not (support.left_padding and support.cache):
+            self.settings = {**self.settings, "padding": support.left_padding, "cache": support.cache}
 
     @cached_property
     def _prompts(self) -> list[list[int]]:
@@ -59,8 +70,7 @@ class GeneratedAnswers:
                 self._context.tokenizer,
                 {index: self._prompts[index] for index in batch},
                 stops=self._stops,
-                max_new_tokens=suite.max_new_tokens,
-                sampler=self._build_sampler(batch),
+                decoding=Decoding(suite.max_new_tokens, self._build_sampler(batch), self._context.batch_support.cache),
                 on_answer=on_answer,
             )
 
@@ -69,7 +79,8 @@ class GeneratedAnswers:
             self._generate_by_server(self._server, order, on_answer)
         else:
             phase, notify = self._context.phase, self._context.notify
-            run_in_batches(order, suite.batch_size, generate, finished, where=phase, notify=notify)
+            batch_size = suite.batch_size if self._context.batch_support.left_padding else 1
+            run_in_batches(order, batch_size, generate, finished, where=phase, notify=notify)
 
     def _generate_by_server(
         self, server: CompletionServer, order: Sequence[int], on_answer: Callable[[int, Answer], None]

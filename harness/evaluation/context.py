@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from harness.data.tokenization.prompts import encode_prompt
 from harness.errors import HarnessError
+from harness.evaluation.padding_probe import FULL_SUPPORT, BatchSupport
 from harness.interfaces.template import Template
 from harness.model.position_limit import config_as_dict, position_limit
 from harness.types import Example, Suite
@@ -42,6 +43,7 @@ class ModelToEvaluate:
             model with an adapter, or `lambda: nullcontext(copy)`. Metrics that require `base` need it after a stage.
             They cost a second forward pass of the reference responses. At stage 0, None means that the model itself
             is the base.
+        batch_support: What the model's batches may look like, see `probe_batch_support`.
     """
 
     model: PreTrainedModel | None
@@ -52,6 +54,7 @@ class ModelToEvaluate:
     max_length: int
     templates: Mapping[str, Template] = field(default_factory=dict)
     base_context: BaseModelContext | None = None
+    batch_support: BatchSupport = FULL_SUPPORT
 
     def for_suite(self, suite: Suite, examples: Sequence[Example], notify: Callable[[str], None]) -> EvalContext:
         """Return the context in which a suite is evaluated."""
@@ -66,6 +69,7 @@ class ModelToEvaluate:
             max_length=self.max_length,
             base_context=self.base_context,
             notify=notify,
+            batch_support=self.batch_support,
         )
 
 
@@ -84,6 +88,7 @@ class EvalContext:
         max_length: Number of tokens after which a row is truncated.
         base_context: None if the base model is not available.
         notify: Receives notes for display.
+        batch_support: What the model's batches may look like.
     """
 
     model: PreTrainedModel | None
@@ -96,6 +101,7 @@ class EvalContext:
     max_length: int
     base_context: BaseModelContext | None
     notify: Callable[[str], None]
+    batch_support: BatchSupport = FULL_SUPPORT
 
     @property
     def phase(self) -> str:

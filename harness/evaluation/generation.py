@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from harness.evaluation.padding_probe import forward_left_padded, pad_left
 from harness.interfaces.template import Template
 from harness.model.output_head import logits_at
 
@@ -141,6 +141,21 @@ class Answer:
     token_count: int
 
 
+@dataclass(frozen=True)
+class Decoding:
+    """How the tokens of an answer are selected.
+
+    Attributes:
+        max_new_tokens: Maximum number of tokens of an answer.
+        sampler: Selects the next token of each row.
+        use_cache: Whether keys and values are cached. Without a cache each token costs a complete forward pass.
+    """
+
+    max_new_tokens: int
+    sampler: TokenSampler = greedy
+    use_cache: bool = True
+
+
 @torch.no_grad()
 def generate_answers(
     model: PreTrainedModel,
@@ -148,9 +163,8 @@ def generate_answers(
     prompts: Mapping[int, Sequence[int]],
     *,
     stops: StopConditions,
-    max_new_tokens: int,
+    decoding: Decoding,
     on_answer: Callable[[int, Answer], None],
-    sampler: TokenSampler = greedy,
 ) -> None:
     """Generate the answers of one batch of prompts.
 
@@ -166,35 +180,27 @@ def generate_answers(
         tokenizer: Its tokenizer.
         prompts: Key -> token ids. Padding is masked, so answers do not depend on the batch, up to rounding.
         stops: What ends an answer.
-        max_new_tokens: Maximum number of tokens of an answer.
+        decoding: How the tokens of an answer are selected.
         on_answer: Receives the key and the answer of each prompt as soon as it has ended.
-        sampler: Selects the next token of each row.
     """
     device = next(model.parameters()).device
-    ids, mask = _pad_left(list(prompts.values()), tokenizer.pad_token_id)
+    ids, mask = pad_left(list(prompts.values()), tokenizer.pad_token_id)
+    is_padded = not bool(mask.all())
     ids, mask = ids.to(device), mask.to(device)  # (B, T)
-    last = torch.zeros_like(mask, dtype=torch.bool)
-    last[:, -1] = True
-    needs_positions = _accepts_position_ids(model)
     live = list(prompts)
     answers: dict[int, list[int]] = {key: [] for key in live}
-    cache = None
-    for step in range(max_new_tokens):
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-        with logits_at(model, last) if step == 0 else nullcontext():
-            output = model(
-                input_ids=ids,
-                attention_mask=mask,
-                past_key_values=cache,
-                use_cache=True,
-                **({"position_ids": positions} if needs_positions else {}),
-            )
-        cache = output.past_key_values
-        chosen = sampler(output.logits.reshape(len(live), -1), live)  # (B,)
+    cache: Any = None
+    for _ in range(decoding.max_new_tokens):
+        last = torch.zeros_like(ids, dtype=torch.bool)
+        last[:, -1] = True
+        with logits_at(model, last) if ids.shape[1] > 1 else nullcontext():
+            output = forward_left_padded(model, ids, mask, cache, use_cache=decoding.use_cache, is_padded=is_padded)
+        cache = output.past_key_values if decoding.use_cache else None
+        chosen = decoding.sampler(output.logits.reshape(len(live), -1), live)  # (B,)
         unfinished = []  # rows of the batch
         for row, (key, token) in enumerate(zip(live, chosen.tolist(), strict=True)):
             answers[key].append(token)
-            finish = _finish_reason(tokenizer, answers[key], stops, max_new_tokens)
+            finish = _finish_reason(tokenizer, answers[key], stops, decoding.max_new_tokens)
             if finish:
                 on_answer(key, _build_answer(tokenizer, answers[key], finish, stops))
             else:
@@ -203,26 +209,12 @@ def generate_answers(
             return
         if len(unfinished) < len(live):
             rows = torch.tensor(unfinished, device=device)
-            cache.reorder_cache(rows)
-            chosen, mask, live = chosen[rows], mask[rows], [live[row] for row in unfinished]
-        ids = chosen[:, None]  # (B, 1)
-        mask = torch.cat([mask, mask.new_ones((len(live), 1))], dim=1)  # (B, T + step + 1)
-
-
-def _pad_left(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
-    longest = max(len(prompt) for prompt in prompts)
-    ids = torch.full((len(prompts), longest), pad_id)  # (B, T)
-    mask = torch.zeros((len(prompts), longest), dtype=torch.long)  # (B, T)
-    for index, prompt in enumerate(prompts):
-        ids[index, longest - len(prompt) :] = torch.tensor(prompt)
-        mask[index, longest - len(prompt) :] = 1
-    return ids, mask
-
-
-def _accepts_position_ids(model: PreTrainedModel) -> bool:
-    """Return whether the model takes position ids; other models (ALiBi) derive positions from the mask."""
-    base = getattr(model, "get_base_model", lambda: model)()
-    return "position_ids" in inspect.signature(base.forward).parameters
+            if decoding.use_cache:
+                cache.reorder_cache(rows)
+            ids, chosen, mask, live = ids[rows], chosen[rows], mask[rows], [live[row] for row in unfinished]
+        new = chosen[:, None]  # (B, 1)
+        ids = new if decoding.use_cache else torch.cat([ids, new], dim=1)
+        mask = torch.cat([mask, mask.new_ones((len(live), 1))], dim=1)  # one column more
 
 
 def _finish_reason(

@@ -149,7 +149,7 @@ def measure_rows(
 
     run_in_batches(
         list(rows),
-        context.suite.batch_size,
+        context.suite.batch_size if context.batch_support.right_padding else 1,
         process_batch,
         finished,
         where=context.phase,

@@ -20,6 +20,7 @@ from harness.report.arm_comparison import ArmComparison
 from harness.report.run_report import Report
 from harness.runner import arms as arms_runner
 from harness.runner import continue_run, resume
+from harness.runner.batch_support import probe_and_warn
 from harness.runner.context import RunContext
 from harness.runner.finish_interrupted_run import finish_interrupted_run
 from harness.runner.folder import RunFolder
@@ -167,6 +168,7 @@ def evaluate_model(spec: Spec, registry: Registry, path: Path | None) -> tuple[P
             folder.write_json("spec.json", spec.document)
         predictions = folder.path / "predictions" if path is None else _copy_predictions(path, stage_index)
         model, base_context = _load_evaluated_model(spec, prepared, registry, path)
+        batch_support = probe_and_warn(model, prepared, registry)
         with autocast_context(model, prepared.plan.train["precision"]):
             evaluated_model = context_module.ModelToEvaluate(
                 model,
@@ -177,6 +179,7 @@ def evaluate_model(spec: Spec, registry: Registry, path: Path | None) -> tuple[P
                 max_length=prepared.max_length,
                 templates=prepared.templates,
                 base_context=base_context,
+                batch_support=batch_support,
             )
             evaluations = evaluate.evaluate_suites(
                 evaluated_model,

@@ -13,6 +13,7 @@ from typing import Any
 
 from harness.evaluation import evaluate
 from harness.evaluation.context import ModelToEvaluate
+from harness.evaluation.padding_probe import BatchSupport
 from harness.events import SuitesEvaluated, VariantEvaluated, WarningRaised
 from harness.interfaces.metric import Metric
 from harness.model import load, save
@@ -20,6 +21,7 @@ from harness.model.precision import match_dtypes
 from harness.report import weight_variants
 from harness.report.finished_run import PreviousRun
 from harness.runner import continue_run, resume
+from harness.runner.batch_support import probe_and_warn
 from harness.runner.context import RunContext
 from harness.runner.staged_model import StagedModel
 from harness.types import Evaluation, Suite, no_progress
@@ -42,6 +44,7 @@ class StageEvaluator:
         self._last_scored_stage = resume.last_scored_stage(context.folder) if context.resuming else -1
         self._variants: list[dict[str, Any]] = []
         self._base_model: Any = None
+        self._batch_support: BatchSupport | None = None
 
     def evaluate_stage(self, staged_model: StagedModel, stage_index: int) -> None:
         """Evaluate the model after a stage and write scores.json. stage_index: 0 before the first stage."""
@@ -106,6 +109,8 @@ class StageEvaluator:
         trains_earlier_run = self.context.adapter_policy is not None
         # Without its new adapter the untrained model is the base model, whose answers all arms share.
         untrained = contextlib.nullcontext() if stage_index or trains_earlier_run else save.base_model(model)
+        if self._batch_support is None:
+            self._batch_support = probe_and_warn(model, prepared, self.context.registry, self.context.folder)
         with untrained, self.context.autocast(model):
             evaluated_model = ModelToEvaluate(
                 model,
@@ -116,6 +121,7 @@ class StageEvaluator:
                 max_length=prepared.max_length,
                 templates=prepared.templates,
                 base_context=self._base_context(staged_model) if stage_index or trains_earlier_run else None,
+                batch_support=self._batch_support,
             )
             return evaluate.evaluate_suites(
                 evaluated_model,

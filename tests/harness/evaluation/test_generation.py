@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from harness.evaluation.generation import StopConditions, generate_answers, resolve_stops
+from harness.evaluation.generation import Decoding, StopConditions, generate_answers, resolve_stops
 
 NO_STOPS = StopConditions(None, frozenset(), ())
 
 
-def answers(model, tokenizer, prompts, *, stops=NO_STOPS, new=12, size=None):
+def answers(model, tokenizer, prompts, *, stops=NO_STOPS, new=12, size=None, use_cache=True):
     answers_by_key = {}
     size = size or len(prompts)
     for start in range(0, len(prompts), size):
@@ -20,7 +20,7 @@ def answers(model, tokenizer, prompts, *, stops=NO_STOPS, new=12, size=None):
             tokenizer,
             batch,
             stops=stops,
-            max_new_tokens=new,
+            decoding=Decoding(new, use_cache=use_cache),
             on_answer=lambda key, one: answers_by_key.update({key: one}),
         )
     return [answers_by_key[key] for key in range(len(prompts))]
