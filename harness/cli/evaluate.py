@@ -7,6 +7,8 @@ from pathlib import Path
 
 from harness.cli import load_spec
 from harness.cli.options import Subparsers, add_command, add_json_argument, add_spec_arguments, print_scores
+from harness.cli.run import print_gate_failures
+from harness.errors import HarnessError
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -15,15 +17,22 @@ def add_parser(subparsers: Subparsers) -> None:
         subparsers,
         "evaluate",
         main,
-        "Evaluate the model of a finished run, or the base model of a spec. Trains nothing.",
+        "Evaluate the model of a run, the base model of a spec, or a model tuned elsewhere. Trains nothing.",
         "harness evaluate specs/mixed_sft.json",
     )
     add_spec_arguments(parser, text="a spec, or the folder or name of a run")
+    parser.add_argument(
+        "--tuned",
+        metavar="MODEL",
+        help="compare the spec's base model with a model tuned elsewhere: a folder (full model or adapter) or a hub id",
+    )
     add_json_argument(parser, "print the scores as JSON")
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """Evaluate the model and print its scores."""
+    """Evaluate the model and print its scores; with `--tuned`, print the report of base and tuned model."""
+    if arguments.tuned is not None:
+        return _evaluate_tuned(arguments)
     from harness.utils.find_run import find_run
 
     is_spec = Path(arguments.spec).is_file() or arguments.spec.endswith(".json")
@@ -41,3 +50,16 @@ def main(arguments: argparse.Namespace) -> int:
     if not arguments.json:
         print(f"saved in {scores_file}")
     return 0
+
+
+def _evaluate_tuned(arguments: argparse.Namespace) -> int:
+    spec, registry, _ = load_spec.load_spec_and_plan(arguments)
+    if spec.document["arms"] is not None:
+        raise HarnessError("--tuned", "the spec has arms", "remove them: --set arms=null")
+    from harness.runner.evaluate_tuned import evaluate_tuned
+    from harness.terminal.console import Console
+
+    with Console.from_options(quiet=False, json=arguments.json) as console:
+        registry.manager.register(console, name="console")
+        report = evaluate_tuned(spec, registry, arguments.tuned)
+    return print_gate_failures(report.gate)

@@ -93,16 +93,16 @@ def _run_spec(
             comparison = api.run_experiment(
                 spec, registry, load, arm_names=arguments.arms, path=run_folder, processes=processes
             )
-            return _arms_gate_exit_code(spec, comparison)
+            return _armsprint_gate_failures(spec, comparison)
         report = (
             api.run(spec, registry, processes)
             if run_folder is None
             else api.resume_run(spec, registry, run_folder, processes)
         )
-    return _gate_exit_code(report.gate)
+    return print_gate_failures(report.gate)
 
 
-def _arms_gate_exit_code(spec: Spec, comparison: ArmComparison) -> int:
+def _armsprint_gate_failures(spec: Spec, comparison: ArmComparison) -> int:
     """Return 3 if no arm passes the gate: an experiment looks for one that does, and a naive arm need not pass."""
     if not spec.document["gate"]:
         return 0
@@ -116,11 +116,12 @@ def _arms_gate_exit_code(spec: Spec, comparison: ArmComparison) -> int:
         except HarnessError as error:  # an arm of an earlier run may lack a score that the gate needs today
             print(f"harness: gate of arm {arm!r}: FAILED: {error.what}; {error.hint}", file=sys.stderr)
         else:
-            passed.append(_gate_exit_code(results, arm) == 0)
+            passed.append(print_gate_failures(results, arm) == 0)
     return 0 if any(passed) else 3
 
 
-def _gate_exit_code(results: Sequence[GateResult], arm: str | None = None) -> int:
+def print_gate_failures(results: Sequence[GateResult], arm: str | None = None) -> int:
+    """Print each condition of a gate that did not pass, and return the exit code: 3 if there is one."""
     failed = [result for result in results if not result.passed]
     of_arm = "" if arm is None else f" of arm {arm!r}"
     for result in failed:

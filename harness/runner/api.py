@@ -73,6 +73,7 @@ def resume_run(spec: Spec, registry: Registry, path: Path, processes: Processes 
         RunError: If the run fails.
     """
     folder = RunFolder(path)
+    resume.require_training_run(path)
     with folder.locked():
         if resume.is_finished(path):
             report = finish_interrupted_run(spec, registry, folder)

@@ -9,7 +9,7 @@ import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from harness.evaluation import evaluate
 from harness.evaluation.context import ModelToEvaluate
@@ -26,6 +26,18 @@ from harness.runner.context import RunContext
 from harness.runner.staged_model import StagedModel
 from harness.types import Evaluation, Suite, no_progress
 from harness.utils import json_files
+
+
+class WeightsToEvaluate(Protocol):
+    """A model with its current weights, such as a `StagedModel`."""
+
+    @property
+    def model(self) -> Any:
+        """The model."""
+
+    @property
+    def merged(self) -> bool:
+        """Whether the weights below an adapter, if there is one, are not those of the base model."""
 
 
 class StageEvaluator:
@@ -46,7 +58,7 @@ class StageEvaluator:
         self._base_model: Any = None
         self._batch_support: BatchSupport | None = None
 
-    def evaluate_stage(self, staged_model: StagedModel, stage_index: int) -> None:
+    def evaluate_stage(self, staged_model: WeightsToEvaluate, stage_index: int) -> None:
         """Evaluate the model after a stage and write scores.json. stage_index: 0 before the first stage."""
         evaluations = self.evaluate(staged_model, stage_index, "predictions")
         self.evaluations.append(evaluations)
@@ -85,7 +97,7 @@ class StageEvaluator:
 
     def evaluate(
         self,
-        staged_model: StagedModel,
+        staged_model: WeightsToEvaluate,
         stage_index: int,
         folder: str | None,
         *,
@@ -138,7 +150,7 @@ class StageEvaluator:
             return tuple(self.evaluations)
         return tuple(self.previous_run.join_evaluations(tuple(self.evaluations)))
 
-    def _base_context(self, staged_model: StagedModel) -> Callable[[], AbstractContextManager[Any]] | None:
+    def _base_context(self, staged_model: WeightsToEvaluate) -> Callable[[], AbstractContextManager[Any]] | None:
         """Return how to get the base model, for metrics that compare with it; None if there are none."""
         if not self.context.prepared.requires_base_model():
             return None

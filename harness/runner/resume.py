@@ -33,6 +33,13 @@ from harness.utils.json_depth import load_json
 # -- the run ----------------------------------------------------------------------------------------------------------
 
 
+def require_training_run(path: Path) -> None:
+    """Raise HarnessError if the folder holds the evaluation of a model that was tuned elsewhere."""
+    if (path / "tuned.json").is_file():
+        what = "it is the evaluation of a tuned model, which trains nothing and cannot be resumed"
+        raise HarnessError(str(path), what, f"evaluate again: harness evaluate {path / 'spec.json'} --tuned PATH")
+
+
 def is_finished(run_folder: Path) -> bool:
     """Return whether a run has its report; such a run is not trained further."""
     return (run_folder / "report.json").is_file()

@@ -41,6 +41,7 @@ FILE_DESCRIPTIONS = {
     "stages": "for each stage: training log and checkpoints",
     "model": "the trained model or adapter with its tokenizer",
     "plots": "the plots of this page, one SVG each",
+    "tuned.json": "the model that was tuned elsewhere",
     "mlflow.json": "where the run is tracked",
 }
 

@@ -119,3 +119,43 @@ def test_report_page_is_rebuilt(desk, runs, tmp_path, capsys):
     assert desk.command("report", place) == 0
     assert str(place / "report.html") in capsys.readouterr().out
     assert (place / "report.html").stat().st_size > 1000
+
+
+# -- a model tuned elsewhere ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["full", "lora"])
+def test_tuned_model_gets_the_report_of_the_run_that_trained_it(desk, runs, tmp_path, kind):
+    trained = runs(kind)
+    document = json.loads((trained / "spec.json").read_text())
+    document["gate"] = [{"score": "general/response_nll", "rises_at_most": 1e9}]
+    model = shutil.copytree(trained / "model", tmp_path / "elsewhere")
+    assert desk.command("evaluate", desk.write(document), "--tuned", model) in (0, 3)
+    folder = desk.newest()
+    assert folder != trained
+    ours, theirs = (json.loads((place / "report.json").read_text()) for place in (folder, trained))
+    assert ours["stages"] == ["base", "tuned"]
+    assert [change["name"] for change in ours["changes"]] == [change["name"] for change in theirs["changes"]]
+    for mine, expected in zip(ours["changes"], theirs["changes"], strict=True):
+        assert mine["after"]["value"] == pytest.approx(expected["after"]["value"], rel=1e-5, abs=1e-7)
+        assert mine["before"]["value"] == pytest.approx(expected["before"]["value"], rel=1e-5, abs=1e-7)
+    assert ours["verdict"]["headline"]
+    assert len(ours["gate"]) == 1
+    assert (folder / "report.html").is_file()
+    assert not (folder / "model").exists()
+    assert json.loads((folder / "data.json").read_text())["shares"] == []
+
+
+def test_evaluation_of_a_tuned_model_cannot_be_resumed_into_training(desk, runs, tmp_path, capsys):
+    place = shutil.copytree(runs("full"), tmp_path / "copy")
+    (place / "report.json").unlink()
+    (place / "tuned.json").write_text("{}")
+    assert desk.command("run", "--resume", place) == 2
+    assert "--tuned PATH" in capsys.readouterr().err
+
+
+def test_missing_tuned_model_is_a_clear_error(desk, capsys):
+    assert desk.command("evaluate", desk.write(desk.document()), "--tuned", "/no/such/model") == 2
+    err = capsys.readouterr().err
+    assert "\nharness: --tuned /no/such/model: there is no folder '/no/such/model'" in err
+    assert not list((desk.folder / f"out{desk.count}").glob("*/spec.json")), "no folder is created"
