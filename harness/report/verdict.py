@@ -232,8 +232,8 @@ def _retention_statement(retention: Retention | None, subject: str, since: str) 
         return
     verdict = {"forgot": "partly forgotten", "kept": "kept"}.get(retention.outcome, "not enough items to tell")
     value, bounds = format_interval(retention.change)
-    suites = f", mean of {len(retention.suites)} suites" if len(retention.suites) > 1 else f" in {retention.suites[0]}"
-    text = f"{subject} {verdict}: {value} margins {bounds} {since}{suites}; kept: the lower bound is above −1"
+    suites = f"mean of {len(retention.suites)} suites" if len(retention.suites) > 1 else retention.suites[0]
+    text = f"{subject}: {verdict}; {suites} {value} margins {bounds} {since} (kept if the interval is above −1)"
     yield Statement(STATEMENT_OUTCOMES[retention.outcome], text)
 
 

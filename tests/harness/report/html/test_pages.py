@@ -60,8 +60,8 @@ def test_run_page_starts_with_the_headline_and_its_statements(run_html):
         "the gate lacks evidence."
     )
     statements = [element.text for element in run_html.find("ul", class_="verdict").find_all("li")]
-    assert statements[0].startswith("general ability not enough items to tell: ")
-    assert statements[1].startswith("earlier tasks kept: ")
+    assert statements[0].startswith("general ability: not enough items to tell; general ")
+    assert statements[1].startswith("earlier tasks: kept; helpdesk ")
     assert statements[2].startswith("helpdesk (n = 40): rougeL 0.220 → 0.620, +0.400 [")
     assert (
         statements[-1]
