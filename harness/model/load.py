@@ -21,6 +21,7 @@ from harness.model import device as device_module
 from harness.model import hub
 from harness.model.locate import ModelLocation
 from harness.model.precision import upcast_norms_and_embeddings
+from harness.model.quantization import finish_dequantization
 from harness.types import Progress, no_progress
 from harness.utils.formatting import join_names
 from harness.utils.silence import silence_libraries
@@ -123,6 +124,7 @@ def load_model(
             f"{join_names(unfilled[:3])} ({len(unfilled)} in all)",
             "give a folder with all weights of the model",
         )
+    finish_dequantization(model, _load_config(location, settings), dtype)
     upcast_norms_and_embeddings(model)
     _configure_model(model, load_tokenizer(location, settings))
     setattr(model, ORIGIN_ATTRIBUTE, location)
@@ -147,7 +149,7 @@ def load_on_meta(location: ModelLocation, settings: Mapping[str, Any]) -> PreTra
     location = location.base or location
     try:
         with silence_libraries(), torch.device("meta"):
-            config = AutoConfig.from_pretrained(location.path, **_from_pretrained_options(location, settings))
+            config = _load_config(location, settings)
             trust_remote_code = bool(settings.get("trust_remote_code", False))
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
             return cast(PreTrainedModel, model)
@@ -191,6 +193,10 @@ def _attach_adapter(model: PreTrainedModel, location: ModelLocation) -> PreTrain
     except Exception as error:
         raise _load_error(error, location, "adapter") from error
     return cast(PreTrainedModel, adapted.eval())
+
+
+def _load_config(location: ModelLocation, settings: Mapping[str, Any]) -> Any:
+    return AutoConfig.from_pretrained(location.path, **_from_pretrained_options(location, settings))
 
 
 def _from_pretrained_options(location: ModelLocation, settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from harness.errors import HarnessError, RunError
 from harness.interfaces.mitigation import Mitigation
-from harness.model import device, save
+from harness.model import device, quantization, save
 from harness.model.precision import upcast_trainable
 from harness.registry import Registry
 from harness.runner.continue_run import EarlierAdapter
@@ -58,6 +58,7 @@ class StagedModel:
         self._options: Mapping[str, Any] | None = None
         self.merged = False
         self._adapter_policy = adapter_policy
+        quantization.reject_merge(model, (adapter_policy, *(stage.adapter for stage in plan.stages[1:])))
         if adapter_policy is None:
             self._create_mitigations(plan.stages[0])
             self._prepare_model(seed)
@@ -185,6 +186,7 @@ class StagedModel:
         for name, mitigation in self._active.items():
             with _memory_error_context(name):
                 self.model = mitigation.prepare_model(self.model, seed=seed)
+        quantization.reject_trained_weights(self.model, is_adapter=save.saves_as_adapter(self.model))
         upcast_trainable(self.model)
 
     def _require_adapter(self, stage: Stage) -> None:

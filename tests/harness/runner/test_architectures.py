@@ -6,7 +6,10 @@ import gc
 
 import pytest
 import torch
-from support.model_matrix import ModelWorkspace, check_run, check_saved_model
+from support.model_matrix import ADAPTER, ModelWorkspace, check_run, check_saved_model
+
+from harness.errors import HarnessError
+from harness.model import quantization
 
 torch.set_num_threads(1)
 
@@ -48,3 +51,13 @@ def test_fused_experts_with_their_adapters_on_linear_layers_are_saved_as_measure
     target = ["k_proj", "o_proj", "q_proj", "v_proj"]
     check_run(workspace.run("mixtral", {"orthogonal_lora": {"rank": 2, "target": target}}))
     check_run(workspace.run("mixtral", {"lora": {"rank": 2, "target": target}, "wise_ft": {"alpha": 0.5}}))
+
+
+def test_quantized_model_is_refused_before_training_where_its_weights_would_change(workspace, monkeypatch):
+    monkeypatch.setattr(quantization, "quantization_method", lambda model: "fp8")
+    with pytest.raises(HarnessError, match=r"^model.path: its weights are quantized \(fp8\)"):
+        workspace.run("llama", {})
+    with pytest.raises(HarnessError, match=r"^model.path: its weights are quantized \(fp8\)"):
+        workspace.run("llama", {"osf": {}})
+    with pytest.raises(HarnessError, match=r"^mode.continual: an adapter cannot be merged"):
+        workspace.run("llama", ADAPTER, "merge")

@@ -1,0 +1,92 @@
+"""A checkpoint with quantized weights is dequantized and saved as an ordinary model, or needs an adapter."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from support.architectures import build_architecture
+
+from harness.errors import HarnessError
+from harness.model import quantization
+from harness.model.load import load_model
+from harness.model.locate import resolve_model
+from harness.model.save import save_model
+
+TOKENS = torch.tensor([[5, 6, 7, 8]])
+BLOCK = 16
+
+
+@pytest.fixture(autouse=True)
+def on_cpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+def write_fp8(folder):
+    """Quantize the linear layers of a saved model in blocks of 16 x 16, as DeepSeek-V3 and Qwen3-FP8 are published.
+
+    Return the quantized weights multiplied with their scales.
+    """
+    file, config_file = folder / "model.safetensors", folder / "config.json"
+    quantized, dequantized = {}, {}
+    for name, weight in load_file(file).items():
+        if not name.endswith(("_proj.weight", "w1.weight", "w2.weight", "w3.weight")):
+            quantized[name] = weight.to(torch.bfloat16)
+            continue
+        rows, columns = weight.shape
+        blocks = weight.reshape(rows // BLOCK, BLOCK, columns // BLOCK, BLOCK)
+        scales = blocks.abs().amax(dim=(1, 3)) / 448  # the largest number of float8_e4m3fn
+        rounded = (blocks / scales[:, None, :, None]).to(torch.float8_e4m3fn)
+        quantized[name] = rounded.reshape(rows, columns)
+        quantized[name.replace(".weight", ".weight_scale_inv")] = scales
+        dequantized[name] = (rounded.float() * scales[:, None, :, None]).reshape(rows, columns)
+    save_file(quantized, file, metadata={"format": "pt"})
+    method = {"quant_method": "fp8", "weight_block_size": [BLOCK, BLOCK], "activation_scheme": "dynamic"}
+    config = {**json.loads(config_file.read_text()), "dtype": "bfloat16", "quantization_config": method}
+    config_file.write_text(json.dumps(config))
+    return dequantized
+
+
+@pytest.mark.parametrize("name", ["llama", "mixtral"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_fp8_checkpoint_is_saved_as_an_ordinary_model(name, precision, tokenizer, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    folder = tmp_path / "fp8"
+    build_architecture(name, tokenizer).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    expected = write_fp8(folder)
+    settings = {"path": str(folder), "attention": "auto"}
+    model = load_model(resolve_model(settings), settings, precision=precision)
+    assert {weight.dtype for name, weight in model.named_parameters() if "_proj" in name} == {getattr(torch, precision)}
+    save_model(model, tokenizer, tmp_path / "saved")
+
+    saved = load_file(tmp_path / "saved" / "model.safetensors")
+    assert {weight.dtype for weight in saved.values()} == {getattr(torch, precision)}
+    assert not any("scale" in weight for weight in saved)
+    for weight, value in expected.items():
+        torch.testing.assert_close(saved[weight].float(), value, rtol=1e-2, atol=1e-3)  # rounded to bfloat16
+    assert "quantization_config" not in json.loads((tmp_path / "saved" / "config.json").read_text())
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "saved").eval()
+    assert loaded.dtype == getattr(torch, precision)
+    if precision == "float32":
+        assert torch.equal(loaded(TOKENS).logits, model(TOKENS).logits)
+
+
+def test_ordinary_model_has_no_quantization_method(tiny_model):
+    assert quantization.quantization_method(tiny_model) is None
+    quantization.reject_trained_weights(tiny_model, is_adapter=False)
+    quantization.reject_merge(tiny_model, ["continue", "merge"])
+
+
+def test_quantized_weights_are_neither_trained_nor_merged_into(tiny_model):
+    tiny_model.hf_quantizer = SimpleNamespace(quantization_config=SimpleNamespace(quant_method="bitsandbytes"))
+    with pytest.raises(HarnessError, match=r'^model.path: its weights are quantized \(bitsandbytes\).*add "lora"'):
+        quantization.reject_trained_weights(tiny_model, is_adapter=False)
+    with pytest.raises(HarnessError, match=r"^mode.continual: an adapter cannot be merged.*'adapter' to \"continue\""):
+        quantization.reject_merge(tiny_model, [None, "merge"])
+    quantization.reject_trained_weights(tiny_model, is_adapter=True)
+    quantization.reject_merge(tiny_model, [None, "continue", "new"])
