@@ -46,8 +46,8 @@ class ManyErrors(HarnessError):
 
 
 def raise_all(errors: Iterable[HarnessError]) -> None:
-    """Raise the only error, or all of them as one; do nothing when there is none."""
-    collected = list(errors)
+    """Raise the only error, or all different ones as one; do nothing when there is none."""
+    collected = list({str(error): error for error in errors}.values())  # stages can have the same error
     if len(collected) == 1:
         raise collected[0]
     if collected:

@@ -13,11 +13,11 @@ from functools import cached_property
 from typing import Any
 
 from harness.data.tokenization.tokenize import tokenize_example
-from harness.errors import HarnessError
 from harness.evaluation.batching import longest_first
 from harness.evaluation.context import NO_LENGTH_LIMIT, EvalContext, ItemCallback, build_plain_prompt
 from harness.evaluation.generation import decode_tokens
 from harness.evaluation.likelihood import measure_rows, response_nll
+from harness.evaluation.row_requirements import gold_index
 from harness.types import Example, Message, TokenizedExample
 
 
@@ -166,19 +166,3 @@ class ChoiceLikelihoods:
             return request
         ids = request.ids[excess:]
         return ChoiceRequest(ids, min(request.choice_tokens, len(ids) - 1), request.boundary_merged, truncated=True)
-
-
-def gold_index(example: Example) -> int:
-    """Return the index of the correct choice.
-
-    Raises:
-        HarnessError: The row is not a multiple-choice question.
-    """
-    if len(example.choices) < 2:
-        what = "is not a multiple-choice question, but a metric of its suite needs choices"
-        raise HarnessError(example.location, what, 'add "choices" and "answer" to the row, or remove the metric')
-    if example.messages[-1].content not in example.choices:
-        raise HarnessError(
-            example.location, "has a response that is not one of its choices", "fix the answer of the row"
-        )
-    return example.choices.index(example.messages[-1].content)

@@ -20,6 +20,7 @@ from harness.errors import HarnessError
 from harness.evaluation.batching import longest_first
 from harness.evaluation.context import EvalContext, ItemCallback
 from harness.evaluation.likelihood import measure_rows, response_nll
+from harness.evaluation.row_requirements import require_plain_text
 from harness.types import Example, TokenizedExample
 
 
@@ -64,9 +65,7 @@ class RollingLikelihoods:
         return [{"nll": nll} for nll in nlls]
 
     def _encode(self, example: Example) -> list[int]:
-        if [message.role for message in example.messages] != ["text"]:
-            what = "is a conversation, but a metric of its suite needs plain text"
-            raise HarnessError(example.location, what, 'use a source with rows of the form "text"')
+        require_plain_text(example)
         # Special tokens that are written in the text are ordinary text.
         encoding = self._context.tokenizer(
             example.messages[0].content, add_special_tokens=False, split_special_tokens=True, verbose=False

@@ -15,6 +15,7 @@ from harness.data.checks import findings as findings_module
 from harness.data.tokenization import fingerprints
 from harness.distributed.processes import SINGLE_PROCESS, Processes
 from harness.errors import HarnessError, raise_all
+from harness.evaluation import row_requirements
 from harness.events import ProgressUpdated, WarningRaised
 from harness.interfaces.metric import Metric
 from harness.interfaces.template import Template
@@ -120,6 +121,9 @@ def prepare_run(
         ),
         progress=progress,
     )
+    for suite in plan.suites:
+        requirements = {metric.requires for metric in metrics[suite.name].values()}
+        row_requirements.check_suite_rows(suite, data.suite_examples[suite.name], requirements)
     if config is not None:
         cut_prompts = bounded_plan.cut_prompt_warnings(plan.suites, data.tokenized_suites, config, registry)
         data = replace(data, warnings=(*data.warnings, *cut_prompts))

@@ -37,6 +37,12 @@ def test_raise_all_raises_the_only_error_itself():
     assert caught.value is only
 
 
+def test_raise_all_raises_an_error_that_two_stages_have_once():
+    with pytest.raises(HarnessError) as caught:
+        raise_all([HarnessError("train", "one", "fix"), HarnessError("train", "one", "fix")])
+    assert caught.value.lines() == ["train: one; fix"]
+
+
 def test_raise_all_raises_several_errors_as_one():
     with pytest.raises(ManyErrors) as caught:
         raise_all([HarnessError("a", "one"), HarnessError("b", "two")])

@@ -17,6 +17,17 @@ PLACEHOLDER_RESPONSE = Message("assistant", "A")
 """A response that begins with a letter, as most do."""
 
 
+def require_prompt(example: Example) -> None:
+    """Require a conversation, which has a prompt.
+
+    Raises:
+        HarnessError: The row is a plain text.
+    """
+    if is_plain_text(example):
+        what = "a plain text has no prompt, so no answer can be generated"
+        raise HarnessError(example.location, what, "use metrics of its likelihood")
+
+
 def encode_prompt(
     example: Example, template: Template, tokenizer: PreTrainedTokenizerBase, max_length: int
 ) -> list[int]:
@@ -27,9 +38,7 @@ def encode_prompt(
     Raises:
         HarnessError: At the row's location, when the template refuses the conversation, and for a plain text.
     """
-    if is_plain_text(example):
-        what = "a plain text has no prompt, so no answer can be generated"
-        raise HarnessError(example.location, what, "use metrics of its likelihood")
+    require_prompt(example)
     prefix, ids = tokenize_prompt(example, example.messages[:-1], template, tokenizer)
     num_kept = max(max_length - len(prefix), 0)
     return [*prefix, *ids[max(len(ids) - num_kept, 0) :]][:max_length]

@@ -273,3 +273,12 @@ def test_suite_is_evaluated_with_its_own_template(document, tmp_path):
         scores.append({(one.suite, one.name): one.before.value for one in report.changes})
     changed = {key[0] for key in scores[0] if scores[0][key] != scores[1][key]}
     assert changed == {"chat"}
+
+
+@pytest.mark.parametrize("command", ["check", "run"])
+def test_rows_that_a_metric_cannot_measure_are_refused_before_a_run_starts(desk, capsys, command):
+    document = desk.document()
+    document["evaluate"]["domain"]["metrics"] = {"multiple_choice": {}}
+    assert desk.command(command, desk.write(document)) == 2
+    assert "harness: evaluate.domain: " in capsys.readouterr().err
+    assert not (desk.folder / f"out{desk.count}").exists()
