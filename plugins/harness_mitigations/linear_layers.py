@@ -47,8 +47,11 @@ def adaptable_names(model: PreTrainedModel) -> list[str]:
 def find_irregular_linear_layers(model: PreTrainedModel) -> list[str]:
     """Return the paths of linear layers that do not return a tensor of their number of outputs, such as routers.
 
-    Runs the model on two tokens. Layers that do not run are regular.
+    Runs the model on two tokens. Layers that do not run are regular. A model on the meta device, of a plan, cannot run:
+    all its layers count as regular.
     """
+    if next(model.parameters()).is_meta:
+        return []
     irregular = set()
 
     def check_output(path: str, layer: Any, output: Any) -> None:
@@ -72,7 +75,7 @@ def find_irregular_linear_layers(model: PreTrainedModel) -> list[str]:
     return sorted(irregular)
 
 
-def require_linear_adapters(where: str, model: PreTrainedModel) -> None:
+def require_linear_adapters(where: str, model: nn.Module) -> None:
     """Reject LoRA adapters on fused experts, embeddings and convolutions.
 
     Args:
