@@ -49,6 +49,8 @@ class Message:
         name: The name of the tool that answers, if the data has it.
         train: Whether the loss is computed on an assistant's turn.
         tool_call_id: The id of the call that a tool answers, if the data has it: a call of the previous turn.
+        reasoning: What an assistant thinks before its content, if the data separates the two. It is trained with the
+            content. The hash of a prompt does not include it.
     """
 
     role: str
@@ -58,6 +60,7 @@ class Message:
     name: str | None = None
     train: bool = True
     tool_call_id: str | None = None
+    reasoning: str | None = None
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from typing import Any
 
 from harness.data.checks.findings import Findings
 from harness.data.checks.lengths import summarize_lengths
+from harness.data.reading.unread_keys import remedy_for_key
 from harness.data.tokenization.fingerprints import template_fingerprint
 from harness.errors import HarnessError, RunError
 from harness.registry import Registry
@@ -19,7 +20,7 @@ from harness.runner import bounded_plan, prepare
 from harness.spec.spec import Spec
 from harness.types import StageDataset
 
-DATA_CHECKS = ("rows", "template", "held out", "masks", "lengths", "shares", "duplicates", "contamination")
+DATA_CHECKS = ("rows", "columns", "template", "held out", "masks", "lengths", "shares", "duplicates", "contamination")
 """The checks that need prepared data, in order."""
 
 EXTRA_COUNTS = ("read", "truncated", "evaluated", "verified")
@@ -33,9 +34,10 @@ def run_data_checks(spec: Spec, registry: Registry) -> dict[str, Any]:
         Plain data: `ok` (whether a run may start), `proofs` (see `check_result`), `sources` (counts of rows by source),
         `lengths` (source -> one `lengths.summarize_lengths` for each `max_length` at which it is trained), `stages`
         (`name`; `asked`, each share as in `Share`; `epochs`, each source -> realized share by unit; `efficiency`),
-        `masks` (source -> rows verified), `template` (`name`, `fingerprint`), `warnings`, `failures` (lines with
-        location, problem and remedy), and the keys of `Findings.to_dict`. If the data cannot be prepared, only the
-        spec's own values and the failures are included.
+        `masks` (source -> rows verified), `unread` (source -> column or message key that is not read -> count),
+        `template` (`name`, `fingerprint`), `warnings`, `failures` (lines with location, problem and remedy), and the
+        keys of `Findings.to_dict`. If the data cannot be prepared, only the spec's own values and the failures are
+        included.
 
     Raises:
         HarnessError: If the spec has no valid plan.
@@ -68,6 +70,9 @@ def run_data_checks(spec: Spec, registry: Registry) -> dict[str, Any]:
     }
     report["stages"] = [_stage_summary(stage_data) for stage_data in data.stages]
     report["masks"] = dict(data.rows_verified)
+    report["unread"] = {
+        name: dict(source.corpus.unread_keys) for name, source in data.sources.items() if source.corpus.unread_keys
+    }
     report |= findings.to_dict()
     report["proofs"] += all_checks(report, prepared, findings)
     failures = [line for error in findings.failures for line in error.lines()]
@@ -90,6 +95,7 @@ def all_checks(
         findings: The findings of the data checks.
     """
     yield _check_rows(report["sources"])
+    yield _check_columns(report["unread"])
     yield _check_template(prepared)
     prompts = sum(map(len, prepared.data.suite_examples.values()))
     yield check_result("held out", True, f"none of the {prompts:,} evaluated prompts is in the training data")
@@ -134,6 +140,15 @@ def _check_rows(sources: Mapping[str, Mapping[str, int]]) -> dict[str, Any]:
     ]
     message = f"{total['read']:,} read = {' + '.join(terms) or '0'}"
     return check_result("rows", all(map(row_counts_add_up, sources.values())), message)
+
+
+def _check_columns(unread: Mapping[str, Mapping[str, int]]) -> dict[str, Any]:
+    messages = []
+    for name, counts in unread.items():
+        keys = ", ".join(f"{key} ({count:,})" for key, count in counts.items())
+        messages.append(f"{name} does not use {keys}")
+    warned = any(remedy_for_key(key) for counts in unread.values() for key in counts)
+    return check_result("columns", True, "; ".join(messages) or "every column and message key is read", warned=warned)
 
 
 def _check_template(prepared: prepare.PreparedRun) -> dict[str, Any]:

@@ -14,7 +14,20 @@ SOURCE_KEYS: dict[str, Any] = {
         "type": "object",
         "additionalProperties": {"type": "string"},
         "default": {},
-        "description": 'Standard name -> column of the data, e.g. {"instruction": "question", "output": "answer"}.',
+        "description": 'Standard name -> column of the data, e.g. {"instruction": "question", "output": "answer"}. '
+        "`role` and `content` name the keys of a message.",
+    },
+    "roles": {
+        "type": "object",
+        "additionalProperties": {"enum": ["system", "user", "assistant", "tool", "function_call"]},
+        "default": {},
+        "description": 'Role in the data -> standard role, e.g. {"customer": "user", "agent": "assistant"}.',
+    },
+    "reasoning": {
+        "enum": ["keep", "drop"],
+        "default": "keep",
+        "description": "Whether the reasoning of a message (reasoning_content, reasoning or thinking) is passed to the "
+        "template and trained.",
     },
     "filter": {
         "type": "object",
@@ -66,7 +79,7 @@ SOURCE_KEYS: dict[str, Any] = {
         "enum": ["all", "last"],
         "default": "all",
         "description": "Train every response of a conversation, or only the last one. A message with "
-        '"train": false or "weight": 0 is not trained.',
+        '"train": false, "loss": false, "weight": 0 or "loss_weight": 0 is not trained.',
     },
 }
 

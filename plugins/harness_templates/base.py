@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 ROLES = ("system", "user", "assistant")
 HINT_TOOL_TEMPLATES = "choose a template with tools: qwen, llama3 or mistral, or the model's own (tokenizer)"
+HINT_REASONING = (
+    'choose the template of a reasoning model (tokenizer), or set the source\'s option "reasoning" to "drop"'
+)
 HINT_ALTERNATE = "let user and assistant alternate, or choose a template without this rule, such as chatml"
 
 
@@ -110,6 +113,7 @@ def validate_conversation(
     add_generation_prompt: bool,
     tools: Sequence[Mapping[str, Any]] = (),
     supports_tools: bool = False,
+    supports_reasoning: bool = False,
 ) -> None:
     """Check the roles, the order of tool calls and answers, and the end of a conversation.
 
@@ -119,12 +123,19 @@ def validate_conversation(
         add_generation_prompt: The conversation must end before a response; otherwise with one.
         tools: The tools of the row.
         supports_tools: Whether the format supports tools, their calls and their answers.
+        supports_reasoning: Whether the format writes the reasoning of a response.
 
     Raises:
         HarnessError: One of these is wrong.
     """
     if not supports_tools:
         _validate_no_tools(messages, tools, template)
+    if not supports_reasoning and not add_generation_prompt:
+        for number, message in enumerate(messages, 1):
+            # Many templates drop the reasoning of earlier turns; but what is trained must be complete.
+            if message.reasoning is not None and is_trained(message):
+                what = f"the format does not write the reasoning of message {number}"
+                raise unsupported_error(template, what, HINT_REASONING)
     roles = (*ROLES, "tool") if supports_tools else ROLES
     unanswered_calls = 0
     for number, message in enumerate(messages, 1):

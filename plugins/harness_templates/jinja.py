@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 from harness import Component, HarnessError, Message, Span, Template
 from harness_templates.base import date_option, message_text, parse_date, unsupported_error, validate_conversation
 from harness_templates.jinja_layout import ConversationRenderer, TemplateLayout
-from harness_templates.openai_format import ToolTextEscaper
+from harness_templates.openai_format import ToolTextEscaper, split_thinking_block
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -106,17 +106,24 @@ class ChatTemplate(Template):
         """Render the conversation with the chat template, and derive its spans.
 
         Raises:
-            HarnessError: The template refuses the conversation; omits a message, a call or the tools; rewrites a
-                trained response; writes no end of turn; or a special token in a message cannot be distinguished from
-                the template's own.
+            HarnessError: The template refuses the conversation; omits a message, trained reasoning, a call or the
+                tools; rewrites a trained response; writes no end of turn; or a special token in a message cannot be
+                distinguished from the template's own.
         """
         validate_conversation(
-            messages, add_generation_prompt=add_generation_prompt, template=self.name, tools=tools, supports_tools=True
+            messages,
+            add_generation_prompt=add_generation_prompt,
+            template=self.name,
+            tools=tools,
+            supports_tools=True,
+            supports_reasoning=True,
         )
         without_inputs = tuple(
             message if message.input is None else replace(message, content=message_text(message), input=None)
             for message in messages
         )
+        if "reasoning_content" in self.get_chat_template(tokenizer):
+            without_inputs = tuple(map(split_thinking_block, without_inputs))
         escaper = ToolTextEscaper.for_conversation(without_inputs, tuple(tools), tokenizer)
         renderer = self._build_renderer(
             escaper.escape_messages(without_inputs),

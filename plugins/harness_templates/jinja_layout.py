@@ -10,9 +10,9 @@ text. Responses that are not trained may be rewritten in a longer conversation, 
     trained                                Hello<end>
 
 A `TemplateLayout` keeps the markup of conversations of one shape. A template that treats some contents specially
-(reasoning, for example) has no layout for them. Its trained spans are derived in the same way, but everything counts
-as markup, and a content with a special token is refused. Tools and calls always count as markup, except for the tokens
-in them (see `openai_format.ToolTextEscaper`).
+has no layout for them, and neither has a conversation with reasoning. Its trained spans are derived in the same way,
+but everything counts as markup, and a content with a special token is refused. Tools and calls always count as markup,
+except for the tokens in them (see `openai_format.ToolTextEscaper`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from harness import HarnessError, Message, Span
-from harness_templates.base import drop_empty_spans, is_trained, unsupported_error
+from harness_templates.base import HINT_REASONING, drop_empty_spans, is_trained, unsupported_error
 from harness_templates.openai_format import (
     ToolSchemas,
     conversation_shape,
@@ -242,7 +242,8 @@ class ConversationRenderer:
             HarnessError: See `ChatTemplate.render`.
         """
         full_text = self._render_text(self.messages, self.add_generation_prompt)
-        layout = self._layout()
+        has_reasoning = any(message.reasoning is not None for message in self.messages)
+        layout = None if has_reasoning else self._layout()
         if layout is not None:
             contents = [message.content for message in self.messages if message.content.strip()]
             written_contents = layout.match(full_text, contents)
@@ -252,8 +253,9 @@ class ConversationRenderer:
 
     def stop_strings(self) -> tuple[str, ...]:
         """Return the tokens that end a response, and the end-of-sequence token."""
-        layout = self._minimal()._layout()
-        ends = [] if layout is None else _stop_strings_in(layout.markup[-1], self.tokenizer)
+        answer = MINIMAL_CONVERSATION[-1].content
+        _, _, end_of_turn = self._minimal()._render_text(MINIMAL_CONVERSATION, False).rpartition(answer)
+        ends = _stop_strings_in(end_of_turn, self.tokenizer)
         return tuple(dict.fromkeys(stop for stop in (*ends, self.tokenizer.eos_token) if stop))
 
     def _minimal(self) -> ConversationRenderer:
@@ -344,7 +346,8 @@ class ConversationRenderer:
         markup = self._minimal()._untrained_text()
         for token in self.tokenizer.added_tokens_decoder.values():
             is_markup = token.special or (token.content in markup and token.content.strip())
-            if is_markup and any(token.content in message.content for message in self.messages):
+            texts = [text for message in self.messages for text in (message.content, message.reasoning or "")]
+            if is_markup and any(token.content in text for text in texts):
                 what = f"a message contains {token.content}, and the chat template rewrites that message"
                 hint = f"remove the token from the row, or {HINT_CHOOSE_OTHER}"
                 raise unsupported_error(self.template_name, what, hint)
@@ -353,6 +356,9 @@ class ConversationRenderer:
             self._check_prompt(index)
             start, end = response_bounds(self._render_text, self.messages, full_text, index, self.template_name)
             message = self.messages[index]
+            if message.reasoning is not None and message.reasoning.strip() not in full_text[start:end]:
+                what = f"the chat template omits the reasoning of message {index + 1}, which is trained"
+                raise unsupported_error(self.template_name, what, HINT_REASONING)
             if not message.tool_calls and full_text[start:end].endswith(message.content.strip()):
                 raise no_end_of_turn_error(self.template_name)
             spans += [Span(full_text[position:start], markup=True), Span(full_text[start:end], train=True, markup=True)]
@@ -368,9 +374,7 @@ class ConversationRenderer:
 
     def _untrained_text(self) -> str:
         """Return the template's own text that is not trained."""
-        layout = self._layout()
-        spans = layout.render_spans(("", "")) if layout else ()
-        return "".join(span.text for span in spans if not span.train)
+        return self._render_text(MINIMAL_CONVERSATION[:1], True)
 
 
 def _stop_strings_in(end_of_turn: str, tokenizer: Any) -> list[str]:

@@ -14,7 +14,12 @@ from harness_templates.tool_calls import assign_call_ids, dump_json, to_openai_t
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+THINKING_BLOCK = re.compile(r"\s*<think>\n*(.*?)\n*</think>\n*", re.DOTALL)
+
 ToolSchemas = tuple[Mapping[str, Any], ...]
+
+REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
+"""The keys in which chat templates look for reasoning: Qwen3's, OpenRouter's and gpt-oss's."""
 
 
 def to_openai_messages(messages: Sequence[Message], *, mistral_ids: bool = True) -> list[dict[str, Any]]:
@@ -27,6 +32,8 @@ def to_openai_messages(messages: Sequence[Message], *, mistral_ids: bool = True)
     dicts = []
     for message, ids in zip(messages, assign_call_ids(messages, mistral_ids=mistral_ids), strict=True):
         openai_message: dict[str, Any] = {"role": message.role, "content": message.content}
+        if message.reasoning is not None:
+            openai_message |= dict.fromkeys(REASONING_KEYS, message.reasoning)
         if message.tool_calls:
             openai_message["tool_calls"] = [
                 {"id": call_id, "type": "function", "function": {"name": call.name, "arguments": dict(call.arguments)}}
@@ -38,6 +45,20 @@ def to_openai_messages(messages: Sequence[Message], *, mistral_ids: bool = True)
                 openai_message["name"] = message.name
         dicts.append(openai_message)
     return dicts
+
+
+def split_thinking_block(message: Message) -> Message:
+    """Return a response whose content begins with `<think>…</think>` with that text as its reasoning.
+
+    Not every template that writes reasoning looks for it in the content, and one that opens the block in its header
+    would write `<think>` twice.
+    """
+    if message.role != "assistant" or message.reasoning is not None:
+        return message
+    match = THINKING_BLOCK.match(message.content)
+    if match is None:
+        return message
+    return replace(message, reasoning=match[1] if match[1].strip() else None, content=message.content[match.end() :])
 
 
 def to_openai_tools(tools: ToolSchemas) -> list[dict[str, Any]] | None:

@@ -118,11 +118,19 @@ def example_id(
 ) -> str:
     """Return the first 16 hex digits of the SHA-256 of an example's content.
 
-    The content is: roles, exact texts, calls, names of tools, the tools on offer, and the choices of a question. Texts
-    are Unicode-normalized (NFC). A separate `input` counts as text below the content, where other row formats have it.
-    Which turns are trained is not part of the content.
+    The content is: roles, exact texts, reasoning, calls, names of tools, the tools on offer, and the choices of a
+    question. Texts are Unicode-normalized (NFC). A separate `input` counts as text below the content, where other row
+    formats have it. Which turns are trained is not part of the content.
     """
-    value: list[Any] = [[message.role, _normalized_text(message), *_tool_content(message)] for message in messages]
+    value: list[Any] = [
+        [
+            message.role,
+            _normalized_text(message),
+            *_tool_content(message),
+            *([] if message.reasoning is None else [{"reasoning": _normalize_unicode(message.reasoning)}]),
+        ]
+        for message in messages
+    ]
     if tools:
         value.append({"tools": _normalize_unicode(_to_sorted_json(list(tools)))})
     if choices:

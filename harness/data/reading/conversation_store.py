@@ -186,6 +186,8 @@ def serialize_example(example: Example) -> bytes:
             optional["t"] = False
         if message.tool_call_id is not None:
             optional["a"] = message.tool_call_id
+        if message.reasoning is not None:
+            optional["r"] = message.reasoning
         messages.append([*fields, optional] if optional else fields)
     tools_and_choices: list[Any] = [list(example.tools), list(example.choices)]
     while tools_and_choices and not tools_and_choices[-1]:
@@ -204,5 +206,13 @@ def _deserialize_message(role_code: str, content: str, optional: dict[str, Any] 
     if optional is None:
         return Message(_ROLE_OF_CODE[role_code], content)
     calls = tuple(ToolCall(*call) for call in optional.get("c", ()))
-    train, call_id = optional.get("t", True), optional.get("a")
-    return Message(_ROLE_OF_CODE[role_code], content, optional.get("i"), calls, optional.get("n"), train, call_id)
+    return Message(
+        _ROLE_OF_CODE[role_code],
+        content,
+        optional.get("i"),
+        calls,
+        optional.get("n"),
+        optional.get("t", True),
+        optional.get("a"),
+        optional.get("r"),
+    )

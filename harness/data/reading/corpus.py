@@ -44,8 +44,9 @@ class Corpus(Sequence[Example]):
         rows_filtered: Rows dropped by the option `filter`.
         rows_invalid: Rows that are not valid conversations.
         invalid_rows_file: The file that lists every invalid row; None without invalid rows.
+        unread_keys: See `UnreadKeys.counts`.
         metadata: See `Source.metadata`.
-        warnings: Warnings of the source and about invalid rows.
+        warnings: Warnings of the source, about invalid rows and about unread keys.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Corpus(Sequence[Example]):
     rows_filtered: int = 0
     rows_invalid: int = 0
     invalid_rows_file: Path | None = None
+    unread_keys: Mapping[str, int] = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 
@@ -205,6 +207,7 @@ def read_corpus(
         rows_filtered=reader.rows_filtered,
         rows_invalid=reader.invalid_rows.count,
         invalid_rows_file=reader.invalid_rows.path if reader.invalid_rows.count else None,
+        unread_keys=dict(sorted(reader.unread_keys.counts.items())),
         metadata=dict(source.metadata()),
         warnings=(*source.warnings(), *reader.warnings()),
     )

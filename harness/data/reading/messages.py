@@ -6,41 +6,47 @@ Handles the names that OpenAI, ShareGPT and similar formats use. `conversation` 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import groupby
 from typing import Any
 
 from harness.data.reading.conversation import InvalidRow
+from harness.data.reading.row_options import DEFAULT_KEYS, MessageKeys
 from harness.data.reading.tool_calls import parse_call_id, parse_json_text, parse_tool_call, to_json_text, type_name
 from harness.types import Message, ToolCall
 
 ROLE_ALIASES = {
-    "system": "system",
-    "developer": "system",
-    "user": "user",
-    "human": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "model": "assistant",
-    "tool": "tool",
-    "function": "tool",
-    "observation": "tool",
-    "tool_response": "tool",
+    **dict.fromkeys(("system", "developer"), "system"),
+    **dict.fromkeys(("user", "human", "prompter"), "user"),
+    **dict.fromkeys(("assistant", "gpt", "model", "ai", "bot", "chatbot", "chatgpt"), "assistant"),
+    **dict.fromkeys(("bing", "bard", "claude", "gemini", "llm"), "assistant"),
+    **dict.fromkeys(("tool", "function", "observation", "ipython"), "tool"),
+    **dict.fromkeys(("tool_response", "function_response", "tool_result", "tool_results"), "tool"),
+    **dict.fromkeys(("function_call", "tool_call", "tool_calls"), "function_call"),
 }
+"""Lower-case role in the data -> role; `function_call` is a turn whose text is the assistant's call of a tool."""
 
-TOOL_CALL_ROLES = ("function_call", "tool_call")
-"""Roles of a turn whose text is the assistant's call of a tool."""
+REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
+"""Keys of a message that may hold its reasoning."""
+
+FLAG_KEYS = ("train", "loss")
+WEIGHT_KEYS = ("weight", "loss_weight")
+
+CALL_KEYS = ("tool_calls", "function_call", "tool_call_id", "name")
+
+READ_KEYS = frozenset((*CALL_KEYS, *FLAG_KEYS, *WEIGHT_KEYS, *REASONING_KEYS))
+"""The keys of a message that are read, besides those of its role and its content."""
 
 
 def parse_messages(
-    value: Any, key: str, role_key: str, content_key: str, previous: Sequence[Message] = ()
+    value: Any, key: str, keys: MessageKeys = DEFAULT_KEYS, previous: Sequence[Message] = ()
 ) -> list[Message]:
     """Parse an array of messages.
 
     Args:
-        value: An array of objects.
+        value: An array of objects, or its JSON text.
         key: The key of the array in its row, for errors.
-        role_key: The key of a message's role.
-        content_key: The key of a message's content.
+        keys: The names of messages in the data.
         previous: Earlier turns that the array continues.
 
     Returns:
@@ -50,25 +56,21 @@ def parse_messages(
     Raises:
         InvalidRow: The value is not an array of messages.
     """
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        value = parse_json_text(value, repr(key))
     if not isinstance(value, (list, tuple)):
-        raise InvalidRow(f"has a {key!r} that is {type_name(value)}, not an array of messages", "fix the row")
+        raise InvalidRow(
+            f"has a {key!r} that is {type_name(value)}, not an array of messages",
+            'write [{"role": "user", "content": …}, …], or name another column in \'columns\'',
+        )
     messages = list(previous)
     for index, turn in enumerate(value):
         location = f"{key}[{index}]"
-        if not isinstance(turn, Mapping) or turn.get(role_key) is None:
-            is_other_format = isinstance(turn, Mapping) and {"from", "role"} & set(turn)
-            hint = (
-                "it has the keys of another row format: set 'form' and 'columns'" if is_other_format else "fix the row"
-            )
-            raise InvalidRow(f"has no {role_key!r} in {location}", hint)
-        alias = turn[role_key]
-        role = ROLE_ALIASES.get(alias) if isinstance(alias, str) else None
-        if role is None and alias in TOOL_CALL_ROLES:
+        role = _parse_role(turn, keys, location)
+        content_key = next((name for name in keys.content_keys if name in turn), keys.content_keys[0])
+        if role == "function_call":
             _append_tool_calls(messages, turn, content_key, location)
             continue
-        if role is None:
-            what = f"has the unknown role {str(alias)[:40]!r} in {location}"
-            raise InvalidRow(what, f"use one of the roles {', '.join([*ROLE_ALIASES, *TOOL_CALL_ROLES])}")
         calls: tuple[ToolCall, ...] = ()
         name = call_id = None
         if role == "assistant":
@@ -79,12 +81,33 @@ def parse_messages(
             )
         if role == "tool":
             name, call_id = resolve_tool_result(turn, messages, location)
-        content = turn.get(content_key)
+        content, reasoning = turn.get(content_key), None
         if not isinstance(content, str):
-            content = _parse_content(content, role, f"{location}.{content_key}")
+            content, reasoning = _parse_content(content, role, f"{location}.{content_key}")
+        reasoning = _parse_reasoning(turn, role, reasoning, location) if keys.keep_reasoning else None
         train = _parse_trained_flag(turn, role, location)
-        messages.append(Message(role, content, None, calls, name, train, call_id))
+        messages.append(Message(role, content, None, calls, name, train, call_id, reasoning))
     return order_tool_results(messages)
+
+
+def _parse_role(turn: Any, keys: MessageKeys, location: str) -> str:
+    if not isinstance(turn, Mapping):
+        raise InvalidRow(f"has {type_name(turn)} in {location}, not a message", 'write {"role": …, "content": …}')
+    key = next((name for name in keys.role_keys if turn.get(name) is not None), None)
+    if key is None:
+        found = ", ".join(repr(str(name)[:40]) for name in list(turn)[:5]) or "no keys"
+        hint = """name the key of the role, e.g. "columns": {"role": "sender"}"""
+        raise InvalidRow(f"has no {keys.role_keys[0]!r} in {location}, which has {found}", hint)
+    alias = turn[key]
+    if isinstance(alias, str):
+        role = keys.roles.get(alias) or ROLE_ALIASES.get(alias.strip().lower())
+        if role is not None:
+            return role
+    shown = str(alias)[:40]
+    hint = (
+        f"""say whose turn it is, e.g. "roles": {{"{shown}": "user"}}; system, user, assistant, tool are the choices"""
+    )
+    raise InvalidRow(f"has the unknown role {shown!r} in {location}", hint)
 
 
 def parse_text(value: Any, location: str) -> str:
@@ -102,22 +125,65 @@ def parse_text(value: Any, location: str) -> str:
     )
 
 
-def _parse_content(value: Any, role: str, location: str) -> str:
-    if isinstance(value, (list, tuple)) and value and role != "tool":
-        parts = [part if isinstance(part, Mapping) else {} for part in value]
-        invalid_part = next(
-            (part for part in parts if part.get("type") != "text" or not isinstance(part.get("text"), str)), None
-        )
-        if invalid_part is None:
-            return "".join(part["text"] for part in parts)
-        part_type = invalid_part.get("type")
-        if isinstance(part_type, str) and part_type != "text":
-            raise InvalidRow(
-                f"has a part of the type {part_type[:40]!r} in {location}", "remove the row: only text is supported"
-            )
+def _parse_content(value: Any, role: str, location: str) -> tuple[str, str | None]:
+    """Return the text of a content that is not text itself, and the reasoning in its parts."""
+    if isinstance(value, (list, tuple)) and value:
+        texts: list[str] = []
+        reasoning: list[str] = []
+        for part in value:
+            part_type, text = _parse_part(part)
+            if text is not None and part_type == "text":
+                texts.append(text)
+            elif text is not None and part_type in ("reasoning", "thinking") and role == "assistant":
+                reasoning.append(text)
+            elif role == "tool":  # an answer may be any JSON
+                break
+            elif isinstance(part_type, str) and part_type != "text":
+                raise InvalidRow(
+                    f"has a part of the type {part_type[:40]!r} in {location}", "remove the row: only text is supported"
+                )
+            else:
+                hint = 'write parts as {"type": "text", "text": …}'
+                raise InvalidRow(f"has a part that is not text in {location}", hint)
+        else:
+            return "".join(texts), "".join(reasoning) or None
     if role == "tool" and isinstance(value, (Mapping, list, tuple)):
-        return to_json_text(value, location)
-    return parse_text(value, location)
+        return to_json_text(value, location), None
+    return parse_text(value, location), None
+
+
+def _parse_part(part: Any) -> tuple[Any, str | None]:
+    """Return the type and the text of a part of a content; the text is None if the part has none."""
+    if isinstance(part, str):
+        return "text", part
+    if not isinstance(part, Mapping):
+        return None, None
+    part_type = part.get("type")
+    # OpenAI's key, LLaMA-Factory's, and that of a part of reasoning.
+    keys = ("text", "value", part_type) if isinstance(part_type, str) else ()
+    return part_type, next((part[key] for key in keys if isinstance(part.get(key), str)), None)
+
+
+def _parse_reasoning(turn: Mapping[str, Any], role: str, from_parts: str | None, location: str) -> str | None:
+    """Return the reasoning of a turn as it is written; None if there is none, or only white space.
+
+    Raises:
+        InvalidRow: It is not text, is in a turn of another role, or two keys have different reasoning.
+    """
+    found = {} if from_parts is None else {"content": from_parts}
+    for key in REASONING_KEYS:
+        if turn.get(key) is not None:
+            text = parse_text(turn[key], f"{location}.{key}")
+            found |= {key: text} if text.strip() else {}
+    if not found:
+        return None
+    if role != "assistant":
+        what = f"has reasoning in {location}, which is the {role}'s turn"
+        raise InvalidRow(what, 'remove it, or ignore all reasoning: "reasoning": "drop"')
+    if len(set(found.values())) > 1:
+        what = f"has different reasoning in {' and '.join(map(repr, found))} of {location}"
+        raise InvalidRow(what, "remove one of them")
+    return next(iter(found.values()))
 
 
 # -- tool results -----------------------------------------------------------------------------------------------------
@@ -237,7 +303,7 @@ def _append_tool_calls(messages: list[Message], turn: Mapping[str, Any], key: st
     if last.train != train:
         raise InvalidRow(f"trains only one of the turn and its call in {location}", "give both the same flag")
     calls = _require_distinct_ids(last.tool_calls + calls, location)
-    messages.append(Message("assistant", last.content, tool_calls=calls, train=train))
+    messages.append(replace(last, tool_calls=calls))
 
 
 def _require_distinct_ids(calls: tuple[ToolCall, ...], location: str) -> tuple[ToolCall, ...]:
@@ -252,18 +318,31 @@ def _require_distinct_ids(calls: tuple[ToolCall, ...], location: str) -> tuple[T
 
 
 def _parse_trained_flag(turn: Mapping[str, Any], role: str, location: str) -> bool:
-    train, weight = turn.get("train"), turn.get("weight")
-    if train is None and weight is None:
+    """Return whether a turn is trained, by its flags; True without a flag, and for every turn of another role.
+
+    Raises:
+        InvalidRow: A flag has another value than true and false, or 0 and 1; two flags contradict each other; or a turn
+            of another role is flagged as trained.
+    """
+    flags: dict[str, bool] = {}
+    for key in FLAG_KEYS:
+        if turn.get(key) is not None:
+            if not isinstance(turn[key], bool):
+                raise InvalidRow(f"has {type_name(turn[key])} in {location}.{key}", "write true or false")
+            flags[key] = turn[key]
+    for key in WEIGHT_KEYS:
+        weight = turn.get(key)
+        if weight is not None:
+            if isinstance(weight, bool) or not isinstance(weight, (int, float)) or weight not in (0, 1):
+                hint = "write 1 for a trained turn, 0 for others"
+                raise InvalidRow(f"has {type_name(weight)} in {location}.{key}", hint)
+            flags[key] = bool(weight)
+    if not flags:
         return True
-    if train is not None and not isinstance(train, bool):
-        raise InvalidRow(f"has {type_name(train)} in {location}.train", "write true or false")
-    if weight is not None and (
-        isinstance(weight, bool) or not isinstance(weight, (int, float)) or weight not in (0, 1)
-    ):
-        raise InvalidRow(f"has {type_name(weight)} in {location}.weight", "write 1 for a trained turn, 0 for others")
-    if None not in (train, weight) and train != bool(weight):
-        raise InvalidRow(f"has 'train' and 'weight' in {location} that contradict each other", "remove one of them")
-    is_trained = bool(weight) if train is None else train
+    if len(set(flags.values())) > 1:
+        names = " and ".join(map(repr, flags))
+        raise InvalidRow(f"has {names} in {location} that contradict each other", "remove one of them")
+    is_trained = next(iter(flags.values()))
     if role != "assistant":
         if is_trained:
             raise InvalidRow(

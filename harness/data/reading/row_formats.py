@@ -12,6 +12,7 @@ from typing import Any
 
 from harness.data.reading.conversation import InvalidRow, build_example
 from harness.data.reading.messages import parse_messages, parse_text
+from harness.data.reading.row_options import DEFAULT_OPTIONS, MessageKeys, RowOptions
 from harness.data.reading.tool_calls import parse_tools
 from harness.errors import HarnessError
 from harness.types import Example, Message, Record
@@ -84,18 +85,20 @@ class RowFormat:
 
     required_keys: tuple[str, ...]
     optional_keys: tuple[str, ...]
-    parse: Callable[[Mapping[str, Any]], list[Message]]
+    parse: Callable[[Mapping[str, Any], MessageKeys], list[Message]]
     fallback: bool = False
 
 
-def parse_row(row: Mapping[str, Any], format_name: str, train_on: str, location: str) -> Example:
+def parse_row(
+    row: Mapping[str, Any], format_name: str, location: str, options: RowOptions = DEFAULT_OPTIONS
+) -> Example:
     """Parse a row of the given format; keys that are not part of the format are ignored.
 
     Args:
         row: The row, with its columns under the standard names.
         format_name: A key of `ROW_FORMATS`.
-        train_on: `all` or `last`: the responses to train, except those with a flag of their own.
         location: Where the row is stored, for errors.
+        options: How the row is read.
 
     Raises:
         InvalidRow: The row is not a valid row of this format.
@@ -104,12 +107,19 @@ def parse_row(row: Mapping[str, Any], format_name: str, train_on: str, location:
     for key in row_format.required_keys:
         if key not in row:
             raise _missing_key_error(row, format_name, key)
-    messages = row_format.parse(row)
-    if train_on == "last":
+    messages = row_format.parse(row, options.message_keys)
+    if options.train_on == "last":
         messages = [_without_training(message) for message in messages[:-1]] + messages[-1:]
-    tools = row.get("tools") if "tools" in row_format.optional_keys else None
     choices = row["choices"] if "choices" in row_format.required_keys else ()
-    return build_example(messages, location, parse_tools(tools) if tools else (), choices)
+    return build_example(messages, location, _parse_tools_of_row(row, row_format), choices)
+
+
+def _parse_tools_of_row(row: Mapping[str, Any], row_format: RowFormat) -> tuple[Mapping[str, Any], ...]:
+    """Return the tools of a row: of `tools`, or of `functions`, OpenAI's older name."""
+    named = [key for key in ("tools", "functions") if key in row_format.optional_keys and row.get(key)]
+    if len(named) > 1:
+        raise InvalidRow("has 'tools' and 'functions'", "write all of them in 'tools'")
+    return parse_tools(row[named[0]], named[0]) if named else ()
 
 
 def detect_row_format(records: Sequence[Record], where: str) -> str:
@@ -154,21 +164,27 @@ def detect_row_format(records: Sequence[Record], where: str) -> str:
     return best
 
 
+MESSAGE_NAMES = ("role", "content")
+"""Standard names of the option `columns` that are keys of a message, not of a row; see `row_options.MessageKeys`."""
+
+
 class ColumnMapping:
     """Renames the columns of rows to the standard names of the row formats.
 
     Attributes:
-        columns: Standard name -> column of the data.
+        columns: Standard name -> column of the data, without the keys of messages (see `MESSAGE_NAMES`).
         where: The key of the source in the spec, for errors.
         missing: Columns that no row had so far.
     """
 
     def __init__(self, columns: Mapping[str, str], where: str) -> None:
         """Validate the standard names; raise HarnessError for a name that no row format has."""
-        self.columns, self.where = columns, where
-        self.missing = set(columns.values())
+        self.columns = {standard: column for standard, column in columns.items() if standard not in MESSAGE_NAMES}
+        self.where = where
+        self.missing = set(self.columns.values())
         known = sorted(
             {key for format_ in ROW_FORMATS.values() for key in format_.required_keys + format_.optional_keys}
+            | set(MESSAGE_NAMES)
         )
         for standard in columns:
             if standard not in known:
@@ -228,7 +244,7 @@ def _missing_key_error(row: Mapping[str, Any], format_name: str, key: str) -> In
 # -- the formats ------------------------------------------------------------------------------------------------------
 
 
-def _parse_alpaca(row: Mapping[str, Any]) -> list[Message]:
+def _parse_alpaca(row: Mapping[str, Any], keys: MessageKeys) -> list[Message]:
     input_text = parse_text(row.get("input"), "'input'")
     messages = _system_messages(row)
     history = row.get("history")
@@ -240,33 +256,35 @@ def _parse_alpaca(row: Mapping[str, Any]) -> list[Message]:
             messages.append(Message("user", parse_text(question, "a question in 'history'")))
             messages.append(Message("assistant", parse_text(answer, "an answer in 'history'")))
     instruction = parse_text(row["instruction"], "'instruction'")
+    if not instruction.strip():
+        instruction, input_text = input_text, ""
     messages.append(Message("user", instruction, input_text if input_text and not input_text.isspace() else None))
     messages.append(Message("assistant", parse_text(row["output"], "'output'")))
     return messages
 
 
-def _parse_messages_row(row: Mapping[str, Any]) -> list[Message]:
-    return _prepend_system(row, parse_messages(row["messages"], "messages", "role", "content"))
+def _parse_messages_row(row: Mapping[str, Any], keys: MessageKeys) -> list[Message]:
+    return _prepend_system(row, parse_messages(row["messages"], "messages", keys))
 
 
-def _parse_sharegpt(row: Mapping[str, Any]) -> list[Message]:
-    return _prepend_system(row, parse_messages(row["conversations"], "conversations", "from", "value"))
+def _parse_sharegpt(row: Mapping[str, Any], keys: MessageKeys) -> list[Message]:
+    return _prepend_system(row, parse_messages(row["conversations"], "conversations", keys))
 
 
-def _parse_prompt_completion(row: Mapping[str, Any]) -> list[Message]:
+def _parse_prompt_completion(row: Mapping[str, Any], keys: MessageKeys) -> list[Message]:
     prompt, completion = row["prompt"], row["completion"]
     messages = _system_messages(row)
     if isinstance(prompt, (list, tuple)):
         # Responses within the prompt are context; only the completion is trained.
-        messages += [_without_training(message) for message in parse_messages(prompt, "prompt", "role", "content")]
+        messages += [_without_training(message) for message in parse_messages(prompt, "prompt", keys)]
     else:
         messages.append(Message("user", parse_text(prompt, "'prompt'")))
     if isinstance(completion, (list, tuple)):
-        return parse_messages(completion, "completion", "role", "content", messages)
+        return parse_messages(completion, "completion", keys, messages)
     return [*messages, Message("assistant", parse_text(completion, "'completion'"))]
 
 
-def _parse_plain_text(row: Mapping[str, Any]) -> list[Message]:
+def _parse_plain_text(row: Mapping[str, Any], keys: MessageKeys) -> list[Message]:
     return [Message("text", parse_text(row["text"], "'text'"))]
 
 
@@ -291,12 +309,14 @@ def _without_training(message: Message) -> Message:
 
 
 ROW_FORMATS = {
-    "alpaca": RowFormat(("instruction", "output"), ("input", "system", "history"), _parse_alpaca),
-    "messages": RowFormat(("messages",), ("system", "tools"), _parse_messages_row),
-    "sharegpt": RowFormat(("conversations",), ("system", "tools"), _parse_sharegpt),
-    "prompt_completion": RowFormat(("prompt", "completion"), ("system", "tools"), _parse_prompt_completion),
+    "alpaca": RowFormat(("instruction", "output"), ("input", "system", "history", "tools", "functions"), _parse_alpaca),
+    "messages": RowFormat(("messages",), ("system", "tools", "functions"), _parse_messages_row),
+    "sharegpt": RowFormat(("conversations",), ("system", "tools", "functions"), _parse_sharegpt),
+    "prompt_completion": RowFormat(
+        ("prompt", "completion"), ("system", "tools", "functions"), _parse_prompt_completion
+    ),
     "choices": RowFormat(
-        CHOICES_REQUIRED_KEYS, CHOICES_OPTIONAL_KEYS, lambda row: parse_multiple_choice(row)[0], fallback=True
+        CHOICES_REQUIRED_KEYS, CHOICES_OPTIONAL_KEYS, lambda row, keys: parse_multiple_choice(row)[0], fallback=True
     ),
     "text": RowFormat(("text",), (), _parse_plain_text, fallback=True),
 }

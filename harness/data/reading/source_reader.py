@@ -13,6 +13,8 @@ from typing import Any
 from harness.data.reading.conversation import InvalidRow
 from harness.data.reading.rejected_rows import InvalidRowLog
 from harness.data.reading.row_formats import ColumnMapping, detect_row_format, parse_row
+from harness.data.reading.row_options import RowOptions
+from harness.data.reading.unread_keys import UnreadKeys
 from harness.errors import HarnessError
 from harness.interfaces.source import Source
 from harness.types import Example, InvalidRecord, Progress, Record
@@ -92,6 +94,7 @@ class SourceReader:
         rows_used: Rows that became examples.
         rows_filtered: Rows dropped by the filter.
         invalid_rows: The log of invalid rows.
+        unread_keys: The keys of the used rows that are not read.
     """
 
     def __init__(
@@ -108,7 +111,9 @@ class SourceReader:
         """
         self.source, self.name, self.invalid_rows, self.progress = source, name, invalid_rows, progress
         self.where = f"sources.{name}"
-        self.row_format, self.train_on, self.head = options["form"], options["train_on"], options["head"]
+        self.row_format, self.head = options["form"], options["head"]
+        self.row_options = RowOptions.from_source_options(options)
+        self.unread_keys = UnreadKeys(self.row_options)
         self.allowed_invalid_share = options["rejected"]
         self.columns = ColumnMapping(options["columns"], self.where)
         self.row_filter = RowFilter(options["filter"], self.where)
@@ -129,11 +134,12 @@ class SourceReader:
                     continue
                 try:
                     row = self.columns.rename_columns(record.data)
-                    example = parse_row(row, self.row_format, self.train_on, record.location)
+                    example = parse_row(row, self.row_format, record.location, self.row_options)
                 except InvalidRow as error:
                     self.invalid_rows.add(InvalidRecord(record.location, error.what, error.hint, record.data))
                     continue
                 self.rows_used += 1
+                self.unread_keys.add_row(row, self.row_format)
                 yield example
             self.columns.check_columns_exist(first_valid, required_only=False)
         self.progress("read", self.rows_read, self.rows_read, self.name, "rows")
@@ -195,8 +201,9 @@ class SourceReader:
             raise HarnessError(self.where, "the data set holds no rows", "add at least one row, or name other data")
 
     def warnings(self) -> Iterator[str]:
-        """Yield a warning about the invalid rows, if there are any."""
+        """Yield the warnings about invalid rows and unread keys."""
         count, total = self.invalid_rows.count, self.rows_read - self.rows_filtered
         if count:
             see_file = "" if self.invalid_rows.path is None else f"; see {self.invalid_rows.path}"
             yield f"{count} of {total} rows of {self.name!r} are invalid and dropped{see_file}"
+        yield from self.unread_keys.warnings(self.name, self.rows_used)

@@ -19,24 +19,25 @@ MAX_NESTING = 64
 about a thousand nested calls. Real tools have far fewer levels."""
 
 
-def parse_tools(value: Any) -> tuple[Mapping[str, Any], ...]:
+def parse_tools(value: Any, key: str = "tools") -> tuple[Mapping[str, Any], ...]:
     """Return the tools of a row.
 
     Args:
         value: An array of functions, or of OpenAI's `{"type": "function", "function": …}`, or its JSON text.
+        key: The key of the array in its row, for errors.
 
     Raises:
         InvalidRow: A tool has no name, is not a function, or is nested deeper than `MAX_NESTING`.
     """
     if isinstance(value, str):
-        value = parse_json_text(value, "'tools'") if value.strip() else None
+        value = parse_json_text(value, repr(key)) if value.strip() else None
     if value is None:
         return ()
     if not isinstance(value, (list, tuple)):
         raise InvalidRow(
-            f"has 'tools' that are {type_name(value)}, not an array", "write an array of functions, or its JSON text"
+            f"has {key!r} that are {type_name(value)}, not an array", "write an array of functions, or its JSON text"
         )
-    return tuple(_parse_tool(tool, f"tools[{index}]") for index, tool in enumerate(value))
+    return tuple(_parse_tool(tool, f"{key}[{index}]") for index, tool in enumerate(value))
 
 
 def type_name(value: Any) -> str:

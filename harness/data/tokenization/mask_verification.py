@@ -8,6 +8,7 @@ rows, and for every row in which a span does not look exactly like one that has 
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections.abc import Sequence
 
@@ -64,6 +65,10 @@ def strip_all_whitespace(text: str) -> str:
     return "".join(text.replace("▁", " ").split())
 
 
+THINKING_BLOCK = re.compile(r"\s*<think>(.*?)</think>", re.DOTALL)
+THINKING_MARKERS = re.compile("(<think>)?</think>|<think>")
+"""What a format writes around reasoning. A response may be a word in them."""
+
 MASK_ERROR_HINT = "inspect the row with `harness preview`, and fix the template or choose another"
 
 
@@ -118,17 +123,28 @@ class FullMaskCheck:
             raise self.mask_error(example, f"a token before response {index + 1} is trained")
 
     def check_response_trained(self, example: Example, ids: Sequence[int], span: Interval, index: int) -> None:
-        """Check that a trained span contains response `index`, its tool calls, its end of turn, and nothing else."""
+        """Check that a trained span is response `index` with its reasoning, its tool calls and its end of turn."""
         message, span_ids = example.messages[index], ids[span[0] : span[1]]
         text = self.decoder.decode_span(span_ids)
         squeezed = strip_all_whitespace(text)
-        content = Rendering.of_content(message.content)
-        ((content_ids, _),) = tokenize_with_offsets([content], self.tokenizer, [example.location])
-        expected = strip_all_whitespace(self.decoder.decode_span(content_ids))
-        position = squeezed.find(expected)
-        if position < 0:
-            raise self.mask_error(example, f"the trained tokens do not contain the text of response {index + 1}")
-        rest = squeezed[position + len(expected) :]
+        position, parts = 0, [(message.reasoning or "", "reasoning"), (message.content, "text")]
+        block = THINKING_BLOCK.match(message.content)
+        if block is not None and not squeezed.startswith("<think>"):
+            # The template opens the block in its header, and the response begins with the reasoning.
+            parts = [(block[1], "reasoning"), (message.content[block.end() :], "text")]
+        for text_of, part in parts:
+            ((part_ids, _),) = tokenize_with_offsets(
+                [Rendering.of_content(text_of)], self.tokenizer, [example.location]
+            )
+            expected = strip_all_whitespace(self.decoder.decode_span(part_ids))
+            markers = THINKING_MARKERS.match(squeezed, position)
+            if markers is not None and not squeezed.startswith(expected, position):
+                position = markers.end()
+            found = squeezed.find(expected, position)
+            if found < 0:
+                raise self.mask_error(example, f"the trained tokens do not contain the {part} of response {index + 1}")
+            position = found + len(expected)
+        rest = squeezed[position:]
         if message.tool_calls:
             calls = self._strip_stop_strings(rest)
             self._check_tool_calls(example, calls, message, index)
@@ -288,7 +304,7 @@ class MaskVerifier:
         """Return whether a span equals a verified one in everything but its response."""
         begin, end = span
         last = ids[end - 1]
-        if self._context_of(ids, begin) not in self._contexts:
+        if message.reasoning is not None or self._context_of(ids, begin) not in self._contexts:
             return False
         if last < len(self._possible_controls) and self._possible_controls[last] and ids[begin:end].count(last) != 1:
             return False  # a turn that ends within the span
@@ -335,7 +351,7 @@ class MaskVerifier:
         if self._new_contexts == MAX_NEW_CONTEXTS and self._context_tokens > 1:
             self._context_tokens, self._new_contexts = self._context_tokens - 1, 0
             self._contexts = {known[-self._context_tokens :] for known in self._contexts}
-        if message.tool_calls or message.content != message.content.strip():
+        if message.tool_calls or message.reasoning is not None or message.content != message.content.strip():
             return
         lead, match, tail = text.partition(message.content)
         if lead.strip() and match:

@@ -17,7 +17,18 @@ from harness.terminal.check_table import format_check
 
 WORDS = ("amber", "basil", "clay", "dune", "ember", "fern", "grove", "hazel", "iris", "jade", "kelp", "lilac", "moss")
 LONG = "the old clock in the tall tower of the town hall strikes every hour except at noon on sundays"
-PROOFS = ["spec", "rows", "template", "held out", "masks", "lengths", "shares", "duplicates", "contamination"]
+PROOFS = [
+    "spec",
+    "rows",
+    "columns",
+    "template",
+    "held out",
+    "masks",
+    "lengths",
+    "shares",
+    "duplicates",
+    "contamination",
+]
 
 
 @pytest.fixture(autouse=True)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 
 import pytest
 
-from harness import HarnessError, Message, ToolCall
-from harness.data.tokenization.tokenize import tokenize_example
+from harness import Example, HarnessError, Message, ToolCall
+from harness.data.tokenization.mask_verification import MaskVerifier
+from harness.data.tokenization.tokenize import tokenize_batches, tokenize_example
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content | trim }}<|im_end|>\n{% endfor %}"
@@ -203,6 +205,59 @@ def test_chat_templates_that_rewrite_earlier_turns_train_the_last_response(name,
     assert [span.text for span in spans if span.train and not span.markup] == ["长江 🙂"]
     text = "".join(span.text for span in spans)
     assert text.index("The Elbe.") < text.index("再说一条河。") < text.index("长江 🙂")
+
+
+# -- reasoning --------------------------------------------------------------------------------------------------------
+
+REASONED = (Message("user", "2 + 2?"), Message("assistant", "4", reasoning="two plus two is four"))
+INLINE = (Message("user", "2 + 2?"), Message("assistant", "<think>\ntwo plus two is four\n</think>\n\n4"))
+QWEN3_ANSWER = "<think>\ntwo plus two is four\n</think>\n\n4<|im_end|>"
+
+
+def trained_texts(messages, template, tokenizer):
+    """Return the trained text of a row whose mask has been verified."""
+    row = Example("0" * 16, messages, "rows.jsonl:7")
+    verifier = MaskVerifier(template, tokenizer)
+    ((examples, masked),) = tokenize_batches([row, row], template, tokenizer)
+    verifier.verify_rows(examples, masked)
+    return [tokenizer.decode(masked[0].ids[begin:end]) for begin, end in masked[0].trained_spans]
+
+
+@pytest.mark.parametrize("messages", [REASONED, INLINE])
+@pytest.mark.parametrize("as_tokens", [False, True])
+def test_reasoning_is_trained(messages, as_tokens, make, tokenizer, shipped):
+    if as_tokens:
+        tokenizer = copy.deepcopy(tokenizer)
+        tokenizer.add_tokens(["<think>", "</think>"])
+    assert trained_texts(messages, make("jinja", template=shipped("qwen3")), tokenizer) == [QWEN3_ANSWER]
+    # These templates open the block in the header of the response: the rest is trained.
+    for name in ("qwen3_5_think", "qwen3_6", "qwen3_8"):
+        template = make("jinja", template=shipped(name))
+        assert trained_texts(messages, template, tokenizer) == [QWEN3_ANSWER.removeprefix("<think>\n")]
+
+
+def test_a_response_that_is_a_word_of_the_markers_is_verified(make, tokenizer, shipped):
+    messages = (REASONED[0], dataclasses.replace(REASONED[1], content="think", reasoning="in"))
+    for name in ("qwen3", "qwen3_5_think"):
+        (text,) = trained_texts(messages, make("jinja", template=shipped(name)), tokenizer)
+        assert text.endswith("in\n</think>\n\nthink<|im_end|>")
+
+
+def test_reasoning_of_earlier_turns_may_be_dropped_and_trained_reasoning_may_not(make, tokenizer, shipped):
+    template = make("jinja", template=shipped("qwen3"))
+    earlier = tuple(dataclasses.replace(message, train=False) for message in REASONED)
+    assert trained_texts((*earlier, *REASONED), template, tokenizer) == [QWEN3_ANSWER]
+    with pytest.raises(HarnessError, match="omits the reasoning of message 2") as error:
+        make("jinja", template=CHATML).render(REASONED, tokenizer)
+    assert 'option "reasoning" to "drop"' in error.value.hint
+
+
+@pytest.mark.parametrize(
+    "name", ["chatml", "qwen", "llama3", "mistral", "deepseek", "gemma", "phi", "alpaca", "vicuna"]
+)
+def test_built_in_formats_refuse_reasoning_that_they_would_not_train(name, make, tokenizer):
+    with pytest.raises(HarnessError, match=r"does not write the reasoning of message [23]"):
+        make(name).render(REASONED, tokenizer)
 
 
 # -- tools ------------------------------------------------------------------------------------------------------------

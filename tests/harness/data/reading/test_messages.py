@@ -7,6 +7,7 @@ import pytest
 from harness.data.reading.conversation import InvalidRow, build_example, example_id, prompt_hashes
 from harness.data.reading.messages import parse_messages
 from harness.data.reading.row_formats import parse_row
+from harness.data.reading.row_options import RowOptions
 from harness.data.reading.tool_calls import parse_tools
 from harness.types import Message, ToolCall
 
@@ -17,12 +18,12 @@ TOOL = {"name": "add", "description": "Adds.", "parameters": {"type": "object", 
 
 
 def parse_openai(*messages, **more):
-    return parse_row({"messages": [USER_TURN, *messages], **more}, "messages", "all", "x:1")
+    return parse_row({"messages": [USER_TURN, *messages], **more}, "messages", "x:1")
 
 
 def parse_sharegpt(*turns, **more):
     conversations = [{"from": role, "value": value} for role, value in turns]
-    return parse_row({"conversations": conversations, **more}, "sharegpt", "all", "x:1")
+    return parse_row({"conversations": conversations, **more}, "sharegpt", "x:1")
 
 
 def invalid_reason(parse, *args, **more):
@@ -153,7 +154,6 @@ def test_completion_may_have_results_of_calls_in_its_prompt():
             ],
         },
         "prompt_completion",
-        "all",
         "x:1",
     )
     assert [(message.role, message.content, message.train) for message in row.messages[1:]] == [
@@ -374,13 +374,13 @@ def test_calls_and_tools_are_part_of_the_content():
 def test_developer_becomes_system_and_content_may_be_text_parts():
     parts = [{"type": "text", "text": "1 +"}, {"type": "text", "text": " 2?"}]
     row = [{"role": "developer", "content": "Be brief."}, {"role": "user", "content": parts}, ASSISTANT_TURN]
-    messages = parse_messages(row, "messages", "role", "content")
+    messages = parse_messages(row, "messages")
     assert [(message.role, message.content) for message in messages][:2] == [
         ("system", "Be brief."),
         ("user", "1 + 2?"),
     ]
     picture = [{"type": "text", "text": "What is it?"}, {"type": "image_url", "image_url": {}}]
-    what = invalid_reason(parse_messages, [{"role": "user", "content": picture}], "messages", "role", "content")
+    what = invalid_reason(parse_messages, [{"role": "user", "content": picture}], "messages")
     assert what == "has a part of the type 'image_url' in messages[0].content"
 
 
@@ -389,7 +389,7 @@ def test_developer_becomes_system_and_content_may_be_text_parts():
 
 def trained_flags(*flags, train_on="all"):
     messages = [turn for flag in flags for turn in (USER_TURN, {**ASSISTANT_TURN, **flag})]
-    row = parse_row({"messages": messages}, "messages", train_on, "x:1")
+    row = parse_row({"messages": messages}, "messages", "x:1", RowOptions(train_on=train_on))
     return [message.train for message in row.messages if message.role == "assistant"]
 
 
@@ -422,13 +422,8 @@ def test_untrained_flag_on_the_last_response_leaves_nothing_to_train():
 
 def test_only_responses_can_be_flagged_as_trained():
     turns = [{**USER_TURN, "train": True}, ASSISTANT_TURN]
-    assert (
-        invalid_reason(parse_messages, turns, "messages", "role", "content")
-        == "flags the user's turn in messages[0] as trained"
-    )
-    assert parse_messages([{**USER_TURN, "weight": 0}, ASSISTANT_TURN], "messages", "role", "content")[0] == Message(
-        "user", "1 + 2?"
-    )
+    assert invalid_reason(parse_messages, turns, "messages") == "flags the user's turn in messages[0] as trained"
+    assert parse_messages([{**USER_TURN, "weight": 0}, ASSISTANT_TURN], "messages")[0] == Message("user", "1 + 2?")
 
 
 def test_training_flags_are_not_content():

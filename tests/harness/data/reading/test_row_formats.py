@@ -179,9 +179,15 @@ def build_turns(*roles):
         ({**ALPACA, "output": "\ud83d"}, "has half of a surrogate pair"),
         ({"messages": "Hi"}, "has a 'messages' that is the value Hi, not an array"),
         ({"messages": []}, "has no response"),
-        ({"messages": ["Hi"]}, "has no 'role' in messages[0]"),
-        ({"messages": [{"from": "human", "value": "Hi"}]}, "has no 'role' in messages[0]; it has the keys of"),
-        ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "has an array in messages[0].content"),
+        ({"messages": ["Hi"]}, "has the value Hi in messages[0], not a message"),
+        (
+            {"messages": [{"who": "human", "value": "Hi"}]},
+            "has no 'role' in messages[0], which has 'who', 'value'; name",
+        ),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "text"}]}]},
+            "has a part that is not text in messages[0].content",
+        ),
         (build_turns("user"), "has no response: its last turn is the user's"),
         (build_turns("user", "user", "assistant"), "has turn 2 from the user, expected the assistant"),
         (build_turns("assistant", "user", "assistant"), "has turn 1 from the assistant, expected the user"),

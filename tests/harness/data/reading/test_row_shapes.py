@@ -1,0 +1,221 @@
+"""Rows as public data sets and other tools write them: what is read, what is trained, and what is said of the rest."""
+
+from __future__ import annotations
+
+import pytest
+
+from harness.data.reading.conversation_store import ConversationStore
+from harness.data.reading.corpus import read_corpus, read_examples
+from harness.errors import HarnessError
+from harness.interfaces.source import Source
+from harness.spec_keys import data
+from harness.types import Record
+
+DEFAULTS = {key: option["default"] for key, option in data.SOURCE_KEYS.items()}
+PLAIN = [("user", "2 + 2?"), ("assistant", "4")]
+TOOL = {"name": "add", "description": "Adds.", "parameters": {"type": "object", "properties": {}}}
+
+
+class ListSource(Source):
+    """Yields the given rows."""
+
+    def __init__(self, rows):
+        self.rows = rows
+
+    def records(self):
+        return (Record(f"x.jsonl:{line}", row) for line, row in enumerate(self.rows, 1))
+
+
+def read_rows(*rows, **options):
+    return read_examples(ListSource(rows), {**DEFAULTS, **options}, "x")
+
+
+def turns(*pairs, role="role", content="content"):
+    return [{role: who, content: text} for who, text in pairs]
+
+
+SHAPES = {
+    "alpaca": {"instruction": "2 + 2?", "input": "", "output": "4"},
+    "alpaca with only an input": {"instruction": "", "input": "2 + 2?", "output": "4"},
+    "messages": {"messages": turns(("user", "2 + 2?"), ("assistant", "4"))},
+    "messages as JSON text": {
+        "messages": '[{"role": "user", "content": "2 + 2?"}, {"role": "assistant", "content": "4"}]'
+    },
+    "messages of from and value": {"messages": turns(("human", "2 + 2?"), ("gpt", "4"), role="from", content="value")},
+    "sharegpt": {"conversations": turns(("human", "2 + 2?"), ("gpt", "4"), role="from", content="value")},
+    "sharegpt of role and content": {"conversations": turns(("user", "2 + 2?"), ("assistant", "4"))},
+    "sharegpt of role and value": {"conversations": turns(("user", "2 + 2?"), ("assistant", "4"), content="value")},
+    "roles in capitals": {"messages": turns(("User", "2 + 2?"), ("ASSISTANT", "4"))},
+    "chatgpt": {"conversations": turns(("human", "2 + 2?"), ("chatgpt", "4"), role="from", content="value")},
+    "bot": {"messages": turns(("prompter", "2 + 2?"), ("bot", "4"))},
+    "ai": {"messages": turns(("human", "2 + 2?"), ("ai", "4"), role="speaker", content="text")},
+    "parts of OpenAI": {
+        "messages": [
+            {"role": "user", "content": [{"type": "text", "text": "2 + "}, {"type": "text", "text": "2?"}]},
+            {"role": "assistant", "content": [{"type": "text", "text": "4", "image_url": None}]},
+        ]
+    },
+    "parts of LLaMA-Factory": {
+        "messages": [
+            {"role": "user", "content": [{"type": "text", "value": "2 + 2?"}]},
+            {"role": "assistant", "content": [{"type": "text", "value": "4"}], "loss_weight": 1.0},
+        ]
+    },
+    "prompt and completion": {"prompt": "2 + 2?", "completion": "4"},
+    "prompt of messages": {"prompt": turns(("user", "2 + 2?")), "completion": turns(("assistant", "4"))},
+}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_row_is_read_as_the_same_conversation(name):
+    (example,) = read_rows(SHAPES[name])
+    assert [(message.role, message.content) for message in example.messages] == PLAIN
+    assert example.messages[-1].train
+    assert example.id == read_rows(SHAPES["alpaca"])[0].id
+
+
+def test_roles_and_keys_of_the_data_are_mapped():
+    row = {"dialog": turns(("customer", "2 + 2?"), ("Agent Smith", "4"), role="who", content="says")}
+    columns = {"messages": "dialog", "role": "who", "content": "says"}
+    (example,) = read_rows(row, columns=columns, roles={"customer": "user", "Agent Smith": "assistant"})
+    assert [(message.role, message.content) for message in example.messages] == PLAIN
+    with pytest.raises(
+        HarnessError, match=r"unknown role 'customer' in messages\[0\].*\"roles\": {\"customer\": \"user\"}"
+    ):
+        read_rows(row, columns=columns)
+    with pytest.raises(HarnessError, match=r"has no 'role' in messages\[0\], which has 'who', 'says'"):
+        read_rows(row, columns={"messages": "dialog"})
+
+
+# -- training flags ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "flag", [{"loss": False}, {"loss_weight": 0.0}, {"loss_weight": 0}, {"weight": 0}, {"train": False}]
+)
+@pytest.mark.parametrize("names", [("role", "content", "user", "assistant"), ("from", "value", "human", "gpt")])
+def test_every_flag_excludes_a_response_from_training(flag, names):
+    role, content, user, assistant = names
+    question, answer = {role: user, content: "2 + 2?"}, {role: assistant, content: "4"}
+    column = "messages" if role == "role" else "conversations"
+    (example,) = read_rows({column: [question, {**answer, **flag}, question, answer]})
+    assert [message.train for message in example.messages if message.role == "assistant"] == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("flags", "what"),
+    [
+        ({"loss": 0}, "has the value 0 in messages[1].loss"),
+        ({"loss_weight": 0.5}, "has the value 0.5 in messages[1].loss_weight"),
+        ({"loss": False, "weight": 1}, "has 'loss' and 'weight' in messages[1] that contradict"),
+        ({"train": True, "loss_weight": 0}, "has 'train' and 'loss_weight' in messages[1] that contradict"),
+    ],
+)
+def test_wrong_and_contradicting_flags_are_refused(flags, what):
+    question, answer = turns(("user", "2 + 2?"), ("assistant", "4"))
+    with pytest.raises(HarnessError) as error:
+        read_rows({"messages": [question, {**answer, **flags}]})
+    assert str(error.value).startswith(f"x.jsonl:1: {what}")
+
+
+# -- reasoning --------------------------------------------------------------------------------------------------------
+
+
+REASONED = (
+    {"content": "4", "reasoning_content": "two plus two is four"},
+    {"content": "4", "reasoning": "two plus two is four", "thinking": ""},
+    {"content": "4", "thinking": "two plus two is four", "reasoning_content": None},
+    {"content": [{"type": "reasoning", "value": "two plus two is four"}, {"type": "text", "value": "4"}]},
+    {"content": [{"type": "thinking", "thinking": "two plus two is four"}, {"type": "text", "text": "4"}]},
+)
+
+
+@pytest.mark.parametrize("answer", REASONED)
+def test_reasoning_is_read_is_content_and_may_be_dropped(answer):
+    row = {"messages": [{"role": "user", "content": "2 + 2?"}, {"role": "assistant", **answer}]}
+    (example,) = read_rows(row)
+    assert (example.messages[1].content, example.messages[1].reasoning) == ("4", "two plus two is four")
+    assert example.id != read_rows(SHAPES["alpaca"])[0].id
+    (dropped,) = read_rows(row, reasoning="drop")
+    assert dropped.id == read_rows(SHAPES["alpaca"])[0].id
+    store, _ = ConversationStore.write_examples([example], None)
+    assert store[0] == example
+
+
+@pytest.mark.parametrize(
+    ("row", "what"),
+    [
+        ({"role": "user", "content": "a", "reasoning": "b"}, "has reasoning in messages[0], which is the user's turn"),
+        (
+            {"role": "assistant", "content": "a", "reasoning": "b", "thinking": "c"},
+            "has different reasoning in 'reasoning' and 'thinking' of messages[0]",
+        ),
+        (
+            {"role": "assistant", "content": "a", "reasoning": {"effort": "low"}},
+            "has an object in messages[0].reasoning",
+        ),
+    ],
+)
+def test_reasoning_that_cannot_be_read_is_refused(row, what):
+    with pytest.raises(HarnessError) as error:
+        read_rows({"messages": [row, *turns(("user", "2 + 2?"), ("assistant", "4"))]})
+    assert str(error.value).startswith(f"x.jsonl:1: {what}")
+
+
+# -- tools ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("answer", "text"),
+    [
+        ([{"type": "text", "text": "rain"}], "rain"),
+        ([{"type": "text", "value": "rain"}, {"type": "text", "value": "y"}], "rainy"),
+        (["rain", "y"], "rainy"),
+        ([{"degrees": 3}], '[{"degrees": 3}]'),
+        ([{"type": "text", "text": "rain"}, {"degrees": 3}], '[{"type": "text", "text": "rain"}, {"degrees": 3}]'),
+        ({"type": "text"}, '{"type": "text"}'),
+    ],
+)
+def test_answer_of_a_tool_in_text_parts_is_its_text(answer, text):
+    call = {"role": "assistant", "content": None, "tool_calls": [{"name": "add", "arguments": {}}]}
+    row = {
+        "messages": [*turns(("user", "?")), call, {"role": "ipython", "content": answer}, *turns(("assistant", "!"))]
+    }
+    (example,) = read_rows(row)
+    assert (example.messages[2].role, example.messages[2].content) == ("tool", text)
+
+
+@pytest.mark.parametrize("shape", ["alpaca", "messages", "sharegpt", "prompt and completion"])
+def test_functions_are_tools(shape):
+    (example,) = read_rows({**SHAPES[shape], "functions": [TOOL]})
+    assert example.tools == (TOOL,)
+    assert example.id == read_rows({**SHAPES[shape], "tools": [{"type": "function", "function": TOOL}]})[0].id
+    with pytest.raises(HarnessError, match="has 'tools' and 'functions'"):
+        read_rows({**SHAPES[shape], "functions": [TOOL], "tools": [TOOL]})
+
+
+# -- what is not read -------------------------------------------------------------------------------------------------
+
+
+def test_unread_columns_and_message_keys_are_counted_and_known_ones_are_a_warning(tmp_path):
+    question, answer = turns(("user", "2 + 2?"), ("assistant", "4"))
+    rows = [
+        {"messages": [question, {**answer, "mood": "calm", "refusal": None}], "id": 1, "images": []},
+        {"messages": [{**question, "content": "3 + 3?"}, answer], "id": 2, "images": ["a.png"]},
+        {"messages": [{**question, "content": "1?"}, {**answer, "masked": True}], "chat_template_kwargs": {"x": 1}},
+    ]
+    corpus = read_corpus(ListSource(rows), DEFAULTS, "x", folder=tmp_path)
+    assert corpus.unread_keys == {
+        "chat_template_kwargs": 1, "id": 2, "images": 1, "messages.masked": 1, "messages.mood": 1,
+    }  # fmt: skip
+    assert [warning.split(";")[0] for warning in corpus.warnings] == [
+        "sources.x: 1 of 3 rows have 'chat_template_kwargs', which is not read",
+        "sources.x: 1 of 3 rows have 'images', which is not read",
+        "sources.x: 1 message(s) of 'messages' have 'masked', which is not read",
+    ]
+
+
+def test_columns_that_are_read_are_not_listed(tmp_path):
+    rows = [{**SHAPES["alpaca"], "history": [["a", "b"]], "system": "c", "tools": None}]
+    corpus = read_corpus(ListSource(rows), DEFAULTS, "x", folder=tmp_path)
+    assert (corpus.unread_keys, corpus.warnings) == ({}, ())
