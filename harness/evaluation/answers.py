@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
+import torch
+
 from harness.errors import HarnessError
 from harness.evaluation.batching import longest_first, run_in_batches
 from harness.evaluation.context import NO_LENGTH_LIMIT, EvalContext, ItemCallback
@@ -116,9 +118,16 @@ class GeneratedAnswers:
 
     def _build_sampler(self, batch: Sequence[int]) -> TokenSampler:
         suite = self._context.suite
-        if not suite.temperature:
-            return greedy
-        return TopPSampler(suite.temperature, suite.top_p, {index: self._item_seed(index) for index in batch})
+        sampler: TokenSampler = greedy
+        if suite.temperature:
+            sampler = TopPSampler(suite.temperature, suite.top_p, {index: self._item_seed(index) for index in batch})
+
+        def sample(logits: torch.Tensor, keys: Sequence[int]) -> torch.Tensor:
+            if logits.isnan().any():
+                raise self._context.undefined_output_error()
+            return sampler(logits, keys)
+
+        return sample
 
     def _item_seed(self, index: int) -> int:
         return derive_seed(self._context.seed, "sample", self._context.examples[index].id)

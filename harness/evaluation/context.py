@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from harness.data.tokenization.prompts import encode_prompt
-from harness.errors import HarnessError
+from harness.errors import HarnessError, RunError
 from harness.evaluation.padding_probe import FULL_SUPPORT, BatchSupport
 from harness.interfaces.template import Template
 from harness.model.position_limit import config_as_dict, position_limit
@@ -102,6 +102,11 @@ class EvalContext:
     base_context: BaseModelContext | None
     notify: Callable[[str], None]
     batch_support: BatchSupport = FULL_SUPPORT
+
+    def undefined_output_error(self) -> RunError:
+        """Return the error for outputs of the model that are not numbers (NaN)."""
+        hint = "its weights are damaged, or overflow in 16 bits: give another model, or set train.precision to float32"
+        return RunError(f"evaluate.{self.suite.name}", "the outputs of the model are not numbers (NaN)", hint)
 
     @property
     def phase(self) -> str:

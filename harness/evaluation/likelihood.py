@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
@@ -138,12 +139,17 @@ def measure_rows(
         measure_batch: Returns the measured fields of each row of a batch.
         on_row: Receives the key and the measured fields of each row.
         models_in_memory: Number of models whose logits are in memory at the same time.
+
+    Raises:
+        RunError: A measured field is NaN, or a single row does not fit into memory.
     """
     finished: set[int] = set()
     vocabulary_size = context.require_model().config.get_text_config().vocab_size
 
     def process_batch(batch: list[int]) -> None:
         for key, fields in zip(batch, measure_batch([rows[key] for key in batch]), strict=True):
+            if any(math.isnan(value) for value in fields.values()):
+                raise context.undefined_output_error()
             on_row(key, fields)
             finished.add(key)
 
@@ -204,12 +210,12 @@ def response_divergence(
         base_log_probs = batch.logits(base_model).log_softmax(-1)  # (N, V)
     base_log_probs = base_log_probs.to(log_probs.device)
     # A token with base probability 0 (-inf) adds nothing; without `where` it would be 0 * inf.
-    terms = torch.where(base_log_probs > -torch.inf, base_log_probs.exp() * (base_log_probs - log_probs), 0.0)
+    terms = torch.where(base_log_probs == -torch.inf, 0.0, base_log_probs.exp() * (base_log_probs - log_probs))
     divergences = terms.double().sum(-1)  # (N,)
     agreements = log_probs.argmax(-1) == base_log_probs.argmax(-1)  # (N,)
     rows_of_both = zip(batch.split_by_row(divergences), batch.split_by_row(agreements), strict=True)
-    # Rounding can leave a sum slightly below 0, which a divergence cannot be.
-    return [(max(float(kl.sum()), 0.0), int(agreed.sum())) for kl, agreed in rows_of_both]
+    # Rounding can leave a sum slightly below 0, which a divergence cannot be. A NaN stays one.
+    return [(float(kl.sum().clamp(min=0.0)), int(agreed.sum())) for kl, agreed in rows_of_both]
 
 
 class _PaddedBatch:

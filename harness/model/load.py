@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import pickle
+import re
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -217,6 +219,8 @@ def _load_error(error: BaseException, location: ModelLocation, part: str) -> Har
             f"the {part} of '{location.path}' needs code that comes with it",
             "read that code, and set model.trust_remote_code to true if you trust it",
         )
+    if isinstance(error, pickle.UnpicklingError | EOFError) or "PytorchStreamReader" in str(error):
+        return _weight_file_error(error, location, part)
     if location.kind == "hub":
         return hub.hub_error(error, location.path, location.revision)
     if isinstance(error, OSError | ValueError | ImportError | KeyError) or type(error).__name__ == "SafetensorError":
@@ -225,6 +229,20 @@ def _load_error(error: BaseException, location: ModelLocation, part: str) -> Har
             WHERE, f"the {part} of '{location.path}' cannot be loaded: {text}", "check that the folder is complete"
         )
     raise error
+
+
+def _weight_file_error(error: BaseException, location: ModelLocation, part: str) -> HarnessError:
+    """Return the error of a `.bin` file. torch's own text advises to execute the code in the file."""
+    foreign = re.search(r"GLOBAL (\S+)", str(error))
+    if foreign is None:
+        what = f"the {part} of '{location.path}' cannot be loaded: a .bin file is damaged or has no weights"
+        return HarnessError(WHERE, what, "copy it again, or give a folder with model.safetensors")
+    return HarnessError(
+        WHERE,
+        f"the {part} of '{location.path}' cannot be loaded: a .bin file holds an object of {foreign[1]}, whose code "
+        "would be executed",
+        "save only the weights: model.save_pretrained(FOLDER) writes model.safetensors",
+    )
 
 
 def _configure_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -102,6 +102,19 @@ def match_dtypes(reference: nn.Module, model: nn.Module) -> None:
         weight.data = weight.data.to(dtypes.get(name, weight.dtype))
 
 
+def loaded_dtype(model: nn.Module) -> torch.dtype:
+    """Return the dtype that the model was loaded in: 16 bits if a weight is stored in 16 bits, else float32."""
+    return next((weight.dtype for weight in model.parameters() if weight.dtype in _DTYPES_16_BIT), torch.float32)
+
+
+def loaded_autocast_context(model: nn.Module) -> AbstractContextManager[Any]:
+    """Return the context in which to run a model whose `train.precision` is not known: that of its 16-bit weights."""
+    dtype = loaded_dtype(model)
+    if dtype == torch.float32:
+        return contextlib.nullcontext()
+    return torch.autocast(next(model.parameters()).device.type, dtype)
+
+
 @contextlib.contextmanager
 def stored_dtypes(model: nn.Module) -> Iterator[torch.dtype]:
     """Within the context, the weights are as they are stored: all in one 16-bit dtype if that changes no value.
@@ -110,7 +123,7 @@ def stored_dtypes(model: nn.Module) -> Iterator[torch.dtype]:
         The dtype that the stored weights are to be loaded in: 16 bits, or float32 if a weight needs it.
     """
     floating = [weight for weight in model.parameters() if weight.is_floating_point()]
-    narrow = next((weight.dtype for weight in floating if weight.dtype in _DTYPES_16_BIT), torch.float32)
+    narrow = loaded_dtype(model)
     originals = {weight: weight.data for weight in floating if weight.dtype != narrow}
     if not all(torch.equal(values.to(narrow).to(values.dtype), values) for values in originals.values()):
         yield torch.float32

@@ -33,6 +33,9 @@ def save_model(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) -> 
     trained within subspaces of its weights (see `svd_subspaces`), in float32: no adapter of PEFT can express its frozen
     directions.
 
+    README.md has the lines that load the model. They name the dtype of the base model, which may have been published in
+    another one than that of the run.
+
     Args:
         model: A causal language model or a PEFT model.
         tokenizer: The model's tokenizer.
@@ -54,6 +57,7 @@ def save_model(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) -> 
             else:
                 _save_full_model(model, draft)
             tokenizer.save_pretrained(draft)
+        (draft / "README.md").write_text(_describe_loading(model, folder), encoding="utf-8")
         cache_dir.move_into_place(draft, folder)
     except Exception as error:
         if cache_dir.is_disk_full_error(error):
@@ -145,7 +149,29 @@ def _save_adapter(model: Any, draft: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model.save_pretrained(draft)
-    (draft / "README.md").unlink(missing_ok=True)  # an empty model card
+
+
+def _describe_loading(model: Any, folder: Path) -> str:
+    """Return a README with the lines that load the model as it was evaluated."""
+    causal_lm = model.get_base_model() if is_peft_model(model) else model
+    options = ", trust_remote_code=True" if getattr(causal_lm.config, "auto_map", None) else ""
+    lines = ["from transformers import AutoModelForCausalLM, AutoTokenizer", "", f"folder = {str(folder)!r}"]
+    note = ""
+    if saves_as_adapter(model):
+        config = model.peft_config[model.active_adapter]
+        dtype = str(precision.loaded_dtype(model)).removeprefix("torch.")
+        options = f", revision={config.revision!r}, dtype={dtype!r}{options}"
+        lines.insert(0, "from peft import PeftModel")
+        lines.append(f"base = AutoModelForCausalLM.from_pretrained({config.base_model_name_or_path!r}{options})")
+        lines.append("model = PeftModel.from_pretrained(base, folder)")
+        note = (
+            "\nThe run computed with this dtype of the base model. `AutoPeftModelForCausalLM` takes the published "
+            "one,\nand resizes the base model if the tokenizer has more tokens: scores then differ.\n"
+        )
+    else:
+        lines.append(f"model = AutoModelForCausalLM.from_pretrained(folder{options})")
+    lines.append("tokenizer = AutoTokenizer.from_pretrained(folder)")
+    return "\n".join(["Load the model:", "", "```python", *lines, "```", note])
 
 
 def _save_merged_model(model: Any, draft: Path) -> None:

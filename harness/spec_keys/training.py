@@ -84,7 +84,8 @@ TRAIN_KEYS: dict[str, Any] = {
         "maximum": 1,
         "default": 0.05,
         "usual": [0.03, 0.1],
-        "description": "Fraction of the steps over which the learning rate rises from 0. Usual: 0.03 to 0.1.",
+        "description": "Fraction of the steps, rounded up to W steps, over which the learning rate rises: step k has "
+        "k / W of the peak. Usual: 0.03 to 0.1.",
     },
     "weight_decay": {
         "type": "number",

@@ -15,19 +15,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Dataset, SequentialSampler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, TrainerControl, TrainerState
+from transformers.trainer_utils import SchedulerType
 
 from harness.errors import RunError
 from harness.interfaces.mitigation import Mitigation
 from harness.training import checkpoint
 from harness.training.collator import Collator
+from harness.training.learning_rate import learning_rate_factor
 from harness.training.loss import nll_from_logits, summed_nll, target_logits, target_mask
 from harness.training.step_log import StepLog
 from harness.utils.silence import silence_libraries
@@ -136,6 +140,19 @@ class StageTrainer(Trainer):
     def extra_init_kwargs(self) -> dict[str, Any]:
         """Return additional arguments for this engine's constructor."""
         return {}
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """Create the schedule of `learning_rate_factor`, whose first step has a rate above 0."""
+        if self.lr_scheduler is None:
+            factor = partial(
+                learning_rate_factor,
+                scheduler=SchedulerType(self.args.lr_scheduler_type).value,
+                warmup_steps=self.args.get_warmup_steps(num_training_steps),
+                steps=num_training_steps,
+            )
+            self.lr_scheduler = LambdaLR(optimizer or cast(Any, self.optimizer), factor)
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
 
     # -- batches ------------------------------------------------------------------------------------------------------
 

@@ -270,7 +270,7 @@ def build_training_arguments(
 
 
 def warmup_steps(ratio: float, steps: int) -> int:
-    """Return the steps over which the learning rate rises from 0, rounded up; the scheduler `constant` ignores them."""
+    """Return the steps over which the learning rate rises, rounded up; see `learning_rate_factor`."""
     return math.ceil(round(ratio * steps, 6))  # 0.07 * 100 is slightly more than 7
 
 

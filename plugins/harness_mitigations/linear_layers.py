@@ -16,6 +16,7 @@ from transformers.pytorch_utils import Conv1D
 
 from harness.errors import HarnessError
 from harness.model import frozen_lora
+from harness.model.precision import loaded_autocast_context
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -66,7 +67,7 @@ def find_irregular_linear_layers(model: PreTrainedModel) -> list[str]:
     was_training = model.training
     model.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), loaded_autocast_context(model):
             model(input_ids=torch.ones(1, 2, dtype=torch.long, device=next(model.parameters()).device), use_cache=False)
     finally:
         model.train(was_training)

@@ -8,7 +8,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from harness.errors import HarnessError
+from harness.errors import HarnessError, RunError
 from harness.evaluation.likelihood import BaseDivergences, response_divergence, response_nll
 from harness.model import save
 
@@ -130,3 +130,12 @@ def test_token_with_base_probability_zero_adds_nothing(tokenizer, tiny_model, ro
 
 def test_both_models_count_towards_the_logit_limit():
     assert BaseDivergences.models_in_memory == 2
+
+
+@pytest.mark.parametrize("broken", ["model", "base"])
+def test_divergence_of_or_from_a_model_without_numbers_is_an_error(evaluate_kl, tiny_model, broken):
+    base = copy.deepcopy(tiny_model)
+    with torch.no_grad():
+        {"model": tiny_model, "base": base}[broken].model.norm.weight.fill_(float("nan"))
+    with pytest.raises(RunError, match=r"not numbers \(NaN\)"):
+        evaluate_kl(tiny_model, base_context=lambda: nullcontext(base))

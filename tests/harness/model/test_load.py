@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from support.architectures import build_architecture
 
 from harness.errors import HarnessError
@@ -160,6 +161,35 @@ def test_truncated_weights_are_a_one_line_error(folder):
     with pytest.raises(HarnessError, match=r"the model of .* cannot be loaded") as caught:
         load_model(*locate(folder))
     assert len(str(caught.value).splitlines()) == 1
+
+
+class Foreign:
+    """An object that is not a tensor."""
+
+
+def write_bin(folder, contents):
+    """Replace the weights by a file of torch.save. contents: the file, or additional objects."""
+    if isinstance(contents, dict):
+        torch.save({**load_file(folder / "model.safetensors"), **contents}, folder / "pytorch_model.bin")
+    else:
+        (folder / "pytorch_model.bin").write_bytes(contents)
+    (folder / "model.safetensors").unlink()
+
+
+@pytest.mark.parametrize(
+    ("contents", "what"),
+    [
+        ({"extra": Foreign()}, r"holds an object of \S*Foreign, .*model\.save_pretrained\(FOLDER\)"),
+        (b"no weights", r"is damaged or has no weights; .*model\.safetensors"),
+        (b"", r"is damaged or has no weights; .*model\.safetensors"),
+    ],
+)
+def test_bin_file_that_is_not_only_weights_is_a_one_line_error(folder, contents, what):
+    write_bin(folder, contents)
+    with pytest.raises(HarnessError, match=rf"the model of .* cannot be loaded: a \.bin file {what}") as caught:
+        load_model(*locate(folder))
+    assert len(str(caught.value).splitlines()) == 1
+    assert "weights_only" not in str(caught.value)
 
 
 def test_code_of_a_model_runs_only_with_trust_remote_code(folder):

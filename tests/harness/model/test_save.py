@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import json
 
@@ -71,7 +72,50 @@ def test_saved_adapter_computes_the_same_and_names_its_base_model(adapted, token
     assert config["base_model_name_or_path"] == str((tmp_path / "base").resolve())
     names = {file.name for file in (tmp_path / "model").iterdir()}
     assert "adapter_model.safetensors" in names
-    assert not {"model.safetensors", "README.md"} & names
+    assert "model.safetensors" not in names
+
+
+def run_readme(folder):
+    """Return the model that the lines of a saved model's README load."""
+    code = (folder / "README.md").read_text().split("```python")[1].split("```")[0]
+    names = {}
+    exec(code, names)
+    return names["model"].eval()
+
+
+@pytest.fixture
+def published(tmp_path, tiny_model, tokenizer):
+    """The tiny model, published in bfloat16 and loaded in float32."""
+    tiny_model.to(torch.bfloat16).save_pretrained(tmp_path / "published")
+    tokenizer.save_pretrained(tmp_path / "published")
+    settings = {"path": str(tmp_path / "published")}
+    return load_model(resolve_model(settings), settings, precision="float32")
+
+
+@pytest.mark.parametrize("is_adapter", [False, True])
+def test_readme_loads_the_model_as_it_was_evaluated(published, tokenizer, tmp_path, is_adapter):
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
+    model = get_peft_model(published, config).eval() if is_adapter else published
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(1e-4 * weight.requires_grad)
+    larger = copy.deepcopy(tokenizer)  # a token that no row needs must not resize the model
+    larger.add_tokens(["<unused>"])
+    save_model(model, larger, tmp_path / "model")
+    loaded = run_readme(tmp_path / "model")
+    assert {weight.dtype for weight in loaded.parameters()} == {torch.float32}
+    assert torch.equal(loaded(TOKENS).logits, model(TOKENS).logits)
+
+
+def test_readme_names_the_16_bits_of_the_base_model(published, tokenizer, tmp_path):
+    from peft import LoraConfig, get_peft_model
+
+    settings = {"path": str(tmp_path / "published")}
+    model = load_model(resolve_model(settings), settings, precision="bfloat16")
+    save_model(get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"])), tokenizer, tmp_path / "model")
+    assert "dtype='bfloat16'" in (tmp_path / "model" / "README.md").read_text()
 
 
 def test_adapter_of_a_hub_model_names_its_id_and_commit(adapted, tokenizer, tmp_path):

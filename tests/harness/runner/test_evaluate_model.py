@@ -7,6 +7,7 @@ import shutil
 import warnings
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 LORA = {"lora": {"rank": 2}}
 PISSA = {"lora": {"rank": 2, "start": "pissa"}}
@@ -119,6 +120,19 @@ def test_report_page_is_rebuilt(desk, runs, tmp_path, capsys):
     assert desk.command("report", place) == 0
     assert str(place / "report.html") in capsys.readouterr().out
     assert (place / "report.html").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("metric", ["chrf", "response_perplexity"])
+def test_model_without_numbers_is_an_error_of_the_evaluation(desk, tmp_path, capsys, metric):
+    place = shutil.copytree((desk.folder / "tiny").resolve(), tmp_path / "nan")
+    weights = load_file(place / "model.safetensors")
+    weights["model.norm.weight"][0] = float("nan")
+    save_file(weights, place / "model.safetensors", {"format": "pt"})
+    document = desk.document(model={"path": str(place)})
+    document["evaluate"] = {"domain": {"source": "domain", "metrics": {metric: {}}, "max_new_tokens": 3}}
+    assert desk.command("evaluate", desk.write(document)) == 1
+    (line,) = (one for one in capsys.readouterr().err.splitlines() if one.startswith("harness: "))
+    assert "evaluate.domain: the outputs of the model are not numbers (NaN); its weights are damaged" in line
 
 
 # -- a model tuned elsewhere ------------------------------------------------------------------------------------------

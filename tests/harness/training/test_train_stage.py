@@ -174,7 +174,14 @@ def test_learning_rate_rises_in_the_warmup_and_falls_linearly(make_stage, fit, m
     data = make_stage(make_rows(10), batch_size=1, scheduler="linear", warmup_ratio=0.2, learning_rate=1e-3)
     _, result, _ = fit(data)
     rates = [entry["learning_rate"] for entry in result.log]
-    assert rates == pytest.approx([1e-3 * x for x in (0, 0.5, 1, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8)])
+    assert rates == pytest.approx([1e-3 * x for x in (0.5, 1, 1, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8)])
+
+
+@pytest.mark.parametrize("scheduler", ["cosine", "linear", "constant", "constant_with_warmup"])
+def test_only_step_of_a_stage_has_the_peak_rate(make_stage, fit, make_rows, scheduler):
+    data = make_stage(make_rows(1), batch_size=1, scheduler=scheduler, warmup_ratio=0.05, learning_rate=1e-3)
+    _, result, _ = fit(data)
+    assert [entry["learning_rate"] for entry in result.log] == [1e-3]
 
 
 def test_gradient_is_clipped_and_its_norm_before_clipping_is_logged(make_stage, fit):
