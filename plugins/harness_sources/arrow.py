@@ -160,6 +160,9 @@ def iter_records(batches: Iterable[Any], file: str, first_index: int = 0) -> Ite
     A null field of an object in a row is dropped, because Arrow gives every object of a column the fields of all of
     them. The arguments of one tool would appear, as nulls, in the calls of all others.
 
+    A value of the type `arrow.json`, in which datasets stores values of mixed types, is parsed at any depth; its own
+    nulls stay.
+
     A row with a value that Python cannot represent (text that is not UTF-8, a date after the year 9999) is invalid.
 
     Args:
@@ -176,16 +179,19 @@ def iter_records(batches: Iterable[Any], file: str, first_index: int = 0) -> Ite
         repeated = next((column for column in columns if columns.count(column) > 1), None)
         if repeated is not None:
             raise HarnessError(file, f"has two columns called {repeated!r}", "rename one of them")
-        struct_columns = [field.name for field in batch.schema if _contains_struct(field.type)]
+        nested_types = {field.name: field.type for field in batch.schema if _needs_conversion(field.type)}
         for row in _iter_batch_rows(batch):
             location = f"{file}:[{index}]"
+            index += 1
             if isinstance(row, str):
                 yield InvalidRecord(location, f"has a value that cannot be read: {row}", "fix the row", None)
+                continue
+            try:
+                converted = {column: convert_nested(row[column], type_) for column, type_ in nested_types.items()}
+            except ValueError as error:
+                yield InvalidRecord(location, f"has a value of the type JSON that is not JSON: {error}", "fix it", row)
             else:
-                for column in struct_columns:
-                    row[column] = drop_null_fields(row[column])
-                yield Record(location, row)
-            index += 1
+                yield Record(location, {**row, **converted})
 
 
 def _iter_batch_rows(batch: Any) -> Iterator[dict[str, Any] | str]:
@@ -204,21 +210,57 @@ def _iter_batch_rows(batch: Any) -> Iterator[dict[str, Any] | str]:
             yield str(error)
 
 
-def _contains_struct(arrow_type: Any) -> bool:
-    """Return whether a type of Arrow is a struct, or a list with structs in it."""
+def _is_json(arrow_type: Any) -> bool:
+    return getattr(arrow_type, "extension_name", None) == "arrow.json"
+
+
+def _is_list(arrow_type: Any) -> bool:
     from pyarrow import types
 
-    if types.is_struct(arrow_type):
+    return bool(
+        types.is_list(arrow_type)
+        or types.is_large_list(arrow_type)
+        or types.is_fixed_size_list(arrow_type)
+        or types.is_list_view(arrow_type)
+        or types.is_large_list_view(arrow_type)
+    )
+
+
+def _needs_conversion(arrow_type: Any) -> bool:
+    """Return whether a type of Arrow is a struct or JSON, or a list with one of them in it."""
+    from pyarrow import types
+
+    if types.is_struct(arrow_type) or _is_json(arrow_type):
         return True
-    is_list = types.is_list(arrow_type) or types.is_large_list(arrow_type) or types.is_fixed_size_list(arrow_type)
-    return is_list and _contains_struct(arrow_type.value_type)
+    return _is_list(arrow_type) and _needs_conversion(arrow_type.value_type)
 
 
-def drop_null_fields(value: Any) -> Any:
-    """Return a value of a row without the null fields of the objects in it."""
-    if isinstance(value, dict):
-        return {key: drop_null_fields(inner) for key, inner in value.items() if inner is not None}
-    return [drop_null_fields(inner) for inner in value] if isinstance(value, list) else value
+def convert_nested(value: Any, arrow_type: Any, *, parse_json: bool = True) -> Any:
+    """Return a value of a row without the null fields of the structs in it, and with parsed JSON.
+
+    Args:
+        value: The value as pyarrow gives it.
+        arrow_type: Its type.
+        parse_json: Whether a value of the type `arrow.json` is still text.
+
+    Raises:
+        ValueError: A value of the type `arrow.json` is not JSON, or nested too deep.
+    """
+    from pyarrow import types
+
+    if value is None:
+        return None
+    if _is_json(arrow_type):
+        return load_json(value) if parse_json and isinstance(value, str) else value
+    if types.is_struct(arrow_type):
+        return {
+            name: convert_nested(inner, arrow_type.field(name).type, parse_json=parse_json)
+            for name, inner in value.items()
+            if inner is not None
+        }
+    if _is_list(arrow_type):
+        return [convert_nested(inner, arrow_type.value_type, parse_json=parse_json) for inner in value]
+    return value
 
 
 def _not_a_dataset_error(folder: str) -> HarnessError:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import Component, HarnessError, Record, Source
-from harness_sources.arrow import drop_null_fields
+from harness_sources.arrow import convert_nested
 
 COMPONENTS: dict[str, Component] = {
     "hub": Component(
@@ -84,8 +84,16 @@ class HubSource(Source):
         """
         index = -1
         with self._as_harness_errors():
-            for index, row in enumerate(self._load_dataset()):
-                yield Record(f"{self.location}/{self.split}:[{index}]", _drop_null_fields_of_row(row))
+            dataset = self._load_dataset()
+            features = getattr(dataset, "features", None)  # unknown for some streamed datasets
+            types = {} if features is None else {field.name: field.type for field in features.arrow_schema}
+            for index, row in enumerate(dataset):
+                # datasets has parsed the values of the type JSON.
+                converted = {
+                    key: convert_nested(value, types[key], parse_json=False) if key in types else value
+                    for key, value in row.items()
+                }
+                yield Record(f"{self.location}/{self.split}:[{index}]", converted)
         if index < 0:
             raise HarnessError(f"{self.location}/{self.split}", "the dataset has no rows", "name another split")
 
@@ -157,7 +165,3 @@ class HubSource(Source):
             what = f"the hub cannot be reached: {type(error).__name__}: {error}"
             hint = "check the network, or download the data and use another source"
             raise HarnessError(self.location, what, hint) from None
-
-
-def _drop_null_fields_of_row(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: drop_null_fields(value) if isinstance(value, (dict, list)) else value for key, value in row.items()}

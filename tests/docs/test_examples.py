@@ -31,6 +31,7 @@ def complete_spec(fragment: dict, stages: bool) -> dict:
     schema = json.loads((ROOT / "specs" / "harness.schema.json").read_text(encoding="utf-8"))
     if not set(fragment) <= set(schema["properties"]):
         fragment = {"evaluate": {"support": fragment}} if "source" in fragment else {"mitigations": fragment}
+    sources = fragment.pop("sources", {})
     metrics = {"rouge": {}, "response_perplexity": {}}
     continual = {"stages": [{"name": name, "domain": [name]} for name in ("helpdesk", "lists")]}
     mixed = {"domain": ["support"], "general": ["general", "chat", "web"]}
@@ -38,7 +39,7 @@ def complete_spec(fragment: dict, stages: bool) -> dict:
         "name": "example",
         "model": {"path": "org/model"},
         "template": "llama2",
-        "sources": {name: {"jsonl": {"path": f"{name}.jsonl", "held_out": 0.3}} for name in SOURCES},
+        "sources": {name: {"jsonl": {"path": f"{name}.jsonl", "held_out": 0.3}} for name in SOURCES} | sources,
         "mode": {"continual": continual} if stages else {"mixed": mixed},
         "evaluate": {
             name: {"source": name, "role": "general" if name == "general" else "domain", "metrics": metrics}

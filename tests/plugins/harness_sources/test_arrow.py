@@ -4,7 +4,7 @@ from pathlib import Path
 import datasets
 import pyarrow
 import pytest
-from harness_sources.arrow import ArrowSource
+from harness_sources.arrow import ArrowSource, ParquetSource
 
 from harness import HarnessError
 
@@ -64,3 +64,46 @@ def test_other_files_and_folders_are_refused(tmp_path):
     datasets.Dataset.from_list(ROWS).save_to_disk("saved")
     with pytest.raises(HarnessError, match="has one dataset and no split 'test'"):
         read(split="test")
+
+
+MIXED = [
+    {
+        "messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "yes\nit is"}],
+        "tools": [{"name": "f", "parameters": {"default": 'a "b"', "enum": "none"}}],
+        "output": "one",
+        "calls": [[{"arguments": {"x": 1}}]],
+    },
+    {
+        "messages": [
+            {"role": "user", "content": [{"type": "text", "text": "?"}]},
+            {"role": "assistant", "content": "1"},
+        ],
+        "tools": [{"name": "g", "parameters": {"default": 3, "enum": [1, "two"]}}],
+        "output": {"answer": None},
+        "calls": [[{"arguments": {"x": ["two"]}}], []],
+    },
+    {"messages": None, "tools": [], "output": None, "calls": [[]]},
+]
+
+
+@pytest.mark.parametrize("file_format", ["arrow", "parquet"])
+def test_values_of_mixed_types_that_datasets_stores_as_json_are_parsed(file_format):
+    dataset = datasets.Dataset.from_list(MIXED, on_mixed_types="use_json")
+    assert any("Json" in str(feature) for feature in dataset.features.values())
+    dataset.save_to_disk("saved")
+    dataset.to_parquet("x.parquet")
+    rows = [record.data for record in (read() if file_format == "arrow" else ParquetSource("x.parquet", {}).records())]
+    assert rows == list(datasets.load_from_disk("saved"))
+    assert rows == MIXED
+
+
+def test_a_json_value_that_is_not_json_is_an_invalid_row():
+    storage = pyarrow.array(['"yes"', "no"], pyarrow.string())
+    table = pyarrow.table({"x": pyarrow.ExtensionArray.from_storage(pyarrow.json_(), storage)})
+    with pyarrow.OSFile("x.arrow", "wb") as file, pyarrow.ipc.new_stream(file, table.schema) as writer:
+        writer.write_table(table)
+    valid, invalid = read("x.arrow")
+    assert valid.data == {"x": "yes"}
+    assert (invalid.location, invalid.what.partition(":")[0]) == (
+        "x.arrow:[1]", "has a value of the type JSON that is not JSON",
+    )  # fmt: skip
