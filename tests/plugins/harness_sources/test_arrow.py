@@ -69,14 +69,14 @@ def test_other_files_and_folders_are_refused(tmp_path):
 MIXED = [
     {
         "messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "yes\nit is"}],
-        "tools": [{"name": "f", "parameters": {"default": 'a "b"', "enum": "none"}}],
+        "tools": [{"name": "f", "parameters": {"default": 'a "b"', "enum": [3]}}],
         "output": "one",
         "calls": [[{"arguments": {"x": 1}}]],
     },
     {
         "messages": [
             {"role": "user", "content": [{"type": "text", "text": "?"}]},
-            {"role": "assistant", "content": "1"},
+            {"role": "assistant", "content": "one"},
         ],
         "tools": [{"name": "g", "parameters": {"default": 3, "enum": [1, "two"]}}],
         "output": {"answer": None},
