@@ -123,6 +123,7 @@ def weight_digests(model: Any) -> tuple[str, str]:
         is_adapter_weight = has_adapter and (
             not name.startswith("base_model.model.")
             or ".modules_to_save." in name
+            or ".trainable_tokens_" in name
             or (prefix is not None and prefix in name)
         )
         (adapter if is_adapter_weight else base).append((name, tensor))
@@ -147,7 +148,10 @@ def _tensor_digest(tensors: Iterable[tuple[str, torch.Tensor]], suffix: str) -> 
         data = tensor.detach().contiguous().cpu()
         # PEFT renames a wrapped layer's own weight; it stays the same weight.
         plain_name = (
-            name.replace("base_model.model.", "").replace(".base_layer.", ".").replace(".original_module.", ".")
+            name.replace("base_model.model.", "")
+            .replace(".token_adapter.", ".")
+            .replace(".base_layer.", ".")
+            .replace(".original_module.", ".")
         )
         digest.update(f"{plain_name}\0{data.dtype}\0{tuple(data.shape)}\0".encode())
         digest.update(data.reshape(-1).view(torch.uint8).numpy().data)

@@ -19,8 +19,9 @@ from transformers import (
 )
 
 from harness.errors import HarnessError
+from harness.model import added_tokens, hub, model_config
 from harness.model import device as device_module
-from harness.model import hub
+from harness.model.added_tokens import ADDED_ROWS_ATTRIBUTE as ADDED_ROWS_ATTRIBUTE
 from harness.model.locate import ModelLocation
 from harness.model.precision import upcast_norms_and_embeddings
 from harness.model.quantization import finish_dequantization
@@ -41,7 +42,10 @@ _LENGTHS = ("max_length", "min_length", "max_new_tokens", "min_new_tokens")
 
 
 def load_tokenizer(location: ModelLocation, settings: Mapping[str, Any]) -> PreTrainedTokenizerBase:
-    """Return the model's fast tokenizer, with a pad token: the tokenizer's, else the end-of-sequence token.
+    """Return the model's fast tokenizer with the tokens that the spec adds, and with a pad token.
+
+    The pad token is the spec's, else the tokenizer's, else the end-of-sequence token. One without a row in the model's
+    embeddings is replaced by another control token.
 
     The padding side is that of the published tokenizer; code that pads sets it.
 
@@ -53,9 +57,19 @@ def load_tokenizer(location: ModelLocation, settings: Mapping[str, Any]) -> PreT
         HarnessError: There is no tokenizer, it is a slow one, or it has neither a pad nor an end-of-sequence token.
     """
     location = location.base or location
+    tokenizer = _load_published_tokenizer(location, settings)
+    added_tokens.add_to_tokenizer(tokenizer, location.added)
+    config = model_config.load_located_config(location)
+    added_tokens.choose_pad_token(tokenizer, model_config.embedding_rows(config), location.added, location.path)
+    return tokenizer
+
+
+def _load_published_tokenizer(location: ModelLocation, settings: Mapping[str, Any]) -> PreTrainedTokenizerBase:
     try:
         with silence_libraries():
-            tokenizer = AutoTokenizer.from_pretrained(location.path, **_from_pretrained_options(location, settings))
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+                location.path, **_from_pretrained_options(location, settings)
+            )
     except Exception as error:
         raise _load_error(error, location, "tokenizer") from error
     if not tokenizer.is_fast:
@@ -64,14 +78,6 @@ def load_tokenizer(location: ModelLocation, settings: Mapping[str, Any]) -> PreT
             f"{type(tokenizer).__name__} of '{location.path}' is a slow tokenizer, without token offsets",
             "give a model with a tokenizer.json",
         )
-    if tokenizer.pad_token_id is None:
-        if tokenizer.eos_token_id is None:
-            raise HarnessError(
-                WHERE,
-                f"the tokenizer of '{location.path}' has neither a pad nor an end-of-sequence token",
-                "set one in its tokenizer_config.json",
-            )
-        tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
 
@@ -127,8 +133,12 @@ def load_model(
             "give a folder with all weights of the model",
         )
     finish_dequantization(model, _load_config(location, settings), dtype)
+    tokenizer = load_tokenizer(location, settings)
+    if location.added:
+        new_ids = added_tokens.add_to_tokenizer(_load_published_tokenizer(location, settings), location.added)
+        setattr(model, ADDED_ROWS_ATTRIBUTE, added_tokens.grow_embeddings(model, tokenizer, new_ids))
     upcast_norms_and_embeddings(model)
-    _configure_model(model, load_tokenizer(location, settings))
+    _configure_model(model, tokenizer)
     setattr(model, ORIGIN_ATTRIBUTE, location)
     try:
         model = model.to(device)

@@ -8,12 +8,13 @@ from __future__ import annotations
 import importlib.util
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from harness.errors import HarnessError
 from harness.model import gguf_header, hub, pypi_wheel
+from harness.model.added_tokens import NO_TOKENS, SETTINGS, AddedTokens
 from harness.types import Progress, no_progress
 from harness.utils import cache_dir, file_digests
 from harness.utils.find_run import RUN_SCHEME, find_finished_run
@@ -43,6 +44,7 @@ class ModelLocation:
         reachable: Hub only: whether the hub answered. If not, only its local cache is read, because a retry for every
             file would take minutes.
         base: For a run whose result is an adapter: the adapter's base model. Else None.
+        added: The tokens that are added to the model when it is loaded. They are in its digest.
     """
 
     kind: Literal["hub", "folder", "gguf", "package", "run"]
@@ -51,6 +53,7 @@ class ModelLocation:
     digest: str
     reachable: bool = True
     base: ModelLocation | None = None
+    added: AddedTokens = NO_TOKENS
 
 
 def resolve_model(
@@ -69,6 +72,21 @@ def resolve_model(
         HarnessError: The model does not exist, does not match its checksum, cannot be converted, or does not fit on the
             disk.
     """
+    location = _resolve_files(settings, output, progress)
+    added = AddedTokens.from_settings(settings)
+    if not added:
+        return location
+    if location.base is None:
+        return replace(location, digest=added.digest_with(location.digest), added=added)
+    missing = [text for text in added.names() if text not in location.base.added.names()]
+    if missing:
+        what = f"the adapter of the earlier run was trained without the token {missing[0]!r}"
+        raise HarnessError("model.add_tokens", what, "add it in the first run, or start from a run with a whole model")
+    return location
+
+
+def _resolve_files(settings: Mapping[str, Any], output: str | Path, progress: Progress) -> ModelLocation:
+    """Find the model without the tokens that the spec adds."""
     path = str(settings["path"]).strip()
     revision = settings.get("revision")
     if not path:
@@ -147,6 +165,7 @@ def _locate_adapter_base(
     except (OSError, ValueError, KeyError, TypeError) as error:
         what = f"the adapter of the run '{run_folder}' cannot be read ({type(error).__name__})"
         raise HarnessError(WHERE, what, "check that the folder is complete") from error
+    settings = {**settings, **{key: spec_settings.get(key) for key in SETTINGS}}
     if not Path(path).is_dir() and (
         path.startswith("/") or str(spec_settings["path"]).startswith((RUN_SCHEME, pypi_wheel.PYPI_SCHEME))
     ):

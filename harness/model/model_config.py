@@ -10,6 +10,7 @@ from typing import Any
 
 from harness.errors import HarnessError
 from harness.model.locate import ModelLocation
+from harness.model.position_limit import text_config
 from harness.model.pypi_wheel import PYPI_SCHEME, parse_wheel_reference
 from harness.utils import cache_dir
 from harness.utils.find_run import RUN_SCHEME, find_run
@@ -58,6 +59,12 @@ def load_located_config(location: ModelLocation) -> Mapping[str, Any] | None:
         return _read_config(Path(file).parent)
     except Exception:  # the hub's client has many errors; `load_model` reports them with a remedy
         return None
+
+
+def embedding_rows(config: Mapping[str, Any] | None) -> int | None:
+    """Return the number of rows of the embeddings in the model's files; None if it is unknown."""
+    rows = None if config is None else text_config(config).get("vocab_size")
+    return rows if isinstance(rows, int) else None
 
 
 def _find_run_config(run_folder: Path, settings: Mapping[str, Any], output: str | Path) -> Mapping[str, Any] | None:

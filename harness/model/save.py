@@ -20,7 +20,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from harness.errors import HarnessError, RunError
 from harness.model import frozen_lora, precision, svd_subspaces
-from harness.model.load import ORIGIN_ATTRIBUTE, PUBLISHED_CONFIG_ATTRIBUTE
+from harness.model.load import ADDED_ROWS_ATTRIBUTE, ORIGIN_ATTRIBUTE, PUBLISHED_CONFIG_ATTRIBUTE
 from harness.utils import cache_dir
 from harness.utils.silence import silence_libraries
 
@@ -148,7 +148,9 @@ def _save_adapter(model: Any, draft: Path) -> None:
         return
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model.save_pretrained(draft)
+        # PEFT would save the whole embeddings because they grew; the adapter has the new rows
+        grew = any(getattr(config, "trainable_token_indices", None) for config in model.peft_config.values())
+        model.save_pretrained(draft, save_embedding_layers=False if grew else "auto")
 
 
 def _describe_loading(model: Any, folder: Path) -> str:
@@ -163,6 +165,9 @@ def _describe_loading(model: Any, folder: Path) -> str:
         options = f", revision={config.revision!r}, dtype={dtype!r}{options}"
         lines.insert(0, "from peft import PeftModel")
         lines.append(f"base = AutoModelForCausalLM.from_pretrained({config.base_model_name_or_path!r}{options})")
+        if getattr(causal_lm, ADDED_ROWS_ATTRIBUTE, ()):
+            rows = causal_lm.config.get_text_config().vocab_size
+            lines.append(f"base.resize_token_embeddings({rows})  # the adapter has the rows of added tokens")
         lines.append("model = PeftModel.from_pretrained(base, folder)")
         note = (
             "\nThe run computed with this dtype of the base model. `AutoPeftModelForCausalLM` takes the published "

@@ -13,7 +13,7 @@ from typing import Any
 
 from harness.errors import HarnessError
 from harness.evaluation import predictions
-from harness.model import frozen_lora, locate, save
+from harness.model import added_tokens, frozen_lora, locate, save
 from harness.report import finished_run
 from harness.report.finished_run import PreviousRun
 from harness.runner.prepare import PreparedRun
@@ -47,12 +47,15 @@ def adapter_policy(spec: Spec, prepared: PreparedRun) -> str | None:
 def original_base(spec: Spec, prepared: PreparedRun, progress: Progress) -> locate.ModelLocation:
     """Locate the model that the first of all earlier runs started from; without earlier runs, the run's own.
 
+    It gets the tokens that this run and the earlier ones add, so that all models have the same tokens.
+
     Raises:
         HarnessError: If that model or an earlier run does not exist any more.
     """
     location, settings = prepared.location, prepared.plan.model
     while location.kind == "run":
-        settings = {**settings, **finished_run.load_run_json(Path(location.path).parent, "spec.json")["model"]}
+        earlier = finished_run.load_run_json(Path(location.path).parent, "spec.json")["model"]
+        settings = {**settings, **earlier, **added_tokens.joined_settings(earlier, settings)}
         location = locate.resolve_model(settings, output=spec.document["output"], progress=progress)
     return location
 

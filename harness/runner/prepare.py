@@ -20,8 +20,9 @@ from harness.events import ProgressUpdated, WarningRaised
 from harness.interfaces.metric import Metric
 from harness.interfaces.template import Template
 from harness.model import device, load, locate, model_config
+from harness.model.added_tokens import replaced_pad_token
 from harness.registry import Registry
-from harness.runner import bounded_plan
+from harness.runner import bounded_plan, embedding_rows
 from harness.spec import plan as plan_module
 from harness.spec import preflight
 from harness.spec.spec import Spec
@@ -98,6 +99,9 @@ def prepare_run(
     raise_all(preflight.unavailable_metric_errors(spec, metrics))
     location, tokenizer = _load_tokenizer(spec, plan, progress)
     config = model_config.load_located_config(location)
+    if pad_warning := replaced_pad_token(tokenizer, (location.base or location).added):
+        plan = replace(plan, warnings=(*plan.warnings, pad_warning))
+        _emit_warnings(registry, [pad_warning])
     if config is not None:
         earlier_warnings = plan.warnings
         plan = bounded_plan.bound_plan(plan, config, registry)
@@ -124,6 +128,9 @@ def prepare_run(
     for suite in plan.suites:
         requirements = {metric.requires for metric in metrics[suite.name].values()}
         row_requirements.check_suite_rows(suite, data.suite_examples[suite.name], requirements)
+    if not location.added and not (location.base and location.base.added):
+        rows = model_config.embedding_rows(config)
+        raise_all(embedding_rows.missing_row_errors(plan, data, tokenizer, rows))
     if config is not None:
         cut_prompts = bounded_plan.cut_prompt_warnings(plan.suites, data.tokenized_suites, config, registry)
         data = replace(data, warnings=(*data.warnings, *cut_prompts))

@@ -189,6 +189,29 @@ MODEL_KEYS: dict[str, Any] = {
         "default": False,
         "description": "Run Python code of the model repository. Leave it off unless you have read that code.",
     },
+    "add_tokens": {
+        "type": "array",
+        "items": {"type": "string", "minLength": 1},
+        "uniqueItems": True,
+        "default": [],
+        "description": "Tokens to add to the tokenizer; the embeddings get a row for each, which starts as the mean of "
+        "the others and is trained, also with lora. A token that the tokenizer has but the embeddings lack gets a row.",
+    },
+    "add_special_tokens": {
+        "type": "array",
+        "items": {"type": "string", "minLength": 1},
+        "uniqueItems": True,
+        "default": [],
+        "description": "The same for control tokens, such as the turn markers of a template: only the template writes "
+        "them, in the text of messages they are letters.",
+    },
+    "pad_token": {
+        "type": ["string", "null"],
+        "minLength": 1,
+        "default": None,
+        "description": "The padding token; added if the tokenizer lacks it. null: the tokenizer's, else its "
+        "end-of-sequence token.",
+    },
     "attention": {
         "enum": ["auto", "sdpa", "eager", "flash_attention_2"],
         "default": "auto",

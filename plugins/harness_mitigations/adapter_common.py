@@ -71,6 +71,25 @@ def to_target_modules(target: str | Sequence[str]) -> str | list[str]:
     return target if target == "all-linear" else [target] if isinstance(target, str) else list(target)
 
 
+def refuse_added_rows(where: str, model: Any) -> None:
+    """Reject a model with added tokens, whose new rows are trained next to the adapter.
+
+    Args:
+        where: the spec key of the caller.
+        model: the model, with or without an adapter.
+
+    Raises:
+        HarnessError: the model has new rows.
+    """
+    from harness.model.load import ADDED_ROWS_ATTRIBUTE
+
+    base = getattr(model, "get_base_model", lambda: model)()
+    if getattr(base, ADDED_ROWS_ATTRIBUTE, ()):
+        what = "the rows of added tokens are trained themselves, not as a low-rank change"
+        hint = "remove it, or model.add_tokens, add_special_tokens and pad_token"
+        raise HarnessError(where, what, hint)
+
+
 def add_adapter(name: str, model: PreTrainedModel, config: Any, *, seed: int) -> PreTrainedModel:
     """Add an adapter whose initial weights depend on the seed alone.
 
@@ -93,6 +112,7 @@ def add_adapter(name: str, model: PreTrainedModel, config: Any, *, seed: int) ->
     import torch
     from peft import PeftModel, get_peft_model
 
+    from harness.model.load import ADDED_ROWS_ATTRIBUTE
     from harness_mitigations import linear_layers
 
     where = f"mitigations.{name}.target"
@@ -114,6 +134,9 @@ def add_adapter(name: str, model: PreTrainedModel, config: Any, *, seed: int) ->
     elif path := next((path for path in irregular if linear_layers.is_target(path, targets)), None):
         what = f"the layer {path}, a {type(model.get_submodule(path)).__name__}, does not return a linear function"
         raise HarnessError(where, what, f"remove '{path.split('.')[-1]}'; 'all-linear' excludes it")
+    added_rows = getattr(model, ADDED_ROWS_ATTRIBUTE, ())
+    if added_rows:
+        config.trainable_token_indices = _trainable_rows(name, model, config, list(added_rows))
     # A seed of its own: the weights must not depend on how many random numbers were drawn before.
     with torch.random.fork_rng(), warnings.catch_warnings():
         # peft asks transformers for a name that transformers has deprecated
@@ -127,4 +150,32 @@ def add_adapter(name: str, model: PreTrainedModel, config: Any, *, seed: int) ->
             names = json.dumps(linear_layers.adaptable_names(model))
             hint = f"set {where} to {names}" if adapts_all else f"name some of {names}, or use 'all-linear'"
             raise HarnessError(where, str(error).splitlines()[0], hint) from error
+    if added_rows:  # else peft compares with the published vocabulary and writes the whole embeddings to checkpoints
+        for adapter_config in peft_model.peft_config.values():
+            adapter_config.base_model_name_or_path = ""
     return peft_model
+
+
+def _trainable_rows(name: str, model: PreTrainedModel, config: Any, rows: list[int]) -> dict[str, list[int]]:
+    """Return peft's `trainable_token_indices`: the new rows of the embedding, and of an output head of its own.
+
+    Raises:
+        HarnessError: the adapter cannot hold the new rows.
+    """
+    from harness_mitigations import linear_layers
+
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    paths = {id(module): path for path, module in model.named_modules()}
+    path = paths[id(embedding)]
+    what = ""
+    if not hasattr(config, "trainable_token_indices") or name != "lora":
+        what = f"'{name}' cannot train the rows of added tokens"
+    elif config.target_modules != "all-linear" and linear_layers.is_target(path, config.target_modules):
+        what = f"an adapter on '{path.split('.')[-1]}' cannot train the rows of added tokens"
+    elif getattr(head, "bias", None) is not None:
+        what = f"the output head of {type(model).__name__} has a bias, which 'lora' does not train for added tokens"
+    if what:
+        hint = "remove model.add_tokens, add_special_tokens and pad_token, or train without this adapter"
+        raise HarnessError(f"mitigations.{name}", what, hint)
+    is_tied = head is None or head.weight is embedding.weight
+    return {path: rows} if is_tied else {path: rows, paths[id(head)]: rows}

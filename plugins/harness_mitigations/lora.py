@@ -134,6 +134,8 @@ class Lora(Mitigation):
 
         from harness_mitigations.linear_layers import require_linear_adapters
 
+        if self.start != "zero":
+            adapter_common.refuse_added_rows("mitigations.lora.start", model)
         config = LoraConfig(
             task_type="CAUSAL_LM",
             r=self.rank,

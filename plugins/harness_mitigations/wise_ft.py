@@ -15,6 +15,7 @@ from harness import Component
 from harness.errors import HarnessError
 from harness.interfaces.mitigation import Mitigation
 from harness.types import Stage, TokenizedExample
+from harness_mitigations import adapter_common
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -87,6 +88,8 @@ class WiseFt(Mitigation):
         from harness_mitigations.linear_layers import require_linear_adapters
 
         require_linear_adapters("mitigations.wise_ft", model)
+        if hasattr(model, "peft_config"):
+            adapter_common.refuse_added_rows("mitigations.wise_ft", model)
         self.start, self.end, self.frozen_lora = _copy_trainable_weights(model), {}, {}
 
     def on_stage_end(self, stage: Stage, model: PreTrainedModel, rows: Sequence[TokenizedExample]) -> None:
