@@ -210,7 +210,7 @@ def _evaluate_condition(condition: Mapping[str, Any], scores: Mapping[str, Score
     outcome: GateOutcome
     if by_value:
         outcome = "passed" if _reaches(sign * estimate.value, least) else "failed"
-    elif estimate.n < MIN_ITEMS or math.isnan(worst) or math.isnan(best):
+    elif estimate.units < MIN_ITEMS or math.isnan(worst) or math.isnan(best):
         outcome = "not enough evidence"
     elif _reaches(sign * worst, least):
         outcome = "passed"

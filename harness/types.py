@@ -360,6 +360,7 @@ class Item:
         joined: How many choices share a token with the prompt. Their likelihood covers slightly less than the choice.
         text_nll: Summed negative log-likelihood of a plain text, in nats, over `text_tokens` tokens.
         text_tokens: Number of tokens of the plain text.
+        group: The group of items to which the row belongs, such as its document; None if the suite has no groups.
     """
 
     id: str
@@ -381,6 +382,7 @@ class Item:
     joined: int = 0
     text_nll: float | None = None
     text_tokens: int = 0
+    group: str | None = None
 
 
 @dataclass(frozen=True)
@@ -401,6 +403,7 @@ class Score:
         signature: The metric's options; scores with different signatures are not comparable.
         statistics: One vector an item, in the order of the suite's items. `Metric.aggregate` of their sum is `value`.
         method: How interval and standard error were computed; see `intervals.Estimate`.
+        groups: Number of groups of items that belong together; None if all items are independent.
         counts: Counts among the `n` items: `empty`, `truncated`, `unparsed` and `prompt_cut` answers, `row_cut`
             likelihoods, `boundary` (items whose choices share a token with the prompt).
     """
@@ -417,7 +420,8 @@ class Score:
     higher_is_better: bool | None
     signature: str
     statistics: tuple[tuple[float, ...], ...] = field(repr=False, default=())
-    method: str = "bootstrap"
+    method: str = "t"
+    groups: int | None = None
     counts: Mapping[str, int] = field(default_factory=dict)
 
 

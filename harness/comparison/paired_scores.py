@@ -42,13 +42,15 @@ class PairedScore:
         second: The run's score over these items.
         difference: second − first, with its 95 % interval.
         test: The significance test.
+        tested_as: The score that is tested: the NLL for a perplexity, else the score itself.
         p: Its p-value for "no difference".
-        p_holm: The p-value after Holm's correction for every pair of the comparison.
+        p_holm: The p-value after Holm's correction for every hypothesis of the comparison. A perplexity and its NLL are
+            one hypothesis.
         verdict: `better` or `worse` if there are at least 30 items, the interval excludes 0 and p_holm is below 5 %;
             `different` under the same conditions for a score where neither direction is better; else
             `too few items` or `no evidence`.
-        needed: Without a verdict: about how many items would give one if the true difference is as large as the
-            estimate; None if the estimate is 0.
+        needed: Without a verdict: how many items (groups, if the suite has groups) would give one with 80 %
+            probability if the true difference is as large as the estimate; None if the estimate is 0.
     """
 
     run: int
@@ -68,6 +70,17 @@ class PairedScore:
     p_holm: float
     verdict: Verdict
     needed: int | None
+    tested_as: str
+
+    @property
+    def hypothesis(self) -> tuple[int, str, str, str]:
+        """What is tested; equal for a perplexity and its NLL."""
+        return self.run, self.suite, self.metric, self.tested_as
+
+
+def count_hypotheses(pairs: Sequence[PairedScore]) -> int:
+    """Return the number of different hypotheses that are tested."""
+    return len({pair.hypothesis for pair in pairs})
 
 
 @dataclass(frozen=True)
@@ -113,8 +126,9 @@ class PairwiseComparer:
         ]
         trials = trials_for_comparisons(len(shared))
         pairs = [pair for run, suite, score in shared if (pair := self._compare_score(run, suite, score, trials))]
-        adjusted = holm([pair.p for pair in pairs])
-        return tuple(_with_verdict(pair, p, len(pairs)) for pair, p in zip(pairs, adjusted, strict=True))
+        adjusted = holm([pair.p for pair in pairs], [pair.hypothesis for pair in pairs])
+        comparisons = count_hypotheses(pairs)
+        return tuple(_with_verdict(pair, p, comparisons) for pair, p in zip(pairs, adjusted, strict=True))
 
     def last_evaluation(self, run_index: int, suite: str) -> Evaluation:
         """Return the evaluation of a suite after the last stage of a run that was compared."""
@@ -241,6 +255,7 @@ class PairwiseComparer:
             p_holm=math.nan,
             verdict="no evidence",
             needed=None,
+            tested_as=metric.tested_as(score.name),
         )
 
 
@@ -249,8 +264,8 @@ def _with_verdict(pair: PairedScore, p_holm: float, comparisons: int) -> PairedS
     needed = None
     if verdict in ("no evidence", "too few items"):
         needed = items_needed_for_verdict(pair.difference, comparisons)
-        if needed is not None and pair.n >= MIN_ITEMS:
-            needed = max(needed, pair.n + 1)  # n items have just been shown to give no verdict
+        if needed is not None and pair.difference.units >= MIN_ITEMS:
+            needed = max(needed, pair.difference.units + 1)  # n items have just been shown to give no verdict
     return replace(pair, p_holm=p_holm, verdict=verdict, needed=needed)
 
 

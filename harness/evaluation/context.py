@@ -36,7 +36,7 @@ class ModelToEvaluate:
         tokenizer: The model's tokenizer.
         template: The template of training.
         stage: Index of the stage; 0 for the base model.
-        seed: Seed of sampled answers and of bootstrap intervals.
+        seed: Seed of sampled answers.
         max_length: Number of tokens after which a row is truncated at its end, and a prompt at its beginning.
         templates: Suite -> its own template, for suites that have one.
         base_context: Returns a context whose target is the base model, e.g. `lambda: save.base_model(model)` for a
@@ -84,7 +84,7 @@ class EvalContext:
         suite: The suite.
         examples: The rows of the suite.
         stage: Index of the stage; 0 for the base model.
-        seed: Seed of sampled answers and of bootstrap intervals.
+        seed: Seed of sampled answers.
         max_length: Number of tokens after which a row is truncated.
         base_context: None if the base model is not available.
         notify: Receives notes for display.

@@ -107,7 +107,7 @@ def evaluate_suite(
         for requirement in MEASUREMENTS:
             if requirement in required:
                 _measure_items(requirement, context, items, file, fingerprint, counter)
-    scores = score_items(items, metrics, suite=suite.name, stage=subject.stage, seed=subject.seed)
+    scores = score_items(items, metrics, suite=suite.name, stage=subject.stage)
     violations = find_limit_violations(suite, subject.stage, items, scores)
     return Evaluation(subject.stage, suite.name, tuple(items), scores, violations)
 

@@ -81,7 +81,7 @@ def score_run(
                 if all(map(_REQUIREMENTS[metric.requires][1], items))
             }
         if applicable:
-            scores = score_items(items, applicable, seed=spec["seed"], suite=suite, stage=stage)
+            scores = score_items(items, applicable, suite=suite, stage=stage)
             violations = find_limit_violations(Suite(name=suite, **settings), stage, items, scores)
             evaluations.append(Evaluation(stage, suite, items, scores, violations))
         unused -= applicable.keys()

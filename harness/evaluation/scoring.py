@@ -7,9 +7,9 @@ from functools import partial
 
 from harness.errors import HarnessError, RunError
 from harness.interfaces.metric import Metric
-from harness.seeding import derive_seed
 from harness.spec.preflight import duplicate_score_names
 from harness.statistics.intervals import estimate
+from harness.statistics.item_statistics import groups_of
 from harness.types import Evaluation, Item, LimitViolation, Score, Suite
 
 
@@ -89,17 +89,13 @@ _COUNTERS: dict[str, dict[str, Callable[[Item], bool]]] = {
 
 
 def score_items(
-    items: Sequence[Item], metrics: Mapping[str, Metric], *, seed: int, suite: str = "", stage: int = 0
+    items: Sequence[Item], metrics: Mapping[str, Metric], *, suite: str = "", stage: int = 0
 ) -> tuple[Score, ...]:
     """Compute every score of the metrics from a suite's items, with standard error, 95 % interval and counts.
-
-    The interval has a closed form if the metric allows it. Otherwise the items are resampled with draws that depend on
-    (seed, suite, score) only, so they are the same at every stage.
 
     Args:
         items: The measured items.
         metrics: Name -> metric.
-        seed: Seed of the bootstrap.
         suite: Name of the suite.
         stage: Index of the stage.
 
@@ -113,12 +109,12 @@ def score_items(
     return tuple(
         score
         for name, metric in metrics.items()
-        for score in _scores_of_metric(items, name, metric, suite=suite, stage=stage, seed=seed)
+        for score in _scores_of_metric(items, name, metric, suite=suite, stage=stage)
     )
 
 
 def _scores_of_metric(
-    items: Sequence[Item], metric_name: str, metric: Metric, *, suite: str, stage: int, seed: int
+    items: Sequence[Item], metric_name: str, metric: Metric, *, suite: str, stage: int
 ) -> Sequence[Score]:
     statistics = [metric.statistics(item) for item in items]
     for item_statistics in statistics:
@@ -132,8 +128,9 @@ def _scores_of_metric(
     scores, signature = [], metric.signature()
     for name in metric.score_names:
         vectors = tuple(item_statistics[name] for item_statistics in statistics)
-        bootstrap_seed = derive_seed(seed, "bootstrap", suite, name)
-        result = estimate(vectors, partial(metric.aggregate, name), seed=bootstrap_seed, ratio=metric.is_ratio(name))
+        result = estimate(
+            vectors, partial(metric.aggregate, name), ratio=metric.is_ratio(name), groups=groups_of(items)
+        )
         scores.append(
             Score(
                 stage=stage,
@@ -149,6 +146,7 @@ def _scores_of_metric(
                 signature=signature,
                 statistics=vectors,
                 method=result.method,
+                groups=result.groups,
                 counts=counts,
             )
         )

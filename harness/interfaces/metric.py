@@ -56,7 +56,8 @@ class Metric:
     def is_ratio(self, name: str) -> bool:
         """Return whether the score is the first statistic's sum over the second's, up to a constant factor.
 
-        The standard error and interval of a ratio have a closed form. Other scores are resampled.
+        A ratio whose items are all 0 or 1, out of 1, is a fraction, with the interval of a proportion. A ratio is
+        tested with Student's t, another score of a corpus with approximate randomization.
         """
         return False
 
@@ -73,6 +74,14 @@ class Metric:
             A loss above 0, in units of the score.
         """
         return 0.02 * self.score_range
+
+    def tested_as(self, name: str) -> str:
+        """Return the score whose significance test also decides about the score `name`.
+
+        It is the score itself, or the ratio that it is an increasing function of: the mean NLL of a perplexity.
+        "No difference" is then the same hypothesis, and counts once in a correction for several tests.
+        """
+        return name
 
     def is_parsed(self, item: Item) -> bool:
         """Return whether the item's answer contains what the metric looks for.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,8 @@ from harness.report.paired_difference import (
     align_items,
     compare_scores,
     corrected_verdict,
-    item_statistics,
     require_same_signature,
+    score_difference,
     trials_for_comparisons,
 )
 from harness.report.recommendation import ArmPoint, Recommendation, recommend
@@ -31,7 +31,7 @@ from harness.report.weight_variants import WeightVariant, negated
 from harness.seeding import derive_seed
 from harness.spec.arms import FORGETTING_SIGN, default_axes, is_summary_axis
 from harness.statistics.forgetting import fraction_recovered, pareto
-from harness.statistics.intervals import Estimate, difference
+from harness.statistics.intervals import Estimate
 from harness.statistics.significance import holm
 from harness.types import Evaluation, Role, Score
 from harness.utils.json_files import json_safe, write_json
@@ -164,7 +164,7 @@ def compare_arms(
         arms: Name -> finished run, in the order of the spec.
         metrics: Suite -> metric name -> metric.
         settings: How the arms are compared.
-        seed: Seed of the bootstrap.
+        seed: Seed of the randomization tests.
         missing: Arm without a result -> reason.
 
     Raises:
@@ -209,7 +209,7 @@ def compare_arms(
         missing=dict(missing or {}),
         advised=recommendation,
         joint=settings.joint,
-        intransigence=compute_intransigence(arms, str(settings.joint), metrics, seed=seed) if has_joint else (),
+        intransigence=compute_intransigence(arms, str(settings.joint), metrics) if has_joint else (),
         notes=not_compared_notes(arms, baseline),
     )
 
@@ -239,7 +239,7 @@ class _Experiment:
         arms: Name -> finished run.
         baseline: The arm with which all are compared.
         metrics: Suite -> metric name -> metric.
-        seed: Seed of the bootstrap.
+        seed: Seed of the randomization tests.
     """
 
     arms: Mapping[str, FinishedRun]
@@ -288,7 +288,13 @@ class _Experiment:
         ]
         trials = trials_for_comparisons(sum(arm != self.baseline for arm, _, _ in comparable))
         scores = [self._compare_one_score(arm, (last, score), trials) for arm, last, score in comparable]
-        adjusted = holm([math.nan if score.p is None else score.p for score in scores])
+        adjusted = holm(
+            [math.nan if score.p is None else score.p for score in scores],
+            [
+                (arm, last.suite, score.metric, self.metrics[last.suite][score.metric].tested_as(score.name))
+                for arm, last, score in comparable
+            ],
+        )
         return tuple(
             score
             if score.against is None
@@ -300,7 +306,7 @@ class _Experiment:
         evaluation, score = after
         suite, metric = evaluation.suite, self.metrics[evaluation.suite][score.metric]
         before = _with_matching_score(self.arms[arm].first_evaluation(suite), score)
-        change = _paired_difference(before, after, metric, derive_seed(self.seed, "report", suite))
+        change = _paired_difference(before, after, metric)
         against = None
         if arm != self.baseline:
             baseline = _with_matching_score(self.arms[self.baseline].last_evaluation(suite), score)
@@ -353,7 +359,7 @@ class _Experiment:
         assert first is not None  # `arm_points` has found the score in both
         assert second is not None
         metric = self.metrics[suite][first[1].metric]
-        gap = _paired_difference(first, second, metric, derive_seed(self.seed, "arms", suite))
+        gap = _paired_difference(first, second, metric)
         return negated(gap) if first[1].higher_is_better else gap
 
     def _forgetting_of_run(self, run: FinishedRun, axis: str, *, required: bool) -> Estimate:
@@ -378,15 +384,13 @@ class _Experiment:
         score = last[1]
         first = _with_matching_score(run.first_evaluation(suite), score)
         metric = self.metrics[suite][score.metric]
-        change = _paired_difference(first, last, metric, derive_seed(self.seed, "report", suite))
+        change = _paired_difference(first, last, metric)
         return change if score.higher_is_better else negated(change)
 
 
-def _paired_difference(first: ScoredEvaluation, second: ScoredEvaluation, metric: Metric, seed: int) -> Estimate:
+def _paired_difference(first: ScoredEvaluation, second: ScoredEvaluation, metric: Metric) -> Estimate:
     """Return second − first over the items that both have."""
-    ids, name = _shared_item_ids(first, second), second[1].name
-    statistics = item_statistics(first, ids), item_statistics(second, ids)
-    return difference(*statistics, partial(metric.aggregate, name), seed=seed, ratio=metric.is_ratio(name))
+    return score_difference(first, second, metric, _shared_item_ids(first, second)).difference
 
 
 def _shared_item_ids(first: ScoredEvaluation, second: ScoredEvaluation) -> tuple[str, ...]:

@@ -96,7 +96,12 @@ def parse_estimate(values: Mapping[str, Any]) -> Estimate:
         TypeError, ValueError: A value is not a number.
     """
     value, stderr, low, high = (_parse_number(values[key]) for key in ("value", "stderr", "low", "high"))
-    return Estimate(value, stderr, low, high, int(values["n"]), str(values["method"]))
+    return Estimate(value, stderr, low, high, int(values["n"]), str(values["method"]), _parse_groups(values))
+
+
+def _parse_groups(values: Mapping[str, Any]) -> int | None:
+    groups = values.get("groups")
+    return None if groups is None else int(groups)
 
 
 def _parse_number(value: Any) -> float:
@@ -127,6 +132,7 @@ def _parse_score(stage: int, suite: str, values: Mapping[str, Any]) -> Score:
         low=_parse_number(values["low"]),
         high=_parse_number(values["high"]),
         method=str(values["method"]),
+        groups=_parse_groups(values),
         counts={str(key): int(count) for key, count in values["counts"].items()},
     )
 

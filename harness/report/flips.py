@@ -138,7 +138,7 @@ def describe_answer(value: float, item: Item | None) -> ItemAnswer:
 
 
 def _share(flags: Sequence[bool]) -> Estimate:
-    return estimate([(float(flag), 1.0) for flag in flags], lambda total: total[0] / total[1], seed=0, ratio=True)
+    return estimate([(float(flag), 1.0) for flag in flags], lambda total: total[0] / total[1], ratio=True)
 
 
 def _expected_guesses(before: Sequence[float], after: Sequence[float], items: Sequence[Item]) -> float | None:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
 from harness.errors import HarnessError
 from harness.interfaces.metric import Metric
 from harness.report.score_change import Verdict, estimate_of_score, verdict_of_difference
-from harness.statistics.intervals import Aggregate, Estimate, Statistics, estimate
-from harness.statistics.significance import approximate_randomization, mcnemar, paired_bootstrap
+from harness.statistics.intervals import Estimate, PairedTest, estimate, paired_test
+from harness.statistics.item_statistics import groups_of
+from harness.statistics.significance import approximate_randomization
 from harness.types import Evaluation, Score
 
-SignificanceTest = Literal["McNemar", "approximate randomisation", "paired bootstrap"]
+SignificanceTest = Literal["McNemar", "approximate randomisation", "paired t"]
 ScoredEvaluation = tuple[Evaluation, Score]
 
 SIGNIFICANCE_LEVEL = 0.05
@@ -42,7 +43,7 @@ class PairedDifference:
         n: Number of items.
         first: The score of the first run.
         second: The score of the second run.
-        difference: second − first, with a 95 % bootstrap interval.
+        difference: second − first, with its 95 % interval.
         test: The significance test.
         p: Its p-value for "no difference"; NaN if the test is not possible.
     """
@@ -89,18 +90,17 @@ def compare_scores(
 ) -> PairedDifference:
     """Compare a score over the items of these ids, with the test that fits the score.
 
-    - A score that is 0 or 1 for each item: McNemar's exact test.
-    - Another mean over the items: the paired bootstrap.
-    - A corpus score, which is not a mean of its items (BLEU, chrF, TER, perplexity …): approximate randomization, as
-      in sacrebleu's paired test.
+    - A fraction (0 or 1 for each item): McNemar's exact test.
+    - A ratio (a mean, NLL per token, TER …) or a function of one (perplexity): the paired t-test of its interval.
+    - Another score of the corpus (BLEU, chrF): approximate randomization, as in sacrebleu's paired test.
 
     Args:
         first: An evaluation of the first run and its score.
         second: An evaluation of the second run and its score.
         ids: Ids of the items.
         metric: The metric of the score.
-        seed: Seed of the bootstrap and the randomization.
-        trials: Number of random trials of the last two tests.
+        seed: Seed of the randomization.
+        trials: Number of random trials.
 
     Raises:
         HarnessError: There is no item, or the two scores have different signatures.
@@ -110,30 +110,62 @@ def compare_scores(
         what = f"two runs have no common item in {first[0].suite!r}"
         raise HarnessError("compare", what, "use the same held-out rows in both")
     require_same_signature(first[0].suite, first[1], score)
-    first_statistics, second_statistics = item_statistics(first, ids), item_statistics(second, ids)
-    all_statistics = (*first_statistics, *second_statistics)
-    aggregate = partial(metric.aggregate, score.name)
-    is_mean = metric.is_ratio(score.name) and all(len(vector) == 2 and vector[1] == 1.0 for vector in all_statistics)
-    difference, p = paired_bootstrap(
-        first_statistics, second_statistics, aggregate, seed=seed, resamples=trials if is_mean else 2000
-    )
-    test: SignificanceTest = "paired bootstrap"
-    if is_mean and all(vector[0] in (0.0, 1.0) for vector in all_statistics):
-        first_correct, second_correct = (
-            [vector[0] == 1.0 for vector in statistics] for statistics in (first_statistics, second_statistics)
-        )
-        test, p = "McNemar", mcnemar(first_correct, second_correct)
-    elif not is_mean:
+    result = score_difference(first, second, metric, ids)
+    test: SignificanceTest = result.test
+    p = result.p
+    if not metric.is_ratio(metric.tested_as(score.name)):
         test = "approximate randomisation"
-        p = approximate_randomization(first_statistics, second_statistics, aggregate, seed=seed, trials=trials)
+        p = approximate_randomization(
+            item_statistics(first, ids),
+            item_statistics(second, ids),
+            partial(metric.aggregate, score.name),
+            seed=seed,
+            trials=trials,
+            groups=item_groups(first[0], ids),
+        )
     return PairedDifference(
         n=len(ids),
-        first=_estimate_over_items(first, aggregate, first_statistics, seed, metric),
-        second=_estimate_over_items(second, aggregate, second_statistics, seed, metric),
-        difference=difference,
+        first=_estimate_over_items(first, ids, metric),
+        second=_estimate_over_items(second, ids, metric),
+        difference=result.difference,
         test=test,
         p=p,
     )
+
+
+def score_difference(
+    first: ScoredEvaluation, second: ScoredEvaluation, metric: Metric, ids: Sequence[str] | None = None
+) -> PairedTest:
+    """Return second − first over the same items, with its interval and the test that belongs to the interval.
+
+    A score that is tested as another one (`Metric.tested_as`) has that one's p-value. Its interval includes 0 if that
+    one's does: a perplexity does not differ where its NLL does not.
+
+    Args:
+        first: An evaluation and its score.
+        second: Another evaluation of the same suite and its score.
+        metric: The metric of the score.
+        ids: Ids of the items; None: all, which are the same in both, in the same order.
+    """
+    groups = item_groups(first[0], ids)
+
+    def test_as(scored: tuple[ScoredEvaluation, ScoredEvaluation], name: str) -> PairedTest:
+        before, after = (item_statistics(each, ids) for each in scored)
+        return paired_test(before, after, partial(metric.aggregate, name), ratio=metric.is_ratio(name), groups=groups)
+
+    name = second[1].name
+    result = test_as((first, second), name)
+    tested = metric.tested_as(name)
+    if tested == name:
+        return result
+    scores = [evaluation.matching_score(replace(second[1], name=tested)) for evaluation in (first[0], second[0])]
+    if scores[0] is None or scores[1] is None:
+        return result
+    decisive = test_as(((first[0], scores[0]), (second[0], scores[1])), tested)
+    estimate = result.difference
+    if not decisive.difference.excludes_zero:
+        estimate = replace(estimate, low=min(estimate.low, 0.0), high=max(estimate.high, 0.0))
+    return PairedTest(estimate, decisive.p, decisive.test)
 
 
 def require_same_signature(suite: str, first: Score, second: Score) -> None:
@@ -147,11 +179,21 @@ def require_same_signature(suite: str, first: Score, second: Score) -> None:
         raise HarnessError("compare", what, "score one of them again with the other's options: harness score RUN")
 
 
-def item_statistics(scored: ScoredEvaluation, ids: Sequence[str]) -> list[tuple[float, ...]]:
-    """Return the statistics of the items of these ids, in their order."""
+def item_statistics(scored: ScoredEvaluation, ids: Sequence[str] | None) -> Sequence[tuple[float, ...]]:
+    """Return the statistics of the items of these ids, in their order; None: of all."""
     evaluation, score = scored
+    if ids is None:
+        return score.statistics
     by_id = {item.id: vector for item, vector in zip(evaluation.items, score.statistics, strict=True)}
     return [by_id[item_id] for item_id in ids]
+
+
+def item_groups(evaluation: Evaluation, ids: Sequence[str] | None) -> list[str] | None:
+    """Return the groups of the items of these ids, in their order (None: of all); None if the suite has none."""
+    if ids is None:
+        return groups_of(evaluation.items)
+    by_id = {item.id: item for item in evaluation.items}
+    return groups_of([by_id[item_id] for item_id in ids])
 
 
 def corrected_verdict(difference: Estimate, higher_is_better: bool | None, p_holm: float) -> Verdict:
@@ -177,11 +219,14 @@ def trials_for_comparisons(comparisons: int) -> int:
     return max(10_000, 100 * comparisons)
 
 
-def _estimate_over_items(
-    scored: ScoredEvaluation, aggregate: Aggregate, statistics: Statistics, seed: int, metric: Metric
-) -> Estimate:
+def _estimate_over_items(scored: ScoredEvaluation, ids: Sequence[str], metric: Metric) -> Estimate:
     """Return the score over these items: the run's own estimate if no item was dropped."""
-    score = scored[1]
-    if len(statistics) == len(scored[0].items):
+    evaluation, score = scored
+    if len(ids) == len(evaluation.items):
         return estimate_of_score(score)
-    return estimate(statistics, aggregate, seed=seed, ratio=metric.is_ratio(score.name))
+    return estimate(
+        item_statistics(scored, ids),
+        partial(metric.aggregate, score.name),
+        ratio=metric.is_ratio(score.name),
+        groups=item_groups(evaluation, ids),
+    )

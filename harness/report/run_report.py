@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from harness.interfaces.metric import Metric
 from harness.report.domain_leakage import LeakedWord, find_leaked_words
 from harness.report.finished_run import PreviousRun, load_run_json, parse_estimate
 from harness.report.flips import SuiteFlips, find_flips
+from harness.report.paired_difference import score_difference
 from harness.report.score_change import (
     ScoreChange,
     estimate_of_score,
@@ -26,10 +26,10 @@ from harness.report.score_change import (
 )
 from harness.report.stage_suite_matrix import StageSuiteMatrix, build_matrices
 from harness.report.verdict import RunVerdict, build_verdict
-from harness.seeding import create_generator, derive_seed
+from harness.seeding import create_generator
 from harness.spec.matrix_summaries import stage_of_suite
 from harness.spec.primary_score import primary_score
-from harness.statistics.intervals import Estimate, difference
+from harness.statistics.intervals import Estimate
 from harness.types import Evaluation, Item, Plan, Score, Suite
 from harness.utils.json_files import json_safe, write_json, write_scores
 
@@ -163,7 +163,7 @@ def build_report(
         plan: The plan of the run.
         evaluations: One tuple per stage, the base first.
         metrics: Suite -> metric name -> metric.
-        seed: Seed of the bootstrap and of the examples.
+        seed: Seed of the examples.
         run_info: `id`, `folder`, `seconds`, `uri`; other keys are ignored.
         gate_conditions: The spec's gate.
         previous_run: The earlier run that this one continues. Its base and stages come first, and its tasks are tasks
@@ -188,11 +188,11 @@ def build_report(
     suites = [suite for suite in plan.suites if suite.name in first and suite.name in last]
     # Compute the change of each score, the matrices over the stages, and the gate.
     changes = [
-        _score_change(suite, score, by_stage, metrics[suite.name], seed, taught_in_stage.get(suite.name))
+        _score_change(suite, score, by_stage, metrics[suite.name], taught_in_stage.get(suite.name))
         for suite in suites
         for score in first[suite.name].scores
     ]
-    matrices = build_matrices(plan, evaluations, metrics, seed=seed, taught_in_stage=taught_in_stage)
+    matrices = build_matrices(plan, evaluations, metrics, taught_in_stage=taught_in_stage)
     gate_results = evaluate_gate(gate_conditions, _gate_scores(changes, matrices, stage_names))
     answers = {
         suite.name: {
@@ -293,7 +293,6 @@ def _score_change(
     before: Score,
     by_stage: Sequence[Mapping[str, Evaluation]],
     metrics: Mapping[str, Metric],
-    seed: int,
     taught_in_stage: int | None,
 ) -> ScoreChange:
     metric = metrics[before.metric]
@@ -303,20 +302,18 @@ def _score_change(
     if last is None or after is None or [item.id for item in first.items] != [item.id for item in last.items]:
         raise ValueError(f"suite {suite.name!r}, score {before.name!r}: the stages have different items")
 
-    def change_since(earlier: Score) -> Estimate:
-        return difference(
-            earlier.statistics,
-            after.statistics,
-            partial(metric.aggregate, before.name),
-            seed=derive_seed(seed, "report", suite.name),
-            ratio=metric.is_ratio(before.name),
-        )
+    def change_since(start: Evaluation, earlier: Score) -> Estimate:
+        return score_difference((start, earlier), (last, after), metric).difference
 
-    estimate = change_since(before)
+    estimate = change_since(first, before)
     primary = primary_score(suite, metrics)
     is_primary = primary is not None and primary == (metric, before.name)
     margin = (suite.margin or metric.default_margin(before.name, before.value)) if is_primary else None
-    learned = scores[taught_in_stage] if taught_in_stage and taught_in_stage < len(scores) - 1 else None
+    since_learned = None
+    if taught_in_stage and taught_in_stage < len(scores) - 1:
+        taught, learned = evaluations[taught_in_stage], scores[taught_in_stage]
+        if taught is not None and learned is not None:
+            since_learned = change_since(taught, learned)
     return ScoreChange(
         suite=suite.name,
         role=suite.role,
@@ -332,7 +329,7 @@ def _score_change(
         needed=items_needed_for_verdict(estimate),
         after_stages=tuple(None if score is None else estimate_of_score(score) for score in scores),
         margin=margin,
-        since_learned=None if learned is None else change_since(learned),
+        since_learned=since_learned,
     )
 
 

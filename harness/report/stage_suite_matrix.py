@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from harness.gate import summary_score_names
 from harness.interfaces.metric import Metric
-from harness.seeding import derive_seed
+from harness.report.paired_difference import ScoredEvaluation, item_groups, score_difference
+from harness.report.score_change import estimate_of_score
 from harness.spec import matrix_summaries
 from harness.spec.matrix_summaries import stage_of_suite
 from harness.statistics import forgetting
-from harness.statistics.intervals import Estimate, estimate_from_replicates, magnitude, replicates
+from harness.statistics.intervals import Estimate, estimate, mean_over_suites
 from harness.types import Evaluation, Plan, Score
 
 
@@ -55,18 +56,16 @@ def build_matrices(
     evaluations: Sequence[tuple[Evaluation, ...]],
     metrics: Mapping[str, Mapping[str, Metric]],
     *,
-    seed: int,
     taught_in_stage: Mapping[str, int] | None = None,
 ) -> tuple[StageSuiteMatrix, ...]:
     """Build the matrix of every score, in the order of the suites.
 
-    Items are resampled suite by suite, the same ones for all stages.
+    The interval of a summary is computed from those of the suites that take part: see `intervals.mean_over_suites`.
 
     Args:
         plan: The plan with the suites.
         evaluations: One tuple per stage, the base first, with the same items. A suite may start at a later stage.
         metrics: Suite -> metric name -> metric.
-        seed: Seed of the bootstrap.
         taught_in_stage: Suite -> the stage, from 1, that teaches it; None: `stage_of_suite`.
     """
     by_stage = [{evaluation.suite: evaluation for evaluation in stage} for stage in evaluations]
@@ -75,7 +74,6 @@ def build_matrices(
         metrics=metrics,
         taught_in_stage=stage_of_suite(plan) if taught_in_stage is None else taught_in_stage,
         general_suites=frozenset(suite.name for suite in plan.suites if suite.role == "general"),
-        seed=seed,
     )
     suites_of_score: dict[tuple[str, str], list[str]] = {}
     for suite in plan.suites:
@@ -104,83 +102,135 @@ class _MatrixBuilder:
     metrics: Mapping[str, Mapping[str, Metric]]
     taught_in_stage: Mapping[str, int]
     general_suites: frozenset[str]
-    seed: int
 
     def build(self, key: tuple[str, str], suites: Sequence[str], display_name: str) -> StageSuiteMatrix:
         """Build the matrix of the score `key`, (metric, score), over the suites that have it."""
         metric_name, score_name = key
-        columns, column_replicates, first_scores = [], [], []
-        for suite in suites:
-            first = first_stage_of_suite(suite, self.by_stage) or 0
-            scores = [_find_score(stage[suite], key) for stage in self.by_stage[first:]]
-            first_scores.append(scores[0])
-            column, resampled = replicates(
-                [score.statistics for score in scores],
-                partial(self.metrics[suite][metric_name].aggregate, score_name),
-                seed=derive_seed(self.seed, "report", suite),
-            )  # (stages + 1 - first,) and (resamples, stages + 1 - first)
-            columns.append(np.pad(column, (first, 0), constant_values=np.nan))
-            column_replicates.append(np.pad(resampled, ((0, 0), (first, 0)), constant_values=np.nan))
-        resamples = min(map(len, column_replicates))
-        values = np.stack(columns, axis=-1)  # (stages + 1, suites)
-        resampled_values = np.stack([each[:resamples] for each in column_replicates], axis=-1)
-        higher_is_better = bool(first_scores[0].higher_is_better)
+        columns = [
+            _Column(
+                stages=self._scored_stages(suite, key),
+                metric=self.metrics[suite][metric_name],
+                learned=self.taught_in_stage.get(suite),
+                is_general=suite in self.general_suites,
+            )
+            for suite in suites
+        ]
         return StageSuiteMatrix(
             score=score_name,
             metric=metric_name,
-            higher_is_better=higher_is_better,
+            higher_is_better=columns[0].higher_is_better,
             suites=tuple(suites),
-            learned=tuple(self.taught_in_stage.get(suite) for suite in suites),
-            general=tuple(suite in self.general_suites for suite in suites),
-            values=tuple(tuple(map(float, row)) for row in values),
-            summaries=self._summaries(
-                suites,
-                forgetting.utility(values, higher_is_better),
-                forgetting.utility(resampled_values, higher_is_better),
-                [score.n for score in first_scores],
-            ),
+            learned=tuple(column.learned for column in columns),
+            general=tuple(column.is_general for column in columns),
+            values=tuple(zip(*(column.values.tolist() for column in columns), strict=True)),
+            summaries=_summaries(columns),
             called=display_name,
         )
 
-    def _summaries(
-        self, suites: Sequence[str], values: np.ndarray, resampled: np.ndarray, item_counts: Sequence[int]
-    ) -> dict[str, Estimate]:
-        """Compute every summary that is defined.
+    def _scored_stages(self, suite: str, key: tuple[str, str]) -> tuple[ScoredEvaluation | None, ...]:
+        first = first_stage_of_suite(suite, self.by_stage) or 0
+        measured = [(stage[suite], _find_score(stage[suite], key)) for stage in self.by_stage[first:]]
+        return (*[None] * first, *measured)
 
-        Args:
-            suites: The columns.
-            values: Utilities, (stages + 1, suites).
-            resampled: Their replicates, (resamples, stages + 1, suites).
-            item_counts: Number of items of each suite.
+
+@dataclass(frozen=True)
+class _Column:
+    """One score of one suite after every stage.
+
+    Attributes:
+        stages: The score after each stage, the base first; None before the first stage that evaluated the suite.
+        metric: Its metric.
+        learned: The stage, from 1, that teaches the suite; None if no stage does.
+        is_general: Whether the role of the suite is `general`.
+    """
+
+    stages: tuple[ScoredEvaluation | None, ...]
+    metric: Metric
+    learned: int | None
+    is_general: bool
+
+    @property
+    def values(self) -> np.ndarray:
+        """The scores, (stages + 1,); NaN for None."""
+        return np.array([np.nan if stage is None else stage[1].value for stage in self.stages])
+
+    @property
+    def higher_is_better(self) -> bool:
+        """Direction of the score."""
+        return bool(next(stage for stage in self.stages if stage is not None)[1].higher_is_better)
+
+    def takes_part(self, summary: str) -> bool:
+        """Return whether a summary of tasks is defined for the suite."""
+        if self.learned is None or not matrix_summaries.takes_part(summary, self.learned, len(self.stages) - 1):
+            return False
+        return self.stages[0] is not None or summary != "forward_transfer"  # which is relative to the base model
+
+    def task_contrast(self, summary: str) -> Estimate | None:
+        """Return the summary of this suite alone; None if it needs a stage that did not evaluate the suite."""
+        assert self.learned is not None
+        utilities = forgetting.utility(self.values, self.higher_is_better)
+        better, worse = forgetting.contrast_of_task(summary, utilities, self.learned)
+        stage = self.stages[better]
+        if worse is not None:
+            return self.change(worse, better)
+        return None if stage is None else self._as_utility(estimate_of_score(stage[1]))
+
+    def change(self, first: int, second: int) -> Estimate | None:
+        """Return how much better the score is after a stage than after another, over the same items."""
+        before, after = self.stages[first], self.stages[second]
+        if before is None or after is None:
+            return None
+        if first == second:  # the best stage is the last
+            return Estimate(0.0, 0.0, 0.0, 0.0, before[1].n, "t", before[1].groups)
+        return self._as_utility(score_difference(before, after, self.metric).difference)
+
+    def relative_loss(self) -> Estimate | None:
+        """Return the mean over stages of (base − stage) / |base| in percent; None if the base is 0 or not measured.
+
+        The interval is the union of two: the jackknife's of the ratio, and the mean of the intervals of the stages'
+        losses over |base|, which is right if few items changed.
         """
-        evaluated_on_base = [column for column, suite in enumerate(suites) if suite in self.by_stage[0]]
-        tasks = [column for column, suite in enumerate(suites) if suite in self.taught_in_stage]
-        general = [column for column in evaluated_on_base if suites[column] in self.general_suites]
+        base, later = self.stages[0], [stage for stage in self.stages[1:] if stage is not None]
+        if base is None or not base[1].value or not math.isfinite(base[1].value):
+            return None
+        scale = 100 / abs(base[1].value)
+        losses = [change.scaled(-scale) for k in range(1, len(self.stages)) if (change := self.change(0, k))]
+        statistics = [stage[1].statistics for stage in (base, *later)]
+        joined = [sum(vectors, ()) for vectors in zip(*statistics, strict=True)]  # (items, stages * statistics)
+        width = len(statistics[0][0])
 
-        def summarize(summary: Callable[[np.ndarray], np.ndarray], columns: Sequence[int]) -> Estimate:
-            point = values[:, columns]
-            items = sum(item_counts[column] for column in columns)
-            return estimate_from_replicates(
-                float(summary(point)), summary(resampled[:, :, columns]), items, magnitude(point)
-            )
+        def relative_forgetting(total: Sequence[float]) -> float:
+            totals = [total[start : start + width] for start in range(0, len(total), width)]
+            scores = np.array([[self.metric.aggregate(base[1].name, each)] for each in totals])
+            return float(forgetting.relative_forgetting(forgetting.utility(scores, self.higher_is_better)))
 
-        summaries = {}
-        for name, task_summary in forgetting.SUMMARIES.items():
-            # Only suites that take part count as items: earlier tasks for forgetting, later ones for forward transfer,
-            # which is relative to the base model.
-            columns = [
-                column
-                for column in tasks
-                if matrix_summaries.takes_part(name, self.taught_in_stage[suites[column]], len(self.by_stage) - 1)
-                and (column in evaluated_on_base or name != "forward_transfer")
-            ]
-            if columns:
-                task_stages = [self.taught_in_stage[suites[column]] for column in columns]
-                summaries[name] = summarize(partial(task_summary, task_stage=task_stages), columns)
-        if general:
-            for name, general_summary in forgetting.GENERAL_SUMMARIES.items():
-                summaries[name] = summarize(general_summary, general)
-        return {name: estimate for name, estimate in summaries.items() if not np.isnan(estimate.value)}
+        ratio = estimate(joined, relative_forgetting, groups=item_groups(base[0], None))
+        return replace(
+            ratio,
+            stderr=max(ratio.stderr, sum(loss.stderr for loss in losses) / len(losses)),
+            low=min(ratio.low, sum(loss.low for loss in losses) / len(losses)),
+            high=max(ratio.high, sum(loss.high for loss in losses) / len(losses)),
+        )
+
+    def _as_utility(self, result: Estimate) -> Estimate:
+        return result if self.higher_is_better else result.scaled(-1)
+
+
+def _summaries(columns: Sequence[_Column]) -> dict[str, Estimate]:
+    """Compute every summary that is defined. Only suites that take part count as items."""
+    general = [column for column in columns if column.is_general and column.stages[0] is not None]
+    contrasts = {
+        name: [column.task_contrast(name) for column in columns if column.takes_part(name)]
+        for name in forgetting.SUMMARIES
+    }
+    contrasts["general_ability_delta"] = [column.change(0, len(column.stages) - 1) for column in general]
+    contrasts["relative_forgetting"] = [column.relative_loss() for column in general]
+    summaries = {}
+    for name, estimates in contrasts.items():
+        defined = [each for each in estimates if each is not None and not math.isnan(each.value)]
+        if defined and len(defined) == len(estimates):
+            summaries[name] = mean_over_suites(defined)
+    return summaries
 
 
 def _find_score(evaluation: Evaluation, key: tuple[str, str]) -> Score:

@@ -15,8 +15,7 @@ from typing import Literal
 from harness.gate import GateResult, gate_outcome
 from harness.report.display_text import format_interval
 from harness.report.score_change import ScoreChange
-from harness.statistics.intervals import Estimate
-from harness.statistics.pooling import pool_independent, scale_estimate
+from harness.statistics.intervals import Estimate, mean_over_suites
 from harness.types import MIN_ITEMS
 from harness.utils.formatting import decimal_places, format_number
 
@@ -146,14 +145,14 @@ def judge_retention(primary_changes: Sequence[tuple[ScoreChange, Estimate]]) -> 
     if not primary_changes:
         return None
     in_margins = [
-        scale_estimate(difference, (1 if change.higher_is_better else -1) / (change.margin or math.nan))
+        difference.scaled((1 if change.higher_is_better else -1) / (change.margin or math.nan))
         for change, difference in primary_changes
     ]
-    pooled = pool_independent(in_margins)
+    pooled = mean_over_suites(in_margins)
     outcome: RetentionOutcome = "not enough items"
-    if pooled.n >= MIN_ITEMS and pooled.low > -1:
+    if pooled.units >= MIN_ITEMS and pooled.low > -1:
         outcome = "kept"
-    elif pooled.n >= MIN_ITEMS and pooled.high < 0:
+    elif pooled.units >= MIN_ITEMS and pooled.high < 0:
         outcome = "forgot"
     return Retention(outcome, pooled, tuple(change.suite for change, _ in primary_changes))
 

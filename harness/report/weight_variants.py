@@ -5,15 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from typing import Any
 
 from harness.interfaces.metric import Metric
 from harness.report.finished_run import parse_estimate
+from harness.report.paired_difference import score_difference
 from harness.report.score_change import estimate_of_score
-from harness.seeding import derive_seed
 from harness.spec.arms import is_summary_axis
-from harness.statistics.intervals import Estimate, difference
+from harness.statistics.intervals import Estimate
 from harness.types import Evaluation
 
 
@@ -21,8 +20,6 @@ def variant_scores_as_dicts(
     variant_evaluations: Sequence[Evaluation],
     evaluations: Sequence[tuple[Evaluation, ...]],
     metrics: Mapping[str, Mapping[str, Metric]],
-    *,
-    seed: int,
 ) -> list[dict[str, Any]]:
     """Return every score of a variant as plain data, with its `change`.
 
@@ -32,7 +29,6 @@ def variant_scores_as_dicts(
         variant_evaluations: Evaluations of the variant.
         evaluations: Evaluations of the run so far, one tuple per stage, the base first.
         metrics: Suite -> metric name -> metric.
-        seed: Seed of the bootstrap.
     """
     first = {evaluation.suite: evaluation for stage in reversed(evaluations) for evaluation in stage}
     scores = []
@@ -41,13 +37,9 @@ def variant_scores_as_dicts(
             first_score, metric = first[evaluation.suite].matching_score(score), metrics[evaluation.suite][score.metric]
             change = None
             if first_score is not None:
-                change = difference(
-                    first_score.statistics,
-                    score.statistics,
-                    partial(metric.aggregate, score.name),
-                    seed=derive_seed(seed, "report", evaluation.suite),
-                    ratio=metric.is_ratio(score.name),
-                )
+                change = score_difference(
+                    (first[evaluation.suite], first_score), (evaluation, score), metric
+                ).difference
             scores.append(
                 {
                     "suite": evaluation.suite,
@@ -115,7 +107,7 @@ def parse_variants(document: Mapping[str, Any]) -> tuple[WeightVariant, ...]:
 
 def negated(estimate: Estimate) -> Estimate:
     """Return the estimate with its sign changed."""
-    return Estimate(-estimate.value, estimate.stderr, -estimate.high, -estimate.low, estimate.n, estimate.method)
+    return estimate.scaled(-1)
 
 
 def _parse_parameter_value(name: str) -> float:

@@ -84,7 +84,7 @@ class StageEvaluator:
         for mitigation, variant in staged_model.variants():
             evaluations = self.evaluate(staged_model, stage_index, f"predictions/variants/{mitigation}-{variant}")
             scores = weight_variants.variant_scores_as_dicts(
-                evaluations, self._all_evaluations(), self.context.prepared.metrics, seed=self.context.plan.seed
+                evaluations, self._all_evaluations(), self.context.prepared.metrics
             )
             stage = self.context.plan.stages[stage_index - 1].name
             self._variants.append({"stage": stage, "mitigation": mitigation, "variant": variant, "scores": scores})

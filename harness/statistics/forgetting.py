@@ -11,8 +11,7 @@ R has the shape (..., stages + 1, tasks):
     R[2]         …
 
 `task_stage` gives the stage, from 1, in which each task is learned. By default task j is learned in stage j, as in the
-papers. Leading axes are bootstrap replicates; every function keeps them. A NaN makes every number that depends on it
-NaN.
+papers. Leading axes are other matrices; every function keeps them. A NaN makes every number that depends on it NaN.
 """
 
 from __future__ import annotations
@@ -93,19 +92,6 @@ def forgetting_from_best(R: Array, task_stage: TaskStage = None) -> Array:  # no
     )
 
 
-def intransigence(R: Array, joint: Array, task_stage: TaskStage = None) -> Array:  # noqa: N803
-    """Return the mean over tasks of the joint run's score minus the score right after the task's stage.
-
-    Positive values mean that the stages learned less than the joint run (arXiv:1801.10112).
-
-    Args:
-        R: Scores of the run, (..., stages + 1, tasks).
-        joint: Scores of a run on all tasks together, (..., tasks).
-        task_stage: The stage, from 1, of each task.
-    """
-    return _mean(joint - _score_when_learned(R, task_stage))
-
-
 def general_ability_delta(general: Array) -> Array:
     """Return the mean over general suites of the last score minus the base model's.
 
@@ -172,6 +158,39 @@ GENERAL_SUMMARIES: Mapping[str, Callable[[Array], Array]] = {
     "relative_forgetting": relative_forgetting,
 }
 """Summaries of a matrix of general suites, independent of the stage that taught them."""
+
+
+def contrast_of_task(summary: str, scores: Array, task_stage: int) -> tuple[int, int | None]:
+    """Return the stages whose difference a summary of `SUMMARIES` takes for one task.
+
+    The summary of several tasks is the mean over them of scores[a] − scores[b].
+
+    Args:
+        summary: Its name.
+        scores: Utilities of the task, (stages + 1,), the base first.
+        task_stage: The stage, from 1, in which the task is learned.
+
+    Returns:
+        (a, b). b is None if the summary is the score of stage a itself. Of stages that are equal up to rounding, the
+        best is the first.
+    """
+    last = len(scores) - 1
+
+    def best(end: int) -> int:
+        since_learned = scores[task_stage:end]
+        slack = ROUNDING * float(np.abs(since_learned).max())
+        return task_stage + int(np.argmax(since_learned >= since_learned.max() - slack))
+
+    contrasts: dict[str, Callable[[], tuple[int, int | None]]] = {
+        "average_accuracy": lambda: (last, None),
+        "learning_accuracy": lambda: (task_stage, None),
+        "backward_transfer": lambda: (last, task_stage),
+        "forward_transfer": lambda: (task_stage - 1, 0),
+        "forgetting": lambda: (best(last), last),
+        "forgetting_since_learned": lambda: (task_stage, last),
+        "forgetting_from_best": lambda: (best(last + 1), last),
+    }
+    return contrasts[summary]()
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> tuple[int, ...]:

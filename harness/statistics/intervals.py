@@ -1,23 +1,38 @@
-"""Standard errors and 95 % intervals of scores: in closed form if there is one, else by resampling the items.
+"""Standard errors, 95 % intervals and paired tests of scores.
 
-The functions take one vector of statistics per item and an aggregate of their sum (see `harness.Metric`).
+The functions take one vector of statistics per item and an aggregate of their sum (see `harness.Metric`). Nothing is
+drawn at random. Fractions of items have intervals of proportions (`proportions`). Every other score has the interval of
+the jackknife with Student's t: the score is computed again without each item, or without each group of items.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 
 from harness.errors import HarnessError
+from harness.statistics.item_statistics import (
+    Aggregate,
+    Groups,
+    Statistics,
+    magnitude,
+    score_of,
+    scores_without_each,
+    statistics_matrix,
+    sum_by_group,
+    without_rounding,
+)
+from harness.statistics.proportions import mcnemar_p, paired_difference_interval, wilson
 from harness.types import ROUNDING
 
-Aggregate = Callable[[Sequence[float]], float]
-Statistics = Sequence[Sequence[float]]
+IntervalTest = Literal["McNemar", "paired t"]
 
-_DRAWS_PER_BLOCK = 1 << 21  # bounds the memory to some tens of MB
+MIN_CHANGED = 20
+"""Minimum number of changed items for Student's t, if most items are unchanged."""
 
 
 @dataclass(frozen=True)
@@ -25,8 +40,7 @@ class Estimate:
     """A score, or the difference of two scores, with its uncertainty.
 
     The interval always contains the value. A value and its bounds are sums of the same items in different orders, so a
-    bound can pass the value in the last digit. The interval of a skewed bootstrap can even exclude the value. Such a
-    bound is moved to the value.
+    bound can pass the value in the last digit. Such a bound is moved to the value.
 
     Attributes:
         value: The score or the difference.
@@ -34,8 +48,9 @@ class Estimate:
         low: Lower bound of the 95 % interval.
         high: Upper bound of the 95 % interval.
         n: Number of items.
-        method: How the interval was computed: `wilson` (a proportion), `t` (a mean), `delta` (a ratio of sums) or
-            `bootstrap`.
+        method: How the interval was computed: `wilson` (a fraction), `paired` (a difference of two fractions), `t` (a
+            mean), `jackknife` (any other score) or `combined` (a mean over suites).
+        groups: Number of groups of items that belong together; None if all items are independent.
     """
 
     value: float
@@ -43,7 +58,8 @@ class Estimate:
     low: float
     high: float
     n: int
-    method: str = "bootstrap"
+    method: str = "t"
+    groups: int | None = None
 
     def __post_init__(self) -> None:
         if self.low > self.value:
@@ -51,250 +67,224 @@ class Estimate:
         if self.high < self.value:
             object.__setattr__(self, "high", self.value)
 
+    @property
+    def units(self) -> int:
+        """Number of independent units: the groups, else the items."""
+        return self.n if self.groups is None else self.groups
 
-def without_rounding(value: float, scale: float) -> float:
-    """Return the difference of two numbers, or exactly 0 if rounding alone can explain it.
+    @property
+    def excludes_zero(self) -> bool:
+        """Whether the interval excludes 0; false if it is NaN."""
+        return self.low > 0.0 or self.high < 0.0
 
-    Sums of the same numbers in different orders differ by less than `ROUNDING` of their size on every machine. The
-    sign of a difference or its bound therefore never depends on the last digit.
+    def scaled(self, factor: float) -> Estimate:
+        """Return the estimate of `factor` times the value."""
+        low, high = sorted((factor * self.low, factor * self.high)) if factor else (0.0, 0.0)
+        return replace(self, value=factor * self.value, stderr=abs(factor) * self.stderr, low=low, high=high)
 
-    Args:
-        value: The difference.
-        scale: The magnitude of the two numbers.
+
+@dataclass(frozen=True)
+class PairedTest:
+    """A difference over the same items, and the test that belongs to its interval.
+
+    Attributes:
+        difference: Second − first, with its interval.
+        p: Two-sided p-value for "no difference". The interval excludes 0 exactly if p is below 0.05. NaN without an
+            interval.
+        test: The test.
     """
-    return 0.0 if abs(value) <= ROUNDING * scale else value
+
+    difference: Estimate
+    p: float
+    test: IntervalTest
 
 
-def estimate(
-    statistics: Statistics, aggregate: Aggregate, *, seed: int, resamples: int = 2000, ratio: bool = False
-) -> Estimate:
+def estimate(statistics: Statistics, aggregate: Aggregate, *, ratio: bool = False, groups: Groups = None) -> Estimate:
     """Compute the score of the items and its uncertainty.
 
-    With `ratio` the uncertainty has a closed form and nothing is drawn:
+    - A ratio whose first statistic is 0 or 1 and whose second is 1 for every item is a fraction p. Its standard error
+      is sqrt(p (1 - p) / n), its interval `proportions.wilson`.
+    - Any other score has the interval of the jackknife (Quenouille, 1956; Miller, 1974, doi:10.1093/biomet/61.1.1) with
+      Student's t. For a mean this is Student's interval. For a smooth function of sums, such as a ratio, a perplexity,
+      BLEU or chrF, it agrees with the delta method for many items. The degrees of freedom are the effective number of
+      items - 1: (sum of sizes)² / (sum of squared sizes), after Kish (1965, Survey Sampling). The size of an item is
+      the second of two statistics, such as its tokens, else 1.
 
-    - If every second statistic is 1, the score is a mean: Student's t interval with n - 1 degrees of freedom.
-    - If every first statistic is also 0 or 1, it is a proportion p. The standard error is sqrt(p (1 - p) / n). The
-      interval is Wilson's score interval (Wilson, 1927, doi:10.1080/01621459.1927.10502953), which keeps its level
-      near 0 and 1.
-    - Otherwise it is a ratio of sums: the standard error of its linearization by the delta method (Cochran, 1977,
-      Sampling Techniques, chapter 6), with Student's t.
+    With `groups`, the jackknife leaves out one group at a time, and the sizes are those of the groups. This is the
+    cluster-robust variance CR3 (Bell & McCaffrey, 2002, Survey Methodology 28; MacKinnon, Nielsen & Webb, 2023,
+    doi:10.1002/jae.2969) with the effective number of groups (Carter, Schnepel & Steigerwald, 2017,
+    doi:10.1162/REST_a_00639).
 
-    Any other score is resampled by the percentile bootstrap (Efron & Tibshirani, 1993, chapter 13): `resamples` draws
-    of the items with replacement. The standard error is the standard deviation of the replicates. The interval is
-    their 2.5 and 97.5 percentiles.
-
-    `stderr`, `low` and `high` are NaN for a single item and for a score that is not finite. Replicates that are NaN
-    (the score is undefined on the drawn items) are ignored; if they are more than 5 %, the interval is NaN.
+    `stderr`, `low` and `high` are NaN for a single item or group, and for a score that is not finite with or without
+    one of them.
 
     Args:
         statistics: One vector per item, all of the same length.
         aggregate: Computes the score from the sum of the vectors.
-        seed: Seed of the bootstrap. The same seed draws the same items for every score.
-        resamples: Number of bootstrap draws.
         ratio: Whether the score is the sum of the first statistic over that of the second, times a constant
             (`Metric.is_ratio`).
+        groups: The group of each item. Items of one group may depend on each other.
 
     Raises:
         HarnessError: There is no item.
     """
-    matrix = _statistics_matrix(statistics, "items")
-    value = _score(aggregate, matrix.sum(axis=0))
-    if ratio:
-        return _ratio_estimate(matrix, value, _score(aggregate, np.ones(matrix.shape[1])))
-    sums = _resampled_sums([matrix], seed, resamples)[0] if len(matrix) > 1 else matrix[:0]
-    return _bootstrap_estimate(value, np.array([_score(aggregate, row) for row in sums]), len(matrix))
+    matrix = statistics_matrix(statistics)
+    value = score_of(aggregate, matrix.sum(axis=0))
+    units = sum_by_group(matrix, groups)
+    if len(units) == len(matrix) and len(matrix) > 1 and ratio and _is_fraction(matrix):
+        items, factor = len(matrix), score_of(aggregate, np.ones(2))
+        hits = int(matrix[:, 0].sum())
+        stderr = math.sqrt(hits / items * (1 - hits / items) / items)
+        bounds = Estimate(hits / items, stderr, *wilson(hits, items), items, "wilson").scaled(factor)
+        return replace(bounds, value=value, groups=None if groups is None else items)
+    method = "t" if ratio and len(units) == len(matrix) and _is_mean(matrix) else "jackknife"
+    freedom = _degrees_of_freedom(_sizes(matrix, groups))
+    result = _jackknife_estimate(value, scores_without_each(units, aggregate), freedom)
+    return replace(result, n=len(matrix), method=method, groups=None if groups is None else len(units))
 
 
-def difference(
-    before: Statistics,
-    after: Statistics,
-    aggregate: Aggregate,
-    *,
-    seed: int,
-    resamples: int = 2000,
-    ratio: bool = False,
-) -> Estimate:
-    """Compute the score after minus the score before, paired over the items (Koehn, 2004, aclanthology W04-3250).
+def paired_test(
+    before: Statistics, after: Statistics, aggregate: Aggregate, *, ratio: bool = False, groups: Groups = None
+) -> PairedTest:
+    """Compute the score after minus the score before over the same items, its interval and its test.
+
+    - Fractions (see `estimate`): `proportions.paired_difference_interval` and McNemar's exact test.
+    - Any other score: the jackknife of the difference with Student's t, over items or groups, as in `estimate`. Both
+      scores leave out the same item. The test is the t-test that belongs to the interval: for a mean, the paired
+      t-test.
+    - A mean, or a fraction over groups, of which fewer than 20 items or groups changed and most did not: Student's t
+      is wrong there, as it is for fractions. The interval is the union with that of the fractions that improved and
+      worsened, times the range of the items' values. p is the larger of the two.
 
     Args:
         before: Statistics of the items, as in `estimate`.
-        after: Statistics of the same items in the same order. Each bootstrap replicate draws the same items for both.
+        after: Statistics of the same items in the same order.
         aggregate: Computes the score from the sum of the vectors.
-        seed: Seed of the bootstrap.
-        resamples: Number of bootstrap draws.
-        ratio: As in `estimate`. The interval is then Student's t over the differences per item. For a ratio of sums
-            these are differences of linearizations (delta method).
+        ratio: As in `estimate`.
+        groups: As in `estimate`.
 
     Raises:
         HarnessError: The two have different numbers of items, or none.
     """
-    first, second = _statistics_matrix(before, "items before"), _statistics_matrix(after, "items after")
+    first, second = statistics_matrix(before, "items before"), statistics_matrix(after, "items after")
     if first.shape != second.shape:
         what = f"before has shape {first.shape} (items, statistics), after has {second.shape}"
         raise HarnessError("difference of scores", what, "compare the same items by the same metric")
-    scores = _score(aggregate, first.sum(axis=0)), _score(aggregate, second.sum(axis=0))
+    scores = score_of(aggregate, first.sum(axis=0)), score_of(aggregate, second.sum(axis=0))
     value, scale = scores[1] - scores[0], magnitude(scores)
-    if ratio:
-        factor = _score(aggregate, np.ones(first.shape[1]))
-        method = "t" if _is_mean(first) and _is_mean(second) else "delta"
-        return _student_estimate(value, factor * (_influence(second) - _influence(first)), method, scale)
-    differences = []
-    if len(first) > 1:
-        sums = _resampled_sums([first, second], seed, resamples)
-        differences = [_score(aggregate, new) - _score(aggregate, old) for old, new in zip(*sums, strict=True)]
-    return _bootstrap_estimate(value, np.array(differences), len(first), scale)
+    first_units, second_units = sum_by_group(first, groups), sum_by_group(second, groups)
+    is_mean = ratio and _is_mean(first) and _is_mean(second)
+    ungrouped = len(first_units) == len(first)
+    group_count = None if groups is None else len(first_units)
+    if is_mean and ungrouped and len(first) > 1 and _is_fraction(first) and _is_fraction(second):
+        paired = _paired_fractions(first[:, 0], second[:, 0])
+        result = replace(paired.difference.scaled(score_of(aggregate, np.ones(2))), groups=group_count)
+        return replace(paired, difference=replace(result, value=without_rounding(value, scale)))
+    changes = scores_without_each(second_units, aggregate) - scores_without_each(first_units, aggregate)
+    freedom = _degrees_of_freedom(_sizes(first, groups) + _sizes(second, groups))
+    result = _jackknife_estimate(value, changes, freedom, scale)
+    result = replace(result, n=len(first), method="t" if is_mean and ungrouped else "jackknife", groups=group_count)
+    p = _student_p(result, freedom, scale)
+    if is_mean and math.isfinite(result.low):
+        sizes = _sizes(first, groups)
+        widest = float(sizes.max() / sizes.mean())  # 1 without groups
+        values = np.concatenate([first[:, 0], second[:, 0]])
+        item_range = score_of(aggregate, np.ones(2)) * float(np.ptp(values))
+        rare = _few_changes(first_units[:, 0], second_units[:, 0], magnitude(values))
+        if rare is not None:
+            bounds = rare.difference.scaled(abs(item_range) * widest)
+            result = replace(
+                result,
+                stderr=max(result.stderr, bounds.stderr),
+                low=min(result.low, bounds.low),
+                high=max(result.high, bounds.high),
+            )
+            p = max(p, rare.p)
+    return PairedTest(result, p, "paired t")
 
 
-def magnitude(values: Sequence[float] | np.ndarray) -> float:
-    """Return the largest absolute value of the finite numbers, 0 if there is none: the scale of their differences."""
-    absolute = np.abs(np.asarray(values, dtype=np.float64))
-    return float(np.max(absolute, initial=0.0, where=np.isfinite(absolute)))
+def mean_over_suites(estimates: Sequence[Estimate]) -> Estimate:
+    """Return the mean of estimates over different items, e.g. of one change for each of several suites.
 
-
-def replicates(
-    stages: Sequence[Statistics], aggregate: Aggregate, *, seed: int, resamples: int = 2000
-) -> tuple[np.ndarray, np.ndarray]:
-    """Compute the scores of several stages over the same items, and their bootstrap replicates.
-
-    Every replicate draws the same items for all stages, so any number computed from one row of them is paired.
-
-    Args:
-        stages: For each stage one vector of statistics per item.
-        aggregate: Computes the score from the sum of the vectors.
-        seed: Seed of the bootstrap.
-        resamples: Number of bootstrap draws.
-
-    Returns:
-        The scores, (stages,), and the replicates, (resamples, stages); (0, stages) for a single item.
-
-    Raises:
-        HarnessError: The stages have different items, or none.
-    """
-    matrices = [_statistics_matrix(statistics, "items") for statistics in stages]
-    if len({matrix.shape for matrix in matrices}) > 1:
-        raise HarnessError("scores", "the stages have different items", "compare the same items by the same metric")
-    values = np.array([_score(aggregate, matrix.sum(axis=0)) for matrix in matrices])
-    if len(matrices[0]) < 2:
-        return values, np.empty((0, len(matrices)))
-    sums = _resampled_sums(matrices, seed, resamples)
-    return values, np.array([[_score(aggregate, row) for row in rows] for rows in sums]).T
-
-
-def estimate_from_replicates(value: float, replicates: np.ndarray, items: int, scale: float = 0.0) -> Estimate:
-    """Build an estimate from a number and its bootstrap replicates; see `estimate` for the NaN rules.
+    The interval is computed from theirs (MOVER: Zou & Donner, 2008, doi:10.1002/sim.3095): its half widths are those of
+    the suites, squared, added, and divided by the number of suites. The mean of one estimate is that estimate.
 
     Args:
-        value: The number.
-        replicates: Its replicates, (resamples,). Without any, the interval is NaN.
-        items: Number of items behind the number.
-        scale: For a difference, the magnitude of the two numbers; see `without_rounding`.
+        estimates: At least one.
     """
-    if not len(replicates):
-        return Estimate(without_rounding(value, scale), math.nan, math.nan, math.nan, items)
-    return _bootstrap_estimate(value, replicates, items, scale)
-
-
-def _statistics_matrix(statistics: Statistics, description: str) -> np.ndarray:
-    """Return the statistics as one array, (items, statistics)."""
-    if not len(statistics):
-        raise HarnessError("scores", f"there are no {description}", "give the suite at least one row")
-    if len({len(vector) for vector in statistics}) > 1:
-        what = f"the {description} have vectors of different lengths"
-        raise HarnessError("scores", what, "return vectors of one length from Metric.statistics")
-    return np.asarray(statistics, dtype=np.float64)
-
-
-def _score(aggregate: Aggregate, total: np.ndarray) -> float:
-    return float(aggregate(total.tolist()))
-
-
-def _resampled_sums(matrices: list[np.ndarray], seed: int, resamples: int) -> list[np.ndarray]:
-    """Return for each matrix the sums over the same drawn items, (resamples, statistics)."""
-    items = len(matrices[0])
-    generator = np.random.Generator(np.random.PCG64(seed))
-    sums: list[list[np.ndarray]] = [[] for _ in matrices]
-    step = max(1, _DRAWS_PER_BLOCK // items)
-    for start in range(0, resamples, step):
-        rows = min(step, resamples - start)
-        drawn = generator.integers(0, items, size=(rows, items))
-        drawn += np.arange(rows)[:, None] * items
-        counts = np.bincount(drawn.ravel(), minlength=rows * items).reshape(rows, items).astype(np.float64)
-        for blocks, matrix in zip(sums, matrices, strict=True):
-            blocks.append(counts @ matrix)
-    return [np.concatenate(blocks) for blocks in sums]
-
-
-def _ratio_estimate(matrix: np.ndarray, value: float, factor: float) -> Estimate:
-    """Compute the closed form of a ratio of sums.
-
-    Args:
-        matrix: Statistics, (items, 2).
-        value: The score.
-        factor: The constant by which the ratio of the sums is multiplied.
-    """
-    if not _is_mean(matrix):
-        return _student_estimate(value, factor * _influence(matrix), "delta")
-    first = matrix[:, 0]
-    if not np.isin(first, (0.0, 1.0)).all():
-        return _student_estimate(value, factor * _influence(matrix), "t")
-    items = len(first)
-    proportion = float(first.mean())
-    if items < 2:
-        return Estimate(value, math.nan, math.nan, math.nan, items, "wilson")
-    low, high = wilson(int(first.sum()), items)
-    stderr = abs(factor) * math.sqrt(proportion * (1 - proportion) / items)
-    return Estimate(value, stderr, factor * low, factor * high, items, "wilson")
-
-
-def wilson(hits: int, n: int, z: float = 1.959963984540054) -> tuple[float, float]:
-    """Return Wilson's score interval of the proportion hits / n.
-
-    Args:
-        hits: Number of items that are 1.
-        n: Number of items, above 0.
-        z: Normal quantile of the confidence level (default: 95 %).
-    """
-    proportion, spread = hits / n, z * z / n
-    middle = (proportion + spread / 2) / (1 + spread)
-    half = z / (1 + spread) * math.sqrt(proportion * (1 - proportion) / n + spread / (4 * n))
-    # Rounding would leave these bounds next to 0 and 1.
-    return (0.0 if hits == 0 else middle - half), (1.0 if hits == n else middle + half)
+    if len(estimates) == 1:
+        return estimates[0]
+    count, value = len(estimates), math.fsum(each.value for each in estimates) / len(estimates)
+    below = math.hypot(*(each.value - each.low for each in estimates)) / count
+    above = math.hypot(*(each.high - each.value for each in estimates)) / count
+    scale = max(abs(each.value) for each in estimates)
+    grouped = any(each.groups is not None for each in estimates)
+    return Estimate(
+        value=without_rounding(value, scale),
+        stderr=math.hypot(*(each.stderr for each in estimates)) / count,
+        low=without_rounding(value - below, scale),
+        high=without_rounding(value + above, scale),
+        n=sum(each.n for each in estimates),
+        method="combined",
+        groups=sum(each.units for each in estimates) if grouped else None,
+    )
 
 
 def _is_mean(matrix: np.ndarray) -> bool:
-    return bool((matrix[:, 1] == 1.0).all())
+    return matrix.shape[1] == 2 and bool((matrix[:, 1] == 1.0).all())
 
 
-def _influence(matrix: np.ndarray) -> np.ndarray:
-    """Return the first-order contribution of each item to a ratio of sums: (items,), with mean 0."""
-    first, second = matrix[:, 0], matrix[:, 1]
-    total = second.sum()
-    if not total:
-        return np.full(len(first), math.nan)
-    with np.errstate(invalid="ignore"):  # an item that is not finite gives no interval
-        return np.asarray((first - first.sum() / total * second) / (total / len(second)))
+def _is_fraction(matrix: np.ndarray) -> bool:
+    return _is_mean(matrix) and bool(np.isin(matrix[:, 0], (0.0, 1.0)).all())
 
 
-def _student_estimate(value: float, influence: np.ndarray, method: str, scale: float = 0.0) -> Estimate:
-    items = len(influence)
-    value = without_rounding(value, scale)
-    if items < 2 or not math.isfinite(value) or not np.isfinite(influence).all():
-        return Estimate(value, math.nan, math.nan, math.nan, items, method)
+def _paired_fractions(first: np.ndarray, second: np.ndarray, slack: float = 0.0) -> PairedTest:
+    """Compare how many items increased and how many decreased by more than `slack`."""
+    improved, worsened = int(np.sum(second - first > slack)), int(np.sum(first - second > slack))
+    stderr, low, high = paired_difference_interval(improved, worsened, len(first))
+    result = Estimate((improved - worsened) / len(first), stderr, low, high, len(first), "paired")
+    return PairedTest(result, mcnemar_p(improved, worsened), "McNemar")
+
+
+def _few_changes(first: np.ndarray, second: np.ndarray, scale: float) -> PairedTest | None:
+    """Return the comparison of `_paired_fractions` if most units are unchanged and few changed; else None."""
+    slack = ROUNDING * scale
+    changed = int(np.sum(np.abs(second - first) > slack))
+    return _paired_fractions(first, second, slack) if changed < min(MIN_CHANGED, len(first) / 2) else None
+
+
+def _sizes(matrix: np.ndarray, groups: Groups) -> np.ndarray:
+    """Return the size of each unit, (units,): the sum of the second of two statistics, else the number of items."""
+    return sum_by_group(np.abs(matrix[:, 1]) if matrix.shape[1] == 2 else np.ones(len(matrix)), groups)
+
+
+def _degrees_of_freedom(sizes: np.ndarray) -> float:
+    """Return the effective number of units - 1, at least 1."""
+    squares = float(sizes @ sizes)
+    return max(1.0, float(sizes.sum()) ** 2 / squares - 1) if squares > 0 else 1.0
+
+
+def _jackknife_estimate(value: float, without_each: np.ndarray, freedom: float, scale: float = 0.0) -> Estimate:
+    """Return the estimate from the values without each unit; `scale` as in `without_rounding`."""
+    units, value = len(without_each), without_rounding(value, scale)
+    if units < 2 or not math.isfinite(value) or not np.isfinite(without_each).all():
+        return Estimate(value, math.nan, math.nan, math.nan, units)
     from scipy.special import stdtrit
 
-    stderr = float(np.std(influence, ddof=1)) / math.sqrt(items)
-    half = float(stdtrit(items - 1, 0.975)) * stderr
+    deviations = without_each - without_each.mean()
+    stderr = math.sqrt((units - 1) / units * float(deviations @ deviations))
+    half = float(stdtrit(freedom, 0.975)) * stderr
     low, high = (without_rounding(bound, scale) for bound in (value - half, value + half))
-    return Estimate(value, stderr, low, high, items, method)
+    return Estimate(value, stderr, low, high, units)
 
 
-def _bootstrap_estimate(value: float, replicates: np.ndarray, items: int, scale: float = 0.0) -> Estimate:
-    value = without_rounding(value, scale)
-    defined = replicates[~np.isnan(replicates)]
-    if items < 2 or not math.isfinite(value) or len(defined) < 0.95 * len(replicates):
-        return Estimate(value, math.nan, math.nan, math.nan, items)
-    with np.errstate(invalid="ignore", over="ignore"):  # an infinite replicate leaves the bounds finite
-        stderr = float(np.std(defined, ddof=1))
-        bounds = np.quantile(defined, (0.025, 0.975), method="nearest")
-        low, high = (without_rounding(float(bound), scale) for bound in bounds)
-    return Estimate(value, stderr, low, high, items)
+def _student_p(result: Estimate, freedom: float, scale: float) -> float:
+    if math.isnan(result.stderr):
+        return math.nan
+    if result.value == 0.0:
+        return 1.0
+    if result.stderr <= ROUNDING * scale:
+        return 0.0
+    from scipy.special import stdtr
+
+    return float(2 * stdtr(freedom, -abs(result.value) / result.stderr))

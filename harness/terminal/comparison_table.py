@@ -11,7 +11,7 @@ from rich.text import Text
 
 from harness.comparison.changed_items import ChangedItem
 from harness.comparison.compare import Comparison
-from harness.comparison.paired_scores import PairedScore
+from harness.comparison.paired_scores import PairedScore, count_hypotheses
 from harness.comparison.run_summary import FinalScore, RunSummary
 from harness.report.flips import ItemAnswer
 from harness.terminal.tables import VERDICT_STYLES, TerminalPage, interval_text, mark_cut, new_table, shorten_answer
@@ -113,10 +113,10 @@ def pairs_notes(comparison: Comparison) -> Iterator[RenderableType]:
         baseline = comparison.runs[comparison.baseline]
         yield Text(
             f"difference to run {comparison.baseline + 1} ({one_line(baseline.name)}) over the same items; p after "
-            f"Holm's correction for {len(comparison.pairs)} comparisons: McNemar's test of scores that are 0 or 1, "
-            "paired bootstrap of other means, approximate randomisation of corpus scores; better and worse: the "
-            "interval excludes 0 and p is below 0.05; ~n: items needed for a verdict if the true difference is as "
-            "large as the estimate; ↓ lower is better",
+            f"Holm's correction for {count_hypotheses(comparison.pairs)} comparisons: McNemar's test of scores that "
+            "are 0 or 1, paired t-test of other means, ratios and perplexities, approximate randomisation of BLEU and "
+            "chrF; better and worse: the interval excludes 0 and p is below 0.05; ~n: items needed for a verdict with "
+            "80 % probability if the true difference is as large as the estimate; ↓ lower is better",
             style="dim",
         )
     dropped = {(pair.run, pair.suite): pair.dropped for pair in comparison.pairs if pair.dropped}

@@ -65,7 +65,10 @@ def _report_parts(report: Report, width: int) -> Iterator[RenderableType]:
         style="dim",
     )
     if any(change.needed for change in report.changes):
-        yield Text("~n: items needed for a verdict if the true change is as large as the estimate", style="dim")
+        yield Text(
+            "~n: items needed for a verdict with 80 % probability if the true change is as large as the estimate",
+            style="dim",
+        )
     yield from _changed_answers(report)
     if len(report.stages) > 2:
         yield Text()

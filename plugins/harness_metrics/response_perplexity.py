@@ -53,6 +53,10 @@ class ResponsePerplexity(Metric):
         """Return whether the score is `response_nll`; the perplexity is not a ratio."""
         return name == "response_nll"
 
+    def tested_as(self, name: str) -> str:
+        """Return `response_nll`: the perplexity is its exponential."""
+        return "response_nll"
+
     def aggregate(self, name: str, total: Sequence[float]) -> float:
         """Return the mean NLL per token, or its exponential; NaN without tokens."""
         nll, tokens = total

@@ -99,7 +99,7 @@ BEHAVIOURS = [
     (
         "where is the paired interval of a difference computed",
         "harness/statistics/intervals.py",  # half: harness/report/paired_difference.py
-        r"def \w*difference\b",
+        r"def paired_test\b",
     ),
     ("where is the spec loaded from JSON", "harness/spec/spec.py", r"def load_spec\b"),
     (

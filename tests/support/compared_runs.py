@@ -82,7 +82,7 @@ def write_run(folder, stages, document=None, finished=True, predictions=True):
                 name: create_metric(REGISTRY, name, options)
                 for name, options in document["evaluate"][suite]["metrics"].items()
             }
-            scores = scoring.score_items(suite_items, metrics, seed=0, suite=suite, stage=stage_index)
+            scores = scoring.score_items(suite_items, metrics, suite=suite, stage=stage_index)
             stage.append(Evaluation(stage_index, suite, suite_items, scores))
             if predictions:
                 write_predictions(folder, suite, stage_index, suite_items)

@@ -16,7 +16,11 @@ from support import compared_runs
 from harness.cli import main
 from harness.comparison import compare, html_page
 from harness.errors import HarnessError
-from harness.statistics.significance import holm, mcnemar
+from harness.evaluation.rescore import create_metric
+from harness.report.finished_run import load_finished_run
+from harness.report.paired_difference import score_difference
+from harness.statistics.proportions import mcnemar_p
+from harness.statistics.significance import holm
 from harness.terminal.comparison_table import format_comparison
 
 
@@ -71,10 +75,9 @@ def test_each_kind_of_score_has_its_significance_test(weak_and_strong):
     tests = {score_pair.score: score_pair.test for score_pair in weak_and_strong.pairs}
     assert tests == {
         "exact_match": "McNemar",
-        **dict.fromkeys(("rouge1", "rouge2", "rougeL", "rougeLsum"), "paired bootstrap"),
-        **dict.fromkeys(
-            ("bleu", "chrf", "response_perplexity", "response_nll", "length_ratio"), "approximate randomisation"
-        ),
+        **dict.fromkeys(("rouge1", "rouge2", "rougeL", "rougeLsum", "length_ratio"), "paired t"),
+        **dict.fromkeys(("response_perplexity", "response_nll"), "paired t"),
+        **dict.fromkeys(("bleu", "chrf"), "approximate randomisation"),
     }
     assert weak_and_strong.not_comparable == ()
 
@@ -85,7 +88,8 @@ def test_binary_score_is_tested_with_mcnemar(runs_folder, weak_and_strong):
         scores = json.loads((runs_folder / name / "scores.json").read_text())["stages"][1]["suites"]["desk"]["scores"]
         right[name] = [vector[0] == 1 for vector in next(s for s in scores if s["name"] == "exact_match")["statistics"]]
     score_pair = find_pair(weak_and_strong, "desk/exact_match")
-    assert score_pair.p == mcnemar(right["weak"], right["strong"])
+    changes = [int(after) - int(before) for before, after in zip(right["weak"], right["strong"], strict=True)]
+    assert score_pair.p == mcnemar_p(changes.count(1), changes.count(-1))
     assert score_pair.first.value == sum(right["weak"]) / 60
     assert score_pair.difference.value == pytest.approx((sum(right["strong"]) - sum(right["weak"])) / 60)
     assert score_pair.difference.low < score_pair.difference.value < score_pair.difference.high
@@ -113,12 +117,28 @@ def test_fewer_than_thirty_items_give_no_verdict(runs_folder):
     assert score_pair.needed >= 30
 
 
-def test_holm_correction_covers_every_pair(runs_folder):
+def test_holm_correction_covers_every_hypothesis_once(runs_folder):
     comparison = compare_folders(runs_folder, "weak", "strong", "alike")
     assert len(comparison.pairs) == 20
-    assert [score_pair.p_holm for score_pair in comparison.pairs] == pytest.approx(
-        holm([score_pair.p for score_pair in comparison.pairs])
-    )
+    tested = [score_pair for score_pair in comparison.pairs if score_pair.score != "response_perplexity"]
+    assert len(tested) == 18
+    assert [score_pair.p_holm for score_pair in tested] == pytest.approx(holm([score_pair.p for score_pair in tested]))
+    for run in (1, 2):
+        nll, perplexity = (find_pair(comparison, f"desk/response_{name}", run) for name in ("nll", "perplexity"))
+        assert (nll.p, nll.p_holm, nll.verdict) == (perplexity.p, perplexity.p_holm, perplexity.verdict)
+
+
+def test_comparison_has_the_interval_that_a_report_has(tmp_path):
+    """A run compared with its own base model gives the change that its report has."""
+    base, tuned = (compared_runs.build_items(60, skill, 2) for skill in (0.3, 0.6))
+    compared_runs.write_run(tmp_path / "base", [{"desk": base}, {"desk": base}])
+    compared_runs.write_run(tmp_path / "tuned", [{"desk": base}, {"desk": tuned}])
+    (before,), (after,) = load_finished_run(tmp_path / "tuned").evaluations
+    pairs = compare_folders(tmp_path, "base", "tuned").pairs
+    assert len(pairs) == 10
+    for pair, old, new in zip(pairs, before.scores, after.scores, strict=True):
+        metric = create_metric(compared_runs.REGISTRY, old.metric, {})
+        assert pair.difference == score_difference((before, old), (after, new), metric).difference
 
 
 def test_score_without_direction_gets_the_verdict_different(tmp_path):

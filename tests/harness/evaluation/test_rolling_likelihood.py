@@ -45,7 +45,7 @@ def test_text_is_predicted_from_its_first_token(evaluate_text, tokenizer, tiny_m
         assert (item.prompt, item.reference) == ("", content)
     bits = sum(item.text_nll for item in result.items) / sum(len(one.encode()) for one in TEXTS) / math.log(2)
     assert result.scores[0].value == pytest.approx(bits)
-    assert result.scores[0].method == "delta"
+    assert result.scores[0].method == "jackknife"
 
 
 def test_uniform_model_needs_the_bits_of_its_vocabulary(evaluate_text, kit, tokenizer):

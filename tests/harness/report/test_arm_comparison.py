@@ -155,9 +155,9 @@ def test_forgetting_axis_may_be_a_matrix_summary(tmp_path: Path) -> None:
     for name, run in runs.items():
         given = {"value": lost[name], "stderr": 0.05, "low": lost[name] - 0.1, "high": lost[name] + 0.2, "n": 40}
         summaries = {
-            "forgetting": {**given, "method": "bootstrap"},
-            "backward_transfer": {**given, "value": -0.6, "low": -0.8, "high": -0.5, "method": "bootstrap"},
-            "average_accuracy": {**given, "method": "bootstrap"},
+            "forgetting": {**given, "method": "combined"},
+            "backward_transfer": {**given, "value": -0.6, "low": -0.8, "high": -0.5, "method": "combined"},
+            "average_accuracy": {**given, "method": "combined"},
         }
         document = {"changes": [], "forgetting": [{"score": "response_nll", "summaries": summaries}]}
         (run.folder / "report.json").write_text(json.dumps(document))

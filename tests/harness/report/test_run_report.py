@@ -332,8 +332,8 @@ def test_fewer_than_thirty_items_give_no_verdict(run_parts):
 
 def test_needed_items_grow_with_squared_uncertainty():
     wide = Estimate(0.1, 0.1, -0.1, 0.3, 100)
-    assert score_change.items_needed_for_verdict(wide) == 385, "100 * (1.96 * 0.1 / 0.1)^2"
-    assert score_change.items_needed_for_verdict(Estimate(0.1, 0.2, -0.3, 0.5, 100)) == 1537
+    assert score_change.items_needed_for_verdict(wide) == 787, "100 * ((1.96 + 0.84) * 0.1 / 0.1)^2 + 1.96^2 / 2"
+    assert score_change.items_needed_for_verdict(Estimate(0.1, 0.2, -0.3, 0.5, 100)) == 3142
     assert score_change.items_needed_for_verdict(Estimate(0.1, 0.01, 0.08, 0.12, 100)) is None, "settled already"
     assert score_change.items_needed_for_verdict(Estimate(0.5, 0.01, 0.4, 0.6, 10)) == 30, (
         "never below what a verdict asks for"

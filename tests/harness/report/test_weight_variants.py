@@ -25,7 +25,7 @@ def evaluation(stage, gain=0.0, rise=0.0):
 
 def variant_entry(name, gain, rise, stage="stage-1"):
     scores = weight_variants.variant_scores_as_dicts(
-        evaluation(1, gain, rise), [evaluation(0), evaluation(1, 0.3, 5.0)], example_run.BY_SUITE, seed=0
+        evaluation(1, gain, rise), [evaluation(0), evaluation(1, 0.3, 5.0)], example_run.BY_SUITE
     )
     return {"stage": stage, "mitigation": "wise_ft", "variant": name, "scores": scores}
 

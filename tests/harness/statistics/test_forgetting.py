@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from harness.spec import matrix_summaries
 from harness.statistics import forgetting
 
 NAN = float("nan")
@@ -86,10 +87,9 @@ def test_forward_transfer_is_relative_to_base_model() -> None:
     assert forgetting.forward_transfer(matrix) == pytest.approx(((0.4 - 0.1) + (0.2 - 0.3)) / 2)
 
 
-def test_learning_accuracy_and_intransigence_use_the_stage_of_each_task() -> None:
+def test_learning_accuracy_uses_the_stage_of_each_task() -> None:
     matrix = np.array([[0.0, 0.0], [0.8, 0.0], [0.1, 0.6]])
     assert forgetting.learning_accuracy(matrix) == pytest.approx(0.7)
-    assert forgetting.intransigence(matrix, np.array([0.9, 0.9])) == pytest.approx(0.2)
 
 
 def test_single_task_has_no_forgetting() -> None:
@@ -134,7 +134,28 @@ def test_fraction_is_recovered_only_if_naive_run_forgot(
     )
 
 
-def test_every_summary_keeps_bootstrap_replicates() -> None:
+def test_each_task_contributes_a_contrast_of_two_stages() -> None:
+    """Every summary is the mean over its tasks of the difference that its interval is computed from."""
+    random = np.random.default_rng(0)
+    for _ in range(20):
+        matrix = random.random((5, 4))
+        for name, summary in forgetting.SUMMARIES.items():
+            tasks = [stage for stage in (1, 2, 3, 4) if matrix_summaries.takes_part(name, stage, 4)]
+            contrasts = []
+            for stage in tasks:
+                scores = matrix[:, stage - 1]
+                first, second = forgetting.contrast_of_task(name, scores, stage)
+                contrasts.append(scores[first] - (0 if second is None else scores[second]))
+            assert summary(matrix) == pytest.approx(np.mean(contrasts)), name
+
+
+def test_best_stage_does_not_depend_on_rounding() -> None:
+    scores = np.array([0.1, 0.3, 0.1 + 0.2, 0.2])
+    assert scores[2] > scores[1]
+    assert forgetting.contrast_of_task("forgetting", scores, 1) == (1, 3)
+
+
+def test_every_summary_keeps_leading_axes() -> None:
     replicates = np.random.default_rng(0).random((5, 4, 3))
     for name, summary in forgetting.SUMMARIES.items():
         by_replicate = np.array([summary(replicate) for replicate in replicates])

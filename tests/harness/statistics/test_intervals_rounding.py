@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.paired import difference
 
 from harness import gate
 from harness.report.score_change import verdict_of_difference
 from harness.statistics import forgetting
-from harness.statistics.intervals import Estimate, difference, estimate, estimate_from_replicates, replicates
-from harness.statistics.significance import approximate_randomization, paired_bootstrap
+from harness.statistics.intervals import Estimate, estimate, mean_over_suites, paired_test
+from harness.statistics.significance import approximate_randomization
 
 
 def mean(total):
@@ -33,26 +34,23 @@ def test_every_interval_contains_equal_differences(n, aggregate, shift):
     before = [(generator.random(), 1.0) for _ in range(n)]
     after = [(value + shift, 1.0) for value, _ in before]
     estimates = [
-        difference(before, after, aggregate, seed=1, resamples=50, ratio=aggregate is mean),
-        difference(before, after, aggregate, seed=1, resamples=50),
-        estimate(before, aggregate, seed=1, resamples=50),
-        estimate([(0.1, 1.0)] * n, aggregate, seed=1, resamples=50),
-        paired_bootstrap(before, after, aggregate, seed=1, resamples=50)[0],
+        difference(before, after, aggregate, ratio=aggregate is mean),
+        difference(before, after, aggregate),
+        difference(before, after, aggregate, groups=[index // 2 for index in range(n)]),
+        estimate(before, aggregate),
+        estimate([(0.1, 1.0)] * n, aggregate, ratio=aggregate is mean),
     ]
-    values, resampled = replicates([before, after], aggregate, seed=1, resamples=50)
-    estimates.append(estimate_from_replicates(float(values[1] - values[0]), resampled[:, 1] - resampled[:, 0], n))
+    estimates.append(mean_over_suites(estimates))
     for result in estimates:
-        assert (n == 1 and math.isnan(result.low)) or result.low <= result.value <= result.high
+        assert (n <= 2 and math.isnan(result.low)) or result.low <= result.value <= result.high
 
 
 @settings(max_examples=200, deadline=None)
-@given(
-    st.floats(-1e6, 1e6),
-    st.lists(st.floats(-1e6, 1e6), min_size=2, max_size=40),
-)
-def test_bootstrap_interval_contains_its_value(value, resampled):
-    result = estimate_from_replicates(value, np.array(resampled), 10)
-    assert result.low <= result.value <= result.high
+@given(st.lists(st.tuples(st.floats(-1e6, 1e6), st.floats(-1e6, 1e6)), min_size=2, max_size=40))
+def test_interval_contains_its_value(pairs):
+    before, after = ([(pair[side], 1.0) for pair in pairs] for side in (0, 1))
+    for result in (estimate(before, mean, ratio=True), difference(before, after, mean, ratio=True)):
+        assert result.low <= result.value <= result.high
 
 
 def test_nan_interval_stays_nan():
@@ -68,10 +66,10 @@ def test_rounding_differences_are_no_evidence_of_change(n, ratio):
     generator = random.Random(n)
     before = [(generator.random() * 100, 1.0) for _ in range(n)]
     after = [(float(np.nextafter(value, np.inf)), 1.0) for value, _ in before]
-    result = difference(before, after, mean, seed=1, resamples=50, ratio=ratio)
-    assert (result.value, result.low, result.high) == (0.0, 0.0, 0.0)
-    assert verdict_of_difference(result, True) == "no evidence"
-    assert paired_bootstrap(before, after, mean, seed=1, resamples=200)[1] == 1.0
+    result = paired_test(before, after, mean, ratio=ratio)
+    assert (result.difference.value, result.p) == (0.0, 1.0)
+    assert result.difference.low <= 0.0 <= result.difference.high
+    assert verdict_of_difference(result.difference, True) == "no evidence"
     assert approximate_randomization(before, after, mean, seed=1, trials=200) == 1.0
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from harness.statistics import significance
-from harness.statistics.significance import approximate_randomization, holm, mcnemar, paired_bootstrap
+from harness.statistics.significance import approximate_randomization, holm
 
 NAN = math.nan
 
@@ -34,58 +34,10 @@ def test_holm_stays_below_one_and_ignores_nan() -> None:
     assert holm([]) == []
 
 
-def test_mcnemar_equals_binomial_test_of_changed_items() -> None:
-    from scipy.stats import binomtest
-
-    first = [True] * 5 + [False] * 14 + [True] * 20 + [False] * 9
-    second = [False] * 5 + [True] * 14 + [True] * 20 + [False] * 9
-    assert mcnemar(first, second) == pytest.approx(binomtest(5, 19, 0.5).pvalue)
-    assert mcnemar(second, first) == mcnemar(first, second)
-
-
-def test_mcnemar_handles_no_change_and_thousands_of_changes() -> None:
-    assert mcnemar([True, False], [True, False]) == 1.0
-    assert mcnemar([False] * 4000, [True] * 4000) == 0.0
-    assert mcnemar([True, False] * 2000, [False, True] * 2000) == 1.0
-
-
-def test_paired_bootstrap_agrees_with_paired_t_test() -> None:
-    from scipy.stats import ttest_rel
-
-    random = np.random.default_rng(3)
-    first = random.normal(0.5, 1.0, 200)
-    second = first + random.normal(0.08, 0.5, 200)
-    estimate, p = paired_bootstrap(as_statistics(first), as_statistics(second), mean, seed=0, resamples=4000)
-    assert estimate.value == pytest.approx(float((second - first).mean()))
-    assert p == pytest.approx(ttest_rel(second, first).pvalue, abs=0.015)
-
-
-def test_p_value_is_uniform_without_a_difference() -> None:
-    """Without a difference a test at 5 % rejects in about 5 % of the trials."""
-    random = np.random.default_rng(0)
-    p_values = []
-    for trial in range(200):
-        first = random.normal(size=60)
-        second = first + random.normal(size=60)
-        p_values.append(
-            paired_bootstrap(as_statistics(first), as_statistics(second), mean, seed=trial, resamples=400)[1]
-        )
-    assert 0.01 <= np.mean([p < 0.05 for p in p_values]) <= 0.10
-    assert 0.4 <= np.mean([p < 0.5 for p in p_values]) <= 0.6
-
-
-def test_equal_runs_have_p_one_and_one_item_has_none() -> None:
-    values = as_statistics(np.random.default_rng(1).random(50))
-    estimate, p = paired_bootstrap(values, values, mean, seed=0)
-    assert (estimate.value, estimate.low, estimate.high, p) == (0.0, 0.0, 0.0, 1.0)
-    assert math.isnan(paired_bootstrap(values[:1], values[:1], mean, seed=0)[1])
-
-
-def test_certain_difference_has_the_smallest_possible_p() -> None:
-    values = np.random.default_rng(1).random(50)
-    estimate, p = paired_bootstrap(as_statistics(values), as_statistics(values + 1.0), mean, seed=0, resamples=999)
-    assert estimate.low == pytest.approx(1.0)
-    assert p == pytest.approx(1 / 1000)
+def test_equal_hypotheses_count_once() -> None:
+    adjusted = holm([0.01, 0.03, 0.01, NAN], ["nll", "rouge", "nll", "nll"])
+    assert adjusted[:3] == pytest.approx([0.02, 0.03, 0.02])
+    assert math.isnan(adjusted[3])
 
 
 # -- approximate randomization ----------------------------------------------------------------------------------------
@@ -170,3 +122,14 @@ def test_randomization_agrees_with_paired_t_test() -> None:
     assert math.isnan(approximate_randomization([(NAN, 1.0)] * 9, as_statistics(first[:9]), mean, seed=0))
     with pytest.raises(ValueError, match="do not belong to the same items"):
         approximate_randomization(as_statistics(first[:5]), as_statistics(first[:6]), mean, seed=0)
+
+
+def test_randomization_swaps_the_items_of_a_group_together() -> None:
+    random = np.random.default_rng(3)
+    first, shift = random.normal(size=(12, 1)), random.normal(0.5, 1, size=(12, 1))
+    once = [as_statistics(values.ravel()) for values in (first, first + shift)]
+    copies = [as_statistics(np.repeat(values, 5)) for values in (first, first + shift)]
+    groups = [index // 5 for index in range(60)]
+    p = approximate_randomization(*once, mean, seed=0, trials=2000)
+    assert approximate_randomization(*copies, mean, seed=0, trials=2000, groups=groups) == p
+    assert approximate_randomization(*copies, mean, seed=0, trials=2000) < p / 2
