@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from harness.errors import HarnessError
 from harness.types import MIN_ITEMS, ROUNDING
-from harness.utils.formatting import format_number
+from harness.utils.formatting import format_number, format_size
 
 if TYPE_CHECKING:
     from harness.interfaces.metric import Metric
@@ -72,6 +72,7 @@ class GateResult:
         since: As in `ScoreForGate`; "" for a condition that is not about a difference.
         tier: `blocks`, or `warns` for a condition that does not decide the gate.
         by_value: Whether the value alone decided.
+        groups: Number of groups of items; None if all items are independent.
     """
 
     text: str
@@ -83,6 +84,7 @@ class GateResult:
     since: str = ""
     tier: Literal["blocks", "warns"] = "blocks"
     by_value: bool = False
+    groups: int | None = None
 
     @property
     def passed(self) -> bool:
@@ -99,13 +101,13 @@ class GateResult:
         start = f"{word}{' (warns)' if self.tier == 'warns' else ''}: {self.text}"
         if not self.n:
             return f"{start}: the run does not have this summary"
-        count = f"n = {self.n:,}"
+        count = f"n = {format_size(self.n, self.groups)}"
         if self.by_value:
             return f"{start}: {format_number(self.found)}, {count}, by the value alone, without its interval"
         if math.isnan(self.bound):
             return f"{start}: {format_number(self.found)}, {count} is too few for an interval"
         line = f"{start}: {format_number(self.found)}, bound {format_number(self.bound)}, {count}"
-        if self.n < MIN_ITEMS:
+        if (self.n if self.groups is None else self.groups) < MIN_ITEMS:
             line += f", fewer than {MIN_ITEMS}"
         return f"{line}, since {self.since!r}: the base was not measured by it" if self.since else line
 
@@ -226,6 +228,7 @@ def _evaluate_condition(condition: Mapping[str, Any], scores: Mapping[str, Score
         "" if test in LEVEL_TESTS else score.since,
         condition["tier"],
         by_value,
+        estimate.groups,
     )
 
 

@@ -104,6 +104,7 @@ class Example:
         tools: The tools that the assistant may call, each a function's JSON Schema: `name`, `description`,
             `parameters`.
         choices: The choices of a multiple-choice question, in the order of the data; the response is the right one.
+        groups: (column, value) of each column by which a suite groups the rows. It is not part of the content.
     """
 
     id: str
@@ -111,6 +112,7 @@ class Example:
     location: str
     tools: tuple[Mapping[str, Any], ...] = ()
     choices: tuple[str, ...] = ()
+    groups: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -227,6 +229,7 @@ class Suite:
     Attributes:
         metrics: Name -> options.
         template: The suite's own template, name and options; None: the template of training.
+        group: The column of the rows that names the group of each item; None: all items are independent.
     """
 
     name: str
@@ -248,6 +251,7 @@ class Suite:
     max_unparsed: float | None = None
     max_cut: float | None = None
     server: Mapping[str, Any] | None = None
+    group: str | None = None
     primary: str | None = None
     margin: float | None = None
 

@@ -62,6 +62,7 @@ def _score_row(pairs: list[PairedScore], order: list[int]) -> comparison_page.Sc
         score=first.score,
         higher_is_better=first.higher_is_better,
         n=first.n,
+        groups=first.difference.groups,
         values=tuple(values),
         differences=tuple(None if pair is None else pair.difference for pair in columns),
         p=tuple(None if pair is None else pair.p_holm for pair in columns),

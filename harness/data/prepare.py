@@ -176,6 +176,7 @@ def prepare_data(
             folder=folder,
             invalid_rows_file=options.invalid_rows_folder and options.invalid_rows_folder / f"{name}.jsonl",
             progress=progress,
+            group_columns=sorted({suite.group for suite in plan.suites if suite.source == name and suite.group}),
         )
 
     # Split into training and held-out rows.

@@ -34,11 +34,13 @@ def format_prompt_for_display(example: Example) -> str:
     return "\n".join(f"{message.role}: {_message_text(message)}" for message in prompt_messages)
 
 
-def item_from_example(example: Example) -> Item:
-    """Return the item of a row before anything is measured."""
+def item_from_example(example: Example, group_column: str | None = None) -> Item:
+    """Return the item of a row before anything is measured; `group_column` as in `Suite.group`."""
     response = example.messages[-1].content
     gold = example.choices.index(response) if response in example.choices else None
-    return Item(example.id, format_prompt_for_display(example), response, choices=example.choices, gold=gold)
+    prompt = format_prompt_for_display(example)
+    group = dict(example.groups).get(group_column) if group_column is not None else None
+    return Item(example.id, prompt, response, choices=example.choices, gold=gold, group=group)
 
 
 def _message_text(message: Message) -> str:

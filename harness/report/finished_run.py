@@ -109,7 +109,9 @@ def _parse_number(value: Any) -> float:
 
 
 def _parse_evaluation(stage: int, suite: str, values: Mapping[str, Any]) -> Evaluation:
-    items = tuple(Item(str(item_id), "", "") for item_id in values["items"])
+    ids = values["items"]
+    groups = [None] * len(ids) if values.get("groups") is None else list(map(str, values["groups"]))
+    items = tuple(Item(str(item_id), "", "", group=group) for item_id, group in zip(ids, groups, strict=True))
     scores = tuple(_parse_score(stage, suite, score) for score in values["scores"])
     for score in scores:
         if len(score.statistics) != len(items):

@@ -99,10 +99,10 @@ def recommend(
         forgetting_difference: Difference of forgetting between two arms; None: `unpaired_difference`.
         note: See `Recommendation`.
     """
-    if points and all(point.gain.n < MIN_ITEMS for point in points):
+    if points and all(point.gain.units < MIN_ITEMS for point in points):
         return Recommendation(f"{gain_score} has fewer than {MIN_ITEMS} items: too few to recommend an arm", note)
     measured = [point for point in points if not math.isnan(point.forgotten.value)]
-    learned = [point for point in measured if point.gain.low > 0 and point.gain.n >= MIN_ITEMS]
+    learned = [point for point in measured if point.gain.low > 0 and point.gain.units >= MIN_ITEMS]
     if not learned:
         return Recommendation(f"no arm gains significantly in {gain_score}: none can be recommended", note)
 
@@ -212,7 +212,7 @@ def unpaired_difference(first: ArmPoint, second: ArmPoint) -> Estimate:
 
 def classify_forgetting(forgetting: Estimate) -> Literal["few", "worse", "better", "even"]:
     """Return `worse` or `better` for a significant change, `few` for too few items, else `even`."""
-    if not forgetting.n >= MIN_ITEMS or math.isnan(forgetting.low):
+    if not forgetting.units >= MIN_ITEMS or math.isnan(forgetting.low):
         return "few"
     return "worse" if forgetting.low > 0 else "better" if forgetting.high < 0 else "even"
 

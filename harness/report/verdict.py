@@ -17,7 +17,7 @@ from harness.report.display_text import format_interval
 from harness.report.score_change import ScoreChange
 from harness.statistics.intervals import Estimate, mean_over_suites
 from harness.types import MIN_ITEMS
-from harness.utils.formatting import decimal_places, format_number
+from harness.utils.formatting import decimal_places, format_number, format_size
 
 Outcome = Literal["better", "worse", "mixed", "even", "few", "kept", "passed", "failed"]
 RetentionOutcome = Literal["kept", "forgot", "not enough items"]
@@ -246,7 +246,9 @@ def _suite_statement(changes: Sequence[ScoreChange]) -> Statement:
         others = ", ".join(change.name for change in changes if change is not first and change.verdict == name)
         if others:
             parts.append(f"{name}{' too' if name == first.verdict else ''}: {others}")
-    return Statement(outcome, f"{first.suite} (n = {first.n:,}): {'; '.join(parts)}")
+    return Statement(
+        outcome, f"{first.suite} (n = {format_size(first.n, first.difference.groups)}): {'; '.join(parts)}"
+    )
 
 
 def _format_change(change: ScoreChange) -> str:

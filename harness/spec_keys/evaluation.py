@@ -73,6 +73,14 @@ SUITE_KEYS: dict[str, Any] = {
         "description": "The largest loss of the primary score that does not count as forgetting, in its own units. "
         "null: the metric's default, e.g. 0.02 of an accuracy or ROUGE, 0.05 nats of an NLL, 5 % of a perplexity.",
     },
+    "group": {
+        "type": ["string", "null"],
+        "minLength": 1,
+        "default": None,
+        "description": "The column that names the group of each row, such as its document, customer or template. Items "
+        "of one group may depend on each other; intervals, tests and the 30-item rule then count groups. null: all "
+        "items are independent.",
+    },
     "limit": {
         "type": ["integer", "null"],
         "minimum": 1,

@@ -12,7 +12,7 @@ from rich.text import Text
 from harness.report.arm_comparison import ArmComparison, ArmScore
 from harness.report.recommendation import ArmPoint
 from harness.terminal.tables import VERDICT_STYLES, TerminalPage, interval_text, new_table
-from harness.utils.formatting import MISSING, decimal_places, format_number, format_p_value, one_line
+from harness.utils.formatting import MISSING, decimal_places, format_number, format_p_value, format_size, one_line
 
 
 def format_arms(experiment: ArmComparison) -> RenderableType:
@@ -82,7 +82,7 @@ def arm_scores_table(experiment: ArmComparison) -> Table:
             table.add_row()
         arrow = "" if scores[0].higher_is_better else " ↓"
         title = Text(f"{one_line(suite)}/{one_line(name)}{arrow}", style="bold")
-        table.add_row(title, "", Text(f"n = {scores[0].n:,}", style="dim"), "", "")
+        table.add_row(title, "", Text(f"n = {format_size(scores[0].n, scores[0].change.groups)}", style="dim"), "", "")
         places = decimal_places([score.after.value for score in scores])
         for score in scores:
             table.add_row(

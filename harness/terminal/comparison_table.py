@@ -15,7 +15,15 @@ from harness.comparison.paired_scores import PairedScore, count_hypotheses
 from harness.comparison.run_summary import FinalScore, RunSummary
 from harness.report.flips import ItemAnswer
 from harness.terminal.tables import VERDICT_STYLES, TerminalPage, interval_text, mark_cut, new_table, shorten_answer
-from harness.utils.formatting import MISSING, decimal_places, format_duration, format_number, format_p_value, one_line
+from harness.utils.formatting import (
+    MISSING,
+    decimal_places,
+    format_duration,
+    format_number,
+    format_p_value,
+    format_size,
+    one_line,
+)
 
 VERDICT_MARKS = {"better": ("✓", "green"), "worse": ("✗", "red"), "no evidence": ("·", "dim")}
 STATUS_STYLES = {"finished": "green", "failed": "bold red"}
@@ -173,11 +181,14 @@ def _group_title(pairs: Sequence[PairedScore], single_run: bool) -> Iterator[Tex
     else:
         yield Text(f"{one_line(first.suite)}/{_score_label(first)}", style="bold")
         yield Text(format_number(first.first.value, _decimals_of_values(pairs)), style="dim")
-    yield Text(f"n = {first.n:,}" if len({pair.n for pair in pairs}) == 1 else "", style="dim")
+    yield Text(
+        f"n = {format_size(first.n, first.difference.groups)}" if len({pair.n for pair in pairs}) == 1 else "",
+        style="dim",
+    )
 
 
 def _pair_row(pair: PairedScore, pairs: Sequence[PairedScore], single_run: bool, wide: bool) -> Iterator[Text]:
-    count = f" (n = {pair.n:,})" if len({other.n for other in pairs}) > 1 else ""
+    count = f" (n = {format_size(pair.n, pair.difference.groups)})" if len({other.n for other in pairs}) > 1 else ""
     yield Text(f" {_score_label(pair) if single_run else pair.run + 1}{count}")
     places = _decimals_of_values([pair] if single_run else pairs)
     first, second = (format_number(estimate.value, places) for estimate in (pair.first, pair.second))

@@ -29,7 +29,7 @@ from harness.terminal.tables import (
 )
 from harness.tracking.mlflow_store import tracking_uri
 from harness.types import Evaluation
-from harness.utils.formatting import decimal_places, format_duration, format_number, one_line, printable
+from harness.utils.formatting import decimal_places, format_duration, format_number, format_size, one_line, printable
 from harness.utils.redaction import redact_text
 
 TERMINAL_SUMMARIES = (
@@ -227,7 +227,7 @@ def format_verdict(change: ScoreChange) -> Text:
 def _suite_notes(report: Report, change: ScoreChange) -> tuple[Text, Text]:
     """Format role and size of a suite, and how many answers after training are not complete."""
     incomplete = format_incomplete_answers(report.answers.get(change.suite, {}).get("after", {}))
-    role_and_size = Text(f"{change.role}, n = {change.n:,}", style="dim")
+    role_and_size = Text(f"{change.role}, n = {format_size(change.n, change.difference.groups)}", style="dim")
     return role_and_size, Text(f"after: {incomplete}" if incomplete else "", style="yellow")
 
 

@@ -76,6 +76,11 @@ def decimal_places(values: Iterable[float], digits: int = 4) -> int:
     return min(max((digits - 1 if exponent >= 0 else 2) - exponent, 0), 8)
 
 
+def format_size(n: int, groups: int | None = None) -> str:
+    """Return a number of items with the number of their groups, if there are any: `120 in 40 groups`."""
+    return f"{n:,}" if groups is None else f"{n:,} in {groups:,} groups"
+
+
 def format_number(value: float | None, places: int | None = None, *, sign: bool = False) -> str:
     """Return the value with a true minus sign, or `MISSING` for None and NaN.
 

@@ -71,7 +71,7 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
 def write_scores(evaluations: Sequence[tuple[Evaluation, ...]], stages: Sequence[str], folder: str | Path) -> None:
     """Write every score with its signature and per-item statistics to `scores.json`, by stage and suite.
 
-    The statistics are in the order of `items`, the ids of the suite's items.
+    The statistics are in the order of `items`, the ids of the suite's items. So are `groups`, if the suite has groups.
 
     Args:
         evaluations: The evaluations of each stage; index 0: before the first one.
@@ -85,6 +85,7 @@ def write_scores(evaluations: Sequence[tuple[Evaluation, ...]], stages: Sequence
             "suites": {
                 evaluation.suite: {
                     "items": [item.id for item in evaluation.items],
+                    **_groups_as_dict(evaluation),
                     "scores": [_score_as_dict(score) for score in evaluation.scores],
                 }
                 for evaluation in stage_evaluations
@@ -124,6 +125,11 @@ def json_safe(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [json_safe(element) for element in value]
     return value
+
+
+def _groups_as_dict(evaluation: Evaluation) -> dict[str, Any]:
+    groups = [item.group for item in evaluation.items]
+    return {} if None in groups or not groups else {"groups": groups}
 
 
 def _score_as_dict(score: Score) -> dict[str, Any]:

@@ -18,6 +18,7 @@ import tempfile
 import weakref
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO, cast, overload
 
@@ -76,7 +77,8 @@ class ConversationStore(Sequence[Example]):
             for example in examples:
                 body = serialize_example(example)
                 digest.update(body)
-                line = b"%b\t%b\n" % (_to_json(example.location).encode("utf-8", "backslashreplace"), body)
+                head = [example.location, *example.groups] if example.groups else example.location
+                line = b"%b\t%b\n" % (_to_json(head).encode("utf-8", "backslashreplace"), body)
                 end += len(line)
                 offsets.append(end)
                 ids.append(int(example.id, 16))
@@ -113,7 +115,7 @@ class ConversationStore(Sequence[Example]):
     def location_of(self, index: int) -> str:
         """Return the location of a row in the data, without building the row."""
         begin, end, _ = self._line_range(index)
-        return cast(str, json.loads(self._read_bytes(begin, end).partition(b"\t")[0]))
+        return _parse_head(self._read_bytes(begin, end).partition(b"\t")[0])[0]
 
     def iter_rows(self, indices: Indices) -> Iterator[Example]:
         """Yield the rows of these indices, in the given order; fast where neighbouring rows follow one another."""
@@ -196,10 +198,21 @@ def serialize_example(example: Example) -> bytes:
 
 
 def _deserialize_example(line: bytes, example_id: int) -> Example:
-    location, _, body = line.decode().partition("\t")
+    head, _, body = line.decode().partition("\t")
     message_fields, *tools_and_choices = json.loads(body)
     messages = tuple(_deserialize_message(*fields) for fields in message_fields)
-    return Example(f"{example_id:016x}", messages, json.loads(location), *map(tuple, tools_and_choices))
+    location, groups = _parse_head(head)
+    example = Example(f"{example_id:016x}", messages, location, *map(tuple, tools_and_choices))
+    return replace(example, groups=groups) if groups else example
+
+
+def _parse_head(head: str | bytes) -> tuple[str, tuple[tuple[str, str], ...]]:
+    """Return the location and the groups of a row: JSON of the location, or of an array that begins with it."""
+    value = json.loads(head)
+    if isinstance(value, str):
+        return value, ()
+    location, *groups = value
+    return location, tuple((column, group) for column, group in groups)
 
 
 def _deserialize_message(role_code: str, content: str, optional: dict[str, Any] | None = None) -> Message:

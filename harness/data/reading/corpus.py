@@ -164,6 +164,7 @@ def read_corpus(
     folder: Path | None,
     invalid_rows_file: Path | None = None,
     progress: Progress = no_progress,
+    group_columns: Sequence[str] = (),
 ) -> Corpus:
     """Read a source; its conversations are stored in an unlinked temporary file that is freed with the corpus.
 
@@ -175,12 +176,13 @@ def read_corpus(
         folder: An existing folder on the disk for the conversations; None uses the system's temporary folder.
         invalid_rows_file: The file for every invalid row, created with its folder when needed; None only counts them.
         progress: Receives the phase `read`, in rows.
+        group_columns: Columns by which suites group the rows.
 
     Raises:
         HarnessError: The source cannot be read, its row format cannot be detected, no row is left, or more rows are
             invalid than the option `rejected` allows. The first five invalid rows are named.
     """
-    reader = SourceReader(source, options, name, InvalidRowLog(invalid_rows_file), progress)
+    reader = SourceReader(source, options, name, InvalidRowLog(invalid_rows_file), progress, group_columns)
     hashes = _PromptHashes()
     if invalid_rows_file is not None:
         try:

@@ -5,19 +5,21 @@ The steps are: head, filter, columns, row format, conversation. Only the first r
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from itertools import chain, islice
 from typing import Any
 
 from harness.data.reading.conversation import InvalidRow
 from harness.data.reading.rejected_rows import InvalidRowLog
-from harness.data.reading.row_formats import ColumnMapping, detect_row_format, parse_row
+from harness.data.reading.row_formats import MAX_KEYS_SHOWN, ColumnMapping, detect_row_format, parse_row
 from harness.data.reading.row_options import RowOptions
 from harness.data.reading.unread_keys import UnreadKeys
 from harness.errors import HarnessError
 from harness.interfaces.source import Source
 from harness.types import Example, InvalidRecord, Progress, Record
+from harness.utils.formatting import one_line
 
 ROWS_FOR_DETECTION = 1000
 """Rows that the row format is detected from; every later row must have the same format."""
@@ -76,6 +78,15 @@ def _column_value(data: Mapping[str, Any], column: str) -> Any:
     return value
 
 
+def _group_value(data: Mapping[str, Any], column: str) -> str:
+    value = _column_value(data, column)
+    if value is None or isinstance(value, (Mapping, list, tuple)) or not str(value).strip():
+        what = f"has no {column!r}, the column by which a suite groups its items"
+        columns = ", ".join(one_line(str(key), 40) for key in islice(data, MAX_KEYS_SHOWN))
+        raise InvalidRow(what, f"add it as a text or a number, or set group to a column of the rows: {columns}")
+    return str(value)
+
+
 def _with_json_type(value: Any) -> tuple[str, Any]:
     """Return a value with its JSON type, so that true does not equal 1."""
     if isinstance(value, bool):
@@ -98,7 +109,13 @@ class SourceReader:
     """
 
     def __init__(
-        self, source: Source, options: Mapping[str, Any], name: str, invalid_rows: InvalidRowLog, progress: Progress
+        self,
+        source: Source,
+        options: Mapping[str, Any],
+        name: str,
+        invalid_rows: InvalidRowLog,
+        progress: Progress,
+        group_columns: Sequence[str] = (),
     ) -> None:
         """Prepare to read a source.
 
@@ -108,12 +125,14 @@ class SourceReader:
             name: The name of the source, for errors.
             invalid_rows: Takes the invalid rows.
             progress: Receives the phase `read`, in rows.
+            group_columns: Columns by which suites group the rows. Dots select keys of nested objects.
         """
+        self.group_columns = group_columns
         self.source, self.name, self.invalid_rows, self.progress = source, name, invalid_rows, progress
         self.where = f"sources.{name}"
         self.row_format, self.head = options["form"], options["head"]
         self.row_options = RowOptions.from_source_options(options)
-        self.unread_keys = UnreadKeys(self.row_options)
+        self.unread_keys = UnreadKeys(self.row_options, group_columns)
         self.allowed_invalid_share = options["rejected"]
         self.columns = ColumnMapping(options["columns"], self.where)
         self.row_filter = RowFilter(options["filter"], self.where)
@@ -135,6 +154,9 @@ class SourceReader:
                 try:
                     row = self.columns.rename_columns(record.data)
                     example = parse_row(row, self.row_format, record.location, self.row_options)
+                    if self.group_columns:
+                        groups = tuple((column, _group_value(record.data, column)) for column in self.group_columns)
+                        example = replace(example, groups=groups)
                 except InvalidRow as error:
                     self.invalid_rows.add(InvalidRecord(record.location, error.what, error.hint, record.data))
                     continue

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from harness.data.reading.messages import READ_KEYS
@@ -55,7 +55,9 @@ class UnreadKeys:
             blank or empty is not counted.
     """
 
-    def __init__(self, options: RowOptions) -> None:
+    def __init__(self, options: RowOptions, group_columns: Sequence[str] = ()) -> None:
+        """Start to count; `group_columns` are read too, see `SourceReader`."""
+        self._group_columns = {name for column in group_columns for name in (column, column.partition(".")[0])}
         self.counts: Counter[str] = Counter()
         self._message_keys = READ_KEYS | {*options.message_keys.role_keys, *options.message_keys.content_keys}
         self._columns: dict[str, frozenset[str]] = {
@@ -66,7 +68,7 @@ class UnreadKeys:
     def add_row(self, row: Mapping[str, Any], format_name: str) -> None:
         """Count the keys of a row that its format does not read, and those of its messages."""
         read = self._columns[format_name]
-        for key in row.keys() - read:
+        for key in row.keys() - read - self._group_columns:
             self._count(key, row[key])
         for column in read & row.keys():
             turns = row[column]

@@ -37,6 +37,7 @@ class ScoreRow:
         verdicts: The verdicts.
         test: Name of the significance test.
         needed: Items needed for a verdict.
+        groups: Number of groups of items; None if all items are independent.
     """
 
     suite: str
@@ -49,6 +50,7 @@ class ScoreRow:
     verdicts: tuple[Verdict | None, ...]
     test: str = ""
     needed: tuple[int | None, ...] = ()
+    groups: int | None = None
 
 
 @dataclass(frozen=True)

@@ -141,6 +141,26 @@ def test_comparison_has_the_interval_that_a_report_has(tmp_path):
         assert pair.difference == score_difference((before, old), (after, new), metric).difference
 
 
+@pytest.mark.parametrize(("group_size", "groups"), [(2, 30), (5, 12)])
+def test_groups_of_items_are_the_units_of_a_comparison(tmp_path, group_size, groups):
+    def in_groups(items):
+        return tuple(replace(item, group=f"doc {index // group_size}") for index, item in enumerate(items))
+
+    for name, skill in (("one", 0.1), ("two", 0.9)):
+        items = [in_groups(compared_runs.build_items(60, each, 2)) for each in (0.1, skill)]
+        compared_runs.write_run(tmp_path / name, [{"desk": items[0]}, {"desk": items[1]}])
+    comparison = compare_folders(tmp_path, "one", "two")
+    for pair in comparison.pairs:
+        assert (pair.n, pair.difference.groups, pair.first.groups) == (60, groups, groups)
+        assert groups >= 30 or pair.verdict == "too few items"
+    exact = find_pair(comparison, "desk/exact_match")
+    assert exact.test == "paired t", "answers of one group may depend on each other"
+    assert groups < 30 or exact.verdict == "better"
+    assert f"n = 60 in {groups} groups" in render_table(comparison, 110)
+    page = html_page.write_comparison_html(comparison, tmp_path / "page.html").read_text()
+    assert f"n = 60 in {groups} groups" in page
+
+
 def test_score_without_direction_gets_the_verdict_different(tmp_path):
     for name, words in (("one", 8), ("two", 4)):
         items = [

@@ -12,6 +12,7 @@ from harness.data.reading.conversation_store import ConversationStore
 from harness.data.reading.splits import held_out_mask, limit_rows
 from harness.data.tokenization import token_cache
 from harness.errors import HarnessError
+from harness.evaluation.predictions import item_from_example
 from harness.interfaces.source import Source
 from harness.interfaces.template import Template
 from harness.spec_keys import data as data_keys
@@ -397,3 +398,18 @@ def test_second_preparation_loads_its_tokens_from_the_cache(prepare, tmp_path, m
     assert list(first.tokenized_rows["d"]) == list(second.tokenized_rows["d"])
     changed = prepare({"d": build_pairs("d", 31)}, [build_stage(("d", "domain"))])
     assert not changed.sources["d"].at_longest_length.from_cache
+
+
+def test_rows_of_a_suite_have_their_group(prepare):
+    class GroupedSource(RecordingSource):
+        def records(self):
+            for number, record in enumerate(super().records()):
+                yield dataclasses.replace(record, data={**record.data, "document": number // 3})
+
+    suite = dataclasses.replace(build_suite("held", "e"), group="document")
+    data = {"d": build_pairs("d", 9), "e": GroupedSource(build_pairs("e", 9), "e")}
+    prepared = prepare(data, [build_stage(("d", "domain"))], [suite])
+    items = [item_from_example(example, suite.group) for example in prepared.suite_examples["held"]]
+    assert sorted(item.group for item in items) == ["0"] * 3 + ["1"] * 3 + ["2"] * 3
+    with pytest.raises(HarnessError, match="has no 'page', the column by which a suite groups its items"):
+        prepare(data, [build_stage(("d", "domain"))], [dataclasses.replace(suite, group="page")])

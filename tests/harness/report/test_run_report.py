@@ -495,3 +495,26 @@ def test_gate_on_a_later_suite_names_its_first_stage(run_parts, tmp_path):
     assert "since 'stage-1': the base was not measured by it" in " ".join(displayed(judged).split())
     judged.write(tmp_path)
     assert gate.evaluate_gate([condition], run_report.gate_scores_of_run(tmp_path)) == judged.gate
+
+
+def test_groups_of_items_are_the_units_of_a_report(run_parts):
+    """40 items in 20 groups: too few for a verdict or a gate, in every table."""
+
+    def in_groups(evaluation):
+        items = tuple(replace(item, group=f"doc {index // 2}") for index, item in enumerate(evaluation.items))
+        return replace(evaluation, items=items)
+
+    stages = [tuple(map(in_groups, stage)) for stage in run_parts.evaluations()]
+    condition = {"score": "helpdesk/rougeL", "gains_at_least": 0.1, "judge_by": "bound", "tier": "blocks"}
+    condition |= {"summary": None}
+    judged = run_report.build_report(
+        run_parts.plan(), stages, run_parts.metrics, seed=0, run_info={}, gate_conditions=[condition]
+    )
+    for change in judged.changes:
+        assert (change.n, change.difference.groups, change.verdict) == (40, 20, "too few items")
+    assert judged.gate[0].outcome == "not enough evidence"
+    assert "n = 40 in 20 groups, fewer than 30" in judged.gate[0].format_line()
+    assert [matrix.summaries["general_ability_delta"].groups for matrix in judged.matrices] == [20, 20]
+    text = displayed(judged)
+    assert "n = 40 in 20 groups" in text
+    assert run_report.gate_scores_from_report(judged.to_json())["helpdesk/rougeL"].difference.groups == 20

@@ -395,3 +395,37 @@ def test_metadata_and_warnings_of_the_source_are_kept(read):
     corpus = read(AnnotatedSource(build_rows(3)))
     assert corpus.metadata == {"commit": "after 3 rows"}
     assert corpus.warnings == ("it may change",)
+
+
+# -- groups -----------------------------------------------------------------------------------------------------------
+
+
+def test_rows_keep_the_columns_by_which_suites_group_them(tmp_path):
+    rows = build_rows(3)
+    for number, row in enumerate(rows):
+        row |= {"document": f"d\t{number // 2}\n", "meta": {"customer": number}}
+    corpus = read_corpus(
+        RecordingSource(rows), DEFAULTS, "x", folder=tmp_path, group_columns=["document", "meta.customer"]
+    )
+    plain = read_corpus(RecordingSource(rows), DEFAULTS, "x", folder=tmp_path)
+    assert [example.groups for example in corpus] == [
+        (("document", "d\t0\n"), ("meta.customer", "0")),
+        (("document", "d\t0\n"), ("meta.customer", "1")),
+        (("document", "d\t1\n"), ("meta.customer", "2")),
+    ]
+    assert [corpus.location_of(index) for index in range(3)] == ["x:1", "x:2", "x:3"]
+    assert [example.groups for example in plain] == [(), (), ()]
+    assert (dict(corpus.unread_keys), dict(plain.unread_keys)) == ({}, {"document": 3, "meta": 3})
+    assert corpus.digest == plain.digest, "groups are not part of what is trained"
+    assert [example.id for example in corpus] == [example.id for example in plain]
+
+
+@pytest.mark.parametrize("value", [None, [1], {"a": 1}, " "])
+def test_row_without_its_group_is_invalid(tmp_path, value):
+    rows = [{**row, "document": "d"} for row in build_rows(3)]
+    rows[1]["document"] = value
+    with pytest.raises(HarnessError) as caught:
+        read_corpus(RecordingSource(rows), DEFAULTS, "x", folder=tmp_path, group_columns=["document"])
+    text = "\n".join(caught.value.lines())
+    assert "x:2: has no 'document', the column by which a suite groups its items" in text
+    assert "set group to a column of the rows: prompt, completion, document" in text
