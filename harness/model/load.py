@@ -260,6 +260,8 @@ def _configure_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase)
     setattr(model, PUBLISHED_CONFIG_ATTRIBUTE, copy.deepcopy(model.generation_config))
     model.config.use_cache = False  # training does not read keys and values
     model.config.pad_token_id = tokenizer.pad_token_id
+    if hasattr(model.config, "rescale_every"):  # in evaluation RWKV halves weights in place, and would save them so
+        model.config.rescale_every = 0
     generation = model.generation_config
     for name in (*_SAMPLING, *_LENGTHS):
         if hasattr(generation, name):

@@ -122,6 +122,9 @@ def add_adapter(name: str, model: PreTrainedModel, config: Any, *, seed: int) ->
             "the model already has an adapter",
             "remove one of the mitigations that add one, or merge the adapter of model.path into its base first",
         )
+    if model.config.model_type == "rwkv":
+        what = "plain transformers halves weights of RWKV in evaluation, but not those of their adapters"
+        raise HarnessError(f"mitigations.{name}", what, "train all weights: remove the mitigation")
     adapts_all, targets = config.target_modules == "all-linear", config.target_modules
     head = next((path for path, module in model.named_modules() if module is model.get_output_embeddings()), "")
     if not adapts_all and linear_layers.is_target(head, targets):

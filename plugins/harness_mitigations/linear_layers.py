@@ -21,8 +21,8 @@ from harness.model.precision import loaded_autocast_context
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_MAMBA_KERNEL_LAYERS = ("out_proj", "conv1d")
-"""Layers whose weights Mamba's kernels read directly: an adapter on them would have no effect, and peft refuses it."""
+_MAMBA_KERNEL_LAYERS = ("conv1d", "dt_proj", "out_proj", "x_proj")
+"""Layers whose weights Mamba's kernels read directly, so that an adapter on them has no effect. peft refuses some."""
 
 
 def is_target(path: str, targets: Sequence[str]) -> bool:
@@ -41,7 +41,7 @@ def find_linear_layers(model: PreTrainedModel) -> dict[str, Any]:
 
 
 def adaptable_names(model: PreTrainedModel) -> list[str]:
-    """Return the last names of the linear layers, without those whose adapters peft refuses."""
+    """Return the last names of the linear layers on which an adapter has an effect."""
     return sorted({path.split(".")[-1] for path in find_linear_layers(model)} - set(_MAMBA_KERNEL_LAYERS))
 
 

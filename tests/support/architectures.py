@@ -128,7 +128,11 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "falcon_mamba": ("falcon_mamba", _MAMBA),
     "mamba2": ("mamba2", {"hidden_size": 32, "num_hidden_layers": 2, "num_heads": 4, "head_dim": 16, "n_groups": 1,
                           "state_size": 8, "chunk_size": 16}),
-    "rwkv": ("rwkv", {"hidden_size": 32, "num_hidden_layers": 2, "attention_hidden_size": 32, "intermediate_size": 48}),
+    "rwkv": (
+        "rwkv",
+        {"hidden_size": 32, "num_hidden_layers": 2, "attention_hidden_size": 32, "intermediate_size": 48,
+         "rescale_every": 1},
+    ),
     "recurrent_gemma": (
         "recurrent_gemma",
         {**SMALL, "num_hidden_layers": 3, "head_dim": 8, "lru_width": 32, "attention_window_size": 16},
@@ -183,8 +187,10 @@ def build_architecture(name: str, tokenizer: Any) -> Any:
     )
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    with torch.no_grad():  # weights of the usual 0.02 are nearly 0 at this width: every answer would be one token
+    with torch.no_grad():
         for parameter in model.parameters():
-            if parameter.dim() >= 2:
+            if parameter.dim() >= 2:  # weights of the usual 0.02 are nearly 0 at this width: answers would be one token
                 parameter.mul_(4)
+            else:  # biases are initialized with 0, where e.g. padding has no effect on a recurrent model
+                parameter.add_(0.1 * torch.randn_like(parameter))
     return model.eval()

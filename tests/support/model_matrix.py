@@ -34,8 +34,16 @@ RUNS: dict[str, tuple[dict[str, Any], str]] = {
 }
 """Column of the table -> mitigations, and what the second stage does with the adapter of the first."""
 
-WORDS = ("amber", "basil leaf", "clay", "a dune", "ember", "the green fern", "grove", "hazel", "iris", "jade", "kelp")
-MAX_NEW_TOKENS = 5
+LORA_TARGETS = {
+    "mamba": ["in_proj"],
+    "falcon_mamba": ["in_proj"],
+    "mamba2": ["in_proj"],
+    "falcon_h1": ["in_proj", "q_proj", "k_proj", "v_proj", "o_proj"],
+}
+"""`lora.target` of the models of which PEFT refuses `all-linear`."""
+
+WORDS = ("amber", "basil leaf", "clay", "a dune", "ember", "the green fern", "grove", "hazel", "iris")
+MAX_NEW_TOKENS = 4
 
 
 class ModelWorkspace:
@@ -197,32 +205,46 @@ def _require_same(items: list[dict[str, Any]], others: list[dict[str, Any]], wha
     assert not changed, f"{what}: {changed} of {len(items)} answers"
 
 
+def run_case(workspace: ModelWorkspace, name: str, run: str) -> None:
+    """Train a model of an architecture as a column of the table says, and check the run.
+
+    Raises:
+        AssertionError: A check failed.
+        HarnessError: The run is refused.
+    """
+    mitigations, adapter = RUNS[run]
+    if mitigations and name in LORA_TARGETS:
+        mitigations = {"lora": {**mitigations["lora"], "target": LORA_TARGETS[name]}}
+    check_run(workspace.run(name, mitigations, adapter))
+
+
 def main(names: list[str]) -> None:
     """Print a table with a line for each architecture."""
-    import importlib.util
+    import gc
+    import logging
+    import runpy
+    import warnings
 
     from harness.utils.silence import silence_libraries
 
-    location = importlib.util.spec_from_file_location("conftest", Path(__file__).parents[1] / "conftest.py")
-    conftest = importlib.util.module_from_spec(location)
-    location.loader.exec_module(conftest)
-    tokenizer = conftest.build_tokenizer()
-    print("| architecture | " + " | ".join(RUNS) + " |\n|---" * 1 + "|---" * (len(RUNS)) + "|")
+    logging.disable(logging.WARNING)
+    warnings.simplefilter("ignore")
+    tokenizer = runpy.run_path(str(Path(__file__).parents[1] / "conftest.py"))["build_tokenizer"]()
+    print("| architecture | " + " | ".join(RUNS) + " |\n" + "|---" * (len(RUNS) + 1) + "|", flush=True)
     for name in names or ARCHITECTURES:
         cells = []
         with tempfile.TemporaryDirectory() as folder, silence_libraries():
             workspace = ModelWorkspace(Path(folder), tokenizer)
-            for mitigations, adapter in RUNS.values():
+            for run in RUNS:
+                gc.freeze()  # each stage ends with a garbage collection
                 try:
-                    check_run(workspace.run(name, mitigations, adapter))
+                    run_case(workspace, name, run)
                     cells.append("equal")
                 except HarnessError as error:
                     cells.append(f"refused: {error}")
-                except AssertionError as error:
-                    cells.append(f"**{error}**")
                 except Exception as error:
-                    cells.append(f"**{type(error).__name__}: {error}**"[:300])
-        print(f"| `{name}` | " + " | ".join(cell.replace("\n", " ") for cell in cells) + " |", flush=True)
+                    cells.append(f"**{type(error).__name__}: {error}**")
+        print(f"| {name} | " + " | ".join(cell.splitlines()[0] for cell in cells) + " |", flush=True)
 
 
 if __name__ == "__main__":

@@ -82,6 +82,15 @@ def test_model_without_sdpa_is_loaded_with_eager_attention(name, tokenizer, tmp_
         load_model(*locate(tmp_path, attention="sdpa"))
 
 
+def test_weights_of_rwkv_are_the_same_after_evaluation(tokenizer, tmp_path):
+    build_architecture("rwkv", tokenizer).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    model = load_model(*locate(tmp_path))
+    before = {name: weight.clone() for name, weight in model.named_parameters()}
+    model.eval()(TOKENS)
+    assert all(torch.equal(weight, before[name]) for name, weight in model.named_parameters())
+
+
 def test_forward_pass_keeps_no_cache_but_generation_does(folder):
     model = load_model(*locate(folder))
     tokens = torch.tensor([[5, 6, 7]])

@@ -13,6 +13,8 @@ from support.architectures import build_architecture
 
 from harness.errors import HarnessError
 from harness.model import frozen_lora
+from harness.model.load import load_model
+from harness.model.locate import resolve_model
 from harness.registry import discover_plugins
 from harness.types import Stage
 
@@ -73,6 +75,18 @@ def test_fused_experts_are_refused_where_linear_layers_are_needed(name, mitigati
     assert frozen_lora.lora_layers(start(json.loads(target))), "the hint is a target that is accepted"
 
 
+@pytest.mark.parametrize("name", ["llama4", "mixtral"])
+def test_model_in_16_bits_gets_an_adapter_on_the_same_layers(name, tokenizer, tmp_path):
+    build_architecture(name, tokenizer).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    settings = {"path": str(tmp_path), "attention": "auto"}
+    layers = [
+        list(frozen_lora.lora_layers(add_lora(load_model(resolve_model(settings), settings, precision=precision))))
+        for precision in ("float32", "bfloat16")
+    ]
+    assert layers[0] == layers[1]
+
+
 @pytest.mark.parametrize("mitigation", ["osf", "oft"])
 def test_transposed_weights_are_refused_by_adapters_that_do_not_support_them(mitigation, tokenizer):
     model = build_architecture("gpt2", tokenizer)
@@ -85,6 +99,13 @@ def test_transposed_weights_are_refused_by_adapters_that_do_not_support_them(mit
 def test_osf_refuses_module_that_is_not_linear(tiny_model):
     with pytest.raises(HarnessError, match=r"^mitigations.osf.target: 'embed_tokens' is not a linear layer; name some"):
         create("osf", target=["q_proj", "embed_tokens"]).prepare_model(tiny_model, seed=0)
+
+
+def test_adapter_of_rwkv_is_refused(tokenizer):
+    with pytest.raises(
+        HarnessError, match=r"^mitigations.lora: plain transformers halves weights of RWKV in evaluation"
+    ):
+        add_lora(build_architecture("rwkv", tokenizer))
 
 
 def test_hint_for_mamba_names_layers_that_can_be_adapted(tokenizer):
