@@ -37,7 +37,8 @@ COMPONENTS: dict[str, Component] = {
                 "type": "number",
                 "minimum": 0,
                 "default": 1.0,
-                "description": "Factor of the penalty; with a normalized Fisher in the same unit as that of L2-SP.",
+                "description": "Factor of the penalty; with a normalized Fisher in the same unit as that of L2-SP. The "
+                "same value is stronger for a larger model and a smaller max_grad_norm: docs/mitigations/ewc.md.",
             },
             "coupling": COUPLING_OPTION,
             "labels": {
@@ -61,7 +62,7 @@ COMPONENTS: dict[str, Component] = {
             "normalise": {
                 "type": "boolean",
                 "default": True,
-                "description": "Divide the Fisher by its mean, so that strength means the same for every model.",
+                "description": "Divide the Fisher by its mean, so that its scale does not depend on the data.",
             },
             "clip": {
                 "type": ["number", "null"],
@@ -105,8 +106,7 @@ class Ewc(AnchoredWeights):
         labels: see `fisher.compute_diagonal_fisher`.
         samples: maximum number of rows that a Fisher is measured on, drawn without replacement.
         batch_size: see `fisher.compute_diagonal_fisher`.
-        normalise: whether to scale each measured Fisher to mean 1, so that `strength` means the same for any model and
-            data, in the unit of L2-SP.
+        normalise: whether to scale each measured Fisher to mean 1, so that `strength` has the unit of that of L2-SP.
         clip: quantile to clip a Fisher at before it is normalized; None: no clipping.
         decay: factor of the earlier importances when a stage's own are added, in [0, 1].
         dtype: number format that the importances are stored in.
@@ -143,6 +143,7 @@ class Ewc(AnchoredWeights):
             HarnessError: `source` has no row.
             RunError: the Fisher is not finite.
         """
+        self.warn_of_clipping()
         self.stage_seed, self.fisher_stats = seed, {}
         if self.strength == 0 or (self.importance and not self.finished_rows):
             return

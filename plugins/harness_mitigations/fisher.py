@@ -80,8 +80,8 @@ def importance_stats(counts: Tensor) -> dict[str, float]:
         counts: see `importance_histogram`.
 
     Returns:
-        Median, 99.9th percentile and maximum, each divided by the mean, and the fraction of the total importance in the
-        largest 0.1 % of the elements. Empty when the mean is 0.
+        Root mean square, median, 99.9th percentile and maximum, each divided by the mean, and the fraction of the total
+        importance in the largest 0.1 % of the elements. Empty when the mean is 0.
     """
     values = bin_centers()
     values[INFINITY_BIN:] = 0.0
@@ -99,6 +99,7 @@ def importance_stats(counts: Tensor) -> dict[str, float]:
         top_mass += missing * float(values.flip(0)[partial_bin])
     largest = float(values[counts.nonzero()[-1]])
     return {
+        "fisher_rms": float((masses * values).sum() / counts.sum()) ** 0.5 / mean,
         "fisher_median": histogram_quantile(counts, 0.5) / mean,
         "fisher_p99.9": histogram_quantile(counts, 0.999) / mean,
         "fisher_largest": largest / mean,

@@ -24,7 +24,7 @@ from harness.types import TokenizedExample
 from harness.utils.cache_dir import cache_root
 from harness_mitigations.adapted_weights import TrainableWeights
 
-FORMAT = 1
+FORMAT = 2
 SAMPLED_VALUES_PER_WEIGHT = 64
 """Number of values of each weight in the key: they show whether training has changed it since it was loaded."""
 

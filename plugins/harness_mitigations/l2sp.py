@@ -60,6 +60,7 @@ class L2Sp(AnchoredWeights):
         self, stage: Stage, model: PreTrainedModel, rows: Mapping[str, Sequence[TokenizedExample]], *, seed: int
     ) -> None:
         """Set the anchor to the weights as they are, unless an earlier anchor is to be kept."""
+        self.warn_of_clipping()
         has_anchor = bool(self.anchor or self.lora_anchors)
         if self.strength != 0 and (self.anchor_at == "stage" or not has_anchor):
             self._set_anchor(self._trainable_weights(model))

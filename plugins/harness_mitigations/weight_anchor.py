@@ -16,6 +16,7 @@ A layer with an adapter is anchored by the change of its weight, as a product, n
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -33,7 +34,8 @@ COUPLING_OPTION: dict[str, Any] = {
     "enum": ["gradient", "loss", "proximal"],
     "default": "gradient",
     "description": "When the penalty acts. gradient: after the task's gradient is clipped. loss: before it is clipped, "
-    "as in the papers. proximal: after the optimizer's step.",
+    "as in the papers; unstable where train.max_grad_norm clips, and then it can forget more than no penalty. "
+    "proximal: after the optimizer's step.",
 }
 PLACE_OPTION: dict[str, Any] = {
     "enum": ["device", "cpu"],
@@ -261,6 +263,16 @@ class AnchoredWeights(Mitigation):
         adapter = next((name for name in others if name in ("lora", "orthogonal_lora")), None)
         if adapter and self.coupling == "proximal":
             self._reject_proximal(f"'{adapter}'")
+
+    def warn_of_clipping(self) -> None:
+        """Warn that clipping takes away the penalty's strength, if the coupling is `loss`."""
+        if self.coupling == "loss" and self.strength != 0:
+            warnings.warn(
+                f"mitigations.{self.name}.coupling is 'loss': train.max_grad_norm clips the penalty together with the "
+                "task's gradient, which is unstable and can forget more than no penalty; use 'gradient', or a "
+                "max_grad_norm that never clips",
+                stacklevel=2,
+            )
 
     def add_weight_penalty(self, model: PreTrainedModel) -> torch.Tensor | None:
         """Add the penalty's gradient to that of every trained weight; with `proximal` only return the penalty."""

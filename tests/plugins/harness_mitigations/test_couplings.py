@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -87,6 +88,15 @@ def fit(tiny_model, tokenizer, tmp_path, make_rows):
 def max_difference(one, other):
     assert one.keys() == other.keys()
     return max(float((one[name] - other[name]).abs().max()) for name in one)
+
+
+@pytest.mark.parametrize("kind", FACTORIES)
+def test_only_coupling_loss_warns_that_clipping_weakens_it(kind, fit):
+    with pytest.warns(UserWarning, match=rf"mitigations\.{kind}\.coupling is 'loss': .* clips the penalty"):
+        fit({kind: FACTORIES[kind](1.0, "loss")})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        fit({kind: FACTORIES[kind](1.0, "gradient")})
 
 
 # -- when it acts -----------------------------------------------------------------------------------------------------

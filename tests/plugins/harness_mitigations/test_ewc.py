@@ -13,6 +13,7 @@ from harness_mitigations.ewc import Ewc
 from harness_mitigations.fisher import compute_diagonal_fisher
 from harness_mitigations.lora import Lora
 from harness_mitigations.orthogonal_lora import OrthogonalLora
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from harness.errors import HarnessError, RunError
 from harness.model.load import ORIGIN_ATTRIBUTE
@@ -105,6 +106,24 @@ def test_normalized_importances_have_mean_one(labels, tiny_model):
     assert torch.allclose(
         raw["model.norm.weight"], measure_fisher(tiny_model, ROWS, labels="empirical")["model.norm.weight"]
     )
+
+
+@pytest.mark.parametrize("width", [8, 32, 96])
+def test_strength_has_the_documented_unit_in_models_of_every_size(width):
+    """The ratio of the gradients' norms is lambda eta sqrt(N) r / c once each weight has moved by eta."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": width, "intermediate_size": 2 * width, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=64, **sizes))
+    mitigation = started_ewc(model, strength=3.0)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(1e-3 * torch.randn_like(weight).sign())
+            weight.grad = torch.zeros_like(weight)
+    mitigation.add_weight_penalty(model)
+    count = sum(weight.numel() for weight in model.parameters())
+    norm = sum(float(weight.grad.double().square().sum()) for weight in model.parameters()) ** 0.5
+    expected = 3.0 * 1e-3 * count**0.5 * mitigation.stage_stats()["fisher_rms"]
+    assert norm == pytest.approx(expected, rel=0.01)
 
 
 def test_tail_of_the_fisher_is_reported_and_can_be_clipped(tiny_model):

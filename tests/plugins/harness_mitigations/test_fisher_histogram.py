@@ -27,6 +27,7 @@ def test_stats_equal_those_of_the_sorted_values(heavy_tailed):
     stats = fisher.importance_stats(fisher.importance_histogram([heavy_tailed]))
     ordered, mean = heavy_tailed.sort(descending=True).values.double(), float(heavy_tailed.double().mean())
     assert stats["fisher_median"] == pytest.approx(float(heavy_tailed.median()) / mean, rel=0.01)
+    assert stats["fisher_rms"] == pytest.approx(float(ordered.square().mean()) ** 0.5 / mean, rel=0.01)
     assert stats["fisher_largest"] == pytest.approx(float(ordered[0]) / mean, rel=0.01)
     top = -(-len(heavy_tailed) // 1000)
     top_mass = float(ordered[:top].sum() / ordered.sum())
@@ -37,6 +38,7 @@ def test_stats_equal_those_of_the_sorted_values(heavy_tailed):
 def test_equal_values_have_equal_shares_and_zeros_have_no_stats():
     assert fisher.importance_stats(fisher.importance_histogram([torch.full((5000,), 3.0)])) == pytest.approx(
         {
+            "fisher_rms": 1,
             "fisher_median": 1,
             "fisher_p99.9": 1,
             "fisher_largest": 1,
