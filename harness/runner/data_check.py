@@ -102,7 +102,10 @@ def all_checks(
     verified = sum(report["masks"].values())
     rows = sum(map(len, prepared.data.training_examples.values()))
     message = f"{verified:,} of {rows:,} rows verified: each response and its end of turn are trained, no header is"
-    yield check_result("masks", True, message)
+    rendered = sum(source_rows.rendered for source_rows in findings.rendered_rows.values())
+    if rendered:
+        message += f"; {rendered:,} rows contain turn markers as text"
+    yield check_result("masks", True, message, warned=bool(rendered))
     yield _check_lengths(report["lengths"], findings)
     yield _check_shares(report["stages"])
     yield _check_duplicates(report, findings)

@@ -12,6 +12,7 @@ from typing import Any
 
 from harness.data import prepare as prepare_module
 from harness.data.checks import findings as findings_module
+from harness.data.checks.rendered_rows import turn_markers
 from harness.data.tokenization import fingerprints
 from harness.distributed.processes import SINGLE_PROCESS, Processes
 from harness.errors import HarnessError, raise_all
@@ -170,6 +171,7 @@ def analyze_prepared_data(spec: Spec, prepared: PreparedRun, registry: Registry)
         spec.document["checks"],
         seed=prepared.plan.seed,
         fully_truncated=prepared.data.fully_truncated,
+        markers=turn_markers(prepared.tokenizer, prepared.template),
         progress=create_progress(registry),
     )
     _emit_warnings(registry, findings.warnings)

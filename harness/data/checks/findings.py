@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from harness.data.checks.contamination import Contamination, Overlap, find_contamination
 from harness.data.checks.conversation_text import conversation_text
 from harness.data.checks.near_duplicates import NearDuplicateReport, cross_source_duplicates, find_near_duplicates
+from harness.data.checks.rendered_rows import RenderedRows, find_rendered_rows
 from harness.data.reading.corpus import CorpusView
 from harness.errors import HarnessError
 from harness.types import Example, Progress, no_progress
@@ -76,6 +77,7 @@ class Findings:
         warnings: Messages for the user, each with the rows it names on the lines below; see `Plan.warnings`.
         failures: Errors that must stop a run, with the rows named.
         fully_truncated: Source -> its rows that truncation drops.
+        rendered_rows: Source -> its rows that contain turn markers, if there are more than a few.
     """
 
     shared_rows: tuple[SharedRows, ...]
@@ -84,9 +86,10 @@ class Findings:
     warnings: tuple[str, ...]
     failures: tuple[HarnessError, ...]
     fully_truncated: Mapping[str, FullyTruncatedRows] = field(default_factory=dict)
+    rendered_rows: Mapping[str, RenderedRows] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the findings as plain data: `untrained`, `shared`, `near_duplicates`, `contamination`."""
+        """Return the findings as plain data: `untrained`, `shared`, `rendered`, `near_duplicates`, `contamination`."""
         near_duplicates = contamination = None
         if self.near_duplicates is not None:
             near_duplicates = {**_report_to_dict(self.near_duplicates), "share": self.near_duplicates.share}
@@ -106,6 +109,10 @@ class Findings:
                 }
                 for shared in self.shared_rows
             ],
+            "rendered": {
+                source: {**asdict(rendered), "places": list(rendered.places)}
+                for source, rendered in self.rendered_rows.items()
+            },
             "near_duplicates": near_duplicates,
             "contamination": contamination,
         }
@@ -122,6 +129,7 @@ def analyze_data(
     *,
     seed: int,
     fully_truncated: Mapping[str, FullyTruncatedRows] = MappingProxyType({}),
+    markers: Sequence[str] = (),
     progress: Progress = no_progress,
 ) -> Findings:
     """Look for equal rows, near duplicates and contamination, and compare all findings with the spec's limits.
@@ -134,10 +142,13 @@ def analyze_data(
         settings: The spec's `checks`, with defaults filled in.
         seed: The seed of the plan.
         fully_truncated: Source -> its rows that truncation drops.
+        markers: Turn markers to search for, see `rendered_rows.turn_markers`.
         progress: Receives the phases of the checks, in rows.
     """
     shared_rows = tuple(_find_shared_rows(training))
+    rendered_rows = find_rendered_rows(training, markers, progress)
     messages: list[str | HarnessError] = [
+        *_rendered_row_warnings(rendered_rows),
         *_truncation_messages(fully_truncated, settings["untrained"]),
         *_shared_row_warnings(shared_rows),
     ]
@@ -163,6 +174,7 @@ def analyze_data(
         warnings=tuple(message for message in messages if isinstance(message, str)),
         failures=tuple(message for message in messages if isinstance(message, HarnessError)),
         fully_truncated=fully_truncated,
+        rendered_rows=rendered_rows,
     )
 
 
@@ -235,6 +247,16 @@ def _truncation_messages(
             hint = "raise train.max_length, shorten the prompts of these rows or remove them, or raise "
             hint += f"checks.untrained ({allowed:g}) to {round_up_share(truncated.share)}"
             yield HarnessError(where, f"{what}: {_join_examples(truncated.places, truncated.lost)}", hint)
+
+
+def _rendered_row_warnings(rendered_rows: Mapping[str, RenderedRows]) -> Iterator[str]:
+    for source, rendered in rendered_rows.items():
+        head = (
+            f"sources.{source}: {rendered.rendered:,} of its {rendered.rows:,} training rows contain "
+            f"{rendered.marker!r} as text, which is trained letter by letter; if a chat template has rendered these "
+            'rows, split them into "messages" of role and content; if only their ends have it, remove it from them'
+        )
+        yield _list_below(head, rendered.places, rendered.rendered)
 
 
 def _shared_row_warnings(shared_rows: Sequence[SharedRows]) -> Iterator[str]:

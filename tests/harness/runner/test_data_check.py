@@ -107,6 +107,26 @@ def test_clean_data_passes_every_check(document, tmp_path):
     assert json.loads(json.dumps(facts)) == facts
 
 
+def test_unread_keys_and_rendered_rows_are_warnings(document, tmp_path):
+    rows = [
+        {"instruction": f"<|im_start|>{word}", "output": f"{word}.", "id": number, "images": ["a.png"]}
+        for number, word in enumerate(WORDS)
+    ]
+    (tmp_path / "desk.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    document["train"]["max_length"] = 200
+    facts = made(document | {"mitigations": {}}, tmp_path)
+    assert facts["failures"] == []
+    assert facts["unread"] == {"desk": {"id": 13, "images": 13}}
+    assert told(facts, "columns") == "desk does not use id (13), images (13)"
+    assert told(facts, "masks").endswith("no header is; 13 rows contain turn markers as text")
+    assert {"columns", "masks"} <= {one["name"] for one in facts["proofs"] if one["warned"]}
+    warnings = [warning for warning in facts["warnings"] if warning.startswith("sources.desk")]
+    assert [warning.split(" which")[0] for warning in warnings] == [
+        "sources.desk: 13 of 13 rows have 'images',",
+        "sources.desk: 13 of its 13 training rows contain '<|im_start|>' as text,",
+    ]
+
+
 def test_row_counts_add_up(document, tmp_path):
     facts = made(document, tmp_path)
     used = facts["sources"]["chat"]["used"]

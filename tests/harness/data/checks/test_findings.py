@@ -152,7 +152,9 @@ def test_disabled_checks_are_not_run(settings):
         (),
         (),
     )
-    assert findings.to_dict() == {"untrained": {}, "shared": [], "near_duplicates": None, "contamination": None}
+    assert findings.to_dict() == {
+        "untrained": {}, "shared": [], "rendered": {}, "near_duplicates": None, "contamination": None,
+    }  # fmt: skip
 
 
 def test_equal_rows_of_two_sources_are_named(settings):
