@@ -16,6 +16,7 @@ from torch import Tensor
 
 from harness.errors import HarnessError
 from harness.model.device import is_out_of_memory
+from harness.model.position_limit import config_as_dict, position_limit
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -147,7 +148,10 @@ def pad_left(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor
 def _probe(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> BatchSupport:
     embedding: Any = model.get_input_embeddings()
     short, long = (_encode(tokenizer, text, embedding.weight.shape[0]) for text in PROBE_TEXTS)
-    if not short or not long:
+    limit = position_limit(config_as_dict(model.config))
+    if limit is not None:
+        short, long = short[: limit.positions // 4], long[: limit.positions // 2]
+    if not short or len(long) <= PROBE_STEPS:
         return FULL_SUPPORT
     # c: the end of the long row, so that each logit of a c is one that the model may get
     row, device = [*short, *long[-PROBE_STEPS:]], next(model.parameters()).device

@@ -93,6 +93,12 @@ def test_a_model_that_cannot_compute_a_row_is_an_error_of_one_line(tokenizer, ti
         probe_batch_support(tiny_model, tokenizer)
 
 
+@pytest.mark.parametrize("positions", [1, 4, 16, 40])
+def test_the_probe_stays_within_the_positions_of_a_small_model(positions, tokenizer):
+    model = build_model("gpt2", tokenizer, **{**GPT_SIZES, "n_positions": positions})
+    assert probe_batch_support(model, tokenizer) == FULL_SUPPORT
+
+
 def test_warnings_name_what_is_done_instead():
     assert list(FULL_SUPPORT.warnings(generates=True)) == []
     warnings = list(BatchSupport(cache=False, left_padding=False, right_padding=False).warnings(generates=True))

@@ -239,6 +239,31 @@ def test_new_rows_start_as_the_mean_and_draw_no_random_number(desk, untied, toke
     assert plain.digest != locate.resolve_model(settings).digest
 
 
+@pytest.mark.parametrize("path", ["tiny", "untied"])
+def test_the_base_of_an_adapter_with_new_rows_has_the_digest_of_the_grown_model(desk, untied, path):
+    from harness_mitigations.lora import Lora
+
+    from harness.evaluation.fingerprint import weight_digests
+    from harness.model.save import adapter_disabled
+
+    settings = {"path": str(desk.folder / path), "add_tokens": ["<new>"]}
+    model = load.load_model(locate.resolve_model(settings), settings)
+    expected = weight_digests(model)
+    lora = Lora(2, None, 0.0, "all-linear", rslora=False, dora=False, start="zero", source=None, samples=1)
+    adapted = lora.prepare_model(model, seed=0)
+    base, adapter = weight_digests(adapted)
+    assert (base, "none") == expected
+    assert adapter != "none"
+    with adapter_disabled(adapted) as disabled:
+        assert weight_digests(disabled) == expected
+    with torch.no_grad():
+        for name, weight in adapted.named_parameters():
+            if "trainable_tokens_delta" in name:
+                weight.add_(1)
+    assert weight_digests(adapted)[0] == base
+    assert weight_digests(adapted)[1] != adapter
+
+
 def test_a_token_in_an_unused_row_starts_as_the_mean_too(desk, tokenizer):
     settings = {"path": str(desk.folder / "spare"), "add_tokens": ["<new>"]}
     torch.manual_seed(0)
