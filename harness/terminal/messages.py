@@ -215,7 +215,9 @@ def _format_shares(
         if part.source not in shared_sources
     ]
     name = one_line(stage.name)
-    yield Text(f"{name}: {', '.join(sentences)}; {_format_percent(efficiency)} of the token positions hold text")
+    yield Text(
+        f"{name}: {', '.join(sentences)}; {_format_percent(efficiency)} of the positions of padded batches hold text"
+    )
     for share in stage.shares if len(epoch_shares) > 1 else ():
         realized = [_format_percent(shares.realized_share(share, epoch)) for epoch in epoch_shares]
         values = f"{', '.join(realized[:MAX_LISTED_EPOCHS])} of {UNIT_NAMES[share.unit]}"

@@ -55,7 +55,7 @@ def _stage_table(stage: Mapping[str, Any]) -> Table:
         f"batch {train['batch_size']} × {train['accumulation']}",
         f"learning rate {train['learning_rate']:g} ({train['scheduler']}, warm-up {train['warmup_ratio']:g})",
         *([f"packed to {train['max_length']}"] if train["packing"] else []),
-        *([f"{stage['efficiency']:.1%} of token positions hold text"] if "efficiency" in stage else []),
+        *([f"{stage['efficiency']:.1%} of the positions of padded batches hold text"] if "efficiency" in stage else []),
     ]
     title = f"stage {stage['name']}: {', '.join(settings)}"
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)

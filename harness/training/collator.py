@@ -31,8 +31,8 @@ class Collator:
         position_ids      0   1   2   0   1   0
         visible to b1                 x   x
 
-    With `flatten`, all sequences of a packed batch form a single line, (1, T), without padding: variable-length
-    attention kernels need this.
+    With `flatten`, all rows of a batch form a single line, (1, T), with `position_ids` and without padding. Attention
+    that separates the rows of a line needs this.
     """
 
     def __init__(
@@ -45,11 +45,11 @@ class Collator:
             sequences: The row indices of each packed sequence, as `StageDataset.order`. A sequence without rows becomes
                 one untrained token: it fills the last batch when several processes share it.
             pad_id: The padding token.
-            flatten: Whether the sequences of a packed batch form a single line.
+            flatten: Whether all rows of a batch form a single line.
         """
         self.rows, self.sequences, self.pad_id = rows, PackedSequences.from_sequences(sequences), pad_id
-        self.packed = bool((self.sequences.rows_per_sequence > 1).any())
-        self.flatten = flatten and self.packed
+        self.packed = flatten or bool((self.sequences.rows_per_sequence > 1).any())
+        self.flatten = flatten
 
     def __call__(self, indices: Sequence[int]) -> dict[str, torch.Tensor]:
         """Return the batch of the packed sequences with these indices."""

@@ -6,6 +6,8 @@ only warn. So a packed stage first runs the model on a few tokens, in batches as
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -13,6 +15,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from harness.errors import HarnessError
+from harness.model import row_attention
+from harness.model.precision import autocast_context
 from harness.training.collator import Collator
 from harness.training.loss import model_inputs
 from harness.types import IGNORE_INDEX, TokenizedExample
@@ -30,17 +34,62 @@ ROUNDING_TOLERANCE = 1e-5
 
 
 def uses_varlen_attention(model: PreTrainedModel) -> bool:
-    """Return whether the attention is a variable-length kernel (FlashAttention), which needs rows in a single line.
+    """Return whether the attention is a variable-length kernel, which needs rows in a single line.
 
-    Such kernels read from `position_ids` where a row starts only if the batch is a single line. Otherwise each line is
-    one row to them.
+    These are FlashAttention and `harness.model.row_attention`. They read from `position_ids` where a row starts only if
+    the batch is a single line. Otherwise each line is one row to FlashAttention.
     """
-    return "flash" in (getattr(model.config, "_attn_implementation", None) or "")
+    attention = getattr(model.config, "_attn_implementation", None) or ""
+    return "flash" in attention or attention == row_attention.NAME
+
+
+@contextmanager
+def unpadded_batches(model: PreTrainedModel, settings: Mapping[str, Any]) -> Iterator[bool]:
+    """Let the model train without padding for the duration of the context, if it can.
+
+    Args:
+        model: The model.
+        settings: The stage's `train`.
+
+    Yields:
+        Whether the rows of a batch are to be in a single line. It is verified on the model that they stay separate.
+
+    Raises:
+        HarnessError: Rows are packed, and this model does not separate them.
+    """
+    varlen = uses_varlen_attention(model)
+    can_switch = not varlen and row_attention.supports_row_attention(model, settings["max_length"])
+    with row_attention.row_attention(model) if can_switch else nullcontext():
+        with autocast_context(model, settings["precision"]):
+            isolated = (varlen or can_switch) and rows_are_isolated(model)
+        if isolated:
+            yield True
+    if isolated:
+        return
+    if settings["packing"]:
+        with autocast_context(model, settings["precision"]):
+            verify_packing_isolation(model)
+    yield False
+
+
+def verify_packing_isolation(model: PreTrainedModel) -> None:
+    """Verify that packed rows do not attend to each other.
+
+    Raises:
+        HarnessError: They do.
+    """
+    if not rows_are_isolated(model):
+        attention = getattr(model.config, "_attn_implementation", None) or "its own"
+        raise HarnessError(
+            "train.packing",
+            f"with attention '{attention}', packed rows attend to each other in a {model.config.model_type} model",
+            "set model.attention to 'sdpa' or 'eager', or train.packing to false",
+        )
 
 
 @torch.no_grad()
-def verify_packing_isolation(model: PreTrainedModel) -> None:
-    """Verify that a packed row gets the same logits as alone, wherever it is and whatever precedes it.
+def rows_are_isolated(model: PreTrainedModel) -> bool:
+    """Return whether a packed row gets the same logits as alone, wherever it is and whatever precedes it.
 
     With probe rows a, b and c, three ways to compute the logits of c must agree:
 
@@ -50,9 +99,6 @@ def verify_packing_isolation(model: PreTrainedModel) -> None:
 
     The tolerance is a fraction of how much these logits differ without separation. The cost is 4 forward passes of at
     most 30 tokens.
-
-    Raises:
-        HarnessError: Packed rows attend to each other.
     """
     was_training = model.training
     model.eval()
@@ -76,13 +122,7 @@ def verify_packing_isolation(model: PreTrainedModel) -> None:
     allowed = tolerance * _max_abs_difference(*unseparated_logits)
     allowed += ROUNDING_TOLERANCE * float(single_logits.abs().max())
     differences = [_max_abs_difference(logits, single_logits) for logits in packed_logits]
-    if max(_max_abs_difference(*packed_logits), *differences) > allowed:
-        attention = getattr(model.config, "_attn_implementation", None) or "its own"
-        raise HarnessError(
-            "train.packing",
-            f"with attention '{attention}', packed rows attend to each other in a {model.config.model_type} model",
-            "set model.attention to 'sdpa' or 'eager', or train.packing to false",
-        )
+    return max(_max_abs_difference(*packed_logits), *differences) <= allowed
 
 
 def _build_probe_rows(vocabulary_size: int) -> list[TokenizedExample]:

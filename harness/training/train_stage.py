@@ -18,12 +18,12 @@ from harness import seeding
 from harness.errors import HarnessError, RunError
 from harness.interfaces.mitigation import Mitigation
 from harness.model.device import is_out_of_memory
-from harness.model.precision import autocast_context, autocast_dtype
+from harness.model.precision import autocast_dtype
 from harness.training import checkpoint
 from harness.training.checkpoint_fingerprint import checkpoint_fingerprint
 from harness.training.collator import Collator, pad_with_empty_sequences
 from harness.training.model_state import prepared_for_trainer, without_side_effects
-from harness.training.packing_isolation import uses_varlen_attention, verify_packing_isolation
+from harness.training.packing_isolation import unpadded_batches
 from harness.training.stage_trainer import StageTrainer, StepCallback, StopCheck
 from harness.training.step_log import OnStep, StepLog
 from harness.types import Progress, StageDataset, no_progress
@@ -123,10 +123,6 @@ def train_stage(
     start_time = time.perf_counter()
     settings = data.stage.train
     _require_trainable(model, tokenizer, data)
-    if settings["packing"]:
-        with autocast_context(model, settings["precision"]):
-            verify_packing_isolation(model)
-
     stage_seed = seeding.derive_seed(seed, "train", data.stage.name)
     checkpoint_folder = folder / "checkpoints"
     device = next(model.parameters()).device
@@ -135,6 +131,7 @@ def train_stage(
     with (
         prepared_for_trainer(model, gradient_checkpointing=gradient_checkpointing, compute_dtype=compute_dtype),
         _memory_errors(settings),
+        unpadded_batches(model, settings) as flatten,
     ):
         trainer_class, arguments_class, engine_arguments = resolve_engine(settings["engine"])
         arguments = arguments_class(
@@ -171,7 +168,7 @@ def train_stage(
         trainer = trainer_class(
             model=model,
             args=arguments,
-            collator=Collator(data.rows, sequences, tokenizer.pad_token_id, flatten=uses_varlen_attention(model)),
+            collator=Collator(data.rows, sequences, tokenizer.pad_token_id, flatten=flatten),
             tokenizer=tokenizer,
             mitigations=mitigations,
             step_log=step_log,

@@ -69,7 +69,7 @@ def test_data_is_shown_as_counts_and_realized_shares(tmp_path):
     assert table == [["source", "read", "held", "out", "used"], ["helpdesk", "60", "12", "48"], ["general", "90", "6"]]
     assert (
         "stage-1: general 10.2 % of loss tokens (asked 10 %), helpdesk 89.8 % of loss tokens; "
-        "93.0 % of the token positions hold text"
+        "93.0 % of the positions of padded batches hold text"
     ) in out
     assert "stage-1 by epoch: general 10.1 %, 10.3 % of loss tokens" in out
 
@@ -95,7 +95,7 @@ def test_shares_of_sources_are_joined_and_many_epochs_shortened():
 
     first = (
         "one: b 5.0 % + c 15.0 % of rows (asked 20 %), d without any row (asked 10 %), a 70.0 % of loss tokens; "
-        "100.0 % of the token positions hold text"
+        "100.0 % of the positions of padded batches hold text"
     )
     assert told(same[:1]) == [first]
     assert told(same) == [

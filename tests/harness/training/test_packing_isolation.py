@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
 from harness.errors import HarnessError
+from harness.model import row_attention
+from harness.training.collator import Collator
 from harness.training.packing_isolation import verify_packing_isolation
 
 
@@ -54,6 +58,41 @@ def test_packed_training_verifies_isolation_first(make_stage, fit, monkeypatch):
     import transformers.masking_utils as masks
 
     monkeypatch.setattr(masks, "find_packed_sequence_indices", lambda position_ids: None)
+    monkeypatch.setattr(row_attention, "row_lengths", lambda positions: [len(positions)])
     with pytest.raises(HarnessError, match=r"train\.packing"):
         fit(make_stage(order=[(0, 1), (2, 3)], packing=True))
     fit(make_stage(order=[(0,), (1,)]))
+
+
+@pytest.mark.parametrize("separates", [True, False])
+def test_a_batch_is_one_line_only_if_the_model_separates_its_rows(make_stage, fit, monkeypatch, separates):
+    shapes = []
+    collate = Collator.__call__
+
+    def recording_call(self, indices):
+        batch = collate(self, indices)
+        shapes.append(("attention_mask" in batch, batch["input_ids"].shape[0]))
+        return batch
+
+    if not separates:
+        monkeypatch.setattr(row_attention, "row_lengths", lambda positions: [len(positions)])
+    data = make_stage(order=[(0,), (1,)], batch_size=2)
+    monkeypatch.setattr(Collator, "__call__", recording_call)
+    _, result, _ = fit(data)
+    assert shapes[-1] == ((False, 1) if separates else (True, 2))
+    assert result.steps == 1
+
+
+def test_training_without_padding_equals_padded_training(make_stage, fit, tiny_model, monkeypatch):
+    weights, losses = [], []
+    for padded in (False, True):
+        if padded:
+            monkeypatch.setattr(row_attention, "supports_row_attention", lambda model, longest_row: False)
+        model = copy.deepcopy(tiny_model)
+        stage = make_stage(order=[(0,), (1,), (2,), (3,)], batch_size=2, precision="float32")
+        _, result, _ = fit(stage, model=model)
+        losses.append([entry["loss"] for entry in result.log])
+        weights.append(torch.cat([weight.detach().flatten() for weight in model.parameters()]))
+        assert model.config._attn_implementation == "sdpa", "the model's own attention is restored"
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    torch.testing.assert_close(weights[0], weights[1], rtol=1e-3, atol=1e-5)

@@ -120,7 +120,7 @@ def test_rows_are_trained_in_the_given_order(engine, make_stage, fit, monkeypatc
     monkeypatch.setattr(Collator, "__call__", recording)
     order = [(i,) for i in (3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8, 9, 7)]
     _, result, _ = fit(make_stage(order=order, engine=engine, accumulation=2, epoch_ends=(7, 14)))
-    assert seen == [[3, 1, 4, 1], [5, 9, 2, 6], [5, 3, 5, 8], [9, 7]]
+    assert seen[-4:] == [[3, 1, 4, 1], [5, 9, 2, 6], [5, 3, 5, 8], [9, 7]], "after the probe of the attention"
     assert result.steps == 2
     assert [entry["epoch"] for entry in result.log] == [pytest.approx(1 + 1 / 7), 2.0]
 
