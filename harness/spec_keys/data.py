@@ -48,6 +48,24 @@ SOURCE_KEYS: dict[str, Any] = {
         "completely. "
         "null: all.",
     },
+    "incomplete": {
+        "enum": ["error", "drop"],
+        "default": "error",
+        "description": "A conversation whose last turn is not the assistant's: it is invalid, or the turns after the "
+        "last response are dropped.",
+    },
+    "first_assistant": {
+        "enum": ["error", "context", "drop"],
+        "default": "error",
+        "description": "A conversation that begins with the assistant: it is invalid, its first turn is kept and not "
+        "trained, or that turn is dropped.",
+    },
+    "merge_turns": {
+        "type": "boolean",
+        "default": False,
+        "description": "Whether successive turns of the user, or of the assistant, are joined with a line break. "
+        "false: such a conversation is invalid.",
+    },
     "rejected": {
         "type": "number",
         "minimum": 0,
@@ -76,9 +94,10 @@ SOURCE_KEYS: dict[str, Any] = {
         "all turns before the first response.",
     },
     "train_on": {
-        "enum": ["all", "last"],
+        "enum": ["all", "last", "each"],
         "default": "all",
-        "description": "Train every response of a conversation, or only the last one. A message with "
+        "description": "Train every response of a conversation, or only the last one. each: one row for each response, "
+        "which ends with it and trains only it, for chat templates that rewrite earlier turns. A message with "
         '"train": false, "loss": false, "weight": 0 or "loss_weight": 0 is not trained.',
     },
 }

@@ -43,7 +43,7 @@ JSON_ESCAPED = re.compile(r'[\x00-\x1f"\\]')
 """Characters that JSON escapes."""
 
 HINT_CHOOSE_OTHER = "choose another template"
-HINT_OTHER_TEMPLATE = f'set the source\'s option train_on to "last", or {HINT_CHOOSE_OTHER}'
+HINT_OTHER_TEMPLATE = f'set the source\'s option train_on to "each" or "last", or {HINT_CHOOSE_OTHER}'
 HINT_VARIABLES = (
     f"set its `variables` (such as enable_thinking) so that prompt and full conversation agree, or {HINT_CHOOSE_OTHER}"
 )

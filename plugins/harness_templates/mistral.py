@@ -130,7 +130,7 @@ class Mistral(EosTemplate):
             return users[0]
         if moves_to_last and any(is_trained(message) for message in messages[: users[-1]]):
             what = "the system message or the tools are in the last user message, after a trained response"
-            hint = 'set the source\'s option train_on to "last", or system_turn of the template to "first"'
+            hint = 'set the source\'s option train_on to "each" or "last", or system_turn of the template to "first"'
             raise unsupported_error(self.name, what, hint)
         return users[-1]
 

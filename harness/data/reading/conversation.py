@@ -31,7 +31,12 @@ class InvalidRow(Exception):
 
 
 def build_example(
-    messages: Sequence[Message], location: str, tools: Sequence[Mapping[str, Any]] = (), choices: Sequence[str] = ()
+    messages: Sequence[Message],
+    location: str,
+    tools: Sequence[Mapping[str, Any]] = (),
+    choices: Sequence[str] = (),
+    *,
+    assistant_may_begin: bool = False,
 ) -> Example:
     """Build the example of a row; blank system messages are dropped.
 
@@ -45,6 +50,7 @@ def build_example(
         location: Where the row is stored, for errors.
         tools: The tools on offer, as JSON Schemas of functions.
         choices: The choices of a multiple-choice question.
+        assistant_may_begin: Whether the assistant may have the first turn.
 
     Raises:
         InvalidRow: The messages are not a valid conversation, or a call or a tool is not JSON.
@@ -53,7 +59,7 @@ def build_example(
     if messages and messages[0].role == "text":
         _validate_text(messages)
     else:
-        _validate_turns(messages)
+        _validate_turns(messages, assistant_may_begin)
     try:
         return Example(example_id(messages, tools, choices), messages, location, tuple(tools), tuple(choices))
     except UnicodeEncodeError:
@@ -71,10 +77,13 @@ def _validate_text(messages: Sequence[Message]) -> None:
         raise InvalidRow("has a text of white space only", "write the text, or remove the row")
 
 
-def _validate_turns(messages: Sequence[Message]) -> None:
+def _validate_turns(messages: Sequence[Message], assistant_may_begin: bool) -> None:
     if not messages or messages[-1].role != "assistant":
         last = f": its last turn is the {messages[-1].role}'s" if messages else ""
-        raise InvalidRow(f"has no response{last}", "end the row with the assistant's answer")
+        hint = "end the row with the assistant's answer"
+        if any(message.role == "assistant" for message in messages):
+            hint += ', or drop the turns after the last answer: "incomplete": "drop"'
+        raise InvalidRow(f"has no response{last}", hint)
     if not messages[-1].content.strip() and not messages[-1].tool_calls:
         raise InvalidRow("has no response: it is blank", "end the row with the assistant's answer")
     turns = messages[1:] if messages[0].role == "system" else messages
@@ -83,7 +92,7 @@ def _validate_turns(messages: Sequence[Message]) -> None:
     for turn_number, message in enumerate(turns, 1):
         role = message.role
         if role == "assistant":
-            in_order = previous is not None and previous.role in ("user", "tool")
+            in_order = assistant_may_begin if previous is None else previous.role in ("user", "tool")
             has_trained_response = has_trained_response or message.train
         elif role == "user":
             in_order = previous is None or previous.role == "assistant"
@@ -110,7 +119,12 @@ def _turn_order_error(turn_number: int, message: Message, previous: Message | No
         return InvalidRow(what, "put a tool's result after an assistant's turn with calls")
     expected = "user" if previous is None or previous.role == "assistant" else "assistant"
     what = f"has turn {turn_number} from the {message.role}, expected the {expected}"
-    return InvalidRow(what, "alternate user and assistant, starting with the user")
+    hint = "alternate user and assistant, starting with the user"
+    if previous is None and message.role == "assistant":
+        hint += ', or do not train the first turn: "first_assistant": "context" (or "drop")'
+    elif previous is not None and previous.role == message.role:
+        hint += ', or join the turns: "merge_turns": true'
+    return InvalidRow(what, hint)
 
 
 def example_id(
@@ -144,16 +158,18 @@ def prompt_hashes(example: Example) -> tuple[str, str, tuple[str, ...]]:
     Returns:
         1. The hash of everything before the last response, or of a whole plain text. A run of white space counts as
            one space. Rows with the same question have the same hash, whatever their answers and the tools on offer.
-        2. The hash of the opening, which is everything before the first response. It equals the first hash for a plain
-           text and for a conversation with one response.
+        2. The hash of the opening, which is everything before the first response to a user. It equals the first hash
+           for a plain text and for a conversation with one response.
         3. For each earlier response that is trained, the first hash of a row that ends with that response.
     """
     messages = example.messages
     prompt = messages if messages[0].role == "text" else messages[:-1]
     opening_hash, earlier_hashes = "", []
+    has_question = False
     hasher = hashlib.sha256(b"[")  # updated turn by turn with the JSON array that `_short_digest` would hash
     for index, message in enumerate(prompt):
-        if message.role == "assistant" and (message.train or not opening_hash):
+        has_question = has_question or message.role == "user"
+        if has_question and message.role == "assistant" and (message.train or not opening_hash):
             hash_so_far = _list_digest(hasher)
             opening_hash = opening_hash or hash_so_far
             earlier_hashes += [hash_so_far] if message.train else []

@@ -10,6 +10,7 @@ from typing import IO, Any
 from harness.data.reading.conversation_store import disk_write_error
 from harness.errors import HarnessError, raise_all
 from harness.types import InvalidRecord
+from harness.utils.formatting import round_up_share
 
 MAX_ERRORS_SHOWN = 5
 """Invalid rows that an error names; the file has all of them."""
@@ -84,9 +85,15 @@ class InvalidRowLog:
     def _errors(self, total_rows: int, allowed_share: float, where: str) -> Iterator[HarnessError]:
         yield from self.first_errors
         unnamed = self.count - len(self.first_errors)
-        hint = f"{self.path} lists all of them" if self.path else ""
+        share = round_up_share(self.count / total_rows)
+        hints = [f"{self.path} lists all of them"] if self.path else []
+        if float(share) < 1:
+            hints.append(f'to drop them set "rejected": {share}')
+        hint = "; ".join(hints)
         if allowed_share:
             what = f"{self.count} of {total_rows} rows are invalid, more than the share {allowed_share:g} "
             yield HarnessError(where, f"{what}that 'rejected' allows", hint)
         elif unnamed:
             yield HarnessError(where, f"and {unnamed} more invalid rows, of {total_rows} rows", hint)
+        elif float(share) < 1:
+            yield HarnessError(where, f"{self.count} of {total_rows} rows are invalid", hint)

@@ -6,7 +6,7 @@ No function here reads files; a row is named by the location that its source giv
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -14,6 +14,7 @@ from harness.data.reading.conversation import InvalidRow, build_example
 from harness.data.reading.messages import parse_messages, parse_text
 from harness.data.reading.row_options import DEFAULT_OPTIONS, MessageKeys, RowOptions
 from harness.data.reading.tool_calls import parse_tools
+from harness.data.reading.turn_order import arrange_turns, split_responses, train_only_last, without_training
 from harness.errors import HarnessError
 from harness.types import Example, Message, Record
 from harness.utils.formatting import one_line
@@ -89,10 +90,12 @@ class RowFormat:
     fallback: bool = False
 
 
-def parse_row(
+def parse_examples(
     row: Mapping[str, Any], format_name: str, location: str, options: RowOptions = DEFAULT_OPTIONS
-) -> Example:
-    """Parse a row of the given format; keys that are not part of the format are ignored.
+) -> list[Example]:
+    """Return the conversation of a row, or with `train_on: each` one conversation for each trained response.
+
+    Keys that are not part of the format are ignored.
 
     Args:
         row: The row, with its columns under the standard names.
@@ -107,11 +110,19 @@ def parse_row(
     for key in row_format.required_keys:
         if key not in row:
             raise _missing_key_error(row, format_name, key)
-    messages = row_format.parse(row, options.message_keys)
+    messages = arrange_turns(row_format.parse(row, options.message_keys), options)
     if options.train_on == "last":
-        messages = [_without_training(message) for message in messages[:-1]] + messages[-1:]
+        messages = train_only_last(messages)
     choices = row["choices"] if "choices" in row_format.required_keys else ()
-    return build_example(messages, location, _parse_tools_of_row(row, row_format), choices)
+    tools = _parse_tools_of_row(row, row_format)
+    may_begin = options.first_assistant == "context"
+    example = build_example(messages, location, tools, choices, assistant_may_begin=may_begin)
+    if options.train_on != "each":
+        return [example]
+    return [
+        build_example(turns, location, tools, choices, assistant_may_begin=may_begin)
+        for turns in split_responses(example.messages)
+    ]
 
 
 def _parse_tools_of_row(row: Mapping[str, Any], row_format: RowFormat) -> tuple[Mapping[str, Any], ...]:
@@ -276,7 +287,7 @@ def _parse_prompt_completion(row: Mapping[str, Any], keys: MessageKeys) -> list[
     messages = _system_messages(row)
     if isinstance(prompt, (list, tuple)):
         # Responses within the prompt are context; only the completion is trained.
-        messages += [_without_training(message) for message in parse_messages(prompt, "prompt", keys)]
+        messages += [without_training(message) for message in parse_messages(prompt, "prompt", keys)]
     else:
         messages.append(Message("user", parse_text(prompt, "'prompt'")))
     if isinstance(completion, (list, tuple)):
@@ -300,12 +311,6 @@ def _prepend_system(row: Mapping[str, Any], messages: list[Message]) -> list[Mes
     if system and first and first.role == "system" and first.content.strip() == system[0].content.strip():
         return messages
     return system + messages
-
-
-def _without_training(message: Message) -> Message:
-    if message.role != "assistant" or not message.train:
-        return message
-    return replace(message, train=False)
 
 
 ROW_FORMATS = {

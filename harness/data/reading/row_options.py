@@ -37,10 +37,16 @@ class RowOptions:
     Attributes:
         message_keys: The names of messages in the data.
         train_on: `all`, `last` or `each`.
+        incomplete: `error` or `drop`.
+        first_assistant: `error`, `context` or `drop`.
+        merge_turns: Whether successive turns of one role are joined.
     """
 
     message_keys: MessageKeys = DEFAULT_KEYS
     train_on: str = "all"
+    incomplete: str = "error"
+    first_assistant: str = "error"
+    merge_turns: bool = False
 
     @classmethod
     def from_source_options(cls, options: Mapping[str, Any]) -> RowOptions:
@@ -52,7 +58,8 @@ class RowOptions:
             roles=options["roles"],
             keep_reasoning=options["reasoning"] == "keep",
         )
-        return cls(keys, options["train_on"])
+        names = ("train_on", "incomplete", "first_assistant", "merge_turns")
+        return cls(keys, **{name: options[name] for name in names})
 
 
 DEFAULT_OPTIONS = RowOptions()

@@ -13,7 +13,7 @@ from typing import Any
 
 from harness.data.reading.conversation import InvalidRow
 from harness.data.reading.rejected_rows import InvalidRowLog
-from harness.data.reading.row_formats import MAX_KEYS_SHOWN, ColumnMapping, detect_row_format, parse_row
+from harness.data.reading.row_formats import MAX_KEYS_SHOWN, ColumnMapping, detect_row_format, parse_examples
 from harness.data.reading.row_options import RowOptions
 from harness.data.reading.unread_keys import UnreadKeys
 from harness.errors import HarnessError
@@ -101,7 +101,7 @@ class SourceReader:
 
     Attributes:
         row_format: The format from the options, or the detected one.
-        rows_read: Raw rows read so far.
+        rows_read: Raw rows read so far; with `train_on: each` a row counts once for each trained response.
         rows_used: Rows that became examples.
         rows_filtered: Rows dropped by the filter.
         invalid_rows: The log of invalid rows.
@@ -153,16 +153,17 @@ class SourceReader:
                     continue
                 try:
                     row = self.columns.rename_columns(record.data)
-                    example = parse_row(row, self.row_format, record.location, self.row_options)
+                    examples = parse_examples(row, self.row_format, record.location, self.row_options)
                     if self.group_columns:
                         groups = tuple((column, _group_value(record.data, column)) for column in self.group_columns)
-                        example = replace(example, groups=groups)
+                        examples = [replace(example, groups=groups) for example in examples]
                 except InvalidRow as error:
                     self.invalid_rows.add(InvalidRecord(record.location, error.what, error.hint, record.data))
                     continue
-                self.rows_used += 1
+                self.rows_used += len(examples)
+                self.rows_read += len(examples) - 1
                 self.unread_keys.add_row(row, self.row_format)
-                yield example
+                yield from examples
             self.columns.check_columns_exist(first_valid, required_only=False)
         self.progress("read", self.rows_read, self.rows_read, self.name, "rows")
 

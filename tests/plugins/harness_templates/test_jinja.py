@@ -8,6 +8,8 @@ import dataclasses
 import pytest
 
 from harness import Example, HarnessError, Message, ToolCall
+from harness.data.reading.row_formats import parse_examples
+from harness.data.reading.row_options import RowOptions
 from harness.data.tokenization.mask_verification import MaskVerifier
 from harness.data.tokenization.tokenize import tokenize_batches, tokenize_example
 
@@ -62,7 +64,7 @@ def test_a_template_that_rewrites_earlier_turns_is_refused_and_may_train_the_las
     for source in (PHI3, DROPS_REASONING):
         with pytest.raises(HarnessError, match="rewrites message 2") as error:
             make("jinja", template=source).render(multi, tokenizer)
-        assert 'set the source\'s option train_on to "last"' in error.value.hint
+        assert 'set the source\'s option train_on to "each" or "last"' in error.value.hint
         last = marked(make("jinja", template=source).render(train_only_last(multi), tokenizer))
         assert last.count("⟦") == 1
         assert "⟦长江 🙂<|im_end|>" in last
@@ -250,6 +252,16 @@ def test_reasoning_of_earlier_turns_may_be_dropped_and_trained_reasoning_may_not
     with pytest.raises(HarnessError, match="omits the reasoning of message 2") as error:
         make("jinja", template=CHATML).render(REASONED, tokenizer)
     assert 'option "reasoning" to "drop"' in error.value.hint
+
+
+def test_each_response_of_a_template_that_rewrites_earlier_turns_is_trained(make, tokenizer, shipped):
+    turns = [
+        {"role": message.role, "content": message.content, "thinking": message.reasoning}
+        for message in (*REASONED, *REASONED)
+    ]
+    rows = parse_examples({"messages": turns}, "messages", "x:1", RowOptions(train_on="each"))
+    template = make("jinja", template=shipped("qwen3"))
+    assert [trained_texts(row.messages, template, tokenizer) for row in rows] == [[QWEN3_ANSWER]] * 2
 
 
 @pytest.mark.parametrize(

@@ -256,7 +256,7 @@ def test_invalid_rows_are_named_and_written_and_are_an_error(read, tmp_path):
         {"prompt": "\ud83d", "completion": "b", "n": datetime.date(2026, 1, 2)},
     ]
     lines = error_lines(read, rows)
-    assert [line.partition(": ")[0] for line in lines] == ["x:3", "x:4", "x:5"]
+    assert [line.partition(": ")[0] for line in lines] == ["x:3", "x:4", "x:5", "sources.x"]
     logged = [json.loads(line) for line in (tmp_path / "c" / "rejected.jsonl").read_text().splitlines()]
     assert logged[0] == {
         "place": "x:3", "reason": INVALID.what, "hint": "fix the line", "row": "oh \ud83d",
@@ -271,7 +271,8 @@ def test_first_five_invalid_rows_are_named_and_the_file_lists_all(read, tmp_path
     assert len(lines) == 6
     assert (
         lines[-1]
-        == f"sources.x: and 3 more invalid rows, of 10 rows; {tmp_path / 'c' / 'rejected.jsonl'} lists all of them"
+        == f"sources.x: and 3 more invalid rows, of 10 rows; {tmp_path / 'c' / 'rejected.jsonl'} lists all of them; "
+        'to drop them set "rejected": 0.8'
     )
     assert len((tmp_path / "c" / "rejected.jsonl").read_text().splitlines()) == 8
 

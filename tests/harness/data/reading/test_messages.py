@@ -6,7 +6,7 @@ import pytest
 
 from harness.data.reading.conversation import InvalidRow, build_example, example_id, prompt_hashes
 from harness.data.reading.messages import parse_messages
-from harness.data.reading.row_formats import parse_row
+from harness.data.reading.row_formats import parse_examples
 from harness.data.reading.row_options import RowOptions
 from harness.data.reading.tool_calls import parse_tools
 from harness.types import Message, ToolCall
@@ -18,12 +18,12 @@ TOOL = {"name": "add", "description": "Adds.", "parameters": {"type": "object", 
 
 
 def parse_openai(*messages, **more):
-    return parse_row({"messages": [USER_TURN, *messages], **more}, "messages", "x:1")
+    return parse_examples({"messages": [USER_TURN, *messages], **more}, "messages", "x:1")[0]
 
 
 def parse_sharegpt(*turns, **more):
     conversations = [{"from": role, "value": value} for role, value in turns]
-    return parse_row({"conversations": conversations, **more}, "sharegpt", "x:1")
+    return parse_examples({"conversations": conversations, **more}, "sharegpt", "x:1")[0]
 
 
 def invalid_reason(parse, *args, **more):
@@ -144,7 +144,7 @@ def test_pairing_is_content_and_ids_are_not():
 
 
 def test_completion_may_have_results_of_calls_in_its_prompt():
-    row = parse_row(
+    (row,) = parse_examples(
         {
             "prompt": [USER_TURN, {"role": "assistant", "tool_calls": TWO}],
             "completion": [
@@ -389,7 +389,7 @@ def test_developer_becomes_system_and_content_may_be_text_parts():
 
 def trained_flags(*flags, train_on="all"):
     messages = [turn for flag in flags for turn in (USER_TURN, {**ASSISTANT_TURN, **flag})]
-    row = parse_row({"messages": messages}, "messages", "x:1", RowOptions(train_on=train_on))
+    (row,) = parse_examples({"messages": messages}, "messages", "x:1", RowOptions(train_on=train_on))
     return [message.train for message in row.messages if message.role == "assistant"]
 
 

@@ -140,7 +140,8 @@ def test_format_is_detected_from_the_first_rows_and_later_rows_must_have_it(monk
     line = reading_error(ALPACA, ALPACA, ALPACA, SHAREGPT)
     assert line == (
         "x.jsonl:4: has the row format sharegpt, but this source's rows are alpaca: no 'instruction'; "
-        "split the rows into one source per row format"
+        "split the rows into one source per row format\n"
+        'sources.x: 1 of 4 rows are invalid; to drop them set "rejected": 0.25'
     )
     invalid = InvalidRecord("x.jsonl:0", "is not JSON")
     assert len(read_rows(*[invalid] * 5, ALPACA, rejected=0.9)) == 1
@@ -159,7 +160,7 @@ def test_first_five_invalid_rows_are_named_and_the_others_counted():
     lines = reading_error(ALPACA, *[{**ALPACA, "output": ""}] * 8).splitlines()
     assert len(lines) == 6
     assert lines[0].startswith("x.jsonl:2: has no response: it is blank")
-    assert lines[-1] == "sources.x: and 3 more invalid rows, of 9 rows"
+    assert lines[-1] == 'sources.x: and 3 more invalid rows, of 9 rows; to drop them set "rejected": 0.889'
 
 
 def build_turns(*roles):

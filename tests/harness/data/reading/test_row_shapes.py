@@ -6,6 +6,7 @@ import pytest
 
 from harness.data.reading.conversation_store import ConversationStore
 from harness.data.reading.corpus import read_corpus, read_examples
+from harness.data.reading.splits import split_corpus
 from harness.errors import HarnessError
 from harness.interfaces.source import Source
 from harness.spec_keys import data
@@ -219,3 +220,110 @@ def test_columns_that_are_read_are_not_listed(tmp_path):
     rows = [{**SHAPES["alpaca"], "history": [["a", "b"]], "system": "c", "tools": None}]
     corpus = read_corpus(ListSource(rows), DEFAULTS, "x", folder=tmp_path)
     assert (corpus.unread_keys, corpus.warnings) == ({}, ())
+
+
+# -- order of turns ---------------------------------------------------------------------------------------------------
+
+
+def read_order(letters, **options):
+    """Return the turns of a row: s, u, a (trained), n (an answer that is not trained); with * if they are trained."""
+    roles = {"s": "system", "u": "user", "a": "assistant", "n": "assistant"}
+    messages = [
+        {"role": roles[letter], "content": f"{letter}{index}", **({"train": False} if letter == "n" else {})}
+        for index, letter in enumerate(letters)
+    ]
+    return [
+        [message.content + "*" * (message.role == "assistant" and message.train) for message in example.messages]
+        for example in read_rows({"messages": messages}, **options)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("letters", "options", "rows"),
+    [
+        ("uau", {"incomplete": "drop"}, [["u0", "a1*"]]),
+        ("suauu", {"incomplete": "drop"}, [["s0", "u1", "a2*"]]),
+        ("ua", {"incomplete": "drop"}, [["u0", "a1*"]]),
+        ("aua", {"first_assistant": "context"}, [["a0", "u1", "a2*"]]),
+        ("saua", {"first_assistant": "context"}, [["s0", "a1", "u2", "a3*"]]),
+        ("saua", {"first_assistant": "drop"}, [["s0", "u2", "a3*"]]),
+        ("uuaa", {"merge_turns": True}, [["u0\nu1", "a2\na3*"]]),
+        ("ssua", {"merge_turns": True}, [["s0\ns1", "u2", "a3*"]]),
+        ("aauau", {"merge_turns": True, "first_assistant": "drop", "incomplete": "drop"}, [["u2", "a3*"]]),
+        ("uaua", {"train_on": "last"}, [["u0", "a1", "u2", "a3*"]]),
+        ("uaua", {"train_on": "each"}, [["u0", "a1*"], ["u0", "a1", "u2", "a3*"]]),
+        ("unuaua", {"train_on": "each"}, [["u0", "n1", "u2", "a3*"], ["u0", "n1", "u2", "a3", "u4", "a5*"]]),
+        ("uaun", {"train_on": "each"}, [["u0", "a1*"]]),
+    ],
+)
+def test_options_arrange_the_turns(letters, options, rows):
+    assert read_order(letters, **options) == rows
+
+
+@pytest.mark.parametrize(
+    ("letters", "options", "hint"),
+    [
+        ("uau", {}, '"incomplete": "drop"'),
+        ("aua", {}, '"first_assistant": "context"'),
+        ("uua", {}, '"merge_turns": true'),
+        ("uanu", {"merge_turns": True, "incomplete": "drop"}, "give both the same training flag"),
+        ("ua" + "u", {"merge_turns": True}, '"incomplete": "drop"'),
+    ],
+)
+def test_a_wrong_order_names_the_option_that_would_do(letters, options, hint):
+    with pytest.raises(HarnessError) as error:
+        read_order(letters, **options)
+    assert hint in str(error.value)
+
+
+def test_a_row_without_any_answer_stays_invalid():
+    for options in ({}, {"incomplete": "drop"}, {"first_assistant": "drop", "incomplete": "drop"}):
+        with pytest.raises(HarnessError, match="has no response") as error:
+            read_order("u", **options)
+        assert "incomplete" not in str(error.value)
+
+
+def test_calls_and_reasoning_are_merged_and_results_are_not():
+    call = {"role": "assistant", "content": "", "tool_calls": [{"name": "add", "arguments": {}}], "reasoning": "b"}
+    result = {"role": "tool", "content": "3"}
+    said = {"role": "assistant", "content": "I add.", "reasoning": "a"}
+    row = {"messages": [*turns(("user", "?")), said, call, result, result, *turns(("assistant", "3"))]}
+    (example,) = read_rows(row, merge_turns=True)
+    assert [message.role for message in example.messages] == ["user", "assistant", "tool", "tool", "assistant"]
+    merged = example.messages[1]
+    assert (merged.content, merged.reasoning, [call.name for call in merged.tool_calls]) == ("I add.", "a\nb", ["add"])
+
+
+def test_invalid_rows_name_the_share_that_would_drop_them():
+    valid, invalid = SHAPES["alpaca"], {**SHAPES["alpaca"], "output": ""}
+    with pytest.raises(HarnessError) as error:
+        read_rows(*[{**valid, "output": str(number)} for number in range(6)], invalid)
+    assert error.value.lines()[-1] == 'sources.x: 1 of 7 rows are invalid; to drop them set "rejected": 0.143'
+    assert len(read_rows(*[{**valid, "output": str(number)} for number in range(6)], invalid, rejected=0.143)) == 6
+
+
+def test_each_response_counts_as_a_row_and_all_are_held_out_together(tmp_path):
+    def conversation(number):
+        pairs = (("user", f"q{number}"), ("assistant", "a"), ("user", "more"), ("assistant", "b"))
+        return {"messages": turns(*pairs)}
+
+    corpus = read_corpus(
+        ListSource([conversation(number) for number in range(40)]),
+        {**DEFAULTS, "train_on": "each"},
+        "x",
+        folder=tmp_path,
+    )
+    assert (corpus.rows_read, len(corpus)) == (80, 80)
+    assert len(set(corpus.content_hashes.tolist())) == 80
+    split = split_corpus(corpus, held_out=0.5, limit=None, seed=0)
+    sides = [{corpus.location_of(index) for index in side} for side in (split.training_indices, split.held_out_indices)]
+    assert all(sides)
+    assert not sides[0] & sides[1]
+
+
+def test_conversations_that_begin_alike_with_the_assistant_are_held_out_by_their_question(tmp_path):
+    rows = [
+        {"messages": turns(("assistant", "Hello!"), ("user", f"q{number}"), ("assistant", "a"))} for number in range(40)
+    ]
+    corpus = read_corpus(ListSource(rows), {**DEFAULTS, "first_assistant": "context"}, "x", folder=tmp_path)
+    assert len(set(corpus.opening_hashes.tolist())) == 40
