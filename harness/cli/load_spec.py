@@ -93,9 +93,10 @@ def validate_arms(
             arm_plan = build_bounded_plan(arm_spec, registry)
             metrics = preflight.preflight(arm_spec, arm_plan, registry)
         arm_specs.append((arm, arm_spec))
-        planned_arms.append(preflight_arms.PlannedArm(arm.name, arm_plan, metrics))
+        planned_arms.append(preflight_arms.PlannedArm(arm.method, arm_plan, metrics))
     preflight.preflight_summaries(spec, [(planned.plan, planned.metrics) for planned in planned_arms])
-    preflight_arms.preflight_arms(spec, planned_arms)
+    one_seed = {planned.name: planned for planned in reversed(planned_arms)}  # all seeds of an arm measure the same
+    preflight_arms.preflight_arms(spec, list(reversed(one_seed.values())))
     for warning in preflight_arms.axis_warnings(planned_arms):
         print(f"warning: {warning}", file=sys.stderr)
     return arm_specs

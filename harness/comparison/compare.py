@@ -16,6 +16,7 @@ from harness.comparison.changed_items import ChangedItem, most_changed_items, se
 from harness.comparison.paired_scores import NotComparable, PairedScore, PairwiseComparer
 from harness.comparison.run_summary import FinalScore, LoadedRun, RunSummary, is_run_folder, load_run_from_folder
 from harness.errors import HarnessError
+from harness.report.finished_run import load_run_json
 from harness.tracking import mlflow_store
 from harness.utils import redaction
 from harness.utils.json_files import json_safe
@@ -205,6 +206,11 @@ class _RunFinder:
             return [load_run_from_folder(folder)]
         arms = sorted(file.parent for file in folder.glob("arms/*/scores.json") if is_run_folder(file.parent))
         if arms:
+            spec = load_run_json(folder, "spec.json") if (folder / "spec.json").is_file() else {}
+            if (spec.get("arms") or {}).get("seeds") is not None and len(arms) > 1:
+                what = "its runs differ in their seed, and compare has one baseline for all"
+                hint = f"the arms are compared by: harness report {folder}; or name single runs below {folder / 'arms'}"
+                raise HarnessError(str(folder), what, hint)
             return [load_run_from_folder(arm) for arm in arms]
         return self._load_from_store(lambda store: store.find_runs(name))
 

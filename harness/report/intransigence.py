@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from harness.errors import HarnessError
 from harness.interfaces.metric import Metric
 from harness.report.finished_run import FinishedRun, load_run_json
-from harness.report.paired_difference import align_items, score_difference
-from harness.statistics.intervals import Estimate, mean_over_suites
+from harness.report.paired_difference import align_items, item_groups, item_statistics
+from harness.statistics.intervals import Estimate
+from harness.statistics.seeds import Linearized, combine, linearize, pool_over_seeds
 from harness.types import Evaluation, Score
 
 
@@ -34,28 +36,32 @@ class Intransigence:
 
 
 def compute_intransigence(
-    arms: Mapping[str, FinishedRun], joint_arm: str, metrics: Mapping[str, Mapping[str, Metric]]
+    arms: Mapping[str, Mapping[int, FinishedRun]], joint_arm: str, metrics: Mapping[str, Mapping[str, Metric]]
 ) -> tuple[Intransigence, ...]:
-    """Compute the intransigence of every other arm by every score, over the items that both arms have.
+    """Compute the intransigence of every other arm by every score, over the items and seeds that both arms have.
 
-    The interval is computed from those of the tasks: see `intervals.mean_over_suites`. A task with different signatures
-    is ignored.
+    A task with different signatures is ignored. The interval is Student's t, with the jackknife over the items; see
+    `pool_over_seeds` for several seeds.
 
     Args:
-        arms: Name -> finished run.
+        arms: Name -> seed -> finished run.
         joint_arm: Name of an arm that trained on all tasks together and has a result.
         metrics: Suite -> metric name -> metric.
 
     Raises:
         HarnessError: The report of an arm is damaged.
     """
-    results = [
-        _arm_intransigence(arm, run, arms[joint_arm], matrix, metrics)
-        for arm, run in arms.items()
-        if arm != joint_arm
-        for matrix in _load_matrices(run)
-    ]
-    return tuple(result for result in results if result is not None)
+    results = []
+    for arm, runs in arms.items():
+        pairs = [(run, arms[joint_arm][seed]) for seed, run in runs.items() if seed in arms[joint_arm]]
+        if arm == joint_arm or not pairs:
+            continue
+        for matrix in _load_matrices(pairs[0][0]):
+            by_seed = [found for pair in pairs if (found := _run_intransigence(*pair, matrix, metrics)) is not None]
+            if by_seed:
+                value = pool_over_seeds([deficit for deficit, _ in by_seed]).estimate
+                results.append(Intransigence(arm, matrix[2], by_seed[0][1], value))
+    return tuple(results)
 
 
 def _load_matrices(run: FinishedRun) -> list[tuple[str, str, str, dict[str, int]]]:
@@ -80,15 +86,15 @@ def _load_matrices(run: FinishedRun) -> list[tuple[str, str, str, dict[str, int]
         raise HarnessError(str(run.folder / "report.json"), what, "run the arm again") from error
 
 
-def _arm_intransigence(
-    arm: str,
+def _run_intransigence(
     run: FinishedRun,
     joint: FinishedRun,
     matrix: tuple[str, str, str, Mapping[str, int]],
     metrics: Mapping[str, Mapping[str, Metric]],
-) -> Intransigence | None:
-    metric_name, score_name, display_name, taught_in_stage = matrix
-    losses: dict[str, Estimate] = {}
+) -> tuple[Linearized, tuple[str, ...]] | None:
+    """Return the intransigence of one run and its tasks; None if no task can be compared."""
+    metric_name, score_name, _, taught_in_stage = matrix
+    deficits: dict[str, Linearized] = {}
     for suite, stage in taught_in_stage.items():
         learned = next((evaluation for evaluation in run.evaluations[stage] if evaluation.suite == suite), None)
         final = joint.last_evaluation(suite)
@@ -100,12 +106,17 @@ def _arm_intransigence(
         ids = align_items(learned, final).ids
         if not ids:
             continue
-        metric = metrics[suite][metric_name]
-        loss = score_difference((learned, learned_score), (final, final_score), metric, ids).difference
-        losses[suite] = loss if learned_score.higher_is_better else loss.scaled(-1)
-    if not losses:
+        aggregate = partial(metrics[suite][metric_name].aggregate, score_name)
+        keys = [(suite, unit) for unit in item_groups(learned, ids) or ids]
+        first, second = (
+            linearize(item_statistics(scored, ids), aggregate, keys)
+            for scored in ((learned, learned_score), (final, final_score))
+        )
+        sign = 1.0 if learned_score.higher_is_better else -1.0
+        deficits[suite] = combine([(-sign, first), (sign, second)])
+    if not deficits:
         return None
-    return Intransigence(arm, display_name, tuple(losses), mean_over_suites(list(losses.values())))
+    return combine([(1 / len(deficits), deficit) for deficit in deficits.values()]), tuple(deficits)
 
 
 def _find_score(evaluation: Evaluation | None, metric: str, name: str) -> Score | None:

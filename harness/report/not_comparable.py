@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 from harness.report.finished_run import FinishedRun
 from harness.report.paired_difference import align_items
@@ -23,13 +23,6 @@ def measured_alike(run: FinishedRun, other: FinishedRun, axis: str) -> bool:
         if evaluation
     ]
     return len(signatures) < 2 or signatures[0] == signatures[1]
-
-
-def have_shared_items(arms: Iterable[FinishedRun], suite: str) -> bool:
-    """Return whether every arm has some common item of a suite."""
-    evaluations = [run.last_evaluation(suite) for run in arms]
-    id_sets = ({item.id for item in evaluation.items} if evaluation else set() for evaluation in evaluations)
-    return bool(set.intersection(*id_sets))
 
 
 def not_compared_notes(arms: Mapping[str, FinishedRun], baseline: str) -> tuple[str, ...]:

@@ -270,7 +270,7 @@ def run_arms(
         resume_info=resume.tracking_info(folder),
     )
     context = ExperimentContext(spec, registry, folder, tracker, processes)
-    tracker.start(spec.document, [arm.name for arm in all_arms])
+    tracker.start(spec.document, list(dict.fromkeys(arm.method for arm in all_arms)))
     try:
         with processes.on_abort(lambda reason: tracker.fail(RunError(str(folder.path), reason))):
             failures: dict[str, str] = {}
@@ -375,27 +375,41 @@ def _compare_finished_arms(
         folder: The folder of the experiment.
         failures: Arm -> why it failed.
     """
-    runs, missing = {}, dict(failures)
+    runs: dict[str, dict[int, finished_run.FinishedRun]] = {arm.method: {} for arm in arms}
+    missing = dict(failures)
     for arm in arms:
         arm_folder = folder / "arms" / arm.name
         if resume.is_finished(arm_folder):
-            runs[arm.name] = finished_run.load_finished_run(arm_folder)
+            run = finished_run.load_finished_run(arm_folder)
+            runs[arm.method][int(run.spec["seed"])] = run
         else:
             missing.setdefault(arm.name, "the arm is not finished")
     settings: dict[str, Any] = spec.document["arms"]
+    controls = arms_of.baseline_names(settings)
+    baseline = controls[0] if controls else None
     return compare_arms(
         spec.document["name"],
         folder,
         runs,
-        _create_arm_metrics(runs, settings["baseline"], registry),
-        ComparisonSettings(settings["baseline"], settings["gain"], settings["forgetting"], settings["joint"]),
+        _create_arm_metrics(runs, baseline, registry),
+        ComparisonSettings(
+            baseline,
+            controls,
+            settings["gain"],
+            settings["forgetting"],
+            settings["joint"],
+            settings["gain_margin"],
+            settings["forgetting_margin"],
+            spec.document["gate"],
+            settings["gate"],
+        ),
         seed=spec.document["seed"],
         missing=missing,
     )
 
 
 def _arm_metadata(arm: Arm) -> dict[str, Any]:
-    return {"name": arm.name, "changes": dict(arm.changes)}
+    return {"name": arm.name, "method": arm.method, "changes": dict(arm.changes)}
 
 
 def _failure_error(failures: Mapping[str, str], folder: RunFolder) -> RunError | None:
@@ -407,11 +421,12 @@ def _failure_error(failures: Mapping[str, str], folder: RunFolder) -> RunError |
 
 
 def _create_arm_metrics(
-    runs: Mapping[str, finished_run.FinishedRun], baseline: str | None, registry: Registry
+    runs: Mapping[str, Mapping[int, finished_run.FinishedRun]], baseline: str | None, registry: Registry
 ) -> dict[str, dict[str, Metric]]:
     """Return suite -> name -> metric: those of the baseline, then those that only other arms have."""
     metrics: dict[str, dict[str, Metric]] = {}
-    for _, run in sorted(runs.items(), key=lambda item: item[0] != baseline):
+    ordered = sorted(runs.items(), key=lambda item: item[0] != baseline)
+    for run in (run for _, by_seed in ordered for run in by_seed.values()):
         for suite, settings in run.spec["evaluate"].items():
             for name, options in settings["metrics"].items():
                 if name not in metrics.setdefault(suite, {}):

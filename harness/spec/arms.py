@@ -37,15 +37,20 @@ UNSAFE_NAME_CHARACTERS = re.compile(r"[^A-Za-z0-9._=+,-]+")
 
 @dataclass(frozen=True)
 class Arm:
-    """One variant of the spec.
+    """One run of an experiment: an arm with one of its seeds.
 
     Attributes:
-        name: The arm's name, also that of its folder.
+        name: The run's name, also that of its folder: the arm's name, with the seed if the experiment has seeds.
         changes: Dotted key of the spec -> value. None removes a component.
+        method: The arm's name, the same for all its seeds.
     """
 
     name: str
     changes: Mapping[str, Any]
+    method: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "method", self.method or self.name)
 
     def overrides(self) -> tuple[str, ...]:
         """Return the changes as `--set` options."""
@@ -53,7 +58,9 @@ class Arm:
 
 
 def expand_arms(arms_spec: Mapping[str, Any], where: str) -> tuple[Arm, ...]:
-    """Expand `arms`: each of `named` for each combination of the values of `matrix`, in the order of the spec.
+    """Expand `arms` into runs: each of `named` for each combination of the values of `matrix`, with each of `seeds`.
+
+    Runs are in the order of the spec, all arms with the first seed first.
 
     Args:
         arms_spec: The spec's `arms`, filled in.
@@ -66,7 +73,8 @@ def expand_arms(arms_spec: Mapping[str, Any], where: str) -> tuple[Arm, ...]:
     if not arms_spec["named"] and not arms_spec["matrix"]:
         raise HarnessError(where, "there are no arms", 'add some to "named" or "matrix", or remove "arms"')
     named: Mapping[str, Mapping[str, Any]] = arms_spec["named"] or {"": {}}
-    count = len(named) * prod(map(len, arms_spec["matrix"].values()))
+    seeds = seeds_of_arms(arms_spec)
+    count = len(named) * prod(map(len, arms_spec["matrix"].values())) * max(1, len(seeds))
     if count > MAX_ARMS:
         raise HarnessError(
             where, f"there are {count:,} arms, more than {MAX_ARMS:,}", "reduce the values of its matrix"
@@ -82,27 +90,56 @@ def expand_arms(arms_spec: Mapping[str, Any], where: str) -> tuple[Arm, ...]:
             arms.append(Arm(",".join(part for part in (name, label) if part), {**changes, **values}))
     _validate_changes(arms, where)
     names = [arm.name for arm in arms]
-    for key in ("baseline", "joint"):
-        name = arms_spec[key]
-        if name is not None and name not in names:
-            of_matrix = [arm for arm in names if arm.startswith(f"{name},")]
-            known = f"there are: {', '.join(names)}"
-            hint = f"name one arm of the matrix, e.g. {of_matrix[0]!r}" if of_matrix else known
-            raise HarnessError(f"{where}.{key}", f"there is no arm {name!r}", hint)
-    return tuple(arms)
+    for key in ("baseline", "joint", "gate"):
+        for name in baseline_names(arms_spec) if key == "baseline" else [arms_spec[key]]:
+            if name is not None and name not in names:
+                of_matrix = [arm for arm in names if arm.startswith(f"{name},")]
+                known = f"there are: {', '.join(names)}"
+                hint = f"name one arm of the matrix, e.g. {of_matrix[0]!r}" if of_matrix else known
+                raise HarnessError(f"{where}.{key}", f"there is no arm {name!r}", hint)
+    if arms_spec["joint"] is not None and arms_spec["joint"] in (*baseline_names(arms_spec), arms_spec["gate"]):
+        what = (
+            f"the joint arm {arms_spec['joint']!r} is a reference, so it is neither a baseline nor judged by the gate"
+        )
+        raise HarnessError(f"{where}.joint", what, "name another arm")
+    if not seeds:
+        return tuple(arms)
+    return tuple(
+        Arm(f"{arm.name},seed={seed}", {**arm.changes, "seed": seed}, arm.name) for seed in seeds for arm in arms
+    )
+
+
+def seeds_of_arms(arms_spec: Mapping[str, Any]) -> tuple[int, ...]:
+    """Return the seeds of every arm; () if each arm runs once, with the spec's own seed. A number n is 0 to n - 1."""
+    seeds = arms_spec["seeds"]
+    if seeds is None:
+        return ()
+    return tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds)
+
+
+def baseline_names(arms_spec: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the baseline and the other control arms; () if the spec names none."""
+    baseline = arms_spec["baseline"]
+    if baseline is None:
+        return ()
+    return (baseline,) if isinstance(baseline, str) else tuple(baseline)
 
 
 def select_arms(arms: Sequence[Arm], names: Sequence[str]) -> tuple[Arm, ...]:
-    """Return the arms of these names, in the order of the spec; all arms if no name is given.
+    """Return the runs of these names, in the order of the spec; all runs if no name is given.
+
+    Args:
+        arms: The runs.
+        names: Names of arms, each for all its seeds, or of runs.
 
     Raises:
         HarnessError: A name is unknown.
     """
-    known = [arm.name for arm in arms]
+    known = list(dict.fromkeys([*(arm.method for arm in arms), *(arm.name for arm in arms)]))
     for name in names:
         if name not in known:
             raise HarnessError(f"--arm {name}", "there is no such arm", f"there are: {', '.join(known) or 'none'}")
-    return tuple(arm for arm in arms if not names or arm.name in names)
+    return tuple(arm for arm in arms if not names or arm.name in names or arm.method in names)
 
 
 @contextmanager
@@ -129,7 +166,7 @@ def override_warnings(arms: Iterable[Arm], spec_document: Mapping[str, Any]) -> 
         arms: The arms.
         spec_document: The spec as it is in its file. Sections that are chosen as a whole, such as the mode, are exempt.
     """
-    for arm in arms:
+    for arm in {arm.method: arm for arm in arms}.values():
         for key, value in arm.changes.items():
             old: Any = spec_document
             for step in key.split("."):
@@ -139,7 +176,7 @@ def override_warnings(arms: Iterable[Arm], spec_document: Mapping[str, Any]) -> 
             reset = [old_key for old_key in old if old_key not in value]
             if reset:
                 yield (
-                    f"the arm {arm.name!r} replaces all of {key!r}, which resets {', '.join(reset)} to the default; "
+                    f"the arm {arm.method!r} replaces all of {key!r}, which resets {', '.join(reset)} to the default; "
                     f"to change a single key, write {f'{key}.{next(iter(value))}'!r}"
                 )
 
@@ -236,6 +273,9 @@ def _validate_changes(arms: Sequence[Arm], where: str) -> None:
             if key.partition(".")[0] in ("arms", "name", "output", "track", "gate"):
                 what = f"the arm {arm.name!r} changes {key!r}, which all arms share"
                 raise HarnessError(where, what, "change the model, the data or the training instead")
+            if key == "seed":
+                what = f"the arm {arm.name!r} changes the seed, but runs that differ in their seed are one arm"
+                raise HarnessError(where, what, 'give the seeds of all arms: "arms": {"seeds": [0, 1, 2], …}')
             if "=" in key or not all(key.split(".")):
                 what = f"the arm {arm.name!r} changes {key!r}, which is not a dotted key of a spec"
                 raise HarnessError(where, what, 'write e.g. "train.learning_rate"')

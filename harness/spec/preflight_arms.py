@@ -8,7 +8,7 @@ from typing import Any
 
 from harness import gate
 from harness.errors import HarnessError, raise_all
-from harness.spec.arms import default_axes, is_summary_axis
+from harness.spec.arms import baseline_names, default_axes, is_summary_axis
 from harness.spec.matrix_summaries import NEEDS_SEVERAL_STAGES, has_one_stage, is_unavailable, unavailable_reason
 from harness.spec.preflight import MetricsBySuite, scores_with_direction
 from harness.spec.spec import Spec
@@ -17,7 +17,7 @@ from harness.types import Plan, Role
 
 @dataclass(frozen=True)
 class PlannedArm:
-    """An arm with its plan and its metrics."""
+    """An arm, with one of its seeds: its plan and its metrics."""
 
     name: str
     plan: Plan
@@ -35,7 +35,7 @@ def preflight_arms(spec: Spec, arms: Sequence[PlannedArm]) -> None:
         HarnessError: An arm does not measure a score, or measures it with other options.
     """
     arms_spec = spec.document["arms"]
-    baseline = next((arm for arm in arms if arm.name == arms_spec["baseline"]), arms[0])
+    baseline = next((arm for arm in arms if arm.name in baseline_names(arms_spec)[:1]), arms[0])
     scores = {role: _directed_suite_scores(baseline, role) for role in ("domain", "general")}
     axes = default_axes(scores, arms_spec["gain"], arms_spec["forgetting"])
     if axes is None:
@@ -47,15 +47,19 @@ def preflight_arms(spec: Spec, arms: Sequence[PlannedArm]) -> None:
 
 
 def axis_warnings(arms: Sequence[PlannedArm]) -> Iterator[str]:
-    """Yield a warning if the arms hold out different rows."""
+    """Yield a warning if the seeds hold out different rows.
+
+    Args:
+        arms: Every arm with every seed.
+    """
     split_sources = {
         suite.source for arm in arms for suite in arm.plan.suites if arm.plan.sources[suite.source][1]["held_out"]
     }
     if split_sources and len({arm.plan.seed for arm in arms}) > 1:
         yield (
-            f"the arms have different seeds, so they hold out different rows of "
-            f"{', '.join(map(repr, sorted(split_sources)))}; they are compared over the rows that they share; "
-            "give the suites separate sources to share all rows"
+            f"each seed holds out other rows of {', '.join(map(repr, sorted(split_sources)))}; arms are compared with "
+            "the baseline of the same seed, but intervals are narrower if all seeds share their rows: give the suites "
+            "separate sources"
         )
 
 

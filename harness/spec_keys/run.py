@@ -20,16 +20,51 @@ ARMS_KEYS: dict[str, Any] = {
         "additionalProperties": {
             "type": "array",
             "minItems": 1,
-            "description": 'The values of this key, e.g. "seed": [0, 1]; each value is an arm.',
+            "description": "The values of this key; each value is an arm.",
         },
         "default": {},
-        "description": 'Dotted key -> its values; each combination is an arm, e.g. {"seed": [0, 1, 2]}.',
+        "description": "Dotted key -> its values; each combination is an arm, e.g. "
+        '{"train.learning_rate": [1e-5, 3e-5]}.',
+    },
+    "seeds": {
+        "type": ["array", "integer", "null"],
+        "items": {"type": "integer", "minimum": 0},
+        "minItems": 1,
+        "uniqueItems": True,
+        "minimum": 1,
+        "maximum": 1000,
+        "default": None,
+        "description": "Every arm runs once with each seed, e.g. [0, 1, 2]; a number n means 0 to n - 1. The runs "
+        "of one arm are pooled: the intervals cover seeds and items. null: once, with the spec's seed.",
     },
     "baseline": {
+        "type": ["string", "array", "null"],
+        "items": {"type": "string"},
+        "minItems": 1,
+        "uniqueItems": True,
+        "default": None,
+        "description": "The arm that the others are compared with, by the same seed. Several arms are controls: the "
+        "first is the baseline, and every other arm is also compared with the best of them. null: the first arm.",
+    },
+    "gate": {
         "type": ["string", "null"],
         "default": None,
-        "description": 'The arm that the others are compared with; with a matrix, e.g., "naive,seed=0". '
-        "null: the first arm.",
+        "description": "The arm that the gate judges. null: the recommended arm, with intervals that are widened for "
+        "the choice among all arms.",
+    },
+    "gain_margin": {
+        "type": ["number", "null"],
+        "exclusiveMinimum": 0,
+        "default": None,
+        "description": "An arm gains about as much as the best if it is shown to gain less by at most this, in units "
+        "of the gain score. null: the suite's margin, else that of its metric, e.g. 0.05 nats of an NLL.",
+    },
+    "forgetting_margin": {
+        "type": ["number", "null"],
+        "exclusiveMinimum": 0,
+        "default": None,
+        "description": "A value is enough if it is shown to forget more than the best by at most this, in units of the "
+        "forgetting score. null: the suite's margin, else that of its metric.",
     },
     "joint": {
         "type": ["string", "null"],

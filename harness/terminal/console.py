@@ -9,6 +9,7 @@ from __future__ import annotations
 import json as json_module
 import os
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from functools import singledispatchmethod
 from types import TracebackType
@@ -31,6 +32,22 @@ ConsoleMode = Literal["terminal", "plain", "quiet", "json"]
 
 MAX_WARNING_CHARS = 2000
 """Largest number of characters of a warning; messages of other libraries may be very long."""
+
+_OF_AN_EXPERIMENT = (
+    events.ArmPreparing,
+    events.ArmPrepared,
+    events.ArmsPrepared,
+    events.ArmStarted,
+    events.ArmFinished,
+    events.ArmsFinished,
+    events.RunStarted,
+    events.WarningRaised,
+    events.ProgressUpdated,
+    events.RunFinished,
+    events.RunFailed,
+    events.InterruptedRunCompleted,
+)
+"""Events that are shown in an experiment; every other one is in the folder of its arm."""
 
 _WITHIN_A_PHASE = (events.ProgressUpdated, events.WarningRaised, events.StepLogged, events.MidStageEvaluated)
 """Events that do not end the phase that is shown."""
@@ -72,8 +89,10 @@ class Console:
             self._phases = ProgressLog(self._print)
         self._plan: Plan | None = None
         self._arm: str | None = None
+        self._arm_start: events.ArmStarted | None = None
+        self._arm_started_at = 0.0
+        self._in_experiment = False
         self._warnings = WarningBuffer(self._show_warning)
-        self._arm_by_data: dict[str, str] = {}  # summary of prepared data -> first arm that has it
         self._json_written = False
         self._arm_failure: Mapping[str, Any] | None = None  # the JSON document, if no comparison follows
 
@@ -111,7 +130,8 @@ class Console:
                 self._phases.abort()
             else:
                 self._phases.end()
-        self._show(event)
+        if not self._in_experiment or isinstance(event, _OF_AN_EXPERIMENT):
+            self._show(event)
 
     @singledispatchmethod
     def _show(self, event: events.Event) -> None:
@@ -119,6 +139,8 @@ class Console:
 
     @_show.register
     def _show_progress(self, event: events.ProgressUpdated) -> None:
+        if self._in_experiment and self.mode != "terminal":
+            return  # a log of an experiment has one line for each arm
         self._phases.update(event.stage_index, event.phase, event.done, event.total, event.note, event.unit)
 
     @_show.register
@@ -129,16 +151,11 @@ class Console:
     def _show_run_start(self, event: events.RunStarted) -> None:
         self._plan, self._arm = event.plan, event.arm["name"] if event.arm else None
         self._phases.brief = False
-        self._print(messages.format_run_start(event))
+        if not self._in_experiment:
+            self._print(messages.format_run_start(event))
 
     @_show.register
     def _show_data(self, event: events.DataPrepared) -> None:
-        if self._arm is not None:
-            summary = messages.data_summary_key(event)
-            if summary in self._arm_by_data:
-                self._print(Text(f"data: as of arm {one_line(self._arm_by_data[summary])}", style="dim"))
-                return
-            self._arm_by_data[summary] = self._arm
         for part in messages.format_data(event):
             self._print(part)
 
@@ -168,21 +185,21 @@ class Console:
 
     @_show.register
     def _show_arm_start(self, event: events.ArmStarted) -> None:
-        self._arm = event.arm
-        self._phases.brief = True  # if it is prepared again, that is quick: its tokens are cached
-        self._print(Text())
-        self._print(messages.format_arm_start(event))
+        self._arm, self._arm_start, self._arm_started_at = event.arm, event, time.monotonic()
+        self._in_experiment = self._phases.transient = True
 
     @_show.register
     def _show_arm_end(self, event: events.ArmFinished) -> None:
-        if event.reused:
-            self._print(Text("already has a result", style="dim"))
+        if self._arm_start is not None:
+            seconds = time.monotonic() - self._arm_started_at
+            self._print(messages.format_arm_end(self._arm_start, event, seconds))
 
     @_show.register
     def _show_comparison(self, event: events.ArmsFinished) -> None:
         if self.mode == "json":
             self._write_json_document(event.experiment.to_json())
             return
+        self._in_experiment = self._phases.transient = False
         from harness.terminal.arms_table import format_arms
 
         self._print(Text())
@@ -211,6 +228,8 @@ class Console:
             if self._arm is None:  # of an experiment, only the comparison is written
                 self._write_json_document(report.to_json())
             return
+        if self._in_experiment:
+            return
         self._print(Text())
         self._print(report_table.format_report(report))
 
@@ -219,7 +238,8 @@ class Console:
         # With "tracking", `RunFinished` was emitted too and its report is written already.
         if self.mode == "json" and self._arm is None and "tracking" not in event.completed:
             self._write_json_document(event.report.to_json())
-        self._print(messages.format_run_completed(event))
+        if not self._in_experiment:
+            self._print(messages.format_run_completed(event))
 
     @_show.register
     def _show_failure(self, event: events.RunFailed) -> None:

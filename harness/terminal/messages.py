@@ -99,12 +99,6 @@ def format_data(event: events.DataPrepared) -> Iterator[RenderableType]:
         yield from _format_shares(stage, stage_shares, efficiency, by_epoch)
 
 
-def data_summary_key(event: events.DataPrepared) -> str:
-    """Return what `format_data` shows as one text, equal for two arms whose data would look the same."""
-    stages = [(stage.name, stage.sources, stage.shares) for stage in event.stages]
-    return repr((event.counts, event.shares, event.efficiency, event.epoch_shares, stages))
-
-
 def format_scores(stage_index: int, evaluations: Sequence[Evaluation]) -> Iterator[Text]:
     """Yield one line for each suite. stage_index: 0 for the base model."""
     for evaluation in evaluations:
@@ -188,9 +182,17 @@ def format_arm_prepared(event: events.ArmPrepared) -> Text:
     return Text.assemble((head, "dim"), one_line(event.arm), (f", {rows}, in {format_duration(event.seconds)}", "dim"))
 
 
-def format_arm_start(event: events.ArmStarted) -> Text:
-    """Return the line for the start of an arm."""
-    return Text.assemble((f"arm {event.number} of {event.of}: ", "dim"), (one_line(event.arm), "bold cyan"))
+def format_arm_end(start: events.ArmStarted, event: events.ArmFinished, seconds: float) -> Text:
+    """Return the one line of an arm that has a result.
+
+    Args:
+        start: The start of the arm.
+        event: Its end.
+        seconds: Time between the two.
+    """
+    end = "already has a result" if event.reused else f"finished in {format_duration(seconds)}"
+    head = f"arm {start.number} of {start.of}: "
+    return Text.assemble((head, "dim"), (one_line(event.arm), "bold cyan"), (f", {end}", "dim"))
 
 
 # -- parts of lines ---------------------------------------------------------------------------------------------------

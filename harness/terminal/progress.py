@@ -20,6 +20,9 @@ class ProgressDisplay(Protocol):
     brief: bool
     """Whether phases that end within `MIN_SECONDS` leave no line."""
 
+    transient: bool
+    """Whether no phase that ends leaves a line."""
+
     def update(self, stage: int, phase: str, done: int, total: int, note: str, unit: str) -> None:
         """Record that a phase has done `done` of `total` units (0: unknown)."""
 
@@ -34,6 +37,7 @@ class NullProgress:
     """Show no progress."""
 
     brief = False
+    transient = False
 
     def update(self, stage: int, phase: str, done: int, total: int, note: str, unit: str) -> None:
         """Do nothing."""
@@ -76,12 +80,14 @@ class ProgressLog:
 
     Attributes:
         brief: While set, phases that take less than 10 s print nothing.
+        transient: While set, phases print nothing when they end.
     """
 
     def __init__(self, emit: Callable[[Text], None], clock: Callable[[], float] = time.monotonic) -> None:
         self._emit = emit
         self._clock = clock
         self.brief = False
+        self.transient = False
         self._phases: dict[str, _LoggedPhase] = {}
         self._ended: dict[str, int] = {}
 
@@ -130,7 +136,7 @@ class ProgressLog:
         active = self._phases.pop(phase)
         self._ended[phase] = active.total
         took = self._clock() - active.started
-        if took < MIN_SECONDS and (self.brief or not (active.total or active.done)):
+        if self.transient or (took < MIN_SECONDS and (self.brief or not (active.total or active.done))):
             return
         count = f"{format_count(active.done, active.unit)} " if active.done else ""
         note = f", {one_line(active.note)}" if active.note else ""
@@ -198,12 +204,14 @@ class ProgressBars:
 
     Attributes:
         brief: While set, phases that take less than 10 s leave no line.
+        transient: While set, phases leave no line.
     """
 
     def __init__(self, console: Console, *, stderr: bool) -> None:
         self._console = console
         self._stderr = stderr
         self.brief = False
+        self.transient = False
         self._progress: Progress | None = None
         self._phases: dict[str, _PhaseBar] = {}
         self._ended: dict[str, int] = {}
@@ -275,5 +283,5 @@ class ProgressBars:
         took = f"  {format_duration(seconds)}"
         line = Text.assemble((f"{mark} ", style), one_line(phase), (count, "cyan"), (took, "dim"), (note, "dim"))
         self._live_progress().remove_task(active.task)
-        if not (ended and self.brief and seconds < MIN_SECONDS):
+        if not (ended and (self.transient or (self.brief and seconds < MIN_SECONDS))):
             self._console.print(line)

@@ -113,6 +113,9 @@ class ExperimentTracker:
         for point in experiment.points:
             values[f"arm/{point.arm}/gain"] = point.gain.value
             values[f"arm/{point.arm}/forgotten"] = point.forgotten.value
+            for quantity, spread in (("gain", point.gain_spread), ("forgotten", point.forgotten_spread)):
+                if spread is not None:
+                    values[f"arm/{point.arm}/{quantity}/sd"] = spread.sd
             if point.recovered is not None:
                 values[f"arm/{point.arm}/recovered"] = point.recovered
         for score in experiment.intransigence:
@@ -120,6 +123,8 @@ class ExperimentTracker:
         metrics = mlflow_entries.to_mlflow_metrics(values, 0)
         self._queue.submit(lambda mlflow_run: mlflow_run.log_metrics(metrics))
         tags = {"baseline": experiment.baseline, "gain": experiment.gain, "forgetting": experiment.forgetting}
+        if experiment.gate is not None:
+            tags["gate"] = experiment.gate.outcome
         missing = {"missing": ", ".join(experiment.missing)} if experiment.missing else {}
         self._end("FINISHED", {**tags, **missing, "advice": experiment.recommendation_text})
 

@@ -72,9 +72,12 @@ def build_run_tags(spec: Mapping[str, Any], environment: Mapping[str, Any]) -> d
 
 
 def arm_tags_and_params(arm: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, str]]:
-    """Return tags and parameters of an arm: its name, and `arm/<key>` for each key of the spec that it changes."""
+    """Return tags and parameters of an arm's run.
+
+    They are the run's name, the arm's name without the seed, and `arm/<key>` for each key of the spec that it changes.
+    """
     flat = {f"arm/{mlflow_name(key)}": _param_text(value) for key, value in redact(dict(arm["changes"])).items()}
-    return {"arm": str(arm["name"])}, flat
+    return {"arm": str(arm["name"]), "arm.method": str(arm.get("method", arm["name"]))}, flat
 
 
 TABLE_VIEW_TAG = "mlflow.sharedViewState.harness"

@@ -142,7 +142,7 @@ def write_experiment(folder, shares=(None, 0.01, 0.1), *, specs=None, missing=No
         spec = specs[name] if specs else run_spec(mitigations=mitigations)
         arm_folder = write_run(folder / "arms" / name, evaluations=evaluations, spec=spec, num_steps=3, text=text)
         runs[name] = finished_run.load_finished_run(arm_folder)
-    axes = {"gain_score": "helpdesk/rougeL", "forgetting_score": "general/response_perplexity"}
+    axes = {"gain_score": "helpdesk/rougeL", "forgetting_score": "general/response_perplexity", "gain_margin": 0.05}
     comparison = arm_comparison.compare_arms(
         "sweep", folder, runs, example_run.BY_SUITE, arm_comparison.ComparisonSettings(**axes), seed=0, missing=missing
     )

@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import quote
 
 from harness.report.arm_comparison import ArmScore, variant_point
+from harness.report.display_text import format_interval
 from harness.report.html import page
 from harness.report.html.plots.gain_vs_forgetting import plot_gain_vs_forgetting
 from harness.report.html.plots.svg_canvas import Plot
@@ -22,6 +23,8 @@ from harness.report.intransigence import Intransigence
 from harness.report.recommendation import ArmPoint, classify_forgetting
 from harness.report.spec_diff import component_of_key, find_swept_parameter, spec_differences
 from harness.report.verdict import Outcome, Statement
+from harness.statistics.intervals import Estimate
+from harness.statistics.seeds import SeedSpread
 from harness.utils.json_files import json_safe
 from harness.utils.redaction import redact, redact_text
 
@@ -56,20 +59,46 @@ def build_experiment_page(experiment: ExperimentFiles) -> tuple[str, list[Plot]]
         scores=_group_by_score(experiment),
         intransigence=_group_intransigence_by_score(experiment.intransigence),
         num_comparisons=sum(score.p is not None for score in experiment.scores),
-        differences={
-            key: _format_values(values, experiment.arms) for key, values in _spec_differences(experiment).items()
-        },
+        differences=_difference_table(experiment),
         reports={
-            arm: f"arms/{quote(arm)}/report.html"
+            arm: [
+                (seed, f"arms/{quote(run)}/report.html")
+                for seed, run in experiment.runs[arm].items()
+                if (experiment.folder / "arms" / run / "report.html").is_file()
+            ]
             for arm in experiment.arms
-            if (experiment.folder / "arms" / arm / "report.html").is_file()
         },
+        has_seeds=_has_seeds(experiment),
+        seed_rows=list(_seed_rows(experiment)),
         examples=_examples_by_arm(experiment, unreadable),
         unreadable=unreadable,
         folder=str(experiment.folder.absolute()),
         files=list(_file_descriptions(experiment)),
     )
     return text, plots
+
+
+def _has_seeds(experiment: ExperimentFiles) -> bool:
+    return any(len(point.seeds) > 1 for point in experiment.points)
+
+
+def _seed_rows(experiment: ExperimentFiles) -> Iterator[tuple[str, str, Estimate, SeedSpread, tuple[int, ...]]]:
+    """Yield (arm, quantity, estimate over items and seeds, spread, seeds) of each arm with several seeds."""
+    for point in experiment.points:
+        for quantity, estimate, spread in (
+            ("gain", point.gain, point.gain_spread),
+            ("forgotten", point.forgotten, point.forgotten_spread),
+        ):
+            if spread is not None:
+                yield point.arm, quantity, estimate, spread, point.seeds
+
+
+def _difference_table(experiment: ExperimentFiles) -> tuple[list[str], list[tuple[str, list[str | None]]]]:
+    """Return the spec keys in which arms differ, and for each arm its values; both are empty without a difference."""
+    differences = _spec_differences(experiment)
+    columns = [_format_values(values, experiment.arms) for values in differences.values()]
+    rows = [(arm, [column[index] for column in columns]) for index, arm in enumerate(experiment.arms)]
+    return list(differences), rows if differences else []
 
 
 def _as_sentence(text: str) -> str:
@@ -85,25 +114,47 @@ def _recommendation_statements(experiment: ExperimentFiles) -> Iterator[Statemen
     forgotten = next((point.forgotten for point in experiment.points if point.arm == recommendation.arm), None)
     outcome: Outcome = "even" if forgotten is None else classify_forgetting(forgotten)
     alike = recommendation.indistinguishable_clause
+    gate = experiment.gate
+    gate_outcome: Outcome = "passed" if gate is not None and gate.outcome == "passed" else "failed"
     statements = (
         Statement("few", _as_sentence(recommendation.note)),
         Statement(outcome, _as_sentence(recommendation.cost)),
         Statement("few", f"{alike}." if alike else ""),  # begins with the name of an arm: no capital
+        Statement("few", _as_sentence(recommendation.unclear)),
+        *_best_control_statements(experiment),
         Statement("even", _as_sentence(recommendation.enough)),
         Statement("few", _as_sentence(recommendation.rests)),
+        Statement(gate_outcome, "" if gate is None else f"{gate.text}."),
     )
     yield from (statement for statement in statements if statement.text)
     yield from (Statement("failed", f"no result of {arm}: {reason}") for arm, reason in experiment.missing.items())
+
+
+def _best_control_statements(experiment: ExperimentFiles) -> Iterator[Statement]:
+    """Yield what is known of the recommended arm against the best control, unless it is a control itself."""
+    outcomes: dict[str, Outcome] = {"better": "better", "worse": "worse", "no evidence": "even"}
+    verdicts = {
+        "better": "forgets less than the best control",
+        "worse": "forgets more than the best control",
+        "no evidence": "is not shown to forget less than the best control",
+        "too few items": "has too few items for a comparison with the best control",
+    }
+    for entry in experiment.best_control:
+        if entry.arm == experiment.recommendation.arm:
+            value, bounds = format_interval(entry.forgotten)
+            text = f"{entry.arm!r} {verdicts[entry.verdict]}, {entry.control!r}: difference {value} {bounds}."
+            yield Statement(outcomes.get(entry.verdict, "few"), text)
 
 
 def _plot_notes(experiment: ExperimentFiles) -> dict[str, str]:
     """Return name of a plot -> meaning of its marks."""
     joint = f" Diamond: {experiment.joint}, trained on all tasks together." if experiment.joint else ""
     sufficient = _as_sentence(experiment.recommendation.enough)
+    dots = " Small dots: seeds." if _has_seeds(experiment) else ""
     return {
         "gain-forgetting": "Bars: 95 % intervals. Filled: no other arm gains as much and forgets less. Square: the "
-        f"baseline.{joint}",
-        "sweep": "Bars: 95 % intervals; the curve goes through the means."
+        f"baseline.{joint}{dots}",
+        "sweep": f"Bars: 95 % intervals; the curve goes through the means.{dots}"
         + (f" Vertical line: {sufficient}" if sufficient else ""),
     }
 
@@ -130,7 +181,7 @@ def _plots(experiment: ExperimentFiles) -> Iterator[Plot]:
 
 
 def _variant_points(experiment: ExperimentFiles) -> list[ArmPoint]:
-    """Return the weight variants of each arm's last stage; none if forgetting is measured by a summary."""
+    """Return the weight variants of each run's last stage; none if forgetting is measured by a summary."""
     points = []
     for arm, variants in experiment.variants.items():
         for variant in variants:
@@ -165,6 +216,7 @@ def _spec_differences(experiment: ExperimentFiles) -> dict[str, dict[str, Any]]:
     Keys that only some arms have, with equal values in these, are merged into one row for their component.
     """
     values_by_key = spec_differences({arm: redact(spec) for arm, spec in experiment.specs.items()})
+    values_by_key.pop("seed", None)  # arms do not differ in their seeds
     uniform = [
         key
         for key, values in values_by_key.items()
@@ -194,7 +246,8 @@ def _examples_by_arm(experiment: ExperimentFiles, unreadable: list[str]) -> list
     """Return the questions in the arms' reports, each with the answers of all arms that have it."""
     examples: dict[tuple[str, str], dict[str, Any]] = {}
     for arm in experiment.arms:
-        report = load_optional_json(experiment.folder / "arms" / arm / "report.json", unreadable)
+        first_run = next(iter(experiment.runs[arm].values()))
+        report = load_optional_json(experiment.folder / "arms" / first_run / "report.json", unreadable)
         for example in report.get("examples") or ():
             key = str(example["suite"]), str(example["id"])
             entry = examples.setdefault(key, {**example, "answers": [("base model", str(example["before"]))]})
@@ -207,6 +260,7 @@ def _examples_by_arm(experiment: ExperimentFiles, unreadable: list[str]) -> list
 
 def _file_descriptions(experiment: ExperimentFiles) -> Iterator[tuple[str, str]]:
     yield "arms.json", "this report as data"
-    for arm in experiment.arms:
-        yield redact_text(f"arms/{arm}"), "the run of this arm, with its own report"
+    for by_seed in experiment.runs.values():
+        for run in by_seed.values():
+            yield redact_text(f"arms/{run}"), "the run of this arm, with its own report"
     yield "plots", "the plots of this page, one SVG each"

@@ -14,7 +14,9 @@ from typing import Any, TypeVar
 
 from harness.errors import HarnessError
 from harness.gate import GateResult
-from harness.report.arm_comparison import ArmScore
+from harness.report.arm_experiment import ArmScore
+from harness.report.arm_gate import ArmGate
+from harness.report.best_control import BestControl
 from harness.report.domain_leakage import LeakedWord
 from harness.report.finished_run import load_run_json, parse_estimate
 from harness.report.flips import ItemAnswer, MovedItem, SuiteFlips
@@ -24,6 +26,7 @@ from harness.report.run_report import ExampleAnswers
 from harness.report.score_change import ScoreChange
 from harness.report.stage_suite_matrix import StageSuiteMatrix
 from harness.report.weight_variants import WeightVariant, parse_variants
+from harness.statistics.seeds import SeedSpread
 from harness.utils.json_files import read_json_lines
 
 T = TypeVar("T")
@@ -92,8 +95,9 @@ class ExperimentFiles:
     """The contents of an experiment's folder.
 
     Attributes:
-        specs: Arm -> its filled spec; {} if the file is missing.
-        variants: Arm -> the weight variants that its mitigations offered.
+        runs: Arm -> seed -> name of the run's folder below `arms/`.
+        specs: Arm -> its filled spec, with its first seed; {} if the file is missing.
+        variants: Run -> the weight variants that its mitigations offered.
         unreadable: One line for each file that could not be read.
     """
 
@@ -101,6 +105,7 @@ class ExperimentFiles:
     name: str
     baseline: str
     arms: tuple[str, ...]
+    runs: Mapping[str, Mapping[str, str]]
     scores: tuple[ArmScore, ...]
     gain: str
     forgetting: str
@@ -108,6 +113,9 @@ class ExperimentFiles:
     missing: Mapping[str, str]
     notes: tuple[str, ...]
     recommendation: Recommendation
+    controls: tuple[str, ...]
+    best_control: tuple[BestControl, ...]
+    gate: ArmGate | None
     joint: str | None
     intransigence: tuple[Intransigence, ...]
     specs: Mapping[str, Mapping[str, Any]]
@@ -265,31 +273,47 @@ def _parse_run(folder: Path, report_json: Mapping[str, Any]) -> RunFiles:
 
 def _parse_experiment(folder: Path, arms_json: Mapping[str, Any]) -> ExperimentFiles:
     unreadable: list[str] = []
-    names = tuple(map(str, arms_json["arms"]))
+    runs = {
+        str(arm): {
+            seed: Path(run).name for seed, run in (by_seed if isinstance(by_seed, dict) else {"": by_seed}).items()
+        }
+        for arm, by_seed in arms_json["arms"].items()  # an earlier version had one run for each arm
+    }
+    first_runs = {arm: next(iter(by_seed.values())) for arm, by_seed in runs.items()}
     return ExperimentFiles(
         folder=folder,
         name=str(arms_json["name"]),
         baseline=str(arms_json["baseline"]),
-        arms=names,
+        arms=tuple(runs),
+        runs=runs,
         scores=tuple(map(_parse_arm_score, arms_json["scores"])),
         gain=str(arms_json["gain"]),
         forgetting=str(arms_json["forgetting"]),
-        points=tuple(
-            _from_dict(
-                ArmPoint, point, gain=parse_estimate(point["gain"]), forgotten=parse_estimate(point["forgotten"])
-            )
-            for point in arms_json["points"]
-        ),
+        points=tuple(map(_parse_arm_point, arms_json["points"])),
         missing={str(arm): str(reason) for arm, reason in arms_json["missing"].items()},
         notes=tuple(map(str, arms_json.get("notes", ()))),
         recommendation=_parse_recommendation(arms_json),
+        controls=tuple(arms_json.get("controls", ())),
+        best_control=tuple(
+            _from_dict(
+                BestControl, entry, gain=parse_estimate(entry["gain"]), forgotten=parse_estimate(entry["forgotten"])
+            )
+            for entry in arms_json.get("best_control", ())
+        ),
+        gate=_parse_arm_gate(arms_json.get("gate")),
         joint=arms_json.get("joint"),
         intransigence=tuple(
             _from_dict(Intransigence, entry, suites=tuple(entry["suites"]), value=parse_estimate(entry["value"]))
             for entry in arms_json.get("intransigence", ())
         ),
-        specs={arm: load_optional_json(folder / "arms" / arm / "spec.json", unreadable) for arm in names},
-        variants={arm: _load_variants(folder / "arms" / arm, unreadable) for arm in names},
+        specs={
+            arm: load_optional_json(folder / "arms" / run / "spec.json", unreadable) for arm, run in first_runs.items()
+        },
+        variants={
+            run: _load_variants(folder / "arms" / run, unreadable)
+            for by_seed in runs.values()
+            for run in by_seed.values()
+        },
         unreadable=tuple(unreadable),
     )
 
@@ -345,6 +369,35 @@ def _parse_arm_score(document: Mapping[str, Any]) -> ArmScore:
     estimates = {key: parse_estimate(document[key]) for key in ("before", "after", "change")}
     against = document["against"]
     return _from_dict(ArmScore, document, **estimates, against=None if against is None else parse_estimate(against))
+
+
+def _parse_arm_point(document: Mapping[str, Any]) -> ArmPoint:
+    return _from_dict(
+        ArmPoint,
+        document,
+        gain=parse_estimate(document["gain"]),
+        forgotten=parse_estimate(document["forgotten"]),
+        seeds=tuple(document.get("seeds", ())),
+        gain_spread=_parse_seed_spread(document.get("gain_spread")),
+        forgotten_spread=_parse_seed_spread(document.get("forgotten_spread")),
+    )
+
+
+def _parse_seed_spread(document: Mapping[str, Any] | None) -> SeedSpread | None:
+    if document is None:
+        return None
+    return SeedSpread(
+        tuple(map(null_to_nan, document["values"])),
+        null_to_nan(document["sd"]),
+        parse_estimate(document["over_seeds"]),
+        parse_estimate(document["over_items"]),
+    )
+
+
+def _parse_arm_gate(document: Mapping[str, Any] | None) -> ArmGate | None:
+    if document is None:
+        return None
+    return _from_dict(ArmGate, document, results=tuple(map(parse_gate_result, document["results"])))
 
 
 def _parse_recommendation(arms_json: Mapping[str, Any]) -> Recommendation:

@@ -313,6 +313,16 @@ def test_folderof_an_experiment_means_all_its_arms(runs_folder, tmp_path):
         )
 
 
+def test_experiment_with_seeds_is_not_compared_with_one_baseline(tmp_path):
+    for name in ("naive,seed=0", "naive,seed=1"):
+        compared_runs.write_finished_run(tmp_path / "sweep" / "arms" / name, 0.5, name)
+    (tmp_path / "sweep" / "spec.json").write_text('{"arms": {"seeds": 2}}')
+    with pytest.raises(HarnessError, match=r"differ in their seed.*harness report .*sweep"):
+        compare.compare_runs([str(tmp_path / "sweep")], registry=compared_runs.REGISTRY)
+    one = compare.compare_runs([str(tmp_path / "sweep/arms/naive,seed=1")], registry=compared_runs.REGISTRY)
+    assert len(one.runs) == 1
+
+
 def test_unfinished_run_is_shown_and_not_compared(runs_folder, tmp_path):
     compared_runs.write_finished_run(tmp_path / "cut", 0.8, 2, finished=False)
     comparison = compare.compare_runs(

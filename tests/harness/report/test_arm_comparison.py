@@ -5,16 +5,20 @@ from __future__ import annotations
 import io
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from rich.console import Console
-from support import example_run
+from support import example_run, html_reader
 
+from harness import gate
 from harness.errors import HarnessError
 from harness.gate import ScoreForGate
-from harness.report import arm_comparison, finished_run, run_report
+from harness.report import arm_comparison, arm_experiment, arm_gate, finished_run, run_report
+from harness.report.arm_experiment import ArmExperiment
+from harness.report.html import write
 from harness.statistics.intervals import Estimate
 from harness.terminal.arms_table import format_arms
 from harness.utils.formatting import format_p_value
@@ -143,24 +147,32 @@ def test_sweep_is_recommended_by_paired_items(tmp_path: Path) -> None:
         arm_comparison.ComparisonSettings(gain_score="helpdesk/rougeL", forgetting_score="general/response_perplexity"),
         seed=0,
     )
-    assert "mitigations.mixing.share of 25 % forgets least" in comparison.recommendation_text
-    assert (
-        "every smaller value with close to the best gain forgets significantly more" in comparison.recommendation_text
-    )
+    assert "mitigations.mixing.share of 5 % is enough" in comparison.recommendation_text
+    assert "; 0 % forgets more than that" in comparison.recommendation_text
+
+
+def write_two_stage_run(folder: Path, *, kept: float, seed: int = 0) -> finished_run.FinishedRun:
+    """Write a run of two stages: ROUGE-L on the help desk rises to 0.6 by the first one and then falls to `kept`."""
+    wobble = [0.02 * math.sin(i + seed) for i in range(ITEMS)]
+    nll = [20.0 + i % 5 for i in range(ITEMS)]
+    levels = {"helpdesk": (0.3, 0.6, kept), "general": (0.3, 0.3, 0.5 + 0.01 * seed)}
+    stages = [
+        tuple(
+            example_run.made_evaluation(stage, suite, [values[stage] + w * (stage + 1) for w in wobble], nll)
+            for suite, values in levels.items()
+        )
+        for stage in range(3)
+    ]
+    folder.mkdir(parents=True)
+    (folder / "spec.json").write_text(json.dumps({**SPEC, "seed": seed}))
+    plan = example_run.made_plan(2)
+    run_report.build_report(plan, stages, example_run.BY_SUITE, seed=0, run_info={}).write(folder)
+    return finished_run.load_finished_run(folder)
 
 
 def test_forgetting_axis_may_be_a_matrix_summary(tmp_path: Path) -> None:
-    runs = {name: write_finished_run(tmp_path / name, 0.3, 5.0) for name in ("naive", "ewc")}
-    lost = {"naive": 0.6, "ewc": -0.1}
-    for name, run in runs.items():
-        given = {"value": lost[name], "stderr": 0.05, "low": lost[name] - 0.1, "high": lost[name] + 0.2, "n": 40}
-        summaries = {
-            "forgetting": {**given, "method": "combined"},
-            "backward_transfer": {**given, "value": -0.6, "low": -0.8, "high": -0.5, "method": "combined"},
-            "average_accuracy": {**given, "method": "combined"},
-        }
-        document = {"changes": [], "forgetting": [{"score": "response_nll", "summaries": summaries}]}
-        (run.folder / "report.json").write_text(json.dumps(document))
+    runs = {name: write_two_stage_run(tmp_path / name, kept=kept) for name, kept in (("naive", 0.2), ("ewc", 0.65))}
+    own = {name: run_report.gate_scores_of_run(run.folder) for name, run in runs.items()}
 
     def compare(axis: str) -> arm_comparison.ArmComparison:
         return arm_comparison.compare_arms(
@@ -168,21 +180,159 @@ def test_forgetting_axis_may_be_a_matrix_summary(tmp_path: Path) -> None:
             tmp_path,
             runs,
             example_run.BY_SUITE,
-            arm_comparison.ComparisonSettings(gain_score="helpdesk/rougeL", forgetting_score=axis),
+            arm_comparison.ComparisonSettings(gain_score="general/rougeL", forgetting_score=axis),
             seed=0,
         )
 
-    comparison = compare("forgetting:response_nll")
-    assert comparison.forgetting == "forgetting:response_nll"
-    assert [one.forgotten.value for one in comparison.points] == [0.6, -0.1]
-    assert (comparison.points[0].forgotten.low, comparison.points[0].forgotten.high) == (0.5, pytest.approx(0.8))
-    assert comparison.points[1].recovered == pytest.approx(1 + 0.1 / 0.6)
-    turned = compare("backward_transfer:response_nll").points[0].forgotten
-    assert (turned.value, turned.low, turned.high) == (0.6, 0.5, 0.8)
-    with pytest.raises(HarnessError, match=r"no summary 'forgetting:bleu'.*forgetting:response_nll"):
+    comparison = compare("forgetting:rougeL")
+    assert comparison.forgetting == "forgetting:rougeL"
+    assert [one.forgotten for one in comparison.points] == [own[arm]["forgetting:rougeL"].after for arm in runs]
+    naive, ewc = (one.forgotten.value for one in comparison.points)
+    assert naive > 0 > ewc
+    assert comparison.points[1].recovered == pytest.approx(1 - ewc / naive)
+    turned = compare("backward_transfer:rougeL").points[0].forgotten
+    given = own["naive"]["backward_transfer:rougeL"].after
+    assert (turned.value, turned.low, turned.high) == (-given.value, -given.high, -given.low)
+    with pytest.raises(HarnessError, match=r"no summary 'forgetting:bleu'.*forgetting:rougeL"):
         compare("forgetting:bleu")
     with pytest.raises(HarnessError, match="no summary 'average_accuracy:response_nll'"):
         compare("average_accuracy:response_nll")
+
+
+def test_summaries_of_two_arms_are_paired_by_item(tmp_path: Path) -> None:
+    """Both arms waver on the same items, so their difference is known much better than either."""
+    runs = {
+        name: {0: write_two_stage_run(tmp_path / name, kept=kept)} for name, kept in (("naive", 0.2), ("ewc", 0.25))
+    }
+    experiment = ArmExperiment(runs, "naive", example_run.BY_SUITE, 0)
+    gap = experiment.forgetting_difference("naive", "ewc", "forgetting:rougeL")
+    points = [run_report.gate_scores_of_run(by_seed[0].folder)["forgetting:rougeL"].after for by_seed in runs.values()]
+    assert gap.value == pytest.approx(points[0].value - points[1].value)
+    assert gap.high - gap.low < 0.01 * (points[0].high - points[0].low)
+    turned = experiment.forgetting_difference("naive", "ewc", "backward_transfer:rougeL")
+    assert turned.value == pytest.approx(gap.value), "in the direction of forgetting"
+
+
+@pytest.fixture
+def seeded(tmp_path: Path) -> dict[str, dict[int, finished_run.FinishedRun]]:
+    """Three arms with three seeds each; the arm without mitigation differs most between seeds."""
+    levels = {"naive": (0.2, 0.3, 0.1), "slow": (0.5, 0.52, 0.51), "ewc": (0.55, 0.56, 0.57)}
+    return {
+        arm: {
+            seed: write_two_stage_run(tmp_path / f"arms/{arm},seed={seed}", kept=kept, seed=seed)
+            for seed, kept in enumerate(values)
+        }
+        for arm, values in levels.items()
+    }
+
+
+SEEDED_SETTINGS = arm_comparison.ComparisonSettings(
+    baseline="naive",
+    controls=("naive", "slow"),
+    gain_score="general/rougeL",
+    forgetting_score="forgetting:rougeL",
+)
+
+
+def test_seeds_are_pooled_and_paired_with_the_baseline_of_the_same_seed(seeded, tmp_path: Path) -> None:
+    one = arm_comparison.compare_arms("sweep", tmp_path, seeded, example_run.BY_SUITE, SEEDED_SETTINGS, seed=0)
+    assert list(one.arms) == ["naive", "slow", "ewc"]
+    score = find_score(one, "ewc", "helpdesk/rougeL")
+    by_seed = [
+        run_report.gate_scores_of_run(seeded[arm][seed].folder)["helpdesk/rougeL"].after.value
+        for arm in ("ewc", "naive")
+        for seed in range(3)
+    ]
+    assert score.against is not None
+    assert score.against.value == pytest.approx(sum(by_seed[:3]) / 3 - sum(by_seed[3:]) / 3)
+    single = find_score(
+        arm_comparison.compare_arms(
+            "one", tmp_path, {arm: seeded[arm][0] for arm in seeded}, example_run.BY_SUITE, SEEDED_SETTINGS, seed=0
+        ),
+        "ewc",
+        "helpdesk/rougeL",
+    )
+    assert single.against is not None
+    assert score.against.high - score.against.low > 5 * (single.against.high - single.against.low), "seeds differ"
+    assert sum(each.p is not None for each in one.scores) == 2 * 4, "Holm's family has arms and scores, not seeds"
+    point = one.points[0]
+    assert point.seeds == (0, 1, 2)
+    assert point.forgotten_spread is not None
+    assert point.forgotten.value == pytest.approx(sum(point.forgotten_spread.values) / 3)
+    assert point.forgotten_spread.sd == pytest.approx(0.05, abs=0.01), "a mean over two tasks, of which one differs"
+    own = run_report.gate_scores_of_run(seeded["naive"][2].folder)["forgetting:rougeL"].after.value
+    assert point.forgotten_spread.values[2] == pytest.approx(own)
+    assert one.advised.rests == "Based on 3 seeds; the intervals cover seeds and items"
+    assert one.advised.arm == "ewc"
+
+
+def test_arms_without_a_common_seed_are_not_compared(seeded, tmp_path: Path) -> None:
+    runs = {**seeded, "slow": {2: seeded["slow"][2]}, "naive": {0: seeded["naive"][0], 1: seeded["naive"][1]}}
+    one = arm_comparison.compare_arms("sweep", tmp_path, runs, example_run.BY_SUITE, SEEDED_SETTINGS, seed=0)
+    assert {score.arm for score in one.scores} == {"naive", "ewc"}
+    assert find_score(one, "ewc", "helpdesk/rougeL").seeds == 2
+    assert one.advised.note == "'slow' has no seed in common with 'naive': excluded"
+    assert "slow has a result for seed 2 only; arms are compared over the seeds that both have" in one.notes
+
+
+def test_other_arms_are_compared_with_the_best_control(seeded, tmp_path: Path) -> None:
+    one = arm_comparison.compare_arms("sweep", tmp_path, seeded, example_run.BY_SUITE, SEEDED_SETTINGS, seed=0)
+    (entry,) = one.best_control
+    assert (entry.arm, entry.control, entry.verdict) == ("ewc", "slow", "better")
+    points = {point.arm: point for point in one.points}
+    assert entry.forgotten.value == pytest.approx(points["ewc"].forgotten.value - points["slow"].forgotten.value)
+    settings = replace(SEEDED_SETTINGS, controls=("naive",))
+    single = arm_comparison.compare_arms("sweep", tmp_path, seeded, example_run.BY_SUITE, settings, seed=0)
+    assert single.best_control == ()
+
+
+def test_gate_judges_the_recommended_arm_with_its_choice_accounted_for(seeded, tmp_path: Path) -> None:
+    condition = {
+        **dict.fromkeys(gate.TESTS), "score": "rougeL", "summary": "forgetting", "judge_by": "bound", "tier": "blocks",
+    }  # fmt: skip
+
+    def judge(**keys) -> arm_gate.ArmGate:
+        settings = replace(SEEDED_SETTINGS, gate_conditions=[{**condition, "at_most": 0.1}], **keys)
+        one = arm_comparison.compare_arms("sweep", tmp_path, seeded, example_run.BY_SUITE, settings, seed=0)
+        assert one.gate is not None
+        return one.gate
+
+    recommended, named = judge(), judge(gate_arm="ewc")
+    assert (recommended.arm, recommended.candidates) == ("ewc", 3)
+    assert (named.arm, named.candidates) == ("ewc", 1)
+    assert recommended.results[0].bound > named.results[0].bound, "its interval holds for three arms together"
+    assert recommended.results[0].found == pytest.approx(named.results[0].found)
+    assert named.outcome == named.outcomes["ewc"]
+    assert judge(gate_arm="naive").outcome != "passed"
+    assert judge(gate_arm="nobody").text == "gate: not enough evidence: there is no arm to judge"
+
+
+def test_seeds_controls_and_gate_are_on_the_page_and_in_the_terminal(seeded, tmp_path: Path) -> None:
+    condition = {
+        **dict.fromkeys(gate.TESTS), "score": "helpdesk/rougeL", "summary": None, "judge_by": "bound", "tier": "blocks",
+    }  # fmt: skip
+    settings = replace(SEEDED_SETTINGS, gate_conditions=[{**condition, "gains_at_least": 0.1}])
+    one = arm_comparison.compare_arms("sweep", tmp_path, seeded, example_run.BY_SUITE, settings, seed=0)
+    one.write(tmp_path)
+    root = html_reader.parse_html(write.write_experiment_page(tmp_path).read_text(encoding="utf-8"))
+    for point in one.points:
+        assert point.gain_spread is not None
+        row = root.find("tr", data_seeds=f"{point.arm}:gain")
+        shown = [float(data.attrs["value"]) for data in row.find_all("data")]
+        assert shown[:3] == pytest.approx(point.gain_spread.values)
+        assert shown[4:7] == pytest.approx([point.gain.value, point.gain.low, point.gain.high])
+    shown = [float(data.attrs["value"]) for data in root.find("tr", data_control="ewc").find_all("data")]
+    assert shown[3:] == pytest.approx([getattr(one.best_control[0].forgotten, key) for key in ("value", "low", "high")])
+    assert "passed" in root.find("section", id="gate").text
+    statements = [item.text for item in root.find("ul", class_="verdict").find_all("li")]
+    assert any(
+        text.startswith("'ewc' forgets less than the best control, 'slow': difference −0.0") for text in statements
+    )
+    stream = io.StringIO()
+    Console(file=stream, width=150, color_system=None, highlight=False).print(format_arms(one))
+    text = stream.getvalue()
+    assert len([line for line in text.splitlines() if re.search(r" (naive|slow|ewc) +3 ", line)]) == 3
+    assert "gate: passed by arm 'ewc', recommended among 3" in text
 
 
 def test_default_axes_follow_roles_and_unknown_ones_are_rejected(tmp_path: Path) -> None:
@@ -281,7 +431,7 @@ def test_joint_arm_of_one_stage_has_no_summary(tmp_path: Path, monkeypatch) -> N
         (run.folder / "report.json").write_text(json.dumps({"forgetting": []}))
     summary = ScoreForGate(Estimate(0.1, 0.01, 0.08, 0.12, 60), None, True)
     scores_by_folder = {runs["seq"].folder: {"forgetting:rougeL": summary}, runs["all"].folder: {}}
-    monkeypatch.setattr(arm_comparison, "gate_scores_of_run", scores_by_folder.__getitem__)
+    monkeypatch.setattr(arm_experiment, "gate_scores_of_run", scores_by_folder.__getitem__)
     axes = {"gain_score": "helpdesk/rougeL", "forgetting_score": "forgetting:rougeL"}
     one = arm_comparison.compare_arms(
         "sweep", tmp_path, runs, example_run.BY_SUITE, arm_comparison.ComparisonSettings(joint="all", **axes), seed=0

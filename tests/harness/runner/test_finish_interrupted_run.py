@@ -135,7 +135,7 @@ def test_resume_writes_missing_page_and_deletes_snapshots(desk, monkeypatch, cap
     assert not list(place.glob("stages/*/end"))
     told = capsys.readouterr()
     assert "completed the interrupted run: wrote report.html, deleted the stage snapshots; " in told.out
-    assert "gate: FAILED" in told.err
+    assert "gate: NOT ENOUGH EVIDENCE" in told.err
     assert desk.command("run", "--resume", place) == 2
 
 

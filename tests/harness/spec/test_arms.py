@@ -12,23 +12,48 @@ from harness.statistics import forgetting
 
 
 def expand_spec_arms(**keys: Any) -> tuple[arms.Arm, ...]:
-    return arms.expand_arms({"named": {}, "matrix": {}, "baseline": None, "joint": None, **keys}, "spec.json:1:1 arms")
+    defaults = {"named": {}, "matrix": {}, "seeds": None, "baseline": None, "joint": None, "gate": None}
+    return arms.expand_arms({**defaults, **keys}, "spec.json:1:1 arms")
 
 
 def test_named_arms_and_matrix_give_every_combination_in_spec_order() -> None:
     expanded = expand_spec_arms(
         named={"naive": {}, "ewc": {"mitigations.ewc": {"source": "general"}}},
-        matrix={"mitigations.mixing.share": [0.05, 0.1], "seed": [0, 1]},
+        matrix={"mitigations.mixing.share": [0.05, 0.1], "train.steps": [3, 4]},
     )
     assert [arm.name for arm in expanded] == [
-        *(f"naive,share={share},seed={seed}" for share in (0.05, 0.1) for seed in (0, 1)),
-        *(f"ewc,share={share},seed={seed}" for share in (0.05, 0.1) for seed in (0, 1)),
+        *(f"naive,share={share},steps={steps}" for share in (0.05, 0.1) for steps in (3, 4)),
+        *(f"ewc,share={share},steps={steps}" for share in (0.05, 0.1) for steps in (3, 4)),
     ]
+    assert [arm.method for arm in expanded] == [arm.name for arm in expanded]
     assert expanded[5].changes == {
         "mitigations.ewc": {"source": "general"},
         "mitigations.mixing.share": 0.05,
-        "seed": 1,
+        "train.steps": 4,
     }
+
+
+@pytest.mark.parametrize(("seeds", "expected"), [([0, 7], (0, 7)), (2, (0, 1))])
+def test_every_arm_runs_with_every_seed_and_stays_one_arm(seeds: Any, expected: tuple[int, ...]) -> None:
+    runs = expand_spec_arms(named={"naive": {}, "ewc": {"mitigations.ewc": {}}}, seeds=seeds, baseline="naive")
+    first, second = expected
+    assert [run.name for run in runs] == [
+        f"naive,seed={first}", f"ewc,seed={first}", f"naive,seed={second}", f"ewc,seed={second}",
+    ]  # fmt: skip
+    assert [run.method for run in runs] == ["naive", "ewc"] * 2
+    assert runs[3].changes == {"mitigations.ewc": {}, "seed": second}
+    assert arms.select_arms(runs, ["ewc"]) == (runs[1], runs[3])
+    assert arms.select_arms(runs, [f"naive,seed={second}", "ewc"]) == (runs[1], runs[2], runs[3])
+    with pytest.raises(HarnessError, match=r"no such arm.*naive, ewc, naive,seed="):
+        arms.select_arms(runs, ["naive,seed=99"])
+
+
+def test_several_baselines_are_controls() -> None:
+    runs = expand_spec_arms(named={"naive": {}, "slow": {}, "ewc": {}}, baseline=["slow", "naive"])
+    assert len(runs) == 3
+    assert arms.baseline_names({"baseline": ["slow", "naive"]}) == ("slow", "naive")
+    assert arms.baseline_names({"baseline": "slow"}) == ("slow",)
+    assert arms.baseline_names({"baseline": None}) == ()
 
 
 def test_matrix_alone_gives_arms_whose_names_keep_enough_of_each_key_to_differ() -> None:
@@ -46,14 +71,24 @@ def test_changes_are_converted_to_json_overrides() -> None:
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"named": {"a": {"seed": 1}}, "matrix": {"seed": [0]}}, "both set 'seed'"),
+        ({"named": {"a": {"train.steps": 1}}, "matrix": {"train.steps": [2]}}, "both set 'train.steps'"),
+        ({"named": {"a": {"seed": 1}}}, "runs that differ in their seed are one arm"),
+        ({"matrix": {"seed": [0, 1]}}, "runs that differ in their seed are one arm"),
+        ({"named": {"a": {}}, "baseline": ["a", "b"]}, "there is no arm 'b'"),
+        ({"named": {"a": {}}, "gate": "b"}, "there is no arm 'b'"),
+        ({"named": {"a": {}, "b": {}}, "joint": "b", "baseline": ["a", "b"]}, "'b' is a reference"),
+        ({"named": {"a": {}, "b": {}}, "joint": "b", "gate": "b"}, "'b' is a reference"),
+        ({"named": {str(number): {} for number in range(101)}, "seeds": 100}, "10,100 arms"),
         ({"matrix": {"template": ["a b", "a/b"]}}, "two arms have the name 'template=a-b'"),
         ({"named": {"a": {"track.uri": "x"}}}, "changes 'track.uri', which all arms share"),
         ({"named": {"a": {}}, "baseline": "b"}, "there is no arm 'b'"),
         ({"named": {"a": {}}, "joint": "all"}, "there is no arm 'all'"),
-        ({"named": {"a": {}}, "matrix": {"seed": [0]}, "baseline": "a"}, "there is no arm 'a'"),
+        ({"named": {"a": {}}, "matrix": {"train.steps": [0, 1]}, "baseline": "a"}, "there is no arm 'a'"),
         ({"named": {}, "matrix": {}}, "there are no arms"),
-        ({"matrix": {key: [*range(500)] for key in ("seed", "train.steps", "train.batch_size")}}, "125,000,000 arms"),
+        (
+            {"matrix": {key: [*range(500)] for key in ("train.epochs", "train.steps", "train.batch_size")}},
+            "125,000,000 arms",
+        ),
         ({"named": {"a": {"": 1}}}, "changes '', which is not a dotted key"),
         ({"named": {"a": {"train.": 1}}}, "changes 'train.', which is not a dotted key"),
         ({"named": {"a": {"train.steps=3": 1}}}, "changes 'train.steps=3', which is not a dotted key"),
@@ -69,8 +104,8 @@ def test_invalid_arms_are_reported_with_the_wrong_value(keys: dict[str, Any], me
 
 def test_baseline_that_names_arms_of_a_matrix_is_an_error_with_the_name_of_a_single_arm() -> None:
     with pytest.raises(HarnessError) as caught:
-        expand_spec_arms(named={"a": {}, "ab": {}}, matrix={"seed": [3, 4]}, baseline="a")
-    assert caught.value.hint == "name one arm of the matrix, e.g. 'a,seed=3'"
+        expand_spec_arms(named={"a": {}, "ab": {}}, matrix={"train.steps": [3, 4]}, baseline="a")
+    assert caught.value.hint == "name one arm of the matrix, e.g. 'a,steps=3'"
 
 
 def test_arm_may_replace_a_section_and_then_change_one_of_its_keys() -> None:
@@ -87,7 +122,7 @@ def test_arm_that_replaces_a_section_gets_a_warning_that_names_the_reset_keys() 
     expanded = expand_spec_arms(
         named={
             "flat": {"train": {"learning_rate": 2}, "mitigations.lora": {"alpha": 1}},
-            "dotted": {"train.learning_rate": 2, "seed": 1},
+            "dotted": {"train.learning_rate": 2, "train.steps": 1},
             "chosen": {"mitigations": {"lora": {}}, "mode": {"domain": {}}, "mitigations.ewc": None},
         }
     )

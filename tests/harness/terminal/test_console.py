@@ -418,7 +418,7 @@ def test_warnings_of_arms_are_shown_once_with_arm_names():
     assert errors.getvalue().splitlines()[4:] == ["warning: the store is away"]
     shown = out.getvalue().splitlines()
     assert shown[0] == "arm 1 of 7 prepared: arm1, 1,200 rows to train on, 30 to evaluate, in 1.5 s"
-    assert len(shown) == 7 + 2, "a line an arm, and the heading of the first"
+    assert len(shown) == 7, "a line an arm; the first run has not ended"
 
 
 def test_held_back_warnings_are_shown_if_preparation_fails():
@@ -442,15 +442,20 @@ def test_terminal_leaves_no_line_of_quick_preparation(terminal):
     assert "arm 2 of 2 prepared: b, 1,200 rows" in plain
 
 
-def test_data_equal_to_earlier_arm_is_not_shown_again(tmp_path):
-    out = io.StringIO()
-    with Console("plain", out, io.StringIO()) as console:
-        for arm in ("a", "b"):
-            emit(console, events.ArmStarted, arm=arm, number=1, of=2)
+@pytest.mark.parametrize("mode", ["plain", "terminal"])
+def test_an_experiment_is_one_line_for_each_arm(tmp_path, terminal, mode):
+    """Everything else about an arm is in its own folder."""
+    out = terminal if mode == "terminal" else io.StringIO()
+    with Console(mode, out, io.StringIO()) as console:
+        for number, arm in enumerate(("naive,seed=0", "ewc,seed=0"), start=1):
+            emit(console, events.ArmStarted, arm=arm, number=number, of=2)
             example_run.feed(console, tmp_path / arm, started={"arm": {"name": arm, "changes": {}}})
-    lines = out.getvalue().splitlines()
-    assert len([line for line in lines if line.startswith("source ")]) == 1
-    assert len([line for line in lines if line == "data: as of arm a"]) == 1
+            emit(console, events.ArmFinished, arm=arm, reused=number == 2)
+    shown = unstyled(out.getvalue()).splitlines()
+    lines = [line for line in shown if line.strip() and "━" not in line]  # a progress bar leaves no line
+    assert len(lines) == 2
+    assert re.fullmatch(r"arm 1 of 2: naive,seed=0, finished in [\d.]+ s", lines[0].strip())
+    assert lines[1].strip() == "arm 2 of 2: ewc,seed=0, already has a result"
 
 
 # -- streams ----------------------------------------------------------------------------------------------------------

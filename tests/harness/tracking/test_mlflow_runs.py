@@ -168,18 +168,20 @@ def build_comparison(folder, **gains_and_losses):
         for arm, (gain, loss) in gains_and_losses.items()
     ]
     return ArmComparison(
-        "sweep",
-        str(folder),
-        "naive",
-        {},
-        (),
-        "helpdesk/rougeL",
-        "general/rougeL",
-        tuple(points),
-        {"ewc": "cut"},
-        Recommendation("mix"),
-        "joint",
-        (Intransigence("naive", "rougeL", ("helpdesk",), estimate(0.1)),),
+        name="sweep",
+        folder=str(folder),
+        baseline="naive",
+        arms={},
+        scores=(),
+        gain="helpdesk/rougeL",
+        forgetting="general/rougeL",
+        gain_margin=0.02,
+        forgetting_margin=0.02,
+        points=tuple(points),
+        missing={"ewc": "cut"},
+        advised=Recommendation("mix"),
+        joint="joint",
+        intransigence=(Intransigence("naive", "rougeL", ("helpdesk",), estimate(0.1)),),
     )
 
 
@@ -189,7 +191,9 @@ def sweep(uri, tmp_path_factory):
     folder = tmp_path_factory.mktemp("sweep") / "sweep-1"
     folder.mkdir()
     parent = ExperimentTracker(track_settings(uri, "sweep"), "sweep", folder, pytest.fail)
-    parent.start({"name": "sweep", "mode": {"mixed": {}}, "arms": {"matrix": {"seed": [0, 1]}}}, ["naive", "mix=0.1"])
+    parent.start(
+        {"name": "sweep", "mode": {"mixed": {}}, "arms": {"matrix": {"train.steps": [3, 4]}}}, ["naive", "mix=0.1"]
+    )
     arms = []
     for number, name in enumerate(("naive", "mix=0.1")):
         arm = {
@@ -252,7 +256,9 @@ def test_comparing_an_experiment_compares_its_arms_and_not_the_experiment_run(ur
 def test_a_resumed_experiment_is_the_same_run(uri, client, sweep):
     run_info = json.loads((sweep.folder / "mlflow.json").read_text())
     resumed = ExperimentTracker(track_settings(uri, "sweep"), "sweep", sweep.folder, pytest.fail, resume_info=run_info)
-    resumed.start({"name": "sweep", "mode": {"mixed": {}}, "arms": {"matrix": {"seed": [0, 1]}}}, ["naive", "mix=0.1"])
+    resumed.start(
+        {"name": "sweep", "mode": {"mixed": {}}, "arms": {"matrix": {"train.steps": [3, 4]}}}, ["naive", "mix=0.1"]
+    )
     assert resumed.run_id == sweep.parent.run_id
     assert client.get_run(resumed.run_id).info.status == "RUNNING"
     resumed.fail(RuntimeError("the arm 'ewc' failed at http://me:hunter22@there"))

@@ -44,6 +44,7 @@ def plot_gain_vs_forgetting(
     """Plot gain (up) against forgetting (right), each with its 95 % interval.
 
     A point is filled if no other arm gains as much and forgets less. The baseline is a square, the joint arm a diamond.
+    Of an arm with several seeds, each seed is a small dot.
 
     Args:
         points: The arms.
@@ -69,6 +70,9 @@ def plot_gain_vs_forgetting(
                 elinewidth=1.1,
                 alpha=0.55,
             )
+            if point.gain_spread is not None and point.forgotten_spread is not None:
+                seeds = point.forgotten_spread.values, point.gain_spread.values
+                axes.plot(*seeds, marker="o", markersize=3, color=color, alpha=0.6, linestyle="none")
             (mark,) = axes.plot(
                 x,
                 y,
@@ -80,8 +84,9 @@ def plot_gain_vs_forgetting(
             )
             gain, forgotten = format_tooltip(point.gain), format_tooltip(point.forgotten)
             canvas.add_tooltip(mark, f"point-{index}", f"{plot_label(point.arm)}: gain {gain}, forgotten {forgotten}")
-        axes.set_xlim(*axis_limits([*finite_bounds(point.forgotten for point in points), 0.0], 0.1))
-        axes.set_ylim(*axis_limits([*finite_bounds(point.gain for point in points), 0.0], 0.1))
+        for set_limits, quantity in ((axes.set_xlim, "forgotten"), (axes.set_ylim, "gain")):
+            bounds = finite_bounds(getattr(point, quantity) for point in points)
+            set_limits(*axis_limits([*bounds, *seed_values(points, quantity), 0.0], 0.1))
         for draw_line in (axes.axhline, axes.axvline):
             draw_line(0, color=PLACEHOLDER_COLORS["muted"], linewidth=0.9)
         axes.locator_params(axis="x", nbins=6)
@@ -109,6 +114,12 @@ def finite_bounds(estimates: Iterable[Estimate]) -> list[float]:
     """Return the finite values and interval bounds, which an axis must include."""
     bounds = (bound for estimate in estimates for bound in (estimate.low, estimate.value, estimate.high))
     return [bound for bound in bounds if math.isfinite(bound)]
+
+
+def seed_values(points: Iterable[ArmPoint], quantity: str) -> list[float]:
+    """Return the finite values of all seeds of arms with several. quantity: `gain` or `forgotten`."""
+    spreads = [getattr(point, f"{quantity}_spread") for point in points]
+    return [value for spread in spreads if spread is not None for value in spread.values if math.isfinite(value)]
 
 
 def format_tooltip(estimate: Estimate) -> str:

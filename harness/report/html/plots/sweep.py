@@ -7,7 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from harness.report.html.plots.gain_vs_forgetting import CHAR_WIDTH, error_bar_lengths, finite_bounds, format_tooltip
+from harness.report.html.plots.gain_vs_forgetting import (
+    CHAR_WIDTH,
+    error_bar_lengths,
+    finite_bounds,
+    format_tooltip,
+    seed_values,
+)
 from harness.report.html.plots.svg_canvas import (
     PLACEHOLDER_COLORS,
     PLOT_WIDTH,
@@ -55,8 +61,8 @@ def plot_sweep(
 ) -> Plot:
     """Plot gain (top) and forgetting (bottom) over the values of one spec key, with intervals.
 
-    Arms with the same value, such as several seeds, are drawn each; the curve goes through their mean. See
-    `LOG_AXIS_MIN_RATIO` for when the axis is logarithmic; the value 0 is then drawn apart.
+    Arms with the same value are drawn each; the curve goes through their mean. Of an arm with several seeds, each seed
+    is a small dot. See `LOG_AXIS_MIN_RATIO` for when the axis is logarithmic; the value 0 is then drawn apart.
 
     Args:
         points: (value of the key, arm).
@@ -110,6 +116,10 @@ def _draw_panel(
     references = [(getattr(point, quantity), point.arm) for point in reference_points]
     means = [_mean([each.value for other, each, _ in estimates if other == value]) for value in positions]
     axes.plot(list(positions.values()), means, color=color, linewidth=1.6, linestyle="-" if is_gain else "--")
+    for value, point in points:
+        seeds = seed_values([point], quantity)
+        dots = {"marker": "o", "markersize": 3, "alpha": 0.5, "linestyle": "none"}
+        axes.plot([positions[value]] * len(seeds), seeds, color=color, **dots)
     for index, (value, estimate, arm) in enumerate(estimates):
         bars = axes.errorbar(
             positions[value],
@@ -130,7 +140,8 @@ def _draw_panel(
         canvas.add_tooltip(line, f"{quantity}-reference-{index}", f"{plot_label(arm)}: {format_tooltip(estimate)}")
         label_offset += CHAR_WIDTH * TEXT_SIZE * (len(plot_label(arm, 26)) + 1)
     all_estimates = [*(estimate for _, estimate, _ in estimates), *(estimate for estimate, _ in references)]
-    axes.set_ylim(*axis_limits([*finite_bounds(all_estimates), 0.0], 0.08))
+    seeds = seed_values([*(point for _, point in points), *reference_points], quantity)
+    axes.set_ylim(*axis_limits([*finite_bounds(all_estimates), *seeds, 0.0], 0.08))
 
 
 def _axis_positions(values: Sequence[float]) -> tuple[dict[float, float], bool]:

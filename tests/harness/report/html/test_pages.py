@@ -460,31 +460,36 @@ def test_forgetting_statement_is_marked_by_its_interval_and_number_of_items(expe
         assert statement.attrs["class"].split()[-1] == mark
 
 
-def test_equal_options_of_a_component_are_merged_into_one_row(tmp_path):
+def difference_rows(root):
+    """Return the cells of the table of what the arms differ in, its header first."""
+    return [
+        [element.text for element in row.find_all() if element.tag in ("th", "td")]
+        for row in root.find("section", id="differences").find_all("tr")
+    ]
+
+
+def test_equal_options_of_a_component_are_merged_into_one_column(tmp_path):
     def ewc(strength):
         return run_folders.run_spec(mitigations={"ewc": {"strength": strength, "source": "general", "decay": 1}})
 
     specs = {"naive": run_folders.run_spec(mitigations={}), "share=0.01": ewc(1), "share=0.1": ewc(10)}
     root = parse_page(write.write_experiment_page(run_folders.write_experiment(tmp_path / "sweep", specs=specs)))
-    rows = [
-        [element.text for element in row.find_all() if element.tag in ("th", "td")]
-        for row in root.find("section", id="differences").find("tbody").find_all("tr")
-    ]
     merged = '{"source": "general", "decay": 1}'
-    assert sorted(rows) == [
-        ["mitigations.ewc", "–", merged, merged],
-        ["mitigations.ewc.strength", "–", "1", "10"],
+    assert difference_rows(root) == [
+        ["arm", "mitigations.ewc.strength", "mitigations.ewc"],
+        ["naive", "–", "–"],
+        ["share=0.01", "1", merged],
+        ["share=0.1", "10", merged],
     ]
 
 
 def test_spec_differences_and_answers_of_all_arms_are_shown(experiment_folder):
     root = parse_page(experiment_folder / "report.html")
-    row = root.find("section", id="differences").find("tbody").find("tr")
-    assert [element.text for element in row.find_all() if element.tag in ("th", "td")] == [
-        "mitigations.mixing.share",
-        "–",
-        "0.01",
-        "0.1",
+    assert difference_rows(root) == [
+        ["arm", "mitigations.mixing.share"],
+        ["naive", "–"],
+        ["share=0.01", "0.01"],
+        ["share=0.1", "0.1"],
     ]
     article = next(root.find("section", id="answers").find_all("article"))
     labels = [element.text for element in article.find_all("dt")]

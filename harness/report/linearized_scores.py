@@ -1,0 +1,176 @@
+"""Scores and matrix summaries of a finished run with the contribution of every item, so that runs can be paired."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from harness.errors import HarnessError
+from harness.interfaces.metric import Metric
+from harness.report.finished_run import FinishedRun, load_run_json
+from harness.report.paired_difference import item_groups
+from harness.spec import matrix_summaries
+from harness.statistics import forgetting
+from harness.statistics.item_statistics import Statistics
+from harness.statistics.seeds import Linearized
+from harness.types import Evaluation, Score
+
+MetricsBySuite = Mapping[str, Mapping[str, Metric]]
+
+
+@dataclass(frozen=True)
+class MatrixColumns:
+    """The columns of a run's stage × suite matrix of one score, from its report.
+
+    Attributes:
+        metric: Name of the metric.
+        score: Name of the score.
+        higher_is_better: Direction of the score.
+        suites: The columns.
+        learned: For each suite the stage, from 1, that teaches it; None if no stage does.
+        general: For each suite whether its role is `general`.
+    """
+
+    metric: str
+    score: str
+    higher_is_better: bool
+    suites: tuple[str, ...]
+    learned: tuple[int | None, ...]
+    general: tuple[bool, ...]
+
+
+def linearize_summary(run: FinishedRun, axis: str, metrics: MetricsBySuite) -> Linearized | None:
+    """Return a summary of a run's stage × suite matrix, with the items of the suites that take part.
+
+    Args:
+        run: The run.
+        axis: `summary:score`.
+        metrics: Suite -> metric name -> metric.
+
+    Returns:
+        The summary in its own sign; None if the matrix does not have it.
+
+    Raises:
+        HarnessError: The report of the run is damaged.
+    """
+    summary, _, score_name = axis.partition(":")
+    matrix = _load_columns(run).get(score_name)
+    if matrix is None:
+        return None
+    evaluated = _evaluations_by_suite(run, matrix)
+    on_base = [column for column, stages in enumerate(evaluated) if stages and stages[0] is not None]
+    general_summary = forgetting.GENERAL_SUMMARIES.get(summary)
+    function: Callable[[np.ndarray], np.ndarray]
+    if general_summary is not None:
+        columns = [column for column in on_base if matrix.general[column]]
+        function = general_summary
+    else:
+        stage_count = len(run.stages) - 1
+        columns = [
+            column
+            for column, stage in enumerate(matrix.learned)
+            if stage is not None
+            and matrix_summaries.takes_part(summary, stage, stage_count)
+            and (column in on_base or summary != "forward_transfer")
+        ]
+        task_stages = [int(matrix.learned[column] or 0) for column in columns]
+        function = partial(forgetting.SUMMARIES[summary], task_stage=task_stages)
+    if not columns:
+        return None
+    used = [(evaluated[column], metrics[matrix.suites[column]][matrix.metric]) for column in columns]
+    return _linearize_matrix(used, matrix, function)
+
+
+def _linearize_matrix(
+    columns: Sequence[tuple[Sequence[tuple[Evaluation, Score] | None], Metric]],
+    matrix: MatrixColumns,
+    function: Callable[[np.ndarray], np.ndarray],
+) -> Linearized:
+    """Return a function of the matrix of utilities, with the contribution of each item by the jackknife.
+
+    Args:
+        columns: For each suite its evaluations, one for each stage, and its metric.
+        matrix: Describes the score.
+        function: Computes the summary of matrices (..., stages + 1, suites).
+    """
+
+    def utilities(statistics: Statistics | np.ndarray, metric: Metric) -> np.ndarray:
+        totals = np.atleast_2d(np.asarray(statistics, dtype=np.float64))
+        scores = np.array([metric.aggregate(matrix.score, total) for total in totals.tolist()])
+        return forgetting.utility(scores, matrix.higher_is_better)
+
+    values = np.full((len(columns[0][0]), len(columns)), np.nan)  # (stages + 1, suites)
+    without: list[np.ndarray] = []  # for each suite (items, stages + 1): the score without each item
+    items: list[list[tuple[str, str]]] = []
+    for column, (stages, metric) in enumerate(columns):
+        keys = _item_keys(next(stage for stage in stages if stage is not None)[0])
+        left_out = np.full((len(keys), len(stages)), np.nan)
+        for row, stage in enumerate(stages):
+            if stage is not None:
+                statistics = np.asarray(stage[1].statistics, dtype=np.float64)
+                total = statistics.sum(axis=0)
+                values[row, column] = utilities(total, metric)[0]
+                left_out[:, row] = utilities(total - statistics, metric) if len(keys) > 1 else np.nan
+        without.append(left_out)
+        items.append(keys)
+    value = float(function(values))
+    errors: dict[Any, float] = {}
+    for column, (left_out, keys) in enumerate(zip(without, items, strict=True)):
+        matrices = np.repeat(values[None], len(keys), axis=0)
+        matrices[:, :, column] = left_out
+        changes = (len(keys) - 1) / len(keys) * (value - function(matrices))
+        for key, change in zip(keys, (changes - changes.mean()).tolist(), strict=True):
+            errors[key] = errors.get(key, 0.0) + change
+    return Linearized(value, errors, len(errors))
+
+
+def _evaluations_by_suite(run: FinishedRun, matrix: MatrixColumns) -> list[list[tuple[Evaluation, Score] | None]]:
+    """Return for each suite its evaluation and score after every stage; None before the first one that has it."""
+    by_stage = [{evaluation.suite: evaluation for evaluation in stage} for stage in run.evaluations]
+    columns = []
+    for suite in matrix.suites:
+        stages: list[tuple[Evaluation, Score] | None] = []
+        for stage in by_stage:
+            scores = stage[suite].scores if suite in stage else ()
+            found = [score for score in scores if (score.metric, score.name) == (matrix.metric, matrix.score)]
+            stages.append((stage[suite], found[0]) if found else None)
+        last_without = max((index for index, stage in enumerate(stages) if stage is None), default=-1)
+        columns.append([None if index <= last_without else stage for index, stage in enumerate(stages)])
+    return columns
+
+
+def _load_columns(run: FinishedRun) -> dict[str, MatrixColumns]:
+    """Load the columns of every matrix of a run, by the score's display name."""
+    report: Mapping[str, Any] = load_run_json(run.folder, "report.json")
+    try:
+        return {
+            str(matrix.get("called") or matrix["score"]): MatrixColumns(
+                metric=str(matrix["metric"]),
+                score=str(matrix["score"]),
+                higher_is_better=bool(matrix["higher_is_better"]),
+                suites=tuple(map(str, matrix["suites"])),
+                learned=tuple(None if stage is None else int(stage) for stage in matrix["learned"]),
+                general=tuple(map(bool, matrix["general"])),
+            )
+            for matrix in report["forgetting"]
+        }
+    except (KeyError, TypeError, ValueError) as error:
+        what = f"is not the report of a run ({type(error).__name__}: {error})"
+        raise HarnessError(str(run.folder / "report.json"), what, "run the arm again") from error
+
+
+def _item_keys(evaluation: Evaluation) -> list[tuple[str, str]]:
+    """Return (suite, group) of each item, or (suite, id) without groups; an id that occurs twice is numbered."""
+    groups = item_groups(evaluation, None)
+    if groups is not None:
+        return [(evaluation.suite, group) for group in groups]
+    seen: dict[str, int] = {}
+    keys = []
+    for item in evaluation.items:
+        seen[item.id] = seen.get(item.id, 0) + 1
+        keys.append((evaluation.suite, item.id if seen[item.id] == 1 else f"{item.id}#{seen[item.id]}"))
+    return keys
