@@ -138,11 +138,17 @@ def load_items(run_folder: Path, suite: str, stage: int) -> list[dict[str, Any]]
 
 def load_by_documented_lines(folder: Path) -> tuple[Any, Any]:
     """Return model and tokenizer of a run's folder `model`, as docs/spec.md says to load them."""
-    from peft import AutoPeftModelForCausalLM
+    from peft import PeftConfig, PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    model_class = AutoPeftModelForCausalLM if (folder / "adapter_config.json").exists() else AutoModelForCausalLM
-    return model_class.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    if not (folder / "adapter_config.json").exists():
+        return AutoModelForCausalLM.from_pretrained(folder).eval(), tokenizer
+    config = PeftConfig.from_pretrained(folder)
+    base = AutoModelForCausalLM.from_pretrained(
+        config.base_model_name_or_path, revision=config.revision, dtype="float32"
+    )
+    return PeftModel.from_pretrained(base, folder).eval(), tokenizer
 
 
 @torch.no_grad()

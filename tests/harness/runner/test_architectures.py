@@ -6,7 +6,9 @@ import gc
 
 import pytest
 import torch
-from support.model_matrix import ADAPTER, ModelWorkspace, check_run, check_saved_model
+from support.architectures import ARCHITECTURES
+from support.model_matrix import ADAPTER, RUNS, ModelWorkspace, check_run, check_saved_model, run_case
+from support.paths import ROOT
 
 from harness.errors import HarnessError
 from harness.model import quantization
@@ -25,6 +27,42 @@ def quick_collection():
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory, tokenizer):
     return ModelWorkspace(tmp_path_factory.mktemp("models"), tokenizer)
+
+
+DEFAULT_CASES = {
+    ("gemma2", "all weights"),
+    ("gpt2", "`lora`, merged"),
+    ("mixtral", "`lora`, continued"),
+    ("minimax", "all weights"),
+    ("rwkv", "all weights"),
+}
+"""Cases of the default tests: soft caps, transposed tied weights, fused experts, and two recurrent models."""
+
+
+@pytest.mark.parametrize(
+    ("name", "run"),
+    [
+        pytest.param(name, run, marks=[] if (name, run) in DEFAULT_CASES else pytest.mark.slow)
+        for name in ARCHITECTURES
+        for run in RUNS
+    ],
+)
+def test_architecture_is_trained_measured_saved_and_loaded_alike_or_refused(workspace, name, run):
+    if name == "rwkv" and "lora" in run:
+        with pytest.raises(HarnessError, match=r"^mitigations\.lora: "):
+            run_case(workspace, name, run)
+        return
+    run_case(workspace, name, run)
+
+
+def test_document_has_the_outcome_of_every_architecture():
+    lines = (ROOT / "docs" / "models.md").read_text(encoding="utf-8").splitlines()
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")]
+    outcomes = {first: ["equal" if cell == "equal" else cell.split(":")[0] for cell in rest] for first, *rest in cells}
+    equal = ["equal"] * len(RUNS)
+    assert {name: outcomes.get(name) for name in ARCHITECTURES} == {
+        name: equal if name != "rwkv" else ["equal", "refused", "refused"] for name in ARCHITECTURES
+    }
 
 
 TIED_EMBEDDINGS = [
