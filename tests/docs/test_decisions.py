@@ -1,0 +1,13 @@
+"""Every decision has its own number, which its title repeats."""
+
+from __future__ import annotations
+
+from support.paths import ROOT
+
+
+def test_decisions_are_numbered_once_and_without_gaps():
+    files = sorted((ROOT / "docs" / "decisions").glob("*.md"))
+    assert [int(file.name[:3]) for file in files] == list(range(1, len(files) + 1))
+    assert [
+        file.name for file in files if not file.read_text(encoding="utf-8").startswith(f"# {file.name[:3]}: ")
+    ] == []
