@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, BinaryIO
 
 from harness import Component, HarnessError, InvalidRecord, Record, Source
-from harness_sources.files import SourceFiles, decode_utf8, display_path, file_options, no_rows_error
+from harness_sources.files import UTF_16_MARKS, SourceFiles, decode_utf8, display_path, file_options, no_rows_error
 
 COMPONENTS: dict[str, Component] = {
     "csv": Component(
@@ -22,24 +23,45 @@ COMPONENTS: dict[str, Component] = {
                 "default": ",",
                 "description": 'The character between two fields, e.g. ";" or "\\t".',
             },
+            encoding={
+                "type": ["string", "null"],
+                "minLength": 1,
+                "default": None,
+                "description": 'The encoding of the files, e.g. "cp1252" or "gbk". null: UTF-8, or UTF-16 by its byte '
+                "order mark.",
+            },
         ),
         required=("path",),
     ),
 }
 
 
+HINT_ENCODING = 'save the file as UTF-8, or name its encoding, e.g. "encoding": "cp1252" (or "gbk")'
+
+
 class CsvSource(Source):
     """The rows of CSV files (RFC 4180). A location is `file:line`, the first line of the row."""
 
-    def __init__(self, path: str | Sequence[str], storage: Mapping[str, Any], delimiter: str) -> None:
+    def __init__(
+        self, path: str | Sequence[str], storage: Mapping[str, Any], delimiter: str, encoding: str | None
+    ) -> None:
         """Create the source.
 
         Args:
             path: See `SourceFiles`.
             storage: See `SourceFiles`.
             delimiter: One character. A field in double quotes may contain it, and line breaks.
+            encoding: The encoding of the files; None: UTF-8, or UTF-16 by its byte order mark.
+
+        Raises:
+            HarnessError: There is no such encoding.
         """
-        self.files, self.delimiter = SourceFiles(path, storage), delimiter
+        self.files, self.delimiter, self.encoding = SourceFiles(path, storage), delimiter, encoding
+        try:
+            "".encode(encoding or "utf-8")
+        except LookupError:
+            hint = 'write one of Python\'s names, e.g. "cp1252", "gbk", "shift_jis" or "utf-16"'
+            raise HarnessError("encoding", f"there is no text encoding {encoding!r}", hint) from None
 
     def records(self) -> Iterator[Record | InvalidRecord]:
         """Yield every row as column -> text. A row with a wrong number of fields, or not in UTF-8, is invalid.
@@ -50,8 +72,31 @@ class CsvSource(Source):
         # A document in a field may be longer than the 128 KiB that the csv module allows by default.
         csv.field_size_limit(2**31 - 1)
         for path in self.files:
-            with self.files.open(path) as lines:
+            with self.files.open(path, any_encoding=True) as stream:
+                encoding = self.encoding or _encoding_by_mark(stream)
+                lines = stream if encoding is None else _transcode_lines(path, stream, encoding)
                 yield from _parse_rows(path, lines, self.delimiter)
+
+
+def _encoding_by_mark(stream: BinaryIO) -> str | None:
+    """Return the encoding that a file's byte order mark names; None for UTF-8."""
+    first_bytes = stream.peek(4)  # type: ignore[attr-defined]
+    if first_bytes.startswith((b"\xff\xfe\x00\x00", b"\x00\x00\xfe\xff")):
+        return "utf-32"
+    return "utf-16" if first_bytes.startswith(UTF_16_MARKS) else None
+
+
+def _transcode_lines(path: str, stream: BinaryIO, encoding: str) -> Iterator[bytes]:
+    """Yield the lines of a file in UTF-8. Raises HarnessError when it is not in the encoding."""
+    text = io.TextIOWrapper(stream, encoding, newline="\n")
+    try:
+        for line in text:
+            yield line.encode("utf-8", "surrogatepass")
+    except UnicodeError as error:
+        hint = 'set the source\'s option "encoding" to the one that the file was saved in'
+        raise HarnessError(display_path(path), f"is not {encoding}: {error}", hint) from None
+    finally:
+        text.detach()  # the caller closes the stream
 
 
 def _parse_rows(path: str, lines: Iterable[bytes], delimiter: str) -> Iterator[Record | InvalidRecord]:
@@ -64,7 +109,7 @@ def _parse_rows(path: str, lines: Iterable[bytes], delimiter: str) -> Iterator[R
             raise no_rows_error(path)
         columns = _validate_header(file, header, delimiter)
         if text_lines.utf8_error:
-            raise HarnessError(f"{file}:1", text_lines.utf8_error, "save the file as UTF-8")
+            raise HarnessError(f"{file}:1", text_lines.utf8_error, HINT_ENCODING)
         first_line = reader.line_num + 1
         for fields in reader:
             location, first_line = f"{file}:{first_line}", reader.line_num + 1
@@ -73,7 +118,7 @@ def _parse_rows(path: str, lines: Iterable[bytes], delimiter: str) -> Iterator[R
             has_rows = True
             if text_lines.utf8_error:
                 raw = delimiter.join(fields).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-                yield InvalidRecord(location, text_lines.utf8_error, "save the file as UTF-8", raw)
+                yield InvalidRecord(location, text_lines.utf8_error, HINT_ENCODING, raw)
                 text_lines.utf8_error = ""
             elif len(fields) == len(columns):
                 yield Record(location, dict(zip(columns, fields, strict=True)))

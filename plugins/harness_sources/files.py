@@ -13,6 +13,7 @@ from __future__ import annotations
 import glob
 import io
 import os
+import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -39,6 +40,8 @@ FSSPEC_PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "
 
 GZIP_MAGIC, ZSTD_MAGIC = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 
+UTF_16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+
 UNSUPPORTED_FORMATS = {
     b"PK\x03\x04": ("is a zip archive, not a text file", "unpack it, or compress the file with gzip or zstd"),
     b"\xfd7zXZ\x00": ("is compressed with xz, which is not supported", "compress it with gzip or zstd"),
@@ -48,8 +51,7 @@ UNSUPPORTED_FORMATS = {
     },
     b"PAR1\x15": ("is a Parquet file, not a text file", "read it with the source 'parquet'"),
     b"ARROW1\x00": ("is an Arrow file, not a text file", "read it with the source 'arrow'"),
-    b"\xff\xfe": ("is UTF-16 or UTF-32, by its byte order mark", "save the file as UTF-8"),
-    b"\xfe\xff": ("is UTF-16, by its byte order mark", "save the file as UTF-8"),
+    **dict.fromkeys(UTF_16_MARKS, ("is UTF-16 or UTF-32, by its byte order mark", "save the file as UTF-8")),
 }
 """First bytes of files that are not text in UTF-8 -> what is wrong, and the remedy. No such text begins like this."""
 
@@ -132,8 +134,12 @@ class SourceFiles:
         yield from matches
 
     @contextmanager
-    def open(self, path: str) -> Iterator[BinaryIO]:
+    def open(self, path: str, *, any_encoding: bool = False) -> Iterator[BinaryIO]:
         """Open one of the files as a stream of bytes, decompressed if it is gzip or zstd.
+
+        Args:
+            path: The file.
+            any_encoding: Whether it may be UTF-16.
 
         Raises:
             HarnessError: The file cannot be read, or is of an unsupported format.
@@ -141,7 +147,7 @@ class SourceFiles:
         with as_harness_errors(path), open_stream(path, self.storage) as stream, decompress(stream) as content:
             first_bytes = content.peek(MAX_MAGIC_LENGTH)  # type: ignore[attr-defined]
             for magic, (what, hint) in UNSUPPORTED_FORMATS.items():
-                if first_bytes.startswith(magic):
+                if first_bytes.startswith(magic) and not (any_encoding and magic in UTF_16_MARKS):
                     raise HarnessError(display_path(path), what, hint)
             yield content
 
@@ -328,7 +334,7 @@ def as_harness_errors(path: str) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError:
-        raise HarnessError(display_path(path), "there is no such file", "check the source's path") from None
+        raise HarnessError(display_path(path), "there is no such file", _missing_file_hint(path)) from None
     except IsADirectoryError:
         hint = f"name the files in it, e.g. {display_path(path)}/*.jsonl"
         raise HarnessError(display_path(path), "is a folder, not a file", hint) from None
@@ -345,6 +351,15 @@ def as_harness_errors(path: str) -> Iterator[None]:
             "check the address, the network and the credentials in the environment" if is_address else "check the file"
         )
         raise HarnessError(display_path(path), f"cannot be read: {_error_text(error, path)}", hint) from None
+
+
+def _missing_file_hint(path: str) -> str:
+    """Return the remedy for a missing file; a path like `user/name` may be the id of a data set."""
+    hub_id = "/".join(Path(path).parts[-2:])
+    is_hub_id = "://" not in path and re.fullmatch(r"[\w.-]+/[\w.-]+", hub_id) and not Path(path).suffix
+    if is_hub_id and not Path(path).parent.exists():
+        return f'check the source\'s path; for a dataset of the Hugging Face hub write "hub": {{"name": "{hub_id}"}}'
+    return "check the source's path"
 
 
 def _error_text(error: OSError, path: str) -> str:

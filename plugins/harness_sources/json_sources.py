@@ -47,6 +47,10 @@ BLOCK_SIZE = 1 << 18
 TRUNCATION_MARGIN = 16
 """A syntax error within this many characters of the window's end may only mean that the item is not complete yet."""
 
+PYTHON_OBJECT = re.compile(r"\{\s*'")
+
+TABLE_OF_COLUMNS = "is a table by columns, as pandas' to_json writes it, not rows"
+HINT_PANDAS = "write it with df.to_json(path, orient='records', lines=True) and use the source 'jsonl'"
 _HINT_INTEGER = "write the number as text"
 _match_whitespace = re.compile(r"[ \t\n\r]*").match
 
@@ -85,18 +89,39 @@ def _parse_line(raw: bytes, decoder: StrictJsonDecoder, location: str) -> Record
     except JsonDepthError:
         return InvalidRecord(location, f"cannot be read: {NESTED_TOO_DEEP}", HINT_NESTING, text)
     except json.JSONDecodeError as error:
-        hint = "write one JSON object per line; for JSON over several lines use the source 'json'"
-        return InvalidRecord(location, f"is not JSON: {error.msg} at column {error.colno}", hint, text)
+        return InvalidRecord(location, *_syntax_error(text, error), text)
     except ValueError:  # Python refuses longer integers, whose conversion is slow
         return InvalidRecord(location, INTEGER_TOO_LONG, _HINT_INTEGER, text)
     if decoder.duplicate_key is not None:
         return InvalidRecord(location, *duplicate_key_error(decoder.duplicate_key), text)
     if isinstance(row, dict):
+        if is_table_of_columns(row):
+            return InvalidRecord(location, TABLE_OF_COLUMNS, HINT_PANDAS, row)
         return Record(location, row)
     if isinstance(row, list):
         hint = "for one JSON array in a file use the source 'json'"
         return InvalidRecord(location, "is an array, not an object", hint, text)
     return InvalidRecord(location, f"is the value {json.dumps(row)[:40]}, not an object", "fix the line", text)
+
+
+def _syntax_error(text: str, error: json.JSONDecodeError) -> tuple[str, str]:
+    """Return what is wrong with a line that is not JSON, and the remedy."""
+    line = text.strip()
+    if error.msg == "Extra data" and text[error.pos :].strip() == ",":
+        hint = "remove the comma at the end of each line, or put the lines in [ ] and use the source 'json'"
+        return "has a comma after its object", hint
+    if PYTHON_OBJECT.match(line):
+        return "is an object of Python, not JSON", "write each line with json.dumps(row) instead of str(row)"
+    what = f"is not JSON: {error.msg} at column {error.colno}"
+    return what, "write one JSON object per line; for JSON over several lines use the source 'json'"
+
+
+def is_table_of_columns(row: Mapping[str, Any]) -> bool:
+    """Return whether an object maps each column to its cells by index, as pandas writes a complete table."""
+    cells = list(row.values())
+    return bool(cells) and all(
+        isinstance(cell, dict) and "0" in cell and cell.keys() == cells[0].keys() for cell in cells
+    )
 
 
 class JsonSource(Source):
@@ -145,6 +170,8 @@ def _iter_items(file: str, path: str, stream: BinaryIO) -> Iterator[tuple[Any, s
     document = _parse_document(file, first_bytes + stream.read())
     if not isinstance(document, dict):
         raise HarnessError(file, "is not an array of objects", "write one array of objects into the file")
+    if is_table_of_columns(document):
+        raise HarnessError(file, TABLE_OF_COLUMNS, HINT_PANDAS)
     arrays = [value for value in document.values() if isinstance(value, list)]
     if len(arrays) != 1:
         what = f"is an object with {len(arrays)} arrays, so it is not clear which one has the rows"

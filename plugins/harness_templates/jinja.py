@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from weakref import WeakKeyDictionary
 
 from harness import Component, HarnessError, Message, Span, Template
+from harness.utils.formatting import join_names
 from harness_templates.base import date_option, message_text, parse_date, unsupported_error, validate_conversation
 from harness_templates.jinja_layout import ConversationRenderer, TemplateLayout
 from harness_templates.openai_format import ToolTextEscaper, split_thinking_block
@@ -87,8 +88,8 @@ class ChatTemplate(Template):
         self.variables = dict(variables)
         self._layouts: WeakKeyDictionary[Any, dict[Any, TemplateLayout | None]] = WeakKeyDictionary()
 
-    def get_chat_template(self, tokenizer: PreTrainedTokenizerBase) -> str:
-        """Return the text of the chat template.
+    def get_chat_template(self, tokenizer: PreTrainedTokenizerBase, tools: Sequence[Mapping[str, Any]] = ()) -> str:
+        """Return the text of the chat template for rows with these tools.
 
         Raises:
             HarnessError: There is none.
@@ -122,7 +123,7 @@ class ChatTemplate(Template):
             message if message.input is None else replace(message, content=message_text(message), input=None)
             for message in messages
         )
-        if "reasoning_content" in self.get_chat_template(tokenizer):
+        if "reasoning_content" in self.get_chat_template(tokenizer, tools):
             without_inputs = tuple(map(split_thinking_block, without_inputs))
         escaper = ToolTextEscaper.for_conversation(without_inputs, tuple(tools), tokenizer)
         renderer = self._build_renderer(
@@ -146,7 +147,7 @@ class ChatTemplate(Template):
     ) -> ConversationRenderer:
         return ConversationRenderer(
             template_name=self.name,
-            chat_template=self._with_fixed_date(self.get_chat_template(tokenizer)),
+            chat_template=self._with_fixed_date(self.get_chat_template(tokenizer, tools)),
             variables=self.variables,
             tokenizer=tokenizer,
             layouts=self._layouts.setdefault(tokenizer, {}),
@@ -189,7 +190,7 @@ class JinjaTemplate(ChatTemplate):
             raise HarnessError("template.jinja", what, "set one of them")
         self._chat_template = template if file is None else _read_template_file(Path(file))
 
-    def get_chat_template(self, tokenizer: PreTrainedTokenizerBase) -> str:
+    def get_chat_template(self, tokenizer: PreTrainedTokenizerBase, tools: Sequence[Mapping[str, Any]] = ()) -> str:
         """Return the text from the spec."""
         assert self._chat_template is not None
         return self._chat_template
@@ -206,18 +207,21 @@ def _read_template_file(path: Path) -> str:
 
 
 class TokenizerTemplate(ChatTemplate):
-    """The chat template of the tokenizer; its `default` one if it has several."""
+    """The chat template of the tokenizer. Of several, `tool_use` renders the rows with tools, `default` the others."""
 
     name = "tokenizer"
 
-    def get_chat_template(self, tokenizer: PreTrainedTokenizerBase) -> str:
-        """Return the tokenizer's chat template.
+    def get_chat_template(self, tokenizer: PreTrainedTokenizerBase, tools: Sequence[Mapping[str, Any]] = ()) -> str:
+        """Return the tokenizer's chat template for rows with these tools.
 
         Raises:
             HarnessError: It has none.
         """
         try:
-            return str(tokenizer.get_chat_template())
+            return str(tokenizer.get_chat_template(tools=[dict(tool) for tool in tools] or None))
         except ValueError as error:
             hint = "choose a template by name, such as chatml or alpaca, or write one with jinja"
-            raise unsupported_error(self.name, "the model's tokenizer has no chat template", hint) from error
+            what = "the model's tokenizer has no chat template"
+            if isinstance(tokenizer.chat_template, dict):
+                what += f" called default, only {join_names(tokenizer.chat_template)}"
+            raise unsupported_error(self.name, what, hint) from error

@@ -116,7 +116,8 @@ def _turn_order_error(turn_number: int, message: Message, previous: Message | No
         return InvalidRow("has a system message that is not its first message", "move it to the start, or remove it")
     if message.role == "tool":
         what = f"has turn {turn_number} from a tool, and the turn before has no calls"
-        return InvalidRow(what, "put a tool's result after an assistant's turn with calls")
+        hint = 'write the calls of the turn before in its "tool_calls", or in its text as '
+        return InvalidRow(what, hint + '<tool_call>{"name": …, "arguments": {…}}</tool_call>')
     expected = "user" if previous is None or previous.role == "assistant" else "assistant"
     what = f"has turn {turn_number} from the {message.role}, expected the {expected}"
     hint = "alternate user and assistant, starting with the user"

@@ -5,6 +5,7 @@ Handles the names that OpenAI, ShareGPT and similar formats use. `conversation` 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
@@ -12,6 +13,7 @@ from typing import Any
 
 from harness.data.reading.conversation import InvalidRow
 from harness.data.reading.row_options import DEFAULT_KEYS, MessageKeys
+from harness.data.reading.text_calls import parse_text_calls, split_text_results
 from harness.data.reading.tool_calls import parse_call_id, parse_json_text, parse_tool_call, to_json_text, type_name
 from harness.types import Message, ToolCall
 
@@ -79,14 +81,19 @@ def parse_messages(
             raise InvalidRow(
                 f"has a call in {location}, which is the {role}'s turn", "move the call to an assistant's turn"
             )
+        results_in_text = False
         if role == "tool":
+            if messages and messages[-1].role == "assistant" and not messages[-1].tool_calls:
+                messages[-1] = parse_text_calls(messages[-1], location)
+                results_in_text = bool(messages[-1].tool_calls)
             name, call_id = resolve_tool_result(turn, messages, location)
         content, reasoning = turn.get(content_key), None
         if not isinstance(content, str):
             content, reasoning = _parse_content(content, role, f"{location}.{content_key}")
         reasoning = _parse_reasoning(turn, role, reasoning, location) if keys.keep_reasoning else None
         train = _parse_trained_flag(turn, role, location)
-        messages.append(Message(role, content, None, calls, name, train, call_id, reasoning))
+        contents = split_text_results(content, messages[-1].tool_calls) if results_in_text else [content]
+        messages += [Message(role, text, None, calls, name, train, call_id, reasoning) for text in contents]
     return order_tool_results(messages)
 
 
@@ -120,6 +127,9 @@ def parse_text(value: Any, location: str) -> str:
         return value
     if value is None:
         return ""
+    if isinstance(value, float) and math.isnan(value):
+        hint = 'drop such rows before they are written (pandas: df.dropna()), or as invalid rows: "rejected": …'
+        raise InvalidRow(f"has an empty cell in {location}: the value is NaN", hint)
     raise InvalidRow(
         f"has {type_name(value)} in {location}, not text", "fix the row, or name another column in 'columns'"
     )

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+from harness.data.reading.column_hints import is_preference_pair, suggest_columns
 from harness.data.reading.conversation import InvalidRow, build_example
 from harness.data.reading.messages import parse_messages, parse_text
 from harness.data.reading.row_options import DEFAULT_OPTIONS, MessageKeys, RowOptions
@@ -158,10 +159,15 @@ def detect_row_format(records: Sequence[Record], where: str) -> str:
         raise HarnessError(where, what, f"""choose one, e.g. "form": "{fitting[0]}\"""")
     best = max(rows_fit, key=lambda name: sum(rows_fit[name]))
     if not any(rows_fit[best]):
-        keys = _format_keys(records[0].data) or "none"
+        first = records[0]
+        hint = suggest_columns(first.data)
+        if is_preference_pair(first.data):
+            what = f"its rows are preference pairs: {first.location} has 'chosen' and 'rejected'"
+            raise HarnessError(where, what, f"to train the chosen answers, {hint}")
+        keys = _format_keys(first.data) or "none"
         needs = "; ".join(f"{name} needs {', '.join(format_.required_keys)}" for name, format_ in ROW_FORMATS.items())
-        what = f"its row format is unknown: {records[0].location} has the keys {keys}; {needs}"
-        raise HarnessError(where, what, """name your columns, e.g. "columns": {"instruction": …, "output": …}""")
+        what = f"its row format is unknown: {first.location} has the keys {keys}; {needs}"
+        raise HarnessError(where, what, hint)
     for name, fits in rows_fit.items():
         other_locations = [
             record.location
@@ -169,8 +175,8 @@ def detect_row_format(records: Sequence[Record], where: str) -> str:
             if fits_this and not fits_best
         ]
         if other_locations:
-            first = records[rows_fit[best].index(True)].location
-            what = f"its rows have several row formats: {first} is {best}, {other_locations[0]} is {name}"
+            first_place = records[rows_fit[best].index(True)].location
+            what = f"its rows have several row formats: {first_place} is {best}, {other_locations[0]} is {name}"
             raise HarnessError(where, what, "split the rows into one source per row format")
     return best
 

@@ -6,6 +6,7 @@ A function here sees one tool or one call; `messages` knows the turn that it bel
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +14,9 @@ from harness.data.reading.conversation import InvalidRow
 from harness.types import ToolCall
 from harness.utils.json_depth import HINT_NESTING, NESTED_TOO_DEEP, JsonDepthError
 from harness.utils.json_files import StrictJsonDecoder
+
+PYTHON_LITERAL = re.compile(r"\s*\[?\s*\{\s*'")
+HINT_PYTHON = "it is a value of Python, in single quotes: write it with json.dumps instead of str"
 
 MAX_NESTING = 64
 """Levels of objects and arrays that a call or a tool may have: templates visit them recursively, and Python allows
@@ -109,7 +113,8 @@ def parse_json_text(text: str, location: str) -> Any:
     except JsonDepthError:
         raise InvalidRow(f"has text in {location} that cannot be read: {NESTED_TOO_DEEP}", HINT_NESTING) from None
     except ValueError:
-        raise InvalidRow(f"has text in {location} that is not JSON: {text[:40]!r}", "fix the row") from None
+        hint = HINT_PYTHON if PYTHON_LITERAL.match(text) else "write it with json.dumps"
+        raise InvalidRow(f"has text in {location} that is not JSON: {text[:40]!r}", hint) from None
     if decoder.duplicate_key is not None:
         raise InvalidRow(f"has the key {decoder.duplicate_key[:40]!r} twice in {location}", "remove one of them")
     return value

@@ -11,9 +11,9 @@ def _inside(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def read(text, delimiter=","):
+def read(text, delimiter=",", encoding=None):
     Path("x.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
-    return list(CsvSource("x.csv", {}, delimiter).records())
+    return list(CsvSource("x.csv", {}, delimiter, encoding).records())
 
 
 def rows(text, delimiter=","):
@@ -67,3 +67,33 @@ def test_a_row_that_is_not_utf8_is_invalid_and_later_rows_are_read():
     bad, good = read(b'q,a\n1,"two\n\xff lines"\n3,4\n')
     assert (bad.location, bad.what, bad.raw) == ("x.csv:2", "is not UTF-8: byte 1 is 0xff", "1,two\n\\xff lines")
     assert good == Record("x.csv:4", {"q": "3", "a": "4"})
+
+
+@pytest.mark.parametrize(
+    ("written", "named", "answer"),
+    [
+        ("gbk", "gbk", "长江"),
+        ("gb18030", "gb18030", "长江 🙂"),
+        ("cp1252", "cp1252", "où … “là”"),
+        ("utf-16", None, "长江 🙂"),
+        ("utf-16-be", "utf-16-be", "长江"),
+        ("utf-32", None, "长江"),
+        ("utf-8-sig", None, "长江"),
+        ("shift_jis", "shift_jis", "表"),
+    ],
+)
+def test_files_in_another_encoding_are_read(written, named, answer):
+    records = read(f'q,a\r\n"one\nand, more\u0085",{answer}\r\n'.replace("\u0085", "").encode(written), encoding=named)
+    assert [(record.location, dict(record.data)) for record in records] == [
+        ("x.csv:2", {"q": "one\nand, more", "a": answer}),
+    ]  # fmt: skip
+
+
+def test_an_encoding_that_is_unknown_or_not_that_of_the_file_is_an_error():
+    for name in ("klingon", "hex"):
+        with pytest.raises(HarnessError, match=f"there is no text encoding '{name}'; write one"):
+            read("q,a\n1,2\n", encoding=name)
+    with pytest.raises(HarnessError, match=r"x.csv: is not gbk: .*set the source's option"):
+        read("q,a\n1,\xff\n".encode("latin-1"), encoding="gbk")
+    (invalid,) = read("q,a\n1,é\n".encode("cp1252"))
+    assert 'name its encoding, e.g. "encoding": "cp1252"' in invalid.hint

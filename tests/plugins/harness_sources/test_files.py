@@ -52,7 +52,7 @@ def test_gzip_and_zstd_are_detected_by_their_first_bytes(tmp_path, pack, name):
 def test_every_text_source_reads_compressed_files(tmp_path, pack):
     for name, text in {"x.json": b'[{"a": "1"}]', "x.csv": b"a\n1\n", "x.txt": b"1\n"}.items():
         (tmp_path / name).write_bytes(pack(text))
-    sources = [JsonSource("x.json", {}), CsvSource("x.csv", {}, ","), TextSource("x.txt", {}, "line")]
+    sources = [JsonSource("x.json", {}), CsvSource("x.csv", {}, ",", None), TextSource("x.txt", {}, "line")]
     assert [list(next(iter(source.records())).data.values()) for source in sources] == [["1"]] * 3
 
 
@@ -130,7 +130,7 @@ def test_every_file_source_reads_from_fsspec(memory):
     memory.pipe("/d/saved/state.json", b'{"_data_files": [{"filename": "part.arrow"}]}')
     sources = [
         JsonlSource("memory://d/x.jsonl.gz", {}), JsonSource("memory://d/x.json", {}),
-        CsvSource("memory://d/x.csv", {}, ","), TextSource("memory://d/x.txt", {}, "line"),
+        CsvSource("memory://d/x.csv", {}, ",", None), TextSource("memory://d/x.txt", {}, "line"),
         ParquetSource("memory://d/x.parquet", {}), ArrowSource("memory://d/saved", {}, None),
     ]  # fmt: skip
     assert [next(iter(source.records())).location for source in sources] == [

@@ -32,7 +32,7 @@ def test_several_files_are_read_in_order(tmp_path):
 @pytest.mark.parametrize(
     ("line", "what"),
     [
-        (b"{'a': 1}", "is not JSON: Expecting property name enclosed in double quotes at column 2"),
+        (b"{a: 1}", "is not JSON: Expecting property name enclosed in double quotes at column 2"),
         (b'{"a": "\xff"}', "is not UTF-8: byte 8 is 0xff"),
         (b'[{"a": 1}]', "is an array, not an object; for one JSON array in a file use the source 'json'"),
         (b"3", "is the value 3, not an object"),
@@ -70,3 +70,30 @@ def test_a_missing_file_and_a_folder_are_named(tmp_path):
         read(tmp_path / "none.jsonl")
     with pytest.raises(HarnessError, match="is a folder"):
         read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("line", "what", "hint"),
+    [
+        ('{"a": "b"},', "has a comma after its object", "remove the comma at the end of each line"),
+        ('{"a": "b"}, {"a": "c"}', "is not JSON: Extra data at column 11", "write one JSON object per line"),
+        ("{'a': 'b'}", "is an object of Python, not JSON", "write each line with json.dumps(row)"),
+        ('{"q": {"0": "a", "1": "b"}, "a": {"0": "c", "1": "d"}}', "is a table by columns", "df.to_json(path, orient="),
+    ],
+)
+def test_common_mistakes_in_a_line_are_named_with_the_remedy(line, what, hint, tmp_path):
+    (tmp_path / "x.jsonl").write_text(f"{line}\n")
+    (record,) = read(tmp_path / "x.jsonl")
+    assert record.what.startswith(what)
+    assert record.hint.startswith(hint) or hint in record.hint
+
+
+def test_the_id_of_a_dataset_in_place_of_a_file_is_recognized(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(HarnessError, match=r'"hub": {"name": "tatsu-lab/alpaca"}'):
+        list(JsonlSource("tatsu-lab/alpaca", {}).records())
+    (tmp_path / "data").mkdir()
+    for path in ("data/alpaca", "data/x.jsonl", "more/x.jsonl", "alpaca"):
+        with pytest.raises(HarnessError) as error:
+            list(JsonlSource(path, {}).records())
+        assert error.value.hint == "check the source's path"

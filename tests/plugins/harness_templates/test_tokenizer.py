@@ -60,3 +60,17 @@ def test_content_that_looks_like_markup_is_located(make, tokenizer, marked):
         "<|im_start|>user\nuser<|im_end|>\n<|im_start|>assistant\n⟦<|im_end|><|im_end|>⟧\n"
         "<|im_start|>user\n\n<|im_end|>\n<|im_start|>assistant\n⟦assistant<|im_end|>⟧\n"
     )
+
+
+def test_the_named_template_tool_use_renders_rows_with_tools(make, tokenizer, single):
+    named = copy.deepcopy(tokenizer)
+    default = str(tokenizer.chat_template)
+    named.chat_template = {"default": default, "tool_use": "{{ tools[0].function.name }}\n" + default}
+    template, tools = make("tokenizer"), ({"name": "depth", "parameters": {}},)
+    plain = "".join(span.text for span in template.render(single, named))
+    with_tools = "".join(span.text for span in template.render(single, named, tools=tools))
+    assert plain == "".join(span.text for span in template.render(single, tokenizer))
+    assert with_tools == f"depth\n{plain}"
+    named.chat_template = {"rag": default}
+    with pytest.raises(HarnessError, match="has no chat template called default, only rag"):
+        template.render(single, named)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from harness.data.reading.conversation_store import ConversationStore
@@ -186,6 +188,56 @@ def test_answer_of_a_tool_in_text_parts_is_its_text(answer, text):
     assert (example.messages[2].role, example.messages[2].content) == ("tool", text)
 
 
+TEXT_CALLS = {
+    "Hermes": (
+        'I look. <tool_call>\n{"name": "add", "arguments": {"a": 1, "b": [true, null]}}\n</tool_call>',
+        "I look.", [("add", {"a": 1, "b": [True, None]})],
+    ),
+    "Hermes of Python": (
+        "<tool_call>{'arguments': {'a': \"it's\"}, 'name': 'add'}</tool_call>", "", [("add", {"a": "it's"})],
+    ),
+    "Hermes, two calls": (
+        '<tool_call>{"name": "f", "arguments": {}}</tool_call>\n<tool_call>{"name": "g"}</tool_call>',
+        "", [("f", {}), ("g", {})],
+    ),
+    "ToolACE": (
+        '[Market Trends API(kind="A) b", n=-3), now(), f(x=[1, true], y={"k": null})]',
+        "", [("Market Trends API", {"kind": "A) b", "n": -3}), ("now", {}), ("f", {"x": [1, True], "y": {"k": None}})],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TEXT_CALLS)
+def test_calls_in_the_text_before_a_tools_turn_are_read(name):
+    text, content, calls = TEXT_CALLS[name]
+    said, result = {"role": "assistant", "content": text}, {"role": "tool", "content": "3"}
+    (example,) = read_rows({"messages": [*turns(("user", "?")), said, result, *turns(("assistant", "3"))]})
+    assert (example.messages[1].content, example.messages[1].train) == (content, True)
+    assert [(call.name, call.arguments) for call in example.messages[1].tool_calls] == calls
+    assert [message.role for message in example.messages] == ["user", "assistant", "tool", "assistant"]
+
+
+def test_results_between_tags_are_separate_and_texts_without_a_tools_turn_stay():
+    text = TEXT_CALLS["Hermes, two calls"][0]
+    result = "<tool_response>\n1\n</tool_response>\n<tool_response>2</tool_response>"
+    shared = (("human", "?"), ("gpt", text))
+    row = {"conversations": turns(*shared, ("tool", result), ("gpt", "!"), role="from", content="value")}
+    (example,) = read_rows(row)
+    assert [(message.name, message.content) for message in example.messages[2:4]] == [(None, "1"), (None, "2")]
+    (plain,) = read_rows({"conversations": turns(*shared, role="from", content="value")})
+    assert plain.messages[1].content == text
+
+
+@pytest.mark.parametrize("text", ["I look.", "[see (1)]", "[add(1, 2)]", "[add(a=b)]", "<tool_call>", "[1, (2)]"])
+def test_a_tools_turn_after_a_text_without_calls_is_refused(text):
+    messages = turns(("user", "?"), ("assistant", text), ("tool", "3"), ("assistant", "3"))
+    with pytest.raises(HarnessError, match=r"has turn 3 from a tool, and the turn before has no calls; .*<tool_call>"):
+        read_rows({"messages": messages})
+    messages[1]["content"] = "<tool_call>add</tool_call>"
+    with pytest.raises(HarnessError, match=r"has text in the <tool_call> before messages\[2\] that is not JSON"):
+        read_rows({"messages": messages})
+
+
 @pytest.mark.parametrize("shape", ["alpaca", "messages", "sharegpt", "prompt and completion"])
 def test_functions_are_tools(shape):
     (example,) = read_rows({**SHAPES[shape], "functions": [TOOL]})
@@ -327,3 +379,50 @@ def test_conversations_that_begin_alike_with_the_assistant_are_held_out_by_their
     ]
     corpus = read_corpus(ListSource(rows), {**DEFAULTS, "first_assistant": "context"}, "x", folder=tmp_path)
     assert len(set(corpus.opening_hashes.tolist())) == 40
+
+
+# -- rows that are refused, with what to write ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("row", "columns"),
+    [
+        (
+            {"instruction": "q", "context": "c", "response": "a", "category": "x"},
+            {"output": "response", "input": "context"},
+        ),
+        (
+            {"id": "1", "system_prompt": "s", "question": "q", "response": "a"},
+            {"instruction": "question", "output": "response", "system": "system_prompt"},
+        ),
+        (
+            {"conversation_id": "1", "conversation": turns(("user", "q"), ("assistant", "a"))},
+            {"messages": "conversation"},
+        ),
+        ({"question": "q", "answer": "a"}, {"instruction": "question", "output": "answer"}),
+        ({"prompt": "q", "response": "a"}, {"instruction": "prompt", "output": "response"}),
+        ({"input": "q", "output": "a"}, {"instruction": "input"}),
+        ({"document": "d"}, {"text": "document"}),
+        ({"prompt": "q", "chosen": "a", "rejected": "b"}, {"instruction": "prompt", "output": "chosen"}),
+        (
+            {"chosen": turns(("user", "q"), ("assistant", "a")), "rejected": turns(("user", "q"), ("assistant", "b"))},
+            {"messages": "chosen"},
+        ),
+    ],
+)
+def test_columns_of_public_data_sets_are_computed_into_the_hint(row, columns):
+    with pytest.raises(HarnessError) as error:
+        read_rows(row)
+    line = str(error.value)
+    assert ("preference pairs" in line) == ("chosen" in row)
+    suggested = json.loads("{" + line[line.index('"columns"') :] + "}")
+    assert suggested == {"columns": columns}
+    (example,) = read_rows(row, columns=columns)
+    assert example.messages[-1].content in ("a", "d")
+
+
+def test_an_empty_cell_and_values_of_python_are_named():
+    with pytest.raises(HarnessError, match=r"has an empty cell in 'output': the value is NaN; drop such rows"):
+        read_rows({"instruction": "q", "output": float("nan")})
+    with pytest.raises(HarnessError, match=r"it is a value of Python, in single quotes: write it with json.dumps"):
+        read_rows({"messages": "[{'role': 'user', 'content': 'q'}]"})
