@@ -11,11 +11,10 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from transformers import PreTrainedTokenizerBase
 
 from harness.data.checks.findings import FullyTruncatedRows
 from harness.data.mixing.stage_layout import build_stage_dataset
@@ -28,6 +27,9 @@ from harness.errors import HarnessError, raise_all
 from harness.interfaces.source import Source
 from harness.interfaces.template import Template
 from harness.types import Example, Plan, Progress, StageDataset, Suite, no_progress
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 IDS_PER_BLOCK = 10_000
 """Ids that are hashed at once."""

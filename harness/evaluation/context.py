@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from harness.data.tokenization.prompts import encode_prompt
 from harness.errors import HarnessError, RunError
-from harness.evaluation.padding_probe import FULL_SUPPORT, BatchSupport
+from harness.evaluation.batch_support import FULL_SUPPORT, BatchSupport
 from harness.interfaces.template import Template
 from harness.model.position_limit import config_as_dict, position_limit
 from harness.types import Example, Suite

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import pickle
-import re
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -12,19 +10,20 @@ import torch
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    AutoTokenizer,
     GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
 from harness.errors import HarnessError
-from harness.model import added_tokens, hub, model_config
+from harness.model import added_tokens, hub
 from harness.model import device as device_module
 from harness.model.added_tokens import ADDED_ROWS_ATTRIBUTE as ADDED_ROWS_ATTRIBUTE
 from harness.model.locate import ModelLocation
 from harness.model.precision import upcast_norms_and_embeddings
 from harness.model.quantization import finish_dequantization
+from harness.model.tokenizer import from_pretrained_options, load_error, load_published_tokenizer
+from harness.model.tokenizer import load_tokenizer as load_tokenizer
 from harness.types import Progress, no_progress
 from harness.utils.formatting import join_names
 from harness.utils.silence import silence_libraries
@@ -39,46 +38,6 @@ PUBLISHED_CONFIG_ATTRIBUTE = "harness_published"
 
 _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "typical_p", "top_h", "epsilon_cutoff", "eta_cutoff")
 _LENGTHS = ("max_length", "min_length", "max_new_tokens", "min_new_tokens")
-
-
-def load_tokenizer(location: ModelLocation, settings: Mapping[str, Any]) -> PreTrainedTokenizerBase:
-    """Return the model's fast tokenizer with the tokens that the spec adds, and with a pad token.
-
-    The pad token is the spec's, else the tokenizer's, else the end-of-sequence token. One without a row in the model's
-    embeddings is replaced by another control token.
-
-    The padding side is that of the published tokenizer; code that pads sets it.
-
-    Args:
-        location: The model, as `resolve_model` returns it.
-        settings: The spec's `model`.
-
-    Raises:
-        HarnessError: There is no tokenizer, it is a slow one, or it has neither a pad nor an end-of-sequence token.
-    """
-    location = location.base or location
-    tokenizer = _load_published_tokenizer(location, settings)
-    added_tokens.add_to_tokenizer(tokenizer, location.added)
-    config = model_config.load_located_config(location)
-    added_tokens.choose_pad_token(tokenizer, model_config.embedding_rows(config), location.added, location.path)
-    return tokenizer
-
-
-def _load_published_tokenizer(location: ModelLocation, settings: Mapping[str, Any]) -> PreTrainedTokenizerBase:
-    try:
-        with silence_libraries():
-            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-                location.path, **_from_pretrained_options(location, settings)
-            )
-    except Exception as error:
-        raise _load_error(error, location, "tokenizer") from error
-    if not tokenizer.is_fast:
-        raise HarnessError(
-            WHERE,
-            f"{type(tokenizer).__name__} of '{location.path}' is a slow tokenizer, without token offsets",
-            "give a model with a tokenizer.json",
-        )
-    return tokenizer
 
 
 def load_model(
@@ -117,13 +76,13 @@ def load_model(
                 dtype=dtype,
                 attn_implementation=attention,
                 output_loading_info=True,
-                **_from_pretrained_options(location, settings),
+                **from_pretrained_options(location, settings),
             )
     except Exception as error:
         if isinstance(error, ValueError) and "attn_implementation" in str(error):
             what = f"the code of '{location.path}' does not support {attention}"
             raise HarnessError("model.attention", what, "use 'auto', which chooses what it supports") from error
-        raise _load_error(error, location, "model") from error
+        raise load_error(error, location, "model") from error
     if info["missing_keys"] or info["mismatched_keys"]:
         unfilled = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
         raise HarnessError(
@@ -135,7 +94,7 @@ def load_model(
     finish_dequantization(model, _load_config(location, settings), dtype)
     tokenizer = load_tokenizer(location, settings)
     if location.added:
-        new_ids = added_tokens.add_to_tokenizer(_load_published_tokenizer(location, settings), location.added)
+        new_ids = added_tokens.add_to_tokenizer(load_published_tokenizer(location, settings), location.added)
         setattr(model, ADDED_ROWS_ATTRIBUTE, added_tokens.grow_embeddings(model, tokenizer, new_ids))
     upcast_norms_and_embeddings(model)
     _configure_model(model, tokenizer)
@@ -168,7 +127,7 @@ def load_on_meta(location: ModelLocation, settings: Mapping[str, Any]) -> PreTra
     except Exception as error:
         if location.kind == "hub":
             return None
-        raise _load_error(error, location, "config") from error
+        raise load_error(error, location, "config") from error
 
 
 def source_digest(model: Any) -> str | None:
@@ -203,56 +162,12 @@ def _attach_adapter(model: PreTrainedModel, location: ModelLocation) -> PreTrain
         with silence_libraries(), torch.random.fork_rng():
             adapted = PeftModel.from_pretrained(model, location.path, is_trainable=True)
     except Exception as error:
-        raise _load_error(error, location, "adapter") from error
+        raise load_error(error, location, "adapter") from error
     return cast(PreTrainedModel, adapted.eval())
 
 
 def _load_config(location: ModelLocation, settings: Mapping[str, Any]) -> Any:
-    return AutoConfig.from_pretrained(location.path, **_from_pretrained_options(location, settings))
-
-
-def _from_pretrained_options(location: ModelLocation, settings: Mapping[str, Any]) -> dict[str, Any]:
-    options: dict[str, Any] = {"trust_remote_code": bool(settings.get("trust_remote_code", False))}
-    if location.kind == "hub":
-        options["revision"] = location.revision or "main"
-        options["local_files_only"] = not location.reachable
-    return options
-
-
-def _load_error(error: BaseException, location: ModelLocation, part: str) -> HarnessError:
-    """Return the error as one line with a remedy; raise an error that is not caused by the input."""
-    if isinstance(error, HarnessError):
-        return error
-    if "trust_remote_code" in str(error):
-        return HarnessError(
-            WHERE,
-            f"the {part} of '{location.path}' needs code that comes with it",
-            "read that code, and set model.trust_remote_code to true if you trust it",
-        )
-    if isinstance(error, pickle.UnpicklingError | EOFError) or "PytorchStreamReader" in str(error):
-        return _weight_file_error(error, location, part)
-    if location.kind == "hub":
-        return hub.hub_error(error, location.path, location.revision)
-    if isinstance(error, OSError | ValueError | ImportError | KeyError) or type(error).__name__ == "SafetensorError":
-        text = str(error).splitlines()[0] if str(error) else type(error).__name__
-        return HarnessError(
-            WHERE, f"the {part} of '{location.path}' cannot be loaded: {text}", "check that the folder is complete"
-        )
-    raise error
-
-
-def _weight_file_error(error: BaseException, location: ModelLocation, part: str) -> HarnessError:
-    """Return the error of a `.bin` file. torch's own text advises to execute the code in the file."""
-    foreign = re.search(r"GLOBAL (\S+)", str(error))
-    if foreign is None:
-        what = f"the {part} of '{location.path}' cannot be loaded: a .bin file is damaged or has no weights"
-        return HarnessError(WHERE, what, "copy it again, or give a folder with model.safetensors")
-    return HarnessError(
-        WHERE,
-        f"the {part} of '{location.path}' cannot be loaded: a .bin file holds an object of {foreign[1]}, whose code "
-        "would be executed",
-        "save only the weights: model.save_pretrained(FOLDER) writes model.safetensors",
-    )
+    return AutoConfig.from_pretrained(location.path, **from_pretrained_options(location, settings))
 
 
 def _configure_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

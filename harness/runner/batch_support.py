@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from harness.evaluation.padding_probe import FULL_SUPPORT, BatchSupport, probe_batch_support
+from harness.evaluation.batch_support import FULL_SUPPORT, BatchSupport
+from harness.evaluation.padding_probe import probe_batch_support
 from harness.events import WarningRaised
 from harness.model.precision import autocast_context
 from harness.registry import Registry

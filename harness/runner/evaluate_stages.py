@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from harness.evaluation import evaluate
+from harness.evaluation.batch_support import BatchSupport
 from harness.evaluation.context import ModelToEvaluate
-from harness.evaluation.padding_probe import BatchSupport
 from harness.events import SuitesEvaluated, VariantEvaluated, WarningRaised
 from harness.interfaces.metric import Metric
 from harness.model import load, save

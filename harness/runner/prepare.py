@@ -20,8 +20,9 @@ from harness.evaluation import row_requirements
 from harness.events import ProgressUpdated, WarningRaised
 from harness.interfaces.metric import Metric
 from harness.interfaces.template import Template
-from harness.model import device, load, locate, model_config
+from harness.model import locate, model_config
 from harness.model.added_tokens import replaced_pad_token
+from harness.model.tokenizer import load_tokenizer
 from harness.registry import Registry
 from harness.runner import bounded_plan, embedding_rows
 from harness.spec import plan as plan_module
@@ -107,7 +108,7 @@ def prepare_run(
         earlier_warnings = plan.warnings
         plan = bounded_plan.bound_plan(plan, config, registry)
         _emit_warnings(registry, plan.warnings[len(earlier_warnings) :])
-    device.resolve_dtype(plan.train["precision"], device.select_device())
+    _require_precision(plan.train["precision"])
     template = registry.create("templates", *plan.template)
     templates = {suite.name: registry.create("templates", *suite.template) for suite in plan.suites if suite.template}
     if not spec.document["checks"]["other_template"]:
@@ -204,6 +205,14 @@ def write_report_page(registry: Registry, write_file: Callable[[Path], Path], fo
         registry.emit(WarningRaised(text=text))
 
 
+def _require_precision(precision: str) -> None:
+    """Require a device that supports the precision. Every device supports `auto` and `float32`."""
+    if precision not in ("auto", "float32"):
+        from harness.model import device  # imports torch
+
+        device.resolve_dtype(precision, device.select_device())
+
+
 def _load_tokenizer(spec: Spec, plan: Plan, progress: Progress) -> tuple[locate.ModelLocation, Any]:
     """Locate the model and load its tokenizer. An error names the key of the spec."""
     error_class: type[HarnessError] = HarnessError
@@ -211,7 +220,7 @@ def _load_tokenizer(spec: Spec, plan: Plan, progress: Progress) -> tuple[locate.
         location = locate.resolve_model(plan.model, output=spec.document["output"], progress=progress)
         if (location.base or location).kind == "hub":
             error_class = ModelUnreachable
-        return location, load.load_tokenizer(location, plan.model)
+        return location, load_tokenizer(location, plan.model)
     except HarnessError as error:
         names_its_key = error.where.startswith("model.")
         where = spec.where(tuple(error.where.split(".")) if names_its_key else ("model", "path"))

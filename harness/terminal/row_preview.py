@@ -6,13 +6,12 @@ import re
 from bisect import bisect_right
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
-from transformers import PreTrainedTokenizerBase
 
 from harness.data.tokenization.rendering import Rendering
 from harness.data.tokenization.special_tokens import special_token_guard, tokenize_with_offsets
@@ -23,6 +22,9 @@ from harness.runner import prepare
 from harness.spec.spec import Spec
 from harness.types import Example, Message, Span, TokenizedExample
 from harness.utils.formatting import encodable_segments, one_line, printable
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 TRAINED_STYLE, UNTRAINED_STYLE, CONTROL_STYLE, LABEL_STYLE = "bold green", "dim", "underline", "bold cyan"
 TRAINED_OPEN, TRAINED_CLOSE = "⟦", "⟧"

@@ -54,6 +54,13 @@ def test_a_command_that_runs_no_model_imports_no_heavy_package(arguments):
     assert names & HEAVY == set()
 
 
+@pytest.mark.parametrize("module", ["runner.data_check", "runner.prepare", "terminal.row_preview"])
+def test_what_checks_data_imports_neither_torch_nor_transformers(module):
+    """The tokenizer is loaded with transformers' `AutoTokenizer`, which is imported when it is called."""
+    _, names = imported_packages(f"import sys, harness.{module}\ncode = 0\n")
+    assert names & (HEAVY - {"numpy"}) == set()
+
+
 @pytest.mark.parametrize("command", ["run", "plan", "check", "preview"])
 def test_an_invalid_spec_is_rejected_before_a_heavy_package_is_imported(command):
     code, names = imported_packages(COMMAND, command, SPEC, "--set", "evaluate.general.source=nowhere")

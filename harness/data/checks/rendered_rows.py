@@ -8,13 +8,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
 from harness.data.tokenization.special_tokens import compile_alternation
 from harness.errors import HarnessError
 from harness.interfaces.template import Template
 from harness.types import Example, Progress, no_progress
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 FEW_ROWS = 3
 """Rows of a source with markers that are not worth a warning: a row may be about a token."""

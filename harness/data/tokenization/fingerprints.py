@@ -18,10 +18,8 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary, WeakSet, WeakValueDictionary
-
-from transformers import PreTrainedTokenizerBase
 
 from harness.data.tokenization.rendering import Rendering, render_messages
 from harness.data.tokenization.special_tokens import special_token_guard
@@ -29,6 +27,9 @@ from harness.errors import HarnessError
 from harness.interfaces.template import Template
 from harness.types import Message, Plan, ToolCall
 from harness.utils.json_depth import load_json
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 FINGERPRINTED_LIBRARIES = ("harness-sft", "tokenizers", "transformers", "jinja2")
 """Distributions whose versions are part of a tokenization fingerprint."""

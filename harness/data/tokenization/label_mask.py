@@ -15,11 +15,10 @@ from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from tokenizers import Encoding
-from transformers import PreTrainedTokenizerBase
 
 from harness.data.tokenization.byte_level import ByteWidths
 from harness.data.tokenization.rendering import (
@@ -32,6 +31,9 @@ from harness.data.tokenization.rendering import (
 from harness.data.tokenization.special_tokens import SpecialTokenGuard, special_token_guard
 from harness.interfaces.template import Template
 from harness.types import Example
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True, slots=True)

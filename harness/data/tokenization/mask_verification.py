@@ -11,9 +11,9 @@ from __future__ import annotations
 import re
 import zlib
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from tokenizers import Tokenizer
-from transformers import PreTrainedTokenizerBase
 
 from harness.data.tokenization.label_mask import MaskedTokens
 from harness.data.tokenization.prompts import tokenize_prompt
@@ -28,6 +28,9 @@ from harness.data.tokenization.special_tokens import special_token_guard, tokeni
 from harness.errors import HarnessError
 from harness.interfaces.template import Template
 from harness.types import Example, Message
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 class SpanDecoder:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Sequence
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
 from harness.data.tokenization.rendering import Rendering, is_plain_text, render_messages, render_spans
 from harness.data.tokenization.special_tokens import special_token_guard, tokenize_with_offsets
 from harness.errors import HarnessError
 from harness.interfaces.template import Template
 from harness.types import Example, Message
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 PLACEHOLDER_RESPONSE = Message("assistant", "A")
 """A response that begins with a letter, as most do."""

@@ -9,13 +9,14 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any
 
 from harness.errors import HarnessError
 from harness.interfaces.template import Template
 from harness.types import Example, Message, Span
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 TEXT_ROLE = "text"
 """The role of the only message of a plain text."""

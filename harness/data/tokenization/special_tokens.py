@@ -18,17 +18,19 @@ import re
 from collections.abc import Iterable, Sequence
 from functools import cached_property, lru_cache
 from itertools import chain
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
-from transformers import PreTrainedTokenizerBase
 
 from harness.data.tokenization.byte_level import ByteWidths
 from harness.data.tokenization.rendering import Interval, Rendering
 from harness.errors import HarnessError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 _IdsWithEncoding = tuple[list[int], Encoding]
 """Ids, and the encoding with their offsets. A list of all offsets costs more than the tokens, and few are read."""

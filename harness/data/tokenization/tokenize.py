@@ -12,11 +12,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Encoding
-from transformers import PreTrainedTokenizerBase
 
 from harness.data.tokenization import token_cache
 from harness.data.tokenization.fingerprints import NotFingerprintable, tokenization_fingerprint
@@ -29,6 +29,9 @@ from harness.data.tokenization.tokenized_rows import TokenizedRows
 from harness.errors import HarnessError
 from harness.interfaces.template import Template
 from harness.types import IGNORE_INDEX, Example, Progress, TokenizedExample, no_progress
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 TOKENIZE_BATCH_ROWS = 512
 """Rows that `tokenize_examples` tokenizes in one call."""

@@ -7,7 +7,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from harness.errors import HarnessError
-from harness.evaluation.padding_probe import FULL_SUPPORT, BatchSupport, probe_batch_support
+from harness.evaluation.batch_support import FULL_SUPPORT, BatchSupport
+from harness.evaluation.padding_probe import probe_batch_support
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
 GPT_SIZES = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256}
