@@ -35,6 +35,8 @@ GateOutcome = Literal["passed", "failed", "not enough evidence"]
 
 LEVEL_TESTS = ("at_least", "at_most")
 DIRECTED_TESTS = ("gains_at_least", "loses_at_most")
+DEFAULT_TEST = "loses_at_most"
+"""The test of a condition on a primary score that names none; its limit is the score's margin."""
 
 
 @dataclass(frozen=True)
@@ -47,12 +49,14 @@ class ScoreForGate:
         higher_is_better: None if neither direction is better.
         since: The stage that the difference is relative to, if the base was not measured by this score; "" for the
             base.
+        margin: The margin of a suite's primary score; None for any other.
     """
 
     after: Estimate
     difference: Estimate | None
     higher_is_better: bool | None
     since: str = ""
+    margin: float | None = None
 
 
 @dataclass(frozen=True)
@@ -129,7 +133,7 @@ def validate_gate(conditions: Sequence[Mapping[str, Any]], where: Sequence[str])
     """
     for condition, location in zip(conditions, where, strict=True):
         tests = [name for name in TESTS if condition.get(name) is not None]
-        if len(tests) != 1:
+        if len(tests) > 1 or (condition["summary"] is not None and not tests):
             what = f"a condition needs exactly one test, this one has {', '.join(tests) or 'none'}"
             yield HarnessError(location, what, f"use one of {', '.join(TESTS)}")
         elif condition["summary"] is not None and tests[0] not in LEVEL_TESTS:
@@ -184,8 +188,11 @@ def condition_key(condition: Mapping[str, Any]) -> str:
 
 def _evaluate_condition(condition: Mapping[str, Any], scores: Mapping[str, ScoreForGate]) -> GateResult:
     key = condition_key(condition)
-    (test,) = (name for name in TESTS if condition.get(name) is not None)
-    limit = float(condition[test])
+    test = next((name for name in TESTS if condition.get(name) is not None), DEFAULT_TEST)
+    if condition.get(test) is None and key in scores and scores[key].margin is None:
+        raise HarnessError("gate", f"{key!r} is not a primary score and has no margin", f'add "{DEFAULT_TEST}": 0.05')
+    margin = scores[key].margin if key in scores else None
+    limit = float(margin or math.nan) if condition.get(test) is None else float(condition[test])
     if key not in scores:
         if condition["summary"] is not None and _is_known_score(condition["score"], scores):
             text = _describe_condition(condition, test, limit)

@@ -238,6 +238,7 @@ def gate_scores_from_report(report_json: Mapping[str, Any]) -> dict[str, ScoreFo
             parse_estimate(change["difference"]),
             change["higher_is_better"],
             _first_measured_stage(change["after_stages"], report_json["stages"]),
+            change.get("margin"),
         )
         for change in report_json["changes"]
     }
@@ -271,6 +272,7 @@ def _gate_scores(
             change.difference,
             change.higher_is_better,
             _first_measured_stage(change.after_stages, stage_names),
+            change.margin,
         )
         for change in changes
     }

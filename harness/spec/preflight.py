@@ -58,7 +58,7 @@ def preflight(spec: Spec, plan: Plan, registry: Registry, *, will_train: bool = 
     if will_train:
         errors = [
             *_primary_score_errors(spec, plan.suites, metrics),
-            *_gate_errors(spec, metrics),
+            *_gate_errors(spec, plan.suites, metrics),
             *_mid_stage_errors(spec, plan, metrics),
             *errors,
             *_fixed_server_model_errors(spec, plan.suites),
@@ -191,7 +191,7 @@ def _fixed_server_model_errors(spec: Spec, suites: Sequence[Suite]) -> Iterator[
 # -- the gate ---------------------------------------------------------------------------------------------------------
 
 
-def _gate_errors(spec: Spec, metrics: MetricsBySuite) -> Iterator[HarnessError]:
+def _gate_errors(spec: Spec, suites: Sequence[Suite], metrics: MetricsBySuite) -> Iterator[HarnessError]:
     """Yield errors of gate conditions that no run of the spec could meet or fail."""
     suite_scores = {
         f"{suite}/{score}"
@@ -200,6 +200,8 @@ def _gate_errors(spec: Spec, metrics: MetricsBySuite) -> Iterator[HarnessError]:
         for score in metric.score_names
     }
     summary_names = gate.summary_score_names(metrics)
+    primary = {suite.name: primary_score(suite, metrics[suite.name]) for suite in suites}
+    primary_names = {f"{suite}/{found[1]}" for suite, found in primary.items() if found is not None}
     for index, condition in enumerate(spec.document["gate"]):
         known = suite_scores if condition["summary"] is None else set(summary_names.values())
         if condition["score"] not in known:
@@ -211,6 +213,9 @@ def _gate_errors(spec: Spec, metrics: MetricsBySuite) -> Iterator[HarnessError]:
                 "use rises_at_most or falls_at_most",
             )
             yield HarnessError(spec.where(("gate", index, "score")), what, hint)
+        elif all(condition.get(test) is None for test in gate.TESTS) and condition["score"] not in primary_names:
+            what = f"{condition['score']!r} is not the primary score of its suite, so the condition needs a test"
+            yield HarnessError(spec.where(("gate", index)), what, f"use one of {', '.join(gate.TESTS)}")
 
 
 def _available_hint(requested: str, available: Iterable[str]) -> str:

@@ -207,7 +207,8 @@ GATE_KEYS: dict[str, Any] = {
             "falls_at_most": "The score may fall by at most this below the base model.",
             "falls_at_least": "The score must fall by at least this below the base model.",
             "gains_at_least": "The score must improve by at least this, in the metric's direction.",
-            "loses_at_most": "The score may get worse by at most this, in the metric's direction.",
+            "loses_at_most": "The score may get worse by at most this, in the metric's direction. A primary score "
+            "without any test may get worse by at most its margin.",
             "at_least": "The score must end at this or above.",
             "at_most": "The score must end at this or below.",
         }.items()

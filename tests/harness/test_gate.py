@@ -159,7 +159,7 @@ def test_missing_summary_fails_only_its_condition() -> None:
 @pytest.mark.parametrize(
     ("invalid_condition", "message"),
     [
-        (condition("a/b"), "this one has none"),
+        (condition("a/b", summary="forgetting"), "this one has none"),
         (condition("a/b", at_least=1, at_most=2), "at_least, at_most"),
         (condition("b", at_least=1), "does not name its suite"),
         (condition("b", summary="forgetting", gains_at_least=1), "tests a difference"),
@@ -197,3 +197,14 @@ def test_missing_summary_with_long_name_fails() -> None:
     summary_condition = condition("one.acc", summary="forgetting", at_most=0.1)
     (result,) = evaluate_gate([summary_condition], {"desk/acc": score_for_gate(0, 0, 0)})
     assert not result.passed
+
+
+def test_a_primary_score_without_a_test_may_lose_at_most_its_margin() -> None:
+    score = replace(score_for_gate(-0.04, -0.01, 0.02), margin=0.05)
+    (result,) = evaluate_gate([condition("general/rougeL")], {"general/rougeL": score})
+    assert (result.outcome, result.limit) == ("passed", 0.05)
+    assert result.text == "general/rougeL must lose at most 0.05"
+    (result,) = evaluate_gate([condition("general/rougeL")], {"general/rougeL": replace(score, margin=0.03)})
+    assert result.outcome == "not enough evidence"
+    with pytest.raises(HarnessError, match="is not a primary score and has no margin"):
+        evaluate_gate([condition("general/rougeL")], {"general/rougeL": replace(score, margin=None)})
