@@ -75,7 +75,8 @@ INVALID_CHANGES = {
     "a gate without a test on another than the primary score": (
         {"gate": [{"score": "chat/response_nll"}]},
         "gate.0: 'chat/response_nll' is not the primary score of its suite, so the condition needs a test; use one "
-        "of rises_at_most, rises_at_least, falls_at_most, falls_at_least, gains_at_least, loses_at_most, at_least, at_most",
+        "of rises_at_most, rises_at_least, falls_at_most, falls_at_least, gains_at_least, loses_at_most, at_least, "
+        "at_most",
     ),
     "a gate's score": (
         {"gate": [{"score": "desk/chrff", "at_least": 1}]},
