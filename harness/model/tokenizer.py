@@ -89,11 +89,21 @@ def load_error(error: BaseException, location: ModelLocation, part: str) -> Harn
     if location.kind == "hub":
         return hub.hub_error(error, location.path, location.revision)
     if isinstance(error, OSError | ValueError | ImportError | KeyError) or type(error).__name__ == "SafetensorError":
-        text = str(error).splitlines()[0] if str(error) else type(error).__name__
-        return HarnessError(
-            WHERE, f"the {part} of '{location.path}' cannot be loaded: {text}", "check that the folder is complete"
-        )
+        text = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        hint = _missing_package_hint(error) or "check that the folder is complete"
+        return HarnessError(WHERE, f"the {part} of '{location.path}' cannot be loaded: {text}", hint)
     raise error
+
+
+def _missing_package_hint(error: BaseException) -> str | None:
+    """Return how to install the package that loading needs; None if no package is missing."""
+    named = re.search(r"pip install (?:-U |--upgrade )?([\w.-]+)", str(error))
+    if isinstance(error, ImportError):
+        module = (error.name or "").partition(".")[0]
+        required = re.search(r"requires? the (\w+) library", str(error))
+        package = named[1] if named else module or (required[1].lower() if required else "")
+        return f"pip install {package}" if package else "install the package that the message names"
+    return f"pip install {named[1]}" if named else None
 
 
 def _weight_file_error(error: BaseException, location: ModelLocation, part: str) -> HarnessError:

@@ -80,10 +80,11 @@ def verify_packing_isolation(model: PreTrainedModel) -> None:
     """
     if not rows_are_isolated(model):
         attention = getattr(model.config, "_attn_implementation", None) or "its own"
+        others = [f'"{other}"' for other in ("sdpa", "eager") if other != attention]
         raise HarnessError(
             "train.packing",
             f"with attention '{attention}', packed rows attend to each other in a {model.config.model_type} model",
-            "set model.attention to 'sdpa' or 'eager', or train.packing to false",
+            f"set train.packing to false, or try model.attention {' or '.join(others)}",
         )
 
 

@@ -19,7 +19,8 @@ from harness.model.load import (
     load_tokenizer,
     parameter_count,
 )
-from harness.model.locate import resolve_model
+from harness.model.locate import ModelLocation, resolve_model
+from harness.model.tokenizer import load_error
 
 torch.set_num_threads(1)
 TOKENS = torch.tensor([[5, 6, 7, 8]])
@@ -284,3 +285,26 @@ def test_model_is_on_the_gpu_in_the_resolved_dtype(folder):
     assert model.dtype == device.resolve_dtype("auto", device.select_device())
     tokens = torch.tensor([[5, 6, 7]], device=model.device)
     assert torch.isfinite(model(tokens).logits).all()
+
+
+@pytest.mark.parametrize(
+    ("error", "what", "hint"),
+    [
+        (ModuleNotFoundError("No module named 'tiktoken'", name="tiktoken"), "No module named", "pip install tiktoken"),
+        (
+            ImportError("\nT5Converter requires the SentencePiece library but it was not found."),
+            "T5Converter requires",
+            "pip install sentencepiece",
+        ),
+        (
+            ValueError("blobfile is not installed. Please install it: pip install blobfile"),
+            "blobfile",
+            "pip install blobfile",
+        ),
+        (OSError("no file named model.safetensors"), "no file named", "check that the folder is complete"),
+    ],
+)
+def test_a_missing_package_is_named_with_the_command_that_installs_it(error, what, hint):
+    found = load_error(error, ModelLocation("folder", "./m", None, "0"), "tokenizer")
+    assert found.what.startswith(f"the tokenizer of './m' cannot be loaded: {what}")
+    assert found.hint == hint

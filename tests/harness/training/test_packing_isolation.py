@@ -25,8 +25,9 @@ def test_model_whose_rows_attend_to_each_other_is_rejected(tiny_model, monkeypat
     import transformers.masking_utils as masks
 
     monkeypatch.setattr(masks, "find_packed_sequence_indices", lambda position_ids: None)
-    with pytest.raises(HarnessError, match=r"train\.packing: with attention 'sdpa'.*attend to each other.*'eager'"):
+    with pytest.raises(HarnessError, match=r"train\.packing: with attention 'sdpa'.*attend to each other") as caught:
         verify_packing_isolation(tiny_model)
+    assert caught.value.hint == 'set train.packing to false, or try model.attention "eager"'
 
 
 def test_model_that_ignores_where_a_row_starts_is_rejected(tiny_model):
