@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from harness.comparison.paired_scores import PairedScore, PairwiseComparer
 from harness.errors import HarnessError
+from harness.evaluation.scoring import item_values
 from harness.interfaces.metric import Metric
 from harness.report.flips import ItemAnswer, describe_answer
 from harness.report.paired_difference import align_items
@@ -123,7 +124,4 @@ def _score_of_pair(evaluation: Evaluation, pair: PairedScore) -> Score:
 
 
 def _score_by_item_id(evaluation: Evaluation, score: Score, metric: Metric) -> dict[str, float]:
-    return {
-        item.id: float(metric.aggregate(score.name, list(statistics)))
-        for item, statistics in zip(evaluation.items, score.statistics, strict=True)
-    }
+    return {item.id: value for item, value in zip(evaluation.items, item_values(score, metric), strict=True)}

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from harness.errors import HarnessError
-from harness.evaluation.predictions import load_predictions, predictions_path
+from harness.evaluation.predictions import load_items, predictions_path
 from harness.report import finished_run
 from harness.report.finished_run import FinishedRun
 from harness.types import Item
@@ -82,7 +82,7 @@ class LoadedRun:
         """
         name = predictions_path(Path(), suite, stage - self._earlier_stage_count()).name
         file = self.fetch_file(f"predictions/{name}")
-        return {item.id: item for item in load_predictions(file).items}
+        return {item.id: item for item in load_items(file)}
 
     def _earlier_stage_count(self) -> int:
         """Return how many stages of the scores belong to an earlier run, which stores their predictions itself."""

@@ -16,7 +16,7 @@ from harness.evaluation.likelihood import BaseDivergences, ResponseLikelihoods
 from harness.evaluation.multiple_choice import ChoiceLikelihoods
 from harness.evaluation.predictions import PredictionsWriter, item_from_example, open_predictions
 from harness.evaluation.rolling_likelihood import RollingLikelihoods
-from harness.evaluation.scoring import find_limit_violations, score_items
+from harness.evaluation.scoring import find_limit_violations, item_values, score_items
 from harness.interfaces.metric import Metric
 from harness.types import Evaluation, Example, Item, Progress, Suite, no_progress
 
@@ -107,7 +107,9 @@ def evaluate_suite(
         for requirement in MEASUREMENTS:
             if requirement in required:
                 _measure_items(requirement, context, items, file, fingerprint, counter)
+    file.finalize(items)  # complete, even if a metric then fails
     scores = score_items(items, metrics, suite=suite.name, stage=subject.stage)
+    file.finalize(items, {score.name: item_values(score, metrics[score.metric]) for score in scores})
     violations = find_limit_violations(suite, subject.stage, items, scores)
     return Evaluation(subject.stage, suite.name, tuple(items), scores, violations)
 

@@ -1,27 +1,30 @@
 """The predictions file of a suite: its items, written as they are measured.
 
-`<suite>-stage<k>.jsonl` has JSON lines. The first is a header, `{"header": {...}}`, with everything that the numbers
-depend on. During an evaluation each further line has the fields that were just measured of one item, and is flushed at
-once. Lines with the same `id` are merged. When the evaluation is complete, the file is replaced atomically by one line
-per item, in the suite's order.
+`<suite>-stage<k>.jsonl` has one JSON line per item, in the suite's order, with the item's own `scores`. During an
+evaluation each line has the fields that were just measured of one item, and is flushed at once. Lines with the same
+`id` are merged. When the evaluation is complete, the file is replaced atomically.
+
+`<suite>-stage<k>.header.json` beside it has everything that the numbers depend on. Files of format 1 had the header as
+their first line. They can be read, but a new evaluation measures their items again.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
 from harness.errors import HarnessError
 from harness.types import Example, Item, Message
+from harness.utils.atomic_write import atomic_write
 from harness.utils.json_depth import load_json
+from harness.utils.json_files import json_safe, write_json
 
-PREDICTIONS_FORMAT = 1
+PREDICTIONS_FORMAT = 2
 _TUPLE_FIELDS = ("choices", "choice_lls")
 _ITEM_FIELDS = tuple(field.name for field in dataclasses.fields(Item))
 
@@ -52,6 +55,17 @@ def predictions_path(folder: Path, suite: str, stage: int) -> Path:
     return Path(folder) / f"{suite}-stage{stage}.jsonl"
 
 
+def header_path(file: Path) -> Path:
+    """Return the path of the header of a predictions file."""
+    return file.with_suffix(".header.json")
+
+
+def stored_files(folder: Path, stage: int) -> list[Path]:
+    """Return the predictions files of a stage and their headers, to be copied to another folder."""
+    files = sorted(folder.glob(f"*-stage{stage}.jsonl"))
+    return [path for file in files for path in (file, header_path(file)) if path.is_file()]
+
+
 @dataclass(frozen=True)
 class PredictionsFile:
     """The contents of a predictions file.
@@ -60,25 +74,41 @@ class PredictionsFile:
         header: `suite`, `stage`, `items` (number of items of the suite), `identity` and `settings`.
         items: The items; of an interrupted evaluation, those that were measured.
         complete: Whether the evaluation is complete.
+        scores: Item id -> score name -> the score of the item alone; None is not a number. Files of format 1 have none.
     """
 
     header: Mapping[str, Any]
     items: tuple[Item, ...]
     complete: bool
+    scores: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
 
 
 def load_predictions(file: Path) -> PredictionsFile:
-    """Load a predictions file, also one of an interrupted evaluation.
+    """Load a predictions file with its header, also one of an interrupted evaluation.
 
     Raises:
-        HarnessError: The file is not a predictions file.
+        HarnessError: The file is not a predictions file, or has no header.
     """
     header, records, _ = _read_records(Path(file))
     if header is None:
-        raise HarnessError(str(file), "is not a predictions file", "evaluate the suite first: harness run SPEC")
+        what = f"is not a predictions file: there is no {header_path(Path(file)).name} beside it"
+        raise HarnessError(str(file), what, "evaluate the suite again: harness evaluate RUN")
     return PredictionsFile(
-        header, tuple(_item_from_record(record) for record in records.values()), bool(header.get("whole"))
+        header,
+        tuple(map(_item_from_record, records.values())),
+        bool(header.get("whole")),
+        {item_id: record["scores"] for item_id, record in records.items() if record.get("scores")},
     )
+
+
+def load_items(file: Path) -> tuple[Item, ...]:
+    """Load the items of a predictions file, without its header."""
+    return tuple(map(_item_from_record, _read_records(file)[1].values()))
+
+
+def load_item_scores(file: Path) -> dict[str, Mapping[str, float | None]]:
+    """Return item id -> score name -> the score of the item alone; {} for a file of format 1."""
+    return {item_id: record["scores"] for item_id, record in _read_records(file)[1].items() if record.get("scores")}
 
 
 class PredictionsWriter:
@@ -90,6 +120,7 @@ class PredictionsWriter:
 
     def __init__(
         self,
+        path: Path | None = None,
         stream: IO[bytes] | None = None,
         header: dict[str, Any] | None = None,
         records: dict[str, dict[str, Any]] | None = None,
@@ -98,12 +129,13 @@ class PredictionsWriter:
         """Create the writer.
 
         Args:
-            stream: The open file; None if nothing is written.
+            path: Path of the file; None if nothing is written.
+            stream: The open file.
             header: Header of the file.
             records: Item id -> stored fields.
             changed_keys: See the attribute.
         """
-        self._stream, self._header, self._records = stream, header or {}, records or {}
+        self._path, self._stream, self._header, self._records = path, stream, header or {}, records or {}
         self.changed_keys = changed_keys
 
     @property
@@ -114,7 +146,7 @@ class PredictionsWriter:
     def start_measurement(self, measurement_type: str, settings: Mapping[str, Any]) -> None:
         """Write the settings of a measurement into the header."""
         self._header["settings"][measurement_type] = dict(settings)
-        self._write({"header": self._header})
+        self.write_header()
 
     def find_stored_fields(self, item_id: str, measurement_type: str, request_key: str) -> dict[str, Any] | None:
         """Return the stored fields of an item's measurement; None if there are none for this request."""
@@ -132,16 +164,29 @@ class PredictionsWriter:
         _merge_record(self._records, record)
         self._write(record)
 
-    def finalize(self, path: Path, items: Sequence[Item]) -> None:
-        """Replace the file atomically by one line per item."""
-        draft = path.with_suffix(f".draft-{os.getpid()}")
+    def finalize(self, items: Sequence[Item], scores: Mapping[str, Sequence[float]] | None = None) -> None:
+        """Replace the file atomically by one line per item, and mark the header as complete.
+
+        Args:
+            items: The items of the suite.
+            scores: Score name -> the score of each item alone, in the order of `items`.
+        """
+        if self._path is None:
+            return
         common = {"suite": self._header["suite"], "stage": self._header["stage"]}
-        with draft.open("wb") as stream:
-            stream.write(_json_line({"header": {**self._header, "whole": True}}))
-            for item in items:
-                item_fields = {name: getattr(item, name) for name in _ITEM_FIELDS}
-                stream.write(_json_line({"id": item.id, **common, **item_fields, **self._records.get(item.id, {})}))
-        draft.replace(path)
+        with atomic_write(self._path) as draft, draft.open("wb") as stream:
+            for index, item in enumerate(items):
+                record = {"id": item.id, **common, **{name: getattr(item, name) for name in _ITEM_FIELDS}}
+                record |= self._records.get(item.id, {})
+                record["scores"] = json_safe({name: values[index] for name, values in (scores or {}).items()})
+                stream.write(_json_line(record))
+        self._header["whole"] = True
+        self.write_header()
+
+    def write_header(self) -> None:
+        """Write the header to its own file."""
+        if self._path is not None:
+            write_json(header_path(self._path), self._header, indent=2)
 
     def _write(self, record: Mapping[str, Any]) -> None:
         if self._stream is not None:
@@ -153,7 +198,7 @@ class PredictionsWriter:
 def open_predictions(
     folder: Path | None, suite: str, stage: int, items: Sequence[Item], fingerprint: Mapping[str, str]
 ) -> Iterator[PredictionsWriter]:
-    """Open a suite's predictions file; when the context ends without an error, `items` are written completely.
+    """Open a suite's predictions file to measure its items. Call `PredictionsWriter.finalize` after the context.
 
     Stored predictions can be used again if the existing file has the same fingerprint. Otherwise the file is started
     again. An incomplete line, and everything after it, is dropped.
@@ -193,14 +238,22 @@ def open_predictions(
         if resuming:
             stream.truncate(valid_bytes)
             stream.seek(valid_bytes)
-        file = PredictionsWriter(stream, header, records if resuming else {}, changed_keys)
+        file = PredictionsWriter(path, stream, header, records if resuming else {}, changed_keys)
+        file.write_header()
         yield file
-    file.finalize(path, items)
+
+
+def _read_header(path: Path) -> dict[str, Any] | None:
+    try:
+        header = load_json(header_path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return header if isinstance(header, dict) else None
 
 
 def _read_records(path: Path) -> tuple[dict[str, Any] | None, dict[str, dict[str, Any]], int]:
-    """Return the last header, the records by id, and the number of bytes up to the first invalid line."""
-    header: dict[str, Any] | None = None
+    """Return the header, the records by id, and the number of bytes up to the first invalid line."""
+    header = _read_header(path)
     records: dict[str, dict[str, Any]] = {}
     valid_bytes = 0
     with path.open("rb") as file:
@@ -211,12 +264,12 @@ def _read_records(path: Path) -> tuple[dict[str, Any] | None, dict[str, dict[str
                 record = None
             if not isinstance(record, dict) or not (record.keys() & {"header", "id"}):
                 break
-            if "header" in record:
-                header = record["header"]
+            if "header" in record:  # of format 1
+                header = header or record["header"]
             else:
                 _merge_record(records, record)
             valid_bytes += len(line)
-    return (header, records, valid_bytes) if header is not None else (None, {}, 0)
+    return header, records, valid_bytes
 
 
 def _merge_record(records: dict[str, dict[str, Any]], new: Mapping[str, Any]) -> None:
@@ -234,4 +287,4 @@ def _tuple_if_sequence_field(name: str, value: Any) -> Any:
 
 
 def _json_line(record: Mapping[str, Any]) -> bytes:
-    return (json.dumps(record, ensure_ascii=False) + "\n").encode()
+    return (json.dumps(record, ensure_ascii=False) + "\n").encode(errors="backslashreplace")

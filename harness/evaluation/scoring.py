@@ -74,6 +74,14 @@ def _one_score_per_metric(scores: Sequence[Score]) -> Iterator[Score]:
     yield from {score.metric: score for score in scores}.values()
 
 
+def item_values(score: Score, metric: Metric) -> list[float]:
+    """Return the score of each item alone, in the order of the suite's items.
+
+    Of a corpus score, such as BLEU, it is what the metric returns for that item alone.
+    """
+    return [float(metric.aggregate(score.name, list(statistics))) for statistics in score.statistics]
+
+
 _COUNTERS: dict[str, dict[str, Callable[[Item], bool]]] = {
     "answer": {
         "empty": lambda item: item.finish == "empty",

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from harness.evaluation.scoring import item_values
 from harness.interfaces.metric import Metric
 from harness.statistics.intervals import Estimate, estimate
 from harness.types import Evaluation, Item
@@ -81,7 +82,7 @@ def find_flips(first: Evaluation, last: Evaluation, metric: Metric, score_name: 
     Returns:
         The flips; None if an evaluation has no statistics of the score.
     """
-    before, after = (item_values(evaluation, metric, score_name) for evaluation in (first, last))
+    before, after = (_values_of_score(evaluation, metric, score_name) for evaluation in (first, last))
     if not before or {len(before), len(after)} != {len(first.items)} or len(last.items) != len(first.items):
         return None
     sign = 1.0 if metric.higher_is_better else -1.0
@@ -110,11 +111,9 @@ def find_flips(first: Evaluation, last: Evaluation, metric: Metric, score_name: 
     )
 
 
-def item_values(evaluation: Evaluation, metric: Metric, score_name: str) -> list[float]:
-    """Return the score of each item alone; of a corpus score, what the metric returns for that item alone."""
+def _values_of_score(evaluation: Evaluation, metric: Metric, score_name: str) -> list[float]:
     score = next((score for score in evaluation.scores if score.name == score_name), None)
-    statistics = score.statistics if score is not None else ()
-    return [float(metric.aggregate(score_name, list(vector))) for vector in statistics]
+    return [] if score is None else item_values(score, metric)
 
 
 def describe_answer(value: float, item: Item | None) -> ItemAnswer:

@@ -12,6 +12,7 @@ from harness.distributed.processes import SINGLE_PROCESS, Processes
 from harness.errors import HarnessError
 from harness.evaluation import context as context_module
 from harness.evaluation import evaluate, scoring
+from harness.evaluation.predictions import stored_files
 from harness.model import load as load_module
 from harness.model import locate, save
 from harness.model.precision import autocast_context
@@ -218,7 +219,7 @@ def _copy_predictions(run_folder: Path, stage_index: int) -> Path:
     """Create the folder of the new answers, with a copy of the answers after the last stage, to be reused."""
     folder = run_folder / "measured" / "predictions"
     folder.mkdir(parents=True, exist_ok=True)
-    for file in (run_folder / "predictions").glob(f"*-stage{stage_index}.jsonl"):
+    for file in stored_files(run_folder / "predictions", stage_index):
         if not (folder / file.name).exists():
             shutil.copyfile(file, folder / file.name)
     return folder

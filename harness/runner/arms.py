@@ -20,6 +20,7 @@ from typing import Any
 
 from harness.distributed.processes import SINGLE_PROCESS, Processes
 from harness.errors import HarnessError, RunError
+from harness.evaluation.predictions import stored_files
 from harness.events import ArmFinished, ArmPrepared, ArmPreparing, ArmsFinished, ArmsPrepared, ArmStarted, WarningRaised
 from harness.interfaces.metric import Metric
 from harness.interfaces.mitigation import Mitigation
@@ -175,7 +176,7 @@ def reuse_stages(
             if (source / file_name).is_file():  # only a stage with `evaluate_steps` has evaluations
                 shutil.copy2(source / file_name, target / file_name)
         (arm_folder / "predictions").mkdir(parents=True, exist_ok=True)
-        for file in (donor / "predictions").glob(f"*-stage{stage_index}.jsonl"):
+        for file in stored_files(donor / "predictions", stage_index):
             shutil.copy2(file, arm_folder / "predictions" / file.name)
     return best_count
 
@@ -203,7 +204,7 @@ def _link_or_copy(source: str, target: str) -> str:
 def _copy_base_predictions(arms_folder: Path, arm_folder: Path) -> None:
     """Copy the base model's answers of a finished arm; their keys decide whether they are reused."""
     for predictions in sorted(arms_folder.glob("*/predictions")):
-        files = sorted(predictions.glob("*-stage0.jsonl"))
+        files = stored_files(predictions, 0)
         if files and resume.is_finished(predictions.parent):
             (arm_folder / "predictions").mkdir(parents=True, exist_ok=True)
             for file in files:

@@ -242,7 +242,7 @@ def _load_original_items(folder: Path, suites: Sequence[str], output: str) -> di
             folder = find_run(path.removeprefix(RUN_SCHEME), output)
         files = {suite: folder / "predictions" / f"{suite}-stage0.jsonl" for suite in suites}
         return {
-            suite: {item.id: item for item in predictions.load_predictions(file).items}
+            suite: {item.id: item for item in predictions.load_items(file)}
             for suite, file in files.items()
             if file.is_file()
         }

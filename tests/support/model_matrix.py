@@ -133,7 +133,7 @@ class ModelWorkspace:
 def load_items(run_folder: Path, suite: str, stage: int) -> list[dict[str, Any]]:
     """Return the evaluated items of a suite after a stage, in the order of the rows."""
     lines = (run_folder / "predictions" / f"{suite}-stage{stage}.jsonl").read_text().splitlines()
-    return sorted((json.loads(line) for line in lines[1:]), key=lambda item: item["id"])
+    return sorted((json.loads(line) for line in lines), key=lambda item: item["id"])
 
 
 def load_by_documented_lines(folder: Path) -> tuple[Any, Any]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 
+from harness.evaluation import predictions
+from harness.evaluation.scoring import item_values
 from harness.report import arm_comparison, finished_run, run_report
 from support import example_run
 
@@ -90,12 +92,13 @@ def write_run(folder, stages=1, *, evaluations=None, spec=None, gate=(), text=st
     (folder / "predictions").mkdir()
     for stage_index, stage in enumerate(stage_evaluations):
         for evaluation in stage:
-            lines = [{"header": {"suite": evaluation.suite, "whole": True}}]
-            lines += [
-                {"id": item.id, "prompt": item.prompt, "reference": item.reference, "answer": item.answer}
-                for item in evaluation.items
+            file = predictions.predictions_path(folder / "predictions", evaluation.suite, stage_index)
+            predictions.header_path(file).write_text(json.dumps({"suite": evaluation.suite, "whole": True}))
+            values = {score.name: item_values(score, example_run.METRICS[score.metric]) for score in evaluation.scores}
+            lines = [
+                {**asdict(item), "scores": {name: of_score[index] for name, of_score in values.items()}}
+                for index, item in enumerate(evaluation.items)
             ]
-            file = folder / "predictions" / f"{evaluation.suite}-stage{stage_index}.jsonl"
             file.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder
 

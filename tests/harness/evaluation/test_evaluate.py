@@ -18,9 +18,8 @@ WANTED = ["yes", "a much longer answer!", "?", "no", "天气很好", "seven"]
 
 
 def lines(file):
-    """Return the records of a predictions file without its headers."""
-    records = map(json.loads, file.read_text(encoding="utf-8").splitlines())
-    return [record for record in records if "header" not in record]
+    """Return the records of a predictions file."""
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
 @pytest.fixture
@@ -84,12 +83,15 @@ def test_items_are_written_as_json_lines(evaluate, kit, tmp_path):
         folder=tmp_path / "predictions",
     )
     assert sorted(file.name for file in (tmp_path / "predictions").iterdir()) == [
+        "desk-stage1.header.json",
         "desk-stage1.jsonl",
+        "other-stage1.header.json",
         "other-stage1.jsonl",
     ]
     text = (tmp_path / "predictions" / "desk-stage1.jsonl").read_text(encoding="utf-8")
-    header, *written = map(json.loads, text.splitlines())
-    assert header["header"]["whole"] is True
+    written = [json.loads(line) for line in text.splitlines()]
+    header = json.loads((tmp_path / "predictions" / "desk-stage1.header.json").read_text(encoding="utf-8"))
+    assert (header["whole"], header["items"]) == (True, len(written))
     assert [record["id"] for record in written] == [item.id for item in results[0].items]
     records = {record["id"]: record for record in written}
     for item in results[0].items:

@@ -11,7 +11,7 @@ import pytest
 from harness import registry
 from harness.errors import HarnessError
 from harness.evaluation import rescore
-from harness.evaluation.predictions import open_predictions
+from harness.evaluation.predictions import header_path, open_predictions
 from harness.types import Item
 
 SUITE = {"source": "desk", "role": "domain", "limit": None, "max_new_tokens": 8, "batch_size": 4}
@@ -30,6 +30,7 @@ def write_predictions(folder, suite, stage, items):
     with open_predictions(folder, suite, stage, items, {"model": "m"}) as file:
         for item in items:
             file.add_fields(item, "answer", "k", {"answer": item.answer, "finish": item.finish})
+    file.finalize(items)
 
 
 @pytest.fixture
@@ -112,10 +113,9 @@ def test_folder_without_run_is_rejected(tmp_path, plugins):
 
 def test_interrupted_evaluation_is_not_scored(run, plugins):
     file = run / "predictions" / "desk-stage1.jsonl"
-    header, *lines = file.read_text().splitlines()
-    header_record = json.loads(header)
-    header_record["header"]["whole"] = False
-    file.write_text("\n".join([json.dumps(header_record), *lines[:1]]) + "\n")
+    header = header_path(file)
+    header.write_text(json.dumps({**json.loads(header.read_text()), "whole": False}))
+    file.write_text(file.read_text().splitlines()[0] + "\n")
     with pytest.raises(
         HarnessError, match=r"desk-stage1\.jsonl: the evaluation was interrupted: it has some of 3 items"
     ):

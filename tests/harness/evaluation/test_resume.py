@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from harness.errors import HarnessError
-from harness.evaluation.predictions import load_predictions, predictions_path
+from harness.evaluation.predictions import header_path, load_items, load_predictions, predictions_path
 from harness.interfaces.template import Template
 
 SAID = ["yes", "a much longer answer", "no", "six pots"]
@@ -92,7 +92,7 @@ def test_incomplete_line_is_dropped_and_measured_again(evaluate, tiny_model, tmp
     again, passes = evaluate(tiny_model)
     assert again == whole
     assert passes == 1 + 6  # one likelihood, and six tokens of one answer
-    assert [json.loads(line)["id"] for line in file.read_text().splitlines()[1:]] == [item.id for item in whole.items]
+    assert [json.loads(line)["id"] for line in file.read_text().splitlines()] == [item.id for item in whole.items]
 
 
 def weights(model):
@@ -290,6 +290,44 @@ def test_adapter_does_not_change_the_base_digest(tiny_model):
     assert before[1] == "none"
     assert digests(model)[0] == before[0]
     assert len(digests(model)[1]) == 64
+
+
+def test_items_of_the_former_format_are_read_and_measured_again(evaluate, tiny_model, tmp_path):
+    result, _ = evaluate(tiny_model)
+    file = predictions_path(tmp_path, "desk", 1)
+    header = header_path(file)
+    former = {**json.loads(header.read_text()), "format": 1}
+    header.unlink()
+    file.write_text(json.dumps({"header": former}) + "\n" + file.read_text())
+    stored = load_predictions(file)
+    assert stored.complete
+    assert stored.items == load_items(file) == result.items
+    notes = []
+    again, passes = evaluate(tiny_model, progress=lambda phase, done, total, note="", unit="": notes.append(note))
+    assert passes > 0
+    assert again == result
+    assert any("another format: measuring all items again" in note for note in notes)
+    assert all("id" in json.loads(line) for line in file.read_text().splitlines())
+
+
+def test_every_line_is_an_item_with_its_own_scores(evaluate, kit, tiny_model, tmp_path):
+    result, _ = evaluate(tiny_model)
+    file = predictions_path(tmp_path, "desk", 1)
+    records = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [record["id"] for record in records] == [item.id for item in result.items]
+    nats_per_token = {item.id: item.nll / item.tokens for item in result.items}
+    for record in records:
+        assert record["scores"].keys() == {score.name for score in result.scores}
+        assert record["scores"][kit.likelihood.score_names[0]] == pytest.approx(nats_per_token[record["id"]])
+    evaluate(tiny_model, metrics={"same": kit.same})
+    assert load_predictions(file).scores["id-yes"].keys() == set(kit.same.score_names), "of the current metrics only"
+
+
+def test_answers_are_complete_when_a_metric_fails(evaluate, kit, tiny_model, tmp_path, monkeypatch):
+    monkeypatch.setattr(type(kit.same), "statistics", lambda *_: {})
+    with pytest.raises(HarnessError, match="returns no score"):
+        evaluate(tiny_model)
+    assert load_predictions(predictions_path(tmp_path, "desk", 1)).complete
 
 
 def test_other_file_is_rejected(tmp_path):

@@ -154,8 +154,10 @@ def kept(place: Path) -> dict[str, Any]:
             {key: value for key, value in line.items() if "second" not in key} for line in lines
         ]
     for file in sorted(place.glob("predictions/**/*.jsonl")):
-        head, *items = [json.loads(line) for line in file.read_text().splitlines()]
-        found[str(file.relative_to(place))] = [head, *sorted(items, key=lambda one: (one["id"], str(one)))]
+        items = [json.loads(line) for line in file.read_text().splitlines()]
+        found[str(file.relative_to(place))] = sorted(items, key=lambda one: (one["id"], str(one)))
+    for file in sorted(place.glob("predictions/**/*.header.json")):
+        found[str(file.relative_to(place))] = json.loads(file.read_text())
     return found
 
 

@@ -54,7 +54,7 @@ def document(desk, rows, path="./tiny", **changes):
 
 
 def measured_nlls(folder, stage=1):
-    lines = (folder / "predictions" / f"shop-stage{stage}.jsonl").read_text().splitlines()[1:]
+    lines = (folder / "predictions" / f"shop-stage{stage}.jsonl").read_text().splitlines()
     return {item["id"]: item["nll"] for item in map(json.loads, lines)}
 
 
@@ -97,7 +97,7 @@ def test_an_adapter_holds_the_new_rows_and_is_loaded_by_the_documented_lines(des
 
     # evaluated again, and trained further
     assert desk.command("evaluate", folder) == 0
-    rescored = (folder / "measured" / "predictions" / "shop-stage1.jsonl").read_text().splitlines()[1:]
+    rescored = (folder / "measured" / "predictions" / "shop-stage1.jsonl").read_text().splitlines()
     assert {item["id"]: item["nll"] for item in map(json.loads, rescored)} == scores
     later = document(desk, rows, path, mitigations=LORA)
     later["model"] = {"path": f"run:{folder}"}
@@ -162,7 +162,7 @@ def test_a_later_run_adds_tokens_and_is_compared_with_the_first_base_model(desk,
     settings["model"]["path"] = f"run:{first}"
     settings["evaluate"][rows]["metrics"]["kl_to_base"] = {}
     folder = desk.start(settings)
-    lines = (folder / "predictions" / "shop-stage1.jsonl").read_text().splitlines()[1:]
+    lines = (folder / "predictions" / "shop-stage1.jsonl").read_text().splitlines()
     assert all(item["kl"] > 0 for item in map(json.loads, lines))
 
 

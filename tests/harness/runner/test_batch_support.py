@@ -21,7 +21,7 @@ def test_a_state_space_model_is_trained_and_answers_with_a_warning(desk, tokeniz
     assert capsys.readouterr().err.count(f"warning: {warning}") == 1
     assert json.loads((run_folder / "data.json").read_text())["warnings"].count(warning) == 1
     assert warning in (run_folder / "report.html").read_text()
-    header = json.loads((run_folder / "predictions" / "domain-stage1.jsonl").read_text().splitlines()[0])["header"]
+    header = json.loads((run_folder / "predictions" / "domain-stage1.header.json").read_text())
     assert header["settings"]["answer"]["cache"] is False
     assert header["settings"]["answer"]["padding"] is True
 
@@ -34,5 +34,5 @@ def test_an_ordinary_model_gets_no_warning(desk, capsys):
     captured = capsys.readouterr()
     assert "padding" not in captured.err
     assert "cache" not in captured.err
-    header = json.loads((desk.newest() / "predictions" / "domain-stage1.jsonl").read_text().splitlines()[0])["header"]
+    header = json.loads((desk.newest() / "predictions" / "domain-stage1.header.json").read_text())
     assert "padding" not in header["settings"]["answer"]
