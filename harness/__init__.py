@@ -1,9 +1,19 @@
 """Fine-tune language models from one JSON spec, and know what they forgot.
 
-What a plugin needs is importable from here; everything else of the package is internal.
+The Python interface (docs/python.md) and what a plugin needs (docs/plugins.md) are importable from here. Everything
+else of the package is internal.
 """
 
 from harness import events
+from harness.api.commands import compare, evaluate, evaluate_tuned, resume, run, run_experiment
+from harness.api.results import (
+    ComparisonResult,
+    EvaluationResult,
+    ExperimentResult,
+    RunResult,
+    load_experiment,
+    load_run,
+)
 from harness.errors import HarnessError
 from harness.events import Event
 from harness.hookspecs import hookimpl
@@ -28,9 +38,12 @@ from harness.types import (
 )
 
 __all__ = [
+    "ComparisonResult",
     "Component",
+    "EvaluationResult",
     "Event",
     "Example",
+    "ExperimentResult",
     "HarnessError",
     "InvalidRecord",
     "Item",
@@ -39,6 +52,7 @@ __all__ = [
     "Mitigation",
     "Mode",
     "Record",
+    "RunResult",
     "Share",
     "Source",
     "Span",
@@ -47,6 +61,14 @@ __all__ = [
     "Template",
     "TokenizedExample",
     "ToolCall",
+    "compare",
+    "evaluate",
+    "evaluate_tuned",
     "events",
     "hookimpl",
+    "load_experiment",
+    "load_run",
+    "resume",
+    "run",
+    "run_experiment",
 ]

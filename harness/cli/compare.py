@@ -12,7 +12,16 @@ from harness.cli.options import (
     int_at_least,
     print_json,
     print_renderable,
+    write_text,
 )
+from harness.errors import HarnessError
+
+TABLE_FORMATS = {
+    "csv": "every score as CSV",
+    "markdown": "one score of each suite as a Markdown table, one row per run,",
+    "latex": "the same table as LaTeX (booktabs)",
+}
+"""Option -> what it writes."""
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -34,13 +43,18 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     add_json_argument(parser)
     parser.add_argument("--html", metavar="FILE", help="also write the comparison as one page to this file")
+    for name, what in TABLE_FORMATS.items():
+        parser.add_argument(f"--{name}", metavar="FILE", help=f"write {what} to this file; - prints it instead")
 
 
 def main(arguments: argparse.Namespace) -> int:
     """Compare the runs and print the result."""
-    from harness.comparison import compare, html_page
+    from harness.comparison import compare, html_page, table_export
     from harness.terminal.comparison_table import format_comparison
 
+    files = {name: file for name in TABLE_FORMATS if (file := getattr(arguments, name)) is not None}
+    if list(files.values()).count("-") + arguments.json > 1:
+        raise HarnessError("harness compare", "several outputs are to be printed", "give all but one a file")
     comparison = compare.compare_runs(
         arguments.runs,
         arguments.experiment,
@@ -51,6 +65,15 @@ def main(arguments: argparse.Namespace) -> int:
     )
     if arguments.html:
         html_page.write_comparison_html(comparison, Path(arguments.html))
+    formatters = {
+        "csv": table_export.format_csv,
+        "markdown": table_export.format_markdown,
+        "latex": table_export.format_latex,
+    }
+    for name, file in files.items():
+        write_text(file, formatters[name](comparison))
+    if "-" in files.values():
+        return 0
     if arguments.json:
         print_json(comparison.to_json())
     else:

@@ -16,12 +16,26 @@ import time
 from collections.abc import Sequence
 from importlib.metadata import version
 
-from harness.cli import check, compare, evaluate, gate, plan, plugins, preview, report, run, schema, score, validate
+from harness.cli import (
+    check,
+    compare,
+    evaluate,
+    gate,
+    plan,
+    plugins,
+    preview,
+    report,
+    run,
+    runs,
+    schema,
+    score,
+    validate,
+)
 from harness.distributed import failure, launch
 from harness.errors import HarnessError
 from harness.utils.formatting import printable
 
-COMMANDS = (run, check, compare, preview, validate, plan, evaluate, gate, report, score, plugins, schema)
+COMMANDS = (run, check, compare, runs, preview, validate, plan, evaluate, gate, report, score, plugins, schema)
 """The modules of all commands, the most used first, in the order of `--help`."""
 
 

@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -80,6 +81,14 @@ def int_at_least(minimum: int) -> Callable[[str], int]:
 def print_json(document: object) -> None:
     """Print a document as indented JSON."""
     print(json.dumps(document, indent=2, ensure_ascii=False))
+
+
+def write_text(file: str, text: str) -> None:
+    """Write a text to a file; `-` prints it."""
+    if file == "-":
+        sys.stdout.write(text)
+    else:
+        Path(file).write_text(text, encoding="utf-8", errors="backslashreplace", newline="\n")
 
 
 def print_renderable(renderable: RenderableType) -> None:

@@ -1,10 +1,11 @@
-"""`harness report`: write the page of a finished run or experiment again."""
+"""`harness report`: write the page of a finished run or experiment again, or a summary of a run in Markdown."""
 
 from __future__ import annotations
 
 import argparse
 
-from harness.cli.options import Subparsers, add_command
+from harness.cli.options import Subparsers, add_command, write_text
+from harness.errors import HarnessError
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -13,18 +14,32 @@ def add_parser(subparsers: Subparsers) -> None:
         subparsers,
         "report",
         main,
-        "Write the page of a finished run or experiment again: report.html.",
+        "Write the page of a finished run or experiment again: report.html. Or summarize a run in Markdown.",
         "harness report runs/mixed-sft-20260101-120000-ab12",
     )
     parser.add_argument("run", metavar="RUN", help="the folder or the name of a run or experiment")
+    parser.add_argument(
+        "--markdown",
+        metavar="FILE",
+        help="write a summary of the run for a pull request to this file instead; - prints it",
+    )
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """Write the page and print its path."""
+    """Write the page and print its path, or write the summary."""
     from harness.report.html import write
     from harness.utils.find_run import find_run
 
     folder = find_run(arguments.run)
     is_experiment = (folder / "arms.json").is_file()
-    print(write.write_experiment_page(folder) if is_experiment else write.write_run_page(folder))
+    if arguments.markdown is None:
+        print(write.write_experiment_page(folder) if is_experiment else write.write_run_page(folder))
+        return 0
+    if is_experiment:
+        hint = f"name one of its arms, or compare them: harness compare {folder} --markdown FILE"
+        raise HarnessError(str(folder), "is an experiment of several runs", hint)
+    from harness.report.html.run_files import load_run_files
+    from harness.report.markdown import format_run_markdown
+
+    write_text(arguments.markdown, format_run_markdown(load_run_files(folder)))
     return 0

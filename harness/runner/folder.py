@@ -26,9 +26,8 @@ from typing import Any
 
 from harness.errors import HarnessError, RunError
 from harness.model import frozen_lora
+from harness.utils.find_run import LOCK_FILE
 from harness.utils.json_depth import load_json
-
-LOCK_FILE = ".lock"
 
 
 class RunFolder:

@@ -54,7 +54,20 @@ class Arm:
 
     def overrides(self) -> tuple[str, ...]:
         """Return the changes as `--set` options."""
-        return tuple(f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in self.changes.items())
+        return format_overrides(self.changes)
+
+
+def format_overrides(changes: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return changes of a spec, dotted key -> value, as `--set` options.
+
+    Raises:
+        HarnessError: A value is not JSON.
+    """
+    try:
+        return tuple(f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in changes.items())
+    except (TypeError, ValueError) as error:
+        hint = "use only dicts with string keys, lists, strings, numbers, booleans and None"
+        raise HarnessError("overrides", f"a value is not JSON: {error}", hint) from error
 
 
 def expand_arms(arms_spec: Mapping[str, Any], where: str) -> tuple[Arm, ...]:

@@ -50,12 +50,15 @@ class Spec:
 
 
 def load_spec(
-    file: str | FilePath, schema: Schema, overrides: Sequence[str] = (), broken_plugins: Sequence[BrokenPlugin] = ()
+    source: str | FilePath | Mapping[str, Any],
+    schema: Schema,
+    overrides: Sequence[str] = (),
+    broken_plugins: Sequence[BrokenPlugin] = (),
 ) -> Spec:
     """Load a spec.
 
     Args:
-        file: The spec's path.
+        source: The spec's path, or its JSON object. Paths in an object are relative to the working directory.
         schema: The composed schema.
         overrides: `key.of.the.spec=value`. The value is JSON, or else a string. null removes a mitigation or a suite.
         broken_plugins: Plugins that failed to load. An error about an unknown component names them.
@@ -63,10 +66,14 @@ def load_spec(
     Raises:
         HarnessError: Everything that is wrong, each with line and column.
     """
-    path = FilePath(file)
-    located = json_locations.parse_json(_read_text_file(path), str(file))
+    if isinstance(source, Mapping):
+        path = FilePath("spec")
+        located = json_locations.parse_json(_format_document(source), "spec")
+    else:
+        path = FilePath(source)
+        located = json_locations.parse_json(_read_text_file(path), str(source))
     if not isinstance(located.value, dict):
-        raise HarnessError(str(file), "a spec is a JSON object", "write { ... }")
+        raise HarnessError(str(source), "a spec is a JSON object", "write { ... }")
     document = located.value
     for override in overrides:
         document = _apply_override(document, override)
@@ -85,6 +92,14 @@ def load_spec(
             _set_value(filled, at, _resolve_path(value, path.parent, leaf["format"]))
     filled.pop("$schema", None)
     return Spec(path, filled, schema, located, tuple(overrides))
+
+
+def _format_document(document: Mapping[str, Any]) -> str:
+    try:
+        return json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        hint = "use only dicts with string keys, lists, strings, finite numbers, booleans and None"
+        raise HarnessError("spec", f"the object is not JSON: {error}", hint) from error
 
 
 def _read_text_file(path: FilePath) -> str:

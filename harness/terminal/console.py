@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from functools import singledispatchmethod
+from importlib.util import find_spec
 from types import TracebackType
 from typing import Any, Literal, TextIO
 
@@ -98,11 +99,16 @@ class Console:
 
     @classmethod
     def from_options(cls, *, quiet: bool = False, json: bool = False, show_rows: bool = False) -> Console:
-        """Create the console for the options of a command; without options, by whether the output is a terminal."""
+        """Create the console for the options of a command; without options, by where the output goes.
+
+        A terminal, or a notebook with ipywidgets, gets progress bars.
+        """
         if json:
             return cls("json", show_rows=show_rows)
         if quiet:
             return cls("quiet", show_rows=show_rows)
+        if RichConsole().is_jupyter:
+            return cls("terminal" if find_spec("ipywidgets") else "plain", show_rows=show_rows)
         # rich's own check is not used: FORCE_COLOR, which many CI systems set, would put progress bars into a log.
         can_move_cursor = sys.stdout.isatty() and os.environ.get("TERM", "").lower() not in ("dumb", "unknown")
         return cls("terminal" if can_move_cursor else "plain", show_rows=show_rows)
@@ -284,7 +290,7 @@ def _console_options(mode: ConsoleMode) -> dict[str, Any]:
     if mode == "terminal":
         return {}
     # A file has no width; the tables of the report fit into 100 columns.
-    return {"width": 100, "color_system": None, "force_terminal": False}
+    return {"width": 100, "color_system": None, "force_terminal": False, "force_jupyter": False}
 
 
 def _escape_unencodable(stream: TextIO) -> None:

@@ -7,6 +7,9 @@ from pathlib import Path
 from harness.errors import HarnessError
 from harness.utils.formatting import join_names
 
+LOCK_FILE = ".lock"
+"""The file in a run's folder that a running process locks."""
+
 RUN_SCHEME = "run:"
 """Prefix of a run's name or folder where a spec names a run instead of a model."""
 

@@ -27,6 +27,7 @@ COMMANDS = [
     "plugins",
     "schema",
     "compare",
+    "runs",
 ]
 
 
