@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 TEMPLATES_DIR = Path(__file__).with_name("templates")
+SCRIPTS = ("page.js", "item_browser.js")
 MAX_ANSWER_CHARS = 8000
 
 
@@ -40,7 +41,7 @@ def render_template(template: str, **values: Any) -> str:
         template: File name of the template.
         **values: What the template shows; any text of it may be hostile.
     """
-    script = (TEMPLATES_DIR / "page.js").read_text(encoding="utf-8")
+    script = "".join((TEMPLATES_DIR / name).read_text(encoding="utf-8") for name in SCRIPTS)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = (
         f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'; img-src data:; "
@@ -131,6 +132,7 @@ def _jinja_environment() -> Environment:
         "exact": lambda value: "" if value is None or value != value else repr(float(value)),
         "answer": lambda text: shorten_text(text, MAX_ANSWER_CHARS),
         "breakable": _with_line_breaks,
+        "json_data": _safe_markup,
     }
     environment.globals |= {
         "style": _safe_markup((TEMPLATES_DIR / "page.css").read_text(encoding="utf-8")),

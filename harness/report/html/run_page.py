@@ -12,6 +12,7 @@ from typing import Any
 from harness.report.arm_comparison import variant_point
 from harness.report.display_text import SUMMARY_DESCRIPTIONS, describe_flips, format_incomplete_answers
 from harness.report.html import page, stage_curves
+from harness.report.html.item_browser import build_item_browser
 from harness.report.html.plots.bars import LengthBin, plot_length_histogram, plot_source_shares
 from harness.report.html.plots.curves import Curve, has_finite_value, plot_curves, steps_and_values
 from harness.report.html.plots.heatmap import plot_heatmap
@@ -106,6 +107,7 @@ def build_run_page(run: RunFiles) -> tuple[str, list[Plot]]:
         efficiency=_by_stage_name(run.data.get("efficiency"), run.stages),
         warnings=[str(warning) for warning in run.data.get("warnings") or ()],
         examples=list(_load_examples(run)),
+        browser=build_item_browser(run),
         spec=spec,
         has_secrets=spec != run.spec,
         environment=redact(run.environment),

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
-from support import chromium, run_folders
+from support import chromium, example_run, run_folders
 
 from harness.report.html import comparison_page, write
 
@@ -89,6 +90,83 @@ def test_injected_script_does_not_run(browser, pages, tmp_path):
     assert any("Content Security Policy" in message for message in browser.console_messages), (
         "the browser reports what it refused"
     )
+
+
+SHOWN = "[...document.querySelectorAll('#item-list article')].map(one => one.querySelector('.question dd').textContent)"
+COUNT = "document.getElementById('item-count').textContent"
+
+
+def set_filter(browser, name, value):
+    """Set a control of the item browser and wait until the list is updated."""
+    browser.evaluate(
+        f"(() => {{ const form = document.getElementById('item-filter');"
+        f" form.elements.{name}.value = {json.dumps(value)};"
+        f" form.elements.{name}.dispatchEvent(new Event('input', {{bubbles: true}})); return true }})()"
+    )
+    browser.evaluate("new Promise(done => setTimeout(() => done(true), 400))")
+
+
+def test_items_are_filtered_searched_and_shown_in_parts(browser, tmp_path):
+    evaluations = example_run.made_evaluations(1, 2500)
+    cut = tuple(
+        replace(item, answer="", finish="empty")
+        if index == 7
+        else replace(item, finish="length")
+        if index < 3
+        else item
+        for index, item in enumerate(evaluations[1][1].items)
+    )
+    evaluations[1] = (evaluations[1][0], replace(evaluations[1][1], items=cut))
+    page = write.write_run_page(run_folders.write_run(tmp_path / "many", evaluations=evaluations))
+    browser.open(page, width=390)
+    assert browser.evaluate(COUNT) == "5,000 of 5,000 items"
+    assert len(browser.evaluate(SHOWN)) == 20
+    browser.click("#item-more")
+    assert len(browser.evaluate(SHOWN)) == 40
+    set_filter(browser, "show", "worse")
+    assert browser.evaluate(COUNT) == "1,250 of 5,000 items"
+    assert "0.5 → 0.45 ✗ worse" in browser.evaluate("document.querySelector('#item-list .item-heading').textContent")
+    set_filter(browser, "show", "better")
+    assert browser.evaluate(COUNT) == "3,750 of 5,000 items"
+    set_filter(browser, "show", "cut")
+    assert browser.evaluate(SHOWN) == ["question 0?", "question 1?", "question 2?"]
+    set_filter(browser, "show", "empty")
+    assert browser.evaluate(SHOWN) == ["question 7?"]
+    set_filter(browser, "show", "changed")
+    assert browser.evaluate(COUNT) == "2,501 of 5,000 items", "all of helpdesk, and the empty answer of general"
+    set_filter(browser, "suite", "0")
+    assert browser.evaluate(COUNT) == "2,500 of 5,000 items"
+    set_filter(browser, "search", "QUESTION 249 2499?")
+    assert browser.evaluate(SHOWN) == ["question 2499?"]
+    assert browser.evaluate("document.getElementById('item-more').hidden")
+    assert browser.console_messages == []
+    assert browser.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+def test_flips_of_scores_that_are_0_or_1_are_named(browser, tmp_path):
+    before, after = [1.0] * 10 + [0.0] * 30, [0.0] * 4 + [1.0] * 36
+    evaluations = [
+        (example_run.made_evaluation(stage, "helpdesk", values, [20.0 + i for i in range(40)]),)
+        for stage, values in enumerate((before, after))
+    ]
+    browser.open(write.write_run_page(run_folders.write_run(tmp_path / "flips", evaluations=evaluations)))
+    options = "[...document.querySelectorAll('#item-filter option')].map(option => option.textContent)"
+    assert {"right → wrong", "wrong → right"} <= set(browser.evaluate(options))
+    set_filter(browser, "show", "worse")
+    assert browser.evaluate(COUNT) == "4 of 40 items"
+    assert "1 → 0 ✗ right → wrong" in browser.evaluate("document.querySelector('.item-heading').textContent")
+
+
+def test_hostile_items_are_shown_as_text(browser, pages):
+    page = run_folders.write_run(
+        pages["run"].parent.parent / "hostile-items", text=lambda t: run_folders.HOSTILE_TEXT + t
+    )
+    browser.open(write.write_run_page(page))
+    shown = browser.evaluate(SHOWN)
+    assert len(shown) == 20
+    assert shown[0].startswith("</script><script>alert(1)</script>")
+    assert "\\u202e" in shown[0]
+    assert browser.console_messages == []
 
 
 def test_text_and_plots_follow_the_color_scheme(browser, pages):
