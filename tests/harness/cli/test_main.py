@@ -58,7 +58,7 @@ def run_harness(capsys):
 
 @pytest.fixture
 def write_spec(tmp_path):
-    """Write a valid spec of built-in components that `change` may modify; its data files do not exist."""
+    """Write a valid spec of built-in components that `change` may modify; each of its data files has one row."""
 
     def source(name):
         return {"jsonl": {"path": f"{name}.jsonl"}}
@@ -77,6 +77,9 @@ def write_spec(tmp_path):
         },
     }
     file = tmp_path / "spec.json"
+    for name in document["sources"]:
+        row = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
 
     def write_spec(change=lambda document: None):
         change(document)
