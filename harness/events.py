@@ -3,6 +3,7 @@
 The order of the events of one run:
 
     RunStarted
+    TrackingStarted                              if the run is tracked
     DataPrepared
     SuitesEvaluated                              stage_index 0: the model before training
     for each stage:
@@ -121,6 +122,7 @@ class RunStarted(Event):
         environment: Content of `environment.json`.
         resuming: Whether the run continues an interrupted one.
         arm: `name` and `changes` of the experiment's arm; None outside an experiment.
+        changed: The values of the spec that differ from the schema's defaults; None: not known.
     """
 
     name: str
@@ -131,6 +133,20 @@ class RunStarted(Event):
     environment: Mapping[str, Any]
     resuming: bool = False
     arm: Mapping[str, Any] | None = None
+    changed: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackingStarted(Event):
+    """The run or experiment can be watched in MLflow.
+
+    Attributes:
+        url: Address of its page.
+        command: The command that serves the page, if the tracking store is a database without a server.
+    """
+
+    url: str
+    command: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,6 +25,7 @@ from harness.report.finished_run import FinishedRun
 from harness.tracking import mlflow_store
 from harness.utils import redaction
 from harness.utils.json_depth import load_json
+from harness.utils.redaction import flatten_settings
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -82,13 +83,17 @@ class MlflowRunStore:
         if folder is not None:
             loaded_run = load_run_from_folder(folder)
             verdicts = {key: score.verdict for key, score in loaded_run.summary.scores.items()}
-            summary = self._summarize_run(run, verdicts, "folder", str(folder))
-            return replace(loaded_run, summary=summary)
+            summary = self._summarize_run(run, verdicts, loaded_run.summary.parameters)
+            return replace(loaded_run, summary=replace(summary, files="folder", folder=str(folder)))
         artifact_names = {artifact.path for artifact in self._client.list_artifacts(run_id)}
         report = self._load_artifact_json(run_id, "report.json") if "report.json" in artifact_names else None
         finished, reason = self._load_finished_run(run_id, artifact_names)
         verdicts = {key: score.verdict for key, score in scores_from_report(report).items()} if report else {}
-        summary = self._summarize_run(run, verdicts, "" if finished is None else "artifacts", why=reason)
+        # The parameters lack the defaults; spec.json has them.
+        spec = self._load_artifact_json(run_id, "spec.json") if "spec.json" in artifact_names else None
+        parameters = flatten_settings(spec) if spec is not None else run.data.params
+        files: FilesLocation = "" if finished is None else "artifacts"
+        summary = replace(self._summarize_run(run, verdicts, parameters), files=files, why=reason)
         is_finished = str(run.info.status) == "FINISHED"
         return LoadedRun(summary, finished, is_finished, lambda name: self._download_artifact(run_id, name))
 
@@ -121,7 +126,7 @@ class MlflowRunStore:
             tracked_at = redaction.redact_text(str(tracking_info["uri"]))
             what = f"the run in {name!r} is not in this store"
             raise HarnessError(self._uri, what, f"it was tracked at {tracked_at}; see --uri")
-        latest = ", ".join(str(run.info.run_name) for run in reversed(self._runs[-MAX_LISTED_RUNS:]))
+        latest = ", ".join(run.data.tags["harness.id"] for run in reversed(self._runs[-MAX_LISTED_RUNS:]))
         older = len(self._runs) - MAX_LISTED_RUNS
         more = f" and {older} older ones" if older > 0 else ""
         raise HarnessError(self._uri, f"there is no run {name!r}", f"there are: {latest}{more}")
@@ -157,9 +162,7 @@ class MlflowRunStore:
             downloaded.replace(target)
         return target
 
-    def _summarize_run(
-        self, run: Run, verdicts: Mapping[str, str | None], files: FilesLocation, folder: str = "", why: str = ""
-    ) -> RunSummary:
+    def _summarize_run(self, run: Run, verdicts: Mapping[str, str | None], parameters: Mapping[str, str]) -> RunSummary:
         metrics: Mapping[str, float] = run.data.metrics
         # In the order of the report, which is that of the spec. MLflow returns the value of each metric's highest step,
         # which is the last stage.
@@ -167,21 +170,18 @@ class MlflowRunStore:
         started, ended = run.info.start_time, run.info.end_time
         return RunSummary(
             run_id=run.info.run_id,
-            name=str(run.info.run_name),
+            name=run.data.tags["harness.id"],
             status=str(run.info.status).lower(),
             mode=run.data.tags.get("mode", ""),
             mitigations=run.data.tags.get("mitigations", ""),
-            learning_rate=run.data.params.get("train.learning_rate", ""),
+            learning_rate=parameters.get("train.learning_rate", ""),
             seconds=None if not (started and ended) else (ended - started) / 1000,
             scores={
                 key: FinalScore(metrics[key], metrics.get(key + DELTA_SUFFIX), verdicts.get(key))
                 for key in keys
                 if key in metrics
             },
-            parameters={key: value for key, value in run.data.params.items() if not key.startswith("arm/")},
-            folder=folder,
-            files=files,
-            why=why,
+            parameters={key: value for key, value in parameters.items() if not key.startswith("arm/")},
         )
 
 

@@ -44,7 +44,7 @@ __all__ = [
 ]
 
 NUM_EXAMPLES = 3
-RUN_INFO_KEYS = ("id", "folder", "seconds", "uri")
+RUN_INFO_KEYS = ("id", "folder", "seconds", "uri", "view")
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Report:
     Attributes:
         name: Name of the run.
         seed: Seed of the run.
-        run_info: `id`, `folder`, `seconds` and the tracking `uri`, as far as they are known.
+        run_info: `id`, `folder`, `seconds`, the tracking `uri` and the address of its `view`, as far as known.
         stages: Names of the stages, `base` first.
         changes: The change of every score.
         answers: Suite -> `before` and `after` -> finish reason (`eos`, `stop`, `length`, `empty`) -> number of answers.

@@ -35,6 +35,7 @@ from harness.runner.finish_interrupted_run import finish_interrupted_run
 from harness.runner.folder import RunFolder
 from harness.runner.prepare import PreparedRun, prepare_checked_run, write_report_page
 from harness.runner.run_stages import run_stages
+from harness.runner.tracking_session import emit_tracking_start
 from harness.spec import arms as arms_of
 from harness.spec import plan as plan_module
 from harness.spec.arms import Arm
@@ -271,7 +272,8 @@ def run_arms(
         resume_info=resume.tracking_info(folder),
     )
     context = ExperimentContext(spec, registry, folder, tracker, processes)
-    tracker.start(spec.document, list(dict.fromkeys(arm.method for arm in all_arms)))
+    tracker.start(spec.document, [_arm_metadata(arm) for arm in all_arms], spec.changed)
+    emit_tracking_start(registry, tracker.pages)
     try:
         with processes.on_abort(lambda reason: tracker.fail(RunError(str(folder.path), reason))):
             failures: dict[str, str] = {}

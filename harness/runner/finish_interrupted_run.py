@@ -151,6 +151,7 @@ def _emit_run_start(
             environment=load_run_json(run_folder, "environment.json"),
             resuming=True,
             arm=arm,
+            changed=spec.changed,
         )
     )
     data = {**load_run_json(run_folder, "data.json"), "stages": plan.stages}

@@ -13,6 +13,7 @@ from harness.data.checks import lengths
 from harness.data.tokenization import fingerprints
 from harness.registry import CORE_DISTRIBUTION, Registry
 from harness.runner.prepare import PreparedRun
+from harness.spec.spec import Spec
 
 PACKAGES = (
     "torch", "transformers", "trl", "peft", "accelerate", "datasets", "evaluate", "tokenizers", "safetensors",
@@ -98,18 +99,19 @@ def data_metadata(prepared: PreparedRun) -> dict[str, Any]:
     }
 
 
-def environment_metadata(prepared: PreparedRun, registry: Registry, spec: Path, processes: int) -> dict[str, Any]:
-    """Return the content of `environment.json`: packages, device, git state, and digests of model and data.
+def environment_metadata(prepared: PreparedRun, registry: Registry, spec: Spec, processes: int) -> dict[str, Any]:
+    """Return the content of `environment.json`: packages, device, git state, `--set` options, digests.
 
     Args:
         prepared: The prepared run.
         registry: The components.
-        spec: The file of the spec.
+        spec: The spec.
         processes: Number of processes that share the training.
     """
     location = prepared.location
     return {
-        **describe_environment(registry, spec.resolve().parent),
+        **describe_environment(registry, spec.file.resolve().parent),
+        "overrides": list(spec.overrides),
         "processes": processes,
         "model": {"path": location.path, "kind": location.kind, "digest": location.digest},
         "data": dict(prepared.data.digests),

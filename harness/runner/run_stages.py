@@ -40,7 +40,7 @@ from harness.runner.folder import save_stage_snapshot
 from harness.runner.prepare import write_report_page
 from harness.runner.stage_loop import RunTask, StageLoop
 from harness.runner.staged_model import StagedModel
-from harness.runner.tracking_session import tracking_session
+from harness.runner.tracking_session import emit_tracking_start, tracking_session
 from harness.seeding import seed_mitigations
 from harness.tracking.tracker import Tracker
 from harness.training import train_stage
@@ -108,7 +108,7 @@ class MainProcess(StageLoop):
         """
         context = self.context
         environment = metadata.environment_metadata(
-            context.prepared, context.registry, context.spec.file, context.processes.world_size
+            context.prepared, context.registry, context.spec, context.processes.world_size
         )
         data = metadata.data_metadata(context.prepared)
         if context.resuming:
@@ -117,11 +117,20 @@ class MainProcess(StageLoop):
             context.folder.write_json("spec.json", context.spec.document)
         self._copy_invalid_rows()
         # It describes where the run was started. A run that was interrupted very early has none yet.
-        if not (context.folder.path / "environment.json").is_file():
+        stored_environment = context.folder.read_json("environment.json")
+        if stored_environment is None:
             context.folder.write_json("environment.json", environment)
         context.registry.emit(
-            RunStarted(**self._run_info(), environment=environment, resuming=context.resuming, arm=context.arm)
+            RunStarted(
+                **self._run_info(),
+                environment=stored_environment or environment,
+                resuming=context.resuming,
+                arm=context.arm,
+                changed=context.spec.changed,
+            )
         )
+        if context.arm is None:
+            emit_tracking_start(context.registry, self.tracker.pages)
         context.folder.write_json("data.json", {**data, "stages": [stage.name for stage in context.plan.stages]})
         context.registry.emit(DataPrepared(**data))
 
@@ -156,7 +165,13 @@ class MainProcess(StageLoop):
     def write_report(self) -> Report:
         """Write report.json and report.html, delete the snapshots that are not needed, and emit the end of the run."""
         context = self.context
-        run_info = {**self._run_info(), "seconds": self._elapsed_seconds(), "uri": self.tracker.uri}
+        pages = self.tracker.pages
+        run_info = {
+            **self._run_info(),
+            "seconds": self._elapsed_seconds(),
+            "uri": self.tracker.uri,
+            "view": None if pages is None else pages.view,
+        }
         report = run_report.build_report(
             context.plan,
             self.evaluator.evaluations,

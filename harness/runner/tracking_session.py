@@ -8,11 +8,18 @@ from typing import Any
 
 from harness.distributed.processes import SINGLE_PROCESS, Processes
 from harness.errors import RunError
-from harness.events import RunFailed, WarningRaised
+from harness.events import RunFailed, TrackingStarted, WarningRaised
 from harness.registry import Registry
 from harness.runner import resume
 from harness.runner.folder import RunFolder
+from harness.tracking.mlflow_store import MlflowPages
 from harness.tracking.tracker import Tracker
+
+
+def emit_tracking_start(registry: Registry, pages: MlflowPages | None) -> None:
+    """Emit where the run or experiment can be watched, if it is tracked."""
+    if pages is not None:
+        registry.emit(TrackingStarted(url=pages.run, command=pages.command))
 
 
 @contextmanager

@@ -209,6 +209,23 @@ def fill_defaults(value: Any, schema: Schema, root: Schema) -> Any:
     return result
 
 
+def remove_defaults(value: Any, schema: Schema, root: Schema) -> Any:
+    """Return a copy without the keys whose values are the schema's defaults: the inverse of `fill_defaults`."""
+    schema = resolve_ref(schema, root)
+    if not isinstance(value, dict):
+        return value
+    children = dict(iter_children(schema, value))
+    return {
+        key: remove_defaults(element, children[key], root) if key in children else element
+        for key, element in value.items()
+        if "slot" in schema or key not in children or not _is_default(element, resolve_ref(children[key], root), root)
+    }
+
+
+def _is_default(value: Any, schema: Schema, root: Schema) -> bool:
+    return "default" in schema and value == fill_defaults(copy.deepcopy(schema["default"]), schema, root)
+
+
 def iter_leaves(
     value: Any, schema: Schema, root: Schema, path: JsonPath = ()
 ) -> Iterator[tuple[JsonPath, Schema, Any]]:

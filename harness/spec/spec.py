@@ -16,7 +16,7 @@ from harness.errors import HarnessError, raise_all
 from harness.registry import BrokenPlugin
 from harness.spec import json_locations
 from harness.spec.json_locations import JsonPath, LocatedJson
-from harness.spec.schema import Schema, expand_shorthand, fill_defaults, iter_leaves
+from harness.spec.schema import Schema, expand_shorthand, fill_defaults, iter_leaves, remove_defaults
 from harness.spec.schema_errors import find_schema_errors
 from harness.utils import find_run
 
@@ -38,6 +38,12 @@ class Spec:
     schema: Schema
     located: LocatedJson
     overrides: tuple[str, ...] = ()
+
+    @property
+    def changed(self) -> Mapping[str, Any]:
+        """The values of the document that differ from the schema's defaults."""
+        changed: Mapping[str, Any] = remove_defaults(dict(self.document), self.schema, self.schema)
+        return changed
 
     def where(self, path: JsonPath) -> str:
         """Return where a path of the document was set: its `--set` option, or file, line and column."""

@@ -161,6 +161,10 @@ class Console:
             self._print(messages.format_run_start(event))
 
     @_show.register
+    def _show_tracking(self, event: events.TrackingStarted) -> None:
+        self._print(messages.format_tracking_start(event))
+
+    @_show.register
     def _show_data(self, event: events.DataPrepared) -> None:
         for part in messages.format_data(event):
             self._print(part)

@@ -16,6 +16,7 @@ from harness.spec import shares
 from harness.types import Evaluation, Plan, ShareUnit, Stage
 from harness.utils.formatting import format_duration, format_number, one_line
 
+MAX_ADDRESS_CHARS = 2000
 MAX_NAMED_ARMS = 4
 """Arms that a warning names; of the others it gives the number."""
 
@@ -80,6 +81,12 @@ def format_run_start(event: events.RunStarted) -> Text:
     stages = len(event.plan.stages)
     summary = f"{stages} {'stage' if stages == 1 else 'stages'}, {', '.join(event.plan.mitigations) or 'no mitigation'}"
     return Text.assemble((one_line(event.plan.name), "bold"), f": {summary} → ", (one_line(event.folder), "cyan"))
+
+
+def format_tracking_start(event: events.TrackingStarted) -> Text:
+    """Return the line that says where the curves of the run are, while it runs."""
+    server = f"{event.command}, then " if event.command else ""
+    return Text(f"live curves: {one_line(f'{server}{event.url}', MAX_ADDRESS_CHARS)}")
 
 
 def format_data(event: events.DataPrepared) -> Iterator[RenderableType]:

@@ -257,8 +257,13 @@ def _next_steps(report: Report) -> Iterator[RenderableType]:
             if Path(run_info.get("folder", "")).parent.name == "arms":
                 run_name = shlex.quote(str(run_info["folder"]))  # arms of other experiments may have the same name
             yield _command_line("compare", f"harness compare {run_name}")
-        is_url = re.match("https?://", uri)
-        yield _command_line("MLflow", uri if is_url else f"mlflow ui --backend-store-uri {shlex.quote(uri)}")
+        view = run_info.get("view")
+        if not re.match("https?://", uri):
+            yield _command_line("MLflow", f"mlflow ui --backend-store-uri {shlex.quote(uri)}")
+            if view:
+                yield _command_line("", str(view))
+        else:
+            yield _command_line("MLflow", str(view or uri))
 
 
 def _command_line(label: str, command: str, note: str = "") -> Text:

@@ -27,14 +27,19 @@ MAX_TABLE_ROWS = 1000
 
 @contextmanager
 def redacted_file(file: Path, secrets: Secrets) -> Iterator[Path]:
-    """Yield the file, or a redacted copy if it is a text file that contains a secret."""
-    if not secrets.literals or file.suffix not in TEXT_SUFFIXES or not _contains_secret(file, secrets):
+    """Yield the file, or a redacted copy if its name contains a secret, or its text if it is a text file."""
+    name = secrets.redact(file.name)
+    is_unclean_text = bool(secrets.literals) and file.suffix in TEXT_SUFFIXES and _contains_secret(file, secrets)
+    if name == file.name and not is_unclean_text:
         yield file
         return
     with tempfile.TemporaryDirectory(prefix="harness-clean-") as folder:
-        copy = Path(folder) / file.name
-        with _open_text(file, "r") as old, _open_text(copy, "w") as new:
-            new.writelines(secrets.redact(line) for line in old)
+        copy = Path(folder) / name
+        if is_unclean_text:
+            with _open_text(file, "r") as old, _open_text(copy, "w") as new:
+                new.writelines(secrets.redact(line) for line in old)
+        else:
+            copy.symlink_to(file.absolute())
         yield copy
 
 

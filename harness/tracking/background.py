@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.tracking import mlflow_store
+from harness.tracking.mlflow_store import MlflowPages
 from harness.utils import redaction
 from harness.utils.redaction import Secrets
 
@@ -78,8 +79,10 @@ class WorkerThread:
         self._changed.notify_all()
 
 
-START_TIMEOUT = 60.0
-"""Seconds that a run waits until its MLflow run is created."""
+START_TIMEOUT = 10.0
+"""Seconds that a run waits until a server has created its MLflow run."""
+DATABASE_START_TIMEOUT = 60.0
+"""The same for a new SQLite database, which creates its tables first, alone among all runs that start at once."""
 END_TIMEOUT = 120.0
 """Seconds without progress after which a finished run stops waiting for the remaining jobs."""
 
@@ -105,14 +108,21 @@ class TrackingQueue:
         self._work = WorkerThread("harness-track")
         self._pending_warnings: list[str] = []
 
-    def start_run(self, create_run: Callable[[], MlflowRun], timeout: float) -> None:
+    @property
+    def pages(self) -> MlflowPages | None:
+        """The addresses of the run on MLflow's page; None without a run, and if tracking has failed."""
+        if self.mlflow_run is None or self.failed:
+            return None
+        return mlflow_store.build_pages(self.uri, self.mlflow_run.experiment_id, self.mlflow_run.run_id)
+
+    def start_run(self, create_run: Callable[[], MlflowRun]) -> None:
         """Create the MLflow run and wait for it, since later jobs need its id."""
 
         def set_run() -> None:
             self.mlflow_run = create_run()
 
         self._work.submit(set_run)
-        self._work.wait(timeout)
+        self._work.wait(START_TIMEOUT if mlflow_store.sqlite_file(self.uri) is None else DATABASE_START_TIMEOUT)
 
     def submit(self, job: Callable[[MlflowRun], None]) -> None:
         """Queue a job on the MLflow run. Does nothing if there is none."""

@@ -7,8 +7,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.tracking import mlflow_entries, mlflow_store
-from harness.tracking.background import END_TIMEOUT, START_TIMEOUT, TrackingQueue
+from harness.tracking import metric_names, mlflow_entries, mlflow_store
+from harness.tracking.background import END_TIMEOUT, TrackingQueue
+from harness.tracking.mlflow_store import MlflowPages
 from harness.utils import redaction
 from harness.utils.redaction import Secrets, redact
 
@@ -48,6 +49,7 @@ class ExperimentTracker:
         self._uri = mlflow_store.resume_uri(mlflow_store.tracking_uri(settings["uri"]), resume_info)
         self._queue = TrackingQueue(self._uri, warn)
         self._queue.local_folder = folder
+        self._swept_params: tuple[str, ...] = ()
 
     @property
     def run_id(self) -> str | None:
@@ -59,16 +61,24 @@ class ExperimentTracker:
         """The tracking URI without its password; None if tracking is disabled or has failed."""
         return redaction.redact_text(self._uri) if self._enabled and not self._queue.failed else None
 
-    def start(self, spec: Mapping[str, Any], arms: Sequence[str]) -> None:
+    @property
+    def pages(self) -> MlflowPages | None:
+        """The addresses on MLflow's page; None without a run in MLflow."""
+        return self._queue.pages
+
+    def start(
+        self, spec: Mapping[str, Any], arms: Sequence[Mapping[str, Any]], changed: Mapping[str, Any] | None = None
+    ) -> None:
         """Create or reopen the MLflow run, and wait for it.
 
         Args:
             spec: The spec with every default filled in.
-            arms: The names of the arms.
+            arms: `name`, `method` and `changes` of every run of the experiment.
+            changed: The values of the spec that differ from the defaults; None: not known.
         """
         if not self._enabled:
             return
-        self._run_guarded(lambda: self._start(spec, arms))
+        self._run_guarded(lambda: self._start(spec, arms, changed))
 
     def finish(self, experiment: ArmComparison) -> None:
         """Write the results of the comparison and the experiment's files, and end the MLflow run."""
@@ -77,10 +87,12 @@ class ExperimentTracker:
     def fail(self, error: BaseException) -> None:
         """End the MLflow run as failed, with the files that exist."""
         text = redaction.redact_text(f"{type(error).__name__}: {error}")[: redaction.MAX_VALUE_LENGTH]
-        self._run_guarded(lambda: self._end("FAILED", {"error": text}))
+        self._run_guarded(lambda: self._end("FAILED", {"error": text, mlflow_entries.NOTE_TAG: f"Failed: {text}"}))
 
-    def _start(self, spec: Mapping[str, Any], arms: Sequence[str]) -> None:
-        from harness.tracking.mlflow_run import MlflowRun
+    def _start(
+        self, spec: Mapping[str, Any], arms: Sequence[Mapping[str, Any]], changed: Mapping[str, Any] | None
+    ) -> None:
+        from harness.tracking.mlflow_run import MlflowRun, RunIdentity
 
         mlflow_store.import_mlflow()
         secrets = self._queue.secrets = Secrets.collect(spec, self._uri)
@@ -91,6 +103,8 @@ class ExperimentTracker:
             "harness.kind": "experiment",
         }
 
+        identity = RunIdentity(mlflow_entries.run_name(self._folder.name), self._experiment)
+
         def open_run() -> MlflowRun:
             if self._resume_info is not None:
                 try:
@@ -98,14 +112,20 @@ class ExperimentTracker:
                 except LookupError as error:
                     text = f"MLflow does not have the experiment's run any more ({error}): a new one is created"
                     self._queue.warn_later(text)
-            mlflow_run = MlflowRun.create(self._uri, self._experiment, self._folder.name, tags, secrets)
-            mlflow_store.write_tracking_info(self._folder, self._uri, self._experiment, mlflow_run.run_id)
+            mlflow_run = MlflowRun.create(self._uri, identity, tags, secrets)
+            mlflow_store.write_tracking_info(
+                self._folder, self._uri, secrets.redact(self._experiment), mlflow_run.run_id
+            )
             return mlflow_run
 
-        arm_params = {f"arm/{number}": name for number, name in enumerate(arms, start=1)}
-        params = {**redaction.flatten_settings(redacted_spec), **arm_params}
-        self._queue.start_run(open_run, START_TIMEOUT)
-        self._queue.submit(lambda mlflow_run: mlflow_run.log_params(mlflow_run.run_id, params))
+        methods = dict.fromkeys(str(arm.get("method", arm["name"])) for arm in arms)
+        arm_params = {f"arm/{number}": name for number, name in enumerate(methods, start=1)}
+        self._swept_params = tuple(
+            dict.fromkeys(name for arm in arms for name in mlflow_entries.arm_tags_and_params(arm)[1])
+        )
+        params = mlflow_entries.build_run_params(redacted_spec, changed) | arm_params
+        self._queue.start_run(open_run)
+        self._queue.submit(lambda mlflow_run: mlflow_run.log_params(params))
         self._queue.submit(lambda mlflow_run: mlflow_run.log_json("spec.json", redacted_spec))
 
     def _finish(self, experiment: ArmComparison) -> None:
@@ -120,13 +140,28 @@ class ExperimentTracker:
                 values[f"arm/{point.arm}/recovered"] = point.recovered
         for score in experiment.intransigence:
             values[f"arm/{score.arm}/intransigence/{score.score}"] = score.value.value
+        recommended = sorted(
+            (score for score in experiment.scores if score.arm == experiment.advised.arm),
+            key=lambda score: score.role != "general",
+        )
+        for arm_score in recommended:
+            values[metric_names.score_name(arm_score.suite, arm_score.score)] = arm_score.after.value
+            values[metric_names.delta_name(arm_score.suite, arm_score.score)] = arm_score.change.value
         metrics = mlflow_entries.to_mlflow_metrics(values, 0)
         self._queue.submit(lambda mlflow_run: mlflow_run.log_metrics(metrics))
         tags = {"baseline": experiment.baseline, "gain": experiment.gain, "forgetting": experiment.forgetting}
         if experiment.gate is not None:
             tags["gate"] = experiment.gate.outcome
+        if experiment.advised.arm is not None:
+            tags["recommended"] = experiment.advised.arm
+        # The headline scores of an experiment are its two axes, the forgetting first.
+        headline = [name for name in (experiment.forgetting, experiment.gain) if "/" in name]
+        view = mlflow_entries.table_view(headline, self._swept_params or ("train.learning_rate",))
+        self._queue.submit_optional("view", lambda mlflow_run: mlflow_run.set_table_view(view))
         missing = {"missing": ", ".join(experiment.missing)} if experiment.missing else {}
-        self._end("FINISHED", {**tags, **missing, "advice": experiment.recommendation_text})
+        advice = experiment.recommendation_text
+        note = mlflow_entries.note(f"{advice[:1].upper()}{advice[1:]}.", experiment.notes)
+        self._end("FINISHED", {**tags, **missing, "advice": advice, mlflow_entries.NOTE_TAG: note})
 
     def _end(self, status: str, tags: Mapping[str, str]) -> None:
         self._queue.submit(lambda mlflow_run: mlflow_run.set_tags(tags))

@@ -44,12 +44,17 @@ class FinalUpload:
             }
         metrics = mlflow_entries.to_mlflow_metrics(values, stage)
         self._queue.submit(lambda mlflow_run: mlflow_run.log_metrics(metrics))
-        headline = report.verdict.headline
-        self._queue.submit(lambda mlflow_run: mlflow_run.set_tag("mlflow.note.content", headline))
+        verdict = report.verdict
+        note = mlflow_entries.note(verdict.headline, [statement.text for statement in verdict.statements])
+        self._queue.submit(lambda mlflow_run: mlflow_run.set_tag(mlflow_entries.NOTE_TAG, note))
         if report.gate:
             self._queue.submit(lambda mlflow_run: mlflow_run.set_tag("gate", gate_outcome(report.gate)))
+        headline_scores = [change for change in report.changes if change.margin is not None] or report.changes
         view = mlflow_entries.table_view(
-            [metric_names.score_name(change.suite, change.name) for change in report.changes],
+            [
+                metric_names.score_name(change.suite, change.name)
+                for change in sorted(headline_scores, key=lambda change: change.role != "general")
+            ],
             swept_parameters or ("train.learning_rate",),
         )
         self._queue.submit_optional("view", lambda mlflow_run: mlflow_run.set_table_view(view))

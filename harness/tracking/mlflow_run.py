@@ -1,4 +1,4 @@
-"""One run and its stages in an MLflow store: each method is a few calls to the server.
+"""One run and its child runs in an MLflow store: each method is a few calls to the server.
 
 Every method raises whatever the store raises. Threads and events are handled elsewhere.
 """
@@ -9,12 +9,11 @@ import getpass
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness.tracking import mlflow_entries, mlflow_store
-from harness.tracking.artifacts import redacted_file
+from harness.tracking.redacting_client import RedactingClient, UsedSource
 from harness.types import Plan, Stage
-from harness.utils import redaction
 from harness.utils.redaction import Secrets
 
 if TYPE_CHECKING:
@@ -26,12 +25,28 @@ StepsByMetric = dict[str, set[int]]
 """Metric -> the steps at which it has been logged."""
 
 
+class RunIdentity(NamedTuple):
+    """What a new run is called, and where it belongs.
+
+    Attributes:
+        name: Name of the run.
+        experiment: Name of its experiment, which is created if it is new.
+        parent_run_id: Id of the parent run, for an arm of an experiment.
+        started_at: Seconds since the epoch; None: now.
+    """
+
+    name: str
+    experiment: str
+    parent_run_id: str | None = None
+    started_at: float | None = None
+
+
 class MlflowRun:
     """A parent run and the child run of the current stage.
 
     Attributes:
-        client: The store's client.
-        secrets: Values that are redacted before they are logged.
+        client: The store's client, to read.
+        store: Writes to the store.
         resumed: Whether the run existed before. Parameters and metrics that it has are then not logged twice.
         run_id: Id of the parent run.
         stage_run_id: Id of the current stage's run; None between stages.
@@ -39,7 +54,7 @@ class MlflowRun:
     """
 
     def __init__(self, client: MlflowClient, run: Run, secrets: Secrets, *, resumed: bool = False) -> None:
-        self.client, self.secrets, self.resumed = client, secrets, resumed
+        self.client, self.store, self.resumed = client, RedactingClient(client, secrets), resumed
         self.run_id: str = run.info.run_id
         self.experiment_id: str = run.info.experiment_id
         self.name = str(run.info.run_name)
@@ -48,39 +63,39 @@ class MlflowRun:
         self._params = set(run.data.params) if resumed else set()
         self._points: StepsByMetric = _load_logged_steps(client, run) if resumed else {}
         self._child_points: StepsByMetric = {}
+        self._stage_params: set[str] = set()
+        self._system_run_id: str | None = None
 
     @classmethod
-    def create(
-        cls,
-        uri: str,
-        experiment: str,
-        name: str,
-        tags: Mapping[str, str],
-        secrets: Secrets,
-        parent_run_id: str | None = None,
-    ) -> MlflowRun:
+    def create(cls, uri: str, identity: RunIdentity, tags: Mapping[str, str], secrets: Secrets) -> MlflowRun:
         """Create a run, and its experiment if it is new.
 
         Args:
             uri: The tracking URI.
-            experiment: Name of the experiment.
-            name: Name of the run.
+            identity: Name, experiment and parent.
             tags: Tags of the run.
             secrets: Values to redact.
-            parent_run_id: Id of the parent run, for an arm of an experiment.
         """
         client = mlflow_store.open_store(uri, create=True)
-        experiment_id = _get_or_create_experiment(client, experiment, mlflow_store.artifact_location(uri))
-        all_tags = {
-            **_user_tags(),
-            **_safe_tags(tags, secrets),
-            **({PARENT_RUN_TAG: parent_run_id} if parent_run_id else {}),
-        }
-        return cls(client, client.create_run(experiment_id, run_name=name, tags=all_tags), secrets)
+        store = RedactingClient(client, secrets)
+        experiment_id = store.get_or_create_experiment(identity.experiment, mlflow_store.artifact_location(uri))
+        parent = {PARENT_RUN_TAG: identity.parent_run_id} if identity.parent_run_id else {}
+        start_time = None if identity.started_at is None else int(identity.started_at * 1000)
+        run = store.create_run(experiment_id, identity.name, {**_user_tags(), **tags, **parent}, start_time)
+        return cls(client, run, secrets)
 
     @classmethod
-    def reopen(cls, uri: str, run_id: str, tags: Mapping[str, str], secrets: Secrets) -> MlflowRun:
+    def reopen(
+        cls, uri: str, run_id: str, tags: Mapping[str, str], secrets: Secrets, *, counted: bool = True
+    ) -> MlflowRun:
         """Reopen the run of a resumed run.
+
+        Args:
+            uri: The tracking URI.
+            run_id: Id of the run.
+            tags: Tags of the run; they replace those that it has.
+            secrets: Values to redact.
+            counted: Whether the tag `harness.resumed` counts this.
 
         Raises:
             LookupError: The store no longer has the run.
@@ -97,22 +112,23 @@ class MlflowRun:
         client.update_run(run_id, status="RUNNING")
         mlflow_run = cls(client, run, secrets, resumed=True)
         if "error" in run.data.tags:
-            client.delete_tag(run_id, "error")
-        resumed = int(run.data.tags.get("harness.resumed", "0")) + 1
-        mlflow_run.set_tags({**tags, "harness.resumed": str(resumed)})
+            for tag in {"error", mlflow_entries.NOTE_TAG} & run.data.tags.keys():
+                client.delete_tag(run_id, tag)
+        if counted:
+            tags = {**tags, "harness.resumed": str(int(run.data.tags.get("harness.resumed", "0")) + 1)}
+        mlflow_run.set_tags(tags)
         return mlflow_run
 
     def start_stage_run(self, stage_index: int, stage: Stage) -> None:
         """Create or reopen the child run of a stage, and log the stage's settings."""
-        existing = self._find_stage_run(stage_index) if self.resumed else None
-        if existing is None:
-            tags = {**_user_tags(), PARENT_RUN_TAG: self.run_id, "stage": str(stage_index), "harness.kind": "stage"}
-            child = self.client.create_run(self.experiment_id, run_name=f"{self.name}/{stage.name}", tags=tags)
-            self.stage_run_id, self._child_points = child.info.run_id, {}
-            self.log_params(self.stage_run_id, mlflow_entries.stage_parameters(stage))
-        else:
-            self.stage_run_id, self._child_points = existing.info.run_id, _load_logged_steps(self.client, existing)
-            self.client.update_run(self.stage_run_id, status="RUNNING")
+        child, is_new = self._open_child(
+            f"{stage.name}/{self.name}", {"harness.kind": "stage", "stage": str(stage_index)}
+        )
+        self.stage_run_id = child.info.run_id
+        self._child_points = {} if is_new else _load_logged_steps(self.client, child)
+        # A process that was killed may have created the run without its parameters.
+        self._stage_params = set(child.data.params)
+        self.log_params(mlflow_entries.stage_parameters(stage), to_stage_run=True)
 
     def end_stage_run(self, status: str) -> None:
         """End the child run, if there is one."""
@@ -120,90 +136,91 @@ class MlflowRun:
             self.client.set_terminated(self.stage_run_id, status)
             self.stage_run_id = None
 
-    def end(self, status: str) -> None:
-        """End the run with `FINISHED` or `FAILED`."""
-        self.client.set_terminated(self.run_id, status)
+    def start_system_run(self) -> tuple[str, bool]:
+        """Create or reopen the child run of the system metrics, and return its id and whether it is new."""
+        child, is_new = self._open_child(f"system/{self.name}", {"harness.kind": "system"})
+        self._system_run_id = child.info.run_id
+        return child.info.run_id, is_new
+
+    def end(self, status: str, ended_at: float | None = None) -> None:
+        """End the run with `FINISHED` or `FAILED`. ended_at: seconds since the epoch; None: now."""
+        if self._system_run_id is None and self.resumed:
+            existing = self._find_child({"harness.kind": "system"})
+            self._system_run_id = None if existing is None else existing.info.run_id
+        if self._system_run_id is not None:
+            self.client.set_terminated(self._system_run_id, status)
+        self.client.set_terminated(self.run_id, status, None if ended_at is None else int(ended_at * 1000))
 
     def set_tag(self, key: str, value: str) -> None:
         """Set a tag of the run."""
-        for name, text in _safe_tags({key: value}, self.secrets).items():
-            self.client.set_tag(self.run_id, name, text)
+        self.set_tags({key: value})
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Set tags of the run."""
-        for key, value in tags.items():
-            self.set_tag(key, value)
+        self.store.set_tags(self.run_id, tags)
 
-    def log_params(self, run_id: str, flat: Mapping[str, str]) -> None:
-        """Log parameters in batches within the server's limits. Parameters that the run has keep their values."""
-        from mlflow.entities import Param
-
-        known = self._params if run_id == self.run_id else set()
-        params = [Param(key, self.secrets.redact(value)) for key, value in flat.items() if key not in known]
-        for batch in mlflow_entries.split_batches(params, mlflow_entries.MAX_PARAMS_PER_BATCH):
-            self.client.log_batch(run_id, params=batch)
+    def log_params(self, flat: Mapping[str, str], *, to_stage_run: bool = False) -> None:
+        """Log parameters of the run or of the current stage. Parameters that it has keep their values."""
+        run_id, known = (
+            (self._require_stage_run_id(), self._stage_params) if to_stage_run else (self.run_id, self._params)
+        )
+        named = {self.store.clean_name(key): value for key, value in flat.items()}
+        self.store.log_params(run_id, {key: value for key, value in named.items() if key not in known})
 
     def log_metrics(self, metrics: Sequence[Metric], *, to_stage_run: bool = False) -> None:
         """Log metrics of the run or of the current stage. Values that exist for a step are kept."""
         run_id, points = (
             (self._require_stage_run_id(), self._child_points) if to_stage_run else (self.run_id, self._points)
         )
-        new = [metric for metric in metrics if not self.resumed or _mark_if_new(metric, points)]
-        for batch in mlflow_entries.split_batches(new, mlflow_entries.MAX_METRICS_PER_BATCH):
-            self.client.log_batch(run_id, metrics=batch)
+        named = map(self.store.clean_metric, metrics)
+        self.store.log_metrics(run_id, [metric for metric in named if not self.resumed or _mark_if_new(metric, points)])
 
     def log_datasets(self, plan: Plan, digests: Mapping[str, str], stage: Stage | None = None) -> None:
         """Log the data sets of a stage, or those of the whole run with its suites, with their digests."""
-        from mlflow.entities import Dataset, DatasetInput, InputTag
-
         stages = plan.stages if stage is None else (stage,)
         used = [(stage_source.source, "training") for used_stage in stages for stage_source in used_stage.sources]
         held_out = [(suite.source, "evaluation") for suite in plan.suites] if stage is None else []
-        inputs = []
-        for source, context in dict.fromkeys(used + held_out):
-            kind, options = plan.sources[source]
-            digest = digests.get(source, "").removeprefix("sha256:")[: mlflow_entries.MAX_DIGEST_CHARS]
-            origin = self.secrets.redact(json.dumps(redaction.redact(options), ensure_ascii=False, default=str))
-            dataset = Dataset(name=source, digest=digest, source_type=kind, source=origin)
-            inputs.append(DatasetInput(dataset=dataset, tags=[InputTag("mlflow.data.context", context)]))
-        self.client.log_inputs(self.run_id if stage is None else self._require_stage_run_id(), inputs)
+        sources = [
+            UsedSource(source, digests.get(source, ""), *plan.sources[source], context)
+            for source, context in dict.fromkeys(used + held_out)
+        ]
+        self.store.log_sources(self.run_id if stage is None else self._require_stage_run_id(), sources)
 
     def log_json(self, name: str, value: Any) -> None:
         """Log a value as a JSON artifact."""
-        text = json.dumps(value, indent=2, ensure_ascii=False, default=str) + "\n"
-        self.client.log_text(self.run_id, self.secrets.redact(text), name)
+        self.store.log_json(self.run_id, name, value)
 
     def log_tables(self, tables: Mapping[str, Mapping[str, Any]]) -> None:
         """Log tables (`columns`, `data`: rows) as artifacts that MLflow's page shows as tables."""
         for name, table in tables.items():
-            self.client.log_text(self.run_id, self.secrets.redact(json.dumps(table)), name)
+            self.store.log_json(self.run_id, name, table, indent=None)
         known = [{"path": name, "type": "table"} for name in tables]
         if known:
-            self.client.set_tag(self.run_id, "mlflow.loggedArtifacts", json.dumps(known))
+            self.set_tag("mlflow.loggedArtifacts", json.dumps(known))
 
     def set_table_view(self, state: str) -> None:
         """Add a shared view of the experiment's runs to MLflow's page."""
-        self.client.set_experiment_tag(self.experiment_id, mlflow_entries.TABLE_VIEW_TAG, state)
+        self.store.set_experiment_tag(self.experiment_id, mlflow_entries.TABLE_VIEW_TAG, state)
 
     def log_file(self, file: Path, folder: str | None = None) -> None:
         """Log a local file as an artifact, with secrets redacted."""
-        with redacted_file(file, self.secrets) as clean:
-            self.client.log_artifact(self.run_id, str(clean), folder)
+        self.store.log_file(self.run_id, file, folder)
 
     def register_model(self, name: str, path: str) -> str:
         """Register files of this run as a new version of a model and return the version number."""
-        from mlflow import MlflowException
+        return self.store.register_model(self.run_id, name, path)
 
-        try:
-            self.client.create_registered_model(name)
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise
-        version = self.client.create_model_version(name, f"runs:/{self.run_id}/{path}", self.run_id)
-        return str(version.version)
+    def _open_child(self, name: str, tags: Mapping[str, str]) -> tuple[Run, bool]:
+        """Return the child run with these tags, and whether it is new."""
+        existing = self._find_child(tags) if self.resumed else None
+        if existing is not None:
+            self.client.update_run(existing.info.run_id, status="RUNNING")
+            return existing, False
+        tags = {**_user_tags(), PARENT_RUN_TAG: self.run_id, **tags}
+        return self.store.create_run(self.experiment_id, name, tags), True
 
-    def _find_stage_run(self, stage_index: int) -> Run | None:
-        query = f"tags.`{PARENT_RUN_TAG}` = '{self.run_id}' and tags.`stage` = '{stage_index}'"
+    def _find_child(self, tags: Mapping[str, str]) -> Run | None:
+        query = mlflow_entries.tag_query({PARENT_RUN_TAG: self.run_id, **tags})
         runs = self.client.search_runs([self.experiment_id], query, order_by=["attributes.start_time DESC"])
         return runs[0] if runs else None
 
@@ -224,29 +241,6 @@ def _mark_if_new(metric: Metric, logged_steps: StepsByMetric) -> bool:
 def _load_logged_steps(client: MlflowClient, run: Run) -> StepsByMetric:
     keys = [key for key in run.data.metrics if not key.startswith("system/")]
     return {key: {point.step for point in client.get_metric_history(run.info.run_id, key)} for key in keys}
-
-
-def _get_or_create_experiment(client: MlflowClient, name: str, location: str | None) -> str:
-    from mlflow import MlflowException
-
-    experiment = client.get_experiment_by_name(name)
-    if experiment is None:
-        try:
-            # Without this tag MLflow's page treats it as a GenAI experiment and shows traces instead of runs.
-            kind = {"mlflow.experimentKind": "custom_model_development"}
-            return str(client.create_experiment(name, artifact_location=location, tags=kind))
-        except MlflowException:
-            # Another run may have created it in the meantime.
-            experiment = client.get_experiment_by_name(name)
-            if experiment is None:
-                raise
-    return str(experiment.experiment_id)
-
-
-def _safe_tags(tags: Mapping[str, str], secrets: Secrets) -> dict[str, str]:
-    """Return tags with allowed names, without secrets, within the server's limit."""
-    limit = mlflow_entries.MAX_TAG_CHARS
-    return {redaction.mlflow_name(key): secrets.redact(value)[:limit] for key, value in tags.items()}
 
 
 def _user_tags() -> dict[str, str]:

@@ -12,12 +12,13 @@ import json
 import logging
 import os
 import re
+import shlex
 import sqlite3
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness.errors import HarnessError
 from harness.utils import redaction
@@ -54,6 +55,8 @@ def tracking_status(settings: Mapping[str, Any], tracking_info: Mapping[str, Any
 
 
 DEFAULT_URI = "sqlite:///mlflow.db"
+VIEW_KEY = "harness"
+"""Key of the shared view of the runs; see `mlflow_entries.table_view`."""
 
 MLFLOW_ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
@@ -143,6 +146,33 @@ def import_mlflow() -> None:
         for name in ("mlflow", "alembic"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
         logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
+
+
+LOCAL_PAGE = "http://127.0.0.1:5000"
+"""Where `mlflow ui` shows a database."""
+
+
+class MlflowPages(NamedTuple):
+    """Addresses on MLflow's page.
+
+    Attributes:
+        run: The curves of the run.
+        view: The table of the experiment's runs, with scores as columns.
+        command: The command that serves the page; None if a server does so already.
+    """
+
+    run: str
+    view: str
+    command: str | None
+
+
+def build_pages(uri: str, experiment_id: str, run_id: str) -> MlflowPages:
+    """Return the addresses of a run on MLflow's page, without secrets."""
+    uri = redact_text(absolute_uri(uri))
+    is_server = uri.startswith(("http://", "https://"))
+    runs = f"{uri.rstrip('/') if is_server else LOCAL_PAGE}/#/experiments/{experiment_id}/runs"
+    command = None if is_server else f"mlflow ui --backend-store-uri {shlex.quote(uri)}"
+    return MlflowPages(f"{runs}/{run_id}/model-metrics", f"{runs}?viewStateShareKey={VIEW_KEY}", command)
 
 
 def artifact_location(uri: str) -> str | None:

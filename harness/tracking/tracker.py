@@ -17,9 +17,10 @@ from harness import events
 from harness.events import SharesBySource
 from harness.hookspecs import hookimpl
 from harness.tracking import artifacts, mlflow_entries, mlflow_store
-from harness.tracking.background import END_TIMEOUT, START_TIMEOUT, TrackingQueue
+from harness.tracking.background import END_TIMEOUT, TrackingQueue
 from harness.tracking.experiment_tracker import ExperimentTracker
 from harness.tracking.final_upload import FinalUpload
+from harness.tracking.mlflow_store import MlflowPages
 from harness.types import Plan
 from harness.utils import redaction
 from harness.utils.redaction import Secrets
@@ -125,6 +126,11 @@ class Tracker:
         """The tracking URI without its password; None if tracking is disabled or has failed."""
         return redaction.redact_text(self._uri) if self._enabled and not self._queue.failed else None
 
+    @property
+    def pages(self) -> MlflowPages | None:
+        """The addresses on MLflow's page; None without a run in MLflow."""
+        return self._queue.pages
+
     @hookimpl
     def harness_on_event(self, event: events.Event) -> None:
         """Record an event. Raises nothing, and waits for the store only at the start and end of a run."""
@@ -145,7 +151,7 @@ class Tracker:
         self._plan, self._folder = event.plan, Path(event.folder)
         self._queue.local_folder = self._folder
         # Imported on this thread, which imports half of the same libraries next.
-        from harness.tracking.mlflow_run import MlflowRun
+        from harness.tracking.mlflow_run import MlflowRun, RunIdentity
 
         mlflow_store.import_mlflow()
         secrets = self._queue.secrets = Secrets.collect(event.spec, event.environment, self._uri)
@@ -155,24 +161,27 @@ class Tracker:
             "harness.folder": str(self._folder.absolute()),
             "harness.kind": "run",
         }
-        arm_params: dict[str, str] = {}
+        params = mlflow_entries.build_run_params(spec, event.changed)
+        overrides: Sequence[str] = environment.get("overrides") or ()
         if event.arm:
             arm_tags, arm_params = mlflow_entries.arm_tags_and_params(event.arm)
-            tags |= arm_tags
+            tags, params, overrides = tags | arm_tags, params | arm_params, ()
             self._arm_params = tuple(arm_params)
+        identity = RunIdentity(
+            mlflow_entries.run_name(self._folder.name, overrides), self._experiment, self._parent_run_id
+        )
 
         def open_run() -> MlflowRun:
             mlflow_run = self._try_reopen_run(MlflowRun, tags, secrets)
             if mlflow_run is None:
-                mlflow_run = MlflowRun.create(
-                    self._uri, self._experiment, self._folder.name, tags, secrets, self._parent_run_id
+                mlflow_run = MlflowRun.create(self._uri, identity, tags, secrets)
+                mlflow_store.write_tracking_info(
+                    self._folder, self._uri, secrets.redact(self._experiment), mlflow_run.run_id
                 )
-                mlflow_store.write_tracking_info(self._folder, self._uri, self._experiment, mlflow_run.run_id)
             return mlflow_run
 
-        params = {**redaction.flatten_settings(spec), **arm_params}
-        self._queue.start_run(open_run, START_TIMEOUT)
-        self._queue.submit(lambda mlflow_run: mlflow_run.log_params(mlflow_run.run_id, params))
+        self._queue.start_run(open_run)
+        self._queue.submit(lambda mlflow_run: mlflow_run.log_params(params))
         self._queue.submit(lambda mlflow_run: mlflow_run.log_json("spec.json", spec))
         self._queue.submit(lambda mlflow_run: mlflow_run.log_json("environment.json", environment))
         if self._settings.get("system_metrics"):
@@ -253,7 +262,8 @@ class Tracker:
         self._flush_step_metrics()
         self._queue.submit(lambda mlflow_run: mlflow_run.end_stage_run("FAILED"))
         text = redaction.redact_text(event.error)[: redaction.MAX_VALUE_LENGTH]
-        self._queue.submit(lambda mlflow_run: mlflow_run.set_tag("error", text))
+        tags = {"error": text, mlflow_entries.NOTE_TAG: f"Failed: {text}"}
+        self._queue.submit(lambda mlflow_run: mlflow_run.set_tags(tags))
         FinalUpload(self._queue, self._folder).upload_files()
         self._end_run("FAILED", END_TIMEOUT)
 
@@ -277,7 +287,8 @@ class Tracker:
             self._step_metrics += mlflow_entries.to_mlflow_metrics(values, step)
 
     def _start_system_metrics(self, mlflow_run: MlflowRun) -> None:
-        self._monitor = SystemMetrics(self._uri, mlflow_run.run_id, resumed=mlflow_run.resumed)
+        run_id, is_new = mlflow_run.start_system_run()
+        self._monitor = SystemMetrics(self._uri, run_id, resumed=not is_new)
 
     def _end_run(self, status: str, timeout: float) -> None:
         def end(mlflow_run: MlflowRun) -> None:

@@ -101,7 +101,7 @@ def made_evaluations(stages=1, items=40):
     return evaluations
 
 
-def made_report(folder, stages=1, uri=None):
+def made_report(folder, stages=1, uri=None, **run_info):
     """The report of this run."""
     return run_report.build_report(
         made_plan(stages),
@@ -114,6 +114,7 @@ def made_report(folder, stages=1, uri=None):
             "seconds": 187.0,
             "uri": uri,
             "spec": {"not": "shown"},
+            **run_info,
         },
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import re
 import shlex
 from dataclasses import replace
 from types import SimpleNamespace
@@ -273,6 +274,12 @@ def test_closing_commands_can_be_copied(run_parts, tmp_path, monkeypatch):
     text = displayed(run_parts.report(tmp_path / "a", uri="https://track.example"), width=80)
     assert "harness compare a --uri https://track.example\n" in text
     assert "mlflow ui" not in text
+    view = "http://127.0.0.1:5000/#/experiments/1/runs?viewStateShareKey=harness"
+    text = displayed(run_parts.report(tmp_path / "a", uri="sqlite:///mlflow.db", view=view), width=80)
+    assert re.search(f"mlflow ui --backend-store-uri sqlite:///mlflow.db *\n +{re.escape(view)}\n", text)
+    view = "https://track.example/#/experiments/1/runs?viewStateShareKey=harness"
+    text = displayed(run_parts.report(tmp_path / "a", uri="https://track.example", view=view), width=80)
+    assert re.search(f"MLflow +{re.escape(view)}\n", text)
     arm = tmp_path / "arms" / "strength=0"
     assert f"harness compare {shlex.quote(str(arm))}\n" in displayed(
         run_parts.report(arm, uri="https://track.example"), width=80

@@ -11,7 +11,7 @@ import pytest
 from harness.interfaces.component import Component
 from harness.registry import BrokenPlugin
 from harness.spec.json_locations import parse_json
-from harness.spec.schema import compose_schema, expand_shorthand, fill_defaults, iter_leaves
+from harness.spec.schema import compose_schema, expand_shorthand, fill_defaults, iter_leaves, remove_defaults
 from harness.spec.schema_errors import find_schema_errors
 from harness.spec_keys import data, run, training
 
@@ -386,3 +386,17 @@ def test_violated_pattern_or_list_length_of_a_plugin_is_reported(small_registry,
     first, second = sorted(error.what for error in find_schema_errors(small_spec, schema, located))
     assert "does not match '^[0-9]+$'" in first
     assert "too short" in second
+
+
+# -- without defaults -------------------------------------------------------------------------------------------------
+
+
+def test_removing_defaults_is_the_inverse_of_filling_them(schema, small_spec):
+    chosen = {**small_spec, "mitigations": {"lora": {}}, "train": {"steps": 7}}
+    filled = fill_defaults(expand_shorthand(chosen, schema, schema), schema, schema)
+    changed = remove_defaults(filled, schema, schema)
+    assert fill_defaults(changed, schema, schema) == filled
+    assert changed["train"] == {"steps": 7}
+    assert changed["mitigations"] == {"lora": {}}, "a component without options stays"
+    assert "seed" not in changed
+    assert remove_defaults(changed, schema, schema) == changed

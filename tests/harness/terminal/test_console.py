@@ -63,6 +63,17 @@ def test_log_has_few_lines_per_phase_and_report(tmp_path):
     assert "\x1b" not in out
 
 
+def test_the_address_of_the_live_curves_is_shown_at_the_start():
+    out = io.StringIO()
+    with Console("plain", out, io.StringIO()) as console:
+        emit(console, events.TrackingStarted, url="https://there/#/experiments/1/runs/ab")
+        emit(console, events.TrackingStarted, url="http://127.0.0.1:5000/#/x", command="mlflow ui")
+    assert out.getvalue().splitlines() == [
+        "live curves: https://there/#/experiments/1/runs/ab",
+        "live curves: mlflow ui, then http://127.0.0.1:5000/#/x",
+    ]
+
+
 def test_data_is_shown_as_counts_and_realized_shares(tmp_path):
     out, _ = watch("plain", tmp_path)
     table = [line.split() for line in out.splitlines() if line.startswith(("source", "helpdesk ", "general "))][:3]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -16,10 +17,11 @@ from harness import events
 from harness.comparison import compare
 from harness.gate import GateResult
 from harness.report.arm_comparison import ArmComparison
+from harness.report.arm_experiment import ArmScore
 from harness.report.intransigence import Intransigence
 from harness.report.recommendation import ArmPoint, Recommendation
 from harness.statistics.intervals import Estimate
-from harness.tracking import mlflow_store
+from harness.tracking import mlflow_entries, mlflow_store
 from harness.tracking.artifacts import load_step_metrics
 from harness.tracking.experiment_tracker import ExperimentTracker
 from harness.tracking.tracker import Tracker
@@ -129,13 +131,91 @@ def test_system_metrics_are_sampled_if_the_spec_enables_them(uri, client, tmp_pa
     tracker = Tracker(track_settings(uri, "system", system_metrics=True), "mixed-sft", pytest.fail)
     tracker.harness_on_event(events.RunStarted(**run_started_fields(tmp_path / "a")))
     deadline = time.monotonic() + 60
-    while "system/cpu_utilization_percentage" not in client.get_run(tracker.run_id).data.metrics:
+    tracker._queue.wait(60)
+    (system,) = child_runs(client, tracker.run_id)
+    assert system.info.run_name == "system/a"
+    while "system/cpu_utilization_percentage" not in client.get_run(system.info.run_id).data.metrics:
         assert time.monotonic() < deadline, "MLflow has received no sample"
         time.sleep(0.1)
     tracker.harness_on_event(events.RunFailed(error="stopped"))
     names = [thread.name for thread in threading.enumerate()]
     assert "SystemMetricsMonitor" not in names
-    assert client.get_run(tracker.run_id).info.status == "FAILED"
+    assert {client.get_run(run_id).info.status for run_id in (tracker.run_id, system.info.run_id)} == {"FAILED"}
+    assert client.get_run(tracker.run_id).data.metrics == {}, "Compare of MLflow shows scores first"
+    # A resumed run continues its samples in the same child run.
+    resume_info = json.loads((tmp_path / "a" / "mlflow.json").read_text())
+    resumed = Tracker(
+        track_settings(uri, "system", system_metrics=True), "mixed-sft", pytest.fail, resume_info=resume_info
+    )
+    resumed.harness_on_event(events.RunStarted(**run_started_fields(tmp_path / "a")))
+    resumed.harness_on_event(events.RunFailed(error="stopped"))
+    assert [run.info.run_id for run in child_runs(client, tracker.run_id)] == [system.info.run_id]
+
+
+@pytest.mark.parametrize(
+    ("folder", "overrides", "name"),
+    [
+        ("tiny-20260101-120000-ab12", [], "ab12 tiny 20260101-120000"),
+        (
+            "a-b-20260101-120000-ab12",
+            ["train.learning_rate=1e-5", "name=a-b", "track.uri=http://me:pass-word-1@there", "seed=2"],
+            "learning_rate=1e-5 seed=2 ab12 a-b 20260101-120000",
+        ),
+        ("lora,seed=1", [], "lora,seed=1"),
+    ],
+)
+def test_the_name_of_a_run_starts_with_what_differs(folder, overrides, name):
+    assert mlflow_entries.run_name(folder, overrides) == name
+
+
+def test_only_what_differs_from_the_defaults_and_the_learning_rate_are_parameters(uri, client, tmp_path):
+    changed = {"mitigations": {"lora": {"rank": 4}}, "sources": {"a": {"jsonl": {"api_key": "hunter22"}}}}
+    started = {"changed": changed, "environment": {"overrides": ["train.steps=9"]}}
+    tracker = track_run(uri, tmp_path / "a", "changed", steps=1, started=started)
+    run = client.get_run(tracker.run_id)
+    assert run.data.params == {
+        "mitigations.lora.rank": "4",
+        "sources.a.jsonl.api_key": "(left out)",
+        "train.learning_rate": "0.0002",
+    }
+    assert run.info.run_name == "steps=9 a"
+    stored = json.loads(read_artifact(client, tracker.run_id, "spec.json", tmp_path))
+    assert stored["seed"] == 0, "the artifact has the whole spec"
+    shutil.rmtree(tmp_path / "a")  # `compare` reads the spec from the artifact
+    (summary,) = compare.compare_runs([tracker.run_id], "changed", uri).runs
+    assert (summary.parameters["seed"], summary.name) == ("0", "a")
+
+
+def test_the_description_of_a_run_is_its_verdict(uri, client, tmp_path):
+    tracker = track_run(uri, tmp_path / "a", "note", steps=1)
+    verdict = example_run.made_report(tmp_path / "a").verdict
+    note = client.get_run(tracker.run_id).data.tags["mlflow.note.content"]
+    assert note.splitlines()[0] == verdict.headline
+    assert note.splitlines()[2:] == [f"- {statement.text}" for statement in verdict.statements]
+
+
+def test_the_view_shows_the_primary_scores_with_the_general_ones_first(uri, client, tmp_path, monkeypatch):
+    build_report = example_run.made_report
+
+    def build_report_with_margins(*arguments):
+        report = build_report(*arguments)
+        changes = [
+            dataclasses.replace(change, margin=0.1 if change.name == "rougeL" else None) for change in report.changes
+        ]
+        return dataclasses.replace(report, changes=tuple(changes))
+
+    monkeypatch.setitem(example_run.feed.__globals__, "made_report", build_report_with_margins)
+    tracker = track_run(uri, tmp_path / "a", "view", steps=1)
+    experiment = client.get_experiment(client.get_run(tracker.run_id).info.experiment_id)
+    assert json.loads(experiment.tags["mlflow.sharedViewState.harness"])["selectedColumns"][:5] == [
+        "metrics.`general/rougeL`",
+        "metrics.`general/rougeL/delta`",
+        "metrics.`helpdesk/rougeL`",
+        "metrics.`helpdesk/rougeL/delta`",
+        "params.`train.learning_rate`",
+    ]
+    assert tracker.pages.view.endswith(f"/#/experiments/{experiment.experiment_id}/runs?viewStateShareKey=harness")
+    assert tracker.pages.command == f"mlflow ui --backend-store-uri {uri}"
 
 
 def run_started_fields(folder, **changes):
@@ -172,17 +252,38 @@ def build_comparison(folder, **gains_and_losses):
         folder=str(folder),
         baseline="naive",
         arms={},
-        scores=(),
+        scores=(
+            arm_score("naive", "helpdesk", "domain", 0.5, 0.3),
+            arm_score("mix=0.1", "helpdesk", "domain", 0.49, 0.29),
+            arm_score("mix=0.1", "general", "general", 0.45, -0.05),
+        ),
         gain="helpdesk/rougeL",
         forgetting="general/rougeL",
         gain_margin=0.02,
         forgetting_margin=0.02,
         points=tuple(points),
         missing={"ewc": "cut"},
-        advised=Recommendation("mix"),
+        advised=Recommendation("mix", arm="mix=0.1"),
         joint="joint",
         intransigence=(Intransigence("naive", "rougeL", ("helpdesk",), estimate(0.1)),),
     )
+
+
+SWEEP_SPEC = {"name": "sweep", "mode": {"mixed": {}}, "arms": {"matrix": {"train.steps": [3, 4]}}}
+SWEEP_ARMS = [
+    {"name": name, "changes": {"mitigations.mixing.share": share, "sources.x.jsonl.token": "hunter22"}}
+    for name, share in (("naive", 0.0), ("mix=0.1", 0.1))
+]
+
+
+def arm_score(arm, suite, role, after, change):
+    """Return the change of ROUGE-L of an arm."""
+
+    def estimate(value):
+        return Estimate(value, 0.01, value - 0.02, value + 0.02, 40)
+
+    values = {"before": estimate(after - change), "after": estimate(after), "change": estimate(change)}
+    return ArmScore(arm, suite, role, "rougeL", True, 40, **values, against=None, p=None, p_holm=None, verdict=None)
 
 
 @pytest.fixture(scope="module")
@@ -191,18 +292,12 @@ def sweep(uri, tmp_path_factory):
     folder = tmp_path_factory.mktemp("sweep") / "sweep-1"
     folder.mkdir()
     parent = ExperimentTracker(track_settings(uri, "sweep"), "sweep", folder, pytest.fail)
-    parent.start(
-        {"name": "sweep", "mode": {"mixed": {}}, "arms": {"matrix": {"train.steps": [3, 4]}}}, ["naive", "mix=0.1"]
-    )
+    parent.start(SWEEP_SPEC, SWEEP_ARMS)
     arms = []
-    for number, name in enumerate(("naive", "mix=0.1")):
-        arm = {
-            "name": name,
-            "changes": {"mitigations.mixing.share": number / 10, "sources.x.jsonl.token": "hunter22"},
-        }
+    for arm in SWEEP_ARMS:
         arms.append(
             track_run(
-                uri, folder / "arms" / name, "sweep", steps=2,
+                uri, folder / "arms" / arm["name"], "sweep", steps=2,
                 tracker_options={"parent_run_id": parent.run_id}, started={"arm": arm},
             )
         )  # fmt: skip
@@ -221,7 +316,7 @@ def test_arms_are_child_runs_of_their_experiment_with_the_swept_keys_as_paramete
     assert arm.data.params["arm/mitigations.mixing.share"] == "0.1"
     assert arm.data.params["arm/sources.x.jsonl.token"] == "(left out)"
     (stage,) = child_runs(client, sweep.arms[1].run_id)
-    assert stage.info.run_name == "mix=0.1/stage-1"
+    assert stage.info.run_name == "stage-1/mix=0.1"
 
 
 def test_the_experiment_stores_the_results_of_the_comparison(client, sweep):
@@ -235,8 +330,26 @@ def test_the_experiment_stores_the_results_of_the_comparison(client, sweep):
             "arm/mix_0.1/forgotten": 0.05,
             "arm/mix_0.1/recovered": 0.5,
             "arm/naive/intransigence/rougeL": 0.1,
+            "helpdesk/rougeL": 0.49,
+            "helpdesk/rougeL/delta": 0.29,
+            "general/rougeL": 0.45,
+            "general/rougeL/delta": -0.05,
         }
     )
+    view = json.loads(client.get_experiment(run.info.experiment_id).tags["mlflow.sharedViewState.harness"])
+    assert view["selectedColumns"] == [
+        "metrics.`general/rougeL`",
+        "metrics.`general/rougeL/delta`",
+        "metrics.`helpdesk/rougeL`",
+        "metrics.`helpdesk/rougeL/delta`",
+        "params.`arm/mitigations.mixing.share`",
+        "params.`arm/sources.x.jsonl.token`",
+        "tags.`gate`",
+        "tags.`mode`",
+        "tags.`mitigations`",
+    ]
+    assert run.data.tags["recommended"] == "mix=0.1"
+    assert run.data.tags["mlflow.note.content"] == "Mix."
     tags = run.data.tags
     assert (tags["harness.kind"], tags["baseline"], tags["advice"], tags["missing"]) == (
         "experiment", "naive", "mix", "ewc",
@@ -256,9 +369,7 @@ def test_comparing_an_experiment_compares_its_arms_and_not_the_experiment_run(ur
 def test_a_resumed_experiment_is_the_same_run(uri, client, sweep):
     run_info = json.loads((sweep.folder / "mlflow.json").read_text())
     resumed = ExperimentTracker(track_settings(uri, "sweep"), "sweep", sweep.folder, pytest.fail, resume_info=run_info)
-    resumed.start(
-        {"name": "sweep", "mode": {"mixed": {}}, "arms": {"matrix": {"train.steps": [3, 4]}}}, ["naive", "mix=0.1"]
-    )
+    resumed.start(SWEEP_SPEC, SWEEP_ARMS)
     assert resumed.run_id == sweep.parent.run_id
     assert client.get_run(resumed.run_id).info.status == "RUNNING"
     resumed.fail(RuntimeError("the arm 'ewc' failed at http://me:hunter22@there"))
@@ -270,14 +381,14 @@ def test_a_resumed_experiment_is_the_same_run(uri, client, sweep):
 def test_an_experiment_whose_store_cannot_be_opened_gives_one_warning(tmp_path):
     warnings = []
     tracker = ExperimentTracker(track_settings("carrier-pigeon://coop", None), "sweep", tmp_path, warnings.append)
-    tracker.start({}, ["a"])
+    tracker.start({}, [{"name": "a", "changes": {}}])
     tracker.finish(build_comparison(tmp_path, naive=(0.1, 0.1)))
     assert (tracker.run_id, tracker.uri, len(warnings)) == (None, None, 1)
 
 
 def test_an_experiment_with_tracking_disabled_gives_no_warning(tmp_path):
     disabled = ExperimentTracker({"enabled": False, "experiment": None, "uri": None}, "sweep", tmp_path, pytest.fail)
-    disabled.start({}, ["a"])
+    disabled.start({}, [{"name": "a", "changes": {}}])
     disabled.finish(build_comparison(tmp_path, naive=(0.1, 0.1)))
     assert (disabled.run_id, disabled.uri) == (None, None)
 

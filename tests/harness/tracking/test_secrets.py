@@ -23,6 +23,7 @@ SECRETS = {
     "key id": "key-id-0008",
     "in a list": "list-0009",
     "private": "private-0010",
+    "in a name": "sk-abcdefghijklmnopq-0011",
 }
 
 
@@ -34,6 +35,7 @@ def spec_with_secrets():
         "description": f"made with {SECRETS['hub token']}",
         "sources": {
             "helpdesk": {"jsonl": {"path": f"https://x.example/a.jsonl?X-Amz-Signature={SECRETS['signature']}"}},
+            SECRETS["in a name"]: {"jsonl": {"path": "b.jsonl"}},
             "general": {
                 "jsonl": {
                     "path": ["a.jsonl", f"s3://me:{SECRETS['in a list']}@bucket/a.jsonl"],
@@ -67,17 +69,21 @@ def store_with_secrets(tmp_path_factory):
         patch.setenv("HF_TOKEN", SECRETS["environment"])
         for name in ("PWD", "OLDPWD", "CACHE_SECRET"):  # a shell sets the first two
             patch.setenv(name, str(folder))
+        patch.setenv("NAME_SECRET", SECRETS["in a name"])
         for name, fail in (("good", False), ("bad", True)):
-            run_folder = folder / "runs" / name
+            run_folder = folder / "runs" / name / SECRETS["in a name"]
             (run_folder / "predictions").mkdir(parents=True)
             (run_folder / "plots").mkdir()
-            for file in ("data.json", "report.html", "plots/loss.svg", "predictions/general-stage0.jsonl"):
+            for file in ("data.json", "report.html", "plots/loss.svg", "predictions/general-stage0.jsonl",
+                         f"predictions/{SECRETS['in a name']}-stage0.jsonl"):  # fmt: skip
                 (run_folder / file).write_text(json.dumps({"text": text}) + "\n")
             plan = example_run.made_plan(
                 sources={name: next(iter(source.items())) for name, source in spec_with_secrets()["sources"].items()}
             )
             tracker = Tracker(
-                {"enabled": True, "experiment": "x", "uri": f"sqlite:///{folder}/store/mlflow.db"}, "x", warnings.append
+                {"enabled": True, "experiment": SECRETS["in a name"], "uri": f"sqlite:///{folder}/store/mlflow.db"},
+                "x",
+                warnings.append,
             )
             storage = spec_with_secrets()["sources"]["general"]["jsonl"]["storage"]
             changes = {"sources.general.jsonl.storage": storage, "hub.token": SECRETS["hub token"]}
@@ -112,6 +118,7 @@ def test_all_parameters_tags_and_artifacts_are_stored(store_with_secrets):
     assert tags["harness.folder"].startswith(str(store_with_secrets.folder)), "a folder is not a secret"
     names = {file.name for file in (store_with_secrets.folder / "store").rglob("*")}
     assert {"report.html", "loss.svg", "data.json", "spec.json", "helpdesk.json", "general-stage0.jsonl"} <= names
+    assert "(left out)-stage0.jsonl" in names
 
 
 @pytest.mark.parametrize("secret_name", SECRETS)
@@ -122,4 +129,5 @@ def test_no_secret_is_in_the_store_or_in_a_log(store_with_secrets, secret_name):
     assert [file.name for file in files if secret.encode() in file.read_bytes()] == []
     assert not [line for line in store_with_secrets.lines if secret in line]
     for run in ("good", "bad"):
-        assert secret not in (store_with_secrets.folder / "runs" / run / "mlflow.json").read_text()
+        (info,) = (store_with_secrets.folder / "runs" / run).glob("*/mlflow.json")
+        assert secret not in info.read_text()

@@ -18,8 +18,7 @@ from support import example_run
 from support.paths import ROOT
 
 from harness import events
-from harness.tracking import mlflow_entries, mlflow_store
-from harness.tracking import tracker as tracker_module
+from harness.tracking import background, mlflow_entries, mlflow_store
 from harness.tracking.background import WorkerThread
 from harness.tracking.tracker import Tracker
 from harness.types import Share, Stage, StageSource
@@ -70,7 +69,7 @@ def artifacts(client, run_id, path=None):
 def test_run_is_parent_with_one_child_per_stage(tracked):
     assert tracked.warnings == []
     assert tracked.parent.info.run_name == "mixed-sft-a1"
-    assert [run.info.run_name for run in tracked.children] == ["mixed-sft-a1/stage-1", "mixed-sft-a1/stage-2"]
+    assert [run.info.run_name for run in tracked.children] == ["stage-1/mixed-sft-a1", "stage-2/mixed-sft-a1"]
     assert {run.data.tags["mlflow.parentRunId"] for run in tracked.children} == {tracked.tracker.run_id}
     assert {run.info.status for run in (tracked.parent, *tracked.children)} == {"FINISHED"}
 
@@ -306,7 +305,7 @@ def test_unusable_store_gives_one_warning_and_takes_little_time(bad, request, tm
 
 
 def test_silent_server_is_waited_for_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(tracker_module, "START_TIMEOUT", 1.0)
+    monkeypatch.setattr(background, "START_TIMEOUT", 1.0)
     warnings = []
     with socket.socket() as deaf:
         deaf.bind(("127.0.0.1", 0))
