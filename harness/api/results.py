@@ -270,9 +270,15 @@ class ExperimentResult:
         return load_run_json(self.folder, "arms.json")
 
     @cached_property
-    def arms(self) -> dict[str, RunResult]:
-        """The arms that have a result, by name."""
-        return {name: RunResult(self.folder / "arms" / name) for name in self.report["arms"]}
+    def arms(self) -> dict[str, dict[int, RunResult]]:
+        """Arm -> seed -> the run, for every run that has a result."""
+        arms: dict[str, dict[int, RunResult]] = {}
+        for name, folders in self.report["arms"].items():
+            # Folders are stored as paths of the machine that ran them; an earlier version had one run for each arm.
+            paths = folders.values() if isinstance(folders, Mapping) else [folders]
+            runs = [RunResult(self.folder / "arms" / Path(path).name) for path in paths]
+            arms[name] = {int(run.spec["seed"]): run for run in runs}
+        return arms
 
     @cached_property
     def scores(self) -> pd.DataFrame:
@@ -285,7 +291,10 @@ class ExperimentResult:
 
     @cached_property
     def points(self) -> pd.DataFrame:
-        """Gain and forgetting of every arm: `arm`, `gain` and `forgotten`, each with `_low` and `_high`."""
+        """Gain and forgetting of every arm: `arm`, `gain` and `forgotten`, each with `_low` and `_high`.
+
+        With several seeds each also has `_sd`, `_over_seeds_low` and `_over_seeds_high`.
+        """
         return _frame(map(_flatten_estimates, self.report["points"]))
 
 
@@ -420,11 +429,15 @@ def _load_items(file: Path) -> pd.DataFrame:
 
 
 def _flatten_estimates(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Replace each estimate of a record by its value and its bounds."""
+    """Replace each estimate of a record by its value and its bounds, and each spread by what it is over the seeds."""
     row: dict[str, Any] = {}
     for key, value in record.items():
         if isinstance(value, Mapping) and {"value", "low", "high"} <= value.keys():
             row |= {key: value["value"], f"{key}_low": value["low"], f"{key}_high": value["high"]}
+        elif isinstance(value, Mapping) and {"sd", "over_seeds"} <= value.keys():
+            name, interval = key.removesuffix("_spread"), value["over_seeds"]
+            bounds = {f"{name}_over_seeds_{end}": interval[end] for end in ("low", "high")}
+            row |= {f"{name}_sd": value["sd"], **bounds}
         elif not isinstance(value, list | tuple | Mapping):
             row[key] = value
     return row

@@ -43,14 +43,14 @@ def test_an_experiment_returns_its_arms(tiny_spec):
         harness.run(spec)
     experiment = harness.run_experiment(spec, ["train.steps=1"], quiet=True)
     assert list(experiment.arms) == ["slow", "fast"]
-    assert experiment.arms["fast"].spec["train"]["learning_rate"] == 0.1
+    assert experiment.arms["fast"][0].spec["train"]["learning_rate"] == 0.1
     assert set(experiment.scores["arm"]) == {"slow", "fast"}
     assert {"gain", "gain_low", "forgotten_high"} <= set(experiment.points.columns)
     assert experiment.report["advice"] in repr(experiment)
     with pytest.raises(harness.HarnessError, match=r"call harness\.load_experiment"):
         harness.load_run(experiment.folder)
     with pytest.raises(harness.HarnessError, match=r"call harness\.load_run"):
-        harness.load_experiment(experiment.arms["fast"].folder)
+        harness.load_experiment(experiment.arms["fast"][0].folder)
 
 
 def test_bad_input_names_its_place_and_a_remedy(tiny_spec, tmp_path, monkeypatch):

@@ -101,6 +101,25 @@ def test_items_of_the_former_format_have_no_scores(folder):
     assert "rougeL" not in items.columns
 
 
+def test_an_experiment_has_the_runs_of_every_seed(tmp_path):
+    folder = run_folders.write_experiment(tmp_path / "sweep", shares=(None, 0.1))
+    (folder / "spec.json").write_text("{}")
+    again = run_folders.write_run(folder / "arms" / "naive,seed=1", spec=run_folders.run_spec(seed=1))
+    arms_json = json.loads((folder / "arms.json").read_text())
+    arms_json["arms"]["naive"] = {"0": "/elsewhere/arms/naive", "1": "/elsewhere/arms/naive,seed=1"}
+    spread = {"values": [0.2, 0.4], "sd": 0.1, "over_seeds": {"value": 0.3, "low": 0.1, "high": 0.5}}
+    arms_json["points"][0]["gain_spread"] = spread
+    (folder / "arms.json").write_text(json.dumps(arms_json))
+    experiment = harness.load_experiment(folder)
+    assert {name: list(runs) for name, runs in experiment.arms.items()} == {"naive": [0, 1], "share=0.1": [0]}
+    assert experiment.arms["naive"][1].folder == again
+    assert experiment.points["arm"].tolist() == ["naive", "share=0.1"]
+    first = experiment.points.iloc[0]
+    assert (first["gain_sd"], first["gain_over_seeds_low"], first["gain_over_seeds_high"]) == (0.1, 0.1, 0.5)
+    (folder / "arms.json").write_text(json.dumps({**arms_json, "arms": {"naive": "runs/arms/naive"}}))
+    assert list(harness.load_experiment(folder).arms["naive"]) == [0]
+
+
 def test_two_runs_are_compared_as_frames(tmp_path):
     from support import compared_runs
 
