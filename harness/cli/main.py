@@ -29,13 +29,14 @@ from harness.cli import (
     runs,
     schema,
     score,
+    track,
     validate,
 )
 from harness.distributed import failure, launch
 from harness.errors import HarnessError
 from harness.utils.formatting import printable
 
-COMMANDS = (run, check, compare, runs, preview, validate, plan, evaluate, gate, report, score, plugins, schema)
+COMMANDS = (run, check, compare, runs, preview, validate, plan, evaluate, gate, report, score, track, plugins, schema)
 """The modules of all commands, the most used first, in the order of `--help`."""
 
 

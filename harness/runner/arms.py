@@ -272,7 +272,7 @@ def run_arms(
         resume_info=resume.tracking_info(folder),
     )
     context = ExperimentContext(spec, registry, folder, tracker, processes)
-    tracker.start(spec.document, [_arm_metadata(arm) for arm in all_arms], spec.changed)
+    tracker.start(spec.document, [arm_metadata(arm) for arm in all_arms], spec.changed)
     emit_tracking_start(registry, tracker.pages)
     try:
         with processes.on_abort(lambda reason: tracker.fail(RunError(str(folder.path), reason))):
@@ -315,8 +315,9 @@ def _run_arm(context: ExperimentContext, arm_runs: Sequence[ArmRun], index: int)
                     folder,
                     processes=context.processes,
                     resuming=resuming,
-                    arm=_arm_metadata(arm),
+                    arm=arm_metadata(arm),
                     parent=context.tracker.run_id,
+                    tracked=context.tracker.uri is not None,
                     stages_to_keep=max(shared_counts, default=0),
                 )
             )
@@ -339,8 +340,9 @@ def _finish_interrupted_arm(context: ExperimentContext, arm_run: ArmRun, arm_fol
                 context.registry,
                 folder,
                 plan=arm_run.plan,
-                arm=_arm_metadata(arm_run.arm),
+                arm=arm_metadata(arm_run.arm),
                 parent=context.tracker.run_id,
+                tracked=context.tracker.uri is not None,
             )
     except RunError as error:
         return error.what
@@ -355,7 +357,7 @@ def _report_comparison(context: ExperimentContext, arms: Sequence[Arm], failures
     failure = _failure_error(failures, context.folder)
     if failure is not None and not any(resume.is_finished(context.arms_folder / arm.name) for arm in arms):
         raise failure  # there is nothing to compare
-    comparison = _compare_finished_arms(context.spec, arms, context.registry, context.folder.path, failures)
+    comparison = compare_finished_arms(context.spec, arms, context.registry, context.folder.path, failures)
     comparison.write(context.folder.path)
     write_report_page(context.registry, write.write_experiment_page, context.folder.path)
     if failure is None:
@@ -366,7 +368,7 @@ def _report_comparison(context: ExperimentContext, arms: Sequence[Arm], failures
     return comparison
 
 
-def _compare_finished_arms(
+def compare_finished_arms(
     spec: Spec, arms: Sequence[Arm], registry: Registry, folder: Path, failures: Mapping[str, str]
 ) -> ArmComparison:
     """Compare all arms of an experiment that have a result.
@@ -411,7 +413,8 @@ def _compare_finished_arms(
     )
 
 
-def _arm_metadata(arm: Arm) -> dict[str, Any]:
+def arm_metadata(arm: Arm) -> dict[str, Any]:
+    """Return what events and the tracker know about an arm."""
     return {"name": arm.name, "method": arm.method, "changes": dict(arm.changes)}
 
 

@@ -31,6 +31,8 @@ class RunContext:
         resuming: Whether an interrupted run is resumed.
         arm: `name` and `changes` of the experiment's arm; None outside an experiment.
         parent: MLflow id of the experiment's run; None outside an experiment.
+        tracked: Whether MLflow is used, if the spec enables it. False for the arms of an experiment that MLflow
+            does not have: each would wait for the store again.
         stages_to_keep: Number of first stages whose snapshots stay, for other arms.
     """
 
@@ -42,6 +44,7 @@ class RunContext:
     resuming: bool = False
     arm: Mapping[str, Any] | None = None
     parent: str | None = None
+    tracked: bool = True
     stages_to_keep: int = 0
 
     @property

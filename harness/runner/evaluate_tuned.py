@@ -21,7 +21,7 @@ from harness.runner.prepare import PreparedRun, create_progress, prepare_checked
 from harness.runner.run_stages import MainProcess
 from harness.runner.tracking_session import tracking_session
 from harness.spec.spec import Spec
-from harness.types import Progress
+from harness.types import Plan, Progress
 from harness.utils import file_digests
 
 STAGE_NAME = "tuned"
@@ -97,9 +97,12 @@ def locate_tuned_model(tuned: str, prepared: PreparedRun, spec: Spec, progress: 
 
 def _with_one_stage(prepared: PreparedRun) -> PreparedRun:
     """Return the prepared run with the stage `tuned`, which trains nothing, in place of its stages."""
-    stage = replace(prepared.plan.stages[-1], name=STAGE_NAME, shares=(), mitigations={})
-    plan = replace(prepared.plan, stages=(stage,))
-    return replace(prepared, plan=plan, data=replace(prepared.data, stages=()))
+    return replace(prepared, plan=plan_of_tuned(prepared.plan), data=replace(prepared.data, stages=()))
+
+
+def plan_of_tuned(plan: Plan) -> Plan:
+    """Return the plan with the stage `tuned` in place of its stages."""
+    return replace(plan, stages=(replace(plan.stages[-1], name=STAGE_NAME, shares=(), mitigations={}),))
 
 
 def _warn_of_other_tokenizer(location: locate.ModelLocation, context: RunContext) -> None:

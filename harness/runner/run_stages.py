@@ -60,7 +60,8 @@ def run_stages(context: RunContext) -> Report:
         HarnessError: If the run cannot be resumed or an input is invalid.
         RunError: If the run fails.
     """
-    track, name = context.spec.document["track"], context.plan.name
+    settings, name = context.spec.document["track"], context.plan.name
+    track = {**settings, "enabled": settings["enabled"] and context.tracked}
     with tracking_session(
         track,
         name,

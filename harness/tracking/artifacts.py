@@ -5,6 +5,7 @@ Imports torch only to pack a model.
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -65,7 +66,11 @@ def load_step_metrics(file: Path) -> dict[int, dict[str, float]]:
             step = int(values.pop("step"))
         except (ValueError, KeyError, AttributeError):
             continue
-        metrics_by_step[step] = {name: float(value) for name, value in values.items() if isinstance(value, int | float)}
+        metrics_by_step[step] = {
+            name: math.nan if value is None else float(value)  # JSON has null for numbers that are not finite
+            for name, value in values.items()
+            if value is None or isinstance(value, int | float)
+        }
     return metrics_by_step
 
 
@@ -87,7 +92,7 @@ def load_mid_stage_metrics(file: Path) -> dict[int, dict[str, float]]:
             payload = load_json(line)
             values = mid_stage_metrics(payload)
             metrics_by_step[int(payload["step"])] = {
-                name: float(value) for name, value in values.items() if value is not None
+                name: math.nan if value is None else float(value) for name, value in values.items()
             }
         except (ValueError, KeyError, TypeError, AttributeError):
             continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -92,21 +93,30 @@ class TrackingQueue:
 
     Attributes:
         mlflow_run: The MLflow run, once it is created.
-        local_folder: The run's folder, which the warning names.
         secrets: Values that are redacted in warnings.
-        failed: Whether tracking has stopped.
+        failure: Why tracking has stopped; None if it has not.
         uri: The tracking URI.
     """
 
-    def __init__(self, uri: str, warn: Callable[[str], None]) -> None:
+    def __init__(self, uri: str, warn: Callable[[str], None], *, is_live: bool = True) -> None:
+        """Create a queue. is_live: whether a run continues without tracking if the store fails; else nobody warns."""
         self.mlflow_run: MlflowRun | None = None
-        self.local_folder = Path()
         self.secrets = Secrets.collect(uri)
-        self.failed = False
+        self.failure: str | None = None
         self.uri = uri
-        self._warn = warn
+        self._folder = Path()
+        self._warn, self._is_live = warn, is_live
         self._work = WorkerThread("harness-track")
         self._pending_warnings: list[str] = []
+
+    @property
+    def failed(self) -> bool:
+        """Whether tracking has stopped."""
+        return self.failure is not None
+
+    def set_folder(self, folder: Path) -> None:
+        """Set the folder that warnings name: that of the run, or of the experiment of an arm."""
+        self._folder = folder
 
     @property
     def pages(self) -> MlflowPages | None:
@@ -137,8 +147,9 @@ class TrackingQueue:
             try:
                 job(mlflow_run)
             except Exception as error:
+                reason = self.secrets.redact(mlflow_store.error_summary(error))
                 self._pending_warnings.append(
-                    f"MLflow has no {what} of this run: {self.secrets.redact(mlflow_store.error_summary(error))}"
+                    f"MLflow has no {what} of this run: {reason}; to send it later: {self._command}"
                 )
 
         self.submit(try_job)
@@ -162,8 +173,16 @@ class TrackingQueue:
 
     def fail(self, error: BaseException) -> None:
         """Stop tracking, with one warning."""
-        if not self.failed:
-            self.failed = True
-            reason = self.secrets.redact(mlflow_store.error_summary(error))
-            text = f"MLflow tracking at {redaction.redact_text(self.uri)} has stopped: {reason}"
-            self._warn(f"{text}; the run continues and saves all results in {self.local_folder}")
+        if self.failed:
+            return
+        self.failure = self.secrets.redact(mlflow_store.error_summary(error))
+        if self._is_live:
+            missed = "nothing of the run" if self.mlflow_run is None else "nothing that follows"
+            self._warn(
+                f"MLflow tracking at {redaction.redact_text(self.uri)} has stopped: {self.failure}; {missed} is sent; "
+                f"the run continues and saves all results in {self._folder}; to send them later: {self._command}"
+            )
+
+    @property
+    def _command(self) -> str:
+        return f"harness track {shlex.quote(str(self._folder))}"

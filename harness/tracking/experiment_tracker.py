@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from harness.tracking import metric_names, mlflow_entries, mlflow_store
 from harness.tracking.background import END_TIMEOUT, TrackingQueue
 from harness.tracking.mlflow_store import MlflowPages
+from harness.tracking.run_opening import RecordedTimes, RunOpening
 from harness.utils import redaction
 from harness.utils.redaction import Secrets, redact
 
@@ -34,6 +35,7 @@ class ExperimentTracker:
         warn: Callable[[str], None],
         *,
         resume_info: Mapping[str, Any] | None = None,
+        recorded: RecordedTimes | None = None,
     ) -> None:
         """Create a tracker; the MLflow run is created by `start`.
 
@@ -43,12 +45,14 @@ class ExperimentTracker:
             folder: The folder of the experiment; `mlflow.json` in it names the MLflow run.
             warn: Receives one line that states what failed.
             resume_info: Content of `mlflow.json` of a resumed experiment; its MLflow run is reopened.
+            recorded: The times of an experiment that is sent later.
         """
         self._enabled, self._resume_info, self._folder = bool(settings["enabled"]), resume_info, folder
         self._experiment: str = settings["experiment"] or name
         self._uri = mlflow_store.resume_uri(mlflow_store.tracking_uri(settings["uri"]), resume_info)
-        self._queue = TrackingQueue(self._uri, warn)
-        self._queue.local_folder = folder
+        self._recorded = recorded
+        self._queue = TrackingQueue(self._uri, warn, is_live=recorded is None)
+        self._queue.set_folder(folder)
         self._swept_params: tuple[str, ...] = ()
 
     @property
@@ -60,6 +64,11 @@ class ExperimentTracker:
     def uri(self) -> str | None:
         """The tracking URI without its password; None if tracking is disabled or has failed."""
         return redaction.redact_text(self._uri) if self._enabled and not self._queue.failed else None
+
+    @property
+    def failure(self) -> str | None:
+        """Why tracking has stopped, without secrets; None if it has not."""
+        return self._queue.failure
 
     @property
     def pages(self) -> MlflowPages | None:
@@ -92,7 +101,7 @@ class ExperimentTracker:
     def _start(
         self, spec: Mapping[str, Any], arms: Sequence[Mapping[str, Any]], changed: Mapping[str, Any] | None
     ) -> None:
-        from harness.tracking.mlflow_run import MlflowRun, RunIdentity
+        from harness.tracking.mlflow_run import RunIdentity
 
         mlflow_store.import_mlflow()
         secrets = self._queue.secrets = Secrets.collect(spec, self._uri)
@@ -103,20 +112,12 @@ class ExperimentTracker:
             "harness.kind": "experiment",
         }
 
-        identity = RunIdentity(mlflow_entries.run_name(self._folder.name), self._experiment)
+        started_at = None if self._recorded is None else self._recorded.started_at
+        identity = RunIdentity(mlflow_entries.run_name(self._folder.name), self._experiment, None, started_at)
 
         def open_run() -> MlflowRun:
-            if self._resume_info is not None:
-                try:
-                    return MlflowRun.reopen(self._uri, str(self._resume_info["run_id"]), tags, secrets)
-                except LookupError as error:
-                    text = f"MLflow does not have the experiment's run any more ({error}): a new one is created"
-                    self._queue.warn_later(text)
-            mlflow_run = MlflowRun.create(self._uri, identity, tags, secrets)
-            mlflow_store.write_tracking_info(
-                self._folder, self._uri, secrets.redact(self._experiment), mlflow_run.run_id
-            )
-            return mlflow_run
+            opening = RunOpening(self._uri, self._folder, self._resume_info, self._recorded)
+            return opening.open(identity, tags, secrets, self._queue.warn_later)
 
         methods = dict.fromkeys(str(arm.get("method", arm["name"])) for arm in arms)
         arm_params = {f"arm/{number}": name for number, name in enumerate(methods, start=1)}
@@ -169,7 +170,9 @@ class ExperimentTracker:
             artifact_folder = pattern.rpartition("/")[0] or None
             for file in sorted(self._folder.glob(pattern)):
                 self._queue.submit(partial(_log_file, file=file, artifact_folder=artifact_folder))
-        self._queue.submit(lambda mlflow_run: mlflow_run.end(status))
+        self._queue.submit(
+            lambda mlflow_run: mlflow_run.end(status, None if self._recorded is None else self._recorded.ended_at)
+        )
         self._queue.wait(END_TIMEOUT)
 
     def _run_guarded(self, job: Callable[[], None]) -> None:

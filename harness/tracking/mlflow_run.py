@@ -85,6 +85,20 @@ class MlflowRun:
         return cls(client, run, secrets)
 
     @classmethod
+    def find(cls, uri: str, identity: RunIdentity, tags: Mapping[str, str], secrets: Secrets) -> str | None:
+        """Return the id of the newest run with this folder name, kind and parent; None if there is none."""
+        client = mlflow_store.open_store(uri, create=True)
+        experiment = client.get_experiment_by_name(secrets.redact(identity.experiment))
+        if experiment is None:
+            return None
+        wanted = {key: secrets.redact(tags[key]) for key in ("harness.id", "harness.kind")}
+        if identity.parent_run_id is not None:
+            wanted[PARENT_RUN_TAG] = identity.parent_run_id
+        query = mlflow_entries.tag_query(wanted)
+        runs = client.search_runs([experiment.experiment_id], query, order_by=["attributes.start_time DESC"])
+        return str(runs[0].info.run_id) if runs else None
+
+    @classmethod
     def reopen(
         cls, uri: str, run_id: str, tags: Mapping[str, str], secrets: Secrets, *, counted: bool = True
     ) -> MlflowRun:

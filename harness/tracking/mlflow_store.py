@@ -20,38 +20,10 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from harness.errors import HarnessError
-from harness.utils import redaction
 from harness.utils.redaction import redact_text
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-
-
-def tracking_status(settings: Mapping[str, Any], tracking_info: Mapping[str, Any] | None) -> str | None:
-    """Return the status of a run in MLflow.
-
-    Args:
-        settings: The spec's `track`.
-        tracking_info: The content of `mlflow.json` in the run's folder.
-
-    Returns:
-        `RUNNING`, `FINISHED`, `FAILED` …; None if the run is not tracked or the store no longer has it.
-
-    Raises:
-        HarnessError: The store cannot be reached.
-    """
-    if not settings["enabled"] or not tracking_info:
-        return None
-    uri = resume_uri(tracking_uri(settings["uri"]), tracking_info)
-    try:
-        run = open_store(uri).get_run(str(tracking_info["run_id"]))
-    except Exception as error:
-        if getattr(error, "error_code", "") in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-            return None
-        what = f"cannot read the status of the run: {error_summary(error)}"
-        raise HarnessError(redaction.redact_text(uri), what, "try again when the store is reachable") from error
-    return str(run.info.status) if run.info.lifecycle_stage == "active" else None
 
 
 DEFAULT_URI = "sqlite:///mlflow.db"
@@ -156,7 +128,7 @@ class MlflowPages(NamedTuple):
     """Addresses on MLflow's page.
 
     Attributes:
-        run: The curves of the run.
+        run: The run, with links to its child runs, which have the curves.
         view: The table of the experiment's runs, with scores as columns.
         command: The command that serves the page; None if a server does so already.
     """
@@ -172,7 +144,7 @@ def build_pages(uri: str, experiment_id: str, run_id: str) -> MlflowPages:
     is_server = uri.startswith(("http://", "https://"))
     runs = f"{uri.rstrip('/') if is_server else LOCAL_PAGE}/#/experiments/{experiment_id}/runs"
     command = None if is_server else f"mlflow ui --backend-store-uri {shlex.quote(uri)}"
-    return MlflowPages(f"{runs}/{run_id}/model-metrics", f"{runs}?viewStateShareKey={VIEW_KEY}", command)
+    return MlflowPages(f"{runs}/{run_id}", f"{runs}?viewStateShareKey={VIEW_KEY}", command)
 
 
 def artifact_location(uri: str) -> str | None:
@@ -185,12 +157,22 @@ def artifact_location(uri: str) -> str | None:
     return None if file is None else (file.parent / "mlartifacts").as_uri()
 
 
+MAX_REASON_CHARS = 200
+
+
 def error_summary(error: BaseException) -> str:
-    """Return why a store failed, in one line of at most 200 characters, without secrets."""
+    """Return why a store failed, in one line of about 200 characters, without secrets.
+
+    Errors of HTTP clients begin with addresses and retries and end with the reason, so their end is kept.
+    """
     lines = str(error).strip().splitlines()
     text = " ".join(redact_text(lines[0] if lines else "").split())
+    if len(text) > MAX_REASON_CHARS:
+        text = text.partition(" Response body:")[0]  # a page that a proxy sent
+    if len(text) > MAX_REASON_CHARS:
+        text = f"…{text[-MAX_REASON_CHARS:]}"
     name = type(error).__name__
-    return (f"{name}: {text}" if text else name)[:200]
+    return f"{name}: {text}" if text else name
 
 
 def _check_sqlite_file(file: Path, create: bool) -> None:

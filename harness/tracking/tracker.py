@@ -21,6 +21,7 @@ from harness.tracking.background import END_TIMEOUT, TrackingQueue
 from harness.tracking.experiment_tracker import ExperimentTracker
 from harness.tracking.final_upload import FinalUpload
 from harness.tracking.mlflow_store import MlflowPages
+from harness.tracking.run_opening import RecordedTimes, RunOpening
 from harness.types import Plan
 from harness.utils import redaction
 from harness.utils.redaction import Secrets
@@ -89,6 +90,7 @@ class Tracker:
         *,
         parent_run_id: str | None = None,
         resume_info: Mapping[str, Any] | None = None,
+        recorded: RecordedTimes | None = None,
     ) -> None:
         """Create a tracker; the MLflow run is created at `RunStarted`.
 
@@ -100,12 +102,14 @@ class Tracker:
             parent_run_id: MLflow id of the experiment's run, if the run is an arm.
             resume_info: Content of `mlflow.json` of a resumed run. Its MLflow run is reopened, and nothing that it has
                 is written twice.
+            recorded: The times of a run that is sent later. Its steps are read from its folder, as those of a resumed
+                run.
         """
         self._settings, self._enabled = settings, bool(settings["enabled"])
         self._uri = mlflow_store.resume_uri(mlflow_store.tracking_uri(settings["uri"]), resume_info)
         self._experiment: str = settings["experiment"] or name
-        self._parent_run_id, self._resume_info = parent_run_id, resume_info
-        self._queue = TrackingQueue(self._uri, warn)
+        self._parent_run_id, self._resume_info, self._recorded = parent_run_id, resume_info, recorded
+        self._queue = TrackingQueue(self._uri, warn, is_live=recorded is None)
         self._monitor: SystemMetrics | None = None
         self._plan: Plan | None = None
         self._folder = Path()
@@ -125,6 +129,11 @@ class Tracker:
     def uri(self) -> str | None:
         """The tracking URI without its password; None if tracking is disabled or has failed."""
         return redaction.redact_text(self._uri) if self._enabled and not self._queue.failed else None
+
+    @property
+    def failure(self) -> str | None:
+        """Why tracking has stopped, without secrets; None if it has not."""
+        return self._queue.failure
 
     @property
     def pages(self) -> MlflowPages | None:
@@ -149,9 +158,9 @@ class Tracker:
     @_record.register
     def _start_run(self, event: events.RunStarted) -> None:
         self._plan, self._folder = event.plan, Path(event.folder)
-        self._queue.local_folder = self._folder
+        self._queue.set_folder(self._folder.parents[1] if event.arm else self._folder)
         # Imported on this thread, which imports half of the same libraries next.
-        from harness.tracking.mlflow_run import MlflowRun, RunIdentity
+        from harness.tracking.mlflow_run import RunIdentity
 
         mlflow_store.import_mlflow()
         secrets = self._queue.secrets = Secrets.collect(event.spec, event.environment, self._uri)
@@ -168,17 +177,15 @@ class Tracker:
             tags, params, overrides = tags | arm_tags, params | arm_params, ()
             self._arm_params = tuple(arm_params)
         identity = RunIdentity(
-            mlflow_entries.run_name(self._folder.name, overrides), self._experiment, self._parent_run_id
+            mlflow_entries.run_name(self._folder.name, overrides),
+            self._experiment,
+            self._parent_run_id,
+            None if self._recorded is None else self._recorded.started_at,
         )
 
         def open_run() -> MlflowRun:
-            mlflow_run = self._try_reopen_run(MlflowRun, tags, secrets)
-            if mlflow_run is None:
-                mlflow_run = MlflowRun.create(self._uri, identity, tags, secrets)
-                mlflow_store.write_tracking_info(
-                    self._folder, self._uri, secrets.redact(self._experiment), mlflow_run.run_id
-                )
-            return mlflow_run
+            opening = RunOpening(self._uri, self._folder, self._resume_info, self._recorded)
+            return opening.open(identity, tags, secrets, self._queue.warn_later)
 
         self._queue.start_run(open_run)
         self._queue.submit(lambda mlflow_run: mlflow_run.log_params(params))
@@ -219,7 +226,7 @@ class Tracker:
         epoch_shares = self._epoch_shares[stage_index - 1] if stage_index <= len(self._epoch_shares) else ()
         for values, epoch in mlflow_entries.share_metrics(epoch_shares):
             self._step_metrics += mlflow_entries.to_mlflow_metrics(values, epoch)
-        if self._resume_info is not None:
+        if self._resume_info is not None or self._recorded is not None:
             self._add_stored_metrics(self._folder / "stages" / stage.name)
         if plan is not None:
             self._queue.submit(lambda mlflow_run: mlflow_run.log_datasets(plan, self._digests, stage))
@@ -267,18 +274,6 @@ class Tracker:
         FinalUpload(self._queue, self._folder).upload_files()
         self._end_run("FAILED", END_TIMEOUT)
 
-    def _try_reopen_run(
-        self, run_class: type[MlflowRun], tags: Mapping[str, str], secrets: Secrets
-    ) -> MlflowRun | None:
-        """Reopen the MLflow run of a resumed run; None if there is none or the store has lost it."""
-        if self._resume_info is None:
-            return None
-        try:
-            return run_class.reopen(self._uri, str(self._resume_info["run_id"]), tags, secrets)
-        except LookupError as error:
-            self._queue.warn_later(f"MLflow does not have the run any more ({error}): a new one is created")
-            return None
-
     def _add_stored_metrics(self, stage_folder: Path) -> None:
         """Add the metrics in a resumed stage's folder: those that were not sent yet. The others are not sent twice."""
         for step, values in artifacts.load_step_metrics(stage_folder / "steps.jsonl").items():
@@ -294,7 +289,7 @@ class Tracker:
         def end(mlflow_run: MlflowRun) -> None:
             if self._monitor is not None:
                 self._monitor.finish()
-            mlflow_run.end(status)
+            mlflow_run.end(status, None if self._recorded is None else self._recorded.ended_at)
 
         self._queue.submit(end)
         self._queue.wait(timeout)

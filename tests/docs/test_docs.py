@@ -28,6 +28,7 @@ COMMANDS = [
     "schema",
     "compare",
     "runs",
+    "track",
 ]
 
 

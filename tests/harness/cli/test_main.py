@@ -28,6 +28,7 @@ COMMANDS = [
     "plugins",
     "schema",
     "compare",
+    "track",
 ]
 MIXING = {
     "share": 0.1, "unit": "loss_tokens", "source": None, "weights": None, "temperature": None, "upsample": False,

@@ -338,6 +338,19 @@ def test_store_that_fails_during_run_is_not_used_again(tmp_path, monkeypatch):
     assert tracker.run_id is not None
 
 
+def test_a_reason_keeps_its_last_words():
+    pool = "HTTPConnectionPool(host='127.0.0.1', port=5000): Max retries exceeded with url: /api/2.0/mlflow/experiments"
+    caused = f"API request to http://127.0.0.1:5000 failed with exception {pool} (Caused by: Connection refused)"
+    assert mlflow_store.error_summary(OSError(caused)).endswith("(Caused by: Connection refused)")
+    assert len(mlflow_store.error_summary(OSError(caused))) < 220
+    page = f"API request to endpoint failed with error code 502 != 200. Response body: '<html>{'x' * 5000}</html>'"
+    assert (
+        mlflow_store.error_summary(OSError(page))
+        == "OSError: API request to endpoint failed with error code 502 != 200."
+    )
+    assert mlflow_store.error_summary(OSError("disk is full\n[SQL: INSERT]")) == "OSError: disk is full"
+
+
 def test_malformed_event_gives_one_warning(tmp_path):
     warnings = []
     tracker = Tracker(settings(f"sqlite:///{tmp_path}/mlflow.db"), "mixed-sft", warnings.append)
