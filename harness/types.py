@@ -230,6 +230,7 @@ class Suite:
         metrics: Name -> options.
         template: The suite's own template, name and options; None: the template of training.
         group: The column of the rows that names the group of each item; None: all items are independent.
+        slice_by: Columns of the rows; the report has the primary score for each of their values.
     """
 
     name: str
@@ -252,6 +253,7 @@ class Suite:
     max_cut: float | None = None
     server: Mapping[str, Any] | None = None
     group: str | None = None
+    slice_by: Sequence[str] = ()
     primary: str | None = None
     margin: float | None = None
 
@@ -365,6 +367,7 @@ class Item:
         text_nll: Summed negative log-likelihood of a plain text, in nats, over `text_tokens` tokens.
         text_tokens: Number of tokens of the plain text.
         group: The group of items to which the row belongs, such as its document; None if the suite has no groups.
+        slices: (column, value) of each column by which the suite is sliced.
     """
 
     id: str
@@ -387,6 +390,7 @@ class Item:
     text_nll: float | None = None
     text_tokens: int = 0
     group: str | None = None
+    slices: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -178,7 +178,15 @@ def prepare_data(
             folder=folder,
             invalid_rows_file=options.invalid_rows_folder and options.invalid_rows_folder / f"{name}.jsonl",
             progress=progress,
-            group_columns=sorted({suite.group for suite in plan.suites if suite.source == name and suite.group}),
+            group_columns=sorted(
+                {
+                    column
+                    for suite in plan.suites
+                    if suite.source == name
+                    for column in (suite.group, *suite.slice_by)
+                    if column
+                }
+            ),
         )
 
     # Split into training and held-out rows.

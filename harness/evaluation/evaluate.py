@@ -96,7 +96,7 @@ def evaluate_suite(
     if not examples:
         what, hint = f"the source {suite.source!r} has no rows for it", "raise held_out of the source"
         raise HarnessError(f"evaluate.{suite.name}", what, hint)
-    items = [item_from_example(example, suite.group) for example in examples]
+    items = [item_from_example(example, suite.group, suite.slice_by) for example in examples]
     required = {metric.requires for metric in metrics.values()}
     counter = _ProgressCounter(progress, f"evaluate {suite.name}", total=len(items) * len(required))
     context = subject.for_suite(suite, examples, notify=counter.show)

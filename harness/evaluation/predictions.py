@@ -37,13 +37,14 @@ def format_prompt_for_display(example: Example) -> str:
     return "\n".join(f"{message.role}: {_message_text(message)}" for message in prompt_messages)
 
 
-def item_from_example(example: Example, group_column: str | None = None) -> Item:
-    """Return the item of a row before anything is measured; `group_column` as in `Suite.group`."""
+def item_from_example(example: Example, group_column: str | None = None, slice_columns: Sequence[str] = ()) -> Item:
+    """Return the item of a row before anything is measured; columns as in `Suite.group` and `Suite.slice_by`."""
     response = example.messages[-1].content
     gold = example.choices.index(response) if response in example.choices else None
     prompt = format_prompt_for_display(example)
     group = dict(example.groups).get(group_column) if group_column is not None else None
-    return Item(example.id, prompt, response, choices=example.choices, gold=gold, group=group)
+    slices = tuple((column, value) for column, value in example.groups if column in slice_columns)
+    return Item(example.id, prompt, response, choices=example.choices, gold=gold, group=group, slices=slices)
 
 
 def _message_text(message: Message) -> str:

@@ -111,7 +111,11 @@ def _parse_number(value: Any) -> float:
 def _parse_evaluation(stage: int, suite: str, values: Mapping[str, Any]) -> Evaluation:
     ids = values["items"]
     groups = [None] * len(ids) if values.get("groups") is None else list(map(str, values["groups"]))
-    items = tuple(Item(str(item_id), "", "", group=group) for item_id, group in zip(ids, groups, strict=True))
+    slices = values.get("slices") or [{}] * len(ids)
+    items = tuple(
+        Item(str(item_id), "", "", group=group, slices=tuple((str(key), str(value)) for key, value in of_item.items()))
+        for item_id, group, of_item in zip(ids, groups, slices, strict=True)
+    )
     scores = tuple(_parse_score(stage, suite, score) for score in values["scores"])
     for score in scores:
         if len(score.statistics) != len(items):

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from harness.report.score_change import (
     items_needed_for_verdict,
     verdict_of_difference,
 )
+from harness.report.slices import SliceChange, slice_changes
 from harness.report.stage_suite_matrix import StageSuiteMatrix, build_matrices
 from harness.report.verdict import RunVerdict, build_verdict
 from harness.seeding import create_generator
@@ -77,6 +78,7 @@ class Report:
         stages: Names of the stages, `base` first.
         changes: The change of every score.
         answers: Suite -> `before` and `after` -> finish reason (`eos`, `stop`, `length`, `empty`) -> number of answers.
+        slices: The primary score of each slice of the suites that have `slice_by`.
         flips: For each suite the items whose primary score changed.
         leaked_words: Words of the domain that only the tuned model uses in general answers.
         examples: Example answers, drawn by the seed independently of their scores.
@@ -98,6 +100,7 @@ class Report:
     gate: tuple[GateResult, ...] = ()
     previous_run: str | None = None
     flips: tuple[SuiteFlips, ...] = ()
+    slices: tuple[SliceChange, ...] = ()
     leaked_words: tuple[LeakedWord, ...] = ()
 
     @property
@@ -133,6 +136,7 @@ class Report:
                 "matrix": self.scores_by_stage,
                 "forgetting": [asdict(matrix) for matrix in self.matrices],
                 "gate": [result.to_json() for result in self.gate],
+                "slices": [asdict(each) for each in self.slices],
                 "flips": [asdict(each) for each in self.flips],
                 "leaked_words": [asdict(each) for each in self.leaked_words],
                 "answers": self.answers,
@@ -220,6 +224,7 @@ def build_report(
         gate=gate_results,
         previous_run=None if previous_run is None else previous_run.folder,
         flips=tuple(each for each in flips if each is not None),
+        slices=tuple(_slices(first, last, primary)),
         leaked_words=find_leaked_words(
             tuple(first.values()), tuple(last.values()), {suite.name: suite.role for suite in suites}
         ),
@@ -333,6 +338,23 @@ def _score_change(
         margin=margin,
         since_learned=since_learned,
     )
+
+
+def _slices(
+    first: Mapping[str, Evaluation],
+    last: Mapping[str, Evaluation],
+    primary: Mapping[str, tuple[Metric, str] | None],
+) -> Iterator[SliceChange]:
+    for suite, metric_and_name in primary.items():
+        if metric_and_name is None:
+            continue
+        metric, name = metric_and_name
+        scores = [
+            next((score for score in evaluation.scores if score.name == name), None)
+            for evaluation in (first[suite], last[suite])
+        ]
+        if scores[0] is not None and scores[1] is not None:
+            yield from slice_changes((first[suite], scores[0]), (last[suite], scores[1]), metric)
 
 
 def _count_finish_reasons(evaluation: Evaluation) -> dict[str, int]:

@@ -81,6 +81,14 @@ SUITE_KEYS: dict[str, Any] = {
         "of one group may depend on each other; intervals, tests and the 30-item rule then count groups. null: all "
         "items are independent.",
     },
+    "slice_by": {
+        "type": "array",
+        "items": {"type": "string", "minLength": 1},
+        "uniqueItems": True,
+        "default": [],
+        "description": "Columns of the rows, such as the language or the topic. The report has the primary score for "
+        "each of their values.",
+    },
     "limit": {
         "type": ["integer", "null"],
         "minimum": 1,

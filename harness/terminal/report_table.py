@@ -18,6 +18,7 @@ from rich.text import Text
 from harness.report.display_text import SUMMARY_DESCRIPTIONS, describe_flips, format_incomplete_answers, format_interval
 from harness.report.run_report import Report
 from harness.report.score_change import ScoreChange
+from harness.report.slices import SliceChange
 from harness.terminal.tables import (
     GATE_STYLES,
     VERDICT_STYLES,
@@ -69,6 +70,9 @@ def _report_parts(report: Report, width: int) -> Iterator[RenderableType]:
             "~n: items needed for a verdict with 80 % probability if the true change is as large as the estimate",
             style="dim",
         )
+    if report.slices:
+        yield Text()
+        yield slices_table(report)
     yield from _changed_answers(report)
     if len(report.stages) > 2:
         yield Text()
@@ -99,6 +103,21 @@ def changes_table(report: Report) -> Table:
             table.add_row(
                 _score_label(change), format_before_after(change), format_difference(change), format_verdict(change)
             )
+    return table
+
+
+def slices_table(report: Report) -> Table:
+    """Build one row per slice: before → after, the difference with its interval, the verdict."""
+    table = new_table("slice")
+    table.add_column("before → after", justify="right", no_wrap=True)
+    table.add_column("difference [95 % interval]", justify="right", no_wrap=True)
+    table.add_column("verdict", no_wrap=True)
+    for (suite, column), group in groupby(report.slices, key=lambda each: (each.suite, each.column)):
+        slices = list(group)
+        table.add_row(Text(one_line(f"{suite} by {column}"), style="bold"), Text(slices[0].score, style="dim"))
+        for each in slices:
+            label = f" {one_line(each.value)}, n = {format_size(each.n, each.difference.groups)}"
+            table.add_row(Text(label), format_before_after(each), format_difference(each), format_verdict(each))
     return table
 
 
@@ -204,18 +223,18 @@ def _changed_answers(report: Report) -> Iterator[RenderableType]:
         yield Text(f"domain words in general answers, and not in the base model's: {words}", style="yellow")
 
 
-def format_before_after(change: ScoreChange) -> Text:
+def format_before_after(change: ScoreChange | SliceChange) -> Text:
     """Format both values with the same number of decimals."""
     places = decimal_places([change.before.value, change.after.value])
     return Text(f"{format_number(change.before.value, places)} → {format_number(change.after.value, places)}")
 
 
-def format_difference(change: ScoreChange) -> Text:
+def format_difference(change: ScoreChange | SliceChange) -> Text:
     """Format the difference with its 95 % interval, in the style of its verdict."""
     return interval_text(change.difference, VERDICT_STYLES[change.verdict])
 
 
-def format_verdict(change: ScoreChange) -> Text:
+def format_verdict(change: ScoreChange | SliceChange) -> Text:
     """Format the verdict; an arrow shows whether the number went up or down."""
     if change.verdict in ("no evidence", "too few items"):
         needed = f" (~n {change.needed:,})" if change.needed else ""

@@ -71,7 +71,8 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
 def write_scores(evaluations: Sequence[tuple[Evaluation, ...]], stages: Sequence[str], folder: str | Path) -> None:
     """Write every score with its signature and per-item statistics to `scores.json`, by stage and suite.
 
-    The statistics are in the order of `items`, the ids of the suite's items. So are `groups`, if the suite has groups.
+    The statistics are in the order of `items`, the ids of the suite's items. So are `groups` and `slices`, if
+    the suite has them.
 
     Args:
         evaluations: The evaluations of each stage; index 0: before the first one.
@@ -129,7 +130,11 @@ def json_safe(value: Any) -> Any:
 
 def _groups_as_dict(evaluation: Evaluation) -> dict[str, Any]:
     groups = [item.group for item in evaluation.items]
-    return {} if None in groups or not groups else {"groups": groups}
+    slices = [dict(item.slices) for item in evaluation.items]
+    return {
+        **({} if None in groups or not groups else {"groups": groups}),
+        **({"slices": slices} if any(slices) else {}),
+    }
 
 
 def _score_as_dict(score: Score) -> dict[str, Any]:

@@ -128,7 +128,7 @@ def parse_text(value: Any, location: str) -> str:
     if value is None:
         return ""
     if isinstance(value, float) and math.isnan(value):
-        hint = 'drop such rows before they are written (pandas: df.dropna()), or as invalid rows: "rejected": …'
+        hint = "drop such rows before they are written (pandas: df.dropna())"
         raise InvalidRow(f"has an empty cell in {location}: the value is NaN", hint)
     raise InvalidRow(
         f"has {type_name(value)} in {location}, not text", "fix the row, or name another column in 'columns'"

@@ -83,9 +83,14 @@ class InvalidRowLog:
             raise_all(self._errors(total_rows, allowed_share, where))
 
     def _errors(self, total_rows: int, allowed_share: float, where: str) -> Iterator[HarnessError]:
-        yield from self.first_errors
         unnamed = self.count - len(self.first_errors)
         share = round_up_share(self.count / total_rows)
+        if self.count == 1 and not allowed_share:  # one line says it all
+            (error,) = self.first_errors
+            remedies = [error.hint, f'drop it: "rejected": {share}' if float(share) < 1 else ""]
+            yield HarnessError(error.where, error.what, "; or ".join(filter(None, remedies)))
+            return
+        yield from self.first_errors
         hints = [f"{self.path} lists all of them"] if self.path else []
         if float(share) < 1:
             hints.append(f'to drop them set "rejected": {share}')

@@ -81,9 +81,9 @@ def _column_value(data: Mapping[str, Any], column: str) -> Any:
 def _group_value(data: Mapping[str, Any], column: str) -> str:
     value = _column_value(data, column)
     if value is None or isinstance(value, (Mapping, list, tuple)) or not str(value).strip():
-        what = f"has no {column!r}, the column by which a suite groups its items"
+        what = f"has no {column!r}, a column by which a suite groups or slices its items"
         columns = ", ".join(one_line(str(key), 40) for key in islice(data, MAX_KEYS_SHOWN))
-        raise InvalidRow(what, f"add it as a text or a number, or set group to a column of the rows: {columns}")
+        raise InvalidRow(what, f"add it as a text or a number, or name a column of the rows: {columns}")
     return str(value)
 
 

@@ -11,11 +11,13 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import HarnessError
 from harness.report.html.plots.svg_canvas import DARK_COLORS, LIGHT_COLORS, Plot, css_variables
+from harness.report.slices import SliceChange
 from harness.utils.atomic_write import atomic_write
 from harness.utils.formatting import (
     decimal_places,
@@ -132,6 +134,7 @@ def _jinja_environment() -> Environment:
         "exact": lambda value: "" if value is None or value != value else repr(float(value)),
         "answer": lambda text: shorten_text(text, MAX_ANSWER_CHARS),
         "breakable": _with_line_breaks,
+        "groupby_heading": _group_slices,
         "json_data": _safe_markup,
     }
     environment.globals |= {
@@ -140,6 +143,12 @@ def _jinja_environment() -> Environment:
         "dark": _safe_markup(css_variables(DARK_COLORS)),
     }
     return environment
+
+
+def _group_slices(slices: Iterable[SliceChange]) -> list[tuple[str, list[SliceChange]]]:
+    """Return (heading, slices) for each suite and column."""
+    groups = groupby(slices, key=lambda each: f"{each.suite} by {each.column}: {each.score}")
+    return [(heading, list(group)) for heading, group in groups]
 
 
 def _finalize_value(value: Any) -> Any:

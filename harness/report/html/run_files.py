@@ -24,6 +24,7 @@ from harness.report.intransigence import Intransigence
 from harness.report.recommendation import ArmPoint, Recommendation
 from harness.report.run_report import ExampleAnswers
 from harness.report.score_change import ScoreChange
+from harness.report.slices import SliceChange
 from harness.report.stage_suite_matrix import StageSuiteMatrix
 from harness.report.weight_variants import WeightVariant, parse_variants
 from harness.statistics.seeds import SeedSpread
@@ -78,6 +79,7 @@ class RunFiles:
     gate: tuple[GateResult, ...]
     answers: Mapping[str, Mapping[str, Mapping[str, int]]]
     flips: tuple[SuiteFlips, ...]
+    slices: tuple[SliceChange, ...]
     leaked_words: tuple[LeakedWord, ...]
     examples: tuple[ExampleAnswers, ...]
     spec: Mapping[str, Any]
@@ -254,6 +256,7 @@ def _parse_run(folder: Path, report_json: Mapping[str, Any]) -> RunFiles:
         matrices=tuple(map(_parse_matrix, report_json.get("forgetting", ()))),
         gate=tuple(map(parse_gate_result, report_json.get("gate", ()))),
         answers=report_json.get("answers", {}),
+        slices=tuple(map(_parse_slice, report_json.get("slices", ()))),
         flips=tuple(map(_parse_flips, report_json.get("flips", ()))),
         leaked_words=tuple(
             _from_dict(LeakedWord, word, items=tuple(map(tuple, word["items"])))
@@ -338,6 +341,11 @@ def _parse_score_change(document: Mapping[str, Any]) -> ScoreChange:
         after_stages=tuple(None if each is None else parse_estimate(each) for each in document["after_stages"]),
         since_learned=parse_estimate(learned) if (learned := document.get("since_learned")) else None,
     )
+
+
+def _parse_slice(document: Mapping[str, Any]) -> SliceChange:
+    estimates = {key: parse_estimate(document[key]) for key in ("before", "after", "difference")}
+    return _from_dict(SliceChange, document, **estimates)
 
 
 def _parse_flips(document: Mapping[str, Any]) -> SuiteFlips:

@@ -138,7 +138,9 @@ UNREADABLE = {
         "sources.data: its rows have several row formats: data:1 is alpaca, data:4 is messages",
     ),
     "a number as content": (add_row({"instruction": "a", "output": 5}), "data:4: has the value 5 in 'output', not"),
-    "NaN as content": (add_row(b'{"instruction": NaN, "output": "b"}'), "data:4: has the value nan in 'instruction'"),
+    "NaN as content": (
+        add_row(b'{"instruction": NaN, "output": "b"}'), "data:4: has an empty cell in 'instruction': the value is NaN"
+    ),
     "an array as content": (add_row({"instruction": ["a"], "output": "b"}), "data:4: has an array in 'instruction'"),
     "true as a row": (add_row(b"true"), "data:4: is the value true, not an object"),
     "a number of 5,000 digits": (add_row(b'{"instruction": ' + b"1" * 5000 + b"}"), "data:4: has an integer"),
@@ -150,7 +152,9 @@ UNREADABLE = {
         add_row(b'{"instruction": "\\ud83d", "output": "b"}'), "data:4: has half of a surrogate pair"
     ),
     "UTF-16": (JSONL.decode().encode("utf-16"), "data: is UTF-16 or UTF-32, by its byte order mark"),
-    "UTF-16, the other way round": (codecs.BOM_UTF16_BE + JSONL.decode().encode("utf-16-be"), "data: is UTF-16, by"),
+    "UTF-16, the other way round": (
+        codecs.BOM_UTF16_BE + JSONL.decode().encode("utf-16-be"), "data: is UTF-16 or UTF-32, by"
+    ),
     "keys that steer a terminal": (
         json.dumps({"\x1b[31m\n\u202e": 1, **{f"key {n}": n for n in range(5000)}}).encode(),
         "sources.data: its row format is unknown: data:1 has the keys ␛[31m \\u202e, key 0, key 1",

@@ -411,5 +411,5 @@ def test_rows_of_a_suite_have_their_group(prepare):
     prepared = prepare(data, [build_stage(("d", "domain"))], [suite])
     items = [item_from_example(example, suite.group) for example in prepared.suite_examples["held"]]
     assert sorted(item.group for item in items) == ["0"] * 3 + ["1"] * 3 + ["2"] * 3
-    with pytest.raises(HarnessError, match="has no 'page', the column by which a suite groups its items"):
+    with pytest.raises(HarnessError, match="has no 'page', a column by which a suite groups or slices its items"):
         prepare(data, [build_stage(("d", "domain"))], [dataclasses.replace(suite, group="page")])

@@ -428,5 +428,5 @@ def test_row_without_its_group_is_invalid(tmp_path, value):
     with pytest.raises(HarnessError) as caught:
         read_corpus(RecordingSource(rows), DEFAULTS, "x", folder=tmp_path, group_columns=["document"])
     text = "\n".join(caught.value.lines())
-    assert "x:2: has no 'document', the column by which a suite groups its items" in text
-    assert "set group to a column of the rows: prompt, completion, document" in text
+    assert "x:2: has no 'document', a column by which a suite groups or slices its items" in text
+    assert "name a column of the rows: prompt, completion, document" in text

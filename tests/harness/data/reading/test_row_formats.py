@@ -140,8 +140,7 @@ def test_format_is_detected_from_the_first_rows_and_later_rows_must_have_it(monk
     line = reading_error(ALPACA, ALPACA, ALPACA, SHAREGPT)
     assert line == (
         "x.jsonl:4: has the row format sharegpt, but this source's rows are alpaca: no 'instruction'; "
-        "split the rows into one source per row format\n"
-        'sources.x: 1 of 4 rows are invalid; to drop them set "rejected": 0.25'
+        'split the rows into one source per row format; or drop it: "rejected": 0.25'
     )
     invalid = InvalidRecord("x.jsonl:0", "is not JSON")
     assert len(read_rows(*[invalid] * 5, ALPACA, rejected=0.9)) == 1
