@@ -6,7 +6,7 @@ The tracker of a live run records the events, which are rebuilt from the folder.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -80,13 +80,13 @@ class Sender:
         run = StoredRun(spec, plan, folder, arm)
         if run.is_trained_elsewhere:
             run = StoredRun(spec, evaluate_tuned.plan_of_tuned(plan), folder, arm)
-        settings = self._settings(spec)
+        settings, tracking_info = self._find_store(spec, folder)
         tracker = Tracker(
             settings,
             plan.name,
             self.warn,
             parent_run_id=parent,
-            resume_info=self._tracking_info(settings, folder),
+            resume_info=tracking_info,
             recorded=_recorded_times(folder),
         )
         for event in self._iter_events(run):
@@ -111,17 +111,18 @@ class Sender:
 
     def _send_experiment(self, spec: Spec, folder: Path) -> MlflowPages:
         all_arms = arms_of.expand_arms(spec.document["arms"], spec.where(("arms",)))
-        settings = self._settings(spec)
+        settings, tracking_info = self._find_store(spec, folder)
         tracker = ExperimentTracker(
             settings,
             spec.document["name"],
             folder,
             self.warn,
-            resume_info=self._tracking_info(settings, folder),
+            resume_info=tracking_info,
             recorded=_recorded_times(folder),
         )
         tracker.start(spec.document, [arms_runner.arm_metadata(arm) for arm in all_arms], spec.changed)
         _require_sent(tracker, settings, folder)
+        arm_sender = replace(self, uri=settings["uri"])  # the arms go where the experiment goes
         unfinished: list[str] = []
         finished: list[str] = []
         for arm in all_arms:
@@ -131,7 +132,7 @@ class Sender:
             (finished if resume.is_finished(arm_folder) else unfinished).append(arm.name)
             with RunFolder(arm_folder).locked():
                 arm_spec = self.load_spec(arm_folder / "spec.json")
-                self._send_run(arm_spec, arm_folder, arms_runner.arm_metadata(arm), tracker.run_id)
+                arm_sender._send_run(arm_spec, arm_folder, arms_runner.arm_metadata(arm), tracker.run_id)
         if unfinished or not finished:
             reason = f"{INTERRUPTED} in {', '.join(unfinished)}" if unfinished else INTERRUPTED
             tracker.fail(RunError(str(folder), reason))
@@ -142,25 +143,23 @@ class Sender:
     def _compare(self, spec: Spec, folder: Path, all_arms: tuple[arms_of.Arm, ...]) -> ArmComparison:
         return arms_runner.compare_finished_arms(spec, all_arms, self.registry, folder, {})
 
-    def _settings(self, spec: Spec) -> dict[str, Any]:
-        """Return the spec's `track` for a run that is over: the system metrics of now are not its own."""
-        track = spec.document["track"]
-        return {**track, "enabled": True, "system_metrics": False, "uri": self.uri or track["uri"]}
-
-    def _tracking_info(self, settings: Mapping[str, Any], folder: Path) -> dict[str, Any] | None:
-        """Return the content of `mlflow.json`; None without one, or if it names another store than `--uri`."""
-        info = RunFolder(folder).read_json("mlflow.json")
-        if info is None or self.uri is None:
-            return info
-        named = redaction.redact_text(mlflow_store.absolute_uri(settings["uri"]))
-        return info if info.get("uri") == named else None
+    def _find_store(self, spec: Spec, folder: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
+        """Return the tracker's settings, and what `mlflow.json` has if it names the same store."""
+        track, info = spec.document["track"], RunFolder(folder).read_json("mlflow.json")
+        uri = self.uri
+        if uri is None:
+            uri = mlflow_store.resume_uri(mlflow_store.tracking_uri(track["uri"]), info)
+        if info is not None and info.get("uri") != redaction.redact_text(mlflow_store.absolute_uri(uri)):
+            info = None
+        # The run is over: the system metrics of now are not its own.
+        return {**track, "enabled": True, "system_metrics": False, "uri": uri}, info
 
 
 def _require_sent(tracker: Tracker | ExperimentTracker, settings: Mapping[str, Any], folder: Path) -> MlflowPages:
     """Return the addresses on MLflow's page. Raises RunError if the store failed."""
     pages = tracker.pages
     if tracker.failure is not None or pages is None:
-        where = redaction.redact_text(mlflow_store.tracking_uri(settings["uri"]))
+        where = redaction.redact_text(settings["uri"])
         what = f"the tracking store failed: {tracker.failure}"
         raise RunError(where, what, f"when it works again: harness track {folder}")
     return pages

@@ -134,6 +134,11 @@ def test_the_arms_of_an_experiment_are_sent_below_it(desk, uri, client, other, t
     live = assert_sent_as_live(desk, client, other, folder, tmp_path)
     assert [child["name"] for child in live["children"]] == ["naive", "slow"]
     assert [len(child["children"]) for child in live["children"]] == [1, 1]
+    ids = all_run_ids(other.client)
+    for file in folder.glob("arms/*/mlflow.json"):
+        file.unlink()
+    assert desk.command("track", folder) == 0
+    assert all_run_ids(other.client) == ids, "arms go where their experiment is"
     assert live["tags"]["mlflow.note.content"].lower().startswith(live["tags"]["advice"].lower())
     capsys.readouterr()
     assert desk.command("track", folder / "arms" / "slow") == 2
@@ -167,6 +172,27 @@ def test_a_server_that_was_not_there_loses_nothing_for_good(desk, other, capsys,
     run = run_of(other.client, folder)
     assert run.info.status == "FINISHED"
     assert "domain/chrf/delta" in run.data.metrics
+
+
+def test_a_run_whose_store_failed_is_completed(desk, other, capsys, monkeypatch, tmp_path):
+    from mlflow import MlflowClient
+
+    def fail(*_):
+        raise OSError("database or disk is full")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(MlflowClient, "log_inputs", fail)
+        assert desk.command("run", "--quiet", desk.write(desk.document(**tracked(other.uri)))) == 0
+    folder = desk.newest()
+    assert "OSError: database or disk is full; nothing that follows is sent; " in capsys.readouterr().err
+    run_id = run_of(other.client, folder).info.run_id
+    assert other.client.get_run(run_id).info.status == "RUNNING"
+    assert desk.command("track", folder) == 0
+    sent = everything(other.client, other.client.get_run(run_id), tmp_path)
+    assert sent["status"] == "FINISHED"
+    assert [source[0] for source in sent["sources"]] == ["domain", "general"]
+    assert [step for step, _ in sent["children"][0]["metrics"]["loss"]] == [1, 2]
+    assert "harness.resumed" not in sent["tags"]
 
 
 def test_arms_do_not_wait_for_a_server_that_the_experiment_has_not_reached(desk, capsys, monkeypatch):

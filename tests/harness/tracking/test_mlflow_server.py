@@ -233,8 +233,8 @@ def test_the_experiment_page_lists_the_runs_with_their_scores_in_columns(page_te
     text = page_text(f"/experiments/{experiment_id}/runs?viewStateShareKey=harness")
     assert "|first|" in text
     assert "|second|" in text
-    assert "first/stage-1" not in text, "stages are collapsed under their run"
-    for column in ("helpdesk/rougeL", "helpdesk/rougeL/delta", "general/response_perplexity", "train.learning_rate",
+    assert "stage-1/first" not in text, "stages are collapsed under their run"
+    for column in ("helpdesk/rougeL", "helpdesk/rougeL/delta", "general/rougeL", "train.learning_rate",
                    "mitigations"):  # fmt: skip
         assert f"|{column}|" in text
     for cell in ("0.62", "0.0002", "1e-05", "lora, mixing"):
@@ -261,6 +261,9 @@ def test_the_comparison_page_of_two_runs_shows_their_settings_and_scores(page_te
 def test_the_run_page_shows_its_scores_and_artifacts(page_text, experiment_id, runs):
     text = page_text(f"/experiments/{experiment_id}/runs/{runs[0]}")
     assert "helpdesk/rougeL/delta" in text
+    assert "|stage-1/first|" in text, "the run links to its curves"
+    assert re.search(r"\|Description\|", text)
+    assert "Helpdesk improved" in text, "the description is the verdict"
     text = page_text(f"/experiments/{experiment_id}/runs/{runs[0]}/artifacts")
     for name in ("predictions", "tables", "report.json", "scores.json", "spec.json"):
         assert f"|{name}|" in text

@@ -298,7 +298,7 @@ def test_unusable_store_gives_one_warning_and_takes_little_time(bad, request, tm
     assert f"the run continues and saves all results in {tmp_path}/runs/a" in warning
     assert "\n" not in warning
     assert "hunter2" not in warning
-    assert len(warning) < 600
+    assert len(warning.replace(str(tmp_path), "")) < 500
     assert tracker.run_id is None
     assert tracker.uri is None
     assert (tmp_path / "runs" / "a" / "report.json").exists()
