@@ -403,7 +403,11 @@ class ArmsFinished(Event):
     Attributes:
         experiment: The `harness.report.arm_comparison.ArmComparison`.
         folder: Path of the experiment's folder.
+        view: Address of the table of all runs in MLflow; None if the experiment is not tracked.
+        view_command: The command that serves this page, if the tracking store is a database without a server.
     """
 
     experiment: Any
     folder: str
+    view: str | None = None
+    view_command: str | None = None

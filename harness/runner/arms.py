@@ -362,7 +362,15 @@ def _report_comparison(context: ExperimentContext, arms: Sequence[Arm], failures
     write_report_page(context.registry, write.write_experiment_page, context.folder.path)
     if failure is None:
         context.tracker.finish(comparison)
-    context.registry.emit(ArmsFinished(experiment=comparison, folder=str(context.folder.path)))
+    pages = context.tracker.pages
+    context.registry.emit(
+        ArmsFinished(
+            experiment=comparison,
+            folder=str(context.folder.path),
+            view=None if pages is None else pages.view,
+            view_command=None if pages is None else pages.command,
+        )
+    )
     if failure is not None:
         raise failure
     return comparison

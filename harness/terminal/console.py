@@ -214,6 +214,8 @@ class Console:
 
         self._print(Text())
         self._print(format_arms(event.experiment))
+        if event.view is not None:
+            self._print(messages.format_view(event))
 
     @_show.register
     def _show_stage_start(self, event: events.StageStarted) -> None:

@@ -85,8 +85,7 @@ def format_run_start(event: events.RunStarted) -> Text:
 
 def format_tracking_start(event: events.TrackingStarted) -> Text:
     """Return the line that says where the curves of the run are, while it runs."""
-    server = f"{event.command}, then " if event.command else ""
-    return Text(f"live curves: {one_line(f'{server}{event.url}', MAX_ADDRESS_CHARS)}")
+    return _format_address("live curves", event.url, event.command)
 
 
 def format_data(event: events.DataPrepared) -> Iterator[RenderableType]:
@@ -137,6 +136,11 @@ def format_run_completed(event: events.InterruptedRunCompleted) -> Text:
     }
     done = ", ".join(actions[name] for name in event.completed)
     return Text(f"completed the interrupted run: {done}; {one_line(event.folder)}")
+
+
+def format_view(event: events.ArmsFinished) -> Text:
+    """Return the line that says where MLflow shows all runs of a tracked experiment side by side."""
+    return _format_address("all runs in MLflow", str(event.view), event.view_command)
 
 
 # -- a stage ----------------------------------------------------------------------------------------------------------
@@ -203,6 +207,11 @@ def format_arm_end(start: events.ArmStarted, event: events.ArmFinished, seconds:
 
 
 # -- parts of lines ---------------------------------------------------------------------------------------------------
+
+
+def _format_address(label: str, url: str, command: str | None) -> Text:
+    server = f"{command}, then " if command else ""
+    return Text(f"{label}: {one_line(f'{server}{url}', MAX_ADDRESS_CHARS)}")
 
 
 def _format_values(evaluation: Evaluation) -> str:

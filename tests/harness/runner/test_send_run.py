@@ -129,8 +129,17 @@ def test_an_interrupted_run_is_sent_as_failed_and_then_resumed(desk, uri, client
 
 def test_the_arms_of_an_experiment_are_sent_below_it(desk, uri, client, other, tmp_path, capsys):
     document = desk.document(**tracked(uri), arms={"named": {"naive": {}, "slow": {"train.learning_rate": 0.001}}})
-    assert desk.command("run", "--quiet", desk.write(document)) == 0
+    assert desk.command("run", desk.write(document)) == 0
     folder = desk.newest()
+    out = capsys.readouterr().out
+    run = run_of(client, folder)
+    runs_page = (
+        f"mlflow ui --backend-store-uri {uri}, then http://127.0.0.1:5000/#/experiments/{run.info.experiment_id}/runs"
+    )
+    assert [line for line in out.splitlines() if "MLflow" in line or "curves" in line] == [
+        f"live curves: {runs_page}/{run.info.run_id}",
+        f"all runs in MLflow: {runs_page}?viewStateShareKey=harness",
+    ]
     live = assert_sent_as_live(desk, client, other, folder, tmp_path)
     assert [child["name"] for child in live["children"]] == ["naive", "slow"]
     assert [len(child["children"]) for child in live["children"]] == [1, 1]
