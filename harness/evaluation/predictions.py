@@ -284,6 +284,8 @@ def _item_from_record(record: Mapping[str, Any]) -> Item:
 
 
 def _tuple_if_sequence_field(name: str, value: Any) -> Any:
+    if name == "slices":
+        return tuple((column, slice_value) for column, slice_value in value)
     return tuple(value) if name in _TUPLE_FIELDS and value is not None else value
 
 

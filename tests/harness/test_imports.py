@@ -99,6 +99,8 @@ def test_validate_reads_the_score_names_of_every_metric_without_a_heavy_import(t
         "evaluate": {"general": {"source": "general", "role": "general", "metrics": metrics}},
         "gate": [{"score": f"general/{name}", "at_least": 0} for name in ("bleu", "rougeL", "ter", "json_valid")],
     }
+    for name in document["sources"]:
+        (tmp_path / f"{name}.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
     file = tmp_path / "spec.json"
     file.write_text(json.dumps(document))
     code, names = imported_packages(COMMAND, "validate", str(file))

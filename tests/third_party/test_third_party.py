@@ -51,6 +51,7 @@ def spec(tmp_path):
         }
         file = tmp_path / "spec.json"
         file.write_text(json.dumps(document), encoding="utf-8")
+        (tmp_path / "desk.jsonl").write_text('{"prompt": "a", "completion": "b"}\n', encoding="utf-8")
         return file
 
     return spec

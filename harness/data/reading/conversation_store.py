@@ -25,7 +25,7 @@ from typing import Any, BinaryIO, cast, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.errors import HarnessError
+from harness.data.reading.disk_errors import disk_write_error
 from harness.types import Example, Message, ToolCall
 
 Indices = NDArray[np.int64]
@@ -147,20 +147,6 @@ class ConversationStore(Sequence[Example]):
             chunks.append(chunk)
             position += len(chunk)
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
-
-
-def disk_write_error(
-    path: Path, error: OSError, alternative: str = "set HARNESS_CACHE to another folder"
-) -> HarnessError:
-    """Return the error for a file or folder of the harness that cannot be written.
-
-    Args:
-        path: The file or folder.
-        error: Why it cannot be written.
-        alternative: How to choose another folder, in the imperative.
-    """
-    what = f"cannot write the rows here: {error.strerror or error}"
-    return HarnessError(str(path), what, f"free disk space, make the folder writable, or {alternative}")
 
 
 def _open_temporary_file(folder: Path) -> BinaryIO:

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.data.reading.conversation import prompt_hashes
-from harness.data.reading.conversation_store import ConversationStore, Indices, disk_write_error
+from harness.data.reading.conversation_store import ConversationStore, Indices
+from harness.data.reading.disk_errors import disk_write_error
 from harness.data.reading.rejected_rows import OUTPUT_FOLDER_HINT, InvalidRowLog
 from harness.data.reading.source_reader import SourceReader
 from harness.interfaces.source import Source

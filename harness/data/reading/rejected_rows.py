@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from harness.data.reading.conversation_store import disk_write_error
+from harness.data.reading.disk_errors import disk_write_error
 from harness.errors import HarnessError, raise_all
 from harness.types import InvalidRecord
 from harness.utils.formatting import round_up_share

@@ -25,8 +25,10 @@ def _isolated_environment(monkeypatch, tmp_path):
 
 
 @pytest.fixture
-def document():
-    """A valid spec of built-in components; its data files and its model do not exist."""
+def document(tmp_path):
+    """A valid spec of built-in components; its data files have one row, and its model does not exist."""
+    for name in ("desk", "desk_heldout", "chat_heldout", "shop"):
+        (tmp_path / f"{name}.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
     return {
         "name": "small",
         "model": {"path": "./model"},
