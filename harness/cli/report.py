@@ -1,11 +1,10 @@
-"""`harness report`: write the page of a finished run or experiment again, or a summary of a run in Markdown."""
+"""`harness report`: write the page of a finished run or experiment again, or a summary in Markdown."""
 
 from __future__ import annotations
 
 import argparse
 
 from harness.cli.options import Subparsers, add_command, write_text
-from harness.errors import HarnessError
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -14,14 +13,14 @@ def add_parser(subparsers: Subparsers) -> None:
         subparsers,
         "report",
         main,
-        "Write the page of a finished run or experiment again: report.html. Or summarize a run in Markdown.",
+        "Write the page of a finished run or experiment again: report.html. Or summarize it in Markdown.",
         "harness report runs/mixed-sft-20260101-120000-ab12",
     )
     parser.add_argument("run", metavar="RUN", help="the folder or the name of a run or experiment")
     parser.add_argument(
         "--markdown",
         metavar="FILE",
-        help="write a summary of the run for a pull request to this file instead; - prints it",
+        help="write a summary for a pull request or a document to this file instead; - prints it",
     )
 
 
@@ -35,11 +34,12 @@ def main(arguments: argparse.Namespace) -> int:
     if arguments.markdown is None:
         print(write.write_experiment_page(folder) if is_experiment else write.write_run_page(folder))
         return 0
-    if is_experiment:
-        hint = f"name one of its arms, or compare them: harness compare {folder} --markdown FILE"
-        raise HarnessError(str(folder), "is an experiment of several runs", hint)
-    from harness.report.html.run_files import load_run_files
-    from harness.report.markdown import format_run_markdown
+    from harness.report import markdown
+    from harness.report.html import run_files
 
-    write_text(arguments.markdown, format_run_markdown(load_run_files(folder)))
+    if is_experiment:
+        text = markdown.format_experiment_markdown(run_files.load_experiment_files(folder))
+    else:
+        text = markdown.format_run_markdown(run_files.load_run_files(folder))
+    write_text(arguments.markdown, text)
     return 0

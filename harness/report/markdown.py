@@ -1,4 +1,4 @@
-"""The summary of a run as one Markdown text, for a pull request or a message."""
+"""The summary of a run or an experiment as one Markdown text, for a pull request, a message or a document."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from itertools import groupby
 
 from harness.report.display_text import describe_flips, format_interval
 from harness.report.flips import MovedItem
-from harness.report.html.run_files import RunFiles
+from harness.report.html.run_files import ExperimentFiles, RunFiles
 from harness.report.verdict import build_verdict
-from harness.utils.formatting import decimal_places, format_duration, format_number
+from harness.utils.formatting import MISSING, decimal_places, format_duration, format_number
 from harness.utils.markdown import escape_markdown, markdown_table
 
 OUTCOME_SIGNS = {"better": "✅", "kept": "✅", "passed": "✅", "worse": "❌", "failed": "❌", "mixed": "⚠️", "few": "❔"}
@@ -27,6 +27,44 @@ def format_run_markdown(run: RunFiles) -> str:
         run: The files of a finished run.
     """
     return "\n".join(_parts(run)).rstrip() + "\n"
+
+
+def format_experiment_markdown(experiment: ExperimentFiles) -> str:
+    """Return the recommendation, and one table with gain and forgetting of every arm.
+
+    Args:
+        experiment: The files of a finished experiment.
+    """
+    against_controls = {entry.arm: entry for entry in experiment.best_control}
+    has_seeds = any(len(point.seeds) > 1 for point in experiment.points)
+    header = [
+        "arm",
+        *(["seeds"] if has_seeds else []),
+        f"gain in {escape_markdown(experiment.gain)}",
+        f"forgotten in {escape_markdown(experiment.forgetting)}",
+        "recovered",
+        *(["forgotten, against the best control"] if against_controls else []),
+    ]
+    rows = []
+    for point in experiment.points:
+        entry = against_controls.get(point.arm)
+        control = "control" if point.arm in experiment.controls else MISSING
+        rows.append(
+            [
+                escape_markdown(point.arm),
+                *([str(max(1, len(point.seeds)))] if has_seeds else []),
+                " ".join(format_interval(point.gain, sign=False)),
+                " ".join(format_interval(point.forgotten, sign=False)),
+                MISSING if point.recovered is None else f"{point.recovered:.0%}",
+                *(
+                    [control if entry is None else f"{' '.join(format_interval(entry.forgotten))} {entry.verdict}"]
+                    if against_controls
+                    else []
+                ),
+            ]
+        )
+    text = f"### {escape_markdown(experiment.recommendation.full_text)}\n\n"
+    return text + markdown_table(header, rows, numbers_from=1)
 
 
 def _parts(run: RunFiles) -> Iterator[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from support import run_folders
 
@@ -62,5 +64,11 @@ def test_the_command_prints_or_writes_it(tmp_path, capsys):
     assert not (folder / "report.html").exists()
     experiment = run_folders.write_experiment(tmp_path / "sweep")
     (experiment / "spec.json").write_text("{}")
-    assert main(["report", str(experiment), "--markdown", "-"]) == 2
-    assert "is an experiment of several runs" in capsys.readouterr().err
+    assert main(["report", str(experiment), "--markdown", "-"]) == 0
+    arms = json.loads((experiment / "arms.json").read_text())
+    printed = capsys.readouterr().out
+    rows = [line for line in printed.splitlines() if line.startswith("| ")][2:]
+    assert [row.split(" | ")[0].removeprefix("| ") for row in rows] == [point["arm"] for point in arms["points"]]
+    gain = arms["points"][0]["gain"]
+    assert f"{gain['value']:.3f}"[:4] in rows[0]
+    assert printed.startswith("### ")
