@@ -42,10 +42,10 @@ def run(spec: SpecSource, overrides: Overrides = None, *, quiet: bool = False) -
         HarnessError: The input is invalid, or the spec has arms.
         RunError: The run failed. Its folder can be resumed with `resume`.
     """
-    from harness.cli import load_spec
+    from harness.cli import planned_spec
 
     arguments = _arguments(spec, overrides)
-    loaded, registry, _ = load_spec.load_spec_and_plan(arguments)
+    loaded, registry, _ = planned_spec.load_spec_and_plan(arguments)
     if loaded.document["arms"] is not None:
         raise HarnessError(loaded.where(("arms",)), "the spec has arms", "call harness.run_experiment(spec) instead")
     from harness.runner import api
@@ -70,17 +70,17 @@ def run_experiment(
         HarnessError: The input is invalid, or the spec has no arms.
         RunError: An arm failed. The experiment can be resumed with `resume`.
     """
-    from harness.cli import load_spec
+    from harness.cli import planned_spec
 
     arguments = _arguments(spec, overrides)
-    loaded, registry, _ = load_spec.load_spec_and_plan(arguments)
+    loaded, registry, _ = planned_spec.load_spec_and_plan(arguments)
     if loaded.document["arms"] is None:
         raise HarnessError(loaded.where(()), "the spec has no arms", "call harness.run(spec) instead")
-    load_spec.validate_arms(arguments, loaded, registry, arms)
+    planned_spec.validate_arms(arguments, loaded, registry, arms)
     from harness.runner import api
 
     with _console(registry, quiet=quiet):
-        load = load_spec.arm_spec_loader(arguments, registry)
+        load = planned_spec.arm_spec_loader(arguments, registry)
         comparison = api.run_experiment(loaded, registry, load, arm_names=arms)
     return load_experiment(comparison.folder)
 
@@ -96,20 +96,20 @@ def resume(path: str | os.PathLike[str], *, quiet: bool = False) -> RunResult | 
         HarnessError: There is no such run, it is finished, or its inputs changed.
         RunError: The run failed again.
     """
-    from harness.cli import load_spec
+    from harness.cli import planned_spec
     from harness.utils.find_run import find_run
 
     folder = find_run(Path(path))
     arguments = _arguments(folder / "spec.json", None)
-    loaded, registry, _ = load_spec.load_spec_and_plan(arguments)
+    loaded, registry, _ = planned_spec.load_spec_and_plan(arguments)
     has_arms = loaded.document["arms"] is not None
     if has_arms:
-        load_spec.validate_arms(arguments, loaded, registry)
+        planned_spec.validate_arms(arguments, loaded, registry)
     from harness.runner import api
 
     with _console(registry, quiet=quiet):
         if has_arms:
-            api.run_experiment(loaded, registry, load_spec.arm_spec_loader(arguments, registry), path=folder)
+            api.run_experiment(loaded, registry, planned_spec.arm_spec_loader(arguments, registry), path=folder)
         else:
             api.resume_run(loaded, registry, folder)
     return load_experiment(folder) if has_arms else RunResult(folder)
@@ -127,7 +127,7 @@ def evaluate(model: SpecSource | RunResult, overrides: Overrides = None, *, quie
         HarnessError: The input is invalid, or the run has no model.
         RunError: The evaluation failed, or a suite violates its limits.
     """
-    from harness.cli import load_spec
+    from harness.cli import planned_spec
     from harness.utils.find_run import find_run
 
     source: Any = model.folder if isinstance(model, RunResult) else model
@@ -135,11 +135,11 @@ def evaluate(model: SpecSource | RunResult, overrides: Overrides = None, *, quie
     if not isinstance(source, Mapping) and not (Path(source).is_file() or str(source).endswith(".json")):
         folder = find_run(Path(source))
         source = folder / "spec.json"
-    loaded, registry, _ = load_spec.load_spec_and_plan(_arguments(source, overrides), trains=False)
-    from harness.runner import api
+    loaded, registry, _ = planned_spec.load_spec_and_plan(_arguments(source, overrides), trains=False)
+    from harness.runner import evaluate_model
 
     with _console(registry, quiet=quiet):
-        scores_file, evaluations = api.evaluate_model(loaded, registry, folder)
+        scores_file, evaluations = evaluate_model.evaluate_model(loaded, registry, folder)
     roles = {name: suite["role"] for name, suite in loaded.document["evaluate"].items()}
     return EvaluationResult(scores_file, evaluations, roles)
 
@@ -159,9 +159,9 @@ def evaluate_tuned(
         HarnessError: The input is invalid, or the spec has arms.
         RunError: The evaluation failed, or a suite violates its limits.
     """
-    from harness.cli import load_spec
+    from harness.cli import planned_spec
 
-    loaded, registry, _ = load_spec.load_spec_and_plan(_arguments(spec, overrides))
+    loaded, registry, _ = planned_spec.load_spec_and_plan(_arguments(spec, overrides))
     if loaded.document["arms"] is not None:
         raise HarnessError(loaded.where(("arms",)), "the spec has arms", 'remove them: {"arms": None} as an override')
     from harness.runner.evaluate_tuned import evaluate_tuned as run_evaluation

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from harness.cli import load_spec
+from harness.cli import planned_spec
 from harness.cli.options import (
     Subparsers,
     add_command,
@@ -32,9 +32,9 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def main(arguments: argparse.Namespace) -> int:
     """Run all data checks. Returns 2 if one fails."""
-    spec, registry, _ = load_spec.load_spec_and_plan(arguments)
-    arms = load_spec.validate_arms(arguments, spec, registry)
-    load_spec.note_arms_ignored(spec)
+    spec, registry, _ = planned_spec.load_spec_and_plan(arguments)
+    arms = planned_spec.validate_arms(arguments, spec, registry)
+    planned_spec.note_arms_ignored(spec)
     from harness.runner import data_check
     from harness.terminal.check_table import format_check
     from harness.terminal.console import Console

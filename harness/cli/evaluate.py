@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from harness.cli import load_spec
+from harness.cli import planned_spec
 from harness.cli.options import Subparsers, add_command, add_json_argument, add_spec_arguments, print_scores
 from harness.cli.run import print_gate_failures
 from harness.errors import HarnessError
@@ -39,13 +39,13 @@ def main(arguments: argparse.Namespace) -> int:
     run_folder = None if is_spec else find_run(arguments.spec)
     if run_folder is not None:
         arguments.spec = str(run_folder / "spec.json")
-    spec, registry, _ = load_spec.load_spec_and_plan(arguments, trains=False)
-    from harness.runner import api
+    spec, registry, _ = planned_spec.load_spec_and_plan(arguments, trains=False)
+    from harness.runner import evaluate_model
     from harness.terminal.console import Console
 
     with Console.from_options(quiet=arguments.json, json=False) as console:
         registry.manager.register(console, name="console")
-        scores_file, evaluations = api.evaluate_model(spec, registry, run_folder)
+        scores_file, evaluations = evaluate_model.evaluate_model(spec, registry, run_folder)
     print_scores(evaluations, as_json=arguments.json)
     if not arguments.json:
         print(f"saved in {scores_file}")
@@ -53,7 +53,7 @@ def main(arguments: argparse.Namespace) -> int:
 
 
 def _evaluate_tuned(arguments: argparse.Namespace) -> int:
-    spec, registry, _ = load_spec.load_spec_and_plan(arguments)
+    spec, registry, _ = planned_spec.load_spec_and_plan(arguments)
     if spec.document["arms"] is not None:
         raise HarnessError("--tuned", "the spec has arms", "remove them: --set arms=null")
     from harness.runner.evaluate_tuned import evaluate_tuned

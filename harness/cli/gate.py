@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-from harness.cli import load_spec
+from harness.cli import planned_spec
 from harness.cli.options import Subparsers, add_command, add_json_argument, add_spec_arguments, print_json
 from harness.errors import HarnessError, raise_all
 
@@ -46,7 +46,7 @@ def main(arguments: argparse.Namespace) -> int:
 
 
 def _load_gate_conditions(arguments: argparse.Namespace) -> Any:
-    spec, _, _ = load_spec.load_spec_and_plan(arguments, trains=None)
+    spec, _, _ = planned_spec.load_spec_and_plan(arguments, trains=None)
     if not spec.document["gate"]:
         raise HarnessError(arguments.spec, "the spec has no gate", 'add conditions under "gate"')
     return spec.document["gate"]

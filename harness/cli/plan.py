@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from harness.cli import load_spec
+from harness.cli import planned_spec
 from harness.cli.options import (
     Subparsers,
     add_command,
@@ -30,9 +30,9 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def main(arguments: argparse.Namespace) -> int:
     """Summarize the plan and print it."""
-    spec, registry, _ = load_spec.load_spec_and_plan(arguments)
-    load_spec.validate_arms(arguments, spec, registry)
-    load_spec.note_arms_ignored(spec)
+    spec, registry, _ = planned_spec.load_spec_and_plan(arguments)
+    planned_spec.validate_arms(arguments, spec, registry)
+    planned_spec.note_arms_ignored(spec)
     from harness.runner import plan_summary
     from harness.terminal import plan_table
     from harness.terminal.console import Console

@@ -6,7 +6,7 @@ import argparse
 import os
 import sys
 
-from harness.cli import load_spec
+from harness.cli import planned_spec
 from harness.cli.options import Subparsers, add_command, add_spec_arguments, int_at_least, print_renderable
 
 
@@ -27,11 +27,11 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def main(arguments: argparse.Namespace) -> int:
     """Print the first rows of each source."""
-    spec, registry, _ = load_spec.load_spec_and_plan(arguments)
+    spec, registry, _ = planned_spec.load_spec_and_plan(arguments)
     from harness.terminal import row_preview
     from harness.terminal.console import Console
 
-    load_spec.note_arms_ignored(spec)
+    planned_spec.note_arms_ignored(spec)
     plain = arguments.plain or not sys.stdout.isatty() or bool(os.environ.get("NO_COLOR"))
     with Console.from_options(quiet=True, json=False) as console:
         registry.manager.register(console, name="console")

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.cli import load_spec
+from harness.cli import planned_spec
 from harness.cli.options import Subparsers, add_command, add_spec_arguments
 from harness.errors import HarnessError
 from harness.gate import gate_outcome
@@ -54,10 +54,10 @@ def main(arguments: argparse.Namespace) -> int:
         arguments.spec = str(run_folder / "spec.json")
     elif arguments.spec is None:
         raise HarnessError("harness run", "no spec is given", "name a spec, or resume a run: --resume RUN")
-    spec, registry, _ = load_spec.load_spec_and_plan(arguments)
+    spec, registry, _ = planned_spec.load_spec_and_plan(arguments)
     if arguments.arms and spec.document["arms"] is None:
         raise HarnessError(f"--arm {arguments.arms[0]}", "the spec has no arms", 'add arms under "arms"')
-    load_spec.validate_arms(arguments, spec, registry, arguments.arms)
+    planned_spec.validate_arms(arguments, spec, registry, arguments.arms)
     from harness.distributed import setup
 
     with setup.init_processes(arguments.processes) as processes:
@@ -95,7 +95,7 @@ def _run_spec(
     ):
         registry.manager.register(console, name="console")
         if spec.document["arms"] is not None:
-            load = load_spec.arm_spec_loader(arguments, registry)
+            load = planned_spec.arm_spec_loader(arguments, registry)
             comparison = api.run_experiment(
                 spec, registry, load, arm_names=arguments.arms, path=run_folder, processes=processes
             )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from harness.cli import load_spec
+from harness.cli import planned_spec
 from harness.cli.options import Subparsers, add_command, add_spec_arguments, print_json
 from harness.errors import raise_all
 
@@ -27,8 +27,8 @@ def main(arguments: argparse.Namespace) -> int:
     """Validate the spec and the first rows of its local text files; print a summary line, or the filled spec."""
     from harness.data.reading import first_rows
 
-    spec, registry, plan = load_spec.load_spec_and_plan(arguments)
-    arms = load_spec.validate_arms(arguments, spec, registry)
+    spec, registry, plan = planned_spec.load_spec_and_plan(arguments)
+    arms = planned_spec.validate_arms(arguments, spec, registry)
     errors = [
         error
         for name, (kind, options) in plan.sources.items()

@@ -10,7 +10,7 @@ from support.event_recorder import EventRecorder
 
 from harness import events, registry
 from harness.errors import HarnessError
-from harness.runner import api
+from harness.runner import api, evaluate_model
 from harness.spec import schema, spec
 
 WORDS = ("amber", "basil", "clay", "dune", "ember", "fern", "grove", "hazel", "iris", "jade", "kelp", "lilac", "moss")
@@ -252,7 +252,9 @@ def test_evaluate_repeats_scores_of_continued_run(document, tmp_path, first):
     found = registry.discover_plugins()
     place = tmp_path / "runs" / second.run_info["id"]
     shutil.rmtree(place / "predictions")
-    _, measured = api.evaluate_model(spec.load_spec(place / "spec.json", schema.compose_schema(found)), found, place)
+    _, measured = evaluate_model.evaluate_model(
+        spec.load_spec(place / "spec.json", schema.compose_schema(found)), found, place
+    )
     again = {f"{one.suite}/{score.name}": score.value for one in measured for score in one.scores}
     for change in second.changes:
         assert again[f"{change.suite}/{change.name}"] == pytest.approx(change.after.value, rel=1e-5)

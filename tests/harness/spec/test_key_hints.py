@@ -7,7 +7,7 @@ import json
 import pytest
 from support.paths import ROOT
 
-from harness.spec.key_hints import PEER_KEYS, hint_for_unknown_key
+from harness.spec.schema_errors import PEER_KEYS, hint_for_unknown_key
 
 SCHEMA = json.loads((ROOT / "specs" / "harness.schema.json").read_text(encoding="utf-8"))
 
