@@ -35,6 +35,7 @@ def build_small_spec(model: Path) -> dict:
     document["train"] |= {"max_length": 512, "batch_size": 16}
     for suite in document["evaluate"].values():
         suite["limit"] = 6
+    document["arms"]["seeds"] = None
     named = document["arms"]["named"]
     named["lora"][f"{SECOND}.train.learning_rate"] = 9e-3
     named["ewc"][MITIGATIONS]["ewc"]["samples"] = 8
@@ -105,7 +106,7 @@ def logged_steps(demo, arm):
 
 
 def test_every_arm_finishes(demo):
-    arms = ["naive", "lower-lr", "replay", "l2sp", "ewc", "lora", "wise-ft", "held"]
+    arms = ["naive", "lower-lr", "lower-lr-0.1", "replay", "l2sp", "ewc", "lora", "wise-ft", "held"]
     assert list(demo.comparison.arms) == arms
     assert demo.comparison.missing == {}
     assert (demo.folder / "report.html").is_file()
