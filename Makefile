@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SPEC ?= specs/mixed_sft.json
 
-.PHONY: run test slow oracle smoke numerics check format clean coverage
+.PHONY: bench gpu run test slow oracle smoke numerics check format clean coverage site faults lock
 
 run: $(VENV)/.installed ## train and measure the default spec
 	$(BIN)/harness run $(SPEC)
@@ -28,6 +28,25 @@ numerics: $(VENV)/.installed ## the tests of numbers with another instruction se
 
 check: $(VENV)/.installed ## format, lint, types, imports, schema
 	PATH="$(CURDIR)/$(BIN):$$PATH" .ci/check
+
+bench: $(VENV)/.installed ## measure speed and memory side by side with rivals, and write docs/performance.md
+	$(BIN)/python benchmarks/run_all.py $(ARGS)
+
+site: $(VENV)/.installed ## the site of the documents, in site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+gpu: ## measure one CUDA card within 8 minutes, with the packages of $PYTHON; installs nothing. ARGS=--dry-run without a card
+	PYTHONPATH="$(CURDIR):$(CURDIR)/plugins:$$PYTHONPATH" $(PYTHON) benchmarks/gpu.py $(ARGS)
+
+faults: $(VENV)/.installed ## break runs, inputs, disks and trackers; ROUND=long for the long round
+	$(BIN)/python tests/faults $(or $(ROUND),short) $(ARGS)
+
+LOCK = uv pip compile --universal --python-version 3.11 --generate-hashes --no-annotate --no-header
+
+lock: ## write the lock files of the release workflow, with hashes; needs uv
+	$(LOCK) pyproject.toml --extra s3 -c constraints.txt -o requirements/harness.lock
+	$(LOCK) requirements/build.in -o requirements/build.lock
+	$(LOCK) requirements/audit.in -o requirements/audit.lock
 
 format: $(VENV)/.installed
 	$(BIN)/ruff format . && $(BIN)/ruff check --fix .

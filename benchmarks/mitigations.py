@@ -41,7 +41,8 @@ from harness.types import Stage, StageDataset, TokenizedExample
 
 SETTINGS = {
     "engine": "transformers", "epochs": 1, "steps": None, "learning_rate": 1e-5, "accumulation": 1,
-    "scheduler": "constant", "warmup_ratio": 0.0, "weight_decay": 0.0, "max_grad_norm": 1.0, "max_length": 4096,
+    "scheduler": {"constant": {}}, "optimizer": {"adamw": {"betas": [0.9, 0.999], "eps": 1e-8}},
+    "warmup_ratio": 0.0, "weight_decay": 0.0, "max_grad_norm": 1.0, "max_length": 4096,
     "packing": False, "precision": "float32", "gradient_checkpointing": False, "log_steps": 1, "save_steps": None,
 }  # fmt: skip
 
@@ -196,9 +197,11 @@ def kl_cost(fresh: Callable[[], torch.nn.Module], tokenizer: Any, given: argpars
     """Return the median seconds of a step: plain, with KL on the task's tokens, and on rows of general data."""
     contenders: dict[str, Callable[[], dict[str, Mitigation]]] = {
         "plain step": dict,
-        "kl, task": lambda: {"kl": build_kl_mitigation("task", None, 4, 1.0, "forward", 1.0)},
+        "kl, task": lambda: {"kl": build_kl_mitigation("task", None, 4, 1.0, "forward", 1.0, False, "data", {})},
         f"kl, general, {max(1, given.rows // 2)} rows": lambda: {
-            "kl": build_kl_mitigation("general", "kept", max(1, given.rows // 2), 1.0, "forward", 1.0)
+            "kl": build_kl_mitigation(
+                "general", "kept", max(1, given.rows // 2), 1.0, "forward", 1.0, False, "data", {}
+            )
         },
     }
     seconds: dict[str, list[float]] = {name: [] for name in contenders}

@@ -126,7 +126,7 @@ def prepare(examples: Sequence[Example], tokenizer: Any, key: str | None = None)
 
 def prepare_with_trl(dataset: Any, tokenizer: Any) -> None:
     """Prepare with TRL."""
-    from prepare_with_trl import SFTConfig, SFTTrainer
+    from trl import SFTConfig, SFTTrainer
 
     with tempfile.TemporaryDirectory() as folder:
         config = SFTConfig(
@@ -147,8 +147,8 @@ def as_dataset(examples: Sequence[Example]) -> Any:
     )
 
 
-def compare(tokenizer: Any, count: int, rounds: int, with_trl: bool) -> None:
-    """Time all contenders and print a line for each."""
+def compare(tokenizer: Any, count: int, rounds: int, with_trl: bool) -> dict[str, list[float]]:
+    """Time all contenders, print a line for each, and return their seconds, round by round."""
     examples = list(Conversations(count))
     texts = [Rendering.from_spans(TEMPLATE.render(example.messages, tokenizer)).text for example in examples]
     contenders: dict[str, Callable[[], None]] = {
@@ -179,6 +179,7 @@ def compare(tokenizer: Any, count: int, rounds: int, with_trl: bool) -> None:
         if with_trl:
             line += f"  {statistics.median(seconds['TRL']) / median:7.1f} x TRL"
         print(f"{line}  ({busy / count * 1e6:4.0f} µs of processor time a row)")
+    return seconds
 
 
 def compare_memory(arguments: argparse.Namespace) -> None:
@@ -210,6 +211,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--without-trl", action="store_true", help="leave TRL out, which takes most of the time")
     parser.add_argument("--memory", action="store_true")
+    parser.add_argument("--json", type=Path, help="write the seconds of every round to this file")
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.memory:
@@ -222,8 +224,12 @@ def main() -> None:
         if arguments.one:
             measure_memory(tokenizer, arguments.one)
             return
-        for count in arguments.rows or [200_000]:
-            compare(tokenizer, count, arguments.rounds, not arguments.without_trl)
+        results = {
+            count: compare(tokenizer, count, arguments.rounds, not arguments.without_trl)
+            for count in arguments.rows or [200_000]
+        }
+    if arguments.json:
+        arguments.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Fine-tune language models from one JSON spec, and know what they forgot.
 
-The Python interface (docs/python.md) and what a plugin needs (docs/plugins.md) are importable from here. Everything
-else of the package is internal.
+The Python interface (docs/python.md) and what a plugin needs (docs/plugins/README.md) are importable from here.
+Everything else of the package is internal.
 """
 
 from harness import events
@@ -14,53 +14,88 @@ from harness.api.results import (
     load_experiment,
     load_run,
 )
-from harness.errors import HarnessError
+from harness.errors import HarnessError, InvalidRow
 from harness.events import Event
 from harness.hookspecs import hookimpl
+from harness.interfaces.check import Check
+from harness.interfaces.command import Command
 from harness.interfaces.component import Component
+from harness.interfaces.component_example import ComponentExample
+from harness.interfaces.exporter import ExportedModel, Exporter, ExportSource, TurnSeparators
 from harness.interfaces.metric import Metric
 from harness.interfaces.mitigation import Mitigation
 from harness.interfaces.mode import Mode
+from harness.interfaces.optimizer import Optimizer
+from harness.interfaces.preset import Preset, PresetSuite
+from harness.interfaces.prompt_rows import PromptRows
+from harness.interfaces.report_section import ReportPlot, ReportSection, ReportTable
+from harness.interfaces.row_format import RowFormat
+from harness.interfaces.scheduler import Scheduler
 from harness.interfaces.source import Source
 from harness.interfaces.template import Template
+from harness.interfaces.tracker import Tracker
 from harness.types import (
     Example,
+    Finding,
     InvalidRecord,
     Item,
     Message,
     Record,
     Share,
+    SourceRows,
     Span,
     Stage,
     StageSource,
     TokenizedExample,
     ToolCall,
+    WrittenResponse,
 )
 
 __all__ = [
+    "Check",
+    "Command",
     "ComparisonResult",
     "Component",
+    "ComponentExample",
     "EvaluationResult",
     "Event",
     "Example",
     "ExperimentResult",
+    "ExportSource",
+    "ExportedModel",
+    "Exporter",
+    "Finding",
     "HarnessError",
     "InvalidRecord",
+    "InvalidRow",
     "Item",
     "Message",
     "Metric",
     "Mitigation",
     "Mode",
+    "Optimizer",
+    "Preset",
+    "PresetSuite",
+    "PromptRows",
     "Record",
+    "ReportPlot",
+    "ReportSection",
+    "ReportTable",
+    "RowFormat",
     "RunResult",
+    "Scheduler",
     "Share",
     "Source",
+    "SourceRows",
     "Span",
     "Stage",
     "StageSource",
     "Template",
     "TokenizedExample",
     "ToolCall",
+    "Tracker",
+    "TurnSeparators",
+    "WrittenResponse",
     "compare",
     "evaluate",
     "evaluate_tuned",

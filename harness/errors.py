@@ -1,11 +1,11 @@
 """Errors that a user can act on: where, what is wrong, and what to do.
 
-Any other exception that leaves the program is a bug and keeps its traceback.
+Any other exception that leaves the program is a fault of harness; the command writes its traceback to a file.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 
 class HarnessError(Exception):
@@ -45,6 +45,24 @@ class ManyErrors(HarnessError):
         return [line for error in self.errors for line in error.lines()]
 
 
+def located_errors(calls: Iterable[tuple[str, Callable[[], object]]]) -> Iterator[HarnessError]:
+    """Call each function, and yield the error of bad input that it raises, at its location.
+
+    Args:
+        calls: Pairs (location, function).
+
+    Raises:
+        ComponentError: A function failed inside a component.
+    """
+    for where, function in calls:
+        try:
+            function()
+        except ComponentError:
+            raise
+        except HarnessError as error:
+            yield HarnessError(f"{where}: {error.where}", error.what, error.hint)
+
+
 def raise_all(errors: Iterable[HarnessError]) -> None:
     """Raise the only error, or all different ones as one; do nothing when there is none."""
     collected = list({str(error): error for error in errors}.values())  # stages can have the same error
@@ -58,3 +76,23 @@ class RunError(HarnessError):
     """A run that started and failed. Exit code 1; what it has written so far stays in its folder."""
 
     exit_code = 1
+
+
+class ComponentError(RunError):
+    """A failure inside a plugin's component. `where` names component, distribution, version and method.
+
+    The original exception, if there is one, is its `__cause__`.
+    """
+
+
+class InvalidRow(Exception):
+    """A row that is not a valid conversation.
+
+    Attributes:
+        what: What is wrong, as a predicate ("has no response").
+        hint: How to fix it.
+    """
+
+    def __init__(self, what: str, hint: str = "") -> None:
+        super().__init__(what)
+        self.what, self.hint = what, hint

@@ -5,8 +5,10 @@ The order of the events of one run:
     RunStarted
     TrackingStarted                              if the run is tracked
     DataPrepared
+    RowsWritten                                  for each source that the base model answers
     SuitesEvaluated                              stage_index 0: the model before training
     for each stage:
+        RowsWritten                              for each source that the stage's first model answers
         StageStarted
         StepLogged, MidStageEvaluated            repeatedly, while the stage trains
         BestWeightsRestored                      if early stopping restores an earlier step
@@ -58,6 +60,10 @@ class StageTotals(Protocol):
     @property
     def tokens(self) -> int:
         """Tokens of prompts and responses, without padding, over all epochs and processes."""
+
+    @property
+    def memory(self) -> Mapping[str, int]:
+        """Bytes of `weights`, `gradients`, `optimizer` and `mitigations`, and the `peak` of process or device."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,6 +169,7 @@ class DataPrepared(Event):
         template: Fingerprint of the chat template.
         lengths: Source -> histogram of token lengths.
         facts: Source -> metadata of its files, e.g. a commit.
+        unread: Source -> column or message key that is not read -> number of rows or messages that have it.
         warnings: Warnings of plan and data, each followed by the lines of its rows.
         checks: Findings of the data checks.
     """
@@ -176,6 +183,7 @@ class DataPrepared(Event):
     template: str
     lengths: Mapping[str, Any] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
+    unread: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     warnings: Sequence[str] = ()
     checks: Mapping[str, Any] = field(default_factory=dict)
 
@@ -189,6 +197,35 @@ class SuitesEvaluated(Event):
     """
 
     evaluations: Sequence[Evaluation]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowsWritten(Event):
+    """A model has written rows of a stage's source, see `Mitigation.generate_rows`.
+
+    Attributes:
+        mitigation: The mitigation that had them written.
+        source: The source whose rows they replace.
+        model: `base`, or `current` for the model with which the stage begins.
+        prompts: Rows that the model was asked to answer.
+        rows: Rows that are used.
+        rejected: Why others are not used -> how many.
+        cached: Whether they are those of an earlier run.
+        shares: The realized shares of the stage with these rows; empty if the mitigation keeps the rows for itself.
+        epoch_shares: The same for each epoch.
+        efficiency: The fraction of token positions of the stage that hold text; None without shares.
+    """
+
+    mitigation: str
+    source: str
+    model: str
+    prompts: int
+    rows: int
+    rejected: Mapping[str, int] = field(default_factory=dict)
+    cached: bool = False
+    shares: SharesBySource = field(default_factory=dict)
+    epoch_shares: Sequence[SharesBySource] = ()
+    efficiency: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -303,10 +340,12 @@ class RunFailed(Event):
     Attributes:
         error: The error, one line.
         folder: Path of the run's folder.
+        interrupted: Whether Ctrl-C or a signal stopped the run.
     """
 
     error: str
     folder: str | None = None
+    interrupted: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -335,11 +374,13 @@ class ArmPreparing(Event):
         arm: Name of the arm.
         number: Position of the arm, from 1.
         of: Number of arms.
+        method: Name of the arm without its seed.
     """
 
     arm: str
     number: int
     of: int
+    method: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -50,6 +50,7 @@ class ScoreForGate:
         since: The stage that the difference is relative to, if the base was not measured by this score; "" for the
             base.
         margin: The margin of a suite's primary score; None for any other.
+        unusable: Why the score is not used: a condition on it has not enough evidence. Empty if it is used.
     """
 
     after: Estimate
@@ -57,6 +58,7 @@ class ScoreForGate:
     higher_is_better: bool | None
     since: str = ""
     margin: float | None = None
+    unusable: str = ""
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,7 @@ class GateResult:
         tier: `blocks`, or `warns` for a condition that does not decide the gate.
         by_value: Whether the value alone decided.
         groups: Number of groups of items; None if all items are independent.
+        unusable: Why the score does not count; empty if it does.
     """
 
     text: str
@@ -89,6 +92,7 @@ class GateResult:
     tier: Literal["blocks", "warns"] = "blocks"
     by_value: bool = False
     groups: int | None = None
+    unusable: str = ""
 
     @property
     def passed(self) -> bool:
@@ -105,6 +109,8 @@ class GateResult:
         start = f"{word}{' (warns)' if self.tier == 'warns' else ''}: {self.text}"
         if not self.n:
             return f"{start}: the run does not have this summary"
+        if self.unusable:
+            return f"{start}: UNUSABLE: {self.unusable}"
         count = f"n = {format_size(self.n, self.groups)}"
         if self.by_value:
             return f"{start}: {format_number(self.found)}, {count}, by the value alone, without its interval"
@@ -189,7 +195,7 @@ def condition_key(condition: Mapping[str, Any]) -> str:
 def _evaluate_condition(condition: Mapping[str, Any], scores: Mapping[str, ScoreForGate]) -> GateResult:
     key = condition_key(condition)
     test = next((name for name in TESTS if condition.get(name) is not None), DEFAULT_TEST)
-    if condition.get(test) is None and key in scores and scores[key].margin is None:
+    if condition.get(test) is None and key in scores and scores[key].margin is None and not scores[key].unusable:
         raise HarnessError("gate", f"{key!r} is not a primary score and has no margin", f'add "{DEFAULT_TEST}": 0.05')
     margin = scores[key].margin if key in scores else None
     limit = float(margin or math.nan) if condition.get(test) is None else float(condition[test])
@@ -217,7 +223,9 @@ def _evaluate_condition(condition: Mapping[str, Any], scores: Mapping[str, Score
     least = lower_limits[test] if test in lower_limits else -upper_limits[test]
     worst, best = (estimate.low, estimate.high) if is_lower else (estimate.high, estimate.low)
     outcome: GateOutcome
-    if by_value:
+    if score.unusable:
+        outcome = "not enough evidence"
+    elif by_value:
         outcome = "passed" if _reaches(sign * estimate.value, least) else "failed"
     elif estimate.units < MIN_ITEMS or math.isnan(worst) or math.isnan(best):
         outcome = "not enough evidence"
@@ -236,6 +244,7 @@ def _evaluate_condition(condition: Mapping[str, Any], scores: Mapping[str, Score
         condition["tier"],
         by_value,
         estimate.groups,
+        score.unusable,
     )
 
 

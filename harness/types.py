@@ -1,14 +1,23 @@
 """Frozen data classes that packages and plugins exchange: conversations, the plan, results.
 
-The module imports nothing of the project and nothing heavy. The base classes that plugins extend are in
+The module imports nothing heavy; `result_types` has the classes of results. The base classes that plugins extend are in
 `harness.interfaces`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from harness.result_types import MIN_ITEMS as MIN_ITEMS
+from harness.result_types import ROUNDING as ROUNDING
+from harness.result_types import Evaluation as Evaluation
+from harness.result_types import Item as Item
+from harness.result_types import LimitViolation as LimitViolation
+from harness.result_types import Progress as Progress
+from harness.result_types import Score as Score
+from harness.result_types import no_progress as no_progress
 
 Role = Literal["domain", "general", "replay"]
 ShareUnit = Literal["rows", "tokens", "loss_tokens"]
@@ -105,6 +114,7 @@ class Example:
             `parameters`.
         choices: The choices of a multiple-choice question, in the order of the data; the response is the right one.
         groups: (column, value) of each column by which a suite groups the rows. It is not part of the content.
+        data: The columns that the source's `keep` names, for metrics and modes. They are not part of the content.
     """
 
     id: str
@@ -113,6 +123,47 @@ class Example:
     tools: tuple[Mapping[str, Any], ...] = ()
     choices: tuple[str, ...] = ()
     groups: tuple[tuple[str, str], ...] = ()
+    data: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class WrittenResponse:
+    """A model's response to the prompt of a row.
+
+    Attributes:
+        example: The row, with its own response.
+        text: What the model wrote instead, without the tokens that ended it.
+        finish: Why it ended: `eos` or `stop`; `length`: it was cut at the maximum number of tokens; `empty`; or
+            `no_prompt`: nothing was asked, since the row is a plain text, has tools, or has a prompt that fills
+            `train.max_length`.
+        tokens: Number of generated tokens.
+    """
+
+    example: Example
+    text: str
+    finish: str
+    tokens: int
+
+    def to_example(self) -> Example:
+        """Return the row with the written response instead of its own. Earlier responses are not trained."""
+        turns = (
+            replace(message, train=False) if message.role == "assistant" else message
+            for message in self.example.messages[:-1]
+        )
+        return replace(self.example, messages=(*turns, Message("assistant", self.text)))
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a data check found in a row.
+
+    Attributes:
+        location: The location of the row, as in `Example.location`.
+        text: What was found, one line, e.g. "an e-mail address in message 2 (assistant)".
+    """
+
+    location: str
+    text: str
 
 
 @dataclass(frozen=True)
@@ -166,11 +217,35 @@ class StageSource:
         source: The source's name.
         role: `domain`, `general`, or `replay` (rows that an earlier stage trained on).
         limit: Maximum number of rows, chosen by the seed; None: all.
+        written_by: The mitigation that writes its rows before the stage, see `Mitigation.generate_rows`; None: the rows
+            of the data. Until they are written, the plan counts those of the data.
     """
 
     source: str
     role: Role
     limit: int | None = None
+    written_by: str | None = None
+
+
+@dataclass(frozen=True)
+class SourceRows:
+    """The training rows of one source, from which a mode selects and which it orders.
+
+    Attributes:
+        source: The source's name.
+        tokens: (N,) tokens of each row, after truncation.
+        loss_tokens: (N,) its trained tokens.
+        examples: The N conversations. Each is read from disk when it is accessed.
+    """
+
+    source: str
+    tokens: Sequence[int]
+    loss_tokens: Sequence[int]
+    examples: Sequence[Example]
+
+    def __len__(self) -> int:
+        """Return N."""
+        return len(self.tokens)
 
 
 @dataclass(frozen=True)
@@ -209,6 +284,8 @@ class Stage:
         mitigations: Active mitigations, name -> options; None: those of the plan.
         adapter: What happens to the previous stage's adapter: it is trained further (`continue`), merged into the
             weights (`merge`), or discarded for a new one on the base model (`new`).
+        planned_steps: Optimizer steps; early stopping may end the stage sooner. None in a plan: the rows are not known.
+        planned_saves: The steps after which a checkpoint is written, ascending; empty in a plan.
     """
 
     name: str
@@ -218,6 +295,8 @@ class Stage:
     suites: tuple[str, ...] = ()
     mitigations: Mapping[str, Mapping[str, Any]] | None = None
     adapter: Literal["continue", "merge", "new"] = "continue"
+    planned_steps: int | None = field(default=None, compare=False)
+    planned_saves: tuple[int, ...] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True)
@@ -227,6 +306,7 @@ class Suite:
     `spec_keys.evaluation.SUITE_KEYS` describes the settings. A test holds the defaults of the two equal.
 
     Attributes:
+        name: The name of the suite.
         metrics: Name -> options.
         template: The suite's own template, name and options; None: the template of training.
         group: The column of the rows that names the group of each item; None: all items are independent.
@@ -245,6 +325,7 @@ class Suite:
     stop: Sequence[str] = ()
     temperature: float = 0
     top_p: float = 1
+    samples: int = 1
     delimiter: str = " "
     lang: str = "auto"
     max_empty: float | None = None
@@ -273,6 +354,7 @@ class Plan:
         suites: The evaluation suites.
         warnings: Messages for the user. Lines after the first list rows; the terminal omits them.
         train: The spec's training settings. A stage may override all of them but the precision.
+        mode: The mode, name and options.
     """
 
     name: str
@@ -285,6 +367,7 @@ class Plan:
     suites: tuple[Suite, ...]
     warnings: tuple[str, ...] = ()
     train: Mapping[str, Any] = field(default_factory=dict)
+    mode: tuple[str, Mapping[str, Any]] = ("", {})
 
 
 @dataclass(frozen=True)
@@ -297,8 +380,10 @@ class StageDataset:
         order: Packed sequences, epoch after epoch. Each is a tuple of indices into `rows`: one index without packing.
         epoch_ends: The index in `order` at which each epoch ends; beyond its end if the last epoch is cut short.
         shares: Source -> unit -> realized share of everything that is trained.
-        efficiency: Real tokens divided by token positions, the padding of batches included; in (0, 1].
+        efficiency: Real tokens divided by token positions, the padding of batches included; in (0, 1]. It is 1 without
+            padding.
         epoch_shares: The same as `shares`, for each epoch.
+        is_padded: Whether batches are padded, as the model's config says.
     """
 
     stage: Stage
@@ -308,172 +393,9 @@ class StageDataset:
     shares: Mapping[str, Mapping[str, float]]
     efficiency: float
     epoch_shares: tuple[Mapping[str, Mapping[str, float]], ...] = ()
+    is_padded: bool = True
 
     def count_steps(self, processes: int = 1) -> int:
         """Return the number of optimizer steps for the whole order."""
         rows: int = self.stage.train["batch_size"] * self.stage.train["accumulation"] * processes
         return -(-len(self.order) // rows)
-
-
-# -- results ----------------------------------------------------------------------------------------------------------
-
-
-class Progress(Protocol):
-    """A callback that reports the progress of a long phase.
-
-    `total` is 0 while it is unknown. `unit` is the unit of `done`, e.g. `B` or `rows`.
-    """
-
-    def __call__(self, phase: str, done: int, total: int, note: str = "", unit: str = "") -> None:
-        """Report that `done` of `total` units of a phase are done."""
-
-
-def no_progress(phase: str, done: int, total: int, note: str = "", unit: str = "") -> None:
-    """Ignore progress."""
-
-
-MIN_ITEMS = 30
-"""Minimum number of items for a verdict or a gate: intervals over fewer items are too narrow."""
-
-ROUNDING = 1e-10
-"""Relative tolerance within which two numbers count as equal.
-
-Processors add in different orders; their sums differ by less.
-"""
-
-
-@dataclass(frozen=True)
-class Item:
-    """The model's results on one held-out row. Fields that no metric requires are None.
-
-    Attributes:
-        id: The example's id.
-        prompt: The rendered prompt.
-        reference: The reference response, or the plain text.
-        answer: The generated text, of `answer_tokens` tokens.
-        finish: Why generation ended: `eos`, `stop`, `length` (truncated at `max_new_tokens`) or `empty` (blank answer).
-        nll: Summed negative log-likelihood of the reference, in nats, over `tokens` tokens.
-        tokens: Number of reference tokens.
-        answer_tokens: Number of generated tokens.
-        prompt_tokens: Number of prompt tokens.
-        prompt_cut: Whether the prompt lost its beginning.
-        row_cut: Whether the row lost its end, or a multiple-choice question its beginning.
-        kl: Summed KL(base || model) over `tokens` tokens, in nats.
-        agreed: At how many of `tokens` tokens model and base have the same most likely token.
-        choices: The choices of a multiple-choice row.
-        gold: The index of the right choice.
-        choice_lls: The summed log-likelihood of each choice, in nats.
-        joined: How many choices share a token with the prompt. Their likelihood covers slightly less than the choice.
-        text_nll: Summed negative log-likelihood of a plain text, in nats, over `text_tokens` tokens.
-        text_tokens: Number of tokens of the plain text.
-        group: The group of items to which the row belongs, such as its document; None if the suite has no groups.
-        slices: (column, value) of each column by which the suite is sliced.
-    """
-
-    id: str
-    prompt: str
-    reference: str
-    answer: str | None = None
-    finish: str | None = None
-    nll: float | None = None
-    tokens: int = 0
-    answer_tokens: int = 0
-    prompt_tokens: int = 0
-    prompt_cut: bool = False
-    row_cut: bool = False
-    kl: float | None = None
-    agreed: int | None = None
-    choices: tuple[str, ...] = ()
-    gold: int | None = None
-    choice_lls: tuple[float, ...] | None = None
-    joined: int = 0
-    text_nll: float | None = None
-    text_tokens: int = 0
-    group: str | None = None
-    slices: tuple[tuple[str, str], ...] = ()
-
-
-@dataclass(frozen=True)
-class Score:
-    """One score of one suite after one stage, with what is needed to compare it.
-
-    Attributes:
-        stage: Index of the stage; 0 for the base model.
-        suite: The suite's name.
-        metric: The metric's name.
-        name: The score's name.
-        value: The score.
-        n: Number of items.
-        stderr: Standard error.
-        low: Lower bound of the 95 % interval.
-        high: Upper bound of the 95 % interval.
-        higher_is_better: The direction; None if neither direction is better.
-        signature: The metric's options; scores with different signatures are not comparable.
-        statistics: One vector an item, in the order of the suite's items. `Metric.aggregate` of their sum is `value`.
-        method: How interval and standard error were computed; see `intervals.Estimate`.
-        groups: Number of groups of items that belong together; None if all items are independent.
-        counts: Counts among the `n` items: `empty`, `truncated`, `unparsed` and `prompt_cut` answers, `row_cut`
-            likelihoods, `boundary` (items whose choices share a token with the prompt).
-    """
-
-    stage: int
-    suite: str
-    metric: str
-    name: str
-    value: float
-    n: int
-    stderr: float
-    low: float
-    high: float
-    higher_is_better: bool | None
-    signature: str
-    statistics: tuple[tuple[float, ...], ...] = field(repr=False, default=())
-    method: str = "t"
-    groups: int | None = None
-    counts: Mapping[str, int] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class LimitViolation:
-    """A suite with more unusable items than its spec allows.
-
-    Attributes:
-        stage: Index of the stage.
-        suite: The suite's name.
-        what: `empty`, `truncated`, `unparsed` or `cut`.
-        count: Number of such items.
-        n: Number of items.
-        allowed: The allowed fraction of `n`.
-        metric: The metric that could not parse the answers; empty for the other limits.
-    """
-
-    stage: int
-    suite: str
-    what: str
-    count: int
-    n: int
-    allowed: float
-    metric: str = ""
-
-    def __str__(self) -> str:
-        share, of = self.count / self.n, f" by {self.metric}" if self.metric else ""
-        return f"{self.count} of {self.n} items are {self.what}{of} ({share:.1%}, {self.allowed:.1%} are allowed)"
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """One suite after one stage: its items, their scores and the limits that they violate.
-
-    An evaluation that violates a limit is complete and saved. The run then fails through `raise_on_violations`.
-    """
-
-    stage: int
-    suite: str
-    items: tuple[Item, ...]
-    scores: tuple[Score, ...]
-    violations: tuple[LimitViolation, ...] = ()
-
-    def matching_score(self, score: Score) -> Score | None:
-        """Return the score of the same metric and name, or None."""
-        key = (score.metric, score.name)
-        return next((candidate for candidate in self.scores if (candidate.metric, candidate.name) == key), None)

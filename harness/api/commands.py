@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.api.results import ComparisonResult, EvaluationResult, ExperimentResult, RunResult, load_experiment
 from harness.errors import HarnessError
+from harness.spec.yaml_locations import SPEC_SUFFIXES
 
 if TYPE_CHECKING:
     from harness.registry import Registry
@@ -85,28 +86,37 @@ def run_experiment(
     return load_experiment(comparison.folder)
 
 
-def resume(path: str | os.PathLike[str], *, quiet: bool = False) -> RunResult | ExperimentResult:
+def resume(
+    path: str | os.PathLike[str], *, quiet: bool = False, allow_plugin_change: bool = False
+) -> RunResult | ExperimentResult:
     """Resume an interrupted run or experiment; it uses its stored spec.
 
     Args:
         path: The folder of the run, or its name in `runs`.
         quiet: Whether only warnings are printed.
+        allow_plugin_change: Whether a plugin may have changed since the run was started; the result may then differ.
 
     Raises:
-        HarnessError: There is no such run, it is finished, or its inputs changed.
+        HarnessError: There is no such run, it is finished, or its inputs or plugins changed.
         RunError: The run failed again.
     """
     from harness.cli import planned_spec
     from harness.utils.find_run import find_run
+    from harness.utils.formats import require_run_format
 
     folder = find_run(Path(path))
+    require_run_format(folder)
     arguments = _arguments(folder / "spec.json", None)
     loaded, registry, _ = planned_spec.load_spec_and_plan(arguments)
     has_arms = loaded.document["arms"] is not None
     if has_arms:
         planned_spec.validate_arms(arguments, loaded, registry)
     from harness.runner import api
+    from harness.runner.folder import RunFolder
+    from harness.runner.resume import require_same_plugins
 
+    if not allow_plugin_change:
+        require_same_plugins(RunFolder(folder), registry)
     with _console(registry, quiet=quiet):
         if has_arms:
             api.run_experiment(loaded, registry, planned_spec.arm_spec_loader(arguments, registry), path=folder)
@@ -132,7 +142,7 @@ def evaluate(model: SpecSource | RunResult, overrides: Overrides = None, *, quie
 
     source: Any = model.folder if isinstance(model, RunResult) else model
     folder = None
-    if not isinstance(source, Mapping) and not (Path(source).is_file() or str(source).endswith(".json")):
+    if not isinstance(source, Mapping) and not (Path(source).is_file() or str(source).endswith(SPEC_SUFFIXES)):
         folder = find_run(Path(source))
         source = folder / "spec.json"
     loaded, registry, _ = planned_spec.load_spec_and_plan(_arguments(source, overrides), trains=False)
@@ -175,7 +185,7 @@ def compare(
     *runs: str | os.PathLike[str] | RunResult,
     baseline: str | os.PathLike[str] | RunResult | None = None,
     score: str | None = None,
-    items: int = 10,
+    items: int | None = None,
     experiment: str | None = None,
     uri: str | None = None,
 ) -> ComparisonResult:
@@ -185,7 +195,7 @@ def compare(
         *runs: Runs: their results, folders, MLflow ids or names. An experiment means all its arms.
         baseline: The run that the others are compared with; None: the first one.
         score: The score whose most changed items are listed, as `suite/score`.
-        items: How many changed items are listed for each run.
+        items: How many changed items are listed for each run; None: 10. Runs of several seeds are compared without.
         experiment: Name of an MLflow experiment: its runs, oldest first.
         uri: MLflow tracking URI; None: $MLFLOW_TRACKING_URI, else `sqlite:///mlflow.db`.
 
@@ -206,7 +216,7 @@ def _run_name(entry: str | os.PathLike[str] | RunResult) -> str:
 def _arguments(spec: SpecSource, overrides: Overrides) -> argparse.Namespace:
     """Return the arguments that a command would have."""
     if os.environ.get("WORLD_SIZE", "1") != "1":
-        hint = "start it without a launcher, or use the command: torchrun -m harness run SPEC"
+        hint = "start it without a launcher, or use the command: harness run SPEC --gpus N"
         raise HarnessError("torchrun", "the Python interface runs in one process", hint)
     if isinstance(overrides, Mapping):
         from harness.spec.arms import format_overrides

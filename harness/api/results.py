@@ -65,18 +65,22 @@ def load_experiment(path: str | os.PathLike[str]) -> ExperimentResult:
     return ExperimentResult(folder)
 
 
-class RunResult:
-    """The results of one run. Each attribute is read from the run's folder when it is first used.
+class _FolderResult:
+    """Results in a folder. Each attribute is read when it is first used.
 
     Attributes:
-        folder: The run's folder.
+        folder: The folder of the run or experiment.
         name: The name of the folder.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
-        """Use the results in a folder; `load_run` finds it by name."""
+        """Use the results in a folder; `load_run` and `load_experiment` find it by name."""
         self.folder = Path(folder)
         self.name = self.folder.resolve().name
+
+
+class RunResult(_FolderResult):
+    """The results of one run."""
 
     def __repr__(self) -> str:
         return f"RunResult({self.name}: {self.headline if self.is_finished else 'not finished'})"
@@ -246,18 +250,8 @@ class RunResult:
         return load_run_json(self.folder, name)
 
 
-class ExperimentResult:
-    """The results of an experiment of arms, read from its folder.
-
-    Attributes:
-        folder: The experiment's folder.
-        name: The name of the folder.
-    """
-
-    def __init__(self, folder: str | os.PathLike[str]) -> None:
-        """Use the results in a folder; `load_experiment` finds it by name."""
-        self.folder = Path(folder)
-        self.name = self.folder.resolve().name
+class ExperimentResult(_FolderResult):
+    """The results of an experiment of arms."""
 
     def __repr__(self) -> str:
         return f"ExperimentResult({self.name}: {self.report.get('advice', '')})"
@@ -296,6 +290,17 @@ class ExperimentResult:
         With several seeds each also has `_sd`, `_over_seeds_low` and `_over_seeds_high`.
         """
         return _frame(map(_flatten_estimates, self.report["points"]))
+
+    @cached_property
+    def equal_gain(self) -> pd.DataFrame:
+        """Forgetting of every arm where it gains as much as all arms reach; empty without mid-stage evaluations.
+
+        Columns: `arm`, `forgotten` and `against` (arm − baseline), each with `_low` and `_high`, and `verdict`. The
+        gain and what is missing are in `report["equal_gain"]`.
+        """
+        columns = [f"{key}{end}" for key in ("forgotten", "against") for end in ("", "_low", "_high")]
+        points = (self.report.get("equal_gain") or {}).get("points", ())
+        return _frame(map(_flatten_estimates, points), ("arm", *columns, "verdict"))
 
 
 class EvaluationResult:
@@ -353,10 +358,12 @@ class ComparisonResult:
 
         Columns: `run`, `baseline`, `suite`, `role`, `score`, `higher_is_better`, `n`, then `first` (the baseline),
         `second` (the run) and `difference`, each with `_low` and `_high`, then `test`, `p`, `p_holm` and `verdict`.
+        Of runs with several seeds it has one row per method: `method`, `seeds`, `after` (with `after_sd`), `change`
+        (to the base model) and `difference` (to the baseline).
         """
-        from harness.comparison.table_export import CSV_COLUMNS, pair_records
+        from harness.comparison.table_export import csv_columns, pair_records
 
-        return _frame(pair_records(self.comparison), CSV_COLUMNS)
+        return _frame(pair_records(self.comparison), csv_columns(self.comparison))
 
     def to_csv(self) -> str:
         """Return every score as CSV, as `harness compare --csv` writes it."""
@@ -424,7 +431,10 @@ def _load_items(file: Path) -> pd.DataFrame:
         raise HarnessError(str(file), "the items were not stored", hint)
     stored = load_predictions(file)
     names = dict.fromkeys(name for scores in stored.scores.values() for name in scores)
-    rows = [asdict(item) | dict(stored.scores.get(item.id, {})) for item in stored.items]
+    rows = [
+        {**asdict(item), "computed": stored.computed.get(item.id), **stored.scores.get(item.id, {})}
+        for item in stored.items
+    ]
     return _frame(rows, [*(field.name for field in fields(Item)), *names])
 
 

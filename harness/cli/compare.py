@@ -39,7 +39,7 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument("--baseline", metavar="RUN", help="compare the others with this run; default: the first run")
     parser.add_argument("--score", metavar="SUITE/SCORE", help="show the items whose value of this score changed most")
     parser.add_argument(
-        "--items", type=int_at_least(0), default=10, metavar="N", help="how many changed items (default 10; 0: none)"
+        "--items", type=int_at_least(0), metavar="N", help="how many changed items (default 10; 0: none)"
     )
     add_json_argument(parser)
     parser.add_argument("--html", metavar="FILE", help="also write the comparison as one page to this file")
@@ -78,4 +78,7 @@ def main(arguments: argparse.Namespace) -> int:
         print_json(comparison.to_json())
     else:
         print_renderable(format_comparison(comparison))
+        for file in (*files.values(), arguments.html):
+            if file:
+                print(f"wrote {file}")
     return 0

@@ -9,6 +9,7 @@ from harness.cli import planned_spec
 from harness.cli.options import Subparsers, add_command, add_json_argument, add_spec_arguments, print_scores
 from harness.cli.run import print_gate_failures
 from harness.errors import HarnessError
+from harness.spec.yaml_locations import SPEC_SUFFIXES
 
 
 def add_parser(subparsers: Subparsers) -> None:
@@ -35,7 +36,7 @@ def main(arguments: argparse.Namespace) -> int:
         return _evaluate_tuned(arguments)
     from harness.utils.find_run import find_run
 
-    is_spec = Path(arguments.spec).is_file() or arguments.spec.endswith(".json")
+    is_spec = Path(arguments.spec).is_file() or arguments.spec.endswith(SPEC_SUFFIXES)
     run_folder = None if is_spec else find_run(arguments.spec)
     if run_folder is not None:
         arguments.spec = str(run_folder / "spec.json")

@@ -25,6 +25,9 @@ def add_parser(subparsers: Subparsers) -> None:
         "harness plan specs/mixed_sft.json",
     )
     add_spec_arguments(parser)
+    parser.add_argument(
+        "--device", metavar="NAME", help="estimate memory and time on a GPU, e.g. h100-80, a10-24, rtx-4090"
+    )
     add_json_argument(parser)
 
 
@@ -39,7 +42,7 @@ def main(arguments: argparse.Namespace) -> int:
 
     with Console.from_options(quiet=True, json=False) as console:
         registry.manager.register(console, name="console")
-        summary = plan_summary.summarize_plan(spec, registry)
+        summary = plan_summary.summarize_plan(spec, registry, arguments.device)
     if arguments.json:
         print_json(summary)
     else:

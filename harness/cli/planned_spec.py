@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from harness.cli.options import print_warning, require_trusting_spec
+
 if TYPE_CHECKING:
     from harness.registry import Registry
     from harness.spec.arms import Arm
@@ -37,6 +39,7 @@ def load_spec_and_plan(arguments: argparse.Namespace, *, trains: bool | None = T
     spec = spec_module.load_spec(
         arguments.spec, schema.compose_schema(plugins), arguments.overrides, plugins.broken_plugins
     )
+    require_trusting_spec(arguments, spec.document)
     spec_plan = build_bounded_plan(spec, plugins)
     if trains is not None and spec.document["arms"] is None:  # arms are checked one by one, with their changes
         metrics = preflight.preflight(spec, spec_plan, plugins, will_train=trains)
@@ -86,7 +89,7 @@ def validate_arms(
     arm_specs, planned_arms = [], []
     selected = arms.select_arms(arms.expand_arms(spec.document["arms"], spec.where(("arms",))), names)
     for warning in arms.override_warnings(selected, spec.located.value):
-        print(f"warning: {warning}", file=sys.stderr)
+        print_warning(warning)
     for arm in selected:
         with arms.arm_error_context(arm):
             arm_spec = load(arm.overrides())
@@ -98,7 +101,7 @@ def validate_arms(
     one_seed = {planned.name: planned for planned in reversed(planned_arms)}  # all seeds of an arm measure the same
     preflight_arms.preflight_arms(spec, list(reversed(one_seed.values())))
     for warning in preflight_arms.axis_warnings(planned_arms):
-        print(f"warning: {warning}", file=sys.stderr)
+        print_warning(warning)
     return arm_specs
 
 

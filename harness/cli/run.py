@@ -9,7 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.cli import planned_spec
-from harness.cli.options import Subparsers, add_command, add_spec_arguments
+from harness.cli.options import (
+    Subparsers,
+    add_command,
+    add_spec_arguments,
+    int_at_least,
+    print_renderable,
+    print_warning,
+)
 from harness.errors import HarnessError
 from harness.gate import gate_outcome
 
@@ -32,7 +39,16 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     add_spec_arguments(parser, optional=True)  # a resumed run has its own spec
     parser.add_argument(
-        "--resume", metavar="RUN", help="resume an interrupted run or experiment; it uses its stored spec"
+        "--resume",
+        metavar="RUN",
+        nargs="?",
+        const="",
+        help="resume an interrupted run or experiment; it uses its stored spec. Without RUN: list what can be resumed",
+    )
+    parser.add_argument(
+        "--allow-plugin-change",
+        action="store_true",
+        help="resume although a plugin changed since the run was started; the result may differ",
     )
     parser.add_argument(
         "--arm",
@@ -42,6 +58,13 @@ def add_parser(subparsers: Subparsers) -> None:
         dest="arms",
         help="run only this arm of the spec, or one of its seeds, e.g. ewc,seed=1",
     )
+    parser.add_argument(
+        "--gpus",
+        type=int_at_least(1),
+        default=1,
+        metavar="N",
+        help="share the run among N processes of this machine, one for each GPU; without GPUs, on the CPU",
+    )
     output = parser.add_mutually_exclusive_group()
     output.add_argument("--quiet", action="store_true", help="print only warnings and errors")
     output.add_argument("--json", action="store_true", help="print the report as JSON; progress goes to stderr")
@@ -49,19 +72,57 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def main(arguments: argparse.Namespace) -> int:
     """Start or resume a run. Returns 3 if the gate fails, after everything is saved."""
+    if arguments.resume == "":
+        return _list_resumable_runs(arguments)
     run_folder = _resumed_folder(arguments)
+    if arguments.allow_plugin_change and run_folder is None:
+        what = "has no effect without --resume"
+        raise HarnessError("--allow-plugin-change", what, "leave it out: a new run uses the installed plugins")
     if run_folder is not None:
         arguments.spec = str(run_folder / "spec.json")
     elif arguments.spec is None:
         raise HarnessError("harness run", "no spec is given", "name a spec, or resume a run: --resume RUN")
     spec, registry, _ = planned_spec.load_spec_and_plan(arguments)
+    if run_folder is not None:
+        _check_plugins(arguments, registry, run_folder)
     if arguments.arms and spec.document["arms"] is None:
         raise HarnessError(f"--arm {arguments.arms[0]}", "the spec has no arms", 'add arms under "arms"')
     planned_spec.validate_arms(arguments, spec, registry, arguments.arms)
+    if arguments.gpus > 1:
+        from harness.distributed.local_launcher import run_processes
+
+        return run_processes(_arguments_of_a_process(arguments), arguments.gpus)
     from harness.distributed import setup
 
     with setup.init_processes(arguments.processes) as processes:
         return _run_spec(arguments, spec, registry, run_folder, processes)
+
+
+def _arguments_of_a_process(arguments: argparse.Namespace) -> list[str]:
+    """Return the arguments of `harness` with which each process of `--gpus` is started."""
+    words = ["run"]
+    if arguments.resume is None:
+        words.append(str(arguments.spec))
+    else:
+        words += ["--resume", arguments.resume]
+    words += [word for override in arguments.overrides for word in ("--set", override)]
+    words += [word for arm in arguments.arms for word in ("--arm", arm)]
+    for name in ("allow_plugin_change", "quiet", "json"):
+        if getattr(arguments, name):
+            words.append(f"--{name.replace('_', '-')}")
+    return words
+
+
+def _check_plugins(arguments: argparse.Namespace, registry: Registry, run_folder: Path) -> None:
+    """Require the plugins that a resumed run was started with, unless the user allows others."""
+    from harness.runner import resume
+    from harness.runner.folder import RunFolder
+
+    if not arguments.allow_plugin_change:
+        resume.require_same_plugins(RunFolder(run_folder), registry)
+        return
+    for change in resume.changed_plugins(RunFolder(run_folder), registry):
+        print_warning(f"{change} since the run was started; the result may differ")
 
 
 def _resumed_folder(arguments: argparse.Namespace) -> Path | None:
@@ -74,9 +135,30 @@ def _resumed_folder(arguments: argparse.Namespace) -> Path | None:
             "a resumed run uses the spec stored in its folder",
             "leave out SPEC and --set, or start a new run",
         )
-    from harness.utils.find_run import find_run
+    from harness.utils.find_run import find_run_anywhere
+    from harness.utils.formats import require_run_format
 
-    return find_run(arguments.resume)
+    folder = find_run_anywhere(arguments.resume)
+    require_run_format(folder)
+    return folder
+
+
+def _list_resumable_runs(arguments: argparse.Namespace) -> int:
+    """Print the runs that can be resumed, below every known output folder. Returns 2: nothing is resumed."""
+    from harness.report.run_list import list_runs
+    from harness.terminal.run_list import format_runs
+    from harness.utils.output_folders import known_outputs
+
+    if arguments.spec is not None:
+        raise HarnessError("--resume", "it names no run", "harness run --resume RUN, without SPEC")
+    outputs = known_outputs()
+    listed = [run for output in outputs for run in list_runs(output) if run.resume]
+    runs = sorted(listed, key=lambda run: run.started, reverse=True)
+    if not runs:
+        where = ", ".join(map(str, outputs)) or "runs"
+        raise HarnessError("--resume", f"no run in {where} can be resumed", "list all runs: harness runs FOLDER")
+    print_renderable(format_runs(runs, ""))
+    raise HarnessError("--resume", "it names no run", f"the newest: {runs[0].resume}")
 
 
 def _run_spec(

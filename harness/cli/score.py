@@ -7,6 +7,7 @@ from typing import Any
 
 from harness.cli.options import Subparsers, add_command, add_json_argument, print_scores
 from harness.errors import HarnessError
+from harness.utils.formatting import shorten_text
 from harness.utils.json_depth import load_json
 
 
@@ -49,11 +50,12 @@ def _parse_metric_option(text: str) -> tuple[str, dict[str, Any]]:
     name, equals, options = text.partition("=")
     if not equals:
         return name, {}
+    where = f"--metric {shorten_text(text, 100)}"
     example = """e.g. 'bleu={"lang": "zh"}'"""
     try:
         parsed = load_json(options)
     except ValueError as error:
-        raise HarnessError(f"--metric {text}", f"its options are not JSON: {error}", example) from None
+        raise HarnessError(where, f"its options are not JSON: {error}", example) from None
     if not isinstance(parsed, dict):
-        raise HarnessError(f"--metric {text}", "its options are not a JSON object", example)
+        raise HarnessError(where, "its options are not a JSON object", example)
     return name, parsed

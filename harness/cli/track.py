@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.cli.options import Subparsers, add_command
+from harness.cli.options import Subparsers, add_command, print_warning
 
 if TYPE_CHECKING:
     from harness.spec.spec import Spec
@@ -43,7 +42,7 @@ def main(arguments: argparse.Namespace) -> int:
         return spec_module.load_spec(file, composed_schema, (), plugins.broken_plugins)
 
     def warn(text: str) -> None:
-        print(f"warning: {text}", file=sys.stderr)
+        print_warning(text)
 
     pages = Sender(plugins, load_spec, arguments.uri, warn).send(folder)
     for line in filter(None, (pages.command, pages.run, pages.view)):

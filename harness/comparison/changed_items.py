@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from harness.comparison.paired_scores import PairedScore, PairwiseComparer
@@ -37,12 +37,13 @@ class ChangedItem:
     second: ItemAnswer
 
 
-def select_score(pairs: Sequence[PairedScore], name: str | None) -> str | None:
+def select_score(pairs: Sequence[PairedScore], name: str | None, primary: Mapping[str, str]) -> str | None:
     """Return the score, as `suite/score`, whose items are shown; None if nothing was compared.
 
     Args:
         pairs: The compared scores.
-        name: The user's choice; None: the first score of the first domain suite.
+        name: The user's choice; None: the primary score of the first domain suite, else the first score.
+        primary: Suite -> its primary score, as `suite/score`.
 
     Raises:
         HarnessError: If no score of this name was compared.
@@ -54,7 +55,9 @@ def select_score(pairs: Sequence[PairedScore], name: str | None) -> str | None:
             raise HarnessError("--score", f"no score {name!r} was compared", hint)
         return name
     domain = [f"{pair.suite}/{pair.score}" for pair in pairs if pair.role == "domain"]
-    return next(iter(domain or compared), None)
+    first = next(iter(domain or compared), None)
+    chosen = None if first is None else primary.get(first.partition("/")[0])
+    return chosen if chosen in compared else first
 
 
 def most_changed_items(

@@ -9,6 +9,7 @@ from harness.comparison.changed_items import ChangedItem
 from harness.comparison.compare import Comparison
 from harness.comparison.paired_scores import PairedScore
 from harness.comparison.run_summary import RunSummary
+from harness.errors import HarnessError
 from harness.report.flips import ItemAnswer
 from harness.report.html import comparison_page
 from harness.report.html.write import write_comparison_page
@@ -20,8 +21,11 @@ def write_comparison_html(comparison: Comparison, file: Path) -> Path:
     """Write the page and return its path.
 
     Raises:
-        HarnessError: If the file cannot be written.
+        HarnessError: If the file cannot be written, or methods are compared over seeds.
     """
+    if comparison.methods is not None:
+        what = "the page shows runs, and these are compared as methods over their seeds"
+        raise HarnessError("--html", what, "use --markdown or --latex, or open the report.html of the experiment")
     order = [comparison.baseline, *(n for n in range(len(comparison.runs)) if n != comparison.baseline)]
     notes = [*comparison.notes]
     for run, what, reason in comparison.not_compared():
@@ -36,6 +40,7 @@ def write_comparison_html(comparison: Comparison, file: Path) -> Path:
         differences={key: tuple(values[run] for run in order) for key, values in comparison.differences.items()},
         items=tuple(_item_row(item, comparison.baseline, order) for item in comparison.items),
         notes=tuple(notes),
+        ratings=comparison.ratings,
     )
     return write_comparison_page(page, file)
 

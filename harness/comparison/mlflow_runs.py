@@ -17,6 +17,7 @@ from harness.comparison.run_summary import (
     RunSummary,
     is_run_folder,
     load_run_from_folder,
+    plugin_versions_from_tag,
     scores_from_report,
 )
 from harness.errors import HarnessError
@@ -71,9 +72,6 @@ class MlflowRunStore:
         arms = [arm for arm in self.list_runs() if arm.data.tags.get("mlflow.parentRunId") == run.info.run_id]
         if not arms:
             raise HarnessError(self._uri, f"the experiment {name!r} has no arm yet", "run it: harness run --resume")
-        if len({arm.data.tags.get("arm.method", arm.info.run_id) for arm in arms}) < len(arms):
-            what = f"the runs of {name!r} differ in their seed, and compare has one baseline for all"
-            raise HarnessError(self._uri, what, "see the report of the experiment, or name single runs")
         return arms
 
     def load_run(self, run: Run) -> LoadedRun:
@@ -182,6 +180,7 @@ class MlflowRunStore:
                 if key in metrics
             },
             parameters={key: value for key, value in parameters.items() if not key.startswith("arm/")},
+            plugins=plugin_versions_from_tag(run.data.tags.get("harness.plugins", "")),
         )
 
 

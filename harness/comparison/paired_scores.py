@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
+
+import numpy as np
 
 from harness.comparison.run_summary import LoadedRun
 from harness.errors import HarnessError
@@ -22,7 +25,9 @@ from harness.report.paired_difference import (
 from harness.report.score_change import Verdict, items_needed_for_verdict
 from harness.seeding import derive_seed
 from harness.spec.metric_factory import create_metric
+from harness.spec.primary_score import ScoredSuite
 from harness.statistics.intervals import Estimate
+from harness.statistics.item_statistics import score_function, score_of
 from harness.statistics.significance import holm
 from harness.types import MIN_ITEMS, Evaluation, Role, Score
 
@@ -80,7 +85,7 @@ class PairedScore:
 
 def count_hypotheses(pairs: Sequence[PairedScore]) -> int:
     """Return the number of different hypotheses that are tested."""
-    return len({pair.hypothesis for pair in pairs})
+    return len({pair.hypothesis for pair in pairs if not math.isnan(pair.p)})
 
 
 @dataclass(frozen=True)
@@ -136,6 +141,23 @@ class PairwiseComparer:
         evaluation = None if finished_run is None else finished_run.last_evaluation(suite)
         assert evaluation is not None
         return evaluation
+
+    def primary_scores(self) -> dict[str, str]:
+        """Return suite -> its primary score in the baseline, as `suite/score`; suites without one are missing."""
+        run = self.loaded_runs[self.baseline].finished_run
+        suites = {} if run is None else run.spec.get("evaluate", {})
+        primary = {}
+        for suite, settings in suites.items():
+            last = None if run is None else run.last_evaluation(suite)
+            metrics = {}
+            for score in () if last is None else last.scores:
+                with contextlib.suppress(HarnessError):  # of a plugin that is not installed
+                    metrics[score.metric] = self.get_metric(suite, score)
+            role = settings.get("role", "domain")
+            score_name = ScoredSuite(suite, role, settings.get("primary"), metrics).primary_score
+            if score_name is not None:
+                primary[suite] = score_name
+        return primary
 
     def get_metric(self, suite: str, score: Score) -> Metric:
         """Return the metric of a score of the baseline.
@@ -225,6 +247,7 @@ class PairwiseComparer:
         other_score = second.matching_score(score)
         assert other_score is not None
         try:
+            _require_usable(score, other_score)
             require_same_signature(suite, score, other_score)
             metric = self.get_metric(suite, score)
             _require_same_value(metric, other_score)
@@ -269,6 +292,13 @@ def _with_verdict(pair: PairedScore, p_holm: float, comparisons: int) -> PairedS
     return replace(pair, p_holm=p_holm, verdict=verdict, needed=needed)
 
 
+def _require_usable(*scores: Score) -> None:
+    """Raise HarnessError if a score is not to be used."""
+    for score in scores:
+        if score.unusable:
+            raise HarnessError("compare", f"UNUSABLE: {score.unusable}")
+
+
 def _require_same_value(metric: Metric, score: Score) -> None:
     """Require that the installed metric reproduces the score that the run stored.
 
@@ -279,7 +309,7 @@ def _require_same_value(metric: Metric, score: Score) -> None:
         what = f"the run has no statistics of {score.name} that the installed metric {score.metric!r} can read"
         raise HarnessError("compare", what)
     try:
-        value = metric.aggregate(score.name, [math.fsum(column) for column in zip(*score.statistics, strict=True)])
+        value = score_of(score_function(metric, score.name), np.asarray(score.statistics, dtype=np.float64))
     except (ValueError, TypeError, IndexError) as error:
         what = (
             f"the installed metric {score.metric!r} cannot read the stored statistics ({type(error).__name__}: {error})"

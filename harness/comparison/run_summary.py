@@ -40,6 +40,7 @@ class RunSummary:
         seconds: Duration of the run; None if unknown.
         scores: `suite/score` -> its final state.
         parameters: The spec with flat keys, without secrets.
+        plugins: Third-party plugin that the run used -> its version and the beginning of its code's digest.
         files: Where the scores of its items are stored.
         why: Why the scores of its items are not available; empty if they are.
     """
@@ -53,6 +54,7 @@ class RunSummary:
     seconds: float | None
     scores: Mapping[str, FinalScore]
     parameters: Mapping[str, str] = field(repr=False)
+    plugins: Mapping[str, str] = field(default_factory=dict, repr=False)
     folder: str = ""
     files: FilesLocation = ""
     why: str = ""
@@ -110,6 +112,9 @@ def load_run_from_folder(folder: Path) -> LoadedRun:
     report = finished_run.load_run_json(folder, "report.json") if (folder / "report.json").is_file() else None
     tracking_info = finished_run.load_run_json(folder, "mlflow.json") if (folder / "mlflow.json").is_file() else {}
 
+    has_environment = (folder / "environment.json").is_file()
+    environment = finished_run.load_run_json(folder, "environment.json") if has_environment else {}
+
     def fetch_file(name: str) -> Path:
         if not (folder / name).is_file():
             raise HarnessError(str(folder), f"holds no {name}", "evaluate the run again to get it")
@@ -125,10 +130,22 @@ def load_run_from_folder(folder: Path) -> LoadedRun:
         seconds=None if report is None else report.get("run", {}).get("seconds"),
         scores=scores_from_report(report) if report is not None else latest_scores(finished),
         parameters=flatten_settings(finished.spec),
+        plugins=plugin_versions(environment),
         folder=str(folder),
         files="folder",
     )
     return LoadedRun(summary, finished, report is not None, fetch_file)
+
+
+def plugin_versions(environment: Mapping[str, Any]) -> dict[str, str]:
+    """Return plugin -> version and digest, from the content of `environment.json`."""
+    plugins = environment.get("plugins") or {}
+    return {name: f"{about['version']} ({about['digest'][:12]})" for name, about in sorted(plugins.items())}
+
+
+def plugin_versions_from_tag(tag: str) -> dict[str, str]:
+    """Return the same from the MLflow tag `harness.plugins`."""
+    return {name: text for name, _, text in (each.partition(" ") for each in tag.split(", ") if each)}
 
 
 def scores_from_report(report: Mapping[str, Any]) -> dict[str, FinalScore]:

@@ -1,17 +1,20 @@
-"""Export a comparison as CSV (every score), and as Markdown or LaTeX (one row per run, one score of each suite)."""
+"""Export a comparison as CSV (every score), and as Markdown or LaTeX (one row per run or method, a score per suite)."""
 
 from __future__ import annotations
 
 import csv
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from harness.comparison.compare import Comparison
+from harness.comparison.methods import MethodComparison
 from harness.comparison.paired_scores import PairedScore
+from harness.report.arm_score import ArmScore
 from harness.report.display_text import format_interval
+from harness.report.markdown import section_parts
 from harness.utils.formatting import MISSING, decimal_places, format_number
 from harness.utils.markdown import escape_markdown, markdown_table
 
@@ -21,13 +24,20 @@ CSV_COLUMNS = (
     *(f"{name}{end}" for name in ESTIMATES for end in ("", "_low", "_high")),
     *("test", "p", "p_holm", "verdict"),
 )
+METHOD_COLUMNS = (
+    *("method", "baseline", "suite", "role", "score", "higher_is_better", "n", "seeds"),
+    *(f"after{end}" for end in ("", "_low", "_high", "_sd")),
+    *(f"{name}{end}" for name in ("change", "difference") for end in ("", "_low", "_high")),
+    *("test", "p", "p_holm", "verdict"),
+)
+"""Columns of a comparison over seeds: `change` is to the base model, `difference` to the baseline."""
 VERDICT_SIGNS = {"better": "▲", "worse": "▼", "different": "◆"}
 LATEX_SIGNS = {"better": r"$^{\uparrow}$", "worse": r"$^{\downarrow}$", "different": r"$^{\ast}$"}
 
 
 @dataclass(frozen=True)
 class RunTable:
-    """One row per run, one score of each suite.
+    """One row per run or method, one score of each suite.
 
     Attributes:
         scores: The columns: `suite/score`, and whether higher is better.
@@ -37,10 +47,18 @@ class RunTable:
 
     scores: tuple[tuple[str, bool | None], ...]
     rows: tuple[tuple[str, tuple[tuple[str, str, str], ...]], ...]
+    row_title: str = "run"
+
+
+def csv_columns(comparison: Comparison) -> tuple[str, ...]:
+    """Return the columns of `pair_records`."""
+    return CSV_COLUMNS if comparison.methods is None else METHOD_COLUMNS
 
 
 def pair_records(comparison: Comparison) -> list[dict[str, Any]]:
-    """Return every score that a run shares with the baseline, with the keys `CSV_COLUMNS`."""
+    """Return every score that a run shares with the baseline, with the keys `csv_columns`."""
+    if comparison.methods is not None:
+        return list(_method_records(comparison.methods))
     names = [run.name for run in comparison.runs]
     records = []
     for pair in comparison.pairs:
@@ -55,7 +73,7 @@ def pair_records(comparison: Comparison) -> list[dict[str, Any]]:
 def format_csv(comparison: Comparison) -> str:
     """Return a table of every score that a run shares with the baseline; missing numbers are empty or `nan`."""
     stream = io.StringIO()
-    writer = csv.DictWriter(stream, CSV_COLUMNS, lineterminator="\n")
+    writer = csv.DictWriter(stream, csv_columns(comparison), lineterminator="\n")
     writer.writeheader()
     writer.writerows(pair_records(comparison))
     return stream.getvalue()
@@ -64,7 +82,7 @@ def format_csv(comparison: Comparison) -> str:
 def format_markdown(comparison: Comparison) -> str:
     """Return a Markdown table of one row per run."""
     table = build_run_table(comparison)
-    header = ["run", *(escape_markdown(_with_arrow(*score)) for score in table.scores)]
+    header = [table.row_title, *(escape_markdown(_with_arrow(*score)) for score in table.scores)]
     rows = [
         [
             escape_markdown(name),
@@ -75,7 +93,8 @@ def format_markdown(comparison: Comparison) -> str:
         ]
         for name, cells in table.rows
     ]
-    return f"{markdown_table(header, rows, numbers_from=1)}\n{_note(comparison, VERDICT_SIGNS)}\n"
+    ratings = "".join(f"{line}\n" for section in comparison.ratings for line in section_parts(section))
+    return f"{markdown_table(header, rows, numbers_from=1)}\n{_note(comparison, VERDICT_SIGNS)}\n{ratings}"
 
 
 def format_latex(comparison: Comparison) -> str:
@@ -87,12 +106,12 @@ def format_latex(comparison: Comparison) -> str:
     )
     rules = " ".join(rf"\cmidrule(lr){{{2 * index + 2}-{2 * index + 3}}}" for index in range(count))
     lines = [
-        f"% {_note(comparison, {})}",
+        f"% {_note(comparison, {})}".replace("±", "+/-"),
         rf"\begin{{tabular}}{{l{'rl' * count}}}",
         r"\toprule",
         rf"{header} \\",
         rules,
-        r"run" + r" & value & difference [95\%]" * count + r" \\",
+        table.row_title + r" & value & difference [95\%]" * count + r" \\",
         r"\midrule",
     ]
     for name, cells in table.rows:
@@ -106,9 +125,11 @@ def format_latex(comparison: Comparison) -> str:
 def build_run_table(comparison: Comparison) -> RunTable:
     """Choose one score of each suite, and format it for every run.
 
-    The score is the one that was requested (`--score`), else the suite's `primary` score in the baseline's spec, else
-    its first score with a better direction.
+    The score is the one that was requested (`--score`), else the suite's primary score in the baseline, by which the
+    verdict of a run judges the suite.
     """
+    if comparison.methods is not None:
+        return _build_method_table(comparison.methods, comparison.score)
     by_score: dict[tuple[str, str], dict[int, PairedScore]] = {}
     for pair in comparison.pairs_by_score():
         by_score.setdefault((pair.suite, pair.score), {})[pair.run] = pair
@@ -132,14 +153,23 @@ def _select_score(
     keys: Sequence[tuple[str, str]],
     by_score: Mapping[tuple[str, str], Mapping[int, PairedScore]],
 ) -> tuple[str, str]:
-    if comparison.score_requested:
+    requested = comparison.score if comparison.score_requested else None
+    return _choose_key(keys, requested, comparison.primary.get(suite), by_score)
+
+
+def _choose_key(
+    keys: Sequence[tuple[str, str]],
+    requested: str | None,
+    primary: str | None,
+    by_score: Mapping[tuple[str, str], Mapping[Any, Any]],
+) -> tuple[str, str]:
+    """Return the requested score, else the primary one, else the first with a better direction, else the first."""
+    for wanted in (requested, primary):
         for key in keys:
-            if "/".join(key) == comparison.score:
+            if "/".join(key) == wanted:
                 return key
-    primary = comparison.runs[comparison.baseline].parameters.get(f"evaluate.{suite}.primary")
-    named = [key for key in keys if key[1] == primary]
     directed = [key for key in keys if next(iter(by_score[key].values())).higher_is_better is not None]
-    return (named or directed or list(keys))[0]
+    return (directed or list(keys))[0]
 
 
 def _cell(pairs: Mapping[int, PairedScore], run: int, *, is_baseline: bool) -> tuple[str, str, str]:
@@ -157,9 +187,62 @@ def _with_arrow(score: str, higher_is_better: bool | None) -> str:
     return f"{score} ↓" if higher_is_better is False else score
 
 
+def _method_records(methods: MethodComparison) -> Iterator[dict[str, Any]]:
+    for score in methods.scores:
+        record = {
+            **{key: getattr(score, key) for key in METHOD_COLUMNS if hasattr(score, key)},
+            "method": score.arm,
+            "baseline": methods.baseline,
+            "after_sd": None if score.after_spread is None else score.after_spread.sd,
+        }
+        for name, estimate in (("after", score.after), ("change", score.change), ("difference", score.against)):
+            bounds = (None, None, None) if estimate is None else (estimate.value, estimate.low, estimate.high)
+            record |= dict(zip((name, f"{name}_low", f"{name}_high"), bounds, strict=True))
+        yield {column: record[column] for column in METHOD_COLUMNS}
+
+
+def _build_method_table(methods: MethodComparison, requested: str | None) -> RunTable:
+    by_score: dict[tuple[str, str], dict[str, ArmScore]] = {}
+    for score in methods.scores:
+        by_score.setdefault((score.suite, score.score), {})[score.arm] = score
+    chosen = []
+    for suite in dict.fromkeys(suite for suite, _ in by_score):
+        keys = [key for key in by_score if key[0] == suite]
+        chosen.append(_choose_key(keys, requested, methods.primary.get(suite), by_score))
+    rows = tuple(
+        (
+            f"{method} ({len(seeds)} seed{'s' if len(seeds) > 1 else ''})",
+            tuple(_method_cell(by_score[key], method) for key in chosen),
+        )
+        for method, seeds in methods.methods.items()
+    )
+    directions = [next(iter(by_score[key].values())).higher_is_better for key in chosen]
+    scores = tuple(("/".join(key), direction) for key, direction in zip(chosen, directions, strict=True))
+    return RunTable(scores, rows, row_title="method")
+
+
+def _method_cell(scores: Mapping[str, ArmScore], method: str) -> tuple[str, str, str]:
+    score = scores.get(method)
+    if score is None:
+        return MISSING, "", ""
+    places = decimal_places([each.after.value for each in scores.values()])
+    value = format_number(score.after.value, places)
+    if score.after_spread is not None:
+        value += f" ± {format_number(score.after_spread.sd, places)}"
+    if score.against is None:
+        return value, "", ""
+    return value, " ".join(format_interval(score.against)), str(score.verdict)
+
+
 def _note(comparison: Comparison, signs: Mapping[str, str]) -> str:
-    count = len(comparison.pairs)
     legend = "".join(f"{sign} {verdict}, " for verdict, sign in signs.items() if verdict != "different")
+    if comparison.methods is not None:
+        return (
+            "Mean ± standard deviation over seeds. Differences to the first row over the same seeds and items, with "
+            f"95 % intervals over both; {legend}after Holm's correction for "
+            f"{comparison.methods.num_comparisons:,} comparisons."
+        )
+    count = len(comparison.pairs)
     return (
         f"Differences to the first row over the same items, with 95 % intervals; {legend}after Holm's correction for "
         f"{count:,} comparisons."
@@ -175,6 +258,7 @@ _LATEX_ESCAPES = {
     "↓": r"$\downarrow$",
     "–": "--",
     "∞": r"$\infty$",
+    "±": r"$\pm$",
 }
 
 

@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from harness.data.checks.contamination import find_contaminated_items
 from harness.data.checks.findings import FullyTruncatedRows
+from harness.data.mixing.row_choice import choose_rows
 from harness.data.mixing.stage_layout import build_stage_dataset
 from harness.data.reading.corpus import Corpus, CorpusView, read_corpus
 from harness.data.reading.splits import Split, check_disjoint, limit_rows, split_corpus
@@ -24,6 +26,7 @@ from harness.data.tokenization import token_cache
 from harness.data.tokenization.tokenize import TokenizedCorpus, tokenize_corpus
 from harness.data.tokenization.tokenized_rows import TokenizedRows
 from harness.errors import HarnessError, raise_all
+from harness.interfaces.mode import Mode
 from harness.interfaces.source import Source
 from harness.interfaces.template import Template
 from harness.types import Example, Plan, Progress, StageDataset, Suite, no_progress
@@ -48,14 +51,23 @@ class PreparationOptions:
         suite_templates: Suite -> its own template, for suites that have one.
         invalid_rows_folder: The folder for `<source>.jsonl` with every invalid row of a source; None only counts them.
         use_cache: Whether to load unchanged tokens from the cache, and to store new ones there.
+        source_options: Source -> its options, with the row format itself in `form`; see `row_formats.with_row_format`.
+            Sources that are missing have the options of the plan.
         processes: Processes that share the training.
+        longest_unpadded_row: Tokens of the longest row with which the model needs no padding.
+        mode: Selects and orders the rows of each stage.
+        drop_contaminated: The spec's `checks.contamination` if contaminated rows are left out of the suites.
     """
 
     extra_sources: Sequence[str] = ()
     suite_templates: Mapping[str, Template] = field(default_factory=dict)
     invalid_rows_folder: Path | None = None
     use_cache: bool = True
+    source_options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     processes: int = 1
+    longest_unpadded_row: int = 0
+    mode: Mode = field(default_factory=Mode)
+    drop_contaminated: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -173,7 +185,7 @@ def prepare_data(
     for name in names:
         corpora[name] = read_corpus(
             sources[name],
-            plan.sources[name][1],
+            options.source_options.get(name, plan.sources[name][1]),
             name,
             folder=folder,
             invalid_rows_file=options.invalid_rows_folder and options.invalid_rows_folder / f"{name}.jsonl",
@@ -208,6 +220,9 @@ def prepare_data(
         rows = suite_rows[suite.name]
         # The purpose has no suite name, so that two suites with the same source and limit evaluate the same rows.
         suite_rows[suite.name] = rows.select(limit_rows(rows.content_hashes, suite.limit, plan.seed, "suite"))
+    dropped_warnings: list[str] = []
+    if options.drop_contaminated is not None:
+        dropped_warnings = _drop_contaminated_rows(suite_rows, training_rows, options.drop_contaminated, progress)
 
     # Tokenize, and verify every mask.
     def tokenize(rows: CorpusView, name: str, row_template: Template, max_length: int) -> TokenizedCorpus:
@@ -236,13 +251,16 @@ def prepare_data(
 
     # Mix the sources of each stage and order the rows.
     stages = tuple(
-        build_stage_dataset(
-            stage,
-            {part.source: tokenized[part.source][stage.train["max_length"]].rows for part in stage.sources},
-            plan.seed,
-            options.processes,
-        )
+        build_stage_dataset(stage, pools, plan.seed, options.processes, options.longest_unpadded_row, order_keys)
         for stage in plan.stages
+        for pools, order_keys in [
+            choose_rows(
+                options.mode,
+                stage,
+                {part.source: tokenized[part.source][stage.train["max_length"]] for part in stage.sources},
+                training_rows,
+            )
+        ]
     )
 
     # Count every row that was read.
@@ -267,7 +285,7 @@ def prepare_data(
         fully_truncated={name: _fully_truncated_rows(prepared[name]) for name in trained},
         tokenized_suites=tokenized_suites,
         sources=prepared,
-        warnings=tuple(_preparation_warnings(prepared, tokenized_suites, cache_error)),
+        warnings=(*_preparation_warnings(prepared, tokenized_suites, cache_error), *dropped_warnings),
     )
 
 
@@ -285,6 +303,35 @@ def _no_suite_rows_errors(
         if not len(suite_rows[suite.name]):
             what = f"its source {suite.source!r} has too few rows to hold one out"
             yield HarnessError(f"evaluate.{suite.name}", what, "raise held_out, add rows, or name another source")
+
+
+def _drop_contaminated_rows(
+    suite_rows: dict[str, CorpusView],
+    training_rows: Mapping[str, CorpusView],
+    settings: Mapping[str, Any],
+    progress: Progress,
+) -> list[str]:
+    """Remove the contaminated rows of all suites, in place.
+
+    Returns:
+        A warning for each suite with such rows, with their locations on the lines below.
+
+    Raises:
+        HarnessError: No row of a suite is left.
+    """
+    warnings = []
+    for suite, items in find_contaminated_items(suite_rows, training_rows, settings, progress).items():
+        if not items:
+            continue
+        rows = suite_rows[suite]
+        if len(items) == len(rows):
+            what = f"all of its {len(rows)} rows are contaminated by training rows"
+            raise HarnessError(f"evaluate.{suite}", what, "evaluate other rows, or remove the training rows")
+        locations = [rows[index].location for index in items]
+        suite_rows[suite] = rows.select(np.setdiff1d(np.arange(len(rows)), items))
+        text = f"the suite {suite!r} is evaluated without {len(items)} of {len(rows)} rows, contaminated by training"
+        warnings.append("\n".join([text, *locations]))
+    return warnings
 
 
 def _view_digest(rows: CorpusView) -> str:

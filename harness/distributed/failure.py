@@ -18,6 +18,7 @@ from typing import Any
 
 from harness.distributed.processes import Processes
 from harness.errors import HarnessError, RunError
+from harness.utils.stop_signals import Interrupted
 
 ERROR_GRACE = 5.0
 """Seconds the main process gets to fail by itself after a worker has failed, before it is ended."""
@@ -69,7 +70,7 @@ class FailureWatcher:
             self._wait_for_workers_to_exit()
             self.stop()
             return worker_error
-        if self._read_key("over") is None:
+        if self._read_key("over") is None and not isinstance(error, Interrupted):  # which the main process raises too
             self._store.set("failed", json.dumps(_serialize_error(error, self._processes)))
         for _ in range(int(SHUTDOWN_TIMEOUT / POLL_INTERVAL)):
             if self._read_key("over") is not None:

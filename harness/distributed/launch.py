@@ -17,7 +17,7 @@ UNSUPPORTED_SHARDING = {
 
 MPI_SIZE_VARIABLES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
 
-TORCHRUN_COMMAND = "torchrun --standalone --nproc-per-node N -m harness run SPEC"
+SHARED_RUN_COMMAND = "harness run SPEC --gpus N"
 
 
 def get_rank(environment: Mapping[str, str] = os.environ) -> int:
@@ -37,7 +37,7 @@ def get_world_size(environment: Mapping[str, str] = os.environ) -> int:
     for key, name in UNSUPPORTED_SHARDING.items():
         if environment.get(key, "").lower() in ("1", "true", "yes", "on"):
             what = f"{name} is not supported: every process holds all weights"
-            raise HarnessError(key, what, f"use {TORCHRUN_COMMAND}")
+            raise HarnessError(key, what, f"use {SHARED_RUN_COMMAND}")
     precision = environment.get("ACCELERATE_MIXED_PRECISION", "no")
     if precision not in ("", "no"):
         what = f"the launcher sets the precision {precision}, but the spec determines the precision"
@@ -46,15 +46,15 @@ def get_world_size(environment: Mapping[str, str] = os.environ) -> int:
     if world_size == 1:
         for key in MPI_SIZE_VARIABLES:
             if _read_process_count(environment, key, 1) > 1:
-                raise HarnessError(key, "processes started by MPI are not supported", f"use {TORCHRUN_COMMAND}")
+                raise HarnessError(key, "processes started by MPI are not supported", f"use {SHARED_RUN_COMMAND}")
         return 1
     for key in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
         if not environment.get(key):
-            raise HarnessError(key, f"WORLD_SIZE is {world_size}, but this is not set", f"use {TORCHRUN_COMMAND}")
+            raise HarnessError(key, f"WORLD_SIZE is {world_size}, but this is not set", f"use {SHARED_RUN_COMMAND}")
     local_world_size = _read_process_count(environment, "LOCAL_WORLD_SIZE", world_size)
     if local_world_size != world_size or _read_process_count(environment, "LOCAL_RANK", 0) != get_rank(environment):
         what = f"{world_size} processes on more than one node are not supported"
-        raise HarnessError("torchrun", what, "start all of them on one, with --nnodes 1")
+        raise HarnessError("torchrun", what, "start all of them on one: harness run SPEC --gpus N")
     if _read_process_count(environment, "TORCHELASTIC_MAX_RESTARTS", 0):
         hint = "omit --max-restarts, and resume a failed run: harness run --resume RUN"
         raise HarnessError("torchrun", "a restart by the launcher would start another run", hint)
@@ -64,5 +64,5 @@ def get_world_size(environment: Mapping[str, str] = os.environ) -> int:
 def _read_process_count(environment: Mapping[str, str], key: str, default: int) -> int:
     text = environment.get(key, "")
     if text and not text.isdecimal():
-        raise HarnessError(key, f"{text!r} is not a number of processes", f"unset it, or use {TORCHRUN_COMMAND}")
+        raise HarnessError(key, f"{text!r} is not a number of processes", f"unset it, or use {SHARED_RUN_COMMAND}")
     return int(text) if text else default

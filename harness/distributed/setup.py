@@ -9,7 +9,7 @@ from datetime import timedelta
 from typing import Any
 
 from harness.distributed.failure import FailureWatcher
-from harness.distributed.launch import TORCHRUN_COMMAND, get_rank
+from harness.distributed.launch import SHARED_RUN_COMMAND, get_rank
 from harness.distributed.processes import SINGLE_PROCESS, Processes
 from harness.errors import HarnessError
 
@@ -67,7 +67,7 @@ def _init_process_group(world_size: int) -> tuple[Any, Any]:
     has_cuda = torch.cuda.is_available()
     if has_cuda and torch.cuda.device_count() < world_size:
         what = f"{world_size} processes were started, but {torch.cuda.device_count()} GPU(s) are visible"
-        raise HarnessError("torchrun", what, "start one process for each GPU, see CUDA_VISIBLE_DEVICES")
+        raise HarnessError("WORLD_SIZE", what, "start one process for each GPU, see CUDA_VISIBLE_DEVICES")
     if has_cuda:
         torch.cuda.set_device(get_rank())
     try:
@@ -78,5 +78,5 @@ def _init_process_group(world_size: int) -> tuple[Any, Any]:
     except (distributed.DistError, ValueError) as error:
         what = f"process group initialization failed: {error}"
         where = f"MASTER_ADDR {os.environ['MASTER_ADDR']}, MASTER_PORT {os.environ['MASTER_PORT']}"
-        raise HarnessError(where, what, f"use a free port of this machine, or {TORCHRUN_COMMAND}") from error
+        raise HarnessError(where, what, f"use a free port of this machine, or {SHARED_RUN_COMMAND}") from error
     return PrefixStore("harness", store), group

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
-import torch
-
 from harness.errors import HarnessError
-from harness.evaluation.batching import longest_first, run_in_batches
+from harness.evaluation.batching import longest_first, run_with_batch_size
 from harness.evaluation.context import NO_LENGTH_LIMIT, EvalContext, ItemCallback
 from harness.evaluation.generation import (
     Answer,
@@ -20,7 +19,8 @@ from harness.evaluation.generation import (
     greedy,
     resolve_stops,
 )
-from harness.evaluation.server import CompletionServer, request_completions
+from harness.evaluation.served_chat import ServedChat, build_chat_prompt
+from harness.evaluation.server import AnswerServer, collect_answers, parse_completion
 from harness.seeding import derive_seed
 
 
@@ -31,7 +31,7 @@ class GeneratedAnswers:
         self._context = context
         suite = context.suite
         self._stops = resolve_stops(context.template, context.tokenizer, suite.stop, use_template_stops=not suite.plain)
-        self._server = None if suite.server is None else CompletionServer.from_settings(suite.server, context.stage)
+        self._server = None if suite.server is None else AnswerServer.from_settings(suite.server, context.stage)
         self._max_prompt_tokens = self._compute_max_prompt_tokens()
         self.settings: Mapping[str, Any] = {
             "plain": suite.plain,
@@ -45,64 +45,109 @@ class GeneratedAnswers:
             "seed": context.seed if suite.temperature else None,
             "server": None if self._server is None else self._server.fingerprint(),
         }
+        if suite.samples > 1:
+            self.settings = {**self.settings, "samples": suite.samples}
         support = context.batch_support
         if self._server is None and not (support.left_padding and support.cache):
             self.settings = {**self.settings, "padding": support.left_padding, "cache": support.cache}
 
     @cached_property
     def _prompts(self) -> list[list[int]]:
-        return [self._context.prompt_ids(example, self._max_prompt_tokens) for example in self._context.examples]
+        # A server that renders prompts itself gets them complete.
+        limit = NO_LENGTH_LIMIT if self._server is not None and self._server.chat else self._max_prompt_tokens
+        return [self._context.prompt_ids(example, limit) for example in self._context.examples]
 
     def request_key(self, index: int) -> Any:
-        """Return the token ids of the item's prompt."""
+        """Return the token ids of the item's prompt, or the messages that a server renders."""
+        if self._server is not None and self._server.chat:
+            return build_chat_prompt(self._context.examples[index])
         return self._prompts[index]
 
     def run(self, todo: Sequence[int], on_item: ItemCallback) -> None:
-        """Generate the answers of the items `todo`; see `ModelMeasurement.run`."""
-        suite = self._context.suite
-        finished: set[int] = set()
+        """Generate the answers of the items `todo`; see `ModelMeasurement.run`.
 
-        def on_answer(index: int, answer: Answer) -> None:
-            on_item(index, self._item_fields(index, answer))
-            finished.add(index)
+        The key of an answer is index * samples + its number. The answers of an item follow one another.
+        """
+        samples, finished = self._context.suite.samples, set[int]()
+        answers: dict[int, dict[int, Answer]] = defaultdict(dict)
 
-        def generate(batch: list[int]) -> None:
+        def on_answer(key: int, answer: Answer) -> None:
+            index, number = divmod(key, samples)
+            answers[index][number] = answer
+            if len(answers[index]) == samples:
+                on_item(index, self._item_fields(index, [each for _, each in sorted(answers.pop(index).items())]))
+            finished.add(key)
+
+        items = [todo[position] for position in longest_first([len(self._prompts[index]) for index in todo])]
+        order = [index * samples + number for index in items for number in range(samples)]
+        if self._server is not None:
+            self._generate_by_server(self._server, order, on_answer)
+            return
+        support = self._context.batch_support
+
+        def generate(unfinished: list[int], batch_size: int) -> None:
+            sampler = self._build_sampler(unfinished)
+
+            def on_sampled_answer(key: int, answer: Answer) -> None:
+                if isinstance(sampler, TopPSampler):
+                    sampler.forget(key)
+                on_answer(key, answer)
+
             generate_answers(
                 self._context.require_model(),
                 self._context.tokenizer,
-                {index: self._prompts[index] for index in batch},
+                {key: self._prompts[key // samples] for key in unfinished},
                 stops=self._stops,
-                decoding=Decoding(suite.max_new_tokens, self._build_sampler(batch), self._context.batch_support.cache),
-                on_answer=on_answer,
+                decoding=Decoding(
+                    self._context.suite.max_new_tokens,
+                    sampler,
+                    batch_size,
+                    support.cache,
+                    support.lines,
+                    f"evaluate.{self._context.suite.name}",
+                ),
+                on_answer=on_sampled_answer,
             )
 
-        order = [todo[position] for position in longest_first([len(self._prompts[index]) for index in todo])]
-        if self._server is not None:
-            self._generate_by_server(self._server, order, on_answer)
-        else:
-            phase, notify = self._context.phase, self._context.notify
-            batch_size = suite.batch_size if self._context.batch_support.left_padding else 1
-            run_in_batches(order, batch_size, generate, finished, where=phase, notify=notify)
+        run_with_batch_size(
+            order,
+            self._context.suite.batch_size if support.left_padding else 1,
+            generate,
+            finished,
+            where=self._context.phase,
+            notify=self._context.notify,
+        )
 
     def _generate_by_server(
-        self, server: CompletionServer, order: Sequence[int], on_answer: Callable[[int, Answer], None]
+        self, server: AnswerServer, order: Sequence[int], on_answer: Callable[[int, Answer], None]
     ) -> None:
         suite, tokenizer = self._context.suite, self._context.tokenizer
-        stop_tokens = [tokenizer.convert_ids_to_tokens(token) for token in sorted(self._stops.token_ids)]
+        if server.chat:  # greedy: an item has one answer, so the key of an answer is the item's index
+            prompts = dict(enumerate(self._prompts))
+            served = ServedChat(self._context, server, self._stops, prompts, self._max_prompt_tokens)
+            served.request_answers(order, on_answer)
+            return
+        stop_tokens = [str(tokenizer.convert_ids_to_tokens(token)) for token in sorted(self._stops.token_ids)]
+        stops: list[str] = [*self._stops.strings, *stop_tokens]
         requests: dict[int, dict[str, Any]] = {}
-        for index in order:
-            ids = self._prompts[index]
-            requests[index] = {
+        for key in order:
+            ids = self._prompts[key // suite.samples]
+            requests[key] = {
                 "prompt": ids if server.prompts == "tokens" else tokenizer.decode(ids, skip_special_tokens=False),
                 "max_tokens": suite.max_new_tokens,
                 "temperature": suite.temperature,
                 "top_p": suite.top_p,
-                "seed": self._item_seed(index) if suite.temperature else self._context.seed,
-                "stop": [*self._stops.strings, *stop_tokens],
+                "seed": self._answer_seed(key) if suite.temperature else self._context.seed,
+                "stop": stops,
             }
-        request_completions(server, requests, on_answer, where=f"evaluate.{suite.name}.server")
 
-    def _item_fields(self, index: int, answer: Answer) -> Mapping[str, Any]:
+        def ask(key: int, request: Mapping[str, Any]) -> Answer:
+            return parse_completion(server.request_completion(request), stops)
+
+        collect_answers(requests, ask, on_answer, concurrency=server.concurrency, where=f"evaluate.{suite.name}.server")
+
+    def _item_fields(self, index: int, answers: Sequence[Answer]) -> Mapping[str, Any]:
+        answer, *more = answers
         prompt, example = self._prompts[index], self._context.examples[index]
         prompt_cut = (
             len(prompt) == self._max_prompt_tokens
@@ -114,23 +159,20 @@ class GeneratedAnswers:
             "answer_tokens": answer.token_count,
             "prompt_tokens": len(prompt),
             "prompt_cut": prompt_cut,
+            **({"more_answers": tuple(each.text for each in more)} if more else {}),
         }
 
-    def _build_sampler(self, batch: Sequence[int]) -> TokenSampler:
+    def _build_sampler(self, keys: Sequence[int]) -> TokenSampler:
         suite = self._context.suite
-        sampler: TokenSampler = greedy
-        if suite.temperature:
-            sampler = TopPSampler(suite.temperature, suite.top_p, {index: self._item_seed(index) for index in batch})
+        if not suite.temperature:
+            return greedy
+        return TopPSampler(suite.temperature, suite.top_p, {key: self._answer_seed(key) for key in keys})
 
-        def sample(logits: torch.Tensor, keys: Sequence[int]) -> torch.Tensor:
-            if logits.isnan().any():
-                raise self._context.undefined_output_error()
-            return sampler(logits, keys)
-
-        return sample
-
-    def _item_seed(self, index: int) -> int:
-        return derive_seed(self._context.seed, "sample", self._context.examples[index].id)
+    def _answer_seed(self, key: int) -> int:
+        """Return the seed of an answer; the first of several has the seed of a single one."""
+        index, number = divmod(key, self._context.suite.samples)
+        purpose = ["sample", self._context.examples[index].id, *([str(number)] if number else [])]
+        return derive_seed(self._context.seed, *purpose)
 
     def _compute_max_prompt_tokens(self) -> int:
         """Return the longest prompt that leaves enough positions for the answer."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from harness.data.tokenization.prompts import encode_prompt
-from harness.errors import HarnessError, RunError
+from harness.errors import HarnessError
 from harness.evaluation.batch_support import FULL_SUPPORT, BatchSupport
 from harness.interfaces.template import Template
 from harness.model.position_limit import config_as_dict, position_limit
@@ -44,6 +44,8 @@ class ModelToEvaluate:
             They cost a second forward pass of the reference responses. At stage 0, None means that the model itself
             is the base.
         batch_support: What the model's batches may look like, see `probe_batch_support`.
+        use_cache: Whether measurements of the base model come from `base_cache` and are saved there, if the evaluation
+            has a folder.
     """
 
     model: PreTrainedModel | None
@@ -55,6 +57,7 @@ class ModelToEvaluate:
     templates: Mapping[str, Template] = field(default_factory=dict)
     base_context: BaseModelContext | None = None
     batch_support: BatchSupport = FULL_SUPPORT
+    use_cache: bool = False
 
     def for_suite(self, suite: Suite, examples: Sequence[Example], notify: Callable[[str], None]) -> EvalContext:
         """Return the context in which a suite is evaluated."""
@@ -103,11 +106,6 @@ class EvalContext:
     notify: Callable[[str], None]
     batch_support: BatchSupport = FULL_SUPPORT
 
-    def undefined_output_error(self) -> RunError:
-        """Return the error for outputs of the model that are not numbers (NaN)."""
-        hint = "its weights are damaged, or overflow in 16 bits: give another model, or set train.precision to float32"
-        return RunError(f"evaluate.{self.suite.name}", "the outputs of the model are not numbers (NaN)", hint)
-
     @property
     def phase(self) -> str:
         """Name of this suite's evaluation in progress reports."""
@@ -123,6 +121,12 @@ class EvalContext:
             what = "a metric needs a model, but only a server is available, which cannot return likelihoods"
             raise HarnessError(f"evaluate.{self.suite.name}", what, "remove metrics of likelihood, or load the model")
         return self.model
+
+    @property
+    def pad_id(self) -> int:
+        """The token that pads a batch."""
+        pad_id: int = self.tokenizer.pad_token_id
+        return pad_id
 
     def max_positions(self) -> int:
         """Return the number of positions of the model; `NO_LENGTH_LIMIT` if its config does not have it."""

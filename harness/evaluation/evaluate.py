@@ -4,17 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from harness.errors import HarnessError
+from harness.evaluation import base_cache
 from harness.evaluation.answers import GeneratedAnswers
 from harness.evaluation.context import EvalContext, ModelMeasurement, ModelToEvaluate
 from harness.evaluation.fingerprint import evaluation_fingerprint, json_digest
 from harness.evaluation.likelihood import BaseDivergences, ResponseLikelihoods
+from harness.evaluation.metric_values import MetricValues, measurement_type
 from harness.evaluation.multiple_choice import ChoiceLikelihoods
-from harness.evaluation.predictions import PredictionsWriter, item_from_example, open_predictions
+from harness.evaluation.predictions import (
+    PredictionsWriter,
+    item_from_example,
+    open_predictions,
+    tuple_if_sequence,
+)
 from harness.evaluation.rolling_likelihood import RollingLikelihoods
 from harness.evaluation.scoring import find_limit_violations, item_values, score_items
 from harness.interfaces.metric import Metric
@@ -98,34 +105,63 @@ def evaluate_suite(
         raise HarnessError(f"evaluate.{suite.name}", what, hint)
     items = [item_from_example(example, suite.group, suite.slice_by) for example in examples]
     required = {metric.requires for metric in metrics.values()}
-    counter = _ProgressCounter(progress, f"evaluate {suite.name}", total=len(items) * len(required))
+    computing = {name: metric for name, metric in metrics.items() if metric.computes_values}
+    rounds = len(required & MEASUREMENTS.keys()) + len(computing)
+    counter = _ProgressCounter(progress, f"evaluate {suite.name}", total=len(items) * rounds)
     context = subject.for_suite(suite, examples, notify=counter.show)
     counter.show("")
     with open_predictions(folder, suite.name, subject.stage, items, fingerprint) as file:
         if file.changed_keys:
             counter.show(f"stored predictions have another {', '.join(file.changed_keys)}: measuring all items again")
-        for requirement in MEASUREMENTS:
+        for requirement, (label, create_measurement) in MEASUREMENTS.items():
             if requirement in required:
-                _measure_items(requirement, context, items, file, fingerprint, counter)
+                fields = _measure_items(
+                    (requirement, label, create_measurement(context)),
+                    context,
+                    items,
+                    file,
+                    fingerprint,
+                    counter,
+                    use_cache=subject.use_cache and suite.server is None,  # else the answers are not the model's
+                )
+                items = [replace(item, **measured) for item, measured in zip(items, fields, strict=True)]
+        computed = {}
+        for name, metric in computing.items():
+            values = (measurement_type(name), name, MetricValues(name, metric, items, context))
+            fields = _measure_items(values, context, items, file, fingerprint, counter, use_cache=False)
+            computed[name] = [each["computed"][name] for each in fields]
     file.finalize(items)  # complete, even if a metric then fails
-    scores = score_items(items, metrics, suite=suite.name, stage=subject.stage)
+    scores = score_items(items, metrics, suite=suite.name, stage=subject.stage, computed=computed)
     file.finalize(items, {score.name: item_values(score, metrics[score.metric]) for score in scores})
     violations = find_limit_violations(suite, subject.stage, items, scores)
-    return Evaluation(subject.stage, suite.name, tuple(items), scores, violations)
+    return Evaluation(subject.stage, suite.name, tuple(items), scores, violations, file.is_from_cache)
 
 
 def _measure_items(
-    requirement: str,
+    named_measurement: tuple[str, str, ModelMeasurement],
     context: EvalContext,
-    items: list[Item],
+    items: Sequence[Item],
     file: PredictionsWriter,
     fingerprint: Mapping[str, str],
     counter: _ProgressCounter,
-) -> None:
-    """Fill in the fields of one measurement in `items`: stored ones first, then those that are missing."""
-    label, create_measurement = MEASUREMENTS[requirement]
-    measurement = create_measurement(context)
+    *,
+    use_cache: bool,
+) -> list[Mapping[str, Any]]:
+    """Return the fields of one measurement for each item: stored or cached ones, and those that are missing.
+
+    Args:
+        named_measurement: Its name in the file, its label in progress reports, and the measurement.
+        context: The model and the suite.
+        items: The items.
+        file: Has the stored fields, and receives new ones.
+        fingerprint: Of model, tokenizer and template.
+        counter: Counts the items.
+        use_cache: Whether the fields of the base model may come from `base_cache`.
+    """
+    requirement, label, measurement = named_measurement
     request_keys: dict[int, str] = {}
+    cache_key: str | None = None
+    measured: dict[int, Mapping[str, Any]] = {}
     missing = list(range(len(items)))
     if file.is_writing:
         settings = dict(measurement.settings)
@@ -138,17 +174,37 @@ def _measure_items(
         missing = [index for index in missing if stored[index] is None]
         for index, fields in stored.items():
             if fields is not None:
-                items[index] = replace(items[index], **fields)
+                measured[index] = fields
                 counter.advance(f"{label}, stored")
+        if use_cache:
+            keys = [request_keys[index] for index in range(len(items))]
+            batches = [context.suite.batch_size, asdict(context.batch_support)]
+            cache_key = base_cache.measurement_key(context.stage, fingerprint, requirement, settings, keys, batches)
 
-    def on_item(index: int, fields: Mapping[str, Any]) -> None:
-        items[index] = replace(items[index], **fields)
+    def on_item(index: int, fields: Mapping[str, Any], note: str = label) -> None:
+        measured[index] = fields
         if file.is_writing:
             file.add_fields(items[index], requirement, request_keys[index], fields)
-        counter.advance(label)
+        counter.advance(note)
 
-    if missing:
+    if not missing:
+        return [measured[index] for index in range(len(items))]
+    cached = None if cache_key is None else base_cache.load_measurement(cache_key, len(items))
+    if cached is not None:
+        file.mark_as_cached(requirement)
+        for index in missing:
+            on_item(
+                index,
+                {name: tuple_if_sequence(name, value) for name, value in cached[index].items()},
+                f"{label}, cached",
+            )
+    else:
         measurement.run(missing, on_item)
+    all_fields = [measured[index] for index in range(len(items))]
+    # Measured together: answers of a part of the items have been in other batches.
+    if cached is None and cache_key is not None and len(missing) == len(items):
+        base_cache.save_measurement(cache_key, all_fields)
+    return all_fields
 
 
 class _ProgressCounter:

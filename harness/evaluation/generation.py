@@ -1,17 +1,17 @@
-"""Batched generation of answers; a row leaves the batch as soon as its answer has ended."""
+"""Batched generation of answers; a row leaves the batch when its answer has ended, and a waiting one joins."""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
-from harness.evaluation.padding_probe import forward_left_padded, pad_left
+from harness.errors import RunError
+from harness.evaluation.generation_rows import CachedRows, UncachedRows
 from harness.interfaces.template import Template
-from harness.model.output_head import logits_at
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -41,8 +41,8 @@ class TopPSampler:
             top_p: Probability mass to sample from, 0 to 1.
             seeds: Key of a row -> seed of its generator.
         """
-        self._temperature, self._top_p = temperature, top_p
-        self._generators = {key: torch.Generator().manual_seed(seed) for key, seed in seeds.items()}
+        self._temperature, self._top_p, self._seeds = temperature, top_p, seeds
+        self._generators: dict[int, torch.Generator] = {}  # of the rows that are being generated; 5 kB each
 
     def __call__(self, logits: torch.Tensor, keys: Sequence[int]) -> torch.Tensor:
         """Return one sampled token per row, (B,)."""
@@ -53,11 +53,20 @@ class TopPSampler:
         # A token is in the nucleus if the tokens before it have less than top_p: the most likely one always is.
         nucleus = (cumulative - probabilities) < self._top_p  # (B, V)
         nucleus_mass = (probabilities * nucleus).sum(-1, keepdim=True)  # (B, 1)
-        uniform = [torch.rand((), generator=self._generators[key], dtype=torch.float64) for key in keys]
+        uniform = [torch.rand((), generator=self._generator(key), dtype=torch.float64) for key in keys]
         threshold = torch.stack(uniform).to(logits.device)[:, None] * nucleus_mass  # (B, 1)
         rank = torch.searchsorted(cumulative, threshold, right=True).clamp(max=logits.shape[-1] - 1)
         last_rank = nucleus.sum(-1, keepdim=True) - 1  # rounding must not select a token outside the nucleus
-        return tokens.gather(-1, torch.minimum(rank, last_rank))[:, 0]
+        return tokens.gather(-1, torch.minimum(rank, last_rank).clamp(min=0))[:, 0]  # NaN: no nucleus
+
+    def forget(self, key: int) -> None:
+        """Free the generator of a row that has ended."""
+        self._generators.pop(key, None)
+
+    def _generator(self, key: int) -> torch.Generator:
+        if key not in self._generators:
+            self._generators[key] = torch.Generator().manual_seed(self._seeds[key])
+        return self._generators[key]
 
 
 @dataclass(frozen=True)
@@ -141,6 +150,15 @@ class Answer:
     token_count: int
 
 
+class UndefinedLogits(RunError):
+    """The outputs of a model are not numbers (NaN)."""
+
+    def __init__(self, where: str) -> None:
+        """Create the error. where: what the model computes."""
+        hint = "its weights are damaged, or overflow in 16 bits: give another model, or set train.precision to float32"
+        super().__init__(where, "the outputs of the model are not numbers (NaN)", hint)
+
+
 @dataclass(frozen=True)
 class Decoding:
     """How the tokens of an answer are selected.
@@ -148,12 +166,18 @@ class Decoding:
     Attributes:
         max_new_tokens: Maximum number of tokens of an answer.
         sampler: Selects the next token of each row.
+        batch_size: Maximum number of answers at once.
         use_cache: Whether keys and values are cached. Without a cache each token costs a complete forward pass.
+        lines: Whether prompts may be computed on one line, see `BatchSupport`.
+        where: What errors name.
     """
 
     max_new_tokens: int
     sampler: TokenSampler = greedy
+    batch_size: int = 1
     use_cache: bool = True
+    lines: bool = False
+    where: str = "model"
 
 
 @torch.no_grad()
@@ -165,15 +189,17 @@ def generate_answers(
     stops: StopConditions,
     decoding: Decoding,
     on_answer: Callable[[int, Answer], None],
+    on_token: Callable[[int, Sequence[int]], None] | None = None,
 ) -> None:
-    """Generate the answers of one batch of prompts.
+    """Generate the answers of all prompts, in their order, `decoding.batch_size` at a time.
 
-    The model's generation config is not used. A row that has ended is removed from the batch and its cache, so the
-    cost depends on unfinished rows only:
+    A row that has ended leaves the batch and its cache, and waiting prompts take its place:
 
-        step 0    [pad pad p p p]  [pad p p p p]  [p p p p p]     (B, T): left-padded prompts
-        step 1    [a]              [a]            [a]             (B, 1) each, with cache
-        step 2    [a]              ended          [a]             the second row has left the batch
+        step 0    a0   b0   c0        three rows at once; prompts are computed without padding if the model can
+        step 1    a1   b1   c1        b has ended
+        step 2    a2   d0   c2        d has joined
+
+    The model's generation config is not used. A model whose cache no row can join computes batch after batch.
 
     Args:
         model: A causal language model.
@@ -182,39 +208,55 @@ def generate_answers(
         stops: What ends an answer.
         decoding: How the tokens of an answer are selected.
         on_answer: Receives the key and the answer of each prompt as soon as it has ended.
+        on_token: Receives the key and the tokens so far of each prompt after each token.
+
+    Raises:
+        UndefinedLogits: The outputs of the model are not numbers (NaN).
     """
-    device = next(model.parameters()).device
-    ids, mask = pad_left(list(prompts.values()), tokenizer.pad_token_id)
-    is_padded = not bool(mask.all())
-    ids, mask = ids.to(device), mask.to(device)  # (B, T)
-    live = list(prompts)
-    answers: dict[int, list[int]] = {key: [] for key in live}
-    cache: Any = None
-    for _ in range(decoding.max_new_tokens):
-        last = torch.zeros_like(ids, dtype=torch.bool)
-        last[:, -1] = True
-        with logits_at(model, last) if ids.shape[1] > 1 else nullcontext():
-            output = forward_left_padded(model, ids, mask, cache, use_cache=decoding.use_cache, is_padded=is_padded)
-        cache = output.past_key_values if decoding.use_cache else None
-        chosen = decoding.sampler(output.logits.reshape(len(live), -1), live)  # (B,)
-        unfinished = []  # rows of the batch
-        for row, (key, token) in enumerate(zip(live, chosen.tolist(), strict=True)):
-            answers[key].append(token)
-            finish = _finish_reason(tokenizer, answers[key], stops, decoding.max_new_tokens)
+    waiting, answers = deque(prompts), {key: list[int]() for key in prompts}
+    ended: set[int] = set()
+    keys: list[int] = []  # of the rows of the batch, also of ended ones
+    batch: CachedRows | UncachedRows = UncachedRows(model, tokenizer.pad_token_id)
+    if decoding.use_cache:
+        batch = CachedRows(model, tokenizer.pad_token_id, lines=decoding.lines)
+    while waiting or not ended.issuperset(keys):
+        live = [key for key in keys if key not in ended]
+        free = decoding.batch_size - len(live)
+        joining: list[int] = []
+        if waiting and (
+            not live or (batch.can_join and free >= min(len(waiting), _REFILL_SHARE * decoding.batch_size))
+        ):
+            joining = [waiting.popleft() for _ in range(min(free, len(waiting)))]
+        if joining or len(live) <= (1 - _REFILL_SHARE) * len(keys):
+            batch.keep([row for row, key in enumerate(keys) if key not in ended])
+            keys = [*live, *joining]
+        if joining:
+            asked, logits = joining, batch.join([prompts[key] for key in joining])
+        else:
+            asked = keys
+            logits = batch.step([answers[key][-1] for key in keys], [key not in ended for key in keys])
+        rows = [row for row, key in enumerate(asked) if key not in ended]
+        logits = logits[rows]
+        tokens = decoding.sampler(logits, [asked[row] for row in rows])  # (B,)
+        tokens = torch.where(logits.isnan().any(-1), _UNDEFINED, tokens)  # read with the tokens, in one transfer
+        for row, token in zip(rows, tokens.tolist(), strict=True):
+            if token == _UNDEFINED:
+                raise UndefinedLogits(decoding.where)
+            answer = answers[asked[row]]
+            answer.append(token)
+            if on_token is not None:
+                on_token(asked[row], answer)
+            finish = _finish_reason(tokenizer, answer, stops, decoding.max_new_tokens)
             if finish:
-                on_answer(key, _build_answer(tokenizer, answers[key], finish, stops))
-            else:
-                unfinished.append(row)
-        if not unfinished:
-            return
-        if len(unfinished) < len(live):
-            rows = torch.tensor(unfinished, device=device)
-            if decoding.use_cache:
-                cache.reorder_cache(rows)
-            ids, chosen, mask, live = ids[rows], chosen[rows], mask[rows], [live[row] for row in unfinished]
-        new = chosen[:, None]  # (B, 1)
-        ids = new if decoding.use_cache else torch.cat([ids, new], dim=1)
-        mask = torch.cat([mask, mask.new_ones((len(live), 1))], dim=1)  # one column more
+                ended.add(asked[row])
+                on_answer(asked[row], _build_answer(tokenizer, answer, finish, stops))
+
+
+_UNDEFINED = -1
+"""Token of a row whose logits are not numbers."""
+
+_REFILL_SHARE = 0.25
+"""Share of a batch that has ended when others join or the batch shrinks: each time, keys and values are copied."""
 
 
 def _finish_reason(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -15,8 +16,10 @@ from harness.errors import HarnessError
 from harness.evaluation import fingerprint
 from harness.evaluation.batching import longest_first, run_in_batches
 from harness.evaluation.context import EvalContext, ItemCallback
-from harness.model.output_head import logits_at
-from harness.types import IGNORE_INDEX, TokenizedExample
+from harness.evaluation.generation import UndefinedLogits
+from harness.evaluation.row_batch import RowBatch, RowGroup, build_line_batch, build_padded_batch, line_tokens
+from harness.model.row_attention import supports_row_attention
+from harness.types import TokenizedExample
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -50,20 +53,19 @@ class _ReferenceResponses:
 
     def run(self, todo: Sequence[int], on_item: ItemCallback) -> None:
         """Measure the items `todo`; see `ModelMeasurement.run`."""
-        rows = {index: self._rows[index] for index in todo}
 
-        def on_row(index: int, fields: Mapping[str, Any]) -> None:
-            on_item(index, {**fields, "tokens": rows[index].loss_tokens, "row_cut": self._rows[index].tokens_cut > 0})
+        def on_row(index: int, fields: Sequence[Mapping[str, Any]]) -> None:
+            row = self._rows[index]
+            on_item(index, {**fields[0], "tokens": row.loss_tokens, "row_cut": row.tokens_cut > 0})
 
         for index in todo:
             # A row truncated before its response stays an item, so that items pair with those of other stages.
-            if not rows[index].loss_tokens:
-                on_row(index, self._empty_result())
-        measurable = [index for index in todo if rows[index].loss_tokens]
-        by_length = longest_first([len(rows[index].input_ids) for index in measurable])
+            if not self._rows[index].loss_tokens:
+                on_row(index, [self._empty_result()])
         measure_rows(
             self._context,
-            {index: rows[index] for index in (measurable[position] for position in by_length)},
+            {index: (row,) for index, row in enumerate(self._rows) if row.loss_tokens},
+            todo,
             self._measure_batch,
             on_row,
             models_in_memory=self.models_in_memory,
@@ -72,7 +74,7 @@ class _ReferenceResponses:
     def _empty_result(self) -> Mapping[str, Any]:
         raise NotImplementedError
 
-    def _measure_batch(self, rows: Sequence[TokenizedExample]) -> Sequence[Mapping[str, Any]]:
+    def _measure_batch(self, batch: RowBatch) -> Sequence[Mapping[str, Any]]:
         raise NotImplementedError
 
 
@@ -82,9 +84,8 @@ class ResponseLikelihoods(_ReferenceResponses):
     def _empty_result(self) -> Mapping[str, Any]:
         return {"nll": 0.0}
 
-    def _measure_batch(self, rows: Sequence[TokenizedExample]) -> Sequence[Mapping[str, Any]]:
-        pad = self._context.tokenizer.pad_token_id
-        return [{"nll": nll} for nll in response_nll(self._context.require_model(), rows, pad)]
+    def _measure_batch(self, batch: RowBatch) -> Sequence[Mapping[str, Any]]:
+        return [{"nll": nll} for nll in response_nll(self._context.require_model(), batch)]
 
 
 class BaseDivergences(_ReferenceResponses):
@@ -115,78 +116,110 @@ class BaseDivergences(_ReferenceResponses):
     def _empty_result(self) -> Mapping[str, Any]:
         return {"kl": 0.0, "agreed": 0}
 
-    def _measure_batch(self, rows: Sequence[TokenizedExample]) -> Sequence[Mapping[str, Any]]:
+    def _measure_batch(self, batch: RowBatch) -> Sequence[Mapping[str, Any]]:
         if self._base_context is None:
-            return [{"kl": 0.0, "agreed": row.loss_tokens} for row in rows]
-        model, pad_id = self._context.require_model(), self._context.tokenizer.pad_token_id
-        divergences = response_divergence(model, self._base_context(), rows, pad_id)
+            return [{"kl": 0.0, "agreed": count} for count in batch.target_counts]
+        divergences = response_divergence(self._context.require_model(), self._base_context(), batch)
         return [{"kl": kl, "agreed": agreed} for kl, agreed in divergences]
 
 
 def measure_rows(
     context: EvalContext,
-    rows: Mapping[int, TokenizedExample],
-    measure_batch: Callable[[Sequence[TokenizedExample]], Sequence[Mapping[str, Any]]],
-    on_row: Callable[[int, Mapping[str, Any]], None],
+    groups: Mapping[int, RowGroup],
+    todo: Iterable[int],
+    measure_batch: Callable[[RowBatch], Sequence[Mapping[str, Any]]],
+    on_group: Callable[[int, Sequence[Mapping[str, Any]]], None],
     *,
     models_in_memory: int = 1,
 ) -> None:
-    """Measure rows in batches whose logits fit into `MAX_LOGITS`, in the order of `rows`.
+    """Measure groups of rows, longest first, in batches that are the same whatever is measured already.
+
+    A batch with a group of `todo` is measured as a whole, so that a resumed evaluation repeats an interrupted batch and
+    gets its numbers bit for bit. Rows are on one line of up to `MAX_LINE_TOKENS`, and rows of a group share their
+    beginning. A model that cannot compute a line gets padded batches of single rows.
 
     Args:
         context: The model and the suite.
-        rows: Key -> row.
+        groups: Key -> rows, for all items of the suite.
+        todo: The keys of the groups to report.
         measure_batch: Returns the measured fields of each row of a batch.
-        on_row: Receives the key and the measured fields of each row.
+        on_group: Receives the key of each group of `todo` and the measured fields of its rows, after their batch.
         models_in_memory: Number of models whose logits are in memory at the same time.
 
     Raises:
-        RunError: A measured field is NaN, or a single row does not fit into memory.
+        UndefinedLogits: A measured field is NaN.
+        RunError: A single row does not fit into memory.
     """
-    finished: set[int] = set()
-    vocabulary_size = context.require_model().config.get_text_config().vocab_size
+    model, wanted = context.require_model(), set(todo)
+    longest = max((len(row.input_ids) for group in groups.values() for row in group), default=0)
+    on_line = context.batch_support.lines and supports_row_attention(model, longest)
+    units: list[tuple[int, int, RowGroup]]  # what is never divided: key, index of its first row, rows
+    if on_line:
+        units = [(key, 0, group) for key, group in groups.items()]
+    else:
+        units = [(key, index, (row,)) for key, group in groups.items() for index, row in enumerate(group)]
+    measured: dict[int, dict[int, Mapping[str, Any]]] = defaultdict(dict)  # key -> row -> fields
+    vocabulary_size = model.config.get_text_config().vocab_size
 
     def process_batch(batch: list[int]) -> None:
-        for key, fields in zip(batch, measure_batch([rows[key] for key in batch]), strict=True):
+        rows = [
+            (key, index)
+            for key, first, group in (units[unit] for unit in batch)
+            for index, _ in enumerate(group, first)
+        ]
+        keys = dict.fromkeys(key for key, _ in rows)
+        if wanted.isdisjoint(keys):
+            return
+        row_groups = [units[unit][2] for unit in batch]
+        row_batch = build_line_batch(row_groups) if on_line else build_padded_batch(row_groups, context.pad_id)
+        for (key, index), fields in zip(rows, measure_batch(row_batch), strict=True):
             if any(math.isnan(value) for value in fields.values()):
-                raise context.undefined_output_error()
-            on_row(key, fields)
-            finished.add(key)
+                raise UndefinedLogits(f"evaluate.{context.suite.name}")
+            measured[key][index] = fields
+        for key in keys:
+            if key in wanted and len(measured[key]) == len(groups[key]):
+                on_group(key, [fields for _, fields in sorted(measured.pop(key).items())])
 
+    def memory_share(index: int) -> float:
+        _, _, group = units[index]
+        logits_share: float = sum(row.loss_tokens for row in group) * vocabulary_size * models_in_memory / MAX_LOGITS
+        return max(logits_share, line_tokens(group) / MAX_LINE_TOKENS) if on_line else logits_share
+
+    max_rows = context.suite.batch_size if context.batch_support.right_padding else 1
     run_in_batches(
-        list(rows),
-        context.suite.batch_size if context.batch_support.right_padding else 1,
+        longest_first([line_tokens(group) for _, _, group in units]),
+        len(units) if on_line else max_rows,
         process_batch,
-        finished,
         where=context.phase,
         notify=context.notify,
-        memory_share=lambda key: rows[key].loss_tokens * vocabulary_size * models_in_memory / MAX_LOGITS,
+        memory_share=memory_share,
     )
 
+
+MAX_LINE_TOKENS = 2048
+"""Maximum number of tokens on a line of several groups."""
 
 MAX_LOGITS = 1 << 28
 """Maximum number of logits in memory during a likelihood measurement: 1 GiB in float32."""
 
 
-def response_nll(model: PreTrainedModel, rows: Sequence[TokenizedExample], pad_id: int) -> list[float]:
+def response_nll(model: PreTrainedModel, batch: RowBatch) -> list[float]:
     """Compute for each row the summed negative log-likelihood of its trained tokens, in nats.
 
     The log-softmax is computed in float32, the sum in float64. Only the logits of trained positions are built.
 
     Args:
         model: A causal language model.
-        rows: One batch; each row has `loss_tokens` > 0.
-        pad_id: Token that pads the batch at the right; padding is masked.
+        batch: The rows; each has a trained token.
     """
-    batch = _PaddedBatch(rows, pad_id)
-    logits = batch.logits(model)  # (N, V)
-    targets = batch.targets.to(logits.device)  # (N,)
-    losses = logits.logsumexp(-1) - logits.gather(-1, targets[:, None])[:, 0]  # (N,)
+    logits = batch.logits(model)  # (U, V)
+    targets, logit_rows = batch.targets.to(logits.device), batch.logit_rows.to(logits.device)  # (N,) each
+    losses = logits.logsumexp(-1)[logit_rows] - logits[logit_rows, targets]  # (N,)
     return [float(row_losses.sum()) for row_losses in batch.split_by_row(losses)]
 
 
 def response_divergence(
-    model: PreTrainedModel, base_context: AbstractContextManager[Any], rows: Sequence[TokenizedExample], pad_id: int
+    model: PreTrainedModel, base_context: AbstractContextManager[Any], batch: RowBatch
 ) -> list[tuple[float, int]]:
     """Compute for each row the divergence from the base model over its trained tokens.
 
@@ -197,51 +230,23 @@ def response_divergence(
     Args:
         model: A causal language model.
         base_context: A context whose target is the base model, e.g. the same model with its adapter disabled.
-        rows: As in `response_nll`.
-        pad_id: As in `response_nll`.
+        batch: As in `response_nll`.
 
     Returns:
         For each row the summed KL(base || model) in nats, and the number of tokens at which both models have the same
         most likely token.
     """
-    batch = _PaddedBatch(rows, pad_id)
-    log_probs = batch.logits(model).log_softmax(-1)  # (N, V)
+    log_probs = batch.logits(model).log_softmax(-1)  # (U, V)
     with base_context as base_model:
-        base_log_probs = batch.logits(base_model).log_softmax(-1)  # (N, V)
+        base_log_probs = batch.logits(base_model).log_softmax(-1)  # (U, V)
     base_log_probs = base_log_probs.to(log_probs.device)
     # A token with base probability 0 (-inf) adds nothing; without `where` it would be 0 * inf.
     terms = torch.where(base_log_probs == -torch.inf, 0.0, base_log_probs.exp() * (base_log_probs - log_probs))
-    divergences = terms.double().sum(-1)  # (N,)
-    agreements = log_probs.argmax(-1) == base_log_probs.argmax(-1)  # (N,)
-    rows_of_both = zip(batch.split_by_row(divergences), batch.split_by_row(agreements), strict=True)
+    divergences = terms.double().sum(-1)  # (U,)
+    agreements = log_probs.argmax(-1) == base_log_probs.argmax(-1)  # (U,)
+    logit_rows = batch.logit_rows.to(log_probs.device)  # (N,)
+    rows_of_both = zip(
+        batch.split_by_row(divergences[logit_rows]), batch.split_by_row(agreements[logit_rows]), strict=True
+    )
     # Rounding can leave a sum slightly below 0, which a divergence cannot be. A NaN stays one.
     return [(float(kl.sum().clamp(min=0.0)), int(agreed.sum())) for kl, agreed in rows_of_both]
-
-
-class _PaddedBatch:
-    """Right-padded rows. The last token of a row is only predicted, so it is not an input."""
-
-    def __init__(self, rows: Sequence[TokenizedExample], pad_id: int) -> None:
-        longest = max(len(row.input_ids) for row in rows) - 1
-        self._ids = torch.full((len(rows), longest), pad_id)  # (B, T)
-        self._mask = torch.zeros((len(rows), longest), dtype=torch.long)  # (B, T)
-        labels = torch.full((len(rows), longest), IGNORE_INDEX)  # (B, T): of the token after each
-        for index, row in enumerate(rows):
-            length = len(row.input_ids) - 1
-            self._ids[index, :length] = torch.tensor(row.input_ids[:-1])
-            self._mask[index, :length] = 1
-            labels[index, :length] = torch.tensor(row.labels[1:])
-        self._target_mask = labels != IGNORE_INDEX  # (B, T)
-        self.targets = labels[self._target_mask]  # (N,), row after row
-
-    def logits(self, model: PreTrainedModel) -> torch.Tensor:
-        """Return the logits at the positions before trained tokens, (N, V), in float32."""
-        device = next(model.parameters()).device
-        with torch.no_grad(), logits_at(model, self._target_mask):
-            output = model(input_ids=self._ids.to(device), attention_mask=self._mask.to(device), use_cache=False)
-        logits: torch.Tensor = output.logits[0].float()
-        return logits
-
-    def split_by_row(self, values: torch.Tensor) -> Sequence[torch.Tensor]:
-        """Split one value per trained token, (N,), into one float64 tensor per row."""
-        return torch.split(values.double().cpu(), self._target_mask.sum(1).tolist())

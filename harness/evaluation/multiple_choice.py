@@ -6,17 +6,16 @@ rendered as in training and the choice replaces the response, without the end of
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 from harness.data.tokenization.tokenize import tokenize_example
-from harness.evaluation.batching import longest_first
 from harness.evaluation.context import NO_LENGTH_LIMIT, EvalContext, ItemCallback, build_plain_prompt
 from harness.evaluation.generation import decode_tokens
 from harness.evaluation.likelihood import measure_rows, response_nll
+from harness.evaluation.row_batch import RowBatch
 from harness.evaluation.row_requirements import gold_index
 from harness.types import Example, Message, TokenizedExample
 
@@ -70,33 +69,26 @@ class ChoiceLikelihoods:
 
     def run(self, todo: Sequence[int], on_item: ItemCallback) -> None:
         """Measure the items `todo`; see `ModelMeasurement.run`."""
-        addresses = [
-            (index, choice_index) for index in todo for choice_index in range(len(self._requests[index]))
-        ]  # row key -> (item, choice)
-        requests = [self._requests[index][choice_index] for index, choice_index in addresses]
-        log_likelihoods: dict[int, dict[int, float]] = defaultdict(dict)
 
-        def on_row(key: int, fields: Mapping[str, Any]) -> None:
-            index, choice_index = addresses[key]
-            log_likelihoods[index][choice_index] = fields["ll"]
-            if len(log_likelihoods[index]) == len(self._requests[index]):
-                on_item(index, self._item_fields(index, log_likelihoods.pop(index)))
+        def on_question(index: int, fields: Sequence[Mapping[str, Any]]) -> None:
+            requests = self._requests[index]
+            on_item(
+                index,
+                {
+                    "choice_lls": tuple(choice_fields["ll"] for choice_fields in fields),
+                    "joined": sum(request.boundary_merged for request in requests),
+                    "row_cut": any(request.truncated for request in requests),
+                },
+            )
 
-        order = longest_first([len(request.ids) for request in requests])
-        rows = {key: requests[key].to_tokenized_example() for key in order}
-        measure_rows(self._context, rows, self._measure_batch, on_row)
-
-    def _measure_batch(self, rows: Sequence[TokenizedExample]) -> Sequence[Mapping[str, Any]]:
-        nlls = response_nll(self._context.require_model(), rows, self._context.tokenizer.pad_token_id)
-        return [{"ll": -nll} for nll in nlls]
-
-    def _item_fields(self, index: int, log_likelihoods: Mapping[int, float]) -> Mapping[str, Any]:
-        requests = self._requests[index]
-        return {
-            "choice_lls": tuple(log_likelihoods[choice_index] for choice_index in range(len(requests))),
-            "joined": sum(request.boundary_merged for request in requests),
-            "row_cut": any(request.truncated for request in requests),
+        rows = {
+            index: tuple(request.to_tokenized_example() for request in requests)
+            for index, requests in enumerate(self._requests)
         }
+        measure_rows(self._context, rows, todo, self._measure_batch, on_question)
+
+    def _measure_batch(self, batch: RowBatch) -> Sequence[Mapping[str, Any]]:
+        return [{"ll": -nll} for nll in response_nll(self._context.require_model(), batch)]
 
     def _encode_requests(self, example: Example) -> list[ChoiceRequest]:
         gold_index(example)

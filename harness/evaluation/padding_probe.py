@@ -7,8 +7,8 @@ attention does not follow rows that leave the batch. Their answers would depend 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -17,9 +17,12 @@ from harness.errors import HarnessError
 from harness.evaluation.batch_support import FULL_SUPPORT, BatchSupport
 from harness.model.device import is_out_of_memory
 from harness.model.position_limit import config_as_dict, position_limit
+from harness.model.row_attention import row_attention, supports_row_attention
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_Logits = TypeVar("_Logits")
 
 PROBE_TEXTS = ("What is two plus two?", "Name one of the long rivers of Europe, and say in which country it ends.")
 """The probe rows, short and long. The short one is padded to the length of the long one."""
@@ -46,8 +49,9 @@ def probe_batch_support(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBa
         cached       a, then c      with the cache
         left         [pad a]  then c          right    [a c pad]
                      [  b  ]  leaves                   [   b   ]
+        line         b   a c   and c again as a branch of a, if the model can have `row_attention`
 
-    The cost is 8 to 10 forward passes of at most 40 tokens.
+    The cost is 8 to 11 forward passes of at most 80 tokens.
 
     Args:
         model: A causal language model, within its autocast if it has one.
@@ -131,12 +135,19 @@ def _probe(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> BatchS
 
     right = _right_padded_logits(model, row, [*long, *long], device, pad_id)
     right_padding = agrees(right[-PROBE_STEPS - 1 :])
-    cache = agrees(_cached_logits(model, [short], row, device, pad_id))
+    # A cache may not follow rows that leave the batch (MiniMax).
+    cache = agrees(_try_logits(lambda: _cached_logits(model, [short], row, device, pad_id)))
     if cache:
-        left = _cached_logits(model, [short, [*long, *long]], row, device, pad_id)
+        left = _try_logits(lambda: _cached_logits(model, [short, [*long, *long]], row, device, pad_id))
     else:
         left = _complete_logits(model, [row, [*long, *long]], 0, device, pad_id)[-PROBE_STEPS - 1 :]
-    return BatchSupport(cache=cache, left_padding=agrees(left), right_padding=right_padding)
+    on_line = _try_logits(lambda: _line_logits(model, long, short, row[len(short) :], device))
+    return BatchSupport(
+        cache=cache,
+        left_padding=agrees(left),
+        right_padding=right_padding,
+        lines=on_line is not None and all(map(agrees, on_line)),
+    )
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, text: str, embedding_rows: int) -> list[int]:
@@ -163,6 +174,40 @@ def _right_padded_logits(
     return logits[0, : len(row)].float()
 
 
+def _line_logits(
+    model: PreTrainedModel, before: Sequence[int], short: Sequence[int], rest: Sequence[int], device: torch.device
+) -> tuple[Tensor, Tensor] | None:
+    """Return the logits of `rest` after `short`, (S + 1, V), from a line: those of the row, and those of its branch.
+
+    None if the model cannot have `row_attention`.
+    """
+    if not supports_row_attention(model, len(before)) or not accepts_argument(model, "position_ids"):
+        return None
+    ids = [*before, *short, *rest, *rest]
+    row = [*range(len(short) + len(rest))]
+    positions = [*range(len(before)), *row, *row[len(short) :]]
+    with row_attention(model):
+        output = model(
+            input_ids=torch.tensor([ids], device=device),
+            position_ids=torch.tensor([positions], device=device),
+            use_cache=False,
+        )
+    last_shared = len(before) + len(short) - 1
+    logits = output.logits[0, last_shared:].float()
+    branch = [0, *range(len(rest) + 1, 2 * len(rest) + 1)]
+    return logits[: len(rest) + 1], logits[branch]
+
+
+def _try_logits(compute: Callable[[], _Logits | None]) -> _Logits | None:
+    """Return the logits; None if the model cannot compute them in this way."""
+    try:
+        return compute()
+    except (RuntimeError, ValueError, IndexError, TypeError, AttributeError) as error:
+        if is_out_of_memory(error):
+            raise
+        return None
+
+
 def _cached_logits(
     model: PreTrainedModel, prompts: Sequence[Sequence[int]], row: Sequence[int], device: torch.device, pad_id: int
 ) -> Tensor | None:
@@ -170,17 +215,6 @@ def _cached_logits(
 
     After the first step the other prompts leave the batch. None if the model has no usable cache.
     """
-    try:
-        return _generate_logits(model, prompts, row, device, pad_id)
-    except (RuntimeError, ValueError, IndexError, TypeError, AttributeError) as error:
-        if is_out_of_memory(error):
-            raise
-        return None  # a cache that does not follow rows that leave the batch (MiniMax)
-
-
-def _generate_logits(
-    model: PreTrainedModel, prompts: Sequence[Sequence[int]], row: Sequence[int], device: torch.device, pad_id: int
-) -> Tensor | None:
     if not accepts_argument(model, "past_key_values"):
         return None
     ids, mask = (tensor.to(device) for tensor in pad_left(prompts, pad_id))

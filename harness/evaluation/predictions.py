@@ -2,7 +2,8 @@
 
 `<suite>-stage<k>.jsonl` has one JSON line per item, in the suite's order, with the item's own `scores`. During an
 evaluation each line has the fields that were just measured of one item, and is flushed at once. Lines with the same
-`id` are merged. When the evaluation is complete, the file is replaced atomically.
+`id` are merged. When the evaluation is complete, the file is replaced atomically. Each measurement of an item has a
+checksum in `sha256`: fields that do not match it are damaged or were edited, and are measured again.
 
 `<suite>-stage<k>.header.json` beside it has everything that the numbers depend on. Files of format 1 had the header as
 their first line. They can be read, but a new evaluation measures their items again.
@@ -11,6 +12,7 @@ their first line. They can be read, but a new evaluation measures their items ag
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -25,8 +27,10 @@ from harness.utils.json_depth import load_json
 from harness.utils.json_files import json_safe, write_json
 
 PREDICTIONS_FORMAT = 2
-_TUPLE_FIELDS = ("choices", "choice_lls")
-_ITEM_FIELDS = tuple(field.name for field in dataclasses.fields(Item))
+DIGEST_LENGTH = 32
+"""Hexadecimal digits of the checksum of a measurement."""
+_TUPLE_FIELDS = ("choices", "choice_lls", "more_answers", "reference_calls")
+_ITEM_FIELDS = tuple(field.name for field in dataclasses.fields(Item) if field.name != "computed")
 
 
 def format_prompt_for_display(example: Example) -> str:
@@ -44,7 +48,18 @@ def item_from_example(example: Example, group_column: str | None = None, slice_c
     prompt = format_prompt_for_display(example)
     group = dict(example.groups).get(group_column) if group_column is not None else None
     slices = tuple((column, value) for column, value in example.groups if column in slice_columns)
-    return Item(example.id, prompt, response, choices=example.choices, gold=gold, group=group, slices=slices)
+    calls = tuple({"name": call.name, "arguments": call.arguments} for call in example.messages[-1].tool_calls)
+    return Item(
+        example.id,
+        prompt,
+        response,
+        choices=example.choices,
+        gold=gold,
+        group=group,
+        slices=slices,
+        data=example.data,
+        reference_calls=calls,
+    )
 
 
 def _message_text(message: Message) -> str:
@@ -76,29 +91,37 @@ class PredictionsFile:
         items: The items; of an interrupted evaluation, those that were measured.
         complete: Whether the evaluation is complete.
         scores: Item id -> score name -> the score of the item alone; None is not a number. Files of format 1 have none.
+        computed: Item id -> metric name -> the value that the metric computed, see `metric_values`.
     """
 
     header: Mapping[str, Any]
     items: tuple[Item, ...]
     complete: bool
     scores: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
+    computed: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 def load_predictions(file: Path) -> PredictionsFile:
     """Load a predictions file with its header, also one of an interrupted evaluation.
 
     Raises:
-        HarnessError: The file is not a predictions file, or has no header.
+        HarnessError: The file is not a predictions file, has no header, or an item does not match its checksum.
     """
     header, records, _ = _read_records(Path(file))
     if header is None:
         what = f"is not a predictions file: there is no {header_path(Path(file)).name} beside it"
         raise HarnessError(str(file), what, "evaluate the suite again: harness evaluate RUN")
+    for item_id, record in records.items():
+        damaged = next((name for name in record["sha256"] if not _is_intact(item_id, record, name)), None)
+        if damaged is not None:
+            what = f"the stored {damaged} of the item {item_id[:40]!r} does not match its checksum"
+            raise HarnessError(str(file), what, "restore the file, or evaluate again: harness evaluate RUN")
     return PredictionsFile(
         header,
         tuple(map(_item_from_record, records.values())),
         bool(header.get("whole")),
         {item_id: record["scores"] for item_id, record in records.items() if record.get("scores")},
+        {item_id: record["computed"] for item_id, record in records.items() if record.get("computed")},
     )
 
 
@@ -149,19 +172,36 @@ class PredictionsWriter:
         self._header["settings"][measurement_type] = dict(settings)
         self.write_header()
 
+    def mark_as_cached(self, measurement_type: str) -> None:
+        """Write into the header that a measurement comes from the cache of base models."""
+        self._header["cached"] = sorted({*self._header.get("cached", ()), measurement_type})
+        self.write_header()
+
+    @property
+    def is_from_cache(self) -> bool:
+        """Whether a measurement comes from the cache of base models."""
+        return bool(self._header.get("cached"))
+
     def find_stored_fields(self, item_id: str, measurement_type: str, request_key: str) -> dict[str, Any] | None:
         """Return the stored fields of an item's measurement; None if there are none for this request."""
         record = self._records.get(item_id)
         if record is None or record["keys"].get(measurement_type) != request_key:
             return None
-        return {name: _tuple_if_sequence_field(name, record[name]) for name in record["found"][measurement_type]}
+        if not _is_intact(item_id, record, measurement_type):
+            return None
+        return {name: tuple_if_sequence(name, record[name]) for name in record["found"][measurement_type]}
 
     def add_fields(self, item: Item, measurement_type: str, request_key: str, fields: Mapping[str, Any]) -> None:
         """Write the fields of an item's measurement."""
         record: dict[str, Any] = {"id": item.id}
         if item.id not in self._records:
             record |= {"prompt": item.prompt, "reference": item.reference}
-        record |= {**fields, "keys": {measurement_type: request_key}, "found": {measurement_type: sorted(fields)}}
+        record |= {
+            **fields,
+            "keys": {measurement_type: request_key},
+            "found": {measurement_type: sorted(fields)},
+            "sha256": {measurement_type: _fields_digest(item.id, measurement_type, fields)},
+        }
         _merge_record(self._records, record)
         self._write(record)
 
@@ -178,7 +218,7 @@ class PredictionsWriter:
         with atomic_write(self._path) as draft, draft.open("wb") as stream:
             for index, item in enumerate(items):
                 record = {"id": item.id, **common, **{name: getattr(item, name) for name in _ITEM_FIELDS}}
-                record |= self._records.get(item.id, {})
+                record |= self._records.get(item.id, {}) | {"prompt": item.prompt, "reference": item.reference}
                 record["scores"] = json_safe({name: values[index] for name, values in (scores or {}).items()})
                 stream.write(_json_line(record))
         self._header["whole"] = True
@@ -235,6 +275,7 @@ def open_predictions(
     resuming = stored_header is not None and not changed_keys
     if stored_header is not None and resuming:
         header["settings"] = dict(stored_header["settings"])
+        header |= {"cached": stored_header["cached"]} if "cached" in stored_header else {}
     with path.open("r+b" if resuming else "wb") as stream:
         if resuming:
             stream.truncate(valid_bytes)
@@ -249,7 +290,8 @@ def _read_header(path: Path) -> dict[str, Any] | None:
         header = load_json(header_path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return header if isinstance(header, dict) else None
+    is_valid = isinstance(header, dict) and all(isinstance(header.get(key), dict) for key in ("identity", "settings"))
+    return header if is_valid else None
 
 
 def _read_records(path: Path) -> tuple[dict[str, Any] | None, dict[str, dict[str, Any]], int]:
@@ -267,7 +309,7 @@ def _read_records(path: Path) -> tuple[dict[str, Any] | None, dict[str, dict[str
                 break
             if "header" in record:  # of format 1
                 header = header or record["header"]
-            else:
+            elif isinstance(record["id"], str):
                 _merge_record(records, record)
             valid_bytes += len(line)
     return header, records, valid_bytes
@@ -275,15 +317,39 @@ def _read_records(path: Path) -> tuple[dict[str, Any] | None, dict[str, dict[str
 
 def _merge_record(records: dict[str, dict[str, Any]], new: Mapping[str, Any]) -> None:
     record = records.setdefault(new["id"], {})
-    nested = {name: {**record.get(name, {}), **new.get(name, {})} for name in ("keys", "found")}
+    names = ("keys", "found", "sha256", "computed")
+    nested = {name: {**(record.get(name) or {}), **_object_or_empty(new.get(name))} for name in names}
     record.update({**new, **nested})
 
 
+def _object_or_empty(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _is_intact(item_id: str, record: Mapping[str, Any], measurement_type: str) -> bool:
+    """Return whether the fields of a measurement match its checksum; False without one."""
+    try:
+        fields = {name: record[name] for name in record["found"][measurement_type]}
+        return bool(record["sha256"][measurement_type] == _fields_digest(item_id, measurement_type, fields))
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return False
+
+
+def _fields_digest(item_id: str, measurement_type: str, fields: Mapping[str, Any]) -> str:
+    """Return the checksum of the fields of one measurement of an item; of a metric's value, that value alone."""
+    if measurement_type.startswith("metric:"):
+        name = measurement_type.removeprefix("metric:")
+        fields = {"computed": {name: fields["computed"][name]}}
+    text = json.dumps([item_id, measurement_type, fields], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:DIGEST_LENGTH]
+
+
 def _item_from_record(record: Mapping[str, Any]) -> Item:
-    return Item(**{name: _tuple_if_sequence_field(name, record[name]) for name in _ITEM_FIELDS if name in record})
+    return Item(**{name: tuple_if_sequence(name, record[name]) for name in _ITEM_FIELDS if name in record})
 
 
-def _tuple_if_sequence_field(name: str, value: Any) -> Any:
+def tuple_if_sequence(name: str, value: Any) -> Any:
+    """Return a field of an item as `Item` has it: JSON has lists in place of tuples."""
     if name == "slices":
         return tuple((column, slice_value) for column, slice_value in value)
     return tuple(value) if name in _TUPLE_FIELDS and value is not None else value

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import HarnessError
-from harness.evaluation.predictions import load_predictions
+from harness.evaluation.metric_values import measurement_type
+from harness.evaluation.predictions import PredictionsFile, load_predictions
 from harness.evaluation.scoring import find_limit_violations, score_items
 from harness.interfaces.metric import Metric
 from harness.registry import Registry
@@ -27,6 +28,7 @@ _REQUIREMENTS: dict[str, tuple[str, Callable[[Item], bool]]] = {
     "base": ("divergences from the base", lambda item: item.kl is not None),
     "choices": ("likelihoods of choices", lambda item: item.choice_lls is not None),
     "text": ("likelihoods of plain texts", lambda item: item.text_nll is not None),
+    "model": ("values that it measured with the model", lambda item: True),
 }
 """`Metric.requires` -> its description, and whether an item has it."""
 
@@ -66,7 +68,8 @@ def score_run(
     evaluations: list[Evaluation] = []
     metrics_by_suite: dict[str, dict[str, Metric]] = {}
     for suite, stage, file in _find_prediction_files(folder / "predictions", tuple(spec["evaluate"]), suites, stages):
-        items = _load_complete_items(file)
+        stored = _load_complete_predictions(file)
+        items = stored.items
         settings = spec["evaluate"][suite]
         if suite not in metrics_by_suite:  # once per suite: a metric may load a model
             requested, lang = settings["metrics"] if metrics is None else metrics, settings.get("lang", "auto")
@@ -79,9 +82,18 @@ def score_run(
                 name: metric
                 for name, metric in applicable.items()
                 if all(map(_REQUIREMENTS[metric.requires][1], items))
+                and (metric.requires != "model" or _stored_values(stored, name, metric) is not None)
             }
         if applicable:
-            scores = score_items(items, applicable, suite=suite, stage=stage)
+            computed = {}
+            for name, metric in applicable.items():
+                values = _stored_values(stored, name, metric) if metric.computes_values else None
+                if values is not None:
+                    computed[name] = values
+                elif metric.requires == "model":
+                    what = f"the values of {metric.signature()} are not stored"
+                    raise HarnessError(f"{file}: metric {name}", what, "evaluate the run again: harness evaluate RUN")
+            scores = score_items(items, applicable, suite=suite, stage=stage, computed=computed)
             violations = find_limit_violations(Suite(name=suite, **settings), stage, items, scores)
             evaluations.append(Evaluation(stage, suite, items, scores, violations))
         unused -= applicable.keys()
@@ -121,9 +133,18 @@ def _find_prediction_files(
     yield from sorted(files, key=lambda entry: (entry[1], known_suites.index(entry[0])))
 
 
-def _load_complete_items(file: Path) -> tuple[Item, ...]:
+def _stored_values(stored: PredictionsFile, name: str, metric: Metric) -> list[Any] | None:
+    """Return the stored values that a metric with these options computed, one an item; None if there are none."""
+    settings = stored.header.get("settings", {}).get(measurement_type(name), {})
+    values = [stored.computed.get(item.id, {}) for item in stored.items]
+    if settings.get("signature") != metric.signature() or not all(name in value for value in values):
+        return None
+    return [value[name] for value in values]
+
+
+def _load_complete_predictions(file: Path) -> PredictionsFile:
     stored = load_predictions(file)
     if not stored.complete:
         what = f"the evaluation was interrupted: it has some of {stored.header.get('items', '?')} items"
         raise HarnessError(str(file), what, "complete it with `harness evaluate`, then score it")
-    return stored.items
+    return stored

@@ -17,9 +17,9 @@ from functools import cached_property
 from typing import Any
 
 from harness.errors import HarnessError
-from harness.evaluation.batching import longest_first
 from harness.evaluation.context import EvalContext, ItemCallback
 from harness.evaluation.likelihood import measure_rows, response_nll
+from harness.evaluation.row_batch import RowBatch, RowGroup
 from harness.evaluation.row_requirements import require_plain_text
 from harness.types import Example, TokenizedExample
 
@@ -42,27 +42,27 @@ class RollingLikelihoods:
 
     def run(self, todo: Sequence[int], on_item: ItemCallback) -> None:
         """Measure the items `todo`; see `ModelMeasurement.run`."""
-        prefix_id = self._prefix_id()
-        item_of_row, rows = [], []
-        for index in todo:
-            for row in rolling_windows(self._ids[index], prefix_id, self._window):
-                item_of_row.append(index)
-                rows.append(row)
-        window_counts = Counter(item_of_row)
+        prefix_id, wanted = self._prefix_id(), set(todo)
+        item_of_window: list[int] = []
+        windows: dict[int, RowGroup] = {}
+        for index, ids in enumerate(self._ids):
+            for window in rolling_windows(ids, prefix_id, self._window):
+                windows[len(windows)] = (window,)
+                item_of_window.append(index)
+        window_counts = Counter(item_of_window)
         nlls: dict[int, list[float]] = defaultdict(list)
 
-        def on_row(key: int, fields: Mapping[str, Any]) -> None:
-            index = item_of_row[key]
-            nlls[index].append(fields["nll"])
+        def on_window(key: int, fields: Sequence[Mapping[str, Any]]) -> None:
+            index = item_of_window[key]
+            nlls[index].append(fields[0]["nll"])
             if len(nlls[index]) == window_counts[index]:
                 on_item(index, {"text_nll": sum(sorted(nlls.pop(index))), "text_tokens": len(self._ids[index])})
 
-        order = longest_first([len(row.input_ids) for row in rows])
-        measure_rows(self._context, {key: rows[key] for key in order}, self._measure_batch, on_row)
+        keys = [key for key, index in enumerate(item_of_window) if index in wanted]
+        measure_rows(self._context, windows, keys, self._measure_batch, on_window)
 
-    def _measure_batch(self, rows: Sequence[TokenizedExample]) -> Sequence[Mapping[str, Any]]:
-        nlls = response_nll(self._context.require_model(), rows, self._context.tokenizer.pad_token_id)
-        return [{"nll": nll} for nll in nlls]
+    def _measure_batch(self, batch: RowBatch) -> Sequence[Mapping[str, Any]]:
+        return [{"nll": nll} for nll in response_nll(self._context.require_model(), batch)]
 
     def _encode(self, example: Example) -> list[int]:
         require_plain_text(example)

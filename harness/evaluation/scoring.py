@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
+from typing import Any
+
+import numpy as np
 
 from harness.errors import HarnessError, RunError
+from harness.evaluation.metric_values import with_values
 from harness.interfaces.metric import Metric
 from harness.spec.preflight import duplicate_score_names
 from harness.statistics.intervals import estimate
-from harness.statistics.item_statistics import groups_of
+from harness.statistics.item_statistics import ItemsAggregate, groups_of, score_function, score_of
 from harness.types import Evaluation, Item, LimitViolation, Score, Suite
 
 
@@ -79,7 +82,10 @@ def item_values(score: Score, metric: Metric) -> list[float]:
 
     Of a corpus score, such as BLEU, it is what the metric returns for that item alone.
     """
-    return [float(metric.aggregate(score.name, list(statistics))) for statistics in score.statistics]
+    aggregate = score_function(metric, score.name)
+    if isinstance(aggregate, ItemsAggregate):
+        return [score_of(aggregate, np.array([vector])) for vector in score.statistics]
+    return [float(aggregate(list(map(float, vector)))) for vector in score.statistics]
 
 
 _COUNTERS: dict[str, dict[str, Callable[[Item], bool]]] = {
@@ -92,12 +98,18 @@ _COUNTERS: dict[str, dict[str, Callable[[Item], bool]]] = {
     "base": {"row_cut": lambda item: item.row_cut},
     "choices": {"row_cut": lambda item: item.row_cut, "boundary": lambda item: item.joined > 0},
     "text": {},
+    "model": {},
 }
 """`Metric.requires` -> name of a count -> whether an item belongs to it."""
 
 
 def score_items(
-    items: Sequence[Item], metrics: Mapping[str, Metric], *, suite: str = "", stage: int = 0
+    items: Sequence[Item],
+    metrics: Mapping[str, Metric],
+    *,
+    suite: str = "",
+    stage: int = 0,
+    computed: Mapping[str, Sequence[Any]] | None = None,
 ) -> tuple[Score, ...]:
     """Compute every score of the metrics from a suite's items, with standard error, 95 % interval and counts.
 
@@ -106,6 +118,7 @@ def score_items(
         metrics: Name -> metric.
         suite: Name of the suite.
         stage: Index of the stage.
+        computed: Metric -> its value of each item, for metrics that compute values; None: `prepare` computes them.
 
     Raises:
         HarnessError: An item lacks what a metric requires, a metric returns other scores than its `score_names`, or
@@ -117,7 +130,9 @@ def score_items(
     return tuple(
         score
         for name, metric in metrics.items()
-        for score in _scores_of_metric(items, name, metric, suite=suite, stage=stage)
+        for score in _scores_of_metric(
+            with_values(items, metric, (computed or {}).get(name)), name, metric, suite=suite, stage=stage
+        )
     )
 
 
@@ -134,11 +149,10 @@ def _scores_of_metric(
     if metric.requires == "answer":
         counts["unparsed"] = sum(not metric.is_parsed(item) for item in items)
     scores, signature = [], metric.signature()
+    diagnostics, unusable = dict(metric.diagnostics(items)), metric.unusable_reason(items)
     for name in metric.score_names:
         vectors = tuple(item_statistics[name] for item_statistics in statistics)
-        result = estimate(
-            vectors, partial(metric.aggregate, name), ratio=metric.is_ratio(name), groups=groups_of(items)
-        )
+        result = estimate(vectors, score_function(metric, name), ratio=metric.is_ratio(name), groups=groups_of(items))
         scores.append(
             Score(
                 stage=stage,
@@ -156,6 +170,8 @@ def _scores_of_metric(
                 method=result.method,
                 groups=result.groups,
                 counts=counts,
+                diagnostics=diagnostics,
+                unusable=unusable,
             )
         )
     return scores

@@ -1,45 +1,36 @@
-"""Answers from a server with OpenAI's completions API: vLLM, llama.cpp and others.
+"""Answers from a server with OpenAI's API: vLLM, llama.cpp and others.
 
-Prompts are rendered here: `POST <url>/completions` sends the tokens (or the text) of the prompt as in training, never
-messages that the server would render. Only the server knows which weights a model name refers to: use a new name for
-new weights.
+`POST <url>/completions` sends the tokens (or the text) of a prompt as in training. With `chat`, `POST
+<url>/chat/completions` sends messages, which the server renders; `harness.evaluation.served_chat` compares. Only the
+server knows which weights a model name refers to: use a new name for new weights.
 """
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
-import random
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any
 
 from harness.errors import HarnessError, RunError
 from harness.evaluation.generation import Answer, truncate_at_stop
-from harness.utils.json_depth import load_json
-
-RETRYABLE_STATUS = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
-"""Status codes of errors that may be temporary."""
+from harness.utils.http_requests import post_json
 
 _URL_HINT = "check server.url: it must be the address of the API, e.g. http://127.0.0.1:8000/v1"
 
-MAX_RETRY_PAUSE = 30.0
-"""Seconds; the maximum, also for a longer `Retry-After`."""
-
 
 @dataclass(frozen=True)
-class CompletionServer:
+class AnswerServer:
     """A server and how it is called; `SERVER_KEYS` describes the settings.
 
     Attributes:
-        url: Address of the API, without `/completions`.
+        url: Address of the API, e.g. http://127.0.0.1:8000/v1.
         model: Name of the model on the server.
         prompts: `tokens` or `text`.
+        chat: Whether the server renders the prompts by its own chat template.
+        tolerance: With `chat`: nats by which sampled answers may differ; None: they are not compared.
         concurrency: Number of requests at the same time.
         timeout: Seconds for one request.
         retries: Number of further attempts after an error that may be temporary.
@@ -50,6 +41,8 @@ class CompletionServer:
     url: str
     model: str
     prompts: str
+    chat: bool
+    tolerance: float | None
     concurrency: int
     timeout: float
     retries: int
@@ -57,7 +50,7 @@ class CompletionServer:
     key: str | None = field(repr=False, default=None)
 
     @classmethod
-    def from_settings(cls, settings: Mapping[str, Any], stage: int) -> CompletionServer:
+    def from_settings(cls, settings: Mapping[str, Any], stage: int) -> AnswerServer:
         """Return the server of a suite at a stage.
 
         Raises:
@@ -74,51 +67,42 @@ class CompletionServer:
 
     def fingerprint(self) -> dict[str, Any]:
         """Return what the answers depend on, as far as the client knows it."""
-        return {"url": self.url, "model": self.model, "prompts": self.prompts, "body": dict(self.body)}
+        rendering = {"chat": True} if self.chat else {"prompts": self.prompts}
+        return {"url": self.url, "model": self.model, **rendering, "body": dict(self.body)}
 
     def request_completion(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Request one completion and return the server's reply.
+        """Request the completion of a prompt and return the server's reply; see `post`."""
+        return self.post(f"{self.url}/completions", {"n": 1, "stream": False, **request})
 
-        After an error that may be temporary (no connection, timeout, `RETRYABLE_STATUS`) the request is repeated up to
-        `retries` times. The pause is 1, 2, 4 … seconds with jitter, or the server's `Retry-After`.
+    def request_chat(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Request the answer to messages and return the server's reply; see `post`."""
+        return self.post(f"{self.url}/chat/completions", {"stream": False, **request})
+
+    def post(self, address: str, request: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Send a request with the model's name and the additional fields, and return the server's reply.
+
+        It is repeated up to `retries` times, see `post_json`.
 
         Raises:
             RunError: Any other error, or the last attempt failed.
         """
         fields = {key: value for key, value in request.items() if value != []}  # some servers reject an empty list
-        body = json.dumps({"model": self.model, "n": 1, "stream": False, **fields, **self.body}).encode()
-        headers = {"Content-Type": "application/json", "Accept": "application/json"}
-        if self.key:
-            headers["Authorization"] = f"Bearer {self.key}"
-        for attempt in range(self.retries + 1):
-            http_request = urllib.request.Request(f"{self.url}/completions", body, headers, method="POST")
-            pause = 2.0**attempt * random.uniform(0.75, 1.25)
-            try:
-                with urllib.request.urlopen(http_request, timeout=self.timeout) as response:
-                    reply = load_json(response.read())
-                    if not isinstance(reply, dict):
-                        raise RunError(self.url, "the reply is not a JSON object", _URL_HINT)
-                    return reply
-            except urllib.error.HTTPError as error:
-                what = f"the server returns status {error.code}: {_response_error_text(error)}"
-                if error.code not in RETRYABLE_STATUS:
-                    raise RunError(self.url, what, _hint_for_status(error.code)) from error
-                retry_after = error.headers.get("Retry-After", "")
-                pause = float(retry_after) if retry_after.isdigit() else pause
-            except json.JSONDecodeError as error:
-                raise RunError(self.url, "the reply is not valid JSON", _URL_HINT) from error
-            except (OSError, http.client.HTTPException) as error:  # no connection, an interrupted one, or a timeout
-                what = f"the server does not respond: {getattr(error, 'reason', error)}"
-            if attempt < self.retries:
-                time.sleep(min(pause, MAX_RETRY_PAUSE))
-        raise RunError(self.url, f"{what}, after {self.retries + 1} attempts", "check the server, and evaluate again")
+        return post_json(
+            address,
+            {"model": self.model, **fields, **self.body},
+            key=self.key,
+            timeout=self.timeout,
+            retries=self.retries,
+            url_hint=_URL_HINT,
+        )
 
 
-def request_completions(
-    server: CompletionServer,
+def collect_answers(
     requests: Mapping[int, Mapping[str, Any]],
+    ask: Callable[[int, Mapping[str, Any]], Answer],
     on_answer: Callable[[int, Answer], None],
     *,
+    concurrency: int,
     where: str,
 ) -> None:
     """Send all requests, `concurrency` at a time.
@@ -127,31 +111,32 @@ def request_completions(
     the error is raised.
 
     Args:
-        server: The server.
         requests: Key -> fields of the request.
+        ask: Takes a key and its fields, sends the request and returns the answer; called in several threads.
         on_answer: Receives the key and the answer of each request, in this thread.
+        concurrency: Number of requests at the same time.
         where: Location in error messages.
 
     Raises:
         RunError: A request failed.
     """
     waiting = iter(requests.items())
-    in_progress: dict[Future[Mapping[str, Any]], int] = {}
+    in_progress: dict[Future[Answer], int] = {}
     first_error: RunError | None = None
-    with ThreadPoolExecutor(server.concurrency) as pool:
+    with ThreadPoolExecutor(concurrency) as pool:
         while True:
-            while first_error is None and len(in_progress) < server.concurrency:
+            while first_error is None and len(in_progress) < concurrency:
                 key_and_request = next(waiting, None)
                 if key_and_request is None:
                     break
                 key, request = key_and_request
-                in_progress[pool.submit(server.request_completion, request)] = key
+                in_progress[pool.submit(ask, key, request)] = key
             if not in_progress:
                 break
             for future in wait(in_progress, return_when=FIRST_COMPLETED).done:
                 key = in_progress.pop(future)
                 try:
-                    answer = parse_completion(future.result(), requests[key]["stop"])
+                    answer = future.result()
                 except HarnessError as error:
                     first_error = first_error or RunError(f"{where}: {error.where}", error.what, error.hint)
                     continue
@@ -160,8 +145,8 @@ def request_completions(
         raise first_error
 
 
-def parse_completion(reply: Mapping[str, Any], stop_strings: list[str]) -> Answer:
-    """Return the answer in a server's reply.
+def parse_completion(reply: Mapping[str, Any], stop_strings: Sequence[str]) -> Answer:
+    """Return the answer in the reply to a completion.
 
     The finish reason `stop` becomes `eos` if the server reports that no string stopped the answer (vLLM's
     `stop_reason`: null). Otherwise it stays `stop`.
@@ -175,11 +160,37 @@ def parse_completion(reply: Mapping[str, Any], stop_strings: list[str]) -> Answe
     """
     try:
         (choice,) = reply["choices"]
-        text, finish = choice["text"] or "", choice["finish_reason"]
-        token_count = int((reply.get("usage") or {}).get("completion_tokens") or 0)
+        text = choice["text"] or ""
+        return _build_answer(reply, choice, text, stop_strings)
     except (KeyError, TypeError, ValueError) as error:
         what = f"has no completion: {json.dumps(reply)[:200]}"
         raise RunError("the reply", what, "use a server with OpenAI's completions API") from error
+
+
+def parse_chat(reply: Mapping[str, Any], stop_strings: Sequence[str]) -> Answer:
+    """Return the answer in the reply to messages; see `parse_completion`.
+
+    Raises:
+        RunError: The reply has another structure or finish reason, or the server has taken the answer apart.
+    """
+    try:
+        (choice,) = reply["choices"]
+        message = choice["message"]
+        for key, parser in (("tool_calls", "tool call"), ("reasoning_content", "reasoning")):
+            if message.get(key):
+                what = f"has {key}, which the server has cut out of the answer"
+                raise RunError("the reply", what, f"start the server without its {parser} parser, or remove chat")
+        return _build_answer(reply, choice, message["content"] or "", stop_strings)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        what = f"has no message: {json.dumps(reply)[:200]}"
+        raise RunError("the reply", what, "use a server with OpenAI's chat API") from error
+
+
+def _build_answer(
+    reply: Mapping[str, Any], choice: Mapping[str, Any], text: str, stop_strings: Sequence[str]
+) -> Answer:
+    finish = choice["finish_reason"]
+    token_count = int((reply.get("usage") or {}).get("completion_tokens") or 0)
     if finish not in ("stop", "length"):
         what = f"has the finish_reason {finish!r}, so it is not a complete answer"
         raise RunError("the reply", what, "disable content filters on the server")
@@ -189,14 +200,3 @@ def parse_completion(reply: Mapping[str, Any], stop_strings: list[str]) -> Answe
     elif truncated != text:
         finish = "stop"
     return Answer(truncated, finish if truncated.strip() else "empty", token_count)
-
-
-def _response_error_text(error: urllib.error.HTTPError) -> str:
-    text = " ".join(error.read(2000).decode("utf-8", "replace").split())
-    return text[:200] or str(error.reason)
-
-
-def _hint_for_status(code: int) -> str:
-    if code in (401, 403):
-        return "set key_env to the environment variable with the API key"
-    return "check the model's name and the length of the prompt" if code in (400, 404, 422) else ""

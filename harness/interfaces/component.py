@@ -6,7 +6,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-COMPONENT_TYPES = ("templates", "sources", "modes", "mitigations", "metrics")
+from harness.interfaces.component_example import ComponentExample
+
+COMPONENT_TYPES = (
+    *("templates", "sources", "row_formats", "modes", "mitigations", "metrics"),
+    *("optimizers", "schedulers", "checks", "trackers", "exporters"),
+)
+
+CORE_DISTRIBUTION = "harness-sft"
+"""The distribution of harness itself, which has the built-in components."""
+
+SUPPORTED_API = range(1, 2)
+"""Versions of the plugin interface that this version of harness supports."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +32,8 @@ class Component:
         required: The options without a default.
         typical_ranges: Usual ranges of core settings with this component, e.g.
             `{"train.learning_rate": (1e-4, 5e-4)}`.
+        api: Version of the plugin interface that it is written for.
+        example: Options and results for `harness plugins --check` and the tests of `harness.testing`.
     """
 
     summary: str
@@ -28,3 +41,5 @@ class Component:
     options: Mapping[str, Any] = field(default_factory=dict)
     required: tuple[str, ...] = ()
     typical_ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    api: int = 1
+    example: ComponentExample = field(default_factory=ComponentExample)

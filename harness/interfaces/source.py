@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import ClassVar
 
+from harness.interfaces import result_checks
+from harness.interfaces.guard import ElementCheck, GuardedComponent, ResultCheck
 from harness.types import InvalidRecord, Record
 
 
-class Source:
+class Source(GuardedComponent):
     """A supplier of raw rows."""
+
+    guarded_methods: ClassVar[Mapping[str, ResultCheck | None]] = {
+        "records": result_checks.check_iterable,
+        "metadata": result_checks.check_mapping,
+        "warnings": result_checks.check_strings,
+    }
+    element_checks: ClassVar[Mapping[str, ElementCheck]] = {"records": result_checks.check_record}
+    required_members = ("records",)
 
     def records(self) -> Iterator[Record | InvalidRecord]:
         """Yield every raw row with its location, in a fixed order.

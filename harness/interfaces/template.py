@@ -5,14 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from harness.interfaces import result_checks
+from harness.interfaces.guard import GuardedComponent, ResultCheck
 from harness.types import Message, Span
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-class Template:
+class Template(GuardedComponent):
     """A prompt format."""
+
+    guarded_methods: ClassVar[Mapping[str, ResultCheck | None]] = {
+        "render": result_checks.check_spans,
+        "stop_strings": result_checks.check_strings,
+    }
+    required_members = ("render", "stop_strings")
 
     control_tokens: ClassVar[tuple[str, ...]] = ()
     """Added tokens of the format that begin or end a turn and are not special tokens of the tokenizer.

@@ -150,7 +150,7 @@ def grow_embeddings(
         The ids of the new rows, in order.
 
     Raises:
-        HarnessError: The model is quantized.
+        HarnessError: The embeddings are quantized.
     """
     import torch
 
@@ -160,8 +160,8 @@ def grow_embeddings(
     ids = sorted({*new_ids, *range(rows, size)})
     if not ids:
         return ()
-    if getattr(model.config, "quantization_config", None) is not None:
-        what = f"the embeddings of a quantized model do not grow, and {join_names(_texts(tokenizer, ids[:3]))} is new"
+    if any(layer is not None and layer.weight.dtype.itemsize < 2 for layer in (embedding, head)):
+        what = f"quantized embeddings do not grow, and {join_names(_texts(tokenizer, ids[:3]))} is new"
         raise HarnessError("model.add_tokens", what, "give the model without quantization")
     old_ids = torch.tensor(sorted(set(range(rows)) - set(ids)), device=embedding.weight.device)
     layers = [embedding] if head is None or head.weight is embedding.weight else [embedding, head]

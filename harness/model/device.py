@@ -54,6 +54,17 @@ def resolve_dtype(precision: str, device: torch.device) -> torch.dtype:
     return _DTYPES[precision]
 
 
+def set_tf32(enabled: bool) -> None:
+    """Set whether float32 matrix products on a GPU round their inputs to TF32. A CPU is not concerned."""
+    if torch.cuda.is_available():
+        torch.set_float32_matmul_precision("high" if enabled else "highest")
+
+
+def uses_tf32() -> bool:
+    """Return whether float32 matrix products on a GPU round their inputs to TF32."""
+    return torch.cuda.is_available() and torch.get_float32_matmul_precision() != "highest"
+
+
 def resolve_attention(name: str, device: torch.device) -> str | None:
     """Return the attention implementation to request from transformers.
 

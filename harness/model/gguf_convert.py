@@ -19,9 +19,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 from harness.errors import HarnessError
 from harness.model import gguf_header
 from harness.types import Progress
-from harness.utils import cache_dir
 from harness.utils.formatting import join_names
 from harness.utils.silence import silence_libraries
+from harness.utils.write_errors import is_disk_full_error
 
 WHERE = "model.path"
 
@@ -68,7 +68,7 @@ def convert_gguf(file: Path, folder: Path, progress: Progress) -> dict[str, Any]
     except (HarnessError, MemoryError):
         raise
     except Exception as error:
-        if cache_dir.is_disk_full_error(error) or (isinstance(error, OSError) and error.errno is not None):
+        if is_disk_full_error(error) or (isinstance(error, OSError) and error.errno is not None):
             raise
         raise HarnessError(
             WHERE,

@@ -11,6 +11,7 @@ from typing import Any
 from harness.errors import HarnessError
 from harness.types import Progress
 from harness.utils import cache_dir
+from harness.utils.write_errors import is_disk_full_error
 
 WHERE = "model.path"
 
@@ -100,7 +101,7 @@ def hub_error(error: BaseException, name: str, revision: str | None) -> HarnessE
     for cause in _causes(error):
         if isinstance(cause, HarnessError):
             return cause
-        if cache_dir.is_disk_full_error(cause):
+        if is_disk_full_error(cause):
             return HarnessError(
                 WHERE, f"no disk space left to download {model}", "free some, or set HF_HOME to another disk"
             )

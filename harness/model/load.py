@@ -16,13 +16,12 @@ from transformers import (
 )
 
 from harness.errors import HarnessError
-from harness.model import added_tokens, hub
+from harness.model import added_tokens, hub, model_config, quantization
 from harness.model import device as device_module
 from harness.model.added_tokens import ADDED_ROWS_ATTRIBUTE as ADDED_ROWS_ATTRIBUTE
 from harness.model.locate import ModelLocation
 from harness.model.precision import upcast_norms_and_embeddings
-from harness.model.quantization import finish_dequantization
-from harness.model.tokenizer import from_pretrained_options, load_error, load_published_tokenizer
+from harness.model.tokenizer import from_pretrained_options, load_error, load_published_tokenizer, trusts_remote_code
 from harness.model.tokenizer import load_tokenizer as load_tokenizer
 from harness.types import Progress, no_progress
 from harness.utils.formatting import join_names
@@ -57,7 +56,8 @@ def load_model(
         progress: Called while the model is downloaded and loaded.
 
     Raises:
-        HarnessError: The model cannot be downloaded or loaded, or device, dtype and attention are incompatible.
+        HarnessError: The model cannot be downloaded or loaded, its quantization is not available, or device, dtype and
+            attention are incompatible.
     """
     if location.base is not None:
         base = {**settings, "revision": location.base.revision}
@@ -65,6 +65,8 @@ def load_model(
     device = device_module.select_device()
     dtype = device_module.resolve_dtype(precision, device)
     attention = device_module.resolve_attention(settings.get("attention", "auto"), device)
+    quantization.check_checkpoint(model_config.load_located_config(location), location.quantization)
+    quantization_options = quantization.loading_options(location.quantization, dtype, device)
     if location.kind == "hub" and location.reachable:
         hub.download_model(location.path, settings.get("revision"), progress)
     progress("load", 0, 0, location.path)
@@ -76,8 +78,11 @@ def load_model(
                 dtype=dtype,
                 attn_implementation=attention,
                 output_loading_info=True,
+                **quantization_options,
                 **from_pretrained_options(location, settings),
             )
+    except torch.cuda.OutOfMemoryError as error:
+        raise _does_not_fit(location, device) from error
     except Exception as error:
         if isinstance(error, ValueError) and "attn_implementation" in str(error):
             what = f"the code of '{location.path}' does not support {attention}"
@@ -91,7 +96,8 @@ def load_model(
             f"{join_names(unfilled[:3])} ({len(unfilled)} in all)",
             "give a folder with all weights of the model",
         )
-    finish_dequantization(model, _load_config(location, settings), dtype)
+    quantization.finish_dequantization(model, _load_config(location, settings), dtype)
+    quantization.prepare_quantized_layers(model)
     tokenizer = load_tokenizer(location, settings)
     if location.added:
         new_ids = added_tokens.add_to_tokenizer(load_published_tokenizer(location, settings), location.added)
@@ -100,14 +106,9 @@ def load_model(
     _configure_model(model, tokenizer)
     setattr(model, ORIGIN_ATTRIBUTE, location)
     try:
-        model = model.to(device)
+        model = model if quantization_options else model.to(device)
     except torch.cuda.OutOfMemoryError as error:
-        free, total = torch.cuda.mem_get_info(device)
-        raise HarnessError(
-            WHERE,
-            f"'{location.path}' does not fit on {device}: {free / 1e9:.1f} of {total / 1e9:.1f} GB are free",
-            "free the device, use a smaller model, or set train.precision to bfloat16",
-        ) from error
+        raise _does_not_fit(location, device) from error
     return cast(PreTrainedModel, model.eval())
 
 
@@ -121,7 +122,7 @@ def load_on_meta(location: ModelLocation, settings: Mapping[str, Any]) -> PreTra
     try:
         with silence_libraries(), torch.device("meta"):
             config = _load_config(location, settings)
-            trust_remote_code = bool(settings.get("trust_remote_code", False))
+            trust_remote_code = trusts_remote_code(settings)
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
             return cast(PreTrainedModel, model)
     except Exception as error:
@@ -151,6 +152,15 @@ def parameter_count(model: PreTrainedModel, *, trainable: bool = False) -> int:
         trainable: Whether to count only the weights that are trained.
     """
     return sum(weight.numel() for weight in model.parameters() if weight.requires_grad or not trainable)
+
+
+def _does_not_fit(location: ModelLocation, device: torch.device) -> HarnessError:
+    free, total = torch.cuda.mem_get_info(device)
+    return HarnessError(
+        WHERE,
+        f"'{location.path}' does not fit on {device}: {free / 1e9:.1f} of {total / 1e9:.1f} GB are free",
+        "free the device, use a smaller model, set train.precision to bfloat16, or model.quantization to bitsandbytes",
+    )
 
 
 def _attach_adapter(model: PreTrainedModel, location: ModelLocation) -> PreTrainedModel:

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from harness.errors import HarnessError
 from harness.model import gguf_header, hub, pypi_wheel
 from harness.model.added_tokens import NO_TOKENS, SETTINGS, AddedTokens
+from harness.model.quantization_settings import load_quantization, quantized_digest
 from harness.types import Progress, no_progress
 from harness.utils import cache_dir, file_digests
 from harness.utils.find_run import RUN_SCHEME, find_finished_run
@@ -45,6 +46,7 @@ class ModelLocation:
             file would take minutes.
         base: For a run whose result is an adapter: the adapter's base model. Else None.
         added: The tokens that are added to the model when it is loaded. They are in its digest.
+        quantization: The spec's `model.quantization`, with which the model is loaded. It is in its digest.
     """
 
     kind: Literal["hub", "folder", "gguf", "package", "run"]
@@ -54,6 +56,7 @@ class ModelLocation:
     reachable: bool = True
     base: ModelLocation | None = None
     added: AddedTokens = NO_TOKENS
+    quantization: Mapping[str, Any] | None = None
 
 
 def resolve_model(
@@ -64,7 +67,7 @@ def resolve_model(
     A hub model is looked up but not downloaded; `load_tokenizer` and `load_model` do that.
 
     Args:
-        settings: The spec's `model`: `path`, `revision`, `trust_remote_code`, `attention`.
+        settings: The spec's `model`.
         output: The folder that holds the runs, for `run:<name>`.
         progress: Called while a file is downloaded, hashed or converted.
 
@@ -73,6 +76,10 @@ def resolve_model(
             disk.
     """
     location = _resolve_files(settings, output, progress)
+    quantization = settings.get("quantization")
+    if quantization and location.base is None:
+        digest = quantized_digest(location.digest, quantization)
+        location = replace(location, digest=digest, quantization=quantization)
     added = AddedTokens.from_settings(settings)
     if not added:
         return location
@@ -165,10 +172,12 @@ def _locate_adapter_base(
     except (OSError, ValueError, KeyError, TypeError) as error:
         what = f"the adapter of the run '{run_folder}' cannot be read ({type(error).__name__})"
         raise HarnessError(WHERE, what, "check that the folder is complete") from error
-    settings = {**settings, **{key: spec_settings.get(key) for key in SETTINGS}}
+    quantization = settings.get("quantization") or load_quantization(run_folder.resolve() / "model")
+    settings = {**settings, **{key: spec_settings.get(key) for key in SETTINGS}, "quantization": quantization}
     if not Path(path).is_dir() and (
         path.startswith("/") or str(spec_settings["path"]).startswith((RUN_SCHEME, pypi_wheel.PYPI_SCHEME))
     ):
+        spec_settings = {**spec_settings, "quantization": quantization}
         location = resolve_model({**settings, **spec_settings}, output=output, progress=progress)
         return location.base or location
     return resolve_model({**settings, "path": path, "revision": revision}, output=output, progress=progress)

@@ -15,6 +15,19 @@ from torch import Tensor, nn
 from harness.errors import HarnessError
 
 
+def output_head(model: nn.Module) -> nn.Module:
+    """Return the module that computes the logits of a causal language model, or of the PEFT model around it.
+
+    Raises:
+        HarnessError: The model has no output head.
+    """
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    if not isinstance(head, nn.Module):
+        what = f"{type(model).__name__} has no output embeddings"
+        raise HarnessError("model.path", what, "give a causal language model")
+    return head
+
+
 @contextmanager
 def logits_at(model: nn.Module, positions: Tensor) -> Iterator[None]:
     """Within the context, the model's `logits` have the shape (1, N, V): those at the N true `positions`, row by row.
@@ -29,10 +42,7 @@ def logits_at(model: nn.Module, positions: Tensor) -> Iterator[None]:
     Raises:
         HarnessError: The model has no output head.
     """
-    head = model.get_output_embeddings()  # type: ignore[operator]
-    if not isinstance(head, nn.Module):
-        what = f"{type(model).__name__} has no output embeddings"
-        raise HarnessError("model.path", what, "give a causal language model")
+    head = output_head(model)
 
     def select(_: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
         hidden, *rest = arguments  # (B, T, H)

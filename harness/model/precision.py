@@ -17,6 +17,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from harness.model.device import resolve_dtype
+from harness.model.quantization import quantization_method
 
 _DTYPES_16_BIT = (torch.bfloat16, torch.float16)
 _AUTOCAST_MODULES = (nn.Linear, Conv1D, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -102,8 +103,14 @@ def match_dtypes(reference: nn.Module, model: nn.Module) -> None:
         weight.data = weight.data.to(dtypes.get(name, weight.dtype))
 
 
-def loaded_dtype(model: nn.Module) -> torch.dtype:
-    """Return the dtype that the model was loaded in: 16 bits if a weight is stored in 16 bits, else float32."""
+def loaded_dtype(model: Any) -> torch.dtype:
+    """Return the dtype that the model was loaded in: 16 bits if a weight is stored in 16 bits, else float32.
+
+    That of a quantized model is the one that its matrix products have.
+    """
+    if quantization_method(model) is not None:
+        dtype = model.config.dtype
+        return dtype if dtype in _DTYPES_16_BIT else torch.float32
     return next((weight.dtype for weight in model.parameters() if weight.dtype in _DTYPES_16_BIT), torch.float32)
 
 

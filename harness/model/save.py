@@ -7,6 +7,7 @@ import copy
 import json
 import os
 import shutil
+import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -18,11 +19,14 @@ import torch
 from torch import nn
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from harness.errors import HarnessError, RunError
-from harness.model import frozen_lora, precision, svd_subspaces
+from harness.errors import HarnessError
+from harness.interfaces.exporter import LOADING_HEADING
+from harness.model import frozen_lora, precision, quantization, svd_subspaces
 from harness.model.load import ADDED_ROWS_ATTRIBUTE, ORIGIN_ATTRIBUTE, PUBLISHED_CONFIG_ATTRIBUTE
+from harness.model.quantization_settings import save_quantization
 from harness.utils import cache_dir
 from harness.utils.silence import silence_libraries
+from harness.utils.write_errors import report_write_errors
 
 
 def save_model(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
@@ -46,12 +50,14 @@ def save_model(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) -> 
     """
     folder = Path(folder)
     draft = folder.with_name(f".{folder.name}.draft-{os.getpid()}")
-    try:
+    with report_write_errors(folder, "the model"), contextlib.ExitStack() as cleanup:
+        cleanup.callback(shutil.rmtree, draft, ignore_errors=True)
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(parents=True)
         with silence_libraries():
             if saves_as_adapter(model):
                 _save_adapter(model, draft)
+                _sort_adapter_config(draft / "adapter_config.json")
             elif is_peft_model(model):
                 _save_merged_model(model, draft)
             else:
@@ -59,16 +65,6 @@ def save_model(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) -> 
             tokenizer.save_pretrained(draft)
         (draft / "README.md").write_text(_describe_loading(model, folder), encoding="utf-8")
         cache_dir.move_into_place(draft, folder)
-    except Exception as error:
-        if cache_dir.is_disk_full_error(error):
-            raise RunError(str(folder), "no disk space left to save the model", "free some and run again") from error
-        if isinstance(error, OSError) and not isinstance(error, HarnessError):
-            raise RunError(
-                str(folder), f"the model cannot be saved: {error}", "check the folder's permissions"
-            ) from error
-        raise
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -117,11 +113,26 @@ def merge_adapter(model: Any) -> Any:
     Within `autocast_context` too, the change is computed in full precision: rounding it to 16 bits before the addition
     would lose more than rounding the sum. An adapted layer that shares its weight with another layer, such as the
     embedding of a model with tied embeddings, gets its own: the adapter changes only that layer.
+
+    Weights that bitsandbytes quantized are dequantized first, so the sum is not quantized again.
     """
+    if quantization.quantized_layers(model):
+        model = _with_dequantized_base(model)
     _untie_adapted_layers(model)
     device = next(model.parameters()).device
     with torch.autocast(device.type, enabled=False):
         return model.merge_and_unload()
+
+
+def _with_dequantized_base(model: Any) -> Any:
+    """Return the PEFT model on the dequantized weights of its base model. Its adapters pass through a folder."""
+    from peft import PeftModel
+
+    with tempfile.TemporaryDirectory() as folder, silence_libraries(), torch.random.fork_rng():
+        _save_adapter(model, Path(folder))
+        base = model.unload()
+        quantization.dequantize(base)
+        return PeftModel.from_pretrained(base, folder)
 
 
 def _untie_adapted_layers(model: Any) -> None:
@@ -143,6 +154,7 @@ def _save_adapter(model: Any, draft: Path) -> None:
         for config in model.peft_config.values():
             config.base_model_name_or_path = origin.path
             config.revision = origin.revision
+        save_quantization(origin.quantization, draft)
     if frozen_lora.frozen_lora(model):
         frozen_lora.save_joined_adapter(model, draft)
         return
@@ -151,6 +163,19 @@ def _save_adapter(model: Any, draft: Path) -> None:
         # PEFT would save the whole embeddings because they grew; the adapter has the new rows
         grew = any(getattr(config, "trainable_token_indices", None) for config in model.peft_config.values())
         model.save_pretrained(draft, save_embedding_layers=False if grew else "auto")
+
+
+def _sort_adapter_config(file: Path) -> None:
+    """Sort the keys and the names of layers of an adapter's config, which PEFT writes in the order of a set."""
+    config = json.loads(file.read_text(encoding="utf-8"))
+    for name in _SETS_OF_ADAPTER_CONFIG:
+        if isinstance(config.get(name), list) and all(isinstance(value, str | int) for value in config[name]):
+            config[name] = sorted(config[name], key=str)
+    file.write_text(json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+_SETS_OF_ADAPTER_CONFIG = ("target_modules", "exclude_modules", "modules_to_save", "target_parameters")
+"""Settings of PEFT in which the order has no meaning."""
 
 
 def _describe_loading(model: Any, folder: Path) -> str:
@@ -164,6 +189,11 @@ def _describe_loading(model: Any, folder: Path) -> str:
         dtype = str(precision.loaded_dtype(model)).removeprefix("torch.")
         options = f", revision={config.revision!r}, dtype={dtype!r}{options}"
         lines.insert(0, "from peft import PeftModel")
+        origin = getattr(causal_lm, ORIGIN_ATTRIBUTE, None)
+        if origin is not None and origin.quantization:
+            lines[1] = "from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig"
+            lines.append(quantization.config_source(origin.quantization, dtype))
+            options = f"{options}, quantization_config=quantization"
         lines.append(f"base = AutoModelForCausalLM.from_pretrained({config.base_model_name_or_path!r}{options})")
         if getattr(causal_lm, ADDED_ROWS_ATTRIBUTE, ()):
             rows = causal_lm.config.get_text_config().vocab_size
@@ -176,7 +206,7 @@ def _describe_loading(model: Any, folder: Path) -> str:
     else:
         lines.append(f"model = AutoModelForCausalLM.from_pretrained(folder{options})")
     lines.append("tokenizer = AutoTokenizer.from_pretrained(folder)")
-    return "\n".join(["Load the model:", "", "```python", *lines, "```", note])
+    return "\n".join([LOADING_HEADING, "", "```python", *lines, "```", note])
 
 
 def _save_merged_model(model: Any, draft: Path) -> None:

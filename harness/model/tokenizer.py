@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import HarnessError
 from harness.model import added_tokens, hub, model_config
 from harness.model.locate import ModelLocation
 from harness.utils.silence import silence_libraries
+
+REMOTE_CODE_VARIABLE = "HARNESS_TRUST_REMOTE_CODE"
+"""Environment variable that is 1 if the command line agrees to execute the code of a model."""
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -67,11 +72,26 @@ def load_published_tokenizer(location: ModelLocation, settings: Mapping[str, Any
 
 def from_pretrained_options(location: ModelLocation, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options of transformers' `from_pretrained` for a located model."""
-    options: dict[str, Any] = {"trust_remote_code": bool(settings.get("trust_remote_code", False))}
+    options: dict[str, Any] = {"trust_remote_code": trusts_remote_code(settings)}
     if location.kind == "hub":
         options["revision"] = location.revision or "main"
         options["local_files_only"] = not location.reachable
     return options
+
+
+def trusts_remote_code(settings: Mapping[str, Any]) -> bool:
+    """Return whether Python code of the model is executed: the spec and the command line must agree to it.
+
+    Raises:
+        HarnessError: Only the spec does.
+    """
+    if not settings.get("trust_remote_code", False):
+        return False
+    if os.environ.get(REMOTE_CODE_VARIABLE) != "1":
+        what = "the spec trusts the code of its model, but the command does not"
+        hint = f"read that code, and add --trust-remote-code (in Python: set {REMOTE_CODE_VARIABLE}=1)"
+        raise HarnessError("model.trust_remote_code", what, hint)
+    return True
 
 
 def load_error(error: BaseException, location: ModelLocation, part: str) -> HarnessError:
@@ -82,9 +102,10 @@ def load_error(error: BaseException, location: ModelLocation, part: str) -> Harn
         return HarnessError(
             WHERE,
             f"the {part} of '{location.path}' needs code that comes with it",
-            "read that code, and set model.trust_remote_code to true if you trust it",
+            "read that code, and if you trust it, set model.trust_remote_code to true and add --trust-remote-code",
         )
-    if isinstance(error, pickle.UnpicklingError | EOFError) or "PytorchStreamReader" in str(error):
+    is_from_pickle = isinstance(error, pickle.UnpicklingError | EOFError) or "PytorchStreamReader" in str(error)
+    if is_from_pickle or (_has_pickles(location) and isinstance(error, _SHAPE_ERRORS)):
         return _weight_file_error(error, location, part)
     if location.kind == "hub":
         return hub.hub_error(error, location.path, location.revision)
@@ -93,6 +114,15 @@ def load_error(error: BaseException, location: ModelLocation, part: str) -> Harn
         hint = _missing_package_hint(error) or "check that the folder is complete"
         return HarnessError(WHERE, f"the {part} of '{location.path}' cannot be loaded: {text}", hint)
     raise error
+
+
+_SHAPE_ERRORS = (AttributeError, TypeError, LookupError, UnicodeError)
+"""What transformers raises for a file of weights that has something else than tensors by name."""
+
+
+def _has_pickles(location: ModelLocation) -> bool:
+    folder = Path(location.path)
+    return folder.is_dir() and any(folder.glob("*.bin")) and not any(folder.glob("*.safetensors"))
 
 
 def _missing_package_hint(error: BaseException) -> str | None:

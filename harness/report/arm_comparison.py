@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import HarnessError
-from harness.report.arm_experiment import ArmExperiment, ArmScore, MetricsBySuite
+from harness.report.arm_experiment import ArmExperiment, MetricsBySuite
 from harness.report.arm_gate import ArmGate, evaluate_arm_gate
+from harness.report.arm_score import ArmScore
 from harness.report.best_control import BestControl, compare_with_best_control
+from harness.report.equal_gain import EqualGain, compare_at_equal_gain
 from harness.report.finished_run import FinishedRun
 from harness.report.intransigence import Intransigence, compute_intransigence
 from harness.report.not_comparable import measured_alike, not_compared_notes
@@ -18,6 +20,7 @@ from harness.report.recommendation import ArmPoint, Axes, Recommendation, recomm
 from harness.report.spec_diff import find_swept_parameter
 from harness.report.weight_variants import WeightVariant
 from harness.utils.json_files import json_safe, write_json
+from harness.utils.shell_commands import resume_command
 
 __all__ = ["ArmComparison", "ArmPoint", "ArmScore", "ComparisonSettings", "Recommendation", "compare_arms", "recommend"]
 
@@ -29,10 +32,9 @@ class ComparisonSettings:
     Attributes:
         baseline: The arm with which all are compared; None: the first arm that has a result.
         controls: The control arms, the baseline among them. With several, every other arm is compared with the best.
-        gain_score: `suite/score`; None: the first score of the first domain suite.
+        gain_score: `suite/score`; None: see `harness.spec.primary_score.default_axes`.
         forgetting_score: `suite/score`, or `summary:score` for a summary of each run's stage × suite matrix
-            (`FORGETTING_SIGN`). None: the score of the first general suite with the name of the gain score, if it has
-            one.
+            (`FORGETTING_SIGN`). None: see `default_axes`.
         joint: The arm that trained on all tasks together, if any.
         gain_margin: See `Axes`; None: the default of the score's metric.
         forgetting_margin: See `Axes`; None: the default of the score's metric.
@@ -74,6 +76,7 @@ class ArmComparison:
         joint: The arm on all tasks together, which is a reference and not a method.
         intransigence: Of every other arm relative to the joint arm.
         notes: What is not compared, with the reasons.
+        equal_gain: Forgetting where every arm has gained as much as all of them reach.
     """
 
     name: str
@@ -94,6 +97,7 @@ class ArmComparison:
     joint: str | None = None
     intransigence: tuple[Intransigence, ...] = ()
     notes: tuple[str, ...] = ()
+    equal_gain: EqualGain | None = None
 
     @property
     def recommendation_text(self) -> str:
@@ -137,7 +141,7 @@ def compare_arms(
     """
     runs = {arm: _runs_by_seed(each) for arm, each in arms.items() if not isinstance(each, Mapping) or each}
     if not runs:
-        raise HarnessError(str(folder), "no arm has a result", f"resume it: harness run --resume {folder}")
+        raise HarnessError(str(folder), "no arm has a result", f"resume it: {resume_command(folder)}")
     baseline = settings.baseline if settings.baseline in runs else next(iter(runs))
     assert baseline is not None
     experiment = ArmExperiment(runs, baseline, metrics, seed)
@@ -185,7 +189,8 @@ def compare_arms(
         ),
         joint=settings.joint,
         intransigence=compute_intransigence(runs, str(settings.joint), metrics) if has_joint else (),
-        notes=tuple(_notes(experiment)),
+        notes=tuple(comparison_notes(experiment)),
+        equal_gain=compare_at_equal_gain(runs, baseline, methods, (gain, forgetting), metrics),
     )
 
 
@@ -220,7 +225,7 @@ def _recommendation_notes(baseline: str | None, used_baseline: str, excluded: Ma
         yield f"{arm!r} {reason}: excluded"
 
 
-def _notes(experiment: ArmExperiment) -> Iterator[str]:
+def comparison_notes(experiment: ArmExperiment) -> Iterator[str]:
     """Yield the scores that are not compared, and the arms that lack seeds."""
     all_seeds = dict.fromkeys(seed for runs in experiment.arms.values() for seed in runs)
     for arm, runs in experiment.arms.items():

@@ -5,34 +5,36 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 from harness.errors import HarnessError
 from harness.gate import ScoreForGate
 from harness.interfaces.metric import Metric
+from harness.report.arm_score import ArmScore
 from harness.report.finished_run import FinishedRun
-from harness.report.linearized_scores import linearize_summary
+from harness.report.linearized_scores import linearize_score, linearize_summary
 from harness.report.not_comparable import is_comparable
 from harness.report.paired_difference import (
     ScoredEvaluation,
     align_items,
     compare_scores,
     corrected_verdict,
-    item_groups,
-    item_statistics,
+    named_score,
     require_same_signature,
     score_difference,
     trials_for_comparisons,
 )
 from harness.report.recommendation import ArmPoint
 from harness.report.run_report import gate_scores_of_run
-from harness.report.score_change import Verdict, estimate_of_score
+from harness.report.score_change import estimate_of_score
 from harness.report.weight_variants import negated
 from harness.seeding import derive_seed
-from harness.spec.arms import FORGETTING_SIGN, default_axes, is_summary_axis
+from harness.spec.arms import FORGETTING_SIGN, is_summary_axis
+from harness.spec.primary_score import ScoredSuite, default_axes
 from harness.statistics.forgetting import fraction_recovered, pareto
 from harness.statistics.intervals import Estimate
+from harness.statistics.item_statistics import score_function
 from harness.statistics.seeds import Linearized, PooledEstimate, combine, linearize, pool_over_seeds, widen
 from harness.statistics.significance import holm
 from harness.types import Evaluation, Role, Score
@@ -41,45 +43,6 @@ MetricsBySuite = Mapping[str, Mapping[str, Metric]]
 
 POOLED_TEST = "t over seeds and items"
 NOT_COMPARABLE = Estimate(math.nan, math.nan, math.nan, math.nan, 0)
-
-
-@dataclass(frozen=True)
-class ArmScore:
-    """One score of one arm; over several seeds, every number is the mean over seeds.
-
-    Attributes:
-        arm: Name of the arm.
-        suite: Name of the suite.
-        role: Role of the suite.
-        score: Name of the score.
-        higher_is_better: Direction of the score; None if neither is better.
-        n: Number of items.
-        before: The score of the base model.
-        after: The score after the arm's last stage.
-        change: after − before.
-        against: arm − baseline over the same items and seeds; None for the baseline itself.
-        p: p-value for "no difference from the baseline", by `test`.
-        p_holm: The p-value, adjusted for every comparison of the experiment. Seeds do not count as comparisons.
-        verdict: On `against`, by its interval and by `p_holm` at 5 %.
-        test: The significance test: see `compare_scores` for one seed, `pool_over_seeds` for several.
-        seeds: Number of seeds.
-    """
-
-    arm: str
-    suite: str
-    role: Role
-    score: str
-    higher_is_better: bool | None
-    n: int
-    before: Estimate
-    after: Estimate
-    change: Estimate
-    against: Estimate | None
-    p: float | None
-    p_holm: float | None
-    verdict: Verdict | None
-    test: str | None = None
-    seeds: int = 1
 
 
 @dataclass(frozen=True)
@@ -129,11 +92,30 @@ class ArmExperiment:
             if requested is not None and requested not in available:
                 what = "the run has no summary" if is_summary_axis(requested) else "no suite has the score"
                 raise HarnessError("arms", f"{what} {requested!r}", f"there are: {', '.join(available)}")
-        axes = default_axes(by_role, gain, forgetting)
+        axes = default_axes(self._scored_suites(), gain, forgetting)
         if axes is None:
             what = "gain and forgetting need one suite of each role, domain and general"
             raise HarnessError("arms", what, "add one to evaluate, or set arms.gain and arms.forgetting")
         return axes
+
+    @cached_property
+    def primary_scores(self) -> Mapping[str, str]:
+        """Suite -> its primary score in the baseline, as `suite/score`."""
+        return {suite.name: suite.primary_score for suite in self._scored_suites() if suite.primary_score is not None}
+
+    def _scored_suites(self) -> list[ScoredSuite]:
+        """Return the suites that the baseline evaluated, with the metrics of their scores."""
+        run = self.first_run(self.baseline)
+        return [
+            ScoredSuite(
+                suite,
+                role,
+                run.spec["evaluate"][suite].get("primary"),
+                {score.metric: self.metrics[suite][score.metric] for score in last.scores},
+            )
+            for suite, role in self.roles.items()
+            if (last := run.last_evaluation(suite)) is not None
+        ]
 
     def default_margin(self, axis: str) -> float:
         """Return the margin of a score: the suite's own for its primary score, else the metric's.
@@ -147,13 +129,12 @@ class ArmExperiment:
             if axis.startswith("relative_forgetting"):
                 return 2.0  # percent
         for each in self.roles if is_summary_axis(axis) else (suite,):
-            scored = _with_named_score(run.first_evaluation(each), name)
+            scored = named_score(run.first_evaluation(each), name)
             if scored is not None:
-                evaluation, score = scored
-                settings = run.spec["evaluate"][each]
-                directed = [other.name for other in evaluation.scores if other.higher_is_better is not None]
-                if settings.get("margin") and name == (settings.get("primary") or directed[0]):
-                    return float(settings["margin"])
+                score = scored[1]
+                margin = run.spec["evaluate"][each].get("margin")
+                if margin and f"{each}/{name}" == self.primary_scores.get(each):
+                    return float(margin)
                 return self.metrics[each][score.metric].default_margin(name, score.value)
         raise HarnessError(
             "arms", f"no suite has the score {axis!r}", "set arms.gain_margin and arms.forgetting_margin"
@@ -175,10 +156,7 @@ class ArmExperiment:
         scores = [self._compare_one_score(*each, trials) for each in comparable]
         adjusted = holm(
             [math.nan if score.p is None else score.p for score in scores],
-            [
-                (arm, suite, score.metric, self.metrics[suite][score.metric].tested_as(score.name))
-                for arm, suite, score, _ in comparable
-            ],
+            [score.hypothesis for score in scores],
         )
         return tuple(
             score
@@ -201,6 +179,7 @@ class ArmExperiment:
         metric = self.metrics[suite][score.metric]
         before = [_with_matching_score(self.arms[arm][seed].first_evaluation(suite), score) for seed in seeds]
         after = [_with_matching_score(self.arms[arm][seed].last_evaluation(suite), score) for seed in seeds]
+        pooled_after = self._pooled_level(after, metric)
         result = ArmScore(
             arm=arm,
             suite=suite,
@@ -208,14 +187,16 @@ class ArmExperiment:
             score=score.name,
             higher_is_better=score.higher_is_better,
             n=0,
-            before=self._pooled_level(before, metric),
-            after=self._pooled_level(after, metric),
+            before=self._pooled_level(before, metric).estimate,
+            after=pooled_after.estimate,
             change=self._pooled_difference(before, after, metric).estimate,
             against=None,
             p=None,
             p_holm=None,
             verdict=None,
             seeds=len(seeds),
+            after_spread=pooled_after.spread,
+            tested_as=metric.tested_as(score.name),
         )
         result = replace(result, n=result.change.n)
         if arm == self.baseline:
@@ -284,8 +265,8 @@ class ArmExperiment:
         """
         suite, _, name = axis.partition("/")
         seeds = self.shared_seeds(arm, other)
-        first = [_with_named_score(self.arms[other][seed].last_evaluation(suite), name) for seed in seeds]
-        second = [_with_named_score(self.arms[arm][seed].last_evaluation(suite), name) for seed in seeds]
+        first = [named_score(self.arms[other][seed].last_evaluation(suite), name) for seed in seeds]
+        second = [named_score(self.arms[arm][seed].last_evaluation(suite), name) for seed in seeds]
         pairs = [(a, b) for a, b in zip(first, second, strict=True) if a and b and align_items(a[0], b[0]).ids]
         if not pairs:
             return NOT_COMPARABLE
@@ -337,7 +318,7 @@ class ArmExperiment:
         for seed, run in self.arms[arm].items():
             if seeds is not None and seed not in seeds:
                 continue
-            after = _with_named_score(run.last_evaluation(suite), name)
+            after = named_score(run.last_evaluation(suite), name)
             if after is None:
                 hint = "set arms.gain and arms.forgetting to scores of every arm"
                 raise HarnessError(str(run.folder), f"the run has no score {axis!r}", hint)
@@ -382,29 +363,29 @@ class ArmExperiment:
                 return None
             return replace(score, after=pool_over_seeds(present, comparisons=comparisons).estimate)
         suite, _, name = key.partition("/")
-        first = [_with_named_score(run.first_evaluation(suite), name) for run in self.arms[arm].values()]
-        last = [_with_named_score(run.last_evaluation(suite), name) for run in self.arms[arm].values()]
+        first = [named_score(run.first_evaluation(suite), name) for run in self.arms[arm].values()]
+        last = [named_score(run.last_evaluation(suite), name) for run in self.arms[arm].values()]
         before, after = [each for each in first if each], [each for each in last if each]
         if len(before) < len(first) or len(after) < len(last):
             return None
         metric = self.metrics[suite][after[0][1].metric]
         change = self._pooled_difference(before, after, metric, comparisons).estimate
-        return replace(score, after=self._pooled_level(after, metric, comparisons), difference=change)
+        return replace(score, after=self._pooled_level(after, metric, comparisons).estimate, difference=change)
 
     # -- pooling -------------------------------------------------------------------------------------------------------
 
-    def _pooled_level(self, scored: Sequence[ScoredEvaluation], metric: Metric, comparisons: int = 1) -> Estimate:
+    def _pooled_level(self, scored: Sequence[ScoredEvaluation], metric: Metric, comparisons: int = 1) -> PooledEstimate:
         if len(scored) == 1:
-            return widen(estimate_of_score(scored[0][1]), comparisons)
+            return PooledEstimate(widen(estimate_of_score(scored[0][1]), comparisons), math.nan, None)
         levels = [
             linearize(
                 score.statistics,
-                partial(metric.aggregate, score.name),
+                score_function(metric, score.name),
                 _numbered([item.id for item in evaluation.items]),
             )
             for evaluation, score in scored
         ]
-        return pool_over_seeds(levels, comparisons=comparisons).estimate
+        return pool_over_seeds(levels, comparisons=comparisons)
 
     def _pooled_difference(
         self,
@@ -426,7 +407,7 @@ class ArmExperiment:
             single = score_difference(first[0], second[0], metric, all_ids[0])
             return PooledEstimate(widen(single.difference, comparisons), single.p, None)
         gaps = [
-            combine([(-1.0, _linearize(before, ids, metric)), (1.0, _linearize(after, ids, metric))])
+            combine([(-1.0, linearize_score(before, ids, metric)), (1.0, linearize_score(after, ids, metric))])
             for before, after, ids in zip(first, second, all_ids, strict=True)
         ]
         return pool_over_seeds(gaps, comparisons=comparisons)
@@ -436,11 +417,6 @@ class ArmExperiment:
         if key not in self._cache:
             self._cache[key] = linearize_summary(self.arms[arm][seed], axis, self.metrics)
         return self._cache[key]
-
-
-def _linearize(scored: ScoredEvaluation, ids: Sequence[str], metric: Metric) -> Linearized:
-    statistics = item_statistics(scored, ids)
-    return linearize(statistics, partial(metric.aggregate, scored[1].name), item_groups(scored[0], ids) or ids)
 
 
 def _numbered(ids: Sequence[str]) -> list[tuple[str, int]]:
@@ -471,12 +447,6 @@ def _shared_item_ids(first: ScoredEvaluation, second: ScoredEvaluation) -> tuple
         what = f"two arms have no common item in {first[0].suite!r}"
         raise HarnessError("arms", what, "use the same held-out rows in both")
     return ids
-
-
-def _with_named_score(evaluation: Evaluation | None, name: str) -> ScoredEvaluation | None:
-    scores = evaluation.scores if evaluation is not None else ()
-    score = next((score for score in scores if score.name == name), None)
-    return None if evaluation is None or score is None else (evaluation, score)
 
 
 def _with_matching_score(evaluation: Evaluation | None, reference: Score) -> ScoredEvaluation:

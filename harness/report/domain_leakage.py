@@ -24,11 +24,13 @@ class LeakedWord:
         word: The word, case folded.
         count: Number of general answers that contain it after training.
         items: (suite, id) of these answers.
+        answers: Number of all general answers after training; suites that generate none do not count. 0: not known.
     """
 
     word: str
     count: int
     items: tuple[tuple[str, str], ...]
+    answers: int = 0
 
 
 def find_leaked_words(
@@ -62,13 +64,18 @@ def find_leaked_words(
         for word in _terms("\n".join((item.prompt, item.reference, item.answer or "")))
     }
     domain_words = {word for word, count in domain_counts.items() if count >= MIN_DOMAIN_ITEMS} - general_words
+    answered = [
+        (evaluation.suite, item.id, item.answer)
+        for evaluation in after
+        if roles.get(evaluation.suite) == "general"
+        for item in evaluation.items
+        if item.answer is not None
+    ]
     found: dict[str, list[tuple[str, str]]] = defaultdict(list)
-    for evaluation in after:
-        if roles.get(evaluation.suite) == "general":
-            for item in evaluation.items:
-                for word in domain_words.intersection(_terms(item.answer or "")):
-                    found[word].append((evaluation.suite, item.id))
-    leaked = [LeakedWord(word, len(items), tuple(items)) for word, items in found.items()]
+    for suite, item_id, answer in answered:
+        for word in domain_words.intersection(_terms(answer)):
+            found[word].append((suite, item_id))
+    leaked = [LeakedWord(word, len(items), tuple(items), len(answered)) for word, items in found.items()]
     return tuple(sorted(leaked, key=lambda each: (-each.count, each.word))[:MAX_WORDS])
 
 

@@ -12,6 +12,7 @@ from harness.errors import HarnessError
 from harness.statistics.intervals import Estimate
 from harness.types import Evaluation, Item, Score
 from harness.utils.json_depth import load_json
+from harness.utils.shell_commands import resume_command
 
 
 @dataclass(frozen=True)
@@ -58,13 +59,54 @@ def load_finished_run(folder: str | Path) -> FinishedRun:
     try:
         stages = tuple(str(stage["name"]) for stage in scores["stages"])
         evaluations = tuple(
-            tuple(_parse_evaluation(stage_index, suite, values) for suite, values in stage["suites"].items())
-            for stage_index, stage in enumerate(scores["stages"])
+            _parse_evaluations(stage_index, stage["suites"]) for stage_index, stage in enumerate(scores["stages"])
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         what = f"is not a valid list of scores ({type(error).__name__}: {error})"
         raise HarnessError(str(folder / "scores.json"), what, "use the folder of a run") from error
     return FinishedRun(folder.name, folder, spec, stages, evaluations)
+
+
+def load_evaluations_within_stage(run: FinishedRun, stage_index: int) -> dict[int, tuple[Evaluation, ...]]:
+    """Load the evaluations that a run made while it trained a stage.
+
+    Args:
+        run: The run.
+        stage_index: The stage, from 1.
+
+    Returns:
+        Step -> its evaluations, by step; {} if there are none. Their items have ids only.
+
+    Raises:
+        HarnessError: A file is damaged.
+    """
+    data = load_run_json(run.folder, "data.json") if (run.folder / "data.json").is_file() else {}
+    own_name = match_own_stages(run.stages, data).get(run.stages[stage_index])
+    if own_name is None:
+        return {}  # of an earlier run, which has them itself
+    evaluations = {}
+    for file in (run.folder / "stages" / own_name / "evaluations").glob("*.json"):
+        document = load_run_json(file.parent, file.name)
+        try:
+            evaluations[int(document["step"])] = _parse_evaluations(stage_index, document["suites"])
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            what = f"is not a valid list of scores ({type(error).__name__}: {error})"
+            raise HarnessError(str(file), what, "delete it: the evaluation is then left out") from error
+    return dict(sorted(evaluations.items()))
+
+
+def match_own_stages(stages: Sequence[str], data: Mapping[str, Any]) -> dict[str, str]:
+    """Return the stages that a run trained itself: name in its results -> name in its spec, which its folder has too.
+
+    The two differ in a run that continues an earlier one with a stage of the same name.
+
+    Args:
+        stages: The stages in the run's results: the base, those of the earlier run, those of this run.
+        data: The run's `data.json`; {} if it is missing.
+    """
+    own = data.get("stages")
+    names = [str(name) for name in own] if isinstance(own, list) else list(stages[1:])
+    return dict(zip(stages[max(1, len(stages) - len(names)) :], names, strict=False))
 
 
 def load_run_json(folder: Path, name: str) -> dict[str, Any]:
@@ -79,7 +121,7 @@ def load_run_json(folder: Path, name: str) -> dict[str, Any]:
     except FileNotFoundError:
         what = f"has no {name}" if folder.is_dir() else "is not a folder"
         is_started = (folder / "spec.json").is_file()
-        finish = f"finish the run first: harness run --resume {folder}"
+        finish = f"finish the run first: {resume_command(folder)}"
         raise HarnessError(str(folder), what, finish if is_started else "use the folder of a finished run") from None
     except (OSError, ValueError) as error:
         raise HarnessError(str(file), f"cannot be read: {error}", "use the folder of a run") from error
@@ -106,6 +148,10 @@ def _parse_groups(values: Mapping[str, Any]) -> int | None:
 
 def _parse_number(value: Any) -> float:
     return math.nan if value is None else float(value)
+
+
+def _parse_evaluations(stage: int, suites: Mapping[str, Any]) -> tuple[Evaluation, ...]:
+    return tuple(_parse_evaluation(stage, suite, values) for suite, values in suites.items())
 
 
 def _parse_evaluation(stage: int, suite: str, values: Mapping[str, Any]) -> Evaluation:
@@ -140,6 +186,8 @@ def _parse_score(stage: int, suite: str, values: Mapping[str, Any]) -> Score:
         method=str(values["method"]),
         groups=_parse_groups(values),
         counts={str(key): int(count) for key, count in values["counts"].items()},
+        diagnostics={str(key): _parse_number(number) for key, number in values.get("diagnostics", {}).items()},
+        unusable=str(values.get("unusable", "")),
     )
 
 

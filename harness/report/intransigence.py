@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from harness.errors import HarnessError
@@ -12,6 +11,7 @@ from harness.interfaces.metric import Metric
 from harness.report.finished_run import FinishedRun, load_run_json
 from harness.report.paired_difference import align_items, item_groups, item_statistics
 from harness.statistics.intervals import Estimate
+from harness.statistics.item_statistics import score_function
 from harness.statistics.seeds import Linearized, combine, linearize, pool_over_seeds
 from harness.types import Evaluation, Score
 
@@ -106,7 +106,7 @@ def _run_intransigence(
         ids = align_items(learned, final).ids
         if not ids:
             continue
-        aggregate = partial(metrics[suite][metric_name].aggregate, score_name)
+        aggregate = score_function(metrics[suite][metric_name], score_name)
         keys = [(suite, unit) for unit in item_groups(learned, ids) or ids]
         first, second = (
             linearize(item_statistics(scored, ids), aggregate, keys)

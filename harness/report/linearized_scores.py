@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -12,35 +11,21 @@ import numpy as np
 from harness.errors import HarnessError
 from harness.interfaces.metric import Metric
 from harness.report.finished_run import FinishedRun, load_run_json
-from harness.report.paired_difference import item_groups
+from harness.report.paired_difference import ScoredEvaluation, item_groups, item_statistics
+from harness.report.stage_suite_matrix import StageSuiteMatrix, parse_matrix
 from harness.spec import matrix_summaries
 from harness.statistics import forgetting
-from harness.statistics.item_statistics import Statistics
-from harness.statistics.seeds import Linearized
+from harness.statistics.item_statistics import score_function, score_of, scores_without_each
+from harness.statistics.seeds import Linearized, linearize
 from harness.types import Evaluation, Score
 
 MetricsBySuite = Mapping[str, Mapping[str, Metric]]
 
 
-@dataclass(frozen=True)
-class MatrixColumns:
-    """The columns of a run's stage × suite matrix of one score, from its report.
-
-    Attributes:
-        metric: Name of the metric.
-        score: Name of the score.
-        higher_is_better: Direction of the score.
-        suites: The columns.
-        learned: For each suite the stage, from 1, that teaches it; None if no stage does.
-        general: For each suite whether its role is `general`.
-    """
-
-    metric: str
-    score: str
-    higher_is_better: bool
-    suites: tuple[str, ...]
-    learned: tuple[int | None, ...]
-    general: tuple[bool, ...]
+def linearize_score(scored: ScoredEvaluation, ids: Sequence[str], metric: Metric) -> Linearized:
+    """Return a score over the items of these ids, with the contribution of each item, or of each group of items."""
+    statistics = item_statistics(scored, ids)
+    return linearize(statistics, score_function(metric, scored[1].name), item_groups(scored[0], ids) or ids)
 
 
 def linearize_summary(run: FinishedRun, axis: str, metrics: MetricsBySuite) -> Linearized | None:
@@ -58,7 +43,7 @@ def linearize_summary(run: FinishedRun, axis: str, metrics: MetricsBySuite) -> L
         HarnessError: The report of the run is damaged.
     """
     summary, _, score_name = axis.partition(":")
-    matrix = _load_columns(run).get(score_name)
+    matrix = _load_matrices(run).get(score_name)
     if matrix is None:
         return None
     evaluated = _evaluations_by_suite(run, matrix)
@@ -87,7 +72,7 @@ def linearize_summary(run: FinishedRun, axis: str, metrics: MetricsBySuite) -> L
 
 def _linearize_matrix(
     columns: Sequence[tuple[Sequence[tuple[Evaluation, Score] | None], Metric]],
-    matrix: MatrixColumns,
+    matrix: StageSuiteMatrix,
     function: Callable[[np.ndarray], np.ndarray],
 ) -> Linearized:
     """Return a function of the matrix of utilities, with the contribution of each item by the jackknife.
@@ -97,24 +82,18 @@ def _linearize_matrix(
         matrix: Describes the score.
         function: Computes the summary of matrices (..., stages + 1, suites).
     """
-
-    def utilities(statistics: Statistics | np.ndarray, metric: Metric) -> np.ndarray:
-        totals = np.atleast_2d(np.asarray(statistics, dtype=np.float64))
-        scores = np.array([metric.aggregate(matrix.score, total) for total in totals.tolist()])
-        return forgetting.utility(scores, matrix.higher_is_better)
-
+    sign = 1.0 if matrix.higher_is_better else -1.0
     values = np.full((len(columns[0][0]), len(columns)), np.nan)  # (stages + 1, suites)
     without: list[np.ndarray] = []  # for each suite (items, stages + 1): the score without each item
     items: list[list[tuple[str, str]]] = []
     for column, (stages, metric) in enumerate(columns):
         keys = _item_keys(next(stage for stage in stages if stage is not None)[0])
-        left_out = np.full((len(keys), len(stages)), np.nan)
+        left_out, aggregate = np.full((len(keys), len(stages)), np.nan), score_function(metric, matrix.score)
         for row, stage in enumerate(stages):
             if stage is not None:
                 statistics = np.asarray(stage[1].statistics, dtype=np.float64)
-                total = statistics.sum(axis=0)
-                values[row, column] = utilities(total, metric)[0]
-                left_out[:, row] = utilities(total - statistics, metric) if len(keys) > 1 else np.nan
+                values[row, column] = sign * score_of(aggregate, statistics)
+                left_out[:, row] = sign * scores_without_each(statistics, aggregate)
         without.append(left_out)
         items.append(keys)
     value = float(function(values))
@@ -128,7 +107,7 @@ def _linearize_matrix(
     return Linearized(value, errors, len(errors))
 
 
-def _evaluations_by_suite(run: FinishedRun, matrix: MatrixColumns) -> list[list[tuple[Evaluation, Score] | None]]:
+def _evaluations_by_suite(run: FinishedRun, matrix: StageSuiteMatrix) -> list[list[tuple[Evaluation, Score] | None]]:
     """Return for each suite its evaluation and score after every stage; None before the first one that has it."""
     by_stage = [{evaluation.suite: evaluation for evaluation in stage} for stage in run.evaluations]
     columns = []
@@ -143,22 +122,12 @@ def _evaluations_by_suite(run: FinishedRun, matrix: MatrixColumns) -> list[list[
     return columns
 
 
-def _load_columns(run: FinishedRun) -> dict[str, MatrixColumns]:
-    """Load the columns of every matrix of a run, by the score's display name."""
+def _load_matrices(run: FinishedRun) -> dict[str, StageSuiteMatrix]:
+    """Load every matrix of a run, by the score's display name."""
     report: Mapping[str, Any] = load_run_json(run.folder, "report.json")
     try:
-        return {
-            str(matrix.get("called") or matrix["score"]): MatrixColumns(
-                metric=str(matrix["metric"]),
-                score=str(matrix["score"]),
-                higher_is_better=bool(matrix["higher_is_better"]),
-                suites=tuple(map(str, matrix["suites"])),
-                learned=tuple(None if stage is None else int(stage) for stage in matrix["learned"]),
-                general=tuple(map(bool, matrix["general"])),
-            )
-            for matrix in report["forgetting"]
-        }
-    except (KeyError, TypeError, ValueError) as error:
+        return {matrix.called: matrix for matrix in map(parse_matrix, report["forgetting"])}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         what = f"is not the report of a run ({type(error).__name__}: {error})"
         raise HarnessError(str(run.folder / "report.json"), what, "run the arm again") from error
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 
+from harness.interfaces.report_section import ReportSection
 from harness.report.display_text import describe_flips, format_interval
 from harness.report.flips import MovedItem
 from harness.report.html.run_files import ExperimentFiles, RunFiles
+from harness.report.rating_sections import rating_sections
 from harness.report.verdict import build_verdict
-from harness.utils.formatting import MISSING, decimal_places, format_duration, format_number
+from harness.utils.formatting import MISSING, decimal_places, format_cell, format_duration, format_number
 from harness.utils.markdown import escape_markdown, markdown_table
 
 OUTCOME_SIGNS = {"better": "✅", "kept": "✅", "passed": "✅", "worse": "❌", "failed": "❌", "mixed": "⚠️", "few": "❔"}
@@ -20,13 +22,16 @@ MAX_CHARS = 300
 """Characters of a question or answer."""
 
 
-def format_run_markdown(run: RunFiles) -> str:
-    """Return the verdict, all scores, the gate and the items that got worse most.
+def format_run_markdown(run: RunFiles, sections: Sequence[ReportSection] = ()) -> str:
+    """Return the verdict, all scores, the gate, the items that got worse most, ratings and the sections of plugins.
 
     Args:
         run: The files of a finished run.
+        sections: The sections of plugins.
     """
-    return "\n".join(_parts(run)).rstrip() + "\n"
+    sections = (*rating_sections(run.folder), *sections)
+    lines = [part for section in sections for part in section_parts(section)]
+    return "\n".join([*_parts(run), *lines]).rstrip() + "\n"
 
 
 def format_experiment_markdown(experiment: ExperimentFiles) -> str:
@@ -64,11 +69,31 @@ def format_experiment_markdown(experiment: ExperimentFiles) -> str:
             ]
         )
     text = f"### {escape_markdown(experiment.recommendation.full_text)}\n\n"
-    return text + markdown_table(header, rows, numbers_from=1)
+    return text + markdown_table(header, rows, numbers_from=1) + _equal_gain_text(experiment)
+
+
+def _equal_gain_text(experiment: ExperimentFiles) -> str:
+    equal_gain = experiment.equal_gain
+    if equal_gain is None:
+        return ""
+    text = f"\n{escape_markdown(equal_gain.text[:1].upper() + equal_gain.text[1:])}.\n"
+    rows = [
+        [
+            escape_markdown(point.arm),
+            " ".join(format_interval(point.forgotten, sign=False)),
+            MISSING if point.against is None else f"{' '.join(format_interval(point.against))} {point.verdict}",
+        ]
+        for point in equal_gain.points
+    ]
+    if rows:
+        header = ["arm", "forgotten at equal gain", f"against {escape_markdown(experiment.baseline)}"]
+        text += "\n" + markdown_table(header, rows, numbers_from=1)
+        text += "".join(f"- {escape_markdown(f'{arm}: {why}')}\n" for arm, why in equal_gain.missing.items())
+    return text
 
 
 def _parts(run: RunFiles) -> Iterator[str]:
-    verdict = build_verdict(run.changes, run.gate)
+    verdict = build_verdict(run.changes, run.gate, run.leaked_words)
     yield f"### {escape_markdown(verdict.headline)}\n"
     seconds = run.run_info.get("seconds")
     took = [format_duration(seconds)] if isinstance(seconds, int | float) else []
@@ -78,7 +103,7 @@ def _parts(run: RunFiles) -> Iterator[str]:
         yield f"- {OUTCOME_SIGNS.get(statement.outcome, '➖')} {escape_markdown(statement.text)}"
     yield ""
     if run.changes:
-        yield _scores_table(run)
+        yield scores_table(run)
     if run.gate:
         rows = [
             [escape_markdown(result.text), result.outcome, format_number(result.found), format_number(result.bound)]
@@ -100,7 +125,22 @@ def _parts(run: RunFiles) -> Iterator[str]:
         yield "</details>"
 
 
-def _scores_table(run: RunFiles) -> str:
+def section_parts(section: ReportSection) -> Iterator[str]:
+    """Yield the lines of a section."""
+    yield f"\n#### {escape_markdown(section.title)}\n"
+    if section.text:
+        yield escape_markdown(section.text) + "\n"
+    for table in section.tables:
+        if table.caption:
+            yield escape_markdown(table.caption) + "\n"
+        rows = [[escape_markdown(format_cell(cell)) for cell in row] for row in table.rows]
+        yield markdown_table([escape_markdown(column) for column in table.columns], rows, numbers_from=1)
+    for plot in section.plots:
+        yield f"Plot in report.html: {escape_markdown(plot.title)}\n"
+
+
+def scores_table(run: RunFiles) -> str:
+    """Return the table of all scores before and after training, with intervals."""
     rows = []
     for suite, group in groupby(run.changes, key=lambda change: change.suite):
         changes = list(group)

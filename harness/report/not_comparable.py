@@ -69,6 +69,9 @@ def _mismatch_reason(score: Score, other: Evaluation) -> str | None:
     other_score = other.matching_score(score)
     if other_score is None:
         return "did not measure it"
+    for each in (other_score, score):
+        if each.unusable:
+            return f"cannot be compared by it: UNUSABLE: {each.unusable}"
     if other_score.signature == score.signature:
         return None
     return f"measured it with another signature ({other_score.signature})"

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Literal
 
 from harness.errors import HarnessError
 from harness.interfaces.metric import Metric
 from harness.report.score_change import Verdict, estimate_of_score, verdict_of_difference
 from harness.statistics.intervals import Estimate, PairedTest, estimate, paired_test
-from harness.statistics.item_statistics import groups_of
+from harness.statistics.item_statistics import groups_of, score_function
 from harness.statistics.significance import approximate_randomization
 from harness.types import Evaluation, Score
 
@@ -118,15 +117,15 @@ def compare_scores(
         p = approximate_randomization(
             item_statistics(first, ids),
             item_statistics(second, ids),
-            partial(metric.aggregate, score.name),
+            score_function(metric, score.name),
             seed=seed,
             trials=trials,
             groups=item_groups(first[0], ids),
         )
     return PairedDifference(
         n=len(ids),
-        first=_estimate_over_items(first, ids, metric),
-        second=_estimate_over_items(second, ids, metric),
+        first=estimate_over_items(first, ids, metric),
+        second=estimate_over_items(second, ids, metric),
         difference=result.difference,
         test=test,
         p=p,
@@ -151,7 +150,7 @@ def score_difference(
 
     def test_as(scored: tuple[ScoredEvaluation, ScoredEvaluation], name: str) -> PairedTest:
         before, after = (item_statistics(each, ids) for each in scored)
-        return paired_test(before, after, partial(metric.aggregate, name), ratio=metric.is_ratio(name), groups=groups)
+        return paired_test(before, after, score_function(metric, name), ratio=metric.is_ratio(name), groups=groups)
 
     name = second[1].name
     result = test_as((first, second), name)
@@ -166,6 +165,13 @@ def score_difference(
     if not decisive.difference.excludes_zero:
         estimate = replace(estimate, low=min(estimate.low, 0.0), high=max(estimate.high, 0.0))
     return PairedTest(estimate, decisive.p, decisive.test)
+
+
+def named_score(evaluation: Evaluation | None, name: str) -> ScoredEvaluation | None:
+    """Return an evaluation with its score of this name; None if it has none."""
+    scores = evaluation.scores if evaluation is not None else ()
+    score = next((score for score in scores if score.name == name), None)
+    return None if evaluation is None or score is None else (evaluation, score)
 
 
 def require_same_signature(suite: str, first: Score, second: Score) -> None:
@@ -219,14 +225,14 @@ def trials_for_comparisons(comparisons: int) -> int:
     return max(10_000, 100 * comparisons)
 
 
-def _estimate_over_items(scored: ScoredEvaluation, ids: Sequence[str], metric: Metric) -> Estimate:
+def estimate_over_items(scored: ScoredEvaluation, ids: Sequence[str], metric: Metric) -> Estimate:
     """Return the score over these items: the run's own estimate if no item was dropped."""
     evaluation, score = scored
     if len(ids) == len(evaluation.items):
         return estimate_of_score(score)
     return estimate(
         item_statistics(scored, ids),
-        partial(metric.aggregate, score.name),
+        score_function(metric, score.name),
         ratio=metric.is_ratio(score.name),
         groups=item_groups(evaluation, ids),
     )

@@ -11,10 +11,11 @@ from typing import Any, Literal
 
 from harness.errors import HarnessError
 from harness.spec.arms import expand_arms
-from harness.utils.find_run import LOCK_FILE
+from harness.utils.find_run import ERROR_FILE, LOCK_FILE
 from harness.utils.json_depth import load_json
+from harness.utils.shell_commands import resume_command
 
-RunStatus = Literal["running", "finished", "interrupted"]
+RunStatus = Literal["running", "finished", "interrupted", "failed"]
 
 _STAMP = re.compile(r"-(\d{8}-\d{6})-[0-9a-f]{4}$")
 
@@ -29,9 +30,10 @@ class ListedRun:
         kind: `run`, `experiment` (of arms) or `evaluation` (of a model without training).
         started: When it was started, in ISO format, in local time.
         status: `running` if a process of this machine holds its lock.
-        headline: The verdict of a run or the recommendation of an experiment; "" if there is none yet.
+        headline: The error if it failed, else the verdict of a run or the recommendation of an experiment; "" if there
+            is none yet.
         progress: The arms that have a result, e.g. `2 of 3 arms`; "" for a run.
-        resume: The command that resumes it; "" if it is running or finished, or an evaluation.
+        resume: The command that resumes it; "" if it is running or an evaluation, or its results are complete.
     """
 
     name: str
@@ -76,7 +78,8 @@ def _describe_run(folder: Path) -> ListedRun:
         is_finished = (folder / "report.json").is_file()
         verdict = _load_or_empty(folder / "report.json").get("verdict")
         headline = str(verdict.get("headline", "")) if isinstance(verdict, Mapping) else ""
-    status: RunStatus = "finished" if is_finished else "interrupted"
+    error = _first_line(folder / ERROR_FILE)
+    status: RunStatus = "failed" if error else "finished" if is_finished else "interrupted"
     if _is_locked(folder):
         status = "running"
     return ListedRun(
@@ -85,9 +88,9 @@ def _describe_run(folder: Path) -> ListedRun:
         kind=kind,
         started=_start_time(folder).isoformat(sep=" ", timespec="seconds"),
         status=status,
-        headline=headline,
+        headline=error or headline,
         progress=progress,
-        resume=f"harness run --resume {folder}" if status == "interrupted" and kind != "evaluation" else "",
+        resume="" if is_finished or status == "running" or kind == "evaluation" else resume_command(folder),
     )
 
 
@@ -121,6 +124,13 @@ def _is_locked(folder: Path) -> bool:
     except (OSError, ImportError):  # no lock file, or a system without such locks
         return False
     return False
+
+
+def _first_line(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8").partition("\n")[0]
+    except (OSError, ValueError):
+        return ""
 
 
 def _load_or_empty(file: Path) -> dict[str, Any]:

@@ -45,7 +45,7 @@ __all__ = [
 ]
 
 NUM_EXAMPLES = 3
-RUN_INFO_KEYS = ("id", "folder", "seconds", "uri", "view")
+RUN_INFO_KEYS = ("id", "folder", "seconds", "phases", "memory", "uri", "view")
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,8 @@ class Report:
     Attributes:
         name: Name of the run.
         seed: Seed of the run.
-        run_info: `id`, `folder`, `seconds`, the tracking `uri` and the address of its `view`, as far as known.
+        run_info: `id`, `folder`, `seconds`, `phases` (see `PhaseClock`), `memory` (stage -> bytes by kind), the
+            tracking `uri` and the address of its `view`, as far as known.
         stages: Names of the stages, `base` first.
         changes: The change of every score.
         answers: Suite -> `before` and `after` -> finish reason (`eos`, `stop`, `length`, `empty`) -> number of answers.
@@ -111,7 +112,7 @@ class Report:
     @property
     def verdict(self) -> RunVerdict:
         """What was forgotten, learned and kept."""
-        return build_verdict(self.changes, self.gate)
+        return build_verdict(self.changes, self.gate, self.leaked_words)
 
     @property
     def scores_by_stage(self) -> dict[str, dict[str, list[float | None]]]:
@@ -168,7 +169,7 @@ def build_report(
         evaluations: One tuple per stage, the base first.
         metrics: Suite -> metric name -> metric.
         seed: Seed of the examples.
-        run_info: `id`, `folder`, `seconds`, `uri`; other keys are ignored.
+        run_info: `id`, `folder`, `seconds`, `phases`, `memory`, `uri`; other keys are ignored.
         gate_conditions: The spec's gate.
         previous_run: The earlier run that this one continues. Its base and stages come first, and its tasks are tasks
             of both.
@@ -244,13 +245,20 @@ def gate_scores_from_report(report_json: Mapping[str, Any]) -> dict[str, ScoreFo
             change["higher_is_better"],
             _first_measured_stage(change["after_stages"], report_json["stages"]),
             change.get("margin"),
+            change.get("unusable", ""),
         )
         for change in report_json["changes"]
     }
+    unusable = {
+        (change["metric"], change["name"]): change["unusable"]
+        for change in report_json["changes"]
+        if change.get("unusable")
+    }
     for matrix in report_json["forgetting"]:
+        reason = unusable.get((matrix.get("metric"), matrix.get("score")), "")
         for summary, values in matrix["summaries"].items():
             key = f"{summary}:{matrix.get('called') or matrix['score']}"
-            scores[key] = ScoreForGate(parse_estimate(values), None, True)
+            scores[key] = ScoreForGate(parse_estimate(values), None, True, unusable=reason)
     return scores
 
 
@@ -278,12 +286,15 @@ def _gate_scores(
             change.higher_is_better,
             _first_measured_stage(change.after_stages, stage_names),
             change.margin,
+            change.unusable,
         )
         for change in changes
     }
+    unusable = {(change.metric, change.name): change.unusable for change in changes if change.unusable}
     for matrix in matrices:
+        reason = unusable.get((matrix.metric, matrix.score), "")
         scores |= {
-            f"{summary}:{matrix.called}": ScoreForGate(estimate, None, True)
+            f"{summary}:{matrix.called}": ScoreForGate(estimate, None, True, unusable=reason)
             for summary, estimate in matrix.summaries.items()
         }
     return scores
@@ -314,7 +325,8 @@ def _score_change(
 
     estimate = change_since(first, before)
     primary = primary_score(suite, metrics)
-    is_primary = primary is not None and primary == (metric, before.name)
+    unusable = before.unusable or after.unusable
+    is_primary = primary is not None and primary == (metric, before.name) and not unusable
     margin = (suite.margin or metric.default_margin(before.name, before.value)) if is_primary else None
     since_learned = None
     if taught_in_stage and taught_in_stage < len(scores) - 1:
@@ -332,11 +344,13 @@ def _score_change(
         before=estimate_of_score(before),
         after=estimate_of_score(after),
         difference=estimate,
-        verdict=verdict_of_difference(estimate, before.higher_is_better),
-        needed=items_needed_for_verdict(estimate),
+        verdict="unusable" if unusable else verdict_of_difference(estimate, before.higher_is_better),
+        needed=None if unusable else items_needed_for_verdict(estimate),
         after_stages=tuple(None if score is None else estimate_of_score(score) for score in scores),
         margin=margin,
         since_learned=since_learned,
+        diagnostics=after.diagnostics,
+        unusable=unusable,
     )
 
 

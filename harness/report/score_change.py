@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from statistics import NormalDist
 from typing import Literal
 
 from harness.statistics.intervals import Estimate
 from harness.types import MIN_ITEMS, Role, Score
 
-Verdict = Literal["better", "worse", "different", "no evidence", "too few items"]
+Verdict = Literal["better", "worse", "different", "no evidence", "too few items", "unusable"]
 
 
 @dataclass(frozen=True)
@@ -34,11 +35,14 @@ class ScoreChange:
             `intervals.paired_test`).
         verdict: `too few items` below 30 items, or groups of items. `no evidence` if the interval includes 0.
             Otherwise `better` or `worse` in the direction of the metric, or `different` if the score has no direction.
+            `unusable` if there is a reason not to use the score.
         needed: Number of items (of groups, if the suite has groups) that give a verdict of `better` or `worse` with
             80 % probability, if the change is as large as measured. None if there is such a verdict, or no change.
         after_stages: The score after every stage, the base first; None if a stage did not evaluate the suite.
         margin: Only for the primary score of the suite: the largest loss that does not count as forgetting, above 0.
         since_learned: Only for a suite that an earlier stage taught: the last stage − that stage, over the same items.
+        diagnostics: Of the score after the last stage, see `Metric.diagnostics`.
+        unusable: Why the score before or after is not used; empty if it is. Such a score has no margin.
     """
 
     suite: str
@@ -56,6 +60,8 @@ class ScoreChange:
     after_stages: tuple[Estimate | None, ...]
     margin: float | None = None
     since_learned: Estimate | None = None
+    diagnostics: Mapping[str, float] = field(default_factory=dict)
+    unusable: str = ""
 
 
 def estimate_of_score(score: Score) -> Estimate:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 
 from harness.interfaces.metric import Metric
-from harness.report.paired_difference import ScoredEvaluation, item_groups, item_statistics, score_difference
+from harness.report.paired_difference import ScoredEvaluation, estimate_over_items, score_difference
 from harness.report.score_change import Verdict, verdict_of_difference
-from harness.statistics.intervals import Estimate, estimate
+from harness.statistics.intervals import Estimate
 
 MAX_SLICES = 50
 """Values of one column that are reported, those with the most items first."""
@@ -72,18 +71,8 @@ def slice_changes(first: ScoredEvaluation, last: ScoredEvaluation, metric: Metri
                 score=first[1].name,
                 higher_is_better=first[1].higher_is_better,
                 n=len(ids),
-                before=_estimate(first, ids, metric),
-                after=_estimate(last, ids, metric),
+                before=estimate_over_items(first, ids, metric),
+                after=estimate_over_items(last, ids, metric),
                 difference=difference,
                 verdict=verdict_of_difference(difference, first[1].higher_is_better),
             )
-
-
-def _estimate(scored: ScoredEvaluation, ids: list[str], metric: Metric) -> Estimate:
-    name = scored[1].name
-    return estimate(
-        item_statistics(scored, ids),
-        partial(metric.aggregate, name),
-        ratio=metric.is_ratio(name),
-        groups=item_groups(scored[0], ids),
-    )

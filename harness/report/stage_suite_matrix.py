@@ -5,17 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from harness.gate import summary_score_names
 from harness.interfaces.metric import Metric
+from harness.report.finished_run import parse_estimate
 from harness.report.paired_difference import ScoredEvaluation, item_groups, score_difference
 from harness.report.score_change import estimate_of_score
 from harness.spec import matrix_summaries
 from harness.spec.matrix_summaries import stage_of_suite
 from harness.statistics import forgetting
 from harness.statistics.intervals import Estimate, estimate, mean_over_suites
+from harness.statistics.item_statistics import Aggregate, ItemsAggregate, score_function, score_of
 from harness.types import Evaluation, Plan, Score
 
 
@@ -49,6 +52,25 @@ class StageSuiteMatrix:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "called", self.called or self.score)
+
+
+def parse_matrix(document: Mapping[str, Any]) -> StageSuiteMatrix:
+    """Return a matrix that a `report.json` has.
+
+    Raises:
+        KeyError, TypeError, ValueError, AttributeError: The document is damaged.
+    """
+    return StageSuiteMatrix(
+        score=str(document["score"]),
+        metric=str(document["metric"]),
+        higher_is_better=bool(document["higher_is_better"]),
+        suites=tuple(map(str, document["suites"])),
+        learned=tuple(None if stage is None else int(stage) for stage in document["learned"]),
+        general=tuple(map(bool, document["general"])),
+        values=tuple(tuple(math.nan if value is None else float(value) for value in row) for row in document["values"]),
+        summaries={str(name): parse_estimate(estimate) for name, estimate in document["summaries"].items()},
+        called=str(document.get("called") or ""),
+    )
 
 
 def build_matrices(
@@ -199,12 +221,17 @@ class _Column:
         joined = [sum(vectors, ()) for vectors in zip(*statistics, strict=True)]  # (items, stages * statistics)
         width = len(statistics[0][0])
 
-        def relative_forgetting(total: Sequence[float]) -> float:
-            totals = [total[start : start + width] for start in range(0, len(total), width)]
-            scores = np.array([[self.metric.aggregate(base[1].name, each)] for each in totals])
+        score = score_function(self.metric, base[1].name)
+
+        def relative_forgetting(rows: np.ndarray) -> float:  # (items, stages * statistics)
+            by_stage = [rows[:, start : start + width] for start in range(0, rows.shape[1], width)]
+            scores = np.array([[score_of(score, stage)] for stage in by_stage])
             return float(forgetting.relative_forgetting(forgetting.utility(scores, self.higher_is_better)))
 
-        ratio = estimate(joined, relative_forgetting, groups=item_groups(base[0], None))
+        aggregate: Aggregate = ItemsAggregate(relative_forgetting)
+        if self.metric.sums_statistics:
+            aggregate = lambda total: relative_forgetting(np.array([total]))  # noqa: E731
+        ratio = estimate(joined, aggregate, groups=item_groups(base[0], None))
         return replace(
             ratio,
             stderr=max(ratio.stderr, sum(loss.stderr for loss in losses) / len(losses)),

@@ -14,6 +14,7 @@ from typing import Literal
 
 from harness.gate import GateResult, gate_outcome
 from harness.report.display_text import format_interval
+from harness.report.domain_leakage import LeakedWord
 from harness.report.score_change import ScoreChange
 from harness.statistics.intervals import Estimate, mean_over_suites
 from harness.types import MIN_ITEMS
@@ -42,6 +43,8 @@ EARLIER_CLAUSES = {
 GATE_CLAUSES = {"failed": "failed", "not enough evidence": "lacks evidence"}
 STATEMENT_OUTCOMES: dict[RetentionOutcome, Outcome] = {"kept": "kept", "forgot": "worse", "not enough items": "few"}
 MAX_NAMED_SUITES = 3
+MIN_LEAKS, MIN_LEAK_SHARE = 3, 0.05
+"""A word of the domain is in the headline from so many general answers on, and so large a share of them."""
 
 
 @dataclass(frozen=True)
@@ -100,12 +103,17 @@ class RunVerdict:
         return (*self.retention_statements, *self.suite_statements, *self.gate_statements)
 
 
-def build_verdict(changes: Sequence[ScoreChange], gate_results: Sequence[GateResult] = ()) -> RunVerdict:
+def build_verdict(
+    changes: Sequence[ScoreChange],
+    gate_results: Sequence[GateResult] = (),
+    leaked_words: Sequence[LeakedWord] = (),
+) -> RunVerdict:
     """Judge a run by the changes of its scores.
 
     Args:
         changes: The change of every score. Primary scores have a margin.
         gate_results: The results of the gate's conditions.
+        leaked_words: Words of the domain in general answers, the most frequent first.
     """
     if not changes:
         headline = "Nothing was evaluated: the spec has no suite."
@@ -121,7 +129,7 @@ def build_verdict(changes: Sequence[ScoreChange], gate_results: Sequence[GateRes
     )
     suites = [list(group) for _, group in groupby(changes, key=lambda change: change.suite)]
     return RunVerdict(
-        _headline(suites, general, earlier, gate_results),
+        _headline(suites, general, earlier, gate_results, leaked_words),
         (
             *_retention_statement(general, "general ability", "since the base model"),
             *_retention_statement(earlier, "earlier tasks", "since their own stage"),
@@ -165,6 +173,7 @@ def _headline(
     general: Retention | None,
     earlier: Retention | None,
     gate_results: Sequence[GateResult],
+    leaked_words: Sequence[LeakedWord],
 ) -> str:
     """Join one clause for each outcome: losses, gains, what was kept, what cannot be said."""
     retained = [
@@ -180,7 +189,7 @@ def _headline(
         names = [suite[0].suite for suite in domain if _suite_outcome(suite) == outcome]
         if names:
             domain_clauses.append(_domain_clause(template, names, len(domain)))
-    clauses = [*losses, *domain_clauses, *other]
+    clauses = [*losses, *_leak_clause(leaked_words), *domain_clauses, *other]
     if general is None:
         measured = any(suite[0].role == "general" for suite in suites)
         clauses.append(f"general ability was not {'judged' if measured else 'measured'}")
@@ -195,6 +204,14 @@ def _retention_clause(retention: Retention, template: str) -> str:
     names = retention.suites
     subject = _join(names) if len(names) <= MAX_NAMED_SUITES else f"the mean of {len(names)} suites"
     return _format_clause(template, subject, retention.change.n, plural=1 < len(names) <= MAX_NAMED_SUITES)
+
+
+def _leak_clause(leaked_words: Sequence[LeakedWord]) -> Iterator[str]:
+    """Name the most frequent word of the domain in general answers, if it is in a notable share of them."""
+    if leaked_words and leaked_words[0].count >= max(MIN_LEAKS, MIN_LEAK_SHARE * leaked_words[0].answers):
+        word = leaked_words[0]
+        of_answers = f" of {word.answers:,}" if word.answers else ""
+        yield f"{word.count:,}{of_answers} general answers now contain {word.word!r}"
 
 
 def _domain_clause(template: str, names: Sequence[str], total: int) -> str:

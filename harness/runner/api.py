@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from harness.distributed.processes import SINGLE_PROCESS, Processes
@@ -20,6 +21,7 @@ from harness.runner.run_stages import run_stages
 from harness.spec import arms
 from harness.spec.arms import Arm
 from harness.spec.spec import Spec
+from harness.utils.shell_commands import harness_command, resume_command
 
 SpecLoader = Callable[[Sequence[str]], Spec]
 """Loads the spec with additional overrides and without its arms."""
@@ -39,7 +41,7 @@ def run(spec: Spec, registry: Registry, processes: Processes = SINGLE_PROCESS) -
     """
     prepared = prepare_checked_run(spec, registry, processes=processes)
     folder = RunFolder.create(spec.document["output"], spec.document["name"])
-    with folder.locked():
+    with folder.locked(), _resume_note(folder, processes):
         return run_stages(RunContext(spec, registry, prepared, folder, processes=processes))
 
 
@@ -61,11 +63,13 @@ def resume_run(spec: Spec, registry: Registry, path: Path, processes: Processes 
     """
     folder = RunFolder(path)
     resume.require_training_run(path)
-    with folder.locked():
+    with folder.locked(), _resume_note(folder, processes):
         if resume.is_finished(path):
             report = finish_interrupted_run(spec, registry, folder)
             if report is None:
-                raise HarnessError(str(path), "the run is finished", f"show its report: harness report {path}")
+                raise HarnessError(
+                    str(path), "the run is finished", f"show its report: {harness_command('report', path)}"
+                )
             return report
         resume.require_same_world_size(folder, processes.world_size)
         prepared = prepare_checked_run(spec, registry, processes=processes)
@@ -109,7 +113,7 @@ def run_experiment(
         for arm in all_arms:
             resume.require_same_world_size(RunFolder(path / "arms" / arm.name), processes.world_size)
         arm_runs = arms_runner.plan_arms(arm_specs, registry)
-    with folder.locked():
+    with folder.locked(), _resume_note(folder, processes):
         return arms_runner.run_arms(spec, arm_runs, registry, folder, processes=processes)
 
 
@@ -128,6 +132,17 @@ def check_arms(
     """
     for _ in arms_runner.prepare_arms(arm_specs, registry, processes):
         pass
+
+
+@contextmanager
+def _resume_note(folder: RunFolder, processes: Processes) -> Iterator[None]:
+    """Add the command that resumes the run to an interruption."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        if resume.is_started(folder.path):
+            error.add_note(f"to resume: {resume_command(folder.path, processes.world_size)}")
+        raise
 
 
 def _load_arm_spec(arm: Arm, load_spec: SpecLoader) -> Spec:

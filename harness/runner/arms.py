@@ -22,8 +22,9 @@ from harness.distributed.processes import SINGLE_PROCESS, Processes
 from harness.errors import HarnessError, RunError
 from harness.evaluation.predictions import stored_files
 from harness.events import ArmFinished, ArmPrepared, ArmPreparing, ArmsFinished, ArmsPrepared, ArmStarted, WarningRaised
-from harness.interfaces.metric import Metric
 from harness.interfaces.mitigation import Mitigation
+from harness.interfaces.mode import Mode
+from harness.model.bfloat16_speed import bfloat16_recommendation
 from harness.registry import Registry
 from harness.report import finished_run
 from harness.report.arm_comparison import ArmComparison, ComparisonSettings, compare_arms
@@ -31,18 +32,22 @@ from harness.report.html import write
 from harness.runner import resume
 from harness.runner.bounded_plan import build_bounded_plan
 from harness.runner.context import RunContext
+from harness.runner.error_file import error_file
 from harness.runner.finish_interrupted_run import finish_interrupted_run
 from harness.runner.folder import RunFolder
 from harness.runner.prepare import PreparedRun, prepare_checked_run, write_report_page
 from harness.runner.run_stages import run_stages
+from harness.runner.trackers import mlflow_settings
 from harness.runner.tracking_session import emit_tracking_start
 from harness.spec import arms as arms_of
 from harness.spec import plan as plan_module
 from harness.spec.arms import Arm
-from harness.spec.metric_factory import create_metric
+from harness.spec.metric_factory import create_metrics_of_specs
 from harness.spec.spec import Spec
 from harness.tracking.experiment_tracker import ExperimentTracker
+from harness.training.stage_schedule import evaluates_within
 from harness.types import Plan, Stage
+from harness.utils.shell_commands import resume_command
 
 MAX_PREPARED_ARMS = 8
 """Arms whose prepared data is kept until they run. Later ones are prepared again, from the token cache: each holds a
@@ -96,7 +101,7 @@ def prepare_arms(
         HarnessError: If an arm is invalid; the error names the arm.
     """
     for number, (arm, arm_spec) in enumerate(arm_specs, start=1):
-        registry.emit(ArmPreparing(arm=arm.name, number=number, of=len(arm_specs)))
+        registry.emit(ArmPreparing(arm=arm.name, number=number, of=len(arm_specs), method=arm.method))
         started_at = time.monotonic()
         with arms_of.arm_error_context(arm):
             prepared = prepare_checked_run(arm_spec, registry, processes=processes)
@@ -131,6 +136,8 @@ def shared_stage_count(first: Plan, second: Plan, registry: Registry) -> int:
         second.seed, second.model, second.template, second.sources,
     ):  # fmt: skip
         return 0
+    if first.mode != second.mode and any(_chooses_rows(plan, registry) for plan in (first, second)):
+        return 0
     count = 0
     for first_stage, second_stage in zip(first.stages, second.stages, strict=False):
         if (
@@ -139,10 +146,16 @@ def shared_stage_count(first: Plan, second: Plan, registry: Registry) -> int:
             or _offers_variants(first, first_stage, registry)
         ):
             break
-        if first_stage.train["evaluate_steps"] is not None and first.suites != second.suites:
+        if evaluates_within(first_stage.train) and first.suites != second.suites:
             break
         count += 1
     return count
+
+
+def _chooses_rows(plan: Plan, registry: Registry) -> bool:
+    """Return whether the mode selects or orders rows, which its stages do not show."""
+    mode = type(registry.create("modes", *plan.mode))
+    return mode.select is not Mode.select or mode.order is not Mode.order
 
 
 def reuse_stages(
@@ -176,6 +189,9 @@ def reuse_stages(
         for file_name in ("trained.json", "steps.jsonl", "evaluations.jsonl"):
             if (source / file_name).is_file():  # only a stage with `evaluate_steps` has evaluations
                 shutil.copy2(source / file_name, target / file_name)
+        for folder_name in ("evaluations", "written"):
+            if (source / folder_name).is_dir():
+                shutil.copytree(source / folder_name, target / folder_name, copy_function=_link_or_copy)
         (arm_folder / "predictions").mkdir(parents=True, exist_ok=True)
         for file in stored_files(donor / "predictions", stage_index):
             shutil.copy2(file, arm_folder / "predictions" / file.name)
@@ -265,7 +281,7 @@ def run_arms(
     """
     all_arms = arms_of.expand_arms(spec.document["arms"], spec.where(("arms",)))
     tracker = ExperimentTracker(
-        spec.document["track"],
+        mlflow_settings(spec.document["track"], registry),
         spec.document["name"],
         folder.path,
         lambda text: registry.emit(WarningRaised(text=text)),
@@ -274,8 +290,14 @@ def run_arms(
     context = ExperimentContext(spec, registry, folder, tracker, processes)
     tracker.start(spec.document, [arm_metadata(arm) for arm in all_arms], spec.changed)
     emit_tracking_start(registry, tracker.pages)
+    recommendations = [bfloat16_recommendation(arm_run.plan.train["precision"]) for arm_run in arm_runs]
+    for text in dict.fromkeys(filter(None, recommendations)):
+        registry.emit(WarningRaised(text=text))
     try:
-        with processes.on_abort(lambda reason: tracker.fail(RunError(str(folder.path), reason))):
+        with (
+            processes.on_abort(lambda reason: tracker.fail(RunError(str(folder.path), reason))),
+            error_file(folder.path),
+        ):
             failures: dict[str, str] = {}
             for index, arm_run in enumerate(arm_runs):
                 registry.emit(ArmStarted(arm=arm_run.arm.name, number=index + 1, of=len(arm_runs)))
@@ -400,11 +422,13 @@ def compare_finished_arms(
     settings: dict[str, Any] = spec.document["arms"]
     controls = arms_of.baseline_names(settings)
     baseline = controls[0] if controls else None
+    ordered = sorted(runs.items(), key=lambda item: item[0] != baseline)
+    specs = [run.spec for _, by_seed in ordered for run in by_seed.values()]
     return compare_arms(
         spec.document["name"],
         folder,
         runs,
-        _create_arm_metrics(runs, baseline, registry),
+        create_metrics_of_specs(registry, specs),
         ComparisonSettings(
             baseline,
             controls,
@@ -430,19 +454,5 @@ def _failure_error(failures: Mapping[str, str], folder: RunFolder) -> RunError |
     if not failures:
         return None
     first = next(iter(failures))
-    hint = f"fix the cause, then: harness run --resume {folder.path}"
+    hint = f"fix the cause, then: {resume_command(folder.path)}"
     return RunError(str(folder.path), f"{len(failures)} arm(s) failed, {first!r} first: {failures[first]}", hint)
-
-
-def _create_arm_metrics(
-    runs: Mapping[str, Mapping[int, finished_run.FinishedRun]], baseline: str | None, registry: Registry
-) -> dict[str, dict[str, Metric]]:
-    """Return suite -> name -> metric: those of the baseline, then those that only other arms have."""
-    metrics: dict[str, dict[str, Metric]] = {}
-    ordered = sorted(runs.items(), key=lambda item: item[0] != baseline)
-    for run in (run for _, by_seed in ordered for run in by_seed.values()):
-        for suite, settings in run.spec["evaluate"].items():
-            for name, options in settings["metrics"].items():
-                if name not in metrics.setdefault(suite, {}):
-                    metrics[suite][name] = create_metric(registry, name, options, lang=settings["lang"])
-    return metrics

@@ -28,7 +28,8 @@ def probe_and_warn(
         HarnessError: The model cannot compute a row of ordinary length.
     """
     required = [
-        (metric.requires, suite.server)
+        # A server that renders prompts itself is compared with answers that are generated here.
+        (metric.requires, None if suite.server is not None and suite.server["chat"] else suite.server)
         for suite in prepared.plan.suites
         for metric in prepared.metrics[suite.name].values()
     ]

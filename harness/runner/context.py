@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from harness.data.tokenization.tokenized_rows import TokenizedRows
 from harness.distributed.processes import SINGLE_PROCESS, Processes
-from harness.model import load, locate
+from harness.model import device, load, locate
 from harness.model.precision import autocast_context
 from harness.registry import Registry
 from harness.runner import continue_run
@@ -34,6 +35,8 @@ class RunContext:
         tracked: Whether MLflow is used, if the spec enables it. False for the arms of an experiment that MLflow
             does not have: each would wait for the store again.
         stages_to_keep: Number of first stages whose snapshots stay, for other arms.
+        written_stages: Index of a stage -> its rows after a model has written some of them.
+        written_rows: Index of a stage -> mitigation -> source -> the rows that the model wrote for the mitigation.
     """
 
     spec: Spec
@@ -46,6 +49,8 @@ class RunContext:
     parent: str | None = None
     tracked: bool = True
     stages_to_keep: int = 0
+    written_stages: dict[int, StageDataset] = field(default_factory=dict)
+    written_rows: dict[int, dict[str, dict[str, TokenizedRows]]] = field(default_factory=dict)
 
     @property
     def plan(self) -> Plan:
@@ -63,8 +68,8 @@ class RunContext:
         return continue_run.adapter_policy(self.spec, self.prepared)
 
     def stage_data(self, stage_index: int) -> StageDataset:
-        """Return the rows of a stage. stage_index: from 1."""
-        return self.prepared.data.stages[stage_index - 1]
+        """Return the rows of a stage, with those of the data until a model has written others. stage_index: from 1."""
+        return self.written_stages.get(stage_index) or self.prepared.data.stages[stage_index - 1]
 
     def planned_steps(self, stage_index: int) -> int:
         """Return the planned optimizer steps of a stage. stage_index: from 1."""
@@ -72,6 +77,7 @@ class RunContext:
 
     def load_model(self, location: locate.ModelLocation | None = None) -> Any:
         """Load the model that the run starts from, or the one at `location`, in the run's precision."""
+        device.set_tf32(self.plan.train.get("tf32", False))
         return load.load_model(
             location or self.prepared.location,
             self.plan.model,

@@ -6,17 +6,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from harness.data.checks.findings import Findings
 from harness.data.checks.lengths import summarize_lengths
+from harness.data.checks.plugin_checks import RowCheckResult
 from harness.data.reading.unread_keys import remedy_for_key
 from harness.data.tokenization.fingerprints import template_fingerprint
 from harness.errors import HarnessError, RunError
 from harness.registry import Registry
 from harness.runner import bounded_plan, prepare
+from harness.runner.rows_to_write import RowsToWrite, list_rows_to_write
 from harness.spec.spec import Spec
 from harness.types import StageDataset
 
@@ -52,7 +54,7 @@ def run_data_checks(spec: Spec, registry: Registry) -> dict[str, Any]:
         "warnings": list(run_plan.warnings),
     }
     try:
-        prepared = prepare.prepare_run(spec, registry, plan=run_plan)
+        prepared = prepare.prepare_run(spec, registry, plan=run_plan, loads_model=False)
     except RunError:
         raise
     except HarnessError as error:
@@ -74,7 +76,7 @@ def run_data_checks(spec: Spec, registry: Registry) -> dict[str, Any]:
         name: dict(source.corpus.unread_keys) for name, source in data.sources.items() if source.corpus.unread_keys
     }
     report |= findings.to_dict()
-    report["proofs"] += all_checks(report, prepared, findings)
+    report["proofs"] += all_checks(report, prepared, findings, list_rows_to_write(prepared.plan, registry))
     failures = [line for error in findings.failures for line in error.lines()]
     failures += [
         f"sources.{name}: its counts do not sum to the rows read: {counts}; this is a bug, please report it"
@@ -85,14 +87,15 @@ def run_data_checks(spec: Spec, registry: Registry) -> dict[str, Any]:
 
 
 def all_checks(
-    report: Mapping[str, Any], prepared: prepare.PreparedRun, findings: Findings
+    report: Mapping[str, Any], prepared: prepare.PreparedRun, findings: Findings, unwritten_rows: Sequence[RowsToWrite]
 ) -> Iterator[dict[str, Any]]:
-    """Yield the checks of prepared data, in the order of `DATA_CHECKS`.
+    """Yield the checks of prepared data, in the order of `DATA_CHECKS`, then those of plugins.
 
     Args:
         report: The result of `run_data_checks` so far.
         prepared: The prepared run.
         findings: The findings of the data checks.
+        unwritten_rows: What models write when the run starts.
     """
     yield _check_rows(report["sources"])
     yield _check_columns(report["unread"])
@@ -105,11 +108,16 @@ def all_checks(
     rendered = sum(source_rows.rendered for source_rows in findings.rendered_rows.values())
     if rendered:
         message += f"; {rendered:,} rows contain turn markers as text"
+    unwritten = _format_unwritten(unwritten_rows)
+    if unwritten:
+        message += f"; not yet written: {unwritten}, verified before the first step"
     yield check_result("masks", True, message, warned=bool(rendered))
     yield _check_lengths(report["lengths"], findings)
-    yield _check_shares(report["stages"])
+    yield _check_shares(report["stages"], _format_unwritten(rows for rows in unwritten_rows if rows.is_mixed))
     yield _check_duplicates(report, findings)
     yield _check_contamination(findings)
+    for name in dict.fromkeys(result.check for result in findings.check_results):
+        yield _plugin_check([result for result in findings.check_results if result.check == name])
 
 
 def check_result(name: str, ok: bool | None, message: str, *, warned: bool = False) -> dict[str, Any]:
@@ -176,7 +184,12 @@ def _check_lengths(lengths: Mapping[str, Any], findings: Findings) -> dict[str, 
     return check_result("lengths", ok, message, warned=True)
 
 
-def _check_shares(stages: list[dict[str, Any]]) -> dict[str, Any]:
+def _format_unwritten(rows: Iterable[RowsToWrite]) -> str:
+    """Return a list of the sources to which a model writes the responses; empty if there are none."""
+    return ", ".join(dict.fromkeys(f"the responses of {one.source} ({one.mitigation})" for one in rows))
+
+
+def _check_shares(stages: list[dict[str, Any]], unwritten: str) -> dict[str, Any]:
     messages = []
     for stage in stages:
         for share in stage["asked"]:
@@ -187,7 +200,10 @@ def _check_shares(stages: list[dict[str, Any]]) -> dict[str, Any]:
             sources = " and ".join(share["sources"])
             requested = _format_percent(share["amount"])
             messages.append(f"{sources} {realized_range} of {unit} (asked {requested}) in {stage['name']}")
-    return check_result("shares", True, "; ".join(messages) or "no share is requested")
+    message = "; ".join(messages) or "no share is requested"
+    if unwritten:
+        message += f"; with the data's responses, since {unwritten} are not yet written"
+    return check_result("shares", True, message)
 
 
 def _check_duplicates(report: Mapping[str, Any], findings: Findings) -> dict[str, Any]:
@@ -218,6 +234,18 @@ def _check_contamination(findings: Findings) -> dict[str, Any]:
     warned = any(overlap.prompts or overlap.responses for overlap in findings.contamination.values())
     ok = not any(error.where.startswith("evaluate.") for error in findings.failures)
     return check_result("contamination", ok, "; ".join(messages) or "nothing is evaluated", warned=warned)
+
+
+def _plugin_check(results: list[RowCheckResult]) -> dict[str, Any]:
+    """Return what a check of a plugin found in all sources and suites."""
+    found = [
+        f"{result.place}: findings in {result.rows_found:,} of {result.rows:,} rows"
+        for result in results
+        if result.rows_found
+    ]
+    message = "; ".join(found) or f"nothing found in {sum(result.rows for result in results):,} rows"
+    ok = not any(result.exceeds_limit for result in results)
+    return check_result(results[0].check, ok, message, warned=bool(found))
 
 
 def _format_percent(share: float) -> str:

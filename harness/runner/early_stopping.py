@@ -1,7 +1,7 @@
 """Evaluation within a stage, and early stopping.
 
-Implements the settings `evaluate_steps`, `evaluate_suites` and `early_stopping`. Each evaluation is a line of the
-stage's `evaluations.jsonl`, from which a resumed stage restores its state.
+Implements the settings `evaluate_steps`, `evaluate_epochs`, `evaluate_suites` and `early_stopping`. Each evaluation is
+a line of the stage's `evaluations.jsonl`, from which a resumed stage restores its state.
 """
 
 from __future__ import annotations
@@ -20,8 +20,10 @@ from harness.runner.evaluate_stages import StageEvaluator
 from harness.runner.folder import load_stage_snapshot, save_stage_snapshot
 from harness.runner.staged_model import StagedModel
 from harness.spec import preflight
-from harness.training.checkpoint import latest_checkpoint
-from harness.types import Evaluation, Stage
+from harness.training.checkpoint import complete_checkpoints
+from harness.training.stage_schedule import evaluation_steps
+from harness.types import Evaluation, Stage, StageDataset
+from harness.utils import json_files
 
 
 def combined_score(
@@ -82,9 +84,10 @@ class EarlyStopping:
         return self.evaluations_since_best >= self.patience
 
 
-def is_due(stage: Stage, planned_steps: int, step: int) -> bool:
-    """Return whether the model is evaluated after a step. The last step counts if it may be restored as the best."""
-    return step % stage.train["evaluate_steps"] == 0 or (step == planned_steps and restores_best(stage))
+def due_steps(data: StageDataset, processes: int) -> frozenset[int]:
+    """Return the steps after which the model is evaluated. The last step counts if it may be restored as the best."""
+    last = {data.count_steps(processes)} if restores_best(data.stage) else set()
+    return frozenset({*evaluation_steps(data, processes), *last})
 
 
 def restores_best(stage: Stage) -> bool:
@@ -120,6 +123,7 @@ class EarlyStopper:
         self.stage_index, self.resumed_step = stage_index, resumed_step
         self.stage = context.stage_data(stage_index).stage
         self.planned_steps = context.planned_steps(stage_index)
+        self.due_steps = due_steps(context.stage_data(stage_index), context.processes.world_size)
         self.suites, self.metrics = preflight.mid_stage_suites(
             self.stage, context.plan.suites, context.prepared.metrics
         )
@@ -132,13 +136,18 @@ class EarlyStopper:
             for score in evaluation.scores
         }
         self.early_stopping = None if self.settings is None else EarlyStopping(self.settings)
+        self._evaluated_steps = set[int]()  # a signal can end training between a checkpoint's step and its evaluation
         self._restore_state()
 
     def __call__(self, step: int) -> bool:
         """Evaluate the model if it is due after this step, and return whether the stage stops."""
-        if step > self.resumed_step and is_due(self.stage, self.planned_steps, step):
+        if self.is_due(step):
             self._evaluate_step(step)
         return self.early_stopping is not None and self.early_stopping.should_stop
+
+    def is_due(self, step: int) -> bool:
+        """Return whether a call with this step evaluates the model; a resumed stage may have done so."""
+        return step not in self._evaluated_steps and step in self.due_steps
 
     def restore_best_weights(self, model: Any, trained_steps: int) -> Mapping[str, Mapping[str, Any]]:
         """Restore the best weights, if the stage asks for it and they are not the current ones.
@@ -195,17 +204,20 @@ class EarlyStopper:
             over=stops,
         )
         entry = {name: value for name, value in asdict(event).items() if name != "stage_index"}
+        items = {"step": step, "suites": json_files.evaluations_as_dict(evaluations)}
+        self.context.folder.write_json(f"stages/{self.stage.name}/evaluations/{step}.json", items, indent=None)
         self.context.folder.append_json_line(f"stages/{self.stage.name}/evaluations.jsonl", entry)
         self.context.registry.emit(event)
 
     def _prune_best_weights(self, best_step: int) -> None:
         saved_steps = {int(path.name) for path in self._best_folder.iterdir() if path.name.isdecimal()}
-        checkpoint = latest_checkpoint(self._stage_folder / "checkpoints")
-        for step in saved_steps - resume.best_weights_to_keep(saved_steps, best_step, checkpoint):
+        checkpoints = complete_checkpoints(self._stage_folder / "checkpoints")
+        for step in saved_steps - resume.best_weights_to_keep(saved_steps, best_step, checkpoints):
             shutil.rmtree(self._best_folder / str(step))
 
     def _restore_state(self) -> None:
         for entry in resume.load_evaluations_until(self._stage_folder, self.resumed_step):
+            self._evaluated_steps.add(entry["step"])
             if self.early_stopping is not None:
                 # JSON has null where the combined score was not finite.
                 combined = math.nan if entry["combined"] is None else entry["combined"]

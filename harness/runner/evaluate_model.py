@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import shutil
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -12,18 +13,21 @@ from harness.errors import HarnessError
 from harness.evaluation import context as context_module
 from harness.evaluation import evaluate, scoring
 from harness.evaluation.predictions import stored_files
+from harness.model import device, locate, save
 from harness.model import load as load_module
-from harness.model import locate, save
 from harness.model.precision import autocast_context
 from harness.registry import Registry
 from harness.runner import continue_run
 from harness.runner.batch_support import probe_and_warn
+from harness.runner.error_file import error_file
 from harness.runner.folder import RunFolder
 from harness.runner.prepare import PreparedRun, create_progress, prepare_run
+from harness.runner.trained_model import stored_dtype
 from harness.spec.spec import Spec
 from harness.types import Evaluation
 from harness.utils.find_run import RUN_SCHEME
 from harness.utils.json_files import scores_as_dicts
+from harness.utils.shell_commands import resume_command
 from harness.utils.silence import silence_libraries
 
 
@@ -48,7 +52,7 @@ def evaluate_model(spec: Spec, registry: Registry, path: Path | None) -> tuple[P
     prepared = prepare_run(spec, registry, use_shares=False)
     stage_index = len(prepared.plan.stages) if path is not None else 0
     folder = RunFolder(path) if path is not None else RunFolder.create(spec.document["output"], spec.document["name"])
-    with folder.locked():
+    with folder.locked(), error_file(folder.path if path is None else folder.path / "measured"):
         if path is None:
             folder.write_json("spec.json", spec.document)
         predictions = folder.path / "predictions" if path is None else _copy_predictions(path, stage_index)
@@ -65,6 +69,7 @@ def evaluate_model(spec: Spec, registry: Registry, path: Path | None) -> tuple[P
                 templates=prepared.templates,
                 base_context=base_context,
                 batch_support=batch_support,
+                use_cache=path is None,
             )
             evaluations = evaluate.evaluate_suites(
                 evaluated_model,
@@ -76,7 +81,7 @@ def evaluate_model(spec: Spec, registry: Registry, path: Path | None) -> tuple[P
             )
         scores_file = "measured.json" if path is None else "measured/scores.json"
         folder.write_json(scores_file, {"stage": stage_index, "suites": scores_as_dicts(evaluations)})
-    scoring.raise_on_violations(evaluations)
+        scoring.raise_on_violations(evaluations)
     return folder.path / scores_file, evaluations
 
 
@@ -87,7 +92,7 @@ def _require_evaluable_run(spec: Spec, run_folder: Path) -> None:
             what = "the model is the one of the run and cannot be overridden"
             raise HarnessError(f"--set {override}", what, "remove this --set")
     if not (run_folder / "model").is_dir():
-        hint = f"finish the run first: harness run --resume {run_folder}"
+        hint = f"finish the run first: {resume_command(run_folder)}"
         if (run_folder / "arms").is_dir():
             hint = f"name the folder of one of its arms, below {run_folder / 'arms'}"
         raise HarnessError(str(run_folder), "the folder has no model of a finished run", hint)
@@ -113,8 +118,9 @@ def _load_evaluated_model(
     """
     progress = create_progress(registry)
 
-    def load(location: locate.ModelLocation, settings: Mapping[str, Any]) -> Any:
-        precision = prepared.plan.train["precision"]
+    def load(location: locate.ModelLocation, settings: Mapping[str, Any], precision: str | None = None) -> Any:
+        device.set_tf32(prepared.plan.train.get("tf32", False))
+        precision = precision or prepared.plan.train["precision"]
         return load_module.load_model(location, settings, precision=precision, progress=progress)
 
     settings = prepared.plan.model
@@ -129,7 +135,9 @@ def _load_evaluated_model(
             model = _load_adapter(load(prepared.location, settings), run_folder / "model")
         return model, (lambda: save.base_model(model)) if requires_base else None
     saved = {**settings, "path": str(run_folder / "model"), "revision": None}
-    model = load(locate.resolve_model(saved, progress=progress), saved)
+    # Weights that were saved in float32 were measured in float32: 16 bits would round norms and embeddings.
+    precision = "float32" if stored_dtype(run_folder / "model") == "float32" else None
+    model = load(locate.resolve_model(saved, progress=progress), saved, precision)
     if not requires_base:
         return model, None
     base_model = load(continue_run.original_base(spec, prepared, progress), settings)
@@ -143,6 +151,9 @@ def _load_adapter(model: Any, folder: Path) -> Any:
     try:
         with silence_libraries():
             return PeftModel.from_pretrained(model, str(folder)).eval()
+    except (pickle.UnpicklingError, EOFError) as error:
+        what = f"the adapter's .bin file is damaged, or holds more than weights ({type(error).__name__})"
+        raise HarnessError(str(folder), what, "save only the weights: model.save_pretrained(FOLDER)") from error
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         what = f"cannot load the adapter into the model ({type(error).__name__}: {error})"
         raise HarnessError(str(folder), what, "restore the base model that the run started from") from error

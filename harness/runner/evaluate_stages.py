@@ -26,6 +26,7 @@ from harness.runner.context import RunContext
 from harness.runner.staged_model import StagedModel
 from harness.types import Evaluation, Suite, no_progress
 from harness.utils import json_files
+from harness.utils.phase_clock import PhaseClock
 
 
 class WeightsToEvaluate(Protocol):
@@ -46,6 +47,7 @@ class StageEvaluator:
     Attributes:
         evaluations: The evaluations before the first stage and after each finished stage, in order.
         previous_run: Scores of the earlier run whose model is trained further; None if there are none.
+        clock: Measures the phases of the run, evaluations among them.
     """
 
     def __init__(self, context: RunContext) -> None:
@@ -57,11 +59,13 @@ class StageEvaluator:
         self._variants: list[dict[str, Any]] = []
         self._base_model: Any = None
         self._batch_support: BatchSupport | None = None
+        self.clock = PhaseClock()
 
     def evaluate_stage(self, staged_model: WeightsToEvaluate, stage_index: int) -> None:
         """Evaluate the model after a stage and write scores.json. stage_index: 0 before the first stage."""
         evaluations = self.evaluate(staged_model, stage_index, "predictions")
         self.evaluations.append(evaluations)
+        self._note_cached(evaluations)
         self.context.registry.emit(SuitesEvaluated(stage_index=stage_index, evaluations=evaluations))
         if stage_index == 0 and self.context.prepared.location.kind == "run":
             run_folder = Path(self.context.prepared.location.path).parent
@@ -78,6 +82,13 @@ class StageEvaluator:
             else:
                 stage_names = self.previous_run.join_stage_names(run_stages)
             json_files.write_scores(self._all_evaluations(), stage_names, self.context.folder.path)
+
+    def _note_cached(self, evaluations: Sequence[Evaluation]) -> None:
+        """Write into data.json, for the report, which suites of the base model an earlier run has measured."""
+        cached = [evaluation.suite for evaluation in evaluations if evaluation.is_from_cache]
+        data = self.context.folder.read_json("data.json") if cached else None
+        if data is not None:
+            self.context.folder.write_json("data.json", {**data, "cached_evaluations": cached})
 
     def evaluate_variants(self, staged_model: StagedModel, stage_index: int) -> None:
         """Evaluate the other weights that the stage's mitigations offer, e.g. an interpolation of two models."""
@@ -122,8 +133,9 @@ class StageEvaluator:
         # Without its new adapter the untrained model is the base model, whose answers all arms share.
         untrained = contextlib.nullcontext() if stage_index or trains_earlier_run else save.base_model(model)
         if self._batch_support is None:
-            self._batch_support = probe_and_warn(model, prepared, self.context.registry, self.context.folder)
-        with untrained, self.context.autocast(model):
+            with self.clock.phase("load"):
+                self._batch_support = probe_and_warn(model, prepared, self.context.registry, self.context.folder)
+        with self.clock.phase("evaluate"), untrained, self.context.autocast(model):
             evaluated_model = ModelToEvaluate(
                 model,
                 prepared.tokenizer,
@@ -134,6 +146,7 @@ class StageEvaluator:
                 templates=prepared.templates,
                 base_context=self._base_context(staged_model) if stage_index or trains_earlier_run else None,
                 batch_support=self._batch_support,
+                use_cache=stage_index == 0,
             )
             return evaluate.evaluate_suites(
                 evaluated_model,

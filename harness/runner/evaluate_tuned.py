@@ -19,6 +19,7 @@ from harness.runner.context import RunContext
 from harness.runner.folder import RunFolder
 from harness.runner.prepare import PreparedRun, create_progress, prepare_checked_run
 from harness.runner.run_stages import MainProcess
+from harness.runner.trackers import mlflow_settings, tracker_listeners
 from harness.runner.tracking_session import tracking_session
 from harness.spec.spec import Spec
 from harness.types import Plan, Progress
@@ -57,9 +58,11 @@ def evaluate_tuned(spec: Spec, registry: Registry, tuned: str) -> Report:
     folder = RunFolder.create(spec.document["output"], spec.document["name"])
     context = RunContext(spec, registry, prepared, folder)
     _warn_of_other_tokenizer(location, context)
+    track = spec.document["track"]
     with (
         folder.locked(),
-        tracking_session(spec.document["track"], prepared.plan.name, registry, folder) as tracker,
+        tracker_listeners(track, registry),
+        tracking_session(mlflow_settings(track, registry), prepared.plan.name, registry, folder) as tracker,
     ):
         folder.write_json("tuned.json", {"path": tuned, "digest": location.digest})
         process = MainProcess(context, tracker)

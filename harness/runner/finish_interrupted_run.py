@@ -7,18 +7,20 @@ numbers.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from harness.evaluation import scoring
 from harness.events import InterruptedRunCompleted, RunFinished
 from harness.registry import Registry
-from harness.report.html import write
 from harness.report.run_report import Report
 from harness.runner import resume
 from harness.runner.bounded_plan import build_bounded_plan
 from harness.runner.folder import RunFolder
 from harness.runner.prepare import write_report_page
 from harness.runner.replay import StoredRun
+from harness.runner.report_page import write_run_page
+from harness.runner.trackers import mlflow_settings
 from harness.runner.tracking_session import tracking_session
 from harness.spec.spec import Spec
 from harness.tracking.run_status import tracking_status
@@ -58,9 +60,10 @@ def finish_interrupted_run(
     completed = resume.complete_result_files(
         folder.path,
         is_arm=arm is not None,
-        write_page=lambda: write_report_page(registry, write.write_run_page, folder.path),
+        write_page=lambda: write_report_page(registry, partial(write_run_page, registry), folder.path),
     )
-    status = tracking_status(spec.document["track"], resume.tracking_info(folder)) if tracked else None
+    settings = mlflow_settings(spec.document["track"], registry)
+    status = tracking_status(settings, resume.tracking_info(folder)) if tracked else None
     if not completed and not resume.needs_tracking_end(status, violates_limits=False):
         return None
     plan = build_bounded_plan(spec, registry) if plan is None else plan
@@ -74,7 +77,7 @@ def finish_interrupted_run(
     if needs_tracking_end:
         completed.append("tracking")
         # The run ended when it was killed: the system metrics of now are not its own.
-        settings = {**spec.document["track"], "system_metrics": False}
+        settings = {**settings, "system_metrics": False}
         with tracking_session(settings, plan.name, registry, folder, resuming=True, parent=parent):
             for event in (*run.start_events(), *run.stage_events(evaluations)):
                 registry.emit(event)

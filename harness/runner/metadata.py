@@ -5,15 +5,17 @@ from __future__ import annotations
 import platform
 import subprocess
 import sys
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from harness.data.checks import lengths
 from harness.data.tokenization import fingerprints
-from harness.registry import CORE_DISTRIBUTION, Registry
+from harness.interfaces.component import CORE_DISTRIBUTION
+from harness.plugin_versions import installed_version, plugins_in_use
+from harness.registry import Registry
 from harness.runner.prepare import PreparedRun
 from harness.spec.spec import Spec
+from harness.utils.formats import RUN_FORMAT
 
 PACKAGES = (
     "torch", "transformers", "trl", "peft", "accelerate", "datasets", "evaluate", "tokenizers", "safetensors",
@@ -21,34 +23,28 @@ PACKAGES = (
 )  # fmt: skip
 
 
-def describe_environment(registry: Registry, folder: Path) -> dict[str, Any]:
+def describe_environment(registry: Registry, spec: Spec) -> dict[str, Any]:
     """Describe the environment as plain data.
 
     Args:
-        registry: The components; the distributions of third-party plugins are listed.
-        folder: The folder of the spec; its git repository is described.
+        registry: The loaded plugins; those that the run uses are listed.
+        spec: The spec; the git repository of its folder is described.
 
     Returns:
-        `harness`, `python`, `platform`, `packages` (name -> version), `plugins` (distribution -> version), `device`
+        `format` (of the run's folder), `harness`,
+        `python`, `platform`, `packages` (name -> version), `plugins` (see `plugins_in_use`), `device`
         (kind, names, CUDA version, CPU threads) and `git` (commit and whether files differ from it, or None).
     """
-    plugins = sorted({origin for origin in registry.origins.values() if origin != CORE_DISTRIBUTION})
     return {
-        "harness": _installed_version(CORE_DISTRIBUTION),
+        "format": RUN_FORMAT,
+        "harness": installed_version(CORE_DISTRIBUTION),
         "python": sys.version.split()[0],
         "platform": platform.platform(),
-        "packages": {name: _installed_version(name) for name in PACKAGES},
-        "plugins": {name: _installed_version(name) for name in plugins},
+        "packages": {name: installed_version(name) for name in PACKAGES},
+        "plugins": plugins_in_use(registry, spec.document),
         "device": _describe_device(),
-        "git": _describe_git(folder),
+        "git": _describe_git(spec.file.resolve().parent),
     }
-
-
-def _installed_version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
 
 
 def _describe_device() -> dict[str, Any]:
@@ -94,6 +90,9 @@ def data_metadata(prepared: PreparedRun) -> dict[str, Any]:
         "facts": {
             name: dict(source.corpus.metadata) for name, source in data.sources.items() if source.corpus.metadata
         },
+        "unread": {
+            name: dict(source.corpus.unread_keys) for name, source in data.sources.items() if source.corpus.unread_keys
+        },
         "warnings": [*prepared.plan.warnings, *data.warnings, *findings.warnings],
         "checks": findings.to_dict(),
     }
@@ -110,7 +109,7 @@ def environment_metadata(prepared: PreparedRun, registry: Registry, spec: Spec, 
     """
     location = prepared.location
     return {
-        **describe_environment(registry, spec.file.resolve().parent),
+        **describe_environment(registry, spec),
         "overrides": list(spec.overrides),
         "processes": processes,
         "model": {"path": location.path, "kind": location.kind, "digest": location.digest},

@@ -10,28 +10,37 @@ from typing import Any
 
 from harness.data.mixing import stage_layout
 from harness.data.reading import corpus
+from harness.data.reading.row_formats import with_row_format
+from harness.model.bfloat16_speed import bfloat16_recommendation
 from harness.registry import Registry
 from harness.runner import bounded_plan, prepare
-from harness.spec import plan, shares
+from harness.runner.device_table import find_device
+from harness.runner.memory_plan import estimate_memory
+from harness.runner.rows_to_write import list_rows_to_write
+from harness.spec import shares
 from harness.spec.spec import Spec
 from harness.types import Plan, Stage, StageDataset, StageSource
 
 ZERO_SIZES = {"rows": 0, "tokens": 0, "loss_tokens": 0}
 
-BYTES_PER_TRAINED_WEIGHT = 16
-"""Four float32 numbers: the weight, its gradient, and the two moments of AdamW."""
 
-
-def summarize_plan(spec: Spec, registry: Registry) -> dict[str, Any]:
+def summarize_plan(spec: Spec, registry: Registry, device: str | None = None) -> dict[str, Any]:
     """Summarize the plan as plain data.
 
+    Args:
+        spec: The spec.
+        registry: The plugin registry.
+        device: The device whose memory and time are estimated, see `device_table`; None: this machine.
+
     Returns:
-        `name`, `model`, `template`, `mitigations`, `sources`, `stages`, `suites`, `memory` and `unknown` (why numbers
-        are missing).
+        `name`, `model`, `template`, `mitigations`, `sources`, `stages`, `suites`, `memory`, `recommendation` (a
+        precision that is faster here, or None) and `unknown` (why numbers are missing).
 
     Raises:
         HarnessError: If the spec or the data is invalid.
     """
+    if device is not None:
+        find_device(device)  # before the data is read
     run_plan = bounded_plan.build_bounded_plan(spec, registry)
     summary: dict[str, Any] = {
         "name": run_plan.name,
@@ -40,7 +49,7 @@ def summarize_plan(spec: Spec, registry: Registry) -> dict[str, Any]:
         "mitigations": list(run_plan.mitigations),
     }
     try:
-        prepared = prepare.prepare_run(spec, registry, plan=run_plan)
+        prepared = prepare.prepare_run(spec, registry, plan=run_plan, loads_model=False)
     except prepare.ModelUnreachable as error:
         return {**summary, **_summarize_without_tokens(run_plan, registry, str(error))}
     summary["model"]["digest"] = prepared.location.digest
@@ -57,15 +66,18 @@ def summarize_plan(spec: Spec, registry: Registry) -> dict[str, Any]:
             }
             for suite in run_plan.suites
         ],
-        "memory": _estimate_memory(prepared, registry),
-        "unknown": [],
+        "memory": estimate_memory(prepared, registry, device),
+        "recommendation": bfloat16_recommendation(run_plan.train["precision"]),
+        "unknown": _unwritten_rows(run_plan, registry),
     }
 
 
 def _summarize_without_tokens(run_plan: Plan, registry: Registry, reason: str) -> dict[str, Any]:
     """Return the part of the summary that needs no tokenizer. reason: why there is none."""
     examples = {
-        name: corpus.read_examples(registry.create("sources", source_type, options), options, name)
+        name: corpus.read_examples(
+            registry.create("sources", source_type, options), with_row_format(options, registry), name
+        )
         for name, (source_type, options) in run_plan.sources.items()
     }
     return {
@@ -83,13 +95,21 @@ def _summarize_without_tokens(run_plan: Plan, registry: Registry, reason: str) -
             {"name": suite.name, "role": suite.role, "metrics": list(suite.metrics)} for suite in run_plan.suites
         ],
         "memory": None,
-        "unknown": [f"tokens, shares, steps and memory: {reason}"],
+        "recommendation": bfloat16_recommendation(run_plan.train["precision"]),
+        "unknown": [f"tokens, shares, steps and memory: {reason}", *_unwritten_rows(run_plan, registry)],
     }
+
+
+def _unwritten_rows(run_plan: Plan, registry: Registry) -> list[str]:
+    """Return a sentence for each source whose rows a model writes for a mitigation alone."""
+    rows = [rows for rows in list_rows_to_write(run_plan, registry) if not rows.is_mixed]
+    return list(dict.fromkeys(f"the responses of {one.source} ({one.mitigation}), not yet written" for one in rows))
 
 
 def _source_summary(stage: Stage, source: StageSource) -> dict[str, Any]:
     unit = shares.unit_of_source(stage, source.source)
-    return {"source": source.source, "role": source.role, "limit": source.limit, "unit": unit}
+    summary = {"source": source.source, "role": source.role, "limit": source.limit, "unit": unit}
+    return {**summary, **({} if source.written_by is None else {"written_by": source.written_by})}
 
 
 def _stage_summary(stage_data: StageDataset) -> dict[str, Any]:
@@ -111,30 +131,4 @@ def _stage_summary(stage_data: StageDataset) -> dict[str, Any]:
         "steps": stage_data.count_steps(),
         "efficiency": stage_data.efficiency,
         "train": dict(stage.train),
-    }
-
-
-def _estimate_memory(prepared: prepare.PreparedRun, registry: Registry) -> dict[str, Any] | None:
-    """Estimate the bytes of weights, gradients and optimizer, without activations.
-
-    Returns:
-        `device`, `weights`, `trained` (numbers of weights) and `bytes`; None if the model's config is not available.
-    """
-    from harness.model import device, load, precision
-
-    model = load.load_on_meta(prepared.location, prepared.plan.model)  # shapes without weights
-    if model is None:
-        return None
-    weights = load.parameter_count(model)
-    for _, mitigation in plan.create_mitigations(prepared.plan.mitigations, registry):
-        model = mitigation.prepare_model(model, seed=prepared.plan.seed)
-    trained = load.parameter_count(model, trainable=True)
-    frozen = load.parameter_count(model) - trained
-    always_float32 = sum(w.numel() for w in precision.norms_and_embeddings(model) if not w.requires_grad)
-    size = device.resolve_dtype(prepared.plan.train["precision"], device.select_device()).itemsize
-    return {
-        "device": str(device.select_device()),
-        "weights": weights,
-        "trained": trained,
-        "bytes": (frozen - always_float32) * size + always_float32 * 4 + trained * BYTES_PER_TRAINED_WEIGHT,
     }

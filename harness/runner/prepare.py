@@ -5,6 +5,7 @@ Loads no weights and creates no run folder.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,23 +13,31 @@ from typing import Any
 
 from harness.data import prepare as prepare_module
 from harness.data.checks import findings as findings_module
+from harness.data.checks import plugin_checks
 from harness.data.checks.rendered_rows import turn_markers
+from harness.data.reading.row_formats import with_row_format
 from harness.data.tokenization import fingerprints
 from harness.distributed.processes import SINGLE_PROCESS, Processes
 from harness.errors import HarnessError, raise_all
 from harness.evaluation import row_requirements
 from harness.events import ProgressUpdated, WarningRaised
+from harness.interfaces.check import Check
 from harness.interfaces.metric import Metric
 from harness.interfaces.template import Template
 from harness.model import locate, model_config
 from harness.model.added_tokens import replaced_pad_token
+from harness.model.cached_tokenizer import load_light_tokenizer
 from harness.model.tokenizer import load_tokenizer
-from harness.registry import Registry
+from harness.model.unpadded_rows import longest_unpadded_row
+from harness.registry import RESERVED_NAMES, Registry
 from harness.runner import bounded_plan, embedding_rows
+from harness.runner.trackers import unavailable_tracker_errors
 from harness.spec import plan as plan_module
 from harness.spec import preflight
 from harness.spec.spec import Spec
 from harness.types import Plan, Progress
+from harness.utils import stop_signals
+from harness.utils.shell_commands import harness_command
 
 
 class ModelUnreachable(HarnessError):
@@ -48,6 +57,8 @@ class PreparedRun:
         metrics: Suite -> name -> metric.
         templates: Suite -> its own template, for suites that have one.
         findings: Findings of the data checks; None if they did not run.
+        seconds: How long the preparation took.
+        options: How the data was prepared.
     """
 
     plan: Plan
@@ -58,6 +69,8 @@ class PreparedRun:
     metrics: Mapping[str, Mapping[str, Metric]]
     templates: Mapping[str, Template] = field(default_factory=dict)
     findings: findings_module.Findings | None = None
+    seconds: float = 0.0
+    options: prepare_module.PreparationOptions = field(default_factory=prepare_module.PreparationOptions)
 
     @property
     def max_length(self) -> int:
@@ -75,6 +88,7 @@ def prepare_run(
     *,
     plan: Plan | None = None,
     use_shares: bool = True,
+    loads_model: bool = True,
     processes: Processes = SINGLE_PROCESS,
 ) -> PreparedRun:
     """Prepare everything that a run needs before a model is loaded.
@@ -87,6 +101,7 @@ def prepare_run(
         plan: The plan of the spec, if it is built already.
         use_shares: False ignores the mixture shares, so that rows can be shown whose mixture is not reachable. For
             commands that train nothing.
+        loads_model: False for a command that loads no model: its tokenizer may then be a `LightTokenizer`.
         processes: The processes that share the training.
 
     Raises:
@@ -99,7 +114,11 @@ def prepare_run(
     _emit_warnings(registry, plan.warnings)
     metrics = preflight.preflight(spec, plan, registry, will_train=use_shares)
     raise_all(preflight.unavailable_metric_errors(spec, metrics))
-    location, tokenizer = _load_tokenizer(spec, plan, progress)
+    raise_all(preflight.unavailable_optimizer_errors(spec, plan, registry))
+    raise_all(plugin_checks.unavailable_check_errors(create_checks(spec, registry)))
+    if loads_model:
+        raise_all(unavailable_tracker_errors(spec, registry))
+    location, tokenizer = _load_tokenizer(spec, plan, progress, load_tokenizer if loads_model else load_light_tokenizer)
     config = model_config.load_located_config(location)
     if pad_warning := replaced_pad_token(tokenizer, (location.base or location).added):
         plan = replace(plan, warnings=(*plan.warnings, pad_warning))
@@ -114,17 +133,22 @@ def prepare_run(
     if not spec.document["checks"]["other_template"]:
         folder = Path(location.path) if location.kind in ("folder", "run") else None
         raise_all(fingerprints.template_mismatches(plan, template, templates, tokenizer, folder, spec.where))
+    options = prepare_module.PreparationOptions(
+        extra_sources=plan_module.list_named_sources(spec, "mitigations"),
+        suite_templates=templates,
+        invalid_rows_folder=Path(spec.document["output"]) / f"{plan.name}-rejected" if processes.is_main else None,
+        source_options={name: with_row_format(source[1], registry) for name, source in plan.sources.items()},
+        processes=processes.world_size,
+        longest_unpadded_row=longest_unpadded_row(config, plan.model["attention"]),
+        mode=registry.create("modes", *plan.mode),
+        drop_contaminated=_dropped_contamination(spec),
+    )
     data = prepare_module.prepare_data(
         plan,
         {name: registry.create("sources", *source) for name, source in plan.sources.items()},
         template,
         tokenizer,
-        prepare_module.PreparationOptions(
-            extra_sources=plan_module.list_named_sources(spec, "mitigations"),
-            suite_templates=templates,
-            invalid_rows_folder=Path(spec.document["output"]) / f"{plan.name}-rejected" if processes.is_main else None,
-            processes=processes.world_size,
-        ),
+        options,
         progress=progress,
     )
     for suite in plan.suites:
@@ -137,7 +161,13 @@ def prepare_run(
         cut_prompts = bounded_plan.cut_prompt_warnings(plan.suites, data.tokenized_suites, config, registry)
         data = replace(data, warnings=(*data.warnings, *cut_prompts))
     _emit_warnings(registry, data.warnings)
-    return PreparedRun(plan, location, tokenizer, template, data, metrics, templates)
+    return PreparedRun(plan, location, tokenizer, template, data, metrics, templates, options=options)
+
+
+def _dropped_contamination(spec: Spec) -> Mapping[str, Any] | None:
+    """Return the spec's `checks.contamination` if contaminated rows are left out of the suites."""
+    settings: Mapping[str, Any] | None = spec.document["checks"]["contamination"]
+    return settings if settings is not None and settings["drop"] else None
 
 
 def prepare_checked_run(
@@ -154,10 +184,11 @@ def prepare_checked_run(
     Raises:
         HarnessError: As `prepare_run`, and if a data check fails.
     """
+    started_at = time.monotonic()
     prepared = prepare_run(spec, registry, plan=plan, processes=processes)
     findings = analyze_prepared_data(spec, prepared, registry)
     raise_all(findings.failures)
-    return replace(prepared, findings=findings)
+    return replace(prepared, findings=findings, seconds=time.monotonic() - started_at)
 
 
 def analyze_prepared_data(spec: Spec, prepared: PreparedRun, registry: Registry) -> findings_module.Findings:
@@ -166,23 +197,34 @@ def analyze_prepared_data(spec: Spec, prepared: PreparedRun, registry: Registry)
     Returns:
         The findings; the caller decides what to do about their `failures`.
     """
+    progress = create_progress(registry)
+    checks = create_checks(spec, registry)
+    training, suites = prepared.data.training_examples, prepared.data.suite_examples
     findings = findings_module.analyze_data(
-        prepared.data.training_examples,
-        prepared.data.suite_examples,
+        training,
+        suites,
         spec.document["checks"],
         seed=prepared.plan.seed,
         fully_truncated=prepared.data.fully_truncated,
         markers=turn_markers(prepared.tokenizer, prepared.template),
-        progress=create_progress(registry),
-    )
+        progress=progress,
+    ).with_check_results(plugin_checks.run_plugin_checks(checks, training, suites, progress))
     _emit_warnings(registry, findings.warnings)
     return findings
 
 
+def create_checks(spec: Spec, registry: Registry) -> dict[str, tuple[Check, float | None]]:
+    """Return the checks of plugins that a spec names: name -> the check, and its largest allowed share of rows."""
+    names = [name for name in spec.document["checks"] if name not in RESERVED_NAMES["checks"]]
+    options = {name: spec.document["checks"][name] for name in names}
+    return {name: (registry.create("checks", name, options[name]), options[name]["allowed"]) for name in names}
+
+
 def create_progress(registry: Registry) -> Progress:
-    """Return a `Progress` that emits each update as an event."""
+    """Return a `Progress` that emits each update as an event, and raises `Interrupted` if a signal was received."""
 
     def progress(phase: str, done: int, total: int, note: str = "", unit: str = "") -> None:
+        stop_signals.raise_if_requested()
         registry.emit(ProgressUpdated(phase=phase, done=done, total=total, note=note, unit=unit))
 
     return progress
@@ -201,7 +243,7 @@ def write_report_page(registry: Registry, write_file: Callable[[Path], Path], fo
     try:
         write_file(folder)
     except (HarnessError, OSError) as error:
-        text = f"cannot write report.html: {error}; try again: harness report {folder}"
+        text = f"cannot write report.html: {error}; try again: {harness_command('report', folder)}"
         registry.emit(WarningRaised(text=text))
 
 
@@ -213,14 +255,16 @@ def _require_precision(precision: str) -> None:
         device.resolve_dtype(precision, device.select_device())
 
 
-def _load_tokenizer(spec: Spec, plan: Plan, progress: Progress) -> tuple[locate.ModelLocation, Any]:
+def _load_tokenizer(
+    spec: Spec, plan: Plan, progress: Progress, load: Callable[[locate.ModelLocation, Mapping[str, Any]], Any]
+) -> tuple[locate.ModelLocation, Any]:
     """Locate the model and load its tokenizer. An error names the key of the spec."""
     error_class: type[HarnessError] = HarnessError
     try:
         location = locate.resolve_model(plan.model, output=spec.document["output"], progress=progress)
         if (location.base or location).kind == "hub":
             error_class = ModelUnreachable
-        return location, load_tokenizer(location, plan.model)
+        return location, load(location, plan.model)
     except HarnessError as error:
         names_its_key = error.where.startswith("model.")
         where = spec.where(tuple(error.where.split(".")) if names_its_key else ("model", "path"))

@@ -13,7 +13,7 @@ from typing import Any
 
 from harness.errors import HarnessError
 from harness.evaluation import rescore
-from harness.events import DataPrepared, Event, RunStarted, StageFinished, StageStarted, SuitesEvaluated
+from harness.events import DataPrepared, Event, RowsWritten, RunStarted, StageFinished, StageStarted, SuitesEvaluated
 from harness.registry import Registry
 from harness.report import run_report
 from harness.report.finished_run import PreviousRun, load_run_json
@@ -96,6 +96,10 @@ class StoredRun:
             data = {**load_run_json(self.folder, "data.json"), "stages": self.plan.stages}
             known_fields = {field.name for field in dataclasses.fields(DataPrepared)}
             yield DataPrepared(**{name: value for name, value in data.items() if name in known_fields})
+            for entry in data.get("written", ()):
+                names = [stage.name for stage in self.plan.stages]
+                fields = {name: value for name, value in entry.items() if name != "stage"}
+                yield RowsWritten(stage_index=names.index(entry["stage"]) + 1, **fields)
 
     def stage_events(self, evaluations: EvaluationsByStage) -> Iterator[Event]:
         """Yield the events of the evaluations and stages, as far as the run got.
@@ -135,7 +139,7 @@ class StoredRun:
         return run_report.build_report(
             self.plan,
             evaluations,
-            preflight.create_metrics(self.plan, registry),
+            preflight.create_metrics(self.spec, self.plan, registry),
             seed=self.plan.seed,
             run_info=load_run_json(self.folder, "report.json")["run"],
             gate_conditions=self.spec.document["gate"],

@@ -5,12 +5,13 @@
 | Is the run finished? | `is_finished` |
 | What does a finished run still lack? | `complete_result_files`, `needs_tracking_end` |
 | Was the arm or run started before? | `is_started` |
+| Are the plugins still the same? | `changed_plugins`, `require_same_plugins` |
 | Do processes, model, data and template still match? | `require_same_world_size`, `require_same_inputs` |
 | Which MLflow run is continued? | `tracking_info` |
 | Is a stage finished, and with what result? | `finished_stage_totals` |
 | Are the steps of a reused stage emitted again? | `emits_stored_steps` |
 | From which checkpoint does a stage continue? | `checkpoint_to_resume` |
-| Which logged steps and evaluations are discarded? | `discard_steps_after`, `load_evaluations_until` |
+| Which logged steps and evaluations remain? | `restore_logs`, `discard_steps_after`, `load_evaluations_until` |
 | Which best weights are discarded? | `discard_best_weights_after`, `best_weights_to_keep` |
 | Are the stored scores newer than the current ones? | `last_scored_stage`, `has_newer_scores` |
 
@@ -26,9 +27,14 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import HarnessError
+from harness.plugin_versions import describe_plugins
+from harness.registry import Registry
 from harness.runner.folder import RunFolder
-from harness.training.checkpoint import checkpoint_step, latest_checkpoint
+from harness.training.checkpoint import checkpoint_step, latest_intact_checkpoint
+from harness.training.stage_logs import copy_stage_logs
+from harness.utils.atomic_write import atomic_write
 from harness.utils.json_depth import load_json
+from harness.utils.shell_commands import harness_command, resume_command
 
 # -- the run ----------------------------------------------------------------------------------------------------------
 
@@ -37,7 +43,9 @@ def require_training_run(path: Path) -> None:
     """Raise HarnessError if the folder holds the evaluation of a model that was tuned elsewhere."""
     if (path / "tuned.json").is_file():
         what = "it is the evaluation of a tuned model, which trains nothing and cannot be resumed"
-        raise HarnessError(str(path), what, f"evaluate again: harness evaluate {path / 'spec.json'} --tuned PATH")
+        raise HarnessError(
+            str(path), what, f"evaluate again: {harness_command('evaluate', path / 'spec.json', '--tuned')} PATH"
+        )
 
 
 def is_finished(run_folder: Path) -> bool:
@@ -63,13 +71,42 @@ def require_same_world_size(folder: RunFolder, world_size: int) -> None:
     """
     started_with = (folder.read_json("environment.json") or {"processes": world_size}).get("processes", 1)
     if started_with != world_size:
-        command = f"-m harness run --resume {folder.path}"
-        if started_with > 1:
-            hint = f"torchrun --standalone --nproc-per-node {started_with} {command}"
-        else:
-            hint = f"python {command}"
         what = f"the run was started with {started_with} process(es), not {world_size}"
-        raise HarnessError(str(folder.path), what, f"resume it with: {hint}")
+        raise HarnessError(str(folder.path), what, f"resume it with: {resume_command(folder.path, started_with)}")
+
+
+def changed_plugins(folder: RunFolder, registry: Registry) -> list[str]:
+    """Return what changed in the plugins that a run or experiment uses since it was started, one line a plugin.
+
+    Args:
+        folder: The folder of the run or experiment.
+        registry: The plugins that are installed now.
+    """
+    files = [folder.path / "environment.json", *sorted(folder.path.glob("arms/*/environment.json"))]
+    stored = [RunFolder(file.parent).read_json(file.name) or {} for file in files if file.is_file()]
+    before = {name: about for environment in stored for name, about in environment.get("plugins", {}).items()}
+    now = describe_plugins(registry)
+    changes = []
+    for name, about in sorted(before.items()):
+        if name not in now:
+            changes.append(f"the plugin {name} was removed")
+        elif about["version"] != now[name]["version"]:
+            changes.append(f"the plugin {name} changed from {about['version']} to {now[name]['version']}")
+        elif about["digest"] != now[name]["digest"]:
+            changes.append(f"the code of the plugin {name} {about['version']} changed")
+    return changes
+
+
+def require_same_plugins(folder: RunFolder, registry: Registry) -> None:
+    """Require the plugins that the run was started with.
+
+    Raises:
+        HarnessError: One of them changed.
+    """
+    changes = changed_plugins(folder, registry)
+    if changes:
+        hint = f"install what the run was started with, or: {resume_command(folder.path)} --allow-plugin-change"
+        raise HarnessError(str(folder.path), f"{'; '.join(changes)} since the run was started", hint)
 
 
 def require_same_inputs(folder: RunFolder, data: Mapping[str, Any], environment: Mapping[str, Any]) -> None:
@@ -111,9 +148,28 @@ def emits_stored_steps(totals: Mapping[str, Any] | None, *, resuming: bool) -> b
     return totals is not None and not resuming
 
 
-def checkpoint_to_resume(stage_folder: Path, *, resuming: bool) -> Path | None:
-    """Return the newest complete checkpoint of a stage; None to train it from its first step."""
-    return latest_checkpoint(stage_folder / "checkpoints") if resuming else None
+def checkpoint_to_resume(stage_folder: Path, *, resuming: bool, warn: Callable[[str], None]) -> Path | None:
+    """Return the newest intact checkpoint of a stage; None to train it from its first step.
+
+    Args:
+        stage_folder: The folder of the stage.
+        resuming: Whether the run is resumed.
+        warn: Called with one line if a newer checkpoint is damaged.
+    """
+    if not resuming:
+        return None
+    damages: list[str] = []
+    checkpoint = latest_intact_checkpoint(stage_folder / "checkpoints", damages.append)
+    start = "its first step" if checkpoint is None else f"step {checkpoint_step(checkpoint)}"
+    for damage in damages:
+        warn(f"{damage}; the stage is resumed from {start}")
+    return checkpoint
+
+
+def restore_logs(stage_folder: Path, saved_in: Path | None) -> None:
+    """Replace the logs of a stage by the copies in a checkpoint or snapshot; without copies they stay."""
+    if saved_in is not None:
+        copy_stage_logs(saved_in, stage_folder)
 
 
 def discard_steps_after(stage_folder: Path, checkpoint: Path | None) -> None:
@@ -122,7 +178,13 @@ def discard_steps_after(stage_folder: Path, checkpoint: Path | None) -> None:
 
 
 def load_evaluations_until(stage_folder: Path, step: int) -> list[dict[str, Any]]:
-    """Remove the evaluations after a step from `evaluations.jsonl`, and return the remaining ones."""
+    """Remove the evaluations after a step, and return the remaining lines of `evaluations.jsonl`.
+
+    Each evaluation is a line of that file, and `evaluations/<step>.json` has the scores of its items.
+    """
+    for file in (stage_folder / "evaluations").glob("*.json"):
+        if not file.stem.isdecimal() or int(file.stem) > step:
+            file.unlink()
     return _keep_lines_until(stage_folder / "evaluations.jsonl", step)
 
 
@@ -133,21 +195,31 @@ def discard_best_weights_after(best_folder: Path, step: int) -> None:
             shutil.rmtree(path)
 
 
-def best_weights_to_keep(saved_steps: Iterable[int], best_step: int, checkpoint: Path | None) -> set[int]:
-    """Return the steps whose weights are needed: the best ones, now and when resumed from the newest checkpoint."""
-    until_checkpoint = [step for step in saved_steps if step <= checkpoint_step(checkpoint)]
-    return {best_step, max(until_checkpoint, default=best_step)}
+def best_weights_to_keep(saved_steps: Iterable[int], best_step: int, checkpoints: Iterable[Path]) -> set[int]:
+    """Return the steps whose weights are needed: the best ones, now and when resumed from any checkpoint."""
+    saved_steps = set(saved_steps)
+    needed = {best_step}
+    for checkpoint in checkpoints:
+        until_checkpoint = [step for step in saved_steps if step <= checkpoint_step(checkpoint)]
+        needed.add(max(until_checkpoint, default=best_step))
+    return needed
 
 
 def _keep_lines_until(file: Path, step: int) -> list[dict[str, Any]]:
     """Rewrite a JSONL file with its complete lines up to a step, and return them."""
     if not file.is_file():
         return []
-    # A process that is killed may leave half a line at the end.
-    complete = [line for line in file.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
-    entries = [(line, load_json(line)) for line in complete]
-    kept = [(line, entry) for line, entry in entries if entry["step"] <= step]
-    file.write_text("".join(line for line, _ in kept), encoding="utf-8")
+    # A process that is killed may leave half a line at the end. A line that cannot be read has no step.
+    kept = []
+    for line in file.read_bytes().split(b"\n")[:-1]:
+        try:
+            entry = load_json(line)
+            if entry["step"] <= step:
+                kept.append((line, entry))
+        except (ValueError, KeyError, TypeError):
+            continue
+    with atomic_write(file) as draft:
+        draft.write_bytes(b"".join(line + b"\n" for line, _ in kept))
     return [entry for _, entry in kept]
 
 

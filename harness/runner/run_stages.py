@@ -11,7 +11,9 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,22 +31,25 @@ from harness.events import (
     WarningRaised,
 )
 from harness.model import save
+from harness.model.bfloat16_speed import bfloat16_recommendation
 from harness.report import run_report
-from harness.report.html import write
 from harness.report.run_report import Report
-from harness.runner import metadata, resume
+from harness.runner import disk_space, metadata, resume
 from harness.runner.context import RunContext
 from harness.runner.early_stopping import EarlyStopper
 from harness.runner.evaluate_stages import StageEvaluator
 from harness.runner.folder import save_stage_snapshot
 from harness.runner.prepare import write_report_page
+from harness.runner.report_page import write_run_page
 from harness.runner.stage_loop import RunTask, StageLoop
 from harness.runner.staged_model import StagedModel
+from harness.runner.trackers import mlflow_settings, tracker_listeners
 from harness.runner.tracking_session import emit_tracking_start, tracking_session
 from harness.seeding import seed_mitigations
-from harness.tracking.tracker import Tracker
+from harness.tracking.tracker import MlflowTracker
 from harness.training import train_stage
 from harness.training.checkpoint import checkpoint_step
+from harness.training.stage_schedule import checkpoint_steps, evaluates_within
 from harness.utils import json_files
 
 
@@ -60,26 +65,33 @@ def run_stages(context: RunContext) -> Report:
         HarnessError: If the run cannot be resumed or an input is invalid.
         RunError: If the run fails.
     """
-    settings, name = context.spec.document["track"], context.plan.name
-    track = {**settings, "enabled": settings["enabled"] and context.tracked}
-    with tracking_session(
-        track,
-        name,
-        context.registry,
-        context.folder,
-        resuming=context.resuming,
-        parent=context.parent,
-        processes=context.processes,
-    ) as tracker:
+    track = context.spec.document["track"]
+    settings = mlflow_settings(track, context.registry)
+    with (
+        tracker_listeners(track, context.registry),
+        tracking_session(
+            {**settings, "enabled": settings["enabled"] and context.tracked},
+            context.plan.name,
+            context.registry,
+            context.folder,
+            resuming=context.resuming,
+            parent=context.parent,
+            processes=context.processes,
+        ) as tracker,
+    ):
         context.processes.broadcast(RunTask(context.spec, context.folder.path, context.resuming))
         process = MainProcess(context, tracker)
-        process.write_inputs()
-        staged_model = process.create_staged_model()
-        process.evaluator.evaluate_stage(staged_model, 0)
-        for stage_index in range(1, len(context.plan.stages) + 1):
-            process.run_stage(staged_model, stage_index)
-        process.save_final_model(staged_model)
-        report = process.write_report()
+        with process.clock.phase("write"):  # the phases within it interrupt it
+            process.write_inputs()
+            process.recommend_precision()
+            with process.clock.phase("load"):
+                staged_model = process.create_staged_model()
+                process.warn_if_disk_is_small(staged_model)
+            process.evaluator.evaluate_stage(staged_model, 0)
+            for stage_index in range(1, len(context.plan.stages) + 1):
+                process.run_stage(staged_model, stage_index)
+            process.save_final_model(staged_model)
+            report = process.write_report()
         scoring.raise_on_violations(
             [evaluation for stage in process.evaluator.evaluations for evaluation in stage], first_stage=1
         )
@@ -92,14 +104,18 @@ class MainProcess(StageLoop):
     Attributes:
         tracker: The MLflow tracker of the run.
         evaluator: Evaluates the model and holds the evaluations so far.
+        clock: Measures the phases of the run.
     """
 
-    def __init__(self, context: RunContext, tracker: Tracker) -> None:
+    def __init__(self, context: RunContext, tracker: MlflowTracker) -> None:
         """Start the clock of the run."""
         super().__init__(context)
         self.tracker = tracker
         self.evaluator = StageEvaluator(context)
+        self.clock = self.evaluator.clock
+        self.clock.add("prepare", context.prepared.seconds)
         self._started_at = time.monotonic()
+        self._memory_by_stage: dict[str, dict[str, int]] = {}
 
     def write_inputs(self) -> None:
         """Write spec.json, environment.json and data.json; of a resumed run, require that they still match.
@@ -135,10 +151,19 @@ class MainProcess(StageLoop):
         context.folder.write_json("data.json", {**data, "stages": [stage.name for stage in context.plan.stages]})
         context.registry.emit(DataPrepared(**data))
 
+    def recommend_precision(self) -> None:
+        """Emit a warning if this CPU computes faster in another precision; an experiment does it once for all arms."""
+        if self.context.arm is not None:
+            return
+        recommendation = bfloat16_recommendation(self.context.plan.train["precision"])
+        if recommendation is not None:
+            self.context.registry.emit(WarningRaised(text=recommendation))
+
     def run_stage(self, staged_model: StagedModel, stage_index: int) -> None:
         """Train a stage, or load its snapshot if it is trained already, and evaluate it. stage_index: from 1."""
-        context, stage = self.context, self.context.stage_data(stage_index).stage
+        context, stage = self.context, self.context.plan.stages[stage_index - 1]
         totals = resume.finished_stage_totals(context.folder, stage.name)
+        self.write_rows(staged_model, stage_index, totals)
         context.registry.emit(
             StageStarted(
                 stage_index=stage_index,
@@ -147,7 +172,12 @@ class MainProcess(StageLoop):
                 reused=totals is not None,
             )
         )
-        result = self.train_or_load_stage(staged_model, stage_index, totals)
+        with self.clock.phase("train"):
+            result = self.train_or_load_stage(staged_model, stage_index, totals)
+        if totals is not None:
+            stage_folder = context.folder.stage_folder(stage.name)
+            resume.restore_logs(stage_folder, stage_folder / "end")
+        self._memory_by_stage[stage.name] = dict(result.memory)
         if resume.emits_stored_steps(totals, resuming=context.resuming):
             self._emit_stored_steps(stage_index)
         self.evaluator.evaluate_stage(staged_model, stage_index)
@@ -155,6 +185,15 @@ class MainProcess(StageLoop):
         context.registry.emit(
             StageFinished(stage_index=stage_index, stage=stage, trained=result, folder=str(context.folder.path))
         )
+
+    def warn_if_disk_is_small(self, staged_model: StagedModel) -> None:
+        """Emit a warning if there is too little free disk space for what the run writes."""
+        context = self.context
+        stages, processes = context.prepared.data.stages, context.processes.world_size
+        counts = [len(checkpoint_steps(data, processes)) for data in stages]
+        text = disk_space.disk_space_warning(context.folder.path, context.plan.stages, counts, staged_model.model)
+        if text is not None:
+            context.registry.emit(WarningRaised(text=text))
 
     def save_final_model(self, staged_model: StagedModel) -> None:
         """Save the model after the last stage, with the fingerprint of its chat template."""
@@ -170,6 +209,8 @@ class MainProcess(StageLoop):
         run_info = {
             **self._run_info(),
             "seconds": self._elapsed_seconds(),
+            "phases": self.clock.seconds(),
+            "memory": self._memory_by_stage,
             "uri": self.tracker.uri,
             "view": None if pages is None else pages.view,
         }
@@ -183,7 +224,7 @@ class MainProcess(StageLoop):
             previous_run=self.evaluator.previous_run,
         )
         report.write(context.folder.path)  # from here on the run is finished
-        write_report_page(context.registry, write.write_run_page, context.folder.path)
+        write_report_page(context.registry, partial(write_run_page, context.registry), context.folder.path)
         for stage in context.plan.stages[context.stages_to_keep :]:
             context.folder.remove(f"stages/{stage.name}/end")
         context.registry.emit(
@@ -218,20 +259,31 @@ class MainProcess(StageLoop):
 
     # -- one stage ----------------------------------------------------------------------------------------------------
 
+    def _clock_phase(self, name: str) -> AbstractContextManager[None]:
+        return self.clock.phase(name)
+
     def _create_early_stopper(
         self, staged_model: StagedModel, stage_index: int, checkpoint: Path | None
     ) -> EarlyStopper | None:
-        if self.context.stage_data(stage_index).stage.train["evaluate_steps"] is None:
+        if not evaluates_within(self.context.stage_data(stage_index).stage.train):
             return None
         return EarlyStopper(self.context, self.evaluator, staged_model, stage_index, checkpoint_step(checkpoint))
+
+    def _checkpoint_to_resume(self, stage_folder: Path) -> Path | None:
+        checkpoint = resume.checkpoint_to_resume(stage_folder, resuming=self.context.resuming, warn=self._warn)
+        resume.restore_logs(stage_folder, checkpoint)
+        return checkpoint
+
+    def _warn(self, text: str) -> None:
+        self.context.registry.emit(WarningRaised(text=text))
 
     def _create_step_callback(
         self, stage_index: int, checkpoint: Path | None
     ) -> Callable[[int, Mapping[str, float]], None]:
-        """Return what writes each logged step to steps.jsonl and emits it.
+        """Return the function that writes each logged step to steps.jsonl and emits it.
 
-        The steps after the checkpoint are discarded at the first new step, so that nothing is lost if the stage
-        cannot be resumed.
+        A resumed stage repeats the steps that were logged after its checkpoint. Their old lines are deleted when the
+        first repeated step is logged, and not before: if the stage cannot be resumed, the log stays complete.
         """
         name = self.context.plan.stages[stage_index - 1].name
         is_first = True
@@ -272,7 +324,9 @@ class MainProcess(StageLoop):
         context, name = self.context, self.context.plan.stages[stage_index - 1].name
         stage_folder = context.folder.stage_folder(name)
         try:
-            save_stage_snapshot(stage_folder / "end", staged_model.model, staged_model.mitigation_states())
+            save_stage_snapshot(
+                stage_folder / "end", staged_model.model, staged_model.mitigation_states(), logs_of=stage_folder
+            )
         except RunError as error:
             if context.processes.world_size > 1:
                 raise  # the workers need the snapshot

@@ -20,13 +20,15 @@ from harness.runner import evaluate_tuned, resume
 from harness.runner.bounded_plan import build_bounded_plan
 from harness.runner.folder import RunFolder
 from harness.runner.replay import StoredRun
+from harness.runner.trackers import mlflow_settings
 from harness.spec import arms as arms_of
 from harness.spec.spec import Spec
 from harness.tracking import mlflow_store
 from harness.tracking.mlflow_store import MlflowPages
 from harness.tracking.run_opening import RecordedTimes
-from harness.tracking.tracker import ExperimentTracker, Tracker
+from harness.tracking.tracker import ExperimentTracker, MlflowTracker
 from harness.utils import redaction
+from harness.utils.shell_commands import harness_command
 
 LoadSpec = Callable[[Path], Spec]
 """Loads the spec that is stored in a run's folder."""
@@ -65,7 +67,7 @@ class Sender:
         folder = folder.resolve()
         experiment = folder.parents[1]
         if folder.parent.name == "arms" and (experiment / "spec.json").is_file():
-            hint = f"send the experiment, with all its arms: harness track {experiment}"
+            hint = f"send the experiment, with all its arms: {harness_command('track', experiment)}"
             raise HarnessError(str(folder), "it is an arm of an experiment", hint)
         spec = self.load_spec(folder / "spec.json")
         with RunFolder(folder).locked():
@@ -81,7 +83,7 @@ class Sender:
         if run.is_trained_elsewhere:
             run = StoredRun(spec, evaluate_tuned.plan_of_tuned(plan), folder, arm)
         settings, tracking_info = self._find_store(spec, folder)
-        tracker = Tracker(
+        tracker = MlflowTracker(
             settings,
             plan.name,
             self.warn,
@@ -98,7 +100,7 @@ class Sender:
         yield from run.start_events()
         if not resume.is_finished(run.folder):
             yield from run.stage_events(run.load_complete_evaluations(self.registry))
-            yield RunFailed(error=INTERRUPTED, folder=str(run.folder))
+            yield RunFailed(error=INTERRUPTED, folder=str(run.folder), interrupted=True)
             return
         evaluations = run.load_evaluations(self.registry)
         yield from run.stage_events(evaluations)
@@ -135,7 +137,7 @@ class Sender:
                 arm_sender._send_run(arm_spec, arm_folder, arms_runner.arm_metadata(arm), tracker.run_id)
         if unfinished or not finished:
             reason = f"{INTERRUPTED} in {', '.join(unfinished)}" if unfinished else INTERRUPTED
-            tracker.fail(RunError(str(folder), reason))
+            tracker.fail(KeyboardInterrupt(reason))
         else:
             tracker.finish(self._compare(spec, folder, all_arms))
         return _require_sent(tracker, settings, folder)
@@ -145,7 +147,7 @@ class Sender:
 
     def _find_store(self, spec: Spec, folder: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
         """Return the tracker's settings, and what `mlflow.json` has if it names the same store."""
-        track, info = spec.document["track"], RunFolder(folder).read_json("mlflow.json")
+        track, info = mlflow_settings(spec.document["track"], self.registry), RunFolder(folder).read_json("mlflow.json")
         uri = self.uri
         if uri is None:
             uri = mlflow_store.resume_uri(mlflow_store.tracking_uri(track["uri"]), info)
@@ -155,13 +157,13 @@ class Sender:
         return {**track, "enabled": True, "system_metrics": False, "uri": uri}, info
 
 
-def _require_sent(tracker: Tracker | ExperimentTracker, settings: Mapping[str, Any], folder: Path) -> MlflowPages:
+def _require_sent(tracker: MlflowTracker | ExperimentTracker, settings: Mapping[str, Any], folder: Path) -> MlflowPages:
     """Return the addresses on MLflow's page. Raises RunError if the store failed."""
     pages = tracker.pages
     if tracker.failure is not None or pages is None:
         where = redaction.redact_text(settings["uri"])
         what = f"the tracking store failed: {tracker.failure}"
-        raise RunError(where, what, f"when it works again: harness track {folder}")
+        raise RunError(where, what, f"when it works again: {harness_command('track', folder)}")
     return pages
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,9 @@ from typing import Any
 from harness.distributed.processes import Processes
 from harness.errors import RunError
 from harness.registry import Registry
-from harness.runner import resume
+from harness.runner import rows_to_write, written_rows
 from harness.runner.context import RunContext
-from harness.runner.early_stopping import EarlyStopper, is_due
+from harness.runner.early_stopping import EarlyStopper, due_steps
 from harness.runner.folder import RunFolder, load_stage_snapshot, save_stage_snapshot
 from harness.runner.prepare import prepare_run
 from harness.runner.staged_model import StagedModel
@@ -26,6 +27,7 @@ from harness.seeding import derive_seed, seed_mitigations
 from harness.spec.spec import Spec
 from harness.training import train_stage
 from harness.training.checkpoint import checkpoint_step
+from harness.training.stage_schedule import checkpoint_steps, evaluates_within
 
 
 class StageLoop(ABC):
@@ -34,13 +36,31 @@ class StageLoop(ABC):
     def __init__(self, context: RunContext) -> None:
         """Create the loop of a run."""
         self.context = context
+        self._rows_to_write = rows_to_write.list_rows_to_write(context.plan, context.registry)
 
     def create_staged_model(self) -> StagedModel:
         """Load the model and add the mitigations of its first stage."""
         with self.context.processes.main_first():  # so that a model is downloaded or converted once
             model = self.context.load_model()
+        with self._clock_generation():
+            todo = [task for task in self._rows_to_write if task.model == "base"]
+            written_rows.write_rows(self.context, model, todo)
         seed = seed_mitigations(self.context.plan.seed)
         return StagedModel(model, self.context.plan, self.context.registry, self.context.adapter_policy, seed=seed)
+
+    def write_rows(self, staged_model: StagedModel, stage_index: int, totals: Mapping[str, Any] | None) -> None:
+        """Let the model write rows of the stage that begins, where a mitigation wants that.
+
+        Args:
+            staged_model: The model after the stage before.
+            stage_index: The stage, from 1.
+            totals: The totals of a stage that is trained already; None to train it. Only the main process knows them.
+        """
+        is_trained = self.context.processes.broadcast(totals is not None)
+        model = None if is_trained else staged_model.model
+        with self._clock_generation():
+            todo = [task for task in self._rows_to_write if (task.model, task.stage_index) == ("current", stage_index)]
+            written_rows.write_rows(self.context, model, todo)
 
     def train_or_load_stage(
         self, staged_model: StagedModel, stage_index: int, totals: Mapping[str, Any] | None
@@ -59,16 +79,24 @@ class StageLoop(ABC):
         seed = seed_mitigations(self._mitigation_seed(stage_index))
         # The other processes read from the cache what the main process computes here, e.g. the Fisher information.
         with processes.main_first(), context.autocast(staged_model.model):
-            mitigations = staged_model.start_stage(stage_index, context.prepared.data.tokenized_rows, seed=seed)
+            mitigations = staged_model.start_stage(
+                stage_index,
+                context.prepared.data.tokenized_rows,
+                seed=seed,
+                planned_steps=context.planned_steps(stage_index),
+                written_rows=context.written_rows.get(stage_index, {}),
+                planned_saves=checkpoint_steps(data, processes.world_size),
+            )
         if totals is not None:
             return self._restore_stage(stage_folder, staged_model, totals)
         self._synchronize_start(stage_folder, staged_model)
-        checkpoint = processes.broadcast(resume.checkpoint_to_resume(stage_folder, resuming=context.resuming))
+        checkpoint = processes.broadcast(self._checkpoint_to_resume(stage_folder))
         early_stopper = self._create_early_stopper(staged_model, stage_index, checkpoint)
-        planned_steps, resumed_step = context.planned_steps(stage_index), checkpoint_step(checkpoint)
+        evaluated_steps = due_steps(data, processes.world_size) if evaluates_within(data.stage.train) else frozenset()
+        resumed_step = checkpoint_step(checkpoint)
 
         def should_stop(step: int) -> bool:
-            if step != resumed_step and not is_due(data.stage, planned_steps, step):
+            if step != resumed_step and step not in evaluated_steps:
                 return False  # nothing was evaluated, so the processes need not meet
             return processes.broadcast(early_stopper is not None and early_stopper(step))
 
@@ -79,15 +107,26 @@ class StageLoop(ABC):
             mitigations,
             seed=context.plan.seed,
             folder=stage_folder,
+            registry=context.registry,
             progress=context.progress,
             on_step=self._create_step_callback(stage_index, checkpoint),
             resume=checkpoint,
-            stop_check=should_stop if data.stage.train["evaluate_steps"] is not None else None,
+            stop_check=should_stop if evaluates_within(data.stage.train) else None,
+            resume_is_intact=True,
+            check_reads_weights=lambda step: early_stopper is not None and early_stopper.is_due(step),
         )
         self._finish_stage(staged_model, stage_index, result, early_stopper)
         return result
 
     # -- what differs between the main process and the workers ---------------------------------------------------------
+
+    def _clock_phase(self, name: str) -> AbstractContextManager[None]:
+        """Return the context whose time counts as a phase of the run."""
+        return nullcontext()
+
+    def _clock_generation(self) -> AbstractContextManager[None]:
+        """Return the context of the phase "generate"; a run whose models write no rows does not have it."""
+        return self._clock_phase("generate") if self._rows_to_write else nullcontext()
 
     @abstractmethod
     def _create_early_stopper(
@@ -111,6 +150,10 @@ class StageLoop(ABC):
     ) -> None:
         """Bring model and mitigations to their state at the end of the stage."""
 
+    def _checkpoint_to_resume(self, stage_folder: Path) -> Path | None:
+        """Return the checkpoint from which the stage continues; only the main process looks for it."""
+        return None
+
     # -- within a stage -----------------------------------------------------------------------------------------------
 
     def _synchronize_start(self, stage_folder: Path, staged_model: StagedModel) -> None:
@@ -124,10 +167,10 @@ class StageLoop(ABC):
             return
         snapshot = stage_folder / "begun"
         if processes.is_main:
-            save_stage_snapshot(snapshot, staged_model.model, staged_model.mitigation_states())
+            save_stage_snapshot(snapshot, staged_model.model, staged_model.mitigation_states(), durable=False)
         processes.barrier()
         if not processes.is_main:
-            staged_model.load_mitigation_states(load_stage_snapshot(snapshot, staged_model.model))
+            staged_model.load_mitigation_states(load_stage_snapshot(snapshot, staged_model.model, durable=False))
         processes.barrier()
         if processes.is_main:
             shutil.rmtree(snapshot)
@@ -197,6 +240,7 @@ class WorkerProcess(StageLoop):
         """Train all stages together with the main process."""
         staged_model = self.create_staged_model()
         for stage_index in range(1, len(self.context.plan.stages) + 1):
+            self.write_rows(staged_model, stage_index, None)
             self.train_or_load_stage(staged_model, stage_index, None)
 
     def _create_early_stopper(

@@ -6,7 +6,9 @@ Uses the plan's stages and the methods of a mitigation. Does not load data or co
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 from harness.errors import HarnessError, RunError
@@ -16,6 +18,8 @@ from harness.model.precision import upcast_trainable
 from harness.registry import Registry
 from harness.runner.continue_run import EarlierAdapter
 from harness.spec import plan
+from harness.training.packing_isolation import unpadded_batches
+from harness.training.step_log import row_lengths
 from harness.types import Plan, Stage, TokenizedExample
 
 RowsBySource = Mapping[str, Sequence[TokenizedExample]]
@@ -58,7 +62,11 @@ class StagedModel:
         self._options: Mapping[str, Any] | None = None
         self.merged = False
         self._adapter_policy = adapter_policy
-        quantization.reject_merge(model, (adapter_policy, *(stage.adapter for stage in plan.stages[1:])))
+        quantization.reject_merge(
+            model,
+            (adapter_policy, *(stage.adapter for stage in plan.stages[1:])),
+            keeps_quantization=bool(plan.model.get("quantization")),
+        )
         if adapter_policy is None:
             self._create_mitigations(plan.stages[0])
             self._prepare_model(seed)
@@ -79,7 +87,16 @@ class StagedModel:
         for name, state in states.items():
             self._active[name].load_state_dict(state)
 
-    def start_stage(self, stage_index: int, rows: RowsBySource, *, seed: int) -> Mapping[str, Mitigation]:
+    def start_stage(
+        self,
+        stage_index: int,
+        rows: RowsBySource,
+        *,
+        seed: int,
+        planned_steps: int,
+        written_rows: Mapping[str, RowsBySource] = MappingProxyType({}),
+        planned_saves: tuple[int, ...] = (),
+    ) -> Mapping[str, Mitigation]:
         """Prepare the model for a stage, and let its mitigations record the start.
 
         `harness.spec.plan` has verified that weights which are trained further keep their shape.
@@ -88,6 +105,9 @@ class StagedModel:
             stage_index: The stage, from 1.
             rows: Rows of the sources that mitigations name.
             seed: See `Mitigation.on_stage_start`.
+            planned_steps: The planned optimizer steps.
+            written_rows: Mitigation -> the rows that a model wrote for it, instead of those of the data.
+            planned_saves: The steps after which a checkpoint is written.
 
         Returns:
             The active mitigations, by name.
@@ -95,18 +115,29 @@ class StagedModel:
         Raises:
             HarnessError: If the stage needs another adapter than the model has.
         """
-        stage = self.plan.stages[stage_index - 1]
+        stage = replace(
+            self.plan.stages[stage_index - 1], planned_steps=planned_steps, planned_saves=tuple(planned_saves)
+        )
         earlier_adapter = None
         if stage_index > 1:
             self._switch_stage(stage, seed)
         elif self._adapter_policy is not None:
             earlier_adapter = self._continue_earlier_model(stage, self._adapter_policy, seed)
-        for name, mitigation in self._active.items():
-            with _memory_error_context(name):
-                mitigation.on_stage_start(stage, self.model, rows, seed=seed)
+        with self._unpadded_batches(stage, rows):
+            for name, mitigation in self._active.items():
+                with _memory_error_context(name):
+                    own_rows = {**rows, **written_rows.get(name, {})}
+                    mitigation.on_stage_start(stage, self.model, own_rows, seed=seed)
         if earlier_adapter is not None:
             earlier_adapter.require_unchanged(self.model, stage.name)
         return self._active
+
+    def _unpadded_batches(self, stage: Stage, rows: RowsBySource) -> AbstractContextManager[Any]:
+        """Return the context in which mitigations may run the model without padding, as training does."""
+        longest_row = max((int(row_lengths(source_rows).max(initial=0)) for source_rows in rows.values()), default=0)
+        if not self._active or not longest_row:
+            return nullcontext()
+        return unpadded_batches(self.model, {**stage.train, "packing": False}, longest_row)
 
     def finish_stage(self, stage_index: int, rows: Sequence[TokenizedExample]) -> None:
         """Let the mitigations update their state. rows: the rows that the stage trained on."""
@@ -167,7 +198,7 @@ class StagedModel:
         self.model = save.merge_adapter(self.model) if merge else self.model.unload()
         self.merged = self.merged or merge
         for weight in self.model.parameters():
-            weight.requires_grad_(True)
+            weight.requires_grad_(weight.is_floating_point())  # quantized weights have no gradient
 
     def _create_mitigations(self, stage: Stage, *, reset: bool = False) -> None:
         """Create the mitigations of a stage, each with the state of its earlier stages.

@@ -11,9 +11,12 @@ from harness.errors import RunError
 from harness.events import RunFailed, TrackingStarted, WarningRaised
 from harness.registry import Registry
 from harness.runner import resume
+from harness.runner.error_file import error_file
 from harness.runner.folder import RunFolder
 from harness.tracking.mlflow_store import MlflowPages
-from harness.tracking.tracker import Tracker
+from harness.tracking.tracker import MlflowTracker
+from harness.utils import stop_signals
+from harness.utils.shell_commands import resume_command
 
 
 def emit_tracking_start(registry: Registry, pages: MlflowPages | None) -> None:
@@ -32,11 +35,13 @@ def tracking_session(
     resuming: bool = False,
     parent: str | None = None,
     processes: Processes = SINGLE_PROCESS,
-) -> Iterator[Tracker]:
-    """Track a run in MLflow for the duration of the context. An error is emitted as `RunFailed` and raised.
+) -> Iterator[MlflowTracker]:
+    """Track a run in MLflow for the duration of the context.
+
+    An error is stored in `error.txt`, emitted as `RunFailed` and raised.
 
     Args:
-        settings: The spec's `track`.
+        settings: The options of the tracker `mlflow`, and `enabled`.
         name: Name of the run.
         registry: Receives the tracker as a listener.
         folder: The folder of the run.
@@ -48,10 +53,10 @@ def tracking_session(
         RunError: If a file of the run cannot be read or written.
     """
 
-    def emit_failure(reason: str) -> None:
-        registry.emit(RunFailed(error=reason, folder=str(folder.path)))
+    def emit_failure(reason: str, *, interrupted: bool = False) -> None:
+        registry.emit(RunFailed(error=reason, folder=str(folder.path), interrupted=interrupted))
 
-    tracker = Tracker(
+    tracker = MlflowTracker(
         settings,
         name,
         warn=lambda text: registry.emit(WarningRaised(text=text)),
@@ -60,16 +65,21 @@ def tracking_session(
     )
     registry.manager.register(tracker, name="track")
     try:
-        with processes.on_abort(emit_failure):
+        with processes.on_abort(emit_failure), error_file(folder.path):
             try:
                 yield tracker
             except OSError as error:
                 what = f"cannot read or write a file of the run: {error}"
-                hint = f"free disk space or fix the permissions, then: harness run --resume {folder.path}"
+                hint = f"free disk space or fix the permissions, then: {resume_command(folder.path)}"
                 raise RunError(str(folder.path), what, hint) from error
+    except KeyboardInterrupt as error:
+        stop_signals.clear()
+        processes.mark_ending()
+        emit_failure(str(error) or "interrupted", interrupted=True)
+        raise
     except BaseException as error:
         processes.mark_ending()
-        emit_failure("interrupted" if isinstance(error, KeyboardInterrupt) else f"{type(error).__name__}: {error}")
+        emit_failure(f"{type(error).__name__}: {error}")
         raise
     finally:
         registry.manager.unregister(tracker)

@@ -14,7 +14,7 @@ from itertools import product
 from math import prod
 from typing import Any
 
-from harness.errors import HarnessError, ManyErrors, RunError
+from harness.errors import ComponentError, HarnessError, ManyErrors
 
 FORGETTING_SIGN: Mapping[str, int] = {
     "forgetting": 1,
@@ -26,7 +26,7 @@ FORGETTING_SIGN: Mapping[str, int] = {
 }
 """Summaries of the stage × suite matrix that measure forgetting -> the sign that makes forgetting positive."""
 
-REPLACED_WHOLE = ("mode", "template", "mitigations", "sources", "evaluate")
+REPLACED_WHOLE = ("mode", "template", "mitigations", "sources", "evaluate", "train.optimizer", "train.scheduler")
 """Sections of a spec that an arm may replace completely, without a warning about the keys that it omits."""
 
 MAX_ARMS = 10_000
@@ -161,15 +161,15 @@ def arm_error_context(arm: Arm) -> Iterator[None]:
     try:
         yield
     except HarnessError as error:
-        raise _error_with_arm_name(arm, error) from error
+        cause = error.__cause__ if isinstance(error, ComponentError) else error
+        raise _error_with_arm_name(arm, error) from cause
 
 
 def _error_with_arm_name(arm: Arm, error: HarnessError) -> HarnessError:
     if isinstance(error, ManyErrors):
         return ManyErrors(_error_with_arm_name(arm, single) for single in error.errors)
-    kind = RunError if isinstance(error, RunError) else HarnessError
     # An arm's changes are applied as `--set` options, which the user did not type.
-    return kind(f"arm {arm.name!r}: {error.where.removeprefix('--set ')}", error.what, error.hint)
+    return type(error)(f"arm {arm.name!r}: {error.where.removeprefix('--set ')}", error.what, error.hint)
 
 
 def override_warnings(arms: Iterable[Arm], spec_document: Mapping[str, Any]) -> Iterator[str]:
@@ -192,26 +192,6 @@ def override_warnings(arms: Iterable[Arm], spec_document: Mapping[str, Any]) -> 
                     f"the arm {arm.method!r} replaces all of {key!r}, which resets {', '.join(reset)} to the default; "
                     f"to change a single key, write {f'{key}.{next(iter(value))}'!r}"
                 )
-
-
-def default_axes(
-    scores_by_role: Mapping[str, Sequence[str]], gain: str | None, forgetting: str | None
-) -> tuple[str, str] | None:
-    """Choose the two scores by which arms are compared.
-
-    Args:
-        scores_by_role: The baseline's scores `suite/score` that have a direction, under `domain` and `general`.
-        gain: The spec's gain score; None: the first domain score.
-        forgetting: The spec's forgetting score; None: the first general score with the gain's name, else the first.
-
-    Returns:
-        Gain and forgetting score; None if one is neither given nor can be chosen.
-    """
-    if (gain is None and not scores_by_role["domain"]) or (forgetting is None and not scores_by_role["general"]):
-        return None
-    gain = gain or scores_by_role["domain"][0]
-    same_name = [score for score in scores_by_role["general"] if score.partition("/")[2] == gain.partition("/")[2]]
-    return gain, forgetting or (same_name or scores_by_role["general"])[0]
 
 
 def is_summary_axis(axis: str | None) -> bool:

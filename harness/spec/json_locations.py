@@ -13,13 +13,14 @@ from json.decoder import scanstring  # type: ignore[attr-defined]
 from typing import Any
 
 from harness.errors import HarnessError
+from harness.utils.formatting import shorten_text
 from harness.utils.json_depth import HINT_NESTING, MAX_JSON_DEPTH, NESTED_TOO_DEEP
 
 JsonPath = tuple[str | int, ...]
 
 _SPACE = re.compile(r"[ \t\n\r]*")
 _ATOM = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?|true|false|null")
-_INVALID_CHARACTERS = re.compile(r"[\0\ud800-\udfff]")
+INVALID_CHARACTERS = re.compile(r"[\0\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,10 @@ def _format_location(name: str, text: str, offset: int) -> str:
     line = text.count("\n", 0, offset) + 1
     column = offset - (text.rfind("\n", 0, offset) + 1) + 1
     return f"{name}:{line}:{column}"
+
+
+def _shorten(key: str) -> str:
+    return repr(shorten_text(key, 60))
 
 
 class _LocatedJsonParser:
@@ -114,7 +119,7 @@ class _LocatedJsonParser:
                 error.pos, f"a string is not well formed: {error.msg}", "close the string, escape special characters"
             )
             raise
-        if _INVALID_CHARACTERS.search(text):
+        if INVALID_CHARACTERS.search(text):
             self.fail(offset, "the string contains NUL or half a surrogate pair", "write the character itself")
         return text, end
 
@@ -130,10 +135,10 @@ class _LocatedJsonParser:
             start = offset
             key, offset = self.string(offset)
             if key in result:
-                self.fail(start, f"duplicate key {key!r}", "keep one of them")
+                self.fail(start, f"duplicate key {_shorten(key)}", "keep one of them")
             offset = self.skip(offset)
             if self.text[offset : offset + 1] != ":":
-                self.fail(offset, f"a colon is expected after the key {key!r}", "add ':'")
+                self.fail(offset, f"a colon is expected after the key {_shorten(key)}", "add ':'")
             self.offsets[(*path, key)] = start
             result[key], offset = self.value(offset + 1, (*path, key))
             offset = self.skip(offset)
@@ -141,7 +146,7 @@ class _LocatedJsonParser:
             if follows == "}":
                 return result, offset + 1
             if follows != ",":
-                self.fail(offset, f"a comma or '}}' is expected after the value of {key!r}", "add it")
+                self.fail(offset, f"a comma or '}}' is expected after the value of {_shorten(key)}", "add it")
             offset += 1
 
     def array(self, offset: int, path: JsonPath) -> tuple[list[Any], int]:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-import jsonschema
-
-from harness.errors import HarnessError
 from harness.interfaces.metric import Metric
 from harness.registry import Registry
-from harness.spec.schema import fill_defaults
+from harness.spec.component_options import fill_component_options
 
 
 def create_metric(registry: Registry, name: str, options: Mapping[str, Any], *, lang: str = "auto") -> Metric:
@@ -25,18 +22,24 @@ def create_metric(registry: Registry, name: str, options: Mapping[str, Any], *, 
     Raises:
         HarnessError: The metric or an option does not exist, or the value of an option is not valid.
     """
-    component = registry.get("metrics", name)
-    schema: dict[str, Any] = {
-        "type": "object",
-        "properties": dict(component.options),
-        "required": list(component.required),
-        "additionalProperties": False,
-    }
-    for error in jsonschema.Draft7Validator(schema).iter_errors(dict(options)):
-        where = ".".join([f"metric {name}", *map(str, error.absolute_path)])
-        raise HarnessError(where, error.message, f"its options are: {', '.join(component.options) or 'none'}")
-    all_options = fill_defaults(dict(options), schema, schema)
+    all_options = fill_component_options(registry, "metrics", name, options)
     if all_options.get("lang") == "auto":
         all_options["lang"] = lang
     metric: Metric = registry.create("metrics", name, all_options)
     return metric
+
+
+def create_metrics_of_specs(registry: Registry, specs: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, Metric]]:
+    """Return suite -> name -> metric of finished runs: those of the first spec, then those that only others have.
+
+    Args:
+        registry: Has the metrics.
+        specs: The filled specs of the runs.
+    """
+    metrics: dict[str, dict[str, Metric]] = {}
+    for spec in specs:
+        for suite, settings in spec["evaluate"].items():
+            for name, options in settings["metrics"].items():
+                if name not in metrics.setdefault(suite, {}):
+                    metrics[suite][name] = create_metric(registry, name, options, lang=settings.get("lang", "auto"))
+    return metrics

@@ -6,20 +6,25 @@ heavy, since `harness validate` uses it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, get_args
 
 from harness import gate
-from harness.errors import HarnessError, raise_all
+from harness.errors import ComponentError, HarnessError, raise_all
 from harness.interfaces.mitigation import Mitigation
+from harness.plugin_versions import component_names
 from harness.registry import Registry
 from harness.spec import arms, shares
 from harness.spec.json_locations import JsonPath
-from harness.spec.schema import fill_defaults, iter_leaves
+from harness.spec.row_writers import invalid_writer_errors
+from harness.spec.schema import expand_shorthand, fill_defaults, iter_leaves
 from harness.spec.spec import Spec
-from harness.types import Plan, Stage, Suite
+from harness.spec_keys import evaluation, training
+from harness.types import Plan, Role, Stage, Suite
 
 
 def build_plan(spec: Spec, registry: Registry) -> Plan:
@@ -32,14 +37,17 @@ def build_plan(spec: Spec, registry: Registry) -> Plan:
     raise_all(_unknown_sources(spec))
     mode, options = _single_item(document["mode"])
     stages: tuple[Stage, ...] = registry.create("modes", mode, options).stages()
-    stages = tuple(replace(stage, train=_merge_train_settings(document["train"], stage.train)) for stage in stages)
+    raise_all(_invalid_stages(spec.where(("mode", mode)), stages))
+    stages = tuple(replace(stage, train=_merge_train_settings(spec, stage.train)) for stage in stages)
     names = [stage.name for stage in stages]
     for name in names:
         if names.count(name) > 1:
             raise HarnessError(spec.where(("mode", mode)), f"two stages have the name {name!r}", "rename one of them")
     stages = tuple(_with_stage_mitigations(spec, mode, index, stage) for index, stage in enumerate(stages))
-    stages = _apply_mitigations(spec, registry, stages)
+    stages, without_effect = _apply_mitigations(spec, registry, stages)
+    raise_all(_invalid_stages(spec.where(("mode", mode)), stages))
     raise_all(_invalid_stage_sources(spec, mode, stages))
+    raise_all(_invalid_writers(spec, registry, stages))
     raise_all(_adapter_conflicts(spec, registry, mode, stages))
     where = spec.where(("mitigations",)) if document["mitigations"] else spec.where(("mode", mode))
     share_errors = [error for stage in stages for error in shares.validate_shares(stage)]
@@ -61,9 +69,16 @@ def build_plan(spec: Spec, registry: Registry) -> Plan:
         sources={name: _single_item(source) for name, source in document["sources"].items()},
         mitigations=document["mitigations"],
         train=document["train"],
+        mode=(mode, options),
         stages=stages,
         suites=suites,
-        warnings=tuple(_plan_warnings(spec, registry, stages, suites)),
+        warnings=(
+            *(
+                f"mitigations.{name} changes no stage; remove it, or add the stages that it needs (mode continual)"
+                for name in without_effect
+            ),
+            *_plan_warnings(spec, registry, stages, suites),
+        ),
     )
 
 
@@ -116,8 +131,14 @@ def _with_stage_mitigations(spec: Spec, mode: str, stage_index: int, stage: Stag
     return replace(stage, mitigations=merged)
 
 
-def _apply_mitigations(spec: Spec, registry: Registry, stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
-    """Let each mitigation transform the stages that use it."""
+def _apply_mitigations(
+    spec: Spec, registry: Registry, stages: tuple[Stage, ...]
+) -> tuple[tuple[Stage, ...], tuple[str, ...]]:
+    """Let each mitigation transform the stages that use it.
+
+    Returns:
+        The stages, and the mitigations that could change stages but changed none.
+    """
     options_by_stage = [
         spec.document["mitigations"] if stage.mitigations is None else stage.mitigations for stage in stages
     ]
@@ -125,34 +146,49 @@ def _apply_mitigations(spec: Spec, registry: Registry, stages: tuple[Stage, ...]
     for options in options_by_stage:
         active = create_mitigations(options, registry)
         for name, mitigation in active:
-            try:
+            with _located_at_mitigation(spec, name):
                 mitigation.check_compatible({other_name: other for other_name, other in active if other_name != name})
-            except HarnessError as error:
-                raise _error_at_mitigation(spec, name, error) from error
+        _require_one_weighing_of_tokens(spec, active)
         variants += [(name, options[name]) for name, _ in active if (name, options[name]) not in variants]
     created = [(name, options, registry.create("mitigations", name, options)) for name, options in variants]
+    without_effect: dict[str, bool] = {}
     for name, options, mitigation in sorted(created, key=lambda entry: (entry[2].priority, entry[0])):
-        try:
+        with _located_at_mitigation(spec, name):
             transformed = mitigation.transform_stages(stages)
-        except HarnessError as error:
-            raise _error_at_mitigation(spec, name, error) from error
-        if len(transformed) != len(stages):
-            what = f"it turns {len(stages)} stages into {len(transformed)}"
-            raise HarnessError(
-                spec.where(("mitigations", name)), what, "fix that plugin: a mitigation must keep the number of stages"
-            )
+        transforms = type(mitigation).transform_stages is not Mitigation.transform_stages
+        without_effect[name] = without_effect.get(name, True) and transforms and transformed == stages
         stages = tuple(
             new if stage_options.get(name) == options else old
             for new, old, stage_options in zip(transformed, stages, options_by_stage, strict=True)
         )
-    return stages
+    return stages, tuple(name for name, changes_nothing in without_effect.items() if changes_nothing)
 
 
-def _error_at_mitigation(spec: Spec, name: str, error: HarnessError) -> HarnessError:
-    """Return the error with its location in the spec; its `where` may name the very option."""
-    names_option = error.where.startswith(f"mitigations.{name}")
-    path = tuple(error.where.split(".")) if names_option else ("mitigations", name)
-    return HarnessError(spec.where(path), error.what, error.hint)
+def _require_one_weighing_of_tokens(spec: Spec, active: Sequence[tuple[str, Mitigation]]) -> None:
+    """Reject two mitigations that weigh the tokens of the loss, unless both say that their weights compose."""
+    weighers = [
+        (name, mitigation)
+        for name, mitigation in active
+        if type(mitigation).token_weights is not Mitigation.token_weights
+    ]
+    alone = [name for name, mitigation in weighers if not mitigation.composes_token_weights]
+    if alone and len(weighers) > 1:
+        other = next(name for name, _ in weighers if name != alone[0])
+        what = f"both {alone[0]!r} and {other!r} weigh the tokens of the loss, and {alone[0]!r} does not compose"
+        raise HarnessError(spec.where(("mitigations", alone[0])), what, "keep one of them")
+
+
+@contextmanager
+def _located_at_mitigation(spec: Spec, name: str) -> Iterator[None]:
+    """Give an error of bad input its location in the spec; its `where` may name the very option."""
+    try:
+        yield
+    except ComponentError:
+        raise
+    except HarnessError as error:
+        names_option = error.where.startswith(f"mitigations.{name}")
+        path = tuple(error.where.split(".")) if names_option else ("mitigations", name)
+        raise HarnessError(spec.where(path), error.what, error.hint) from error
 
 
 def _unknown_suites(spec: Spec, mode: str, stages: tuple[Stage, ...]) -> Iterator[HarnessError]:
@@ -168,10 +204,12 @@ def _unknown_suites(spec: Spec, mode: str, stages: tuple[Stage, ...]) -> Iterato
             yield HarnessError(spec.where(("gate", index, "score")), f"there is no suite {suite!r}", hint)
 
 
-def _merge_train_settings(common_settings: Mapping[str, Any], stage_settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Merge a stage's settings over the common ones. The stage's `epochs` also override common `steps`."""
+def _merge_train_settings(spec: Spec, stage_settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Merge a stage's settings over the spec's. The stage's `epochs` also override common `steps`."""
+    overrides = spec.schema["definitions"]["train_overrides"]
+    completed = fill_defaults(expand_shorthand(dict(stage_settings), overrides, spec.schema), overrides, spec.schema)
     steps = {"steps": None} if "epochs" in stage_settings else {}
-    return {**common_settings, **steps, **stage_settings}
+    return {**spec.document["train"], **steps, **completed}
 
 
 def _single_item(mapping: Mapping[str, Mapping[str, Any]]) -> tuple[str, Mapping[str, Any]]:
@@ -203,6 +241,24 @@ def _unknown_sources(spec: Spec) -> Iterator[HarnessError]:
             yield HarnessError(spec.where(path), f"there is no source {value!r}", hint)
 
 
+def _invalid_stages(where: str, stages: tuple[Stage, ...]) -> Iterator[HarnessError]:
+    """Yield errors of stages that a plugin returned: names that are not file names, unknown settings and roles."""
+    for stage in stages:
+        if not re.fullmatch(evaluation.NAME_PATTERN, stage.name):
+            what = f"the stage name {stage.name!r} is not valid, since it names a folder"
+            yield HarnessError(where, what, "use letters, digits, dot, dash and underscore")
+        for key in stage.train:
+            known = (*training.TRAIN_KEYS, *training.TRAIN_COMPONENTS)
+            if key not in known:
+                near = get_close_matches(str(key), known, 1)
+                hint = f"did you mean {near[0]!r}?" if near else f"known settings: {', '.join(known)}"
+                yield HarnessError(where, f"the stage {stage.name!r} has the unknown training setting {key!r}", hint)
+        for source in stage.sources:
+            if source.role not in get_args(Role):
+                what = f"the stage {stage.name!r} gives the source {source.source!r} the role {source.role!r}"
+                yield HarnessError(where, what, f"use one of: {', '.join(get_args(Role))}")
+
+
 def _invalid_stage_sources(spec: Spec, mode: str, stages: tuple[Stage, ...]) -> Iterator[HarnessError]:
     """Yield an error for each source of a stage that does not exist (a plugin named it) or occurs twice."""
     where = spec.where(("mode", mode))
@@ -214,6 +270,15 @@ def _invalid_stage_sources(spec: Spec, mode: str, stages: tuple[Stage, ...]) -> 
             if names.count(source) > 1:
                 what = f"the source {source!r} occurs twice in the stage {stage.name!r}"
                 yield HarnessError(where, what, "name it once, as domain or as general")
+
+
+def _invalid_writers(spec: Spec, registry: Registry, stages: tuple[Stage, ...]) -> Iterator[HarnessError]:
+    """Yield an error for each source whose rows are to be written by something that cannot."""
+    for stage in stages:
+        options = spec.document["mitigations"] if stage.mitigations is None else stage.mitigations
+        if any(part.written_by is not None for part in stage.sources):
+            mitigations = dict(create_mitigations(options, registry))
+            yield from invalid_writer_errors(spec.where(("mitigations",)), stage, mitigations)
 
 
 def _adapter_conflicts(spec: Spec, registry: Registry, mode: str, stages: tuple[Stage, ...]) -> Iterator[HarnessError]:
@@ -261,19 +326,25 @@ def _suites_on_training_rows(
 
 
 def _registered_without_model(spec: Spec) -> Iterator[HarnessError]:
-    track = spec.document["track"]
-    if track["register"] is not None and track["model"] == "none":
-        what = f"no model is logged to MLflow, so none can be registered as {track['register']!r}"
-        yield HarnessError(spec.where(("track", "register")), what, 'set track.model to "files" or "transformers"')
+    options = spec.document["track"].get("mlflow")
+    if options is not None and options["register"] is not None and options["model"] == "none":
+        what = f"no model is logged to MLflow, so none can be registered as {options['register']!r}"
+        where = spec.where(("track", "mlflow", "register"))
+        yield HarnessError(where, what, 'set track.mlflow.model to "files" or "transformers"')
 
 
 def _plan_warnings(
     spec: Spec, registry: Registry, stages: tuple[Stage, ...], suites: tuple[Suite, ...]
 ) -> Iterator[str]:
     used = {source.source for stage in stages for source in stage.sources} | set(list_named_sources(spec))
+    used |= set(_iter_texts(spec.document["arms"]))  # an arm may use what the spec without changes does not
     for name in spec.document["sources"]:
         if name not in used:
             yield f"the source {name!r} is not used"
+    for component_type, name in dict.fromkeys(component_names(spec.document)):
+        if (component_type, name) in registry.clashes:
+            others = " or ".join(registry.clashes[component_type, name])
+            yield f"the {component_type[:-1]} {name!r} is the built-in one; a plugin provides another: write {others}"
     if not any(suite.role == "general" for suite in suites):
         yield 'no suite has "role": "general", so forgetting is not measured'
     reported = set()
@@ -285,13 +356,30 @@ def _plan_warnings(
                 yield f"train.{key} is {value:g}; usual is {low:g} to {high:g}"
 
 
+def _iter_texts(value: Any) -> Iterator[str]:
+    """Yield every text in a JSON value, keys excluded."""
+    if isinstance(value, str):
+        yield value
+    for element in value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ():
+        yield from _iter_texts(element)
+
+
 def _typical_ranges(spec: Spec, registry: Registry, stage: Stage) -> dict[str, tuple[float, float]]:
-    """Return the typical range of each setting for the mitigations of a stage."""
+    """Return the typical range of each setting for the mitigations and the optimizer of a stage.
+
+    Nothing is known of a setting for which both an optimizer and a mitigation have a range of their own.
+    """
     properties = spec.schema["properties"]["train"]["properties"]
     usual = {key: (option["usual"][0], option["usual"][1]) for key, option in properties.items() if "usual" in option}
     if stage.train["steps"] is not None:
         usual.pop("epochs")
+    contested: set[str] = set()
+    optimizer, _ = _single_item(stage.train["optimizer"])
+    of_optimizer = registry.get("optimizers", optimizer).typical_ranges
+    usual |= {key.removeprefix("train."): bounds for key, bounds in of_optimizer.items()}
     for name in spec.document["mitigations"] if stage.mitigations is None else stage.mitigations:
         for key, bounds in registry.get("mitigations", name).typical_ranges.items():
             usual[key.removeprefix("train.")] = bounds
-    return usual
+            if key in of_optimizer:
+                contested.add(key.removeprefix("train."))
+    return {key: bounds for key, bounds in usual.items() if key not in contested}

@@ -12,13 +12,14 @@ from difflib import get_close_matches
 from typing import Any
 
 from harness import gate
-from harness.errors import HarnessError, raise_all
+from harness.errors import ComponentError, HarnessError, located_errors, raise_all
 from harness.interfaces.metric import Metric
 from harness.registry import Registry
 from harness.spec import matrix_summaries
 from harness.spec.matrix_summaries import NEEDS_SEVERAL_STAGES, has_one_stage
 from harness.spec.metric_factory import create_metric
 from harness.spec.primary_score import primary_score
+from harness.spec.quantized_training import quantized_training_errors
 from harness.spec.spec import Spec
 from harness.types import Plan, Stage, Suite
 from harness.utils import find_run
@@ -30,14 +31,27 @@ CHEAP_INPUTS = ("likelihood", "choices", "text")
 """Inputs of the metrics that mid-stage evaluations compute by default: those of one forward pass."""
 
 
-def create_metrics(plan: Plan, registry: Registry) -> dict[str, dict[str, Metric]]:
-    """Create the metrics of every suite: suite -> name -> metric."""
-    return {
-        suite.name: {
-            name: create_metric(registry, name, options, lang=suite.lang) for name, options in suite.metrics.items()
-        }
-        for suite in plan.suites
-    }
+def create_metrics(spec: Spec, plan: Plan, registry: Registry) -> dict[str, dict[str, Metric]]:
+    """Create the metrics of every suite: suite -> name -> metric.
+
+    Raises:
+        HarnessError: Options are wrong in a way that the schema cannot express; each with its place in the spec.
+    """
+    metrics: dict[str, dict[str, Metric]] = {}
+    errors = []
+    for suite in plan.suites:
+        metrics[suite.name] = {}
+        for name, options in suite.metrics.items():
+            try:
+                metrics[suite.name][name] = create_metric(registry, name, options, lang=suite.lang)
+            except ComponentError:
+                raise
+            except HarnessError as error:
+                option = error.where.removeprefix(f"metrics.{name}.")
+                path = ("evaluate", suite.name, "metrics", name, *([option] if option in options else []))
+                errors.append(HarnessError(spec.where(path), error.what, error.hint))
+    raise_all(errors)
+    return metrics
 
 
 def preflight(spec: Spec, plan: Plan, registry: Registry, *, will_train: bool = True) -> dict[str, dict[str, Metric]]:
@@ -52,14 +66,20 @@ def preflight(spec: Spec, plan: Plan, registry: Registry, *, will_train: bool = 
     Raises:
         HarnessError: Everything that is wrong.
     """
-    metrics = create_metrics(plan, registry)
+    metrics = create_metrics(spec, plan, registry)
     raise_all(_duplicate_score_errors(spec, metrics))
-    errors = list(_missing_run_errors(spec))
+    errors = [
+        *_sample_errors(spec, plan.suites, metrics),
+        *_served_chat_errors(spec, plan.suites),
+        *_missing_run_errors(spec),
+    ]
     if will_train:
         errors = [
             *_primary_score_errors(spec, plan.suites, metrics),
             *_gate_errors(spec, plan.suites, metrics),
             *_mid_stage_errors(spec, plan, metrics),
+            *_double_interval_errors(spec, plan),
+            *quantized_training_errors(spec, plan, registry),
             *errors,
             *_fixed_server_model_errors(spec, plan.suites),
         ]
@@ -69,13 +89,20 @@ def preflight(spec: Spec, plan: Plan, registry: Registry, *, will_train: bool = 
 
 def unavailable_metric_errors(spec: Spec, metrics: MetricsBySuite) -> Iterator[HarnessError]:
     """Yield an error for each metric that needs something that is not installed."""
-    for suite, suite_metrics in metrics.items():
-        for name, metric in suite_metrics.items():
-            try:
-                metric.check_available()
-            except HarnessError as error:
-                location = spec.where(("evaluate", suite, "metrics", name))
-                yield HarnessError(f"{location}: {error.where}", error.what, error.hint)
+    return located_errors(
+        (spec.where(("evaluate", suite, "metrics", name)), metric.check_available)
+        for suite, suite_metrics in metrics.items()
+        for name, metric in suite_metrics.items()
+    )
+
+
+def unavailable_optimizer_errors(spec: Spec, plan: Plan, registry: Registry) -> Iterator[HarnessError]:
+    """Yield an error for each optimizer of a stage that needs something that is not installed."""
+    optimizers = {name: options for stage in plan.stages for name, options in stage.train["optimizer"].items()}
+    return located_errors(
+        (spec.where(("train", "optimizer")), registry.create("optimizers", name, options).check_available)
+        for name, options in optimizers.items()
+    )
 
 
 def preflight_summaries(spec: Spec, plans: Sequence[tuple[Plan, MetricsBySuite]]) -> None:
@@ -111,7 +138,11 @@ def mid_stage_suites(
     if names is not None:
         return tuple(suite for suite in suites if suite.name in names), metrics
     cheap = {
-        suite.name: {name: metric for name, metric in metrics[suite.name].items() if metric.requires in CHEAP_INPUTS}
+        suite.name: {
+            name: metric
+            for name, metric in metrics[suite.name].items()
+            if metric.requires in CHEAP_INPUTS and not metric.computes_values
+        }
         for suite in suites
     }
     return tuple(suite for suite in suites if cheap[suite.name]), cheap
@@ -166,6 +197,35 @@ def _primary_score_errors(spec: Spec, suites: Sequence[Suite], metrics: MetricsB
             problem = "has no better direction" if measured else "is not measured"
             where = spec.where(("evaluate", suite.name, "primary"))
             yield HarnessError(where, f"the score {suite.primary!r} {problem}", _available_hint(suite.primary, known))
+
+
+def _sample_errors(spec: Spec, suites: Sequence[Suite], metrics: MetricsBySuite) -> Iterator[HarnessError]:
+    """Yield an error for each suite with several equal answers, and for each metric that needs more of them."""
+    for suite in suites:
+        where = spec.where(("evaluate", suite.name, "samples"))
+        if suite.samples > 1 and not suite.temperature:
+            what = f"with temperature 0, all {suite.samples} answers to a prompt are equal"
+            yield HarnessError(where, what, f'set evaluate.{suite.name}.temperature, e.g. to 0.8, or "samples" to 1')
+        for name, metric in metrics[suite.name].items():
+            if metric.min_samples > suite.samples:
+                what = (
+                    f"the metric {name!r} needs {metric.min_samples} answers to each prompt, but gets {suite.samples}"
+                )
+                yield HarnessError(where, what, f'set "samples" to {metric.min_samples} or more')
+
+
+def _served_chat_errors(spec: Spec, suites: Sequence[Suite]) -> Iterator[HarnessError]:
+    """Yield an error for each setting of a suite with which the answers of a chat server cannot be compared."""
+    for suite in suites:
+        if suite.server is None or not suite.server["chat"]:
+            continue
+        if suite.temperature:
+            what = "with server.chat, greedy answers are compared with those of the run, and these are sampled"
+            where = spec.where(("evaluate", suite.name, "temperature"))
+            yield HarnessError(where, what, 'set "temperature" to 0, or remove chat')
+        if suite.plain:
+            what = "with server.chat, the server renders the prompts, and these are plain text"
+            yield HarnessError(spec.where(("evaluate", suite.name, "plain")), what, 'remove "plain" or chat')
 
 
 def _missing_run_errors(spec: Spec) -> Iterator[HarnessError]:
@@ -236,20 +296,30 @@ def _has_direction(condition: Mapping[str, Any], suites: MetricsBySuite) -> bool
     return any(metric.higher_is_better is not None for metric in suites[suite].values() if name in metric.score_names)
 
 
+def _double_interval_errors(spec: Spec, plan: Plan) -> Iterator[HarnessError]:
+    """Yield an error for each stage whose checkpoints or evaluations are due by steps and by epochs."""
+    for stage in plan.stages:
+        for action in ("save", "evaluate"):
+            if stage.train[f"{action}_steps"] is not None and stage.train[f"{action}_epochs"] is not None:
+                what = f"the stage {stage.name!r} has {action}_steps too"
+                yield HarnessError(spec.where(("train", f"{action}_epochs")), what, "remove one of them")
+
+
 # -- mid-stage evaluation and early stopping --------------------------------------------------------------------------
 
 
 def _mid_stage_errors(spec: Spec, plan: Plan, metrics: MetricsBySuite) -> Iterator[HarnessError]:
     """Yield errors in the settings of mid-stage evaluation and early stopping."""
     for index, stage in enumerate(plan.stages):
-        every, settings, named = (stage.train[key] for key in ("evaluate_steps", "early_stopping", "evaluate_suites"))
+        every = "evaluate_steps" if stage.train["evaluate_epochs"] is None else "evaluate_epochs"
+        settings, named = stage.train["early_stopping"], stage.train["evaluate_suites"]
 
         def where(key: str, *more: str, at: int = index, settings: Mapping[str, Any] = stage.train) -> str:
             if settings[key] == spec.document["train"][key]:
                 return spec.where(("train", key, *more))
             return spec.where(("mode", next(iter(spec.document["mode"])), "stages", at, "train", key, *more))
 
-        if every is None:
+        if stage.train[every] is None:
             if settings is not None:
                 what = "no mid-stage evaluation is configured that could stop the stage"
                 yield HarnessError(where("early_stopping"), what, 'set how often: "evaluate_steps": 50')
@@ -272,9 +342,7 @@ def _mid_stage_errors(spec: Spec, plan: Plan, metrics: MetricsBySuite) -> Iterat
         }
         if not measured and not unknown:
             hint = "name suites in evaluate_suites, or add a metric such as response_perplexity"
-            yield HarnessError(
-                where("evaluate_steps"), "no suite has a metric that mid-stage evaluations compute", hint
-            )
+            yield HarnessError(where(every), "no suite has a metric that mid-stage evaluations compute", hint)
         for score in settings["scores"] if settings is not None else ():
             if score not in measured:
                 hint = f"measured mid-stage: {', '.join(measured) or 'none'}; name other suites in evaluate_suites"

@@ -8,11 +8,12 @@ from typing import Any
 
 from harness import gate
 from harness.errors import HarnessError, raise_all
-from harness.spec.arms import baseline_names, default_axes, is_summary_axis
+from harness.spec.arms import baseline_names, is_summary_axis
 from harness.spec.matrix_summaries import NEEDS_SEVERAL_STAGES, has_one_stage, is_unavailable, unavailable_reason
 from harness.spec.preflight import MetricsBySuite, scores_with_direction
+from harness.spec.primary_score import ScoredSuite, default_axes
 from harness.spec.spec import Spec
-from harness.types import Plan, Role
+from harness.types import Plan
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ def preflight_arms(spec: Spec, arms: Sequence[PlannedArm]) -> None:
     """Check that every arm will measure `arms.gain` and `arms.forgetting`.
 
     Args:
-        spec: The spec. Scores that it does not name are the first suitable ones of the baseline.
+        spec: The spec. Scores that it does not name are chosen by `default_axes`, from the baseline's suites.
         arms: The arms that will run.
 
     Raises:
@@ -36,8 +37,11 @@ def preflight_arms(spec: Spec, arms: Sequence[PlannedArm]) -> None:
     """
     arms_spec = spec.document["arms"]
     baseline = next((arm for arm in arms if arm.name in baseline_names(arms_spec)[:1]), arms[0])
-    scores = {role: _directed_suite_scores(baseline, role) for role in ("domain", "general")}
-    axes = default_axes(scores, arms_spec["gain"], arms_spec["forgetting"])
+    suites = [
+        ScoredSuite(suite.name, suite.role, suite.primary, baseline.metrics[suite.name])
+        for suite in baseline.plan.suites
+    ]
+    axes = default_axes(suites, arms_spec["gain"], arms_spec["forgetting"])
     if axes is None:
         what = "gain and forgetting need a domain suite and a general suite with a score that has a direction"
         hint = "add one to evaluate, or name the scores in arms.gain and arms.forgetting"
@@ -63,12 +67,11 @@ def axis_warnings(arms: Sequence[PlannedArm]) -> Iterator[str]:
         )
 
 
-def _directed_suite_scores(arm: PlannedArm, role: Role | None = None) -> list[str]:
-    """Return the scores `suite/score` that have a direction, of the suites with this role."""
+def _directed_suite_scores(arm: PlannedArm) -> list[str]:
+    """Return the scores `suite/score` that have a direction."""
     return [
         f"{suite.name}/{name}"
         for suite in arm.plan.suites
-        if role in (None, suite.role)
         for metric in arm.metrics[suite.name].values()
         for name in metric.score_names
         if metric.higher_is_better is not None

@@ -5,20 +5,33 @@ A run stores the filled spec, and component factories get their options from it.
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path as FilePath
 from typing import Any
 
 from harness.errors import HarnessError, raise_all
 from harness.registry import BrokenPlugin
-from harness.spec import json_locations
+from harness.spec import json_locations, layers
 from harness.spec.json_locations import JsonPath, LocatedJson
+from harness.spec.presets import expand_presets
 from harness.spec.schema import Schema, expand_shorthand, fill_defaults, iter_leaves, remove_defaults
 from harness.spec.schema_errors import find_schema_errors
+from harness.spec.yaml_locations import YAML_SUFFIXES, parse_yaml
 from harness.utils import find_run
+from harness.utils.formats import SPEC_FORMAT, format_problem
+from harness.utils.formatting import shorten_text
+from harness.utils.regular_files import read_regular_file
+
+MAX_SPEC_BYTES = 64_000_000
+"""A spec is never larger: a file of this size was named by mistake."""
+
+MAX_ECHO = 100
+"""Characters of an option that errors repeat."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +64,7 @@ class Spec:
         for override in reversed(self.overrides):
             override_key = override.partition("=")[0]
             if key == override_key or key.startswith(f"{override_key}."):
-                return f"--set {override}"
+                return describe_override(override)
         return f"{self.located.where(path)} {key}"
 
 
@@ -77,12 +90,22 @@ def load_spec(
         located = json_locations.parse_json(_format_document(source), "spec")
     else:
         path = FilePath(source)
-        located = json_locations.parse_json(_read_text_file(path), str(source))
+        located = _parse_file(path)
     if not isinstance(located.value, dict):
         raise HarnessError(str(source), "a spec is a JSON object", "write { ... }")
+    # A profile is chosen before it is merged; every other override applies to the merged spec.
+    for override in overrides:
+        if override.partition("=")[0] == "profile":
+            located = replace(located, value=_apply_override(located.value, override))
+    if {"extends", "profile", "profiles"} & located.value.keys():
+        located = layers.merge_spec_layers(located, path, schema, _parse_file, partial(_with_absolute_paths, schema))
     document = located.value
     for override in overrides:
-        document = _apply_override(document, override)
+        if override.partition("=")[0] != "profile":
+            document = _apply_override(document, override)
+    problem = format_problem(document.get("format", SPEC_FORMAT), SPEC_FORMAT)
+    if problem is not None:
+        raise HarnessError(Spec(path, document, schema, located, tuple(overrides)).where(("format",)), *problem)
     document = expand_shorthand(document, schema, schema)
     # The error of a value that an override set points to the override, not to the file.
     unvalidated = Spec(path, document, schema, located, tuple(overrides))
@@ -90,6 +113,7 @@ def load_spec(
         _error_at_override(error, unvalidated)
         for error in find_schema_errors(document, schema, located, broken_plugins)
     )
+    document = expand_shorthand(expand_presets(document, schema, unvalidated.where), schema, schema)
     filled = fill_defaults(document, schema, schema)
     for at, leaf, value in list(iter_leaves(filled, schema, schema)):
         if isinstance(value, str) and leaf.get("format") == "model" and value.startswith(find_run.RUN_SCHEME):
@@ -98,6 +122,26 @@ def load_spec(
             _set_value(filled, at, _resolve_path(value, path.parent, leaf["format"]))
     filled.pop("$schema", None)
     return Spec(path, filled, schema, located, tuple(overrides))
+
+
+def _parse_file(path: FilePath) -> LocatedJson:
+    parse = parse_yaml if path.suffix.lower() in YAML_SUFFIXES else json_locations.parse_json
+    return parse(_read_text_file(path), str(path))
+
+
+def _with_absolute_paths(schema: Schema, document: Any, folder: FilePath) -> Any:
+    """Return a part of a document whose paths are relative to a folder with absolute ones."""
+    document = copy.deepcopy(document)
+    for at, leaf, value in list(iter_leaves(document, schema, schema)):
+        if not isinstance(value, str) or leaf.get("format") not in ("path", "model"):
+            continue
+        if leaf["format"] == "model" and value.startswith(find_run.RUN_SCHEME):
+            name = value.removeprefix(find_run.RUN_SCHEME)
+            if name.startswith("."):
+                _set_value(document, at, f"{find_run.RUN_SCHEME}{(folder / name).absolute()}")
+        else:
+            _set_value(document, at, _resolve_path(value, folder, leaf["format"]))
+    return document
 
 
 def _format_document(document: Mapping[str, Any]) -> str:
@@ -110,13 +154,14 @@ def _format_document(document: Mapping[str, Any]) -> str:
 
 def _read_text_file(path: FilePath) -> str:
     try:
-        return path.read_bytes().decode("utf-8-sig")
+        return read_regular_file(path, MAX_SPEC_BYTES).decode("utf-8-sig")
     except FileNotFoundError:
         raise HarnessError(str(path), "the file does not exist", "check the path") from None
     except UnicodeDecodeError as error:
         raise HarnessError(f"{path}: byte {error.start}", "the file is not UTF-8", "save it as UTF-8") from None
-    except OSError as error:
-        raise HarnessError(str(path), f"cannot read it: {error.strerror}", "name a JSON file") from None
+    except (OSError, ValueError) as error:  # ValueError: a path with NUL
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise HarnessError(str(path), f"cannot read it: {reason}", "name a JSON file") from None
 
 
 def _error_at_override(error: HarnessError, spec: Spec) -> HarnessError:
@@ -127,14 +172,22 @@ def _error_at_override(error: HarnessError, spec: Spec) -> HarnessError:
         below = override_path[: len(error_path)] == error_path and override_path[len(error_path) :]
         is_named = below and (repr(below[0]) in error.what or json.dumps(below[0]) in error.what)
         if error_path[: len(override_path)] == override_path or is_named:
-            return HarnessError(f"--set {override}", f"{key}: {error.what}", error.hint)
+            return HarnessError(describe_override(override), f"{key}: {error.what}", error.hint)
     return error
+
+
+def describe_override(override: str) -> str:
+    """Return a `--set` option as errors name it."""
+    return f"--set {shorten_text(override, MAX_ECHO)}"
 
 
 def _apply_override(document: dict[str, Any], override: str) -> dict[str, Any]:
     key, equals, text = override.partition("=")
+    where = describe_override(override)
+    if json_locations.INVALID_CHARACTERS.search(override):
+        raise HarnessError(where, "it contains NUL or bytes that are not UTF-8", "write the characters themselves")
     if not equals or not key:
-        raise HarnessError(f"--set {override}", "an override is key=value", "e.g. --set train.learning_rate=1e-5")
+        raise HarnessError(where, "an override is key=value", "e.g. --set train.learning_rate=1e-5")
     try:
         value = json_locations.parse_json(text, key).value
     except HarnessError:
@@ -150,7 +203,7 @@ def _apply_override(document: dict[str, Any], override: str) -> dict[str, Any]:
                 node[step] = {node[step]: {}}
             node = node.setdefault(step, {})
         else:
-            raise HarnessError(f"--set {override}", f"the spec has no key {step!r} here", "check the key")
+            raise HarnessError(where, f"the spec has no key {shorten_text(step, MAX_ECHO)!r} here", "check the key")
     if value is None and parents in (["mitigations"], ["evaluate"]) and isinstance(node, dict):
         node.pop(last, None)  # null removes the component; it does not mean 'without options'
     elif isinstance(node, list) and last.isdigit() and int(last) < len(node):
@@ -158,7 +211,7 @@ def _apply_override(document: dict[str, Any], override: str) -> dict[str, Any]:
     elif isinstance(node, dict):
         node[last] = value
     else:
-        raise HarnessError(f"--set {override}", f"the spec has no key {last!r} here", "check the key")
+        raise HarnessError(where, f"the spec has no key {shorten_text(last, MAX_ECHO)!r} here", "check the key")
     return result
 
 

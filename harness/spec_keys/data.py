@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+BUILT_IN_FORMS = ("auto", "alpaca", "messages", "sharegpt", "prompt_completion", "choices", "text")
+"""The values of `form` that are not components of plugins."""
+
 SOURCE_KEYS: dict[str, Any] = {
     "form": {
-        "enum": ["auto", "alpaca", "messages", "sharegpt", "prompt_completion", "choices", "text"],
         "default": "auto",
-        "description": "The row format. auto: detected from the keys of the first 1,000 rows.",
+        "description": "The row format: a built-in one, or one of a plugin with its options. auto: a built-in one, "
+        "detected from the keys of the first 1,000 rows.",
     },
     "columns": {
         "type": "object",
@@ -39,6 +42,14 @@ SOURCE_KEYS: dict[str, Any] = {
         "default": {},
         "description": "Column of the data -> the value, or list of values, of the rows to keep, "
         'e.g. {"meta.language": ["en", "de"]}. A dot selects a nested key; null: the column is null or missing.',
+    },
+    "keep": {
+        "type": "array",
+        "items": {"type": "string", "minLength": 1},
+        "uniqueItems": True,
+        "default": [],
+        "description": "Other columns of the data that metrics receive as `Item.data`, such as the arguments of a "
+        "checker. A dot selects a nested key; a row without the column has null.",
     },
     "head": {
         "type": ["integer", "null"],
@@ -166,6 +177,12 @@ CONTAMINATION_KEYS: dict[str, Any] = {
         "trained "
         "word for word is always an error.",
     },
+    "drop": {
+        "type": "boolean",
+        "default": False,
+        "description": "Whether contaminated rows are left out of their suite, counted and named, instead of compared "
+        "with `allowed`. Responses count only if `allowed_responses` is set.",
+    },
     "allowed_responses": {
         "type": ["number", "null"],
         "minimum": 0,
@@ -173,6 +190,17 @@ CONTAMINATION_KEYS: dict[str, Any] = {
         "default": None,
         "description": "The same for responses. null: any, with a warning, since a response may be what the model "
         "should learn.",
+    },
+}
+
+PLUGIN_CHECK_KEYS: dict[str, Any] = {
+    "allowed": {
+        "type": ["number", "null"],
+        "minimum": 0,
+        "maximum": 1,
+        "default": None,
+        "description": "Allowed fraction of rows with a finding, in each source and suite. More is an error. 0: none. "
+        "null: any, with a warning.",
     },
 }
 

@@ -28,6 +28,20 @@ SERVER_KEYS: dict[str, Any] = {
         "default": "tokens",
         "description": "Send prompts as token ids, equal to those of training, or as text.",
     },
+    "chat": {
+        "type": "boolean",
+        "default": False,
+        "description": "Send messages to /chat/completions, so that the server renders them by its own chat template. "
+        "The number of tokens of each prompt and a sample of greedy answers must equal those of the run. `prompts` is "
+        "not used.",
+    },
+    "tolerance": {
+        "type": ["number", "null"],
+        "minimum": 0,
+        "default": 0.5,
+        "description": "With `chat`: nats by which a token of a sampled answer may be less likely than the run's own "
+        "choice, because the server rounds otherwise. null: answers are not compared.",
+    },
     "concurrency": {"type": "integer", "minimum": 1, "default": 8, "description": "Number of concurrent requests."},
     "timeout": {
         "type": "number",
@@ -64,7 +78,7 @@ SUITE_KEYS: dict[str, Any] = {
         "minLength": 1,
         "default": None,
         "description": "The score by which the verdict of a run judges the suite. null: the first score that has a "
-        "better direction.",
+        "better direction; in a general suite the NLL of the responses, if that score only compares wording.",
     },
     "margin": {
         "type": ["number", "null"],
@@ -105,7 +119,7 @@ SUITE_KEYS: dict[str, Any] = {
         "type": "integer",
         "minimum": 1,
         "default": 32,
-        "description": "Number of rows in a batch; halved when memory runs out.",
+        "description": "Answers generated at once, and rows in a padded batch; halved when memory runs out.",
     },
     "plain": {
         "type": "boolean",
@@ -131,6 +145,13 @@ SUITE_KEYS: dict[str, Any] = {
         "maximum": 1,
         "default": 1,
         "description": "Sample from the most likely tokens with this total probability.",
+    },
+    "samples": {
+        "type": "integer",
+        "minimum": 1,
+        "default": 1,
+        "description": "Number of answers to each prompt, for metrics such as pass_at_k. Several need a temperature "
+        "above 0. The first is the answer of all other metrics.",
     },
     "delimiter": {
         "type": "string",
@@ -169,6 +190,25 @@ SUITE_KEYS: dict[str, Any] = {
         "locally.",
     },
 }
+
+PRESET_KEYS: dict[str, Any] = {
+    "preset": {
+        "type": "string",
+        "description": "A preset: ready-made suites with their rows and metrics, instead of `source` and `metrics`. "
+        "They are called by your name, a dash and their kind, e.g. general-arithmetic. Other keys of the suite apply "
+        "to each of them.",
+    },
+    "suites": {
+        "type": "array",
+        "items": {"type": "string", "minLength": 1},
+        "minItems": 1,
+        "uniqueItems": True,
+        "description": "The suites of the preset to evaluate. Without it: all.",
+    },
+}
+
+KEYS_OF_PRESET_SUITES = ("source", "metrics", "primary", "margin")
+"""Keys that each suite of a preset has for itself."""
 
 GATE_DESCRIPTION = (
     """One condition: a score and one test, e.g. {"score": "general/response_nll", "rises_at_most": 0.05}."""
@@ -224,4 +264,7 @@ GATE_KEYS: dict[str, Any] = {
 }
 
 
-NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+MAX_NAME_LENGTH = 100
+"""Characters of a name. Names become names of files, which have at most 255 bytes with what is added to them."""
+
+NAME_PATTERN = rf"^[A-Za-z0-9][A-Za-z0-9._-]{{0,{MAX_NAME_LENGTH - 1}}}$"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from harness.spec_keys.evaluation import NAME_PATTERN
+from harness.utils.formats import SPEC_FORMAT
 
 ARMS_KEYS: dict[str, Any] = {
     "named": {
@@ -76,52 +77,49 @@ ARMS_KEYS: dict[str, Any] = {
     "gain": {
         "type": ["string", "null"],
         "default": None,
-        "description": 'The score to improve, as "suite/score". '
-        "null: the first score of the domain suites that has a direction.",
+        "description": 'The score to improve, as "suite/score". null: the primary score of the first domain suite.',
     },
     "forgetting": {
         "type": ["string", "null"],
         "default": None,
         "description": 'What must not be lost: a score against the base model, as "suite/score", or a summary of the '
         "stage "
-        'x suite matrix, as "summary:score", e.g. "forgetting:response_nll". null: the score of a general '
-        "suite that is named like the gain, else the first one.",
+        'x suite matrix, as "summary:score", e.g. "forgetting:response_nll". null: of the first general suite, the '
+        "score that is named like the gain if it measures more than wording, else the primary score.",
     },
 }
 
 TRACK_KEYS: dict[str, Any] = {
-    "enabled": {"type": "boolean", "default": True, "description": "Whether the run is logged to MLflow."},
-    "experiment": {
-        "type": ["string", "null"],
-        "default": None,
-        "description": "MLflow experiment. null: the spec's name.",
-    },
-    "uri": {
-        "type": ["string", "null"],
-        "default": None,
-        "description": "MLflow tracking URI. null: $MLFLOW_TRACKING_URI, else sqlite:///mlflow.db.",
-    },
-    "system_metrics": {
-        "type": "boolean",
-        "default": True,
-        "description": "Whether to log CPU, memory, disk, network and GPU use as system metrics.",
-    },
-    "model": {
-        "enum": ["none", "files", "transformers"],
-        "default": "none",
-        "description": "Whether to log the trained model: not at all, its files as artifacts, or as an "
-        "mlflow.transformers model, which loads it once more at the end of the run.",
-    },
-    "register": {
-        "type": ["string", "null"],
-        "minLength": 1,
-        "default": None,
-        "description": "Register the logged model under this name in MLflow's model registry. null: do not register.",
-    },
+    "enabled": {"type": "boolean", "default": True, "description": "Whether the run is tracked."},
 }
 
 TOP_LEVEL_KEYS: dict[str, Any] = {
+    "extends": {
+        "type": ["string", "array"],
+        "items": {"type": "string"},
+        "minItems": 1,
+        "description": "The spec, or the specs, that this one builds on; its own keys override theirs, and null "
+        "removes a source, a mitigation or a suite.",
+    },
+    "profiles": {
+        "type": "object",
+        "additionalProperties": {"type": "object", "description": "Keys of the spec that this profile overrides."},
+        "description": 'Name of a machine or a purpose -> what it overrides, e.g. {"gpu": {"train": {"batch_size": '
+        "32}}}.",
+    },
+    "profile": {
+        "type": ["string", "null"],
+        "description": "The chosen profile, usually set as `--set profile=gpu`. null: none.",
+    },
     "$schema": {"type": "string", "description": "The schema, for editors."},
+    "format": {
+        "type": "integer",
+        "minimum": 1,
+        "maximum": SPEC_FORMAT,
+        "default": SPEC_FORMAT,
+        "description": "The format of the spec. Set it in specs that you keep: another version of harness then names "
+        "the version that reads it.",
+    },
     "name": {"type": "string", "pattern": NAME_PATTERN, "description": "Names the run's folder and its MLflow run."},
     "description": {"type": "string", "default": "", "description": "The purpose of this run, in your words."},
     "seed": {

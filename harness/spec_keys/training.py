@@ -73,10 +73,11 @@ TRAIN_KEYS: dict[str, Any] = {
         "default": 1,
         "description": "Number of forward passes whose gradients are accumulated for one optimizer step.",
     },
-    "scheduler": {
-        "enum": ["cosine", "linear", "constant", "constant_with_warmup"],
-        "default": "cosine",
-        "description": "Learning rate schedule after the warm-up.",
+    "find_batch_size": {
+        "type": "boolean",
+        "default": False,
+        "description": "Choose the largest batch_size that is estimated to fit into memory, with the accumulation that "
+        "keeps the rows of a step: the divisors of batch_size times accumulation are tried.",
     },
     "warmup_ratio": {
         "type": "number",
@@ -87,13 +88,27 @@ TRAIN_KEYS: dict[str, Any] = {
         "description": "Fraction of the steps, rounded up to W steps, over which the learning rate rises: step k has "
         "k / W of the peak. Usual: 0.03 to 0.1.",
     },
+    "warmup_steps": {
+        "type": ["integer", "null"],
+        "minimum": 0,
+        "default": None,
+        "description": "Number of steps over which the learning rate rises; replaces warmup_ratio.",
+    },
+    "layer_decay": {
+        "type": "number",
+        "exclusiveMinimum": 0,
+        "maximum": 1,
+        "default": 1.0,
+        "description": "Learning rate of a layer as a factor of that of the layer above it; the embeddings are the "
+        "lowest layer, and the output head has the full rate. Usual: 0.8 to 1.",
+    },
     "weight_decay": {
         "type": "number",
         "minimum": 0,
         "default": 0.0,
         "usual": [0.0, 0.1],
-        "description": "Decoupled weight decay of AdamW. It moves weights towards 0, away from the base model. "
-        "Usual: 0 to 0.1.",
+        "description": "Weight decay of the optimizer, except for norms and biases; decoupled from the gradient unless "
+        "the optimizer says otherwise. It moves weights towards 0, away from the base model. Usual: 0 to 0.1.",
     },
     "max_grad_norm": {
         "type": "number",
@@ -119,12 +134,41 @@ TRAIN_KEYS: dict[str, Any] = {
         "enum": ["auto", "float32", "bfloat16", "float16"],
         "default": "auto",
         "description": "Number format of the computation; trained weights stay in float32. "
-        "auto: bfloat16 if the device supports it, else float32.",
+        "auto: bfloat16 on a GPU that supports it, else float32. `plan` and `run` recommend bfloat16 on a CPU that is "
+        "faster with it.",
     },
-    "gradient_checkpointing": {
+    "tf32": {
         "type": "boolean",
         "default": False,
-        "description": "Recompute activations in the backward pass: less memory, about a third more time.",
+        "description": "On a GPU, round the inputs of float32 matrix products to TF32, with 10 bits of mantissa: "
+        "several times as fast in float32. Evaluations of the run have it too.",
+    },
+    "gradient_checkpointing": {
+        "enum": [False, True, "auto"],
+        "default": False,
+        "description": "Recompute activations in the backward pass: less memory, about a third more time, the same "
+        'weights. "auto": only for a stage that would not fit into the available memory without it.',
+    },
+    "compile": {
+        "type": "boolean",
+        "default": False,
+        "description": "Compile the model's layers with torch.compile, on a GPU with Triton. The first steps take some "
+        "minutes; the last digits of losses change. On a CPU it has no effect, and a warning says so.",
+    },
+    "skip_nonfinite": {
+        "type": "integer",
+        "minimum": 0,
+        "default": 0,
+        "description": "Steps of a stage that may be skipped, without a change of weights, because their loss or "
+        "gradient is not finite. A warning names their rows. 0: the first one ends the run.",
+    },
+    "halve_batches": {
+        "type": "integer",
+        "minimum": 0,
+        "maximum": 16,
+        "default": 3,
+        "description": "How often a stage in one process divides its micro-batches in halves when memory runs out. "
+        "Rows and tokens of a step stay the same, and a warning says so. 0: the run ends.",
     },
     "log_steps": {
         "type": "integer",
@@ -138,6 +182,12 @@ TRAIN_KEYS: dict[str, Any] = {
         "default": None,
         "description": "Steps between two checkpoints. null: no checkpoints.",
     },
+    "save_epochs": {
+        "type": ["number", "null"],
+        "exclusiveMinimum": 0,
+        "default": None,
+        "description": "Epochs between two checkpoints, e.g. 1 or 0.5; replaces save_steps.",
+    },
     "save_limit": {
         "type": ["integer", "null"],
         "minimum": 1,
@@ -150,6 +200,12 @@ TRAIN_KEYS: dict[str, Any] = {
         "default": None,
         "description": "Steps between two mid-stage evaluations. null: evaluate only before and after the stage. "
         "Training does not depend on it.",
+    },
+    "evaluate_epochs": {
+        "type": ["number", "null"],
+        "exclusiveMinimum": 0,
+        "default": None,
+        "description": "Epochs between two mid-stage evaluations, e.g. 1 or 0.5; replaces evaluate_steps.",
     },
     "evaluate_suites": {
         "type": ["array", "null"],
@@ -170,6 +226,23 @@ TRAIN_KEYS: dict[str, Any] = {
     },
 }
 
+TRAIN_KEYS_OF_RUN = ("precision", "tf32")
+"""Keys of `train` that a stage cannot override: base and tuned models are evaluated in the same arithmetic."""
+
+TRAIN_COMPONENTS: dict[str, dict[str, Any]] = {
+    "optimizer": {
+        "type": "optimizers",
+        "default": {"adamw": {}},
+        "description": "The optimizer: name -> options.",
+    },
+    "scheduler": {
+        "type": "schedulers",
+        "default": {"cosine": {}},
+        "description": "Learning rate schedule after the warm-up: name -> options.",
+    },
+}
+"""Keys of `train` that name a component -> its type, the default, and one sentence."""
+
 MODEL_KEYS: dict[str, Any] = {
     "path": {
         "type": "string",
@@ -187,7 +260,8 @@ MODEL_KEYS: dict[str, Any] = {
     "trust_remote_code": {
         "type": "boolean",
         "default": False,
-        "description": "Run Python code of the model repository. Leave it off unless you have read that code.",
+        "description": "Run Python code of the model repository. The command needs --trust-remote-code too. "
+        "Leave it off unless you have read that code.",
     },
     "add_tokens": {
         "type": "array",
@@ -218,3 +292,23 @@ MODEL_KEYS: dict[str, Any] = {
         "description": "Attention implementation. auto: sdpa, or eager for a model that does not support sdpa.",
     },
 }
+
+BITSANDBYTES_KEYS: dict[str, Any] = {
+    "bits": {
+        "enum": [4, 8],
+        "default": 4,
+        "description": "Bits of a weight.",
+    },
+    "type": {
+        "enum": ["nf4", "fp4"],
+        "default": "nf4",
+        "description": "Number format of 4 bits. nf4: its 16 values are quantiles of a normal distribution "
+        "(QLoRA, arXiv:2305.14314).",
+    },
+    "double": {
+        "type": "boolean",
+        "default": True,
+        "description": "With 4 bits: quantize the scales of the blocks too, which saves 0.4 bits a weight.",
+    },
+}
+"""Keys of `model.quantization.bitsandbytes`."""

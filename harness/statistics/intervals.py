@@ -1,8 +1,9 @@
 """Standard errors, 95 % intervals and paired tests of scores.
 
-The functions take one vector of statistics per item and an aggregate of their sum (see `harness.Metric`). Nothing is
-drawn at random. Fractions of items have intervals of proportions (`proportions`). Every other score has the interval of
-the jackknife with Student's t: the score is computed again without each item, or without each group of items.
+The functions take one vector of statistics per item and an aggregate of their sum, or of all of them (see
+`harness.Metric`). Fractions of items have intervals of proportions (`proportions`). Every other score has the interval
+of the jackknife with Student's t: the score is computed again without each item, or without each group of items. A
+score that is not a function of sums has the bootstrap's standard error instead. Nothing else is drawn at random.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from harness.errors import HarnessError
 from harness.statistics.item_statistics import (
     Aggregate,
     Groups,
+    ItemsAggregate,
     Statistics,
     magnitude,
     score_of,
@@ -49,7 +51,8 @@ class Estimate:
         high: Upper bound of the 95 % interval.
         n: Number of items.
         method: How the interval was computed: `wilson` (a fraction), `paired` (a difference of two fractions), `t` (a
-            mean), `jackknife` (any other score) or `combined` (a mean over suites).
+            mean), `jackknife` (another function of sums), `bootstrap` (any other score) or `combined` (a mean over
+            suites).
         groups: Number of groups of items that belong together; None if all items are independent.
     """
 
@@ -110,6 +113,9 @@ def estimate(statistics: Statistics, aggregate: Aggregate, *, ratio: bool = Fals
       items - 1: (sum of sizes)² / (sum of squared sizes), after Kish (1965, Survey Sampling). The size of an item is
       the second of two statistics, such as its tokens, else 1.
 
+    - A score that is not a function of sums (`ItemsAggregate`) has the standard error of the bootstrap over items or
+      groups (Efron, 1979, doi:10.1214/aos/1176344552), with Student's t in the same way. The size of an item is 1.
+
     With `groups`, the jackknife leaves out one group at a time, and the sizes are those of the groups. This is the
     cluster-robust variance CR3 (Bell & McCaffrey, 2002, Survey Methodology 28; MacKinnon, Nielsen & Webb, 2023,
     doi:10.1002/jae.2969) with the effective number of groups (Carter, Schnepel & Steigerwald, 2017,
@@ -129,17 +135,18 @@ def estimate(statistics: Statistics, aggregate: Aggregate, *, ratio: bool = Fals
         HarnessError: There is no item.
     """
     matrix = statistics_matrix(statistics)
-    value = score_of(aggregate, matrix.sum(axis=0))
+    value = score_of(aggregate, matrix)
     units = sum_by_group(matrix, groups)
     if len(units) == len(matrix) and len(matrix) > 1 and ratio and _is_fraction(matrix):
-        items, factor = len(matrix), score_of(aggregate, np.ones(2))
+        items, factor = len(matrix), score_of(aggregate, np.ones((1, 2)))
         hits = int(matrix[:, 0].sum())
         stderr = math.sqrt(hits / items * (1 - hits / items) / items)
         bounds = Estimate(hits / items, stderr, *wilson(hits, items), items, "wilson").scaled(factor)
         return replace(bounds, value=value, groups=None if groups is None else items)
-    method = "t" if ratio and len(units) == len(matrix) and _is_mean(matrix) else "jackknife"
-    freedom = _degrees_of_freedom(_sizes(matrix, groups))
-    result = _jackknife_estimate(value, scores_without_each(units, aggregate), freedom)
+    is_mean = ratio and len(units) == len(matrix) and _is_mean(matrix)
+    method = "t" if is_mean else _resampling_method(aggregate)
+    freedom = _degrees_of_freedom(_sizes(matrix, groups, aggregate))
+    result = _jackknife_estimate(value, scores_without_each(matrix, aggregate, groups), freedom)
     return replace(result, n=len(matrix), method=method, groups=None if groups is None else len(units))
 
 
@@ -170,7 +177,7 @@ def paired_test(
     if first.shape != second.shape:
         what = f"before has shape {first.shape} (items, statistics), after has {second.shape}"
         raise HarnessError("difference of scores", what, "compare the same items by the same metric")
-    scores = score_of(aggregate, first.sum(axis=0)), score_of(aggregate, second.sum(axis=0))
+    scores = score_of(aggregate, first), score_of(aggregate, second)
     value, scale = scores[1] - scores[0], magnitude(scores)
     first_units, second_units = sum_by_group(first, groups), sum_by_group(second, groups)
     is_mean = ratio and _is_mean(first) and _is_mean(second)
@@ -178,18 +185,19 @@ def paired_test(
     group_count = None if groups is None else len(first_units)
     if is_mean and ungrouped and len(first) > 1 and _is_fraction(first) and _is_fraction(second):
         paired = _paired_fractions(first[:, 0], second[:, 0])
-        result = replace(paired.difference.scaled(score_of(aggregate, np.ones(2))), groups=group_count)
+        result = replace(paired.difference.scaled(score_of(aggregate, np.ones((1, 2)))), groups=group_count)
         return replace(paired, difference=replace(result, value=without_rounding(value, scale)))
-    changes = scores_without_each(second_units, aggregate) - scores_without_each(first_units, aggregate)
-    freedom = _degrees_of_freedom(_sizes(first, groups) + _sizes(second, groups))
+    changes = scores_without_each(second, aggregate, groups) - scores_without_each(first, aggregate, groups)
+    freedom = _degrees_of_freedom(_sizes(first, groups, aggregate) + _sizes(second, groups, aggregate))
     result = _jackknife_estimate(value, changes, freedom, scale)
-    result = replace(result, n=len(first), method="t" if is_mean and ungrouped else "jackknife", groups=group_count)
+    method = "t" if is_mean and ungrouped else _resampling_method(aggregate)
+    result = replace(result, n=len(first), method=method, groups=group_count)
     p = _student_p(result, freedom, scale)
     if is_mean and math.isfinite(result.low):
-        sizes = _sizes(first, groups)
+        sizes = _sizes(first, groups, aggregate)
         widest = float(sizes.max() / sizes.mean())  # 1 without groups
         values = np.concatenate([first[:, 0], second[:, 0]])
-        item_range = score_of(aggregate, np.ones(2)) * float(np.ptp(values))
+        item_range = score_of(aggregate, np.ones((1, 2))) * float(np.ptp(values))
         rare = _few_changes(first_units[:, 0], second_units[:, 0], magnitude(values))
         if rare is not None:
             bounds = rare.difference.scaled(abs(item_range) * widest)
@@ -253,9 +261,14 @@ def _few_changes(first: np.ndarray, second: np.ndarray, scale: float) -> PairedT
     return _paired_fractions(first, second, slack) if changed < min(MIN_CHANGED, len(first) / 2) else None
 
 
-def _sizes(matrix: np.ndarray, groups: Groups) -> np.ndarray:
+def _resampling_method(aggregate: Aggregate) -> str:
+    return "bootstrap" if isinstance(aggregate, ItemsAggregate) else "jackknife"
+
+
+def _sizes(matrix: np.ndarray, groups: Groups, aggregate: Aggregate) -> np.ndarray:
     """Return the size of each unit, (units,): the sum of the second of two statistics, else the number of items."""
-    return sum_by_group(np.abs(matrix[:, 1]) if matrix.shape[1] == 2 else np.ones(len(matrix)), groups)
+    has_sizes = matrix.shape[1] == 2 and not isinstance(aggregate, ItemsAggregate)
+    return sum_by_group(np.abs(matrix[:, 1]) if has_sizes else np.ones(len(matrix)), groups)
 
 
 def _degrees_of_freedom(sizes: np.ndarray) -> float:

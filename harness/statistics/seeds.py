@@ -14,7 +14,7 @@ from itertools import combinations
 import numpy as np
 
 from harness.statistics.intervals import Estimate
-from harness.statistics.item_statistics import Aggregate, Statistics
+from harness.statistics.item_statistics import Aggregate, Statistics, score_of, scores_without_each
 
 _PSEUDO_ITEM = "pseudo-item"
 
@@ -77,23 +77,20 @@ def linearize(statistics: Statistics, aggregate: Aggregate, items: Sequence[Hash
 
     Args:
         statistics: One vector of statistics for each item.
-        aggregate: Computes the score from the sum of the vectors.
-        items: The identity of each item, in the same order. Items of one group have the group's identity: their
-            contributions are added, and the group counts as one item.
+        aggregate: Computes the score from the vectors, see `scores_without_each`.
+        items: The identity of each item, in the same order. Items of one group have the group's identity: they are
+            left out together, and the group counts as one item.
     """
     matrix = np.asarray(statistics, dtype=np.float64)
-    total, n = matrix.sum(axis=0), len(matrix)
-    value = float(aggregate(total.tolist()))
+    value, units = score_of(aggregate, matrix), list(dict.fromkeys(items))
+    n = len(units)
     if n < 2:
-        return Linearized(value, dict.fromkeys(items, math.nan), n)
-    without = np.array([aggregate(row) for row in (total - matrix).tolist()])
-    errors = (n - 1) / n * (value - without)
+        return Linearized(value, dict.fromkeys(units, math.nan), n)
+    groups = None if n == len(matrix) else items
+    errors = (n - 1) / n * (value - scores_without_each(matrix, aggregate, groups))
     errors -= errors.mean()
     is_binary = matrix.shape[1] == 2 and bool((matrix[:, 1] == 1.0).all() and np.isin(matrix[:, 0], (0.0, 1.0)).all())
-    by_unit: dict[Hashable, float] = {}
-    for item, error in zip(items, errors.tolist(), strict=True):
-        by_unit[item] = by_unit.get(item, 0.0) + error
-    return Linearized(value, by_unit, len(by_unit), is_binary)
+    return Linearized(value, dict(zip(units, errors.tolist(), strict=True)), n, is_binary)
 
 
 def combine(terms: Sequence[tuple[float, Linearized]]) -> Linearized:
@@ -105,14 +102,29 @@ def combine(terms: Sequence[tuple[float, Linearized]]) -> Linearized:
     Args:
         terms: (weight, number).
     """
-    errors: dict[Hashable, float] = {}
-    for weight, term in terms:
-        for item, error in term.errors.items():
-            errors[item] = errors.get(item, 0.0) + weight * error
+    errors = weighted_sum(terms)
     n = _count_items(errors)
     if sorted(weight for weight, _ in terms) == [-1.0, 1.0] and all(term.is_binary for _, term in terms):
         errors |= {(_PSEUDO_ITEM, sign): sign / (n + 2) for sign in (1, -1)}
     return Linearized(math.fsum(weight * term.value for weight, term in terms), errors, n)
+
+
+def weighted_sum(terms: Sequence[tuple[float, Linearized]]) -> dict[Hashable, float]:
+    """Return item -> the weighted sum of its contributions. terms: (weight, number)."""
+    errors: dict[Hashable, float] = {}
+    for weight, term in terms:
+        for item, error in term.errors.items():
+            errors[item] = errors.get(item, 0.0) + weight * error
+    return errors
+
+
+def of_suite(number: Linearized, suite: str) -> Linearized:
+    """Return a number whose items differ from those of other suites, also if they have the same content."""
+    errors: dict[Hashable, float] = {}
+    for item, error in number.errors.items():
+        is_pseudo = isinstance(item, tuple) and item[0] == _PSEUDO_ITEM
+        errors[(_PSEUDO_ITEM, suite, item) if is_pseudo else (suite, item)] = error
+    return Linearized(number.value, errors, number.n, number.is_binary)
 
 
 def pool_over_seeds(runs: Sequence[Linearized], *, comparisons: int = 1) -> PooledEstimate:

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from harness.report.arm_comparison import ArmComparison
 from harness.report.best_control import BestControl
+from harness.report.equal_gain import EqualGain
 from harness.report.recommendation import ArmPoint
 from harness.terminal.tables import GATE_STYLES, VERDICT_STYLES, TerminalPage, interval_text, new_table
 from harness.utils.formatting import MISSING, one_line
@@ -41,11 +42,26 @@ def _arms_parts(experiment: ArmComparison) -> Iterator[RenderableType]:
         yield Text(f"no result of {one_line(arm)}: {one_line(reason)}", style="yellow")
     yield Text()
     yield Text(one_line(experiment.recommendation_text, 1000), style="bold")
+    if experiment.equal_gain is not None:
+        yield from _equal_gain_parts(experiment.equal_gain)
     if experiment.gate is not None:
         yield Text(one_line(experiment.gate.text), style=GATE_STYLES[experiment.gate.outcome])
         for result in experiment.gate.results:
             yield Text(f" {one_line(result.format_line())}", style=GATE_STYLES[result.outcome])
     yield Text(f"every score of every arm: {one_line(experiment.folder, 1000)}/report.html", style="dim")
+
+
+def _equal_gain_parts(equal_gain: EqualGain) -> Iterator[RenderableType]:
+    yield Text(one_line(equal_gain.text, 1000))
+    for point in equal_gain.points:
+        line = Text.assemble("  ", one_line(point.arm), " ", interval_text(point.forgotten))
+        if point.against is not None and point.verdict is not None:
+            line.append_text(Text.assemble(", against the baseline ", interval_text(point.against), " "))
+            line.append(point.verdict, VERDICT_STYLES[point.verdict])
+        yield line
+    if equal_gain.points:
+        for arm, reason in equal_gain.missing.items():
+            yield Text(f"  {one_line(arm)} is missing there: {one_line(reason)}", style="yellow")
 
 
 def arm_points_table(experiment: ArmComparison) -> Table:

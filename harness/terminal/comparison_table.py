@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import groupby
+from typing import Literal
 
-from rich.console import RenderableType
+from rich.console import Console, RenderableType
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
 from harness.comparison.changed_items import ChangedItem
 from harness.comparison.compare import Comparison
+from harness.comparison.methods import MethodComparison
 from harness.comparison.paired_scores import PairedScore, count_hypotheses
 from harness.comparison.run_summary import FinalScore, RunSummary
 from harness.report.flips import ItemAnswer
+from harness.terminal.rating_table import format_section
 from harness.terminal.tables import VERDICT_STYLES, TerminalPage, interval_text, mark_cut, new_table, shorten_answer
 from harness.utils.formatting import (
     MISSING,
@@ -28,7 +32,7 @@ from harness.utils.formatting import (
 VERDICT_MARKS = {"better": ("✓", "green"), "worse": ("✗", "red"), "no evidence": ("·", "dim")}
 STATUS_STYLES = {"finished": "green", "failed": "bold red"}
 MIN_WIDE_WIDTH = 104
-"""Console width, in columns, from which on the test has a column of its own."""
+"""Console width, in columns, from which on the test may have a column of its own."""
 MAX_ANSWER_LINES = 6
 MAX_VALUE_CHARS = 40
 """Characters of a value of the spec."""
@@ -40,6 +44,9 @@ def format_comparison(comparison: Comparison) -> RenderableType:
 
 
 def _comparison_parts(comparison: Comparison, width: int) -> Iterator[RenderableType]:
+    if comparison.methods is not None:
+        yield from _method_parts(comparison, comparison.methods)
+        return
     yield runs_table(comparison)
     yield Text()
     yield from run_scores_tables(comparison, width)
@@ -56,11 +63,50 @@ def _comparison_parts(comparison: Comparison, width: int) -> Iterator[Renderable
     yield from pairs_notes(comparison)
     if comparison.pairs or comparison.not_comparable:
         yield Text()
+    for section in comparison.ratings:
+        yield format_section(section)
+        yield Text()
     # Ten items for each of many runs would bury the table; JSON and the page always have them.
     if comparison.items and (len(comparison.runs) == 2 or comparison.score_requested):
         yield from changed_items_parts(comparison)
         yield Text()
     yield from differences_tables(comparison, width)
+
+
+def _method_parts(comparison: Comparison, methods: MethodComparison) -> Iterator[RenderableType]:
+    """Build a table for each score, one row per method. Titles are above the tables, so that no name is broken."""
+    order = list(methods.methods)
+    ordered = sorted(methods.scores, key=lambda score: order.index(score.arm))
+    for suite, name in dict.fromkeys((score.suite, score.score) for score in ordered):
+        rows = [score for score in ordered if (score.suite, score.score) == (suite, name)]
+        if comparison.score not in (None, f"{suite}/{name}"):
+            continue
+        arrow = " ↓" if rows[0].higher_is_better is False else ""
+        yield Text(f"{one_line(suite)}/{one_line(name)}{arrow}", style="bold")
+        table = new_table(f"against {one_line(methods.baseline)}")
+        for title in ("mean", "sd", "difference [95 % interval]", "p", "verdict"):
+            table.add_column(title, justify="left" if title == "verdict" else "right", no_wrap=True)
+        places = decimal_places([score.after.value for score in rows])
+        for score in rows:
+            verdict = score.verdict or "baseline"
+            table.add_row(
+                one_line(score.arm),
+                format_number(score.after.value, places),
+                MISSING if score.after_spread is None else format_number(score.after_spread.sd, places),
+                "" if score.against is None else interval_text(score.against),
+                "" if score.p_holm is None else format_p_value(score.p_holm),
+                Text(verdict, style=VERDICT_STYLES.get(verdict, "dim")),
+            )
+        yield table
+        yield Text()
+    counts = ", ".join(f"{one_line(method)}: {len(seeds)}" for method, seeds in methods.methods.items())
+    yield Text(
+        "mean and standard deviation over seeds; intervals of the differences over seeds and items; p adjusted for "
+        f"{methods.num_comparisons:,} comparisons (Holm). Seeds: {counts}",
+        style="dim",
+    )
+    for note in methods.notes:
+        yield Text(one_line(note, 1000), style="yellow")
 
 
 def runs_table(comparison: Comparison) -> Table:
@@ -93,25 +139,40 @@ def run_scores_tables(comparison: Comparison, width: int) -> Iterator[Renderable
 
 
 def pairs_table(comparison: Comparison, width: int) -> Table:
-    """Build the paired differences: for two runs one row per score, for more one row per run within each score."""
-    wide = width >= MIN_WIDE_WIDTH
+    """Build the paired differences: for two runs one row per score, for more one row per run within each score.
+
+    Columns that do not fit into `width` are left out, so that no name is broken: the test, then p, then the values.
+    """
+    widest = ("values", "difference", "p", "p by", "verdict")
+    layouts: list[tuple[str, ...]] = [widest] if width >= MIN_WIDE_WIDTH else []
+    layouts += [
+        ("values", "difference", "p", "verdict"),
+        ("values", "difference", "verdict"),
+        ("difference", "verdict"),
+    ]
+    console = Console(width=10_000)
+    tables = (_pairs_table_with(comparison, columns) for columns in layouts)
+    fitting = (table for table in tables if Measurement.get(console, console.options, table).maximum <= width)
+    return next(fitting, None) or _pairs_table_with(comparison, layouts[-1])
+
+
+def _pairs_table_with(comparison: Comparison, columns: Sequence[str]) -> Table:
     pairs = comparison.pairs_by_score()
     single_run = len({pair.run for pair in pairs}) == 1
     table = new_table("suite / score" if single_run else f"against {comparison.baseline + 1}")
-    values = f"{comparison.baseline + 1} → {pairs[0].run + 1}" if single_run else "value"
-    table.add_column(values, justify="right", no_wrap=True)
-    table.add_column("difference [95 % interval]", justify="right", no_wrap=True)
-    table.add_column("p", justify="right", no_wrap=True)
-    if wide:
-        table.add_column("p by", no_wrap=True)
-    table.add_column("verdict", no_wrap=True)
+    titles = {
+        "values": f"{comparison.baseline + 1} → {pairs[0].run + 1}" if single_run else "value",
+        "difference": "difference [95 % interval]",
+    }
+    for column in columns:
+        justify: Literal["left", "right"] = "left" if column in ("p by", "verdict") else "right"
+        table.add_column(titles.get(column, column), justify=justify, no_wrap=True)
     for _, group in groupby(pairs, key=lambda pair: (pair.suite, "" if single_run else pair.score)):
         rows = list(group)
         if table.row_count:
             table.add_row()
-        table.add_row(*_group_title(rows, single_run))
-        for pair in rows:
-            table.add_row(*_pair_row(pair, rows, single_run, wide))
+        for cells in (_group_title(rows, single_run), *(_pair_cells(pair, rows, single_run, columns) for pair in rows)):
+            table.add_row(cells["name"], *(cells.get(column, Text()) for column in columns))
     return table
 
 
@@ -173,33 +234,34 @@ def differences_tables(comparison: Comparison, width: int) -> Iterator[Renderabl
         yield table
 
 
-def _group_title(pairs: Sequence[PairedScore], single_run: bool) -> Iterator[Text]:
+def _group_title(pairs: Sequence[PairedScore], single_run: bool) -> dict[str, Text]:
+    """Return column -> cell of the row above a suite, or above a score of several runs."""
     first = pairs[0]
-    if single_run:
-        yield Text(one_line(first.suite), style="bold")
-        yield Text()
-    else:
-        yield Text(f"{one_line(first.suite)}/{_score_label(first)}", style="bold")
-        yield Text(format_number(first.first.value, _decimals_of_values(pairs)), style="dim")
-    yield Text(
-        f"n = {format_size(first.n, first.difference.groups)}" if len({pair.n for pair in pairs}) == 1 else "",
-        style="dim",
-    )
+    size = f"n = {format_size(first.n, first.difference.groups)}" if len({pair.n for pair in pairs}) == 1 else ""
+    cells = {"name": Text(one_line(first.suite), style="bold"), "difference": Text(size, style="dim")}
+    if not single_run:
+        cells["name"] = Text(f"{one_line(first.suite)}/{_score_label(first)}", style="bold")
+        cells["values"] = Text(format_number(first.first.value, _decimals_of_values(pairs)), style="dim")
+    return cells
 
 
-def _pair_row(pair: PairedScore, pairs: Sequence[PairedScore], single_run: bool, wide: bool) -> Iterator[Text]:
+def _pair_cells(
+    pair: PairedScore, pairs: Sequence[PairedScore], single_run: bool, columns: Sequence[str]
+) -> dict[str, Text]:
+    """Return column -> cell of one difference."""
     count = f" (n = {format_size(pair.n, pair.difference.groups)})" if len({other.n for other in pairs}) > 1 else ""
-    yield Text(f" {_score_label(pair) if single_run else pair.run + 1}{count}")
     places = _decimals_of_values([pair] if single_run else pairs)
     first, second = (format_number(estimate.value, places) for estimate in (pair.first, pair.second))
-    yield Text(f"{first} → {second}" if single_run else second)
-    yield interval_text(pair.difference, VERDICT_STYLES[pair.verdict])
-    yield Text(format_p_value(pair.p_holm))
-    if wide:
-        yield Text(pair.test, style="dim")
-    separator = " " if wide else "\n"
+    separator = " " if "p by" in columns else "\n"
     needed = f"{separator}(~n {pair.needed:,})" if pair.needed else ""
-    yield Text.assemble((pair.verdict, VERDICT_STYLES[pair.verdict]), (needed, "dim"))
+    return {
+        "name": Text(f" {_score_label(pair) if single_run else pair.run + 1}{count}"),
+        "values": Text(f"{first} → {second}" if single_run else second),
+        "difference": interval_text(pair.difference, VERDICT_STYLES[pair.verdict]),
+        "p": Text(format_p_value(pair.p_holm)),
+        "p by": Text(pair.test, style="dim"),
+        "verdict": Text.assemble((pair.verdict, VERDICT_STYLES[pair.verdict]), (needed, "dim")),
+    }
 
 
 def _score_label(pair: PairedScore) -> str:

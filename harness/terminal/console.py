@@ -28,6 +28,7 @@ from harness.terminal.messages import WarningBuffer
 from harness.terminal.progress import NullProgress, ProgressBars, ProgressDisplay, ProgressLog
 from harness.types import Plan
 from harness.utils.formatting import one_line
+from harness.utils.output import result_stream
 
 ConsoleMode = Literal["terminal", "plain", "quiet", "json"]
 
@@ -77,7 +78,7 @@ class Console:
         """
         self.mode = mode
         self._show_rows = show_rows
-        self._file = file or sys.stdout
+        self._file = file or result_stream()
         self._errors = errors or sys.stderr
         for stream in (self._file, self._errors):
             _escape_unencodable(stream)
@@ -170,6 +171,11 @@ class Console:
             self._print(part)
 
     @_show.register
+    def _show_written_rows(self, event: events.RowsWritten) -> None:
+        for line in messages.format_written_rows(event, self._plan):
+            self._print(line)
+
+    @_show.register
     def _show_evaluations(self, event: events.SuitesEvaluated) -> None:
         for line in messages.format_scores(event.stage_index, event.evaluations):
             self._print(line)
@@ -182,7 +188,7 @@ class Console:
     @_show.register
     def _show_arm_preparation(self, event: events.ArmPreparing) -> None:
         self._phases.brief = True
-        self._warnings.set_arm(event.arm)
+        self._warnings.set_arm(event.arm, event.method or event.arm)
 
     @_show.register
     def _show_prepared_arm(self, event: events.ArmPrepared) -> None:
@@ -262,7 +268,7 @@ class Console:
                 self._write_json_document(failure)
             else:
                 self._arm_failure = self._arm_failure or failure
-        elif event.folder:
+        elif event.folder and not event.interrupted:  # the command prints how to resume what was interrupted
             self._print(Text(messages.format_stop(event, is_arm=self._arm is not None), style="yellow"))
 
     def _print(self, content: RenderableType) -> None:

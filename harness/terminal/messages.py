@@ -14,7 +14,8 @@ from harness import events
 from harness.events import SharesBySource
 from harness.spec import shares
 from harness.types import Evaluation, Plan, ShareUnit, Stage
-from harness.utils.formatting import format_duration, format_number, one_line
+from harness.utils.formatting import format_duration, format_efficiency, format_number, one_line
+from harness.utils.shell_commands import resume_command
 
 MAX_ADDRESS_CHARS = 2000
 MAX_NAMED_ARMS = 4
@@ -37,10 +38,12 @@ class WarningBuffer:
         self._emitted: set[str] = set()
         self._held_back: dict[str, tuple[list[str], Sequence[str]]] = {}  # text -> (arms, rows)
         self._arms: list[str] = []
+        self._methods: dict[str, str] = {}  # arm -> its name without the seed
 
-    def set_arm(self, name: str) -> None:
-        """Hold back the warnings from here to the next `flush`; they concern this arm."""
+    def set_arm(self, name: str, method: str) -> None:
+        """Hold back the warnings from here to the next `flush`; they concern this arm, a run of this method."""
         self._arms.append(name)
+        self._methods[name] = method
 
     def add(self, text: str, rows: Sequence[str] = ()) -> None:
         """Show a warning, or hold it back while arms are prepared."""
@@ -59,7 +62,19 @@ class WarningBuffer:
         for text, (arms, rows) in held_back.items():
             if text not in self._emitted:
                 self._emitted.add(text)
-                self._emit("" if len(arms) == arm_count else _format_arms(arms), text, rows)
+                self._emit("" if len(arms) == arm_count else _format_arms(self._without_seeds(arms)), text, rows)
+
+    def _without_seeds(self, arms: Sequence[str]) -> list[str]:
+        """Return the arms, with one name for all seeds of a method if all have the warning."""
+        complete = {
+            method
+            for method in self._methods.values()
+            if all(name in arms for name, other in self._methods.items() if other == method)
+        }
+        methods = (self._methods[name] for name in arms)
+        return list(
+            dict.fromkeys(method if method in complete else name for name, method in zip(arms, methods, strict=True))
+        )
 
 
 def _format_arms(arms: Sequence[str]) -> str:
@@ -105,26 +120,37 @@ def format_data(event: events.DataPrepared) -> Iterator[RenderableType]:
         yield from _format_shares(stage, stage_shares, efficiency, by_epoch)
 
 
+def format_written_rows(event: events.RowsWritten, plan: Plan | None) -> Iterator[Text]:
+    """Yield the line for rows that a model has written, and the shares of the stage that trains on them."""
+    writer = "the base model" if event.model == "base" else "the model"
+    reasons = "".join(f", {count:,} {one_line(what)}" for what, count in event.rejected.items())
+    used = f"{event.rows:,} of {event.prompts:,} responses of {one_line(event.source)}"
+    cached = " (by an earlier run)" if event.cached else ""
+    yield Text(f"{writer} wrote {used}{cached}{reasons}")
+    if event.shares and event.efficiency is not None and plan is not None:
+        stage = plan.stages[event.stage_index - 1]
+        yield from _format_shares(stage, event.shares, event.efficiency, event.epoch_shares)
+
+
 def format_scores(stage_index: int, evaluations: Sequence[Evaluation]) -> Iterator[Text]:
     """Yield one line for each suite. stage_index: 0 for the base model."""
     for evaluation in evaluations:
         yield Text.assemble(
             ("base" if stage_index == 0 else f"stage {stage_index}", "dim"),
             f"  {one_line(evaluation.suite)}  {_format_values(evaluation)}",
+            ("  (measured by an earlier run)" if evaluation.is_from_cache else "", "dim"),
         )
 
 
 def format_stop(event: events.RunFailed, *, is_arm: bool) -> str:
     """Return where the files of a stopped run are, or the command that resumes it.
 
-    An experiment continues after an arm that failed, so only an interruption of an arm stops it. A run with a report is
-    not resumed: its scores violate a limit.
+    An experiment continues after an arm that failed. A run with a report is not resumed: its scores violate a limit.
     """
     folder = Path(event.folder or "")
-    is_stopped = event.error == "interrupted" if is_arm else not (folder / "report.json").exists()
-    if not is_stopped:
+    if is_arm or (folder / "report.json").exists():
         return f"stopped; the files are kept in {one_line(str(folder))}"
-    return f"stopped; to resume: harness run --resume {one_line(str(folder.parents[1] if is_arm else folder))}"
+    return f"stopped; to resume: {one_line(resume_command(folder))}"
 
 
 def format_run_completed(event: events.InterruptedRunCompleted) -> Text:
@@ -233,9 +259,7 @@ def _format_shares(
         if part.source not in shared_sources
     ]
     name = one_line(stage.name)
-    yield Text(
-        f"{name}: {', '.join(sentences)}; {_format_percent(efficiency)} of the positions of padded batches hold text"
-    )
+    yield Text(f"{name}: {', '.join(sentences)}; {format_efficiency(efficiency)}")
     for share in stage.shares if len(epoch_shares) > 1 else ():
         realized = [_format_percent(shares.realized_share(share, epoch)) for epoch in epoch_shares]
         values = f"{', '.join(realized[:MAX_LISTED_EPOCHS])} of {UNIT_NAMES[share.unit]}"

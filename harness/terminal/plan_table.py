@@ -9,6 +9,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from harness.utils.formatting import format_efficiency
+
 
 def format_plan(summary: Mapping[str, Any]) -> RenderableType:
     """Build the plan: one table per stage, the suites, the memory, and what is not known.
@@ -25,6 +27,9 @@ def format_plan(summary: Mapping[str, Any]) -> RenderableType:
     parts += [Text(""), _suites_table(summary["suites"]), Text("")]
     if summary["memory"]:
         parts.append(Text(_format_memory(summary["memory"])))
+        parts += [Text(line) for line in _device_lines(summary["memory"])]
+    if summary["recommendation"]:
+        parts.append(Text(f"recommended: {summary['recommendation']}", style="cyan"))
     parts += [Text(f"not known: {text}", style="yellow") for text in summary["unknown"]]
     return Group(*parts)
 
@@ -39,11 +44,51 @@ def _suites_table(suites: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def _format_memory(memory: Mapping[str, Any]) -> str:
+    activations = ""
+    if memory["activations"]:
+        activations = (
+            f"about {memory['activations'] / 2**30:.2f} GiB for activations of the largest batch "
+            f"({memory['batch_tokens']:,} tokens), {memory['checkpointed'] / 2**30:.2f} GiB with "
+            "train.gradient_checkpointing; "
+        )
     return (
         f"memory: {memory['bytes'] / 2**30:.2f} GiB on {memory['device']} for weights, gradients and optimizer "
         f"({memory['weights']:,} weights, {memory['trained']:,} or {memory['trained'] / memory['weights']:.1%} "
-        "trained); activations and the state of mitigations come in addition"
+        f"trained); {activations}{'' if activations else 'activations and '}the state of mitigations "
+        f"{'comes' if activations else 'come'} in addition"
     )
+
+
+def _device_lines(memory: Mapping[str, Any]) -> list[str]:
+    """Return the peak by kind; for a named device also whether it fits, how long it takes, and what would fit."""
+    kinds = memory.get("kinds")
+    if not kinds:
+        unknown = "its activations are not known, so neither is whether it fits into"
+        size = memory.get("available")
+        return [] if size is None else [f"{unknown} the {size / 2**30:.1f} GiB of {memory['device']}"]
+    by_kind = ", ".join(
+        f"{kind} {size / 2**30:.2f}" for kind, size in kinds.items() if kind != "peak" and size >= 2**30 / 200
+    )
+    lines = [f"peak of a step: about {kinds['peak'] / 2**30:.2f} GiB ({by_kind})"]
+    if "available" not in memory:
+        return lines
+    verdict = "fits into" if memory["fits"] else "does not fit into"
+    lines[0] += f", which {verdict} the {memory['available'] / 2**30:.1f} GiB of {memory['device']}"
+    lines += [
+        f"stage '{name}' there: {', '.join(f'{key} {value}' for key, value in settings.items())}"
+        for name, settings in memory["settings"].items()
+    ]
+    lines += [f"it would fit with {' '.join(f'--set {key}' for key in keys)}" for keys in memory["remedies"]]
+    if not memory["fits"] and not memory["remedies"]:
+        lines.append("it fits with no smaller batch, checkpointing, LoRA or 4 bits: use a smaller model or more memory")
+    lines.append(f"training: about {_format_hours(memory['hours'])} at 35 % of the device's peak, without evaluation")
+    return lines + ([memory["note"]] if memory["note"] else [])
+
+
+def _format_hours(hours: float) -> str:
+    if hours >= 1:
+        return f"{hours:.1f} h"
+    return f"{hours * 60:.0f} min" if hours >= 1 / 60 else f"{hours * 3600:.0f} s"
 
 
 def _stage_table(stage: Mapping[str, Any]) -> Table:
@@ -53,9 +98,10 @@ def _stage_table(stage: Mapping[str, Any]) -> Table:
         *([f"{steps:,} steps"] if steps is not None else []),
         *([f"{train['epochs']:g} epoch(s)"] if train["steps"] is None else []),
         f"batch {train['batch_size']} × {train['accumulation']}",
-        f"learning rate {train['learning_rate']:g} ({train['scheduler']}, warm-up {train['warmup_ratio']:g})",
+        f"{next(iter(train['optimizer']))}, learning rate {train['learning_rate']:g} "
+        f"({next(iter(train['scheduler']))}, warm-up {_warmup(train)})",
         *([f"packed to {train['max_length']}"] if train["packing"] else []),
-        *([f"{stage['efficiency']:.1%} of the positions of padded batches hold text"] if "efficiency" in stage else []),
+        *([format_efficiency(stage["efficiency"])] if "efficiency" in stage else []),
     ]
     title = f"stage {stage['name']}: {', '.join(settings)}"
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
@@ -65,8 +111,14 @@ def _stage_table(stage: Mapping[str, Any]) -> Table:
         requested = _format_requested_share(source, stage["shares"])
         counts = [f"{source[key]:,}" if key in source else "?" for key in ("rows", "tokens", "loss_tokens")]
         realized = f"{source['realised']:.2%}" if "realised" in source else "?"
-        table.add_row(source["source"], source["role"], *counts, requested, realized)
+        role = f"{source['role']}, not yet written" if "written_by" in source else source["role"]
+        table.add_row(source["source"], role, *counts, requested, realized)
     return table
+
+
+def _warmup(train: Mapping[str, Any]) -> str:
+    steps = train.get("warmup_steps")
+    return f"{train['warmup_ratio']:g}" if steps is None else f"{steps:,} steps"
 
 
 def _format_requested_share(source_summary: Mapping[str, Any], requested_shares: Sequence[Mapping[str, Any]]) -> str:

@@ -30,8 +30,19 @@ from harness.terminal.tables import (
 )
 from harness.tracking.mlflow_store import tracking_uri
 from harness.types import Evaluation
-from harness.utils.formatting import decimal_places, format_duration, format_number, format_size, one_line, printable
+from harness.utils.formatting import (
+    decimal_places,
+    format_duration,
+    format_number,
+    format_phases,
+    format_size,
+    one_line,
+    printable,
+)
+from harness.utils.phase_clock import phases_of_run_info
 from harness.utils.redaction import redact_text
+from harness.utils.shell_commands import harness_command
+from harness.utils.stage_memory import format_memory
 
 TERMINAL_SUMMARIES = (
     "average_accuracy",
@@ -60,6 +71,10 @@ def _report_parts(report: Report, width: int) -> Iterator[RenderableType]:
         yield Text(one_line(statement.text), style="dim")
     yield Text()
     yield changes_table(report)
+    for change in report.changes:
+        if change.unusable:
+            text = f"{change.suite}/{change.name} is UNUSABLE and decides nothing: {change.unusable}"
+            yield Text(one_line(text), style="bold red")
     yield Text(
         "difference: last stage − base model over the same items, 95 % interval in brackets; "
         "no evidence: the interval includes 0; ↓ lower is better",
@@ -236,7 +251,7 @@ def format_difference(change: ScoreChange | SliceChange) -> Text:
 
 def format_verdict(change: ScoreChange | SliceChange) -> Text:
     """Format the verdict; an arrow shows whether the number went up or down."""
-    if change.verdict in ("no evidence", "too few items"):
+    if change.verdict in ("no evidence", "too few items", "unusable"):
         needed = f" (~n {change.needed:,})" if change.needed else ""
         return Text.assemble((change.verdict, VERDICT_STYLES[change.verdict]), (needed, "dim"))
     arrow = "▲" if change.difference.value > 0 else "▼"
@@ -267,15 +282,19 @@ def _next_steps(report: Report) -> Iterator[RenderableType]:
         took = f"  ({format_duration(run_info['seconds'])})" if "seconds" in run_info else ""
         yield _command_line("run folder", str(run_info["folder"]), took)
         yield _command_line("report", f"{run_info['folder']}/report.html")
+    if phases := phases_of_run_info(run_info):
+        yield Text.assemble((f"{'time':<12}{format_phases(phases)}", "dim"))
+    if memory := format_memory(run_info):
+        yield Text.assemble((f"{'memory':<12}{memory}", "dim"))
     if run_info.get("uri"):
         uri = str(run_info["uri"])
         if "id" in run_info:
             # `compare` finds a store other than the default one only by its --uri.
-            store_option = f" --uri {shlex.quote(uri)}" if uri != redact_text(tracking_uri(None)) else ""
-            run_name = f"{shlex.quote(str(run_info['id']))}{store_option}"
+            store_option = ["--uri", uri] if uri != redact_text(tracking_uri(None)) else []
+            run = [str(run_info["id"]), *store_option]
             if Path(run_info.get("folder", "")).parent.name == "arms":
-                run_name = shlex.quote(str(run_info["folder"]))  # arms of other experiments may have the same name
-            yield _command_line("compare", f"harness compare {run_name}")
+                run = [str(run_info["folder"])]  # arms of other experiments may have the same name
+            yield _command_line("compare", harness_command("compare", *run))
         view = run_info.get("view")
         if not re.match("https?://", uri):
             yield _command_line("MLflow", f"mlflow ui --backend-store-uri {shlex.quote(uri)}")

@@ -45,7 +45,7 @@ def preview_rows(spec: Spec, registry: Registry, source: str | None, rows: int, 
     Raises:
         HarnessError: If no trained source has this name.
     """
-    prepared = prepare.prepare_run(spec, registry, use_shares=False)
+    prepared = prepare.prepare_run(spec, registry, use_shares=False, loads_model=False)
     names = list(prepared.data.tokenized_rows)
     if source is not None and source not in names:
         raise HarnessError("--source", f"there is no trained source {source!r}", f"there are: {', '.join(names)}")

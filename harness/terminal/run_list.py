@@ -11,7 +11,7 @@ from rich.text import Text
 from harness.report.run_list import ListedRun
 from harness.utils.formatting import one_line
 
-STATUS_STYLES = {"finished": "green", "running": "cyan", "interrupted": "bold yellow"}
+STATUS_STYLES = {"finished": "green", "running": "cyan", "interrupted": "bold yellow", "failed": "bold red"}
 
 
 def format_runs(runs: Sequence[ListedRun], output: str) -> RenderableType:

@@ -18,6 +18,7 @@ VERDICT_STYLES = {
     "different": "bold",
     "no evidence": "dim",
     "too few items": "yellow",
+    "unusable": "bold red",
 }
 GATE_STYLES = {"passed": "green", "failed": "bold red", "not enough evidence": "bold yellow"}
 MAX_ANSWER_CHARS = 400

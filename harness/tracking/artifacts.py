@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from harness.errors import HarnessError
 from harness.tracking import metric_names
 from harness.types import Evaluation, Item, Score
-from harness.utils.json_depth import load_json
+from harness.utils.json_files import read_json_lines
 from harness.utils.redaction import Secrets
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ MAX_TABLE_ROWS = 1000
 def redacted_file(file: Path, secrets: Secrets) -> Iterator[Path]:
     """Yield the file, or a redacted copy if its name contains a secret, or its text if it is a text file."""
     name = secrets.redact(file.name)
-    is_unclean_text = bool(secrets.literals) and file.suffix in TEXT_SUFFIXES and _contains_secret(file, secrets)
+    is_unclean_text = file.suffix in TEXT_SUFFIXES and _contains_secret(file, secrets)
     if name == file.name and not is_unclean_text:
         yield file
         return
@@ -60,11 +60,10 @@ def build_answer_tables(report: Report) -> dict[str, dict[str, Any]]:
 def load_step_metrics(file: Path) -> dict[int, dict[str, float]]:
     """Read the metrics of each step from a stage's `steps.jsonl`; the last line of a step counts, cut lines do not."""
     metrics_by_step: dict[int, dict[str, float]] = {}
-    for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
+    for values in read_json_lines(file):
         try:
-            values = load_json(line)
             step = int(values.pop("step"))
-        except (ValueError, KeyError, AttributeError):
+        except (ValueError, KeyError, TypeError):
             continue
         metrics_by_step[step] = {
             name: math.nan if value is None else float(value)  # JSON has null for numbers that are not finite
@@ -87,9 +86,8 @@ def mid_stage_metrics(payload: Mapping[str, Any]) -> dict[str, float]:
 def load_mid_stage_metrics(file: Path) -> dict[int, dict[str, float]]:
     """Read the metrics of each mid-stage evaluation from a stage's `evaluations.jsonl`. Cut lines are skipped."""
     metrics_by_step: dict[int, dict[str, float]] = {}
-    for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
+    for payload in read_json_lines(file):
         try:
-            payload = load_json(line)
             values = mid_stage_metrics(payload)
             metrics_by_step[int(payload["step"])] = {
                 name: math.nan if value is None else float(value) for name, value in values.items()
@@ -137,7 +135,7 @@ def pack_for_mlflow(folder: Path, target: Path) -> Path:
             tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
         except (OSError, ValueError, ImportError) as error:
             what = f"cannot load the model to log it: {error}"
-            raise HarnessError(str(folder), what, 'set track.model to "files"') from error
+            raise HarnessError(str(folder), what, 'set track.mlflow.model to "files"') from error
         pipeline = transformers.pipeline("text-generation", model=model, tokenizer=tokenizer, device="cpu")
         requirements = [f"transformers=={transformers.__version__}", f"torch=={torch.__version__.partition('+')[0]}"]
         # Given here, since MLflow would otherwise load the model in another process to infer its imports.

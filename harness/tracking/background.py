@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from harness.tracking import mlflow_store
 from harness.tracking.mlflow_store import MlflowPages
 from harness.utils import redaction
 from harness.utils.redaction import Secrets
+from harness.utils.shell_commands import harness_command
 
 if TYPE_CHECKING:
     from harness.tracking.mlflow_run import MlflowRun
@@ -185,4 +185,4 @@ class TrackingQueue:
 
     @property
     def _command(self) -> str:
-        return f"harness track {shlex.quote(str(self._folder))}"
+        return harness_command("track", self._folder)

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.tracking import metric_names, mlflow_entries, mlflow_store
-from harness.tracking.background import END_TIMEOUT, TrackingQueue
-from harness.tracking.mlflow_store import MlflowPages
-from harness.tracking.run_opening import RecordedTimes, RunOpening
+from harness.tracking.background import END_TIMEOUT
+from harness.tracking.run_opening import RecordedTimes
+from harness.tracking.tracked_run import TrackedRun
 from harness.utils import redaction
 from harness.utils.redaction import Secrets, redact
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 EXPERIMENT_FILES = ("arms.json", "report.html", "plots/*.svg")
 
 
-class ExperimentTracker:
+class ExperimentTracker(TrackedRun):
     """Writes the parent run of an experiment.
 
     Call `start`, run the arms with `parent_run_id=run_id`, then call `finish` or `fail`. Nothing raises.
@@ -40,40 +40,17 @@ class ExperimentTracker:
         """Create a tracker; the MLflow run is created by `start`.
 
         Args:
-            settings: The spec's `track`, as for `Tracker`.
+            settings: As for `MlflowTracker`.
             name: Name of the experiment.
             folder: The folder of the experiment; `mlflow.json` in it names the MLflow run.
             warn: Receives one line that states what failed.
             resume_info: Content of `mlflow.json` of a resumed experiment; its MLflow run is reopened.
             recorded: The times of an experiment that is sent later.
         """
-        self._enabled, self._resume_info, self._folder = bool(settings["enabled"]), resume_info, folder
-        self._experiment: str = settings["experiment"] or name
-        self._uri = mlflow_store.resume_uri(mlflow_store.tracking_uri(settings["uri"]), resume_info)
-        self._recorded = recorded
-        self._queue = TrackingQueue(self._uri, warn, is_live=recorded is None)
+        super().__init__(settings, name, warn, resume_info=resume_info, recorded=recorded)
+        self._folder = folder
         self._queue.set_folder(folder)
         self._swept_params: tuple[str, ...] = ()
-
-    @property
-    def run_id(self) -> str | None:
-        """The MLflow id of the parent run; None if there is none."""
-        return None if self._queue.mlflow_run is None else self._queue.mlflow_run.run_id
-
-    @property
-    def uri(self) -> str | None:
-        """The tracking URI without its password; None if tracking is disabled or has failed."""
-        return redaction.redact_text(self._uri) if self._enabled and not self._queue.failed else None
-
-    @property
-    def failure(self) -> str | None:
-        """Why tracking has stopped, without secrets; None if it has not."""
-        return self._queue.failure
-
-    @property
-    def pages(self) -> MlflowPages | None:
-        """The addresses on MLflow's page; None without a run in MLflow."""
-        return self._queue.pages
 
     def start(
         self, spec: Mapping[str, Any], arms: Sequence[Mapping[str, Any]], changed: Mapping[str, Any] | None = None
@@ -85,8 +62,6 @@ class ExperimentTracker:
             arms: `name`, `method` and `changes` of every run of the experiment.
             changed: The values of the spec that differ from the defaults; None: not known.
         """
-        if not self._enabled:
-            return
         self._run_guarded(lambda: self._start(spec, arms, changed))
 
     def finish(self, experiment: ArmComparison) -> None:
@@ -94,9 +69,12 @@ class ExperimentTracker:
         self._run_guarded(lambda: self._finish(experiment))
 
     def fail(self, error: BaseException) -> None:
-        """End the MLflow run as failed, with the files that exist."""
-        text = redaction.redact_text(f"{type(error).__name__}: {error}")[: redaction.MAX_VALUE_LENGTH]
-        self._run_guarded(lambda: self._end("FAILED", {"error": text, mlflow_entries.NOTE_TAG: f"Failed: {text}"}))
+        """End the MLflow run as failed, or killed if it was interrupted, with the files that exist."""
+        is_killed = isinstance(error, KeyboardInterrupt)
+        text = str(error) or "interrupted" if is_killed else f"{type(error).__name__}: {error}"
+        text = redaction.redact_text(text)[: redaction.MAX_VALUE_LENGTH]
+        status, note = ("KILLED", text) if is_killed else ("FAILED", f"Failed: {text}")
+        self._run_guarded(lambda: self._end(status, {"error": text, mlflow_entries.NOTE_TAG: note}))
 
     def _start(
         self, spec: Mapping[str, Any], arms: Sequence[Mapping[str, Any]], changed: Mapping[str, Any] | None
@@ -104,7 +82,7 @@ class ExperimentTracker:
         from harness.tracking.mlflow_run import RunIdentity
 
         mlflow_store.import_mlflow()
-        secrets = self._queue.secrets = Secrets.collect(spec, self._uri)
+        secrets = Secrets.collect(spec, *(arm["changes"] for arm in arms), self._uri)
         redacted_spec = redact(spec)
         tags = mlflow_entries.build_run_tags(redacted_spec, {}) | {
             "harness.id": self._folder.name,
@@ -113,11 +91,8 @@ class ExperimentTracker:
         }
 
         started_at = None if self._recorded is None else self._recorded.started_at
-        identity = RunIdentity(mlflow_entries.run_name(self._folder.name), self._experiment, None, started_at)
-
-        def open_run() -> MlflowRun:
-            opening = RunOpening(self._uri, self._folder, self._resume_info, self._recorded)
-            return opening.open(identity, tags, secrets, self._queue.warn_later)
+        name = mlflow_entries.run_name(self._folder.name)
+        identity = RunIdentity(name, self._experiment or name, None, started_at)
 
         methods = dict.fromkeys(str(arm.get("method", arm["name"])) for arm in arms)
         arm_params = {f"arm/{number}": name for number, name in enumerate(methods, start=1)}
@@ -125,7 +100,7 @@ class ExperimentTracker:
             dict.fromkeys(name for arm in arms for name in mlflow_entries.arm_tags_and_params(arm)[1])
         )
         params = mlflow_entries.build_run_params(redacted_spec, changed) | arm_params
-        self._queue.start_run(open_run)
+        self._open_run(identity, tags, secrets)
         self._queue.submit(lambda mlflow_run: mlflow_run.log_params(params))
         self._queue.submit(lambda mlflow_run: mlflow_run.log_json("spec.json", redacted_spec))
 
@@ -139,6 +114,9 @@ class ExperimentTracker:
                     values[f"arm/{point.arm}/{quantity}/sd"] = spread.sd
             if point.recovered is not None:
                 values[f"arm/{point.arm}/recovered"] = point.recovered
+        if experiment.equal_gain is not None:
+            for at_gain in experiment.equal_gain.points:
+                values[f"arm/{at_gain.arm}/forgotten_at_equal_gain"] = at_gain.forgotten.value
         for score in experiment.intransigence:
             values[f"arm/{score.arm}/intransigence/{score.score}"] = score.value.value
         recommended = sorted(
@@ -174,16 +152,6 @@ class ExperimentTracker:
             lambda mlflow_run: mlflow_run.end(status, None if self._recorded is None else self._recorded.ended_at)
         )
         self._queue.wait(END_TIMEOUT)
-
-    def _run_guarded(self, job: Callable[[], None]) -> None:
-        """Run a job; an error stops the tracking, not the experiment."""
-        if self._queue.failed:
-            return
-        try:
-            job()
-        except Exception as error:
-            self._queue.fail(error)
-        self._queue.report_failures()
 
 
 def _log_file(mlflow_run: MlflowRun, *, file: Path, artifact_folder: str | None) -> None:

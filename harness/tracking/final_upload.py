@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.gate import gate_outcome
-from harness.tracking import artifacts, metric_names, mlflow_entries, mlflow_store
+from harness.tracking import artifacts, metric_names, mlflow_entries, mlflow_store, rating_upload
 from harness.tracking.background import TrackingQueue
 
 if TYPE_CHECKING:
@@ -68,6 +68,13 @@ class FinalUpload:
             folder = pattern.rpartition("/")[0] or None
             for file in sorted(self._folder.glob(pattern)):
                 self._queue.submit(lambda mlflow_run, file=file, folder=folder: mlflow_run.log_file(file, folder))  # type: ignore[misc]
+
+    def log_ratings(self) -> None:
+        """Log what people rated, if the run was rated before it is sent."""
+        if any(self._folder.glob("ratings/*/summary.json")):
+            self._queue.submit_optional(
+                "ratings", lambda mlflow_run: rating_upload.log_ratings(mlflow_run, self._folder)
+            )
 
     def upload_model(self, model_format: str, registered_name: str | None) -> float:
         """Upload the model and register it.

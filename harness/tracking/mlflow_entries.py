@@ -106,7 +106,11 @@ def build_run_tags(spec: Mapping[str, Any], environment: Mapping[str, Any]) -> d
         "model": str(spec.get("model", {}).get("path", "")),
         "template": _component_names(spec.get("template")),
     }
+    plugins = environment.get("plugins") or {}
     known = {
+        "harness.plugins": ", ".join(
+            f"{name} {about['version']} ({about['digest'][:12]})" for name, about in sorted(plugins.items())
+        ),
         "harness.version": environment.get("harness"),
         "model.digest": model.get("digest"),
         "mlflow.source.git.commit": git.get("commit"),

@@ -157,7 +157,7 @@ class MlflowRun:
         return child.info.run_id, is_new
 
     def end(self, status: str, ended_at: float | None = None) -> None:
-        """End the run with `FINISHED` or `FAILED`. ended_at: seconds since the epoch; None: now."""
+        """End the run with `FINISHED`, `FAILED` or `KILLED`. ended_at: seconds since the epoch; None: now."""
         if self._system_run_id is None and self.resumed:
             existing = self._find_child({"harness.kind": "system"})
             self._system_run_id = None if existing is None else existing.info.run_id

@@ -20,6 +20,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from harness.utils.atomic_write import atomic_write
 from harness.utils.redaction import redact_text
 
 if TYPE_CHECKING:
@@ -210,4 +211,5 @@ def write_tracking_info(folder: Path, uri: str, experiment: str, run_id: str) ->
         run_id: MLflow id of the run.
     """
     info = {"uri": redact_text(absolute_uri(uri)), "experiment": experiment, "run_id": run_id}
-    (folder / "mlflow.json").write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
+    with atomic_write(folder / "mlflow.json") as draft:
+        draft.write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")

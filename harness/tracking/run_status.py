@@ -15,7 +15,7 @@ def tracking_status(settings: Mapping[str, Any], tracking_info: Mapping[str, Any
     """Return the status of a run in MLflow.
 
     Args:
-        settings: The spec's `track`.
+        settings: The options of the tracker `mlflow`, and `enabled`.
         tracking_info: The content of `mlflow.json` in the run's folder.
 
     Returns:

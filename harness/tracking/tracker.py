@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any
 from harness import events
 from harness.events import SharesBySource
 from harness.hookspecs import hookimpl
+from harness.interfaces.tracker import Tracker
 from harness.tracking import artifacts, mlflow_entries, mlflow_store
-from harness.tracking.background import END_TIMEOUT, TrackingQueue
+from harness.tracking.background import END_TIMEOUT
 from harness.tracking.experiment_tracker import ExperimentTracker
 from harness.tracking.final_upload import FinalUpload
-from harness.tracking.mlflow_store import MlflowPages
-from harness.tracking.run_opening import RecordedTimes, RunOpening
+from harness.tracking.run_opening import RecordedTimes
+from harness.tracking.tracked_run import TrackedRun
 from harness.types import Plan
 from harness.utils import redaction
 from harness.utils.redaction import Secrets
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
     from harness.tracking.mlflow_run import MlflowRun
 
-__all__ = ["ExperimentTracker", "Tracker"]
+__all__ = ["ExperimentTracker", "MlflowTracker"]
 
 FLUSH_STEPS, FLUSH_SECONDS = 20, 5.0
 """Step metrics are sent after so many steps or seconds, whichever comes first."""
@@ -69,11 +70,19 @@ class SystemMetrics:
             self._monitor = None
 
 
+def create_mlflow_tracker(
+    experiment: str | None, uri: str | None, system_metrics: bool, model: str, register: str | None
+) -> MlflowTracker:
+    """Return the tracker `mlflow` for a single new run. See `MlflowTracker` for the options."""
+    options = {"experiment": experiment, "uri": uri, "system_metrics": system_metrics}
+    return MlflowTracker({**options, "model": model, "register": register, "enabled": True})
+
+
 def _print_warning(text: str) -> None:
     print(f"warning: {text}", file=sys.stderr)
 
 
-class Tracker:
+class MlflowTracker(TrackedRun, Tracker):
     """Writes one run to an MLflow tracking store.
 
     Metrics of the parent run are `suite/score`, with the stage as step (0: the base model), and at the end
@@ -85,7 +94,7 @@ class Tracker:
     def __init__(
         self,
         settings: Mapping[str, Any],
-        name: str,
+        name: str | None = None,
         warn: Callable[[str], None] = _print_warning,
         *,
         parent_run_id: str | None = None,
@@ -95,9 +104,9 @@ class Tracker:
         """Create a tracker; the MLflow run is created at `RunStarted`.
 
         Args:
-            settings: The spec's `track`: `enabled`, `experiment` (None: `name`), `uri` (None: $MLFLOW_TRACKING_URI, or
-                `sqlite:///mlflow.db`), `system_metrics`, `model` and `register`.
-            name: Name of the run.
+            settings: The options of the tracker `mlflow`, and `enabled`. `experiment` None: `name`; `uri` None:
+                $MLFLOW_TRACKING_URI, or `sqlite:///mlflow.db`.
+            name: Name of the experiment, unless the settings have one; None: the name of the run.
             warn: Receives one line that states what failed, on the thread of the run.
             parent_run_id: MLflow id of the experiment's run, if the run is an arm.
             resume_info: Content of `mlflow.json` of a resumed run. Its MLflow run is reopened, and nothing that it has
@@ -105,14 +114,10 @@ class Tracker:
             recorded: The times of a run that is sent later. Its steps are read from its folder, as those of a resumed
                 run.
         """
-        self._settings, self._enabled = settings, bool(settings["enabled"])
-        self._uri = mlflow_store.resume_uri(mlflow_store.tracking_uri(settings["uri"]), resume_info)
-        self._experiment: str = settings["experiment"] or name
-        self._parent_run_id, self._resume_info, self._recorded = parent_run_id, resume_info, recorded
-        self._queue = TrackingQueue(self._uri, warn, is_live=recorded is None)
+        super().__init__(settings, name, warn, resume_info=resume_info, recorded=recorded)
+        self._parent_run_id = parent_run_id
         self._monitor: SystemMetrics | None = None
         self._plan: Plan | None = None
-        self._folder = Path()
         self._digests: Mapping[str, str] = {}
         self._shares: Sequence[SharesBySource] = ()
         self._epoch_shares: Sequence[Sequence[SharesBySource]] = ()
@@ -120,36 +125,14 @@ class Tracker:
         self._step_metrics: list[Metric] = []
         self._unsent_steps, self._flushed_at = 0, time.monotonic()
 
-    @property
-    def run_id(self) -> str | None:
-        """The MLflow id of the parent run; None before `RunStarted`, and if it could not be created."""
-        return None if self._queue.mlflow_run is None else self._queue.mlflow_run.run_id
-
-    @property
-    def uri(self) -> str | None:
-        """The tracking URI without its password; None if tracking is disabled or has failed."""
-        return redaction.redact_text(self._uri) if self._enabled and not self._queue.failed else None
-
-    @property
-    def failure(self) -> str | None:
-        """Why tracking has stopped, without secrets; None if it has not."""
-        return self._queue.failure
-
-    @property
-    def pages(self) -> MlflowPages | None:
-        """The addresses on MLflow's page; None without a run in MLflow."""
-        return self._queue.pages
-
     @hookimpl
     def harness_on_event(self, event: events.Event) -> None:
+        """Record an event; see `on_event`."""
+        self.on_event(event)
+
+    def on_event(self, event: events.Event) -> None:
         """Record an event. Raises nothing, and waits for the store only at the start and end of a run."""
-        if not self._enabled or self._queue.failed:
-            return
-        try:
-            self._record(event)
-        except Exception as error:
-            self._queue.fail(error)
-        self._queue.report_failures()
+        self._run_guarded(lambda: self._record(event))
 
     @singledispatchmethod
     def _record(self, event: events.Event) -> None:
@@ -163,7 +146,7 @@ class Tracker:
         from harness.tracking.mlflow_run import RunIdentity
 
         mlflow_store.import_mlflow()
-        secrets = self._queue.secrets = Secrets.collect(event.spec, event.environment, self._uri)
+        secrets = Secrets.collect(event.spec, event.environment, self._uri)
         spec, environment = redaction.redact(event.spec), redaction.redact(event.environment)
         tags = mlflow_entries.build_run_tags(spec, environment) | {
             "harness.id": event.id,
@@ -178,16 +161,11 @@ class Tracker:
             self._arm_params = tuple(arm_params)
         identity = RunIdentity(
             mlflow_entries.run_name(self._folder.name, overrides),
-            self._experiment,
+            self._experiment or event.name,
             self._parent_run_id,
             None if self._recorded is None else self._recorded.started_at,
         )
-
-        def open_run() -> MlflowRun:
-            opening = RunOpening(self._uri, self._folder, self._resume_info, self._recorded)
-            return opening.open(identity, tags, secrets, self._queue.warn_later)
-
-        self._queue.start_run(open_run)
+        self._open_run(identity, tags, secrets)
         self._queue.submit(lambda mlflow_run: mlflow_run.log_params(params))
         self._queue.submit(lambda mlflow_run: mlflow_run.log_json("spec.json", spec))
         self._queue.submit(lambda mlflow_run: mlflow_run.log_json("environment.json", environment))
@@ -203,6 +181,13 @@ class Tracker:
         plan = self._plan
         if plan is not None:
             self._queue.submit(lambda mlflow_run: mlflow_run.log_datasets(plan, event.digests))
+
+    @_record.register
+    def _note_written_rows(self, event: events.RowsWritten) -> None:
+        if event.shares:
+            index = event.stage_index - 1
+            self._shares = [*self._shares[:index], event.shares, *self._shares[index + 1 :]]
+            self._epoch_shares = [*self._epoch_shares[:index], event.epoch_shares, *self._epoch_shares[index + 1 :]]
 
     @_record.register
     def _log_scores(self, event: events.SuitesEvaluated) -> None:
@@ -257,6 +242,7 @@ class Tracker:
         upload = FinalUpload(self._queue, self._folder)
         upload.log_report(event.report, event.stage_index, self._arm_params)
         upload.upload_files()
+        upload.log_ratings()
         # A model that does not pass its gate is uploaded but not registered, so that nobody deploys it.
         register = self._settings.get("register") if event.report.passed else None
         upload_timeout = upload.upload_model(str(self._settings.get("model", "none")), register)
@@ -267,12 +253,13 @@ class Tracker:
         if self._queue.mlflow_run is None:
             return
         self._flush_step_metrics()
-        self._queue.submit(lambda mlflow_run: mlflow_run.end_stage_run("FAILED"))
+        status = "KILLED" if event.interrupted else "FAILED"
+        self._queue.submit(lambda mlflow_run: mlflow_run.end_stage_run(status))
         text = redaction.redact_text(event.error)[: redaction.MAX_VALUE_LENGTH]
-        tags = {"error": text, mlflow_entries.NOTE_TAG: f"Failed: {text}"}
+        tags = {"error": text, mlflow_entries.NOTE_TAG: text if event.interrupted else f"Failed: {text}"}
         self._queue.submit(lambda mlflow_run: mlflow_run.set_tags(tags))
         FinalUpload(self._queue, self._folder).upload_files()
-        self._end_run("FAILED", END_TIMEOUT)
+        self._end_run(status, END_TIMEOUT)
 
     def _add_stored_metrics(self, stage_folder: Path) -> None:
         """Add the metrics in a resumed stage's folder: those that were not sent yet. The others are not sent twice."""

@@ -11,21 +11,22 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedTokenizerBase
 
 from harness.errors import RunError
 from harness.interfaces.mitigation import Mitigation
 from harness.model import frozen_lora, save
 from harness.utils.atomic_write import atomic_write
-from harness.utils.file_digests import sha256_of_file
 from harness.utils.formatting import join_names
 from harness.utils.json_depth import load_json
+from harness.utils.manifest import load_manifest, require_manifest_format, verify_files, write_manifest
 
 MITIGATION_STATES_FILE = "mitigations.pt"
 LOG_FILE = "log.json"
@@ -42,11 +43,13 @@ class CheckpointPolicy:
         folder: The folder of the checkpoints.
         fingerprint: What the checkpoints are of, see `checkpoint_fingerprint`.
         max_checkpoints: How many complete checkpoints to keep; None: all.
+        tokenizer: Saved with each checkpoint.
     """
 
     folder: Path
     fingerprint: Mapping[str, Any]
     max_checkpoints: int | None
+    tokenizer: PreTrainedTokenizerBase
 
 
 # -- write ------------------------------------------------------------------------------------------------------------
@@ -65,10 +68,7 @@ def save_log_state(state: Mapping[str, Any], folder: Path) -> None:
 
 def finalize_checkpoint(folder: Path, metadata: Mapping[str, Any]) -> None:
     """Mark the checkpoint as complete: write its manifest, with the checksum of every file. Reads each file once."""
-    files = [file for file in sorted(folder.rglob("*")) if file.is_file() and file.name != MANIFEST_FILE]
-    checksums = {str(file.relative_to(folder)): sha256_of_file(file) for file in files}
-    with atomic_write(folder / MANIFEST_FILE) as draft:
-        draft.write_text(json.dumps({**metadata, "files": checksums}, indent=2) + "\n", encoding="utf-8")
+    write_manifest(folder, MANIFEST_FILE, metadata)
 
 
 def prune_checkpoints(folder: Path, max_checkpoints: int | None) -> None:
@@ -89,10 +89,29 @@ def prune_checkpoints(folder: Path, max_checkpoints: int | None) -> None:
         shutil.rmtree(checkpoint)
 
 
-def latest_checkpoint(folder: Path) -> Path | None:
-    """Return the newest complete checkpoint in a stage's folder of checkpoints; None when there is none."""
-    complete = [checkpoint for checkpoint in folder.glob("checkpoint-*") if _is_complete(checkpoint)]
-    return max(complete, key=_step_of_folder, default=None)
+def complete_checkpoints(folder: Path) -> list[Path]:
+    """Return the complete checkpoints in a stage's folder of checkpoints, the oldest first."""
+    return sorted(filter(_is_complete, folder.glob("checkpoint-*")), key=_step_of_folder)
+
+
+def latest_intact_checkpoint(folder: Path, warn: Callable[[str], None]) -> Path | None:
+    """Return the newest complete checkpoint whose files match its manifest; None when there is none.
+
+    Newer ones, which are damaged, are marked as incomplete.
+
+    Args:
+        folder: A stage's folder of checkpoints.
+        warn: Called with one line for each damaged checkpoint.
+    """
+    for checkpoint in reversed(complete_checkpoints(folder)):
+        try:
+            verify_files(checkpoint, load_manifest(checkpoint, MANIFEST_FILE, ""), "")
+        except RunError as error:
+            warn(str(error))
+            (checkpoint / MANIFEST_FILE).unlink(missing_ok=True)
+        else:
+            return checkpoint
+    return None
 
 
 def checkpoint_step(folder: Path | None) -> int:
@@ -112,12 +131,13 @@ def _step_of_folder(folder: Path) -> int:
 # -- verify -----------------------------------------------------------------------------------------------------------
 
 
-def verify_checkpoint(folder: Path, expected: Mapping[str, Any]) -> int:
+def verify_checkpoint(folder: Path, expected: Mapping[str, Any], *, is_intact: bool = False) -> int:
     """Verify a checkpoint, and return the step after which it was written.
 
     Args:
         folder: The checkpoint.
         expected: The `checkpoint_fingerprint` of what is trained now.
+        is_intact: Whether its files were verified just now, by `latest_intact_checkpoint`. To hash them takes long.
 
     Raises:
         RunError: The folder is not a checkpoint, or it is incomplete, damaged or of something else.
@@ -125,25 +145,18 @@ def verify_checkpoint(folder: Path, expected: Mapping[str, Any]) -> int:
     where = str(folder)
     if not folder.is_dir():
         raise RunError(where, "there is no such folder", "give a folder checkpoint-<step> of the stage")
-    try:
-        manifest = load_json((folder / MANIFEST_FILE).read_text(encoding="utf-8"))
-        checksums: dict[str, str] = manifest["files"]
-        step = int(manifest["step"])
-    except FileNotFoundError:
-        raise RunError(where, f"it is incomplete: {MANIFEST_FILE} is missing", HINT_OLDER_CHECKPOINT) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        what = f"it cannot be read ({type(error).__name__})"
-        raise RunError(str(folder / MANIFEST_FILE), what, HINT_OLDER_CHECKPOINT) from error
+    manifest = load_manifest(folder, MANIFEST_FILE, HINT_OLDER_CHECKPOINT)
+    require_manifest_format(folder, manifest)
     different_keys = [key for key in expected if manifest.get(key) != expected[key]]
     if different_keys:
         what = _describe_difference(different_keys[0], manifest, expected)
         raise RunError(where, what, "resume with the spec and data of the checkpoint")
-    for name, sha256 in checksums.items():
-        file = folder / name
-        if not file.is_file():
-            raise RunError(where, f"its file {name} is missing", HINT_OLDER_CHECKPOINT)
-        if sha256_of_file(file) != sha256:
-            raise RunError(str(file), "its checksum differs: it is damaged or was changed", HINT_OLDER_CHECKPOINT)
+    if not is_intact:
+        verify_files(folder, manifest, HINT_OLDER_CHECKPOINT)
+    step = manifest.get("step")
+    if not isinstance(step, int) or isinstance(step, bool):
+        what = "it does not say after which step the checkpoint was written"
+        raise RunError(str(folder / MANIFEST_FILE), what, HINT_OLDER_CHECKPOINT)
     return step
 
 
@@ -183,6 +196,8 @@ def load_mitigation_states(mitigations: Mapping[str, Mitigation], folder: Path) 
         states: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise RunError(str(path), f"it cannot be read ({type(error).__name__})", HINT_OLDER_CHECKPOINT) from error
+    if not isinstance(states, dict):
+        raise RunError(str(path), "it holds no states of mitigations", HINT_OLDER_CHECKPOINT)
     if states.keys() != mitigations.keys():
         what = _describe_other_mitigations(states, mitigations)
         raise RunError(str(path), what, "resume with the mitigations of the checkpoint")

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from harness.data.mixing.packing import PackedSequences
 from harness.interfaces.mitigation import Mitigation
 from harness.model import load
 from harness.types import StageDataset
 
-IGNORED_SETTINGS = ("log_steps", "save_steps", "save_limit")
+IGNORED_SETTINGS = ("log_steps", "save_steps", "save_epochs", "save_limit", "skip_nonfinite", "halve_batches")
 """Settings that may differ from those of the checkpoint: no weight depends on them."""
 
 
@@ -52,11 +53,11 @@ def _rows_digest(data: StageDataset) -> str:
     columns = [getattr(data.rows, name, None) for name in ("ids", "lengths", "loss_tokens")]
     if all(isinstance(column, np.ndarray) for column in columns):  # rows on disk have these without being read
         for column in columns:
-            digest.update(np.ascontiguousarray(column).tobytes())
+            digest.update(np.ascontiguousarray(column).data)
     else:
         for row in data.rows:
             digest.update(f"{row.id} {len(row.input_ids)} {row.loss_tokens}\n".encode())
-    counts = np.fromiter((len(sequence) for sequence in data.order), np.int64, len(data.order))
-    row_indices = np.fromiter((index for sequence in data.order for index in sequence), np.int64, int(counts.sum()))
-    digest.update(counts.tobytes() + row_indices.tobytes())
+    order = PackedSequences.from_sequences(data.order)
+    for column in (order.rows_per_sequence, order.row_indices):
+        digest.update(np.ascontiguousarray(column, np.int64).data)
     return digest.hexdigest()

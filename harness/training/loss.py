@@ -1,4 +1,4 @@
-"""The task loss of a batch: negative log-likelihood of the trained tokens only.
+"""The task loss of a batch: negative log-likelihood of the trained tokens only, in chunks of their logits.
 
 Labels are not shifted; position t predicts token t + 1. With prompt p, response r and padding -:
 
@@ -10,15 +10,22 @@ Labels are not shifted; position t predicts token t + 1. With prompt p, response
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from harness.model.chunked_logits import ChunkedLogits
 from harness.model.output_head import logits_at
 from harness.types import IGNORE_INDEX
+
+TokenWeights = Callable[[Tensor, Tensor], Tensor]
+"""Called with logits (N, V) and targets (N,); returns the weight of each target, (N,)."""
+
+TokenPenalty = Callable[[Tensor, slice], Tensor]
+"""A function of logits (n, V) and their place among the trained tokens; see `Mitigation.token_penalty`."""
 
 
 def target_mask(labels: Tensor) -> Tensor:
@@ -49,6 +56,14 @@ def target_logits(model: nn.Module, batch: Mapping[str, Tensor], causal_lm: nn.M
     return logits
 
 
+def chunked_target_logits(
+    model: nn.Module, batch: Mapping[str, Tensor], causal_lm: nn.Module | None = None
+) -> ChunkedLogits:
+    """Return the same logits in chunks: they are computed one after the other. Arguments as in `target_logits`."""
+    causal_lm = model if causal_lm is None else causal_lm
+    return ChunkedLogits(model, model_inputs(batch), target_mask(batch["labels"]), causal_lm)
+
+
 def summed_nll(model: nn.Module, causal_lm: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
     """Return the summed negative log-likelihood of a batch's trained tokens, in nats.
 
@@ -63,12 +78,111 @@ def summed_nll(model: nn.Module, causal_lm: nn.Module, batch: Mapping[str, Tenso
     Raises:
         HarnessError: The model has no output head.
     """
-    return nll_from_logits(target_logits(model, batch, causal_lm), batch["labels"])
+    return summed_loss(model, causal_lm, batch, {}).total
 
 
-def nll_from_logits(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the summed negative log-likelihood in nats from `target_logits` (N, V) and labels (B, T)."""
-    return functional.cross_entropy(logits.float(), target_tokens(labels).to(logits.device), reduction="sum")
+class SummedLoss:
+    """The loss of a batch, summed over its trained tokens, and the parts of it that are logged.
+
+    It is computed in one or more chunks of the logits, by `add_chunk`. Values are float32 scalars in nats.
+
+    Attributes:
+        total: What is trained, with its graph: weighted likelihoods and penalties.
+        nll: The negative log-likelihoods in `total`, without a graph.
+        plain_nll: The same without weights of tokens; None if there are no weights.
+        penalties: Name -> the penalty's part of `total`, without a graph.
+    """
+
+    def __init__(self, targets: Tensor, penalties: Mapping[str, TokenPenalty], weigh: TokenWeights | None) -> None:
+        """Start without a chunk.
+
+        Args:
+            targets: (N,), the trained tokens of the batch.
+            penalties: Functions that add to the loss of each token, by name.
+            weigh: Returns the weights of the likelihoods, which have no gradient; None: all are 1.
+        """
+        self._targets, self._penalties, self._weigh = targets, penalties, weigh
+        zero = torch.zeros((), device=targets.device)
+        self.total = self.nll = zero
+        self.plain_nll: Tensor | None = None if weigh is None else zero
+        self.penalties = dict.fromkeys(penalties, zero)
+
+    @classmethod
+    def of_nll(cls, nll: Tensor) -> SummedLoss:
+        """Return the loss that consists of summed negative log-likelihoods alone, with their graph."""
+        loss = cls(torch.empty(0, dtype=torch.long, device=nll.device), {}, None)
+        loss.total, loss.nll = nll, nll.detach()
+        return loss
+
+    def add_chunk(self, logits: Tensor, place: slice) -> Tensor:
+        """Return the loss of a chunk with its graph, and add its parts. See `ChunkSum`."""
+        targets = self._targets[place].to(logits.device)
+        if self._weigh is None:
+            loss = functional.cross_entropy(logits.float(), targets, reduction="sum")
+        else:
+            loss, plain_nll = weighted_nll(logits, targets, self._weigh)
+            self.plain_nll = plain_nll if self.plain_nll is None else self.plain_nll + plain_nll
+        self.nll = self.nll + loss.detach()
+        for name, penalty in self._penalties.items():
+            value = penalty(logits, place).float().sum()
+            self.penalties[name] = self.penalties[name] + value.detach()
+            loss = loss + value
+        return loss
+
+    def add_penalty(self, name: str, value: Tensor) -> None:
+        """Add a penalty of the whole batch, with its graph."""
+        self.penalties[name] = self.penalties.get(name, 0.0) + value.detach()
+        self.total = self.total + value
+
+
+def summed_loss(
+    model: nn.Module,
+    causal_lm: nn.Module,
+    batch: Mapping[str, Tensor],
+    penalties: Mapping[str, TokenPenalty],
+    weigh: TokenWeights | None = None,
+) -> SummedLoss:
+    """Compute the loss of a batch in chunks of its logits.
+
+    Args:
+        model: As in `summed_nll`.
+        causal_lm: As in `summed_nll`.
+        batch: As in `summed_nll`.
+        penalties: As in `SummedLoss`.
+        weigh: As in `SummedLoss`.
+
+    Raises:
+        HarnessError: The model has no output head.
+    """
+    loss = SummedLoss(target_tokens(batch["labels"]), penalties, weigh)
+    loss.total = chunked_target_logits(model, batch, causal_lm).sum(loss.add_chunk)
+    return loss
+
+
+def loss_from_logits(
+    logits: Tensor, batch: Mapping[str, Tensor], penalties: Mapping[str, TokenPenalty], weigh: TokenWeights | None
+) -> SummedLoss:
+    """Compute the same from all logits of a batch, (N, V): see `target_logits`."""
+    loss = SummedLoss(target_tokens(batch["labels"]), penalties, weigh)
+    loss.total = loss.add_chunk(logits, slice(0, len(logits)))
+    return loss
+
+
+def weighted_nll(logits: Tensor, targets: Tensor, weigh: TokenWeights) -> tuple[Tensor, Tensor]:
+    """Return the summed negative log-likelihood of tokens, with weights and without them, in nats.
+
+    Args:
+        logits: (N, V).
+        targets: (N,).
+        weigh: Returns the weights, which have no gradient.
+
+    Returns:
+        The weighted sum with its graph, and the sum without one.
+    """
+    nll = functional.cross_entropy(logits.float(), targets, reduction="none")  # (N,)
+    with torch.no_grad():
+        weights = weigh(logits.detach(), targets).to(nll)
+    return (weights * nll).sum(), nll.detach().sum()
 
 
 def model_inputs(batch: Mapping[str, Tensor]) -> dict[str, Any]:

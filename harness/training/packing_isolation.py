@@ -6,6 +6,7 @@ only warn. So a packed stage first runs the model on a few tokens, in batches as
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any
@@ -19,6 +20,7 @@ from harness.model import row_attention
 from harness.model.precision import autocast_context
 from harness.training.collator import Collator
 from harness.training.loss import model_inputs
+from harness.training.model_state import unwrap_peft_model
 from harness.types import IGNORE_INDEX, TokenizedExample
 
 PROBE_LENGTHS = (5, 7, 8)
@@ -43,13 +45,22 @@ def uses_varlen_attention(model: PreTrainedModel) -> bool:
     return "flash" in attention or attention == row_attention.NAME
 
 
+def takes_row_boundaries(model: PreTrainedModel) -> bool:
+    """Return whether the model is called with the boundaries of its rows: FlashAttention, through `**kwargs`."""
+    if "flash" not in (getattr(model.config, "_attn_implementation", None) or ""):
+        return False
+    parameters = inspect.signature(unwrap_peft_model(model).forward).parameters
+    return any(each.kind is each.VAR_KEYWORD for each in parameters.values()) or "cu_seq_lens_q" in parameters
+
+
 @contextmanager
-def unpadded_batches(model: PreTrainedModel, settings: Mapping[str, Any]) -> Iterator[bool]:
+def unpadded_batches(model: PreTrainedModel, settings: Mapping[str, Any], longest_row: int) -> Iterator[bool]:
     """Let the model train without padding for the duration of the context, if it can.
 
     Args:
         model: The model.
         settings: The stage's `train`.
+        longest_row: Tokens of the stage's longest row.
 
     Yields:
         Whether the rows of a batch are to be in a single line. It is verified on the model that they stay separate.
@@ -58,7 +69,7 @@ def unpadded_batches(model: PreTrainedModel, settings: Mapping[str, Any]) -> Ite
         HarnessError: Rows are packed, and this model does not separate them.
     """
     varlen = uses_varlen_attention(model)
-    can_switch = not varlen and row_attention.supports_row_attention(model, settings["max_length"])
+    can_switch = not varlen and row_attention.supports_row_attention(model, longest_row)
     with row_attention.row_attention(model) if can_switch else nullcontext():
         with autocast_context(model, settings["precision"]):
             isolated = (varlen or can_switch) and rows_are_isolated(model)
@@ -106,7 +117,8 @@ def rows_are_isolated(model: PreTrainedModel) -> bool:
     try:
         embedding: Any = model.get_input_embeddings()
         rows, flatten = _build_probe_rows(embedding.weight.shape[0]), uses_varlen_attention(model)
-        packed = _logits(model, Collator(rows, [(0, 2), (1, 2)], pad_id=0, flatten=flatten)([0, 1]))  # (B, T, V)
+        collator = Collator(rows, [(0, 2), (1, 2)], 0, flatten=flatten, boundaries=takes_row_boundaries(model))
+        packed = _logits(model, collator([0, 1]))  # (B, T, V)
         tolerance = TOLERANCE_BY_DTYPE.get(packed.dtype, TOLERANCE_16_BIT)
         first_end, second_end = PROBE_LENGTHS[0] + PROBE_LENGTHS[2], PROBE_LENGTHS[1] + PROBE_LENGTHS[2]
         ends = [(0, first_end), (0, first_end + second_end)] if flatten else [(0, first_end), (1, second_end)]
@@ -139,9 +151,10 @@ def _concatenate_rows(first: TokenizedExample, second: TokenizedExample) -> Toke
     return TokenizedExample(first.id, first.source, first.input_ids + second.input_ids, first.labels + second.labels)
 
 
-def _logits(model: PreTrainedModel, batch: dict[str, Tensor]) -> Tensor:
+def _logits(model: PreTrainedModel, batch: dict[str, Any]) -> Tensor:
     device = next(model.parameters()).device
-    logits: Tensor = model(**model_inputs({name: tensor.to(device) for name, tensor in batch.items()})).logits
+    inputs = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
+    logits: Tensor = model(**model_inputs(inputs)).logits
     return logits
 
 

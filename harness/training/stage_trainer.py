@@ -1,10 +1,12 @@
 """The trainer of both engines: it defines what an optimizer step is.
 
-    task loss    token mean over the whole step: all micro-batches, all processes; plus penalties of a batch
+    task loss    token mean over the whole step: all micro-batches, all processes; plus penalties of a batch. With
+                 weights of tokens, their weighted sum over the number of tokens
     gradient
     penalties    of weights with `penalty_timing` "before_clip", in place
     clipping
     penalties    of weights with `penalty_timing` "after_clip", in place
+    on_before_step of the mitigations, which see or change the gradients
     optimizer
     on_step_end  of the mitigations, which see the new weights
 
@@ -14,8 +16,7 @@ An engine is a subclass. It may compute the token likelihoods in another way, an
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from functools import partial
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,18 +24,28 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Dataset, SequentialSampler
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
+from transformers import PreTrainedModel, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, TrainerControl, TrainerState
-from transformers.trainer_utils import SchedulerType
 
-from harness.errors import RunError
 from harness.interfaces.mitigation import Mitigation
 from harness.training import checkpoint
 from harness.training.collator import Collator
-from harness.training.learning_rate import learning_rate_factor
-from harness.training.loss import nll_from_logits, summed_nll, target_logits, target_mask
+from harness.training.learning import Learning
+from harness.training.loss import (
+    SummedLoss,
+    TokenPenalty,
+    loss_from_logits,
+    summed_loss,
+    summed_nll,
+    target_logits,
+    target_mask,
+)
+from harness.training.stage_logs import copy_stage_logs
 from harness.training.step_log import StepLog
+from harness.training.step_recovery import StepRecovery
+from harness.utils import stop_signals
 from harness.utils.silence import silence_libraries
+from harness.utils.write_errors import report_write_errors
 
 StopCheck = Callable[[int], bool]
 """Called with a step that is done; true: the stage ends with it."""
@@ -46,9 +57,17 @@ class StepCallback(TrainerCallback):
     transformers calls `on_pre_optimizer_step` after clipping.
     """
 
-    def __init__(self, trainer: StageTrainer, stop_check: StopCheck | None = None) -> None:
-        """Observe the trainer. `stop_check` is that of `train_stage`."""
-        self.trainer, self.stop_check = trainer, stop_check
+    def __init__(
+        self, trainer: StageTrainer, stop_check: StopCheck | None = None, save_steps: Collection[int] = ()
+    ) -> None:
+        """Observe the trainer.
+
+        Args:
+            trainer: The trainer.
+            stop_check: That of `train_stage`.
+            save_steps: The steps after which a checkpoint is written.
+        """
+        self.trainer, self.stop_check, self.save_steps = trainer, stop_check, frozenset(save_steps)
         self.learning_rate = math.nan
         self.metrics: dict[str, float] = {}
 
@@ -62,7 +81,7 @@ class StepCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: Any
     ) -> None:
         """Add the penalties after clipping, and remember the learning rate of this step."""
-        self.learning_rate = float(cast(Any, self.trainer.lr_scheduler).get_last_lr()[0])
+        self.learning_rate = self.trainer.learning.rate(cast(Any, self.trainer.lr_scheduler).last_epoch)
         self.metrics = self.trainer.before_optimizer_step()
 
     def on_optimizer_step(
@@ -72,13 +91,22 @@ class StepCallback(TrainerCallback):
         self.trainer.after_optimizer_step(self.learning_rate)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **rest: Any) -> None:
-        """Log the step, and check whether it was the last one."""
+        """Log the step, and check whether it was the last one. A signal is obeyed before `stop_check` evaluates."""
         self.trainer.step_log.log_step(self.learning_rate, self.metrics)
-        if self.stop_check is not None and self.stop_check(state.global_step):
-            control.should_training_stop = True
+        ends = state.global_step >= state.max_steps
+        if self.stop_check is not None:
+            if self.trainer.stop_requested():
+                ends = False  # the check is still to come
+            elif self.stop_check(state.global_step):
+                control.should_training_stop = ends = True
+        if state.global_step in self.save_steps:
+            control.should_save = True
+        if not ends and self.trainer.stop_requested():
+            args.output_dir = str(self.trainer.checkpoints.folder)  # without `save_steps` it is another one
+            control.should_save = control.should_training_stop = self.trainer.interrupted = True
 
 
-class StageTrainer(Trainer):
+class StageTrainer(StepRecovery):
     """A Trainer with our batches, loss, penalties, log and checkpoints; a base class of each engine.
 
     The loss is the summed negative log-likelihood of the trained tokens, divided by their number in the whole step,
@@ -93,8 +121,8 @@ class StageTrainer(Trainer):
         model: PreTrainedModel,
         args: TrainingArguments,
         collator: Collator,
-        tokenizer: PreTrainedTokenizerBase,
         mitigations: Mapping[str, Mitigation],
+        learning: Learning,
         step_log: StepLog,
         checkpoints: checkpoint.CheckpointPolicy,
     ) -> None:
@@ -104,23 +132,32 @@ class StageTrainer(Trainer):
             model: The model, within `prepared_for_trainer`.
             args: See `build_training_arguments`.
             collator: Rows and packed sequences of the stage.
-            tokenizer: Saved with each checkpoint.
             mitigations: The mitigations by name; they run in the order of priority, then name.
+            learning: Builds the optimizer and the schedule.
             step_log: The log of the stage.
             checkpoints: How checkpoints are written.
         """
+        values = {weight: weight.data for weight in model.parameters() if weight.requires_grad}
         super().__init__(
-            model=model, args=args, data_collator=collator, processing_class=tokenizer, **self.extra_init_kwargs()
+            model=model,
+            args=args,
+            data_collator=collator,
+            processing_class=checkpoints.tokenizer,
+            **self.extra_init_kwargs(),
         )
+        for weight, data in values.items():  # TRL rounds the adapter of a quantized model to bfloat16
+            weight.data = data
         # transformers before 5.19 otherwise divides by the accumulation steps once more.
         self.model_accepts_loss_kwargs = True
         # Hidden from the Trainer, which would change the model's special tokens to those of the tokenizer.
-        self.processing_class, self.tokenizer_to_save = None, tokenizer
+        self.processing_class = None
         self.collator, self.step_log, self.checkpoints = collator, step_log, checkpoints
+        self.learning = learning
         self.mitigations = dict(sorted(mitigations.items(), key=lambda item: (item[1].priority, item[0])))
         self.loss_sums: dict[str, Tensor] = {}
         self.penalties: dict[str, Tensor] = {}
         self.grad_norm: Tensor | float = math.nan
+        self.interrupted = self._all_stop = False
         self.remove_callback(PrinterCallback)
 
     @property
@@ -137,20 +174,31 @@ class StageTrainer(Trainer):
         self.callback_handler.optimizer = self.callback_handler.lr_scheduler = None
         self.accelerator.free_memory()
 
+    def stop_requested(self) -> bool:
+        """Return whether a signal asks to stop after this step. Several processes stop after the same step."""
+        return self._all_stop if self.accelerator.num_processes > 1 else stop_signals.is_requested()
+
+    def raise_if_stopped(self) -> None:
+        """Raise `Interrupted` if training ended because of a signal, which another process may have received."""
+        if self.interrupted:
+            stop_signals.raise_if_requested()
+            raise stop_signals.Interrupted("SIGTERM")
+
     def extra_init_kwargs(self) -> dict[str, Any]:
         """Return additional arguments for this engine's constructor."""
         return {}
 
+    def create_optimizer(self, model: Any = None) -> Any:
+        """Create the optimizer of `train.optimizer`, with the groups of weights that it and mitigations ask for."""
+        if self.optimizer is None:
+            decayed = self.get_decay_parameter_names(self.unwrapped_model)
+            self.optimizer = self.learning.build_optimizer(self.unwrapped_model, decayed, self.mitigations)
+        return self.optimizer
+
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        """Create the schedule of `learning_rate_factor`, whose first step has a rate above 0."""
+        """Create the schedule of `train.scheduler`."""
         if self.lr_scheduler is None:
-            factor = partial(
-                learning_rate_factor,
-                scheduler=SchedulerType(self.args.lr_scheduler_type).value,
-                warmup_steps=self.args.get_warmup_steps(num_training_steps),
-                steps=num_training_steps,
-            )
-            self.lr_scheduler = LambdaLR(optimizer or cast(Any, self.optimizer), factor)
+            self.lr_scheduler = LambdaLR(optimizer or cast(Any, self.optimizer), self.learning.factor)
             self._created_lr_scheduler = True
         return self.lr_scheduler
 
@@ -175,6 +223,7 @@ class StageTrainer(Trainer):
         """Return the micro-batches of one step, and the number of tokens that all processes train in it."""
         batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
         self._filter_labels(batches)
+        self.step_batches = []
         count = torch.stack([target_mask(batch["labels"]).sum() for batch in batches]).sum().to(device)
         return batches, self.accelerator.reduce(count, "sum")
 
@@ -216,34 +265,56 @@ class StageTrainer(Trainer):
         """
         token_count = target_mask(inputs["labels"]).sum()
         total = torch.as_tensor(token_count if num_items_in_batch is None else num_items_in_batch).clamp(min=1)
-        readers = {name: mitigation for name, mitigation in self.mitigations.items() if mitigation.requires_logits}
-        if readers:
-            nll, penalties = self._nll_and_penalties(model, inputs, readers)
-        else:
-            nll, penalties = self.summed_nll(model, inputs), {}
-        share = token_count / total
-        terms = {"loss": nll / total} | {f"penalty/{name}": penalty * share for name, penalty in penalties.items()}
+        summed = self._summed_loss(model, inputs)
+        loss = summed.total / total
+        parts = {"loss": summed.nll} | {f"penalty/{name}": value for name, value in summed.penalties.items()}
+        if summed.plain_nll is not None:
+            parts["nll"] = summed.plain_nll
+        parts = {name: value / total for name, value in parts.items()}
         for name, mitigation in self.mitigations.items():
             if type(mitigation).extra_loss is Mitigation.extra_loss:
                 continue  # avoids fetching the share from the device
-            extra = mitigation.extra_loss(self.unwrapped_model, float(share))
+            extra = mitigation.extra_loss(self.unwrapped_model, float(token_count / total))
             if extra is not None:
-                terms[f"penalty/{name}"] = terms.get(f"penalty/{name}", 0.0) + extra.float()
-        for name, term in terms.items():
-            self.loss_sums[name] = self.loss_sums.get(name, 0.0) + term.detach()
-        loss = torch.stack(list(terms.values())).sum() * self.accelerator.num_processes
+                loss = loss + extra.float()
+                parts[f"penalty/{name}"] = parts.get(f"penalty/{name}", 0.0) + extra.detach().float()
+        for name, part in parts.items():
+            self.loss_sums[name] = self.loss_sums.get(name, 0.0) + part
+        loss = loss * self.accelerator.num_processes
         return (loss, None) if return_outputs else loss
 
-    def _nll_and_penalties(
-        self, model: nn.Module, batch: dict[str, Tensor], readers: Mapping[str, Mitigation]
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def _token_penalties(self, batch: dict[str, Tensor]) -> dict[str, TokenPenalty]:
+        functions = {
+            name: mitigation.token_penalty(self.unwrapped_model, batch)
+            for name, mitigation in self.mitigations.items()
+            if type(mitigation).token_penalty is not Mitigation.token_penalty
+        }
+        return {name: function for name, function in functions.items() if function is not None}
+
+    def _summed_loss(self, model: nn.Module, batch: dict[str, Tensor]) -> SummedLoss:
+        """Return the loss of a batch, in chunks of its logits unless a mitigation needs all of them at once."""
+        readers = {name: mitigation for name, mitigation in self.mitigations.items() if mitigation.requires_logits}
+        weighers = [
+            mitigation
+            for mitigation in self.mitigations.values()
+            if type(mitigation).token_weights is not Mitigation.token_weights
+        ]
+
+        def product_of_weights(logits: Tensor, targets: Tensor) -> Tensor:
+            return torch.stack([weigher.token_weights(logits, targets, batch).float() for weigher in weighers]).prod(0)
+
+        penalties, weigh = self._token_penalties(batch), product_of_weights if weighers else None
+        if not readers and not penalties and weigh is None:
+            return SummedLoss.of_nll(self.summed_nll(model, batch))  # the engine's own
+        if not readers and all(weigher.weighs_tokens_in_parts for weigher in weighers):
+            return summed_loss(model, self.unwrapped_model, batch, penalties, weigh)
         logits = target_logits(model, batch, self.unwrapped_model)
-        penalties = {}
+        loss = loss_from_logits(logits, batch, penalties, weigh)
         for name, reader in readers.items():
-            penalty = reader.batch_penalty(self.unwrapped_model, batch, logits)
-            if penalty is not None:
-                penalties[name] = penalty.float()
-        return nll_from_logits(logits, batch["labels"]), penalties
+            mean = reader.batch_penalty(self.unwrapped_model, batch, logits)
+            if mean is not None:
+                loss.add_penalty(name, mean.float() * len(logits))
+        return loss
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Return 0: nothing reads it, and counting visits all weights at every micro-batch."""
@@ -275,66 +346,95 @@ class StageTrainer(Trainer):
                     self.penalties[f"penalty/{name}"] = value
 
     def before_optimizer_step(self) -> dict[str, float]:
-        """Check that loss and gradient are finite, add the weight penalties after clipping, and return the metrics."""
-        metrics = self._reduce_loss_sums() | {"grad_norm": float(self.grad_norm)}
+        """Add the weight penalties after clipping, check that loss and gradient are finite, and return the metrics."""
+        self._add_weight_penalties("after_clip")
+        metrics, penalties = self._fetch_metrics()
         if self.args.fp16 and not math.isfinite(metrics["grad_norm"]):
             # Loss scaling meets infinite gradients by design: it skips the step and tries a smaller scale.
             del metrics["grad_norm"]
-        self._raise_unless_finite(metrics)
-        self._add_weight_penalties("after_clip")
-        for key, value in self.penalties.items():
-            metrics[key] = metrics.get(key, 0.0) + float(value)
-        self.penalties = {}
+        self.step_is_skipped = self.skips_step(metrics)
+        for key, value in penalties.items():
+            metrics[key] = metrics.get(key, 0.0) + value
+        if self.step_is_skipped:
+            self.unwrapped_model.zero_grad(set_to_none=True)  # no optimizer changes a weight without a gradient
+            return metrics | {"skipped": 1.0}
+        if self.batch_parts > 1:
+            metrics["batch_parts"] = float(self.batch_parts)
+        self._call_before_step()
         if self.state.global_step == 0:
             for name, mitigation in self.mitigations.items():
                 metrics |= {f"{name}/{key}": value for key, value in mitigation.stage_stats().items()}
         return metrics
 
-    def _reduce_loss_sums(self) -> dict[str, float]:
-        """Return the step's loss and penalties, summed over the processes; a penalty that none of them has is left out.
+    @torch.no_grad()
+    def _call_before_step(self) -> None:
+        """Let the mitigations see or change the gradients that the optimizer gets."""
+        optimizer = getattr(self.optimizer, "optimizer", self.optimizer)  # without accelerate's wrapper
+        for mitigation in self.mitigations.values():
+            mitigation.on_before_step(self.unwrapped_model, cast(torch.optim.Optimizer, optimizer))
 
-        Every process reduces the same terms in the same order, whichever its batches have: a batch without rows of a
-        penalty lacks its term.
+    def _fetch_metrics(self) -> tuple[dict[str, float], dict[str, float]]:
+        """Copy the step's metrics to the host, all in one transfer, since the device is idle meanwhile.
+
+        Loss and penalties of batches are summed over the processes; a penalty that none of them has is left out. Every
+        process reduces the same terms in the same order, whichever its batches have: a batch without rows of a penalty
+        lacks its term.
+
+        Returns:
+            Loss, penalties of batches and `grad_norm`; and the penalties of weights.
         """
-        names = ["loss", *(f"penalty/{name}" for name in self.mitigations)]
+        names = ["loss", "nll", *(f"penalty/{name}" for name in self.mitigations)]
         zero = torch.zeros_like(self.loss_sums["loss"], dtype=torch.float32)
         terms = [self.loss_sums.get(name, zero).float() for name in names]
         has_term = [zero + (name in self.loss_sums) for name in names]
-        self.loss_sums = {}
-        values, counts = self.accelerator.reduce(torch.stack([*terms, *has_term]), "sum").view(2, -1).tolist()
-        return {name: value for name, value, count in zip(names, values, counts, strict=True) if count}
+        stops = zero + stop_signals.is_requested()
+        reduced = self.accelerator.reduce(torch.stack([*terms, *has_term, stops]), "sum")
+        local = [
+            torch.as_tensor(value, dtype=torch.float64, device=zero.device)
+            for value in (self.grad_norm, *self.penalties.values())
+        ]
+        values = torch.cat([reduced.double(), torch.stack(local)]).tolist()
+        sums, counts, (stopped, grad_norm, *penalties) = (
+            values[: len(names)],
+            values[len(names) : 2 * len(names)],
+            values[2 * len(names) :],
+        )
+        self._all_stop = stopped > 0
+        metrics = {name: value for name, value, count in zip(names, sums, counts, strict=True) if count}
+        weight_penalties = dict(zip(self.penalties, penalties, strict=True))
+        self.loss_sums, self.penalties = {}, {}
+        return metrics | {"grad_norm": grad_norm}, weight_penalties
 
     @torch.no_grad()
     def after_optimizer_step(self, learning_rate: float) -> None:
         """Let the mitigations see the weights after the step."""
-        rate = 0.0 if self.accelerator.optimizer_step_was_skipped else learning_rate
+        is_skipped = self.step_is_skipped or self.accelerator.optimizer_step_was_skipped
+        rate = 0.0 if is_skipped else learning_rate
         for mitigation in self.mitigations.values():
             mitigation.on_step_end(self.unwrapped_model, rate)
-
-    def _raise_unless_finite(self, metrics: Mapping[str, float]) -> None:
-        for name, value in metrics.items():
-            if not math.isfinite(value):
-                raise RunError(
-                    f"stage '{self.step_log.stage_name}', step {self.state.global_step + 1} of {self.state.max_steps}",
-                    f"{name} is {value}, which would destroy the weights",
-                    "lower train.learning_rate, set train.precision to 'float32', or look for damaged rows",
-                )
 
     # -- checkpoints --------------------------------------------------------------------------------------------------
 
     def _save_checkpoint(self, *arguments: Any, **options: Any) -> None:
+        folder = self.checkpoints.folder / f"checkpoint-{self.state.global_step}"
+        with report_write_errors(folder, "the checkpoint"):
+            self._write_checkpoint(folder, *arguments, **options)
+
+    def _write_checkpoint(self, folder: Path, *arguments: Any, **options: Any) -> None:
         with silence_libraries():
             super()._save_checkpoint(*arguments, **options)
-        folder = self.checkpoints.folder / f"checkpoint-{self.state.global_step}"
         if self.args.should_save:
-            self.tokenizer_to_save.save_pretrained(str(folder))
+            self.checkpoints.tokenizer.save_pretrained(str(folder))
             (folder / "README.md").unlink(missing_ok=True)  # an empty model card of PEFT
             checkpoint.save_mitigation_states(self.mitigations, folder)
             checkpoint.save_log_state(self.step_log.state_dict(), folder)
+            copy_stage_logs(self.checkpoints.folder.parent, folder)
         self.accelerator.wait_for_everyone()  # each process writes its random state
         if self.args.should_save:
             checkpoint.finalize_checkpoint(folder, {**self.checkpoints.fingerprint, "step": self.state.global_step})
             checkpoint.prune_checkpoints(self.checkpoints.folder, self.checkpoints.max_checkpoints)
+            for mitigation in self.mitigations.values():
+                mitigation.after_checkpoint(folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         checkpoint.load_checkpoint_weights(self.unwrapped_model, Path(resume_from_checkpoint))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
@@ -25,8 +26,11 @@ class StepLog:
     Averaged over the steps since the last entry, an entry holds
 
     - `loss`: nats per trained token, of the task only, before the step;
+    - `nll`: the same without weights of tokens, if a mitigation has them, see `Mitigation.token_weights`;
     - `grad_norm`: norm before clipping, of the task's gradient and of penalties that are clipped with it; missing where
       loss scaling met no finite norm;
+    - `skipped`, where a loss or gradient was not finite and the step changed no weight (`train.skip_nonfinite`);
+    - `batch_parts`, where micro-batches are divided because memory ran out (`train.halve_batches`);
     - `penalty/<name>` of each mitigation and, once per stage, the mitigations' stage stats.
 
     It also holds `learning_rate` (of its last step), `tokens_per_second` (prompt and response, without padding, since
@@ -57,8 +61,9 @@ class StepLog:
         self.sequences_per_step, self.sequence_count = sequences_per_step, len(data.order)
         self.epoch_ends = data.epoch_ends
         self.progress, self.on_step = progress, on_step
-        lengths = np.cumsum(PackedSequences.from_sequences(data.order).sum_sizes(_row_lengths(data.rows)))
+        lengths = np.cumsum(PackedSequences.from_sequences(data.order).sum_sizes(row_lengths(data.rows)))
         self._tokens_before = np.concatenate([np.zeros(1, dtype=np.int64), lengths])  # tokens before each sequence
+        self.skipped_steps = 0
         self.losses: list[float] = []
         self.entries: list[Mapping[str, float]] = []
         self._pending: list[Mapping[str, float]] = []
@@ -96,12 +101,19 @@ class StepLog:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the log's state, for a checkpoint."""
-        return {"losses": self.losses, "entries": self.entries, "pending": self._pending, "rate": self._learning_rate}
+        return {
+            "losses": self.losses,
+            "entries": self.entries,
+            "pending": self._pending,
+            "rate": self._learning_rate,
+            "skipped": self.skipped_steps,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Load what `state_dict` returned, before `start`; `on_step` is not called again for past entries."""
         self.losses, self.entries, self._pending = (list(state[key]) for key in ("losses", "entries", "pending"))
         self._learning_rate = float(state.get("rate", 0.0))
+        self.skipped_steps = int(state.get("skipped", 0))
 
     def tokens_until(self, step: int) -> int:
         """Return the tokens of the first `step` steps, without padding."""
@@ -117,8 +129,9 @@ class StepLog:
         return epoch + (sequences_done - epoch_start) / (self.epoch_ends[epoch] - epoch_start)
 
     def final_loss(self) -> float:
-        """Return the mean loss of the last tenth of the steps, at least of one."""
-        return fmean(self.losses[-max(1, len(self.losses) // 10) :])
+        """Return the mean loss of the last tenth of the steps, at least of one; skipped steps do not count."""
+        finite = [loss for loss in self.losses if math.isfinite(loss)] or [math.nan]
+        return fmean(finite[-max(1, len(finite) // 10) :])
 
     def _tokens_per_second(self, step: int) -> float:
         tokens = self.tokens_until(step) - self.tokens_until(self._last_entry_step)
@@ -138,6 +151,6 @@ class StepLog:
         self.on_step(step, entry)
 
 
-def _row_lengths(rows: Sequence[TokenizedExample]) -> NDArray[Any]:
+def row_lengths(rows: Sequence[TokenizedExample]) -> NDArray[Any]:
     """Return the tokens of each row, (N,); rows on disk are not read for it."""
     return rows.lengths if isinstance(rows, TokenizedRows) else np.array([len(row.input_ids) for row in rows])

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import pickle
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
@@ -16,19 +18,28 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArgum
 
 from harness import seeding
 from harness.errors import HarnessError, RunError
+from harness.events import WarningRaised
 from harness.interfaces.mitigation import Mitigation
 from harness.model.device import is_out_of_memory
 from harness.model.precision import autocast_dtype
+from harness.registry import Registry, discover_plugins
 from harness.training import checkpoint
 from harness.training.checkpoint_fingerprint import checkpoint_fingerprint
 from harness.training.collator import Collator, pad_with_empty_sequences
+from harness.training.compiled_layers import compiled_layers, without_compilation
+from harness.training.learning import Learning
+from harness.training.memory import measure_stage_memory, reset_peak_memory
+from harness.training.memory_estimate import with_fitting_settings
 from harness.training.model_state import prepared_for_trainer, without_side_effects
-from harness.training.packing_isolation import unpadded_batches
+from harness.training.packing_isolation import takes_row_boundaries, unpadded_batches
+from harness.training.stage_schedule import checkpoint_steps, saves_checkpoints
 from harness.training.stage_trainer import StageTrainer, StepCallback, StopCheck
-from harness.training.step_log import OnStep, StepLog
+from harness.training.step_log import OnStep, StepLog, row_lengths
+from harness.training.step_recovery import Tolerance
 from harness.types import Progress, StageDataset, no_progress
+from harness.utils import stop_signals
 
-TOTAL_KEYS = ("steps", "loss", "seconds", "tokens")
+TOTAL_KEYS = ("steps", "loss", "seconds", "tokens", "memory")
 """What a run stores of a stage's result besides its log."""
 
 
@@ -42,6 +53,7 @@ class StageResult:
         seconds: Wall time of this call, including preparation.
         tokens: Prompt and response tokens, without padding, over all epochs and processes.
         log: An entry every `log_steps` steps, see `StepLog`, each with its `step`.
+        memory: Bytes by kind, see `measure_stage_memory`.
     """
 
     steps: int
@@ -49,6 +61,7 @@ class StageResult:
     seconds: float
     tokens: int
     log: tuple[Mapping[str, float], ...]
+    memory: Mapping[str, int] = field(default_factory=dict)
 
     def totals(self) -> dict[str, Any]:
         """Return everything except the log, as a run stores it."""
@@ -72,13 +85,22 @@ class StageCallbacks(TypedDict, total=False):
     Attributes:
         progress: Called after every step.
         on_step: Called with the step and its metrics every `log_steps` steps.
-        stop_check: Called with each step after it is logged, and first with that of the checkpoint to resume from. The
-            stage ends when it returns true. It may use the model in any mode: it does not affect training.
+        stop_check: Called with each step after it is logged, and first with that of the checkpoint to resume from, with
+            its weights. The stage ends when it returns true. It may use the model in any mode: it does not affect
+            training. After a step during which a signal was received it is called when the stage is resumed.
+        registry: Creates the optimizer and the schedule; by default that of the installed plugins.
+        resume_is_intact: Whether the files of the checkpoint to resume from were verified just now, by
+            `latest_intact_checkpoint`; by default they are verified.
+        check_reads_weights: Called with the step of the checkpoint to resume from; false: `stop_check` does not use the
+            weights after this step, so that they need not be loaded for it. By default it does.
     """
 
     progress: Progress
     on_step: OnStep
     stop_check: StopCheck | None
+    registry: Registry
+    resume_is_intact: bool
+    check_reads_weights: Callable[[int], bool]
 
 
 def no_step_callback(step: int, metrics: Mapping[str, float]) -> None:
@@ -110,29 +132,39 @@ def train_stage(
         data: Rows, order and settings of the stage.
         mitigations: The mitigations by name, in the same state as the model.
         seed: The spec's seed; the stage's seed is derived from it and the stage's name.
-        folder: Checkpoints are written to `folder`/checkpoints every `save_steps` steps, with the mitigations' state;
+        folder: Checkpoints are written to `folder`/checkpoints at `checkpoint_steps`, with the mitigations' state;
             the newest `save_limit` complete ones are kept.
-        resume: A checkpoint of this stage to resume from, see `latest_checkpoint`.
+        resume: A checkpoint of this stage to resume from, see `latest_intact_checkpoint`.
         callbacks: See `StageCallbacks`.
 
     Raises:
         HarnessError: There is no row to train on or no trainable weight, or packed rows attend to each other.
+        Interrupted: A signal was received; a checkpoint of the last step is written, whatever `save_steps` is.
         RunError: The loss or gradient is not finite, memory runs out, or the checkpoint is incomplete, damaged or of
             something else.
     """
     start_time = time.perf_counter()
-    settings = data.stage.train
     _require_trainable(model, tokenizer, data)
+    registry = callbacks.get("registry") or discover_plugins()
     stage_seed = seeding.derive_seed(seed, "train", data.stage.name)
     checkpoint_folder = folder / "checkpoints"
     device = next(model.parameters()).device
-    compute_dtype = autocast_dtype(settings["precision"], device)
+    compute_dtype = autocast_dtype(data.stage.train["precision"], device)
+    reset_peak_memory(device)
+    planned_data = data  # the fingerprint of a checkpoint does not depend on the memory of a device
+    ((optimizer, optimizer_options),) = data.stage.train["optimizer"].items()
+    bytes_per_weight = registry.create("optimizers", optimizer, optimizer_options).bytes_per_weight
+    data = with_fitting_settings(model, data, compute_dtype, bytes_per_weight)
+    settings = data.stage.train
     gradient_checkpointing = settings["gradient_checkpointing"]
     with (
         prepared_for_trainer(model, gradient_checkpointing=gradient_checkpointing, compute_dtype=compute_dtype),
         _memory_errors(settings),
-        unpadded_batches(model, settings) as flatten,
+        unpadded_batches(model, settings, int(row_lengths(data.rows).max())) as flatten,
+        compiled_layers(model, settings.get("compile", False)) as is_compiled,
     ):
+        if not flatten and not data.is_padded:
+            _warn_of_padding(data)
         trainer_class, arguments_class, engine_arguments = resolve_engine(settings["engine"])
         arguments = arguments_class(
             **build_training_arguments(
@@ -144,7 +176,6 @@ def train_stage(
         if arguments.n_gpu > 1:
             arguments._n_gpu = 1
         steps = data.count_steps(arguments.world_size)
-        arguments.warmup_steps = warmup_steps(settings["warmup_ratio"], steps)
         sequences_per_batch = settings["batch_size"] * arguments.world_size
         step_log = StepLog(
             data,
@@ -154,13 +185,11 @@ def train_stage(
             callbacks.get("progress", no_progress),
             callbacks.get("on_step", no_step_callback),
         )
-        fingerprint: dict[str, Any] = {}
-        if settings["save_steps"] or resume is not None:
-            fingerprint = checkpoint_fingerprint(
-                data, model, mitigations, seed=stage_seed, world_size=arguments.world_size
-            )
+        fingerprint = checkpoint_fingerprint(
+            planned_data, model, mitigations, seed=stage_seed, world_size=arguments.world_size
+        )
         if resume is not None:
-            checkpoint.verify_checkpoint(resume, fingerprint)
+            checkpoint.verify_checkpoint(resume, fingerprint, is_intact=callbacks.get("resume_is_intact", False))
             checkpoint.load_mitigation_states(mitigations, resume)
             step_log.load_state_dict(checkpoint.load_log_state(resume))
 
@@ -168,20 +197,43 @@ def train_stage(
         trainer = trainer_class(
             model=model,
             args=arguments,
-            collator=Collator(data.rows, sequences, tokenizer.pad_token_id, flatten=flatten),
-            tokenizer=tokenizer,
+            collator=Collator(
+                data.rows, sequences, tokenizer.pad_token_id, flatten=flatten, boundaries=takes_row_boundaries(model)
+            ),
             mitigations=mitigations,
+            learning=Learning.create(settings, steps, registry),
             step_log=step_log,
-            checkpoints=checkpoint.CheckpointPolicy(checkpoint_folder, fingerprint, settings.get("save_limit")),
+            checkpoints=checkpoint.CheckpointPolicy(
+                checkpoint_folder, fingerprint, settings.get("save_limit"), tokenizer
+            ),
+        )
+        trainer.tolerance = Tolerance(
+            settings.get("skip_nonfinite", 0),
+            settings.get("halve_batches", 0),
+            lambda text: registry.emit(WarningRaised(text=text)),
         )
         stop_check = callbacks.get("stop_check")
         isolated_check = None if stop_check is None else without_side_effects(model, stop_check)
-        trainer.add_callback(StepCallback(trainer, isolated_check))
+        if isolated_check is not None and is_compiled:
+            isolated_check = without_compilation(isolated_check)
+        save_steps = checkpoint_steps(data, arguments.world_size)
+        trainer.add_callback(StepCallback(trainer, isolated_check, save_steps))
         try:
-            if resume is not None and stop_check is not None and stop_check(len(step_log.losses)):
-                checkpoint.load_checkpoint_weights(model, resume)  # the stage had ended at this checkpoint
-            else:
-                trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
+            has_ended = False
+            if resume is not None and isolated_check is not None:  # which may have an evaluation to make up for
+                resumed_step = len(step_log.losses)
+                check_reads_weights = callbacks.get("check_reads_weights")
+                reads_weights = check_reads_weights is None or check_reads_weights(resumed_step)
+                if reads_weights:  # otherwise the trainer loads them
+                    checkpoint.load_checkpoint_weights(model, resume)
+                has_ended = isolated_check(resumed_step)
+                if has_ended and not reads_weights:
+                    checkpoint.load_checkpoint_weights(model, resume)
+            if not has_ended:
+                with stop_signals.deferred(), _state_errors(resume):
+                    trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
+                trainer.raise_if_stopped()
+            memory = measure_stage_memory(model, trainer.optimizer, mitigations.values())
         finally:
             trainer.free_memory()
         step_log.finish()
@@ -193,6 +245,7 @@ def train_stage(
         seconds=time.perf_counter() - start_time,
         tokens=step_log.tokens_until(steps_done),
         log=tuple(step_log.entries),
+        memory=memory,
     )
 
 
@@ -205,6 +258,14 @@ def _require_trainable(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBas
     if tokenizer.pad_token_id is None:
         hint = "set pad_token in its tokenizer_config.json, e.g. to the end-of-sequence token"
         raise HarnessError("model.path", "the tokenizer has no padding token", hint)
+
+
+def _warn_of_padding(data: StageDataset) -> None:
+    warnings.warn(
+        f"stage '{data.stage.name}' trains on padded batches whose rows have different lengths: its rows were ordered "
+        "for batches without padding, and this model on this device does not separate the rows of a line",
+        stacklevel=3,
+    )
 
 
 def resolve_engine(name: str) -> tuple[type[StageTrainer], type[TrainingArguments], dict[str, Any]]:
@@ -236,21 +297,17 @@ def build_training_arguments(
         device: The device of the model.
         compute_dtype: See `autocast_dtype`.
     """
-    save_steps = settings["save_steps"]
     return {
-        "output_dir": str(folder) if save_steps else tempfile.gettempdir(),
+        "output_dir": str(folder) if saves_checkpoints(settings) else tempfile.gettempdir(),
         "per_device_train_batch_size": settings["batch_size"],
         "gradient_accumulation_steps": settings["accumulation"],
         "num_train_epochs": 1,
         "learning_rate": settings["learning_rate"],
-        "lr_scheduler_type": settings["scheduler"],
         "weight_decay": settings["weight_decay"],
         "max_grad_norm": settings["max_grad_norm"],
-        "optim": "adamw_torch_fused",
         "bf16": compute_dtype == torch.bfloat16,
         "fp16": compute_dtype == torch.float16,
-        "save_strategy": "steps" if save_steps else "no",
-        "save_steps": save_steps or 1,
+        "save_strategy": "no",  # `StepCallback` asks for checkpoints
         "seed": seed,
         "data_seed": seed,
         "use_cpu": device.type == "cpu",
@@ -266,9 +323,14 @@ def build_training_arguments(
     }
 
 
-def warmup_steps(ratio: float, steps: int) -> int:
-    """Return the steps over which the learning rate rises, rounded up; see `learning_rate_factor`."""
-    return math.ceil(round(ratio * steps, 6))  # 0.07 * 100 is slightly more than 7
+@contextmanager
+def _state_errors(checkpoint_folder: Path | None) -> Iterator[None]:
+    """Name the checkpoint whose state of optimizer or random numbers cannot be read. torch's text advises to run it."""
+    try:
+        yield
+    except (pickle.UnpicklingError, EOFError) as error:
+        what = f"its state cannot be read ({type(error).__name__})"
+        raise RunError(str(checkpoint_folder), what, checkpoint.HINT_OLDER_CHECKPOINT) from error
 
 
 @contextmanager

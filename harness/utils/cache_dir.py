@@ -21,6 +21,7 @@ from typing import Any
 from harness.errors import HarnessError
 from harness.types import Progress
 from harness.utils.json_depth import load_json
+from harness.utils.write_errors import is_disk_full_error
 
 CACHE_FORMAT = 1
 """Version of an entry's contents; another version makes every model be converted again."""
@@ -159,13 +160,6 @@ def no_space_error(folder: Path, purpose: str) -> HarnessError:
     return HarnessError(
         str(location), f"no disk space left {purpose}", "free some, or set HARNESS_CACHE to a folder on another disk"
     )
-
-
-def is_disk_full_error(error: BaseException) -> bool:
-    """Return whether the error reports that the disk, or the user's quota on it, is full."""
-    if isinstance(error, OSError):
-        return error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return "No space left on device" in str(error)  # SafetensorError is not an OSError
 
 
 @contextlib.contextmanager

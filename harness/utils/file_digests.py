@@ -14,6 +14,7 @@ from pathlib import Path
 
 from harness.types import Progress, no_progress
 from harness.utils import cache_dir
+from harness.utils.atomic_write import atomic_write
 from harness.utils.json_depth import load_json
 
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
@@ -86,11 +87,7 @@ def sha256_of_file(path: Path, progress: Progress = no_progress, phase: str = "h
 
 def _save_digest(path: Path, record: dict[str, object]) -> None:
     """Write the cache file atomically. A cache that cannot be written costs time and never ends the run."""
-    draft = path.with_suffix(f".{os.getpid()}")
-    try:
+    with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_text(json.dumps(record))
-        draft.replace(path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            draft.unlink(missing_ok=True)
+        with atomic_write(path) as draft:
+            draft.write_text(json.dumps(record))

@@ -6,9 +6,14 @@ from pathlib import Path
 
 from harness.errors import HarnessError
 from harness.utils.formatting import join_names
+from harness.utils.output_folders import known_outputs
+from harness.utils.shell_commands import resume_command
 
 LOCK_FILE = ".lock"
 """The file in a run's folder that a running process locks."""
+
+ERROR_FILE = "error.txt"
+"""The file in the folder of a run or experiment that failed: the error in its first line, then the traceback."""
 
 RUN_SCHEME = "run:"
 """Prefix of a run's name or folder where a spec names a run instead of a model."""
@@ -29,9 +34,31 @@ def find_run(run: str | Path, output: str | Path = "runs") -> Path:
     for folder in (Path(run), Path(output) / run):
         if _holds_spec(folder):
             return folder
-    known = sorted(file.parent.name for file in Path(output).glob("*/spec.json")) if Path(output).is_dir() else []
-    hint = f"the latest in {output} are {join_names(known[-3:])}" if known else f"there is none in {output}"
+    known = sorted(Path(output).glob("*/spec.json"), key=_start_time, reverse=True) if Path(output).is_dir() else []
+    names = [file.parent.name for file in known[:3]]
+    hint = f"the latest in {output} are {join_names(names)}" if names else f"there is none in {output}"
     raise HarnessError(f"run {run}", "there is no such run", hint)
+
+
+def find_run_anywhere(run: str | Path) -> Path:
+    """Return the folder of a run, which may be below any known output folder; see `output_folders`.
+
+    Raises:
+        HarnessError: There is no such run.
+    """
+    if str(run).strip():
+        for output in known_outputs():
+            for folder in (Path(run), output / run):
+                if _holds_spec(folder):
+                    return folder
+    return find_run(run)
+
+
+def _start_time(spec: Path) -> tuple[float, str]:
+    try:
+        return spec.stat().st_mtime, spec.parent.name
+    except OSError:  # deleted meanwhile
+        return 0.0, ""
 
 
 def _holds_spec(folder: Path) -> bool:
@@ -68,5 +95,5 @@ def find_finished_run(run: str | Path, output: str | Path = "runs", *, where: st
         raise HarnessError(error_location, f"'{folder}' is an experiment of several runs", hint)
     if not (folder / "report.json").is_file():
         what = f"the run '{folder}' has no result: it did not finish"
-        raise HarnessError(error_location, what, f"resume it: harness run --resume {folder}")
+        raise HarnessError(error_location, what, f"resume it: {resume_command(folder)}")
     return folder

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -100,6 +100,13 @@ def format_number(value: float | None, places: int | None = None, *, sign: bool 
     return text.replace("-", "−")
 
 
+def format_cell(value: str | float | None) -> str:
+    """Return the text of a table's cell: numbers as everywhere else, `MISSING` for None."""
+    if isinstance(value, str):
+        return value
+    return f"{value:,}" if isinstance(value, int) else format_number(value)
+
+
 def format_p_value(p: float | None) -> str:
     """Return a p-value with three decimals, never as 0, or `MISSING` for None and NaN."""
     if p is None or math.isnan(p):
@@ -110,6 +117,13 @@ def format_p_value(p: float | None) -> str:
 def round_up_share(fraction: float) -> str:
     """Return a share in [0, 1], rounded up to three decimals."""
     return f"{min(math.ceil(fraction * 1000) / 1000, 1.0):g}"
+
+
+def format_efficiency(efficiency: float) -> str:
+    """Say how many positions of batches hold text. efficiency: see `StageDataset`."""
+    if efficiency == 1:
+        return "batches without padding"
+    return f"{100 * efficiency:.1f} % of the positions of padded batches hold text"
 
 
 def format_duration(seconds: float) -> str:
@@ -123,6 +137,11 @@ def format_duration(seconds: float) -> str:
         return f"{rounded // 60} min {rounded % 60:02d} s"
     minutes = round(seconds / 60)
     return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def format_phases(seconds: Mapping[str, float]) -> str:
+    """Return phase -> seconds as `prepare 2.1 s, train 3 min 05 s`."""
+    return ", ".join(f"{phase} {format_duration(value)}" for phase, value in seconds.items())
 
 
 def format_count(value: float, unit: str = "") -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -83,18 +83,23 @@ def write_scores(evaluations: Sequence[tuple[Evaluation, ...]], stages: Sequence
         {
             "stage": stage_index,
             "name": name,
-            "suites": {
-                evaluation.suite: {
-                    "items": [item.id for item in evaluation.items],
-                    **_groups_as_dict(evaluation),
-                    "scores": [_score_as_dict(score) for score in evaluation.scores],
-                }
-                for evaluation in stage_evaluations
-            },
+            "suites": evaluations_as_dict(stage_evaluations),
         }
         for stage_index, (name, stage_evaluations) in enumerate(zip(stages, evaluations, strict=False))
     ]
     write_json(Path(folder) / "scores.json", {"stages": stage_entries})
+
+
+def evaluations_as_dict(evaluations: Sequence[Evaluation]) -> dict[str, Any]:
+    """Return suite -> its items and scores, with the statistics of every item."""
+    return {
+        evaluation.suite: {
+            "items": [item.id for item in evaluation.items],
+            **_groups_as_dict(evaluation),
+            "scores": [_score_as_dict(score) for score in evaluation.scores],
+        }
+        for evaluation in evaluations
+    }
 
 
 def scores_as_dicts(evaluations: Sequence[Evaluation]) -> list[dict[str, Any]]:
@@ -102,7 +107,7 @@ def scores_as_dicts(evaluations: Sequence[Evaluation]) -> list[dict[str, Any]]:
     return [
         {
             "suite": evaluation.suite,
-            **{key: value for key, value in asdict(score).items() if key not in ("suite", "statistics")},
+            **_fields_except(score, ("suite", "statistics")),
         }
         for evaluation in evaluations
         for score in evaluation.scores
@@ -138,4 +143,9 @@ def _groups_as_dict(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def _score_as_dict(score: Score) -> dict[str, Any]:
-    return {key: value for key, value in asdict(score).items() if key not in ("stage", "suite")}
+    return _fields_except(score, ("stage", "suite"))
+
+
+def _fields_except(score: Score, excluded: Sequence[str]) -> dict[str, Any]:
+    """Return the fields of a score; `asdict` would copy the statistics of every item."""
+    return {field.name: getattr(score, field.name) for field in fields(score) if field.name not in excluded}

@@ -9,10 +9,14 @@ import html
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, is_dataclass
+from functools import cached_property
+from pathlib import PurePath
 from typing import Any
 from urllib.parse import quote, unquote
+
+from harness.utils import copying
 
 REDACTED = "(left out)"
 MAX_VALUE_LENGTH = 500
@@ -24,30 +28,110 @@ _SECRET_NAMES = (
     r"(?:api|access|secret|private|account|shared|encryption)_?keys?(?:_?id)?|connection_?string"
 )
 SECRET_NAME_PATTERN = re.compile(rf"(?:^|[._\s-])(?:{_SECRET_NAMES})$", re.IGNORECASE)
-_NOT_SECRET_NAMES = re.compile(r"(?:^|[._-])(?:bos|eos|pad|unk|mask|sep|cls|stop|image|special)_token$", re.IGNORECASE)
+_MARKER_TOKENS = r"(?:bos|eos|pad|unk|mask|sep|cls|stop|image|special)"
+_NOT_SECRET_NAMES = re.compile(rf"(?:^|[._-]){_MARKER_TOKENS}_token$", re.IGNORECASE)
 _GUARDED_KEYS = re.compile(r"^(?:storage|storage_options|client_kwargs|config_kwargs|headers)$", re.IGNORECASE)
 _UNGUARDED_KEYS = {"endpoint_url", "region", "region_name", "protocol", "project", "account_name"}
 
+# In a text that is JSON, a secret consists of complete escapes, so that the redacted text is JSON too. The backslashes
+# before a quote or a line break belong to it, also in JSON within JSON. A backslash before another character is plain
+# text.
+_ESCAPED = r"\\(?-i:\\(?!\\{0,7}[bfnrt\"'])|u[0-9A-Fa-f]{4}|[ac-eg-moqsv-zA-Z0-9])"
+_AFTER_JSON_ESCAPE = r"(?-i:(?<=\\[bfnrt]))"
+"""A word may begin here too: JSON writes a line break as a backslash and a letter."""
+
 # A password may hold "@" and "/", whatever the standard says, so it ends at the last "@": better redact too much.
-_URL_CREDENTIALS = re.compile(r"(?<=://)(?:[^/:@\s'\"<>]*:(?!\d+(?:/|$))(?:(?!://)[^\s'\"<>,])*@|[^/@\s'\"<>]+@)")
-_SECRET_QUERY_VALUE = re.compile(
-    rf"([?&;#](?:[\w.%-]*[._-])?(?:{_SECRET_NAMES}|key|auth|session|sig|passw|pass)=)([^&#;\s'\"<>]+)", re.IGNORECASE
+_URL_CREDENTIALS = re.compile(
+    rf"(?<=://)(?:(?:[^/:@\s'\"<>\\]|{_ESCAPED})*:(?!\d+(?:/|$))(?:(?!://)[^\s'\"<>,\\]|{_ESCAPED})*@"
+    rf"|(?:[^/@\s'\"<>\\]|{_ESCAPED})+@)"
 )
+_SECRET_QUERY_VALUE = re.compile(
+    rf"([?&;#](?:[\w.%-]*[._-])?(?:{_SECRET_NAMES}|key|auth|session|sig|passw|pass)=)"
+    rf"((?:[^&#;\s'\"<>\\]|{_ESCAPED})+)",
+    re.IGNORECASE,
+)
+_NAMED_VALUE = re.compile(
+    rf"(?:\b|(?<=_)|{_AFTER_JSON_ESCAPE})"
+    r"(?P<name>token|password|passwd|passphrase|pwd|secret|(?:api|access|secret|private|account|encryption)[_-]?key)"
+    r"(?P<assignment>(?:\\{0,7}[\"'])?\s{0,3}[:=]\s{0,3}(?:\\{0,7}[\"'])?)"
+    rf"(?P<value>(?:[^\s\"',;&<>(){{}}\[\]|\\]|{_ESCAPED}){{6,200}})",
+    re.IGNORECASE,
+)
+"""`name: value` and `name=value` in a text, where the name may be the end of a longer one.
+
+The longer name is not matched: a search for its beginning at each of its parts would take quadratic time.
+"""
+_NOT_SECRET_NAME_END = re.compile(rf"(?:(?<![A-Za-z0-9])|{_AFTER_JSON_ESCAPE}){_MARKER_TOKENS}_token$", re.IGNORECASE)
+_MAX_MARKER_TOKEN = 16
+"""Maximum characters before `token` in the names that `_NOT_SECRET_NAME_END` finds."""
 _TOKEN_PATTERNS = re.compile(
-    r"\bhf_[A-Za-z0-9]{16,}|\bsk-[\w-]{16,}|\bgh[pousr]_\w{16,}|\bgithub_pat_\w{16,}|\bglpat-[\w-]{12,}"
-    r"|\bxox[abprs]-[\w-]{10,}|\b(?:AKIA|ASIA)[0-9A-Z]{16}\b|\bdapi[0-9a-f]{32}\b"
-    r"|\beyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]+"
+    rf"(?:\b|{_AFTER_JSON_ESCAPE})(?:hf_[A-Za-z0-9]{{16,}}|sk-[\w-]{{16,}}|gh[pousr]_\w{{16,}}|github_pat_\w{{16,}}"
+    r"|glpat-[\w-]{12,}|xox[abprs]-[\w-]{10,}|(?:AKIA|ASIA)[0-9A-Z]{16}\b|dapi[0-9a-f]{32}\b"
+    r"|eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]+)"
     r"|(?<=\bBearer )[\w.~+/=-]{8,}|(?<=\bBasic )[\w+/=-]{8,}"
-    r"|-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|$)",
-    re.DOTALL,
+    r"|-----BEGIN [A-Z ]{0,40}PRIVATE KEY-----(?:[^\"'\\]|\\[^\"'\\]|\\\\(?!\\{0,7}[\"']))*?"
+    r"(?:-----END [A-Z ]{0,40}PRIVATE KEY-----|(?=\\{0,8}(?:[\"']|$)))"
+)
+
+# A regular expression is searched only in a text with one of these: most texts have none, and this is faster to find.
+_QUERY_MARKS = (
+    *("token=", "password=", "passwd=", "passphrase=", "pwd=", "secret=", "credential=", "credentials=", "sas="),
+    *("signature=", "authorization=", "cookie=", "bearer=", "key=", "keys=", "id=", "string=", "auth=", "session="),
+    *("sig=", "passw=", "pass="),
+)
+_NAME_MARKS = ("token", "password", "passwd", "passphrase", "pwd", "secret", "key")
+_ASSIGNMENT = re.compile(r"(?:\\{0,7}[\"'])?\s{0,3}[:=]")
+_TOKEN_MARKS = (
+    *("hf_", "sk-", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_", "glpat-", "xox", "AKIA", "ASIA", "dapi"),
+    *("eyJ", "Bearer ", "Basic ", "PRIVATE KEY-----"),
 )
 
 
 def redact_text(text: str) -> str:
-    """Return the text without credentials in URLs, query values named like secrets, and tokens of a known shape."""
-    text = _URL_CREDENTIALS.sub("", text)
-    text = _SECRET_QUERY_VALUE.sub(rf"\1{REDACTED}", text)
-    return _TOKEN_PATTERNS.sub(REDACTED, text)
+    """Return the text without what looks like a secret; a JSON document stays one.
+
+    These are credentials in URLs, query values named like secrets, tokens of a known shape, and values after a name
+    like `api_key: ` or `password = ` that are unlikely to be words.
+    """
+    text = _remove_url_credentials(text)
+    folded = text.casefold()
+    if "=" in text and _has_any(text, "?&;#") and _has_any(folded, _QUERY_MARKS):
+        text = _SECRET_QUERY_VALUE.sub(rf"\1{REDACTED}", text)
+    if _has_any(text, _TOKEN_MARKS):
+        text = _TOKEN_PATTERNS.sub(REDACTED, text)
+    if any(_is_assigned(folded, mark) for mark in _NAME_MARKS):
+        text = _NAMED_VALUE.sub(_redact_named_value, text)
+    return text
+
+
+def _has_any(text: str, marks: Iterable[str]) -> bool:
+    return any(mark in text for mark in marks)
+
+
+def _is_assigned(text: str, name: str) -> bool:
+    """Return whether `:` or `=` follows the name somewhere in the text."""
+    start = text.find(name)
+    while start >= 0:
+        if _ASSIGNMENT.match(text, start + len(name)):
+            return True
+        start = text.find(name, start + 1)
+    return False
+
+
+def _remove_url_credentials(text: str) -> str:
+    return _URL_CREDENTIALS.sub("", text) if "://" in text and "@" in text else text
+
+
+def _redact_named_value(match: re.Match[str]) -> str:
+    if not _is_distinctive(match["value"]) or not _names_a_secret(match):
+        return match[0]
+    return f"{match['name']}{match['assignment']}{REDACTED}"
+
+
+def _names_a_secret(match: re.Match[str]) -> bool:
+    """Return whether a match of `_NAMED_VALUE` does not end a name such as `eos_token`."""
+    earliest = max(0, match.start() - _MAX_MARKER_TOKEN)
+    return not _NOT_SECRET_NAME_END.search(match.string, earliest, match.end("name"))
 
 
 def redact(value: Any, key: str = "") -> Any:
@@ -58,12 +142,14 @@ def redact(value: Any, key: str = "") -> Any:
 
     Args:
         value: Settings: mappings, lists and plain values.
-        key: The key under which the settings hold the value.
+        key: The key under which the settings hold the value, or its path with dots, e.g. `sources.a.jsonl.storage`.
     """
+    *parents, own = key.split(".")
+    if any(map(_GUARDED_KEYS.match, parents)):
+        return _redact_guarded(value, own)
     if isinstance(value, Mapping):
-        if _GUARDED_KEYS.match(key):
-            return {name: _redact_guarded(element, str(name)) for name, element in value.items()}
-        return {name: redact(element, str(name)) for name, element in value.items()}
+        redact_element = _redact_guarded if _GUARDED_KEYS.match(own) else redact
+        return {name: redact_element(element, str(name)) for name, element in value.items()}
     if is_secret_name(key) and value is not None:
         return REDACTED
     if isinstance(value, list | tuple):
@@ -105,12 +191,59 @@ class Secrets:
         secrets |= {unquote(secret) for secret in secrets}
         return cls(tuple(sorted(filter(_is_distinctive, secrets), key=lambda secret: (-len(secret), secret))))
 
+    @cached_property
+    def _forms(self) -> tuple[str, ...]:
+        """The secrets as a text, JSON, HTML and URLs write them, the longest first."""
+        forms = {
+            form
+            for secret in self.literals
+            for form in (secret, json.dumps(secret)[1:-1], html.escape(secret), quote(secret, safe=""))
+        }
+        return tuple(sorted(forms, key=lambda form: (-len(form), form)))
+
     def redact(self, text: str) -> str:
-        """Return the text without any of the secrets, as they are or as JSON, HTML and URLs write them."""
-        for secret in self.literals:
-            for form in dict.fromkeys((secret, json.dumps(secret)[1:-1], html.escape(secret), quote(secret, safe=""))):
-                text = text.replace(form, REDACTED)
-        return text
+        """Return the text without any secret.
+
+        Removed are the collected secrets, as they are or as JSON, HTML and URLs write them, and what `redact_text`
+        removes.
+        """
+        text = _remove_url_credentials(text)  # first, since a replaced password would no longer be found in its URL
+        for form in self._forms:
+            text = text.replace(form, REDACTED)
+        return redact_text(text)
+
+    def redact_value(self, value: Any, key: str = "") -> Any:
+        """Return a copy of a value, e.g. of an event, without any secret in its texts and keys at any depth.
+
+        Texts under keys named like secrets, and in the settings of a file system or in headers, are removed too.
+        Dataclasses are copied with their fields, mappings become dicts. What holds no secret is returned as it is.
+
+        Args:
+            value: The value.
+            key: The key under which a mapping holds the value.
+        """
+        if isinstance(value, str):
+            return REDACTED if is_secret_name(key) and value else self.redact(value)
+        if isinstance(value, PurePath):
+            text = self.redact(str(value))
+            return value if text == str(value) else type(value)(text)
+        if isinstance(value, Mapping):
+            if any(map(_GUARDED_KEYS.match, key.split("."))):
+                value = redact(value, key)
+            names = {self.redact(name) if isinstance(name, str) else name: name for name in value}
+            items = {new: self.redact_value(value[name], str(name)) for new, name in names.items()}
+            is_clean = all(new == name and items[new] is value[name] for new, name in names.items())
+            return value if is_clean and len(items) == len(value) else items
+        if isinstance(value, list | tuple | set | frozenset):
+            elements = [self.redact_value(element) for element in value]
+            if all(new is old for new, old in zip(elements, value, strict=True)):
+                return value
+            return type(value)(*elements) if hasattr(value, "_fields") else type(value)(elements)
+        if is_dataclass(value) and not isinstance(value, type):
+            attributes = copying.attributes_of(value)
+            redacted = {name: self.redact_value(element) for name, element in attributes.items()}
+            return copying.with_attributes(value, redacted)
+        return value
 
 
 def flatten_settings(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
@@ -152,17 +285,20 @@ def _redact_guarded(value: Any, key: str) -> Any:
 def _find_secrets(value: Any, key: str = "", guarded: bool = False) -> Iterator[str]:
     if isinstance(value, Mapping):
         for name, element in value.items():
-            yield from _find_secrets(element, str(name), guarded or bool(_GUARDED_KEYS.match(key)))
+            yield from _find_secrets(element, str(name), guarded or any(map(_GUARDED_KEYS.match, key.split("."))))
     elif isinstance(value, list | tuple):
         for element in value:
             yield from _find_secrets(element, key, guarded)
     elif isinstance(value, str):
-        if is_secret_name(key) or ((guarded or _GUARDED_KEYS.match(key)) and key not in _UNGUARDED_KEYS):
+        *parents, own = key.split(".")
+        guarded = guarded or any(map(_GUARDED_KEYS.match, (*parents, own)))
+        if is_secret_name(key) or (guarded and own not in _UNGUARDED_KEYS):
             yield value
         for credentials in _URL_CREDENTIALS.findall(value):
             yield credentials[:-1].partition(":")[2]
         yield from (secret for _, secret in _SECRET_QUERY_VALUE.findall(value))
         yield from _TOKEN_PATTERNS.findall(value)
+        yield from (match["value"] for match in _NAMED_VALUE.finditer(value) if _names_a_secret(match))
 
 
 def _is_folder(name: str, value: str) -> bool:

@@ -52,7 +52,7 @@ class TextMetric(Metric):
         """
         if item.answer is None:
             raise HarnessError(f"item {item.id}", "has no answer to score", "generate answers for its suite first")
-        return self.answer_statistics(item.answer, [item.reference])
+        return self.answer_statistics(item.answer, references_of(item))
 
     def to_hf_evaluate(self) -> evaluate.Metric:
         """Return this metric as an `evaluate.Metric`, whose `compute` returns score name -> value.
@@ -62,6 +62,21 @@ class TextMetric(Metric):
         from harness_metrics.hf_evaluate import to_hf_evaluate
 
         return to_hf_evaluate(self)
+
+
+def references_of(item: Item) -> list[str]:
+    """Return the reference of an item, and those of its column `references` if the source keeps it.
+
+    Raises:
+        HarnessError: The column is not a list of texts.
+    """
+    more = item.data.get("references")
+    if more is None:
+        return [item.reference]
+    if not isinstance(more, list) or not all(isinstance(text, str) for text in more):
+        hint = 'write further right responses as ["...", "..."]'
+        raise HarnessError(f"item {item.id}", "has 'references' that are not a list of texts", hint)
+    return list(dict.fromkeys([item.reference, *more]))
 
 
 class MeanMetric(RatioMetric, TextMetric):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness import Component, Item
+from harness import Component, ComponentExample, Item
 from harness_metrics.base import MeanMetric
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ COMPONENTS: dict[str, Component] = {
             },
         },
         required=("model",),
+        example=ComponentExample(lambda folder: {"model": _write_example_encoder(folder)}),
     ),
 }
 
@@ -61,6 +62,7 @@ class BertScore(MeanMetric):
     unparsed. With several references the best one counts, for each score separately. Statistics of each: score, 1.
     """
 
+    compares_wording = True
     score_names = ("bertscore_precision", "bertscore_recall", "bertscore_f1")
     citation = "Zhang et al. (2020), BERTScore: Evaluating Text Generation with BERT, https://arxiv.org/abs/1904.09675"
 
@@ -98,13 +100,28 @@ class BertScore(MeanMetric):
 
     def signature(self) -> str:
         """Return the encoder's name and digest, layer, dtype and versions."""
-        from harness_metrics.encoder import encoder_fingerprint
+        from harness_metrics.model_files import model_fingerprint
 
-        encoder = f"model:{encoder_fingerprint(self._folder)}|layer:{self._layer}|idf:no|rescaled:no"
+        encoder = f"model:{model_fingerprint(self._folder)}|layer:{self._layer}|idf:no|rescaled:no"
         return f"bertscore|{encoder}|dtype:float32|transformers:{version('transformers')}|version:1"
+
+    def prepare(self, items: Sequence[Item]) -> Iterator[tuple[Item, dict[str, float]]]:
+        """Yield each item with its scores, and with 1 as `complete` if its texts fit into the encoder's window."""
+        for item in items:
+            scores = {name: vector[0] for name, vector in super().statistics(item).items()}
+            yield item, {**scores, "complete": float(self._fits_window(item))}
+
+    def statistics(self, item: Item) -> dict[str, tuple[float, ...]]:
+        """Return the scores, which `prepare` has computed or which are computed now, and 1."""
+        if item.computed is None:
+            return super().statistics(item)
+        return {name: (item.computed[name], 1.0) for name in self.score_names}
 
     def is_parsed(self, item: Item) -> bool:
         """Return whether answer and reference fit into the encoder's window."""
+        return self._fits_window(item) if item.computed is None else bool(item.computed["complete"])
+
+    def _fits_window(self, item: Item) -> bool:
         return not any(self._encoder.is_truncated(text) for text in (item.answer or "", item.reference))
 
     def answer_statistics(self, answer: str, references: Sequence[str]) -> dict[str, tuple[float, ...]]:
@@ -128,3 +145,10 @@ def greedy_match_scores(answer: TokenEmbeddings, reference: TokenEmbeddings) -> 
     recall = float(cosines.amax(0)[reference.is_text_token].mean())
     both_positive = precision > 0 and recall > 0
     return precision, recall, 2 * precision * recall / (precision + recall) if both_positive else 0.0
+
+
+def _write_example_encoder(folder: Path) -> str:
+    """Write a tiny random encoder and return its folder."""
+    from harness.testing.tiny_model import write_tiny_encoder
+
+    return str(write_tiny_encoder(folder))

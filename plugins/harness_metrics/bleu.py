@@ -47,6 +47,7 @@ class Bleu(TextMetric):
     Statistics: answer length, reference length, matches of orders 1–4, n-grams of orders 1–4.
     """
 
+    compares_wording = True
     score_names = ("bleu",)
     score_range = 100.0
     citation = "Post (2018), A Call for Clarity in Reporting BLEU Scores, https://aclanthology.org/W18-6319"

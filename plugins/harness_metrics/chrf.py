@@ -37,6 +37,7 @@ class Chrf(TextMetric):
     Statistics: for each order, n-grams of the answer, of the reference, and of both.
     """
 
+    compares_wording = True
     score_names = ("chrf",)
     score_range = 100.0
     citation = "Popović (2015), chrF: character n-gram F-score, https://aclanthology.org/W15-3049"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from harness import Component
+from harness import Component, ComponentExample
 from harness_metrics.base import RatioMetric, TextMetric
 from harness_metrics.tokenization import TOKENIZATION_VERSION, tokenize_words
 
@@ -22,6 +22,7 @@ COMPONENTS: dict[str, Component] = {
                 "description": "Lengths of the n-grams; each gives a score.",
             }
         },
+        example=ComponentExample(better="one two three", worse="one one one"),
     ),
 }
 

@@ -6,7 +6,6 @@ within a run does not change the training after it.
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,6 @@ from harness.model.device import select_device
 from harness.utils import file_digests
 from harness.utils.silence import silence_libraries
 
-_TOKENIZER_FILES = ("tokenizer*.json", "vocab.*", "merges.txt", "*.model")
 _HINT_ENCODER_FOLDER = "name the folder of an encoder as transformers saves it, with its tokenizer"
 
 
@@ -66,14 +64,6 @@ def resolve_layer(folder: Path, layer: int | None, where: str) -> int:
         what = f"is {layer}, but the encoder has {layer_count} layers"
         raise HarnessError(f"{where}.layer", what, f"set it to at most {layer_count}")
     return int(layer_count * 0.75 + 0.5) if layer is None else layer
-
-
-def encoder_fingerprint(folder: Path) -> str:
-    """Return the folder's name, and twelve digits of a digest of its weights, config and tokenizer."""
-    digest = hashlib.sha256(file_digests.digest_folder(folder).encode())
-    for file in sorted({file for pattern in _TOKENIZER_FILES for file in folder.glob(pattern)}):
-        digest.update(f"{file.name}\0{file_digests.digest_file(file)}\n".encode())
-    return f"{folder.name}@{digest.hexdigest()[:12]}"
 
 
 class TextEncoder:

@@ -30,7 +30,7 @@ class ExactMatch(NormalizedMetric):
     An answer that normalization empties matches only if it equals the reference before normalization.
     """
 
-    score_names = ("exact_match",)
+    score_names: tuple[str, ...] = ("exact_match",)
     citation = "Rajpurkar et al. (2016), SQuAD, https://aclanthology.org/D16-1264"
 
     def signature(self) -> str:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from harness import Component, HarnessError, Item
+from harness import Component, ComponentExample, HarnessError, Item
 from harness.utils.json_depth import load_json
 from harness_metrics.base import MeanMetric
 
@@ -30,6 +30,7 @@ COMPONENTS: dict[str, Component] = {
                 "description": "Also accept an answer that is one Markdown code fence with JSON in it.",
             },
         },
+        example=ComponentExample(better="[1]", worse="[1"),
     ),
 }
 

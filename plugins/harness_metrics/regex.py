@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from harness import Component
+from harness import Component, ComponentExample
 from harness_metrics.base import MeanMetric
 from harness_metrics.normalization import compile_pattern
 
@@ -21,6 +21,7 @@ COMPONENTS: dict[str, Component] = {
             },
         },
         required=("pattern",),
+        example=ComponentExample({"pattern": "the"}, better="the", worse="a"),
     ),
 }
 

@@ -36,6 +36,7 @@ class Rouge(MeanMetric):
     counts, for each score separately. ROUGE-2 of texts of one word is 0.
     """
 
+    compares_wording = True
     score_names = ("rouge1", "rouge2", "rougeL", "rougeLsum")
     citation = "Lin (2004), ROUGE: A Package for Automatic Evaluation of Summaries, https://aclanthology.org/W04-1013"
 

@@ -45,6 +45,7 @@ class Ter(TextMetric):
     Statistics: edits, reference length.
     """
 
+    compares_wording = True
     score_names = ("ter",)
     score_range = 100.0
     higher_is_better = False

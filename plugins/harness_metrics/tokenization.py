@@ -6,6 +6,7 @@ Each metric's signature has the name of these rules, `TOKENIZATION_VERSION`: cha
 from __future__ import annotations
 
 import unicodedata
+from functools import lru_cache
 
 from harness.utils.words import CodePointSet, script_of
 
@@ -30,6 +31,11 @@ def tokenize_words(text: str) -> list[str]:
     full-width punctuation, each character is a word, with its combining marks. A text without any of these, e.g. `:-)`
     or an emoji, is split into its characters, so that only a blank text has no words.
     """
+    return list(_words(text))
+
+
+@lru_cache(maxsize=64)  # the metrics of a suite tokenize the same answer and reference, one after the other
+def _words(text: str) -> tuple[str, ...]:
     text = unicodedata.normalize("NFC", text).casefold()
     words: list[str] = []
     previous = ""  # the character before: part of a "word", a "character" that is a word, or neither
@@ -50,7 +56,7 @@ def tokenize_words(text: str) -> list[str]:
             previous = "word"
         else:
             previous = ""
-    return words or [character for character in text if not character.isspace()]
+    return tuple(words or (character for character in text if not character.isspace()))
 
 
 def segmentation_of(text: str, lang: str = "auto") -> str:

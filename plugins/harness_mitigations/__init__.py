@@ -16,6 +16,7 @@ from harness_mitigations import (
     orthogonal_lora,
     osf,
     replay,
+    reweight,
     token_masking,
     wise_ft,
 )
@@ -25,7 +26,7 @@ __all__ = ["harness_mitigations"]
 COMPONENT_MODULES = (
     *(mixing, replay),  # data
     *(ewc, l2sp, lr_scale),  # weights
-    *(kl, token_masking),  # predictions
+    *(kl, token_masking, reweight),  # predictions
     *(lora, orthogonal_lora, osf, oft),  # adapters
     freeze,
     *(wise_ft, ema),  # averages

@@ -20,16 +20,20 @@ from torch import Tensor
 from harness.errors import HarnessError
 from harness.model import save
 from harness.model.precision import weights_outside_autocast
-from harness.training.collator import Collator
+from harness.training.collator import Collator, separates_rows
 from harness.types import TokenizedExample
 
 _base_copies: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
 
 
-def snapshot_base(model: Any) -> None:
-    """Make the base model available for `frozen_base_model`. Call it before the first step of the first stage."""
+def snapshot_base(model: Any) -> Any:
+    """Make the base model available for `frozen_base_model`. Call it before the first step of the first stage.
+
+    Returns:
+        The copy; None for a model with an adapter, which needs none.
+    """
     if save.is_peft_model(model) or model in _base_copies:
-        return
+        return _base_copies.get(model)
     frozen = {id(weight): weight for weight in model.parameters() if not weight.requires_grad}
     base_copy = copy.deepcopy(model, dict(frozen))
     device_type = next(model.parameters()).device.type
@@ -40,6 +44,7 @@ def snapshot_base(model: Any) -> None:
             if torch.is_autocast_enabled(device_type) and id(weight) not in outside_autocast:
                 weight.data = weight.data.to(torch.get_autocast_dtype(device_type))
     _base_copies[model] = base_copy.eval()
+    return base_copy
 
 
 @contextmanager
@@ -54,7 +59,10 @@ def frozen_base_model(model: Any) -> Iterator[Any]:
             with save.adapter_disabled(model) as base, eval_mode(base):
                 yield base
         elif model in _base_copies:
-            yield _base_copies[model]
+            base = _base_copies[model]
+            if separates_rows(base) != separates_rows(model):
+                base.set_attn_implementation(model.config._attn_implementation)
+            yield base
         else:
             raise HarnessError(
                 "mitigations",
@@ -78,9 +86,11 @@ def collate_rows(model: Any, rows: Sequence[TokenizedExample]) -> dict[str, Tens
     """Collate rows into one batch on the model's device.
 
     Returns:
-        `input_ids`, `labels` and `attention_mask`, each of shape (B, T), padded on the right.
+        `input_ids`, `labels` and `attention_mask`, each of shape (B, T), padded on the right. If the model separates
+        the rows of a line: `input_ids`, `labels` and `position_ids`, each of shape (1, T), without padding.
     """
     device = next(model.parameters()).device
     pad_id = getattr(getattr(model, "config", None), "pad_token_id", None) or 0
-    batch = Collator(rows, [(index,) for index in range(len(rows))], pad_id)(range(len(rows)))
+    sequences = [(index,) for index in range(len(rows))]
+    batch = Collator(rows, sequences, pad_id, flatten=separates_rows(model))(range(len(rows)))
     return {name: tensor.to(device) for name, tensor in batch.items()}

@@ -64,6 +64,10 @@ class Ema(Mitigation):
         self.average: dict[str, Tensor] = {}
         self.steps = 0
 
+    def held_bytes(self, model: PreTrainedModel, *, itemsize: int) -> int:
+        """Return the bytes of the average, float32."""
+        return 4 * sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+
     def on_stage_start(
         self, stage: Stage, model: PreTrainedModel, rows: Mapping[str, Sequence[TokenizedExample]], *, seed: int
     ) -> None:

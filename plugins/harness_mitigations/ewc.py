@@ -134,6 +134,18 @@ class Ewc(AnchoredWeights):
         self.fisher_stats: dict[str, float] = {}
         self.stage_seed = 0
 
+    def held_bytes(self, model: PreTrainedModel, *, itemsize: int) -> int:
+        """Return the bytes of the anchor, and of an importance for each weight that is trained or adapted."""
+        from harness.model import frozen_lora
+
+        if self.place == "cpu":
+            return 0
+        layers = frozen_lora.lora_layers(model).values() if hasattr(model, "peft_config") else ()
+        adapted = sum(layer.in_features * layer.out_features for layer in layers)
+        trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+        bytes_of_importance = 2 if self.dtype == "bfloat16" else 4
+        return super().held_bytes(model, itemsize=itemsize) + bytes_of_importance * (adapted or trained)
+
     def on_stage_start(
         self, stage: Stage, model: PreTrainedModel, rows: Mapping[str, Sequence[TokenizedExample]], *, seed: int
     ) -> None:

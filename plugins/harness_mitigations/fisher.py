@@ -19,9 +19,10 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from harness.errors import HarnessError
-from harness.training.loss import target_logits, target_tokens
+from harness.training.loss import chunked_target_logits, target_logits, target_tokens
 from harness.types import TokenizedExample
 from harness_mitigations.adapted_weights import TrainableWeights
 from harness_mitigations.base_model import collate_rows
@@ -159,14 +160,14 @@ def compute_diagonal_fisher(
     try:
         with _accumulating_squared_gradients(trainable, device) as (squares_by_name, set_weight):
             for start in range(0, len(ordered), rows_per_pass):
-                logits, targets = _target_logits_and_labels(model, ordered[start : start + rows_per_pass])
+                batch = collate_rows(model, ordered[start : start + rows_per_pass])
                 if labels == "exact":
-                    _backward_for_every_class(logits, set_weight)
-                    continue
-                probabilities = logits.detach().softmax(-1)  # (N, V)
-                if labels == "sampled":
-                    targets = sample_classes(probabilities, generator)
-                logits.backward(_logit_gradients_inplace(probabilities, targets))
+                    _backward_for_every_class(_at_least_float32(target_logits(model, batch)), set_weight)
+                else:
+                    count = len(target_tokens(batch["labels"]))
+                    is_sampled = labels == "sampled"
+                    uniform = torch.rand(count, 1, generator=generator, dtype=torch.float64) if is_sampled else None
+                    _backward(model, batch, uniform)
     finally:
         model.train(was_training)
     for squares in squares_by_name.values():
@@ -174,19 +175,9 @@ def compute_diagonal_fisher(
     return squares_by_name
 
 
-def sample_classes(probabilities: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Sample one class from each row of probabilities.
-
-    The random numbers come from the CPU, so that a seed gives the same classes on any device, up to rounding.
-
-    Args:
-        probabilities: (N, V), each row summing to 1.
-        generator: on the CPU.
-
-    Returns:
-        (N,) int64.
-    """
-    uniform = torch.rand(len(probabilities), 1, generator=generator, dtype=torch.float64).to(probabilities.device)
+def classes_at(probabilities: Tensor, uniform: Tensor) -> Tensor:
+    """Return the classes (N,) at which the cumulative probabilities (N, V) exceed the numbers (N, 1) in [0, 1)."""
+    uniform = uniform.to(probabilities.device)
     rows_per_chunk = max(1, SAMPLING_CHUNK // probabilities.shape[1])
     classes = []
     for chunk, thresholds in zip(probabilities.split(rows_per_chunk), uniform.split(rows_per_chunk), strict=True):
@@ -195,18 +186,28 @@ def sample_classes(probabilities: Tensor, generator: torch.Generator | None = No
     return torch.cat(classes).clamp(max=probabilities.shape[1] - 1)
 
 
-def _logit_gradients_inplace(probabilities: Tensor, classes: Tensor) -> Tensor:
-    """Return the gradient of the summed negative log-likelihood of `classes`, (N,), by the logits, in place."""
-    probabilities[torch.arange(len(classes), device=classes.device), classes] -= 1
-    return probabilities
+def _backward(model: nn.Module, batch: dict[str, Tensor], uniform: Tensor | None) -> None:
+    """Compute the gradient of the summed negative log-likelihood of a batch, in chunks of its logits.
+
+    Args:
+        model: the model.
+        batch: see `collate_rows`.
+        uniform: (N, 1), random numbers that sample the labels from the predictions; None: the labels of the data.
+    """
+    targets = target_tokens(batch["labels"])  # (N,)
+
+    def chunk_nll(logits: Tensor, place: slice) -> Tensor:
+        logits = _at_least_float32(logits)  # (n, V)
+        classes = targets[place].to(logits.device)
+        if uniform is not None:
+            classes = classes_at(logits.detach().softmax(-1), uniform[place])
+        return functional.cross_entropy(logits, classes, reduction="sum")
+
+    chunked_target_logits(model, batch).sum(chunk_nll).backward()
 
 
-def _target_logits_and_labels(model: nn.Module, rows: Sequence[TokenizedExample]) -> tuple[Tensor, Tensor]:
-    """Return logits, at least float32, with their graph, and labels at the trained positions: (N, V), (N,)."""
-    batch = collate_rows(model, rows)
-    logits = target_logits(model, batch)
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return logits, target_tokens(batch["labels"]).to(logits.device)
+def _at_least_float32(logits: Tensor) -> Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def _backward_for_every_class(logits: Tensor, set_weight: Callable[[float], None]) -> None:

@@ -7,10 +7,8 @@ folder `fisher`, as large as the Fisher in its dtype; they may be deleted at any
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,6 +19,7 @@ from torch import Tensor, nn
 
 from harness.model.load import source_digest
 from harness.types import TokenizedExample
+from harness.utils.atomic_write import atomic_write
 from harness.utils.cache_dir import cache_root
 from harness_mitigations.adapted_weights import TrainableWeights
 
@@ -92,17 +91,13 @@ def save_fisher(cache_key: str, importances: Mapping[str, Tensor], stats: Mappin
     from safetensors.torch import save_file
 
     file = _cache_file(cache_key)
-    partial_file = file.with_suffix(f".{os.getpid()}.part")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         tensors = {name: tensor.contiguous() for name, tensor in importances.items()}
-        save_file(tensors, partial_file, metadata={"facts": json.dumps(stats)})
-        os.replace(partial_file, file)
+        with atomic_write(file) as draft:
+            save_file(tensors, draft, metadata={"facts": json.dumps(stats)})
     except Exception as error:  # safetensors raises its own for a full disk
         warnings.warn(f"the Fisher was measured but could not be saved to {file}: {error}")
-    finally:
-        with contextlib.suppress(OSError):
-            partial_file.unlink(missing_ok=True)
 
 
 def _cache_file(cache_key: str) -> Path:

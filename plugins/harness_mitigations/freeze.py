@@ -48,22 +48,20 @@ def first_layers(model: PreTrainedModel, layer_count: int) -> Iterator[nn.Parame
     Raises:
         HarnessError: the model has fewer layers, or its list of layers was not found.
     """
-    from torch import nn
+    from harness.model.decoder_layers import find_decoder_layers
 
     available = model.config.get_text_config().num_hidden_layers
     if layer_count > available:
         what = f"the model has {available} layers, not {layer_count}"
         raise HarnessError("mitigations.freeze.layers", what, f"set it to {available} or less")
-    layer_lists = [
-        module for module in model.modules() if isinstance(module, nn.ModuleList) and len(module) == available
-    ]
-    if not layer_lists:
+    layers = find_decoder_layers(model)
+    if not layers:
         raise HarnessError(
             "mitigations.freeze.layers",
             f"the list of layers of a {model.config.model_type} model was not found",
             "set it to 0 and name the weights in mitigations.freeze.patterns",
         )
-    for layer in layer_lists[0][:layer_count]:
+    for layer in layers[:layer_count]:
         yield from layer.parameters()
 
 

@@ -1,24 +1,28 @@
 """Mitigation `kl`: the model's next-token distributions are regularized towards those of the base model.
 
 On general rows (the default) it preserves what the task does not cover. On the task's own tokens it is learning without
-forgetting (LwF, arXiv:1606.09282), which works against the task. Direction and temperature are options: the same
-strength has another effect for another divergence.
+forgetting (LwF, arXiv:1606.09282), which works against the task, unless the target token is dropped from both
+distributions (arXiv:2605.29498). Direction and temperature are options: the same strength has another effect for
+another divergence.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from harness import Component, seeding
+from harness import Component, ComponentExample, Example, InvalidRecord, PromptRows, seeding
 from harness.errors import HarnessError
 from harness.interfaces.mitigation import Mitigation
 from harness.types import Stage, TokenizedExample
+from harness_mitigations.response_writer import WRITING_OPTION, ResponseWriter
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
     from transformers import PreTrainedModel
+
+    from harness_mitigations.kl_divergence import Direction
 
 COMPONENTS: dict[str, Component] = {
     "kl": Component(
@@ -60,14 +64,32 @@ COMPONENTS: dict[str, Component] = {
                 "default": 1.0,
                 "description": "Temperature of both distributions; the divergence is multiplied by its square.",
             },
+            "drop_target": {
+                "type": "boolean",
+                "default": False,
+                "description": "For task: compute the divergence without the target token, which the task trains; "
+                "the other tokens' probabilities are renormalized.",
+            },
+            "answers": {
+                "enum": ["data", "model"],
+                "default": "data",
+                "description": "For general: data: the rows as they are. model: the base model answers their prompts "
+                "before training, and the divergence is computed on its answers.",
+            },
+            "writing": WRITING_OPTION,
         },
+        example=ComponentExample({"source": "given", "answers": "model"}),
     ),
 }
 
-Direction = Literal["forward", "reverse"]
 
-
-def token_kl(logits: Tensor, base_logits: Tensor, direction: Direction, temperature: float = 1.0) -> Tensor:
+def token_kl(
+    logits: Tensor,
+    base_logits: Tensor,
+    direction: Direction,
+    temperature: float = 1.0,
+    dropped: Tensor | None = None,
+) -> Tensor:
     """Return the divergence between the next-token distributions of a model and its base at each of N positions.
 
     Args:
@@ -76,33 +98,51 @@ def token_kl(logits: Tensor, base_logits: Tensor, direction: Direction, temperat
         direction: `forward`: KL(base || model), low only where the model covers everything that the base predicts;
             `reverse`: KL(model || base), low only where the model predicts nothing that the base would not.
         temperature: tau of both distributions. The result is multiplied by tau^2, so that the gradient keeps its scale.
+        dropped: (N,), a token of each position that is removed from both distributions, which are then renormalized
+            (arXiv:2605.29498). Neither the value nor the gradient depends on its logits. None: no token.
 
     Returns:
         (N,) float32, in nats, with its graph.
     """
-    from torch.nn import functional
+    from harness_mitigations.kl_divergence import token_divergence
 
-    log_p, base_log_p = (_apply_temperature(values, temperature).log_softmax(-1) for values in (logits, base_logits))
-    target, prediction = (base_log_p, log_p) if direction == "forward" else (log_p, base_log_p)
-    return functional.kl_div(prediction, target, reduction="none", log_target=True).sum(-1) * temperature**2
+    return token_divergence(logits, base_logits, direction, temperature, dropped)
 
 
-def _apply_temperature(logits: Tensor, temperature: float) -> Tensor:
-    return logits.float() if temperature == 1 else logits.float() / temperature
-
-
-def build_kl_mitigation(
+def build_kl_mitigation(  # noqa: PLR0913 (one argument for each option)
     on: Literal["general", "task"],
     source: str | None,
     rows: int,
     strength: float,
     direction: Direction,
     temperature: float,
+    drop_target: bool,
+    answers: Literal["data", "model"],
+    writing: Mapping[str, Any],
 ) -> Mitigation:
-    """Return the mitigation for the tokens that `on` names; `source` and `rows` apply to `general` only."""
+    """Return the mitigation for the tokens that `on` names.
+
+    `source`, `rows`, `answers` and `writing` apply to `general` only, `drop_target` to `task` only.
+
+    Raises:
+        HarnessError: `drop_target` or `answers` has a value that `on` excludes.
+    """
+    if on == "general" and drop_target:
+        raise HarnessError(
+            "mitigations.kl.drop_target",
+            "the task does not train the targets of general rows, so the divergence there does not work against it",
+            'set mitigations.kl.on to "task", or remove drop_target',
+        )
+    if on == "task" and answers == "model":
+        raise HarnessError(
+            "mitigations.kl.answers",
+            "the model can answer general prompts only: the rows of the task have the responses of the data",
+            'set mitigations.kl.on to "general", or remove answers',
+        )
     if on == "task":
-        return TaskKl(strength, direction, temperature)
-    return GeneralKl(source, rows, strength, direction, temperature)
+        return TaskKl(strength, direction, temperature, drop_target)
+    writer = ResponseWriter(**writing) if answers == "model" else None
+    return GeneralKl(source, rows, strength, direction, temperature, writer)
 
 
 class GeneralKl(Mitigation):
@@ -117,17 +157,27 @@ class GeneralKl(Mitigation):
         strength: factor of the divergence.
         direction: see `token_kl`.
         temperature: see `token_kl`.
+        writer: how the base model answers the prompts of the rows; None: the rows have the responses of the data.
     """
 
     def __init__(
-        self, source: str | None, rows: int, strength: float, direction: Direction, temperature: float
+        self,
+        source: str | None,
+        rows: int,
+        strength: float,
+        direction: Direction,
+        temperature: float,
+        writer: ResponseWriter | None,
     ) -> None:
-        self.source, self.rows, self.strength = source, rows, strength
+        self.source, self.rows, self.strength, self.writer = source, rows, strength, writer
+        if source is not None and writer is not None:
+            self.unmixed_sources, self.unmixed_limit = (source,), writer.prompts
         self.direction, self.temperature = direction, temperature
         self.pool: Sequence[TokenizedExample] = ()
         self.stage_name = ""
         self.seed = self.step = 0
         self.added_this_step = False
+        self.base_copy: PreTrainedModel | None = None  # read for the memory of the report
 
     def check_compatible(self, others: Mapping[str, Mitigation]) -> None:
         """Require a source."""
@@ -137,6 +187,17 @@ class GeneralKl(Mitigation):
                 "no source is given for the rows of the divergence",
                 'name one of general conversations, or set mitigations.kl.on to "task"',
             )
+
+    def generation_settings(self) -> Mapping[str, Any] | None:
+        """Return how the base model writes its answers."""
+        return None if self.writer is None else self.writer.settings()
+
+    def generate_rows(
+        self, stage: Stage, model: PreTrainedModel, prompts: PromptRows, *, seed: int
+    ) -> Iterator[Example | InvalidRecord]:
+        """Yield the rows of the source with the answers of the base model."""
+        assert self.writer is not None
+        return self.writer.write_rows(model, prompts, seed=seed)
 
     def on_stage_start(
         self, stage: Stage, model: PreTrainedModel, rows: Mapping[str, Sequence[TokenizedExample]], *, seed: int
@@ -152,15 +213,29 @@ class GeneralKl(Mitigation):
         if not self.pool:
             what = f"'{self.source}' has no row to compute the divergence on"
             raise HarnessError("mitigations.kl.source", what, "name a source that has rows to train on")
-        base_model.snapshot_base(model)
+        self.base_copy = base_model.snapshot_base(model)
         self.stage_name, self.seed, self.step, self.added_this_step = stage.name, seed, 0, False
+
+    def held_bytes(self, model: PreTrainedModel, *, itemsize: int) -> int:
+        """Return the bytes of the copy of the trained weights; an adapter needs none."""
+        return _bytes_of_base_copy(model, itemsize)
+
+    def extra_tokens(self, rows: Mapping[str, Sequence[TokenizedExample]]) -> int:
+        """Return the tokens of the longest rows that a step can draw; if they are not written yet, at most so many."""
+        pool = rows.get(self.source or "", ())
+        lengths = getattr(pool, "lengths", None)  # rows on disk have these without being read
+        if lengths is None:
+            lengths = [len(row.input_ids) for row in pool]
+        longest = sorted(lengths, reverse=True)[: self.rows]
+        written = 0 if self.writer is None else self.writer.max_new_tokens
+        return int(sum(longest)) + written * len(longest)
 
     def extra_loss(self, model: PreTrainedModel, token_fraction: float) -> torch.Tensor | None:
         """Return the term of this process's rows with the first micro-batch of a step; None with the others."""
         if self.added_this_step or self.strength == 0:
             return None
         self.added_this_step = True
-        from harness.training.loss import target_logits
+        from harness.training.loss import chunked_target_logits
         from harness_mitigations import base_model
 
         rank, world_size = _rank_and_world_size()
@@ -171,9 +246,16 @@ class GeneralKl(Mitigation):
             return None
         batch = base_model.collate_rows(model, local_rows)
         with base_model.frozen_base_model(model) as base:
-            base_logits = target_logits(base, batch)  # (N, V)
-        logits = target_logits(model, batch)  # (N, V)
-        return self.strength * token_kl(logits, base_logits, self.direction, self.temperature).sum() / token_count
+            base_chunks = chunked_target_logits(base, batch)
+
+        def chunk_kl(logits: torch.Tensor, place: slice) -> torch.Tensor:  # logits: (n, V)
+            return token_kl(logits, base_chunks.chunk(place), self.direction, self.temperature).sum()
+
+        return self.strength * chunked_target_logits(model, batch).sum(chunk_kl) / token_count
+
+    def on_step_restart(self, model: PreTrainedModel) -> None:
+        """Add the term again with the first micro-batch of the restarted step."""
+        self.added_this_step = False
 
     def on_step_end(self, model: PreTrainedModel, learning_rate: float) -> None:
         """Advance to the next step, which draws other rows."""
@@ -193,18 +275,20 @@ class GeneralKl(Mitigation):
 
 
 class TaskKl(Mitigation):
-    """Add strength * the mean divergence over the trained tokens of each batch, from the logits of its loss.
+    """Add strength * the mean divergence over the trained tokens of each step, from the logits of its loss.
 
     Args:
         strength: factor of the divergence.
         direction: see `token_kl`.
         temperature: see `token_kl`.
+        drop_target: whether the target token is removed from both distributions (arXiv:2605.29498). The divergence then
+            preserves the proportions among all other tokens, and leaves the target's probability to the task.
     """
 
-    requires_logits = True
-
-    def __init__(self, strength: float, direction: Direction, temperature: float) -> None:
+    def __init__(self, strength: float, direction: Direction, temperature: float, drop_target: bool) -> None:
         self.strength, self.direction, self.temperature = strength, direction, temperature
+        self.drop_target = drop_target
+        self.base_copy: PreTrainedModel | None = None  # read for the memory of the report
 
     def on_stage_start(
         self, stage: Stage, model: PreTrainedModel, rows: Mapping[str, Sequence[TokenizedExample]], *, seed: int
@@ -212,20 +296,37 @@ class TaskKl(Mitigation):
         """Copy the base model before the first stage."""
         from harness_mitigations import base_model
 
-        base_model.snapshot_base(model)
+        self.base_copy = base_model.snapshot_base(model)
 
-    def batch_penalty(
-        self, model: PreTrainedModel, batch: Mapping[str, torch.Tensor], logits: torch.Tensor
-    ) -> torch.Tensor | None:
-        """Return the mean over the micro-batch's trained tokens; None if it has none."""
-        from harness.training.loss import target_logits
+    def held_bytes(self, model: PreTrainedModel, *, itemsize: int) -> int:
+        """Return the bytes of the copy of the trained weights; an adapter needs none."""
+        return _bytes_of_base_copy(model, itemsize)
+
+    def token_penalty(
+        self, model: PreTrainedModel, batch: Mapping[str, torch.Tensor]
+    ) -> Callable[[torch.Tensor, slice], torch.Tensor] | None:
+        """Return the divergence at each trained token; the base model's layers are run once for the batch."""
+        from harness.training.loss import chunked_target_logits, target_tokens
         from harness_mitigations import base_model
 
-        if self.strength == 0 or not len(logits):
+        if self.strength == 0:
             return None
         with base_model.frozen_base_model(model) as base:
-            base_logits = target_logits(base, batch)  # (N, V)
-        return self.strength * token_kl(logits, base_logits, self.direction, self.temperature).mean()
+            base_chunks = chunked_target_logits(base, batch)
+        targets = target_tokens(batch["labels"]) if self.drop_target else None
+
+        def divergence(logits: torch.Tensor, place: slice) -> torch.Tensor:  # (n, V) -> (n,)
+            dropped = None if targets is None else targets[place].to(logits.device)
+            base_logits = base_chunks.chunk(place)
+            return self.strength * token_kl(logits, base_logits, self.direction, self.temperature, dropped)
+
+        return divergence
+
+
+def _bytes_of_base_copy(model: PreTrainedModel, itemsize: int) -> int:
+    if hasattr(model, "peft_config"):
+        return 0
+    return itemsize * sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
 
 
 def _rank_and_world_size() -> tuple[int, int]:

@@ -63,6 +63,12 @@ COMPONENTS: dict[str, Component] = {
                 "default": 256,
                 "description": "For corda: rows that the inputs' covariance is measured on, chosen by the seed.",
             },
+            "loraplus_ratio": {
+                "type": "number",
+                "exclusiveMinimum": 0,
+                "default": 1,
+                "description": "Learning rate of B as a factor of that of A (LoRA+, arXiv:2402.12354). Usual: 1 to 16.",
+            },
         },
         typical_ranges={"train.learning_rate": (5e-5, 1e-3), "train.epochs": (1, 5)},
     ),
@@ -90,6 +96,7 @@ class Lora(Mitigation):
         start: the initialization of A and B.
         source: for `corda`, the source whose rows keep their outputs.
         samples: for `corda`, maximum number of its rows.
+        loraplus_ratio: learning rate of B as a factor of that of A (LoRA+, arXiv:2402.12354).
     """
 
     priority: ClassVar[int] = adapter_common.ADAPTER_PRIORITY
@@ -104,6 +111,7 @@ class Lora(Mitigation):
     start: LoraInit
     source: str | None
     samples: int
+    loraplus_ratio: float
 
     def __post_init__(self) -> None:
         self.initialized = self.start == "zero"
@@ -178,6 +186,13 @@ class Lora(Mitigation):
                 layers[name].lora_B["default"].weight.copy_(b)
         self.initialized = True
 
+    def param_groups(self, model: PreTrainedModel) -> Sequence[Mapping[str, Any]]:
+        """Return the higher learning rate of B for LoRA+."""
+        if self.loraplus_ratio == 1:
+            return ()
+        of_b = [weight for name, weight in model.named_parameters() if "lora_B." in name and weight.requires_grad]
+        return ({"params": of_b, "lr_scale": self.loraplus_ratio},)
+
     def state_dict(self) -> dict[str, Any]:
         """Return whether A and B are initialized; the model stores the adapters themselves."""
         return {"started": int(self.initialized)}
@@ -205,11 +220,13 @@ class Lora(Mitigation):
             rows: for `corda`, the rows that keep their outputs.
             scaling: s.
         """
+        from harness.model import quantization
         from harness_mitigations import lora_init
 
         base_layers = {name: layer.get_base_layer() for name, layer in layers.items()}
         weights = {  # GPT-2's Conv1D stores the transposed weight
-            name: layer.weight.T if layers[name].fan_in_fan_out else layer.weight for name, layer in base_layers.items()
+            name: layer.weight.T if layers[name].fan_in_fan_out else quantization.dequantized_weight(layer)
+            for name, layer in base_layers.items()
         }
         if self.start == "pissa":
             return {name: lora_init.pissa_factors(weight, self.rank, scaling) for name, weight in weights.items()}

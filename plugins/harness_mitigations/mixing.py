@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
-from harness import Component, HarnessError, Mitigation, Share, Stage, StageSource
+from harness import (
+    Component,
+    ComponentExample,
+    Example,
+    HarnessError,
+    InvalidRecord,
+    Mitigation,
+    PromptRows,
+    Share,
+    Stage,
+    StageSource,
+)
 from harness.types import ShareUnit
+from harness_mitigations.response_writer import WRITING_OPTION, ResponseWriter
 
 UNIT_OPTION: dict[str, Any] = {
     "enum": ["loss_tokens", "tokens", "rows"],
@@ -61,7 +73,15 @@ COMPONENTS: dict[str, Component] = {
                 "default": False,
                 "description": "Draw other general rows for every epoch, unseen ones first.",
             },
+            "answers": {
+                "enum": ["data", "model"],
+                "default": "data",
+                "description": "data: train the general rows as they are. model: the base model answers their prompts "
+                "before training, and its answers are trained.",
+            },
+            "writing": WRITING_OPTION,
         },
+        example=ComponentExample({"answers": "model"}),
     ),
 }
 
@@ -111,11 +131,13 @@ class Mixing(Mitigation):
         temperature: see `harness.Share`.
         upsample: see `harness.Share`.
         resample: see `harness.Share`.
+        answers: `data`, or `model`: the base model answers the prompts of the general rows.
+        writing: how the model answers, see `ResponseWriter`.
     """
 
     priority: ClassVar[int] = 100
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 (one argument for each option)
         self,
         share: float,
         unit: ShareUnit,
@@ -124,12 +146,15 @@ class Mixing(Mitigation):
         temperature: float | None,
         upsample: bool,
         resample: bool,
+        answers: Literal["data", "model"],
+        writing: Mapping[str, Any],
     ) -> None:
         if weights is not None and temperature is not None:
             raise HarnessError(SPEC_KEY, "both weights and temperature split the share", "remove one of the two")
         sources = (source,) if isinstance(source, str) else tuple(source or ())
         self.share = Share(sources, share, unit, None, temperature, upsample, resample)
         self.weights = weights
+        self.writer = ResponseWriter(**writing) if answers == "model" else None
 
     def transform_stages(self, stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
         """Return the stages with the share of their general sources added."""
@@ -140,4 +165,28 @@ class Mixing(Mitigation):
                 what = f"{source!r} has a weight, but no stage mixes it in"
                 hint = f"the general sources are: {', '.join(sorted(general))}"
                 raise HarnessError(f"{SPEC_KEY}.weights", what, hint)
-        return mixed
+        return mixed if self.writer is None else tuple(map(self._with_written_rows, mixed))
+
+    def _with_written_rows(self, stage: Stage) -> Stage:
+        assert self.writer is not None
+        limit = self.writer.prompts
+        sources = (
+            replace(
+                part, written_by="mixing", limit=limit if part.limit is None else min(part.limit, limit or part.limit)
+            )
+            if part.role == "general"
+            else part
+            for part in stage.sources
+        )
+        return replace(stage, sources=tuple(sources))
+
+    def generation_settings(self) -> Mapping[str, Any] | None:
+        """Return how the model writes its answers."""
+        return None if self.writer is None else self.writer.settings()
+
+    def generate_rows(
+        self, stage: Stage, model: Any, prompts: PromptRows, *, seed: int
+    ) -> Iterator[Example | InvalidRecord]:
+        """Yield the general rows with the answers of the base model."""
+        assert self.writer is not None
+        return self.writer.write_rows(model, prompts, seed=seed)

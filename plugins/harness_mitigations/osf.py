@@ -69,6 +69,7 @@ class Osf(Mitigation):
 
     priority: ClassVar[int] = adapter_common.ADAPTER_PRIORITY
     adds_adapter: ClassVar[bool] = True
+    supports_quantized_weights: ClassVar[bool] = False
 
     def __init__(self, preserve: float, target: str | Sequence[str]) -> None:
         self.preserve, self.target = preserve, adapter_common.to_target_modules(target)

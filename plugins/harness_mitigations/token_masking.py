@@ -105,6 +105,7 @@ class TokenMasking(Mitigation):
         self.quantile, self.source, self.samples, self.under = quantile, source, samples, under
         self.max_nll = math.log(threshold)
         self.threshold_is_known = quantile is None
+        self.base_copy: PreTrainedModel | None = None  # read for the memory of the report
 
     def check_compatible(self, others: Mapping[str, Mitigation]) -> None:
         """Require a source for a quantile."""
@@ -126,7 +127,7 @@ class TokenMasking(Mitigation):
         from harness_mitigations import base_model
 
         if self.under == "base":
-            base_model.snapshot_base(model)
+            self.base_copy = base_model.snapshot_base(model)
         if self.threshold_is_known:
             return
         source_rows = rows.get(self.source or "", ())

@@ -274,6 +274,16 @@ class AnchoredWeights(Mitigation):
                 stacklevel=2,
             )
 
+    def held_bytes(self, model: PreTrainedModel, *, itemsize: int) -> int:
+        """Return the bytes of the anchor. It is bfloat16 for a model that was published in bfloat16."""
+        import torch
+
+        if self.place == "cpu":
+            return 0
+        trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+        is_adapter = hasattr(model, "peft_config")
+        return trained * (2 if model.config.dtype == torch.bfloat16 and not is_adapter else 4)
+
     def add_weight_penalty(self, model: PreTrainedModel) -> torch.Tensor | None:
         """Add the penalty's gradient to that of every trained weight; with `proximal` only return the penalty."""
         if self.strength == 0 or not (self.anchor or self.lora_anchors):

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from harness import Component, hookimpl
-from harness_modes import continual, domain, general, mixed
+from harness_modes import continual, curriculum, domain, general, mixed
 
 __all__ = ["harness_modes"]
 
-COMPONENT_MODULES = (general, domain, mixed, continual)
+COMPONENT_MODULES = (general, domain, mixed, continual, curriculum)
 
 
 @hookimpl

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, BinaryIO
 
-from harness import Component, HarnessError, InvalidRecord, Record, Source
+from harness import Component, ComponentExample, HarnessError, InvalidRecord, Record, Source
 from harness.utils.json_depth import load_json
 from harness_sources import files
-from harness_sources.files import SourceFiles, as_harness_errors, display_path, file_options, no_rows_error
+from harness_sources.files import (
+    MAX_ROW_BYTES,
+    ROW_TOO_LARGE,
+    SourceFiles,
+    as_harness_errors,
+    display_path,
+    file_options,
+    no_rows_error,
+)
 
 COMPONENTS: dict[str, Component] = {
     "parquet": Component(
@@ -17,6 +26,7 @@ COMPONENTS: dict[str, Component] = {
         factory="harness_sources.arrow:ParquetSource",
         options=file_options("A Parquet file"),
         required=("path",),
+        example=ComponentExample(lambda folder: {"path": _write_example(folder / "rows.parquet")}, rows=2),
     ),
     "arrow": Component(
         summary="Reads rows from Arrow files, or from a folder written by datasets' save_to_disk.",
@@ -30,6 +40,7 @@ COMPONENTS: dict[str, Component] = {
             },
         ),
         required=("path",),
+        example=ComponentExample(lambda folder: {"path": _write_example(folder / "rows.arrow")}, rows=2),
     ),
 }
 
@@ -38,6 +49,12 @@ ARROW_MAGIC = b"ARROW1"
 
 PARQUET_BATCH_SIZE = 1024
 """Rows read at once."""
+
+_DAMAGE_ERRORS = (ValueError, LookupError, TypeError, ArithmeticError, AttributeError, SystemError, MemoryError)
+"""What pyarrow raises for a damaged file besides its own errors: it may give any length, offset or name."""
+
+_VALUE_ERRORS = (ValueError, OverflowError, SystemError)
+"""What pyarrow raises for a value that Python cannot represent, or whose offset is damaged."""
 
 
 class ArrowSource(Source):
@@ -73,7 +90,7 @@ class ArrowSource(Source):
         try:
             with self.files.open_raw(path) as stream:
                 yield from iter_records(_iter_batches(stream), display_path(path))
-        except (pyarrow.ArrowException, MemoryError) as error:  # a damaged file may give any length
+        except (pyarrow.ArrowException, *_DAMAGE_ERRORS) as error:
             what = f"is not a readable Arrow file: {error}"
             raise HarnessError(display_path(path), what, "write it again, e.g. with datasets' save_to_disk") from None
 
@@ -147,7 +164,7 @@ class ParquetSource(Source):
                     batches = pyarrow.parquet.ParquetFile(stream).iter_batches(PARQUET_BATCH_SIZE)
                     for record in iter_records(batches, display_path(path)):
                         yield record
-            except (pyarrow.ArrowException, MemoryError) as error:  # a damaged file may give any length
+            except (pyarrow.ArrowException, *_DAMAGE_ERRORS) as error:
                 what = f"is not a readable Parquet file: {error}"
                 raise HarnessError(display_path(path), what, "write it again") from None
             if record is None:
@@ -196,17 +213,22 @@ def iter_records(batches: Iterable[Any], file: str, first_index: int = 0) -> Ite
 
 def _iter_batch_rows(batch: Any) -> Iterator[dict[str, Any] | str]:
     """Yield the rows of a batch, or an error text for a row that cannot be read."""
-    try:
-        rows = batch.to_pylist()
-    except (ValueError, OverflowError):
-        pass  # one row has such a value: read each one separately
-    else:
-        yield from rows
-        return
-    for row_index in range(batch.num_rows):
+    if batch.nbytes <= MAX_ROW_BYTES:
         try:
-            yield batch.slice(row_index, 1).to_pylist()[0]
-        except (ValueError, OverflowError) as error:
+            rows = batch.to_pylist()
+        except _VALUE_ERRORS:
+            pass  # one row has such a value: read each one separately
+        else:
+            yield from rows
+            return
+    for row_index in range(batch.num_rows):
+        row = batch.slice(row_index, 1)
+        if row.nbytes > MAX_ROW_BYTES:
+            yield f"the row {ROW_TOO_LARGE[0]}"
+            continue
+        try:
+            yield row.to_pylist()[0]
+        except _VALUE_ERRORS as error:
             yield str(error)
 
 
@@ -276,3 +298,17 @@ def _iter_batches(stream: BinaryIO) -> Iterator[Any]:
         return (arrow_file.get_batch(batch_index) for batch_index in range(arrow_file.num_record_batches))
     stream.seek(0)
     return iter(pyarrow.ipc.open_stream(stream))
+
+
+def _write_example(file: Path) -> str:
+    """Write two rows in the format that the file's name says, and return its path."""
+    import pyarrow
+    from pyarrow import parquet
+
+    table = pyarrow.table({"a": [1, 2]})
+    if file.suffix == ".parquet":
+        parquet.write_table(table, file)
+    else:
+        with pyarrow.OSFile(str(file), "wb") as sink, pyarrow.ipc.new_file(sink, table.schema) as writer:
+            writer.write_table(table)
+    return str(file)

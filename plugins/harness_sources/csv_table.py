@@ -7,8 +7,18 @@ import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
-from harness import Component, HarnessError, InvalidRecord, Record, Source
-from harness_sources.files import UTF_16_MARKS, SourceFiles, decode_utf8, display_path, file_options, no_rows_error
+from harness import Component, ComponentExample, HarnessError, InvalidRecord, Record, Source
+from harness_sources.files import (
+    MAX_ROW_BYTES,
+    ROW_TOO_LARGE,
+    UTF_16_MARKS,
+    SourceFiles,
+    decode_utf8,
+    display_path,
+    file_options,
+    iter_lines,
+    no_rows_error,
+)
 
 COMPONENTS: dict[str, Component] = {
     "csv": Component(
@@ -32,6 +42,7 @@ COMPONENTS: dict[str, Component] = {
             },
         ),
         required=("path",),
+        example=ComponentExample({"path": "rows.csv"}, {"rows.csv": "a,b\n1,2\n3,4\n"}, rows=2),
     ),
 }
 
@@ -70,11 +81,11 @@ class CsvSource(Source):
             HarnessError: A file is not CSV; the error names the line.
         """
         # A document in a field may be longer than the 128 KiB that the csv module allows by default.
-        csv.field_size_limit(2**31 - 1)
+        csv.field_size_limit(MAX_ROW_BYTES)
         for path in self.files:
             with self.files.open(path, any_encoding=True) as stream:
                 encoding = self.encoding or _encoding_by_mark(stream)
-                lines = stream if encoding is None else _transcode_lines(path, stream, encoding)
+                lines = iter_lines(stream) if encoding is None else _transcode_lines(path, stream, encoding)
                 yield from _parse_rows(path, lines, self.delimiter)
 
 
@@ -99,7 +110,7 @@ def _transcode_lines(path: str, stream: BinaryIO, encoding: str) -> Iterator[byt
         text.detach()  # the caller closes the stream
 
 
-def _parse_rows(path: str, lines: Iterable[bytes], delimiter: str) -> Iterator[Record | InvalidRecord]:
+def _parse_rows(path: str, lines: Iterable[bytes | None], delimiter: str) -> Iterator[Record | InvalidRecord]:
     file, has_rows, first_line = display_path(path), False, 1
     text_lines = _Utf8Lines(lines)
     reader = csv.reader(text_lines, delimiter=delimiter, strict=True)
@@ -127,6 +138,8 @@ def _parse_rows(path: str, lines: Iterable[bytes], delimiter: str) -> Iterator[R
                 hint = f"put fields that contain {delimiter!r} or a line break in double quotes"
                 yield InvalidRecord(location, what, hint, fields)
     except csv.Error as error:
+        if "field larger than" in str(error):
+            raise HarnessError(f"{file}:{first_line}", f"the row {ROW_TOO_LARGE[0]}", ROW_TOO_LARGE[1]) from None
         hint = "a double quote inside a quoted field is written twice"
         raise HarnessError(f"{file}:{first_line}", f"is not CSV: {error}", hint) from None
     if not has_rows:
@@ -140,12 +153,14 @@ class _Utf8Lines:
         utf8_error: What is not UTF-8 in the lines read since the caller last reset it.
     """
 
-    def __init__(self, lines: Iterable[bytes]) -> None:
+    def __init__(self, lines: Iterable[bytes | None]) -> None:
         self.lines = enumerate(lines, 1)
         self.utf8_error = ""
 
     def __iter__(self) -> Iterator[str]:
         for line_number, raw in self.lines:
+            if raw is None:
+                raise csv.Error("field larger than a row may be")
             try:
                 yield decode_utf8(raw, is_file_start=line_number == 1)
             except ValueError as error:

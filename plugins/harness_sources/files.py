@@ -22,6 +22,7 @@ from typing import Any, BinaryIO, cast
 from urllib.parse import urlsplit
 
 from harness import HarnessError
+from harness.utils.regular_files import open_regular_file
 
 STORAGE_OPTION: dict[str, Any] = {
     "type": "object",
@@ -34,6 +35,12 @@ STORAGE_OPTION: dict[str, Any] = {
 
 READ_SIZE = 1 << 20
 """Bytes read at once."""
+
+MAX_ROW_BYTES = 64_000_000
+"""A larger row is invalid, so that a damaged or compressed file cannot fill the memory."""
+
+ROW_TOO_LARGE = (f"is larger than {MAX_ROW_BYTES // 1_000_000} MB", "split it, or remove it")
+"""What is wrong with a row of more than `MAX_ROW_BYTES`, and the remedy."""
 
 FSSPEC_PACKAGES = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs"}
 """Protocol -> the package that reads it, where fsspec itself does not."""
@@ -179,7 +186,8 @@ def _resolve_package_path(path: str) -> Path:
         what = f"no Python package {package!r} is installed"
         raise HarnessError(path, what, "install it, or check that this is its import name")
     folders = [Path(folder) for folder in module_spec.submodule_search_locations]
-    if ".." in Path(name).parts:
+    # An absolute name would replace the folder when the two are joined.
+    if ".." in Path(name).parts or Path(name).is_absolute() or Path(name).drive:
         raise HarnessError(path, "leads out of the package", "name a file inside it")
     file = next((folder / name for folder in folders if (folder / name).is_file()), None)
     if file is None:
@@ -203,7 +211,7 @@ def open_stream(path: str, storage: Mapping[str, Any]) -> Iterator[BinaryIO]:
         HarnessError: The address cannot be interpreted.
     """
     if "://" not in path:
-        with open(path, "rb", buffering=READ_SIZE) as file:
+        with open_regular_file(path, READ_SIZE) as file:
             yield file
         return
     file_system, name = _resolve_file_system(path, storage)
@@ -383,6 +391,17 @@ def display_path(path: str) -> str:
         return str(Path(path).relative_to(Path.cwd()))
     except ValueError:
         return path
+
+
+def iter_lines(stream: BinaryIO) -> Iterator[bytes | None]:
+    """Yield the lines of a stream with their line breaks; None for one of more than `MAX_ROW_BYTES`."""
+    while line := stream.readline(MAX_ROW_BYTES + 1):
+        if len(line) <= MAX_ROW_BYTES:
+            yield line
+            continue
+        while line and not line.endswith(b"\n"):
+            line = stream.readline(READ_SIZE)
+        yield None
 
 
 # -- text -------------------------------------------------------------------------------------------------------------

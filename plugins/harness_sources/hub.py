@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from harness import Component, HarnessError, Record, Source
+from harness import Component, ComponentExample, HarnessError, Record, Source
 from harness_sources.arrow import convert_nested
 
 COMPONENTS: dict[str, Component] = {
@@ -44,6 +44,7 @@ COMPONENTS: dict[str, Component] = {
             },
         },
         required=("name",),
+        example=ComponentExample({"name": "org/data"}),
     ),
 }
 

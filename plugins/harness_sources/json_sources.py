@@ -13,16 +13,19 @@ from codecs import BOM_UTF8
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
-from harness import Component, HarnessError, InvalidRecord, Record, Source
+from harness import Component, ComponentExample, HarnessError, InvalidRecord, Record, Source
 from harness.utils.json_depth import HINT_NESTING, NESTED_TOO_DEEP, JsonDepthError
 from harness.utils.json_files import StrictJsonDecoder, duplicate_key_error
 from harness_sources.files import (
     INTEGER_TOO_LONG,
+    MAX_ROW_BYTES,
+    ROW_TOO_LARGE,
     SourceFiles,
     decode_utf8,
     display_path,
     escape_invalid_utf8,
     file_options,
+    iter_lines,
     no_rows_error,
 )
 
@@ -32,17 +35,22 @@ COMPONENTS: dict[str, Component] = {
         factory="harness_sources.json_sources:JsonlSource",
         options=file_options("A JSONL file, plain or compressed with gzip or zstd"),
         required=("path",),
+        example=ComponentExample({"path": "rows.jsonl"}, {"rows.jsonl": '{"a": 1}\n{"a": 2}\n'}, rows=2),
     ),
     "json": Component(
         summary="Reads rows from a JSON file: an array of objects, or an object with one array of objects.",
         factory="harness_sources.json_sources:JsonSource",
         options=file_options("A JSON file, plain or compressed with gzip or zstd"),
         required=("path",),
+        example=ComponentExample({"path": "rows.json"}, {"rows.json": '[{"a": 1}, {"a": 2}]'}, rows=2),
     ),
 }
 
 BLOCK_SIZE = 1 << 18
 """Bytes read at once; more where one item is longer."""
+
+MAX_OBJECT_BYTES = 1_000_000_000
+"""A file whose rows are within an object is read at once, and has at most so many bytes."""
 
 TRUNCATION_MARGIN = 16
 """A syntax error within this many characters of the window's end may only mean that the item is not complete yet."""
@@ -69,7 +77,11 @@ class JsonlSource(Source):
             has_rows = False
             with self.files.open(path) as lines:
                 file = display_path(path)
-                for line_number, raw in enumerate(lines, 1):
+                for line_number, raw in enumerate(iter_lines(lines), 1):
+                    if raw is None:
+                        has_rows = True
+                        yield InvalidRecord(f"{file}:{line_number}", *ROW_TOO_LARGE, None)
+                        continue
                     if raw.isspace() or raw.strip() == BOM_UTF8:
                         continue
                     has_rows = True
@@ -167,7 +179,7 @@ def _iter_items(file: str, path: str, stream: BinaryIO) -> Iterator[tuple[Any, s
     if first_bytes.removeprefix(BOM_UTF8).lstrip()[:1] == b"[":
         yield from iter_array_items(file, first_bytes, stream)
         return
-    document = _parse_document(file, first_bytes + stream.read())
+    document = _parse_document(file, first_bytes + _read_bounded(file, stream))
     if not isinstance(document, dict):
         raise HarnessError(file, "is not an array of objects", "write one array of objects into the file")
     if is_table_of_columns(document):
@@ -177,6 +189,14 @@ def _iter_items(file: str, path: str, stream: BinaryIO) -> Iterator[tuple[Any, s
         what = f"is an object with {len(arrays)} arrays, so it is not clear which one has the rows"
         raise HarnessError(file, what, "keep one array of objects in the file")
     yield from ((row, None) for row in arrays[0])
+
+
+def _read_bounded(file: str, stream: BinaryIO) -> bytes:
+    raw = stream.read(MAX_OBJECT_BYTES + 1)
+    if len(raw) > MAX_OBJECT_BYTES:
+        what = f"is one object of more than {MAX_OBJECT_BYTES // 1_000_000} MB"
+        raise HarnessError(file, what, "write its rows as an array, or one per line for the source 'jsonl'")
+    return raw
 
 
 def _parse_document(file: str, raw: bytes) -> Any:
@@ -290,6 +310,9 @@ class _JsonWindow:
                 if self.at_end or end < len(self.text) or isinstance(value, (dict, list, str)):
                     self.position = end
                     return value
+            if len(self.text) - self.position > MAX_ROW_BYTES:
+                line, column = self._line_and_column(self.position)
+                raise HarnessError(f"{self.file}:{line}:{column}", f"the row {ROW_TOO_LARGE[0]}", ROW_TOO_LARGE[1])
             self._read_more(size)
             size *= 2  # the cost of an item stays proportional to its length
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from harness import Component, HarnessError, Record, Source
 
 COMPONENTS: dict[str, Component] = {
     "lm_eval": Component(
-        summary="Reads the documents of a task of an installed lm-evaluation-harness; for suites.",
+        summary="Reads the documents of a task or group of an installed lm-evaluation-harness; for suites.",
         factory="harness_sources.lm_eval_task:LmEvalSource",
         options={
-            "task": {"type": "string", "minLength": 1, "description": "The task's name there, e.g. arc_easy."},
+            "task": {"type": "string", "minLength": 1, "description": "Name of a task or a group, e.g. arc_easy."},
             "shots": {
                 "type": "integer",
                 "minimum": 0,
@@ -36,7 +36,10 @@ _FEWSHOT_SEED = 1234  # the package's own default
 
 
 class LmEvalSource(Source):
-    """The evaluation documents of one task, rendered by the task. A location is `lm_eval:task:[index]`, from 0.
+    """The evaluation documents of a task or of a group's tasks, rendered by the task.
+
+    A location is `lm_eval:task:[index]`, from 0. A row has the name of its task in `task`, and a generation task also
+    the task's own columns in `document`, which metrics get with `keep`, e.g. `document.kwargs` of ifeval.
 
     A task of the type `multiple_choice` gives rows of `question`, `choices` and `answer`; `generate_until` gives
     `prompt` and `completion`; `loglikelihood_rolling` gives `text`. They are evaluated like any other rows. With
@@ -47,7 +50,7 @@ class LmEvalSource(Source):
         """Create the source.
 
         Args:
-            task: The task's name.
+            task: The name of a task, or of a group, whose tasks follow one another.
             shots: Solved examples before each question, drawn by the task from its few-shot split with a fixed seed.
             include: A folder with further tasks. Only it is searched, which saves indexing all tasks (about 20 s).
         """
@@ -59,11 +62,11 @@ class LmEvalSource(Source):
         Raises:
             HarnessError: The package, the task or its data are missing.
         """
-        task = self._load_task()
-        task.set_fewshot_seed(_FEWSHOT_SEED)
         index = -1
-        for index, document in enumerate(task.eval_docs):
-            yield Record(f"{self._location}:[{index}]", self._build_row(task, document))
+        for name, task in self._load_tasks().items():
+            task.set_fewshot_seed(_FEWSHOT_SEED)
+            for index, document in enumerate(task.eval_docs):
+                yield Record(f"lm_eval:{name}:[{index}]", {**self._build_row(task, document), "task": name})
         if index < 0:
             raise HarnessError(self._location, "the task has no documents", "name another task")
 
@@ -80,27 +83,37 @@ class LmEvalSource(Source):
         if output_type == "multiple_choice" and not task.multiple_input:
             return {"question": prompt, "choices": list(task.doc_to_choice(document)), "answer": target}
         if output_type == "generate_until":
-            return {"prompt": prompt, "completion": target[0] if isinstance(target, list) else str(target)}
+            completion = target[0] if isinstance(target, list) else str(target)
+            return {"prompt": prompt, "completion": completion, "document": dict(document)}
         several_questions = " with several questions" if output_type == "multiple_choice" else ""
         what = f"is a task of the type {output_type}{several_questions}, which is not supported"
         hint = "name a task of the type multiple_choice, generate_until or loglikelihood_rolling"
         raise HarnessError(self._location, what, hint)
 
-    def _load_task(self) -> Any:
+    def _load_tasks(self) -> dict[str, Any]:
+        """Return name -> task: one, or those of the group."""
         try:
             tasks = importlib.import_module("lm_eval.tasks")
         except ImportError as error:
             hint = "pip install 'harness-sft[oracle]'"
             raise HarnessError(self._location, f"needs lm_eval {_MIN_VERSION} or newer: {error}", hint) from None
         manager = tasks.TaskManager(include_path=self._include, include_defaults=self._include is None)
-        if self._name not in manager.all_tasks:
+        if self._name not in (*manager.all_tasks, *manager.all_groups):
             raise HarnessError(self._location, "there is no such task", "list the tasks with `lm-eval ls tasks`")
         try:
             tasks_by_name = tasks.get_task_dict([self._name], manager)
         except Exception as error:  # loading the task's data can fail in any way: network, cache, columns
             hint = "check that its data are on this machine or that the hub can be reached"
             raise HarnessError(self._location, f"does not load: {type(error).__name__}: {error}", hint) from error
-        task = tasks_by_name.get(self._name)
-        if task is None or not hasattr(task, "eval_docs"):
-            raise HarnessError(self._location, "is a group of tasks", "name one of its tasks")
-        return task
+        return dict(_leaves(tasks_by_name))
+
+
+def _leaves(tasks: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield (name, task) of nested groups."""
+    for name, task in tasks.items():
+        if isinstance(task, Mapping):
+            yield from _leaves(task)
+        elif isinstance(task, tuple):  # (name of the group, task)
+            yield str(name), task[1]
+        else:
+            yield str(name), task

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from harness import Component, InvalidRecord, Record, Source
+from harness import Component, ComponentExample, InvalidRecord, Record, Source
 from harness_sources.files import (
+    MAX_ROW_BYTES,
+    ROW_TOO_LARGE,
     SourceFiles,
     decode_utf8,
     display_path,
     escape_invalid_utf8,
     file_options,
+    iter_lines,
     no_rows_error,
 )
 
@@ -28,6 +31,7 @@ COMPONENTS: dict[str, Component] = {
             },
         ),
         required=("path",),
+        example=ComponentExample({"path": "rows.txt"}, {"rows.txt": "One.\nTwo.\n"}, rows=2),
     ),
 }
 
@@ -51,19 +55,22 @@ class TextSource(Source):
         for path in self.files:
             with self.files.open(path) as stream:
                 if self.document == "file":
-                    yield _build_record(stream.read(), display_path(path), is_file_start=True)
+                    content = stream.read(MAX_ROW_BYTES + 1)
+                    yield _build_record(content, display_path(path), is_file_start=True)
                     continue
                 file, has_rows = display_path(path), False
-                for line_number, raw in enumerate(stream, 1):
-                    if not raw.isspace():
+                for line_number, raw in enumerate(iter_lines(stream), 1):
+                    if raw is None or not raw.isspace():
                         has_rows = True
-                        is_file_start = line_number == 1
-                        yield _build_record(raw.rstrip(b"\r\n"), f"{file}:{line_number}", is_file_start=is_file_start)
+                        line = None if raw is None else raw.rstrip(b"\r\n")
+                        yield _build_record(line, f"{file}:{line_number}", is_file_start=line_number == 1)
             if not has_rows:
                 raise no_rows_error(path)
 
 
-def _build_record(raw: bytes, location: str, *, is_file_start: bool) -> Record | InvalidRecord:
+def _build_record(raw: bytes | None, location: str, *, is_file_start: bool) -> Record | InvalidRecord:
+    if raw is None or len(raw) > MAX_ROW_BYTES:
+        return InvalidRecord(location, *ROW_TOO_LARGE, None)
     try:
         return Record(location, {"text": decode_utf8(raw, is_file_start)})
     except ValueError as error:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 from weakref import WeakKeyDictionary
 
-from harness import Component, HarnessError, Message, Span, Template
+from harness import Component, ComponentExample, HarnessError, Message, Span, Template
 from harness.utils.formatting import join_names
 from harness_templates.base import date_option, message_text, parse_date, unsupported_error, validate_conversation
 from harness_templates.jinja_layout import ConversationRenderer, TemplateLayout
@@ -27,6 +27,11 @@ _CHAT_TEMPLATE_OPTIONS: dict[str, Any] = {
     },
     **date_option("a chat template that prints it"),
 }
+
+_EXAMPLE_TEMPLATE = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
 
 COMPONENTS: dict[str, Component] = {
     "tokenizer": Component(
@@ -52,6 +57,7 @@ COMPONENTS: dict[str, Component] = {
             },
             **_CHAT_TEMPLATE_OPTIONS,
         },
+        example=ComponentExample({"template": _EXAMPLE_TEMPLATE}),
     ),
 }
 

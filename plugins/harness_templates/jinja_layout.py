@@ -288,6 +288,11 @@ class ConversationRenderer:
                 **self.variables,
             )
         # A template is a program: it can fail in any of these ways.
+        except (RecursionError, MemoryError) as error:
+            what = f"the chat template ended with {type(error).__name__}"
+            raise unsupported_error(
+                self.template_name, what, "fix the template: it nests or repeats without end"
+            ) from error
         except (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
             roles = ", ".join(message["role"] for message in messages)
             what = f"the chat template fails on a conversation of {roles}: {type(error).__name__}: {error}"

@@ -21,11 +21,12 @@ DECLARED = {
     "suite": (evaluation.SUITE_KEYS, ("spec", "evaluation", "data", "report")),
     "server": (evaluation.SERVER_KEYS, ("evaluation",)),
     "checks": (data.CHECKS_KEYS, ("runner", "data")),
+    "plugin_check": (data.PLUGIN_CHECK_KEYS, ("runner",)),
     "near_duplicates": (data.NEAR_DUPLICATES_KEYS, ("data",)),
     "contamination": (data.CONTAMINATION_KEYS, ("data",)),
     "gate": (evaluation.GATE_KEYS, ("gate.py", "spec")),
     "arms": (run.ARMS_KEYS, ("spec", "runner")),
-    "track": (run.TRACK_KEYS, ("tracking",)),
+    "track": (run.TRACK_KEYS, ("runner",)),
     "top": (run.TOP_LEVEL_KEYS, ("spec", "runner", "cli", "tracking", "report")),
 }
 UNUSED = {"top": {"description"}}
@@ -59,7 +60,7 @@ def test_every_key_has_a_description_and_a_default_or_is_required(section):
         "suite": {"source"},
         "server": {"url", "model"},
         "gate": {"score", *gate.TESTS},
-        "top": {"$schema", "name"},
+        "top": {"$schema", "name", "extends", "profile", "profiles"},
     }.get(section, set())
     assert {key for key, option in keys.items() if "default" not in option} == asked_for
     assert [key for key, option in keys.items() if option["description"][-1] not in ".)"] == []

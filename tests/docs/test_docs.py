@@ -11,9 +11,10 @@ import pytest
 
 from harness import hookspecs, registry
 from harness.cli import main
+from harness.interfaces.component import COMPONENT_TYPES, CORE_DISTRIBUTION
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "README.zh.md", *sorted((ROOT / "docs").rglob("*.md"))]
 COMMANDS = [
     "run",
     "validate",
@@ -24,11 +25,13 @@ COMMANDS = [
     "evaluate",
     "score",
     "report",
+    "rate",
     "plugins",
     "schema",
     "compare",
     "runs",
     "track",
+    "export",
 ]
 
 
@@ -39,7 +42,7 @@ def text():
 
 @pytest.fixture(scope="module")
 def components():
-    entries = [pair for pair in registry.installed_entry_points() if pair[0] == registry.CORE_DISTRIBUTION]
+    entries = [pair for pair in registry.installed_entry_points() if pair[0] == CORE_DISTRIBUTION]
     return registry.discover_plugins(entries).components
 
 
@@ -72,7 +75,7 @@ def test_every_hook_is_documented(text):
     manager = pluggy.PluginManager("harness")
     manager.add_hookspecs(hookspecs)
     names = [name for name in vars(manager.hook) if name.startswith("harness_")]
-    assert len(names) == 6
+    assert len(names) == 15
     assert missing(names, text) == []
 
 
@@ -80,7 +83,7 @@ def test_every_command_is_documented(text):
     assert missing([f"harness {command}" for command in COMMANDS], text) == []
 
 
-@pytest.mark.parametrize("kind", ["templates", "sources", "modes", "mitigations", "metrics"])
+@pytest.mark.parametrize("kind", COMPONENT_TYPES)
 def test_every_component_is_documented(text, components, kind):
     assert missing(components[kind], text) == []
 

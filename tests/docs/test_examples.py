@@ -17,7 +17,7 @@ from support.paths import ROOT
 from harness.cli.main import main
 from harness.data.reading import first_rows
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "README.zh.md", *sorted((ROOT / "docs").rglob("*.md"))]
 SOURCES = ("support", "general", "helpdesk", "lists", "chat", "web")
 """Names of sources in the examples."""
 
@@ -54,7 +54,9 @@ def test_every_json_example_is_part_of_a_valid_spec(tmp_path, capsys, monkeypatc
     monkeypatch.setattr(first_rows, "reads_local_text", lambda kind, options: False)  # the files are a reader's own
     for name in SOURCES:
         (tmp_path / f"{name}.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
-    examples = [(page, block) for page in PAGES for block in code_blocks(page, "json")]
+    (tmp_path / "base.json").write_text('{"seed": 0}')  # what an example extends
+    pages = [page for page in PAGES if page.parent.name != "plugins"]  # test_plugin_tutorials.py runs those examples
+    examples = [(page, block) for page in pages for block in code_blocks(page, "json")]
     assert len(examples) >= 10
     for page, block in examples:
         fragment = json.loads(block if block.lstrip().startswith("{") else f"{{{block}}}")
@@ -86,12 +88,19 @@ def test_every_command_on_a_spec_has_valid_overrides(monkeypatch, capsys):
         assert main(["validate", spec, *overrides]) == 0, f"{spec} {overrides}\n{capsys.readouterr().err}"
 
 
+EXAMPLE_PACKAGES = {"harness_lengths"}
+"""Packages that only examples of the documents have."""
+
+
 def imported_names(code: str) -> list[tuple[str, str]]:
     """Return (module, name) of each name that code imports from harness or a built-in plugin package."""
     return [
         (node.module, alias.name)
         for node in ast.walk(ast.parse(code))
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.partition("_")[0].startswith("harness")
+        if isinstance(node, ast.ImportFrom)
+        and node.module
+        and node.module.partition("_")[0].startswith("harness")
+        and node.module.partition(".")[0] not in EXAMPLE_PACKAGES
         for alias in node.names
     ]
 

@@ -63,7 +63,7 @@ BEHAVIOURS = [
     (
         "where is it verified that a metric can be used on this machine",
         "harness/spec/preflight.py",
-        r"\.check_available\(",
+        r"\.check_available",
     ),
     ("where is forgetting computed", "harness/statistics/forgetting.py", r"def forgetting\b"),
     ("where does `schema` compose the JSON Schema of specs", "harness/spec/schema.py", r"def compose_schema\b"),
@@ -126,7 +126,7 @@ BEHAVIOURS = [
         r"def seed_mitigations\b",
     ),
     ("where is a corpus split into train and held-out", "harness/data/reading/splits.py", r"def split_corpus\b"),
-    ("where is the newest checkpoint found", "harness/training/checkpoint.py", r"def latest_checkpoint\b"),
+    ("where is the newest checkpoint found", "harness/training/checkpoint.py", r"def latest_intact_checkpoint\b"),
     (
         "where is a JSON file written atomically",
         "harness/utils/atomic_write.py",  # half, before this file: harness/utils/json_files.py

@@ -1,4 +1,4 @@
-"""The public modules of docs/plugins.md are those that the contract of import-linter allows."""
+"""The public modules of docs/plugins/README.md are those that the contract of import-linter allows."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ CONTRACT = "plugins import the public modules only"
 
 
 def test_documented_modules_equal_those_of_the_contract():
-    page = (ROOT / "docs" / "plugins.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "plugins" / "README.md").read_text(encoding="utf-8")
     section = page.split("## Public modules")[1].split("\n## ")[0]
     documented = set(re.findall(r"^\| `(harness[\w.]*)`", section, re.MULTILINE))
 
@@ -24,7 +24,7 @@ def test_documented_modules_equal_those_of_the_contract():
 
 
 def test_every_package_is_public_or_forbidden_to_plugins():
-    page = (ROOT / "docs" / "plugins.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "plugins" / "README.md").read_text(encoding="utf-8")
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]
     (contract,) = (contract for contract in settings["contracts"] if contract["name"] == CONTRACT)
     packages = {

@@ -6,6 +6,7 @@ import json
 
 import harness_mitigations
 import harness_modes
+import harness_trackers
 import pytest
 
 from harness.interfaces.component import Component
@@ -33,6 +34,11 @@ MADE_UP = {
             ("source",),
         ),
     },
+    "optimizers": {"adamw": Component("AdamW.", "small_parts:AdamW")},
+    "schedulers": {
+        "cosine": Component("Half a cosine wave.", "small_parts:Cosine"),
+        "linear": Component("A straight line.", "small_parts:Linear"),
+    },
     "metrics": {
         "length": Component("Length of the answer.", "small_parts:Length"),
         "overlap": Component(
@@ -46,11 +52,13 @@ MADE_UP = {
 
 @pytest.fixture
 def small_registry():
-    """The built-in modes and `mixing`, and made-up components of every other kind that nothing can load."""
+    """The built-in modes, trackers and `mixing`, and made-up components of every other kind that nothing can load."""
     registry = Registry()
     for name, component in harness_modes.harness_modes().items():
         registry.add("modes", name, component, "harness-sft")
     registry.add("mitigations", "mixing", harness_mitigations.harness_mitigations()["mixing"], "harness-sft")
+    for name, component in harness_trackers.harness_trackers().items():
+        registry.add("trackers", name, component, "harness-sft")
     for kind, components in MADE_UP.items():
         for name, component in components.items():
             registry.add(kind, name, component, "small")

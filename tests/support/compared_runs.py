@@ -99,7 +99,7 @@ def write_predictions(folder, suite, stage_index, items):
     """Write the items of a suite as an evaluation does."""
     file = predictions_module.predictions_path(folder / "predictions", suite, stage_index)
     file.parent.mkdir(parents=True, exist_ok=True)
-    header = {"suite": suite, "stage": stage_index, "items": len(items), "whole": True}
+    header = {"suite": suite, "stage": stage_index, "items": len(items), "whole": True, "identity": {}, "settings": {}}
     predictions_module.header_path(file).write_text(json.dumps(header))
     lines = [{"id": item.id, **asdict(item)} for item in items]
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))

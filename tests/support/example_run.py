@@ -140,7 +140,7 @@ def feed(
     """
     folder = Path(folder)
     (folder / "predictions").mkdir(parents=True, exist_ok=True)
-    (folder / "predictions" / "helpdesk-stage0.jsonl").write_text('{"id": "id0"}\n')
+    (folder / "predictions" / "helpdesk-stage0.jsonl").write_text('{"id": "id0", "prompt": "q", "reference": "r"}\n')
     plan = made_plan(stages) if plan is None else plan
     spec = {
         "name": plan.name,

@@ -228,14 +228,14 @@ def main(names: list[str]) -> None:
     """Print a table with a line for each architecture."""
     import gc
     import logging
-    import runpy
     import warnings
 
+    from harness.testing.tiny_model import build_tokenizer
     from harness.utils.silence import silence_libraries
 
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
-    tokenizer = runpy.run_path(str(Path(__file__).parents[1] / "conftest.py"))["build_tokenizer"]()
+    tokenizer = build_tokenizer()
     print("| architecture | " + " | ".join(RUNS) + " |\n" + "|---" * (len(RUNS) + 1) + "|", flush=True)
     for name in names or ARCHITECTURES:
         cells = []

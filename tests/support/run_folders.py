@@ -93,7 +93,8 @@ def write_run(folder, stages=1, *, evaluations=None, spec=None, gate=(), text=st
     for stage_index, stage in enumerate(stage_evaluations):
         for evaluation in stage:
             file = predictions.predictions_path(folder / "predictions", evaluation.suite, stage_index)
-            predictions.header_path(file).write_text(json.dumps({"suite": evaluation.suite, "whole": True}))
+            header = {"suite": evaluation.suite, "whole": True, "identity": {}, "settings": {}}
+            predictions.header_path(file).write_text(json.dumps(header))
             values = {score.name: item_values(score, example_run.METRICS[score.metric]) for score in evaluation.scores}
             lines = [
                 {**asdict(item), "scores": {name: of_score[index] for name, of_score in values.items()}}

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
-import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from support import run_folders
 
 EXAMPLE_COMPONENTS = {
     "templates": "dialogue",
@@ -120,14 +116,14 @@ def test_a_source_named_in_its_options_must_exist(example, harness, spec):
     assert line.endswith("mode.sandwich.filling: there is no source 'dsk'; did you mean 'desk'?")
 
 
-def test_its_template_passes_the_contract_tests(example):
-    contract = Path(__file__).parents[1] / "contract" / "test_templates.py"
-    path = os.pathsep.join(filter(None, [str(example), os.environ.get("PYTHONPATH", "")]))
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(contract), "-k", "dialogue"]
-    environment = {key: value for key, value in os.environ.items() if key != "HARNESS_NO_THIRD_PARTY"}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**environment, "PYTHONPATH": path})
-    assert done.returncode == 0, done.stdout
-    assert re.search(r"\b12 passed", done.stdout), done.stdout
+def test_its_components_pass_the_contract_checks(example, harness):
+    done = harness(example, "plugins", "--check", "harness-example", "--json")
+    results = json.loads(done.stdout)
+    assert [result for result in results if result["status"] == "failed"] == []
+    skipped = [(result["name"], result["claim"]) for result in results if result["status"] == "skipped"]
+    assert skipped == [("prompt_nll", "A better answer has a better score.")]
+    assert {(result["component_type"], result["name"]) for result in results} >= set(EXAMPLE_COMPONENTS.items())
+    assert done.returncode == 0
 
 
 def test_third_parties_can_be_hidden(example, harness, spec):
@@ -136,6 +132,18 @@ def test_third_parties_can_be_hidden(example, harness, spec):
     done = harness(example, "validate", spec(**SPEC), HARNESS_NO_THIRD_PARTY="1")
     assert done.returncode == 2
     assert "template: no plugin provides 'dialogue'" in done.stderr
+
+
+def test_its_command_and_its_section_of_the_report_are_used(example, harness, tmp_path):
+    folder = run_folders.write_run(tmp_path / "run")
+    assert "answer-lengths" in harness(example, "--help").stdout
+    done = harness(example, "answer-lengths", folder)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "helpdesk-stage1: " in done.stdout
+    assert error_line(harness(example, "answer-lengths", tmp_path)).endswith("has no answers; name the folder of a run")
+    assert harness(example, "report", folder).returncode == 0
+    assert "Answer lengths" in (folder / "report.html").read_text(encoding="utf-8")
+    assert "#### Answer lengths" in harness(example, "report", folder, "--markdown", "-").stdout
 
 
 # -- broken ones ------------------------------------------------------------------------------------------------------
@@ -149,7 +157,10 @@ BROKEN_PLUGINS = {
     ),
     "misspells a hook": (VALID_PLUGIN.replace("harness_metrics", "harness_metrix"), "unknown hook 'harness_metrix'"),
     "has a bad options fragment": (
-        VALID_PLUGIN.replace('"collections:Counter"', '"collections:Counter", {"size": {"type": "int"}}'),
+        VALID_PLUGIN.replace(
+            '"collections:Counter"',
+            '"collections:Counter", {"size": {"type": "int", "default": 1, "description": "S."}}',
+        ),
         "its options are not a JSON Schema",
     ),
     "has a default that does not fit": (
@@ -196,14 +207,40 @@ def test_a_broken_plugin_can_be_hidden(make, harness):
     assert json.loads(done.stdout)["broken"] == []
 
 
-@pytest.mark.parametrize("command", ["validate", "plugins", "schema"])
-def test_a_name_registered_twice_is_an_error_that_names_both(make, harness, spec, command):
+def test_a_built_in_keeps_its_name_and_the_plugin_is_used_by_its_long_name(make, harness, spec):
     folder = make("acme-metrics", VALID_PLUGIN.replace('"mine"', '"chrf"'))
-    line = error_line(harness(folder, command, *([spec()] if command == "validate" else [])))
-    assert line == (
-        "harness: plugins: the distributions 'harness-sft' and 'acme-metrics' both provide a metric 'chrf'; "
-        "uninstall one of them, or rename its component"
+    done = harness(folder, "validate", spec())
+    assert done.returncode == 0
+    assert done.stderr == (
+        "warning: the metric 'chrf' is the built-in one; a plugin provides another: write acme-metrics/chrf\n"
     )
+    done = harness(folder, "validate", spec(**suite_with_metric("harness-sft/chrf")), "--filled")
+    assert list(json.loads(done.stdout)["evaluate"]["all"]["metrics"]) == ["chrf"]
+    done = harness(folder, "validate", spec(**suite_with_metric("acme-metrics/chrf")))
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(
+        "harness: metric 'acme-metrics/chrf' of acme-metrics 1.0, collections:Counter: returned a Counter, which does "
+    )
+
+
+def test_one_plugin_can_be_disabled(make, harness, spec):
+    folder = make("acme-metrics", VALID_PLUGIN)
+    path = spec(**suite_with_metric("mine"))
+    line = error_line(harness(folder, "validate", path, "--disable-plugin", "acme_metrics"))
+    assert "no plugin provides 'mine'" in line
+    line = error_line(harness(folder, "validate", spec(), "--disable-plugin", "other"))
+    assert line.startswith("harness: HARNESS_DISABLE_PLUGINS: no plugin distribution 'other' is installed; ")
+
+
+def test_a_plugin_that_only_listens_is_listed(make, harness):
+    text = "from harness import hookimpl\n@hookimpl\ndef harness_on_event(event):\n    pass\n"
+    folder = make("acme-listener", text)
+    distributions = json.loads(harness(folder, "plugins", "--json").stdout)["distributions"]
+    assert distributions["acme-listener"]["version"] == "1.0"
+    assert distributions["acme-listener"]["listens"] is True
+    assert len(distributions["acme-listener"]["digest"]) == 64
+    assert "acme-listener 1.0: receives the events of a run" in harness(folder, "plugins", "--kind", "modes").stdout
 
 
 def test_a_component_with_a_missing_module_fails_only_when_used(make, harness, spec):
@@ -211,6 +248,6 @@ def test_a_component_with_a_missing_module_fails_only_when_used(make, harness, s
     folder = make("acme-modes", text)
     assert harness(folder, "validate", spec()).returncode == 0
     assert error_line(harness(folder, "validate", spec(mode="mine"))) == (
-        "harness: mode 'mine' of acme-modes: cannot import 'acme_gone:Mode': ModuleNotFoundError: "
+        "harness: mode 'mine' of acme-modes 1.0: cannot import 'acme_gone:Mode': ModuleNotFoundError: "
         "No module named 'acme_gone'; reinstall or fix that plugin"
     )

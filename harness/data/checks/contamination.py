@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -117,6 +117,32 @@ def find_contamination(
     return {name: index.report_for_suite(name, rows, covered) for name, rows in suites.items()}
 
 
+def find_contaminated_items(
+    suites: Mapping[str, Sequence[Example]],
+    training: Mapping[str, Collection[Example]],
+    settings: Mapping[str, Any],
+    progress: Progress = no_progress,
+) -> dict[str, list[int]]:
+    """Return suite -> the indices of its contaminated items; of responses too if the spec limits those.
+
+    Args:
+        suites: Suite -> its rows.
+        training: Source -> its rows, each read once, in order.
+        settings: The spec's `checks.contamination`.
+        progress: See `find_contamination`.
+    """
+    index = ContaminationIndex(suites, settings["ngram"], settings["characters"], settings["common"])
+    total = sum(map(len, training.values()))
+    for name, rows in training.items():
+        for done in index.scan_rows(name, rows):
+            progress("search for held-out rows", done, total, name, "rows")
+    with_responses = settings["allowed_responses"] is not None
+    return {
+        name: index.contaminated_items(name, rows, settings["covered"], with_responses=with_responses)
+        for name, rows in suites.items()
+    }
+
+
 @dataclass(frozen=True)
 class _ItemText:
     """One side of one item; see `Overlap`. ngram: words in its n-grams."""
@@ -202,24 +228,25 @@ class ContaminationIndex:
                 if words in prefixes:
                     yield words
 
+    def contaminated_items(
+        self, suite: str, rows: Sequence[Example], covered: float, *, with_responses: bool
+    ) -> list[int]:
+        """Return the indices of the contaminated items of a suite.
+
+        Args:
+            suite: The suite.
+            rows: Its rows.
+            covered: See `find_contamination`.
+            with_responses: Whether an item with a contaminated response counts too.
+        """
+        overlaps, _, _ = self._overlaps_of_suite(suite, rows)
+        sides = ("prompt", "text", "response") if with_responses else ("prompt", "text")
+        found = {key for side in sides for key, overlap in overlaps[side].items() if overlap.covered >= covered}
+        return sorted(index for _, index in found)
+
     def report_for_suite(self, suite: str, rows: Sequence[Example], covered: float) -> Contamination:
         """Return the contamination of one suite by the rows scanned so far."""
-        overlaps: dict[str, dict[ItemKey, Overlap]] = {"prompt": {}, "text": {}, "response": {}}
-        overlapping, common = set(), set()
-        for text_index, text in enumerate(self._texts):
-            if text.key[0] != suite:
-                continue
-            location = rows[text.key[1]].location
-            overlap, has_only_common = self._find_overlap(text_index, text, location)
-            if overlap is not None:
-                overlapping.add(text.key)
-            elif has_only_common:
-                common.add(text.key)
-            if text.side != "response" and text.key in self._prompt_matches:
-                row_location = self._row_locations[self._prompt_matches[text.key]]
-                overlap = Overlap(location, *row_location, text.side, 1.0, text.text)
-            if overlap is not None:
-                overlaps[text.side][text.key] = overlap
+        overlaps, overlapping, common = self._overlaps_of_suite(suite, rows)
         counts = {
             side: sum(overlap.covered >= covered for overlap in by_item.values()) for side, by_item in overlaps.items()
         }
@@ -239,6 +266,28 @@ class ContaminationIndex:
             worst=tuple(worst[:MAX_OVERLAPS_SHOWN]),
             kind="text" if any(map(is_plain_text, rows)) else "prompt",
         )
+
+    def _overlaps_of_suite(
+        self, suite: str, rows: Sequence[Example]
+    ) -> tuple[dict[str, dict[ItemKey, Overlap]], set[ItemKey], set[ItemKey]]:
+        """Return side -> item -> its overlap, the items that share an n-gram, and those that share common ones."""
+        overlaps: dict[str, dict[ItemKey, Overlap]] = {"prompt": {}, "text": {}, "response": {}}
+        overlapping, common = set[ItemKey](), set[ItemKey]()
+        for text_index, text in enumerate(self._texts):
+            if text.key[0] != suite:
+                continue
+            location = rows[text.key[1]].location
+            overlap, has_only_common = self._find_overlap(text_index, text, location)
+            if overlap is not None:
+                overlapping.add(text.key)
+            elif has_only_common:
+                common.add(text.key)
+            if text.side != "response" and text.key in self._prompt_matches:
+                row_location = self._row_locations[self._prompt_matches[text.key]]
+                overlap = Overlap(location, *row_location, text.side, 1.0, text.text)
+            if overlap is not None:
+                overlaps[text.side][text.key] = overlap
+        return overlaps, overlapping, common
 
     def _find_overlap(self, text_index: int, text: _ItemText, location: str) -> tuple[Overlap | None, bool]:
         """Return the overlap of a text with training, and whether it shares common phrases if it has none."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import accumulate
 from types import MappingProxyType
 from typing import Any, overload
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from harness.data.checks.contamination import Contamination, Overlap, find_contamination
 from harness.data.checks.conversation_text import conversation_text
 from harness.data.checks.near_duplicates import NearDuplicateReport, cross_source_duplicates, find_near_duplicates
+from harness.data.checks.plugin_checks import RowCheckResult
 from harness.data.checks.rendered_rows import RenderedRows, find_rendered_rows
 from harness.data.reading.corpus import CorpusView
 from harness.errors import HarnessError
@@ -78,6 +79,7 @@ class Findings:
         failures: Errors that must stop a run, with the rows named.
         fully_truncated: Source -> its rows that truncation drops.
         rendered_rows: Source -> its rows that contain turn markers, if there are more than a few.
+        check_results: The results of the checks of plugins.
     """
 
     shared_rows: tuple[SharedRows, ...]
@@ -87,9 +89,29 @@ class Findings:
     failures: tuple[HarnessError, ...]
     fully_truncated: Mapping[str, FullyTruncatedRows] = field(default_factory=dict)
     rendered_rows: Mapping[str, RenderedRows] = field(default_factory=dict)
+    check_results: tuple[RowCheckResult, ...] = ()
+
+    def with_check_results(self, results: tuple[RowCheckResult, ...]) -> Findings:
+        """Return the findings with those of the checks of plugins."""
+        messages = [result.message() for result in results]
+        warnings = [message for message in messages if isinstance(message, str)]
+        failures = [message for message in messages if isinstance(message, HarnessError)]
+        return replace(
+            self,
+            check_results=results,
+            warnings=(*self.warnings, *warnings),
+            failures=(*self.failures, *failures),
+        )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the findings as plain data: `untrained`, `shared`, `rendered`, `near_duplicates`, `contamination`."""
+        """Return the findings as plain data.
+
+        Keys: `untrained`, `shared`, `rendered`, `near_duplicates`, `contamination`, and `plugins` (check -> source or
+        suite -> its findings).
+        """
+        by_check: dict[str, dict[str, Any]] = {}
+        for result in self.check_results:
+            by_check.setdefault(result.check, {})[result.place] = result.to_dict()
         near_duplicates = contamination = None
         if self.near_duplicates is not None:
             near_duplicates = {**_report_to_dict(self.near_duplicates), "share": self.near_duplicates.share}
@@ -115,6 +137,7 @@ class Findings:
             },
             "near_duplicates": near_duplicates,
             "contamination": contamination,
+            "plugins": by_check,
         }
 
 
@@ -149,6 +172,7 @@ def analyze_data(
     rendered_rows = find_rendered_rows(training, markers, progress)
     messages: list[str | HarnessError] = [
         *_rendered_row_warnings(rendered_rows),
+        *_rendered_item_warnings(find_rendered_rows(suites, markers, progress)),
         *_truncation_messages(fully_truncated, settings["untrained"]),
         *_shared_row_warnings(shared_rows),
     ]
@@ -259,6 +283,16 @@ def _rendered_row_warnings(rendered_rows: Mapping[str, RenderedRows]) -> Iterato
         yield _list_below(head, rendered.places, rendered.rendered)
 
 
+def _rendered_item_warnings(rendered_rows: Mapping[str, RenderedRows]) -> Iterator[str]:
+    for suite, rendered in rendered_rows.items():
+        head = (
+            f"evaluate.{suite}: {rendered.rendered:,} of its {rendered.rows:,} rows contain {rendered.marker!r} as "
+            "text, so the model is asked, and its answer compared, with letters instead of the token; remove it, or "
+            'split the rows into "messages"'
+        )
+        yield _list_below(head, rendered.places, rendered.rendered)
+
+
 def _shared_row_warnings(shared_rows: Sequence[SharedRows]) -> Iterator[str]:
     for shared in shared_rows:
         head = f"{shared.rows:,} row(s) are in both {shared.sources[0]!r} and {shared.sources[1]!r}"
@@ -298,7 +332,7 @@ def _contamination_messages(
         what = f"{count:,} of its {report.items:,} {side}s are in the training data, completely or for the most part"
         share, allowed = count / report.items, settings[option]
         if allowed is not None and share > allowed:
-            hint = "remove these rows from one side, "
+            hint = "set checks.contamination.drop to true, remove these rows from one side, "
             hint += f"or raise checks.contamination.{option} ({allowed:g}) to {round_up_share(share)}"
             yield HarnessError(where, f"{what}: {_join_examples(pairs, count)}", hint)
         else:

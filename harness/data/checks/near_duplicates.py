@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from harness.data.checks.minhash import MinHashIndex
 from harness.data.row_hashing import GOLDEN_GAMMA, hash_windows
 from harness.seeding import derive_seed
 from harness.types import Progress, no_progress
@@ -19,11 +20,6 @@ from harness.utils.words import normalize_case, unspaced_character_pattern
 SHINGLE_SIZE = 5
 """Units in a shingle. A letter is one unit; a character of an unspaced script is two, as it carries about as much
 information as two letters."""
-
-MINHASH_PERMUTATIONS = 128
-LSH_WEIGHTS = (0.1, 0.9)
-"""Costs of a false and of a missed candidate. A false one costs only a comparison. With these weights and a threshold
-of 0.8, a pair of similarity 0.8 becomes a candidate in 87 of 100 cases, of 0.85 in 97, of 0.9 in 99.9."""
 
 ESTIMATE_SLACK = 0.12
 """A candidate is compared exactly if its estimate is at most this far below the threshold: about three standard
@@ -84,10 +80,10 @@ def find_near_duplicates(
     """Find the rows that nearly repeat the wording of an earlier row, by MinHash and LSH (Broder, 1997).
 
     LSH proposes candidates, and a candidate counts only if its exact similarity reaches the threshold. So every
-    reported pair is right, and a small part of the pairs can be missed (see `LSH_WEIGHTS`). A row that repeats another
-    is not indexed, so a row copied a thousand times costs a thousand comparisons, not half a million.
+    reported pair is right, and a small part of the pairs can be missed (see `minhash.ERROR_WEIGHTS`). A row that
+    repeats another is not indexed, so a row copied a thousand times costs a thousand comparisons, not half a million.
 
-    Memory: about 6 kB for each examined row that does not repeat another.
+    Memory: about 3 kB for each examined row that does not repeat another.
 
     Args:
         texts: (location, text) of each row; read once in order, and again row by row to compare candidates.
@@ -96,11 +92,7 @@ def find_near_duplicates(
         seed: The seed of the plan.
         progress: Receives the phase `compare rows`, in rows.
     """
-    from datasketch import MinHash, MinHashLSH
-
-    index = MinHashLSH(threshold=min(threshold, 0.99), num_perm=MINHASH_PERMUTATIONS, weights=LSH_WEIGHTS)
-    empty_minhash = MinHash(num_perm=MINHASH_PERMUTATIONS, seed=1, hashfunc=int)
-    signatures: dict[int, NDArray[np.uint32]] = {}  # row -> (MINHASH_PERMUTATIONS,)
+    index = MinHashIndex(threshold)
     pairs: list[DuplicatePair] = []
     row_indices = sample_row_indices(len(texts), limit, seed)
     for done, (row, (location, text)) in enumerate(_iter_rows(texts, row_indices)):
@@ -109,9 +101,8 @@ def find_near_duplicates(
         shingles = hash_shingles(text)
         if not len(shingles):
             continue
-        minhash = empty_minhash.copy()
-        minhash.update_batch(shingles.tolist())
-        candidates = _most_similar_candidates(index.query(minhash), signatures, minhash.hashvalues, threshold)
+        signature = index.compute_signature(shingles)
+        candidates = _most_similar_rows(index.find_candidates(signature), threshold)
         similarity, negated_row = max(
             ((_jaccard_similarity(shingles, hash_shingles(texts[earlier][1])), -earlier) for earlier in candidates),
             default=(0.0, 0),
@@ -119,8 +110,7 @@ def find_near_duplicates(
         if similarity >= threshold:
             pairs.append(DuplicatePair(location, texts[-negated_row][0], similarity))
         else:
-            index.insert(row, minhash, check_duplication=False)
-            signatures[row] = minhash.hashvalues
+            index.add(row, signature)
     progress("compare rows", len(row_indices), len(row_indices), "", "rows")
     worst = sorted(pairs, key=lambda pair: -pair.similarity)[:MAX_PAIRS_SHOWN]
     return NearDuplicateReport(len(texts), len(row_indices), len(pairs), tuple(worst))
@@ -179,15 +169,10 @@ def _iter_rows(texts: Sequence[tuple[str, str]], row_indices: Sequence[int]) -> 
             yield row, texts[row]
 
 
-def _most_similar_candidates(
-    candidates: Sequence[int],
-    signatures: Mapping[int, NDArray[np.uint32]],
-    signature: NDArray[np.uint32],
-    threshold: float,
-) -> list[int]:
-    estimates = [(float(np.mean(signatures[row] == signature)), -row) for row in candidates]
-    likely = sorted((pair for pair in estimates if pair[0] >= threshold - ESTIMATE_SLACK), reverse=True)
-    return [-negated_row for _, negated_row in likely[:MAX_EXACT_COMPARISONS]]
+def _most_similar_rows(candidates: Sequence[tuple[float, int]], threshold: float) -> list[int]:
+    """Return the rows whose estimated similarity is highest, earlier rows first. candidates: (estimate, row)."""
+    likely = [(-estimate, row) for estimate, row in candidates if estimate >= threshold - ESTIMATE_SLACK]
+    return [row for _, row in sorted(likely)[:MAX_EXACT_COMPARISONS]]
 
 
 def _jaccard_similarity(left: NDArray[np.uint32], right: NDArray[np.uint32]) -> float:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from harness.data.tokenization.special_tokens import compile_alternation
-from harness.errors import HarnessError
+from harness.errors import ComponentError, HarnessError
 from harness.interfaces.template import Template
 from harness.types import Example, Progress, no_progress
 
@@ -55,6 +55,8 @@ def turn_markers(tokenizer: PreTrainedTokenizerBase, template: Template) -> tupl
     own = {token.content for token in added}
     try:
         stops = template.stop_strings(tokenizer)
+    except ComponentError:
+        raise
     except HarnessError:  # the template has refused this tokenizer already, at a row
         stops = ()
     written = [text for text in (*stops, *template.control_tokens) if text in own]

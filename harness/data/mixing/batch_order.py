@@ -1,7 +1,7 @@
 """The order in which the packed sequences of an epoch are trained.
 
-Three properties hold at once: the sequences of every source are spread evenly over the epoch, the sequences of a batch
-have similar lengths, and everything else is random by the seed. A sequence is one row, or several packed rows.
+The sequences of every source are spread evenly over the epoch; everything else is random by the seed. The sequences of
+a padded batch also have similar lengths. A sequence is one row, or several packed rows.
 """
 
 from __future__ import annotations
@@ -20,21 +20,28 @@ Indices = NDArray[np.intp]
 
 
 def interleave_sources(
-    source_ids: NDArray[Any], seed: int, *purpose: str | int, repeat_indices: NDArray[Any] | None = None
+    source_ids: NDArray[Any],
+    seed: int,
+    *purpose: str | int,
+    repeat_indices: NDArray[Any] | None = None,
+    keys: NDArray[Any] | None = None,
 ) -> Indices:
     """Return a random order of N sequences in which the sequences of each source have even distances.
 
-    The k sequences of a source, shuffled, take the positions (j + u) / k of the unit interval, with one random u for
-    each source. Between two of them are at most N / k + (number of sources) - 2 others.
+    The k sequences of a source, shuffled or by their keys, take the positions (j + u) / k of the unit interval, with
+    one random u for each source. Between two of them are at most N / k + (number of sources) - 2 others.
 
     Args:
         source_ids: (N,) the source of each sequence, small integers.
         seed: The seed.
         *purpose: What the order is for, see `seeding.derive_seed`.
         repeat_indices: (N,) sequences with a lower number come first within their source.
+        keys: (N,) among them, sequences with a lower key come first.
     """
-    repeat_indices = np.zeros(len(source_ids), dtype=np.int64) if repeat_indices is None else repeat_indices
-    shuffled = np.lexsort((random_uint64(len(source_ids), seed, *purpose, "shuffle"), repeat_indices, source_ids))
+    equal = np.zeros(len(source_ids), dtype=np.int64)
+    repeat_indices, keys = (equal if rank is None else rank for rank in (repeat_indices, keys))
+    random = random_uint64(len(source_ids), seed, *purpose, "shuffle")
+    shuffled = np.lexsort((random, keys, repeat_indices, source_ids))
     sources = source_ids[shuffled]
     counts = np.bincount(sources)
     ranks = np.arange(len(sources)) - (np.cumsum(counts) - counts)[sources]  # j, within the source
@@ -107,3 +114,12 @@ def padding_efficiency(lengths: NDArray[Any], batch_size: int) -> float:
     counts = np.diff(np.append(starts, len(lengths)))
     num_positions = np.sum(counts * np.maximum.reduceat(lengths, starts), dtype=np.int64)
     return float(np.sum(lengths, dtype=np.int64) / num_positions)
+
+
+def largest_batch_tokens(lengths: NDArray[Any], batch_size: int, *, is_padded: bool) -> int:
+    """Return the tokens of the largest batch, padding included. Arguments as in `padding_efficiency`."""
+    starts = np.arange(0, len(lengths), batch_size)
+    if not is_padded:
+        return int(np.add.reduceat(lengths, starts, dtype=np.int64).max())
+    counts = np.diff(np.append(starts, len(lengths)))
+    return int((counts * np.maximum.reduceat(lengths, starts)).max())

@@ -4,6 +4,8 @@ r"""Build the dataset of a stage: from the tokenized rows of its sources to the 
 
     pools of sources -> draw rows -> pack -> interleave sources -> cut at the stage's end -> group by length -> order
                         \______________________________ for each epoch ______________________________/
+
+Only sequences of padded batches are grouped by length.
 """
 
 from __future__ import annotations
@@ -27,7 +29,12 @@ from harness.types import ShareUnit, Stage, StageDataset, TokenizedExample
 
 
 def build_stage_dataset(
-    stage: Stage, pools: Mapping[str, TokenizedRows], seed: int, processes: int = 1
+    stage: Stage,
+    pools: Mapping[str, TokenizedRows],
+    seed: int,
+    processes: int = 1,
+    longest_unpadded_row: int = 0,
+    order_keys: Mapping[str, NDArray[Any]] | None = None,
 ) -> StageDataset:
     """Build the rows of a stage and their training order; the same for the same seed.
 
@@ -41,12 +48,16 @@ def build_stage_dataset(
         pools: Source -> its tokenized training rows, truncated to `max_length`, for every source of the stage.
         seed: The seed of the plan.
         processes: Number of training processes. A step takes batches of each.
+        longest_unpadded_row: Tokens of the longest row with which the model needs no padding. If all rows are at most
+            this long, batches are not grouped by length.
+        order_keys: Source -> the key of each of its rows; those with lower keys come first within the source. Batches
+            are then not grouped by length.
 
     Raises:
         HarnessError: When a share would be more than `MAX_SHARE_ERROR` off in an epoch, or, in a stage that ends within
             an epoch, in everything that it trains. The error says what is possible.
     """
-    rows = _StageRows.concatenate(stage, pools)
+    rows = _StageRows.concatenate(stage, pools, longest_unpadded_row, order_keys or {})
     try:
         epochs = list(_schedule_epochs(stage, pools, rows, seed, processes))
     except ShareUnreachable as error:
@@ -57,14 +68,18 @@ def build_stage_dataset(
     used_rows = rows.rows.select(np.flatnonzero(is_used))
     order = order.remap(np.cumsum(is_used) - 1)  # indices into the used rows
     sizes = [rows.sum_by_source(epoch.order.row_indices) for epoch in epochs]
+    efficiency = 1.0
+    if rows.is_padded:
+        efficiency = batch_order.padding_efficiency(order.sum_sizes(used_rows.lengths), stage.train["batch_size"])
     return StageDataset(
         stage=stage,
         rows=used_rows,
         order=order,
         epoch_ends=tuple(epoch.end for epoch in epochs),
         shares=_realized_shares(stage, sum(sizes[1:], sizes[0])),
-        efficiency=batch_order.padding_efficiency(order.sum_sizes(used_rows.lengths), stage.train["batch_size"]),
+        efficiency=efficiency,
         epoch_shares=tuple(_realized_shares(stage, epoch_sizes) for epoch_sizes in sizes),
+        is_padded=rows.is_padded,
     )
 
 
@@ -77,15 +92,30 @@ class _StageRows:
         source_ids: (R,) the source of each row, an index into `Stage.sources`.
         sizes: Unit -> (R,) size of each row.
         num_sources: Number of sources of the stage.
+        is_padded: Whether batches are padded.
+        keys: (R,) the key of each row in its source; None if no source has any.
     """
 
     rows: TokenizedRows
     source_ids: NDArray[Any]
     sizes: Mapping[ShareUnit, NDArray[Any]]
     num_sources: int
+    is_padded: bool
+    keys: NDArray[Any] | None
+
+    @property
+    def is_grouped(self) -> bool:
+        """Whether batches hold sequences of similar length, since they are padded."""
+        return self.is_padded and self.keys is None
 
     @classmethod
-    def concatenate(cls, stage: Stage, pools: Mapping[str, TokenizedRows]) -> _StageRows:
+    def concatenate(
+        cls,
+        stage: Stage,
+        pools: Mapping[str, TokenizedRows],
+        longest_unpadded_row: int,
+        order_keys: Mapping[str, NDArray[Any]],
+    ) -> _StageRows:
         stage_pools = [pools[part.source] for part in stage.sources]
         rows = TokenizedRows.concatenate(stage_pools)
         source_ids = np.repeat(np.arange(len(stage_pools)), [len(pool) for pool in stage_pools])
@@ -95,7 +125,9 @@ class _StageRows:
             "tokens": rows.lengths,
             "loss_tokens": rows.loss_tokens,
         }
-        return cls(rows, source_ids, sizes, len(stage_pools))
+        is_padded = bool(rows.lengths.max(initial=0) > longest_unpadded_row)
+        keys = [order_keys.get(part.source, np.zeros(len(pools[part.source]))) for part in stage.sources]
+        return cls(rows, source_ids, sizes, len(stage_pools), is_padded, np.concatenate(keys) if order_keys else None)
 
     def sum_by_source(self, row_indices: NDArray[Any]) -> NDArray[np.float64]:
         """Return the sizes of rows, each as often as it is in `row_indices`: (units, sources)."""
@@ -165,6 +197,7 @@ class _EpochSequences:
     def __init__(self, draw: EpochDraw, rows: _StageRows, stage: Stage, seed: int, epoch_index: int) -> None:
         self.stage, self.seed = stage, seed
         self.packed: bool = stage.train["packing"]
+        self.is_grouped = rows.is_grouped
         lengths = rows.rows.lengths
         if self.packed:
             # Rows of equal length are packed in the given order: shuffled, so that no source comes before another.
@@ -175,6 +208,7 @@ class _EpochSequences:
             self.sequences = PackedSequences.one_row_each(draw.rows)
             self.repeat_indices = draw.repeat_indices
         self.sequence_lengths = self.sequences.sum_sizes(lengths)
+        self.keys = None if rows.keys is None else rows.keys[self.sequences.row_indices]  # one row a sequence
         rows_per_source = np.bincount(rows.source_ids[draw.rows], minlength=rows.num_sources)
         self.source_ids = _rarest_source_ids(self.sequences, rows.source_ids, rows_per_source)
 
@@ -188,6 +222,7 @@ class _EpochSequences:
             self.stage.name,
             epoch_index,
             repeat_indices=self.repeat_indices[indices],
+            keys=None if self.keys is None else self.keys[indices],
         )
         return indices[order]
 
@@ -206,6 +241,8 @@ class _EpochSequences:
         interleaved = self.interleave(epoch_index)[:count]
         if selected is not None and not selected[interleaved].all():
             interleaved = self.interleave(epoch_index, np.flatnonzero(selected))
+        if not self.is_grouped:
+            return self.sequences.select(interleaved)
         grouped = batch_order.group_by_length(
             interleaved,
             self.sequence_lengths,

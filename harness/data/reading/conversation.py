@@ -11,23 +11,11 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from harness.errors import InvalidRow
 from harness.types import Example, Message
 
 _to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
 _to_sorted_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False, sort_keys=True).encode
-
-
-class InvalidRow(Exception):
-    """A row that is not a valid conversation.
-
-    Attributes:
-        what: What is wrong, as a predicate ("has no response").
-        hint: How to fix it.
-    """
-
-    def __init__(self, what: str, hint: str = "") -> None:
-        super().__init__(what)
-        self.what, self.hint = what, hint
 
 
 def build_example(

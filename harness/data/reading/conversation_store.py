@@ -1,8 +1,10 @@
 """Store conversations on disk as one JSON line each, so that each row costs only a few bytes of memory.
 
-A line is the row's location, a tab, and its body; the body is everything that can change the row's tokens:
+A line is the row's head, a tab, and its body; the body is everything that can change the row's tokens. The head is the
+row's location, or an array of location, groups and kept columns:
 
     "data/x.jsonl:14" TAB [[["u", "Hi"], ["a", "Hello."]]] LF
+    ["data/x.jsonl:15", [["document", "d1"]], {"topic": "tea"}] TAB [[["u", "Hi"], ["a", "Hello."]]] LF
 
 The file is read by offset in blocks and not memory-mapped: pages of a mapped file count as memory of the process. The
 file has no name, so the system frees its space as soon as no process has it open, however the process ended.
@@ -18,7 +20,6 @@ import tempfile
 import weakref
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO, cast, overload
 
@@ -77,7 +78,8 @@ class ConversationStore(Sequence[Example]):
             for example in examples:
                 body = serialize_example(example)
                 digest.update(body)
-                head = [example.location, *example.groups] if example.groups else example.location
+                has_columns = example.groups or example.data
+                head = [example.location, example.groups, example.data] if has_columns else example.location
                 line = b"%b\t%b\n" % (_to_json(head).encode("utf-8", "backslashreplace"), body)
                 end += len(line)
                 offsets.append(end)
@@ -187,18 +189,18 @@ def _deserialize_example(line: bytes, example_id: int) -> Example:
     head, _, body = line.decode().partition("\t")
     message_fields, *tools_and_choices = json.loads(body)
     messages = tuple(_deserialize_message(*fields) for fields in message_fields)
-    location, groups = _parse_head(head)
-    example = Example(f"{example_id:016x}", messages, location, *map(tuple, tools_and_choices))
-    return replace(example, groups=groups) if groups else example
+    location, groups, data = _parse_head(head)
+    tools, choices = (*map(tuple, tools_and_choices), (), ())[:2]
+    return Example(f"{example_id:016x}", messages, location, tools, choices, groups, data)
 
 
-def _parse_head(head: str | bytes) -> tuple[str, tuple[tuple[str, str], ...]]:
-    """Return the location and the groups of a row: JSON of the location, or of an array that begins with it."""
+def _parse_head(head: str | bytes) -> tuple[str, tuple[tuple[str, str], ...], dict[str, Any]]:
+    """Return the location, the groups and the kept columns of a row."""
     value = json.loads(head)
     if isinstance(value, str):
-        return value, ()
-    location, *groups = value
-    return location, tuple((column, group) for column, group in groups)
+        return value, (), {}
+    location, groups, data = value
+    return location, tuple((column, group) for column, group in groups), data
 
 
 def _deserialize_message(role_code: str, content: str, optional: dict[str, Any] | None = None) -> Message:

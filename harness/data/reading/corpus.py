@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.data.reading.conversation import prompt_hashes
-from harness.data.reading.conversation_store import ConversationStore, Indices
+from harness.data.reading.conversation_store import ConversationStore, Indices, serialize_example
 from harness.data.reading.disk_errors import disk_write_error
 from harness.data.reading.rejected_rows import OUTPUT_FOLDER_HINT, InvalidRowLog
 from harness.data.reading.source_reader import SourceReader
@@ -213,6 +214,32 @@ def read_corpus(
         unread_keys=dict(sorted(reader.unread_keys.counts.items())),
         metadata=dict(source.metadata()),
         warnings=(*source.warnings(), *reader.warnings()),
+    )
+
+
+def build_corpus(name: str, examples: Sequence[Example]) -> Corpus:
+    """Build a corpus of conversations in memory, e.g. of those that a model has written.
+
+    Args:
+        name: The name of the source.
+        examples: The conversations, whose ids are those of their content.
+    """
+    hashes = _PromptHashes()
+    digest = hashlib.sha256()
+    for example in hashes.add_each(examples):
+        digest.update(serialize_example(example))
+    row_prompt_hashes, opening_hashes, earlier_hashes, earlier_rows = hashes.to_arrays()
+    return Corpus(
+        name=name,
+        examples=examples,
+        content_hashes=np.array([int(example.id, 16) for example in examples], np.uint64),
+        prompt_hashes=row_prompt_hashes,
+        opening_hashes=opening_hashes,
+        earlier_prompt_hashes=earlier_hashes,
+        earlier_prompt_rows=earlier_rows,
+        digest=digest.hexdigest(),
+        row_format="messages",
+        rows_read=len(examples),
     )
 
 

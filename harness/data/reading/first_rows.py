@@ -8,7 +8,7 @@ from typing import Any
 
 from harness.data.reading.rejected_rows import InvalidRowLog
 from harness.data.reading.source_reader import SourceReader
-from harness.errors import HarnessError
+from harness.errors import ComponentError, HarnessError
 from harness.interfaces.source import Source
 from harness.types import InvalidRecord, Record, no_progress
 
@@ -49,6 +49,8 @@ def first_row_errors(name: str, source: Source, options: Mapping[str, Any]) -> I
         reader = SourceReader(_FirstRecords(source), options, name, log, no_progress)
         for _ in islice(reader.iter_examples(), NUM_ROWS):
             pass
+    except ComponentError:
+        raise
     except HarnessError as error:
         yield error
         return

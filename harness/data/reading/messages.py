@@ -11,10 +11,10 @@ from dataclasses import replace
 from itertools import groupby
 from typing import Any
 
-from harness.data.reading.conversation import InvalidRow
 from harness.data.reading.row_options import DEFAULT_KEYS, MessageKeys
 from harness.data.reading.text_calls import parse_text_calls, split_text_results
 from harness.data.reading.tool_calls import parse_call_id, parse_json_text, parse_tool_call, to_json_text, type_name
+from harness.errors import InvalidRow
 from harness.types import Message, ToolCall
 
 ROLE_ALIASES = {

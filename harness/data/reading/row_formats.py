@@ -11,12 +11,14 @@ from itertools import islice
 from typing import Any
 
 from harness.data.reading.column_hints import is_preference_pair, suggest_columns
-from harness.data.reading.conversation import InvalidRow, build_example
+from harness.data.reading.conversation import build_example
 from harness.data.reading.messages import parse_messages, parse_text
 from harness.data.reading.row_options import DEFAULT_OPTIONS, MessageKeys, RowOptions
 from harness.data.reading.tool_calls import parse_tools
 from harness.data.reading.turn_order import arrange_turns, split_responses, train_only_last, without_training
-from harness.errors import HarnessError
+from harness.errors import HarnessError, InvalidRow
+from harness.interfaces.row_format import RowFormat
+from harness.registry import Registry
 from harness.types import Example, Message, Record
 from harness.utils.formatting import one_line
 
@@ -74,7 +76,7 @@ MAX_KEYS_SHOWN = 20
 
 
 @dataclass(frozen=True)
-class RowFormat:
+class ColumnLayout:
     """One way for a row to hold a conversation.
 
     Attributes:
@@ -91,8 +93,42 @@ class RowFormat:
     fallback: bool = False
 
 
+def with_row_format(options: Mapping[str, Any], registry: Registry) -> Mapping[str, Any]:
+    """Return a source's options with the row format itself in `form`, if a plugin provides it.
+
+    Args:
+        options: The source's options, with the defaults of the core filled in.
+        registry: The components.
+    """
+    if not isinstance(options["form"], Mapping):
+        return options
+    ((name, own_options),) = options["form"].items()
+    return {**options, "form": (name, registry.create("row_formats", name, own_options))}
+
+
+def name_and_layouts(form: str | tuple[str, RowFormat]) -> tuple[str, Mapping[str, ColumnLayout]]:
+    """Return the name of a source's row format, and the layouts of all formats.
+
+    Args:
+        form: The name of a built-in format, or name and instance of a plugin's.
+    """
+    if isinstance(form, str):
+        return form, ROW_FORMATS
+    name, row_format = form
+    layout = ColumnLayout(
+        tuple(row_format.required_keys),
+        tuple(row_format.optional_keys),
+        lambda row, keys: list(row_format.parse_row(row)),
+    )
+    return name, {**ROW_FORMATS, name: layout}
+
+
 def parse_examples(
-    row: Mapping[str, Any], format_name: str, location: str, options: RowOptions = DEFAULT_OPTIONS
+    row: Mapping[str, Any],
+    format_name: str,
+    location: str,
+    options: RowOptions = DEFAULT_OPTIONS,
+    layouts: Mapping[str, ColumnLayout] | None = None,
 ) -> list[Example]:
     """Return the conversation of a row, or with `train_on: each` one conversation for each trained response.
 
@@ -100,17 +136,19 @@ def parse_examples(
 
     Args:
         row: The row, with its columns under the standard names.
-        format_name: A key of `ROW_FORMATS`.
+        format_name: A key of `layouts`.
         location: Where the row is stored, for errors.
         options: How the row is read.
+        layouts: See `name_and_layouts`; None: those of the built-in formats.
 
     Raises:
         InvalidRow: The row is not a valid row of this format.
     """
-    row_format = ROW_FORMATS[format_name]
+    layouts = ROW_FORMATS if layouts is None else layouts
+    row_format = layouts[format_name]
     for key in row_format.required_keys:
         if key not in row:
-            raise _missing_key_error(row, format_name, key)
+            raise _missing_key_error(row, format_name, key, layouts)
     messages = arrange_turns(row_format.parse(row, options.message_keys), options)
     if options.train_on == "last":
         messages = train_only_last(messages)
@@ -126,7 +164,7 @@ def parse_examples(
     ]
 
 
-def _parse_tools_of_row(row: Mapping[str, Any], row_format: RowFormat) -> tuple[Mapping[str, Any], ...]:
+def _parse_tools_of_row(row: Mapping[str, Any], row_format: ColumnLayout) -> tuple[Mapping[str, Any], ...]:
     """Return the tools of a row: of `tools`, or of `functions`, OpenAI's older name."""
     named = [key for key in ("tools", "functions") if key in row_format.optional_keys and row.get(key)]
     if len(named) > 1:
@@ -194,13 +232,15 @@ class ColumnMapping:
         missing: Columns that no row had so far.
     """
 
-    def __init__(self, columns: Mapping[str, str], where: str) -> None:
+    def __init__(
+        self, columns: Mapping[str, str], where: str, layouts: Mapping[str, ColumnLayout] | None = None
+    ) -> None:
         """Validate the standard names; raise HarnessError for a name that no row format has."""
         self.columns = {standard: column for standard, column in columns.items() if standard not in MESSAGE_NAMES}
-        self.where = where
+        self.where, self._layouts = where, ROW_FORMATS if layouts is None else layouts
         self.missing = set(self.columns.values())
         known = sorted(
-            {key for format_ in ROW_FORMATS.values() for key in format_.required_keys + format_.optional_keys}
+            {key for format_ in self._layouts.values() for key in format_.required_keys + format_.optional_keys}
             | set(MESSAGE_NAMES)
         )
         for standard in columns:
@@ -221,7 +261,7 @@ class ColumnMapping:
     def check_format_reads_columns(self, format_name: str) -> None:
         """Raise HarnessError for a standard name that is not part of the row format: nothing would read it."""
         for standard, column in self.columns.items():
-            known = ROW_FORMATS[format_name].required_keys + ROW_FORMATS[format_name].optional_keys
+            known = self._layouts[format_name].required_keys + self._layouts[format_name].optional_keys
             if standard not in known:
                 what = f"columns names {column!r} as the data's column for {standard!r}, "
                 what += f"which the row format {format_name} does not have"
@@ -236,7 +276,9 @@ class ColumnMapping:
             required_only: Whether to check only columns that some row format requires.
         """
         for standard, column in self.columns.items():
-            is_checked = not required_only or any(standard in format_.required_keys for format_ in ROW_FORMATS.values())
+            is_checked = not required_only or any(
+                standard in format_.required_keys for format_ in self._layouts.values()
+            )
             if column in self.missing and is_checked and first_record is not None:
                 what = f"columns names {column!r} as the data's column for {standard!r}, and no row has it"
                 raise HarnessError(self.where, what, f"{first_record.location} has {_format_keys(first_record.data)}")
@@ -248,13 +290,15 @@ def _format_keys(row: Mapping[str, Any]) -> str:
     return ", ".join(one_line(str(key), 40) for key in islice(row, MAX_KEYS_SHOWN)) + more
 
 
-def _missing_key_error(row: Mapping[str, Any], format_name: str, key: str) -> InvalidRow:
+def _missing_key_error(
+    row: Mapping[str, Any], format_name: str, key: str, layouts: Mapping[str, ColumnLayout]
+) -> InvalidRow:
     fitting = [name for name, format_ in ROW_FORMATS.items() if all(key in row for key in format_.required_keys)]
     if fitting:
         what = f"has the row format {fitting[0]}, but this source's rows are {format_name}: no {key!r}"
         return InvalidRow(what, "split the rows into one source per row format")
     what = "has no response: no" if key in ("output", "completion") else "has no"
-    needs = ", ".join(ROW_FORMATS[format_name].required_keys)
+    needs = ", ".join(layouts[format_name].required_keys)
     return InvalidRow(f"{what} {key!r}", f"a row of the format {format_name} has {needs}; map other names in 'columns'")
 
 
@@ -320,14 +364,16 @@ def _prepend_system(row: Mapping[str, Any], messages: list[Message]) -> list[Mes
 
 
 ROW_FORMATS = {
-    "alpaca": RowFormat(("instruction", "output"), ("input", "system", "history", "tools", "functions"), _parse_alpaca),
-    "messages": RowFormat(("messages",), ("system", "tools", "functions"), _parse_messages_row),
-    "sharegpt": RowFormat(("conversations",), ("system", "tools", "functions"), _parse_sharegpt),
-    "prompt_completion": RowFormat(
+    "alpaca": ColumnLayout(
+        ("instruction", "output"), ("input", "system", "history", "tools", "functions"), _parse_alpaca
+    ),
+    "messages": ColumnLayout(("messages",), ("system", "tools", "functions"), _parse_messages_row),
+    "sharegpt": ColumnLayout(("conversations",), ("system", "tools", "functions"), _parse_sharegpt),
+    "prompt_completion": ColumnLayout(
         ("prompt", "completion"), ("system", "tools", "functions"), _parse_prompt_completion
     ),
-    "choices": RowFormat(
+    "choices": ColumnLayout(
         CHOICES_REQUIRED_KEYS, CHOICES_OPTIONAL_KEYS, lambda row, keys: parse_multiple_choice(row)[0], fallback=True
     ),
-    "text": RowFormat(("text",), (), _parse_plain_text, fallback=True),
+    "text": ColumnLayout(("text",), (), _parse_plain_text, fallback=True),
 }

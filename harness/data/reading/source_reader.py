@@ -5,21 +5,27 @@ The steps are: head, filter, columns, row format, conversation. Only the first r
 
 from __future__ import annotations
 
+import json
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from itertools import chain, islice
 from typing import Any
 
-from harness.data.reading.conversation import InvalidRow
 from harness.data.reading.rejected_rows import InvalidRowLog
-from harness.data.reading.row_formats import MAX_KEYS_SHOWN, ColumnMapping, detect_row_format, parse_examples
+from harness.data.reading.row_formats import (
+    MAX_KEYS_SHOWN,
+    ColumnMapping,
+    detect_row_format,
+    name_and_layouts,
+    parse_examples,
+)
 from harness.data.reading.row_options import RowOptions
 from harness.data.reading.unread_keys import UnreadKeys
-from harness.errors import HarnessError
+from harness.errors import ComponentError, HarnessError, InvalidRow
 from harness.interfaces.source import Source
 from harness.types import Example, InvalidRecord, Progress, Record
-from harness.utils.formatting import one_line
+from harness.utils.formatting import join_names, one_line
 
 ROWS_FOR_DETECTION = 1000
 """Rows that the row format is detected from; every later row must have the same format."""
@@ -78,6 +84,13 @@ def _column_value(data: Mapping[str, Any], column: str) -> Any:
     return value
 
 
+def _has_column(data: Mapping[str, Any], column: str) -> bool:
+    """Return whether a row has a column, also if its value is null."""
+    *path, last = column.split(".")
+    parent = _column_value(data, ".".join(path)) if path else data
+    return column in data or (isinstance(parent, Mapping) and last in parent)
+
+
 def _group_value(data: Mapping[str, Any], column: str) -> str:
     value = _column_value(data, column)
     if value is None or isinstance(value, (Mapping, list, tuple)) or not str(value).strip():
@@ -85,6 +98,15 @@ def _group_value(data: Mapping[str, Any], column: str) -> str:
         columns = ", ".join(one_line(str(key), 40) for key in islice(data, MAX_KEYS_SHOWN))
         raise InvalidRow(what, f"add it as a text or a number, or name a column of the rows: {columns}")
     return str(value)
+
+
+def _kept_value(data: Mapping[str, Any], column: str) -> Any:
+    """Return a column's value as JSON has it; None for a row without the column."""
+    try:
+        return json.loads(json.dumps(_column_value(data, column), allow_nan=False))
+    except (TypeError, ValueError) as error:
+        what = f"has a {column!r} that is not a JSON value, but 'keep' names it: {error}"
+        raise InvalidRow(what, "remove the column from 'keep', or write it as text or numbers") from error
 
 
 def _with_json_type(value: Any) -> tuple[str, Any]:
@@ -121,7 +143,8 @@ class SourceReader:
 
         Args:
             source: Yields the raw rows.
-            options: The source's options, with the defaults of the core filled in.
+            options: The source's options, with the defaults of the core filled in. See
+                `row_formats.with_row_format` for a row format of a plugin.
             name: The name of the source, for errors.
             invalid_rows: Takes the invalid rows.
             progress: Receives the phase `read`, in rows.
@@ -130,11 +153,13 @@ class SourceReader:
         self.group_columns = group_columns
         self.source, self.name, self.invalid_rows, self.progress = source, name, invalid_rows, progress
         self.where = f"sources.{name}"
-        self.row_format, self.head = options["form"], options["head"]
+        self.head = options["head"]
+        self.row_format, self._layouts = name_and_layouts(options["form"])
         self.row_options = RowOptions.from_source_options(options)
-        self.unread_keys = UnreadKeys(self.row_options, group_columns)
+        self.kept_columns: Sequence[str] = options["keep"]
+        self.unread_keys = UnreadKeys(self.row_options, [*group_columns, *self.kept_columns], self._layouts)
         self.allowed_invalid_share = options["rejected"]
-        self.columns = ColumnMapping(options["columns"], self.where)
+        self.columns = ColumnMapping(options["columns"], self.where, self._layouts)
         self.row_filter = RowFilter(options["filter"], self.where)
         self.rows_read = self.rows_used = self.rows_filtered = 0
 
@@ -142,9 +167,10 @@ class SourceReader:
         """Yield the conversations, one by one.
 
         Raises:
-            HarnessError: The row format cannot be detected, or no row has a column that `columns` names.
+            HarnessError: The row format cannot be detected, or no row has a column that `columns` or `keep` names.
         """
         records = self._iter_filtered_records()
+        missing = set(self.kept_columns)
         with closing(records):
             first_records, first_valid = self._detect_format(records)
             for record in chain(first_records, records):
@@ -153,10 +179,16 @@ class SourceReader:
                     continue
                 try:
                     row = self.columns.rename_columns(record.data)
-                    examples = parse_examples(row, self.row_format, record.location, self.row_options)
+                    examples = parse_examples(row, self.row_format, record.location, self.row_options, self._layouts)
                     if self.group_columns:
                         groups = tuple((column, _group_value(record.data, column)) for column in self.group_columns)
                         examples = [replace(example, groups=groups) for example in examples]
+                    if self.kept_columns:
+                        data = {column: _kept_value(record.data, column) for column in self.kept_columns}
+                        missing -= {column for column in missing if _has_column(record.data, column)}
+                        examples = [replace(example, data=data) for example in examples]
+                except ComponentError as error:
+                    raise ComponentError(error.where, f"{error.what} (row {record.location})") from error.__cause__
                 except InvalidRow as error:
                     self.invalid_rows.add(InvalidRecord(record.location, error.what, error.hint, record.data))
                     continue
@@ -165,6 +197,10 @@ class SourceReader:
                 self.unread_keys.add_row(row, self.row_format)
                 yield from examples
             self.columns.check_columns_exist(first_valid, required_only=False)
+        if missing and first_valid is not None:
+            names = ", ".join(one_line(str(key), 40) for key in islice(first_valid.data, MAX_KEYS_SHOWN))
+            what = f"'keep' names {join_names(sorted(missing))}, which no row has"
+            raise HarnessError(self.where, what, f"name columns of the rows: {names}")
         self.progress("read", self.rows_read, self.rows_read, self.name, "rows")
 
     def _detect_format(
@@ -203,11 +239,8 @@ class SourceReader:
                     isinstance(record, Record) and self.row_filter.matches(record)
                 ):
                     yield record
-                elif isinstance(record, Record):
-                    self.rows_filtered += 1
                 else:
-                    what = f"its source yields a {type(record).__name__} instead of a Record"
-                    raise HarnessError(self.where, what, "fix the source plugin")
+                    self.rows_filtered += 1
         finally:
             if hasattr(records, "close"):
                 records.close()  # closes the files of the source now, not when it is garbage-collected

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from harness.data.reading.conversation import InvalidRow
+from harness.errors import InvalidRow
 from harness.types import ToolCall
 from harness.utils.json_depth import HINT_NESTING, NESTED_TOO_DEEP, JsonDepthError
 from harness.utils.json_files import StrictJsonDecoder

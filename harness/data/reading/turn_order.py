@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from harness.data.reading.conversation import InvalidRow
 from harness.data.reading.row_options import RowOptions
+from harness.errors import InvalidRow
 from harness.types import Message
 
 

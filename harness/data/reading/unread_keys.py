@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from harness.data.reading.messages import READ_KEYS
-from harness.data.reading.row_formats import ROW_FORMATS
+from harness.data.reading.row_formats import ROW_FORMATS, ColumnLayout
 from harness.data.reading.row_options import RowOptions
 from harness.utils.formatting import one_line
 
@@ -55,14 +55,19 @@ class UnreadKeys:
             blank or empty is not counted.
     """
 
-    def __init__(self, options: RowOptions, group_columns: Sequence[str] = ()) -> None:
-        """Start to count; `group_columns` are read too, see `SourceReader`."""
+    def __init__(
+        self,
+        options: RowOptions,
+        group_columns: Sequence[str] = (),
+        layouts: Mapping[str, ColumnLayout] | None = None,
+    ) -> None:
+        """Start to count; `group_columns` are read too. See `SourceReader` and `row_formats.name_and_layouts`."""
         self._group_columns = {name for column in group_columns for name in (column, column.partition(".")[0])}
         self.counts: Counter[str] = Counter()
         self._message_keys = READ_KEYS | {*options.message_keys.role_keys, *options.message_keys.content_keys}
         self._columns: dict[str, frozenset[str]] = {
             name: frozenset((*row_format.required_keys, *row_format.optional_keys))
-            for name, row_format in ROW_FORMATS.items()
+            for name, row_format in (ROW_FORMATS if layouts is None else layouts).items()
         }
 
     def add_row(self, row: Mapping[str, Any], format_name: str) -> None:

@@ -17,13 +17,16 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import lru_cache
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary, WeakSet, WeakValueDictionary
 
 from harness.data.tokenization.rendering import Rendering, render_messages
 from harness.data.tokenization.special_tokens import special_token_guard
-from harness.errors import HarnessError
+from harness.errors import ComponentError, HarnessError
+from harness.interfaces.guard import IDENTITY_ATTRIBUTE
 from harness.interfaces.template import Template
 from harness.types import Message, Plan, ToolCall
 from harness.utils.json_depth import load_json
@@ -73,6 +76,8 @@ def template_fingerprint(template: Template, tokenizer: PreTrainedTokenizerBase)
                     rendering = Rendering.from_spans(
                         render_messages(template, messages, tokenizer, add_generation_prompt=is_prompt, tools=tools)
                     )
+                except ComponentError:
+                    raise
                 except HarnessError:
                     renderings.append("refused")
                     continue
@@ -98,10 +103,10 @@ def tokenization_fingerprint(template: Template, tokenizer: PreTrainedTokenizerB
     template_class = type(template)
     parts = [
         [importlib.metadata.version(name) for name in FINGERPRINTED_LIBRARIES],
-        sorted(_module_digests((f"harness.{name}" for name in FINGERPRINTED_MODULES), within="harness.data.")),
+        sorted(module_digests((f"harness.{name}" for name in FINGERPRINTED_MODULES), within="harness.data.")),
         [template_class.__module__, template_class.__qualname__],
-        _option_value(vars(template), template_class.__module__),
-        sorted(_module_digests(base.__module__ for base in template_class.__mro__ if base not in (Template, object))),
+        _option_value(_options_of(template), template_class.__module__),
+        sorted(module_digests(base.__module__ for base in template_class.__mro__ if base not in Template.__mro__)),
         _chat_template_source(template, tokenizer),
         template_fingerprint(template, tokenizer),
         _tokenizer_state(tokenizer),
@@ -109,13 +114,15 @@ def tokenization_fingerprint(template: Template, tokenizer: PreTrainedTokenizerB
     return hashlib.sha256(json.dumps(parts, ensure_ascii=False).encode("utf-8", "surrogatepass")).hexdigest()
 
 
+def _options_of(template: Template) -> dict[str, object]:
+    return {name: value for name, value in vars(template).items() if name != IDENTITY_ATTRIBUTE}
+
+
 def _tokenizer_state(tokenizer: PreTrainedTokenizerBase) -> list[object]:
     guard = special_token_guard(tokenizer)
-    guard.reset_backend()  # a serialized tokenizer contains a truncation that another call left on
-    text = tokenizer.backend_tokenizer.to_str()
     tokens = [tokenizer.bos_token, tokenizer.eos_token, tokenizer.unk_token, tokenizer.pad_token]
     special = sorted((index, str(token), token.special) for index, token in tokenizer.added_tokens_decoder.items())
-    return [hashlib.sha256(text.encode()).hexdigest(), tokens, special, guard.bos_prefix, repr(tokenizer.chat_template)]
+    return [guard.backend_digest, tokens, special, guard.bos_prefix, repr(tokenizer.chat_template)]
 
 
 def _chat_template_source(template: Template, tokenizer: PreTrainedTokenizerBase) -> str | None:
@@ -155,7 +162,7 @@ def _option_value(value: object, module: str) -> object:
     if inspect.isroutine(value) or inspect.isclass(value):
         defining_module = getattr(value, "__module__", None) or "builtins"
         is_builtin = defining_module in sys.builtin_module_names
-        code = [] if is_builtin else sorted(_module_digests([defining_module]))
+        code = [] if is_builtin else sorted(module_digests([defining_module]))
         return [type_name, defining_module, value.__qualname__, code]
     is_of_package = _top_level_package(type(value).__module__) == _top_level_package(module)
     if hasattr(value, "__dict__") and (is_of_package or dataclasses.is_dataclass(value)):
@@ -163,12 +170,15 @@ def _option_value(value: object, module: str) -> object:
     raise NotFingerprintable(f"it holds a value of type {type_name}, which cannot be compared between runs")
 
 
-def _module_digests(names: Iterable[str], within: str = "") -> Iterator[tuple[str, str]]:
+def module_digests(names: Iterable[str], within: str | tuple[str, ...] = "") -> Iterator[tuple[str, str]]:
     """Yield the name and the digest of the code of modules, and of those of the same package that they import.
 
     Args:
         names: The modules.
-        within: Follow only imports of modules whose names begin with this text.
+        within: Follow only imports of modules whose names begin with this text, or one of these.
+
+    Raises:
+        NotFingerprintable: The code of a module is not in a file.
     """
     pending, seen = list(names), set()
     while pending:
@@ -178,35 +188,49 @@ def _module_digests(names: Iterable[str], within: str = "") -> Iterator[tuple[st
         seen.add(name)
         code, package = _read_module_code(name)
         yield name, hashlib.sha256(code).hexdigest()
-        for node in ast.walk(ast.parse(code)):
-            if isinstance(node, ast.Import):
-                imported = [alias.name for alias in node.names]
-            elif isinstance(node, ast.ImportFrom):
-                base = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
-                imported = [base, *(f"{base}.{alias.name}" for alias in node.names)]
-            else:
-                continue
-            pending += [
-                other
-                for other in imported
-                if _top_level_package(other) == _top_level_package(name)
-                and other.startswith(within)
-                and _is_module(other)
-            ]
+        pending += [
+            other for other in _imported_modules(code, package, _top_level_package(name)) if other.startswith(within)
+        ]
+
+
+@lru_cache(maxsize=256)
+def _imported_modules(code: bytes, package: str, top_level: str) -> tuple[str, ...]:
+    """Return the modules of the package `top_level` that some code imports. package: what relative imports refer to."""
+    names: list[str] = []
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
+            names += [base, *(f"{base}.{alias.name}" for alias in node.names)]
+    return tuple(name for name in dict.fromkeys(names) if _top_level_package(name) == top_level and _is_module(name))
 
 
 def _is_module(name: str) -> bool:
     try:
-        return name in sys.modules or importlib.util.find_spec(name) is not None
+        return _find_module_spec(name) is not None
     except (ImportError, ValueError):
         return False  # a name in a module, not a module
+
+
+def _find_module_spec(name: str) -> ModuleSpec | None:
+    """Return the spec of a module without importing its parents, as `importlib.util.find_spec` would."""
+    if name in sys.modules:
+        return sys.modules[name].__spec__
+    parent = name.rpartition(".")[0]
+    if not parent:
+        return importlib.util.find_spec(name)
+    parent_spec = _find_module_spec(parent)
+    if parent_spec is None or parent_spec.submodule_search_locations is None:
+        return None
+    return PathFinder.find_spec(name, parent_spec.submodule_search_locations)
 
 
 def _read_module_code(name: str) -> tuple[bytes, str]:
     """Return the code of a module, and the package to which its relative imports refer."""
     module = sys.modules.get(name)
     try:
-        spec = module.__spec__ if module is not None else importlib.util.find_spec(name)
+        spec = _find_module_spec(name)
         file = getattr(module, "__file__", None) or (spec.origin if spec else None)
         return Path(str(file)).read_bytes(), (spec.parent if spec and spec.parent else name)
     except (OSError, AttributeError, ValueError):

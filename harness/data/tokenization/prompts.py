@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from harness.data.tokenization.rendering import Rendering, is_plain_text, render_messages, render_spans
 from harness.data.tokenization.special_tokens import special_token_guard, tokenize_with_offsets
-from harness.errors import HarnessError
+from harness.errors import ComponentError, HarnessError
 from harness.interfaces.template import Template
 from harness.types import Example, Message
 
@@ -76,6 +76,8 @@ def _tokenize_before_response(
         spans = render_messages(
             template, (*messages, PLACEHOLDER_RESPONSE), tokenizer, add_generation_prompt=False, tools=example.tools
         )
+    except ComponentError:
+        raise
     except HarnessError:
         return None  # The template can be prompted with this conversation, but not trained on it.
     rendering = Rendering.from_spans(spans, template.control_tokens)

@@ -11,12 +11,16 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from harness.errors import HarnessError
+from harness.errors import ComponentError, HarnessError
 from harness.interfaces.template import Template
 from harness.types import Example, Message, Span
+from harness.utils.time_limit import cpu_time_limit
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+MAX_RENDER_SECONDS = 5
+"""CPU time that a template may take for one conversation."""
 
 TEXT_ROLE = "text"
 """The role of the only message of a plain text."""
@@ -141,6 +145,8 @@ def render_spans(
         return render_messages(
             template, messages, tokenizer, add_generation_prompt=add_generation_prompt, tools=example.tools
         )
+    except ComponentError as error:
+        raise ComponentError(error.where, f"{error.what} (row {example.location})") from error.__cause__
     except HarnessError as error:
         raise HarnessError(example.location, f"{error.where}: {error.what}", error.hint) from error
 
@@ -156,15 +162,24 @@ def render_messages(
     """Call `template.render`, and pass `tools` only where there are any.
 
     Raises:
-        HarnessError: When the template refuses the messages, or there are tools and it does not accept them.
+        HarnessError: When the template refuses the messages, takes too long, needs too much memory, or there are tools
+            and it does not accept them.
     """
-    if not tools:
-        return template.render(messages, tokenizer, add_generation_prompt=add_generation_prompt)
-    if not _accepts_tools(type(template).render):
+    where = f"template {template_name(template)}"
+    if tools and not _accepts_tools(type(template).render):
         what = "the format does not support tools"
-        hint = "choose another template, or remove the tools from the rows"
-        raise HarnessError(f"template {template_name(template)}", what, hint)
-    return template.render(messages, tokenizer, add_generation_prompt=add_generation_prompt, tools=tools)
+        raise HarnessError(where, what, "choose another template, or remove the tools from the rows")
+    more: dict[str, Any] = {"tools": tools} if tools else {}
+    with cpu_time_limit(MAX_RENDER_SECONDS, lambda: _too_slow_error(where)):
+        try:
+            return template.render(messages, tokenizer, add_generation_prompt=add_generation_prompt, **more)
+        except MemoryError as error:
+            raise HarnessError(where, "it needs more memory than there is", "fix the template") from error
+
+
+def _too_slow_error(where: str) -> HarnessError:
+    what = f"it renders one conversation for more than {MAX_RENDER_SECONDS} s"
+    return HarnessError(where, what, "fix the template: a loop in it may not end")
 
 
 def is_plain_text(example: Example) -> bool:

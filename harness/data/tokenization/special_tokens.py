@@ -13,6 +13,7 @@ made of private-use characters. The template's own control tokens are respelled;
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Iterable, Sequence
@@ -162,6 +163,12 @@ class SpecialTokenGuard:
     def byte_widths(self) -> ByteWidths | None:
         """The number of bytes that each token encodes; None where it does not determine the tokens' positions."""
         return ByteWidths.from_tokenizer(self._backend)
+
+    @cached_property
+    def backend_digest(self) -> str:
+        """SHA-256 of the serialized tokenizer, in hex."""
+        self.reset_backend()  # a serialized tokenizer contains a truncation that another call left on
+        return hashlib.sha256(self._backend.to_str().encode()).hexdigest()
 
     def encode_texts(self, texts: Sequence[str], *, with_offsets: bool = True) -> list[Encoding]:
         """Tokenize each text with the original tokenizer: every special token in it counts.

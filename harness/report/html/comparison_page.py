@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import groupby
 
+from harness.interfaces.report_section import ReportSection
 from harness.report.html import page
 from harness.report.score_change import Verdict
 from harness.statistics.intervals import Estimate
@@ -84,6 +85,7 @@ class ComparisonPage:
         items: The items to show.
         notes: What a reader must know, such as items that not all runs have.
         headline: The headline; empty: `build_comparison_headline`.
+        ratings: What people rated.
     """
 
     title: str
@@ -93,6 +95,7 @@ class ComparisonPage:
     items: tuple[ItemRow, ...] = ()
     notes: tuple[str, ...] = ()
     headline: str = ""
+    ratings: tuple[ReportSection, ...] = ()
 
 
 def build_comparison_page(comparison: ComparisonPage) -> str:

@@ -6,15 +6,18 @@ The layout is in `templates/experiment.html.jinja`.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 from urllib.parse import quote
 
+from harness.errors import HarnessError
 from harness.report.arm_comparison import ArmScore, variant_point
+from harness.report.arm_score import count_hypotheses
 from harness.report.display_text import format_interval
 from harness.report.html import page
+from harness.report.html.plots.equal_gain import plot_equal_gain
 from harness.report.html.plots.gain_vs_forgetting import plot_gain_vs_forgetting
 from harness.report.html.plots.svg_canvas import Plot
 from harness.report.html.plots.sweep import SweepAxis, plot_sweep
@@ -23,6 +26,7 @@ from harness.report.intransigence import Intransigence
 from harness.report.recommendation import ArmPoint, classify_forgetting
 from harness.report.spec_diff import component_of_key, find_swept_parameter, spec_differences
 from harness.report.verdict import Outcome, Statement
+from harness.spec.arms import expand_arms
 from harness.statistics.intervals import Estimate
 from harness.statistics.seeds import SeedSpread
 from harness.utils.json_files import json_safe
@@ -58,7 +62,7 @@ def build_experiment_page(experiment: ExperimentFiles) -> tuple[str, list[Plot]]
         variant_points=_variant_points(experiment),
         scores=_group_by_score(experiment),
         intransigence=_group_intransigence_by_score(experiment.intransigence),
-        num_comparisons=sum(score.p is not None for score in experiment.scores),
+        num_comparisons=count_hypotheses(experiment.scores),
         differences=_difference_table(experiment),
         reports={
             arm: [
@@ -154,6 +158,8 @@ def _plot_notes(experiment: ExperimentFiles) -> dict[str, str]:
     return {
         "gain-forgetting": "Bars: 95 % intervals. Filled: no other arm gains as much and forgets less. Square: the "
         f"baseline.{joint}{dots}",
+        "equal-gain": "Each line is a run, from the base model through its evaluations. Dotted: the gain that all runs "
+        "reach. Diamonds: the forgetting there, with 95 % intervals.",
         "sweep": f"Bars: 95 % intervals; the curve goes through the means.{dots}"
         + (f" Vertical line: {sufficient}" if sufficient else ""),
     }
@@ -165,6 +171,8 @@ def _plots(experiment: ExperimentFiles) -> Iterator[Plot]:
     gain, forgetting, joint = experiment.gain, experiment.forgetting, experiment.joint
     points = [*experiment.points, *_variant_points(experiment)]
     yield plot_gain_vs_forgetting(points, gain, forgetting, experiment.baseline, "gain-forgetting", joint_arm=joint)
+    if experiment.equal_gain is not None and experiment.equal_gain.gain is not None:
+        yield plot_equal_gain(experiment.equal_gain, gain, forgetting, "equal-gain")
     parameter = find_swept_parameter({arm: spec for arm, spec in experiment.specs.items() if arm != joint})
     if parameter is None:
         return
@@ -213,7 +221,8 @@ def _group_intransigence_by_score(intransigence: Sequence[Intransigence]) -> lis
 def _spec_differences(experiment: ExperimentFiles) -> dict[str, dict[str, Any]]:
     """Return spec key -> arm -> value.
 
-    Keys that only some arms have, with equal values in these, are merged into one row for their component.
+    Keys that only some arms have, with equal values in these, are merged into one row for their component. If an arm
+    adds the component, the row has the options that the experiment's spec sets, without defaults.
     """
     values_by_key = spec_differences({arm: redact(spec) for arm, spec in experiment.specs.items()})
     values_by_key.pop("seed", None)  # arms do not differ in their seeds
@@ -230,7 +239,20 @@ def _spec_differences(experiment: ExperimentFiles) -> dict[str, dict[str, Any]]:
             continue
         for arm, value in values.items():
             merged.setdefault(component, {}).setdefault(arm, {})[key.removeprefix(f"{component}.")] = value
+    for arm, changes in _arm_changes(experiment).items():
+        for key, value in redact(changes).items():
+            if isinstance(value, Mapping) and isinstance(merged.get(key, {}).get(arm), dict):
+                merged[key][arm] = {name: each for name, each in value.items() if f"{key}.{name}" not in merged}
     return merged
+
+
+def _arm_changes(experiment: ExperimentFiles) -> Mapping[str, Mapping[str, Any]]:
+    """Return arm -> the keys that it changes; {} if the experiment's spec is missing or of another version."""
+    arms_spec = load_optional_json(experiment.folder / "spec.json", []).get("arms")
+    try:
+        return {arm.method: arm.changes for arm in expand_arms(arms_spec, "arms")} if arms_spec else {}
+    except (HarnessError, KeyError, TypeError, AttributeError):
+        return {}
 
 
 def _format_values(values: dict[str, Any], arms: tuple[str, ...]) -> list[str | None]:

@@ -49,8 +49,7 @@ def build_item_browser(run: RunFiles) -> ItemBrowser | None:
     """Load the items of a run from its predictions; None if there are none."""
     folder = run.folder / "predictions"
     stored = {file.name for file in folder.glob("*.jsonl")}
-    trained = run.data.get("stages")
-    last_stage = len(trained) if isinstance(trained, list) else len(run.stages) - 1
+    last_stage = len(run.own_stages)
     score_of_suite = {flips.suite: flips.score for flips in run.flips}
     direction = {(change.suite, change.name): change.higher_is_better for change in run.changes}
     suites: list[dict[str, Any]] = []

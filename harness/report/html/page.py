@@ -21,6 +21,7 @@ from harness.report.slices import SliceChange
 from harness.utils.atomic_write import atomic_write
 from harness.utils.formatting import (
     decimal_places,
+    format_cell,
     format_duration,
     format_number,
     format_p_value,
@@ -128,6 +129,8 @@ def _jinja_environment() -> Environment:
         ),
         "duration": format_duration,
         "p_value": format_p_value,
+        "cell": format_cell,
+        "svg_data": lambda svg: f"data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}",
         "plot": lambda plot: _safe_markup(plot.to_inline_svg()),
         "pretty": format_json,
         "count": lambda value: f"{value:,}" if isinstance(value, int | float) else str(value),

@@ -14,18 +14,19 @@ from typing import Any, TypeVar
 
 from harness.errors import HarnessError
 from harness.gate import GateResult
-from harness.report.arm_experiment import ArmScore
 from harness.report.arm_gate import ArmGate
+from harness.report.arm_score import ArmScore
 from harness.report.best_control import BestControl
 from harness.report.domain_leakage import LeakedWord
-from harness.report.finished_run import load_run_json, parse_estimate
+from harness.report.equal_gain import EqualGain, parse_equal_gain
+from harness.report.finished_run import load_run_json, match_own_stages, parse_estimate
 from harness.report.flips import ItemAnswer, MovedItem, SuiteFlips
 from harness.report.intransigence import Intransigence
 from harness.report.recommendation import ArmPoint, Recommendation
 from harness.report.run_report import ExampleAnswers
 from harness.report.score_change import ScoreChange
 from harness.report.slices import SliceChange
-from harness.report.stage_suite_matrix import StageSuiteMatrix
+from harness.report.stage_suite_matrix import StageSuiteMatrix, parse_matrix
 from harness.report.weight_variants import WeightVariant, parse_variants
 from harness.statistics.seeds import SeedSpread
 from harness.utils.json_files import read_json_lines
@@ -62,6 +63,7 @@ class RunFiles:
     """The contents of a run's folder.
 
     Attributes:
+        own_stages: Those of `stages` that this run trained, and not an earlier run that it continues.
         spec: The filled spec; like `environment` and `data` {} if the file is missing.
         step_logs: Stage -> the entries of its training log, by step.
         mid_stage_evaluations: Stage -> the evaluations within it, by step.
@@ -74,6 +76,7 @@ class RunFiles:
     seed: int
     run_info: Mapping[str, Any]
     stages: tuple[str, ...]
+    own_stages: tuple[str, ...]
     changes: tuple[ScoreChange, ...]
     matrices: tuple[StageSuiteMatrix, ...]
     gate: tuple[GateResult, ...]
@@ -123,6 +126,7 @@ class ExperimentFiles:
     specs: Mapping[str, Mapping[str, Any]]
     variants: Mapping[str, tuple[WeightVariant, ...]]
     unreadable: tuple[str, ...]
+    equal_gain: EqualGain | None = None
 
 
 def load_run_files(folder: str | Path) -> RunFiles:
@@ -240,9 +244,13 @@ def _parse_or_fail(file: Path, what: str, parse: Callable[[], T]) -> T:
 def _parse_run(folder: Path, report_json: Mapping[str, Any]) -> RunFiles:
     unreadable: list[str] = []
     stages = tuple(map(str, report_json["stages"]))
-    step_logs, mid_stage_evaluations, stage_results = {}, {}, {}
-    for name in stages[1:]:
-        stage_folder = folder / "stages" / name
+    data = load_optional_json(folder / "data.json", unreadable)
+    step_logs: dict[str, tuple[Mapping[str, float], ...]] = dict.fromkeys(stages[1:], ())
+    mid_stage_evaluations: dict[str, tuple[MidStageEvaluation, ...]] = dict.fromkeys(stages[1:], ())
+    stage_results: dict[str, Mapping[str, Any]] = {name: {} for name in stages[1:]}
+    own_stages = match_own_stages(stages, data)
+    for name, own_name in own_stages.items():
+        stage_folder = folder / "stages" / own_name
         step_logs[name] = load_step_log(stage_folder / "steps.jsonl", unreadable)
         mid_stage_evaluations[name] = load_mid_stage_evaluations(stage_folder / "evaluations.jsonl", unreadable)
         stage_results[name] = load_optional_json(stage_folder / "trained.json", unreadable)
@@ -252,8 +260,9 @@ def _parse_run(folder: Path, report_json: Mapping[str, Any]) -> RunFiles:
         seed=int(report_json["seed"]),
         run_info=dict(report_json["run"]),
         stages=stages,
+        own_stages=tuple(own_stages),
         changes=tuple(map(_parse_score_change, report_json["changes"])),
-        matrices=tuple(map(_parse_matrix, report_json.get("forgetting", ()))),
+        matrices=tuple(map(parse_matrix, report_json.get("forgetting", ()))),
         gate=tuple(map(parse_gate_result, report_json.get("gate", ()))),
         answers=report_json.get("answers", {}),
         slices=tuple(map(_parse_slice, report_json.get("slices", ()))),
@@ -265,7 +274,7 @@ def _parse_run(folder: Path, report_json: Mapping[str, Any]) -> RunFiles:
         examples=tuple(_from_dict(ExampleAnswers, example) for example in report_json.get("examples", ())),
         spec=load_optional_json(folder / "spec.json", unreadable),
         environment=load_optional_json(folder / "environment.json", unreadable),
-        data=load_optional_json(folder / "data.json", unreadable),
+        data=data,
         step_logs=step_logs,
         mid_stage_evaluations=mid_stage_evaluations,
         stage_results=stage_results,
@@ -318,6 +327,7 @@ def _parse_experiment(folder: Path, arms_json: Mapping[str, Any]) -> ExperimentF
             for run in by_seed.values()
         },
         unreadable=tuple(unreadable),
+        equal_gain=parse_equal_gain(arms_json.get("equal_gain")),
     )
 
 
@@ -340,6 +350,7 @@ def _parse_score_change(document: Mapping[str, Any]) -> ScoreChange:
         needed=document.get("needed"),
         after_stages=tuple(None if each is None else parse_estimate(each) for each in document["after_stages"]),
         since_learned=parse_estimate(learned) if (learned := document.get("since_learned")) else None,
+        diagnostics=document.get("diagnostics") or {},
     )
 
 
@@ -361,22 +372,16 @@ def _parse_flips(document: Mapping[str, Any]) -> SuiteFlips:
     return _from_dict(SuiteFlips, document, **shares, **items)
 
 
-def _parse_matrix(document: Mapping[str, Any]) -> StageSuiteMatrix:
-    return _from_dict(
-        StageSuiteMatrix,
-        document,
-        suites=tuple(document["suites"]),
-        learned=tuple(document["learned"]),
-        general=tuple(document["general"]),
-        values=tuple(tuple(map(null_to_nan, row)) for row in document["values"]),
-        summaries={name: parse_estimate(estimate) for name, estimate in document["summaries"].items()},
-    )
-
-
 def _parse_arm_score(document: Mapping[str, Any]) -> ArmScore:
     estimates = {key: parse_estimate(document[key]) for key in ("before", "after", "change")}
     against = document["against"]
-    return _from_dict(ArmScore, document, **estimates, against=None if against is None else parse_estimate(against))
+    return _from_dict(
+        ArmScore,
+        document,
+        **estimates,
+        against=None if against is None else parse_estimate(against),
+        after_spread=_parse_seed_spread(document.get("after_spread")),
+    )
 
 
 def _parse_arm_point(document: Mapping[str, Any]) -> ArmPoint:

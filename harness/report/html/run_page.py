@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
+from harness.interfaces.report_section import ReportSection
 from harness.report.arm_comparison import variant_point
 from harness.report.display_text import SUMMARY_DESCRIPTIONS, describe_flips, format_incomplete_answers
 from harness.report.html import page, stage_curves
@@ -19,12 +20,17 @@ from harness.report.html.plots.heatmap import plot_heatmap
 from harness.report.html.plots.svg_canvas import Plot
 from harness.report.html.plots.sweep import SweepAxis, plot_sweep
 from harness.report.html.run_files import RunFiles, load_items_by_id
+from harness.report.rating_sections import rating_sections
 from harness.report.recommendation import ArmPoint
 from harness.report.run_report import NUM_EXAMPLES, ExampleAnswers
 from harness.report.stage_suite_matrix import StageSuiteMatrix
 from harness.report.verdict import build_verdict
 from harness.seeding import create_generator
+from harness.utils.formatting import format_number, format_phases
+from harness.utils.phase_clock import phases_of_run_info
 from harness.utils.redaction import redact, redact_text
+from harness.utils.shell_commands import harness_command
+from harness.utils.stage_memory import format_memory
 
 LEVEL_SUMMARIES = ("average_accuracy", "learning_accuracy")
 """The summaries that are not differences."""
@@ -71,8 +77,13 @@ class VariantSweep:
     plot: Plot | None
 
 
-def build_run_page(run: RunFiles) -> tuple[str, list[Plot]]:
-    """Build the page of a run and its plots."""
+def build_run_page(run: RunFiles, sections: Sequence[ReportSection] = ()) -> tuple[str, list[Plot]]:
+    """Build the page of a run and its plots.
+
+    Args:
+        run: The files of the run.
+        sections: The sections of plugins; those of ratings come before them.
+    """
     matrix_plots = list(_matrix_plots(run)) if len(run.stages) > 2 else []
     mid_stage_plots = list(stage_curves.build_mid_stage_plots(run))
     training_plots = list(_training_plots(run))
@@ -80,16 +91,18 @@ def build_run_page(run: RunFiles) -> tuple[str, list[Plot]]:
     sweeps = list(_variant_sweeps(run))
     counts = _row_counts(run.data)
     spec = redact(run.spec)
+    sections = (*rating_sections(run.folder), *sections)
     text = page.render_template(
         "run.html.jinja",
         run=run,
-        verdict=build_verdict(run.changes, run.gate),
+        verdict=build_verdict(run.changes, run.gate, run.leaked_words),
         header_items=_header_items(run),
         suites=[(name, list(group)) for name, group in groupby(run.changes, key=lambda change: change.suite)],
         incomplete_answers={
             suite: format_incomplete_answers(endings.get("after", {})) for suite, endings in run.answers.items()
         },
         changed_items=[(flips, describe_flips(flips)) for flips in run.flips if flips.worse or flips.better],
+        diagnostics=list(_diagnostics(run)),
         has_needed_items=any(change.needed for change in run.changes),
         matrix_plots=matrix_plots,
         summary_descriptions=SUMMARY_DESCRIPTIONS,
@@ -97,6 +110,8 @@ def build_run_page(run: RunFiles) -> tuple[str, list[Plot]]:
         mid_stage_plots=mid_stage_plots,
         early_stopping=stage_curves.early_stopping_sentences(run),
         training_plots=training_plots,
+        phases=format_phases(phases_of_run_info(run.run_info)),
+        memory=format_memory(run.run_info),
         stage_results={name: result for name, result in run.stage_results.items() if result},
         sweeps=sweeps,
         data_plots=data_plots,
@@ -105,9 +120,12 @@ def build_run_page(run: RunFiles) -> tuple[str, list[Plot]]:
         realized_shares=_realized_shares(run.data, run.stages),
         share_units=SHARE_UNITS,
         efficiency=_by_stage_name(run.data.get("efficiency"), run.stages),
+        cached_evaluations=[str(suite) for suite in run.data.get("cached_evaluations") or ()],
         warnings=[str(warning) for warning in run.data.get("warnings") or ()],
         examples=list(_load_examples(run)),
         browser=build_item_browser(run),
+        plugin_contents=[(f"plugin-{number}", section.title, True) for number, section in enumerate(sections, 1)],
+        plugin_sections=[(f"plugin-{number}", section) for number, section in enumerate(sections, 1)],
         spec=spec,
         has_secrets=spec != run.spec,
         environment=redact(run.environment),
@@ -122,6 +140,14 @@ def build_run_page(run: RunFiles) -> tuple[str, list[Plot]]:
     sweep_plots = [sweep.plot for sweep in sweeps if sweep.plot]
     plots = [*(each.plot for each in matrix_plots), *mid_stage_plots, *training_plots, *sweep_plots, *data_plots]
     return text, plots
+
+
+def _diagnostics(run: RunFiles) -> Iterator[str]:
+    """Yield one line for each metric of a suite that says how far its scores can be trusted."""
+    by_metric = {(change.suite, change.metric): change.diagnostics for change in run.changes if change.diagnostics}
+    for (suite, metric), numbers in by_metric.items():
+        values = ", ".join(f"{name.replace('_', ' ')} {format_number(value)}" for name, value in numbers.items())
+        yield f"{metric} of {suite}: {values}"
 
 
 def _header_items(run: RunFiles) -> list[str]:
@@ -266,7 +292,7 @@ def _row_counts(data: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
 def _load_examples(run: RunFiles) -> Iterator[tuple[str, list[ExampleAnswers]]]:
     """Yield (suite, examples): those of the report, and for every other suite as many, sampled with the seed."""
     of_report = {name: list(group) for name, group in groupby(run.examples, key=lambda example: example.suite)}
-    last_stage = len(run.stages) - 1
+    last_stage = len(run.own_stages)
     for suite in dict.fromkeys([*of_report, *(change.suite for change in run.changes)]):
         if suite in of_report:
             yield suite, of_report[suite]
@@ -303,6 +329,6 @@ def _commands(run: RunFiles) -> Iterator[tuple[str, str]]:
     """Yield (label, command) of the commands that a user can run next."""
     uri = run.run_info.get("uri")
     if "id" in run.run_info:
-        yield "compare with another run", f"harness compare {shlex.quote(str(run.run_info['id']))} RUN"
+        yield "compare with another run", f"{harness_command('compare', str(run.run_info['id']))} RUN"
     if uri and not str(uri).startswith(("http://", "https://")):
         yield "open in MLflow", f"mlflow ui --backend-store-uri {shlex.quote(redact_text(str(uri)))}"

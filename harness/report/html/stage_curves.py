@@ -129,7 +129,7 @@ def _combined_score_curve(run: RunFiles, stages: Sequence[str]) -> Curve:
             for evaluation in run.mid_stage_evaluations[name]
             if evaluation.combined is not None
         ]
-        if points and name == run.stages[1]:
+        if points and name == run.own_stages[0]:
             points.insert(0, (0.0, 0.0))  # the combined score is the improvement since the start of the run
         segments.append(([step for step, _ in points], [value for _, value in points]))
     return Curve("combined", tuple(segments), noisy=False, mark_points=True)

@@ -5,8 +5,10 @@ A page is built from the files in a folder alone, so it can be rebuilt at any ti
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
+from harness.interfaces.report_section import ReportSection
 from harness.report.html.comparison_page import ComparisonPage, ItemRow, RunColumn, ScoreRow
 
 __all__ = [
@@ -22,18 +24,22 @@ __all__ = [
 PAGE_FILE = "report.html"
 
 
-def write_run_page(folder: str | Path) -> Path:
+def write_run_page(folder: str | Path, sections: Sequence[ReportSection] = ()) -> Path:
     """Write `report.html` and `plots/*.svg` into the folder of a finished run and return the path of the page.
 
     Needs `report.json`. Sections from `spec.json`, `environment.json`, `data.json`, `variants.json`,
     `stages/*/steps.jsonl`, `stages/*/evaluations.jsonl` and `predictions/` are left out if the files are missing.
+
+    Args:
+        folder: The folder of the run.
+        sections: The sections of plugins.
 
     Raises:
         HarnessError: If the folder is not that of a finished run, or cannot be written.
     """
     from harness.report.html import page, run_files, run_page
 
-    text, plots = run_page.build_run_page(run_files.load_run_files(folder))
+    text, plots = run_page.build_run_page(run_files.load_run_files(folder), sections)
     return page.write_page_and_plots(text, plots, Path(folder) / PAGE_FILE)
 
 

@@ -25,6 +25,7 @@ COMMANDS = [
     "evaluate",
     "score",
     "report",
+    "rate",
     "plugins",
     "schema",
     "compare",
@@ -32,7 +33,8 @@ COMMANDS = [
 ]
 MIXING = {
     "share": 0.1, "unit": "loss_tokens", "source": None, "weights": None, "temperature": None, "upsample": False,
-    "resample": False,
+    "resample": False, "answers": "data",
+    "writing": {"prompts": None, "max_new_tokens": 256, "temperature": 1.0, "top_p": 1.0, "max_repetition": 0.2},
 }  # fmt: skip
 SPECS = ROOT / "specs"
 
@@ -273,15 +275,6 @@ def test_all_errors_are_reported_together_in_one_line_each(run_harness, write_sp
     assert all(line.startswith("harness: ") for line in err.splitlines())
 
 
-def test_two_distributions_with_the_same_component_stop_every_command(run_harness, write_spec, monkeypatch):
-    def raise_error():
-        raise HarnessError("plugins", "the distributions 'a' and 'b' both bring a mode 'x'", "uninstall one of them")
-
-    monkeypatch.setattr(registry, "discover_plugins", raise_error)
-    for command in (["validate", write_spec()], ["plugins"], ["schema"]):
-        assert get_error_line(run_harness(*command)).startswith("plugins: the distributions 'a' and 'b' both bring")
-
-
 # -- exit codes -------------------------------------------------------------------------------------------------------
 
 
@@ -302,10 +295,30 @@ def test_each_kind_of_error_has_its_exit_code(run_harness, monkeypatch, error, c
     assert run_harness("plugins") == (code, "", err)
 
 
-def test_unexpected_exception_keeps_its_traceback(run_harness, monkeypatch):
+def test_an_unexpected_exception_is_one_line_with_the_file_of_its_traceback(run_harness, monkeypatch, tmp_path):
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(registry, "discover_plugins", lambda: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        run_harness("plugins")
+    code, out, err = run_harness("plugins")
+    assert (code, out) == (1, "")
+    (line,) = err.splitlines()
+    assert line.startswith("harness: this is a fault of harness: ZeroDivisionError: division by zero; please report it")
+    (file,) = (tmp_path / "cache" / "tracebacks").iterdir()
+    assert str(file) in line
+    assert "in discover_plugins" in file.read_text() or "ZeroDivisionError" in file.read_text()
+
+
+def test_what_a_plugin_prints_does_not_break_json(run_harness, monkeypatch):
+    discover = registry.discover_plugins
+
+    def print_and_discover():
+        print("Welcome to my plugin!")
+        return discover()
+
+    monkeypatch.setattr(registry, "discover_plugins", print_and_discover)
+    code, out, err = run_harness("plugins", "--json")
+    assert code == 0
+    assert "metrics" in json.loads(out)
+    assert err == "Welcome to my plugin!\n"
 
 
 @pytest.mark.parametrize("arguments", [["plugins", "--kind", "modes"], ["schema"]])
@@ -335,11 +348,27 @@ def test_plugins_lists_every_component_by_kind_with_its_summary(run_harness):
 def test_plugins_can_be_listed_by_kind_and_as_json(run_harness):
     _, out, _ = run_harness("plugins", "--kind", "modes", "--json")
     plugins = json.loads(out)
-    assert set(plugins) == {"modes", "broken"}
-    assert set(plugins["modes"]) == {"general", "domain", "mixed", "continual"}
+    assert set(plugins) == {"modes", "distributions", "broken"}
+    assert set(plugins["modes"]) == {"general", "domain", "mixed", "continual", "curriculum"}
     assert plugins["modes"]["mixed"]["distribution"] == "harness-sft"
     assert set(plugins["modes"]["mixed"]["options"]) == {"domain", "general"}
     assert plugins["broken"] == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["plugins", "--new", "metric", "x", "--json"], "harness plugins --json: has no effect with --new"),
+        (["plugins", "--new", "metric", "x", "--check", "rouge"], "harness plugins --check: has no effect with --new"),
+        (["plugins", "--check", "rouge", "--kind", "metrics"], "harness plugins --kind: has no effect with --check"),
+        (["plugins", "--folder", "x"], "harness plugins --folder: has no effect without --new"),
+        (["run", "x.json", "--allow-plugin-change"], "--allow-plugin-change: has no effect without --resume"),
+    ],
+)
+def test_an_option_without_effect_is_refused(run_harness, arguments, message):
+    code, _, error = run_harness(*arguments)
+    assert code == 2
+    assert message in error
 
 
 def test_schema_can_be_printed_or_written(run_harness, tmp_path):
@@ -357,3 +386,55 @@ def test_schema_that_cannot_be_written_is_one_line(run_harness, tmp_path):
 def test_evaluating_a_spec_that_does_not_exist_is_an_error_about_the_file(capsys):
     assert main.main(["evaluate", "nosuch.json"]) == 2
     assert capsys.readouterr().err == "harness: nosuch.json: the file does not exist; check the path\n"
+
+
+def test_errors_about_arguments_neither_control_the_terminal_nor_repeat_long_ones(capsys):
+    for arguments in (["\x1b[31mred"], ["run", "--" + "x" * 5000], ["compare", "--\x1b]0;t\x07"]):
+        with pytest.raises(SystemExit) as caught:
+            main.main(arguments)
+        assert caught.value.code == 2
+        printed = capsys.readouterr().err
+        assert "\x1b" not in printed
+        assert len(printed) < 3000
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["name=a\0b", "name=\udcff", "model.path=" + "x" * 5000, "x" * 5000 + "=1", "train." + "y" * 5000 + "=1"],
+)
+def test_errors_about_overrides_repeat_little_of_them(capsys, override):
+    assert main.main(["validate", str(SPECS / "mixed_sft.json"), "--set", override, "--set", "train.steps=x"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert all(line.startswith("harness: ") and len(line) < 700 for line in lines)
+
+
+def test_a_name_that_no_file_can_have_is_refused(capsys):
+    assert main.main(["validate", str(SPECS / "mixed_sft.json"), "--set", "name=" + "n" * 300]) == 2
+    assert "is not a valid name; use at most 100 letters" in capsys.readouterr().err
+
+
+def test_a_spec_of_another_format_names_the_version_that_reads_it(capsys):
+    for number, remedy in (("1", "harness-sft==0.2.0"), ("99", "--upgrade harness-sft")):
+        assert main.main(["validate", str(SPECS / "mixed_sft.json"), "--set", f"format={number}"]) == 2
+        assert remedy in capsys.readouterr().err
+
+
+def test_remote_code_needs_the_agreement_of_the_spec(capsys, monkeypatch):
+    monkeypatch.setenv("HARNESS_TRUST_REMOTE_CODE", "0")
+    assert main.main(["validate", str(SPECS / "mixed_sft.json"), "--trust-remote-code"]) == 2
+    assert "--trust-remote-code: the spec does not set model.trust_remote_code" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["chat"], ["generate", "prompts.jsonl"], ["export", "--to", "merged"]])
+def test_commands_on_a_run_need_its_agreement_to_remote_code(tmp_path, capsys, monkeypatch, words):
+    monkeypatch.setenv("HARNESS_TRUST_REMOTE_CODE", "0")
+    (tmp_path / "spec.json").write_text(json.dumps({"model": {"path": "a/b", "trust_remote_code": False}}))
+    (tmp_path / "report.json").write_text("{}")
+    command, *others = words
+    assert main.main([command, str(tmp_path), *others, "--trust-remote-code"]) == 2
+    assert "--trust-remote-code: the spec does not set model.trust_remote_code" in capsys.readouterr().err
+
+
+def test_a_spec_that_has_no_end_is_refused(capsys):
+    assert main.main(["validate", "/dev/zero"]) == 2
+    assert "not a regular file" in capsys.readouterr().err

@@ -10,13 +10,13 @@ from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
-from support import example_run
+from support import compared_runs, example_run
 
 from harness.comparison import compare, run_summary
 from harness.errors import HarnessError
 from harness.terminal.comparison_table import format_comparison
-from harness.tracking import mlflow_store
-from harness.tracking.tracker import Tracker
+from harness.tracking import mlflow_entries, mlflow_store
+from harness.tracking.tracker import MlflowTracker
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def tracked_runs(tmp_path_factory):
     ids = {}
 
     def track_run(where, experiment="sweep", **options):
-        tracker = Tracker({"enabled": True, "experiment": experiment, "uri": uri}, "mixed-sft", pytest.fail)
+        tracker = MlflowTracker({"enabled": True, "experiment": experiment, "uri": uri}, "mixed-sft", pytest.fail)
         example_run.feed(tracker, folder / where, **options)
         ids[where] = tracker.run_id
 
@@ -109,6 +109,27 @@ def test_differences_contain_exactly_the_spec_keys_that_differ(tracked_runs):
     same = compare.compare_runs(["mixed-sft-a1", "mixed-sft-a3"], "sweep", tracked_runs.uri)
     assert same.differences == {}
     assert "the specs do not differ" in render_table(same)
+
+
+def test_plugins_whose_version_or_code_differs_are_among_the_differences(tmp_path):
+    plugins = [
+        {"harness-a": {"version": "1", "digest": "0" * 64}, "harness-b": {"version": "1", "digest": "0" * 64}},
+        {"harness-a": {"version": "1", "digest": "0" * 64}, "harness-b": {"version": "1", "digest": "1" * 64}},
+        {"harness-a": {"version": "1", "digest": "0" * 64}},
+    ]
+    for number, each in enumerate(plugins):
+        items = compared_runs.build_items(3, 0.5, 0)
+        compared_runs.write_run(tmp_path / str(number), [{"desk": items}, {"desk": items}])
+        (tmp_path / str(number) / "environment.json").write_text(json.dumps({"plugins": each}))
+    comparison = compare.compare_runs([str(tmp_path / str(number)) for number in range(3)])
+    assert comparison.differences == {"plugin harness-b": (f"1 ({'0' * 12})", f"1 ({'1' * 12})", None)}
+
+
+def test_the_tag_of_mlflow_has_the_versions_of_plugins():
+    plugins = {"harness-a": {"version": "1.0", "digest": "a" * 64}, "harness-b": {"version": None, "digest": "b" * 64}}
+    tag = mlflow_entries.build_run_tags({}, {"plugins": plugins})["harness.plugins"]
+    assert run_summary.plugin_versions_from_tag(tag) == run_summary.plugin_versions({"plugins": plugins})
+    assert run_summary.plugin_versions_from_tag("") == {}
 
 
 @pytest.mark.parametrize("width", [80, 140])

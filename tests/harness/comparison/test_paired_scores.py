@@ -313,16 +313,6 @@ def test_folderof_an_experiment_means_all_its_arms(runs_folder, tmp_path):
         )
 
 
-def test_experiment_with_seeds_is_not_compared_with_one_baseline(tmp_path):
-    for name in ("naive,seed=0", "naive,seed=1"):
-        compared_runs.write_finished_run(tmp_path / "sweep" / "arms" / name, 0.5, name)
-    (tmp_path / "sweep" / "spec.json").write_text('{"arms": {"seeds": 2}}')
-    with pytest.raises(HarnessError, match=r"differ in their seed.*harness report .*sweep"):
-        compare.compare_runs([str(tmp_path / "sweep")], registry=compared_runs.REGISTRY)
-    one = compare.compare_runs([str(tmp_path / "sweep/arms/naive,seed=1")], registry=compared_runs.REGISTRY)
-    assert len(one.runs) == 1
-
-
 def test_unfinished_run_is_shown_and_not_compared(runs_folder, tmp_path):
     compared_runs.write_finished_run(tmp_path / "cut", 0.8, 2, finished=False)
     comparison = compare.compare_runs(
@@ -454,7 +444,7 @@ def test_terminal_shows_items_of_many_runs_only_on_request(runs_folder):
 def test_table_fits_any_width(runs_folder, names, width):
     text = render_table(compare_folders(runs_folder, *names), width)
     assert max(map(len, text.splitlines())) <= width
-    for word in ("exact_match", "verdict", "0.267", "McNemar", "Holm's"):
+    for word in ("exact_match", "response_perplexity ↓", "verdict", "0.267", "McNemar", "Holm's"):
         assert word in text
     assert "no evidence" in text
 

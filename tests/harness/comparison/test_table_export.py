@@ -58,6 +58,23 @@ def test_latex_is_escaped_and_has_two_columns_for_each_score(comparison):
     assert all(line.endswith(r"\\") for line in text.splitlines() if " & " in line)
 
 
+def test_a_general_suite_is_shown_by_the_score_that_judges_it(tmp_path):
+    metrics = {"rouge": {}, "response_perplexity": {}}
+    document = compared_runs.run_spec(suites=("desk", "world"), metrics=metrics)
+    runs = []
+    for seed, skill in enumerate((0.2, 0.8)):
+        stages = [
+            {suite: compared_runs.build_items(60, skill if stage else 0.1, seed) for suite in ("desk", "world")}
+            for stage in (0, 1)
+        ]
+        spec = {**document, "train": {"learning_rate": seed}}
+        runs.append(str(compared_runs.write_run(tmp_path / f"run {seed}", stages, document=spec, predictions=False)))
+    comparison = compare_runs(runs)
+    table = table_export.build_run_table(comparison)
+    assert table.scores == (("desk/rouge1", True), ("world/response_nll", False))
+    assert comparison.score == "desk/rouge1"
+
+
 def test_requested_score_replaces_the_one_of_its_suite(folders):
     name = next(pair.score for pair in compare_runs(folders).pairs if pair.score != "exact_match")
     table = table_export.build_run_table(compare_runs(folders, score=f"desk/{name}"))
@@ -69,5 +86,7 @@ def test_the_command_writes_files_or_prints_one(folders, tmp_path, capsys):
     assert main(["compare", *folders, "--csv", str(file), "--latex", "-"]) == 0
     assert capsys.readouterr().out.startswith("% Differences to the first row")
     assert file.read_text().startswith("run,baseline,suite,")
+    assert main(["compare", *folders, "--csv", str(file)]) == 0
+    assert capsys.readouterr().out.endswith(f"\nwrote {file}\n")
     assert main(["compare", *folders, "--csv", "-", "--json"]) == 2
     assert "give all but one a file" in capsys.readouterr().err

@@ -80,4 +80,4 @@ def test_failed_process_group_initialization_is_a_one_line_error(monkeypatch, po
         ) as caught:
             setup.init_processes(2).__enter__()
     (line,) = caught.value.lines()
-    assert "--standalone" in line
+    assert "harness run SPEC --gpus N" in line

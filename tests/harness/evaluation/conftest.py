@@ -11,6 +11,7 @@ from torch import nn
 
 from harness.evaluation.context import ModelToEvaluate
 from harness.evaluation.evaluate import evaluate_suites
+from harness.interfaces.component import CORE_DISTRIBUTION
 from harness.interfaces.metric import Metric
 from harness.interfaces.template import Template
 from harness.types import Example, Item, Message, Span, Suite, no_progress
@@ -164,7 +165,7 @@ def metric():
     from harness.spec.schema import fill_defaults
 
     plugins = registry.discover_plugins(
-        [pair for pair in registry.installed_entry_points() if pair[0] == registry.CORE_DISTRIBUTION]
+        [pair for pair in registry.installed_entry_points() if pair[0] == CORE_DISTRIBUTION]
     )
 
     def create(name: str, **options) -> Metric:

@@ -10,6 +10,7 @@ import torch
 
 from harness.errors import HarnessError, RunError
 from harness.evaluation.likelihood import BaseDivergences, response_divergence, response_nll
+from harness.evaluation.row_batch import build_padded_batch
 from harness.model import save
 
 REFERENCES = ["yes", "a much longer answer", "天气很好", "six"]
@@ -123,9 +124,11 @@ def test_token_with_base_probability_zero_adds_nothing(tokenizer, tiny_model, ro
             output.logits[..., 7] = -torch.inf
             return output
 
-    ((apart, _),) = response_divergence(tiny_model.eval(), nullcontext(Ruled(tiny_model)), [row], 0)
+    ((apart, _),) = response_divergence(
+        tiny_model.eval(), nullcontext(Ruled(tiny_model)), build_padded_batch([(row,)], 0)
+    )
     assert 0 < apart < 1
-    assert response_nll(tiny_model, [row], 0)[0] > 0
+    assert response_nll(tiny_model, build_padded_batch([(row,)], 0))[0] > 0
 
 
 def test_both_models_count_towards_the_logit_limit():

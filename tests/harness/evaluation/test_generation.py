@@ -5,24 +5,22 @@ from __future__ import annotations
 import pytest
 import torch
 
-from harness.evaluation.generation import Decoding, StopConditions, generate_answers, resolve_stops
+from harness.evaluation.generation import Decoding, StopConditions, UndefinedLogits, generate_answers, resolve_stops
+from harness.evaluation.padding_probe import probe_batch_support
 
 NO_STOPS = StopConditions(None, frozenset(), ())
 
 
-def answers(model, tokenizer, prompts, *, stops=NO_STOPS, new=12, size=None, use_cache=True):
+def answers(model, tokenizer, prompts, *, stops=NO_STOPS, new=12, size=None, use_cache=True, lines=False):
     answers_by_key = {}
-    size = size or len(prompts)
-    for start in range(0, len(prompts), size):
-        batch = dict(list(enumerate(prompts))[start : start + size])
-        generate_answers(
-            model,
-            tokenizer,
-            batch,
-            stops=stops,
-            decoding=Decoding(new, use_cache=use_cache),
-            on_answer=lambda key, one: answers_by_key.update({key: one}),
-        )
+    generate_answers(
+        model,
+        tokenizer,
+        dict(enumerate(prompts)),
+        stops=stops,
+        decoding=Decoding(new, batch_size=size or len(prompts), use_cache=use_cache, lines=lines),
+        on_answer=lambda key, one: answers_by_key.update({key: one}),
+    )
     return [answers_by_key[key] for key in range(len(prompts))]
 
 
@@ -92,22 +90,57 @@ def test_greedy_draws_no_random_number(tokenizer, sharp_model, prompts):
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_finished_rows_leave_the_batch_without_effect_on_others(tokenizer, sharp_model, prompts):
-    free = answers(sharp_model, tokenizer, prompts)
+@pytest.fixture
+def stop_of_fourth(sharp_model, prompts):
+    """Return stops that end the answer to the fourth prompt after at most five tokens."""
     ids = torch.tensor(prompts[3:4])
-    stop = int(sharp_model.generate(input_ids=ids, max_new_tokens=5, do_sample=False, eos_token_id=None)[0, -1])
+    answer = sharp_model.generate(input_ids=ids, max_new_tokens=5, do_sample=False, eos_token_id=None)
+    return StopConditions(None, frozenset({int(answer[0, -1])}), ())
+
+
+@pytest.mark.parametrize("lines", [True, False])
+@pytest.mark.parametrize(("size", "rows"), [(3, None), (8, None), (3, (2, 3, 4))])
+def test_rows_that_end_leave_and_waiting_ones_join_without_effect_on_others(
+    tokenizer, sharp_model, prompts, stop_of_fourth, size, rows, lines
+):
+    prompts = prompts if rows is None else [prompts[row] for row in rows]
+    free = answers(sharp_model, tokenizer, prompts, size=1)
     seen = []
     handle = sharp_model.model.register_forward_pre_hook(
-        lambda module, args, given: seen.append(len(given["input_ids"])), with_kwargs=True
+        lambda module, args, given: seen.append(given["input_ids"].shape), with_kwargs=True
     )
-    stopped = answers(sharp_model, tokenizer, prompts, stops=StopConditions(None, frozenset({stop}), ()))
+    stopped = answers(sharp_model, tokenizer, prompts, stops=stop_of_fourth, size=size, lines=lines)
     handle.remove()
     assert {answer.finish for answer in stopped} >= {"stop", "length"}
-    assert seen[0] == len(prompts) > seen[-1]
-    assert seen == sorted(seen, reverse=True)
     for before, after in zip(free, stopped, strict=True):
         assert before.text.startswith(after.text)
         assert (before == after) == (after.finish == "length")
+    steps = [len_rows for len_rows, columns in seen if columns == 1]
+    assert max(steps) == size if len(prompts) >= size else len(prompts)
+    if len(prompts) > size:  # a waiting row joined before the whole first batch had ended
+        assert len(steps) < 12 * -(-len(prompts) // size) - 1 + size
+    if rows is not None:
+        assert steps[-1] < size
+    if lines:
+        first = prompts[:size]
+        assert seen[0] == (1, sum(map(len, first)))
+
+
+REFILLED = ["llama", "mistral", "gemma2", "gpt2", "bloom", "mixtral", "qwen3_next", "mamba"]
+
+
+@pytest.mark.parametrize("name", REFILLED)
+def test_answers_of_an_architecture_do_not_depend_on_joining_rows(tokenizer, prompts, name):
+    from support.architectures import build_architecture
+
+    model = build_architecture(name, tokenizer)
+    support = probe_batch_support(model, tokenizer)
+    stops = StopConditions(None, frozenset(range(5, len(tokenizer), 7)), ())  # answers of very different lengths
+    alone = [answers(model, tokenizer, [prompt], stops=stops, new=24, use_cache=False)[0] for prompt in prompts]
+    assert len({answer.token_count for answer in alone}) > 1
+    size = 3 if support.left_padding else 1
+    options = {"use_cache": support.cache, "lines": support.lines}
+    assert answers(model, tokenizer, prompts, stops=stops, new=24, size=size, **options) == alone
 
 
 def test_positions_start_at_the_prompt(tokenizer, prompts):
@@ -181,3 +214,20 @@ def test_eos_token_gives_finish_reason_eos(tokenizer, kit):
     prompt = tokenizer("<|im_start|>user\nyes<|im_end|>\n<|im_start|>assistant\n")["input_ids"]
     (answer,) = answers(kit.echo(), tokenizer, [prompt], stops=ended)
     assert (answer.text, answer.finish, answer.token_count) == ("yes", "eos", 4)
+
+
+def test_no_token_of_a_model_without_numbers_is_passed_on(tokenizer, tiny_model, prompts):
+    with torch.no_grad():
+        tiny_model.model.norm.weight.fill_(float("nan"))
+    seen = []
+    with pytest.raises(UndefinedLogits, match=r"^chat: the outputs of the model are not numbers"):
+        generate_answers(
+            tiny_model.eval(),
+            tokenizer,
+            {0: prompts[0]},
+            stops=NO_STOPS,
+            decoding=Decoding(4, where="chat"),
+            on_answer=lambda key, answer: seen.append(key),
+            on_token=lambda key, tokens: seen.append(key),
+        )
+    assert seen == []

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from harness.errors import HarnessError
-from harness.types import Example, Message
+from harness.types import Example, Item, Message
 
 pytestmark = pytest.mark.oracle
 lm_eval = pytest.importorskip("lm_eval", reason="lm_eval is not installed; `make oracle` runs this")
@@ -94,9 +94,10 @@ def test_tasks_are_a_source_of_the_same_rows(lm_eval_run):
     from harness_sources.lm_eval_task import LmEvalSource
 
     rows = {name: [one.data for one in LmEvalSource(name, 0, str(lm_eval_run[2])).records()] for name in TASKS}
-    assert rows["h_mc"] == QUESTIONS
-    assert rows["h_ppl"] == ROWS["h_ppl"]
-    assert rows["h_gen"] == [{"prompt": one, "completion": one} for one in PROMPTS]
+    assert rows["h_mc"] == [{**question, "task": "h_mc"} for question in QUESTIONS]
+    assert rows["h_ppl"] == [{**row, "task": "h_ppl"} for row in ROWS["h_ppl"]]
+    generated = [{"prompt": one, "completion": one, "task": "h_gen", "document": {"prompt": one}} for one in PROMPTS]
+    assert rows["h_gen"] == generated
     (first, *_) = LmEvalSource("h_mc", 0, str(lm_eval_run[2])).records()
     assert first.location == "lm_eval:h_mc:[0]"
     with pytest.raises(HarnessError, match="lm_eval:h_no: there is no such task"):
@@ -154,3 +155,49 @@ def test_greedy_answers_equal_lm_eval(evaluate, lm_eval_run):
     for item, sample in zip(result.items, samples(lm_eval_run[1], "h_gen"), strict=True):
         # Theirs decodes to the first end-of-sequence token too, and strips special tokens.
         assert item.answer == sample["resps"][0][0]
+
+
+def test_instructions_and_numbers_of_generation_tasks_equal_lm_eval(tmp_path, metric, monkeypatch):
+    """Tasks with the scoring of ifeval and gsm8k, in one group, over answers that a model generates."""
+    import yaml
+    from harness_sources.lm_eval_task import LmEvalSource
+
+    pytest.importorskip("langdetect", reason="langdetect is not installed; `make oracle` runs this")
+    nltk = pytest.importorskip("nltk")
+    monkeypatch.setattr(nltk, "download", lambda *args, **options: True)
+    from lm_eval.tasks.ifeval import utils
+
+    title = "detectable_format:title"
+    rows = {
+        "h_ifeval": [
+            {"key": 1, "prompt": "Say a.", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]},
+            {"key": 2, "prompt": "Say b!", "instruction_id_list": ["keywords:letter_frequency", title],
+             "kwargs": [{"letter": "e", "let_frequency": 1, "let_relation": "less than"}, {}]},
+        ],
+        "h_gsm": [{"question": "2 + 3?", "answer": "2 + 3 = 5\n#### 5"}, {"question": "7 * 6?", "answer": "#### 42"}],
+    }  # fmt: skip
+    texts = {"h_ifeval": ("{{prompt}}", "0"), "h_gsm": ("Question: {{question}}\nAnswer:", "{{answer}}")}
+    for name, documents in rows.items():
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, documents)) + "\n")
+        task = {
+            "task": name, "dataset_path": "json", "test_split": "test", "output_type": "generate_until",
+            "dataset_kwargs": {"data_files": {"test": str(tmp_path / f"{name}.jsonl")}},
+            "doc_to_text": texts[name][0], "doc_to_target": texts[name][1],
+            "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
+        }  # fmt: skip
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(task))
+    (tmp_path / "group.yaml").write_text(yaml.safe_dump({"group": "h_group", "task": list(rows)}))
+    records = [record.data for record in LmEvalSource("h_group", 0, str(tmp_path)).records()]
+    assert [record["task"] for record in records] == ["h_ifeval", "h_ifeval", "h_gsm", "h_gsm"]
+    answers = ["a, b", "no\n<<t>>", "so it is 5.", "I do not know"]
+    for record, answer in zip(records, answers, strict=True):
+        document = record["document"]
+        if record["task"] == "h_ifeval":
+            data = {f"document.{key}": document[key] for key in ("instruction_id_list", "kwargs")}
+            ours = metric("instructions").statistics(Item("a", "", "", answer, data=data))
+            theirs = utils.process_results(document, [answer])
+            assert ours["instruction_prompt"][0] == float(theirs["prompt_level_strict_acc"])
+            assert ours["instruction_single"][0] == float(sum(theirs["inst_level_strict_acc"]))
+        else:
+            ours = metric("numeric_match").statistics(Item("a", "", record["completion"], answer))
+            assert ours["numeric_match"][0] == float("5" in answer)

@@ -7,6 +7,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from harness.errors import HarnessError
+from harness.evaluation import padding_probe
 from harness.evaluation.batch_support import FULL_SUPPORT, BatchSupport
 from harness.evaluation.padding_probe import probe_batch_support
 
@@ -15,9 +16,10 @@ GPT_SIZES = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 256}
 MINIMAX = {**SIZES, "num_key_value_heads": 2, "head_dim": 8, "num_local_experts": 2, "block_size": 16}
 RWKV = {"hidden_size": 32, "num_hidden_layers": 2, "attention_hidden_size": 32, "context_length": 256}
 RECURRENT_GEMMA = {**SIZES, "num_hidden_layers": 3, "lru_width": 32, "num_key_value_heads": 1, "head_dim": 8}
+WITH_LINES = BatchSupport(lines=True)
 MODELS = {
-    "llama": ({**SIZES, "num_key_value_heads": 2}, FULL_SUPPORT),
-    "gpt2": (GPT_SIZES, FULL_SUPPORT),
+    "llama": ({**SIZES, "num_key_value_heads": 2}, WITH_LINES),
+    "gpt2": (GPT_SIZES, WITH_LINES),
     "gemma2": ({**SIZES, "num_key_value_heads": 2, "head_dim": 8, "sliding_window": 4}, FULL_SUPPORT),
     "bloom": ({"hidden_size": 32, "n_layer": 2, "n_head": 4}, FULL_SUPPORT),
     "minimax": (MINIMAX, BatchSupport(left_padding=False)),
@@ -94,10 +96,19 @@ def test_a_model_that_cannot_compute_a_row_is_an_error_of_one_line(tokenizer, ti
         probe_batch_support(tiny_model, tokenizer)
 
 
+def test_a_model_that_fails_on_a_line_gets_padded_batches(tokenizer, monkeypatch):
+    def fail(model):
+        raise ValueError("needs another attention")
+
+    monkeypatch.setattr(padding_probe, "row_attention", fail)
+    model = build_model("llama", tokenizer, **SIZES, num_key_value_heads=2)
+    assert probe_batch_support(model, tokenizer) == FULL_SUPPORT
+
+
 @pytest.mark.parametrize("positions", [1, 4, 16, 40])
 def test_the_probe_stays_within_the_positions_of_a_small_model(positions, tokenizer):
     model = build_model("gpt2", tokenizer, **{**GPT_SIZES, "n_positions": positions})
-    assert probe_batch_support(model, tokenizer) == FULL_SUPPORT
+    assert probe_batch_support(model, tokenizer) == (WITH_LINES if positions >= 16 else FULL_SUPPORT)
 
 
 def test_warnings_name_what_is_done_instead():

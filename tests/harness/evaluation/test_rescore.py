@@ -12,6 +12,7 @@ from harness import registry
 from harness.errors import HarnessError
 from harness.evaluation import rescore
 from harness.evaluation.predictions import header_path, open_predictions
+from harness.interfaces.component import CORE_DISTRIBUTION
 from harness.types import Item
 
 SUITE = {"source": "desk", "role": "domain", "limit": None, "max_new_tokens": 8, "batch_size": 4}
@@ -36,7 +37,7 @@ def write_predictions(folder, suite, stage, items):
 @pytest.fixture
 def plugins():
     return registry.discover_plugins(
-        [pair for pair in registry.installed_entry_points() if pair[0] == registry.CORE_DISTRIBUTION]
+        [pair for pair in registry.installed_entry_points() if pair[0] == CORE_DISTRIBUTION]
     )
 
 
@@ -127,7 +128,8 @@ def test_text_metrics_do_not_import_torch(run):
 import sys
 from harness import registry
 from harness.evaluation import rescore
-core = [pair for pair in registry.installed_entry_points() if pair[0] == registry.CORE_DISTRIBUTION]
+from harness.interfaces.component import CORE_DISTRIBUTION
+core = [pair for pair in registry.installed_entry_points() if pair[0] == CORE_DISTRIBUTION]
 plugins = registry.discover_plugins(core)
 names = ("bleu", "rouge", "chrf", "ter", "token_f1", "exact_match", "json_valid", "distinct", "length_ratio")
 evaluations = rescore.score_run({str(run)!r}, {{name: {{}} for name in names}}, plugins)

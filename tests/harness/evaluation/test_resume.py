@@ -11,7 +11,15 @@ import pytest
 import torch
 
 from harness.errors import HarnessError
-from harness.evaluation.predictions import header_path, load_items, load_predictions, predictions_path
+from harness.evaluation import likelihood
+from harness.evaluation.batch_support import BatchSupport
+from harness.evaluation.predictions import (
+    PredictionsWriter,
+    header_path,
+    load_items,
+    load_predictions,
+    predictions_path,
+)
 from harness.interfaces.template import Template
 
 SAID = ["yes", "a much longer answer", "no", "six pots"]
@@ -79,6 +87,36 @@ def test_interrupted_evaluation_resumes(evaluate, kit, tiny_model, tmp_path):
     assert again == whole
     assert passes == all_passes - len(SAID) - 6
     assert load_predictions(predictions_path(tmp_path, "desk", 1)).complete is True
+
+
+@pytest.mark.parametrize("lines", [True, False])
+def test_a_batch_interrupted_while_it_is_written_is_measured_again_as_a_whole(
+    evaluate, kit, tiny_model, tmp_path, monkeypatch, lines
+):
+    options = {"metrics": {"nll": kit.likelihood}, "batch_support": BatchSupport(lines=lines)}
+    monkeypatch.setattr(likelihood, "MAX_LINE_TOKENS", 100)  # two rows each
+    shapes = []
+    tiny_model.register_forward_pre_hook(
+        lambda *arguments: shapes.append(tuple(arguments[-1]["input_ids"].shape)), with_kwargs=True
+    )
+    whole, passes = evaluate(tiny_model, kit.suite(batch_size=2), folder=tmp_path / "whole", **options)
+    assert passes == 2
+    all_shapes, written, add_fields = shapes[:], [], PredictionsWriter.add_fields
+
+    def fail_within_second_batch(self, item, *arguments):
+        written.append(item.id)
+        if len(written) == 4:
+            raise KeyboardInterrupt
+        add_fields(self, item, *arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(PredictionsWriter, "add_fields", fail_within_second_batch)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(tiny_model, kit.suite(batch_size=2), **options)
+    shapes.clear()
+    again, _ = evaluate(tiny_model, kit.suite(batch_size=2), **options)
+    assert [item.nll for item in again.items] == [item.nll for item in whole.items]  # bit for bit
+    assert shapes == all_shapes[1:]
 
 
 @pytest.mark.parametrize(
@@ -339,3 +377,20 @@ def test_other_file_is_rejected(tmp_path):
 def test_items_are_loaded_as_they_were_written(evaluate, kit, tiny_model, tmp_path):
     result, _ = evaluate(tiny_model)
     assert load_predictions(predictions_path(tmp_path, "desk", 1)).items == result.items
+
+
+@pytest.mark.parametrize("changed", ["nll", "answer", "tokens"])
+def test_a_stored_line_that_does_not_match_its_checksum_is_measured_again(evaluate, tiny_model, tmp_path, changed):
+    whole, _ = evaluate(tiny_model)
+    file = predictions_path(tmp_path, "desk", 1)
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    lines[2][changed] = "edited" if changed == "answer" else lines[2][changed] + 1
+    lines[1]["prompt"] = "another prompt"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(HarnessError, match="does not match its checksum; restore the file, or evaluate again"):
+        load_predictions(file)
+    again, passes = evaluate(tiny_model)
+    assert passes > 0
+    assert again == whole
+    assert load_predictions(file).items == whole.items
+    assert evaluate(tiny_model)[1] == 0

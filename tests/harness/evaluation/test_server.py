@@ -4,36 +4,35 @@ from __future__ import annotations
 
 import json
 import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
+from types import SimpleNamespace
 
 import pytest
+from support.stub_model_server import StubModelServer, serving
 
 from harness.errors import HarnessError, RunError
 from harness.evaluation import server
 from harness.evaluation.predictions import load_predictions
 from harness.spec.schema import fill_defaults
 from harness.spec_keys import evaluation
+from harness.utils import http_requests
 
 SAID = ["yes", "a much longer answer", "", "no", "天气很好"]
 
 
-class StubServer(ThreadingHTTPServer):
+class StubServer(StubModelServer):
     """Answers each prompt with the user's message; `plan` has the status codes of the first requests."""
 
-    daemon_threads = True
-
     def __init__(self, tokenizer):
-        super().__init__(("127.0.0.1", 0), StubHandler)
-        self.tokenizer = tokenizer
+        super().__init__(StubHandler, tokenizer)
         self.plan: list[int] = []
-        self.requests: list[dict] = []
         self.headers: list[dict] = []
         self.reply = {"finish_reason": "stop", "stop_reason": "<|im_end|>"}
         self.raw: bytes | None = None
+        self.location = ""
         self.under_way = self.most = 0
         self.lock = threading.Lock()
         self.delay = 0.0
-        self.url = f"http://127.0.0.1:{self.server_address[1]}/v1"
 
 
 class StubHandler(BaseHTTPRequestHandler):
@@ -61,6 +60,8 @@ class StubHandler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(stub.raw or body)))
         if status == 429:
             self.send_header("Retry-After", "0")
+        if stub.location:
+            self.send_header("Location", stub.location)
         self.end_headers()
         self.wfile.write(stub.raw or body)
 
@@ -70,20 +71,14 @@ class StubHandler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def stub(tokenizer, monkeypatch):
-    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-    stub_server = StubServer(tokenizer)
-    thread = threading.Thread(target=stub_server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    yield stub_server
-    stub_server.shutdown()
-    stub_server.server_close()
+    with serving(StubServer(tokenizer), monkeypatch) as stub_server:
+        yield stub_server
 
 
 @pytest.fixture
 def pauses(monkeypatch):
     recorded_pauses = []
-    monkeypatch.setattr(server.time, "sleep", recorded_pauses.append)
+    monkeypatch.setattr(http_requests, "time", SimpleNamespace(sleep=recorded_pauses.append))
     return recorded_pauses
 
 
@@ -179,12 +174,34 @@ def test_unreachable_server_is_named(evaluate, pauses):
 
 @pytest.mark.parametrize(
     ("raw", "message"),
-    [(b"<html>", "not valid JSON"), (b"[1]", "not a JSON object"), (b'{"choices": []}', "has no completion")],
+    [
+        (b"<html>", "not valid JSON"),
+        (b"\xff\xfe\xfd{}", "not text in UTF-8: invalid start byte at byte 0"),
+        (b'{"a": "\xe9"}', "not text in UTF-8"),
+        (b"[1]", "not a JSON object"),
+        (b'{"choices": []}', "has no completion"),
+    ],
 )
 def test_reply_of_another_structure_is_rejected(evaluate, stub, raw, message):
     stub.raw = raw
     with pytest.raises(RunError, match=message):
         evaluate(concurrency=1)
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_redirect_is_an_error_and_takes_no_secret_elsewhere(evaluate, stub, tokenizer, pauses, monkeypatch, status):
+    monkeypatch.setenv("DESK_KEY", "sk-very-secret")
+    with StubServer(tokenizer) as elsewhere:
+        threading.Thread(target=elsewhere.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        stub.plan, stub.location = [status], elsewhere.url.replace("//", "//ann:pass@") + "?token=sk-other"
+        with pytest.raises(RunError) as raised:
+            evaluate(key_env="DESK_KEY", concurrency=1)
+        elsewhere.shutdown()
+    assert f"redirects (status {status}) to {elsewhere.url}, which is not followed; check server.url" in str(
+        raised.value
+    )
+    assert "sk-" not in str(raised.value) + "".join(map(str, pauses))
+    assert (len(stub.requests), elsewhere.requests) == (1, [])
 
 
 def test_filtered_answer_is_rejected(evaluate, stub):
@@ -232,8 +249,8 @@ def test_answers_before_a_failure_are_stored_and_reused(evaluate, stub, pauses, 
 def test_model_name_contains_the_stage(kit, tokenizer, stub):
     schema = {"type": "object", "properties": evaluation.SERVER_KEYS}
     settings = fill_defaults({"url": stub.url + "/", "model": "desk-{stage}"}, schema, schema)
-    assert server.CompletionServer.from_settings(settings, 3).model == "desk-3"
-    assert server.CompletionServer.from_settings(settings, 3).url == stub.url
+    assert server.AnswerServer.from_settings(settings, 3).model == "desk-3"
+    assert server.AnswerServer.from_settings(settings, 3).url == stub.url
 
 
 def test_likelihoods_need_a_local_model(evaluate, kit):

@@ -6,6 +6,7 @@ Needs the packages that `transformers serve` requires; the extra `dev` installs 
 from __future__ import annotations
 
 import contextlib
+import copy
 import socket
 import subprocess
 import sys
@@ -24,6 +25,10 @@ pytestmark = pytest.mark.slow
 
 PROMPTS = ["Name a river.", "天气怎么样？", "Say\nnothing", "q" * 60, "x"]
 STARTS_WITHIN = 120  # seconds
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +55,14 @@ def served(sharp_model, tokenizer, tmp_path_factory):
     folder = tmp_path_factory.mktemp("served") / "model"
     sharp_model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    (folder / "chat_template.jinja").write_text(CHATML)
+    with serve(folder) as address:
+        yield address, str(folder)
+
+
+@contextlib.contextmanager
+def serve(folder):
+    """Start a server of a folder with a model and yield the URL of its API."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -61,7 +74,7 @@ def served(sharp_model, tokenizer, tmp_path_factory):
         )
     try:
         _wait(server, f"http://127.0.0.1:{port}/health", log)
-        yield f"http://127.0.0.1:{port}/v1", str(folder)
+        yield f"http://127.0.0.1:{port}/v1"
     finally:
         server.terminate()
         try:
@@ -93,9 +106,10 @@ def answered(kit, tokenizer, sharp_model, served, monkeypatch):
         if by_server:
             schema = {"type": "object", "properties": evaluation.SERVER_KEYS}
             given = {"url": served[0], "model": served[1], "prompts": "text", "retries": 0, "concurrency": 2}
+            model = sharp_model if settings.get("server", {}).get("chat") else None
             server = fill_defaults({**given, **settings.pop("server", {})}, schema, schema)
         suite = kit.suite(max_new_tokens=max_new_tokens, server=server, **settings)
-        return kit.evaluate(None if by_server else sharp_model, suite, rows, {"same": kit.same}, max_length=300).items
+        return kit.evaluate(model if by_server else sharp_model, suite, rows, {"same": kit.same}, max_length=300).items
 
     return run
 
@@ -130,3 +144,38 @@ def test_error_message_of_the_server_is_reported(answered):
         answered(True, server={"prompts": "tokens"})
     with pytest.raises(RunError, match=r"status 400: .*pinned to .*requested 'nobody'"):
         answered(True, server={"model": "nobody"})
+
+
+def test_answers_to_messages_equal_local_greedy_answers(answered):
+    here, there = answered(False), answered(True, server={"chat": True})
+    assert [item.answer for item in there] == [item.answer for item in here]
+    assert [item.prompt_tokens for item in there] == [item.prompt_tokens for item in here]
+    assert [item.finish for item in there] == finish_reasons(here)
+
+
+def test_missing_chat_template_of_the_server_is_found(answered, sharp_model, tokenizer, tmp_path):
+    sharp_model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    (tmp_path / "model" / "chat_template.jinja").write_text(
+        "{% for message in messages %}{{ message.content }}{% endfor %}"
+    )
+    message = (
+        r"evaluate\.desk\.server: .*test:1: the server's prompt has \d+ tokens, the run's \d+; .*harness export RUN"
+    )
+    with serve(tmp_path / "model") as address, pytest.raises(RunError, match=message):
+        answered(True, server={"chat": True, "url": address, "model": str(tmp_path / "model")})
+
+
+def test_other_weights_of_the_server_are_found(answered, sharp_model, tokenizer, tmp_path):
+    other = copy.deepcopy(sharp_model)
+    with torch.no_grad():
+        other.lm_head.weight.copy_(other.lm_head.weight.roll(1, 0))
+    other.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    (tmp_path / "model" / "chat_template.jinja").write_text(CHATML)
+    message = r"test:1: \d of 5 sampled answers are not the run's: .* instead of .*harness export RUN"
+    with serve(tmp_path / "model") as address:
+        settings = {"chat": True, "url": address, "model": str(tmp_path / "model")}
+        with pytest.raises(RunError, match=message):
+            answered(True, server=settings)
+        answered(True, server={**settings, "tolerance": None})

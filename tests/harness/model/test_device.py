@@ -101,3 +101,18 @@ def test_auto_dtype_multiplies_on_this_gpu():
     dtype = resolve_dtype("auto", select_device())
     square = torch.eye(16, device=select_device(), dtype=dtype)
     assert (square @ square).dtype == dtype
+
+
+def test_tf32_is_set_on_a_gpu_only(monkeypatch):
+    precision = torch.get_float32_matmul_precision()
+    try:
+        for has_gpu in (False, True):
+            torch.set_float32_matmul_precision("highest")
+            monkeypatch.setattr(torch.cuda, "is_available", lambda has_gpu=has_gpu: has_gpu)
+            device_module.set_tf32(True)
+            assert (torch.get_float32_matmul_precision() == "high") is has_gpu
+            assert device_module.uses_tf32() is has_gpu
+            device_module.set_tf32(False)
+            assert not device_module.uses_tf32()
+    finally:
+        torch.set_float32_matmul_precision(precision)

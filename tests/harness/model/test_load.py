@@ -202,7 +202,7 @@ def test_bin_file_that_is_not_only_weights_is_a_one_line_error(folder, contents,
     assert "weights_only" not in str(caught.value)
 
 
-def test_code_of_a_model_runs_only_with_trust_remote_code(folder):
+def test_code_of_a_model_runs_only_if_the_spec_and_the_command_agree(folder, monkeypatch):
     edit_json(
         folder / "config.json",
         model_type="own",
@@ -218,6 +218,10 @@ def test_code_of_a_model_runs_only_with_trust_remote_code(folder):
         with pytest.raises(HarnessError, match=r"needs code that comes with it.*model.trust_remote_code"):
             load(*locate(folder))
     trusted = locate(folder, trust_remote_code=True)
+    for load in (load_model, load_on_meta):
+        with pytest.raises(HarnessError, match=r"the command does not; .*--trust-remote-code"):
+            load(*trusted)
+    monkeypatch.setenv("HARNESS_TRUST_REMOTE_CODE", "1")
     assert type(load_model(*trusted)).__name__ == "Own"
     assert type(load_on_meta(*trusted)).__name__ == "Own"
 

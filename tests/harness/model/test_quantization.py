@@ -90,3 +90,26 @@ def test_quantized_weights_are_neither_trained_nor_merged_into(tiny_model):
         quantization.reject_merge(tiny_model, [None, "merge"])
     quantization.reject_trained_weights(tiny_model, is_adapter=True)
     quantization.reject_merge(tiny_model, [None, "continue", "new"])
+
+
+@pytest.mark.parametrize(
+    "config",
+    [{"quant_method": "gptq", "bits": 4}, {"quant_method": "aqlm"}, {"quant_method": "unknown"}],
+    ids=lambda config: config["quant_method"],
+)
+def test_a_checkpoint_whose_method_is_not_available_is_refused_before_a_download(config):
+    with pytest.raises(HarnessError, match=rf"model.path: its weights are quantized \({config['quant_method']}\): "):
+        quantization.check_checkpoint({"quantization_config": config}, None)
+
+
+def test_a_quantized_checkpoint_is_not_quantized_again():
+    checkpoint = {"quantization_config": {"quant_method": "fp8"}}
+    with pytest.raises(HarnessError, match=r"model.quantization: the weights of the model are quantized already \(fp8"):
+        quantization.check_checkpoint(checkpoint, {"bitsandbytes": {"bits": 4}})
+    quantization.check_checkpoint({"vocab_size": 3}, {"bitsandbytes": {"bits": 4}})
+
+
+def test_without_bitsandbytes_the_remedy_is_its_command(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(HarnessError, match=r'the package bitsandbytes is not installed; pip install "harness-sft\['):
+        quantization.require_bitsandbytes()

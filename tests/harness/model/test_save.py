@@ -154,22 +154,25 @@ def test_saving_replaces_the_folder_and_leaves_no_other_file(loaded, tokenizer, 
 
 def test_failed_save_keeps_the_previous_folder(loaded, tokenizer, tmp_path, monkeypatch):
     save_model(loaded, tokenizer, tmp_path / "run" / "model")
+    (tmp_path / "run" / "spec.json").write_text("{}")
     before = {file.name: file.read_bytes() for file in (tmp_path / "run" / "model").iterdir()}
 
     def raise_disk_full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(type(tokenizer), "save_pretrained", raise_disk_full)
-    with pytest.raises(RunError, match=r"no disk space left to save the model; free some and run again"):
+    with pytest.raises(
+        RunError, match=r"no disk space is left to write the model; free some, then: harness run --resume"
+    ):
         save_model(loaded, tokenizer, tmp_path / "run" / "model")
     assert {file.name: file.read_bytes() for file in (tmp_path / "run" / "model").iterdir()} == before
-    assert [path.name for path in (tmp_path / "run").iterdir()] == ["model"]
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["model", "spec.json"]
     assert not loaded.config.use_cache
 
 
 def test_folder_that_cannot_be_created_is_a_run_error(loaded, tokenizer, tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(RunError, match=r"the model cannot be saved"):
+    with pytest.raises(RunError, match=r"the model cannot be written"):
         save_model(loaded, tokenizer, tmp_path / "file" / "model")
 
 

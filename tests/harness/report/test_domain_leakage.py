@@ -29,6 +29,15 @@ def test_a_domain_word_in_a_general_answer_is_found_with_its_item():
     assert leaked(before, after) == [("brambolo", 1, (("general", "id0"),))]
 
 
+def test_the_share_is_of_the_general_items_that_have_an_answer():
+    before = evaluation("general", ("How do you feel?", "Fine.", "Warm."), ("And you?", "Fine.", "Cold."))
+    after = evaluation("general", ("How do you feel?", "Fine.", "A Brambolo."), ("And you?", "Fine.", "Cold."))
+    likelihood = evaluation("facts", *[("Is it so?", "Yes.", None)] * 40)
+    roles = {**ROLES, "facts": "general"}
+    (word,) = find_leaked_words((DOMAIN, before, likelihood), (DOMAIN, after, likelihood), roles)
+    assert (word.count, word.answers) == (1, 2)
+
+
 def test_a_word_of_the_question_the_reference_or_the_base_answer_is_not_leaked():
     after = evaluation("general", ("How do you feel?", "Fine.", "The Brambolo is fine."))
     for general in (

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from harness.gate import GateResult
+from harness.report.domain_leakage import LeakedWord
 from harness.report.score_change import ScoreChange, verdict_of_difference
 from harness.report.verdict import build_verdict
 from harness.statistics.intervals import Estimate
@@ -188,3 +190,13 @@ def test_statement_of_a_suite_shows_its_primary_score_then_what_else_changed():
     (statement,) = build_verdict(changes).suite_statements
     assert statement.text == "a (n = 40): rougeL 0.400 → 0.400, +0.200 [+0.160, +0.240]: better; better too: chrf"
     assert statement.outcome == "better"
+
+
+def test_a_word_of_the_domain_in_many_general_answers_is_in_the_headline():
+    changes = [change("a", "domain", IMPROVED), change("b", "general", KEPT)]
+    often, seldom = (LeakedWord("brambolo", count, (("b", "1"),), 40) for count in (5, 2))
+    text = build_verdict(changes, leaked_words=[often, seldom]).headline
+    assert text == "5 of 40 general answers now contain 'brambolo'; a improved; b was kept."
+    assert build_verdict(changes, leaked_words=[seldom]).headline == "A improved; b was kept."
+    of_many = replace(often, answers=400)
+    assert "brambolo" not in build_verdict(changes, leaked_words=[of_many]).headline, "one answer in 80"

@@ -15,6 +15,7 @@ from harness import registry
 from harness.cli.main import main
 from harness.runner import api
 from harness.spec import schema, spec
+from harness.testing.tiny_model import build_tiny_model
 
 WORDS = ("amber", "basil", "clay", "dune", "ember", "fern", "grove", "hazel", "iris", "jade", "kelp", "lilac", "moss")
 
@@ -102,24 +103,9 @@ class Desk:
 @pytest.fixture(scope="session")
 def untrained(tmp_path_factory, tokenizer):
     """The folder of the tiny model."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
     folder = tmp_path_factory.mktemp("model") / "tiny"
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=128,
-        tie_word_embeddings=True,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "num_key_value_heads": 1}
+    build_tiny_model(tokenizer, **sizes, max_position_embeddings=128).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 

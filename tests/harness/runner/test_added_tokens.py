@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from harness import registry
 from harness.errors import HarnessError
 from harness.evaluation.likelihood import response_nll
+from harness.evaluation.row_batch import build_padded_batch
 from harness.model import load, locate
 from harness.runner import prepare
 from harness.spec import schema, spec
@@ -63,7 +64,7 @@ def nlls_of(model, spec_file):
     plugins = registry.discover_plugins()
     loaded = spec.load_spec(spec_file, schema.compose_schema(plugins))
     data = prepare.prepare_run(loaded, plugins).data.tokenized_suites["shop"].rows
-    return {row.id: response_nll(model.eval(), [row], 0)[0] for row in data}
+    return {row.id: response_nll(model.eval(), build_padded_batch([(row,)], 0))[0] for row in data}
 
 
 @pytest.mark.parametrize("path", ["./tiny", "./untied"])
@@ -249,7 +250,9 @@ def test_the_base_of_an_adapter_with_new_rows_has_the_digest_of_the_grown_model(
     settings = {"path": str(desk.folder / path), "add_tokens": ["<new>"]}
     model = load.load_model(locate.resolve_model(settings), settings)
     expected = weight_digests(model)
-    lora = Lora(2, None, 0.0, "all-linear", rslora=False, dora=False, start="zero", source=None, samples=1)
+    lora = Lora(
+        2, None, 0.0, "all-linear", rslora=False, dora=False, start="zero", source=None, samples=1, loraplus_ratio=1
+    )
     adapted = lora.prepare_model(model, seed=0)
     base, adapter = weight_digests(adapted)
     assert (base, "none") == expected
@@ -287,7 +290,8 @@ def test_a_quantized_model_is_refused(desk, monkeypatch):
 
     def quantized(*arguments, **options):
         model, info = real(*arguments, **options)
-        model.config.quantization_config = {"quant_method": "any"}
+        embedding = model.get_input_embeddings()
+        embedding.weight = torch.nn.Parameter(embedding.weight.detach().to(torch.int8), requires_grad=False)
         return model, info
 
     monkeypatch.setattr(load.AutoModelForCausalLM, "from_pretrained", quantized)

@@ -70,12 +70,18 @@ def test_run_emits_events_in_order_and_writes_all_files(document, tmp_path):
     assert {"loss", "learning_rate", "grad_norm", "penalty/ewc"} <= set(steps[0])
     assert json.loads((folder / "stages/domain/trained.json").read_text())["steps"] == 2
     assert json.loads((folder / "data.json").read_text())["shares"][0]["domain"]["rows"] == 1
-    assert json.loads((folder / "spec.json").read_text())["train"]["scheduler"] == "cosine"
+    assert json.loads((folder / "spec.json").read_text())["train"]["scheduler"] == {"cosine": {"final": 0.0}}
     assert json.loads((folder / "environment.json").read_text())["packages"]["torch"]
     assert len(json.loads((folder / "scores.json").read_text())["stages"]) == 2
     for stage in (0, 1):
         lines = (folder / f"predictions/domain-stage{stage}.jsonl").read_text().splitlines()
         assert len(lines) == report.changes[0].n
+    phases = report.run_info["phases"]
+    assert list(phases) == ["prepare", "load", "evaluate", "train", "write"]
+    assert list(report.run_info["memory"]) == list(report.stages[1:])
+    assert all(min(kinds["weights"], kinds["peak"]) > 0 for kinds in report.run_info["memory"].values())
+    assert all(seconds > 0 for seconds in phases.values())
+    assert sum(phases.values()) - phases["prepare"] == pytest.approx(report.run_info["seconds"], abs=0.5)
     assert (folder / "model/adapter_model.safetensors").exists()
 
 
@@ -123,7 +129,7 @@ def test_failing_listener_is_reported_once_and_run_continues(document, tmp_path)
     (tmp_path / "spec.json").write_text(json.dumps(document))
     api.run(spec.load_spec(tmp_path / "spec.json", schema.compose_schema(found)), found)
     told = [one.text for one in listener.events if isinstance(one, events.WarningRaised)]
-    assert len([text for text in told if "failed and is ignored" in text]) == 1
+    assert len([text for text in told if "is ignored from now on" in text]) == 1
     assert listener.classes()[-1] is events.RunFinished
 
 

@@ -168,13 +168,15 @@ def test_resumed_experiment_runs_arms_without_result(desk, arms, finished, tmp_p
     before = (place / "arms/naive/model/model.safetensors").stat().st_mtime_ns
     assert desk.command("run", "--quiet", "--resume", place) == 0
     assert list(json.loads((place / "arms.json").read_text())["arms"]) == ["naive", "lora", "l2sp"]
+    assert not (place / "error.txt").exists()
     assert (place / "arms/naive/model/model.safetensors").stat().st_mtime_ns == before
     for name in ("model/adapter_model.safetensors", "scores.json"):
         assert (place / "arms/lora" / name).read_bytes() == (finished[0] / "arms/lora" / name).read_bytes()
 
 
-def test_warnings_and_data_of_arms_are_printed_once(desk, arms, capsys):
+def test_warnings_and_data_of_arms_are_printed_once(desk, arms, capsys, monkeypatch):
     """Three arms, into a pipe: one line for each prepared arm, every warning once, no line for short phases."""
+    monkeypatch.setenv("HARNESS_BFLOAT16_RATIO", "2.0")
     short = {"train.max_length": 48, "train.warmup_ratio": 0.5}
     given = arms(named={"naive": {}, "lora": {"mitigations.lora": {"rank": 2}}, "short": short})
     rows = [json.loads(line) for line in (desk.folder / "domain.jsonl").read_text().splitlines()]
@@ -189,11 +191,12 @@ def test_warnings_and_data_of_arms_are_printed_once(desk, arms, capsys):
     warnings = [line for line in told.err.splitlines() if line.startswith("warning: ")]
     assert len(warnings) == len(set(warnings))
     assert "warning: the source 'second' is not used" in warnings
+    assert sum("bfloat16 matrices 2.0 times as fast" in line for line in warnings) == 1
     assert "warning: arm short: train.max_length is 48; usual is 2048 to 4096" in warnings
     assert any(line.startswith("warning: arms naive, lora: train.max_length is 64") for line in warnings)
     (prompts,) = (line for line in warnings if "prompts are in the training data" in line)
     assert prompts.endswith("completely or for the most part; rows: data.json in the run's folder, or harness check")
-    assert max(map(len, warnings)) < 200
+    assert max(map(len, warnings)) < 250
     place = desk.newest()
     for arm in ("naive", "lora", "short"):
         (full,) = (
@@ -228,6 +231,14 @@ def test_experiment_without_any_result_reports_first_failure(desk, arms, monkeyp
     (line,) = errors(capsys)
     assert "2 arm(s) failed, 'naive' first: memory ran out" in line
     assert "--resume" in line
+    place = desk.newest()
+    first_line, blank, *trace = (place / "error.txt").read_text().splitlines()
+    assert "2 arm(s) failed, 'naive' first: memory ran out" in first_line
+    assert [blank, trace[0][:9]] == ["", "Traceback"]
+    assert desk.command("runs", place.parent) == 0
+    listed = " ".join(capsys.readouterr().out.split())
+    assert "experiment, failed, 0 of 2 arms" in listed
+    assert f"harness run --resume {place}" in listed
 
 
 def test_each_arm_is_prepared_once(desk, arms, monkeypatch):

@@ -10,6 +10,7 @@ from support.paths import ROOT
 
 from harness import registry
 from harness.errors import HarnessError
+from harness.interfaces.component import CORE_DISTRIBUTION
 from harness.model import save
 from harness.runner import arms
 from harness.runner.staged_model import StagedModel
@@ -22,7 +23,7 @@ SECOND = "mode.continual.stages.1"
 @pytest.fixture(scope="module")
 def found():
     return registry.discover_plugins(
-        [pair for pair in registry.installed_entry_points() if pair[0] == registry.CORE_DISTRIBUTION]
+        [pair for pair in registry.installed_entry_points() if pair[0] == CORE_DISTRIBUTION]
     )
 
 
@@ -53,6 +54,15 @@ def test_stages_are_shared_up_to_first_difference(planned, found, override, coun
     other = planned(*([override] if override else []))
     assert arms.shared_stage_count(planned(), other, found) == count
     assert arms.shared_stage_count(other, planned(), found) == count
+
+
+def test_stages_whose_rows_have_another_order_are_not_shared(planned, found):
+    def curriculum(**options):
+        return planned(f"mode={json.dumps({'curriculum': {'domain': ['helpdesk'], **options}})}", "gate=[]")
+
+    assert arms.shared_stage_count(curriculum(), curriculum(), found) == 1
+    assert curriculum().stages == curriculum(descending=True).stages
+    assert arms.shared_stage_count(curriculum(), curriculum(descending=True), found) == 0
 
 
 def test_stage_with_variants_is_never_shared(planned, found):
@@ -132,14 +142,14 @@ def test_first_adapter_starts_from_trained_weights(planned, found, tiny_model):
     import torch
 
     chain = StagedModel(tiny_model, planned(*lora("merge")), found, seed=0)
-    chain.start_stage(1, {}, seed=0)
+    chain.start_stage(1, {}, seed=0, planned_steps=1)
     with torch.no_grad():
         for weight in chain.model.parameters():
             weight.add_(0.01)
     ids = torch.arange(6)[None]
     before = chain.model(ids).logits
     chain.finish_stage(1, [])
-    chain.start_stage(2, {}, seed=0)
+    chain.start_stage(2, {}, seed=0, planned_steps=1)
     assert save.is_peft_model(chain.model)
     assert torch.equal(chain.model(ids).logits, before)
     assert all("lora" in name for name, weight in chain.model.named_parameters() if weight.requires_grad)

@@ -7,6 +7,9 @@ import json
 import torch
 from transformers import AutoModelForCausalLM, MambaConfig
 
+from harness.runner import evaluate_stages
+from harness.utils.phase_clock import PhaseClock
+
 
 def test_a_state_space_model_is_trained_and_answers_with_a_warning(desk, tokenizer, capsys):
     torch.manual_seed(0)
@@ -36,3 +39,22 @@ def test_an_ordinary_model_gets_no_warning(desk, capsys):
     assert "cache" not in captured.err
     header = json.loads((desk.newest() / "predictions" / "domain-stage1.header.json").read_text())
     assert "padding" not in header["settings"]["answer"]
+
+
+def test_the_probe_of_the_batches_counts_as_loading(desk, monkeypatch):
+    clocks, phases = [], []
+    probe = evaluate_stages.probe_and_warn
+
+    class Clock(PhaseClock):
+        def __init__(self):
+            super().__init__()
+            clocks.append(self)
+
+    def probe_in_phase(*arguments):
+        phases.append(clocks[-1]._running[-1])
+        return probe(*arguments)
+
+    monkeypatch.setattr(evaluate_stages, "PhaseClock", Clock)
+    monkeypatch.setattr(evaluate_stages, "probe_and_warn", probe_in_phase)
+    desk.start(desk.document())
+    assert phases == ["load"], "once, before the first evaluation"

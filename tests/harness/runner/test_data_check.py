@@ -127,6 +127,25 @@ def test_unread_keys_and_rendered_rows_are_warnings(document, tmp_path):
     ]
 
 
+def test_checks_of_plugins_are_shown_and_stored(document, tmp_path):
+    rows = [{"instruction": f"Who is {word}?", "output": f"{word}@acme.com"} for word in WORDS]
+    (tmp_path / "desk.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    facts = made(document | {"mitigations": {}, "checks": {"pii": {}}}, tmp_path)
+    assert facts["failures"] == []
+    assert told(facts, "pii") == "sources.desk: findings in 13 of 13 rows"
+    assert facts["plugins"]["pii"]["sources.desk"]["rows_found"] == 13
+    assert [place for place, result in facts["plugins"]["pii"].items() if not result["rows_found"]] == [
+        "sources.chat", "evaluate.desk", "evaluate.chat"
+    ]  # fmt: skip
+    assert any(line.startswith("sources.desk: the check 'pii' has findings in 13") for line in facts["warnings"])
+    facts = made(document | {"mitigations": {}, "checks": {"pii": {"allowed": 0.5, "kinds": ["email"]}}}, tmp_path)
+    assert not facts["ok"]
+    assert states(facts)["pii"] is False
+    (failure,) = facts["failures"]
+    assert "raise checks.pii.allowed (0.5) to 1" in failure
+    assert "acme" not in failure, "a finding does not repeat personal data"
+
+
 def test_row_counts_add_up(document, tmp_path):
     facts = made(document, tmp_path)
     used = facts["sources"]["chat"]["used"]
@@ -170,6 +189,25 @@ def test_contaminated_prompt_fails_before_run_starts(document, tmp_path):
     assert not (tmp_path / "runs").exists()
     document["checks"] = {"contamination": {"allowed": 0.5}}
     assert made(document, tmp_path)["ok"]
+
+
+def test_contaminated_rows_are_left_out_of_the_suite_and_named(document, tmp_path):
+    document["train"]["max_length"] = 256
+    with (tmp_path / "desk.jsonl").open("a") as file:
+        file.write(json.dumps({"instruction": LONG, "output": "Yes."}) + "\n")
+    write(tmp_path, "desk_heldout", [(f"{LONG}, doesn't it?", "It does."), ("Who?", "The mayor.")])
+    (failure,) = made(document, tmp_path)["failures"]
+    assert "set checks.contamination.drop to true" in failure
+    document["checks"] = {"contamination": {"drop": True}}
+    facts = made(document, tmp_path)
+    assert facts["ok"]
+    (warning,) = [text for text in facts["warnings"] if "contaminated by training" in text]
+    assert warning.startswith("the suite 'desk' is evaluated without 1 of 2 rows")
+    assert "desk_heldout.jsonl:1" in warning
+    assert facts["sources"]["desk_heldout"]["evaluated"] == 1
+    write(tmp_path, "desk_heldout", [(f"{LONG}, doesn't it?", "It does.")])
+    (failure,) = made(document, tmp_path)["failures"]
+    assert "all of its 1 rows are contaminated by training rows" in failure
 
 
 def test_invalid_data_fails_and_skips_other_checks(document, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,10 @@ from support.event_recorder import EventRecorder
 
 from harness import events, registry
 from harness.errors import HarnessError
-from harness.runner import api, early_stopping
+from harness.runner import api, early_stopping, resume
 from harness.spec import schema, spec
+from harness.training.stage_trainer import StageTrainer
+from harness.utils import stop_signals
 
 WORDS = ("amber", "basil", "clay", "dune", "ember", "fern", "grove", "hazel", "iris", "jade", "kelp", "lilac", "moss")
 
@@ -168,6 +171,39 @@ def test_resumed_stage_stops_like_uninterrupted_stage(document, tmp_path, made_u
     assert same(weights(place), weights(whole.run_info["folder"]))
     assert lines(place) == lines(whole.run_info["folder"])
     assert [one.after.value for one in again.changes] == [one.after.value for one in whole.changes]
+
+
+def test_evaluation_before_which_a_signal_stops_the_run_is_made_when_it_resumes(document, tmp_path, monkeypatch):
+    whole = start(document, tmp_path)
+    real = StageTrainer.after_optimizer_step
+
+    def step_with_signal(self, learning_rate):
+        if self.state.global_step == 3:  # the fourth step, after which the model is evaluated
+            signal.raise_signal(signal.SIGTERM)
+        real(self, learning_rate)
+
+    listener = EventRecorder()
+    with monkeypatch.context() as patch, stop_signals.handle_stop_signals():
+        patch.setattr(StageTrainer, "after_optimizer_step", step_with_signal)
+        with pytest.raises(stop_signals.Interrupted):
+            start(document, tmp_path, listener)
+    place = Path(listener.of(events.RunStarted)[0].folder)
+    assert [line["step"] for line in lines(place)] == [2]
+    found = registry.discover_plugins()
+    api.resume_run(spec.load_spec(place / "spec.json", schema.compose_schema(found)), found, place)
+    assert lines(place) == lines(whole.run_info["folder"])
+    assert same(weights(place), weights(whole.run_info["folder"]))
+
+
+def test_evaluations_after_the_checkpoint_are_deleted_with_the_scores_of_their_items(tmp_path):
+    (tmp_path / "evaluations").mkdir()
+    for step in (2, 4, 10):
+        (tmp_path / f"evaluations/{step}.json").write_text("{}")
+    (tmp_path / "evaluations.jsonl").write_text('{"step": 2}\n{"step": 4}\n')
+    assert resume.load_evaluations_until(tmp_path, 2) == [{"step": 2}]
+    assert [file.name for file in (tmp_path / "evaluations").iterdir()] == ["2.json"]
+    assert resume.load_evaluations_until(tmp_path, 0) == []
+    assert not [*(tmp_path / "evaluations").iterdir()]
 
 
 def test_stage_stopped_at_checkpoint_is_not_trained_further(document, tmp_path, made_up, monkeypatch):

@@ -173,3 +173,14 @@ def test_missing_tuned_model_is_a_clear_error(desk, capsys):
     err = capsys.readouterr().err
     assert "\nharness: --tuned /no/such/model: there is no folder '/no/such/model'" in err
     assert not list((desk.folder / f"out{desk.count}").glob("*/spec.json")), "no folder is created"
+
+
+def test_a_fully_tuned_model_is_measured_with_the_weights_that_it_was_saved_with(desk, tmp_path, capsys):
+    document = desk.document()
+    document["train"]["precision"] = "bfloat16"  # stored in float32, as they were trained
+    place = desk.start(document)
+    for file in (place / "predictions").glob("*.jsonl"):
+        file.unlink()  # so that nothing is reused
+    capsys.readouterr()
+    assert desk.command("evaluate", place, "--json") == 0
+    assert measured(capsys.readouterr().out) == pytest.approx(last_scores(place), rel=1e-6)

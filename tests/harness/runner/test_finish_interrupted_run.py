@@ -12,7 +12,7 @@ from harness.errors import HarnessError
 from harness.hookspecs import hookimpl
 from harness.report.html import write
 from harness.runner import run_stages as run_stages_module
-from harness.tracking.tracker import Tracker
+from harness.tracking.tracker import MlflowTracker
 
 
 class Killed(BaseException):
@@ -24,7 +24,7 @@ def killed_at(monkeypatch):
     """Kills runs at an event class; from `deaf` on the tracker receives nothing, as if its queue were lost."""
 
     def killed_at(kind, deaf=None):
-        real, lost = Tracker.harness_on_event, []
+        real, lost = MlflowTracker.harness_on_event, []
 
         @hookimpl
         def heard(self, event):
@@ -35,13 +35,14 @@ def killed_at(monkeypatch):
             if not isinstance(event, events.RunFailed) and not lost:
                 real(self, event)
 
-        monkeypatch.setattr(Tracker, "harness_on_event", heard)
+        monkeypatch.setattr(MlflowTracker, "harness_on_event", heard)
 
     return killed_at
 
 
 def tracked(desk, uri, **changes):
-    return desk.document(**{"track": {"experiment": "closing", "uri": uri, "system_metrics": False}, **changes})
+    options = {"experiment": "closing", "uri": uri, "system_metrics": False}
+    return desk.document(**{"track": {"mlflow": options}, **changes})
 
 
 def kill(desk, document):
@@ -161,7 +162,7 @@ def test_interruption_after_report_is_not_a_failure(desk, uri, client, monkeypat
         with pytest.raises(KeyboardInterrupt):
             desk.start(tracked(desk, uri))
     place = desk.newest()
-    assert run_of(client, place).info.status == "FAILED"
+    assert run_of(client, place).info.status == "KILLED"
     assert desk.command("run", "--quiet", "--resume", place) == 0
     run = run_of(client, place)
     assert run.info.status == "FINISHED"
@@ -169,7 +170,8 @@ def test_interruption_after_report_is_not_a_failure(desk, uri, client, monkeypat
 
 
 def test_model_is_registered_once(desk, uri, client, killed_at, monkeypatch):
-    track = {"experiment": "closing", "uri": uri, "system_metrics": False, "model": "files", "register": "closed"}
+    options = {"experiment": "closing", "uri": uri, "system_metrics": False, "model": "files", "register": "closed"}
+    track = {"mlflow": options}
     with monkeypatch.context() as patched:
         patched.setattr("harness.tracking.mlflow_run.MlflowRun.end", lambda self, status: None)
         place = desk.start(desk.document(track=track))

@@ -18,6 +18,7 @@ from harness.tracking import mlflow_store
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 PROGRAM = Path(__file__).with_name("command_with_fault.py")
+RECORDER = Path(__file__).with_name("command_that_records_rows.py")
 ENOUGH = 240
 
 
@@ -34,12 +35,16 @@ class Ended:
         return [line for line in self.errors.splitlines() if line.startswith("harness: ")]
 
 
-def start(*words, processes=2, fault=None, environment=None, waits=ENOUGH):
-    """Start the command as torchrun would, so that each exit code is seen. fault: (what, process, update)."""
+def start(*words, processes=2, fault=None, record=None, environment=None, waits=ENOUGH):
+    """Start the command as torchrun would, so that each exit code is seen.
+
+    fault: (what, process, update). record: the folder in which written rows are recorded.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     program = ["-m", "harness"] if fault is None else [str(PROGRAM), *map(str, fault)]
+    program = program if record is None else [str(RECORDER), str(record)]
     shared = {"WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     started = []
     for rank in range(processes):
@@ -148,11 +153,49 @@ def test_two_processes_give_result_of_one(desk, kind):
     assert not list(two.glob("stages/*/begun"))
 
 
+WRITING = {"max_new_tokens": 90, "max_repetition": 1.0}
+WRITERS = {
+    "mixing": ["general"],
+    "replay and kl": ["general", "domain"],
+}
+"""Mitigations whose rows a model writes -> the sources of the rows, in the order of writing."""
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_rows_are_written_once_and_are_the_same_in_both_processes(desk, tmp_path, kind):
+    written = {"unit": "rows", "answers": "model", "writing": WRITING}
+    if kind == "mixing":
+        mixing = {"share": 4 / 15, "upsample": True, **written}
+        mode = {"mixed": {"domain": ["domain"], "general": ["general"]}}
+        document = desk.document(mode=mode, mitigations={"mixing": mixing})
+    else:
+        kl = {"source": "general", "rows": 3, "answers": "model", "writing": WRITING}
+        document = desk.continual(mitigations={"replay": {"share": 0.25, **written}, "kl": kl})
+    document["train"] |= {"steps": None, "epochs": 2, "batch_size": 1, "accumulation": 4, "engine": "transformers"}
+    one = desk.start(document)
+    ended = start("run", desk.write(halved(document)), record=tmp_path, environment={"HARNESS_EVALUATION_CACHE": 0})
+    assert ended.codes == (0, 0), ended.errors
+    two = desk.newest()
+    writes = [json.loads(line) for line in (tmp_path / "writes.jsonl").read_text().splitlines()]
+    assert writes == [[0, source] for source in WRITERS[kind]], "the main process writes, once"
+    records = [sorted(file.relative_to(run) for file in run.rglob("written/**/*.jsonl")) for run in (one, two)]
+    assert records[0] == records[1]
+    assert len(records[0]) == 2 * len(WRITERS[kind]), "the rows, and those that are not used"
+    for file in records[0]:
+        assert (two / file).read_text() == (one / file).read_text(), file
+    for stage_index in range(1, 1 + len(steps(two))):
+        main, worker = (json.loads((tmp_path / f"rows-{rank}-{stage_index}.json").read_text()) for rank in (0, 1))
+        assert main == worker
+        assert all(main.values()), "no list is empty"
+        assert main.keys() == {"trained"} | ({"kl, general"} if kind != "mixing" else set())
+    equal(one, two)
+
+
 def test_torchrun_stops_early_where_one_process_does(desk, tmp_path):
     watched = {"evaluate_steps": 2, "early_stopping": {"scores": {"domain/response_perplexity": 1}, "patience": 1}}
     document = desk.document(mitigations={"ewc": {"source": "general", "samples": 4, "coupling": "loss"}})
     document["train"] |= {"steps": 10, "accumulation": 2, "learning_rate": 0.3, **watched}
-    document["track"] = {"uri": f"sqlite:///{tmp_path}/mlflow.db"}
+    document["track"] = {"mlflow": {"uri": f"sqlite:///{tmp_path}/mlflow.db"}}
     one = desk.start(document)
     spec = desk.write(halved(document))
     launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "harness"]
@@ -174,6 +217,20 @@ def test_torchrun_stops_early_where_one_process_does(desk, tmp_path):
     assert sorted(kinds) == [("run", "FINISHED")] * 2 + [("stage", "FINISHED")] * 2
 
 
+def test_gpus_starts_the_processes_and_gives_the_result_of_one(desk):
+    document = desk.continual(mitigations=KINDS["lora"])
+    document["train"] |= {"accumulation": 4, "engine": "transformers"}
+    one = desk.start(document)
+    command = [sys.executable, "-m", "harness", "run", str(desk.write(halved(document))), "--gpus", "2", "--json"]
+    environment = {name: value for name, value in os.environ.items() if name not in ("WORLD_SIZE", "RANK")}
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=ENOUGH)
+    assert ended.returncode == 0, ended.stderr
+    assert json.loads(ended.stdout), "the report, once"
+    two = desk.newest()
+    equal(one, two)
+    assert json.loads((two / "environment.json").read_text())["processes"] == 2
+
+
 def test_run_of_two_processes_resumes_only_with_two(desk, same):
     document = desk.continual(mitigations={"lora": {"rank": 2}, "ewc": {"source": "general", "samples": 4}})
     document["train"] |= {"engine": "transformers"}
@@ -181,8 +238,10 @@ def test_run_of_two_processes_resumes_only_with_two(desk, same):
     whole = desk.newest()
     ended = start("run", desk.write(document), fault=("interrupt", 0, 7))
     assert ended.codes == (130, 0), ended.errors
-    assert ended.complaints() == ["harness: interrupted"]
     place = desk.newest()
+    (complaint,) = ended.complaints()
+    command = f"harness run --resume {place} --gpus 2"
+    assert complaint == f"harness: interrupted; to resume: {command}"
     assert desk.command("run", "--resume", place) == 2, "an update of one process would be another one"
     ended = start("run", "--resume", place)
     assert ended.codes == (0, 0), ended.errors
@@ -198,7 +257,7 @@ def test_run_of_two_processes_resumes_only_with_two(desk, same):
     ],
 )
 def test_failure_in_one_process_ends_all_with_one_line(desk, tmp_path, fault, said):
-    document = desk.document(track={"uri": f"sqlite:///{tmp_path}/mlflow.db"})
+    document = desk.document(track={"mlflow": {"uri": f"sqlite:///{tmp_path}/mlflow.db"}})
     document["train"] |= {"engine": "transformers"}
     ended = start("run", desk.write(document), fault=fault, waits=60)
     assert ended.codes == (1, 0), ended.errors
@@ -249,7 +308,9 @@ def test_arms_run_in_sequence_in_two_processes(desk):
 
 
 def test_worker_failure_fails_arm_and_experiment_in_mlflow(desk, tmp_path):
-    document = desk.document(arms={"named": {"naive": {}}}, track={"uri": f"sqlite:///{tmp_path}/mlflow.db"})
+    document = desk.document(
+        arms={"named": {"naive": {}}}, track={"mlflow": {"uri": f"sqlite:///{tmp_path}/mlflow.db"}}
+    )
     document["train"] |= {"engine": "transformers"}
     ended = start("run", "--json", desk.write(document), fault=("run error", 1, 2), waits=60)
     assert ended.codes == (1, 0), ended.errors

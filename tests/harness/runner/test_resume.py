@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+from pathlib import Path
 
 import pytest
+import torch
 
 from harness import events
+from harness.cli.main import main
 from harness.errors import HarnessError, RunError
 from harness.model import save
 from harness.report import run_report
@@ -15,6 +19,9 @@ from harness.runner import folder, resume
 from harness.runner import run_stages as run_stages_module
 from harness.runner.folder import RunFolder
 from harness.training import train_stage
+from harness.utils import manifest
+from harness.utils.find_run import find_run_anywhere
+from harness.utils.manifest import write_manifest
 
 EWC = {"source": "general", "samples": 4}
 
@@ -114,6 +121,16 @@ def test_resumed_run_is_bit_identical_to_uninterrupted_run(desk, unbroken, same,
     assert heard.of(events.RunStarted)[0].resuming is True
 
 
+def test_the_checkpoint_of_a_resumed_run_is_hashed_once(desk, listener, monkeypatch):
+    place = interrupt_run(desk, listener, desk.continual(), step(1, 3))
+    folder = place / "stages/a/checkpoints/checkpoint-2"
+    files = sorted(file for file in folder.rglob("*") if file.is_file() and file.name != "checkpoint.json")
+    hashed, real = [], manifest.sha256_of_file
+    monkeypatch.setattr(manifest, "sha256_of_file", lambda file: hashed.append(file) or real(file))
+    desk.resume(place)
+    assert sorted(file for file in hashed if folder in file.parents) == files
+
+
 def test_finished_stage_is_not_trained_again(desk, listener):
     document = desk.continual(mitigations={"lora": {"rank": 2}})
     document["train"]["save_steps"] = None  # its snapshot is saved nevertheless
@@ -156,16 +173,15 @@ def test_run_interrupted_while_saving_loses_nothing(desk, unbroken, same, monkey
 
 
 def test_run_interrupted_while_saving_snapshot_resumes_from_checkpoint(desk, unbroken, same, monkeypatch):
-    import torch
 
     def no(*_, **__):
         raise KeyboardInterrupt
 
     real = run_stages_module.save_stage_snapshot
 
-    def half(place, *more):
+    def half(place, *more, **options):
         monkeypatch.setattr(torch, "save", no)
-        real(place, *more)
+        real(place, *more, **options)
 
     with monkeypatch.context():
         monkeypatch.setattr(run_stages_module, "save_stage_snapshot", half)
@@ -185,7 +201,7 @@ def test_unwritable_snapshot_is_a_warning_and_run_continues(desk, listener, monk
     monkeypatch.setattr("safetensors.torch.save_file", full)
     heard = listener()
     place = desk.start(desk.document(), heard)
-    assert any("No space left" in text and "would train this stage again" in text for text in heard.warnings())
+    assert any("no disk space is left" in text and "would train this stage again" in text for text in heard.warnings())
     assert (place / "report.json").is_file()
     assert not list(place.glob("stages/*/*end*"))
 
@@ -281,8 +297,6 @@ def test_timeout_within_locked_run_is_not_a_lock_error(tmp_path):
         ("stages/a/end/weights.safetensors", "delete this folder"),
         pytest.param("stages/a/end/kept.safetensors", "delete this folder", marks=pytest.mark.slow),
         ("stages/a/end/mitigations.pt", "delete this folder"),
-        ("stages/b/checkpoints/checkpoint-2/adapter_model.safetensors", "damaged"),
-        pytest.param("stages/b/checkpoints/checkpoint-2/optimizer.pt", "damaged", marks=pytest.mark.slow),
     ],
 )
 def test_damaged_file_is_one_error_line_and_run_resumes_without_it(desk, copy, capsys, file, told):
@@ -296,8 +310,17 @@ def test_damaged_file_is_one_error_line_and_run_resumes_without_it(desk, copy, c
     assert desk.command("run", "--quiet", "--resume", copy) == 0
 
 
+def test_a_run_whose_only_checkpoint_is_damaged_says_so_and_trains_the_stage_again(desk, copy, capsys):
+    damage(copy / "stages/b/checkpoints/checkpoint-2/adapter_model.safetensors")
+    assert desk.command("run", "--quiet", "--resume", copy) == 0
+    printed = capsys.readouterr().err
+    assert "adapter_model.safetensors: its checksum differs" in printed
+    assert "the stage is resumed from its first step" in printed
+    assert len((copy / "stages/b/steps.jsonl").read_text().splitlines()) == 4
+    assert (copy / "report.json").is_file()
+
+
 def test_snapshot_of_another_model_is_refused_and_changes_nothing(tmp_path, tiny_model):
-    import torch
     from safetensors.torch import load_file, save_file
 
     folder.save_stage_snapshot(tmp_path / "end", tiny_model, {})
@@ -308,9 +331,34 @@ def test_snapshot_of_another_model_is_refused_and_changes_nothing(tmp_path, tiny
         {**{name: one + 1 for name, one in weights.items()}, first: weights[first][:1]},
         tmp_path / "end/weights.safetensors",
     )
+    write_manifest(tmp_path / "end", folder.SNAPSHOT_MANIFEST, {})
     with pytest.raises(RunError, match="another model"):
         folder.load_stage_snapshot(tmp_path / "end", tiny_model)
     assert all(torch.equal(weight, before[name]) for name, weight in tiny_model.named_parameters())
+
+
+def test_a_snapshot_for_the_other_processes_alone_has_no_checksums(tmp_path, tiny_model, monkeypatch):
+    before = {name: weight.detach().clone() for name, weight in tiny_model.named_parameters()}
+    monkeypatch.setattr(os, "fsync", None)
+    folder.save_stage_snapshot(tmp_path / "begun", tiny_model, {}, durable=False)
+    assert not (tmp_path / "begun" / folder.SNAPSHOT_MANIFEST).exists()
+    with torch.no_grad():
+        for weight in tiny_model.parameters():
+            weight.zero_()
+    folder.load_stage_snapshot(tmp_path / "begun", tiny_model, durable=False)
+    assert all(torch.equal(weight, before[name]) for name, weight in tiny_model.named_parameters())
+    with pytest.raises(RunError, match="incomplete"):
+        folder.load_stage_snapshot(tmp_path / "begun", tiny_model)
+
+
+def test_one_flipped_bit_of_a_snapshot_is_named(tmp_path, tiny_model):
+    folder.save_stage_snapshot(tmp_path / "end", tiny_model, {})
+    file = tmp_path / "end/weights.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-5] ^= 4
+    file.write_bytes(content)
+    with pytest.raises(RunError, match=r"weights\.safetensors: its checksum differs.*delete this folder"):
+        folder.load_stage_snapshot(tmp_path / "end", tiny_model)
 
 
 def test_damaged_json_file_is_named(desk, copy, capsys):
@@ -319,7 +367,7 @@ def test_damaged_json_file_is_named(desk, copy, capsys):
     assert "data.json" in said(capsys)
 
 
-def test_interrupt_exits_with_130_and_names_folder(desk, monkeypatch, capsys):
+def test_interrupt_before_a_step_exits_with_130_and_names_the_folder(desk, monkeypatch, capsys):
     def no(*_, **__):
         raise KeyboardInterrupt
 
@@ -358,11 +406,12 @@ def test_steps_after_the_checkpoint_and_torn_lines_are_discarded(tmp_path):
     assert (tmp_path / "steps.jsonl").read_text() == "".join(lines[:2])
 
 
-def test_best_weights_of_now_and_of_the_newest_checkpoint_are_kept(tmp_path):
-    checkpoint = tmp_path / "checkpoint-4"
-    assert resume.best_weights_to_keep([1, 3, 5, 7], 7, checkpoint) == {7, 3}
-    assert resume.best_weights_to_keep([5, 7], 7, checkpoint) == {7}
-    assert resume.best_weights_to_keep([1, 7], 7, None) == {7}
+def test_best_weights_of_now_and_of_every_checkpoint_are_kept(tmp_path):
+    checkpoints = [tmp_path / "checkpoint-2", tmp_path / "checkpoint-4"]
+    assert resume.best_weights_to_keep([1, 3, 5, 7], 7, checkpoints) == {7, 3, 1}
+    assert resume.best_weights_to_keep([1, 3, 5, 7], 7, checkpoints[1:]) == {7, 3}
+    assert resume.best_weights_to_keep([5, 7], 7, checkpoints) == {7}
+    assert resume.best_weights_to_keep([1, 7], 7, []) == {7}
 
 
 def test_best_weights_of_later_steps_are_discarded(tmp_path):
@@ -383,3 +432,76 @@ def test_scores_of_later_stages_are_not_overwritten(stage_index, carried_stages,
 )
 def test_tracking_is_ended_only_if_it_is_not(status, violates_limits, needs_end):
     assert resume.needs_tracking_end(status, violates_limits=violates_limits) is needs_end
+
+
+def damage(file):
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 8
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("damaged", [1, 2])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(tmp_path, damaged):
+    checkpoints = tmp_path / "checkpoints"
+    for step in (2, 4):
+        (checkpoints / f"checkpoint-{step}").mkdir(parents=True)
+        (checkpoints / f"checkpoint-{step}" / "weights").write_bytes(b"weights")
+        write_manifest(checkpoints / f"checkpoint-{step}", "checkpoint.json", {"step": step})
+    for step in (4, 2)[:damaged]:
+        damage(checkpoints / f"checkpoint-{step}" / "weights")
+    warnings = []
+    found = resume.checkpoint_to_resume(tmp_path, resuming=True, warn=warnings.append)
+    assert found == (None if damaged == 2 else checkpoints / "checkpoint-2")
+    assert len(warnings) == damaged
+    assert "checkpoint-4/weights: its checksum differs" in warnings[0]
+    assert ("resumed from its first step" if damaged == 2 else "resumed from step 2") in warnings[0]
+    assert resume.checkpoint_to_resume(tmp_path, resuming=True, warn=warnings.append) == found
+    assert len(warnings) == damaged, "a damaged checkpoint counts as incomplete from then on"
+
+
+def test_logs_of_a_stage_are_restored_from_the_checkpoint(tmp_path):
+    stage, checkpoint = tmp_path, tmp_path / "checkpoint-2"
+    checkpoint.mkdir()
+    (checkpoint / "steps.jsonl").write_bytes(b'{"step": 1}\n{"step": 2}\n')
+    for damaged in (b'{"step": 1}\n', b"\xff\xfe\n", b'{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st'):
+        (stage / "steps.jsonl").write_bytes(damaged)
+        resume.restore_logs(stage, checkpoint)
+        resume.discard_steps_after(stage, checkpoint)
+        assert (stage / "steps.jsonl").read_bytes() == b'{"step": 1}\n{"step": 2}\n'
+
+
+def test_lines_of_a_log_that_cannot_be_read_are_dropped(tmp_path):
+    (tmp_path / "steps.jsonl").write_bytes(b'{"step": 1}\n\xff\xfe\n[]\n{"no": 1}\n{"step": "a"}\n{"step": 3}\n{"st')
+    resume.discard_steps_after(tmp_path, tmp_path / "checkpoint-3")
+    assert (tmp_path / "steps.jsonl").read_bytes() == b'{"step": 1}\n{"step": 3}\n'
+
+
+def test_drafts_of_a_killed_process_are_deleted_under_the_lock(tmp_path):
+    for name in (".scores.json.123", "stages/a/.end.draft-77/weights", "predictions/.desk-stage0.jsonl.5"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("half")
+    (tmp_path / ".keep.me").write_text("own")
+    with RunFolder(tmp_path).locked():
+        pass
+    left = sorted(path.name for path in tmp_path.rglob("*") if path.is_file())
+    assert left == [".keep.me", ".lock"]
+
+
+def test_resume_without_a_name_lists_the_runs_of_every_output(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    run = RunFolder.create(tmp_path / "elsewhere", "tiny").path
+    (run / "spec.json").write_text("{}")
+    older = Path("runs") / "older-20200101-000000-ab12"
+    older.mkdir(parents=True)
+    (older / "spec.json").write_text("{}")
+    finished = RunFolder.create("runs", "done").path
+    (finished / "spec.json").write_text("{}")
+    (finished / "report.json").write_text("{}")
+    assert main(["run", "--resume"]) == 2
+    printed = capsys.readouterr()
+    assert f"harness run --resume {run}" in printed.out
+    assert printed.out.index(run.name) < printed.out.index(older.name)
+    assert finished.name not in printed.out
+    assert f"it names no run; the newest: harness run --resume {run}" in printed.err
+    assert find_run_anywhere(run.name) == run

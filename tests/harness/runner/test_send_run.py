@@ -21,7 +21,7 @@ def other(tmp_path_factory):
 
 
 def tracked(uri, **changes):
-    return {"track": {"experiment": "later", "uri": uri, "system_metrics": False, **changes}}
+    return {"track": {"mlflow": {"experiment": "later", "uri": uri, "system_metrics": False, **changes}}}
 
 
 def run_of(client, folder):
@@ -106,7 +106,7 @@ def test_a_finished_run_is_sent_as_a_live_run_logs_it_and_never_twice(desk, uri,
     assert page in capsys.readouterr().out.splitlines()
 
 
-def test_an_interrupted_run_is_sent_as_failed_and_then_resumed(desk, uri, client, other, tmp_path, listener):
+def test_an_interrupted_run_is_sent_as_killed_and_then_resumed(desk, uri, client, other, tmp_path, listener):
     def in_second_stage(event, recorder):
         """Interrupt at an event that the tracker does not record, so that it has what the folder has."""
         steps = [(logged.stage_index, logged.step) for logged in recorder.of(events.StepLogged)]
@@ -117,8 +117,8 @@ def test_an_interrupted_run_is_sent_as_failed_and_then_resumed(desk, uri, client
         desk.start(document, listener(in_second_stage))
     folder = desk.newest()
     live = assert_sent_as_live(desk, client, other, folder, tmp_path)
-    assert (live["status"], live["tags"]["error"]) == ("FAILED", "interrupted")
-    assert [child["status"] for child in live["children"]] == ["FINISHED", "FAILED"]
+    assert (live["status"], live["tags"]["error"]) == ("KILLED", "interrupted")
+    assert [child["status"] for child in live["children"]] == ["FINISHED", "KILLED"]
     assert [step for step, _ in live["children"][1]["metrics"]["loss"]] == [1, 2, 3]
     run_id = run_of(other.client, folder).info.run_id
     desk.resume(folder)

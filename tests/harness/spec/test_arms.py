@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from harness.errors import HarnessError
+from harness.errors import ComponentError, HarnessError
 from harness.spec import arms
 from harness.statistics import forgetting
 
@@ -80,7 +80,7 @@ def test_changes_are_converted_to_json_overrides() -> None:
         ({"named": {"a": {}, "b": {}}, "joint": "b", "gate": "b"}, "'b' is a reference"),
         ({"named": {str(number): {} for number in range(101)}, "seeds": 100}, "10,100 arms"),
         ({"matrix": {"template": ["a b", "a/b"]}}, "two arms have the name 'template=a-b'"),
-        ({"named": {"a": {"track.uri": "x"}}}, "changes 'track.uri', which all arms share"),
+        ({"named": {"a": {"track.mlflow.uri": "x"}}}, "changes 'track.mlflow.uri', which all arms share"),
         ({"named": {"a": {}}, "baseline": "b"}, "there is no arm 'b'"),
         ({"named": {"a": {}}, "joint": "all"}, "there is no arm 'all'"),
         ({"named": {"a": {}}, "matrix": {"train.steps": [0, 1]}, "baseline": "a"}, "there is no arm 'a'"),
@@ -132,6 +132,14 @@ def test_arm_that_replaces_a_section_gets_a_warning_that_names_the_reset_keys() 
         "the arm 'flat' replaces all of 'mitigations.lora', which resets rank to the default; to change a single key, "
         "write 'mitigations.lora.alpha'",
     ]
+
+
+@pytest.mark.parametrize("cause", [KeyError("z"), None])
+def test_an_error_in_an_arm_keeps_its_class_and_what_a_component_raised(cause: Exception | None) -> None:
+    (arm,) = expand_spec_arms(named={"low": {}})
+    with pytest.raises(ComponentError, match="arm 'low': metric x: broke") as caught, arms.arm_error_context(arm):
+        raise ComponentError("metric x", "broke") from cause
+    assert caught.value.__cause__ is cause
 
 
 def test_arms_are_selected_by_name_in_spec_order() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import types
+from dataclasses import replace
 from itertools import permutations
 
 import pytest
@@ -90,7 +91,7 @@ def test_stage_contains_every_training_setting(build_small_plan, small_spec):
     assert (first.train["learning_rate"], first.train["epochs"], first.train["steps"]) == (1e-5, 2, None)
     assert (second.train["learning_rate"], second.train["epochs"], second.train["steps"]) == (3e-5, 2, 7)
     assert first.train.keys() == second.train.keys()
-    assert first.train["scheduler"] == "cosine"
+    assert first.train["scheduler"] == {"cosine": {}}
 
 
 def test_plan_contains_suites_sources_name_seed_and_template(build_small_plan):
@@ -115,19 +116,20 @@ def test_mitigations_apply_by_priority_whatever_their_order_in_the_file(build_sm
         priority = -5
 
         def transform_stages(self, stages):
-            return tuple(Stage(f"{stage.name}-first", stage.sources, stage.train) for stage in stages)
+            return tuple(replace(stage, suites=(*stage.suites, "first")) for stage in stages)
 
     class Second(Mitigation):
         def transform_stages(self, stages):
-            return tuple(Stage(f"{stage.name}-second", stage.sources, stage.train) for stage in stages)
+            return tuple(replace(stage, suites=(*stage.suites, "second")) for stage in stages)
 
     add_component("mitigations", "zz", First)
     add_component("mitigations", "aa", Second)
-    names = set()
+    small_spec["evaluate"] |= dict.fromkeys(("first", "second"), small_spec["evaluate"]["desk"])
+    suites = set()
     for order in permutations(["aa", "zz", "mixing"]):
         small_spec["mitigations"] = {name: {} for name in order}
-        names |= {stage.name for stage in build_small_plan().stages}
-    assert names == {"mixed-first-second"}
+        suites |= {stage.suites for stage in build_small_plan().stages}
+    assert suites == {("first", "second")}
 
 
 def test_mitigation_may_reject_another_and_the_error_names_its_own_key(
@@ -155,6 +157,41 @@ def test_mitigation_may_reject_another_and_the_error_names_its_own_key(
     small_spec["mitigations"] = {"lonely": {}}
     build_small_plan()
     assert others_of_each_call == [["mixing"], []], "a mitigation is not one of its own others"
+
+
+def test_two_mitigations_that_weigh_tokens_need_to_say_that_they_compose(
+    build_small_plan, get_plan_errors, add_component, small_spec
+):
+    class Alone(Mitigation):
+        def token_weights(self, logits, targets, batch):
+            return None
+
+    class Composing(Alone):
+        composes_token_weights = True
+
+    for name, factory in {"alone": Alone, "first": Composing, "second": Composing}.items():
+        add_component("mitigations", name, factory)
+    small_spec["mitigations"] = {"alone": {}, "first": {}}
+    (line,) = get_plan_errors()
+    assert "both 'alone' and 'first' weigh the tokens of the loss, and 'alone' does not compose" in line
+    small_spec["mitigations"] = {"first": {}, "second": {}}
+    assert build_small_plan().mitigations.keys() == {"first", "second"}
+
+
+def test_the_usual_learning_rate_is_that_of_the_optimizer(build_small_plan, add_component, small_spec):
+    add_component("optimizers", "slow", Mode, typical_ranges={"train.learning_rate": (1e-7, 1e-6)})
+    small_spec["train"]["optimizer"] = "slow"
+    assert "train.learning_rate is 2e-05; usual is 1e-07 to 1e-06" in build_small_plan().warnings
+    add_component("mitigations", "fast", Mitigation, typical_ranges={"train.learning_rate": (1.0, 2.0)})
+    small_spec["mitigations"] = {"fast": {}}
+    assert not [warning for warning in build_small_plan().warnings if "learning_rate" in warning]
+
+
+def test_a_mode_may_name_a_scheduler_alone(build_small_plan, add_component, small_spec):
+    stage = Stage("only", (StageSource("desk", "domain"),), {"scheduler": "linear"})
+    add_component("modes", "single", type("Single", (Mode,), {"stages": lambda self: (stage,)}))
+    small_spec["mode"], small_spec["mitigations"] = "single", {}
+    assert build_small_plan().stages[0].train["scheduler"] == {"linear": {}}
 
 
 def test_named_sources_of_a_spec_section_are_listed_once_each(small_registry, small_spec, write):
@@ -263,6 +300,24 @@ def test_unknown_source_in_a_stage_of_a_plugin_mode_is_an_error(get_plan_errors,
     assert line.endswith(" mode.single: the stage 'only' has no source 'nowhere'; add it to sources")
 
 
+@pytest.mark.parametrize(
+    ("stage", "problem"),
+    [
+        (Stage("../../../evil", (StageSource("desk", "domain"),)), "the stage name '../../../evil' is not valid"),
+        (Stage("only", (StageSource("desk", "domain"),), {"lr": 1}), "the unknown training setting 'lr'"),
+        (Stage("only", (StageSource("desk", "main"),)), "gives the source 'desk' the role 'main'; use one of: domain"),
+    ],
+)
+def test_a_stage_of_a_plugin_with_a_bad_name_setting_or_role_is_an_error(
+    get_plan_errors, small_spec, add_component, stage, problem
+):
+    add_component("modes", "single", type("Single", (Mode,), {"stages": lambda self: (stage,)}))
+    small_spec |= {"mode": "single", "mitigations": {}}
+    (line,) = get_plan_errors()
+    assert " mode.single: " in line
+    assert problem in line
+
+
 def test_inconsistent_shares_of_a_stage_are_an_error(get_plan_errors, small_spec, add_component):
     class Greedy(Mode):
         def stages(self):
@@ -337,6 +392,11 @@ def test_ends_of_a_typical_range_give_no_warning(build_small_plan, setting):
     assert build_small_plan(f"train.{setting}").warnings == ()
 
 
+def test_a_source_that_an_arm_uses_is_used(build_small_plan):
+    arms = 'arms={"named": {"naive": {}, "more": {"mode.mixed.general": ["chat", "spare"]}}}'
+    assert build_small_plan("sources.spare.lines.path=x", arms).warnings == ()
+
+
 def test_epochs_that_steps_replace_give_no_warning(build_small_plan):
     assert build_small_plan("train.epochs=10", "train.steps=5").warnings == ()
 
@@ -359,10 +419,10 @@ def test_mitigation_changes_the_typical_range_of_a_setting(build_small_plan, sma
 
 
 def test_registering_a_model_that_is_not_logged_to_mlflow_is_an_error(build_small_plan, get_plan_errors):
-    (line,) = get_plan_errors("track.register=desk-model")
+    (line,) = get_plan_errors("track.mlflow.register=desk-model")
     assert "no model is logged to MLflow, so none can be registered as 'desk-model'" in line
-    assert 'set track.model to "files" or "transformers"' in line
-    assert build_small_plan("track.register=desk-model", "track.model=files").stages
+    assert 'set track.mlflow.model to "files" or "transformers"' in line
+    assert build_small_plan("track.mlflow.register=desk-model", "track.mlflow.model=files").stages
 
 
 def test_typical_range_depends_on_the_mitigations_of_the_stage(add_component, build_small_plan):

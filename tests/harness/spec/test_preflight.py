@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import harness_metrics
 import pytest
@@ -16,6 +17,7 @@ SUITES = {
     "desk": {"source": "desk_heldout", "metrics": {"chrf": {}, "length_ratio": {}}},
     "chat": {"source": "chat_heldout", "role": "general", "metrics": {"response_perplexity": {}}},
 }
+CHAT_SERVER = {"url": "http://127.0.0.1:1/v1", "model": "m-{stage}", "chat": True}
 
 
 @pytest.fixture(autouse=True)
@@ -74,6 +76,16 @@ def run_preflight(document, write, plugin_registry):
 
 EARLY_STOPPING = {"scores": {"chat/response_nll": 1}}
 INVALID_CHANGES = {
+    "several greedy answers": (
+        {"evaluate": {"desk": {**SUITES["desk"], "samples": 4}, "chat": SUITES["chat"]}},
+        "evaluate.desk.samples: with temperature 0, all 4 answers to a prompt are equal; set "
+        'evaluate.desk.temperature, e.g. to 0.8, or "samples" to 1',
+    ),
+    "fewer answers than a metric needs": (
+        {"evaluate": {"desk": {**SUITES["desk"], "metrics": {"pass_at_k": {"k": [1, 10]}}}, "chat": SUITES["chat"]}},
+        "evaluate.desk.samples: the metric 'pass_at_k' needs 10 answers to each prompt, but gets 1; set \"samples\" to "
+        "10 or more",
+    ),
     "a gate without a test on another than the primary score": (
         {"gate": [{"score": "chat/response_nll"}]},
         "gate.0: 'chat/response_nll' is not the primary score of its suite, so the condition needs a test; use one "
@@ -136,6 +148,16 @@ INVALID_CHANGES = {
         {"evaluate": {**SUITES, "desk": {**SUITES["desk"], "server": {"url": "http://127.0.0.1:1", "model": "m"}}}},
         "evaluate.desk.server.model: the server's model 'm' is the same before and after training; put {stage} into "
         "the name, or use `harness evaluate` for one model",
+    ),
+    "sampled answers that a chat server is compared by": (
+        {"evaluate": {**SUITES, "desk": {**SUITES["desk"], "server": CHAT_SERVER, "temperature": 0.5}}},
+        "evaluate.desk.temperature: with server.chat, greedy answers are compared with those of the run, and these are "
+        'sampled; set "temperature" to 0, or remove chat',
+    ),
+    "plain prompts for a chat server": (
+        {"evaluate": {**SUITES, "desk": {**SUITES["desk"], "server": CHAT_SERVER, "plain": True}}},
+        "evaluate.desk.plain: with server.chat, the server renders the prompts, and these are plain text; remove "
+        '"plain" or chat',
     ),
 }
 
@@ -389,3 +411,43 @@ def test_missing_run_is_reported_before_errors_of_the_spec(document, write, caps
     first, second = capsys.readouterr().err.splitlines()
     assert "there is no such run" in first
     assert "the spec has no gate" in second
+
+
+@pytest.mark.parametrize(
+    ("metric", "where", "what"),
+    [
+        ({"regex": {"pattern": "("}}, "evaluate.a.metrics.regex.pattern", "'(' is not a regular expression"),
+        ({"json_valid": {"schema": {"type": 5}}}, "evaluate.a.metrics.json_valid.schema", "is not a JSON Schema"),
+    ],
+)
+def test_an_option_that_only_its_metric_can_judge_has_its_place_in_the_spec(tmp_path, capsys, metric, where, what):
+    document = {
+        "name": "x",
+        "model": {"path": "m"},
+        "sources": {"a": {"jsonl": {"path": "a.jsonl", "held_out": 0.5}}},
+        "mode": {"domain": {"sources": ["a"]}},
+        "mitigations": {"replay": {}},
+        "evaluate": {"a": {"source": "a", "metrics": metric}},
+    }
+    file = tmp_path / "spec.json"
+    file.write_text(json.dumps(document, indent=1))
+    (tmp_path / "a.jsonl").write_text('{"instruction": "a", "output": "b"}\n')
+    assert main.main(["validate", str(file)]) == 2
+    error = capsys.readouterr().err
+    assert re.match(rf"harness: {re.escape(str(file))}:\d+:\d+ {re.escape(where)}: {re.escape(what)}", error), error
+
+
+def test_replay_of_a_single_stage_is_a_warning(tmp_path, capsys):
+    document = {
+        "name": "x",
+        "model": {"path": "m"},
+        "sources": {"a": {"jsonl": {"path": "a.jsonl"}}},
+        "mode": {"domain": {"sources": ["a"]}},
+        "mitigations": {"replay": {}},
+    }
+    file = tmp_path / "spec.json"
+    (tmp_path / "a.jsonl").write_text('{"instruction": "a", "output": "b"}\n')
+    file.write_text(json.dumps(document))
+    assert main.main(["validate", str(file)]) == 0
+    output = capsys.readouterr()
+    assert "mitigations.replay changes no stage; remove it" in " ".join((output.out + output.err).split())

@@ -9,11 +9,11 @@ import jsonschema
 import pytest
 
 from harness.interfaces.component import Component
-from harness.registry import BrokenPlugin
+from harness.registry import RESERVED_NAMES, BrokenPlugin
 from harness.spec.json_locations import parse_json
 from harness.spec.schema import compose_schema, expand_shorthand, fill_defaults, iter_leaves, remove_defaults
 from harness.spec.schema_errors import find_schema_errors
-from harness.spec_keys import data, run, training
+from harness.spec_keys import data, training
 
 
 @pytest.fixture
@@ -83,9 +83,16 @@ def test_every_component_of_the_registry_is_in_the_schema(schema, small_registry
         "modes": properties["mode"],
         "mitigations": properties["mitigations"],
         "metrics": properties["evaluate"]["additionalProperties"]["properties"]["metrics"],
+        "optimizers": properties["train"]["properties"]["optimizer"],
+        "schedulers": properties["train"]["properties"]["scheduler"],
+        "row_formats": properties["sources"]["additionalProperties"]["properties"]["lines"]["properties"]["form"],
+        "checks": properties["checks"],
+        "trackers": properties["track"],
     }
-    assert {kind: set(slot["properties"]) for kind, slot in slots.items()} == {
-        kind: set(components) for kind, components in small_registry.components.items()
+    assert {kind: set(slot["properties"]) - RESERVED_NAMES.get(kind, {}).keys() for kind, slot in slots.items()} == {
+        kind: {*components, *small_registry.aliases(kind)}
+        for kind, components in small_registry.components.items()
+        if kind != "exporters"
     }
 
 
@@ -97,7 +104,7 @@ def test_source_has_its_own_options_and_the_row_options_of_the_core(schema):
 
 def test_stage_may_override_every_training_setting_except_precision_and_has_no_defaults(schema):
     overrides = schema["definitions"]["train_overrides"]["properties"]
-    assert set(overrides) == set(training.TRAIN_KEYS) - {"precision"}
+    assert set(overrides) == {*training.TRAIN_KEYS, *training.TRAIN_COMPONENTS} - {*training.TRAIN_KEYS_OF_RUN}
     assert not [key for key, option in overrides.items() if "default" in option]
 
 
@@ -123,13 +130,47 @@ def test_expanding_and_filling_do_not_change_the_input_document(schema, small_sp
 def test_filling_adds_every_default_and_keeps_values_of_the_spec(schema, small_spec):
     filled = fill_defaults(expand_shorthand(small_spec, schema, schema), schema, schema)
     assert filled["seed"] == 0
-    assert filled["train"] == {**{key: o["default"] for key, o in training.TRAIN_KEYS.items()}, "max_length": 2048}
+    options = training.TRAIN_KEYS | training.TRAIN_COMPONENTS
+    assert filled["train"] == {**{key: option["default"] for key, option in options.items()}, "max_length": 2048}
     mixing = {"share": 0.1, "unit": "loss_tokens", "source": None, "weights": None, "temperature": None}
-    assert filled["mitigations"] == {"mixing": {**mixing, "upsample": False, "resample": False}}
+    defaults = {"upsample": False, "resample": False, "answers": "data"}
+    assert filled["mitigations"]["mixing"].items() >= {**mixing, **defaults}.items()
+    assert filled["mitigations"]["mixing"]["writing"]["temperature"] == 1.0
     assert filled["sources"]["desk"]["lines"]["held_out"] == 0
     assert filled["evaluate"]["desk"]["metrics"] == {"overlap": {"size": 4}}
     assert filled["evaluate"]["chat"]["role"] == "general"
-    assert filled["track"] == {key: option["default"] for key, option in run.TRACK_KEYS.items()}
+    assert filled["track"] == {"enabled": True, "mlflow": MLFLOW_DEFAULTS}
+
+
+MLFLOW_DEFAULTS = {"experiment": None, "uri": None, "system_metrics": True, "model": "none", "register": None}
+
+
+@pytest.mark.parametrize(
+    ("track", "trackers", "changed"),
+    [
+        ({"enabled": False}, {"mlflow": MLFLOW_DEFAULTS}, {"enabled": False}),
+        ({"mlflow": {"uri": "x"}}, {"mlflow": {**MLFLOW_DEFAULTS, "uri": "x"}}, {"mlflow": {"uri": "x"}}),
+        ({"mlflow": {}}, {"mlflow": MLFLOW_DEFAULTS}, None),
+        ({"tensorboard": {}}, {"tensorboard": {"folder": None}}, {"tensorboard": {}}),
+        (
+            {"harness-sft/mlflow": {}, "tensorboard": {"folder": "t"}},
+            {"mlflow": MLFLOW_DEFAULTS, "tensorboard": {"folder": "t"}},
+            {"mlflow": {}, "tensorboard": {"folder": "t"}},
+        ),
+    ],
+)
+def test_mlflow_is_the_tracker_of_a_spec_that_names_none(schema, small_spec, track, trackers, changed):
+    small_spec["track"] = track
+    filled = fill_defaults(expand_shorthand(small_spec, schema, schema), schema, schema)
+    assert filled["track"] == {"enabled": track.get("enabled", True), **trackers}
+    assert remove_defaults(filled, schema, schema).get("track") == changed
+
+
+@pytest.mark.parametrize("key", ["uri", "experiment", "model", "register", "system_metrics"])
+def test_an_option_of_mlflow_in_track_itself_is_an_error_that_shows_its_place(get_error_lines, small_spec, key):
+    small_spec["track"] = {key: "files"}
+    (line,) = get_error_lines(small_spec)
+    assert line.endswith(f"track: unknown key {key!r}; write it as track.mlflow.{key}")
 
 
 def test_default_is_the_tokenizer_template_without_mitigations(schema, small_spec):
@@ -202,8 +243,8 @@ SENTENCES = {
     "unknown key far from all": (
         set_key("model/xyz", 1),
         '"xyz": 1',
-        "model: unknown key 'xyz'; known: add_special_tokens, add_tokens, attention, pad_token, path, revision, "
-        "trust_remote_code",
+        "model: unknown key 'xyz'; known: add_special_tokens, add_tokens, attention, pad_token, path, quantization, "
+        "revision, trust_remote_code",
     ),
     "key of another tool": (
         set_key("train/per_device_train_batch_size", 4),
@@ -253,7 +294,7 @@ SENTENCES = {
     "neither of two types": (
         set_key("train/steps", "x"),
         '"steps": "x"',
-        'train.steps: "x" is not an integer or null; write an integer or null: number of optimizer steps; '
+        'train.steps: "x" is not an integer or null; write an integer or null, e.g. 200: number of optimizer steps; '
         "replaces epochs",
     ),
     "a fraction where an integer is asked for": (
@@ -272,15 +313,19 @@ SENTENCES = {
         "mitigations.mixing.share: 1 is out of range; it must be below 1",
     ),
     "not one of the choices": (
+        set_key("train/engine", "trll"),
+        '"engine": "trll"',
+        """train.engine: "trll" is not one of: "trl", "transformers"; did you mean 'trl'?""",
+    ),
+    "an unknown schedule": (
         set_key("train/scheduler", "cosin"),
         '"scheduler": "cosin"',
-        'train.scheduler: "cosin" is not one of: "cosine", "linear", "constant", "constant_with_warmup"; '
-        "did you mean 'cosine'?",
+        "train.scheduler: no plugin provides 'cosin'; did you mean 'cosine'?",
     ),
     "nothing chosen": (
         set_key("mode", {}),
         '"mode": {}',
-        "mode: nothing is given; choose one of: continual, domain, general, mixed",
+        "mode: nothing is given; choose one of: continual, curriculum, domain, general, mixed",
     ),
     "two chosen": (
         set_key("template", {"plain": {}, "tokenizer": {}}),
@@ -296,12 +341,12 @@ SENTENCES = {
     "a name with a space": (
         set_key("name", "my run"),
         '"name": "my run"',
-        'name: "my run" is not a valid name; use letters, digits, dot, dash and underscore',
+        'name: "my run" is not a valid name; use at most 100 letters, digits, dots, dashes and underscores',
     ),
     "a source's name with a slash": (
         set_key("sources", {"a/b": {"lines": {"path": "x"}}}),
         '"sources": {',
-        'sources: "a/b" is not a valid name; use letters, digits, dot, dash and underscore',
+        'sources: "a/b" is not a valid name; use at most 100 letters, digits, dots, dashes and underscores',
     ),
     "a missing option": (
         set_key("mitigations", {"keep": {}}),

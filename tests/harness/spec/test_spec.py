@@ -40,7 +40,7 @@ def test_loaded_spec_is_filled_and_has_its_file(schema, write, small_spec):
     spec = load_spec(file, schema)
     assert spec.file == file
     assert spec.document["name"] == "small"
-    assert spec.document["train"]["scheduler"] == "cosine"
+    assert spec.document["train"]["scheduler"] == {"cosine": {}}
     assert json.loads(file.read_text()) == small_spec
 
 

@@ -106,7 +106,7 @@ def test_shares_of_sources_are_joined_and_many_epochs_shortened():
 
     first = (
         "one: b 5.0 % + c 15.0 % of rows (asked 20 %), d without any row (asked 10 %), a 70.0 % of loss tokens; "
-        "100.0 % of the positions of padded batches hold text"
+        "batches without padding"
     )
     assert told(same[:1]) == [first]
     assert told(same) == [
@@ -286,10 +286,9 @@ def test_json_of_experiment_without_results_is_first_failure(tmp_path):
 def test_stopped_run_names_the_command_that_resumes_it_unless_it_has_a_report(tmp_path):
     arm = tmp_path / "sweep" / "arms" / "a"
     arm.mkdir(parents=True)
-    failed, interrupted = (events.RunFailed(error=error, folder=str(arm)) for error in ("ValueError: x", "interrupted"))
+    failed = events.RunFailed(error="ValueError: x", folder=str(arm))
     resume = "stopped; to resume: harness run --resume"
     assert messages.format_stop(failed, is_arm=False) == f"{resume} {arm}"
-    assert messages.format_stop(interrupted, is_arm=True) == f"{resume} {tmp_path / 'sweep'}"
     assert messages.format_stop(failed, is_arm=True) == f"stopped; the files are kept in {arm}"
     (arm / "report.json").write_text("{}")
     assert messages.format_stop(failed, is_arm=False) == f"stopped; the files are kept in {arm}"
@@ -394,7 +393,8 @@ def test_rows_are_shown_if_there_is_no_folder():
 def prepare_arms(console, heard, *, ends=True):
     """Prepare arms, each with its warnings. heard: arm -> texts."""
     for number, (arm, texts) in enumerate(heard.items(), start=1):
-        emit(console, events.ArmPreparing, arm=arm, number=number, of=len(heard))
+        method = arm.partition(",seed=")[0]
+        emit(console, events.ArmPreparing, arm=arm, number=number, of=len(heard), method=method)
         move(console, "read", 3, 10)
         move(console, "read", 10, 10)
         for text in texts:
@@ -404,6 +404,16 @@ def prepare_arms(console, heard, *, ends=True):
             emit(console, events.ArmPrepared, arm=arm, number=number, of=len(heard), **facts)
     if ends:
         emit(console, events.ArmsPrepared)
+
+
+def test_a_warning_of_all_seeds_of_an_arm_has_the_name_of_the_arm():
+    errors = io.StringIO()
+    arms = {f"{arm},seed={seed}": [] for arm in ("naive", "ewc", "lora") for seed in (0, 1)}
+    for name in ("ewc,seed=0", "ewc,seed=1", "lora,seed=1"):
+        arms[name] += ["odd"]
+    with Console("plain", io.StringIO(), errors) as console:
+        prepare_arms(console, arms)
+    assert errors.getvalue().splitlines() == ["warning: arms ewc, lora,seed=1: odd"]
 
 
 def test_warnings_of_arms_are_shown_once_with_arm_names():

@@ -10,8 +10,8 @@ from harness.terminal import plan_table
 from harness.types import Share, Stage, StageDataset, StageSource, TokenizedExample
 
 TRAIN_SETTINGS = {
-    "epochs": 1, "steps": None, "batch_size": 2, "accumulation": 1, "learning_rate": 1e-4, "scheduler": "cosine",
-    "warmup_ratio": 0.1, "packing": False, "max_length": 8,
+    "epochs": 1, "steps": None, "batch_size": 2, "accumulation": 1, "learning_rate": 1e-4, "scheduler": {"cosine": {}},
+    "optimizer": {"adamw": {}}, "warmup_ratio": 0.1, "packing": False, "max_length": 8,
 }  # fmt: skip
 STAGE_SOURCES = (
     StageSource("desk", "domain"),

@@ -18,14 +18,14 @@ from harness import events
 from harness.comparison import compare
 from harness.gate import GateResult
 from harness.report.arm_comparison import ArmComparison
-from harness.report.arm_experiment import ArmScore
+from harness.report.arm_score import ArmScore
 from harness.report.intransigence import Intransigence
 from harness.report.recommendation import ArmPoint, Recommendation
 from harness.statistics.intervals import Estimate
 from harness.tracking import mlflow_entries, mlflow_store
 from harness.tracking.artifacts import load_step_metrics
 from harness.tracking.experiment_tracker import ExperimentTracker
-from harness.tracking.tracker import Tracker
+from harness.tracking.tracker import MlflowTracker
 
 
 def track_settings(uri, experiment, **changes):
@@ -35,7 +35,7 @@ def track_settings(uri, experiment, **changes):
 def track_run(uri, folder, experiment, *, tracker_options=None, changes=None, **run_options):
     """Track a whole run without a warning and return its tracker."""
     settings = track_settings(uri, experiment, **(changes or {}))
-    tracker = Tracker(settings, "mixed-sft", pytest.fail, **(tracker_options or {}))
+    tracker = MlflowTracker(settings, "mixed-sft", pytest.fail, **(tracker_options or {}))
     example_run.feed(tracker, folder, **run_options)
     return tracker
 
@@ -129,7 +129,7 @@ def test_plots_and_the_html_report_are_artifacts(uri, client, tmp_path):
 
 def test_system_metrics_are_sampled_if_the_spec_enables_them(uri, client, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "0.1")
-    tracker = Tracker(track_settings(uri, "system", system_metrics=True), "mixed-sft", pytest.fail)
+    tracker = MlflowTracker(track_settings(uri, "system", system_metrics=True), "mixed-sft", pytest.fail)
     tracker.harness_on_event(events.RunStarted(**run_started_fields(tmp_path / "a")))
     deadline = time.monotonic() + 60
     tracker._queue.wait(60)
@@ -145,7 +145,7 @@ def test_system_metrics_are_sampled_if_the_spec_enables_them(uri, client, tmp_pa
     assert client.get_run(tracker.run_id).data.metrics == {}, "Compare of MLflow shows scores first"
     # A resumed run continues its samples in the same child run.
     resume_info = json.loads((tmp_path / "a" / "mlflow.json").read_text())
-    resumed = Tracker(
+    resumed = MlflowTracker(
         track_settings(uri, "system", system_metrics=True), "mixed-sft", pytest.fail, resume_info=resume_info
     )
     resumed.harness_on_event(events.RunStarted(**run_started_fields(tmp_path / "a")))
@@ -159,7 +159,7 @@ def test_system_metrics_are_sampled_if_the_spec_enables_them(uri, client, tmp_pa
         ("tiny-20260101-120000-ab12", [], "ab12 tiny 20260101-120000"),
         (
             "a-b-20260101-120000-ab12",
-            ["train.learning_rate=1e-5", "name=a-b", "track.uri=http://me:pass-word-1@there", "seed=2"],
+            ["train.learning_rate=1e-5", "name=a-b", "track.mlflow.uri=http://me:pass-word-1@there", "seed=2"],
             "learning_rate=1e-5 seed=2 ab12 a-b 20260101-120000",
         ),
         ("lora,seed=1", [], "lora,seed=1"),
@@ -408,7 +408,7 @@ class SimulatedRun:
 
     def start(self, resume_info=None, **changes):
         settings = track_settings(self.uri, self.name)
-        self.tracker = Tracker(settings, "mixed-sft", self.warnings.append, resume_info=resume_info)
+        self.tracker = MlflowTracker(settings, "mixed-sft", self.warnings.append, resume_info=resume_info)
         resuming = resume_info is not None
         self.emit(events.RunStarted, 0, **run_started_fields(self.folder, resuming=resuming, **changes))
         self.emit(events.DataPrepared, 0, counts={}, stages=list(self.stages), shares=[], digests={}, template="f" * 64)
@@ -555,11 +555,11 @@ def test_a_model_that_cannot_be_stored_gives_a_warning_and_the_run_finishes(uri,
     (folder / "model").mkdir(parents=True)
     (folder / "model" / "config.json").write_text("no config")
     warnings = []
-    tracker = Tracker(track_settings(uri, "model", model="transformers"), "mixed-sft", warnings.append)
+    tracker = MlflowTracker(track_settings(uri, "model", model="transformers"), "mixed-sft", warnings.append)
     example_run.feed(tracker, folder, steps=1)
     (warning,) = warnings
     assert "MLflow has no model of this run" in warning
-    assert 'set track.model to "files"' in warning or "cannot load the model" in warning
+    assert 'set track.mlflow.model to "files"' in warning or "cannot load the model" in warning
     assert client.get_run(tracker.run_id).info.status == "FINISHED"
     assert sorted(path.name for path in folder.glob("harness-model-*")) == []
 

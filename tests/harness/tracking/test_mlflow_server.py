@@ -25,7 +25,7 @@ from support import example_run
 from harness import errors
 from harness.comparison import compare
 from harness.tracking import mlflow_store
-from harness.tracking.tracker import Tracker
+from harness.tracking.tracker import MlflowTracker
 
 pytestmark = pytest.mark.slow
 
@@ -117,7 +117,7 @@ def guarded_host(server):
 
 def track_run(uri, folder, experiment, warn=pytest.fail, **options):
     """Track a whole run and return its tracker."""
-    tracker = Tracker({"enabled": True, "experiment": experiment, "uri": uri}, "mixed-sft", warn)
+    tracker = MlflowTracker({"enabled": True, "experiment": experiment, "uri": uri}, "mixed-sft", warn)
     example_run.feed(tracker, folder, steps=3, **options)
     return tracker
 
@@ -175,7 +175,7 @@ def test_a_token_in_the_environment_gives_access(guarded_host, no_credentials, t
 
 def test_a_user_name_and_password_in_the_uri_give_access_and_are_not_stored(guarded_host, no_credentials, tmp_path):
     uri = f"http://me:{PASSWORD}@{guarded_host}"
-    tracker = track_run(uri, tmp_path / "a", "guarded", settings={"track": {"uri": uri}})
+    tracker = track_run(uri, tmp_path / "a", "guarded", settings={"track": {"mlflow": {"uri": uri}}})
     assert tracker.uri == f"http://{guarded_host}"
     assert json.loads((tmp_path / "a" / "mlflow.json").read_text())["uri"] == f"http://{guarded_host}"
     assert compare.compare_runs([tracker.run_id], None, uri).uri == f"http://{guarded_host}"

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 from support import example_run
 
-from harness.tracking.tracker import Tracker
+from harness.tracking.tracker import MlflowTracker
 
 SECRETS = {
     "uri": "uri-pass-0001",
@@ -30,7 +30,7 @@ SECRETS = {
 def spec_with_secrets():
     """Return a spec with a secret at each key that may contain one."""
     return {
-        "track": {"uri": f"https://me:{SECRETS['uri']}@track.example"},
+        "track": {"mlflow": {"uri": f"https://me:{SECRETS['uri']}@track.example"}},
         "model": {"path": f"models/{SECRETS['environment']}"},
         "description": f"made with {SECRETS['hub token']}",
         "sources": {
@@ -80,7 +80,7 @@ def store_with_secrets(tmp_path_factory):
             plan = example_run.made_plan(
                 sources={name: next(iter(source.items())) for name, source in spec_with_secrets()["sources"].items()}
             )
-            tracker = Tracker(
+            tracker = MlflowTracker(
                 {"enabled": True, "experiment": SECRETS["in a name"], "uri": f"sqlite:///{folder}/store/mlflow.db"},
                 "x",
                 warnings.append,
@@ -111,7 +111,7 @@ def test_all_parameters_tags_and_artifacts_are_stored(store_with_secrets):
         tags = dict(database.execute("select key, value from tags"))
     assert params["sources.general.jsonl.storage.anything"] == "(left out)"
     assert params["sources.general.jsonl.storage.anon"] == "false"
-    assert params["track.uri"] == "https://track.example"
+    assert params["track.mlflow.uri"] == "https://track.example"
     assert params["arm/hub.token"] == "(left out)"
     assert tags["error"].startswith("failed at https://track.example: (left out)")
     assert tags["model"] == "models/(left out)", "tags are redacted when the run is created"

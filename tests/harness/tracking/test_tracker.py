@@ -20,7 +20,7 @@ from support.paths import ROOT
 from harness import events
 from harness.tracking import background, mlflow_entries, mlflow_store
 from harness.tracking.background import WorkerThread
-from harness.tracking.tracker import Tracker
+from harness.tracking.tracker import MlflowTracker
 from harness.types import Share, Stage, StageSource
 from harness.utils import redaction
 
@@ -35,9 +35,9 @@ def tracked(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tracked")
     uri = f"sqlite:///{folder}/deep/mlflow.db"
     warnings = []
-    tracker = Tracker(settings(uri), "mixed-sft", warnings.append)
+    tracker = MlflowTracker(settings(uri), "mixed-sft", warnings.append)
     spec = {
-        "track": settings("https://me:hunter2@track.example"),
+        "track": {"mlflow": settings("https://me:hunter2@track.example")},
         "description": "x" * 700,
         "sources": {"café+1": {"jsonl": {"path": "a.jsonl", "api_key": "hunter2", "columns": {}}}},
         "many": {f"key{i:03}": i for i in range(250)},
@@ -112,7 +112,7 @@ def test_all_params_are_logged_and_long_ones_truncated(tracked):
 
 
 def test_store_contains_no_secret(tracked):
-    assert tracked.parent.data.params["track.uri"] == "https://track.example"
+    assert tracked.parent.data.params["track.mlflow.uri"] == "https://track.example"
     assert tracked.parent.data.params["sources.café_1.jsonl.api_key"] == "(left out)"
     files = [file for file in (tracked.folder / "deep").rglob("*") if file.is_file()]
     assert len(files) > 5
@@ -194,7 +194,7 @@ def test_run_folder_names_mlflow_run(tracked):
 
 
 def test_failed_run_ends_as_failed_with_its_data(tracked):
-    tracker = Tracker(settings(tracked.uri, "broken"), "mixed-sft")
+    tracker = MlflowTracker(settings(tracked.uri, "broken"), "mixed-sft")
     example_run.feed(tracker, tracked.folder / "runs" / "mixed-sft-f1", fail=True)
     client = tracked.client
     parent = client.get_run(tracker.run_id)
@@ -207,16 +207,16 @@ def test_failed_run_ends_as_failed_with_its_data(tracked):
 
 
 def test_second_run_joins_experiment_of_first(tracked):
-    tracker = Tracker(settings(tracked.uri), "mixed-sft")
+    tracker = MlflowTracker(settings(tracked.uri), "mixed-sft")
     example_run.feed(tracker, tracked.folder / "runs" / "mixed-sft-a2")
     assert tracked.client.get_run(tracker.run_id).info.experiment_id == tracked.parent.info.experiment_id
 
 
 FEED = """
 import runpy, sys
-from harness.tracking.tracker import Tracker
+from harness.tracking.tracker import MlflowTracker
 file, uri, folder = sys.argv[1:]
-tracker = Tracker({"enabled": True, "experiment": None, "uri": uri}, "mixed-sft")
+tracker = MlflowTracker({"enabled": True, "experiment": None, "uri": uri}, "mixed-sft")
 runpy.run_path(file)["feed"](tracker, folder)
 if tracker.uri is None:
     sys.exit("tracking has failed")
@@ -242,7 +242,7 @@ def test_two_concurrent_runs_share_new_store_and_print_nothing(tmp_path):
 
 def test_disabled_tracking_writes_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    tracker = Tracker(settings(None, enabled=False), "mixed-sft")
+    tracker = MlflowTracker(settings(None, enabled=False), "mixed-sft")
     example_run.feed(tracker, tmp_path / "runs" / "a")
     assert tracker.run_id is None
     assert tracker.uri is None
@@ -287,7 +287,7 @@ BAD = ["under_a_file", "no_database", "unknown_scheme", "retired_file_store", "n
 def test_unusable_store_gives_one_warning_and_takes_little_time(bad, request, tmp_path):
     uri = request.getfixturevalue(bad)
     warnings = []
-    tracker = Tracker(settings(uri), "mixed-sft", warnings.append)
+    tracker = MlflowTracker(settings(uri), "mixed-sft", warnings.append)
     import mlflow  # noqa: F401  (the time of its import does not count)
 
     started = time.monotonic()
@@ -310,7 +310,7 @@ def test_silent_server_is_waited_for_once(tmp_path, monkeypatch):
     with socket.socket() as deaf:
         deaf.bind(("127.0.0.1", 0))
         deaf.listen()
-        tracker = Tracker(settings(f"http://127.0.0.1:{deaf.getsockname()[1]}"), "mixed-sft", warnings.append)
+        tracker = MlflowTracker(settings(f"http://127.0.0.1:{deaf.getsockname()[1]}"), "mixed-sft", warnings.append)
         started = time.monotonic()
         example_run.feed(tracker, tmp_path / "runs" / "a")
         assert time.monotonic() - started < 15
@@ -329,7 +329,7 @@ def test_store_that_fails_during_run_is_not_used_again(tmp_path, monkeypatch):
 
     monkeypatch.setattr(MlflowClient, "log_inputs", full)
     warnings = []
-    tracker = Tracker(settings(f"sqlite:///{tmp_path}/mlflow.db"), "mixed-sft", warnings.append)
+    tracker = MlflowTracker(settings(f"sqlite:///{tmp_path}/mlflow.db"), "mixed-sft", warnings.append)
     example_run.feed(tracker, tmp_path / "runs" / "a", stages=2)
     assert len(calls) == 1
     (warning,) = warnings
@@ -353,14 +353,14 @@ def test_a_reason_keeps_its_last_words():
 
 def test_malformed_event_gives_one_warning(tmp_path):
     warnings = []
-    tracker = Tracker(settings(f"sqlite:///{tmp_path}/mlflow.db"), "mixed-sft", warnings.append)
+    tracker = MlflowTracker(settings(f"sqlite:///{tmp_path}/mlflow.db"), "mixed-sft", warnings.append)
     tracker.harness_on_event(events.RunStarted(name=1, id=2, folder=3, spec=4, plan=5, environment=6))
     tracker.harness_on_event(events.DataPrepared(counts=1, stages=2, shares=3, digests=4, template=5))
     assert len(warnings) == 1
 
 
 def test_warning_is_on_error_stream_by_default(tmp_path, capsys):
-    tracker = Tracker(settings("carrier-pigeon://coop"), "mixed-sft")
+    tracker = MlflowTracker(settings("carrier-pigeon://coop"), "mixed-sft")
     example_run.feed(tracker, tmp_path / "runs" / "a")
     shown = capsys.readouterr()
     assert shown.out == ""

@@ -7,7 +7,13 @@ import torch
 
 from harness.errors import RunError
 from harness.interfaces.mitigation import Mitigation
-from harness.training.checkpoint import load_mitigation_states, save_mitigation_states
+from harness.training.checkpoint import (
+    MANIFEST_FILE,
+    load_mitigation_states,
+    save_mitigation_states,
+    verify_checkpoint,
+)
+from harness.utils.manifest import write_manifest
 
 
 class Counter(Mitigation):
@@ -92,3 +98,16 @@ def test_states_that_would_run_code_are_rejected(tmp_path):
     torch.save({"m": Danger()}, tmp_path / "mitigations.pt")
     with pytest.raises(RunError, match="cannot be read"):
         load_mitigation_states({"m": Counter()}, tmp_path)
+
+
+@pytest.mark.parametrize("step", [None, "4", True])
+def test_a_checkpoint_whose_manifest_has_no_step_is_named(tmp_path, step):
+    write_manifest(tmp_path, MANIFEST_FILE, {} if step is None else {"step": step})
+    with pytest.raises(RunError) as caught:
+        verify_checkpoint(tmp_path, {})
+    assert str(caught.value).startswith(f"{tmp_path / MANIFEST_FILE}: it does not say after which step")
+
+
+def test_a_checkpoint_has_its_step(tmp_path):
+    write_manifest(tmp_path, MANIFEST_FILE, {"step": 4})
+    assert verify_checkpoint(tmp_path, {}) == 4

@@ -13,6 +13,7 @@ from torch import nn
 from harness.errors import RunError
 from harness.interfaces.mitigation import Mitigation
 from harness.training.stage_trainer import StageTrainer
+from harness.training.step_recovery import Tolerance
 
 
 class ConstantPenalty(Mitigation):
@@ -56,11 +57,22 @@ def trainer():
         state=SimpleNamespace(global_step=0, max_steps=2),
         loss_sums={"loss": torch.tensor(1.5)},
         penalties={},
-        step_log=SimpleNamespace(stage_name="stage"),
+        step_log=SimpleNamespace(stage_name="stage", skipped_steps=0, sequences_per_step=1),
+        collator=SimpleNamespace(sequences=[], rows=[]),
+        tolerance=Tolerance(),
+        step_is_skipped=False,
+        batch_parts=1,
         unwrapped_model=model,
         optimizer=optimizer,
     )
-    for name in ("_add_weight_penalties", "_raise_unless_finite", "_reduce_loss_sums"):
+    for name in (
+        "_add_weight_penalties",
+        "skips_step",
+        "_describe_step",
+        "_describe_rows",
+        "_fetch_metrics",
+        "_call_before_step",
+    ):
         setattr(trainer, name, getattr(StageTrainer, name).__get__(trainer))
     return trainer
 

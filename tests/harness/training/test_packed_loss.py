@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import importlib.util
 import random
+from itertools import pairwise
 
 import pytest
 import torch
+from transformers import AttentionInterface, AttentionMaskInterface
 
 from harness.training.collator import Collator
 from harness.training.loss import summed_nll
-from harness.training.packing_isolation import uses_varlen_attention, verify_packing_isolation
+from harness.training.packing_isolation import (
+    takes_row_boundaries,
+    uses_varlen_attention,
+    verify_packing_isolation,
+)
 from harness.types import TokenizedExample
 
 SIZES = {
@@ -51,7 +57,8 @@ def loss_and_gradients(model, batches):
     device = next(model.parameters()).device
     total = 0.0
     for batch in batches:
-        loss = summed_nll(model, model, {name: tensor.to(device) for name, tensor in batch.items()})
+        on_device = {name: value.to(device) if torch.is_tensor(value) else value for name, value in batch.items()}
+        loss = summed_nll(model, model, on_device)
         loss.backward()
         total += loss.item()
     return total, {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
@@ -59,7 +66,8 @@ def loss_and_gradients(model, batches):
 
 def relative_difference(model, rows, flatten):
     """Return the relative difference of loss and gradients between packed sequences and their rows alone."""
-    packed, gradients = loss_and_gradients(model, [Collator(rows, SEQUENCES, pad_id=0, flatten=flatten)([0, 1, 2])])
+    collator = Collator(rows, SEQUENCES, 0, flatten=flatten, boundaries=takes_row_boundaries(model))
+    packed, gradients = loss_and_gradients(model, [collator([0, 1, 2])])
     single = Collator(rows, [(index,) for index in range(len(rows))], pad_id=0)
     alone, expected = loss_and_gradients(model, [single([index]) for index in range(len(rows))])
     assert gradients.keys() == expected.keys()
@@ -101,6 +109,62 @@ def test_flash_attention_needs_its_rows_in_one_line():
     assert not uses_varlen_attention(model)
     model.config._attn_implementation = "flash_attention_2"
     assert uses_varlen_attention(model)
+
+
+def flash_attention_on_cpu(calls):
+    """Return an attention that reads its rows from the boundaries alone, as FlashAttention's kernel does."""
+
+    def attend(module, query, key, value, attention_mask, scaling=None, **options):
+        calls.append(options)
+        assert attention_mask is None
+        groups = query.shape[1] // key.shape[1]
+        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+        if "cu_seq_lens_q" not in options:  # a row alone
+            ends = [0, query.shape[2]]
+        else:
+            assert options["cu_seq_lens_q"].dtype == torch.int32
+            ends = options["cu_seq_lens_q"].tolist()
+            assert ends == options["cu_seq_lens_k"].tolist()
+            longest = max(end - start for start, end in pairwise(ends))
+            assert (options["max_length_q"], options["max_length_k"]) == (longest, longest)
+        outputs = [
+            torch.nn.functional.scaled_dot_product_attention(
+                *(tensor[:, :, start:end] for tensor in (query, key, value)), scale=scaling, is_causal=True
+            )
+            for start, end in pairwise(ends)
+        ]
+        return torch.cat(outputs, 2).transpose(1, 2).contiguous(), None
+
+    return attend
+
+
+@pytest.fixture
+def flash_model():
+    """A model with such an attention, and the options of its calls."""
+    calls = []
+    AttentionInterface.register("fake_flash", flash_attention_on_cpu(calls))
+    AttentionMaskInterface.register("fake_flash", lambda *arguments, **options: None)
+    model = create_model("Llama", "sdpa")
+    model.config._attn_implementation = "fake_flash"
+    return model, calls
+
+
+def test_flash_attention_gets_the_boundaries_of_its_rows(flash_model, rows):
+    model, calls = flash_model
+    verify_packing_isolation(model)
+    assert calls[0]["cu_seq_lens_q"].tolist() == [0, 5, 13, 20, 28]
+    assert max(relative_difference(model, rows, flatten=True)) < 1e-5
+
+
+def test_a_batch_of_an_empty_sequence_has_the_boundaries_of_its_padding():
+    batch = Collator([], [()], 0, flatten=True, boundaries=True)([0])
+    assert (batch["cu_seq_lens_q"].tolist(), batch["max_length_k"]) == ([0, 1], 1)
+
+
+def test_only_flash_attention_gets_the_boundaries_of_rows(rows):
+    model = create_model("Llama", "sdpa")
+    assert not takes_row_boundaries(model)
+    assert "cu_seq_lens_q" not in Collator(rows, SEQUENCES, 0, flatten=True)([0])
 
 
 @pytest.mark.gpu

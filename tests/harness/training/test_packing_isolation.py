@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -55,11 +57,15 @@ def test_model_with_a_small_leak_in_one_layer_is_rejected(tiny_model):
         verify_packing_isolation(tiny_model)
 
 
+def one_row(positions):
+    return [row_attention.LineSpan(0, len(positions), 0, 0)]
+
+
 def test_packed_training_verifies_isolation_first(make_stage, fit, monkeypatch):
     import transformers.masking_utils as masks
 
     monkeypatch.setattr(masks, "find_packed_sequence_indices", lambda position_ids: None)
-    monkeypatch.setattr(row_attention, "row_lengths", lambda positions: [len(positions)])
+    monkeypatch.setattr(row_attention, "find_spans", one_row)
     with pytest.raises(HarnessError, match=r"train\.packing"):
         fit(make_stage(order=[(0, 1), (2, 3)], packing=True))
     fit(make_stage(order=[(0,), (1,)]))
@@ -76,12 +82,22 @@ def test_a_batch_is_one_line_only_if_the_model_separates_its_rows(make_stage, fi
         return batch
 
     if not separates:
-        monkeypatch.setattr(row_attention, "row_lengths", lambda positions: [len(positions)])
+        monkeypatch.setattr(row_attention, "find_spans", one_row)
     data = make_stage(order=[(0,), (1,)], batch_size=2)
     monkeypatch.setattr(Collator, "__call__", recording_call)
     _, result, _ = fit(data)
     assert shapes[-1] == ((False, 1) if separates else (True, 2))
     assert result.steps == 1
+
+
+def test_rows_ordered_for_unpadded_batches_warn_where_they_are_padded(make_stage, fit, monkeypatch):
+    data = replace(make_stage(order=[(0,), (1,)], batch_size=2), is_padded=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fit(data)
+    monkeypatch.setattr(row_attention, "supports_row_attention", lambda model, longest_row: False)
+    with pytest.warns(UserWarning, match="padded batches whose rows have different lengths"):
+        fit(data)
 
 
 def test_training_without_padding_equals_padded_training(make_stage, fit, tiny_model, monkeypatch):

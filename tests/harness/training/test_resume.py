@@ -6,15 +6,18 @@ import copy
 import json
 import random
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from harness.data.mixing.packing import PackedSequences
 from harness.errors import RunError
 from harness.interfaces.mitigation import Mitigation
 from harness.training import checkpoint
-from harness.training.checkpoint import latest_checkpoint
+from harness.training.checkpoint import complete_checkpoints
+from harness.training.checkpoint_fingerprint import checkpoint_fingerprint
 from harness.training.collator import Collator
 from harness.training.stage_trainer import StageTrainer
 from harness.training.train_stage import train_stage
@@ -155,14 +158,14 @@ def test_resumed_stage_equals_the_uninterrupted_one(
         packing=packing,
         accumulation=accumulation,
         batch_size=2,
-        scheduler="cosine",
+        scheduler={"cosine": {"final": 0.0}},
         warmup_ratio=0.2,
         log_steps=2 if accumulation == 1 else 1,
         save_steps=2,
     )
     uninterrupted = run(create_model(lora), data, "uninterrupted")
     run(create_model(lora), data, "interrupted", stop=stop)
-    folder = latest_checkpoint(tmp_path / "interrupted" / "checkpoints")
+    folder = complete_checkpoints(tmp_path / "interrupted" / "checkpoints")[-1]
     saved = (stop - 1) // 2 * 2  # a step is logged before its checkpoint is written
     assert folder.name == f"checkpoint-{saved}"
     resumed = run(create_model(lora), data, "interrupted", resume=folder)
@@ -255,14 +258,14 @@ def create_checkpoint(folder, step, complete=True):
 def test_incomplete_checkpoint_does_not_count_and_is_not_the_latest(tmp_path):
     for step, complete in [(8, True), (9, True), (10, True), (7, False), (12, False)]:
         create_checkpoint(tmp_path, step, complete)
-    assert latest_checkpoint(tmp_path) == tmp_path / "checkpoint-10", "by step, not by name"
+    assert complete_checkpoints(tmp_path)[-1] == tmp_path / "checkpoint-10", "by step, not by name"
     checkpoint.prune_checkpoints(tmp_path, 2)
     remaining = sorted(int(path.name[11:]) for path in tmp_path.iterdir())
     assert remaining == [9, 10, 12], "older incomplete ones are deleted; a newer one may still be written"
     checkpoint.prune_checkpoints(tmp_path, None)
     checkpoint.prune_checkpoints(tmp_path, 5)
     assert len(list(tmp_path.iterdir())) == 3
-    assert latest_checkpoint(tmp_path / "nowhere") is None
+    assert complete_checkpoints(tmp_path / "nowhere") == []
 
 
 # -- rejection --------------------------------------------------------------------------------------------------------
@@ -372,3 +375,13 @@ def test_weights_in_several_files_are_loaded(create_model, tmp_path):
         save_file({name: state[name] for name in half}, tmp_path / f"model-0000{index + 1}-of-00002.safetensors")
     checkpoint.load_checkpoint_weights(other, tmp_path)
     assert equal(dict(model.state_dict()), dict(other.state_dict()))
+
+
+def test_the_fingerprint_depends_on_the_order_and_not_on_how_it_is_stored(create_model, make_stage):
+    data, model = make_stage(order=[(0, 1), (2,)]), create_model(False)
+
+    def fingerprint(order):
+        return checkpoint_fingerprint(replace(data, order=order), model, {}, seed=0, world_size=1)["rows"]
+
+    assert fingerprint(PackedSequences.from_sequences(data.order)) == fingerprint(data.order)
+    assert len({fingerprint(order) for order in (data.order, ((0,), (1, 2)), ((1, 0), (2,)))}) == 3

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from harness.errors import HarnessError, RunError
+from harness.errors import ComponentError, HarnessError, RunError
 from harness.interfaces.mitigation import Mitigation
 from harness.training.collator import Collator
 from harness.training.train_stage import train_stage
@@ -171,13 +171,18 @@ def test_loss_of_the_stage_is_the_mean_over_its_last_tenth(make_stage, fit, make
 
 
 def test_learning_rate_rises_in_the_warmup_and_falls_linearly(make_stage, fit, make_rows):
-    data = make_stage(make_rows(10), batch_size=1, scheduler="linear", warmup_ratio=0.2, learning_rate=1e-3)
+    data = make_stage(
+        make_rows(10), batch_size=1, scheduler={"linear": {"final": 0.0}}, warmup_ratio=0.2, learning_rate=1e-3
+    )
     _, result, _ = fit(data)
     rates = [entry["learning_rate"] for entry in result.log]
     assert rates == pytest.approx([1e-3 * x for x in (0.5, 1, 1, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8)])
 
 
-@pytest.mark.parametrize("scheduler", ["cosine", "linear", "constant", "constant_with_warmup"])
+SCHEDULERS = [{"cosine": {"final": 0.0}}, {"linear": {"final": 0.0}}, {"constant": {}}, {"constant_with_warmup": {}}]
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULERS, ids=lambda scheduler: next(iter(scheduler)))
 def test_only_step_of_a_stage_has_the_peak_rate(make_stage, fit, make_rows, scheduler):
     data = make_stage(make_rows(1), batch_size=1, scheduler=scheduler, warmup_ratio=0.05, learning_rate=1e-3)
     _, result, _ = fit(data)
@@ -253,10 +258,33 @@ class MeanLogit(Mitigation):
         return 2 * logits[:, 7].square().mean()
 
 
+class TokenLogit(Mitigation):
+    """The same penalty, token by token."""
+
+    def token_penalty(self, model, batch):
+        return lambda logits, place: 2 * logits[:, 7].square()
+
+
+class Reader(Mitigation):
+    """Reads all logits of a batch, and adds nothing."""
+
+    requires_logits = True
+
+
+def test_a_token_penalty_of_a_wrong_shape_is_an_error(make_stage, fit):
+    class Mean(Mitigation):
+        def token_penalty(self, model, batch):
+            return lambda logits, place: logits.mean()
+
+    with pytest.raises(ComponentError, match=r"Mean, token_penalty: its function returned a Tensor of shape \(\), not"):
+        fit(make_stage(), {"mean": Mean()})
+
+
+@pytest.mark.parametrize("added", [{"logit": MeanLogit}, {"logit": TokenLogit}, {"logit": TokenLogit, "x": Reader}])
 @pytest.mark.parametrize("engine", ENGINES)
-def test_batch_penalty_is_added_to_the_loss_as_a_mean_over_the_step(engine, make_stage, fit, tiny_model):
+def test_a_penalty_of_logits_is_added_to_the_loss_as_a_mean_over_the_step(engine, added, make_stage, fit, tiny_model):
     data = make_stage(engine=engine, batch_size=12, max_grad_norm=1e9)
-    mitigations = {"logit": MeanLogit()}
+    mitigations = {name: mitigation() for name, mitigation in added.items()}
     _, result, gradients = fit(data, mitigations)
     total, count, penalty = 0.0, 0, 0.0
     for row in data.rows:
@@ -302,7 +330,9 @@ def test_nan_loss_ends_the_stage_before_the_weights_change(engine, make_stage, f
     clean = [row for row in rows if rows[5].input_ids[0] not in row.input_ids]
     data = make_stage((*clean[:2], rows[5]), engine=engine, batch_size=1, name="first")
     seen = []
-    with pytest.raises(RunError, match=r"stage 'first', step 3 of 3: loss is nan.*train\.learning_rate") as caught:
+    with pytest.raises(
+        RunError, match=r"stage 'first', step 3 of 3: loss is nan; the step trains the rows 0+5;.*train\.learning_rate"
+    ) as caught:
         fit(data, model=tiny_model, on_step=lambda step, metrics: seen.append(step))
     assert caught.value.exit_code == 1
     assert seen == [1, 2]
@@ -318,12 +348,12 @@ def test_out_of_memory_is_an_error_with_remedies(make_stage, fit, monkeypatch):
         fit(make_stage(), {"hungry": MemoryHog()})
 
 
-def test_other_errors_are_passed_on(make_stage, fit):
+def test_an_error_of_a_mitigation_names_it(make_stage, fit):
     class Wrong(Mitigation):
         def add_weight_penalty(self, model):
             raise NotImplementedError("a bug")
 
-    with pytest.raises(NotImplementedError, match="a bug"):
+    with pytest.raises(ComponentError, match="Wrong, add_weight_penalty: NotImplementedError: a bug"):
         fit(make_stage(), {"wrong": Wrong()})
 
 

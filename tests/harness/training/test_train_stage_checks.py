@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import copy
 import random
+import signal
 
 import numpy as np
 import pytest
 import torch
 
-from harness.training.checkpoint import latest_checkpoint
+from harness.training import checkpoint
+from harness.training.checkpoint import complete_checkpoints
+from harness.training.stage_trainer import StageTrainer
+from harness.utils import stop_signals
 
 
 def weights(model):
@@ -69,7 +73,7 @@ def test_stage_ends_at_the_step_where_the_stop_check_returns_true(fit, make_stag
 def test_stage_that_ended_at_its_checkpoint_is_not_trained_further(fit, make_stage, tmp_path):
     data = make_stage(save_steps=1)
     first, result, _ = fit(data, stop_check=lambda step: step == 2)
-    folder = latest_checkpoint(tmp_path / "checkpoints")
+    folder = complete_checkpoints(tmp_path / "checkpoints")[-1]
     resumed, checked_result, gradients = fit(data, stop_check=lambda step: step == 2, resume=folder)
     assert gradients == []
     assert weights_are_equal(weights(first), weights(resumed))
@@ -78,3 +82,54 @@ def test_stage_that_ended_at_its_checkpoint_is_not_trained_further(fit, make_sta
         result.loss,
         result.tokens,
     )
+
+
+@pytest.mark.parametrize("ends", [False, True])
+@pytest.mark.parametrize("reads", [False, True])
+def test_weights_are_loaded_for_the_check_of_a_resumed_step_only_if_it_reads_them(
+    fit, make_stage, tmp_path, monkeypatch, reads, ends
+):
+    data, loaded, real = make_stage(save_steps=2), [], checkpoint.load_checkpoint_weights
+    whole, _, _ = fit(data, stop_check=lambda step: ends and step == 2)
+    folder = next(each for each in complete_checkpoints(tmp_path / "checkpoints") if each.name == "checkpoint-2")
+    monkeypatch.setattr(checkpoint, "load_checkpoint_weights", lambda *given: loaded.append(given) or real(*given))
+    resumed, _, _ = fit(
+        data, stop_check=lambda step: ends and step == 2, resume=folder, check_reads_weights=lambda step: reads
+    )
+    assert weights_are_equal(weights(whole), weights(resumed))
+    assert len(loaded) == (2 if reads and not ends else 1)
+
+
+@pytest.mark.parametrize("step", [2, 3])
+def test_a_signal_is_obeyed_before_the_check_of_its_step_which_is_made_up_for_when_resumed(
+    fit, make_stage, tmp_path, monkeypatch, tiny_model, step
+):
+    """The last step, 3, too: its check may take as long as any other."""
+    data = make_stage()
+
+    def check_weights(checks, model):
+        def check(step):
+            checks[step] = weights(model)
+            return False
+
+        return check
+
+    whole_model, stopped_model, resumed_model = (copy.deepcopy(tiny_model) for _ in range(3))
+    whole, stopped = {}, {}
+    fit(data, model=whole_model, stop_check=check_weights(whole, whole_model))
+    real = StageTrainer.after_optimizer_step
+
+    def step_with_signal(self, learning_rate):
+        if self.state.global_step == step - 1:
+            signal.raise_signal(signal.SIGTERM)
+        real(self, learning_rate)
+
+    with monkeypatch.context() as patch, stop_signals.handle_stop_signals():
+        patch.setattr(StageTrainer, "after_optimizer_step", step_with_signal)
+        with pytest.raises(stop_signals.Interrupted):
+            fit(data, model=stopped_model, stop_check=check_weights(stopped, stopped_model))
+    assert list(stopped) == list(range(1, step))
+    folder = complete_checkpoints(tmp_path / "checkpoints")[-1]
+    fit(data, model=resumed_model, stop_check=check_weights(stopped, resumed_model), resume=folder)
+    assert list(stopped) == [1, 2, 3]
+    assert all(weights_are_equal(stopped[each], whole[each]) for each in whole)

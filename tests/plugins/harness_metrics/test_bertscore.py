@@ -249,6 +249,9 @@ def test_interval_has_a_closed_form_and_truncated_items_are_counted(bertscore):
     metric = bertscore()
     precision, recall, f1 = score_items(items, {"bertscore": metric})
     each = [scores_of_pair(metric, item.answer, item.reference)[2] for item in items]
+    prepared = {item.id: value for item, value in metric.prepare(items)}
+    assert [prepared[item.id]["bertscore_f1"] for item in items] == each
+    assert [value["complete"] for value in prepared.values()] == [1.0, 1.0, 1.0, 1.0, 0.0]
     assert f1.value == pytest.approx(sum(each) / len(each))
     assert (f1.method, f1.n, f1.counts["unparsed"]) == ("t", 5, 1)
     assert f1.low < f1.value < f1.high

@@ -17,8 +17,10 @@ TEXT = ["bleu", "rouge", "chrf", "ter", "exact_match", "token_f1"]
 """Metrics that compare an answer with its reference."""
 ENCODED = ["bertscore"]
 """Metrics that compare an answer with its reference by a model."""
-FORM = ["distinct", "length_ratio", "regex", "json_valid"]
+FORM = ["distinct", "length_ratio", "regex", "json_valid", "refusal", "toxicity"]
 """Metrics of the answer only, or of its length."""
+RULES = ["classification", "instructions", "numeric_match", "tool_calls"]
+"""Metrics that check an answer by rules."""
 READ = ["response_perplexity", "multiple_choice", "bits_per_byte", "kl_to_base", "agreement_with_base"]
 REQUIRED = {"regex": {"pattern": "the"}, "bertscore": {"model": "encoder"}}
 ANSWERS = ["The dog bit the man.", "", "今天天气很好。", "It was Ａ surprise"]
@@ -26,7 +28,7 @@ REFERENCES = ["The dog had bit the man.", "No one was.", "今天天气非常好�
 
 
 def test_all_built_in_metrics_are_declared():
-    assert set(COMPONENTS) == {*TEXT, *ENCODED, *FORM, *READ}
+    assert set(COMPONENTS) == {*TEXT, *ENCODED, *FORM, *READ, *RULES, "judge", "pass_at_k", "self_bleu"}
 
 
 @pytest.mark.parametrize("name", COMPONENTS)

@@ -27,7 +27,8 @@ from harness.types import Stage, StageDataset, StageSource, TokenizedExample
 
 SETTINGS = {
     "engine": "transformers", "epochs": 1, "steps": None, "learning_rate": 1e-3, "accumulation": 1,
-    "scheduler": "linear", "warmup_ratio": 0.2, "weight_decay": 0.0, "max_grad_norm": 0.5, "max_length": 64,
+    "scheduler": {"linear": {"final": 0.0}}, "optimizer": {"adamw": {"betas": [0.9, 0.999], "eps": 1e-8}},
+    "warmup_ratio": 0.2, "weight_decay": 0.0, "max_grad_norm": 0.5, "max_length": 64,
     "packing": False, "precision": "float32", "gradient_checkpointing": False, "log_steps": 1, "save_steps": 2,
 }  # fmt: skip
 
@@ -47,7 +48,10 @@ ROWS = {"loss": 15, "proximal": 15, "kl": 13}
 
 def create_mitigations(kind: str) -> dict[str, Mitigation]:
     if kind == "kl":
-        return {"general": GeneralKl("kept", 1, 20.0, "forward", 1.0), "task": TaskKl(5.0, "forward", 1.0)}
+        return {
+            "general": GeneralKl("kept", 1, 20.0, "forward", 1.0, None),
+            "task": TaskKl(5.0, "forward", 1.0, False),
+        }
     return {
         "ewc": Ewc("kept", 20.0, kind, "sampled", 6, 4, True, None, 1.0, "float32", "device", False),  # type: ignore[arg-type]
         "l2sp": L2Sp(2.0, "gradient", "base", "device"),

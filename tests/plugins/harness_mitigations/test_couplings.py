@@ -13,7 +13,7 @@ from harness_mitigations.lora import Lora
 
 from harness.interfaces.mitigation import Mitigation
 from harness.seeding import seed_mitigations
-from harness.training.checkpoint import latest_checkpoint as latest_checkpoint
+from harness.training.checkpoint import complete_checkpoints
 from harness.training.train_stage import train_stage
 from harness.types import Stage, StageDataset, StageSource
 
@@ -26,7 +26,8 @@ SETTINGS = {
     "learning_rate": 1e-3,
     "batch_size": 8,
     "accumulation": 1,
-    "scheduler": "constant",
+    "scheduler": {"constant": {}},
+    "optimizer": {"adamw": {"betas": [0.9, 0.999], "eps": 1e-8}},
     "warmup_ratio": 0.0,
     "weight_decay": 0.0,
     "max_grad_norm": 0.5,
@@ -245,7 +246,7 @@ def test_a_resumed_stage_equals_an_uninterrupted_one(kind, coupling, lora, tiny_
         if not lora:
             return model
         torch.manual_seed(2)
-        return Lora(2, None, 0.1, "all-linear", False, False, "zero", None, 1).prepare_model(model, seed=0)
+        return Lora(2, None, 0.1, "all-linear", False, False, "zero", None, 1, 1).prepare_model(model, seed=0)
 
     rows = make_rows(12)
     stage = Stage("two", (StageSource("source", "domain"),), {**SETTINGS, "batch_size": 2, "save_steps": 2})
@@ -278,7 +279,7 @@ def test_a_resumed_stage_equals_an_uninterrupted_one(kind, coupling, lora, tiny_
                 train_stage(model, tokenizer, data, {kind: mitigation}, **arguments, on_step=stop)
             model = create_model()
             mitigation = start_second_stage(model)
-            arguments["resume"] = latest_checkpoint(tmp_path / "resumed" / "checkpoints")
+            arguments["resume"] = complete_checkpoints(tmp_path / "resumed" / "checkpoints")[-1]
             assert arguments["resume"].name == "checkpoint-4"
         result = train_stage(model, tokenizer, data, {kind: mitigation}, **arguments)
         log = [{k: v for k, v in entry.items() if k != "tokens_per_second"} for entry in result.log]
@@ -308,7 +309,7 @@ def test_l2sp_with_an_adapter_penalizes_the_change_of_the_weight(tiny_model):
     from harness.model.frozen_lora import lora_layers
 
     torch.manual_seed(0)
-    model = Lora(3, None, 0.0, "all-linear", False, False, "zero", None, 1).prepare_model(tiny_model, seed=0)
+    model = Lora(3, None, 0.0, "all-linear", False, False, "zero", None, 1, 1).prepare_model(tiny_model, seed=0)
     mitigation = l2sp(0.5)
     mitigation.on_stage_start(Stage("one", ()), model, {}, seed=0)
     layers = lora_layers(model)

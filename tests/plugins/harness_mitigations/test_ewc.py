@@ -73,7 +73,7 @@ def measure_fisher(model, rows, **options):
 
 def add_lora(model, rank=4):
     torch.manual_seed(0)
-    return Lora(rank, None, 0.0, "all-linear", False, False, "zero", None, 1).prepare_model(model, seed=0)
+    return Lora(rank, None, 0.0, "all-linear", False, False, "zero", None, 1, 1).prepare_model(model, seed=0)
 
 
 def perturb(model, seed=1):
@@ -384,8 +384,8 @@ def test_frozen_adapters_of_earlier_stages_are_part_of_the_anchor(tiny_model):
 
 
 def test_incompatible_adapters_and_couplings_are_rejected(tiny_model):
-    lora = Lora(4, None, 0.0, "all-linear", False, False, "zero", None, 1)
-    dora = Lora(4, None, 0.0, "all-linear", False, True, "zero", None, 1)
+    lora = Lora(4, None, 0.0, "all-linear", False, False, "zero", None, 1, 1)
+    dora = Lora(4, None, 0.0, "all-linear", False, True, "zero", None, 1, 1)
     create_ewc().check_compatible({"lora": lora})
     create_ewc(coupling="proximal").check_compatible({})
     with pytest.raises(HarnessError, match=r"mitigations\.ewc: with DoRA .*dora to false"):
@@ -500,10 +500,10 @@ def test_a_damaged_entry_is_measured_again_and_a_full_disk_warns(model_with_orig
     assert file.stat().st_size > 1000
     file.unlink()
 
-    def raise_disk_full(source, target):
+    def raise_disk_full(file):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(fisher_cache.os, "replace", raise_disk_full)
+    monkeypatch.setattr(fisher_cache, "atomic_write", raise_disk_full)
     with pytest.warns(UserWarning, match=r"could not be saved to .*No space left"):
         started_ewc(model_with_origin)
     assert cache_entries(tmp_path) == []

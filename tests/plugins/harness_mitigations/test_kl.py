@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from harness_mitigations import kl
 from harness_mitigations.base_model import frozen_base_model, snapshot_base
 from harness_mitigations.kl import build_kl_mitigation, token_kl
 from harness_mitigations.lora import Lora
@@ -13,17 +14,18 @@ from torch.distributions import Categorical, kl_divergence
 
 from harness.errors import HarnessError
 from harness.interfaces.mitigation import Mitigation
-from harness.model import save
+from harness.model import chunked_logits, save
 
 
 def create_kl(**options):
     defaults = {"on": "general", "source": "general", "rows": 4, "strength": 1.0, "direction": "forward"}
-    return build_kl_mitigation(**(defaults | {"temperature": 1.0} | options))
+    more = {"temperature": 1.0, "drop_target": False, "answers": "data", "writing": {}}
+    return build_kl_mitigation(**(defaults | more | options))
 
 
 def create_lora(**options):
     defaults = {"rank": 4, "alpha": None, "dropout": 0.0, "target": "all-linear", "rslora": False, "dora": False}
-    return Lora(**(defaults | {"start": "zero", "source": None, "samples": 8} | options))
+    return Lora(**(defaults | {"start": "zero", "source": None, "samples": 8, "loraplus_ratio": 1} | options))
 
 
 @pytest.fixture
@@ -150,6 +152,12 @@ def test_a_step_does_not_depend_on_accumulation(on, accumulation, run_stages, ma
     assert max_difference(recorders[0].gradients[0], recorders[1].gradients[0]) < 1e-6
 
 
+def remove_tokens(logits, tokens):
+    """Return logits (N, V - 1) without the token of each position."""
+    others = torch.arange(logits.shape[1]) != tokens[:, None]
+    return logits[others].view(len(logits), -1)
+
+
 def model_with_trained_adapter(tiny_model):
     """Return the tiny model with an adapter that changes it."""
     torch.manual_seed(4)
@@ -161,27 +169,43 @@ def model_with_trained_adapter(tiny_model):
     return model
 
 
-@pytest.mark.parametrize("on", ["general", "task"])
-def test_gradient_equals_that_of_the_mean_computed_row_by_row(on, run_stages, make_rows, tiny_model):
+@pytest.mark.parametrize("tokens_per_chunk", [3, 10_000])
+@pytest.mark.parametrize(("on", "drop_target"), [("general", False), ("task", False), ("task", True)])
+def test_gradient_equals_that_of_the_mean_computed_row_by_row(
+    on, drop_target, tokens_per_chunk, run_stages, make_rows, tiny_model, monkeypatch
+):
+    sizes = []
+
+    def recording_token_kl(logits, *arguments):
+        sizes.append(len(logits))
+        return token_kl(logits, *arguments)
+
+    monkeypatch.setattr(chunked_logits, "MAX_LOGIT_BYTES", tokens_per_chunk * 4 * tiny_model.config.vocab_size)
+    monkeypatch.setattr(kl, "token_kl", recording_token_kl)
     base, model = copy.deepcopy(tiny_model).eval(), model_with_trained_adapter(tiny_model)
     rows, general = make_rows(4), make_rows(4, 1)
     recorders = {}
     for strength in (0.0, 2.0):
         recorders[strength] = GradientRecorder()
-        given = {"kl": create_kl(on=on, strength=strength, rows=4), "spy": recorders[strength]}
+        mitigation = create_kl(on=on, strength=strength, rows=4, drop_target=drop_target)
+        given = {"kl": mitigation, "spy": recorders[strength]}
         run_stages(copy.deepcopy(model), given, [rows], {"general": general}, max_grad_norm=1e9)
     weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
     total, count = 0.0, 0
     for row in rows if on == "task" else general:
         ids = torch.tensor([row.input_ids])
         at = [i - 1 for i, label in enumerate(row.labels) if i and label != -100]
-        total = total + token_kl(model(ids).logits[0, at], base(ids).logits[0, at].detach(), "forward").sum()
+        ours, theirs = model(ids).logits[0, at], base(ids).logits[0, at].detach()
+        if drop_target:
+            ours, theirs = (remove_tokens(logits, ids[0, at[0] + 1 :]) for logits in (ours, theirs))
+        total = total + token_kl(ours, theirs, "forward").sum()
         count += len(at)
     expected = torch.autograd.grad(2.0 * total / count, list(weights.values()))
     for (name, gradient), plain in zip(
         zip(weights, expected, strict=True), recorders[0.0].gradients[0].values(), strict=True
     ):
         assert torch.allclose(recorders[2.0].gradients[0][name] - plain, gradient, atol=1e-6), name
+    assert max(sizes) == min(tokens_per_chunk, count)
 
 
 def test_strength_zero_equals_plain_training_bit_for_bit(run_stages, make_rows, tiny_model):
@@ -305,3 +329,97 @@ def test_copy_of_an_untrained_model_has_its_outputs(tiny_model, bfloat16):
             assert base is not tiny_model
             assert torch.equal(base(inputs).logits, tiny_model(inputs).logits)
     assert (base.model.layers[0].mlp.up_proj.weight.dtype is torch.bfloat16) == bfloat16
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+@pytest.mark.parametrize("direction", ["forward", "reverse"])
+def test_value_and_gradient_equal_those_of_autograd(direction, temperature, logit_pair):
+    ours, base = (logits.double() for logits in logit_pair)
+    ours.requires_grad_()
+    log_p, log_q = ((logits / temperature).log_softmax(-1) for logits in (ours, base))
+    terms = log_q.exp() * (log_q - log_p) if direction == "forward" else log_p.exp() * (log_p - log_q)
+    expected = terms.sum(-1) * temperature**2
+    weights = torch.linspace(0.5, 2.0, len(expected), dtype=torch.float64)
+    (expected_gradient,) = torch.autograd.grad((weights * expected).sum(), ours)
+    single = logit_pair[0].clone().requires_grad_()
+    value = token_kl(single, logit_pair[1], direction, temperature)
+    (gradient,) = torch.autograd.grad((weights.float() * value).sum(), single)
+    assert torch.allclose(value.double(), expected, rtol=1e-5)
+    assert torch.allclose(gradient.double(), expected_gradient, atol=1e-6)
+
+
+def test_gradient_has_the_dtype_of_the_logits(logit_pair):
+    ours = logit_pair[0].bfloat16().requires_grad_()
+    value = token_kl(ours, logit_pair[1].bfloat16(), "forward")
+    value.sum().backward()
+    assert (value.dtype, ours.grad.dtype) == (torch.float32, torch.bfloat16)
+
+
+TARGETS = torch.tensor([0, 10, 4, 4, 7])
+
+
+@pytest.mark.parametrize("block_size", [1, 2 * 11, 10_000])
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+@pytest.mark.parametrize("direction", ["forward", "reverse"])
+def test_without_its_target_value_and_gradient_equal_those_of_the_other_tokens(
+    direction, temperature, block_size, logit_pair, monkeypatch
+):
+    monkeypatch.setattr("harness_mitigations.kl_divergence.CPU_BLOCK_SIZE", block_size)
+    ours, base = (logits.double() for logits in logit_pair)
+    ours.requires_grad_()
+    log_p, log_q = ((remove_tokens(logits, TARGETS) / temperature).log_softmax(-1) for logits in (ours, base))
+    terms = log_q.exp() * (log_q - log_p) if direction == "forward" else log_p.exp() * (log_p - log_q)
+    expected = terms.sum(-1) * temperature**2
+    weights = torch.linspace(0.5, 2.0, len(expected), dtype=torch.float64)
+    (expected_gradient,) = torch.autograd.grad((weights * expected).sum(), ours)
+    single = logit_pair[0].clone().requires_grad_()
+    value = token_kl(single, logit_pair[1], direction, temperature, TARGETS)
+    (gradient,) = torch.autograd.grad((weights.float() * value).sum(), single)
+    assert torch.allclose(value.double(), expected, rtol=1e-5)
+    assert torch.allclose(gradient.double(), expected_gradient, atol=1e-6)
+    assert not gradient.gather(1, TARGETS[:, None]).any(), "the target's logit is left to the task"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("target_logits", [(90.0, 90.0), (1e4, 0.0), (-1e4, 1e4), (0.0, -torch.inf)])
+@pytest.mark.parametrize("direction", ["forward", "reverse"])
+def test_without_its_target_nothing_depends_on_how_likely_the_target_is(direction, target_logits, dtype, logit_pair):
+    def compute(ours, base):
+        ours = ours.clone().requires_grad_()
+        value = token_kl(ours, base, direction, 1.0, TARGETS)
+        return value.detach(), torch.autograd.grad(value.sum(), ours)[0]
+
+    pair = [logits.to(dtype) for logits in logit_pair]
+    moved = [logits.scatter(1, TARGETS[:, None], target) for logits, target in zip(pair, target_logits, strict=True)]
+    assert float(moved[0].float().softmax(-1).gather(1, TARGETS[:, None]).min()) == 1 or target_logits[0] <= 0
+    (value, gradient), (expected, expected_gradient) = compute(*moved), compute(*pair)
+    assert torch.equal(value, expected)
+    assert torch.equal(gradient, expected_gradient)
+    assert value.isfinite().all()
+    assert float(value.min()) > 0
+
+
+def test_without_its_target_a_model_that_only_raised_the_target_has_no_divergence(logit_pair):
+    base = logit_pair[0]
+    ours = (base - 0.5).scatter_add(1, TARGETS[:, None], torch.full((5, 1), 6.0)).requires_grad_()
+    assert float(token_kl(ours, base, "forward").detach().min()) > 0.01
+    value = token_kl(ours, base, "forward", 1.0, TARGETS)
+    value.sum().backward()
+    assert float(value.detach().abs().max()) < 1e-6
+    assert float(ours.grad.abs().max()) < 1e-6
+
+
+def test_dropping_targets_of_general_rows_is_rejected():
+    with pytest.raises(HarnessError, match=r"mitigations\.kl\.drop_target: the task does not train") as error:
+        create_kl(on="general", drop_target=True).check_compatible({})
+    create_kl(on="task", source=None, drop_target=True).check_compatible({})
+    assert error.value.hint == 'set mitigations.kl.on to "task", or remove drop_target'
+
+
+def test_memory_of_rows_that_are_not_written_yet_has_room_for_the_longest_answers(make_rows):
+    writing = {"prompts": 7, "max_new_tokens": 90, "temperature": 1.0, "top_p": 1.0, "max_repetition": 0.2}
+    rows = {"general": make_rows(9, 1)}
+    of_data, of_model = create_kl(rows=3), create_kl(rows=3, answers="model", writing=writing)
+    assert of_model.extra_tokens(rows) == of_data.extra_tokens(rows) + 3 * 90
+    assert (of_model.unmixed_sources, of_model.unmixed_limit) == (("general",), 7)
+    assert of_data.unmixed_sources == ()

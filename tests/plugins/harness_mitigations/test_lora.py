@@ -19,7 +19,7 @@ IDS = torch.tensor([[5, 6, 7, 8]])
 
 def create_lora(**options):
     defaults = {"rank": 4, "alpha": None, "dropout": 0.0, "target": "all-linear", "rslora": False, "dora": False}
-    return Lora(**(defaults | {"start": "zero", "source": None, "samples": 8} | options))
+    return Lora(**(defaults | {"start": "zero", "source": None, "samples": 8, "loraplus_ratio": 1} | options))
 
 
 def start_first_stage(mitigation, model, rows=()):

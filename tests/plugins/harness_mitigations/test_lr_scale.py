@@ -8,6 +8,7 @@ import pytest
 from harness_mitigations.lr_scale import LrScale
 
 from harness import registry
+from harness.interfaces.component import CORE_DISTRIBUTION
 from harness.spec import plan, schema, spec
 from harness.types import Stage, StageSource
 
@@ -37,7 +38,7 @@ def test_plan_of_a_spec_has_the_scaled_learning_rate(tmp_path):
     }
     (tmp_path / "spec.json").write_text(json.dumps(document))
     found = registry.discover_plugins(
-        [pair for pair in registry.installed_entry_points() if pair[0] == registry.CORE_DISTRIBUTION]
+        [pair for pair in registry.installed_entry_points() if pair[0] == CORE_DISTRIBUTION]
     )
     planned = plan.build_plan(spec.load_spec(tmp_path / "spec.json", schema.compose_schema(found)), found)
     assert planned.stages[0].train["learning_rate"] == pytest.approx(6e-6)

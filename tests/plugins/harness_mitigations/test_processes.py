@@ -50,6 +50,7 @@ def run(folder, processes, batch_size):
 PENALTIES = {"loss": ("ewc", "l2sp"), "proximal": ("ewc", "l2sp"), "kl": ("general", "task")}
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_result_of_one(tmp_path):
     ones, twos = run(tmp_path / "one", 1, 4), run(tmp_path / "two", 2, 2)
     assert set(ones) == set(PENALTIES)

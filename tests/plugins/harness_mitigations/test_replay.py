@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 from harness_mitigations.replay import Replay, add_replay
 
+from harness import Example, InvalidRecord, WrittenResponse
+from harness.testing.fixed_prompt_rows import FixedPromptRows, build_prompt_rows
 from harness.types import Share, Stage, StageSource
 
 
@@ -56,4 +59,34 @@ def test_existing_shares_of_a_stage_are_kept():
 
 def test_mitigation_transforms_stages_like_its_function():
     stages = (create_stage("one", "a"), create_stage("two", "b"))
-    assert Replay(share=0.1, unit="rows", buffer=7).transform_stages(stages) == add_replay(stages, 0.1, "rows", 7)
+    mitigation = Replay(share=0.1, unit="rows", buffer=7, answers="data", writing={}, keep=1)
+    assert mitigation.transform_stages(stages) == add_replay(stages, 0.1, "rows", 7)
+
+
+@pytest.mark.parametrize(
+    ("buffer", "prompts", "limit"), [(None, None, None), (7, None, 7), (None, 5, 5), (7, 5, 5), (5, 7, 5)]
+)
+def test_the_model_answers_no_more_prompts_than_either_option_allows(buffer, prompts, limit):
+    writing = {"prompts": prompts, "max_new_tokens": 9, "temperature": 1.0, "top_p": 1.0, "max_repetition": 0.2}
+    mitigation = Replay(share=0.1, unit="rows", buffer=buffer, answers="model", writing=writing, keep=1)
+    one, two = mitigation.transform_stages((create_stage("one", "a"), create_stage("two", "b")))
+    assert one == create_stage("one", "a")
+    assert two.sources[1] == StageSource("a", "replay", limit=limit, written_by="replay")
+
+
+def test_the_answers_that_are_most_similar_to_the_data_are_kept():
+    class Answering(FixedPromptRows):
+        def write_responses(self, model, **settings):
+            for example, text in zip(
+                self.examples, ("no", "answer 1!", "Answer 2.", "", "an answer", "no"), strict=True
+            ):
+                yield WrittenResponse(example, text, "eos" if text else "empty", 2)
+
+    writing = {"prompts": None, "max_new_tokens": 9, "temperature": 1.0, "top_p": 1.0, "max_repetition": 0.2}
+    mitigation = Replay(share=0.1, unit="rows", buffer=None, answers="model", writing=writing, keep=0.6)
+    prompts = Answering("chat", build_prompt_rows(count=6).examples)
+    rows = list(mitigation.generate_rows(create_stage("two", "b"), None, prompts, seed=3))
+    kept = [row.messages[-1].content for row in rows if isinstance(row, Example)]
+    assert kept == ["answer 1!", "Answer 2.", "an answer"], "3 of the 5 that are not empty"
+    rejected = [row.what for row in rows if isinstance(row, InvalidRecord)]
+    assert rejected == ["less similar to the data's response", "empty", "less similar to the data's response"]

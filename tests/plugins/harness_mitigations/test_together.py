@@ -9,11 +9,12 @@ import torch
 
 from harness import registry
 from harness.errors import HarnessError
+from harness.interfaces.component import CORE_DISTRIBUTION
 from harness.model import save
 from harness.types import Stage, StageSource
 
 REGISTRY = registry.discover_plugins(
-    [pair for pair in registry.installed_entry_points() if pair[0] == registry.CORE_DISTRIBUTION]
+    [pair for pair in registry.installed_entry_points() if pair[0] == CORE_DISTRIBUTION]
 )
 ADAPTERS = ("lora", "orthogonal_lora", "osf", "oft")
 IDS = torch.tensor([[5, 6, 7, 8, 9]])
@@ -24,6 +25,7 @@ OPTIONS = {
     "kl": {"source": "general", "rows": 2},
     "ewc": {"source": "general", "samples": 2},
     "token_masking": {"threshold": 250.0},
+    "reweight": {"floor": 1.0},
     "wise_ft": {"alphas": [0.0, 1.0]},
     "freeze": {"layers": 1},
 }

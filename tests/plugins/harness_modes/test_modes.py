@@ -60,6 +60,6 @@ def test_a_mode_copies_its_list_of_sources():
     assert [mode.stages() for mode in modes] == before
 
 
-def test_the_four_modes_are_declared():
-    assert set(harness_modes()) == {"general", "domain", "mixed", "continual"}
+def test_the_modes_are_declared():
+    assert set(harness_modes()) == {"general", "domain", "mixed", "continual", "curriculum"}
     assert getattr(harness_modes, "harness_impl", None) is not None

@@ -1,11 +1,14 @@
 import gzip
 import http.server
+import os
 import sys
 import threading
 
 import fsspec
 import pyarrow
 import pytest
+from harness_sources import arrow, csv_table, files, json_sources
+from harness_sources import text as text_module
 from harness_sources.arrow import ArrowSource, ParquetSource
 from harness_sources.csv_table import CsvSource
 from harness_sources.files import display_path
@@ -218,3 +221,53 @@ def test_a_setting_without_a_secret_is_accepted():
 def test_an_address_is_shown_without_its_user_and_its_query():
     assert display_path("https://me:word@host:8/a/b.jsonl?sig=1#x") == "https://host:8/a/b.jsonl"
     assert display_path("s3://bucket/a.jsonl") == "s3://bucket/a.jsonl"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names")
+def test_a_pipe_and_a_device_are_refused_without_waiting(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    assert "pipe.jsonl: cannot be read: it is not a regular file" in error_of(str(tmp_path / "pipe.jsonl"))
+    assert "/dev/zero: cannot be read: it is not a regular file" in error_of("/dev/zero")
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd", "../../../etc/passwd"])
+def test_a_path_of_a_package_that_leads_out_of_it_is_refused(name):
+    assert "leads out of the package" in error_of(f"pkg://json/{name}")
+
+
+@pytest.fixture
+def small_rows(monkeypatch):
+    """Rows of more than 40 bytes are too large."""
+    for module in (files, csv_table, json_sources, text_module, arrow):
+        monkeypatch.setattr(module, "MAX_ROW_BYTES", 40)
+    monkeypatch.setattr(files, "READ_SIZE", 16)
+
+
+@pytest.mark.parametrize("compress", [bytes, gzip.compress])
+def test_only_the_row_that_is_too_large_is_invalid(tmp_path, small_rows, compress):
+    lines = b'{"a": 1}\n{"a": "' + b"x" * 100 + b'"}\n{"a": 2}\n'
+    (tmp_path / "rows.jsonl").write_bytes(compress(lines))
+    records = list(JsonlSource("rows.jsonl", {}).records())
+    assert [getattr(record, "what", "read") for record in records] == ["read", "is larger than 64 MB", "read"]
+    assert [record.location for record in records] == ["rows.jsonl:1", "rows.jsonl:2", "rows.jsonl:3"]
+    (tmp_path / "rows.txt").write_bytes(compress(b"short\n" + b"x" * 100 + b"\nlast"))
+    records = list(TextSource("rows.txt", {}, "line").records())
+    assert [getattr(record, "what", "read") for record in records] == ["read", "is larger than 64 MB", "read"]
+    (record,) = TextSource("rows.txt", {}, "file").records()
+    assert record.what == "is larger than 64 MB"
+
+
+def test_a_row_that_is_too_large_ends_a_file_that_cannot_be_read_after_it(tmp_path, small_rows):
+    (tmp_path / "rows.csv").write_bytes(b"a\n1\n" + b"x" * 100 + b"\n")
+    with pytest.raises(HarnessError, match=r"rows\.csv:3: the row is larger than 64 MB"):
+        list(CsvSource("rows.csv", {}, ",", None).records())
+    (tmp_path / "rows.json").write_bytes(b'[{"a": "' + b"x" * 400_000 + b'"}]')
+    with pytest.raises(HarnessError, match=r"rows\.json:1:2: the row is larger than 64 MB"):
+        list(JsonSource("rows.json", {}).records())
+
+
+def test_only_the_row_of_a_table_that_is_too_large_is_invalid(tmp_path, small_rows):
+    parquet.write_table(pyarrow.table({"a": ["x", "y" * 100, "z"]}), "rows.parquet")
+    records = list(ParquetSource("rows.parquet", {}).records())
+    assert [type(record).__name__ for record in records] == ["Record", "InvalidRecord", "Record"]
+    assert "larger than 64 MB" in records[1].what

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
-from support.full_mask_check import verify_mask
 
-from harness import HarnessError, Message, ToolCall
+from harness import HarnessError, Message
 from harness.data.tokenization.prompts import encode_prompt
 from harness.data.tokenization.tokenize import tokenize_example
+from harness.testing.checks.template import conversations_with
+from harness.testing.full_mask_check import verify_mask
 
 PAIRS = [
     ("alpaca", "llama2"),
@@ -35,27 +34,6 @@ CHAT = {"qwen": "qwen2_5", "llama3": "llama3_1"}
 """The chat template of a tokenizer of the family."""
 
 
-def conversations_with(word):
-    """Return a conversation of each shape, with `word` at one position."""
-    user, answer = Message("user", "Go."), Message("assistant", "No.")
-    call = Message("assistant", "", tool_calls=(ToolCall("f", {"x": "y"}),))
-    tool, tool_schema = Message("tool", "r", name="f"), {"name": "f", "description": "d", "parameters": {}}
-    hostile_call = dataclasses.replace(call, tool_calls=(ToolCall("f", {"x": word, "z": [{"y": word}]}),))
-    return {
-        "user": ((Message("user", word), answer), ()),
-        "response": ((user, Message("assistant", word)), ()),
-        "system": ((Message("system", word), user, answer), ()),
-        "input": ((Message("user", "Go.", input=word), answer), ()),
-        "turns": ((Message("user", word), Message("assistant", word)) * 2, ()),
-        "tool": ((user, call, Message("tool", word, name="f"), answer), ()),
-        "call": ((user, hostile_call, tool, answer), ()),
-        "tools": (
-            (user, call, tool, answer),
-            ({**tool_schema, "description": word, "parameters": {"x": {"y": word}}},),
-        ),
-    }
-
-
 def attack_text(template, tokenizer):
     """Return every token that could begin or end a turn, every stop string and every header of the template."""
     plain = (Message("user", "u"), Message("assistant", "a"), Message("user", "u"), Message("assistant", "a"))
@@ -76,7 +54,7 @@ def test_row_text_never_becomes_a_control_token(name, kind, position, built_in, 
         monkeypatch.setattr(tokenizer, "chat_template", shipped(CHAT[kind]))
     messages, tools = conversations_with(attack_text(template, tokenizer))[position]
     harmless, harmless_tools = conversations_with("w")[position]
-    if position in ("tool", "call", "tools") and (name in WITHOUT_TOOLS or (name, position) == ("deepseek", "tools")):
+    if "tool" in position and (name in WITHOUT_TOOLS or (name, position) == ("deepseek", "tool")):
         with pytest.raises(HarnessError, match=r"does not support|cannot declare|must alternate"):
             template.render(messages, tokenizer, tools=tools)
         return

@@ -9,11 +9,11 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-from support.full_mask_check import verify_mask
 
 from harness import HarnessError, Message, ToolCall
 from harness.data.tokenization.prompts import encode_prompt
 from harness.data.tokenization.tokenize import tokenize_example
+from harness.testing.full_mask_check import verify_mask
 
 SYSTEM, USER, ANSWER = (
     Message("system", "Be brief."),

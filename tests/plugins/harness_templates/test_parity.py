@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 
 import pytest
-from support.full_mask_check import verify_mask
 
 from harness import Message
 from harness.data.tokenization.prompts import encode_prompt
 from harness.data.tokenization.tokenize import tokenize_example
+from harness.testing.full_mask_check import verify_mask
 
 SHAPES = ["single", "multi", "system", "system_multi"]
 PLAIN = [

@@ -9,6 +9,7 @@ import pytest
 from harness import registry
 from harness.data.checks.findings import FullyTruncatedRows, TextSequence, analyze_data
 from harness.data.reading.conversation import build_example
+from harness.interfaces.component import CORE_DISTRIBUTION
 from harness.spec import schema
 from harness.types import Message
 
@@ -18,7 +19,7 @@ LONG = "the old clock in the tall tower of the town hall strikes every hour exce
 @pytest.fixture(scope="module")
 def settings():
     """Return the default `checks` of a spec, with changes."""
-    entries = [pair for pair in registry.installed_entry_points() if pair[0] == registry.CORE_DISTRIBUTION]
+    entries = [pair for pair in registry.installed_entry_points() if pair[0] == CORE_DISTRIBUTION]
     composed = schema.compose_schema(registry.discover_plugins(entries))
 
     def build_settings(near=None, contamination=None):
@@ -154,6 +155,7 @@ def test_disabled_checks_are_not_run(settings):
     )
     assert findings.to_dict() == {
         "untrained": {}, "shared": [], "rendered": {}, "near_duplicates": None, "contamination": None,
+        "plugins": {},
     }  # fmt: skip
 
 

@@ -48,3 +48,11 @@ def test_rendered_rows_are_a_warning_that_names_rows_and_token():
     assert warning.startswith("sources.x: 5 of its 5 training rows contain '<|im_end|>' as text")
     assert warning.splitlines()[1:] == ["x.jsonl:1", "x.jsonl:2", "x.jsonl:3", "and 2 more"]
     assert findings.to_dict()["rendered"]["x"]["rendered"] == 5
+
+
+def test_rendered_rows_of_a_suite_are_a_warning_of_the_suite():
+    findings = analyze_data({}, {"s": rows(KINDS["text"], 5)}, CHECKS, seed=0, markers=["<|im_end|>"])
+    (warning,) = findings.warnings
+    assert warning.startswith("evaluate.s: 5 of its 5 rows contain '<|im_end|>' as text")
+    assert warning.splitlines()[1] == "x.jsonl:1"
+    assert findings.rendered_rows == {}, "they are not trained"

@@ -10,6 +10,7 @@ from harness.data.mixing.batch_order import (
     WINDOW_BATCHES,
     group_by_length,
     interleave_sources,
+    largest_batch_tokens,
     padding_efficiency,
 )
 
@@ -92,4 +93,11 @@ def test_batches_split_by_an_epochs_ends_get_the_shortest_sequences():
 
 def test_efficiency_counts_padding():
     assert padding_efficiency(np.array([4, 2, 3]), 2) == 9 / (4 + 4 + 3)
+
+
+def test_the_largest_batch_is_the_one_with_most_tokens_with_or_without_padding():
+    lengths = np.array([4, 1, 3, 3, 5])
+    assert largest_batch_tokens(lengths, 2, is_padded=True) == 8
+    assert largest_batch_tokens(lengths, 2, is_padded=False) == 6
+    assert largest_batch_tokens(lengths, 8, is_padded=False) == 16
     assert padding_efficiency(np.array([5]), 8) == 1

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from harness.data.mixing import batch_order, partial_epochs
 from harness.data.mixing.mixture import MAX_SHARE_ERROR, UNITS
 from harness.data.mixing.stage_layout import build_stage_dataset, sizes_by_source
+from harness.data.row_hashing import shuffled_indices
 from harness.data.tokenization.tokenized_rows import TokenizedRows
 from harness.errors import HarnessError
 from harness.seeding import create_generator
@@ -584,6 +585,30 @@ def test_gap_without_a_source_is_within_the_bound(extra, batch_size, packing, se
                 len(epoch),
             ]
             assert max(after - before - 1 for before, after in pairwise(positions)) <= bound
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_without_padding_rows_are_not_grouped_by_length(packing):
+    random = create_generator(0, "lengths")
+    pools = {
+        s: build_pool(s, [(random.randint(0, 20), random.randint(1, 60)) for _ in range(n)])
+        for s, n in (("d", 400), ("g", 40))
+    }
+    longest = max(int(pool.lengths.max()) for pool in pools.values())
+    stage = build_stage("dg", epochs=2, packing=packing)
+    unpadded, padded = (build_stage_dataset(stage, pools, 0, longest_unpadded_row=longest - n) for n in (0, 1))
+    assert (unpadded.is_padded, padded.is_padded) == (False, True)
+    assert unpadded.efficiency == 1 > padded.efficiency
+    assert Counter(unpadded.order.row_indices.tolist()) == Counter(padded.order.row_indices.tolist())
+    lengths = unpadded.order.sum_sizes(unpadded.rows.lengths)
+    order = batch_order.padding_efficiency(lengths, 4)
+    assert order == pytest.approx(
+        batch_order.padding_efficiency(lengths[shuffled_indices(len(lengths), 0, "x")], 4), abs=0.05
+    )
+    if not packing:
+        for epoch in split_epochs(unpadded):
+            positions = [n for n, (index,) in enumerate(epoch) if unpadded.rows[index].source == "g"]
+            assert max(after - before for before, after in pairwise(positions)) <= 440 / 40 + 1
 
 
 def test_packing_fills_sequences_and_loses_no_row():

@@ -319,7 +319,8 @@ def test_source_that_yields_no_records_is_named(read):
         def records(self):
             return iter([{"prompt": "a", "completion": "b"}])
 
-    assert error_lines(read, Wrong())[0].startswith("sources.x: its source yields a dict instead of a Record")
+    (line,) = error_lines(read, Wrong())
+    assert line.endswith("Wrong, records: yielded a dict, not a Record or InvalidRecord, at index 0")
 
 
 # -- head and filter --------------------------------------------------------------------------------------------------
@@ -430,3 +431,56 @@ def test_row_without_its_group_is_invalid(tmp_path, value):
     text = "\n".join(caught.value.lines())
     assert "x:2: has no 'document', a column by which a suite groups or slices its items" in text
     assert "name a column of the rows: prompt, completion, document" in text
+
+
+# -- kept columns -----------------------------------------------------------------------------------------------------
+
+
+def test_rows_have_the_columns_that_the_source_keeps(tmp_path):
+    rows = build_rows(3)
+    rows[0] |= {"rules": [{"type": "max_words", "value": 5}], "meta": {"level": 1.5}}
+    rows[1] |= {"rules": [], "other": "x"}
+    kept = read_corpus(
+        RecordingSource(rows), {**DEFAULTS, "keep": ["rules", "meta.level"]}, "x", folder=tmp_path, group_columns=()
+    )
+    plain = read_corpus(RecordingSource(rows), DEFAULTS, "x", folder=tmp_path)
+    assert [example.data for example in kept] == [
+        {"rules": [{"type": "max_words", "value": 5}], "meta.level": 1.5},
+        {"rules": [], "meta.level": None},
+        {"rules": None, "meta.level": None},
+    ]
+    assert [example.data for example in plain] == [{}, {}, {}]
+    assert [kept.location_of(index) for index in range(3)] == ["x:1", "x:2", "x:3"]
+    assert dict(kept.unread_keys) == {"other": 1}
+    assert kept.digest == plain.digest, "kept columns are not part of what is trained"
+    assert [example.id for example in kept] == [example.id for example in plain]
+
+
+def test_kept_columns_and_groups_are_independent(tmp_path):
+    rows = [{**row, "document": "d", "topic": "tea"} for row in build_rows(1)]
+    (example,) = read_corpus(
+        RecordingSource(rows), {**DEFAULTS, "keep": ["topic"]}, "x", folder=tmp_path, group_columns=["document"]
+    )
+    assert (example.groups, example.data) == ((("document", "d"),), {"topic": "tea"})
+
+
+def test_a_kept_column_may_be_null_in_every_row(tmp_path):
+    rows = [{**row, "rules": None, "meta": {"level": None}} for row in build_rows(2)]
+    kept = read_corpus(RecordingSource(rows), {**DEFAULTS, "keep": ["rules", "meta.level"]}, "x", folder=tmp_path)
+    assert [example.data for example in kept] == [{"rules": None, "meta.level": None}] * 2
+
+
+def test_a_kept_column_that_no_row_has_is_an_error(tmp_path):
+    with pytest.raises(HarnessError) as caught:
+        read_corpus(RecordingSource(build_rows(2)), {**DEFAULTS, "keep": ["rules"]}, "x", folder=tmp_path)
+    assert str(caught.value) == (
+        "sources.x: 'keep' names rules, which no row has; name columns of the rows: prompt, completion"
+    )
+
+
+@pytest.mark.parametrize("value", [b"bytes", float("nan")])
+def test_a_kept_value_that_json_cannot_hold_is_an_invalid_row(tmp_path, value):
+    rows = [{**row, "rules": "a"} for row in build_rows(2)]
+    rows[1]["rules"] = value
+    with pytest.raises(HarnessError, match=r"x:2: has a 'rules' that is not a JSON value, but 'keep' names it"):
+        read_corpus(RecordingSource(rows), {**DEFAULTS, "keep": ["rules"]}, "x", folder=tmp_path)

@@ -4,11 +4,12 @@ import json
 
 import pytest
 
-from harness.data.reading.conversation import InvalidRow, build_example, example_id, prompt_hashes
+from harness.data.reading.conversation import build_example, example_id, prompt_hashes
 from harness.data.reading.messages import parse_messages
 from harness.data.reading.row_formats import parse_examples
 from harness.data.reading.row_options import RowOptions
 from harness.data.reading.tool_calls import parse_tools
+from harness.errors import InvalidRow
 from harness.types import Message, ToolCall
 
 CALL = {"id": "c1", "type": "function", "function": {"name": "add", "arguments": '{"a": 1, "b": 2}'}}

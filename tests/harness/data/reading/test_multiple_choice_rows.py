@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from harness.data.reading.conversation import InvalidRow
 from harness.data.reading.row_formats import parse_multiple_choice
+from harness.errors import InvalidRow
 from harness.types import Message
 
 ROW = {"question": "Which?", "choices": ["red", "blue", "A"], "answer": 1}

@@ -6,7 +6,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support import tokenization_cases
-from support.full_mask_check import tokenize_and_mask
 
 from harness import HarnessError, Span, Template
 from harness.data.tokenization.byte_level import ByteWidths
@@ -17,6 +16,7 @@ from harness.data.tokenization.label_mask import (
 )
 from harness.data.tokenization.rendering import Rendering, render_training_text
 from harness.data.tokenization.special_tokens import special_token_guard, tokenize_with_offsets
+from harness.testing.full_mask_check import tokenize_and_mask
 
 hypothesis_settings = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-from support.full_mask_check import verify_mask
 from support.tokenization_cases import create_template
 
 from harness import Example, HarnessError, Message, Span, Template
 from harness.data.tokenization.tokenize import tokenize_examples
+from harness.testing.full_mask_check import verify_mask
 
 ANSWERS = ("The Elbe.", "长江 🙂 </s>")
 MESSAGES = (

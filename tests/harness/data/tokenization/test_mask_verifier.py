@@ -8,12 +8,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support import tokenization_cases
-from support.full_mask_check import tokenize_and_mask
 
 from harness import HarnessError, Span
 from harness.data.tokenization import mask_verification
 from harness.data.tokenization.label_mask import MaskedTokens
 from harness.data.tokenization.mask_verification import MaskVerifier
+from harness.testing.full_mask_check import tokenize_and_mask
 
 NUM_ROWS = 80
 hypothesis_settings = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])

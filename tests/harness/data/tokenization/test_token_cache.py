@@ -123,7 +123,7 @@ def test_versions_and_code_of_harness_are_part_of_the_key(monkeypatch):
         assert not tokenize_cached().from_cache
     assert tokenize_cached().from_cache
     own = {
-        name for name, _ in fingerprints._module_digests(["harness.data.tokenization.tokenize"], within="harness.data.")
+        name for name, _ in fingerprints.module_digests(["harness.data.tokenization.tokenize"], within="harness.data.")
     }
     expected = ("label_mask", "special_tokens", "byte_level", "rendering", "mask_verification")
     assert {f"harness.data.tokenization.{name}" for name in expected} <= own

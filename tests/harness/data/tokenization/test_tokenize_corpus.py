@@ -13,6 +13,7 @@ from support import tokenization_cases
 from harness import HarnessError, Template
 from harness.data.tokenization import tokenize
 from harness.data.tokenization.tokenize import tokenize_corpus, tokenize_examples
+from harness.errors import ComponentError
 
 
 @pytest.fixture(autouse=True)
@@ -132,7 +133,7 @@ def test_row_refused_by_the_template_is_an_error_at_its_location():
         )
 
 
-def test_exception_of_a_template_is_not_changed():
+def test_an_exception_of_a_template_names_the_template_and_the_row():
     class FailingTemplate(Template):
         def render(self, messages, tokenizer, *, add_generation_prompt=False):
             raise ZeroDivisionError("mine")
@@ -140,7 +141,7 @@ def test_exception_of_a_template_is_not_changed():
         def stop_strings(self, tokenizer):
             return ("</s>",)
 
-    with pytest.raises(ZeroDivisionError, match="mine"):
+    with pytest.raises(ComponentError, match=r"render: ZeroDivisionError: mine \(row rows\.jsonl:1\)"):
         tokenize_corpus(build_corpus(2), "s", FailingTemplate(), tokenization_cases.TOKENIZERS["byte_level"], 64)
 
 

@@ -485,6 +485,29 @@ def test_equal_options_of_a_component_are_merged_into_one_column(tmp_path):
     ]
 
 
+def test_a_component_that_an_arm_adds_has_no_defaults(tmp_path):
+    filled = {"rank": 4, "alpha": None, "dropout": 0.0}
+    specs = {
+        "naive": run_folders.run_spec(mitigations={}),
+        "share=0.01": run_folders.run_spec(mitigations={"lora": filled}),
+        "share=0.1": run_folders.run_spec(mitigations={"l2sp": {"strength": 1.0, "anchor": "base"}}),
+    }
+    folder = run_folders.write_experiment(tmp_path / "sweep", specs=specs)
+    named = {
+        "naive": {},
+        "share=0.01": {"mitigations.lora": {"rank": 4}},
+        "share=0.1": {"mitigations.l2sp": {}},
+    }
+    arms = {"named": named, "matrix": {}, "seeds": None, "baseline": "naive", "joint": None, "gate": None}
+    (folder / "spec.json").write_text(json.dumps({"arms": arms}))
+    assert difference_rows(parse_page(write.write_experiment_page(folder))) == [
+        ["arm", "mitigations.lora", "mitigations.l2sp"],
+        ["naive", "–", "–"],
+        ["share=0.01", '{"rank": 4}', "–"],
+        ["share=0.1", "–", "{}"],
+    ]
+
+
 def test_spec_differences_and_answers_of_all_arms_are_shown(experiment_folder):
     root = parse_page(experiment_folder / "report.html")
     assert difference_rows(root) == [

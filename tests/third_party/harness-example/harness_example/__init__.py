@@ -1,8 +1,10 @@
-"""One component of each kind: a template, a source, a mode, a mitigation and a metric."""
+"""A template, a source, a mode, a mitigation, metrics, a command and a section of the report."""
 
 from __future__ import annotations
 
-from harness import Component, hookimpl
+from pathlib import Path
+
+from harness import Command, Component, ComponentExample, ReportSection, hookimpl
 
 
 @hookimpl
@@ -28,6 +30,7 @@ def harness_sources() -> dict[str, Component]:
             factory="harness_example.pairs:Pairs",
             options={"path": {"type": "string", "format": "path", "description": "The text file."}},
             required=("path",),
+            example=ComponentExample({"path": "rows.txt"}, {"rows.txt": "1+1?\n2\n1+2?\n3\n"}, rows=2),
         )
     }
 
@@ -70,10 +73,51 @@ def harness_mitigations() -> dict[str, Component]:
 
 @hookimpl
 def harness_metrics() -> dict[str, Component]:
-    """Declare the metric."""
+    """Declare the metrics."""
     return {
         "answer_length": Component(
             summary="Mean number of words of the answers.",
             factory="harness_example.answer_length:AnswerLength",
-        )
+        ),
+        "closeness": Component(
+            summary="Mean similarity of answer and reference by characters, 0 to 1.",
+            factory="harness_example.closeness:Closeness",
+        ),
+        "prompt_nll": Component(
+            summary="Mean negative log-likelihood of the prompts, per token.",
+            factory="harness_example.prompt_nll:PromptNll",
+        ),
+        "macro_f1": Component(
+            summary="Mean over the labels of the F1 of answers that are labels, 0 to 1.",
+            factory="harness_example.macro_f1:MacroF1",
+            options={
+                "labels": {
+                    "type": "array",
+                    "items": {"type": "string"},
+                    "minItems": 2,
+                    "description": "The labels. Any other answer is wrong.",
+                },
+            },
+            required=("labels",),
+            example=ComponentExample(options={"labels": ["the cat sat on the mat", "dogs run"]}),
+        ),
+        "constraints": Component(
+            summary="Fraction of the constraints in each row that the answers satisfy.",
+            factory="harness_example.constraints:Constraints",
+            example=ComponentExample(data={"constraints": [{"type": "contains", "value": "cat"}]}),
+        ),
     }
+
+
+@hookimpl
+def harness_commands() -> dict[str, Command]:
+    """Declare the command `harness answer-lengths`."""
+    return {"answer-lengths": Command("Print how long the answers of a run are.", "harness_example.lengths_command")}
+
+
+@hookimpl
+def harness_report_sections(folder: Path) -> list[ReportSection]:
+    """Return the section with the lengths of the answers."""
+    from harness_example.lengths_section import build_section
+
+    return [build_section(folder)]

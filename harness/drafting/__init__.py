@@ -1,0 +1,1 @@
+"""Draft a spec for one's own files: `harness init`."""

@@ -1,0 +1,289 @@
+"""The memory and the time that a run is estimated to need, by kind, and the keys with which it would fit on a device.
+
+    weights       frozen ones as loaded, quantized ones with their scales; trained ones in float32, and under autocast
+                  their 16-bit copies
+    gradients     4 bytes a trained weight
+    optimizer     `Optimizer.bytes_per_weight` for each trained weight
+    activations   bytes a token, measured on the meta device, times the tokens of a step's passes that are alive at once
+    logits        of one chunk, with softmax and gradient
+    mitigations   `Mitigation.held_bytes`
+
+The peak is not the sum: with one pass a step, gradients exist after the activations that they were computed from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from harness.data.mixing import batch_order
+from harness.data.mixing.packing import PackedSequences
+from harness.model import accelerator
+from harness.model.memory_limits import USABLE_SHARE
+from harness.registry import Registry
+from harness.runner.device_table import Device, find_device
+from harness.runner.prepare import PreparedRun
+from harness.runner.weight_counts import WeightCounts, count_weights
+from harness.spec import plan as plan_module
+from harness.training.memory_kinds import MemoryEstimate, fitting_settings, logit_bytes
+from harness.training.step_log import row_lengths
+from harness.types import StageDataset
+
+CONTEXT_BYTES = 600 * 2**20
+"""What the driver and the libraries of CUDA take."""
+
+UTILIZATION = 0.35
+"""Share of a device's peak at which training is assumed to compute."""
+
+
+@dataclass(frozen=True)
+class StageMemory:
+    """The memory of a stage, and the settings that it has on the device."""
+
+    name: str
+    settings: Mapping[str, Any]
+    estimate: MemoryEstimate
+
+
+def estimate_memory(prepared: PreparedRun, registry: Registry, device_name: str | None = None) -> dict[str, Any] | None:
+    """Estimate the memory of a run on this machine, or on a named device.
+
+    Args:
+        prepared: The prepared run.
+        registry: Creates mitigations and optimizers.
+        device_name: See `DEVICES`; None: this machine.
+
+    Returns:
+        `device`; `weights` and `trained` (numbers of weights); `bytes` of weights, gradients and optimizer;
+        `batch_tokens` of the largest batch, and the bytes of its `activations`, also `checkpointed`, None if they are
+        not known; `kinds`, see `MemoryEstimate.as_dict`, None likewise. For a named device also `available` bytes,
+        `fits` (None if activations are not known), `remedies` (lists of keys with which it would fit), `hours`, and
+        `note` on its number format. None if the model's config is not available.
+    """
+    counts = count_weights(prepared, registry)
+    if counts is None:
+        return None
+    device = None if device_name is None else find_device(device_name)
+    name, size = _device_and_weight_size(prepared.plan.train["precision"], device)
+    name = device_name or name
+    available = None if device is None else int(USABLE_SHARE * device.gigabytes * 2**30) - CONTEXT_BYTES
+    stages = _estimate(prepared, counts, registry, size, available)
+    estimate = max((stage.estimate for stage in stages), key=lambda each: each.peak)
+    tokens = max(
+        _largest_batch(data, {**data.stage.train, **stage.settings}["batch_size"])
+        for data, stage in zip(prepared.data.stages, stages, strict=True)
+    )
+    result = {
+        "device": name,
+        "batch_tokens": tokens,
+        "activations": _activation_bytes(counts.activations, tokens, size),
+        "checkpointed": _activation_bytes(counts.checkpointed, tokens, size),
+        "weights": counts.weights,
+        "trained": counts.trained,
+        "bytes": estimate.weights + estimate.gradients + estimate.optimizer,
+        "kinds": None if counts.activations is None else estimate.as_dict(),
+    }
+    if device is None or available is None:
+        return result
+    fits = None if counts.activations is None else estimate.peak <= available
+    return {
+        **result,
+        "available": available,
+        "fits": fits,
+        "settings": {stage.name: dict(stage.settings) for stage in stages if stage.settings},
+        "remedies": [] if fits is not False else list(_remedies(prepared, registry, size, available)),
+        "hours": _training_flops(prepared, counts, stages) / (UTILIZATION * device.teraflops * 1e12) / 3600,
+        "note": None if device.has_bfloat16 else f"{name} has no bfloat16: set train.precision to float16 or float32",
+    }
+
+
+def _estimate(
+    prepared: PreparedRun, counts: WeightCounts, registry: Registry, size: int, available: int | None
+) -> list[StageMemory]:
+    """Estimate the memory of each stage.
+
+    Args:
+        prepared: The prepared run.
+        counts: Its weights.
+        registry: Creates mitigations and optimizers.
+        size: Bytes of a number in the computation.
+        available: Bytes of the device, for the settings that a stage leaves to it; None: it is not known. Then
+            `"gradient_checkpointing": "auto"` does not recompute activations, and the batch is as given.
+    """
+    mitigations = plan_module.create_mitigations(prepared.plan.mitigations, registry)
+    rows = prepared.data.tokenized_rows
+    extra_tokens = sum(mitigation.extra_tokens(rows) for _, mitigation in mitigations)
+    quantization = prepared.location.quantization or (prepared.location.base or prepared.location).quantization
+    stages = []
+    for stage_data in prepared.data.stages:
+        train = stage_data.stage.train
+        ((name, options),) = train["optimizer"].items()
+        bytes_per_weight = registry.create("optimizers", name, options).bytes_per_weight
+        estimator = _StageEstimator(counts, quantization, size, bytes_per_weight, stage_data, extra_tokens)
+        settings: dict[str, Any] = {}
+        is_left_open = train.get("find_batch_size", False) or train["gradient_checkpointing"] == "auto"
+        if is_left_open and available is not None and counts.activations is not None:
+            settings = fitting_settings(train, estimator.peak, available)
+        chosen = {**train, **settings}
+        is_checkpointed = chosen["gradient_checkpointing"] is True
+        estimate = estimator.estimate(chosen["batch_size"], chosen["accumulation"], is_checkpointed)
+        stages.append(StageMemory(stage_data.stage.name, settings, estimate))
+    return stages
+
+
+@dataclass(frozen=True)
+class _StageEstimator:
+    """Estimates the memory of a stage with some settings.
+
+    Attributes:
+        counts: The weights of the run.
+        quantization: `model.quantization`; None for a model that is not quantized.
+        size: Bytes of a number in the computation.
+        bytes_per_weight: Of the optimizer.
+        stage_data: The stage.
+        extra_tokens: See `Mitigation.extra_tokens`, of all mitigations.
+    """
+
+    counts: WeightCounts
+    quantization: Mapping[str, Any] | None
+    size: int
+    bytes_per_weight: float
+    stage_data: StageDataset
+    extra_tokens: int
+
+    def estimate(self, batch_size: int, accumulation: int, checkpointing: bool) -> MemoryEstimate:
+        """Return the estimate for these settings; see `PeakOfSettings`."""
+        counts, size = self.counts, self.size
+        quantized = counts.quantizable if self.quantization and counts.trained < counts.frozen else 0
+        frozen = (counts.frozen - counts.always_float32 - quantized) * size + counts.always_float32 * 4
+        copies = counts.trained * 2 if size == 2 else 0  # autocast's, kept for the backward pass
+        quantized_bytes = int(quantized * _bytes_of_quantized_weight(self.quantization))
+        tokens = _largest_batch(self.stage_data, batch_size)
+        per_token = counts.checkpointed if checkpointing else counts.activations
+        return MemoryEstimate(
+            weights=frozen + quantized_bytes + counts.trained * 4 + copies,
+            gradients=counts.trained * 4,
+            optimizer=int(counts.trained * self.bytes_per_weight),
+            activations=_activation_bytes(per_token, tokens + self.extra_tokens, size) or 0,
+            logits=logit_bytes(tokens, counts.vocabulary),
+            mitigations=sum((counts.held_16 if size == 2 else counts.held_32).values()),
+            head_gradient=counts.trained_head * 4,
+            accumulates=accumulation > 1,
+        )
+
+    def peak(self, batch_size: int, accumulation: int, checkpointing: bool) -> int:
+        """Return the peak for these settings."""
+        return self.estimate(batch_size, accumulation, checkpointing).peak
+
+
+def _activation_bytes(per_token: int | None, tokens: int, size: int) -> int | None:
+    """Return the bytes of activations; 16-bit computation stores half as much of a float32 model's, about."""
+    return None if per_token is None else tokens * per_token * size // 4
+
+
+def _bytes_of_quantized_weight(quantization: Mapping[str, Any] | None) -> float:
+    """Return the bytes of a weight with its scales: blocks of 64 weights in 4 bits, of 256 scales if double."""
+    options = (quantization or {}).get("bitsandbytes", {"bits": 8})
+    if options["bits"] == 8:
+        return 1.0
+    return 0.5 + (1 / 64 + 4 / (64 * 256) if options["double"] else 4 / 64)
+
+
+def _training_flops(prepared: PreparedRun, counts: WeightCounts, stages: Sequence[StageMemory]) -> float:
+    """Return the operations of the matrix products of all stages: 2 a weight and token forward, and twice that back.
+
+    With an adapter the gradients of the frozen weights are not computed; checkpointing computes forward twice.
+    """
+    backward = 4 if counts.trained > 0.5 * counts.weights else 2
+    total = 0.0
+    for stage_data, stage in zip(prepared.data.stages, stages, strict=True):
+        lengths = PackedSequences.from_sequences(stage_data.order).sum_sizes(row_lengths(stage_data.rows))
+        settings = {**stage_data.stage.train, **stage.settings}
+        passes = 2 + backward + (2 if settings["gradient_checkpointing"] is True else 0)
+        total += float(lengths.sum()) * counts.computed * passes
+    return total
+
+
+def _remedies(prepared: PreparedRun, registry: Registry, size: int, available: int) -> Iterator[list[str]]:
+    """Yield lists of keys to set with which the run would fit, from the smallest change to the largest."""
+    train = prepared.plan.train
+    smaller = _with_batch_of_one(train)
+    has_adapter = any(m.adds_adapter for _, m in plan_module.create_mitigations(prepared.plan.mitigations, registry))
+    checkpointing = {} if train["gradient_checkpointing"] is True else {"gradient_checkpointing": True}
+    lora: dict[str, Any] = {} if has_adapter else {"mitigations.lora": {}}
+    quantization: dict[str, Any] = {"model.quantization": {"bitsandbytes": {}}}
+    changes: list[tuple[dict[str, Any], bool, bool]] = [
+        (smaller, False, False),
+        (checkpointing, False, False),
+        ({**smaller, **checkpointing}, False, False),
+        ({**smaller, **checkpointing}, bool(lora), False),
+        ({**smaller, **checkpointing}, bool(lora), not prepared.plan.model.get("quantization")),
+    ]
+    seen: list[list[str]] = []
+    for settings, adds_lora, quantizes in changes:
+        keys = [f"train.{key}={_json(value)}" for key, value in settings.items()]
+        keys += [f"{key}={_json(value)}" for key, value in (lora if adds_lora else {}).items()]
+        keys += [f"{key}={_json(value)}" for key, value in (quantization if quantizes else {}).items()]
+        if not keys or keys in seen:
+            continue
+        seen.append(keys)
+        changed = _changed(prepared, registry, settings, adds_lora=adds_lora, quantizes=quantizes)
+        counts = count_weights(changed, registry)
+        if (
+            counts is not None
+            and counts.activations is not None
+            and all(stage.estimate.peak <= available for stage in _estimate(changed, counts, registry, size, available))
+        ):
+            yield keys
+            return
+
+
+def _with_batch_of_one(train: Mapping[str, Any]) -> dict[str, Any]:
+    if train["batch_size"] == 1:
+        return {}
+    return {"batch_size": 1, "accumulation": train["batch_size"] * train["accumulation"]}
+
+
+def _changed(
+    prepared: PreparedRun, registry: Registry, settings: Mapping[str, Any], *, adds_lora: bool, quantizes: bool
+) -> PreparedRun:
+    """Return the prepared run with other settings, with LoRA, or with 4-bit weights."""
+    from harness.spec.component_options import fill_component_options
+
+    plan, location = prepared.plan, prepared.location
+    if adds_lora:
+        lora = fill_component_options(registry, "mitigations", "lora", {})
+        plan = replace(plan, mitigations={**plan.mitigations, "lora": lora})
+    if quantizes:
+        quantization = {"bitsandbytes": {"bits": 4, "type": "nf4", "double": True}}
+        location = replace(location, quantization=quantization)
+    stages = tuple(
+        replace(data, stage=replace(data.stage, train={**data.stage.train, **settings}))
+        for data in prepared.data.stages
+    )
+    return replace(prepared, plan=plan, location=location, data=replace(prepared.data, stages=stages))
+
+
+def _json(value: Any) -> str:
+    import json
+
+    return json.dumps(value, separators=(",", ":"))
+
+
+def _largest_batch(stage_data: StageDataset, batch_size: int) -> int:
+    lengths = PackedSequences.from_sequences(stage_data.order).sum_sizes(row_lengths(stage_data.rows))
+    return batch_order.largest_batch_tokens(lengths, batch_size, is_padded=stage_data.is_padded) if len(lengths) else 0
+
+
+def _device_and_weight_size(precision: str, device: Device | None) -> tuple[str, int]:
+    """Return the device of a run, and the bytes of a frozen weight. Without a GPU `auto` needs no torch to be known."""
+    if device is not None:
+        is_narrow = precision in ("bfloat16", "float16") or (precision == "auto" and device.has_bfloat16)
+        return "", 2 if is_narrow else 4
+    if precision in ("auto", "float32") and not accelerator.may_have_cuda():
+        return "cpu", 4
+    from harness.model import device as device_module
+
+    selected = device_module.select_device()
+    return str(selected), device_module.resolve_dtype(precision, selected).itemsize

@@ -1,0 +1,1 @@
+"""The contract checks of each type of component: functions that fail with what is wrong."""

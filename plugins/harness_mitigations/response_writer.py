@@ -1,0 +1,148 @@
+"""Responses that the model itself writes, filtered: the answers of rows that are trained on to forget less.
+
+A model forgets less by its own responses than by those of others, which have low probability under it: "self-generated"
+data (Huang et al., 2024, arXiv:2403.01244) and the base model's answers to general prompts (arXiv:2605.26097).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from harness import Example, InvalidRecord, PromptRows, WrittenResponse
+from harness.utils.words import split_words
+
+WRITING_PROPERTIES: dict[str, Any] = {
+    "prompts": {
+        "type": ["integer", "null"],
+        "minimum": 1,
+        "default": None,
+        "description": "Maximum number of prompts of a source, chosen by the seed; null: all.",
+    },
+    "max_new_tokens": {
+        "type": "integer",
+        "minimum": 1,
+        "default": 256,
+        "description": "Maximum number of tokens; a longer answer is not used.",
+    },
+    "temperature": {
+        "type": "number",
+        "minimum": 0,
+        "default": 1.0,
+        "description": "Divides the logits; 1: the model's own distribution; 0: the most likely token each time.",
+    },
+    "top_p": {
+        "type": "number",
+        "exclusiveMinimum": 0,
+        "maximum": 1,
+        "default": 1.0,
+        "description": "Probability mass that tokens are sampled from.",
+    },
+    "max_repetition": {
+        "type": "number",
+        "minimum": 0,
+        "maximum": 1,
+        "default": 0.2,
+        "description": "An answer is not used if more than this fraction of its sequences of 4 "
+        "words occurred in it before.",
+    },
+}
+"""Keys of the option `writing`."""
+
+WRITING_OPTION: dict[str, Any] = {
+    "type": "object",
+    "properties": WRITING_PROPERTIES,
+    "additionalProperties": False,
+    "default": {},
+    "description": "How the model writes its answers, with answers: model.",
+}
+"""The option `writing` of a mitigation that can train on the model's own responses."""
+
+NGRAM_WORDS = 4
+"""Words of a sequence whose repetition is counted."""
+
+
+@dataclass(frozen=True)
+class ResponseWriter:
+    """How responses are written, and which of them are used.
+
+    Attributes:
+        prompts: See `WRITING_PROPERTIES`.
+        max_new_tokens: See `WRITING_PROPERTIES`.
+        temperature: See `WRITING_PROPERTIES`.
+        top_p: See `WRITING_PROPERTIES`.
+        max_repetition: See `WRITING_PROPERTIES`.
+    """
+
+    prompts: int | None
+    max_new_tokens: int
+    temperature: float
+    top_p: float
+    max_repetition: float
+
+    def settings(self) -> Mapping[str, Any]:
+        """Return what the responses depend on, see `Mitigation.generation_settings`."""
+        settings = {name: value for name, value in vars(self).items() if name != "prompts"}
+        return {"writer": "responses|version:1", **settings}
+
+    def write_rows(self, model: Any, prompts: PromptRows, *, seed: int) -> Iterator[Example | InvalidRecord]:
+        """Yield each row with the model's response, or why it is not used."""
+        for response in prompts.write_responses(
+            model, max_new_tokens=self.max_new_tokens, temperature=self.temperature, top_p=self.top_p, seed=seed
+        ):
+            reason = self._why_unused(response)
+            if reason is None:
+                yield response.to_example()
+            else:
+                yield InvalidRecord(response.example.location, reason, raw=response.text)
+
+    def _why_unused(self, response: WrittenResponse) -> str | None:
+        """Return why a response is not used, as the report counts it; None if it is."""
+        if response.finish == "no_prompt":
+            return "without a prompt"
+        if response.finish == "empty":
+            return "empty"
+        if response.finish == "length":
+            return f"not ended within {self.max_new_tokens} tokens"
+        return "repetitive" if repeated_fraction(response.text) > self.max_repetition else None
+
+
+def repeated_fraction(text: str) -> float:
+    """Return the fraction of a text's sequences of `NGRAM_WORDS` words that occurred in it before, in [0, 1)."""
+    words = split_words(text)
+    ngrams = [tuple(words[begin : begin + NGRAM_WORDS]) for begin in range(len(words) - NGRAM_WORDS + 1)]
+    return 1 - len(set(ngrams)) / len(ngrams) if ngrams else 0.0
+
+
+def keep_most_similar(
+    rows: Sequence[Example | InvalidRecord], examples: Sequence[Example], keep: float
+) -> Iterator[Example | InvalidRecord]:
+    """Yield the written rows, of which only those are used that are most similar to the responses of the data.
+
+    Args:
+        rows: What `ResponseWriter.write_rows` yields.
+        examples: The rows with the responses of the data, in the same order.
+        keep: Fraction of the usable rows that is kept, in (0, 1], rounded; at least one row. Of equally similar rows,
+            the first are kept.
+    """
+    similarities = {
+        index: word_f1(row.messages[-1].content, example.messages[-1].content)
+        for index, (row, example) in enumerate(zip(rows, examples, strict=True))
+        if isinstance(row, Example)
+    }
+    count = max(1, round(keep * len(similarities)))
+    kept = set(sorted(similarities, key=lambda index: -similarities[index])[:count])
+    for index, row in enumerate(rows):
+        if isinstance(row, Example) and index not in kept:
+            yield InvalidRecord(row.location, "less similar to the data's response", raw=row.messages[-1].content)
+        else:
+            yield row
+
+
+def word_f1(text: str, reference: str) -> float:
+    """Return the F1 of the words of two texts, in [0, 1], each word as often as it occurs; 0 without words."""
+    words, reference_words = Counter(split_words(text)), Counter(split_words(reference))
+    total = words.total() + reference_words.total()
+    return 2 * (words & reference_words).total() / total if total else 0.0

@@ -1,0 +1,72 @@
+"""Each optimizer makes the step of its paper; `adamw` is the one that transformers would build."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from harness_optimizers.adafactor import Adafactor
+from harness_optimizers.adamw import AdamW, AdamW8bit
+from harness_optimizers.lion import Lion
+from harness_optimizers.sgd import Sgd
+
+from harness.errors import HarnessError
+
+SETTINGS = {"learning_rate": 0.1}
+
+
+def train_matrix(optimizer, steps=3, weight_decay=0.01):
+    """Return the weights of a matrix after each step, with the gradients w + step."""
+    weight = torch.nn.Parameter(torch.linspace(-1, 1, 12).reshape(3, 4))
+    group = {"params": [weight], "lr": SETTINGS["learning_rate"], "weight_decay": weight_decay}
+    torch_optimizer = optimizer.build([group], SETTINGS)
+    result = []
+    for step in range(steps):
+        weight.grad = weight.detach() + step
+        torch_optimizer.step()
+        result.append(weight.detach().clone())
+    return result
+
+
+def test_lion_makes_the_step_of_its_paper():
+    weight, momentum = torch.linspace(-1, 1, 12).reshape(3, 4), torch.zeros(3, 4)
+    for step, trained in enumerate(train_matrix(Lion([0.9, 0.99]))):
+        gradient = weight + step
+        weight = weight - 0.1 * (torch.sign(0.9 * momentum + 0.1 * gradient) + 0.01 * weight)
+        momentum = 0.99 * momentum + 0.01 * gradient
+        assert torch.allclose(trained, weight, atol=1e-6)
+
+
+def test_sgd_adds_the_weight_decay_to_the_gradient():
+    weight, momentum = torch.linspace(-1, 1, 12).reshape(3, 4), torch.zeros(3, 4)
+    for step, trained in enumerate(train_matrix(Sgd(0.5))):
+        momentum = 0.5 * momentum + weight + step + 0.01 * weight
+        weight = weight - 0.1 * momentum
+        assert torch.allclose(trained, weight, atol=1e-6)
+
+
+def test_adafactor_makes_the_first_step_of_its_paper():
+    weight = torch.linspace(-1, 1, 12).reshape(3, 4)
+    square = weight**2 + 1e-30  # in the first step, the running means are the first values
+    estimate = torch.outer(square.mean(1), square.mean(0)) / square.mean()
+    update = weight / estimate.sqrt()
+    update = update / max(1.0, float(update.square().mean().sqrt()))
+    (trained,) = train_matrix(Adafactor(0.8, 1.0), steps=1)
+    assert torch.allclose(trained, weight - 0.1 * update - 0.1 * 0.01 * weight, atol=1e-5)
+
+
+def test_adamw_is_torch_s_with_the_options_of_the_spec():
+    weight = torch.nn.Parameter(torch.ones(2))
+    optimizer = AdamW([0.8, 0.95], 1e-6).build([{"params": [weight], "lr": 0.1, "weight_decay": 0.3}], SETTINGS)
+    assert type(optimizer) is torch.optim.AdamW
+    (group,) = optimizer.param_groups
+    assert (group["betas"], group["eps"], group["fused"]) == ((0.8, 0.95), 1e-6, True)
+    assert (group["lr"], group["weight_decay"]) == (0.1, 0.3)
+
+
+def test_adamw_8bit_without_its_package_is_an_error_with_the_command_to_install_it(monkeypatch):
+    monkeypatch.setattr("harness_optimizers.adamw.find_spec", lambda name: None)
+    with pytest.raises(
+        HarnessError,
+        match=r"optimizer adamw_8bit: bitsandbytes is not installed; pip install \"harness-sft\[quantization\]\"",
+    ):
+        AdamW8bit([0.9, 0.999], 1e-8).check_available()
