@@ -1,14 +1,20 @@
-"""Mitigation `freeze`: weights that are not trained cannot change. Usual: the lowest layers and the embeddings."""
+"""Mitigation `freeze`: weights that are not trained cannot change. Usual: the lowest layers and the embeddings.
+
+`share` freezes a random part of the weights of every layer, drawn again for each stage (HFT, arXiv:2404.18466). The
+draw depends on the seed of the stage alone, so a resumed run repeats it.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
-from harness import Component
+from harness import Component, seeding
 from harness.errors import HarnessError
 from harness.interfaces.mitigation import Mitigation
+from harness.types import Stage, TokenizedExample
 from harness_mitigations.adapter_common import ADAPTER_MITIGATIONS
 
 if TYPE_CHECKING:
@@ -36,6 +42,14 @@ COMPONENTS: dict[str, Component] = {
                 "items": {"type": "string"},
                 "default": [],
                 "description": 'Shell patterns of full names of weights, e.g. "*.mlp.*"; each must match one.',
+            },
+            "share": {
+                "type": "number",
+                "minimum": 0,
+                "exclusiveMaximum": 1,
+                "default": 0.0,
+                "description": "Fraction of the weights of each layer, by kind, that is frozen at random, drawn again "
+                "for each stage. 0.5: HFT. 0: none.",
             },
         },
     ),
@@ -82,6 +96,60 @@ def weights_matching(model: PreTrainedModel, pattern: str) -> list[nn.Parameter]
     return weights
 
 
+def weights_by_kind(model: PreTrainedModel, excluded: Sequence[nn.Parameter]) -> dict[str, list[list[nn.Parameter]]]:
+    """Return the floating-point weights of the layers by kind, and for each kind by layer.
+
+    The kind of a matrix is the part of the layer that has it, e.g. `self_attn` or `mlp`. Norms and biases are of the
+    kind `vectors`.
+
+    Args:
+        model: a model without an adapter.
+        excluded: weights to leave out.
+
+    Raises:
+        HarnessError: the model's list of layers was not found.
+    """
+    from harness.model.decoder_layers import find_decoder_layers
+
+    layers = find_decoder_layers(model)
+    if not layers:
+        what = f"the list of layers of a {model.config.model_type} model was not found"
+        raise HarnessError("mitigations.freeze.share", what, "set it to 0")
+    excluded_ids = {id(weight) for weight in excluded}
+    kinds: dict[str, list[list[nn.Parameter]]] = {}
+    for index, layer in enumerate(layers):
+        for name, weight in layer.named_parameters():
+            if id(weight) in excluded_ids or not weight.is_floating_point():
+                continue
+            kind = name.partition(".")[0] if weight.dim() > 1 else "vectors"
+            kinds.setdefault(kind, [[] for _ in layers])[index].append(weight)
+    return kinds
+
+
+def draw_share(counts: Sequence[int], share: float, *, seed: int, kind: str) -> list[list[int]]:
+    """Draw which weights of one kind are frozen, balanced over the layers.
+
+    Of n weights, a layer freezes floor(share n) or one more. Which layers freeze one more is random, and so many do
+    that round(share N) of all N weights are frozen.
+
+    Args:
+        counts: n of each layer.
+        share: fraction to freeze, in [0, 1).
+        seed: the stage's seed.
+        kind: the kind of the weights; each has its own random numbers.
+
+    Returns:
+        For each layer the indices of its frozen weights, ascending.
+    """
+    generator = seeding.create_generator(seed, "freeze", kind)
+    frozen_counts = [math.floor(share * count) for count in counts]
+    more = [index for index, count in enumerate(counts) if frozen_counts[index] < share * count]
+    missing = round(share * sum(counts)) - sum(frozen_counts)
+    for index in generator.sample(more, min(missing, len(more))):
+        frozen_counts[index] += 1
+    return [sorted(generator.sample(range(n), frozen)) for n, frozen in zip(counts, frozen_counts, strict=True)]
+
+
 class Freeze(Mitigation):
     """Exclude weights from training.
 
@@ -89,19 +157,32 @@ class Freeze(Mitigation):
         embeddings: whether to freeze the input embeddings, and with tied weights the output head.
         layers: number of layers to freeze, from the lowest.
         patterns: shell patterns of full names of weights.
+        share: fraction of the weights of each layer to freeze in addition, in [0, 1), drawn for each stage.
     """
 
-    def __init__(self, embeddings: bool, layers: int, patterns: Sequence[str]) -> None:
-        self.embeddings, self.layers, self.patterns = embeddings, layers, tuple(patterns)
+    priority: ClassVar[int] = -5
+    """Before the mitigations that read the trainable weights when a stage begins."""
+
+    def __init__(self, embeddings: bool, layers: int, patterns: Sequence[str], share: float) -> None:
+        self.embeddings, self.layers, self.patterns, self.share = embeddings, layers, tuple(patterns), share
 
     def check_compatible(self, others: Mapping[str, Mitigation]) -> None:
-        """Reject an adapter: all other weights are frozen with it anyway."""
+        """Reject an adapter, with which all other weights are frozen anyway, and an anchor with `share`."""
         adapter = next((name for name in others if name in ADAPTER_MITIGATIONS), None)
         if adapter:
             raise HarnessError(
                 "mitigations.freeze",
                 f"with '{adapter}' only the adapter is trained, so there is nothing to freeze",
                 f"remove freeze; mitigations.{adapter}.target chooses the layers that are adapted",
+            )
+        anchored = [
+            name for name in ("ewc", "l2sp") if name in others and getattr(others[name], "anchor_at", "") != "stage"
+        ]
+        if self.share and anchored:
+            raise HarnessError(
+                "mitigations.freeze.share",
+                f"'{anchored[0]}' anchors the weights that the first stage trains, and a later stage trains others",
+                f"remove {anchored[0]}, or set share to 0",
             )
 
     def prepare_model(self, model: PreTrainedModel, *, seed: int) -> PreTrainedModel:
@@ -110,6 +191,32 @@ class Freeze(Mitigation):
         Raises:
             HarnessError: nothing matches, or no weight is left to train.
         """
+        weights = self._fixed_weights(model)
+        if not weights and not self.share:
+            hint = "set embeddings, layers, patterns or share, or remove freeze"
+            raise HarnessError("mitigations.freeze", "it names nothing to freeze", hint)
+        for weight in weights:
+            weight.requires_grad_(False)
+        if not any(weight.requires_grad for weight in model.parameters()):
+            raise HarnessError("mitigations.freeze", "it leaves no weight to train", "freeze fewer layers")
+        if self.share:
+            from harness_mitigations import base_model
+
+            base_model.exclude_from_sharing(model, self._freeze_share(model, seed))
+        return model
+
+    def on_stage_start(
+        self, stage: Stage, model: PreTrainedModel, rows: Mapping[str, Sequence[TokenizedExample]], *, seed: int
+    ) -> None:
+        """Draw the weights that this stage does not train. In the first stage the draw is that of `prepare_model`."""
+        if self.share:
+            from harness.model.precision import upcast_trainable
+
+            self._freeze_share(model, seed)
+            upcast_trainable(model)
+
+    def _fixed_weights(self, model: PreTrainedModel) -> list[nn.Parameter]:
+        """Return the weights that are frozen in every stage."""
         weights: list[nn.Parameter] = []
         if self.embeddings:
             weights += model.get_input_embeddings().parameters()
@@ -117,11 +224,15 @@ class Freeze(Mitigation):
             weights += first_layers(model, self.layers)
         for pattern in self.patterns:
             weights += weights_matching(model, pattern)
-        if not weights:
-            hint = "set embeddings, layers or patterns, or remove freeze"
-            raise HarnessError("mitigations.freeze", "it names nothing to freeze", hint)
-        for weight in weights:
-            weight.requires_grad_(False)
-        if not any(weight.requires_grad for weight in model.parameters()):
-            raise HarnessError("mitigations.freeze", "it leaves no weight to train", "freeze fewer layers")
-        return model
+        return weights
+
+    def _freeze_share(self, model: PreTrainedModel, seed: int) -> list[nn.Parameter]:
+        """Freeze the share that the seed draws, and return all weights that it was drawn from."""
+        drawn_from = []
+        for kind, layers in weights_by_kind(model, self._fixed_weights(model)).items():
+            frozen = draw_share([len(layer) for layer in layers], self.share, seed=seed, kind=kind)
+            for weights, frozen_indices in zip(layers, frozen, strict=True):
+                for index, weight in enumerate(weights):
+                    weight.requires_grad_(index not in frozen_indices)
+                drawn_from += weights
+        return drawn_from
