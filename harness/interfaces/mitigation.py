@@ -241,7 +241,7 @@ class Mitigation(GuardedComponent):
         """Record where the stage begins.
 
         Args:
-            stage: the stage that begins, with `planned_steps` and `planned_saves`.
+            stage: the stage that begins, with `planned_steps`, `planned_saves` and `planned_rows`.
             model: the model with the weights that the stage begins with.
             rows: tokenized training rows of the sources that the options name, by source.
             seed: seed of everything random in this stage, `on_stage_end` included, in [0, 2**32). Each stage has its
