@@ -39,7 +39,7 @@ KINDS = {
     "share": {
         "second": None,
         "mitigations": {
-            "freeze": {"share": 0.5},
+            "freeze": {"share": 0.5, "columns": 0.25, "source": "general"},
             "kl": {"source": "general", "rows": 2},
             "reweight": {"by": "row_loss"},
             "ema": {"last": 2},

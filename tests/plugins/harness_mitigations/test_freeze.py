@@ -8,7 +8,9 @@ from collections import Counter
 import pytest
 import torch
 from harness_mitigations.freeze import Freeze, draw_share
+from harness_mitigations.important_columns import most_important_columns, squared_input_norms
 from harness_mitigations.l2sp import L2Sp
+from harness_mitigations.linear_layers import find_linear_layers
 
 from harness.errors import HarnessError
 from harness.types import Stage, StageSource
@@ -17,7 +19,8 @@ STAGE = Stage("stage", (StageSource("source", "domain"),))
 
 
 def create_freeze(**options):
-    return Freeze(**({"embeddings": False, "layers": 0, "patterns": [], "share": 0.0} | options))
+    defaults = {"embeddings": False, "layers": 0, "patterns": [], "share": 0.0}
+    return Freeze(**(defaults | {"columns": 0.0, "source": None, "samples": 128} | options))
 
 
 def frozen_names(model):
@@ -174,3 +177,85 @@ def test_an_anchor_is_rejected_with_a_share():
         create_freeze(share=0.5).check_compatible({"l2sp": base})
     create_freeze(share=0.5).check_compatible({"l2sp": stage})
     create_freeze(embeddings=True).check_compatible({"l2sp": base})
+
+
+def test_the_most_important_columns_have_the_largest_product_of_norms():
+    weight = torch.tensor([[3.0, 0.1, 1.0, 2.0], [4.0, 0.0, 1.0, 0.0]])  # norms 5, 0.1, 1.41, 2
+    norms = torch.tensor([1.0, 100.0, 4.0, 2.0])  # products 5, 10, 5.66, 4
+    assert most_important_columns(weight, norms.square(), 0.5).tolist() == [1, 2]
+    assert most_important_columns(weight.T, norms.square(), 0.5, dimension=0).tolist() == [1, 2]
+    assert most_important_columns(weight, norms.square(), 0.6).tolist() == [0, 1, 2]
+
+
+def test_norms_of_inputs_are_those_of_each_row_alone(tiny_model, make_rows):
+    rows = make_rows(11)
+    layers = find_linear_layers(tiny_model)
+    norms = squared_input_norms(tiny_model, layers, rows)
+    assert norms.keys() == layers.keys()
+    name = "model.layers.1.mlp.down_proj"
+    inputs = []
+    handle = layers[name].register_forward_pre_hook(lambda module, given: inputs.append(given[0][0]))
+    with torch.no_grad():
+        for row in rows:
+            tiny_model.eval()(torch.tensor([row.input_ids]))
+    handle.remove()
+    assert torch.allclose(norms[name].float(), torch.cat(inputs).square().sum(0), rtol=1e-4)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon", "mofo"])
+def test_frozen_columns_are_equal_bit_for_bit_after_training_with_weight_decay(
+    optimizer, run_stages, make_rows, tiny_model
+):
+    from harness.registry import discover_plugins
+    from harness.spec.component_options import fill_component_options
+
+    freeze = create_freeze(columns=0.5, source="general", samples=4)
+    before = {name: weight.clone() for name, weight in tiny_model.named_parameters()}
+    options = fill_component_options(discover_plugins(), "optimizers", optimizer, {})
+    model, _ = run_stages(
+        tiny_model,
+        {"freeze": freeze},
+        [make_rows(12), make_rows(8, 1)],
+        {"general": make_rows(6, 5)},
+        weight_decay=0.5,
+        optimizer={optimizer: options},
+    )
+    weights = dict(model.named_parameters())
+    assert set(freeze.frozen_columns) == {f"{name}.weight" for name in find_linear_layers(model)}
+    for name, columns in freeze.frozen_columns.items():
+        is_frozen = torch.zeros(weights[name].shape[1], dtype=torch.bool)
+        is_frozen[columns] = True
+        assert int(is_frozen.sum()) == -(-weights[name].shape[1] // 2)
+        changed = weights[name] != before[name]
+        assert not changed[:, is_frozen].any(), name
+        assert changed[:, ~is_frozen].any(), name
+    assert not torch.equal(weights["model.embed_tokens.weight"], before["model.embed_tokens.weight"])
+
+
+def test_the_norm_of_the_gradient_is_that_of_what_is_trained(run_stages, make_rows, tiny_model):
+    norms = []
+    for columns in (0.0, 0.9):
+        freeze = create_freeze(patterns=["model.norm.weight"], columns=columns, source="general")
+        sources = {"general": make_rows(6, 5)}
+        _, (log,) = run_stages(copy.deepcopy(tiny_model), {"freeze": freeze}, [make_rows(4)], sources)
+        norms.append(log[0]["grad_norm"])
+    assert norms[1] < norms[0]
+
+
+def test_columns_are_measured_once_and_restored(tiny_model, make_rows):
+    first = create_freeze(columns=0.25, source="general", samples=3)
+    model = first.prepare_model(tiny_model, seed=0)
+    first.on_stage_start(STAGE, model, {"general": make_rows(9)}, seed=0)
+    columns = {name: tensor.clone() for name, tensor in first.frozen_columns.items()}
+    restored = create_freeze(columns=0.25, source="general", samples=3)
+    restored.load_state_dict(first.state_dict())
+    for freeze in (first, restored):
+        freeze.on_stage_start(STAGE, model, {"general": make_rows(9, 4)}, seed=1)
+        assert all(torch.equal(freeze.frozen_columns[name], columns[name]) for name in columns)
+
+
+def test_columns_without_rows_are_an_error(tiny_model):
+    with pytest.raises(HarnessError, match="no source to measure them on"):
+        create_freeze(columns=0.5).check_compatible({})
+    with pytest.raises(HarnessError, match="'general' has no row to measure the columns on"):
+        create_freeze(columns=0.5, source="general").on_stage_start(STAGE, tiny_model, {}, seed=0)
