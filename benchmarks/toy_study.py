@@ -1,4 +1,4 @@
-"""Compare mitigations on a toy model: it learns one synthetic language, is fine-tuned on another, and forgets the first.
+"""Compare mitigations on a toy model that learns a synthetic language, is fine-tuned on another, and forgets the first.
 
     python benchmarks/toy_study.py [--folder runs/toy_study] [--output docs/study.json] [--plot docs/images/study.svg]
     python benchmarks/toy_study.py --table docs/study.json
@@ -35,6 +35,7 @@ import itertools
 import json
 import math
 import random
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -401,8 +402,9 @@ def run_study(folder: Path, size: Size) -> tuple[dict[str, Any], Path]:
     folder = folder.resolve()
     lowest = write_rows(folder, size)
     base = train_base(folder, size)
-    choices = choose_values(run_arms(folder, build_choice_spec(folder, base / "model", size)), size)
-    chosen = {name: choice["value"] for name, choice in choices.items()}
+    choice = build_choice_spec(folder, base / "model", size)
+    choices = choose_values(run_arms(folder, choice), size)
+    chosen = {name: each["value"] for name, each in choices.items()}
     report = run_arms(folder, build_study_spec(folder, base / "model", size, chosen))
     experiment = find_run(folder, "study")
     assert experiment is not None
@@ -410,28 +412,91 @@ def run_study(folder: Path, size: Size) -> tuple[dict[str, Any], Path]:
     result = {
         "command": "python benchmarks/toy_study.py",
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
-        "steps": size.steps,
         "seeds": size.seeds,
+        "base_steps": size.base_steps,
+        "steps": size.steps,
         "items": dict(size.rows)["a_test"],
-        "base": {
-            "a": float(items["response_nll"].mean()),
-            "lowest_a": lowest["a_test"],
-        },
+        "base_nll": float(items["nll"].sum() / items["tokens"].sum()),
+        "lowest_nll": float(lowest["a_test"] * len(items) / items["tokens"].sum()),
         "choices": choices,
-        **summarize_arms(report),
+        "equal_gain": report["equal_gain"]["gain"],
+        "limited_by": report["equal_gain"]["limited_by"],
+        "arms": list(summarize_arms(report)),
     }
     return result, experiment
 
 
-def summarize_arms(report: Mapping[str, Any]) -> dict[str, Any]:
-    """Return gain, forgetting and comparisons of each arm from `arms.json`."""
-    return {key: report[key] for key in ("points", "best_control", "equal_gain")}
+def summarize_arms(report: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield the numbers of each arm of `arms.json`; those of a comparison are None where there is none."""
+    at_equal_gain = {point["arm"]: point for point in report["equal_gain"]["points"]}
+    against_best = {each["arm"]: each for each in report["best_control"]}
+    for point in report["points"]:
+        arm = point["arm"]
+        equal, best = at_equal_gain.get(arm, {}), against_best.get(arm, {})
+        yield {
+            "arm": arm,
+            "gain": bounds(point["gain"]),
+            "forgotten": bounds(point["forgotten"]),
+            "against_best_control": bounds(best.get("forgotten")),
+            "against_best_control_verdict": best.get("verdict"),
+            "forgotten_at_equal_gain": bounds(equal.get("forgotten")),
+            "against_naive_at_equal_gain": bounds(equal.get("against")),
+            "against_naive_at_equal_gain_verdict": equal.get("verdict"),
+        }
+
+
+def bounds(estimate: Mapping[str, Any] | None) -> list[float] | None:
+    """Return an estimate as value, low and high, with five digits."""
+    return None if estimate is None else [float(f"{estimate[key]:.5g}") for key in ("value", "low", "high")]
+
+
+def format_tables(result: Mapping[str, Any]) -> str:
+    """Return the tables of the page in Markdown: the choices, then the arms."""
+    lines = ["| method | hyper-parameter | tried: gain, forgotten | chosen |", "| --- | --- | --- | ---: |"]
+    for name, choice in result["choices"].items():
+        tries = "; ".join(f"{each['value']:g}: {each['gain']:.2f}, {each['forgotten']:.2f}" for each in choice["tries"])
+        lines.append(f"| {name} | `{choice['option']}` | {tries} | {choice['value']:g} |")
+    header = "| arm | gain | forgotten | against the best control | at equal gain | against naive at equal gain |"
+    lines += ["", header, "| --- " + "| ---: " * 5 + "|"]
+    for arm in result["arms"]:
+        cells = [
+            format_bounds(arm["gain"]),
+            format_bounds(arm["forgotten"]),
+            _with_verdict(arm, "against_best_control"),
+            format_bounds(arm["forgotten_at_equal_gain"]),
+            _with_verdict(arm, "against_naive_at_equal_gain"),
+        ]
+        lines.append(f"| {arm['arm']} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def format_bounds(values: Sequence[float] | None, sign: str = "") -> str:
+    """Return an estimate with its interval."""
+    if values is None:
+        return "–"
+    value, low, high = (f"{number:{sign}.2f}".replace("-", "−") for number in values)
+    return f"{value} [{low}, {high}]"
+
+
+def _with_verdict(arm: Mapping[str, Any], key: str) -> str:
+    """Return a difference with its interval and its verdict."""
+    return format_bounds(arm[key], "+") + (f" {arm[f'{key}_verdict']}" if arm[key] else "")
+
+
+def main() -> None:
+    """Run the study and write its result, or print the tables of a result."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, default=Path("runs/toy_study"), help="folder of the runs")
+    parser.add_argument("--output", type=Path, default=Path("docs/study.json"), help="file of the result")
+    parser.add_argument("--plot", type=Path, default=Path("docs/images/study.svg"), help="file of the plot")
+    parser.add_argument("--table", type=Path, help="print the tables of this result and run nothing")
+    given = parser.parse_args()
+    if given.table is None:
+        result, experiment = run_study(given.folder, Size())
+        given.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        shutil.copyfile(experiment / "plots" / "gain-forgetting.svg", given.plot)
+    print(format_tables(json.loads((given.table or given.output).read_text(encoding="utf-8"))), end="")
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--folder", type=Path, default=Path("runs/toy_study"))
-    parser.add_argument("--tiny", action="store_true")
-    given = parser.parse_args()
-    result, _ = run_study(given.folder, TINY if given.tiny else Size())
-    print(json.dumps(result, indent=1))
+    main()
