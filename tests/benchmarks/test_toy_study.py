@@ -1,0 +1,55 @@
+"""The toy study: its languages and its rule of choice."""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import json
+import math
+import random
+import sys
+
+import pytest
+from support.paths import ROOT
+
+SPEC = importlib.util.spec_from_file_location("toy_study", ROOT / "benchmarks" / "toy_study.py")
+toy_study = importlib.util.module_from_spec(SPEC)
+sys.modules[SPEC.name] = toy_study  # dataclasses look their module up
+SPEC.loader.exec_module(toy_study)
+
+
+@pytest.mark.parametrize("name", ["a", "b"])
+def test_the_mean_nll_of_rows_is_the_entropy_of_the_grammar(name):
+    language, generator = toy_study.build_language(name), random.Random(0)
+    entropy = -sum(p * math.log(p) for p in toy_study.ODDS)
+    expected = toy_study.SUBJECTS * (2 * entropy + 2 * (math.log(2) + entropy / 2))
+    nll = [language.draw_row(("fox", "owl", "ant"), generator)[1] for _ in range(4000)]
+    assert sum(nll) / len(nll) == pytest.approx(expected, abs=0.2)  # the standard error is 0.03
+
+
+def test_the_languages_differ_in_word_order_and_share_their_words():
+    rows = {name: toy_study.build_language(name).draw_row(("fox",), random.Random(1))[0] for name in "ab"}
+    first = {name: row["completion"].split()[0] for name, row in rows.items()}
+    assert first["b"] in toy_study.VERBS.split()
+    assert first["a"] not in toy_study.VERBS.split()
+
+
+def test_no_prompt_is_in_two_sources(tmp_path):
+    toy_study.write_rows(tmp_path, toy_study.Size())
+    prompts = {
+        source: {json.loads(line)["prompt"] for line in (tmp_path / f"{source}.jsonl").read_text().splitlines()}
+        for source, _ in toy_study.Size().rows
+    }
+    assert {source: len(prompts[source]) for source in prompts} == dict(toy_study.Size().rows)
+    assert not any(first & second for first, second in itertools.combinations(prompts.values(), 2))
+
+
+@pytest.mark.parametrize(
+    ("gains", "forgotten", "chosen"),
+    [((0.96, 0.97), (0.3, 0.2), 0.1), ((0.96, 0.94), (0.3, 0.2), 0.3), ((0.8, 0.9), (0.1, 0.2), 0.1)],
+    ids=["least forgetting", "too little gain", "most gain"],
+)
+def test_the_chosen_value_forgets_least_of_those_that_gain_enough(gains, forgotten, chosen):
+    points = [("naive", 1.0, 1.0), ("lower-lr-0.3", gains[0], forgotten[0]), ("lower-lr-0.1", gains[1], forgotten[1])]
+    report = {"points": [{"arm": arm, "gain": {"value": g}, "forgotten": {"value": f}} for arm, g, f in points]}
+    assert toy_study.choose_values(report, toy_study.TINY)["lower-lr"]["value"] == chosen
