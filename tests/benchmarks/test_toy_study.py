@@ -1,4 +1,4 @@
-"""The toy study: its languages and its rule of choice."""
+"""The toy study: its languages, its rule of choice, its smallest size, and the numbers of its page."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 import random
+import re
 import sys
 
 import pytest
@@ -16,6 +17,10 @@ SPEC = importlib.util.spec_from_file_location("toy_study", ROOT / "benchmarks" /
 toy_study = importlib.util.module_from_spec(SPEC)
 sys.modules[SPEC.name] = toy_study  # dataclasses look their module up
 SPEC.loader.exec_module(toy_study)
+
+RESULT = ROOT / "docs" / "study.json"
+PAGE = ROOT / "docs" / "study.md"
+NUMBER = re.compile(r"[−-]?\d+\.\d\d(?!\d)")
 
 
 @pytest.mark.parametrize("name", ["a", "b"])
@@ -53,3 +58,41 @@ def test_the_chosen_value_forgets_least_of_those_that_gain_enough(gains, forgott
     points = [("naive", 1.0, 1.0), ("lower-lr-0.3", gains[0], forgotten[0]), ("lower-lr-0.1", gains[1], forgotten[1])]
     report = {"points": [{"arm": arm, "gain": {"value": g}, "forgotten": {"value": f}} for arm, g, f in points]}
     assert toy_study.choose_values(report, toy_study.TINY)["lower-lr"]["value"] == chosen
+
+
+def test_the_tables_of_the_page_are_those_of_the_result():
+    result = json.loads(RESULT.read_text(encoding="utf-8"))
+    page = PAGE.read_text(encoding="utf-8")
+    for table in toy_study.format_tables(result).strip().split("\n\n"):
+        assert table in page
+
+
+def test_every_number_of_the_text_is_in_the_result():
+    def numbers(value):
+        if isinstance(value, dict | list):
+            for inner in value.values() if isinstance(value, dict) else value:
+                yield from numbers(inner)
+        elif isinstance(value, float):
+            yield f"{abs(value):.2f}"
+
+    known = set(numbers(json.loads(RESULT.read_text(encoding="utf-8"))))
+    text = [line for line in PAGE.read_text(encoding="utf-8").splitlines() if not line.startswith("|")]
+    found = {number.lstrip("−-") for number in NUMBER.findall("\n".join(text))}
+    assert found
+    assert found <= known
+
+
+@pytest.mark.slow
+def test_the_smallest_study_has_the_form_of_the_result_and_is_not_run_twice(tmp_path, monkeypatch):
+    monkeypatch.setenv("HARNESS_NO_THIRD_PARTY", "1")
+    result, experiment = toy_study.run_study(tmp_path, toy_study.TINY)
+    published = json.loads(RESULT.read_text(encoding="utf-8"))
+    assert result.keys() == published.keys()
+    assert [arm["arm"] for arm in result["arms"]] == ["naive", "lower-lr"]
+    assert all(arm.keys() == published["arms"][0].keys() for arm in result["arms"])
+    assert result["choices"].keys() == {"lower-lr"}
+    assert result["equal_gain"] > 0
+    assert (experiment / "plots" / "gain-forgetting.svg").is_file()
+    for function in ("run", "run_experiment", "resume"):
+        monkeypatch.setattr(toy_study.harness, function, None)
+    assert toy_study.run_study(tmp_path, toy_study.TINY) == (result, experiment)
