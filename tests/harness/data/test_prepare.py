@@ -348,6 +348,100 @@ def test_split_with_an_empty_side_is_an_error(prepare):
         )
 
 
+class RowsWithColumns(RecordingSource):
+    def records(self):
+        return (Record(f"{self.name}:{number}", row) for number, row in enumerate(self.rows, 1))
+
+
+def held_out_by(**option):
+    return {"held_out": {**{key: entry["default"] for key, entry in data_keys.HELD_OUT_KEYS.items()}, **option}}
+
+
+def customer_rows(name, customers, size):
+    return RowsWithColumns(
+        [
+            {"instruction": f"{name} question {customer} {index}", "output": "an answer", "customer": f"c{customer}"}
+            for customer in range(customers)
+            for index in range(size)
+        ],
+        name,
+    )
+
+
+def test_groups_are_held_out_and_counted_on_each_side(prepare):
+    prepared = prepare(
+        {"d": customer_rows("d", 20, 3)},
+        [build_stage(("d", "domain"))],
+        [build_suite("s", "d")],
+        source_options={"d": held_out_by(share=0.2, group="customer")},
+    )
+    assert len(prepared.suite_examples["s"]) == prepared.counts["d"]["held_out"] == 12
+    assert prepared.held_out_rules == {
+        "d": {"by": "customer", "training_rows": 48, "held_out_rows": 12, "training_groups": 16, "held_out_groups": 4}
+    }
+
+
+def test_near_duplicates_are_held_out_together_at_the_threshold_of_the_check(prepare):
+    def groups(threshold):
+        rows = [(f"how do I reset the {word} of the device", f"{word}") for word in ("lamp", "lamps", "lampe", "fuse")]
+        prepared = prepare(
+            {"d": [*rows, *build_pairs("d", 2, "b")], "g": build_pairs("g", 9)},
+            [build_stage(("g", "domain"))],
+            [build_suite("s", "d")],
+            source_options={"d": held_out_by(share=0.5, near_duplicates=True)},
+            near_duplicate_threshold=threshold,
+        )
+        rule = prepared.held_out_rules["d"]
+        assert rule["by"] == "near duplicates"
+        return rule["training_groups"] + rule["held_out_groups"]
+
+    assert groups(1.0) == 6
+    assert groups(0.6) < 6
+
+
+def test_no_group_or_no_late_row_is_an_error_with_the_share_or_date_to_write(prepare):
+    for option, message in (
+        (
+            {"share": 0.1, "group": "customer"},
+            "sources.d.held_out: no group is held out: the smallest of 3 groups has 10 of 30 rows, far more than the "
+            "share 0.1; raise sources.d.held_out.share to 0.334, or group by another column",
+        ),
+        (
+            {"column": "customer", "from": "2026-01-01"},
+            "sources.d.held_out: no row of 'd' has a 'customer' of '2026-01-01' or later; set an earlier",
+        ),
+    ):
+        data = customer_rows("d", 3, 10)
+        if "column" in option:
+            data.rows = [{**row, "customer": "2025-05-05"} for row in data.rows]
+        with pytest.raises(HarnessError) as error:
+            prepare(
+                {"d": data},
+                [build_stage(("d", "domain"))],
+                [build_suite("s", "d")],
+                source_options={"d": held_out_by(**option)},
+            )
+        assert str(error.value).startswith(message)
+
+
+def test_groups_that_another_source_trains_get_a_warning(prepare):
+    prepared = prepare(
+        {"d": customer_rows("d", 20, 3), "e": customer_rows("e", 20, 3)},
+        [build_stage(("d", "domain"), ("e", "domain"))],
+        [build_suite("s", "d")],
+        source_options={name: held_out_by(share=0.2, group="customer") for name in "de"},
+    )
+    # the groups are chosen by their names, so equal sizes give equal groups
+    assert not prepared.warnings
+    prepared = prepare(
+        {"d": customer_rows("d", 20, 3), "e": customer_rows("e", 20, 3)},
+        [build_stage(("d", "domain"), ("e", "domain"))],
+        [build_suite("s", "d")],
+        source_options={"d": held_out_by(share=0.2, group="customer"), "e": held_out_by(share=0.1, group="customer")},
+    )
+    assert prepared.warnings[0].startswith("2 customer held out of 'd' are trained in 'e'")
+
+
 def test_each_named_source_is_read_once(prepare):
     data = {name: RecordingSource(build_pairs(name, 8), name) for name in "dex"}
     stages = [build_stage(("d", "domain"), name="one"), build_stage(("d", "domain"), name="two")]

@@ -107,6 +107,26 @@ def test_clean_data_passes_every_check(document, tmp_path):
     assert json.loads(json.dumps(facts)) == facts
 
 
+def test_check_and_plan_show_the_groups_on_each_side(document, tmp_path, capsys):
+    rows = [
+        {"instruction": f"Where is {word} {number}?", "output": f"{word}.", "customer": number}
+        for number in range(10)
+        for word in WORDS[:3]
+    ]
+    (tmp_path / "desk.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    document["sources"]["desk"]["jsonl"]["held_out"] = {"share": 0.2, "group": "customer"}
+    document["evaluate"]["desk"]["source"] = "desk"
+    facts = made(document | {"mitigations": {}}, tmp_path)
+    assert facts["failures"] == []
+    assert "; desk by customer: 6 rows in 2 groups held out, 24 rows in 8 for training" in told(facts, "held out")
+    assert facts["unread"] == {}
+    assert main.main(["plan", "spec.json"]) == 0
+    output = capsys.readouterr().out
+    assert "held out of training" in output
+    (line,) = [line.split() for line in output.splitlines() if line.startswith("desk customer") or "customer" in line]
+    assert line == ["desk", "customer", "6", "2", "24", "8"]
+
+
 def test_unread_keys_and_rendered_rows_are_warnings(document, tmp_path):
     rows = [
         {"instruction": f"<|im_start|>{word}", "output": f"{word}.", "id": number, "images": ["a.png"]}
