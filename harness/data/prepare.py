@@ -16,9 +16,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.data.checks.contamination import find_contaminated_items
 from harness.data.checks.findings import FullyTruncatedRows, TextSequence
 from harness.data.checks.near_duplicate_clusters import cluster_near_duplicates
+from harness.data.dropped_rows import (
+    drop_contaminated_items,
+    drop_contaminating_rows,
+    drop_shared_rows,
+    drop_trained_prompts,
+    shorten_splits,
+)
 from harness.data.mixing.row_choice import choose_rows
 from harness.data.mixing.stage_layout import build_stage_dataset
 from harness.data.reading.corpus import Corpus, CorpusView, read_corpus
@@ -61,7 +67,9 @@ class PreparationOptions:
         longest_unpadded_row: Tokens of the longest row with which the model needs no padding.
         mode: Selects and orders the rows of each stage.
         near_duplicate_threshold: The similarity from which `held_out` keeps near duplicates on one side.
-        drop_contaminated: The spec's `checks.contamination` if contaminated rows are left out of the suites.
+        drop_shared_rows: Whether a row that several sources have is trained in the first of them only.
+        drop_contaminated: The spec's `checks.contamination` if contaminated rows are left out of the suites, or the
+            training rows that contaminate them out of training.
     """
 
     extra_sources: Sequence[str] = ()
@@ -73,6 +81,7 @@ class PreparationOptions:
     longest_unpadded_row: int = 0
     mode: Mode = field(default_factory=Mode)
     near_duplicate_threshold: float = NEAR_DUPLICATES_KEYS["threshold"]["default"]
+    drop_shared_rows: bool = False
     drop_contaminated: Mapping[str, Any] | None = None
 
 
@@ -118,10 +127,11 @@ class PreparedData:
             are trained; for every source that a stage trains on, and for the extra sources.
         counts: Source -> numbers of rows. These sum to `read`: `filtered` (dropped by the source's filter), `rejected`
             (invalid, allowed by the spec), `duplicates` (same content as an earlier row), `beyond_limit` (not chosen by
-            `limit`), `held_out` (for evaluation), `untrained` (no trained token is left after truncation), `used`
-            (trained on in some stage), `measured` (of an extra source, and trained on in no stage) and `unused` (not in
-            a mixture, or beyond the steps of every stage). Also: `truncated` (to `max_length`), `evaluated` (in some
-            suite) and `verified` (rows whose masks were verified).
+            `limit`), `held_out` (for evaluation), `contaminating` (shares text with an evaluated row), `untrained`
+            (no trained token is left after truncation), `used` (trained on in some stage), `measured` (of an extra
+            source, and trained on in no stage) and `unused` (not in a mixture, or beyond the steps of every stage).
+            Also: `truncated` (to `max_length`), `evaluated` (in some suite) and `verified` (rows whose masks were
+            verified).
         digests: Source -> SHA-256 over the sorted ids of its rows that are trained on or evaluated.
         fully_truncated: Source -> its rows that truncation drops, for every source in `tokenized_rows`.
         tokenized_suites: Suite -> its rows in tokens; a suite whose rows no template renders is missing.
@@ -249,14 +259,24 @@ def prepare_data(
     raise_all(
         [*no_training_rows_errors(trained, splits), *no_suite_rows_errors(plan.suites, suite_rows, splits, rules)]
     )
+    dropped_warnings: list[str] = []
+    if options.drop_shared_rows:
+        dropped_warnings += drop_shared_rows(training_rows, list(dict.fromkeys(stage_sources)))
+        splits |= shorten_splits(splits, training_rows, "duplicates")
+    settings = options.drop_contaminated
+    drops_training_rows = settings is not None and settings["drop"] == "training"
+    if drops_training_rows:
+        dropped_warnings += drop_trained_prompts(training_rows, suite_rows)
     check_disjoint(training_rows, suite_rows)
     for suite in plan.suites:
         rows = suite_rows[suite.name]
         # The purpose has no suite name, so that two suites with the same source and limit evaluate the same rows.
         suite_rows[suite.name] = rows.select(limit_rows(rows.content_hashes, suite.limit, plan.seed, "suite"))
-    dropped_warnings: list[str] = []
-    if options.drop_contaminated is not None:
-        dropped_warnings = _drop_contaminated_rows(suite_rows, training_rows, options.drop_contaminated, progress)
+    if settings is not None and drops_training_rows:
+        dropped_warnings += drop_contaminating_rows(training_rows, suite_rows, settings, progress)
+        splits |= shorten_splits(splits, training_rows, "contaminating")
+    elif settings is not None:
+        dropped_warnings += drop_contaminated_items(suite_rows, training_rows, settings, progress)
 
     # Tokenize, and verify every mask.
     def tokenize(rows: CorpusView, name: str, row_template: Template, max_length: int) -> TokenizedCorpus:
@@ -329,35 +349,6 @@ def prepare_data(
     )
 
 
-def _drop_contaminated_rows(
-    suite_rows: dict[str, CorpusView],
-    training_rows: Mapping[str, CorpusView],
-    settings: Mapping[str, Any],
-    progress: Progress,
-) -> list[str]:
-    """Remove the contaminated rows of all suites, in place.
-
-    Returns:
-        A warning for each suite with such rows, with their locations on the lines below.
-
-    Raises:
-        HarnessError: No row of a suite is left.
-    """
-    warnings = []
-    for suite, items in find_contaminated_items(suite_rows, training_rows, settings, progress).items():
-        if not items:
-            continue
-        rows = suite_rows[suite]
-        if len(items) == len(rows):
-            what = f"all of its {len(rows)} rows are contaminated by training rows"
-            raise HarnessError(f"evaluate.{suite}", what, "evaluate other rows, or remove the training rows")
-        locations = [rows[index].location for index in items]
-        suite_rows[suite] = rows.select(np.setdiff1d(np.arange(len(rows)), items))
-        text = f"the suite {suite!r} is evaluated without {len(items)} of {len(rows)} rows, contaminated by training"
-        warnings.append("\n".join([text, *locations]))
-    return warnings
-
-
 def _view_digest(rows: CorpusView) -> str:
     """Return a digest of everything in a view that can change a token: the corpus, and which of its rows."""
     return hashlib.sha256(rows.corpus.digest.encode() + rows.indices.tobytes()).hexdigest()
@@ -395,6 +386,7 @@ def _count_rows(
         "duplicates": split.duplicates,
         "beyond_limit": split.beyond_limit,
         "held_out": held_out,
+        "contaminating": split.contaminating,
         "untrained": untrained,
         "used": len(trained_ids),
         "measured": measured,

@@ -118,7 +118,7 @@ def all_checks(
     yield _check_lengths(report["lengths"], findings)
     yield _check_shares(report["stages"], _format_unwritten(rows for rows in unwritten_rows if rows.is_mixed))
     yield _check_duplicates(report, findings)
-    yield _check_contamination(findings)
+    yield _check_contamination(report, findings)
     for name in dict.fromkeys(result.check for result in findings.check_results):
         yield _plugin_check([result for result in findings.check_results if result.check == name])
 
@@ -238,15 +238,16 @@ def _check_duplicates(report: Mapping[str, Any], findings: Findings) -> dict[str
     return check_result("duplicates", ok, "; ".join(messages), warned=warned)
 
 
-def _check_contamination(findings: Findings) -> dict[str, Any]:
+def _check_contamination(report: Mapping[str, Any], findings: Findings) -> dict[str, Any]:
     if findings.contamination is None:
         return check_result("contamination", None, "not searched")
-    messages = []
+    dropped = sum(counts["contaminating"] for counts in report["sources"].values())
+    messages = [f"{dropped:,} training row(s) dropped that share text with evaluated rows"] if dropped else []
     for suite, overlap in findings.contamination.items():
         responses = "" if overlap.kind == "text" else f" and {overlap.responses:,} responses"
         message = f"{suite}: {overlap.prompts:,} of {overlap.items:,} {overlap.kind}s{responses} occur in training"
         messages.append(message + (f", {overlap.common:,} share common phrases" if overlap.common else ""))
-    warned = any(overlap.prompts or overlap.responses for overlap in findings.contamination.values())
+    warned = bool(dropped) or any(overlap.prompts or overlap.responses for overlap in findings.contamination.values())
     ok = not any(error.where.startswith("evaluate.") for error in findings.failures)
     return check_result("contamination", ok, "; ".join(messages) or "nothing is evaluated", warned=warned)
 

@@ -142,6 +142,7 @@ def prepare_run(
         processes=processes.world_size,
         longest_unpadded_row=longest_unpadded_row(config, plan.model["attention"]),
         mode=registry.create("modes", *plan.mode),
+        drop_shared_rows=spec.document["checks"]["duplicates"] == "drop",
         drop_contaminated=_dropped_contamination(spec),
         near_duplicate_threshold=_near_duplicate_threshold(spec),
     )
@@ -167,7 +168,7 @@ def prepare_run(
 
 
 def _dropped_contamination(spec: Spec) -> Mapping[str, Any] | None:
-    """Return the spec's `checks.contamination` if contaminated rows are left out of the suites."""
+    """Return the spec's `checks.contamination` if it says which rows are left out."""
     settings: Mapping[str, Any] | None = spec.document["checks"]["contamination"]
     return settings if settings is not None and settings["drop"] else None
 

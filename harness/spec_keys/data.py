@@ -218,10 +218,12 @@ CONTAMINATION_KEYS: dict[str, Any] = {
         "word for word is always an error.",
     },
     "drop": {
-        "type": "boolean",
+        "type": ["boolean", "string"],
+        "enum": [False, True, "training"],
         "default": False,
-        "description": "Whether contaminated rows are left out of their suite, counted and named, instead of compared "
-        "with `allowed`. Responses count only if `allowed_responses` is set.",
+        "description": "Whether contaminated rows are left out of their suite (true), counted and named, instead of "
+        "compared with `allowed`. training: the training rows that share text with them are left out of training "
+        "instead. Responses count only if `allowed_responses` is set.",
     },
     "allowed_responses": {
         "type": ["number", "null"],
@@ -245,6 +247,12 @@ PLUGIN_CHECK_KEYS: dict[str, Any] = {
 }
 
 CHECKS_KEYS: dict[str, Any] = {
+    "duplicates": {
+        "enum": ["warn", "drop"],
+        "default": "warn",
+        "description": "Training rows that are equal in two sources: a warning, or only the row of the source that "
+        "the stages name first is trained. Equal rows of one source always count once.",
+    },
     "untrained": {
         "type": ["number", "null"],
         "minimum": 0,

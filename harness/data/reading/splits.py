@@ -27,17 +27,18 @@ MAX_PAIRS_NAMED = 3
 class Split:
     """The training and held-out rows of a corpus, without duplicates and rows beyond the limit.
 
-    `rows_read == duplicates + beyond_limit + len(training_indices) + len(held_out_indices)`.
+    `rows_read == duplicates + beyond_limit + contaminating + len(training_indices) + len(held_out_indices)`.
 
     Attributes:
         training_indices: Rows for training, ascending.
         held_out_indices: Rows for evaluation, ascending.
         rows_read: Rows of the corpus.
-        duplicates: Rows dropped because an earlier row has the same content.
+        duplicates: Rows dropped because an earlier row has the same content, or one of another source.
         beyond_limit: Distinct rows that `limit` did not choose.
         training_groups: Groups of the training rows; None if rows are not held out in groups.
         held_out_groups: Groups of the held-out rows.
         smallest_group: Rows of the smallest group.
+        contaminating: Rows dropped from training because they share text with an evaluated row.
     """
 
     training_indices: Indices
@@ -48,6 +49,7 @@ class Split:
     training_groups: int | None = None
     held_out_groups: int | None = None
     smallest_group: int | None = None
+    contaminating: int = 0
 
 
 def split_corpus(
@@ -224,5 +226,6 @@ def _shared_prompt_errors(suite: str, rows: CorpusView, trained: Mapping[str, Co
             what = (
                 f"{len(shared)} of its rows have a prompt that the training source {source!r} also has: {named}{more}"
             )
-            hint = f"remove these rows from one side, or set sources.{source}.held_out and evaluate on {source!r}"
+            hint = f"remove these rows from one side, set sources.{source}.held_out and evaluate on {source!r}, or set "
+            hint += 'checks.contamination.drop to "training"'
             yield HarnessError(f"evaluate.{suite}", what, hint)

@@ -230,6 +230,27 @@ def test_contaminated_rows_are_left_out_of_the_suite_and_named(document, tmp_pat
     assert "all of its 1 rows are contaminated by training rows" in failure
 
 
+def test_dropped_training_rows_are_counted_in_check_and_stored_by_a_run(document, tmp_path):
+    document["train"] |= {"max_length": 256, "epochs": 1}
+    with (tmp_path / "desk.jsonl").open("a") as file:
+        file.write(json.dumps({"instruction": LONG, "output": "Yes."}) + "\n")
+        file.write((tmp_path / "chat.jsonl").read_text().splitlines()[0] + "\n")
+    write(tmp_path, "desk_heldout", [(f"{LONG}, doesn't it?", "It does."), ("Who?", "The mayor.")])
+    document["checks"] = {"duplicates": "drop", "contamination": {"drop": "training"}}
+    facts = made(document | {"mitigations": {}}, tmp_path)
+    assert facts["failures"] == []
+    assert told(facts, "rows") == "70 read = 1 duplicates + 3 held out + 1 contaminating + 65 used"
+    assert told(facts, "duplicates").startswith("1 equal row(s) dropped; 0 of")
+    assert told(facts, "contamination").startswith("1 training row(s) dropped that share text with evaluated rows; ")
+    assert facts["sources"]["desk"]["contaminating"] == 1
+    api.run(*loaded(document | {"mitigations": {}}, tmp_path))
+    (folder,) = (tmp_path / "runs").iterdir()
+    data = json.loads((folder / "data.json").read_text())
+    assert data["counts"]["desk"]["contaminating"] == 1
+    assert any("share their words with evaluated rows" in warning for warning in data["warnings"])
+    assert "share their words with evaluated rows" in (folder / "report.html").read_text()
+
+
 def test_invalid_data_fails_and_skips_other_checks(document, tmp_path):
     write(tmp_path, "chat_heldout", [("100?", "Well."), ("And 101?", "Well.")])
     facts = made(document, tmp_path)
