@@ -249,6 +249,9 @@ def test_dropped_training_rows_are_counted_in_check_and_stored_by_a_run(document
     assert data["counts"]["desk"]["contaminating"] == 1
     assert any("share their words with evaluated rows" in warning for warning in data["warnings"])
     assert "share their words with evaluated rows" in (folder / "report.html").read_text()
+    record = json.loads((folder / "model" / "template.json").read_text())
+    is_warned = "**Warning**" in (folder / "model" / "README.md").read_text()
+    assert is_warned == (record["chat_template"] != "same")
 
 
 def test_invalid_data_fails_and_skips_other_checks(document, tmp_path):
