@@ -318,6 +318,14 @@ def test_seeds_get_a_warning_that_held_out_rows_differ(document, write, capsys):
     assert "warning: each seed holds out other rows of 'desk'" in capsys.readouterr().err
 
 
+def test_seeds_get_no_warning_if_rows_are_held_out_by_time(document, write, capsys):
+    held_out = {"column": "date", "from": "2026-01-31"}
+    document["sources"] = {**document["sources"], "desk": {"jsonl": {"path": "desk.jsonl", "held_out": held_out}}}
+    document["evaluate"] = {**SUITES, "desk": {**SUITES["desk"], "source": "desk"}}
+    main.main(["validate", str(write(add_arms(document, seeds=[0, 1])))])
+    assert "each seed holds out" not in capsys.readouterr().err
+
+
 def test_arm_that_replaces_all_settings_gets_a_warning(document, write, capsys):
     document["train"] = {**document["train"], "weight_decay": 0.1}
     named = {"naive": {}, "slow": {"train": {"learning_rate": 1e-5}}}
