@@ -135,7 +135,9 @@ def connected_rows(names: Sequence[NDArray[Any]]) -> Indices:
         before = groups
         for code in codes:
             groups = lowest_by_code(code, groups.astype(np.uint64)).astype(np.int64)
-        groups = groups[groups]  # follow the chain, so that a long one takes few rounds
+        # The row that names a group follows its members, and they follow it, so that a long chain takes few rounds.
+        np.minimum.at(groups, before, groups)
+        groups = groups[groups]
         if np.array_equal(groups, before):
             return groups
 

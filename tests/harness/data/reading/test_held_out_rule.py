@@ -8,10 +8,11 @@ from support.corpora import corpus_in_memory
 
 from harness.data.checks.findings import TextSequence
 from harness.data.checks.near_duplicate_clusters import cluster_near_duplicates
+from harness.data.reading import splits
 from harness.data.reading.conversation import build_example
 from harness.data.reading.corpus import read_corpus
 from harness.data.reading.held_out_rule import HeldOutRule
-from harness.data.reading.splits import choose_groups, connected_rows, split_corpus
+from harness.data.reading.splits import choose_groups, connected_rows, lowest_by_code, split_corpus
 from harness.errors import HarnessError
 from harness.interfaces.source import Source
 from harness.spec_keys import data as data_keys
@@ -117,6 +118,19 @@ def test_rows_are_connected_by_chains_of_names():
     assert connected_rows(names).tolist() == [0, 0, 0, 3, 3, 5]
     chain = np.arange(400, dtype=np.uint64)
     assert connected_rows([chain // 2, (chain + 1) // 2])[[0, 200, 399]].tolist() == [0, 0, 0]
+
+
+def test_a_chain_whose_first_row_is_its_last_link_takes_few_rounds(monkeypatch):
+    links = np.roll(np.arange(2000), 1)  # row 0 is at the far end of the chain 1, 2, 3, …
+    rounds = []
+
+    def counted(*arguments):
+        rounds.append(1)
+        return lowest_by_code(*arguments)
+
+    monkeypatch.setattr(splits, "lowest_by_code", counted)
+    assert not connected_rows([links // 2, (links + 1) // 2]).any()
+    assert len(rounds) < 60
 
 
 def test_rows_on_or_after_a_date_are_held_out_by_the_moment_and_not_by_its_text():
