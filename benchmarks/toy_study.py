@@ -35,7 +35,6 @@ import itertools
 import json
 import math
 import random
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path

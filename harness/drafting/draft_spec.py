@@ -6,12 +6,11 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from harness.drafting.device_facts import DeviceFacts
-from harness.drafting.file_facts import FileFacts
+from harness.drafting.file_facts import MIN_GROUPS, FileFacts
 from harness.drafting.relative_path import relative_path
 from harness.errors import HarnessError
 from harness.types import MIN_ITEMS
@@ -171,7 +170,8 @@ def _draft_source(draft: Draft, name: str, facts: FileFacts, request: DraftReque
     group = _find_group(facts)
     if group is not None:
         column, count = group
-        share = max(share, math.ceil(1000 / count) / 1000)  # the smallest group has at most one in `count` rows
+        separate = facts.separate_groups[column]
+        share = max(share, math.ceil(1000 / separate) / 1000)  # the smallest has at most one in `separate` rows
     options["held_out"] = share if group is None else {"share": share, "group": group[0]}
     items = round(share * rows)
     draft.explain(f"{key}.held_out", f"about {items} rows are evaluated and not trained{_few_items_note(items)}")
@@ -188,15 +188,10 @@ def _draft_source(draft: Draft, name: str, facts: FileFacts, request: DraftReque
 def _find_group(facts: FileFacts) -> tuple[str, int] | None:
     """Return the column by which rows can be held out, with the number of its values; None if there is none.
 
-    Rows with the same prompt stay on one side too. Where many rows share their prompt, no group could be separated.
+    Rows with the same prompt stay on one side too, so a prompt that many groups have leaves few groups apart.
     """
-    prompts = {
-        tuple(message.content for message in takewhile(lambda turn: turn.role != "assistant", example.messages))
-        for example in facts.examples
-    }
-    if len(prompts) < 0.5 * (len(facts.examples) - facts.duplicates):
-        return None
-    return next(((column, count) for column, count in facts.groups.items() if column in facts.complete_groups), None)
+    separate = [column for column in facts.groups if facts.separate_groups.get(column, 0) >= MIN_GROUPS]
+    return (separate[0], facts.groups[separate[0]]) if separate else None
 
 
 def held_out_share(rows: int) -> float:
