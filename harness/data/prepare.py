@@ -257,7 +257,10 @@ def prepare_data(
             split.held_out_indices if is_split else split.training_indices
         )
     raise_all(
-        [*no_training_rows_errors(trained, splits), *no_suite_rows_errors(plan.suites, suite_rows, splits, rules)]
+        [
+            *no_training_rows_errors(trained, splits, rules),
+            *no_suite_rows_errors(plan.suites, suite_rows, splits, rules),
+        ]
     )
     dropped_warnings: list[str] = []
     if options.drop_shared_rows:

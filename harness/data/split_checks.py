@@ -14,12 +14,24 @@ from harness.types import Example, Suite
 from harness.utils.formatting import round_up_share
 
 
-def no_training_rows_errors(names: Sequence[str], splits: Mapping[str, Split]) -> Iterator[HarnessError]:
-    """Yield an error for each of these sources that has no row left to train on."""
+def no_training_rows_errors(
+    names: Sequence[str], splits: Mapping[str, Split], rules: Mapping[str, HeldOutRule]
+) -> Iterator[HarnessError]:
+    """Yield an error for each of these sources that has no row left to train on; the others map a source."""
     for name in names:
-        if not len(splits[name].training_indices):
-            what = f"all {len(splits[name].held_out_indices)} of its rows are held out, so none is left to train on"
-            yield HarnessError(f"sources.{name}", what, f"lower sources.{name}.held_out, or add rows")
+        if len(splits[name].training_indices):
+            continue
+        where, rule = f"sources.{name}.held_out", rules[name]
+        what = f"all {len(splits[name].held_out_indices)} of its rows are held out, so none is left to train on"
+        if rule.start is not None:
+            hint = f"set a later {where}.from"
+        elif rule.read_column is not None or rule.near_duplicates:
+            groups = splits[name].held_out_groups
+            what += f": they are {groups} group{'' if groups == 1 else 's'} by {rule.describe()}"
+            hint = f"lower {where}.share, {_other_groups_hint(rule)}"
+        else:
+            hint = f"lower {where}"
+        yield HarnessError(f"sources.{name}", what, f"{hint}, or add rows")
 
 
 def no_suite_rows_errors(
@@ -40,16 +52,21 @@ def no_suite_rows_errors(
         elif split.smallest_group is not None:
             rows = len(split.training_indices)
             what = (
-                f"no group is held out: the smallest of {split.training_groups} groups has {split.smallest_group} of "
+                f"no group is held out: the smallest of {split.training_groups} by {rule.describe()} has "
+                f"{split.smallest_group} of {rows} rows, and the share {rule.share:g} is {round(rule.share * rows)} rows"
             )
-            what += f"{rows} rows, far more than the share {rule.share:g}"
+            what += "" if rule.group is None else "; groups with an equal prompt are one group"
             needed = split.smallest_group / rows
             hint = f"raise {where}.share to {round_up_share(needed)}, or " if needed <= 0.9 else ""
-            hint += "group by another column"
+            hint += _other_groups_hint(rule)
             yield HarnessError(where, what, hint)
         else:
             what = f"its source {suite.source!r} has too few rows to hold one out"
             yield HarnessError(f"evaluate.{suite.name}", what, "raise held_out, add rows, or name another source")
+
+
+def _other_groups_hint(rule: HeldOutRule) -> str:
+    return "raise checks.near_duplicates.threshold" if rule.group is None else "group by another column"
 
 
 def divided_group_warnings(

@@ -479,12 +479,23 @@ def test_near_duplicates_are_held_out_together_at_the_threshold_of_the_check(pre
     assert groups(0.6) < 6
 
 
-def test_no_group_or_no_late_row_is_an_error_with_the_share_or_date_to_write(prepare):
+def test_one_empty_side_is_an_error_with_the_share_or_date_to_write(prepare):
     for option, message in (
         (
             {"share": 0.1, "group": "customer"},
-            "sources.d.held_out: no group is held out: the smallest of 3 groups has 10 of 30 rows, far more than the "
-            "share 0.1; raise sources.d.held_out.share to 0.334, or group by another column",
+            "sources.d.held_out: no group is held out: the smallest of 3 by customer has 10 of 30 rows, and the share "
+            "0.1 is 3 rows; groups with an equal prompt are one group; raise sources.d.held_out.share to 0.334, or "
+            "group by another column",
+        ),
+        (
+            {"column": "customer", "from": "2025-01-01"},
+            "sources.d: all 30 of its rows are held out, so none is left to train on; set a later "
+            "sources.d.held_out.from, or add rows",
+        ),
+        (
+            {"share": 0.9, "near_duplicates": True},
+            "sources.d: all 30 of its rows are held out, so none is left to train on: they are 1 group by near "
+            "duplicates; lower sources.d.held_out.share, raise checks.near_duplicates.threshold, or add rows",
         ),
         (
             {"column": "customer", "from": "2026-01-01"},
@@ -494,6 +505,11 @@ def test_no_group_or_no_late_row_is_an_error_with_the_share_or_date_to_write(pre
         data = customer_rows("d", 3, 10)
         if "column" in option:
             data.rows = [{**row, "customer": "2025-05-05"} for row in data.rows]
+        elif "near_duplicates" in option:
+            data.rows = [
+                {**row, "instruction": f"how do I reset the lamp of this device {number}"}
+                for number, row in enumerate(data.rows)
+            ]
         with pytest.raises(HarnessError) as error:
             prepare(
                 {"d": data},
