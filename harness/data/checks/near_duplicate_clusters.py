@@ -11,6 +11,12 @@ from harness.data.checks.minhash import MinHashIndex
 from harness.data.checks.near_duplicates import ESTIMATE_SLACK, hash_shingles, jaccard_similarity
 from harness.types import Progress, no_progress
 
+MAX_UNLIKE_CANDIDATES = 100
+"""Candidates of a row that turn out to be no near duplicates, after which no more are compared."""
+
+MAX_NEIGHBORS = 64
+"""Estimated near duplicates in its cluster with which a row is not indexed: rows like it are found by these."""
+
 
 def cluster_near_duplicates(
     texts: Sequence[tuple[str, str]], *, threshold: float = 0.8, progress: Progress = no_progress
@@ -18,7 +24,8 @@ def cluster_near_duplicates(
     """Return the cluster of each row, `(N,)`: rows are connected by chains of near duplicates.
 
     Pairs are proposed and compared as in `near_duplicates.find_near_duplicates`, which also misses a small part of
-    them. Every pair that is found connects its rows, so the clusters do not depend on the order of the rows.
+    them. The limits above bound the time for rows that are all alike, such as those of one prompt with little of their
+    own. A pair can be missed by them only among more than so many similar rows.
 
     Memory: about 3 kB for each row.
 
@@ -38,13 +45,20 @@ def cluster_near_duplicates(
             continue
         signature = index.compute_signature(shingles)
         candidates = [pair for pair in index.find_candidates(signature) if pair[0] >= threshold - ESTIMATE_SLACK]
-        rows = np.array([earlier for _, earlier in sorted(candidates, reverse=True)], np.int64)
-        while len(rows):
-            earlier, rows = int(rows[0]), rows[1:]
+        candidates.sort(reverse=True)
+        rows = np.array([earlier for _, earlier in candidates], np.int64)
+        remaining, unlike = rows, 0
+        while len(remaining) and unlike < MAX_UNLIKE_CANDIDATES:
+            earlier, remaining = int(remaining[0]), remaining[1:]
             if jaccard_similarity(shingles, hash_shingles(texts[earlier][1])) >= threshold:
                 _merge_clusters(clusters, members, int(clusters[row]), int(clusters[earlier]))
-                rows = rows[clusters[rows] != clusters[row]]  # the others of this cluster are connected already
-        index.add(row, signature)
+                # the others of this cluster are connected already
+                remaining = remaining[clusters[remaining] != clusters[row]]
+            else:
+                unlike += 1
+        likely = sum(estimate >= threshold for estimate, _ in candidates)
+        if int((clusters[rows[:likely]] == clusters[row]).sum()) < MAX_NEIGHBORS:
+            index.add(row, signature)
     progress("group near duplicates", len(texts), len(texts), "", "rows")
     return clusters
 

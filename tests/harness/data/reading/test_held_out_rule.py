@@ -6,8 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.corpora import corpus_in_memory
 
+from harness.data.checks import near_duplicate_clusters
 from harness.data.checks.findings import TextSequence
-from harness.data.checks.near_duplicate_clusters import cluster_near_duplicates
+from harness.data.checks.minhash import MinHashIndex
+from harness.data.checks.near_duplicate_clusters import MAX_NEIGHBORS, cluster_near_duplicates
+from harness.data.checks.near_duplicates import jaccard_similarity
 from harness.data.reading import splits
 from harness.data.reading.conversation import build_example
 from harness.data.reading.corpus import read_corpus
@@ -220,6 +223,43 @@ def test_a_chain_of_near_duplicates_is_one_cluster():
     texts = [("", " ".join(words[start : start + 60])) for start in (0, 4, 8)]
     assert len(set(cluster_near_duplicates(texts, threshold=0.85).tolist())) == 1
     assert len(set(cluster_near_duplicates([texts[0], texts[2]], threshold=0.85).tolist())) == 2
+
+
+def test_rows_that_are_all_alike_are_compared_with_few_others(monkeypatch):
+    random = np.random.default_rng(0)
+    words = [f"word{number:03d}" for number in range(100)]
+    texts = [("", " ".join([*words[:80], *random.choice(words, 6)])) for _ in range(300)]
+    compared = []
+
+    def find_candidates(index, signature):
+        candidates = original(index, signature)
+        compared.append(len(candidates))
+        return candidates
+
+    original = MinHashIndex.find_candidates
+    monkeypatch.setattr(MinHashIndex, "find_candidates", find_candidates)
+    assert len(set(cluster_near_duplicates(texts).tolist())) == 1
+    assert max(compared) <= 2 * MAX_NEIGHBORS
+
+
+def test_few_of_many_similar_rows_that_are_no_near_duplicates_are_compared(monkeypatch):
+    random = np.random.default_rng(0)
+    words = [f"word{number:03d}" for number in range(1000)]
+    texts = [("", " ".join([*words[:80], *random.choice(words, 12)])) for _ in range(200)]
+    comparisons = []
+
+    def compare(left, right):
+        comparisons.append(1)
+        return jaccard_similarity(left, right)
+
+    def count_comparisons(limit):
+        comparisons.clear()
+        monkeypatch.setattr(near_duplicate_clusters, "MAX_UNLIKE_CANDIDATES", limit)
+        cluster_near_duplicates(texts, threshold=0.84)
+        return len(comparisons)
+
+    monkeypatch.setattr(near_duplicate_clusters, "jaccard_similarity", compare)
+    assert count_comparisons(5) < 6 * len(texts) < count_comparisons(len(texts))
 
 
 def test_near_duplicates_are_held_out_together():
