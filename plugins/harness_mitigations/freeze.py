@@ -210,11 +210,14 @@ class Freeze(Mitigation):
     def check_compatible(self, others: Mapping[str, Mitigation]) -> None:
         """Reject an adapter, with which all other weights are frozen anyway, and an anchor with `share`.
 
-        Require a source for `columns`.
+        Require a source for `columns`, and `columns` for a source.
         """
         if self.columns and self.source is None:
             hint = "name a source of general rows, or set mitigations.freeze.columns to 0"
             raise HarnessError("mitigations.freeze.source", "columns is given, but no source to measure them on", hint)
+        if self.source is not None and not self.columns:
+            hint = "set mitigations.freeze.columns, e.g. to 0.5, or remove source"
+            raise HarnessError("mitigations.freeze.source", "a source is given, but no column is to be frozen", hint)
         adapter = next((name for name in others if name in ADAPTER_MITIGATIONS), None)
         if adapter:
             raise HarnessError(

@@ -259,3 +259,8 @@ def test_columns_without_rows_are_an_error(tiny_model):
         create_freeze(columns=0.5).check_compatible({})
     with pytest.raises(HarnessError, match="'general' has no row to measure the columns on"):
         create_freeze(columns=0.5, source="general").on_stage_start(STAGE, tiny_model, {}, seed=0)
+
+
+def test_a_source_without_columns_is_not_ignored():
+    with pytest.raises(HarnessError, match="no column is to be frozen; set mitigations.freeze.columns"):
+        create_freeze(source="general").check_compatible({})
