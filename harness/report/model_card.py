@@ -190,10 +190,9 @@ def _base_license(run: RunFiles, adapter: Mapping[str, Any]) -> dict[str, Any]:
     else:
         return {}
     front_matter = _read_front_matter(folder / "README.md")
-    name = front_matter.get("license")
-    if not name or not isinstance(name, str | list):
+    if not _is_text(front_matter.get("license")):
         return {}
-    return {key: front_matter[key] for key in LICENSE_FIELDS if front_matter.get(key)}
+    return {key: front_matter[key] for key in LICENSE_FIELDS if _is_text(front_matter.get(key))}
 
 
 def _read_front_matter(file: Path) -> dict[str, Any]:
@@ -205,6 +204,12 @@ def _read_front_matter(file: Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError, ValueError):
         return {}
     return fields if isinstance(fields, dict) else {}
+
+
+def _is_text(value: Any) -> bool:
+    """Return whether a value of the front matter is a text or several; YAML also has dates, which JSON has not."""
+    texts = value if isinstance(value, list) else [value]
+    return bool(value) and all(isinstance(text, str) for text in texts)
 
 
 def _describe_license(fields: Mapping[str, Any]) -> str:

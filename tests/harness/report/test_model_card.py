@@ -130,6 +130,8 @@ def test_the_license_is_that_of_the_base_model_wherever_it_is(run, tmp_path, mon
         ("license: mit\n", {}, None),
         ("---\nlicense: [mit\n---\n", {}, None),
         ("---\nlicense: {a: b}\n---\n", {}, None),
+        ("---\nlicense: [2024-01-01]\n---\n", {}, None),
+        ("---\nlicense: other\nlicense_name: 2024-01-01\n---\n", {"license": "other"}, "other"),
         ("---\n- license\n---\n", {}, None),
     ],
 )
