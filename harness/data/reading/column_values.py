@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from itertools import islice
 from typing import Any
@@ -29,7 +30,7 @@ def has_column(data: Mapping[str, Any], column: str) -> bool:
 
 
 def column_text(data: Mapping[str, Any], column: str, purpose: str) -> str:
-    """Return the value of a column as text.
+    """Return the value of a column as text; 1.0 is "1", as a column of numbers with gaps is often written with 1.0.
 
     Args:
         data: The raw row.
@@ -37,9 +38,11 @@ def column_text(data: Mapping[str, Any], column: str, purpose: str) -> str:
         purpose: What the column is for, e.g. `by which held_out groups the rows`.
 
     Raises:
-        InvalidRow: The row has no text and no number there.
+        InvalidRow: The row has no text and no number there; NaN is none.
     """
     value = column_value(data, column)
+    if isinstance(value, float):
+        value = None if math.isnan(value) else int(value) if value.is_integer() else value
     if value is None or isinstance(value, (Mapping, list, tuple)) or not str(value).strip():
         what = f"has no {column!r}, a column {purpose}"
         raise InvalidRow(what, f"add it as a text or a number, or name a column of the rows: {list_columns(data)}")

@@ -105,6 +105,15 @@ def test_a_seed_holds_out_the_same_groups_and_another_seed_others():
     assert held_out[0] == held_out[1] != held_out[2]
 
 
+def test_a_number_is_one_group_however_it_is_written_and_nan_is_none():
+    rows = [row(number, customer=[number, float(number), str(number)][number % 3]) for number in range(9)]
+    others = [row(f"other {number}", customer=number) for number in range(9)]
+    corpus, _ = read_rows([*rows, *others], share=0.3, group="customer")
+    assert corpus.split_keys[:9].tolist() == corpus.split_keys[9:].tolist()
+    with pytest.raises(HarnessError, match="rows:2: has no 'customer'"):
+        read_rows([row(1, customer=1), row(2, customer=float("nan"))], share=0.3, group="customer")
+
+
 def test_groups_that_share_a_prompt_are_on_one_side():
     rows = [
         {"prompt": f"question {group}", "completion": f"{index}", "customer": index}
