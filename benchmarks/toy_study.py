@@ -1,4 +1,4 @@
-"""Compare mitigations on a toy model: it learns one synthetic language, is fine-tuned on another, and forgets the first.
+"""Compare mitigations on a toy model, which learns one synthetic language and forgets it when it learns another.
 
     python benchmarks/toy_study.py [--folder runs/toy_study] [--output docs/study.json] [--plot docs/images/study.svg]
     python benchmarks/toy_study.py --table docs/study.json

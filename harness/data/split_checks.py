@@ -53,7 +53,8 @@ def no_suite_rows_errors(
             rows = len(split.training_indices)
             what = (
                 f"no group is held out: the smallest of {split.training_groups} by {rule.describe()} has "
-                f"{split.smallest_group} of {rows} rows, and the share {rule.share:g} is {round(rule.share * rows)} rows"
+                f"{split.smallest_group} of {rows} rows, and the share {rule.share:g} is "
+                f"{round(rule.share * rows)} rows"
             )
             what += "" if rule.group is None else "; groups with an equal prompt are one group"
             needed = split.smallest_group / rows

@@ -35,10 +35,9 @@ class Split:
         rows_read: Rows of the corpus.
         duplicates: Rows dropped because an earlier row has the same content, or one of another source.
         beyond_limit: Distinct rows that `limit` did not choose.
-        training_groups: Groups of the training rows; None if rows are not held out in groups.
-        held_out_groups: Groups of the held-out rows.
-        smallest_group: Rows of the smallest group.
         contaminating: Rows dropped from training because they share text with an evaluated row.
+        groups: `(N,)` the group of each row of the corpus, -1 for rows that are not used; None if rows are not held out
+            in groups.
     """
 
     training_indices: Indices
@@ -46,10 +45,25 @@ class Split:
     rows_read: int
     duplicates: int
     beyond_limit: int
-    training_groups: int | None = None
-    held_out_groups: int | None = None
-    smallest_group: int | None = None
     contaminating: int = 0
+    groups: Indices | None = None
+
+    @property
+    def training_groups(self) -> int | None:
+        """Number of groups of the training rows; None if rows are not held out in groups."""
+        return None if self.groups is None else len(np.unique(self.groups[self.training_indices]))
+
+    @property
+    def held_out_groups(self) -> int | None:
+        """Number of groups of the held-out rows; None if rows are not held out in groups."""
+        return None if self.groups is None else len(np.unique(self.groups[self.held_out_indices]))
+
+    @property
+    def smallest_group(self) -> int | None:
+        """Rows of the smallest group; None if rows are not held out in groups."""
+        return (
+            None if self.groups is None else int(np.unique(self.groups[self.groups >= 0], return_counts=True)[1].min())
+        )
 
 
 def split_corpus(
@@ -107,10 +121,15 @@ def split_corpus(
         rows_read=len(corpus),
         duplicates=len(corpus) - len(distinct),
         beyond_limit=len(distinct) - len(selected),
-        training_groups=None if groups is None else len(np.unique(groups[~is_held_out])),
-        held_out_groups=None if groups is None else len(np.unique(groups[is_held_out])),
-        smallest_group=None if groups is None else int(np.unique(groups, return_counts=True)[1].min()),
+        groups=None if groups is None else _place(groups, selected, len(corpus)),
     )
+
+
+def _place(values: Indices, rows: Indices, count: int) -> Indices:
+    """Return an array of this length with the values at the rows, and -1 elsewhere."""
+    placed = np.full(count, -1, np.int64)
+    placed[rows] = values
+    return placed
 
 
 def lowest_by_code(codes: NDArray[np.int64], values: HashArray) -> HashArray:

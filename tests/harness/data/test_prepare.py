@@ -461,6 +461,19 @@ def test_groups_are_held_out_and_counted_on_each_side(prepare):
     }
 
 
+def test_groups_that_are_dropped_are_not_counted(prepare):
+    data = customer_rows("d", 20, 3)
+    prepared = prepare(
+        {"d": data, "first": RowsWithColumns([row for row in data.rows if row["customer"] in ("c0", "c1")], "first")},
+        [build_stage(("first", "domain"), ("d", "domain"))],
+        [],
+        source_options={"d": held_out_by(share=0.2, group="customer")},
+        drop_shared_rows=True,
+    )
+    rule = prepared.held_out_rules["d"]
+    assert rule["training_rows"] == 3 * rule["training_groups"] < 48
+
+
 def test_near_duplicates_are_held_out_together_at_the_threshold_of_the_check(prepare):
     def groups(threshold):
         rows = [(f"how do I reset the {word} of the device", f"{word}") for word in ("lamp", "lamps", "lampe", "fuse")]

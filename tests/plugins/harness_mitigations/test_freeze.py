@@ -262,5 +262,5 @@ def test_columns_without_rows_are_an_error(tiny_model):
 
 
 def test_a_source_without_columns_is_not_ignored():
-    with pytest.raises(HarnessError, match="no column is to be frozen; set mitigations.freeze.columns"):
+    with pytest.raises(HarnessError, match=r"no column is to be frozen; set mitigations\.freeze\.columns"):
         create_freeze(source="general").check_compatible({})
