@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from harness.data.reading.column_hints import find_columns
 from harness.data.reading.row_formats import detect_row_format, parse_examples
@@ -323,5 +324,11 @@ def _count_separate_groups(
     for column in columns:
         values = {record.location: str(record.data.get(column, "")).strip() for record in records}
         if all(value not in ("", "None") for value in values.values()):
-            names = [np.array(prompts), np.array([values[example.location] for example in examples])]
+            names = [_number_texts(prompts), _number_texts(values[example.location] for example in examples)]
             yield column, len(np.unique(connected_rows(names)))
+
+
+def _number_texts(texts: Iterable[str]) -> NDArray[np.int64]:
+    """Return a number for each text, equal for equal texts; an array of texts would be as wide as the longest."""
+    numbers: dict[str, int] = {}
+    return np.array([numbers.setdefault(text, len(numbers)) for text in texts], np.int64)
