@@ -144,11 +144,12 @@ def _apply_mitigations(
         spec.document["mitigations"] if stage.mitigations is None else stage.mitigations for stage in stages
     ]
     variants: list[tuple[str, Mapping[str, Any]]] = []  # each mitigation with each set of options, once
-    for options in options_by_stage:
+    for stage, options in zip(stages, options_by_stage, strict=True):
         active = create_mitigations(options, registry)
         for name, mitigation in active:
             with _located_at_mitigation(spec, name):
                 mitigation.check_compatible({other_name: other for other_name, other in active if other_name != name})
+                mitigation.check_stage(stage)
         _require_one_weighing_of_tokens(spec, active)
         variants += [(name, options[name]) for name, _ in active if (name, options[name]) not in variants]
     created = [(name, options, registry.create("mitigations", name, options)) for name, options in variants]

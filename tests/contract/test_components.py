@@ -54,6 +54,7 @@ def test_the_defaults_of_a_mitigation_change_nothing():
     assert plain.prepare_model(model, seed=0) is model
     assert plain.on_stage_start(STAGE, model, {}, seed=0) is None
     assert plain.check_compatible({"lora": plain}) is None
+    assert plain.check_stage(STAGE) is None
     assert plain.filter_labels(model, {}) is None
     assert plain.extra_loss(model, 1.0) is None
     assert plain.on_step_end(model, 1e-3) is None

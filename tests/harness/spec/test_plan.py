@@ -132,6 +132,23 @@ def test_mitigations_apply_by_priority_whatever_their_order_in_the_file(build_sm
     assert suites == {("first", "second")}
 
 
+def test_a_mitigation_may_reject_the_settings_of_a_stage_that_uses_it(
+    get_plan_errors, build_small_plan, small_spec, add_component
+):
+    class Slow(Mitigation):
+        def check_stage(self, stage):
+            if stage.train["batch_size"] > 7:
+                raise HarnessError("mitigations.slow", f"'{stage.name}' has a large batch", "lower train.batch_size")
+
+    add_component("mitigations", "slow", Slow)
+    small_spec |= {"mitigations": {"slow": {}}, "train": {"batch_size": 7}}
+    build_small_plan()
+    small_spec["train"]["batch_size"] = 8
+    (line,) = get_plan_errors()
+    assert "mitigations.slow: " in line
+    assert line.endswith("has a large batch; lower train.batch_size")
+
+
 def test_mitigation_may_reject_another_and_the_error_names_its_own_key(
     get_plan_errors, build_small_plan, small_spec, add_component
 ):
