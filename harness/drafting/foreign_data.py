@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from harness.drafting import foreign_tables
-from harness.drafting.foreign_tables import NotConvertible
+from harness.drafting import foreign_values
+from harness.drafting.foreign_hugging_face import SPLIT
+from harness.drafting.foreign_values import NotConvertible, is_off
 from harness.drafting.imported_spec import ImportedSpec
 from harness.drafting.relative_path import relative_path
 from harness.errors import HarnessError
@@ -81,7 +82,7 @@ def _max_samples(tool: str, config: Mapping[str, Any], imported: ImportedSpec) -
     if tool != "llamafactory" or not config.get("max_samples"):
         return None
     try:
-        return foreign_tables.to_count(config["max_samples"])
+        return foreign_values.to_count(config["max_samples"])
     except NotConvertible as error:
         imported.dropped.append(("max_samples", str(error)))
         return None
@@ -90,12 +91,12 @@ def _max_samples(tool: str, config: Mapping[str, Any], imported: ImportedSpec) -
 def _held_out_share(tool: str, config: Mapping[str, Any], imported: ImportedSpec) -> float:
     key = {"llamafactory": "val_size", "axolotl": "val_set_size", "ms-swift": "split_dataset_ratio"}.get(tool, "")
     try:
-        share = foreign_tables.to_share(config.get(key) or 0)
+        share = foreign_values.to_share(config.get(key) or 0)
     except NotConvertible as error:
         imported.dropped.append((key, str(error)))
         share = 0.0
     if share:
-        imported.changed.append((key, f"held_out: {foreign_tables.SPLIT}"))
+        imported.changed.append((key, f"held_out: {SPLIT}"))
         return share
     imported.changed.append(("no rows for validation", f"held_out {HELD_OUT:g}: what is learned is measured on them"))
     return HELD_OUT
@@ -179,6 +180,20 @@ def _llama_factory_source(
     return name, _file_source(str(folder / str(entry.get("file_name", name))), options, imported)
 
 
+REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
+"""Keys of a message whose text is read as reasoning."""
+_AXOLOTL_ENTRY_KEYS = (
+    *("path", "type", "name", "split", "data_files", "ds_type", "field", "field_messages", "roles"),
+    *("message_property_mappings", "message_field_role", "message_field_content"),
+)
+_TRAINED = "the loss is on every response and its end of turn"
+_AXOLOTL_ENTRY_REASONS = {
+    **dict.fromkeys(("shards", "conversation", "roles_to_train", "train_on_eos", "train_on_eot"), _TRAINED),
+    "drop_system_message": "the system messages of the data are kept",
+    "field_thinking": f"reasoning is read from {', '.join(REASONING_KEYS)}",
+}
+
+
 def _axolotl_source(entry: Any, imported: ImportedSpec) -> tuple[str, dict[str, Any]]:
     if not isinstance(entry, Mapping) or "path" not in entry:
         raise HarnessError("datasets", "an entry has no path", "write - path: ORG/NAME")
@@ -200,14 +215,24 @@ def _axolotl_source(entry: Any, imported: ImportedSpec) -> tuple[str, dict[str, 
         )
     mapping = {"messages": entry["field_messages"]} if entry.get("field_messages") else {}
     properties = _mapping(entry, "message_property_mappings", f"datasets {path}")
-    mapping |= {part: properties[part] for part in ("role", "content") if properties.get(part)}
+    parts = {part: properties.get(part) or entry.get(f"message_field_{part}") for part in ("role", "content")}
+    mapping |= {part: column for part, column in parts.items() if column}
     if entry.get("field") and options.get("form") == "text":
         mapping["text"] = entry["field"]
     if mapping:
         options["columns"] = mapping
-    for key in ("shards", "conversation", "roles_to_train", "train_on_eos"):
-        if entry.get(key):
-            imported.dropped.append((f"datasets {path}: {key}", "the loss is on every response and its end of turn"))
+    roles = _mapping(entry, "roles", f"datasets {path}")
+    names = {
+        str(name): role for role, given in roles.items() for name in (given if isinstance(given, list) else [given])
+    }
+    if any(name != role for name, role in names.items()):
+        options["roles"] = names
+    for key, value in entry.items():
+        if key in _AXOLOTL_ENTRY_KEYS or is_off(value):
+            continue
+        if key in ("field_thinking", "template_thinking_key") and value in REASONING_KEYS:
+            continue
+        imported.dropped.append((f"datasets {path}: {key}", _AXOLOTL_ENTRY_REASONS.get(key, "the key is not known")))
     name = Path(path).stem
     if entry.get("data_files"):
         return name, _file_source(entry["data_files"], options, imported)

@@ -115,6 +115,7 @@ class Lora(Mitigation):
 
     def __post_init__(self) -> None:
         self.initialized = self.start == "zero"
+        self._target_modules = adapter_common.to_target_modules("lora", self.target)
 
     def check_compatible(self, others: Mapping[str, Mitigation]) -> None:
         """Reject a second adapter, and options that contradict each other."""
@@ -149,7 +150,7 @@ class Lora(Mitigation):
             r=self.rank,
             lora_alpha=self._alpha,  # type: ignore[arg-type]
             lora_dropout=self.dropout,
-            target_modules=adapter_common.to_target_modules(self.target),
+            target_modules=self._target_modules,
             use_rslora=self.rslora,
             use_dora=self.dora,
         )
