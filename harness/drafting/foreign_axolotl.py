@@ -89,7 +89,6 @@ AXOLOTL: dict[str, Key] = {
     "tokenizer_type": unneeded("the tokenizer's files name its class"),
     "strict": unneeded("a spec is always validated"),
     "plugins": Key("", reject_other_plugins, unneeded=KERNELS),
-    "fsdp_config": missing(DISTRIBUTED),
     **dict.fromkeys(
         (
             *("liger_rope", "liger_rms_norm", "liger_rms_norm_gated", "liger_glu_activation", "liger_layer_norm"),
@@ -111,10 +110,12 @@ AXOLOTL: dict[str, Key] = {
         unneeded(TRACKERS),
     ),
     **dict.fromkeys(
-        ("dp_shard_size", "context_parallel_size", "tensor_parallel_size", "expert_parallel_size"),
+        ("context_parallel_size", "tensor_parallel_size", "expert_parallel_size"),
         Key("", when(1, None, DISTRIBUTED)),
     ),
+    "dp_shard_size": differs("it is the number of processes: --gpus N"),
     "eot_tokens": differs("the end of a turn is that of the template, which is trained with the response"),
+    "eta_min": unneeded("Axolotl does not read it"),
     "eval_batch_size": unneeded("a suite has its own batch_size"),
     "eval_table_size": unneeded(LOGS),
     "eval_max_new_tokens": unneeded(LOGS),
@@ -146,6 +147,5 @@ AXOLOTL: dict[str, Key] = {
     "tokenizer_use_mistral_common": missing("the tokenizer is that of transformers"),
     "qat": missing("there is no quantization-aware training"),
     "fp8": missing("there is no computation in FP8"),
-    "fsdp_version": missing(DISTRIBUTED),
     "model_quantization_config": missing("a checkpoint is dequantized if this machine lacks its kernels"),
 }

@@ -28,7 +28,11 @@ DATA_KEYS = {"llamafactory": "dataset", "axolotl": "datasets", "ms-swift": "data
 
 
 def import_data(
-    tool: str, config: Mapping[str, Any], file: Path, dataset_info: Path | None, imported: ImportedSpec
+    tool: str,
+    config: Mapping[str, Any],
+    file: Path,
+    dataset_info: Path | Mapping[str, Any] | None,
+    imported: ImportedSpec,
 ) -> None:
     """Set the sources, the mode and the suites from the data that a configuration names.
 
@@ -103,8 +107,10 @@ def _held_out_share(tool: str, config: Mapping[str, Any], imported: ImportedSpec
 
 
 def _read_dataset_info(
-    config: Mapping[str, Any], file: Path, dataset_info: Path | None
+    config: Mapping[str, Any], file: Path, dataset_info: Path | Mapping[str, Any] | None
 ) -> tuple[Mapping[str, Any], Path]:
+    if isinstance(dataset_info, Mapping):
+        return dataset_info, Path()
     if dataset_info is None:
         folder = Path(str(config.get("dataset_dir") or "data"))
         candidates = [folder, file.parent / folder, file.parent]
@@ -171,6 +177,10 @@ def _llama_factory_source(
     for key in ("images", "videos", "audios"):
         if key in columns:
             imported.dropped.append((f"dataset {name}: {key}", "only texts are trained"))
+    if entry.get("num_samples"):
+        options["limit"] = foreign_values.to_count(entry["num_samples"])
+    if entry.get("weight"):
+        imported.dropped.append((f"dataset {name}: weight", "shares are set by mitigations.mixing, in trained tokens"))
     if hub := entry.get("hf_hub_url"):
         if entry.get("subset"):
             options["config"] = entry["subset"]

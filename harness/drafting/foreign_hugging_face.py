@@ -84,7 +84,7 @@ FULL_ROWS = (
 )
 SPLIT = "rows are held out by the hash of their prompt, so that no prompt is on both sides; the rows differ"
 DTYPE = "trained weights stay in float32"
-DISTRIBUTED = "weights are not shared among GPUs; several processes start with --gpus N or torchrun"
+DISTRIBUTED = "weights are divided among GPUs by train.sharding only"
 WORKERS, LOGS, CACHES = "it speeds up reading data", "it changes logs only", "data is cached by its content"
 KERNELS = "another kernel for the same function; the logits are computed in chunks, and train.compile fuses layers"
 HUB = "harness export RUN --to hub pushes a model after it is verified"
@@ -115,8 +115,6 @@ HUGGING_FACE: dict[str, Key] = {
     "fp16": Key(f"{TRAIN}.precision", switch("float16"), change=DTYPE),
     "tf32": Key(f"{TRAIN}.tf32", bool),
     "neftune_noise_alpha": missing("there is no noise on embeddings"),
-    "deepspeed": missing(DISTRIBUTED),
-    "fsdp": missing(DISTRIBUTED),
     "group_by_length": differs("rows are in a random order; padding is avoided otherwise"),
     "resume_from_checkpoint": missing("harness run --resume RUN resumes a run"),
     "label_smoothing_factor": missing("there is no label smoothing"),

@@ -28,6 +28,7 @@ from harness.drafting.foreign_hugging_face import (
 )
 from harness.drafting.foreign_values import (
     Key,
+    choice,
     differs,
     missing,
     switch,
@@ -83,6 +84,18 @@ LLAMA_FACTORY: dict[str, Key] = {
     "oft_block_size": Key("mitigations.oft.block", to_int),
     "oft_target": Key("mitigations.oft.target", to_layers),
     "use_v1_kernels": unneeded(KERNELS),
+    "batching_strategy": Key(
+        "",
+        choice({"normal": None, "padding_free": None}),
+        unneeded="rows are trained without padding where the device supports it",
+    ),
+    "model_class": Key("", when("llm", None, "a causal language model is trained"), unneeded="it is the only class"),
+    "sample_backend": unneeded("a run evaluates its suites"),
+    "max_new_tokens": unneeded("a suite has its own generation"),
+    "batching_workers": unneeded(WORKERS),
+    "cp_size": Key("", when(1, None, DISTRIBUTED)),
+    "cp_mode": unneeded("it belongs to cp_size"),
+    "enable_activation_checkpointing": Key(f"{TRAIN}.gradient_checkpointing", bool),
     "enable_liger_kernel": unneeded(KERNELS),
     "use_unsloth": unneeded(KERNELS),
     "ray_num_workers": differs(LAUNCHER),

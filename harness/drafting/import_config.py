@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from harness.drafting import foreign_data, foreign_groups, foreign_tables, foreign_values
+from harness.drafting import foreign_data, foreign_groups, foreign_sharding, foreign_tables, foreign_v1, foreign_values
 from harness.drafting.foreign_config import read_config
 from harness.drafting.foreign_hugging_face import TRAIN
 from harness.drafting.foreign_values import Changed, NotConvertible, is_off
@@ -40,7 +40,10 @@ def import_config(tool: str, file: Path, dataset_info: Path | None = None, folde
     Raises:
         HarnessError: The file cannot be read, or names neither a model nor data.
     """
-    config = read_config(file)
+    config: Mapping[str, Any] = read_config(file)
+    entries: Mapping[str, Any] | None = None
+    if tool == "llamafactory" and foreign_v1.is_v1(config):
+        config, entries = foreign_v1.to_first_engine(config, file)
     name = re.sub(r"[^A-Za-z0-9_.-]+", "-", file.stem).strip("-.") or "imported"
     imported = ImportedSpec(folder or Path(), {"name": name})
     adapter = _adapter_of(tool, config, imported)
@@ -58,7 +61,8 @@ def import_config(tool: str, file: Path, dataset_info: Path | None = None, folde
     if os.path.exists(model["path"]):
         model["path"] = relative_path(model["path"], imported.folder)
     foreign_groups.import_groups(tool, config, imported, METHOD_KEYS[tool])
-    foreign_data.import_data(tool, config, file, dataset_info, imported)
+    foreign_sharding.import_sharding(config, file, imported)
+    foreign_data.import_data(tool, config, file, dataset_info if entries is None else entries, imported)
     _import_template(tool, config, imported)
     return imported
 
@@ -102,7 +106,10 @@ def _is_weak(key: str, value: Any) -> bool:
 def _import_key(tool: str, key: str, value: Any, stated: bool, imported: ImportedSpec) -> None:
     if key in _READ_ELSEWHERE or key in (foreign_data.DATA_KEYS[tool], METHOD_KEYS[tool]):
         return
-    if key in foreign_tables.QUANTIZATION[tool] or key in foreign_groups.GROUPED_KEYS[tool]:
+    if key in foreign_tables.QUANTIZATION[tool] or key in (
+        *foreign_groups.GROUPED_KEYS[tool],
+        *foreign_sharding.SHARDING_KEYS,
+    ):
         return
     entry = foreign_tables.TABLES[tool].get(key)
     off = is_off(value)

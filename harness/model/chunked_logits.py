@@ -47,7 +47,8 @@ class ChunkedLogits:
         Raises:
             HarnessError: The model has no output head.
         """
-        self._causal_lm, self._inputs = causal_lm, inputs
+        self._causal_lm: Any = causal_lm
+        self._inputs = inputs
         self._head: Any = output_head(causal_lm)
         self._body: nn.Module | None = None
         is_linear = type(self._head) is nn.Linear
@@ -127,7 +128,8 @@ class ChunkedLogits:
         def apply_head(chunk: Tensor) -> tuple[Tensor, Tensor]:
             nonlocal hidden
             hidden = chunk
-            logits: Tensor = self._causal_lm(**self._inputs).logits[0]
+            # `forward`, since the hooks of a sharded model would free the head's weight after a chunk's gradient.
+            logits: Tensor = self._causal_lm.forward(**self._inputs).logits[0]
             return leaf, logits
 
         with (

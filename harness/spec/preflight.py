@@ -20,6 +20,7 @@ from harness.spec.matrix_summaries import NEEDS_SEVERAL_STAGES, has_one_stage
 from harness.spec.metric_factory import create_metric
 from harness.spec.primary_score import primary_score
 from harness.spec.quantized_training import quantized_training_errors
+from harness.spec.sharded_training import sharded_training_errors
 from harness.spec.spec import Spec
 from harness.types import Plan, Stage, Suite
 from harness.utils import find_run
@@ -80,6 +81,7 @@ def preflight(spec: Spec, plan: Plan, registry: Registry, *, will_train: bool = 
             *_mid_stage_errors(spec, plan, metrics),
             *_double_interval_errors(spec, plan),
             *quantized_training_errors(spec, plan, registry),
+            *sharded_training_errors(spec, plan, registry),
             *errors,
             *_fixed_server_model_errors(spec, plan.suites),
         ]

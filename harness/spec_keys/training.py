@@ -149,6 +149,12 @@ TRAIN_KEYS: dict[str, Any] = {
         "description": "Recompute activations in the backward pass: less memory, about a third more time, the same "
         'weights. "auto": only for a stage that would not fit into the available memory without it.',
     },
+    "sharding": {
+        "enum": [None, "fsdp2"],
+        "default": None,
+        "description": "Divide weights, gradients and optimizer states among the processes of a run, layer by layer "
+        "(FSDP2 of torch; ZeRO stage 3, arXiv:1910.02054). The steps are the same. null: each process has all of them.",
+    },
     "compile": {
         "type": "boolean",
         "default": False,

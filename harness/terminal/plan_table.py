@@ -101,6 +101,7 @@ def _stage_table(stage: Mapping[str, Any]) -> Table:
         f"{next(iter(train['optimizer']))}, learning rate {train['learning_rate']:g} "
         f"({next(iter(train['scheduler']))}, warm-up {_warmup(train)})",
         *([f"packed to {train['max_length']}"] if train["packing"] else []),
+        *([f"sharded by {train['sharding']}"] if train.get("sharding") else []),
         *([format_efficiency(stage["efficiency"])] if "efficiency" in stage else []),
     ]
     title = f"stage {stage['name']}: {', '.join(settings)}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from harness import Component
 from harness.errors import HarnessError
@@ -90,6 +90,8 @@ class Freeze(Mitigation):
         layers: number of layers to freeze, from the lowest.
         patterns: shell patterns of full names of weights.
     """
+
+    works_on_shards: ClassVar[bool] = True
 
     def __init__(self, embeddings: bool, layers: int, patterns: Sequence[str]) -> None:
         self.embeddings, self.layers, self.patterns = embeddings, layers, tuple(patterns)

@@ -7,6 +7,7 @@ that is not compared with it at equal gain may be no better. See Kalajdzievski, 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import ClassVar
 
 from harness import Component, Mitigation, Stage
 
@@ -28,6 +29,8 @@ COMPONENTS: dict[str, Component] = {
 
 class LrScale(Mitigation):
     """Multiply every stage's peak learning rate by `factor`."""
+
+    works_on_shards: ClassVar[bool] = True
 
     def __init__(self, factor: float) -> None:
         self.factor = factor

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from harness import Component, HarnessError, Mitigation
 
@@ -116,6 +116,8 @@ class Reweight(Mitigation):
     Raises:
         HarnessError: `power` is `median` and `by` is not `probability`.
     """
+
+    works_on_shards: ClassVar[bool] = True
 
     def __init__(self, power: float | Literal["median"], floor: float, by: Literal["probability", "entropy"]) -> None:
         if power == "median" and by != "probability":

@@ -55,6 +55,8 @@ COMPONENTS: dict[str, Component] = {
 class AdamW(Optimizer):
     """AdamW. Its state takes 8 bytes a weight."""
 
+    works_on_shards: ClassVar[bool] = True
+
     def __init__(self, betas: Sequence[float], eps: float) -> None:
         self.betas, self.eps = (float(betas[0]), float(betas[1])), eps
 
@@ -71,6 +73,7 @@ class AdamW8bit(AdamW):
     bitsandbytes keeps the state of weights with fewer than 4096 elements in float32.
     """
 
+    works_on_shards: ClassVar[bool] = False
     bytes_per_weight: ClassVar[float] = 2.03  # with a float32 scale for each block of 256
     name = "adamw_8bit"
 

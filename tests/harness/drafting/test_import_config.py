@@ -11,6 +11,7 @@ from harness.cli.main import main
 from harness.drafting import import_config as import_config_module
 from harness.drafting.foreign_data import DATA_KEYS
 from harness.drafting.foreign_groups import GROUPED_KEYS
+from harness.drafting.foreign_sharding import SHARDING_KEYS
 from harness.drafting.foreign_tables import DEFAULTS, QUANTIZATION, TABLES
 from harness.drafting.foreign_values import OFF
 from harness.drafting.import_config import import_config
@@ -311,7 +312,14 @@ def test_no_value_of_any_key_is_a_crash(tmp_path, monkeypatch, tool):
     config = EXAMPLES[tool][1] if tool != "ms-swift" else {"model": "a/b", "dataset": "org/rows"}
     (tmp_path / "dataset_info.json").write_text(json.dumps(DATASET_INFO))
     for value in (5, -1.5, "x", "", [], {}, [1], ["x"], [""], [{"path": 1}], {"a": 1}, True, 1e400, "a\0b"):
-        for key in [*TABLES[tool], *QUANTIZATION[tool], *DATA_KEYS.values(), *GROUPED_KEYS[tool], "max_samples"]:
+        for key in [
+            *TABLES[tool],
+            *QUANTIZATION[tool],
+            *DATA_KEYS.values(),
+            *GROUPED_KEYS[tool],
+            *SHARDING_KEYS,
+            "max_samples",
+        ]:
             changed = {**config, key: value}
             monkeypatch.setattr(import_config_module, "read_config", lambda _, changed=changed: changed)
             with contextlib.suppress(HarnessError):
@@ -507,3 +515,86 @@ def test_trained_weights_by_name_are_refused_without_an_adapter(imported):
     assert "unfrozen_parameters" in unneeded
     _, _, _, _, dropped = axolotl_lists(imported, {"unfrozen_parameters": ["lm_head"], "adapter": None})
     assert "unfrozen_parameters" in dropped
+
+
+def test_fsdp_becomes_sharding_with_an_optimizer_that_supports_it(imported):
+    fsdp = {"fsdp_version": 2, "fsdp_config": {"fsdp_activation_checkpointing": True, "offload_params": False}}
+    result, _, changed, _, dropped = axolotl_lists(imported, {**fsdp, "gradient_checkpointing": False})
+    train = result.document["train"]
+    assert (train["sharding"], train["optimizer"], train["gradient_checkpointing"]) == ("fsdp2", {"adamw": {}}, True)
+    assert changed["fsdp_config, fsdp_version"].startswith("train.sharding: fsdp2")
+    assert "8 bits cannot be" in changed["fsdp_config, fsdp_version: optimizer"]
+    assert not any("fsdp" in key for key in dropped)
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ({"fsdp": ["full_shard", "offload"]}, "fsdp_config: offload_params"),
+        ({"fsdp_config": {"offload_params": True}}, "fsdp_config: offload_params"),
+        ({"fsdp_config": {"sharding_strategy": "HYBRID_SHARD"}}, "fsdp_config: sharding_strategy"),
+        ({"fsdp": "full_shard", "optimizer": "muon"}, "fsdp: optimizer"),
+        ({"fsdp": "full_shard", "load_in_4bit": None, "load_in_8bit": True}, "fsdp: 8 bits"),
+        ({"deepspeed": "missing.json"}, "deepspeed"),
+        ({"context_parallel_size": 2}, "context_parallel_size"),
+    ],
+)
+def test_what_sharding_does_not_have_is_not_expressible(imported, change, key):
+    _, _, _, _, dropped = axolotl_lists(imported, change)
+    assert key in dropped
+
+
+def test_the_file_of_deepspeed_decides(imported, tmp_path):
+    zero = {"bf16": {"enabled": True}, "zero_optimization": {"stage": 3, "overlap_comm": True}}
+    (tmp_path / "zero.json").write_text(json.dumps(zero))
+    change = {"deepspeed": "zero.json", "optimizer": "adamw_torch"}
+    result, _, changed, _, dropped = axolotl_lists(imported, change)
+    assert result.document["train"]["sharding"] == "fsdp2"
+    assert "deepspeed" in changed
+    assert not any(key.startswith("deepspeed") for key in dropped)
+    zero["zero_optimization"] |= {"stage": 0, "offload_param": {"device": "cpu"}}
+    (tmp_path / "zero.json").write_text(json.dumps(zero | {"autotuning": {}}))
+    result, _, _, _, dropped = axolotl_lists(imported, change)
+    assert "sharding" not in result.document["train"]
+    assert {"deepspeed: offload_param", "deepspeed: autotuning"} <= dropped.keys()
+
+
+V1 = {
+    "model": "Qwen/Qwen3-0.6B", "model_class": "llm", "train_dataset": "v1.yaml", "micro_batch_size": 2,
+    "peft_config": {"name": "lora", "r": 16, "lora_alpha": 32, "target_modules": "all"}, "max_steps": 10,
+    "kernel_config": {"name": "auto"}, "dist_config": {"name": "fsdp2", "dcp_path": None},
+    "quant_config": {"name": "bnb", "quantization_bit": 4}, "init_config": {"name": "init_on_meta"},
+}  # fmt: skip
+
+
+def test_the_second_engine_of_llama_factory(imported, tmp_path):
+    datasets = {"a": {"path": "a.json", "source": "local", "converter": "alpaca", "size": 5}, "b": {
+        "path": "org/b", "source": "hf_hub", "converter": "sharegpt"}}  # fmt: skip
+    (tmp_path / "v1.yaml").write_text(json.dumps(datasets))
+    result = imported("llamafactory", V1)
+    assert result.dropped == []
+    document = result.document
+    assert document["model"]["path"] == "Qwen/Qwen3-0.6B"
+    assert document["model"]["quantization"]["bitsandbytes"]["bits"] == 4
+    assert document["mitigations"]["lora"] == {"rank": 16, "alpha": 32.0, "target": "all-linear"}
+    train = document["train"]
+    assert (train["sharding"], train["steps"], train["batch_size"]) == ("fsdp2", 10, 2)
+    assert (train["scheduler"], train["weight_decay"]) == ({"constant": {}}, 0.01)
+    assert document["sources"]["a"]["json"] | {"path": ""} == {"path": "", "limit": 5, "held_out": 0.1}
+    assert document["sources"]["b"]["hub"]["name"] == "org/b"
+    assert document["sources"]["b"]["hub"]["form"] == "messages"
+
+
+def test_what_the_second_engine_alone_has_is_not_expressible(imported, tmp_path):
+    (tmp_path / "v1.yaml").write_text(json.dumps({"a": {"path": "a.json", "weight": 2.0}}))
+    change = {
+        "peft_config": {"name": "freeze"}, "dist_config": {"name": "fsdpturbo", "ep_size": 16}, "cp_size": 2,
+        "batching_strategy": "dynamic_batching", "optim_config": {"name": "muon", "wd": 0.1}, "quant_config": None,
+    }  # fmt: skip
+    dropped = dict(imported("llamafactory", {**V1, **change}).dropped)
+    assert {
+        "peft_config: freeze", "dist_config: fsdpturbo", "cp_size", "batching_strategy", "optim_config: wd",
+        "dataset a: weight",
+    } <= dropped.keys()  # fmt: skip
+    with pytest.raises(HarnessError, match=r"names gone\.yaml, which was not found"):
+        imported("llamafactory", {**V1, "train_dataset": "gone.yaml"})
