@@ -285,7 +285,10 @@ def _jackknife_estimate(value: float, without_each: np.ndarray, freedom: float, 
     from scipy.special import stdtrit
 
     deviations = without_each - without_each.mean()
-    stderr = math.sqrt((units - 1) / units * float(deviations @ deviations))
+    with np.errstate(over="ignore"):  # of perplexities above 1e150, whose interval is then unknown
+        stderr = math.sqrt((units - 1) / units * float(deviations @ deviations))
+    if not math.isfinite(stderr):
+        return Estimate(value, math.nan, math.nan, math.nan, units)
     half = float(stdtrit(freedom, 0.975)) * stderr
     low, high = (without_rounding(bound, scale) for bound in (value - half, value + half))
     return Estimate(value, stderr, low, high, units)

@@ -215,3 +215,10 @@ def test_mean_over_suites_adds_squared_half_widths():
     assert (result.value, result.low, result.high) == pytest.approx((2.0, 1.75, 2.25))
     assert (result.n, result.groups, result.method) == (70, 40, "combined")
     assert math.isnan(mean_over_suites([result, Estimate(1.0, math.nan, math.nan, math.nan, 1)]).low)
+
+
+def test_the_interval_of_a_huge_perplexity_is_unknown():
+    result = estimate([(370.0, 1.0), (372.0, 1.0), (371.0, 1.0)], perplexity)  # of about 1e161
+    assert result.value == pytest.approx(math.exp(371.0))
+    assert math.isnan(result.low)
+    assert math.isnan(result.high)

@@ -106,8 +106,10 @@ CASES = [(name, arguments) for name, all_arguments in INSTRUCTIONS.items() for a
 DIFFERENCES = {
     "punctuation:no_comma": "，",
     "length_constraints:number_sentences": "。|P.S.",
+    "language:response_language": '{"name"',
 }
-"""Instruction type -> texts that both judge differently: full-width marks count here, and `P.S.` ends no sentence."""
+"""Instruction type -> texts that both judge differently: full-width marks count here, `P.S.` ends no sentence, and
+a few words without a frequent one are of no language, where IFEval's detector guesses one."""
 
 
 def judged_differently(name, answer):
