@@ -18,6 +18,11 @@ OPTIMIZER_FILE, SCHEDULER_FILE = "optimizer.pt", "scheduler.pt"
 """The files of transformers in a checkpoint: those of a sharded stage have the content of one that is not sharded."""
 
 
+def unwrapped_optimizer(optimizer: Any) -> torch.optim.Optimizer:
+    """Return an optimizer without accelerate's wrapper."""
+    return cast(torch.optim.Optimizer, getattr(optimizer, "optimizer", optimizer))
+
+
 class ShardedTraining(Trainer):
     """The Trainer, for a model as it is or with sharded weights.
 
@@ -53,7 +58,7 @@ class ShardedTraining(Trainer):
         if self.shards is None:
             super()._save_optimizer_and_scheduler(output_dir)
             return
-        state = self.shards.gather_state(self._torch_optimizer().state_dict())
+        state = self.shards.gather_state(unwrapped_optimizer(self.optimizer).state_dict())
         if self.args.should_save:
             torch.save(state, Path(output_dir) / OPTIMIZER_FILE)
             torch.save(cast(Any, self.lr_scheduler).state_dict(), Path(output_dir) / SCHEDULER_FILE)
@@ -62,11 +67,8 @@ class ShardedTraining(Trainer):
         if self.shards is None or checkpoint is None:
             super()._load_optimizer_and_scheduler(checkpoint)
             return
-        optimizer = self._torch_optimizer()
+        optimizer = unwrapped_optimizer(self.optimizer)
         state = torch.load(Path(checkpoint) / OPTIMIZER_FILE, map_location="cpu", weights_only=True)
         optimizer.load_state_dict(self.shards.shard_state(state, optimizer))
         schedule = torch.load(Path(checkpoint) / SCHEDULER_FILE, map_location="cpu", weights_only=True)
         cast(Any, self.lr_scheduler).load_state_dict(schedule)
-
-    def _torch_optimizer(self) -> torch.optim.Optimizer:
-        return cast(torch.optim.Optimizer, getattr(self.optimizer, "optimizer", self.optimizer))

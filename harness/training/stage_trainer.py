@@ -40,7 +40,7 @@ from harness.training.loss import (
     target_logits,
     target_mask,
 )
-from harness.training.sharded_training import ShardedTraining
+from harness.training.sharded_training import ShardedTraining, unwrapped_optimizer
 from harness.training.stage_logs import copy_stage_logs
 from harness.training.step_log import StepLog
 from harness.training.step_recovery import StepRecovery
@@ -370,7 +370,7 @@ class StageTrainer(StepRecovery, ShardedTraining):
     @torch.no_grad()
     def _call_before_step(self) -> None:
         """Let the mitigations see or change the gradients that the optimizer gets."""
-        optimizer = self._torch_optimizer()
+        optimizer = unwrapped_optimizer(self.optimizer)
         for mitigation in self.mitigations.values():
             mitigation.on_before_step(self.unwrapped_model, optimizer)
 
