@@ -22,7 +22,7 @@ DEEPSPEED_KEYS = (
     *("zero_allow_untested_optimizer", "fp16", "bf16", "zero_optimization", "steps_per_print", "wall_clock_breakdown"),
 )
 """Keys of a configuration of DeepSpeed that the trainer sets itself, or that are read here."""
-OFFLOAD = "weights and states of a sharded stage are not moved to main memory"
+OFFLOADED = "train.offload_shards: weights, gradients and optimizer states are in main memory"
 
 
 def import_sharding(config: Mapping[str, Any], file: Path, imported: ImportedSpec) -> None:
@@ -34,18 +34,21 @@ def import_sharding(config: Mapping[str, Any], file: Path, imported: ImportedSpe
         imported: The spec, with everything else.
     """
     fsdp = [key for key in FSDP_KEYS if not is_off(config.get(key))]
-    if fsdp:
-        _import_fsdp(config, imported)
+    divides, offloaded = bool(fsdp), _import_fsdp(config, imported) if fsdp else []
     deepspeed = config.get("deepspeed")
-    divides = bool(fsdp)
     if not is_off(deepspeed):
-        divides = _import_deepspeed(deepspeed, file, imported) or divides
+        has_zero, targets = _import_deepspeed(deepspeed, file, imported)
+        divides, offloaded = has_zero or divides, [*offloaded, *targets]
     if not divides:
+        imported.dropped.extend((key, "nothing is divided that could be in main memory") for key in offloaded)
         return
     keys = ", ".join([*fsdp, *(["deepspeed"] if not is_off(deepspeed) else [])])
     train = imported.document.setdefault("train", {})
     train["sharding"] = "fsdp2"
     imported.changed.append((keys, "train.sharding: fsdp2; start the run with --gpus N"))
+    if offloaded:
+        train["offload_shards"] = True
+        imported.changed.append((", ".join(offloaded), OFFLOADED))
     quantization = imported.document["model"].get("quantization") or {}
     if quantization.get("bitsandbytes", {}).get("bits") == 8:
         imported.dropped.append((f"{keys}: 8 bits", "weights of 8 bits cannot be divided"))
@@ -60,16 +63,17 @@ def import_sharding(config: Mapping[str, Any], file: Path, imported: ImportedSpe
         imported.dropped.append((f"{keys}: optimizer", f"{optimizer} needs whole weights"))
 
 
-def _import_fsdp(config: Mapping[str, Any], imported: ImportedSpec) -> None:
-    """Note what differs. What the keys say of wrapping, loading and saving is the same for every model."""
+def _import_fsdp(config: Mapping[str, Any], imported: ImportedSpec) -> list[str]:
+    """Note what differs, and return the keys that move weights to main memory.
+
+    What the keys say of wrapping, loading and saving is the same for every model.
+    """
     given = config.get("fsdp_config")
     settings = (
         {str(key).removeprefix("fsdp_"): value for key, value in given.items()} if isinstance(given, dict) else {}
     )
     named = config.get("fsdp")
     words = [str(word) for word in named] if isinstance(named, list) else str(named or "").split()
-    if settings.get("offload_params") or "offload" in words:
-        imported.dropped.append(("fsdp_config: offload_params", OFFLOAD))
     default = next((word for word in words if word in STRATEGIES), "full_shard")
     strategy = str(settings.get("sharding_strategy") or default).lower()
     if strategy not in ("full_shard", "1"):
@@ -77,28 +81,37 @@ def _import_fsdp(config: Mapping[str, Any], imported: ImportedSpec) -> None:
         imported.dropped.append(("fsdp_config: sharding_strategy", what))
     if settings.get("activation_checkpointing"):
         imported.document.setdefault("train", {})["gradient_checkpointing"] = True
+    return ["fsdp_config: offload_params"] if settings.get("offload_params") or "offload" in words else []
 
 
-def _import_deepspeed(named: Any, file: Path, imported: ImportedSpec) -> bool:
-    """Note what differs, and return whether DeepSpeed divides something: with a stage of ZeRO above 0."""
+def _import_deepspeed(named: Any, file: Path, imported: ImportedSpec) -> tuple[bool, list[str]]:
+    """Note what differs.
+
+    Returns:
+        Whether DeepSpeed divides something, with a stage of ZeRO above 0; and the keys that use main memory.
+    """
     folders = [Path(), *file.resolve().parents]
     path = next((folder / str(named) for folder in folders if (folder / str(named)).is_file()), None)
     if path is None:
         what = f"{named} was not found: start in the folder that it is relative to"
         imported.dropped.append(("deepspeed", what))
-        return False
+        return False, []
     try:
         settings = read_config(path)
     except HarnessError as error:
         imported.dropped.append(("deepspeed", f"{named} {error.what}"))
-        return False
+        return False, []
     zero = settings.get("zero_optimization")
     zero = zero if isinstance(zero, Mapping) else {}
     for key in settings:
         if key not in DEEPSPEED_KEYS:
             imported.dropped.append((f"deepspeed: {key}", "train.sharding has nothing like it"))
+    offloaded = []
     for key in ("offload_optimizer", "offload_param"):
         target = zero.get(key)
-        if target and not (isinstance(target, Mapping) and target.get("device") in (None, "none")):
-            imported.dropped.append((f"deepspeed: {key}", OFFLOAD))
-    return bool(zero.get("stage"))
+        device = target.get("device", "none") if isinstance(target, Mapping) else "none"
+        if device == "cpu":
+            offloaded.append(f"deepspeed: {key}")
+        elif device != "none":
+            imported.dropped.append((f"deepspeed: {key}", f"shards are stored in main memory, not on {device}"))
+    return bool(zero.get("stage")), offloaded

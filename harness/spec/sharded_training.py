@@ -24,6 +24,10 @@ def sharded_training_errors(spec: Spec, plan: Plan, registry: Registry) -> Itera
     where = spec.where(("train", "sharding"))
     for stage in plan.stages:
         if stage.train["sharding"] is None:
+            if stage.train["offload_shards"]:
+                what = "there are no shards without train.sharding"
+                hint = "set train.sharding to 'fsdp2', or train.offload_shards to false"
+                yield HarnessError(spec.where(("train", "offload_shards")), what, hint)
             continue
         for name, mitigation in create_mitigations(stage_mitigations(plan, stage), registry):
             if not mitigation.works_on_shards:

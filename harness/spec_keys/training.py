@@ -155,6 +155,12 @@ TRAIN_KEYS: dict[str, Any] = {
         "description": "Divide weights, gradients and optimizer states among the processes of a run, layer by layer "
         "(FSDP2 of torch; ZeRO stage 3, arXiv:1910.02054). The steps are the same. null: each process has all of them.",
     },
+    "offload_shards": {
+        "type": "boolean",
+        "default": False,
+        "description": "With sharding on GPUs: store weights, gradients and optimizer states in main memory, where the "
+        "optimizer computes its steps. Each layer is copied to the GPU when it computes. Much slower.",
+    },
     "compile": {
         "type": "boolean",
         "default": False,

@@ -37,7 +37,7 @@ def measure_stage_memory(model: nn.Module, optimizer: Any, mitigations: Iterable
         "mitigations": _total_bytes(
             tensor for m in mitigations for tensor in _tensors_in(vars(m)) if storage_id(tensor) not in known
         ),
-        "peak": peak_memory(weights[0].device),
+        "peak": peak_memory(_computing_device(weights[0])),
     }
 
 
@@ -65,6 +65,11 @@ def _total_bytes(tensors: Iterable[Tensor]) -> int:
 def storage_id(tensor: Tensor) -> int:
     """Return what identifies the memory of a tensor, also on the meta device; views of it have the same."""
     return int(_own_part(tensor).untyped_storage()._cdata)
+
+
+def _computing_device(weight: Tensor) -> torch.device:
+    """Return the device that computes with a weight: parts of it may be stored in main memory."""
+    return torch.device(weight.device_mesh.device_type) if isinstance(weight, DTensor) else weight.device
 
 
 def _own_part(tensor: Tensor) -> Tensor:

@@ -85,7 +85,10 @@ def with_fitting_settings(
     def needed(batch_size: int, accumulation: int, checkpointing: bool) -> int:
         tokens = largest_batch_tokens(lengths, batch_size, is_padded=data.is_padded)
         activations = tokens * (size.checkpointed if checkpointing else size.stored)
-        return estimate_stage(model, tokens, activations, compute_dtype, bytes_per_weight, accumulation > 1).peak
+        estimate = estimate_stage(model, tokens, activations, compute_dtype, bytes_per_weight, accumulation > 1)
+        if device.type == "cuda" and processes > 1 and train.get("offload_shards", False):
+            estimate = replace(estimate, gradients=0, head_gradient=0, optimizer=0)
+        return estimate.peak
 
     settings = fitting_settings(train, needed, USABLE_SHARE * available)
     if processes > 1:

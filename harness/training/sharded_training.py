@@ -9,10 +9,9 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor
 from transformers import Trainer
 
-from harness.training.sharded_weights import ShardedWeights
+from harness.training.sharded_weights import ShardedWeights, clip_shards
 
 OPTIMIZER_FILE, SCHEDULER_FILE = "optimizer.pt", "scheduler.pt"
 """The files of transformers in a checkpoint: those of a sharded stage have the content of one that is not sharded."""
@@ -50,9 +49,10 @@ class ShardedTraining(Trainer):
             yield
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
+        if self.shards is not None:
+            return clip_shards(model.parameters(), self.args.max_grad_norm)
         base: Any = super()
-        norm = base._clip_grad_norm(model)
-        return norm.full_tensor() if isinstance(norm, DTensor) else norm
+        return base._clip_grad_norm(model)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if self.shards is None:

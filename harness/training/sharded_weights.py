@@ -6,6 +6,9 @@ of its gradient and of its optimizer state:
 
     weight (d, k)     process 0: rows 0 … d/2        process 1: rows d/2 … d
 
+With `train.offload_shards` these parts are in main memory. What processes exchange is moved to their devices first,
+since NCCL sends nothing from main memory.
+
 A model is sharded while a stage is trained, and only then. Between stages, for evaluations within one, and for
 checkpoints it is the plain model again, whose files do not depend on the number of processes.
 """
@@ -13,9 +16,9 @@ checkpoints it is the plain model again, whose files do not depend on the number
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -34,17 +37,18 @@ class ShardedWeights:
         model: The model.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, *, offload: bool = False) -> None:
         """Divide the weights of a model, in place.
 
         Args:
             model: The model, with the same weights in every process.
+            offload: Whether the parts are stored in main memory.
 
         Raises:
             HarnessError: The model has no list of layers.
         """
         from torch.distributed.device_mesh import init_device_mesh
-        from torch.distributed.fsdp import fully_shard
+        from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
 
         layers = find_decoder_layers(model)
         if not layers:
@@ -58,8 +62,9 @@ class ShardedWeights:
         hooks = [(set(unit._forward_pre_hooks), set(unit._forward_hooks)) for unit in self._units]
         device = next(model.parameters()).device.type
         mesh = init_device_mesh(device, (torch.distributed.get_world_size(),))
+        policy = CPUOffloadPolicy(pin_memory=device == "cuda") if offload else OffloadPolicy()
         for unit in self._units:
-            fully_shard(unit, mesh=mesh)
+            fully_shard(unit, mesh=mesh, offload_policy=policy)
         self._sharded_classes = [type(unit) for unit in self._units]
         self._hooks = [
             (
@@ -92,7 +97,7 @@ class ShardedWeights:
         for unit in self._units:
             unit.reshard()
         for place, shard in self._shards.items():
-            self._plain[place].data = shard.full_tensor() if isinstance(shard, DTensor) else shard.data
+            self._plain[place].data = whole_tensor(shard).to(self._plain[place].device)
         self.restore()
 
     def restore(self) -> None:
@@ -118,7 +123,7 @@ class ShardedWeights:
     def gather_state(self, state: Mapping[str, Any]) -> dict[str, Any]:
         """Return the state of an optimizer with whole tensors in main memory. Every process calls it."""
         gathered: dict[str, Any] = _mapped(
-            state, lambda value: value.full_tensor().cpu() if isinstance(value, DTensor) else value
+            state, lambda value: whole_tensor(value).cpu() if isinstance(value, DTensor) else value
         )
         return gathered
 
@@ -165,7 +170,38 @@ def _shard_like(value: Any, weight: Tensor) -> Any:
     """Return a tensor of the shape of a weight divided like it; any other value as it is."""
     if not isinstance(weight, DTensor) or not isinstance(value, Tensor) or value.shape != weight.shape:
         return value
-    return distribute_tensor(value.to(weight.device), weight.device_mesh, weight.placements)
+    mesh = weight.device_mesh
+    return distribute_tensor(value.to(mesh.device_type), mesh, weight.placements).to(weight.device)
+
+
+def whole_tensor(tensor: Tensor) -> Tensor:
+    """Return a divided tensor as a whole, on the device of the process; any other one without its history."""
+    if not isinstance(tensor, DTensor):
+        return tensor.data
+    return cast(DTensor, tensor.to(tensor.device_mesh.device_type)).full_tensor()
+
+
+@torch.no_grad()
+def clip_shards(weights: Iterable[Tensor], max_norm: float) -> Tensor:
+    """Scale the gradients of divided weights such that their norm over all processes is at most `max_norm`.
+
+    Args:
+        weights: The weights; those without a gradient are skipped.
+        max_norm: The largest norm.
+
+    Returns:
+        The norm before, on the device of the process.
+    """
+    gradients = [cast(DTensor, weight.grad) for weight in weights if weight.grad is not None]
+    device = gradients[0].device_mesh.device_type
+    parts = [gradient.to_local() for gradient in gradients]
+    square = torch.stack([part.float().square().sum() for part in parts]).sum().to(device)
+    torch.distributed.all_reduce(square)
+    norm = square.sqrt()
+    factor = float((max_norm / (norm + 1e-6)).clamp(max=1.0))
+    for part in parts:
+        part.mul_(factor)
+    return norm
 
 
 @contextmanager
@@ -188,7 +224,7 @@ def sharded_weights(model: nn.Module, settings: Mapping[str, Any], processes: in
         warnings.warn(f"{WHERE} has no effect in one process: start several with --gpus N", stacklevel=3)
         yield None
         return
-    shards = ShardedWeights(model)
+    shards = ShardedWeights(model, offload=settings.get("offload_shards", False))
     try:
         yield shards
     except BaseException:

@@ -528,10 +528,19 @@ def test_fsdp_becomes_sharding_with_an_optimizer_that_supports_it(imported):
 
 
 @pytest.mark.parametrize(
+    "change", [{"fsdp": ["full_shard", "offload"]}, {"fsdp_config": {"fsdp_offload_params": True}}]
+)
+def test_offloaded_parameters_are_shards_in_main_memory(imported, change):
+    result, _, changed, _, dropped = axolotl_lists(imported, {**change, "optimizer": "adamw_torch"})
+    assert result.document["train"]["offload_shards"] is True
+    assert changed["fsdp_config: offload_params"].startswith("train.offload_shards")
+    assert not any("fsdp" in key for key in dropped)
+    assert "offload_shards" not in axolotl_lists(imported, {"fsdp": ["full_shard"]})[0].document["train"]
+
+
+@pytest.mark.parametrize(
     ("change", "key"),
     [
-        ({"fsdp": ["full_shard", "offload"]}, "fsdp_config: offload_params"),
-        ({"fsdp_config": {"offload_params": True}}, "fsdp_config: offload_params"),
         ({"fsdp_config": {"sharding_strategy": "HYBRID_SHARD"}}, "fsdp_config: sharding_strategy"),
         ({"fsdp": "full_shard", "optimizer": "muon"}, "fsdp: optimizer"),
         ({"fsdp": "full_shard", "load_in_4bit": None, "load_in_8bit": True}, "fsdp: 8 bits"),
@@ -552,6 +561,13 @@ def test_the_file_of_deepspeed_decides(imported, tmp_path):
     assert result.document["train"]["sharding"] == "fsdp2"
     assert "deepspeed" in changed
     assert not any(key.startswith("deepspeed") for key in dropped)
+    assert "offload_shards" not in result.document["train"]
+    places = {"offload_optimizer": {"device": "cpu", "pin_memory": True}, "offload_param": {"device": "nvme"}}
+    (tmp_path / "zero.json").write_text(json.dumps({"zero_optimization": {"stage": 2, **places}}))
+    result, _, changed, _, dropped = axolotl_lists(imported, change)
+    assert result.document["train"]["offload_shards"] is True
+    assert "deepspeed: offload_optimizer" in changed
+    assert dropped["deepspeed: offload_param"] == "shards are stored in main memory, not on nvme"
     zero["zero_optimization"] |= {"stage": 0, "offload_param": {"device": "cpu"}}
     (tmp_path / "zero.json").write_text(json.dumps(zero | {"autotuning": {}}))
     result, _, _, _, dropped = axolotl_lists(imported, change)

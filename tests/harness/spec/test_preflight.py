@@ -478,6 +478,12 @@ def test_what_needs_whole_weights_is_refused_with_sharding(document, get_error_l
     assert "set train.sharding to null" in line
 
 
+def test_there_are_no_shards_to_offload_without_sharding(document, get_error_lines):
+    document["train"] |= {"offload_shards": True}
+    (line,) = get_error_lines("validate", document)
+    assert "train.offload_shards: there are no shards without train.sharding; set train.sharding to 'fsdp2'" in line
+
+
 @pytest.mark.parametrize("mitigation", ["lora", "reweight", "freeze", "lr_scale"])
 def test_mitigations_that_leave_weights_alone_may_be_sharded(document, write, mitigation, capsys):
     document |= {"mitigations": {mitigation: {}}}

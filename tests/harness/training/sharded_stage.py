@@ -1,6 +1,6 @@
 """Train a stage in the processes of the environment, with sharded weights or without, and resume it; used by a test.
 
-    python sharded_stage.py FOLDER BATCH_SIZE SHARDING
+    python sharded_stage.py FOLDER BATCH_SIZE SHARDING      none, fsdp2, or offload: fsdp2 with shards in main memory
 
 Writes to FOLDER/result.pt, for each case: weights, log, what a check in the middle of the stage found, the memory, the
 weights of the resumed stage, and for the case `full` the weights
@@ -84,12 +84,13 @@ def quantized(model: LlamaForCausalLM) -> LlamaForCausalLM:
 
 def main() -> None:
     torch.set_num_threads(1)
-    folder, batch_size, sharding = Path(sys.argv[1]), int(sys.argv[2]), {"fsdp2": "fsdp2", "none": None}[sys.argv[3]]
+    folder, batch_size, sharding = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+    sharded = {"sharding": None if sharding == "none" else "fsdp2", "offload_shards": sharding == "offload"}
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"<pad>": 0})), pad_token="<pad>")
     result = {}
     for case, changes in CASES.items():
         rows = create_rows(ROWS, 1)
-        settings = {**SETTINGS, **changes, "batch_size": batch_size, "sharding": sharding}
+        settings = {**SETTINGS, **changes, "batch_size": batch_size, **sharded}
         stage = Stage("stage", (StageSource("source", "domain"),), settings)
         data = StageDataset(stage, rows, tuple((index,) for index in range(ROWS)), (ROWS,), {}, 1.0)
         results = []

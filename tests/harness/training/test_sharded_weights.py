@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy
 
-from harness.training.sharded_weights import sharded_weights
+from harness.training.sharded_weights import ShardedWeights, sharded_weights
 
 PROGRAM = Path(__file__).with_name("sharded_stage.py")
 
@@ -61,6 +62,26 @@ def test_sharded_weights_are_trained_like_whole_ones(tmp_path):
         assert all(torch.equal(two["resumed"][name], weight) for name, weight in two["weights"].items()), case
         for kind in ("weights", "gradients", "optimizer"):
             assert 0.49 < two["memory"][kind] / one["memory"][kind] < 0.65, (case, kind)
+    offloaded = run(tmp_path / "offloaded", 2, 2, "offload")
+    for case, two in sharded.items():
+        for key in ("weights", "resumed", *(["second"] if case == "full" else [])):
+            assert all(torch.equal(offloaded[case][key][name], weight) for name, weight in two[key].items()), case
+        assert [entry["grad_norm"] for entry in offloaded[case]["log"]] == [entry["grad_norm"] for entry in two["log"]]
+
+
+@pytest.mark.parametrize(("offload", "policy"), [(True, CPUOffloadPolicy), (False, OffloadPolicy)])
+def test_the_parts_are_stored_in_main_memory_on_demand(tiny_model, monkeypatch, offload, policy):
+    policies = []
+    monkeypatch.setattr("torch.distributed.fsdp.fully_shard", lambda *_, **options: policies.append(options))
+    monkeypatch.setattr("torch.distributed.device_mesh.init_device_mesh", lambda *_: None)
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
+    for verb in ("gather", "release"):
+        monkeypatch.setattr(ShardedWeights, verb, lambda _: None)
+    with sharded_weights(tiny_model, {"sharding": "fsdp2", "offload_shards": offload}, 2):
+        pass
+    assert policies
+    assert all(type(options["offload_policy"]) is policy for options in policies)
+    assert not any(getattr(options["offload_policy"], "pin_memory", False) for options in policies)  # on a CPU
 
 
 def test_one_process_has_nothing_to_divide(tiny_model):
