@@ -1,4 +1,4 @@
-"""FSDP and DeepSpeed of other trainers as `train.sharding`."""
+"""FSDP, DeepSpeed and activations in main memory of other trainers as `train.sharding` and the offload keys."""
 
 from __future__ import annotations
 
@@ -12,14 +12,16 @@ from harness.drafting.imported_spec import ImportedSpec
 from harness.errors import HarnessError
 
 FSDP_KEYS = ("fsdp", "fsdp_config", "fsdp_version", "fsdp_transformer_layer_cls_to_wrap")
-SHARDING_KEYS = (*FSDP_KEYS, "deepspeed")
+ACTIVATION_KEYS = ("activation_offloading", "use_unsloth_gc")
+SHARDING_KEYS = (*FSDP_KEYS, *ACTIVATION_KEYS, "deepspeed")
 """The keys that this module reads."""
 STRATEGIES = ("full_shard", "shard_grad_op", "hybrid_shard", "hybrid_shard_zero2", "no_shard")
 SHARDED_OPTIMIZERS = ("adamw", "lion")
 """Optimizers that work on parts of weights."""
 DEEPSPEED_KEYS = (
     *("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping"),
-    *("zero_allow_untested_optimizer", "fp16", "bf16", "zero_optimization", "steps_per_print", "wall_clock_breakdown"),
+    *("zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer", "fp16", "bf16", "zero_optimization"),
+    *("steps_per_print", "wall_clock_breakdown"),
 )
 """Keys of a configuration of DeepSpeed that the trainer sets itself, or that are read here."""
 OFFLOADED = "train.offload_shards: weights, gradients and optimizer states are in main memory"
@@ -61,6 +63,20 @@ def import_sharding(config: Mapping[str, Any], file: Path, imported: ImportedSpe
         imported.changed.append((f"{keys}: optimizer", what))
     else:
         imported.dropped.append((f"{keys}: optimizer", f"{optimizer} needs whole weights"))
+
+
+def import_activation_offloading(config: Mapping[str, Any], imported: ImportedSpec) -> None:
+    """Set `train.offload_activations`, which other trainers have as a key or as a value of `gradient_checkpointing`."""
+    values = {key: config[key] for key in ACTIVATION_KEYS if not is_off(config.get(key))}
+    checkpointing = config.get("gradient_checkpointing")
+    if isinstance(checkpointing, str) and checkpointing.startswith("offload"):
+        values["gradient_checkpointing"] = checkpointing
+    for key, value in values.items():
+        if "disk" in str(value):
+            imported.dropped.append((key, "activations are stored in main memory, not on disk"))
+            continue
+        imported.document.setdefault("train", {}).update(gradient_checkpointing=True, offload_activations=True)
+        imported.carried.append((key, "train.offload_activations, with train.gradient_checkpointing"))
 
 
 def _import_fsdp(config: Mapping[str, Any], imported: ImportedSpec) -> list[str]:

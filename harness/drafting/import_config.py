@@ -62,6 +62,7 @@ def import_config(tool: str, file: Path, dataset_info: Path | None = None, folde
         model["path"] = relative_path(model["path"], imported.folder)
     foreign_groups.import_groups(tool, config, imported, METHOD_KEYS[tool])
     foreign_sharding.import_sharding(config, file, imported)
+    foreign_sharding.import_activation_offloading(config, imported)
     foreign_data.import_data(tool, config, file, dataset_info if entries is None else entries, imported)
     _import_template(tool, config, imported)
     return imported

@@ -103,9 +103,11 @@ class ChunkedLogits:
         """
         if self._logits is not None:
             return chunk_sum(self._logits, slice(0, len(self))).float()
-        total: Tensor = _ChunkSums.apply(  # type: ignore[no-untyped-call]
-            self._hidden, self._head.weight, self._head.bias, self, chunk_sum
-        )
+        # What the chunks store is used at once, or is a gradient: `train.offload_activations` does not move it.
+        with torch.autograd.graph.saved_tensors_hooks(_unchanged, _unchanged):
+            total: Tensor = _ChunkSums.apply(  # type: ignore[no-untyped-call]
+                self._hidden, self._head.weight, self._head.bias, self, chunk_sum
+            )
         return total
 
     @contextmanager
@@ -137,6 +139,10 @@ class ChunkedLogits:
             _replaced_forward(self._head, head_forward),
         ):
             yield apply_head
+
+
+def _unchanged(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 class _ChunkSums(torch.autograd.Function):

@@ -169,7 +169,11 @@ class _StageEstimator:
         copies = counts.trained * 2 if size == 2 else 0  # autocast's, kept for the backward pass
         quantized_bytes = int(quantized * _bytes_of_quantized_weight(self.quantization))
         tokens = _largest_batch(self.stage_data, batch_size)
-        per_token = counts.checkpointed if checkpointing else counts.activations
+        train = self.stage_data.stage.train
+        is_offloaded = self.has_gpu and checkpointing and train.get("offload_activations", False)
+        recomputed = counts.offloaded if is_offloaded else counts.checkpointed
+        per_token = recomputed if checkpointing else counts.activations
+        layer_inputs = _activation_bytes(counts.layer_inputs, tokens + self.extra_tokens, size) or 0
         estimate = MemoryEstimate(
             weights=frozen + quantized_bytes + counts.trained * 4 + copies,
             gradients=counts.trained * 4,
@@ -179,8 +183,9 @@ class _StageEstimator:
             mitigations=sum((counts.held_16 if size == 2 else counts.held_32).values()),
             head_gradient=counts.trained_head * 4,
             accumulates=accumulation > 1,
+            main_memory=layer_inputs if is_offloaded else 0,
         )
-        if self.has_gpu and self.stage_data.stage.train.get("offload_shards", False):
+        if self.has_gpu and train.get("offload_shards", False):
             return with_offloaded_shards(estimate, counts.gathered / (counts.trained + counts.frozen))
         return estimate
 

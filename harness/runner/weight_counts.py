@@ -48,6 +48,8 @@ class WeightCounts:
         gathered: Weights that a sharded model has on a device at once: of two layers, and all outside of the layers.
         activations: Bytes that a token of a batch takes in float32, see `ActivationSize`; None if it is not known.
         checkpointed: The same with gradient checkpointing.
+        offloaded: The same with `train.offload_activations`.
+        layer_inputs: Bytes that it has in main memory then.
         held_16: Mitigation -> `Mitigation.held_bytes` with a computation in 16 bits.
         held_32: The same in float32.
     """
@@ -63,6 +65,8 @@ class WeightCounts:
     gathered: int
     activations: int | None
     checkpointed: int | None
+    offloaded: int | None
+    layer_inputs: int | None
     held_16: Mapping[str, int]
     held_32: Mapping[str, int]
 
@@ -117,6 +121,8 @@ def _count_on_meta_device(prepared: PreparedRun, registry: Registry) -> WeightCo
         gathered=_gathered_weights(model),
         activations=None if size is None else size.stored,
         checkpointed=None if size is None else size.checkpointed,
+        offloaded=None if size is None else size.offloaded,
+        layer_inputs=None if size is None else size.layer_inputs,
     )
 
 

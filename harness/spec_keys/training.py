@@ -149,6 +149,12 @@ TRAIN_KEYS: dict[str, Any] = {
         "description": "Recompute activations in the backward pass: less memory, about a third more time, the same "
         'weights. "auto": only for a stage that would not fit into the available memory without it.',
     },
+    "offload_activations": {
+        "type": "boolean",
+        "default": False,
+        "description": "With gradient_checkpointing on a GPU: store the input of each layer in main memory until the "
+        "backward pass. Loss and gradients are the same. On a CPU it has no effect, and a warning says so.",
+    },
     "sharding": {
         "enum": [None, "fsdp2"],
         "default": None,

@@ -106,6 +106,7 @@ def _stage_table(stage: Mapping[str, Any]) -> Table:
         f"({next(iter(train['scheduler']))}, warm-up {_warmup(train)})",
         *([f"packed to {train['max_length']}"] if train["packing"] else []),
         *([f"sharded by {train['sharding']}"] if train.get("sharding") else []),
+        *(["layer inputs in main memory"] if train.get("offload_activations") else []),
         *(["shards in main memory"] if train.get("offload_shards") else []),
         *([format_efficiency(stage["efficiency"])] if "efficiency" in stage else []),
     ]

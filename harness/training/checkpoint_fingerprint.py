@@ -16,6 +16,7 @@ from harness.types import StageDataset
 
 IGNORED_SETTINGS = (
     *("log_steps", "save_steps", "save_epochs", "save_limit", "skip_nonfinite", "halve_batches", "offload_shards"),
+    "offload_activations",
 )
 """Settings that may differ from those of the checkpoint: no weight depends on them."""
 

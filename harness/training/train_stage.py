@@ -31,6 +31,7 @@ from harness.training.learning import Learning
 from harness.training.memory import measure_stage_memory, reset_peak_memory
 from harness.training.memory_estimate import with_fitting_settings
 from harness.training.model_state import prepared_for_trainer, without_side_effects
+from harness.training.offloaded_activations import activation_offloading
 from harness.training.packing_isolation import takes_row_boundaries, unpadded_batches
 from harness.training.sharded_weights import ShardedWeights, gathered_for, sharded_weights
 from harness.training.stage_schedule import checkpoint_steps, saves_checkpoints
@@ -242,6 +243,7 @@ def train_stage(
                 save_steps = checkpoint_steps(data, arguments.world_size)
                 trainer.add_callback(StepCallback(trainer, step_check, save_steps))
                 if not has_ended:
+                    trainer.activation_context = activation_offloading(model, settings, device)
                     with stop_signals.deferred(), _state_errors(resume):
                         trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
                     trainer.raise_if_stopped()

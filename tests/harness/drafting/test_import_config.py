@@ -527,6 +527,24 @@ def test_fsdp_becomes_sharding_with_an_optimizer_that_supports_it(imported):
     assert not any("fsdp" in key for key in dropped)
 
 
+@pytest.mark.parametrize("change", [{"activation_offloading": True}, {"gradient_checkpointing": "offload"}])
+def test_activations_in_main_memory(imported, change):
+    result, carried, _, _, dropped = axolotl_lists(imported, change)
+    train = result.document["train"]
+    assert (train["gradient_checkpointing"], train["offload_activations"]) == (True, True)
+    assert carried[next(iter(change))].startswith("train.offload_activations")
+    assert next(iter(change)) not in dropped
+    config = {**LLAMA_FACTORY, "use_unsloth_gc": True}
+    assert imported("llamafactory", config).document["train"]["offload_activations"] is True
+
+
+@pytest.mark.parametrize("change", [{"activation_offloading": "disk"}, {"gradient_checkpointing": "offload_disk"}])
+def test_activations_on_disk_are_not_expressible(imported, change):
+    result, _, _, _, dropped = axolotl_lists(imported, change)
+    assert "not on disk" in dropped[next(iter(change))]
+    assert "offload_activations" not in result.document["train"]
+
+
 @pytest.mark.parametrize(
     "change", [{"fsdp": ["full_shard", "offload"]}, {"fsdp_config": {"fsdp_offload_params": True}}]
 )

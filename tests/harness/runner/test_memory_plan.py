@@ -72,6 +72,19 @@ def test_offloaded_shards_leave_the_memory_of_a_gpu_but_not_that_of_a_cpu(desk, 
     assert "in main memory: about" in text
 
 
+def test_offloaded_layer_inputs_leave_the_memory_of_a_gpu(desk, capsys):
+    document = desk.document()
+    document["train"] |= {"gradient_checkpointing": True, "precision": "float32"}
+    device = ("--device", "rtx-4090")
+    plain = planned(desk, capsys, document, *device)
+    document["train"] |= {"offload_activations": True}
+    offloaded = planned(desk, capsys, document, *device)
+    # Two layers of width 16 in float32; both inputs may still be on their way, so the peak is the same.
+    assert offloaded["kinds"]["main_memory"] == 2 * 16 * 4 * offloaded["batch_tokens"]
+    assert offloaded["kinds"]["activations"] == plain["kinds"]["activations"] == plain["checkpointed"]
+    assert planned(desk, capsys, document)["kinds"]["main_memory"] == 0
+
+
 def test_only_gathered_weights_of_offloaded_shards_are_on_the_device():
     whole = MemoryEstimate(100, 40, 80, 10, 5, 1, head_gradient=7, accumulates=True)
     offloaded = with_offloaded_shards(whole, 0.25)

@@ -478,6 +478,14 @@ def test_what_needs_whole_weights_is_refused_with_sharding(document, get_error_l
     assert "set train.sharding to null" in line
 
 
+@pytest.mark.parametrize("checkpointing", [False, "auto"])
+def test_activations_are_offloaded_with_gradient_checkpointing_only(document, get_error_lines, checkpointing):
+    document["train"] |= {"offload_activations": True, "gradient_checkpointing": checkpointing}
+    (line,) = get_error_lines("validate", document)
+    assert "train.offload_activations: the stage " in line
+    assert "may keep more than the input of each layer; set train.gradient_checkpointing to true" in line
+
+
 def test_there_are_no_shards_to_offload_without_sharding(document, get_error_lines):
     document["train"] |= {"offload_shards": True}
     (line,) = get_error_lines("validate", document)

@@ -75,6 +75,8 @@ def test_table_shows_that_weights_are_sharded():
     summary["train"] = {**summary["train"], "sharding": "fsdp2"}
     assert "sharded by fsdp2" in plan_table._stage_table(summary).title
     assert "main memory" not in plan_table._stage_table(summary).title
+    summary["train"]["offload_activations"] = True
+    assert "layer inputs in main memory" in plan_table._stage_table(summary).title
     summary["train"]["offload_shards"] = True
     assert "shards in main memory" in plan_table._stage_table(summary).title
     assert "sharded" not in plan_table._stage_table(plan_summary._stage_summary(build_stage_dataset())).title
