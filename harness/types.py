@@ -286,6 +286,7 @@ class Stage:
             weights (`merge`), or discarded for a new one on the base model (`new`).
         planned_steps: Optimizer steps; early stopping may end the stage sooner. None in a plan: the rows are not known.
         planned_saves: The steps after which a checkpoint is written, ascending; empty in a plan.
+        planned_rows: The rows that the stage trains on, each once; empty in a plan.
     """
 
     name: str
@@ -297,6 +298,7 @@ class Stage:
     adapter: Literal["continue", "merge", "new"] = "continue"
     planned_steps: int | None = field(default=None, compare=False)
     planned_saves: tuple[int, ...] = field(default=(), compare=False)
+    planned_rows: Sequence[TokenizedExample] = field(default=(), compare=False, repr=False)
 
 
 @dataclass(frozen=True)

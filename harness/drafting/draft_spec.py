@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -165,16 +166,37 @@ def _draft_source(draft: Draft, name: str, facts: FileFacts, request: DraftReque
     if invalid:
         options["rejected"] = min(0.99, math.ceil(1.2 * 1000 * invalid / facts.rows) / 1000)
         draft.explain(f"{key}.rejected", f"{invalid:,} rows are left out, e.g. {first}")
-    share = held_out_share(len(facts.examples) - facts.duplicates)
-    options["held_out"] = share
-    items = round(share * (len(facts.examples) - facts.duplicates))
+    rows = len(facts.examples) - facts.duplicates
+    share = held_out_share(rows)
+    group = _find_group(facts)
+    if group is not None:
+        column, count = group
+        share = max(share, math.ceil(1000 / count) / 1000)  # the smallest group has at most one in `count` rows
+    options["held_out"] = share if group is None else {"share": share, "group": group[0]}
+    items = round(share * rows)
     draft.explain(f"{key}.held_out", f"about {items} rows are evaluated and not trained{_few_items_note(items)}")
     if facts.duplicates:
         draft.explain(key, f"{facts.duplicates:,} rows repeat an earlier row; the check lists them")
-    if facts.groups:
+    if group is not None:
+        draft.explain(f"{key}.held_out", f"rows of one {column} ({count:,} values) are on one side")
+    elif facts.groups:
         column, count = next(iter(facts.groups.items()))
         draft.explain(f"{key}.held_out", f"rows share {column} ({count:,} values): rows of one may be on both sides")
     return {facts.source: options}
+
+
+def _find_group(facts: FileFacts) -> tuple[str, int] | None:
+    """Return the column by which rows can be held out, with the number of its values; None if there is none.
+
+    Rows with the same prompt stay on one side too. Where many rows share their prompt, no group could be separated.
+    """
+    prompts = {
+        tuple(message.content for message in takewhile(lambda turn: turn.role != "assistant", example.messages))
+        for example in facts.examples
+    }
+    if len(prompts) < 0.5 * (len(facts.examples) - facts.duplicates):
+        return None
+    return next(((column, count) for column, count in facts.groups.items() if column in facts.complete_groups), None)
 
 
 def held_out_share(rows: int) -> float:

@@ -70,6 +70,7 @@ class FileFacts:
         duplicates: Rows whose prompt and response an earlier row has too.
         language: `en`, `zh`, `ja` or `other`.
         groups: Columns by which rows belong together, with the number of their values.
+        complete_groups: Those of them that every row has.
     """
 
     path: Path
@@ -85,6 +86,7 @@ class FileFacts:
     duplicates: int
     language: str
     groups: Mapping[str, int]
+    complete_groups: frozenset[str] = frozenset()
 
 
 def inspect_file(registry: Registry, path: Path, columns: Mapping[str, str] | None = None) -> FileFacts:
@@ -111,6 +113,7 @@ def inspect_file(registry: Registry, path: Path, columns: Mapping[str, str] | No
         raise HarnessError(
             str(path), f"no row is a conversation: {invalid[1]}", "name the columns: --prompt, --response"
         )
+    groups = _find_groups(rows, mapping)
     return FileFacts(
         path=path,
         source=source,
@@ -124,7 +127,10 @@ def inspect_file(registry: Registry, path: Path, columns: Mapping[str, str] | No
         examples=tuple(examples),
         duplicates=_count_duplicates(examples),
         language=_detect_language(examples),
-        groups=_find_groups(rows, mapping),
+        groups=groups,
+        complete_groups=frozenset(
+            column for column in groups if all(str(row.get(column) or "").strip() for row in rows)
+        ),
     )
 
 

@@ -103,7 +103,7 @@ class Mitigation(GuardedComponent):
     supports_quantized_weights: ClassVar[bool] = True
     """Whether the adapter can be trained on quantized weights. False if `prepare_model` reads or changes weights."""
 
-    works_on_shards: ClassVar[bool] = False
+    works_on_shards: bool = False
     """Whether the mitigation works while `train.sharding` divides the weights among processes.
 
     True if it neither reads nor changes weights or gradients in a step, and does not run the model again.
@@ -247,7 +247,7 @@ class Mitigation(GuardedComponent):
         """Record where the stage begins.
 
         Args:
-            stage: the stage that begins, with `planned_steps` and `planned_saves`.
+            stage: the stage that begins, with `planned_steps`, `planned_saves` and `planned_rows`.
             model: the model with the weights that the stage begins with.
             rows: tokenized training rows of the sources that the options name, by source.
             seed: seed of everything random in this stage, `on_stage_end` included, in [0, 2**32). Each stage has its

@@ -86,6 +86,7 @@ class StageLoop(ABC):
                 planned_steps=context.planned_steps(stage_index),
                 written_rows=context.written_rows.get(stage_index, {}),
                 planned_saves=checkpoint_steps(data, processes.world_size),
+                planned_rows=data.rows,
             )
         if totals is not None:
             return self._restore_stage(stage_folder, staged_model, totals)

@@ -96,6 +96,7 @@ class StagedModel:
         planned_steps: int,
         written_rows: Mapping[str, RowsBySource] = MappingProxyType({}),
         planned_saves: tuple[int, ...] = (),
+        planned_rows: Sequence[TokenizedExample] = (),
     ) -> Mapping[str, Mitigation]:
         """Prepare the model for a stage, and let its mitigations record the start.
 
@@ -108,6 +109,7 @@ class StagedModel:
             planned_steps: The planned optimizer steps.
             written_rows: Mitigation -> the rows that a model wrote for it, instead of those of the data.
             planned_saves: The steps after which a checkpoint is written.
+            planned_rows: The rows that the stage trains on.
 
         Returns:
             The active mitigations, by name.
@@ -116,14 +118,17 @@ class StagedModel:
             HarnessError: If the stage needs another adapter than the model has.
         """
         stage = replace(
-            self.plan.stages[stage_index - 1], planned_steps=planned_steps, planned_saves=tuple(planned_saves)
+            self.plan.stages[stage_index - 1],
+            planned_steps=planned_steps,
+            planned_saves=tuple(planned_saves),
+            planned_rows=planned_rows,
         )
         earlier_adapter = None
         if stage_index > 1:
             self._switch_stage(stage, seed)
         elif self._adapter_policy is not None:
             earlier_adapter = self._continue_earlier_model(stage, self._adapter_policy, seed)
-        with self._unpadded_batches(stage, rows):
+        with self._unpadded_batches(stage, {**rows, "": planned_rows}):
             for name, mitigation in self._active.items():
                 with _memory_error_context(name):
                     own_rows = {**rows, **written_rows.get(name, {})}

@@ -19,6 +19,7 @@ from harness.interfaces.mitigation import Mitigation
 from harness.plugin_versions import component_names
 from harness.registry import Registry
 from harness.spec import arms, shares
+from harness.spec.held_out_options import invalid_held_out_errors
 from harness.spec.json_locations import JsonPath
 from harness.spec.row_writers import invalid_writer_errors
 from harness.spec.schema import expand_shorthand, fill_defaults, iter_leaves
@@ -34,7 +35,7 @@ def build_plan(spec: Spec, registry: Registry) -> Plan:
         HarnessError: Every name that does not exist and every combination that is not allowed.
     """
     document = spec.document
-    raise_all(_unknown_sources(spec))
+    raise_all([*_unknown_sources(spec), *invalid_held_out_errors(spec)])
     mode, options = _single_item(document["mode"])
     stages: tuple[Stage, ...] = registry.create("modes", mode, options).stages()
     raise_all(_invalid_stages(spec.where(("mode", mode)), stages))

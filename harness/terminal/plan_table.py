@@ -25,6 +25,8 @@ def format_plan(summary: Mapping[str, Any]) -> RenderableType:
     for stage in summary["stages"]:
         parts += [Text(""), _stage_table(stage)]
     parts += [Text(""), _suites_table(summary["suites"]), Text("")]
+    if summary.get("held_out"):
+        parts += [_held_out_table(summary["held_out"]), Text("")]
     if summary["memory"]:
         parts.append(Text(_format_memory(summary["memory"])))
         parts += [Text(line) for line in _device_lines(summary["memory"])]
@@ -40,6 +42,16 @@ def _suites_table(suites: Sequence[Mapping[str, Any]]) -> Table:
         table.add_column(column, justify="right" if column == "rows" else "left")
     for suite in suites:
         table.add_row(suite["name"], suite["role"], str(suite.get("rows", "?")), ", ".join(suite["metrics"]))
+    return table
+
+
+def _held_out_table(rules: Mapping[str, Mapping[str, Any]]) -> Table:
+    table = Table(title="held out of training", title_justify="left", box=None, pad_edge=False)
+    for column in ("source", "by", "rows", "groups", "rows for training", "groups for training"):
+        table.add_column(column, justify="left" if column in ("source", "by") else "right")
+    for name, rule in rules.items():
+        keys = ("held_out_rows", "held_out_groups", "training_rows", "training_groups")
+        table.add_row(name, rule["by"], *("" if rule[key] is None else f"{rule[key]:,}" for key in keys))
     return table
 
 

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from harness.errors import HarnessError
 from harness.model import save
@@ -24,6 +24,18 @@ from harness.training.collator import Collator, separates_rows
 from harness.types import TokenizedExample
 
 _base_copies: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+_trained_later: weakref.WeakKeyDictionary[Any, set[int]] = weakref.WeakKeyDictionary()
+
+
+def exclude_from_sharing(model: Any, weights: Iterable[nn.Parameter]) -> None:
+    """Let `snapshot_base` copy these weights even if they are frozen then: a later stage trains them."""
+    _trained_later[model] = {id(weight) for weight in weights}
+
+
+def copied_weights(model: Any) -> list[nn.Parameter]:
+    """Return the weights that `snapshot_base` copies: those that this stage or a later one trains."""
+    trained_later = _trained_later.get(model, set())
+    return [weight for weight in model.parameters() if weight.requires_grad or id(weight) in trained_later]
 
 
 def snapshot_base(model: Any) -> Any:
@@ -34,7 +46,8 @@ def snapshot_base(model: Any) -> Any:
     """
     if save.is_peft_model(model) or model in _base_copies:
         return _base_copies.get(model)
-    frozen = {id(weight): weight for weight in model.parameters() if not weight.requires_grad}
+    copied = {id(weight) for weight in copied_weights(model)}
+    frozen = {id(weight): weight for weight in model.parameters() if id(weight) not in copied}
     base_copy = copy.deepcopy(model, dict(frozen))
     device_type = next(model.parameters()).device.type
     outside_autocast = {id(weight) for weight in weights_outside_autocast(base_copy).values()}

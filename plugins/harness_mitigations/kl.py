@@ -326,7 +326,9 @@ class TaskKl(Mitigation):
 def _bytes_of_base_copy(model: PreTrainedModel, itemsize: int) -> int:
     if hasattr(model, "peft_config"):
         return 0
-    return itemsize * sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+    from harness_mitigations import base_model
+
+    return itemsize * sum(weight.numel() for weight in base_model.copied_weights(model))
 
 
 def _rank_and_world_size() -> tuple[int, int]:

@@ -99,7 +99,7 @@ class Lora(Mitigation):
         loraplus_ratio: learning rate of B as a factor of that of A (LoRA+, arXiv:2402.12354).
     """
 
-    works_on_shards: ClassVar[bool] = True
+    works_on_shards = True
     priority: ClassVar[int] = adapter_common.ADAPTER_PRIORITY
     adds_adapter: ClassVar[bool] = True
 

@@ -7,7 +7,6 @@ that is not compared with it at equal gain may be no better. See Kalajdzievski, 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import ClassVar
 
 from harness import Component, Mitigation, Stage
 
@@ -30,7 +29,7 @@ COMPONENTS: dict[str, Component] = {
 class LrScale(Mitigation):
     """Multiply every stage's peak learning rate by `factor`."""
 
-    works_on_shards: ClassVar[bool] = True
+    works_on_shards = True
 
     def __init__(self, factor: float) -> None:
         self.factor = factor

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from harness import Component, hookimpl
-from harness_optimizers import adafactor, adamw, lion, muon, schedules, sgd
+from harness_optimizers import adafactor, adamw, lion, mofo, muon, schedules, sgd
 
 __all__ = ["harness_optimizers", "harness_schedulers"]
 
-OPTIMIZER_MODULES = (adamw, adafactor, lion, muon, sgd)
+OPTIMIZER_MODULES = (adamw, adafactor, lion, mofo, muon, sgd)
 
 
 @hookimpl

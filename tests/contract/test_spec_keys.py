@@ -18,6 +18,7 @@ DECLARED = {
     "train": (training.TRAIN_KEYS, ("training", "evaluation", "data", "runner", "model", "spec")),
     "model": (training.MODEL_KEYS, ("model",)),
     "rows": (data.SOURCE_KEYS, ("data",)),
+    "held_out": (data.HELD_OUT_KEYS, ("data", "spec")),
     "suite": (evaluation.SUITE_KEYS, ("spec", "evaluation", "data", "report")),
     "server": (evaluation.SERVER_KEYS, ("evaluation",)),
     "checks": (data.CHECKS_KEYS, ("runner", "data")),

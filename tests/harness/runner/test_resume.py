@@ -36,6 +36,15 @@ KINDS = {
         "second": {"adapter": "new"},
         "mitigations": {"lora": {"rank": 2, "start": "pissa"}, "ema": {"decay": 0.5}},
     },
+    "share": {
+        "second": None,
+        "mitigations": {
+            "freeze": {"share": 0.5, "columns": 0.25, "source": "general"},
+            "kl": {"source": "general", "rows": 2},
+            "reweight": {"by": "row_loss"},
+            "ema": {"last": 2},
+        },
+    },
     "osf": {"second": None, "mitigations": {"osf": {"preserve": 0.25}, "ema": {"decay": 0.5}}},
 }
 
@@ -81,6 +90,8 @@ QUICK = (
     ("full", "in a variant"),
     ("merge", "in stage 2"),
     ("new", "in stage 2"),
+    ("share", "in stage 1"),
+    ("share", "in stage 2"),
     ("osf", "in stage 2"),
 )
 CASES = [

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 from harness.interfaces.mitigation import Mitigation
 from harness.runner.staged_model import StagedModel
-from harness.types import Plan, Stage
+from harness.types import Plan, Stage, TokenizedExample
 
 
 class Recorder(Mitigation):
@@ -14,10 +14,13 @@ class Recorder(Mitigation):
         self.stage = stage
 
 
-def test_the_stage_has_its_planned_steps_and_saves(tiny_model):
-    recorder, plain = Recorder(), Stage("one", (), {})
+def test_the_stage_has_its_planned_steps_saves_and_rows(tiny_model):
+    recorder, plain = Recorder(), Stage("one", (), {"precision": "float32", "packing": False})
     registry = SimpleNamespace(create=lambda kind, name, options: recorder)
     plan = Plan("run", 0, {"path": "tiny"}, ("chatml", {}), {}, {"recorder": {}}, (plain,), ())
-    StagedModel(tiny_model, plan, registry, seed=0).start_stage(1, {}, seed=0, planned_steps=6, planned_saves=(3, 6))
+    rows = (TokenizedExample("row", "source", (5, 6, 7), (-100, -100, 7)),)
+    staged_model = StagedModel(tiny_model, plan, registry, seed=0)
+    staged_model.start_stage(1, {}, seed=0, planned_steps=6, planned_saves=(3, 6), planned_rows=rows)
     assert (recorder.stage.planned_steps, recorder.stage.planned_saves) == (6, (3, 6))
+    assert recorder.stage.planned_rows == rows
     assert recorder.stage == plain, "arms share stages that differ in nothing else"

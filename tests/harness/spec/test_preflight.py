@@ -318,6 +318,14 @@ def test_seeds_get_a_warning_that_held_out_rows_differ(document, write, capsys):
     assert "warning: each seed holds out other rows of 'desk'" in capsys.readouterr().err
 
 
+def test_seeds_get_no_warning_if_rows_are_held_out_by_time(document, write, capsys):
+    held_out = {"column": "date", "from": "2026-01-31"}
+    document["sources"] = {**document["sources"], "desk": {"jsonl": {"path": "desk.jsonl", "held_out": held_out}}}
+    document["evaluate"] = {**SUITES, "desk": {**SUITES["desk"], "source": "desk"}}
+    main.main(["validate", str(write(add_arms(document, seeds=[0, 1])))])
+    assert "each seed holds out" not in capsys.readouterr().err
+
+
 def test_arm_that_replaces_all_settings_gets_a_warning(document, write, capsys):
     document["train"] = {**document["train"], "weight_decay": 0.1}
     named = {"naive": {}, "slow": {"train": {"learning_rate": 1e-5}}}
@@ -458,6 +466,11 @@ SHARDED_ERRORS = [
     ({"compile": True}, {}, "sharded layers are not compiled; set train.compile to false"),
     ({"precision": "float16"}, {}, "the loss scale of float16 needs whole gradients"),
     ({}, {"mitigations": {"ema": {}}}, "the mitigation 'ema' reads or changes whole weights, or runs the model again"),
+    (
+        {},
+        {"mitigations": {"freeze": {"columns": 0.5, "source": "desk"}}},
+        "the mitigation 'freeze' reads or changes whole weights, or runs the model again",
+    ),
     (
         {},
         {

@@ -13,7 +13,7 @@ from harness.registry import discover_plugins
 from harness.spec.component_options import fill_component_options
 from harness.training.learning import Learning, layer_scales
 
-OPTIMIZERS = ["adamw", "adafactor", "lion", "muon", "sgd"]
+OPTIMIZERS = ["adamw", "adafactor", "lion", "mofo", "muon", "sgd"]
 if find_spec("bitsandbytes") is not None:
     OPTIMIZERS.append("adamw_8bit")
 

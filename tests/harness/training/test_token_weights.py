@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import statistics
+from dataclasses import replace
+
 import pytest
 import torch
 from harness_mitigations.reweight import Reweight
+from torch.nn import functional
 
+from harness.errors import RunError
 from harness.interfaces.mitigation import Mitigation
 from harness.model import chunked_logits
 from harness.training.collator import Collator
@@ -113,3 +118,81 @@ def test_the_logged_loss_is_that_of_the_likelihoods_whatever_a_penalty_adds(weig
     assert second["penalty/constant"] == pytest.approx(1e6)
     assert first["loss"] == second["loss"], "not the difference of two large numbers"
     assert first.get("nll") == second.get("nll")
+
+
+def begin_flow(data, model, **options):
+    """Return the mitigation of FLOW after the start of the stage."""
+    mitigation = Reweight(**({"power": 1.0, "floor": 0.0, "by": "row_loss"} | options))
+    mitigation.on_stage_start(replace(data.stage, planned_rows=data.rows), model, {}, seed=0)
+    return mitigation
+
+
+def nll_of_rows(model, rows):
+    """Return the negative log-likelihoods of each row's trained tokens, computed row by row, with their graph."""
+    result = []
+    for row in rows:
+        ids, labels = torch.tensor([row.input_ids]), torch.tensor([row.labels])
+        logits = model(input_ids=ids).logits[0, :-1]
+        result.append(functional.cross_entropy(logits, labels[0, 1:], reduction="none")[labels[0, 1:] != -100])
+    return result
+
+
+@pytest.mark.parametrize(
+    ("engine", "packing"), [("transformers", False), ("trl", False), ("transformers", True), ("trl", True)]
+)
+def test_flow_trains_rows_by_their_loss_before_the_stage(engine, packing, make_stage, fit, tiny_model):
+    order = [tuple(range(start, start + 3)) for start in range(0, 12, 3)] if packing else None
+    size = {"batch_size": 2, "accumulation": 2} if packing else {"batch_size": 6, "accumulation": 2}
+    data = make_stage(order=order, engine=engine, packing=packing, max_grad_norm=1e9, **size)
+    mitigation = begin_flow(data, tiny_model)
+    _, result, gradients = fit(data, {"reweight": mitigation})
+    nll = nll_of_rows(tiny_model, data.rows)
+    losses = [float(values.detach().mean()) for values in nll]
+    temperature = statistics.median(losses)
+    weights = [torch.tensor(-loss / temperature).exp() for loss in losses]
+    total = sum(weight * values.sum() for weight, values in zip(weights, nll, strict=True)) / sum(map(len, nll))
+    total.backward()
+    for name, weight in tiny_model.named_parameters():
+        assert torch.allclose(gradients[0][name], weight.grad, atol=1e-6), name
+    assert result.log[0]["loss"] == pytest.approx(float(total.detach()), rel=1e-5)
+    assert result.log[0]["nll"] == pytest.approx(float(torch.cat(nll).detach().mean()), rel=1e-5)
+    assert result.log[0]["reweight/temperature"] == pytest.approx(temperature, rel=1e-5)
+    assert result.log[0]["reweight/mean_weight"] == pytest.approx(float(torch.stack(weights).mean()), rel=1e-5)
+
+
+def test_the_weights_of_rows_stay_those_before_the_stage(make_stage, tiny_model):
+    data = make_stage()
+    mitigation = begin_flow(data, tiny_model)
+    batch = Collator(data.rows, data.order, 0)(range(4))
+    targets = target_tokens(batch["labels"])
+    before = mitigation.token_weights(torch.zeros(len(targets), 261), targets, batch)
+    restored = Reweight(1.0, 0.0, "row_loss")
+    restored.load_state_dict(mitigation.state_dict())
+    after = restored.token_weights(torch.rand(len(targets), 261), targets, batch)
+    assert torch.equal(before, after)
+    assert len(before.unique()) == 4
+    assert (
+        len(mitigation.token_weights(torch.zeros(0, 261), targets[:0], {**batch, "labels": batch["labels"] * 0 - 100}))
+        == 0
+    )
+
+
+def test_power_and_floor_apply_to_the_weights_of_rows(make_stage, tiny_model):
+    data = make_stage()
+    batch = Collator(data.rows, data.order, 0)(range(12))
+    targets = target_tokens(batch["labels"])
+    plain, squared, raised = (
+        begin_flow(data, tiny_model, **options).token_weights(targets, targets, batch)
+        for options in ({}, {"power": 2.0}, {"floor": 0.37})
+    )
+    assert torch.allclose(squared, plain**2)
+    assert torch.allclose(raised, plain.clamp(min=0.37))
+    assert bool((plain < 0.37).any())
+
+
+def test_a_row_that_was_not_measured_is_an_error(make_stage, make_rows, tiny_model):
+    mitigation = begin_flow(make_stage(), tiny_model)
+    batch = Collator(make_rows(3, 9), [(0,)], 0)(range(1))
+    targets = target_tokens(batch["labels"])
+    with pytest.raises(RunError, match="a row of the batch was not measured"):
+        mitigation.token_weights(targets, targets, batch)
