@@ -1,4 +1,4 @@
-"""Compare mitigations on a toy model, which learns one synthetic language and forgets it when it learns another.
+"""Compare mitigations on a toy model that learns a synthetic language, is fine-tuned on another, and forgets the first.
 
     python benchmarks/toy_study.py [--folder runs/toy_study] [--output docs/study.json] [--plot docs/images/study.svg]
     python benchmarks/toy_study.py --table docs/study.json
@@ -13,7 +13,7 @@ unambiguous, so the lowest possible loss is known. Gain is the decrease of the r
 forgetting the increase on held-out rows of A, in nats per token. Every arm has the same base model, rows, steps and
 learning rate (lora: its own).
 
-Choice. Each method but naive has one hyper-parameter and three values of it. One run for each value, with a seed of
+Choice. Each method but naive has one hyper-parameter and two values of it. One run for each value, with a seed of
 its own, is evaluated on validation rows, which are not the rows of the result. Chosen is the value that forgets least,
 of those that gain at least 95 % of what naive gains there. If no value does, it is the one that gains most.
 
@@ -35,6 +35,7 @@ import itertools
 import json
 import math
 import random
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,11 +81,11 @@ class Size:
     """
 
     seeds: int = 4
-    base_steps: int = 1500
-    steps: int = 100
+    base_steps: int = 400
+    steps: int = 60
     rows: tuple[tuple[str, int], ...] = (
-        *(("a_train", 6000), ("a_validation", 100), ("a_test", 150)),
-        *(("b_train", 800), ("b_validation", 100), ("b_test", 150)),
+        *(("a_train", 6000), ("a_validation", 60), ("a_test", 100)),
+        *(("b_train", 800), ("b_validation", 60), ("b_test", 100)),
     )
     layers: int = 4
     width: int = 128
@@ -110,13 +111,13 @@ class Method:
 
     Attributes:
         option: The hyper-parameter that is chosen, as its page calls it.
-        values: The three values that are tried.
+        values: The two values that are tried.
         key: Key of the spec that the method changes.
         changes: What the key is set to, with the value in place of None.
     """
 
     option: str
-    values: tuple[float, float, float]
+    values: tuple[float, float]
     key: str
     changes: Any
 
@@ -127,19 +128,19 @@ class Method:
 
 
 METHODS = {
-    "lower-lr": Method("factor", (0.5, 0.3, 0.1), "mitigations.lr_scale", {"factor": None}),
+    "lower-lr": Method("factor", (0.3, 0.1), "mitigations.lr_scale", {"factor": None}),
     "mixing": Method(
         "share",
-        (0.05, 0.1, 0.2),
+        (0.1, 0.2),
         "mitigations.mixing",
         {"share": None, "source": "a_kept", "answers": "model", "writing": {"prompts": 400, "max_new_tokens": 40}},
     ),
-    "kl": Method("strength", (0.3, 1, 3), "mitigations.kl", {"source": "a_kept", "rows": 8, "strength": None}),
-    "l2sp": Method("strength", (0.1, 1, 10), "mitigations.l2sp", {"strength": None}),
-    "ewc": Method("strength", (0.1, 1, 10), "mitigations.ewc", {"source": "a_kept", "strength": None}),
-    "lora": Method("learning_rate", (1e-3, 3e-3, 1e-2), "train.learning_rate", None),
-    "freeze": Method("share", (0.25, 0.5, 0.75), "mitigations.freeze", {"share": None, "embeddings": False}),
-    "reweight": Method("floor", (0.01, 0.1, 0.3), "mitigations.reweight", {"power": "median", "floor": None}),
+    "kl": Method("strength", (1, 3), "mitigations.kl", {"source": "a_kept", "rows": 8, "strength": None}),
+    "l2sp": Method("strength", (0.1, 1), "mitigations.l2sp", {"strength": None}),
+    "ewc": Method("strength", (1, 10), "mitigations.ewc", {"source": "a_kept", "strength": None}),
+    "lora": Method("learning_rate", (1e-3, 3e-3), "train.learning_rate", None),
+    "freeze": Method("share", (0.5, 0.75), "mitigations.freeze", {"share": None, "embeddings": False}),
+    "reweight": Method("floor", (0.01, 0.1), "mitigations.reweight", {"power": "median", "floor": None}),
 }
 
 
@@ -313,7 +314,7 @@ def build_choice_spec(folder: Path, model: Path, size: Size) -> dict[str, Any]:
 def build_study_spec(folder: Path, model: Path, size: Size, chosen: Mapping[str, float]) -> dict[str, Any]:
     """Return the experiment of the result: naive and each method with its chosen value, with all seeds."""
     spec = build_spec(folder, "study", model, "b_train", "test")
-    evaluate_steps = max(1, size.steps // 10)
+    evaluate_steps = max(1, size.steps // 6)
     spec["train"] |= {"steps": size.steps, "evaluate_steps": evaluate_steps, "evaluate_suites": ["a", "b"]}
     controls = ["naive", "lower-lr"]
     spec["arms"] = {
@@ -401,8 +402,9 @@ def run_study(folder: Path, size: Size) -> tuple[dict[str, Any], Path]:
     folder = folder.resolve()
     lowest = write_rows(folder, size)
     base = train_base(folder, size)
-    choices = choose_values(run_arms(folder, build_choice_spec(folder, base / "model", size)), size)
-    chosen = {name: choice["value"] for name, choice in choices.items()}
+    choice = build_choice_spec(folder, base / "model", size)
+    choices = choose_values(run_arms(folder, choice), size)
+    chosen = {name: each["value"] for name, each in choices.items()}
     report = run_arms(folder, build_study_spec(folder, base / "model", size, chosen))
     experiment = find_run(folder, "study")
     assert experiment is not None
@@ -410,28 +412,91 @@ def run_study(folder: Path, size: Size) -> tuple[dict[str, Any], Path]:
     result = {
         "command": "python benchmarks/toy_study.py",
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
-        "steps": size.steps,
         "seeds": size.seeds,
+        "base_steps": size.base_steps,
+        "steps": size.steps,
         "items": dict(size.rows)["a_test"],
-        "base": {
-            "a": float(items["response_nll"].mean()),
-            "lowest_a": lowest["a_test"],
-        },
+        "base_nll": float(items["nll"].sum() / items["tokens"].sum()),
+        "lowest_nll": float(lowest["a_test"] * len(items) / items["tokens"].sum()),
         "choices": choices,
-        **summarize_arms(report),
+        "equal_gain": report["equal_gain"]["gain"],
+        "limited_by": report["equal_gain"]["limited_by"],
+        "arms": list(summarize_arms(report)),
     }
     return result, experiment
 
 
-def summarize_arms(report: Mapping[str, Any]) -> dict[str, Any]:
-    """Return gain, forgetting and comparisons of each arm from `arms.json`."""
-    return {key: report[key] for key in ("points", "best_control", "equal_gain")}
+def summarize_arms(report: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield the numbers of each arm of `arms.json`; those of a comparison are None where there is none."""
+    at_equal_gain = {point["arm"]: point for point in report["equal_gain"]["points"]}
+    against_best = {each["arm"]: each for each in report["best_control"]}
+    for point in report["points"]:
+        arm = point["arm"]
+        equal, best = at_equal_gain.get(arm, {}), against_best.get(arm, {})
+        yield {
+            "arm": arm,
+            "gain": bounds(point["gain"]),
+            "forgotten": bounds(point["forgotten"]),
+            "against_best_control": bounds(best.get("forgotten")),
+            "against_best_control_verdict": best.get("verdict"),
+            "forgotten_at_equal_gain": bounds(equal.get("forgotten")),
+            "against_naive_at_equal_gain": bounds(equal.get("against")),
+            "against_naive_at_equal_gain_verdict": equal.get("verdict"),
+        }
+
+
+def bounds(estimate: Mapping[str, Any] | None) -> list[float] | None:
+    """Return an estimate as value, low and high, with five digits."""
+    return None if estimate is None else [float(f"{estimate[key]:.5g}") for key in ("value", "low", "high")]
+
+
+def format_tables(result: Mapping[str, Any]) -> str:
+    """Return the tables of the page in Markdown: the choices, then the arms."""
+    lines = ["| method | hyper-parameter | tried: gain, forgotten | chosen |", "| --- | --- | --- | ---: |"]
+    for name, choice in result["choices"].items():
+        tries = "; ".join(f"{each['value']:g}: {each['gain']:.2f}, {each['forgotten']:.2f}" for each in choice["tries"])
+        lines.append(f"| {name} | `{choice['option']}` | {tries} | {choice['value']:g} |")
+    header = "| arm | gain | forgotten | against the best control | at equal gain | against naive at equal gain |"
+    lines += ["", header, "| --- " + "| ---: " * 5 + "|"]
+    for arm in result["arms"]:
+        cells = [
+            format_bounds(arm["gain"]),
+            format_bounds(arm["forgotten"]),
+            _with_verdict(arm, "against_best_control"),
+            format_bounds(arm["forgotten_at_equal_gain"]),
+            _with_verdict(arm, "against_naive_at_equal_gain"),
+        ]
+        lines.append(f"| {arm['arm']} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def format_bounds(values: Sequence[float] | None, sign: str = "") -> str:
+    """Return an estimate with its interval."""
+    if values is None:
+        return "–"
+    value, low, high = (f"{number:{sign}.2f}".replace("-", "−") for number in values)
+    return f"{value} [{low}, {high}]"
+
+
+def _with_verdict(arm: Mapping[str, Any], key: str) -> str:
+    """Return a difference with its interval and its verdict."""
+    return format_bounds(arm[key], "+") + (f" {arm[f'{key}_verdict']}" if arm[key] else "")
+
+
+def main() -> None:
+    """Run the study and write its result, or print the tables of a result."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, default=Path("runs/toy_study"), help="folder of the runs")
+    parser.add_argument("--output", type=Path, default=Path("docs/study.json"), help="file of the result")
+    parser.add_argument("--plot", type=Path, default=Path("docs/images/study.svg"), help="file of the plot")
+    parser.add_argument("--table", type=Path, help="print the tables of this result and run nothing")
+    given = parser.parse_args()
+    if given.table is None:
+        result, experiment = run_study(given.folder, Size())
+        given.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        shutil.copyfile(experiment / "plots" / "gain-forgetting.svg", given.plot)
+    print(format_tables(json.loads((given.table or given.output).read_text(encoding="utf-8"))), end="")
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--folder", type=Path, default=Path("runs/toy_study"))
-    parser.add_argument("--tiny", action="store_true")
-    given = parser.parse_args()
-    result, _ = run_study(given.folder, TINY if given.tiny else Size())
-    print(json.dumps(result, indent=1))
+    main()

@@ -105,6 +105,12 @@ class Mitigation(GuardedComponent):
     supports_quantized_weights: ClassVar[bool] = True
     """Whether the adapter can be trained on quantized weights. False if `prepare_model` reads or changes weights."""
 
+    works_on_shards: bool = False
+    """Whether the mitigation works while `train.sharding` divides the weights among processes.
+
+    True if it neither reads nor changes weights or gradients in a step, and does not run the model again.
+    """
+
     requires_logits: bool = False
     """Whether `batch_penalty` is called. If so, the logits of all trained tokens of a batch are in memory at once;
     `token_penalty` avoids that."""

@@ -79,9 +79,13 @@ def _device_lines(memory: Mapping[str, Any]) -> list[str]:
         size = memory.get("available")
         return [] if size is None else [f"{unknown} the {size / 2**30:.1f} GiB of {memory['device']}"]
     by_kind = ", ".join(
-        f"{kind} {size / 2**30:.2f}" for kind, size in kinds.items() if kind != "peak" and size >= 2**30 / 200
+        f"{kind} {size / 2**30:.2f}"
+        for kind, size in kinds.items()
+        if kind not in ("peak", "main_memory") and size >= 2**30 / 200
     )
     lines = [f"peak of a step: about {kinds['peak'] / 2**30:.2f} GiB ({by_kind})"]
+    if kinds.get("main_memory"):
+        lines.append(f"in main memory: about {kinds['main_memory'] / 2**30:.2f} GiB, of all processes together")
     if "available" not in memory:
         return lines
     verdict = "fits into" if memory["fits"] else "does not fit into"
@@ -113,6 +117,9 @@ def _stage_table(stage: Mapping[str, Any]) -> Table:
         f"{next(iter(train['optimizer']))}, learning rate {train['learning_rate']:g} "
         f"({next(iter(train['scheduler']))}, warm-up {_warmup(train)})",
         *([f"packed to {train['max_length']}"] if train["packing"] else []),
+        *([f"sharded by {train['sharding']}"] if train.get("sharding") else []),
+        *(["layer inputs in main memory"] if train.get("offload_activations") else []),
+        *(["shards in main memory"] if train.get("offload_shards") else []),
         *([format_efficiency(stage["efficiency"])] if "efficiency" in stage else []),
     ]
     title = f"stage {stage['name']}: {', '.join(settings)}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -38,8 +39,12 @@ TARGET_OPTION: dict[str, Any] = {
     "items": {"type": "string"},
     "minItems": 1,
     "default": "all-linear",
-    "description": 'Names of the modules that get an adapter; "all-linear": all but the output head.',
+    "description": 'Names of the modules that get an adapter; "all-linear": all but the output head; "re:" and a '
+    "regular expression: the modules whose full path it matches.",
 }
+
+REGEX_PREFIX = "re:"
+"""What a target that is a regular expression begins with."""
 
 ADAPTER_PRIORITY = -10
 """Adapters are added first: other mitigations read the trainable weights."""
@@ -63,11 +68,27 @@ def require_single_adapter(name: str, others: Mapping[str, Mitigation]) -> None:
         raise HarnessError(f"mitigations.{name}", what, "keep one of them")
 
 
-def to_target_modules(target: str | Sequence[str]) -> str | list[str]:
+def to_target_modules(name: str, target: str | Sequence[str]) -> str | list[str]:
     """Return peft's `target_modules` for the option `target`.
 
-    peft reads a string other than "all-linear" as a regular expression; the option means a name.
+    peft reads a string other than "all-linear" as a regular expression; the option means a name, unless it begins with
+    `re:`.
+
+    Args:
+        name: the mitigation.
+        target: its option.
+
+    Raises:
+        HarnessError: the regular expression is not valid.
     """
+    if isinstance(target, str) and target.startswith(REGEX_PREFIX):
+        expression = target.removeprefix(REGEX_PREFIX)
+        try:
+            re.compile(expression)
+        except re.error as error:
+            what = f"{expression!r} is not a regular expression: {error}"
+            raise HarnessError(f"mitigations.{name}.target", what, "correct it, or list the names of modules") from None
+        return expression
     return target if target == "all-linear" else [target] if isinstance(target, str) else list(target)
 
 

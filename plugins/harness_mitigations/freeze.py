@@ -204,6 +204,7 @@ class Freeze(Mitigation):
         self.columns, self.source, self.samples = columns, source, samples
         self.frozen_columns: dict[str, Tensor] = {}
         self.values_before_step: dict[str, Tensor] = {}
+        self.works_on_shards = not columns
         if columns:
             self.penalty_timing = "before_clip"  # so that the norm of the gradient is that of what is trained
 

@@ -24,7 +24,17 @@ BUILT_INS = {
     | {"regex", "json_valid", "response_perplexity", "multiple_choice", "bits_per_byte"}
     | {"kl_to_base", "agreement_with_base", "pass_at_k", "instructions", "tool_calls", "classification"}
     | {"numeric_match", "refusal", "toxicity", "self_bleu"},
-    "optimizers": {"adamw", "adamw_8bit", "paged_adamw_8bit", "adafactor", "lion", "mofo", "muon", "sgd"},
+    "optimizers": {
+        "adamw",
+        "adamw_8bit",
+        "paged_adamw",
+        "paged_adamw_8bit",
+        "adafactor",
+        "lion",
+        "mofo",
+        "muon",
+        "sgd",
+    },
     "schedulers": {"cosine", "linear", "constant", "constant_with_warmup", "wsd", "polynomial", "inverse_sqrt"}
     | {"cosine_with_restarts"},
     "row_formats": {"columns_template"},

@@ -459,3 +459,54 @@ def test_replay_of_a_single_stage_is_a_warning(tmp_path, capsys):
     assert main.main(["validate", str(file)]) == 0
     output = capsys.readouterr()
     assert "mitigations.replay changes no stage; remove it" in " ".join((output.out + output.err).split())
+
+
+SHARDED_ERRORS = [
+    ({"optimizer": {"muon": {}}}, {}, "the optimizer 'muon' needs whole weights; use 'adamw' or 'lion'"),
+    ({"compile": True}, {}, "sharded layers are not compiled; set train.compile to false"),
+    ({"precision": "float16"}, {}, "the loss scale of float16 needs whole gradients"),
+    ({}, {"mitigations": {"ema": {}}}, "the mitigation 'ema' reads or changes whole weights, or runs the model again"),
+    (
+        {},
+        {"mitigations": {"freeze": {"columns": 0.5, "source": "desk"}}},
+        "the mitigation 'freeze' reads or changes whole weights, or runs the model again",
+    ),
+    (
+        {},
+        {
+            "mitigations": {"lora": {}},
+            "model": {"path": "./model", "quantization": {"bitsandbytes": {"bits": 8}}},
+        },
+        "weights of 8 bits cannot be divided; set model.quantization.bitsandbytes.bits to 4",
+    ),
+]
+
+
+@pytest.mark.parametrize(("train", "changes", "message"), SHARDED_ERRORS)
+def test_what_needs_whole_weights_is_refused_with_sharding(document, get_error_lines, train, changes, message):
+    document |= changes
+    document["train"] |= {"sharding": "fsdp2", **train}
+    (line,) = get_error_lines("validate", document)
+    assert f"train.sharding: {message}" in line
+    assert "set train.sharding to null" in line
+
+
+@pytest.mark.parametrize("checkpointing", [False, "auto"])
+def test_activations_are_offloaded_with_gradient_checkpointing_only(document, get_error_lines, checkpointing):
+    document["train"] |= {"offload_activations": True, "gradient_checkpointing": checkpointing}
+    (line,) = get_error_lines("validate", document)
+    assert "train.offload_activations: the stage " in line
+    assert "may keep more than the input of each layer; set train.gradient_checkpointing to true" in line
+
+
+def test_there_are_no_shards_to_offload_without_sharding(document, get_error_lines):
+    document["train"] |= {"offload_shards": True}
+    (line,) = get_error_lines("validate", document)
+    assert "train.offload_shards: there are no shards without train.sharding; set train.sharding to 'fsdp2'" in line
+
+
+@pytest.mark.parametrize("mitigation", ["lora", "reweight", "freeze", "lr_scale"])
+def test_mitigations_that_leave_weights_alone_may_be_sharded(document, write, mitigation, capsys):
+    document |= {"mitigations": {mitigation: {}}}
+    document["train"] |= {"sharding": "fsdp2"}
+    assert main.main(["validate", str(write(document))]) == 0
