@@ -49,7 +49,7 @@ REGEX_PREFIX = "re:"
 ADAPTER_PRIORITY = -10
 """Adapters are added first: other mitigations read the trainable weights."""
 
-ADAPTER_MITIGATIONS = ("lora", "orthogonal_lora", "osf", "oft")
+ADAPTER_MITIGATIONS = ("lora", "orthogonal_lora", "merged_lora", "osf", "oft")
 
 
 def require_single_adapter(name: str, others: Mapping[str, Mitigation]) -> None:
@@ -66,6 +66,21 @@ def require_single_adapter(name: str, others: Mapping[str, Mitigation]) -> None:
     if second:
         what = f"'{name}' and '{second[0]}' each add an adapter to the same layers"
         raise HarnessError(f"mitigations.{name}", what, "keep one of them")
+
+
+def refuse_merged_lora(name: str, others: Mapping[str, Mitigation]) -> None:
+    """Reject `merged_lora` next to a mitigation that replaces the weights after a stage.
+
+    Args:
+        name: the mitigation that replaces them.
+        others: the other mitigations by name.
+
+    Raises:
+        HarnessError: `merged_lora` is one of them.
+    """
+    if "merged_lora" in others:
+        what = f"'{name}' replaces the weights after a stage, and so the merged adapter of 'merged_lora'"
+        raise HarnessError(f"mitigations.{name}", what, f"remove {name}, or replace 'merged_lora' by 'lora'")
 
 
 def to_target_modules(name: str, target: str | Sequence[str]) -> str | list[str]:

@@ -17,6 +17,7 @@ from harness import Component
 from harness.errors import HarnessError
 from harness.interfaces.mitigation import Mitigation
 from harness.types import Stage, TokenizedExample
+from harness_mitigations import adapter_common
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -97,6 +98,10 @@ class Ema(Mitigation):
         self.steps = 0  # that are part of the average
         self.trained_steps = 0
         self.averaged_steps: tuple[int, ...] = ()  # for `last`
+
+    def check_compatible(self, others: Mapping[str, Mitigation]) -> None:
+        """Reject an adapter that is merged after each stage."""
+        adapter_common.refuse_merged_lora("ema", others)
 
     def check_stage(self, stage: Stage) -> None:
         """With `last`, reject a stage without checkpoints, or with early stopping: the last ones are not known then."""

@@ -99,7 +99,8 @@ def require_linear_adapters(where: str, model: nn.Module) -> None:
     names = sorted({path.split(".")[-1] for path in linear})
     kind = type(layers[others[0]].get_base_layer()).__name__
     what = f"it needs adapters on linear layers only, but {others[0].removeprefix('base_model.model.')} is a {kind}"
-    mitigation = "orthogonal_lora" if where.startswith("mitigations.orthogonal_lora") else "lora"
+    own = where.removeprefix("mitigations.").split(".")[0]
+    mitigation = own if own in ("orthogonal_lora", "merged_lora") else "lora"
     hint = f"set mitigations.{mitigation}.target to {json.dumps(names)}" if names else "adapt linear layers only"
     raise HarnessError(where, what, hint)
 

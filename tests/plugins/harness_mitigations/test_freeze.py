@@ -79,7 +79,7 @@ def test_a_model_whose_layers_are_not_found_is_an_error(tiny_model):
         create_freeze(layers=1).prepare_model(tiny_model, seed=0)
 
 
-@pytest.mark.parametrize("adapter", ["lora", "orthogonal_lora", "osf", "oft"])
+@pytest.mark.parametrize("adapter", ["lora", "orthogonal_lora", "merged_lora", "osf", "oft"])
 def test_an_adapter_is_rejected(adapter):
     with pytest.raises(HarnessError, match=f"with '{adapter}' only the adapter is trained"):
         create_freeze(layers=1).check_compatible({adapter: create_freeze()})

@@ -241,7 +241,7 @@ def test_contradicting_options_are_rejected(options, what):
         create_lora(**options).check_compatible({})
 
 
-@pytest.mark.parametrize("other", ["orthogonal_lora", "osf", "oft"])
+@pytest.mark.parametrize("other", ["orthogonal_lora", "merged_lora", "osf", "oft"])
 def test_two_adapters_are_rejected_before_anything_is_loaded(other):
     with pytest.raises(HarnessError, match=f"'lora' and '{other}' each add an adapter"):
         create_lora().check_compatible({other: create_lora()})
