@@ -1,8 +1,8 @@
 """Mitigation `merged_lora`: one adapter of constant size, into which every stage is merged (SLAO, arXiv:2512.23017).
 
-Stage i trains factors A and B. Its A begins as an orthonormal basis of the rows of the A that stage i - 1 trained: Q^T
-of the QR decomposition of A^T. Its B begins at the B that stage i - 1 trained. After the stage the adapter of the model is
-A_i = A and B_i = B_(i-1) + (B - B_(i-1)) / sqrt(i), so later stages change it less.
+Stage i trains factors A and B. Its A begins as an orthonormal basis of the rows of the A that stage i - 1 trained:
+Q^T of the QR decomposition of A^T. Its B begins at the B that stage i - 1 trained. After the stage the adapter of the
+model is A_i = A and B_i = B_(i-1) + (B - B_(i-1)) / sqrt(i), so later stages change it less.
 """
 
 from __future__ import annotations
