@@ -90,7 +90,10 @@ def create_mitigations(options: Mapping[str, Mapping[str, Any]], registry: Regis
         options: Name -> options.
         registry: The plugin registry.
     """
-    mitigations = [(name, registry.create("mitigations", name, own)) for name, own in options.items()]
+    return _in_order([(name, registry.create("mitigations", name, own)) for name, own in options.items()])
+
+
+def _in_order(mitigations: list[tuple[str, Mitigation]]) -> list[tuple[str, Mitigation]]:
     return sorted(mitigations, key=lambda pair: (pair[1].priority, pair[0]))
 
 
@@ -145,16 +148,20 @@ def _apply_mitigations(
     ]
     variants: list[tuple[str, Mapping[str, Any]]] = []  # each mitigation with each set of options, once
     for stage, options in zip(stages, options_by_stage, strict=True):
-        active = create_mitigations(options, registry)
+        created = []
+        for name, own in options.items():
+            with _located_at_mitigation(spec, name):
+                created.append((name, registry.create("mitigations", name, own)))
+        active = _in_order(created)
         for name, mitigation in active:
             with _located_at_mitigation(spec, name):
                 mitigation.check_compatible({other_name: other for other_name, other in active if other_name != name})
                 mitigation.check_stage(stage)
         _require_one_weighing_of_tokens(spec, active)
         variants += [(name, options[name]) for name, _ in active if (name, options[name]) not in variants]
-    created = [(name, options, registry.create("mitigations", name, options)) for name, options in variants]
+    instances = [(name, options, registry.create("mitigations", name, options)) for name, options in variants]
     without_effect: dict[str, bool] = {}
-    for name, options, mitigation in sorted(created, key=lambda entry: (entry[2].priority, entry[0])):
+    for name, options, mitigation in sorted(instances, key=lambda entry: (entry[2].priority, entry[0])):
         with _located_at_mitigation(spec, name):
             transformed = mitigation.transform_stages(stages)
         transforms = type(mitigation).transform_stages is not Mitigation.transform_stages

@@ -159,7 +159,7 @@ def test_gated_and_unreachable_models_are_errors_with_a_remedy(served):
     unreachable = {**served, "HF_ENDPOINT": "http://127.0.0.1:9"}
     started = time.monotonic()
     digest, error = run(LOAD, "org/tiny", environment=unreachable)
-    assert time.monotonic() - started < 30, "the libraries would retry for minutes"
+    assert time.monotonic() - started < 100, "the libraries would retry for minutes"
     assert digest == "hub:org/tiny None"
     assert error.startswith(
         "error: model.path: the hub cannot be reached, and 'org/tiny' is not complete in its local cache;"
