@@ -47,6 +47,7 @@ def names_used_in(packages):
     return strings | {node.attr for node in nodes if isinstance(node, ast.Attribute)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("section", DECLARED)
 def test_every_key_is_read(section):
     keys, packages = DECLARED[section]

@@ -307,6 +307,7 @@ rm --force x
     assert not any("the key is not known" in why for _, why in result.dropped)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tool", EXAMPLES)
 def test_no_value_of_any_key_is_a_crash(tmp_path, monkeypatch, tool):
     config = EXAMPLES[tool][1] if tool != "ms-swift" else {"model": "a/b", "dataset": "org/rows"}

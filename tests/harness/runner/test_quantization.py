@@ -91,6 +91,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(desk, run, same, listener):
     same(run, interrupted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mitigations", "options"),
     [

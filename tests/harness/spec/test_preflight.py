@@ -162,6 +162,7 @@ INVALID_CHANGES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", INVALID_CHANGES)
 def test_every_command_reports_an_invalid_spec_with_the_same_line(document, get_error_lines, kind):
     change, message = INVALID_CHANGES[kind]

@@ -59,6 +59,7 @@ def test_tensors_and_base_models_of_mitigations_are_counted_once(make_rows, make
     assert memory.measure_stage_memory(tiny_model, None, [ewc, *kl])["mitigations"] == of_ewc + 4 * count
 
 
+@pytest.mark.slow
 def test_the_peak_of_a_process_grows_with_what_it_holds():
     before = memory.peak_memory(torch.device("cpu"))
     held = torch.ones(before // 4 + 2**24)  # more than the process has ever had
