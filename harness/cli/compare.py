@@ -33,7 +33,12 @@ def add_parser(subparsers: Subparsers) -> None:
         "Compare runs item by item: differences, tests, changed items, spec differences.",
         "harness compare runs/first runs/second --html comparison.html",
     )
-    parser.add_argument("runs", nargs="*", metavar="RUN", help="run folders, MLflow run ids or run names")
+    parser.add_argument(
+        "runs",
+        nargs="*",
+        metavar="RUN",
+        help="run folders, MLflow run ids, or run names or their beginnings; EXPERIMENT/ARM is one arm",
+    )
     parser.add_argument("--experiment", help="every run of this MLflow experiment")
     parser.add_argument("--uri", help="MLflow tracking URI; default: $MLFLOW_TRACKING_URI, else sqlite:///mlflow.db")
     parser.add_argument("--baseline", metavar="RUN", help="compare the others with this run; default: the first run")

@@ -33,7 +33,7 @@ def add_parser(subparsers: Subparsers) -> None:
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """Write the spec, print the three lists, and validate it."""
+    """Write the spec, print the four lists, and validate it."""
     from harness.drafting.import_config import import_config
     from harness.registry import discover_plugins
     from harness.spec import schema, spec
@@ -46,6 +46,7 @@ def main(arguments: argparse.Namespace) -> int:
     output.write_text(json.dumps(imported.document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     _print_list("carried over", imported.carried)
     _print_list("changed in meaning", imported.changed)
+    _print_list("not needed", imported.unneeded)
     _print_list("not expressible", imported.dropped)
     quoted = shlex.quote(str(output))
     print(f"wrote {quoted}")

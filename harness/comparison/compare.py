@@ -28,6 +28,7 @@ from harness.report.finished_run import load_run_json
 from harness.report.rating_sections import comparison_sections
 from harness.tracking import mlflow_store
 from harness.utils import redaction
+from harness.utils.find_run import AmbiguousRun, find_run_anywhere
 from harness.utils.json_files import json_safe
 from harness.utils.shell_commands import harness_command
 
@@ -129,8 +130,8 @@ def compare_runs(
     Runs that differ in nothing but their seed are one method. Methods are compared over their seeds.
 
     Args:
-        runs: Run folders, MLflow run ids or run names, in the order in which they are shown. A folder or a run that
-            holds the arms of an experiment means all its arms.
+        runs: Run folders, MLflow run ids, or run names or their beginnings, in the order in which they are shown. A
+            folder or a run that holds the arms of an experiment means all its arms, and `EXPERIMENT/ARM` one of them.
         experiment: MLflow experiment in which `runs` are looked up; without `runs`, all its runs, oldest first.
         uri: Tracking store; None: $MLFLOW_TRACKING_URI, else `sqlite:///mlflow.db`. Run folders do not need it.
         baseline: The baseline, named like a run; None: the first run.
@@ -281,15 +282,31 @@ class _RunFinder:
         return self._load_from_store(lambda store: store.list_runs())
 
     def find_by_name(self, name: str) -> list[LoadedRun]:
-        """Load the run, or all arms of the experiment, with this folder, id or name."""
-        folder = Path(name)
+        """Load the run, or all arms of the experiment, with this folder, id, name or beginning of a name."""
+        loaded = self._load_from_folder(Path(name))
+        ambiguous: AmbiguousRun | None = None
+        if not loaded and self._experiment is None:
+            try:
+                loaded = self._load_from_folder(find_run_anywhere(name))
+            except AmbiguousRun as error:
+                ambiguous = error
+            except HarnessError:  # the tracking store may have it
+                pass
+        if loaded:
+            return loaded
+        try:
+            return self._load_from_store(lambda store: store.find_runs(name))
+        except HarnessError as error:
+            raise ambiguous or error from error
+
+    def _load_from_folder(self, folder: Path) -> list[LoadedRun]:
+        """Load the run, or all arms of the experiment, in a folder; empty if it holds none."""
         if is_run_folder(folder) and self._experiment is None:
             return [load_run_from_folder(folder)]
         arms = sorted(file.parent for file in folder.glob("arms/*/scores.json") if is_run_folder(file.parent))
         if arms:
             arms.sort(key=_order_of_arms(folder))
-            return [load_run_from_folder(arm) for arm in arms]
-        return self._load_from_store(lambda store: store.find_runs(name))
+        return [load_run_from_folder(arm) for arm in arms]
 
     def _load_from_store(self, select_runs: Callable[[MlflowRunStore], list[Run]]) -> list[LoadedRun]:
         try:

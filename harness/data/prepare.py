@@ -16,12 +16,21 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.data.checks.contamination import find_contaminated_items
-from harness.data.checks.findings import FullyTruncatedRows
+from harness.data.checks.findings import FullyTruncatedRows, TextSequence
+from harness.data.checks.near_duplicate_clusters import cluster_near_duplicates
+from harness.data.dropped_rows import (
+    drop_contaminated_items,
+    drop_contaminating_rows,
+    drop_shared_rows,
+    drop_trained_prompts,
+    shorten_splits,
+)
 from harness.data.mixing.row_choice import choose_rows
 from harness.data.mixing.stage_layout import build_stage_dataset
 from harness.data.reading.corpus import Corpus, CorpusView, read_corpus
+from harness.data.reading.held_out_rule import HeldOutRule
 from harness.data.reading.splits import Split, check_disjoint, limit_rows, split_corpus
+from harness.data.split_checks import divided_group_warnings, no_suite_rows_errors, no_training_rows_errors
 from harness.data.tokenization import token_cache
 from harness.data.tokenization.tokenize import TokenizedCorpus, tokenize_corpus
 from harness.data.tokenization.tokenized_rows import TokenizedRows
@@ -29,7 +38,8 @@ from harness.errors import HarnessError, raise_all
 from harness.interfaces.mode import Mode
 from harness.interfaces.source import Source
 from harness.interfaces.template import Template
-from harness.types import Example, Plan, Progress, StageDataset, Suite, no_progress
+from harness.spec_keys.data import NEAR_DUPLICATES_KEYS
+from harness.types import Example, Plan, Progress, StageDataset, no_progress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -56,7 +66,10 @@ class PreparationOptions:
         processes: Processes that share the training.
         longest_unpadded_row: Tokens of the longest row with which the model needs no padding.
         mode: Selects and orders the rows of each stage.
-        drop_contaminated: The spec's `checks.contamination` if contaminated rows are left out of the suites.
+        near_duplicate_threshold: The similarity from which `held_out` keeps near duplicates on one side.
+        drop_shared_rows: Whether a row that several sources have is trained in the first of them only.
+        drop_contaminated: The spec's `checks.contamination` if contaminated rows are left out of the suites, or the
+            training rows that contaminate them out of training.
     """
 
     extra_sources: Sequence[str] = ()
@@ -67,6 +80,8 @@ class PreparationOptions:
     processes: int = 1
     longest_unpadded_row: int = 0
     mode: Mode = field(default_factory=Mode)
+    near_duplicate_threshold: float = NEAR_DUPLICATES_KEYS["threshold"]["default"]
+    drop_shared_rows: bool = False
     drop_contaminated: Mapping[str, Any] | None = None
 
 
@@ -79,11 +94,13 @@ class PreparedSource:
         split: Its training and held-out rows.
         tokenized_by_length: max_length -> the training rows truncated to it, for each length of a stage that trains on
             them; empty for a source that is only evaluated.
+        held_out: How rows are held out.
     """
 
     corpus: Corpus
     split: Split
     tokenized_by_length: Mapping[int, TokenizedCorpus]
+    held_out: HeldOutRule = field(default_factory=HeldOutRule)
 
     @property
     def training_examples(self) -> CorpusView:
@@ -110,10 +127,11 @@ class PreparedData:
             are trained; for every source that a stage trains on, and for the extra sources.
         counts: Source -> numbers of rows. These sum to `read`: `filtered` (dropped by the source's filter), `rejected`
             (invalid, allowed by the spec), `duplicates` (same content as an earlier row), `beyond_limit` (not chosen by
-            `limit`), `held_out` (for evaluation), `untrained` (no trained token is left after truncation), `used`
-            (trained on in some stage), `measured` (of an extra source, and trained on in no stage) and `unused` (not in
-            a mixture, or beyond the steps of every stage). Also: `truncated` (to `max_length`), `evaluated` (in some
-            suite) and `verified` (rows whose masks were verified).
+            `limit`), `held_out` (for evaluation), `contaminating` (shares text with an evaluated row), `untrained`
+            (no trained token is left after truncation), `used` (trained on in some stage), `measured` (of an extra
+            source, and trained on in no stage) and `unused` (not in a mixture, or beyond the steps of every stage).
+            Also: `truncated` (to `max_length`), `evaluated` (in some suite) and `verified` (rows whose masks were
+            verified).
         digests: Source -> SHA-256 over the sorted ids of its rows that are trained on or evaluated.
         fully_truncated: Source -> its rows that truncation drops, for every source in `tokenized_rows`.
         tokenized_suites: Suite -> its rows in tokens; a suite whose rows no template renders is missing.
@@ -141,6 +159,21 @@ class PreparedData:
         """Source -> tokens of each of its `tokenized_rows` before truncation, `(N,)`."""
         longest = {name: source.at_longest_length for name, source in self._trained_sources()}
         return {name: corpus.rows.lengths.astype(np.int64) + corpus.tokens_cut for name, corpus in longest.items()}
+
+    @property
+    def held_out_rules(self) -> Mapping[str, Mapping[str, Any]]:
+        """Source that holds rows out -> `by`, and the rows and groups on each side; groups are None without a group."""
+        return {
+            name: {
+                "by": source.held_out.describe(),
+                "training_rows": len(source.split.training_indices),
+                "held_out_rows": len(source.split.held_out_indices),
+                "training_groups": source.split.training_groups,
+                "held_out_groups": source.split.held_out_groups,
+            }
+            for name, source in self.sources.items()
+            if source.held_out.holds_out_rows
+        }
 
     @property
     def rows_verified(self) -> Mapping[str, int]:
@@ -202,27 +235,51 @@ def prepare_data(
         )
 
     # Split into training and held-out rows.
+    rules = {name: HeldOutRule.from_option(plan.sources[name][1]["held_out"]) for name in names}
     splits: dict[str, Split] = {}
     for name, corpus in corpora.items():
-        row_options = {key: plan.sources[name][1][key] for key in ("held_out", "limit", "shuffle")}
-        splits[name] = split_corpus(corpus, **row_options, seed=plan.seed)
+        row_options = {key: plan.sources[name][1][key] for key in ("limit", "shuffle")}
+        splits[name] = split_corpus(
+            corpus,
+            held_out=rules[name],
+            **row_options,
+            seed=plan.seed,
+            cluster_rows=lambda rows, name=name: cluster_near_duplicates(  # type: ignore[misc]
+                TextSequence({name: rows}), threshold=options.near_duplicate_threshold, progress=progress
+            ),
+        )
     training_rows = {name: corpora[name].select(splits[name].training_indices) for name in trained}
     suite_rows: dict[str, CorpusView] = {}
     for suite in plan.suites:
-        split, is_split = splits[suite.source], plan.sources[suite.source][1]["held_out"]
+        split, is_split = splits[suite.source], rules[suite.source].holds_out_rows
         # A source that holds nothing out is evaluated on all of its rows.
         suite_rows[suite.name] = corpora[suite.source].select(
             split.held_out_indices if is_split else split.training_indices
         )
-    raise_all([*_no_training_rows_errors(trained, splits), *_no_suite_rows_errors(plan.suites, suite_rows)])
+    raise_all(
+        [
+            *no_training_rows_errors(trained, splits, rules),
+            *no_suite_rows_errors(plan.suites, suite_rows, splits, rules),
+        ]
+    )
+    dropped_warnings: list[str] = []
+    if options.drop_shared_rows:
+        dropped_warnings += drop_shared_rows(training_rows, list(dict.fromkeys(stage_sources)))
+        splits |= shorten_splits(splits, training_rows, "duplicates")
+    settings = options.drop_contaminated
+    drops_training_rows = settings is not None and settings["drop"] == "training"
+    if drops_training_rows:
+        dropped_warnings += drop_trained_prompts(training_rows, suite_rows)
     check_disjoint(training_rows, suite_rows)
     for suite in plan.suites:
         rows = suite_rows[suite.name]
         # The purpose has no suite name, so that two suites with the same source and limit evaluate the same rows.
         suite_rows[suite.name] = rows.select(limit_rows(rows.content_hashes, suite.limit, plan.seed, "suite"))
-    dropped_warnings: list[str] = []
-    if options.drop_contaminated is not None:
-        dropped_warnings = _drop_contaminated_rows(suite_rows, training_rows, options.drop_contaminated, progress)
+    if settings is not None and drops_training_rows:
+        dropped_warnings += drop_contaminating_rows(training_rows, suite_rows, settings, progress)
+        splits |= shorten_splits(splits, training_rows, "contaminating")
+    elif settings is not None:
+        dropped_warnings += drop_contaminated_items(suite_rows, training_rows, settings, progress)
 
     # Tokenize, and verify every mask.
     def tokenize(rows: CorpusView, name: str, row_template: Template, max_length: int) -> TokenizedCorpus:
@@ -264,7 +321,9 @@ def prepare_data(
     )
 
     # Count every row that was read.
-    prepared = {name: PreparedSource(corpora[name], splits[name], tokenized.get(name, {})) for name in names}
+    prepared = {
+        name: PreparedSource(corpora[name], splits[name], tokenized.get(name, {}), rules[name]) for name in names
+    }
     counts: dict[str, dict[str, int]] = {}
     digests: dict[str, str] = {}
     for name, source in prepared.items():
@@ -285,53 +344,12 @@ def prepare_data(
         fully_truncated={name: _fully_truncated_rows(prepared[name]) for name in trained},
         tokenized_suites=tokenized_suites,
         sources=prepared,
-        warnings=(*_preparation_warnings(prepared, tokenized_suites, cache_error), *dropped_warnings),
+        warnings=(
+            *divided_group_warnings(corpora, splits, rules, trained),
+            *_preparation_warnings(prepared, tokenized_suites, cache_error),
+            *dropped_warnings,
+        ),
     )
-
-
-def _no_training_rows_errors(names: Sequence[str], splits: Mapping[str, Split]) -> Iterator[HarnessError]:
-    for name in names:
-        if not len(splits[name].training_indices):
-            what = f"all {len(splits[name].held_out_indices)} of its rows are held out, so none is left to train on"
-            yield HarnessError(f"sources.{name}", what, f"lower sources.{name}.held_out, or add rows")
-
-
-def _no_suite_rows_errors(
-    suites: Sequence[Suite], suite_rows: Mapping[str, Sequence[Example]]
-) -> Iterator[HarnessError]:
-    for suite in suites:
-        if not len(suite_rows[suite.name]):
-            what = f"its source {suite.source!r} has too few rows to hold one out"
-            yield HarnessError(f"evaluate.{suite.name}", what, "raise held_out, add rows, or name another source")
-
-
-def _drop_contaminated_rows(
-    suite_rows: dict[str, CorpusView],
-    training_rows: Mapping[str, CorpusView],
-    settings: Mapping[str, Any],
-    progress: Progress,
-) -> list[str]:
-    """Remove the contaminated rows of all suites, in place.
-
-    Returns:
-        A warning for each suite with such rows, with their locations on the lines below.
-
-    Raises:
-        HarnessError: No row of a suite is left.
-    """
-    warnings = []
-    for suite, items in find_contaminated_items(suite_rows, training_rows, settings, progress).items():
-        if not items:
-            continue
-        rows = suite_rows[suite]
-        if len(items) == len(rows):
-            what = f"all of its {len(rows)} rows are contaminated by training rows"
-            raise HarnessError(f"evaluate.{suite}", what, "evaluate other rows, or remove the training rows")
-        locations = [rows[index].location for index in items]
-        suite_rows[suite] = rows.select(np.setdiff1d(np.arange(len(rows)), items))
-        text = f"the suite {suite!r} is evaluated without {len(items)} of {len(rows)} rows, contaminated by training"
-        warnings.append("\n".join([text, *locations]))
-    return warnings
 
 
 def _view_digest(rows: CorpusView) -> str:
@@ -371,6 +389,7 @@ def _count_rows(
         "duplicates": split.duplicates,
         "beyond_limit": split.beyond_limit,
         "held_out": held_out,
+        "contaminating": split.contaminating,
         "untrained": untrained,
         "used": len(trained_ids),
         "measured": measured,

@@ -36,7 +36,7 @@ def get_world_size(environment: Mapping[str, str] = os.environ) -> int:
     """
     for key, name in UNSUPPORTED_SHARDING.items():
         if environment.get(key, "").lower() in ("1", "true", "yes", "on"):
-            what = f"{name} is not supported: every process holds all weights"
+            what = f"{name} is not supported: the spec determines how weights are divided, by train.sharding"
             raise HarnessError(key, what, f"use {SHARED_RUN_COMMAND}")
     precision = environment.get("ACCELERATE_MIXED_PRECISION", "no")
     if precision not in ("", "no"):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.drafting.device_facts import DeviceFacts
-from harness.drafting.file_facts import FileFacts
+from harness.drafting.file_facts import MIN_GROUPS, FileFacts
 from harness.drafting.relative_path import relative_path
 from harness.errors import HarnessError
 from harness.types import MIN_ITEMS
@@ -165,16 +165,33 @@ def _draft_source(draft: Draft, name: str, facts: FileFacts, request: DraftReque
     if invalid:
         options["rejected"] = min(0.99, math.ceil(1.2 * 1000 * invalid / facts.rows) / 1000)
         draft.explain(f"{key}.rejected", f"{invalid:,} rows are left out, e.g. {first}")
-    share = held_out_share(len(facts.examples) - facts.duplicates)
-    options["held_out"] = share
-    items = round(share * (len(facts.examples) - facts.duplicates))
+    rows = len(facts.examples) - facts.duplicates
+    share = held_out_share(rows)
+    group = _find_group(facts)
+    if group is not None:
+        column, count = group
+        separate = facts.separate_groups[column]
+        share = max(share, math.ceil(1000 / separate) / 1000)  # the smallest has at most one in `separate` rows
+    options["held_out"] = share if group is None else {"share": share, "group": group[0]}
+    items = round(share * rows)
     draft.explain(f"{key}.held_out", f"about {items} rows are evaluated and not trained{_few_items_note(items)}")
     if facts.duplicates:
         draft.explain(key, f"{facts.duplicates:,} rows repeat an earlier row; the check lists them")
-    if facts.groups:
+    if group is not None:
+        draft.explain(f"{key}.held_out", f"rows of one {column} ({count:,} values) are on one side")
+    elif facts.groups:
         column, count = next(iter(facts.groups.items()))
         draft.explain(f"{key}.held_out", f"rows share {column} ({count:,} values): rows of one may be on both sides")
     return {facts.source: options}
+
+
+def _find_group(facts: FileFacts) -> tuple[str, int] | None:
+    """Return the column by which rows can be held out, with the number of its values; None if there is none.
+
+    Rows with the same prompt stay on one side too, so a prompt that many groups have leaves few groups apart.
+    """
+    separate = [column for column in facts.groups if facts.separate_groups.get(column, 0) >= MIN_GROUPS]
+    return (separate[0], facts.groups[separate[0]]) if separate else None
 
 
 def held_out_share(rows: int) -> float:

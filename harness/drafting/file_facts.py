@@ -9,14 +9,18 @@ import codecs
 import csv
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from harness.data.reading.column_hints import find_columns
 from harness.data.reading.row_formats import detect_row_format, parse_examples
+from harness.data.reading.splits import connected_rows
 from harness.errors import HarnessError, InvalidRow
 from harness.interfaces.source import Source
 from harness.registry import Registry
@@ -39,6 +43,9 @@ MAX_ROWS = 100_000
 
 SAMPLE_BYTES = 1 << 20
 """Bytes from which encoding and delimiter are found."""
+
+MIN_GROUPS = 10
+"""Values that a column has at least to be one of groups."""
 
 GROUP_NAME = re.compile(
     r"(?:^|[_ ])(?:id|user|customer|client|account|author|thread|conversation|session|case|order)(?:[_ ]|id|$)"
@@ -70,6 +77,7 @@ class FileFacts:
         duplicates: Rows whose prompt and response an earlier row has too.
         language: `en`, `zh`, `ja` or `other`.
         groups: Columns by which rows belong together, with the number of their values.
+        separate_groups: Those of them that every row has, with the number of groups that no prompt connects.
     """
 
     path: Path
@@ -85,6 +93,7 @@ class FileFacts:
     duplicates: int
     language: str
     groups: Mapping[str, int]
+    separate_groups: Mapping[str, int] = field(default_factory=dict)
 
 
 def inspect_file(registry: Registry, path: Path, columns: Mapping[str, str] | None = None) -> FileFacts:
@@ -111,6 +120,7 @@ def inspect_file(registry: Registry, path: Path, columns: Mapping[str, str] | No
         raise HarnessError(
             str(path), f"no row is a conversation: {invalid[1]}", "name the columns: --prompt, --response"
         )
+    groups = _find_groups(rows, mapping)
     return FileFacts(
         path=path,
         source=source,
@@ -124,7 +134,8 @@ def inspect_file(registry: Registry, path: Path, columns: Mapping[str, str] | No
         examples=tuple(examples),
         duplicates=_count_duplicates(examples),
         language=_detect_language(examples),
-        groups=_find_groups(rows, mapping),
+        groups=groups,
+        separate_groups=dict(_count_separate_groups(records, examples, groups)),
     )
 
 
@@ -297,6 +308,27 @@ def _find_groups(rows: Sequence[Mapping[str, Any]], mapping: Mapping[str, str]) 
         if name in mapping.values() or not GROUP_NAME.search(name):
             continue
         values = {str(row.get(name)) for row in rows if row.get(name) not in (None, "")}
-        if 10 <= len(values) <= 0.8 * len(rows):
+        if MIN_GROUPS <= len(values) <= 0.8 * len(rows):
             groups[name] = len(values)
     return groups
+
+
+def _count_separate_groups(
+    records: Sequence[Record], examples: Sequence[Example], columns: Iterable[str]
+) -> Iterator[tuple[str, int]]:
+    """Yield each column that every row has, with the number of its groups; groups with an equal prompt are one."""
+    prompts = [
+        str([(turn.content, turn.input) for turn in takewhile(lambda turn: turn.role != "assistant", example.messages)])
+        for example in examples
+    ]
+    for column in columns:
+        values = {record.location: str(record.data.get(column, "")).strip() for record in records}
+        if all(value not in ("", "None") for value in values.values()):
+            names = [_number_texts(prompts), _number_texts(values[example.location] for example in examples)]
+            yield column, len(np.unique(connected_rows(names)))
+
+
+def _number_texts(texts: Iterable[str]) -> NDArray[np.int64]:
+    """Return a number for each text, equal for equal texts; an array of texts would be as wide as the longest."""
+    numbers: dict[str, int] = {}
+    return np.array([numbers.setdefault(text, len(numbers)) for text in texts], np.int64)

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from harness.drafting import foreign_tables
-from harness.drafting.foreign_tables import NotConvertible
+from harness.drafting import foreign_values
+from harness.drafting.foreign_hugging_face import SPLIT
+from harness.drafting.foreign_values import NotConvertible, is_off
 from harness.drafting.imported_spec import ImportedSpec
 from harness.drafting.relative_path import relative_path
 from harness.errors import HarnessError
@@ -27,7 +28,11 @@ DATA_KEYS = {"llamafactory": "dataset", "axolotl": "datasets", "ms-swift": "data
 
 
 def import_data(
-    tool: str, config: Mapping[str, Any], file: Path, dataset_info: Path | None, imported: ImportedSpec
+    tool: str,
+    config: Mapping[str, Any],
+    file: Path,
+    dataset_info: Path | Mapping[str, Any] | None,
+    imported: ImportedSpec,
 ) -> None:
     """Set the sources, the mode and the suites from the data that a configuration names.
 
@@ -81,7 +86,7 @@ def _max_samples(tool: str, config: Mapping[str, Any], imported: ImportedSpec) -
     if tool != "llamafactory" or not config.get("max_samples"):
         return None
     try:
-        return foreign_tables.to_count(config["max_samples"])
+        return foreign_values.to_count(config["max_samples"])
     except NotConvertible as error:
         imported.dropped.append(("max_samples", str(error)))
         return None
@@ -90,20 +95,22 @@ def _max_samples(tool: str, config: Mapping[str, Any], imported: ImportedSpec) -
 def _held_out_share(tool: str, config: Mapping[str, Any], imported: ImportedSpec) -> float:
     key = {"llamafactory": "val_size", "axolotl": "val_set_size", "ms-swift": "split_dataset_ratio"}.get(tool, "")
     try:
-        share = foreign_tables.to_share(config.get(key) or 0)
+        share = foreign_values.to_share(config.get(key) or 0)
     except NotConvertible as error:
         imported.dropped.append((key, str(error)))
         share = 0.0
     if share:
-        imported.changed.append((key, f"held_out: {foreign_tables.SPLIT}"))
+        imported.changed.append((key, f"held_out: {SPLIT}"))
         return share
     imported.changed.append(("no rows for validation", f"held_out {HELD_OUT:g}: what is learned is measured on them"))
     return HELD_OUT
 
 
 def _read_dataset_info(
-    config: Mapping[str, Any], file: Path, dataset_info: Path | None
+    config: Mapping[str, Any], file: Path, dataset_info: Path | Mapping[str, Any] | None
 ) -> tuple[Mapping[str, Any], Path]:
+    if isinstance(dataset_info, Mapping):
+        return dataset_info, Path()
     if dataset_info is None:
         folder = Path(str(config.get("dataset_dir") or "data"))
         candidates = [folder, file.parent / folder, file.parent]
@@ -170,6 +177,10 @@ def _llama_factory_source(
     for key in ("images", "videos", "audios"):
         if key in columns:
             imported.dropped.append((f"dataset {name}: {key}", "only texts are trained"))
+    if entry.get("num_samples"):
+        options["limit"] = foreign_values.to_count(entry["num_samples"])
+    if entry.get("weight"):
+        imported.dropped.append((f"dataset {name}: weight", "shares are set by mitigations.mixing, in trained tokens"))
     if hub := entry.get("hf_hub_url"):
         if entry.get("subset"):
             options["config"] = entry["subset"]
@@ -177,6 +188,20 @@ def _llama_factory_source(
     if not entry.get("file_name"):
         imported.dropped.append((f"dataset {name}", "it is neither a file nor a data set of the Hugging Face hub"))
     return name, _file_source(str(folder / str(entry.get("file_name", name))), options, imported)
+
+
+REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
+"""Keys of a message whose text is read as reasoning."""
+_AXOLOTL_ENTRY_KEYS = (
+    *("path", "type", "name", "split", "data_files", "ds_type", "field", "field_messages", "roles"),
+    *("message_property_mappings", "message_field_role", "message_field_content"),
+)
+_TRAINED = "the loss is on every response and its end of turn"
+_AXOLOTL_ENTRY_REASONS = {
+    **dict.fromkeys(("shards", "conversation", "roles_to_train", "train_on_eos", "train_on_eot"), _TRAINED),
+    "drop_system_message": "the system messages of the data are kept",
+    "field_thinking": f"reasoning is read from {', '.join(REASONING_KEYS)}",
+}
 
 
 def _axolotl_source(entry: Any, imported: ImportedSpec) -> tuple[str, dict[str, Any]]:
@@ -200,14 +225,24 @@ def _axolotl_source(entry: Any, imported: ImportedSpec) -> tuple[str, dict[str, 
         )
     mapping = {"messages": entry["field_messages"]} if entry.get("field_messages") else {}
     properties = _mapping(entry, "message_property_mappings", f"datasets {path}")
-    mapping |= {part: properties[part] for part in ("role", "content") if properties.get(part)}
+    parts = {part: properties.get(part) or entry.get(f"message_field_{part}") for part in ("role", "content")}
+    mapping |= {part: column for part, column in parts.items() if column}
     if entry.get("field") and options.get("form") == "text":
         mapping["text"] = entry["field"]
     if mapping:
         options["columns"] = mapping
-    for key in ("shards", "conversation", "roles_to_train", "train_on_eos"):
-        if entry.get(key):
-            imported.dropped.append((f"datasets {path}: {key}", "the loss is on every response and its end of turn"))
+    roles = _mapping(entry, "roles", f"datasets {path}")
+    names = {
+        str(name): role for role, given in roles.items() for name in (given if isinstance(given, list) else [given])
+    }
+    if any(name != role for name, role in names.items()):
+        options["roles"] = names
+    for key, value in entry.items():
+        if key in _AXOLOTL_ENTRY_KEYS or is_off(value):
+            continue
+        if key in ("field_thinking", "template_thinking_key") and value in REASONING_KEYS:
+            continue
+        imported.dropped.append((f"datasets {path}: {key}", _AXOLOTL_ENTRY_REASONS.get(key, "the key is not known")))
     name = Path(path).stem
     if entry.get("data_files"):
         return name, _file_source(entry["data_files"], options, imported)

@@ -1,4 +1,7 @@
-"""Turn the configuration of another trainer into a spec, with three lists: carried over, changed, not expressible."""
+"""Turn the configuration of another trainer into a spec, with four lists.
+
+What was carried over, what changes in meaning, what is not needed, and what a spec cannot express.
+"""
 
 from __future__ import annotations
 
@@ -8,18 +11,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from harness.drafting import foreign_data, foreign_tables
+from harness.drafting import foreign_data, foreign_groups, foreign_sharding, foreign_tables, foreign_v1, foreign_values
 from harness.drafting.foreign_config import read_config
-from harness.drafting.foreign_tables import NotConvertible
+from harness.drafting.foreign_hugging_face import TRAIN
+from harness.drafting.foreign_values import Changed, NotConvertible, is_off
 from harness.drafting.imported_spec import ImportedSpec
 from harness.drafting.relative_path import relative_path
 from harness.errors import HarnessError
 
 METHOD_KEYS = {"llamafactory": "finetuning_type", "axolotl": "adapter", "ms-swift": "train_type", "trl": "use_peft"}
 _READ_ELSEWHERE = {
-    *("max_samples", "val_size", "eval_dataset", "mask_history", "tuner_type", "train_type", "finetuning_type"),
+    *("max_samples", "val_size", "mask_history", "tuner_type", "train_type", "finetuning_type"),
     *("use_peft", "dataset_config", "dataset_train_split", "lora_model_dir", "dataset_dir", "media_dir"),
-    "lr_scheduler_kwargs",
 }
 _WEAK_KEYS = ("dtype", "torch_dtype", "optim")
 """Keys that give way to a more specific one: the dtype of the stored weights to `bf16`, the optimizer to `use_muon`."""
@@ -37,26 +40,30 @@ def import_config(tool: str, file: Path, dataset_info: Path | None = None, folde
     Raises:
         HarnessError: The file cannot be read, or names neither a model nor data.
     """
-    config = read_config(file)
+    config: Mapping[str, Any] = read_config(file)
+    entries: Mapping[str, Any] | None = None
+    if tool == "llamafactory" and foreign_v1.is_v1(config):
+        config, entries = foreign_v1.to_first_engine(config, file)
     name = re.sub(r"[^A-Za-z0-9_.-]+", "-", file.stem).strip("-.") or "imported"
     imported = ImportedSpec(folder or Path(), {"name": name})
-    lora = _uses_lora(tool, config, imported)
-    settings = _with_defaults(tool, config, lora)
+    adapter = _adapter_of(tool, config, imported)
+    settings = _with_defaults(tool, config, adapter)
     # A key that is off never replaces what another one set: it comes last and finds its place taken.
     for key in sorted(settings, key=lambda key: _is_weak(key, settings[key])):
         _import_key(tool, key, settings[key], key in config, imported)
-    if not lora:
-        imported.document.get("mitigations", {}).pop("lora", None)
-    elif not imported.document.setdefault("mitigations", {}).setdefault("lora", {}).get("target"):
-        imported.document["mitigations"]["lora"].pop("target", None)
-    if "model" not in imported.document:
+    for name in {"lora", "oft"} - {adapter}:
+        imported.document.get("mitigations", {}).pop(name, None)
+    if adapter and not imported.document.setdefault("mitigations", {}).setdefault(adapter, {}).get("target"):
+        imported.document["mitigations"][adapter].pop("target", None)
+    if "path" not in imported.document.get("model", {}):
         raise HarnessError(str(file), f"names no model, as a configuration of {tool} does", "check the first argument")
     model = imported.document["model"]
     if os.path.exists(model["path"]):
         model["path"] = relative_path(model["path"], imported.folder)
-    _import_quantization(tool, config, imported)
-    _import_scheduler_options(config, imported)
-    foreign_data.import_data(tool, config, file, dataset_info, imported)
+    foreign_groups.import_groups(tool, config, imported, METHOD_KEYS[tool])
+    foreign_sharding.import_sharding(config, file, imported)
+    foreign_sharding.import_activation_offloading(config, imported)
+    foreign_data.import_data(tool, config, file, dataset_info if entries is None else entries, imported)
     _import_template(tool, config, imported)
     return imported
 
@@ -64,71 +71,78 @@ def import_config(tool: str, file: Path, dataset_info: Path | None = None, folde
 # -- keys -------------------------------------------------------------------------------------------------------------
 
 
-def _uses_lora(tool: str, config: Mapping[str, Any], imported: ImportedSpec) -> bool:
+def _adapter_of(tool: str, config: Mapping[str, Any], imported: ImportedSpec) -> str:
+    """Return the mitigation that adds the adapter; "": all weights are trained."""
     key = METHOD_KEYS[tool]
     if tool == "ms-swift" and "tuner_type" in config:
         key = "tuner_type"
     method = config.get(key, "lora" if tool in ("llamafactory", "ms-swift") else None)
-    if key in config:
-        uses_lora = bool(method) if tool == "trl" else method in ("lora", "qlora")
-        imported.carried.append((key, "mitigations.lora" if uses_lora else "no adapter: all weights are trained"))
     if tool == "trl":
-        return bool(method)
-    if method not in ("lora", "qlora", "full", None, ""):
+        method = "lora" if method else None
+    adapter = {"lora": "lora", "qlora": "lora", "oft": "oft"}.get(str(method).lower(), "")
+    if not adapter and method not in ("full", None, ""):
         imported.dropped.append((key, f"the method {method!r} is not known; all weights are trained"))
-    return method in ("lora", "qlora")
+    elif key in config:
+        imported.carried.append((key, f"mitigations.{adapter}" if adapter else "no adapter: all weights are trained"))
+    return adapter
 
 
-def _with_defaults(tool: str, config: Mapping[str, Any], lora: bool) -> dict[str, Any]:
+def _with_defaults(tool: str, config: Mapping[str, Any], adapter: str) -> dict[str, Any]:
     """Return the configuration with those of its trainer's defaults that a spec must state."""
     defaults = dict(foreign_tables.DEFAULTS[tool])
-    if tool == "ms-swift" and lora:
+    if tool == "ms-swift" and adapter:
         defaults["learning_rate"] = 1e-4
-    if not lora:
+    if adapter != "lora":
         defaults = {key: value for key, value in defaults.items() if not key.startswith("lora_")}
     if any(config.get(key) for key in ("warmup_steps", "warmup_ratio")):
         defaults.pop("warmup_ratio", None)
     return {**defaults, **config}
 
 
-def _is_off(value: Any) -> bool:
-    return value in (None, False, "", [], {}) or str(value).lower() == "none"
-
-
 def _is_weak(key: str, value: Any) -> bool:
     """Return whether what a key sets gives way to a sibling, such as `fp16: false` to `bf16: true`."""
-    return _is_off(value) or value == "auto" or key in _WEAK_KEYS
+    return is_off(value) or value == "auto" or key in _WEAK_KEYS
 
 
 def _import_key(tool: str, key: str, value: Any, stated: bool, imported: ImportedSpec) -> None:
     if key in _READ_ELSEWHERE or key in (foreign_data.DATA_KEYS[tool], METHOD_KEYS[tool]):
         return
-    if key in foreign_tables.QUANTIZATION[tool]:
+    if key in foreign_tables.QUANTIZATION[tool] or key in (
+        *foreign_groups.GROUPED_KEYS[tool],
+        *foreign_sharding.SHARDING_KEYS,
+    ):
         return
     entry = foreign_tables.TABLES[tool].get(key)
-    is_off = _is_off(value)
+    off = is_off(value)
     if entry is None:
-        if not is_off:
+        if not off:
             imported.dropped.append((key, "the key is not known"))
         return
     if entry.why:
-        if not is_off:
+        if not off:
             imported.dropped.append((key, entry.why))
         return
-    if value is None or (is_off and not entry.path) or (_is_weak(key, value) and _has(imported.document, entry.path)):
+    if value is None or (off and not entry.path) or (_is_weak(key, value) and _has(imported.document, entry.path)):
         return
     try:
         converted = entry.convert(value)
     except NotConvertible as error:
         imported.dropped.append((key, str(error)))
         return
-    if converted is foreign_tables.OFF:
+    if converted is foreign_values.OFF:
         return
+    if entry.unneeded:
+        imported.unneeded.append((key, entry.unneeded))
+        return
+    if not entry.path and entry.change:
+        imported.changed.append((key, entry.change))
     if not entry.path or entry.path in ("template", "system", "held_out", "text_column"):
         return  # read where the sources are
     path, change = entry.path, entry.change
-    if path == f"{foreign_tables.TRAIN}.warmup_steps" and converted < 1:
-        path, converted = f"{foreign_tables.TRAIN}.warmup_ratio", float(converted)
+    if isinstance(converted, Changed):
+        converted, change = converted.value, converted.change
+    if path == f"{TRAIN}.warmup_steps" and converted < 1:
+        path, converted = f"{TRAIN}.warmup_ratio", float(converted)
     _set(imported.document, path, converted)
     if not stated:
         imported.carried.append((f"{key} (its default, {value})", path))
@@ -153,42 +167,6 @@ def _has(document: Any, path: str) -> bool:
     return True
 
 
-def _import_quantization(tool: str, config: Mapping[str, Any], imported: ImportedSpec) -> None:
-    """Set `model.quantization` from the keys that belong together: bits, method, number format, double."""
-    names = foreign_tables.QUANTIZATION[tool]
-    parts = {name: config[key] for key, name in names.items() if config.get(key) is not None}
-    if config.get(METHOD_KEYS[tool]) == "qlora":
-        parts.setdefault("4bit", True)
-    parts.setdefault("double", tool != "trl")  # TRL alone does not quantize the scales by default
-    keys = ", ".join(key for key in names if not _is_off(config.get(key))) or METHOD_KEYS[tool]
-    try:
-        options = foreign_tables.to_quantization(parts)
-    except NotConvertible as error:
-        imported.dropped.append((keys, str(error)))
-        return
-    if options is not None:
-        imported.document["model"]["quantization"] = {"bitsandbytes": options}
-        imported.carried.append((keys, "model.quantization.bitsandbytes"))
-
-
-def _import_scheduler_options(config: Mapping[str, Any], imported: ImportedSpec) -> None:
-    """Set the options of a schedule from `lr_scheduler_kwargs`."""
-    given = config.get("lr_scheduler_kwargs")
-    if not given:
-        return
-    ((name, options),) = imported.document.get("train", {}).get("scheduler", {"": {}}).items()
-    known = foreign_tables.SCHEDULER_OPTIONS.get(name, {})
-    for option, value in given.items() if isinstance(given, Mapping) else [("", given)]:
-        key = f"lr_scheduler_kwargs: {option}"
-        try:
-            convert_to, convert = known[option]
-            options[convert_to] = convert(value)
-        except (KeyError, NotConvertible):
-            imported.dropped.append((key, f"train.scheduler.{name or 'cosine'} has nothing like it"))
-        else:
-            imported.carried.append((key, f"train.scheduler.{name}.{convert_to}"))
-
-
 # -- template ---------------------------------------------------------------------------------------------------------
 
 
@@ -203,7 +181,11 @@ def _import_template(tool: str, config: Mapping[str, Any], imported: ImportedSpe
         imported.carried.append((key, f"template: {name}"))
     else:
         imported.document["template"] = "tokenizer"
-        if named:
+        entries = config.get("datasets") if tool == "axolotl" else None
+        if not named and _has_only_alpaca_rows(entries):
+            imported.document["template"] = "alpaca"
+            imported.carried.append(("datasets: type", "template: alpaca"))
+        elif named:
             text = f"template: tokenizer, the chat template of the model, not {named!r}: compare with harness preview"
             imported.changed.append((key, text))
         else:
@@ -212,6 +194,13 @@ def _import_template(tool: str, config: Mapping[str, Any], imported: ImportedSpe
         imported.dropped.append(
             ("system", "the default system message is an option of a template: qwen and chatml have it")
         )
+
+
+def _has_only_alpaca_rows(entries: Any) -> bool:
+    """Return whether every entry of Axolotl's data has the type `alpaca`, which writes Alpaca's prompt."""
+    return isinstance(entries, list) and all(
+        isinstance(entry, Mapping) and entry.get("type") == "alpaca" for entry in entries
+    )
 
 
 _SAME_TEMPLATES = (

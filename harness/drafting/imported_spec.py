@@ -16,6 +16,7 @@ class ImportedSpec:
         document: The spec.
         carried: (key, key of the spec): the meaning is the same.
         changed: (key, how the meaning differs).
+        unneeded: (key, why a spec needs nothing for it): the result does not depend on it.
         dropped: (key, why a spec cannot express it).
     """
 
@@ -23,4 +24,5 @@ class ImportedSpec:
     document: dict[str, Any] = field(default_factory=dict)
     carried: list[tuple[str, str]] = field(default_factory=list)
     changed: list[tuple[str, str]] = field(default_factory=list)
+    unneeded: list[tuple[str, str]] = field(default_factory=list)
     dropped: list[tuple[str, str]] = field(default_factory=list)

@@ -5,6 +5,7 @@ The core calls them in this order:
 | method                        | called                                             | typical use                    |
 |-------------------------------|----------------------------------------------------|--------------------------------|
 | `check_compatible`            | before anything is loaded                          | reject other mitigations       |
+| `check_stage`                 | before anything is loaded                          | reject settings of a stage     |
 | `transform_stages`            | before anything is loaded                          | choose data and settings       |
 | `generate_rows`               | after loading, or before each stage                | let the model write rows       |
 | `prepare_model`               | before the first stage, and for a new adapter      | add an adapter, freeze weights |
@@ -63,6 +64,7 @@ class Mitigation(GuardedComponent):
 
     guarded_methods: ClassVar[Mapping[str, ResultCheck | None]] = {
         "check_compatible": None,
+        "check_stage": None,
         "transform_stages": result_checks.check_transformed_stages,
         "generate_rows": result_checks.check_iterable,
         "generation_settings": result_checks.check_settings,
@@ -102,6 +104,12 @@ class Mitigation(GuardedComponent):
 
     supports_quantized_weights: ClassVar[bool] = True
     """Whether the adapter can be trained on quantized weights. False if `prepare_model` reads or changes weights."""
+
+    works_on_shards: bool = False
+    """Whether the mitigation works while `train.sharding` divides the weights among processes.
+
+    True if it neither reads nor changes weights or gradients in a step, and does not run the model again.
+    """
 
     requires_logits: bool = False
     """Whether `batch_penalty` is called. If so, the logits of all trained tokens of a batch are in memory at once;
@@ -151,6 +159,16 @@ class Mitigation(GuardedComponent):
 
         Raises:
             HarnessError: one of them cannot be combined with this one, or options contradict each other.
+        """
+
+    def check_stage(self, stage: Stage) -> None:
+        """Reject settings of a stage that uses this mitigation. Nothing is loaded yet.
+
+        Args:
+            stage: the stage with its training settings, without `planned_steps`, `planned_saves` and `planned_rows`.
+
+        Raises:
+            HarnessError: the stage cannot be trained with this mitigation.
         """
 
     def transform_stages(self, stages: tuple[Stage, ...]) -> tuple[Stage, ...]:

@@ -26,6 +26,12 @@ class Optimizer(GuardedComponent):
     bytes_per_weight: ClassVar[float] = 8.0
     """Bytes of state for each trained weight, for the estimate of `harness plan`."""
 
+    works_on_shards: ClassVar[bool] = False
+    """Whether the weights may be divided among processes (`train.sharding`).
+
+    True if the step of an element of a weight depends on that element alone.
+    """
+
     def build(self, param_groups: Sequence[dict[str, Any]], settings: Mapping[str, Any]) -> torch.optim.Optimizer:
         """Return the optimizer of a stage.
 

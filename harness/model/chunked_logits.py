@@ -47,7 +47,8 @@ class ChunkedLogits:
         Raises:
             HarnessError: The model has no output head.
         """
-        self._causal_lm, self._inputs = causal_lm, inputs
+        self._causal_lm: Any = causal_lm
+        self._inputs = inputs
         self._head: Any = output_head(causal_lm)
         self._body: nn.Module | None = None
         is_linear = type(self._head) is nn.Linear
@@ -102,9 +103,11 @@ class ChunkedLogits:
         """
         if self._logits is not None:
             return chunk_sum(self._logits, slice(0, len(self))).float()
-        total: Tensor = _ChunkSums.apply(  # type: ignore[no-untyped-call]
-            self._hidden, self._head.weight, self._head.bias, self, chunk_sum
-        )
+        # What the chunks store is used at once, or is a gradient: `train.offload_activations` does not move it.
+        with torch.autograd.graph.saved_tensors_hooks(_unchanged, _unchanged):
+            total: Tensor = _ChunkSums.apply(  # type: ignore[no-untyped-call]
+                self._hidden, self._head.weight, self._head.bias, self, chunk_sum
+            )
         return total
 
     @contextmanager
@@ -127,7 +130,8 @@ class ChunkedLogits:
         def apply_head(chunk: Tensor) -> tuple[Tensor, Tensor]:
             nonlocal hidden
             hidden = chunk
-            logits: Tensor = self._causal_lm(**self._inputs).logits[0]
+            # `forward`, since the hooks of a sharded model would free the head's weight after a chunk's gradient.
+            logits: Tensor = self._causal_lm.forward(**self._inputs).logits[0]
             return leaf, logits
 
         with (
@@ -135,6 +139,10 @@ class ChunkedLogits:
             _replaced_forward(self._head, head_forward),
         ):
             yield apply_head
+
+
+def _unchanged(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 class _ChunkSums(torch.autograd.Function):

@@ -38,7 +38,9 @@ def find_model_config(settings: Mapping[str, Any], output: str | Path = "runs") 
         if path.startswith(PYPI_SCHEME):
             return _read_config(cache_dir.model_folder(parse_wheel_reference(path).sha256))
         folder = Path(path).expanduser()
-        return _read_config(folder) if folder.is_dir() else _find_cached_hub_config(path, settings.get("revision"))
+        return (
+            _read_config(folder) if folder.is_dir() else _read_config(cached_hub_folder(path, settings.get("revision")))
+        )
     return None
 
 
@@ -79,12 +81,18 @@ def _find_run_config(run_folder: Path, settings: Mapping[str, Any], output: str 
     return find_model_config({**settings, **earlier}, output)
 
 
-def _find_cached_hub_config(name: str, revision: str | None) -> Mapping[str, Any] | None:
+def cached_hub_folder(name: str, revision: str | None = None) -> Path:
+    """Return the folder in the hub's cache that holds a model's files, if they were downloaded.
+
+    Args:
+        name: The hub id, `owner/name`.
+        revision: A branch, a tag or a commit; None: `main`.
+    """
     home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
     cache = Path(os.environ.get("HF_HUB_CACHE", home / "hub")).expanduser() / f"models--{name.replace('/', '--')}"
     reference = cache / "refs" / (revision or "main")
     commit = reference.read_text().strip() if reference.is_file() else str(revision)
-    return _read_config(cache / "snapshots" / commit)
+    return cache / "snapshots" / commit
 
 
 def _read_config(folder: Path) -> Mapping[str, Any] | None:

@@ -12,16 +12,26 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from harness.interfaces.exporter import LOADING_HEADING
+from harness.model.model_config import cached_hub_folder
 from harness.report.html.run_files import RunFiles, load_run_files
 from harness.report.markdown import scores_table
 from harness.report.verdict import build_verdict
 from harness.utils.atomic_write import atomic_write
+from harness.utils.find_run import RUN_SCHEME
 from harness.utils.formatting import format_count
 from harness.utils.markdown import escape_markdown, markdown_table
 from harness.utils.redaction import redact
+from harness.utils.shell_commands import harness_command
 
-LICENSE_FIELD = re.compile(r"^license: *([\w.+-]+) *$", re.MULTILINE)
+LICENSE_FIELDS = ("license", "license_name", "license_link")
+"""Fields of a model card's front matter, as the hub reads them; the last two belong to the license `other`."""
+
+FRONT_MATTER = re.compile(r"---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(?:\r?\n|$)", re.DOTALL)
+HUB_ID = re.compile(r"[\w.-]+(?:/[\w.-]+)?")
+TEMPLATE_WARNING = "> **Warning**: "
 DIGEST_LENGTH = 16
 """Hexadecimal digits of a digest that the card shows; data.json has all."""
 
@@ -50,12 +60,31 @@ def _loading_section(text: str) -> str:
     _, heading, rest = text.partition(LOADING_HEADING)
     if not heading:  # of an earlier version
         rest = f"\n\n{text.partition('Load the model:')[2].strip()}"
-    return (LOADING_HEADING + rest.partition("\n## ")[0]).rstrip()
+    lines = rest.partition("\n## ")[0].rstrip().splitlines()
+    return "\n".join([LOADING_HEADING, *(line for line in lines[1:] if not line.startswith(TEMPLATE_WARNING))]).rstrip()
+
+
+def _template_warning(run: RunFiles, model: Path) -> Iterator[str]:
+    """Yield a warning if the saved tokenizer's chat template is not the one of the run.
+
+    It is below the lines that load the model, which an export replaces: an export has the template of the run.
+    """
+    saved = _read_json(model / "template.json").get("chat_template")
+    if saved not in ("other", "none"):
+        return
+    has = "keeps the chat template of the base model" if saved == "other" else "has no chat template"
+    name = _code(", ".join(run.spec.get("template", {})))
+    command = harness_command("export", run.folder.name, "--to", "merged")
+    yield (
+        f"{TEMPLATE_WARNING}the tokenizer in this folder {has}, and the run trained with {name}. "
+        f"`apply_chat_template` does not render the prompts of the training. `{command}` writes a model with the chat "
+        "template of the run.\n"
+    )
 
 
 def _parts(run: RunFiles, model: Path, loading: str) -> Iterator[str]:
     adapter = _read_json(model / "adapter_config.json")
-    yield from _front_matter(run, model, adapter)
+    yield from _front_matter(run, adapter)
     yield f"# {escape_markdown(run.name)}\n"
     verdict = build_verdict(run.changes, run.gate, run.leaked_words)
     yield f"{escape_markdown(verdict.headline)}\n"
@@ -63,6 +92,7 @@ def _parts(run: RunFiles, model: Path, loading: str) -> Iterator[str]:
         yield f"{escape_markdown(description)}\n"
     yield markdown_table(["", ""], list(_method_rows(run, adapter)), numbers_from=2)
     yield loading + "\n"
+    yield from _template_warning(run, model)
     yield "## Scores\n"
     yield scores_table(run) if run.changes else "The run evaluated nothing.\n"
     yield "Intervals have 95 % confidence and are paired over the items. The base model answered the same items.\n"
@@ -78,7 +108,7 @@ def _parts(run: RunFiles, model: Path, loading: str) -> Iterator[str]:
     header = ["source", "rows trained", "rows held out", "SHA-256"]
     yield markdown_table(header, list(_data_rows(run)), numbers_from=1)
     yield "## Licences\n"
-    yield f"- base model: {_base_license(adapter, model) or 'see the page of the base model'}"
+    yield f"- base model: {_describe_license(_base_license(run, adapter))}"
     yield "- data: not known to the run; add the licences of the sources above\n"
     yield "## Spec\n"
     spec = json.dumps(redact(_without_folders(run.spec)), indent=2, ensure_ascii=False)
@@ -87,17 +117,16 @@ def _parts(run: RunFiles, model: Path, loading: str) -> Iterator[str]:
     yield f"Made with {versions}."
 
 
-def _front_matter(run: RunFiles, model: Path, adapter: Mapping[str, Any]) -> Iterator[str]:
+def _front_matter(run: RunFiles, adapter: Mapping[str, Any]) -> Iterator[str]:
     base = _base_model(run)
     fields: dict[str, Any] = {
         "library_name": "peft" if adapter else "transformers",
         "pipeline_tag": "text-generation",
         "tags": ["sft", "harness-sft", *(["lora"] if adapter else [])],
     }
-    if re.fullmatch(r"[\w.-]+(?:/[\w.-]+)?", base):
+    if HUB_ID.fullmatch(base):
         fields["base_model"] = base
-    if license_name := _base_license(adapter, model):
-        fields["license"] = license_name
+    fields |= _base_license(run, adapter)
     yield "---"
     for name in sorted(fields):
         yield f"{name}: {json.dumps(fields[name], ensure_ascii=False)}"
@@ -114,7 +143,10 @@ def _method_rows(run: RunFiles, adapter: Mapping[str, Any]) -> Iterator[list[str
     mitigations = spec.get("mitigations") or {}
     yield ["mitigations", _code(_compact(_without_nulls(mitigations))) if mitigations else "none"]
     settings = ("epochs", "steps", "learning_rate", "batch_size", "max_length", "precision")
-    yield ["training", _code(_compact({key: train[key] for key in settings if train.get(key) is not None}))]
+    values = {key: train[key] for key in settings if train.get(key) is not None}
+    if train.get("tf32") and run.environment.get("device", {}).get("kind") == "cuda":  # a CPU does not round
+        values["precision"] = f"{train.get('precision', '')} with tf32"
+    yield ["training", _code(_compact(values))]
     yield ["seed", str(spec.get("seed", ""))]
 
 
@@ -141,15 +173,52 @@ def _base_model(run: RunFiles) -> str:
     return Path(path).name if path.startswith(("/", "~", ".")) else path.partition("#")[0]
 
 
-def _base_license(adapter: Mapping[str, Any], model: Path) -> str | None:
-    """Return the license that the model card of the base model names, if that is on this machine."""
-    folder = Path(str(adapter.get("base_model_name_or_path", ""))) if adapter else model
+def _base_license(run: RunFiles, adapter: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the `license` fields in the front matter of the base model's card; empty if it is not on this machine.
+
+    The base model is what the spec names: the model of an earlier run, a local folder, or a model of the hub in the
+    cache. A converted model (`pypi:`, `.gguf`) has no card.
+    """
+    settings = run.spec.get("model", {})
+    path, revision = str(settings.get("path", "")), settings.get("revision")
+    if path.startswith(RUN_SCHEME):
+        folder = Path(path.removeprefix(RUN_SCHEME)) / "model"
+    elif path.startswith(("/", "~")):
+        folder = Path(path).expanduser()
+    elif HUB_ID.fullmatch(path):
+        folder = cached_hub_folder(path, adapter.get("revision") or revision)
+    else:
+        return {}
+    front_matter = _read_front_matter(folder / "README.md")
+    if not _is_text(front_matter.get("license")):
+        return {}
+    return {key: front_matter[key] for key in LICENSE_FIELDS if _is_text(front_matter.get(key))}
+
+
+def _read_front_matter(file: Path) -> dict[str, Any]:
+    """Return the YAML front matter of a Markdown file; empty if it has none or cannot be read."""
     try:
-        front_matter = (folder / "README.md").read_text(encoding="utf-8").partition("\n---")[0]
-    except (OSError, UnicodeDecodeError):
-        return None
-    match = LICENSE_FIELD.search(front_matter) if front_matter.startswith("---") else None
-    return match[1] if match else None
+        text = file.read_text(encoding="utf-8")
+        match = FRONT_MATTER.match(text)
+        fields = yaml.safe_load(match[1]) if match else None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError, ValueError):
+        return {}
+    return fields if isinstance(fields, dict) else {}
+
+
+def _is_text(value: Any) -> bool:
+    """Return whether a value of the front matter is a text or several; YAML also has dates, which JSON has not."""
+    texts = value if isinstance(value, list) else [value]
+    return bool(value) and all(isinstance(text, str) for text in texts)
+
+
+def _describe_license(fields: Mapping[str, Any]) -> str:
+    """Return the license of the base model as text; `other` with its name."""
+    if not fields:
+        return "see the page of the base model"
+    names = fields["license"] if isinstance(fields["license"], list) else [fields["license"]]
+    more = [str(fields[key]) for key in LICENSE_FIELDS[1:] if key in fields]
+    return escape_markdown(", ".join(map(str, names))) + (f" ({escape_markdown(', '.join(more))})" if more else "")
 
 
 def _without_folders(value: Any) -> Any:

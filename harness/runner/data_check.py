@@ -34,6 +34,7 @@ def run_data_checks(spec: Spec, registry: Registry) -> dict[str, Any]:
 
     Returns:
         Plain data: `ok` (whether a run may start), `proofs` (see `check_result`), `sources` (counts of rows by source),
+        `held_out` (see `PreparedData.held_out_rules`),
         `lengths` (source -> one `lengths.summarize_lengths` for each `max_length` at which it is trained), `stages`
         (`name`; `asked`, each share as in `Share`; `epochs`, each source -> realized share by unit; `efficiency`),
         `masks` (source -> rows verified), `unread` (source -> column or message key that is not read -> count),
@@ -66,6 +67,7 @@ def run_data_checks(spec: Spec, registry: Registry) -> dict[str, Any]:
     report["template"]["fingerprint"] = template_fingerprint(prepared.template, prepared.tokenizer)
     report["warnings"] = [*prepared.plan.warnings, *data.warnings, *findings.warnings]
     report["sources"] = {name: dict(counts) for name, counts in data.counts.items()}
+    report["held_out"] = {name: dict(rule) for name, rule in data.held_out_rules.items()}
     report["lengths"] = {
         name: [summarize_lengths(lengths, limit) for limit in _max_lengths(name, prepared)]
         for name, lengths in data.untruncated_lengths.items()
@@ -101,7 +103,8 @@ def all_checks(
     yield _check_columns(report["unread"])
     yield _check_template(prepared)
     prompts = sum(map(len, prepared.data.suite_examples.values()))
-    yield check_result("held out", True, f"none of the {prompts:,} evaluated prompts is in the training data")
+    message = f"none of the {prompts:,} evaluated prompts is in the training data"
+    yield check_result("held out", True, "; ".join([message, *_format_held_out_groups(report["held_out"])]))
     verified = sum(report["masks"].values())
     rows = sum(map(len, prepared.data.training_examples.values()))
     message = f"{verified:,} of {rows:,} rows verified: each response and its end of turn are trained, no header is"
@@ -115,7 +118,7 @@ def all_checks(
     yield _check_lengths(report["lengths"], findings)
     yield _check_shares(report["stages"], _format_unwritten(rows for rows in unwritten_rows if rows.is_mixed))
     yield _check_duplicates(report, findings)
-    yield _check_contamination(findings)
+    yield _check_contamination(report, findings)
     for name in dict.fromkeys(result.check for result in findings.check_results):
         yield _plugin_check([result for result in findings.check_results if result.check == name])
 
@@ -168,6 +171,18 @@ def _check_template(prepared: prepare.PreparedRun) -> dict[str, Any]:
     if suites:
         message += f", except those with their own: {', '.join(suites)}"
     return check_result("template", True, message)
+
+
+def _format_held_out_groups(rules: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """Yield the rows and groups on each side of each source that is not split by prompt."""
+    for name, rule in rules.items():
+        if rule["by"] == "prompt":
+            continue
+        held_out, training = f"{rule['held_out_rows']:,} rows", f"{rule['training_rows']:,} rows"
+        if rule["held_out_groups"] is not None:
+            held_out += f" in {rule['held_out_groups']:,} groups"
+            training += f" in {rule['training_groups']:,}"
+        yield f"{name} by {rule['by']}: {held_out} held out, {training} for training"
 
 
 def _check_lengths(lengths: Mapping[str, Any], findings: Findings) -> dict[str, Any]:
@@ -223,15 +238,16 @@ def _check_duplicates(report: Mapping[str, Any], findings: Findings) -> dict[str
     return check_result("duplicates", ok, "; ".join(messages), warned=warned)
 
 
-def _check_contamination(findings: Findings) -> dict[str, Any]:
+def _check_contamination(report: Mapping[str, Any], findings: Findings) -> dict[str, Any]:
     if findings.contamination is None:
         return check_result("contamination", None, "not searched")
-    messages = []
+    dropped = sum(counts["contaminating"] for counts in report["sources"].values())
+    messages = [f"{dropped:,} training row(s) dropped that share text with evaluated rows"] if dropped else []
     for suite, overlap in findings.contamination.items():
         responses = "" if overlap.kind == "text" else f" and {overlap.responses:,} responses"
         message = f"{suite}: {overlap.prompts:,} of {overlap.items:,} {overlap.kind}s{responses} occur in training"
         messages.append(message + (f", {overlap.common:,} share common phrases" if overlap.common else ""))
-    warned = any(overlap.prompts or overlap.responses for overlap in findings.contamination.values())
+    warned = bool(dropped) or any(overlap.prompts or overlap.responses for overlap in findings.contamination.values())
     ok = not any(error.where.startswith("evaluate.") for error in findings.failures)
     return check_result("contamination", ok, "; ".join(messages) or "nothing is evaluated", warned=warned)
 

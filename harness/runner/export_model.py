@@ -13,11 +13,10 @@ from typing import Any
 import torch
 
 from harness.data.tokenization.special_tokens import special_token_guard
-from harness.data.tokenization.turn_separators import find_turn_separators, serving_chat_template
+from harness.data.tokenization.turn_separators import find_turn_separators, serving_chat_template, tokenizer_template
 from harness.errors import HarnessError
 from harness.evaluation.generation import resolve_stops
 from harness.interfaces.exporter import Exporter, ExportSource
-from harness.interfaces.template import Template
 from harness.model import save
 from harness.model.load import PUBLISHED_CONFIG_ATTRIBUTE
 from harness.model.model_config import load_located_config
@@ -91,10 +90,7 @@ def export_model(
 def build_source(registry: Registry, trained: TrainedModel) -> ExportSource:
     """Return what an exporter gets. Its `merge` uses up the model of `trained`."""
     tokenizer, template = trained.tokenizer, trained.template
-    own_template: Template | None = None
-    if tokenizer.chat_template:
-        options = fill_component_options(registry, "templates", "tokenizer", {})
-        own_template = registry.create("templates", "tokenizer", options)
+    own_template = tokenizer_template(registry, tokenizer)
     begin_token = tokenizer.decode(special_token_guard(tokenizer).bos_prefix)
     separators = find_turn_separators(template, tokenizer)
     chat_template = serving_chat_template(template, own_template, tokenizer, separators, begin_token)

@@ -26,7 +26,7 @@ from harness.runner.device_table import Device, find_device
 from harness.runner.prepare import PreparedRun
 from harness.runner.weight_counts import WeightCounts, count_weights
 from harness.spec import plan as plan_module
-from harness.training.memory_kinds import MemoryEstimate, fitting_settings, logit_bytes
+from harness.training.memory_kinds import MemoryEstimate, fitting_settings, logit_bytes, with_offloaded_shards
 from harness.training.step_log import row_lengths
 from harness.types import StageDataset
 
@@ -68,7 +68,7 @@ def estimate_memory(prepared: PreparedRun, registry: Registry, device_name: str 
     name, size = _device_and_weight_size(prepared.plan.train["precision"], device)
     name = device_name or name
     available = None if device is None else int(USABLE_SHARE * device.gigabytes * 2**30) - CONTEXT_BYTES
-    stages = _estimate(prepared, counts, registry, size, available)
+    stages = _estimate(prepared, counts, registry, size, available, has_gpu=name != "cpu")
     estimate = max((stage.estimate for stage in stages), key=lambda each: each.peak)
     tokens = max(
         _largest_batch(data, {**data.stage.train, **stage.settings}["batch_size"])
@@ -99,7 +99,13 @@ def estimate_memory(prepared: PreparedRun, registry: Registry, device_name: str 
 
 
 def _estimate(
-    prepared: PreparedRun, counts: WeightCounts, registry: Registry, size: int, available: int | None
+    prepared: PreparedRun,
+    counts: WeightCounts,
+    registry: Registry,
+    size: int,
+    available: int | None,
+    *,
+    has_gpu: bool = True,
 ) -> list[StageMemory]:
     """Estimate the memory of each stage.
 
@@ -110,6 +116,7 @@ def _estimate(
         size: Bytes of a number in the computation.
         available: Bytes of the device, for the settings that a stage leaves to it; None: it is not known. Then
             `"gradient_checkpointing": "auto"` does not recompute activations, and the batch is as given.
+        has_gpu: Whether the device has memory of its own; without it, main memory is not another place.
     """
     mitigations = plan_module.create_mitigations(prepared.plan.mitigations, registry)
     rows = prepared.data.tokenized_rows
@@ -120,7 +127,7 @@ def _estimate(
         train = stage_data.stage.train
         ((name, options),) = train["optimizer"].items()
         bytes_per_weight = registry.create("optimizers", name, options).bytes_per_weight
-        estimator = _StageEstimator(counts, quantization, size, bytes_per_weight, stage_data, extra_tokens)
+        estimator = _StageEstimator(counts, quantization, size, bytes_per_weight, stage_data, extra_tokens, has_gpu)
         settings: dict[str, Any] = {}
         is_left_open = train.get("find_batch_size", False) or train["gradient_checkpointing"] == "auto"
         if is_left_open and available is not None and counts.activations is not None:
@@ -143,6 +150,7 @@ class _StageEstimator:
         bytes_per_weight: Of the optimizer.
         stage_data: The stage.
         extra_tokens: See `Mitigation.extra_tokens`, of all mitigations.
+        has_gpu: Whether the device has memory of its own.
     """
 
     counts: WeightCounts
@@ -151,6 +159,7 @@ class _StageEstimator:
     bytes_per_weight: float
     stage_data: StageDataset
     extra_tokens: int
+    has_gpu: bool
 
     def estimate(self, batch_size: int, accumulation: int, checkpointing: bool) -> MemoryEstimate:
         """Return the estimate for these settings; see `PeakOfSettings`."""
@@ -160,8 +169,12 @@ class _StageEstimator:
         copies = counts.trained * 2 if size == 2 else 0  # autocast's, kept for the backward pass
         quantized_bytes = int(quantized * _bytes_of_quantized_weight(self.quantization))
         tokens = _largest_batch(self.stage_data, batch_size)
-        per_token = counts.checkpointed if checkpointing else counts.activations
-        return MemoryEstimate(
+        train = self.stage_data.stage.train
+        is_offloaded = self.has_gpu and checkpointing and train.get("offload_activations", False)
+        recomputed = counts.offloaded if is_offloaded else counts.checkpointed
+        per_token = recomputed if checkpointing else counts.activations
+        layer_inputs = _activation_bytes(counts.layer_inputs, tokens + self.extra_tokens, size) or 0
+        estimate = MemoryEstimate(
             weights=frozen + quantized_bytes + counts.trained * 4 + copies,
             gradients=counts.trained * 4,
             optimizer=int(counts.trained * self.bytes_per_weight),
@@ -170,7 +183,11 @@ class _StageEstimator:
             mitigations=sum((counts.held_16 if size == 2 else counts.held_32).values()),
             head_gradient=counts.trained_head * 4,
             accumulates=accumulation > 1,
+            main_memory=layer_inputs if is_offloaded else 0,
         )
+        if self.has_gpu and train.get("offload_shards", False):
+            return with_offloaded_shards(estimate, counts.gathered / (counts.trained + counts.frozen))
+        return estimate
 
     def peak(self, batch_size: int, accumulation: int, checkpointing: bool) -> int:
         """Return the peak for these settings."""

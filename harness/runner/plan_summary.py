@@ -33,8 +33,8 @@ def summarize_plan(spec: Spec, registry: Registry, device: str | None = None) ->
         device: The device whose memory and time are estimated, see `device_table`; None: this machine.
 
     Returns:
-        `name`, `model`, `template`, `mitigations`, `sources`, `stages`, `suites`, `memory`, `recommendation` (a
-        precision that is faster here, or None) and `unknown` (why numbers are missing).
+        `name`, `model`, `template`, `mitigations`, `sources`, `held_out`, `stages`, `suites`, `memory`,
+        `recommendation` (a precision that is faster here, or None) and `unknown` (why numbers are missing).
 
     Raises:
         HarnessError: If the spec or the data is invalid.
@@ -56,6 +56,7 @@ def summarize_plan(spec: Spec, registry: Registry, device: str | None = None) ->
     return {
         **summary,
         "sources": {name: dict(counts) for name, counts in prepared.data.counts.items()},
+        "held_out": {name: dict(rule) for name, rule in prepared.data.held_out_rules.items()},
         "stages": [_stage_summary(stage_data) for stage_data in prepared.data.stages],
         "suites": [
             {

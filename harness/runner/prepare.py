@@ -35,6 +35,7 @@ from harness.runner.trackers import unavailable_tracker_errors
 from harness.spec import plan as plan_module
 from harness.spec import preflight
 from harness.spec.spec import Spec
+from harness.spec_keys.data import NEAR_DUPLICATES_KEYS
 from harness.types import Plan, Progress
 from harness.utils import stop_signals
 from harness.utils.shell_commands import harness_command
@@ -141,7 +142,9 @@ def prepare_run(
         processes=processes.world_size,
         longest_unpadded_row=longest_unpadded_row(config, plan.model["attention"]),
         mode=registry.create("modes", *plan.mode),
+        drop_shared_rows=spec.document["checks"]["duplicates"] == "drop",
         drop_contaminated=_dropped_contamination(spec),
+        near_duplicate_threshold=_near_duplicate_threshold(spec),
     )
     data = prepare_module.prepare_data(
         plan,
@@ -165,9 +168,16 @@ def prepare_run(
 
 
 def _dropped_contamination(spec: Spec) -> Mapping[str, Any] | None:
-    """Return the spec's `checks.contamination` if contaminated rows are left out of the suites."""
+    """Return the spec's `checks.contamination` if it says which rows are left out."""
     settings: Mapping[str, Any] | None = spec.document["checks"]["contamination"]
     return settings if settings is not None and settings["drop"] else None
+
+
+def _near_duplicate_threshold(spec: Spec) -> float:
+    """Return the threshold of `checks.near_duplicates`, which `held_out` uses too; its default if it is disabled."""
+    settings = spec.document["checks"]["near_duplicates"] or {}
+    threshold: float = settings.get("threshold", NEAR_DUPLICATES_KEYS["threshold"]["default"])
+    return threshold
 
 
 def prepare_checked_run(

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.data.tokenization import fingerprints
+from harness.data.tokenization.turn_separators import compare_with_tokenizer, tokenizer_template
 from harness.errors import RunError
 from harness.evaluation import scoring
 from harness.events import (
@@ -200,7 +201,9 @@ class MainProcess(StageLoop):
         prepared, model_folder = self.context.prepared, self.context.folder.path / "model"
         save.save_model(staged_model.final_model(), prepared.tokenizer, model_folder)
         fingerprint = fingerprints.template_fingerprint(prepared.template, prepared.tokenizer)
-        fingerprints.save_template_fingerprint(model_folder, prepared.plan, fingerprint)
+        own_template = tokenizer_template(self.context.registry, prepared.tokenizer)
+        chat_template = compare_with_tokenizer(prepared.template, own_template, prepared.tokenizer)
+        fingerprints.save_template_fingerprint(model_folder, prepared.plan, fingerprint, chat_template)
 
     def write_report(self) -> Report:
         """Write report.json and report.html, delete the snapshots that are not needed, and emit the end of the run."""

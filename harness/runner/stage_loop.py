@@ -114,6 +114,7 @@ class StageLoop(ABC):
             resume=checkpoint,
             stop_check=should_stop if evaluates_within(data.stage.train) else None,
             resume_is_intact=True,
+            check_steps=evaluated_steps,
             check_reads_weights=lambda step: early_stopper is not None and early_stopper.is_due(step),
         )
         self._finish_stage(staged_model, stage_index, result, early_stopper)

@@ -45,8 +45,11 @@ class WeightCounts:
         vocabulary: Rows of the output head.
         trained_head: Trained weights of the output head.
         always_float32: Frozen weights that are float32 whatever the precision: norms and embeddings.
+        gathered: Weights that a sharded model has on a device at once: of two layers, and all outside of the layers.
         activations: Bytes that a token of a batch takes in float32, see `ActivationSize`; None if it is not known.
         checkpointed: The same with gradient checkpointing.
+        offloaded: The same with `train.offload_activations`.
+        layer_inputs: Bytes that it has in main memory then.
         held_16: Mitigation -> `Mitigation.held_bytes` with a computation in 16 bits.
         held_32: The same in float32.
     """
@@ -59,8 +62,11 @@ class WeightCounts:
     vocabulary: int
     trained_head: int
     always_float32: int
+    gathered: int
     activations: int | None
     checkpointed: int | None
+    offloaded: int | None
+    layer_inputs: int | None
     held_16: Mapping[str, int]
     held_32: Mapping[str, int]
 
@@ -112,9 +118,20 @@ def _count_on_meta_device(prepared: PreparedRun, registry: Registry) -> WeightCo
         held_32={name: mitigation.held_bytes(model, itemsize=4) for name, mitigation in mitigations},
         frozen=load.parameter_count(model) - trained,
         always_float32=sum(w.numel() for w in precision.norms_and_embeddings(model) if not w.requires_grad),
+        gathered=_gathered_weights(model),
         activations=None if size is None else size.stored,
         checkpointed=None if size is None else size.checkpointed,
+        offloaded=None if size is None else size.offloaded,
+        layer_inputs=None if size is None else size.layer_inputs,
     )
+
+
+def _gathered_weights(model: Any) -> int:
+    from harness.model import load
+    from harness.model.decoder_layers import find_decoder_layers
+
+    sizes = [sum(weight.numel() for weight in layer.parameters()) for layer in find_decoder_layers(model)]
+    return load.parameter_count(model) - sum(sizes) + sum(sorted(sizes)[-2:])
 
 
 def _cache_file(prepared: PreparedRun, registry: Registry) -> Path | None:

@@ -19,6 +19,7 @@ from harness.interfaces.mitigation import Mitigation
 from harness.plugin_versions import component_names
 from harness.registry import Registry
 from harness.spec import arms, shares
+from harness.spec.held_out_options import invalid_held_out_errors
 from harness.spec.json_locations import JsonPath
 from harness.spec.row_writers import invalid_writer_errors
 from harness.spec.schema import expand_shorthand, fill_defaults, iter_leaves
@@ -34,7 +35,7 @@ def build_plan(spec: Spec, registry: Registry) -> Plan:
         HarnessError: Every name that does not exist and every combination that is not allowed.
     """
     document = spec.document
-    raise_all(_unknown_sources(spec))
+    raise_all([*_unknown_sources(spec), *invalid_held_out_errors(spec)])
     mode, options = _single_item(document["mode"])
     stages: tuple[Stage, ...] = registry.create("modes", mode, options).stages()
     raise_all(_invalid_stages(spec.where(("mode", mode)), stages))
@@ -89,7 +90,10 @@ def create_mitigations(options: Mapping[str, Mapping[str, Any]], registry: Regis
         options: Name -> options.
         registry: The plugin registry.
     """
-    mitigations = [(name, registry.create("mitigations", name, own)) for name, own in options.items()]
+    return _in_order([(name, registry.create("mitigations", name, own)) for name, own in options.items()])
+
+
+def _in_order(mitigations: list[tuple[str, Mitigation]]) -> list[tuple[str, Mitigation]]:
     return sorted(mitigations, key=lambda pair: (pair[1].priority, pair[0]))
 
 
@@ -143,16 +147,21 @@ def _apply_mitigations(
         spec.document["mitigations"] if stage.mitigations is None else stage.mitigations for stage in stages
     ]
     variants: list[tuple[str, Mapping[str, Any]]] = []  # each mitigation with each set of options, once
-    for options in options_by_stage:
-        active = create_mitigations(options, registry)
+    for stage, options in zip(stages, options_by_stage, strict=True):
+        created = []
+        for name, own in options.items():
+            with _located_at_mitigation(spec, name):
+                created.append((name, registry.create("mitigations", name, own)))
+        active = _in_order(created)
         for name, mitigation in active:
             with _located_at_mitigation(spec, name):
                 mitigation.check_compatible({other_name: other for other_name, other in active if other_name != name})
+                mitigation.check_stage(stage)
         _require_one_weighing_of_tokens(spec, active)
         variants += [(name, options[name]) for name, _ in active if (name, options[name]) not in variants]
-    created = [(name, options, registry.create("mitigations", name, options)) for name, options in variants]
+    instances = [(name, options, registry.create("mitigations", name, options)) for name, options in variants]
     without_effect: dict[str, bool] = {}
-    for name, options, mitigation in sorted(created, key=lambda entry: (entry[2].priority, entry[0])):
+    for name, options, mitigation in sorted(instances, key=lambda entry: (entry[2].priority, entry[0])):
         with _located_at_mitigation(spec, name):
             transformed = mitigation.transform_stages(stages)
         transforms = type(mitigation).transform_stages is not Mitigation.transform_stages

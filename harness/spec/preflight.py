@@ -20,6 +20,7 @@ from harness.spec.matrix_summaries import NEEDS_SEVERAL_STAGES, has_one_stage
 from harness.spec.metric_factory import create_metric
 from harness.spec.primary_score import primary_score
 from harness.spec.quantized_training import quantized_training_errors
+from harness.spec.sharded_training import sharded_training_errors
 from harness.spec.spec import Spec
 from harness.types import Plan, Stage, Suite
 from harness.utils import find_run
@@ -80,6 +81,8 @@ def preflight(spec: Spec, plan: Plan, registry: Registry, *, will_train: bool = 
             *_mid_stage_errors(spec, plan, metrics),
             *_double_interval_errors(spec, plan),
             *quantized_training_errors(spec, plan, registry),
+            *sharded_training_errors(spec, plan, registry),
+            *_offloading_errors(spec, plan),
             *errors,
             *_fixed_server_model_errors(spec, plan.suites),
         ]
@@ -294,6 +297,15 @@ def _has_direction(condition: Mapping[str, Any], suites: MetricsBySuite) -> bool
         return condition["score"] in scores_with_direction(suites)
     suite, _, name = condition["score"].partition("/")
     return any(metric.higher_is_better is not None for metric in suites[suite].values() if name in metric.score_names)
+
+
+def _offloading_errors(spec: Spec, plan: Plan) -> Iterator[HarnessError]:
+    """Yield an error for each stage that offloads the inputs of its layers, but does not recompute the layers."""
+    for stage in plan.stages:
+        if stage.train["offload_activations"] and stage.train["gradient_checkpointing"] is not True:
+            what = f"the stage {stage.name!r} may keep more than the input of each layer"
+            hint = "set train.gradient_checkpointing to true, or train.offload_activations to false"
+            yield HarnessError(spec.where(("train", "offload_activations")), what, hint)
 
 
 def _double_interval_errors(spec: Spec, plan: Plan) -> Iterator[HarnessError]:

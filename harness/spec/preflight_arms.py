@@ -9,6 +9,7 @@ from typing import Any
 from harness import gate
 from harness.errors import HarnessError, raise_all
 from harness.spec.arms import baseline_names, is_summary_axis
+from harness.spec.held_out_options import is_split_by_seed
 from harness.spec.matrix_summaries import NEEDS_SEVERAL_STAGES, has_one_stage, is_unavailable, unavailable_reason
 from harness.spec.preflight import MetricsBySuite, scores_with_direction
 from harness.spec.primary_score import ScoredSuite, default_axes
@@ -57,7 +58,10 @@ def axis_warnings(arms: Sequence[PlannedArm]) -> Iterator[str]:
         arms: Every arm with every seed.
     """
     split_sources = {
-        suite.source for arm in arms for suite in arm.plan.suites if arm.plan.sources[suite.source][1]["held_out"]
+        suite.source
+        for arm in arms
+        for suite in arm.plan.suites
+        if is_split_by_seed(arm.plan.sources[suite.source][1]["held_out"])
     }
     if split_sources and len({arm.plan.seed for arm in arms}) > 1:
         yield (

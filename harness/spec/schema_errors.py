@@ -51,6 +51,7 @@ PEER_KEYS: Mapping[str, str] = {
         "train.precision": "bf16 fp16 torch_dtype dtype mixed_precision compute_type",
         "train.packing": "sample_packing use_packing",
         "train.gradient_checkpointing": "activation_checkpointing recompute",
+        "train.offload_activations": "activation_offloading use_unsloth_gc",
         "train.compile": "torch_compile use_torch_compile",
         "train.log_steps": "logging_steps",
         "train.save_limit": "save_total_limit",

@@ -7,6 +7,44 @@ from typing import Any
 BUILT_IN_FORMS = ("auto", "alpaca", "messages", "sharegpt", "prompt_completion", "choices", "text")
 """The values of `form` that are not components of plugins."""
 
+HELD_OUT_KEYS: dict[str, Any] = {
+    "share": {
+        "type": ["number", "null"],
+        "exclusiveMinimum": 0,
+        "maximum": 0.9,
+        "default": None,
+        "description": "Fraction of the rows to hold out, with `group` or `near_duplicates` as nearly as whole groups "
+        "allow.",
+    },
+    "group": {
+        "type": ["string", "null"],
+        "minLength": 1,
+        "default": None,
+        "description": "Column of the data whose equal values are held out together, such as a customer. A dot selects "
+        "a nested key.",
+    },
+    "near_duplicates": {
+        "type": "boolean",
+        "default": False,
+        "description": "Whether near duplicates are held out together. `checks.near_duplicates.threshold` says which "
+        "rows are.",
+    },
+    "column": {
+        "type": ["string", "null"],
+        "minLength": 1,
+        "default": None,
+        "description": "Column of the data with a date, a time or a number, which `from` is compared with. A dot "
+        "selects a nested key.",
+    },
+    "from": {
+        "type": ["string", "number", "null"],
+        "default": None,
+        "description": "Rows whose `column` is at least this are held out: an ISO 8601 date or time, such as "
+        "2026-01-31 (UTC without an offset), or a number.",
+    },
+}
+"""The keys of a source's `held_out` as an object."""
+
 SOURCE_KEYS: dict[str, Any] = {
     "form": {
         "default": "auto",
@@ -97,12 +135,14 @@ SOURCE_KEYS: dict[str, Any] = {
         "description": "Whether the seed selects the rows that `limit` keeps. false: the first rows.",
     },
     "held_out": {
-        "type": "number",
+        "type": ["number", "object"],
         "minimum": 0,
         "maximum": 0.9,
         "default": 0,
-        "description": "Fraction of the rows held out of training for evaluation, selected by the hash of the prompt: "
-        "all turns before the first response.",
+        "additionalProperties": False,
+        "properties": HELD_OUT_KEYS,
+        "description": "Rows held out of training for evaluation. A number: this fraction, selected by the hash of the "
+        "prompt (all turns before the first response). An object: by group, by near duplicates, or by time.",
     },
     "train_on": {
         "enum": ["all", "last", "each"],
@@ -178,10 +218,12 @@ CONTAMINATION_KEYS: dict[str, Any] = {
         "word for word is always an error.",
     },
     "drop": {
-        "type": "boolean",
+        "type": ["boolean", "string"],
+        "enum": [False, True, "training"],
         "default": False,
-        "description": "Whether contaminated rows are left out of their suite, counted and named, instead of compared "
-        "with `allowed`. Responses count only if `allowed_responses` is set.",
+        "description": "Whether contaminated rows are left out of their suite (true), counted and named, instead of "
+        "compared with `allowed`. training: the training rows that share text with them are left out of training "
+        "instead. Responses count only if `allowed_responses` is set.",
     },
     "allowed_responses": {
         "type": ["number", "null"],
@@ -205,6 +247,12 @@ PLUGIN_CHECK_KEYS: dict[str, Any] = {
 }
 
 CHECKS_KEYS: dict[str, Any] = {
+    "duplicates": {
+        "enum": ["warn", "drop"],
+        "default": "warn",
+        "description": "Training rows that are equal in two sources: a warning, or only the row of the source that "
+        "the stages name first is trained. Equal rows of one source always count once.",
+    },
     "untrained": {
         "type": ["number", "null"],
         "minimum": 0,

@@ -10,7 +10,11 @@ EXAMPLES: dict[str, list[Any]] = {
     "model.path": ["HuggingFaceTB/SmolLM2-135M-Instruct", "./models/my-model", "run:my-run"],
     "template": ["tokenizer", "chatml", {"alpaca": {}}],
     "sources": [{"tickets": {"jsonl": {"path": "data/tickets.jsonl", "held_out": 0.1}}}],
-    "sources.*": [{"jsonl": {"path": "data/train.jsonl"}}, {"csv": {"path": "data/train.csv", "held_out": 0.1}}],
+    "sources.*": [
+        {"jsonl": {"path": "data/train.jsonl"}},
+        {"csv": {"path": "data/train.csv", "held_out": 0.1}},
+        {"jsonl": {"path": "data/tickets.jsonl", "held_out": {"share": 0.1, "group": "customer_id"}}},
+    ],
     "mode": [
         {"domain": {"sources": ["tickets"]}},
         {"mixed": {"domain": ["tickets"], "general": ["chat"]}},

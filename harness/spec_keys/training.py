@@ -149,6 +149,24 @@ TRAIN_KEYS: dict[str, Any] = {
         "description": "Recompute activations in the backward pass: less memory, about a third more time, the same "
         'weights. "auto": only for a stage that would not fit into the available memory without it.',
     },
+    "offload_activations": {
+        "type": "boolean",
+        "default": False,
+        "description": "With gradient_checkpointing on a GPU: store the input of each layer in main memory until the "
+        "backward pass. Loss and gradients are the same. On a CPU it has no effect, and a warning says so.",
+    },
+    "sharding": {
+        "enum": [None, "fsdp2"],
+        "default": None,
+        "description": "Divide weights, gradients and optimizer states among the processes of a run, layer by layer "
+        "(FSDP2 of torch; ZeRO stage 3, arXiv:1910.02054). The steps are the same. null: each process has all of them.",
+    },
+    "offload_shards": {
+        "type": "boolean",
+        "default": False,
+        "description": "With sharding on GPUs: store weights, gradients and optimizer states in main memory, where the "
+        "optimizer computes its steps. Each layer is copied to the GPU when it computes. Much slower.",
+    },
     "compile": {
         "type": "boolean",
         "default": False,

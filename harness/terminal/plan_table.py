@@ -25,6 +25,8 @@ def format_plan(summary: Mapping[str, Any]) -> RenderableType:
     for stage in summary["stages"]:
         parts += [Text(""), _stage_table(stage)]
     parts += [Text(""), _suites_table(summary["suites"]), Text("")]
+    if summary.get("held_out"):
+        parts += [_held_out_table(summary["held_out"]), Text("")]
     if summary["memory"]:
         parts.append(Text(_format_memory(summary["memory"])))
         parts += [Text(line) for line in _device_lines(summary["memory"])]
@@ -40,6 +42,16 @@ def _suites_table(suites: Sequence[Mapping[str, Any]]) -> Table:
         table.add_column(column, justify="right" if column == "rows" else "left")
     for suite in suites:
         table.add_row(suite["name"], suite["role"], str(suite.get("rows", "?")), ", ".join(suite["metrics"]))
+    return table
+
+
+def _held_out_table(rules: Mapping[str, Mapping[str, Any]]) -> Table:
+    table = Table(title="held out of training", title_justify="left", box=None, pad_edge=False)
+    for column in ("source", "by", "rows", "groups", "rows for training", "groups for training"):
+        table.add_column(column, justify="left" if column in ("source", "by") else "right")
+    for name, rule in rules.items():
+        keys = ("held_out_rows", "held_out_groups", "training_rows", "training_groups")
+        table.add_row(name, rule["by"], *("" if rule[key] is None else f"{rule[key]:,}" for key in keys))
     return table
 
 
@@ -67,9 +79,13 @@ def _device_lines(memory: Mapping[str, Any]) -> list[str]:
         size = memory.get("available")
         return [] if size is None else [f"{unknown} the {size / 2**30:.1f} GiB of {memory['device']}"]
     by_kind = ", ".join(
-        f"{kind} {size / 2**30:.2f}" for kind, size in kinds.items() if kind != "peak" and size >= 2**30 / 200
+        f"{kind} {size / 2**30:.2f}"
+        for kind, size in kinds.items()
+        if kind not in ("peak", "main_memory") and size >= 2**30 / 200
     )
     lines = [f"peak of a step: about {kinds['peak'] / 2**30:.2f} GiB ({by_kind})"]
+    if kinds.get("main_memory"):
+        lines.append(f"in main memory: about {kinds['main_memory'] / 2**30:.2f} GiB, of all processes together")
     if "available" not in memory:
         return lines
     verdict = "fits into" if memory["fits"] else "does not fit into"
@@ -101,6 +117,9 @@ def _stage_table(stage: Mapping[str, Any]) -> Table:
         f"{next(iter(train['optimizer']))}, learning rate {train['learning_rate']:g} "
         f"({next(iter(train['scheduler']))}, warm-up {_warmup(train)})",
         *([f"packed to {train['max_length']}"] if train["packing"] else []),
+        *([f"sharded by {train['sharding']}"] if train.get("sharding") else []),
+        *(["layer inputs in main memory"] if train.get("offload_activations") else []),
+        *(["shards in main memory"] if train.get("offload_shards") else []),
         *([format_efficiency(stage["efficiency"])] if "efficiency" in stage else []),
     ]
     title = f"stage {stage['name']}: {', '.join(settings)}"

@@ -14,7 +14,10 @@ from harness.interfaces.mitigation import Mitigation
 from harness.model import load
 from harness.types import StageDataset
 
-IGNORED_SETTINGS = ("log_steps", "save_steps", "save_epochs", "save_limit", "skip_nonfinite", "halve_batches")
+IGNORED_SETTINGS = (
+    *("log_steps", "save_steps", "save_epochs", "save_limit", "skip_nonfinite", "halve_batches", "offload_shards"),
+    "offload_activations",
+)
 """Settings that may differ from those of the checkpoint: no weight depends on them."""
 
 

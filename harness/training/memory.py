@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from harness.interfaces.mitigation import Mitigation
 
@@ -31,12 +32,12 @@ def measure_stage_memory(model: nn.Module, optimizer: Any, mitigations: Iterable
     state = {} if optimizer is None else optimizer.state
     return {
         "weights": _total_bytes(weights),
-        "gradients": sum(weight.numel() * weight.element_size() for weight in weights if weight.requires_grad),
+        "gradients": sum(_own_part(weight).nbytes for weight in weights if weight.requires_grad),
         "optimizer": _total_bytes(_tensors_in(dict(enumerate(state.values())))),
         "mitigations": _total_bytes(
             tensor for m in mitigations for tensor in _tensors_in(vars(m)) if storage_id(tensor) not in known
         ),
-        "peak": peak_memory(weights[0].device),
+        "peak": peak_memory(_computing_device(weights[0])),
     }
 
 
@@ -56,13 +57,24 @@ def peak_memory(device: torch.device) -> int:
 
 def _total_bytes(tensors: Iterable[Tensor]) -> int:
     """Return the bytes of tensors; those that share memory are counted once."""
-    sizes = {storage_id(tensor): tensor.untyped_storage().nbytes() for tensor in tensors}
+    own = [_own_part(tensor) for tensor in tensors]
+    sizes = {storage_id(tensor): tensor.untyped_storage().nbytes() for tensor in own}
     return sum(sizes.values())
 
 
 def storage_id(tensor: Tensor) -> int:
     """Return what identifies the memory of a tensor, also on the meta device; views of it have the same."""
-    return int(tensor.untyped_storage()._cdata)
+    return int(_own_part(tensor).untyped_storage()._cdata)
+
+
+def _computing_device(weight: Tensor) -> torch.device:
+    """Return the device that computes with a weight: parts of it may be stored in main memory."""
+    return torch.device(weight.device_mesh.device_type) if isinstance(weight, DTensor) else weight.device
+
+
+def _own_part(tensor: Tensor) -> Tensor:
+    """Return the part of a sharded tensor that this process has; any other tensor as it is."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def _tensors_in(value: Any) -> Iterator[Tensor]:

@@ -35,6 +35,9 @@ PROBE_TOKENS = (2, 6)
 BYTES_OF_GRADIENT, BYTES_OF_AUTOCAST_COPY = 4, 2
 """Bytes for each trained weight: float32, and the 16-bit copy of autocast, kept for the backward pass."""
 
+COPIED_INPUTS = 5
+"""Inputs of layers that are on the device while they are copied to main memory, see TRL's `max_fwd_stash_size`."""
+
 _CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -45,10 +48,14 @@ class ActivationSize:
     Attributes:
         stored: What all layers store.
         checkpointed: With gradient checkpointing: the input of each layer, and what one layer stores.
+        offloaded: With `offload_activations` as well: what one layer stores, and the inputs that are being copied.
+        layer_inputs: What is in main memory then.
     """
 
     stored: int
     checkpointed: int
+    offloaded: int
+    layer_inputs: int
 
 
 def with_fitting_settings(
@@ -82,10 +89,16 @@ def with_fitting_settings(
     available = available_bytes(device, processes)
     lengths = PackedSequences.from_sequences(data.order).sum_sizes(row_lengths(data.rows))
 
+    is_offloaded = device.type == "cuda" and train.get("offload_activations", False)
+    recomputed = size.offloaded if is_offloaded else size.checkpointed
+
     def needed(batch_size: int, accumulation: int, checkpointing: bool) -> int:
         tokens = largest_batch_tokens(lengths, batch_size, is_padded=data.is_padded)
-        activations = tokens * (size.checkpointed if checkpointing else size.stored)
-        return estimate_stage(model, tokens, activations, compute_dtype, bytes_per_weight, accumulation > 1).peak
+        activations = tokens * (recomputed if checkpointing else size.stored)
+        estimate = estimate_stage(model, tokens, activations, compute_dtype, bytes_per_weight, accumulation > 1)
+        if device.type == "cuda" and processes > 1 and train.get("offload_shards", False):
+            estimate = replace(estimate, gradients=0, head_gradient=0, optimizer=0)
+        return estimate.peak
 
     settings = fitting_settings(train, needed, USABLE_SHARE * available)
     if processes > 1:
@@ -165,8 +178,15 @@ def activation_size(model: Any) -> ActivationSize | None:
     stored = (more - few) // (PROBE_TOKENS[1] - PROBE_TOKENS[0])
     config = model.config.get_text_config()
     layers, width = getattr(config, "num_hidden_layers", None), getattr(config, "hidden_size", None)
-    is_known = isinstance(layers, int) and isinstance(width, int) and layers > 0
-    return ActivationSize(stored, stored // layers + layers * width * 4 if is_known else stored)  # type: ignore[operator]
+    if not (isinstance(layers, int) and isinstance(width, int) and layers > 0):
+        return ActivationSize(stored, stored, stored, 0)
+    one_layer, one_input = stored // layers, width * 4
+    return ActivationSize(
+        stored=stored,
+        checkpointed=one_layer + layers * one_input,
+        offloaded=one_layer + min(layers, COPIED_INPUTS) * one_input,
+        layer_inputs=layers * one_input,
+    )
 
 
 def estimate_stage(

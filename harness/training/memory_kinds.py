@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from harness.model.memory_limits import MAX_LOGIT_BYTES
@@ -26,6 +26,8 @@ class MemoryEstimate:
         head_gradient: Of the output head, which exists before the backward pass of the layers; also counted
             in `gradients`.
         accumulates: Whether gradients of an earlier micro-batch exist during a forward pass.
+        whole_weights: The weights before and after the stage, if a step has fewer of them on the device.
+        main_memory: Bytes in main memory instead of the device, of all processes; not in the peak.
     """
 
     weights: int
@@ -36,6 +38,8 @@ class MemoryEstimate:
     mitigations: int
     head_gradient: int = 0
     accumulates: bool = False
+    whole_weights: int = 0
+    main_memory: int = 0
 
     @property
     def peak(self) -> int:
@@ -45,11 +49,31 @@ class MemoryEstimate:
         gradient before; if it shares its weight with the embeddings, theirs is added at the end.
         """
         forward = self.activations + self.logits + (self.gradients if self.accumulates else 0)
-        return self.weights + self.optimizer + self.mitigations + self.head_gradient + max(forward, self.gradients)
+        step = self.weights + self.optimizer + self.mitigations + self.head_gradient + max(forward, self.gradients)
+        return max(step, self.whole_weights)
 
     def as_dict(self) -> dict[str, int]:
         """Return the bytes by kind, and `peak`."""
-        return {**{kind: size for kind, size in asdict(self).items() if kind != "accumulates"}, "peak": self.peak}
+        hidden = ("accumulates", "whole_weights")
+        return {**{kind: size for kind, size in asdict(self).items() if kind not in hidden}, "peak": self.peak}
+
+
+def with_offloaded_shards(estimate: MemoryEstimate, gathered: float) -> MemoryEstimate:
+    """Return the estimate with weights, gradients and optimizer states in main memory: `train.offload_shards`.
+
+    Args:
+        estimate: The estimate with all of them on the device.
+        gathered: Fraction of the weights on the device at once: two layers, embeddings, output head and last norm.
+    """
+    return replace(
+        estimate,
+        weights=int(gathered * estimate.weights),
+        gradients=int(gathered * estimate.gradients),
+        optimizer=0,
+        accumulates=False,
+        whole_weights=estimate.weights,
+        main_memory=estimate.main_memory + estimate.weights + estimate.gradients + estimate.optimizer,
+    )
 
 
 def logit_bytes(tokens: int, vocabulary: int) -> int:

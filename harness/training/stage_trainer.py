@@ -40,6 +40,7 @@ from harness.training.loss import (
     target_logits,
     target_mask,
 )
+from harness.training.sharded_training import ShardedTraining, unwrapped_optimizer
 from harness.training.stage_logs import copy_stage_logs
 from harness.training.step_log import StepLog
 from harness.training.step_recovery import StepRecovery
@@ -106,7 +107,7 @@ class StepCallback(TrainerCallback):
             control.should_save = control.should_training_stop = self.trainer.interrupted = True
 
 
-class StageTrainer(StepRecovery):
+class StageTrainer(StepRecovery, ShardedTraining):
     """A Trainer with our batches, loss, penalties, log and checkpoints; a base class of each engine.
 
     The loss is the summed negative log-likelihood of the trained tokens, divided by their number in the whole step,
@@ -369,9 +370,9 @@ class StageTrainer(StepRecovery):
     @torch.no_grad()
     def _call_before_step(self) -> None:
         """Let the mitigations see or change the gradients that the optimizer gets."""
-        optimizer = getattr(self.optimizer, "optimizer", self.optimizer)  # without accelerate's wrapper
+        optimizer = unwrapped_optimizer(self.optimizer)
         for mitigation in self.mitigations.values():
-            mitigation.on_before_step(self.unwrapped_model, cast(torch.optim.Optimizer, optimizer))
+            mitigation.on_before_step(self.unwrapped_model, optimizer)
 
     def _fetch_metrics(self) -> tuple[dict[str, float], dict[str, float]]:
         """Copy the step's metrics to the host, all in one transfer, since the device is idle meanwhile.
@@ -421,7 +422,7 @@ class StageTrainer(StepRecovery):
             self._write_checkpoint(folder, *arguments, **options)
 
     def _write_checkpoint(self, folder: Path, *arguments: Any, **options: Any) -> None:
-        with silence_libraries():
+        with silence_libraries(), self.plain_weights():
             super()._save_checkpoint(*arguments, **options)
         if self.args.should_save:
             self.checkpoints.tokenizer.save_pretrained(str(folder))
@@ -437,7 +438,8 @@ class StageTrainer(StepRecovery):
                 mitigation.after_checkpoint(folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        checkpoint.load_checkpoint_weights(self.unwrapped_model, Path(resume_from_checkpoint))
+        if self.shards is None:  # else they were loaded before they were divided
+            checkpoint.load_checkpoint_weights(self.unwrapped_model, Path(resume_from_checkpoint))
 
     def create_model_card(self, *arguments: Any, **options: Any) -> None:
         """Write no model card: a checkpoint is not a publication."""

@@ -6,6 +6,7 @@ import gc
 import math
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -57,6 +58,9 @@ class StepRecovery(Trainer):
     loss_sums: dict[str, Tensor]
     mitigations: dict[str, Mitigation]
 
+    activation_context: AbstractContextManager[Any] = nullcontext()
+    """Entered for the forward and backward pass of each micro-batch, see `activation_offloading`."""
+
     tolerance = Tolerance()
     """Which failures of a step do not end the stage."""
 
@@ -104,9 +108,10 @@ class StepRecovery(Trainer):
 
     def _divided_step(self, model: nn.Module, batch: dict[str, Any], *arguments: Any, **options: Any) -> Tensor:
         parts = [batch] if self.batch_parts == 1 else split_batch(batch, self.batch_parts)
-        losses: list[Tensor] = [
-            super(StepRecovery, self).training_step(model, part, *arguments, **options) for part in parts
-        ]
+        losses: list[Tensor] = []
+        for part in parts:
+            with self.activation_context:
+                losses.append(super().training_step(model, part, *arguments, **options))
         return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
 
     def _can_halve(self, batches: list[dict[str, Any]]) -> bool:

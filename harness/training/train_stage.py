@@ -7,8 +7,8 @@ import pickle
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
@@ -31,7 +31,9 @@ from harness.training.learning import Learning
 from harness.training.memory import measure_stage_memory, reset_peak_memory
 from harness.training.memory_estimate import with_fitting_settings
 from harness.training.model_state import prepared_for_trainer, without_side_effects
+from harness.training.offloaded_activations import activation_offloading
 from harness.training.packing_isolation import takes_row_boundaries, unpadded_batches
+from harness.training.sharded_weights import ShardedWeights, gathered_for, sharded_weights
 from harness.training.stage_schedule import checkpoint_steps, saves_checkpoints
 from harness.training.stage_trainer import StageTrainer, StepCallback, StopCheck
 from harness.training.step_log import OnStep, StepLog, row_lengths
@@ -91,6 +93,8 @@ class StageCallbacks(TypedDict, total=False):
         registry: Creates the optimizer and the schedule; by default that of the installed plugins.
         resume_is_intact: Whether the files of the checkpoint to resume from were verified just now, by
             `latest_intact_checkpoint`; by default they are verified.
+        check_steps: The steps after which `stop_check` uses the weights; by default all. Sharded weights are gathered
+            for it after these steps.
         check_reads_weights: Called with the step of the checkpoint to resume from; false: `stop_check` does not use the
             weights after this step, so that they need not be loaded for it. By default it does.
     """
@@ -100,6 +104,7 @@ class StageCallbacks(TypedDict, total=False):
     stop_check: StopCheck | None
     registry: Registry
     resume_is_intact: bool
+    check_steps: Collection[int]
     check_reads_weights: Callable[[int], bool]
 
 
@@ -216,8 +221,6 @@ def train_stage(
         isolated_check = None if stop_check is None else without_side_effects(model, stop_check)
         if isolated_check is not None and is_compiled:
             isolated_check = without_compilation(isolated_check)
-        save_steps = checkpoint_steps(data, arguments.world_size)
-        trainer.add_callback(StepCallback(trainer, isolated_check, save_steps))
         try:
             has_ended = False
             if resume is not None and isolated_check is not None:  # which may have an evaluation to make up for
@@ -229,11 +232,22 @@ def train_stage(
                 has_ended = isolated_check(resumed_step)
                 if has_ended and not reads_weights:
                     checkpoint.load_checkpoint_weights(model, resume)
-            if not has_ended:
-                with stop_signals.deferred(), _state_errors(resume):
-                    trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
-                trainer.raise_if_stopped()
-            memory = measure_stage_memory(model, trainer.optimizer, mitigations.values())
+            with (
+                nullcontext() if has_ended else _sharded_weights_at_start(model, settings, arguments, resume) as shards
+            ):
+                step_check = isolated_check
+                if shards is not None:
+                    trainer.use_shards(shards)
+                    if isolated_check is not None:
+                        step_check = gathered_for(isolated_check, shards, callbacks.get("check_steps"))
+                save_steps = checkpoint_steps(data, arguments.world_size)
+                trainer.add_callback(StepCallback(trainer, step_check, save_steps))
+                if not has_ended:
+                    trainer.activation_context = activation_offloading(model, settings, device)
+                    with stop_signals.deferred(), _state_errors(resume):
+                        trainer.train(resume_from_checkpoint=None if resume is None else str(resume))
+                    trainer.raise_if_stopped()
+                memory = measure_stage_memory(model, trainer.optimizer, mitigations.values())
         finally:
             trainer.free_memory()
         step_log.finish()
@@ -247,6 +261,17 @@ def train_stage(
         log=tuple(step_log.entries),
         memory=memory,
     )
+
+
+@contextmanager
+def _sharded_weights_at_start(
+    model: PreTrainedModel, settings: Mapping[str, Any], arguments: TrainingArguments, resume: Path | None
+) -> Iterator[ShardedWeights | None]:
+    """Divide the weights, which are first loaded from the checkpoint to resume from; see `sharded_weights`."""
+    if resume is not None and settings.get("sharding") is not None:
+        checkpoint.load_checkpoint_weights(model, resume)
+    with sharded_weights(model, settings, arguments.world_size) as shards:
+        yield shards
 
 
 def _require_trainable(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: StageDataset) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 from urllib.parse import quote, unquote
 
 from harness.utils import copying
+from harness.utils.private_keys import find_key_lines, is_part_of_key, redact_private_keys
 
 REDACTED = "(left out)"
 MAX_VALUE_LENGTH = 500
@@ -69,8 +70,6 @@ _TOKEN_PATTERNS = re.compile(
     r"|glpat-[\w-]{12,}|xox[abprs]-[\w-]{10,}|(?:AKIA|ASIA)[0-9A-Z]{16}\b|dapi[0-9a-f]{32}\b"
     r"|eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]+)"
     r"|(?<=\bBearer )[\w.~+/=-]{8,}|(?<=\bBasic )[\w+/=-]{8,}"
-    r"|-----BEGIN [A-Z ]{0,40}PRIVATE KEY-----(?:[^\"'\\]|\\[^\"'\\]|\\\\(?!\\{0,7}[\"']))*?"
-    r"(?:-----END [A-Z ]{0,40}PRIVATE KEY-----|(?=\\{0,8}(?:[\"']|$)))"
 )
 
 # A regular expression is searched only in a text with one of these: most texts have none, and this is faster to find.
@@ -83,17 +82,17 @@ _NAME_MARKS = ("token", "password", "passwd", "passphrase", "pwd", "secret", "ke
 _ASSIGNMENT = re.compile(r"(?:\\{0,7}[\"'])?\s{0,3}[:=]")
 _TOKEN_MARKS = (
     *("hf_", "sk-", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_", "glpat-", "xox", "AKIA", "ASIA", "dapi"),
-    *("eyJ", "Bearer ", "Basic ", "PRIVATE KEY-----"),
+    *("eyJ", "Bearer ", "Basic "),
 )
 
 
 def redact_text(text: str) -> str:
     """Return the text without what looks like a secret; a JSON document stays one.
 
-    These are credentials in URLs, query values named like secrets, tokens of a known shape, and values after a name
-    like `api_key: ` or `password = ` that are unlikely to be words.
+    These are private keys, credentials in URLs, query values named like secrets, tokens of a known shape, and values
+    after a name like `api_key: ` or `password = ` that are unlikely to be words.
     """
-    text = _remove_url_credentials(text)
+    text = _remove_url_credentials(redact_private_keys(text, REDACTED))
     folded = text.casefold()
     if "=" in text and _has_any(text, "?&;#") and _has_any(folded, _QUERY_MARKS):
         text = _SECRET_QUERY_VALUE.sub(rf"\1{REDACTED}", text)
@@ -153,7 +152,8 @@ def redact(value: Any, key: str = "") -> Any:
     if is_secret_name(key) and value is not None:
         return REDACTED
     if isinstance(value, list | tuple):
-        return [redact(element) for element in value]
+        of_key = is_part_of_key(value)
+        return [REDACTED if is_of_key else redact(element) for element, is_of_key in zip(value, of_key, strict=True)]
     return redact_text(value) if isinstance(value, str) else value
 
 
@@ -236,6 +236,9 @@ class Secrets:
             return value if is_clean and len(items) == len(value) else items
         if isinstance(value, list | tuple | set | frozenset):
             elements = [self.redact_value(element) for element in value]
+            if isinstance(value, list | tuple):
+                of_key = zip(elements, is_part_of_key(value), strict=True)
+                elements = [REDACTED if is_of_key else element for element, is_of_key in of_key]
             if all(new is old for new, old in zip(elements, value, strict=True)):
                 return value
             return type(value)(*elements) if hasattr(value, "_fields") else type(value)(elements)
@@ -298,6 +301,7 @@ def _find_secrets(value: Any, key: str = "", guarded: bool = False) -> Iterator[
             yield credentials[:-1].partition(":")[2]
         yield from (secret for _, secret in _SECRET_QUERY_VALUE.findall(value))
         yield from _TOKEN_PATTERNS.findall(value)
+        yield from find_key_lines(value)
         yield from (match["value"] for match in _NAMED_VALUE.finditer(value) if _names_a_secret(match))
 
 

@@ -11,6 +11,7 @@ from harness_mitigations import (
     l2sp,
     lora,
     lr_scale,
+    merged_lora,
     mixing,
     oft,
     orthogonal_lora,
@@ -27,7 +28,7 @@ COMPONENT_MODULES = (
     *(mixing, replay),  # data
     *(ewc, l2sp, lr_scale),  # weights
     *(kl, token_masking, reweight),  # predictions
-    *(lora, orthogonal_lora, osf, oft),  # adapters
+    *(lora, orthogonal_lora, merged_lora, osf, oft),  # adapters
     freeze,
     *(wise_ft, ema),  # averages
 )

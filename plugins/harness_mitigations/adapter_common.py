@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -38,13 +39,17 @@ TARGET_OPTION: dict[str, Any] = {
     "items": {"type": "string"},
     "minItems": 1,
     "default": "all-linear",
-    "description": 'Names of the modules that get an adapter; "all-linear": all but the output head.',
+    "description": 'Names of the modules that get an adapter; "all-linear": all but the output head; "re:" and a '
+    "regular expression: the modules whose full path it matches.",
 }
+
+REGEX_PREFIX = "re:"
+"""What a target that is a regular expression begins with."""
 
 ADAPTER_PRIORITY = -10
 """Adapters are added first: other mitigations read the trainable weights."""
 
-ADAPTER_MITIGATIONS = ("lora", "orthogonal_lora", "osf", "oft")
+ADAPTER_MITIGATIONS = ("lora", "orthogonal_lora", "merged_lora", "osf", "oft")
 
 
 def require_single_adapter(name: str, others: Mapping[str, Mitigation]) -> None:
@@ -63,11 +68,42 @@ def require_single_adapter(name: str, others: Mapping[str, Mitigation]) -> None:
         raise HarnessError(f"mitigations.{name}", what, "keep one of them")
 
 
-def to_target_modules(target: str | Sequence[str]) -> str | list[str]:
+def refuse_merged_lora(name: str, others: Mapping[str, Mitigation]) -> None:
+    """Reject `merged_lora` next to a mitigation that replaces the weights after a stage.
+
+    Args:
+        name: the mitigation that replaces them.
+        others: the other mitigations by name.
+
+    Raises:
+        HarnessError: `merged_lora` is one of them.
+    """
+    if "merged_lora" in others:
+        what = f"'{name}' replaces the weights after a stage, and so the merged adapter of 'merged_lora'"
+        raise HarnessError(f"mitigations.{name}", what, f"remove {name}, or replace 'merged_lora' by 'lora'")
+
+
+def to_target_modules(name: str, target: str | Sequence[str]) -> str | list[str]:
     """Return peft's `target_modules` for the option `target`.
 
-    peft reads a string other than "all-linear" as a regular expression; the option means a name.
+    peft reads a string other than "all-linear" as a regular expression; the option means a name, unless it begins with
+    `re:`.
+
+    Args:
+        name: the mitigation.
+        target: its option.
+
+    Raises:
+        HarnessError: the regular expression is not valid.
     """
+    if isinstance(target, str) and target.startswith(REGEX_PREFIX):
+        expression = target.removeprefix(REGEX_PREFIX)
+        try:
+            re.compile(expression)
+        except re.error as error:
+            what = f"{expression!r} is not a regular expression: {error}"
+            raise HarnessError(f"mitigations.{name}.target", what, "correct it, or list the names of modules") from None
+        return expression
     return target if target == "all-linear" else [target] if isinstance(target, str) else list(target)
 
 

@@ -17,6 +17,7 @@ from harness import Component
 from harness.errors import HarnessError
 from harness.interfaces.mitigation import Mitigation
 from harness.types import Stage, TokenizedExample
+from harness_mitigations import adapter_common
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -71,19 +72,7 @@ def update_average(average: Sequence[Tensor], weights: Sequence[Tensor], fractio
 
 
 def last_saves(stage: Stage, count: int) -> tuple[int, ...]:
-    """Return the steps of the last `count` checkpoints of a stage; of all, with a warning, if there are fewer.
-
-    Raises:
-        HarnessError: the stage writes no checkpoints, or it may end early, so that the last ones are not known.
-    """
-    if stage.train.get("early_stopping") is not None:
-        what = (
-            f"the stage '{stage.name}' has early stopping, so its last checkpoints are not known before they are past"
-        )
-        raise HarnessError("mitigations.ema.last", what, "set train.early_stopping to null, or last to null")
-    if not stage.planned_saves:
-        hint = f"set train.save_steps, e.g. to {max(1, (stage.planned_steps or 1) // count)}, or last to null"
-        raise HarnessError("mitigations.ema.last", f"the stage '{stage.name}' writes no checkpoints to average", hint)
+    """Return the steps of the last `count` checkpoints of a stage; of all, with a warning, if there are fewer."""
     if len(stage.planned_saves) < count:
         warnings.warn(
             f"mitigations.ema.last is {count}, but the stage '{stage.name}' writes {len(stage.planned_saves)} "
@@ -110,6 +99,22 @@ class Ema(Mitigation):
         self.trained_steps = 0
         self.averaged_steps: tuple[int, ...] = ()  # for `last`
 
+    def check_compatible(self, others: Mapping[str, Mitigation]) -> None:
+        """Reject an adapter that is merged after each stage."""
+        adapter_common.refuse_merged_lora("ema", others)
+
+    def check_stage(self, stage: Stage) -> None:
+        """With `last`, reject a stage without checkpoints, or with early stopping: the last ones are not known then."""
+        if self.last is None:
+            return
+        if stage.train.get("early_stopping") is not None:
+            what = f"the stage '{stage.name}' has early stopping, so its last checkpoints are not known beforehand"
+            raise HarnessError("mitigations.ema.last", what, "set train.early_stopping to null, or last to null")
+        if stage.train.get("save_steps") is None and stage.train.get("save_epochs") is None:
+            hint = "set train.save_steps or train.save_epochs, or last to null"
+            what = f"the stage '{stage.name}' writes no checkpoints to average"
+            raise HarnessError("mitigations.ema.last", what, hint)
+
     def held_bytes(self, model: PreTrainedModel, *, itemsize: int) -> int:
         """Return the bytes of the average, float32."""
         return 4 * sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
@@ -117,11 +122,7 @@ class Ema(Mitigation):
     def on_stage_start(
         self, stage: Stage, model: PreTrainedModel, rows: Mapping[str, Sequence[TokenizedExample]], *, seed: int
     ) -> None:
-        """Reset the average, and choose the checkpoints of `last`.
-
-        Raises:
-            HarnessError: `last` is set, and the stage writes no checkpoints or may end early.
-        """
+        """Reset the average, and choose the checkpoints of `last`."""
         self.average, self.steps, self.trained_steps = {}, 0, 0
         if self.last is not None:
             self.averaged_steps = last_saves(stage, self.last)

@@ -204,17 +204,21 @@ class Freeze(Mitigation):
         self.columns, self.source, self.samples = columns, source, samples
         self.frozen_columns: dict[str, Tensor] = {}
         self.values_before_step: dict[str, Tensor] = {}
+        self.works_on_shards = not columns
         if columns:
             self.penalty_timing = "before_clip"  # so that the norm of the gradient is that of what is trained
 
     def check_compatible(self, others: Mapping[str, Mitigation]) -> None:
         """Reject an adapter, with which all other weights are frozen anyway, and an anchor with `share`.
 
-        Require a source for `columns`.
+        Require a source for `columns`, and `columns` for a source.
         """
         if self.columns and self.source is None:
             hint = "name a source of general rows, or set mitigations.freeze.columns to 0"
             raise HarnessError("mitigations.freeze.source", "columns is given, but no source to measure them on", hint)
+        if self.source is not None and not self.columns:
+            hint = "set mitigations.freeze.columns, e.g. to 0.5, or remove source"
+            raise HarnessError("mitigations.freeze.source", "a source is given, but no column is to be frozen", hint)
         adapter = next((name for name in others if name in ADAPTER_MITIGATIONS), None)
         if adapter:
             raise HarnessError(

@@ -7,6 +7,7 @@ fused experts, to whose stacked weights peft adds an adapter as if each were a l
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -25,8 +26,10 @@ _MAMBA_KERNEL_LAYERS = ("conv1d", "dt_proj", "out_proj", "x_proj")
 """Layers whose weights Mamba's kernels read directly, so that an adapter on them has no effect. peft refuses some."""
 
 
-def is_target(path: str, targets: Sequence[str]) -> bool:
-    """Return whether peft matches the path of a module with one of the names."""
+def is_target(path: str, targets: str | Sequence[str]) -> bool:
+    """Return whether peft matches the path of a module with one of the names, or with a regular expression."""
+    if isinstance(targets, str):
+        return re.fullmatch(targets, path) is not None
     return any(path == target or path.endswith(f".{target}") for target in targets)
 
 
@@ -96,7 +99,8 @@ def require_linear_adapters(where: str, model: nn.Module) -> None:
     names = sorted({path.split(".")[-1] for path in linear})
     kind = type(layers[others[0]].get_base_layer()).__name__
     what = f"it needs adapters on linear layers only, but {others[0].removeprefix('base_model.model.')} is a {kind}"
-    mitigation = "orthogonal_lora" if where.startswith("mitigations.orthogonal_lora") else "lora"
+    own = where.removeprefix("mitigations.").split(".")[0]
+    mitigation = own if own in ("orthogonal_lora", "merged_lora") else "lora"
     hint = f"set mitigations.{mitigation}.target to {json.dumps(names)}" if names else "adapt linear layers only"
     raise HarnessError(where, what, hint)
 
@@ -107,7 +111,7 @@ def reject_conv1d(name: str, model: PreTrainedModel, targets: str | Sequence[str
     Args:
         name: the mitigation.
         model: the model without an adapter.
-        targets: "all-linear" or the names of modules.
+        targets: "all-linear", a regular expression, or the names of modules.
 
     Raises:
         HarnessError: one of the modules is a `Conv1D`.

@@ -99,6 +99,7 @@ class Lora(Mitigation):
         loraplus_ratio: learning rate of B as a factor of that of A (LoRA+, arXiv:2402.12354).
     """
 
+    works_on_shards = True
     priority: ClassVar[int] = adapter_common.ADAPTER_PRIORITY
     adds_adapter: ClassVar[bool] = True
 
@@ -115,6 +116,7 @@ class Lora(Mitigation):
 
     def __post_init__(self) -> None:
         self.initialized = self.start == "zero"
+        self._target_modules = adapter_common.to_target_modules("lora", self.target)
 
     def check_compatible(self, others: Mapping[str, Mitigation]) -> None:
         """Reject a second adapter, and options that contradict each other."""
@@ -149,7 +151,7 @@ class Lora(Mitigation):
             r=self.rank,
             lora_alpha=self._alpha,  # type: ignore[arg-type]
             lora_dropout=self.dropout,
-            target_modules=adapter_common.to_target_modules(self.target),
+            target_modules=self._target_modules,
             use_rslora=self.rslora,
             use_dora=self.dora,
         )

@@ -29,6 +29,8 @@ COMPONENTS: dict[str, Component] = {
 class LrScale(Mitigation):
     """Multiply every stage's peak learning rate by `factor`."""
 
+    works_on_shards = True
+
     def __init__(self, factor: float) -> None:
         self.factor = factor
 

@@ -135,6 +135,7 @@ class Mixing(Mitigation):
         writing: how the model answers, see `ResponseWriter`.
     """
 
+    works_on_shards = True
     priority: ClassVar[int] = 100
 
     def __init__(  # noqa: PLR0913 (one argument for each option)

@@ -61,7 +61,7 @@ class Oft(Mitigation):
 
     def __init__(self, block: int, exact: bool, dropout: float, target: str | Sequence[str]) -> None:
         self.block, self.exact, self.dropout = block, exact, dropout
-        self.target = adapter_common.to_target_modules(target)
+        self.target = adapter_common.to_target_modules("oft", target)
 
     def check_compatible(self, others: Mapping[str, Mitigation]) -> None:
         """Reject a second adapter."""
@@ -82,7 +82,7 @@ class Oft(Mitigation):
         targets = None if self.target == "all-linear" else self.target
         head = model.get_output_embeddings()
         for name, module in model.named_modules():
-            adapted = targets is None or any(name == target or name.endswith(f".{target}") for target in targets)
+            adapted = targets is None or linear_layers.is_target(name, targets)
             # peft would take the nearest size that fits, with a warning
             if isinstance(module, nn.Linear) and module is not head and adapted and module.in_features % self.block:
                 raise HarnessError(

@@ -86,7 +86,7 @@ class OrthogonalLora(Mitigation):
     ) -> None:
         self.rank, self.dropout, self.strength = rank, dropout, strength
         self.alpha = 2 * rank if alpha is None else alpha
-        self.target = adapter_common.to_target_modules(target)
+        self.target = adapter_common.to_target_modules("orthogonal_lora", target)
         self.previous_a: dict[str, Tensor] = {}  # layer -> (R, k), the rows of all earlier A
         self.stages_started = 0
 

@@ -72,7 +72,7 @@ class Osf(Mitigation):
     supports_quantized_weights: ClassVar[bool] = False
 
     def __init__(self, preserve: float, target: str | Sequence[str]) -> None:
-        self.preserve, self.target = preserve, adapter_common.to_target_modules(target)
+        self.preserve, self.target = preserve, adapter_common.to_target_modules("osf", target)
 
     def check_compatible(self, others: Mapping[str, Mitigation]) -> None:
         """Reject a second adapter."""

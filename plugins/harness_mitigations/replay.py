@@ -93,6 +93,7 @@ class Replay(Mitigation):
         keep: fraction of the model's usable answers that is trained, see `keep_most_similar`.
     """
 
+    works_on_shards = True
     priority: ClassVar[int] = 50
     """Before `mixing`, whose share is of the mixture with the replayed rows."""
 

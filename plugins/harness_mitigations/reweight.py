@@ -148,6 +148,8 @@ class Reweight(Mitigation):
         HarnessError: `power` is `median` and `by` is not `probability`.
     """
 
+    works_on_shards = True
+
     def __init__(
         self, power: float | Literal["median"], floor: float, by: Literal["probability", "entropy", "row_loss"]
     ) -> None:

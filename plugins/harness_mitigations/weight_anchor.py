@@ -260,7 +260,7 @@ class AnchoredWeights(Mitigation):
             what = "'osf' trains factors of a weight, whose distance is not that of the weight"
             hint = f"remove osf or {self.name}; osf already freezes the strongest directions"
             raise HarnessError(where, what, hint)
-        adapter = next((name for name in others if name in ("lora", "orthogonal_lora")), None)
+        adapter = next((name for name in others if name in ("lora", "orthogonal_lora", "merged_lora")), None)
         if adapter and self.coupling == "proximal":
             self._reject_proximal(f"'{adapter}'")
 

@@ -69,6 +69,7 @@ class WiseFt(Mitigation):
 
     def check_compatible(self, others: Mapping[str, Mitigation]) -> None:
         """Reject adapters whose change of the weights cannot be scaled within their own form."""
+        adapter_common.refuse_merged_lora("wise_ft", others)
         for name in ("oft", "osf"):
             if name in others:
                 what = f"a scaled change of '{name}' is not a change that '{name}' can represent"

@@ -1,4 +1,4 @@
-"""Optimizers `adamw` and `adamw_8bit` (Loshchilov and Hutter, 2019, arXiv:1711.05101)."""
+"""Optimizers `adamw`, `adamw_8bit` and their paged forms (Loshchilov and Hutter, 2019, arXiv:1711.05101)."""
 
 from __future__ import annotations
 
@@ -44,11 +44,18 @@ COMPONENTS: dict[str, Component] = {
         factory="harness_optimizers.adamw:PagedAdamW8bit",
         options=ADAM_OPTIONS,
     ),
+    "paged_adamw": Component(
+        summary="AdamW with a float32 state that moves to main memory when a GPU is full. Needs a GPU.",
+        factory="harness_optimizers.adamw:PagedAdamW",
+        options=ADAM_OPTIONS,
+    ),
 }
 
 
 class AdamW(Optimizer):
     """AdamW. Its state takes 8 bytes a weight."""
+
+    works_on_shards: ClassVar[bool] = True
 
     def __init__(self, betas: Sequence[float], eps: float) -> None:
         self.betas, self.eps = (float(betas[0]), float(betas[1])), eps
@@ -66,6 +73,7 @@ class AdamW8bit(AdamW):
     bitsandbytes keeps the state of weights with fewer than 4096 elements in float32.
     """
 
+    works_on_shards: ClassVar[bool] = False
     bytes_per_weight: ClassVar[float] = 2.03  # with a float32 scale for each block of 256
     name = "adamw_8bit"
 
@@ -98,9 +106,11 @@ class PagedAdamW8bit(AdamW8bit):
     """AdamW8bit with its state in unified memory."""
 
     name = "paged_adamw_8bit"
+    class_name: ClassVar[str] = "PagedAdamW8bit"
+    on_cpu: ClassVar[str] = "adamw_8bit"
 
     def build(self, param_groups: Sequence[dict[str, Any]], settings: Mapping[str, Any]) -> torch.optim.Optimizer:
-        """Return bitsandbytes' PagedAdamW8bit.
+        """Return bitsandbytes' optimizer.
 
         Raises:
             HarnessError: The weights are not on a GPU.
@@ -109,8 +119,16 @@ class PagedAdamW8bit(AdamW8bit):
 
         groups = self._filled(param_groups)
         if groups[0]["params"][0].device.type == "cpu":
-            raise HarnessError("optimizer paged_adamw_8bit", "the model is not on a GPU", 'use "adamw_8bit"')
-        optimizer: torch.optim.Optimizer = bitsandbytes.optim.PagedAdamW8bit(
-            groups, lr=settings["learning_rate"], betas=self.betas, eps=self.eps
-        )
+            raise HarnessError(f"optimizer {self.name}", "the model is not on a GPU", f'use "{self.on_cpu}"')
+        build = getattr(bitsandbytes.optim, self.class_name)
+        optimizer: torch.optim.Optimizer = build(groups, lr=settings["learning_rate"], betas=self.betas, eps=self.eps)
         return optimizer
+
+
+class PagedAdamW(PagedAdamW8bit):
+    """AdamW of bitsandbytes with a float32 state in unified memory."""
+
+    bytes_per_weight: ClassVar[float] = 8.0
+    name = "paged_adamw"
+    class_name: ClassVar[str] = "PagedAdamW32bit"
+    on_cpu: ClassVar[str] = "adamw"

@@ -33,6 +33,7 @@ COMPONENTS: dict[str, Component] = {
 class Lion(Optimizer):
     """Lion. Its state takes 4 bytes a weight."""
 
+    works_on_shards: ClassVar[bool] = True
     bytes_per_weight: ClassVar[float] = 4.0
 
     def __init__(self, betas: Sequence[float]) -> None:

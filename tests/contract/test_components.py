@@ -19,12 +19,22 @@ BUILT_INS = {
     "modes": {"general", "domain", "mixed", "continual", "curriculum"},
     "mitigations": {"mixing", "replay", "ewc", "l2sp", "lr_scale", "kl", "token_masking", "freeze", "wise_ft", "ema"}
     | {"reweight"}
-    | {"lora", "orthogonal_lora", "osf", "oft"},
+    | {"lora", "orthogonal_lora", "merged_lora", "osf", "oft"},
     "metrics": {"bleu", "rouge", "chrf", "ter", "exact_match", "token_f1", "bertscore", "distinct", "length_ratio"}
     | {"regex", "json_valid", "response_perplexity", "multiple_choice", "bits_per_byte"}
     | {"kl_to_base", "agreement_with_base", "pass_at_k", "instructions", "tool_calls", "classification"}
     | {"numeric_match", "refusal", "toxicity", "self_bleu"},
-    "optimizers": {"adamw", "adamw_8bit", "paged_adamw_8bit", "adafactor", "lion", "mofo", "muon", "sgd"},
+    "optimizers": {
+        "adamw",
+        "adamw_8bit",
+        "paged_adamw",
+        "paged_adamw_8bit",
+        "adafactor",
+        "lion",
+        "mofo",
+        "muon",
+        "sgd",
+    },
     "schedulers": {"cosine", "linear", "constant", "constant_with_warmup", "wsd", "polynomial", "inverse_sqrt"}
     | {"cosine_with_restarts"},
     "row_formats": {"columns_template"},
@@ -54,6 +64,7 @@ def test_the_defaults_of_a_mitigation_change_nothing():
     assert plain.prepare_model(model, seed=0) is model
     assert plain.on_stage_start(STAGE, model, {}, seed=0) is None
     assert plain.check_compatible({"lora": plain}) is None
+    assert plain.check_stage(STAGE) is None
     assert plain.filter_labels(model, {}) is None
     assert plain.extra_loss(model, 1.0) is None
     assert plain.on_step_end(model, 1e-3) is None

@@ -18,6 +18,7 @@ DECLARED = {
     "train": (training.TRAIN_KEYS, ("training", "evaluation", "data", "runner", "model", "spec")),
     "model": (training.MODEL_KEYS, ("model",)),
     "rows": (data.SOURCE_KEYS, ("data",)),
+    "held_out": (data.HELD_OUT_KEYS, ("data", "spec")),
     "suite": (evaluation.SUITE_KEYS, ("spec", "evaluation", "data", "report")),
     "server": (evaluation.SERVER_KEYS, ("evaluation",)),
     "checks": (data.CHECKS_KEYS, ("runner", "data")),
@@ -46,6 +47,7 @@ def names_used_in(packages):
     return strings | {node.attr for node in nodes if isinstance(node, ast.Attribute)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("section", DECLARED)
 def test_every_key_is_read(section):
     keys, packages = DECLARED[section]

@@ -44,6 +44,7 @@ def imported_packages(program, *arguments):
     return code, set(names)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
     [["--help"], ["--version"], ["validate", SPEC], ["schema"], ["plugins"], ["plugins", "--json"], ["run", "--help"],
@@ -56,6 +57,7 @@ def test_a_command_that_runs_no_model_imports_no_heavy_package(arguments):
     assert names & HEAVY == set()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", ["runner.data_check", "runner.prepare", "terminal.row_preview"])
 def test_what_checks_data_imports_neither_torch_nor_transformers(module):
     """The tokenizer is loaded with transformers' `AutoTokenizer`, which is imported when it is called."""
@@ -94,6 +96,7 @@ def small_spec(tmp_path, monkeypatch, tiny_model, tokenizer):
     return str(spec)
 
 
+@pytest.mark.slow
 def test_the_first_command_on_a_model_imports_no_heavy_package(small_spec, tmp_path):
     """A process of its own saves the snapshot of the tokenizer, see docs/decisions/027."""
     code, names = imported_packages(COMMAND, "check", small_spec)
@@ -102,6 +105,7 @@ def test_the_first_command_on_a_model_imports_no_heavy_package(small_spec, tmp_p
     assert len(list((tmp_path / "cache" / "tokenizers").glob("*.json"))) == 1
 
 
+@pytest.mark.slow
 def test_the_second_command_on_a_model_imports_no_heavy_package(small_spec, capsys):
     """The first command saves a snapshot of the tokenizer and the numbers of weights, see docs/decisions/027."""
     assert main.main(["plan", small_spec]) == 0
@@ -114,6 +118,7 @@ def test_the_second_command_on_a_model_imports_no_heavy_package(small_spec, caps
     assert capsys.readouterr().out == first
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["run", "plan", "check", "preview"])
 def test_an_invalid_spec_is_rejected_before_a_heavy_package_is_imported(command):
     code, names = imported_packages(COMMAND, command, SPEC, "--set", "evaluate.general.source=nowhere")

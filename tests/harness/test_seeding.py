@@ -19,6 +19,7 @@ def test_derived_seed_is_the_same_on_every_machine_and_in_every_version(seed, pu
     assert derive_seed(seed, *purpose) == expected
 
 
+@pytest.mark.slow
 @given(st.integers(0, 2**32 - 1), st.lists(st.one_of(st.integers(0, 999), st.text(max_size=8)), max_size=3))
 def test_derived_seed_fits_numpy_and_torch(seed, purpose):
     assert 0 <= derive_seed(seed, *purpose) < 2**32

@@ -51,6 +51,7 @@ def test_gate_passes_a_loss_at_its_limit_in_at_most_2_5_percent(n) -> None:
     assert certain == (1 if n >= 30 else 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [30, 70])
 def test_best_of_seven_arms_passes_the_gate_in_at_most_2_5_percent(n) -> None:
     """Every arm loses exactly the limit; the one that looks best is judged."""
@@ -107,6 +108,7 @@ def decide(forgotten: list[np.ndarray], gains: list[np.ndarray], margins: tuple[
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [30, 70])
 def test_value_that_forgets_a_margin_more_is_called_enough_in_at_most_2_5_percent(n) -> None:
     """Value 0 forgets exactly the margin of 0.05 more than 1 and 2. An interval that includes 0 shows nothing."""
@@ -132,6 +134,7 @@ def test_arm_that_gains_a_margin_less_is_a_choice_in_at_most_2_5_percent() -> No
     assert chosen / TRIALS <= NOMINAL + TOLERANCE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("controls", [(0.0, 0.0, 0.0), (0.0, 0.1, 0.5)])
 def test_interval_to_the_best_control_covers_the_truth(controls) -> None:
     """The truth is the difference to the control that forgets least, which has to be found from the same items."""

@@ -236,6 +236,7 @@ MEDIAN_CASE = Case(
 """A score that is not a function of sums. It has few samples: a coverage of .9 has a standard error of .024."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", SIZES)
 @pytest.mark.parametrize("name", CASES)
 def test_interval_covers_the_truth_in_about_95_percent(name, n):
@@ -258,6 +259,7 @@ def assert_covers(case, n):
 # -- tests ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [30, 70])
 @pytest.mark.parametrize("level", [0.05, 0.01])
 def test_p_values_reject_a_true_hypothesis_at_their_level(n, level):

@@ -51,6 +51,7 @@ def simulate(seeds: int, n: int, spreads: tuple[float, float, float], *, shared:
     return covered / TRIALS, rejected / TRIALS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [30, 70, 500])
 @pytest.mark.parametrize("seeds", [2, 3, 5])
 @pytest.mark.parametrize("spreads", [(0.0, 1.0, 0.5), (0.2, 1.0, 1.0), (1.0, 1.0, 1.0), (0.0, 0.2, 1.0)])
@@ -60,6 +61,7 @@ def test_interval_over_seeds_and_items_covers_the_truth(seeds, n, spreads) -> No
     assert rejections == pytest.approx(1 - coverage, abs=1e-9), "interval and p-value agree"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shared", [0.0, 0.3])
 @pytest.mark.parametrize("seeds", [2, 3, 5])
 def test_interval_covers_the_truth_if_seeds_hold_out_other_items(seeds, shared) -> None:

@@ -34,6 +34,7 @@ KINDS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_new_plugin_is_installed_and_passes_its_tests_and_the_checks(kind, tmp_path, install, harness):
     folder = tmp_path / "new"

@@ -116,6 +116,7 @@ def test_a_source_named_in_its_options_must_exist(example, harness, spec):
     assert line.endswith("mode.sandwich.filling: there is no source 'dsk'; did you mean 'desk'?")
 
 
+@pytest.mark.slow
 def test_its_components_pass_the_contract_checks(example, harness):
     done = harness(example, "plugins", "--check", "harness-example", "--json")
     results = json.loads(done.stdout)
@@ -134,6 +135,7 @@ def test_third_parties_can_be_hidden(example, harness, spec):
     assert "template: no plugin provides 'dialogue'" in done.stderr
 
 
+@pytest.mark.slow
 def test_its_command_and_its_section_of_the_report_are_used(example, harness, tmp_path):
     folder = run_folders.write_run(tmp_path / "run")
     assert "answer-lengths" in harness(example, "--help").stdout
@@ -173,6 +175,7 @@ BROKEN_PLUGINS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", BROKEN_PLUGINS)
 def test_a_broken_plugin_is_listed_and_fails_only_specs_that_use_it(make, harness, spec, kind):
     text, error = BROKEN_PLUGINS[kind]
@@ -207,6 +210,7 @@ def test_a_broken_plugin_can_be_hidden(make, harness):
     assert json.loads(done.stdout)["broken"] == []
 
 
+@pytest.mark.slow
 def test_a_built_in_keeps_its_name_and_the_plugin_is_used_by_its_long_name(make, harness, spec):
     folder = make("acme-metrics", VALID_PLUGIN.replace('"mine"', '"chrf"'))
     done = harness(folder, "validate", spec())

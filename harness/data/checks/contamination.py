@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -117,32 +117,6 @@ def find_contamination(
     return {name: index.report_for_suite(name, rows, covered) for name, rows in suites.items()}
 
 
-def find_contaminated_items(
-    suites: Mapping[str, Sequence[Example]],
-    training: Mapping[str, Collection[Example]],
-    settings: Mapping[str, Any],
-    progress: Progress = no_progress,
-) -> dict[str, list[int]]:
-    """Return suite -> the indices of its contaminated items; of responses too if the spec limits those.
-
-    Args:
-        suites: Suite -> its rows.
-        training: Source -> its rows, each read once, in order.
-        settings: The spec's `checks.contamination`.
-        progress: See `find_contamination`.
-    """
-    index = ContaminationIndex(suites, settings["ngram"], settings["characters"], settings["common"])
-    total = sum(map(len, training.values()))
-    for name, rows in training.items():
-        for done in index.scan_rows(name, rows):
-            progress("search for held-out rows", done, total, name, "rows")
-    with_responses = settings["allowed_responses"] is not None
-    return {
-        name: index.contaminated_items(name, rows, settings["covered"], with_responses=with_responses)
-        for name, rows in suites.items()
-    }
-
-
 @dataclass(frozen=True)
 class _ItemText:
     """One side of one item; see `Overlap`. ngram: words in its n-grams."""
@@ -163,12 +137,13 @@ class ContaminationIndex:
         self._texts = [
             text for name, rows in suites.items() for text in _iter_item_texts(name, rows, ngram, characters)
         ]
+        self._text_indices = {(text.key, text.side): index for index, text in enumerate(self._texts)}
         self._index = SharedNgramIndex([(text.words, text.ngram) for text in self._texts], max_rows=common + 1)
         self._prompts = _items_by_words(suites, lambda row: () if is_plain_text(row) else prompt_messages(row))
         self._responses = _items_by_words(suites, lambda row: () if is_plain_text(row) else (response_message(row),))
         self._plain_texts = _items_by_words(suites, lambda row: row.messages if is_plain_text(row) else ())
         self._prompt_lengths = sorted({len(words) for words in self._prompts})
-        self._prompt_matches: dict[ItemKey, int] = {}  # item -> first training row with the same prompt
+        self._prompt_matches: dict[ItemKey, list[int]] = {}  # item -> training rows with the same prompt
         self._response_matches: set[ItemKey] = set()
         self._row_locations: dict[int, tuple[str, str]] = {}  # training row -> its location and source
         self._rows_read = 0
@@ -188,8 +163,9 @@ class ContaminationIndex:
                 response_words = split_words(conversation_text((response_message(row),)))
                 for key in self._matching_items(row, prompt_words, response_words):
                     if key not in self._prompt_matches:
-                        self._prompt_matches[key] = row_index
+                        self._prompt_matches[key] = []
                         matching_rows.add(row_index)
+                    self._prompt_matches[key].append(row_index)
                 self._response_matches.update(self._responses.get(tuple(response_words), ()))
                 batch_words.append([*prompt_words, None, *response_words])
             for row_index in matching_rows | self._index.scan_rows(batch_words, self._rows_read):
@@ -228,21 +204,28 @@ class ContaminationIndex:
                 if words in prefixes:
                     yield words
 
-    def contaminated_items(
-        self, suite: str, rows: Sequence[Example], covered: float, *, with_responses: bool
-    ) -> list[int]:
-        """Return the indices of the contaminated items of a suite.
+    def contaminated_sides(
+        self, suite: str, rows: Sequence[Example], covered: float, sides: Collection[str]
+    ) -> Iterator[tuple[ItemKey, str]]:
+        """Yield each contaminated item of a suite, with the side that is.
 
         Args:
             suite: The suite.
             rows: Its rows.
             covered: See `find_contamination`.
-            with_responses: Whether an item with a contaminated response counts too.
+            sides: The sides of an item that count.
         """
         overlaps, _, _ = self._overlaps_of_suite(suite, rows)
-        sides = ("prompt", "text", "response") if with_responses else ("prompt", "text")
-        found = {key for side in sides for key, overlap in overlaps[side].items() if overlap.covered >= covered}
-        return sorted(index for _, index in found)
+        for side in sides:
+            yield from ((key, side) for key, overlap in overlaps[side].items() if overlap.covered >= covered)
+
+    def rows_shared_with(self, key: ItemKey, side: str) -> Iterator[int]:
+        """Yield the number of each scanned row that shares a counted n-gram, or all words, with a side of an item."""
+        if side != "response":
+            yield from self._prompt_matches.get(key, ())
+        for ngram in self._index.ngrams_of_text(self._text_indices[key, side]).tolist():
+            if ngram >= 0 and self._index.row_counts[ngram] <= self._common:
+                yield from self._index.rows_with_ngram(ngram)
 
     def report_for_suite(self, suite: str, rows: Sequence[Example], covered: float) -> Contamination:
         """Return the contamination of one suite by the rows scanned so far."""
@@ -283,7 +266,7 @@ class ContaminationIndex:
             elif has_only_common:
                 common.add(text.key)
             if text.side != "response" and text.key in self._prompt_matches:
-                row_location = self._row_locations[self._prompt_matches[text.key]]
+                row_location = self._row_locations[self._prompt_matches[text.key][0]]
                 overlap = Overlap(location, *row_location, text.side, 1.0, text.text)
             if overlap is not None:
                 overlaps[text.side][text.key] = overlap

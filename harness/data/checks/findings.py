@@ -332,7 +332,7 @@ def _contamination_messages(
         what = f"{count:,} of its {report.items:,} {side}s are in the training data, completely or for the most part"
         share, allowed = count / report.items, settings[option]
         if allowed is not None and share > allowed:
-            hint = "set checks.contamination.drop to true, remove these rows from one side, "
+            hint = 'set checks.contamination.drop to true (or to "training"), remove these rows from one side, '
             hint += f"or raise checks.contamination.{option} ({allowed:g}) to {round_up_share(share)}"
             yield HarnessError(where, f"{what}: {_join_examples(pairs, count)}", hint)
         else:

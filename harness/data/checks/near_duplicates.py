@@ -104,7 +104,7 @@ def find_near_duplicates(
         signature = index.compute_signature(shingles)
         candidates = _most_similar_rows(index.find_candidates(signature), threshold)
         similarity, negated_row = max(
-            ((_jaccard_similarity(shingles, hash_shingles(texts[earlier][1])), -earlier) for earlier in candidates),
+            ((jaccard_similarity(shingles, hash_shingles(texts[earlier][1])), -earlier) for earlier in candidates),
             default=(0.0, 0),
         )
         if similarity >= threshold:
@@ -175,6 +175,7 @@ def _most_similar_rows(candidates: Sequence[tuple[float, int]], threshold: float
     return [row for _, row in sorted(likely)[:MAX_EXACT_COMPARISONS]]
 
 
-def _jaccard_similarity(left: NDArray[np.uint32], right: NDArray[np.uint32]) -> float:
+def jaccard_similarity(left: NDArray[np.uint32], right: NDArray[np.uint32]) -> float:
+    """Return the Jaccard similarity of two sets of distinct hashes, in [0, 1]; at least one is not empty."""
     shared = len(np.intersect1d(left, right, assume_unique=True))
     return shared / (len(left) + len(right) - shared)

@@ -49,6 +49,7 @@ class Corpus(Sequence[Example]):
         unread_keys: See `UnreadKeys.counts`.
         metadata: See `Source.metadata`.
         warnings: Warnings of the source, about invalid rows and about unread keys.
+        split_keys: `(N,)` uint64, `HeldOutRule.key_of_row` of each row; None if `held_out` reads no column.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Corpus(Sequence[Example]):
     unread_keys: Mapping[str, int] = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    split_keys: HashArray | None = None
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -214,6 +216,7 @@ def read_corpus(
         unread_keys=dict(sorted(reader.unread_keys.counts.items())),
         metadata=dict(source.metadata()),
         warnings=(*source.warnings(), *reader.warnings()),
+        split_keys=np.array(reader.split_keys, np.uint64) if reader.held_out.read_column is not None else None,
     )
 
 

@@ -6,15 +6,17 @@ The steps are: head, filter, columns, row format, conversation. Only the first r
 from __future__ import annotations
 
 import json
+from array import array
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from itertools import chain, islice
 from typing import Any
 
+from harness.data.reading.column_values import column_text, column_value, has_column, list_columns
+from harness.data.reading.held_out_rule import HeldOutRule
 from harness.data.reading.rejected_rows import InvalidRowLog
 from harness.data.reading.row_formats import (
-    MAX_KEYS_SHOWN,
     ColumnMapping,
     detect_row_format,
     name_and_layouts,
@@ -25,10 +27,12 @@ from harness.data.reading.unread_keys import UnreadKeys
 from harness.errors import ComponentError, HarnessError, InvalidRow
 from harness.interfaces.source import Source
 from harness.types import Example, InvalidRecord, Progress, Record
-from harness.utils.formatting import join_names, one_line
+from harness.utils.formatting import join_names
 
 ROWS_FOR_DETECTION = 1000
 """Rows that the row format is detected from; every later row must have the same format."""
+
+GROUPING = "by which a suite groups or slices its items"
 
 PROGRESS_INTERVAL = 10_000
 """Rows between two reports of progress."""
@@ -62,7 +66,7 @@ class RowFilter:
         if self.first_record is None:
             self.first_record = record
         return all(
-            _with_json_type(_column_value(record.data, column)) in values
+            _with_json_type(column_value(record.data, column)) in values
             for column, values in self.allowed_values.items()
         )
 
@@ -70,40 +74,15 @@ class RowFilter:
         """Return the error for a filter that keeps no row, with the values of the first row."""
         data = self.first_record.data if self.first_record else {}
         location = self.first_record.location if self.first_record else "the first row"
-        values = ", ".join(f"{column} = {str(_column_value(data, column))[:40]!r}" for column in self.allowed_values)
+        values = ", ".join(f"{column} = {str(column_value(data, column))[:40]!r}" for column in self.allowed_values)
         what = f"its filter keeps none of {rows_read} rows: {location} has {values}"
         return HarnessError(self.where, what, "change 'filter' to values that the rows have")
-
-
-def _column_value(data: Mapping[str, Any], column: str) -> Any:
-    if column in data:
-        return data[column]
-    value: Any = data
-    for key in column.split("."):
-        value = value.get(key) if isinstance(value, Mapping) else None
-    return value
-
-
-def _has_column(data: Mapping[str, Any], column: str) -> bool:
-    """Return whether a row has a column, also if its value is null."""
-    *path, last = column.split(".")
-    parent = _column_value(data, ".".join(path)) if path else data
-    return column in data or (isinstance(parent, Mapping) and last in parent)
-
-
-def _group_value(data: Mapping[str, Any], column: str) -> str:
-    value = _column_value(data, column)
-    if value is None or isinstance(value, (Mapping, list, tuple)) or not str(value).strip():
-        what = f"has no {column!r}, a column by which a suite groups or slices its items"
-        columns = ", ".join(one_line(str(key), 40) for key in islice(data, MAX_KEYS_SHOWN))
-        raise InvalidRow(what, f"add it as a text or a number, or name a column of the rows: {columns}")
-    return str(value)
 
 
 def _kept_value(data: Mapping[str, Any], column: str) -> Any:
     """Return a column's value as JSON has it; None for a row without the column."""
     try:
-        return json.loads(json.dumps(_column_value(data, column), allow_nan=False))
+        return json.loads(json.dumps(column_value(data, column), allow_nan=False))
     except (TypeError, ValueError) as error:
         what = f"has a {column!r} that is not a JSON value, but 'keep' names it: {error}"
         raise InvalidRow(what, "remove the column from 'keep', or write it as text or numbers") from error
@@ -128,6 +107,7 @@ class SourceReader:
         rows_filtered: Rows dropped by the filter.
         invalid_rows: The log of invalid rows.
         unread_keys: The keys of the used rows that are not read.
+        split_keys: `HeldOutRule.key_of_row` of each example yielded; empty if `held_out` reads no column.
     """
 
     def __init__(
@@ -157,7 +137,11 @@ class SourceReader:
         self.row_format, self._layouts = name_and_layouts(options["form"])
         self.row_options = RowOptions.from_source_options(options)
         self.kept_columns: Sequence[str] = options["keep"]
-        self.unread_keys = UnreadKeys(self.row_options, [*group_columns, *self.kept_columns], self._layouts)
+        self.held_out = HeldOutRule.from_option(options["held_out"])
+        self.split_keys = array("Q")
+        split_column = [] if self.held_out.read_column is None else [self.held_out.read_column]
+        read_columns = [*group_columns, *self.kept_columns, *split_column]
+        self.unread_keys = UnreadKeys(self.row_options, read_columns, self._layouts)
         self.allowed_invalid_share = options["rejected"]
         self.columns = ColumnMapping(options["columns"], self.where, self._layouts)
         self.row_filter = RowFilter(options["filter"], self.where)
@@ -181,12 +165,16 @@ class SourceReader:
                     row = self.columns.rename_columns(record.data)
                     examples = parse_examples(row, self.row_format, record.location, self.row_options, self._layouts)
                     if self.group_columns:
-                        groups = tuple((column, _group_value(record.data, column)) for column in self.group_columns)
+                        groups = tuple(
+                            (column, column_text(record.data, column, GROUPING)) for column in self.group_columns
+                        )
                         examples = [replace(example, groups=groups) for example in examples]
                     if self.kept_columns:
                         data = {column: _kept_value(record.data, column) for column in self.kept_columns}
-                        missing -= {column for column in missing if _has_column(record.data, column)}
+                        missing -= {column for column in missing if has_column(record.data, column)}
                         examples = [replace(example, data=data) for example in examples]
+                    if self.held_out.read_column is not None:
+                        self.split_keys.extend([self.held_out.key_of_row(record.data)] * len(examples))
                 except ComponentError as error:
                     raise ComponentError(error.where, f"{error.what} (row {record.location})") from error.__cause__
                 except InvalidRow as error:
@@ -198,9 +186,8 @@ class SourceReader:
                 yield from examples
             self.columns.check_columns_exist(first_valid, required_only=False)
         if missing and first_valid is not None:
-            names = ", ".join(one_line(str(key), 40) for key in islice(first_valid.data, MAX_KEYS_SHOWN))
             what = f"'keep' names {join_names(sorted(missing))}, which no row has"
-            raise HarnessError(self.where, what, f"name columns of the rows: {names}")
+            raise HarnessError(self.where, what, f"name columns of the rows: {list_columns(first_valid.data)}")
         self.progress("read", self.rows_read, self.rows_read, self.name, "rows")
 
     def _detect_format(
@@ -218,6 +205,7 @@ class SourceReader:
             if valid:
                 renamed = [Record(record.location, self.columns.rename_columns(record.data)) for record in valid]
                 self.columns.check_columns_exist(valid[0], required_only=True)
+                self.held_out.require_column(valid, self.where)
                 if self.row_format == "auto":
                     self.row_format = detect_row_format(renamed, self.where)
                 self.columns.check_format_reads_columns(self.row_format)

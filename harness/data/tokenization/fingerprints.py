@@ -245,10 +245,18 @@ TEMPLATE_FILE = "template.json"
 OTHER_TEMPLATE_HINT = 'or allow the difference with "checks": {"other_template": true}'
 
 
-def save_template_fingerprint(folder: Path, plan: Plan, fingerprint: str) -> None:
-    """Write the template's name, options and fingerprint into the folder of a model trained with it."""
+def save_template_fingerprint(folder: Path, plan: Plan, fingerprint: str, chat_template: str = "same") -> None:
+    """Write the template's name, options and fingerprint into the folder of a model trained with it.
+
+    Args:
+        folder: The folder of the model.
+        plan: The plan of the run.
+        fingerprint: See `template_fingerprint`.
+        chat_template: How the saved tokenizer's chat template renders: `turn_separators.compare_with_tokenizer`.
+    """
     name, options = plan.template
-    text = json.dumps({"template": {name: dict(options)}, "fingerprint": fingerprint}, indent=2, ensure_ascii=False)
+    record = {"template": {name: dict(options)}, "fingerprint": fingerprint, "chat_template": chat_template}
+    text = json.dumps(record, indent=2, ensure_ascii=False)
     (folder / TEMPLATE_FILE).write_text(text + "\n", encoding="utf-8")
 
 

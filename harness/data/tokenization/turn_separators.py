@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from harness.data.tokenization.rendering import render_messages
+from harness.data.tokenization.special_tokens import special_token_guard
 from harness.errors import ComponentError, HarnessError
 from harness.interfaces.exporter import TurnSeparators
 from harness.interfaces.template import Template
+from harness.registry import Registry
+from harness.spec.component_options import fill_component_options
 from harness.types import Message
 
 if TYPE_CHECKING:
@@ -130,6 +133,31 @@ def serving_chat_template(
     if own_template is not None and _render_alike(template, own_template, tokenizer, begin_token):
         return str(tokenizer.get_chat_template())
     return None if separators is None else build_chat_template(separators, begin_token)
+
+
+def tokenizer_template(registry: Registry, tokenizer: PreTrainedTokenizerBase) -> Template | None:
+    """Return the chat template of a tokenizer as a template; None if it has none."""
+    if not tokenizer.chat_template:
+        return None
+    options = fill_component_options(registry, "templates", "tokenizer", {})
+    template: Template = registry.create("templates", "tokenizer", options)
+    return template
+
+
+def compare_with_tokenizer(
+    template: Template, own_template: Template | None, tokenizer: PreTrainedTokenizerBase
+) -> Literal["same", "other", "none"]:
+    """Return whether the tokenizer's chat template renders prompts as `template` does; `none`: it has none.
+
+    Args:
+        template: The template of a run.
+        own_template: The chat template of the tokenizer as a template; None: the tokenizer has none.
+        tokenizer: The tokenizer.
+    """
+    if own_template is None:
+        return "none"
+    begin_token = str(tokenizer.decode(list(special_token_guard(tokenizer).bos_prefix)))
+    return "same" if _render_alike(template, own_template, tokenizer, begin_token) else "other"
 
 
 def _render_alike(template: Template, other: Template, tokenizer: PreTrainedTokenizerBase, begin_token: str) -> bool:

@@ -11,6 +11,7 @@ import harness
 from harness.spec import arms
 
 
+@pytest.mark.slow
 def test_a_run_of_a_dict_is_evaluated_compared_and_loaded(tiny_spec, monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     run = harness.run(tiny_spec, {"train.steps": 1, "seed": 3}, quiet=True)
@@ -36,6 +37,7 @@ def test_a_run_of_a_dict_is_evaluated_compared_and_loaded(tiny_spec, monkeypatch
         harness.resume(run.folder, quiet=True)
 
 
+@pytest.mark.slow
 def test_an_experiment_returns_its_arms(tiny_spec):
     named = {"slow": {"train.learning_rate": 0.001}, "fast": {"train.learning_rate": 0.1}}
     spec = {**tiny_spec, "arms": {"named": named}}
@@ -75,6 +77,7 @@ def test_overrides_are_those_of_an_arm():
     assert arms.format_overrides({"train.epochs": 2, "model.path": "é"}) == ("train.epochs=2", 'model.path="é"')
 
 
+@pytest.mark.slow
 def test_the_notebook_runs(tiny_spec, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     notebook = json.loads((ROOT / "examples" / "results.ipynb").read_text(encoding="utf-8"))

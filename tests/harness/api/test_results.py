@@ -120,6 +120,7 @@ def test_an_experiment_has_the_runs_of_every_seed(tmp_path):
     assert list(harness.load_experiment(folder).arms["naive"]) == [0]
 
 
+@pytest.mark.slow
 def test_two_runs_are_compared_as_frames(tmp_path):
     from support import compared_runs
 

@@ -96,6 +96,7 @@ READABLE = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", READABLE)
 def test_unusual_files_are_read(name, check_source, tmp_path):
     content, rows = READABLE[name]
@@ -172,6 +173,7 @@ UNREADABLE = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", UNREADABLE)
 def test_unreadable_jsonl_is_rejected_in_one_line(name, check_source, tmp_path):
     content, line = UNREADABLE[name]
@@ -251,6 +253,7 @@ UNREADABLE_BY_SOURCE = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "write_data", "line"), UNREADABLE_BY_SOURCE)
 def test_every_source_rejects_unreadable_files_in_one_line(kind, write_data, line, check_source, tmp_path):
     write_data(tmp_path)

@@ -6,6 +6,7 @@ import io
 import json
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -44,6 +45,7 @@ def render_table(result, width=100):
     return stream.getvalue()
 
 
+@pytest.mark.slow
 def test_experiment_returns_its_parent_runs_oldest_first(tracked_runs):
     comparison = compare.compare_runs([], "sweep", tracked_runs.uri)
     assert [run.name for run in comparison.runs] == ["mixed-sft-a1", "mixed-sft-a2", "mixed-sft-a3"]
@@ -80,6 +82,23 @@ def test_runs_are_found_by_id_name_or_folder_in_the_given_order(tracked_runs, mo
     assert compare.compare_runs(["."], "sweep", tracked_runs.uri).runs[0].name == "mixed-sft-a3"
 
 
+@pytest.mark.slow
+def test_runs_below_the_working_folder_are_found_by_the_beginning_of_their_names(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    items = compared_runs.build_items(3, 0.5, 0)
+    for name in ("first-20260101-a1", "second-20260101-a2", "second-20260102-a3", "sweep-20260101-a4"):
+        compared_runs.write_run(tmp_path / "runs" / name, [{"desk": items}, {"desk": items}])
+    compared_runs.write_run(tmp_path / "runs" / "sweep-20260101-a4/arms/naive", [{"desk": items}, {"desk": items}])
+    names = ["first", "second-20260102", "sweep/naive"]
+    comparison = compare.compare_runs(names, uri="sqlite:///missing.db", registry=compared_runs.REGISTRY)
+    assert [Path(run.folder).name for run in comparison.runs] == ["first-20260101-a1", "second-20260102-a3", "naive"]
+    with pytest.raises(HarnessError) as error:
+        compare.compare_runs(["second"], uri="sqlite:///missing.db")
+    assert str(error.value).startswith("run second: 2 runs have a name that begins with 'second'; name one of them: ")
+    with pytest.raises(HarnessError, match="cannot read the tracking store"):
+        compare.compare_runs(["third"], uri="sqlite:///missing.db")
+
+
 def test_folder_means_its_own_run_even_if_another_run_has_its_name(tracked_runs):
     for where in ("runs/mixed-sft-a1", "again/mixed-sft-a1"):
         comparison = compare.compare_runs([str(tracked_runs.folder / where)], None, tracked_runs.uri)
@@ -111,6 +130,7 @@ def test_differences_contain_exactly_the_spec_keys_that_differ(tracked_runs):
     assert "the specs do not differ" in render_table(same)
 
 
+@pytest.mark.slow
 def test_plugins_whose_version_or_code_differs_are_among_the_differences(tmp_path):
     plugins = [
         {"harness-a": {"version": "1", "digest": "0" * 64}, "harness-b": {"version": "1", "digest": "0" * 64}},
@@ -237,6 +257,7 @@ def test_missing_store_is_an_error_and_is_not_created(tmp_path, monkeypatch):
     assert "hunter2" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_compare_imports_mlflow_only_when_used_and_never_torch(tracked_runs):
     script = (
         "import sys; from harness.comparison import compare; print('mlflow' in sys.modules, 'torch' in sys.modules);"

@@ -71,6 +71,7 @@ def weak_and_strong(runs_folder):
 # -- the numbers ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_each_kind_of_score_has_its_significance_test(weak_and_strong):
     tests = {score_pair.score: score_pair.test for score_pair in weak_and_strong.pairs}
     assert tests == {
@@ -95,6 +96,7 @@ def test_binary_score_is_tested_with_mcnemar(runs_folder, weak_and_strong):
     assert score_pair.difference.low < score_pair.difference.value < score_pair.difference.high
 
 
+@pytest.mark.slow
 def test_verdicts_follow_the_difference_and_needed_items_exceed_n(runs_folder, weak_and_strong):
     assert find_pair(weak_and_strong, "desk/bleu").verdict == "better"
     assert find_pair(weak_and_strong, "desk/bleu").needed is None
@@ -117,6 +119,7 @@ def test_fewer_than_thirty_items_give_no_verdict(runs_folder):
     assert score_pair.needed >= 30
 
 
+@pytest.mark.slow
 def test_holm_correction_covers_every_hypothesis_once(runs_folder):
     comparison = compare_folders(runs_folder, "weak", "strong", "alike")
     assert len(comparison.pairs) == 20
@@ -141,6 +144,7 @@ def test_comparison_has_the_interval_that_a_report_has(tmp_path):
         assert pair.difference == score_difference((before, old), (after, new), metric).difference
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("group_size", "groups"), [(2, 30), (5, 12)])
 def test_groups_of_items_are_the_units_of_a_comparison(tmp_path, group_size, groups):
     def in_groups(items):
@@ -198,6 +202,7 @@ def test_duplicate_item_is_dropped(runs_folder, tmp_path):
     assert (score_pair.n, score_pair.dropped) == (38, {"only in once": 1, "twice in one of the two": 1})
 
 
+@pytest.mark.slow
 def test_answers_of_a_continued_run_are_those_of_its_own_last_stage(tmp_path):
     """Its scores contain the stages of the earlier run, but its files are numbered from its own start."""
     base, first, last = (
@@ -293,6 +298,7 @@ def test_score_computed_by_two_metrics_is_not_compared(runs_folder, tmp_path):
     assert (entry.score, entry.why) == ("chrf", "computed by different metrics: chrf and mine")
 
 
+@pytest.mark.slow
 def test_baseline_can_be_any_run_and_the_order_stays(runs_folder):
     comparison = compare_folders(runs_folder, "weak", "strong", baseline=str(runs_folder / "strong"))
     assert ([run.name for run in comparison.runs], comparison.baseline) == (["weak", "strong"], 1)
@@ -385,6 +391,7 @@ def test_unchanged_items_are_not_listed(runs_folder):
     assert compare_folders(runs_folder, "weak", "weak", "alike", score="desk/length_ratio").items == ()
 
 
+@pytest.mark.slow
 def test_items_without_stored_answers_are_listed_with_a_note(runs_folder, tmp_path):
     compared_runs.write_finished_run(tmp_path / "bare", 0.8, 2, predictions=False)
     comparison = compare.compare_runs(
@@ -427,6 +434,7 @@ def test_score_option_with_a_single_run_is_an_error(runs_folder):
         compare_folders(runs_folder, "weak", score="desk/bleu")
 
 
+@pytest.mark.slow
 def test_terminal_shows_items_of_many_runs_only_on_request(runs_folder):
     comparison = compare_folders(runs_folder, "weak", "strong", "alike")
     assert {item.run for item in comparison.items} == {1, 2}
@@ -439,6 +447,7 @@ def test_terminal_shows_items_of_many_runs_only_on_request(runs_folder):
 # -- tables -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [80, 110])
 @pytest.mark.parametrize("names", [("weak", "strong"), ("weak", "alike", "short")], ids=["two runs", "three runs"])
 def test_table_fits_any_width(runs_folder, names, width):
@@ -471,6 +480,7 @@ def test_comparison_is_serializable(runs_folder):
 # -- the command ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_command_prints_json_and_writes_a_page(runs_folder, tmp_path, capsys):
     page = tmp_path / "page.html"
     runs = [str(runs_folder / "weak"), str(runs_folder / "strong")]
@@ -494,6 +504,7 @@ def test_unwritable_page_is_an_error(runs_folder, tmp_path, capsys):
     assert "cannot write" in message
 
 
+@pytest.mark.slow
 def test_comparing_folders_imports_neither_torch_nor_mlflow(runs_folder):
     script = (
         "import sys; from harness.cli.main import main; code = main(sys.argv[1:]);"

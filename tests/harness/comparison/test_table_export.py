@@ -28,6 +28,7 @@ def comparison(folders):
     return compare_runs(folders)
 
 
+@pytest.mark.slow
 def test_csv_has_every_score_of_every_run(comparison):
     rows = list(csv.DictReader(io.StringIO(table_export.format_csv(comparison))))
     assert len(rows) == len(comparison.pairs)
@@ -75,12 +76,14 @@ def test_a_general_suite_is_shown_by_the_score_that_judges_it(tmp_path):
     assert comparison.score == "desk/rouge1"
 
 
+@pytest.mark.slow
 def test_requested_score_replaces_the_one_of_its_suite(folders):
     name = next(pair.score for pair in compare_runs(folders).pairs if pair.score != "exact_match")
     table = table_export.build_run_table(compare_runs(folders, score=f"desk/{name}"))
     assert [score for score, _ in table.scores] == [f"desk/{name}"]
 
 
+@pytest.mark.slow
 def test_the_command_writes_files_or_prints_one(folders, tmp_path, capsys):
     file = tmp_path / "table.csv"
     assert main(["compare", *folders, "--csv", str(file), "--latex", "-"]) == 0

@@ -113,8 +113,8 @@ def sum_of_parts(counts):
     return sum(
         counts[key]
         for key in (
-            *("filtered", "rejected", "duplicates", "beyond_limit", "held_out", "untrained", "used", "measured"),
-            "unused",
+            *("filtered", "rejected", "duplicates", "beyond_limit", "held_out", "contaminating", "untrained", "used"),
+            *("measured", "unused"),
         )
     )
 
@@ -141,8 +141,9 @@ def test_every_row_read_is_counted_once(prepare):
     assert counts["d"]["evaluated"] == 3 < counts["d"]["held_out"]
     assert 0 < counts["g"]["used"] == 80 - counts["g"]["unused"] < 80
     assert counts["e"] == {
-        "read": 9, "filtered": 0, "rejected": 0, "duplicates": 0, "beyond_limit": 0, "held_out": 9, "untrained": 0,
-        "used": 0, "measured": 0, "unused": 0, "truncated": 0, "evaluated": 9, "verified": 0,
+        "read": 9, "filtered": 0, "rejected": 0, "duplicates": 0, "beyond_limit": 0, "held_out": 9,
+        "contaminating": 0, "untrained": 0, "used": 0, "measured": 0, "unused": 0, "truncated": 0,
+        "evaluated": 9, "verified": 0,
     }  # fmt: skip
     assert (counts["x"]["used"], counts["x"]["measured"]) == (0, 5), "an extra source, trained on in no stage"
     assert counts["d"]["verified"] == counts["d"]["used"] + counts["d"]["untrained"], "every row, not a sample"
@@ -346,6 +347,208 @@ def test_split_with_an_empty_side_is_an_error(prepare):
             source_options={"d": {"held_out": 0.9}},
             seed=seed,
         )
+
+
+def test_rows_of_two_sources_are_trained_in_the_one_that_stages_name_first(prepare):
+    def trained(**options):
+        prepared = prepare(
+            {"d": build_pairs("d", 9), "e": [*build_pairs("d", 4), *build_pairs("e", 5)]},
+            [build_stage(("e", "domain"), name="one"), build_stage(("d", "domain"), name="two")],
+            **options,
+        )
+        assert all(sum_of_parts(counts) == counts["read"] for counts in prepared.counts.values())
+        return prepared
+
+    assert trained().counts["d"]["used"] == 9
+    prepared = trained(drop_shared_rows=True)
+    assert {name: (counts["used"], counts["duplicates"]) for name, counts in prepared.counts.items()} == {
+        "e": (9, 0),
+        "d": (5, 4),
+    }
+    (warning,) = prepared.warnings
+    assert warning.splitlines() == [
+        "4 of 9 training rows of 'd' are equal to rows of 'e' and are dropped",
+        *("d:1", "d:2", "d:3", "d:4"),
+    ]
+    with pytest.raises(HarnessError, match=r"sources.e: all of its 4 training rows are equal to rows of 'd'"):
+        prepare(
+            {"d": build_pairs("d", 9), "e": build_pairs("d", 4)},
+            [build_stage(("d", "domain"), ("e", "domain"))],
+            drop_shared_rows=True,
+        )
+
+
+CONTAMINATION = {key: option["default"] for key, option in data_keys.CONTAMINATION_KEYS.items()}
+LONG = "the old clock in the tall tower of the town hall strikes every hour except at noon on sundays"
+
+
+def test_training_rows_that_contaminate_are_left_out_and_counted(prepare):
+    rows = [
+        *build_pairs("d", 9),
+        ("e question 1", "the same prompt"),
+        ("E QUESTION 2!", "the same words"),
+        (f"Is it true that {LONG}?", "most of the words"),
+        ("Why?", f"It is so: {LONG}."),
+    ]
+    data = {"d": rows, "e": [*build_pairs("e", 4), (f"{LONG}, is it not?", "Yes.")]}
+    stages, suites = [build_stage(("d", "domain"))], [build_suite("s", "e")]
+    with pytest.raises(HarnessError, match=r'or set checks\.contamination\.drop to "training"'):
+        prepare(data, stages, suites)
+    prepared = prepare(data, stages, suites, drop_contaminated={**CONTAMINATION, "drop": "training"})
+    counts = prepared.counts["d"]
+    assert (counts["used"], counts["contaminating"], sum_of_parts(counts)) == (9, 4, counts["read"])
+    assert len(prepared.suite_examples["s"]) == 5
+    assert [warning.splitlines() for warning in prepared.warnings] == [
+        ["1 of 13 training rows of 'd' have an evaluated prompt and are dropped", "d:10"],
+        ["3 of 12 training rows of 'd' share their words with evaluated rows and are dropped", "d:11", "d:12", "d:13"],
+    ]
+    found = findings.find_contamination(prepared.suite_examples, prepared.training_examples)
+    assert (found["s"].prompts, found["s"].overlapping) == (0, 0)
+
+
+def test_an_ngram_that_is_common_no_more_is_searched_again(prepare):
+    """12 rows have a phrase, which is common; one of them also has the rest of an item, and goes first."""
+    phrase = "a common phrase of so many words that it has one n-gram of thirteen in it"
+    rest = "and the rest of the prompt is in one training row alone which is then dropped from it"
+    rows = [*build_pairs("d", 9), *((f"{phrase} {number}", "x") for number in range(10)), (f"{rest} {phrase}", "x")]
+    data = {"d": rows, "e": [(phrase, "x"), (f"{rest} indeed", "x")]}
+    settings = {**CONTAMINATION, "drop": "training"}
+    prepared = prepare(data, [build_stage(("d", "domain"))], [build_suite("s", "e")], drop_contaminated=settings)
+    assert [warning.splitlines()[0].split(" training")[0] for warning in prepared.warnings] == ["1 of 20", "10 of 19"]
+    assert prepared.counts["d"]["contaminating"] == 11
+
+
+def test_source_of_contaminating_rows_alone_is_an_error(prepare):
+    with pytest.raises(HarnessError, match=r"sources.d: all of its 3 training rows have an evaluated prompt"):
+        prepare(
+            {"d": build_pairs("e", 3), "e": build_pairs("e", 4, "another answer")},
+            [build_stage(("d", "domain"))],
+            [build_suite("s", "e")],
+            drop_contaminated={**CONTAMINATION, "drop": "training"},
+        )
+
+
+class RowsWithColumns(RecordingSource):
+    def records(self):
+        return (Record(f"{self.name}:{number}", row) for number, row in enumerate(self.rows, 1))
+
+
+def held_out_by(**option):
+    return {"held_out": {**{key: entry["default"] for key, entry in data_keys.HELD_OUT_KEYS.items()}, **option}}
+
+
+def customer_rows(name, customers, size):
+    return RowsWithColumns(
+        [
+            {"instruction": f"{name} question {customer} {index}", "output": "an answer", "customer": f"c{customer}"}
+            for customer in range(customers)
+            for index in range(size)
+        ],
+        name,
+    )
+
+
+def test_groups_are_held_out_and_counted_on_each_side(prepare):
+    prepared = prepare(
+        {"d": customer_rows("d", 20, 3)},
+        [build_stage(("d", "domain"))],
+        [build_suite("s", "d")],
+        source_options={"d": held_out_by(share=0.2, group="customer")},
+    )
+    assert len(prepared.suite_examples["s"]) == prepared.counts["d"]["held_out"] == 12
+    assert prepared.held_out_rules == {
+        "d": {"by": "customer", "training_rows": 48, "held_out_rows": 12, "training_groups": 16, "held_out_groups": 4}
+    }
+
+
+def test_groups_that_are_dropped_are_not_counted(prepare):
+    data = customer_rows("d", 20, 3)
+    prepared = prepare(
+        {"d": data, "first": RowsWithColumns([row for row in data.rows if row["customer"] in ("c0", "c1")], "first")},
+        [build_stage(("first", "domain"), ("d", "domain"))],
+        [],
+        source_options={"d": held_out_by(share=0.2, group="customer")},
+        drop_shared_rows=True,
+    )
+    rule = prepared.held_out_rules["d"]
+    assert rule["training_rows"] == 3 * rule["training_groups"] < 48
+
+
+def test_near_duplicates_are_held_out_together_at_the_threshold_of_the_check(prepare):
+    def groups(threshold):
+        rows = [(f"how do I reset the {word} of the device", f"{word}") for word in ("lamp", "lamps", "lampe", "fuse")]
+        prepared = prepare(
+            {"d": [*rows, *build_pairs("d", 2, "b")], "g": build_pairs("g", 9)},
+            [build_stage(("g", "domain"))],
+            [build_suite("s", "d")],
+            source_options={"d": held_out_by(share=0.5, near_duplicates=True)},
+            near_duplicate_threshold=threshold,
+        )
+        rule = prepared.held_out_rules["d"]
+        assert rule["by"] == "near duplicates"
+        return rule["training_groups"] + rule["held_out_groups"]
+
+    assert groups(1.0) == 6
+    assert groups(0.6) < 6
+
+
+def test_one_empty_side_is_an_error_with_the_share_or_date_to_write(prepare):
+    for option, message in (
+        (
+            {"share": 0.1, "group": "customer"},
+            "sources.d.held_out: no group is held out: the smallest of 3 by customer has 10 of 30 rows, and the share "
+            "0.1 is 3 rows; groups with an equal prompt are one group; raise sources.d.held_out.share to 0.334, or "
+            "group by another column",
+        ),
+        (
+            {"column": "customer", "from": "2025-01-01"},
+            "sources.d: all 30 of its rows are held out, so none is left to train on; set a later "
+            "sources.d.held_out.from, or add rows",
+        ),
+        (
+            {"share": 0.9, "near_duplicates": True},
+            "sources.d: all 30 of its rows are held out, so none is left to train on: they are 1 group by near "
+            "duplicates; lower sources.d.held_out.share, raise checks.near_duplicates.threshold, or add rows",
+        ),
+        (
+            {"column": "customer", "from": "2026-01-01"},
+            "sources.d.held_out: no row of 'd' has a 'customer' of '2026-01-01' or later; set an earlier",
+        ),
+    ):
+        data = customer_rows("d", 3, 10)
+        if "column" in option:
+            data.rows = [{**row, "customer": "2025-05-05"} for row in data.rows]
+        elif "near_duplicates" in option:
+            data.rows = [
+                {**row, "instruction": f"how do I reset the lamp of this device {number}"}
+                for number, row in enumerate(data.rows)
+            ]
+        with pytest.raises(HarnessError) as error:
+            prepare(
+                {"d": data},
+                [build_stage(("d", "domain"))],
+                [build_suite("s", "d")],
+                source_options={"d": held_out_by(**option)},
+            )
+        assert str(error.value).startswith(message)
+
+
+def test_groups_that_another_source_trains_get_a_warning(prepare):
+    prepared = prepare(
+        {"d": customer_rows("d", 20, 3), "e": customer_rows("e", 20, 3)},
+        [build_stage(("d", "domain"), ("e", "domain"))],
+        [build_suite("s", "d")],
+        source_options={name: held_out_by(share=0.2, group="customer") for name in "de"},
+    )
+    # the groups are chosen by their names, so equal sizes give equal groups
+    assert not prepared.warnings
+    prepared = prepare(
+        {"d": customer_rows("d", 20, 3), "e": customer_rows("e", 20, 3)},
+        [build_stage(("d", "domain"), ("e", "domain"))],
+        [build_suite("s", "d")],
+        source_options={"d": held_out_by(share=0.2, group="customer"), "e": held_out_by(share=0.1, group="customer")},
+    )
+    assert prepared.warnings[0].startswith("2 customer held out of 'd' are trained in 'e'")
 
 
 def test_each_named_source_is_read_once(prepare):

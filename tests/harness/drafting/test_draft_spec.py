@@ -162,6 +162,33 @@ def test_a_comparison_without_general_data_is_refused(facts, tmp_path):
         draft_spec([facts], CPU, request(tmp_path, "compare"))
 
 
+def write_grouped(file: Path, *, gap: bool = False, prompt: str = "", shared: int = 0) -> Path:
+    """Write 120 rows of the customers 0 to 11, of which the first `shared` rows have one prompt."""
+    with file.open("w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["customer_id", "question", "answer"])
+        for number in range(120):
+            customer = "" if gap and number == 7 else number % 12
+            own_prompt = "Where is my order?" if number < shared else f"When does order {number} arrive?"
+            writer.writerow([customer, prompt or own_prompt, f"In {number + 1} days."])
+    return file
+
+
+def test_whole_groups_are_held_out_where_every_row_has_one(registry, tmp_path):
+    def draft(file):
+        result = draft_spec([inspect_file(registry, file)], CPU, request(tmp_path))
+        return result.document["sources"]["rows"]["csv"]["held_out"], [text for _, text in result.reasons]
+
+    held_out, reasons = draft(write_grouped(tmp_path / "rows.csv"))
+    assert held_out == {"share": 0.3, "group": "customer_id"}
+    assert "rows of one customer_id (12 values) are on one side" in reasons
+    # a row without a customer is invalid, and customers with one prompt cannot be separated
+    for more in ({"gap": True}, {"prompt": "Please summarize this order."}, {"shared": 12}):
+        held_out, reasons = draft(write_grouped(tmp_path / "rows.csv", **more))
+        assert held_out == 0.3
+        assert "rows share customer_id (12 values): rows of one may be on both sides" in reasons
+
+
 def test_enough_rows_for_a_verdict_are_held_out():
     assert held_out_share(100_000) == pytest.approx(0.002)
     assert held_out_share(1_000) == pytest.approx(0.1)

@@ -10,7 +10,10 @@ import pytest
 from harness.cli.main import main
 from harness.drafting import import_config as import_config_module
 from harness.drafting.foreign_data import DATA_KEYS
-from harness.drafting.foreign_tables import DEFAULTS, OFF, QUANTIZATION, TABLES
+from harness.drafting.foreign_groups import GROUPED_KEYS
+from harness.drafting.foreign_sharding import SHARDING_KEYS
+from harness.drafting.foreign_tables import DEFAULTS, QUANTIZATION, TABLES
+from harness.drafting.foreign_values import OFF
 from harness.drafting.import_config import import_config
 from harness.errors import HarnessError
 from harness.registry import discover_plugins
@@ -108,14 +111,19 @@ def test_a_published_example_becomes_a_valid_spec(imported, tmp_path, tool):
 @pytest.mark.parametrize("tool", EXAMPLES)
 def test_every_key_that_changes_the_result_is_in_a_list(imported, tool):
     result = imported(tool, EXAMPLES[tool][1])
-    listed = {key.split(" ")[0].rstrip(":") for key, _ in [*result.carried, *result.changed, *result.dropped]}
+    lists = [*result.carried, *result.changed, *result.unneeded, *result.dropped]
+    listed = {key.split(" ")[0].rstrip(":") for key, _ in lists}
     content = EXAMPLES[tool][1]
     stated = content if isinstance(content, dict) else {"model": 1, "max_length": 1, "lora_rank": 1, "warmup_ratio": 1}
     off = (None, False, "", "none")
     table = TABLES[tool]
     for key, value in stated.items():
         entry = table.get(key)
-        sets_nothing = entry is not None and not entry.why and (not entry.path or entry.convert(value) is OFF)
+        sets_nothing = (
+            entry is not None
+            and not (entry.why or entry.change or entry.unneeded)
+            and (not entry.path or entry.convert(value) is OFF)
+        )
         if value not in off and not sets_nothing:
             assert key in listed or (key == "val_size"), key
 
@@ -299,12 +307,20 @@ rm --force x
     assert not any("the key is not known" in why for _, why in result.dropped)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tool", EXAMPLES)
 def test_no_value_of_any_key_is_a_crash(tmp_path, monkeypatch, tool):
     config = EXAMPLES[tool][1] if tool != "ms-swift" else {"model": "a/b", "dataset": "org/rows"}
     (tmp_path / "dataset_info.json").write_text(json.dumps(DATASET_INFO))
     for value in (5, -1.5, "x", "", [], {}, [1], ["x"], [""], [{"path": 1}], {"a": 1}, True, 1e400, "a\0b"):
-        for key in [*TABLES[tool], *QUANTIZATION[tool], *DATA_KEYS.values(), "lr_scheduler_kwargs", "max_samples"]:
+        for key in [
+            *TABLES[tool],
+            *QUANTIZATION[tool],
+            *DATA_KEYS.values(),
+            *GROUPED_KEYS[tool],
+            *SHARDING_KEYS,
+            "max_samples",
+        ]:
             changed = {**config, key: value}
             monkeypatch.setattr(import_config_module, "read_config", lambda _, changed=changed: changed)
             with contextlib.suppress(HarnessError):
@@ -366,14 +382,15 @@ def test_a_quotation_without_end_is_one_line(tmp_path, monkeypatch, capsys):
     assert "a.sh:2: this is not a shell command: No closing quotation" in line
 
 
-def test_the_command_prints_three_lists(tmp_path, monkeypatch, capsys):
+def test_the_command_prints_four_lists(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a.json").write_text(json.dumps(TRL))
     assert main(["import", "trl", "a.json"]) == 0
     output = capsys.readouterr().out
     assert "carried over: " in output
     assert "changed in meaning: " in output
-    assert "not expressible: 2" in output  # eos_token and push_to_hub
+    assert "not needed: 1" in output  # push_to_hub
+    assert "not expressible: 1" in output  # eos_token
     assert output.endswith("next: harness check a.spec.json\n")
     assert main(["import", "trl", "a.json"]) == 2
 
@@ -382,3 +399,237 @@ def test_a_missing_dataset_info_is_named(tmp_path):
     (tmp_path / "a.json").write_text(json.dumps(LLAMA_FACTORY))
     with pytest.raises(HarnessError, match=r"dataset_info\.json, which was not found"):
         import_config("llamafactory", tmp_path / "a.json")
+
+
+def axolotl_lists(imported, change):
+    result = imported("axolotl", {**AXOLOTL, **change})
+    return result, dict(result.carried), dict(result.changed), dict(result.unneeded), dict(result.dropped)
+
+
+def test_control_tokens_of_axolotl(imported):
+    tokens = {"pad_token": "<pad>", "eos_token": "</s>", "sep_token": "<sep>"}
+    result, carried, changed, _, dropped = axolotl_lists(imported, {"special_tokens": tokens, "tokens": ["<a>"]})
+    assert result.document["model"] | {"path": ""} == {
+        "path": "", "attention": "flash_attention_2", "pad_token": "<pad>", "add_tokens": ["<a>"],
+    }  # fmt: skip
+    assert carried["special_tokens: pad_token"] == "model.pad_token"
+    assert changed["special_tokens: eos_token"].startswith("the tokenizer's own is used")
+    assert "special_tokens: sep_token" in dropped
+
+
+def test_kernels_are_not_needed_and_other_plugins_are_not_expressible(imported):
+    kernels = ["axolotl.integrations.liger.LigerPlugin", "axolotl.integrations.cut_cross_entropy.CutCrossEntropyPlugin"]
+    _, _, _, unneeded, dropped = axolotl_lists(imported, {"plugins": kernels, "liger_rope": True})
+    assert {"plugins", "liger_rope"} <= unneeded.keys()
+    assert "plugins" not in dropped
+    _, _, _, unneeded, dropped = axolotl_lists(imported, {"plugins": [*kernels, "a.DiffusionPlugin"]})
+    assert dropped["plugins"] == "the plugin DiffusionPlugin changes Axolotl's trainer"
+    assert "plugins" not in unneeded
+
+
+def test_settings_of_adam_and_of_the_cosine(imported):
+    change = {"adam_beta2": 0.95, "adam_epsilon": "1e-5", "cosine_min_lr_ratio": 0.1}
+    train = imported("axolotl", {**AXOLOTL, **change}).document["train"]
+    assert train["optimizer"] == {"adamw_8bit": {"betas": [0.9, 0.95], "eps": 1e-5}}
+    assert train["scheduler"] == {"cosine": {"final": 0.1}}
+    _, _, _, _, dropped = axolotl_lists(imported, {**change, "optimizer": "lion", "cosine_constant_lr_ratio": 0.8})
+    assert "adam_beta2, adam_epsilon" in dropped
+    assert "cosine_constant_lr_ratio" in dropped
+
+
+@pytest.mark.parametrize(
+    ("change", "optimizer", "text"),
+    [
+        ({"optimizer": "paged_adamw_32bit"}, "paged_adamw", ""),
+        ({"optimizer": "adamw_torch_8bit"}, "adamw_8bit", "train.optimizer: the state with 8 bits is that"),
+        ({"optimizer": "adamw_torch_4bit"}, "adamw_8bit", "train.optimizer: the state has 8 bits, not 4"),
+    ],
+)
+def test_optimizers_with_another_state_are_changed(imported, change, optimizer, text):
+    result, carried, changed, _, _ = axolotl_lists(imported, change)
+    assert result.document["train"]["optimizer"] == {optimizer: {}}
+    assert changed["optimizer"].startswith(text) if text else carried["optimizer"] == "train.optimizer"
+
+
+def test_another_kernel_of_attention_is_changed(imported):
+    change = {"attn_implementation": "flex_attention", "flash_attention": None}
+    result, _, changed, _, _ = axolotl_lists(imported, change)
+    assert result.document["model"]["attention"] == "auto"
+    assert "flex_attention" in changed["attn_implementation"]
+
+
+def test_a_regular_expression_of_layers_stays_one(imported):
+    expression = r"model.layers.[\d]+.(mlp|self_attn).(up|q)_proj"
+    result = imported("axolotl", {**AXOLOTL, "lora_target_modules": expression})
+    assert result.document["mitigations"]["lora"]["target"] == f"re:{expression}"
+    result = imported("axolotl", {**AXOLOTL, "lora_target_modules": "q_proj,v_proj"})
+    assert result.document["mitigations"]["lora"]["target"] == ["q_proj", "v_proj"]
+
+
+def test_keys_of_an_entry_of_data_are_not_ignored(imported):
+    entry = {
+        "path": "a/b", "type": "chat_template", "message_field_role": "from", "message_field_content": "value",
+        "roles": {"user": ["human"], "assistant": ["gpt"]}, "field_thinking": "thinking", "drop_system_message": True,
+        "shiny": 1,
+    }  # fmt: skip
+    result, _, _, _, dropped = axolotl_lists(imported, {"datasets": [entry]})
+    options = result.document["sources"]["b"]["hub"]
+    assert options["columns"] == {"role": "from", "content": "value"}
+    assert options["roles"] == {"human": "user", "gpt": "assistant"}
+    assert {key for key in dropped if key.startswith("datasets")} == {
+        "datasets a/b: drop_system_message", "datasets a/b: shiny",
+    }  # fmt: skip
+
+
+def test_alpaca_rows_get_the_prompt_of_alpaca(imported):
+    assert imported("axolotl", AXOLOTL).document["template"] == "alpaca"
+    data = [{"path": "a/b", "type": "alpaca"}, {"path": "a/c", "type": "chat_template"}]
+    assert imported("axolotl", {**AXOLOTL, "datasets": data}).document["template"] == "tokenizer"
+
+
+def test_the_rows_of_a_step_give_the_accumulation(imported):
+    config = {key: value for key, value in AXOLOTL.items() if key != "gradient_accumulation_steps"}
+    assert imported("axolotl", {**config, "batch_size": 8}).document["train"]["accumulation"] == 4
+    result, _, _, unneeded, _ = axolotl_lists(imported, {"batch_size": 8})
+    assert result.document["train"]["accumulation"] == 2
+    assert "batch_size" in unneeded
+
+
+def test_weights_of_tokens_are_mitigations(imported):
+    document = imported("llamafactory", {**LLAMA_FACTORY, "use_dft_loss": True}).document
+    assert document["mitigations"]["reweight"] == {"by": "probability"}
+    result, _, changed, _, _ = axolotl_lists(imported, {"use_eaft": True, "eaft_alpha": 2.0, "eaft_k": 20})
+    assert result.document["mitigations"]["reweight"] == {"by": "entropy", "power": 2.0}
+    assert "ln 20" in changed["use_eaft"]
+
+
+def test_an_adapter_of_rotations(imported):
+    config = {**LLAMA_FACTORY, "finetuning_type": "oft", "oft_block_size": 16, "oft_target": "all"}
+    config = {key: value for key, value in config.items() if not key.startswith("lora")}
+    result = imported("llamafactory", config)
+    assert result.document["mitigations"] == {"oft": {"block": 16, "target": "all-linear"}}
+    assert result.dropped == []
+
+
+def test_trained_weights_by_name_are_refused_without_an_adapter(imported):
+    _, _, _, unneeded, _ = axolotl_lists(imported, {"unfrozen_parameters": ["lm_head"]})
+    assert "unfrozen_parameters" in unneeded
+    _, _, _, _, dropped = axolotl_lists(imported, {"unfrozen_parameters": ["lm_head"], "adapter": None})
+    assert "unfrozen_parameters" in dropped
+
+
+def test_fsdp_becomes_sharding_with_an_optimizer_that_supports_it(imported):
+    fsdp = {"fsdp_version": 2, "fsdp_config": {"fsdp_activation_checkpointing": True, "offload_params": False}}
+    result, _, changed, _, dropped = axolotl_lists(imported, {**fsdp, "gradient_checkpointing": False})
+    train = result.document["train"]
+    assert (train["sharding"], train["optimizer"], train["gradient_checkpointing"]) == ("fsdp2", {"adamw": {}}, True)
+    assert changed["fsdp_config, fsdp_version"].startswith("train.sharding: fsdp2")
+    assert "8 bits cannot be" in changed["fsdp_config, fsdp_version: optimizer"]
+    assert not any("fsdp" in key for key in dropped)
+
+
+@pytest.mark.parametrize("change", [{"activation_offloading": True}, {"gradient_checkpointing": "offload"}])
+def test_activations_in_main_memory(imported, change):
+    result, carried, _, _, dropped = axolotl_lists(imported, change)
+    train = result.document["train"]
+    assert (train["gradient_checkpointing"], train["offload_activations"]) == (True, True)
+    assert carried[next(iter(change))].startswith("train.offload_activations")
+    assert next(iter(change)) not in dropped
+    config = {**LLAMA_FACTORY, "use_unsloth_gc": True}
+    assert imported("llamafactory", config).document["train"]["offload_activations"] is True
+
+
+@pytest.mark.parametrize("change", [{"activation_offloading": "disk"}, {"gradient_checkpointing": "offload_disk"}])
+def test_activations_on_disk_are_not_expressible(imported, change):
+    result, _, _, _, dropped = axolotl_lists(imported, change)
+    assert "not on disk" in dropped[next(iter(change))]
+    assert "offload_activations" not in result.document["train"]
+
+
+@pytest.mark.parametrize(
+    "change", [{"fsdp": ["full_shard", "offload"]}, {"fsdp_config": {"fsdp_offload_params": True}}]
+)
+def test_offloaded_parameters_are_shards_in_main_memory(imported, change):
+    result, _, changed, _, dropped = axolotl_lists(imported, {**change, "optimizer": "adamw_torch"})
+    assert result.document["train"]["offload_shards"] is True
+    assert changed["fsdp_config: offload_params"].startswith("train.offload_shards")
+    assert not any("fsdp" in key for key in dropped)
+    assert "offload_shards" not in axolotl_lists(imported, {"fsdp": ["full_shard"]})[0].document["train"]
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ({"fsdp_config": {"sharding_strategy": "HYBRID_SHARD"}}, "fsdp_config: sharding_strategy"),
+        ({"fsdp": "full_shard", "optimizer": "muon"}, "fsdp: optimizer"),
+        ({"fsdp": "full_shard", "load_in_4bit": None, "load_in_8bit": True}, "fsdp: 8 bits"),
+        ({"deepspeed": "missing.json"}, "deepspeed"),
+        ({"context_parallel_size": 2}, "context_parallel_size"),
+    ],
+)
+def test_what_sharding_does_not_have_is_not_expressible(imported, change, key):
+    _, _, _, _, dropped = axolotl_lists(imported, change)
+    assert key in dropped
+
+
+def test_the_file_of_deepspeed_decides(imported, tmp_path):
+    zero = {"bf16": {"enabled": True}, "zero_optimization": {"stage": 3, "overlap_comm": True}}
+    (tmp_path / "zero.json").write_text(json.dumps(zero))
+    change = {"deepspeed": "zero.json", "optimizer": "adamw_torch"}
+    result, _, changed, _, dropped = axolotl_lists(imported, change)
+    assert result.document["train"]["sharding"] == "fsdp2"
+    assert "deepspeed" in changed
+    assert not any(key.startswith("deepspeed") for key in dropped)
+    assert "offload_shards" not in result.document["train"]
+    places = {"offload_optimizer": {"device": "cpu", "pin_memory": True}, "offload_param": {"device": "nvme"}}
+    (tmp_path / "zero.json").write_text(json.dumps({"zero_optimization": {"stage": 2, **places}}))
+    result, _, changed, _, dropped = axolotl_lists(imported, change)
+    assert result.document["train"]["offload_shards"] is True
+    assert "deepspeed: offload_optimizer" in changed
+    assert dropped["deepspeed: offload_param"] == "shards are stored in main memory, not on nvme"
+    zero["zero_optimization"] |= {"stage": 0, "offload_param": {"device": "cpu"}}
+    (tmp_path / "zero.json").write_text(json.dumps(zero | {"autotuning": {}}))
+    result, _, _, _, dropped = axolotl_lists(imported, change)
+    assert "sharding" not in result.document["train"]
+    assert {"deepspeed: offload_param", "deepspeed: autotuning"} <= dropped.keys()
+
+
+V1 = {
+    "model": "Qwen/Qwen3-0.6B", "model_class": "llm", "train_dataset": "v1.yaml", "micro_batch_size": 2,
+    "peft_config": {"name": "lora", "r": 16, "lora_alpha": 32, "target_modules": "all"}, "max_steps": 10,
+    "kernel_config": {"name": "auto"}, "dist_config": {"name": "fsdp2", "dcp_path": None},
+    "quant_config": {"name": "bnb", "quantization_bit": 4}, "init_config": {"name": "init_on_meta"},
+}  # fmt: skip
+
+
+def test_the_second_engine_of_llama_factory(imported, tmp_path):
+    datasets = {"a": {"path": "a.json", "source": "local", "converter": "alpaca", "size": 5}, "b": {
+        "path": "org/b", "source": "hf_hub", "converter": "sharegpt"}}  # fmt: skip
+    (tmp_path / "v1.yaml").write_text(json.dumps(datasets))
+    result = imported("llamafactory", V1)
+    assert result.dropped == []
+    document = result.document
+    assert document["model"]["path"] == "Qwen/Qwen3-0.6B"
+    assert document["model"]["quantization"]["bitsandbytes"]["bits"] == 4
+    assert document["mitigations"]["lora"] == {"rank": 16, "alpha": 32.0, "target": "all-linear"}
+    train = document["train"]
+    assert (train["sharding"], train["steps"], train["batch_size"]) == ("fsdp2", 10, 2)
+    assert (train["scheduler"], train["weight_decay"]) == ({"constant": {}}, 0.01)
+    assert document["sources"]["a"]["json"] | {"path": ""} == {"path": "", "limit": 5, "held_out": 0.1}
+    assert document["sources"]["b"]["hub"]["name"] == "org/b"
+    assert document["sources"]["b"]["hub"]["form"] == "messages"
+
+
+def test_what_the_second_engine_alone_has_is_not_expressible(imported, tmp_path):
+    (tmp_path / "v1.yaml").write_text(json.dumps({"a": {"path": "a.json", "weight": 2.0}}))
+    change = {
+        "peft_config": {"name": "freeze"}, "dist_config": {"name": "fsdpturbo", "ep_size": 16}, "cp_size": 2,
+        "batching_strategy": "dynamic_batching", "optim_config": {"name": "muon", "wd": 0.1}, "quant_config": None,
+    }  # fmt: skip
+    dropped = dict(imported("llamafactory", {**V1, **change}).dropped)
+    assert {
+        "peft_config: freeze", "dist_config: fsdpturbo", "cp_size", "batching_strategy", "optim_config: wd",
+        "dataset a: weight",
+    } <= dropped.keys()  # fmt: skip
+    with pytest.raises(HarnessError, match=r"names gone\.yaml, which was not found"):
+        imported("llamafactory", {**V1, "train_dataset": "gone.yaml"})

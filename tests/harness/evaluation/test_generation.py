@@ -98,6 +98,7 @@ def stop_of_fourth(sharp_model, prompts):
     return StopConditions(None, frozenset({int(answer[0, -1])}), ())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lines", [True, False])
 @pytest.mark.parametrize(("size", "rows"), [(3, None), (8, None), (3, (2, 3, 4))])
 def test_rows_that_end_leave_and_waiting_ones_join_without_effect_on_others(
@@ -129,6 +130,7 @@ def test_rows_that_end_leave_and_waiting_ones_join_without_effect_on_others(
 REFILLED = ["llama", "mistral", "gemma2", "gpt2", "bloom", "mixtral", "qwen3_next", "mamba"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", REFILLED)
 def test_answers_of_an_architecture_do_not_depend_on_joining_rows(tokenizer, prompts, name):
     from support.architectures import build_architecture

@@ -45,6 +45,7 @@ def build_model(model_type, tokenizer, **settings):
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model_type", MODELS)
 def test_answers_of_a_batch_equal_complete_forward_passes_of_each_prompt(model_type, tokenizer, kit):
     settings, expected = MODELS[model_type]

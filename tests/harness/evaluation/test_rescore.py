@@ -123,6 +123,7 @@ def test_interrupted_evaluation_is_not_scored(run, plugins):
         rescore.score_run(run, None, plugins)
 
 
+@pytest.mark.slow
 def test_text_metrics_do_not_import_torch(run):
     program = f"""
 import sys

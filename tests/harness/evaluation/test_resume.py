@@ -201,6 +201,7 @@ class SpacedTemplate(Template):
         return self._turns.stop_strings(tokenizer)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", MISSES)
 def test_every_change_is_measured_again(evaluate, kit, tiny_model, tokenizer, rows, what, tmp_path):
     evaluate(tiny_model)

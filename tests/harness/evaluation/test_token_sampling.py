@@ -18,6 +18,7 @@ def token_frequencies(temperature, top_p, n=4000):
     return [counts[token] / n for token in range(4)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("temperature", "top_p", "expected"),
     [

@@ -122,6 +122,7 @@ CALLS = {
     ("mode", "select"): lambda c: c.select(STAGE, ROWS),
     ("mode", "order"): lambda c: c.order(STAGE, ROWS),
     ("mitigation", "check_compatible"): lambda c: c.check_compatible({}),
+    ("mitigation", "check_stage"): lambda c: c.check_stage(STAGE),
     ("mitigation", "transform_stages"): lambda c: c.transform_stages((STAGE,)),
     ("mitigation", "generate_rows"): lambda c: list(c.generate_rows(STAGE, None, None, seed=0)),
     ("mitigation", "generation_settings"): lambda c: c.generation_settings(),

@@ -31,6 +31,7 @@ def test_snapshots_saved_with_and_without_torch_are_equal(name, tokenizer, tiny_
     assert (tmp_path / "without.json").read_bytes() == (tmp_path / "with.json").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_folder_that_cannot_be_loaded_has_no_snapshot(tmp_path):
     save_snapshot_without_torch(ModelLocation("folder", str(tmp_path), None, "digest"), {}, tmp_path / "none.json")
     assert not (tmp_path / "none.json").exists()

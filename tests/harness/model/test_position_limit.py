@@ -66,6 +66,7 @@ def test_the_config_of_a_multimodal_model_is_that_of_its_language_model():
     assert position_limit({"model_type": "gemma3", "text_config": text}) == PositionLimit(512, is_hard=False)
 
 
+@pytest.mark.slow
 def test_every_model_type_of_transformers_without_rotary_positions_is_classified():
     """A new model type with a table must be added to `TABLE_MODEL_TYPES`; else its rows would fail in training."""
     unclassified = set()

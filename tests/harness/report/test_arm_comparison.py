@@ -286,6 +286,7 @@ def test_other_arms_are_compared_with_the_best_control(seeded, tmp_path: Path) -
     assert single.best_control == ()
 
 
+@pytest.mark.slow
 def test_gate_judges_the_recommended_arm_with_its_choice_accounted_for(seeded, tmp_path: Path) -> None:
     condition = {
         **dict.fromkeys(gate.TESTS), "score": "rougeL", "summary": "forgetting", "judge_by": "bound", "tier": "blocks",
@@ -459,6 +460,7 @@ def with_other_signature(one):
     return replace(one, scores=tuple(scores))
 
 
+@pytest.mark.slow
 def test_scores_with_other_signatures_are_noted_and_the_rest_is_compared(tmp_path: Path) -> None:
     """The mismatch is result after all arms have run, so it must not prevent their comparison."""
     whole = {name: write_finished_run(tmp_path / name, 0.3, 1.0) for name in ("naive", "blind", "poor", "other")}

@@ -67,6 +67,7 @@ def experiment(tmp_path):
     return result
 
 
+@pytest.mark.slow
 def test_arms_are_read_off_at_the_gain_that_all_reach(experiment):
     result = experiment.equal_gain
     assert result.limited_by == "short"
@@ -84,6 +85,7 @@ def test_arms_are_read_off_at_the_gain_that_all_reach(experiment):
     assert "'mixing' forgets least" in result.text
 
 
+@pytest.mark.slow
 def test_an_arm_without_mid_stage_evaluations_is_missing_with_the_key_to_set(experiment):
     assert experiment.equal_gain.missing.keys() == {"late"}
     assert 'set "train.evaluate_steps"' in experiment.equal_gain.missing["late"]

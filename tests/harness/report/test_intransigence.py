@@ -58,6 +58,7 @@ def test_intransigence_is_joint_minus_own_stage(experiment):
     assert by_score["rougeL"].value.low <= by_score["rougeL"].value.value <= by_score["rougeL"].value.high
 
 
+@pytest.mark.slow
 def test_intransigence_is_written(experiment, tmp_path):
     experiment.write(tmp_path)
     document = json.loads((tmp_path / "arms.json").read_text())
@@ -97,6 +98,7 @@ def test_experiment_page_has_intransigence_and_its_reference(experiment, tmp_pat
     assert "reference" not in root.find("tr", data_arm="stages").text
 
 
+@pytest.mark.slow
 def test_task_with_other_signature_is_ignored(tmp_path):
     """The mismatch is found after all arms have run, so it must not prevent their comparison."""
     runs = {
@@ -119,6 +121,7 @@ def test_task_with_other_signature_is_ignored(tmp_path):
     assert any(one.startswith("helpdesk/rougeL is not compared for 'joint'") for one in comparison.notes)
 
 
+@pytest.mark.slow
 def test_joint_arm_is_not_part_of_the_sweep(tmp_path):
     """It also differs in its mode; the other arms still differ in one number."""
 

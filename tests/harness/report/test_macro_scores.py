@@ -64,6 +64,7 @@ def test_the_value_and_its_interval(evaluate, macro_f1):
     assert set(item_values(score, macro_f1)) == {0.0, 1.0}
 
 
+@pytest.mark.slow
 def test_comparison_slices_and_matrix_use_the_items(evaluate, macro_f1):
     before, after = evaluate(0, 0.9), evaluate(1, 0.4)
     difference = score_difference(before, after, macro_f1).difference

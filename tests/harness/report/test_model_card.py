@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
+import yaml
 from support import example_run
 
-from harness.interfaces.exporter import LOADING_HEADING
+from harness.interfaces.exporter import LOADING_HEADING, ExportSource
 from harness.report.model_card import write_model_card
 
 SAVED = f"{LOADING_HEADING}\n\n```python\nload()\n```\n"
@@ -74,12 +75,124 @@ def test_the_lines_of_an_earlier_version_are_kept(run):
     assert f"{LOADING_HEADING}\n\n```python\nold()\n```" in write_model_card(run).read_text()
 
 
-def test_the_license_of_the_base_model_is_that_of_its_card(run, tmp_path):
-    (tmp_path / "base").mkdir()
-    (tmp_path / "base" / "README.md").write_text("---\nlanguage: en\nlicense: apache-2.0\n---\n# base\nlicense: mit\n")
+def set_in_spec(run, *path, value):
+    spec = json.loads((run / "spec.json").read_text())
+    section = spec
+    for key in path[:-1]:
+        section = section.setdefault(key, {})
+    section[path[-1]] = value
+    (run / "spec.json").write_text(json.dumps(spec))
+
+
+def write_base_card(folder, front_matter):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "README.md").write_text(front_matter)
+
+
+@pytest.mark.parametrize("has_adapter", [True, False])
+@pytest.mark.parametrize("kind", ["folder", "run", "hub", "hub revision"])
+def test_the_license_is_that_of_the_base_model_wherever_it_is(run, tmp_path, monkeypatch, kind, has_adapter):
+    if not has_adapter:
+        (run / "model" / "adapter_config.json").unlink()
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    cache = tmp_path / "hub/models--org--base"
+    path, folder = {
+        "folder": (str(tmp_path / "base"), tmp_path / "base"),
+        "run": (f"run:{tmp_path}/earlier", tmp_path / "earlier/model"),
+        "hub": ("org/base", cache / "snapshots/c0ffee"),
+        "hub revision": ("org/base", cache / "snapshots/decaf"),
+    }[kind]
+    set_in_spec(run, "model", "path", value=path)
+    if kind == "hub":
+        (cache / "refs").mkdir(parents=True)
+        (cache / "refs" / "main").write_text("c0ffee")
+    if kind == "hub revision":
+        set_in_spec(run, "model", "revision", value="decaf")
+    assert "- base model: see the page of the base model" in write_model_card(run).read_text()
+    write_base_card(folder, "---\nlanguage: en\nlicense: apache-2.0\n---\n# base\nlicense: mit\n")
+    for _ in range(2):  # the second card is written beside the first one
+        text = write_model_card(run).read_text()
+        assert 'license: "apache-2.0"' in text.split("---\n")[1]
+        assert "- base model: apache-2.0\n" in text
+
+
+@pytest.mark.parametrize(
+    ("front_matter", "expected", "shown"),
+    [
+        ('---\r\nlicense: "mit"  # free\r\n---\r\n', {"license": "mit"}, "mit"),
+        ("---\nlicense:\n- mit\n- apache-2.0\n---\n", {"license": ["mit", "apache-2.0"]}, "mit, apache-2.0"),
+        (
+            "---\nlicense: other\nlicense_name: qwen\nlicense_link: https://x/LICENSE\n---\n",
+            {"license": "other", "license_name": "qwen", "license_link": "https://x/LICENSE"},
+            "other (qwen, https://x/LICENSE)",
+        ),
+        ("---\nlanguage: en\n---\nlicense: mit\n", {}, None),
+        ("license: mit\n", {}, None),
+        ("---\nlicense: [mit\n---\n", {}, None),
+        ("---\nlicense: {a: b}\n---\n", {}, None),
+        ("---\nlicense: [2024-01-01]\n---\n", {}, None),
+        ("---\nlicense: other\nlicense_name: 2024-01-01\n---\n", {"license": "other"}, "other"),
+        ("---\n- license\n---\n", {}, None),
+    ],
+)
+def test_the_license_is_read_as_the_hub_writes_it(run, tmp_path, front_matter, expected, shown):
+    set_in_spec(run, "model", "path", value=str(tmp_path / "base"))
+    write_base_card(tmp_path / "base", front_matter)
     text = write_model_card(run).read_text()
-    assert 'license: "apache-2.0"' in text.split("---\n")[1]
-    assert "- base model: apache-2.0" in text
+    fields = yaml.safe_load(text.split("---\n")[1])
+    assert {key: value for key, value in fields.items() if key.startswith("license")} == expected
+    line = next(line for line in text.splitlines() if line.startswith("- base model: "))
+    assert line.replace("\\", "") == f"- base model: {shown or 'see the page of the base model'}"
+
+
+@pytest.mark.parametrize("path", ["pypi:pkg==1/model.gguf#sha256=00", "base", ""])
+def test_the_license_is_never_that_of_a_file_in_the_working_folder(run, tmp_path, monkeypatch, path):
+    """An adapter of a converted model has no path of its base."""
+    write_base_card(tmp_path / "work", "---\nlicense: mit\n---\n")
+    write_base_card(tmp_path / "work/base", "---\nlicense: mit\n---\n")
+    (run / "model" / "adapter_config.json").write_text('{"base_model_name_or_path": ""}')
+    monkeypatch.chdir(tmp_path / "work")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    set_in_spec(run, "model", "path", value=path)
+    assert "- base model: see the page of the base model" in write_model_card(run).read_text()
+
+
+@pytest.mark.parametrize(
+    ("saved", "words"),
+    [("other", "keeps the chat template of the base model"), ("none", "has no chat template"), ("same", None)],
+)
+def test_the_card_warns_of_another_chat_template_than_that_of_the_run(run, saved, words):
+    (run / "model" / "template.json").write_text(json.dumps({"chat_template": saved}))
+    text = write_model_card(run).read_text()
+    assert write_model_card(run).read_text() == text
+    warnings = [line for line in text.splitlines() if line.startswith("> **Warning**")]
+    if words is None:
+        assert warnings == []
+        return
+    (line,) = warnings
+    assert words in line
+    assert "the run trained with `chatml`" in line
+    assert "`harness export mixed-sft-1 --to merged`" in line
+    assert LOADING_HEADING in text.split(line)[0]
+
+
+def test_an_export_does_not_repeat_the_warning(run, tmp_path):
+    (run / "model" / "template.json").write_text('{"chat_template": "other"}')
+    source = ExportSource("x", run / "model", write_model_card(run).read_text(), "", None, (), "", None, str)
+    source.write_card(tmp_path, "load it")
+    card = (tmp_path / "README.md").read_text()
+    assert "load it" in card
+    assert "## Scores" in card
+    assert "**Warning**" not in card
+
+
+@pytest.mark.parametrize(("kind", "shown"), [("cuda", "precision: float32 with tf32"), ("cpu", "precision: float32}")])
+def test_tf32_is_shown_where_it_was_used(run, kind, shown):
+    set_in_spec(run, "train", "precision", value="float32")
+    set_in_spec(run, "train", "tf32", value=True)
+    environment = json.loads((run / "environment.json").read_text())
+    (run / "environment.json").write_text(json.dumps({**environment, "device": {"kind": kind}}))
+    assert shown in write_model_card(run).read_text()
 
 
 def test_a_run_without_a_model_has_no_card(tmp_path):

@@ -144,6 +144,7 @@ def test_a_single_suite_keeps_its_own_interval():
     assert verdict.general.change.high == pytest.approx(only.difference.high / 0.02)
 
 
+@pytest.mark.slow
 def test_kept_and_forgot_are_rarely_wrong():
     """At a true loss of exactly one margin `kept` is wrong, at no loss `forgot` is: each in at most 2.5 % of runs.
 

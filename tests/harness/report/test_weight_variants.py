@@ -61,6 +61,7 @@ def test_improvement_and_degradation_follow_metric_direction():
     assert variant.improvement_on("helpdesk/chrf") is None
 
 
+@pytest.mark.slow
 def test_run_page_has_the_sweep_in_numeric_order(tmp_path):
     folder = run_folders.write_run(tmp_path / "run")
     write_variants(folder, *SWEEP)
@@ -78,6 +79,7 @@ def test_run_page_has_the_sweep_in_numeric_order(tmp_path):
     assert "wise_ft alpha" in drawing
 
 
+@pytest.mark.slow
 def test_variants_without_number_are_a_table_only(tmp_path):
     folder = run_folders.write_run(tmp_path / "run")
     write.write_run_page(folder)
@@ -91,6 +93,7 @@ def test_variants_without_number_are_a_table_only(tmp_path):
     assert not list(section.find_all("svg"))
 
 
+@pytest.mark.slow
 def test_invalid_file_is_reported_and_the_page_is_written(tmp_path):
     folder = run_folders.write_run(tmp_path / "run")
     (folder / "variants.json").write_text(json.dumps({"variants": [{"stage": "a"}]}))
@@ -100,6 +103,7 @@ def test_invalid_file_is_reported_and_the_page_is_written(tmp_path):
     assert 'id="variants"' not in text
 
 
+@pytest.mark.slow
 def test_hostile_names_are_escaped(tmp_path):
     folder = run_folders.write_run(tmp_path / "run")
     write_variants(
@@ -114,6 +118,7 @@ def test_hostile_names_are_escaped(tmp_path):
     assert not list(page.find_all("img"))
 
 
+@pytest.mark.slow
 def test_experiment_page_has_variants_as_points(tmp_path):
     folder = run_folders.write_experiment(tmp_path / "sweep")
     write_variants(folder / "arms" / "naive", variant_entry("alpha=0.5", 0.9, 9.0, "before"), *SWEEP)

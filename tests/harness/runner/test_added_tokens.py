@@ -67,6 +67,7 @@ def nlls_of(model, spec_file):
     return {row.id: response_nll(model.eval(), build_padded_batch([(row,)], 0))[0] for row in data}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ["./tiny", "./untied"])
 def test_a_trained_model_with_added_tokens_is_loaded_by_the_documented_lines(desk, rows, untied, tokenizer, path):
     folder = desk.start(document(desk, rows, path))
@@ -79,6 +80,7 @@ def test_a_trained_model_with_added_tokens_is_loaded_by_the_documented_lines(des
     assert nlls_of(model, folder / "spec.json") == pytest.approx(measured_nlls(folder), rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ["./tiny", "./untied"])
 def test_an_adapter_holds_the_new_rows_and_is_loaded_by_the_documented_lines(desk, rows, untied, tokenizer, path):
     folder = desk.start(document(desk, rows, path, mitigations=LORA))
@@ -106,6 +108,7 @@ def test_an_adapter_holds_the_new_rows_and_is_loaded_by_the_documented_lines(des
     assert measured_nlls(continued, stage=0) == pytest.approx(scores, rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adapter", ["merge", "new", "continue"])
 def test_two_stages_with_an_adapter_keep_the_scores_of_the_first(desk, rows, adapter):
     stages = [
@@ -120,6 +123,7 @@ def test_two_stages_with_an_adapter_keep_the_scores_of_the_first(desk, rows, ada
     assert nlls_of(model, folder / "spec.json") == pytest.approx(measured_nlls(folder, stage=2), rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mitigations", [{}, LORA], ids=["all weights", "lora"])
 def test_a_resumed_stage_with_added_tokens_equals_the_uninterrupted_one(desk, rows, mitigations, same, monkeypatch):
     from harness.training.step_log import StepLog
@@ -143,6 +147,7 @@ def _interrupt(self):
     raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mitigations", "key"),
     [
@@ -157,6 +162,7 @@ def test_an_adapter_that_cannot_hold_the_new_rows_is_refused_before_training(des
         desk.start(document(desk, rows, mitigations=mitigations))
 
 
+@pytest.mark.slow
 def test_a_later_run_adds_tokens_and_is_compared_with_the_first_base_model(desk, rows):
     first = desk.start(desk.document())
     settings = document(desk, rows)
@@ -188,6 +194,7 @@ def larger(desk, tokenizer):
     return "./larger"
 
 
+@pytest.mark.slow
 def test_a_token_of_a_row_without_an_embedding_is_one_line_from_check_on(desk, rows, larger, tokenizer, capsys):
     settings = document(desk, rows, larger)
     del settings["model"]["add_tokens"]
@@ -209,6 +216,7 @@ def test_a_token_of_a_row_without_an_embedding_is_one_line_from_check_on(desk, r
     assert AutoTokenizer.from_pretrained(folder / "model").pad_token == "[PAD]"
 
 
+@pytest.mark.slow
 def test_padding_uses_another_token_if_the_padding_token_has_no_embedding(desk, larger, capsys):
     folder = desk.start(desk.document(model={"path": larger}))
     warnings = json.loads((folder / "data.json").read_text())["warnings"]
@@ -216,6 +224,7 @@ def test_padding_uses_another_token_if_the_padding_token_has_no_embedding(desk, 
     assert AutoTokenizer.from_pretrained(folder / "model").pad_token == "</s>"
 
 
+@pytest.mark.slow
 def test_a_named_padding_token_is_added_and_saved(desk, tokenizer):
     settings = desk.document(model={"path": "./tiny", "pad_token": "<fill>"})
     folder = desk.start(settings)

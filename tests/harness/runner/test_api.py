@@ -57,6 +57,7 @@ def start(document, tmp_path, listener=None):
     return api.run(spec.load_spec(tmp_path / "spec.json", schema.compose_schema(found)), found)
 
 
+@pytest.mark.slow
 def test_run_emits_events_in_order_and_writes_all_files(document, tmp_path):
     listener = EventRecorder()
     report = start(document, tmp_path, listener)
@@ -85,6 +86,7 @@ def test_run_emits_events_in_order_and_writes_all_files(document, tmp_path):
     assert (folder / "model/adapter_model.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_same_spec_gives_same_numbers_and_another_seed_does_not(document, tmp_path):
     first, second = start(document, tmp_path), start(document, tmp_path)
     assert [one.after for one in first.changes] == [one.after for one in second.changes]
@@ -92,6 +94,7 @@ def test_same_spec_gives_same_numbers_and_another_seed_does_not(document, tmp_pa
     assert [one.after.value for one in first.changes] != [one.after.value for one in other.changes]
 
 
+@pytest.mark.slow
 def test_each_stage_is_evaluated_and_uses_its_own_settings(document, tmp_path):
     stages = [{"name": "a", "domain": ["domain"]}, {"name": "b", "general": ["general"], "train": {"epochs": 1}}]
     document["mode"] = {"continual": {"stages": stages}}
@@ -116,6 +119,7 @@ def test_failed_run_keeps_its_evaluations(document, tmp_path):
     assert len(json.loads((folder / "scores.json").read_text())["stages"]) == 1
 
 
+@pytest.mark.slow
 def test_failing_listener_is_reported_once_and_run_continues(document, tmp_path):
     class Broken:
         @hookimpl
@@ -133,6 +137,7 @@ def test_failing_listener_is_reported_once_and_run_continues(document, tmp_path)
     assert listener.classes()[-1] is events.RunFinished
 
 
+@pytest.mark.slow
 def test_truncated_rows_are_reported_with_count_and_location(document, tmp_path):
     document["train"]["max_length"] = 48
     document["checks"] = {"untrained": 0.1}

@@ -71,6 +71,7 @@ TIED_EMBEDDINGS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "target"), TIED_EMBEDDINGS)
 def test_merged_adapter_of_embedding_leaves_output_head_as_it_is(workspace, name, target):
     lora = {"lora": {"rank": 2, "target": target}}

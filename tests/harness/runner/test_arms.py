@@ -58,6 +58,7 @@ def finished(desk, arms):
     return desk.newest(), sum(seen)
 
 
+@pytest.mark.slow
 def test_arms_are_compared_and_write_their_files(finished):
     place, _ = finished
     made = json.loads((place / "arms.json").read_text())
@@ -87,6 +88,7 @@ def test_base_model_generates_once_for_all_arms(finished):
     assert strip[0] == strip[1]
 
 
+@pytest.mark.slow
 def test_seeds_of_an_arm_are_pooled_and_an_interrupted_experiment_is_resumed(desk, arms, capsys):
     """One arm runs alone with both seeds; the rest is resumed; nothing is compared with another seed's baseline."""
     document = arms(seeds=[0, 1])
@@ -136,6 +138,7 @@ def test_seeds_of_an_arm_are_pooled_and_an_interrupted_experiment_is_resumed(des
     assert not [row for row in rows if "seed=" in row.text], "a seed is not an arm"
 
 
+@pytest.mark.slow
 def test_resumed_experiment_runs_arms_without_result(desk, arms, finished, tmp_path, monkeypatch, listener):
     """One arm fails while it runs and one has not started; both run when the experiment is resumed."""
     document = arms(named={"naive": {}, "lora": {"mitigations.lora": {"rank": 2}}, "l2sp": {"mitigations.l2sp": {}}})
@@ -174,6 +177,7 @@ def test_resumed_experiment_runs_arms_without_result(desk, arms, finished, tmp_p
         assert (place / "arms/lora" / name).read_bytes() == (finished[0] / "arms/lora" / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_warnings_and_data_of_arms_are_printed_once(desk, arms, capsys, monkeypatch):
     """Three arms, into a pipe: one line for each prepared arm, every warning once, no line for short phases."""
     monkeypatch.setenv("HARNESS_BFLOAT16_RATIO", "2.0")
@@ -256,6 +260,7 @@ def test_each_arm_is_prepared_once(desk, arms, monkeypatch):
     assert len(prepared) == 2
 
 
+@pytest.mark.slow
 def test_null_removes_a_mitigation(desk, arms):
     document = {**arms(named={"with": {}, "without": {"mitigations.l2sp": None}}), "mitigations": {"l2sp": {}}}
     assert desk.command("run", "--quiet", desk.write(document)) == 0
@@ -387,6 +392,7 @@ def test_gate_of_an_experiment_without_a_recommended_arm_does_not_pass(desk, fin
     assert json.loads((place / "arms.json").read_text())["gate"]["outcomes"] == {"naive": "passed", "lora": "passed"}
 
 
+@pytest.mark.slow
 def test_resumed_finished_experiment_compares_again_with_one_json_document(desk, finished, tmp_path, capsys):
     place = shutil.copytree(finished[0], tmp_path / "again")
     (place / "arms.json").unlink()
@@ -400,6 +406,7 @@ def test_resumed_finished_experiment_compares_again_with_one_json_document(desk,
     assert (place / "report.html").is_file()
 
 
+@pytest.mark.slow
 def test_reused_stage_keeps_its_mid_stage_evaluations(desk):
     slow = {"mode.continual.stages.1.train.learning_rate": 0.001}
     document = desk.continual(arms={"named": {"naive": {}, "slow": slow}})

@@ -93,6 +93,7 @@ def same_matrices(one, other):
                 ), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", ["continue", "merge", "new"])
 def test_two_runs_in_sequence_equal_one_continual_run(document, tmp_path, first, policy):
     last = {**B, "adapter": policy}
@@ -116,6 +117,7 @@ def test_two_runs_in_sequence_equal_one_continual_run(document, tmp_path, first,
         assert all(torch.equal(ours[name], its[name]) for name in ours)
 
 
+@pytest.mark.slow
 def test_osf_continues_from_run_saved_as_full_model(document, tmp_path):
     """The second run decomposes the weights of the first, as the second stage of one run does."""
     from pathlib import Path
@@ -135,6 +137,7 @@ def test_osf_continues_from_run_saved_as_full_model(document, tmp_path):
         start(document, tmp_path, stages=[{**B, "adapter": "new"}], model=onto(first))
 
 
+@pytest.mark.slow
 def test_third_run_carries_over_scores_of_both_earlier_runs(document, tmp_path, first):
     from harness.report import finished_run
 
@@ -146,6 +149,7 @@ def test_third_run_carries_over_scores_of_both_earlier_runs(document, tmp_path, 
     assert finished_run.load_finished_run(third.run_info["folder"]).stages == ("base", "a", "b", "c")
 
 
+@pytest.mark.slow
 def test_other_modes_merge_the_earlier_adapter(document, tmp_path, first):
     from transformers import AutoModelForCausalLM
 
@@ -203,6 +207,7 @@ def test_score_mismatch_with_earlier_run_is_warned_of(document, tmp_path, first)
     assert [text for text in listener.warnings() if "the two runs measure differently" in text]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mitigations", "told"),
     [
@@ -247,6 +252,7 @@ def test_changed_adapter_changes_digest(document, tmp_path, first):
     assert locate.resolve_model(settings).digest != before.digest
 
 
+@pytest.mark.slow
 def test_evaluate_repeats_scores_of_continued_run(document, tmp_path, first):
     second = start(document, tmp_path, stages=[B], model=onto(first))
     found = registry.discover_plugins()
@@ -260,6 +266,7 @@ def test_evaluate_repeats_scores_of_continued_run(document, tmp_path, first):
         assert again[f"{change.suite}/{change.name}"] == pytest.approx(change.after.value, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_arms_may_start_from_a_run(document, tmp_path, first):
     document["mode"] = {"continual": {"stages": [B]}}
     document["model"] = onto(first)
@@ -277,6 +284,7 @@ def test_arms_may_start_from_a_run(document, tmp_path, first):
     assert (one.arm, one.suites) == ("small", ("a", "b"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", ["continue", "merge"])
 def test_interrupted_continued_run_can_be_resumed(document, tmp_path, first, monkeypatch, policy):
     import torch

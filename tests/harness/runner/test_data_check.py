@@ -107,6 +107,26 @@ def test_clean_data_passes_every_check(document, tmp_path):
     assert json.loads(json.dumps(facts)) == facts
 
 
+def test_check_and_plan_show_the_groups_on_each_side(document, tmp_path, capsys):
+    rows = [
+        {"instruction": f"Where is {word} {number}?", "output": f"{word}.", "customer": number}
+        for number in range(10)
+        for word in WORDS[:3]
+    ]
+    (tmp_path / "desk.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    document["sources"]["desk"]["jsonl"]["held_out"] = {"share": 0.2, "group": "customer"}
+    document["evaluate"]["desk"]["source"] = "desk"
+    facts = made(document | {"mitigations": {}}, tmp_path)
+    assert facts["failures"] == []
+    assert "; desk by customer: 6 rows in 2 groups held out, 24 rows in 8 for training" in told(facts, "held out")
+    assert facts["unread"] == {}
+    assert main.main(["plan", "spec.json"]) == 0
+    output = capsys.readouterr().out
+    assert "held out of training" in output
+    (line,) = [line.split() for line in output.splitlines() if line.startswith("desk customer") or "customer" in line]
+    assert line == ["desk", "customer", "6", "2", "24", "8"]
+
+
 def test_unread_keys_and_rendered_rows_are_warnings(document, tmp_path):
     rows = [
         {"instruction": f"<|im_start|>{word}", "output": f"{word}.", "id": number, "images": ["a.png"]}
@@ -208,6 +228,30 @@ def test_contaminated_rows_are_left_out_of_the_suite_and_named(document, tmp_pat
     write(tmp_path, "desk_heldout", [(f"{LONG}, doesn't it?", "It does.")])
     (failure,) = made(document, tmp_path)["failures"]
     assert "all of its 1 rows are contaminated by training rows" in failure
+
+
+def test_dropped_training_rows_are_counted_in_check_and_stored_by_a_run(document, tmp_path):
+    document["train"] |= {"max_length": 256, "epochs": 1}
+    with (tmp_path / "desk.jsonl").open("a") as file:
+        file.write(json.dumps({"instruction": LONG, "output": "Yes."}) + "\n")
+        file.write((tmp_path / "chat.jsonl").read_text().splitlines()[0] + "\n")
+    write(tmp_path, "desk_heldout", [(f"{LONG}, doesn't it?", "It does."), ("Who?", "The mayor.")])
+    document["checks"] = {"duplicates": "drop", "contamination": {"drop": "training"}}
+    facts = made(document | {"mitigations": {}}, tmp_path)
+    assert facts["failures"] == []
+    assert told(facts, "rows") == "70 read = 1 duplicates + 3 held out + 1 contaminating + 65 used"
+    assert told(facts, "duplicates").startswith("1 equal row(s) dropped; 0 of")
+    assert told(facts, "contamination").startswith("1 training row(s) dropped that share text with evaluated rows; ")
+    assert facts["sources"]["desk"]["contaminating"] == 1
+    api.run(*loaded(document | {"mitigations": {}}, tmp_path))
+    (folder,) = (tmp_path / "runs").iterdir()
+    data = json.loads((folder / "data.json").read_text())
+    assert data["counts"]["desk"]["contaminating"] == 1
+    assert any("share their words with evaluated rows" in warning for warning in data["warnings"])
+    assert "share their words with evaluated rows" in (folder / "report.html").read_text()
+    record = json.loads((folder / "model" / "template.json").read_text())
+    is_warned = "**Warning**" in (folder / "model" / "README.md").read_text()
+    assert is_warned == (record["chat_template"] != "same")
 
 
 def test_invalid_data_fails_and_skips_other_checks(document, tmp_path):

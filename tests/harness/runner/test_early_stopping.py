@@ -144,6 +144,7 @@ def test_early_stopping_can_keep_last_weights(document, tmp_path, made_up):
     assert told == [(True, False), (False, False)], "weights are saved only if they are to be restored"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("broken_at", [3, 4])
 def test_resumed_stage_stops_like_uninterrupted_stage(document, tmp_path, made_up, monkeypatch, broken_at):
     document["train"] |= {"evaluate_steps": 1, "save_steps": 2, "early_stopping": {**STOP, "patience": 2}}
@@ -173,6 +174,7 @@ def test_resumed_stage_stops_like_uninterrupted_stage(document, tmp_path, made_u
     assert [one.after.value for one in again.changes] == [one.after.value for one in whole.changes]
 
 
+@pytest.mark.slow
 def test_evaluation_before_which_a_signal_stops_the_run_is_made_when_it_resumes(document, tmp_path, monkeypatch):
     whole = start(document, tmp_path)
     real = StageTrainer.after_optimizer_step
@@ -206,6 +208,7 @@ def test_evaluations_after_the_checkpoint_are_deleted_with_the_scores_of_their_i
     assert not [*(tmp_path / "evaluations").iterdir()]
 
 
+@pytest.mark.slow
 def test_stage_stopped_at_checkpoint_is_not_trained_further(document, tmp_path, made_up, monkeypatch):
     document["train"] |= {"evaluate_steps": 1, "save_steps": 2, "early_stopping": {**STOP, "patience": 2}}
     made_up(0.1, 0.3, 0.2, 0.25)

@@ -39,6 +39,7 @@ def measured(out):
     return {(one["suite"], one["name"]): one["value"] for one in json.loads(out)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "asked"), [("full", 0), ("lora", 0), ("pissa", None), ("merged", None)])
 def test_evaluate_repeats_scores_of_last_stage(desk, runs, tmp_path, capsys, generated, kind, asked):
     place = shutil.copytree(runs(kind), tmp_path / "copy")

@@ -20,6 +20,7 @@ def run(desk):
     return desk.start(desk.document(mitigations={"lora": {"rank": 2}}))
 
 
+@pytest.mark.slow
 def test_the_merged_model_answers_as_the_adapter_does(desk, run, capsys, tmp_path):
     from peft import AutoPeftModelForCausalLM
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -44,6 +45,7 @@ def test_the_merged_model_answers_as_the_adapter_does(desk, run, capsys, tmp_pat
     assert "the folder exists; name a new folder" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_chat_template_is_that_of_the_run(desk, capsys, tmp_path):
     from transformers import AutoTokenizer
 
@@ -75,6 +77,7 @@ def alter(monkeypatch, **attributes):
     monkeypatch.setattr("harness_exporters.merged.TransformersModel", Altered)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("attributes", "text"),
     [

@@ -87,6 +87,7 @@ def whole(desk, uri):
     return desk.start(tracked(desk, uri, train=WATCHED))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("deaf", [events.RunFinished, events.StageStarted, events.SuitesEvaluated])
 def test_resume_finishes_tracking_of_killed_run(desk, uri, client, whole, killed_at, monkeypatch, listener, deaf):
     """What the tracker had not sent when the process died is sent from the folder, nothing twice."""
@@ -194,6 +195,7 @@ def test_unreachable_store_is_named_and_changes_nothing(desk, uri, whole, tmp_pa
     assert "the run is finished; show its report" in capsys.readouterr().err, "it was deleted there"
 
 
+@pytest.mark.slow
 def test_resumed_experiment_finishes_tracking_of_killed_arm(desk, uri, client, killed_at, monkeypatch):
     named = {"naive": {}, "slow": {"train.learning_rate": 0.001}}
     document = tracked(desk, uri, arms={"named": named})

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from harness.model.memory_limits import USABLE_SHARE
-from harness.training.memory_kinds import MemoryEstimate
+from harness.training.memory_kinds import MemoryEstimate, with_offloaded_shards
 
 NF4 = {"bitsandbytes": {}}
 
@@ -50,6 +51,47 @@ def test_quantized_weights_take_half_a_byte(desk, capsys):
     small = planned(desk, capsys, {**document, "model": {"path": "./tiny", "quantization": NF4}})
     layers = 2 * (16 * 16 * 2 + 16 * 8 * 2 + 3 * 16 * 32)
     assert plain["kinds"]["weights"] - small["kinds"]["weights"] == pytest.approx(layers * (4 - 0.516), abs=2)
+
+
+def test_offloaded_shards_leave_the_memory_of_a_gpu_but_not_that_of_a_cpu(desk, capsys):
+    document = desk.document()
+    document["train"] |= {"sharding": "fsdp2", "precision": "float32"}
+    device = ("--device", "rtx-4090")
+    plain = planned(desk, capsys, document, *device)
+    document["train"] |= {"offload_shards": True}
+    offloaded = planned(desk, capsys, document, *device)
+    kinds = offloaded["kinds"]
+    assert kinds["optimizer"] == plain["kinds"]["main_memory"] == 0
+    assert kinds["main_memory"] == plain["bytes"] == 16 * plain["weights"]
+    assert kinds["weights"] == plain["kinds"]["weights"], "the model has two layers, which are gathered at once"
+    assert kinds["peak"] < plain["kinds"]["peak"]
+    assert planned(desk, capsys, document)["kinds"]["optimizer"] == plain["kinds"]["optimizer"]
+    desk.command("plan", desk.write(document), *device)
+    text = " ".join(capsys.readouterr().out.split())
+    assert "shards in main memory" in text
+    assert "in main memory: about" in text
+
+
+def test_offloaded_layer_inputs_leave_the_memory_of_a_gpu(desk, capsys):
+    document = desk.document()
+    document["train"] |= {"gradient_checkpointing": True, "precision": "float32"}
+    device = ("--device", "rtx-4090")
+    plain = planned(desk, capsys, document, *device)
+    document["train"] |= {"offload_activations": True}
+    offloaded = planned(desk, capsys, document, *device)
+    # Two layers of width 16 in float32; both inputs may still be on their way, so the peak is the same.
+    assert offloaded["kinds"]["main_memory"] == 2 * 16 * 4 * offloaded["batch_tokens"]
+    assert offloaded["kinds"]["activations"] == plain["kinds"]["activations"] == plain["checkpointed"]
+    assert planned(desk, capsys, document)["kinds"]["main_memory"] == 0
+
+
+def test_only_gathered_weights_of_offloaded_shards_are_on_the_device():
+    whole = MemoryEstimate(100, 40, 80, 10, 5, 1, head_gradient=7, accumulates=True)
+    offloaded = with_offloaded_shards(whole, 0.25)
+    assert (offloaded.weights, offloaded.gradients, offloaded.optimizer) == (25, 10, 0)
+    assert offloaded.main_memory == 100 + 40 + 80
+    assert offloaded.peak == 100, "the whole model is on the device before and after the stage"
+    assert with_offloaded_shards(replace(whole, activations=900), 0.25).peak == 25 + 1 + 7 + 900 + 5
 
 
 def test_a_device_says_what_fits_and_how_long_it_takes(desk, capsys, monkeypatch):

@@ -153,6 +153,17 @@ def test_two_processes_give_result_of_one(desk, kind):
     assert not list(two.glob("stages/*/begun"))
 
 
+def test_sharded_weights_give_the_result_of_one_process(desk):
+    document = desk.continual(mitigations={"lora": {"rank": 2}})
+    document["train"] |= {"accumulation": 4, "engine": "transformers", "evaluate_steps": 1, "save_steps": 1}
+    one = desk.start(document)
+    sharded = halved(document)
+    sharded["train"]["sharding"] = "fsdp2"
+    ended = start("run", desk.write(sharded))
+    assert ended.codes == (0, 0), ended.errors
+    equal(one, desk.newest())
+
+
 WRITING = {"max_new_tokens": 90, "max_repetition": 1.0}
 WRITERS = {
     "mixing": ["general"],

@@ -91,6 +91,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(desk, run, same, listener):
     same(run, interrupted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mitigations", "options"),
     [
@@ -102,6 +103,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(desk, run, same, listener):
         ({"lora": {"rank": 2, "start": "pissa"}}, NF4),
         ({"lora": {"rank": 2, "dora": True}}, NF4),
         ({"orthogonal_lora": {"rank": 2}}, NF4),
+        ({"merged_lora": {"rank": 2}}, NF4),
         ({"oft": {"block": 8}}, NF4),
         (LORA, {"bitsandbytes": {"bits": 8}}),
     ],

@@ -121,6 +121,7 @@ def interrupt_run(desk, listener_of, document, at):
     return desk.newest()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "point"), CASES)
 def test_resumed_run_is_bit_identical_to_uninterrupted_run(desk, unbroken, same, listener, kind, point):
     place = interrupt_run(desk, listener, desk.continual(**KINDS[kind]), POINTS[point])

@@ -88,6 +88,7 @@ def assert_sent_as_live(desk, client, other, folder, tmp_path):
     return live
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_sent_as_a_live_run_logs_it_and_never_twice(desk, uri, client, other, tmp_path, capsys):
     document = desk.continual(**tracked(uri, model="files", register="later-model"))
     document["train"]["evaluate_steps"] = 2
@@ -106,6 +107,7 @@ def test_a_finished_run_is_sent_as_a_live_run_logs_it_and_never_twice(desk, uri,
     assert page in capsys.readouterr().out.splitlines()
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_is_sent_as_killed_and_then_resumed(desk, uri, client, other, tmp_path, listener):
     def in_second_stage(event, recorder):
         """Interrupt at an event that the tracker does not record, so that it has what the folder has."""
@@ -127,6 +129,7 @@ def test_an_interrupted_run_is_sent_as_killed_and_then_resumed(desk, uri, client
     assert [point.step for point in other.client.get_metric_history(run_id, "domain/chrf")] == [0, 1, 2]
 
 
+@pytest.mark.slow
 def test_the_arms_of_an_experiment_are_sent_below_it(desk, uri, client, other, tmp_path, capsys):
     document = desk.document(**tracked(uri), arms={"named": {"naive": {}, "slow": {"train.learning_rate": 0.001}}})
     assert desk.command("run", desk.write(document)) == 0
@@ -154,6 +157,7 @@ def test_the_arms_of_an_experiment_are_sent_below_it(desk, uri, client, other, t
     assert f"send the experiment, with all its arms: harness track {folder}" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_evaluation_of_a_tuned_model_is_sent(desk, uri, client, other, tmp_path):
     document = desk.document(**tracked(uri))
     assert desk.command("evaluate", desk.write(document), "--tuned", desk.folder / "tiny") in (0, 3)
@@ -161,6 +165,7 @@ def test_the_evaluation_of_a_tuned_model_is_sent(desk, uri, client, other, tmp_p
     assert live["children"] == []
 
 
+@pytest.mark.slow
 def test_a_server_that_was_not_there_loses_nothing_for_good(desk, other, capsys, monkeypatch):
     monkeypatch.setattr(background, "START_TIMEOUT", 1.0)
     with socket.socket() as silent:
@@ -183,6 +188,7 @@ def test_a_server_that_was_not_there_loses_nothing_for_good(desk, other, capsys,
     assert "domain/chrf/delta" in run.data.metrics
 
 
+@pytest.mark.slow
 def test_a_run_whose_store_failed_is_completed(desk, other, capsys, monkeypatch, tmp_path):
     from mlflow import MlflowClient
 
@@ -204,6 +210,7 @@ def test_a_run_whose_store_failed_is_completed(desk, other, capsys, monkeypatch,
     assert "harness.resumed" not in sent["tags"]
 
 
+@pytest.mark.slow
 def test_arms_do_not_wait_for_a_server_that_the_experiment_has_not_reached(desk, capsys, monkeypatch):
     waits = []
     start_run = background.TrackingQueue.start_run

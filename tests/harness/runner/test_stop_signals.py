@@ -84,6 +84,7 @@ def test_a_signal_that_an_exception_handler_loses_stops_the_run_later(desk, monk
     assert error_line(capsys).startswith("harness: interrupted by SIGINT; to resume: harness run --resume ")
 
 
+@pytest.mark.slow
 def test_a_stopped_experiment_names_its_own_folder_and_ends_its_mlflow_runs_as_killed(
     desk, signal_at_step, tmp_path, capsys
 ):

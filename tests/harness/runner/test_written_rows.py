@@ -136,6 +136,7 @@ def test_the_base_model_answers_the_general_prompts_which_are_trained(desk, list
     assert data["shares"][0]["general"]["rows"] == pytest.approx(4 / 15)
 
 
+@pytest.mark.slow
 def test_written_rows_are_the_same_in_every_run_and_come_from_the_cache(desk, listener, same, monkeypatch, tmp_path):
     first, second, third = listener(), listener(), listener()
     monkeypatch.setenv("HARNESS_CACHE", str(tmp_path))
@@ -155,6 +156,7 @@ def test_written_rows_are_the_same_in_every_run_and_come_from_the_cache(desk, li
     same(folders[0], folders[2])
 
 
+@pytest.mark.slow
 def test_the_share_does_not_change_what_is_written(desk):
     folders = [desk.start(self_written(desk, share)) for share in (4 / 15, 3 / 14)]
     first, second = ((folder / "written" / "mixing" / "general.jsonl").read_text() for folder in folders)
@@ -196,6 +198,7 @@ def test_rows_of_the_base_model_have_a_record_for_each_of_their_settings(desk, o
     assert [task.folder for task in todo] == ["written", folder]
 
 
+@pytest.mark.slow
 def test_a_stage_with_other_settings_trains_on_its_own_rows(desk, listener, monkeypatch):
     calls, real = [], rows_to_write.list_rows_to_write
     monkeypatch.setattr(rows_to_write, "list_rows_to_write", lambda *given: calls.append(given) or real(*given))
@@ -238,6 +241,7 @@ def test_a_mitigation_lets_the_current_model_write_before_each_stage(desk, liste
     assert all(row["messages"][-1]["content"].startswith("SPELL") for row in rows)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_reads_what_was_written(desk, with_shouter, listener, same):
     document = desk.continual(mitigations={"shouter": {}})
     whole = desk.start(document)
@@ -285,6 +289,7 @@ def test_a_writer_that_cannot_write_is_named(desk, with_shouter, monkeypatch, ca
 # -- kl ---------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_divergence_is_computed_on_what_the_base_model_wrote(desk, listener, monkeypatch):
     pools, recorder = [], listener()
     begin = GeneralKl.on_stage_start
@@ -309,6 +314,7 @@ def test_the_divergence_is_computed_on_what_the_base_model_wrote(desk, listener,
     assert all("general" not in shares for shares in data["shares"]), "the stages do not train on them"
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_with_the_divergence_on_written_rows_equals_the_whole_one(desk, same, monkeypatch):
     document = with_kl_on_answers(desk)
     whole = desk.start(document)
@@ -330,6 +336,7 @@ def test_mixing_and_divergence_with_equal_settings_use_the_same_rows_once(desk, 
     assert texts[0] == texts[1]
 
 
+@pytest.mark.slow
 def test_the_divergence_limits_how_many_prompts_are_answered(desk, listener):
     recorder = listener()
     desk.start(with_kl_on_answers(desk, {"writing": {**WRITING, "prompts": 5}}), recorder)
@@ -346,6 +353,7 @@ def test_check_and_plan_list_the_rows_of_the_divergence_as_not_yet_written(desk,
     assert "the responses of general (kl), not yet written" in " ".join(capsys.readouterr().out.split())
 
 
+@pytest.mark.slow
 def test_stages_with_other_settings_have_their_own_rows(desk, listener):
     recorder = listener()
     shorter = {"mitigations": {"kl": {"writing": {**WRITING, "prompts": 4}}}}
@@ -395,6 +403,7 @@ def test_the_model_after_a_stage_answers_its_prompts_for_the_next_one(desk, list
     assert not (folder / "written").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("stage_index", "step"), [(1, 3), (2, 3)])
 def test_an_interrupted_run_with_replayed_answers_equals_the_whole_one(desk, same, monkeypatch, stage_index, step):
     document = with_replay_of_answers(desk, lora={"rank": 2})

@@ -40,7 +40,7 @@ def test_no_other_tools_key_is_a_key_in_the_place_that_its_hint_names():
 
 
 def test_a_key_with_many_places_gets_no_hint():
-    assert hint_for_unknown_key("columns", ["path"], ["model"], SCHEMA) == ""
+    assert hint_for_unknown_key("source", ["path"], ["model"], SCHEMA) == ""
 
 
 @pytest.mark.parametrize(

@@ -132,6 +132,23 @@ def test_mitigations_apply_by_priority_whatever_their_order_in_the_file(build_sm
     assert suites == {("first", "second")}
 
 
+def test_a_mitigation_may_reject_the_settings_of_a_stage_that_uses_it(
+    get_plan_errors, build_small_plan, small_spec, add_component
+):
+    class Slow(Mitigation):
+        def check_stage(self, stage):
+            if stage.train["batch_size"] > 7:
+                raise HarnessError("mitigations.slow", f"'{stage.name}' has a large batch", "lower train.batch_size")
+
+    add_component("mitigations", "slow", Slow)
+    small_spec |= {"mitigations": {"slow": {}}, "train": {"batch_size": 7}}
+    build_small_plan()
+    small_spec["train"]["batch_size"] = 8
+    (line,) = get_plan_errors()
+    assert "mitigations.slow: " in line
+    assert line.endswith("has a large batch; lower train.batch_size")
+
+
 def test_mitigation_may_reject_another_and_the_error_names_its_own_key(
     get_plan_errors, build_small_plan, small_spec, add_component
 ):
@@ -247,6 +264,42 @@ def test_suite_may_use_a_trained_source_that_has_held_out_rows(build_small_plan,
     small_spec["sources"]["desk"]["lines"]["held_out"] = 0.1
     small_spec["evaluate"]["desk"]["source"] = "desk"
     assert build_small_plan().suites[0].source == "desk"
+
+
+@pytest.mark.parametrize(
+    "held_out",
+    [
+        {"share": 0.1},
+        {"share": 0.1, "group": "customer"},
+        {"share": 0.1, "near_duplicates": True},
+        {"column": "date", "from": "2026-01-31"},
+        {"column": "version", "from": 3},
+    ],
+)
+def test_rows_are_held_out_by_group_near_duplicates_or_time(build_small_plan, small_spec, held_out):
+    small_spec["sources"]["desk"]["lines"]["held_out"] = held_out
+    small_spec["evaluate"]["desk"]["source"] = "desk"
+    filled = build_small_plan().sources["desk"][1]["held_out"]
+    assert filled == {"share": None, "group": None, "near_duplicates": False, "column": None, "from": None, **held_out}
+
+
+@pytest.mark.parametrize(
+    ("held_out", "message"),
+    [
+        ({}, "the key 'share' is missing"),
+        ({"group": "customer"}, 'the key \'share\' is missing; write {"share": 0.1, "group": "COLUMN"}'),
+        ({"share": 0.1, "column": "date"}, "'share' and 'column' do not go together"),
+        ({"near_duplicates": True, "from": 1}, "'near_duplicates' and 'from' do not go together"),
+        ({"column": "date"}, "the key 'from' is missing"),
+        ({"from": "2026-01-31"}, "the key 'column' is missing"),
+        ({"column": "date", "from": "January"}, "'January' is not a date; write a date such as 2026-01-31"),
+    ],
+)
+def test_held_out_is_either_by_share_or_by_time(get_plan_errors, small_spec, held_out, message):
+    small_spec["sources"]["desk"]["lines"]["held_out"] = held_out
+    (line,) = get_plan_errors()
+    assert " sources.desk.lines.held_out: " in line
+    assert message in line
 
 
 def test_source_that_only_a_mitigation_mixes_in_counts_as_trained(get_plan_errors, small_spec):

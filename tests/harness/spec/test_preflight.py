@@ -162,6 +162,7 @@ INVALID_CHANGES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", INVALID_CHANGES)
 def test_every_command_reports_an_invalid_spec_with_the_same_line(document, get_error_lines, kind):
     change, message = INVALID_CHANGES[kind]
@@ -318,6 +319,14 @@ def test_seeds_get_a_warning_that_held_out_rows_differ(document, write, capsys):
     assert "warning: each seed holds out other rows of 'desk'" in capsys.readouterr().err
 
 
+def test_seeds_get_no_warning_if_rows_are_held_out_by_time(document, write, capsys):
+    held_out = {"column": "date", "from": "2026-01-31"}
+    document["sources"] = {**document["sources"], "desk": {"jsonl": {"path": "desk.jsonl", "held_out": held_out}}}
+    document["evaluate"] = {**SUITES, "desk": {**SUITES["desk"], "source": "desk"}}
+    main.main(["validate", str(write(add_arms(document, seeds=[0, 1])))])
+    assert "each seed holds out" not in capsys.readouterr().err
+
+
 def test_arm_that_replaces_all_settings_gets_a_warning(document, write, capsys):
     document["train"] = {**document["train"], "weight_decay": 0.1}
     named = {"naive": {}, "slow": {"train": {"learning_rate": 1e-5}}}
@@ -451,3 +460,54 @@ def test_replay_of_a_single_stage_is_a_warning(tmp_path, capsys):
     assert main.main(["validate", str(file)]) == 0
     output = capsys.readouterr()
     assert "mitigations.replay changes no stage; remove it" in " ".join((output.out + output.err).split())
+
+
+SHARDED_ERRORS = [
+    ({"optimizer": {"muon": {}}}, {}, "the optimizer 'muon' needs whole weights; use 'adamw' or 'lion'"),
+    ({"compile": True}, {}, "sharded layers are not compiled; set train.compile to false"),
+    ({"precision": "float16"}, {}, "the loss scale of float16 needs whole gradients"),
+    ({}, {"mitigations": {"ema": {}}}, "the mitigation 'ema' reads or changes whole weights, or runs the model again"),
+    (
+        {},
+        {"mitigations": {"freeze": {"columns": 0.5, "source": "desk"}}},
+        "the mitigation 'freeze' reads or changes whole weights, or runs the model again",
+    ),
+    (
+        {},
+        {
+            "mitigations": {"lora": {}},
+            "model": {"path": "./model", "quantization": {"bitsandbytes": {"bits": 8}}},
+        },
+        "weights of 8 bits cannot be divided; set model.quantization.bitsandbytes.bits to 4",
+    ),
+]
+
+
+@pytest.mark.parametrize(("train", "changes", "message"), SHARDED_ERRORS)
+def test_what_needs_whole_weights_is_refused_with_sharding(document, get_error_lines, train, changes, message):
+    document |= changes
+    document["train"] |= {"sharding": "fsdp2", **train}
+    (line,) = get_error_lines("validate", document)
+    assert f"train.sharding: {message}" in line
+    assert "set train.sharding to null" in line
+
+
+@pytest.mark.parametrize("checkpointing", [False, "auto"])
+def test_activations_are_offloaded_with_gradient_checkpointing_only(document, get_error_lines, checkpointing):
+    document["train"] |= {"offload_activations": True, "gradient_checkpointing": checkpointing}
+    (line,) = get_error_lines("validate", document)
+    assert "train.offload_activations: the stage " in line
+    assert "may keep more than the input of each layer; set train.gradient_checkpointing to true" in line
+
+
+def test_there_are_no_shards_to_offload_without_sharding(document, get_error_lines):
+    document["train"] |= {"offload_shards": True}
+    (line,) = get_error_lines("validate", document)
+    assert "train.offload_shards: there are no shards without train.sharding; set train.sharding to 'fsdp2'" in line
+
+
+@pytest.mark.parametrize("mitigation", ["lora", "reweight", "freeze", "lr_scale"])
+def test_mitigations_that_leave_weights_alone_may_be_sharded(document, write, mitigation, capsys):
+    document |= {"mitigations": {mitigation: {}}}
+    document["train"] |= {"sharding": "fsdp2"}
+    assert main.main(["validate", str(write(document))]) == 0

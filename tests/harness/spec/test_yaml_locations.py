@@ -45,6 +45,7 @@ def test_locations_are_line_and_column():
     assert located.where(("train", "missing")) == "a.yaml:2:1"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "message"),
     [

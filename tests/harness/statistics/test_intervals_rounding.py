@@ -26,6 +26,7 @@ def perplexity(total):
     return math.exp(total[0] / total[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [1, 2, 3, 7, 30, 100, 1_000, 10_000])
 @pytest.mark.parametrize("aggregate", [mean, perplexity], ids=["mean", "perplexity"])
 @pytest.mark.parametrize("shift", [0.1, -0.05, 0.3, 1e-3])

@@ -59,6 +59,7 @@ def systems(seed: int, items: int = 60) -> tuple[list[str], list[str], list[str]
     return references, corrupted_references(0.60), corrupted_references(0.66)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["bleu", "chrf", "ter"])
 @pytest.mark.parametrize("seed", [1, 2])
 def test_corpus_metric_p_value_equals_sacrebleu_paired_test(

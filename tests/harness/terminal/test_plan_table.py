@@ -68,3 +68,15 @@ def test_table_shows_the_requested_share_of_several_sources():
     assert "old replay 0 0 0 all of 1,000 rows at most 30.00%" in lines
     assert "chat general 1 3 2 25.0% of rows, with web 12.50%" in lines
     assert "web general 0 0 0 25.0% of rows, with chat 12.50%" in lines
+
+
+def test_table_shows_that_weights_are_sharded():
+    summary = plan_summary._stage_summary(build_stage_dataset())
+    summary["train"] = {**summary["train"], "sharding": "fsdp2"}
+    assert "sharded by fsdp2" in plan_table._stage_table(summary).title
+    assert "main memory" not in plan_table._stage_table(summary).title
+    summary["train"]["offload_activations"] = True
+    assert "layer inputs in main memory" in plan_table._stage_table(summary).title
+    summary["train"]["offload_shards"] = True
+    assert "shards in main memory" in plan_table._stage_table(summary).title
+    assert "sharded" not in plan_table._stage_table(plan_summary._stage_summary(build_stage_dataset())).title

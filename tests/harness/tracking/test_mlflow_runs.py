@@ -64,6 +64,7 @@ def read_artifact(client, run_id, name, folder):
 # -- tags, tables and artifacts ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_tags_contain_the_versions_the_model_and_the_data_of_a_run(uri, client, tmp_path):
     environment = {
         "harness": "0.2.0",

@@ -104,6 +104,7 @@ def store_with_secrets(tmp_path_factory):
     return SimpleNamespace(folder=folder, warnings=warnings, lines=lines)
 
 
+@pytest.mark.slow
 def test_all_parameters_tags_and_artifacts_are_stored(store_with_secrets):
     assert store_with_secrets.warnings == []
     with sqlite3.connect(store_with_secrets.folder / "store" / "mlflow.db") as database:

@@ -66,6 +66,7 @@ def artifacts(client, run_id, path=None):
     return sorted(found)
 
 
+@pytest.mark.slow
 def test_run_is_parent_with_one_child_per_stage(tracked):
     assert tracked.warnings == []
     assert tracked.parent.info.run_name == "mixed-sft-a1"
@@ -230,6 +231,7 @@ def start(folder, name):
     return subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=folder)
 
 
+@pytest.mark.slow
 def test_two_concurrent_runs_share_new_store_and_print_nothing(tmp_path):
     started = [start(tmp_path, name) for name in ("both-1", "both-2")]
     assert [process.communicate(timeout=200) for process in started] == [("", ""), ("", "")]
@@ -318,6 +320,7 @@ def test_silent_server_is_waited_for_once(tmp_path, monkeypatch):
     assert "no answer within 1 s" in warning
 
 
+@pytest.mark.slow
 def test_store_that_fails_during_run_is_not_used_again(tmp_path, monkeypatch):
     from mlflow import MlflowClient
 

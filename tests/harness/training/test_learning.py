@@ -118,6 +118,7 @@ def test_adamw_trains_as_the_trainer_of_transformers_does(make_stage, fit, monke
         assert torch.equal(weight, other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_a_resumed_stage_equals_the_uninterrupted_one(optimizer, tiny_model, tokenizer, make_stage, tmp_path):
     data = make_stage(batch_size=2, save_steps=2, optimizer={optimizer: OPTIMIZERS[optimizer]}, scheduler=WSD)

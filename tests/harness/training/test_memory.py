@@ -11,6 +11,7 @@ import torch
 from harness_mitigations.ewc import Ewc
 from harness_mitigations.kl import build_kl_mitigation
 from harness_mitigations.lora import Lora
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from harness.model.load import parameter_count
 from harness.model.row_attention import row_attention
@@ -58,6 +59,7 @@ def test_tensors_and_base_models_of_mitigations_are_counted_once(make_rows, make
     assert memory.measure_stage_memory(tiny_model, None, [ewc, *kl])["mitigations"] == of_ewc + 4 * count
 
 
+@pytest.mark.slow
 def test_the_peak_of_a_process_grows_with_what_it_holds():
     before = memory.peak_memory(torch.device("cpu"))
     held = torch.ones(before // 4 + 2**24)  # more than the process has ever had
@@ -88,6 +90,16 @@ def test_activations_are_measured_without_weights_too(tiny_model):
     size = memory_estimate.activation_size(tiny_model)
     on_meta = memory_estimate.activation_size(copy.deepcopy(tiny_model).to("meta"))
     assert on_meta.stored == pytest.approx(size.stored, rel=0.3)
+
+
+def test_at_most_five_inputs_of_layers_are_left_on_the_device():
+    config = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "vocab_size": 50}
+    with torch.device("meta"):
+        few, many = (LlamaForCausalLM(LlamaConfig(**config, num_hidden_layers=layers)) for layers in (3, 9))
+    small, large = memory_estimate.activation_size(few), memory_estimate.activation_size(many)
+    assert small.offloaded == small.checkpointed
+    assert large.checkpointed - large.offloaded == (9 - 5) * 16 * 4
+    assert (small.layer_inputs, large.layer_inputs) == (3 * 16 * 4, 9 * 16 * 4)
 
 
 def test_a_probe_changes_neither_random_numbers_nor_mode_nor_gradients(tiny_model):

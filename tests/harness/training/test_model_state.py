@@ -36,6 +36,7 @@ def test_every_stage_computes_in_bfloat16_with_float32_weights(engine, make_stag
     assert {weight.dtype for weight in model.parameters()} == {torch.bfloat16}
 
 
+@pytest.mark.slow
 def test_small_updates_survive_within_a_bfloat16_stage(make_stage, fit, tiny_model, make_rows):
     model = copy.deepcopy(tiny_model).bfloat16()
     before = copy.deepcopy(model)
@@ -55,6 +56,7 @@ def test_without_autocast_a_half_precision_model_computes_in_float32(make_stage,
     assert {weight.dtype for weight in model.parameters()} == {torch.bfloat16}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["trl", "transformers"])
 @pytest.mark.parametrize("lora", [False, True])
 def test_model_state_is_restored_after_training(engine, lora, make_stage, fit, tiny_model):

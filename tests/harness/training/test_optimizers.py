@@ -18,6 +18,7 @@ if find_spec("bitsandbytes") is not None:
     OPTIMIZERS.append("adamw_8bit")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_a_resumed_stage_has_the_same_weights(name, make_stage, make_rows, fit, tiny_model, tmp_path):
     options = fill_component_options(discover_plugins(), "optimizers", name, {})

@@ -131,6 +131,7 @@ def equal(first, second):
     return first == second
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize(
     ("lora", "packing", "accumulation", "stop"),
@@ -295,6 +296,7 @@ def test_incomplete_or_missing_checkpoint_is_rejected(saved, tokenizer, create_m
         resume_stage(tokenizer, create_model(False), data, folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "rng_state.pth", "mitigations.pt", "log.json"])
 def test_one_changed_bit_or_a_missing_file_is_rejected(name, saved, tokenizer, create_model):
     data, folder = saved

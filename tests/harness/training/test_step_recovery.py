@@ -72,6 +72,7 @@ def test_one_more_step_than_may_be_skipped_ends_the_stage(damaged_stage, fit, ti
         fit(data, model=tiny_model, registry=warnings_of[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("packing", [False, True])
 def test_micro_batches_are_halved_until_they_fit_and_train_the_same(

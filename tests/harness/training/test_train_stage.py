@@ -54,6 +54,7 @@ def test_first_loss_and_gradient_are_those_of_the_mean_nll_of_trained_tokens(eng
     assert largest_difference(gradients[0], expected) < 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fused", [None, True])
 @pytest.mark.parametrize("lora", [False, True])
 @pytest.mark.parametrize("packing", [False, True])
@@ -83,6 +84,7 @@ def add_lora(model):
     return get_peft_model(copy.deepcopy(model), config)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize(("batch", "accumulation"), [(4, 3), (1, 12), (5, 3)])
 def test_step_does_not_depend_on_its_division_into_batches(engine, batch, accumulation, make_stage, fit):
@@ -93,6 +95,7 @@ def test_step_does_not_depend_on_its_division_into_batches(engine, batch, accumu
     assert split.log[0]["loss"] == pytest.approx(single.log[0]["loss"], rel=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_packed_rows_train_as_they_do_alone(engine, attention, make_stage, fit, tiny_model, make_rows):
@@ -280,6 +283,7 @@ def test_a_token_penalty_of_a_wrong_shape_is_an_error(make_stage, fit):
         fit(make_stage(), {"mean": Mean()})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("added", [{"logit": MeanLogit}, {"logit": TokenLogit}, {"logit": TokenLogit, "x": Reader}])
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_penalty_of_logits_is_added_to_the_loss_as_a_mean_over_the_step(engine, added, make_stage, fit, tiny_model):

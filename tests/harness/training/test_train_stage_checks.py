@@ -84,6 +84,7 @@ def test_stage_that_ended_at_its_checkpoint_is_not_trained_further(fit, make_sta
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ends", [False, True])
 @pytest.mark.parametrize("reads", [False, True])
 def test_weights_are_loaded_for_the_check_of_a_resumed_step_only_if_it_reads_them(

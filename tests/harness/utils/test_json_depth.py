@@ -51,6 +51,7 @@ def result_of(load, text):
         return type(error), str(error)
 
 
+@pytest.mark.slow
 @given(VALUES, WRAPPERS, st.booleans(), st.sampled_from([None, 2]))
 @settings(max_examples=200, deadline=None)
 def test_a_value_is_read_if_and_only_if_it_is_not_too_deep(value, kinds, ascii_only, indent):

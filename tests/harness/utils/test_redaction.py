@@ -176,7 +176,25 @@ def test_the_name_before_a_value_has_a_bounded_length():
     assert not re.search(r"[*+]|\{\d+,\}", name)
 
 
-@pytest.mark.parametrize("part", ["a-", "a_", "-", "key-", "token ", "://a:", "?a.", "-----BEGIN ", "eyJ", "\\\\"])
+@pytest.mark.parametrize(
+    "part",
+    [
+        "a-",
+        "a_",
+        "-",
+        "key-",
+        "token ",
+        "://a:",
+        "?a.",
+        "-----BEGIN ",
+        "eyJ",
+        "\\\\",
+        "-----END PRIVATE KEY-----",
+        '-----BEGIN PRIVATE KEY-----"',
+        '"-- ',
+        "\\n",
+    ],
+)
 def test_a_long_line_is_redacted_in_linear_time(part):
     # With a quadratic search these lines would take minutes: the time limit of the tests ends them.
     line = part * (400_000 // len(part))

@@ -161,6 +161,7 @@ def write(document):
     return "spec.json"
 
 
+@pytest.mark.slow
 def test_check_finds_no_overlap_between_training_and_evaluation(document, capsys):
     assert main.main(["check", write(document)]) == 0
     output = capsys.readouterr().out

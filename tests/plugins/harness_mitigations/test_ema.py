@@ -154,13 +154,15 @@ def test_fewer_checkpoints_than_asked_for_are_a_warning(tiny_model):
 
 
 @pytest.mark.parametrize(
-    ("stage", "what"),
+    ("train", "what"),
     [
-        (Stage("one", (), planned_steps=9), "writes no checkpoints to average; set train.save_steps, e.g. to 4"),
-        (Stage("one", (), {"early_stopping": {"patience": 2}}, planned_saves=(2, 4)), "'one' has early stopping"),
+        ({}, "writes no checkpoints to average; set train.save_steps or train.save_epochs"),
+        ({"save_steps": 2, "early_stopping": {"patience": 2}}, "'one' has early stopping"),
     ],
 )
-def test_a_stage_whose_last_checkpoints_are_not_known_is_an_error(stage, what, tiny_model):
+def test_a_stage_whose_last_checkpoints_are_not_known_is_an_error_of_the_spec(train, what):
     with pytest.raises(HarnessError) as error:
-        Ema(decay=0.9, last=2).on_stage_start(stage, tiny_model, {}, seed=0)
+        Ema(decay=0.9, last=2).check_stage(Stage("one", (), train))
     assert what in f"{error.value.what}; {error.value.hint}"
+    Ema(decay=0.9, last=None).check_stage(Stage("one", (), train))
+    Ema(decay=0.9, last=2).check_stage(Stage("one", (), {"save_epochs": 1, "early_stopping": None}))

@@ -79,7 +79,7 @@ def test_a_model_whose_layers_are_not_found_is_an_error(tiny_model):
         create_freeze(layers=1).prepare_model(tiny_model, seed=0)
 
 
-@pytest.mark.parametrize("adapter", ["lora", "orthogonal_lora", "osf", "oft"])
+@pytest.mark.parametrize("adapter", ["lora", "orthogonal_lora", "merged_lora", "osf", "oft"])
 def test_an_adapter_is_rejected(adapter):
     with pytest.raises(HarnessError, match=f"with '{adapter}' only the adapter is trained"):
         create_freeze(layers=1).check_compatible({adapter: create_freeze()})
@@ -259,3 +259,8 @@ def test_columns_without_rows_are_an_error(tiny_model):
         create_freeze(columns=0.5).check_compatible({})
     with pytest.raises(HarnessError, match="'general' has no row to measure the columns on"):
         create_freeze(columns=0.5, source="general").on_stage_start(STAGE, tiny_model, {}, seed=0)
+
+
+def test_a_source_without_columns_is_not_ignored():
+    with pytest.raises(HarnessError, match=r"no column is to be frozen; set mitigations\.freeze\.columns"):
+        create_freeze(source="general").check_compatible({})

@@ -241,7 +241,7 @@ def test_contradicting_options_are_rejected(options, what):
         create_lora(**options).check_compatible({})
 
 
-@pytest.mark.parametrize("other", ["orthogonal_lora", "osf", "oft"])
+@pytest.mark.parametrize("other", ["orthogonal_lora", "merged_lora", "osf", "oft"])
 def test_two_adapters_are_rejected_before_anything_is_loaded(other):
     with pytest.raises(HarnessError, match=f"'lora' and '{other}' each add an adapter"):
         create_lora().check_compatible({other: create_lora()})
@@ -256,3 +256,19 @@ def test_a_rank_above_that_of_a_weight_is_an_error(tiny_model):
 def test_corda_without_rows_is_an_error(tiny_model):
     with pytest.raises(HarnessError, match=r"lora\.source: 'general' has no row"):
         start_first_stage(create_lora(start="corda", source="general"), tiny_model)
+
+
+def test_a_regular_expression_selects_modules_by_their_full_path(tiny_model):
+    model = create_lora(target=r"re:model\.layers\.0\.(mlp|self_attn)\.(up|q)_proj").prepare_model(tiny_model, seed=0)
+    adapted = [name for name, module in model.named_modules() if hasattr(module, "lora_A")]
+    assert [name.partition("layers.")[2] for name in adapted] == ["0.self_attn.q_proj", "0.mlp.up_proj"]
+
+
+def test_a_wrong_regular_expression_is_one_line_before_a_model_is_loaded():
+    with pytest.raises(HarnessError, match=r"mitigations\.lora\.target: '\(up' is not a regular expression"):
+        create_lora(target="re:(up")
+
+
+def test_a_regular_expression_that_matches_the_head_is_refused(tiny_model):
+    with pytest.raises(HarnessError, match="the output head cannot be adapted"):
+        create_lora(target="re:.*(q_proj|lm_head)").prepare_model(tiny_model, seed=0)

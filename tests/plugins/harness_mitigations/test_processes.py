@@ -37,7 +37,7 @@ def run(folder, processes, batch_size):
         arguments = [sys.executable, str(PROGRAM), str(folder), str(batch_size)]
         processes_started.append(subprocess.Popen(arguments, env=environment, stderr=subprocess.PIPE, text=True))
     try:
-        outputs = [process.communicate(timeout=120) for process in processes_started]
+        outputs = [process.communicate(timeout=280) for process in processes_started]
     finally:  # a process may wait for another one forever
         for process in processes_started:
             process.kill()

@@ -16,11 +16,12 @@ from harness.types import Stage, StageSource
 REGISTRY = registry.discover_plugins(
     [pair for pair in registry.installed_entry_points() if pair[0] == CORE_DISTRIBUTION]
 )
-ADAPTERS = ("lora", "orthogonal_lora", "osf", "oft")
+ADAPTERS = ("lora", "orthogonal_lora", "merged_lora", "osf", "oft")
 IDS = torch.tensor([[5, 6, 7, 8, 9]])
 OPTIONS = {
     "lora": {"rank": 4, "start": "pissa"},
     "orthogonal_lora": {"rank": 4},
+    "merged_lora": {"rank": 4},
     "oft": {"block": 8},
     "kl": {"source": "general", "rows": 2},
     "ewc": {"source": "general", "samples": 2},
@@ -33,6 +34,7 @@ REJECTED = {
     None: set(),
     "lora": {"freeze"},
     "orthogonal_lora": {"freeze"},
+    "merged_lora": {"freeze", "wise_ft", "ema"},
     "osf": {"freeze", "wise_ft"},
     "oft": {"freeze", "wise_ft"},
 }
@@ -65,7 +67,7 @@ def test_only_incompatible_mitigations_are_rejected(adapter):
     _, rejected = create_compatible(adapter)
     assert set(rejected) >= REJECTED[adapter]
     assert all(error.where.startswith(f"mitigations.{name}") and error.hint for name, error in rejected.items())
-    assert set(rejected).isdisjoint({*ADAPTERS, "kl", "token_masking", "replay", "mixing", "ema"})
+    assert set(rejected).isdisjoint({*ADAPTERS, "kl", "token_masking", "replay", "mixing", "ema"} - REJECTED[adapter])
 
 
 @pytest.mark.parametrize("engine", ["transformers", "trl"])

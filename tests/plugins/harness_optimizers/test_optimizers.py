@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from harness_optimizers.adafactor import Adafactor
-from harness_optimizers.adamw import AdamW, AdamW8bit
+from harness_optimizers.adamw import AdamW, AdamW8bit, PagedAdamW, PagedAdamW8bit
 from harness_optimizers.lion import Lion
 from harness_optimizers.mofo import Mofo
 from harness_optimizers.mofo_step import largest_entries
@@ -106,3 +106,16 @@ def test_adamw_8bit_without_its_package_is_an_error_with_the_command_to_install_
         match=r"optimizer adamw_8bit: bitsandbytes is not installed; pip install \"harness-sft\[quantization\]\"",
     ):
         AdamW8bit([0.9, 0.999], 1e-8).check_available()
+
+
+@pytest.mark.parametrize(("optimizer", "other"), [(PagedAdamW, "adamw"), (PagedAdamW8bit, "adamw_8bit")])
+def test_a_paged_optimizer_needs_a_gpu_and_names_the_other_one(optimizer, other):
+    pytest.importorskip("bitsandbytes")
+    groups = [{"params": [torch.nn.Parameter(torch.ones(2))], "lr": 0.1, "weight_decay": 0.0}]
+    with pytest.raises(HarnessError, match=f'the model is not on a GPU; use "{other}"'):
+        optimizer([0.9, 0.999], 1e-8).build(groups, {"learning_rate": 0.1})
+
+
+def test_the_state_of_a_paged_optimizer_has_the_bytes_of_the_other_one():
+    assert PagedAdamW.bytes_per_weight == AdamW.bytes_per_weight
+    assert PagedAdamW8bit.bytes_per_weight == AdamW8bit.bytes_per_weight

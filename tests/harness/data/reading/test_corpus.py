@@ -189,6 +189,7 @@ KILLED_PROGRAM = """
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/proc/self/fd"), reason="the system does not list the open files of a process")
 def test_killed_process_leaves_no_conversations_behind(tmp_path):
     command = [sys.executable, "-c", textwrap.dedent(KILLED_PROGRAM), str(tmp_path)]
@@ -198,6 +199,7 @@ def test_killed_process_leaves_no_conversations_behind(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_rows(read):
     def build_source(count):
         row = {"prompt": "x" * 500}

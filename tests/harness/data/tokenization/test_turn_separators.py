@@ -7,9 +7,11 @@ import pytest
 from harness.data.tokenization.turn_separators import (
     PROBES,
     build_chat_template,
+    compare_with_tokenizer,
     find_turn_separators,
     render_text,
     serving_chat_template,
+    tokenizer_template,
 )
 from harness.registry import discover_plugins
 from harness.spec.component_options import fill_component_options
@@ -85,3 +87,16 @@ def test_variables_of_a_chat_template_are_part_of_it(create):
 def test_a_template_without_a_fixed_form_has_no_separators(create):
     template = create("jinja", template="{{ messages | length }}{% for m in messages %}{{ m.content }}{% endfor %}")
     assert find_turn_separators(template, build_tokenizer()) is None
+
+
+def test_the_chat_template_of_a_tokenizer_is_compared_with_that_of_a_run(create):
+    registry, tokenizer = discover_plugins(), build_tokenizer(TOKENS["chatml"])
+    tokenizer.chat_template = None
+    assert tokenizer_template(registry, tokenizer) is None
+    assert compare_with_tokenizer(create("chatml"), None, tokenizer) == "none"
+    tokenizer.chat_template = build_chat_template(find_turn_separators(create("chatml"), tokenizer))
+    own_template = tokenizer_template(registry, tokenizer)
+    results = [
+        compare_with_tokenizer(create(name), own_template, tokenizer) for name in ("chatml", "tokenizer", "alpaca")
+    ]
+    assert results == ["same", "same", "other"]

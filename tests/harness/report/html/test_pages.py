@@ -146,6 +146,7 @@ def test_plots_are_also_files_and_outdated_files_are_deleted(run_folder):
     assert "#0072b2" in drawn
 
 
+@pytest.mark.slow
 def test_page_is_byte_identical_for_the_same_folder(run_folder):
     def read_files():
         return {
@@ -349,6 +350,7 @@ def test_hostile_arm_names_are_shown_as_text(tmp_path):
     assert_harmless(parse_page(file), file.read_text(encoding="utf-8"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fixture", ["run_folder", "experiment_folder"])
 def test_page_references_no_network_resource(request, fixture):
     text = (request.getfixturevalue(fixture) / "report.html").read_text(encoding="utf-8")
@@ -443,6 +445,7 @@ def test_experiment_of_an_earlier_version_shows_its_advice(experiment_folder, tm
     assert "intransigence" not in [element.attrs.get("id") for element in root.find_all("section")]
 
 
+@pytest.mark.slow
 def test_forgetting_statement_is_marked_by_its_interval_and_number_of_items(experiment_folder, tmp_path):
     arms_json = load_json(experiment_folder, "arms.json")
     point = next(arm_point for arm_point in arms_json["points"] if arm_point["arm"] == arms_json["advised"]["arm"])
@@ -485,6 +488,7 @@ def test_equal_options_of_a_component_are_merged_into_one_column(tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_a_component_that_an_arm_adds_has_no_defaults(tmp_path):
     filled = {"rank": 4, "alpha": None, "dropout": 0.0}
     specs = {
@@ -521,6 +525,7 @@ def test_spec_differences_and_answers_of_all_arms_are_shown(experiment_folder):
     assert labels == ["question", "reference", "base model", "naive", "share=0.01", "share=0.1"]
 
 
+@pytest.mark.slow
 def test_pages_of_arms_are_linked(tmp_path):
     folder = run_folders.write_experiment(tmp_path / "sweep")
     write.write_run_page(folder / "arms" / "share=0.01")

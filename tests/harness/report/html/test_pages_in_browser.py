@@ -58,6 +58,7 @@ def pages(tmp_path_factory):
     return pages_by_name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("width", "dark"), SIZES)
 @pytest.mark.parametrize("name", ["run", "experiment", "hostile", "comparison"])
 def test_page_logs_nothing_requests_nothing_and_fits_the_width(browser, pages, name, width, dark):
@@ -106,6 +107,7 @@ def set_filter(browser, name, value):
     browser.evaluate("new Promise(done => setTimeout(() => done(true), 400))")
 
 
+@pytest.mark.slow
 def test_items_are_filtered_searched_and_shown_in_parts(browser, tmp_path):
     evaluations = example_run.made_evaluations(1, 2500)
     cut = tuple(
@@ -143,6 +145,7 @@ def test_items_are_filtered_searched_and_shown_in_parts(browser, tmp_path):
     assert browser.evaluate("document.documentElement.scrollWidth") <= 390
 
 
+@pytest.mark.slow
 def test_flips_of_scores_that_are_0_or_1_are_named(browser, tmp_path):
     before, after = [1.0] * 10 + [0.0] * 30, [0.0] * 4 + [1.0] * 36
     evaluations = [

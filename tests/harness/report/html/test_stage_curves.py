@@ -58,6 +58,7 @@ STOPPED = (
 )
 
 
+@pytest.mark.slow
 def test_curve_contains_the_evaluations_before_within_and_after_each_stage(tmp_path, drawn_plots):
     run_folder = write_measured_run(
         tmp_path / "run", [evaluation_record(5, 0.3), evaluation_record(10, 0.35)], [evaluation_record(20, 0.6)]
@@ -86,6 +87,7 @@ def test_curve_contains_the_evaluations_before_within_and_after_each_stage(tmp_p
     assert (run_folder / "plots" / "during-rougel.svg").is_file()
 
 
+@pytest.mark.slow
 def test_early_stopping_is_marked_and_described_and_discarded_steps_are_shaded(tmp_path, drawn_plots):
     run_folder = write_measured_run(
         tmp_path / "run", STOPPED, [evaluation_record(10, 0.6), evaluation_record(20, 0.7)], num_steps=15
@@ -124,11 +126,13 @@ def test_stage_without_mid_stage_evaluations_keeps_its_length(tmp_path, drawn_pl
     assert plot.curves["helpdesk"].stages[1][0] == [0.0, 10.0, 20]
 
 
+@pytest.mark.slow
 def test_records_of_an_earlier_version_have_no_mark(tmp_path, drawn_plots):
     build_page(write_measured_run(tmp_path / "run", [evaluation_record(5, 0.3, 0.1), evaluation_record(10, 0.5, 0.2)]))
     assert drawn_plots["during-combined"].marks == []
 
 
+@pytest.mark.slow
 def test_unreadable_records_are_counted_and_invalid_values_are_nan_or_left_out(tmp_path, drawn_plots):
     lines = [evaluation_record(5, None), evaluation_record(10, "x"), evaluation_record(15, 0.5), {"step": 16}]
     run_folder = write_measured_run(tmp_path / "run", lines)
