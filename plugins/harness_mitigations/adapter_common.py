@@ -43,6 +43,14 @@ TARGET_OPTION: dict[str, Any] = {
     "regular expression: the modules whose full path it matches.",
 }
 
+LORA_OPTIONS: dict[str, dict[str, Any]] = {
+    "rank": RANK_OPTION,
+    "alpha": ALPHA_OPTION,
+    "dropout": DROPOUT_OPTION,
+    "target": TARGET_OPTION,
+}
+"""The options of every mitigation that adds a LoRA adapter."""
+
 REGEX_PREFIX = "re:"
 """What a target that is a regular expression begins with."""
 
@@ -192,6 +200,46 @@ def add_adapter(name: str, model: PreTrainedModel, config: Any, *, seed: int) ->
     if added_rows:  # else peft compares with the published vocabulary and writes the whole embeddings to checkpoints
         for adapter_config in peft_model.peft_config.values():
             adapter_config.base_model_name_or_path = ""
+    return peft_model
+
+
+def add_linear_lora(
+    name: str,
+    model: PreTrainedModel,
+    *,
+    rank: int,
+    alpha: float,
+    dropout: float,
+    target: str | list[str],
+    seed: int,
+) -> PreTrainedModel:
+    """Add a plain LoRA adapter to linear layers; the model still computes the same.
+
+    Args:
+        name: the mitigation that adds it.
+        model: the model without an adapter.
+        rank: rank of the adapter.
+        alpha: the adapter's output is scaled by alpha / rank.
+        dropout: fraction of an adapter's inputs set to zero in training.
+        target: peft's `target_modules`.
+        seed: the seed that `Mitigation.prepare_model` received.
+
+    Raises:
+        HarnessError: see `add_adapter`, or a target is not a linear layer.
+    """
+    from peft import LoraConfig
+
+    from harness_mitigations.linear_layers import require_linear_adapters
+
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=rank,
+        lora_alpha=alpha,  # type: ignore[arg-type]
+        lora_dropout=dropout,
+        target_modules=target,
+    )
+    peft_model = add_adapter(name, model, config, seed=seed)
+    require_linear_adapters(f"mitigations.{name}", peft_model)
     return peft_model
 
 

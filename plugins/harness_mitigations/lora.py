@@ -31,10 +31,7 @@ COMPONENTS: dict[str, Component] = {
         summary="Trains low-rank adapters and freezes the weights (LoRA, arXiv:2106.09685, and its variants).",
         factory="harness_mitigations.lora:Lora",
         options={
-            "rank": adapter_common.RANK_OPTION,
-            "alpha": adapter_common.ALPHA_OPTION,
-            "dropout": adapter_common.DROPOUT_OPTION,
-            "target": adapter_common.TARGET_OPTION,
+            **adapter_common.LORA_OPTIONS,
             "rslora": {
                 "type": "boolean",
                 "default": False,

@@ -26,10 +26,7 @@ COMPONENTS: dict[str, Component] = {
         summary="Trains one adapter and merges every stage into it, later ones less (SLAO, arXiv:2512.23017).",
         factory="harness_mitigations.merged_lora:MergedLora",
         options={
-            "rank": adapter_common.RANK_OPTION,
-            "alpha": adapter_common.ALPHA_OPTION,
-            "dropout": adapter_common.DROPOUT_OPTION,
-            "target": adapter_common.TARGET_OPTION,
+            **adapter_common.LORA_OPTIONS,
         },
         typical_ranges={"train.learning_rate": (5e-5, 1e-3), "train.epochs": (1, 5)},
     ),
@@ -89,20 +86,11 @@ class MergedLora(Mitigation):
             HarnessError: the model has an adapter, or `target` matches no module or one that is not a linear layer, or
                 the rank is higher than a layer has inputs.
         """
-        from peft import LoraConfig
-
         from harness.model import frozen_lora
-        from harness_mitigations.linear_layers import require_linear_adapters
 
-        config = LoraConfig(
-            task_type="CAUSAL_LM",
-            r=self.rank,
-            lora_alpha=self.alpha,  # type: ignore[arg-type]
-            lora_dropout=self.dropout,
-            target_modules=self.target,
+        peft_model = adapter_common.add_linear_lora(
+            "merged_lora", model, rank=self.rank, alpha=self.alpha, dropout=self.dropout, target=self.target, seed=seed
         )
-        peft_model = adapter_common.add_adapter("merged_lora", model, config, seed=seed)
-        require_linear_adapters("mitigations.merged_lora", peft_model)
         for name, layer in frozen_lora.lora_layers(peft_model).items():
             if self.rank > layer.in_features:
                 what = f"rank {self.rank} is higher than the {layer.in_features} inputs of {name}"

@@ -25,10 +25,7 @@ COMPONENTS: dict[str, Component] = {
         summary="Trains an adapter for each stage, orthogonal to the earlier ones (O-LoRA, arXiv:2310.14152).",
         factory="harness_mitigations.orthogonal_lora:OrthogonalLora",
         options={
-            "rank": adapter_common.RANK_OPTION,
-            "alpha": adapter_common.ALPHA_OPTION,
-            "dropout": adapter_common.DROPOUT_OPTION,
-            "target": adapter_common.TARGET_OPTION,
+            **adapter_common.LORA_OPTIONS,
             "strength": {
                 "type": "number",
                 "minimum": 0,
@@ -100,20 +97,15 @@ class OrthogonalLora(Mitigation):
         Raises:
             HarnessError: the model has an adapter, or `target` matches no module or one that is not a linear layer.
         """
-        from peft import LoraConfig
-
-        from harness_mitigations.linear_layers import require_linear_adapters
-
-        config = LoraConfig(
-            task_type="CAUSAL_LM",
-            r=self.rank,
-            lora_alpha=self.alpha,  # type: ignore[arg-type]
-            lora_dropout=self.dropout,
-            target_modules=self.target,
+        return adapter_common.add_linear_lora(
+            "orthogonal_lora",
+            model,
+            rank=self.rank,
+            alpha=self.alpha,
+            dropout=self.dropout,
+            target=self.target,
+            seed=seed,
         )
-        peft_model = adapter_common.add_adapter("orthogonal_lora", model, config, seed=seed)
-        require_linear_adapters("mitigations.orthogonal_lora", peft_model)
-        return peft_model
 
     def on_stage_start(
         self, stage: Stage, model: PreTrainedModel, rows: Mapping[str, Sequence[TokenizedExample]], *, seed: int
