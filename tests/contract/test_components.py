@@ -23,7 +23,7 @@ BUILT_INS = {
     "metrics": {"bleu", "rouge", "chrf", "ter", "exact_match", "token_f1", "bertscore", "distinct", "length_ratio"}
     | {"regex", "json_valid", "response_perplexity", "multiple_choice", "bits_per_byte"}
     | {"kl_to_base", "agreement_with_base", "pass_at_k", "instructions", "tool_calls", "classification"}
-    | {"numeric_match", "refusal", "toxicity", "self_bleu"},
+    | {"lm_eval", "numeric_match", "refusal", "toxicity", "self_bleu"},
     "optimizers": {
         "adamw",
         "adamw_8bit",

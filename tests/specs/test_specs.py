@@ -77,7 +77,7 @@ def test_spec_refers_to_the_committed_schema(file):
 def test_spec_has_the_name_of_its_file_and_the_mode_of_its_name(file):
     document = json.loads(file.read_text(encoding="utf-8"))
     assert document["name"] == file.stem.replace("_", "-")
-    expected = {"forgetting_demo": "continual", "mixing_sweep": "mixed"}.get(file.stem)
+    expected = {"forgetting_demo": "continual", "mixing_sweep": "mixed", "instruction_loss": "domain"}.get(file.stem)
     assert any(mode == expected if expected else mode in file.stem for mode in document["mode"])
 
 
