@@ -348,7 +348,7 @@ def test_check_and_plan_list_the_rows_of_the_divergence_as_not_yet_written(desk,
     assert desk.command("check", file) == 0
     output = " ".join(capsys.readouterr().out.split())
     assert "not yet written: the responses of general (kl)" in output
-    assert "with the data's responses" not in output, "no share is counted in them"
+    assert "with the data's rows" not in output, "no share is counted in them"
     assert desk.command("plan", file) == 0
     assert "the responses of general (kl), not yet written" in " ".join(capsys.readouterr().out.split())
 
@@ -370,7 +370,7 @@ def test_the_task_is_not_answered_by_the_model_for_its_divergence(desk, capsys):
     document = desk.document(mitigations={"kl": {"on": "task", "answers": "model"}})
     assert desk.command("validate", desk.write(document)) == 2
     message = capsys.readouterr().err
-    assert "mitigations.kl.answers: the model can answer general prompts only" in message
+    assert "mitigations.kl.answers: the model can write general rows only" in message
     assert ".json:1:" in message
 
 
