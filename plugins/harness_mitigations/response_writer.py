@@ -123,13 +123,13 @@ class ResponseWriter:
         for response in prompts.write_responses(
             model, max_new_tokens=self.max_new_tokens, temperature=self.temperature, top_p=self.top_p, seed=seed
         ):
-            reason = self._why_unused(response)
+            reason = self.why_unused(response)
             if reason is None:
                 yield response.to_example()
             else:
                 yield InvalidRecord(response.example.location, reason, raw=response.text)
 
-    def _why_unused(self, response: WrittenResponse) -> str | None:
+    def why_unused(self, response: WrittenResponse) -> str | None:
         """Return why a response is not used, as the report counts it; None if it is."""
         if response.finish == "no_prompt":
             return "without a prompt"
