@@ -1,8 +1,8 @@
 """What the studies of mitigations have in common: methods and their values, the rule of choice, runs, and tables.
 
-A study compares methods with naive fine-tuning. Each method has one hyper-parameter and a few values of it. The value is
-chosen by one run each on validation items, by the rule of `choose_values`. Then all methods run with several seeds and
-are evaluated on test items.
+A study compares methods with naive fine-tuning. Each method has one hyper-parameter and a few values of it. The value
+is chosen by one run each on validation items, by the rule of `choose_values`. Then all methods run with several seeds
+and are evaluated on test items.
 """
 
 from __future__ import annotations

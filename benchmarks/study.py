@@ -6,8 +6,8 @@
     python benchmarks/study.py --quick --pair help_desk          # a few steps: shows that it runs, no result
     python benchmarks/study.py --table docs/evidence.json
 
-`specs/study/` has one spec for each pair, with all methods as arms. `docs/evidence.md` has the protocol, and the order that
-was expected before any run. A study that was interrupted is continued by the same command, and so are its pieces.
+`specs/study/` has one spec for each pair, with all methods as arms. `docs/evidence.md` has the protocol, and the order
+that was expected before any run. A study that was interrupted is continued by the same command, and so are its pieces.
 
 A pair has two experiments. In the first, each value of `TRIES` is an arm, with a seed of its own, evaluated on the
 held-out rows of the training files. `method_study.choose_values` chooses a value of each method. The second begins when
@@ -67,8 +67,6 @@ class Scope:
     changes: Mapping[str, Any] = field(default_factory=dict)
 
 
-
-
 def load_pair(pair: str) -> dict[str, Any]:
     """Return the spec of a pair, with relative paths as in its file."""
     spec: dict[str, Any] = json.loads((SPECS / f"{pair}.json").read_text(encoding="utf-8"))
@@ -78,7 +76,7 @@ def load_pair(pair: str) -> dict[str, Any]:
 
 
 def quick_pair(pair: str, arms: Sequence[str]) -> dict[str, Any]:
-    """Return the spec of a pair with 2 steps a stage, one seed, 30 items a suite, and the named and control arms alone."""
+    """Return the spec of a pair with few steps, one seed and few items, of the named arms and the controls."""
     spec = shorten(load_pair(pair))
     spec["evaluate"] = {name: {**suite, "limit": 30} for name, suite in spec["evaluate"].items()}
     kept = {*(arms or spec["arms"]["named"]), *spec["arms"]["baseline"]}
@@ -200,8 +198,9 @@ def cost_of_pair(pair: str, changes: Mapping[str, Any] = NO_CHANGES) -> dict[str
         changes: Changes of its spec, dotted key -> value.
 
     Returns:
-        `runs`; `trained`: tokens of the rows of all steps, and of the rows on which `kl` is computed; `evaluated`: tokens
-        of the rows of the suites, all evaluations after the base model's together; `written`: at most so many generated tokens.
+        `runs`; `trained`: tokens of the rows of all steps, and of the rows on which `kl` is computed; `evaluated`:
+        tokens of the rows of the suites, all evaluations after the base model's together; `written`: at most so many
+        generated tokens.
     """
     spec = load_pair(pair)
     choices = {name: {"value": method.values[0]} for name, method in methods_of(spec).items()}
@@ -254,10 +253,15 @@ def cost_of_run(file: Path, overrides: Mapping[str, Any]) -> dict[str, int]:
 
 def format_cost(costs: Mapping[str, Mapping[str, int]]) -> str:
     """Return the tokens of each pair as a table in Markdown."""
-    lines = ["| pair | runs | trained tokens | evaluated tokens | written tokens, at most |", "| --- " + "| ---: " * 4 + "|"]
+    lines = [
+        "| pair | runs | trained tokens | evaluated tokens | written tokens, at most |",
+        "| --- " + "| ---: " * 4 + "|",
+    ]
     total = {key: sum(cost[key] for cost in costs.values()) for key in ("runs", "trained", "evaluated", "written")}
     for pair, cost in {**costs, "together": total}.items():
-        lines.append(f"| {pair} | {cost['runs']} | " + " | ".join(_format_tokens(cost, key) for key in list(cost)[1:]) + " |")
+        lines.append(
+            f"| {pair} | {cost['runs']} | " + " | ".join(_format_tokens(cost, key) for key in list(cost)[1:]) + " |"
+        )
     return "\n".join(lines) + "\n"
 
 
@@ -281,7 +285,9 @@ def parse_arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--pair", action="append", choices=PAIRS, dest="pairs", help="run this pair only; repeatable")
     parser.add_argument("--arms", default="", help="arms to run, separated by commas; all if left out")
     parser.add_argument("--seeds", help="seeds to run, separated by commas; all if left out")
-    parser.add_argument("--quick", action="store_true", help="a few steps and one seed of the named arms, in FOLDER/quick; no result")
+    parser.add_argument(
+        "--quick", action="store_true", help="a few steps and one seed of the named arms, in FOLDER/quick; no result"
+    )
     parser.add_argument("--cost", action="store_true", help="print the tokens of every pair and run nothing")
     parser.add_argument("--table", type=Path, help="print the tables of this result and run nothing")
     given = parser.parse_args(words)

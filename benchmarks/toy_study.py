@@ -121,9 +121,7 @@ METHODS = {
     "kl": Method("strength", (1, 3), {"mitigations.kl": {"source": "a_kept", "rows": 8, "strength": None}}),
     "l2sp": Method("strength", (0.1, 1), {"mitigations.l2sp": {"strength": None}}),
     "ewc": Method("strength", (1, 10), {"mitigations.ewc": {"source": "a_kept", "strength": None}}),
-    "lora": Method(
-        "learning_rate", (1e-3, 3e-3), {"mitigations.lora": {"rank": 8}, "train.learning_rate": None}
-    ),
+    "lora": Method("learning_rate", (1e-3, 3e-3), {"mitigations.lora": {"rank": 8}, "train.learning_rate": None}),
     "freeze": Method("share", (0.5, 0.75), {"mitigations.freeze": {"share": None, "embeddings": False}}),
     "reweight": Method("floor", (0.01, 0.1), {"mitigations.reweight": {"power": "median", "floor": None}}),
 }

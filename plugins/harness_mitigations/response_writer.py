@@ -155,10 +155,15 @@ class ConversationWriter(ResponseWriter):
     def write_rows(self, model: Any, prompts: PromptRows, *, seed: int) -> Iterator[Example | InvalidRecord]:
         """Yield why a prompt is not used, then each other prompt with its response, or why that is not used."""
         count = len(prompts.examples) if self.prompts is None else self.prompts
-        sampling = {"max_new_tokens": self.max_new_tokens, "temperature": self.temperature, "top_p": self.top_p}
+        sampling: dict[str, Any] = {
+            "max_new_tokens": self.max_new_tokens,
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "seed": seed,
+        }
         usable: list[Example] = []
         known: set[tuple[str, ...]] = set()
-        for index, prompt in enumerate(prompts.write_prompts(model, count, **sampling, seed=seed), start=1):
+        for index, prompt in enumerate(prompts.write_prompts(model, count, **sampling), start=1):
             location = f"{prompts.source}: prompt {index} of the model"
             words = tuple(split_words(prompt.text))
             reason = "a prompt twice" if words in known else self._why_prompt_unused(prompt, len(words))
@@ -183,7 +188,9 @@ class ConversationWriter(ResponseWriter):
         return "an unlikely prompt" if unlikely else None
 
 
-def build_writer(mitigation: str, answers: Writer, prompts: Writer, writing: Mapping[str, Any]) -> ResponseWriter | None:
+def build_writer(
+    mitigation: str, answers: Writer, prompts: Writer, writing: Mapping[str, Any]
+) -> ResponseWriter | None:
     """Return what writes the rows of a mitigation; None: the rows of the data are used.
 
     Args:

@@ -1,7 +1,8 @@
 """Mitigation `self_distill`: the base model rewrites the responses of the domain's rows in its own words.
 
-Self-distillation fine-tuning (SDFT, Yang et al., 2024, arXiv:2402.13669): responses that are likely under the base model
-change it less. A rewritten response is used only where it agrees with that of the data; the others stay as they are.
+Self-distillation fine-tuning (SDFT, Yang et al., 2024, arXiv:2402.13669): responses that are likely under the base
+model change it less. A rewritten response is used only where it agrees with that of the data; the others stay as they
+are.
 """
 
 from __future__ import annotations
@@ -58,9 +59,7 @@ COMPONENTS: dict[str, Component] = {
                 "default": INSTRUCTION,
                 "description": "What the base model is asked, with {prompt} and {response} of the row.",
             },
-            **{
-                name: WRITING_PROPERTIES[name] for name in ("max_new_tokens", "temperature", "top_p", "max_repetition")
-            },
+            **{name: WRITING_PROPERTIES[name] for name in ("max_new_tokens", "temperature", "top_p", "max_repetition")},
         },
     ),
 }

@@ -14,7 +14,8 @@ def load_benchmark(name: str, *shared: str) -> ModuleType:
     for module_name in (*shared, name):
         if module_name not in sys.modules:
             spec = importlib.util.spec_from_file_location(module_name, ROOT / "benchmarks" / f"{module_name}.py")
-            assert spec is not None and spec.loader is not None
+            assert spec is not None
+            assert spec.loader is not None
             sys.modules[module_name] = importlib.util.module_from_spec(spec)  # dataclasses look their module up
             spec.loader.exec_module(sys.modules[module_name])
     return sys.modules[name]

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from harness import hookimpl, registry
-from harness.events import RowsWritten
 from harness.evaluation.written_responses import PromptRowsOfModel
+from harness.events import RowsWritten
 from harness.runner import api
 from harness.spec import schema, spec
 from harness.types import WrittenPrompt
@@ -19,7 +19,13 @@ WRITING = {"prompts": 40, "max_new_tokens": 60, "max_repetition": 1.0, "min_log_
 
 def self_written(desk, writing=(), **changes):
     """A spec of one epoch that mixes in 4 rows which the base model writes alone."""
-    mixing = {"share": 4 / 15, "unit": "rows", "upsample": True, "prompts": "model", "writing": {**WRITING, **dict(writing)}}
+    mixing = {
+        "share": 4 / 15,
+        "unit": "rows",
+        "upsample": True,
+        "prompts": "model",
+        "writing": {**WRITING, **dict(writing)},
+    }
     mode = {"mixed": {"domain": ["domain"], "general": ["general"]}}
     document = desk.document(mode=mode, mitigations={"mixing": mixing}, **changes)
     document["train"] = {"epochs": 1, "batch_size": 2, "learning_rate": 0.01, "max_length": 125}
@@ -94,7 +100,9 @@ def test_a_prompt_of_a_suite_is_not_trained(desk, listener, monkeypatch):
     (event,) = [event for event in recorder.events if isinstance(event, RowsWritten)]
     rejected = read_lines(folder / "written" / "mixing" / "general.rejected.jsonl")
     assert event.rejected["the prompt of a suite"] > 0
-    assert event.rejected["the prompt of a suite"] == [row["rejected"] for row in rejected].count("the prompt of a suite")
+    assert event.rejected["the prompt of a suite"] == [row["rejected"] for row in rejected].count(
+        "the prompt of a suite"
+    )
 
 
 def test_check_and_plan_list_prompts_and_responses_as_not_yet_written(desk, capsys):

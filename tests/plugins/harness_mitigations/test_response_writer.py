@@ -37,8 +37,12 @@ def test_repetitive_responses_are_not_used():
     assert [row.what for row in rows] == ["repetitive"]
 
 
-@pytestWRITING = {
-    **{"prompts": None, "max_new_tokens": 9, "temperature": 1.0, "top_p": 0.9, "max_repetition": 0.2},
+WRITING = {
+    "prompts": None,
+    "max_new_tokens": 9,
+    "temperature": 1.0,
+    "top_p": 0.9,
+    "max_repetition": 0.2,
     "min_log_probability": -5.0,
 }
 
@@ -59,7 +63,7 @@ def test_without_a_number_as_many_prompts_are_written_as_the_source_has_rows():
     assert len(list(ConversationWriter(**WRITING).write_rows(None, build_prompt_rows(count=4), seed=3))) == 4
 
 
-.mark.parametrize(
+@pytest.mark.parametrize(
     ("texts", "log_probability", "reasons"),
     [
         (["What is tea?", "what is TEA"], -1.0, ["a prompt twice"]),
@@ -89,14 +93,14 @@ def test_the_settings_of_written_prompts_have_their_number():
 
 
 def test_prompts_of_the_model_need_a_temperature():
-    with pytest.raises(HarnessError, match="mitigations.kl.writing.temperature: at 0 the model writes one prompt only"):
+    with pytest.raises(HarnessError, match="at 0 the model writes one prompt only"):
         build_writer("kl", "data", "model", {**WRITING, "temperature": 0})
     assert build_writer("kl", "data", "data", WRITING) is None
     assert type(build_writer("kl", "model", "data", WRITING)) is ResponseWriter
     assert type(build_writer("kl", "model", "model", WRITING)) is ConversationWriter
 
 
-.mark.parametrize(
+@pytest.mark.parametrize(
     ("text", "expected"),
     [
         ("", 0.0),
