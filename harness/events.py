@@ -209,9 +209,9 @@ class RowsWritten(Event):
         model: `base`, or `current` for the model with which the stage begins.
         prompts: Rows that the model was asked to answer, or prompts that it wrote.
         rows: Rows that are used.
-        unchanged: How many of these are rows of the data, because what the model wrote instead was not used.
         rejected: Why others are not used -> how many.
         cached: Whether they are those of an earlier run.
+        unchanged: How many of `rows` are rows of the data, because what the model wrote instead was not used.
         shares: The realized shares of the stage with these rows; empty if the mitigation keeps the rows for itself.
         epoch_shares: The same for each epoch.
         efficiency: The fraction of token positions of the stage that hold text; None without shares.
