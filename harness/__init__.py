@@ -48,6 +48,7 @@ from harness.types import (
     StageSource,
     TokenizedExample,
     ToolCall,
+    WrittenPrompt,
     WrittenResponse,
 )
 
@@ -95,6 +96,7 @@ __all__ = [
     "ToolCall",
     "Tracker",
     "TurnSeparators",
+    "WrittenPrompt",
     "WrittenResponse",
     "compare",
     "evaluate",

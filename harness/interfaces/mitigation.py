@@ -144,6 +144,12 @@ class Mitigation(GuardedComponent):
     unmixed_limit: int | None = None
     """Maximum number of prompts of each of `unmixed_sources`, chosen by the seed; None: all."""
 
+    writes_prompts: bool = False
+    """Whether `generate_rows` lets the model write the prompts too, by `PromptRows.write_prompts`.
+
+    The rows of the source are then placeholders alone. A model whose tokenizer has no chat template is refused.
+    """
+
     penalty_timing: Literal["before_clip", "after_clip"] = "after_clip"
     """When `add_weight_penalty` is called.
 

@@ -18,6 +18,7 @@ from harness_mitigations import (
     osf,
     replay,
     reweight,
+    self_distill,
     token_masking,
     wise_ft,
 )
@@ -25,7 +26,7 @@ from harness_mitigations import (
 __all__ = ["harness_mitigations"]
 
 COMPONENT_MODULES = (
-    *(mixing, replay),  # data
+    *(mixing, replay, self_distill),  # data
     *(ewc, l2sp, lr_scale),  # weights
     *(kl, token_masking, reweight),  # predictions
     *(lora, orthogonal_lora, merged_lora, osf, oft),  # adapters

@@ -18,7 +18,7 @@ BUILT_INS = {
     "sources": {"json", "jsonl", "csv", "parquet", "arrow", "text", "hub", "lm_eval"},
     "modes": {"general", "domain", "mixed", "continual", "curriculum"},
     "mitigations": {"mixing", "replay", "ewc", "l2sp", "lr_scale", "kl", "token_masking", "freeze", "wise_ft", "ema"}
-    | {"reweight"}
+    | {"reweight", "self_distill"}
     | {"lora", "orthogonal_lora", "merged_lora", "osf", "oft"},
     "metrics": {"bleu", "rouge", "chrf", "ter", "exact_match", "token_f1", "bertscore", "distinct", "length_ratio"}
     | {"regex", "json_valid", "response_perplexity", "multiple_choice", "bits_per_byte"}

@@ -48,7 +48,7 @@ def test_tensors_and_base_models_of_mitigations_are_counted_once(make_rows, make
     rows, stage = {"general": make_rows(4)}, make_stage().stage
     ewc, kl = (
         create_ewc(),
-        [build_kl_mitigation("task", None, 4, 1.0, "forward", 1.0, False, "data", {}) for _ in range(2)],
+        [build_kl_mitigation("task", None, 4, 1.0, "forward", 1.0, False, "data", "data", {}) for _ in range(2)],
     )
     for mitigation in (ewc, *kl):
         mitigation.on_stage_start(stage, tiny_model, rows, seed=0)
