@@ -197,10 +197,12 @@ def kl_cost(fresh: Callable[[], torch.nn.Module], tokenizer: Any, given: argpars
     """Return the median seconds of a step: plain, with KL on the task's tokens, and on rows of general data."""
     contenders: dict[str, Callable[[], dict[str, Mitigation]]] = {
         "plain step": dict,
-        "kl, task": lambda: {"kl": build_kl_mitigation("task", None, 4, 1.0, "forward", 1.0, False, "data", {})},
+        "kl, task": lambda: {
+            "kl": build_kl_mitigation("task", None, 4, 1.0, "forward", 1.0, False, "data", "data", {})
+        },
         f"kl, general, {max(1, given.rows // 2)} rows": lambda: {
             "kl": build_kl_mitigation(
-                "general", "kept", max(1, given.rows // 2), 1.0, "forward", 1.0, False, "data", {}
+                "general", "kept", max(1, given.rows // 2), 1.0, "forward", 1.0, False, "data", "data", {}
             )
         },
     }

@@ -36,13 +36,14 @@ import json
 import math
 import random
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from method_study import Method, choice_arms, choose_values, find_run, format_tables, run_arms, summarize_arms
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -61,8 +62,6 @@ ODDS = (0.7, 0.2, 0.1)
 
 SPECIAL_TOKENS = ("<pad>", "<s>", "</s>", "<|im_start|>", "<|im_end|>")
 GAIN, FORGETTING = "b/response_nll", "a/response_nll"
-GAIN_SHARE = 0.95
-"""Smallest gain of a chosen value, as a fraction of the gain of naive."""
 CHOICE_SEED = 100
 
 
@@ -105,50 +104,27 @@ KEPT_ROWS = 1000
 """Rows of A that mixing, kl and ewc may use."""
 
 
-@dataclass(frozen=True)
-class Method:
-    """A method of the study.
-
-    Attributes:
-        option: The hyper-parameter that is chosen, as its page calls it.
-        values: The two values that are tried.
-        key: Key of the spec that the method changes.
-        changes: What the key is set to, with the value in place of None.
-    """
-
-    option: str
-    values: tuple[float, float]
-    key: str
-    changes: Any
-
-    def arm(self, value: float) -> dict[str, Any]:
-        """Return the arm of a value: key of the spec -> value."""
-        arm = {self.key: _filled(self.changes, value)}
-        return {"mitigations.lora": {"rank": 8}, **arm} if self.key == "train.learning_rate" else arm
-
-
 METHODS = {
-    "lower-lr": Method("factor", (0.3, 0.1), "mitigations.lr_scale", {"factor": None}),
+    "lower-lr": Method("factor", (0.3, 0.1), {"mitigations.lr_scale": {"factor": None}}),
     "mixing": Method(
         "share",
         (0.1, 0.2),
-        "mitigations.mixing",
-        {"share": None, "source": "a_kept", "answers": "model", "writing": {"prompts": 400, "max_new_tokens": 40}},
+        {
+            "mitigations.mixing": {
+                "share": None,
+                "source": "a_kept",
+                "answers": "model",
+                "writing": {"prompts": 400, "max_new_tokens": 40},
+            }
+        },
     ),
-    "kl": Method("strength", (1, 3), "mitigations.kl", {"source": "a_kept", "rows": 8, "strength": None}),
-    "l2sp": Method("strength", (0.1, 1), "mitigations.l2sp", {"strength": None}),
-    "ewc": Method("strength", (1, 10), "mitigations.ewc", {"source": "a_kept", "strength": None}),
-    "lora": Method("learning_rate", (1e-3, 3e-3), "train.learning_rate", None),
-    "freeze": Method("share", (0.5, 0.75), "mitigations.freeze", {"share": None, "embeddings": False}),
-    "reweight": Method("floor", (0.01, 0.1), "mitigations.reweight", {"power": "median", "floor": None}),
+    "kl": Method("strength", (1, 3), {"mitigations.kl": {"source": "a_kept", "rows": 8, "strength": None}}),
+    "l2sp": Method("strength", (0.1, 1), {"mitigations.l2sp": {"strength": None}}),
+    "ewc": Method("strength", (1, 10), {"mitigations.ewc": {"source": "a_kept", "strength": None}}),
+    "lora": Method("learning_rate", (1e-3, 3e-3), {"mitigations.lora": {"rank": 8}, "train.learning_rate": None}),
+    "freeze": Method("share", (0.5, 0.75), {"mitigations.freeze": {"share": None, "embeddings": False}}),
+    "reweight": Method("floor", (0.01, 0.1), {"mitigations.reweight": {"power": "median", "floor": None}}),
 }
-
-
-def _filled(changes: Any, value: float) -> Any:
-    """Return the changes with the value in place of None."""
-    if isinstance(changes, Mapping):
-        return {key: _filled(inner, value) for key, inner in changes.items()}
-    return value if changes is None else changes
 
 
 # -- languages ---------------------------------------------------------------------------------------------------------
@@ -306,8 +282,7 @@ def build_choice_spec(folder: Path, model: Path, size: Size) -> dict[str, Any]:
     spec = build_spec(folder, "choice", model, "b_train", "validation")
     spec["seed"] = CHOICE_SEED
     spec["train"]["steps"] = size.steps
-    named = {f"{name}-{value:g}": METHODS[name].arm(value) for name in methods(size) for value in METHODS[name].values}
-    spec["arms"] = {"named": {"naive": {}, **named}, "baseline": "naive", "gain": GAIN, "forgetting": FORGETTING}
+    spec["arms"] = {"named": choice_arms(methods(size)), "baseline": "naive", "gain": GAIN, "forgetting": FORGETTING}
     return spec
 
 
@@ -327,17 +302,12 @@ def build_study_spec(folder: Path, model: Path, size: Size, chosen: Mapping[str,
     return spec
 
 
-def methods(size: Size) -> tuple[str, ...]:
+def methods(size: Size) -> dict[str, Method]:
     """Return the methods of a study, without naive."""
-    return size.methods or tuple(METHODS)
+    return {name: METHODS[name] for name in size.methods or METHODS}
 
 
 # -- runs --------------------------------------------------------------------------------------------------------------
-
-
-def find_run(folder: Path, name: str) -> Path | None:
-    """Return the folder of a run or experiment of this study; None if it has not started."""
-    return next((path.parent for path in sorted((folder / name).glob("*/spec.json"))), None)
 
 
 def train_base(folder: Path, size: Size) -> Path:
@@ -353,41 +323,11 @@ def train_base(folder: Path, size: Size) -> Path:
     return run
 
 
-def run_arms(folder: Path, spec: Mapping[str, Any]) -> dict[str, Any]:
+def run_experiment(folder: Path, spec: Mapping[str, Any]) -> dict[str, Any]:
     """Run an experiment, or what is left of it, and return its `arms.json`."""
-    experiment = find_run(folder, spec["name"])
-    if experiment is None:
-        return dict(harness.run_experiment(dict(spec), quiet=True).report)
-    runs = [experiment / "arms" / name for name in _run_names(spec["arms"])]
-    if all((run / "report.json").is_file() for run in runs) and (experiment / "arms.json").is_file():
-        return dict(harness.load_experiment(experiment).report)
-    return dict(harness.resume(experiment).report)
-
-
-def _run_names(arms: Mapping[str, Any]) -> Iterator[str]:
-    for name in arms["named"]:
-        seeds = arms.get("seeds")
-        yield from (f"{name},seed={seed}" for seed in range(seeds)) if seeds else (name,)
-
-
-def choose_values(report: Mapping[str, Any], size: Size) -> dict[str, dict[str, Any]]:
-    """Return the chosen value of each method, by the rule of the module's docstring.
-
-    Returns:
-        Method -> `option`, `value`, and `tries` with `value`, `gain` and `forgotten` of each.
-    """
-    points = {point["arm"]: point for point in report["points"]}
-    required = GAIN_SHARE * points["naive"]["gain"]["value"]
-    choices = {}
-    for name in methods(size):
-        tries = []
-        for value in METHODS[name].values:
-            point = points[f"{name}-{value:g}"]
-            tries.append({"value": value, "gain": point["gain"]["value"], "forgotten": point["forgotten"]["value"]})
-        enough = [each for each in tries if each["gain"] >= required]
-        best = min(enough, key=lambda each: each["forgotten"]) if enough else max(tries, key=lambda each: each["gain"])
-        choices[name] = {"option": METHODS[name].option, "value": best["value"], "tries": tries}
-    return choices
+    report = run_arms(folder, spec, {"name": spec["name"], "arms": spec["arms"]})
+    assert report is not None
+    return report
 
 
 # -- result ------------------------------------------------------------------------------------------------------------
@@ -403,9 +343,9 @@ def run_study(folder: Path, size: Size) -> tuple[dict[str, Any], Path]:
     lowest = write_rows(folder, size)
     base = train_base(folder, size)
     choice = build_choice_spec(folder, base / "model", size)
-    choices = choose_values(run_arms(folder, choice), size)
+    choices = choose_values(run_experiment(folder, choice), methods(size))
     chosen = {name: each["value"] for name, each in choices.items()}
-    report = run_arms(folder, build_study_spec(folder, base / "model", size, chosen))
+    report = run_experiment(folder, build_study_spec(folder, base / "model", size, chosen))
     experiment = find_run(folder, "study")
     assert experiment is not None
     items = harness.load_run(base).items("a")
@@ -424,63 +364,6 @@ def run_study(folder: Path, size: Size) -> tuple[dict[str, Any], Path]:
         "arms": list(summarize_arms(report)),
     }
     return result, experiment
-
-
-def summarize_arms(report: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield the numbers of each arm of `arms.json`; those of a comparison are None where there is none."""
-    at_equal_gain = {point["arm"]: point for point in report["equal_gain"]["points"]}
-    against_best = {each["arm"]: each for each in report["best_control"]}
-    for point in report["points"]:
-        arm = point["arm"]
-        equal, best = at_equal_gain.get(arm, {}), against_best.get(arm, {})
-        yield {
-            "arm": arm,
-            "gain": bounds(point["gain"]),
-            "forgotten": bounds(point["forgotten"]),
-            "against_best_control": bounds(best.get("forgotten")),
-            "against_best_control_verdict": best.get("verdict"),
-            "forgotten_at_equal_gain": bounds(equal.get("forgotten")),
-            "against_naive_at_equal_gain": bounds(equal.get("against")),
-            "against_naive_at_equal_gain_verdict": equal.get("verdict"),
-        }
-
-
-def bounds(estimate: Mapping[str, Any] | None) -> list[float] | None:
-    """Return an estimate as value, low and high, with five digits."""
-    return None if estimate is None else [float(f"{estimate[key]:.5g}") for key in ("value", "low", "high")]
-
-
-def format_tables(result: Mapping[str, Any]) -> str:
-    """Return the tables of the page in Markdown: the choices, then the arms."""
-    lines = ["| method | hyper-parameter | tried: gain, forgotten | chosen |", "| --- | --- | --- | ---: |"]
-    for name, choice in result["choices"].items():
-        tries = "; ".join(f"{each['value']:g}: {each['gain']:.2f}, {each['forgotten']:.2f}" for each in choice["tries"])
-        lines.append(f"| {name} | `{choice['option']}` | {tries} | {choice['value']:g} |")
-    header = "| arm | gain | forgotten | against the best control | at equal gain | against naive at equal gain |"
-    lines += ["", header, "| --- " + "| ---: " * 5 + "|"]
-    for arm in result["arms"]:
-        cells = [
-            format_bounds(arm["gain"]),
-            format_bounds(arm["forgotten"]),
-            _with_verdict(arm, "against_best_control"),
-            format_bounds(arm["forgotten_at_equal_gain"]),
-            _with_verdict(arm, "against_naive_at_equal_gain"),
-        ]
-        lines.append(f"| {arm['arm']} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
-
-
-def format_bounds(values: Sequence[float] | None, sign: str = "") -> str:
-    """Return an estimate with its interval."""
-    if values is None:
-        return "–"
-    value, low, high = (f"{number:{sign}.2f}".replace("-", "−") for number in values)
-    return f"{value} [{low}, {high}]"
-
-
-def _with_verdict(arm: Mapping[str, Any], key: str) -> str:
-    """Return a difference with its interval and its verdict."""
-    return format_bounds(arm[key], "+") + (f" {arm[f'{key}_verdict']}" if arm[key] else "")
 
 
 def main() -> None:

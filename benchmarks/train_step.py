@@ -98,7 +98,7 @@ def build_mitigation(name: str) -> Any:
     if name == "l2sp":
         return L2Sp(1.0, "gradient", "base", "device")
     on, rows = ("task", 1) if name == "kl-task" else ("general", 2)
-    return build_kl_mitigation(on, "made", rows, 1.0, "forward", 1.0, False, "data", {})
+    return build_kl_mitigation(on, "made", rows, 1.0, "forward", 1.0, False, "data", "data", {})
 
 
 class StepTimer:

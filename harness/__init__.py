@@ -49,6 +49,7 @@ from harness.types import (
     SuiteScores,
     TokenizedExample,
     ToolCall,
+    WrittenPrompt,
     WrittenResponse,
 )
 
@@ -97,6 +98,7 @@ __all__ = [
     "ToolCall",
     "Tracker",
     "TurnSeparators",
+    "WrittenPrompt",
     "WrittenResponse",
     "compare",
     "evaluate",

@@ -207,10 +207,11 @@ class RowsWritten(Event):
         mitigation: The mitigation that had them written.
         source: The source whose rows they replace.
         model: `base`, or `current` for the model with which the stage begins.
-        prompts: Rows that the model was asked to answer.
+        prompts: Rows that the model was asked to answer, or prompts that it wrote.
         rows: Rows that are used.
         rejected: Why others are not used -> how many.
         cached: Whether they are those of an earlier run.
+        unchanged: How many of `rows` are rows of the data, because what the model wrote instead was not used.
         shares: The realized shares of the stage with these rows; empty if the mitigation keeps the rows for itself.
         epoch_shares: The same for each epoch.
         efficiency: The fraction of token positions of the stage that hold text; None without shares.
@@ -223,6 +224,7 @@ class RowsWritten(Event):
     rows: int
     rejected: Mapping[str, int] = field(default_factory=dict)
     cached: bool = False
+    unchanged: int = 0
     shares: SharesBySource = field(default_factory=dict)
     epoch_shares: Sequence[SharesBySource] = ()
     efficiency: float | None = None

@@ -154,6 +154,23 @@ class WrittenResponse:
 
 
 @dataclass(frozen=True)
+class WrittenPrompt:
+    """A user's message that a model wrote from the header of a user's turn alone.
+
+    Attributes:
+        text: The message, without the white space around it and the token that ended it.
+        finish: Why it ended: `eos` or `stop`; `length`: it was cut at the maximum number of tokens; or `empty`.
+        tokens: Number of generated tokens.
+        log_probability: Mean log-probability of the generated tokens under the model, in nats.
+    """
+
+    text: str
+    finish: str
+    tokens: int
+    log_probability: float
+
+
+@dataclass(frozen=True)
 class Finding:
     """What a data check found in a row.
 

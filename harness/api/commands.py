@@ -87,17 +87,18 @@ def run_experiment(
 
 
 def resume(
-    path: str | os.PathLike[str], *, quiet: bool = False, allow_plugin_change: bool = False
+    path: str | os.PathLike[str], *, arms: Sequence[str] = (), quiet: bool = False, allow_plugin_change: bool = False
 ) -> RunResult | ExperimentResult:
     """Resume an interrupted run or experiment; it uses its stored spec.
 
     Args:
         path: The folder of the run, or its name in `runs`.
+        arms: Names of the arms of an experiment to run; empty for all that have no result.
         quiet: Whether only warnings are printed.
         allow_plugin_change: Whether a plugin may have changed since the run was started; the result may then differ.
 
     Raises:
-        HarnessError: There is no such run, it is finished, or its inputs or plugins changed.
+        HarnessError: There is no such run or arm, it is finished, or its inputs or plugins changed.
         RunError: The run failed again.
     """
     from harness.cli import planned_spec
@@ -110,7 +111,9 @@ def resume(
     loaded, registry, _ = planned_spec.load_spec_and_plan(arguments)
     has_arms = loaded.document["arms"] is not None
     if has_arms:
-        planned_spec.validate_arms(arguments, loaded, registry)
+        planned_spec.validate_arms(arguments, loaded, registry, arms)
+    elif arms:
+        raise HarnessError(f"arms={list(arms)}", "the run has no arms", "leave them out")
     from harness.runner import api
     from harness.runner.folder import RunFolder
     from harness.runner.resume import require_same_plugins
@@ -119,7 +122,8 @@ def resume(
         require_same_plugins(RunFolder(folder), registry)
     with _console(registry, quiet=quiet):
         if has_arms:
-            api.run_experiment(loaded, registry, planned_spec.arm_spec_loader(arguments, registry), path=folder)
+            load = planned_spec.arm_spec_loader(arguments, registry)
+            api.run_experiment(loaded, registry, load, arm_names=arms, path=folder)
         else:
             api.resume_run(loaded, registry, folder)
     return load_experiment(folder) if has_arms else RunResult(folder)

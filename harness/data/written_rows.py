@@ -60,6 +60,27 @@ def validate_written_rows(rows: Iterable[WrittenRow], writer: str) -> list[Writt
     return valid
 
 
+def reject_evaluated_prompts(rows: Sequence[WrittenRow], data: PreparedData) -> list[WrittenRow]:
+    """Return the rows, with the reason instead of those that have a prompt of a suite.
+
+    Args:
+        rows: The written rows, with the ids of their content.
+        data: The prepared data.
+    """
+    examples = [row for row in rows if isinstance(row, Example)]
+    view = build_corpus("written", examples).select(np.arange(len(examples)))
+    prompts, positions = view.trained_prompt_hashes()
+    suites = [suite.prompt_hashes for suite in data.suite_examples.values() if isinstance(suite, CorpusView)]
+    evaluated = np.concatenate([np.empty(0, np.uint64), *suites])
+    shared = {examples[position].id for position in positions[np.isin(prompts, evaluated)].tolist()}
+    return [
+        InvalidRecord(row.location, "the prompt of a suite", raw=row.messages[-1].content)
+        if isinstance(row, Example) and row.id in shared
+        else row
+        for row in rows
+    ]
+
+
 def tokenize_written_rows(
     source: str,
     rows: Sequence[WrittenRow],

@@ -71,6 +71,25 @@ def import_data(
     imported.document["sources"] = sources
     imported.document["mode"] = {"domain": {"sources": list(sources)}}
     imported.document["evaluate"] = {name: {"source": name, "metrics": {"response_perplexity": {}}} for name in sources}
+    _import_early_stopping(config, imported)
+
+
+def _import_early_stopping(config: Mapping[str, Any], imported: ImportedSpec) -> None:
+    """Stop a stage when the loss on held-out rows no longer improves."""
+    key = "early_stopping_patience"
+    if is_off(config.get(key)):
+        return
+    train = imported.document.setdefault("train", {})
+    try:
+        patience = foreign_values.to_count(config[key])
+        if not train.get("evaluate_steps") and not train.get("evaluate_epochs"):
+            raise NotConvertible("there is no evaluation within an epoch that could stop training")
+    except NotConvertible as error:
+        imported.dropped.append((key, str(error)))
+        return
+    scores = {f"{suite}/response_nll": 1.0 for suite in imported.document["evaluate"]}
+    train["early_stopping"] = {"scores": scores, "patience": patience}
+    imported.carried.append((key, "train.early_stopping on the held-out rows"))
 
 
 def _entries(named: Any, key: str) -> list[Any]:
@@ -194,12 +213,11 @@ REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 """Keys of a message whose text is read as reasoning."""
 _AXOLOTL_ENTRY_KEYS = (
     *("path", "type", "name", "split", "data_files", "ds_type", "field", "field_messages", "roles"),
-    *("message_property_mappings", "message_field_role", "message_field_content"),
+    *("message_property_mappings", "message_field_role", "message_field_content", "drop_system_message"),
 )
 _TRAINED = "the loss is on every response and its end of turn"
 _AXOLOTL_ENTRY_REASONS = {
     **dict.fromkeys(("shards", "conversation", "roles_to_train", "train_on_eos", "train_on_eot"), _TRAINED),
-    "drop_system_message": "the system messages of the data are kept",
     "field_thinking": f"reasoning is read from {', '.join(REASONING_KEYS)}",
 }
 
@@ -231,6 +249,8 @@ def _axolotl_source(entry: Any, imported: ImportedSpec) -> tuple[str, dict[str, 
         mapping["text"] = entry["field"]
     if mapping:
         options["columns"] = mapping
+    if entry.get("drop_system_message"):
+        options["system"] = "drop"
     roles = _mapping(entry, "roles", f"datasets {path}")
     names = {
         str(name): role for role, given in roles.items() for name in (given if isinstance(given, list) else [given])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +19,7 @@ GROUPED_KEYS: dict[str, tuple[str, ...]] = {
     "axolotl": (
         *(*_ADAM_AND_SCHEDULE, "cosine_min_lr_ratio", "cosine_constant_lr_ratio", "bnb_config_kwargs"),
         *("special_tokens", "tokens", "batch_size", "unfrozen_parameters", "use_eaft", "eaft_alpha", "eaft_k"),
+        "model_config",
     ),
 }
 """Trainer -> the keys that this module reads, besides those of quantization."""
@@ -40,6 +42,7 @@ def import_groups(tool: str, config: Mapping[str, Any], imported: ImportedSpec, 
         _import_batch_size(config, imported)
         _import_unfrozen(config, imported)
         _import_eaft(config, imported)
+        _import_model_config(config, imported)
 
 
 def _import_quantization(tool: str, config: Mapping[str, Any], imported: ImportedSpec, adapter_key: str) -> None:
@@ -157,15 +160,66 @@ def _import_batch_size(config: Mapping[str, Any], imported: ImportedSpec) -> Non
         imported.carried.append(("batch_size", "train.accumulation"))
 
 
+_RANGE = re.compile(r".+\[\d*(:\d*)?\]$")
+"""Axolotl's names of a part of a weight: `model.embed_tokens.weight$[:32000]`."""
+_RENAMED_MODULES = {r"block_sparse_moe": "(block_sparse_moe|mlp)"}
+"""Modules that transformers 5 has under another name."""
+
+
 def _import_unfrozen(config: Mapping[str, Any], imported: ImportedSpec) -> None:
-    """Note `unfrozen_parameters`, which has no effect with an adapter: its base weights are frozen."""
-    if not config.get("unfrozen_parameters"):
+    """Set the weights that are trained; with an adapter there is nothing to set, since its base weights are frozen."""
+    key, value = "unfrozen_parameters", config.get("unfrozen_parameters")
+    if not value:
         return
-    if imported.document.get("mitigations"):
-        imported.unneeded.append(("unfrozen_parameters", "only the adapter is trained"))
-    else:
-        what = "mitigations.freeze names what is not trained, not what is"
-        imported.dropped.append(("unfrozen_parameters", what))
+    if {"lora", "oft"} & set(imported.document.get("mitigations", {})):
+        imported.unneeded.append((key, "only the adapter is trained"))
+        return
+    try:
+        names = foreign_values.to_texts(value)
+        ranges = [name for name in names if _RANGE.match(name)]
+        if ranges:
+            raise NotConvertible(f"{ranges[0]!r} is a part of a weight")
+    except NotConvertible as error:
+        imported.dropped.append((key, str(error)))
+        return
+    expressions = [_to_expression(name) for name in names if name != "embed_tokens"]  # no full name begins with it
+    imported.document.setdefault("mitigations", {})["freeze"] = {"embeddings": False, "trainable": expressions}
+    imported.changed.append((key, "mitigations.freeze.trainable: the names are those of transformers 5"))
+
+
+def _to_expression(name: str) -> str:
+    """Return Axolotl's name of weights as a regular expression: a dot is a dot, unless a plus follows it.
+
+    The language model of a model for images and text may be loaded alone. Its weights are then named without
+    `language_model`.
+    """
+    expression = re.sub(r"\\?\.(?!\+)", r"\\.", name)
+    for module, replacement in _RENAMED_MODULES.items():
+        expression = expression.replace(module, replacement)
+    for prefix in (r"model\.language_model", r"^model\.language_model"):
+        if not expression.startswith(prefix):
+            continue
+        rest = expression.removeprefix(prefix)
+        if rest in ("", r"\.", r"\.*"):
+            return r"model\.(language_model|embed_tokens|layers|norm)\b"
+        return r"model\.(language_model\.)?" + rest.removeprefix(r"\.")
+    return expression
+
+
+def _import_model_config(config: Mapping[str, Any], imported: ImportedSpec) -> None:
+    """Set the loss that balances experts, which a model computes if its config says so."""
+    given = config.get("model_config")
+    given = given if isinstance(given, Mapping) else {"": given} if given else {}
+    for key, value in given.items():
+        if key == "output_router_logits":
+            coefficient = given.get("router_aux_loss_coef", "config")
+            if value:
+                imported.document.setdefault("train", {})["router_loss"] = coefficient
+                imported.carried.append((f"model_config: {key}", "train.router_loss"))
+        elif key != "router_aux_loss_coef":
+            imported.dropped.append((f"model_config: {key}", "the model's config is that of its files"))
+        elif not given.get("output_router_logits"):
+            imported.unneeded.append((f"model_config: {key}", "output_router_logits is off"))
 
 
 def _import_eaft(config: Mapping[str, Any], imported: ImportedSpec) -> None:

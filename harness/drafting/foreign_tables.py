@@ -169,7 +169,7 @@ QUANTIZATION: dict[str, dict[str, str]] = {
         "quantization_bit": "bits", "quantization_method": "method", "quantization_type": "type",
         "double_quantization": "double",
     },
-    "axolotl": {"load_in_4bit": "4bit", "load_in_8bit": "8bit"},
+    "axolotl": {"load_in_4bit": "4bit", "load_in_8bit": "8bit", "quantize_moe_experts": "experts"},
     "ms-swift": {
         "quant_bits": "bits", "quantization_bit": "bits", "quant_method": "method", "bnb_4bit_quant_type": "type",
         "bnb_4bit_use_double_quant": "double",

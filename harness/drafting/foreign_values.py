@@ -202,6 +202,8 @@ def to_quantization(parts: Mapping[str, Any]) -> dict[str, Any] | None:
     """
     bits = 4 if parts.get("4bit") else 8 if parts.get("8bit") else parts.get("bits")
     if not bits:
+        if parts.get("experts"):
+            raise NotConvertible("nothing is quantized")
         return None
     method = str(parts.get("method") or "bnb").lower()
     if method not in ("bnb", "bitsandbytes"):
@@ -209,7 +211,8 @@ def to_quantization(parts: Mapping[str, Any]) -> dict[str, Any] | None:
     bits = to_int(bits)
     if bits not in (4, 8):
         raise NotConvertible(f"bitsandbytes has 4 and 8 bits, not {bits}")
+    experts = {"experts": True} if parts.get("experts") else {}
     if bits == 8:
-        return {"bits": 8}
+        return {"bits": 8, **experts}
     number_format = choice({"nf4": "nf4", "fp4": "fp4"})(parts.get("type") or "nf4")
-    return {"bits": 4, "type": number_format, "double": bool(parts["double"])}
+    return {"bits": 4, "type": number_format, "double": bool(parts["double"]), **experts}

@@ -22,6 +22,7 @@ from harness.errors import HarnessError
 METHOD_KEYS = {"llamafactory": "finetuning_type", "axolotl": "adapter", "ms-swift": "train_type", "trl": "use_peft"}
 _READ_ELSEWHERE = {
     *("max_samples", "val_size", "mask_history", "tuner_type", "train_type", "finetuning_type"),
+    "early_stopping_patience",
     *("use_peft", "dataset_config", "dataset_train_split", "lora_model_dir", "dataset_dir", "media_dir"),
 }
 _WEAK_KEYS = ("dtype", "torch_dtype", "optim")
@@ -54,7 +55,10 @@ def import_config(tool: str, file: Path, dataset_info: Path | None = None, folde
     for name in {"lora", "oft"} - {adapter}:
         imported.document.get("mitigations", {}).pop(name, None)
     if adapter and not imported.document.setdefault("mitigations", {}).setdefault(adapter, {}).get("target"):
-        imported.document["mitigations"][adapter].pop("target", None)
+        options = imported.document["mitigations"][adapter]
+        options.pop("target", None)
+        if options.get("parameters"):
+            options["target"] = []
     if "path" not in imported.document.get("model", {}):
         raise HarnessError(str(file), f"names no model, as a configuration of {tool} does", "check the first argument")
     model = imported.document["model"]

@@ -23,6 +23,7 @@ class ComponentExample:
         data: For a metric or a mode: the columns that a source keeps with each row, `Item.data` and `Example.data`.
         row: For a row format: the columns of a valid row.
         flagged: For a data check: a text in which it has a finding.
+        needs: Modules of optional packages. Where one is missing, checks that create the component are skipped.
         special_tokens: For a template: the special tokens of its format. The tokenizer of the checks has them.
     """
 
@@ -34,4 +35,5 @@ class ComponentExample:
     data: Mapping[str, Any] = field(default_factory=dict)
     row: Mapping[str, Any] | None = None
     flagged: str | None = None
+    needs: tuple[str, ...] = ()
     special_tokens: tuple[str, ...] = ()

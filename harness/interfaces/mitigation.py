@@ -151,8 +151,13 @@ class Mitigation(GuardedComponent):
 
     monitored_suites: Sequence[str] | None = ()
     """Suites whose primary scores `on_evaluation` needs; None: every general suite with one, at least one.
-
     A stage whose mid-stage evaluations do not measure them is refused before anything is loaded.
+    """
+
+    writes_prompts: bool = False
+    """Whether `generate_rows` lets the model write the prompts too, by `PromptRows.write_prompts`.
+
+    The rows of the source are then placeholders alone. A model whose tokenizer has no chat template is refused.
     """
 
     penalty_timing: Literal["before_clip", "after_clip"] = "after_clip"

@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from harness.errors import HarnessError
-from harness.model import added_tokens, hub, model_config, quantization
+from harness.model import added_tokens, hub, model_config, quantization, quantized_experts
 from harness.model import device as device_module
 from harness.model.added_tokens import ADDED_ROWS_ATTRIBUTE as ADDED_ROWS_ATTRIBUTE
 from harness.model.locate import ModelLocation
@@ -71,7 +71,7 @@ def load_model(
         hub.download_model(location.path, settings.get("revision"), progress)
     progress("load", 0, 0, location.path)
     try:
-        with silence_libraries():
+        with silence_libraries(), quantized_experts.quantized_while_loading(location.quantization):
             auto_class: Any = AutoModelForCausalLM  # its type hints do not know `output_loading_info`
             model, info = auto_class.from_pretrained(
                 location.path,
@@ -96,6 +96,7 @@ def load_model(
             f"{join_names(unfilled[:3])} ({len(unfilled)} in all)",
             "give a folder with all weights of the model",
         )
+    quantization.require_quantized_experts(model, location.quantization)
     quantization.finish_dequantization(model, _load_config(location, settings), dtype)
     quantization.prepare_quantized_layers(model)
     tokenizer = load_tokenizer(location, settings)
@@ -169,7 +170,11 @@ def _attach_adapter(model: PreTrainedModel, location: ModelLocation) -> PreTrain
 
     try:
         # PEFT draws initial weights, which are replaced at once: they must not advance the random state.
-        with silence_libraries(), torch.random.fork_rng():
+        with (
+            silence_libraries(),
+            torch.random.fork_rng(),
+            quantized_experts.experts_as_parameters(model),
+        ):
             adapted = PeftModel.from_pretrained(model, location.path, is_trainable=True)
     except Exception as error:
         raise load_error(error, location, "adapter") from error

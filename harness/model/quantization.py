@@ -1,9 +1,10 @@
 """Models with quantized weights (bitsandbytes, FP8, MXFP4, GPTQ, ...): how they are loaded, trained and dequantized.
 
 `model.quantization` quantizes an ordinary checkpoint with bitsandbytes while it is loaded: every linear layer but the
-output head. A checkpoint may bring its own quantization. Transformers keeps such weights quantized, or dequantizes them
-while it loads: an FP8 checkpoint on a CPU, MXFP4 without its kernels. A dequantized model is made an ordinary one here.
-A model whose weights stay quantized can only be trained with an adapter.
+output head. With `experts` the stacked weights of experts too, see `quantized_experts`. A checkpoint may bring its own
+quantization. Transformers keeps such weights quantized, or dequantizes them while it loads: an FP8 checkpoint on a CPU,
+MXFP4 without its kernels. A dequantized model is made an ordinary one here. A model whose weights stay quantized can
+only be trained with an adapter.
 """
 
 from __future__ import annotations
@@ -17,7 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from harness.errors import HarnessError
+from harness.model import quantized_experts
 from harness.model.quantization_settings import load_quantization as load_quantization
+from harness.model.quantization_settings import quantizes_experts
+from harness.model.quantized_experts import expert_names as expert_names
+from harness.model.quantized_experts import experts_as_parameters as experts_as_parameters
 from harness.utils.silence import silence_libraries
 
 BITSANDBYTES = "bitsandbytes"
@@ -134,6 +139,18 @@ def check_checkpoint(checkpoint_config: Mapping[str, Any] | None, quantization: 
         raise HarnessError("model.path", f"its weights are quantized ({method}): {text}", unquantized) from error
 
 
+def require_quantized_experts(model: Any, quantization: Mapping[str, Any] | None) -> None:
+    """Raise HarnessError if experts were to be quantized and the model has none.
+
+    Args:
+        model: The loaded model.
+        quantization: The spec's `model.quantization`.
+    """
+    if quantizes_experts(quantization) and not quantized_experts.has_quantized_experts(model):
+        what = f"a {model.config.model_type} model has no stacked weights of experts"
+        raise HarnessError(f"{WHERE}.{BITSANDBYTES}.experts", what, "set it to false")
+
+
 def prepare_quantized_layers(model: Any) -> None:
     """Let the layers of bitsandbytes compute the same in training and in evaluation, without their messages.
 
@@ -217,6 +234,7 @@ def dequantize(model: Any) -> None:
             linear.bias = nn.Parameter(layer.bias.detach())
         parent, _, name = path.rpartition(".")
         setattr(model.get_submodule(parent), name, linear.train(layer.training))
+    quantized_experts.dequantize_experts(model)
     for config in (model.config, model.config.get_text_config()):
         if hasattr(config, "quantization_config"):
             del config.quantization_config

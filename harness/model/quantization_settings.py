@@ -39,6 +39,11 @@ def load_quantization(folder: Path) -> Mapping[str, Any] | None:
     return quantization
 
 
+def quantizes_experts(quantization: Mapping[str, Any] | None) -> bool:
+    """Return whether the spec's `model.quantization` quantizes the stacked weights of experts."""
+    return bool(((quantization or {}).get("bitsandbytes") or {}).get("experts", False))
+
+
 def quantized_digest(model_digest: str, quantization: Mapping[str, Any] | None) -> str:
     """Return the digest of a model that is quantized when it is loaded; that of the model without quantization.
 

@@ -23,7 +23,7 @@ from harness.errors import HarnessError
 from harness.interfaces.exporter import LOADING_HEADING
 from harness.model import frozen_lora, precision, quantization, svd_subspaces
 from harness.model.load import ADDED_ROWS_ATTRIBUTE, ORIGIN_ATTRIBUTE, PUBLISHED_CONFIG_ATTRIBUTE
-from harness.model.quantization_settings import save_quantization
+from harness.model.quantization_settings import quantizes_experts, save_quantization
 from harness.utils import cache_dir
 from harness.utils.silence import silence_libraries
 from harness.utils.write_errors import report_write_errors
@@ -198,7 +198,12 @@ def _describe_loading(model: Any, folder: Path) -> str:
         if getattr(causal_lm, ADDED_ROWS_ATTRIBUTE, ()):
             rows = causal_lm.config.get_text_config().vocab_size
             lines.append(f"base.resize_token_embeddings({rows})  # the adapter has the rows of added tokens")
-        lines.append("model = PeftModel.from_pretrained(base, folder)")
+        if origin is not None and quantizes_experts(origin.quantization):
+            lines.insert(2, "from harness.model.quantized_experts import experts_as_parameters, quantize_experts")
+            lines += ["quantize_experts(base, quantization)", "with experts_as_parameters(base):"]
+            lines.append("    model = PeftModel.from_pretrained(base, folder)")
+        else:
+            lines.append("model = PeftModel.from_pretrained(base, folder)")
         note = (
             "\nThe run computed with this dtype of the base model. `AutoPeftModelForCausalLM` takes the published "
             "one,\nand resizes the base model if the tokenizer has more tokens: scores then differ.\n"

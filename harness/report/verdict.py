@@ -70,11 +70,13 @@ class Retention:
         change: Mean over the suites of the primary score's change in its better direction, divided by its margin. −1
             is a loss of one margin.
         suites: The suites.
+        worse_suites: Those whose own change is below 0 with its whole interval.
     """
 
     outcome: RetentionOutcome
     change: Estimate
     suites: tuple[str, ...]
+    worse_suites: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -162,7 +164,9 @@ def judge_retention(primary_changes: Sequence[tuple[ScoreChange, Estimate]]) -> 
         outcome = "kept"
     elif pooled.units >= MIN_ITEMS and pooled.high < 0:
         outcome = "forgot"
-    return Retention(outcome, pooled, tuple(change.suite for change, _ in primary_changes))
+    suites = tuple(change.suite for change, _ in primary_changes)
+    worse = tuple(suite for suite, change in zip(suites, in_margins, strict=True) if change.high < 0)
+    return Retention(outcome, pooled, suites, worse)
 
 
 # -- the headline -----------------------------------------------------------------------------------------------------
@@ -201,9 +205,17 @@ def _headline(
 
 
 def _retention_clause(retention: Retention, template: str) -> str:
-    names = retention.suites
-    subject = _join(names) if len(names) <= MAX_NAMED_SUITES else f"the mean of {len(names)} suites"
-    return _format_clause(template, subject, retention.change.n, plural=1 < len(names) <= MAX_NAMED_SUITES)
+    """Name the suites: of a loss those that fell on their own, if there are any."""
+    suites, worse = retention.suites, retention.worse_suites if retention.outcome == "forgot" else ()
+    names, total = worse or suites, len(suites)
+    if len(names) <= MAX_NAMED_SUITES:
+        is_joint = retention.outcome == "forgot" and not worse and total > 1
+        subject, plural = f"{_join(names)}{' together' if is_joint else ''}", len(names) > 1
+    elif worse:
+        subject, plural = f"{len(worse)} of {total} suites", True
+    else:
+        subject, plural = f"the mean of {total} suites", False
+    return _format_clause(template, subject, retention.change.n, plural=plural)
 
 
 def _leak_clause(leaked_words: Sequence[LeakedWord]) -> Iterator[str]:

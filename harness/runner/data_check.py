@@ -200,8 +200,8 @@ def _check_lengths(lengths: Mapping[str, Any], findings: Findings) -> dict[str, 
 
 
 def _format_unwritten(rows: Iterable[RowsToWrite]) -> str:
-    """Return a list of the sources to which a model writes the responses; empty if there are none."""
-    return ", ".join(dict.fromkeys(f"the responses of {one.source} ({one.mitigation})" for one in rows))
+    """Return a list of what a model writes; empty if it writes nothing."""
+    return ", ".join(dict.fromkeys(one.describe() for one in rows))
 
 
 def _check_shares(stages: list[dict[str, Any]], unwritten: str) -> dict[str, Any]:
@@ -217,7 +217,7 @@ def _check_shares(stages: list[dict[str, Any]], unwritten: str) -> dict[str, Any
             messages.append(f"{sources} {realized_range} of {unit} (asked {requested}) in {stage['name']}")
     message = "; ".join(messages) or "no share is requested"
     if unwritten:
-        message += f"; with the data's responses, since {unwritten} are not yet written"
+        message += f"; with the data's rows, since {unwritten} are not yet written"
     return check_result("shares", True, message)
 
 

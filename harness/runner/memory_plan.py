@@ -2,9 +2,10 @@
 
     weights       frozen ones as loaded, quantized ones with their scales; trained ones in float32, and under autocast
                   their 16-bit copies
-    gradients     4 bytes a trained weight
+    gradients     4 bytes a trained weight, or those of `train.weights`
     optimizer     `Optimizer.bytes_per_weight` for each trained weight
-    activations   bytes a token, measured on the meta device, times the tokens of a step's passes that are alive at once
+    activations   bytes a token, measured on the meta device, times the tokens of a step's passes that are alive at
+                  once; and the dequantized experts of a layer
     logits        of one chunk, with softmax and gradient
     mitigations   `Mitigation.held_bytes`
 
@@ -164,21 +165,27 @@ class _StageEstimator:
     def estimate(self, batch_size: int, accumulation: int, checkpointing: bool) -> MemoryEstimate:
         """Return the estimate for these settings; see `PeakOfSettings`."""
         counts, size = self.counts, self.size
-        quantized = counts.quantizable if self.quantization and counts.trained < counts.frozen else 0
+        options = (self.quantization or {}).get("bitsandbytes", {})
+        has_experts = options.get("experts", False)
+        quantizable = counts.quantizable + (counts.experts if has_experts else 0)
+        quantized = quantizable if self.quantization and counts.trained < counts.frozen else 0
+        # An adapter on experts needs their gradient too.
+        dequantized = counts.largest_experts * size * (2 if counts.trained_experts else 1) if has_experts else 0
         frozen = (counts.frozen - counts.always_float32 - quantized) * size + counts.always_float32 * 4
-        copies = counts.trained * 2 if size == 2 else 0  # autocast's, kept for the backward pass
+        train = self.stage_data.stage.train
+        narrow = counts.trained - counts.trained_float32 if train.get("weights") == "bfloat16" else 0
+        copies = (counts.trained - narrow) * 2 if size == 2 else 0  # autocast's, kept for the backward pass
         quantized_bytes = int(quantized * _bytes_of_quantized_weight(self.quantization))
         tokens = _largest_batch(self.stage_data, batch_size)
-        train = self.stage_data.stage.train
         is_offloaded = self.has_gpu and checkpointing and train.get("offload_activations", False)
         recomputed = counts.offloaded if is_offloaded else counts.checkpointed
         per_token = recomputed if checkpointing else counts.activations
         layer_inputs = _activation_bytes(counts.layer_inputs, tokens + self.extra_tokens, size) or 0
         estimate = MemoryEstimate(
-            weights=frozen + quantized_bytes + counts.trained * 4 + copies,
-            gradients=counts.trained * 4,
+            weights=frozen + quantized_bytes + counts.trained * 4 - 2 * narrow + copies,
+            gradients=counts.trained * 4 - 2 * narrow,
             optimizer=int(counts.trained * self.bytes_per_weight),
-            activations=_activation_bytes(per_token, tokens + self.extra_tokens, size) or 0,
+            activations=(_activation_bytes(per_token, tokens + self.extra_tokens, size) or 0) + dequantized,
             logits=logit_bytes(tokens, counts.vocabulary),
             mitigations=sum((counts.held_16 if size == 2 else counts.held_32).values()),
             head_gradient=counts.trained_head * 4,
@@ -229,7 +236,9 @@ def _remedies(prepared: PreparedRun, registry: Registry, size: int, available: i
     has_adapter = any(m.adds_adapter for _, m in plan_module.create_mitigations(prepared.plan.mitigations, registry))
     checkpointing = {} if train["gradient_checkpointing"] is True else {"gradient_checkpointing": True}
     lora: dict[str, Any] = {} if has_adapter else {"mitigations.lora": {}}
-    quantization: dict[str, Any] = {"model.quantization": {"bitsandbytes": {}}}
+    whole = count_weights(prepared, registry)
+    experts = {"experts": True} if whole is not None and whole.experts else {}
+    quantization: dict[str, Any] = {"model.quantization": {"bitsandbytes": experts}}
     changes: list[tuple[dict[str, Any], bool, bool]] = [
         (smaller, False, False),
         (checkpointing, False, False),
@@ -245,7 +254,8 @@ def _remedies(prepared: PreparedRun, registry: Registry, size: int, available: i
         if not keys or keys in seen:
             continue
         seen.append(keys)
-        changed = _changed(prepared, registry, settings, adds_lora=adds_lora, quantizes=quantizes)
+        options = {"bits": 4, "type": "nf4", "double": True, **experts} if quantizes else None
+        changed = _changed(prepared, registry, settings, adds_lora=adds_lora, bitsandbytes=options)
         counts = count_weights(changed, registry)
         if (
             counts is not None
@@ -263,18 +273,22 @@ def _with_batch_of_one(train: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _changed(
-    prepared: PreparedRun, registry: Registry, settings: Mapping[str, Any], *, adds_lora: bool, quantizes: bool
+    prepared: PreparedRun,
+    registry: Registry,
+    settings: Mapping[str, Any],
+    *,
+    adds_lora: bool,
+    bitsandbytes: Mapping[str, Any] | None,
 ) -> PreparedRun:
-    """Return the prepared run with other settings, with LoRA, or with 4-bit weights."""
+    """Return the prepared run with other settings, with LoRA, or with weights that bitsandbytes quantizes."""
     from harness.spec.component_options import fill_component_options
 
     plan, location = prepared.plan, prepared.location
     if adds_lora:
         lora = fill_component_options(registry, "mitigations", "lora", {})
         plan = replace(plan, mitigations={**plan.mitigations, "lora": lora})
-    if quantizes:
-        quantization = {"bitsandbytes": {"bits": 4, "type": "nf4", "double": True}}
-        location = replace(location, quantization=quantization)
+    if bitsandbytes:
+        location = replace(location, quantization={"bitsandbytes": bitsandbytes})
     stages = tuple(
         replace(data, stage=replace(data.stage, train={**data.stage.train, **settings}))
         for data in prepared.data.stages

@@ -104,7 +104,7 @@ def _summarize_without_tokens(run_plan: Plan, registry: Registry, reason: str) -
 def _unwritten_rows(run_plan: Plan, registry: Registry) -> list[str]:
     """Return a sentence for each source whose rows a model writes for a mitigation alone."""
     rows = [rows for rows in list_rows_to_write(run_plan, registry) if not rows.is_mixed]
-    return list(dict.fromkeys(f"the responses of {one.source} ({one.mitigation}), not yet written" for one in rows))
+    return list(dict.fromkeys(f"{one.describe()}, not yet written" for one in rows))
 
 
 def _source_summary(stage: Stage, source: StageSource) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from harness.model.cached_tokenizer import load_light_tokenizer
 from harness.model.tokenizer import load_tokenizer
 from harness.model.unpadded_rows import longest_unpadded_row
 from harness.registry import RESERVED_NAMES, Registry
-from harness.runner import bounded_plan, embedding_rows
+from harness.runner import bounded_plan, embedding_rows, rows_to_write
 from harness.runner.trackers import unavailable_tracker_errors
 from harness.spec import plan as plan_module
 from harness.spec import preflight
@@ -131,6 +131,7 @@ def prepare_run(
     _require_precision(plan.train["precision"])
     template = registry.create("templates", *plan.template)
     templates = {suite.name: registry.create("templates", *suite.template) for suite in plan.suites if suite.template}
+    raise_all(rows_to_write.missing_chat_template_errors(spec, plan, registry, tokenizer))
     if not spec.document["checks"]["other_template"]:
         folder = Path(location.path) if location.kind in ("folder", "run") else None
         raise_all(fingerprints.template_mismatches(plan, template, templates, tokenizer, folder, spec.where))

@@ -14,11 +14,12 @@ from typing import Any
 from harness.errors import HarnessError, RunError
 from harness.interfaces.mitigation import Mitigation
 from harness.model import device, quantization, save
-from harness.model.precision import upcast_trainable
+from harness.model.precision import loaded_dtype, upcast_trainable
 from harness.registry import Registry
 from harness.runner.continue_run import EarlierAdapter
 from harness.spec import plan
 from harness.training.packing_isolation import unpadded_batches
+from harness.training.router_loss import create_router_loss
 from harness.training.step_log import row_lengths
 from harness.types import Plan, Stage, SuiteScores, TokenizedExample
 
@@ -236,7 +237,16 @@ class StagedModel:
             with _memory_error_context(name):
                 self.model = mitigation.prepare_model(self.model, seed=seed)
         quantization.reject_trained_weights(self.model, is_adapter=save.saves_as_adapter(self.model))
-        upcast_trainable(self.model)
+        for stage in self.plan.stages:
+            create_router_loss(
+                self.model, stage.train.get("router_loss", 0)
+            )  # raises an error before anything is trained
+        if self.plan.train.get("weights", "float32") == "float32":
+            upcast_trainable(self.model)
+        elif str(loaded_dtype(self.model)) != "torch.bfloat16":
+            what = "the computation on this device is not in bfloat16"
+            hint = "set train.precision to 'bfloat16', or train.weights to 'float32'"
+            raise HarnessError("train.weights", what, hint)
 
     def _require_adapter(self, stage: Stage) -> None:
         if stage.adapter == "continue" or save.is_peft_model(self.model):

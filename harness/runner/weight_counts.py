@@ -26,6 +26,7 @@ from harness.utils.json_depth import load_json
 COUNTED_MODULES = (
     "harness.model.load",
     "harness.model.precision",
+    "harness.model.quantized_experts",
     "harness.runner.weight_counts",
     "harness.training.memory_estimate",
 )
@@ -41,8 +42,12 @@ class WeightCounts:
         trained: That the mitigations train.
         frozen: That they do not train; an adapter adds to `trained` only.
         quantizable: Weights of linear layers without the output head, which `model.quantization` quantizes.
+        experts: Stacked weights of experts, which `model.quantization.bitsandbytes.experts` quantizes too.
+        largest_experts: Those of the layer that has most of them.
+        trained_experts: Whether the mitigations add an adapter to experts.
         computed: Weights of the matrix products of a forward pass: all but the input embeddings, and a tied head.
         vocabulary: Rows of the output head.
+        trained_float32: Trained norms and embeddings, which are float32 whatever `train.weights` is.
         trained_head: Trained weights of the output head.
         always_float32: Frozen weights that are float32 whatever the precision: norms and embeddings.
         gathered: Weights that a sharded model has on a device at once: of two layers, and all outside of the layers.
@@ -58,8 +63,12 @@ class WeightCounts:
     trained: int
     frozen: int
     quantizable: int
+    experts: int
+    largest_experts: int
+    trained_experts: bool
     computed: int
     vocabulary: int
+    trained_float32: int
     trained_head: int
     always_float32: int
     gathered: int
@@ -90,7 +99,7 @@ def count_weights(prepared: PreparedRun, registry: Registry) -> WeightCounts | N
 def _count_on_meta_device(prepared: PreparedRun, registry: Registry) -> WeightCounts | None:
     from torch import nn
 
-    from harness.model import load, precision
+    from harness.model import load, precision, quantized_experts
     from harness.training.memory_estimate import activation_size
 
     model = load.load_on_meta(prepared.location, prepared.plan.model)  # shapes without weights
@@ -102,6 +111,8 @@ def _count_on_meta_device(prepared: PreparedRun, registry: Registry) -> WeightCo
     is_tied = head is not None and head.weight is embedding.weight
     linear = [layer for layer in model.modules() if isinstance(layer, nn.Linear) and layer is not head]
     quantizable = sum(layer.weight.numel() for layer in linear)
+    experts = sum(weight.numel() for weight in quantized_experts.expert_weights(model).values())
+    largest_experts = quantized_experts.largest_experts(model)
     mitigations = plan.create_mitigations(prepared.plan.mitigations, registry)
     for _, mitigation in mitigations:
         model = mitigation.prepare_model(model, seed=prepared.plan.seed)
@@ -111,8 +122,12 @@ def _count_on_meta_device(prepared: PreparedRun, registry: Registry) -> WeightCo
         weights=weights,
         trained=trained,
         quantizable=quantizable,
+        experts=experts,
+        largest_experts=largest_experts,
+        trained_experts=quantized_experts.has_adapted_experts(model),
         computed=weights - (0 if is_tied else embedding.weight.numel()),
         vocabulary=int(embedding.weight.shape[0]),
+        trained_float32=sum(w.numel() for w in precision.norms_and_embeddings(model) if w.requires_grad),
         trained_head=head.weight.numel() if head is not None and head.weight.requires_grad else 0,
         held_16={name: mitigation.held_bytes(model, itemsize=2) for name, mitigation in mitigations},
         held_32={name: mitigation.held_bytes(model, itemsize=4) for name, mitigation in mitigations},

@@ -11,11 +11,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from harness.data import written_rows
 from harness.data.reading.corpus import CorpusView
 from harness.data.tokenization.tokenize import TokenizedCorpus
+from harness.data.tokenization.tokenized_rows import TokenizedRows
 from harness.data.written_rows import WrittenRow
 from harness.evaluation import base_cache
 from harness.evaluation.evaluate import eval_mode
@@ -60,7 +62,7 @@ def write_rows(context: RunContext, model: Any, todo: Sequence[RowsToWrite]) -> 
             else:
                 own = context.written_rows.setdefault(stage_index, {}).setdefault(task.mitigation, {})
                 own[task.source] = tokenized.rows
-            events.append((task, rows, len(tokenized.rows), cached))
+            events.append((task, rows, tokenized.rows, cached))
         if mixed:
             context.written_stages[stage_index] = written_rows.rebuild_stage(
                 stage, mixed, context.prepared.data, context.prepared.options, context.plan.seed
@@ -78,6 +80,7 @@ def _read_or_write(
         rows = written_rows.load_written_rows(file)
         if rows is None and model is not None and context.processes.is_main:
             rows, cached = _load_or_generate(context, model, stage, task)
+            rows = written_rows.reject_evaluated_prompts(rows, context.prepared.data)
             written_rows.save_written_rows(file, rows)
             rows = written_rows.load_written_rows(file)  # as the other processes and a resumed run have them
     return rows, cached
@@ -112,7 +115,9 @@ def _load_or_generate(
 
 
 def _report(
-    context: RunContext, stage_index: int, written: Sequence[tuple[RowsToWrite, Sequence[WrittenRow], int, bool]]
+    context: RunContext,
+    stage_index: int,
+    written: Sequence[tuple[RowsToWrite, Sequence[WrittenRow], TokenizedRows, bool]],
 ) -> None:
     """Emit what was written, and write it and the new shares to data.json."""
     if not context.processes.is_main:
@@ -129,15 +134,16 @@ def _report(
             }
         rejected = written_rows.count_rejected(rows)
         valid = sum(isinstance(row, Example) for row in rows)
-        if valid > used:
-            rejected["equal to another, or without a trained token"] = valid - used
-        prompts = written_rows.prompts_of_source(context.prepared.data, task.source, task.limit, context.plan.seed)
+        if valid > len(used):
+            rejected["equal to another, or without a trained token"] = valid - len(used)
+        given = written_rows.prompts_of_source(context.prepared.data, task.source, task.limit, context.plan.seed)
         entry: dict[str, Any] = {
             "mitigation": task.mitigation,
             "source": task.source,
             "model": task.model,
-            "prompts": len(prompts),
-            "rows": used,
+            "prompts": len(rows) if task.writes_prompts else len(given),
+            "rows": len(used),
+            "unchanged": int(np.isin(used.ids, given.content_hashes).sum()),
             "rejected": rejected,
             "cached": cached,
         }

@@ -17,6 +17,7 @@ from harness.errors import ComponentError, HarnessError, located_errors, raise_a
 from harness.interfaces.metric import Metric
 from harness.registry import Registry
 from harness.spec import matrix_summaries
+from harness.spec.bfloat16_training import bfloat16_training_errors
 from harness.spec.matrix_summaries import NEEDS_SEVERAL_STAGES, has_one_stage
 from harness.spec.metric_factory import create_metric
 from harness.spec.plan import create_mitigations, stage_mitigations
@@ -83,9 +84,11 @@ def preflight(spec: Spec, plan: Plan, registry: Registry, *, will_train: bool = 
             *_mid_stage_errors(spec, plan, metrics),
             *_monitored_suite_errors(spec, plan, registry, metrics),
             *_double_interval_errors(spec, plan),
+            *bfloat16_training_errors(spec, plan, registry),
             *quantized_training_errors(spec, plan, registry),
             *sharded_training_errors(spec, plan, registry),
             *_offloading_errors(spec, plan),
+            *_router_loss_errors(spec, plan),
             *errors,
             *_fixed_server_model_errors(spec, plan.suites),
         ]
@@ -309,6 +312,14 @@ def _offloading_errors(spec: Spec, plan: Plan) -> Iterator[HarnessError]:
             what = f"the stage {stage.name!r} may keep more than the input of each layer"
             hint = "set train.gradient_checkpointing to true, or train.offload_activations to false"
             yield HarnessError(spec.where(("train", "offload_activations")), what, hint)
+
+
+def _router_loss_errors(spec: Spec, plan: Plan) -> Iterator[HarnessError]:
+    """Yield an error for each stage whose compiled layers would not return what their routers computed."""
+    for stage in plan.stages:
+        if stage.train["router_loss"] != 0 and stage.train["compile"]:
+            what = f"the compiled layers of the stage {stage.name!r} do not return what their routers computed"
+            yield HarnessError(spec.where(("train", "router_loss")), what, "set train.compile to false, or it to 0")
 
 
 def _double_interval_errors(spec: Spec, plan: Plan) -> Iterator[HarnessError]:

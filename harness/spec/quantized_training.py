@@ -22,7 +22,11 @@ def quantized_training_errors(spec: Spec, plan: Plan, registry: Registry) -> Ite
     if spec.document["model"]["quantization"] is None:
         return
     where = spec.where(("model", "quantization"))
+    has_experts = spec.document["model"]["quantization"]["bitsandbytes"]["experts"]
     for stage in plan.stages:
+        if has_experts and stage.train["compile"]:
+            what = "layers with quantized experts are not compiled"
+            yield HarnessError(where, what, "set train.compile to false, or 'experts' to false")
         mitigations = create_mitigations(stage_mitigations(plan, stage), registry)
         adapters = [(name, mitigation) for name, mitigation in mitigations if mitigation.adds_adapter]
         unsuitable = [name for name, mitigation in adapters if not mitigation.supports_quantized_weights]

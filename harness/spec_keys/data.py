@@ -70,6 +70,11 @@ SOURCE_KEYS: dict[str, Any] = {
         "description": "Whether the reasoning of a message (reasoning_content, reasoning or thinking) is passed to the "
         "template and trained.",
     },
+    "system": {
+        "enum": ["keep", "drop"],
+        "default": "keep",
+        "description": "Whether the system messages of the data are part of the conversation.",
+    },
     "filter": {
         "type": "object",
         "additionalProperties": {

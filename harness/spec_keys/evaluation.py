@@ -118,7 +118,7 @@ SUITE_KEYS: dict[str, Any] = {
     "batch_size": {
         "type": "integer",
         "minimum": 1,
-        "default": 32,
+        "default": 64,
         "description": "Answers generated at once, and rows in a padded batch; halved when memory runs out.",
     },
     "plain": {

@@ -133,9 +133,16 @@ TRAIN_KEYS: dict[str, Any] = {
     "precision": {
         "enum": ["auto", "float32", "bfloat16", "float16"],
         "default": "auto",
-        "description": "Number format of the computation; trained weights stay in float32. "
+        "description": "Number format of the computation; trained weights stay in float32, see weights. "
         "auto: bfloat16 on a GPU that supports it, else float32. `plan` and `run` recommend bfloat16 on a CPU that is "
         "faster with it.",
+    },
+    "weights": {
+        "enum": ["float32", "bfloat16"],
+        "default": "float32",
+        "description": "Number format of trained weights. bfloat16: 2 bytes instead of 4, and 2 for the gradient; "
+        "norms and embeddings stay float32, and each step is rounded at random so that small ones are not lost "
+        "(arXiv:2010.06192). It needs precision bfloat16, and adamw or lion.",
     },
     "tf32": {
         "type": "boolean",
@@ -154,6 +161,14 @@ TRAIN_KEYS: dict[str, Any] = {
         "default": False,
         "description": "With gradient_checkpointing on a GPU: store the input of each layer in main memory until the "
         "backward pass. Loss and gradients are the same. On a CPU it has no effect, and a warning says so.",
+    },
+    "router_loss": {
+        "type": ["number", "string"],
+        "minimum": 0,
+        "pattern": "^config$",
+        "default": 0,
+        "description": "Factor of the loss that balances the experts of a mixture of experts, which is added "
+        "(Switch Transformer, arXiv:2101.03961). config: router_aux_loss_coef of the model. Usual: 0.001 to 0.02.",
     },
     "sharding": {
         "enum": [None, "fsdp2"],
@@ -244,7 +259,7 @@ TRAIN_KEYS: dict[str, Any] = {
     },
 }
 
-TRAIN_KEYS_OF_RUN = ("precision", "tf32")
+TRAIN_KEYS_OF_RUN = ("precision", "weights", "tf32")
 """Keys of `train` that a stage cannot override: base and tuned models are evaluated in the same arithmetic."""
 
 TRAIN_COMPONENTS: dict[str, dict[str, Any]] = {
@@ -327,6 +342,12 @@ BITSANDBYTES_KEYS: dict[str, Any] = {
         "type": "boolean",
         "default": True,
         "description": "With 4 bits: quantize the scales of the blocks too, which saves 0.4 bits a weight.",
+    },
+    "experts": {
+        "type": "boolean",
+        "default": False,
+        "description": "Quantize the experts of a mixture of experts too, whose stacked weights are not linear layers. "
+        "They are dequantized layer by layer while the model computes.",
     },
 }
 """Keys of `model.quantization.bitsandbytes`."""

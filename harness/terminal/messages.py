@@ -124,9 +124,10 @@ def format_written_rows(event: events.RowsWritten, plan: Plan | None) -> Iterato
     """Yield the line for rows that a model has written, and the shares of the stage that trains on them."""
     writer = "the base model" if event.model == "base" else "the model"
     reasons = "".join(f", {count:,} {one_line(what)}" for what, count in event.rejected.items())
-    used = f"{event.rows:,} of {event.prompts:,} responses of {one_line(event.source)}"
+    used = f"{event.rows - event.unchanged:,} of {event.prompts:,} responses of {one_line(event.source)}"
     cached = " (by an earlier run)" if event.cached else ""
-    yield Text(f"{writer} wrote {used}{cached}{reasons}")
+    kept = f", {event.unchanged:,} rows of the data are kept" if event.unchanged else ""
+    yield Text(f"{writer} wrote {used}{cached}{kept}{reasons}")
     if event.shares and event.efficiency is not None and plan is not None:
         stage = plan.stages[event.stage_index - 1]
         yield from _format_shares(stage, event.shares, event.efficiency, event.epoch_shares)

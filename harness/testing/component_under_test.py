@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-import importlib
+import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ class CheckFailed(AssertionError):
 
 
 class CheckSkipped(Exception):
-    """A check needs something that the example of the component does not have."""
+    """A check needs something that is not there: a part of the component's example, or an optional package."""
 
 
 def require(condition: object, message: str) -> None:
@@ -76,7 +76,14 @@ class ComponentUnderTest:
         return str(self.folder / value) if is_path else value
 
     def create(self) -> Any:
-        """Return a new instance with these options."""
+        """Return a new instance with these options.
+
+        Raises:
+            CheckSkipped: A module that the example needs is missing.
+        """
+        missing = [module for module in self.example.needs if importlib.util.find_spec(module) is None]
+        if missing:
+            raise CheckSkipped(f"it needs {', '.join(missing)}")
         return self.registry.create(self.kind, self.name, self.options)
 
     @property

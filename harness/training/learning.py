@@ -18,6 +18,7 @@ from harness.interfaces.optimizer import Optimizer
 from harness.interfaces.scheduler import Scheduler
 from harness.model.decoder_layers import find_decoder_layers
 from harness.registry import Registry
+from harness.training.rounded_optimizer import RoundedOptimizer
 from harness.utils.rounding import round_up_count
 
 
@@ -61,7 +62,7 @@ class Learning:
         return float(self.settings["learning_rate"] * self.factor(step))
 
     def build_optimizer(
-        self, model: PreTrainedModel, decayed: Collection[str], mitigations: Mapping[str, Mitigation]
+        self, model: PreTrainedModel, decayed: Collection[str], mitigations: Mapping[str, Mitigation], *, seed: int = 0
     ) -> torch.optim.Optimizer:
         """Build the optimizer of the trainable weights.
 
@@ -69,6 +70,7 @@ class Learning:
             model: The model, whose weights have their own names.
             decayed: Names of the weights to which `weight_decay` applies.
             mitigations: The mitigations by name, in their order.
+            seed: Of what the optimizer draws at random.
 
         Raises:
             HarnessError: Two components set the same key of one weight to different values.
@@ -78,6 +80,8 @@ class Learning:
             own = overrides.setdefault(weight, {})
             own["lr_scale"] = own.get("lr_scale", 1.0) * scale
         groups = build_param_groups(model, self.settings, set(decayed), overrides)
+        if self.settings.get("weights") == "bfloat16":
+            return RoundedOptimizer(lambda own: self.optimizer.build(own, self.settings), groups, seed)
         return self.optimizer.build(groups, self.settings)
 
 

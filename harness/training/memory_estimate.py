@@ -19,6 +19,7 @@ from torch import Tensor, distributed
 
 from harness.data.mixing.batch_order import largest_batch_tokens
 from harness.data.mixing.packing import PackedSequences
+from harness.model import quantized_experts
 from harness.model.device import is_out_of_memory
 from harness.model.memory_limits import USABLE_SHARE
 from harness.training.memory import storage_id
@@ -91,11 +92,21 @@ def with_fitting_settings(
 
     is_offloaded = device.type == "cuda" and train.get("offload_activations", False)
     recomputed = size.offloaded if is_offloaded else size.checkpointed
+    dequantized = quantized_experts.dequantized_bytes(model)
 
     def needed(batch_size: int, accumulation: int, checkpointing: bool) -> int:
         tokens = largest_batch_tokens(lengths, batch_size, is_padded=data.is_padded)
         activations = tokens * (recomputed if checkpointing else size.stored)
-        estimate = estimate_stage(model, tokens, activations, compute_dtype, bytes_per_weight, accumulation > 1)
+        activations += dequantized
+        estimate = estimate_stage(
+            model,
+            tokens,
+            activations,
+            compute_dtype,
+            bytes_per_weight,
+            accumulation > 1,
+            keeps_16_bits=train.get("weights") == "bfloat16",
+        )
         if device.type == "cuda" and processes > 1 and train.get("offload_shards", False):
             estimate = replace(estimate, gradients=0, head_gradient=0, optimizer=0)
         return estimate.peak
@@ -196,6 +207,8 @@ def estimate_stage(
     compute_dtype: torch.dtype | None,
     bytes_per_weight: float,
     accumulates: bool,
+    *,
+    keeps_16_bits: bool = False,
 ) -> MemoryEstimate:
     """Estimate what training allocates in addition to the loaded model and the state of mitigations.
 
@@ -206,21 +219,25 @@ def estimate_stage(
         compute_dtype: See `autocast_dtype`.
         bytes_per_weight: Of the optimizer.
         accumulates: Whether a step has several micro-batches.
+        keeps_16_bits: Whether trained weights keep their dtype, see `rounded_optimizer`.
     """
     weights: list[Tensor] = list(model.parameters())
     trained = [weight for weight in weights if weight.requires_grad]
-    upcast = weights if compute_dtype is None else trained
+    narrow = sum(w.numel() for w in trained if w.element_size() == 2) if keeps_16_bits else 0
+    upcast = weights if compute_dtype is None else [] if keeps_16_bits else trained
     count = sum(weight.numel() for weight in trained)
     head = model.get_output_embeddings()
     return MemoryEstimate(
         weights=sum((4 - weight.element_size()) * weight.numel() for weight in upcast if weight.element_size() == 2)
-        + (0 if compute_dtype is None else BYTES_OF_AUTOCAST_COPY * count),
-        gradients=BYTES_OF_GRADIENT * count,
+        + (0 if compute_dtype is None else BYTES_OF_AUTOCAST_COPY * (count - narrow)),
+        gradients=BYTES_OF_GRADIENT * count - 2 * narrow,
         optimizer=int(bytes_per_weight * count),
         activations=activations,
         logits=logit_bytes(tokens, model.config.get_text_config().vocab_size),
         mitigations=0,
-        head_gradient=BYTES_OF_GRADIENT * head.weight.numel() if head is not None and head.weight.requires_grad else 0,
+        head_gradient=(head.weight.element_size() if keeps_16_bits else BYTES_OF_GRADIENT) * head.weight.numel()
+        if head is not None and head.weight.requires_grad
+        else 0,
         accumulates=accumulates,
     )
 

@@ -64,7 +64,11 @@ def unwrap_peft_model(model: nn.Module) -> nn.Module:
 
 @contextmanager
 def prepared_for_trainer(
-    model: PreTrainedModel, *, gradient_checkpointing: bool, compute_dtype: torch.dtype | None
+    model: PreTrainedModel,
+    *,
+    gradient_checkpointing: bool,
+    compute_dtype: torch.dtype | None,
+    keeps_16_bits: bool = False,
 ) -> Iterator[None]:
     """Within the context, `model` is ready for a trainer; at the end its state is restored, also after an error.
 
@@ -76,6 +80,7 @@ def prepared_for_trainer(
         model: The model to train.
         gradient_checkpointing: Whether to recompute activations in the backward pass.
         compute_dtype: The dtype of the autocast; None: without autocast.
+        keeps_16_bits: Whether trained weights keep their dtype, see `rounded_optimizer`.
     """
     causal_lm = unwrap_peft_model(model)
     attributes = {
@@ -88,7 +93,7 @@ def prepared_for_trainer(
     enable_checkpointing = gradient_checkpointing and not any(
         getattr(module, "gradient_checkpointing", False) for module in model.modules()
     )
-    original_dtypes = upcast_trainable(model, include_frozen=compute_dtype is None)
+    original_dtypes = {} if keeps_16_bits else upcast_trainable(model, include_frozen=compute_dtype is None)
     if enable_checkpointing:
         _renamed_method(model, "activation_checkpointing_enable", "gradient_checkpointing_enable")()
     try:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -40,6 +41,7 @@ from harness.training.loss import (
     target_logits,
     target_mask,
 )
+from harness.training.router_loss import LOSS_NAME, RouterLoss
 from harness.training.sharded_training import ShardedTraining, unwrapped_optimizer
 from harness.training.stage_logs import copy_stage_logs
 from harness.training.step_log import StepLog
@@ -115,6 +117,8 @@ class StageTrainer(StepRecovery, ShardedTraining):
     """
 
     loss_is_scaled_for_ga: Any = True
+    router_loss: RouterLoss | None = None
+    """Balances the experts of a mixture of experts; None: it is not computed."""
 
     weights_are_loaded = False
     """Whether the model has the weights of the checkpoint to resume from already."""
@@ -196,7 +200,9 @@ class StageTrainer(StepRecovery, ShardedTraining):
         """Create the optimizer of `train.optimizer`, with the groups of weights that it and mitigations ask for."""
         if self.optimizer is None:
             decayed = self.get_decay_parameter_names(self.unwrapped_model)
-            self.optimizer = self.learning.build_optimizer(self.unwrapped_model, decayed, self.mitigations)
+            self.optimizer = self.learning.build_optimizer(
+                self.unwrapped_model, decayed, self.mitigations, seed=self.args.seed
+            )
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
@@ -269,7 +275,10 @@ class StageTrainer(StepRecovery, ShardedTraining):
         """
         token_count = target_mask(inputs["labels"]).sum()
         total = torch.as_tensor(token_count if num_items_in_batch is None else num_items_in_batch).clamp(min=1)
-        summed = self._summed_loss(model, inputs)
+        with nullcontext() if self.router_loss is None else self.router_loss.recorded():
+            summed = self._summed_loss(model, inputs)
+        if self.router_loss is not None:  # a mean over the tokens, whose share of the step weighs it
+            summed.add_penalty(LOSS_NAME, self.router_loss.of_batch(inputs) * token_count)
         loss = summed.total / total
         parts = {"loss": summed.nll} | {f"penalty/{name}": value for name, value in summed.penalties.items()}
         if summed.plain_nll is not None:
@@ -387,7 +396,8 @@ class StageTrainer(StepRecovery, ShardedTraining):
         Returns:
             Loss, penalties of batches and `grad_norm`; and the penalties of weights.
         """
-        names = ["loss", "nll", *(f"penalty/{name}" for name in self.mitigations)]
+        terms_of_batches = (*self.mitigations, LOSS_NAME)
+        names = ["loss", "nll", *(f"penalty/{name}" for name in terms_of_batches)]
         zero = torch.zeros_like(self.loss_sums["loss"], dtype=torch.float32)
         terms = [self.loss_sums.get(name, zero).float() for name in names]
         has_term = [zero + (name in self.loss_sums) for name in names]

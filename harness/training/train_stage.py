@@ -33,6 +33,7 @@ from harness.training.memory_estimate import with_fitting_settings
 from harness.training.model_state import prepared_for_trainer, without_side_effects
 from harness.training.offloaded_activations import activation_offloading
 from harness.training.packing_isolation import takes_row_boundaries, unpadded_batches
+from harness.training.router_loss import create_router_loss
 from harness.training.sharded_weights import ShardedWeights, gathered_for, sharded_weights
 from harness.training.stage_schedule import checkpoint_steps, saves_checkpoints
 from harness.training.stage_trainer import StageTrainer, StepCallback, StopCheck
@@ -164,7 +165,12 @@ def train_stage(
     settings = data.stage.train
     gradient_checkpointing = settings["gradient_checkpointing"]
     with (
-        prepared_for_trainer(model, gradient_checkpointing=gradient_checkpointing, compute_dtype=compute_dtype),
+        prepared_for_trainer(
+            model,
+            gradient_checkpointing=gradient_checkpointing,
+            compute_dtype=compute_dtype,
+            keeps_16_bits=settings.get("weights") == "bfloat16",
+        ),
         _memory_errors(settings),
         unpadded_batches(model, settings, int(row_lengths(data.rows).max())) as flatten,
         compiled_layers(model, settings.get("compile", False)) as is_compiled,
@@ -200,6 +206,7 @@ def train_stage(
             step_log.load_state_dict(checkpoint.load_log_state(resume))
 
         sequences = pad_with_empty_sequences(data.order, sequences_per_batch)
+        router_loss = create_router_loss(model, settings.get("router_loss", 0))  # TRL changes the config
         trainer = trainer_class(
             model=model,
             args=arguments,
@@ -213,6 +220,7 @@ def train_stage(
                 checkpoint_folder, fingerprint, settings.get("save_limit"), tokenizer
             ),
         )
+        trainer.router_loss = router_loss
         trainer.tolerance = Tolerance(
             settings.get("skip_nonfinite", 0),
             settings.get("halve_batches", 0),

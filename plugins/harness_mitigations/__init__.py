@@ -19,6 +19,7 @@ from harness_mitigations import (
     repair,
     replay,
     reweight,
+    self_distill,
     token_masking,
     wise_ft,
 )
@@ -26,7 +27,7 @@ from harness_mitigations import (
 __all__ = ["harness_mitigations"]
 
 COMPONENT_MODULES = (
-    *(mixing, replay),  # data
+    *(mixing, replay, self_distill),  # data
     *(ewc, l2sp, lr_scale),  # weights
     *(kl, token_masking, reweight),  # predictions
     *(lora, orthogonal_lora, merged_lora, osf, oft),  # adapters

@@ -157,6 +157,7 @@ def add_adapter(name: str, model: PreTrainedModel, config: Any, *, seed: int) ->
     from peft import PeftModel, get_peft_model
 
     from harness.model.load import ADDED_ROWS_ATTRIBUTE
+    from harness.model.quantization import experts_as_parameters
     from harness_mitigations import linear_layers
 
     where = f"mitigations.{name}.target"
@@ -185,7 +186,7 @@ def add_adapter(name: str, model: PreTrainedModel, config: Any, *, seed: int) ->
     if added_rows:
         config.trainable_token_indices = _trainable_rows(name, model, config, list(added_rows))
     # A seed of its own: the weights must not depend on how many random numbers were drawn before.
-    with torch.random.fork_rng(), warnings.catch_warnings():
+    with torch.random.fork_rng(), warnings.catch_warnings(), experts_as_parameters(model):
         # peft asks transformers for a name that transformers has deprecated
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
         warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True`")  # see `save.merge_adapter`

@@ -10,6 +10,7 @@ are part of trained weights, so their gradient is set to 0 and their values are 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -46,6 +47,13 @@ COMPONENTS: dict[str, Component] = {
                 "items": {"type": "string"},
                 "default": [],
                 "description": 'Shell patterns of full names of weights, e.g. "*.mlp.*"; each must match one.',
+            },
+            "trainable": {
+                "type": "array",
+                "items": {"type": "string", "minLength": 1},
+                "default": [],
+                "description": "Regular expressions: only weights whose full name one matches from its beginning "
+                "are trained; each must match one. []: all that the other options do not freeze.",
             },
             "share": {
                 "type": "number",
@@ -120,6 +128,35 @@ def weights_matching(model: PreTrainedModel, pattern: str) -> list[nn.Parameter]
     return weights
 
 
+def weights_not_matching(model: PreTrainedModel, expressions: Sequence[re.Pattern[str]]) -> list[nn.Parameter]:
+    """Return the weights whose full names no regular expression matches from its beginning.
+
+    A weight with several names, such as that of a tied output head, has each of them.
+
+    Raises:
+        HarnessError: an expression matches no name.
+    """
+    named = list(model.named_parameters(remove_duplicate=False))
+    matching: set[int] = set()
+    for expression in expressions:
+        matched = {id(weight) for name, weight in named if expression.match(name)}
+        if not matched:
+            examples = ", ".join(name for name, _ in named[:2])
+            what = f"no weight's name begins with a match of {expression.pattern!r}"
+            hint = f"correct it, or remove it; full names are such as {examples}"
+            raise HarnessError("mitigations.freeze.trainable", what, hint)
+        matching |= matched
+    return [weight for weight in model.parameters() if id(weight) not in matching]
+
+
+def _compile_expression(expression: str) -> re.Pattern[str]:
+    try:
+        return re.compile(expression)
+    except re.error as error:
+        what = f"{expression!r} is not a regular expression: {error}"
+        raise HarnessError("mitigations.freeze.trainable", what, "correct it") from None
+
+
 def weights_by_kind(model: PreTrainedModel, excluded: Sequence[nn.Parameter]) -> dict[str, list[list[nn.Parameter]]]:
     """Return the floating-point weights of the layers by kind, and for each kind by layer.
 
@@ -181,6 +218,7 @@ class Freeze(Mitigation):
         embeddings: whether to freeze the input embeddings, and with tied weights the output head.
         layers: number of layers to freeze, from the lowest.
         patterns: shell patterns of full names of weights.
+        trainable: regular expressions of the full names of all weights that are trained, from their beginning.
         share: fraction of the weights of each layer to freeze in addition, in [0, 1), drawn for each stage.
         columns: fraction of the columns of each linear layer to freeze in addition, in [0, 1).
         source: for `columns`, the source of the rows that they are to be important for.
@@ -190,17 +228,19 @@ class Freeze(Mitigation):
     priority: ClassVar[int] = -5
     """Before the mitigations that read the trainable weights when a stage begins."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 (one argument for each option)
         self,
         embeddings: bool,
         layers: int,
         patterns: Sequence[str],
+        trainable: Sequence[str],
         share: float,
         columns: float,
         source: str | None,
         samples: int,
     ) -> None:
         self.embeddings, self.layers, self.patterns, self.share = embeddings, layers, tuple(patterns), share
+        self.trainable = [_compile_expression(expression) for expression in trainable]
         self.columns, self.source, self.samples = columns, source, samples
         self.frozen_columns: dict[str, Tensor] = {}
         self.values_before_step: dict[str, Tensor] = {}
@@ -244,7 +284,7 @@ class Freeze(Mitigation):
         """
         weights = self._fixed_weights(model)
         if not weights and not self.share and not self.columns:
-            hint = "set embeddings, layers, patterns, share or columns, or remove freeze"
+            hint = "set embeddings, layers, patterns, trainable, share or columns, or remove freeze"
             raise HarnessError("mitigations.freeze", "it names nothing to freeze", hint)
         for weight in weights:
             weight.requires_grad_(False)
@@ -272,7 +312,8 @@ class Freeze(Mitigation):
             from harness.model.precision import upcast_trainable
 
             self._freeze_share(model, seed)
-            upcast_trainable(model)
+            if stage.train.get("weights") != "bfloat16":
+                upcast_trainable(model)
 
     def held_bytes(self, model: PreTrainedModel, *, itemsize: int) -> int:
         """Return the bytes of the frozen columns, which are copied before each step."""
@@ -344,6 +385,8 @@ class Freeze(Mitigation):
             weights += first_layers(model, self.layers)
         for pattern in self.patterns:
             weights += weights_matching(model, pattern)
+        if self.trainable:
+            weights += weights_not_matching(model, self.trainable)
         return weights
 
     def _freeze_share(self, model: PreTrainedModel, seed: int) -> list[nn.Parameter]:

@@ -15,7 +15,14 @@ from harness import Component, ComponentExample, Example, InvalidRecord, PromptR
 from harness.errors import HarnessError
 from harness.interfaces.mitigation import Mitigation
 from harness.types import Stage, TokenizedExample
-from harness_mitigations.response_writer import WRITING_OPTION, ResponseWriter
+from harness_mitigations.response_writer import (
+    PROMPTS_OPTION,
+    WRITING_OPTION,
+    ConversationWriter,
+    ResponseWriter,
+    Writer,
+    build_writer,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -76,6 +83,7 @@ COMPONENTS: dict[str, Component] = {
                 "description": "For general: data: the rows as they are. model: the base model answers their prompts "
                 "before training, and the divergence is computed on its answers.",
             },
+            "prompts": PROMPTS_OPTION,
             "writing": WRITING_OPTION,
         },
         example=ComponentExample({"source": "given", "answers": "model"}),
@@ -117,15 +125,16 @@ def build_kl_mitigation(  # noqa: PLR0913 (one argument for each option)
     direction: Direction,
     temperature: float,
     drop_target: bool,
-    answers: Literal["data", "model"],
+    answers: Writer,
+    prompts: Writer,
     writing: Mapping[str, Any],
 ) -> Mitigation:
     """Return the mitigation for the tokens that `on` names.
 
-    `source`, `rows`, `answers` and `writing` apply to `general` only, `drop_target` to `task` only.
+    `source`, `rows`, `answers`, `prompts` and `writing` apply to `general` only, `drop_target` to `task` only.
 
     Raises:
-        HarnessError: `drop_target` or `answers` has a value that `on` excludes.
+        HarnessError: `drop_target`, `answers` or `prompts` has a value that `on` excludes.
     """
     if on == "general" and drop_target:
         raise HarnessError(
@@ -133,15 +142,16 @@ def build_kl_mitigation(  # noqa: PLR0913 (one argument for each option)
             "the task does not train the targets of general rows, so the divergence there does not work against it",
             'set mitigations.kl.on to "task", or remove drop_target',
         )
-    if on == "task" and answers == "model":
+    if on == "task" and "model" in (answers, prompts):
+        option = "answers" if answers == "model" else "prompts"
         raise HarnessError(
-            "mitigations.kl.answers",
-            "the model can answer general prompts only: the rows of the task have the responses of the data",
-            'set mitigations.kl.on to "general", or remove answers',
+            f"mitigations.kl.{option}",
+            "the model can write general rows only: the rows of the task have the responses of the data",
+            f'set mitigations.kl.on to "general", or remove {option}',
         )
     if on == "task":
         return TaskKl(strength, direction, temperature, drop_target)
-    writer = ResponseWriter(**writing) if answers == "model" else None
+    writer = build_writer("kl", answers, prompts, writing)
     return GeneralKl(source, rows, strength, direction, temperature, writer)
 
 
@@ -157,7 +167,7 @@ class GeneralKl(Mitigation):
         strength: factor of the divergence.
         direction: see `token_kl`.
         temperature: see `token_kl`.
-        writer: how the base model answers the prompts of the rows; None: the rows have the responses of the data.
+        writer: how the base model writes the rows or their responses; None: the rows of the data.
     """
 
     def __init__(
@@ -172,6 +182,7 @@ class GeneralKl(Mitigation):
         self.source, self.rows, self.strength, self.writer = source, rows, strength, writer
         if source is not None and writer is not None:
             self.unmixed_sources, self.unmixed_limit = (source,), writer.prompts
+            self.writes_prompts = isinstance(writer, ConversationWriter)
         self.direction, self.temperature = direction, temperature
         self.pool: Sequence[TokenizedExample] = ()
         self.stage_name = ""
@@ -189,13 +200,13 @@ class GeneralKl(Mitigation):
             )
 
     def generation_settings(self) -> Mapping[str, Any] | None:
-        """Return how the base model writes its answers."""
+        """Return how the base model writes."""
         return None if self.writer is None else self.writer.settings()
 
     def generate_rows(
         self, stage: Stage, model: PreTrainedModel, prompts: PromptRows, *, seed: int
     ) -> Iterator[Example | InvalidRecord]:
-        """Yield the rows of the source with the answers of the base model."""
+        """Yield the rows of the source with the answers of the base model, or rows that it wrote alone."""
         assert self.writer is not None
         return self.writer.write_rows(model, prompts, seed=seed)
 
@@ -227,7 +238,7 @@ class GeneralKl(Mitigation):
         if lengths is None:
             lengths = [len(row.input_ids) for row in pool]
         longest = sorted(lengths, reverse=True)[: self.rows]
-        written = 0 if self.writer is None else self.writer.max_new_tokens
+        written = 0 if self.writer is None else self.writer.max_row_tokens
         return int(sum(longest)) + written * len(longest)
 
     def extra_loss(self, model: PreTrainedModel, token_fraction: float) -> torch.Tensor | None:

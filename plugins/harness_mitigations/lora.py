@@ -12,6 +12,7 @@ base model is unchanged.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -32,6 +33,15 @@ COMPONENTS: dict[str, Component] = {
         factory="harness_mitigations.lora:Lora",
         options={
             **adapter_common.LORA_OPTIONS,
+            "target": {**adapter_common.TARGET_OPTION, "minItems": 0},
+            "parameters": {
+                "type": "array",
+                "items": {"type": "string", "minLength": 1},
+                "uniqueItems": True,
+                "default": [],
+                "description": "Names of stacked weights of experts that get an adapter too, from their end, "
+                'e.g. ["experts.gate_up_proj", "experts.down_proj"]; "target" may then be [].',
+            },
             "rslora": {
                 "type": "boolean",
                 "default": False,
@@ -94,6 +104,7 @@ class Lora(Mitigation):
         source: for `corda`, the source whose rows keep their outputs.
         samples: for `corda`, maximum number of its rows.
         loraplus_ratio: learning rate of B as a factor of that of A (LoRA+, arXiv:2402.12354).
+        parameters: names of stacked weights of experts that get an adapter too.
     """
 
     works_on_shards = True
@@ -110,6 +121,7 @@ class Lora(Mitigation):
     source: str | None
     samples: int
     loraplus_ratio: float
+    parameters: Sequence[str]
 
     def __post_init__(self) -> None:
         self.initialized = self.start == "zero"
@@ -130,6 +142,11 @@ class Lora(Mitigation):
                 "'corda' preserves the outputs for the rows of a source, but no source is given",
                 "name a source of what is to be preserved, e.g. general conversations",
             )
+        if self.parameters and (self.dropout or self.dora):
+            what = "an adapter on the stacked weights of experts has neither dropout nor DoRA"
+            raise HarnessError("mitigations.lora.parameters", what, "set dropout to 0 and dora to false")
+        if not self.parameters and not self.target:
+            raise HarnessError("mitigations.lora.target", "no layer gets an adapter", "set it to 'all-linear'")
 
     def prepare_model(self, model: PreTrainedModel, *, seed: int) -> PreTrainedModel:
         """Add the adapter; the model still computes the same.
@@ -149,6 +166,7 @@ class Lora(Mitigation):
             lora_alpha=self._alpha,  # type: ignore[arg-type]
             lora_dropout=self.dropout,
             target_modules=self._target_modules,
+            target_parameters=self._require_experts(model),
             use_rslora=self.rslora,
             use_dora=self.dora,
         )
@@ -199,6 +217,25 @@ class Lora(Mitigation):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore the state."""
         self.initialized = bool(state["started"])
+
+    def _require_experts(self, model: PreTrainedModel) -> list[str] | None:
+        """Return peft's `target_parameters`; None without `parameters`.
+
+        Raises:
+            HarnessError: a name is not that of stacked weights of experts.
+        """
+        if not self.parameters:
+            return None
+        from harness.model.quantization import expert_names
+
+        names = expert_names(model)
+        for parameter in self.parameters:
+            if not any(f".{name}".endswith(f".{parameter}") for name in names):
+                endings = sorted({".".join(name.split(".")[-2:]) for name in names})
+                what = f"no stacked weights of experts have a name that ends with {parameter!r}"
+                hint = f"name some of {json.dumps(endings)}" if endings else "set it to []: the model has none"
+                raise HarnessError("mitigations.lora.parameters", what, hint)
+        return list(self.parameters)
 
     @property
     def _alpha(self) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from harness import (
     Component,
@@ -19,7 +19,7 @@ from harness import (
     StageSource,
 )
 from harness.types import ShareUnit
-from harness_mitigations.response_writer import WRITING_OPTION, ResponseWriter
+from harness_mitigations.response_writer import PROMPTS_OPTION, WRITING_OPTION, Writer, build_writer
 
 UNIT_OPTION: dict[str, Any] = {
     "enum": ["loss_tokens", "tokens", "rows"],
@@ -79,6 +79,7 @@ COMPONENTS: dict[str, Component] = {
                 "description": "data: train the general rows as they are. model: the base model answers their prompts "
                 "before training, and its answers are trained.",
             },
+            "prompts": PROMPTS_OPTION,
             "writing": WRITING_OPTION,
         },
         example=ComponentExample({"answers": "model"}),
@@ -132,7 +133,8 @@ class Mixing(Mitigation):
         upsample: see `harness.Share`.
         resample: see `harness.Share`.
         answers: `data`, or `model`: the base model answers the prompts of the general rows.
-        writing: how the model answers, see `ResponseWriter`.
+        prompts: `data`, or `model`: the base model writes prompts instead of the general rows, and answers them.
+        writing: how the model writes, see `ResponseWriter`.
     """
 
     works_on_shards = True
@@ -147,7 +149,8 @@ class Mixing(Mitigation):
         temperature: float | None,
         upsample: bool,
         resample: bool,
-        answers: Literal["data", "model"],
+        answers: Writer,
+        prompts: Writer,
         writing: Mapping[str, Any],
     ) -> None:
         if weights is not None and temperature is not None:
@@ -155,7 +158,8 @@ class Mixing(Mitigation):
         sources = (source,) if isinstance(source, str) else tuple(source or ())
         self.share = Share(sources, share, unit, None, temperature, upsample, resample)
         self.weights = weights
-        self.writer = ResponseWriter(**writing) if answers == "model" else None
+        self.writer = build_writer("mixing", answers, prompts, writing)
+        self.writes_prompts = prompts == "model"
 
     def transform_stages(self, stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
         """Return the stages with the share of their general sources added."""
@@ -182,12 +186,12 @@ class Mixing(Mitigation):
         return replace(stage, sources=tuple(sources))
 
     def generation_settings(self) -> Mapping[str, Any] | None:
-        """Return how the model writes its answers."""
+        """Return how the model writes."""
         return None if self.writer is None else self.writer.settings()
 
     def generate_rows(
         self, stage: Stage, model: Any, prompts: PromptRows, *, seed: int
     ) -> Iterator[Example | InvalidRecord]:
-        """Yield the general rows with the answers of the base model."""
+        """Yield the general rows with the answers of the base model, or rows that it wrote alone."""
         assert self.writer is not None
         return self.writer.write_rows(model, prompts, seed=seed)

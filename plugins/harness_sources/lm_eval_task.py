@@ -63,7 +63,7 @@ class LmEvalSource(Source):
             HarnessError: The package, the task or its data are missing.
         """
         index = -1
-        for name, task in self._load_tasks().items():
+        for name, task in load_tasks(self._name, self._include).items():
             task.set_fewshot_seed(_FEWSHOT_SEED)
             for index, document in enumerate(task.eval_docs):
                 yield Record(f"lm_eval:{name}:[{index}]", {**self._build_row(task, document), "task": name})
@@ -90,22 +90,41 @@ class LmEvalSource(Source):
         hint = "name a task of the type multiple_choice, generate_until or loglikelihood_rolling"
         raise HarnessError(self._location, what, hint)
 
-    def _load_tasks(self) -> dict[str, Any]:
-        """Return name -> task: one, or those of the group."""
-        try:
-            tasks = importlib.import_module("lm_eval.tasks")
-        except ImportError as error:
-            hint = "pip install 'harness-sft[oracle]'"
-            raise HarnessError(self._location, f"needs lm_eval {_MIN_VERSION} or newer: {error}", hint) from None
-        manager = tasks.TaskManager(include_path=self._include, include_defaults=self._include is None)
-        if self._name not in (*manager.all_tasks, *manager.all_groups):
-            raise HarnessError(self._location, "there is no such task", "list the tasks with `lm-eval ls tasks`")
-        try:
-            tasks_by_name = tasks.get_task_dict([self._name], manager)
-        except Exception as error:  # loading the task's data can fail in any way: network, cache, columns
-            hint = "check that its data are on this machine or that the hub can be reached"
-            raise HarnessError(self._location, f"does not load: {type(error).__name__}: {error}", hint) from error
-        return dict(_leaves(tasks_by_name))
+
+def load_task(name: str, include: str | None) -> Any:
+    """Return a task of lm-evaluation-harness, not a group.
+
+    Args:
+        name: Its name.
+        include: A folder with further tasks. Only it is searched.
+
+    Raises:
+        HarnessError: The package, the task or its data are missing, or the name is that of a group.
+    """
+    tasks = load_tasks(name, include)
+    if list(tasks) != [name]:
+        what = "is a group"
+        raise HarnessError(f"lm_eval:{name}", what, f"name one of its tasks: {', '.join(tasks)}"[:200])
+    return tasks[name]
+
+
+def load_tasks(name: str, include: str | None) -> dict[str, Any]:
+    """Return name -> task: one, or those of the group. Arguments and errors as in `load_task`."""
+    location = f"lm_eval:{name}"
+    try:
+        tasks = importlib.import_module("lm_eval.tasks")
+    except ImportError as error:
+        hint = "pip install 'harness-sft[oracle]'"
+        raise HarnessError(location, f"needs lm_eval {_MIN_VERSION} or newer: {error}", hint) from None
+    manager = tasks.TaskManager(include_path=include, include_defaults=include is None)
+    if name not in (*manager.all_tasks, *manager.all_groups):
+        raise HarnessError(location, "there is no such task", "list the tasks with `lm-eval ls tasks`")
+    try:
+        tasks_by_name = tasks.get_task_dict([name], manager)
+    except Exception as error:  # loading the task's data can fail in any way: network, cache, columns
+        hint = "check that its data are on this machine or that the hub can be reached"
+        raise HarnessError(location, f"does not load: {type(error).__name__}: {error}", hint) from error
+    return dict(_leaves(tasks_by_name))
 
 
 def _leaves(tasks: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:

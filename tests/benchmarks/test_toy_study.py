@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import json
 import math
 import random
 import re
-import sys
 
 import pytest
+from support.benchmarks import load_benchmark
 from support.paths import ROOT
 
-SPEC = importlib.util.spec_from_file_location("toy_study", ROOT / "benchmarks" / "toy_study.py")
-toy_study = importlib.util.module_from_spec(SPEC)
-sys.modules[SPEC.name] = toy_study  # dataclasses look their module up
-SPEC.loader.exec_module(toy_study)
+method_study = load_benchmark("method_study")
+toy_study = load_benchmark("toy_study", "method_study")
 
 RESULT = ROOT / "docs" / "study.json"
 PAGE = ROOT / "docs" / "study.md"
@@ -57,13 +54,13 @@ def test_no_prompt_is_in_two_sources(tmp_path):
 def test_the_chosen_value_forgets_least_of_those_that_gain_enough(gains, forgotten, chosen):
     points = [("naive", 1.0, 1.0), ("lower-lr-0.3", gains[0], forgotten[0]), ("lower-lr-0.1", gains[1], forgotten[1])]
     report = {"points": [{"arm": arm, "gain": {"value": g}, "forgotten": {"value": f}} for arm, g, f in points]}
-    assert toy_study.choose_values(report, toy_study.TINY)["lower-lr"]["value"] == chosen
+    assert method_study.choose_values(report, toy_study.methods(toy_study.TINY))["lower-lr"]["value"] == chosen
 
 
 def test_the_tables_of_the_page_are_those_of_the_result():
     result = json.loads(RESULT.read_text(encoding="utf-8"))
     page = PAGE.read_text(encoding="utf-8")
-    for table in toy_study.format_tables(result).strip().split("\n\n"):
+    for table in method_study.format_tables(result).strip().split("\n\n"):
         assert table in page
 
 

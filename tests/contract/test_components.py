@@ -18,12 +18,12 @@ BUILT_INS = {
     "sources": {"json", "jsonl", "csv", "parquet", "arrow", "text", "hub", "lm_eval"},
     "modes": {"general", "domain", "mixed", "continual", "curriculum"},
     "mitigations": {"mixing", "replay", "ewc", "l2sp", "lr_scale", "kl", "token_masking", "freeze", "wise_ft", "ema"}
-    | {"reweight", "repair"}
+    | {"reweight", "repair", "self_distill"}
     | {"lora", "orthogonal_lora", "merged_lora", "osf", "oft"},
     "metrics": {"bleu", "rouge", "chrf", "ter", "exact_match", "token_f1", "bertscore", "distinct", "length_ratio"}
     | {"regex", "json_valid", "response_perplexity", "multiple_choice", "bits_per_byte"}
     | {"kl_to_base", "agreement_with_base", "pass_at_k", "instructions", "tool_calls", "classification"}
-    | {"numeric_match", "refusal", "toxicity", "self_bleu"},
+    | {"lm_eval", "numeric_match", "refusal", "toxicity", "self_bleu"},
     "optimizers": {
         "adamw",
         "adamw_8bit",

@@ -49,8 +49,8 @@ OF_EXAMPLES = {
 OF_EXAMPLES |= {"harness-ini", "ini", "harness-play", "harness-short-answers", "harness-staircase", "short_answers"}
 """Words of code that only an example has."""
 
-CALLED_BY_NAME = {"add_parser", "main", "COMPONENTS"}
-"""Names that every command, every program, or every plugin module has by convention."""
+CALLED_BY_NAME = {"add_parser", "main", "COMPONENTS", "quantize_experts"}
+"""Names that every command, every program, or every plugin module has by convention, or that a model's README has."""
 
 FOR_TESTS = "harness.testing"
 """The package whose functions are for the tests of plugins."""

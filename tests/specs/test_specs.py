@@ -85,9 +85,8 @@ def test_spec_refers_to_the_committed_schema(file):
 def test_spec_has_the_name_of_its_file_and_the_mode_of_its_name(file):
     document = read_document(file)
     assert document["name"] == file.stem.replace("_", "-")
-    expected = {"forgetting_demo": "continual", "forgetting_demo_all": "continual", "mixing_sweep": "mixed"}.get(
-        file.stem
-    )
+    modes = {"forgetting_demo": "continual", "forgetting_demo_all": "continual", "mixing_sweep": "mixed"}
+    expected = (modes | {"instruction_loss": "domain"}).get(file.stem)
     assert any(mode == expected if expected else mode in file.stem for mode in document["mode"])
 
 

@@ -149,7 +149,10 @@ def parse_examples(
     for key in row_format.required_keys:
         if key not in row:
             raise _missing_key_error(row, format_name, key, layouts)
-    messages = arrange_turns(row_format.parse(row, options.message_keys), options)
+    messages = row_format.parse(row, options.message_keys)
+    if not options.keep_system:
+        messages = [message for message in messages if message.role != "system"]
+    messages = arrange_turns(messages, options)
     if options.train_on == "last":
         messages = train_only_last(messages)
     choices = row["choices"] if "choices" in row_format.required_keys else ()

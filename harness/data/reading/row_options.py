@@ -40,6 +40,7 @@ class RowOptions:
         incomplete: `error` or `drop`.
         first_assistant: `error`, `context` or `drop`.
         merge_turns: Whether successive turns of one role are joined.
+        keep_system: Whether system messages are part of the conversation.
     """
 
     message_keys: MessageKeys = DEFAULT_KEYS
@@ -47,6 +48,7 @@ class RowOptions:
     incomplete: str = "error"
     first_assistant: str = "error"
     merge_turns: bool = False
+    keep_system: bool = True
 
     @classmethod
     def from_source_options(cls, options: Mapping[str, Any]) -> RowOptions:
@@ -59,7 +61,7 @@ class RowOptions:
             keep_reasoning=options["reasoning"] == "keep",
         )
         names = ("train_on", "incomplete", "first_assistant", "merge_turns")
-        return cls(keys, **{name: options[name] for name in names})
+        return cls(keys, **{name: options[name] for name in names}, keep_system=options["system"] == "keep")
 
 
 DEFAULT_OPTIONS = RowOptions()

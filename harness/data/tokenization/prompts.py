@@ -4,9 +4,16 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from harness.data.tokenization.rendering import Rendering, is_plain_text, render_messages, render_spans
+from harness.data.tokenization.rendering import (
+    Rendering,
+    is_plain_text,
+    render_messages,
+    render_spans,
+    template_name,
+)
 from harness.data.tokenization.special_tokens import special_token_guard, tokenize_with_offsets
 from harness.errors import ComponentError, HarnessError
 from harness.interfaces.template import Template
@@ -17,6 +24,9 @@ if TYPE_CHECKING:
 
 PLACEHOLDER_RESPONSE = Message("assistant", "A")
 """A response that begins with a letter, as most do."""
+
+PLACEHOLDER_TEXTS = ("Qwxzjq", "Vkqxzj")
+"""Texts of a user and of a response that begin with a letter and occur in no template."""
 
 
 def require_prompt(example: Example) -> None:
@@ -86,3 +96,56 @@ def _tokenize_before_response(
     ((ids, offsets),) = tokenize_with_offsets([rendering], tokenizer, [example.location])
     num_tokens = bisect_left(offsets, (len(prompt.text),))
     return list(ids[:num_tokens]) if num_tokens and offsets[num_tokens - 1][1] <= len(prompt.text) else None
+
+
+@dataclass(frozen=True)
+class UserTurn:
+    r"""How a template writes a user's turn.
+
+    For a ChatML conversation, `#` is the user's text::
+
+        <|im_start|>user\n#<|im_end|>\n<|im_start|>assistant\n
+        [ header_ids     ) [ end    )
+
+    Attributes:
+        header_ids: The tokens of a conversation up to where the user's text begins, as in training.
+        end: The text that ends the turn: a control token, else the first text of the template after the user's; empty
+            if the template writes nothing there.
+    """
+
+    header_ids: tuple[int, ...]
+    end: str
+
+
+def encode_user_turn(template: Template, tokenizer: PreTrainedTokenizerBase) -> UserTurn:
+    """Return how a template writes a user's turn, found by a conversation with known texts.
+
+    Raises:
+        HarnessError: The template writes nothing before a user's text, or omits the text.
+    """
+    user_text, response = PLACEHOLDER_TEXTS
+    messages = (Message("user", user_text), Message("assistant", response))
+    example = Example("", messages, "the header of a user's turn")
+    spans = render_spans(example, messages, template, tokenizer, add_generation_prompt=False)
+    rendering = Rendering.from_spans(spans, template.control_tokens)
+    begin = rendering.text.find(user_text)
+    ((ids, offsets),) = tokenize_with_offsets([rendering], tokenizer, [example.location])
+    num_tokens = bisect_left(offsets, (begin,))
+    if num_tokens and offsets[num_tokens - 1][1] > begin:
+        num_tokens -= 1  # one token has the end of the header and the beginning of the text: the model writes it
+    if begin < 0 or not num_tokens:
+        what = f"the template {template_name(template)} writes nothing before a user's text"
+        raise HarnessError(example.location, what, 'choose a chat template, or set prompts to "data"')
+    prefix = special_token_guard(tokenizer).bos_prefix
+    header = tuple(ids[:num_tokens])
+    header_ids = header if header[: len(prefix)] == prefix else (*prefix, *header)
+    between = rendering.text[begin + len(user_text) :].partition(response)[0]
+    return UserTurn(header_ids, _first_end(between, tokenizer))
+
+
+def _first_end(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return what ends a user's text: the first added token of the text after it, or what is before that token."""
+    tokens = [token for token in sorted(tokenizer.get_added_vocab(), key=len) if token.strip() and token in text]
+    added = {text.find(token): token for token in tokens}
+    first = min(added, default=len(text))
+    return text[:first].strip() or added.get(first, "")

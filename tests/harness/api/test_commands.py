@@ -55,6 +55,20 @@ def test_an_experiment_returns_its_arms(tiny_spec):
         harness.load_experiment(experiment.arms["fast"][0].folder)
 
 
+@pytest.mark.slow
+def test_an_experiment_is_resumed_arm_by_arm(tiny_spec):
+    named = {"slow": {"train.learning_rate": 0.001}, "fast": {"train.learning_rate": 0.1}, "off": {}}
+    spec = {**tiny_spec, "arms": {"named": named}}
+    experiment = harness.run_experiment(spec, ["train.steps=1"], arms=["slow"], quiet=True)
+    assert list(experiment.arms) == ["slow"]
+    resumed = harness.resume(experiment.folder, arms=["fast"], quiet=True)
+    assert list(resumed.arms) == ["slow", "fast"]
+    with pytest.raises(harness.HarnessError, match="there is no such arm"):
+        harness.resume(experiment.folder, arms=["other"], quiet=True)
+    with pytest.raises(harness.HarnessError, match="the run has no arms"):
+        harness.resume(experiment.arms["slow"][0].folder, arms=["fast"], quiet=True)
+
+
 def test_bad_input_names_its_place_and_a_remedy(tiny_spec, tmp_path, monkeypatch):
     with pytest.raises(harness.HarnessError, match=r"spec:\d+:\d+ train: unknown key 'stepps'"):
         harness.run({**tiny_spec, "train": {"stepps": 1}})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 
 import pytest
 
@@ -208,6 +209,9 @@ QUANTIZED = [
      {"bits": 4, "type": "fp4", "double": False}),
     ("axolotl", {"load_in_4bit": True, "adapter": "qlora"}, {"bits": 4, "type": "nf4", "double": True}),
     ("axolotl", {"load_in_8bit": True}, {"bits": 8}),
+    ("axolotl", {"load_in_8bit": True, "quantize_moe_experts": True}, {"bits": 8, "experts": True}),
+    ("axolotl", {"load_in_4bit": True, "quantize_moe_experts": True},
+     {"bits": 4, "type": "nf4", "double": True, "experts": True}),
     ("ms-swift", {"quant_bits": "4", "quant_method": "bnb"}, {"bits": 4, "type": "nf4", "double": True}),
     ("trl", {"load_in_4bit": True}, {"bits": 4, "type": "nf4", "double": False}),
     ("trl", {"load_in_4bit": True, "use_bnb_nested_quant": True}, {"bits": 4, "type": "nf4", "double": True}),
@@ -232,6 +236,12 @@ def test_another_method_of_quantization_is_named(imported):
     assert "quantization" not in result.document["model"]
     expected = "weights are quantized with bitsandbytes, not with 'hqq'"
     assert dict(result.dropped)["quantization_bit, quantization_method"] == expected
+
+
+def test_experts_cannot_be_quantized_alone(imported):
+    result = imported("axolotl", {**AXOLOTL, "load_in_8bit": False, "quantize_moe_experts": True})
+    assert "quantization" not in result.document["model"]
+    assert dict(result.dropped)["quantize_moe_experts"] == "nothing is quantized"
 
 
 @pytest.mark.parametrize(
@@ -476,9 +486,8 @@ def test_keys_of_an_entry_of_data_are_not_ignored(imported):
     options = result.document["sources"]["b"]["hub"]
     assert options["columns"] == {"role": "from", "content": "value"}
     assert options["roles"] == {"human": "user", "gpt": "assistant"}
-    assert {key for key in dropped if key.startswith("datasets")} == {
-        "datasets a/b: drop_system_message", "datasets a/b: shiny",
-    }  # fmt: skip
+    assert options["system"] == "drop"
+    assert {key for key in dropped if key.startswith("datasets")} == {"datasets a/b: shiny"}
 
 
 def test_alpaca_rows_get_the_prompt_of_alpaca(imported):
@@ -511,11 +520,64 @@ def test_an_adapter_of_rotations(imported):
     assert result.dropped == []
 
 
-def test_trained_weights_by_name_are_refused_without_an_adapter(imported):
+def test_trained_weights_by_name_become_regular_expressions(imported):
+    names = [
+        "^lm_head.weight$", "embed_tokens", "model.language_model.*", "model.language_model.layers.1",
+        "model.layers.4[4-9]+.block_sparse_moe.gate", "transformer.blocks.[0-7].",
+    ]  # fmt: skip
+    result, _, changed, unneeded, dropped = axolotl_lists(imported, {"unfrozen_parameters": names, "adapter": None})
+    assert "names are those of transformers 5" in changed["unfrozen_parameters"]
+    assert not any("unfrozen" in key for key in dropped)
+    freeze = result.document["mitigations"]["freeze"]
+    assert freeze["embeddings"] is False
+    head, text, layer, gate, block = (re.compile(expression) for expression in freeze["trainable"])
+    assert head.match("lm_head.weight")
+    assert not head.match("lm_headXweight")
+    assert all(text.match(f"model.{name}") for name in ("language_model.layers.0", "layers.0", "embed_tokens.weight"))
+    assert not text.match("model.vision_tower.layers.0")
+    assert layer.match("model.language_model.layers.1.x")
+    assert layer.match("model.layers.1.x")
+    assert not layer.match("model.layers.0.x")
+    assert gate.match("model.layers.45.mlp.gate.weight")
+    assert gate.match("model.layers.45.block_sparse_moe.gate.weight")
+    assert not gate.match("model.layers.43.mlp.gate.weight")
+    assert block.match("transformer.blocks.7.norm")
+    assert not block.match("transformer.blocks.17.norm")
+
     _, _, _, unneeded, _ = axolotl_lists(imported, {"unfrozen_parameters": ["lm_head"]})
-    assert "unfrozen_parameters" in unneeded
-    _, _, _, _, dropped = axolotl_lists(imported, {"unfrozen_parameters": ["lm_head"], "adapter": None})
-    assert "unfrozen_parameters" in dropped
+    assert unneeded["unfrozen_parameters"] == "only the adapter is trained"
+    part = {"unfrozen_parameters": ["model.embed_tokens.weight$[:32000]"], "adapter": None}
+    assert "is a part of a weight" in axolotl_lists(imported, part)[4]["unfrozen_parameters"]
+
+
+def test_a_balancing_loss_of_the_config_is_carried_over(imported):
+    result, carried, _, _, dropped = axolotl_lists(imported, {"model_config": {"output_router_logits": True}})
+    assert result.document["train"]["router_loss"] == "config"
+    assert carried["model_config: output_router_logits"] == "train.router_loss"
+    given = {"output_router_logits": True, "router_aux_loss_coef": 0.02, "rope_theta": 1}
+    result, _, _, _, dropped = axolotl_lists(imported, {"model_config": given})
+    assert result.document["train"]["router_loss"] == 0.02
+    assert {key for key in dropped if "model_config" in key} == {"model_config: rope_theta"}
+
+
+def test_adapters_on_experts_are_carried_over(imported):
+    names = ["experts.gate_up_proj", "experts.down_proj"]
+    without_layers = {"lora_target_parameters": names, "lora_target_modules": None}
+    lora = axolotl_lists(imported, without_layers)[0].document["mitigations"]["lora"]
+    assert (lora["parameters"], lora["target"]) == (names, [])
+    both = {"lora_target_parameters": names, "lora_target_modules": ["q_proj"]}
+    lora = axolotl_lists(imported, both)[0].document["mitigations"]["lora"]
+    assert (lora["parameters"], lora["target"]) == (names, ["q_proj"])
+
+
+def test_early_stopping_needs_an_evaluation_within_an_epoch(imported):
+    result, carried, _, _, _ = axolotl_lists(imported, {"early_stopping_patience": 3})
+    (suite,) = result.document["evaluate"]
+    expected = {"scores": {f"{suite}/response_nll": 1.0}, "patience": 3}
+    assert result.document["train"]["early_stopping"] == expected
+    assert "early_stopping_patience" in carried
+    dropped = axolotl_lists(imported, {"early_stopping_patience": 3, "evals_per_epoch": 0})[4]
+    assert "no evaluation within an epoch" in dropped["early_stopping_patience"]
 
 
 def test_fsdp_becomes_sharding_with_an_optimizer_that_supports_it(imported):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import torch
@@ -201,3 +202,84 @@ def test_instructions_and_numbers_of_generation_tasks_equal_lm_eval(tmp_path, me
         else:
             ours = metric("numeric_match").statistics(Item("a", "", record["completion"], answer))
             assert ours["numeric_match"][0] == float("5" in answer)
+
+
+def test_scores_of_a_generation_task_equal_lm_eval(tmp_path, evaluate_task):
+    """Answers that both generate, each cut, filtered and scored: the same scores for each filter."""
+    theirs, ours = evaluate_task(tmp_path)
+    assert ours.keys() == theirs.keys()
+    for key, value in theirs.items():
+        assert ours[key] == pytest.approx(value), key
+    assert len(set(theirs.values())) > 1
+
+
+@pytest.fixture
+def evaluate_task(kit, metric, lm_eval_run):
+    """Return a function that evaluates a task with two filters by both; each returns (filter, score) -> value."""
+    import yaml
+    from harness_sources.lm_eval_task import LmEvalSource
+
+    model, results, models = lm_eval_run
+
+    def run(folder):
+        from lm_eval.tasks import TaskManager
+
+        # The first of the prompts is answered rightly by one filter, as the answers of this model are known.
+        generated = [sample["resps"][0][0].split("e")[0] for sample in samples(results, "h_gen")]
+        first = re.search(r"\S", "".join(generated)).group()
+        documents = [{"prompt": prompt, "letters": first} for prompt in PROMPTS]
+        (folder / "h_letters.jsonl").write_text("\n".join(map(json.dumps, documents)) + "\n")
+        first_letter = [{"function": "regex", "regex_pattern": r"(\S)"}, {"function": "take_first"}]
+        task = {
+            "task": "h_letters", "dataset_path": "json", "test_split": "test", "output_type": "generate_until",
+            "dataset_kwargs": {"data_files": {"test": str(folder / "h_letters.jsonl")}},
+            "doc_to_text": "{{prompt}}", "doc_to_target": "{{letters}}",
+            "generation_kwargs": {"until": ["e"], "do_sample": False, "max_gen_toks": 8},
+            "filter_list": [
+                {"name": "first letter", "filter": first_letter},
+                {"name": "whole", "filter": [{"function": "take_first"}]},
+            ],
+            "metric_list": [
+                {"metric": "exact_match", "aggregation": "mean", "higher_is_better": True},
+                {"metric": "bleu", "aggregation": "bleu", "higher_is_better": True},
+            ],
+        }  # fmt: skip
+        (folder / "h_letters.yaml").write_text(yaml.safe_dump(task))
+        result = lm_eval.simple_evaluate(
+            model="hf", model_args=f"pretrained={models / 'model'},dtype=float32,max_length={WINDOW}",
+            tasks=["h_letters"], task_manager=TaskManager(include_path=str(folder), include_defaults=False),
+            batch_size=1, device="cpu", bootstrap_iters=0, log_samples=True,
+        )  # fmt: skip
+        filters = ("first letter", "whole")
+        theirs = {(name, "exact_match"): result["results"]["h_letters"][f"exact_match,{name}"] for name in filters}
+        rows = [
+            Example(
+                str(number),
+                (Message("user", record.data["prompt"]), Message("assistant", record.data["completion"])),
+                "p:1",
+                data={"document": record.data["document"]},
+            )
+            for number, record in enumerate(LmEvalSource("h_letters", 0, str(folder)).records())
+        ]
+        suite = kit.suite(plain=True, batch_size=3, max_new_tokens=8)
+        ours = {}
+        for name in filters:
+            options = {"task": "h_letters", "scores": ["exact_match"], "filter": name, "include": str(folder)}
+            score = metric("lm_eval", **options)
+            score.check_available()
+            (value,) = kit.evaluate(model, suite, rows, {"lm_eval": score}, max_length=WINDOW).scores
+            ours[name, value.name] = value.value
+        return theirs, ours
+
+    return run
+
+
+def test_a_score_that_is_no_mean_is_refused(tmp_path, metric, evaluate_task):
+    evaluate_task(tmp_path)
+    options = {"task": "h_letters", "include": str(tmp_path)}
+    with pytest.raises(HarnessError, match=r"no metric 'bleu' that is a mean over documents.*one of exact_match"):
+        metric("lm_eval", scores=["bleu"], **options).check_available()
+    with pytest.raises(HarnessError, match=r"no filter 'last'.*one of first letter, whole"):
+        metric("lm_eval", scores=["exact_match"], filter="last", **options).check_available()
+    with pytest.raises(HarnessError, match="there is no such task"):
+        metric("lm_eval", task="h_other", scores=["exact_match"], include=str(tmp_path)).check_available()

@@ -65,3 +65,44 @@ def test_a_model_without_numbers_is_named_with_what_it_writes(write, tiny_model,
         tiny_model.model.norm.weight.fill_(float("nan"))
     with pytest.raises(UndefinedLogits, match=r"write chat: the outputs of the model are not numbers \(NaN\)"):
         write(ROWS, temperature=temperature)
+
+
+@pytest.fixture
+def ask(tokenizer, tiny_model):
+    """Return a function that lets the tiny model write prompts, and the prompt rows."""
+    template = registry.discover_plugins().create("templates", "chatml", {"system": None})
+
+    def ask(count, **settings):
+        prompts = PromptRowsOfModel("chat", (), tokenizer, template, 64)
+        options = {"max_new_tokens": 40, "temperature": 1.0, "seed": 3, **settings}
+        return list(prompts.write_prompts(tiny_model.eval(), count, **options))
+
+    return ask
+
+
+def test_a_prompt_depends_on_the_seed_and_its_number_alone(ask):
+    prompts = ask(6)
+    assert ask(6) == prompts
+    texts = [prompt.text for prompt in prompts]
+    assert [prompt.text for prompt in ask(4)] == texts[:4]
+    assert [prompt.text for prompt in ask(6, batch_size=1)] == texts
+    assert len({prompt.text for prompt in prompts + ask(6, seed=4)}) == 12
+
+
+def test_a_prompt_follows_the_header_of_a_users_turn(ask, tokenizer, tiny_model):
+    (prompt,) = ask(1, temperature=0, max_new_tokens=5)
+    ids = torch.tensor([tokenizer("<|im_start|>user\n", add_special_tokens=False).input_ids])
+    log_probability = 0.0
+    for _ in range(5):
+        log_probabilities = tiny_model(ids).logits[0, -1].log_softmax(-1)
+        log_probability += log_probabilities.max().item()
+        ids = torch.cat([ids, log_probabilities.argmax()[None, None]], dim=1)
+    written = tokenizer.decode(ids[0, -5:], skip_special_tokens=True)
+    assert (prompt.text, prompt.tokens) == (written.strip(), 5)
+    assert prompt.log_probability == pytest.approx(log_probability / 5, abs=1e-4)
+
+
+def test_a_prompt_ends_at_the_end_of_the_users_turn(ask):
+    prompts = ask(60)
+    assert {"stop", "length"} <= {prompt.finish for prompt in prompts}
+    assert {prompt.tokens for prompt in prompts if prompt.finish == "length"} == {40}

@@ -18,6 +18,7 @@ KEPT = (0.0, 0.004)
 FORGOT = (-0.2, 0.02)
 UNKNOWN = (-0.02, 0.02)
 IMPROVED = (0.2, 0.02)
+BARELY_WORSE = (-0.03, 0.016)  # the interval includes 0, that of a mean of three does not
 """Values and standard errors of a change, for a margin of 0.02."""
 
 
@@ -91,6 +92,18 @@ def headline(*changes, gate=()):
         ),
         (
             [change(name, "general", FORGOT) for name in "abcd"],
+            "4 of 4 suites were partly forgotten.",
+        ),
+        (
+            [change("a", "general", FORGOT), change("b", "general", UNKNOWN)],
+            "A was partly forgotten.",
+        ),
+        (
+            [change(name, "general", BARELY_WORSE) for name in "abc"],
+            "A, b and c together were partly forgotten.",
+        ),
+        (
+            [change(name, "general", BARELY_WORSE) for name in "abcd"],
             "The mean of 4 suites was partly forgotten.",
         ),
         ([], "Nothing was evaluated: the spec has no suite."),

@@ -260,7 +260,17 @@ def test_the_base_of_an_adapter_with_new_rows_has_the_digest_of_the_grown_model(
     model = load.load_model(locate.resolve_model(settings), settings)
     expected = weight_digests(model)
     lora = Lora(
-        2, None, 0.0, "all-linear", rslora=False, dora=False, start="zero", source=None, samples=1, loraplus_ratio=1
+        2,
+        None,
+        0.0,
+        "all-linear",
+        rslora=False,
+        dora=False,
+        start="zero",
+        source=None,
+        samples=1,
+        loraplus_ratio=1,
+        parameters=(),
     )
     adapted = lora.prepare_model(model, seed=0)
     base, adapter = weight_digests(adapted)

@@ -13,7 +13,7 @@ from harness.model import load, locate, quantization
 
 pytest.importorskip("bitsandbytes")
 
-NF4 = {"bitsandbytes": {"bits": 4, "type": "nf4", "double": True}}
+NF4 = {"bitsandbytes": {"bits": 4, "type": "nf4", "double": True, "experts": False}}
 LORA = {"lora": {"rank": 2}}
 TOKENS = torch.tensor([[5, 6, 7, 8, 9]])
 
@@ -63,7 +63,7 @@ def test_the_base_is_quantized_and_the_saved_adapter_names_the_unquantized_model
     "options", [NF4, {"bitsandbytes": {"bits": 4, "type": "fp4", "double": False}}, {"bitsandbytes": {"bits": 8}}]
 )
 def test_a_dequantized_base_computes_the_same(desk, options):
-    options = {"bitsandbytes": {"type": "nf4", "double": True, **options["bitsandbytes"]}}
+    options = {"bitsandbytes": {"type": "nf4", "double": True, "experts": False, **options["bitsandbytes"]}}
     base = load_quantized_base(desk, options)
     expected = logits(base)
     original = load_quantized_base(desk, None)
@@ -177,3 +177,66 @@ def test_a_merge_between_stages_is_refused_by_validate(desk, capsys):
     assert (
         """the stage 'b' would merge an adapter into quantized weights; set its 'adapter'""" in capsys.readouterr().err
     )
+
+
+EXPERTS = {"bitsandbytes": {**NF4["bitsandbytes"], "experts": True}}
+
+
+@pytest.fixture(scope="module")
+def experts(desk, tokenizer):
+    """The folder of a mixture of experts."""
+    from support.architectures import build_architecture
+
+    build_architecture("qwen3_moe", tokenizer).save_pretrained(desk.folder / "moe")
+    tokenizer.save_pretrained(desk.folder / "moe")
+    return "./moe"
+
+
+@pytest.mark.parametrize("target", ["all-linear", ["q_proj", "v_proj"]], ids=str)
+def test_a_run_on_quantized_experts_is_resumed_saved_and_merged_as_it_was_measured(
+    desk, experts, same, listener, tmp_path, target
+):
+    from transformers import AutoModelForCausalLM
+
+    def at(event, recorder):
+        return isinstance(event, events.StepLogged) and event.stage_index == 2 and event.step == 3
+
+    lora = {"lora": {"rank": 2, "target": target}}
+    document = desk.continual(mitigations=lora, model={"path": experts, "quantization": EXPERTS})
+    run = desk.start(document)
+    assert json.loads((run / "model" / "quantization.json").read_text()) == EXPERTS
+    with pytest.raises(KeyboardInterrupt):
+        desk.start(document, listener(at))
+    interrupted = desk.newest()
+    desk.resume(interrupted)
+    same(run, interrupted)
+
+    tuned = readme_namespace(run / "model")["model"].eval()
+    settings = {"path": str(desk.folder / "moe"), "attention": "auto", "quantization": EXPERTS}
+    base = load.load_model(locate.resolve_model(settings), settings)
+    with tuned.disable_adapter():
+        assert torch.equal(logits(tuned), logits(base))
+    assert not torch.equal(logits(tuned), logits(base))
+    assert desk.command("export", run, "--to", "merged", tmp_path / "merged", "--set", "dtype=float32") == 0
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
+    torch.testing.assert_close(logits(merged), logits(tuned), rtol=1e-4, atol=1e-4)
+    continued = desk.start(desk.document(model={"path": f"run:{run}"}))
+    assert (continued / "model" / "model.safetensors").is_file()
+
+
+def test_quantized_experts_are_in_the_plan(desk, experts, capsys):
+    def size(options):
+        model = {"path": experts, "quantization": options}
+        lora = {"lora": {"rank": 2, "target": ["q_proj", "v_proj"]}}
+        assert desk.command("plan", desk.write(desk.document(model=model, mitigations=lora)), "--json") == 0
+        return json.loads(capsys.readouterr().out)["memory"]["bytes"]
+
+    layer = 4 * (2 * 24 * 32 + 32 * 24)
+    assert size(NF4) - size(EXPERTS) == pytest.approx(2 * layer * (4 - 0.516), abs=2)
+
+
+def test_compiled_layers_with_quantized_experts_are_refused(desk, capsys):
+    document = quantized(desk, EXPERTS)
+    document["train"] |= {"compile": True}
+    assert desk.command("validate", desk.write(document)) == 2
+    assert "layers with quantized experts are not compiled; set train.compile to false" in capsys.readouterr().err

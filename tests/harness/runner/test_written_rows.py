@@ -9,7 +9,17 @@ from typing import ClassVar
 import pytest
 from harness_mitigations.kl import GeneralKl
 
-from harness import Component, Example, InvalidRecord, Message, Mitigation, StageSource, hookimpl, registry
+from harness import (
+    Component,
+    Example,
+    InvalidRecord,
+    Message,
+    Mitigation,
+    StageSource,
+    WrittenResponse,
+    hookimpl,
+    registry,
+)
 from harness.evaluation.written_responses import PromptRowsOfModel
 from harness.events import RowsWritten
 from harness.runner import api, rows_to_write
@@ -348,7 +358,7 @@ def test_check_and_plan_list_the_rows_of_the_divergence_as_not_yet_written(desk,
     assert desk.command("check", file) == 0
     output = " ".join(capsys.readouterr().out.split())
     assert "not yet written: the responses of general (kl)" in output
-    assert "with the data's responses" not in output, "no share is counted in them"
+    assert "with the data's rows" not in output, "no share is counted in them"
     assert desk.command("plan", file) == 0
     assert "the responses of general (kl), not yet written" in " ".join(capsys.readouterr().out.split())
 
@@ -370,7 +380,7 @@ def test_the_task_is_not_answered_by_the_model_for_its_divergence(desk, capsys):
     document = desk.document(mitigations={"kl": {"on": "task", "answers": "model"}})
     assert desk.command("validate", desk.write(document)) == 2
     message = capsys.readouterr().err
-    assert "mitigations.kl.answers: the model can answer general prompts only" in message
+    assert "mitigations.kl.answers: the model can write general rows only" in message
     assert ".json:1:" in message
 
 
@@ -428,3 +438,52 @@ def test_an_arm_that_shares_a_stage_has_the_rows_that_were_written_for_it(desk):
     assert texts[0] == texts[1]
     written = json.loads((folders[1] / "data.json").read_text())["written"]
     assert [(entry["stage"], entry["source"]) for entry in written] == [("b", "domain"), ("c", "domain")]
+
+
+# -- self_distill -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def rewriting(monkeypatch):
+    """Every second row is rewritten in capitals; the responses to the others are cut."""
+
+    def write(self, model, **settings):
+        for index, example in enumerate(self.examples):
+            finish = "length" if index % 2 else "eos"
+            yield WrittenResponse(example, example.messages[-1].content.upper(), finish, 3)
+
+    monkeypatch.setattr(PromptRowsOfModel, "write_responses", write)
+
+
+def test_rewritten_responses_are_trained_and_the_others_stay_as_they_are(desk, listener, rewriting):
+    recorder = listener()
+    document = desk.document(mitigations={"self_distill": {}})
+    document["train"] = {**document["train"], "steps": None, "epochs": 1}
+    folder = desk.start(document, recorder)
+    (event,) = [event for event in recorder.events if isinstance(event, RowsWritten)]
+    assert (event.mitigation, event.source, event.model) == ("self_distill", "domain", "base")
+    rows = read_lines(folder / "written" / "self_distill" / "domain.jsonl")
+    assert event.rows == event.prompts == len(rows)
+    rewritten = [row for row in rows if row["messages"][-1]["content"].endswith("IS HERE")]
+    assert event.rows - event.unchanged == len(rewritten) == (len(rows) + 1) // 2
+    assert event.rejected == {"not ended within 256 tokens": event.unchanged}
+    data = json.loads((folder / "data.json").read_text())
+    assert (data["written"][0]["rows"], data["written"][0]["unchanged"]) == (event.rows, event.unchanged)
+    rejected = read_lines(folder / "written" / "self_distill" / "domain.rejected.jsonl")
+    assert len(rejected) == event.unchanged
+    assert all(row["raw"].endswith("IS HERE") for row in rejected)
+
+
+def test_check_lists_the_rewritten_responses_as_not_yet_written(desk, capsys):
+    assert desk.command("check", desk.write(desk.document(mitigations={"self_distill": {}}))) == 0
+    assert "not yet written: the responses of domain (self_distill)" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.slow
+def test_an_interrupted_run_with_rewritten_responses_equals_the_whole_one(desk, same, monkeypatch, rewriting):
+    document = desk.continual(mitigations={"self_distill": {}})
+    whole = desk.start(document)
+    interrupted = interrupt(desk, document, 2, 3)
+    monkeypatch.setattr(PromptRowsOfModel, "write_responses", refuse_to_write)
+    desk.resume(interrupted)
+    same(whole, interrupted)

@@ -511,3 +511,35 @@ def test_mitigations_that_leave_weights_alone_may_be_sharded(document, write, mi
     document |= {"mitigations": {mitigation: {}}}
     document["train"] |= {"sharding": "fsdp2"}
     assert main.main(["validate", str(write(document))]) == 0
+
+
+NARROW_ERRORS = [
+    ({"precision": "float32"}, {}, "weights in bfloat16 are not computed with in float32; set train.precision to 'bfl"),
+    ({}, {"mitigations": {"lora": {}}}, "the adapter of 'lora' is trained in float32"),
+    ({}, {"mitigations": {"ema": {}}}, "the mitigation 'ema' reads or changes trained weights, which it expects in fl"),
+    ({"sharding": "fsdp2"}, {}, "weights in bfloat16 are not sharded"),
+    ({"optimizer": {"muon": {}}}, {}, "the optimizer 'muon' needs all weights at once; use 'adamw' or 'lion'"),
+]
+
+
+@pytest.mark.parametrize(("train", "changes", "message"), NARROW_ERRORS)
+def test_what_needs_float32_is_refused_with_weights_in_bfloat16(document, get_error_lines, train, changes, message):
+    document |= changes
+    document["train"] |= {"weights": "bfloat16", **train}
+    lines = [line for line in get_error_lines("validate", document) if "train.weights: " in line]
+    assert any(f"train.weights: {message}" in line for line in lines)
+    assert all("set train.weights to 'float32'" in line for line in lines)
+
+
+def test_compiled_layers_with_a_router_loss_are_refused(document, get_error_lines):
+    document["train"] |= {"router_loss": "config", "compile": True}
+    (line,) = get_error_lines("validate", document)
+    assert "train.router_loss: the compiled layers of the stage " in line
+    assert "do not return what their routers computed; set train.compile to false" in line
+
+
+@pytest.mark.parametrize("value", [-0.1, "model"])
+def test_a_router_loss_is_a_factor_or_that_of_the_config(document, get_error_lines, value):
+    document["train"] |= {"router_loss": value}
+    (line,) = get_error_lines("validate", document)
+    assert "train.router_loss" in line

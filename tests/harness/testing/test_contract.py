@@ -240,7 +240,7 @@ DEFECTS = {
         {},
     ),
     "rows": ("checks", CHECK.replace("example.location", '"desk"').replace(".isupper()", ""), {}),
-    "same_findings": ("checks", CHECK.replace(".isupper()", " and random.random() < 0.5"), {}),
+    "same_findings": ("checks", CHECK.replace(".isupper()", "").replace('"capitals"', "str(random.random())"), {}),
     "flagged_text": ("checks", CHECK, {"example": ComponentExample(flagged="hello")}),
     "keys": ("row_formats", ROW_FORMAT.replace('("ask", "reply")', '("ask", "ask")'), {}),
     "conversation": ("row_formats", ROW_FORMAT.replace('Message("user"', 'Message("assistant"'), EXAMPLES),

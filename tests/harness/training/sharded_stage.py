@@ -20,9 +20,15 @@ import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
+)
 
-from harness.model import quantization
+from harness.model import quantization, quantized_experts
 from harness.training.train_stage import train_stage
 from harness.types import Stage, StageDataset, StageSource, TokenizedExample
 
@@ -40,7 +46,7 @@ CASES = {
     "lora bfloat16": {"precision": "bfloat16", "optimizer": {"lion": {"betas": [0.9, 0.99]}}, "learning_rate": 1e-4},
 }
 if find_spec("bitsandbytes"):
-    CASES["lora 4 bits"] = {}
+    CASES |= {"lora 4 bits": {}, "lora 4 bits experts": {}}
 ROWS = 30
 """The last step is not full: a process has no row in it."""
 
@@ -56,14 +62,24 @@ def create_rows(number: int, seed: int) -> tuple[TokenizedExample, ...]:
 
 def create_model(case: str) -> torch.nn.Module:
     torch.manual_seed(0)
-    config = {"hidden_size": 12, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
-    model = LlamaForCausalLM(
-        LlamaConfig(vocab_size=51, pad_token_id=0, tie_word_embeddings=case == "tied", **config)
-    )  # an odd vocabulary: the parts of the two processes differ in size
+    config = {
+        "vocab_size": 51,
+        "pad_token_id": 0,
+        "hidden_size": 12,
+        "intermediate_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }  # an odd vocabulary: the parts of the two processes differ in size
+    if case == "lora 4 bits experts":
+        experts = {"num_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 8, "head_dim": 6}
+        model = Qwen3MoeForCausalLM(Qwen3MoeConfig(**config, **experts, num_key_value_heads=1))
+    else:
+        model = LlamaForCausalLM(LlamaConfig(tie_word_embeddings=case == "tied", **config))
     if not case.startswith("lora"):
         return model
-    model = quantized(model) if case == "lora 4 bits" else model.bfloat16()
-    model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=3, target_modules="all-linear"))
+    model = quantized(model) if "4 bits" in case else model.bfloat16()
+    with quantized_experts.experts_as_parameters(model):
+        model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=3, target_modules="all-linear"))
     for name, weight in model.named_parameters():
         weight.data = weight.data.float() if "lora_" in name else weight.data
         if "lora_B" in name:
@@ -71,13 +87,15 @@ def create_model(case: str) -> torch.nn.Module:
     return model
 
 
-def quantized(model: LlamaForCausalLM) -> LlamaForCausalLM:
+def quantized(model: torch.nn.Module) -> torch.nn.Module:
     with TemporaryDirectory() as folder:
         # Within a process group `save_pretrained` of the main process alone writes the weights.
         model.config.save_pretrained(folder)
         save_file(model.state_dict(), Path(folder) / "model.safetensors", metadata={"format": "pt"})
-        config = quantization.bitsandbytes_config({"bits": 4, "type": "nf4", "double": True}, torch.float32)
-        model = LlamaForCausalLM.from_pretrained(folder, quantization_config=config, device_map={"": "cpu"})
+        options = {"bits": 4, "type": "nf4", "double": True, "experts": True}
+        config = quantization.bitsandbytes_config(options, torch.float32)
+        with quantized_experts.quantized_while_loading({"bitsandbytes": options}):
+            model = type(model).from_pretrained(folder, quantization_config=config, device_map={"": "cpu"})
     quantization.prepare_quantized_layers(model)
     return model
 

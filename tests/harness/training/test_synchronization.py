@@ -63,7 +63,7 @@ def test_a_weight_penalty_waits_not_at_all(waits_of_a_step):
 
 
 def test_kl_on_the_task_waits_for_the_forward_pass_of_the_base_model(waits_of_a_step):
-    kl = build_kl_mitigation("task", None, 4, 1.0, "forward", 1.0, False, "data", {})
+    kl = build_kl_mitigation("task", None, 4, 1.0, "forward", 1.0, False, "data", "data", {})
     assert waits_of_a_step({"kl": kl}) == {**PLAIN, "mask": PLAIN["mask"] + 1, "scalar": PLAIN["scalar"] + 1}
 
 

@@ -73,7 +73,7 @@ def measure_fisher(model, rows, **options):
 
 def add_lora(model, rank=4):
     torch.manual_seed(0)
-    return Lora(rank, None, 0.0, "all-linear", False, False, "zero", None, 1, 1).prepare_model(model, seed=0)
+    return Lora(rank, None, 0.0, "all-linear", False, False, "zero", None, 1, 1, ()).prepare_model(model, seed=0)
 
 
 def perturb(model, seed=1):
@@ -384,8 +384,8 @@ def test_frozen_adapters_of_earlier_stages_are_part_of_the_anchor(tiny_model):
 
 
 def test_incompatible_adapters_and_couplings_are_rejected(tiny_model):
-    lora = Lora(4, None, 0.0, "all-linear", False, False, "zero", None, 1, 1)
-    dora = Lora(4, None, 0.0, "all-linear", False, True, "zero", None, 1, 1)
+    lora = Lora(4, None, 0.0, "all-linear", False, False, "zero", None, 1, 1, ())
+    dora = Lora(4, None, 0.0, "all-linear", False, True, "zero", None, 1, 1, ())
     create_ewc().check_compatible({"lora": lora})
     create_ewc(coupling="proximal").check_compatible({})
     with pytest.raises(HarnessError, match=r"mitigations\.ewc: with DoRA .*dora to false"):

@@ -19,7 +19,7 @@ STAGE = Stage("stage", (StageSource("source", "domain"),))
 
 
 def create_freeze(**options):
-    defaults = {"embeddings": False, "layers": 0, "patterns": [], "share": 0.0}
+    defaults = {"embeddings": False, "layers": 0, "patterns": [], "trainable": [], "share": 0.0}
     return Freeze(**(defaults | {"columns": 0.0, "source": None, "samples": 128} | options))
 
 
@@ -264,3 +264,35 @@ def test_columns_without_rows_are_an_error(tiny_model):
 def test_a_source_without_columns_is_not_ignored():
     with pytest.raises(HarnessError, match=r"no column is to be frozen; set mitigations\.freeze\.columns"):
         create_freeze(source="general").check_compatible({})
+
+
+def test_only_weights_whose_names_begin_with_a_match_are_trained(tiny_model):
+    expressions = [r"model\.norm", r"model\.layers\.[1-9]\.mlp\."]
+    names = frozen_names(create_freeze(trainable=expressions).prepare_model(tiny_model, seed=0))
+    trained = {name for name, _ in tiny_model.named_parameters()} - names
+    mlp = {f"model.layers.1.mlp.{part}_proj.weight" for part in ("gate", "up", "down")}
+    assert trained == {"model.norm.weight"} | mlp
+
+
+def test_what_another_option_freezes_is_not_trained(tiny_model):
+    freeze = create_freeze(trainable=[r"model\.layers"], layers=1)
+    trained = {name for name, _ in tiny_model.named_parameters()} - frozen_names(
+        freeze.prepare_model(tiny_model, seed=0)
+    )
+    assert trained == {name for name, _ in tiny_model.named_parameters() if name.startswith("model.layers.1.")}
+
+
+def test_a_tied_weight_is_trained_by_each_of_its_names(tokenizer):
+    from support.architectures import build_architecture
+
+    model = create_freeze(trainable=["lm_head"]).prepare_model(build_architecture("llama-tied", tokenizer), seed=0)
+    assert model.get_input_embeddings().weight.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("expression", "what"),
+    [("layers", "no weight's name begins with a match of 'layers'"), ("(", "'\\(' is not a regular expression")],
+)
+def test_an_expression_without_a_match_is_an_error(expression, what, tiny_model):
+    with pytest.raises(HarnessError, match=rf"^mitigations.freeze.trainable: {what}"):
+        create_freeze(trainable=[r"model\.", expression]).prepare_model(tiny_model, seed=0)

@@ -19,7 +19,7 @@ from harness.model import chunked_logits, save
 
 def create_kl(**options):
     defaults = {"on": "general", "source": "general", "rows": 4, "strength": 1.0, "direction": "forward"}
-    more = {"temperature": 1.0, "drop_target": False, "answers": "data", "writing": {}}
+    more = {"temperature": 1.0, "drop_target": False, "answers": "data", "prompts": "data", "writing": {}}
     return build_kl_mitigation(**(defaults | more | options))
 
 

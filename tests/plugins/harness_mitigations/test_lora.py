@@ -19,7 +19,9 @@ IDS = torch.tensor([[5, 6, 7, 8]])
 
 def create_lora(**options):
     defaults = {"rank": 4, "alpha": None, "dropout": 0.0, "target": "all-linear", "rslora": False, "dora": False}
-    return Lora(**(defaults | {"start": "zero", "source": None, "samples": 8, "loraplus_ratio": 1} | options))
+    return Lora(
+        **(defaults | {"start": "zero", "source": None, "samples": 8, "loraplus_ratio": 1, "parameters": ()} | options)
+    )
 
 
 def start_first_stage(mitigation, model, rows=()):
@@ -272,3 +274,62 @@ def test_a_wrong_regular_expression_is_one_line_before_a_model_is_loaded():
 def test_a_regular_expression_that_matches_the_head_is_refused(tiny_model):
     with pytest.raises(HarnessError, match="the output head cannot be adapted"):
         create_lora(target="re:.*(q_proj|lm_head)").prepare_model(tiny_model, seed=0)
+
+
+EXPERTS = ("experts.gate_up_proj", "experts.down_proj")
+
+
+@pytest.mark.parametrize("name", ["qwen3_moe", "gpt_oss"])
+def test_each_stacked_expert_gets_its_own_low_rank_change(name, tokenizer):
+    model = build_architecture(name, tokenizer)
+    lora = create_lora(rank=2, target=[], parameters=EXPERTS)
+    adapted = perturb(lora.prepare_model(model, seed=0)).eval()
+    trainable = [path for path, weight in adapted.named_parameters() if weight.requires_grad]
+    assert len(trainable) == 2 * 2 * 2  # A and B of two weights of two layers
+    assert all(".experts." in path for path in trainable)
+    logits = adapted(input_ids=IDS).logits
+    with adapted.disable_adapter():
+        assert torch.equal(adapted(input_ids=IDS).logits, build_architecture(name, tokenizer)(IDS).logits)
+    plain = build_architecture(name, tokenizer)
+    for path, layer in frozen_lora.lora_layers(adapted).items():
+        path = path.removeprefix("base_model.model.").replace(".base_layer", "")
+        experts = layer.num_experts
+        factor_a = layer.lora_A["default"].weight.reshape(experts, 2, -1)  # (E, r, k)
+        factor_b = layer.lora_B["default"].weight.reshape(-1, 2, experts)  # (d, r, E)
+        change = 2 * torch.einsum("dre,erk->edk", factor_b, factor_a)
+        weight = getattr(plain.get_submodule(path), layer.parameter_name)
+        with torch.no_grad():
+            weight += change if change.shape == weight.shape else change.transpose(1, 2)
+    torch.testing.assert_close(logits, plain(IDS).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_experts_and_linear_layers_are_adapted_together(tokenizer):
+    lora = create_lora(target=["q_proj"], parameters=["experts.down_proj"])
+    layers = frozen_lora.lora_layers(lora.prepare_model(build_architecture("qwen3_moe", tokenizer), seed=0))
+    assert {frozen_lora.is_linear(layer) for layer in layers.values()} == {True, False}
+    assert len(layers) == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "what"),
+    [
+        ("qwen3_moe", {"parameters": ["experts.w1"]}, r"no stacked weights .* ends with 'experts.w1'; name some of \["),
+        ("llama", {"parameters": ["experts.down_proj"]}, r"'experts.down_proj'; set it to \[\]: the model has none"),
+    ],
+)
+def test_names_that_are_not_those_of_experts_are_refused(name, options, what, tokenizer):
+    with pytest.raises(HarnessError, match=rf"^mitigations.lora.parameters: .*{what}"):
+        create_lora(**options).prepare_model(build_architecture(name, tokenizer), seed=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [
+        ({"parameters": EXPERTS, "dropout": 0.1}, "parameters: an adapter on the stacked weights .* set dropout to 0"),
+        ({"parameters": EXPERTS, "dora": True}, "parameters: an adapter on the stacked weights .* dora to false"),
+        ({"target": []}, "target: no layer gets an adapter"),
+    ],
+)
+def test_options_that_experts_do_not_have_are_refused(options, what):
+    with pytest.raises(HarnessError, match=rf"^mitigations.lora.{what}"):
+        create_lora(**options).check_compatible({})

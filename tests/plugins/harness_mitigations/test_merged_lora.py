@@ -54,7 +54,7 @@ def test_one_stage_is_lora(run_stages, make_rows, tiny_model):
             weight = layer.lora_A["default"].weight
             weight.data = torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)) * 0.1
 
-    plain = Lora(3, None, 0.0, "all-linear", False, False, "zero", None, 1, 1)
+    plain = Lora(3, None, 0.0, "all-linear", False, False, "zero", None, 1, 1, ())
     ends = []
     for name, mitigation in (("merged_lora", create()), ("lora", plain)):
         model, _ = run_stages(copy.deepcopy(tiny_model), {name: mitigation}, [make_rows(8)], watch=set_a)

@@ -16,7 +16,7 @@ DOMAIN = Stage("domain", (StageSource("desk", "domain"),))
 
 
 def create_mixing(share=0.1, unit="rows", source=None, weights=None, temperature=None, upsample=False, resample=False):
-    return Mixing(share, unit, source, weights, temperature, upsample, resample, "data", {})
+    return Mixing(share, unit, source, weights, temperature, upsample, resample, "data", "data", {})
 
 
 def test_general_sources_get_the_share_and_the_unit():

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import pytest
-from harness_mitigations.response_writer import ResponseWriter, keep_most_similar, repeated_fraction, word_f1
+from harness_mitigations.response_writer import (
+    ConversationWriter,
+    ResponseWriter,
+    build_writer,
+    keep_most_similar,
+    repeated_fraction,
+    word_f1,
+)
 
-from harness import Example, InvalidRecord, Message, WrittenResponse
+from harness import Example, HarnessError, InvalidRecord, Message, WrittenPrompt, WrittenResponse
 from harness.testing.fixed_prompt_rows import FixedPromptRows, build_prompt_rows
 
 WRITER = ResponseWriter(prompts=None, max_new_tokens=9, temperature=1.0, top_p=0.9, max_repetition=0.2)
@@ -28,6 +35,69 @@ def test_repetitive_responses_are_not_used():
 
     rows = WRITER.write_rows(None, Repeating("chat", build_prompt_rows(count=1).examples), seed=3)
     assert [row.what for row in rows] == ["repetitive"]
+
+
+WRITING = {
+    "prompts": None,
+    "max_new_tokens": 9,
+    "temperature": 1.0,
+    "top_p": 0.9,
+    "max_repetition": 0.2,
+    "min_log_probability": -5.0,
+}
+
+
+def test_each_prompt_of_the_model_is_answered_or_says_why_not():
+    prompts = build_prompt_rows(count=2)
+    rows = list(ConversationWriter(**{**WRITING, "prompts": 6}).write_rows(None, prompts, seed=3))
+    conversations = [[message.content for message in row.messages] for row in rows if isinstance(row, Example)]
+    assert conversations == [[f"What is {n} in seed 3?", f"answer {n} of seed 3"] for n in (0, 1)]
+    reasons = [row.what for row in rows if isinstance(row, InvalidRecord)]
+    assert reasons[0] == "a prompt not ended within 9 tokens"
+    assert reasons[1:] == ["not ended within 9 tokens", "empty", "without a prompt"]
+    assert len(rows) == 6
+    assert len({row.location for row in rows}) == 6
+
+
+def test_without_a_number_as_many_prompts_are_written_as_the_source_has_rows():
+    assert len(list(ConversationWriter(**WRITING).write_rows(None, build_prompt_rows(count=4), seed=3))) == 4
+
+
+@pytest.mark.parametrize(
+    ("texts", "log_probability", "reasons"),
+    [
+        (["What is tea?", "what is TEA"], -1.0, ["a prompt twice"]),
+        (["Hi there"], -1.0, ["a prompt of less than 3 words"]),
+        (["", "!"], -1.0, ["a prompt of less than 3 words"] * 2),
+        (["go on and on " * 5], -1.0, ["a repetitive prompt"]),
+        (["What is tea?"], -5.1, ["an unlikely prompt"]),
+        (["茶是什么"], -5.0, []),
+    ],
+)
+def test_prompts_are_filtered(texts, log_probability, reasons):
+    class Prompts(FixedPromptRows):
+        def write_prompts(self, model, count, **settings):
+            assert settings == {"max_new_tokens": 9, "temperature": 1.0, "top_p": 0.9, "seed": 3}
+            for text in texts:
+                yield WrittenPrompt(text, "stop", 9, log_probability)
+
+    rows = list(ConversationWriter(**WRITING).write_rows(None, Prompts("chat", ()), seed=3))
+    assert [row.what for row in rows if isinstance(row, InvalidRecord)] == reasons
+    assert len(rows) == len(texts)
+
+
+def test_the_settings_of_written_prompts_have_their_number():
+    settings = ConversationWriter(**WRITING).settings()
+    assert settings == {"writer": "conversations|version:1", **WRITING}
+    assert settings != WRITER.settings()
+
+
+def test_prompts_of_the_model_need_a_temperature():
+    with pytest.raises(HarnessError, match="at 0 the model writes one prompt only"):
+        build_writer("kl", "data", "model", {**WRITING, "temperature": 0})
+    assert build_writer("kl", "data", "data", WRITING) is None
+    assert type(build_writer("kl", "model", "data", WRITING)) is ResponseWriter
+    assert type(build_writer("kl", "model", "model", WRITING)) is ConversationWriter
 
 
 @pytest.mark.parametrize(

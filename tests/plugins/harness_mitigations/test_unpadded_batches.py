@@ -64,7 +64,7 @@ def test_kl_without_padding_is_that_of_padded_rows(adapter, tiny_model, rows, an
     model = tiny_model
     if adapter:
         model = get_peft_model(model, LoraConfig(r=2, target_modules="all-linear"))
-    kl = build_kl_mitigation("general", "g", 3, 1.0, "forward", 1.0, False, "data", {})
+    kl = build_kl_mitigation("general", "g", 3, 1.0, "forward", 1.0, False, "data", "data", {})
     kl.on_stage_start(Stage("one", ()), model, {"g": rows}, seed=0)
     with torch.no_grad():
         for weight in model.parameters():

@@ -19,7 +19,9 @@ SWEEP = (0.0, 0.25, 0.7, 1.0)
 
 def create_lora(**options):
     defaults = {"rank": 3, "alpha": None, "dropout": 0.0, "target": "all-linear", "rslora": False, "dora": False}
-    return Lora(**(defaults | {"start": "zero", "source": None, "samples": 8, "loraplus_ratio": 1} | options))
+    return Lora(
+        **(defaults | {"start": "zero", "source": None, "samples": 8, "loraplus_ratio": 1, "parameters": ()} | options)
+    )
 
 
 def create_adapter(kind):

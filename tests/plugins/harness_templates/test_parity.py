@@ -7,7 +7,7 @@ import json
 import pytest
 
 from harness import Message
-from harness.data.tokenization.prompts import encode_prompt
+from harness.data.tokenization.prompts import encode_prompt, encode_user_turn
 from harness.data.tokenization.tokenize import tokenize_example
 from harness.testing.full_mask_check import verify_mask
 
@@ -55,6 +55,19 @@ def test_parity_token_for_token(
         assert prompt[-len(opened) :] == opened
         prompt = prompt[: -len(opened)]
     assert encode_prompt(example(messages), template, tokenizer, 4096) == prompt
+
+
+@pytest.mark.parametrize(("name", "options", "tokenizer", "source", "_"), PLAIN)
+def test_the_header_of_a_users_turn_is_that_of_the_family(
+    name, options, tokenizer, source, _, make, family, shipped, as_dicts
+):
+    template, tokenizer = make(name, **options), family(tokenizer)
+    dicts = as_dicts([Message("user", "Hello"), Message("assistant", "Bye")])
+    header, rest = published_tokens(tokenizer, dicts, shipped(source), tokenize=False).split("Hello")
+    turn = encode_user_turn(template, tokenizer)
+    assert list(turn.header_ids) == tokenizer(header, add_special_tokens=False).input_ids
+    assert turn.end
+    assert rest.startswith(turn.end)
 
 
 TOOLED = [

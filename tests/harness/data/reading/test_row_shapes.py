@@ -302,6 +302,8 @@ def read_order(letters, **options):
         ("uuaa", {"merge_turns": True}, [["u0\nu1", "a2\na3*"]]),
         ("ssua", {"merge_turns": True}, [["s0\ns1", "u2", "a3*"]]),
         ("aauau", {"merge_turns": True, "first_assistant": "drop", "incomplete": "drop"}, [["u2", "a3*"]]),
+        ("suasua", {"system": "drop"}, [["u1", "a2*", "u4", "a5*"]]),
+        ("suasua", {"system": "drop", "train_on": "each"}, [["u1", "a2*"], ["u1", "a2", "u4", "a5*"]]),
         ("uaua", {"train_on": "last"}, [["u0", "a1", "u2", "a3*"]]),
         ("uaua", {"train_on": "each"}, [["u0", "a1*"], ["u0", "a1", "u2", "a3*"]]),
         ("unuaua", {"train_on": "each"}, [["u0", "n1", "u2", "a3*"], ["u0", "n1", "u2", "a3", "u4", "a5*"]]),

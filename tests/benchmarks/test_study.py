@@ -1,0 +1,133 @@
+"""The study on a small language model: its specs, its values, its cost, and a dry run of a few steps."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+from support.benchmarks import load_benchmark
+from support.paths import ROOT
+
+from harness.cli.main import main
+from harness.testing.tiny_model import build_tiny_model
+
+method_study = load_benchmark("method_study")
+study = load_benchmark("study", "method_study")
+
+PAGE = (ROOT / "docs" / "evidence.md").read_text(encoding="utf-8")
+PAIRS = {pair: json.loads((ROOT / "specs" / "study" / f"{pair}.json").read_text("utf-8")) for pair in study.PAIRS}
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory, tokenizer):
+    """Changes of a spec: the tiny model, whose tokens are bytes."""
+    folder = tmp_path_factory.mktemp("model")
+    build_tiny_model(tokenizer, max_position_embeddings=1024).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return {"model": {"path": str(folder)}, "train.max_length": 900}
+
+
+def test_the_specs_are_those_of_the_study():
+    assert sorted(file.stem for file in study.SPECS.glob("*.json")) == sorted(study.PAIRS)
+
+
+@pytest.mark.parametrize("pair", study.PAIRS)
+def test_each_spec_is_valid_with_all_its_arms(pair, capsys):
+    assert main(["validate", str(study.SPECS / f"{pair}.json")]) == 0, capsys.readouterr().err
+
+
+@pytest.mark.parametrize("pair", study.PAIRS)
+def test_each_method_has_the_same_number_of_values_and_the_spec_has_the_first(pair):
+    named = PAIRS[pair]["arms"]["named"]
+    methods = study.methods_of(PAIRS[pair])
+    assert set(named) == {"naive", *methods}
+    for name, method in methods.items():
+        assert len(set(method.values)) == 2
+        assert method.arm(method.values[0]) == named[name]
+        assert method.arm(method.values[1]) != named[name]
+
+
+@pytest.mark.parametrize("pair", study.PAIRS)
+def test_the_page_has_every_arm_with_its_values(pair):
+    for name, method in study.methods_of(PAIRS[pair]).items():
+        values = ", ".join(f"{value:g}" for value in method.values)
+        assert re.search(rf"^\| {name} \| .* \| `{method.option}` \| {re.escape(values)} \|$", PAGE, re.MULTILINE), name
+
+
+def test_replay_is_an_arm_where_there_is_an_earlier_stage():
+    assert [pair for pair in PAIRS if "replay" in PAIRS[pair]["arms"]["named"]] == ["help_desk_lists"]
+
+
+@pytest.mark.parametrize("pair", study.PAIRS)
+def test_the_choice_is_evaluated_on_rows_of_which_the_result_has_none(pair):
+    spec, choice = PAIRS[pair], study.choice_changes(PAIRS[pair])
+    tested = {suite["source"] for suite in spec["evaluate"].values() if "source" in suite}
+    validated = {suite["source"] for suite in choice["evaluate"].values()}
+    assert not tested & validated
+    sources = {name: source["jsonl"] for name, source in spec["sources"].items()}
+    assert all(sources[name]["held_out"] > 0 for name in validated)
+    assert all("held_out" not in sources[name] for name in tested)
+    assert choice["seed"] >= spec["arms"]["seeds"]
+
+
+def test_the_page_says_that_the_study_has_not_been_run_and_what_it_costs():
+    assert "has not been run at full size" in PAGE
+    assert not (ROOT / "docs" / "evidence.json").exists()
+    costs = {pair: dict.fromkeys(("runs", "trained", "evaluated", "written"), 1) for pair in study.PAIRS}
+    header = study.format_cost(costs).splitlines()[0]
+    assert header in PAGE
+    table = PAGE[PAGE.index(header) :].split("\n\n")[0].splitlines()[2:]
+    assert [row.split(" | ")[0].removeprefix("| ") for row in table] == [*study.PAIRS, "together"]
+    for pair, row in zip(study.PAIRS, table, strict=False):
+        arms = len(PAIRS[pair]["arms"]["named"])
+        assert int(row.split(" | ")[1]) == 1 + 2 * (arms - 1) + 4 * arms
+
+
+@pytest.mark.parametrize("pair", study.PAIRS)
+def test_each_spec_can_be_planned(pair, tiny):
+    steps = {"help_desk": 60, "help_desk_lists": 60 + 40, "chinese_tasks": 60}[pair]
+    cost = study.cost_of_run(study.SPECS / f"{pair}.json", {**tiny, "arms": None})
+    assert cost["trained"] > steps * 8 * 10
+    assert cost["evaluated"] > 0
+    assert cost["written"] == 0
+
+
+def test_the_cost_of_written_rows_is_their_number_times_their_length(tiny):
+    spec, named = study.SPECS / "help_desk.json", PAIRS["help_desk"]["arms"]["named"]
+    costs = {name: study.cost_of_run(spec, {**tiny, "arms": None, **named[name]}) for name in named}
+    assert costs["mixing-written"]["written"] == costs["kl-written"]["written"] == 200 * 128
+    assert costs["mixing-self"]["written"] == costs["kl-self"]["written"] == 200 * 2 * 128
+    assert costs["self-distill"]["written"] % 128 == 0
+    assert {name for name, cost in costs.items() if not cost["written"]} == {
+        "naive", "lower-lr", "l2sp", "ewc", "lora", "wise-ft", "reweight", "freeze"
+    }  # fmt: skip
+    assert costs["kl-written"]["trained"] > costs["naive"]["trained"] == costs["ewc"]["trained"]
+
+
+def test_an_unknown_arm_is_named(capsys):
+    with pytest.raises(SystemExit):
+        study.parse_arguments(["--pair", "help_desk", "--arms", "naive,replay"])
+    assert "there is no arm 'replay'" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_dry_run_in_pieces_gives_the_form_of_the_result_and_runs_nothing_twice(tmp_path, tiny, monkeypatch, capsys):
+    monkeypatch.setenv("HARNESS_NO_THIRD_PARTY", "1")
+    arms = ("naive", "lower-lr", "self-distill")
+    spec = study.quick_pair("help_desk", arms)
+    monkeypatch.setattr(study, "quick_pair", lambda *given: spec)
+    assert study.run_pair(tmp_path, "help_desk", study.Scope(("naive",), None, tiny), quick=True) is None
+    assert "the values are not chosen yet" in capsys.readouterr().out
+    choice = method_study.find_run(tmp_path, "study-help-desk-choice")
+    assert sorted(path.name for path in (choice / "arms").iterdir()) == ["naive"]
+    assert study.run_pair(tmp_path, "help_desk", study.Scope(arms, (7,), tiny), quick=True) is None
+    assert "some arms or seeds are missing" in capsys.readouterr().out
+    scope = study.Scope(arms, None, tiny)
+    result = study.run_pair(tmp_path, "help_desk", scope, quick=True)
+    assert [arm["arm"] for arm in result["arms"]] == list(arms)
+    assert result["choices"].keys() == {"lower-lr", "self-distill"}
+    assert "| self-distill | `min_f1` |" in study.format_result({"pairs": {"help_desk": result}})
+    for function in ("run_experiment", "resume"):
+        monkeypatch.setattr(method_study.harness, function, None)
+    assert study.run_pair(tmp_path, "help_desk", scope, quick=True) == result
